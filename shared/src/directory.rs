@@ -1,0 +1,542 @@
+//! Directory objects: the entries of one directory, in canonical bytes, named by their hash.
+//!
+//! Canonical bytes (all integers little endian), version 1:
+//!
+//! ```text
+//! u8  version = 1
+//! per entry, sorted bytewise by name, names unique:
+//!   u8 name length, name
+//!   u8 kind: 1 directory, 2 file, 3 symlink
+//!   u16 mode (permission and sticky bits), u32 uid, u32 gid, i64 mtime seconds, u32 mtime nanoseconds
+//!   directory: 32 object hash, u64 entries, u64 files, u64 bytes   (totals of all below it)
+//!   file:      32 content hash, u64 size in bytes
+//!   symlink:   u16 target length, target
+//! ```
+
+use std::sync::Arc;
+
+use crate::hash::{ContentHash, ObjectHash, tagged};
+use crate::limits::{DIRECTORY_OBJECT_MAX_BYTES, SYMLINK_TARGET_MAX_BYTES};
+use crate::tree_path::{Component, TreePathError};
+
+const VERSION: u8 = 1;
+const DOMAIN: &str = "syncd 2026 directory object v1";
+/// Permission bits and the sticky bit: setuid and setgid never travel.
+pub const MODE_MASK: u16 = 0o1777;
+
+/// Why bytes are no directory object.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum DecodeDirectoryError {
+    /// Ends inside an entry.
+    #[error("truncated at byte {at}")]
+    Truncated {
+        /// Offset where more was expected.
+        at: usize,
+    },
+    /// Larger than [`DIRECTORY_OBJECT_MAX_BYTES`].
+    #[error("directory object of {actual} bytes exceeds {limit}")]
+    TooLarge {
+        /// Bytes given.
+        actual: usize,
+        /// Bytes allowed.
+        limit: usize,
+    },
+    /// Another format.
+    #[error("directory object version {actual}, expected {VERSION}")]
+    Version {
+        /// Version found.
+        actual: u8,
+    },
+    /// A name that is none.
+    #[error("invalid name")]
+    Name(#[from] TreePathError),
+    /// Not sorted, or twice the same name.
+    #[error("name {name:?} is out of order or repeated")]
+    Order {
+        /// The second of the two names.
+        name: Component,
+    },
+    /// An unknown kind of entry.
+    #[error("unknown kind {actual} of entry {name:?}")]
+    UnknownKind {
+        /// The entry.
+        name: Component,
+        /// Kind found.
+        actual: u8,
+    },
+    /// A mode with bits that never travel, or nanoseconds of a second and more.
+    #[error("invalid metadata of entry {name:?}")]
+    Metadata {
+        /// The entry.
+        name: Component,
+    },
+    /// A symlink target that is empty, too long or has a NUL.
+    #[error("invalid symlink target of entry {name:?}")]
+    Target {
+        /// The entry.
+        name: Component,
+    },
+    /// The bytes hash to something else than they were asked for by.
+    #[error("directory object hashes to {actual}, expected {expected}")]
+    Hash {
+        /// Hash asked for.
+        expected: ObjectHash,
+        /// Hash of the bytes.
+        actual: ObjectHash,
+    },
+}
+
+/// A point in time as the file system keeps it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default)]
+pub struct Timestamp {
+    /// Seconds since 1970, also before.
+    pub seconds: i64,
+    /// Nanoseconds, below 1e9.
+    pub nanoseconds: u32,
+}
+
+/// What every entry carries besides its kind.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub struct Metadata {
+    /// Permission and sticky bits, within [`MODE_MASK`]. For symlinks 0o777.
+    pub mode: u16,
+    /// Numeric owner.
+    pub uid: u32,
+    /// Numeric group.
+    pub gid: u32,
+    /// Modification time.
+    pub mtime: Timestamp,
+}
+
+/// Sums over everything below a directory, itself not counted.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
+pub struct Totals {
+    /// Names: files, directories and symlinks.
+    pub entries: u64,
+    /// Files.
+    pub files: u64,
+    /// Content bytes of the files.
+    pub bytes: u64,
+}
+
+impl Totals {
+    /// Adds another sum; `None` on overflow.
+    pub fn checked_add(self, other: Totals) -> Option<Totals> {
+        Some(Totals {
+            entries: self.entries.checked_add(other.entries)?,
+            files: self.files.checked_add(other.files)?,
+            bytes: self.bytes.checked_add(other.bytes)?,
+        })
+    }
+}
+
+/// What an entry is.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub enum Kind {
+    /// A directory and its subtree.
+    Directory {
+        /// Its directory object.
+        object: ObjectHash,
+        /// Sums over the subtree.
+        totals: Totals,
+    },
+    /// A regular file.
+    File {
+        /// Hash of the whole content.
+        content: ContentHash,
+        /// Content bytes.
+        size: u64,
+    },
+    /// A symbolic link, kept verbatim, never followed.
+    Symlink {
+        /// Where it points to: 1 to 4,095 bytes without NUL.
+        target: Box<[u8]>,
+    },
+}
+
+/// One name in a directory.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub struct Entry {
+    /// Name in its directory.
+    pub name: Component,
+    /// Mode, owner, time.
+    pub metadata: Metadata,
+    /// What it is.
+    pub kind: Kind,
+}
+
+impl Entry {
+    /// Whether this is a directory.
+    pub fn is_directory(&self) -> bool {
+        matches!(self.kind, Kind::Directory { .. })
+    }
+
+    /// What this entry adds to the totals of the directory it is in.
+    pub fn totals(&self) -> Totals {
+        let own = Totals { entries: 1, files: 0, bytes: 0 };
+        match &self.kind {
+            Kind::Directory { totals, .. } => Totals { entries: totals.entries.saturating_add(1), ..*totals },
+            Kind::File { size, .. } => Totals { files: 1, bytes: *size, ..own },
+            Kind::Symlink { .. } => own,
+        }
+    }
+
+    fn encode(&self, out: &mut Vec<u8>) {
+        let name = self.name.as_bytes();
+        out.push(name.len() as u8);
+        out.extend_from_slice(name);
+        out.push(match self.kind {
+            Kind::Directory { .. } => 1,
+            Kind::File { .. } => 2,
+            Kind::Symlink { .. } => 3,
+        });
+        encode_metadata(&self.metadata, out);
+        match &self.kind {
+            Kind::Directory { object, totals } => {
+                out.extend_from_slice(object.as_bytes());
+                encode_totals(totals, out);
+            }
+            Kind::File { content, size } => {
+                out.extend_from_slice(content.as_bytes());
+                out.extend_from_slice(&size.to_le_bytes());
+            }
+            Kind::Symlink { target } => {
+                out.extend_from_slice(&(target.len() as u16).to_le_bytes());
+                out.extend_from_slice(target);
+            }
+        }
+    }
+}
+
+pub(crate) fn encode_metadata(metadata: &Metadata, out: &mut Vec<u8>) {
+    out.extend_from_slice(&metadata.mode.to_le_bytes());
+    out.extend_from_slice(&metadata.uid.to_le_bytes());
+    out.extend_from_slice(&metadata.gid.to_le_bytes());
+    out.extend_from_slice(&metadata.mtime.seconds.to_le_bytes());
+    out.extend_from_slice(&metadata.mtime.nanoseconds.to_le_bytes());
+}
+
+pub(crate) fn encode_totals(totals: &Totals, out: &mut Vec<u8>) {
+    out.extend_from_slice(&totals.entries.to_le_bytes());
+    out.extend_from_slice(&totals.files.to_le_bytes());
+    out.extend_from_slice(&totals.bytes.to_le_bytes());
+}
+
+/// Reads canonical bytes without ever running past their end.
+pub(crate) struct Reader<'a> {
+    bytes: &'a [u8],
+    at: usize,
+}
+
+impl<'a> Reader<'a> {
+    pub(crate) fn new(bytes: &'a [u8]) -> Self {
+        Self { bytes, at: 0 }
+    }
+
+    pub(crate) fn is_empty(&self) -> bool {
+        self.at == self.bytes.len()
+    }
+
+    pub(crate) fn take(&mut self, length: usize) -> Result<&'a [u8], DecodeDirectoryError> {
+        let end = self.at.checked_add(length).ok_or(DecodeDirectoryError::Truncated { at: self.at })?;
+        let slice = self.bytes.get(self.at..end).ok_or(DecodeDirectoryError::Truncated { at: self.at })?;
+        self.at = end;
+        Ok(slice)
+    }
+
+    pub(crate) fn array<const N: usize>(&mut self) -> Result<[u8; N], DecodeDirectoryError> {
+        let mut out = [0; N];
+        out.copy_from_slice(self.take(N)?);
+        Ok(out)
+    }
+
+    pub(crate) fn metadata(&mut self) -> Result<Metadata, DecodeDirectoryError> {
+        Ok(Metadata {
+            mode: u16::from_le_bytes(self.array()?),
+            uid: u32::from_le_bytes(self.array()?),
+            gid: u32::from_le_bytes(self.array()?),
+            mtime: Timestamp {
+                seconds: i64::from_le_bytes(self.array()?),
+                nanoseconds: u32::from_le_bytes(self.array()?),
+            },
+        })
+    }
+
+    pub(crate) fn totals(&mut self) -> Result<Totals, DecodeDirectoryError> {
+        Ok(Totals {
+            entries: u64::from_le_bytes(self.array()?),
+            files: u64::from_le_bytes(self.array()?),
+            bytes: u64::from_le_bytes(self.array()?),
+        })
+    }
+
+    fn entry(&mut self) -> Result<Entry, DecodeDirectoryError> {
+        let [length] = self.array()?;
+        let name = Component::new(self.take(usize::from(length))?)?;
+        let [kind] = self.array()?;
+        let metadata = self.metadata()?;
+        if !metadata.is_valid() {
+            return Err(DecodeDirectoryError::Metadata { name });
+        }
+        let kind = match kind {
+            1 => Kind::Directory { object: ObjectHash::from_bytes(self.array()?), totals: self.totals()? },
+            2 => Kind::File {
+                content: ContentHash::from_bytes(self.array()?),
+                size: u64::from_le_bytes(self.array()?),
+            },
+            3 => {
+                let length = usize::from(u16::from_le_bytes(self.array()?));
+                let target = self.take(length)?;
+                if target.is_empty() || target.len() > SYMLINK_TARGET_MAX_BYTES || target.contains(&0) {
+                    return Err(DecodeDirectoryError::Target { name });
+                }
+                Kind::Symlink { target: target.into() }
+            }
+            actual => return Err(DecodeDirectoryError::UnknownKind { name, actual }),
+        };
+        Ok(Entry { name, metadata, kind })
+    }
+}
+
+impl Metadata {
+    /// Whether the mode has no bits that never travel and the time is one.
+    pub fn is_valid(&self) -> bool {
+        self.mode & !MODE_MASK == 0 && self.mtime.nanoseconds < 1_000_000_000
+    }
+}
+
+/// The entries of one directory, sorted bytewise by name, names unique.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Directory {
+    entries: Vec<Entry>,
+}
+
+/// Two entries with one name, which no directory has.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("name {name:?} occurs twice")]
+pub struct DuplicateName {
+    /// The name.
+    pub name: Component,
+}
+
+impl Directory {
+    /// Sorts entries into a directory.
+    pub fn new(mut entries: Vec<Entry>) -> Result<Self, DuplicateName> {
+        entries.sort_unstable_by(|a, b| a.name.cmp(&b.name));
+        match entries.windows(2).find(|pair| pair[0].name == pair[1].name) {
+            Some(pair) => Err(DuplicateName { name: pair[0].name.clone() }),
+            None => Ok(Self { entries }),
+        }
+    }
+
+    /// All entries, sorted by name.
+    pub fn entries(&self) -> &[Entry] {
+        &self.entries
+    }
+
+    /// The entry with this name.
+    pub fn get(&self, name: &Component) -> Option<&Entry> {
+        self.entries.binary_search_by(|e| e.name.cmp(name)).ok().map(|i| &self.entries[i])
+    }
+
+    /// Puts an entry in the place of the one with its name, or adds it.
+    pub fn put(&mut self, entry: Entry) {
+        match self.entries.binary_search_by(|e| e.name.cmp(&entry.name)) {
+            Ok(i) => self.entries[i] = entry,
+            Err(i) => self.entries.insert(i, entry),
+        }
+    }
+
+    /// Takes an entry out; whether it was there.
+    pub fn remove(&mut self, name: &Component) -> bool {
+        let found = self.entries.binary_search_by(|e| e.name.cmp(name));
+        if let Ok(i) = found {
+            self.entries.remove(i);
+        }
+        found.is_ok()
+    }
+
+    /// Sums over all entries and what is below them; `None` on overflow.
+    pub fn totals(&self) -> Option<Totals> {
+        self.entries.iter().try_fold(Totals::default(), |sum, entry| sum.checked_add(entry.totals()))
+    }
+
+    /// Canonical bytes.
+    pub fn encode(&self) -> Vec<u8> {
+        let mut out = Vec::with_capacity(1 + self.entries.len() * 96);
+        out.push(VERSION);
+        for entry in &self.entries {
+            entry.encode(&mut out);
+        }
+        out
+    }
+
+    /// The hash that canonical bytes are known by.
+    pub fn hash_of(canonical: &[u8]) -> ObjectHash {
+        ObjectHash::from_bytes(tagged(DOMAIN, canonical))
+    }
+
+    /// The hash that this directory is known by. Encodes it.
+    pub fn hash(&self) -> ObjectHash {
+        Self::hash_of(&self.encode())
+    }
+
+    /// Reads canonical bytes; anything else is refused.
+    pub fn decode(bytes: &[u8]) -> Result<Self, DecodeDirectoryError> {
+        if bytes.len() > DIRECTORY_OBJECT_MAX_BYTES {
+            let limit = DIRECTORY_OBJECT_MAX_BYTES;
+            return Err(DecodeDirectoryError::TooLarge { actual: bytes.len(), limit });
+        }
+        let mut reader = Reader::new(bytes);
+        let [version] = reader.array()?;
+        if version != VERSION {
+            return Err(DecodeDirectoryError::Version { actual: version });
+        }
+        Ok(Self { entries: decode_entries(&mut reader)? })
+    }
+
+    /// Reads canonical bytes that came from outside, and holds them against the hash they were asked for by.
+    pub fn decode_verified(bytes: &[u8], expected: ObjectHash) -> Result<Arc<Self>, DecodeDirectoryError> {
+        let actual = Self::hash_of(bytes);
+        if actual != expected {
+            return Err(DecodeDirectoryError::Hash { expected, actual });
+        }
+        Self::decode(bytes).map(Arc::new)
+    }
+}
+
+fn decode_entries(reader: &mut Reader<'_>) -> Result<Vec<Entry>, DecodeDirectoryError> {
+    let mut entries: Vec<Entry> = Vec::new();
+    while !reader.is_empty() {
+        let entry = reader.entry()?;
+        if entries.last().is_some_and(|last| last.name >= entry.name) {
+            return Err(DecodeDirectoryError::Order { name: entry.name });
+        }
+        entries.push(entry);
+    }
+    Ok(entries)
+}
+
+/// Canonical bytes of single entries, as directory patches carry them.
+pub fn encode_entries(entries: &[Entry]) -> Vec<u8> {
+    let mut out = Vec::new();
+    for entry in entries {
+        entry.encode(&mut out);
+    }
+    out
+}
+
+/// Reads what [`encode_entries`] wrote; sorted, unique names.
+pub fn decode_entry_list(bytes: &[u8]) -> Result<Vec<Entry>, DecodeDirectoryError> {
+    decode_entries(&mut Reader::new(bytes))
+}
+
+#[cfg(test)]
+pub(crate) mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    pub(crate) fn entry(name: &str, kind: Kind) -> Entry {
+        Entry {
+            name: Component::new(name.as_bytes()).expect("a name"),
+            metadata: Metadata {
+                mode: 0o644,
+                uid: 33,
+                gid: 33,
+                mtime: Timestamp { seconds: 1_700_000_000, nanoseconds: 123_456_789 },
+            },
+            kind,
+        }
+    }
+
+    pub(crate) fn file(name: &str, content: &[u8]) -> Entry {
+        entry(name, Kind::File { content: ContentHash::of(content), size: content.len() as u64 })
+    }
+
+    pub(crate) fn symlink(name: &str, target: &str) -> Entry {
+        entry(name, Kind::Symlink { target: target.as_bytes().into() })
+    }
+
+    pub(crate) fn any_entry() -> impl Strategy<Value = Entry> {
+        let name = proptest::collection::vec(any::<u8>(), 1..20)
+            .prop_filter_map("a name", |b| Component::new(&b).ok());
+        let metadata = (0u16..=0o777, any::<u32>(), any::<u32>(), any::<i64>(), 0u32..1_000_000_000)
+            .prop_map(|(mode, uid, gid, seconds, nanoseconds)| Metadata {
+                mode,
+                uid,
+                gid,
+                mtime: Timestamp { seconds, nanoseconds },
+            });
+        let kind = prop_oneof![
+            any::<([u8; 32], u32, u32, u32)>().prop_map(|(h, entries, files, bytes)| Kind::Directory {
+                object: ObjectHash::from_bytes(h),
+                totals: Totals { entries: entries.into(), files: files.into(), bytes: bytes.into() },
+            }),
+            any::<([u8; 32], u64)>()
+                .prop_map(|(h, size)| Kind::File { content: ContentHash::from_bytes(h), size }),
+            proptest::collection::vec(1u8.., 1..50).prop_map(|t| Kind::Symlink { target: t.into() }),
+        ];
+        (name, metadata, kind).prop_map(|(name, metadata, kind)| Entry { name, metadata, kind })
+    }
+
+    proptest! {
+        #[test]
+        fn decoding_returns_what_was_encoded(entries in proptest::collection::vec(any_entry(), 0..20)) {
+            let mut unique = entries;
+            unique.sort_by(|a, b| a.name.cmp(&b.name));
+            unique.dedup_by(|a, b| a.name == b.name);
+            let directory = Directory::new(unique).expect("unique names");
+            let bytes = directory.encode();
+            prop_assert_eq!(Directory::decode(&bytes).expect("decodes"), directory);
+        }
+
+        #[test]
+        fn random_bytes_are_refused_or_canonical(bytes in proptest::collection::vec(any::<u8>(), 0..300)) {
+            if let Ok(directory) = Directory::decode(&bytes) {
+                prop_assert_eq!(directory.encode(), bytes);
+            }
+        }
+    }
+
+    #[test]
+    fn unsorted_repeated_truncated_and_masked_are_refused() {
+        let (a, b) = (file("a", b"1"), file("b", b"2"));
+        let mut bytes = vec![VERSION];
+        bytes.extend(encode_entries(&[b.clone(), a.clone()]));
+        assert!(matches!(Directory::decode(&bytes), Err(DecodeDirectoryError::Order { .. })));
+        let mut bytes = vec![VERSION];
+        bytes.extend(encode_entries(&[a.clone(), a.clone()]));
+        assert!(matches!(Directory::decode(&bytes), Err(DecodeDirectoryError::Order { .. })));
+        let good = Directory::new(vec![a.clone(), b]).expect("unique").encode();
+        for end in 2..good.len() {
+            if let Ok(directory) = Directory::decode(&good[..end]) {
+                assert_eq!(directory.entries(), std::slice::from_ref(&a));
+            }
+        }
+        let mut setuid = a;
+        setuid.metadata.mode = 0o4755;
+        assert!(Directory::decode(&Directory { entries: vec![setuid] }.encode()).is_err());
+    }
+
+    #[test]
+    fn the_format_is_pinned() {
+        let directory = Directory::new(vec![symlink("l", "t")]).expect("unique");
+        let hex: String = directory.encode().iter().map(|b| format!("{b:02x}")).collect();
+        // version, name "l", symlink, mode 0644, uid 33, gid 33, seconds, nanoseconds, target "t"
+        assert_eq!(
+            hex,
+            concat!(
+                "01",
+                "016c",
+                "03",
+                "a401",
+                "21000000",
+                "21000000",
+                "00f1536500000000",
+                "15cd5b07",
+                "0100",
+                "74"
+            )
+        );
+    }
+}

@@ -1,0 +1,371 @@
+//! Generations: numbered, signed states of a tree.
+//!
+//! Canonical bytes of a record, version 1 (integers little endian): `u8 version = 1`, 16 tree_id, `u64 number`, root
+//! entry ([`crate::tree`]), `u64 parent` (0: none), `i64 created` (Unix milliseconds), `u16 label length`, label
+//! (UTF-8). The ed25519 signature covers the domain tag and all of it.
+
+use std::fmt;
+use std::str::FromStr;
+
+use ed25519_dalek::{Signature, Signer, SigningKey, VerifyingKey};
+
+use crate::directory::{DecodeDirectoryError, Reader};
+use crate::hash::RootHash;
+use crate::limits::{GENERATION_JUMP_MAX, GENERATION_RECORD_MAX_BYTES, LABEL_MAX_BYTES};
+use crate::tree::{DecodeRootError, ROOT_ENTRY_BYTES, RootEntry};
+
+const VERSION: u8 = 1;
+const DOMAIN: &[u8] = b"syncd 2026 generation record v1\0";
+
+/// Names a content tree for ever: 16 random bytes, made by `init`, shown as 32 hexadecimal digits.
+#[derive(Clone, Copy, PartialEq, Eq, Hash)]
+pub struct TreeId([u8; 16]);
+
+impl TreeId {
+    /// Wraps 16 bytes.
+    pub const fn from_bytes(bytes: [u8; 16]) -> Self {
+        Self(bytes)
+    }
+
+    /// The 16 bytes.
+    pub const fn as_bytes(&self) -> &[u8; 16] {
+        &self.0
+    }
+
+    /// The name in the origin's certificate, whatever address was dialled.
+    pub fn origin_name(&self) -> String {
+        format!("origin.{self}.syncd")
+    }
+}
+
+impl fmt::Display for TreeId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&data_encoding::HEXLOWER.encode(&self.0))
+    }
+}
+
+impl fmt::Debug for TreeId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "TreeId({self})")
+    }
+}
+
+/// A string is not 32 hexadecimal digits.
+#[derive(Debug, PartialEq, Eq, thiserror::Error)]
+#[error("a tree_id has 32 hexadecimal digits")]
+pub struct ParseTreeIdError;
+
+impl FromStr for TreeId {
+    type Err = ParseTreeIdError;
+
+    fn from_str(text: &str) -> Result<Self, ParseTreeIdError> {
+        let bytes =
+            data_encoding::HEXLOWER_PERMISSIVE.decode(text.as_bytes()).map_err(|_| ParseTreeIdError)?;
+        bytes.try_into().map(Self).map_err(|_| ParseTreeIdError)
+    }
+}
+
+/// Numbers of generations start at 1 and only go up.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct GenerationNumber(u64);
+
+impl GenerationNumber {
+    /// The first generation of a tree.
+    pub const FIRST: Self = Self(1);
+
+    /// `None` for 0.
+    pub const fn new(number: u64) -> Option<Self> {
+        if number == 0 { None } else { Some(Self(number)) }
+    }
+
+    /// The number.
+    pub const fn get(self) -> u64 {
+        self.0
+    }
+
+    /// The one after it; `None` at the end of numbers.
+    pub const fn next(self) -> Option<Self> {
+        match self.0.checked_add(1) {
+            Some(next) => Some(Self(next)),
+            None => None,
+        }
+    }
+}
+
+impl fmt::Display for GenerationNumber {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.fmt(f)
+    }
+}
+
+/// One sealed state of the tree. Never changes, its number is never reused.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Generation {
+    /// The content tree it is a state of.
+    pub tree_id: TreeId,
+    /// Its number.
+    pub number: GenerationNumber,
+    /// The tree.
+    pub root: RootEntry,
+    /// The generation that was current when it was sealed.
+    pub parent: Option<GenerationNumber>,
+    /// When it was sealed: milliseconds since 1970, UTC.
+    pub created_ms: i64,
+    /// What the committer called it; may be empty.
+    pub label: String,
+}
+
+/// Why a generation was refused.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum GenerationError {
+    /// Cut off.
+    #[error("generation record is truncated")]
+    Truncated(#[from] DecodeDirectoryError),
+    /// The root entry in it is none.
+    #[error("generation record has an invalid root entry")]
+    Root(#[from] DecodeRootError),
+    /// Another version.
+    #[error("generation record version {actual}, expected {VERSION}: update syncd on this side")]
+    Version {
+        /// Version found.
+        actual: u8,
+    },
+    /// Longer than [`GENERATION_RECORD_MAX_BYTES`], or bytes left over.
+    #[error("generation record has an invalid length")]
+    Length,
+    /// Number 0, or a label that is too long or not UTF-8.
+    #[error("generation record has an invalid number or label")]
+    Invalid,
+    /// Not signed by the key that is trusted.
+    #[error("generation is not signed by the origin's signing key")]
+    Signature,
+    /// Of another content tree.
+    #[error("generation is of tree {actual}, expected {expected}")]
+    OtherTree {
+        /// The tree that is followed.
+        expected: TreeId,
+        /// The tree that it is of.
+        actual: TreeId,
+    },
+    /// Older than what was accepted.
+    #[error("generation {offered} is older than the accepted generation {accepted}")]
+    Stale {
+        /// Number that was offered.
+        offered: GenerationNumber,
+        /// Number accepted before.
+        accepted: GenerationNumber,
+    },
+    /// The accepted number with another root.
+    #[error("generation {number} was accepted with root {accepted} and is offered with root {offered}")]
+    Conflict {
+        /// The number.
+        number: GenerationNumber,
+        /// Root accepted before.
+        accepted: RootHash,
+        /// Root that was offered.
+        offered: RootHash,
+    },
+    /// Too far above the accepted number.
+    #[error(
+        "generation {offered} is more than {GENERATION_JUMP_MAX} above the accepted generation {accepted}"
+    )]
+    Jump {
+        /// Number that was offered.
+        offered: GenerationNumber,
+        /// Number accepted before, or 0.
+        accepted: u64,
+    },
+}
+
+impl Generation {
+    /// The name of its tree.
+    pub fn root_hash(&self) -> RootHash {
+        self.root.hash()
+    }
+
+    /// Canonical bytes.
+    pub fn encode(&self) -> Vec<u8> {
+        let mut out = Vec::with_capacity(192);
+        out.push(VERSION);
+        out.extend_from_slice(self.tree_id.as_bytes());
+        out.extend_from_slice(&self.number.get().to_le_bytes());
+        out.extend_from_slice(&self.root.encode());
+        out.extend_from_slice(&self.parent.map_or(0, GenerationNumber::get).to_le_bytes());
+        out.extend_from_slice(&self.created_ms.to_le_bytes());
+        out.extend_from_slice(&(self.label.len() as u16).to_le_bytes());
+        out.extend_from_slice(self.label.as_bytes());
+        out
+    }
+
+    /// Reads canonical bytes. Says nothing about who wrote them.
+    pub fn decode(bytes: &[u8]) -> Result<Self, GenerationError> {
+        if bytes.len() > GENERATION_RECORD_MAX_BYTES {
+            return Err(GenerationError::Length);
+        }
+        let mut reader = Reader::new(bytes);
+        let [version] = reader.array()?;
+        if version != VERSION {
+            return Err(GenerationError::Version { actual: version });
+        }
+        let tree_id = TreeId(reader.array()?);
+        let number = u64::from_le_bytes(reader.array()?);
+        let root = RootEntry::decode(reader.take(ROOT_ENTRY_BYTES)?)?;
+        let parent = u64::from_le_bytes(reader.array()?);
+        let created_ms = i64::from_le_bytes(reader.array()?);
+        let label_bytes = usize::from(u16::from_le_bytes(reader.array()?));
+        let label = std::str::from_utf8(reader.take(label_bytes)?).map_err(|_| GenerationError::Invalid)?;
+        if !reader.is_empty() {
+            return Err(GenerationError::Length);
+        }
+        if label.len() > LABEL_MAX_BYTES || parent >= number {
+            return Err(GenerationError::Invalid);
+        }
+        let number = GenerationNumber::new(number).ok_or(GenerationError::Invalid)?;
+        let parent = GenerationNumber::new(parent);
+        Ok(Self { tree_id, number, root, parent, created_ms, label: label.to_owned() })
+    }
+
+    /// Signs this generation.
+    pub fn sign(self, key: &SigningKey) -> SignedGeneration {
+        let record = self.encode();
+        let signature = key.sign(&message(&record)).to_bytes();
+        SignedGeneration { generation: self, record, signature }
+    }
+}
+
+fn message(record: &[u8]) -> Vec<u8> {
+    [DOMAIN, record].concat()
+}
+
+/// A generation with the origin's signature, which was checked when this was made.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct SignedGeneration {
+    generation: Generation,
+    record: Vec<u8>,
+    signature: [u8; 64],
+}
+
+impl SignedGeneration {
+    /// Takes a record from outside: signature first, then everything else.
+    pub fn verify(
+        record: &[u8],
+        signature: &[u8],
+        tree_id: TreeId,
+        key: &VerifyingKey,
+    ) -> Result<Self, GenerationError> {
+        let signature: [u8; 64] = signature.try_into().map_err(|_| GenerationError::Signature)?;
+        if record.len() > GENERATION_RECORD_MAX_BYTES {
+            return Err(GenerationError::Length);
+        }
+        key.verify_strict(&message(record), &Signature::from_bytes(&signature))
+            .map_err(|_| GenerationError::Signature)?;
+        let generation = Generation::decode(record)?;
+        if generation.tree_id != tree_id {
+            return Err(GenerationError::OtherTree { expected: tree_id, actual: generation.tree_id });
+        }
+        Ok(Self { generation, record: record.to_vec(), signature })
+    }
+
+    /// What was signed.
+    pub fn generation(&self) -> &Generation {
+        &self.generation
+    }
+
+    /// Canonical bytes of the record.
+    pub fn record(&self) -> &[u8] {
+        &self.record
+    }
+
+    /// The signature.
+    pub fn signature(&self) -> &[u8; 64] {
+        &self.signature
+    }
+
+    /// Its number.
+    pub fn number(&self) -> GenerationNumber {
+        self.generation.number
+    }
+
+    /// The name of its tree.
+    pub fn root_hash(&self) -> RootHash {
+        self.generation.root_hash()
+    }
+
+    /// Whether an agent that accepted `accepted` may go to this one: a higher number, or the same with the same root,
+    /// and no absurd jump.
+    pub fn may_follow(&self, accepted: Option<&SignedGeneration>) -> Result<(), GenerationError> {
+        let offered = self.number();
+        let before = accepted.map_or(0, |a| a.number().get());
+        if offered.get().saturating_sub(before) > GENERATION_JUMP_MAX {
+            return Err(GenerationError::Jump { offered, accepted: before });
+        }
+        match accepted {
+            Some(a) if a.number() > offered => Err(GenerationError::Stale { offered, accepted: a.number() }),
+            Some(a) if a.number() == offered && a.root_hash() != self.root_hash() => {
+                Err(GenerationError::Conflict {
+                    number: offered,
+                    accepted: a.root_hash(),
+                    offered: self.root_hash(),
+                })
+            }
+            _ => Ok(()),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn sample(number: u64) -> Generation {
+        Generation {
+            tree_id: TreeId::from_bytes([7; 16]),
+            number: GenerationNumber::new(number).expect("not 0"),
+            root: RootEntry::empty(),
+            parent: None,
+            created_ms: 1_790_000_000_000,
+            label: "release".into(),
+        }
+    }
+
+    fn key() -> SigningKey {
+        SigningKey::from_bytes(&[3; 32])
+    }
+
+    #[test]
+    fn any_flipped_bit_is_refused() {
+        let signed = sample(3).sign(&key());
+        let verify = |record: &[u8], signature: &[u8]| {
+            SignedGeneration::verify(record, signature, TreeId::from_bytes([7; 16]), &key().verifying_key())
+        };
+        assert_eq!(verify(signed.record(), signed.signature()).as_ref(), Ok(&signed));
+        for bit in 0..signed.record().len() * 8 {
+            let mut record = signed.record().to_vec();
+            record[bit / 8] ^= 1 << (bit % 8);
+            assert_eq!(verify(&record, signed.signature()), Err(GenerationError::Signature));
+        }
+        assert_eq!(verify(signed.record(), &[0; 63]), Err(GenerationError::Signature));
+        let other = SignedGeneration::verify(
+            signed.record(),
+            signed.signature(),
+            TreeId::from_bytes([8; 16]),
+            &key().verifying_key(),
+        );
+        assert!(matches!(other, Err(GenerationError::OtherTree { .. })));
+    }
+
+    #[test]
+    fn numbers_only_go_up() {
+        let signed = |number| sample(number).sign(&key());
+        let mut other = sample(5);
+        other.root.metadata.mode = 0o700;
+        let other = other.sign(&key());
+        assert!(signed(5).may_follow(None).is_ok());
+        assert!(signed(6).may_follow(Some(&signed(5))).is_ok());
+        assert!(signed(5).may_follow(Some(&signed(5))).is_ok());
+        assert!(matches!(other.may_follow(Some(&signed(5))), Err(GenerationError::Conflict { .. })));
+        assert!(matches!(signed(4).may_follow(Some(&signed(5))), Err(GenerationError::Stale { .. })));
+        let absurd = signed(5 + GENERATION_JUMP_MAX + 1);
+        assert!(matches!(absurd.may_follow(Some(&signed(5))), Err(GenerationError::Jump { .. })));
+    }
+}

@@ -1,0 +1,102 @@
+//! Hashes, one type for each thing that is named by one.
+
+use std::fmt;
+use std::str::FromStr;
+
+/// A string is not 64 hexadecimal digits.
+#[derive(Debug, thiserror::Error, PartialEq, Eq)]
+#[error("a hash has 64 hexadecimal digits")]
+pub struct ParseHashError;
+
+macro_rules! hash_type {
+    ($(#[$doc:meta])* $name:ident) => {
+        $(#[$doc])*
+        #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+        pub struct $name([u8; 32]);
+
+        impl $name {
+            /// Wraps 32 bytes that are known to be such a hash.
+            pub const fn from_bytes(bytes: [u8; 32]) -> Self {
+                Self(bytes)
+            }
+
+            /// The 32 bytes.
+            pub const fn as_bytes(&self) -> &[u8; 32] {
+                &self.0
+            }
+        }
+
+        impl TryFrom<&[u8]> for $name {
+            type Error = ParseHashError;
+
+            fn try_from(bytes: &[u8]) -> Result<Self, ParseHashError> {
+                bytes.try_into().map(Self).map_err(|_| ParseHashError)
+            }
+        }
+
+        impl FromStr for $name {
+            type Err = ParseHashError;
+
+            fn from_str(text: &str) -> Result<Self, ParseHashError> {
+                blake3::Hash::from_hex(text).map(|h| Self(*h.as_bytes())).map_err(|_| ParseHashError)
+            }
+        }
+
+        impl fmt::Display for $name {
+            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str(&blake3::Hash::from_bytes(self.0).to_hex())
+            }
+        }
+
+        impl fmt::Debug for $name {
+            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                write!(f, "{}({:.12})", stringify!($name), blake3::Hash::from_bytes(self.0).to_hex().as_str())
+            }
+        }
+    };
+}
+
+hash_type! {
+    /// BLAKE3-256 of plain bytes: of a whole file (what `b3sum` prints), or of one chunk. A file of one chunk has one
+    /// hash for both.
+    ContentHash
+}
+hash_type! {
+    /// Names a directory object: BLAKE3-256 of its canonical bytes under a domain tag.
+    ObjectHash
+}
+hash_type! {
+    /// Names a whole tree: BLAKE3-256 of its root entry's canonical bytes under a domain tag.
+    RootHash
+}
+
+impl ContentHash {
+    /// Hashes bytes in memory.
+    pub fn of(bytes: &[u8]) -> Self {
+        Self(*blake3::hash(bytes).as_bytes())
+    }
+
+    /// The hash of everything that `hasher` (made by `blake3::Hasher::new`) was given.
+    pub fn finish(hasher: &blake3::Hasher) -> Self {
+        Self(*hasher.finalize().as_bytes())
+    }
+}
+
+/// Hash under a domain tag, so that bytes of one kind never pass for another.
+pub(crate) fn tagged(domain: &str, bytes: &[u8]) -> [u8; 32] {
+    blake3::derive_key(domain, bytes)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn content_hash_is_what_b3sum_prints() {
+        let hash = ContentHash::of(b"hello\n");
+        assert_eq!(hash.to_string(), blake3::hash(b"hello\n").to_hex().as_str());
+        assert_eq!(hash.to_string().parse(), Ok(hash));
+        assert_eq!("abc".parse::<ContentHash>(), Err(ParseHashError));
+        assert_eq!(ContentHash::try_from(&[0u8; 31][..]), Err(ParseHashError));
+    }
+}

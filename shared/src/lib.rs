@@ -1,0 +1,19 @@
+//! The domain of syncd, shared by origin and agent: what a tree is, how it is named, signed, compared and sent.
+//!
+//! Data model: [`tree_path`] and [`hash`] name things; [`directory`] describes one directory, [`tree`] a whole tree by
+//! its root entry; [`generation`] numbers and signs a root; [`diff`] compares two trees. [`chunker`] cuts content,
+//! [`wire`] turns messages into these types and refuses what does not hold, [`limits`] has every bound that encoder and
+//! decoder share.
+
+pub mod directory;
+pub mod generation;
+pub mod hash;
+pub mod limits;
+pub mod tree;
+pub mod tree_path;
+
+pub use directory::{Directory, Entry, Kind, Metadata, Timestamp, Totals};
+pub use generation::{Generation, GenerationNumber, SignedGeneration, TreeId};
+pub use hash::{ContentHash, ObjectHash, RootHash};
+pub use tree::RootEntry;
+pub use tree_path::{Component, TreePath};

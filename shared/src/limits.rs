@@ -1,0 +1,52 @@
+//! Every bound that encoder and decoder share. Nothing is allocated for the other side before it was held against these.
+
+/// Longest name of one entry, in bytes (Linux' NAME_MAX).
+pub const COMPONENT_MAX_BYTES: usize = 255;
+/// Longest path from the tree's root, in bytes (Linux' PATH_MAX less its NUL).
+pub const PATH_MAX_BYTES: usize = 4_095;
+/// Deepest nesting of directories below the root.
+pub const DEPTH_MAX: usize = 64;
+/// Longest symlink target, in bytes.
+pub const SYMLINK_TARGET_MAX_BYTES: usize = 4_095;
+/// Canonical bytes of one directory object: about a million entries.
+pub const DIRECTORY_OBJECT_MAX_BYTES: usize = 128 * 1024 * 1024;
+/// Canonical bytes of a generation record.
+pub const GENERATION_RECORD_MAX_BYTES: usize = 8 * 1024;
+/// Longest label of a generation, in bytes.
+pub const LABEL_MAX_BYTES: usize = 1_024;
+/// A generation number may be at most this much above the accepted one.
+pub const GENERATION_JUMP_MAX: u64 = 1 << 32;
+/// Uncompressed bytes of a stored frame.
+pub const FRAME_MAX_BYTES: usize = 1024 * 1024;
+/// Uncompressed bytes of a frame of directory objects; a larger single object travels alone.
+pub const DIRECTORY_FRAME_BYTES: usize = 1024 * 1024;
+/// Files or directories named by one objects request.
+pub const OBJECTS_BATCH_MAX: usize = 16_384;
+/// Content bytes that one objects request should ask for, so that memory and progress stay bounded.
+pub const OBJECTS_BATCH_BYTES: u64 = 64 * 1024 * 1024;
+/// An encoded gRPC message on a fetch stream: a directory object that travels alone is the largest.
+pub const FETCH_MESSAGE_MAX_BYTES: usize = DIRECTORY_OBJECT_MAX_BYTES + 1024 * 1024;
+/// An encoded gRPC message on a control stream.
+pub const CONTROL_MESSAGE_MAX_BYTES: usize = 1024 * 1024;
+/// Largest encoded update that travels inside an announcement.
+pub const INLINE_UPDATE_MAX_BYTES: usize = 256 * 1024;
+/// Generations that a `Hello` may list as held.
+pub const HELD_GENERATIONS_MAX: usize = 64;
+/// Longest name of an agent, in bytes.
+pub const AGENT_NAME_MAX_BYTES: usize = 63;
+/// Longest reason in a `Failed`, in bytes.
+pub const REASON_MAX_BYTES: usize = 4 * 1024;
+/// DER bytes of a certificate request.
+pub const CERTIFICATE_REQUEST_MAX_BYTES: usize = 8 * 1024;
+/// Smallest, average and largest chunk, in bytes. Changing them changes no root, only what is shared between chunks.
+pub const CHUNK_MIN_BYTES: usize = 16 * 1024;
+/// See [`CHUNK_MIN_BYTES`].
+pub const CHUNK_AVERAGE_BYTES: usize = 64 * 1024;
+/// See [`CHUNK_MIN_BYTES`].
+pub const CHUNK_MAX_BYTES: usize = 256 * 1024;
+/// HTTP/2 window of one stream, in bytes: fills 80 ms at 800 Mbit/s.
+pub const STREAM_WINDOW_BYTES: u32 = 8 * 1024 * 1024;
+/// HTTP/2 window of one connection, in bytes.
+pub const CONNECTION_WINDOW_BYTES: u32 = 16 * 1024 * 1024;
+/// Largest HTTP/2 frame, in bytes.
+pub const HTTP2_FRAME_BYTES: u32 = 256 * 1024;
