@@ -1,5 +1,6 @@
 //! `syncd-origin` in a process of its own.
 
+use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
@@ -71,6 +72,7 @@ pub struct Origin {
     /// DATA.
     pub data: PathBuf,
     options: Vec<String>,
+    prefix: Vec<OsString>,
     listen: String,
     logs: PathBuf,
     name: String,
@@ -91,6 +93,7 @@ impl Origin {
             tree: tree.to_path_buf(),
             data: scene.path(name),
             options: vec!["--trigger".into(), "manual".into()],
+            prefix: Vec::new(),
             listen: "127.0.0.1:0".into(),
             logs: scene.directory().to_path_buf(),
             name: name.to_string(),
@@ -114,10 +117,16 @@ impl Origin {
         self
     }
 
+    /// Runs `serve` under another program, which must keep the process id (`strace -D`, `ip netns exec`).
+    pub fn under(&mut self, prefix: &[OsString]) {
+        self.prefix = prefix.to_vec();
+    }
+
     /// The command line of `serve`.
     pub fn serve_command(&self) -> Command {
-        let mut command = Command::new(binary("syncd-origin"));
-        command.arg("serve").arg("--tree").arg(&self.tree).arg("--data").arg(&self.data);
+        let mut words = self.prefix.iter().cloned().chain([binary("syncd-origin").into_os_string()]);
+        let mut command = Command::new(words.next().expect("a program"));
+        command.args(words).arg("serve").arg("--tree").arg(&self.tree).arg("--data").arg(&self.data);
         command.args(["--listen", &self.listen, "--http", "127.0.0.1:0"]).args(&self.options);
         clean_environment(&mut command);
         command

@@ -159,6 +159,7 @@ impl Daemon {
     /// Starts it with its output appended to `NAME.out` and `NAME.err` in `directory`.
     #[track_caller]
     pub fn start(command: &mut Command, directory: &Path, name: &str) -> Self {
+        let name: String = name.replace('/', "-").chars().take(40).collect();
         let stdout = directory.join(format!("{name}.out"));
         let stderr = directory.join(format!("{name}.err"));
         let append = |path: &Path| {

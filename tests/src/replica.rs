@@ -34,7 +34,12 @@ fn litter(agent: &Agent) -> Result<(), String> {
     if generations != on_disk {
         return Err(format!("generations {on_disk:?}, status says {generations:?}"));
     }
-    let staging = names(&agent.root.join("staging"))?;
+    let mut staging = names(&agent.root.join("staging"))?;
+    // Where content arrives: stays, but nothing may be left in it.
+    let incoming = agent.root.join("staging/incoming");
+    if staging.remove("incoming") && !names(&incoming)?.is_empty() {
+        return Err(format!("{} is not empty", incoming.display()));
+    }
     if staging.len() as u64 != status.spares {
         return Err(format!("staging {staging:?}, status says {} spares", status.spares));
     }

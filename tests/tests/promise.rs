@@ -133,7 +133,7 @@ fn an_origin_restored_from_before_the_agents_never_reuses_a_number() {
     let mut site = Site::new("restored");
     site.publish("generation two");
     site.back_up("backup");
-    let newest = (3..6).map(|n| site.publish(&format!("generation {n}"))).last().expect("generations");
+    let newest = [3, 4, 5].map(|n| site.publish(&format!("generation {n}")))[2];
     site.lose_the_origin();
 
     // Data and tree are from before: the agents keep what they have until an operator commits.
@@ -162,7 +162,7 @@ fn an_origin_restored_from_before_the_agents_adopts_the_generation_that_its_tree
     let mut site = Site::new("adopted");
     site.publish("generation two");
     site.back_up("backup");
-    let newest = (3..5).map(|n| site.publish(&format!("generation {n}"))).last().expect("generations");
+    let newest = [3, 4].map(|n| site.publish(&format!("generation {n}")))[1];
     // The tree survived on a volume of its own; the data did not.
     let survivor = site.scene.path("survivor");
     copy(&site.origin.tree, &survivor);
