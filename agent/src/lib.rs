@@ -1,1 +1,3 @@
+//! The agent of syncd.
 
+pub mod identity;

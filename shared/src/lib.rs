@@ -8,6 +8,7 @@
 pub mod directory;
 pub mod generation;
 pub mod hash;
+pub mod identity;
 pub mod limits;
 pub mod tree;
 pub mod tree_path;
