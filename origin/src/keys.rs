@@ -351,3 +351,110 @@ fn read_certificate(path: &Path) -> Result<CertificateDer<'static>, KeysError> {
 fn read_key(path: &Path) -> Result<KeyPair, KeysError> {
     KeyPair::from_pem(&files::read(path)?).map_err(|_| KeysError::Damaged { path: path.to_owned() })
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::os::unix::fs::PermissionsExt;
+
+    #[test]
+    fn keys_reopen_as_they_were_made_and_are_private() {
+        let base = tempfile::tempdir().unwrap();
+        let data = base.path().join("var/origin");
+        let made = Keys::create(&data).unwrap();
+        let opened = Keys::open(&data).unwrap();
+        assert_eq!(opened.tree_id(), made.tree_id());
+        assert_eq!(opened.verifying_key(), made.verifying_key());
+        assert_eq!(opened.authority().certificate(), made.authority().certificate());
+        assert!(opened.server_tls(Arc::new(|_: &_| true)).is_ok());
+        let mode = |path: &Path| fs::metadata(path).unwrap().permissions().mode() & 0o777;
+        assert_eq!((mode(&data), mode(&data.join(KEYS))), (0o700, 0o700));
+        let files = opened.backup_files();
+        assert_eq!(files.len() - 1, fs::read_dir(data.join(KEYS)).unwrap().count());
+        for file in files {
+            assert_eq!(mode(&file), 0o600, "{}", file.display());
+        }
+    }
+
+    #[test]
+    fn create_refuses_what_is_initialised_or_someone_elses() {
+        let data = tempfile::tempdir().unwrap();
+        assert!(matches!(Keys::open(data.path()), Err(KeysError::NotInitialised { .. })));
+        let first = Keys::create(data.path()).unwrap();
+        assert!(matches!(Keys::create(data.path()), Err(KeysError::Initialised { .. })));
+        assert_eq!(Keys::open(data.path()).unwrap().tree_id(), first.tree_id());
+
+        let foreign = tempfile::tempdir().unwrap();
+        fs::write(foreign.path().join("index.html"), "").unwrap();
+        assert!(matches!(Keys::create(foreign.path()), Err(KeysError::NotEmpty { .. })));
+        assert_eq!(fs::read_dir(foreign.path()).unwrap().count(), 1);
+    }
+
+    #[test]
+    fn an_interrupted_create_is_not_initialised_and_is_made_anew() {
+        let data = tempfile::tempdir().unwrap();
+        Keys::create(data.path()).unwrap();
+        fs::rename(data.path().join(KEYS), data.path().join(KEYS_NEW)).unwrap();
+        assert!(matches!(Keys::open(data.path()), Err(KeysError::NotInitialised { .. })));
+        let again = Keys::create(data.path()).unwrap();
+        assert_eq!(Keys::open(data.path()).unwrap().tree_id(), again.tree_id());
+        assert!(!data.path().join(KEYS_NEW).exists());
+    }
+
+    #[test]
+    fn another_format_and_damage_are_told_apart() {
+        let data = tempfile::tempdir().unwrap();
+        let keys = Keys::create(data.path()).unwrap();
+        let format = data.path().join(FORMAT);
+        let text = fs::read_to_string(&format).unwrap();
+        fs::write(&format, text.replace("origin 1", "origin 2")).unwrap();
+        let found = Keys::open(data.path());
+        assert!(matches!(found, Err(KeysError::Format { found, .. }) if found == "syncd-origin 2"));
+        fs::write(&format, &text).unwrap();
+        for file in keys.backup_files() {
+            let good = fs::read(&file).unwrap();
+            fs::write(&file, "x").unwrap();
+            assert!(Keys::open(data.path()).is_err(), "{}", file.display());
+            fs::remove_file(&file).unwrap();
+            assert!(Keys::open(data.path()).is_err(), "{}", file.display());
+            fs::write(&file, good).unwrap();
+        }
+        assert!(Keys::open(data.path()).is_ok());
+    }
+
+    #[test]
+    fn a_new_signing_key_is_led_to_from_every_one_before() {
+        let data = tempfile::tempdir().unwrap();
+        let mut keys = Keys::create(data.path()).unwrap();
+        let first = keys.verifying_key();
+        keys.rotate_signing_key().unwrap();
+        keys.rotate_signing_key().unwrap();
+        let opened = Keys::open(data.path()).unwrap();
+        assert_ne!(opened.verifying_key(), first);
+        let led = signing::verify_successions(opened.tree_id(), first, opened.successions());
+        assert_eq!(led, Ok(opened.verifying_key()));
+    }
+
+    #[test]
+    fn an_interrupted_rotation_is_finished_or_void() {
+        let data = tempfile::tempdir().unwrap();
+        let mut keys = Keys::create(data.path()).unwrap();
+        let (old, directory) = (keys.verifying_key(), data.path().join(KEYS));
+        let successions = fs::read(directory.join(SUCCESSIONS)).unwrap();
+        let old_text = fs::read(directory.join(SIGNING_KEY)).unwrap();
+        keys.rotate_signing_key().unwrap();
+        let new = keys.verifying_key();
+
+        // Stopped before the last rename.
+        fs::rename(directory.join(SIGNING_KEY), directory.join(SIGNING_KEY_NEXT)).unwrap();
+        fs::write(directory.join(SIGNING_KEY), &old_text).unwrap();
+        assert_eq!(Keys::open(data.path()).unwrap().verifying_key(), new);
+        assert!(!directory.join(SIGNING_KEY_NEXT).exists());
+
+        // Stopped before the succession was written.
+        fs::rename(directory.join(SIGNING_KEY), directory.join(SIGNING_KEY_NEXT)).unwrap();
+        fs::write(directory.join(SIGNING_KEY), &old_text).unwrap();
+        fs::write(directory.join(SUCCESSIONS), successions).unwrap();
+        assert_eq!(Keys::open(data.path()).unwrap().verifying_key(), old);
+    }
+}
