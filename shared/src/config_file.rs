@@ -82,10 +82,8 @@ pub fn arguments_with_config(
 
 fn config_path(matches: &ArgMatches, given: &ArgMatches) -> Option<PathBuf> {
     let path_in = |matches: &ArgMatches| {
-        let raw = matches.try_contains_id(OPTION).ok().filter(|found| *found).and_then(|_| {
-            matches.get_raw(OPTION).and_then(|mut values| values.next_back().map(PathBuf::from))
-        });
-        raw
+        let known = matches.try_contains_id(OPTION).is_ok();
+        known.then(|| matches.get_raw(OPTION)?.next_back().map(PathBuf::from)).flatten()
     };
     path_in(given).or_else(|| path_in(matches))
 }
