@@ -1,1 +1,3 @@
+//! The agent of syncd: keeps a full, verified, atomically switched replica of the origin's content tree.
 
+pub mod source;

@@ -5,12 +5,14 @@
 //! [`wire`] turns messages into these types and refuses what does not hold, [`limits`] has every bound that encoder and
 //! decoder share.
 
+pub mod diff;
 pub mod directory;
 pub mod generation;
 pub mod hash;
 pub mod limits;
 pub mod tree;
 pub mod tree_path;
+pub mod wire;
 
 pub use directory::{Directory, Entry, Kind, Metadata, Timestamp, Totals};
 pub use generation::{Generation, GenerationNumber, SignedGeneration, TreeId};
