@@ -359,10 +359,11 @@ mod tests {
     fn a_change_of_kind_removes_and_adds() {
         let mut objects = Objects::default();
         let leaf = objects.put(vec![file("x", b"1")]);
-        let from = objects.root(vec![entry("a", leaf.clone()), symlink("b", "a"), file("c", b"2")]);
-        let to = objects.root(vec![file("a", b"1"), entry("b", leaf), symlink("c", "a")]);
+        let from = objects.root(vec![entry("a", leaf), symlink("b", "a"), file("c", b"2")]);
+        let other = objects.put(vec![file("y", b"3")]);
+        let to = objects.root(vec![file("a", b"1"), entry("b", other), symlink("c", "a")]);
         let diff = diff(&objects, &from, &to).expect("compares");
-        assert_eq!(names(&diff), ["- a", "+ a", "- a/x", "- b", "+ b", "- c", "+ c"]);
+        assert_eq!(names(&diff), ["- a", "+ a", "- a/x", "- b", "+ b", "+ b/y", "- c", "+ c"]);
         assert_eq!(diff.released_contents()[&ContentHash::of(b"1")], path("a/x"));
     }
 
