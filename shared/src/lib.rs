@@ -10,6 +10,7 @@ pub mod directory;
 pub mod generation;
 pub mod hash;
 pub mod limits;
+pub mod rate;
 pub mod tree;
 pub mod tree_path;
 pub mod wire;
