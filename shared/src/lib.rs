@@ -9,6 +9,7 @@ pub mod diff;
 pub mod directory;
 pub mod generation;
 pub mod hash;
+pub mod identity;
 pub mod limits;
 pub mod rate;
 pub mod tree;
