@@ -6,6 +6,7 @@
 //! decoder share.
 
 pub mod config_file;
+pub mod diff;
 pub mod directory;
 pub mod generation;
 pub mod hash;
@@ -13,9 +14,11 @@ pub mod identity;
 pub mod limits;
 pub mod local_socket;
 pub mod progress;
+pub mod rate;
 pub mod telemetry;
 pub mod tree;
 pub mod tree_path;
+pub mod wire;
 
 pub use directory::{Directory, Entry, Kind, Metadata, Timestamp, Totals};
 pub use generation::{Generation, GenerationNumber, SignedGeneration, TreeId};
