@@ -1,12 +1,12 @@
 //! One origin, assembled: watch -> scan -> store -> commit -> plan -> serve, with the fleet and the ways to ask.
 
 use std::net::SocketAddr;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
-use syncd_shared::local_socket;
+use syncd_shared::local_socket::{LocalListener, LocalSocketError};
 use syncd_shared::rate::{Bucket, Rate};
 use tokio::net::TcpListener;
 use tokio::sync::mpsc;
@@ -92,14 +92,8 @@ pub enum StartError {
         source: std::io::Error,
     },
     /// The admin socket.
-    #[error("open the admin socket {path}", path = path.display())]
-    Socket {
-        /// Where.
-        path: PathBuf,
-        /// Why.
-        #[source]
-        source: local_socket::SocketError,
-    },
+    #[error(transparent)]
+    Socket(#[from] LocalSocketError),
     /// The fleet's records.
     #[error("load the fleet")]
     Fleet(#[from] crate::fleet::FleetError),
@@ -122,6 +116,13 @@ pub struct Running {
     tasks: TaskTracker,
 }
 
+/// Makes keys and an empty store in `data`, which must not have been initialised before.
+pub fn init(data: &Path) -> Result<Keys, StartError> {
+    let keys = Keys::create(data)?;
+    Store::create(data)?;
+    Ok(keys)
+}
+
 /// Starts an origin; it serves when this returns.
 pub async fn start(options: ServeOptions) -> Result<Running, StartError> {
     let keys = Arc::new(Keys::open(&options.data)?);
@@ -142,9 +143,7 @@ pub async fn start(options: ServeOptions) -> Result<Running, StartError> {
     };
     let grpc_address = address_of(&grpc, options.listen)?;
     let http_address = http.as_ref().map(|l| address_of(l, options.http)).transpose()?;
-    let path = socket_path(&options.data);
-    let socket =
-        local_socket::Listener::bind(&path).map_err(|source| StartError::Socket { path: path.clone(), source })?;
+    let socket = LocalListener::bind(&socket_path(&options.data))?;
 
     let shutdown = CancellationToken::new();
     let cancel = Arc::new(AtomicBool::new(false));
