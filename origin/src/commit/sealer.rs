@@ -13,7 +13,7 @@ use crate::fleet::Fleet;
 use crate::keys::Keys;
 use crate::scan::{self, ScanError, ScanOptions, Scope};
 use crate::store::{ScanBase, SealError, Store, StoreError, WriterError};
-use crate::watch::{Hints, Watch};
+use crate::watch::{Hints, Reason, Watch};
 
 /// Why nothing was sealed. The last generation stands.
 #[derive(Debug, thiserror::Error)]
@@ -138,7 +138,7 @@ impl Sealer {
     /// Brings stat records and store up to the tree. `hints` is emptied of what was served.
     pub fn scan(&mut self, hints: &mut Hints) -> Result<Outcome, CommitError> {
         if self.base.is_none() || self.current.is_none() {
-            hints.everything("first scan");
+            hints.merge(Hints::everything(Reason::Start));
         }
         self.run(hints, Publish::No)
     }
@@ -161,7 +161,6 @@ impl Sealer {
         }
         self.watch.flush();
         hints.merge(self.watch.take());
-        hints.merge(self.watch.polled_hints());
         self.options.allow_mass_deletion = allow_mass_deletion;
         let result = self.run(hints, Publish::Tree { label });
         self.options.allow_mass_deletion = false;
@@ -217,7 +216,7 @@ impl Sealer {
         let result = self.scan_and_seal(scope, publish);
         if result.is_err() {
             // What was taken from the watch during the scan is gone with it: only a walk finds it again.
-            hints.everything("the scan before failed");
+            hints.merge(Hints::everything(Reason::ScanFailed));
         }
         result
     }
