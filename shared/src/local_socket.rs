@@ -8,7 +8,6 @@
 //! gone, and is replaced. A crash leaves the file behind.
 
 use std::fs::File;
-use std::future::Future;
 use std::io;
 use std::marker::PhantomData;
 use std::os::fd::AsRawFd;
@@ -22,8 +21,6 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 use tokio::io::{AsyncBufRead, AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
 use tokio::net::{UnixListener, UnixStream};
-use tokio::task::JoinSet;
-use tokio_util::sync::CancellationToken;
 
 /// Longest request, in bytes.
 pub const REQUEST_MAX_BYTES: usize = 64 * 1024;
@@ -31,17 +28,11 @@ pub const REQUEST_MAX_BYTES: usize = 64 * 1024;
 pub const RESPONSE_MAX_BYTES: usize = 16 * 1024 * 1024;
 /// A client sends its request within this time.
 pub const REQUEST_TIMEOUT: Duration = Duration::from_secs(10);
-/// After the shutdown, answers under way have this long.
-pub const SHUTDOWN_TIMEOUT: Duration = Duration::from_secs(5);
-/// Clients at once; more wait.
-pub const CLIENTS_MAX: usize = 32;
-/// Pause after the process ran out of descriptors.
-const ACCEPT_PAUSE: Duration = Duration::from_millis(200);
 const BACKLOG: i32 = 16;
 
 /// What went wrong with a local socket.
 #[derive(Debug, thiserror::Error)]
-pub enum SocketError {
+pub enum LocalSocketError {
     /// It could not be made.
     #[error("making the socket {path} failed", path = path.display())]
     Bind {
@@ -50,9 +41,17 @@ pub enum SocketError {
         /// Why.
         source: io::Error,
     },
-    /// Nothing serves it.
+    /// Nothing serves it: one may open what it would have answered from.
     #[error("nothing is running that serves {path}", path = path.display())]
     NotServed {
+        /// The socket.
+        path: PathBuf,
+        /// Why.
+        source: io::Error,
+    },
+    /// Something serves it perhaps, but it can't be asked.
+    #[error("connecting to the socket {path} failed", path = path.display())]
+    Connect {
         /// The socket.
         path: PathBuf,
         /// Why.
@@ -78,14 +77,6 @@ pub enum SocketError {
     Json(#[source] serde_json::Error),
 }
 
-impl SocketError {
-    /// Whether no process serves the socket, so that one may open what it would have answered from.
-    pub fn nobody_listens(&self) -> bool {
-        use io::ErrorKind::{ConnectionRefused, NotFound};
-        matches!(self, Self::NotServed { source, .. } if matches!(source.kind(), ConnectionRefused | NotFound))
-    }
-}
-
 /// A directory's descriptor, and the short path of a name in it.
 fn short_path(path: &Path) -> io::Result<(File, PathBuf, PathBuf)> {
     let name = path.file_name().ok_or(io::ErrorKind::InvalidInput)?;
@@ -104,17 +95,17 @@ fn short_path(path: &Path) -> io::Result<(File, PathBuf, PathBuf)> {
 
 /// A bound socket. Dropping it removes the file, if it is still its own.
 #[derive(Debug)]
-pub struct Listener {
+pub struct LocalListener {
     listener: UnixListener,
     path: PathBuf,
     inode: (u64, u64),
 }
 
-impl Listener {
+impl LocalListener {
     /// Binds `path`, replacing a socket that a crash left. Nobody can connect before the mode is 0600: it listens only
     /// then, and only then gets its name. Must be called within a runtime.
-    pub fn bind(path: &Path) -> Result<Self, SocketError> {
-        Self::bind_inner(path).map_err(|source| SocketError::Bind { path: path.to_owned(), source })
+    pub fn bind(path: &Path) -> Result<Self, LocalSocketError> {
+        Self::bind_inner(path).map_err(|source| LocalSocketError::Bind { path: path.to_owned(), source })
     }
 
     fn bind_inner(path: &Path) -> io::Result<Self> {
@@ -140,52 +131,14 @@ impl Listener {
         Ok(Self { listener, path: path.to_owned(), inode: (found.dev(), found.ino()) })
     }
 
-    /// Answers requests, several at once, until `shutdown` is cancelled; then gives those under way
-    /// [`SHUTDOWN_TIMEOUT`]. `answer` gets each request and where its answers go; dropping that ends them. A request
-    /// that is not understood gets no answer. Not cancel safe.
-    pub async fn serve<Req, Resp, Answer, Done>(
-        self,
-        shutdown: CancellationToken,
-        answer: Answer,
-    ) -> Result<(), SocketError>
-    where
-        Req: DeserializeOwned + Send + 'static,
-        Resp: Serialize + Send + 'static,
-        Answer: Fn(Req, Replies<Resp>) -> Done + Clone + Send + 'static,
-        Done: Future<Output = ()> + Send + 'static,
-    {
-        let mut clients = JoinSet::new();
-        loop {
-            tokio::select! {
-                () = shutdown.cancelled() => break,
-                Some(_) = clients.join_next() => {}
-                client = self.listener.accept(), if clients.len() < CLIENTS_MAX => match client {
-                    Ok((stream, _)) => {
-                        let answer = answer.clone();
-                        clients.spawn(async move {
-                            let mut stream = BufReader::new(stream);
-                            match read_request(&mut stream).await {
-                                Ok(request) => answer(request, Replies { stream, reply: PhantomData }).await,
-                                Err(error) => tracing::debug!(%error, "a request was not understood"),
-                            }
-                        });
-                    }
-                    Err(error) if passes(&error) => {
-                        tracing::warn!(%error, "accepting on the local socket failed, trying again");
-                        tokio::time::sleep(ACCEPT_PAUSE).await;
-                    }
-                    Err(error) => return Err(SocketError::Io(error)),
-                },
-            }
-        }
-        let ended = async { while clients.join_next().await.is_some() {} };
-        // Who is left then is cut off with the set.
-        let _ = tokio::time::timeout(SHUTDOWN_TIMEOUT, ended).await;
-        Ok(())
+    /// The next client. Cancel safe.
+    pub async fn accept(&self) -> io::Result<LocalConnection> {
+        let (stream, _) = self.listener.accept().await?;
+        Ok(LocalConnection { stream: BufReader::new(stream) })
     }
 }
 
-impl Drop for Listener {
+impl Drop for LocalListener {
     fn drop(&mut self) {
         let own = std::fs::symlink_metadata(&self.path).is_ok_and(|m| (m.dev(), m.ino()) == self.inode);
         if own {
@@ -195,21 +148,27 @@ impl Drop for Listener {
     }
 }
 
-/// Where the answers to one request go.
+/// A client, as the server sees it.
 #[derive(Debug)]
-pub struct Replies<Resp> {
+pub struct LocalConnection {
     stream: BufReader<UnixStream>,
-    reply: PhantomData<fn(Resp)>,
 }
 
-impl<Resp: Serialize> Replies<Resp> {
-    /// Sends one answer of any number; waits while the client does not read. `false` once the client has gone away:
-    /// further answers go nowhere. Not cancel safe.
-    pub async fn send(&mut self, reply: Resp) -> bool {
-        write_line(self.stream.get_mut(), &reply).await.is_ok()
+impl LocalConnection {
+    /// Reads the one request. Not cancel safe.
+    pub async fn request<Req: DeserializeOwned>(&mut self) -> Result<Req, LocalSocketError> {
+        tokio::time::timeout(REQUEST_TIMEOUT, read_line(&mut self.stream, REQUEST_MAX_BYTES))
+            .await
+            .map_err(|_| LocalSocketError::Timeout)??
+            .ok_or(LocalSocketError::Closed)
     }
 
-    /// Returns when the client has gone away. Cancel safe.
+    /// Writes one answer of any number. Not cancel safe.
+    pub async fn respond<Resp: Serialize>(&mut self, response: &Resp) -> Result<(), LocalSocketError> {
+        write_line(self.stream.get_mut(), response).await
+    }
+
+    /// Returns when the client has gone away. Cancel safe; after the request only.
     pub async fn closed(&mut self) {
         let mut rest = [0; 64];
         // Clients send nothing after their request; what comes all the same is dropped.
@@ -217,32 +176,16 @@ impl<Resp: Serialize> Replies<Resp> {
     }
 }
 
-/// Whether accepting may work again: descriptors or memory ran out, or a client gave up.
-fn passes(error: &io::Error) -> bool {
-    use rustix::io::Errno;
-    let passing = [Errno::MFILE, Errno::NFILE, Errno::NOBUFS, Errno::NOMEM, Errno::CONNABORTED, Errno::INTR];
-    Errno::from_io_error(error).is_some_and(|errno| passing.contains(&errno))
-}
-
-async fn read_request<Req: DeserializeOwned>(
-    stream: &mut (impl AsyncBufRead + Unpin),
-) -> Result<Req, SocketError> {
-    tokio::time::timeout(REQUEST_TIMEOUT, read_line(stream, REQUEST_MAX_BYTES))
-        .await
-        .map_err(|_| SocketError::Timeout)??
-        .ok_or(SocketError::Closed)
-}
-
 /// The answers to a request, in order.
 #[derive(Debug)]
-pub struct Answers<Resp> {
+pub struct Responses<Resp> {
     stream: BufReader<UnixStream>,
     answer: PhantomData<fn() -> Resp>,
 }
 
-impl<Resp: DeserializeOwned> Answers<Resp> {
+impl<Resp: DeserializeOwned> Responses<Resp> {
     /// The next answer; `None` when the server has closed. Not cancel safe.
-    pub async fn next(&mut self) -> Result<Option<Resp>, SocketError> {
+    pub async fn next(&mut self) -> Result<Option<Resp>, LocalSocketError> {
         read_line(&mut self.stream, RESPONSE_MAX_BYTES).await
     }
 }
@@ -251,40 +194,45 @@ impl<Resp: DeserializeOwned> Answers<Resp> {
 pub async fn request<Req: Serialize, Resp: DeserializeOwned>(
     path: &Path,
     request: &Req,
-) -> Result<Answers<Resp>, SocketError> {
-    let not_served = |source| SocketError::NotServed { path: path.to_owned(), source };
-    let (_directory, short, _) = short_path(path).map_err(not_served)?;
-    let mut stream = UnixStream::connect(&short).await.map_err(not_served)?;
+) -> Result<Responses<Resp>, LocalSocketError> {
+    let failed = |source: io::Error| match source.kind() {
+        io::ErrorKind::NotFound | io::ErrorKind::ConnectionRefused => {
+            LocalSocketError::NotServed { path: path.to_owned(), source }
+        }
+        _ => LocalSocketError::Connect { path: path.to_owned(), source },
+    };
+    let (_directory, short, _) = short_path(path).map_err(failed)?;
+    let mut stream = UnixStream::connect(&short).await.map_err(failed)?;
     write_line(&mut stream, request).await?;
-    Ok(Answers { stream: BufReader::new(stream), answer: PhantomData })
+    Ok(Responses { stream: BufReader::new(stream), answer: PhantomData })
 }
 
 /// Like [`request`], for a request that has one answer.
 pub async fn request_one<Req: Serialize, Resp: DeserializeOwned>(
     path: &Path,
     request: &Req,
-) -> Result<Resp, SocketError> {
-    self::request(path, request).await?.next().await?.ok_or(SocketError::Closed)
+) -> Result<Resp, LocalSocketError> {
+    self::request(path, request).await?.next().await?.ok_or(LocalSocketError::Closed)
 }
 
-async fn write_line(stream: &mut UnixStream, value: &impl Serialize) -> Result<(), SocketError> {
-    let mut line = serde_json::to_vec(value).map_err(SocketError::Json)?;
+async fn write_line(stream: &mut UnixStream, value: &impl Serialize) -> Result<(), LocalSocketError> {
+    let mut line = serde_json::to_vec(value).map_err(LocalSocketError::Json)?;
     line.push(b'\n');
-    stream.write_all(&line).await.map_err(SocketError::Io)
+    stream.write_all(&line).await.map_err(LocalSocketError::Io)
 }
 
 async fn read_line<T: DeserializeOwned>(
     stream: &mut (impl AsyncBufRead + Unpin),
     limit: usize,
-) -> Result<Option<T>, SocketError> {
+) -> Result<Option<T>, LocalSocketError> {
     let mut line = Vec::new();
     let mut bounded = stream.take(limit as u64 + 1);
-    bounded.read_until(b'\n', &mut line).await.map_err(SocketError::Io)?;
+    bounded.read_until(b'\n', &mut line).await.map_err(LocalSocketError::Io)?;
     match line.pop() {
         None => Ok(None),
-        Some(b'\n') => serde_json::from_slice(&line).map(Some).map_err(SocketError::Json),
-        Some(_) if line.len() >= limit => Err(SocketError::Length { limit }),
-        Some(_) => Err(SocketError::Closed),
+        Some(b'\n') => serde_json::from_slice(&line).map(Some).map_err(LocalSocketError::Json),
+        Some(_) if line.len() >= limit => Err(LocalSocketError::Length { limit }),
+        Some(_) => Err(LocalSocketError::Closed),
     }
 }
 
@@ -299,17 +247,19 @@ mod tests {
         directory.join("admin.sock")
     }
 
-    /// Answers `n` with 1 to n, and 0 never.
-    async fn serve(listener: Listener, shutdown: CancellationToken) {
-        let answer = |n: u32, mut replies: Replies<u32>| async move {
-            if n == 0 {
-                std::future::pending::<()>().await;
+    /// Answers `n` with 1 to n.
+    async fn serve(listener: LocalListener) {
+        loop {
+            let mut client = listener.accept().await.unwrap();
+            match client.request::<u32>().await {
+                Ok(n) => {
+                    for i in 1..=n {
+                        client.respond(&i).await.unwrap();
+                    }
+                }
+                Err(error) => client.respond(&error.to_string()).await.unwrap(),
             }
-            for i in 1..=n {
-                replies.send(i).await;
-            }
-        };
-        listener.serve(shutdown, answer).await.unwrap();
+        }
     }
 
     #[tokio::test]
@@ -317,75 +267,67 @@ mod tests {
         let base = tempfile::tempdir().unwrap();
         let path = long_path(base.path());
         assert!(path.as_os_str().len() > 150);
-        let shutdown = CancellationToken::new();
-        let server = tokio::spawn(serve(Listener::bind(&path).unwrap(), shutdown.clone()));
+        let server = tokio::spawn(serve(LocalListener::bind(&path).unwrap()));
         assert_eq!(std::fs::metadata(&path).unwrap().permissions().mode() & 0o777, 0o600);
-        let mut answers = request::<u32, u32>(&path, &3).await.unwrap();
+        let mut responses = request::<u32, u32>(&path, &3).await.unwrap();
         let mut got = Vec::new();
-        while let Some(n) = answers.next().await.unwrap() {
+        while let Some(n) = responses.next().await.unwrap() {
             got.push(n);
         }
         assert_eq!(got, [1, 2, 3]);
         assert_eq!(request_one::<u32, u32>(&path, &1).await.unwrap(), 1);
-        shutdown.cancel();
-        server.await.unwrap();
+        server.abort();
+        assert!(server.await.unwrap_err().is_cancelled());
         assert!(!path.exists(), "the socket file stays behind");
-        assert!(request::<u32, u32>(&path, &1).await.unwrap_err().nobody_listens());
     }
 
     #[tokio::test]
     async fn a_stale_socket_is_replaced_and_anything_else_is_not() {
         let base = tempfile::tempdir().unwrap();
         let path = base.path().join("admin.sock");
-        assert!(request::<u32, u32>(&path, &1).await.unwrap_err().nobody_listens());
+        let missing = request::<u32, u32>(&path, &1).await;
+        assert!(matches!(missing, Err(LocalSocketError::NotServed { .. })));
         drop(std::os::unix::net::UnixListener::bind(&path).unwrap());
-        assert!(request::<u32, u32>(&path, &1).await.unwrap_err().nobody_listens());
-        let shutdown = CancellationToken::new();
-        let server = tokio::spawn(serve(Listener::bind(&path).unwrap(), shutdown.clone()));
+        let stale = request::<u32, u32>(&path, &1).await;
+        assert!(matches!(stale, Err(LocalSocketError::NotServed { .. })));
+        let server = tokio::spawn(serve(LocalListener::bind(&path).unwrap()));
         assert_eq!(request_one::<u32, u32>(&path, &1).await.unwrap(), 1);
-        shutdown.cancel();
-        server.await.unwrap();
+        server.abort();
+        let _ = server.await;
         std::fs::write(&path, "precious").unwrap();
-        assert!(matches!(Listener::bind(&path), Err(SocketError::Bind { .. })));
+        assert!(matches!(LocalListener::bind(&path), Err(LocalSocketError::Bind { .. })));
         assert_eq!(std::fs::read(&path).unwrap(), b"precious");
     }
 
     #[tokio::test]
-    async fn a_request_under_way_does_not_hold_up_others_nor_the_shutdown_for_ever() {
+    async fn an_endless_cut_or_foreign_request_is_refused() {
         let base = tempfile::tempdir().unwrap();
         let path = base.path().join("admin.sock");
-        let shutdown = CancellationToken::new();
-        let server = tokio::spawn(serve(Listener::bind(&path).unwrap(), shutdown.clone()));
-        let mut endless = request::<u32, u32>(&path, &0).await.unwrap();
-        assert_eq!(request_one::<u32, u32>(&path, &1).await.unwrap(), 1);
-        tokio::time::pause();
-        shutdown.cancel();
-        server.await.unwrap();
-        assert!(endless.next().await.unwrap().is_none());
-    }
-
-    #[tokio::test]
-    async fn an_endless_cut_or_foreign_line_is_refused() {
+        let listener = LocalListener::bind(&path).unwrap();
         for (bytes, part) in [
             (vec![b'1'; REQUEST_MAX_BYTES + 1], "longer than"),
             (b"12".to_vec(), "too early"),
             (b"\"x\"\n".to_vec(), "not understood"),
         ] {
-            let error = read_request::<u32>(&mut bytes.as_slice()).await.unwrap_err();
+            let mut client = UnixStream::connect(&path).await.unwrap();
+            client.write_all(&bytes).await.unwrap();
+            client.shutdown().await.unwrap();
+            let error = listener.accept().await.unwrap().request::<u32>().await.unwrap_err();
             assert!(error.to_string().contains(part), "{error}");
         }
-        assert_eq!(read_request::<u32>(&mut &b"12\n"[..]).await.unwrap(), 12);
     }
 
     #[tokio::test]
     async fn a_client_that_goes_away_is_noticed() {
-        let (client, server) = UnixStream::pair().unwrap();
-        let mut replies = Replies::<u32> { stream: BufReader::new(server), reply: PhantomData };
-        let early = tokio::time::timeout(Duration::from_millis(50), replies.closed()).await;
+        let base = tempfile::tempdir().unwrap();
+        let path = base.path().join("admin.sock");
+        let listener = LocalListener::bind(&path).unwrap();
+        let responses = request::<u32, u32>(&path, &1).await.unwrap();
+        let mut client = listener.accept().await.unwrap();
+        client.request::<u32>().await.unwrap();
+        let early = tokio::time::timeout(Duration::from_millis(50), client.closed()).await;
         assert!(early.is_err(), "the client is still there");
-        assert!(replies.send(1).await);
-        drop(client);
-        tokio::time::timeout(Duration::from_secs(5), replies.closed()).await.expect("not noticed");
-        assert!(!replies.send(2).await);
+        drop(responses);
+        tokio::time::timeout(Duration::from_secs(5), client.closed()).await.expect("not noticed");
     }
 }

@@ -20,7 +20,11 @@ pub fn start() {
 /// What a variable has that is not understood is left out, with a line on standard error. Does nothing where logging
 /// was started before (as in tests).
 pub fn start_with_default(default: &str) {
-    let default: LevelFilter = default.parse().unwrap_or(LevelFilter::INFO);
+    init(default.parse().unwrap_or(LevelFilter::INFO));
+}
+
+/// [`start_with_default`], for a level that is known.
+pub fn init(default: LevelFilter) {
     let filter = FILTER_VARIABLES.iter().find_map(|name| std::env::var(name).ok()).unwrap_or_default();
     let filter = EnvFilter::builder().with_default_directive(default.into()).parse_lossy(filter);
     // Fails only where there is a subscriber already.
