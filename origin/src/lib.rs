@@ -1,1 +1,4 @@
+//! The origin of syncd.
 
+pub mod ignore_rules;
+pub mod watch;
