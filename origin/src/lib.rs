@@ -8,6 +8,9 @@
 //!
 //! [`service`] assembles them; [`fleet`] knows the agents; [`admin`], [`desk`] and [`cli`] are how people ask.
 
+pub mod ignore_rules;
 pub mod keys;
 pub mod listener;
+pub mod scan;
 pub mod store;
+pub mod watch;

@@ -114,6 +114,21 @@ impl Progress {
         }
     }
 
+    /// Adds to what there is to do in all, as it is found.
+    pub fn grow_total(&self, files: u64, bytes: u64) {
+        let grow = |total: &AtomicU64, by: u64| {
+            let known = total.load(Relaxed);
+            let grown = if known == UNKNOWN { by } else { known.saturating_add(by) };
+            total.store(grown, Relaxed);
+            grown
+        };
+        grow(&self.work.counts.total_files, files);
+        let bytes = grow(&self.work.counts.total_bytes, bytes);
+        if let Some(bar) = &self.work.bar {
+            bar.set_length(bytes.max(1));
+        }
+    }
+
     /// Counts files that are done.
     pub fn add_files(&self, files: u64) {
         self.work.counts.files.fetch_add(files, Relaxed);

@@ -3,7 +3,6 @@
 use std::collections::BTreeSet;
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::sync::atomic::AtomicBool;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use syncd_shared::limits::LABEL_MAX_BYTES;
@@ -13,8 +12,10 @@ use syncd_shared::{Generation, GenerationNumber, RootEntry, RootHash, SignedGene
 
 use crate::fleet::Fleet;
 use crate::keys::Keys;
-use crate::scan::{self, ScanError, ScanOptions, Scope};
-use crate::store::{SealError, Store, StoreError};
+use crate::scan::{self, Notices, Scan, ScanError, ScanOptions, Scope};
+use tokio_util::sync::CancellationToken;
+
+use crate::store::{Retention, SealError, Store, StoreError};
 use crate::watch::{Hints, Reason, Watch};
 
 use super::scan_base::ScanBase;
@@ -79,7 +80,8 @@ pub struct Sealer {
     watch: Arc<Watch>,
     keys: Arc<Keys>,
     fleet: Fleet,
-    cancel: Arc<AtomicBool>,
+    notices: Notices,
+    cancel: CancellationToken,
     /// The tree as last scanned, which may not be published yet.
     base: Option<ScanBase>,
     current: Option<SignedGeneration>,
@@ -100,7 +102,7 @@ impl Sealer {
         watch: Arc<Watch>,
         keys: Arc<Keys>,
         fleet: Fleet,
-        cancel: Arc<AtomicBool>,
+        cancel: CancellationToken,
     ) -> Result<Self, CommitError> {
         let base = ScanBase::load(&store)?;
         let current = store.latest()?.map(|g| keys.verify(&g.record, &g.signature)).transpose()?;
@@ -111,6 +113,7 @@ impl Sealer {
             watch,
             keys,
             fleet,
+            notices: Notices::default(),
             cancel,
             base,
             current,
@@ -206,10 +209,8 @@ impl Sealer {
     pub fn collect_garbage(&mut self) -> Result<Outcome, CommitError> {
         let mut keep = self.fleet.retained_roots();
         keep.extend(self.base.as_ref().map(|b| b.root.hash()));
-        let report = self.store.collect_garbage(&keep, SystemTime::now())?;
-        if report.retired > 0 {
-            tracing::info!(generations = report.retired, freed_bytes = report.freed_bytes, "collected garbage");
-        }
+        let report = self.store.collect_garbage(&Retention::default(), &keep, SystemTime::now())?;
+        tracing::debug!(?report, "collected garbage");
         Ok(Outcome::Scanned { unpublished: false })
     }
 
@@ -224,8 +225,8 @@ impl Sealer {
         scope.add(std::mem::take(&mut self.times_only));
         let result = self.scan_and_seal(scope, publish);
         if result.is_err() {
-            // What was taken from the watch during the scan is gone with it: only a walk finds it again.
-            hints.merge(Hints::everything(Reason::ScanFailed));
+            // A failed scan gives back to the watch what it was to look at.
+            hints.merge(self.watch.take());
         }
         result
     }
@@ -259,17 +260,16 @@ impl Sealer {
         let writer = self.store.writer()?;
         let progress = if everything { Progress::start("scanning", None) } else { Progress::hidden() };
         let base = self.base.as_ref().map(|b| b.root);
-        let outcome = scan::scan(
-            &self.tree,
-            base,
-            scope,
-            &self.options,
-            &self.store,
-            &writer,
-            &self.watch,
-            &progress,
-            &self.cancel,
-        )?;
+        let scan = Scan {
+            tree: &self.tree,
+            writer: &writer,
+            watch: Some(&self.watch),
+            options: &self.options,
+            notices: &self.notices,
+            progress: &progress,
+            cancel: &self.cancel,
+        };
+        let outcome = scan::scan(&scan, base, scope)?;
         progress.finish();
         tracing::debug!(
             files_read = outcome.files_read,
@@ -279,9 +279,6 @@ impl Sealer {
             elapsed_ms = started.elapsed().as_millis() as u64,
             "scanned"
         );
-        for warning in &outcome.warnings {
-            tracing::warn!("{warning}");
-        }
         self.racy = outcome.racy;
         self.times_only = outcome.times_only;
         let root = outcome.root;
@@ -296,8 +293,10 @@ impl Sealer {
             return Ok(self.sealed(generation));
         }
         let base = ScanBase { root, unpublished };
-        base.put(&writer)?;
-        writer.save()?;
+        if outcome.records_changed || self.base != Some(base) {
+            base.put(&writer)?;
+            writer.save()?;
+        }
         self.base = Some(base);
         if let Some(outcome) = self.adopt(&root)? {
             return Ok(outcome);
