@@ -194,19 +194,25 @@ impl Desk {
                 lines(Reply::Damage { damage });
             }
         }
-        let report = self.store.check(&mut |files, bytes| {
-            lines(Reply::Progress { files, bytes });
-        })?;
-        for damage in &report.damages {
-            lines(Reply::Damage { damage: damage.to_string() });
+        let mut told = 0;
+        let report = self.store.check(|progress| {
+            // A line for every 64 MiB, not for every frame.
+            if progress.pack_bytes - told >= 64 << 20 {
+                told = progress.pack_bytes;
+                lines(Reply::Progress { bytes: progress.pack_bytes, total_bytes: progress.pack_bytes_total });
+            }
+        });
+        for damage in &report.damage {
+            lines(Reply::Damage { damage: error_chain(damage) });
         }
-        damages += report.damages.len();
+        damages += report.damage.len();
         let text = format!(
-            "checked {} chunks, {} in {} generations: {}",
+            "checked {} chunks, {} directories and {} files of {} generations: {}",
             report.chunks,
-            indicatif::HumanBytes(report.bytes),
+            report.directories,
+            report.files,
             report.generations,
-            if damages == 0 { "all good".to_owned() } else { format!("{damages} damaged") },
+            if damages == 0 { "all intact".to_owned() } else { format!("{damages} damaged") },
         );
         lines(Reply::Remark { text });
         Ok(u8::from(damages > 0))

@@ -207,9 +207,13 @@ impl Sealer {
 
     /// Retires old generations and rewrites packs that hold too little that is still needed.
     pub fn collect_garbage(&mut self) -> Result<Outcome, CommitError> {
-        let mut keep = self.fleet.retained_roots();
-        keep.extend(self.base.as_ref().map(|b| b.root.hash()));
-        let report = self.store.collect_garbage(&Retention::default(), &keep, SystemTime::now())?;
+        let now_ms = unix_ms(SystemTime::now());
+        let keep = self.fleet.retained_roots(now_ms);
+        let tree = self.base.as_ref().map(|b| b.root);
+        let report = self.store.collect_garbage(Retention::default(), &keep, tree.as_ref(), now_ms)?;
+        if !report.damaged_packs.is_empty() {
+            tracing::error!(packs = ?report.damaged_packs, "the store is damaged: run `syncd-origin check`");
+        }
         tracing::debug!(?report, "collected garbage");
         Ok(Outcome::Scanned { unpublished: false })
     }
