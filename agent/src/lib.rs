@@ -5,7 +5,6 @@ pub mod dialer;
 pub mod fetch;
 pub mod hooks;
 pub mod identity;
-pub mod rate;
 pub mod reason;
 pub mod session;
 pub mod source;

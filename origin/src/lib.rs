@@ -1,1 +1,4 @@
+//! The origin of syncd.
 
+pub mod keys;
+pub mod listener;
