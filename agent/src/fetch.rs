@@ -17,6 +17,7 @@ use syncd_proto::v1::fetch_frame::Frame as FrameKind;
 use syncd_proto::v1::fetch_request::Request;
 use syncd_proto::v1::replication_client::ReplicationClient;
 use syncd_shared::RootHash;
+use syncd_shared::rate::{Bucket, Rate};
 use syncd_shared::limits::{CONTROL_MESSAGE_MAX_BYTES, FETCH_MESSAGE_MAX_BYTES};
 use syncd_shared::wire::{Frame, ObjectsBatch};
 use tokio::runtime::Handle;
@@ -27,7 +28,6 @@ use tonic::transport::Channel;
 use tonic::{Code, Status, Streaming};
 
 use crate::dialer::Dialer;
-use crate::rate::{Bucket, Rate};
 use crate::reason;
 use crate::source::{FetchError, Frames, Source};
 
@@ -41,7 +41,7 @@ const STALL: Duration = Duration::from_secs(120);
 pub struct OriginSource {
     runtime: Handle,
     link: Arc<Mutex<Link>>,
-    bucket: Option<Arc<Mutex<Bucket>>>,
+    bucket: Option<Arc<Bucket>>,
     abandoned: CancellationToken,
 }
 
@@ -56,7 +56,7 @@ impl OriginSource {
         Self {
             runtime,
             link: Arc::new(Mutex::new(Link { dialer, channel: None })),
-            bucket: limit.map(|rate| Arc::new(Mutex::new(Bucket::new(rate)))),
+            bucket: limit.map(|rate| Arc::new(Bucket::new(rate))),
             abandoned: CancellationToken::new(),
         }
     }
@@ -195,7 +195,7 @@ impl Transfer {
             .map_err(|status| refused(status, root))?
             .ok_or(FetchError::Disconnected(None))?;
         if let Some(bucket) = &self.source.bucket {
-            bucket.lock().await.take(message.encoded_len()).await;
+            bucket.pass(message.encoded_len()).await;
         }
         Ok(message)
     }
