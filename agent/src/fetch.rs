@@ -17,8 +17,8 @@ use syncd_proto::v1::fetch_frame::Frame as FrameKind;
 use syncd_proto::v1::fetch_request::Request;
 use syncd_proto::v1::replication_client::ReplicationClient;
 use syncd_shared::RootHash;
-use syncd_shared::rate::{Bucket, Rate};
 use syncd_shared::limits::{CONTROL_MESSAGE_MAX_BYTES, FETCH_MESSAGE_MAX_BYTES};
+use syncd_shared::rate::{Bucket, Rate};
 use syncd_shared::wire::{Frame, ObjectsBatch};
 use tokio::runtime::Handle;
 use tokio::sync::{Mutex, mpsc};
@@ -67,7 +67,8 @@ impl OriginSource {
     }
 
     fn start(&self, requests: Requests) -> Result<Frames, FetchError> {
-        let mut transfer = Transfer { source: self.clone(), requests, stream: None, next_item: 0, resumed: false };
+        let mut transfer =
+            Transfer { source: self.clone(), requests, stream: None, next_item: 0, resumed: false };
         let (sender, receiver) = mpsc::channel(FRAMES_AHEAD);
         // The first frame is waited for, so that a refusal is the answer to the call.
         let first = self.runtime.block_on(transfer.next());
@@ -89,9 +90,11 @@ impl OriginSource {
             return Ok(channel.clone());
         }
         link.channel = None;
-        let channel = link.dialer.dial().await.map_err(|error| {
-            FetchError::Disconnected(Some(Status::unavailable(reason::of(&error))))
-        })?;
+        let channel = link
+            .dialer
+            .dial()
+            .await
+            .map_err(|error| FetchError::Disconnected(Some(Status::unavailable(reason::of(&error)))))?;
         Ok(link.channel.insert(channel).clone())
     }
 }
@@ -153,7 +156,7 @@ struct Transfer {
 impl Transfer {
     /// The next frame in order; `None` when every request is answered. Not cancel safe.
     async fn next(&mut self) -> Option<Result<v1::FetchFrame, FetchError>> {
-        if matches!(self.requests, Requests::Objects { due: 0, .. } ) {
+        if matches!(self.requests, Requests::Objects { due: 0, .. }) {
             return None;
         }
         loop {
@@ -191,7 +194,9 @@ impl Transfer {
         let root = self.requests.root();
         let message = tokio::time::timeout(STALL, stream.message())
             .await
-            .map_err(|_| FetchError::Disconnected(Some(Status::deadline_exceeded("the origin sends nothing"))))?
+            .map_err(|_| {
+                FetchError::Disconnected(Some(Status::deadline_exceeded("the origin sends nothing")))
+            })?
             .map_err(|status| refused(status, root))?
             .ok_or(FetchError::Disconnected(None))?;
         if let Some(bucket) = &self.source.bucket {
@@ -237,7 +242,9 @@ fn refused(status: Status, root: RootHash) -> FetchError {
     let of_transport = std::error::Error::source(&status).is_some();
     match status.code() {
         Code::NotFound => FetchError::UnknownRoot { root },
-        Code::Unavailable | Code::Cancelled | Code::DeadlineExceeded => FetchError::Disconnected(Some(status)),
+        Code::Unavailable | Code::Cancelled | Code::DeadlineExceeded => {
+            FetchError::Disconnected(Some(status))
+        }
         _ if of_transport => FetchError::Disconnected(Some(status)),
         _ => FetchError::Refused(status),
     }

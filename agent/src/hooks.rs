@@ -322,7 +322,10 @@ impl AfterHook {
                     None
                 }
                 Ok(Err(error)) => {
-                    tracing::warn!(error = reason::of(&error), "on-activate hook failed, it will be tried again");
+                    tracing::warn!(
+                        error = reason::of(&error),
+                        "on-activate hook failed, it will be tried again"
+                    );
                     report(Err(error));
                     Some(backoff.pause())
                 }
@@ -435,7 +438,9 @@ mod tests {
             "cat > {0}; echo $SYNCD_GENERATION,$SYNCD_PREVIOUS,$SYNCD_LABEL,$SYNCD_TREE,$SYNCD_LIVE >> {0}",
             out.display()
         );
-        hook(&command).run(&occasion(42), &paths(&[b"a/b.html", b"two\nlines", b"back\\slash", b"\xff"])).unwrap();
+        hook(&command)
+            .run(&occasion(42), &paths(&[b"a/b.html", b"two\nlines", b"back\\slash", b"\xff"]))
+            .unwrap();
         let expected =
             b"a/b.html\ntwo\\nlines\nback\\\\slash\n\xff\n42,41,release,/replica/generations/42,/replica/live\n";
         assert_eq!(fs::read(out).unwrap(), expected);
@@ -443,7 +448,8 @@ mod tests {
 
     #[test]
     fn a_hook_that_reads_nothing_of_a_long_list_succeeds() {
-        let names: Vec<_> = (0..20_000).map(|n| TreePath::from_bytes(format!("{n}.html").as_bytes()).unwrap()).collect();
+        let names: Vec<_> =
+            (0..20_000).map(|n| TreePath::from_bytes(format!("{n}.html").as_bytes()).unwrap()).collect();
         hook("exec true").run(&occasion(1), &names).unwrap();
     }
 
@@ -489,7 +495,8 @@ mod tests {
     fn after_a_switch_that_never_came_the_hook_is_told_what_is_live() {
         let scratch = tempfile::tempdir().unwrap();
         let out = scratch.path().join("out");
-        let after = AfterHook::new(hook(&format!("echo $SYNCD_GENERATION > {}", out.display())), scratch.path());
+        let after =
+            AfterHook::new(hook(&format!("echo $SYNCD_GENERATION > {}", out.display())), scratch.path());
         after.note(occasion(7), &paths(&[b"a"])).unwrap();
         // A crash: the agent starts again.
         let after = AfterHook::new(after.hook.clone(), scratch.path());

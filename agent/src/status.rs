@@ -86,7 +86,9 @@ impl fmt::Display for AgentStatus {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let connection = if self.connected { "connected" } else { "not connected" };
         match self.generation {
-            Some(generation) => writeln!(f, "{}: generation {generation} is live ({})", self.name, self.state)?,
+            Some(generation) => {
+                writeln!(f, "{}: generation {generation} is live ({})", self.name, self.state)?
+            }
             None => writeln!(f, "{}: nothing is live yet ({})", self.name, self.state)?,
         }
         if let Some(root) = &self.root {

@@ -9,8 +9,8 @@ use syncd_proto::v1::RetryClass;
 use syncd_proto::v1::agent_message::Message as ToOrigin;
 use syncd_proto::v1::origin_message::Message as FromOrigin;
 use syncd_shared::generation::GenerationError;
-use syncd_shared::identity::signing::{SuccessionError, verify_successions};
 use syncd_shared::identity::KeySuccession;
+use syncd_shared::identity::signing::{SuccessionError, verify_successions};
 use syncd_shared::limits::HELD_GENERATIONS_MAX;
 use syncd_shared::wire::{Frame, WireError, root_hash};
 use syncd_shared::{Generation, GenerationNumber, RootHash, SignedGeneration, TreeId};
@@ -49,7 +49,9 @@ pub(crate) enum Violation {
     Empty,
     #[error("the origin sent a message out of order")]
     Order,
-    #[error("the origin speaks protocol version {actual}, this agent {PROTOCOL_MIN} to {PROTOCOL_MAX}: update the older side")]
+    #[error(
+        "the origin speaks protocol version {actual}, this agent {PROTOCOL_MIN} to {PROTOCOL_MAX}: update the older side"
+    )]
     Protocol { actual: u32 },
     #[error("the origin announced a malformed update")]
     Update(#[from] WireError),
@@ -247,7 +249,7 @@ impl Machine {
     pub(crate) fn state(&self) -> State {
         match (self.job, self.progress) {
             (Some(Job::Update { .. }), _) if self.activating => State::Staged,
-            (Some(Job::Update { .. }), Some(progress)) if progress.fetching => State::Fetching,
+            (Some(Job::Update { .. }), Some(progress)) if progress.is_fetching() => State::Fetching,
             (Some(Job::Update { .. }), _) => State::Staging,
             (Some(Job::Activate), _) => State::Staged,
             _ if self.work_error.is_some() => State::Failed,
@@ -257,7 +259,12 @@ impl Machine {
         }
     }
 
-    fn hear(&mut self, message: v1::OriginMessage, now: Instant, out: &mut Vec<Action>) -> Result<(), Violation> {
+    fn hear(
+        &mut self,
+        message: v1::OriginMessage,
+        now: Instant,
+        out: &mut Vec<Action>,
+    ) -> Result<(), Violation> {
         let message = message.message.ok_or(Violation::Empty)?;
         if let Link::Up(up) = &mut self.link {
             up.heard = now;
@@ -271,7 +278,12 @@ impl Machine {
         }
     }
 
-    fn welcomed(&mut self, welcome: &v1::Welcome, now: Instant, out: &mut Vec<Action>) -> Result<(), Violation> {
+    fn welcomed(
+        &mut self,
+        welcome: &v1::Welcome,
+        now: Instant,
+        out: &mut Vec<Action>,
+    ) -> Result<(), Violation> {
         if !(PROTOCOL_MIN..=PROTOCOL_MAX).contains(&welcome.protocol) {
             return Err(Violation::Protocol { actual: welcome.protocol });
         }
@@ -322,7 +334,8 @@ impl Machine {
     /// Everything that is checked before the file system is touched.
     fn verified(&self, message: &v1::SignedGeneration) -> Result<SignedGeneration, GenerationError> {
         let Trust { tree_id, signing_key, .. } = &self.trust;
-        let generation = SignedGeneration::verify(&message.record, &message.signature, *tree_id, signing_key)?;
+        let generation =
+            SignedGeneration::verify(&message.record, &message.signature, *tree_id, signing_key)?;
         generation.may_follow(self.replica.accepted.as_ref())?;
         Ok(generation)
     }
@@ -442,7 +455,7 @@ impl Machine {
     }
 
     fn progressed(&mut self, progress: StageProgress, now: Instant, out: &mut Vec<Action>) {
-        let turned = self.progress.is_none_or(|before| before.fetching != progress.fetching);
+        let turned = self.progress.is_none_or(|before| before.is_fetching() != progress.is_fetching());
         self.progress = Some(progress);
         match self.job {
             Some(Job::Verify) => out.push(Action::Verifying(progress)),
@@ -453,8 +466,8 @@ impl Machine {
                     let message = v1::Progress {
                         generation: number.get(),
                         state: self.state().to_message().into(),
-                        files_done: progress.files,
-                        bytes_done: progress.bytes,
+                        files_done: progress.files_done,
+                        bytes_done: progress.bytes_done,
                     };
                     self.send(ToOrigin::Progress(message), out);
                 }

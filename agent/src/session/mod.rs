@@ -318,11 +318,8 @@ impl Link {
     fn open(dialer: Dialer, hello: v1::Hello) -> Self {
         let (outbox, to_send) = mpsc::channel(OUTBOX);
         let (events, inbox) = mpsc::channel(INBOX);
-        let link = Self {
-            task: tokio::spawn(converse(dialer, to_send, events)).abort_handle(),
-            outbox,
-            inbox,
-        };
+        let link =
+            Self { task: tokio::spawn(converse(dialer, to_send, events)).abort_handle(), outbox, inbox };
         link.send(ToOrigin::Hello(hello));
         link
     }
@@ -382,6 +379,7 @@ async fn subscribe(
     let mut client = ReplicationClient::new(channel)
         .max_decoding_message_size(CONTROL_MESSAGE_MAX_BYTES)
         .max_encoding_message_size(CONTROL_MESSAGE_MAX_BYTES);
-    let answer = client.subscribe(ReceiverStream::new(to_send)).await.map_err(|status| reason::of(&status))?;
+    let answer =
+        client.subscribe(ReceiverStream::new(to_send)).await.map_err(|status| reason::of(&status))?;
     Ok(answer.into_inner())
 }

@@ -1,13 +1,14 @@
 //! The one thread that touches the replica. Staging, activating, maintaining and verifying block for as long as they
 //! take; the session hands over one command at a time and goes on answering the origin.
 
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::{self, JoinHandle};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use serde::{Deserialize, Serialize};
 use syncd_proto::v1::RetryClass;
+use syncd_shared::progress::Progress;
 use syncd_shared::wire::Frame;
 use syncd_shared::{GenerationNumber, RootHash, SignedGeneration, TreePath};
 use tokio::sync::mpsc;
@@ -32,7 +33,7 @@ pub trait ReplicaWork: Send + 'static {
         generation: &SignedGeneration,
         inline: Option<Inline>,
         source: &mut dyn Source,
-        progress: &mut dyn FnMut(StageProgress),
+        progress: &dyn Fn(StageProgress),
         cancel: &AtomicBool,
     ) -> Result<Self::Staged, Failure>;
 
@@ -51,7 +52,7 @@ pub trait ReplicaWork: Send + 'static {
     fn verify(
         &mut self,
         source: &mut dyn Source,
-        progress: &mut dyn FnMut(StageProgress),
+        progress: &dyn Fn(StageProgress),
         cancel: &AtomicBool,
     ) -> Result<Verified, Failure>;
 }
@@ -83,14 +84,23 @@ pub struct Inline {
 }
 
 /// How far staging or verifying is.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct StageProgress {
-    /// Receiving, rather than building.
-    pub fetching: bool,
     /// Files done.
-    pub files: u64,
+    pub files_done: u64,
+    /// Files in all; 0: not known.
+    pub files_total: u64,
     /// Bytes of content done.
-    pub bytes: u64,
+    pub bytes_done: u64,
+    /// Bytes of content in all; 0: not known.
+    pub bytes_total: u64,
+}
+
+impl StageProgress {
+    /// Whether content is still to come.
+    pub fn is_fetching(&self) -> bool {
+        self.bytes_done < self.bytes_total
+    }
 }
 
 /// What a verification found.
@@ -257,13 +267,17 @@ impl<R: ReplicaWork> Bench<R> {
     fn execute(&mut self, command: Command, cancellation: &Cancellation) -> Result<Outcome, Failure> {
         let cancel = cancellation.flag.as_ref();
         let outbox = self.outbox.clone();
-        let mut progress = move |progress| drop(outbox.try_send(Report::Progress(progress)));
+        let shown = Display::new("update");
+        let progress = move |progress| {
+            shown.show(progress);
+            // The next one tells more.
+            let _ = outbox.try_send(Report::Progress(progress));
+        };
         match command {
             Command::Update { generation, inline, activate } => {
                 self.staged = None;
                 let mut source = (self.open_source)(cancellation.transfers.clone());
-                let staged =
-                    self.replica.stage(&generation, inline, source.as_mut(), &mut progress, cancel)?;
+                let staged = self.replica.stage(&generation, inline, source.as_mut(), &progress, cancel)?;
                 if cancel.load(Ordering::Relaxed) {
                     return Err(Failure::superseded());
                 }
@@ -277,15 +291,12 @@ impl<R: ReplicaWork> Bench<R> {
             Command::Activate => match self.staged.take() {
                 Some(staged) => self.activate(staged),
                 // Told to stage anew.
-                None => Err(Failure {
-                    retry: Some(RetryClass::Retry),
-                    reason: "nothing is staged".into(),
-                }),
+                None => Err(Failure { retry: Some(RetryClass::Retry), reason: "nothing is staged".into() }),
             },
             Command::Maintain => Ok(Outcome::Maintained(self.replica.maintain(cancel))),
             Command::Verify => {
                 let mut source = (self.open_source)(cancellation.transfers.clone());
-                self.replica.verify(source.as_mut(), &mut progress, cancel).map(Outcome::Verified)
+                self.replica.verify(source.as_mut(), &progress, cancel).map(Outcome::Verified)
             }
         }
     }
@@ -306,5 +317,42 @@ impl<R: ReplicaWork> Bench<R> {
             after.settle(activated.is_ok());
         }
         activated.map(|()| Outcome::Activated)
+    }
+}
+
+/// Progress for people: of work that takes longer than a moment only.
+pub(crate) struct Display {
+    action: &'static str,
+    started: Instant,
+    shown: Mutex<Option<Progress>>,
+}
+
+impl Display {
+    const PATIENCE: Duration = Duration::from_secs(2);
+
+    pub(crate) fn new(action: &'static str) -> Self {
+        Self { action, started: Instant::now(), shown: Mutex::new(None) }
+    }
+
+    pub(crate) fn show(&self, now: StageProgress) {
+        if self.started.elapsed() < Self::PATIENCE {
+            return;
+        }
+        let mut shown = self.shown.lock().unwrap_or_else(PoisonError::into_inner);
+        let shown = shown.get_or_insert_with(|| Progress::start(self.action));
+        let before = shown.snapshot();
+        if now.files_total > 0 && before.total_bytes != Some(now.bytes_total) {
+            shown.set_total(now.files_total, now.bytes_total);
+        }
+        shown.add_files(now.files_done.saturating_sub(before.files));
+        shown.add_bytes(now.bytes_done.saturating_sub(before.bytes));
+    }
+}
+
+impl Drop for Display {
+    fn drop(&mut self) {
+        if let Some(shown) = self.shown.lock().unwrap_or_else(PoisonError::into_inner).take() {
+            shown.finish();
+        }
     }
 }
