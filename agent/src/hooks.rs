@@ -17,6 +17,7 @@ use std::io::{self, Read, Write};
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread;
@@ -249,6 +250,8 @@ pub struct AfterHook {
     due: Notify,
     /// Held while the record is read, merged or removed. Has what was due before an activation that is under way.
     under_way: Mutex<Option<Before>>,
+    /// Whether the record speaks of an activation that this process saw succeed.
+    witnessed: AtomicBool,
 }
 
 /// What was due before an activation.
@@ -266,7 +269,13 @@ struct Due {
 impl AfterHook {
     /// `state` is `ROOT/state`.
     pub fn new(hook: Hook, state: &Path) -> Self {
-        Self { hook, record: state.join(PENDING), due: Notify::new(), under_way: Mutex::new(None) }
+        Self {
+            hook,
+            record: state.join(PENDING),
+            due: Notify::new(),
+            under_way: Mutex::new(None),
+            witnessed: AtomicBool::new(false),
+        }
     }
 
     /// To be called before the switch; survives a power cut. What was due before stays due. [`AfterHook::settle`] must
@@ -287,6 +296,9 @@ impl AfterHook {
 
     /// To be called when the activation ended: runs what is due, and forgets the activation if it failed.
     pub fn settle(&self, activated: bool) {
+        if activated {
+            self.witnessed.store(true, Ordering::SeqCst);
+        }
         if let (Some(Before(before)), false) = (lock(&self.under_way).take(), activated) {
             let restored = match before {
                 Some(due) => self.save(&due),
@@ -346,8 +358,13 @@ impl AfterHook {
             Some(_) => return Ok(false),
             None => self.load()?,
         };
-        let (Some(due), Some(live)) = (due, live) else { return Ok(false) };
-        let occasion = if due.occasion.generation == live.generation { due.occasion.clone() } else { live };
+        let Some(due) = due else { return Ok(false) };
+        let occasion = match live {
+            _ if self.witnessed.load(Ordering::SeqCst) => due.occasion.clone(),
+            Some(live) if live.generation == due.occasion.generation => due.occasion.clone(),
+            Some(live) => live,
+            None => return Ok(false),
+        };
         self.hook.run_with_input(&occasion, due.lines.concat())?;
         let mut under_way = lock(&self.under_way);
         let is_same = |now: &Due| now.occasion == due.occasion && now.lines == due.lines;
