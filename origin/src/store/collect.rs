@@ -18,7 +18,7 @@ use std::sync::atomic::Ordering;
 use redb::{ReadTransaction, ReadableTable, WriteTransaction};
 use syncd_shared::directory::Kind;
 use syncd_shared::hash::{ContentHash, ObjectHash, RootHash};
-use syncd_shared::{Directory, Generation, GenerationNumber};
+use syncd_shared::{Directory, Generation, GenerationNumber, RootEntry};
 
 use super::error::{StoreError, index, poisoned};
 use super::index::{CHUNKS, DIRECTORIES, FILES, GENERATIONS, PACKS, ROOTS, decode_location, location_in};
@@ -184,10 +184,14 @@ impl Store {
     /// writers wait while the index is changed and while one pack is rewritten. Costs a walk of all retained trees and of
     /// the index where there is something to retire or may be something that no generation refers to; else next to
     /// nothing. Any damage of the index that is seen ends it before anything was removed.
+    ///
+    /// `keep_tree` stays too, though no generation may have it: what the stat records describe, and the next scan takes for
+    /// granted.
     pub fn collect_garbage(
         self: &Arc<Self>,
         retention: Retention,
         keep_roots: &HashSet<RootHash>,
+        keep_tree: Option<&RootEntry>,
         now_ms: i64,
     ) -> Result<CollectReport, StoreError> {
         let retire: HashSet<_> = self.retention(retention, keep_roots, now_ms)?.into_iter().collect();
@@ -195,7 +199,7 @@ impl Store {
         if retire.is_empty() && !orphans {
             return Ok(CollectReport::default());
         }
-        let collected = self.mark_and_sweep(&retire).and_then(|mut report| {
+        let collected = self.mark_and_sweep(&retire, keep_tree).and_then(|mut report| {
             self.compact(&mut report)?;
             Ok(report)
         });
@@ -208,10 +212,14 @@ impl Store {
     fn mark_and_sweep(
         self: &Arc<Self>,
         retire: &HashSet<GenerationNumber>,
+        keep_tree: Option<&RootEntry>,
     ) -> Result<CollectReport, StoreError> {
         let mut marks = Marks::default();
         let candidates = self.index.read(|t| {
             marks.mark_generations(t, retire)?;
+            if let Some(tree) = keep_tree {
+                marks.mark_tree(t, tree.object)?;
+            }
             marks.candidates(t)
         })?;
         #[cfg(test)]

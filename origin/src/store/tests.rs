@@ -255,7 +255,7 @@ const NEWEST: Retention = Retention { generations: 1, age: Duration::ZERO };
 
 fn collect(fixture: &Fixture, keep: &[RootEntry]) -> CollectReport {
     let keep = keep.iter().map(RootEntry::hash).collect();
-    fixture.store().collect_garbage(NEWEST, &keep, 1_000).unwrap()
+    fixture.store().collect_garbage(NEWEST, &keep, None, 1_000).unwrap()
 }
 
 fn pack_bytes(fixture: &Fixture) -> u64 {
@@ -529,7 +529,7 @@ proptest! {
                     let retention = Retention { generations: usize::from(keep % 4), age: Duration::ZERO };
                     let held = sealed.values().nth(usize::from(keep) % (sealed.len() + 1));
                     let held: HashSet<_> = held.iter().map(|(root, _)| root.hash()).collect();
-                    let report = fixture.store().collect_garbage(retention, &held, 1_000).unwrap();
+                    let report = fixture.store().collect_garbage(retention, &held, None, 1_000).unwrap();
                     for number in report.generations {
                         let (root, _) = sealed.remove(&number.get()).unwrap();
                         prop_assert!(!held.contains(&root.hash()));
