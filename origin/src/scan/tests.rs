@@ -162,6 +162,8 @@ impl Site {
     }
 }
 
+type Step = Box<dyn Fn(&Site)>;
+
 fn path(p: &str) -> TreePath {
     TreePath::from_bytes(p.as_bytes()).unwrap()
 }
@@ -235,7 +237,7 @@ fn edits_of_every_kind_are_followed_through_hints() {
     site.write("k", "1");
     site.write("d/e/f/g", "1");
     site.calm();
-    let steps: Vec<Box<dyn Fn(&Site)>> = vec![
+    let steps: Vec<Step> = vec![
         Box::new(|s| fs::remove_file(s.at("a/g")).unwrap()),
         Box::new(|s| fs::rename(s.at("a"), s.at("z")).unwrap()),
         Box::new(|s| s.write("z/b/f", "2")),
@@ -548,6 +550,55 @@ fn what_is_written_during_scans_is_never_torn_and_converges() {
     site.scan(scope);
     site.assert_identical();
     assert!(scans > 0);
+}
+
+#[test]
+fn an_unreadable_file_or_directory_is_named() {
+    use rustix::thread::{CapabilitySet, capabilities, set_capabilities};
+    let mut site = Site::new();
+    site.write("a/f", "1");
+    site.write("b/f", "1");
+    fs::set_permissions(site.at("a/f"), fs::Permissions::from_mode(0)).unwrap();
+    // Root reads everything, unless its thread gives that up.
+    std::thread::spawn(move || {
+        let mut sets = capabilities(None).unwrap();
+        sets.effective -= CapabilitySet::DAC_OVERRIDE | CapabilitySet::DAC_READ_SEARCH;
+        set_capabilities(None, sets).unwrap();
+        let refused = site.try_scan(Scope::Everything).unwrap_err();
+        assert!(matches!(&refused, ScanError::Unreadable { path: p, .. } if *p == path("a/f")), "{refused}");
+        fs::set_permissions(site.at("b"), fs::Permissions::from_mode(0)).unwrap();
+        let refused = site.try_scan(Scope::Everything).unwrap_err();
+        assert!(refused.to_string().starts_with("cannot read"), "{refused}");
+        site.write(".syncdignore", "/b\nf\n");
+        site.scan(Scope::Everything);
+        assert_eq!(site.names(""), ["a"]);
+    })
+    .join()
+    .unwrap();
+}
+
+#[test]
+fn an_unmounted_tree_is_held() {
+    let name = "scan::tests::an_unmounted_tree_is_held";
+    if !crate::namespace::within(name, &["--user", "--map-root-user", "--mount"], "true") {
+        return;
+    }
+    let mut site = Site::watched();
+    let run = |command: &str, arguments: &[&OsStr]| {
+        assert!(std::process::Command::new(command).args(arguments).status().unwrap().success());
+    };
+    let tree = site.tree();
+    run("mount", &["-t".as_ref(), "tmpfs".as_ref(), "none".as_ref(), tree.as_ref()]);
+    site.write("f", "1");
+    site.calm();
+    site.hinted();
+    run("umount", &[tree.as_ref()]);
+    // The unmount is an event of its own.
+    let scope = site.hinted();
+    assert_eq!(scope, Scope::Everything);
+    assert!(matches!(site.try_scan(scope), Err(ScanError::Unmounted { .. })));
+    site.write("f", "2");
+    assert!(site.scan(Scope::Everything).changed);
 }
 
 #[test]

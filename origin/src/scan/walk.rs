@@ -78,7 +78,7 @@ pub(super) fn walk(pass: &Pass<'_>, base: Option<RootEntry>, plan: &Plan) -> Res
             previous: base.map(|root| (root.object, root.metadata)),
             rules: IgnoreRules::default(),
         };
-        walk.visit(place, Some(plan), plan.list, plan.whole)?;
+        walk.visit(place, Task::of(plan))?;
         if let Some(pool) = walk.pool.take() {
             let done = pool.finish()?;
             walk.absorb(done)?;
@@ -95,6 +95,27 @@ struct Walk<'scope, 'env, F> {
     walked: Walked,
 }
 
+/// What is to be done with a directory.
+#[derive(Clone, Copy)]
+struct Task<'p> {
+    /// List it, whatever is known of it.
+    list: bool,
+    /// And all below it.
+    whole: bool,
+    /// What is to be done below.
+    plan: Option<&'p Plan>,
+}
+
+impl<'p> Task<'p> {
+    fn of(plan: &'p Plan) -> Self {
+        Self { list: plan.list, whole: plan.whole, plan: Some(plan) }
+    }
+
+    fn below(self, name: &Component) -> Option<&'p Plan> {
+        self.plan.and_then(|plan| plan.below.get(name))
+    }
+}
+
 /// A directory to visit.
 struct Place {
     path: TreePath,
@@ -109,18 +130,12 @@ where
     F: Fn() -> ContentReader<'env> + Clone + Send + 'scope,
 {
     /// Looks at a directory: lists it, or only passes through to those below. Whether it was there.
-    fn visit(
-        &mut self,
-        place: Place,
-        plan: Option<&Plan>,
-        list: bool,
-        whole: bool,
-    ) -> Result<bool, ScanError> {
+    fn visit(&mut self, place: Place, task: Task<'_>) -> Result<bool, ScanError> {
         if self.pass.cancel.is_cancelled() {
             return Err(ScanError::Cancelled);
         }
         let Place { path, parent, previous, rules } = place;
-        if list || whole || previous.is_none() {
+        if task.list || previous.is_none() {
             self.watch(&path);
         }
         let Some(open) = OpenDirectory::open(self.pass.root, &path)? else { return Ok(false) };
@@ -130,18 +145,18 @@ where
         let record = record_before.as_deref().and_then(StatRecord::decode);
         let own = open.stat()?;
         let seen = Seen { path, parent, own, previous, record, record_before };
-        if !(list || whole) && seen.can_pass(plan) {
+        if !task.list && seen.can_pass(task.plan) {
             let ignore_file = open.ignore_file()?;
             if seen.has_rules(ignore_file.as_ref().map(|file| file.stat)) {
                 let rules = match &ignore_file {
                     Some(file) => rules.with_file(&seen.path, &file.bytes)?,
                     None => rules,
                 };
-                return self.pass_through(seen, plan, &rules).map(|()| true);
+                return self.pass_through(seen, task, &rules).map(|()| true);
             }
         }
         self.watch(&seen.path);
-        self.list(seen, open, plan, whole, rules).map(|()| true)
+        self.list(seen, open, task, rules).map(|()| true)
     }
 
     fn previous(
@@ -162,28 +177,14 @@ where
     }
 
     /// Takes all from the base but what the plan names below.
-    fn pass_through(
-        &mut self,
-        seen: Seen,
-        plan: Option<&Plan>,
-        rules: &IgnoreRules,
-    ) -> Result<(), ScanError> {
+    fn pass_through(&mut self, seen: Seen, task: Task<'_>, rules: &IgnoreRules) -> Result<(), ScanError> {
         let (path, previous) = (seen.path.clone(), seen.previous.clone());
         let id = self.begin(seen, None);
         for entry in previous.iter().flat_map(|previous| previous.directory.entries()) {
-            match (plan.and_then(|plan| plan.below.get(&entry.name)), &entry.kind) {
-                (Some(below), Kind::Directory { .. }) => {
+            match (task.below(&entry.name), &entry.kind) {
+                (Some(plan), Kind::Directory { .. }) => {
                     let child = join(&path, &entry.name)?;
-                    self.descend(
-                        id,
-                        child,
-                        entry.name.clone(),
-                        Some(entry),
-                        below.list,
-                        below.whole,
-                        Some(below),
-                        rules,
-                    )?;
+                    self.descend((id, entry.name.clone()), child, Some(entry), Task::of(plan), rules)?;
                 }
                 _ => self.add(id, entry.clone()),
             }
@@ -195,8 +196,7 @@ where
         &mut self,
         mut seen: Seen,
         open: OpenDirectory,
-        plan: Option<&Plan>,
-        whole: bool,
+        task: Task<'_>,
         rules: IgnoreRules,
     ) -> Result<(), ScanError> {
         let listing = open.list()?;
@@ -211,7 +211,7 @@ where
         let own = Own::of(&listing.own);
         let ignore_file = listing.ignore_file.as_ref().map(|file| file.stat.fingerprint);
         // Another directory under this name, or other rules: nothing below is known any more.
-        let whole = whole
+        let whole = task.whole
             || seen.previous.is_none()
             || seen.record.as_ref().is_some_and(|r| !r.own.is_same(&own) || r.ignore_file != ignore_file);
         if path.is_root() {
@@ -249,17 +249,17 @@ where
             }
         }
         for (child, listed) in directories {
-            let below = plan.and_then(|plan| plan.below.get(&listed.name));
+            let plan = task.below(&listed.name);
             let before = previous.as_ref().and_then(|previous| previous.get(&listed.name));
             let before = before.filter(|entry| entry.is_directory());
-            let whole = whole || before.is_none() || below.is_some_and(|below| below.whole);
+            let whole = whole || before.is_none() || plan.is_some_and(|plan| plan.whole);
             match before {
-                Some(entry) if !whole && below.is_none() && self.is_unchanged(&child, &listed.stat)? => {
+                Some(entry) if !whole && plan.is_none() && self.is_unchanged(&child, &listed.stat)? => {
                     self.add(id, Entry { metadata: listed.stat.metadata(), ..entry.clone() });
                 }
                 _ => {
-                    let list = whole || below.is_none_or(|below| below.list);
-                    self.descend(id, child, listed.name, before, list, whole, below, &rules)?;
+                    let list = whole || plan.is_none_or(|plan| plan.list);
+                    self.descend((id, listed.name), child, before, Task { list, whole, plan }, &rules)?;
                 }
             }
         }
@@ -273,30 +273,27 @@ where
         Ok(record.is_some_and(|record| record.own == Own::of(stat)))
     }
 
-    #[allow(clippy::too_many_arguments)] // One call's worth of context, of which nothing belongs together.
     fn descend(
         &mut self,
-        parent: u64,
+        parent: (u64, Component),
         path: TreePath,
-        name: Component,
         before: Option<&Entry>,
-        list: bool,
-        whole: bool,
-        plan: Option<&Plan>,
+        task: Task<'_>,
         rules: &IgnoreRules,
     ) -> Result<(), ScanError> {
         let previous = before.and_then(|entry| match entry.kind {
             Kind::Directory { object, .. } => Some((object, entry.metadata)),
             Kind::File { .. } | Kind::Symlink { .. } => None,
         });
-        self.wait(parent);
-        let place = Place { path, parent: Some((parent, name)), previous, rules: rules.clone() };
-        if !self.visit(place, plan, list, whole)? {
+        let id = parent.0;
+        self.wait(id);
+        let place = Place { path, parent: Some(parent), previous, rules: rules.clone() };
+        if !self.visit(place, task)? {
             // It vanished: its parent is not what was listed.
-            if let Some(pending) = self.pending.get(&parent) {
+            if let Some(pending) = self.pending.get(&id) {
                 self.walked.again.directories.insert(pending.path.clone());
             }
-            self.release(parent)?;
+            self.release(id)?;
         }
         Ok(())
     }
