@@ -230,6 +230,44 @@ fn one_changed_file_costs_its_directory_only() {
 }
 
 #[test]
+fn no_hints_cost_no_listing() {
+    let mut site = Site::watched();
+    site.write("a/b/f", "1");
+    site.calm();
+    site.hinted();
+    let scope = site.hinted();
+    assert!(scope.is_empty());
+    let outcome = site.scan(scope);
+    assert_eq!((outcome.changed, outcome.directories_listed, outcome.passes), (false, 0, 1));
+    assert!(!outcome.records_changed);
+}
+
+#[test]
+fn a_renamed_directory_is_not_read_again() {
+    let mut site = Site::watched();
+    for number in 0..50 {
+        site.write(&format!("a/{}/f{number}", number % 5), noise(30_000 + number));
+        site.write(&format!("z/{}/f{number}", number % 5), noise(40_000 + number));
+    }
+    site.calm();
+    site.hinted();
+    fs::rename(site.at("a"), site.at("b")).unwrap();
+    let scope = site.hinted();
+    let outcome = site.scan(scope);
+    assert_eq!((outcome.changed, outcome.files_read), (true, 0));
+    site.assert_identical();
+    // Two that change places, and one file in them.
+    fs::rename(site.at("z"), site.at("t")).unwrap();
+    fs::rename(site.at("b"), site.at("z")).unwrap();
+    fs::rename(site.at("t"), site.at("b")).unwrap();
+    site.write("b/3/f3", "changed");
+    let scope = site.hinted();
+    assert_eq!(site.scan(scope).files_read, 1);
+    site.assert_identical();
+    assert!(!site.scan(Scope::Everything).changed);
+}
+
+#[test]
 fn edits_of_every_kind_are_followed_through_hints() {
     let mut site = Site::watched();
     site.write("a/b/f", "1");
@@ -525,7 +563,7 @@ fn what_is_written_during_scans_is_never_torn_and_converges() {
                 let fresh = tree.join(format!("fresh{}", round % 5));
                 fs::create_dir_all(fresh.join("sub")).unwrap();
                 fs::write(fresh.join("sub/f"), [round]).unwrap();
-                if round % 3 == 0 {
+                if round.is_multiple_of(3) {
                     fs::remove_dir_all(&fresh).unwrap();
                 }
                 std::thread::sleep(Duration::from_millis(4));
@@ -558,7 +596,7 @@ fn an_unreadable_file_or_directory_is_named() {
     let mut site = Site::new();
     site.write("a/f", "1");
     site.write("b/f", "1");
-    fs::set_permissions(site.at("a/f"), fs::Permissions::from_mode(0)).unwrap();
+    fs::set_permissions(site.at("a/f"), fs::Permissions::from_mode(0o000)).unwrap();
     // Root reads everything, unless its thread gives that up.
     std::thread::spawn(move || {
         let mut sets = capabilities(None).unwrap();
@@ -566,7 +604,7 @@ fn an_unreadable_file_or_directory_is_named() {
         set_capabilities(None, sets).unwrap();
         let refused = site.try_scan(Scope::Everything).unwrap_err();
         assert!(matches!(&refused, ScanError::Unreadable { path: p, .. } if *p == path("a/f")), "{refused}");
-        fs::set_permissions(site.at("b"), fs::Permissions::from_mode(0)).unwrap();
+        fs::set_permissions(site.at("b"), fs::Permissions::from_mode(0o000)).unwrap();
         let refused = site.try_scan(Scope::Everything).unwrap_err();
         assert!(refused.to_string().starts_with("cannot read"), "{refused}");
         site.write(".syncdignore", "/b\nf\n");

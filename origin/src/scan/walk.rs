@@ -19,7 +19,7 @@ use super::listing::{Listed, OpenDirectory};
 use super::notices::{Loss, Notices};
 use super::pending::{Pending, Previous, really_differs, same_but_time};
 use super::pool::{Done, Job, Pool};
-use super::scope::Plan;
+use super::scope::{Plan, Scope};
 use super::stat_record::{Own, ReadFile, StatRecord};
 use super::{MtimePolicy, Progress, ScanOptions, SymlinkPolicy};
 use crate::ignore_rules::{IgnoreRules, is_own};
@@ -29,6 +29,8 @@ use crate::watch::{Hints, Watch};
 /// What a pass works with.
 pub(super) struct Pass<'a> {
     pub root: &'a Path,
+    /// Directories that may have been renamed, by device and inode: where their stat records are.
+    pub moved: HashMap<(u64, u64), TreePath>,
     /// DATA, if it is inside the tree.
     pub data: Option<TreePath>,
     pub writer: &'a Writer,
@@ -37,6 +39,20 @@ pub(super) struct Pass<'a> {
     pub notices: &'a Notices,
     pub progress: &'a Progress,
     pub cancel: &'a CancellationToken,
+}
+
+/// Where the records are of subtrees that were hinted at because they are no longer where they were.
+pub(super) fn moved(writer: &Writer, scope: &Scope) -> Result<HashMap<(u64, u64), TreePath>, ScanError> {
+    let mut moved = HashMap::new();
+    if let Scope::Parts { subtrees, .. } = scope {
+        for path in subtrees {
+            let bytes = writer.store().stat(path.as_bytes())?;
+            if let Some(record) = bytes.as_deref().and_then(StatRecord::decode) {
+                moved.insert((record.own.device, record.own.inode), path.clone());
+            }
+        }
+    }
+    Ok(moved)
 }
 
 /// What a pass found.
@@ -77,6 +93,7 @@ pub(super) fn walk(pass: &Pass<'_>, base: Option<RootEntry>, plan: &Plan) -> Res
             parent: None,
             previous: base.map(|root| (root.object, root.metadata)),
             rules: IgnoreRules::default(),
+            source: None,
         };
         walk.visit(place, Task::of(plan))?;
         if let Some(pool) = walk.pool.take() {
@@ -123,6 +140,8 @@ struct Place {
     previous: Option<(ObjectHash, Metadata)>,
     /// Those of the parent.
     rules: IgnoreRules,
+    /// Where it was before one above it was renamed.
+    source: Option<TreePath>,
 }
 
 impl<'scope, 'env, F> Walk<'scope, 'env, F>
@@ -134,7 +153,7 @@ where
         if self.pass.cancel.is_cancelled() {
             return Err(ScanError::Cancelled);
         }
-        let Place { path, parent, previous, rules } = place;
+        let Place { path, parent, previous, rules, source } = place;
         if task.list || previous.is_none() {
             self.watch(&path);
         }
@@ -144,7 +163,8 @@ where
         let record_before = self.pass.writer.stat(path.as_bytes())?;
         let record = record_before.as_deref().and_then(StatRecord::decode);
         let own = open.stat()?;
-        let seen = Seen { path, parent, own, previous, record, record_before };
+        let moved = self.moved_record(record.as_ref(), &own, source)?;
+        let seen = Seen { path, parent, own, previous, record, record_before, moved };
         if !task.list && seen.can_pass(task.plan) {
             let ignore_file = open.ignore_file()?;
             if seen.has_rules(ignore_file.as_ref().map(|file| file.stat)) {
@@ -157,6 +177,25 @@ where
         }
         self.watch(&seen.path);
         self.list(seen, open, task, rules).map(|()| true)
+    }
+
+    /// The record that a directory had under another name: renaming it changed none of its files.
+    fn moved_record(
+        &self,
+        record: Option<&StatRecord>,
+        own: &FileStat,
+        source: Option<TreePath>,
+    ) -> Result<Option<(TreePath, StatRecord)>, ScanError> {
+        let own = Own::of(own);
+        if record.is_some_and(|record| record.own.is_same(&own)) {
+            return Ok(None);
+        }
+        let source = source.or_else(|| self.pass.moved.get(&(own.device, own.inode)).cloned());
+        let Some(source) = source else { return Ok(None) };
+        // Not the writer's: this pass may have removed or replaced it already.
+        let bytes = self.pass.writer.store().stat(source.as_bytes())?;
+        let record = bytes.as_deref().and_then(StatRecord::decode);
+        Ok(record.filter(|record| record.own.is_same(&own)).map(|record| (source, record)))
     }
 
     fn previous(
@@ -184,7 +223,8 @@ where
             match (task.below(&entry.name), &entry.kind) {
                 (Some(plan), Kind::Directory { .. }) => {
                     let child = join(&path, &entry.name)?;
-                    self.descend((id, entry.name.clone()), child, Some(entry), Task::of(plan), rules)?;
+                    let name = entry.name.clone();
+                    self.descend((id, name), child, Some(entry), Task::of(plan), rules, None)?;
                 }
                 _ => self.add(id, entry.clone()),
             }
@@ -222,7 +262,8 @@ where
             Some(file) => rules.with_file(&path, &file.bytes)?,
             None => rules,
         };
-        let (record, previous) = (seen.record.take(), seen.previous.clone());
+        let (source, moved) = seen.moved.take().unzip();
+        let (record, previous) = (moved.or(seen.record.take()), seen.previous.clone());
         let id = self.begin(seen, Some(StatRecord { own, ignore_file, files: Vec::new() }));
         let mut directories = Vec::new();
         for listed in listing.names {
@@ -259,7 +300,9 @@ where
                 }
                 _ => {
                     let list = whole || plan.is_none_or(|plan| plan.list);
-                    self.descend((id, listed.name), child, before, Task { list, whole, plan }, &rules)?;
+                    let source = source.as_ref().and_then(|source| source.join(&listed.name).ok());
+                    let task = Task { list, whole, plan };
+                    self.descend((id, listed.name), child, before, task, &rules, source)?;
                 }
             }
         }
@@ -280,6 +323,7 @@ where
         before: Option<&Entry>,
         task: Task<'_>,
         rules: &IgnoreRules,
+        source: Option<TreePath>,
     ) -> Result<(), ScanError> {
         let previous = before.and_then(|entry| match entry.kind {
             Kind::Directory { object, .. } => Some((object, entry.metadata)),
@@ -287,7 +331,7 @@ where
         });
         let id = parent.0;
         self.wait(id);
-        let place = Place { path, parent: Some(parent), previous, rules: rules.clone() };
+        let place = Place { path, parent: Some(parent), previous, rules: rules.clone(), source };
         if !self.visit(place, task)? {
             // It vanished: its parent is not what was listed.
             if let Some(pending) = self.pending.get(&id) {
@@ -521,6 +565,8 @@ struct Seen {
     previous: Option<Previous>,
     record: Option<StatRecord>,
     record_before: Option<Vec<u8>>,
+    /// The record that it had under another name, and that name.
+    moved: Option<(TreePath, StatRecord)>,
 }
 
 impl Seen {
