@@ -3,7 +3,6 @@
 use std::fs::File;
 use std::io::{self, Read};
 use std::path::Path;
-use std::sync::atomic::Ordering;
 use std::time::{Duration, SystemTime};
 
 use rustix::fs::{FileType, Mode, OFlags};
@@ -71,7 +70,7 @@ impl<'a> ContentReader<'a> {
                 return Err(ScanError::Cancelled);
             }
             if let Attempt::Done(content) = self.attempt(path)? {
-                self.progress.files_read.fetch_add(1, Ordering::Relaxed);
+                self.progress.add_files(1);
                 return Ok(content);
             }
         }
@@ -130,7 +129,7 @@ impl<'a> ContentReader<'a> {
     /// Puts what is in the buffer into the store. It is known to be whole: nothing of a torn read gets there.
     fn keep(&mut self) -> Result<(ContentHash, Vec<Chunk>), ScanError> {
         let bytes = std::mem::take(&mut self.buffer);
-        self.progress.bytes_read.fetch_add(bytes.len() as u64, Ordering::Relaxed);
+        self.progress.add_bytes(bytes.len() as u64);
         let hash = ContentHash::of(&bytes);
         let mut chunks = Vec::new();
         let lengths: Vec<usize> = chunker::cut(&bytes).collect();
@@ -172,7 +171,7 @@ impl<'a> ContentReader<'a> {
             builder.add_chunk(&hash, bytes)?;
             chunks.push(Chunk { hash, length: bytes.len() as u32 });
             length += bytes.len() as u64;
-            self.progress.bytes_read.fetch_add(bytes.len() as u64, Ordering::Relaxed);
+            self.progress.add_bytes(bytes.len() as u64);
         }
         self.buffer = chunker.into_buffer();
         Ok((length == size).then(|| (ContentHash::finish(&whole), chunks)))

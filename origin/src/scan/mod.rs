@@ -26,9 +26,9 @@ mod walk;
 
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
-use std::sync::atomic::AtomicU64;
 use std::time::{Duration, Instant};
 
+use syncd_shared::progress::Progress;
 use syncd_shared::{RootEntry, TreePath};
 use tokio_util::sync::CancellationToken;
 use tracing::debug;
@@ -81,21 +81,6 @@ pub struct ScanOptions {
     pub allow_mass_deletion: bool,
 }
 
-/// How far a scan is, for whoever shows it.
-#[derive(Debug, Default)]
-pub struct Progress {
-    /// Directories listed.
-    pub directories: AtomicU64,
-    /// Names found in them.
-    pub entries: AtomicU64,
-    /// Files read.
-    pub files_read: AtomicU64,
-    /// Bytes of files found that have to be read; grows while the tree is walked.
-    pub bytes_found: AtomicU64,
-    /// Bytes read of them.
-    pub bytes_read: AtomicU64,
-}
-
 /// What a scan works with.
 #[derive(Clone, Copy)]
 pub struct Scan<'a> {
@@ -109,7 +94,7 @@ pub struct Scan<'a> {
     pub options: &'a ScanOptions,
     /// What was warned of before.
     pub notices: &'a Notices,
-    /// Counts.
+    /// Counts the files that have to be read.
     pub progress: &'a Progress,
     /// Ends it with [`ScanError::Cancelled`].
     pub cancel: &'a CancellationToken,

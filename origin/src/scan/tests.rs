@@ -60,7 +60,7 @@ impl Site {
             watch: self.watch.as_ref(),
             options: &self.options,
             notices: &Notices::default(),
-            progress: &Progress::default(),
+            progress: &Progress::hidden(),
             cancel: &CancellationToken::new(),
         };
         let outcome = scan(&work, self.root, scope)?;
@@ -682,7 +682,7 @@ fn a_cancelled_scan_ends() {
         watch: None,
         options: &site.options,
         notices: &Notices::default(),
-        progress: &Progress::default(),
+        progress: &Progress::hidden(),
         cancel: &cancel,
     };
     assert!(matches!(scan(&work, None, Scope::Everything), Err(ScanError::Cancelled)));

@@ -5,7 +5,6 @@
 
 use std::collections::{BTreeSet, HashMap};
 use std::path::Path;
-use std::sync::atomic::Ordering;
 
 use rustix::fs::FileType;
 use syncd_shared::limits::SYMLINK_TARGET_MAX_BYTES;
@@ -242,8 +241,6 @@ where
         let listing = open.list()?;
         let path = seen.path.clone();
         self.walked.directories_listed += 1;
-        self.pass.progress.directories.fetch_add(1, Ordering::Relaxed);
-        self.pass.progress.entries.fetch_add(listing.names.len() as u64, Ordering::Relaxed);
         if listing.torn {
             self.walked.again.directories.insert(path.clone());
         }
@@ -365,7 +362,7 @@ where
             return Ok(());
         }
         self.wait(id);
-        self.pass.progress.bytes_found.fetch_add(fingerprint.size, Ordering::Relaxed);
+        self.pass.progress.grow_total(1, fingerprint.size);
         let job = Job { directory: id, name: listed.name, path };
         let done = match self.pool.as_mut() {
             Some(pool) => pool.submit(job, fingerprint.size)?,

@@ -40,6 +40,11 @@ impl DirectoryCache {
         Some(cached.directory.clone())
     }
 
+    /// Forgets everything.
+    pub(super) fn clear(&mut self) {
+        *self = Self::new(self.limit_bytes);
+    }
+
     /// Keeps an object; one that would take more than a quarter of the cache is not kept.
     pub(super) fn put(&mut self, hash: ObjectHash, directory: &Arc<Directory>, canonical_bytes: usize) {
         let bytes = canonical_bytes * DECODED_FACTOR + 256;

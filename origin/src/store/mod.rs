@@ -30,8 +30,8 @@
 //! from opening: its chunks count as absent, so that the next scan that reads them stores them again.
 
 mod cache;
-// mod check;
-// mod collect;
+mod check;
+mod collect;
 mod error;
 #[cfg(test)]
 mod fixture;
@@ -59,8 +59,8 @@ use std::sync::{Condvar, Mutex};
 use redb::ReadableTable;
 use tracing::warn;
 
-// pub use check::{CheckProgress, CheckReport, Damage};
-// pub use collect::CollectReport;
+pub use check::{CheckProgress, CheckReport, Damage};
+pub use collect::CollectReport;
 pub use error::{OpenStoreError, SealError, StoreError};
 pub use pack::{FrameChunk, FrameDamage, Location, PackFrame, PackId};
 pub use read::{Chunk, StoredGeneration};
@@ -87,8 +87,6 @@ pub struct Store {
     short_packs: HashMap<PackId, u64>,
     /// Whether there may be entries that no generation refers to.
     orphans: AtomicBool,
-    /// Whether a file's chunk manifest was replaced since garbage collection began to mark.
-    relisted: AtomicBool,
     data: PathBuf,
     // Last, so that everything is closed when it is released.
     _lock: DataLock,
@@ -139,7 +137,6 @@ impl Store {
             written: Condvar::new(),
             short_packs,
             orphans: AtomicBool::new(true),
-            relisted: AtomicBool::new(false),
             data: data.to_owned(),
             _lock: lock,
         })

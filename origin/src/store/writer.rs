@@ -11,7 +11,7 @@ use syncd_shared::limits::{DIRECTORY_OBJECT_MAX_BYTES, FRAME_MAX_BYTES};
 use syncd_shared::{Directory, GenerationNumber, SignedGeneration};
 
 use super::error::{SealError, StoreError, index, poisoned};
-use super::index::{CHUNKS, DIRECTORIES, GENERATIONS, META, META_NEXT_PACK, PACKS, ROOTS, location_in};
+use super::index::{DIRECTORIES, GENERATIONS, META, META_NEXT_PACK, PACKS, ROOTS};
 use super::pack::{FRAME_MAX_CHUNKS, FrameChunk, Location, PackId, ZSTD_LEVEL};
 use super::pack_writer::{PackLength, PackWriter, Synced};
 use super::pending::Pending;
@@ -63,7 +63,16 @@ impl Store {
 }
 
 impl Writer {
-    pub(super) fn open(permit: WritePermit) -> Result<Self, StoreError> {
+    fn open(permit: WritePermit) -> Result<Self, StoreError> {
+        Self::open_where(permit, |_| true)
+    }
+
+    /// A writer that never appends to `pack`, which is about to be dropped.
+    pub(super) fn open_apart_from(permit: WritePermit, pack: PackId) -> Result<Self, StoreError> {
+        Self::open_where(permit, |last| last != pack)
+    }
+
+    fn open_where(permit: WritePermit, may_append: impl Fn(PackId) -> bool) -> Result<Self, StoreError> {
         let store = &permit.store;
         let (last, next) = store.index.read(|t| {
             let packs = t.open_table(PACKS).map_err(index)?;
@@ -76,7 +85,7 @@ impl Writer {
             let next = next.and_then(|n| u32::try_from(n).ok()).ok_or(StoreError::Entry { table: "meta" })?;
             Ok((last, next))
         })?;
-        let last = last.filter(|(id, _)| !store.short_packs.contains_key(id));
+        let last = last.filter(|(id, _)| may_append(*id) && !store.short_packs.contains_key(id));
         let packs = Mutex::new(PackWriter::open(store.packs.directory().to_owned(), last, next)?);
         Ok(Self { packs, pending: Mutex::default(), pending_max_bytes: PENDING_MAX_BYTES, permit })
     }
@@ -103,15 +112,11 @@ impl Writer {
             return Ok(());
         }
         let size = chunks.iter().map(|chunk| u64::from(chunk.length)).sum();
-        // A manifest that is complete stays: garbage collection may have marked its chunks already.
+        // A manifest that is complete stays, whatever the chunker was then; a damaged one is replaced.
         match self.store().has_content(file, size) {
             Ok(true) => return Ok(()),
-            Ok(false) => {}
-            Err(StoreError::Entry { .. }) => self.store().relisted.store(true, Ordering::Release),
+            Ok(false) | Err(StoreError::Entry { .. }) => {}
             Err(other) => return Err(other),
-        }
-        if self.store().chunks_of(file, size).is_ok_and(|listed| listed.is_some()) {
-            self.store().relisted.store(true, Ordering::Release);
         }
         self.pending.lock().map_err(poisoned)?.put_file(*file, chunks);
         self.flush_if_large()
@@ -368,12 +373,4 @@ impl<'a> FrameBuilder<'a> {
     pub fn finish(mut self) -> Result<(), StoreError> {
         self.write_frame()
     }
-}
-
-/// For [`super::collect`], which asks where a chunk is said to lie while it moves others.
-pub(super) fn locate_in_write(
-    t: &WriteTransaction,
-    hash: &ContentHash,
-) -> Result<Option<Location>, StoreError> {
-    location_in(&t.open_table(CHUNKS).map_err(index)?, hash)
 }

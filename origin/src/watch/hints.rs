@@ -59,6 +59,8 @@ pub enum Reason {
     CookieLost,
     /// Events do not tell everything here: see [`PollReason`].
     Polling,
+    /// The walk that is made from time to time in any case.
+    Reconcile,
 }
 
 impl fmt::Display for Reason {
@@ -71,6 +73,7 @@ impl fmt::Display for Reason {
             Reason::Mounts => "a file system was mounted or unmounted inside the tree",
             Reason::CookieLost => "file system events did not come in time",
             Reason::Polling => "the tree is polled",
+            Reason::Reconcile => "it is time to reconcile",
         })
     }
 }
