@@ -11,6 +11,8 @@
 pub mod ignore_rules;
 pub mod keys;
 pub mod listener;
+#[cfg(test)]
+mod namespace;
 pub mod scan;
 pub mod store;
 pub mod watch;

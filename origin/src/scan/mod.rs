@@ -233,6 +233,7 @@ fn one_pass(
     });
     let pass = Pass {
         root,
+        moved: walk::moved(scan.writer, scope)?,
         data,
         writer: scan.writer,
         watch: scan.watch,
