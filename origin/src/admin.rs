@@ -107,10 +107,10 @@ pub enum Reply {
     Diff(DiffLine),
     /// Long work goes on.
     Progress {
-        /// Files done.
-        files: u64,
         /// Bytes done.
         bytes: u64,
+        /// Bytes in all.
+        total_bytes: u64,
     },
     /// To `check`: one damage.
     Damage {

@@ -398,7 +398,9 @@ impl Printer {
                 let from = line.from.map(|f| format!("{f} -> ")).unwrap_or_default();
                 writeln!(out, "{:9} {from}{}", line.change, line.path)?;
             }
-            Reply::Progress { .. } => {}
+            Reply::Progress { bytes, total_bytes } => {
+                eprintln!("{} of {}", indicatif::HumanBytes(bytes), indicatif::HumanBytes(total_bytes));
+            }
             Reply::Damage { damage } => writeln!(out, "damaged: {damage}")?,
             Reply::Remark { text } => eprintln!("{text}"),
             Reply::Done { code } => {

@@ -3,7 +3,6 @@
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use syncd_shared::local_socket::{LocalListener, LocalSocketError};
@@ -112,7 +111,6 @@ pub struct Running {
     committer: Committer,
     fleet: Fleet,
     shutdown: CancellationToken,
-    cancel: Arc<AtomicBool>,
     tasks: TaskTracker,
 }
 
@@ -146,7 +144,6 @@ pub async fn start(options: ServeOptions) -> Result<Running, StartError> {
     let socket = LocalListener::bind(&socket_path(&options.data))?;
 
     let shutdown = CancellationToken::new();
-    let cancel = Arc::new(AtomicBool::new(false));
     let tasks = TaskTracker::new();
     let (observed_sender, observed) = mpsc::channel(OBSERVED_QUEUE);
     let planner = Planner::new(store.clone(), &options.data)?;
@@ -164,7 +161,7 @@ pub async fn start(options: ServeOptions) -> Result<Running, StartError> {
         watch.clone(),
         keys.clone(),
         fleet.clone(),
-        cancel.clone(),
+        shutdown.clone(),
     )?;
     let (committer, owner) =
         Committer::start(sealer, watch.clone(), options.trigger, observed, shutdown.clone());
@@ -209,7 +206,7 @@ pub async fn start(options: ServeOptions) -> Result<Running, StartError> {
     };
     tasks.spawn(admin.serve(socket, shutdown.clone()));
     tracing::info!(tree = %options.tree.display(), grpc = %grpc_address, http = ?http_address, "serving");
-    Ok(Running { grpc_address, http_address, committer, fleet, shutdown, cancel, tasks })
+    Ok(Running { grpc_address, http_address, committer, fleet, shutdown, tasks })
 }
 
 async fn bind(address: SocketAddr, hint: &'static str) -> Result<TcpListener, StartError> {
@@ -250,7 +247,6 @@ impl Running {
 
     /// Ends everything: a generation that is being sealed is sealed, streams are closed.
     pub async fn stop(self) {
-        self.cancel.store(true, Ordering::Relaxed);
         self.shutdown.cancel();
         self.tasks.close();
         if tokio::time::timeout(STOP_DEADLINE, self.tasks.wait()).await.is_err() {

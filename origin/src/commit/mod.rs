@@ -14,6 +14,7 @@
 //! A crash at any point leaves the previous generation or the new one; what was pending is found again by the stat walk
 //! at the next start.
 
+mod scan_base;
 mod schedule;
 mod sealer;
 

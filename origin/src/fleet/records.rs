@@ -1,5 +1,7 @@
 //! Where the fleet's small records lie: the store.
 
+use crate::store::Store;
+
 /// One record written or, without a value, removed.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct RecordChange {
@@ -42,4 +44,23 @@ pub trait RecordStore: Send + Sync + 'static {
     fn load(&self, namespace: &'static str) -> Result<Vec<(Vec<u8>, Vec<u8>)>, RecordError>;
     /// Makes changes durable, all or none, in order.
     fn save(&self, changes: &[RecordChange]) -> Result<(), RecordError>;
+}
+
+impl RecordStore for Store {
+    fn load(&self, namespace: &'static str) -> Result<Vec<(Vec<u8>, Vec<u8>)>, RecordError> {
+        self.records(namespace, b"").map_err(|error| RecordError::Store(error.into()))
+    }
+
+    fn save(&self, changes: &[RecordChange]) -> Result<(), RecordError> {
+        let apply = |records: &mut crate::store::Records<'_>| {
+            for change in changes {
+                match &change.value {
+                    Some(value) => records.put(change.namespace, &change.name, value)?,
+                    None => drop(records.remove(change.namespace, &change.name)?),
+                }
+            }
+            Ok(())
+        };
+        self.update_records(apply).map_err(|error| RecordError::Store(error.into()))
+    }
 }

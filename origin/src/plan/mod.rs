@@ -7,6 +7,7 @@
 mod contents;
 mod error;
 mod objects;
+mod sealed;
 mod spool;
 mod stored;
 mod update;
