@@ -8,11 +8,14 @@
 //!
 //! [`service`] assembles them; [`fleet`] knows the agents; [`admin`], [`desk`] and [`cli`] are how people ask.
 
+pub mod fleet;
 pub mod ignore_rules;
 pub mod keys;
 pub mod listener;
-#[cfg(test)]
 mod namespace;
+pub mod plan;
 pub mod scan;
+pub mod serve;
 pub mod store;
 pub mod watch;
+#[cfg(test)]
