@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use syncd_shared::diff::{Change, DirectorySource, diff};
+use syncd_shared::generation::GenerationError;
 use syncd_shared::{Directory, GenerationNumber, Kind, ObjectHash, SignedGeneration};
 
 use crate::admin::{DiffLine, GenerationLine, Reply, Request};
@@ -20,6 +21,9 @@ pub enum DeskError {
     /// The store could not be read.
     #[error("read the store")]
     Store(#[from] StoreError),
+    /// A generation that this origin did not sign.
+    #[error("read a generation of the store")]
+    Generation(#[from] GenerationError),
     /// A generation that is not there.
     #[error("generation {number} is not retained; `syncd-origin history` lists those that are")]
     UnknownGeneration {
@@ -110,7 +114,7 @@ impl Desk {
 
     /// The status of DATA while nothing serves it.
     fn status(&self) -> Result<Status, DeskError> {
-        let current = self.store.latest()?;
+        let current = self.latest()?;
         let agents = Registry::new(self.store.clone()).agents()?;
         let mut status = describe(&self.keys, current.as_ref());
         status.state = State::Stopped;
@@ -120,6 +124,7 @@ impl Desk {
 
     fn history(&self, lines: &mut dyn FnMut(Reply) -> bool) -> Result<u8, DeskError> {
         for generation in self.store.generations()? {
+            let generation = self.keys.verify(&generation.record, &generation.signature)?;
             if !lines(Reply::History(GenerationLine::new(&generation, false))) {
                 break;
             }
@@ -127,10 +132,16 @@ impl Desk {
         Ok(0)
     }
 
+    fn latest(&self) -> Result<Option<SignedGeneration>, DeskError> {
+        let stored = self.store.latest()?;
+        Ok(stored.map(|g| self.keys.verify(&g.record, &g.signature)).transpose()?)
+    }
+
     fn generation(&self, number: u64) -> Result<SignedGeneration, DeskError> {
         let unknown = || DeskError::UnknownGeneration { number };
         let known = GenerationNumber::new(number).ok_or_else(unknown)?;
-        self.store.generation(known)?.ok_or_else(unknown)
+        let stored = self.store.generation(known)?.ok_or_else(unknown)?;
+        Ok(self.keys.verify(&stored.record, &stored.signature)?)
     }
 
     fn diff(
@@ -141,7 +152,7 @@ impl Desk {
     ) -> Result<u8, DeskError> {
         let to = match to {
             Some(number) => self.generation(number)?,
-            None => self.store.latest()?.ok_or(DeskError::NoGeneration)?,
+            None => self.latest()?.ok_or(DeskError::NoGeneration)?,
         };
         let empty = syncd_shared::RootEntry::empty();
         let from = match (from, to.generation().parent) {
@@ -177,25 +188,31 @@ impl Desk {
     fn check(&self, lines: &mut dyn FnMut(Reply) -> bool) -> Result<u8, DeskError> {
         let mut damages = 0;
         for generation in self.store.generations()? {
-            if self.keys.trust(generation.clone()).is_err() {
+            if let Err(error) = self.keys.verify(&generation.record, &generation.signature) {
                 damages += 1;
-                let damage = format!("generation {} is not signed by this origin's key", generation.number());
+                let damage = format!("generation {}: {}", generation.number, error_chain(&error));
                 lines(Reply::Damage { damage });
             }
         }
-        let report = self.store.check(&mut |files, bytes| {
-            lines(Reply::Progress { files, bytes });
-        })?;
-        for damage in &report.damages {
-            lines(Reply::Damage { damage: damage.to_string() });
+        let mut told = 0;
+        let report = self.store.check(|progress| {
+            // A line for every 64 MiB, not for every frame.
+            if progress.pack_bytes - told >= 64 << 20 {
+                told = progress.pack_bytes;
+                lines(Reply::Progress { bytes: progress.pack_bytes, total_bytes: progress.pack_bytes_total });
+            }
+        });
+        for damage in &report.damage {
+            lines(Reply::Damage { damage: error_chain(damage) });
         }
-        damages += report.damages.len();
+        damages += report.damage.len();
         let text = format!(
-            "checked {} chunks, {} in {} generations: {}",
+            "checked {} chunks, {} directories and {} files of {} generations: {}",
             report.chunks,
-            indicatif::HumanBytes(report.bytes),
+            report.directories,
+            report.files,
             report.generations,
-            if damages == 0 { "all good".to_owned() } else { format!("{damages} damaged") },
+            if damages == 0 { "all intact".to_owned() } else { format!("{damages} damaged") },
         );
         lines(Reply::Remark { text });
         Ok(u8::from(damages > 0))

@@ -5,6 +5,7 @@
 //! [`wire`] turns messages into these types and refuses what does not hold, [`limits`] has every bound that encoder and
 //! decoder share.
 
+pub mod chunker;
 pub mod config_file;
 pub mod diff;
 pub mod directory;

@@ -41,9 +41,17 @@ pub enum LocalSocketError {
         /// Why.
         source: io::Error,
     },
-    /// Nothing serves it.
+    /// Nothing serves it: one may open what it would have answered from.
     #[error("nothing is running that serves {path}", path = path.display())]
     NotServed {
+        /// The socket.
+        path: PathBuf,
+        /// Why.
+        source: io::Error,
+    },
+    /// Something serves it perhaps, but it can't be asked.
+    #[error("connecting to the socket {path} failed", path = path.display())]
+    Connect {
         /// The socket.
         path: PathBuf,
         /// Why.
@@ -187,9 +195,14 @@ pub async fn request<Req: Serialize, Resp: DeserializeOwned>(
     path: &Path,
     request: &Req,
 ) -> Result<Responses<Resp>, LocalSocketError> {
-    let not_served = |source| LocalSocketError::NotServed { path: path.to_owned(), source };
-    let (_directory, short, _) = short_path(path).map_err(not_served)?;
-    let mut stream = UnixStream::connect(&short).await.map_err(not_served)?;
+    let failed = |source: io::Error| match source.kind() {
+        io::ErrorKind::NotFound | io::ErrorKind::ConnectionRefused => {
+            LocalSocketError::NotServed { path: path.to_owned(), source }
+        }
+        _ => LocalSocketError::Connect { path: path.to_owned(), source },
+    };
+    let (_directory, short, _) = short_path(path).map_err(failed)?;
+    let mut stream = UnixStream::connect(&short).await.map_err(failed)?;
     write_line(&mut stream, request).await?;
     Ok(Responses { stream: BufReader::new(stream), answer: PhantomData })
 }

@@ -47,6 +47,15 @@ struct Counts {
     next_line_ms: AtomicU64,
 }
 
+/// How much there is to do in all.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Total {
+    /// Files.
+    pub files: u64,
+    /// Content bytes.
+    pub bytes: u64,
+}
+
 /// What was done so far.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Snapshot {
@@ -63,9 +72,14 @@ pub struct Snapshot {
 }
 
 impl Progress {
-    /// Begins work of unknown size. `action` says what is done, as in "scanning": it begins every line.
-    pub fn start(action: &'static str) -> Self {
-        Self::new(action, std::io::stderr().is_terminal())
+    /// Begins work. `action` says what is done, as in "scan": it begins every line. `total` may be unknown, and be set
+    /// later.
+    pub fn start(action: &'static str, total: Option<Total>) -> Self {
+        let progress = Self::new(action, std::io::stderr().is_terminal());
+        if let Some(Total { files, bytes }) = total {
+            progress.set_total(files, bytes);
+        }
+        progress
     }
 
     /// Counts and shows nothing: for work that is short most of the time, and for tests.
@@ -95,6 +109,21 @@ impl Progress {
     pub fn set_total(&self, files: u64, bytes: u64) {
         self.work.counts.total_files.store(files, Relaxed);
         self.work.counts.total_bytes.store(bytes, Relaxed);
+        if let Some(bar) = &self.work.bar {
+            bar.set_length(bytes.max(1));
+        }
+    }
+
+    /// Adds to what there is to do in all, as it is found.
+    pub fn grow_total(&self, files: u64, bytes: u64) {
+        let grow = |total: &AtomicU64, by: u64| {
+            let known = total.load(Relaxed);
+            let grown = if known == UNKNOWN { by } else { known.saturating_add(by) };
+            total.store(grown, Relaxed);
+            grown
+        };
+        grow(&self.work.counts.total_files, files);
+        let bytes = grow(&self.work.counts.total_bytes, bytes);
         if let Some(bar) = &self.work.bar {
             bar.set_length(bytes.max(1));
         }

@@ -11,8 +11,19 @@ use crate::progress::bars;
 /// `tracing_subscriber::EnvFilter`.
 pub const FILTER_VARIABLES: [&str; 2] = ["SYNCD_LOG", "RUST_LOG"];
 
-/// Starts logging, at `default` where no variable says otherwise. What a variable has that is not understood is left
-/// out, with a line on standard error. Does nothing where logging was started before (as in tests).
+/// Starts logging of what matters to an operator (`info`), where no variable says otherwise.
+pub fn start() {
+    start_with_default("info");
+}
+
+/// Starts logging, at `default` (`error`, `warn`, `info`, `debug`, `trace`, `off`) where no variable says otherwise.
+/// What a variable has that is not understood is left out, with a line on standard error. Does nothing where logging
+/// was started before (as in tests).
+pub fn start_with_default(default: &str) {
+    init(default.parse().unwrap_or(LevelFilter::INFO));
+}
+
+/// [`start_with_default`], for a level that is known.
 pub fn init(default: LevelFilter) {
     let filter = FILTER_VARIABLES.iter().find_map(|name| std::env::var(name).ok()).unwrap_or_default();
     let filter = EnvFilter::builder().with_default_directive(default.into()).parse_lossy(filter);
@@ -45,8 +56,8 @@ mod tests {
 
     #[test]
     fn starting_twice_is_harmless() {
-        init(LevelFilter::WARN);
-        init(LevelFilter::INFO);
+        start_with_default("warn");
+        start();
         tracing::warn!("a line");
         assert_eq!(AboveBars.write(b"").unwrap(), 0);
     }

@@ -14,6 +14,7 @@
 //! A crash at any point leaves the previous generation or the new one; what was pending is found again by the stat walk
 //! at the next start.
 
+mod scan_base;
 mod schedule;
 mod sealer;
 
@@ -28,7 +29,7 @@ pub use sealer::{CommitError, Outcome, Sealer};
 
 use crate::scan::ScanError;
 use crate::status::State;
-use crate::watch::{Hints, Watch};
+use crate::watch::{Hints, Reason, Watch};
 use schedule::{Due, Schedule};
 
 /// When the tree is published.
@@ -99,7 +100,7 @@ impl Committer {
         let (view_sender, view) = watch::channel(OriginView { state: State::Scanning, reason: None, current });
         let owner = Owner {
             sealer: Some(sealer),
-            schedule: Schedule::new(trigger, watch.poll_interval(), Instant::now()),
+            schedule: Schedule::new(trigger, Instant::now()),
             watch,
             view: view_sender,
             pending: Hints::default(),
@@ -206,12 +207,8 @@ impl Owner {
                     match self.schedule.due(Instant::now()) {
                         Some(Due::Publish) => running = Some(self.spawn(Job::Publish)),
                         Some(Due::Scan) => running = Some(self.spawn(Job::Scan)),
-                        Some(Due::Poll) => {
-                            self.pending.merge(self.watch.polled_hints());
-                            running = Some(self.spawn(if self.schedule.publishes() { Job::Publish } else { Job::Scan }));
-                        }
                         Some(Due::Reconcile) => {
-                            self.pending.everything("hourly reconcile walk");
+                            self.pending.merge(Hints::everything(Reason::Reconcile));
                             running = Some(self.spawn(if self.schedule.publishes() { Job::Publish } else { Job::Scan }));
                         }
                         Some(Due::Collect) => running = Some(self.spawn(Job::Collect)),
@@ -225,7 +222,7 @@ impl Owner {
     fn spawn(&mut self, job: Job) -> tokio::task::JoinHandle<Done> {
         let mut sealer = self.sealer.take().expect("one job at a time");
         let mut hints = std::mem::take(&mut self.pending);
-        if hints.is_everything() {
+        if hints.everything.is_some() {
             self.view.send_modify(|view| view.state = State::Scanning);
         }
         tokio::task::spawn_blocking(move || {
@@ -307,7 +304,7 @@ impl Owner {
         let reason = format!(
             "the tree has not been quiet for long enough to be published; it keeps changing at {}. Writers that pause \
              need --trigger manual",
-            self.pending.examples(3)
+            examples(&self.pending)
         );
         self.view.send_if_modified(|view| {
             let news = view.state != State::Waiting;
@@ -319,4 +316,10 @@ impl Owner {
             news
         });
     }
+}
+
+/// A few of the places that hints name.
+fn examples(hints: &Hints) -> String {
+    let places: Vec<String> = hints.directories.iter().chain(&hints.subtrees).take(3).map(ToString::to_string).collect();
+    if places.is_empty() { "many places".into() } else { places.join(", ") }
 }

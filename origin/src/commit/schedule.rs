@@ -24,8 +24,6 @@ pub(super) enum Due {
     Publish,
     /// Stat records are to be brought up to date.
     Scan,
-    /// Parts that send no events are to be walked.
-    Poll,
     /// Everything is to be walked.
     Reconcile,
     /// Garbage is to be collected.
@@ -36,25 +34,21 @@ pub(super) enum Due {
 #[derive(Debug)]
 pub(super) struct Schedule {
     trigger: Trigger,
-    poll: Option<Duration>,
     first_hint: Option<Instant>,
     publish_at: Option<Instant>,
     scan_at: Option<Instant>,
-    poll_at: Option<Instant>,
     reconcile_at: Instant,
     collect_at: Instant,
     now: Instant,
 }
 
 impl Schedule {
-    pub(super) fn new(trigger: Trigger, poll: Option<Duration>, now: Instant) -> Self {
+    pub(super) fn new(trigger: Trigger, now: Instant) -> Self {
         Self {
             trigger,
-            poll,
             first_hint: None,
             publish_at: None,
             scan_at: None,
-            poll_at: poll.map(|p| now + p),
             reconcile_at: now + RECONCILE,
             collect_at: now + COLLECT_FIRST,
             now,
@@ -68,7 +62,7 @@ impl Schedule {
 
     /// When to ask [`Schedule::due`] next.
     pub(super) fn next(&self) -> Instant {
-        [self.publish_at, self.scan_at, self.poll_at, Some(self.reconcile_at), Some(self.collect_at)]
+        [self.publish_at, self.scan_at, Some(self.reconcile_at), Some(self.collect_at)]
             .into_iter()
             .flatten()
             .min()
@@ -84,9 +78,6 @@ impl Schedule {
         } else if past(self.scan_at) {
             self.scan_at = None;
             Some(Due::Scan)
-        } else if past(self.poll_at) {
-            self.poll_at = self.poll.map(|p| now + p);
-            Some(Due::Poll)
         } else if self.reconcile_at <= now {
             self.reconcile_at = now + RECONCILE;
             Some(Due::Reconcile)
@@ -147,7 +138,7 @@ mod tests {
     #[test]
     fn every_hint_puts_publishing_off_until_it_is_quiet() {
         let start = Instant::now();
-        let mut schedule = Schedule::new(SETTLE, None, start);
+        let mut schedule = Schedule::new(SETTLE, start);
         schedule.hinted(at(start, 0));
         schedule.hinted(at(start, 400));
         assert_eq!(schedule.due(at(start, 600)), None);
@@ -159,7 +150,7 @@ mod tests {
     #[test]
     fn unrest_is_told_after_settle_max_and_never_published() {
         let start = Instant::now();
-        let mut schedule = Schedule::new(SETTLE, None, start);
+        let mut schedule = Schedule::new(SETTLE, start);
         for ms in (0..40_000).step_by(400) {
             schedule.hinted(at(start, ms));
             assert_eq!(schedule.due(at(start, ms + 399)), None);
@@ -170,13 +161,13 @@ mod tests {
     #[test]
     fn manual_publishes_nothing_by_itself() {
         let start = Instant::now();
-        let mut schedule = Schedule::new(Trigger::Manual, Some(Duration::from_secs(10)), start);
+        let mut schedule = Schedule::new(Trigger::Manual, start);
         schedule.hinted(start);
         schedule.settled(&Outcome::Scanned { unpublished: true }, true, false, start);
         assert_eq!(schedule.due(at(start, 1_500)), Some(Due::Scan));
         assert_eq!(schedule.due(at(start, 9_999)), None);
-        assert_eq!(schedule.due(at(start, 10_000)), Some(Due::Poll));
-        assert_eq!(schedule.due(start + RECONCILE), Some(Due::Poll));
         assert_eq!(schedule.due(start + RECONCILE), Some(Due::Reconcile));
+        assert_eq!(schedule.due(start + RECONCILE), Some(Due::Collect));
+        assert_eq!(schedule.due(start + RECONCILE), None);
     }
 }
