@@ -1,0 +1,437 @@
+//! Who this agent is and whom it trusts.
+//!
+//! ```text
+//! ROOT/state/identity/          0700
+//! ROOT/state/identity/identity  0600: JSON, version 1
+//! ```
+//!
+//! Everything is in one file, because key, certificate and trust must change together: the file is replaced in one
+//! step, and a crash leaves the old identity or the new one. Only the running agent (or `join`, while none runs) writes
+//! it.
+
+use std::io;
+use std::path::{Path, PathBuf};
+
+use ed25519_dalek::VerifyingKey;
+use rcgen::KeyPair;
+use rustls::pki_types::CertificateDer;
+use serde::{Deserialize, Serialize};
+use syncd_shared::TreeId;
+use syncd_shared::identity::authority::{
+    self, AuthorityError, certificate_from_pem, certificate_request, certificate_to_pem, generate_key,
+    peer_identity,
+};
+use syncd_shared::identity::files::{self, FileError};
+use syncd_shared::identity::signing;
+use syncd_shared::identity::tls::TlsError;
+use syncd_shared::identity::{AgentName, ClientTls, JoinToken, PeerIdentity};
+use time::OffsetDateTime;
+
+const VERSION: u32 = 1;
+const DIRECTORY: &str = "state/identity";
+const FILE: &str = "identity";
+
+/// Why there is no identity.
+#[derive(Debug, thiserror::Error)]
+pub enum IdentityError {
+    /// This root never joined.
+    #[error("{root} has not joined an origin: run `syncd-agent join HOST:PORT --root {root}` with a token from `syncd-origin token`", root = root.display())]
+    NotJoined {
+        /// The agent's root directory.
+        root: PathBuf,
+    },
+    /// Not what this version writes.
+    #[error("{path} is damaged: join again with a new token", path = path.display())]
+    Damaged {
+        /// The file.
+        path: PathBuf,
+    },
+    /// Of another version.
+    #[error("{path} is of version {actual}, expected {VERSION}: use the syncd-agent that wrote it", path = path.display())]
+    Version {
+        /// The file.
+        path: PathBuf,
+        /// Version found.
+        actual: u32,
+    },
+    /// The origin answered a join or renewal with something that does not belong to what was asked.
+    #[error("the origin's answer does not hold: {0}")]
+    Answer(AnswerFault),
+    /// Reading or writing.
+    #[error(transparent)]
+    File(#[from] FileError),
+    /// Making a key, or reading a certificate.
+    #[error(transparent)]
+    Authority(#[from] AuthorityError),
+    /// The parts don't belong together.
+    #[error(transparent)]
+    Tls(#[from] TlsError),
+}
+
+/// What is wrong with an origin's answer.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+pub enum AnswerFault {
+    /// The authority's certificate is not the one that the token pins.
+    #[error("its authority is not the one that the token names")]
+    Authority,
+    /// The signing key is not the one that the token pins.
+    #[error("its signing key is not the one that the token names")]
+    SigningKey,
+    /// The certificate is not for this agent's key.
+    #[error("the certificate is not for this agent's key")]
+    Key,
+    /// The certificate is in another name than before.
+    #[error("the certificate is in another name")]
+    Name,
+}
+
+/// A key that waits for its certificate.
+#[derive(Debug)]
+pub struct PendingKey {
+    key: KeyPair,
+    request: Vec<u8>,
+}
+
+impl PendingKey {
+    /// A new random key.
+    pub fn generate() -> Result<Self, IdentityError> {
+        let key = generate_key()?;
+        let request = certificate_request(&key)?;
+        Ok(Self { key, request })
+    }
+
+    /// The PKCS#10 request to send, DER.
+    pub fn request(&self) -> &[u8] {
+        &self.request
+    }
+}
+
+/// Who this agent is: complete and usable.
+#[derive(Debug)]
+pub struct AgentIdentity {
+    tree_id: TreeId,
+    origin_address: String,
+    key: KeyPair,
+    certificate: CertificateDer<'static>,
+    authority: CertificateDer<'static>,
+    signing_keys: SigningKeys,
+    own: PeerIdentity,
+}
+
+/// Keys that were trusted, oldest first; the last is the current one.
+#[derive(Debug, Clone)]
+struct SigningKeys {
+    earlier: Vec<VerifyingKey>,
+    current: VerifyingKey,
+}
+
+/// The file, version 1.
+#[derive(Serialize, Deserialize)]
+struct Stored {
+    version: u32,
+    tree_id: String,
+    name: String,
+    origin: String,
+    key: String,
+    certificate: String,
+    authority: String,
+    /// Oldest first.
+    signing_keys: Vec<String>,
+}
+
+#[derive(Deserialize)]
+struct StoredVersion {
+    version: u32,
+}
+
+impl AgentIdentity {
+    /// What the origin answered to a `Join`: `certificate`, `ca_certificate` and `signing_key` as in the message. Holds
+    /// it against what the token pins and against the key that was sent. Not stored yet.
+    pub fn joined(
+        token: &JoinToken,
+        origin_address: &str,
+        pending: PendingKey,
+        certificate: &[u8],
+        ca_certificate: &[u8],
+        signing_key: &[u8],
+    ) -> Result<Self, IdentityError> {
+        let authority = CertificateDer::from(ca_certificate.to_vec());
+        if authority::fingerprint(&authority) != token.ca_fingerprint {
+            return Err(IdentityError::Answer(AnswerFault::Authority));
+        }
+        let signing_key = verifying_key(signing_key)
+            .filter(|key| signing::fingerprint(key) == token.signing_key_fingerprint)
+            .ok_or(IdentityError::Answer(AnswerFault::SigningKey))?;
+        let certificate = CertificateDer::from(certificate.to_vec());
+        let signing_keys = SigningKeys { earlier: Vec::new(), current: signing_key };
+        Self::assemble(token.tree_id, origin_address, pending.key, certificate, authority, signing_keys)
+    }
+
+    /// This identity with the certificate that the origin answered to a `Renew`. Not stored yet.
+    pub fn renewed(&self, pending: PendingKey, certificate: &[u8]) -> Result<Self, IdentityError> {
+        let certificate = CertificateDer::from(certificate.to_vec());
+        let authority = self.authority.clone();
+        let new = Self::assemble(
+            self.tree_id,
+            &self.origin_address,
+            pending.key,
+            certificate,
+            authority,
+            self.signing_keys.clone(),
+        )?;
+        if new.own.name != self.own.name {
+            return Err(IdentityError::Answer(AnswerFault::Name));
+        }
+        Ok(new)
+    }
+
+    fn assemble(
+        tree_id: TreeId,
+        origin_address: &str,
+        key: KeyPair,
+        certificate: CertificateDer<'static>,
+        authority: CertificateDer<'static>,
+        signing_keys: SigningKeys,
+    ) -> Result<Self, IdentityError> {
+        let own = peer_identity(&certificate)?;
+        let origin_address = origin_address.to_owned();
+        let identity = Self { tree_id, origin_address, key, certificate, authority, signing_keys, own };
+        // Refuses a certificate that is not for this key.
+        identity.tls().map_err(|_| IdentityError::Answer(AnswerFault::Key))?;
+        Ok(identity)
+    }
+
+    /// Reads the identity under `root`.
+    pub fn load(root: &Path) -> Result<Self, IdentityError> {
+        let path = path(root);
+        let text = match files::read(&path) {
+            Err(FileError::Read { source, .. }) if source.kind() == io::ErrorKind::NotFound => {
+                return Err(IdentityError::NotJoined { root: root.to_owned() });
+            }
+            text => text?,
+        };
+        let damaged = || IdentityError::Damaged { path: path.clone() };
+        let found: StoredVersion = serde_json::from_str(&text).map_err(|_| damaged())?;
+        if found.version != VERSION {
+            return Err(IdentityError::Version { path, actual: found.version });
+        }
+        let stored: Stored = serde_json::from_str(&text).map_err(|_| damaged())?;
+        let key = |text: &String| verifying_key(&data_encoding::HEXLOWER.decode(text.as_bytes()).ok()?);
+        let mut earlier: Vec<_> =
+            stored.signing_keys.iter().map(key).collect::<Option<_>>().ok_or_else(damaged)?;
+        let current = earlier.pop().ok_or_else(damaged)?;
+        Self::assemble(
+            stored.tree_id.parse().map_err(|_| damaged())?,
+            &stored.origin,
+            KeyPair::from_pem(&stored.key).map_err(|_| damaged())?,
+            certificate_from_pem(&stored.certificate).ok_or_else(damaged)?,
+            certificate_from_pem(&stored.authority).ok_or_else(damaged)?,
+            SigningKeys { earlier, current },
+        )
+        .map_err(|_| damaged())
+    }
+
+    /// Replaces the identity under `root`, durably and in one step.
+    pub fn store(&self, root: &Path) -> Result<(), IdentityError> {
+        let directory = root.join(DIRECTORY);
+        files::create_private_directory(&directory)?;
+        let stored = Stored {
+            version: VERSION,
+            tree_id: self.tree_id.to_string(),
+            name: self.own.name.to_string(),
+            origin: self.origin_address.clone(),
+            key: self.key.serialize_pem(),
+            certificate: certificate_to_pem(&self.certificate),
+            authority: certificate_to_pem(&self.authority),
+            signing_keys: self.signing_keys().map(|k| data_encoding::HEXLOWER.encode(k.as_bytes())).collect(),
+        };
+        let mut text = serde_json::to_string_pretty(&stored).expect("strings and numbers have a JSON form");
+        text.push('\n');
+        files::write(&path(root), &text)?;
+        for above in [root.join("state"), root.to_owned()] {
+            files::sync_directory(&above)?;
+        }
+        Ok(())
+    }
+
+    /// The tree that it follows.
+    pub fn tree_id(&self) -> TreeId {
+        self.tree_id
+    }
+
+    /// Its name, as the origin's certificate has it.
+    pub fn name(&self) -> &AgentName {
+        &self.own.name
+    }
+
+    /// Its certificate: name, serial, validity.
+    pub fn certificate(&self) -> &PeerIdentity {
+        &self.own
+    }
+
+    /// Where it joined, HOST:PORT.
+    pub fn origin_address(&self) -> &str {
+        &self.origin_address
+    }
+
+    /// Follows the origin to another address, from the next [`AgentIdentity::store`] on.
+    pub fn set_origin_address(&mut self, address: &str) {
+        address.clone_into(&mut self.origin_address);
+    }
+
+    /// What a new generation must be signed with.
+    pub fn signing_key(&self) -> &VerifyingKey {
+        &self.signing_keys.current
+    }
+
+    /// All keys that were trusted, oldest first: what a generation that was accepted before is signed with.
+    pub fn signing_keys(&self) -> impl Iterator<Item = &VerifyingKey> {
+        self.signing_keys.earlier.iter().chain([&self.signing_keys.current])
+    }
+
+    /// Trusts a successor that `verify_successions` led to, from the next [`AgentIdentity::store`] on.
+    pub fn set_signing_key(&mut self, key: VerifyingKey) {
+        if key != self.signing_keys.current {
+            self.signing_keys.earlier.push(self.signing_keys.current);
+            self.signing_keys.current = key;
+        }
+    }
+
+    /// The TLS configuration to connect with.
+    pub fn tls(&self) -> Result<ClientTls, TlsError> {
+        ClientTls::enrolled(self.tree_id, &self.authority, &self.certificate, &self.key)
+    }
+
+    /// Whether two thirds of the certificate's life are over.
+    pub fn needs_renewal(&self, now: OffsetDateTime) -> bool {
+        now >= self.renewal_time()
+    }
+
+    /// When two thirds of the certificate's life are over.
+    pub fn renewal_time(&self) -> OffsetDateTime {
+        self.own.not_before + (self.own.not_after - self.own.not_before) * 2 / 3
+    }
+
+    /// Whether the certificate does not hold any more: only joining again helps. The replica goes on serving.
+    pub fn expired(&self, now: OffsetDateTime) -> bool {
+        now > self.own.not_after
+    }
+}
+
+fn path(root: &Path) -> PathBuf {
+    root.join(DIRECTORY).join(FILE)
+}
+
+fn verifying_key(bytes: &[u8]) -> Option<VerifyingKey> {
+    VerifyingKey::from_bytes(bytes.try_into().ok()?).ok().filter(|key| !key.is_weak())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::os::unix::fs::PermissionsExt;
+    use syncd_shared::identity::Authority;
+    use time::Duration;
+
+    const TREE: TreeId = TreeId::from_bytes([9; 16]);
+
+    struct Origin {
+        authority: Authority,
+        signing_key: VerifyingKey,
+        token: JoinToken,
+    }
+
+    fn origin() -> Origin {
+        let authority = Authority::create(TREE, OffsetDateTime::now_utc()).unwrap();
+        let signing_key = signing::generate().unwrap().verifying_key();
+        let ca = authority::fingerprint(authority.certificate());
+        let token = JoinToken::generate(TREE, ca, signing::fingerprint(&signing_key)).unwrap();
+        Origin { authority, signing_key, token }
+    }
+
+    fn issue(origin: &Origin, pending: &PendingKey, name: &str) -> CertificateDer<'static> {
+        let now = OffsetDateTime::now_utc();
+        origin.authority.issue_agent(&name.parse().unwrap(), pending.request(), now).unwrap().0
+    }
+
+    fn join(origin: &Origin) -> AgentIdentity {
+        let pending = PendingKey::generate().unwrap();
+        let certificate = issue(origin, &pending, "web1");
+        let ca = origin.authority.certificate();
+        let key = origin.signing_key.as_bytes();
+        AgentIdentity::joined(&origin.token, "[::1]:8873", pending, &certificate, ca, key).unwrap()
+    }
+
+    #[test]
+    fn a_stored_identity_comes_back_and_is_private() {
+        let root = tempfile::tempdir().unwrap();
+        assert!(matches!(AgentIdentity::load(root.path()), Err(IdentityError::NotJoined { .. })));
+        let mut identity = join(&origin());
+        let first = *identity.signing_key();
+        identity.set_signing_key(signing::generate().unwrap().verifying_key());
+        identity.store(root.path()).unwrap();
+        let again = AgentIdentity::load(root.path()).unwrap();
+        assert_eq!(again.certificate(), identity.certificate());
+        assert_eq!(again.signing_key(), identity.signing_key());
+        assert_eq!(again.signing_keys().collect::<Vec<_>>(), [&first, identity.signing_key()]);
+        assert_eq!((again.tree_id(), again.origin_address()), (TREE, "[::1]:8873"));
+        let mode = |path: &Path| std::fs::metadata(path).unwrap().permissions().mode() & 0o777;
+        assert_eq!(mode(&path(root.path())), 0o600);
+        assert_eq!(mode(&root.path().join(DIRECTORY)), 0o700);
+    }
+
+    #[test]
+    fn a_damaged_or_foreign_file_is_refused() {
+        let root = tempfile::tempdir().unwrap();
+        join(&origin()).store(root.path()).unwrap();
+        let path = path(root.path());
+        let text = std::fs::read_to_string(&path).unwrap();
+        for cut in [0, 1, text.len() / 2, text.len() - 3] {
+            std::fs::write(&path, &text[..cut]).unwrap();
+            assert!(matches!(AgentIdentity::load(root.path()), Err(IdentityError::Damaged { .. })));
+        }
+        std::fs::write(&path, text.replace("\"version\": 1", "\"version\": 2")).unwrap();
+        let version = AgentIdentity::load(root.path());
+        assert!(matches!(version, Err(IdentityError::Version { actual: 2, .. })));
+    }
+
+    #[test]
+    fn an_answer_that_does_not_match_the_token_or_key_is_refused() {
+        let origin = origin();
+        let other = super::tests::origin();
+        let ca = origin.authority.certificate();
+        let key = origin.signing_key.as_bytes();
+        let fault = |ca: &[u8], key: &[u8], certificate: Option<CertificateDer<'static>>| {
+            let pending = PendingKey::generate().unwrap();
+            let certificate = certificate.unwrap_or_else(|| issue(&origin, &pending, "web1"));
+            match AgentIdentity::joined(&origin.token, "a:1", pending, &certificate, ca, key) {
+                Err(IdentityError::Answer(fault)) => Some(fault),
+                _ => None,
+            }
+        };
+        assert_eq!(fault(ca, key, None), None);
+        assert_eq!(fault(other.authority.certificate(), key, None), Some(AnswerFault::Authority));
+        assert_eq!(fault(ca, other.signing_key.as_bytes(), None), Some(AnswerFault::SigningKey));
+        let foreign = issue(&origin, &PendingKey::generate().unwrap(), "web1");
+        assert_eq!(fault(ca, key, Some(foreign)), Some(AnswerFault::Key));
+    }
+
+    #[test]
+    fn renewal_is_due_at_two_thirds_of_the_life() {
+        let origin = origin();
+        let identity = join(&origin);
+        let now = OffsetDateTime::now_utc();
+        assert!(!identity.needs_renewal(now + Duration::days(19)));
+        assert!(identity.needs_renewal(now + Duration::days(21)));
+        assert!(!identity.expired(now + Duration::days(29)) && identity.expired(now + Duration::days(31)));
+
+        let pending = PendingKey::generate().unwrap();
+        let certificate = issue(&origin, &pending, "web2");
+        let renamed = identity.renewed(pending, &certificate);
+        assert!(matches!(renamed, Err(IdentityError::Answer(AnswerFault::Name))));
+        let pending = PendingKey::generate().unwrap();
+        let certificate = issue(&origin, &pending, "web1");
+        let renewed = identity.renewed(pending, &certificate).unwrap();
+        assert_ne!(renewed.certificate().serial, identity.certificate().serial);
+    }
+}

@@ -1,0 +1,173 @@
+//! When the next job is due. Pure: the caller gives the time.
+
+use std::time::{Duration, Instant};
+
+use super::{Outcome, Trigger};
+
+/// A full stat walk, in case an event was lost without a word.
+const RECONCILE: Duration = Duration::from_secs(3600);
+/// Files whose times were too close to the scan to be trusted are read again after this long.
+const RACY: Duration = Duration::from_millis(1500);
+/// Between a failed attempt and the next one that no event asks for.
+const RETRY: Duration = Duration::from_secs(10);
+/// Between collections of garbage.
+const COLLECT: Duration = Duration::from_secs(1800);
+/// First collection after a start.
+const COLLECT_FIRST: Duration = Duration::from_secs(300);
+/// When nothing is due.
+const NEVER: Duration = Duration::from_secs(24 * 3600);
+
+/// What is due.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Due {
+    /// The tree has been quiet for long enough, or a failed attempt is to be repeated.
+    Publish,
+    /// Stat records are to be brought up to date.
+    Scan,
+    /// Everything is to be walked.
+    Reconcile,
+    /// Garbage is to be collected.
+    Collect,
+}
+
+/// Timers of the committer.
+#[derive(Debug)]
+pub(super) struct Schedule {
+    trigger: Trigger,
+    first_hint: Option<Instant>,
+    publish_at: Option<Instant>,
+    scan_at: Option<Instant>,
+    reconcile_at: Instant,
+    collect_at: Instant,
+    now: Instant,
+}
+
+impl Schedule {
+    pub(super) fn new(trigger: Trigger, now: Instant) -> Self {
+        Self {
+            trigger,
+            first_hint: None,
+            publish_at: None,
+            scan_at: None,
+            reconcile_at: now + RECONCILE,
+            collect_at: now + COLLECT_FIRST,
+            now,
+        }
+    }
+
+    /// Whether changes are published without an operator.
+    pub(super) fn publishes(&self) -> bool {
+        matches!(self.trigger, Trigger::Settle { .. })
+    }
+
+    /// When to ask [`Schedule::due`] next.
+    pub(super) fn next(&self) -> Instant {
+        [self.publish_at, self.scan_at, Some(self.reconcile_at), Some(self.collect_at)]
+            .into_iter()
+            .flatten()
+            .min()
+            .unwrap_or(self.now + NEVER)
+    }
+
+    /// Takes the most urgent thing that is due.
+    pub(super) fn due(&mut self, now: Instant) -> Option<Due> {
+        let past = |at: Option<Instant>| at.is_some_and(|at| at <= now);
+        if past(self.publish_at) {
+            (self.publish_at, self.first_hint) = (None, None);
+            Some(Due::Publish)
+        } else if past(self.scan_at) {
+            self.scan_at = None;
+            Some(Due::Scan)
+        } else if self.reconcile_at <= now {
+            self.reconcile_at = now + RECONCILE;
+            Some(Due::Reconcile)
+        } else if self.collect_at <= now {
+            self.collect_at = now + COLLECT;
+            Some(Due::Collect)
+        } else {
+            None
+        }
+    }
+
+    /// Something changed in the tree.
+    pub(super) fn hinted(&mut self, now: Instant) {
+        if let Trigger::Settle { quiet, .. } = self.trigger {
+            self.first_hint.get_or_insert(now);
+            self.publish_at = Some(now + quiet);
+        }
+    }
+
+    /// Whether the tree has been changing for longer than `--settle-max`.
+    pub(super) fn restless(&self, now: Instant) -> bool {
+        match (self.trigger, self.first_hint) {
+            (Trigger::Settle { max, .. }, Some(first)) => now.saturating_duration_since(first) > max,
+            _ => false,
+        }
+    }
+
+    /// A job went well.
+    pub(super) fn settled(&mut self, outcome: &Outcome, racy: bool, collected: bool, now: Instant) {
+        if collected {
+            return;
+        }
+        if let (Outcome::Scanned { unpublished: true }, Trigger::Settle { quiet, .. }) = (outcome, self.trigger) {
+            self.publish_at.get_or_insert(now + quiet);
+        }
+        if racy {
+            self.scan_at.get_or_insert(now + RACY);
+        }
+    }
+
+    /// A job failed; what it was to do is still pending.
+    pub(super) fn failed(&mut self, now: Instant) {
+        let slot = if self.publishes() { &mut self.publish_at } else { &mut self.scan_at };
+        slot.get_or_insert(now + RETRY);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const SETTLE: Trigger = Trigger::Settle { quiet: Duration::from_millis(500), max: Duration::from_secs(30) };
+
+    fn at(start: Instant, ms: u64) -> Instant {
+        start + Duration::from_millis(ms)
+    }
+
+    #[test]
+    fn every_hint_puts_publishing_off_until_it_is_quiet() {
+        let start = Instant::now();
+        let mut schedule = Schedule::new(SETTLE, start);
+        schedule.hinted(at(start, 0));
+        schedule.hinted(at(start, 400));
+        assert_eq!(schedule.due(at(start, 600)), None);
+        assert_eq!(schedule.next(), at(start, 900));
+        assert_eq!(schedule.due(at(start, 900)), Some(Due::Publish));
+        assert_eq!(schedule.due(at(start, 901)), None);
+    }
+
+    #[test]
+    fn unrest_is_told_after_settle_max_and_never_published() {
+        let start = Instant::now();
+        let mut schedule = Schedule::new(SETTLE, start);
+        for ms in (0..40_000).step_by(400) {
+            schedule.hinted(at(start, ms));
+            assert_eq!(schedule.due(at(start, ms + 399)), None);
+        }
+        assert!(schedule.restless(at(start, 40_000)));
+    }
+
+    #[test]
+    fn manual_publishes_nothing_by_itself() {
+        let start = Instant::now();
+        let mut schedule = Schedule::new(Trigger::Manual, start);
+        schedule.hinted(start);
+        schedule.settled(&Outcome::Scanned { unpublished: true }, true, false, start);
+        assert_eq!(schedule.due(at(start, 1_500)), Some(Due::Scan));
+        assert_eq!(schedule.due(at(start, 9_999)), None);
+        assert_eq!(schedule.due(start + RECONCILE), Some(Due::Reconcile));
+        assert_eq!(schedule.due(start + RECONCILE), Some(Due::Collect));
+        assert_eq!(schedule.due(start + RECONCILE), None);
+    }
+}

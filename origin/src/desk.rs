@@ -1,0 +1,265 @@
+//! Answers that need only DATA: the same whether an origin serves it or not.
+
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Duration;
+
+use syncd_shared::diff::{Change, DirectorySource, diff};
+use syncd_shared::generation::GenerationError;
+use syncd_shared::{Directory, GenerationNumber, Kind, ObjectHash, SignedGeneration};
+
+use crate::admin::{DiffLine, GenerationLine, Reply, Request};
+use crate::error_chain;
+use crate::fleet::registry::Registry;
+use crate::keys::{Keys, KeysError};
+use crate::status::{AgentStatus, State, Status};
+use crate::store::{OpenStoreError, Store, StoreError};
+
+/// Why a request could not be answered.
+#[derive(Debug, thiserror::Error)]
+pub enum DeskError {
+    /// The store could not be read.
+    #[error("read the store")]
+    Store(#[from] StoreError),
+    /// A generation that this origin did not sign.
+    #[error("read a generation of the store")]
+    Generation(#[from] GenerationError),
+    /// A generation that is not there.
+    #[error("generation {number} is not retained; `syncd-origin history` lists those that are")]
+    UnknownGeneration {
+        /// Its number.
+        number: u64,
+    },
+    /// There is no generation at all.
+    #[error("there is no generation yet: run `syncd-origin serve`")]
+    NoGeneration,
+    /// A directory object that a generation needs.
+    #[error("directory object {object} is missing: run `syncd-origin check`")]
+    MissingObject {
+        /// Its hash.
+        object: ObjectHash,
+    },
+}
+
+/// Why DATA could not be opened.
+#[derive(Debug, thiserror::Error)]
+pub enum OpenDeskError {
+    /// The keys.
+    #[error(transparent)]
+    Keys(#[from] KeysError),
+    /// The store.
+    #[error(transparent)]
+    Store(#[from] OpenStoreError),
+}
+
+/// DATA, opened.
+pub struct Desk {
+    store: Arc<Store>,
+    keys: Arc<Keys>,
+}
+
+impl DirectorySource for Desk {
+    type Error = DeskError;
+
+    fn directory(&self, hash: &ObjectHash) -> Result<Arc<Directory>, DeskError> {
+        self.store.directory(hash)?.ok_or(DeskError::MissingObject { object: *hash })
+    }
+}
+
+impl Desk {
+    /// Takes a store and keys that are open.
+    pub fn new(store: Arc<Store>, keys: Arc<Keys>) -> Self {
+        Self { store, keys }
+    }
+
+    /// Opens DATA under its lock: nothing serves it then.
+    pub fn open(data: &Path) -> Result<Self, OpenDeskError> {
+        let keys = Arc::new(Keys::open(data)?);
+        Ok(Self::new(Arc::new(Store::open(data)?), keys))
+    }
+
+    /// Answers a request. Each line goes to `lines`, which says whether anyone still listens; the last is returned.
+    pub fn answer(&self, request: Request, lines: &mut dyn FnMut(Reply) -> bool) -> Reply {
+        let result = match request {
+            Request::Status => self.status().map(|status| {
+                lines(Reply::Status(Box::new(status)));
+                0
+            }),
+            Request::History => self.history(lines),
+            Request::Diff { from, to } => self.diff(from, to, lines),
+            Request::Check => self.check(lines),
+            Request::Token { ttl_s, uses } => {
+                match Registry::new(self.store.clone()).create_token(&self.keys, Duration::from_secs(ttl_s), uses) {
+                    Ok(token) => {
+                        lines(Reply::Token { token: token.to_string() });
+                        Ok(0)
+                    }
+                    Err(error) => return Reply::Error { message: error_chain(&error) },
+                }
+            }
+            Request::Revoke { agent } => match Registry::new(self.store.clone()).revoke(&agent) {
+                Ok(()) => Ok(0),
+                Err(error) => return Reply::Error { message: error_chain(&error) },
+            },
+            Request::Commit { .. } | Request::Rollback { .. } => {
+                let message = "no origin serves this data directory: start `syncd-origin serve` first".into();
+                return Reply::Error { message };
+            }
+        };
+        match result {
+            Ok(code) => Reply::Done { code },
+            Err(error) => Reply::Error { message: error_chain(&error) },
+        }
+    }
+
+    /// The status of DATA while nothing serves it.
+    fn status(&self) -> Result<Status, DeskError> {
+        let current = self.latest()?;
+        let agents = Registry::new(self.store.clone()).agents()?;
+        let mut status = describe(&self.keys, current.as_ref());
+        status.state = State::Stopped;
+        status.agents = agents.iter().map(AgentStatus::new).collect();
+        Ok(status)
+    }
+
+    fn history(&self, lines: &mut dyn FnMut(Reply) -> bool) -> Result<u8, DeskError> {
+        for generation in self.store.generations()? {
+            let generation = self.keys.verify(&generation.record, &generation.signature)?;
+            if !lines(Reply::History(GenerationLine::new(&generation, false))) {
+                break;
+            }
+        }
+        Ok(0)
+    }
+
+    fn latest(&self) -> Result<Option<SignedGeneration>, DeskError> {
+        let stored = self.store.latest()?;
+        Ok(stored.map(|g| self.keys.verify(&g.record, &g.signature)).transpose()?)
+    }
+
+    fn generation(&self, number: u64) -> Result<SignedGeneration, DeskError> {
+        let unknown = || DeskError::UnknownGeneration { number };
+        let known = GenerationNumber::new(number).ok_or_else(unknown)?;
+        let stored = self.store.generation(known)?.ok_or_else(unknown)?;
+        Ok(self.keys.verify(&stored.record, &stored.signature)?)
+    }
+
+    fn diff(
+        &self,
+        from: Option<u64>,
+        to: Option<u64>,
+        lines: &mut dyn FnMut(Reply) -> bool,
+    ) -> Result<u8, DeskError> {
+        let to = match to {
+            Some(number) => self.generation(number)?,
+            None => self.latest()?.ok_or(DeskError::NoGeneration)?,
+        };
+        let empty = syncd_shared::RootEntry::empty();
+        let from = match (from, to.generation().parent) {
+            (Some(number), _) => self.generation(number)?.generation().root,
+            (None, Some(parent)) => self.generation(parent.get())?.generation().root,
+            (None, None) => empty,
+        };
+        let difference = match diff(self, &from, &to.generation().root) {
+            Ok(difference) => difference,
+            Err(syncd_shared::diff::DiffError::Source { source, .. }) => return Err(source),
+            Err(syncd_shared::diff::DiffError::Path { .. }) => return Err(DeskError::NoGeneration),
+        };
+        for change in &difference.changes {
+            let renamed = match change {
+                Change::Removed { path, .. } if difference.renamed_directories.iter().any(|r| r.from == *path) => {
+                    continue;
+                }
+                Change::Added { path, .. } => difference.renamed_directories.iter().find(|r| r.to == *path),
+                _ => None,
+            };
+            let mut line = diff_line(change);
+            if let Some(rename) = renamed {
+                line.change = "renamed".into();
+                line.from = Some(rename.from.to_string());
+            }
+            if !lines(Reply::Diff(line)) {
+                break;
+            }
+        }
+        Ok(0)
+    }
+
+    fn check(&self, lines: &mut dyn FnMut(Reply) -> bool) -> Result<u8, DeskError> {
+        let mut damages = 0;
+        for generation in self.store.generations()? {
+            if let Err(error) = self.keys.verify(&generation.record, &generation.signature) {
+                damages += 1;
+                let damage = format!("generation {}: {}", generation.number, error_chain(&error));
+                lines(Reply::Damage { damage });
+            }
+        }
+        let mut told = 0;
+        let report = self.store.check(|progress| {
+            // A line for every 64 MiB, not for every frame.
+            if progress.pack_bytes - told >= 64 << 20 {
+                told = progress.pack_bytes;
+                lines(Reply::Progress { bytes: progress.pack_bytes, total_bytes: progress.pack_bytes_total });
+            }
+        });
+        for damage in &report.damage {
+            lines(Reply::Damage { damage: error_chain(damage) });
+        }
+        damages += report.damage.len();
+        let text = format!(
+            "checked {} chunks, {} directories and {} files of {} generations: {}",
+            report.chunks,
+            report.directories,
+            report.files,
+            report.generations,
+            if damages == 0 { "all intact".to_owned() } else { format!("{damages} damaged") },
+        );
+        lines(Reply::Remark { text });
+        Ok(u8::from(damages > 0))
+    }
+}
+
+/// The part of the status that DATA alone tells.
+pub fn describe(keys: &Keys, current: Option<&SignedGeneration>) -> Status {
+    let line = current.map(|g| GenerationLine::new(g, false));
+    Status {
+        tree_id: keys.tree_id().to_string(),
+        tree: None,
+        grpc_address: None,
+        http_address: None,
+        state: State::Ready,
+        reason: None,
+        generation: line.as_ref().map(|l| l.generation),
+        root: line.as_ref().map(|l| l.root.clone()),
+        label: line.as_ref().map(|l| l.label.clone()),
+        created: line.as_ref().map(|l| l.created.clone()),
+        files: line.as_ref().map_or(0, |l| l.files),
+        bytes: line.as_ref().map_or(0, |l| l.bytes),
+        polled: Vec::new(),
+        agents: Vec::new(),
+    }
+}
+
+fn diff_line(change: &Change) -> DiffLine {
+    let (name, entry) = match change {
+        Change::Removed { entry, .. } => ("removed", entry),
+        Change::Added { entry, .. } => ("added", entry),
+        Change::Modified { from, to, .. } if from.metadata != to.metadata && same_content(&from.kind, &to.kind) => {
+            ("metadata", to)
+        }
+        Change::Modified { to, .. } => ("modified", to),
+    };
+    let size = match entry.kind {
+        Kind::File { size, .. } => Some(size),
+        _ => None,
+    };
+    DiffLine { change: name.into(), path: change.path().to_string(), from: None, size }
+}
+
+fn same_content(a: &Kind, b: &Kind) -> bool {
+    match (a, b) {
+        (Kind::File { content: a, .. }, Kind::File { content: b, .. }) => a == b,
+        (Kind::Directory { .. }, Kind::Directory { .. }) => true,
+        (a, b) => a == b,
+    }
+}

@@ -1,0 +1,528 @@
+//! The origin's keys: what makes it the origin of its tree.
+//!
+//! ```text
+//! DATA/format              version and tree_id, text; written by `init` before the keys
+//! DATA/keys/ca.pem         the authority's certificate        (10 years)
+//! DATA/keys/ca.key         its key, PEM
+//! DATA/keys/origin.pem     the origin's certificate           (10 years)
+//! DATA/keys/origin.key     its key, PEM
+//! DATA/keys/signing.key    ed25519 seed, 64 hexadecimal digits
+//! DATA/keys/successions    the first signing key's public half, then one line a change, oldest first: new key, signature
+//! ```
+//!
+//! Directories are 0700, files 0600. `create` builds the keys in `keys.new` and renames them into place: where `keys`
+//! exists they are complete, and `create` refuses. Only [`Keys::rotate_signing_key`] changes a file afterwards: it
+//! writes `signing.key.next`, then the succession (the step that counts), then `signing.key`; a crash between is put
+//! right by [`Keys::open`].
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::{fmt, fs, io};
+
+use data_encoding::HEXLOWER;
+use ed25519_dalek::{SigningKey, VerifyingKey};
+use rcgen::KeyPair;
+use rustls::ServerConfig;
+use rustls::pki_types::CertificateDer;
+use syncd_shared::generation::GenerationError;
+use syncd_shared::identity::JoinToken;
+use syncd_shared::identity::authority::{
+    Authority, AuthorityError, certificate_from_pem, certificate_to_pem, fingerprint, generate_key,
+};
+use syncd_shared::identity::files::{self, FileError};
+use syncd_shared::identity::signing::{self, KeySuccession, SuccessionError};
+use syncd_shared::identity::tls::{Admit, TlsError, server_config};
+use syncd_shared::{SignedGeneration, TreeId};
+use time::OffsetDateTime;
+
+const FORMAT_VERSION: u32 = 1;
+const FORMAT: &str = "format";
+const KEYS: &str = "keys";
+const KEYS_NEW: &str = "keys.new";
+const CA_CERTIFICATE: &str = "ca.pem";
+const CA_KEY: &str = "ca.key";
+const ORIGIN_CERTIFICATE: &str = "origin.pem";
+const ORIGIN_KEY: &str = "origin.key";
+const SIGNING_KEY: &str = "signing.key";
+const SIGNING_KEY_NEXT: &str = "signing.key.next";
+const SUCCESSIONS: &str = "successions";
+/// What may lie in DATA before `init`: what an interrupted one leaves, the lock, and a new file system's own.
+const LEFTOVERS: [&str; 6] = [FORMAT, "format.new", KEYS_NEW, "lock", "lost+found", "config.toml"];
+
+/// Why the keys were not made or opened.
+#[derive(Debug, thiserror::Error)]
+pub enum KeysError {
+    /// `init` was here before.
+    #[error("{data} is initialised already: `syncd-origin serve` uses it as it is", data = data.display())]
+    Initialised {
+        /// The data directory.
+        data: PathBuf,
+    },
+    /// Something else lies there.
+    #[error("{data} is not empty (it holds {name:?}): name a new or empty directory", data = data.display())]
+    NotEmpty {
+        /// The data directory.
+        data: PathBuf,
+        /// One of the names in it.
+        name: PathBuf,
+    },
+    /// No `init` yet.
+    #[error("{data} is not initialised: run `syncd-origin init --data {data}` first", data = data.display())]
+    NotInitialised {
+        /// The data directory.
+        data: PathBuf,
+    },
+    /// Another version, or not a data directory of an origin.
+    #[error("{data} has data format {found:?}, expected {FORMAT_VERSION}: use the syncd-origin that made it", data = data.display())]
+    Format {
+        /// The data directory.
+        data: PathBuf,
+        /// The first line of its format file.
+        found: String,
+    },
+    /// A file is not what it should be.
+    #[error("{path} is damaged: restore it from the backup", path = path.display())]
+    Damaged {
+        /// The file.
+        path: PathBuf,
+    },
+    /// The changes of the signing key are broken, or too many.
+    #[error("the changes of the signing key in {path} do not hold", path = path.display())]
+    Successions {
+        /// The file.
+        path: PathBuf,
+        /// What does not hold.
+        source: SuccessionError,
+    },
+    /// Listing or renaming.
+    #[error("preparing {path} failed", path = path.display())]
+    Directory {
+        /// The directory.
+        path: PathBuf,
+        /// Why.
+        source: io::Error,
+    },
+    /// Reading or writing.
+    #[error(transparent)]
+    File(#[from] FileError),
+    /// Making keys and certificates.
+    #[error(transparent)]
+    Authority(#[from] AuthorityError),
+    /// The kernel's random numbers.
+    #[error("reading random numbers failed")]
+    Random(#[from] getrandom::Error),
+}
+
+/// The origin's keys, in memory.
+pub struct Keys {
+    data: PathBuf,
+    tree_id: TreeId,
+    authority: Authority,
+    origin_certificate: CertificateDer<'static>,
+    origin_key: KeyPair,
+    signing_key: SigningKey,
+    history: KeyHistory,
+}
+
+/// The signing keys' public halves.
+#[derive(Clone)]
+struct KeyHistory {
+    first: VerifyingKey,
+    successions: Vec<KeySuccession>,
+}
+
+impl fmt::Debug for Keys {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Keys({})", self.tree_id)
+    }
+}
+
+impl Keys {
+    /// Makes a new tree's keys in `data`, a directory that is empty or missing. All of it survives a power cut once
+    /// this has returned; before, `data` counts as not initialised.
+    pub fn create(data: &Path) -> Result<Self, KeysError> {
+        files::create_private_directory(data)?;
+        refuse_used(data)?;
+        let mut tree_id = [0; 16];
+        getrandom::fill(&mut tree_id)?;
+        let tree_id = TreeId::from_bytes(tree_id);
+        let now = OffsetDateTime::now_utc();
+        let authority = Authority::create(tree_id, now)?;
+        let origin_key = generate_key()?;
+        let origin_certificate = authority.issue_origin(&origin_key, now)?;
+        let signing_key = signing::generate()?;
+
+        files::write(&data.join(FORMAT), &format!("syncd-origin {FORMAT_VERSION}\ntree_id {tree_id}\n"))?;
+        let new = data.join(KEYS_NEW);
+        files::create_private_directory(&new)?;
+        files::write(&new.join(CA_CERTIFICATE), &certificate_to_pem(authority.certificate()))?;
+        files::write(&new.join(CA_KEY), &authority.key().serialize_pem())?;
+        files::write(&new.join(ORIGIN_CERTIFICATE), &certificate_to_pem(&origin_certificate))?;
+        files::write(&new.join(ORIGIN_KEY), &origin_key.serialize_pem())?;
+        files::write(&new.join(SIGNING_KEY), &signing_key_text(&signing_key))?;
+        let history = KeyHistory { first: signing_key.verifying_key(), successions: Vec::new() };
+        files::write(&new.join(SUCCESSIONS), &history.to_text())?;
+        let keys = data.join(KEYS);
+        fs::rename(&new, &keys).map_err(|source| KeysError::Directory { path: keys, source })?;
+        files::sync_directory(data)?;
+        files::sync_directory(&data.join(".."))?;
+        let data = data.to_owned();
+        Ok(Self { data, tree_id, authority, origin_certificate, origin_key, signing_key, history })
+    }
+
+    /// Reads the keys in `data`.
+    pub fn open(data: &Path) -> Result<Self, KeysError> {
+        let tree_id = open_format(data)?;
+        let keys = data.join(KEYS);
+        if !keys.is_dir() {
+            return Err(KeysError::NotInitialised { data: data.to_owned() });
+        }
+        let authority = Authority::open(
+            tree_id,
+            read_certificate(&keys.join(CA_CERTIFICATE))?,
+            read_key(&keys.join(CA_KEY))?,
+        )?;
+        let history = KeyHistory::read(&keys.join(SUCCESSIONS))?;
+        let signing_key = open_signing_key(&keys, tree_id, &history)?;
+        Ok(Self {
+            data: data.to_owned(),
+            tree_id,
+            authority,
+            origin_certificate: read_certificate(&keys.join(ORIGIN_CERTIFICATE))?,
+            origin_key: read_key(&keys.join(ORIGIN_KEY))?,
+            signing_key,
+            history,
+        })
+    }
+
+    /// The tree that these keys are of.
+    pub fn tree_id(&self) -> TreeId {
+        self.tree_id
+    }
+
+    /// Issues certificates.
+    pub fn authority(&self) -> &Authority {
+        &self.authority
+    }
+
+    /// Signs generations.
+    pub fn signing_key(&self) -> &SigningKey {
+        &self.signing_key
+    }
+
+    /// Verifies what [`Keys::signing_key`] signs.
+    pub fn verifying_key(&self) -> VerifyingKey {
+        self.signing_key.verifying_key()
+    }
+
+    /// All changes of the signing key, oldest first: what a `Welcome` carries.
+    pub fn successions(&self) -> &[KeySuccession] {
+        &self.history.successions
+    }
+
+    /// Takes a generation's record from the store or from an agent: it must be of this tree and signed by the current
+    /// signing key or one before it.
+    pub fn verify(&self, record: &[u8], signature: &[u8]) -> Result<SignedGeneration, GenerationError> {
+        let newest_first = self.history.successions.iter().rev().map(|s| &s.new_key);
+        let mut result = Err(GenerationError::Signature);
+        for key in newest_first.chain([&self.history.first]) {
+            result = SignedGeneration::verify(record, signature, self.tree_id, key);
+            if !matches!(result, Err(GenerationError::Signature)) {
+                break;
+            }
+        }
+        result
+    }
+
+    /// A join token for this tree with a new secret. The caller stores [`JoinToken::secret_hash`].
+    pub fn token(&self) -> Result<JoinToken, KeysError> {
+        let ca = fingerprint(self.authority.certificate());
+        Ok(JoinToken::generate(self.tree_id, ca, signing::fingerprint(&self.verifying_key()))?)
+    }
+
+    /// The TLS configuration to serve with.
+    pub fn server_tls(&self, admit: Admit) -> Result<Arc<ServerConfig>, TlsError> {
+        server_config(self.authority.certificate(), &self.origin_certificate, &self.origin_key, admit)
+    }
+
+    /// What to back up after `init` and after a change of the signing key: whoever has these files is the origin.
+    pub fn backup_files(&self) -> Vec<PathBuf> {
+        let keys = self.data.join(KEYS);
+        let names = [CA_CERTIFICATE, CA_KEY, ORIGIN_CERTIFICATE, ORIGIN_KEY, SIGNING_KEY, SUCCESSIONS];
+        std::iter::once(self.data.join(FORMAT)).chain(names.map(|name| keys.join(name))).collect()
+    }
+
+    /// Replaces the signing key by a new one that the old one signs. Agents follow when they next connect. Durable when
+    /// it returns; a crash leaves the old key or the new one in force.
+    pub fn rotate_signing_key(&mut self) -> Result<(), KeysError> {
+        let keys = self.data.join(KEYS);
+        let wanted = self.history.successions.len() + 1;
+        if wanted > signing::SUCCESSIONS_MAX {
+            let source = SuccessionError::Length { wanted };
+            return Err(KeysError::Successions { path: keys.join(SUCCESSIONS), source });
+        }
+        let new = signing::generate()?;
+        let succession = KeySuccession::sign(self.tree_id, &self.signing_key, new.verifying_key());
+        let mut history = self.history.clone();
+        history.successions.push(succession);
+        files::write(&keys.join(SIGNING_KEY_NEXT), &signing_key_text(&new))?;
+        files::write(&keys.join(SUCCESSIONS), &history.to_text())?;
+        finish_rotation(&keys)?;
+        (self.signing_key, self.history) = (new, history);
+        Ok(())
+    }
+}
+
+fn refuse_used(data: &Path) -> Result<(), KeysError> {
+    let failed = |source| KeysError::Directory { path: data.to_owned(), source };
+    let mut stranger = None;
+    for entry in fs::read_dir(data).map_err(failed)? {
+        let name = entry.map_err(failed)?.file_name();
+        if name == KEYS {
+            return Err(KeysError::Initialised { data: data.to_owned() });
+        }
+        if !LEFTOVERS.iter().any(|known| name == *known) {
+            stranger = Some(PathBuf::from(name));
+        }
+    }
+    match stranger {
+        Some(name) => Err(KeysError::NotEmpty { data: data.to_owned(), name }),
+        None => Ok(()),
+    }
+}
+
+fn open_format(data: &Path) -> Result<TreeId, KeysError> {
+    let path = data.join(FORMAT);
+    let text = match files::read(&path) {
+        Err(FileError::Read { source, .. }) if source.kind() == io::ErrorKind::NotFound => {
+            return Err(if data.join(KEYS).is_dir() {
+                KeysError::Damaged { path }
+            } else {
+                KeysError::NotInitialised { data: data.to_owned() }
+            });
+        }
+        text => text?,
+    };
+    let mut lines = text.lines();
+    let first = lines.next().unwrap_or_default();
+    if first != format!("syncd-origin {FORMAT_VERSION}") {
+        let found = first.chars().take(100).collect();
+        return Err(KeysError::Format { data: data.to_owned(), found });
+    }
+    lines
+        .next()
+        .and_then(|line| line.strip_prefix("tree_id "))
+        .and_then(|id| id.parse().ok())
+        .ok_or(KeysError::Damaged { path })
+}
+
+/// The key that the successions lead to: the current one, or after an interrupted change the next one.
+fn open_signing_key(keys: &Path, tree_id: TreeId, history: &KeyHistory) -> Result<SigningKey, KeysError> {
+    let newest = signing::verify_successions(tree_id, history.first, &history.successions)
+        .map_err(|source| KeysError::Successions { path: keys.join(SUCCESSIONS), source })?;
+    let current = read_signing_key(&keys.join(SIGNING_KEY))?;
+    if newest == current.verifying_key() {
+        return Ok(current);
+    }
+    let damaged = || KeysError::Damaged { path: keys.join(SIGNING_KEY) };
+    let next = read_signing_key(&keys.join(SIGNING_KEY_NEXT)).map_err(|_| damaged())?;
+    if newest != next.verifying_key() {
+        return Err(damaged());
+    }
+    finish_rotation(keys)?;
+    Ok(next)
+}
+
+fn finish_rotation(keys: &Path) -> Result<(), KeysError> {
+    fs::rename(keys.join(SIGNING_KEY_NEXT), keys.join(SIGNING_KEY))
+        .map_err(|source| KeysError::Directory { path: keys.to_owned(), source })?;
+    Ok(files::sync_directory(keys)?)
+}
+
+fn signing_key_text(key: &SigningKey) -> String {
+    format!("{}\n", HEXLOWER.encode(key.as_bytes()))
+}
+
+fn read_signing_key(path: &Path) -> Result<SigningKey, KeysError> {
+    let damaged = || KeysError::Damaged { path: path.to_owned() };
+    let seed = HEXLOWER.decode(files::read(path)?.trim().as_bytes()).map_err(|_| damaged())?;
+    let seed: [u8; 32] = seed.try_into().map_err(|_| damaged())?;
+    Ok(SigningKey::from_bytes(&seed))
+}
+
+impl KeyHistory {
+    fn to_text(&self) -> String {
+        let line = |s: &KeySuccession| {
+            format!(
+                "{} {}\n",
+                HEXLOWER.encode(s.new_key.as_bytes()),
+                HEXLOWER.encode(&s.signature.to_bytes())
+            )
+        };
+        let first = format!("{}\n", HEXLOWER.encode(self.first.as_bytes()));
+        std::iter::once(first).chain(self.successions.iter().map(line)).collect()
+    }
+
+    fn read(path: &Path) -> Result<Self, KeysError> {
+        Self::parse(&files::read(path)?).ok_or_else(|| KeysError::Damaged { path: path.to_owned() })
+    }
+
+    fn parse(text: &str) -> Option<Self> {
+        let mut lines = text.lines();
+        let first = HEXLOWER.decode(lines.next()?.as_bytes()).ok()?;
+        let first = VerifyingKey::from_bytes(&first.try_into().ok()?).ok()?;
+        let succession = |(index, line): (usize, &str)| {
+            let (key, signature) = line.split_once(' ')?;
+            let key = HEXLOWER.decode(key.as_bytes()).ok()?;
+            let signature = HEXLOWER.decode(signature.as_bytes()).ok()?;
+            KeySuccession::from_parts(&key, &signature, index).ok()
+        };
+        let successions = lines.enumerate().map(succession).collect::<Option<_>>()?;
+        Some(Self { first, successions })
+    }
+}
+
+fn read_certificate(path: &Path) -> Result<CertificateDer<'static>, KeysError> {
+    certificate_from_pem(&files::read(path)?).ok_or_else(|| KeysError::Damaged { path: path.to_owned() })
+}
+
+fn read_key(path: &Path) -> Result<KeyPair, KeysError> {
+    KeyPair::from_pem(&files::read(path)?).map_err(|_| KeysError::Damaged { path: path.to_owned() })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::os::unix::fs::PermissionsExt;
+
+    #[test]
+    fn keys_reopen_as_they_were_made_and_are_private() {
+        let base = tempfile::tempdir().unwrap();
+        let data = base.path().join("var/origin");
+        let made = Keys::create(&data).unwrap();
+        let opened = Keys::open(&data).unwrap();
+        assert_eq!(opened.tree_id(), made.tree_id());
+        assert_eq!(opened.verifying_key(), made.verifying_key());
+        assert_eq!(opened.authority().certificate(), made.authority().certificate());
+        assert!(opened.server_tls(Arc::new(|_: &_| true)).is_ok());
+        let mode = |path: &Path| fs::metadata(path).unwrap().permissions().mode() & 0o777;
+        assert_eq!((mode(&data), mode(&data.join(KEYS))), (0o700, 0o700));
+        let files = opened.backup_files();
+        assert_eq!(files.len() - 1, fs::read_dir(data.join(KEYS)).unwrap().count());
+        for file in files {
+            assert_eq!(mode(&file), 0o600, "{}", file.display());
+        }
+    }
+
+    #[test]
+    fn create_refuses_what_is_initialised_or_someone_elses() {
+        let data = tempfile::tempdir().unwrap();
+        assert!(matches!(Keys::open(data.path()), Err(KeysError::NotInitialised { .. })));
+        let first = Keys::create(data.path()).unwrap();
+        assert!(matches!(Keys::create(data.path()), Err(KeysError::Initialised { .. })));
+        assert_eq!(Keys::open(data.path()).unwrap().tree_id(), first.tree_id());
+
+        let foreign = tempfile::tempdir().unwrap();
+        fs::write(foreign.path().join("index.html"), "").unwrap();
+        assert!(matches!(Keys::create(foreign.path()), Err(KeysError::NotEmpty { .. })));
+        assert_eq!(fs::read_dir(foreign.path()).unwrap().count(), 1);
+    }
+
+    #[test]
+    fn an_interrupted_create_is_not_initialised_and_is_made_anew() {
+        let data = tempfile::tempdir().unwrap();
+        Keys::create(data.path()).unwrap();
+        fs::rename(data.path().join(KEYS), data.path().join(KEYS_NEW)).unwrap();
+        assert!(matches!(Keys::open(data.path()), Err(KeysError::NotInitialised { .. })));
+        let again = Keys::create(data.path()).unwrap();
+        assert_eq!(Keys::open(data.path()).unwrap().tree_id(), again.tree_id());
+        assert!(!data.path().join(KEYS_NEW).exists());
+    }
+
+    #[test]
+    fn another_format_and_damage_are_told_apart() {
+        let data = tempfile::tempdir().unwrap();
+        let keys = Keys::create(data.path()).unwrap();
+        let format = data.path().join(FORMAT);
+        let text = fs::read_to_string(&format).unwrap();
+        fs::write(&format, text.replace("origin 1", "origin 2")).unwrap();
+        let found = Keys::open(data.path());
+        assert!(matches!(found, Err(KeysError::Format { found, .. }) if found == "syncd-origin 2"));
+        fs::write(&format, &text).unwrap();
+        for file in keys.backup_files() {
+            let good = fs::read(&file).unwrap();
+            fs::write(&file, "x").unwrap();
+            assert!(Keys::open(data.path()).is_err(), "{}", file.display());
+            fs::remove_file(&file).unwrap();
+            assert!(Keys::open(data.path()).is_err(), "{}", file.display());
+            fs::write(&file, good).unwrap();
+        }
+        assert!(Keys::open(data.path()).is_ok());
+    }
+
+    #[test]
+    fn a_new_signing_key_is_led_to_from_every_one_before() {
+        let data = tempfile::tempdir().unwrap();
+        let mut keys = Keys::create(data.path()).unwrap();
+        let first = keys.verifying_key();
+        keys.rotate_signing_key().unwrap();
+        keys.rotate_signing_key().unwrap();
+        let opened = Keys::open(data.path()).unwrap();
+        assert_ne!(opened.verifying_key(), first);
+        let led = signing::verify_successions(opened.tree_id(), first, opened.successions());
+        assert_eq!(led, Ok(opened.verifying_key()));
+    }
+
+    #[test]
+    fn generations_of_earlier_keys_still_verify_and_strange_ones_do_not() {
+        let (data, other) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+        let mut keys = Keys::create(data.path()).unwrap();
+        let other = Keys::create(other.path()).unwrap();
+        let sign = |tree_id, key: &SigningKey| {
+            let root = syncd_shared::RootEntry::empty();
+            let number = syncd_shared::GenerationNumber::FIRST;
+            let label = String::new();
+            let generation =
+                syncd_shared::Generation { tree_id, number, root, parent: None, created_ms: 0, label };
+            generation.sign(key)
+        };
+        let mut signed = vec![sign(keys.tree_id(), keys.signing_key())];
+        for _ in 0..2 {
+            keys.rotate_signing_key().unwrap();
+            signed.push(sign(keys.tree_id(), keys.signing_key()));
+        }
+        let keys = Keys::open(data.path()).unwrap();
+        for generation in &signed {
+            assert_eq!(keys.verify(generation.record(), generation.signature()).as_ref(), Ok(generation));
+        }
+        let strange = sign(keys.tree_id(), other.signing_key());
+        let refused = keys.verify(strange.record(), strange.signature());
+        assert_eq!(refused, Err(GenerationError::Signature));
+        let elsewhere = sign(other.tree_id(), keys.signing_key());
+        let refused = keys.verify(elsewhere.record(), elsewhere.signature());
+        assert!(matches!(refused, Err(GenerationError::OtherTree { .. })));
+    }
+
+    #[test]
+    fn an_interrupted_rotation_is_finished_or_void() {
+        let data = tempfile::tempdir().unwrap();
+        let mut keys = Keys::create(data.path()).unwrap();
+        let (old, directory) = (keys.verifying_key(), data.path().join(KEYS));
+        let successions = fs::read(directory.join(SUCCESSIONS)).unwrap();
+        let old_text = fs::read(directory.join(SIGNING_KEY)).unwrap();
+        keys.rotate_signing_key().unwrap();
+        let new = keys.verifying_key();
+
+        // Stopped before the last rename.
+        fs::rename(directory.join(SIGNING_KEY), directory.join(SIGNING_KEY_NEXT)).unwrap();
+        fs::write(directory.join(SIGNING_KEY), &old_text).unwrap();
+        assert_eq!(Keys::open(data.path()).unwrap().verifying_key(), new);
+        assert!(!directory.join(SIGNING_KEY_NEXT).exists());
+
+        // Stopped before the succession was written.
+        fs::rename(directory.join(SIGNING_KEY), directory.join(SIGNING_KEY_NEXT)).unwrap();
+        fs::write(directory.join(SIGNING_KEY), &old_text).unwrap();
+        fs::write(directory.join(SUCCESSIONS), successions).unwrap();
+        assert_eq!(Keys::open(data.path()).unwrap().verifying_key(), old);
+    }
+}

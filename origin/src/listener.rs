@@ -1,0 +1,299 @@
+//! Accepts agents: TCP, then TLS within bounds, and hands connections to tonic.
+//!
+//! One task owns the listening socket and all handshakes. At most [`HANDSHAKES_MAX`] run at once, of which
+//! [`HANDSHAKES_PER_PEER_MAX`] for one address, each for at most [`HANDSHAKE_TIMEOUT`]; what fails is logged and ends
+//! nothing. A connection without a client certificate is there to join: it lives for [`JOIN_TIMEOUT`], and at most
+//! [`JOINS_MAX`] of them at once. A verified connection ends when its [`ConnectionInfo`] is closed (revoked, or a
+//! second one with the same certificate).
+
+use std::collections::HashMap;
+use std::future::Future;
+use std::io;
+use std::net::{IpAddr, SocketAddr};
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context, Poll};
+use std::time::Duration;
+
+use rustls::ServerConfig;
+use syncd_shared::identity::PeerIdentity;
+use syncd_shared::identity::authority::peer_identity;
+use syncd_shared::identity::channel::{KEEPALIVE_INTERVAL, KEEPALIVE_TIMEOUT};
+use syncd_shared::limits::{CONNECTION_WINDOW_BYTES, HTTP2_FRAME_BYTES, STREAM_WINDOW_BYTES};
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
+use tokio::task::JoinSet;
+use tokio_rustls::TlsAcceptor;
+use tokio_rustls::server::TlsStream;
+use tokio_stream::wrappers::ReceiverStream;
+use tokio_util::sync::CancellationToken;
+use tonic::transport::Server;
+use tonic::transport::server::Connected;
+use tracing::{debug, warn};
+
+/// Handshakes at once.
+pub const HANDSHAKES_MAX: usize = 256;
+/// Handshakes at once with one address.
+pub const HANDSHAKES_PER_PEER_MAX: usize = 64;
+/// From the accepted connection to the end of its handshake.
+pub const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
+/// Connections without a client certificate at once.
+pub const JOINS_MAX: usize = 64;
+/// Life of a connection without a client certificate.
+pub const JOIN_TIMEOUT: Duration = Duration::from_secs(30);
+/// Requests at once on one connection.
+pub const STREAMS_PER_CONNECTION_MAX: u32 = 64;
+/// All headers of one request, in bytes.
+pub const HEADERS_MAX_BYTES: u32 = 16 * 1024;
+
+/// Pause after the process ran out of descriptors or memory.
+const ACCEPT_PAUSE: Duration = Duration::from_millis(200);
+/// Connections that tonic has not taken yet.
+const QUEUE: usize = 16;
+
+/// tonic's server with every setting that the origin needs.
+pub fn server_builder() -> Server {
+    Server::builder()
+        .http2_keepalive_interval(Some(KEEPALIVE_INTERVAL))
+        .http2_keepalive_timeout(Some(KEEPALIVE_TIMEOUT))
+        .initial_stream_window_size(STREAM_WINDOW_BYTES)
+        .initial_connection_window_size(CONNECTION_WINDOW_BYTES)
+        .max_frame_size(HTTP2_FRAME_BYTES)
+        .max_concurrent_streams(STREAMS_PER_CONNECTION_MAX)
+        .http2_max_header_list_size(HEADERS_MAX_BYTES)
+}
+
+/// Who is on a connection: in the extensions of every request on it.
+#[derive(Debug, Clone)]
+pub struct ConnectionInfo {
+    /// The agent's address, or that of what is between.
+    pub peer_address: SocketAddr,
+    /// The verified and admitted certificate; `None` without one (then only `Join` is for it).
+    pub identity: Option<PeerIdentity>,
+    closed: CancellationToken,
+}
+
+impl ConnectionInfo {
+    /// Ends the connection and all streams on it at once.
+    pub fn close(&self) {
+        self.closed.cancel();
+    }
+}
+
+/// An accepted TLS connection.
+pub struct Connection {
+    stream: TlsStream<TcpStream>,
+    info: ConnectionInfo,
+    end: Pin<Box<dyn Future<Output = ()> + Send>>,
+    ended: bool,
+    _join_permit: Option<OwnedSemaphorePermit>,
+}
+
+impl Connected for Connection {
+    type ConnectInfo = ConnectionInfo;
+
+    fn connect_info(&self) -> ConnectionInfo {
+        self.info.clone()
+    }
+}
+
+impl Connection {
+    fn new(
+        stream: TlsStream<TcpStream>,
+        peer_address: SocketAddr,
+        identity: Option<PeerIdentity>,
+        join_permit: Option<OwnedSemaphorePermit>,
+    ) -> Self {
+        let closed = CancellationToken::new();
+        let cancelled = closed.clone().cancelled_owned();
+        let limit = identity.is_none().then_some(JOIN_TIMEOUT);
+        let end = Box::pin(async move {
+            match limit {
+                Some(limit) => drop(tokio::time::timeout(limit, cancelled).await),
+                None => cancelled.await,
+            }
+        });
+        let info = ConnectionInfo { peer_address, identity, closed };
+        Self { stream, info, end, ended: false, _join_permit: join_permit }
+    }
+
+    /// An error once the connection was closed. Polled by every read; a connection always has a read pending.
+    fn check(&mut self, context: &mut Context<'_>) -> io::Result<()> {
+        self.ended = self.ended || self.end.as_mut().poll(context).is_ready();
+        if self.ended { Err(io::ErrorKind::ConnectionAborted.into()) } else { Ok(()) }
+    }
+}
+
+impl AsyncRead for Connection {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        buffer: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        self.check(context)?;
+        Pin::new(&mut self.stream).poll_read(context, buffer)
+    }
+}
+
+impl AsyncWrite for Connection {
+    fn poll_write(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        bytes: &[u8],
+    ) -> Poll<io::Result<usize>> {
+        self.check(context)?;
+        Pin::new(&mut self.stream).poll_write(context, bytes)
+    }
+
+    fn poll_write_vectored(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        bytes: &[io::IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        self.check(context)?;
+        Pin::new(&mut self.stream).poll_write_vectored(context, bytes)
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        self.stream.is_write_vectored()
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_flush(context)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_shutdown(context)
+    }
+}
+
+/// Accepts on `listener` until the stream is dropped: `serve_with_incoming_shutdown` does that when its signal comes.
+/// Handshakes under way are then dropped, connections handed over are not.
+pub fn incoming(listener: TcpListener, tls: Arc<ServerConfig>) -> ReceiverStream<io::Result<Connection>> {
+    let (sender, receiver) = mpsc::channel(QUEUE);
+    tokio::spawn(accept_all(listener, TlsAcceptor::from(tls), sender));
+    ReceiverStream::new(receiver)
+}
+
+async fn accept_all(
+    listener: TcpListener,
+    acceptor: TlsAcceptor,
+    sender: mpsc::Sender<io::Result<Connection>>,
+) {
+    let joins = Arc::new(Semaphore::new(JOINS_MAX));
+    let mut handshakes = JoinSet::new();
+    let mut per_peer: HashMap<IpAddr, usize> = HashMap::new();
+    loop {
+        tokio::select! {
+            () = sender.closed() => return,
+            Some(ended) = handshakes.join_next() => {
+                if let Ok(peer) = ended {
+                    forget(&mut per_peer, peer);
+                }
+            }
+            accepted = listener.accept(), if handshakes.len() < HANDSHAKES_MAX => match accepted {
+                Ok((tcp, address)) => {
+                    let peer = peer_key(address.ip());
+                    let running = per_peer.entry(peer).or_default();
+                    if *running >= HANDSHAKES_PER_PEER_MAX {
+                        debug!(%address, "too many handshakes at once with this address, connection dropped");
+                        continue;
+                    }
+                    *running += 1;
+                    let handshake = Handshake { acceptor: acceptor.clone(), joins: joins.clone(), address };
+                    let sender = sender.clone();
+                    handshakes.spawn(async move {
+                        if let Some(connection) = handshake.run(tcp).await {
+                            // Fails only when nobody serves any more.
+                            let _ = sender.send(Ok(connection)).await;
+                        }
+                        peer
+                    });
+                }
+                Err(error) if is_about_one_connection(&error) => debug!(%error, "a connection broke before it was accepted"),
+                Err(error) => {
+                    warn!(%error, "accepting connections failed, trying again (raise the limit of open files, if it is that)");
+                    tokio::time::sleep(ACCEPT_PAUSE).await;
+                }
+            },
+        }
+    }
+}
+
+struct Handshake {
+    acceptor: TlsAcceptor,
+    joins: Arc<Semaphore>,
+    address: SocketAddr,
+}
+
+impl Handshake {
+    async fn run(self, tcp: TcpStream) -> Option<Connection> {
+        let address = self.address;
+        if let Err(error) = tcp.set_nodelay(true) {
+            debug!(%address, %error, "setting TCP_NODELAY failed");
+            return None;
+        }
+        let stream = match tokio::time::timeout(HANDSHAKE_TIMEOUT, self.acceptor.accept(tcp)).await {
+            Ok(Ok(stream)) => stream,
+            Ok(Err(error)) => {
+                log_refusal(address, &error);
+                return None;
+            }
+            Err(_) => {
+                debug!(%address, "TLS handshake took too long");
+                return None;
+            }
+        };
+        let certificates = stream.get_ref().1.peer_certificates();
+        match certificates.and_then(|chain| chain.first()).map(peer_identity) {
+            Some(Ok(identity)) => Some(Connection::new(stream, address, Some(identity), None)),
+            Some(Err(error)) => {
+                warn!(%address, %error, "connection refused");
+                None
+            }
+            None => match self.joins.try_acquire_owned() {
+                Ok(permit) => Some(Connection::new(stream, address, None, Some(permit))),
+                Err(_) => {
+                    warn!(%address, limit = JOINS_MAX, "too many connections without a certificate, one dropped");
+                    None
+                }
+            },
+        }
+    }
+}
+
+/// A refused certificate is worth an operator's eye, noise from port scanners is not.
+fn log_refusal(address: SocketAddr, error: &io::Error) {
+    let tls = error.get_ref().and_then(|inner| inner.downcast_ref::<rustls::Error>());
+    if let Some(rustls::Error::InvalidCertificate(reason)) = tls {
+        warn!(%address, ?reason, "agent refused: its certificate does not hold");
+    } else {
+        debug!(%address, %error, "TLS handshake failed");
+    }
+}
+
+/// One host often has a whole IPv6 /64.
+fn peer_key(address: IpAddr) -> IpAddr {
+    match address.to_canonical() {
+        IpAddr::V6(v6) => IpAddr::V6((v6.to_bits() & !u128::from(u64::MAX)).into()),
+        v4 => v4,
+    }
+}
+
+fn forget(per_peer: &mut HashMap<IpAddr, usize>, peer: IpAddr) {
+    if let Some(running) = per_peer.get_mut(&peer) {
+        *running -= 1;
+        if *running == 0 {
+            per_peer.remove(&peer);
+        }
+    }
+}
+
+fn is_about_one_connection(error: &io::Error) -> bool {
+    use io::ErrorKind::{ConnectionAborted, ConnectionRefused, ConnectionReset};
+    matches!(error.kind(), ConnectionAborted | ConnectionRefused | ConnectionReset)
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,320 @@
+//! The handshake, over loopback, with tonic at both ends.
+
+use std::sync::Mutex;
+use std::time::Instant;
+
+use rustls::pki_types::{CertificateDer, PrivatePkcs8KeyDer, ServerName};
+use syncd_proto::v1;
+use syncd_proto::v1::enrolment_client::EnrolmentClient;
+use syncd_proto::v1::enrolment_server::{Enrolment, EnrolmentServer};
+use syncd_shared::TreeId;
+use syncd_shared::identity::authority::{Authority, certificate_request, generate_key};
+use syncd_shared::identity::channel::RefusedReason;
+use syncd_shared::identity::{ClientTls, ConnectError, JoinToken, Serial, connect};
+use time::OffsetDateTime;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tonic::{Request, Response, Status};
+
+use super::*;
+use crate::keys::Keys;
+
+/// Answers with what the listener says of the caller.
+struct WhoAmI;
+
+#[tonic::async_trait]
+impl Enrolment for WhoAmI {
+    async fn join(&self, request: Request<v1::JoinRequest>) -> Result<Response<v1::JoinResponse>, Status> {
+        let info = request.extensions().get::<ConnectionInfo>().unwrap();
+        assert!(info.identity.is_none());
+        Ok(Response::new(v1::JoinResponse::default()))
+    }
+
+    async fn renew(&self, request: Request<v1::RenewRequest>) -> Result<Response<v1::RenewResponse>, Status> {
+        let info = request.extensions().get::<ConnectionInfo>().unwrap();
+        let identity = info.identity.as_ref().ok_or_else(|| Status::unauthenticated("no certificate"))?;
+        if request.get_ref().certificate_request.as_ref() == b"close" {
+            info.close();
+            std::future::pending::<()>().await;
+        }
+        Ok(Response::new(v1::RenewResponse { certificate: identity.name.to_string().into() }))
+    }
+}
+
+struct Origin {
+    _data: tempfile::TempDir,
+    keys: Keys,
+    address: String,
+    revoked: Arc<Mutex<Vec<Serial>>>,
+    stop: CancellationToken,
+    served: tokio::task::JoinHandle<()>,
+}
+
+impl Origin {
+    async fn start() -> Self {
+        let data = tempfile::tempdir().unwrap();
+        let keys = Keys::create(data.path()).unwrap();
+        let revoked = Arc::new(Mutex::new(Vec::new()));
+        let list = revoked.clone();
+        let admit = Arc::new(move |peer: &PeerIdentity| !list.lock().unwrap().contains(&peer.serial));
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap().to_string();
+        let stop = CancellationToken::new();
+        let incoming = incoming(listener, keys.server_tls(admit).unwrap());
+        let serving = server_builder()
+            .add_service(EnrolmentServer::new(WhoAmI))
+            .serve_with_incoming_shutdown(incoming, stop.clone().cancelled_owned());
+        let served = tokio::spawn(async move { serving.await.unwrap() });
+        Self { _data: data, keys, address, revoked, stop, served }
+    }
+
+    fn agent(&self, authority: &Authority, issued: OffsetDateTime) -> (ClientTls, PeerIdentity) {
+        let key = generate_key().unwrap();
+        let request = certificate_request(&key).unwrap();
+        let (certificate, identity) =
+            authority.issue_agent(&"web1".parse().unwrap(), &request, issued).unwrap();
+        let ca = self.keys.authority().certificate();
+        (ClientTls::enrolled(self.keys.tree_id(), ca, &certificate, &key).unwrap(), identity)
+    }
+
+    async fn refused(&self, tls: ClientTls) -> RefusedReason {
+        match connect(&self.address, tls).await {
+            Err(ConnectError::Refused { reason, .. }) => reason,
+            other => panic!("{other:?}"),
+        }
+    }
+}
+
+async fn whoami(tls: ClientTls, address: &str) -> Result<String, Status> {
+    let mut client = EnrolmentClient::new(connect(address, tls).await.unwrap());
+    let answer = client.renew(v1::RenewRequest::default()).await?;
+    Ok(String::from_utf8(answer.into_inner().certificate.to_vec()).unwrap())
+}
+
+fn now() -> OffsetDateTime {
+    OffsetDateTime::now_utc()
+}
+
+#[tokio::test]
+async fn an_enrolled_agent_is_known_by_its_certificate() {
+    let origin = Origin::start().await;
+    let (tls, _) = origin.agent(origin.keys.authority(), now());
+    assert_eq!(whoami(tls, &origin.address).await.unwrap(), "web1");
+}
+
+#[tokio::test]
+async fn a_join_client_is_served_without_identity_and_pins_the_authority() {
+    let origin = Origin::start().await;
+    let token = origin.keys.token().unwrap();
+    let channel = connect(&origin.address, ClientTls::join(&token).unwrap()).await.unwrap();
+    let mut client = EnrolmentClient::new(channel);
+    client.join(v1::JoinRequest::default()).await.unwrap();
+    let renewed = client.renew(v1::RenewRequest::default()).await;
+    assert_eq!(renewed.unwrap_err().code(), tonic::Code::Unauthenticated);
+
+    let wrong_pin = JoinToken { ca_fingerprint: [1; 32], ..token.clone() };
+    let wrong_tree = JoinToken { tree_id: TreeId::from_bytes([1; 16]), ..token };
+    for wrong in [wrong_pin, wrong_tree] {
+        let refused = connect(&origin.address, ClientTls::join(&wrong).unwrap()).await;
+        assert!(matches!(refused, Err(ConnectError::WrongOrigin { .. })), "{refused:?}");
+    }
+}
+
+#[tokio::test]
+async fn a_foreign_expired_or_revoked_certificate_is_refused_in_the_handshake() {
+    let origin = Origin::start().await;
+    let foreign = Authority::create(origin.keys.tree_id(), now()).unwrap();
+    let (tls, _) = origin.agent(&foreign, now());
+    assert_eq!(origin.refused(tls).await, RefusedReason::OtherAuthority);
+
+    let (tls, _) = origin.agent(origin.keys.authority(), now() - time::Duration::days(31));
+    assert_eq!(origin.refused(tls).await, RefusedReason::Expired);
+
+    let (tls, identity) = origin.agent(origin.keys.authority(), now());
+    assert_eq!(whoami(tls.clone(), &origin.address).await.unwrap(), "web1");
+    origin.revoked.lock().unwrap().push(identity.serial);
+    assert_eq!(origin.refused(tls).await, RefusedReason::Revoked);
+}
+
+#[tokio::test]
+async fn an_agent_refuses_another_origin_and_an_agent_that_poses_as_one() {
+    let (origin, other) = (Origin::start().await, Origin::start().await);
+    let (tls, _) = origin.agent(origin.keys.authority(), now());
+    let refused = connect(&other.address, tls.clone()).await;
+    assert!(matches!(refused, Err(ConnectError::WrongOrigin { .. })), "{refused:?}");
+
+    // A joined agent's certificate is of the right authority, but for clients and in another name.
+    let key = generate_key().unwrap();
+    let request = certificate_request(&key).unwrap();
+    let authority = origin.keys.authority();
+    let name = "web2".parse().unwrap();
+    let (certificate, _) = authority.issue_agent(&name, &request, now()).unwrap();
+    let config = syncd_shared::identity::tls::server_config(
+        authority.certificate(),
+        &certificate,
+        &key,
+        Arc::new(|_: &PeerIdentity| true),
+    );
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap().to_string();
+    let _incoming = incoming(listener, config.unwrap());
+    for tls in [tls, ClientTls::join(&origin.keys.token().unwrap()).unwrap()] {
+        let refused = connect(&address, tls).await;
+        assert!(matches!(refused, Err(ConnectError::WrongOrigin { .. })), "{refused:?}");
+    }
+}
+
+/// Trusts anything: what an attacker's client does.
+#[derive(Debug)]
+struct Credulous;
+
+impl rustls::client::danger::ServerCertVerifier for Credulous {
+    fn verify_server_cert(
+        &self,
+        _: &CertificateDer<'_>,
+        _: &[CertificateDer<'_>],
+        _: &ServerName<'_>,
+        _: &[u8],
+        _: rustls::pki_types::UnixTime,
+    ) -> Result<rustls::client::danger::ServerCertVerified, rustls::Error> {
+        Ok(rustls::client::danger::ServerCertVerified::assertion())
+    }
+
+    fn verify_tls12_signature(
+        &self,
+        _: &[u8],
+        _: &CertificateDer<'_>,
+        _: &rustls::DigitallySignedStruct,
+    ) -> Result<rustls::client::danger::HandshakeSignatureValid, rustls::Error> {
+        Ok(rustls::client::danger::HandshakeSignatureValid::assertion())
+    }
+
+    fn verify_tls13_signature(
+        &self,
+        _: &[u8],
+        _: &CertificateDer<'_>,
+        _: &rustls::DigitallySignedStruct,
+    ) -> Result<rustls::client::danger::HandshakeSignatureValid, rustls::Error> {
+        Ok(rustls::client::danger::HandshakeSignatureValid::assertion())
+    }
+
+    fn supported_verify_schemes(&self) -> Vec<rustls::SignatureScheme> {
+        rustls::crypto::ring::default_provider().signature_verification_algorithms.supported_schemes()
+    }
+}
+
+async fn raw_handshake(
+    origin: &Origin,
+    version: &'static rustls::SupportedProtocolVersion,
+) -> io::Result<tokio_rustls::client::TlsStream<TcpStream>> {
+    let provider = Arc::new(rustls::crypto::ring::default_provider());
+    let key = generate_key().unwrap();
+    let request = certificate_request(&key).unwrap();
+    let (certificate, _) =
+        origin.keys.authority().issue_agent(&"web1".parse().unwrap(), &request, now()).unwrap();
+    let config = rustls::ClientConfig::builder_with_provider(provider)
+        .with_protocol_versions(&[version])
+        .unwrap()
+        .dangerous()
+        .with_custom_certificate_verifier(Arc::new(Credulous))
+        .with_client_auth_cert(vec![certificate], PrivatePkcs8KeyDer::from(key.serialize_der()).into())
+        .unwrap();
+    let name = ServerName::try_from(origin.keys.tree_id().origin_name()).unwrap();
+    let tcp = TcpStream::connect(&origin.address).await.unwrap();
+    tokio_rustls::TlsConnector::from(Arc::new(config)).connect(name, tcp).await
+}
+
+#[tokio::test]
+async fn tls_1_2_is_refused() {
+    let origin = Origin::start().await;
+    let error = raw_handshake(&origin, &rustls::version::TLS12).await.unwrap_err();
+    let tls = error.get_ref().unwrap().downcast_ref::<rustls::Error>();
+    let expected = rustls::Error::AlertReceived(rustls::AlertDescription::ProtocolVersion);
+    assert_eq!(tls, Some(&expected));
+    assert!(raw_handshake(&origin, &rustls::version::TLS13).await.is_ok());
+}
+
+#[tokio::test]
+async fn plaintext_is_refused_and_the_loop_goes_on() {
+    let origin = Origin::start().await;
+    for bytes in [&b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"[..], b"GET / HTTP/1.1\r\n\r\n", &[0; 64], b""] {
+        let mut tcp = TcpStream::connect(&origin.address).await.unwrap();
+        tcp.write_all(bytes).await.unwrap();
+        tcp.shutdown().await.unwrap();
+        let mut answer = Vec::new();
+        // A reset is as good as an end.
+        let _ = tcp.read_to_end(&mut answer).await;
+        assert!(answer.len() < 16, "{answer:?}");
+    }
+    let (tls, _) = origin.agent(origin.keys.authority(), now());
+    assert_eq!(whoami(tls, &origin.address).await.unwrap(), "web1");
+}
+
+#[tokio::test]
+async fn silent_connections_of_one_address_do_not_hold_up_the_loop() {
+    let origin = Origin::start().await;
+    let mut silent = Vec::new();
+    for _ in 0..HANDSHAKES_PER_PEER_MAX - 1 {
+        silent.push(TcpStream::connect(&origin.address).await.unwrap());
+    }
+    let (tls, _) = origin.agent(origin.keys.authority(), now());
+    assert_eq!(whoami(tls.clone(), &origin.address).await.unwrap(), "web1");
+    silent.push(TcpStream::connect(&origin.address).await.unwrap());
+    let refused = connect(&origin.address, tls.clone()).await;
+    assert!(matches!(refused, Err(ConnectError::Unreachable { .. })), "{refused:?}");
+    drop(silent);
+    let deadline = Instant::now() + Duration::from_secs(10);
+    while connect(&origin.address, tls.clone()).await.is_err() {
+        assert!(Instant::now() < deadline, "slots are not given back");
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+}
+
+#[tokio::test]
+async fn closing_a_connection_ends_its_streams_at_once() {
+    let origin = Origin::start().await;
+    let (tls, _) = origin.agent(origin.keys.authority(), now());
+    let mut client = EnrolmentClient::new(connect(&origin.address, tls).await.unwrap());
+    let close = v1::RenewRequest { certificate_request: b"close".to_vec().into() };
+    let ended = tokio::time::timeout(Duration::from_secs(5), client.renew(close)).await;
+    assert!(ended.expect("the stream goes on").is_err());
+}
+
+#[tokio::test]
+async fn an_unreachable_or_unnamed_origin_is_told_apart() {
+    let origin = Origin::start().await;
+    let tls = ClientTls::join(&origin.keys.token().unwrap()).unwrap();
+    origin.stop.cancel();
+    origin.served.await.unwrap();
+    let refused = connect(&origin.address, tls.clone()).await;
+    assert!(matches!(refused, Err(ConnectError::Unreachable { .. })), "{refused:?}");
+    let refused = connect("no-port", tls.clone()).await;
+    assert!(matches!(refused, Err(ConnectError::Resolve { .. })), "{refused:?}");
+
+    let plain = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = plain.local_addr().unwrap().to_string();
+    let answer = tokio::spawn(async move {
+        let (mut tcp, _) = plain.accept().await.unwrap();
+        tcp.write_all(b"HTTP/1.1 400 Bad Request\r\n\r\n").await.unwrap();
+        let _ = tcp.read_to_end(&mut Vec::new()).await;
+    });
+    let refused = connect(&address, tls).await;
+    assert!(matches!(refused, Err(ConnectError::NotAnOrigin { .. })), "{refused:?}");
+    answer.await.unwrap();
+}
+
+#[tokio::test]
+async fn any_address_will_do_also_of_ipv6() {
+    let origin = Origin::start().await;
+    let (tls, _) = origin.agent(origin.keys.authority(), now());
+    let port = origin.address.rsplit_once(':').unwrap().1;
+    assert_eq!(whoami(tls.clone(), &format!("localhost:{port}")).await.unwrap(), "web1");
+
+    let admit = Arc::new(|_: &PeerIdentity| true);
+    let Ok(listener) = TcpListener::bind("[::1]:0").await else { return };
+    let address = listener.local_addr().unwrap().to_string();
+    let incoming = incoming(listener, origin.keys.server_tls(admit).unwrap());
+    let serving = server_builder().add_service(EnrolmentServer::new(WhoAmI)).serve_with_incoming(incoming);
+    let served = tokio::spawn(serving);
+    assert_eq!(whoami(tls, &address).await.unwrap(), "web1");
+    served.abort();
+}

@@ -1,0 +1,256 @@
+//! One origin, assembled: watch -> scan -> store -> commit -> plan -> serve, with the fleet and the ways to ask.
+
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+use syncd_shared::local_socket::{LocalListener, LocalSocketError};
+use syncd_shared::rate::{Bucket, Rate};
+use tokio::net::TcpListener;
+use tokio::sync::mpsc;
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+
+use crate::admin::{Admin, socket_path};
+use crate::commit::{Committer, Sealer, Trigger};
+use crate::desk::{Desk, describe};
+use crate::fleet::Fleet;
+use crate::http;
+use crate::keys::{Keys, KeysError};
+use crate::plan::Planner;
+use crate::scan::{MtimePolicy, ScanOptions, SymlinkPolicy};
+use crate::serve::{self, Services};
+use crate::status::{AgentStatus, Status};
+use crate::store::{OpenStoreError, Store, StoreError};
+use crate::watch::{Watch, WatchError};
+
+/// How long a stop waits for what is under way.
+const STOP_DEADLINE: Duration = Duration::from_secs(10);
+/// Reports of agents that know more than we do, waiting for the committer.
+const OBSERVED_QUEUE: usize = 16;
+
+/// Everything that `serve` can be told.
+#[derive(Debug, Clone)]
+pub struct ServeOptions {
+    /// The content tree.
+    pub tree: PathBuf,
+    /// Keys and store.
+    pub data: PathBuf,
+    /// Where agents dial; port 0 picks one.
+    pub listen: SocketAddr,
+    /// Where health is answered; port 0 picks one.
+    pub http: SocketAddr,
+    /// Whether a taken `http` port is an error.
+    pub http_required: bool,
+    /// When changes are published.
+    pub trigger: Trigger,
+    /// How often what sends no events is walked.
+    pub poll: Duration,
+    /// `--mtime`.
+    pub mtime: MtimePolicy,
+    /// `--symlinks`.
+    pub symlinks: SymlinkPolicy,
+    /// To all agents together.
+    pub bwlimit: Option<Rate>,
+}
+
+/// Why an origin does not start.
+#[derive(Debug, thiserror::Error)]
+pub enum StartError {
+    /// The keys, or a data directory that is none.
+    #[error(transparent)]
+    Keys(#[from] KeysError),
+    /// The store.
+    #[error(transparent)]
+    OpenStore(#[from] OpenStoreError),
+    /// The store could not be read.
+    #[error("read the store")]
+    Store(#[from] StoreError),
+    /// There is neither a tree nor a generation.
+    #[error("content tree {tree} can't be read and there is no generation yet to serve: give the right --tree", tree = tree.display())]
+    NoTree {
+        /// The tree.
+        tree: PathBuf,
+        /// Why.
+        #[source]
+        source: std::io::Error,
+    },
+    /// The watch.
+    #[error(transparent)]
+    Watch(#[from] WatchError),
+    /// A port.
+    #[error("listen on {address}: {hint}")]
+    Listen {
+        /// The address.
+        address: SocketAddr,
+        /// What to do.
+        hint: &'static str,
+        /// Why.
+        #[source]
+        source: std::io::Error,
+    },
+    /// The admin socket.
+    #[error(transparent)]
+    Socket(#[from] LocalSocketError),
+    /// The fleet's records.
+    #[error("load the fleet")]
+    Fleet(#[from] crate::fleet::FleetError),
+    /// The spool of encoded updates.
+    #[error(transparent)]
+    Plan(#[from] crate::plan::PlanError),
+    /// TLS.
+    #[error("set up TLS")]
+    Tls(#[from] syncd_shared::identity::TlsError),
+}
+
+/// An origin that serves.
+pub struct Running {
+    grpc_address: SocketAddr,
+    http_address: Option<SocketAddr>,
+    committer: Committer,
+    fleet: Fleet,
+    shutdown: CancellationToken,
+    tasks: TaskTracker,
+}
+
+/// Makes keys and an empty store in `data`, which must not have been initialised before.
+pub fn init(data: &Path) -> Result<Keys, StartError> {
+    let keys = Keys::create(data)?;
+    Store::create(data)?;
+    Ok(keys)
+}
+
+/// Starts an origin; it serves when this returns.
+pub async fn start(options: ServeOptions) -> Result<Running, StartError> {
+    let keys = Arc::new(Keys::open(&options.data)?);
+    let store = Arc::new(Store::open(&options.data)?);
+    if let Err(source) = std::fs::read_dir(&options.tree)
+        && store.latest()?.is_none()
+    {
+        return Err(StartError::NoTree { tree: options.tree, source });
+    }
+    let grpc = bind(options.listen, "another program has this port; give another --listen").await?;
+    let http = match bind(options.http, "another program has this port; give another --http").await {
+        Ok(listener) => Some(listener),
+        Err(error) if options.http_required => return Err(error),
+        Err(error) => {
+            tracing::warn!("health is not answered: {}", crate::error_chain(&error));
+            None
+        }
+    };
+    let grpc_address = address_of(&grpc, options.listen)?;
+    let http_address = http.as_ref().map(|l| address_of(l, options.http)).transpose()?;
+    let socket = LocalListener::bind(&socket_path(&options.data))?;
+
+    let shutdown = CancellationToken::new();
+    let tasks = TaskTracker::new();
+    let (observed_sender, observed) = mpsc::channel(OBSERVED_QUEUE);
+    let planner = Planner::new(store.clone(), &options.data)?;
+    let fleet = Fleet::start(store.clone(), keys.clone(), observed_sender, shutdown.clone(), &tasks)?;
+    if let Some(current) = store.latest()? {
+        fleet.announce(current);
+    }
+    let watch = Arc::new(Watch::start(&options.tree, &options.data, options.poll)?);
+    let scan_options =
+        ScanOptions { mtime: options.mtime, symlinks: options.symlinks, ..ScanOptions::default() };
+    let sealer = Sealer::open(
+        options.tree.clone(),
+        scan_options,
+        store.clone(),
+        watch.clone(),
+        keys.clone(),
+        fleet.clone(),
+        shutdown.clone(),
+    )?;
+    let (committer, owner) =
+        Committer::start(sealer, watch.clone(), options.trigger, observed, shutdown.clone());
+    tasks.spawn(async move {
+        if let Err(error) = owner.await {
+            tracing::error!(%error, "the committer died");
+        }
+    });
+    let services = Services {
+        store: store.clone(),
+        keys: keys.clone(),
+        fleet: fleet.clone(),
+        planner,
+        limit: options.bwlimit.map(|rate| Arc::new(Bucket::new(rate))),
+    };
+    tasks.spawn(serve::serve(grpc, services, shutdown.clone()));
+    if let Some(http) = http {
+        tasks.spawn(http::serve(http, committer.view(), shutdown.clone()));
+    }
+    let status = {
+        let (keys, fleet, committer, watch) = (keys.clone(), fleet.clone(), committer.clone(), watch);
+        let tree = options.tree.display().to_string();
+        move || {
+            let view = committer.view().borrow().clone();
+            Status {
+                tree: Some(tree.clone()),
+                grpc_address: Some(grpc_address.to_string()),
+                http_address: http_address.map(|a| a.to_string()),
+                state: view.state,
+                reason: view.reason,
+                polled: watch.polled().iter().map(ToString::to_string).collect(),
+                agents: fleet.view().borrow().agents.iter().map(AgentStatus::new).collect(),
+                ..describe(&keys, view.current.as_ref())
+            }
+        }
+    };
+    let admin = Admin {
+        desk: Arc::new(Desk::new(store, keys)),
+        committer: committer.clone(),
+        fleet: fleet.clone(),
+        status: Arc::new(status),
+    };
+    tasks.spawn(admin.serve(socket, shutdown.clone()));
+    tracing::info!(tree = %options.tree.display(), grpc = %grpc_address, http = ?http_address, "serving");
+    Ok(Running { grpc_address, http_address, committer, fleet, shutdown, tasks })
+}
+
+async fn bind(address: SocketAddr, hint: &'static str) -> Result<TcpListener, StartError> {
+    TcpListener::bind(address).await.map_err(|source| StartError::Listen { address, hint, source })
+}
+
+fn address_of(listener: &TcpListener, asked: SocketAddr) -> Result<SocketAddr, StartError> {
+    let hint = "the address of the socket can't be read";
+    listener.local_addr().map_err(|source| StartError::Listen { address: asked, hint, source })
+}
+
+impl Running {
+    /// Where agents dial, as bound.
+    pub fn grpc_address(&self) -> SocketAddr {
+        self.grpc_address
+    }
+
+    /// Where health is answered, as bound; `None` where the default port was taken.
+    pub fn http_address(&self) -> Option<SocketAddr> {
+        self.http_address
+    }
+
+    /// What seals.
+    pub fn committer(&self) -> &Committer {
+        &self.committer
+    }
+
+    /// What knows the agents.
+    pub fn fleet(&self) -> &Fleet {
+        &self.fleet
+    }
+
+    /// Returns when the origin ended without being asked to. Cancel safe.
+    pub async fn ended(&self) {
+        let mut view = self.committer.view();
+        while view.changed().await.is_ok() {}
+    }
+
+    /// Ends everything: a generation that is being sealed is sealed, streams are closed.
+    pub async fn stop(self) {
+        self.shutdown.cancel();
+        self.tasks.close();
+        if tokio::time::timeout(STOP_DEADLINE, self.tasks.wait()).await.is_err() {
+            tracing::warn!(tasks = self.tasks.len(), "stopping without waiting any longer");
+        }
+    }
+}

@@ -1,0 +1,474 @@
+//! The tree's certificate authority: what it issues, and how a peer's certificate is read back.
+//!
+//! | certificate | for | names | lives |
+//! | --- | --- | --- | --- |
+//! | authority | signing the two below, path length 0 | `syncd <tree_id>` | 10 years |
+//! | origin | serverAuth only | DNS `origin.<tree_id>.syncd` | 10 years |
+//! | agent | clientAuth only | common name: the agent's | 30 days |
+//!
+//! All begin an hour before they are issued, for clocks that are behind. Keys are ECDSA P-256; an agent's request may
+//! also bring Ed25519. Serials are 128 random bits of which the first two are 0 and 1, so that every serial has 16
+//! bytes in DER.
+
+use std::fmt;
+use std::str::FromStr;
+
+use rcgen::{
+    BasicConstraints, CertificateParams, CustomExtension, DistinguishedName, DnType, ExtendedKeyUsagePurpose,
+    IsCa, Issuer, KeyPair, KeyUsagePurpose, PKCS_ECDSA_P256_SHA256, PKCS_ED25519, PublicKeyData,
+    SerialNumber, SubjectPublicKeyInfo,
+};
+use rustls_pki_types::CertificateDer;
+use rustls_pki_types::pem::PemObject;
+use time::{Duration, OffsetDateTime};
+use x509_parser::certification_request::X509CertificationRequest;
+use x509_parser::prelude::{FromDer, X509Certificate};
+
+use crate::generation::TreeId;
+use crate::limits::{AGENT_NAME_MAX_BYTES, CERTIFICATE_REQUEST_MAX_BYTES};
+
+/// How long an agent's certificate lives.
+pub const AGENT_CERTIFICATE_LIFE: Duration = Duration::days(30);
+/// How long the authority's and the origin's certificate live.
+pub const AUTHORITY_LIFE: Duration = Duration::days(3_652);
+/// Certificates begin this long before they are issued.
+pub const CLOCK_ALLOWANCE: Duration = Duration::hours(1);
+
+/// The name of an agent: 1 to 63 bytes of `[a-zA-Z0-9._-]`, beginning with a letter or digit.
+#[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct AgentName(String);
+
+/// A string is no agent name.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error(
+    "{name:?} is not a name for an agent: use 1 to {AGENT_NAME_MAX_BYTES} of a-z A-Z 0-9 . _ -, beginning with \
+     a letter or digit"
+)]
+pub struct AgentNameError {
+    /// The string, cut to 100 characters.
+    pub name: String,
+}
+
+impl AgentName {
+    /// The name.
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
+impl FromStr for AgentName {
+    type Err = AgentNameError;
+
+    fn from_str(name: &str) -> Result<Self, AgentNameError> {
+        let valid = (1..=AGENT_NAME_MAX_BYTES).contains(&name.len())
+            && name.starts_with(|c: char| c.is_ascii_alphanumeric())
+            && name.bytes().all(|b| b.is_ascii_alphanumeric() || b"._-".contains(&b));
+        if valid {
+            Ok(Self(name.to_owned()))
+        } else {
+            Err(AgentNameError { name: name.chars().take(100).collect() })
+        }
+    }
+}
+
+impl fmt::Display for AgentName {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(&self.0)
+    }
+}
+
+impl fmt::Debug for AgentName {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "AgentName({})", self.0)
+    }
+}
+
+/// The serial number of a certificate: what is revoked. Shown as 32 hexadecimal digits.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Serial([u8; 16]);
+
+/// A string is not 32 hexadecimal digits.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("a serial number has 32 hexadecimal digits")]
+pub struct ParseSerialError;
+
+impl Serial {
+    /// Wraps 16 bytes that were a serial before.
+    pub const fn from_bytes(bytes: [u8; 16]) -> Self {
+        Self(bytes)
+    }
+
+    /// The 16 bytes.
+    pub const fn as_bytes(&self) -> &[u8; 16] {
+        &self.0
+    }
+
+    fn random() -> Result<Self, AuthorityError> {
+        let mut bytes = [0; 16];
+        getrandom::fill(&mut bytes).map_err(AuthorityError::Random)?;
+        bytes[0] = bytes[0] & 0x3f | 0x40;
+        Ok(Self(bytes))
+    }
+}
+
+impl FromStr for Serial {
+    type Err = ParseSerialError;
+
+    fn from_str(text: &str) -> Result<Self, ParseSerialError> {
+        let bytes =
+            data_encoding::HEXLOWER_PERMISSIVE.decode(text.as_bytes()).map_err(|_| ParseSerialError)?;
+        bytes.try_into().map(Self).map_err(|_| ParseSerialError)
+    }
+}
+
+impl fmt::Display for Serial {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&data_encoding::HEXLOWER.encode(&self.0))
+    }
+}
+
+impl fmt::Debug for Serial {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Serial({self})")
+    }
+}
+
+/// Who a certificate says its holder is. Trusted only when TLS has verified the certificate.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct PeerIdentity {
+    /// The agent.
+    pub name: AgentName,
+    /// The certificate's serial number.
+    pub serial: Serial,
+    /// When the certificate begins to hold.
+    pub not_before: OffsetDateTime,
+    /// When the certificate expires.
+    pub not_after: OffsetDateTime,
+}
+
+/// Why a certificate was not issued or read.
+#[derive(Debug, thiserror::Error)]
+pub enum AuthorityError {
+    /// The kernel's random numbers.
+    #[error("reading random numbers failed")]
+    Random(#[source] getrandom::Error),
+    /// A key could not be made or read, or signing failed.
+    #[error("making or reading a key or certificate failed")]
+    Crypto(#[from] rcgen::Error),
+    /// Longer than [`CERTIFICATE_REQUEST_MAX_BYTES`].
+    #[error("certificate request has {wanted} bytes, the limit is {CERTIFICATE_REQUEST_MAX_BYTES}")]
+    RequestLength {
+        /// Its length, in bytes.
+        wanted: usize,
+    },
+    /// Not PKCS#10 in DER, or not signed by its own key.
+    #[error("certificate request is malformed or not signed by its own key")]
+    Request(#[source] x509_parser::error::X509Error),
+    /// Neither ECDSA P-256 nor Ed25519.
+    #[error("certificate request has a key of a kind that is not accepted: use ECDSA P-256 or Ed25519")]
+    RequestKey,
+    /// Not a certificate in DER.
+    #[error("certificate is malformed")]
+    Certificate(#[source] x509_parser::error::X509Error),
+    /// A certificate that this authority's agents do not have: its name or serial is of another form.
+    #[error("certificate is not one of an agent")]
+    NotAnAgent,
+}
+
+/// A key of an agent or origin with its certificate still to come, or to be read again.
+pub fn generate_key() -> Result<KeyPair, AuthorityError> {
+    Ok(KeyPair::generate_for(&PKCS_ECDSA_P256_SHA256)?)
+}
+
+/// A PKCS#10 request (DER) for `key`. The authority takes nothing but its public key.
+pub fn certificate_request(key: &KeyPair) -> Result<Vec<u8>, AuthorityError> {
+    let mut params = CertificateParams::default();
+    params.distinguished_name = DistinguishedName::new();
+    Ok(params.serialize_request(key)?.der().to_vec())
+}
+
+/// BLAKE3-256 of a certificate's DER bytes.
+pub fn fingerprint(certificate: &CertificateDer<'_>) -> [u8; 32] {
+    *blake3::hash(certificate).as_bytes()
+}
+
+/// PEM text of a certificate.
+pub fn certificate_to_pem(certificate: &CertificateDer<'_>) -> String {
+    let body = data_encoding::BASE64.encode(certificate);
+    let lines: Vec<&str> = (0..body.len()).step_by(64).map(|at| &body[at..body.len().min(at + 64)]).collect();
+    format!("-----BEGIN CERTIFICATE-----\n{}\n-----END CERTIFICATE-----\n", lines.join("\n"))
+}
+
+/// The first certificate in PEM text.
+pub fn certificate_from_pem(text: &str) -> Option<CertificateDer<'static>> {
+    CertificateDer::from_pem_slice(text.as_bytes()).ok()
+}
+
+/// The authority of one tree, able to sign.
+pub struct Authority {
+    tree_id: TreeId,
+    certificate: CertificateDer<'static>,
+    issuer: Issuer<'static, KeyPair>,
+}
+
+impl fmt::Debug for Authority {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Authority({})", self.tree_id)
+    }
+}
+
+impl Authority {
+    /// Makes the authority of a tree: a key, and a certificate for [`AUTHORITY_LIFE`].
+    pub fn create(tree_id: TreeId, now: OffsetDateTime) -> Result<Self, AuthorityError> {
+        let key = generate_key()?;
+        let mut params = new_params(&format!("syncd {tree_id}"), now, AUTHORITY_LIFE)?;
+        params.is_ca = IsCa::Ca(BasicConstraints::Constrained(0));
+        params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
+        let certificate = params.self_signed(&key)?.der().clone();
+        Self::open(tree_id, certificate, key)
+    }
+
+    /// The authority with this certificate and key.
+    pub fn open(
+        tree_id: TreeId,
+        certificate: CertificateDer<'static>,
+        key: KeyPair,
+    ) -> Result<Self, AuthorityError> {
+        let issuer = Issuer::from_ca_cert_der(&certificate, key)?;
+        Ok(Self { tree_id, certificate, issuer })
+    }
+
+    /// Its certificate.
+    pub fn certificate(&self) -> &CertificateDer<'static> {
+        &self.certificate
+    }
+
+    /// Its key.
+    pub fn key(&self) -> &KeyPair {
+        self.issuer.key()
+    }
+
+    /// Issues the certificate of the origin to `key`, for [`AUTHORITY_LIFE`].
+    pub fn issue_origin(
+        &self,
+        key: &KeyPair,
+        now: OffsetDateTime,
+    ) -> Result<CertificateDer<'static>, AuthorityError> {
+        let name = self.tree_id.origin_name();
+        let mut params = new_params("syncd-origin", now, AUTHORITY_LIFE)?;
+        params.subject_alt_names = vec![rcgen::SanType::DnsName(name.as_str().try_into()?)];
+        params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ServerAuth];
+        self.sign(params, key)
+    }
+
+    /// Issues the certificate of an agent, for [`AGENT_CERTIFICATE_LIFE`]. `request` is PKCS#10 in DER; its own
+    /// signature is verified and its public key taken, and nothing else.
+    pub fn issue_agent(
+        &self,
+        name: &AgentName,
+        request: &[u8],
+        now: OffsetDateTime,
+    ) -> Result<(CertificateDer<'static>, PeerIdentity), AuthorityError> {
+        let key = public_key(request)?;
+        let params = new_params(name.as_str(), now, AGENT_CERTIFICATE_LIFE)?;
+        let certificate = self.sign_agent(params, &key)?;
+        let identity = peer_identity(&certificate)?;
+        Ok((certificate, identity))
+    }
+
+    fn sign_agent(
+        &self,
+        mut params: CertificateParams,
+        key: &impl PublicKeyData,
+    ) -> Result<CertificateDer<'static>, AuthorityError> {
+        params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ClientAuth];
+        self.sign(params, key)
+    }
+
+    fn sign(
+        &self,
+        mut params: CertificateParams,
+        key: &impl PublicKeyData,
+    ) -> Result<CertificateDer<'static>, AuthorityError> {
+        params.is_ca = IsCa::ExplicitNoCa;
+        params.key_usages = vec![KeyUsagePurpose::DigitalSignature];
+        params.use_authority_key_identifier_extension = true;
+        Ok(params.signed_by(key, &self.issuer)?.der().clone())
+    }
+}
+
+/// Parameters made anew: nothing of rcgen's defaults (validity from 1975 to 4096) or of a request stays.
+fn new_params(
+    common_name: &str,
+    now: OffsetDateTime,
+    life: Duration,
+) -> Result<CertificateParams, AuthorityError> {
+    let mut params = CertificateParams::default();
+    params.distinguished_name = DistinguishedName::new();
+    params.distinguished_name.push(DnType::CommonName, common_name);
+    params.not_before = now - CLOCK_ALLOWANCE;
+    params.not_after = now + life;
+    params.serial_number = Some(SerialNumber::from_slice(Serial::random()?.as_bytes()));
+    params.custom_extensions = Vec::<CustomExtension>::new();
+    Ok(params)
+}
+
+fn public_key(request: &[u8]) -> Result<SubjectPublicKeyInfo, AuthorityError> {
+    if request.len() > CERTIFICATE_REQUEST_MAX_BYTES {
+        return Err(AuthorityError::RequestLength { wanted: request.len() });
+    }
+    let (_, parsed) =
+        X509CertificationRequest::from_der(request).map_err(|e| AuthorityError::Request(x509_error(e)))?;
+    parsed.verify_signature().map_err(AuthorityError::Request)?;
+    let key = SubjectPublicKeyInfo::from_der(parsed.certification_request_info.subject_pki.raw)?;
+    let accepted = [&PKCS_ECDSA_P256_SHA256, &PKCS_ED25519].contains(&key.algorithm());
+    if accepted { Ok(key) } else { Err(AuthorityError::RequestKey) }
+}
+
+/// Reads who a certificate is for. Checks its form, not who issued it: TLS did that.
+pub fn peer_identity(certificate: &CertificateDer<'_>) -> Result<PeerIdentity, AuthorityError> {
+    let (_, parsed) =
+        X509Certificate::from_der(certificate).map_err(|e| AuthorityError::Certificate(x509_error(e)))?;
+    let mut names = parsed.subject().iter_common_name();
+    let (Some(name), None) = (names.next(), names.next()) else {
+        return Err(AuthorityError::NotAnAgent);
+    };
+    let name = name.as_str().map_err(AuthorityError::Certificate)?;
+    let name = name.parse().map_err(|_| AuthorityError::NotAnAgent)?;
+    let serial = parsed.raw_serial().try_into().map_err(|_| AuthorityError::NotAnAgent)?;
+    let validity = parsed.validity();
+    Ok(PeerIdentity {
+        name,
+        serial: Serial(serial),
+        not_before: validity.not_before.to_datetime(),
+        not_after: validity.not_after.to_datetime(),
+    })
+}
+
+fn x509_error(error: x509_parser::nom::Err<x509_parser::error::X509Error>) -> x509_parser::error::X509Error {
+    use x509_parser::nom::Err;
+    match error {
+        Err::Incomplete(_) => x509_parser::error::X509Error::Generic,
+        Err::Error(e) | Err::Failure(e) => e,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use x509_parser::extensions::ParsedExtension;
+
+    const TREE: TreeId = TreeId::from_bytes([7; 16]);
+
+    #[test]
+    fn agent_names_are_checked() {
+        for good in ["a", "web1", "0-x_y.example", &"a".repeat(63)] {
+            assert_eq!(good.parse::<AgentName>().unwrap().as_str(), good);
+        }
+        for bad in ["", "-a", ".a", "_a", "a b", "a/b", "ä", "a\n", &"a".repeat(64)] {
+            assert!(bad.parse::<AgentName>().is_err(), "{bad:?}");
+        }
+    }
+
+    #[test]
+    fn a_hostile_request_yields_a_plain_agent_certificate() {
+        let now = OffsetDateTime::now_utc();
+        let authority = Authority::create(TREE, now).unwrap();
+        let key = generate_key().unwrap();
+        let mut params = CertificateParams::new(vec![TREE.origin_name()]).unwrap();
+        params.distinguished_name.push(DnType::CommonName, "root");
+        params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+        params.key_usages = vec![KeyUsagePurpose::KeyCertSign];
+        params.extended_key_usages =
+            vec![ExtendedKeyUsagePurpose::ServerAuth, ExtendedKeyUsagePurpose::CodeSigning];
+        params.custom_extensions =
+            vec![CustomExtension::from_oid_content(&[1, 3, 6, 1, 4, 1, 99_999, 1], b"\x05\x00".to_vec())];
+        let request = params.serialize_request(&key).unwrap();
+
+        let name = "web1".parse().unwrap();
+        let (certificate, identity) = authority.issue_agent(&name, request.der(), now).unwrap();
+        assert_eq!(identity.name, name);
+        assert_eq!((identity.not_after - now - AGENT_CERTIFICATE_LIFE).abs().whole_seconds(), 0);
+        assert!(identity.not_before < now && identity.not_before >= now - Duration::hours(2));
+        let (_, parsed) = X509Certificate::from_der(&certificate).unwrap();
+        assert!(!parsed.is_ca());
+        assert_eq!(parsed.subject().to_string(), "CN=web1");
+        assert_eq!(parsed.public_key().raw, key.subject_public_key_info());
+        assert!(parsed.subject_alternative_name().unwrap().is_none());
+        let usage = parsed.extended_key_usage().unwrap().unwrap().value;
+        assert!(usage.client_auth && !usage.server_auth && !usage.any && !usage.code_signing);
+        assert!(!parsed.key_usage().unwrap().unwrap().value.key_cert_sign());
+        for extension in parsed.extensions() {
+            assert!(
+                !matches!(extension.parsed_extension(), ParsedExtension::UnsupportedExtension { .. }),
+                "{extension:?}"
+            );
+        }
+    }
+
+    #[test]
+    fn a_request_must_be_signed_by_its_own_key() {
+        let now = OffsetDateTime::now_utc();
+        let authority = Authority::create(TREE, now).unwrap();
+        let name = "web1".parse().unwrap();
+        let key = generate_key().unwrap();
+        let request = certificate_request(&key).unwrap();
+        for at in 0..request.len() {
+            assert!(authority.issue_agent(&name, &request[..at], now).is_err(), "cut at {at}");
+            let mut broken = request.clone();
+            broken[at] ^= 1;
+            // The signature covers neither itself nor its algorithm's encoding.
+            if let Ok((certificate, _)) = authority.issue_agent(&name, &broken, now) {
+                let (_, parsed) = X509Certificate::from_der(&certificate).unwrap();
+                assert_eq!(parsed.public_key().raw, key.subject_public_key_info(), "byte {at}");
+            }
+        }
+        let at = request.windows(8).position(|w| w == &key.public_key_raw()[1..9]).unwrap();
+        let mut stolen = request.clone();
+        stolen[at] ^= 1;
+        assert!(matches!(authority.issue_agent(&name, &stolen, now), Err(AuthorityError::Request(_))));
+        assert!(authority.issue_agent(&name, &request, now).is_ok());
+        let long = vec![0x30; CERTIFICATE_REQUEST_MAX_BYTES + 1];
+        assert!(matches!(
+            authority.issue_agent(&name, &long, now),
+            Err(AuthorityError::RequestLength { wanted }) if wanted == long.len()
+        ));
+    }
+
+    #[test]
+    fn only_p256_and_ed25519_keys_are_accepted() {
+        let now = OffsetDateTime::now_utc();
+        let authority = Authority::create(TREE, now).unwrap();
+        let name = "web1".parse().unwrap();
+        let issue = |alg| {
+            let key = KeyPair::generate_for(alg).unwrap();
+            authority.issue_agent(&name, &certificate_request(&key).unwrap(), now)
+        };
+        assert!(issue(&PKCS_ED25519).is_ok());
+        assert!(matches!(issue(&rcgen::PKCS_ECDSA_P384_SHA384), Err(AuthorityError::RequestKey)));
+    }
+
+    #[test]
+    fn serials_are_random_and_come_back_from_the_certificate() {
+        let now = OffsetDateTime::now_utc();
+        let authority = Authority::create(TREE, now).unwrap();
+        let name = "web1".parse().unwrap();
+        let request = certificate_request(&generate_key().unwrap()).unwrap();
+        let (certificate, first) = authority.issue_agent(&name, &request, now).unwrap();
+        let (_, second) = authority.issue_agent(&name, &request, now).unwrap();
+        assert_ne!(first.serial, second.serial);
+        assert_eq!(peer_identity(&certificate).unwrap(), first);
+        assert_eq!(first.serial.to_string().parse(), Ok(first.serial));
+    }
+
+    #[test]
+    fn the_authority_reopens_from_its_certificate_and_key() {
+        let now = OffsetDateTime::now_utc();
+        let first = Authority::create(TREE, now).unwrap();
+        let key = KeyPair::from_pem(&first.key().serialize_pem()).unwrap();
+        let again = Authority::open(TREE, first.certificate().clone(), key).unwrap();
+        assert_eq!(fingerprint(again.certificate()), fingerprint(first.certificate()));
+        let origin = again.issue_origin(&generate_key().unwrap(), now).unwrap();
+        assert!(matches!(peer_identity(&origin), Ok(p) if p.name.as_str() == "syncd-origin"));
+    }
+}

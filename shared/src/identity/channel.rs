@@ -1,0 +1,216 @@
+//! An agent's connection to the origin: TCP, TLS, HTTP/2, and what went wrong in words that an operator can use.
+
+use std::future::Future;
+use std::io;
+use std::net::SocketAddr;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use hyper_util::rt::TokioIo;
+use rustls::{AlertDescription, CertificateError};
+use tokio::io::{AsyncBufReadExt, BufReader};
+use tokio::net::TcpStream;
+use tokio_rustls::TlsConnector;
+use tokio_rustls::client::TlsStream;
+use tonic::transport::{Channel, Endpoint};
+
+use super::tls::ClientTls;
+use crate::limits::{CONNECTION_WINDOW_BYTES, HTTP2_FRAME_BYTES, STREAM_WINDOW_BYTES};
+
+/// From the first packet to the origin's first bytes inside TLS.
+pub const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
+/// How often a silent connection is probed, by both sides.
+pub const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(15);
+/// A connection whose probe is not answered in this time is dead.
+pub const KEEPALIVE_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// Holds the origin's first bytes, which were waited for, and is otherwise out of the way: reads larger than this
+/// go past it.
+const FIRST_BYTES: usize = 64;
+
+type Stream = BufReader<TlsStream<TcpStream>>;
+
+/// Why there is no connection.
+#[derive(Debug, thiserror::Error)]
+pub enum ConnectError {
+    /// The name has no address, or the text is no HOST:PORT.
+    #[error("can't find the address of {address}: use HOST:PORT")]
+    Resolve {
+        /// What was dialled.
+        address: String,
+        /// Why.
+        source: io::Error,
+    },
+    /// Nothing answered there, or the connection broke before it was set up.
+    #[error("can't reach the origin at {address}")]
+    Unreachable {
+        /// What was dialled.
+        address: String,
+        /// Why.
+        source: io::Error,
+    },
+    /// Something answered, but it does not speak TLS 1.3 as an origin does.
+    #[error("{address} does not answer like a syncd origin")]
+    NotAnOrigin {
+        /// What was dialled.
+        address: String,
+        /// Why.
+        source: io::Error,
+    },
+    /// The origin refused this agent's certificate.
+    #[error(
+        "the origin at {address} refused this agent's certificate ({reason}): join again with a new token"
+    )]
+    Refused {
+        /// What was dialled.
+        address: String,
+        /// What the origin said of the certificate.
+        reason: RefusedReason,
+    },
+    /// It proved another identity than the origin that this agent follows, or that the token names.
+    #[error("{address} is not the origin of this tree: it shows a certificate of another authority")]
+    WrongOrigin {
+        /// What was dialled.
+        address: String,
+        /// What does not hold.
+        source: io::Error,
+    },
+    /// The origin's certificate does not hold at this time: most likely this machine's clock is wrong.
+    #[error("the certificate of the origin at {address} does not hold today: check this machine's clock")]
+    Clock {
+        /// What was dialled.
+        address: String,
+        /// What does not hold.
+        source: io::Error,
+    },
+    /// HTTP/2 could not be set up.
+    #[error("HTTP/2 with the origin at {address} failed")]
+    Http {
+        /// What was dialled.
+        address: String,
+        /// Why.
+        source: tonic::transport::Error,
+    },
+}
+
+/// What an origin says of a certificate that it refuses.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+pub enum RefusedReason {
+    /// It has expired, or the origin's clock is wrong.
+    #[error("expired")]
+    Expired,
+    /// It was revoked.
+    #[error("revoked")]
+    Revoked,
+    /// It was issued by another authority: the origin was made anew.
+    #[error("of another authority")]
+    OtherAuthority,
+    /// Any other alert of TLS.
+    #[error("TLS alert {0:?}")]
+    Alert(AlertDescription),
+}
+
+/// Connects to the origin at `address` (HOST:PORT; an IPv6 address in brackets). The address needs no relation to the
+/// names in certificates. The channel dials again by itself if it is used after it broke.
+///
+/// Returns once the origin has accepted this agent's certificate. Cancel safe.
+pub async fn connect(address: &str, tls: ClientTls) -> Result<Channel, ConnectError> {
+    let first = dial(address, &tls).await?;
+    let endpoint =
+        endpoint(&tls).map_err(|source| ConnectError::Http { address: address.to_owned(), source })?;
+    let first = Arc::new(Mutex::new(Some(first)));
+    let dialled: Arc<str> = address.into();
+    let connector = tower::service_fn(move |_| {
+        let ready = first.lock().unwrap_or_else(PoisonError::into_inner).take();
+        let (address, tls) = (dialled.clone(), tls.clone());
+        async move {
+            let stream = match ready {
+                Some(stream) => stream,
+                None => dial(&address, &tls).await?,
+            };
+            Ok::<_, ConnectError>(TokioIo::new(stream))
+        }
+    });
+    endpoint
+        .connect_with_connector(connector)
+        .await
+        .map_err(|source| ConnectError::Http { address: address.to_owned(), source })
+}
+
+fn endpoint(tls: &ClientTls) -> Result<Endpoint, tonic::transport::Error> {
+    // TLS is the connector's: with https tonic would want its own.
+    let endpoint = Endpoint::from_shared(format!("http://{}", tls.origin_name))?
+        .connect_timeout(CONNECT_TIMEOUT)
+        .http2_keep_alive_interval(KEEPALIVE_INTERVAL)
+        .keep_alive_timeout(KEEPALIVE_TIMEOUT)
+        .keep_alive_while_idle(true)
+        .initial_stream_window_size(STREAM_WINDOW_BYTES)
+        .initial_connection_window_size(CONNECTION_WINDOW_BYTES)
+        .max_frame_size(HTTP2_FRAME_BYTES);
+    Ok(endpoint)
+}
+
+/// In TLS 1.3 the client is done before the server has seen its certificate, and a refusal arrives later. So this
+/// waits for the origin's first bytes (its HTTP/2 settings), which it sends only after it accepted.
+async fn dial(address: &str, tls: &ClientTls) -> Result<Stream, ConnectError> {
+    let tcp = dial_tcp(address).await?;
+    let accepted = async {
+        let stream = TlsConnector::from(tls.config.clone()).connect(tls.name.clone(), tcp).await?;
+        let mut stream = BufReader::with_capacity(FIRST_BYTES, stream);
+        if stream.fill_buf().await?.is_empty() {
+            Err(io::ErrorKind::UnexpectedEof.into())
+        } else {
+            Ok(stream)
+        }
+    };
+    within(CONNECT_TIMEOUT, accepted).await.map_err(|source| classify(address.to_owned(), source))
+}
+
+async fn dial_tcp(address: &str) -> Result<TcpStream, ConnectError> {
+    let unresolved = |source| ConnectError::Resolve { address: address.to_owned(), source };
+    let found: Vec<SocketAddr> =
+        within(CONNECT_TIMEOUT, tokio::net::lookup_host(address)).await.map_err(unresolved)?.collect();
+    let share = CONNECT_TIMEOUT / u32::try_from(found.len().max(1)).unwrap_or(u32::MAX);
+    let mut last = io::Error::from(io::ErrorKind::NotFound);
+    for candidate in found {
+        match within(share, TcpStream::connect(candidate)).await {
+            Ok(tcp) => match tcp.set_nodelay(true) {
+                Ok(()) => return Ok(tcp),
+                Err(error) => last = error,
+            },
+            Err(error) => last = error,
+        }
+    }
+    Err(ConnectError::Unreachable { address: address.to_owned(), source: last })
+}
+
+async fn within<T>(limit: Duration, future: impl Future<Output = io::Result<T>>) -> io::Result<T> {
+    tokio::time::timeout(limit, future).await.unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into()))
+}
+
+fn classify(address: String, source: io::Error) -> ConnectError {
+    use rustls::Error as Tls;
+    let Some(error) = source.get_ref().and_then(|inner| inner.downcast_ref::<Tls>()) else {
+        return ConnectError::Unreachable { address, source };
+    };
+    match error {
+        Tls::AlertReceived(alert) => ConnectError::Refused { address, reason: refused_reason(*alert) },
+        Tls::InvalidCertificate(error) => match error {
+            CertificateError::Expired
+            | CertificateError::ExpiredContext { .. }
+            | CertificateError::NotValidYet
+            | CertificateError::NotValidYetContext { .. } => ConnectError::Clock { address, source },
+            _ => ConnectError::WrongOrigin { address, source },
+        },
+        _ => ConnectError::NotAnOrigin { address, source },
+    }
+}
+
+fn refused_reason(alert: AlertDescription) -> RefusedReason {
+    match alert {
+        AlertDescription::CertificateExpired => RefusedReason::Expired,
+        AlertDescription::CertificateRevoked => RefusedReason::Revoked,
+        AlertDescription::UnknownCA | AlertDescription::DecryptError => RefusedReason::OtherAuthority,
+        other => RefusedReason::Alert(other),
+    }
+}

@@ -1,0 +1,87 @@
+//! Files that hold keys: private, and replaced in one step.
+
+use std::fs::{self, DirBuilder, File, OpenOptions};
+use std::io::{self, Write};
+use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt, PermissionsExt};
+use std::path::{Path, PathBuf};
+
+/// What was being done to which file.
+#[derive(Debug, thiserror::Error)]
+pub enum FileError {
+    /// Reading.
+    #[error("reading {path} failed", path = path.display())]
+    Read {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        source: io::Error,
+    },
+    /// Creating, writing, renaming or syncing.
+    #[error("writing {path} failed", path = path.display())]
+    Write {
+        /// The file or directory.
+        path: PathBuf,
+        /// Why.
+        source: io::Error,
+    },
+}
+
+/// Reads a whole small file as text.
+pub fn read(path: &Path) -> Result<String, FileError> {
+    fs::read_to_string(path).map_err(|source| FileError::Read { path: path.to_owned(), source })
+}
+
+/// Makes `path` and what is missing above it with mode 0700; an existing directory keeps its mode. After a power cut
+/// the directory may be missing, unless something in it was written by [`write()`] and its parent synced.
+pub fn create_private_directory(path: &Path) -> Result<(), FileError> {
+    let failed = |source| FileError::Write { path: path.to_owned(), source };
+    DirBuilder::new().recursive(true).mode(0o700).create(path).map_err(failed)
+}
+
+/// Replaces `path` with `text`, mode 0600. Once it has returned, the new text survives a power cut; a crash before
+/// leaves the old file or the new one, and perhaps a `.new` beside it, which the next call overwrites. Creating the
+/// directory itself is not made durable here.
+pub fn write(path: &Path, text: &str) -> Result<(), FileError> {
+    let failed = |source| FileError::Write { path: path.to_owned(), source };
+    let mut temporary = path.as_os_str().to_owned();
+    temporary.push(".new");
+    let mut file = OpenOptions::new()
+        .write(true)
+        .create(true)
+        .truncate(true)
+        .mode(0o600)
+        .open(&temporary)
+        .map_err(failed)?;
+    file.set_permissions(fs::Permissions::from_mode(0o600)).map_err(failed)?;
+    file.write_all(text.as_bytes()).map_err(failed)?;
+    file.sync_all().map_err(failed)?;
+    fs::rename(&temporary, path).map_err(failed)?;
+    path.parent().map_or(Ok(()), sync_directory)
+}
+
+/// Makes the names in a directory survive a power cut; says nothing of the files' content.
+pub fn sync_directory(path: &Path) -> Result<(), FileError> {
+    let path = if path.as_os_str().is_empty() { Path::new(".") } else { path };
+    let failed = |source| FileError::Write { path: path.to_owned(), source };
+    File::open(path).and_then(|directory| directory.sync_all()).map_err(failed)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_written_file_is_private_and_replaces_what_was_there() {
+        let base = tempfile::tempdir().unwrap();
+        let directory = base.path().join("a/keys");
+        create_private_directory(&directory).unwrap();
+        assert_eq!(fs::metadata(&directory).unwrap().permissions().mode() & 0o777, 0o700);
+        let path = directory.join("key");
+        fs::write(directory.join("key.new"), "left by a crash, and longer").unwrap();
+        write(&path, "one").unwrap();
+        write(&path, "two").unwrap();
+        assert_eq!(read(&path).unwrap(), "two");
+        assert_eq!(fs::metadata(&path).unwrap().permissions().mode() & 0o777, 0o600);
+        assert_eq!(fs::read_dir(&directory).unwrap().count(), 1);
+    }
+}

@@ -1,0 +1,235 @@
+//! Every TLS configuration there is: TLS 1.3 with the ring provider, ALPN `h2`, no resumption.
+//!
+//! Resumption is off at both ends on purpose: a resumed session does not show its certificate again, so that an expired
+//! or revoked one would go on. The origin sends its authority's certificate along, so that an agent which knows only
+//! its fingerprint (from a token) can verify the chain.
+
+use std::fmt;
+use std::sync::Arc;
+
+use rcgen::KeyPair;
+use rustls::client::WebPkiServerVerifier;
+use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
+use rustls::crypto::{CryptoProvider, verify_tls13_signature};
+use rustls::server::danger::{ClientCertVerified, ClientCertVerifier};
+use rustls::server::{NoServerSessionStorage, WebPkiClientVerifier};
+use rustls::version::TLS13;
+use rustls::{
+    CertificateError, ClientConfig, DigitallySignedStruct, DistinguishedName, Error, RootCertStore,
+    ServerConfig, SignatureScheme,
+};
+use rustls_pki_types::{CertificateDer, PrivateKeyDer, PrivatePkcs8KeyDer, ServerName, UnixTime};
+
+use super::authority::{PeerIdentity, fingerprint, peer_identity};
+use super::token::JoinToken;
+use crate::generation::TreeId;
+
+const ALPN: &[u8] = b"h2";
+
+/// Asked in every handshake with a certificate that the authority issued and that has not expired; `false` (revoked)
+/// refuses it. Called on the runtime's threads: it must not block.
+pub type Admit = Arc<dyn Fn(&PeerIdentity) -> bool + Send + Sync>;
+
+/// Why a TLS configuration was not made: a key, certificate or name in it is malformed, or they don't belong together.
+#[derive(Debug, thiserror::Error)]
+pub enum TlsError {
+    /// The key does not belong to the certificate, or one of them is malformed.
+    #[error("the key and the certificates are malformed or don't belong together")]
+    Certificate(#[from] Error),
+    /// The authority's certificate can't be a root.
+    #[error("the authority's certificate can't be used as a root")]
+    Root(#[from] rustls::server::VerifierBuilderError),
+}
+
+fn provider() -> Arc<CryptoProvider> {
+    Arc::new(rustls::crypto::ring::default_provider())
+}
+
+fn roots(authority: &CertificateDer<'_>) -> Result<Arc<RootCertStore>, Error> {
+    let mut roots = RootCertStore::empty();
+    roots.add(authority.clone().into_owned())?;
+    Ok(Arc::new(roots))
+}
+
+fn private_key(key: &KeyPair) -> PrivateKeyDer<'static> {
+    PrivatePkcs8KeyDer::from(key.serialize_der()).into()
+}
+
+/// The origin's side. A client certificate is optional (`Join` has none), but one that is shown must be of this
+/// authority, hold today, and be admitted; else the handshake fails with an alert that says why.
+pub fn server_config(
+    authority: &CertificateDer<'static>,
+    certificate: &CertificateDer<'static>,
+    key: &KeyPair,
+    admit: Admit,
+) -> Result<Arc<ServerConfig>, TlsError> {
+    let inner = WebPkiClientVerifier::builder_with_provider(roots(authority)?, provider())
+        .allow_unauthenticated()
+        .build()?;
+    let chain = vec![certificate.clone(), authority.clone()];
+    let mut config = ServerConfig::builder_with_provider(provider())
+        .with_protocol_versions(&[&TLS13])?
+        .with_client_cert_verifier(Arc::new(AdmittedAgents { inner, admit }))
+        .with_single_cert(chain, private_key(key))?;
+    config.alpn_protocols = vec![ALPN.to_vec()];
+    config.session_storage = Arc::new(NoServerSessionStorage {});
+    config.send_tls13_tickets = 0;
+    Ok(Arc::new(config))
+}
+
+/// An agent's side: whom to trust, and what to show.
+#[derive(Clone)]
+pub struct ClientTls {
+    pub(super) config: Arc<ClientConfig>,
+    pub(super) name: ServerName<'static>,
+    pub(super) origin_name: String,
+}
+
+impl fmt::Debug for ClientTls {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "ClientTls({})", self.origin_name)
+    }
+}
+
+impl ClientTls {
+    /// For an enrolled agent: trusts `authority` for the tree's origin name, shows `certificate`.
+    pub fn enrolled(
+        tree_id: TreeId,
+        authority: &CertificateDer<'static>,
+        certificate: &CertificateDer<'static>,
+        key: &KeyPair,
+    ) -> Result<Self, TlsError> {
+        let config = ClientConfig::builder_with_provider(provider())
+            .with_protocol_versions(&[&TLS13])?
+            .with_root_certificates(roots(authority)?)
+            .with_client_auth_cert(vec![certificate.clone()], private_key(key))?;
+        Self::new(tree_id, config)
+    }
+
+    /// For `Join`: trusts the authority that the token pins, for the tree's origin name; shows no certificate.
+    pub fn join(token: &JoinToken) -> Result<Self, TlsError> {
+        let verifier = PinnedAuthority { pin: token.ca_fingerprint, provider: provider() };
+        let config = ClientConfig::builder_with_provider(provider())
+            .with_protocol_versions(&[&TLS13])?
+            .dangerous()
+            .with_custom_certificate_verifier(Arc::new(verifier))
+            .with_no_client_auth();
+        Self::new(token.tree_id, config)
+    }
+
+    fn new(tree_id: TreeId, mut config: ClientConfig) -> Result<Self, TlsError> {
+        config.alpn_protocols = vec![ALPN.to_vec()];
+        config.resumption = rustls::client::Resumption::disabled();
+        let origin_name = tree_id.origin_name();
+        let name = ServerName::try_from(origin_name.clone())
+            .map_err(|_| Error::InvalidCertificate(CertificateError::BadEncoding))?;
+        Ok(Self { config: Arc::new(config), name, origin_name })
+    }
+}
+
+/// Verifies as webpki does, then asks [`Admit`].
+struct AdmittedAgents {
+    inner: Arc<dyn ClientCertVerifier>,
+    admit: Admit,
+}
+
+impl fmt::Debug for AdmittedAgents {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("AdmittedAgents")
+    }
+}
+
+impl ClientCertVerifier for AdmittedAgents {
+    fn client_auth_mandatory(&self) -> bool {
+        self.inner.client_auth_mandatory()
+    }
+
+    fn root_hint_subjects(&self) -> &[DistinguishedName] {
+        self.inner.root_hint_subjects()
+    }
+
+    fn verify_client_cert(
+        &self,
+        end_entity: &CertificateDer<'_>,
+        intermediates: &[CertificateDer<'_>],
+        now: UnixTime,
+    ) -> Result<ClientCertVerified, Error> {
+        let verified = self.inner.verify_client_cert(end_entity, intermediates, now)?;
+        let identity =
+            peer_identity(end_entity).map_err(|_| CertificateError::ApplicationVerificationFailure)?;
+        if (self.admit)(&identity) { Ok(verified) } else { Err(CertificateError::Revoked.into()) }
+    }
+
+    fn verify_tls12_signature(
+        &self,
+        _: &[u8],
+        _: &CertificateDer<'_>,
+        _: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, Error> {
+        Err(Error::General("TLS 1.3 only".into()))
+    }
+
+    fn verify_tls13_signature(
+        &self,
+        message: &[u8],
+        certificate: &CertificateDer<'_>,
+        signature: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, Error> {
+        self.inner.verify_tls13_signature(message, certificate, signature)
+    }
+
+    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
+        self.inner.supported_verify_schemes()
+    }
+}
+
+/// Finds the authority among the certificates that the origin sent, by fingerprint, and verifies with it as the only
+/// root.
+#[derive(Debug)]
+struct PinnedAuthority {
+    pin: [u8; 32],
+    provider: Arc<CryptoProvider>,
+}
+
+impl ServerCertVerifier for PinnedAuthority {
+    fn verify_server_cert(
+        &self,
+        end_entity: &CertificateDer<'_>,
+        intermediates: &[CertificateDer<'_>],
+        name: &ServerName<'_>,
+        ocsp_response: &[u8],
+        now: UnixTime,
+    ) -> Result<ServerCertVerified, Error> {
+        let authority = intermediates
+            .iter()
+            .find(|certificate| fingerprint(certificate) == self.pin)
+            .ok_or(CertificateError::UnknownIssuer)?;
+        WebPkiServerVerifier::builder_with_provider(roots(authority)?, self.provider.clone())
+            .build()
+            .map_err(|_| CertificateError::UnknownIssuer)?
+            .verify_server_cert(end_entity, &[], name, ocsp_response, now)
+    }
+
+    fn verify_tls12_signature(
+        &self,
+        _: &[u8],
+        _: &CertificateDer<'_>,
+        _: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, Error> {
+        Err(Error::General("TLS 1.3 only".into()))
+    }
+
+    fn verify_tls13_signature(
+        &self,
+        message: &[u8],
+        certificate: &CertificateDer<'_>,
+        signature: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, Error> {
+        let algorithms = &self.provider.signature_verification_algorithms;
+        verify_tls13_signature(message, certificate, signature, algorithms)
+    }
+
+    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
+        self.provider.signature_verification_algorithms.supported_schemes()
+    }
+}

@@ -1,0 +1,450 @@
+//! From messages to domain types. Everything here fails rather than trusts; what comes out holds the limits.
+
+use bytes::Bytes;
+use prost::Message;
+use syncd_proto::v1;
+
+use crate::directory::{
+    DecodeDirectoryError, Directory, DuplicateName, Entry, decode_entry_list, encode_entries,
+};
+use crate::hash::{ContentHash, ObjectHash, ParseHashError, RootHash};
+use crate::limits::{DIRECTORY_FRAME_BYTES, DIRECTORY_OBJECT_MAX_BYTES, FRAME_MAX_BYTES, OBJECTS_BATCH_MAX};
+use crate::tree_path::{Component, TreePath, TreePathError};
+
+/// Level of everything that is compressed for the wire alone.
+const ZSTD_LEVEL: i32 = 3;
+
+/// Why a message was refused.
+#[derive(Debug, thiserror::Error)]
+pub enum WireError {
+    /// A field without which the message means nothing.
+    #[error("message has no {field}")]
+    Missing {
+        /// Name of the field.
+        field: &'static str,
+    },
+    /// A hash of another length than 32 bytes.
+    #[error("invalid hash in {field}")]
+    Hash {
+        /// Name of the field.
+        field: &'static str,
+        /// What is wrong with it.
+        source: ParseHashError,
+    },
+    /// A path or name that no tree has.
+    #[error("invalid path")]
+    Path(#[from] TreePathError),
+    /// Entries that no directory has.
+    #[error("invalid directory entries")]
+    Entries(#[from] DecodeDirectoryError),
+    /// A patch that puts one name twice.
+    #[error("invalid directory patch")]
+    Duplicate(#[from] DuplicateName),
+    /// More than the limit.
+    #[error("{what}: {actual} exceeds {limit}")]
+    Limit {
+        /// What is limited.
+        what: &'static str,
+        /// Amount wanted.
+        actual: u64,
+        /// Amount allowed.
+        limit: u64,
+    },
+    /// Pieces outside their frame or file.
+    #[error("piece lies outside its frame")]
+    PieceRange,
+    /// Compressed bytes that are none, or of another length than announced.
+    #[error("damaged compressed data")]
+    Compression(#[source] std::io::Error),
+    /// Decompressed to another length.
+    #[error("decompressed to {actual} bytes, expected {expected}")]
+    Length {
+        /// Length announced.
+        expected: usize,
+        /// Length found.
+        actual: usize,
+    },
+    /// Bytes that are no message.
+    #[error("malformed message")]
+    Decode(#[from] prost::DecodeError),
+    /// A patch whose result is not the object it promises.
+    #[error("directory patch yields {actual}, expected {expected}")]
+    PatchResult {
+        /// Object promised.
+        expected: ObjectHash,
+        /// Object that came out.
+        actual: ObjectHash,
+    },
+}
+
+fn limit(what: &'static str, actual: usize, limit: usize) -> Result<(), WireError> {
+    if actual > limit {
+        return Err(WireError::Limit { what, actual: actual as u64, limit: limit as u64 });
+    }
+    Ok(())
+}
+
+/// Reads a root hash from a field.
+pub fn root_hash(bytes: &[u8], field: &'static str) -> Result<RootHash, WireError> {
+    RootHash::try_from(bytes).map_err(|source| WireError::Hash { field, source })
+}
+
+/// Reads an object hash from a field.
+pub fn object_hash(bytes: &[u8], field: &'static str) -> Result<ObjectHash, WireError> {
+    ObjectHash::try_from(bytes).map_err(|source| WireError::Hash { field, source })
+}
+
+/// Reads a content hash from a field.
+pub fn content_hash(bytes: &[u8], field: &'static str) -> Result<ContentHash, WireError> {
+    ContentHash::try_from(bytes).map_err(|source| WireError::Hash { field, source })
+}
+
+/// Compresses bytes that exist for the wire alone.
+fn compress(bytes: &[u8]) -> Bytes {
+    zstd::bulk::compress(bytes, ZSTD_LEVEL).expect("compressing memory into memory does not fail").into()
+}
+
+/// Decompresses exactly `expected` bytes; more or less is an error, and no more is ever allocated.
+pub fn decompress(compressed: &[u8], expected: usize) -> Result<Vec<u8>, WireError> {
+    let bytes = zstd::bulk::decompress(compressed, expected).map_err(WireError::Compression)?;
+    if bytes.len() != expected {
+        return Err(WireError::Length { expected, actual: bytes.len() });
+    }
+    Ok(bytes)
+}
+
+/// What a fetch stream brings, checked in form: hashes of content are still to be checked.
+#[derive(Debug, Clone)]
+pub enum Frame {
+    /// Canonical bytes of directory objects.
+    Directories(Vec<Vec<u8>>),
+    /// Directories that differ, parents before children.
+    Patches(Vec<DirectoryPatch>),
+    /// Content as it lies in the store.
+    Stored(StoredFrame),
+    /// Content that the basis tree has.
+    Local {
+        /// Content wanted.
+        file: ContentHash,
+        /// Where the tree that is updated from has it.
+        source: TreePath,
+    },
+    /// The answer to one request is complete.
+    End {
+        /// Ordinal of the request on its stream, from 0.
+        request: u64,
+        /// What the origin does not have (any more).
+        missing: Vec<[u8; 32]>,
+    },
+}
+
+/// One zstd frame, and where its pieces go.
+#[derive(Debug, Clone)]
+pub struct StoredFrame {
+    /// A zstd frame.
+    pub compressed: Bytes,
+    /// At most [`FRAME_MAX_BYTES`].
+    pub uncompressed_bytes: usize,
+    /// Every piece lies within the frame.
+    pub pieces: Vec<Piece>,
+}
+
+/// A stretch of a frame that belongs to a file.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Piece {
+    /// The file's content.
+    pub file: ContentHash,
+    /// Where it starts in the file.
+    pub file_offset: u64,
+    /// Where it starts in the frame.
+    pub frame_offset: u32,
+    /// Its length.
+    pub length_bytes: u32,
+}
+
+impl StoredFrame {
+    /// The frame's bytes.
+    pub fn decompress(&self) -> Result<Vec<u8>, WireError> {
+        decompress(&self.compressed, self.uncompressed_bytes)
+    }
+
+    /// For a message.
+    pub fn to_message(&self) -> v1::StoredFrame {
+        v1::StoredFrame {
+            compressed: self.compressed.clone(),
+            uncompressed_bytes: self.uncompressed_bytes as u32,
+            pieces: self
+                .pieces
+                .iter()
+                .map(|p| v1::Piece {
+                    file: Bytes::copy_from_slice(p.file.as_bytes()),
+                    file_offset: p.file_offset,
+                    frame_offset: p.frame_offset,
+                    length_bytes: p.length_bytes,
+                })
+                .collect(),
+        }
+    }
+}
+
+impl Frame {
+    /// Checks a message in form.
+    pub fn from_message(message: v1::FetchFrame) -> Result<Self, WireError> {
+        use v1::fetch_frame::Frame as F;
+        match message.frame.ok_or(WireError::Missing { field: "frame" })? {
+            F::Directories(d) => {
+                let expected = d.uncompressed_bytes as usize;
+                limit("directory frame", expected, DIRECTORY_OBJECT_MAX_BYTES + DIRECTORY_FRAME_BYTES)?;
+                split_objects(&decompress(&d.compressed, expected)?).map(Self::Directories)
+            }
+            F::Patches(p) => {
+                let expected = p.uncompressed_bytes as usize;
+                limit("directory patches", expected, DIRECTORY_OBJECT_MAX_BYTES + DIRECTORY_FRAME_BYTES)?;
+                let list = v1::DirectoryPatchList::decode(decompress(&p.compressed, expected)?.as_slice())?;
+                list.patches
+                    .into_iter()
+                    .map(DirectoryPatch::from_message)
+                    .collect::<Result<_, _>>()
+                    .map(Self::Patches)
+            }
+            F::Stored(s) => stored_frame(s).map(Self::Stored),
+            F::Local(l) => Ok(Self::Local {
+                file: content_hash(&l.file, "file")?,
+                source: TreePath::from_bytes(&l.source_path)?,
+            }),
+            F::End(e) => {
+                limit("missing objects", e.missing.len(), OBJECTS_BATCH_MAX)?;
+                let missing = e.missing.iter().map(|m| {
+                    m.as_ref()
+                        .try_into()
+                        .map_err(|_| WireError::Hash { field: "missing", source: ParseHashError })
+                });
+                Ok(Self::End { request: e.request, missing: missing.collect::<Result<_, _>>()? })
+            }
+        }
+    }
+}
+
+fn stored_frame(message: v1::StoredFrame) -> Result<StoredFrame, WireError> {
+    let uncompressed_bytes = message.uncompressed_bytes as usize;
+    limit("stored frame", uncompressed_bytes, FRAME_MAX_BYTES)?;
+    // Every chunk but a file's last has CHUNK_MIN_BYTES, small files may have one byte each.
+    limit("pieces of a frame", message.pieces.len(), uncompressed_bytes)?;
+    let mut pieces = Vec::with_capacity(message.pieces.len());
+    for piece in message.pieces {
+        let end = piece.frame_offset.checked_add(piece.length_bytes).ok_or(WireError::PieceRange)?;
+        piece.file_offset.checked_add(u64::from(piece.length_bytes)).ok_or(WireError::PieceRange)?;
+        if end as usize > uncompressed_bytes || piece.length_bytes == 0 {
+            return Err(WireError::PieceRange);
+        }
+        pieces.push(Piece {
+            file: content_hash(&piece.file, "piece")?,
+            file_offset: piece.file_offset,
+            frame_offset: piece.frame_offset,
+            length_bytes: piece.length_bytes,
+        });
+    }
+    Ok(StoredFrame { compressed: message.compressed, uncompressed_bytes, pieces })
+}
+
+fn split_objects(mut bytes: &[u8]) -> Result<Vec<Vec<u8>>, WireError> {
+    let mut objects = Vec::new();
+    while !bytes.is_empty() {
+        let (length, rest) = bytes.split_first_chunk::<4>().ok_or(WireError::Missing { field: "length" })?;
+        let length = u32::from_le_bytes(*length) as usize;
+        let object = rest.get(..length).ok_or(WireError::Length { expected: length, actual: rest.len() })?;
+        objects.push(object.to_vec());
+        bytes = &rest[length..];
+    }
+    Ok(objects)
+}
+
+/// Packs canonical directory objects into one message.
+pub fn directories_message<'a>(objects: impl IntoIterator<Item = &'a [u8]>) -> v1::DirectoryObjects {
+    let mut bytes = Vec::new();
+    for object in objects {
+        bytes.extend_from_slice(&(object.len() as u32).to_le_bytes());
+        bytes.extend_from_slice(object);
+    }
+    v1::DirectoryObjects { compressed: compress(&bytes), uncompressed_bytes: bytes.len() as u32 }
+}
+
+/// Packs directory patches into one message.
+pub fn patches_message(patches: &[DirectoryPatch]) -> v1::DirectoryPatches {
+    let list = v1::DirectoryPatchList { patches: patches.iter().map(DirectoryPatch::to_message).collect() };
+    let bytes = list.encode_to_vec();
+    v1::DirectoryPatches { compressed: compress(&bytes), uncompressed_bytes: bytes.len() as u32 }
+}
+
+/// How one directory object becomes another.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct DirectoryPatch {
+    /// Object that is changed; `None`: the empty directory.
+    pub from: Option<ObjectHash>,
+    /// Object that must come out.
+    pub to: ObjectHash,
+    /// Names that go.
+    pub removed: Vec<Component>,
+    /// Entries that come or change, sorted by name.
+    pub entries: Vec<Entry>,
+}
+
+impl DirectoryPatch {
+    /// The difference of two directories.
+    pub fn between(from: Option<(ObjectHash, &Directory)>, to: (ObjectHash, &Directory)) -> Self {
+        let empty = Directory::default();
+        let before = from.map_or(&empty, |(_, directory)| directory);
+        let removed = before.entries().iter().filter(|e| to.1.get(&e.name).is_none());
+        let entries = to.1.entries().iter().filter(|e| before.get(&e.name) != Some(e));
+        Self {
+            from: from.map(|(hash, _)| hash),
+            to: to.0,
+            removed: removed.map(|e| e.name.clone()).collect(),
+            entries: entries.cloned().collect(),
+        }
+    }
+
+    /// Applies it; the result is held against [`DirectoryPatch::to`]. Returns the directory and its canonical bytes.
+    pub fn apply(&self, from: &Directory) -> Result<(Directory, Vec<u8>), WireError> {
+        let kept = from.entries().iter().filter(|e| {
+            self.removed.binary_search(&e.name).is_err()
+                && self.entries.binary_search_by(|new| new.name.cmp(&e.name)).is_err()
+        });
+        let directory = Directory::new(kept.chain(&self.entries).cloned().collect())?;
+        let bytes = directory.encode();
+        limit("directory object", bytes.len(), DIRECTORY_OBJECT_MAX_BYTES)?;
+        let actual = Directory::hash_of(&bytes);
+        if actual != self.to {
+            return Err(WireError::PatchResult { expected: self.to, actual });
+        }
+        Ok((directory, bytes))
+    }
+
+    fn from_message(message: v1::DirectoryPatch) -> Result<Self, WireError> {
+        let from = match message.from_object.as_ref() {
+            [] => None,
+            bytes => Some(object_hash(bytes, "from_object")?),
+        };
+        let mut removed =
+            message.removed_names.iter().map(|n| Component::new(n)).collect::<Result<Vec<_>, _>>()?;
+        removed.sort_unstable();
+        Ok(Self {
+            from,
+            to: object_hash(&message.to_object, "to_object")?,
+            removed,
+            entries: decode_entry_list(&message.entries)?,
+        })
+    }
+
+    fn to_message(&self) -> v1::DirectoryPatch {
+        v1::DirectoryPatch {
+            from_object: self.from.map_or(Bytes::new(), |h| Bytes::copy_from_slice(h.as_bytes())),
+            to_object: Bytes::copy_from_slice(self.to.as_bytes()),
+            removed_names: self.removed.iter().map(|n| Bytes::copy_from_slice(n.as_bytes())).collect(),
+            entries: encode_entries(&self.entries).into(),
+        }
+    }
+}
+
+/// What an agent asks for by name of its hash.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct ObjectsBatch {
+    /// Directory objects.
+    pub directories: Vec<ObjectHash>,
+    /// Also everything below them.
+    pub recursive: bool,
+    /// File contents.
+    pub files: Vec<ContentHash>,
+}
+
+impl ObjectsBatch {
+    /// Checks a message in form. Returns the root that everything is part of, and the batch.
+    pub fn from_message(message: &v1::ObjectsRequest) -> Result<(RootHash, Self), WireError> {
+        let wanted = message.directories.len().saturating_add(message.files.len());
+        limit("objects in a batch", wanted, OBJECTS_BATCH_MAX)?;
+        let directories =
+            message.directories.iter().map(|h| object_hash(h, "directories")).collect::<Result<_, _>>()?;
+        let files = message.files.iter().map(|h| content_hash(h, "files")).collect::<Result<_, _>>()?;
+        Ok((root_hash(&message.root, "root")?, Self { directories, recursive: message.recursive, files }))
+    }
+
+    /// For a message.
+    pub fn to_message(&self, root: RootHash) -> v1::ObjectsRequest {
+        v1::ObjectsRequest {
+            root: Bytes::copy_from_slice(root.as_bytes()),
+            directories: self.directories.iter().map(|h| Bytes::copy_from_slice(h.as_bytes())).collect(),
+            recursive: self.recursive,
+            files: self.files.iter().map(|h| Bytes::copy_from_slice(h.as_bytes())).collect(),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::directory::tests::{any_entry, file, symlink};
+    use proptest::prelude::*;
+
+    fn directory(mut entries: Vec<Entry>) -> Directory {
+        entries.sort_by(|a, b| a.name.cmp(&b.name));
+        entries.dedup_by(|a, b| a.name == b.name);
+        Directory::new(entries).expect("unique names")
+    }
+
+    proptest! {
+        #[test]
+        fn a_patch_turns_one_directory_into_the_other(
+            a in proptest::collection::vec(any_entry(), 0..12),
+            b in proptest::collection::vec(any_entry(), 0..12),
+            common in proptest::collection::vec(any_entry(), 0..12),
+        ) {
+            let from = directory(a.into_iter().chain(common.clone()).collect());
+            let to = directory(b.into_iter().chain(common).collect());
+            let patch = DirectoryPatch::between(Some((from.hash(), &from)), (to.hash(), &to));
+            let frame = v1::FetchFrame { item: 0, frame: Some(v1::fetch_frame::Frame::Patches(patches_message(&[patch.clone()]))) };
+            let Frame::Patches(read) = Frame::from_message(frame).expect("well-formed") else { panic!("patches") };
+            prop_assert_eq!(&read[0], &patch);
+            prop_assert_eq!(read[0].apply(&from).expect("applies").0, to);
+        }
+
+        #[test]
+        fn random_messages_never_panic(bytes in proptest::collection::vec(any::<u8>(), 0..400)) {
+            if let Ok(message) = v1::FetchFrame::decode(bytes.as_slice()) {
+                let _ = Frame::from_message(message);
+            }
+            let _ = split_objects(&bytes);
+        }
+    }
+
+    #[test]
+    fn a_patch_against_other_bytes_is_refused() {
+        let from = directory(vec![file("a", b"1")]);
+        let to = directory(vec![file("a", b"1"), symlink("b", "a")]);
+        let patch = DirectoryPatch::between(Some((from.hash(), &from)), (to.hash(), &to));
+        assert_eq!(patch.entries.len(), 1);
+        let other = directory(vec![file("a", b"2")]);
+        assert!(matches!(patch.apply(&other), Err(WireError::PatchResult { .. })));
+    }
+
+    #[test]
+    fn lying_lengths_and_ranges_are_refused() {
+        let bytes = vec![7u8; 1000];
+        assert!(decompress(&compress(&bytes), 999).is_err());
+        assert!(decompress(&compress(&bytes), 1001).is_err());
+        let hash = ContentHash::of(&bytes);
+        let piece =
+            |frame_offset, length_bytes| Piece { file: hash, file_offset: 0, frame_offset, length_bytes };
+        let frame = |piece| StoredFrame {
+            compressed: compress(&bytes),
+            uncompressed_bytes: 1000,
+            pieces: vec![piece],
+        };
+        assert!(stored_frame(frame(piece(0, 1000)).to_message()).is_ok());
+        for bad in [piece(1, 1000), piece(u32::MAX, 2), piece(0, 0)] {
+            assert!(matches!(stored_frame(frame(bad).to_message()), Err(WireError::PieceRange)));
+        }
+        let mut large = frame(piece(0, 1)).to_message();
+        large.uncompressed_bytes = FRAME_MAX_BYTES as u32 + 1;
+        assert!(matches!(stored_frame(large), Err(WireError::Limit { .. })));
+    }
+}
