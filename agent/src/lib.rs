@@ -12,6 +12,7 @@ pub mod config;
 pub mod dialer;
 pub mod disk;
 pub mod fetch;
+#[cfg(test)]
 mod fixture;
 pub mod hooks;
 pub mod http;
@@ -32,4 +33,3 @@ pub mod spares;
 pub mod stage;
 pub mod status;
 pub mod verify;
-#[cfg(test)]
