@@ -35,7 +35,7 @@ const CHECKSUM_BYTES: usize = 8;
 
 /// Number of a pack; never reused.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub struct PackId(pub(super) u32);
+pub struct PackId(pub(crate) u32);
 
 impl PackId {
     /// The number.

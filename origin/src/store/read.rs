@@ -202,6 +202,19 @@ impl Store {
         self.index.read(|t| chunks_of_in(t, file, size))
     }
 
+    /// [`Store::chunks_of`] where the size of the file is not known.
+    pub fn chunks_of_content(&self, file: &ContentHash) -> Result<Option<Vec<Chunk>>, StoreError> {
+        self.index.read(|t| {
+            let files = t.open_table(FILES).map_err(index)?;
+            if let Some(stored) = files.get(file.as_bytes()).map_err(index)? {
+                return decode_chunks(file, stored.value()).map(Some);
+            }
+            let chunks = t.open_table(CHUNKS).map_err(index)?;
+            let whole = location_in(&chunks, file)?;
+            Ok(whole.map(|location| vec![Chunk { hash: *file, length: location.length }]))
+        })
+    }
+
     /// Whether all of a file's content is in the store, as far as the index and the lengths of the packs tell.
     pub fn has_content(&self, file: &ContentHash, size: u64) -> Result<bool, StoreError> {
         self.index.read(|t| {
