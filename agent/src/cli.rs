@@ -17,7 +17,7 @@ use syncd_shared::rate::Rate;
 use crate::admin::{self, Reply, Request};
 use crate::config::{self, Owner, RunOptions};
 use crate::join::{self, JoinOptions};
-use crate::session::worker::{Display, Verified};
+use crate::session::worker::{Display, Drifted, Verified};
 use crate::status::AgentStatus;
 use crate::{offline, service};
 
@@ -286,7 +286,7 @@ async fn verify(root: &Path, json: bool) -> anyhow::Result<ExitCode> {
         Err(error) => return Err(error).context("can't ask the running agent"),
     };
     print_verified(&verified, json)?;
-    Ok(if verified.remaining() == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+    Ok(if verified.is_whole() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 
 fn print_verified(verified: &Verified, json: bool) -> anyhow::Result<()> {
@@ -295,17 +295,21 @@ fn print_verified(verified: &Verified, json: bool) -> anyhow::Result<()> {
         writeln!(out, "{}", serde_json::to_string(verified)?)?;
         return Ok(());
     }
-    for path in &verified.drifted {
-        writeln!(out, "drift  {path}")?;
+    for Drifted { path, what } in &verified.drift {
+        writeln!(out, "{what:<10}  {path}")?;
     }
-    let Verified { files, bytes, healed, .. } = verified;
+    let Verified { files, bytes, drifted, healed, .. } = verified;
     writeln!(
         out,
-        "{files} files, {bytes} bytes verified; {} drifted, {healed} healed",
-        verified.drifted.len()
+        "{files} files, {bytes} bytes verified: {}",
+        match (drifted, healed) {
+            (0, _) => "no drift".to_owned(),
+            (drifted, true) => format!("{drifted} paths had drifted and are healed"),
+            (drifted, false) => format!("{drifted} paths have drifted"),
+        }
     )?;
-    if verified.remaining() > 0 {
-        eprintln!("{} paths still differ: verify again when the origin can be reached", verified.remaining());
+    if !verified.is_whole() {
+        eprintln!("not healed: verify again when the origin can be reached");
     }
     Ok(())
 }

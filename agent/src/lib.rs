@@ -12,6 +12,7 @@ pub mod config;
 pub mod dialer;
 pub mod disk;
 pub mod fetch;
+#[cfg(test)]
 mod fixture;
 pub mod hooks;
 pub mod http;
@@ -24,7 +25,7 @@ pub mod record;
 mod recover;
 pub mod renew;
 pub mod replica;
-pub mod replica_work;
+mod replica_work;
 pub mod service;
 pub mod session;
 pub mod source;
@@ -32,4 +33,3 @@ pub mod spares;
 pub mod stage;
 pub mod status;
 pub mod verify;
-#[cfg(test)]

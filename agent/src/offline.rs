@@ -57,7 +57,8 @@ pub async fn verify(root: &Path) -> Result<Verified, OfflineError> {
     let work = move || {
         let mut replica = replica_work::open(&options).map_err(ServiceError::from)?;
         let shown = Display::new("verifying");
-        let verified = replica.verify(&mut source, &|now| shown.show(now), &AtomicBool::new(false))?;
+        let never = AtomicBool::new(false);
+        let verified = ReplicaWork::verify(&mut replica, &mut source, &|now| shown.show(now), &never)?;
         Ok(verified)
     };
     tokio::task::spawn_blocking(work).await.map_err(|_| OfflineError::Panicked)?

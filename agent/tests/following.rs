@@ -332,7 +332,7 @@ async fn commands_and_monitors_are_answered() {
             other => panic!("{other:?}"),
         }
     };
-    assert_eq!((verified.files, verified.remaining()), (3, 0));
+    assert_eq!((verified.files, verified.is_whole()), (3, true));
     agent.stop().await;
     assert!(!socket.exists());
 }

@@ -171,6 +171,7 @@ pub(crate) struct Machine {
     stopping: bool,
     link_error: Option<String>,
     work_error: Option<String>,
+    drift_error: Option<String>,
 }
 
 impl Machine {
@@ -195,6 +196,7 @@ impl Machine {
             stopping: false,
             link_error: None,
             work_error: None,
+            drift_error: None,
         }
     }
 
@@ -243,7 +245,11 @@ impl Machine {
 
     /// The last thing that went wrong and was not put right.
     pub(crate) fn error(&self) -> Option<&str> {
-        self.work_error.as_deref().or(self.link_error.as_deref())
+        [&self.work_error, &self.drift_error, &self.link_error]
+            .into_iter()
+            .flatten()
+            .next()
+            .map(String::as_str)
     }
 
     pub(crate) fn state(&self) -> State {
@@ -365,7 +371,7 @@ impl Machine {
                 }
             }
             Report::Done(outcome, replica) => {
-                self.replica = replica;
+                self.replica = *replica;
                 let job = self.job.take();
                 let cancelled = std::mem::take(&mut self.cancelled);
                 self.activating = false;
@@ -397,13 +403,20 @@ impl Machine {
                 self.maintain_at = Some(now + MAINTAIN_DELAY);
                 self.say_activated(out);
             }
-            (_, Outcome::Maintained(again)) => {
+            (_, Outcome::Maintained(maintenance)) => {
                 // What was interrupted goes on as soon as there is nothing better to do.
-                let again = if cancelled { Some(MAINTAIN_DELAY) } else { again };
+                let again = if cancelled { Some(MAINTAIN_DELAY) } else { maintenance.again };
                 self.maintain_at = again.map(|pause| now + pause);
+                if maintenance.trouble.is_some() {
+                    self.drift_error = maintenance.trouble;
+                }
             }
             (_, Outcome::Verified(verified)) => {
                 self.verify_wanted = false;
+                self.maintain_at = Some(now + MAINTAIN_DELAY);
+                self.drift_error = (!verified.is_whole()).then(|| {
+                    format!("{} paths of the live tree are not what they should be", verified.drifted)
+                });
                 out.push(Action::Verified(Ok(verified)));
             }
             (Some(Job::Verify), Outcome::Failed(failure)) => {
@@ -588,7 +601,7 @@ impl Machine {
                 return Some((Job::Activate, Command::Activate));
             }
             self.staged = None;
-            let generation = target.generation.clone();
+            let generation = Box::new(target.generation.clone());
             let job = Job::Update { number: generation.number(), root: generation.root_hash() };
             let inline = target.inline.take();
             return Some((job, Command::Update { generation, inline, activate: target.activate }));

@@ -18,6 +18,9 @@ use crate::hooks::{AfterHook, Hook, HookError, Occasion};
 use crate::reason;
 use crate::source::Source;
 
+/// What is called before a switch, with the changed paths; its error prevents the switch.
+pub type BeforeSwitch<'a> = dyn FnMut(Occasion, &[TreePath]) -> Result<(), HookError> + 'a;
+
 /// What the session asks of a replica. [`crate::replica::Replica`] answers; tests have one that fails and dawdles on
 /// demand. Everything blocks.
 pub trait ReplicaWork: Send + 'static {
@@ -42,11 +45,11 @@ pub trait ReplicaWork: Send + 'static {
     fn activate(
         &mut self,
         staged: Self::Staged,
-        before: &mut dyn FnMut(Occasion, &[TreePath]) -> Result<(), HookError>,
+        before: &mut BeforeSwitch<'_>,
     ) -> Result<(), NotActivated<Self::Staged>>;
 
-    /// Does what can wait: spares, old trees. Returns when there will be more to do.
-    fn maintain(&mut self, cancel: &AtomicBool) -> Option<Duration>;
+    /// Does a step of what can wait: spares, old trees.
+    fn maintain(&mut self, cancel: &AtomicBool) -> Maintenance;
 
     /// Re-hashes everything and heals what drifted.
     fn verify(
@@ -103,24 +106,47 @@ impl StageProgress {
     }
 }
 
-/// What a verification found.
+/// What a verification found: the JSON of `syncd-agent verify --json`.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Verified {
     /// Files read.
     pub files: u64,
     /// Bytes read.
     pub bytes: u64,
-    /// Paths that had drifted, escaped for reading.
-    pub drifted: Vec<String>,
-    /// How many of them are as they should be again.
-    pub healed: u64,
+    /// How many paths had drifted.
+    pub drifted: u64,
+    /// The first [`DRIFT_SHOWN_MAX`] of them.
+    pub drift: Vec<Drifted>,
+    /// Whether they are as they should be again.
+    pub healed: bool,
+}
+
+/// Paths of drift that are named; beyond that they are only counted.
+pub const DRIFT_SHOWN_MAX: usize = 10_000;
+
+/// A path whose file is not what the manifest says.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Drifted {
+    /// The path, escaped for reading.
+    pub path: String,
+    /// `missing`, `extra`, `kind`, `content`, `metadata` or `unreadable`.
+    pub what: String,
 }
 
 impl Verified {
-    /// How many paths are still not what the manifest says.
-    pub fn remaining(&self) -> u64 {
-        (self.drifted.len() as u64).saturating_sub(self.healed)
+    /// Whether the live tree is what its manifest says.
+    pub fn is_whole(&self) -> bool {
+        self.drifted == 0 || self.healed
     }
+}
+
+/// What maintenance leaves to be done.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Maintenance {
+    /// When there will be more to do; `None`: after the next activation.
+    pub again: Option<Duration>,
+    /// What a person should know: local changes that were found.
+    pub trouble: Option<String>,
 }
 
 /// Why the worker did not do what it was told: what the retry code, the origin and a person need of it.
@@ -158,7 +184,7 @@ pub struct NotActivated<S> {
 #[derive(Debug)]
 pub(crate) enum Command {
     /// Stage, and go on to activate if so told.
-    Update { generation: SignedGeneration, inline: Option<Inline>, activate: bool },
+    Update { generation: Box<SignedGeneration>, inline: Option<Inline>, activate: bool },
     /// Activate what is staged.
     Activate,
     /// Do what can wait.
@@ -175,7 +201,7 @@ pub(crate) enum Report {
     /// Staged, and going on to activate.
     Activating,
     /// The command is done; the worker is idle.
-    Done(Outcome, ReplicaState),
+    Done(Outcome, Box<ReplicaState>),
 }
 
 /// How a command ended.
@@ -183,7 +209,7 @@ pub(crate) enum Report {
 pub(crate) enum Outcome {
     Staged,
     Activated,
-    Maintained(Option<Duration>),
+    Maintained(Maintenance),
     Verified(Verified),
     Failed(Failure),
     /// Not activated, and still staged.
@@ -268,7 +294,7 @@ impl<R: ReplicaWork> Bench<R> {
     fn run(mut self, mut inbox: mpsc::Receiver<(Command, Cancellation)>) {
         while let Some((command, cancellation)) = inbox.blocking_recv() {
             let outcome = self.execute(command, &cancellation).unwrap_or_else(Outcome::Failed);
-            let state = self.replica.state();
+            let state = Box::new(self.replica.state());
             if self.outbox.blocking_send(Report::Done(outcome, state)).is_err() {
                 return;
             }
@@ -357,7 +383,7 @@ impl Display {
             return;
         }
         let mut shown = self.shown.lock().unwrap_or_else(PoisonError::into_inner);
-        let shown = shown.get_or_insert_with(|| Progress::start(self.action));
+        let shown = shown.get_or_insert_with(|| Progress::start(self.action, None));
         let before = shown.snapshot();
         if now.files_total > 0 && before.total_bytes != Some(now.bytes_total) {
             shown.set_total(now.files_total, now.bytes_total);

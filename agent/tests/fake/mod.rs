@@ -12,11 +12,14 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use ed25519_dalek::SigningKey;
-use syncd_agent::hooks::{HookError, Occasion};
+use syncd_agent::hooks::Occasion;
 use syncd_agent::identity::AgentIdentity;
 use syncd_agent::join::{self, JoinOptions};
 use syncd_agent::service::{self, RunOptions, Running};
-use syncd_agent::session::worker::{Failure, Inline, NotActivated, ReplicaState, ReplicaWork, StageProgress, Verified};
+use syncd_agent::session::worker::{
+    BeforeSwitch, Failure, Inline, Maintenance, NotActivated, ReplicaState, ReplicaWork, StageProgress,
+    Verified,
+};
 use syncd_agent::source::Source;
 use syncd_proto::v1;
 use syncd_proto::v1::agent_message::Message as FromAgent;
@@ -487,7 +490,7 @@ impl ReplicaWork for FakeReplica {
     fn activate(
         &mut self,
         staged: SignedGeneration,
-        before: &mut dyn FnMut(Occasion, &[TreePath]) -> Result<(), HookError>,
+        before: &mut BeforeSwitch<'_>,
     ) -> Result<(), NotActivated<SignedGeneration>> {
         let paths = [TreePath::from_bytes(b"index.html").unwrap()];
         let occasion = Occasion::of(&staged, None, "/t".into(), "/l".into());
@@ -503,8 +506,8 @@ impl ReplicaWork for FakeReplica {
         Ok(())
     }
 
-    fn maintain(&mut self, _: &AtomicBool) -> Option<Duration> {
-        None
+    fn maintain(&mut self, _: &AtomicBool) -> Maintenance {
+        Maintenance::default()
     }
 
     fn verify(
@@ -514,6 +517,6 @@ impl ReplicaWork for FakeReplica {
         _: &AtomicBool,
     ) -> Result<Verified, Failure> {
         self.lock().verified += 1;
-        Ok(Verified { files: 3, bytes: 30, drifted: vec!["a".into()], healed: 1 })
+        Ok(Verified { files: 3, bytes: 30, drifted: 1, healed: true, ..Verified::default() })
     }
 }

@@ -172,6 +172,8 @@ struct Owner {
 
 impl Owner {
     async fn run(mut self, mut requests: mpsc::Receiver<Request>, mut observed: mpsc::Receiver<SignedGeneration>) {
+        // At the start the watch hints at everything.
+        self.pending.merge(self.watch.take());
         let mut running = Some(self.spawn(Job::Scan));
         loop {
             let idle = running.is_none();

@@ -51,7 +51,7 @@ const PAUSE: Duration = Duration::from_millis(5);
 const PAUSE_MAX: Duration = Duration::from_millis(500);
 
 /// Which modification time a file gets.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, clap::ValueEnum)]
 pub enum MtimePolicy {
     /// That of the tree.
     #[default]
@@ -61,7 +61,7 @@ pub enum MtimePolicy {
 }
 
 /// Which symlinks are published.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, clap::ValueEnum)]
 pub enum SymlinkPolicy {
     /// All, as they are.
     #[default]

@@ -522,7 +522,7 @@ proptest! {
                 }
                 Step::Abandon(seed) => {
                     let mut writer = fixture.store().writer().unwrap();
-                    writer.set_pending_max_bytes(if seed % 2 == 0 { 1 } else { usize::MAX });
+                    writer.set_pending_max_bytes(if seed.is_multiple_of(2) { 1 } else { usize::MAX });
                     put_tree(&writer, &tree(seed)).unwrap();
                 }
                 Step::Collect(keep) => {
