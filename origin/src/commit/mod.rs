@@ -199,7 +199,8 @@ impl Owner {
                 Some(generation) = observed.recv(), if idle => {
                     running = Some(self.spawn(Job::Observed(generation)));
                 }
-                () = self.watch.changed() => {
+                // A job takes the hints of what moves while it runs, and a commit those from before it: they are its own.
+                () = self.watch.changed(), if idle => {
                     let hints = self.watch.take();
                     self.schedule.hinted(Instant::now());
                     self.pending.merge(hints);

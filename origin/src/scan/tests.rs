@@ -516,6 +516,25 @@ fn a_failed_scan_leaves_its_hints_in_the_watch() {
 }
 
 #[test]
+fn what_is_dirtied_during_a_scan_is_in_it() {
+    let mut site = Site::watched();
+    for number in 0..200 {
+        site.write(&format!("{number}/f"), "1");
+    }
+    site.calm();
+    site.hinted();
+    for round in 0..20 {
+        // Nobody has taken these hints when the scan begins with other directories.
+        for number in 0..200 {
+            site.write(&format!("{number}/f"), format!("round {round}"));
+        }
+        let outcome = site.scan(parts(&["0", "1"]));
+        assert!(outcome.changed && outcome.passes > 1, "round {round}");
+        site.assert_identical();
+    }
+}
+
+#[test]
 fn a_file_that_keeps_changing_is_named() {
     let mut site = Site::watched();
     site.write("logs/busy", noise(2_000_000));
