@@ -15,8 +15,6 @@ mod owner;
 mod records;
 pub mod registry;
 mod roster;
-#[cfg(test)]
-mod tests;
 mod view;
 
 use std::collections::HashSet;
@@ -201,12 +199,11 @@ impl Fleet {
         let tree_id = self.keys.tree_id();
         let newest = SignedGeneration::verify(record, signature, tree_id, &self.keys.verifying_key());
         let older = self.keys.successions().iter().rev().map(|s| s.new_key);
-        older
-            .fold(newest, |found, key| {
-                found.or_else(|error| {
-                    SignedGeneration::verify(record, signature, tree_id, &key).map_err(|_| error)
-                })
+        older.fold(newest, |found, key| {
+            found.or_else(|error| {
+                SignedGeneration::verify(record, signature, tree_id, &key).map_err(|_| error)
             })
+        })
     }
 
     /// A join token, durable when this returns.

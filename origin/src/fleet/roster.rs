@@ -22,7 +22,9 @@ const EXPIRED_TOKENS_MS: i64 = 7 * 24 * 60 * 60 * 1000;
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum RosterError {
     /// A secret that is of no token.
-    #[error("the join token is not of this origin, or was spent long ago: make a new one with `syncd-origin token`")]
+    #[error(
+        "the join token is not of this origin, or was spent long ago: make a new one with `syncd-origin token`"
+    )]
     UnknownToken,
     /// Too late.
     #[error("the join token has expired: make a new one with `syncd-origin token`")]
@@ -31,7 +33,9 @@ pub enum RosterError {
     #[error("the join token was used already: make a new one with `syncd-origin token`")]
     SpentToken,
     /// The name has a certificate that holds.
-    #[error("the name {name} is taken: choose another with --name, or free it with `syncd-origin revoke {name}`")]
+    #[error(
+        "the name {name} is taken: choose another with --name, or free it with `syncd-origin revoke {name}`"
+    )]
     NameTaken {
         /// The name.
         name: AgentName,
@@ -151,7 +155,8 @@ impl Roster {
     }
 
     pub(super) fn admission(&self) -> Admission {
-        let serials = |all: &[Issued]| -> Vec<Serial> { all.iter().filter_map(|c| c.serial.parse().ok()).collect() };
+        let serials =
+            |all: &[Issued]| -> Vec<Serial> { all.iter().filter_map(|c| c.serial.parse().ok()).collect() };
         Admission {
             revoked: self.revoked.values().flat_map(|r| serials(&r.serials)).collect(),
             known: self.agents.values().flat_map(|a| serials(&a.certificates)).collect(),

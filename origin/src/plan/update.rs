@@ -127,11 +127,7 @@ enum Carriage {
     Stored,
 }
 
-fn encode_contents(
-    contents: &dyn Contents,
-    tree_diff: &TreeDiff,
-    emit: Emit<'_>,
-) -> Result<(), PlanError> {
+fn encode_contents(contents: &dyn Contents, tree_diff: &TreeDiff, emit: Emit<'_>) -> Result<(), PlanError> {
     let mut released = tree_diff.released_contents();
     let mut stored = Vec::new();
     for (file, _size) in tree_diff.wanted_contents() {
