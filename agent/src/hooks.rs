@@ -12,6 +12,7 @@
 //!
 //! `on-activate.pending`: one line of JSON (the [`Occasion`]), then the changed paths as on standard input.
 
+use std::ffi::OsString;
 use std::fs::{self, File};
 use std::io::{self, Read, Write};
 use std::os::unix::process::CommandExt;
@@ -79,13 +80,13 @@ fn separator(output: &str) -> &'static str {
 pub struct Occasion {
     /// `SYNCD_GENERATION`.
     pub generation: u64,
-    /// `SYNCD_ROOT`: hexadecimal.
+    /// `SYNCD_ROOT_HASH`: hexadecimal. (`SYNCD_ROOT` is ROOT, as everywhere.)
     pub root: String,
     /// `SYNCD_LABEL`: may be empty.
     pub label: String,
     /// `SYNCD_PREVIOUS`: the generation that was live before; empty if none was.
     pub previous: Option<u64>,
-    /// `SYNCD_TREE`: the generation's own directory.
+    /// `SYNCD_TREE`: the generation's own directory; before the switch, where it is staged.
     pub tree: PathBuf,
     /// `SYNCD_LIVE`: what the web server reads.
     pub live: PathBuf,
@@ -104,17 +105,29 @@ impl Occasion {
         }
     }
 
-    fn environment(&self) -> impl Iterator<Item = (&'static str, std::ffi::OsString)> {
+    /// ROOT.
+    fn directory(&self) -> &Path {
+        self.live.parent().unwrap_or(Path::new("/"))
+    }
+
+    /// The same activation once it is done: the tree has its name.
+    #[must_use]
+    pub fn after_switch(self) -> Self {
+        let tree = self.directory().join("generations").join(self.generation.to_string());
+        Self { tree, ..self }
+    }
+
+    fn environment(&self) -> [(&'static str, OsString); 7] {
         let previous = self.previous.map(|number| number.to_string()).unwrap_or_default();
         [
             ("SYNCD_GENERATION", self.generation.to_string().into()),
-            ("SYNCD_ROOT", self.root.clone().into()),
+            ("SYNCD_ROOT_HASH", self.root.clone().into()),
+            ("SYNCD_ROOT", self.directory().into()),
             ("SYNCD_LABEL", self.label.clone().into()),
             ("SYNCD_PREVIOUS", previous.into()),
             ("SYNCD_TREE", self.tree.clone().into_os_string()),
             ("SYNCD_LIVE", self.live.clone().into_os_string()),
         ]
-        .into_iter()
     }
 }
 

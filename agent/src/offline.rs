@@ -34,8 +34,7 @@ pub enum OfflineError {
 pub fn status(root: &Path) -> Result<AgentStatus, OfflineError> {
     let options = RunOptions::new(root.to_owned());
     let identity = AgentIdentity::load(root).map_err(ServiceError::from)?;
-    let (tree_id, key) = (identity.tree_id(), *identity.signing_key());
-    let replica = replica_work::open(&options, tree_id, key).map_err(ServiceError::from)?;
+    let replica = replica_work::open(&options).map_err(ServiceError::from)?;
     let held = replica.state();
     Ok(AgentStatus {
         generation: held.live.as_ref().map(|g| g.number().get()),
@@ -52,12 +51,11 @@ pub fn status(root: &Path) -> Result<AgentStatus, OfflineError> {
 pub async fn verify(root: &Path) -> Result<Verified, OfflineError> {
     let options = RunOptions::new(root.to_owned());
     let identity = AgentIdentity::load(root).map_err(ServiceError::from)?;
-    let (tree_id, key) = (identity.tree_id(), *identity.signing_key());
     let address = identity.origin_address().to_owned();
     let keeper = Arc::new(Keeper::new(root.to_owned(), identity).map_err(ServiceError::from)?);
     let mut source = OriginSource::new(Runtime::current(), Dialer::new(address, keeper.tls()), None);
     let work = move || {
-        let mut replica = replica_work::open(&options, tree_id, key).map_err(ServiceError::from)?;
+        let mut replica = replica_work::open(&options).map_err(ServiceError::from)?;
         let shown = Display::new("verifying");
         let verified = replica.verify(&mut source, &|now| shown.show(now), &AtomicBool::new(false))?;
         Ok(verified)

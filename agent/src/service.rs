@@ -43,7 +43,7 @@ pub enum ServiceError {
     Tls(#[from] TlsError),
     /// Its replica can't be opened.
     #[error(transparent)]
-    Replica(#[from] crate::replica::OpenError),
+    Replica(#[from] crate::replica::OpenReplicaError),
     /// The HTTP port that was asked for is taken.
     #[error(transparent)]
     Http(#[from] BindError),
@@ -114,8 +114,7 @@ impl Drop for Running {
 pub async fn start(options: RunOptions) -> Result<Running, ServiceError> {
     let identity = AgentIdentity::load(&options.root)?;
     let opening = options.clone();
-    let trust = (identity.tree_id(), *identity.signing_key());
-    let replica = tokio::task::spawn_blocking(move || crate::replica_work::open(&opening, trust.0, trust.1))
+    let replica = tokio::task::spawn_blocking(move || crate::replica_work::open(&opening))
         .await
         .map_err(|_| ServiceError::Panicked)??;
     start_with(options, identity, replica).await

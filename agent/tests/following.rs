@@ -293,6 +293,7 @@ async fn hooks_run_around_the_activation() {
     assert!(replica.lock().activated.is_empty());
     std::fs::remove_file(refuse).unwrap();
     conversation.hear_activated(1).await;
+    assert_eq!(replica.lock().staged, [1], "what the hook declined stays staged");
     let deadline = Instant::now() + fake::PATIENCE;
     while std::fs::read_to_string(&out).unwrap_or_default() != "index.html\n1 release 1\n" {
         assert!(Instant::now() < deadline, "the hook did not run");

@@ -414,7 +414,7 @@ impl AgentStatus {
             generation: agent.generation.map(GenerationNumber::get),
             root: agent.root.map(|r| r.to_string()),
             state: state_name(agent.state).to_owned(),
-            last_seen: agent.last_seen_ms.map(crate::status::rfc3339),
+            last_seen: (agent.last_seen_ms > 0).then(|| crate::status::rfc3339(agent.last_seen_ms)),
             error: agent.error.clone(),
         }
     }

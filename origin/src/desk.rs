@@ -10,6 +10,7 @@ use syncd_shared::{Directory, GenerationNumber, Kind, ObjectHash, SignedGenerati
 
 use crate::admin::{DiffLine, GenerationLine, Reply, Request};
 use crate::error_chain;
+use crate::fleet::RecordError;
 use crate::fleet::registry::Registry;
 use crate::keys::{Keys, KeysError};
 use crate::status::{AgentStatus, State, Status};
@@ -21,6 +22,9 @@ pub enum DeskError {
     /// The store could not be read.
     #[error("read the store")]
     Store(#[from] StoreError),
+    /// The records of the agents.
+    #[error("read the records of the agents")]
+    Records(#[from] RecordError),
     /// A generation that this origin did not sign.
     #[error("read a generation of the store")]
     Generation(#[from] GenerationError),
@@ -190,7 +194,7 @@ impl Desk {
         for generation in self.store.generations()? {
             if let Err(error) = self.keys.verify(&generation.record, &generation.signature) {
                 damages += 1;
-                let damage = format!("generation {}: {}", generation.number, error_chain(&error));
+                let damage = format!("generation {}: {}", generation.generation.number, error_chain(&error));
                 lines(Reply::Damage { damage });
             }
         }

@@ -1,1 +1,25 @@
-fn main() {}
+//! `syncd-origin`: see the library for what it does.
+
+use std::process::ExitCode;
+
+use clap::{CommandFactory, Parser};
+use syncd_origin::cli::{self, Cli};
+use syncd_shared::{config_file, telemetry};
+use tracing::level_filters::LevelFilter;
+
+fn main() -> ExitCode {
+    telemetry::init(LevelFilter::INFO);
+    let arguments = match config_file::arguments_with_config(std::env::args_os(), &Cli::command()) {
+        Ok(arguments) => arguments,
+        Err(error) => return fail(&anyhow::Error::from(error), 2),
+    };
+    match cli::run(Cli::parse_from(arguments)) {
+        Ok(code) => code,
+        Err(error) => fail(&error, 1),
+    }
+}
+
+fn fail(error: &anyhow::Error, code: u8) -> ExitCode {
+    eprintln!("syncd-origin: {error:#}");
+    ExitCode::from(code)
+}

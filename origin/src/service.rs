@@ -13,12 +13,12 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use crate::admin::{Admin, socket_path};
-use crate::commit::{Committer, Sealer, Trigger};
+use crate::commit::{CommitError, Committer, Sealer, Trigger};
 use crate::desk::{Desk, describe};
 use crate::fleet::Fleet;
 use crate::http;
 use crate::keys::{Keys, KeysError};
-use crate::plan::Planner;
+use crate::plan::{PlanBudget, Planner};
 use crate::scan::{MtimePolicy, ScanOptions, SymlinkPolicy};
 use crate::serve::{self, Services};
 use crate::status::{AgentStatus, Status};
@@ -96,6 +96,9 @@ pub enum StartError {
     /// The fleet's records.
     #[error("load the fleet")]
     Fleet(#[from] crate::fleet::FleetError),
+    /// What was sealed last.
+    #[error(transparent)]
+    Sealer(#[from] CommitError),
     /// The spool of encoded updates.
     #[error(transparent)]
     Plan(#[from] crate::plan::PlanError),
@@ -146,11 +149,8 @@ pub async fn start(options: ServeOptions) -> Result<Running, StartError> {
     let shutdown = CancellationToken::new();
     let tasks = TaskTracker::new();
     let (observed_sender, observed) = mpsc::channel(OBSERVED_QUEUE);
-    let planner = Planner::new(store.clone(), &options.data)?;
+    let planner = Planner::new(store.clone(), &options.data, PlanBudget::default())?;
     let fleet = Fleet::start(store.clone(), keys.clone(), observed_sender, shutdown.clone(), &tasks)?;
-    if let Some(current) = store.latest()? {
-        fleet.announce(current);
-    }
     let watch = Arc::new(Watch::start(&options.tree, &options.data, options.poll)?);
     let scan_options =
         ScanOptions { mtime: options.mtime, symlinks: options.symlinks, ..ScanOptions::default() };
@@ -163,6 +163,9 @@ pub async fn start(options: ServeOptions) -> Result<Running, StartError> {
         fleet.clone(),
         shutdown.clone(),
     )?;
+    if let Some(current) = sealer.current() {
+        fleet.announce(current.clone());
+    }
     let (committer, owner) =
         Committer::start(sealer, watch.clone(), options.trigger, observed, shutdown.clone());
     tasks.spawn(async move {
@@ -171,13 +174,12 @@ pub async fn start(options: ServeOptions) -> Result<Running, StartError> {
         }
     });
     let services = Services {
-        store: store.clone(),
         keys: keys.clone(),
         fleet: fleet.clone(),
         planner,
         limit: options.bwlimit.map(|rate| Arc::new(Bucket::new(rate))),
     };
-    tasks.spawn(serve::serve(grpc, services, shutdown.clone()));
+    tasks.spawn(serve::serve(grpc, services, shutdown.clone())?);
     if let Some(http) = http {
         tasks.spawn(http::serve(http, committer.view(), shutdown.clone()));
     }

@@ -266,6 +266,12 @@ impl SignedGeneration {
         Ok(Self { generation, record: record.to_vec(), signature })
     }
 
+    /// Takes a record back from this node's own store, which keeps only what [`SignedGeneration::verify`] or
+    /// [`Generation::sign`] made. The signature is not checked again.
+    pub fn from_store(record: &[u8], signature: [u8; 64]) -> Result<Self, GenerationError> {
+        Ok(Self { generation: Generation::decode(record)?, record: record.to_vec(), signature })
+    }
+
     /// What was signed.
     pub fn generation(&self) -> &Generation {
         &self.generation

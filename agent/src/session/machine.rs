@@ -413,26 +413,36 @@ impl Machine {
                     out.push(Action::Verified(Err(failure)));
                 }
             }
-            (job, Outcome::Failed(failure)) => self.update_failed(job, failure, cancelled, now, out),
+            (job, Outcome::Failed(failure)) => {
+                let what = self.target_of(job);
+                self.staged = None;
+                self.update_failed(what, failure, cancelled, now, out);
+            }
+            (job, Outcome::Declined(failure)) => {
+                let what = self.target_of(job);
+                self.staged = what;
+                self.update_failed(what, failure, cancelled, now, out);
+            }
             (_, Outcome::Staged) => {}
+        }
+    }
+
+    fn target_of(&self, job: Option<Job>) -> Option<(GenerationNumber, RootHash)> {
+        match job {
+            Some(Job::Update { number, root }) => Some((number, root)),
+            _ => self.staged,
         }
     }
 
     fn update_failed(
         &mut self,
-        job: Option<Job>,
+        what: Option<(GenerationNumber, RootHash)>,
         failure: Failure,
         cancelled: bool,
         now: Instant,
         out: &mut Vec<Action>,
     ) {
-        let Some((number, root)) = (match job {
-            Some(Job::Update { number, root }) => Some((number, root)),
-            _ => self.staged.take(),
-        }) else {
-            return;
-        };
-        self.staged = None;
+        let Some((number, root)) = what else { return };
         if let Some(target) = &mut self.target
             && target.is(number, root)
         {
@@ -627,7 +637,7 @@ impl Machine {
 
     fn hello(&self) -> v1::Hello {
         let live = self.replica.live.as_ref();
-        let held = self.replica.held.iter().rev().filter(|h| live.is_none_or(|l| l.number() != h.number()));
+        let held = self.replica.held.iter().filter(|h| live.is_none_or(|l| l.number() != h.number()));
         v1::Hello {
             protocol_min: PROTOCOL_MIN,
             protocol_max: PROTOCOL_MAX,

@@ -37,13 +37,13 @@ pub trait ReplicaWork: Send + 'static {
         cancel: &AtomicBool,
     ) -> Result<Self::Staged, Failure>;
 
-    /// Makes it live, durably. `before` is called when everything but the switch is done, with the changed paths; where
-    /// it fails, nothing is switched. Not cancellable.
+    /// Makes it live, durably. `before` is called before anything is switched, with the changed paths; where it fails,
+    /// nothing is switched and what was staged comes back. Not cancellable.
     fn activate(
         &mut self,
         staged: Self::Staged,
         before: &mut dyn FnMut(Occasion, &[TreePath]) -> Result<(), HookError>,
-    ) -> Result<(), Failure>;
+    ) -> Result<(), NotActivated<Self::Staged>>;
 
     /// Does what can wait: spares, old trees. Returns when there will be more to do.
     fn maintain(&mut self, cancel: &AtomicBool) -> Option<Duration>;
@@ -145,6 +145,15 @@ impl Failure {
     }
 }
 
+/// Why a staged tree is not live.
+#[derive(Debug)]
+pub struct NotActivated<S> {
+    /// What went wrong.
+    pub failure: Failure,
+    /// The tree, where it is as good as before.
+    pub staged: Option<S>,
+}
+
 /// What the worker is told.
 #[derive(Debug)]
 pub(crate) enum Command {
@@ -177,6 +186,8 @@ pub(crate) enum Outcome {
     Maintained(Option<Duration>),
     Verified(Verified),
     Failed(Failure),
+    /// Not activated, and still staged.
+    Declined(Failure),
 }
 
 /// Ends what the worker is doing, where it may be ended.
@@ -308,7 +319,7 @@ impl<R: ReplicaWork> Bench<R> {
                 hook.run(&occasion, paths)?;
             }
             match &hooks.after {
-                Some(after) => after.note(occasion, paths),
+                Some(after) => after.note(occasion.after_switch(), paths),
                 None => Ok(()),
             }
         };
@@ -316,7 +327,14 @@ impl<R: ReplicaWork> Bench<R> {
         if let Some(after) = &self.hooks.after {
             after.settle(activated.is_ok());
         }
-        activated.map(|()| Outcome::Activated)
+        match activated {
+            Ok(()) => Ok(Outcome::Activated),
+            Err(NotActivated { failure, staged: None }) => Err(failure),
+            Err(NotActivated { failure, staged }) => {
+                self.staged = staged;
+                Ok(Outcome::Declined(failure))
+            }
+        }
     }
 }
 

@@ -16,7 +16,7 @@ use syncd_agent::hooks::{HookError, Occasion};
 use syncd_agent::identity::AgentIdentity;
 use syncd_agent::join::{self, JoinOptions};
 use syncd_agent::service::{self, RunOptions, Running};
-use syncd_agent::session::worker::{Failure, Inline, ReplicaState, ReplicaWork, StageProgress, Verified};
+use syncd_agent::session::worker::{Failure, Inline, NotActivated, ReplicaState, ReplicaWork, StageProgress, Verified};
 use syncd_agent::source::Source;
 use syncd_proto::v1;
 use syncd_proto::v1::agent_message::Message as FromAgent;
@@ -488,10 +488,13 @@ impl ReplicaWork for FakeReplica {
         &mut self,
         staged: SignedGeneration,
         before: &mut dyn FnMut(Occasion, &[TreePath]) -> Result<(), HookError>,
-    ) -> Result<(), Failure> {
+    ) -> Result<(), NotActivated<SignedGeneration>> {
         let paths = [TreePath::from_bytes(b"index.html").unwrap()];
         let occasion = Occasion::of(&staged, None, "/t".into(), "/l".into());
-        before(occasion, &paths).map_err(|error| Failure::new(v1::RetryClass::Retry, &error))?;
+        if let Err(error) = before(occasion, &paths) {
+            let failure = Failure::new(v1::RetryClass::Retry, &error);
+            return Err(NotActivated { failure, staged: Some(staged) });
+        }
         let mut inner = self.lock();
         inner.activated.push(staged.number().get());
         inner.state.generations.push(staged.number());

@@ -208,7 +208,7 @@ impl Sealer {
     /// Retires old generations and rewrites packs that hold too little that is still needed.
     pub fn collect_garbage(&mut self) -> Result<Outcome, CommitError> {
         let now_ms = unix_ms(SystemTime::now());
-        let keep = self.fleet.retained_roots(now_ms);
+        let keep = self.fleet.retained_roots();
         let tree = self.base.as_ref().map(|b| b.root);
         let report = self.store.collect_garbage(Retention::default(), &keep, tree.as_ref(), now_ms)?;
         if !report.damaged_packs.is_empty() {

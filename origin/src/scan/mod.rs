@@ -51,7 +51,7 @@ const PAUSE: Duration = Duration::from_millis(5);
 const PAUSE_MAX: Duration = Duration::from_millis(500);
 
 /// Which modification time a file gets.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, clap::ValueEnum)]
 pub enum MtimePolicy {
     /// That of the tree.
     #[default]
@@ -61,7 +61,7 @@ pub enum MtimePolicy {
 }
 
 /// Which symlinks are published.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, clap::ValueEnum)]
 pub enum SymlinkPolicy {
     /// All, as they are.
     #[default]
@@ -233,6 +233,7 @@ fn one_pass(
     });
     let pass = Pass {
         root,
+        moved: walk::moved(scan.writer, scope)?,
         data,
         writer: scan.writer,
         watch: scan.watch,

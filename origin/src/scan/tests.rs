@@ -162,6 +162,8 @@ impl Site {
     }
 }
 
+type Step = Box<dyn Fn(&Site)>;
+
 fn path(p: &str) -> TreePath {
     TreePath::from_bytes(p.as_bytes()).unwrap()
 }
@@ -228,6 +230,44 @@ fn one_changed_file_costs_its_directory_only() {
 }
 
 #[test]
+fn no_hints_cost_no_listing() {
+    let mut site = Site::watched();
+    site.write("a/b/f", "1");
+    site.calm();
+    site.hinted();
+    let scope = site.hinted();
+    assert!(scope.is_empty());
+    let outcome = site.scan(scope);
+    assert_eq!((outcome.changed, outcome.directories_listed, outcome.passes), (false, 0, 1));
+    assert!(!outcome.records_changed);
+}
+
+#[test]
+fn a_renamed_directory_is_not_read_again() {
+    let mut site = Site::watched();
+    for number in 0..50 {
+        site.write(&format!("a/{}/f{number}", number % 5), noise(30_000 + number));
+        site.write(&format!("z/{}/f{number}", number % 5), noise(40_000 + number));
+    }
+    site.calm();
+    site.hinted();
+    fs::rename(site.at("a"), site.at("b")).unwrap();
+    let scope = site.hinted();
+    let outcome = site.scan(scope);
+    assert_eq!((outcome.changed, outcome.files_read), (true, 0));
+    site.assert_identical();
+    // Two that change places, and one file in them.
+    fs::rename(site.at("z"), site.at("t")).unwrap();
+    fs::rename(site.at("b"), site.at("z")).unwrap();
+    fs::rename(site.at("t"), site.at("b")).unwrap();
+    site.write("b/3/f3", "changed");
+    let scope = site.hinted();
+    assert_eq!(site.scan(scope).files_read, 1);
+    site.assert_identical();
+    assert!(!site.scan(Scope::Everything).changed);
+}
+
+#[test]
 fn edits_of_every_kind_are_followed_through_hints() {
     let mut site = Site::watched();
     site.write("a/b/f", "1");
@@ -235,7 +275,7 @@ fn edits_of_every_kind_are_followed_through_hints() {
     site.write("k", "1");
     site.write("d/e/f/g", "1");
     site.calm();
-    let steps: Vec<Box<dyn Fn(&Site)>> = vec![
+    let steps: Vec<Step> = vec![
         Box::new(|s| fs::remove_file(s.at("a/g")).unwrap()),
         Box::new(|s| fs::rename(s.at("a"), s.at("z")).unwrap()),
         Box::new(|s| s.write("z/b/f", "2")),
@@ -523,7 +563,7 @@ fn what_is_written_during_scans_is_never_torn_and_converges() {
                 let fresh = tree.join(format!("fresh{}", round % 5));
                 fs::create_dir_all(fresh.join("sub")).unwrap();
                 fs::write(fresh.join("sub/f"), [round]).unwrap();
-                if round % 3 == 0 {
+                if round.is_multiple_of(3) {
                     fs::remove_dir_all(&fresh).unwrap();
                 }
                 std::thread::sleep(Duration::from_millis(4));
@@ -548,6 +588,55 @@ fn what_is_written_during_scans_is_never_torn_and_converges() {
     site.scan(scope);
     site.assert_identical();
     assert!(scans > 0);
+}
+
+#[test]
+fn an_unreadable_file_or_directory_is_named() {
+    use rustix::thread::{CapabilitySet, capabilities, set_capabilities};
+    let mut site = Site::new();
+    site.write("a/f", "1");
+    site.write("b/f", "1");
+    fs::set_permissions(site.at("a/f"), fs::Permissions::from_mode(0o000)).unwrap();
+    // Root reads everything, unless its thread gives that up.
+    std::thread::spawn(move || {
+        let mut sets = capabilities(None).unwrap();
+        sets.effective -= CapabilitySet::DAC_OVERRIDE | CapabilitySet::DAC_READ_SEARCH;
+        set_capabilities(None, sets).unwrap();
+        let refused = site.try_scan(Scope::Everything).unwrap_err();
+        assert!(matches!(&refused, ScanError::Unreadable { path: p, .. } if *p == path("a/f")), "{refused}");
+        fs::set_permissions(site.at("b"), fs::Permissions::from_mode(0o000)).unwrap();
+        let refused = site.try_scan(Scope::Everything).unwrap_err();
+        assert!(refused.to_string().starts_with("cannot read"), "{refused}");
+        site.write(".syncdignore", "/b\nf\n");
+        site.scan(Scope::Everything);
+        assert_eq!(site.names(""), ["a"]);
+    })
+    .join()
+    .unwrap();
+}
+
+#[test]
+fn an_unmounted_tree_is_held() {
+    let name = "scan::tests::an_unmounted_tree_is_held";
+    if !crate::namespace::within(name, &["--user", "--map-root-user", "--mount"], "true") {
+        return;
+    }
+    let mut site = Site::watched();
+    let run = |command: &str, arguments: &[&OsStr]| {
+        assert!(std::process::Command::new(command).args(arguments).status().unwrap().success());
+    };
+    let tree = site.tree();
+    run("mount", &["-t".as_ref(), "tmpfs".as_ref(), "none".as_ref(), tree.as_ref()]);
+    site.write("f", "1");
+    site.calm();
+    site.hinted();
+    run("umount", &[tree.as_ref()]);
+    // The unmount is an event of its own.
+    let scope = site.hinted();
+    assert_eq!(scope, Scope::Everything);
+    assert!(matches!(site.try_scan(scope), Err(ScanError::Unmounted { .. })));
+    site.write("f", "2");
+    assert!(site.scan(Scope::Everything).changed);
 }
 
 #[test]

@@ -18,7 +18,7 @@ use super::listing::{Listed, OpenDirectory};
 use super::notices::{Loss, Notices};
 use super::pending::{Pending, Previous, really_differs, same_but_time};
 use super::pool::{Done, Job, Pool};
-use super::scope::Plan;
+use super::scope::{Plan, Scope};
 use super::stat_record::{Own, ReadFile, StatRecord};
 use super::{MtimePolicy, Progress, ScanOptions, SymlinkPolicy};
 use crate::ignore_rules::{IgnoreRules, is_own};
@@ -28,6 +28,8 @@ use crate::watch::{Hints, Watch};
 /// What a pass works with.
 pub(super) struct Pass<'a> {
     pub root: &'a Path,
+    /// Directories that may have been renamed, by device and inode: where their stat records are.
+    pub moved: HashMap<(u64, u64), TreePath>,
     /// DATA, if it is inside the tree.
     pub data: Option<TreePath>,
     pub writer: &'a Writer,
@@ -36,6 +38,20 @@ pub(super) struct Pass<'a> {
     pub notices: &'a Notices,
     pub progress: &'a Progress,
     pub cancel: &'a CancellationToken,
+}
+
+/// Where the records are of subtrees that were hinted at because they are no longer where they were.
+pub(super) fn moved(writer: &Writer, scope: &Scope) -> Result<HashMap<(u64, u64), TreePath>, ScanError> {
+    let mut moved = HashMap::new();
+    if let Scope::Parts { subtrees, .. } = scope {
+        for path in subtrees {
+            let bytes = writer.store().stat(path.as_bytes())?;
+            if let Some(record) = bytes.as_deref().and_then(StatRecord::decode) {
+                moved.insert((record.own.device, record.own.inode), path.clone());
+            }
+        }
+    }
+    Ok(moved)
 }
 
 /// What a pass found.
@@ -76,8 +92,9 @@ pub(super) fn walk(pass: &Pass<'_>, base: Option<RootEntry>, plan: &Plan) -> Res
             parent: None,
             previous: base.map(|root| (root.object, root.metadata)),
             rules: IgnoreRules::default(),
+            source: None,
         };
-        walk.visit(place, Some(plan), plan.list, plan.whole)?;
+        walk.visit(place, Task::of(plan))?;
         if let Some(pool) = walk.pool.take() {
             let done = pool.finish()?;
             walk.absorb(done)?;
@@ -94,6 +111,27 @@ struct Walk<'scope, 'env, F> {
     walked: Walked,
 }
 
+/// What is to be done with a directory.
+#[derive(Clone, Copy)]
+struct Task<'p> {
+    /// List it, whatever is known of it.
+    list: bool,
+    /// And all below it.
+    whole: bool,
+    /// What is to be done below.
+    plan: Option<&'p Plan>,
+}
+
+impl<'p> Task<'p> {
+    fn of(plan: &'p Plan) -> Self {
+        Self { list: plan.list, whole: plan.whole, plan: Some(plan) }
+    }
+
+    fn below(self, name: &Component) -> Option<&'p Plan> {
+        self.plan.and_then(|plan| plan.below.get(name))
+    }
+}
+
 /// A directory to visit.
 struct Place {
     path: TreePath,
@@ -101,6 +139,8 @@ struct Place {
     previous: Option<(ObjectHash, Metadata)>,
     /// Those of the parent.
     rules: IgnoreRules,
+    /// Where it was before one above it was renamed.
+    source: Option<TreePath>,
 }
 
 impl<'scope, 'env, F> Walk<'scope, 'env, F>
@@ -108,18 +148,12 @@ where
     F: Fn() -> ContentReader<'env> + Clone + Send + 'scope,
 {
     /// Looks at a directory: lists it, or only passes through to those below. Whether it was there.
-    fn visit(
-        &mut self,
-        place: Place,
-        plan: Option<&Plan>,
-        list: bool,
-        whole: bool,
-    ) -> Result<bool, ScanError> {
+    fn visit(&mut self, place: Place, task: Task<'_>) -> Result<bool, ScanError> {
         if self.pass.cancel.is_cancelled() {
             return Err(ScanError::Cancelled);
         }
-        let Place { path, parent, previous, rules } = place;
-        if list || whole || previous.is_none() {
+        let Place { path, parent, previous, rules, source } = place;
+        if task.list || previous.is_none() {
             self.watch(&path);
         }
         let Some(open) = OpenDirectory::open(self.pass.root, &path)? else { return Ok(false) };
@@ -128,19 +162,39 @@ where
         let record_before = self.pass.writer.stat(path.as_bytes())?;
         let record = record_before.as_deref().and_then(StatRecord::decode);
         let own = open.stat()?;
-        let seen = Seen { path, parent, own, previous, record, record_before };
-        if !(list || whole) && seen.can_pass(plan) {
+        let moved = self.moved_record(record.as_ref(), &own, source)?;
+        let seen = Seen { path, parent, own, previous, record, record_before, moved };
+        if !task.list && seen.can_pass(task.plan) {
             let ignore_file = open.ignore_file()?;
             if seen.has_rules(ignore_file.as_ref().map(|file| file.stat)) {
                 let rules = match &ignore_file {
                     Some(file) => rules.with_file(&seen.path, &file.bytes)?,
                     None => rules,
                 };
-                return self.pass_through(seen, plan, &rules).map(|()| true);
+                return self.pass_through(seen, task, &rules).map(|()| true);
             }
         }
         self.watch(&seen.path);
-        self.list(seen, open, plan, whole, rules).map(|()| true)
+        self.list(seen, open, task, rules).map(|()| true)
+    }
+
+    /// The record that a directory had under another name: renaming it changed none of its files.
+    fn moved_record(
+        &self,
+        record: Option<&StatRecord>,
+        own: &FileStat,
+        source: Option<TreePath>,
+    ) -> Result<Option<(TreePath, StatRecord)>, ScanError> {
+        let own = Own::of(own);
+        if record.is_some_and(|record| record.own.is_same(&own)) {
+            return Ok(None);
+        }
+        let source = source.or_else(|| self.pass.moved.get(&(own.device, own.inode)).cloned());
+        let Some(source) = source else { return Ok(None) };
+        // Not the writer's: this pass may have removed or replaced it already.
+        let bytes = self.pass.writer.store().stat(source.as_bytes())?;
+        let record = bytes.as_deref().and_then(StatRecord::decode);
+        Ok(record.filter(|record| record.own.is_same(&own)).map(|record| (source, record)))
     }
 
     fn previous(
@@ -161,28 +215,15 @@ where
     }
 
     /// Takes all from the base but what the plan names below.
-    fn pass_through(
-        &mut self,
-        seen: Seen,
-        plan: Option<&Plan>,
-        rules: &IgnoreRules,
-    ) -> Result<(), ScanError> {
+    fn pass_through(&mut self, seen: Seen, task: Task<'_>, rules: &IgnoreRules) -> Result<(), ScanError> {
         let (path, previous) = (seen.path.clone(), seen.previous.clone());
         let id = self.begin(seen, None);
         for entry in previous.iter().flat_map(|previous| previous.directory.entries()) {
-            match (plan.and_then(|plan| plan.below.get(&entry.name)), &entry.kind) {
-                (Some(below), Kind::Directory { .. }) => {
+            match (task.below(&entry.name), &entry.kind) {
+                (Some(plan), Kind::Directory { .. }) => {
                     let child = join(&path, &entry.name)?;
-                    self.descend(
-                        id,
-                        child,
-                        entry.name.clone(),
-                        Some(entry),
-                        below.list,
-                        below.whole,
-                        Some(below),
-                        rules,
-                    )?;
+                    let name = entry.name.clone();
+                    self.descend((id, name), child, Some(entry), Task::of(plan), rules, None)?;
                 }
                 _ => self.add(id, entry.clone()),
             }
@@ -194,8 +235,7 @@ where
         &mut self,
         mut seen: Seen,
         open: OpenDirectory,
-        plan: Option<&Plan>,
-        whole: bool,
+        task: Task<'_>,
         rules: IgnoreRules,
     ) -> Result<(), ScanError> {
         let listing = open.list()?;
@@ -208,7 +248,7 @@ where
         let own = Own::of(&listing.own);
         let ignore_file = listing.ignore_file.as_ref().map(|file| file.stat.fingerprint);
         // Another directory under this name, or other rules: nothing below is known any more.
-        let whole = whole
+        let whole = task.whole
             || seen.previous.is_none()
             || seen.record.as_ref().is_some_and(|r| !r.own.is_same(&own) || r.ignore_file != ignore_file);
         if path.is_root() {
@@ -219,7 +259,8 @@ where
             Some(file) => rules.with_file(&path, &file.bytes)?,
             None => rules,
         };
-        let (record, previous) = (seen.record.take(), seen.previous.clone());
+        let (source, moved) = seen.moved.take().unzip();
+        let (record, previous) = (moved.or(seen.record.take()), seen.previous.clone());
         let id = self.begin(seen, Some(StatRecord { own, ignore_file, files: Vec::new() }));
         let mut directories = Vec::new();
         for listed in listing.names {
@@ -246,17 +287,19 @@ where
             }
         }
         for (child, listed) in directories {
-            let below = plan.and_then(|plan| plan.below.get(&listed.name));
+            let plan = task.below(&listed.name);
             let before = previous.as_ref().and_then(|previous| previous.get(&listed.name));
             let before = before.filter(|entry| entry.is_directory());
-            let whole = whole || before.is_none() || below.is_some_and(|below| below.whole);
+            let whole = whole || before.is_none() || plan.is_some_and(|plan| plan.whole);
             match before {
-                Some(entry) if !whole && below.is_none() && self.is_unchanged(&child, &listed.stat)? => {
+                Some(entry) if !whole && plan.is_none() && self.is_unchanged(&child, &listed.stat)? => {
                     self.add(id, Entry { metadata: listed.stat.metadata(), ..entry.clone() });
                 }
                 _ => {
-                    let list = whole || below.is_none_or(|below| below.list);
-                    self.descend(id, child, listed.name, before, list, whole, below, &rules)?;
+                    let list = whole || plan.is_none_or(|plan| plan.list);
+                    let source = source.as_ref().and_then(|source| source.join(&listed.name).ok());
+                    let task = Task { list, whole, plan };
+                    self.descend((id, listed.name), child, before, task, &rules, source)?;
                 }
             }
         }
@@ -270,30 +313,28 @@ where
         Ok(record.is_some_and(|record| record.own == Own::of(stat)))
     }
 
-    #[allow(clippy::too_many_arguments)] // One call's worth of context, of which nothing belongs together.
     fn descend(
         &mut self,
-        parent: u64,
+        parent: (u64, Component),
         path: TreePath,
-        name: Component,
         before: Option<&Entry>,
-        list: bool,
-        whole: bool,
-        plan: Option<&Plan>,
+        task: Task<'_>,
         rules: &IgnoreRules,
+        source: Option<TreePath>,
     ) -> Result<(), ScanError> {
         let previous = before.and_then(|entry| match entry.kind {
             Kind::Directory { object, .. } => Some((object, entry.metadata)),
             Kind::File { .. } | Kind::Symlink { .. } => None,
         });
-        self.wait(parent);
-        let place = Place { path, parent: Some((parent, name)), previous, rules: rules.clone() };
-        if !self.visit(place, plan, list, whole)? {
+        let id = parent.0;
+        self.wait(id);
+        let place = Place { path, parent: Some(parent), previous, rules: rules.clone(), source };
+        if !self.visit(place, task)? {
             // It vanished: its parent is not what was listed.
-            if let Some(pending) = self.pending.get(&parent) {
+            if let Some(pending) = self.pending.get(&id) {
                 self.walked.again.directories.insert(pending.path.clone());
             }
-            self.release(parent)?;
+            self.release(id)?;
         }
         Ok(())
     }
@@ -521,6 +562,8 @@ struct Seen {
     previous: Option<Previous>,
     record: Option<StatRecord>,
     record_before: Option<Vec<u8>>,
+    /// The record that it had under another name, and that name.
+    moved: Option<(TreePath, StatRecord)>,
 }
 
 impl Seen {

@@ -1,6 +1,7 @@
 //! Checking every byte of the store.
 
 use std::collections::HashSet;
+use std::sync::Arc;
 
 use redb::ReadableTable;
 use syncd_shared::directory::Kind;
@@ -8,8 +9,9 @@ use syncd_shared::hash::{ContentHash, ObjectHash};
 use syncd_shared::{Directory, GenerationNumber};
 
 use super::error::{StoreError, index};
-use super::index::{CHUNKS, PACKS, decode_location};
+use super::index::{CHUNKS, PACKS, STAT, decode_location, location_in};
 use super::pack::{Location, PACK_HEADER_BYTES, PackFrame, PackId, chunk_bytes};
+use super::writer::WritePermit;
 use super::{Chunk, Store};
 
 /// One damaged thing.
@@ -109,6 +111,32 @@ impl Store {
             check.report.damage.push(error.into());
         }
         check.report
+    }
+}
+
+impl Store {
+    /// Makes room for mending: takes the damaged chunks of a report out of the index, so that they count as absent, and
+    /// the stat records, so that the next scan reads every file and stores again what is missing. Returns how many chunks
+    /// were taken out.
+    pub fn forget_damaged(self: &Arc<Self>, report: &CheckReport) -> Result<u64, StoreError> {
+        let _permit = WritePermit::acquire(self)?;
+        self.index.write(|t| {
+            let mut forgotten = 0;
+            let mut chunks = t.open_table(CHUNKS).map_err(index)?;
+            for damage in &report.damage {
+                if let Damage::Chunk { hash, location } = damage
+                    && location_in(&chunks, hash)? == Some(*location)
+                {
+                    chunks.remove(hash.as_bytes()).map_err(index)?;
+                    forgotten += 1;
+                }
+            }
+            if forgotten > 0 {
+                t.delete_table(STAT).map_err(index)?;
+                t.open_table(STAT).map_err(index)?;
+            }
+            Ok(forgotten)
+        })
     }
 }
 

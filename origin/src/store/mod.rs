@@ -64,13 +64,14 @@ pub use collect::CollectReport;
 pub use error::{OpenStoreError, SealError, StoreError};
 pub use pack::{FrameChunk, FrameDamage, Location, PackFrame, PackId};
 pub use read::{Chunk, StoredGeneration};
-pub use records::Records;
+pub use records::{NamedRecord, Records};
 pub use retention::{Retention, retired};
 pub use writer::{FrameBuilder, Writer};
 
 use cache::DirectoryCache;
 use index::{Index, PACKS};
 use lock::DataLock;
+use pack::PACK_HEADER_BYTES;
 use pack_reader::PackReader;
 
 const DIRECTORY_CACHE_BYTES: usize = 16 * 1024 * 1024;
@@ -83,7 +84,7 @@ pub struct Store {
     /// Whether there is a writer.
     writing: Mutex<bool>,
     written: Condvar,
-    /// Packs that are shorter than the index says, with the length that they have.
+    /// Packs that are shorter than the index says, with the length up to which their frames are complete.
     short_packs: HashMap<PackId, u64>,
     /// Whether there may be entries that no generation refers to.
     orphans: AtomicBool,
@@ -161,7 +162,17 @@ fn packs_path(data: &Path) -> PathBuf {
     data.join("packs")
 }
 
-/// Cuts packs to their durable length and removes those that the index does not know. Returns those that are shorter.
+/// Where the first frame of a short pack starts that is not all there.
+fn complete_bytes(packs: &PackReader, id: PackId) -> u64 {
+    let mut offset = PACK_HEADER_BYTES as u64;
+    while let Ok((_, next)) = packs.frame(id, offset) {
+        offset = next;
+    }
+    offset
+}
+
+/// Cuts packs to their durable length and removes those that the index does not know. Returns those that are
+/// shorter, with the length up to which their frames are complete.
 fn clean_packs(index: &Index, packs: &PackReader) -> Result<HashMap<PackId, u64>, OpenStoreError> {
     let known: HashMap<PackId, u64> = index.read(|t| {
         let table = t.open_table(PACKS).map_err(error::index)?;
@@ -201,7 +212,7 @@ fn clean_packs(index: &Index, packs: &PackReader) -> Result<HashMap<PackId, u64>
         let length = found.get(&id).copied().unwrap_or(0);
         if length < durable {
             warn!(pack = %id, length, durable, "pack is missing or too short; run: syncd-origin check");
-            short.insert(id, length);
+            short.insert(id, complete_bytes(packs, id));
         }
     }
     Ok(short)

@@ -6,6 +6,9 @@ use super::Store;
 use super::error::{StoreError, index};
 use super::index::{RECORDS, with_checksum, without_checksum};
 
+/// The name and the value of a record.
+pub type NamedRecord = (Vec<u8>, Vec<u8>);
+
 /// The records inside one transaction. Names are unique within a namespace and sorted bytewise.
 pub struct Records<'a> {
     table: Table<'a, (&'static str, &'static [u8]), &'static [u8]>,
@@ -30,7 +33,7 @@ impl Records<'_> {
     }
 
     /// All names that begin with `prefix`, and their values.
-    pub fn list(&self, namespace: &str, prefix: &[u8]) -> Result<Vec<(Vec<u8>, Vec<u8>)>, StoreError> {
+    pub fn list(&self, namespace: &str, prefix: &[u8]) -> Result<Vec<NamedRecord>, StoreError> {
         list(&self.table, namespace, prefix)
     }
 }
@@ -54,7 +57,7 @@ fn list(
     table: &impl ReadableTable<(&'static str, &'static [u8]), &'static [u8]>,
     namespace: &str,
     prefix: &[u8],
-) -> Result<Vec<(Vec<u8>, Vec<u8>)>, StoreError> {
+) -> Result<Vec<NamedRecord>, StoreError> {
     let mut out = Vec::new();
     for row in table.range((namespace, prefix)..).map_err(index)? {
         let (found, value) = row.map_err(index)?;
@@ -87,7 +90,7 @@ impl Store {
     }
 
     /// All records of a namespace whose name begins with `prefix`, sorted by name.
-    pub fn records(&self, namespace: &str, prefix: &[u8]) -> Result<Vec<(Vec<u8>, Vec<u8>)>, StoreError> {
+    pub fn records(&self, namespace: &str, prefix: &[u8]) -> Result<Vec<NamedRecord>, StoreError> {
         self.index.read(|t| list(&t.open_table(RECORDS).map_err(index)?, namespace, prefix))
     }
 }

@@ -138,6 +138,12 @@ pub struct Polled {
     pub reason: PollReason,
 }
 
+impl fmt::Display for Polled {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}: {}", self.path, self.reason)
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

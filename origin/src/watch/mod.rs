@@ -30,7 +30,7 @@ use notify::event::EventKindMask;
 use notify::{ErrorKind, INotifyWatcher, RecursiveMode, WatchPathConfig, Watcher};
 use syncd_shared::TreePath;
 use tokio::sync::Notify;
-use tracing::warn;
+use tracing::{debug, info, warn};
 
 pub use hints::{Hints, PollReason, Polled, Reason};
 
@@ -136,19 +136,25 @@ impl Watch {
         let identity = location.root.as_ref().ok().and_then(|root| identity(root));
         let mut everything = None;
         let (replace, known_root) = {
-            let state = self.shared.state();
+            let mut state = self.shared.state();
             let moved = state.turning_points != location.turning_points
                 || state.root.as_ref() != location.root.as_ref().ok()
                 || instance.identity != identity;
             if moved {
                 everything = Some(Reason::TreeReplaced);
+            } else if state.replace {
+                everything = Some(Reason::Watcher);
             }
-            // One walk in which no watch is refused ends polling.
-            (state.replace || moved || state.unwatched.is_some(), state.root.clone())
+            match state.unwatched.take() {
+                // The walk tries again to watch what is not watched yet: once it is not refused, polling has ended.
+                Some(_) => everything = everything.or(Some(Reason::Polling)),
+                None if state.told.take().is_some() => info!("no longer polling the whole tree"),
+                None => {}
+            }
+            let broken = instance.watcher.is_none() || !instance.cookies_watched;
+            (state.replace || moved || broken, state.root.clone())
         };
         if replace {
-            let polled = self.shared.state().unwatched.is_some();
-            everything = everything.or(Some(if polled { Reason::Polling } else { Reason::Watcher }));
             self.replace(&mut instance, &location, identity);
         }
         let root = location.root?;
@@ -312,7 +318,6 @@ impl Watch {
             state.watched.clear();
             state.stale.clear();
             state.replace = false;
-            state.unwatched = None;
             state.root = location.root.as_ref().ok().cloned();
             state.turning_points = location.turning_points.clone();
             state.instance
@@ -345,24 +350,26 @@ impl Watch {
                 return self.unwatched(PollReason::OutOfInstances { limit });
             }
         };
-        instance.cookies_watched = self.watch_outside(&mut watcher, &self.cookies);
-        let parents: BTreeSet<&Path> =
-            location.turning_points.iter().filter_map(|point| point.parent()).collect();
-        for parent in parents {
-            // A parent may be the tree's own directory only through a symlink loop of names; watched twice is no harm.
-            self.watch_outside(&mut watcher, parent);
-        }
-        instance.watcher = Some(watcher);
-    }
-
-    fn watch_outside(&self, watcher: &mut INotifyWatcher, path: &Path) -> bool {
-        match watch_one(watcher, path) {
+        instance.cookies_watched = match watch_one(&mut watcher, &self.cookies) {
             Ok(()) => true,
             Err(error) => {
                 self.refused(&TreePath::root(), &error);
                 false
             }
+        };
+        let parents: BTreeSet<&Path> =
+            location.turning_points.iter().filter_map(|point| point.parent()).collect();
+        for parent in parents {
+            // One that we may not read does without: every scan resolves TREE anew.
+            match watch_one(&mut watcher, parent) {
+                Err(error) if matches!(error.kind, ErrorKind::MaxFilesWatch) => {
+                    self.refused(&TreePath::root(), &error);
+                }
+                Err(error) => debug!(path = %parent.display(), %error, "not watched"),
+                Ok(()) => {}
+            }
         }
+        instance.watcher = Some(watcher);
     }
 
     fn refused(&self, path: &TreePath, error: &notify::Error) {
@@ -379,7 +386,10 @@ impl Watch {
     fn unwatched(&self, reason: PollReason) {
         let mut state = self.shared.state();
         if state.unwatched.is_none() {
-            warn!(every = ?self.poll, "polling the whole tree, and walking it before every commit: {reason}");
+            if state.told.as_ref() != Some(&reason) {
+                warn!(every = ?self.poll, "polling the whole tree, and walking it before every commit: {reason}");
+                state.told = Some(reason.clone());
+            }
             state.polled_at = Instant::now();
             state.unwatched = Some(reason);
         }

@@ -35,6 +35,8 @@ pub(super) struct State {
     pub unreported: BTreeMap<TreePath, PollReason>,
     /// Why not every directory has a watch.
     pub unwatched: Option<PollReason>,
+    /// What was last warned of, so that every poll does not do it again.
+    pub told: Option<PollReason>,
     /// When the polled subtrees were last hinted at.
     pub polled_at: Instant,
 }
@@ -53,6 +55,7 @@ impl State {
             replace: false,
             unreported: BTreeMap::new(),
             unwatched: None,
+            told: None,
             polled_at: Instant::now(),
         }
     }

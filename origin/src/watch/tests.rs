@@ -230,3 +230,85 @@ fn a_cookie_that_cannot_be_made_means_everything() {
     fs::remove_dir(fixture.base.path().join("data/cookies")).unwrap();
     assert_eq!(fixture.flush(), Hints::everything(Reason::CookieLost));
 }
+
+#[test]
+fn an_overflowing_queue_means_everything_and_a_new_watcher() {
+    let fixture = Fixture::new(&["a"]);
+    let limit: usize =
+        fs::read_to_string("/proc/sys/fs/inotify/max_queued_events").unwrap().trim().parse().unwrap();
+    {
+        // The watcher's thread waits for this lock, and the kernel's queue runs over.
+        let _busy = fixture.watch.shared.state();
+        for number in 0..=limit {
+            fs::write(fixture.at("a").join(number.to_string()), []).unwrap();
+        }
+    }
+    assert_eq!(fixture.flush(), Hints::everything(Reason::Overflow));
+    assert_eq!(fixture.watch.prepare().unwrap().everything, Some(Reason::Watcher));
+    assert_eq!(fixture.watch.watched(), 0);
+    fixture.watch_all(&["a"]);
+    fixture.flush();
+    fs::write(fixture.at("a/1"), "1").unwrap();
+    assert_eq!(fixture.flush(), directories(&["a"]));
+}
+
+#[test]
+fn out_of_watches_is_polling_until_there_are_some_again() {
+    let name = "watch::tests::out_of_watches_is_polling_until_there_are_some_again";
+    if !crate::namespace::within(
+        name,
+        &["--user", "--map-root-user"],
+        "echo 10 > /proc/sys/user/max_inotify_watches",
+    ) {
+        return;
+    }
+    let names: Vec<String> = (0..20).map(|number| number.to_string()).collect();
+    let names: Vec<&str> = names.iter().map(String::as_str).collect();
+    let fixture = Fixture::new(&names);
+    assert!(matches!(fixture.watch.polled()[0].reason, PollReason::OutOfWatches { .. }));
+    assert!((1..10).contains(&fixture.watch.watched()));
+    assert_eq!(fixture.flush(), Hints::everything(Reason::Polling));
+    assert_eq!(fixture.watch.prepare().unwrap().everything, Some(Reason::Polling));
+    fs::write("/proc/sys/user/max_inotify_watches", "1000").unwrap();
+    fixture.watch_all(&names);
+    assert!(fixture.watch.polled().is_empty());
+    fixture.flush();
+    fs::write(fixture.at("19/f"), "1").unwrap();
+    assert_eq!(fixture.flush(), directories(&["19"]));
+}
+
+#[test]
+fn out_of_instances_is_polling() {
+    let name = "watch::tests::out_of_instances_is_polling";
+    if !crate::namespace::within(
+        name,
+        &["--user", "--map-root-user"],
+        "echo 0 > /proc/sys/user/max_inotify_instances",
+    ) {
+        return;
+    }
+    let fixture = Fixture::new(&["a"]);
+    assert!(matches!(fixture.watch.polled()[0].reason, PollReason::OutOfInstances { .. }));
+    assert_eq!(fixture.flush(), Hints::everything(Reason::Polling));
+}
+
+#[test]
+fn a_mount_inside_the_tree_is_seen_by_the_next_scan() {
+    let name = "watch::tests::a_mount_inside_the_tree_is_seen_by_the_next_scan";
+    if !crate::namespace::within(name, &["--user", "--map-root-user", "--mount"], "true") {
+        return;
+    }
+    let fixture = Fixture::new(&["a", "b"]);
+    assert_eq!(fixture.watch.prepare().unwrap().everything, None);
+    let mount = |arguments: &[&std::ffi::OsStr]| {
+        assert!(std::process::Command::new("mount").args(arguments).status().unwrap().success());
+    };
+    mount(&["-t".as_ref(), "tmpfs".as_ref(), "none".as_ref(), fixture.at("a").as_ref()]);
+    assert_eq!(fixture.watch.prepare().unwrap().everything, Some(Reason::Mounts));
+    assert!(fixture.watch.polled().is_empty());
+    mount(&["--bind".as_ref(), fixture.at("a").as_ref(), fixture.at("b").as_ref()]);
+    fixture.watch.prepare().unwrap();
+    let polled = fixture.watch.polled();
+    assert_eq!(polled, [Polled { path: path("b"), reason: PollReason::MountedTwice }]);
+    assert_eq!(fixture.flush().subtrees, [path("b")].into());
+}

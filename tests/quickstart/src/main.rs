@@ -1,1 +1,60 @@
-fn main() {}
+//! syncd in one command: an origin and two agents in one process, on loopback, with real tokens over real TLS.
+//!
+//! `cargo run --release --bin syncd-quickstart [-- TREE]`; `--once` tells the story by itself and exits 0 only if it
+//! all held.
+
+mod site;
+mod story;
+mod web;
+mod world;
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use anyhow::Context as _;
+use clap::Parser;
+
+/// An origin and two agents in one process, so that one can look at what syncd does.
+#[derive(Debug, Parser)]
+#[command(name = "syncd-quickstart", max_term_width = 100)]
+struct Options {
+    /// Content tree to replicate; a small site in a temporary directory if absent.
+    tree: Option<PathBuf>,
+    /// Tell the story without a person: edit, lose the origin, get it back, add a node. Never touches TREE.
+    #[arg(long, conflicts_with = "tree")]
+    once: bool,
+}
+
+fn main() -> ExitCode {
+    syncd_shared::telemetry::init(tracing::level_filters::LevelFilter::WARN);
+    let options = Options::parse();
+    let runtime = match tokio::runtime::Builder::new_multi_thread().enable_all().build() {
+        Ok(runtime) => runtime,
+        Err(error) => return fail(&error.into()),
+    };
+    let result = runtime.block_on(run(options));
+    runtime.shutdown_timeout(std::time::Duration::from_secs(5));
+    match result {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => fail(&error),
+    }
+}
+
+fn fail(error: &anyhow::Error) -> ExitCode {
+    eprintln!("syncd-quickstart: {error:#}");
+    ExitCode::FAILURE
+}
+
+async fn run(options: Options) -> anyhow::Result<()> {
+    let directory = tempfile::Builder::new().prefix("syncd-quickstart-").tempdir()?;
+    let tree = match options.tree {
+        Some(tree) => tree.canonicalize().with_context(|| format!("find {}", tree.display()))?,
+        None => {
+            let tree = directory.path().join("site");
+            site::write(&tree)?;
+            tree
+        }
+    };
+    let world = world::World::create(directory.path(), tree).await?;
+    if options.once { story::tell(world).await } else { story::watch(world).await }
+}

@@ -1,0 +1,213 @@
+//! Makes a staged generation live.
+//!
+//! Order: (descriptor for the sync opened before the first write, staged, verified) -> hook -> rename into
+//! `generations/N` -> the new link under its temporary name -> `syncfs` -> record and accepted generation durable ->
+//! link renamed over `live` -> ROOT synced -> reported. A crash before the record's commit leaves the old generation, a
+//! crash after it is rolled forward when the replica is opened. An error of the sync throws away what was staged:
+//! pages that could not be written are clean afterwards, and a second sync would succeed without them.
+
+use std::os::unix::fs::FileExt;
+use std::path::PathBuf;
+use std::time::Instant;
+
+use syncd_proto::v1::RetryClass;
+use syncd_shared::generation::GenerationError;
+use syncd_shared::{SignedGeneration, TreePath};
+
+use crate::disk::DiskError;
+use crate::record::{RecordError, encode_generation};
+use crate::replica::Replica;
+use crate::stage::{Staged, building};
+
+/// Why a hook failed.
+pub type HookFailure = Box<dyn std::error::Error + Send + Sync>;
+
+/// What a hook is told before activation.
+#[derive(Debug)]
+pub struct ActivationContext<'a> {
+    /// What is about to be live.
+    pub target: &'a SignedGeneration,
+    /// What is live.
+    pub previous: Option<&'a SignedGeneration>,
+    /// Paths that differ.
+    pub changed_paths: &'a [TreePath],
+    /// Where the staged tree is, for checks.
+    pub staged_tree: PathBuf,
+}
+
+/// What was activated.
+#[derive(Debug, Clone)]
+pub struct Activated {
+    /// What is live now.
+    pub generation: SignedGeneration,
+    /// What was live before.
+    pub previous: Option<SignedGeneration>,
+    /// Paths that differ.
+    pub changed_paths: Vec<TreePath>,
+    /// No spare had been ready.
+    pub spare_miss: bool,
+}
+
+/// Why a staged generation is not live.
+#[derive(Debug, thiserror::Error)]
+pub enum ActivateError {
+    /// The hook said no. The tree stays staged.
+    #[error("the hook before activation of generation {} failed", staged.target.number())]
+    Hook {
+        /// What it said.
+        #[source]
+        source: HookFailure,
+        /// To try again.
+        staged: Box<Staged>,
+    },
+    /// Another generation became live since it was staged: stage again.
+    #[error("generation {number} was staged on another live generation")]
+    Outdated {
+        /// Its number.
+        number: u64,
+    },
+    /// It may not follow the accepted generation.
+    #[error("refuse generation")]
+    Refused(#[from] GenerationError),
+    /// The kernel could not write what was staged; it was thrown away.
+    #[error("make generation {number} durable")]
+    Sync {
+        /// Its number.
+        number: u64,
+        /// What the kernel said.
+        #[source]
+        source: DiskError,
+    },
+    /// A system call failed.
+    #[error("switch to the staged generation")]
+    Disk(#[from] DiskError),
+    /// The record failed. Open the replica again.
+    #[error("record the activation")]
+    Record(#[from] RecordError),
+}
+
+impl ActivateError {
+    /// What the origin and the caller are to make of it.
+    pub fn retry_class(&self) -> RetryClass {
+        match self {
+            Self::Refused(_) => RetryClass::Operator,
+            Self::Disk(e) if e.is_full() => RetryClass::Operator,
+            Self::Sync { source, .. } if source.is_full() => RetryClass::Operator,
+            Self::Record(_) => RetryClass::Operator,
+            Self::Hook { .. } | Self::Outdated { .. } | Self::Disk(_) | Self::Sync { .. } => RetryClass::Retry,
+        }
+    }
+}
+
+impl Replica {
+    /// Makes a staged generation live; durable when this returns. Not cancellable. `before` is called once everything is
+    /// verified; its error keeps the old generation live.
+    pub fn activate(
+        &mut self,
+        staged: Staged,
+        before: &mut dyn FnMut(&ActivationContext<'_>) -> Result<(), HookFailure>,
+    ) -> Result<Activated, ActivateError> {
+        let number = staged.target.number().get();
+        staged.target.may_follow(self.accepted())?;
+        let Some(slot) = staged.slot else {
+            return Ok(self.activated(staged, None));
+        };
+        let tree = building(slot);
+        if staged.basis != self.known.live || self.layout.staging.stat(&tree)?.is_none() {
+            return Err(ActivateError::Outdated { number });
+        }
+        let context = ActivationContext {
+            target: &staged.target,
+            previous: self.live(),
+            changed_paths: &staged.changed,
+            staged_tree: self.layout.staging.path().join(format!("building-{slot}")),
+        };
+        if let Err(source) = before(&context) {
+            return Err(ActivateError::Hook { source, staged: Box::new(staged) });
+        }
+        self.upkeep.last_write = Some(Instant::now());
+        self.keep_signed(&staged.target)?;
+        if self.layout.live_number()? == Some(number) {
+            // A tree of this number is served although the record knows nothing of it.
+            self.exchange(&staged, slot)?;
+        } else {
+            self.switch(&staged, slot)?;
+        }
+        let previous = self.live().cloned();
+        self.known.generations.insert(number, staged.target.clone());
+        self.known.live = Some(number);
+        self.known.accepted_generation = Some(staged.target.clone());
+        if let Some(previous) = &previous {
+            self.upkeep.retired.insert(previous.number().get(), Instant::now());
+        }
+        self.upkeep.damaged = false;
+        self.publish();
+        Ok(self.activated(staged, previous))
+    }
+
+    fn activated(&self, staged: Staged, previous: Option<SignedGeneration>) -> Activated {
+        Activated {
+            previous,
+            changed_paths: staged.changed,
+            spare_miss: staged.spare_miss,
+            generation: staged.target,
+        }
+    }
+
+    fn switch(&mut self, staged: &Staged, slot: u64) -> Result<(), ActivateError> {
+        let number = staged.target.number().get();
+        let name = number.to_string().into_bytes();
+        let Self { layout, .. } = &*self;
+        // What an activation that failed left.
+        layout.discard(&layout.generations, &name)?;
+        layout.staging.rename_new(&building(slot), &layout.generations, &name)?;
+        layout.prepare_link(number)?;
+        if let Err(source) = staged.sync.sync_file_system() {
+            layout.discard(&layout.generations, &name)?;
+            self.distrust_staging()?;
+            return Err(ActivateError::Sync { number, source });
+        }
+        self.record.activate(Some(&staged.target), &staged.inodes)?;
+        Ok(layout.switch_link()?)
+    }
+
+    /// Puts a tree in the place of the live tree of the same number. What was there rests in staging.
+    pub(crate) fn exchange(&mut self, staged: &Staged, slot: u64) -> Result<(), ActivateError> {
+        let number = staged.target.number().get();
+        if let Err(source) = staged.sync.sync_file_system() {
+            self.distrust_staging()?;
+            return Err(ActivateError::Sync { number, source });
+        }
+        let layout = &self.layout;
+        let resting = format!("resting-{slot}").into_bytes();
+        // Named before it is exchanged: what is under this name is never taken for anything but a tree in use.
+        layout.staging.rename_new(&building(slot), &layout.staging, &resting)?;
+        layout.staging.exchange(&resting, &layout.generations, number.to_string().as_bytes())?;
+        layout.generations.sync_names()?;
+        layout.staging.sync_names()?;
+        self.upkeep.resting.insert(slot, Instant::now());
+        self.record.activate(Some(&staged.target), &staged.inodes)?;
+        Ok(())
+    }
+
+    /// Throws away everything that was written for an activation and not synced.
+    fn distrust_staging(&mut self) -> Result<(), DiskError> {
+        for slot in self.buildings()? {
+            self.layout.discard(&self.layout.staging, &building(slot))?;
+        }
+        self.layout.discard(&self.layout.staging, crate::layout::INCOMING)
+    }
+
+    /// Keeps a copy of the signed record beside the record. Durable with the next sync of the file system.
+    fn keep_signed(&self, generation: &SignedGeneration) -> Result<(), DiskError> {
+        let name = generation.number().to_string().into_bytes();
+        let signed = &self.layout.signed;
+        signed.unlink(&name)?;
+        let file = signed.create_file(&name)?;
+        file.write_all_at(&encode_generation(generation), 0).map_err(|source| DiskError {
+            doing: "write",
+            path: signed.path().join(generation.number().to_string()),
+            source,
+        })
+    }
+}

@@ -1,0 +1,516 @@
+//! Every call that changes or syncs a file, by directory descriptor and single name.
+//!
+//! Nothing here takes a path of more than one name, follows a symlink, or opens anything outside the directory that it
+//! was given: a manifest, however hostile, can't make the agent write elsewhere. What survives a power cut is said at
+//! each call; where nothing is said, nothing does until [`Dir::sync_file_system`] returned.
+
+use std::ffi::CStr;
+use std::fs::File;
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::unix::ffi::OsStrExt;
+use std::path::{Path, PathBuf};
+
+use rustix::fs::{
+    AtFlags, CWD, FileType, Gid, Mode, OFlags, RenameFlags, ResolveFlags, Timespec, Timestamps, Uid,
+};
+use rustix::io::Errno;
+use syncd_shared::{Metadata, Timestamp};
+
+/// A system call that failed, on what.
+#[derive(Debug, thiserror::Error)]
+#[error("{doing} {}", path.display())]
+pub struct DiskError {
+    /// What was being done.
+    pub doing: &'static str,
+    /// To what.
+    pub path: PathBuf,
+    /// What the kernel said.
+    #[source]
+    pub source: io::Error,
+}
+
+impl DiskError {
+    /// Whether space, inodes or quota ran out.
+    pub fn is_full(&self) -> bool {
+        [Errno::NOSPC, Errno::DQUOT].iter().any(|e| self.source.raw_os_error() == Some(e.raw_os_error()))
+    }
+
+    /// Whether the kernel could not write: nothing that was written since the last sync may be trusted.
+    pub fn is_write_back(&self) -> bool {
+        self.source.raw_os_error() == Some(Errno::IO.raw_os_error())
+    }
+
+    /// Whether there is no such name.
+    pub fn is_absent(&self) -> bool {
+        self.source.kind() == io::ErrorKind::NotFound
+    }
+}
+
+/// What the kernel says of a name.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Stat {
+    /// Kind of file.
+    pub kind: FileType,
+    /// File system that it is on.
+    pub device: u64,
+    /// Inode number.
+    pub inode: u64,
+    /// Content bytes.
+    pub size: u64,
+    /// Permission, sticky and set-id bits.
+    pub mode: u32,
+    /// Owner.
+    pub uid: u32,
+    /// Group.
+    pub gid: u32,
+    /// Modification time.
+    pub mtime: Timestamp,
+    /// Names that the inode has.
+    pub links: u64,
+}
+
+impl Stat {
+    fn from_kernel(stat: &rustix::fs::Stat) -> Self {
+        Self {
+            kind: FileType::from_raw_mode(stat.st_mode),
+            device: stat.st_dev,
+            inode: stat.st_ino,
+            size: stat.st_size as u64,
+            mode: stat.st_mode & 0o7777,
+            uid: stat.st_uid,
+            gid: stat.st_gid,
+            mtime: Timestamp { seconds: stat.st_mtime as i64, nanoseconds: stat.st_mtime_nsec as u32 },
+            links: stat.st_nlink as u64,
+        }
+    }
+}
+
+/// Free space of a file system.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Space {
+    /// All of it.
+    pub total_bytes: u64,
+    /// What this process may still use.
+    pub free_bytes: u64,
+    /// Unit of allocation.
+    pub block_bytes: u64,
+    /// Inodes that may still be made; `None` where the file system has no such limit.
+    pub free_inodes: Option<u64>,
+}
+
+/// Whose files replicated files are.
+#[derive(Debug, Clone, Copy)]
+pub struct Owners {
+    fixed: Option<(u32, u32)>,
+    may_chown: bool,
+}
+
+impl Owners {
+    /// Everything belongs to `fixed` or, without it, to whom the manifest says; to the agent's user where that is not
+    /// permitted.
+    pub fn new(fixed: Option<(u32, u32)>) -> Self {
+        Self { fixed, may_chown: rustix::process::geteuid().is_root() }
+    }
+
+    /// User and group of an entry on this node; `None`: as it comes.
+    pub fn of(&self, metadata: &Metadata) -> Option<(u32, u32)> {
+        self.may_chown.then(|| self.fixed.unwrap_or((metadata.uid, metadata.gid)))
+    }
+
+    /// Whether a file has the owner and mode that it should have.
+    pub fn agree(&self, stat: &Stat, metadata: &Metadata) -> bool {
+        let owner = self.of(metadata).is_none_or(|owner| owner == (stat.uid, stat.gid));
+        owner && (stat.kind == FileType::Symlink || stat.mode == u32::from(metadata.mode))
+    }
+}
+
+/// An open directory.
+#[derive(Debug)]
+pub struct Dir {
+    fd: OwnedFd,
+    path: PathBuf,
+}
+
+/// One name in a directory listing.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Listed {
+    /// The name.
+    pub name: Vec<u8>,
+    /// Whether the listing says that it is a directory. `None`: it doesn't say.
+    pub directory: Option<bool>,
+}
+
+fn times(mtime: Timestamp) -> Timestamps {
+    let spec = Timespec { tv_sec: mtime.seconds, tv_nsec: mtime.nanoseconds.into() };
+    Timestamps { last_access: spec, last_modification: spec }
+}
+
+impl Dir {
+    /// Opens a directory by any path: ROOT itself.
+    pub fn open_path(path: &Path) -> Result<Self, DiskError> {
+        let flags = OFlags::DIRECTORY | OFlags::CLOEXEC | OFlags::RDONLY;
+        match rustix::fs::openat(CWD, path, flags, Mode::empty()) {
+            Ok(fd) => Ok(Self { fd, path: path.to_path_buf() }),
+            Err(e) => Err(DiskError { doing: "open directory", path: path.into(), source: e.into() }),
+        }
+    }
+
+    /// Where it was when it was opened. For messages only.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    fn at(&self, name: &[u8]) -> PathBuf {
+        self.path.join(std::ffi::OsStr::from_bytes(name))
+    }
+
+    fn failed(&self, doing: &'static str, name: &[u8], e: Errno) -> DiskError {
+        DiskError { doing, path: self.at(name), source: e.into() }
+    }
+
+    fn open_at(&self, name: &[u8], flags: OFlags, mode: Mode) -> Result<OwnedFd, Errno> {
+        let resolve = ResolveFlags::BENEATH | ResolveFlags::NO_SYMLINKS;
+        retry(|| {
+            rustix::fs::openat2(&self.fd, name, flags | OFlags::CLOEXEC | OFlags::NOFOLLOW, mode, resolve)
+        })
+    }
+
+    /// Opens a directory in this one.
+    pub fn open_dir(&self, name: &[u8]) -> Result<Self, DiskError> {
+        self.open_at(name, OFlags::DIRECTORY | OFlags::RDONLY, Mode::empty())
+            .map(|fd| Self { fd, path: self.at(name) })
+            .map_err(|e| self.failed("open directory", name, e))
+    }
+
+    /// Opens it again: another descriptor of the same directory, with write-back errors counted from now.
+    pub fn reopen(&self) -> Result<Self, DiskError> {
+        self.open_dir(b".")
+    }
+
+    /// Opens a regular file for reading.
+    pub fn open_file(&self, name: &[u8]) -> Result<File, DiskError> {
+        self.open_at(name, OFlags::RDONLY | OFlags::NONBLOCK, Mode::empty())
+            .map(File::from)
+            .map_err(|e| self.failed("open", name, e))
+    }
+
+    /// Opens a regular file that has not been in a live tree for writing.
+    pub fn open_file_for_write(&self, name: &[u8]) -> Result<File, DiskError> {
+        fault::point().map_err(|e| self.failed("open", name, e))?;
+        self.open_at(name, OFlags::RDWR, Mode::empty())
+            .map(File::from)
+            .map_err(|e| self.failed("open", name, e))
+    }
+
+    /// Creates a file that must not be there yet, readable and writable by this user.
+    pub fn create_file(&self, name: &[u8]) -> Result<File, DiskError> {
+        let flags = OFlags::RDWR | OFlags::CREATE | OFlags::EXCL;
+        fault::point()
+            .and_then(|()| self.open_at(name, flags, Mode::from_raw_mode(0o600)))
+            .map(File::from)
+            .map_err(|e| self.failed("create", name, e))
+    }
+
+    /// Creates a directory; mode 0700 or as asked for, whatever the umask.
+    pub fn create_dir(&self, name: &[u8], mode: u32) -> Result<Self, DiskError> {
+        fault::point()
+            .and_then(|()| rustix::fs::mkdirat(&self.fd, name, Mode::from_raw_mode(0o700)))
+            .map_err(|e| self.failed("create directory", name, e))?;
+        let dir = self.open_dir(name)?;
+        if mode != 0o700 {
+            rustix::fs::fchmod(&dir.fd, Mode::from_raw_mode(mode))
+                .map_err(|e| self.failed("set the mode of", name, e))?;
+        }
+        Ok(dir)
+    }
+
+    /// Opens a directory, or creates it.
+    pub fn ensure_dir(&self, name: &[u8], mode: u32) -> Result<Self, DiskError> {
+        match self.open_dir(name) {
+            Err(e) if e.is_absent() => self.create_dir(name, mode),
+            other => other,
+        }
+    }
+
+    /// Gives the inode of `name` another name, which must be free. Symlinks are linked, not followed.
+    pub fn link(&self, name: &[u8], to: &Dir, to_name: &[u8]) -> Result<(), DiskError> {
+        fault::point()
+            .and_then(|()| rustix::fs::linkat(&self.fd, name, &to.fd, to_name, AtFlags::empty()))
+            .map_err(|e| to.failed("link", to_name, e))
+    }
+
+    /// Renames; what is at the new name is replaced atomically. Durable once both directories are synced.
+    pub fn rename(&self, name: &[u8], to: &Dir, to_name: &[u8]) -> Result<(), DiskError> {
+        fault::point()
+            .and_then(|()| rustix::fs::renameat(&self.fd, name, &to.fd, to_name))
+            .map_err(|e| to.failed("rename to", to_name, e))
+    }
+
+    /// Renames to a name that must be free.
+    pub fn rename_new(&self, name: &[u8], to: &Dir, to_name: &[u8]) -> Result<(), DiskError> {
+        fault::point()
+            .and_then(|()| {
+                rustix::fs::renameat_with(&self.fd, name, &to.fd, to_name, RenameFlags::NOREPLACE)
+            })
+            .map_err(|e| to.failed("rename to", to_name, e))
+    }
+
+    /// Exchanges two names atomically. Durable once both directories are synced.
+    pub fn exchange(&self, name: &[u8], other: &Dir, other_name: &[u8]) -> Result<(), DiskError> {
+        fault::point()
+            .and_then(|()| {
+                rustix::fs::renameat_with(&self.fd, name, &other.fd, other_name, RenameFlags::EXCHANGE)
+            })
+            .map_err(|e| other.failed("exchange", other_name, e))
+    }
+
+    /// Removes a name that is no directory; whether it was there.
+    pub fn unlink(&self, name: &[u8]) -> Result<bool, DiskError> {
+        self.unlink_with(name, AtFlags::empty())
+    }
+
+    /// Removes an empty directory; whether it was there.
+    pub fn remove_dir(&self, name: &[u8]) -> Result<bool, DiskError> {
+        self.unlink_with(name, AtFlags::REMOVEDIR)
+    }
+
+    fn unlink_with(&self, name: &[u8], flags: AtFlags) -> Result<bool, DiskError> {
+        match fault::point().and_then(|()| rustix::fs::unlinkat(&self.fd, name, flags)) {
+            Ok(()) => Ok(true),
+            Err(Errno::NOENT) => Ok(false),
+            Err(e) => Err(self.failed("remove", name, e)),
+        }
+    }
+
+    /// Creates a symlink; the name must be free.
+    pub fn symlink(&self, target: &[u8], name: &[u8]) -> Result<(), DiskError> {
+        fault::point()
+            .and_then(|()| rustix::fs::symlinkat(target, &self.fd, name))
+            .map_err(|e| self.failed("create symlink", name, e))
+    }
+
+    /// Where a symlink points to.
+    pub fn read_link(&self, name: &[u8]) -> Result<Vec<u8>, DiskError> {
+        rustix::fs::readlinkat(&self.fd, name, Vec::new())
+            .map(|target| target.into_bytes())
+            .map_err(|e| self.failed("read symlink", name, e))
+    }
+
+    /// What is at a name, not followed; `None`: nothing.
+    pub fn stat(&self, name: &[u8]) -> Result<Option<Stat>, DiskError> {
+        match rustix::fs::statat(&self.fd, name, AtFlags::SYMLINK_NOFOLLOW) {
+            Ok(stat) => Ok(Some(Stat::from_kernel(&stat))),
+            Err(Errno::NOENT) => Ok(None),
+            Err(e) => Err(self.failed("inspect", name, e)),
+        }
+    }
+
+    /// What this directory is.
+    pub fn stat_self(&self) -> Result<Stat, DiskError> {
+        rustix::fs::fstat(&self.fd)
+            .map(|s| Stat::from_kernel(&s))
+            .map_err(|e| self.failed("inspect", b"", e))
+    }
+
+    /// All names, in no order.
+    pub fn list(&self) -> Result<Vec<Listed>, DiskError> {
+        let failed = |e| self.failed("list", b"", e);
+        let mut names = Vec::new();
+        for entry in rustix::fs::Dir::read_from(&self.fd).map_err(failed)? {
+            let entry = entry.map_err(failed)?;
+            let name = CStr::to_bytes(entry.file_name());
+            if name != b"." && name != b".." {
+                let directory = match entry.file_type() {
+                    FileType::Unknown => None,
+                    kind => Some(kind == FileType::Directory),
+                };
+                names.push(Listed { name: name.to_vec(), directory });
+            }
+        }
+        Ok(names)
+    }
+
+    /// Gives a name that has not been in a live tree its owner, mode and, last, its times.
+    pub fn set_metadata(
+        &self,
+        name: &[u8],
+        metadata: &Metadata,
+        owners: Owners,
+        symlink: bool,
+    ) -> Result<(), DiskError> {
+        let failed = |e| self.failed("set the metadata of", name, e);
+        fault::point().map_err(failed)?;
+        if let Some((uid, gid)) = owners.of(metadata) {
+            let (uid, gid) = (Some(Uid::from_raw(uid)), Some(Gid::from_raw(gid)));
+            rustix::fs::chownat(&self.fd, name, uid, gid, AtFlags::SYMLINK_NOFOLLOW).map_err(failed)?;
+        }
+        if !symlink {
+            let mode = Mode::from_raw_mode(metadata.mode.into());
+            rustix::fs::chmodat(&self.fd, name, mode, AtFlags::empty()).map_err(failed)?;
+        }
+        rustix::fs::utimensat(&self.fd, name, &times(metadata.mtime), AtFlags::SYMLINK_NOFOLLOW)
+            .map_err(failed)
+    }
+
+    /// Gives this directory its owner, mode and, last, its times.
+    pub fn set_own_metadata(&self, metadata: &Metadata, owners: Owners) -> Result<(), DiskError> {
+        set_metadata_of(self.fd.as_fd(), metadata, owners)
+            .map_err(|e| self.failed("set the metadata of", b"", e))
+    }
+
+    /// Lets this user change what is in this directory. Its metadata is set again when it is done.
+    pub fn make_writable(&self) -> Result<(), DiskError> {
+        let stat = self.stat_self()?;
+        if stat.mode & 0o700 == 0o700 || rustix::process::geteuid().is_root() {
+            return Ok(());
+        }
+        rustix::fs::fchmod(&self.fd, Mode::from_raw_mode(stat.mode | 0o700))
+            .map_err(|e| self.failed("set the mode of", b"", e))
+    }
+
+    /// Free space of the file system that this directory is on.
+    pub fn space(&self) -> Result<Space, DiskError> {
+        let s = rustix::fs::fstatvfs(&self.fd).map_err(|e| self.failed("ask for free space of", b"", e))?;
+        Ok(Space {
+            total_bytes: s.f_blocks.saturating_mul(s.f_frsize),
+            free_bytes: s.f_bavail.saturating_mul(s.f_frsize),
+            block_bytes: s.f_frsize.max(512),
+            free_inodes: (s.f_files > 0).then_some(s.f_favail),
+        })
+    }
+
+    /// Makes the names in this directory durable. Says nothing about what they name.
+    pub fn sync_names(&self) -> Result<(), DiskError> {
+        fault::point()
+            .and_then(|()| retry(|| rustix::fs::fsync(&self.fd)))
+            .map_err(|e| self.failed("sync directory", b"", e))
+    }
+
+    /// Makes everything on this file system durable that was written before. Reports write-back errors since THIS
+    /// descriptor was opened, once: an error means that nothing written since then may be trusted, and a second call
+    /// that succeeds changes nothing about that.
+    pub fn sync_file_system(&self) -> Result<(), DiskError> {
+        fault::point()
+            .and_then(|()| retry(|| rustix::fs::syncfs(&self.fd)))
+            .map_err(|e| self.failed("sync the file system of", b"", e))
+    }
+}
+
+/// Gives an open file or directory its owner, mode and, last, its times.
+fn set_metadata_of(fd: BorrowedFd<'_>, metadata: &Metadata, owners: Owners) -> Result<(), Errno> {
+    fault::point()?;
+    if let Some((uid, gid)) = owners.of(metadata) {
+        rustix::fs::fchown(fd, Some(Uid::from_raw(uid)), Some(Gid::from_raw(gid)))?;
+    }
+    rustix::fs::fchmod(fd, Mode::from_raw_mode(metadata.mode.into()))?;
+    rustix::fs::futimens(fd, &times(metadata.mtime))
+}
+
+/// Gives an open file that has not been in a live tree its metadata. Its inode number.
+pub fn dress(file: &File, metadata: &Metadata, owners: Owners) -> io::Result<u64> {
+    set_metadata_of(file.as_fd(), metadata, owners)?;
+    Ok(rustix::fs::fstat(file)?.st_ino)
+}
+
+/// What an open file is.
+pub fn stat_file(file: &File) -> io::Result<Stat> {
+    Ok(Stat::from_kernel(&rustix::fs::fstat(file)?))
+}
+
+/// Forgets cached pages that are on disk already, so that what is read next is what the disk has.
+pub fn drop_cached(file: &File) {
+    // A hint: where the kernel refuses it, the cached bytes are read.
+    let _ = rustix::fs::fadvise(file, 0, None, rustix::fs::Advice::DontNeed);
+}
+
+/// Copies a whole file into an empty one: by reflink, else inside the kernel, else through memory.
+pub fn copy(from: &File, to: &File) -> io::Result<()> {
+    fault::point()?;
+    if rustix::fs::ioctl_ficlone(to, from).is_ok() {
+        return Ok(());
+    }
+    let (mut from, mut to) = (from, to);
+    io::copy(&mut from, &mut to).map(|_| ())
+}
+
+fn retry<T>(mut call: impl FnMut() -> Result<T, Errno>) -> Result<T, Errno> {
+    loop {
+        match call() {
+            // openat2 answers EAGAIN when a rename elsewhere races with RESOLVE_BENEATH.
+            Err(Errno::INTR | Errno::AGAIN) => {}
+            other => return other,
+        }
+    }
+}
+
+/// Stops a test as a kill would, before any chosen change to the disk.
+pub(crate) mod fault {
+    use rustix::io::Errno;
+
+    #[cfg(not(test))]
+    #[inline]
+    pub(crate) fn point() -> Result<(), Errno> {
+        Ok(())
+    }
+
+    #[cfg(test)]
+    thread_local! {
+        static LEFT: std::cell::Cell<Option<u64>> = const { std::cell::Cell::new(None) };
+        static SEEN: std::cell::Cell<u64> = const { std::cell::Cell::new(0) };
+    }
+
+    /// Every change that this thread makes to the disk passes here. After the chosen one, all fail: the process is
+    /// dead.
+    #[cfg(test)]
+    pub(crate) fn point() -> Result<(), Errno> {
+        SEEN.set(SEEN.get() + 1);
+        match LEFT.get() {
+            None => Ok(()),
+            Some(0) => Err(Errno::OWNERDEAD),
+            Some(n) => {
+                LEFT.set(Some(n - 1));
+                Ok(())
+            }
+        }
+    }
+
+    /// Lets `changes` more happen; `None`: all.
+    #[cfg(test)]
+    pub(crate) fn arm(changes: Option<u64>) {
+        LEFT.set(changes);
+        SEEN.set(0);
+    }
+
+    /// Changes asked for since the last [`arm`].
+    #[cfg(test)]
+    pub(crate) fn seen() -> u64 {
+        SEEN.get()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_that_lead_elsewhere_are_refused() {
+        let temp = tempfile::tempdir().unwrap();
+        std::os::unix::fs::symlink("/etc", temp.path().join("out")).unwrap();
+        let dir = Dir::open_path(temp.path()).unwrap();
+        assert!(dir.open_dir(b"..").is_err());
+        assert!(dir.open_dir(b"/etc").is_err());
+        assert!(dir.open_dir(b"out").is_err());
+        assert!(dir.open_file(b"out/passwd").is_err());
+    }
+
+    #[test]
+    fn a_missing_name_is_no_error_where_it_is_removed() {
+        let temp = tempfile::tempdir().unwrap();
+        let dir = Dir::open_path(temp.path()).unwrap();
+        assert!(!dir.unlink(b"nothing").unwrap());
+        assert!(dir.create_dir(b"a", 0o755).is_ok());
+        assert!(dir.remove_dir(b"a").unwrap());
+        assert!(dir.stat(b"a").unwrap().is_none());
+    }
+}

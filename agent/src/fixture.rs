@@ -1,0 +1,355 @@
+//! A small origin made of directories, for tests.
+
+use std::collections::HashMap;
+use std::os::unix::ffi::OsStrExt;
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
+
+use ed25519_dalek::SigningKey;
+use syncd_shared::diff::{Change, DirectorySource, diff};
+use syncd_shared::directory::MODE_MASK;
+use syncd_shared::wire::{DirectoryPatch, Frame, ObjectsBatch, Piece, StoredFrame};
+use syncd_shared::{
+    Component, ContentHash, Directory, Entry, Generation, GenerationNumber, Kind, Metadata, ObjectHash,
+    RootEntry, RootHash, SignedGeneration, Timestamp, TreeId, TreePath,
+};
+
+use crate::activate::Activated;
+use crate::replica::{Replica, ReplicaOptions};
+use crate::source::{FetchError, Frames, Source};
+use crate::stage::StageError;
+
+/// Pieces are cut so small that files of a few hundred KiB have several.
+const PIECE_BYTES: usize = 64 * 1024;
+
+/// Keeps everything that was ever sealed.
+#[derive(Default)]
+pub(crate) struct Origin {
+    directories: HashMap<ObjectHash, Arc<Directory>>,
+    contents: HashMap<ContentHash, Vec<u8>>,
+    roots: HashMap<RootHash, RootEntry>,
+    sealed: Vec<SignedGeneration>,
+    /// Contents that were sent, in order.
+    pub sent: Vec<ContentHash>,
+    /// Updates are refused: the general path is taken.
+    pub forgetful: bool,
+    /// The connection breaks after this many content frames.
+    pub breaks_after: Option<usize>,
+    /// Sealing what was sealed last makes no new generation.
+    pub reseal_is_noop: bool,
+    /// Large files come with their pieces in reverse.
+    pub backwards: bool,
+}
+
+#[derive(Debug, thiserror::Error)]
+#[error("unknown directory")]
+pub(crate) struct UnknownDirectory;
+
+impl DirectorySource for Origin {
+    type Error = UnknownDirectory;
+
+    fn directory(&self, hash: &ObjectHash) -> Result<Arc<Directory>, UnknownDirectory> {
+        if *hash == Directory::default().hash() {
+            return Ok(Arc::default());
+        }
+        self.directories.get(hash).cloned().ok_or(UnknownDirectory)
+    }
+}
+
+fn metadata(path: &Path) -> Metadata {
+    let m = path.symlink_metadata().unwrap();
+    let mode = if m.is_symlink() { 0o777 } else { m.mode() as u16 & MODE_MASK };
+    let mtime = Timestamp { seconds: m.mtime(), nanoseconds: m.mtime_nsec() as u32 };
+    Metadata { mode, uid: m.uid(), gid: m.gid(), mtime }
+}
+
+impl Origin {
+    fn scan(&mut self, path: &Path) -> Kind {
+        let mut entries = Vec::new();
+        for item in std::fs::read_dir(path).unwrap() {
+            let item = item.unwrap();
+            let kind = match item.file_type().unwrap() {
+                t if t.is_dir() => self.scan(&item.path()),
+                t if t.is_symlink() => Kind::Symlink {
+                    target: std::fs::read_link(item.path()).unwrap().as_os_str().as_bytes().into(),
+                },
+                _ => {
+                    let bytes = std::fs::read(item.path()).unwrap();
+                    let (content, size) = (ContentHash::of(&bytes), bytes.len() as u64);
+                    self.contents.insert(content, bytes);
+                    Kind::File { content, size }
+                }
+            };
+            let name = Component::new(item.file_name().as_bytes()).unwrap();
+            entries.push(Entry { name, metadata: metadata(&item.path()), kind });
+        }
+        let directory = Directory::new(entries).unwrap();
+        let (object, totals) = (directory.hash(), directory.totals().unwrap());
+        self.directories.insert(object, Arc::new(directory));
+        Kind::Directory { object, totals }
+    }
+
+    /// Seals a directory as the next generation.
+    pub fn seal(&mut self, path: &Path) -> SignedGeneration {
+        let Kind::Directory { object, totals } = self.scan(path) else { unreachable!() };
+        self.seal_root(RootEntry { object, totals, metadata: metadata(path) })
+    }
+
+    /// Seals a root again: a rollback.
+    pub fn seal_root(&mut self, root: RootEntry) -> SignedGeneration {
+        if let Some(last) = self.sealed.last()
+            && self.reseal_is_noop
+            && last.root_hash() == root.hash()
+        {
+            return last.clone();
+        }
+        self.roots.insert(root.hash(), root);
+        let generation = Generation {
+            tree_id: TreeId::from_bytes([1; 16]),
+            number: GenerationNumber::new(self.sealed.len() as u64 + 1).unwrap(),
+            root,
+            parent: None,
+            created_ms: 0,
+            label: String::new(),
+        }
+        .sign(&SigningKey::from_bytes(&[9; 32]));
+        self.sealed.push(generation.clone());
+        generation
+    }
+
+    /// What was sealed last.
+    pub fn last(&self) -> &SignedGeneration {
+        self.sealed.last().unwrap()
+    }
+
+    fn content_frames(&mut self, contents: &[ContentHash]) -> Vec<Result<Frame, FetchError>> {
+        let mut frames = Vec::new();
+        let (mut bytes, mut pieces) = (Vec::new(), Vec::new());
+        let mut flush = |bytes: &mut Vec<u8>, pieces: &mut Vec<Piece>| {
+            if !bytes.is_empty() {
+                let frame = StoredFrame {
+                    compressed: zstd::bulk::compress(bytes, 1).unwrap().into(),
+                    uncompressed_bytes: bytes.len(),
+                    pieces: std::mem::take(pieces),
+                };
+                frames.push(Ok(Frame::Stored(frame)));
+                bytes.clear();
+            }
+        };
+        for content in contents {
+            self.sent.push(*content);
+            let all = &self.contents[content];
+            for (i, piece) in all.chunks(PIECE_BYTES).enumerate() {
+                pieces.push(Piece {
+                    file: *content,
+                    file_offset: (i * PIECE_BYTES) as u64,
+                    frame_offset: bytes.len() as u32,
+                    length_bytes: piece.len() as u32,
+                });
+                bytes.extend_from_slice(piece);
+                if bytes.len() >= PIECE_BYTES {
+                    flush(&mut bytes, &mut pieces);
+                }
+            }
+        }
+        flush(&mut bytes, &mut pieces);
+        if self.backwards {
+            frames.reverse();
+        }
+        if let Some(after) = self.breaks_after
+            && frames.len() > after
+        {
+            frames.truncate(after);
+            frames.push(Err(FetchError::Disconnected(None)));
+        }
+        frames
+    }
+
+    fn below(&self, object: ObjectHash, recursive: bool, out: &mut Vec<Vec<u8>>) {
+        let Ok(directory) = self.directory(&object) else { return };
+        out.push(directory.encode());
+        for entry in directory.entries() {
+            if let (Kind::Directory { object, .. }, true) = (&entry.kind, recursive) {
+                self.below(*object, true, out);
+            }
+        }
+    }
+}
+
+impl Source for Origin {
+    fn update(&mut self, from: RootHash, to: RootHash) -> Result<Frames, FetchError> {
+        if self.forgetful || !self.roots.contains_key(&from) {
+            return Err(FetchError::UnknownRoot { root: from });
+        }
+        let difference = diff(self, &self.roots[&from], &self.roots[&to]).unwrap();
+        let object = |entry: &Entry| match entry.kind {
+            Kind::Directory { object, .. } => Some(object),
+            _ => None,
+        };
+        let mut pairs = vec![(Some(self.roots[&from].object), self.roots[&to].object)];
+        for change in &difference.changes {
+            match change {
+                Change::Added { entry, .. } => pairs.extend(object(entry).map(|to| (None, to))),
+                Change::Modified { from, to, .. } if object(from) != object(to) => {
+                    pairs.extend(object(to).map(|to| (object(from), to)));
+                }
+                _ => {}
+            }
+        }
+        let patches = pairs.iter().map(|(from, to)| {
+            let before = from.map(|f| (f, self.directory(&f).unwrap()));
+            let after = self.directory(to).unwrap();
+            DirectoryPatch::between(before.as_ref().map(|(h, d)| (*h, &**d)), (*to, &after))
+        });
+        let mut frames = vec![Ok(Frame::Patches(patches.collect()))];
+        let released = difference.released_contents();
+        let wanted: Vec<_> = difference
+            .wanted_contents()
+            .iter()
+            .map(|(c, _)| *c)
+            .filter(|c| !released.contains_key(c))
+            .collect();
+        frames.extend(self.content_frames(&wanted));
+        frames.push(Ok(Frame::End { request: 0, missing: Vec::new() }));
+        Ok(Box::new(frames.into_iter()))
+    }
+
+    fn objects(&mut self, _: RootHash, batches: Vec<ObjectsBatch>) -> Result<Frames, FetchError> {
+        let mut frames = Vec::new();
+        for (request, batch) in (0..).zip(batches) {
+            let mut directories = Vec::new();
+            for object in &batch.directories {
+                self.below(*object, batch.recursive, &mut directories);
+            }
+            if !directories.is_empty() {
+                frames.push(Ok(Frame::Directories(directories)));
+            }
+            frames.extend(self.content_frames(&batch.files));
+            frames.push(Ok(Frame::End { request, missing: Vec::new() }));
+        }
+        Ok(Box::new(frames.into_iter()))
+    }
+}
+
+/// A content tree, an origin and a replica in one temporary directory.
+pub(crate) struct Site {
+    pub temp: tempfile::TempDir,
+    pub origin: Origin,
+    pub options: ReplicaOptions,
+}
+
+pub(crate) fn path(text: &str) -> TreePath {
+    TreePath::from_bytes(text.as_bytes()).unwrap()
+}
+
+impl Site {
+    pub fn new() -> Self {
+        let options = ReplicaOptions { grace: std::time::Duration::ZERO, ..ReplicaOptions::default() };
+        let site = Self { temp: tempfile::tempdir().unwrap(), origin: Origin::default(), options };
+        std::fs::create_dir(site.tree()).unwrap();
+        site
+    }
+
+    pub fn tree(&self) -> PathBuf {
+        self.temp.path().join("tree")
+    }
+
+    pub fn root(&self) -> PathBuf {
+        self.temp.path().join("root")
+    }
+
+    pub fn live(&self) -> PathBuf {
+        self.root().join("live")
+    }
+
+    pub fn write(&self, name: &str, content: impl AsRef<[u8]>) {
+        let path = self.tree().join(name);
+        std::fs::create_dir_all(path.parent().unwrap()).unwrap();
+        let _ = std::fs::remove_file(&path);
+        std::fs::write(path, content).unwrap();
+    }
+
+    /// Number of the newest generation.
+    pub fn new_number(&self) -> u64 {
+        self.origin.last().number().get()
+    }
+
+    pub fn open(&self) -> Replica {
+        Replica::open(&self.root(), self.options.clone()).unwrap()
+    }
+
+    /// A tree with a bit of everything.
+    pub fn furnish(&self) {
+        for i in 0..20 {
+            self.write(&format!("docs/{}/page-{i}.html", i % 3), format!("<p>{i}</p>"));
+        }
+        let large: Vec<u8> = (0..300_000u32).flat_map(|i| (i.wrapping_mul(2_654_435_761)).to_le_bytes()).collect();
+        self.write("media/large.bin", &large[..700_000]);
+        self.write("empty", "");
+        self.write("twin-a", "the same");
+        self.write("twin-b", "the same");
+        std::fs::create_dir(self.tree().join("hollow")).unwrap();
+        std::os::unix::fs::symlink("docs/0", self.tree().join("link")).unwrap();
+        std::os::unix::fs::symlink("/etc/passwd", self.tree().join("outside")).unwrap();
+        std::fs::write(self.tree().join(std::ffi::OsStr::from_bytes(b"caf\xe9 \xff.txt")), "bytes").unwrap();
+    }
+
+    pub fn stage(
+        &mut self,
+        replica: &mut Replica,
+        target: &SignedGeneration,
+    ) -> Result<crate::stage::Staged, StageError> {
+        replica.stage(target, None, &mut self.origin, &|_| {}, &AtomicBool::new(false))
+    }
+
+    /// Seals the tree and makes it live.
+    pub fn publish(&mut self, replica: &mut Replica) -> Activated {
+        let target = self.origin.seal(&self.tree());
+        self.follow(replica, &target)
+    }
+
+    pub fn follow(&mut self, replica: &mut Replica, target: &SignedGeneration) -> Activated {
+        let staged = self.stage(replica, target).unwrap();
+        replica.activate(staged, &mut |_| Ok(())).unwrap()
+    }
+
+    /// Background work until there is none left.
+    pub fn settle(&self, replica: &mut Replica) {
+        replica.upkeep.last_write = None;
+        for _ in 0..200 {
+            let done = replica.maintain(&AtomicBool::new(false)).unwrap();
+            if done.next != Some(std::time::Duration::ZERO) {
+                return;
+            }
+        }
+        panic!("background work does not end");
+    }
+
+    pub fn assert_live_is_tree(&self) {
+        assert_eq!(snapshot(&self.live().canonicalize().unwrap()), snapshot(&self.tree()));
+    }
+}
+
+/// Every name below a directory with all that is replicated of it.
+pub(crate) fn snapshot(root: &Path) -> Vec<String> {
+    fn walk(root: &Path, path: &Path, out: &mut Vec<String>) {
+        let meta = metadata(path);
+        let kind = path.symlink_metadata().unwrap().file_type();
+        let content = match kind {
+            k if k.is_file() => ContentHash::of(&std::fs::read(path).unwrap()).to_string(),
+            k if k.is_symlink() => format!("-> {:?}", std::fs::read_link(path).unwrap()),
+            _ => "directory".into(),
+        };
+        out.push(format!("{:?} {meta:?} {content}", path.strip_prefix(root).unwrap()));
+        if kind.is_dir() {
+            let mut names: Vec<_> = std::fs::read_dir(path).unwrap().map(|e| e.unwrap().path()).collect();
+            names.sort();
+            names.iter().for_each(|p| walk(root, p, out));
+        }
+    }
+    let mut out = Vec::new();
+    walk(root, root, &mut out);
+    out
+}

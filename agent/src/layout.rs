@@ -1,0 +1,286 @@
+//! ROOT: what is in it, who may open it, and what its names mean.
+//!
+//! ```text
+//! ROOT/live                     -> generations/N, the web server's document root
+//! ROOT/live.next                the link that is about to be renamed over live
+//! ROOT/generations/N            complete trees
+//! ROOT/staging/spare-K          complete tree, not live; the record says of which root
+//! ROOT/staging/building-K       being built, or left half built by a crash: never trusted
+//! ROOT/staging/aside-K-I        renamed out of building-K for a moment
+//! ROOT/staging/incoming/H/HASH  whole content that was verified when it got this name; HASH.part while it arrives
+//! ROOT/trash/K                  deleted later
+//! ROOT/state/lock               locked while an agent runs, holds its pid
+//! ROOT/state/record.redb        the record
+//! ROOT/state/signed/N           record and signature of generation N, in case the record is lost
+//! ```
+//!
+//! One process holds the lock and only it changes anything here. After a crash names tell how far it came
+//! ([`crate::recover`]).
+
+use std::fs::{File, OpenOptions};
+use std::io::{Read, Seek, Write};
+use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
+use std::path::{Path, PathBuf};
+
+use rustix::fs::{FileType, FlockOperation};
+
+use crate::disk::{Dir, DiskError};
+
+/// The document root, a symlink.
+pub(crate) const LIVE: &[u8] = b"live";
+/// Its successor, for a moment.
+pub(crate) const LIVE_NEXT: &[u8] = b"live.next";
+const GENERATIONS: &[u8] = b"generations";
+const STAGING: &[u8] = b"staging";
+const TRASH: &[u8] = b"trash";
+const STATE: &[u8] = b"state";
+/// Content that arrived, in [`Layout::staging`].
+pub(crate) const INCOMING: &[u8] = b"incoming";
+/// Signed generation records, in [`Layout::state`].
+pub(crate) const SIGNED: &[u8] = b"signed";
+/// The record, in [`Layout::state`].
+pub(crate) const RECORD: &str = "record.redb";
+/// Foreign names that an error lists.
+const FOREIGN_SHOWN: usize = 5;
+
+/// Why ROOT can't be used.
+#[derive(Debug, thiserror::Error)]
+pub enum LayoutError {
+    /// A system call failed.
+    #[error("open the replica")]
+    Disk(#[from] DiskError),
+    /// ROOT or a directory in it could not be made.
+    #[error("create {}", path.display())]
+    Create {
+        /// What.
+        path: PathBuf,
+        /// Why.
+        #[source]
+        source: std::io::Error,
+    },
+    /// ROOT has files that are not syncd's.
+    #[error("{} holds other files ({}): give an empty directory as --root", root.display(), names.join(", "))]
+    Foreign {
+        /// ROOT.
+        root: PathBuf,
+        /// Some of them.
+        names: Vec<String>,
+    },
+    /// `live` is something else than the symlink that syncd makes.
+    #[error("{} is not a symlink of syncd's: move it away, nothing was changed", path.display())]
+    LiveOccupied {
+        /// ROOT/live.
+        path: PathBuf,
+    },
+    /// Another agent runs on this ROOT.
+    #[error("{} is in use by another agent (pid {pid})", root.display())]
+    Locked {
+        /// ROOT.
+        root: PathBuf,
+        /// Its process id, as it wrote it; 0 where it can't be read.
+        pid: u32,
+    },
+    /// Parts of ROOT are on different file systems, so that nothing can be renamed or linked between them.
+    #[error("{} is on another file system than {}: both must be on one", part.display(), root.display())]
+    OtherFileSystem {
+        /// ROOT.
+        root: PathBuf,
+        /// The part.
+        part: PathBuf,
+    },
+}
+
+/// Open directories of a locked ROOT.
+#[derive(Debug)]
+pub(crate) struct Layout {
+    pub root: Dir,
+    pub generations: Dir,
+    pub staging: Dir,
+    pub trash: Dir,
+    pub state: Dir,
+    pub signed: Dir,
+    path: PathBuf,
+    _lock: File,
+}
+
+impl Layout {
+    /// Opens ROOT, or makes it. Changes nothing where it refuses.
+    pub fn open(path: &Path) -> Result<Self, LayoutError> {
+        let create = |e| LayoutError::Create { path: path.to_path_buf(), source: e };
+        std::fs::DirBuilder::new().recursive(true).mode(0o755).create(path).map_err(create)?;
+        let root = Dir::open_path(path)?;
+        refuse_foreign(&root, path)?;
+        refuse_occupied_live(&root, path)?;
+        let state = root.ensure_dir(STATE, 0o700)?;
+        let lock = lock(path)?;
+        let generations = root.ensure_dir(GENERATIONS, 0o755)?;
+        let staging = root.ensure_dir(STAGING, 0o700)?;
+        let trash = root.ensure_dir(TRASH, 0o700)?;
+        let signed = state.ensure_dir(SIGNED, 0o700)?;
+        let device = root.stat_self()?.device;
+        for part in [&generations, &staging, &trash, &state] {
+            if part.stat_self()?.device != device {
+                let part = part.path().to_path_buf();
+                return Err(LayoutError::OtherFileSystem { root: path.to_path_buf(), part });
+            }
+        }
+        Ok(Self { root, generations, staging, trash, state, signed, path: path.to_path_buf(), _lock: lock })
+    }
+
+    /// Where the record is.
+    pub fn record_path(&self) -> PathBuf {
+        self.path.join("state").join(RECORD)
+    }
+
+    /// The generation that `live` names, if it is a link that syncd made.
+    pub fn live_number(&self) -> Result<Option<u64>, DiskError> {
+        match self.root.stat(LIVE)? {
+            Some(stat) if stat.kind == FileType::Symlink => {
+                Ok(self.root.read_link(LIVE)?.strip_prefix(b"generations/").and_then(number))
+            }
+            _ => Ok(None),
+        }
+    }
+
+    /// Makes `live` name a generation. The link is durable and all that it names must be; the switch itself is
+    /// durable when this returns.
+    pub fn point_live(&self, number: u64) -> Result<(), DiskError> {
+        self.prepare_link(number)?;
+        self.switch_link()
+    }
+
+    /// The new link under its temporary name.
+    pub fn prepare_link(&self, number: u64) -> Result<(), DiskError> {
+        self.root.unlink(LIVE_NEXT)?;
+        self.root.symlink(format!("generations/{number}").as_bytes(), LIVE_NEXT)
+    }
+
+    /// Renames the prepared link over `live` and makes that durable.
+    pub fn switch_link(&self) -> Result<(), DiskError> {
+        if self.root.stat(LIVE)?.is_some_and(|s| s.kind == FileType::Directory) {
+            // Empty, or opening would have been refused.
+            self.root.remove_dir(LIVE)?;
+        }
+        self.root.rename(LIVE_NEXT, &self.root, LIVE)?;
+        self.root.sync_names()
+    }
+
+    /// Moves a name to the trash.
+    pub fn discard(&self, dir: &Dir, name: &[u8]) -> Result<(), DiskError> {
+        let mut free = self.trash.list()?.iter().filter_map(|l| number(&l.name)).max().unwrap_or(0);
+        loop {
+            free += 1;
+            match dir.rename_new(name, &self.trash, free.to_string().as_bytes()) {
+                Err(e) if e.is_absent() => return Ok(()),
+                Err(e) if e.source.kind() == std::io::ErrorKind::AlreadyExists => {}
+                other => return other,
+            }
+        }
+    }
+}
+
+/// The number that a name is, in the one way that numbers are written.
+pub(crate) fn number(name: &[u8]) -> Option<u64> {
+    let text = std::str::from_utf8(name).ok()?;
+    let number: u64 = text.parse().ok()?;
+    (number.to_string() == text).then_some(number)
+}
+
+/// The number after a prefix.
+pub(crate) fn numbered(name: &[u8], prefix: &str) -> Option<u64> {
+    number(name.strip_prefix(prefix.as_bytes())?)
+}
+
+fn refuse_foreign(root: &Dir, path: &Path) -> Result<(), LayoutError> {
+    let names: Vec<Vec<u8>> = root.list()?.into_iter().map(|l| l.name).collect();
+    if names.iter().any(|n| n == STATE) {
+        return Ok(());
+    }
+    let ours = [LIVE, LIVE_NEXT, GENERATIONS, STAGING, TRASH, b"lost+found"];
+    let mut foreign: Vec<String> = names
+        .iter()
+        .filter(|n| !ours.contains(&n.as_slice()))
+        .map(|n| n.escape_ascii().to_string())
+        .collect();
+    foreign.sort_unstable();
+    foreign.truncate(FOREIGN_SHOWN);
+    match foreign.is_empty() {
+        true => Ok(()),
+        false => Err(LayoutError::Foreign { root: path.to_path_buf(), names: foreign }),
+    }
+}
+
+fn refuse_occupied_live(root: &Dir, path: &Path) -> Result<(), LayoutError> {
+    let ours = match root.stat(LIVE)? {
+        None => true,
+        Some(stat) if stat.kind == FileType::Symlink => {
+            root.read_link(LIVE)?.strip_prefix(b"generations/").and_then(number).is_some()
+        }
+        Some(stat) if stat.kind == FileType::Directory => root.open_dir(LIVE)?.list()?.is_empty(),
+        Some(_) => false,
+    };
+    match ours {
+        true => Ok(()),
+        false => Err(LayoutError::LiveOccupied { path: path.join("live") }),
+    }
+}
+
+fn lock(root: &Path) -> Result<File, LayoutError> {
+    let path = root.join("state").join("lock");
+    let failed = |source| LayoutError::Create { path: path.clone(), source };
+    let mut file = OpenOptions::new()
+        .read(true)
+        .write(true)
+        .create(true)
+        .truncate(false)
+        .mode(0o600)
+        .open(&path)
+        .map_err(failed)?;
+    if let Err(e) = rustix::fs::flock(&file, FlockOperation::NonBlockingLockExclusive) {
+        if e != rustix::io::Errno::WOULDBLOCK {
+            return Err(failed(e.into()));
+        }
+        let mut text = String::new();
+        let _ = file.read_to_string(&mut text);
+        let pid = text.trim().parse().unwrap_or(0);
+        return Err(LayoutError::Locked { root: root.to_path_buf(), pid });
+    }
+    file.set_len(0).and_then(|()| file.rewind()).map_err(failed)?;
+    writeln!(file, "{}", std::process::id()).map_err(failed)?;
+    Ok(file)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_absent_root_is_made_and_a_second_agent_is_told_who_holds_it() {
+        let temp = tempfile::tempdir().unwrap();
+        let path = temp.path().join("new/agent");
+        let layout = Layout::open(&path).unwrap();
+        assert_eq!(layout.live_number().unwrap(), None);
+        match Layout::open(&path) {
+            Err(LayoutError::Locked { pid, .. }) => assert_eq!(pid, std::process::id()),
+            other => panic!("{other:?}"),
+        }
+        drop(layout);
+        assert!(Layout::open(&path).is_ok());
+    }
+
+    #[test]
+    fn what_someone_else_keeps_there_is_refused_and_untouched() {
+        let temp = tempfile::tempdir().unwrap();
+        std::fs::write(temp.path().join("thesis.txt"), "x").unwrap();
+        let error = Layout::open(temp.path()).unwrap_err();
+        assert!(matches!(&error, LayoutError::Foreign { names, .. } if names == &["thesis.txt"]), "{error}");
+        assert_eq!(std::fs::read_dir(temp.path()).unwrap().count(), 1);
+
+        let temp = tempfile::tempdir().unwrap();
+        std::fs::create_dir(temp.path().join("live")).unwrap();
+        assert!(Layout::open(temp.path()).is_ok());
+        std::fs::write(temp.path().join("live/index.html"), "x").unwrap();
+        assert!(matches!(Layout::open(temp.path()), Err(LayoutError::LiveOccupied { .. })));
+        assert!(temp.path().join("live/index.html").exists());
+    }
+}

@@ -1,0 +1,526 @@
+//! The record: what the agent knows about its trees, in one transactional file.
+//!
+//! | table | key | value |
+//! | --- | --- | --- |
+//! | meta | `format`, `live`, `accepted` | number, little endian |
+//! | generations | number | signature, then the generation's canonical bytes |
+//! | directories | object hash | canonical bytes of a directory object |
+//! | inodes | path of a directory of the live tree | inode numbers in entry order, little endian; 0: a directory |
+//! | spares | K of `staging/spare-K` | canonical bytes of its root entry |
+//!
+//! Only [`crate::replica`] and what it is made of opens it. A crash leaves the state of the last durable commit.
+//! Directory objects are held against their hash whenever they are read, inode numbers against the disk whenever they
+//! are used; the whole file is checked when it is opened, and moved aside where it is damaged: the trees stay, and what
+//! is known about them is then built again from them.
+
+use std::collections::{BTreeMap, HashMap, HashSet};
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, PoisonError};
+
+use redb::{Database, Durability, ReadableDatabase, ReadableTable, TableDefinition, WriteTransaction};
+use syncd_shared::diff::DirectorySource;
+use syncd_shared::directory::DecodeDirectoryError;
+use syncd_shared::generation::GenerationError;
+use syncd_shared::tree::DecodeRootError;
+use syncd_shared::{Directory, ObjectHash, RootEntry, SignedGeneration, TreePath};
+
+const META: TableDefinition<'_, &str, u64> = TableDefinition::new("meta");
+const GENERATIONS: TableDefinition<'_, u64, &[u8]> = TableDefinition::new("generations");
+const DIRECTORIES: TableDefinition<'_, &[u8; 32], &[u8]> = TableDefinition::new("directories");
+const INODES: TableDefinition<'_, &[u8], &[u8]> = TableDefinition::new("inodes");
+const SPARES: TableDefinition<'_, u64, &[u8]> = TableDefinition::new("spares");
+
+/// Version of the tables above.
+const FORMAT: u64 = 1;
+/// Memory that the database may use for pages, in bytes.
+const CACHE_BYTES: usize = 8 * 1024 * 1024;
+/// Decoded directories are kept up to this many entries.
+const CACHED_ENTRIES: usize = 20_000;
+
+/// Why the record could not be used.
+#[derive(Debug, thiserror::Error)]
+pub enum RecordError {
+    /// The database failed.
+    #[error("{doing} in the record")]
+    Database {
+        /// What was being done.
+        doing: &'static str,
+        /// Why it failed.
+        #[source]
+        source: Box<redb::Error>,
+    },
+    /// Written by another version of syncd.
+    #[error("the record has format {actual}, this agent reads {FORMAT}: use the agent that wrote it")]
+    Format {
+        /// Format found.
+        actual: u64,
+    },
+    /// A damaged record could not be moved out of the way.
+    #[error("move the damaged record {} aside", path.display())]
+    MoveAside {
+        /// The record.
+        path: PathBuf,
+        /// Why.
+        #[source]
+        source: std::io::Error,
+    },
+    /// A generation in it is none.
+    #[error("read a generation from the record")]
+    Generation(#[from] GenerationError),
+    /// A root entry in it is none.
+    #[error("read a root entry from the record")]
+    Root(#[from] DecodeRootError),
+    /// A directory object in it is damaged.
+    #[error("read a directory object from the record")]
+    Directory(#[from] DecodeDirectoryError),
+    /// A directory whose entries do not sum up to what its parent says.
+    #[error("directory object {object} has other totals than its parent says")]
+    Totals {
+        /// The object.
+        object: ObjectHash,
+    },
+    /// A directory object is not in it.
+    #[error("the record has no directory object {object}")]
+    Unknown {
+        /// The object.
+        object: ObjectHash,
+    },
+}
+
+impl RecordError {
+    fn database<E: Into<redb::Error>>(doing: &'static str) -> impl Fn(E) -> Self {
+        move |e| Self::Database { doing, source: Box::new(e.into()) }
+    }
+}
+
+/// Everything small that the record knows.
+#[derive(Debug, Default, Clone, PartialEq, Eq)]
+pub(crate) struct Known {
+    pub live: Option<u64>,
+    pub accepted: Option<u64>,
+    /// What `accepted` numbers, also where its tree is gone.
+    pub accepted_generation: Option<SignedGeneration>,
+    pub generations: BTreeMap<u64, SignedGeneration>,
+    pub spares: BTreeMap<u64, RootEntry>,
+}
+
+/// A change of what is known about the live tree's inodes.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct InodeChanges {
+    /// Directories that moved with everything below them.
+    pub moved: Vec<(TreePath, TreePath)>,
+    /// Directories that are gone, each named.
+    pub removed: Vec<TreePath>,
+    /// New lists.
+    pub put: Vec<(TreePath, Vec<u64>)>,
+    /// Forget all that was known before.
+    pub clear: bool,
+}
+
+/// The open record.
+pub(crate) struct Record {
+    database: Database,
+    cache: Mutex<DirectoryCache>,
+}
+
+#[derive(Default)]
+struct DirectoryCache {
+    directories: HashMap<ObjectHash, Arc<Directory>>,
+    entries: usize,
+}
+
+impl std::fmt::Debug for Record {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Record")
+    }
+}
+
+fn open_checked(path: &Path) -> Result<Database, redb::DatabaseError> {
+    let mut builder = Database::builder();
+    builder.set_cache_size(CACHE_BYTES).set_check_integrity_on_open(true);
+    builder.create(path)
+}
+
+impl Record {
+    /// Opens the record or makes an empty one. A damaged one is moved aside; its new name comes with the empty one that
+    /// takes its place.
+    pub fn open(path: &Path) -> Result<(Self, Option<PathBuf>), RecordError> {
+        let mut moved = None;
+        let database = match open_checked(path) {
+            Ok(database) => database,
+            Err(redb::DatabaseError::Storage(redb::StorageError::Io(e)))
+                if e.kind() != std::io::ErrorKind::InvalidData
+                    && e.kind() != std::io::ErrorKind::UnexpectedEof =>
+            {
+                return Err(RecordError::database("open")(redb::StorageError::Io(e)));
+            }
+            Err(
+                redb::DatabaseError::Storage(redb::StorageError::Corrupted(_) | redb::StorageError::Io(_))
+                | redb::DatabaseError::RepairAborted,
+            ) => {
+                moved = Some(move_aside(path)?);
+                open_checked(path).map_err(RecordError::database("open"))?
+            }
+            Err(e) => return Err(RecordError::database("open")(e)),
+        };
+        let record = Self { database, cache: Mutex::default() };
+        record.prepare()?;
+        Ok((record, moved))
+    }
+
+    fn prepare(&self) -> Result<(), RecordError> {
+        let doing = RecordError::database::<redb::Error>("prepare");
+        let write = self.begin(true)?;
+        let format = {
+            let mut meta = write.open_table(META).map_err(|e| doing(e.into()))?;
+            write.open_table(GENERATIONS).map_err(|e| doing(e.into()))?;
+            write.open_table(DIRECTORIES).map_err(|e| doing(e.into()))?;
+            write.open_table(INODES).map_err(|e| doing(e.into()))?;
+            write.open_table(SPARES).map_err(|e| doing(e.into()))?;
+            let found = meta.get("format").map_err(|e| doing(e.into()))?.map(|v| v.value());
+            if found.is_none() {
+                meta.insert("format", FORMAT).map_err(|e| doing(e.into()))?;
+            }
+            found
+        };
+        match format {
+            None => commit(write),
+            Some(FORMAT) => Ok(()),
+            Some(actual) => Err(RecordError::Format { actual }),
+        }
+    }
+
+    fn begin(&self, durable: bool) -> Result<WriteTransaction, RecordError> {
+        let mut write = self.database.begin_write().map_err(RecordError::database("begin"))?;
+        if !durable {
+            write.set_durability(Durability::None).map_err(|e| RecordError::database("begin")(redb_error(e)))?;
+        }
+        Ok(write)
+    }
+
+    /// Reads everything small.
+    pub fn known(&self) -> Result<Known, RecordError> {
+        let doing = RecordError::database::<redb::Error>("read generations");
+        let read = self.database.begin_read().map_err(|e| doing(e.into()))?;
+        let meta = read.open_table(META).map_err(|e| doing(e.into()))?;
+        let mut known = Known {
+            live: meta.get("live").map_err(|e| doing(e.into()))?.map(|v| v.value()),
+            accepted: meta.get("accepted").map_err(|e| doing(e.into()))?.map(|v| v.value()),
+            ..Known::default()
+        };
+        let generations = read.open_table(GENERATIONS).map_err(|e| doing(e.into()))?;
+        for item in generations.iter().map_err(|e| doing(e.into()))? {
+            let (number, bytes) = item.map_err(|e| doing(e.into()))?;
+            known.generations.insert(number.value(), decode_generation(bytes.value())?);
+        }
+        let spares = read.open_table(SPARES).map_err(|e| doing(e.into()))?;
+        for item in spares.iter().map_err(|e| doing(e.into()))? {
+            let (slot, root) = item.map_err(|e| doing(e.into()))?;
+            known.spares.insert(slot.value(), RootEntry::decode(root.value())?);
+        }
+        Ok(known)
+    }
+
+    /// Keeps verified directory objects. Not durable before the next durable commit unless asked for.
+    pub fn put_directories(
+        &self,
+        objects: &[(ObjectHash, Vec<u8>)],
+        durable: bool,
+    ) -> Result<(), RecordError> {
+        let doing = RecordError::database::<redb::Error>("keep directory objects");
+        let write = self.begin(durable)?;
+        {
+            let mut table = write.open_table(DIRECTORIES).map_err(|e| doing(e.into()))?;
+            for (hash, bytes) in objects {
+                table.insert(hash.as_bytes(), bytes.as_slice()).map_err(|e| doing(e.into()))?;
+            }
+        }
+        commit(write)
+    }
+
+    /// Whether a directory object is there.
+    pub fn has_directory(&self, hash: &ObjectHash) -> Result<bool, RecordError> {
+        let doing = RecordError::database::<redb::Error>("look for a directory object");
+        let read = self.database.begin_read().map_err(|e| doing(e.into()))?;
+        let table = read.open_table(DIRECTORIES).map_err(|e| doing(e.into()))?;
+        Ok(table.get(hash.as_bytes()).map_err(|e| doing(e.into()))?.is_some())
+    }
+
+    /// Inode numbers of a directory of the live tree, in entry order; `None`: nothing is known.
+    pub fn inodes(&self, path: &TreePath) -> Result<Option<Vec<u64>>, RecordError> {
+        let doing = RecordError::database::<redb::Error>("read inode numbers");
+        let read = self.database.begin_read().map_err(|e| doing(e.into()))?;
+        let table = read.open_table(INODES).map_err(|e| doing(e.into()))?;
+        let found = table.get(path.as_bytes()).map_err(|e| doing(e.into()))?;
+        Ok(found.map(|v| decode_inodes(v.value())))
+    }
+
+    /// A generation is accepted and live; durable when this returns. `None` for the generation: only the inodes of the
+    /// live tree changed.
+    pub fn activate(
+        &self,
+        generation: Option<&SignedGeneration>,
+        inodes: &InodeChanges,
+    ) -> Result<(), RecordError> {
+        let doing = RecordError::database::<redb::Error>("record an activation");
+        let write = self.begin(true)?;
+        if let Some(generation) = generation {
+            let number = generation.number().get();
+            let mut meta = write.open_table(META).map_err(|e| doing(e.into()))?;
+            meta.insert("live", number).map_err(|e| doing(e.into()))?;
+            meta.insert("accepted", number).map_err(|e| doing(e.into()))?;
+            let mut table = write.open_table(GENERATIONS).map_err(|e| doing(e.into()))?;
+            table
+                .insert(number, encode_generation(generation).as_slice())
+                .map_err(|e| doing(e.into()))?;
+        }
+        apply_inodes(&write, inodes).map_err(RecordError::database("record inode numbers"))?;
+        commit(write)
+    }
+
+    /// What recovery found, where the record knew nothing: durable.
+    pub fn restore(&self, known: &Known) -> Result<(), RecordError> {
+        let doing = RecordError::database::<redb::Error>("restore");
+        let write = self.begin(true)?;
+        {
+            let mut meta = write.open_table(META).map_err(|e| doing(e.into()))?;
+            for (key, value) in [("live", known.live), ("accepted", known.accepted)] {
+                match value {
+                    Some(number) => meta.insert(key, number).map_err(|e| doing(e.into()))?,
+                    None => meta.remove(key).map_err(|e| doing(e.into()))?,
+                };
+            }
+            let mut table = write.open_table(GENERATIONS).map_err(|e| doing(e.into()))?;
+            table.retain(|_, _| false).map_err(|e| doing(e.into()))?;
+            for (number, generation) in &known.generations {
+                table
+                    .insert(number, encode_generation(generation).as_slice())
+                    .map_err(|e| doing(e.into()))?;
+            }
+            let mut spares = write.open_table(SPARES).map_err(|e| doing(e.into()))?;
+            spares.retain(|_, _| false).map_err(|e| doing(e.into()))?;
+            for (slot, root) in &known.spares {
+                spares.insert(slot, root.encode().as_slice()).map_err(|e| doing(e.into()))?;
+            }
+        }
+        commit(write)
+    }
+
+    /// A spare is complete (durable), or is no more.
+    pub fn set_spare(&self, slot: u64, root: Option<&RootEntry>) -> Result<(), RecordError> {
+        let doing = RecordError::database::<redb::Error>("record a spare");
+        let write = self.begin(root.is_some())?;
+        {
+            let mut table = write.open_table(SPARES).map_err(|e| doing(e.into()))?;
+            match root {
+                Some(root) => {
+                    table.insert(slot, root.encode().as_slice()).map_err(|e| doing(e.into()))?;
+                }
+                None => {
+                    table.remove(slot).map_err(|e| doing(e.into()))?;
+                }
+            }
+        }
+        commit(write)
+    }
+
+    /// A generation's tree is no longer held.
+    pub fn drop_generation(&self, number: u64) -> Result<(), RecordError> {
+        let doing = RecordError::database::<redb::Error>("drop a generation");
+        let write = self.begin(true)?;
+        write
+            .open_table(GENERATIONS)
+            .map_err(|e| doing(e.into()))?
+            .remove(number)
+            .map_err(|e| doing(e.into()))?;
+        commit(write)
+    }
+
+    /// Forgets directory objects that none of these trees has. Cost follows the record's size. How many went.
+    pub fn sweep(&self, roots: &[RootEntry]) -> Result<u64, RecordError> {
+        let mut keep = HashSet::new();
+        let mut wanted: Vec<ObjectHash> = roots.iter().map(|r| r.object).collect();
+        while let Some(hash) = wanted.pop() {
+            if !keep.insert(hash) {
+                continue;
+            }
+            match self.directory(&hash) {
+                Ok(directory) => wanted.extend(directory.entries().iter().filter_map(|e| match e.kind {
+                    syncd_shared::Kind::Directory { object, .. } => Some(object),
+                    _ => None,
+                })),
+                Err(RecordError::Unknown { .. }) => {}
+                Err(e) => return Err(e),
+            }
+        }
+        let doing = RecordError::database::<redb::Error>("forget directory objects");
+        let write = self.begin(true)?;
+        let mut gone = 0;
+        write
+            .open_table(DIRECTORIES)
+            .map_err(|e| doing(e.into()))?
+            .retain(|hash, _| {
+                let kept = keep.contains(&ObjectHash::from_bytes(*hash));
+                gone += u64::from(!kept);
+                kept
+            })
+            .map_err(|e| doing(e.into()))?;
+        commit(write)?;
+        Ok(gone)
+    }
+
+    fn remember(&self, hash: ObjectHash, directory: &Arc<Directory>) {
+        let mut cache = self.cache.lock().unwrap_or_else(PoisonError::into_inner);
+        if cache.entries + directory.entries().len() > CACHED_ENTRIES {
+            *cache = DirectoryCache::default();
+        }
+        cache.entries += directory.entries().len() + 1;
+        cache.directories.insert(hash, directory.clone());
+    }
+}
+
+impl DirectorySource for Record {
+    type Error = RecordError;
+
+    fn directory(&self, hash: &ObjectHash) -> Result<Arc<Directory>, RecordError> {
+        let cached = |cache: &Mutex<DirectoryCache>| {
+            cache.lock().unwrap_or_else(PoisonError::into_inner).directories.get(hash).cloned()
+        };
+        if let Some(directory) = cached(&self.cache) {
+            return Ok(directory);
+        }
+        let doing = RecordError::database::<redb::Error>("read a directory object");
+        let read = self.database.begin_read().map_err(|e| doing(e.into()))?;
+        let table = read.open_table(DIRECTORIES).map_err(|e| doing(e.into()))?;
+        let directory = match table.get(hash.as_bytes()).map_err(|e| doing(e.into()))? {
+            Some(bytes) => Directory::decode_verified(bytes.value(), *hash)?,
+            None if *hash == Directory::default().hash() => Arc::default(),
+            None => return Err(RecordError::Unknown { object: *hash }),
+        };
+        self.remember(*hash, &directory);
+        Ok(directory)
+    }
+}
+
+fn redb_error(_: redb::SetDurabilityError) -> redb::Error {
+    redb::Error::Corrupted("durability of a transaction with savepoints".into())
+}
+
+fn commit(write: WriteTransaction) -> Result<(), RecordError> {
+    crate::disk::fault::point()
+        .map_err(|e| RecordError::database("commit")(redb::StorageError::Io(e.into())))?;
+    write.commit().map_err(RecordError::database("commit"))
+}
+
+fn apply_inodes(write: &WriteTransaction, changes: &InodeChanges) -> Result<(), redb::Error> {
+    let mut table = write.open_table(INODES)?;
+    if changes.clear {
+        table.retain(|_, _| false)?;
+    }
+    let mut moved: Vec<(Vec<u8>, Vec<u8>)> = Vec::new();
+    for (from, to) in &changes.moved {
+        let first = moved.len();
+        let (start, below) = (from.as_bytes(), [from.as_bytes(), b"/"].concat());
+        if let Some(own) = table.get(start)? {
+            moved.push((start.to_vec(), own.value().to_vec()));
+        }
+        for item in table.range(below.as_slice()..)? {
+            let (key, value) = item?;
+            if !key.value().starts_with(&below) {
+                break;
+            }
+            moved.push((key.value().to_vec(), value.value().to_vec()));
+        }
+        for (key, _) in &mut moved[first..] {
+            table.remove(key.as_slice())?;
+            *key = [to.as_bytes(), &key[start.len()..]].concat();
+        }
+    }
+    for path in &changes.removed {
+        table.remove(path.as_bytes())?;
+    }
+    for (key, value) in &moved {
+        table.insert(key.as_slice(), value.as_slice())?;
+    }
+    for (path, inodes) in &changes.put {
+        let bytes: Vec<u8> = inodes.iter().flat_map(|i| i.to_le_bytes()).collect();
+        table.insert(path.as_bytes(), bytes.as_slice())?;
+    }
+    Ok(())
+}
+
+fn decode_inodes(bytes: &[u8]) -> Vec<u64> {
+    bytes.as_chunks::<8>().0.iter().map(|b| u64::from_le_bytes(*b)).collect()
+}
+
+/// Signature and canonical bytes, as the record and `state/signed` keep them.
+pub(crate) fn encode_generation(generation: &SignedGeneration) -> Vec<u8> {
+    [generation.signature().as_slice(), generation.record()].concat()
+}
+
+/// Reads what [`encode_generation`] wrote.
+pub(crate) fn decode_generation(bytes: &[u8]) -> Result<SignedGeneration, GenerationError> {
+    let (signature, record) = bytes.split_first_chunk::<64>().ok_or(GenerationError::Length)?;
+    SignedGeneration::from_store(record, *signature)
+}
+
+fn move_aside(path: &Path) -> Result<PathBuf, RecordError> {
+    let to = (1u64..)
+        .map(|n| path.with_extension(format!("redb.damaged-{n}")))
+        .find(|p| !p.exists())
+        .unwrap_or_else(|| path.with_extension("redb.damaged"));
+    std::fs::rename(path, &to)
+        .map_err(|source| RecordError::MoveAside { path: path.to_path_buf(), source })?;
+    Ok(to)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn path(text: &str) -> TreePath {
+        TreePath::from_bytes(text.as_bytes()).unwrap()
+    }
+
+    #[test]
+    fn a_renamed_directory_takes_its_inodes_along() {
+        let temp = tempfile::tempdir().unwrap();
+        let (record, _) = Record::open(&temp.path().join("r")).unwrap();
+        let put = ["a", "a/b", "a/b/c", "a.x", "z"].iter().zip(1..).map(|(p, i)| (path(p), vec![i])).collect();
+        record.activate(None, &InodeChanges { put, ..Default::default() }).unwrap();
+        let moved = vec![(path("a/b"), path("q")), (path("z"), path("a/b"))];
+        record.activate(None, &InodeChanges { moved, ..Default::default() }).unwrap();
+        let read = |p| record.inodes(&path(p)).unwrap();
+        assert_eq!(read("q"), Some(vec![2]));
+        assert_eq!(read("q/c"), Some(vec![3]));
+        assert_eq!(read("a/b"), Some(vec![5]));
+        assert_eq!(read("a/b/c"), None);
+        assert_eq!(read("a.x"), Some(vec![4]));
+        assert_eq!(read("z"), None);
+    }
+
+    #[test]
+    fn a_damaged_record_is_moved_aside() {
+        let temp = tempfile::tempdir().unwrap();
+        let file = temp.path().join("record.redb");
+        let (record, moved) = Record::open(&file).unwrap();
+        assert_eq!(moved, None);
+        let objects: Vec<_> = (0..200u32)
+            .map(|i| (ObjectHash::from_bytes([i as u8; 32]), vec![i as u8; 2000]))
+            .collect();
+        record.put_directories(&objects, true).unwrap();
+        drop(record);
+        let whole = std::fs::read(&file).unwrap();
+        let mut flipped = whole.clone();
+        for at in (8192..flipped.len()).step_by(512) {
+            flipped[at] ^= 0x55;
+        }
+        for damaged in [&whole[..whole.len() / 2], &whole[..100], b"not a record", &flipped] {
+            std::fs::write(&file, damaged).unwrap();
+            let (record, moved) = Record::open(&file).unwrap();
+            assert!(moved.is_some_and(|m| m.exists()));
+            assert!(record.known().unwrap().generations.is_empty());
+            drop(record);
+        }
+    }
+}

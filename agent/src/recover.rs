@@ -1,0 +1,227 @@
+//! Opening after anything: names and the record say how far it came. Idempotent, needs no origin.
+//!
+//! | found | done |
+//! | --- | --- |
+//! | the record's live generation has its tree, `live` names another | rolled forward: the link is switched |
+//! | `generations/K` that the record does not have, not served | an activation that did not commit: a building again |
+//! | a generation of the record without its tree | forgotten, but for the accepted number |
+//! | `spare-K` that the record does not have | a building: made a spare again, name by name |
+//! | `aside-*`, `live.next` | rubbish |
+//! | no record (lost, damaged), `live` names a tree | its signed record is read from `state/signed`, its manifest built from its files; where that gives the signed root all is known again, else it is served and the next target is staged as a first sync |
+
+use std::time::Instant;
+
+use syncd_shared::{Directory, Entry, Kind, Metadata, ObjectHash, TreePath};
+
+use crate::disk::{Dir, DiskError};
+use crate::layout::{LIVE_NEXT, number, numbered};
+use crate::record::{InodeChanges, Known, Record, RecordError, decode_generation};
+use crate::replica::{OpenReplicaError, Replica};
+use crate::stage::content::hash_file;
+use crate::stage::{building, spare};
+
+impl Replica {
+    pub(crate) fn recover(&mut self) -> Result<(), OpenReplicaError> {
+        let before = self.record.known()?;
+        self.known = before.clone();
+        let linked = self.layout.live_number()?;
+        if before.accepted.is_none() {
+            self.rebuild(linked)?;
+        }
+        self.recover_generations(linked)?;
+        self.recover_staging()?;
+        if self.known != before {
+            self.record.restore(&self.known)?;
+        }
+        self.known.accepted_generation = match self.known.accepted {
+            Some(number) => match self.known.generations.get(&number) {
+                Some(generation) => Some(generation.clone()),
+                None => self.signed(number)?,
+            },
+            None => None,
+        };
+        if let Some(live) = self.known.live
+            && self.layout.live_number()? != Some(live)
+        {
+            self.layout.point_live(live)?;
+        }
+        self.layout.root.unlink(LIVE_NEXT)?;
+        self.recover_signed()?;
+        Ok(())
+    }
+
+    fn recover_generations(&mut self, linked: Option<u64>) -> Result<(), OpenReplicaError> {
+        let mut present = Vec::new();
+        for listed in self.layout.generations.list()? {
+            match number(&listed.name) {
+                Some(number) => present.push(number),
+                None => {
+                    let path = self.layout.generations.path().join(listed.name.escape_ascii().to_string());
+                    tracing::warn!(path = %path.display(), "not a generation: left alone");
+                }
+            }
+        }
+        self.known.generations.retain(|number, _| present.contains(number));
+        if self.known.live.is_some_and(|live| !self.known.generations.contains_key(&live)) {
+            self.known.live = linked.filter(|n| self.known.generations.contains_key(n));
+        }
+        for number in present {
+            let served = Some(number) == linked && self.known.live.is_none();
+            if !self.known.generations.contains_key(&number) && !served {
+                let slot = self.free_slot()?;
+                let name = number.to_string().into_bytes();
+                self.layout.generations.rename_new(&name, &self.layout.staging, &building(slot))?;
+            }
+        }
+        Ok(())
+    }
+
+    fn recover_staging(&mut self) -> Result<(), OpenReplicaError> {
+        let staging = &self.layout.staging;
+        let mut spares = Vec::new();
+        for listed in staging.list()? {
+            if listed.name.starts_with(b"aside-") {
+                self.layout.discard(staging, &listed.name)?;
+            } else if let Some(slot) = numbered(&listed.name, "resting-") {
+                self.upkeep.resting.insert(slot, Instant::now());
+            } else if let Some(slot) = numbered(&listed.name, "spare-") {
+                match self.known.spares.contains_key(&slot) {
+                    true => spares.push(slot),
+                    false => staging.rename_new(&spare(slot), staging, &building(slot))?,
+                }
+            }
+        }
+        self.known.spares.retain(|slot, _| spares.contains(slot));
+        Ok(())
+    }
+
+    /// Signed records of generations whose trees are gone go too, but for the accepted one.
+    fn recover_signed(&self) -> Result<(), DiskError> {
+        for listed in self.layout.signed.list()? {
+            let known = number(&listed.name).is_some_and(|n| {
+                self.known.generations.contains_key(&n)
+                    || self.known.accepted == Some(n)
+                    || self.known.live.is_none()
+            });
+            if !known {
+                self.layout.signed.unlink(&listed.name)?;
+            }
+        }
+        Ok(())
+    }
+
+    fn signed(&self, number: u64) -> Result<Option<syncd_shared::SignedGeneration>, DiskError> {
+        let name = number.to_string();
+        let file = match self.layout.signed.open_file(name.as_bytes()) {
+            Ok(file) => file,
+            Err(e) if e.is_absent() => return Ok(None),
+            Err(e) => return Err(e),
+        };
+        let mut bytes = Vec::new();
+        let limit = 64 + syncd_shared::limits::GENERATION_RECORD_MAX_BYTES as u64;
+        std::io::Read::read_to_end(&mut std::io::Read::take(file, limit), &mut bytes).map_err(|source| {
+            DiskError { doing: "read", path: self.layout.signed.path().join(&name), source }
+        })?;
+        Ok(decode_generation(&bytes).ok().filter(|g| g.number().get() == number))
+    }
+
+    /// Builds the record from what is on disk, as far as that proves anything.
+    fn rebuild(&mut self, linked: Option<u64>) -> Result<(), OpenReplicaError> {
+        let Some(linked) = linked else { return Ok(()) };
+        // What was activated under this number is all that is known of the accepted one: a signed record of a higher
+        // number may be of an activation that never committed, but lower numbers were accepted.
+        let mut known = Known::default();
+        if let Some(generation) = self.signed(linked)? {
+            known.accepted = Some(linked);
+            let name = linked.to_string().into_bytes();
+            let dir = match self.layout.generations.open_dir(&name) {
+                Ok(dir) => dir,
+                Err(e) if e.is_absent() => return Ok(()),
+                Err(e) => return Err(e.into()),
+            };
+            tracing::info!(generation = linked, "building the record from the live tree");
+            let mut scan = Scan::default();
+            let root = generation.generation().root;
+            let object = scan.directory(&TreePath::root(), &dir);
+            if matches!(object, Ok(object) if object == root.object) {
+                scan.keep(&self.record)?;
+                known.live = Some(linked);
+                known.generations.insert(linked, generation);
+            } else {
+                tracing::warn!(
+                    generation = linked,
+                    "the live tree is served, but is not exactly what was signed: the next update fetches all"
+                );
+            }
+        }
+        self.known = known;
+        Ok(())
+    }
+}
+
+/// The manifest of a tree on disk.
+#[derive(Default)]
+struct Scan {
+    objects: Vec<(ObjectHash, Vec<u8>)>,
+    inodes: Vec<(TreePath, Vec<u64>)>,
+}
+
+/// A tree on disk that no manifest describes.
+#[derive(Debug, thiserror::Error)]
+enum ScanError {
+    #[error("read the tree")]
+    Disk(#[from] DiskError),
+    #[error("read a file")]
+    Read(#[from] std::io::Error),
+    #[error("a name or path that no manifest has")]
+    Path(#[from] syncd_shared::tree_path::TreePathError),
+    #[error("a name that is no file, directory or symlink")]
+    Kind,
+}
+
+impl Scan {
+    fn directory(&mut self, path: &TreePath, dir: &Dir) -> Result<ObjectHash, ScanError> {
+        let mut found = Vec::new();
+        for listed in dir.list()? {
+            let name = syncd_shared::Component::new(&listed.name)?;
+            let stat = dir.stat(&listed.name)?.ok_or(ScanError::Kind)?;
+            let mode = if stat.kind == rustix::fs::FileType::Symlink { 0o777 } else { stat.mode as u16 };
+            let metadata = Metadata { mode, uid: stat.uid, gid: stat.gid, mtime: stat.mtime };
+            let kind = match stat.kind {
+                rustix::fs::FileType::RegularFile => {
+                    let content = hash_file(&dir.open_file(&listed.name)?)?;
+                    Kind::File { content, size: stat.size }
+                }
+                rustix::fs::FileType::Symlink => {
+                    Kind::Symlink { target: dir.read_link(&listed.name)?.into() }
+                }
+                rustix::fs::FileType::Directory => {
+                    let object = self.directory(&path.join(&name)?, &dir.open_dir(&listed.name)?)?;
+                    let bytes = self.objects.iter().rev().find(|(hash, _)| *hash == object);
+                    let totals = bytes
+                        .and_then(|(_, bytes)| Directory::decode(bytes).ok())
+                        .and_then(|d| d.totals())
+                        .ok_or(ScanError::Kind)?;
+                    Kind::Directory { object, totals }
+                }
+                _ => return Err(ScanError::Kind),
+            };
+            let inode = if matches!(kind, Kind::Directory { .. }) { 0 } else { stat.inode };
+            found.push((Entry { name, metadata, kind }, inode));
+        }
+        found.sort_by(|a, b| a.0.name.cmp(&b.0.name));
+        let (entries, inodes): (Vec<_>, Vec<_>) = found.into_iter().unzip();
+        let directory = Directory::new(entries).map_err(|_| ScanError::Kind)?;
+        let bytes = directory.encode();
+        let hash = Directory::hash_of(&bytes);
+        self.objects.push((hash, bytes));
+        self.inodes.push((path.clone(), inodes));
+        Ok(hash)
+    }
+
+    fn keep(self, record: &Record) -> Result<(), RecordError> {
+        record.put_directories(&self.objects, false)?;
+        let inodes = InodeChanges { put: self.inodes, clear: true, ..InodeChanges::default() };
+        record.activate(None, &inodes)
+    }
+}

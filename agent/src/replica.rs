@@ -1,0 +1,230 @@
+//! An agent's local state: its generations, its staging area, its record, behind one owner.
+//!
+//! All calls block and are made from one thread at a time; [`StatusHandle`] is read from anywhere. Opening recovers
+//! ([`crate::recover`]); [`crate::stage`] builds, [`crate::activate`] switches, [`crate::spares`] prepares and tidies,
+//! [`crate::verify`] checks and heals. Layout and what a crash leaves: [`crate::layout`].
+
+use std::collections::{BTreeMap, HashMap};
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+use syncd_shared::limits::HELD_GENERATIONS_MAX;
+use syncd_shared::{RootEntry, SignedGeneration};
+
+use crate::disk::{DiskError, Owners};
+use crate::layout::{Layout, LayoutError};
+use crate::record::{Known, Record, RecordError};
+use crate::stage::{building, spare};
+
+/// How a replica is kept.
+#[derive(Debug, Clone)]
+pub struct ReplicaOptions {
+    /// Complete generations that are kept, the live one among them; at least 1.
+    pub keep: usize,
+    /// How long a tree that was live is left alone.
+    pub grace: Duration,
+    /// Who owns every file, where it is not who the manifest says.
+    pub owner: Option<(u32, u32)>,
+}
+
+impl Default for ReplicaOptions {
+    fn default() -> Self {
+        Self { keep: 3, grace: Duration::from_secs(150), owner: None }
+    }
+}
+
+/// Why a replica could not be opened. Nothing was changed, or only what recovery may change.
+#[derive(Debug, thiserror::Error)]
+pub enum OpenReplicaError {
+    /// ROOT can't be used.
+    #[error(transparent)]
+    Layout(#[from] LayoutError),
+    /// The record can't be used.
+    #[error("open the record")]
+    Record(#[from] RecordError),
+    /// A system call failed in recovery.
+    #[error("recover the replica")]
+    Disk(#[from] DiskError),
+}
+
+/// What a replica has.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct ReplicaStatus {
+    /// What the web server reads.
+    pub live: Option<SignedGeneration>,
+    /// The highest generation ever accepted.
+    pub accepted: Option<SignedGeneration>,
+    /// Other complete trees, newest first, at most [`HELD_GENERATIONS_MAX`].
+    pub held: Vec<SignedGeneration>,
+    /// Numbers of all complete trees, ascending, the live one among them.
+    pub generations: Vec<u64>,
+    /// Spares that are ready.
+    pub spares: usize,
+    /// Times a new farm of links had to be built since the process started.
+    pub spare_misses: u64,
+    /// Retired trees that were taken before their grace was over, since the process started.
+    pub recycled_early: u64,
+}
+
+/// Reads a replica's status while another thread works on the replica.
+#[derive(Debug, Clone)]
+pub struct StatusHandle(Arc<Mutex<ReplicaStatus>>);
+
+impl StatusHandle {
+    /// What it has now.
+    pub fn get(&self) -> ReplicaStatus {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+}
+
+/// A locked ROOT.
+#[derive(Debug)]
+pub struct Replica {
+    pub(crate) layout: Layout,
+    pub(crate) record: Record,
+    pub(crate) owners: Owners,
+    pub(crate) options: ReplicaOptions,
+    pub(crate) known: Known,
+    pub(crate) upkeep: Upkeep,
+    status: StatusHandle,
+    root: PathBuf,
+}
+
+/// What background work goes by. Lost with the process.
+#[derive(Debug)]
+pub(crate) struct Upkeep {
+    pub spare_misses: u64,
+    pub recycled_early: u64,
+    /// When a generation stopped being live, as far as this process knows.
+    pub retired: HashMap<u64, Instant>,
+    /// When a damaged tree was exchanged, by slot of `resting-K`.
+    pub resting: HashMap<u64, Instant>,
+    /// Manifests that retired trees had, by slot of `building-K`.
+    pub was: HashMap<u64, RootEntry>,
+    /// When files were last written for an activation.
+    pub last_write: Option<Instant>,
+    /// The live tree was found not to be what was activated: no spare can be made before that is healed.
+    pub damaged: bool,
+    /// Generations dropped since directory objects were last swept.
+    pub dropped: u32,
+}
+
+impl Replica {
+    /// Opens ROOT, creating what is absent, locks it and recovers. Needs no origin.
+    pub fn open(root: &Path, options: ReplicaOptions) -> Result<Self, OpenReplicaError> {
+        let layout = Layout::open(root)?;
+        let (record, damaged) = Record::open(&layout.record_path())?;
+        if let Some(moved) = &damaged {
+            tracing::warn!(path = %moved.display(), "the record was damaged and moved aside");
+        }
+        let upkeep = Upkeep {
+            spare_misses: 0,
+            recycled_early: 0,
+            retired: HashMap::new(),
+            resting: HashMap::new(),
+            was: HashMap::new(),
+            last_write: None,
+            damaged: false,
+            dropped: 0,
+        };
+        let mut replica = Self {
+            layout,
+            known: Known::default(),
+            owners: Owners::new(options.owner),
+            options,
+            upkeep,
+            status: StatusHandle(Arc::default()),
+            root: root.to_path_buf(),
+            record,
+        };
+        replica.recover()?;
+        replica.publish();
+        Ok(replica)
+    }
+
+    /// What the replica has.
+    pub fn status(&self) -> ReplicaStatus {
+        self.status.get()
+    }
+
+    /// To read the status from another thread.
+    pub fn status_handle(&self) -> StatusHandle {
+        self.status.clone()
+    }
+
+    /// ROOT.
+    pub fn root(&self) -> &Path {
+        &self.root
+    }
+
+    pub(crate) fn live(&self) -> Option<&SignedGeneration> {
+        self.known.generations.get(&self.known.live?)
+    }
+
+    pub(crate) fn accepted(&self) -> Option<&SignedGeneration> {
+        self.known.accepted_generation.as_ref()
+    }
+
+    pub(crate) fn generations(&self) -> &BTreeMap<u64, SignedGeneration> {
+        &self.known.generations
+    }
+
+    pub(crate) fn spares(&self) -> &BTreeMap<u64, RootEntry> {
+        &self.known.spares
+    }
+
+    pub(crate) fn count_spare_miss(&mut self) {
+        self.upkeep.spare_misses += 1;
+        self.publish();
+    }
+
+    /// A spare is about to be changed: from here on, and after a crash, it is not trusted. Durable when this returns.
+    pub(crate) fn demote(&mut self, slot: u64) -> Result<u64, crate::stage::StageError> {
+        let staging = &self.layout.staging;
+        staging.rename_new(&spare(slot), staging, &building(slot))?;
+        staging.sync_names()?;
+        self.known.spares.remove(&slot);
+        self.record.set_spare(slot, None)?;
+        Ok(slot)
+    }
+
+    /// A building is complete at `root`. Made durable first.
+    pub(crate) fn promote(
+        &mut self,
+        slot: u64,
+        root: &RootEntry,
+        sync: &crate::disk::Dir,
+    ) -> Result<(), crate::stage::StageError> {
+        let staging = &self.layout.staging;
+        if let Err(e) = sync.sync_file_system() {
+            self.layout.discard(staging, &building(slot))?;
+            return Err(e.into());
+        }
+        staging.rename_new(&building(slot), staging, &spare(slot))?;
+        staging.sync_names()?;
+        self.record.set_spare(slot, Some(root))?;
+        self.known.spares.insert(slot, *root);
+        self.publish();
+        Ok(())
+    }
+
+    /// Lets readers of the status see what changed.
+    pub(crate) fn publish(&self) {
+        let live = self.live().cloned();
+        let others = self.known.generations.values().rev().filter(|g| Some(*g) != live.as_ref());
+        let status = ReplicaStatus {
+            accepted: self.accepted().cloned(),
+            held: others.take(HELD_GENERATIONS_MAX).cloned().collect(),
+            generations: self.known.generations.keys().copied().collect(),
+            spares: self.known.spares.len(),
+            spare_misses: self.upkeep.spare_misses,
+            recycled_early: self.upkeep.recycled_early,
+            live,
+        };
+        *self.status.0.lock().unwrap_or_else(PoisonError::into_inner) = status;
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,497 @@
+//! The disk side as a whole: a tree on one side, a replica on the other.
+
+use std::os::unix::ffi::OsStrExt;
+use std::os::unix::fs::{MetadataExt, PermissionsExt, symlink};
+use std::path::Path;
+use std::sync::atomic::AtomicBool;
+
+use syncd_shared::RootEntry;
+
+use crate::disk::fault;
+use crate::fixture::{Site, path, snapshot};
+use crate::replica::Replica;
+use crate::source::FetchError;
+use crate::spares::Upkept;
+use crate::stage::StageError;
+use crate::verify::Damage;
+
+fn inode(path: &Path) -> u64 {
+    path.symlink_metadata().unwrap().ino()
+}
+
+/// One generation live, spares ready.
+fn settled() -> (Site, Replica) {
+    let mut site = Site::new();
+    site.furnish();
+    let mut replica = site.open();
+    site.publish(&mut replica);
+    site.settle(&mut replica);
+    assert_eq!(replica.status().spares, 2);
+    (site, replica)
+}
+
+/// Changes of every sort.
+fn edit(site: &Site) {
+    let tree = site.tree();
+    site.write("docs/0/page-0.html", "edited");
+    site.write("docs/new/deep/file", "new");
+    site.write("docs/new/large.bin", vec![7u8; 200_000]);
+    std::fs::remove_file(tree.join("docs/1/page-1.html")).unwrap();
+    std::fs::rename(tree.join("docs/2"), tree.join("chapters")).unwrap();
+    std::fs::rename(tree.join("twin-a"), tree.join("renamed-twin")).unwrap();
+    std::fs::set_permissions(tree.join("twin-b"), PermissionsExt::from_mode(0o600)).unwrap();
+    // Kinds change into each other.
+    std::fs::remove_file(tree.join("empty")).unwrap();
+    site.write("empty/now-a-directory", "x");
+    std::fs::remove_dir(tree.join("hollow")).unwrap();
+    symlink("media", tree.join("hollow")).unwrap();
+    std::fs::remove_file(tree.join("link")).unwrap();
+    site.write("link", "now a file");
+    std::fs::remove_file(tree.join("outside")).unwrap();
+    symlink("/etc/shadow", tree.join("outside")).unwrap();
+    std::fs::write(tree.join(std::ffi::OsStr::from_bytes(b"\xff\xfe")), "more bytes").unwrap();
+}
+
+fn names(path: &Path) -> Vec<String> {
+    let mut names: Vec<_> =
+        std::fs::read_dir(path).unwrap().map(|e| e.unwrap().file_name().into_string().unwrap()).collect();
+    names.sort();
+    names
+}
+
+/// No half-built tree, no rubbish.
+fn assert_tidy(site: &Site) {
+    let staging = names(&site.root().join("staging"));
+    assert!(staging.iter().all(|n| n.starts_with("spare-") || n == "incoming"), "{staging:?}");
+    for fan in std::fs::read_dir(site.root().join("staging/incoming")).into_iter().flatten() {
+        assert!(names(&fan.unwrap().path()).is_empty());
+    }
+    assert!(names(&site.root().join("trash")).is_empty());
+    assert!(!site.root().join("live.next").exists());
+}
+
+#[test]
+fn first_sync_makes_the_whole_tree_live() {
+    let mut site = Site::new();
+    site.furnish();
+    let mut replica = site.open();
+    let activated = site.publish(&mut replica);
+    site.assert_live_is_tree();
+    assert!(activated.previous.is_none());
+    assert_eq!(replica.status().generations, [1]);
+    // Two names within one generation are two inodes.
+    assert_ne!(inode(&site.live().join("twin-a")), inode(&site.live().join("twin-b")));
+}
+
+#[test]
+fn an_update_patches_a_spare_and_keeps_untouched_inodes() {
+    let (mut site, mut replica) = settled();
+    let untouched = site.live().join("media/large.bin").canonicalize().unwrap();
+    let edited = site.live().join("docs/0/page-0.html").canonicalize().unwrap();
+    let (kept, replaced) = (inode(&untouched), inode(&edited));
+    site.origin.sent.clear();
+    edit(&site);
+    let activated = site.publish(&mut replica);
+    site.assert_live_is_tree();
+    assert!(!activated.spare_miss);
+    assert_eq!(inode(&site.live().join("media/large.bin")), kept);
+    assert_ne!(inode(&site.live().join("docs/0/page-0.html")), replaced);
+    assert_eq!(site.origin.sent.len(), 6);
+    assert!(activated.changed_paths.contains(&path("chapters")));
+    // The old generation is as it was.
+    assert_eq!(std::fs::read(edited).unwrap(), b"<p>0</p>");
+    site.settle(&mut replica);
+    assert_eq!((replica.status().spares, replica.status().spare_misses), (2, 0));
+    assert_tidy(&site);
+    for spare in names(&site.root().join("staging")).iter().filter(|n| n.starts_with("spare")) {
+        assert_eq!(snapshot(&site.root().join("staging").join(spare)), snapshot(&site.tree()));
+    }
+}
+
+#[test]
+fn without_a_spare_a_farm_is_built_and_counted() {
+    let mut site = Site::new();
+    site.furnish();
+    let mut replica = site.open();
+    site.publish(&mut replica);
+    edit(&site);
+    assert!(site.publish(&mut replica).spare_miss);
+    site.assert_live_is_tree();
+    assert_eq!(replica.status().spare_misses, 1);
+}
+
+#[test]
+fn a_spare_that_is_behind_is_caught_up_on_the_way() {
+    let (mut site, mut replica) = settled();
+    for i in 0..2 {
+        site.write("docs/0/page-0.html", format!("edit {i}"));
+        assert!(!site.publish(&mut replica).spare_miss);
+        site.assert_live_is_tree();
+    }
+}
+
+#[test]
+fn an_unknown_basis_takes_the_general_path_and_fetches_only_what_is_lacking() {
+    let (mut site, mut replica) = settled();
+    site.origin.forgetful = true;
+    site.origin.sent.clear();
+    edit(&site);
+    site.write("copy-of-large.bin", std::fs::read(site.tree().join("media/large.bin")).unwrap());
+    site.publish(&mut replica);
+    site.assert_live_is_tree();
+    assert_eq!(site.origin.sent.len(), 6);
+}
+
+#[test]
+fn a_rollback_to_a_held_generation_fetches_nothing() {
+    let (mut site, mut replica) = settled();
+    let before = snapshot(&site.tree());
+    let old: RootEntry = replica.live().unwrap().generation().root;
+    edit(&site);
+    site.publish(&mut replica);
+    site.settle(&mut replica);
+    site.origin.sent.clear();
+    let target = site.origin.seal_root(old);
+    site.follow(&mut replica, &target);
+    assert_eq!(snapshot(&site.live().canonicalize().unwrap()), before);
+    assert!(site.origin.sent.is_empty());
+}
+
+#[test]
+fn the_same_root_under_a_new_number_is_switched_to() {
+    let (mut site, mut replica) = settled();
+    let activated = site.publish(&mut replica);
+    assert!(activated.changed_paths.is_empty());
+    assert_eq!(std::fs::read_link(site.live()).unwrap(), Path::new("generations/2"));
+    site.assert_live_is_tree();
+    let again = replica.live().unwrap().clone();
+    let staged = site.stage(&mut replica, &again).unwrap();
+    assert!(replica.activate(staged, &mut |_| Ok(())).unwrap().changed_paths.is_empty());
+}
+
+#[test]
+fn older_and_conflicting_generations_are_refused() {
+    let (mut site, mut replica) = settled();
+    let old = replica.live().unwrap().clone();
+    site.publish(&mut replica);
+    assert!(matches!(site.stage(&mut replica, &old), Err(StageError::Refused(_))));
+}
+
+#[test]
+fn a_failing_hook_keeps_the_old_generation_and_the_staged_tree() {
+    let (mut site, mut replica) = settled();
+    edit(&site);
+    let target = site.origin.seal(&site.tree());
+    let staged = site.stage(&mut replica, &target).unwrap();
+    let error = replica.activate(staged, &mut |_| Err("config test failed".into())).unwrap_err();
+    let crate::activate::ActivateError::Hook { staged, .. } = error else { panic!("{error}") };
+    assert_eq!(std::fs::read_link(site.live()).unwrap(), Path::new("generations/1"));
+    replica.activate(*staged, &mut |_| Ok(())).unwrap();
+    site.assert_live_is_tree();
+}
+
+#[test]
+fn what_arrived_before_the_connection_broke_is_not_fetched_again() {
+    let mut site = Site::new();
+    site.furnish();
+    let target = site.origin.seal(&site.tree());
+    let mut replica = site.open();
+    site.origin.breaks_after = Some(5);
+    let error = site.stage(&mut replica, &target).unwrap_err();
+    assert!(matches!(error, StageError::Fetch(FetchError::Disconnected(_))), "{error}");
+    drop(replica);
+    let mut replica = site.open();
+    site.origin.breaks_after = None;
+    let before = site.origin.sent.clone();
+    site.origin.sent.clear();
+    site.follow(&mut replica, &target);
+    site.assert_live_is_tree();
+    assert!(site.origin.sent.len() < before.len());
+    site.settle(&mut replica);
+    assert_tidy(&site);
+}
+
+#[test]
+fn pieces_may_come_in_any_order() {
+    let mut site = Site::new();
+    site.write("large", (0..3_000_000u32).map(|i| (i / 1000) as u8).collect::<Vec<_>>());
+    site.origin.backwards = true;
+    let target = site.origin.seal(&site.tree());
+    let mut replica = site.open();
+    site.follow(&mut replica, &target);
+    site.assert_live_is_tree();
+}
+
+#[test]
+fn a_change_in_a_retired_tree_never_comes_back_and_is_reported() {
+    let (mut site, mut replica) = settled();
+    site.options.keep = 1;
+    replica.options.keep = 1;
+    site.write("docs/0/page-0.html", "second");
+    site.publish(&mut replica);
+    let retired = site.root().join("generations/1");
+    std::fs::write(retired.join("docs/1/backdoor.php"), "<?php").unwrap();
+    std::fs::remove_file(retired.join("docs/1/page-4.html")).unwrap();
+    std::fs::write(retired.join("docs/1/page-4.html"), "defaced").unwrap();
+    replica.upkeep.last_write = None;
+    let mut drift = Vec::new();
+    loop {
+        let done = replica.maintain(&AtomicBool::new(false)).unwrap();
+        if let Upkept::SpareBuilt { drift: found } = done.did {
+            drift.extend(found);
+        }
+        if done.next.is_none() {
+            break;
+        }
+    }
+    drift.sort();
+    assert_eq!(drift, [path("docs/1/backdoor.php"), path("docs/1/page-4.html")]);
+    for i in 0..4 {
+        site.write("docs/0/page-0.html", format!("edit {i}"));
+        site.publish(&mut replica);
+        site.assert_live_is_tree();
+        site.settle(&mut replica);
+    }
+    assert_eq!(replica.status().generations.len(), 1);
+}
+
+#[test]
+fn a_file_replaced_in_the_live_tree_is_not_linked_on() {
+    let (mut site, mut replica) = settled();
+    let victim = site.live().join("docs/1/page-4.html");
+    let mtime = victim.metadata().unwrap().modified().unwrap();
+    std::fs::remove_file(&victim).unwrap();
+    std::fs::write(&victim, "<x>4</x>").unwrap();
+    std::fs::File::options().write(true).open(&victim).unwrap().set_modified(mtime).unwrap();
+    for spare in [1, 2] {
+        let _ = std::fs::remove_dir_all(site.root().join(format!("staging/spare-{spare}")));
+    }
+    drop(replica);
+    replica = site.open();
+    let done = replica.maintain(&AtomicBool::new(false)).unwrap();
+    assert_eq!(done.did, Upkept::LiveDamaged { paths: vec![path("docs/1/page-4.html")] });
+    edit(&site);
+    site.publish(&mut replica);
+    site.assert_live_is_tree();
+}
+
+#[test]
+fn damage_of_the_live_tree_is_found_and_healed() {
+    let (mut site, mut replica) = settled();
+    let live = site.live().canonicalize().unwrap();
+    let large = live.join("media/large.bin");
+    let mtime = large.metadata().unwrap().modified().unwrap();
+    let mut bytes = std::fs::read(&large).unwrap();
+    bytes[5] ^= 1;
+    std::fs::write(&large, bytes).unwrap();
+    std::fs::File::options().write(true).open(&large).unwrap().set_modified(mtime).unwrap();
+    std::fs::write(live.join("hollow/extra"), "x").unwrap();
+    std::fs::remove_file(live.join("docs/0/page-3.html")).unwrap();
+    std::fs::set_permissions(live.join("twin-a"), PermissionsExt::from_mode(0o666)).unwrap();
+    let opened = std::fs::File::open(&large).unwrap();
+    site.origin.sent.clear();
+    let report =
+        replica.verify(Some(&mut site.origin), &|_| {}, &AtomicBool::new(false)).unwrap();
+    let found: Vec<_> = report.drift.iter().map(|d| (d.path.to_string(), d.what)).collect();
+    let expected = [
+        ("docs/0", Damage::Metadata),
+        ("docs/0/page-3.html", Damage::Missing),
+        ("hollow", Damage::Metadata),
+        ("hollow/extra", Damage::Extra),
+        ("media/large.bin", Damage::Content),
+        ("twin-a", Damage::Metadata),
+    ];
+    assert_eq!(found, expected.map(|(p, d)| (p.to_owned(), d)));
+    assert!(report.healed);
+    site.assert_live_is_tree();
+    assert_eq!(site.origin.sent.len(), 2);
+    assert_eq!(opened.metadata().unwrap().len(), 700_000);
+    site.settle(&mut replica);
+    assert_tidy(&site);
+    let report = replica.verify(None, &|_| {}, &AtomicBool::new(false)).unwrap();
+    assert!(report.drift.is_empty() && !report.healed, "{:?}", report.drift);
+    assert_eq!(report.files, replica.live().unwrap().generation().root.totals.files);
+    edit(&site);
+    site.publish(&mut replica);
+    site.assert_live_is_tree();
+}
+
+#[test]
+fn a_lost_record_is_built_again_from_the_live_tree() {
+    let (mut site, mut replica) = settled();
+    edit(&site);
+    site.publish(&mut replica);
+    drop(replica);
+    let record = site.root().join("state/record.redb");
+    std::fs::write(&record, "garbage").unwrap();
+    let mut replica = site.open();
+    let status = replica.status();
+    assert_eq!(status.live.map(|l| l.number().get()), Some(2));
+    assert_eq!(status.accepted.map(|l| l.number().get()), Some(2));
+    site.assert_live_is_tree();
+    site.settle(&mut replica);
+    site.write("docs/0/page-0.html", "third");
+    site.origin.sent.clear();
+    assert!(!site.publish(&mut replica).spare_miss);
+    assert_eq!(site.origin.sent.len(), 1);
+    site.assert_live_is_tree();
+}
+
+#[test]
+fn without_record_a_damaged_live_tree_is_served_until_it_is_staged_anew() {
+    let (mut site, replica) = settled();
+    drop(replica);
+    std::fs::remove_file(site.root().join("state/record.redb")).unwrap();
+    std::fs::write(site.live().join("twin-a"), "other").unwrap();
+    let mut replica = site.open();
+    assert_eq!(replica.status().live, None);
+    let accepted = replica.status().accepted.unwrap();
+    assert_eq!(accepted.number().get(), 1);
+    assert!(site.live().join("twin-b").exists());
+    site.follow(&mut replica, &accepted);
+    site.assert_live_is_tree();
+    assert_eq!(std::fs::read_link(site.live()).unwrap(), Path::new("generations/1"));
+}
+
+#[test]
+fn retired_trees_are_bounded_and_what_is_taken_early_is_counted() {
+    let (mut site, mut replica) = settled();
+    replica.options.grace = std::time::Duration::from_secs(3600);
+    for i in 0..14 {
+        site.write("docs/0/page-0.html", format!("edit {i}"));
+        site.publish(&mut replica);
+        site.settle(&mut replica);
+    }
+    let status = replica.status();
+    assert_eq!(status.generations.len(), replica.options.keep + 8);
+    assert!(status.recycled_early > 0);
+    site.assert_live_is_tree();
+}
+
+#[test]
+fn a_full_disk_is_a_clear_error_and_the_old_generation_stays() {
+    let (site, replica) = settled();
+    drop(replica);
+    let mut site = site;
+    let small = site.temp.path().join("small");
+    std::fs::create_dir(&small).unwrap();
+    let mounted = std::process::Command::new("mount")
+        .args(["-t", "tmpfs", "-o", "size=8m,nr_inodes=200", "tmpfs"])
+        .arg(&small)
+        .status();
+    if !mounted.is_ok_and(|s| s.success()) {
+        // Needs the right to mount.
+        return;
+    }
+    let root = small.join("root");
+    let mut replica = Replica::open(&root, site.options.clone()).unwrap();
+    let target = site.origin.seal(&site.tree());
+    let outcome = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
+        site.follow(&mut replica, &target);
+        site.write("huge.bin", vec![1u8; 9_000_000]);
+        let target = site.origin.seal(&site.tree());
+        let error = site.stage(&mut replica, &target).unwrap_err();
+        assert!(matches!(error, StageError::NoSpace { .. }), "{error}");
+        std::fs::remove_file(site.tree().join("huge.bin")).unwrap();
+        for i in 0..200 {
+            site.write(&format!("many/{i}"), "x");
+        }
+        let target = site.origin.seal(&site.tree());
+        let error = site.stage(&mut replica, &target).unwrap_err();
+        assert!(matches!(error, StageError::NoInodes { .. }), "{error}");
+        assert_eq!(std::fs::read_link(root.join("live")).unwrap(), Path::new("generations/1"));
+        assert_eq!(replica.status().live.unwrap().number().get(), 1);
+    }));
+    drop(replica);
+    let unmounted = std::process::Command::new("umount").arg(&small).status();
+    assert!(unmounted.is_ok_and(|s| s.success()));
+    outcome.unwrap_or_else(|e| std::panic::resume_unwind(e));
+}
+
+/// Kills `work` before each of its changes to the disk in turn, and opens again each time.
+fn sweep(prepare: &dyn Fn() -> (Site, Replica), work: &dyn Fn(&mut Site, &mut Replica) -> bool) {
+    let mut changes = 0;
+    loop {
+        let (mut site, mut replica) = prepare();
+        let old = snapshot(&site.tree());
+        let first_sync = !site.live().exists();
+        edit(&site);
+        let new = snapshot(&site.tree());
+        site.origin.reseal_is_noop = true;
+        fault::arm(Some(changes));
+        let finished = work(&mut site, &mut replica);
+        fault::arm(None);
+        drop(replica);
+        let mut replica = site.open();
+        if finished || !first_sync || site.live().exists() {
+            let live = snapshot(&site.live().canonicalize().unwrap());
+            let number = replica.status().live.unwrap().number().get();
+            assert!(live == old || live == new, "neither old nor new, killed before change {changes}");
+            assert_eq!(std::fs::read_link(site.live()).unwrap(), Path::new(&format!("generations/{number}")));
+            assert_eq!(live == new, number == site.new_number(), "killed before change {changes}");
+            assert!(!finished || live == new, "acknowledged and lost, killed before change {changes}");
+        }
+        // It goes on by itself, and nothing stays behind.
+        let target = site.origin.last().clone();
+        site.follow(&mut replica, &target);
+        assert_eq!(snapshot(&site.live().canonicalize().unwrap()), new, "change {changes}");
+        site.settle(&mut replica);
+        assert_eq!(replica.status().spares, 2);
+        assert_tidy(&site);
+        for spare in names(&site.root().join("staging")).iter().filter(|n| n.starts_with("spare")) {
+            assert_eq!(snapshot(&site.root().join("staging").join(spare)), new, "change {changes}");
+        }
+        if finished {
+            return;
+        }
+        changes += 1;
+    }
+}
+
+fn update(site: &mut Site, replica: &mut Replica) -> bool {
+    let target = site.origin.seal(&site.tree());
+    match site.stage(replica, &target) {
+        Ok(staged) => replica.activate(staged, &mut |_| Ok(())).is_ok(),
+        Err(_) => false,
+    }
+}
+
+#[test]
+fn a_kill_at_any_change_of_an_update_leaves_old_or_new() {
+    sweep(&settled, &update);
+}
+
+#[test]
+fn a_kill_at_any_change_of_a_first_sync_leaves_nothing_or_all() {
+    let prepare = || {
+        let mut site = Site::new();
+        site.furnish();
+        site.origin.seal(&site.tree());
+        let replica = site.open();
+        (site, replica)
+    };
+    sweep(&prepare, &update);
+}
+
+#[test]
+fn a_kill_at_any_change_of_background_work_leaves_old_or_new() {
+    let prepare = || {
+        let (mut site, mut replica) = settled();
+        replica.options.keep = 1;
+        site.write("docs/0/page-0.html", "second");
+        site.publish(&mut replica);
+        (site, replica)
+    };
+    sweep(&prepare, &|site, replica| {
+        site.origin.seal(&site.tree());
+        replica.upkeep.last_write = None;
+        for _ in 0..50 {
+            match replica.maintain(&AtomicBool::new(false)) {
+                Ok(done) if done.next == Some(std::time::Duration::ZERO) => {}
+                Ok(_) => return update(site, replica),
+                Err(_) => return false,
+            }
+        }
+        false
+    });
+}

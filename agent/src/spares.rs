@@ -1,0 +1,288 @@
+//! Background work: spares that are ready for the next update, old trees, the trash.
+//!
+//! One bounded step a call, so that an update never waits long for it. In order: trees beyond `--keep` whose grace is
+//! over become buildings (while spares are lacking) or trash; spares are brought to the live root by what differs;
+//! buildings are made spares, every name looked at; with nothing to recycle a farm of links is built; the trash is
+//! emptied a little, but not while files are being written: ext4 then searches past the inodes that were just freed and
+//! creates new files several times slower.
+
+use std::collections::HashSet;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
+
+use syncd_shared::{RootEntry, TreePath};
+
+use crate::disk::{Dir, DiskError};
+use crate::replica::Replica;
+use crate::stage::{StageError, building, checked_diff};
+
+/// Spares that are kept ready.
+const SPARES: usize = 2;
+/// Retired trees that wait for their grace at most.
+const RETIRED_MAX: usize = 8;
+/// Nothing is deleted for this long after files were written for an activation.
+const QUIET: Duration = Duration::from_secs(5);
+/// Names deleted in one step.
+const TRASH_STEP: usize = 2_000;
+/// Generations dropped before unused directory objects are swept out of the record.
+const SWEEP_AFTER: u32 = 32;
+
+/// What one step of background work did.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Upkept {
+    /// There was nothing to do.
+    Nothing,
+    /// A retired generation is being recycled.
+    Retired(u64),
+    /// A spare was brought to the live root by what differs.
+    CaughtUp,
+    /// A spare was made; names in it that nothing explains were removed or replaced: local changes.
+    SpareBuilt {
+        /// Local changes that were found.
+        drift: Vec<TreePath>,
+    },
+    /// The live tree is not what was activated: no spare can be made of it before `verify` healed it.
+    LiveDamaged {
+        /// Where.
+        paths: Vec<TreePath>,
+    },
+    /// Names were deleted from the trash.
+    Emptied(usize),
+    /// Directory objects that no tree has were forgotten.
+    Swept(u64),
+}
+
+/// What is to be done next.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Maintained {
+    /// What was done.
+    pub did: Upkept,
+    /// When to call again; `None`: after the next activation.
+    pub next: Option<Duration>,
+}
+
+impl Replica {
+    /// One step of background work. Blocks; `cancel` stops it between directories.
+    pub fn maintain(&mut self, cancel: &AtomicBool) -> Result<Maintained, StageError> {
+        let did = self.step(cancel);
+        self.publish();
+        let did = did?;
+        let next = match did {
+            Upkept::Nothing => self.next_due()?,
+            Upkept::LiveDamaged { .. } => self.next_due()?,
+            _ => Some(Duration::ZERO),
+        };
+        Ok(Maintained { did, next })
+    }
+
+    fn step(&mut self, cancel: &AtomicBool) -> Result<Upkept, StageError> {
+        if let Some(live) = self.live().map(|l| l.generation().root) {
+            if let Some(number) = self.retire()? {
+                return Ok(Upkept::Retired(number));
+            }
+            if let Some(did) = self.ready_spare(&live, cancel)? {
+                return Ok(did);
+            }
+        }
+        if self.upkeep.dropped >= SWEEP_AFTER {
+            self.upkeep.dropped = 0;
+            return Ok(Upkept::Swept(self.sweep()?));
+        }
+        if self.is_quiet() {
+            let mut left = TRASH_STEP;
+            empty(&self.layout.trash, &mut left, cancel)?;
+            if left < TRASH_STEP {
+                return Ok(Upkept::Emptied(TRASH_STEP - left));
+            }
+        }
+        Ok(Upkept::Nothing)
+    }
+
+    fn is_quiet(&self) -> bool {
+        self.upkeep.last_write.is_none_or(|at| at.elapsed() >= QUIET)
+    }
+
+    /// Trees beyond those that are kept, oldest first.
+    fn excess(&self) -> Vec<u64> {
+        let live = self.known.live;
+        let others: Vec<u64> = self.known.generations.keys().copied().filter(|n| Some(*n) != live).collect();
+        let kept = self.options.keep.saturating_sub(1);
+        others[..others.len().saturating_sub(kept)].to_vec()
+    }
+
+    fn trees_at_hand(&self) -> Result<usize, DiskError> {
+        Ok(self.known.spares.len() + self.buildings()?.len())
+    }
+
+    /// Takes one tree out of use that may be: into staging while spares are lacking, else to the trash.
+    fn retire(&mut self) -> Result<Option<u64>, StageError> {
+        let now = Instant::now();
+        let grace = self.options.grace;
+        let rested = self.upkeep.resting.iter().find(|(_, since)| since.elapsed() >= grace).map(|(s, _)| *s);
+        if let Some(slot) = rested {
+            let staging = &self.layout.staging;
+            staging.rename_new(format!("resting-{slot}").as_bytes(), staging, &building(slot))?;
+            self.upkeep.resting.remove(&slot);
+        }
+        let excess = self.excess();
+        let Some(oldest) = excess.first().copied() else { return Ok(None) };
+        for number in &excess {
+            self.upkeep.retired.entry(*number).or_insert(now);
+        }
+        let over = self.upkeep.retired.get(&oldest).is_some_and(|since| since.elapsed() >= grace);
+        if !over {
+            if excess.len() <= RETIRED_MAX {
+                return Ok(None);
+            }
+            self.upkeep.recycled_early += 1;
+        }
+        let name = oldest.to_string().into_bytes();
+        if self.trees_at_hand()? < SPARES {
+            let slot = self.free_slot()?;
+            let staging = &self.layout.staging;
+            self.layout.generations.rename_new(&name, staging, &building(slot))?;
+            if let Some(generation) = self.known.generations.get(&oldest) {
+                self.upkeep.was.insert(slot, generation.generation().root);
+            }
+        } else {
+            self.layout.discard(&self.layout.generations, &name)?;
+        }
+        self.known.generations.remove(&oldest);
+        self.upkeep.retired.remove(&oldest);
+        self.upkeep.dropped += 1;
+        self.record.drop_generation(oldest)?;
+        self.layout.signed.unlink(&name)?;
+        Ok(Some(oldest))
+    }
+
+    /// One step towards enough spares at the live root; `None`: there are enough, or none can be made now.
+    fn ready_spare(
+        &mut self,
+        live: &RootEntry,
+        cancel: &AtomicBool,
+    ) -> Result<Option<Upkept>, StageError> {
+        let sync = self.layout.staging.reopen()?;
+        let behind = self.known.spares.iter().find(|(_, root)| *root != live).map(|(s, r)| (*s, *r));
+        if let Some((slot, root)) = behind {
+            self.demote(slot)?;
+            if self.catch_up(slot, &root, live)? {
+                self.promote(slot, live, &sync)?;
+                return Ok(Some(Upkept::CaughtUp));
+            }
+        }
+        let buildings = self.buildings()?;
+        let spares = self.known.spares.len();
+        if spares >= SPARES {
+            for slot in &buildings {
+                self.layout.discard(&self.layout.staging, &building(*slot))?;
+            }
+            return Ok(None);
+        }
+        if self.upkeep.damaged {
+            return Ok(None);
+        }
+        let slot = match buildings.first() {
+            Some(slot) => *slot,
+            // Enough trees are about to be recycled.
+            None if spares > 0 && spares + self.excess().len() >= SPARES => return Ok(None),
+            None => {
+                let slot = self.free_slot()?;
+                self.layout.staging.create_dir(&building(slot), 0o700)?;
+                slot
+            }
+        };
+        self.make_spare(slot, live, &sync, cancel).map(Some)
+    }
+
+    fn make_spare(
+        &mut self,
+        slot: u64,
+        live: &RootEntry,
+        sync: &Dir,
+        cancel: &AtomicBool,
+    ) -> Result<Upkept, StageError> {
+        let conformed = match self.conform(slot, live, HashSet::new(), cancel) {
+            Err(StageError::Disk(e)) if e.is_full() => {
+                // A farm that does not fit must not stand in the way of the next update.
+                self.layout.discard(&self.layout.staging, &building(slot))?;
+                return Err(e.into());
+            }
+            other => other?,
+        };
+        let was = self.upkeep.was.remove(&slot);
+        if !conformed.holes.is_empty() {
+            self.upkeep.damaged = true;
+            let paths: Vec<_> = conformed.holes.into_iter().map(|(path, _)| path).collect();
+            tracing::warn!(paths = paths.len(), "the live tree is not what was activated: run verify");
+            return Ok(Upkept::LiveDamaged { paths });
+        }
+        self.promote(slot, live, sync)?;
+        let drift = match was {
+            Some(was) => self.unexplained(&was, live, conformed.replaced)?,
+            None => Vec::new(),
+        };
+        for path in &drift {
+            tracing::warn!(%path, "a retired tree had been changed locally");
+        }
+        Ok(Upkept::SpareBuilt { drift })
+    }
+
+    /// Those of the replaced names that the manifests don't explain.
+    fn unexplained(
+        &self,
+        was: &RootEntry,
+        live: &RootEntry,
+        replaced: Vec<TreePath>,
+    ) -> Result<Vec<TreePath>, StageError> {
+        let Ok(diff) = checked_diff(&self.record, was, live) else { return Ok(Vec::new()) };
+        let changed: HashSet<&TreePath> = diff.changes.iter().map(|c| c.path()).collect();
+        let renamed = |path: &TreePath| {
+            diff.renamed_directories.iter().any(|r| path.starts_with(&r.from) || path.starts_with(&r.to))
+        };
+        let drift = replaced.into_iter().filter(|path| !changed.contains(path) && !renamed(path));
+        Ok(drift.collect())
+    }
+
+    fn sweep(&self) -> Result<u64, StageError> {
+        let generations = self.known.generations.values().map(|g| g.generation().root);
+        let roots: Vec<RootEntry> = generations.chain(self.known.spares.values().copied()).collect();
+        Ok(self.record.sweep(&roots)?)
+    }
+
+    fn next_due(&self) -> Result<Option<Duration>, DiskError> {
+        let grace = self.options.grace;
+        let rest = |since: &Instant| grace.saturating_sub(since.elapsed());
+        let excess = self.excess();
+        let retired = excess.first().and_then(|n| self.upkeep.retired.get(n)).map(rest);
+        let resting = self.upkeep.resting.values().map(rest).min();
+        let trash = (!self.layout.trash.list()?.is_empty())
+            .then(|| self.upkeep.last_write.map_or(QUIET, |at| QUIET.saturating_sub(at.elapsed())));
+        Ok([retired, resting, trash].into_iter().flatten().min().map(|d| d.max(Duration::from_millis(10))))
+    }
+}
+
+/// Deletes names below a directory, at most `left` of them.
+fn empty(dir: &Dir, left: &mut usize, cancel: &AtomicBool) -> Result<(), DiskError> {
+    for listed in dir.list()? {
+        if *left == 0 || cancel.load(Ordering::Relaxed) {
+            return Ok(());
+        }
+        let directory = match listed.directory {
+            Some(directory) => directory,
+            None => dir.stat(&listed.name)?.is_some_and(|s| s.kind == rustix::fs::FileType::Directory),
+        };
+        if directory {
+            let child = dir.open_dir(&listed.name)?;
+            child.make_writable()?;
+            empty(&child, left, cancel)?;
+            if *left == 0 || cancel.load(Ordering::Relaxed) {
+                return Ok(());
+            }
+            dir.remove_dir(&listed.name)?;
+        } else {
+            dir.unlink(&listed.name)?;
+        }
+        *left = left.saturating_sub(1);
+    }
+    Ok(())
+}

@@ -1,0 +1,362 @@
+//! Content that arrived or was copied: `staging/incoming`, one file for each content, verified when it gets its name.
+//!
+//! Nothing here is part of a tree yet, so an interrupted transfer touches no tree, and the next attempt, also for
+//! another target, finds what came. What an earlier process left is hashed again before it counts: a power cut may
+//! have emptied it.
+
+use std::collections::HashMap;
+use std::io::{Read, Seek};
+use std::os::unix::fs::FileExt;
+use std::sync::{Mutex, OnceLock, PoisonError};
+
+use syncd_shared::wire::{Piece, StoredFrame};
+use syncd_shared::{ContentHash, Metadata};
+
+use crate::disk::{self, Dir, DiskError, Owners};
+use crate::layout::{INCOMING, Layout};
+use crate::stage::StageError;
+
+/// Directories that arriving files are spread over, so that workers don't wait for each other.
+const FANS: usize = 16;
+const FAN_NAMES: &[u8; FANS] = b"0123456789abcdef";
+const BUFFER_BYTES: usize = 128 * 1024;
+
+/// Content that is wanted.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Wanted {
+    /// Its length in bytes, never 0.
+    pub size: u64,
+    /// What its first user will look like: set while the file is open anyway.
+    pub metadata: Metadata,
+    /// Paths that need it.
+    pub users: u32,
+}
+
+/// Content that is there.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Arrived {
+    /// Inode of its file.
+    pub inode: u64,
+    /// Metadata that the file has already.
+    pub dressed: Option<Metadata>,
+}
+
+/// A file of which pieces come one by one.
+struct Partial {
+    hasher: blake3::Hasher,
+    /// Bytes hashed, in order.
+    hashed: u64,
+    /// Bytes written, in any order.
+    written: u64,
+}
+
+/// The directory, and what is in it. Shared by the workers.
+pub(crate) struct Incoming {
+    dir: Dir,
+    fans: [OnceLock<Dir>; FANS],
+    owners: Owners,
+    arrived: Mutex<HashMap<ContentHash, Arrived>>,
+    partial: Mutex<HashMap<ContentHash, std::sync::Arc<Mutex<Partial>>>>,
+    leftovers: Mutex<HashMap<ContentHash, ()>>,
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+fn failed(doing: &'static str, dir: &Dir, name: &str) -> impl Fn(std::io::Error) -> DiskError {
+    let path = dir.path().join(name);
+    move |source| DiskError { doing, path: path.clone(), source }
+}
+
+impl Incoming {
+    /// Opens it; half files of an earlier process go, whole ones wait to be hashed.
+    pub fn open(layout: &Layout, owners: Owners) -> Result<Self, DiskError> {
+        let dir = layout.staging.ensure_dir(INCOMING, 0o700)?;
+        let mut leftovers = HashMap::new();
+        for fan in dir.list()? {
+            let fan_dir = dir.open_dir(&fan.name)?;
+            for file in fan_dir.list()? {
+                let hash = std::str::from_utf8(&file.name).ok().and_then(|n| n.parse().ok());
+                match hash {
+                    Some(hash) => drop(leftovers.insert(hash, ())),
+                    None => drop(fan_dir.unlink(&file.name)?),
+                }
+            }
+        }
+        Ok(Self {
+            dir,
+            fans: Default::default(),
+            owners,
+            arrived: Mutex::default(),
+            partial: Mutex::default(),
+            leftovers: Mutex::new(leftovers),
+        })
+    }
+
+    fn fan(&self, hash: ContentHash) -> Result<&Dir, DiskError> {
+        let index = usize::from(hash.as_bytes()[0] >> 4);
+        if let Some(dir) = self.fans[index].get() {
+            return Ok(dir);
+        }
+        // Two workers may come here at once.
+        let dir = match self.dir.ensure_dir(&FAN_NAMES[index..=index], 0o700) {
+            Err(e) if e.source.kind() == std::io::ErrorKind::AlreadyExists => {
+                self.dir.open_dir(&FAN_NAMES[index..=index])
+            }
+            other => other,
+        }?;
+        Ok(self.fans[index].get_or_init(|| dir))
+    }
+
+    /// Whether content is there, verified. What an earlier attempt left is hashed now.
+    pub fn has(&self, hash: ContentHash, size: u64) -> Result<bool, StageError> {
+        if lock(&self.arrived).contains_key(&hash) {
+            return Ok(true);
+        }
+        if lock(&self.leftovers).remove(&hash).is_none() {
+            return Ok(false);
+        }
+        let (fan, name) = (self.fan(hash)?, hash.to_string());
+        let file = fan.open_file(name.as_bytes())?;
+        disk::drop_cached(&file);
+        let stat = disk::stat_file(&file).map_err(failed("inspect", fan, &name))?;
+        if stat.size == size && hash_file(&file).map_err(failed("read", fan, &name))? == hash {
+            lock(&self.arrived).insert(hash, Arrived { inode: stat.inode, dressed: None });
+            return Ok(true);
+        }
+        fan.unlink(name.as_bytes())?;
+        Ok(false)
+    }
+
+    /// What is known about content that is there.
+    pub fn arrived(&self, hash: ContentHash) -> Option<Arrived> {
+        lock(&self.arrived).get(&hash).copied()
+    }
+
+    /// Writes one whole content that was verified in memory.
+    fn put_whole(&self, hash: ContentHash, bytes: &[u8], wanted: &Wanted) -> Result<(), StageError> {
+        let (fan, name) = (self.fan(hash)?, hash.to_string());
+        let part = format!("{name}.part");
+        let file = create_part(fan, &part)?;
+        file.write_all_at(bytes, 0).map_err(failed("write", fan, &part))?;
+        self.finish(hash, fan, &file, &part, &name, wanted)
+    }
+
+    fn finish(
+        &self,
+        hash: ContentHash,
+        fan: &Dir,
+        file: &std::fs::File,
+        part: &str,
+        name: &str,
+        wanted: &Wanted,
+    ) -> Result<(), StageError> {
+        let inode = disk::dress(file, &wanted.metadata, self.owners)
+            .map_err(failed("set the metadata of", fan, part))?;
+        fan.rename(part.as_bytes(), fan, name.as_bytes())?;
+        lock(&self.arrived).insert(hash, Arrived { inode, dressed: Some(wanted.metadata) });
+        Ok(())
+    }
+
+    /// Takes the wanted pieces of a frame. Returns the contents that are whole now, and bytes taken.
+    pub fn store(
+        &self,
+        frame: &StoredFrame,
+        wanted: &HashMap<ContentHash, Wanted>,
+    ) -> Result<(u64, u64), StageError> {
+        let bytes = frame.decompress().map_err(StageError::Frame)?;
+        let (mut whole, mut taken) = (0, 0);
+        for piece in &frame.pieces {
+            let Some(want) = wanted.get(&piece.file) else { continue };
+            if lock(&self.arrived).contains_key(&piece.file) {
+                continue;
+            }
+            let start = piece.frame_offset as usize;
+            // Checked when the frame was read.
+            let slice = &bytes[start..start + piece.length_bytes as usize];
+            taken += slice.len() as u64;
+            if slice.len() as u64 == want.size && piece.file_offset == 0 {
+                let actual = ContentHash::of(slice);
+                if actual != piece.file {
+                    return Err(StageError::Content { expected: piece.file, actual });
+                }
+                self.put_whole(piece.file, slice, want)?;
+                whole += 1;
+            } else if self.put_piece(piece, slice, want)? {
+                whole += 1;
+            }
+        }
+        Ok((whole, taken))
+    }
+
+    fn put_piece(&self, piece: &Piece, bytes: &[u8], want: &Wanted) -> Result<bool, StageError> {
+        let hash = piece.file;
+        let outside =
+            || StageError::PieceOutside { content: hash, size: want.size, offset: piece.file_offset };
+        let end = piece.file_offset.checked_add(bytes.len() as u64).ok_or_else(outside)?;
+        if end > want.size {
+            return Err(outside());
+        }
+        let (fan, name) = (self.fan(hash)?, hash.to_string());
+        let part = format!("{name}.part");
+        let mut created = false;
+        let shared = lock(&self.partial)
+            .entry(hash)
+            .or_insert_with(|| {
+                created = true;
+                let hasher = blake3::Hasher::new();
+                std::sync::Arc::new(Mutex::new(Partial { hasher, hashed: 0, written: 0 }))
+            })
+            .clone();
+        let mut partial = lock(&shared);
+        if partial.written >= want.size {
+            return Err(outside());
+        }
+        let file = match partial.written {
+            0 => create_part(fan, &part)?,
+            _ => fan.open_file_for_write(part.as_bytes())?,
+        };
+        file.write_all_at(bytes, piece.file_offset).map_err(failed("write", fan, &part))?;
+        partial.written += bytes.len() as u64;
+        if partial.hashed == piece.file_offset {
+            partial.hasher.update(bytes);
+            partial.hashed = end;
+        }
+        if partial.written < want.size {
+            return Ok(false);
+        }
+        let actual = match partial.hashed == want.size {
+            true => ContentHash::finish(&partial.hasher),
+            false => hash_file(&file).map_err(failed("read", fan, &part))?,
+        };
+        lock(&self.partial).remove(&hash);
+        if actual != hash {
+            fan.unlink(part.as_bytes())?;
+            return Err(StageError::Content { expected: hash, actual });
+        }
+        self.finish(hash, fan, &file, &part, &name, want)?;
+        Ok(true)
+    }
+
+    /// Copies content that this node has under another name, verified on the way; whether it was that content.
+    pub fn copy(
+        &self,
+        hash: ContentHash,
+        wanted: &Wanted,
+        dir: &Dir,
+        name: &[u8],
+    ) -> Result<bool, StageError> {
+        let (fan, own) = (self.fan(hash)?, hash.to_string());
+        let part = format!("{own}.part");
+        let Ok(from) = dir.open_file(name) else { return Ok(false) };
+        match disk::stat_file(&from) {
+            Ok(s) if s.kind == rustix::fs::FileType::RegularFile && s.size == wanted.size => {}
+            _ => return Ok(false),
+        }
+        let file = create_part(fan, &part)?;
+        disk::copy(&from, &file).map_err(failed("copy to", fan, &part))?;
+        if hash_file(&file).map_err(failed("read", fan, &part))? != hash {
+            fan.unlink(part.as_bytes())?;
+            return Ok(false);
+        }
+        self.finish(hash, fan, &file, &part, &own, wanted)?;
+        Ok(true)
+    }
+
+    /// Takes a file out of a tree that an interrupted attempt left, if it is this content; whether it was.
+    pub fn salvage(&self, hash: ContentHash, size: u64, dir: &Dir, name: &[u8]) -> Result<bool, StageError> {
+        let Some(stat) = dir.stat(name)? else { return Ok(false) };
+        if stat.kind != rustix::fs::FileType::RegularFile || stat.size != size || stat.links != 1 {
+            return Ok(false);
+        }
+        let Ok(file) = dir.open_file(name) else { return Ok(false) };
+        disk::drop_cached(&file);
+        if hash_file(&file).map_err(failed("read", dir, &String::from_utf8_lossy(name)))? != hash {
+            return Ok(false);
+        }
+        dir.rename(name, self.fan(hash)?, hash.to_string().as_bytes())?;
+        lock(&self.leftovers).remove(&hash);
+        lock(&self.arrived).insert(hash, Arrived { inode: stat.inode, dressed: None });
+        Ok(true)
+    }
+
+    /// Puts content into a tree: the file itself for its last user, else a copy. The inode number of what is there now.
+    pub fn place(
+        &self,
+        hash: ContentHash,
+        metadata: &Metadata,
+        last: bool,
+        to: &Dir,
+        name: &[u8],
+    ) -> Result<u64, StageError> {
+        let arrived = self.arrived(hash).ok_or(StageError::Missing { content: hash })?;
+        let (fan, own) = (self.fan(hash)?, hash.to_string());
+        if last {
+            fan.rename_new(own.as_bytes(), to, name)?;
+            lock(&self.arrived).remove(&hash);
+            if arrived.dressed != Some(*metadata) {
+                to.set_metadata(name, metadata, self.owners, false)?;
+            }
+            return Ok(arrived.inode);
+        }
+        let from = fan.open_file(own.as_bytes())?;
+        let file = to.create_file(name)?;
+        disk::copy(&from, &file).map_err(failed("copy to", to, &String::from_utf8_lossy(name)))?;
+        Ok(disk::dress(&file, metadata, self.owners).map_err(failed(
+            "set the metadata of",
+            to,
+            &String::from_utf8_lossy(name),
+        ))?)
+    }
+
+    /// Removes everything that is in it.
+    pub fn clear(&self) -> Result<(), DiskError> {
+        for fan in self.dir.list()? {
+            let fan_dir = self.dir.open_dir(&fan.name)?;
+            for file in fan_dir.list()? {
+                fan_dir.unlink(&file.name)?;
+            }
+        }
+        Ok(())
+    }
+}
+
+/// A new file for content that arrives, in the place of one that was cut off.
+fn create_part(fan: &Dir, part: &str) -> Result<std::fs::File, DiskError> {
+    match fan.create_file(part.as_bytes()) {
+        Err(e) if e.source.kind() == std::io::ErrorKind::AlreadyExists => {
+            fan.unlink(part.as_bytes())?;
+            fan.create_file(part.as_bytes())
+        }
+        other => other,
+    }
+}
+
+/// Hashes a file from its start, without mapping it: a mapped file that is truncated kills its reader.
+pub(crate) fn hash_file(mut file: &std::fs::File) -> std::io::Result<ContentHash> {
+    file.rewind()?;
+    let mut hasher = blake3::Hasher::new();
+    let mut buffer = vec![0; BUFFER_BYTES];
+    loop {
+        match file.read(&mut buffer) {
+            Ok(0) => return Ok(ContentHash::finish(&hasher)),
+            Ok(n) => drop(hasher.update(&buffer[..n])),
+            Err(e) if e.kind() == std::io::ErrorKind::Interrupted => {}
+            Err(e) => return Err(e),
+        }
+    }
+}
+
+/// Bytes of what interrupted attempts left, whatever it is worth.
+pub(crate) fn present_bytes(layout: &Layout) -> Result<u64, DiskError> {
+    let dir = layout.staging.ensure_dir(INCOMING, 0o700)?;
+    let mut bytes = 0u64;
+    for fan in dir.list()? {
+        let fan_dir = dir.open_dir(&fan.name)?;
+        for file in fan_dir.list()? {
+            bytes = bytes.saturating_add(fan_dir.stat(&file.name)?.map_or(0, |s| s.size));
+        }
+    }
+    Ok(bytes)
+}

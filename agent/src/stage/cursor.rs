@@ -1,0 +1,157 @@
+//! Walks through trees in path order without opening or reading one directory twice.
+
+use std::sync::Arc;
+
+use rustix::fs::FileType;
+use syncd_shared::diff::DirectorySource;
+use syncd_shared::{Component, Directory, Entry, Kind, RootEntry, TreePath};
+
+use crate::disk::{Dir, DiskError, Owners, Stat};
+use crate::record::{Record, RecordError};
+use crate::stage::StageError;
+
+/// Open directories from a tree's root down to where the last call was.
+pub(crate) struct DirCursor {
+    root: Dir,
+    stack: Vec<(Component, Dir)>,
+}
+
+impl DirCursor {
+    pub fn new(root: Dir) -> Self {
+        Self { root, stack: Vec::new() }
+    }
+
+    /// The directory at `path`.
+    pub fn at(&mut self, path: &TreePath) -> Result<&Dir, DiskError> {
+        let mut depth = 0;
+        for name in path.components() {
+            if self.stack.get(depth).is_none_or(|(open, _)| *open != name) {
+                self.stack.truncate(depth);
+                let parent = self.stack.last().map_or(&self.root, |(_, dir)| dir);
+                let dir = parent.open_dir(name.as_bytes())?;
+                self.stack.push((name, dir));
+            }
+            depth += 1;
+        }
+        self.stack.truncate(depth);
+        Ok(self.stack.last().map_or(&self.root, |(_, dir)| dir))
+    }
+
+    /// Forgets what is open: after a directory was moved or replaced.
+    pub fn reset(&mut self) {
+        self.stack.clear();
+    }
+}
+
+/// Directory objects from a tree's root down to where the last call was.
+pub(crate) struct ManifestCursor<'a> {
+    record: &'a Record,
+    root: Arc<Directory>,
+    stack: Vec<(Component, Arc<Directory>)>,
+}
+
+impl<'a> ManifestCursor<'a> {
+    pub fn new(record: &'a Record, root: &RootEntry) -> Result<Self, RecordError> {
+        Ok(Self { record, root: record.directory(&root.object)?, stack: Vec::new() })
+    }
+
+    /// The directory object at `path`, if the tree has a directory there.
+    pub fn directory(&mut self, path: &TreePath) -> Result<Option<Arc<Directory>>, RecordError> {
+        let mut depth = 0;
+        for name in path.components() {
+            if self.stack.get(depth).is_none_or(|(open, _)| *open != name) {
+                self.stack.truncate(depth);
+                let parent = self.stack.last().map_or(&self.root, |(_, directory)| directory);
+                let Some(Entry { kind: Kind::Directory { object, .. }, .. }) = parent.get(&name) else {
+                    return Ok(None);
+                };
+                let directory = self.record.directory(object)?;
+                self.stack.push((name, directory));
+            }
+            depth += 1;
+        }
+        self.stack.truncate(depth);
+        Ok(Some(self.stack.last().map_or(&self.root, |(_, directory)| directory).clone()))
+    }
+
+    /// The entry at `path`, if the tree has one there.
+    pub fn entry(&mut self, path: &TreePath) -> Result<Option<Entry>, RecordError> {
+        let Some((parent, name)) = path.split_last() else { return Ok(None) };
+        Ok(self.directory(&parent)?.and_then(|d| d.get(&name).cloned()))
+    }
+}
+
+/// Whether what is on disk can be what the entry says, without reading it.
+pub(crate) fn looks_like(entry: &Entry, stat: &Stat, owners: Owners) -> bool {
+    let kind = match &entry.kind {
+        Kind::File { size, .. } => stat.kind == FileType::RegularFile && stat.size == *size,
+        Kind::Symlink { target } => stat.kind == FileType::Symlink && stat.size == target.len() as u64,
+        Kind::Directory { .. } => false,
+    };
+    kind && stat.mtime == entry.metadata.mtime && owners.agree(stat, &entry.metadata)
+}
+
+/// The live tree as something to link from: files on disk, their manifest, the inodes they were activated with.
+pub(crate) struct LiveTree<'a> {
+    record: &'a Record,
+    dirs: DirCursor,
+    manifest: ManifestCursor<'a>,
+    owners: Owners,
+    current: Option<(TreePath, Arc<Directory>, Vec<u64>)>,
+}
+
+impl<'a> LiveTree<'a> {
+    pub fn open(
+        record: &'a Record,
+        root: &RootEntry,
+        dir: Dir,
+        owners: Owners,
+    ) -> Result<Self, RecordError> {
+        let manifest = ManifestCursor::new(record, root)?;
+        Ok(Self { record, dirs: DirCursor::new(dir), manifest, owners, current: None })
+    }
+
+    /// Inode that was activated at `path`; `None` where nothing is known.
+    pub fn inode(&mut self, path: &TreePath) -> Result<Option<u64>, RecordError> {
+        let Some((parent, name)) = path.split_last() else { return Ok(None) };
+        if self.current.as_ref().is_none_or(|(at, ..)| *at != parent) {
+            let directory = self.manifest.directory(&parent)?.unwrap_or_default();
+            let inodes = self.record.inodes(&parent)?.unwrap_or_default();
+            self.current = Some((parent, directory, inodes));
+        }
+        let Some((_, directory, inodes)) = &self.current else { return Ok(None) };
+        let index = directory.entries().binary_search_by(|e| e.name.cmp(&name));
+        Ok(index.ok().and_then(|i| inodes.get(i)).copied().filter(|i| *i != 0))
+    }
+
+    /// Links the file or symlink at `path` into `to`, if it is still what was activated there. Its inode number.
+    pub fn link(
+        &mut self,
+        path: &TreePath,
+        entry: &Entry,
+        to: &Dir,
+        name: &[u8],
+    ) -> Result<Option<u64>, StageError> {
+        let Some(inode) = self.checked(path, entry)? else { return Ok(None) };
+        let Some((parent, own)) = path.split_last() else { return Ok(None) };
+        self.dirs.at(&parent)?.link(own.as_bytes(), to, name)?;
+        Ok(Some(inode))
+    }
+
+    /// Whether the file or symlink at `path` is still what was activated there: inode, size, time, owner, mode.
+    pub fn checked(&mut self, path: &TreePath, entry: &Entry) -> Result<Option<u64>, StageError> {
+        let Some((parent, name)) = path.split_last() else { return Ok(None) };
+        let Some(inode) = self.inode(path)? else { return Ok(None) };
+        let dir = match self.dirs.at(&parent) {
+            Ok(dir) => dir,
+            Err(_) => return Ok(None),
+        };
+        let stat = dir.stat(name.as_bytes())?;
+        Ok(stat.filter(|s| s.inode == inode && looks_like(entry, s, self.owners)).map(|_| inode))
+    }
+
+    /// The open directory at `path`, for reading.
+    pub fn dir(&mut self, path: &TreePath) -> Result<&Dir, DiskError> {
+        self.dirs.at(path)
+    }
+}

@@ -1,0 +1,261 @@
+//! Gets the target's manifest: every directory object of it in the record, verified, before any content is asked for.
+
+use std::cell::RefCell;
+use std::collections::HashMap;
+use std::sync::Arc;
+
+use syncd_shared::diff::{DiffError, DirectorySource, TreeDiff, diff};
+use syncd_shared::limits::OBJECTS_BATCH_MAX;
+use syncd_shared::wire::{DirectoryPatch, Frame, ObjectsBatch};
+use syncd_shared::{Directory, Kind, ObjectHash, RootEntry, RootHash, Totals};
+
+use crate::record::{Record, RecordError};
+use crate::source::{FetchError, Frames, Source};
+use crate::stage::StageError;
+
+/// Canonical bytes of directory objects that are collected before they go to the record.
+const PERSIST_BYTES: usize = 4 * 1024 * 1024;
+
+/// What differs from the live tree, and the rest of the update's frames where the origin sent one.
+pub(crate) struct Manifest {
+    pub diff: TreeDiff,
+    pub update: Option<Frames>,
+}
+
+/// Directory objects of the record, with every directory's totals held against what its parent says of it.
+struct Checked<'a> {
+    record: &'a Record,
+    expected: RefCell<HashMap<ObjectHash, Totals>>,
+}
+
+impl DirectorySource for Checked<'_> {
+    type Error = RecordError;
+
+    fn directory(&self, hash: &ObjectHash) -> Result<Arc<Directory>, RecordError> {
+        let directory = self.record.directory(hash)?;
+        let mut expected = self.expected.borrow_mut();
+        if let Some(said) = expected.get(hash)
+            && directory.totals() != Some(*said)
+        {
+            return Err(RecordError::Totals { object: *hash });
+        }
+        for entry in directory.entries() {
+            if let Kind::Directory { object, totals } = entry.kind
+                && *expected.entry(object).or_insert(totals) != totals
+            {
+                return Err(RecordError::Totals { object });
+            }
+        }
+        Ok(directory)
+    }
+}
+
+/// Compares two trees of the record; the second one's totals are held against what its directories sum up to.
+pub(crate) fn checked_diff(
+    record: &Record,
+    from: &RootEntry,
+    to: &RootEntry,
+) -> Result<TreeDiff, DiffError<RecordError>> {
+    let expected = RefCell::new(HashMap::from([(to.object, to.totals), (from.object, from.totals)]));
+    diff(&Checked { record, expected }, from, to)
+}
+
+/// Whether a comparison failed for want of directory objects.
+fn is_unknown(error: &DiffError<RecordError>) -> bool {
+    let DiffError::Source { source, .. } = error else { return false };
+    // A damaged object is one that has to be fetched again.
+    matches!(source, RecordError::Unknown { .. } | RecordError::Directory(_))
+}
+
+/// Gets whatever is lacking of the manifest of `to`. `from` is the live tree.
+pub(crate) fn obtain(
+    record: &Record,
+    from: Option<&RootEntry>,
+    to: &RootEntry,
+    inline: Option<(RootHash, Vec<Frame>)>,
+    source: &mut dyn Source,
+) -> Result<Manifest, StageError> {
+    let empty = RootEntry::empty();
+    let basis = from.unwrap_or(&empty);
+    match checked_diff(record, basis, to) {
+        Ok(diff) => return Ok(Manifest { diff, update: None }),
+        Err(e) if !is_unknown(&e) => return Err(e.into()),
+        Err(_) => {}
+    }
+    if let Some(from) = from
+        && let Some(update) = update_frames(from, to, inline, source)?
+    {
+        match patched(record, from, to, update) {
+            Ok(manifest) => return Ok(manifest),
+            Err(e) if e.is_transient() => return Err(e),
+            Err(e) => tracing::warn!(error = &e as &dyn std::error::Error, "update refused, fetching by hash"),
+        }
+        fetch_unknown(record, to, source)?;
+        if let Ok(diff) = checked_diff(record, from, to) {
+            return Ok(Manifest { diff, update: None });
+        }
+    }
+    let batch = ObjectsBatch { directories: vec![to.object], recursive: true, files: Vec::new() };
+    fetch_directories(record, to, vec![batch], source)?;
+    Ok(Manifest { diff: checked_diff(record, basis, to)?, update: None })
+}
+
+fn update_frames(
+    from: &RootEntry,
+    to: &RootEntry,
+    inline: Option<(RootHash, Vec<Frame>)>,
+    source: &mut dyn Source,
+) -> Result<Option<Frames>, StageError> {
+    let from = from.hash();
+    match inline {
+        Some((basis, frames)) if basis == from => Ok(Some(Box::new(frames.into_iter().map(Ok)))),
+        _ => match source.update(from, to.hash()) {
+            Ok(frames) => Ok(Some(frames)),
+            Err(FetchError::UnknownRoot { .. }) => Ok(None),
+            Err(e) => Err(StageError::Fetch(e)),
+        },
+    }
+}
+
+/// Applies an update's patches; they come before everything else.
+fn patched(
+    record: &Record,
+    from: &RootEntry,
+    to: &RootEntry,
+    mut frames: Frames,
+) -> Result<Manifest, StageError> {
+    let mut objects = Objects { record, made: Vec::new(), bytes: 0 };
+    let next = loop {
+        match frames.next() {
+            Some(Ok(Frame::Patches(patches))) => {
+                for patch in &patches {
+                    objects.apply(patch)?;
+                }
+            }
+            Some(Ok(Frame::Directories(list))) => {
+                for bytes in list {
+                    objects.keep(Directory::hash_of(&bytes), bytes)?;
+                }
+            }
+            other => break other,
+        }
+    };
+    objects.finish()?;
+    let diff = checked_diff(record, from, to)?;
+    Ok(Manifest { diff, update: Some(Box::new(next.into_iter().chain(frames))) })
+}
+
+/// Directory objects on their way to the record.
+struct Objects<'a> {
+    record: &'a Record,
+    made: Vec<(ObjectHash, Vec<u8>)>,
+    bytes: usize,
+}
+
+impl Objects<'_> {
+    fn apply(&mut self, patch: &DirectoryPatch) -> Result<(), StageError> {
+        let from = match &patch.from {
+            None => Arc::default(),
+            Some(hash) => match self.made.iter().rev().find(|(made, _)| made == hash) {
+                Some((_, bytes)) => Directory::decode_verified(bytes, *hash).map_err(RecordError::from)?,
+                None => self.record.directory(hash)?,
+            },
+        };
+        let (_, bytes) = patch.apply(&from).map_err(StageError::Frame)?;
+        self.keep(patch.to, bytes)
+    }
+
+    /// Takes an object whose hash is known to be that of its bytes.
+    fn keep(&mut self, hash: ObjectHash, bytes: Vec<u8>) -> Result<(), StageError> {
+        self.bytes += bytes.len();
+        self.made.push((hash, bytes));
+        if self.bytes >= PERSIST_BYTES {
+            self.record.put_directories(&std::mem::take(&mut self.made), true)?;
+            self.bytes = 0;
+        }
+        Ok(())
+    }
+
+    /// What is left becomes durable with the activation.
+    fn finish(self) -> Result<(), StageError> {
+        Ok(self.record.put_directories(&self.made, false)?)
+    }
+}
+
+/// Asks for directory objects and keeps those that came. Returns their hashes.
+fn fetch_directories(
+    record: &Record,
+    to: &RootEntry,
+    batches: Vec<ObjectsBatch>,
+    source: &mut dyn Source,
+) -> Result<Vec<Arc<Directory>>, StageError> {
+    let answers = batches.len();
+    let keep_decoded = batches.iter().all(|b| !b.recursive);
+    let mut frames = source.objects(to.hash(), batches).map_err(StageError::Fetch)?;
+    let mut objects = Objects { record, made: Vec::new(), bytes: 0 };
+    let (mut ended, mut total, mut came) = (0, 0u64, Vec::new());
+    while ended < answers {
+        let frame = frames.next().unwrap_or(Err(FetchError::Disconnected(None)));
+        match frame.map_err(StageError::Fetch)? {
+            Frame::Directories(list) => {
+                for bytes in list {
+                    let hash = Directory::hash_of(&bytes);
+                    let directory = Directory::decode(&bytes).map_err(RecordError::from)?;
+                    // No more objects than the signed totals allow, whatever is sent.
+                    total += 1;
+                    if total > to.totals.entries.saturating_add(1) {
+                        return Err(StageError::TooManyObjects { limit: to.totals.entries });
+                    }
+                    if keep_decoded {
+                        came.push(Arc::new(directory));
+                    }
+                    objects.keep(hash, bytes)?;
+                }
+            }
+            Frame::End { missing, .. } => {
+                ended += 1;
+                if let Some(object) = missing.first() {
+                    let object = ObjectHash::from_bytes(*object);
+                    return Err(StageError::Fetch(FetchError::MissingDirectory { object }));
+                }
+            }
+            Frame::Patches(_) | Frame::Stored(_) | Frame::Local { .. } => {}
+        }
+    }
+    objects.finish()?;
+    Ok(came)
+}
+
+/// Asks, level by level, for directory objects that the record does not have.
+fn fetch_unknown(record: &Record, to: &RootEntry, source: &mut dyn Source) -> Result<(), StageError> {
+    let mut level = vec![to.object];
+    while !level.is_empty() {
+        let mut unknown = Vec::new();
+        for hash in level {
+            if !record.has_directory(&hash)? {
+                unknown.push(hash);
+            }
+        }
+        unknown.sort_unstable();
+        unknown.dedup();
+        if unknown.is_empty() {
+            return Ok(());
+        }
+        let batch = |hashes: &[ObjectHash]| ObjectsBatch {
+            directories: hashes.to_vec(),
+            recursive: false,
+            files: Vec::new(),
+        };
+        let batches = unknown.chunks(OBJECTS_BATCH_MAX).map(batch).collect();
+        let came = fetch_directories(record, to, batches, source)?;
+        level = came
+            .iter()
+            .flat_map(|d| d.entries())
+            .filter_map(|e| match e.kind {
+                Kind::Directory { object, .. } => Some(object),
+                _ => None,
+            })
+            .collect();
+    }
+    Ok(())
+}

@@ -1,0 +1,496 @@
+//! Builds a complete, verified tree of a target generation beside the live one.
+//!
+//! ```text
+//! manifest   directory objects that are lacking, verified, into the record
+//! space      what the difference needs against what is free
+//! content    what is lacking under any name, into staging/incoming, verified
+//! tree       a spare (or, counted, a new farm of links) becomes staging/building-K and is patched
+//! ```
+//!
+//! Until the last step no tree is touched: whatever interrupts it, what arrived stays in `incoming` and is found by the
+//! next attempt, for this target or a newer one. After a crash in the last step `building-K` is neither tree: new files
+//! are taken out of it by hash, and it is made a spare again.
+
+pub(crate) mod conform;
+pub(crate) mod content;
+pub(crate) mod cursor;
+mod inodes;
+mod manifest;
+pub(crate) mod patch;
+mod plan;
+mod receive;
+mod space;
+
+use std::collections::HashSet;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use syncd_proto::v1::RetryClass;
+use syncd_shared::diff::{Change, DiffError, TreeDiff};
+use syncd_shared::generation::GenerationError;
+use syncd_shared::tree_path::TreePathError;
+use syncd_shared::wire::{Frame, WireError};
+use syncd_shared::{ContentHash, Entry, Kind, RootEntry, RootHash, SignedGeneration, TreePath};
+
+use crate::disk::{Dir, DiskError};
+use crate::layout::numbered;
+use crate::record::{InodeChanges, RecordError};
+use crate::replica::Replica;
+use crate::source::{FetchError, Source};
+use conform::Conform;
+use content::Incoming;
+use cursor::{LiveTree, ManifestCursor};
+use patch::{Patch, Supply};
+use plan::Plan;
+
+pub(crate) use manifest::checked_diff;
+
+/// Why a target could not be staged. Nothing that is served was touched.
+#[derive(Debug, thiserror::Error)]
+pub enum StageError {
+    /// The generation may not follow the accepted one.
+    #[error("refuse generation")]
+    Refused(#[from] GenerationError),
+    /// A system call failed.
+    #[error("write the replica")]
+    Disk(#[from] DiskError),
+    /// The record failed.
+    #[error("use the record")]
+    Record(#[from] RecordError),
+    /// The origin did not deliver.
+    #[error("fetch from the origin")]
+    Fetch(#[source] FetchError),
+    /// The manifests could not be compared.
+    #[error("compare manifests")]
+    Diff(#[from] DiffError<RecordError>),
+    /// A frame or patch was damaged.
+    #[error("read what the origin sent")]
+    Frame(#[source] WireError),
+    /// A tree that is nested too deep.
+    #[error("invalid path in the manifest")]
+    Path {
+        /// What is wrong.
+        #[source]
+        source: TreePathError,
+    },
+    /// Content is not what its hash says.
+    #[error("content hashes to {actual}, expected {expected}")]
+    Content {
+        /// Hash it was asked for by.
+        expected: ContentHash,
+        /// Hash of what came.
+        actual: ContentHash,
+    },
+    /// A piece that is not part of its file.
+    #[error("piece at {offset} lies outside of content {content} of {size} bytes")]
+    PieceOutside {
+        /// The file.
+        content: ContentHash,
+        /// Its length.
+        size: u64,
+        /// Where the piece was to go.
+        offset: u64,
+    },
+    /// More directory objects than the signed totals allow.
+    #[error("the origin sent more than {limit} directory objects")]
+    TooManyObjects {
+        /// Entries that the tree has.
+        limit: u64,
+    },
+    /// Content that was asked for did not come.
+    #[error("the origin did not send content {content}")]
+    Missing {
+        /// The content.
+        content: ContentHash,
+    },
+    /// Too little free space; nothing was written.
+    #[error("{wanted_bytes} bytes are needed, {available_bytes} are free: free space or enlarge the file system")]
+    NoSpace {
+        /// Bytes needed.
+        wanted_bytes: u64,
+        /// Bytes free, less a reserve.
+        available_bytes: u64,
+    },
+    /// Too few free inodes; nothing was written.
+    #[error("{wanted} inodes are needed, {available} are free: remove files or enlarge the file system")]
+    NoInodes {
+        /// Inodes needed.
+        wanted: u64,
+        /// Inodes free.
+        available: u64,
+    },
+    /// A newer target, or the agent stops.
+    #[error("staging was cancelled")]
+    Cancelled,
+}
+
+impl StageError {
+    /// What the origin and the caller are to make of it.
+    pub fn retry_class(&self) -> RetryClass {
+        match self {
+            Self::Refused(_) | Self::NoSpace { .. } | Self::NoInodes { .. } => RetryClass::Operator,
+            Self::Disk(e) if e.is_full() => RetryClass::Operator,
+            Self::Disk(_) | Self::Cancelled => RetryClass::Retry,
+            Self::Fetch(FetchError::Disconnected(_) | FetchError::Superseded) => RetryClass::Retry,
+            Self::Fetch(FetchError::Refused(_)) => RetryClass::Retry,
+            _ => RetryClass::Resync,
+        }
+    }
+
+    /// Whether the same request can succeed later: another way to the target is not to be tried now.
+    fn is_transient(&self) -> bool {
+        match self {
+            Self::Disk(_) | Self::Cancelled => true,
+            Self::Fetch(FetchError::Disconnected(_) | FetchError::Superseded) => true,
+            Self::Record(RecordError::Database { .. }) => true,
+            _ => false,
+        }
+    }
+}
+
+/// How far staging is.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct StageProgress {
+    /// Contents that arrived and were verified.
+    pub files_done: u64,
+    /// Contents that are fetched.
+    pub files_total: u64,
+    /// Content bytes that arrived.
+    pub bytes_done: u64,
+    /// Content bytes that are fetched.
+    pub bytes_total: u64,
+}
+
+/// A complete, verified tree that waits to be activated. Dropped, it is recycled.
+#[derive(Debug)]
+pub struct Staged {
+    pub(crate) target: SignedGeneration,
+    /// `staging/building-K`; `None`: the target is live already.
+    pub(crate) slot: Option<u64>,
+    /// Opened before the first write.
+    pub(crate) sync: Dir,
+    pub(crate) changed: Vec<TreePath>,
+    pub(crate) inodes: InodeChanges,
+    pub(crate) spare_miss: bool,
+    /// What the tree was built from, to see that it still is live.
+    pub(crate) basis: Option<u64>,
+    /// Content bytes and files that came from the origin.
+    pub(crate) fetched: (u64, u64),
+}
+
+impl Staged {
+    /// What it is.
+    pub fn target(&self) -> &SignedGeneration {
+        &self.target
+    }
+
+    /// Paths that differ from the live tree.
+    pub fn changed_paths(&self) -> &[TreePath] {
+        &self.changed
+    }
+
+    /// Content bytes that came from the origin.
+    pub fn fetched_bytes(&self) -> u64 {
+        self.fetched.0
+    }
+
+    /// Contents that came from the origin.
+    pub fn fetched_files(&self) -> u64 {
+        self.fetched.1
+    }
+
+    /// Whether no spare was ready.
+    pub fn is_spare_miss(&self) -> bool {
+        self.spare_miss
+    }
+}
+
+/// What the tree is built on.
+enum Base {
+    /// `spare-K` at the live root.
+    Spare(u64),
+    /// `building-K`, at the live root but for holes; `farm`: every name of it was looked at.
+    Building { slot: u64, holes: Vec<(TreePath, Entry)>, farm: bool },
+}
+
+impl Replica {
+    /// Builds `target` beside the live tree. `inline` is an update that came with the announcement, and the root that it
+    /// starts from. Blocks; `cancel` is looked at often.
+    ///
+    /// An error leaves the live tree as it was and keeps what arrived.
+    pub fn stage(
+        &mut self,
+        target: &SignedGeneration,
+        inline: Option<(RootHash, Vec<Frame>)>,
+        source: &mut dyn Source,
+        progress: &dyn Fn(StageProgress),
+        cancel: &AtomicBool,
+    ) -> Result<Staged, StageError> {
+        target.may_follow(self.accepted())?;
+        let sync = self.layout.staging.reopen()?;
+        if self.live().is_some_and(|live| live.number() == target.number()) {
+            return Ok(Staged {
+                target: target.clone(),
+                slot: None,
+                sync,
+                changed: Vec::new(),
+                inodes: InodeChanges::default(),
+                spare_miss: false,
+                basis: Some(target.number().get()),
+                fetched: (0, 0),
+            });
+        }
+        self.build(target, inline, source, progress, cancel, &HashSet::new(), sync)
+    }
+
+    /// Builds `target` from the live tree, not trusting its files at `distrusted`.
+    #[allow(clippy::too_many_arguments)]
+    pub(crate) fn build(
+        &mut self,
+        target: &SignedGeneration,
+        inline: Option<(RootHash, Vec<Frame>)>,
+        source: &mut dyn Source,
+        progress: &dyn Fn(StageProgress),
+        cancel: &AtomicBool,
+        distrusted: &HashSet<TreePath>,
+        sync: Dir,
+    ) -> Result<Staged, StageError> {
+        let from = self.live().map(|live| live.generation().root);
+        let to = target.generation().root;
+        let manifest = manifest::obtain(&self.record, from.as_ref(), &to, inline, source)?;
+        let mut diff = manifest.diff;
+        let mut update = manifest.update;
+        self.check_space(&diff, from.as_ref())?;
+
+        let incoming = Incoming::open(&self.layout, self.owners)?;
+        self.salvage(&diff, &incoming)?;
+        let base = self.base(from.as_ref(), distrusted, cancel)?;
+        let spare_miss = distrusted.is_empty() && matches!(base, Base::Building { farm: true, .. });
+        if spare_miss {
+            self.count_spare_miss();
+        }
+        if let Base::Building { holes, .. } = &base
+            && !holes.is_empty()
+        {
+            tracing::warn!(paths = holes.len(), "live files are not what was activated: fetched again");
+            self.fill_holes(&mut diff, holes, &to)?;
+            // The update brings only what differs; the general path brings all.
+            update = None;
+        }
+        let holes = match &base {
+            Base::Building { holes, .. } => holes.iter().map(|(path, _)| path.clone()).collect(),
+            Base::Spare(_) => HashSet::new(),
+        };
+        let mut plan = Plan::make(self, from.as_ref(), &diff, &incoming, distrusted, &holes)?;
+        let fetched = plan.fetch(self, target.root_hash(), update, source, progress, cancel)?;
+        if cancel.load(Ordering::Relaxed) {
+            return Err(StageError::Cancelled);
+        }
+        let slot = self.take(base)?;
+        let tree = self.layout.staging.open_dir(&building(slot))?;
+        let patch =
+            Patch { layout: &self.layout, owners: self.owners, slot, diff: &diff, to: &to };
+        let placed = patch.run(tree, &mut plan.supply(self)?)?;
+        drop(plan);
+        incoming.clear()?;
+        let inodes = inodes::inode_changes(&self.record, from.as_ref(), &to, &diff, &placed)?;
+        let mut changed: Vec<TreePath> = diff.changes.iter().map(|c| c.path().clone()).collect();
+        changed.dedup();
+        Ok(Staged {
+            target: target.clone(),
+            slot: Some(slot),
+            sync,
+            changed,
+            inodes,
+            spare_miss,
+            basis: self.live().map(|live| live.number().get()),
+            fetched,
+        })
+    }
+
+    fn check_space(&self, diff: &TreeDiff, from: Option<&RootEntry>) -> Result<(), StageError> {
+        let space = self.layout.staging.space()?;
+        let mut demand = space::Demand::of(diff, space.block_bytes);
+        if let Some(from) = from
+            && self.spares().is_empty()
+        {
+            demand.add_farm(from, space.block_bytes);
+        }
+        if demand.check(&space, 0).is_ok() {
+            return Ok(());
+        }
+        // What an interrupted attempt left counts.
+        let present = content::present_bytes(&self.layout)?;
+        demand.check(&space, present)
+    }
+
+    /// Takes new files out of trees that an earlier attempt was interrupted in.
+    fn salvage(&self, diff: &TreeDiff, incoming: &Incoming) -> Result<(), StageError> {
+        for slot in self.buildings()? {
+            let mut tree = cursor::DirCursor::new(self.layout.staging.open_dir(&building(slot))?);
+            for change in &diff.changes {
+                let (Change::Added { path, entry } | Change::Modified { path, to: entry, .. }) = change else {
+                    continue;
+                };
+                if let Kind::File { content, size } = entry.kind
+                    && size > 0
+                    && let Some((parent, name)) = path.split_last()
+                    && let Ok(dir) = tree.at(&parent)
+                    && !incoming.has(content, size)?
+                {
+                    incoming.salvage(content, size, dir, name.as_bytes())?;
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Something to build on: a spare at the live root, else a farm of links.
+    fn base(
+        &mut self,
+        from: Option<&RootEntry>,
+        distrusted: &HashSet<TreePath>,
+        cancel: &AtomicBool,
+    ) -> Result<Base, StageError> {
+        let Some(from) = from else {
+            for slot in self.buildings()? {
+                self.layout.discard(&self.layout.staging, &building(slot))?;
+            }
+            let slot = self.free_slot()?;
+            self.layout.staging.create_dir(&building(slot), 0o700)?;
+            return Ok(Base::Building { slot, holes: Vec::new(), farm: false });
+        };
+        if distrusted.is_empty() {
+            if let Some((slot, _)) = self.spares().iter().find(|(_, root)| *root == from) {
+                return Ok(Base::Spare(*slot));
+            }
+            if let Some((slot, root)) = self.spares().iter().next_back().map(|(s, r)| (*s, *r)) {
+                self.demote(slot)?;
+                if self.catch_up(slot, &root, from)? {
+                    return Ok(Base::Building { slot, holes: Vec::new(), farm: false });
+                }
+            }
+        }
+        let slot = match self.buildings()?.first() {
+            Some(slot) => *slot,
+            None => match self.spares().keys().next().copied() {
+                Some(spare) => self.demote(spare)?,
+                None => {
+                    let slot = self.free_slot()?;
+                    self.layout.staging.create_dir(&building(slot), 0o700)?;
+                    slot
+                }
+            },
+        };
+        let conformed = self.conform(slot, from, distrusted.clone(), cancel)?;
+        Ok(Base::Building { slot, holes: conformed.holes, farm: true })
+    }
+
+    /// Makes `building-K` a copy of the live tree by links.
+    pub(crate) fn conform(
+        &self,
+        slot: u64,
+        live_root: &RootEntry,
+        distrusted: HashSet<TreePath>,
+        cancel: &AtomicBool,
+    ) -> Result<conform::Conformed, StageError> {
+        let dir = self.layout.staging.open_dir(&building(slot))?;
+        let live = self.live_tree(live_root)?;
+        let (layout, record, owners) = (&self.layout, &self.record, self.owners);
+        Conform { layout, record, owners, live, distrusted, cancel }.run(&dir, live_root)
+    }
+
+    /// The live tree as something to link from.
+    pub(crate) fn live_tree(&self, root: &RootEntry) -> Result<LiveTree<'_>, StageError> {
+        let number = self.live().map_or(0, |live| live.number().get());
+        let dir = self.layout.generations.open_dir(number.to_string().as_bytes())?;
+        Ok(LiveTree::open(&self.record, root, dir, self.owners)?)
+    }
+
+    /// Brings `building-K` from exactly `from` to the live root by links alone. `false`: the live tree is not what was
+    /// activated, and the building is neither.
+    pub(crate) fn catch_up(&self, slot: u64, from: &RootEntry, to: &RootEntry) -> Result<bool, StageError> {
+        let diff = checked_diff(&self.record, from, to)?;
+        let dir = self.layout.staging.open_dir(&building(slot))?;
+        let mut links = LinkSupply { live: self.live_tree(to)?, damaged: false };
+        let patch = Patch { layout: &self.layout, owners: self.owners, slot, diff: &diff, to };
+        patch.run(dir, &mut links)?;
+        Ok(!links.damaged)
+    }
+
+    /// Adds to the diff what the base lacks though the manifests agree on it.
+    fn fill_holes(
+        &self,
+        diff: &mut TreeDiff,
+        holes: &[(TreePath, Entry)],
+        to: &RootEntry,
+    ) -> Result<(), StageError> {
+        let changed: HashSet<TreePath> = diff.changes.iter().map(|c| c.path().clone()).collect();
+        let mut manifest = ManifestCursor::new(&self.record, to)?;
+        for (path, entry) in holes {
+            let renamed = diff.renamed_directories.iter().find_map(|r| path.rebase(&r.from, &r.to));
+            let path = renamed.unwrap_or_else(|| path.clone());
+            if !changed.contains(&path) && manifest.entry(&path)?.as_ref() == Some(entry) {
+                diff.changes.push(Change::Added { path, entry: entry.clone() });
+            }
+        }
+        // Stable: a removal stays before the addition at its path.
+        diff.changes.sort_by(|a, b| a.path().cmp(b.path()));
+        Ok(())
+    }
+
+    /// Makes the base the tree that is patched, durably: from here on it is not trusted if this is interrupted.
+    fn take(&mut self, base: Base) -> Result<u64, StageError> {
+        match base {
+            Base::Building { slot, .. } => Ok(slot),
+            Base::Spare(slot) => self.demote(slot),
+        }
+    }
+
+    /// Slots of trees that are being built, or were when something interrupted it.
+    pub(crate) fn buildings(&self) -> Result<Vec<u64>, DiskError> {
+        let mut slots: Vec<u64> =
+            self.layout.staging.list()?.iter().filter_map(|l| numbered(&l.name, "building-")).collect();
+        slots.sort_unstable();
+        Ok(slots)
+    }
+
+    /// A slot number that no name in staging has.
+    pub(crate) fn free_slot(&self) -> Result<u64, DiskError> {
+        let names = self.layout.staging.list()?;
+        let used = names
+            .iter()
+            .filter_map(|l| numbered(&l.name, "building-").or_else(|| numbered(&l.name, "spare-")));
+        Ok(used.max().unwrap_or(0) + 1)
+    }
+}
+
+/// Name of a tree that is being built.
+pub(crate) fn building(slot: u64) -> Vec<u8> {
+    format!("building-{slot}").into_bytes()
+}
+
+/// Name of a spare.
+pub(crate) fn spare(slot: u64) -> Vec<u8> {
+    format!("spare-{slot}").into_bytes()
+}
+
+/// Everything is in the live tree under the same path.
+struct LinkSupply<'a> {
+    live: LiveTree<'a>,
+    damaged: bool,
+}
+
+impl Supply for LinkSupply<'_> {
+    fn put(
+        &mut self,
+        _: usize,
+        path: &TreePath,
+        entry: &Entry,
+        dir: &Dir,
+        name: &[u8],
+    ) -> Result<u64, StageError> {
+        let linked = self.live.link(path, entry, dir, name)?;
+        self.damaged |= linked.is_none();
+        Ok(linked.unwrap_or(0))
+    }
+}

@@ -1,0 +1,417 @@
+//! Where every file of a diff comes from: a link, a copy, the origin.
+
+use std::collections::{HashMap, HashSet};
+use std::sync::atomic::{AtomicBool, AtomicU64};
+
+use syncd_shared::diff::{Change, DirectorySource, TreeDiff};
+use syncd_shared::limits::{OBJECTS_BATCH_BYTES, OBJECTS_BATCH_MAX};
+use syncd_shared::wire::ObjectsBatch;
+use syncd_shared::{ContentHash, Entry, Kind, Metadata, RootEntry, RootHash, TreePath};
+
+use crate::disk::{self, Dir};
+use crate::replica::Replica;
+use crate::source::{FetchError, Frames, Source};
+use crate::stage::content::{Incoming, Wanted, hash_file};
+use crate::stage::cursor::{DirCursor, LiveTree, ManifestCursor, looks_like};
+use crate::stage::patch::Supply;
+use crate::stage::receive::Reception;
+use crate::stage::{StageError, StageProgress};
+
+/// A tree that this node holds: `None` is the live one, else its generation number.
+type Tree = Option<u64>;
+
+/// How one changed entry comes to be.
+#[derive(Debug, Clone)]
+enum Origin {
+    /// Nothing to do, or made on the spot: directories, symlinks, empty files.
+    Made,
+    /// The inode that a tree has there.
+    Link(Tree, TreePath),
+    /// A file of `staging/incoming`.
+    Incoming,
+}
+
+/// The plan for one diff.
+pub(crate) struct Plan<'a> {
+    incoming: &'a Incoming,
+    origins: Vec<Origin>,
+    wanted: HashMap<ContentHash, Wanted>,
+    /// Keys of `wanted`, by first use in path order.
+    order: Vec<ContentHash>,
+    /// Not there yet.
+    lacking: Vec<ContentHash>,
+}
+
+/// A held tree, to take files from that have been there under the same path.
+struct Held<'a> {
+    number: u64,
+    manifest: ManifestCursor<'a>,
+    dirs: DirCursor,
+}
+
+impl<'a> Plan<'a> {
+    /// Looks at what this node has. Contents that it has are copied to `incoming`, verified.
+    pub fn make(
+        replica: &Replica,
+        from: Option<&RootEntry>,
+        diff: &TreeDiff,
+        incoming: &'a Incoming,
+        distrusted: &HashSet<TreePath>,
+        holes: &HashSet<TreePath>,
+    ) -> Result<Self, StageError> {
+        let mut live = from.map(|root| replica.live_tree(root)).transpose()?;
+        let mut held = held_trees(replica)?;
+        let mut released = released(diff, distrusted);
+        let mut plan = Self { incoming, origins: Vec::new(), wanted: HashMap::new(), order: Vec::new(), lacking: Vec::new() };
+        let mut copies: HashMap<ContentHash, Vec<(Tree, TreePath)>> = HashMap::new();
+        for change in &diff.changes {
+            let origin = match change {
+                Change::Removed { .. } => Origin::Made,
+                Change::Added { path, entry } | Change::Modified { path, to: entry, .. } => {
+                    if let (true, Kind::File { content, .. }) = (holes.contains(path), &entry.kind) {
+                        // Only its inode or metadata may be wrong: what is copied is hashed.
+                        copies.entry(*content).or_default().push((None, path.clone()));
+                    }
+                    plan.origin(path, entry, live.as_mut(), &mut held, &mut released, &mut copies, replica)?
+                }
+            };
+            plan.origins.push(origin);
+        }
+        plan.copy(&copies, live.as_mut(), &mut held)?;
+        Ok(plan)
+    }
+
+    #[allow(clippy::too_many_arguments)]
+    fn origin(
+        &mut self,
+        path: &TreePath,
+        entry: &Entry,
+        live: Option<&mut LiveTree<'_>>,
+        held: &mut [Held<'_>],
+        released: &mut HashMap<ContentHash, Vec<(TreePath, Metadata)>>,
+        copies: &mut HashMap<ContentHash, Vec<(Tree, TreePath)>>,
+        replica: &Replica,
+    ) -> Result<Origin, StageError> {
+        let Kind::File { content, size } = entry.kind else { return Ok(Origin::Made) };
+        if size == 0 {
+            return Ok(Origin::Made);
+        }
+        // A renamed file: its old name goes, so its inode may go on under the new one, once.
+        if let (Some(live), Some(old)) = (live, released.get_mut(&content)) {
+            if let Some(same) = old.iter().position(|(_, metadata)| *metadata == entry.metadata)
+                && live.checked(&old[same].0, entry)?.is_some()
+            {
+                let (old_path, _) = old.swap_remove(same);
+                return Ok(Origin::Link(None, old_path));
+            }
+            copies.entry(content).or_default().extend(old.iter().map(|(path, _)| (None, path.clone())));
+        }
+        for tree in held {
+            match tree.manifest.entry(path)? {
+                Some(there) if there == *entry => {
+                    if tree.is_intact(path, entry, replica)? {
+                        return Ok(Origin::Link(Some(tree.number), path.clone()));
+                    }
+                }
+                Some(Entry { kind: Kind::File { content: c, .. }, .. }) if c == content => {
+                    copies.entry(content).or_default().push((Some(tree.number), path.clone()));
+                }
+                _ => {}
+            }
+        }
+        let wanted = self.wanted.entry(content).or_insert_with(|| {
+            self.order.push(content);
+            Wanted { size, metadata: entry.metadata, users: 0 }
+        });
+        if wanted.size != size {
+            return Err(StageError::Missing { content });
+        }
+        wanted.users += 1;
+        Ok(Origin::Incoming)
+    }
+
+    /// Copies what the node has elsewhere; what is left is lacking.
+    fn copy(
+        &mut self,
+        copies: &HashMap<ContentHash, Vec<(Tree, TreePath)>>,
+        mut live: Option<&mut LiveTree<'_>>,
+        held: &mut [Held<'_>],
+    ) -> Result<(), StageError> {
+        for content in &self.order {
+            let Some(wanted) = self.wanted.get(content) else { continue };
+            if self.incoming.has(*content, wanted.size)? {
+                continue;
+            }
+            let mut found = false;
+            for (tree, path) in copies.get(content).into_iter().flatten() {
+                let Some((parent, name)) = path.split_last() else { continue };
+                let dir = match tree {
+                    None => live.as_mut().map(|live| live.dir(&parent)),
+                    Some(number) => {
+                        held.iter_mut().find(|h| h.number == *number).map(|h| h.dirs.at(&parent))
+                    }
+                };
+                let Some(Ok(dir)) = dir else { continue };
+                if self.incoming.copy(*content, wanted, dir, name.as_bytes())? {
+                    found = true;
+                    break;
+                }
+            }
+            if !found {
+                self.lacking.push(*content);
+            }
+        }
+        Ok(())
+    }
+
+    /// Fetches what is lacking. Returns the bytes and contents that came.
+    pub fn fetch(
+        &mut self,
+        replica: &Replica,
+        root: RootHash,
+        update: Option<Frames>,
+        source: &mut dyn Source,
+        progress: &dyn Fn(StageProgress),
+        cancel: &AtomicBool,
+    ) -> Result<(u64, u64), StageError> {
+        if self.lacking.is_empty() {
+            return Ok((0, 0));
+        }
+        let bytes_total = self.lacking.iter().filter_map(|c| self.wanted.get(c)).map(|w| w.size).sum();
+        let reception = Reception {
+            incoming: self.incoming,
+            wanted: &self.wanted,
+            cancel,
+            files_done: AtomicU64::new(0),
+            bytes_done: AtomicU64::new(0),
+            files_total: self.lacking.len() as u64,
+            bytes_total,
+        };
+        progress(reception.done());
+        if let Some(mut frames) = update {
+            match reception.receive(&mut frames, 1, progress) {
+                Ok(not_sent) => copy_named(replica, self.incoming, &self.wanted, &not_sent.local)?,
+                Err(e) if e.is_transient() => return Err(e),
+                Err(e) => {
+                    tracing::warn!(error = &e as &dyn std::error::Error, "update refused, fetching by hash");
+                }
+            }
+        }
+        let mut lacking = Vec::new();
+        for content in std::mem::take(&mut self.lacking) {
+            if self.incoming.arrived(content).is_none() {
+                lacking.push(content);
+            }
+        }
+        if !lacking.is_empty() {
+            lacking = copy_from_live(replica, self.incoming, &self.wanted, lacking)?;
+        }
+        if !lacking.is_empty() {
+            let batches = batches(&lacking, &self.wanted);
+            let answers = batches.len();
+            let mut frames = source.objects(root, batches).map_err(StageError::Fetch)?;
+            let not_sent = reception.receive(&mut frames, answers, progress)?;
+            if let Some(content) = not_sent.missing.first() {
+                let content = ContentHash::from_bytes(*content);
+                return Err(StageError::Fetch(FetchError::MissingContent { content }));
+            }
+        }
+        let done = reception.done();
+        progress(done);
+        match lacking.iter().find(|c| self.incoming.arrived(**c).is_none()) {
+            Some(content) => Err(StageError::Missing { content: *content }),
+            None => Ok((done.bytes_done, done.files_done)),
+        }
+    }
+
+    /// What puts the files into the tree.
+    pub fn supply<'b>(&'b mut self, replica: &'b Replica) -> Result<PlanSupply<'b>, StageError> {
+        let mut trees = HashMap::new();
+        for origin in &self.origins {
+            if let Origin::Link(tree, _) = origin
+                && !trees.contains_key(tree)
+            {
+                let number = tree.or(replica.live().map(|l| l.number().get())).unwrap_or(0);
+                let dir = replica.layout.generations.open_dir(number.to_string().as_bytes())?;
+                trees.insert(*tree, DirCursor::new(dir));
+            }
+        }
+        Ok(PlanSupply {
+            incoming: self.incoming,
+            origins: &self.origins,
+            wanted: &mut self.wanted,
+            trees,
+            owners: replica.owners,
+        })
+    }
+}
+
+/// Files and symlinks by plan.
+pub(crate) struct PlanSupply<'a> {
+    incoming: &'a Incoming,
+    origins: &'a [Origin],
+    wanted: &'a mut HashMap<ContentHash, Wanted>,
+    trees: HashMap<Tree, DirCursor>,
+    owners: disk::Owners,
+}
+
+impl Supply for PlanSupply<'_> {
+    fn put(
+        &mut self,
+        change: usize,
+        _: &TreePath,
+        entry: &Entry,
+        dir: &Dir,
+        name: &[u8],
+    ) -> Result<u64, StageError> {
+        match (&self.origins[change], &entry.kind) {
+            (Origin::Link(tree, from), _) => {
+                if let Some((parent, own)) = from.split_last()
+                    && let Some(cursor) = self.trees.get_mut(tree)
+                {
+                    cursor.at(&parent)?.link(own.as_bytes(), dir, name)?;
+                }
+            }
+            (Origin::Incoming, Kind::File { content, .. }) => {
+                let wanted =
+                    self.wanted.get_mut(content).ok_or(StageError::Missing { content: *content })?;
+                wanted.users = wanted.users.saturating_sub(1);
+                return self.incoming.place(*content, &entry.metadata, wanted.users == 0, dir, name);
+            }
+            (_, Kind::Symlink { target }) => {
+                dir.symlink(target, name)?;
+                dir.set_metadata(name, &entry.metadata, self.owners, true)?;
+            }
+            _ => {
+                drop(dir.create_file(name)?);
+                dir.set_metadata(name, &entry.metadata, self.owners, false)?;
+            }
+        }
+        Ok(dir.stat(name)?.map_or(0, |s| s.inode))
+    }
+}
+
+impl Held<'_> {
+    /// Whether the file at `path` has the content and metadata that the manifest says. Reads it.
+    fn is_intact(&mut self, path: &TreePath, entry: &Entry, replica: &Replica) -> Result<bool, StageError> {
+        let (Some((parent, name)), Kind::File { content, .. }) = (path.split_last(), &entry.kind) else {
+            return Ok(false);
+        };
+        let Ok(dir) = self.dirs.at(&parent) else { return Ok(false) };
+        let there = dir.stat(name.as_bytes())?;
+        if !there.is_some_and(|s| looks_like(entry, &s, replica.owners)) {
+            return Ok(false);
+        }
+        let Ok(file) = dir.open_file(name.as_bytes()) else { return Ok(false) };
+        Ok(hash_file(&file).is_ok_and(|hash| hash == *content))
+    }
+}
+
+fn held_trees(replica: &Replica) -> Result<Vec<Held<'_>>, StageError> {
+    let live = replica.live().map(|l| l.number().get());
+    let mut held = Vec::new();
+    for (number, generation) in replica.generations().iter().rev() {
+        if Some(*number) == live {
+            continue;
+        }
+        // A manifest or tree that is no longer whole is no place to take from.
+        if let Ok(manifest) = ManifestCursor::new(&replica.record, &generation.generation().root)
+            && let Ok(dir) = replica.layout.generations.open_dir(number.to_string().as_bytes())
+        {
+            held.push(Held { number: *number, manifest, dirs: DirCursor::new(dir) });
+        }
+    }
+    Ok(held)
+}
+
+/// Paths whose content goes away with the diff or gets other metadata.
+fn released(
+    diff: &TreeDiff,
+    distrusted: &HashSet<TreePath>,
+) -> HashMap<ContentHash, Vec<(TreePath, Metadata)>> {
+    let mut released: HashMap<_, Vec<_>> = HashMap::new();
+    for change in &diff.changes {
+        if let Change::Removed { path, entry: from } | Change::Modified { path, from, .. } = change
+            && let Kind::File { content, size } = from.kind
+            && size > 0
+            && !distrusted.contains(path)
+        {
+            released.entry(content).or_default().push((path.clone(), from.metadata));
+        }
+    }
+    released
+}
+
+/// Copies what the origin says is in the live tree.
+fn copy_named(
+    replica: &Replica,
+    incoming: &Incoming,
+    wanted: &HashMap<ContentHash, Wanted>,
+    named: &[(ContentHash, TreePath)],
+) -> Result<(), StageError> {
+    let Some(live) = replica.live() else { return Ok(()) };
+    let mut tree = replica.live_tree(&live.generation().root)?;
+    for (content, path) in named {
+        if let Some(want) = wanted.get(content)
+            && incoming.arrived(*content).is_none()
+            && let Some((parent, name)) = path.split_last()
+            && let Ok(dir) = tree.dir(&parent)
+        {
+            incoming.copy(*content, want, dir, name.as_bytes())?;
+        }
+    }
+    Ok(())
+}
+
+/// Looks through the live tree's manifest for contents, and copies them. What is still lacking. Cost follows the tree:
+/// only where the origin could not say what differs.
+fn copy_from_live(
+    replica: &Replica,
+    incoming: &Incoming,
+    wanted: &HashMap<ContentHash, Wanted>,
+    lacking: Vec<ContentHash>,
+) -> Result<Vec<ContentHash>, StageError> {
+    let Some(live) = replica.live() else { return Ok(lacking) };
+    let mut sought: HashSet<ContentHash> = lacking.iter().copied().collect();
+    let mut found = Vec::new();
+    let mut waiting = vec![(TreePath::root(), live.generation().root.object)];
+    while let Some((path, object)) = waiting.pop() {
+        if sought.is_empty() {
+            break;
+        }
+        let Ok(directory) = replica.record.directory(&object) else { continue };
+        for entry in directory.entries() {
+            let path = path.join(&entry.name).map_err(|source| StageError::Path { source })?;
+            match entry.kind {
+                Kind::Directory { object, .. } => waiting.push((path, object)),
+                Kind::File { content, .. } if sought.remove(&content) => found.push((content, path)),
+                _ => {}
+            }
+        }
+    }
+    found.sort_by(|a, b| a.1.cmp(&b.1));
+    copy_named(replica, incoming, wanted, &found)?;
+    Ok(lacking.into_iter().filter(|c| incoming.arrived(*c).is_none()).collect())
+}
+
+/// Requests that are bounded in number and bytes.
+fn batches(lacking: &[ContentHash], wanted: &HashMap<ContentHash, Wanted>) -> Vec<ObjectsBatch> {
+    let mut batches = Vec::new();
+    let (mut files, mut bytes) = (Vec::new(), 0u64);
+    for content in lacking {
+        let size = wanted.get(content).map_or(0, |w| w.size);
+        if !files.is_empty()
+            && (files.len() == OBJECTS_BATCH_MAX || bytes.saturating_add(size) > OBJECTS_BATCH_BYTES)
+        {
+            let files = std::mem::take(&mut files);
+            batches.push(ObjectsBatch { directories: Vec::new(), recursive: false, files });
+            bytes = 0;
+        }
+        files.push(*content);
+        bytes = bytes.saturating_add(size);
+    }
+    if !files.is_empty() {
+        batches.push(ObjectsBatch { directories: Vec::new(), recursive: false, files });
+    }
+    batches
+}

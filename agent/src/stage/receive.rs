@@ -1,0 +1,136 @@
+//! Takes what the origin sends to `staging/incoming`, on a few threads where it is much.
+
+use std::collections::HashMap;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::mpsc::{SyncSender, sync_channel};
+
+use syncd_shared::wire::{Frame, StoredFrame};
+use syncd_shared::{ContentHash, TreePath};
+
+use crate::source::FetchError;
+use crate::stage::content::{Incoming, Wanted};
+use crate::stage::{StageError, StageProgress};
+
+/// Threads that decompress, hash and write.
+const WORKERS_MAX: usize = 4;
+/// Frames that wait for a worker, each at most 1 MiB compressed: with what the workers hold about 20 MiB.
+const WAITING_FRAMES: usize = 3;
+/// Below this much content everything happens on the calling thread.
+const INLINE_BYTES: u64 = 1024 * 1024;
+
+/// What is received, and where it goes.
+pub(crate) struct Reception<'a> {
+    pub incoming: &'a Incoming,
+    pub wanted: &'a HashMap<ContentHash, Wanted>,
+    pub cancel: &'a AtomicBool,
+    pub files_done: AtomicU64,
+    pub bytes_done: AtomicU64,
+    pub files_total: u64,
+    pub bytes_total: u64,
+}
+
+/// Contents that the answer did not bring as bytes.
+#[derive(Debug, Default)]
+pub(crate) struct NotSent {
+    /// The tree that is updated from has them there.
+    pub local: Vec<(ContentHash, TreePath)>,
+    /// The origin does not have them.
+    pub missing: Vec<[u8; 32]>,
+}
+
+impl Reception<'_> {
+    /// Reads until `answers` requests are answered.
+    pub fn receive(
+        &self,
+        frames: &mut dyn Iterator<Item = Result<Frame, FetchError>>,
+        answers: usize,
+        progress: &dyn Fn(StageProgress),
+    ) -> Result<NotSent, StageError> {
+        if self.bytes_total <= INLINE_BYTES {
+            return self.read(frames, answers, progress, &mut |frame| self.store(&frame).map(|()| true));
+        }
+        let workers = std::thread::available_parallelism().map_or(1, |n| n.get()).min(WORKERS_MAX);
+        std::thread::scope(|scope| {
+            let mut senders: Vec<SyncSender<StoredFrame>> = Vec::new();
+            let mut handles = Vec::new();
+            for _ in 0..workers {
+                let (sender, receiver) = sync_channel::<StoredFrame>(WAITING_FRAMES);
+                senders.push(sender);
+                handles.push(scope.spawn(move || {
+                    // Dropping the receiver tells the reader that this worker failed.
+                    receiver.into_iter().try_for_each(|frame| self.store(&frame))
+                }));
+            }
+            let mut turn = 0;
+            let read = self.read(frames, answers, progress, &mut |frame| {
+                // Pieces of one large file go to one worker, so that they are hashed as they come.
+                let part = frame.pieces.iter().find(|p| {
+                    self.wanted.get(&p.file).is_some_and(|w| w.size != u64::from(p.length_bytes))
+                });
+                turn += 1;
+                let worker = part.map_or(turn, |p| usize::from(p.file.as_bytes()[1])) % workers;
+                Ok(senders[worker].send(frame).is_ok())
+            });
+            drop(senders);
+            for handle in handles {
+                match handle.join() {
+                    Ok(result) => result?,
+                    Err(panic) => std::panic::resume_unwind(panic),
+                }
+            }
+            read
+        })
+    }
+
+    fn read(
+        &self,
+        frames: &mut dyn Iterator<Item = Result<Frame, FetchError>>,
+        answers: usize,
+        progress: &dyn Fn(StageProgress),
+        store: &mut dyn FnMut(StoredFrame) -> Result<bool, StageError>,
+    ) -> Result<NotSent, StageError> {
+        let mut not_sent = NotSent::default();
+        let mut ended = 0;
+        while ended < answers {
+            if self.cancel.load(Ordering::Relaxed) {
+                return Err(StageError::Cancelled);
+            }
+            match frames.next() {
+                None => return Err(StageError::Fetch(FetchError::Disconnected(None))),
+                Some(frame) => match frame.map_err(StageError::Fetch)? {
+                    Frame::Stored(frame) => {
+                        if !store(frame)? {
+                            // The worker's error is told by its join.
+                            return Ok(not_sent);
+                        }
+                        progress(self.done());
+                    }
+                    Frame::Local { file, source } => not_sent.local.push((file, source)),
+                    Frame::End { missing, .. } => {
+                        not_sent.missing.extend(missing);
+                        ended += 1;
+                    }
+                    Frame::Directories(_) | Frame::Patches(_) => {}
+                },
+            }
+        }
+        Ok(not_sent)
+    }
+
+    fn store(&self, frame: &StoredFrame) -> Result<(), StageError> {
+        let (files, bytes) = self.incoming.store(frame, self.wanted)?;
+        self.files_done.fetch_add(files, Ordering::Relaxed);
+        self.bytes_done.fetch_add(bytes, Ordering::Relaxed);
+        Ok(())
+    }
+
+    /// How far it is.
+    pub fn done(&self) -> StageProgress {
+        StageProgress {
+            files_done: self.files_done.load(Ordering::Relaxed),
+            files_total: self.files_total,
+            bytes_done: self.bytes_done.load(Ordering::Relaxed),
+            bytes_total: self.bytes_total,
+        }
+    }
+}

@@ -1,0 +1,322 @@
+//! Re-hashes the live tree, reports drift, and heals it.
+//!
+//! Nothing is repaired in place: a new tree is staged in which every damaged name is replaced, and exchanged with the
+//! live one atomically under the same number. What was damaged rests for the grace, then is recycled.
+
+use std::collections::HashSet;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::mpsc::sync_channel;
+use std::sync::{Mutex, PoisonError};
+
+use rustix::fs::FileType;
+use syncd_shared::diff::DirectorySource;
+use syncd_shared::wire::ObjectsBatch;
+use syncd_shared::{ContentHash, Entry, Kind, Metadata, ObjectHash, RootHash, TreePath};
+
+use crate::activate::ActivateError;
+use crate::disk::{Dir, DiskError, Owners};
+use crate::record::RecordError;
+use crate::replica::Replica;
+use crate::source::{FetchError, Frames, Source};
+use crate::stage::content::hash_file;
+use crate::stage::{StageError, StageProgress};
+
+/// Threads that hash.
+const WORKERS_MAX: usize = 4;
+/// Files that wait for them.
+const WAITING_FILES: usize = 256;
+
+/// What is wrong with a path.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Damage {
+    /// It is not there.
+    Missing,
+    /// No manifest has it.
+    Extra,
+    /// It is another kind of file.
+    Kind,
+    /// Its content, or where it points to, differs.
+    Content,
+    /// Its mode, owner or time differ.
+    Metadata,
+    /// It could not be read.
+    Unreadable,
+}
+
+/// A path that is no longer what the manifest says.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Drift {
+    /// Where.
+    pub path: TreePath,
+    /// What is wrong.
+    pub what: Damage,
+}
+
+/// How far a check is.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct VerifyProgress {
+    /// Files that were hashed.
+    pub files_done: u64,
+    /// Files that the tree has.
+    pub files_total: u64,
+    /// Bytes that were hashed.
+    pub bytes_done: u64,
+    /// Bytes that the tree has.
+    pub bytes_total: u64,
+}
+
+/// What a check found.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct VerifyReport {
+    /// Files that were hashed.
+    pub files: u64,
+    /// Bytes that were hashed.
+    pub bytes: u64,
+    /// What was wrong, in path order.
+    pub drift: Vec<Drift>,
+    /// Whether the live tree was replaced by a whole one.
+    pub healed: bool,
+}
+
+/// Why a check did not finish.
+#[derive(Debug, thiserror::Error)]
+pub enum VerifyError {
+    /// Nothing is live, or nothing is known about what is.
+    #[error("no generation is live: run the agent until one is")]
+    NothingLive,
+    /// The record failed.
+    #[error("read the manifest")]
+    Record(#[from] RecordError),
+    /// The live tree could not be read.
+    #[error("read the live tree")]
+    Disk(#[from] DiskError),
+    /// The tree that replaces it could not be built.
+    #[error("stage a whole tree")]
+    Stage(#[from] StageError),
+    /// It could not be switched to.
+    #[error("switch to the whole tree")]
+    Activate(#[from] ActivateError),
+    /// The agent stops.
+    #[error("the check was cancelled")]
+    Cancelled,
+}
+
+/// No origin at hand: what the node itself has must do.
+struct NoSource;
+
+impl Source for NoSource {
+    fn update(&mut self, from: RootHash, _: RootHash) -> Result<Frames, FetchError> {
+        Err(FetchError::UnknownRoot { root: from })
+    }
+
+    fn objects(&mut self, _: RootHash, _: Vec<ObjectsBatch>) -> Result<Frames, FetchError> {
+        Err(FetchError::Disconnected(None))
+    }
+}
+
+/// A file to be hashed.
+struct Job {
+    dir: Arc<Dir>,
+    path: TreePath,
+    entry: Entry,
+}
+
+impl Replica {
+    /// Checks every byte and attribute of the live tree, and heals what it can: without a source from what the node has
+    /// elsewhere. Owners count where this process may set them.
+    pub fn verify(
+        &mut self,
+        source: Option<&mut dyn Source>,
+        progress: &dyn Fn(VerifyProgress),
+        cancel: &AtomicBool,
+    ) -> Result<VerifyReport, VerifyError> {
+        let mut report = self.check(progress, cancel)?;
+        if report.drift.is_empty() {
+            self.upkeep.damaged = false;
+            return Ok(report);
+        }
+        for drift in &report.drift {
+            tracing::warn!(path = %drift.path, what = ?drift.what, "drift");
+        }
+        let mut nothing = NoSource;
+        let without = source.is_none();
+        let source = source.unwrap_or(&mut nothing);
+        match self.heal(&report.drift, source, cancel) {
+            Ok(()) => report.healed = true,
+            Err(VerifyError::Stage(StageError::Fetch(FetchError::Disconnected(None)))) if without => {}
+            Err(e) => return Err(e),
+        }
+        Ok(report)
+    }
+
+    fn check(
+        &self,
+        progress: &dyn Fn(VerifyProgress),
+        cancel: &AtomicBool,
+    ) -> Result<VerifyReport, VerifyError> {
+        let live = self.live().ok_or(VerifyError::NothingLive)?;
+        let root = live.generation().root;
+        let dir = self.layout.generations.open_dir(live.number().to_string().as_bytes())?;
+        let workers = std::thread::available_parallelism().map_or(1, |n| n.get()).min(WORKERS_MAX);
+        let (files, bytes) = (AtomicU64::new(0), AtomicU64::new(0));
+        let drift = Mutex::new(Vec::new());
+        let (sender, receiver) = sync_channel::<Job>(WAITING_FILES);
+        let receiver = Mutex::new(receiver);
+        let found = |path: &TreePath, what| {
+            let drift_entry = Drift { path: path.clone(), what };
+            drift.lock().unwrap_or_else(PoisonError::into_inner).push(drift_entry);
+        };
+        std::thread::scope(|scope| {
+            for _ in 0..workers {
+                scope.spawn(|| {
+                    loop {
+                        let job = receiver.lock().unwrap_or_else(PoisonError::into_inner).recv();
+                        let Ok(job) = job else { return };
+                        let (expected, size) = match job.entry.kind {
+                            Kind::File { content, size } => (content, size),
+                            _ => continue,
+                        };
+                        if let Some(what) = content_damage(&job, expected) {
+                            found(&job.path, what);
+                        }
+                        files.fetch_add(1, Ordering::Relaxed);
+                        bytes.fetch_add(size, Ordering::Relaxed);
+                    }
+                });
+            }
+            let mut walk = Walk {
+                replica: self,
+                owners: self.owners,
+                found: &found,
+                jobs: &sender,
+                cancel,
+                tick: &|| {
+                    progress(VerifyProgress {
+                        files_done: files.load(Ordering::Relaxed),
+                        files_total: root.totals.files,
+                        bytes_done: bytes.load(Ordering::Relaxed),
+                        bytes_total: root.totals.bytes,
+                    });
+                },
+            };
+            let walked = walk.directory(&TreePath::root(), Arc::new(dir), &root.object, &root.metadata);
+            drop(sender);
+            walked
+        })?;
+        let mut drift = drift.into_inner().unwrap_or_else(PoisonError::into_inner);
+        drift.sort_by(|a, b| a.path.cmp(&b.path));
+        let (files, bytes) = (files.into_inner(), bytes.into_inner());
+        Ok(VerifyReport { files, bytes, drift, healed: false })
+    }
+
+    fn heal(
+        &mut self,
+        drift: &[Drift],
+        source: &mut dyn Source,
+        cancel: &AtomicBool,
+    ) -> Result<(), VerifyError> {
+        let live = self.live().cloned().ok_or(VerifyError::NothingLive)?;
+        let distrusted: HashSet<TreePath> = drift.iter().map(|d| d.path.clone()).collect();
+        let sync = self.layout.staging.reopen().map_err(StageError::from)?;
+        // Spares have the same inodes: they are looked at again, name by name.
+        for slot in self.spares().keys().copied().collect::<Vec<_>>() {
+            self.demote(slot)?;
+        }
+        let progress = |_: StageProgress| {};
+        let staged = self.build(&live, None, source, &progress, cancel, &distrusted, sync)?;
+        if let Some(slot) = staged.slot {
+            self.exchange(&staged, slot)?;
+        }
+        self.upkeep.damaged = false;
+        self.publish();
+        Ok(())
+    }
+}
+
+struct Walk<'a> {
+    replica: &'a Replica,
+    owners: Owners,
+    found: &'a dyn Fn(&TreePath, Damage),
+    jobs: &'a std::sync::mpsc::SyncSender<Job>,
+    cancel: &'a AtomicBool,
+    tick: &'a dyn Fn(),
+}
+
+impl Walk<'_> {
+    fn directory(
+        &mut self,
+        path: &TreePath,
+        dir: Arc<Dir>,
+        object: &ObjectHash,
+        metadata: &Metadata,
+    ) -> Result<(), VerifyError> {
+        if self.cancel.load(Ordering::Relaxed) {
+            return Err(VerifyError::Cancelled);
+        }
+        (self.tick)();
+        let stat = dir.stat_self()?;
+        if stat.mtime != metadata.mtime || !self.owners.agree(&stat, metadata) {
+            (self.found)(path, Damage::Metadata);
+        }
+        let manifest = self.replica.record.directory(object)?;
+        self.strangers(path, &dir, &manifest)?;
+        for entry in manifest.entries() {
+            let path = path.join(&entry.name).map_err(|source| StageError::Path { source })?;
+            let name = entry.name.as_bytes();
+            let Some(stat) = dir.stat(name)? else {
+                (self.found)(&path, Damage::Missing);
+                continue;
+            };
+            match (&entry.kind, stat.kind) {
+                (Kind::Directory { object, .. }, FileType::Directory) => match dir.open_dir(name) {
+                    Ok(child) => self.directory(&path, Arc::new(child), object, &entry.metadata)?,
+                    Err(_) => (self.found)(&path, Damage::Unreadable),
+                },
+                (Kind::File { size, .. }, FileType::RegularFile) if *size == stat.size => {
+                    if stat.mtime != entry.metadata.mtime || !self.owners.agree(&stat, &entry.metadata) {
+                        (self.found)(&path, Damage::Metadata);
+                    }
+                    // Workers end only after this sender is gone.
+                    let _ = self.jobs.send(Job { dir: dir.clone(), path, entry: entry.clone() });
+                }
+                (Kind::File { .. }, FileType::RegularFile) => (self.found)(&path, Damage::Content),
+                (Kind::Symlink { target }, FileType::Symlink) => {
+                    if dir.read_link(name)? != **target {
+                        (self.found)(&path, Damage::Content);
+                    } else if stat.mtime != entry.metadata.mtime || !self.owners.agree(&stat, &entry.metadata) {
+                        (self.found)(&path, Damage::Metadata);
+                    }
+                }
+                _ => (self.found)(&path, Damage::Kind),
+            }
+        }
+        Ok(())
+    }
+
+    fn strangers(
+        &self,
+        path: &TreePath,
+        dir: &Dir,
+        manifest: &syncd_shared::Directory,
+    ) -> Result<(), VerifyError> {
+        for listed in dir.list()? {
+            let Ok(name) = syncd_shared::Component::new(&listed.name) else { continue };
+            if manifest.get(&name).is_none() {
+                let extra = path.join(&name).unwrap_or_else(|_| path.clone());
+                (self.found)(&extra, Damage::Extra);
+            }
+        }
+        Ok(())
+    }
+}
+
+fn content_damage(job: &Job, expected: ContentHash) -> Option<Damage> {
+    let Ok(file) = job.dir.open_file(job.entry.name.as_bytes()) else { return Some(Damage::Unreadable) };
+    crate::disk::drop_cached(&file);
+    match hash_file(&file) {
+        Ok(actual) if actual == expected => None,
+        Ok(_) => Some(Damage::Content),
+        Err(_) => Some(Damage::Unreadable),
+    }
+}
