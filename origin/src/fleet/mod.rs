@@ -30,7 +30,7 @@ use tokio_util::task::TaskTracker;
 
 use crate::keys::{Keys, KeysError};
 
-pub use records::{RecordChange, RecordError, RecordStore};
+pub use records::{NamedRecord, RecordChange, RecordError, RecordStore};
 pub use roster::{Admission, RosterError};
 pub use view::{AgentProgress, AgentState, AgentView, FleetView, RETAIN_MS};
 
@@ -244,7 +244,7 @@ impl Fleet {
     pub async fn attach(&self, peer: PeerIdentity, greeting: Greeting) -> Result<Attachment, FleetError> {
         let name = peer.name.clone();
         let (reply, answer) = oneshot::channel();
-        let command = Command::Attach { peer, greeting, reply };
+        let command = Command::Attach { peer, greeting: Box::new(greeting), reply };
         self.commands.send(command).await.map_err(|_| FleetError::Stopping)?;
         let (connection, ended) = answer.await.map_err(|_| FleetError::Stopping)??;
         let announced = self.announced.subscribe();

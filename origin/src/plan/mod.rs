@@ -88,17 +88,8 @@ impl Plan {
 }
 
 impl Planner {
-    /// Plans from what `contents` has; spools under the data directory `data`, within the default budget.
-    pub fn new(contents: Arc<dyn Contents>, data: &Path) -> Result<Self, PlanError> {
-        Self::with_budget(contents, data, PlanBudget::default())
-    }
-
-    /// [`Planner::new`] within another budget.
-    pub fn with_budget(
-        contents: Arc<dyn Contents>,
-        data: &Path,
-        budget: PlanBudget,
-    ) -> Result<Self, PlanError> {
+    /// Plans from what `contents` has; spools under the data directory `data`, within `budget`.
+    pub fn new(contents: Arc<dyn Contents>, data: &Path, budget: PlanBudget) -> Result<Self, PlanError> {
         let spool = Spool::create(data.join(SPOOL_DIRECTORY), budget.disk_bytes)?;
         let inner = Inner {
             contents,

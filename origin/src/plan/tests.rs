@@ -6,7 +6,7 @@ use super::*;
 
 fn planner(store: &Arc<MemoryStore>, budget: PlanBudget) -> (Planner, TempDir) {
     let data = TempDir::new().unwrap();
-    (Planner::with_budget(store.clone(), data.path(), budget).unwrap(), data)
+    (Planner::new(store.clone(), data.path(), budget).unwrap(), data)
 }
 
 /// A replica that has `root` whole, by the general path.
@@ -188,7 +188,7 @@ async fn the_budget_drops_what_was_not_used_for_longest() {
     assert_eq!(files(), 2, "nothing is left of what was given up");
     std::fs::write(data.path().join("spool/99.update"), b"left by a crash").unwrap();
     drop(planner);
-    let _again = Planner::with_budget(store, data.path(), budget).unwrap();
+    let _again = Planner::new(store, data.path(), budget).unwrap();
     assert_eq!(files(), 0);
 }
 
@@ -246,7 +246,7 @@ async fn a_sealed_generation_is_planned_from_the_real_store() {
     let (small, large) = (noise(1, 700), noise(2, 300_000));
     let from = seal(1, &[("a", small.clone()), ("b", large.clone()), ("empty", Vec::new())]);
     let to = seal(2, &[("a", noise(3, 900)), ("c", large.clone()), ("empty", Vec::new())]);
-    let planner = Planner::new(store, data.path()).unwrap();
+    let planner = Planner::new(store, data.path(), PlanBudget::default()).unwrap();
     let (replica, _) = updated(&planner, &from, &to).await;
     assert_eq!(replica.tree(&to), tree(&[("a", &noise(3, 900)), ("c", &large), ("empty", b"")]));
     assert_eq!(replica.local.len(), 1);

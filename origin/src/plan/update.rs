@@ -31,7 +31,11 @@ pub(super) fn encode(
     let before = contents.root(&from)?.ok_or(PlanError::UnknownRoot { root: from })?;
     let after = contents.root(&to)?.ok_or(PlanError::UnknownRoot { root: to })?;
     let source = Directories(contents);
-    let tree_diff = diff(&source, &before, &after).map_err(|source| PlanError::Diff { from, to, source: Box::new(source) })?;
+    let tree_diff = diff(&source, &before, &after).map_err(|source| PlanError::Diff {
+        from,
+        to,
+        source: Box::new(source),
+    })?;
     let mut item = 0;
     let mut emit = |message: Message| {
         let frame = v1::FetchFrame { item, frame: Some(message) };

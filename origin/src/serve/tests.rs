@@ -24,6 +24,7 @@ use tonic::{Code, Status, Streaming};
 
 use super::*;
 use crate::fleet::{AgentState, AgentView};
+use crate::plan::PlanBudget;
 use crate::plan::fixture::{MemoryReplica, MemoryStore, Tree, noise, tree};
 use crate::store::Store;
 
@@ -54,7 +55,7 @@ impl Origin {
         let (shutdown, tasks) = (CancellationToken::new(), TaskTracker::new());
         let (sender, observed) = mpsc::channel(4);
         let fleet = Fleet::start(store, keys.clone(), sender, shutdown.clone(), &tasks).unwrap();
-        let planner = Planner::new(contents.clone(), data.path()).unwrap();
+        let planner = Planner::new(contents.clone(), data.path(), PlanBudget::default()).unwrap();
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap().to_string();
         let services = Services { keys: keys.clone(), fleet: fleet.clone(), planner, limit: None };
@@ -316,9 +317,8 @@ async fn an_agent_that_reads_late_gets_only_the_newest() {
     let roots: Vec<_> = (0..50u64).map(|i| origin.contents.put(&tree(&[("f", &i.to_le_bytes())]))).collect();
     let node = origin.node("web1").await;
     let mut control = origin.attached(&node, hello()).await;
-    for (i, root) in roots.iter().enumerate() {
-        origin.fleet.announce(origin.generation(1 + i as u64, *root));
-    }
+    let all: Vec<_> = roots.iter().zip(1..).map(|(root, number)| origin.generation(number, *root)).collect();
+    all.into_iter().for_each(|generation| origin.fleet.announce(generation));
     let newest = message(&origin.generation(50, roots[49]));
     let mut seen = 0;
     while control.announce().await.generation != Some(newest.clone()) {
