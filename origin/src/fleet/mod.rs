@@ -15,8 +15,6 @@ mod owner;
 mod records;
 pub mod registry;
 mod roster;
-#[cfg(test)]
-mod tests;
 mod view;
 
 use std::collections::HashSet;
@@ -32,7 +30,7 @@ use tokio_util::task::TaskTracker;
 
 use crate::keys::{Keys, KeysError};
 
-pub use records::{RecordChange, RecordError, RecordStore};
+pub use records::{NamedRecord, RecordChange, RecordError, RecordStore};
 pub use roster::{Admission, RosterError};
 pub use view::{AgentProgress, AgentState, AgentView, FleetView, RETAIN_MS};
 
@@ -201,12 +199,11 @@ impl Fleet {
         let tree_id = self.keys.tree_id();
         let newest = SignedGeneration::verify(record, signature, tree_id, &self.keys.verifying_key());
         let older = self.keys.successions().iter().rev().map(|s| s.new_key);
-        older
-            .fold(newest, |found, key| {
-                found.or_else(|error| {
-                    SignedGeneration::verify(record, signature, tree_id, &key).map_err(|_| error)
-                })
+        older.fold(newest, |found, key| {
+            found.or_else(|error| {
+                SignedGeneration::verify(record, signature, tree_id, &key).map_err(|_| error)
             })
+        })
     }
 
     /// A join token, durable when this returns.
@@ -247,7 +244,7 @@ impl Fleet {
     pub async fn attach(&self, peer: PeerIdentity, greeting: Greeting) -> Result<Attachment, FleetError> {
         let name = peer.name.clone();
         let (reply, answer) = oneshot::channel();
-        let command = Command::Attach { peer, greeting, reply };
+        let command = Command::Attach { peer, greeting: Box::new(greeting), reply };
         self.commands.send(command).await.map_err(|_| FleetError::Stopping)?;
         let (connection, ended) = answer.await.map_err(|_| FleetError::Stopping)??;
         let announced = self.announced.subscribe();

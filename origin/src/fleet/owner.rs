@@ -35,7 +35,7 @@ pub(super) enum Command {
     Revoke { name: String, reply: Reply },
     Join { secret_hash: [u8; 32], peer: PeerIdentity, fingerprint: [u8; 32], reply: Reply },
     Renew { peer: PeerIdentity, new: PeerIdentity, fingerprint: [u8; 32], reply: Reply },
-    Attach { peer: PeerIdentity, greeting: Greeting, reply: oneshot::Sender<Attached> },
+    Attach { peer: PeerIdentity, greeting: Box<Greeting>, reply: oneshot::Sender<Attached> },
     Report { name: AgentName, connection: u64, report: Report },
     Detach { name: AgentName, connection: u64 },
 }
@@ -178,7 +178,7 @@ impl Owner {
                 self.durable(renewed, reply);
             }
             Command::Attach { peer, greeting, reply } => {
-                let attached = self.attach(&peer, greeting, now);
+                let attached = self.attach(&peer, *greeting, now);
                 let _ = reply.send(attached);
             }
             Command::Report { name, connection, report } => self.report(&name, connection, report, now),

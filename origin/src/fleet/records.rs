@@ -13,6 +13,9 @@ pub struct RecordChange {
     pub value: Option<Vec<u8>>,
 }
 
+/// A record's name and value.
+pub type NamedRecord = (Vec<u8>, Vec<u8>);
+
 /// Why records were not read or written.
 #[derive(Debug, thiserror::Error)]
 pub enum RecordError {
@@ -41,13 +44,13 @@ impl RecordError {
 /// The store, as far as the fleet needs it. All calls block.
 pub trait RecordStore: Send + Sync + 'static {
     /// Names and values of a namespace.
-    fn load(&self, namespace: &'static str) -> Result<Vec<(Vec<u8>, Vec<u8>)>, RecordError>;
+    fn load(&self, namespace: &'static str) -> Result<Vec<NamedRecord>, RecordError>;
     /// Makes changes durable, all or none, in order.
     fn save(&self, changes: &[RecordChange]) -> Result<(), RecordError>;
 }
 
 impl RecordStore for Store {
-    fn load(&self, namespace: &'static str) -> Result<Vec<(Vec<u8>, Vec<u8>)>, RecordError> {
+    fn load(&self, namespace: &'static str) -> Result<Vec<NamedRecord>, RecordError> {
         self.records(namespace, b"").map_err(|error| RecordError::Store(error.into()))
     }
 

@@ -9,7 +9,7 @@ use serde::{Deserialize, Serialize};
 use syncd_shared::identity::authority::AGENT_CERTIFICATE_LIFE;
 use syncd_shared::identity::{AgentName, PeerIdentity, Serial};
 
-use super::records::{RecordChange, RecordError};
+use super::records::{NamedRecord, RecordChange, RecordError};
 
 pub(super) const AGENTS: &str = "fleet.agents";
 pub(super) const TOKENS: &str = "fleet.tokens";
@@ -22,7 +22,9 @@ const EXPIRED_TOKENS_MS: i64 = 7 * 24 * 60 * 60 * 1000;
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum RosterError {
     /// A secret that is of no token.
-    #[error("the join token is not of this origin, or was spent long ago: make a new one with `syncd-origin token`")]
+    #[error(
+        "the join token is not of this origin, or was spent long ago: make a new one with `syncd-origin token`"
+    )]
     UnknownToken,
     /// Too late.
     #[error("the join token has expired: make a new one with `syncd-origin token`")]
@@ -31,7 +33,9 @@ pub enum RosterError {
     #[error("the join token was used already: make a new one with `syncd-origin token`")]
     SpentToken,
     /// The name has a certificate that holds.
-    #[error("the name {name} is taken: choose another with --name, or free it with `syncd-origin revoke {name}`")]
+    #[error(
+        "the name {name} is taken: choose another with --name, or free it with `syncd-origin revoke {name}`"
+    )]
     NameTaken {
         /// The name.
         name: AgentName,
@@ -123,9 +127,9 @@ pub(super) struct Roster {
 impl Roster {
     /// From what was written.
     pub(super) fn decode(
-        agents: Vec<(Vec<u8>, Vec<u8>)>,
-        tokens: Vec<(Vec<u8>, Vec<u8>)>,
-        revoked: Vec<(Vec<u8>, Vec<u8>)>,
+        agents: Vec<NamedRecord>,
+        tokens: Vec<NamedRecord>,
+        revoked: Vec<NamedRecord>,
     ) -> Result<Self, RecordError> {
         let mut roster = Self::default();
         for (name, value) in agents {
@@ -151,7 +155,8 @@ impl Roster {
     }
 
     pub(super) fn admission(&self) -> Admission {
-        let serials = |all: &[Issued]| -> Vec<Serial> { all.iter().filter_map(|c| c.serial.parse().ok()).collect() };
+        let serials =
+            |all: &[Issued]| -> Vec<Serial> { all.iter().filter_map(|c| c.serial.parse().ok()).collect() };
         Admission {
             revoked: self.revoked.values().flat_map(|r| serials(&r.serials)).collect(),
             known: self.agents.values().flat_map(|a| serials(&a.certificates)).collect(),
@@ -198,14 +203,16 @@ impl Roster {
         let token = TokenRecord { uses_left: token.uses_left - 1, ..token.clone() };
         self.note(TOKENS, secret_hash, &token);
         self.tokens.insert(*secret_hash, token);
+        let before = self.agents.get(&peer.name).cloned();
         let agent = AgentRecord {
             version: VERSION,
             certificates: vec![issued(peer)],
             fingerprint: Some(HEXLOWER.encode(fingerprint)),
             enrolled_ms: now_ms,
-            last_seen_ms: 0,
-            generation: None,
-            root: None,
+            // A node that joins again keeps its replica.
+            last_seen_ms: before.as_ref().map_or(0, |a| a.last_seen_ms),
+            generation: before.as_ref().and_then(|a| a.generation),
+            root: before.and_then(|a| a.root),
         };
         self.put(peer.name.clone(), agent);
         Ok(())
@@ -311,4 +318,95 @@ fn decode<T: for<'de> Deserialize<'de>>(
     value: &[u8],
 ) -> Result<T, RecordError> {
     serde_json::from_slice(value).map_err(|_| RecordError::damaged(namespace, name))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use time::{Duration, OffsetDateTime};
+
+    const DAY: i64 = 24 * 60 * 60 * 1000;
+
+    fn peer(serial: u8, not_after_ms: i64) -> PeerIdentity {
+        let not_after = OffsetDateTime::from_unix_timestamp(not_after_ms / 1000).unwrap();
+        PeerIdentity {
+            name: "web1".parse().unwrap(),
+            serial: Serial::from_bytes([serial; 16]),
+            not_before: not_after - Duration::days(30),
+            not_after,
+        }
+    }
+
+    fn joined(now: i64) -> Roster {
+        let mut roster = Roster::default();
+        roster.add_token([1; 32], 3, now + 10 * DAY, now);
+        roster.join(&[1; 32], &peer(1, now + 30 * DAY), &[0; 32], now).unwrap();
+        roster
+    }
+
+    #[test]
+    fn a_name_is_free_once_its_certificates_have_expired() {
+        let mut roster = joined(0);
+        let again = peer(2, 40 * DAY);
+        let refused = roster.join(&[1; 32], &again, &[0; 32], DAY);
+        assert_eq!(refused, Err(RosterError::NameTaken { name: again.name.clone() }));
+        roster.seen(&again.name, DAY, Some(7), Some("root".into()));
+        roster.add_token([2; 32], 1, 50 * DAY, 31 * DAY);
+        roster.join(&[2; 32], &again, &[0; 32], 31 * DAY).unwrap();
+        let (_, record) = roster.agents().next().unwrap();
+        assert_eq!((record.generation, record.certificates.len()), (Some(7), 1));
+    }
+
+    #[test]
+    fn revoking_a_name_refuses_all_that_was_issued_to_it_known_or_not() {
+        let mut roster = joined(0);
+        let renewed = peer(2, 45 * DAY);
+        roster.renew(&peer(1, 30 * DAY), &renewed, &[0; 32], 15 * DAY).unwrap();
+        roster.revoke("web1", 20 * DAY).unwrap();
+        let forgotten = peer(3, 49 * DAY);
+        for certificate in [&peer(1, 30 * DAY), &renewed, &forgotten] {
+            assert!(!roster.admission().admits(certificate));
+            assert!(matches!(roster.admit(certificate, 21 * DAY), Err(RosterError::Revoked { .. })));
+        }
+        roster.add_token([2; 32], 1, 30 * DAY, 20 * DAY);
+        let anew = peer(4, 50 * DAY);
+        roster.join(&[2; 32], &anew, &[0; 32], 20 * DAY).unwrap();
+        assert!(roster.admission().admits(&anew) && !roster.admission().admits(&renewed));
+        assert!(matches!(roster.revoke("nobody", 0), Err(RosterError::UnknownAgent { .. })));
+    }
+
+    #[test]
+    fn an_agent_that_a_restored_origin_forgot_is_enrolled_again() {
+        let mut roster = Roster::default();
+        roster.admit(&peer(1, 30 * DAY), DAY).unwrap();
+        assert_eq!(roster.agents().count(), 1);
+        assert_eq!(roster.take_changes().len(), 1);
+        roster.admit(&peer(1, 30 * DAY), DAY).unwrap();
+        assert!(roster.take_changes().is_empty(), "nothing new is nothing to write");
+    }
+
+    #[test]
+    fn what_was_written_is_read_back_and_damage_is_refused() {
+        let mut roster = joined(0);
+        roster.revoke("web1", DAY).unwrap();
+        roster.add_token([2; 32], 1, 30 * DAY, DAY);
+        roster.join(&[2; 32], &peer(2, 60 * DAY), &[0; 32], DAY).unwrap();
+        let mut tables: BTreeMap<&str, BTreeMap<Vec<u8>, Vec<u8>>> = BTreeMap::new();
+        for change in roster.take_changes() {
+            let table = tables.entry(change.namespace).or_default();
+            match change.value {
+                Some(value) => drop(table.insert(change.name, value)),
+                None => drop(table.remove(&change.name)),
+            }
+        }
+        let mut table = |name: &str| tables.remove(name).unwrap_or_default().into_iter().collect::<Vec<_>>();
+        let (agents, tokens, revoked) = (table(AGENTS), table(TOKENS), table(REVOKED));
+        let mut again = Roster::decode(agents.clone(), tokens, revoked).unwrap();
+        assert!(again.agents().eq(roster.agents()));
+        assert!(!again.admission().admits(&peer(1, 30 * DAY)));
+        let spent = again.join(&[2; 32], &peer(3, 60 * DAY), &[0; 32], 2 * DAY);
+        assert_eq!(spent, Err(RosterError::SpentToken));
+        let damaged = vec![(agents[0].0.clone(), b"{".to_vec())];
+        assert!(Roster::decode(damaged, Vec::new(), Vec::new()).is_err());
+    }
 }

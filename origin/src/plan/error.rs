@@ -26,7 +26,7 @@ pub enum PlanError {
         to: RootHash,
         /// Why.
         #[source]
-        source: DiffError<DirectoryError>,
+        source: Box<DiffError<DirectoryError>>,
     },
     /// The tree that the update leads to has content that the store lacks.
     #[error("content {content} is not in the store; run: syncd-origin check")]

@@ -88,7 +88,7 @@ impl Plan {
 }
 
 impl Planner {
-    /// Plans from what `contents` has; spools under the data directory `data`.
+    /// Plans from what `contents` has; spools under the data directory `data`, within `budget`.
     pub fn new(contents: Arc<dyn Contents>, data: &Path, budget: PlanBudget) -> Result<Self, PlanError> {
         let spool = Spool::create(data.join(SPOOL_DIRECTORY), budget.disk_bytes)?;
         let inner = Inner {
@@ -194,7 +194,8 @@ impl Inner {
                 && place < self.budget.updates;
             if !within && place > 0 {
                 cache.plans.remove(key);
-                let sum = if encoded.as_ref().is_none_or(|e| e.is_inline()) { &mut memory } else { &mut disk };
+                let sum =
+                    if encoded.as_ref().is_none_or(|e| e.is_inline()) { &mut memory } else { &mut disk };
                 *sum -= bytes;
             }
         }

@@ -108,9 +108,7 @@ impl SpoolWriter<'_> {
 
     fn write(&mut self, bytes: &[u8]) -> Result<(), PlanError> {
         let Some((writer, spooled)) = &mut self.file else { return Ok(()) };
-        writer
-            .write_all(bytes)
-            .map_err(|source| PlanError::Spool { path: spooled.path.clone(), source })?;
+        writer.write_all(bytes).map_err(|source| PlanError::Spool { path: spooled.path.clone(), source })?;
         let start = spooled.ends.last().copied().unwrap_or(0);
         spooled.ends.push(start + bytes.len() as u64);
         Ok(())
@@ -120,9 +118,7 @@ impl SpoolWriter<'_> {
         let place = match self.file {
             None => Place::Memory(self.memory),
             Some((mut writer, spooled)) => {
-                writer
-                    .flush()
-                    .map_err(|source| PlanError::Spool { path: spooled.path.clone(), source })?;
+                writer.flush().map_err(|source| PlanError::Spool { path: spooled.path.clone(), source })?;
                 Place::Spooled(spooled)
             }
         };

@@ -94,7 +94,8 @@ impl ContentFrames {
         let (mut pieces, mut bytes) = (0, 0);
         while pieces < WINDOW_PIECES && bytes < WINDOW_BYTES {
             let Some(want) = self.next_want(contents)? else { break };
-            let Some(place) = contents.locate(&want.chunk.hash)?.filter(|p| p.length == want.chunk.length) else {
+            let Some(place) = contents.locate(&want.chunk.hash)?.filter(|p| p.length == want.chunk.length)
+            else {
                 self.give_up(want.file);
                 continue;
             };
@@ -219,7 +220,8 @@ fn piece(want: &Want, frame_offset: u32) -> Piece {
 /// The receiver takes no more pieces of a frame than it has bytes: a frame with more is sent again for them.
 fn push_frame(compressed: Bytes, uncompressed_bytes: usize, pieces: Vec<Piece>, out: &mut Vec<Message>) {
     for pieces in pieces.chunks(uncompressed_bytes.clamp(1, MESSAGE_PIECES)) {
-        let frame = StoredFrame { compressed: compressed.clone(), uncompressed_bytes, pieces: pieces.to_vec() };
+        let frame =
+            StoredFrame { compressed: compressed.clone(), uncompressed_bytes, pieces: pieces.to_vec() };
         out.push(Message::Stored(frame.to_message()));
     }
 }

@@ -137,11 +137,15 @@ async fn what_is_not_there_is_named() {
 
     let unknown = RootHash::from_bytes([9; 32]);
     let refused = planner.update(unknown, root.hash()).await;
-    assert!(matches!(refused.as_ref().map_err(|e| &**e), Err(PlanError::UnknownRoot { root }) if *root == unknown));
+    assert!(
+        matches!(refused.as_ref().map_err(|e| &**e), Err(PlanError::UnknownRoot { root }) if *root == unknown)
+    );
     store.forget_content(&there);
     let empty = store.put(&Tree::new());
     let refused = planner.update(empty.hash(), root.hash()).await;
-    assert!(matches!(refused.as_ref().map_err(|e| &**e), Err(PlanError::MissingContent { content }) if *content == there));
+    assert!(
+        matches!(refused.as_ref().map_err(|e| &**e), Err(PlanError::MissingContent { content }) if *content == there)
+    );
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -166,8 +170,7 @@ async fn concurrent_callers_share_one_encoding() {
 async fn the_budget_drops_what_was_not_used_for_longest() {
     let store = MemoryStore::new(1 << 20);
     let empty = store.put(&Tree::new());
-    let roots: Vec<_> =
-        (0..4).map(|i| store.put(&tree(&[("f", &noise(i, 400_000))])).hash()).collect();
+    let roots: Vec<_> = (0..4).map(|i| store.put(&tree(&[("f", &noise(i, 400_000))])).hash()).collect();
     let budget = PlanBudget { disk_bytes: 1_000_000, ..PlanBudget::default() };
     let (planner, data) = planner(&store, budget);
     let files = || std::fs::read_dir(data.path().join("spool")).unwrap().count();
@@ -197,4 +200,54 @@ async fn a_tiny_chunk_of_many_files_stays_within_the_limits_of_a_frame() {
     let root = store.put(&files);
     let (planner, _data) = planner(&store, PlanBudget::default());
     assert_eq!(replica(&planner, &root).tree(&root), files);
+}
+
+#[tokio::test]
+async fn a_sealed_generation_is_planned_from_the_real_store() {
+    use crate::store;
+    use syncd_shared::directory::{Entry, Kind, Metadata, Timestamp};
+
+    let data = TempDir::new().unwrap();
+    let store = Arc::new(store::Store::create(data.path()).unwrap());
+    let seal = |number: u64, files: &[(&str, Vec<u8>)]| {
+        let writer = store.writer().unwrap();
+        let mut entries = Vec::new();
+        for (name, bytes) in files {
+            let content = ContentHash::of(bytes);
+            let mut builder = writer.batch().unwrap();
+            let mut chunks = Vec::new();
+            for chunk in bytes.chunks(fixture::CHUNK) {
+                let hash = ContentHash::of(chunk);
+                builder.add_chunk(&hash, chunk).unwrap();
+                chunks.push(store::Chunk { hash, length: chunk.len() as u32 });
+            }
+            builder.finish().unwrap();
+            writer.put_file(&content, &chunks).unwrap();
+            entries.push(Entry {
+                name: syncd_shared::Component::new(name.as_bytes()).unwrap(),
+                metadata: Metadata { mode: 0o644, uid: 0, gid: 0, mtime: Timestamp::default() },
+                kind: Kind::File { content, size: bytes.len() as u64 },
+            });
+        }
+        let directory = Directory::new(entries).unwrap();
+        let object = writer.put_directory(&directory).unwrap();
+        let root = RootEntry { object, totals: directory.totals().unwrap(), ..RootEntry::empty() };
+        let generation = syncd_shared::Generation {
+            tree_id: syncd_shared::TreeId::from_bytes([9; 16]),
+            number: syncd_shared::GenerationNumber::new(number).unwrap(),
+            root,
+            parent: None,
+            created_ms: 0,
+            label: String::new(),
+        };
+        writer.seal(&generation.sign(&ed25519_dalek::SigningKey::from_bytes(&[5; 32]))).unwrap();
+        root
+    };
+    let (small, large) = (noise(1, 700), noise(2, 300_000));
+    let from = seal(1, &[("a", small.clone()), ("b", large.clone()), ("empty", Vec::new())]);
+    let to = seal(2, &[("a", noise(3, 900)), ("c", large.clone()), ("empty", Vec::new())]);
+    let planner = Planner::new(store, data.path(), PlanBudget::default()).unwrap();
+    let (replica, _) = updated(&planner, &from, &to).await;
+    assert_eq!(replica.tree(&to), tree(&[("a", &noise(3, 900)), ("c", &large), ("empty", b"")]));
+    assert_eq!(replica.local.len(), 1);
 }

@@ -31,7 +31,11 @@ pub(super) fn encode(
     let before = contents.root(&from)?.ok_or(PlanError::UnknownRoot { root: from })?;
     let after = contents.root(&to)?.ok_or(PlanError::UnknownRoot { root: to })?;
     let source = Directories(contents);
-    let tree_diff = diff(&source, &before, &after).map_err(|source| PlanError::Diff { from, to, source })?;
+    let tree_diff = diff(&source, &before, &after).map_err(|source| PlanError::Diff {
+        from,
+        to,
+        source: Box::new(source),
+    })?;
     let mut item = 0;
     let mut emit = |message: Message| {
         let frame = v1::FetchFrame { item, frame: Some(message) };
@@ -127,11 +131,7 @@ enum Carriage {
     Stored,
 }
 
-fn encode_contents(
-    contents: &dyn Contents,
-    tree_diff: &TreeDiff,
-    emit: Emit<'_>,
-) -> Result<(), PlanError> {
+fn encode_contents(contents: &dyn Contents, tree_diff: &TreeDiff, emit: Emit<'_>) -> Result<(), PlanError> {
     let mut released = tree_diff.released_contents();
     let mut stored = Vec::new();
     for (file, _size) in tree_diff.wanted_contents() {

@@ -38,7 +38,10 @@ impl Enrol {
         })
     }
 
-    async fn renew_checked(&self, request: Request<v1::RenewRequest>) -> Result<v1::RenewResponse, ServeError> {
+    async fn renew_checked(
+        &self,
+        request: Request<v1::RenewRequest>,
+    ) -> Result<v1::RenewResponse, ServeError> {
         let fleet = &self.services.fleet;
         let peer = peer(&request, fleet)?;
         let request = request.into_inner();
@@ -52,9 +55,9 @@ impl Enrol {
     fn issue(&self, name: &AgentName, request: &[u8]) -> Result<(Bytes, PeerIdentity, [u8; 32]), ServeError> {
         let issued = self.services.keys.authority().issue_agent(name, request, OffsetDateTime::now_utc());
         let (certificate, identity) = issued.map_err(|error| match error {
-            AuthorityError::RequestLength { .. } | AuthorityError::Request(_) | AuthorityError::RequestKey => {
-                ServeError::Request(error)
-            }
+            AuthorityError::RequestLength { .. }
+            | AuthorityError::Request(_)
+            | AuthorityError::RequestKey => ServeError::Request(error),
             error => ServeError::Issue(error),
         })?;
         Ok((Bytes::copy_from_slice(&certificate), identity, fingerprint(&certificate)))

@@ -73,9 +73,7 @@ pub(super) async fn run(
 
 async fn receive(incoming: &mut Streaming<v1::AgentMessage>) -> Result<Option<FromAgent>, ServeError> {
     match incoming.message().await {
-        Ok(Some(message)) => {
-            message.message.map(Some).ok_or(ServeError::Missing { field: "message" })
-        }
+        Ok(Some(message)) => message.message.map(Some).ok_or(ServeError::Missing { field: "message" }),
         Ok(None) => Ok(None),
         Err(status) => Err(ServeError::Transport(Box::new(status))),
     }
@@ -139,7 +137,8 @@ impl Outbox {
 
     fn take(&mut self) -> Option<v1::OriginMessage> {
         let welcome = self.welcome.take().map(ToAgent::Welcome);
-        let heartbeat = || self.heartbeat.take().map(|sequence| ToAgent::Heartbeat(v1::Heartbeat { sequence }));
+        let heartbeat =
+            || self.heartbeat.take().map(|sequence| ToAgent::Heartbeat(v1::Heartbeat { sequence }));
         let announce = || self.announce.take().map(ToAgent::Announce);
         let message = welcome.or_else(heartbeat).or_else(announce);
         message.map(|message| v1::OriginMessage { message: Some(message) })
@@ -240,7 +239,8 @@ impl Session {
                 Report::Heartbeat
             }
             FromAgent::Progress(p) => {
-                let progress = AgentProgress { generation: p.generation, files: p.files_done, bytes: p.bytes_done };
+                let progress =
+                    AgentProgress { generation: p.generation, files: p.files_done, bytes: p.bytes_done };
                 Report::Progress { state: agent_state(p.state)?, progress }
             }
             FromAgent::Staged(s) => {
