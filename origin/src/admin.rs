@@ -359,9 +359,15 @@ impl Admin {
             let complete = {
                 let fleet = view.borrow();
                 let mut awaited = fleet.agents.iter().filter(|a| {
-                    if wait.require_all { a.connected || !live.contains_key(&a.name) } else { connected.contains(&a.name) }
+                    if wait.require_all {
+                        a.connected || !live.contains_key(&a.name)
+                    } else {
+                        connected.contains(&a.name)
+                    }
                 });
-                awaited.all(|a| live.contains_key(&a.name) || a.needs_operator || (!a.connected && !wait.require_all))
+                awaited.all(|a| {
+                    live.contains_key(&a.name) || a.needs_operator || (!a.connected && !wait.require_all)
+                })
             };
             if complete {
                 break;
@@ -381,7 +387,9 @@ impl Admin {
             failed |= was_connected || wait.require_all;
             let result = if agent.connected { NodeResult::Failed } else { NodeResult::Unreachable };
             let error = agent.error.clone().or_else(|| {
-                agent.connected.then(|| format!("not live after {} ms, state {}", wait.timeout_ms, state_name(agent.state)))
+                agent.connected.then(|| {
+                    format!("not live after {} ms, state {}", wait.timeout_ms, state_name(agent.state))
+                })
             });
             replies.send(Reply::Node(NodeLine { name: agent.name.clone(), result, error })).await;
         }

@@ -61,7 +61,10 @@ struct WaitArgs {
 impl WaitArgs {
     fn request(&self) -> Option<Wait> {
         let wait = self.wait?;
-        Some(Wait { timeout_ms: u64::try_from(wait.as_millis()).unwrap_or(u64::MAX), require_all: self.require_all })
+        Some(Wait {
+            timeout_ms: u64::try_from(wait.as_millis()).unwrap_or(u64::MAX),
+            require_all: self.require_all,
+        })
     }
 }
 

@@ -93,7 +93,11 @@ impl Desk {
             Request::Diff { from, to } => self.diff(from, to, lines),
             Request::Check => self.check(lines),
             Request::Token { ttl_s, uses } => {
-                match Registry::new(self.store.clone()).create_token(&self.keys, Duration::from_secs(ttl_s), uses) {
+                match Registry::new(self.store.clone()).create_token(
+                    &self.keys,
+                    Duration::from_secs(ttl_s),
+                    uses,
+                ) {
                     Ok(token) => {
                         lines(Reply::Token { token: token.to_string() });
                         Ok(0)
@@ -171,7 +175,9 @@ impl Desk {
         };
         for change in &difference.changes {
             let renamed = match change {
-                Change::Removed { path, .. } if difference.renamed_directories.iter().any(|r| r.from == *path) => {
+                Change::Removed { path, .. }
+                    if difference.renamed_directories.iter().any(|r| r.from == *path) =>
+                {
                     continue;
                 }
                 Change::Added { path, .. } => difference.renamed_directories.iter().find(|r| r.to == *path),
@@ -248,7 +254,9 @@ fn diff_line(change: &Change) -> DiffLine {
     let (name, entry) = match change {
         Change::Removed { entry, .. } => ("removed", entry),
         Change::Added { entry, .. } => ("added", entry),
-        Change::Modified { from, to, .. } if from.metadata != to.metadata && same_content(&from.kind, &to.kind) => {
+        Change::Modified { from, to, .. }
+            if from.metadata != to.metadata && same_content(&from.kind, &to.kind) =>
+        {
             ("metadata", to)
         }
         Change::Modified { to, .. } => ("modified", to),

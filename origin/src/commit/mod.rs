@@ -97,7 +97,8 @@ impl Committer {
     ) -> (Self, tokio::task::JoinHandle<()>) {
         let (requests, receiver) = mpsc::channel(16);
         let current = sealer.current().cloned();
-        let (view_sender, view) = watch::channel(OriginView { state: State::Scanning, reason: None, current });
+        let (view_sender, view) =
+            watch::channel(OriginView { state: State::Scanning, reason: None, current });
         let owner = Owner {
             sealer: Some(sealer),
             schedule: Schedule::new(trigger, Instant::now()),
@@ -171,7 +172,11 @@ struct Owner {
 }
 
 impl Owner {
-    async fn run(mut self, mut requests: mpsc::Receiver<Request>, mut observed: mpsc::Receiver<SignedGeneration>) {
+    async fn run(
+        mut self,
+        mut requests: mpsc::Receiver<Request>,
+        mut observed: mpsc::Receiver<SignedGeneration>,
+    ) {
         // At the start the watch hints at everything.
         self.pending.merge(self.watch.take());
         let mut running = Some(self.spawn(Job::Scan));
@@ -277,6 +282,9 @@ impl Owner {
                     tracing::warn!("not published: {text}");
                 }
                 reason = Some(text);
+                if state == State::Waiting {
+                    self.schedule.hinted(now);
+                }
                 self.schedule.failed(now);
             }
             Err(error) => {
@@ -287,7 +295,10 @@ impl Owner {
                 } else {
                     (state, reason) = {
                         let view = self.view.borrow();
-                        (if view.state == State::Scanning { state } else { view.state }, view.reason.clone().or(reason))
+                        (
+                            if view.state == State::Scanning { state } else { view.state },
+                            view.reason.clone().or(reason),
+                        )
                     };
                 }
             }
@@ -323,6 +334,7 @@ impl Owner {
 
 /// A few of the places that hints name.
 fn examples(hints: &Hints) -> String {
-    let places: Vec<String> = hints.directories.iter().chain(&hints.subtrees).take(3).map(ToString::to_string).collect();
+    let places: Vec<String> =
+        hints.directories.iter().chain(&hints.subtrees).take(3).map(ToString::to_string).collect();
     if places.is_empty() { "many places".into() } else { places.join(", ") }
 }

@@ -110,7 +110,9 @@ impl Schedule {
         if collected {
             return;
         }
-        if let (Outcome::Scanned { unpublished: true }, Trigger::Settle { quiet, .. }) = (outcome, self.trigger) {
+        if let (Outcome::Scanned { unpublished: true }, Trigger::Settle { quiet, .. }) =
+            (outcome, self.trigger)
+        {
             self.publish_at.get_or_insert(now + quiet);
         }
         if racy {
@@ -129,7 +131,8 @@ impl Schedule {
 mod tests {
     use super::*;
 
-    const SETTLE: Trigger = Trigger::Settle { quiet: Duration::from_millis(500), max: Duration::from_secs(30) };
+    const SETTLE: Trigger =
+        Trigger::Settle { quiet: Duration::from_millis(500), max: Duration::from_secs(30) };
 
     fn at(start: Instant, ms: u64) -> Instant {
         start + Duration::from_millis(ms)

@@ -5,9 +5,9 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
+use syncd_shared::generation::GenerationError;
 use syncd_shared::limits::LABEL_MAX_BYTES;
 use syncd_shared::progress::Progress;
-use syncd_shared::generation::GenerationError;
 use syncd_shared::{Generation, GenerationNumber, RootEntry, RootHash, SignedGeneration, TreePath};
 
 use crate::fleet::Fleet;
@@ -244,7 +244,9 @@ impl Sealer {
             return Ok(outcome);
         }
         match (&self.current, publish.seals(root.hash(), current_root, base_unpublished)) {
-            (Some(current), None) if !matches!(publish, Publish::No) => Ok(Outcome::Unchanged(current.clone())),
+            (Some(current), None) if !matches!(publish, Publish::No) => {
+                Ok(Outcome::Unchanged(current.clone()))
+            }
             (_, None) => Ok(Outcome::Scanned { unpublished: base_unpublished }),
             (_, Some(label)) => {
                 let generation = self.next_generation(root, label)?;

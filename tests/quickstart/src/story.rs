@@ -18,7 +18,9 @@ pub async fn watch(world: World) -> anyhow::Result<()> {
         node.wait_for(current).await?;
         println!("{}           http://{}/   ({})", node.name, node.web, node.live().display());
     }
-    println!("generation {current} is live on both. Edit, add, rename or delete in the content tree; Ctrl-C ends.");
+    println!(
+        "generation {current} is live on both. Edit, add, rename or delete in the content tree; Ctrl-C ends."
+    );
     let story = async {
         loop {
             let next = world.sealed_after(current).await;
@@ -88,7 +90,10 @@ pub async fn tell(mut world: World) -> anyhow::Result<()> {
     let started = Instant::now();
     let name = world.add_node().await?.name.clone();
     everywhere(&world, third).await?;
-    println!("5. {name} joined with a token and serves generation {third} after {:.0} ms", started.elapsed().as_secs_f64() * 1e3);
+    println!(
+        "5. {name} joined with a token and serves generation {third} after {:.0} ms",
+        started.elapsed().as_secs_f64() * 1e3
+    );
     world.stop().await;
     println!("all of it held");
     Ok(())
@@ -108,9 +113,20 @@ async fn everywhere(world: &World, generation: u64) -> anyhow::Result<()> {
 fn compare(node: &Node, expected: &BTreeMap<String, String>) -> anyhow::Result<()> {
     let actual = listing(&node.live())?;
     for (path, description) in expected {
-        ensure!(actual.get(path) == Some(description), "{}: {path} differs: {:?}, expected {description}", node.name, actual.get(path));
+        ensure!(
+            actual.get(path) == Some(description),
+            "{}: {path} differs: {:?}, expected {description}",
+            node.name,
+            actual.get(path)
+        );
     }
-    ensure!(actual.len() == expected.len(), "{} has {} names, expected {}", node.name, actual.len(), expected.len());
+    ensure!(
+        actual.len() == expected.len(),
+        "{} has {} names, expected {}",
+        node.name,
+        actual.len(),
+        expected.len()
+    );
     ensure!(node.generation() > 0, "{} reports no generation", node.name);
     Ok(())
 }

@@ -159,6 +159,9 @@ pub async fn get(address: SocketAddr, path: &str) -> anyhow::Result<String> {
     stream.write_all(format!("GET {path} HTTP/1.0\r\nHost: quickstart\r\n\r\n").as_bytes()).await?;
     let mut answer = String::new();
     stream.read_to_string(&mut answer).await?;
-    ensure!(answer.starts_with("HTTP/1.0 200") || answer.starts_with("HTTP/1.1 200"), "GET {path}: {answer:.40}");
+    ensure!(
+        answer.starts_with("HTTP/1.0 200") || answer.starts_with("HTTP/1.1 200"),
+        "GET {path}: {answer:.40}"
+    );
     Ok(answer)
 }
