@@ -1,10 +1,10 @@
 //! Scans the content tree: what is there now, as directory objects and content in the store.
 //!
 //! [`scan`] looks at what it is told to (hints of the watch), or at everything, takes the rest from the base, and returns
-//! the root of the tree as it is. Only files that differ from their stat record ([`stat_record`]) are read. The cost of a
+//! the root of the tree as it is. Only files that differ from their stat record (`stat_record`) are read. The cost of a
 //! partial scan is the files that changed plus the entries of the directories that changed and of those above them.
 //!
-//! One pass ([`walk`]) lists, has files read by a few threads ([`pool`], [`content`]) and makes directory objects from
+//! One pass (`walk`) lists, has files read by a few threads (`pool`, `content`) and makes directory objects from
 //! the leaves up. What was dirtied during a pass, and what vanished or tore under it, is looked at by another, until
 //! nothing moves.
 //!

@@ -33,6 +33,15 @@ impl Own {
         Self { device: stat.device, inode, mtime, ctime }
     }
 
+    /// Reads only the head of a record.
+    pub(super) fn of_record(bytes: &[u8]) -> Option<Self> {
+        let mut rest = bytes;
+        if take::<1>(&mut rest)? != [VERSION] {
+            return None;
+        }
+        take_own(&mut rest)
+    }
+
     /// Whether it is the same directory, whatever is in it.
     pub(super) fn is_same(&self, other: &Self) -> bool {
         (self.device, self.inode) == (other.device, other.inode)
@@ -94,8 +103,7 @@ impl StatRecord {
         if take::<1>(rest)? != [VERSION] {
             return None;
         }
-        let (device, inode) = (take_u64(rest)?, take_u64(rest)?);
-        let own = Own { device, inode, mtime: take_time(rest)?, ctime: take_time(rest)? };
+        let own = take_own(rest)?;
         let ignore_file = match take::<1>(rest)? {
             [0] => None,
             [1] => Some(take_fingerprint(rest)?),
@@ -141,6 +149,11 @@ fn take_u64(rest: &mut &[u8]) -> Option<u64> {
     take(rest).map(u64::from_le_bytes)
 }
 
+fn take_own(rest: &mut &[u8]) -> Option<Own> {
+    let (device, inode) = (take_u64(rest)?, take_u64(rest)?);
+    Some(Own { device, inode, mtime: take_time(rest)?, ctime: take_time(rest)? })
+}
+
 fn take_time(rest: &mut &[u8]) -> Option<Timestamp> {
     let seconds = i64::from_le_bytes(take(rest)?);
     Some(Timestamp { seconds, nanoseconds: u32::from_le_bytes(take(rest)?) })
@@ -175,6 +188,7 @@ mod tests {
     fn decoding_returns_what_was_encoded() {
         for ignore_file in [None, record().ignore_file] {
             let record = StatRecord { ignore_file, ..record() };
+            assert_eq!(Own::of_record(&record.encode()), Some(record.own));
             assert_eq!(StatRecord::decode(&record.encode()), Some(record));
         }
     }

@@ -46,8 +46,8 @@ pub(super) fn moved(writer: &Writer, scope: &Scope) -> Result<HashMap<(u64, u64)
     if let Scope::Parts { subtrees, .. } = scope {
         for path in subtrees {
             let bytes = writer.store().stat(path.as_bytes())?;
-            if let Some(record) = bytes.as_deref().and_then(StatRecord::decode) {
-                moved.insert((record.own.device, record.own.inode), path.clone());
+            if let Some(own) = bytes.as_deref().and_then(Own::of_record) {
+                moved.insert((own.device, own.inode), path.clone());
             }
         }
     }
@@ -309,8 +309,7 @@ where
     /// Whether a directory is the one that was listed last, with the same names in it.
     fn is_unchanged(&self, path: &TreePath, stat: &FileStat) -> Result<bool, ScanError> {
         let record = self.pass.writer.stat(path.as_bytes())?;
-        let record = record.as_deref().and_then(StatRecord::decode);
-        Ok(record.is_some_and(|record| record.own == Own::of(stat)))
+        Ok(record.as_deref().and_then(Own::of_record) == Some(Own::of(stat)))
     }
 
     fn descend(

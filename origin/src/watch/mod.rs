@@ -2,10 +2,10 @@
 //!
 //! Events are hints that name directories; the scan is the truth. One instance of the kernel's notification interface
 //! has one non-recursive watch per directory, installed by the scan right BEFORE it lists that directory, on DATA/cookies
-//! and on the parents of TREE's turning points ([`location`]). Its events come in the order of the changes, so that the
+//! and on the parents of TREE's turning points (`location`). Its events come in the order of the changes, so that the
 //! event of a cookie (a file made in DATA/cookies) says that all earlier ones have come ([`Watch::flush`]).
 //!
-//! Who touches what: the watcher's own thread calls [`state::State::apply`] and never waits; the scan calls
+//! Who touches what: the watcher's own thread calls `state::State::apply` and never waits; the scan calls
 //! [`Watch::prepare`], [`Watch::directory`], [`Watch::forget_subtree`] and [`Watch::barrier`] from its thread; one task
 //! waits in [`Watch::changed`]. Locks are taken in the order watcher, state. Nothing here survives the process: after a
 //! start, everything is hinted at; a crash leaves at most a cookie, which the next start removes.
