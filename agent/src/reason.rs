@@ -15,7 +15,7 @@ pub fn of(error: &(dyn Error + 'static)) -> String {
             None => error.to_string(),
         };
         // Some libraries repeat their cause in their own text.
-        if !part.is_empty() && !text.ends_with(&part) {
+        if !part.is_empty() && !text.contains(&part) {
             if !text.is_empty() {
                 text.push_str(": ");
             }

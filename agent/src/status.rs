@@ -86,8 +86,11 @@ impl fmt::Display for AgentStatus {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let connection = if self.connected { "connected" } else { "not connected" };
         match self.generation {
+            Some(generation) if self.state == State::Live => {
+                writeln!(f, "{}: generation {generation} is live", self.name)?;
+            }
             Some(generation) => {
-                writeln!(f, "{}: generation {generation} is live ({})", self.name, self.state)?
+                writeln!(f, "{}: generation {generation} is live, the next is {}", self.name, self.state)?;
             }
             None => writeln!(f, "{}: nothing is live yet ({})", self.name, self.state)?,
         }
@@ -149,7 +152,7 @@ pub(crate) mod tests {
     #[test]
     fn a_person_reads_the_generation_first() {
         let text = sample().to_string();
-        assert!(text.starts_with("web1: generation 42 is live (live)\n"), "{text}");
+        assert!(text.starts_with("web1: generation 42 is live\n"), "{text}");
         assert!(text.contains("host:8873, connected"), "{text}");
     }
 }

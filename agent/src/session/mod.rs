@@ -364,11 +364,20 @@ async fn converse(
                     }
                 }
                 Ok(None) => break "the origin ended the conversation".to_owned(),
-                Err(status) => break reason::of(&status),
+                Err(status) => break lost(&status),
             }
         },
     };
     let _ = events.send(Event::Lost(lost)).await;
+}
+
+/// For a person: a status that the transport made up has a source, one that the origin sent has none.
+fn lost(status: &tonic::Status) -> String {
+    if std::error::Error::source(status).is_some() {
+        tracing::debug!(error = reason::of(status), "control stream");
+        return "the connection to the origin broke".to_owned();
+    }
+    format!("the origin ended the conversation: {}", reason::of(status))
 }
 
 async fn subscribe(
@@ -379,7 +388,6 @@ async fn subscribe(
     let mut client = ReplicationClient::new(channel)
         .max_decoding_message_size(CONTROL_MESSAGE_MAX_BYTES)
         .max_encoding_message_size(CONTROL_MESSAGE_MAX_BYTES);
-    let answer =
-        client.subscribe(ReceiverStream::new(to_send)).await.map_err(|status| reason::of(&status))?;
+    let answer = client.subscribe(ReceiverStream::new(to_send)).await.map_err(|status| lost(&status))?;
     Ok(answer.into_inner())
 }
