@@ -145,7 +145,7 @@ enum Job {
     /// An operator's request.
     Request(Request),
     /// A generation of ours that an agent knows and we don't.
-    Observed(SignedGeneration),
+    Observed(Box<SignedGeneration>),
     /// Retention and garbage collection.
     Collect,
 }
@@ -202,7 +202,7 @@ impl Owner {
                     None => return,
                 },
                 Some(generation) = observed.recv(), if idle => {
-                    running = Some(self.spawn(Job::Observed(generation)));
+                    running = Some(self.spawn(Job::Observed(Box::new(generation))));
                 }
                 // A job takes the hints of what moves while it runs, and a commit those from before it: they are its own.
                 () = self.watch.changed(), if idle => {
@@ -238,7 +238,7 @@ impl Owner {
             let (result, reply) = match job {
                 Job::Scan => (sealer.scan(&mut hints), None),
                 Job::Publish => (sealer.publish(&mut hints), None),
-                Job::Observed(generation) => (sealer.observe(generation, &mut hints), None),
+                Job::Observed(generation) => (sealer.observe(*generation, &mut hints), None),
                 Job::Collect => {
                     collected = true;
                     (sealer.collect_garbage(), None)

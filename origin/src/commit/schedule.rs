@@ -7,7 +7,7 @@ use super::{Outcome, Trigger};
 /// A full stat walk, in case an event was lost without a word.
 const RECONCILE: Duration = Duration::from_secs(3600);
 /// Files whose times were too close to the scan to be trusted are read again after this long.
-const RACY: Duration = Duration::from_millis(1500);
+const RACY: Duration = crate::scan::RACY_DELAY;
 /// Between a failed attempt and the next one that no event asks for.
 const RETRY: Duration = Duration::from_secs(10);
 /// Between collections of garbage.
@@ -167,7 +167,7 @@ mod tests {
         let mut schedule = Schedule::new(Trigger::Manual, start);
         schedule.hinted(start);
         schedule.settled(&Outcome::Scanned { unpublished: true }, true, false, start);
-        assert_eq!(schedule.due(at(start, 1_500)), Some(Due::Scan));
+        assert_eq!(schedule.due(start + RACY), Some(Due::Scan));
         assert_eq!(schedule.due(at(start, 9_999)), None);
         assert_eq!(schedule.due(start + RECONCILE), Some(Due::Reconcile));
         assert_eq!(schedule.due(start + RECONCILE), Some(Due::Collect));
