@@ -250,9 +250,7 @@ impl Dir {
     /// Renames to a name that must be free.
     pub fn rename_new(&self, name: &[u8], to: &Dir, to_name: &[u8]) -> Result<(), DiskError> {
         fault::point()
-            .and_then(|()| {
-                rustix::fs::renameat_with(&self.fd, name, &to.fd, to_name, RenameFlags::NOREPLACE)
-            })
+            .and_then(|()| rustix::fs::renameat_with(&self.fd, name, &to.fd, to_name, RenameFlags::NOREPLACE))
             .map_err(|e| to.failed("rename to", to_name, e))
     }
 
@@ -308,9 +306,7 @@ impl Dir {
 
     /// What this directory is.
     pub fn stat_self(&self) -> Result<Stat, DiskError> {
-        rustix::fs::fstat(&self.fd)
-            .map(|s| Stat::from_kernel(&s))
-            .map_err(|e| self.failed("inspect", b"", e))
+        rustix::fs::fstat(&self.fd).map(|s| Stat::from_kernel(&s)).map_err(|e| self.failed("inspect", b"", e))
     }
 
     /// All names, in no order.

@@ -285,7 +285,8 @@ impl Site {
         for i in 0..20 {
             self.write(&format!("docs/{}/page-{i}.html", i % 3), format!("<p>{i}</p>"));
         }
-        let large: Vec<u8> = (0..300_000u32).flat_map(|i| (i.wrapping_mul(2_654_435_761)).to_le_bytes()).collect();
+        let large: Vec<u8> =
+            (0..300_000u32).flat_map(|i| (i.wrapping_mul(2_654_435_761)).to_le_bytes()).collect();
         self.write("media/large.bin", &large[..700_000]);
         self.write("empty", "");
         self.write("twin-a", "the same");

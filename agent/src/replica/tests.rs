@@ -290,8 +290,7 @@ fn damage_of_the_live_tree_is_found_and_healed() {
     std::fs::set_permissions(live.join("twin-a"), PermissionsExt::from_mode(0o666)).unwrap();
     let opened = std::fs::File::open(&large).unwrap();
     site.origin.sent.clear();
-    let report =
-        replica.verify(Some(&mut site.origin), &|_| {}, &AtomicBool::new(false)).unwrap();
+    let report = replica.verify(Some(&mut site.origin), &|_| {}, &AtomicBool::new(false)).unwrap();
     let found: Vec<_> = report.drift.iter().map(|d| (d.path.to_string(), d.what)).collect();
     let expected = [
         ("docs/0", Damage::Metadata),

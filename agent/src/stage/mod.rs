@@ -103,7 +103,9 @@ pub enum StageError {
         content: ContentHash,
     },
     /// Too little free space; nothing was written.
-    #[error("{wanted_bytes} bytes are needed, {available_bytes} are free: free space or enlarge the file system")]
+    #[error(
+        "{wanted_bytes} bytes are needed, {available_bytes} are free: free space or enlarge the file system"
+    )]
     NoSpace {
         /// Bytes needed.
         wanted_bytes: u64,
@@ -287,8 +289,7 @@ impl Replica {
         }
         let slot = self.take(base)?;
         let tree = self.layout.staging.open_dir(&building(slot))?;
-        let patch =
-            Patch { layout: &self.layout, owners: self.owners, slot, diff: &diff, to: &to };
+        let patch = Patch { layout: &self.layout, owners: self.owners, slot, diff: &diff, to: &to };
         let placed = patch.run(tree, &mut plan.supply(self)?)?;
         drop(plan);
         incoming.clear()?;
@@ -328,7 +329,8 @@ impl Replica {
         for slot in self.buildings()? {
             let mut tree = cursor::DirCursor::new(self.layout.staging.open_dir(&building(slot))?);
             for change in &diff.changes {
-                let (Change::Added { path, entry } | Change::Modified { path, to: entry, .. }) = change else {
+                let (Change::Added { path, entry } | Change::Modified { path, to: entry, .. }) = change
+                else {
                     continue;
                 };
                 if let Kind::File { content, size } = entry.kind
