@@ -94,7 +94,9 @@ impl ActivateError {
             Self::Disk(e) if e.is_full() => RetryClass::Operator,
             Self::Sync { source, .. } if source.is_full() => RetryClass::Operator,
             Self::Record(_) => RetryClass::Operator,
-            Self::Hook { .. } | Self::Outdated { .. } | Self::Disk(_) | Self::Sync { .. } => RetryClass::Retry,
+            Self::Hook { .. } | Self::Outdated { .. } | Self::Disk(_) | Self::Sync { .. } => {
+                RetryClass::Retry
+            }
         }
     }
 }

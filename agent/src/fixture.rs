@@ -246,8 +246,17 @@ pub(crate) fn path(text: &str) -> TreePath {
 
 impl Site {
     pub fn new() -> Self {
+        Self::in_directory(tempfile::tempdir().unwrap())
+    }
+
+    /// On a file system without a disk, where there is one: for what is done hundreds of times.
+    pub fn in_memory() -> Self {
+        Self::in_directory(tempfile::tempdir_in("/dev/shm").or_else(|_| tempfile::tempdir()).unwrap())
+    }
+
+    fn in_directory(temp: tempfile::TempDir) -> Self {
         let options = ReplicaOptions { grace: std::time::Duration::ZERO, ..ReplicaOptions::default() };
-        let site = Self { temp: tempfile::tempdir().unwrap(), origin: Origin::default(), options };
+        let site = Self { temp, origin: Origin::default(), options };
         std::fs::create_dir(site.tree()).unwrap();
         site
     }
@@ -285,7 +294,8 @@ impl Site {
         for i in 0..20 {
             self.write(&format!("docs/{}/page-{i}.html", i % 3), format!("<p>{i}</p>"));
         }
-        let large: Vec<u8> = (0..300_000u32).flat_map(|i| (i.wrapping_mul(2_654_435_761)).to_le_bytes()).collect();
+        let large: Vec<u8> =
+            (0..300_000u32).flat_map(|i| (i.wrapping_mul(2_654_435_761)).to_le_bytes()).collect();
         self.write("media/large.bin", &large[..700_000]);
         self.write("empty", "");
         self.write("twin-a", "the same");

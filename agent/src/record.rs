@@ -193,7 +193,9 @@ impl Record {
     fn begin(&self, durable: bool) -> Result<WriteTransaction, RecordError> {
         let mut write = self.database.begin_write().map_err(RecordError::database("begin"))?;
         if !durable {
-            write.set_durability(Durability::None).map_err(|e| RecordError::database("begin")(redb_error(e)))?;
+            write
+                .set_durability(Durability::None)
+                .map_err(|e| RecordError::database("begin")(redb_error(e)))?;
         }
         Ok(write)
     }
@@ -270,9 +272,7 @@ impl Record {
             meta.insert("live", number).map_err(|e| doing(e.into()))?;
             meta.insert("accepted", number).map_err(|e| doing(e.into()))?;
             let mut table = write.open_table(GENERATIONS).map_err(|e| doing(e.into()))?;
-            table
-                .insert(number, encode_generation(generation).as_slice())
-                .map_err(|e| doing(e.into()))?;
+            table.insert(number, encode_generation(generation).as_slice()).map_err(|e| doing(e.into()))?;
         }
         apply_inodes(&write, inodes).map_err(RecordError::database("record inode numbers"))?;
         commit(write)
@@ -486,7 +486,8 @@ mod tests {
     fn a_renamed_directory_takes_its_inodes_along() {
         let temp = tempfile::tempdir().unwrap();
         let (record, _) = Record::open(&temp.path().join("r")).unwrap();
-        let put = ["a", "a/b", "a/b/c", "a.x", "z"].iter().zip(1..).map(|(p, i)| (path(p), vec![i])).collect();
+        let put =
+            ["a", "a/b", "a/b/c", "a.x", "z"].iter().zip(1..).map(|(p, i)| (path(p), vec![i])).collect();
         record.activate(None, &InodeChanges { put, ..Default::default() }).unwrap();
         let moved = vec![(path("a/b"), path("q")), (path("z"), path("a/b"))];
         record.activate(None, &InodeChanges { moved, ..Default::default() }).unwrap();
@@ -505,9 +506,8 @@ mod tests {
         let file = temp.path().join("record.redb");
         let (record, moved) = Record::open(&file).unwrap();
         assert_eq!(moved, None);
-        let objects: Vec<_> = (0..200u32)
-            .map(|i| (ObjectHash::from_bytes([i as u8; 32]), vec![i as u8; 2000]))
-            .collect();
+        let objects: Vec<_> =
+            (0..200u32).map(|i| (ObjectHash::from_bytes([i as u8; 32]), vec![i as u8; 2000])).collect();
         record.put_directories(&objects, true).unwrap();
         drop(record);
         let whole = std::fs::read(&file).unwrap();

@@ -284,7 +284,8 @@ impl Walk<'_> {
                 (Kind::Symlink { target }, FileType::Symlink) => {
                     if dir.read_link(name)? != **target {
                         (self.found)(&path, Damage::Content);
-                    } else if stat.mtime != entry.metadata.mtime || !self.owners.agree(&stat, &entry.metadata) {
+                    } else if stat.mtime != entry.metadata.mtime || !self.owners.agree(&stat, &entry.metadata)
+                    {
                         (self.found)(&path, Damage::Metadata);
                     }
                 }

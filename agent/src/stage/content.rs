@@ -152,8 +152,11 @@ impl Incoming {
         name: &str,
         wanted: &Wanted,
     ) -> Result<(), StageError> {
-        let inode = disk::dress(file, &wanted.metadata, self.owners)
-            .map_err(failed("set the metadata of", fan, part))?;
+        let inode = disk::dress(file, &wanted.metadata, self.owners).map_err(failed(
+            "set the metadata of",
+            fan,
+            part,
+        ))?;
         fan.rename(part.as_bytes(), fan, name.as_bytes())?;
         lock(&self.arrived).insert(hash, Arrived { inode, dressed: Some(wanted.metadata) });
         Ok(())

@@ -101,12 +101,7 @@ pub(crate) struct LiveTree<'a> {
 }
 
 impl<'a> LiveTree<'a> {
-    pub fn open(
-        record: &'a Record,
-        root: &RootEntry,
-        dir: Dir,
-        owners: Owners,
-    ) -> Result<Self, RecordError> {
+    pub fn open(record: &'a Record, root: &RootEntry, dir: Dir, owners: Owners) -> Result<Self, RecordError> {
         let manifest = ManifestCursor::new(record, root)?;
         Ok(Self { record, dirs: DirCursor::new(dir), manifest, owners, current: None })
     }

@@ -49,7 +49,8 @@ pub(crate) fn inode_changes(
             Some(before) => before.directory(&path)?.unwrap_or_default(),
             None => Default::default(),
         };
-        let old_inodes = if before.is_some() { record.inodes(&path)?.unwrap_or_default() } else { Vec::new() };
+        let old_inodes =
+            if before.is_some() { record.inodes(&path)?.unwrap_or_default() } else { Vec::new() };
         let inode = |name: &Component| {
             let known = || {
                 let index = old.entries().binary_search_by(|e| e.name.cmp(name)).ok()?;
@@ -57,11 +58,8 @@ pub(crate) fn inode_changes(
             };
             names.get(name).copied().or_else(known).unwrap_or(0)
         };
-        let list = directory
-            .entries()
-            .iter()
-            .map(|e| if e.is_directory() { 0 } else { inode(&e.name) })
-            .collect();
+        let list =
+            directory.entries().iter().map(|e| if e.is_directory() { 0 } else { inode(&e.name) }).collect();
         changes.put.push((path, list));
     }
     changes.moved = diff.renamed_directories.iter().map(|r| (r.from.clone(), r.to.clone())).collect();

@@ -88,7 +88,9 @@ pub(crate) fn obtain(
         match patched(record, from, to, update) {
             Ok(manifest) => return Ok(manifest),
             Err(e) if e.is_transient() => return Err(e),
-            Err(e) => tracing::warn!(error = &e as &dyn std::error::Error, "update refused, fetching by hash"),
+            Err(e) => {
+                tracing::warn!(error = &e as &dyn std::error::Error, "update refused, fetching by hash")
+            }
         }
         fetch_unknown(record, to, source)?;
         if let Ok(diff) = checked_diff(record, from, to) {

@@ -103,7 +103,9 @@ pub enum StageError {
         content: ContentHash,
     },
     /// Too little free space; nothing was written.
-    #[error("{wanted_bytes} bytes are needed, {available_bytes} are free: free space or enlarge the file system")]
+    #[error(
+        "{wanted_bytes} bytes are needed, {available_bytes} are free: free space or enlarge the file system"
+    )]
     NoSpace {
         /// Bytes needed.
         wanted_bytes: u64,
@@ -138,12 +140,13 @@ impl StageError {
 
     /// Whether the same request can succeed later: another way to the target is not to be tried now.
     fn is_transient(&self) -> bool {
-        match self {
-            Self::Disk(_) | Self::Cancelled => true,
-            Self::Fetch(FetchError::Disconnected(_) | FetchError::Superseded) => true,
-            Self::Record(RecordError::Database { .. }) => true,
-            _ => false,
-        }
+        matches!(
+            self,
+            Self::Disk(_)
+                | Self::Cancelled
+                | Self::Fetch(FetchError::Disconnected(_) | FetchError::Superseded)
+                | Self::Record(RecordError::Database { .. })
+        )
     }
 }
 
@@ -287,8 +290,7 @@ impl Replica {
         }
         let slot = self.take(base)?;
         let tree = self.layout.staging.open_dir(&building(slot))?;
-        let patch =
-            Patch { layout: &self.layout, owners: self.owners, slot, diff: &diff, to: &to };
+        let patch = Patch { layout: &self.layout, owners: self.owners, slot, diff: &diff, to: &to };
         let placed = patch.run(tree, &mut plan.supply(self)?)?;
         drop(plan);
         incoming.clear()?;
@@ -328,7 +330,8 @@ impl Replica {
         for slot in self.buildings()? {
             let mut tree = cursor::DirCursor::new(self.layout.staging.open_dir(&building(slot))?);
             for change in &diff.changes {
-                let (Change::Added { path, entry } | Change::Modified { path, to: entry, .. }) = change else {
+                let (Change::Added { path, entry } | Change::Modified { path, to: entry, .. }) = change
+                else {
                     continue;
                 };
                 if let Kind::File { content, size } = entry.kind
@@ -424,12 +427,19 @@ impl Replica {
         holes: &[(TreePath, Entry)],
         to: &RootEntry,
     ) -> Result<(), StageError> {
-        let changed: HashSet<TreePath> = diff.changes.iter().map(|c| c.path().clone()).collect();
+        let mut changed: HashSet<TreePath> = diff.changes.iter().map(|c| c.path().clone()).collect();
         let mut manifest = ManifestCursor::new(&self.record, to)?;
         for (path, entry) in holes {
             let renamed = diff.renamed_directories.iter().find_map(|r| path.rebase(&r.from, &r.to));
             let path = renamed.unwrap_or_else(|| path.clone());
             if !changed.contains(&path) && manifest.entry(&path)?.as_ref() == Some(entry) {
+                // What is put there changes the time of its directory, which then has to be set again.
+                if let Some(parent) = path.parent()
+                    && changed.insert(parent.clone())
+                    && let Some(entry) = manifest.entry(&parent)?
+                {
+                    diff.changes.push(Change::Modified { path: parent, from: entry.clone(), to: entry });
+                }
                 diff.changes.push(Change::Added { path, entry: entry.clone() });
             }
         }

@@ -62,7 +62,13 @@ impl<'a> Plan<'a> {
         let mut live = from.map(|root| replica.live_tree(root)).transpose()?;
         let mut held = held_trees(replica)?;
         let mut released = released(diff, distrusted);
-        let mut plan = Self { incoming, origins: Vec::new(), wanted: HashMap::new(), order: Vec::new(), lacking: Vec::new() };
+        let mut plan = Self {
+            incoming,
+            origins: Vec::new(),
+            wanted: HashMap::new(),
+            order: Vec::new(),
+            lacking: Vec::new(),
+        };
         let mut copies: HashMap<ContentHash, Vec<(Tree, TreePath)>> = HashMap::new();
         for change in &diff.changes {
             let origin = match change {
@@ -108,10 +114,8 @@ impl<'a> Plan<'a> {
         }
         for tree in held {
             match tree.manifest.entry(path)? {
-                Some(there) if there == *entry => {
-                    if tree.is_intact(path, entry, replica)? {
-                        return Ok(Origin::Link(Some(tree.number), path.clone()));
-                    }
+                Some(there) if there == *entry && tree.is_intact(path, entry, replica)? => {
+                    return Ok(Origin::Link(Some(tree.number), path.clone()));
                 }
                 Some(Entry { kind: Kind::File { content: c, .. }, .. }) if c == content => {
                     copies.entry(content).or_default().push((Some(tree.number), path.clone()));
@@ -147,9 +151,7 @@ impl<'a> Plan<'a> {
                 let Some((parent, name)) = path.split_last() else { continue };
                 let dir = match tree {
                     None => live.as_mut().map(|live| live.dir(&parent)),
-                    Some(number) => {
-                        held.iter_mut().find(|h| h.number == *number).map(|h| h.dirs.at(&parent))
-                    }
+                    Some(number) => held.iter_mut().find(|h| h.number == *number).map(|h| h.dirs.at(&parent)),
                 };
                 let Some(Ok(dir)) = dir else { continue };
                 if self.incoming.copy(*content, wanted, dir, name.as_bytes())? {
@@ -273,8 +275,7 @@ impl Supply for PlanSupply<'_> {
                 }
             }
             (Origin::Incoming, Kind::File { content, .. }) => {
-                let wanted =
-                    self.wanted.get_mut(content).ok_or(StageError::Missing { content: *content })?;
+                let wanted = self.wanted.get_mut(content).ok_or(StageError::Missing { content: *content })?;
                 wanted.users = wanted.users.saturating_sub(1);
                 return self.incoming.place(*content, &entry.metadata, wanted.users == 0, dir, name);
             }

@@ -64,9 +64,10 @@ impl Reception<'_> {
             let mut turn = 0;
             let read = self.read(frames, answers, progress, &mut |frame| {
                 // Pieces of one large file go to one worker, so that they are hashed as they come.
-                let part = frame.pieces.iter().find(|p| {
-                    self.wanted.get(&p.file).is_some_and(|w| w.size != u64::from(p.length_bytes))
-                });
+                let part = frame
+                    .pieces
+                    .iter()
+                    .find(|p| self.wanted.get(&p.file).is_some_and(|w| w.size != u64::from(p.length_bytes)));
                 turn += 1;
                 let worker = part.map_or(turn, |p| usize::from(p.file.as_bytes()[1])) % workers;
                 Ok(senders[worker].send(frame).is_ok())

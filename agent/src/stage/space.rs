@@ -69,12 +69,8 @@ mod tests {
 
     #[test]
     fn what_does_not_fit_is_refused_with_both_figures() {
-        let space = Space {
-            total_bytes: 64_000,
-            free_bytes: 10_000,
-            block_bytes: 4096,
-            free_inodes: Some(3),
-        };
+        let space =
+            Space { total_bytes: 64_000, free_bytes: 10_000, block_bytes: 4096, free_inodes: Some(3) };
         let demand = |bytes, inodes| Demand { bytes, inodes };
         assert!(demand(9_000, 3).check(&space, 0).is_ok());
         let error = demand(9_001, 1).check(&space, 0).unwrap_err();
