@@ -114,8 +114,15 @@ pub struct AgentIdentity {
     key: KeyPair,
     certificate: CertificateDer<'static>,
     authority: CertificateDer<'static>,
-    signing_key: VerifyingKey,
+    signing_keys: SigningKeys,
     own: PeerIdentity,
+}
+
+/// Keys that were trusted, oldest first; the last is the current one.
+#[derive(Debug, Clone)]
+struct SigningKeys {
+    earlier: Vec<VerifyingKey>,
+    current: VerifyingKey,
 }
 
 /// The file, version 1.
@@ -128,7 +135,8 @@ struct Stored {
     key: String,
     certificate: String,
     authority: String,
-    signing_key: String,
+    /// Oldest first.
+    signing_keys: Vec<String>,
 }
 
 #[derive(Deserialize)]
@@ -155,7 +163,8 @@ impl AgentIdentity {
             .filter(|key| signing::fingerprint(key) == token.signing_key_fingerprint)
             .ok_or(IdentityError::Answer(AnswerFault::SigningKey))?;
         let certificate = CertificateDer::from(certificate.to_vec());
-        Self::assemble(token.tree_id, origin_address, pending.key, certificate, authority, signing_key)
+        let signing_keys = SigningKeys { earlier: Vec::new(), current: signing_key };
+        Self::assemble(token.tree_id, origin_address, pending.key, certificate, authority, signing_keys)
     }
 
     /// This identity with the certificate that the origin answered to a `Renew`. Not stored yet.
@@ -168,7 +177,7 @@ impl AgentIdentity {
             pending.key,
             certificate,
             authority,
-            self.signing_key,
+            self.signing_keys.clone(),
         )?;
         if new.own.name != self.own.name {
             return Err(IdentityError::Answer(AnswerFault::Name));
@@ -182,11 +191,11 @@ impl AgentIdentity {
         key: KeyPair,
         certificate: CertificateDer<'static>,
         authority: CertificateDer<'static>,
-        signing_key: VerifyingKey,
+        signing_keys: SigningKeys,
     ) -> Result<Self, IdentityError> {
         let own = peer_identity(&certificate)?;
         let origin_address = origin_address.to_owned();
-        let identity = Self { tree_id, origin_address, key, certificate, authority, signing_key, own };
+        let identity = Self { tree_id, origin_address, key, certificate, authority, signing_keys, own };
         // Refuses a certificate that is not for this key.
         identity.tls().map_err(|_| IdentityError::Answer(AnswerFault::Key))?;
         Ok(identity)
@@ -207,15 +216,17 @@ impl AgentIdentity {
             return Err(IdentityError::Version { path, actual: found.version });
         }
         let stored: Stored = serde_json::from_str(&text).map_err(|_| damaged())?;
-        let signing_key =
-            data_encoding::HEXLOWER.decode(stored.signing_key.as_bytes()).map_err(|_| damaged())?;
+        let key = |text: &String| verifying_key(&data_encoding::HEXLOWER.decode(text.as_bytes()).ok()?);
+        let mut earlier: Vec<_> =
+            stored.signing_keys.iter().map(key).collect::<Option<_>>().ok_or_else(damaged)?;
+        let current = earlier.pop().ok_or_else(damaged)?;
         Self::assemble(
             stored.tree_id.parse().map_err(|_| damaged())?,
             &stored.origin,
             KeyPair::from_pem(&stored.key).map_err(|_| damaged())?,
             certificate_from_pem(&stored.certificate).ok_or_else(damaged)?,
             certificate_from_pem(&stored.authority).ok_or_else(damaged)?,
-            verifying_key(&signing_key).ok_or_else(damaged)?,
+            SigningKeys { earlier, current },
         )
         .map_err(|_| damaged())
     }
@@ -232,7 +243,7 @@ impl AgentIdentity {
             key: self.key.serialize_pem(),
             certificate: certificate_to_pem(&self.certificate),
             authority: certificate_to_pem(&self.authority),
-            signing_key: data_encoding::HEXLOWER.encode(self.signing_key.as_bytes()),
+            signing_keys: self.signing_keys().map(|k| data_encoding::HEXLOWER.encode(k.as_bytes())).collect(),
         };
         let mut text = serde_json::to_string_pretty(&stored).expect("strings and numbers have a JSON form");
         text.push('\n');
@@ -268,14 +279,22 @@ impl AgentIdentity {
         address.clone_into(&mut self.origin_address);
     }
 
-    /// What generations must be signed with.
+    /// What a new generation must be signed with.
     pub fn signing_key(&self) -> &VerifyingKey {
-        &self.signing_key
+        &self.signing_keys.current
+    }
+
+    /// All keys that were trusted, oldest first: what a generation that was accepted before is signed with.
+    pub fn signing_keys(&self) -> impl Iterator<Item = &VerifyingKey> {
+        self.signing_keys.earlier.iter().chain([&self.signing_keys.current])
     }
 
     /// Trusts a successor that `verify_successions` led to, from the next [`AgentIdentity::store`] on.
     pub fn set_signing_key(&mut self, key: VerifyingKey) {
-        self.signing_key = key;
+        if key != self.signing_keys.current {
+            self.signing_keys.earlier.push(self.signing_keys.current);
+            self.signing_keys.current = key;
+        }
     }
 
     /// The TLS configuration to connect with.
@@ -347,11 +366,14 @@ mod tests {
     fn a_stored_identity_comes_back_and_is_private() {
         let root = tempfile::tempdir().unwrap();
         assert!(matches!(AgentIdentity::load(root.path()), Err(IdentityError::NotJoined { .. })));
-        let identity = join(&origin());
+        let mut identity = join(&origin());
+        let first = *identity.signing_key();
+        identity.set_signing_key(signing::generate().unwrap().verifying_key());
         identity.store(root.path()).unwrap();
         let again = AgentIdentity::load(root.path()).unwrap();
         assert_eq!(again.certificate(), identity.certificate());
         assert_eq!(again.signing_key(), identity.signing_key());
+        assert_eq!(again.signing_keys().collect::<Vec<_>>(), [&first, identity.signing_key()]);
         assert_eq!((again.tree_id(), again.origin_address()), (TREE, "[::1]:8873"));
         let mode = |path: &Path| std::fs::metadata(path).unwrap().permissions().mode() & 0o777;
         assert_eq!(mode(&path(root.path())), 0o600);

@@ -1,15 +1,35 @@
 //! The agent of syncd: keeps a full, verified, atomically switched replica of the origin's content tree.
+//!
+//! [`service`] runs an agent: [`session`] follows the origin and tells its worker what to do, [`fetch`] brings bulk
+//! bytes, [`hooks`] are run around an activation, [`renew`] keeps the certificate, [`admin`] and [`http`] answer
+//! questions. [`join`] makes a node an agent.
 
 pub mod activate;
+pub mod admin;
+pub mod backoff;
+pub mod cli;
+pub mod config;
+pub mod dialer;
 pub mod disk;
+pub mod fetch;
 #[cfg(test)]
 mod fixture;
+pub mod hooks;
+pub mod http;
 pub mod identity;
+pub mod join;
 pub mod layout;
+pub mod offline;
+pub mod reason;
 pub mod record;
 mod recover;
+pub mod renew;
 pub mod replica;
+mod replica_work;
+pub mod service;
+pub mod session;
 pub mod source;
 pub mod spares;
 pub mod stage;
+pub mod status;
 pub mod verify;

@@ -1,1 +1,17 @@
-fn main() {}
+//! `syncd-agent`: see the library.
+
+use std::process::ExitCode;
+
+use syncd_agent::cli::{self, Cli};
+use syncd_agent::reason;
+use syncd_shared::telemetry;
+use tracing::level_filters::LevelFilter;
+
+fn main() -> ExitCode {
+    let cli = Cli::from_process();
+    telemetry::init(LevelFilter::INFO);
+    cli::run(cli).unwrap_or_else(|error| {
+        eprintln!("syncd-agent: {}", reason::of(error.as_ref()));
+        ExitCode::FAILURE
+    })
+}

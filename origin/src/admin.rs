@@ -9,10 +9,11 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
-use syncd_shared::local_socket::{self, Replies};
+use syncd_shared::local_socket::{LocalConnection, LocalListener};
 use syncd_shared::{GenerationNumber, SignedGeneration};
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
 
 use crate::commit::{Committer, Outcome};
 use crate::desk::Desk;
@@ -20,7 +21,8 @@ use crate::error_chain;
 use crate::fleet::{AgentState, AgentView, Fleet};
 use crate::status::{AgentStatus, Status};
 
-/// How long a client may take to send its request.
+/// Commands that may be under way at once.
+const CLIENTS_MAX: usize = 64;
 const SOCKET: &str = "admin.sock";
 
 /// Where the socket of a data directory is.
@@ -105,10 +107,10 @@ pub enum Reply {
     Diff(DiffLine),
     /// Long work goes on.
     Progress {
-        /// Files done.
-        files: u64,
         /// Bytes done.
         bytes: u64,
+        /// Bytes in all.
+        total_bytes: u64,
     },
     /// To `check`: one damage.
     Damage {
@@ -205,6 +207,19 @@ pub struct DiffLine {
     pub size: Option<u64>,
 }
 
+/// Where the lines of an answer go. A client that has gone away gets nothing, and what it asked for is done.
+struct Replies {
+    client: LocalConnection,
+}
+
+impl Replies {
+    async fn send(&mut self, reply: Reply) {
+        if let Err(error) = self.client.respond(&reply).await {
+            tracing::debug!(%error, "answer a command");
+        }
+    }
+}
+
 /// Everything that answering takes while the origin serves.
 #[derive(Clone)]
 pub struct Admin {
@@ -220,19 +235,42 @@ pub struct Admin {
 
 impl Admin {
     /// Answers requests until `shutdown` is cancelled.
-    pub async fn serve(self, listener: local_socket::Listener, shutdown: CancellationToken) {
-        let result = listener
-            .serve(shutdown, move |request: Request, replies| {
-                let admin = self.clone();
-                async move { admin.answer(request, replies).await }
-            })
-            .await;
-        if let Err(error) = result {
-            tracing::error!(%error, "the admin socket is lost: commands need a restart of the origin");
+    pub async fn serve(self, listener: LocalListener, shutdown: CancellationToken) {
+        let clients = TaskTracker::new();
+        loop {
+            let client = tokio::select! {
+                () = shutdown.cancelled() => break,
+                client = listener.accept() => client,
+            };
+            match client {
+                Ok(client) if clients.len() < CLIENTS_MAX => {
+                    clients.spawn(self.clone().attend(client, shutdown.clone()));
+                }
+                Ok(_) => tracing::warn!("more than {CLIENTS_MAX} commands at once: one was turned away"),
+                Err(error) => {
+                    tracing::warn!(%error, "accept a command");
+                    tokio::time::sleep(Duration::from_millis(100)).await;
+                }
+            }
+        }
+        clients.close();
+        clients.wait().await;
+    }
+
+    /// One client, until it is answered, goes away, or the origin stops.
+    async fn attend(self, client: LocalConnection, shutdown: CancellationToken) {
+        let mut replies = Replies { client };
+        let request = match replies.client.request().await {
+            Ok(request) => request,
+            Err(error) => return replies.send(Reply::Error { message: error_chain(&error) }).await,
+        };
+        tokio::select! {
+            () = self.answer(request, &mut replies) => {}
+            () = shutdown.cancelled() => {}
         }
     }
 
-    async fn answer(&self, request: Request, mut replies: Replies<Reply>) {
+    async fn answer(&self, request: Request, replies: &mut Replies) {
         let end = match request {
             Request::Status => {
                 replies.send(Reply::Status(Box::new((self.status)()))).await;
@@ -240,13 +278,13 @@ impl Admin {
             }
             Request::Commit { label, allow_mass_deletion, wait } => {
                 let outcome = self.committer.commit(label, allow_mass_deletion).await;
-                self.published(outcome.map_err(|e| error_chain(&e)), wait, &mut replies).await
+                self.published(outcome.map_err(|e| error_chain(&e)), wait, replies).await
             }
             Request::Rollback { generation, wait } => match GenerationNumber::new(generation) {
                 None => Reply::Error { message: "generations are numbered from 1".into() },
                 Some(number) => {
                     let outcome = self.committer.rollback(number).await;
-                    self.published(outcome.map_err(|e| error_chain(&e)), wait, &mut replies).await
+                    self.published(outcome.map_err(|e| error_chain(&e)), wait, replies).await
                 }
             },
             Request::Token { ttl_s, uses } => {
@@ -281,7 +319,7 @@ impl Admin {
         &self,
         outcome: Result<Outcome, String>,
         wait: Option<Wait>,
-        replies: &mut Replies<Reply>,
+        replies: &mut Replies,
     ) -> Reply {
         let (generation, changed) = match outcome {
             Err(message) => return Reply::Error { message },
@@ -299,7 +337,7 @@ impl Admin {
     }
 
     /// Waits until every agent that is connected now has `generation`, or a later one, live. Returns the exit code.
-    async fn wait(&self, generation: &SignedGeneration, wait: Wait, replies: &mut Replies<Reply>) -> u8 {
+    async fn wait(&self, generation: &SignedGeneration, wait: Wait, replies: &mut Replies) -> u8 {
         let mut view = self.fleet.view();
         let number = generation.number();
         let has_it = |agent: &AgentView| agent.generation.is_some_and(|g| g >= number);
@@ -321,9 +359,15 @@ impl Admin {
             let complete = {
                 let fleet = view.borrow();
                 let mut awaited = fleet.agents.iter().filter(|a| {
-                    if wait.require_all { a.connected || !live.contains_key(&a.name) } else { connected.contains(&a.name) }
+                    if wait.require_all {
+                        a.connected || !live.contains_key(&a.name)
+                    } else {
+                        connected.contains(&a.name)
+                    }
                 });
-                awaited.all(|a| live.contains_key(&a.name) || a.needs_operator || (!a.connected && !wait.require_all))
+                awaited.all(|a| {
+                    live.contains_key(&a.name) || a.needs_operator || (!a.connected && !wait.require_all)
+                })
             };
             if complete {
                 break;
@@ -343,7 +387,9 @@ impl Admin {
             failed |= was_connected || wait.require_all;
             let result = if agent.connected { NodeResult::Failed } else { NodeResult::Unreachable };
             let error = agent.error.clone().or_else(|| {
-                agent.connected.then(|| format!("not live after {} ms, state {}", wait.timeout_ms, state_name(agent.state)))
+                agent.connected.then(|| {
+                    format!("not live after {} ms, state {}", wait.timeout_ms, state_name(agent.state))
+                })
             });
             replies.send(Reply::Node(NodeLine { name: agent.name.clone(), result, error })).await;
         }
@@ -376,7 +422,7 @@ impl AgentStatus {
             generation: agent.generation.map(GenerationNumber::get),
             root: agent.root.map(|r| r.to_string()),
             state: state_name(agent.state).to_owned(),
-            last_seen: agent.last_seen_ms.map(crate::status::rfc3339),
+            last_seen: (agent.last_seen_ms > 0).then(|| crate::status::rfc3339(agent.last_seen_ms)),
             error: agent.error.clone(),
         }
     }

@@ -8,16 +8,14 @@ use std::time::Duration;
 
 use anyhow::{Context as _, bail};
 use clap::{Args, Parser, Subcommand, ValueEnum};
-use syncd_shared::local_socket;
+use syncd_shared::local_socket::{self, LocalSocketError};
 use syncd_shared::rate::Rate;
 
 use crate::admin::{self, GenerationLine, NodeLine, NodeResult, Reply, Request, Wait};
 use crate::desk::Desk;
-use crate::keys::Keys;
 use crate::scan::{MtimePolicy, SymlinkPolicy};
 use crate::service::{self, ServeOptions};
 use crate::status::Status;
-use crate::store::Store;
 
 const DATA: &str = "/var/lib/syncd/origin";
 /// Default of `--listen`.
@@ -63,7 +61,10 @@ struct WaitArgs {
 impl WaitArgs {
     fn request(&self) -> Option<Wait> {
         let wait = self.wait?;
-        Some(Wait { timeout_ms: u64::try_from(wait.as_millis()).unwrap_or(u64::MAX), require_all: self.require_all })
+        Some(Wait {
+            timeout_ms: u64::try_from(wait.as_millis()).unwrap_or(u64::MAX),
+            require_all: self.require_all,
+        })
     }
 }
 
@@ -246,8 +247,7 @@ async fn dispatch(command: Command) -> anyhow::Result<ExitCode> {
 }
 
 fn init(data: &std::path::Path, host: Option<&str>) -> anyhow::Result<ExitCode> {
-    let keys = Keys::create(data)?;
-    Store::create(data)?;
+    let keys = service::init(data)?;
     let host = host.map_or_else(|| "THIS-HOST".to_owned(), str::to_owned);
     let shown = data.display();
     println!("tree_id {}", keys.tree_id());
@@ -320,7 +320,7 @@ async fn ask(data: &std::path::Path, request: Request, print: Print) -> anyhow::
             }
             bail!("the origin stopped before it had answered")
         }
-        Err(error) if error.nobody_listens() => {
+        Err(LocalSocketError::NotServed { .. }) => {
             let data = data.to_owned();
             tokio::task::spawn_blocking(move || {
                 let desk = Desk::open(&data)?;
@@ -401,7 +401,9 @@ impl Printer {
                 let from = line.from.map(|f| format!("{f} -> ")).unwrap_or_default();
                 writeln!(out, "{:9} {from}{}", line.change, line.path)?;
             }
-            Reply::Progress { .. } => {}
+            Reply::Progress { bytes, total_bytes } => {
+                eprintln!("{} of {}", indicatif::HumanBytes(bytes), indicatif::HumanBytes(total_bytes));
+            }
             Reply::Damage { damage } => writeln!(out, "damaged: {damage}")?,
             Reply::Remark { text } => eprintln!("{text}"),
             Reply::Done { code } => {

@@ -5,10 +5,12 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use syncd_shared::diff::{Change, DirectorySource, diff};
+use syncd_shared::generation::GenerationError;
 use syncd_shared::{Directory, GenerationNumber, Kind, ObjectHash, SignedGeneration};
 
 use crate::admin::{DiffLine, GenerationLine, Reply, Request};
 use crate::error_chain;
+use crate::fleet::RecordError;
 use crate::fleet::registry::Registry;
 use crate::keys::{Keys, KeysError};
 use crate::status::{AgentStatus, State, Status};
@@ -20,6 +22,12 @@ pub enum DeskError {
     /// The store could not be read.
     #[error("read the store")]
     Store(#[from] StoreError),
+    /// The records of the agents.
+    #[error("read the records of the agents")]
+    Records(#[from] RecordError),
+    /// A generation that this origin did not sign.
+    #[error("read a generation of the store")]
+    Generation(#[from] GenerationError),
     /// A generation that is not there.
     #[error("generation {number} is not retained; `syncd-origin history` lists those that are")]
     UnknownGeneration {
@@ -85,7 +93,11 @@ impl Desk {
             Request::Diff { from, to } => self.diff(from, to, lines),
             Request::Check => self.check(lines),
             Request::Token { ttl_s, uses } => {
-                match Registry::new(self.store.clone()).create_token(&self.keys, Duration::from_secs(ttl_s), uses) {
+                match Registry::new(self.store.clone()).create_token(
+                    &self.keys,
+                    Duration::from_secs(ttl_s),
+                    uses,
+                ) {
                     Ok(token) => {
                         lines(Reply::Token { token: token.to_string() });
                         Ok(0)
@@ -110,7 +122,7 @@ impl Desk {
 
     /// The status of DATA while nothing serves it.
     fn status(&self) -> Result<Status, DeskError> {
-        let current = self.store.latest()?;
+        let current = self.latest()?;
         let agents = Registry::new(self.store.clone()).agents()?;
         let mut status = describe(&self.keys, current.as_ref());
         status.state = State::Stopped;
@@ -120,6 +132,7 @@ impl Desk {
 
     fn history(&self, lines: &mut dyn FnMut(Reply) -> bool) -> Result<u8, DeskError> {
         for generation in self.store.generations()? {
+            let generation = self.keys.verify(&generation.record, &generation.signature)?;
             if !lines(Reply::History(GenerationLine::new(&generation, false))) {
                 break;
             }
@@ -127,10 +140,16 @@ impl Desk {
         Ok(0)
     }
 
+    fn latest(&self) -> Result<Option<SignedGeneration>, DeskError> {
+        let stored = self.store.latest()?;
+        Ok(stored.map(|g| self.keys.verify(&g.record, &g.signature)).transpose()?)
+    }
+
     fn generation(&self, number: u64) -> Result<SignedGeneration, DeskError> {
         let unknown = || DeskError::UnknownGeneration { number };
         let known = GenerationNumber::new(number).ok_or_else(unknown)?;
-        self.store.generation(known)?.ok_or_else(unknown)
+        let stored = self.store.generation(known)?.ok_or_else(unknown)?;
+        Ok(self.keys.verify(&stored.record, &stored.signature)?)
     }
 
     fn diff(
@@ -141,7 +160,7 @@ impl Desk {
     ) -> Result<u8, DeskError> {
         let to = match to {
             Some(number) => self.generation(number)?,
-            None => self.store.latest()?.ok_or(DeskError::NoGeneration)?,
+            None => self.latest()?.ok_or(DeskError::NoGeneration)?,
         };
         let empty = syncd_shared::RootEntry::empty();
         let from = match (from, to.generation().parent) {
@@ -156,7 +175,9 @@ impl Desk {
         };
         for change in &difference.changes {
             let renamed = match change {
-                Change::Removed { path, .. } if difference.renamed_directories.iter().any(|r| r.from == *path) => {
+                Change::Removed { path, .. }
+                    if difference.renamed_directories.iter().any(|r| r.from == *path) =>
+                {
                     continue;
                 }
                 Change::Added { path, .. } => difference.renamed_directories.iter().find(|r| r.to == *path),
@@ -177,25 +198,31 @@ impl Desk {
     fn check(&self, lines: &mut dyn FnMut(Reply) -> bool) -> Result<u8, DeskError> {
         let mut damages = 0;
         for generation in self.store.generations()? {
-            if self.keys.trust(generation.clone()).is_err() {
+            if let Err(error) = self.keys.verify(&generation.record, &generation.signature) {
                 damages += 1;
-                let damage = format!("generation {} is not signed by this origin's key", generation.number());
+                let damage = format!("generation {}: {}", generation.generation.number, error_chain(&error));
                 lines(Reply::Damage { damage });
             }
         }
-        let report = self.store.check(&mut |files, bytes| {
-            lines(Reply::Progress { files, bytes });
-        })?;
-        for damage in &report.damages {
-            lines(Reply::Damage { damage: damage.to_string() });
+        let mut told = 0;
+        let report = self.store.check(|progress| {
+            // A line for every 64 MiB, not for every frame.
+            if progress.pack_bytes - told >= 64 << 20 {
+                told = progress.pack_bytes;
+                lines(Reply::Progress { bytes: progress.pack_bytes, total_bytes: progress.pack_bytes_total });
+            }
+        });
+        for damage in &report.damage {
+            lines(Reply::Damage { damage: error_chain(damage) });
         }
-        damages += report.damages.len();
+        damages += report.damage.len();
         let text = format!(
-            "checked {} chunks, {} in {} generations: {}",
+            "checked {} chunks, {} directories and {} files of {} generations: {}",
             report.chunks,
-            indicatif::HumanBytes(report.bytes),
+            report.directories,
+            report.files,
             report.generations,
-            if damages == 0 { "all good".to_owned() } else { format!("{damages} damaged") },
+            if damages == 0 { "all intact".to_owned() } else { format!("{damages} damaged") },
         );
         lines(Reply::Remark { text });
         Ok(u8::from(damages > 0))
@@ -227,7 +254,9 @@ fn diff_line(change: &Change) -> DiffLine {
     let (name, entry) = match change {
         Change::Removed { entry, .. } => ("removed", entry),
         Change::Added { entry, .. } => ("added", entry),
-        Change::Modified { from, to, .. } if from.metadata != to.metadata && same_content(&from.kind, &to.kind) => {
+        Change::Modified { from, to, .. }
+            if from.metadata != to.metadata && same_content(&from.kind, &to.kind) =>
+        {
             ("metadata", to)
         }
         Change::Modified { to, .. } => ("modified", to),

@@ -7,7 +7,7 @@
 //! DATA/keys/origin.pem     the origin's certificate           (10 years)
 //! DATA/keys/origin.key     its key, PEM
 //! DATA/keys/signing.key    ed25519 seed, 64 hexadecimal digits
-//! DATA/keys/successions    one line a change of the signing key, oldest first: new key, signature
+//! DATA/keys/successions    the first signing key's public half, then one line a change, oldest first: new key, signature
 //! ```
 //!
 //! Directories are 0700, files 0600. `create` builds the keys in `keys.new` and renames them into place: where `keys`
@@ -24,7 +24,7 @@ use ed25519_dalek::{SigningKey, VerifyingKey};
 use rcgen::KeyPair;
 use rustls::ServerConfig;
 use rustls::pki_types::CertificateDer;
-use syncd_shared::TreeId;
+use syncd_shared::generation::GenerationError;
 use syncd_shared::identity::JoinToken;
 use syncd_shared::identity::authority::{
     Authority, AuthorityError, certificate_from_pem, certificate_to_pem, fingerprint, generate_key,
@@ -32,6 +32,7 @@ use syncd_shared::identity::authority::{
 use syncd_shared::identity::files::{self, FileError};
 use syncd_shared::identity::signing::{self, KeySuccession, SuccessionError};
 use syncd_shared::identity::tls::{Admit, TlsError, server_config};
+use syncd_shared::{SignedGeneration, TreeId};
 use time::OffsetDateTime;
 
 const FORMAT_VERSION: u32 = 1;
@@ -85,8 +86,8 @@ pub enum KeysError {
         /// The file.
         path: PathBuf,
     },
-    /// The signing key is not the one that the successions lead to.
-    #[error("{path} does not lead to the signing key: restore both from one backup", path = path.display())]
+    /// The changes of the signing key are broken, or too many.
+    #[error("the changes of the signing key in {path} do not hold", path = path.display())]
     Successions {
         /// The file.
         path: PathBuf,
@@ -120,6 +121,13 @@ pub struct Keys {
     origin_certificate: CertificateDer<'static>,
     origin_key: KeyPair,
     signing_key: SigningKey,
+    history: KeyHistory,
+}
+
+/// The signing keys' public halves.
+#[derive(Clone)]
+struct KeyHistory {
+    first: VerifyingKey,
     successions: Vec<KeySuccession>,
 }
 
@@ -152,14 +160,14 @@ impl Keys {
         files::write(&new.join(ORIGIN_CERTIFICATE), &certificate_to_pem(&origin_certificate))?;
         files::write(&new.join(ORIGIN_KEY), &origin_key.serialize_pem())?;
         files::write(&new.join(SIGNING_KEY), &signing_key_text(&signing_key))?;
-        files::write(&new.join(SUCCESSIONS), "")?;
+        let history = KeyHistory { first: signing_key.verifying_key(), successions: Vec::new() };
+        files::write(&new.join(SUCCESSIONS), &history.to_text())?;
         let keys = data.join(KEYS);
         fs::rename(&new, &keys).map_err(|source| KeysError::Directory { path: keys, source })?;
         files::sync_directory(data)?;
         files::sync_directory(&data.join(".."))?;
         let data = data.to_owned();
-        let successions = Vec::new();
-        Ok(Self { data, tree_id, authority, origin_certificate, origin_key, signing_key, successions })
+        Ok(Self { data, tree_id, authority, origin_certificate, origin_key, signing_key, history })
     }
 
     /// Reads the keys in `data`.
@@ -174,8 +182,8 @@ impl Keys {
             read_certificate(&keys.join(CA_CERTIFICATE))?,
             read_key(&keys.join(CA_KEY))?,
         )?;
-        let successions = read_successions(&keys.join(SUCCESSIONS))?;
-        let signing_key = open_signing_key(&keys, tree_id, &successions)?;
+        let history = KeyHistory::read(&keys.join(SUCCESSIONS))?;
+        let signing_key = open_signing_key(&keys, tree_id, &history)?;
         Ok(Self {
             data: data.to_owned(),
             tree_id,
@@ -183,7 +191,7 @@ impl Keys {
             origin_certificate: read_certificate(&keys.join(ORIGIN_CERTIFICATE))?,
             origin_key: read_key(&keys.join(ORIGIN_KEY))?,
             signing_key,
-            successions,
+            history,
         })
     }
 
@@ -209,7 +217,21 @@ impl Keys {
 
     /// All changes of the signing key, oldest first: what a `Welcome` carries.
     pub fn successions(&self) -> &[KeySuccession] {
-        &self.successions
+        &self.history.successions
+    }
+
+    /// Takes a generation's record from the store or from an agent: it must be of this tree and signed by the current
+    /// signing key or one before it.
+    pub fn verify(&self, record: &[u8], signature: &[u8]) -> Result<SignedGeneration, GenerationError> {
+        let newest_first = self.history.successions.iter().rev().map(|s| &s.new_key);
+        let mut result = Err(GenerationError::Signature);
+        for key in newest_first.chain([&self.history.first]) {
+            result = SignedGeneration::verify(record, signature, self.tree_id, key);
+            if !matches!(result, Err(GenerationError::Signature)) {
+                break;
+            }
+        }
+        result
     }
 
     /// A join token for this tree with a new secret. The caller stores [`JoinToken::secret_hash`].
@@ -234,14 +256,19 @@ impl Keys {
     /// it returns; a crash leaves the old key or the new one in force.
     pub fn rotate_signing_key(&mut self) -> Result<(), KeysError> {
         let keys = self.data.join(KEYS);
+        let wanted = self.history.successions.len() + 1;
+        if wanted > signing::SUCCESSIONS_MAX {
+            let source = SuccessionError::Length { wanted };
+            return Err(KeysError::Successions { path: keys.join(SUCCESSIONS), source });
+        }
         let new = signing::generate()?;
         let succession = KeySuccession::sign(self.tree_id, &self.signing_key, new.verifying_key());
-        let mut successions = self.successions.clone();
-        successions.push(succession);
+        let mut history = self.history.clone();
+        history.successions.push(succession);
         files::write(&keys.join(SIGNING_KEY_NEXT), &signing_key_text(&new))?;
-        files::write(&keys.join(SUCCESSIONS), &successions_text(&successions))?;
+        files::write(&keys.join(SUCCESSIONS), &history.to_text())?;
         finish_rotation(&keys)?;
-        (self.signing_key, self.successions) = (new, successions);
+        (self.signing_key, self.history) = (new, history);
         Ok(())
     }
 }
@@ -290,20 +317,17 @@ fn open_format(data: &Path) -> Result<TreeId, KeysError> {
 }
 
 /// The key that the successions lead to: the current one, or after an interrupted change the next one.
-fn open_signing_key(
-    keys: &Path,
-    tree_id: TreeId,
-    successions: &[KeySuccession],
-) -> Result<SigningKey, KeysError> {
-    let current = read_signing_key(&keys.join(SIGNING_KEY))?;
-    let newest = signing::verify_successions(tree_id, current.verifying_key(), successions)
+fn open_signing_key(keys: &Path, tree_id: TreeId, history: &KeyHistory) -> Result<SigningKey, KeysError> {
+    let newest = signing::verify_successions(tree_id, history.first, &history.successions)
         .map_err(|source| KeysError::Successions { path: keys.join(SUCCESSIONS), source })?;
+    let current = read_signing_key(&keys.join(SIGNING_KEY))?;
     if newest == current.verifying_key() {
         return Ok(current);
     }
-    let next = read_signing_key(&keys.join(SIGNING_KEY_NEXT))?;
+    let damaged = || KeysError::Damaged { path: keys.join(SIGNING_KEY) };
+    let next = read_signing_key(&keys.join(SIGNING_KEY_NEXT)).map_err(|_| damaged())?;
     if newest != next.verifying_key() {
-        return Err(KeysError::Damaged { path: keys.join(SIGNING_KEY) });
+        return Err(damaged());
     }
     finish_rotation(keys)?;
     Ok(next)
@@ -326,22 +350,36 @@ fn read_signing_key(path: &Path) -> Result<SigningKey, KeysError> {
     Ok(SigningKey::from_bytes(&seed))
 }
 
-fn successions_text(successions: &[KeySuccession]) -> String {
-    let line = |s: &KeySuccession| {
-        format!("{} {}\n", HEXLOWER.encode(s.new_key.as_bytes()), HEXLOWER.encode(&s.signature.to_bytes()))
-    };
-    successions.iter().map(line).collect()
-}
+impl KeyHistory {
+    fn to_text(&self) -> String {
+        let line = |s: &KeySuccession| {
+            format!(
+                "{} {}\n",
+                HEXLOWER.encode(s.new_key.as_bytes()),
+                HEXLOWER.encode(&s.signature.to_bytes())
+            )
+        };
+        let first = format!("{}\n", HEXLOWER.encode(self.first.as_bytes()));
+        std::iter::once(first).chain(self.successions.iter().map(line)).collect()
+    }
 
-fn read_successions(path: &Path) -> Result<Vec<KeySuccession>, KeysError> {
-    let damaged = || KeysError::Damaged { path: path.to_owned() };
-    let parse = |(index, line): (usize, &str)| {
-        let (key, signature) = line.split_once(' ').ok_or_else(damaged)?;
-        let key = HEXLOWER.decode(key.as_bytes()).map_err(|_| damaged())?;
-        let signature = HEXLOWER.decode(signature.as_bytes()).map_err(|_| damaged())?;
-        KeySuccession::from_parts(&key, &signature, index).map_err(|_| damaged())
-    };
-    files::read(path)?.lines().enumerate().map(parse).collect()
+    fn read(path: &Path) -> Result<Self, KeysError> {
+        Self::parse(&files::read(path)?).ok_or_else(|| KeysError::Damaged { path: path.to_owned() })
+    }
+
+    fn parse(text: &str) -> Option<Self> {
+        let mut lines = text.lines();
+        let first = HEXLOWER.decode(lines.next()?.as_bytes()).ok()?;
+        let first = VerifyingKey::from_bytes(&first.try_into().ok()?).ok()?;
+        let succession = |(index, line): (usize, &str)| {
+            let (key, signature) = line.split_once(' ')?;
+            let key = HEXLOWER.decode(key.as_bytes()).ok()?;
+            let signature = HEXLOWER.decode(signature.as_bytes()).ok()?;
+            KeySuccession::from_parts(&key, &signature, index).ok()
+        };
+        let successions = lines.enumerate().map(succession).collect::<Option<_>>()?;
+        Some(Self { first, successions })
+    }
 }
 
 fn read_certificate(path: &Path) -> Result<CertificateDer<'static>, KeysError> {
@@ -433,6 +471,36 @@ mod tests {
         assert_ne!(opened.verifying_key(), first);
         let led = signing::verify_successions(opened.tree_id(), first, opened.successions());
         assert_eq!(led, Ok(opened.verifying_key()));
+    }
+
+    #[test]
+    fn generations_of_earlier_keys_still_verify_and_strange_ones_do_not() {
+        let (data, other) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+        let mut keys = Keys::create(data.path()).unwrap();
+        let other = Keys::create(other.path()).unwrap();
+        let sign = |tree_id, key: &SigningKey| {
+            let root = syncd_shared::RootEntry::empty();
+            let number = syncd_shared::GenerationNumber::FIRST;
+            let label = String::new();
+            let generation =
+                syncd_shared::Generation { tree_id, number, root, parent: None, created_ms: 0, label };
+            generation.sign(key)
+        };
+        let mut signed = vec![sign(keys.tree_id(), keys.signing_key())];
+        for _ in 0..2 {
+            keys.rotate_signing_key().unwrap();
+            signed.push(sign(keys.tree_id(), keys.signing_key()));
+        }
+        let keys = Keys::open(data.path()).unwrap();
+        for generation in &signed {
+            assert_eq!(keys.verify(generation.record(), generation.signature()).as_ref(), Ok(generation));
+        }
+        let strange = sign(keys.tree_id(), other.signing_key());
+        let refused = keys.verify(strange.record(), strange.signature());
+        assert_eq!(refused, Err(GenerationError::Signature));
+        let elsewhere = sign(other.tree_id(), keys.signing_key());
+        let refused = keys.verify(elsewhere.record(), elsewhere.signature());
+        assert!(matches!(refused, Err(GenerationError::OtherTree { .. })));
     }
 
     #[test]

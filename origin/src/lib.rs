@@ -1,4 +1,34 @@
-//! The origin of syncd.
+//! The origin of syncd: watches one content tree, seals it into signed generations, serves them to agents.
+//!
+//! ```text
+//!   watch ──> scan ──> store ──> commit ──> plan ──> serve ──> agents
+//!   hints     what     packs     signed,    encoded   gRPC
+//!             changed  + index   numbered   once
+//! ```
+//!
+//! [`service`] assembles them; [`fleet`] knows the agents; [`admin`], [`desk`] and [`cli`] are how people ask.
 
+pub mod admin;
+pub mod cli;
+pub mod commit;
+pub mod desk;
+pub mod fleet;
+pub mod http;
+pub mod ignore_rules;
 pub mod keys;
 pub mod listener;
+#[cfg(test)]
+mod namespace;
+pub mod plan;
+pub mod scan;
+pub mod serve;
+pub mod service;
+pub mod status;
+pub mod store;
+pub mod watch;
+
+/// An error with its causes, on one line.
+pub(crate) fn error_chain(error: &dyn std::error::Error) -> String {
+    let causes = std::iter::successors(error.source(), |e| e.source());
+    causes.fold(error.to_string(), |text, cause| format!("{text}: {cause}"))
+}

@@ -5,9 +5,10 @@ use std::process::ExitCode;
 use clap::{CommandFactory, Parser};
 use syncd_origin::cli::{self, Cli};
 use syncd_shared::{config_file, telemetry};
+use tracing::level_filters::LevelFilter;
 
 fn main() -> ExitCode {
-    telemetry::start();
+    telemetry::init(LevelFilter::INFO);
     let arguments = match config_file::arguments_with_config(std::env::args_os(), &Cli::command()) {
         Ok(arguments) => arguments,
         Err(error) => return fail(&anyhow::Error::from(error), 2),

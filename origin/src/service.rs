@@ -1,12 +1,11 @@
 //! One origin, assembled: watch -> scan -> store -> commit -> plan -> serve, with the fleet and the ways to ask.
 
 use std::net::SocketAddr;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
-use syncd_shared::local_socket;
+use syncd_shared::local_socket::{LocalListener, LocalSocketError};
 use syncd_shared::rate::{Bucket, Rate};
 use tokio::net::TcpListener;
 use tokio::sync::mpsc;
@@ -14,12 +13,12 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use crate::admin::{Admin, socket_path};
-use crate::commit::{Committer, Sealer, Trigger};
+use crate::commit::{CommitError, Committer, Sealer, Trigger};
 use crate::desk::{Desk, describe};
 use crate::fleet::Fleet;
 use crate::http;
 use crate::keys::{Keys, KeysError};
-use crate::plan::Planner;
+use crate::plan::{PlanBudget, Planner};
 use crate::scan::{MtimePolicy, ScanOptions, SymlinkPolicy};
 use crate::serve::{self, Services};
 use crate::status::{AgentStatus, Status};
@@ -92,17 +91,14 @@ pub enum StartError {
         source: std::io::Error,
     },
     /// The admin socket.
-    #[error("open the admin socket {path}", path = path.display())]
-    Socket {
-        /// Where.
-        path: PathBuf,
-        /// Why.
-        #[source]
-        source: local_socket::SocketError,
-    },
+    #[error(transparent)]
+    Socket(#[from] LocalSocketError),
     /// The fleet's records.
     #[error("load the fleet")]
     Fleet(#[from] crate::fleet::FleetError),
+    /// What was sealed last.
+    #[error(transparent)]
+    Sealer(#[from] CommitError),
     /// The spool of encoded updates.
     #[error(transparent)]
     Plan(#[from] crate::plan::PlanError),
@@ -118,8 +114,14 @@ pub struct Running {
     committer: Committer,
     fleet: Fleet,
     shutdown: CancellationToken,
-    cancel: Arc<AtomicBool>,
     tasks: TaskTracker,
+}
+
+/// Makes keys and an empty store in `data`, which must not have been initialised before.
+pub fn init(data: &Path) -> Result<Keys, StartError> {
+    let keys = Keys::create(data)?;
+    Store::create(data)?;
+    Ok(keys)
 }
 
 /// Starts an origin; it serves when this returns.
@@ -142,19 +144,13 @@ pub async fn start(options: ServeOptions) -> Result<Running, StartError> {
     };
     let grpc_address = address_of(&grpc, options.listen)?;
     let http_address = http.as_ref().map(|l| address_of(l, options.http)).transpose()?;
-    let path = socket_path(&options.data);
-    let socket =
-        local_socket::Listener::bind(&path).map_err(|source| StartError::Socket { path: path.clone(), source })?;
+    let socket = LocalListener::bind(&socket_path(&options.data))?;
 
     let shutdown = CancellationToken::new();
-    let cancel = Arc::new(AtomicBool::new(false));
     let tasks = TaskTracker::new();
     let (observed_sender, observed) = mpsc::channel(OBSERVED_QUEUE);
-    let planner = Planner::new(store.clone(), &options.data)?;
+    let planner = Planner::new(store.clone(), &options.data, PlanBudget::default())?;
     let fleet = Fleet::start(store.clone(), keys.clone(), observed_sender, shutdown.clone(), &tasks)?;
-    if let Some(current) = store.latest()? {
-        fleet.announce(current);
-    }
     let watch = Arc::new(Watch::start(&options.tree, &options.data, options.poll)?);
     let scan_options =
         ScanOptions { mtime: options.mtime, symlinks: options.symlinks, ..ScanOptions::default() };
@@ -165,8 +161,11 @@ pub async fn start(options: ServeOptions) -> Result<Running, StartError> {
         watch.clone(),
         keys.clone(),
         fleet.clone(),
-        cancel.clone(),
+        shutdown.clone(),
     )?;
+    if let Some(current) = sealer.current() {
+        fleet.announce(current.clone());
+    }
     let (committer, owner) =
         Committer::start(sealer, watch.clone(), options.trigger, observed, shutdown.clone());
     tasks.spawn(async move {
@@ -175,13 +174,12 @@ pub async fn start(options: ServeOptions) -> Result<Running, StartError> {
         }
     });
     let services = Services {
-        store: store.clone(),
         keys: keys.clone(),
         fleet: fleet.clone(),
         planner,
         limit: options.bwlimit.map(|rate| Arc::new(Bucket::new(rate))),
     };
-    tasks.spawn(serve::serve(grpc, services, shutdown.clone()));
+    tasks.spawn(serve::serve(grpc, services, shutdown.clone())?);
     if let Some(http) = http {
         tasks.spawn(http::serve(http, committer.view(), shutdown.clone()));
     }
@@ -210,7 +208,7 @@ pub async fn start(options: ServeOptions) -> Result<Running, StartError> {
     };
     tasks.spawn(admin.serve(socket, shutdown.clone()));
     tracing::info!(tree = %options.tree.display(), grpc = %grpc_address, http = ?http_address, "serving");
-    Ok(Running { grpc_address, http_address, committer, fleet, shutdown, cancel, tasks })
+    Ok(Running { grpc_address, http_address, committer, fleet, shutdown, tasks })
 }
 
 async fn bind(address: SocketAddr, hint: &'static str) -> Result<TcpListener, StartError> {
@@ -251,7 +249,6 @@ impl Running {
 
     /// Ends everything: a generation that is being sealed is sealed, streams are closed.
     pub async fn stop(self) {
-        self.cancel.store(true, Ordering::Relaxed);
         self.shutdown.cancel();
         self.tasks.close();
         if tokio::time::timeout(STOP_DEADLINE, self.tasks.wait()).await.is_err() {

@@ -113,7 +113,8 @@ impl Status {
             }
             _ => out.push_str("current  no generation yet\n"),
         }
-        let live = self.agents.iter().filter(|a| a.generation.is_some() && a.generation == self.generation).count();
+        let live =
+            self.agents.iter().filter(|a| a.generation.is_some() && a.generation == self.generation).count();
         let _ = writeln!(out, "agents   {live} of {} have it live", self.agents.len());
         let width = self.agents.iter().map(|a| a.name.len()).max().unwrap_or(0);
         for agent in &self.agents {
@@ -123,7 +124,11 @@ impl Status {
                 _ => String::new(),
             };
             let link = if agent.connected { "connected" } else { "unreachable" };
-            let _ = write!(out, "  {:width$}  {link:11}  generation {generation:>4}  {}{behind}", agent.name, agent.state);
+            let _ = write!(
+                out,
+                "  {:width$}  {link:11}  generation {generation:>4}  {}{behind}",
+                agent.name, agent.state
+            );
             if !agent.connected
                 && let Some(seen) = &agent.last_seen
             {

@@ -5,13 +5,18 @@
 //! [`wire`] turns messages into these types and refuses what does not hold, [`limits`] has every bound that encoder and
 //! decoder share.
 
+pub mod chunker;
+pub mod config_file;
 pub mod diff;
 pub mod directory;
 pub mod generation;
 pub mod hash;
 pub mod identity;
 pub mod limits;
+pub mod local_socket;
+pub mod progress;
 pub mod rate;
+pub mod telemetry;
 pub mod tree;
 pub mod tree_path;
 pub mod wire;

@@ -1,1 +1,34 @@
+//! The harness of the end-to-end suites and of the bench: the real binaries in processes of their own, a real Apache,
+//! real content, and oracles that share no code with syncd.
+//!
+//! [`Scene`] is one test's directory; [`Origin`] and [`Agent`] are the two programs in it, driven through their command
+//! line (DESIGN.md section 7) only; [`Apache`] serves a replica; [`corpora`] has real content in two versions;
+//! [`oracle`] compares trees; [`edits`] changes them at random, but repeatably ([`Seeded`]).
+//!
+//! A harness function that cannot do its job panics and says what it saw: a test has nothing better to do with the
+//! error. Logs of all processes are printed when a test fails. `SYNCD_KEEP=1` keeps the directories, `SYNCD_SEED=N`
+//! repeats a random run.
 
+mod agent;
+mod apache;
+mod binaries;
+pub mod corpora;
+pub mod edits;
+pub mod http;
+pub mod load;
+pub mod mounts;
+pub mod oracle;
+mod origin;
+pub mod process;
+pub mod replica;
+mod scene;
+mod seeded;
+pub mod wait;
+
+pub use agent::{Agent, AgentStatus};
+pub use apache::{Apache, DocumentRoot};
+pub use binaries::binary;
+pub use origin::{FleetMember, Origin, OriginStatus};
+pub use process::{Daemon, Outcome};
+pub use scene::{Scene, is_root, require_program, require_root};
+pub use seeded::Seeded;

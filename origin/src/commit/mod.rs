@@ -14,6 +14,7 @@
 //! A crash at any point leaves the previous generation or the new one; what was pending is found again by the stat walk
 //! at the next start.
 
+mod scan_base;
 mod schedule;
 mod sealer;
 
@@ -28,7 +29,7 @@ pub use sealer::{CommitError, Outcome, Sealer};
 
 use crate::scan::ScanError;
 use crate::status::State;
-use crate::watch::{Hints, Watch};
+use crate::watch::{Hints, Reason, Watch};
 use schedule::{Due, Schedule};
 
 /// When the tree is published.
@@ -96,10 +97,11 @@ impl Committer {
     ) -> (Self, tokio::task::JoinHandle<()>) {
         let (requests, receiver) = mpsc::channel(16);
         let current = sealer.current().cloned();
-        let (view_sender, view) = watch::channel(OriginView { state: State::Scanning, reason: None, current });
+        let (view_sender, view) =
+            watch::channel(OriginView { state: State::Scanning, reason: None, current });
         let owner = Owner {
             sealer: Some(sealer),
-            schedule: Schedule::new(trigger, watch.poll_interval(), Instant::now()),
+            schedule: Schedule::new(trigger, Instant::now()),
             watch,
             view: view_sender,
             pending: Hints::default(),
@@ -143,7 +145,7 @@ enum Job {
     /// An operator's request.
     Request(Request),
     /// A generation of ours that an agent knows and we don't.
-    Observed(SignedGeneration),
+    Observed(Box<SignedGeneration>),
     /// Retention and garbage collection.
     Collect,
 }
@@ -170,7 +172,13 @@ struct Owner {
 }
 
 impl Owner {
-    async fn run(mut self, mut requests: mpsc::Receiver<Request>, mut observed: mpsc::Receiver<SignedGeneration>) {
+    async fn run(
+        mut self,
+        mut requests: mpsc::Receiver<Request>,
+        mut observed: mpsc::Receiver<SignedGeneration>,
+    ) {
+        // At the start the watch hints at everything.
+        self.pending.merge(self.watch.take());
         let mut running = Some(self.spawn(Job::Scan));
         loop {
             let idle = running.is_none();
@@ -194,9 +202,10 @@ impl Owner {
                     None => return,
                 },
                 Some(generation) = observed.recv(), if idle => {
-                    running = Some(self.spawn(Job::Observed(generation)));
+                    running = Some(self.spawn(Job::Observed(Box::new(generation))));
                 }
-                () = self.watch.changed() => {
+                // A job takes the hints of what moves while it runs, and a commit those from before it: they are its own.
+                () = self.watch.changed(), if idle => {
                     let hints = self.watch.take();
                     self.schedule.hinted(Instant::now());
                     self.pending.merge(hints);
@@ -206,12 +215,8 @@ impl Owner {
                     match self.schedule.due(Instant::now()) {
                         Some(Due::Publish) => running = Some(self.spawn(Job::Publish)),
                         Some(Due::Scan) => running = Some(self.spawn(Job::Scan)),
-                        Some(Due::Poll) => {
-                            self.pending.merge(self.watch.polled_hints());
-                            running = Some(self.spawn(if self.schedule.publishes() { Job::Publish } else { Job::Scan }));
-                        }
                         Some(Due::Reconcile) => {
-                            self.pending.everything("hourly reconcile walk");
+                            self.pending.merge(Hints::everything(Reason::Reconcile));
                             running = Some(self.spawn(if self.schedule.publishes() { Job::Publish } else { Job::Scan }));
                         }
                         Some(Due::Collect) => running = Some(self.spawn(Job::Collect)),
@@ -225,7 +230,7 @@ impl Owner {
     fn spawn(&mut self, job: Job) -> tokio::task::JoinHandle<Done> {
         let mut sealer = self.sealer.take().expect("one job at a time");
         let mut hints = std::mem::take(&mut self.pending);
-        if hints.is_everything() {
+        if hints.everything.is_some() {
             self.view.send_modify(|view| view.state = State::Scanning);
         }
         tokio::task::spawn_blocking(move || {
@@ -233,7 +238,7 @@ impl Owner {
             let (result, reply) = match job {
                 Job::Scan => (sealer.scan(&mut hints), None),
                 Job::Publish => (sealer.publish(&mut hints), None),
-                Job::Observed(generation) => (sealer.observe(generation, &mut hints), None),
+                Job::Observed(generation) => (sealer.observe(*generation, &mut hints), None),
                 Job::Collect => {
                     collected = true;
                     (sealer.collect_garbage(), None)
@@ -277,6 +282,9 @@ impl Owner {
                     tracing::warn!("not published: {text}");
                 }
                 reason = Some(text);
+                if state == State::Waiting {
+                    self.schedule.hinted(now);
+                }
                 self.schedule.failed(now);
             }
             Err(error) => {
@@ -287,7 +295,10 @@ impl Owner {
                 } else {
                     (state, reason) = {
                         let view = self.view.borrow();
-                        (if view.state == State::Scanning { state } else { view.state }, view.reason.clone().or(reason))
+                        (
+                            if view.state == State::Scanning { state } else { view.state },
+                            view.reason.clone().or(reason),
+                        )
                     };
                 }
             }
@@ -307,7 +318,7 @@ impl Owner {
         let reason = format!(
             "the tree has not been quiet for long enough to be published; it keeps changing at {}. Writers that pause \
              need --trigger manual",
-            self.pending.examples(3)
+            examples(&self.pending)
         );
         self.view.send_if_modified(|view| {
             let news = view.state != State::Waiting;
@@ -319,4 +330,11 @@ impl Owner {
             news
         });
     }
+}
+
+/// A few of the places that hints name.
+fn examples(hints: &Hints) -> String {
+    let places: Vec<String> =
+        hints.directories.iter().chain(&hints.subtrees).take(3).map(ToString::to_string).collect();
+    if places.is_empty() { "many places".into() } else { places.join(", ") }
 }

@@ -7,7 +7,7 @@ use super::{Outcome, Trigger};
 /// A full stat walk, in case an event was lost without a word.
 const RECONCILE: Duration = Duration::from_secs(3600);
 /// Files whose times were too close to the scan to be trusted are read again after this long.
-const RACY: Duration = Duration::from_millis(1500);
+const RACY: Duration = crate::scan::RACY_DELAY;
 /// Between a failed attempt and the next one that no event asks for.
 const RETRY: Duration = Duration::from_secs(10);
 /// Between collections of garbage.
@@ -24,8 +24,6 @@ pub(super) enum Due {
     Publish,
     /// Stat records are to be brought up to date.
     Scan,
-    /// Parts that send no events are to be walked.
-    Poll,
     /// Everything is to be walked.
     Reconcile,
     /// Garbage is to be collected.
@@ -36,25 +34,21 @@ pub(super) enum Due {
 #[derive(Debug)]
 pub(super) struct Schedule {
     trigger: Trigger,
-    poll: Option<Duration>,
     first_hint: Option<Instant>,
     publish_at: Option<Instant>,
     scan_at: Option<Instant>,
-    poll_at: Option<Instant>,
     reconcile_at: Instant,
     collect_at: Instant,
     now: Instant,
 }
 
 impl Schedule {
-    pub(super) fn new(trigger: Trigger, poll: Option<Duration>, now: Instant) -> Self {
+    pub(super) fn new(trigger: Trigger, now: Instant) -> Self {
         Self {
             trigger,
-            poll,
             first_hint: None,
             publish_at: None,
             scan_at: None,
-            poll_at: poll.map(|p| now + p),
             reconcile_at: now + RECONCILE,
             collect_at: now + COLLECT_FIRST,
             now,
@@ -68,7 +62,7 @@ impl Schedule {
 
     /// When to ask [`Schedule::due`] next.
     pub(super) fn next(&self) -> Instant {
-        [self.publish_at, self.scan_at, self.poll_at, Some(self.reconcile_at), Some(self.collect_at)]
+        [self.publish_at, self.scan_at, Some(self.reconcile_at), Some(self.collect_at)]
             .into_iter()
             .flatten()
             .min()
@@ -84,9 +78,6 @@ impl Schedule {
         } else if past(self.scan_at) {
             self.scan_at = None;
             Some(Due::Scan)
-        } else if past(self.poll_at) {
-            self.poll_at = self.poll.map(|p| now + p);
-            Some(Due::Poll)
         } else if self.reconcile_at <= now {
             self.reconcile_at = now + RECONCILE;
             Some(Due::Reconcile)
@@ -119,7 +110,9 @@ impl Schedule {
         if collected {
             return;
         }
-        if let (Outcome::Scanned { unpublished: true }, Trigger::Settle { quiet, .. }) = (outcome, self.trigger) {
+        if let (Outcome::Scanned { unpublished: true }, Trigger::Settle { quiet, .. }) =
+            (outcome, self.trigger)
+        {
             self.publish_at.get_or_insert(now + quiet);
         }
         if racy {
@@ -138,7 +131,8 @@ impl Schedule {
 mod tests {
     use super::*;
 
-    const SETTLE: Trigger = Trigger::Settle { quiet: Duration::from_millis(500), max: Duration::from_secs(30) };
+    const SETTLE: Trigger =
+        Trigger::Settle { quiet: Duration::from_millis(500), max: Duration::from_secs(30) };
 
     fn at(start: Instant, ms: u64) -> Instant {
         start + Duration::from_millis(ms)
@@ -147,7 +141,7 @@ mod tests {
     #[test]
     fn every_hint_puts_publishing_off_until_it_is_quiet() {
         let start = Instant::now();
-        let mut schedule = Schedule::new(SETTLE, None, start);
+        let mut schedule = Schedule::new(SETTLE, start);
         schedule.hinted(at(start, 0));
         schedule.hinted(at(start, 400));
         assert_eq!(schedule.due(at(start, 600)), None);
@@ -159,7 +153,7 @@ mod tests {
     #[test]
     fn unrest_is_told_after_settle_max_and_never_published() {
         let start = Instant::now();
-        let mut schedule = Schedule::new(SETTLE, None, start);
+        let mut schedule = Schedule::new(SETTLE, start);
         for ms in (0..40_000).step_by(400) {
             schedule.hinted(at(start, ms));
             assert_eq!(schedule.due(at(start, ms + 399)), None);
@@ -170,13 +164,13 @@ mod tests {
     #[test]
     fn manual_publishes_nothing_by_itself() {
         let start = Instant::now();
-        let mut schedule = Schedule::new(Trigger::Manual, Some(Duration::from_secs(10)), start);
+        let mut schedule = Schedule::new(Trigger::Manual, start);
         schedule.hinted(start);
         schedule.settled(&Outcome::Scanned { unpublished: true }, true, false, start);
-        assert_eq!(schedule.due(at(start, 1_500)), Some(Due::Scan));
+        assert_eq!(schedule.due(start + RACY), Some(Due::Scan));
         assert_eq!(schedule.due(at(start, 9_999)), None);
-        assert_eq!(schedule.due(at(start, 10_000)), Some(Due::Poll));
-        assert_eq!(schedule.due(start + RECONCILE), Some(Due::Poll));
         assert_eq!(schedule.due(start + RECONCILE), Some(Due::Reconcile));
+        assert_eq!(schedule.due(start + RECONCILE), Some(Due::Collect));
+        assert_eq!(schedule.due(start + RECONCILE), None);
     }
 }

@@ -1,19 +1,24 @@
 //! The blocking side of a commit: flush, scan, store, sign, seal. One at a time, all calls block.
 
+use std::collections::BTreeSet;
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::sync::atomic::AtomicBool;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
+use syncd_shared::generation::GenerationError;
 use syncd_shared::limits::LABEL_MAX_BYTES;
 use syncd_shared::progress::Progress;
-use syncd_shared::{Generation, GenerationNumber, RootEntry, RootHash, SignedGeneration};
+use syncd_shared::{Generation, GenerationNumber, RootEntry, RootHash, SignedGeneration, TreePath};
 
 use crate::fleet::Fleet;
 use crate::keys::Keys;
-use crate::scan::{self, ScanError, ScanOptions, Scope};
-use crate::store::{ScanBase, SealError, Store, StoreError, WriterError};
-use crate::watch::{Hints, Watch};
+use crate::scan::{self, Notices, Scan, ScanError, ScanOptions, Scope};
+use tokio_util::sync::CancellationToken;
+
+use crate::store::{Retention, SealError, Store, StoreError};
+use crate::watch::{Hints, Reason, Watch};
+
+use super::scan_base::ScanBase;
 
 /// Why nothing was sealed. The last generation stands.
 #[derive(Debug, thiserror::Error)]
@@ -24,9 +29,9 @@ pub enum CommitError {
     /// The store could not be read.
     #[error("read the store")]
     Store(#[from] StoreError),
-    /// The store could not be written.
-    #[error("begin to write the store")]
-    Writer(#[from] WriterError),
+    /// A generation in the store that this origin did not sign.
+    #[error("read a generation of the store")]
+    Generation(#[from] GenerationError),
     /// The generation could not be made durable.
     #[error("seal the generation")]
     Seal(#[from] SealError),
@@ -75,15 +80,17 @@ pub struct Sealer {
     watch: Arc<Watch>,
     keys: Arc<Keys>,
     fleet: Fleet,
-    cancel: Arc<AtomicBool>,
+    notices: Notices,
+    cancel: CancellationToken,
     /// The tree as last scanned, which may not be published yet.
     base: Option<ScanBase>,
     current: Option<SignedGeneration>,
     /// The highest generation of ours that an agent holds and we don't.
     observed: Option<SignedGeneration>,
-    /// Directories whose times alone changed, and those to be read again: they go along with the next scan.
-    carried: Hints,
-    racy: bool,
+    /// Directories whose times alone changed: they go along with the next scan of anything else.
+    times_only: BTreeSet<TreePath>,
+    /// Directories with files that must be read again.
+    racy: BTreeSet<TreePath>,
 }
 
 impl Sealer {
@@ -95,10 +102,10 @@ impl Sealer {
         watch: Arc<Watch>,
         keys: Arc<Keys>,
         fleet: Fleet,
-        cancel: Arc<AtomicBool>,
-    ) -> Result<Self, StoreError> {
-        let base = store.scan_base()?;
-        let current = store.latest()?.map(|g| keys.trust(g)).transpose()?;
+        cancel: CancellationToken,
+    ) -> Result<Self, CommitError> {
+        let base = ScanBase::load(&store)?;
+        let current = store.latest()?.map(|g| keys.verify(&g.record, &g.signature)).transpose()?;
         Ok(Self {
             tree,
             options,
@@ -106,12 +113,13 @@ impl Sealer {
             watch,
             keys,
             fleet,
+            notices: Notices::default(),
             cancel,
             base,
             current,
             observed: None,
-            carried: Hints::default(),
-            racy: false,
+            times_only: BTreeSet::new(),
+            racy: BTreeSet::new(),
         })
     }
 
@@ -122,7 +130,7 @@ impl Sealer {
 
     /// Whether files were read so soon after they changed that they must be read again.
     pub fn racy(&self) -> bool {
-        self.racy
+        !self.racy.is_empty()
     }
 
     /// What an operator must know before anything is published by itself.
@@ -138,7 +146,7 @@ impl Sealer {
     /// Brings stat records and store up to the tree. `hints` is emptied of what was served.
     pub fn scan(&mut self, hints: &mut Hints) -> Result<Outcome, CommitError> {
         if self.base.is_none() || self.current.is_none() {
-            hints.everything("first scan");
+            hints.merge(Hints::everything(Reason::Start));
         }
         self.run(hints, Publish::No)
     }
@@ -161,7 +169,6 @@ impl Sealer {
         }
         self.watch.flush();
         hints.merge(self.watch.take());
-        hints.merge(self.watch.polled_hints());
         self.options.allow_mass_deletion = allow_mass_deletion;
         let result = self.run(hints, Publish::Tree { label });
         self.options.allow_mass_deletion = false;
@@ -171,7 +178,7 @@ impl Sealer {
     /// Publishes the tree of an earlier generation under a new number.
     pub fn rollback(&mut self, number: GenerationNumber) -> Result<Outcome, CommitError> {
         let target = self.store.generation(number)?.ok_or(CommitError::UnknownGeneration { number })?;
-        let target = self.keys.trust(target)?;
+        let target = self.keys.verify(&target.record, &target.signature)?;
         if let Some(current) = &self.current
             && current.root_hash() == target.root_hash()
         {
@@ -200,24 +207,30 @@ impl Sealer {
 
     /// Retires old generations and rewrites packs that hold too little that is still needed.
     pub fn collect_garbage(&mut self) -> Result<Outcome, CommitError> {
-        let mut keep = self.fleet.retained_roots();
-        keep.extend(self.base.as_ref().map(|b| b.root.hash()));
-        let report = self.store.collect_garbage(&keep, SystemTime::now())?;
-        if report.retired > 0 {
-            tracing::info!(generations = report.retired, freed_bytes = report.freed_bytes, "collected garbage");
+        let now_ms = unix_ms(SystemTime::now());
+        let keep = self.fleet.retained_roots();
+        let tree = self.base.as_ref().map(|b| b.root);
+        let report = self.store.collect_garbage(Retention::default(), &keep, tree.as_ref(), now_ms)?;
+        if !report.damaged_packs.is_empty() {
+            tracing::error!(packs = ?report.damaged_packs, "the store is damaged: run `syncd-origin check`");
         }
+        tracing::debug!(?report, "collected garbage");
         Ok(Outcome::Scanned { unpublished: false })
     }
 
     fn run(&mut self, hints: &mut Hints, publish: Publish) -> Result<Outcome, CommitError> {
-        let dirty = hints.take_with(&self.carried);
-        let Some(scope) = dirty else {
+        let mut scope = Scope::from(std::mem::take(hints));
+        if matches!(publish, Publish::No) || !scope.is_empty() {
+            scope.add(std::mem::take(&mut self.racy));
+        }
+        if scope.is_empty() {
             return self.without_changes(publish);
-        };
+        }
+        scope.add(std::mem::take(&mut self.times_only));
         let result = self.scan_and_seal(scope, publish);
         if result.is_err() {
-            // What was taken from the watch during the scan is gone with it: only a walk finds it again.
-            hints.everything("the scan before failed");
+            // A failed scan gives back to the watch what it was to look at.
+            hints.merge(self.watch.take());
         }
         result
     }
@@ -231,13 +244,15 @@ impl Sealer {
             return Ok(outcome);
         }
         match (&self.current, publish.seals(root.hash(), current_root, base_unpublished)) {
-            (Some(current), None) if !matches!(publish, Publish::No) => Ok(Outcome::Unchanged(current.clone())),
+            (Some(current), None) if !matches!(publish, Publish::No) => {
+                Ok(Outcome::Unchanged(current.clone()))
+            }
             (_, None) => Ok(Outcome::Scanned { unpublished: base_unpublished }),
             (_, Some(label)) => {
                 let generation = self.next_generation(root, label)?;
-                let mut writer = self.store.writer()?;
+                let writer = self.store.writer()?;
                 let base = ScanBase { root, unpublished: false };
-                writer.put_scan_base(&base);
+                base.put(&writer)?;
                 writer.seal(&generation)?;
                 self.base = Some(base);
                 Ok(self.sealed(generation))
@@ -248,23 +263,20 @@ impl Sealer {
     fn scan_and_seal(&mut self, scope: Scope, publish: Publish) -> Result<Outcome, CommitError> {
         let started = std::time::Instant::now();
         let everything = matches!(scope, Scope::Everything);
-        let mut writer = self.store.writer()?;
-        let progress = everything.then(|| Progress::start("scan", None));
+        let writer = self.store.writer()?;
+        let progress = if everything { Progress::start("scanning", None) } else { Progress::hidden() };
         let base = self.base.as_ref().map(|b| b.root);
-        let outcome = scan::scan(
-            &self.tree,
-            base,
-            scope,
-            &self.options,
-            &self.store,
-            &writer,
-            &self.watch,
-            progress.as_ref(),
-            &self.cancel,
-        )?;
-        if let Some(progress) = progress {
-            progress.finish();
-        }
+        let scan = Scan {
+            tree: &self.tree,
+            writer: &writer,
+            watch: Some(&self.watch),
+            options: &self.options,
+            notices: &self.notices,
+            progress: &progress,
+            cancel: &self.cancel,
+        };
+        let outcome = scan::scan(&scan, base, scope)?;
+        progress.finish();
         tracing::debug!(
             files_read = outcome.files_read,
             bytes_read = outcome.bytes_read,
@@ -273,25 +285,24 @@ impl Sealer {
             elapsed_ms = started.elapsed().as_millis() as u64,
             "scanned"
         );
-        for warning in &outcome.warnings {
-            tracing::warn!("{warning}");
-        }
-        self.racy = !outcome.racy.is_empty();
-        self.carried = Hints::carried(outcome.times_only, outcome.racy);
+        self.racy = outcome.racy;
+        self.times_only = outcome.times_only;
         let root = outcome.root;
         let unpublished = outcome.changed || self.base.as_ref().is_none_or(|b| b.unpublished);
         let current_root = self.current.as_ref().map(SignedGeneration::root_hash);
         if let Some(label) = publish.seals(root.hash(), current_root, unpublished) {
             let generation = self.next_generation(root, label)?;
             let base = ScanBase { root, unpublished: false };
-            writer.put_scan_base(&base);
+            base.put(&writer)?;
             writer.seal(&generation)?;
             self.base = Some(base);
             return Ok(self.sealed(generation));
         }
         let base = ScanBase { root, unpublished };
-        writer.put_scan_base(&base);
-        writer.save()?;
+        if outcome.records_changed || self.base != Some(base) {
+            base.put(&writer)?;
+            writer.save()?;
+        }
         self.base = Some(base);
         if let Some(outcome) = self.adopt(&root)? {
             return Ok(outcome);
@@ -310,10 +321,10 @@ impl Sealer {
             return Ok(None);
         }
         let generation = observed.clone();
-        let mut writer = self.store.writer()?;
+        let writer = self.store.writer()?;
         if observed.root_hash() == root.hash() {
             let base = ScanBase { root: *root, unpublished: false };
-            writer.put_scan_base(&base);
+            base.put(&writer)?;
             self.base = Some(base);
         }
         writer.seal(&generation)?;

@@ -411,13 +411,22 @@ mod tests {
         let now = OffsetDateTime::now_utc();
         let authority = Authority::create(TREE, now).unwrap();
         let name = "web1".parse().unwrap();
-        let request = certificate_request(&generate_key().unwrap()).unwrap();
+        let key = generate_key().unwrap();
+        let request = certificate_request(&key).unwrap();
         for at in 0..request.len() {
+            assert!(authority.issue_agent(&name, &request[..at], now).is_err(), "cut at {at}");
             let mut broken = request.clone();
             broken[at] ^= 1;
-            assert!(authority.issue_agent(&name, &broken, now).is_err(), "byte {at}");
-            assert!(authority.issue_agent(&name, &request[..at], now).is_err(), "cut at {at}");
+            // The signature covers neither itself nor its algorithm's encoding.
+            if let Ok((certificate, _)) = authority.issue_agent(&name, &broken, now) {
+                let (_, parsed) = X509Certificate::from_der(&certificate).unwrap();
+                assert_eq!(parsed.public_key().raw, key.subject_public_key_info(), "byte {at}");
+            }
         }
+        let at = request.windows(8).position(|w| w == &key.public_key_raw()[1..9]).unwrap();
+        let mut stolen = request.clone();
+        stolen[at] ^= 1;
+        assert!(matches!(authority.issue_agent(&name, &stolen, now), Err(AuthorityError::Request(_))));
         assert!(authority.issue_agent(&name, &request, now).is_ok());
         let long = vec![0x30; CERTIFICATE_REQUEST_MAX_BYTES + 1];
         assert!(matches!(

@@ -32,7 +32,7 @@ pub fn read(path: &Path) -> Result<String, FileError> {
 }
 
 /// Makes `path` and what is missing above it with mode 0700; an existing directory keeps its mode. After a power cut
-/// the directory may be missing, unless something in it was written by [`write`] and its parent synced.
+/// the directory may be missing, unless something in it was written by [`write()`] and its parent synced.
 pub fn create_private_directory(path: &Path) -> Result<(), FileError> {
     let failed = |source| FileError::Write { path: path.to_owned(), source };
     DirBuilder::new().recursive(true).mode(0o700).create(path).map_err(failed)

@@ -16,5 +16,5 @@ pub mod token;
 pub use authority::{AgentName, Authority, PeerIdentity, Serial};
 pub use channel::{ConnectError, connect};
 pub use signing::KeySuccession;
-pub use tls::ClientTls;
+pub use tls::{Admit, ClientTls, TlsError};
 pub use token::JoinToken;

@@ -26,7 +26,7 @@ struct Options {
 }
 
 fn main() -> ExitCode {
-    syncd_shared::telemetry::start_with_default("warn");
+    syncd_shared::telemetry::init(tracing::level_filters::LevelFilter::WARN);
     let options = Options::parse();
     let runtime = match tokio::runtime::Builder::new_multi_thread().enable_all().build() {
         Ok(runtime) => runtime,

@@ -15,7 +15,10 @@ pub fn write(tree: &Path) -> std::io::Result<()> {
             page(&format!("Article {number}"), &text),
         )?;
     }
-    fs::write(tree.join("assets/style.css"), "body { font: 16px/1.5 sans-serif; max-width: 40em; margin: 2em auto }\n")?;
+    fs::write(
+        tree.join("assets/style.css"),
+        "body { font: 16px/1.5 sans-serif; max-width: 40em; margin: 2em auto }\n",
+    )?;
     let noise: Vec<u8> = (0..300_000u32).map(|i| (i.wrapping_mul(2_654_435_761) >> 13) as u8).collect();
     fs::write(tree.join("assets/photo.bin"), noise)
 }

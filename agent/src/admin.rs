@@ -1,0 +1,109 @@
+//! What commands ask of a running agent, over `ROOT/state/agent.sock`.
+//!
+//! A request is one line of JSON, answered by lines of JSON; the last tells the end ([`Reply::Verified`],
+//! [`Reply::Status`], [`Reply::Error`]). Mode 0600: whoever may open the socket may ask.
+
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use serde::{Deserialize, Serialize};
+use syncd_shared::local_socket::{LocalConnection, LocalListener, LocalSocketError};
+use tokio::sync::watch;
+use tokio::task::JoinSet;
+use tokio_util::sync::CancellationToken;
+
+use crate::session::Handle;
+use crate::session::worker::{StageProgress, Verified};
+use crate::status::AgentStatus;
+
+/// Clients at once.
+const CLIENTS_MAX: usize = 32;
+/// Progress lines come this often.
+const PROGRESS_EVERY: Duration = Duration::from_millis(500);
+
+/// The socket of the agent on `root`.
+pub fn socket_path(root: &Path) -> PathBuf {
+    root.join("state").join("agent.sock")
+}
+
+/// What is asked.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(tag = "request", rename_all = "snake_case")]
+pub enum Request {
+    /// `status`.
+    Status,
+    /// `verify`.
+    Verify,
+}
+
+/// One line of an answer.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(tag = "reply", rename_all = "snake_case")]
+pub enum Reply {
+    /// To `status`.
+    Status(Box<AgentStatus>),
+    /// `verify` goes on.
+    Progress(StageProgress),
+    /// To `verify`.
+    Verified(Verified),
+    /// It failed.
+    Error {
+        /// One line that says what to do next.
+        message: String,
+    },
+}
+
+/// Answers until `stop`.
+pub async fn serve(listener: LocalListener, session: Handle, stop: CancellationToken) {
+    let mut clients = JoinSet::new();
+    loop {
+        tokio::select! {
+            () = stop.cancelled() => return,
+            Some(_) = clients.join_next() => {}
+            client = listener.accept(), if clients.len() < CLIENTS_MAX => match client {
+                Ok(client) => drop(clients.spawn(answer(client, session.clone()))),
+                Err(error) => {
+                    tracing::warn!(%error, "admin socket");
+                    tokio::time::sleep(Duration::from_millis(200)).await;
+                }
+            },
+        }
+    }
+}
+
+async fn answer(mut client: LocalConnection, session: Handle) {
+    let answered = match client.request::<Request>().await {
+        Ok(Request::Status) => {
+            let status = Box::new(session.status.borrow().clone());
+            client.respond(&Reply::Status(status)).await
+        }
+        Ok(Request::Verify) => verify(&mut client, &session).await,
+        Err(error) => client.respond(&Reply::Error { message: error.to_string() }).await,
+    };
+    if let Err(error) = answered {
+        tracing::debug!(%error, "a client of the admin socket went away");
+    }
+}
+
+async fn verify(client: &mut LocalConnection, session: &Handle) -> Result<(), LocalSocketError> {
+    let (sender, progress) = watch::channel(StageProgress::default());
+    let verification = session.verify(sender);
+    tokio::pin!(verification);
+    let mut ticks = tokio::time::interval(PROGRESS_EVERY);
+    loop {
+        let reply = tokio::select! {
+            result = &mut verification => {
+                return client.respond(&match result {
+                    Some(Ok(verified)) => Reply::Verified(verified),
+                    Some(Err(failure)) => Reply::Error { message: failure.reason },
+                    None => Reply::Error { message: "the agent stopped: try again when it runs".into() },
+                }).await;
+            }
+            _ = ticks.tick() => {
+                let now = *progress.borrow();
+                Reply::Progress(now)
+            }
+        };
+        client.respond(&reply).await?;
+    }
+}

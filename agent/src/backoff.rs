@@ -1,0 +1,51 @@
+//! Pauses between attempts: doubled each time, capped, jittered, reset on success.
+
+use std::time::Duration;
+
+/// Doubling pauses between two bounds.
+#[derive(Debug, Clone)]
+pub struct Backoff {
+    shortest: Duration,
+    longest: Duration,
+    attempts: u32,
+}
+
+impl Backoff {
+    /// Pauses from `shortest` to `longest`, before jitter.
+    pub const fn new(shortest: Duration, longest: Duration) -> Self {
+        Self { shortest, longest, attempts: 0 }
+    }
+
+    /// The next pause: between half of and the whole of the doubled one, so that a fleet does not come back at once.
+    pub fn pause(&mut self) -> Duration {
+        let whole = self.shortest.saturating_mul(1 << self.attempts.min(20)).min(self.longest);
+        self.attempts = self.attempts.saturating_add(1);
+        whole.mul_f64(0.5 + random_fraction() / 2.0)
+    }
+
+    /// The next pause is a short one again.
+    pub fn reset(&mut self) {
+        self.attempts = 0;
+    }
+}
+
+/// A number from 0 up to 1. Without a source of randomness it is one half.
+pub fn random_fraction() -> f64 {
+    getrandom::u32().map_or(0.5, |n| f64::from(n) / (f64::from(u32::MAX) + 1.0))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn pauses_double_up_to_the_cap_and_start_over() {
+        let mut backoff = Backoff::new(Duration::from_millis(200), Duration::from_secs(15));
+        for expected_ms in [200, 400, 800, 1_600, 3_200, 6_400, 12_800, 15_000, 15_000] {
+            let pause = backoff.pause().as_millis();
+            assert!((expected_ms / 2..=expected_ms).contains(&pause), "{pause} of {expected_ms}");
+        }
+        backoff.reset();
+        assert!(backoff.pause() <= Duration::from_millis(200));
+    }
+}

@@ -1,0 +1,355 @@
+//! The command line: a contract, see the README. Results go to standard output, everything else to standard error.
+
+use std::ffi::OsString;
+use std::io::Write as _;
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+use std::time::Duration;
+
+use anyhow::{Context as _, bail};
+use clap::{Args, CommandFactory, Parser, Subcommand, ValueEnum};
+use syncd_shared::config_file;
+use syncd_shared::identity::{AgentName, JoinToken};
+use syncd_shared::local_socket::{self, LocalSocketError};
+use syncd_shared::rate::Rate;
+
+use crate::admin::{self, Reply, Request};
+use crate::config::{self, Owner, RunOptions};
+use crate::join::{self, JoinOptions};
+use crate::session::worker::{Display, Drifted, Verified};
+use crate::status::AgentStatus;
+use crate::{offline, service};
+
+/// Keeps a full, verified, atomically switched replica of an origin's content tree.
+#[derive(Debug, Parser)]
+#[command(name = "syncd-agent", version, max_term_width = 100)]
+pub struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Args)]
+struct Place {
+    /// Where the agent keeps its replica; the web server reads ROOT/live.
+    #[arg(long, env = "SYNCD_ROOT", default_value = config::ROOT, value_name = "DIR")]
+    root: PathBuf,
+    /// TOML file with defaults for these options.
+    #[arg(long, value_name = "FILE", env = "SYNCD_CONFIG")]
+    config: Option<PathBuf>,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Enrol this node with a token from `syncd-origin token`; again with a new one, it keeps its replica.
+    Join(Join),
+    /// Follow the origin and keep the replica, until SIGTERM.
+    Run(Box<Run>),
+    /// Show what is live, and how the agent is.
+    Status {
+        #[command(flatten)]
+        place: Place,
+        /// Print JSON.
+        #[arg(long)]
+        json: bool,
+    },
+    /// Hash every file of the replica, and heal what drifted.
+    Verify {
+        #[command(flatten)]
+        place: Place,
+        /// Print JSON.
+        #[arg(long)]
+        json: bool,
+    },
+}
+
+#[derive(Debug, Args)]
+struct Join {
+    /// Where the origin listens.
+    #[arg(value_name = "HOST:PORT")]
+    address: String,
+    #[command(flatten)]
+    place: Place,
+    /// The token; other users see it in the process list, unlike SYNCD_TOKEN and --token-file.
+    #[arg(long, env = "SYNCD_TOKEN", hide_env_values = true, value_name = "TOKEN")]
+    token: Option<String>,
+    /// File that holds the token; `-` is standard input.
+    #[arg(long, value_name = "FILE", env = "SYNCD_TOKEN_FILE")]
+    token_file: Option<PathBuf>,
+    /// The agent's name [default: the host's name].
+    #[arg(long, env = "SYNCD_NAME")]
+    name: Option<AgentName>,
+}
+
+#[derive(Debug, Args)]
+struct Run {
+    #[command(flatten)]
+    place: Place,
+    /// The origin [default: where this node joined].
+    #[arg(long, env = "SYNCD_ORIGIN", value_name = "HOST:PORT")]
+    origin: Option<String>,
+    /// Where health is answered [default: 127.0.0.1:8875].
+    #[arg(long, env = "SYNCD_HTTP", value_name = "ADDR:PORT")]
+    http: Option<SocketAddr>,
+    /// How `live` is switched.
+    #[arg(long, env = "SYNCD_SWAP", value_enum, default_value = "symlink")]
+    swap: Swap,
+    /// Generations that are kept.
+    #[arg(long, env = "SYNCD_KEEP", default_value_t = config::KEEP, value_name = "N",
+          value_parser = clap::value_parser!(u32).range(1..=64))]
+    keep: u32,
+    /// How long a tree is left alone after it was live.
+    #[arg(long, env = "SYNCD_GRACE", default_value = "150s", value_name = "TIME",
+          value_parser = humantime::parse_duration)]
+    grace: Duration,
+    /// Give everything to this owner instead of the tree's.
+    #[arg(long, env = "SYNCD_OWNER", value_name = "USER:GROUP")]
+    owner: Option<Owner>,
+    /// Run by `sh -c` after each activation, with the changed paths on standard input.
+    #[arg(long, env = "SYNCD_ON_ACTIVATE", value_name = "CMD")]
+    on_activate: Option<String>,
+    /// Run by `sh -c` before each activation; if it fails, the old generation stays live.
+    #[arg(long, env = "SYNCD_BEFORE_ACTIVATE", value_name = "CMD")]
+    before_activate: Option<String>,
+    /// How long a hook may take.
+    #[arg(long, env = "SYNCD_HOOK_TIMEOUT", default_value = "60s", value_name = "TIME",
+          value_parser = humantime::parse_duration)]
+    hook_timeout: Duration,
+    /// Bytes a second to receive at most, as in 10M.
+    #[arg(long, env = "SYNCD_BWLIMIT", value_name = "RATE")]
+    bwlimit: Option<Rate>,
+}
+
+#[derive(Debug, Clone, Copy, ValueEnum)]
+enum Swap {
+    /// `live` is a symlink.
+    Symlink,
+}
+
+impl Cli {
+    /// Parses the command line over environment, configuration file and defaults. Wrong usage ends the process with 2.
+    pub fn from_process() -> Self {
+        Self::from_arguments(std::env::args_os()).unwrap_or_else(|error| error.exit())
+    }
+
+    fn from_arguments(arguments: impl IntoIterator<Item = OsString>) -> Result<Self, clap::Error> {
+        let mut command = Self::command();
+        let arguments = config_file::arguments_with_config(arguments, &command)
+            .map_err(|error| command.error(clap::error::ErrorKind::Io, crate::reason::of(&error)))?;
+        Self::try_parse_from(arguments)
+    }
+}
+
+/// Runs a parsed command line to its end.
+pub fn run(cli: Cli) -> anyhow::Result<ExitCode> {
+    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
+    let result = runtime.block_on(async {
+        match cli.command {
+            Command::Join(join) => enrol(join).await,
+            Command::Run(run) => run_until_signal(*run).await,
+            Command::Status { place, json } => status(&place.root, json).await,
+            Command::Verify { place, json } => verify(&place.root, json).await,
+        }
+    });
+    // What still blocks a thread was told to stop and has had its time.
+    runtime.shutdown_timeout(Duration::from_secs(2));
+    result
+}
+
+async fn enrol(join: Join) -> anyhow::Result<ExitCode> {
+    let token = read_token(&join)?;
+    let name = join
+        .name
+        .or_else(join::default_name)
+        .context("this host has no usable name: give one with --name")?;
+    let root = join.place.root;
+    let options = JoinOptions { address: join.address, root: root.clone(), token, name };
+    let identity = join::join(options).await?;
+    println!("{}", identity.name());
+    eprintln!("joined tree {} as {}; next:", identity.tree_id(), identity.name());
+    eprintln!("  syncd-agent run --root {}", root.display());
+    Ok(ExitCode::SUCCESS)
+}
+
+fn read_token(join: &Join) -> anyhow::Result<JoinToken> {
+    let text = match (&join.token, &join.token_file) {
+        (Some(token), _) => token.clone(),
+        (None, Some(file)) if file == Path::new("-") => std::io::read_to_string(std::io::stdin())?,
+        (None, Some(file)) => std::fs::read_to_string(file)
+            .with_context(|| format!("can't read the token file {}", file.display()))?,
+        (None, None) => bail!(
+            "no token: get one with `syncd-origin token` and give it as SYNCD_TOKEN, --token-file or --token"
+        ),
+    };
+    Ok(text.trim().parse()?)
+}
+
+impl Run {
+    fn options(self) -> anyhow::Result<RunOptions> {
+        let Swap::Symlink = self.swap;
+        if let (Some(file), true) =
+            (&self.place.config, self.on_activate.is_some() || self.before_activate.is_some())
+        {
+            config::check_trusted(file)?;
+        }
+        Ok(RunOptions {
+            root: std::path::absolute(&self.place.root)?,
+            origin: self.origin,
+            http: self.http.unwrap_or(config::HTTP),
+            http_required: self.http.is_some(),
+            keep: self.keep,
+            grace: self.grace,
+            owner: self.owner,
+            before_activate: self.before_activate,
+            on_activate: self.on_activate,
+            hook_timeout: self.hook_timeout,
+            bwlimit: self.bwlimit,
+        })
+    }
+}
+
+async fn run_until_signal(run: Run) -> anyhow::Result<ExitCode> {
+    use tokio::signal::unix::{SignalKind, signal};
+    let options = run.options()?;
+    let mut terminate = signal(SignalKind::terminate())?;
+    let mut interrupt = signal(SignalKind::interrupt())?;
+    let mut agent = service::start(options).await?;
+    {
+        let status = agent.status();
+        let status = status.borrow();
+        tracing::info!(name = status.name, origin = status.origin, live = status.generation, "agent runs");
+        if let Some(address) = agent.http_address() {
+            tracing::info!("health on http://{address}/healthz");
+        }
+    }
+    tokio::select! {
+        _ = terminate.recv() => {}
+        _ = interrupt.recv() => {}
+        ended = agent.ended() => {
+            ended?;
+            bail!("the agent stopped by itself; the log above says why");
+        }
+    }
+    tracing::info!("stopping");
+    agent.stop().await;
+    Ok(ExitCode::SUCCESS)
+}
+
+/// Whether nobody serves the socket, so that the replica may be opened here.
+fn nobody_serves(error: &LocalSocketError) -> bool {
+    use std::io::ErrorKind::{ConnectionRefused, NotFound};
+    matches!(error, LocalSocketError::NotServed { source, .. } if matches!(source.kind(), NotFound | ConnectionRefused))
+}
+
+async fn status(root: &Path, json: bool) -> anyhow::Result<ExitCode> {
+    let socket = admin::socket_path(root);
+    let status = match local_socket::request_one::<_, Reply>(&socket, &Request::Status).await {
+        Ok(Reply::Status(status)) => *status,
+        Ok(Reply::Error { message }) => bail!("{message}"),
+        Ok(_) => bail!("the running agent is of another version: restart it"),
+        Err(error) if nobody_serves(&error) => {
+            let root = std::path::absolute(root)?;
+            tokio::task::spawn_blocking(move || offline::status(&root)).await??
+        }
+        Err(error) => return Err(error).context("can't ask the running agent"),
+    };
+    print_status(&status, json)?;
+    Ok(ExitCode::SUCCESS)
+}
+
+fn print_status(status: &AgentStatus, json: bool) -> anyhow::Result<()> {
+    let mut out = std::io::stdout().lock();
+    if json {
+        writeln!(out, "{}", serde_json::to_string(status)?)?;
+    } else {
+        writeln!(out, "{status}")?;
+    }
+    Ok(())
+}
+
+async fn verify(root: &Path, json: bool) -> anyhow::Result<ExitCode> {
+    let socket = admin::socket_path(root);
+    let verified = match local_socket::request::<_, Reply>(&socket, &Request::Verify).await {
+        Ok(mut replies) => {
+            let shown = Display::new("verifying");
+            loop {
+                match replies.next().await? {
+                    Some(Reply::Progress(progress)) => shown.show(progress),
+                    Some(Reply::Verified(verified)) => break verified,
+                    Some(Reply::Error { message }) => bail!("{message}"),
+                    Some(Reply::Status(_)) => bail!("the running agent is of another version: restart it"),
+                    None => bail!("the agent stopped before it had answered"),
+                }
+            }
+        }
+        Err(error) if nobody_serves(&error) => offline::verify(&std::path::absolute(root)?).await?,
+        Err(error) => return Err(error).context("can't ask the running agent"),
+    };
+    print_verified(&verified, json)?;
+    Ok(if verified.is_whole() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+}
+
+fn print_verified(verified: &Verified, json: bool) -> anyhow::Result<()> {
+    let mut out = std::io::stdout().lock();
+    if json {
+        writeln!(out, "{}", serde_json::to_string(verified)?)?;
+        return Ok(());
+    }
+    for Drifted { path, what } in &verified.drift {
+        writeln!(out, "{what:<10}  {path}")?;
+    }
+    let Verified { files, bytes, drifted, healed, .. } = verified;
+    writeln!(
+        out,
+        "{files} files, {bytes} bytes verified: {}",
+        match (drifted, healed) {
+            (0, _) => "no drift".to_owned(),
+            (drifted, true) => format!("{drifted} paths had drifted and are healed"),
+            (drifted, false) => format!("{drifted} paths have drifted"),
+        }
+    )?;
+    if !verified.is_whole() {
+        eprintln!("not healed: verify again when the origin can be reached");
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn parse(line: &str) -> Result<Cli, clap::Error> {
+        Cli::from_arguments(line.split(' ').map(OsString::from))
+    }
+
+    fn run_options(line: &str) -> RunOptions {
+        match parse(line).unwrap().command {
+            Command::Run(run) => run.options().unwrap(),
+            _ => panic!("no run"),
+        }
+    }
+
+    #[test]
+    fn the_definition_holds() {
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn a_defaulted_port_is_not_required_and_one_that_was_asked_for_is() {
+        let options = run_options("syncd-agent run --root /r");
+        assert_eq!((options.http, options.http_required), (config::HTTP, false));
+        assert_eq!((options.keep, options.grace), (3, Duration::from_secs(150)));
+        let options =
+            run_options("syncd-agent run --root /r --http 127.0.0.1:8875 --bwlimit 10M --owner 33:33");
+        assert!(options.http_required);
+        assert_eq!(options.owner, Some(Owner { uid: 33, gid: 33 }));
+    }
+
+    #[test]
+    fn what_is_not_built_is_wrong_usage() {
+        let error = parse("syncd-agent run --root /r --swap exchange").unwrap_err();
+        assert_eq!(error.exit_code(), 2);
+        assert_eq!(parse("syncd-agent join").unwrap_err().exit_code(), 2);
+        assert_eq!(parse("syncd-agent run --keep 0").unwrap_err().exit_code(), 2);
+    }
+}

@@ -1,0 +1,174 @@
+//! What an agent is told: the options of `syncd-agent run`, however they were given.
+
+use std::fs;
+use std::io;
+use std::net::SocketAddr;
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
+use std::str::FromStr;
+use std::time::Duration;
+
+use syncd_shared::rate::Rate;
+
+use crate::hooks;
+
+/// Default of `--root`.
+pub const ROOT: &str = "/var/lib/syncd/agent";
+/// Default of `--http`.
+pub const HTTP: SocketAddr = SocketAddr::new(std::net::IpAddr::V4(std::net::Ipv4Addr::LOCALHOST), 8875);
+/// Default of `--keep`.
+pub const KEEP: u32 = 3;
+/// Default of `--grace`: PHP's realpath cache lives 120 s.
+pub const GRACE: Duration = Duration::from_secs(150);
+
+/// Everything `syncd-agent run` can be told.
+#[derive(Debug, Clone)]
+pub struct RunOptions {
+    /// ROOT.
+    pub root: PathBuf,
+    /// HOST:PORT; where the node joined if absent.
+    pub origin: Option<String>,
+    /// Where health is answered; port 0 picks a free one.
+    pub http: SocketAddr,
+    /// Whether a taken HTTP port is an error (it was asked for) or a warning (it is the default).
+    pub http_required: bool,
+    /// Generations that are kept.
+    pub keep: u32,
+    /// How long a retired tree is left alone.
+    pub grace: Duration,
+    /// Whom everything is to belong to, instead of whom the manifest says.
+    pub owner: Option<Owner>,
+    /// Run by `sh -c` before an activation.
+    pub before_activate: Option<String>,
+    /// Run by `sh -c` after an activation.
+    pub on_activate: Option<String>,
+    /// How long a hook may take.
+    pub hook_timeout: Duration,
+    /// Limit on bulk bytes.
+    pub bwlimit: Option<Rate>,
+}
+
+impl RunOptions {
+    /// The defaults, on `root`.
+    pub fn new(root: PathBuf) -> Self {
+        Self {
+            root,
+            origin: None,
+            http: HTTP,
+            http_required: false,
+            keep: KEEP,
+            grace: GRACE,
+            owner: None,
+            before_activate: None,
+            on_activate: None,
+            hook_timeout: hooks::DEFAULT_TIMEOUT,
+            bwlimit: None,
+        }
+    }
+}
+
+/// `--owner USER:GROUP`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Owner {
+    /// Numeric user.
+    pub uid: u32,
+    /// Numeric group.
+    pub gid: u32,
+}
+
+/// Why `--owner` was refused.
+#[derive(Debug, thiserror::Error)]
+pub enum OwnerError {
+    /// Not of the form.
+    #[error("an owner is USER:GROUP, names or numbers")]
+    Form,
+    /// No such name in the file.
+    #[error("there is no {name:?} in {file}: give a number")]
+    Unknown {
+        /// The name.
+        name: String,
+        /// Where it was looked for.
+        file: &'static str,
+    },
+}
+
+impl FromStr for Owner {
+    type Err = OwnerError;
+
+    fn from_str(text: &str) -> Result<Self, OwnerError> {
+        let (user, group) = text.split_once(':').ok_or(OwnerError::Form)?;
+        Ok(Self { uid: number(user, "/etc/passwd")?, gid: number(group, "/etc/group")? })
+    }
+}
+
+/// The third field of the line that starts with `name`, as in passwd(5) and group(5).
+fn number(name: &str, file: &'static str) -> Result<u32, OwnerError> {
+    if name.is_empty() {
+        return Err(OwnerError::Form);
+    }
+    if let Ok(number) = name.parse() {
+        return Ok(number);
+    }
+    let lines = fs::read_to_string(file).unwrap_or_default();
+    lines
+        .lines()
+        .map(|line| line.split(':'))
+        .find_map(|mut fields| (fields.next() == Some(name)).then(|| fields.nth(1)?.parse().ok())?)
+        .ok_or_else(|| OwnerError::Unknown { name: name.to_owned(), file })
+}
+
+/// Why hooks are not taken from a configuration file.
+#[derive(Debug, thiserror::Error)]
+pub enum TrustError {
+    /// It could not be looked at.
+    #[error("can't look at {}", path.display())]
+    Stat {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        source: io::Error,
+    },
+    /// Others could have commands run.
+    #[error("{path} sets hooks and can be written by others: chown it to the agent's user and chmod go-w it", path = path.display())]
+    Writable {
+        /// The file.
+        path: PathBuf,
+    },
+}
+
+/// Whether hooks may be taken from this file: only its owner can write it, who is this process's user or root.
+pub fn check_trusted(path: &Path) -> Result<(), TrustError> {
+    let found = fs::metadata(path).map_err(|source| TrustError::Stat { path: path.to_owned(), source })?;
+    let own = rustix::process::geteuid().as_raw();
+    if found.mode() & 0o022 != 0 || (found.uid() != own && found.uid() != 0) {
+        return Err(TrustError::Writable { path: path.to_owned() });
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::os::unix::fs::PermissionsExt;
+
+    #[test]
+    fn owners_are_names_or_numbers() {
+        assert_eq!("33:44".parse::<Owner>().unwrap(), Owner { uid: 33, gid: 44 });
+        assert_eq!("root:root".parse::<Owner>().unwrap(), Owner { uid: 0, gid: 0 });
+        for bad in ["root", "root:", ":root", "no-such-user-here:root", "-1:0", ""] {
+            assert!(bad.parse::<Owner>().is_err(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn hooks_come_from_no_file_that_others_can_write() {
+        let file = tempfile::NamedTempFile::new().unwrap();
+        let chmod = |mode| fs::set_permissions(file.path(), fs::Permissions::from_mode(mode)).unwrap();
+        chmod(0o644);
+        assert!(check_trusted(file.path()).is_ok());
+        for mode in [0o664, 0o646] {
+            chmod(mode);
+            assert!(matches!(check_trusted(file.path()), Err(TrustError::Writable { .. })));
+        }
+    }
+}

@@ -1,0 +1,43 @@
+//! How the agent reaches its origin: an address, and the certificate that is current.
+
+use syncd_shared::identity::{ClientTls, ConnectError, connect};
+use tokio::sync::watch;
+use tonic::transport::Channel;
+
+/// Makes connections to the origin. Clones share nothing but where to go: each call of [`Dialer::dial`] is a TCP
+/// connection of its own.
+#[derive(Debug, Clone)]
+pub struct Dialer {
+    address: String,
+    tls: watch::Receiver<ClientTls>,
+}
+
+impl Dialer {
+    /// To the origin at `address` (HOST:PORT), with the newest certificate that `tls` holds.
+    pub fn new(address: String, tls: watch::Receiver<ClientTls>) -> Self {
+        Self { address, tls }
+    }
+
+    /// HOST:PORT.
+    pub fn address(&self) -> &str {
+        &self.address
+    }
+
+    /// Whether the certificate was renewed since this dialer (this clone) dialled last.
+    pub fn is_outdated(&self) -> bool {
+        self.tls.has_changed().unwrap_or(false)
+    }
+
+    /// Waits for a renewed certificate; for ever where nothing renews it any more. Cancel safe.
+    pub async fn outdated(&mut self) {
+        if self.tls.changed().await.is_err() {
+            std::future::pending().await
+        }
+    }
+
+    /// Connects. Cancel safe.
+    pub async fn dial(&mut self) -> Result<Channel, ConnectError> {
+        let tls = self.tls.borrow_and_update().clone();
+        connect(&self.address, tls).await
+    }
+}

@@ -1,0 +1,279 @@
+//! Bulk bytes from the origin, on a TCP connection of their own.
+//!
+//! An async task pumps frames from the gRPC stream into a short bounded channel; staging takes them from its blocking
+//! thread, and decodes them there. What waits is bounded by [`FRAMES_AHEAD`] and the HTTP/2 windows: a slow disk slows
+//! the origin down, it does not fill memory. Dropping the frames ends the task and resets the stream.
+//!
+//! An update that breaks off is resumed once from the item that is due; any progress earns another attempt. The
+//! general path is not resumed here: staging asks again for what it still lacks.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use prost::Message as _;
+use syncd_proto::v1;
+use syncd_proto::v1::fetch_frame::Frame as FrameKind;
+use syncd_proto::v1::fetch_request::Request;
+use syncd_proto::v1::replication_client::ReplicationClient;
+use syncd_shared::RootHash;
+use syncd_shared::limits::{CONTROL_MESSAGE_MAX_BYTES, FETCH_MESSAGE_MAX_BYTES};
+use syncd_shared::rate::{Bucket, Rate};
+use syncd_shared::wire::{Frame, ObjectsBatch};
+use tokio::runtime::Handle;
+use tokio::sync::{Mutex, mpsc};
+use tokio::task::AbortHandle;
+use tokio_util::sync::CancellationToken;
+use tonic::transport::Channel;
+use tonic::{Code, Status, Streaming};
+
+use crate::dialer::Dialer;
+use crate::reason;
+use crate::source::{FetchError, Frames, Source};
+
+/// Frames received and not yet taken by staging.
+const FRAMES_AHEAD: usize = 4;
+/// An origin that sends nothing for so long is given up; encoding an update takes seconds, not minutes.
+const STALL: Duration = Duration::from_secs(120);
+
+/// The origin as a [`Source`]. Clones share one connection.
+#[derive(Clone)]
+pub struct OriginSource {
+    runtime: Handle,
+    link: Arc<Mutex<Link>>,
+    bucket: Option<Arc<Bucket>>,
+    abandoned: CancellationToken,
+}
+
+struct Link {
+    dialer: Dialer,
+    channel: Option<Channel>,
+}
+
+impl OriginSource {
+    /// Connects when it is first asked. `runtime` drives the connection; the calls of [`Source`] block other threads.
+    pub fn new(runtime: Handle, dialer: Dialer, limit: Option<Rate>) -> Self {
+        Self {
+            runtime,
+            link: Arc::new(Mutex::new(Link { dialer, channel: None })),
+            bucket: limit.map(|rate| Arc::new(Bucket::new(rate))),
+            abandoned: CancellationToken::new(),
+        }
+    }
+
+    /// The same origin, whose transfers end with [`FetchError::Superseded`] once `abandoned` is cancelled.
+    pub fn until(&self, abandoned: CancellationToken) -> Self {
+        Self { abandoned, ..self.clone() }
+    }
+
+    fn start(&self, requests: Requests) -> Result<Frames, FetchError> {
+        let mut transfer =
+            Transfer { source: self.clone(), requests, stream: None, next_item: 0, resumed: false };
+        let (sender, receiver) = mpsc::channel(FRAMES_AHEAD);
+        // The first frame is waited for, so that a refusal is the answer to the call.
+        let first = self.runtime.block_on(transfer.next());
+        let first = first.transpose()?;
+        let pump = self.runtime.spawn(async move {
+            while let Some(frame) = transfer.next().await {
+                let last = frame.is_err();
+                if sender.send(frame).await.is_err() || last {
+                    return;
+                }
+            }
+        });
+        Ok(Box::new(Received { first, receiver, pump: pump.abort_handle(), ended: false }))
+    }
+
+    async fn channel(&self) -> Result<Channel, FetchError> {
+        let mut link = self.link.lock().await;
+        if let (Some(channel), false) = (&link.channel, link.dialer.is_outdated()) {
+            return Ok(channel.clone());
+        }
+        link.channel = None;
+        let channel = link
+            .dialer
+            .dial()
+            .await
+            .map_err(|error| FetchError::Disconnected(Some(Status::unavailable(reason::of(&error)))))?;
+        Ok(link.channel.insert(channel).clone())
+    }
+}
+
+impl Source for OriginSource {
+    fn update(&mut self, from: RootHash, to: RootHash) -> Result<Frames, FetchError> {
+        self.start(Requests::Update { from, to })
+    }
+
+    fn objects(&mut self, root: RootHash, batches: Vec<ObjectsBatch>) -> Result<Frames, FetchError> {
+        if batches.is_empty() {
+            return Ok(Box::new(std::iter::empty()));
+        }
+        let due = batches.len();
+        self.start(Requests::Objects { root, batches, due })
+    }
+}
+
+/// What was asked, and what of it is still to be answered.
+enum Requests {
+    Update { from: RootHash, to: RootHash },
+    Objects { root: RootHash, batches: Vec<ObjectsBatch>, due: usize },
+}
+
+impl Requests {
+    fn messages(&mut self, first_item: u64) -> Vec<v1::FetchRequest> {
+        match self {
+            Self::Update { from, to } => {
+                let update = v1::UpdateRequest {
+                    from_root: Bytes::copy_from_slice(from.as_bytes()),
+                    to_root: Bytes::copy_from_slice(to.as_bytes()),
+                    first_item,
+                };
+                vec![v1::FetchRequest { request: Some(Request::Update(update)) }]
+            }
+            Self::Objects { root, batches, .. } => std::mem::take(batches)
+                .iter()
+                .map(|batch| v1::FetchRequest { request: Some(Request::Objects(batch.to_message(*root))) })
+                .collect(),
+        }
+    }
+
+    fn root(&self) -> RootHash {
+        match self {
+            Self::Update { from, .. } => *from,
+            Self::Objects { root, .. } => *root,
+        }
+    }
+}
+
+struct Transfer {
+    source: OriginSource,
+    requests: Requests,
+    stream: Option<Streaming<v1::FetchFrame>>,
+    next_item: u64,
+    resumed: bool,
+}
+
+impl Transfer {
+    /// The next frame in order; `None` when every request is answered. Not cancel safe.
+    async fn next(&mut self) -> Option<Result<v1::FetchFrame, FetchError>> {
+        if matches!(self.requests, Requests::Objects { due: 0, .. }) {
+            return None;
+        }
+        loop {
+            let abandoned = self.source.abandoned.clone();
+            let received = tokio::select! {
+                biased;
+                () = abandoned.cancelled() => Err(FetchError::Superseded),
+                received = self.receive() => received,
+            };
+            match received {
+                Err(FetchError::Disconnected(_)) if self.may_resume() => {
+                    tracing::debug!(item = self.next_item, "connection lost in mid-update: resuming");
+                    self.resumed = true;
+                    self.stream = None;
+                }
+                Ok(frame) => return Some(self.accept(frame)),
+                Err(error) => return Some(Err(error)),
+            }
+        }
+    }
+
+    fn may_resume(&self) -> bool {
+        // Without a first answer there is nothing to resume: the session's backoff decides.
+        matches!(self.requests, Requests::Update { .. }) && !self.resumed && self.next_item > 0
+    }
+
+    async fn receive(&mut self) -> Result<v1::FetchFrame, FetchError> {
+        let stream = match &mut self.stream {
+            Some(stream) => stream,
+            None => {
+                let opened = self.open().await?;
+                self.stream.insert(opened)
+            }
+        };
+        let root = self.requests.root();
+        let message = tokio::time::timeout(STALL, stream.message())
+            .await
+            .map_err(|_| {
+                FetchError::Disconnected(Some(Status::deadline_exceeded("the origin sends nothing")))
+            })?
+            .map_err(|status| refused(status, root))?
+            .ok_or(FetchError::Disconnected(None))?;
+        if let Some(bucket) = &self.source.bucket {
+            bucket.pass(message.encoded_len()).await;
+        }
+        Ok(message)
+    }
+
+    async fn open(&mut self) -> Result<Streaming<v1::FetchFrame>, FetchError> {
+        let channel = self.source.channel().await?;
+        let root = self.requests.root();
+        let requests = tokio_stream::iter(self.requests.messages(self.next_item));
+        let mut client = ReplicationClient::new(channel)
+            .max_decoding_message_size(FETCH_MESSAGE_MAX_BYTES)
+            .max_encoding_message_size(CONTROL_MESSAGE_MAX_BYTES);
+        let answer = client.fetch(requests).await.map_err(|status| refused(status, root))?;
+        Ok(answer.into_inner())
+    }
+
+    fn accept(&mut self, frame: v1::FetchFrame) -> Result<v1::FetchFrame, FetchError> {
+        if frame.item != self.next_item {
+            let text = format!("item {} came where item {} was due", frame.item, self.next_item);
+            return Err(FetchError::Refused(Status::data_loss(text)));
+        }
+        self.next_item += 1;
+        self.resumed = false;
+        if matches!(frame.frame, Some(FrameKind::End(_))) {
+            match &mut self.requests {
+                Requests::Objects { due, .. } => *due -= 1,
+                // An update is one answer: become a list of objects that is complete.
+                Requests::Update { to, .. } => {
+                    self.requests = Requests::Objects { root: *to, batches: Vec::new(), due: 0 };
+                }
+            }
+            self.next_item = 0;
+        }
+        Ok(frame)
+    }
+}
+
+/// What a status means: one that the origin sent has no source, one that the transport made up has.
+fn refused(status: Status, root: RootHash) -> FetchError {
+    let of_transport = std::error::Error::source(&status).is_some();
+    match status.code() {
+        Code::NotFound => FetchError::UnknownRoot { root },
+        Code::Unavailable | Code::Cancelled | Code::DeadlineExceeded => {
+            FetchError::Disconnected(Some(status))
+        }
+        _ if of_transport => FetchError::Disconnected(Some(status)),
+        _ => FetchError::Refused(status),
+    }
+}
+
+/// Frames on their way to staging.
+struct Received {
+    first: Option<v1::FetchFrame>,
+    receiver: mpsc::Receiver<Result<v1::FetchFrame, FetchError>>,
+    pump: AbortHandle,
+    ended: bool,
+}
+
+impl Iterator for Received {
+    type Item = Result<Frame, FetchError>;
+
+    fn next(&mut self) -> Option<Self::Item> {
+        if self.ended {
+            return None;
+        }
+        let received = self.first.take().map(Ok).or_else(|| self.receiver.blocking_recv());
+        let frame = received.map(|message| message.and_then(|m| Frame::from_message(m).map_err(Into::into)));
+        self.ended = !matches!(frame, Some(Ok(_)));
+        frame
+    }
+}
+
+impl Drop for Received {
+    fn drop(&mut self) {
+        self.pump.abort();
+    }
+}

@@ -1,0 +1,65 @@
+//! `status` and `verify` while no agent runs: the replica is opened here, under its lock.
+
+use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
+
+use tokio::runtime::Handle as Runtime;
+
+use crate::config::RunOptions;
+use crate::dialer::Dialer;
+use crate::fetch::OriginSource;
+use crate::identity::AgentIdentity;
+use crate::renew::Keeper;
+use crate::replica_work;
+use crate::service::{self, ServiceError};
+use crate::session::worker::{Display, Failure, ReplicaWork, Verified};
+use crate::status::{AgentStatus, State};
+
+/// Why a command could not do its work on a replica.
+#[derive(Debug, thiserror::Error)]
+pub enum OfflineError {
+    /// The replica or the identity can't be opened.
+    #[error(transparent)]
+    Service(#[from] ServiceError),
+    /// It was not verified.
+    #[error(transparent)]
+    Verify(#[from] Failure),
+    /// A defect: the thread panicked.
+    #[error("the verification has ended unexpectedly: report this")]
+    Panicked,
+}
+
+/// What the record says. Blocks.
+pub fn status(root: &Path) -> Result<AgentStatus, OfflineError> {
+    let options = RunOptions::new(root.to_owned());
+    let identity = AgentIdentity::load(root).map_err(ServiceError::from)?;
+    let replica = replica_work::open(&options).map_err(ServiceError::from)?;
+    let held = replica.state();
+    Ok(AgentStatus {
+        generation: held.live.as_ref().map(|g| g.number().get()),
+        root: held.live.as_ref().map(|g| g.root_hash().to_string()),
+        state: if held.live.is_some() { State::Live } else { State::Empty },
+        accepted: held.accepted.as_ref().map(|g| g.number().get()),
+        generations: held.generations.iter().map(|n| n.get()).collect(),
+        spares: held.spares,
+        ..service::about(&options, &identity)
+    })
+}
+
+/// Re-hashes everything, and heals from the origin what it can. Not cancel safe.
+pub async fn verify(root: &Path) -> Result<Verified, OfflineError> {
+    let options = RunOptions::new(root.to_owned());
+    let identity = AgentIdentity::load(root).map_err(ServiceError::from)?;
+    let address = identity.origin_address().to_owned();
+    let keeper = Arc::new(Keeper::new(root.to_owned(), identity).map_err(ServiceError::from)?);
+    let mut source = OriginSource::new(Runtime::current(), Dialer::new(address, keeper.tls()), None);
+    let work = move || {
+        let mut replica = replica_work::open(&options).map_err(ServiceError::from)?;
+        let shown = Display::new("verifying");
+        let never = AtomicBool::new(false);
+        let verified = ReplicaWork::verify(&mut replica, &mut source, &|now| shown.show(now), &never)?;
+        Ok(verified)
+    };
+    tokio::task::spawn_blocking(work).await.map_err(|_| OfflineError::Panicked)?
+}

@@ -1,0 +1,170 @@
+//! The replica as the session's worker uses it.
+
+use std::path::PathBuf;
+use std::sync::atomic::AtomicBool;
+use std::time::Duration;
+
+use syncd_proto::v1::RetryClass;
+use syncd_shared::{GenerationNumber, SignedGeneration};
+
+use crate::activate::{ActivateError, ActivationContext};
+use crate::config::RunOptions;
+use crate::hooks::Occasion;
+use crate::reason;
+use crate::replica::{OpenReplicaError, Replica, ReplicaOptions};
+use crate::session::worker::{
+    BeforeSwitch, DRIFT_SHOWN_MAX, Drifted, Failure, Inline, Maintenance, NotActivated, ReplicaState,
+    ReplicaWork, StageProgress, Verified,
+};
+use crate::source::{FetchError, Source};
+use crate::spares::{Maintained, Upkept};
+use crate::stage::{self, StageError, Staged};
+use crate::verify::{Damage, VerifyError, VerifyProgress, VerifyReport};
+
+/// After maintenance failed.
+const MAINTAIN_RETRY: Duration = Duration::from_secs(30);
+
+/// Opens the replica that `options` speak of, and recovers it.
+pub(crate) fn open(options: &RunOptions) -> Result<Replica, OpenReplicaError> {
+    let replica_options = ReplicaOptions {
+        keep: usize::try_from(options.keep).unwrap_or(usize::MAX),
+        grace: options.grace,
+        owner: options.owner.map(|owner| (owner.uid, owner.gid)),
+    };
+    Replica::open(&options.root, replica_options)
+}
+
+fn stage_failure(error: &StageError) -> Failure {
+    match error {
+        StageError::Cancelled => Failure::superseded(),
+        error => Failure::new(error.retry_class(), error),
+    }
+}
+
+fn progress_of(progress: stage::StageProgress) -> StageProgress {
+    let stage::StageProgress { files_done, files_total, bytes_done, bytes_total } = progress;
+    StageProgress { files_done, files_total, bytes_done, bytes_total }
+}
+
+impl ReplicaWork for Replica {
+    type Staged = Staged;
+
+    fn state(&self) -> ReplicaState {
+        let status = self.status();
+        ReplicaState {
+            live: status.live,
+            accepted: status.accepted,
+            held: status.held,
+            generations: status.generations.into_iter().filter_map(GenerationNumber::new).collect(),
+            spares: status.spares as u64,
+            spare_misses: status.spare_misses,
+        }
+    }
+
+    fn stage(
+        &mut self,
+        generation: &SignedGeneration,
+        inline: Option<Inline>,
+        source: &mut dyn Source,
+        progress: &dyn Fn(StageProgress),
+        cancel: &AtomicBool,
+    ) -> Result<Staged, Failure> {
+        let inline = inline.map(|inline| (inline.from, inline.frames));
+        let progress = |now| progress(progress_of(now));
+        self.stage(generation, inline, source, &progress, cancel).map_err(|error| stage_failure(&error))
+    }
+
+    fn activate(
+        &mut self,
+        staged: Staged,
+        before: &mut BeforeSwitch<'_>,
+    ) -> Result<(), NotActivated<Staged>> {
+        let live: PathBuf = self.root().join("live");
+        let mut told = |context: &ActivationContext<'_>| {
+            let previous = context.previous.map(|generation| generation.number().get());
+            let occasion = Occasion::of(context.target, previous, context.staged_tree.clone(), live.clone());
+            Ok(before(occasion, context.changed_paths)?)
+        };
+        match self.activate(staged, &mut told) {
+            Ok(_) => Ok(()),
+            Err(ActivateError::Hook { source, staged }) => {
+                let failure = Failure { retry: Some(RetryClass::Retry), reason: reason::of(source.as_ref()) };
+                Err(NotActivated { failure, staged: Some(*staged) })
+            }
+            Err(error) => {
+                Err(NotActivated { failure: Failure::new(error.retry_class(), &error), staged: None })
+            }
+        }
+    }
+
+    fn maintain(&mut self, cancel: &AtomicBool) -> Maintenance {
+        match self.maintain(cancel) {
+            Ok(Maintained { did, next }) => Maintenance { again: next, trouble: trouble(&did) },
+            Err(StageError::Cancelled) => Maintenance { again: Some(Duration::ZERO), trouble: None },
+            Err(error) => {
+                tracing::warn!(error = reason::of(&error), "maintenance failed, it will be tried again");
+                Maintenance { again: Some(MAINTAIN_RETRY), trouble: None }
+            }
+        }
+    }
+
+    fn verify(
+        &mut self,
+        source: &mut dyn Source,
+        progress: &dyn Fn(StageProgress),
+        cancel: &AtomicBool,
+    ) -> Result<Verified, Failure> {
+        let progress = |now: VerifyProgress| {
+            let VerifyProgress { files_done, files_total, bytes_done, bytes_total } = now;
+            progress(StageProgress { files_done, files_total, bytes_done, bytes_total });
+        };
+        let report = match self.verify(Some(source), &progress, cancel) {
+            // Without the origin it is still to be told what drifted.
+            Err(VerifyError::Stage(StageError::Fetch(error))) if !matches!(error, FetchError::Superseded) => {
+                tracing::warn!(error = reason::of(&error), "drift can't be healed from the origin");
+                self.verify(None, &progress, cancel)
+            }
+            report => report,
+        };
+        report.map(verified).map_err(|error| match error {
+            VerifyError::Cancelled | VerifyError::Stage(StageError::Cancelled) => Failure::superseded(),
+            error => Failure::new(RetryClass::Operator, &error),
+        })
+    }
+}
+
+fn verified(report: VerifyReport) -> Verified {
+    let what = |damage| match damage {
+        Damage::Missing => "missing",
+        Damage::Extra => "extra",
+        Damage::Kind => "kind",
+        Damage::Content => "content",
+        Damage::Metadata => "metadata",
+        Damage::Unreadable => "unreadable",
+    };
+    let shown = report.drift.iter().take(DRIFT_SHOWN_MAX);
+    Verified {
+        files: report.files,
+        bytes: report.bytes,
+        drifted: report.drift.len() as u64,
+        drift: shown.map(|d| Drifted { path: d.path.to_string(), what: what(d.what).to_owned() }).collect(),
+        healed: report.healed,
+    }
+}
+
+/// What a person should know of a step of maintenance.
+fn trouble(did: &Upkept) -> Option<String> {
+    match did {
+        Upkept::LiveDamaged { paths } => Some(format!(
+            "{} paths of the live tree were changed locally (first {}): run `syncd-agent verify`",
+            paths.len(),
+            paths.first()?
+        )),
+        Upkept::SpareBuilt { drift } => Some(format!(
+            "local changes to {} paths of an old tree were found and undone (first {})",
+            drift.len(),
+            drift.first()?
+        )),
+        _ => None,
+    }
+}

@@ -1,0 +1,237 @@
+//! A running agent: session, worker, renewal, hooks, admin socket and health page, started and stopped together.
+//!
+//! Several agents may run in one process, on roots of their own; the quickstart and the tests do that.
+
+use std::net::SocketAddr;
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Duration;
+
+use syncd_shared::identity::tls::TlsError;
+use syncd_shared::local_socket::{LocalListener, LocalSocketError};
+use tokio::net::TcpListener;
+use tokio::runtime::Handle as Runtime;
+use tokio::sync::watch;
+use tokio::task::JoinHandle;
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+
+pub use crate::config::RunOptions;
+use crate::dialer::Dialer;
+use crate::fetch::OriginSource;
+use crate::hooks::{AfterHook, Hook, Occasion};
+use crate::http::BindError;
+use crate::identity::{AgentIdentity, IdentityError};
+use crate::reason;
+use crate::renew::Keeper;
+use crate::session::worker::{Hooks, ReplicaWork};
+use crate::session::{Handle, Parts, Session, SessionError};
+use crate::status::{AgentStatus, State};
+use crate::{admin, http};
+
+/// Everything but the session is given so long to end.
+const STOP_LIMIT: Duration = Duration::from_secs(5);
+
+/// Why an agent does not run.
+#[derive(Debug, thiserror::Error)]
+pub enum ServiceError {
+    /// It does not know who it is.
+    #[error(transparent)]
+    Identity(#[from] IdentityError),
+    /// The parts of its identity don't belong together.
+    #[error(transparent)]
+    Tls(#[from] TlsError),
+    /// Its replica can't be opened.
+    #[error(transparent)]
+    Replica(#[from] crate::replica::OpenReplicaError),
+    /// The HTTP port that was asked for is taken.
+    #[error(transparent)]
+    Http(#[from] BindError),
+    /// No admin socket.
+    #[error(transparent)]
+    Socket(#[from] LocalSocketError),
+    /// It ended by itself.
+    #[error(transparent)]
+    Session(#[from] SessionError),
+    /// A defect: a task panicked.
+    #[error("a task of the agent has ended unexpectedly: start the agent again and report this")]
+    Panicked,
+}
+
+/// An agent that runs until it is stopped or dropped.
+#[derive(Debug)]
+pub struct Running {
+    session: Handle,
+    http_address: Option<SocketAddr>,
+    stop: CancellationToken,
+    task: JoinHandle<Result<(), SessionError>>,
+    others: TaskTracker,
+}
+
+impl Running {
+    /// What the agent says of itself, always current.
+    pub fn status(&self) -> watch::Receiver<AgentStatus> {
+        self.session.status.clone()
+    }
+
+    /// Where health is answered; `None`: the default port was taken.
+    pub fn http_address(&self) -> Option<SocketAddr> {
+        self.http_address
+    }
+
+    /// Asks things of the session.
+    pub fn session(&self) -> &Handle {
+        &self.session
+    }
+
+    /// Waits until the agent ends by itself, which it does only on a defect. Cancel safe.
+    pub async fn ended(&mut self) -> Result<(), ServiceError> {
+        Ok((&mut self.task).await.map_err(|_| ServiceError::Panicked)??)
+    }
+
+    /// Stops: finishes an activation in flight, ends everything else at once. Not cancel safe.
+    pub async fn stop(mut self) {
+        self.stop.cancel();
+        if !self.task.is_finished()
+            && let Err(error) = self.ended().await
+        {
+            tracing::error!(error = reason::of(&error), "the agent did not stop in order");
+        }
+        self.others.close();
+        if tokio::time::timeout(STOP_LIMIT, self.others.wait()).await.is_err() {
+            tracing::warn!(tasks = self.others.len(), "tasks are left behind");
+        }
+    }
+}
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        self.stop.cancel();
+    }
+}
+
+/// Starts the agent on a root that has joined. Recovery, which needs no origin, is done when this returns.
+pub async fn start(options: RunOptions) -> Result<Running, ServiceError> {
+    let identity = AgentIdentity::load(&options.root)?;
+    let opening = options.clone();
+    let replica = tokio::task::spawn_blocking(move || crate::replica_work::open(&opening))
+        .await
+        .map_err(|_| ServiceError::Panicked)??;
+    start_with(options, identity, replica).await
+}
+
+/// Starts the agent with a replica that is open already.
+pub async fn start_with<R: ReplicaWork>(
+    options: RunOptions,
+    identity: AgentIdentity,
+    replica: R,
+) -> Result<Running, ServiceError> {
+    let http = listen_http(&options).await?;
+    let http_address = http.as_ref().and_then(|listener| listener.local_addr().ok());
+    let socket = LocalListener::bind(&admin::socket_path(&options.root))?;
+    let stop = CancellationToken::new();
+    let others = TaskTracker::new();
+
+    let about = about(&options, &identity);
+    let (tree_id, signing_key) = (identity.tree_id(), *identity.signing_key());
+    let keeper = Arc::new(Keeper::new(options.root.clone(), identity)?);
+    let dialer = Dialer::new(about.origin.clone(), keeper.tls());
+    let source = OriginSource::new(Runtime::current(), dialer.clone(), options.bwlimit);
+    let hooks = hooks(&options);
+    let pinning = keeper.clone();
+    let parts = Parts {
+        replica,
+        open_source: Box::new(move |abandoned| Box::new(source.until(abandoned))),
+        hooks: hooks.clone(),
+        dialer: dialer.clone(),
+        tree_id,
+        signing_key,
+        pin: Box::new(move |key| match pinning.pin(key) {
+            Ok(()) => tracing::info!("the origin's signing key has changed"),
+            Err(error) => tracing::warn!(error = reason::of(&error), "new signing key not stored"),
+        }),
+        about,
+    };
+    let (session, handle) = Session::new(parts)?;
+
+    if let Some(after) = hooks.after {
+        others.spawn(run_after_hook(after, handle.clone(), options.root.clone(), stop.clone()));
+    }
+    let renewing = stop.clone();
+    others.spawn(async move { keeper.serve(dialer, renewing).await });
+    others.spawn(admin::serve(socket, handle.clone(), stop.clone()));
+    if let Some(listener) = http {
+        others.spawn(http::serve(listener, handle.status.clone(), stop.clone()));
+    }
+    let task = tokio::spawn(session.run(stop.clone()));
+    Ok(Running { session: handle, http_address, stop, task, others })
+}
+
+async fn listen_http(options: &RunOptions) -> Result<Option<TcpListener>, ServiceError> {
+    match http::bind(options.http).await {
+        Ok(listener) => Ok(Some(listener)),
+        Err(error) if options.http_required => Err(error.into()),
+        Err(error) => {
+            tracing::warn!(error = reason::of(&error), "no health page");
+            Ok(None)
+        }
+    }
+}
+
+/// A status before anything has happened.
+pub(crate) fn about(options: &RunOptions, identity: &AgentIdentity) -> AgentStatus {
+    AgentStatus {
+        name: identity.name().to_string(),
+        root_directory: options.root.display().to_string(),
+        origin: options.origin.clone().unwrap_or_else(|| identity.origin_address().to_owned()),
+        connected: false,
+        generation: None,
+        root: None,
+        live: options.root.join("live").display().to_string(),
+        state: State::Empty,
+        accepted: None,
+        generations: Vec::new(),
+        spares: 0,
+        last_contact: None,
+        error: None,
+    }
+}
+
+fn hooks(options: &RunOptions) -> Hooks {
+    let hook = |command: &Option<String>| {
+        command.as_ref().map(|command| Hook::new(command.clone(), options.hook_timeout))
+    };
+    let state = options.root.join("state");
+    Hooks {
+        before: hook(&options.before_activate),
+        after: hook(&options.on_activate).map(|hook| Arc::new(AfterHook::new(hook, &state))),
+    }
+}
+
+async fn run_after_hook(
+    hook: Arc<AfterHook>,
+    session: Handle,
+    root: std::path::PathBuf,
+    stop: CancellationToken,
+) {
+    let trouble = session.trouble.clone();
+    let live = move || {
+        let live = session.live.borrow();
+        let generation = live.as_ref()?;
+        Some(Occasion::of(
+            generation,
+            None,
+            generation_path(&root, generation.number().get()),
+            root.join("live"),
+        ))
+    };
+    let report = move |outcome: Result<(), crate::hooks::HookError>| {
+        trouble.send_replace(outcome.err().map(|error| format!("on-activate: {}", reason::of(&error))));
+    };
+    hook.serve(live, report, stop).await;
+}
+
+/// Where a generation's tree is.
+pub(crate) fn generation_path(root: &Path, number: u64) -> std::path::PathBuf {
+    root.join("generations").join(number.to_string())
+}

@@ -1,0 +1,685 @@
+//! What the session does next: events in, actions out. No IO, no clock, no task in here; the states and their
+//! transitions are told in [`super`].
+
+use std::time::{Duration, Instant};
+
+use ed25519_dalek::VerifyingKey;
+use syncd_proto::v1;
+use syncd_proto::v1::RetryClass;
+use syncd_proto::v1::agent_message::Message as ToOrigin;
+use syncd_proto::v1::origin_message::Message as FromOrigin;
+use syncd_shared::generation::GenerationError;
+use syncd_shared::identity::KeySuccession;
+use syncd_shared::identity::signing::{SuccessionError, verify_successions};
+use syncd_shared::limits::HELD_GENERATIONS_MAX;
+use syncd_shared::wire::{Frame, WireError, root_hash};
+use syncd_shared::{Generation, GenerationNumber, RootHash, SignedGeneration, TreeId};
+
+use super::worker::{Command, Failure, Inline, Outcome, ReplicaState, Report, StageProgress, Verified};
+use crate::backoff::Backoff;
+use crate::reason;
+use crate::status::State;
+
+/// Versions of the protocol that this agent speaks.
+pub const PROTOCOL_MIN: u32 = 1;
+/// See [`PROTOCOL_MIN`].
+pub const PROTOCOL_MAX: u32 = 1;
+/// Optional abilities that this agent names; none exist yet.
+const FEATURES: &[&str] = &[];
+
+/// From the start of dialling to the origin's `Welcome`.
+pub(crate) const GREETING_TIMEOUT: Duration = Duration::from_secs(20);
+/// Heartbeats that may stay unanswered.
+const MISSED_HEARTBEATS: u32 = 3;
+/// Bounds of the interval that a `Welcome` may ask for, and what it gets if it asks for none.
+const HEARTBEAT_SHORTEST: Duration = Duration::from_millis(100);
+const HEARTBEAT_LONGEST: Duration = Duration::from_secs(60);
+const HEARTBEAT_DEFAULT: Duration = Duration::from_secs(10);
+/// A connection that lasted so long was a success: the next pause is a short one.
+const SETTLED: Duration = Duration::from_secs(5);
+/// `Progress` goes out at most so often.
+const PROGRESS_INTERVAL: Duration = Duration::from_secs(1);
+/// After an activation, before what can wait is done.
+const MAINTAIN_DELAY: Duration = Duration::from_millis(200);
+
+/// What an origin did that no origin does. The connection is closed.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum Violation {
+    #[error("the origin sent a message without content")]
+    Empty,
+    #[error("the origin sent a message out of order")]
+    Order,
+    #[error(
+        "the origin speaks protocol version {actual}, this agent {PROTOCOL_MIN} to {PROTOCOL_MAX}: update the older side"
+    )]
+    Protocol { actual: u32 },
+    #[error("the origin announced a malformed update")]
+    Update(#[from] WireError),
+    #[error("the origin's signing key can't be followed")]
+    Successions(#[from] SuccessionError),
+}
+
+/// What happened.
+#[derive(Debug)]
+pub(crate) enum Event {
+    /// The origin said something.
+    Message(v1::OriginMessage),
+    /// The connection is gone, or did not come about.
+    Lost(String),
+    /// The worker said something.
+    Report(Report),
+    /// Someone wants the replica verified.
+    Verify,
+    /// The certificate was renewed.
+    Renewed,
+    /// A deadline passed.
+    Tick,
+    /// SIGTERM.
+    Stop,
+}
+
+/// What is to be done.
+#[derive(Debug)]
+pub(crate) enum Action {
+    /// Connect, and say this first.
+    Dial(Box<v1::Hello>),
+    /// Give the connection up.
+    Hang,
+    /// Say it to the origin.
+    Send(ToOrigin),
+    /// Give the idle worker a command.
+    Start(Box<Command>),
+    /// End what the worker is doing.
+    Cancel,
+    /// Trust this key from now on, also after a restart.
+    Pin(VerifyingKey),
+    /// Tell who asked for a verification.
+    Verifying(StageProgress),
+    /// Tell who asked for a verification; `Err`: it failed.
+    Verified(Result<Verified, Failure>),
+    /// The worker is idle and nothing more will be done.
+    Stopped,
+}
+
+/// The connection to the origin.
+#[derive(Debug)]
+enum Link {
+    Down { redial_at: Instant },
+    Greeting { since: Instant },
+    Up(Up),
+}
+
+#[derive(Debug)]
+struct Up {
+    since: Instant,
+    interval: Duration,
+    next_heartbeat: Instant,
+    sequence: u64,
+    heard: Instant,
+}
+
+/// What the worker does.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Job {
+    Update { number: GenerationNumber, root: RootHash },
+    Activate,
+    Maintain,
+    Verify,
+}
+
+/// The newest announcement.
+#[derive(Debug)]
+struct Target {
+    generation: SignedGeneration,
+    activate: bool,
+    inline: Option<Inline>,
+}
+
+impl Target {
+    fn is(&self, number: GenerationNumber, root: RootHash) -> bool {
+        self.generation.number() == number && self.generation.root_hash() == root
+    }
+}
+
+/// What is fixed while the agent runs.
+#[derive(Debug, Clone)]
+pub(crate) struct Trust {
+    pub(crate) tree_id: TreeId,
+    pub(crate) signing_key: VerifyingKey,
+    pub(crate) boot_id: String,
+}
+
+/// The session's state. See [`super`].
+#[derive(Debug)]
+pub(crate) struct Machine {
+    trust: Trust,
+    replica: ReplicaState,
+    link: Link,
+    redial: Backoff,
+    target: Option<Target>,
+    staged: Option<(GenerationNumber, RootHash)>,
+    job: Option<Job>,
+    cancelled: bool,
+    activating: bool,
+    progress: Option<StageProgress>,
+    progress_sent: Option<Instant>,
+    retry: Backoff,
+    retry_operator: Backoff,
+    retry_at: Option<Instant>,
+    verify_wanted: bool,
+    maintain_at: Option<Instant>,
+    stopping: bool,
+    link_error: Option<String>,
+    work_error: Option<String>,
+    drift_error: Option<String>,
+}
+
+impl Machine {
+    pub(crate) fn new(trust: Trust, replica: ReplicaState, now: Instant) -> Self {
+        Self {
+            trust,
+            replica,
+            link: Link::Down { redial_at: now },
+            redial: Backoff::new(Duration::from_millis(200), Duration::from_secs(15)),
+            target: None,
+            staged: None,
+            job: None,
+            cancelled: false,
+            activating: false,
+            progress: None,
+            progress_sent: None,
+            retry: Backoff::new(Duration::from_secs(1), Duration::from_secs(60)),
+            retry_operator: Backoff::new(Duration::from_secs(15), Duration::from_secs(300)),
+            retry_at: None,
+            verify_wanted: false,
+            maintain_at: Some(now + MAINTAIN_DELAY),
+            stopping: false,
+            link_error: None,
+            work_error: None,
+            drift_error: None,
+        }
+    }
+
+    /// Takes one event to its consequences.
+    pub(crate) fn apply(&mut self, event: Event, now: Instant) -> Vec<Action> {
+        let mut out = Vec::new();
+        match event {
+            Event::Message(message) => {
+                if let Err(violation) = self.hear(message, now, &mut out) {
+                    self.hang(reason::of(&violation), now, &mut out);
+                }
+            }
+            Event::Lost(reason) => self.lost(reason, now),
+            Event::Report(report) => self.reported(report, now, &mut out),
+            Event::Verify => self.verify_wanted = true,
+            Event::Renewed => self.renewed(now, &mut out),
+            Event::Tick => {}
+            Event::Stop => self.stopping = true,
+        }
+        self.keep_link(now, &mut out);
+        self.schedule(now, &mut out);
+        out
+    }
+
+    /// When to come back with [`Event::Tick`] at the latest.
+    pub(crate) fn deadline(&self) -> Option<Instant> {
+        let link = match &self.link {
+            Link::Down { redial_at } => (!self.stopping).then_some(*redial_at),
+            Link::Greeting { since } => Some(*since + GREETING_TIMEOUT),
+            Link::Up(up) => Some(up.next_heartbeat.min(up.heard + up.interval * MISSED_HEARTBEATS)),
+        };
+        let retry = self.retry_at.filter(|_| !self.stopping);
+        let may_maintain = self.job.is_none() && self.staged.is_none() && !self.stopping;
+        let maintain = self.maintain_at.filter(|_| may_maintain);
+        [link, retry, maintain].into_iter().flatten().min()
+    }
+
+    /// What the web server reads.
+    pub(crate) fn replica(&self) -> &ReplicaState {
+        &self.replica
+    }
+
+    pub(crate) fn is_connected(&self) -> bool {
+        matches!(self.link, Link::Up(_))
+    }
+
+    /// The last thing that went wrong and was not put right.
+    pub(crate) fn error(&self) -> Option<&str> {
+        [&self.work_error, &self.drift_error, &self.link_error]
+            .into_iter()
+            .flatten()
+            .next()
+            .map(String::as_str)
+    }
+
+    pub(crate) fn state(&self) -> State {
+        match (self.job, self.progress) {
+            (Some(Job::Update { .. }), _) if self.activating => State::Staged,
+            (Some(Job::Update { .. }), Some(progress)) if progress.is_fetching() => State::Fetching,
+            (Some(Job::Update { .. }), _) => State::Staging,
+            (Some(Job::Activate), _) => State::Staged,
+            _ if self.work_error.is_some() => State::Failed,
+            _ if self.staged.is_some() => State::Staged,
+            _ if self.replica.live.is_some() => State::Live,
+            _ => State::Empty,
+        }
+    }
+
+    fn hear(
+        &mut self,
+        message: v1::OriginMessage,
+        now: Instant,
+        out: &mut Vec<Action>,
+    ) -> Result<(), Violation> {
+        let message = message.message.ok_or(Violation::Empty)?;
+        if let Link::Up(up) = &mut self.link {
+            up.heard = now;
+        }
+        match (message, self.is_connected()) {
+            (FromOrigin::Welcome(welcome), false) => self.welcomed(&welcome, now, out),
+            (FromOrigin::Announce(announce), true) => self.announced(announce, out),
+            (FromOrigin::Activate(activate), true) => self.told_to_activate(&activate),
+            (FromOrigin::Heartbeat(_), true) => Ok(()),
+            _ => Err(Violation::Order),
+        }
+    }
+
+    fn welcomed(
+        &mut self,
+        welcome: &v1::Welcome,
+        now: Instant,
+        out: &mut Vec<Action>,
+    ) -> Result<(), Violation> {
+        if !(PROTOCOL_MIN..=PROTOCOL_MAX).contains(&welcome.protocol) {
+            return Err(Violation::Protocol { actual: welcome.protocol });
+        }
+        let chain = welcome.key_successions.iter().enumerate();
+        let chain = chain
+            .map(|(index, s)| KeySuccession::from_parts(&s.new_key, &s.signature, index))
+            .collect::<Result<Vec<_>, _>>()?;
+        let key = verify_successions(self.trust.tree_id, self.trust.signing_key, &chain)?;
+        if key != self.trust.signing_key {
+            self.trust.signing_key = key;
+            out.push(Action::Pin(key));
+        }
+        let interval = match welcome.heartbeat_interval_ms {
+            0 => HEARTBEAT_DEFAULT,
+            ms => Duration::from_millis(ms.into()).clamp(HEARTBEAT_SHORTEST, HEARTBEAT_LONGEST),
+        };
+        let next_heartbeat = now + interval;
+        self.link = Link::Up(Up { since: now, interval, next_heartbeat, sequence: 0, heard: now });
+        self.link_error = None;
+        self.progress_sent = None;
+        Ok(())
+    }
+
+    fn announced(&mut self, announce: v1::Announce, out: &mut Vec<Action>) -> Result<(), Violation> {
+        let message = announce.generation.ok_or(WireError::Missing { field: "generation" })?;
+        let generation = match self.verified(&message) {
+            Ok(generation) => generation,
+            Err(error) => {
+                // Not to be believed, only repeated.
+                let number = Generation::decode(&message.record).map_or(0, |g| g.number.get());
+                self.failed(number, Failure::new(RetryClass::Operator, &error), out);
+                return Ok(());
+            }
+        };
+        let inline = announce.update.map(inline_update).transpose()?;
+        self.work_error = None;
+        self.retry.reset();
+        self.retry_operator.reset();
+        self.retry_at = None;
+        if self.is_live(&generation) {
+            self.say_activated(out);
+        }
+        self.target = Some(Target { generation, activate: announce.activate_when_staged, inline });
+        self.say_staged(out);
+        Ok(())
+    }
+
+    /// Everything that is checked before the file system is touched.
+    fn verified(&self, message: &v1::SignedGeneration) -> Result<SignedGeneration, GenerationError> {
+        let Trust { tree_id, signing_key, .. } = &self.trust;
+        let generation =
+            SignedGeneration::verify(&message.record, &message.signature, *tree_id, signing_key)?;
+        generation.may_follow(self.replica.accepted.as_ref())?;
+        Ok(generation)
+    }
+
+    fn told_to_activate(&mut self, activate: &v1::Activate) -> Result<(), Violation> {
+        let root = root_hash(&activate.root, "root")?;
+        match &mut self.target {
+            Some(target)
+                if target.generation.number().get() == activate.generation
+                    && target.generation.root_hash() == root =>
+            {
+                target.activate = true;
+            }
+            // Of a generation that was superseded on the way.
+            _ => tracing::debug!(generation = activate.generation, "told to activate what is not announced"),
+        }
+        Ok(())
+    }
+
+    fn reported(&mut self, report: Report, now: Instant, out: &mut Vec<Action>) {
+        match report {
+            Report::Progress(progress) => self.progressed(progress, now, out),
+            Report::Activating => {
+                self.activating = true;
+                if let Some(Job::Update { number, root }) = self.job {
+                    self.send(staged_message(number, root), out);
+                }
+            }
+            Report::Done(outcome, replica) => {
+                self.replica = *replica;
+                let job = self.job.take();
+                let cancelled = std::mem::take(&mut self.cancelled);
+                self.activating = false;
+                self.progress = None;
+                self.finished(job, outcome, cancelled, now, out);
+            }
+        }
+    }
+
+    fn finished(
+        &mut self,
+        job: Option<Job>,
+        outcome: Outcome,
+        cancelled: bool,
+        now: Instant,
+        out: &mut Vec<Action>,
+    ) {
+        match (job, outcome) {
+            (Some(Job::Update { number, root }), Outcome::Staged) => {
+                self.staged = Some((number, root));
+                self.work_error = None;
+                self.send(staged_message(number, root), out);
+            }
+            (_, Outcome::Activated) => {
+                self.staged = None;
+                self.work_error = None;
+                self.retry.reset();
+                self.retry_operator.reset();
+                self.maintain_at = Some(now + MAINTAIN_DELAY);
+                self.say_activated(out);
+            }
+            (_, Outcome::Maintained(maintenance)) => {
+                // What was interrupted goes on as soon as there is nothing better to do.
+                let again = if cancelled { Some(MAINTAIN_DELAY) } else { maintenance.again };
+                self.maintain_at = again.map(|pause| now + pause);
+                if maintenance.trouble.is_some() {
+                    self.drift_error = maintenance.trouble;
+                }
+            }
+            (_, Outcome::Verified(verified)) => {
+                self.verify_wanted = false;
+                self.maintain_at = Some(now + MAINTAIN_DELAY);
+                self.drift_error = (!verified.is_whole()).then(|| {
+                    format!("{} paths of the live tree are not what they should be", verified.drifted)
+                });
+                out.push(Action::Verified(Ok(verified)));
+            }
+            (Some(Job::Verify), Outcome::Failed(failure)) => {
+                // Interrupted by an update: starts again after it.
+                if failure.retry.is_some() || !cancelled || self.stopping {
+                    self.verify_wanted = false;
+                    out.push(Action::Verified(Err(failure)));
+                }
+            }
+            (job, Outcome::Failed(failure)) => {
+                let what = self.target_of(job);
+                self.staged = None;
+                self.update_failed(what, failure, cancelled, now, out);
+            }
+            (job, Outcome::Declined(failure)) => {
+                let what = self.target_of(job);
+                self.staged = what;
+                self.update_failed(what, failure, cancelled, now, out);
+            }
+            (_, Outcome::Staged) => {}
+        }
+    }
+
+    fn target_of(&self, job: Option<Job>) -> Option<(GenerationNumber, RootHash)> {
+        match job {
+            Some(Job::Update { number, root }) => Some((number, root)),
+            _ => self.staged,
+        }
+    }
+
+    fn update_failed(
+        &mut self,
+        what: Option<(GenerationNumber, RootHash)>,
+        failure: Failure,
+        cancelled: bool,
+        now: Instant,
+        out: &mut Vec<Action>,
+    ) {
+        let Some((number, root)) = what else { return };
+        if let Some(target) = &mut self.target
+            && target.is(number, root)
+        {
+            // It is of no use, or part of what failed.
+            target.inline = None;
+        }
+        let Some(class) = failure.retry.filter(|_| !cancelled) else { return };
+        let backoff = if class == RetryClass::Operator { &mut self.retry_operator } else { &mut self.retry };
+        self.retry_at = Some(now + backoff.pause());
+        self.failed(number.get(), failure, out);
+    }
+
+    /// Tells the origin, and keeps it for `status`.
+    fn failed(&mut self, generation: u64, failure: Failure, out: &mut Vec<Action>) {
+        tracing::warn!(generation, error = failure.reason, "update failed");
+        let retry = failure.retry.unwrap_or(RetryClass::Retry).into();
+        let reason = reason::bounded(&failure.reason);
+        self.work_error = Some(failure.reason);
+        self.send(ToOrigin::Failed(v1::Failed { generation, retry, reason }), out);
+    }
+
+    fn progressed(&mut self, progress: StageProgress, now: Instant, out: &mut Vec<Action>) {
+        let turned = self.progress.is_none_or(|before| before.is_fetching() != progress.is_fetching());
+        self.progress = Some(progress);
+        match self.job {
+            Some(Job::Verify) => out.push(Action::Verifying(progress)),
+            Some(Job::Update { number, .. }) => {
+                let due = self.progress_sent.is_none_or(|sent| now >= sent + PROGRESS_INTERVAL);
+                if due || turned {
+                    self.progress_sent = Some(now);
+                    let message = v1::Progress {
+                        generation: number.get(),
+                        state: self.state().to_message().into(),
+                        files_done: progress.files_done,
+                        bytes_done: progress.bytes_done,
+                    };
+                    self.send(ToOrigin::Progress(message), out);
+                }
+            }
+            _ => {}
+        }
+    }
+
+    fn lost(&mut self, reason: String, now: Instant) {
+        match &self.link {
+            Link::Down { .. } => return,
+            Link::Up(up) if now >= up.since + SETTLED => self.redial.reset(),
+            _ => {}
+        }
+        if !self.stopping {
+            tracing::warn!(error = reason, "not connected to the origin");
+        }
+        self.link_error = Some(reason);
+        self.link = Link::Down { redial_at: now + self.redial.pause() };
+    }
+
+    fn hang(&mut self, reason: String, now: Instant, out: &mut Vec<Action>) {
+        out.push(Action::Hang);
+        self.lost(reason, now);
+    }
+
+    fn renewed(&mut self, now: Instant, out: &mut Vec<Action>) {
+        if !matches!(self.link, Link::Down { .. }) {
+            out.push(Action::Hang);
+        }
+        self.link = Link::Down { redial_at: now };
+    }
+
+    fn keep_link(&mut self, now: Instant, out: &mut Vec<Action>) {
+        if self.stopping {
+            return;
+        }
+        let mut heartbeat = None;
+        let mut silence = None;
+        match &mut self.link {
+            Link::Down { redial_at } if now >= *redial_at => {
+                out.push(Action::Dial(Box::new(self.hello())));
+                self.link = Link::Greeting { since: now };
+            }
+            Link::Greeting { since } if now >= *since + GREETING_TIMEOUT => {
+                silence = Some("the origin does not answer");
+            }
+            Link::Up(up) if now >= up.heard + up.interval * MISSED_HEARTBEATS => {
+                silence = Some("the origin has fallen silent");
+            }
+            Link::Up(up) if now >= up.next_heartbeat => {
+                up.next_heartbeat = now + up.interval;
+                up.sequence += 1;
+                heartbeat = Some(up.sequence);
+            }
+            _ => {}
+        }
+        if let Some(reason) = silence {
+            self.hang(reason.to_owned(), now, out);
+        }
+        if let Some(sequence) = heartbeat {
+            self.send(ToOrigin::Heartbeat(v1::Heartbeat { sequence }), out);
+        }
+    }
+
+    /// Gives the worker its next command, or ends what it does for something that matters more.
+    fn schedule(&mut self, now: Instant, out: &mut Vec<Action>) {
+        self.retry_at = self.retry_at.filter(|at| now < *at);
+        if let Some(job) = self.job {
+            if self.should_cancel(job) && !self.cancelled {
+                self.cancelled = true;
+                out.push(Action::Cancel);
+            }
+            return;
+        }
+        if self.stopping {
+            out.push(Action::Stopped);
+            return;
+        }
+        let Some((job, command)) = self.next_command(now) else { return };
+        self.job = Some(job);
+        self.progress = None;
+        out.push(Action::Start(Box::new(command)));
+    }
+
+    fn should_cancel(&self, job: Job) -> bool {
+        match job {
+            Job::Activate => false,
+            Job::Update { .. } if self.activating => false,
+            _ if self.stopping => true,
+            Job::Update { number, root } => self.target.as_ref().is_some_and(|t| !t.is(number, root)),
+            Job::Verify => self.update_is_due(),
+            Job::Maintain => self.update_is_due() || self.verify_wanted,
+        }
+    }
+
+    /// Whether a generation was announced that is not live, waits for no barrier, and did not fail just now.
+    fn update_is_due(&self) -> bool {
+        let Some(target) = &self.target else { return false };
+        let waits = !target.activate && self.staged.is_some_and(|(number, root)| target.is(number, root));
+        !self.is_live(&target.generation) && self.retry_at.is_none() && !waits
+    }
+
+    fn next_command(&mut self, now: Instant) -> Option<(Job, Command)> {
+        if self.update_is_due() {
+            let target = self.target.as_mut()?;
+            if self.staged.is_some_and(|(number, root)| target.is(number, root)) {
+                return Some((Job::Activate, Command::Activate));
+            }
+            self.staged = None;
+            let generation = Box::new(target.generation.clone());
+            let job = Job::Update { number: generation.number(), root: generation.root_hash() };
+            let inline = target.inline.take();
+            return Some((job, Command::Update { generation, inline, activate: target.activate }));
+        }
+        if self.verify_wanted {
+            return Some((Job::Verify, Command::Verify));
+        }
+        if self.maintain_at.is_some_and(|at| now >= at) && self.staged.is_none() {
+            self.maintain_at = None;
+            return Some((Job::Maintain, Command::Maintain));
+        }
+        None
+    }
+
+    fn is_live(&self, generation: &SignedGeneration) -> bool {
+        let live = self.replica.live.as_ref();
+        live.is_some_and(|l| l.number() == generation.number() && l.root_hash() == generation.root_hash())
+    }
+
+    fn say_activated(&self, out: &mut Vec<Action>) {
+        if let Some(live) = &self.replica.live {
+            let message = v1::Activated {
+                generation: live.number().get(),
+                root: bytes::Bytes::copy_from_slice(live.root_hash().as_bytes()),
+                spare_misses: self.replica.spare_misses,
+            };
+            self.send(ToOrigin::Activated(message), out);
+        }
+    }
+
+    /// After a reconnect the origin does not know that the tree is staged already.
+    fn say_staged(&self, out: &mut Vec<Action>) {
+        if let (Some((number, root)), Some(target)) = (self.staged, &self.target)
+            && target.is(number, root)
+        {
+            self.send(staged_message(number, root), out);
+        }
+    }
+
+    fn send(&self, message: ToOrigin, out: &mut Vec<Action>) {
+        // What is not said now, the next Hello and the answer to its announcement say.
+        if self.is_connected() {
+            out.push(Action::Send(message));
+        }
+    }
+
+    fn hello(&self) -> v1::Hello {
+        let live = self.replica.live.as_ref();
+        let held = self.replica.held.iter().filter(|h| live.is_none_or(|l| l.number() != h.number()));
+        v1::Hello {
+            protocol_min: PROTOCOL_MIN,
+            protocol_max: PROTOCOL_MAX,
+            features: FEATURES.iter().map(|f| (*f).to_owned()).collect(),
+            boot_id: self.trust.boot_id.clone(),
+            agent_version: env!("CARGO_PKG_VERSION").to_owned(),
+            live: live.map(signed_message),
+            accepted: self.replica.accepted.as_ref().map(signed_message),
+            held: held.take(HELD_GENERATIONS_MAX).map(signed_message).collect(),
+        }
+    }
+}
+
+fn signed_message(generation: &SignedGeneration) -> v1::SignedGeneration {
+    v1::SignedGeneration {
+        record: bytes::Bytes::copy_from_slice(generation.record()),
+        signature: bytes::Bytes::copy_from_slice(generation.signature()),
+    }
+}
+
+fn staged_message(number: GenerationNumber, root: RootHash) -> ToOrigin {
+    ToOrigin::Staged(v1::Staged {
+        generation: number.get(),
+        root: bytes::Bytes::copy_from_slice(root.as_bytes()),
+    })
+}
+
+fn inline_update(update: v1::InlineUpdate) -> Result<Inline, WireError> {
+    let from = root_hash(&update.from_root, "from_root")?;
+    let frames = update.frames.into_iter().map(Frame::from_message).collect::<Result<_, _>>()?;
+    Ok(Inline { from, frames })
+}

@@ -1,0 +1,393 @@
+//! The agent's conversation with its origin, and what it does about it.
+//!
+//! One task owns everything: it waits for the origin, the worker, timers, `verify` requests and the stop signal; each
+//! event is applied at once and without waiting ([`machine`], which is pure), and yields actions that this task
+//! performs. The replica lives on a thread of its own ([`worker`]) and is given one command at a time, so that a slow
+//! disk never keeps a heartbeat from going out. Bulk bytes have a connection of their own ([`crate::fetch`]).
+//!
+//! ```text
+//!  origin ==control stream==> link task --+                  +--> link task ==> origin
+//!                                         |                  |
+//!  timers, verify, renewal, stop ---------+--> this task ----+--> worker thread <== fetch <== origin
+//!                                         |   (Machine)
+//!  worker thread --progress, outcome------+
+//! ```
+//!
+//! Two states run side by side, since an update goes on while the connection is gone.
+//!
+//! | connection | event | then |
+//! | --- | --- | --- |
+//! | down | pause over (200 ms to 15 s, jittered) | dial, send `Hello`: greeting |
+//! | greeting | `Welcome` of a known version | pin successors of the signing key: up |
+//! | greeting | anything else, or nothing in time | down |
+//! | up | `Announce` | signature, tree, number checked; it is the target, whatever was before |
+//! | up | `Activate` of the target | the target may go live |
+//! | up | interval over | `Heartbeat` |
+//! | up | nothing heard for three intervals, stream ends, a message no origin sends | down |
+//! | any but down | certificate renewed | down, and dial at once |
+//!
+//! | worker | event | then |
+//! | --- | --- | --- |
+//! | idle | target not live, no pause after a failure | `Update`; or `Activate`, where it is staged and may go live |
+//! | idle | else: verify wanted, or maintenance due | `Verify`, `Maintain` |
+//! | update, not activating | another target, stop | cancelled, then idle |
+//! | update | done | `Activated` (or `Staged`, before a barrier): idle, maintenance due |
+//! | update | failed | `Failed` with its retry class: idle, a pause (1 s to 60 s; 15 s to 5 min where a person must act) |
+//! | verify, maintain | target not live | cancelled, then idle; both go on after the update |
+//! | activating | anything | nothing: it runs to its end |
+//!
+//! After a crash nothing in here matters: the replica's own record tells the next `Hello`, the origin announces again.
+
+pub mod machine;
+pub mod worker;
+
+use std::time::Instant;
+
+use ed25519_dalek::VerifyingKey;
+use syncd_proto::v1;
+use syncd_proto::v1::agent_message::Message as ToOrigin;
+use syncd_proto::v1::replication_client::ReplicationClient;
+use syncd_shared::limits::CONTROL_MESSAGE_MAX_BYTES;
+use syncd_shared::{SignedGeneration, TreeId};
+use time::OffsetDateTime;
+use time::format_description::well_known::Rfc3339;
+use tokio::sync::{mpsc, oneshot, watch};
+use tokio::task::AbortHandle;
+use tokio_stream::wrappers::ReceiverStream;
+use tokio_util::sync::CancellationToken;
+
+use self::machine::{Action, Event, Machine, Trust};
+use self::worker::{Cancellation, Failure, Hooks, OpenSource, ReplicaWork, StageProgress, Verified, Worker};
+use crate::dialer::Dialer;
+use crate::reason;
+use crate::status::AgentStatus;
+
+/// Messages to the origin that wait for the connection; more than one conversation ever has at once.
+const OUTBOX: usize = 32;
+/// Messages of the origin that wait to be applied.
+const INBOX: usize = 16;
+
+/// What a session is made of.
+pub struct Parts<R> {
+    /// The replica; the session's worker is the only one to touch it from now on.
+    pub replica: R,
+    /// Where staging gets what the node lacks.
+    pub open_source: OpenSource,
+    /// Commands around an activation.
+    pub hooks: Hooks,
+    /// How to reach the origin.
+    pub dialer: Dialer,
+    /// The tree that is followed.
+    pub tree_id: TreeId,
+    /// What its generations must be signed with.
+    pub signing_key: VerifyingKey,
+    /// Makes a new signing key outlast a restart.
+    pub pin: Box<dyn FnMut(VerifyingKey) + Send>,
+    /// Name, places: what a status says and the session does not change.
+    pub about: AgentStatus,
+}
+
+/// Someone wants the replica verified, and is told how it goes.
+#[derive(Debug)]
+pub struct VerifyRequest {
+    /// How far it is.
+    pub progress: watch::Sender<StageProgress>,
+    /// What came of it.
+    pub result: oneshot::Sender<Result<Verified, Failure>>,
+}
+
+/// Where others read what the session is at, and ask something of it.
+#[derive(Debug, Clone)]
+pub struct Handle {
+    /// The status, always current.
+    pub status: watch::Receiver<AgentStatus>,
+    /// What the web server reads.
+    pub live: watch::Receiver<Option<SignedGeneration>>,
+    /// Puts an error that is not the session's own (the on-activate hook's) into the status; `None` takes it back.
+    pub trouble: watch::Sender<Option<String>>,
+    verify: mpsc::Sender<VerifyRequest>,
+}
+
+impl Handle {
+    /// Verifies the replica: waits for its turn, and starts over when an update comes in between. `None`: the agent
+    /// stopped. Cancel safe; the verification itself goes on.
+    pub async fn verify(&self, progress: watch::Sender<StageProgress>) -> Option<Result<Verified, Failure>> {
+        let (result, answer) = oneshot::channel();
+        self.verify.send(VerifyRequest { progress, result }).await.ok()?;
+        answer.await.ok()
+    }
+}
+
+/// Why a session ended before it was told to.
+#[derive(Debug, thiserror::Error)]
+pub enum SessionError {
+    /// No thread.
+    #[error("can't start the replica's thread")]
+    Thread(#[source] std::io::Error),
+    /// A defect: the thread panicked.
+    #[error("the replica's thread has ended unexpectedly: start the agent again and report this")]
+    WorkerEnded,
+}
+
+/// The owner task's state.
+pub struct Session {
+    machine: Machine,
+    worker: Worker,
+    running: Option<Cancellation>,
+    link: Option<Link>,
+    dialer: Dialer,
+    pin: Box<dyn FnMut(VerifyingKey) + Send>,
+    status: watch::Sender<AgentStatus>,
+    live: watch::Sender<Option<SignedGeneration>>,
+    trouble: watch::Receiver<Option<String>>,
+    requests: mpsc::Receiver<VerifyRequest>,
+    waiting: Vec<VerifyRequest>,
+    last_contact: Option<OffsetDateTime>,
+}
+
+/// What the owner task waits for, and what came.
+enum Input {
+    Event(Event),
+    Verify(VerifyRequest),
+    Trouble,
+    WorkerEnded,
+}
+
+impl Session {
+    /// Starts the worker; the conversation begins with [`Session::run`].
+    pub fn new<R: ReplicaWork>(parts: Parts<R>) -> Result<(Self, Handle), SessionError> {
+        let replica = parts.replica.state();
+        let trust = Trust { tree_id: parts.tree_id, signing_key: parts.signing_key, boot_id: boot_id() };
+        let worker =
+            Worker::start(parts.replica, parts.open_source, parts.hooks).map_err(SessionError::Thread)?;
+        let (live, live_reader) = watch::channel(replica.live.clone());
+        let (status, status_reader) = watch::channel(parts.about);
+        let (trouble_writer, trouble) = watch::channel(None);
+        let (verify, requests) = mpsc::channel(4);
+        let session = Self {
+            machine: Machine::new(trust, replica, Instant::now()),
+            worker,
+            running: None,
+            link: None,
+            dialer: parts.dialer,
+            pin: parts.pin,
+            status,
+            live,
+            trouble,
+            requests,
+            waiting: Vec::new(),
+            last_contact: None,
+        };
+        session.publish();
+        let handle = Handle { status: status_reader, live: live_reader, trouble: trouble_writer, verify };
+        Ok((session, handle))
+    }
+
+    /// Follows the origin until `stop`; an activation in flight is finished first. Not cancel safe.
+    pub async fn run(mut self, stop: CancellationToken) -> Result<(), SessionError> {
+        let mut stopping = false;
+        let mut event = Event::Tick;
+        loop {
+            for action in self.machine.apply(event, Instant::now()) {
+                if matches!(action, Action::Stopped) {
+                    self.link = None;
+                    self.worker.finish().await;
+                    return Ok(());
+                }
+                self.perform(action);
+            }
+            self.publish();
+            event = match self.input(&stop, stopping).await {
+                Input::Event(event) => event,
+                Input::Verify(request) => {
+                    self.waiting.push(request);
+                    Event::Verify
+                }
+                Input::Trouble => Event::Tick,
+                Input::WorkerEnded => return Err(SessionError::WorkerEnded),
+            };
+            match &event {
+                Event::Stop => stopping = true,
+                Event::Lost(_) => self.link = None,
+                Event::Message(_) => self.last_contact = Some(OffsetDateTime::now_utc()),
+                _ => {}
+            }
+        }
+    }
+
+    /// The next event. Cancel safe.
+    async fn input(&mut self, stop: &CancellationToken, stopping: bool) -> Input {
+        let deadline = self.machine.deadline();
+        tokio::select! {
+            () = stop.cancelled(), if !stopping => Input::Event(Event::Stop),
+            report = self.worker.reports.recv() => match report {
+                Some(report) => Input::Event(Event::Report(report)),
+                None => Input::WorkerEnded,
+            },
+            event = hear(&mut self.link) => Input::Event(event),
+            Some(request) = self.requests.recv() => Input::Verify(request),
+            Ok(()) = self.trouble.changed() => Input::Trouble,
+            () = self.dialer.outdated() => Input::Event(Event::Renewed),
+            () = until(deadline) => Input::Event(Event::Tick),
+        }
+    }
+
+    fn perform(&mut self, action: Action) {
+        match action {
+            Action::Dial(hello) => self.link = Some(Link::open(self.dialer.clone(), *hello)),
+            Action::Hang => self.link = None,
+            Action::Send(message) => {
+                if let Some(link) = &self.link {
+                    link.send(message);
+                }
+            }
+            Action::Start(command) => self.running = Some(self.worker.start_command(*command)),
+            Action::Cancel => {
+                if let Some(running) = &self.running {
+                    running.cancel();
+                }
+            }
+            Action::Pin(key) => (self.pin)(key),
+            Action::Verifying(progress) => {
+                for request in &self.waiting {
+                    request.progress.send_replace(progress);
+                }
+            }
+            Action::Verified(result) => {
+                for request in self.waiting.drain(..) {
+                    // Who asked may have gone.
+                    let _ = request.result.send(result.clone());
+                }
+            }
+            Action::Stopped => {}
+        }
+    }
+
+    fn publish(&self) {
+        let replica = self.machine.replica();
+        let trouble = self.trouble.borrow().clone();
+        self.status.send_if_modified(|status| {
+            let new = AgentStatus {
+                connected: self.machine.is_connected(),
+                generation: replica.live.as_ref().map(|g| g.number().get()),
+                root: replica.live.as_ref().map(|g| g.root_hash().to_string()),
+                state: self.machine.state(),
+                accepted: replica.accepted.as_ref().map(|g| g.number().get()),
+                generations: replica.generations.iter().map(|n| n.get()).collect(),
+                spares: replica.spares,
+                last_contact: self.last_contact.and_then(rfc3339),
+                error: self.machine.error().map(str::to_owned).or(trouble),
+                ..status.clone()
+            };
+            let modified = *status != new;
+            *status = new;
+            modified
+        });
+        self.live.send_if_modified(|live| {
+            let modified = *live != replica.live;
+            live.clone_from(&replica.live);
+            modified
+        });
+    }
+}
+
+fn rfc3339(time: OffsetDateTime) -> Option<String> {
+    time.replace_nanosecond(0).ok()?.format(&Rfc3339).ok()
+}
+
+async fn until(deadline: Option<Instant>) {
+    match deadline {
+        Some(deadline) => tokio::time::sleep_until(deadline.into()).await,
+        None => std::future::pending().await,
+    }
+}
+
+/// Differs after every boot of the node.
+fn boot_id() -> String {
+    std::fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap_or_default().trim().to_owned()
+}
+
+/// The control stream; dropping it closes the connection.
+struct Link {
+    outbox: mpsc::Sender<v1::AgentMessage>,
+    inbox: mpsc::Receiver<Event>,
+    task: AbortHandle,
+}
+
+impl Link {
+    fn open(dialer: Dialer, hello: v1::Hello) -> Self {
+        let (outbox, to_send) = mpsc::channel(OUTBOX);
+        let (events, inbox) = mpsc::channel(INBOX);
+        let link =
+            Self { task: tokio::spawn(converse(dialer, to_send, events)).abort_handle(), outbox, inbox };
+        link.send(ToOrigin::Hello(hello));
+        link
+    }
+
+    fn send(&self, message: ToOrigin) {
+        let message = v1::AgentMessage { message: Some(message) };
+        if self.outbox.try_send(message).is_err() {
+            // The connection is dead or as good as dead: the heartbeat finds out.
+            tracing::debug!("message to the origin dropped");
+        }
+    }
+}
+
+impl Drop for Link {
+    fn drop(&mut self) {
+        self.task.abort();
+    }
+}
+
+async fn hear(link: &mut Option<Link>) -> Event {
+    match link {
+        Some(link) => {
+            link.inbox.recv().await.unwrap_or_else(|| Event::Lost("the connection was closed".into()))
+        }
+        None => std::future::pending().await,
+    }
+}
+
+/// Connects, sends what is in the outbox, hands on what comes; ends with [`Event::Lost`].
+async fn converse(
+    mut dialer: Dialer,
+    to_send: mpsc::Receiver<v1::AgentMessage>,
+    events: mpsc::Sender<Event>,
+) {
+    let lost = match subscribe(&mut dialer, to_send).await {
+        Err(reason) => reason,
+        Ok(mut stream) => loop {
+            match stream.message().await {
+                Ok(Some(message)) => {
+                    if events.send(Event::Message(message)).await.is_err() {
+                        return;
+                    }
+                }
+                Ok(None) => break "the origin ended the conversation".to_owned(),
+                Err(status) => break lost(&status),
+            }
+        },
+    };
+    let _ = events.send(Event::Lost(lost)).await;
+}
+
+/// For a person: a status that the transport made up has a source, one that the origin sent has none.
+fn lost(status: &tonic::Status) -> String {
+    if std::error::Error::source(status).is_some() {
+        tracing::debug!(error = reason::of(status), "control stream");
+        return "the connection to the origin broke".to_owned();
+    }
+    format!("the origin ended the conversation: {}", reason::of(status))
+}
+
+async fn subscribe(
+    dialer: &mut Dialer,
+    to_send: mpsc::Receiver<v1::AgentMessage>,
+) -> Result<tonic::Streaming<v1::OriginMessage>, String> {
+    let channel = dialer.dial().await.map_err(|error| reason::of(&error))?;
+    let mut client = ReplicationClient::new(channel)
+        .max_decoding_message_size(CONTROL_MESSAGE_MAX_BYTES)
+        .max_encoding_message_size(CONTROL_MESSAGE_MAX_BYTES);
+    let answer = client.subscribe(ReceiverStream::new(to_send)).await.map_err(|status| lost(&status))?;
+    Ok(answer.into_inner())
+}

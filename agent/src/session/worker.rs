@@ -1,0 +1,402 @@
+//! The one thread that touches the replica. Staging, activating, maintaining and verifying block for as long as they
+//! take; the session hands over one command at a time and goes on answering the origin.
+
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::thread::{self, JoinHandle};
+use std::time::{Duration, Instant};
+
+use serde::{Deserialize, Serialize};
+use syncd_proto::v1::RetryClass;
+use syncd_shared::progress::Progress;
+use syncd_shared::wire::Frame;
+use syncd_shared::{GenerationNumber, RootHash, SignedGeneration, TreePath};
+use tokio::sync::mpsc;
+use tokio_util::sync::CancellationToken;
+
+use crate::hooks::{AfterHook, Hook, HookError, Occasion};
+use crate::reason;
+use crate::source::Source;
+
+/// What is called before a switch, with the changed paths; its error prevents the switch.
+pub type BeforeSwitch<'a> = dyn FnMut(Occasion, &[TreePath]) -> Result<(), HookError> + 'a;
+
+/// What the session asks of a replica. [`crate::replica::Replica`] answers; tests have one that fails and dawdles on
+/// demand. Everything blocks.
+pub trait ReplicaWork: Send + 'static {
+    /// A complete, verified tree that is not live yet.
+    type Staged: Send;
+
+    /// What there is.
+    fn state(&self) -> ReplicaState;
+
+    /// Builds and verifies the tree of `generation`. `cancel` is looked at between files.
+    fn stage(
+        &mut self,
+        generation: &SignedGeneration,
+        inline: Option<Inline>,
+        source: &mut dyn Source,
+        progress: &dyn Fn(StageProgress),
+        cancel: &AtomicBool,
+    ) -> Result<Self::Staged, Failure>;
+
+    /// Makes it live, durably. `before` is called before anything is switched, with the changed paths; where it fails,
+    /// nothing is switched and what was staged comes back. Not cancellable.
+    fn activate(
+        &mut self,
+        staged: Self::Staged,
+        before: &mut BeforeSwitch<'_>,
+    ) -> Result<(), NotActivated<Self::Staged>>;
+
+    /// Does a step of what can wait: spares, old trees.
+    fn maintain(&mut self, cancel: &AtomicBool) -> Maintenance;
+
+    /// Re-hashes everything and heals what drifted.
+    fn verify(
+        &mut self,
+        source: &mut dyn Source,
+        progress: &dyn Fn(StageProgress),
+        cancel: &AtomicBool,
+    ) -> Result<Verified, Failure>;
+}
+
+/// What a replica holds.
+#[derive(Debug, Clone, Default)]
+pub struct ReplicaState {
+    /// What the web server reads.
+    pub live: Option<SignedGeneration>,
+    /// The highest generation ever accepted.
+    pub accepted: Option<SignedGeneration>,
+    /// Other complete trees.
+    pub held: Vec<SignedGeneration>,
+    /// Numbers of all complete trees, ascending.
+    pub generations: Vec<GenerationNumber>,
+    /// Spares that are ready.
+    pub spares: u64,
+    /// Updates so far that found no spare.
+    pub spare_misses: u64,
+}
+
+/// An update that came with its announcement.
+#[derive(Debug, Clone)]
+pub struct Inline {
+    /// The root that it starts from.
+    pub from: RootHash,
+    /// All of it, [`Frame::End`] included.
+    pub frames: Vec<Frame>,
+}
+
+/// How far staging or verifying is.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct StageProgress {
+    /// Files done.
+    pub files_done: u64,
+    /// Files in all; 0: not known.
+    pub files_total: u64,
+    /// Bytes of content done.
+    pub bytes_done: u64,
+    /// Bytes of content in all; 0: not known.
+    pub bytes_total: u64,
+}
+
+impl StageProgress {
+    /// Whether content is still to come.
+    pub fn is_fetching(&self) -> bool {
+        self.bytes_done < self.bytes_total
+    }
+}
+
+/// What a verification found: the JSON of `syncd-agent verify --json`.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Verified {
+    /// Files read.
+    pub files: u64,
+    /// Bytes read.
+    pub bytes: u64,
+    /// How many paths had drifted.
+    pub drifted: u64,
+    /// The first [`DRIFT_SHOWN_MAX`] of them.
+    pub drift: Vec<Drifted>,
+    /// Whether they are as they should be again.
+    pub healed: bool,
+}
+
+/// Paths of drift that are named; beyond that they are only counted.
+pub const DRIFT_SHOWN_MAX: usize = 10_000;
+
+/// A path whose file is not what the manifest says.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Drifted {
+    /// The path, escaped for reading.
+    pub path: String,
+    /// `missing`, `extra`, `kind`, `content`, `metadata` or `unreadable`.
+    pub what: String,
+}
+
+impl Verified {
+    /// Whether the live tree is what its manifest says.
+    pub fn is_whole(&self) -> bool {
+        self.drifted == 0 || self.healed
+    }
+}
+
+/// What maintenance leaves to be done.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Maintenance {
+    /// When there will be more to do; `None`: after the next activation.
+    pub again: Option<Duration>,
+    /// What a person should know: local changes that were found.
+    pub trouble: Option<String>,
+}
+
+/// Why the worker did not do what it was told: what the retry code, the origin and a person need of it.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("{reason}")]
+pub struct Failure {
+    /// Decides what happens next; `None`: it was cancelled, which is no failure.
+    pub retry: Option<RetryClass>,
+    /// The chain of causes.
+    pub reason: String,
+}
+
+impl Failure {
+    /// Of an error, with its class.
+    pub fn new(retry: RetryClass, error: &(dyn std::error::Error + 'static)) -> Self {
+        Self { retry: Some(retry), reason: reason::of(error) }
+    }
+
+    /// Cancelled.
+    pub fn superseded() -> Self {
+        Self { retry: None, reason: "abandoned for a newer generation".into() }
+    }
+}
+
+/// Why a staged tree is not live.
+#[derive(Debug)]
+pub struct NotActivated<S> {
+    /// What went wrong.
+    pub failure: Failure,
+    /// The tree, where it is as good as before.
+    pub staged: Option<S>,
+}
+
+/// What the worker is told.
+#[derive(Debug)]
+pub(crate) enum Command {
+    /// Stage, and go on to activate if so told.
+    Update { generation: Box<SignedGeneration>, inline: Option<Inline>, activate: bool },
+    /// Activate what is staged.
+    Activate,
+    /// Do what can wait.
+    Maintain,
+    /// Re-hash everything.
+    Verify,
+}
+
+/// What the worker tells.
+#[derive(Debug)]
+pub(crate) enum Report {
+    /// On the way; may be lost.
+    Progress(StageProgress),
+    /// Staged, and going on to activate.
+    Activating,
+    /// The command is done; the worker is idle.
+    Done(Outcome, Box<ReplicaState>),
+}
+
+/// How a command ended.
+#[derive(Debug)]
+pub(crate) enum Outcome {
+    Staged,
+    Activated,
+    Maintained(Maintenance),
+    Verified(Verified),
+    Failed(Failure),
+    /// Not activated, and still staged.
+    Declined(Failure),
+}
+
+/// Ends what the worker is doing, where it may be ended.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct Cancellation {
+    flag: Arc<AtomicBool>,
+    transfers: CancellationToken,
+}
+
+impl Cancellation {
+    pub(crate) fn cancel(&self) {
+        self.flag.store(true, Ordering::Relaxed);
+        self.transfers.cancel();
+    }
+}
+
+/// The hooks around an activation.
+#[derive(Debug, Clone, Default)]
+pub struct Hooks {
+    /// Has to succeed, or the old generation stays.
+    pub before: Option<Hook>,
+    /// Is run by a task of its own.
+    pub after: Option<Arc<AfterHook>>,
+}
+
+/// Makes the source of one command, whose transfers end with the token.
+pub type OpenSource = Box<dyn FnMut(CancellationToken) -> Box<dyn Source> + Send>;
+
+/// The session's end of the worker.
+pub(crate) struct Worker {
+    commands: mpsc::Sender<(Command, Cancellation)>,
+    pub(crate) reports: mpsc::Receiver<Report>,
+    thread: JoinHandle<()>,
+}
+
+impl Worker {
+    pub(crate) fn start<R: ReplicaWork>(
+        replica: R,
+        open_source: OpenSource,
+        hooks: Hooks,
+    ) -> std::io::Result<Self> {
+        let (commands, inbox) = mpsc::channel(1);
+        let (outbox, reports) = mpsc::channel(64);
+        let bench = Bench { replica, staged: None, open_source, hooks, outbox };
+        let thread = thread::Builder::new().name("replica".into()).spawn(move || bench.run(inbox))?;
+        Ok(Self { commands, reports, thread })
+    }
+
+    /// Hands over a command. The worker must be idle.
+    pub(crate) fn start_command(&self, command: Command) -> Cancellation {
+        let cancellation = Cancellation::default();
+        if self.commands.try_send((command, cancellation.clone())).is_err() {
+            tracing::error!("the replica's worker has ended");
+        }
+        cancellation
+    }
+
+    /// Ends the thread. The worker must be idle.
+    pub(crate) async fn finish(self) {
+        drop(self.commands);
+        drop(self.reports);
+        if tokio::task::spawn_blocking(move || self.thread.join()).await.is_err() {
+            tracing::error!("the replica's worker was not waited for");
+        }
+    }
+}
+
+/// The thread's side.
+struct Bench<R: ReplicaWork> {
+    replica: R,
+    staged: Option<R::Staged>,
+    open_source: OpenSource,
+    hooks: Hooks,
+    outbox: mpsc::Sender<Report>,
+}
+
+impl<R: ReplicaWork> Bench<R> {
+    fn run(mut self, mut inbox: mpsc::Receiver<(Command, Cancellation)>) {
+        while let Some((command, cancellation)) = inbox.blocking_recv() {
+            let outcome = self.execute(command, &cancellation).unwrap_or_else(Outcome::Failed);
+            let state = Box::new(self.replica.state());
+            if self.outbox.blocking_send(Report::Done(outcome, state)).is_err() {
+                return;
+            }
+        }
+    }
+
+    fn execute(&mut self, command: Command, cancellation: &Cancellation) -> Result<Outcome, Failure> {
+        let cancel = cancellation.flag.as_ref();
+        let outbox = self.outbox.clone();
+        let shown = Display::new("update");
+        let progress = move |progress| {
+            shown.show(progress);
+            // The next one tells more.
+            let _ = outbox.try_send(Report::Progress(progress));
+        };
+        match command {
+            Command::Update { generation, inline, activate } => {
+                self.staged = None;
+                let mut source = (self.open_source)(cancellation.transfers.clone());
+                let staged = self.replica.stage(&generation, inline, source.as_mut(), &progress, cancel)?;
+                if cancel.load(Ordering::Relaxed) {
+                    return Err(Failure::superseded());
+                }
+                if !activate {
+                    self.staged = Some(staged);
+                    return Ok(Outcome::Staged);
+                }
+                let _ = self.outbox.blocking_send(Report::Activating);
+                self.activate(staged)
+            }
+            Command::Activate => match self.staged.take() {
+                Some(staged) => self.activate(staged),
+                // Told to stage anew.
+                None => Err(Failure { retry: Some(RetryClass::Retry), reason: "nothing is staged".into() }),
+            },
+            Command::Maintain => Ok(Outcome::Maintained(self.replica.maintain(cancel))),
+            Command::Verify => {
+                let mut source = (self.open_source)(cancellation.transfers.clone());
+                self.replica.verify(source.as_mut(), &progress, cancel).map(Outcome::Verified)
+            }
+        }
+    }
+
+    fn activate(&mut self, staged: R::Staged) -> Result<Outcome, Failure> {
+        let hooks = &self.hooks;
+        let mut before = |occasion: Occasion, paths: &[TreePath]| {
+            if let Some(hook) = &hooks.before {
+                hook.run(&occasion, paths)?;
+            }
+            match &hooks.after {
+                Some(after) => after.note(occasion.after_switch(), paths),
+                None => Ok(()),
+            }
+        };
+        let activated = self.replica.activate(staged, &mut before);
+        if let Some(after) = &self.hooks.after {
+            after.settle(activated.is_ok());
+        }
+        match activated {
+            Ok(()) => Ok(Outcome::Activated),
+            Err(NotActivated { failure, staged: None }) => Err(failure),
+            Err(NotActivated { failure, staged }) => {
+                self.staged = staged;
+                Ok(Outcome::Declined(failure))
+            }
+        }
+    }
+}
+
+/// Progress for people: of work that takes longer than a moment only.
+pub(crate) struct Display {
+    action: &'static str,
+    started: Instant,
+    shown: Mutex<Option<Progress>>,
+}
+
+impl Display {
+    const PATIENCE: Duration = Duration::from_secs(2);
+
+    pub(crate) fn new(action: &'static str) -> Self {
+        Self { action, started: Instant::now(), shown: Mutex::new(None) }
+    }
+
+    pub(crate) fn show(&self, now: StageProgress) {
+        if self.started.elapsed() < Self::PATIENCE {
+            return;
+        }
+        let mut shown = self.shown.lock().unwrap_or_else(PoisonError::into_inner);
+        let shown = shown.get_or_insert_with(|| Progress::start(self.action, None));
+        let before = shown.snapshot();
+        if now.files_total > 0 && before.total_bytes != Some(now.bytes_total) {
+            shown.set_total(now.files_total, now.bytes_total);
+        }
+        shown.add_files(now.files_done.saturating_sub(before.files));
+        shown.add_bytes(now.bytes_done.saturating_sub(before.bytes));
+    }
+}
+
+impl Drop for Display {
+    fn drop(&mut self) {
+        if let Some(shown) = self.shown.lock().unwrap_or_else(PoisonError::into_inner).take() {
+            shown.finish();
+        }
+    }
+}

@@ -1,0 +1,158 @@
+//! What an agent says of itself: `syncd-agent status`, the health page, the admin socket.
+
+use std::fmt;
+
+use serde::{Deserialize, Serialize};
+use syncd_proto::v1::AgentState;
+
+/// The JSON of `syncd-agent status --json`: scripts depend on its names.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct AgentStatus {
+    /// The agent's name at the origin.
+    pub name: String,
+    /// ROOT.
+    pub root_directory: String,
+    /// HOST:PORT.
+    pub origin: String,
+    /// Whether the control stream is up.
+    pub connected: bool,
+    /// The live generation.
+    pub generation: Option<u64>,
+    /// Its root hash, hexadecimal.
+    pub root: Option<String>,
+    /// What the web server reads.
+    pub live: String,
+    /// What the agent is at.
+    pub state: State,
+    /// The highest generation ever accepted.
+    pub accepted: Option<u64>,
+    /// Complete trees, oldest first.
+    pub generations: Vec<u64>,
+    /// Spares that are ready.
+    pub spares: u64,
+    /// When the origin was last heard, RFC 3339, UTC; since the agent started.
+    pub last_contact: Option<String>,
+    /// What went wrong last, until it works again.
+    pub error: Option<String>,
+}
+
+/// What the agent is at.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum State {
+    /// Nothing was ever live.
+    Empty,
+    /// Receiving an update.
+    Fetching,
+    /// Building a tree.
+    Staging,
+    /// A tree is complete and waits to be activated.
+    Staged,
+    /// The announced generation is live, or none newer is known.
+    Live,
+    /// The announced generation could not be made live; it is tried again.
+    Failed,
+}
+
+impl State {
+    /// For a message.
+    pub fn to_message(self) -> AgentState {
+        match self {
+            Self::Empty => AgentState::Empty,
+            Self::Fetching => AgentState::Fetching,
+            Self::Staging => AgentState::Staging,
+            Self::Staged => AgentState::Staged,
+            Self::Live => AgentState::Live,
+            Self::Failed => AgentState::Failed,
+        }
+    }
+}
+
+impl fmt::Display for State {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Empty => "empty",
+            Self::Fetching => "fetching",
+            Self::Staging => "staging",
+            Self::Staged => "staged",
+            Self::Live => "live",
+            Self::Failed => "failed",
+        })
+    }
+}
+
+impl fmt::Display for AgentStatus {
+    /// For a person, at a glance.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let connection = if self.connected { "connected" } else { "not connected" };
+        match self.generation {
+            Some(generation) if self.state == State::Live => {
+                writeln!(f, "{}: generation {generation} is live", self.name)?;
+            }
+            Some(generation) => {
+                writeln!(f, "{}: generation {generation} is live, the next is {}", self.name, self.state)?;
+            }
+            None => writeln!(f, "{}: nothing is live yet ({})", self.name, self.state)?,
+        }
+        if let Some(root) = &self.root {
+            writeln!(f, "  root         {root}")?;
+        }
+        writeln!(f, "  live         {}", self.live)?;
+        write!(f, "  origin       {}, {connection}", self.origin)?;
+        match &self.last_contact {
+            Some(time) => writeln!(f, ", last heard {time}")?,
+            None => writeln!(f)?,
+        }
+        if self.accepted != self.generation
+            && let Some(accepted) = self.accepted
+        {
+            writeln!(f, "  accepted     {accepted}")?;
+        }
+        let kept: Vec<_> = self.generations.iter().map(u64::to_string).collect();
+        write!(f, "  generations  {}; spares ready: {}", kept.join(", "), self.spares)?;
+        if let Some(error) = &self.error {
+            write!(f, "\n  error        {error}")?;
+        }
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+pub(crate) mod tests {
+    use super::*;
+
+    pub(crate) fn sample() -> AgentStatus {
+        AgentStatus {
+            name: "web1".into(),
+            root_directory: "/srv/replica".into(),
+            origin: "host:8873".into(),
+            connected: true,
+            generation: Some(42),
+            root: Some("ab".repeat(32)),
+            live: "/srv/replica/live".into(),
+            state: State::Live,
+            accepted: Some(42),
+            generations: vec![41, 42],
+            spares: 2,
+            last_contact: Some("2026-11-23T04:12:02Z".into()),
+            error: None,
+        }
+    }
+
+    #[test]
+    fn json_has_the_names_that_scripts_depend_on() {
+        let json = serde_json::to_string(&sample()).unwrap();
+        let root = "ab".repeat(32);
+        let expected = format!(
+            r#"{{"name":"web1","root_directory":"/srv/replica","origin":"host:8873","connected":true,"generation":42,"root":"{root}","live":"/srv/replica/live","state":"live","accepted":42,"generations":[41,42],"spares":2,"last_contact":"2026-11-23T04:12:02Z","error":null}}"#
+        );
+        assert_eq!(json, expected);
+    }
+
+    #[test]
+    fn a_person_reads_the_generation_first() {
+        let text = sample().to_string();
+        assert!(text.starts_with("web1: generation 42 is live\n"), "{text}");
+        assert!(text.contains("host:8873, connected"), "{text}");
+    }
+}

@@ -1,0 +1,426 @@
+//! The task that owns the roster and the connections.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use syncd_shared::identity::{AgentName, PeerIdentity};
+use syncd_shared::{GenerationNumber, SignedGeneration};
+use tokio::sync::{mpsc, oneshot, watch};
+use tokio::task::JoinHandle;
+use tokio::time::MissedTickBehavior;
+use tokio_util::sync::CancellationToken;
+
+use super::records::{RecordChange, RecordError};
+use super::registry::expiry_ms;
+use super::roster::{Admission, Roster, RosterError, not_after_ms};
+use super::view::{AgentState, AgentView, FleetView};
+use super::{EndReason, FleetError, Greeting, Report, agent_view, now_ms};
+
+/// How often what agents have live is written behind.
+const WRITE_BEHIND: Duration = Duration::from_secs(5);
+/// A last sign of life alone is not written more often, in milliseconds.
+const SEEN_MS: i64 = 60_000;
+/// How long a note of a cloned certificate is shown, in milliseconds.
+const CLONE_NOTE_MS: i64 = 60 * 60 * 1000;
+/// Commands that are applied before the view is published again.
+const BATCH: usize = 64;
+
+pub(super) type Save = Arc<dyn Fn(&[RecordChange]) -> Result<(), RecordError> + Send + Sync>;
+type Reply = oneshot::Sender<Result<(), FleetError>>;
+type Attached = Result<(u64, oneshot::Receiver<EndReason>), FleetError>;
+
+pub(super) enum Command {
+    AddToken { secret_hash: [u8; 32], ttl: Duration, uses: u32, reply: Reply },
+    Revoke { name: String, reply: Reply },
+    Join { secret_hash: [u8; 32], peer: PeerIdentity, fingerprint: [u8; 32], reply: Reply },
+    Renew { peer: PeerIdentity, new: PeerIdentity, fingerprint: [u8; 32], reply: Reply },
+    Attach { peer: PeerIdentity, greeting: Box<Greeting>, reply: oneshot::Sender<Attached> },
+    Report { name: AgentName, connection: u64, report: Report },
+    Detach { name: AgentName, connection: u64 },
+}
+
+struct Connection {
+    id: u64,
+    boot_id: String,
+    end: oneshot::Sender<EndReason>,
+}
+
+/// What is known of an agent beyond its record.
+struct Agent {
+    view: AgentView,
+    connection: Option<Connection>,
+    /// Said by this connection itself.
+    notes: Vec<String>,
+    cloned: Option<(i64, String)>,
+    written: (i64, Option<GenerationNumber>),
+}
+
+pub(super) struct Owner {
+    roster: Roster,
+    agents: BTreeMap<AgentName, Agent>,
+    save: Save,
+    saving: Option<JoinHandle<Result<(), RecordError>>>,
+    /// Records that are not written, and who waits for them.
+    unsaved: Vec<RecordChange>,
+    waiting: Vec<Reply>,
+    /// Records that are being written.
+    in_flight: (Vec<RecordChange>, Vec<Reply>),
+    observed: mpsc::Sender<SignedGeneration>,
+    /// The highest that the committer has not been told of.
+    unreported: Option<SignedGeneration>,
+    announced: watch::Sender<Option<Arc<SignedGeneration>>>,
+    view: watch::Sender<Arc<FleetView>>,
+    admission: watch::Sender<Arc<Admission>>,
+    next_connection: u64,
+    /// Writing failed; the next tick tries again.
+    paused: bool,
+}
+
+impl Owner {
+    pub(super) fn new(
+        roster: Roster,
+        save: Save,
+        observed: mpsc::Sender<SignedGeneration>,
+        announced: watch::Sender<Option<Arc<SignedGeneration>>>,
+    ) -> Self {
+        let admission = watch::Sender::new(Arc::new(roster.admission()));
+        let mut owner = Self {
+            roster,
+            agents: BTreeMap::new(),
+            save,
+            saving: None,
+            unsaved: Vec::new(),
+            waiting: Vec::new(),
+            in_flight: Default::default(),
+            observed,
+            unreported: None,
+            announced,
+            view: watch::Sender::new(Arc::default()),
+            admission,
+            next_connection: 0,
+            paused: false,
+        };
+        owner.follow_roster();
+        owner.publish();
+        owner
+    }
+
+    pub(super) fn view(&self) -> watch::Receiver<Arc<FleetView>> {
+        self.view.subscribe()
+    }
+
+    pub(super) fn admission(&self) -> watch::Receiver<Arc<Admission>> {
+        self.admission.subscribe()
+    }
+
+    pub(super) async fn run(mut self, mut commands: mpsc::Receiver<Command>, shutdown: CancellationToken) {
+        let mut tick = tokio::time::interval(WRITE_BEHIND);
+        tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let mut batch = Vec::new();
+        loop {
+            tokio::select! {
+                () = shutdown.cancelled() => break,
+                count = commands.recv_many(&mut batch, BATCH) => {
+                    if count == 0 {
+                        break;
+                    }
+                    batch.drain(..).for_each(|command| self.apply(command));
+                }
+                result = finished(&mut self.saving) => self.saved(result),
+                _ = tick.tick() => self.tick(),
+            }
+            self.report_observed();
+            if !self.paused {
+                self.start_saving();
+            }
+            self.publish();
+        }
+        self.stop().await;
+    }
+
+    /// Writes what is not written yet.
+    async fn stop(mut self) {
+        self.write_behind(true);
+        while self.saving.is_some() || !self.unsaved.is_empty() {
+            let before = self.unsaved.len();
+            self.start_saving();
+            let result = finished(&mut self.saving).await;
+            let failed = result.is_err();
+            self.saved(result);
+            if failed && self.unsaved.len() >= before {
+                return;
+            }
+        }
+    }
+
+    fn apply(&mut self, command: Command) {
+        let now = now_ms();
+        match command {
+            Command::AddToken { secret_hash, ttl, uses, reply } => {
+                self.roster.add_token(secret_hash, uses, expiry_ms(now, ttl), now);
+                self.durable(Ok(()), reply);
+            }
+            Command::Revoke { name, reply } => {
+                let revoked = self.roster.revoke(&name, now).map(|name| {
+                    if let Some(connection) = self.agents.remove(&name).and_then(|a| a.connection) {
+                        let _ = connection.end.send(EndReason::Revoked);
+                    }
+                });
+                self.durable(revoked, reply);
+            }
+            Command::Join { secret_hash, peer, fingerprint, reply } => {
+                let joined = self.roster.join(&secret_hash, &peer, &fingerprint, now);
+                self.durable(joined, reply);
+            }
+            Command::Renew { peer, new, fingerprint, reply } => {
+                let renewed = self.roster.renew(&peer, &new, &fingerprint, now);
+                self.durable(renewed, reply);
+            }
+            Command::Attach { peer, greeting, reply } => {
+                let attached = self.attach(&peer, *greeting, now);
+                let _ = reply.send(attached);
+            }
+            Command::Report { name, connection, report } => self.report(&name, connection, report, now),
+            Command::Detach { name, connection } => {
+                if let Some(agent) = self.agents.get_mut(&name)
+                    && agent.connection.as_ref().is_some_and(|c| c.id == connection)
+                {
+                    agent.disconnect();
+                }
+            }
+        }
+    }
+
+    /// Answers at once what was refused, and the rest when it is written.
+    fn durable(&mut self, result: Result<(), RosterError>, reply: Reply) {
+        match result {
+            Ok(()) => {
+                self.roster_changed();
+                self.waiting.push(reply);
+                self.paused = false;
+            }
+            Err(error) => {
+                let _ = reply.send(Err(error.into()));
+            }
+        }
+    }
+
+    fn roster_changed(&mut self) {
+        self.unsaved.extend(self.roster.take_changes());
+        self.follow_roster();
+        self.admission.send_replace(Arc::new(self.roster.admission()));
+    }
+
+    fn follow_roster(&mut self) {
+        for (name, record) in self.roster.agents() {
+            let agent = self.agents.entry(name.clone()).or_insert_with(|| Agent {
+                view: agent_view(name, record),
+                connection: None,
+                notes: Vec::new(),
+                cloned: None,
+                written: (record.last_seen_ms, record.generation.and_then(GenerationNumber::new)),
+            });
+            if let Some(newest) = record.certificates.last() {
+                agent.view.serial.clone_from(&newest.serial);
+                agent.view.not_after_ms = newest.not_after_ms;
+            }
+        }
+    }
+
+    fn attach(&mut self, peer: &PeerIdentity, greeting: Greeting, now: i64) -> Attached {
+        self.roster.admit(peer, now)?;
+        self.roster_changed();
+        self.observe(&greeting);
+        let Some(agent) = self.agents.get_mut(&peer.name) else { return Err(FleetError::Stopping) };
+        agent.displace(&greeting.boot_id, now);
+        self.next_connection += 1;
+        let (end, ended) = oneshot::channel();
+        agent.connection = Some(Connection { id: self.next_connection, boot_id: greeting.boot_id, end });
+        agent.notes = greeting.notes;
+        let view = &mut agent.view;
+        view.connected = true;
+        view.last_seen_ms = now;
+        view.generation = greeting.live.as_ref().map(SignedGeneration::number);
+        view.root = greeting.live.as_ref().map(SignedGeneration::root_hash);
+        view.state = if greeting.live.is_some() { AgentState::Live } else { AgentState::Empty };
+        view.error = None;
+        view.needs_operator = false;
+        view.progress = None;
+        view.spare_misses = 0;
+        view.not_after_ms = view.not_after_ms.max(not_after_ms(peer));
+        Ok((self.next_connection, ended))
+    }
+
+    /// An agent that knows a generation above ours: this origin was restored from a backup.
+    fn observe(&mut self, greeting: &Greeting) {
+        let ours = self.announced.borrow().as_ref().map(|g| g.number());
+        for shown in [&greeting.live, &greeting.accepted].into_iter().flatten() {
+            let above = |known: Option<GenerationNumber>| known.is_none_or(|known| shown.number() > known);
+            if above(ours) && above(self.unreported.as_ref().map(SignedGeneration::number)) {
+                self.unreported = Some(shown.clone());
+            }
+        }
+    }
+
+    fn report_observed(&mut self) {
+        if let Some(generation) = self.unreported.take()
+            && let Err(mpsc::error::TrySendError::Full(generation)) = self.observed.try_send(generation)
+        {
+            // Told with the next command or tick.
+            self.unreported = Some(generation);
+        }
+    }
+
+    fn report(&mut self, name: &AgentName, connection: u64, report: Report, now: i64) {
+        let Some(agent) = self.agents.get_mut(name) else { return };
+        if agent.connection.as_ref().is_none_or(|c| c.id != connection) {
+            return;
+        }
+        let view = &mut agent.view;
+        view.last_seen_ms = now;
+        match report {
+            Report::Heartbeat => {}
+            Report::Progress { state, progress } => {
+                view.state = state;
+                view.progress = Some(progress);
+                if state != AgentState::Failed {
+                    view.error = None;
+                    view.needs_operator = false;
+                }
+            }
+            Report::Activated { generation, root, spare_misses } => {
+                view.generation = Some(generation);
+                view.root = Some(root);
+                view.state = AgentState::Live;
+                view.progress = None;
+                view.error = None;
+                view.needs_operator = false;
+                view.spare_misses = view.spare_misses.saturating_add(spare_misses);
+            }
+            Report::Failed { reason, needs_operator } => {
+                view.state = AgentState::Failed;
+                view.error = Some(reason);
+                view.needs_operator = needs_operator;
+            }
+        }
+    }
+
+    fn tick(&mut self) {
+        for agent in self.agents.values_mut() {
+            if agent.connection.as_ref().is_some_and(|c| c.end.is_closed()) {
+                agent.disconnect();
+            }
+        }
+        self.write_behind(false);
+        self.paused = false;
+    }
+
+    fn write_behind(&mut self, all: bool) {
+        for (name, agent) in &mut self.agents {
+            let (seen, generation) = (agent.view.last_seen_ms, agent.view.generation);
+            let newer = seen > agent.written.0;
+            let due = newer && (all || seen - agent.written.0 >= SEEN_MS);
+            if due || generation != agent.written.1 {
+                let root = agent.view.root.map(|root| root.to_string());
+                self.roster.seen(name, seen, generation.map(GenerationNumber::get), root);
+                agent.written = (seen, generation);
+            }
+        }
+        self.unsaved.extend(self.roster.take_changes());
+    }
+
+    fn start_saving(&mut self) {
+        if self.saving.is_some() || self.unsaved.is_empty() {
+            return;
+        }
+        let changes = std::mem::take(&mut self.unsaved);
+        self.in_flight = (changes.clone(), std::mem::take(&mut self.waiting));
+        let save = self.save.clone();
+        self.saving = Some(tokio::task::spawn_blocking(move || save(&changes)));
+    }
+
+    fn saved(&mut self, result: Result<(), RecordError>) {
+        self.saving = None;
+        let (mut changes, replies) = std::mem::take(&mut self.in_flight);
+        match result {
+            Ok(()) => replies.into_iter().for_each(|reply| {
+                let _ = reply.send(Ok(()));
+            }),
+            Err(error) => {
+                tracing::error!(%error, "writing the records of the fleet failed");
+                let error = Arc::new(error);
+                for reply in replies {
+                    let _ = reply.send(Err(FleetError::Save(error.clone())));
+                }
+                // Written again with whatever comes next, in order.
+                changes.append(&mut self.unsaved);
+                self.unsaved = changes;
+                self.paused = true;
+            }
+        }
+    }
+
+    fn publish(&self) {
+        let now = now_ms();
+        let ours = self.announced.borrow().as_ref().map(|g| g.number());
+        let agents = self.agents.values().map(|agent| agent.shown(ours, now)).collect();
+        let view = FleetView { agents };
+        self.view.send_if_modified(|shown| {
+            let changed = **shown != view;
+            if changed {
+                *shown = Arc::new(view);
+            }
+            changed
+        });
+    }
+}
+
+impl Agent {
+    /// Ends the connection that is there, if any.
+    fn displace(&mut self, boot_id: &str, now: i64) {
+        let Some(old) = self.connection.take() else { return };
+        if old.boot_id != boot_id && !old.end.is_closed() {
+            let note = format!(
+                "two connections with one certificate (boot {boot_id} after boot {}): unless this node was just \
+                 rebooted, the machine was cloned: join the copy under a name of its own",
+                old.boot_id
+            );
+            tracing::warn!(agent = %self.view.name, "{note}");
+            self.cloned = Some((now, note));
+        }
+        let _ = old.end.send(EndReason::Replaced);
+    }
+
+    fn disconnect(&mut self) {
+        self.connection = None;
+        self.view.connected = false;
+        self.view.progress = None;
+    }
+
+    fn shown(&self, ours: Option<GenerationNumber>, now: i64) -> AgentView {
+        let mut view = self.view.clone();
+        view.notes.clone_from(&self.notes);
+        if let Some((at, note)) = &self.cloned
+            && now - at <= CLONE_NOTE_MS
+        {
+            view.notes.push(note.clone());
+        }
+        if let (Some(ours), Some(theirs)) = (ours, view.generation)
+            && theirs > ours
+        {
+            view.notes.push(format!(
+                "it has generation {theirs}, above this origin's {ours}: was the origin restored from a backup?"
+            ));
+        }
+        view
+    }
+}
+
+/// Cancel safe: the handle stays where it is until it is done.
+async fn finished(saving: &mut Option<JoinHandle<Result<(), RecordError>>>) -> Result<(), RecordError> {
+    match saving {
+        Some(handle) => handle.await.unwrap_or(Err(RecordError::Interrupted)),
+        None => std::future::pending().await,
+    }
+}

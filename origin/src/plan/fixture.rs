@@ -1,0 +1,249 @@
+//! A store in memory and a replica in memory, for tests of planning and serving.
+
+use std::collections::{BTreeMap, HashMap};
+use std::sync::{Arc, Mutex};
+
+use bytes::Bytes;
+use syncd_proto::v1;
+use syncd_shared::directory::{Entry, Kind, Metadata, Timestamp};
+use syncd_shared::wire::{Frame as WireFrame, StoredFrame};
+use syncd_shared::{Component, ContentHash, Directory, ObjectHash, RootEntry, RootHash, TreePath};
+
+use super::{Chunk, Contents, Frame, FrameId, Place, ReadError};
+
+pub(crate) const CHUNK: usize = 64 * 1024;
+
+#[derive(Default)]
+struct Tables {
+    roots: HashMap<RootHash, RootEntry>,
+    directories: HashMap<ObjectHash, (Arc<Directory>, Bytes)>,
+    files: HashMap<ContentHash, Vec<Chunk>>,
+    places: HashMap<ContentHash, Place>,
+    frames: Vec<Frame>,
+    frames_read: usize,
+    directories_read: usize,
+}
+
+/// Files of one call of [`MemoryStore::put`] lie together in frames of at most `frame_bytes`.
+pub(crate) struct MemoryStore {
+    tables: Mutex<Tables>,
+    frame_bytes: usize,
+}
+
+/// Paths and contents; a content of `None` is an empty directory.
+pub(crate) type Tree = BTreeMap<String, Vec<u8>>;
+
+pub(crate) fn tree(files: &[(&str, &[u8])]) -> Tree {
+    files.iter().map(|(path, bytes)| ((*path).to_owned(), bytes.to_vec())).collect()
+}
+
+/// Bytes that do not compress, the same for one seed.
+pub(crate) fn noise(seed: u64, length: usize) -> Vec<u8> {
+    let mut bytes = vec![0; length];
+    blake3::Hasher::new().update(&seed.to_le_bytes()).finalize_xof().fill(&mut bytes);
+    bytes
+}
+
+impl MemoryStore {
+    pub(crate) fn new(frame_bytes: usize) -> Arc<Self> {
+        Arc::new(Self { tables: Mutex::default(), frame_bytes })
+    }
+
+    /// Stores a tree as if it was sealed.
+    pub(crate) fn put(&self, tree: &Tree) -> RootEntry {
+        let mut tables = self.tables.lock().unwrap();
+        let mut pending: Vec<(ContentHash, Vec<u8>)> = Vec::new();
+        let mut pending_bytes = 0;
+        for bytes in tree.values() {
+            let content = ContentHash::of(bytes);
+            let mut chunks = Vec::new();
+            for chunk in bytes.chunks(CHUNK) {
+                let hash = ContentHash::of(chunk);
+                chunks.push(Chunk { hash, length: chunk.len() as u32 });
+                if tables.places.contains_key(&hash) || pending.iter().any(|(h, _)| *h == hash) {
+                    continue;
+                }
+                if pending_bytes + chunk.len() > self.frame_bytes && !pending.is_empty() {
+                    tables.seal(&mut pending);
+                    pending_bytes = 0;
+                }
+                pending_bytes += chunk.len();
+                pending.push((hash, chunk.to_vec()));
+            }
+            tables.files.insert(content, chunks);
+        }
+        tables.seal(&mut pending);
+        let (object, totals) = tables.directory(tree, "");
+        let root = RootEntry { object, totals, ..RootEntry::empty() };
+        tables.roots.insert(root.hash(), root);
+        root
+    }
+
+    pub(crate) fn forget(&self, root: &RootHash) {
+        self.tables.lock().unwrap().roots.remove(root);
+    }
+
+    pub(crate) fn forget_content(&self, content: &ContentHash) {
+        self.tables.lock().unwrap().files.remove(content);
+    }
+
+    pub(crate) fn frames_read(&self) -> usize {
+        self.tables.lock().unwrap().frames_read
+    }
+
+    pub(crate) fn directories_read(&self) -> usize {
+        self.tables.lock().unwrap().directories_read
+    }
+}
+
+impl Tables {
+    fn seal(&mut self, pending: &mut Vec<(ContentHash, Vec<u8>)>) {
+        let frame = FrameId { pack: 1, offset: self.frames.len() as u64 };
+        let mut bytes = Vec::new();
+        for (hash, chunk) in pending.drain(..) {
+            let place = Place { frame, offset: bytes.len() as u32, length: chunk.len() as u32 };
+            self.places.insert(hash, place);
+            bytes.extend(chunk);
+        }
+        if !bytes.is_empty() {
+            let compressed = zstd::bulk::compress(&bytes, 1).unwrap().into();
+            self.frames.push(Frame { compressed, uncompressed_bytes: bytes.len() as u32 });
+        }
+    }
+
+    fn directory(&mut self, tree: &Tree, prefix: &str) -> (ObjectHash, syncd_shared::Totals) {
+        let mut kinds: BTreeMap<String, Kind> = BTreeMap::new();
+        for (path, bytes) in tree.iter().filter_map(|(p, b)| Some((p.strip_prefix(prefix)?, b))) {
+            let kind = match path.split_once('/') {
+                None => Kind::File { content: ContentHash::of(bytes), size: bytes.len() as u64 },
+                Some((name, _)) if kinds.contains_key(name) => continue,
+                Some((name, _)) => {
+                    let (object, totals) = self.directory(tree, &format!("{prefix}{name}/"));
+                    Kind::Directory { object, totals }
+                }
+            };
+            kinds.insert(path.split('/').next().unwrap().to_owned(), kind);
+        }
+        let metadata = Metadata { mode: 0o644, uid: 0, gid: 0, mtime: Timestamp::default() };
+        let entry = |(name, kind): (String, Kind)| Entry {
+            name: Component::new(name.as_bytes()).unwrap(),
+            metadata,
+            kind,
+        };
+        let directory = Directory::new(kinds.into_iter().map(entry).collect()).unwrap();
+        let (bytes, totals) = (Bytes::from(directory.encode()), directory.totals().unwrap());
+        let object = Directory::hash_of(&bytes);
+        self.directories.insert(object, (Arc::new(directory), bytes));
+        (object, totals)
+    }
+}
+
+impl Contents for MemoryStore {
+    fn root(&self, hash: &RootHash) -> Result<Option<RootEntry>, ReadError> {
+        Ok(self.tables.lock().unwrap().roots.get(hash).copied())
+    }
+
+    fn directory(&self, hash: &ObjectHash) -> Result<Option<Arc<Directory>>, ReadError> {
+        let mut tables = self.tables.lock().unwrap();
+        tables.directories_read += 1;
+        Ok(tables.directories.get(hash).map(|(directory, _)| directory.clone()))
+    }
+
+    fn directory_bytes(&self, hash: &ObjectHash) -> Result<Option<Bytes>, ReadError> {
+        Ok(self.tables.lock().unwrap().directories.get(hash).map(|(_, bytes)| bytes.clone()))
+    }
+
+    fn chunks_of(&self, content: &ContentHash) -> Result<Option<Vec<Chunk>>, ReadError> {
+        Ok(self.tables.lock().unwrap().files.get(content).cloned())
+    }
+
+    fn locate(&self, chunk: &ContentHash) -> Result<Option<Place>, ReadError> {
+        Ok(self.tables.lock().unwrap().places.get(chunk).copied())
+    }
+
+    fn frame(&self, frame: FrameId) -> Result<Option<Frame>, ReadError> {
+        let mut tables = self.tables.lock().unwrap();
+        tables.frames_read += 1;
+        Ok(tables.frames.get(frame.offset as usize).cloned())
+    }
+}
+
+/// What an agent would know after it took frames in.
+#[derive(Default)]
+pub(crate) struct MemoryReplica {
+    pub(crate) directories: HashMap<ObjectHash, Directory>,
+    pub(crate) files: HashMap<ContentHash, Vec<u8>>,
+    parts: HashMap<ContentHash, BTreeMap<u64, Vec<u8>>>,
+    /// Where the tree that is updated from has contents.
+    pub(crate) local: Vec<(ContentHash, TreePath)>,
+    pub(crate) stored: Vec<StoredFrame>,
+    pub(crate) missing: Vec<[u8; 32]>,
+    pub(crate) ended: u64,
+}
+
+impl MemoryReplica {
+    pub(crate) fn take(&mut self, frame: v1::FetchFrame) {
+        match WireFrame::from_message(frame).unwrap() {
+            WireFrame::Directories(objects) => objects.iter().for_each(|bytes| {
+                self.directories.insert(Directory::hash_of(bytes), Directory::decode(bytes).unwrap());
+            }),
+            WireFrame::Patches(patches) => {
+                for patch in patches {
+                    let basis = patch.from.map_or_else(Directory::default, |f| self.directories[&f].clone());
+                    self.directories.insert(patch.to, patch.apply(&basis).unwrap().0);
+                }
+            }
+            WireFrame::Stored(frame) => {
+                let bytes = frame.decompress().unwrap();
+                for piece in &frame.pieces {
+                    let start = piece.frame_offset as usize;
+                    let part = bytes[start..start + piece.length_bytes as usize].to_vec();
+                    let twice = self.parts.entry(piece.file).or_default().insert(piece.file_offset, part);
+                    assert!(twice.is_none(), "a piece came twice");
+                }
+                self.stored.push(frame);
+            }
+            WireFrame::Local { file, source } => self.local.push((file, source)),
+            WireFrame::End { missing, .. } => {
+                self.missing.extend(missing);
+                self.ended += 1;
+            }
+        }
+    }
+
+    /// Puts pieces together; only whole files with the right hash are kept.
+    pub(crate) fn assemble(&mut self) {
+        for (file, parts) in std::mem::take(&mut self.parts) {
+            let mut bytes = Vec::new();
+            for (offset, part) in parts {
+                assert_eq!(offset, bytes.len() as u64, "pieces lie end to end");
+                bytes.extend(part);
+            }
+            assert_eq!(ContentHash::of(&bytes), file);
+            self.files.insert(file, bytes);
+        }
+    }
+
+    /// The whole tree; panics where anything is missing.
+    pub(crate) fn tree(&self, root: &RootEntry) -> Tree {
+        let mut out = Tree::new();
+        self.collect(&root.object, "", &mut out);
+        out
+    }
+
+    fn collect(&self, object: &ObjectHash, prefix: &str, out: &mut Tree) {
+        for entry in self.directories[object].entries() {
+            let path = format!("{prefix}{}", String::from_utf8_lossy(entry.name.as_bytes()));
+            match &entry.kind {
+                Kind::Directory { object, .. } => self.collect(object, &format!("{path}/"), out),
+                Kind::File { size: 0, .. } => {
+                    out.insert(path, Vec::new());
+                }
+                Kind::File { content, .. } => {
+                    out.insert(path, self.files[content].clone());
+                }
+                Kind::Symlink { .. } => {}
+            }
+        }
+    }
+}

@@ -1,0 +1,210 @@
+//! What travels from one root to another, encoded once for all agents, and the answers to requests for single objects.
+//!
+//! [`Planner`] owns the encoded updates: those up to 256 KiB in memory, others in files under DATA/spool, both within a
+//! budget, least recently used first out. A plan runs on a blocking thread of its own, whoever asks for it waits, and
+//! who stops waiting does not stop it. Nothing here is durable; a crash leaves spool files that the next start removes.
+
+mod contents;
+mod error;
+mod objects;
+mod sealed;
+mod spool;
+mod stored;
+mod update;
+
+use std::collections::HashMap;
+use std::path::Path;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use syncd_shared::RootHash;
+use syncd_shared::wire::ObjectsBatch;
+use tokio::sync::{Semaphore, watch};
+
+pub use contents::{Chunk, Contents, DirectoryError, Frame, FrameId, Place, ReadError};
+pub use error::PlanError;
+pub use objects::ObjectsAnswer;
+pub use spool::EncodedUpdate;
+
+use spool::Spool;
+
+/// Directory of spool files in DATA.
+const SPOOL_DIRECTORY: &str = "spool";
+/// Updates that are encoded at one time; others wait.
+const PLANS_AT_ONCE: usize = 2;
+
+/// How much encoded updates may take.
+#[derive(Debug, Clone, Copy)]
+pub struct PlanBudget {
+    /// In files, in bytes; also the most that one update may have.
+    pub disk_bytes: u64,
+    /// In memory, in bytes.
+    pub memory_bytes: u64,
+    /// Number of updates, each of which may hold a file descriptor.
+    pub updates: usize,
+}
+
+impl Default for PlanBudget {
+    fn default() -> Self {
+        Self { disk_bytes: 1 << 30, memory_bytes: 16 << 20, updates: 128 }
+    }
+}
+
+type Key = (RootHash, RootHash);
+type Outcome = Result<Arc<EncodedUpdate>, Arc<PlanError>>;
+
+/// Plans updates and answers requests for objects. Cheap to clone.
+#[derive(Clone)]
+pub struct Planner {
+    inner: Arc<Inner>,
+}
+
+struct Inner {
+    contents: Arc<dyn Contents>,
+    spool: Spool,
+    budget: PlanBudget,
+    cache: Mutex<Cache>,
+    slots: Arc<Semaphore>,
+    stopped: AtomicBool,
+}
+
+#[derive(Default)]
+struct Cache {
+    plans: HashMap<Key, Plan>,
+    /// Counts uses, for [`Plan::used`].
+    clock: u64,
+}
+
+struct Plan {
+    outcome: watch::Receiver<Option<Outcome>>,
+    used: u64,
+}
+
+impl Plan {
+    /// Once it is done: the update, or `None` where there is none to be had.
+    fn encoded(&self) -> Option<Option<Arc<EncodedUpdate>>> {
+        self.outcome.borrow().as_ref().map(|outcome| outcome.as_ref().ok().cloned())
+    }
+}
+
+impl Planner {
+    /// Plans from what `contents` has; spools under the data directory `data`, within `budget`.
+    pub fn new(contents: Arc<dyn Contents>, data: &Path, budget: PlanBudget) -> Result<Self, PlanError> {
+        let spool = Spool::create(data.join(SPOOL_DIRECTORY), budget.disk_bytes)?;
+        let inner = Inner {
+            contents,
+            spool,
+            budget,
+            cache: Mutex::default(),
+            slots: Arc::new(Semaphore::new(PLANS_AT_ONCE)),
+            stopped: AtomicBool::new(false),
+        };
+        Ok(Self { inner: Arc::new(inner) })
+    }
+
+    /// The update between two roots, encoded now or before. Concurrent callers wait for one encoding. Cancel safe: the
+    /// encoding goes on without the caller.
+    pub async fn update(&self, from: RootHash, to: RootHash) -> Outcome {
+        let mut outcome = self.plan(from, to);
+        match outcome.wait_for(Option::is_some).await.as_deref() {
+            Ok(Some(outcome)) => outcome.clone(),
+            _ => Err(Arc::new(PlanError::Interrupted)),
+        }
+    }
+
+    /// Starts to encode an update that will be asked for soon. Must run on the runtime.
+    pub fn prepare(&self, from: RootHash, to: RootHash) {
+        drop(self.plan(from, to));
+    }
+
+    /// The answer to an objects request; `request` is its ordinal on its stream.
+    pub fn objects(&self, request: u64, batch: ObjectsBatch) -> ObjectsAnswer {
+        ObjectsAnswer::new(self.inner.contents.clone(), request, batch)
+    }
+
+    /// Ends running plans soon, and refuses new ones.
+    pub fn stop(&self) {
+        self.inner.stopped.store(true, Ordering::Relaxed);
+    }
+
+    fn plan(&self, from: RootHash, to: RootHash) -> watch::Receiver<Option<Outcome>> {
+        let mut cache = self.inner.cache();
+        cache.clock += 1;
+        let used = cache.clock;
+        if let Some(plan) = cache.plans.get_mut(&(from, to)) {
+            plan.used = used;
+            return plan.outcome.clone();
+        }
+        let (done, outcome) = watch::channel(None);
+        cache.plans.insert((from, to), Plan { outcome: outcome.clone(), used });
+        tokio::spawn(self.inner.clone().run(from, to, done));
+        outcome
+    }
+}
+
+impl Inner {
+    fn cache(&self) -> MutexGuard<'_, Cache> {
+        // Every update of the cache is complete before anything in it can panic.
+        self.cache.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    async fn run(self: Arc<Self>, from: RootHash, to: RootHash, done: watch::Sender<Option<Outcome>>) {
+        let _slot = self.slots.clone().acquire_owned().await;
+        let inner = self.clone();
+        let encoded = tokio::task::spawn_blocking(move || inner.encode(from, to)).await;
+        let outcome = encoded.unwrap_or(Err(PlanError::Interrupted));
+        if let Err(error) = &outcome {
+            tracing::debug!(%from, %to, %error, "no update was planned");
+            // What is too large now will be the next time, and finding out is dear.
+            if !matches!(error, PlanError::TooLarge { .. }) {
+                self.cache().plans.remove(&(from, to));
+            }
+        }
+        done.send_replace(Some(outcome.map(Arc::new).map_err(Arc::new)));
+        self.evict();
+    }
+
+    fn encode(&self, from: RootHash, to: RootHash) -> Result<EncodedUpdate, PlanError> {
+        let mut writer = self.spool.writer();
+        update::encode(&*self.contents, from, to, &mut |frame| {
+            if self.stopped.load(Ordering::Relaxed) {
+                return Err(PlanError::Interrupted);
+            }
+            writer.push(&frame)
+        })?;
+        writer.finish()
+    }
+
+    /// Forgets what was not used for longest until the rest is within the budget. The newest stays in any case.
+    fn evict(&self) {
+        let mut cache = self.cache();
+        let mut done: Vec<_> = cache
+            .plans
+            .iter()
+            .filter_map(|(key, plan)| plan.encoded().map(|encoded| (plan.used, *key, encoded)))
+            .collect();
+        done.sort_unstable_by_key(|(used, ..)| std::cmp::Reverse(*used));
+        let (mut disk, mut memory) = (0, 0);
+        for (place, (_, key, encoded)) in done.iter().enumerate() {
+            let bytes = encoded.as_ref().map_or(0, |e| e.bytes());
+            let sum = if encoded.as_ref().is_none_or(|e| e.is_inline()) { &mut memory } else { &mut disk };
+            *sum += bytes;
+            let within = disk <= self.budget.disk_bytes
+                && memory <= self.budget.memory_bytes
+                && place < self.budget.updates;
+            if !within && place > 0 {
+                cache.plans.remove(key);
+                let sum =
+                    if encoded.as_ref().is_none_or(|e| e.is_inline()) { &mut memory } else { &mut disk };
+                *sum -= bytes;
+            }
+        }
+        // Files are removed after the lock is given back.
+        drop(cache);
+    }
+}
+
+#[cfg(test)]
+pub(crate) mod fixture;
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,275 @@
+//! File contents as frames: what lies together in the store goes out together, without recompressing where it can.
+//!
+//! Contents are taken in windows of bounded size. Within one, pieces are grouped by the frame they lie in, in order of
+//! first use. A frame of which at least three quarters are wanted goes out as it is; from others the wanted chunks are
+//! gathered into new frames.
+
+use std::collections::HashMap;
+use std::collections::hash_map::Entry;
+
+use bytes::Bytes;
+use syncd_proto::v1;
+use syncd_proto::v1::fetch_frame::Frame as Message;
+use syncd_shared::ContentHash;
+use syncd_shared::limits::FRAME_MAX_BYTES;
+use syncd_shared::wire::{Piece, StoredFrame};
+
+use super::contents::{Chunk, Contents, Frame, FrameId, Place};
+use super::error::PlanError;
+
+/// Pieces that are looked at together: some megabytes of memory.
+const WINDOW_PIECES: usize = 32 * 1024;
+/// Bytes of content that are looked at together.
+const WINDOW_BYTES: u64 = 256 * 1024 * 1024;
+/// Pieces of one message.
+const MESSAGE_PIECES: usize = 16 * 1024;
+/// Level of frames that are gathered anew.
+const ZSTD_LEVEL: i32 = 3;
+/// How often a chunk that garbage collection moves is looked for.
+const LOCATE_ATTEMPTS: usize = 3;
+
+/// A chunk of a wanted file, and where in the file it goes.
+#[derive(Debug, Clone, Copy)]
+struct Want {
+    file: ContentHash,
+    file_offset: u64,
+    chunk: Chunk,
+}
+
+/// All wants within one frame.
+struct Group {
+    frame: FrameId,
+    /// Place in the frame, and what it is for; in order of first use.
+    wants: Vec<(Place, Want)>,
+    /// Bytes of the frame that are wanted, each chunk once.
+    wanted_bytes: u64,
+}
+
+/// Turns contents into messages, a few at a time.
+pub(super) struct ContentFrames {
+    /// Contents still to be sent, the next one last.
+    files: Vec<ContentHash>,
+    /// A file of which only the first part fitted a window: what is left of it.
+    rest: Vec<Want>,
+    /// Groups of the current window, the next one last.
+    groups: Vec<Group>,
+    gather: Gather,
+    missing: Vec<ContentHash>,
+}
+
+impl ContentFrames {
+    /// For these contents, in this order, each named once.
+    pub(super) fn new(mut files: Vec<ContentHash>) -> Self {
+        files.reverse();
+        Self { files, rest: Vec::new(), groups: Vec::new(), gather: Gather::default(), missing: Vec::new() }
+    }
+
+    /// Contents that turned out not to be in the store.
+    pub(super) fn take_missing(&mut self) -> Vec<ContentHash> {
+        std::mem::take(&mut self.missing)
+    }
+
+    /// The next messages, at most those of one stored frame; `false` when all were handed out.
+    pub(super) fn advance(
+        &mut self,
+        contents: &dyn Contents,
+        out: &mut Vec<Message>,
+    ) -> Result<bool, PlanError> {
+        if let Some(group) = self.groups.pop() {
+            self.send(contents, group, out)?;
+            return Ok(true);
+        }
+        if self.files.is_empty() && self.rest.is_empty() {
+            self.gather.flush(out)?;
+            return Ok(false);
+        }
+        self.window(contents)?;
+        Ok(true)
+    }
+
+    /// Fills a window and groups it by frame.
+    fn window(&mut self, contents: &dyn Contents) -> Result<(), PlanError> {
+        let mut groups: Vec<Group> = Vec::new();
+        let mut by_frame = HashMap::new();
+        let (mut pieces, mut bytes) = (0, 0);
+        while pieces < WINDOW_PIECES && bytes < WINDOW_BYTES {
+            let Some(want) = self.next_want(contents)? else { break };
+            let Some(place) = contents.locate(&want.chunk.hash)?.filter(|p| p.length == want.chunk.length)
+            else {
+                self.give_up(want.file);
+                continue;
+            };
+            pieces += 1;
+            bytes += u64::from(place.length);
+            let index = *by_frame.entry(place.frame).or_insert_with(|| {
+                groups.push(Group { frame: place.frame, wants: Vec::new(), wanted_bytes: 0 });
+                groups.len() - 1
+            });
+            groups[index].wants.push((place, want));
+        }
+        for group in &mut groups {
+            let mut offsets: Vec<_> = group.wants.iter().map(|(p, _)| (p.offset, p.length)).collect();
+            offsets.sort_unstable();
+            offsets.dedup();
+            group.wanted_bytes = offsets.iter().map(|(_, length)| u64::from(*length)).sum();
+        }
+        groups.reverse();
+        self.groups = groups;
+        Ok(())
+    }
+
+    /// The next chunk in file order.
+    fn next_want(&mut self, contents: &dyn Contents) -> Result<Option<Want>, PlanError> {
+        while self.rest.is_empty() {
+            let Some(file) = self.files.pop() else { return Ok(None) };
+            match contents.chunks_of(&file)? {
+                None => self.missing.push(file),
+                Some(chunks) => {
+                    let mut file_offset = 0;
+                    let want = |chunk: Chunk| {
+                        let want = Want { file, file_offset, chunk };
+                        file_offset += u64::from(chunk.length);
+                        want
+                    };
+                    self.rest = chunks.into_iter().map(want).collect();
+                    self.rest.reverse();
+                }
+            }
+        }
+        Ok(self.rest.pop())
+    }
+
+    /// A chunk of this file is gone: the rest of it is of no use.
+    fn give_up(&mut self, file: ContentHash) {
+        self.rest.clear();
+        if self.missing.last() != Some(&file) {
+            self.missing.push(file);
+        }
+    }
+
+    fn send(
+        &mut self,
+        contents: &dyn Contents,
+        group: Group,
+        out: &mut Vec<Message>,
+    ) -> Result<(), PlanError> {
+        let Some(frame) = contents.frame(group.frame)? else {
+            return self.send_moved(contents, group.wants, out);
+        };
+        if group.wanted_bytes * 4 >= u64::from(frame.uncompressed_bytes) * 3 {
+            // Pieces of one file stay in order where they can.
+            if group.wants.iter().any(|(_, want)| self.gather.has(&want.file)) {
+                self.gather.flush(out)?;
+            }
+            let pieces = group.wants.iter().map(|(place, want)| piece(want, place.offset)).collect();
+            push_frame(frame.compressed, frame.uncompressed_bytes as usize, pieces, out);
+            return Ok(());
+        }
+        let bytes = decompress(&frame)?;
+        for (place, want) in group.wants {
+            self.gather.add(&want, chunk_bytes(&bytes, &place)?, out)?;
+        }
+        Ok(())
+    }
+
+    /// Garbage collection rewrote the pack between locating and reading.
+    fn send_moved(
+        &mut self,
+        contents: &dyn Contents,
+        wants: Vec<(Place, Want)>,
+        out: &mut Vec<Message>,
+    ) -> Result<(), PlanError> {
+        for (_, want) in wants {
+            match chunk_anywhere(contents, &want.chunk.hash)? {
+                Some(bytes) => self.gather.add(&want, &bytes, out)?,
+                None if self.missing.contains(&want.file) => {}
+                None => self.missing.push(want.file),
+            }
+        }
+        Ok(())
+    }
+}
+
+fn chunk_anywhere(contents: &dyn Contents, chunk: &ContentHash) -> Result<Option<Vec<u8>>, PlanError> {
+    for _ in 0..LOCATE_ATTEMPTS {
+        let Some(place) = contents.locate(chunk)? else { return Ok(None) };
+        if let Some(frame) = contents.frame(place.frame)? {
+            return Ok(Some(chunk_bytes(&decompress(&frame)?, &place)?.to_vec()));
+        }
+    }
+    Ok(None)
+}
+
+fn decompress(frame: &Frame) -> Result<Vec<u8>, PlanError> {
+    zstd::bulk::decompress(&frame.compressed, frame.uncompressed_bytes as usize).map_err(PlanError::Damaged)
+}
+
+fn chunk_bytes<'a>(frame: &'a [u8], place: &Place) -> Result<&'a [u8], PlanError> {
+    let start = place.offset as usize;
+    start
+        .checked_add(place.length as usize)
+        .and_then(|end| frame.get(start..end))
+        .ok_or_else(|| PlanError::Damaged(std::io::ErrorKind::UnexpectedEof.into()))
+}
+
+fn piece(want: &Want, frame_offset: u32) -> Piece {
+    let (file, file_offset) = (want.file, want.file_offset);
+    Piece { file, file_offset, frame_offset, length_bytes: want.chunk.length }
+}
+
+/// The receiver takes no more pieces of a frame than it has bytes: a frame with more is sent again for them.
+fn push_frame(compressed: Bytes, uncompressed_bytes: usize, pieces: Vec<Piece>, out: &mut Vec<Message>) {
+    for pieces in pieces.chunks(uncompressed_bytes.clamp(1, MESSAGE_PIECES)) {
+        let frame =
+            StoredFrame { compressed: compressed.clone(), uncompressed_bytes, pieces: pieces.to_vec() };
+        out.push(Message::Stored(frame.to_message()));
+    }
+}
+
+/// Chunks from frames that are not worth sending whole.
+#[derive(Default)]
+struct Gather {
+    bytes: Vec<u8>,
+    pieces: Vec<Piece>,
+    offsets: HashMap<ContentHash, u32>,
+}
+
+impl Gather {
+    fn has(&self, file: &ContentHash) -> bool {
+        self.pieces.iter().any(|piece| piece.file == *file)
+    }
+
+    fn add(&mut self, want: &Want, bytes: &[u8], out: &mut Vec<Message>) -> Result<(), PlanError> {
+        let full = self.bytes.len() + bytes.len() > FRAME_MAX_BYTES || self.pieces.len() >= MESSAGE_PIECES;
+        if full && !self.offsets.contains_key(&want.chunk.hash) {
+            self.flush(out)?;
+        }
+        let offset = match self.offsets.entry(want.chunk.hash) {
+            Entry::Occupied(known) => *known.get(),
+            Entry::Vacant(new) => {
+                let offset = self.bytes.len() as u32;
+                self.bytes.extend_from_slice(bytes);
+                *new.insert(offset)
+            }
+        };
+        self.pieces.push(piece(want, offset));
+        Ok(())
+    }
+
+    fn flush(&mut self, out: &mut Vec<Message>) -> Result<(), PlanError> {
+        if self.pieces.is_empty() {
+            return Ok(());
+        }
+        let compressed = zstd::bulk::compress(&self.bytes, ZSTD_LEVEL).map_err(PlanError::Compress)?;
+        push_frame(compressed.into(), self.bytes.len(), std::mem::take(&mut self.pieces), out);
+        self.bytes.clear();
+        self.offsets.clear();
+        Ok(())
+    }
+}
+
+/// For a `BatchEnd`.
+pub(super) fn end(request: u64, missing: impl IntoIterator<Item = [u8; 32]>) -> Message {
+    let missing = missing.into_iter().map(|hash| Bytes::copy_from_slice(&hash)).collect();
+    Message::End(v1::BatchEnd { request, missing })
+}

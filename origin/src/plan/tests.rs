@@ -1,0 +1,253 @@
+use syncd_shared::{ContentHash, Directory, RootEntry, RootHash};
+use tempfile::TempDir;
+
+use super::fixture::{MemoryReplica, MemoryStore, Tree, noise, tree};
+use super::*;
+
+fn planner(store: &Arc<MemoryStore>, budget: PlanBudget) -> (Planner, TempDir) {
+    let data = TempDir::new().unwrap();
+    (Planner::new(store.clone(), data.path(), budget).unwrap(), data)
+}
+
+/// A replica that has `root` whole, by the general path.
+fn replica(planner: &Planner, root: &RootEntry) -> MemoryReplica {
+    let mut replica = MemoryReplica::default();
+    let batch = ObjectsBatch { directories: vec![root.object], recursive: true, files: Vec::new() };
+    planner.objects(0, batch).for_each(|frame| replica.take(frame.unwrap()));
+    let files = replica.directories.values().flat_map(|d| d.entries()).filter_map(|e| match e.kind {
+        syncd_shared::Kind::File { content, size } if size > 0 => Some(content),
+        _ => None,
+    });
+    let batch = ObjectsBatch { files: files.collect(), ..ObjectsBatch::default() };
+    planner.objects(1, batch).for_each(|frame| replica.take(frame.unwrap()));
+    replica.assemble();
+    assert_eq!((replica.missing.len(), replica.ended), (0, 2));
+    replica
+}
+
+async fn updated(planner: &Planner, from: &RootEntry, to: &RootEntry) -> (MemoryReplica, Arc<EncodedUpdate>) {
+    let mut replica = replica(planner, from);
+    replica.stored.clear();
+    let update = planner.update(from.hash(), to.hash()).await.unwrap();
+    for item in 0..update.items() {
+        let frame = update.item(item).unwrap().unwrap();
+        assert_eq!(frame.item, item);
+        replica.take(frame);
+    }
+    assert_eq!(replica.ended, 3);
+    replica.assemble();
+    (replica, update)
+}
+
+fn site() -> Tree {
+    let mut site = Tree::new();
+    for i in 0..40 {
+        site.insert(format!("docs/{:02}/page{i}.html", i / 10), noise(i, 3_000 + 7 * i as usize));
+    }
+    site.insert("big.bin".into(), noise(1000, 1_300_000));
+    let pattern: Vec<u8> = noise(2000, fixture::CHUNK).repeat(5);
+    site.insert("repeated.bin".into(), pattern);
+    site.insert("empty".into(), Vec::new());
+    site
+}
+
+#[tokio::test]
+async fn the_general_path_brings_the_whole_tree() {
+    for frame_bytes in [10_000, 300_000, 1 << 20] {
+        let store = MemoryStore::new(frame_bytes);
+        let root = store.put(&site());
+        let (planner, _data) = planner(&store, PlanBudget::default());
+        assert_eq!(replica(&planner, &root).tree(&root), site());
+    }
+}
+
+#[tokio::test]
+async fn an_update_turns_one_tree_into_the_other() {
+    for frame_bytes in [10_000, 300_000, 1 << 20] {
+        let store = MemoryStore::new(frame_bytes);
+        let mut next = site();
+        next.remove("docs/01/page12.html");
+        next.insert("docs/01/page13.html".into(), b"changed".to_vec());
+        next.insert("docs/new/deep/er.html".into(), noise(77, 200_000));
+        let moved = next.remove("docs/02/page21.html").unwrap();
+        next.insert("other/name.html".into(), moved);
+        let mut big = next["big.bin"].clone();
+        big[500_000] ^= 1;
+        next.insert("big.bin".into(), big);
+        let (from, to) = (store.put(&site()), store.put(&next));
+        let (planner, _data) = planner(&store, PlanBudget::default());
+        let (replica, update) = updated(&planner, &from, &to).await;
+        assert_eq!(replica.tree(&to), next);
+        assert_eq!(replica.local.len(), 1);
+        assert_eq!(replica.local[0].1.as_bytes(), b"docs/02/page21.html");
+        assert!(update.bytes() < 2_000_000, "{}", update.bytes());
+    }
+}
+
+#[tokio::test]
+async fn a_renamed_subtree_costs_no_content_and_one_patch() {
+    let store = MemoryStore::new(1 << 20);
+    let renamed: Tree = site().into_iter().map(|(path, b)| (path.replace("docs/", "manual/"), b)).collect();
+    let (from, to) = (store.put(&site()), store.put(&renamed));
+    let (planner, _data) = planner(&store, PlanBudget::default());
+    let (replica, update) = updated(&planner, &from, &to).await;
+    assert_eq!(replica.tree(&to), renamed);
+    assert_eq!((update.items(), replica.stored.len()), (2, 0));
+    assert!(update.is_inline());
+}
+
+#[tokio::test]
+async fn a_frame_goes_out_as_stored_only_where_most_of_it_is_wanted() {
+    let store = MemoryStore::new(1 << 20);
+    let all: Tree = (0..10).map(|i| (format!("f{i}"), noise(i, 10_000))).collect();
+    store.put(&all);
+    let hashes: Vec<_> = all.values().map(|b| ContentHash::of(b)).collect();
+    let (planner, _data) = planner(&store, PlanBudget::default());
+    let ask = |files: &[ContentHash]| {
+        let mut replica = MemoryReplica::default();
+        let batch = ObjectsBatch { files: files.to_vec(), ..ObjectsBatch::default() };
+        planner.objects(0, batch).for_each(|frame| replica.take(frame.unwrap()));
+        replica.assemble();
+        assert_eq!(replica.files.len(), files.len());
+        assert_eq!(replica.stored.len(), 1);
+        replica.stored[0].uncompressed_bytes
+    };
+    assert_eq!(ask(&hashes[..8]), 100_000);
+    assert_eq!(ask(&hashes[..7]), 70_000);
+    assert_eq!(ask(&[hashes[9]]), 10_000);
+}
+
+#[tokio::test]
+async fn what_is_not_there_is_named() {
+    let store = MemoryStore::new(1 << 20);
+    let root = store.put(&site());
+    let (planner, _data) = planner(&store, PlanBudget::default());
+    let (gone, there) = (ContentHash::of(b"nowhere"), ContentHash::of(&site()["big.bin"]));
+    let no_directory = Directory::hash_of(b"nowhere");
+    let batch = ObjectsBatch {
+        directories: vec![no_directory, root.object],
+        recursive: false,
+        files: vec![gone, there],
+    };
+    let mut replica = MemoryReplica::default();
+    planner.objects(7, batch).for_each(|frame| replica.take(frame.unwrap()));
+    replica.assemble();
+    assert_eq!(replica.missing, [*no_directory.as_bytes(), *gone.as_bytes()]);
+    assert_eq!((replica.directories.len(), replica.files.len()), (1, 1));
+
+    let unknown = RootHash::from_bytes([9; 32]);
+    let refused = planner.update(unknown, root.hash()).await;
+    assert!(
+        matches!(refused.as_ref().map_err(|e| &**e), Err(PlanError::UnknownRoot { root }) if *root == unknown)
+    );
+    store.forget_content(&there);
+    let empty = store.put(&Tree::new());
+    let refused = planner.update(empty.hash(), root.hash()).await;
+    assert!(
+        matches!(refused.as_ref().map_err(|e| &**e), Err(PlanError::MissingContent { content }) if *content == there)
+    );
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn concurrent_callers_share_one_encoding() {
+    let store = MemoryStore::new(1 << 20);
+    let (from, to) = (store.put(&tree(&[("a", b"1")])), store.put(&site()));
+    let (planner, _data) = planner(&store, PlanBudget::default());
+    let first = planner.update(from.hash(), to.hash()).await.unwrap();
+    let (frames, directories) = (store.frames_read(), store.directories_read());
+    let (planner, _data) = super::tests::planner(&store, PlanBudget::default());
+    let all = (0..20).map(|_| {
+        let planner = planner.clone();
+        tokio::spawn(async move { planner.update(from.hash(), to.hash()).await.unwrap() })
+    });
+    for update in futures::future::join_all(all).await {
+        assert_eq!(update.unwrap().bytes(), first.bytes());
+    }
+    assert_eq!((store.frames_read(), store.directories_read()), (2 * frames, 2 * directories));
+}
+
+#[tokio::test]
+async fn the_budget_drops_what_was_not_used_for_longest() {
+    let store = MemoryStore::new(1 << 20);
+    let empty = store.put(&Tree::new());
+    let roots: Vec<_> = (0..4).map(|i| store.put(&tree(&[("f", &noise(i, 400_000))])).hash()).collect();
+    let budget = PlanBudget { disk_bytes: 1_000_000, ..PlanBudget::default() };
+    let (planner, data) = planner(&store, budget);
+    let files = || std::fs::read_dir(data.path().join("spool")).unwrap().count();
+    let held = planner.update(empty.hash(), roots[0]).await.unwrap();
+    for root in &roots[1..] {
+        planner.update(empty.hash(), *root).await.unwrap();
+    }
+    assert_eq!(files(), 3, "two within the budget, one that is still read");
+    assert!(held.item(held.items() - 1).unwrap().is_some());
+    drop(held);
+    assert_eq!(files(), 2);
+    let (from, to) = (empty.hash(), store.put(&tree(&[("f", &noise(9, 2_000_000))])).hash());
+    let refused = planner.update(from, to).await;
+    assert!(matches!(refused.as_ref().map_err(|e| &**e), Err(PlanError::TooLarge { .. })));
+    assert_eq!(files(), 2, "nothing is left of what was given up");
+    std::fs::write(data.path().join("spool/99.update"), b"left by a crash").unwrap();
+    drop(planner);
+    let _again = Planner::new(store, data.path(), budget).unwrap();
+    assert_eq!(files(), 0);
+}
+
+#[tokio::test]
+async fn a_tiny_chunk_of_many_files_stays_within_the_limits_of_a_frame() {
+    let store = MemoryStore::new(1);
+    let files: Tree =
+        (0..3).map(|i| (format!("f{i}"), [noise(i, fixture::CHUNK), b"!".to_vec()].concat())).collect();
+    let root = store.put(&files);
+    let (planner, _data) = planner(&store, PlanBudget::default());
+    assert_eq!(replica(&planner, &root).tree(&root), files);
+}
+
+#[tokio::test]
+async fn a_sealed_generation_is_planned_from_the_real_store() {
+    use crate::store;
+    use syncd_shared::directory::{Entry, Kind, Metadata, Timestamp};
+
+    let data = TempDir::new().unwrap();
+    let store = Arc::new(store::Store::create(data.path()).unwrap());
+    let seal = |number: u64, files: &[(&str, Vec<u8>)]| {
+        let writer = store.writer().unwrap();
+        let mut entries = Vec::new();
+        for (name, bytes) in files {
+            let content = ContentHash::of(bytes);
+            let mut builder = writer.batch().unwrap();
+            let mut chunks = Vec::new();
+            for chunk in bytes.chunks(fixture::CHUNK) {
+                let hash = ContentHash::of(chunk);
+                builder.add_chunk(&hash, chunk).unwrap();
+                chunks.push(store::Chunk { hash, length: chunk.len() as u32 });
+            }
+            builder.finish().unwrap();
+            writer.put_file(&content, &chunks).unwrap();
+            entries.push(Entry {
+                name: syncd_shared::Component::new(name.as_bytes()).unwrap(),
+                metadata: Metadata { mode: 0o644, uid: 0, gid: 0, mtime: Timestamp::default() },
+                kind: Kind::File { content, size: bytes.len() as u64 },
+            });
+        }
+        let directory = Directory::new(entries).unwrap();
+        let object = writer.put_directory(&directory).unwrap();
+        let root = RootEntry { object, totals: directory.totals().unwrap(), ..RootEntry::empty() };
+        let generation = syncd_shared::Generation {
+            tree_id: syncd_shared::TreeId::from_bytes([9; 16]),
+            number: syncd_shared::GenerationNumber::new(number).unwrap(),
+            root,
+            parent: None,
+            created_ms: 0,
+            label: String::new(),
+        };
+        writer.seal(&generation.sign(&ed25519_dalek::SigningKey::from_bytes(&[5; 32]))).unwrap();
+        root
+    };
+    let (small, large) = (noise(1, 700), noise(2, 300_000));
+    let from = seal(1, &[("a", small.clone()), ("b", large.clone()), ("empty", Vec::new())]);
+    let to = seal(2, &[("a", noise(3, 900)), ("c", large.clone()), ("empty", Vec::new())]);
+    let planner = Planner::new(store, data.path(), PlanBudget::default()).unwrap();
+    let (replica, _) = updated(&planner, &from, &to).await;
+    assert_eq!(replica.tree(&to), tree(&[("a", &noise(3, 900)), ("c", &large), ("empty", b"")]));
+    assert_eq!(replica.local.len(), 1);
+}

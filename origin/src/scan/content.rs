@@ -1,0 +1,198 @@
+//! Reads one file into the store: whole hash, chunks, and the certainty that both are of one state of the file.
+
+use std::fs::File;
+use std::io::{self, Read};
+use std::path::Path;
+use std::time::{Duration, SystemTime};
+
+use rustix::fs::{FileType, Mode, OFlags};
+use rustix::io::Errno;
+use syncd_shared::chunker::{self, BUFFER_BYTES, Chunker};
+use syncd_shared::{ContentHash, TreePath};
+use tokio_util::sync::CancellationToken;
+
+use super::Progress;
+use super::error::ScanError;
+use super::file_stat::FileStat;
+use super::listing::is_gone;
+use super::notices::{Loss, Notices};
+use crate::store::{Chunk, FrameBuilder, Writer};
+
+/// How often a file that changes while it is read is read again at once.
+const ATTEMPTS: u32 = 4;
+const PAUSE: Duration = Duration::from_millis(2);
+
+/// What came of reading a file.
+#[derive(Debug)]
+pub(super) enum Content {
+    /// It is in the store.
+    Read { stat: FileStat, hash: ContentHash, racy: bool },
+    /// There is no such file any more.
+    Gone,
+    /// It changed whenever it was read.
+    Torn,
+}
+
+enum Attempt {
+    Done(Content),
+    Torn,
+}
+
+/// Reads files one after the other, for one thread.
+pub(super) struct ContentReader<'a> {
+    pub root: &'a Path,
+    pub writer: &'a Writer,
+    pub notices: &'a Notices,
+    pub progress: &'a Progress,
+    pub cancel: &'a CancellationToken,
+    builder: Option<FrameBuilder<'a>>,
+    buffer: Vec<u8>,
+}
+
+impl<'a> ContentReader<'a> {
+    pub(super) fn new(
+        root: &'a Path,
+        writer: &'a Writer,
+        notices: &'a Notices,
+        progress: &'a Progress,
+        cancel: &'a CancellationToken,
+    ) -> Self {
+        Self { root, writer, notices, progress, cancel, builder: None, buffer: Vec::new() }
+    }
+
+    /// Reads a file of the tree.
+    pub(super) fn read(&mut self, path: &TreePath) -> Result<Content, ScanError> {
+        for attempt in 0..ATTEMPTS {
+            if attempt > 0 {
+                std::thread::sleep(PAUSE * 2u32.pow(attempt));
+            }
+            if self.cancel.is_cancelled() {
+                return Err(ScanError::Cancelled);
+            }
+            if let Attempt::Done(content) = self.attempt(path)? {
+                self.progress.add_files(1);
+                return Ok(content);
+            }
+        }
+        Ok(Content::Torn)
+    }
+
+    /// Writes what is left of the last frame.
+    pub(super) fn finish(self) -> Result<(), ScanError> {
+        self.builder.map_or(Ok(()), |builder| builder.finish().map_err(ScanError::from))
+    }
+
+    fn attempt(&mut self, path: &TreePath) -> Result<Attempt, ScanError> {
+        let unreadable = |source: io::Error| ScanError::Unreadable { path: path.clone(), source };
+        // A fifo that took the file's place must not block us.
+        let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC;
+        let file = match rustix::fs::open(path.below(self.root), flags, Mode::empty()) {
+            Ok(fd) => File::from(fd),
+            Err(errno) if is_gone(errno) => return Ok(Attempt::Done(Content::Gone)),
+            Err(errno) => return Err(unreadable(errno.into())),
+        };
+        let stat = |file: &File| {
+            rustix::fs::fstat(file).map(|s| FileStat::of(&s)).map_err(|e: Errno| unreadable(e.into()))
+        };
+        let before = stat(&file)?;
+        if before.kind != FileType::RegularFile {
+            return Ok(Attempt::Done(Content::Gone));
+        }
+        self.notices.attributes(&file, path);
+        if before.links > 1 {
+            self.notices.tell(Loss::HardLink, path);
+        }
+        let size = before.fingerprint.size;
+        let in_memory = size <= BUFFER_BYTES as u64;
+        let streamed = if in_memory {
+            read_whole(&file, size, &mut self.buffer).map_err(unreadable)?;
+            None
+        } else {
+            let Some(streamed) = self.stream(&file, size, path)? else { return Ok(Attempt::Torn) };
+            Some(streamed)
+        };
+        let at = SystemTime::now();
+        let after = stat(&file)?;
+        let length = streamed.as_ref().map_or(self.buffer.len() as u64, |_| size);
+        if before.fingerprint != after.fingerprint || length != size {
+            return Ok(Attempt::Torn);
+        }
+        let (hash, chunks) = match streamed {
+            Some(streamed) => streamed,
+            None => self.keep()?,
+        };
+        self.writer.put_file(&hash, &chunks)?;
+        let racy = after.fingerprint.is_racy(at);
+        Ok(Attempt::Done(Content::Read { stat: after, hash, racy }))
+    }
+
+    /// Puts what is in the buffer into the store. It is known to be whole: nothing of a torn read gets there.
+    fn keep(&mut self) -> Result<(ContentHash, Vec<Chunk>), ScanError> {
+        let bytes = std::mem::take(&mut self.buffer);
+        self.progress.add_bytes(bytes.len() as u64);
+        let hash = ContentHash::of(&bytes);
+        let mut chunks = Vec::new();
+        let lengths: Vec<usize> = chunker::cut(&bytes).collect();
+        let builder = builder(&mut self.builder, self.writer)?;
+        let mut at = 0;
+        for length in &lengths {
+            let part = &bytes[at..at + length];
+            at += length;
+            let part_hash = if lengths.len() == 1 { hash } else { ContentHash::of(part) };
+            builder.add_chunk(&part_hash, part)?;
+            chunks.push(Chunk { hash: part_hash, length: part.len() as u32 });
+        }
+        self.buffer = bytes;
+        Ok((hash, chunks))
+    }
+
+    /// Reads a large file chunk by chunk, each into the store at once; chunks of a torn read are garbage there. `None`
+    /// where it has another size by now.
+    fn stream(
+        &mut self,
+        file: &File,
+        size: u64,
+        path: &TreePath,
+    ) -> Result<Option<(ContentHash, Vec<Chunk>)>, ScanError> {
+        let mut whole = blake3::Hasher::new();
+        let mut chunks = Vec::new();
+        let mut length = 0u64;
+        // One byte more shows growth, and no growth keeps us here.
+        let mut chunker = Chunker::new(file.take(size.saturating_add(1)), std::mem::take(&mut self.buffer));
+        let builder = builder(&mut self.builder, self.writer)?;
+        while let Some(bytes) =
+            chunker.next_chunk().map_err(|source| ScanError::Unreadable { path: path.clone(), source })?
+        {
+            if self.cancel.is_cancelled() {
+                return Err(ScanError::Cancelled);
+            }
+            whole.update(bytes);
+            let hash = ContentHash::of(bytes);
+            builder.add_chunk(&hash, bytes)?;
+            chunks.push(Chunk { hash, length: bytes.len() as u32 });
+            length += bytes.len() as u64;
+            self.progress.add_bytes(bytes.len() as u64);
+        }
+        self.buffer = chunker.into_buffer();
+        Ok((length == size).then(|| (ContentHash::finish(&whole), chunks)))
+    }
+}
+
+fn builder<'b, 'a>(
+    slot: &'b mut Option<FrameBuilder<'a>>,
+    writer: &'a Writer,
+) -> Result<&'b mut FrameBuilder<'a>, ScanError> {
+    match slot {
+        Some(builder) => Ok(builder),
+        None => Ok(slot.insert(writer.batch()?)),
+    }
+}
+
+/// Reads up to one byte more than `size`.
+fn read_whole(file: &File, size: u64, buffer: &mut Vec<u8>) -> io::Result<()> {
+    buffer.clear();
+    // The exact size first: one read and one that finds the end.
+    buffer.reserve(size as usize + 1);
+    file.take(size + 1).read_to_end(buffer)?;
+    Ok(())
+}

@@ -1,0 +1,332 @@
+//! Scans the content tree: what is there now, as directory objects and content in the store.
+//!
+//! [`scan`] looks at what it is told to (hints of the watch), or at everything, takes the rest from the base, and returns
+//! the root of the tree as it is. Only files that differ from their stat record (`stat_record`) are read. The cost of a
+//! partial scan is the files that changed plus the entries of the directories that changed and of those above them.
+//!
+//! One pass (`walk`) lists, has files read by a few threads (`pool`, `content`) and makes directory objects from
+//! the leaves up. What was dirtied during a pass, and what vanished or tore under it, is looked at by another, until
+//! nothing moves.
+//!
+//! **State.** None of its own: objects, content and stat records go to the store's writer, and become durable when its
+//! caller seals or saves it. **Base.** It must be the root that the stat records belong to: that of the last scan which
+//! was sealed, or saved without a change; after a rollback that is not the newest generation's. **A crash** leaves what
+//! the writer leaves: nothing that is seen.
+
+mod content;
+mod error;
+mod file_stat;
+mod listing;
+mod notices;
+mod pending;
+mod pool;
+mod scope;
+mod stat_record;
+mod walk;
+
+use std::collections::BTreeSet;
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use syncd_shared::progress::Progress;
+use syncd_shared::{RootEntry, TreePath};
+use tokio_util::sync::CancellationToken;
+use tracing::debug;
+
+pub use error::{Paths, ScanError};
+pub use notices::{Loss, Notices};
+pub use scope::Scope;
+
+use crate::store::Writer;
+use crate::watch::{Hints, Reason, Watch};
+use scope::Plan;
+use walk::{Pass, Walked};
+
+/// A base with fewer entries can be deleted without asking.
+pub const MASS_DELETION_MIN_ENTRIES: u64 = 20;
+/// Passes before a scan gives up on a tree that keeps changing.
+pub const PASSES_MAX: u32 = 10;
+/// Pause before the third pass; it doubles from pass to pass.
+const PAUSE: Duration = Duration::from_millis(5);
+const PAUSE_MAX: Duration = Duration::from_millis(500);
+
+/// Which modification time a file gets.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, clap::ValueEnum)]
+pub enum MtimePolicy {
+    /// That of the tree.
+    #[default]
+    Tree,
+    /// That of the base, where content and mode are those of the base.
+    Keep,
+}
+
+/// Which symlinks are published.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, clap::ValueEnum)]
+pub enum SymlinkPolicy {
+    /// All, as they are.
+    #[default]
+    Verbatim,
+    /// Those that stay in the tree; others fail the scan.
+    Inside,
+}
+
+/// How to scan.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct ScanOptions {
+    /// See there.
+    pub mtime: MtimePolicy,
+    /// See there.
+    pub symlinks: SymlinkPolicy,
+    /// Publish even a tree that lost most of itself.
+    pub allow_mass_deletion: bool,
+}
+
+/// What a scan works with.
+#[derive(Clone, Copy)]
+pub struct Scan<'a> {
+    /// TREE; resolved anew by every scan.
+    pub tree: &'a Path,
+    /// Takes objects, content and stat records.
+    pub writer: &'a Writer,
+    /// Gets a watch for every directory before it is listed, and tells what moves meanwhile.
+    pub watch: Option<&'a Watch>,
+    /// How to scan.
+    pub options: &'a ScanOptions,
+    /// What was warned of before.
+    pub notices: &'a Notices,
+    /// Counts the files that have to be read.
+    pub progress: &'a Progress,
+    /// Ends it with [`ScanError::Cancelled`].
+    pub cancel: &'a CancellationToken,
+}
+
+/// What a scan found.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Outcome {
+    /// The tree as it is; the base, if nothing changed.
+    pub root: RootEntry,
+    /// Whether anything but directory times differs from the base. If so, seal `root`; if not, save the writer where
+    /// `records_changed`.
+    pub changed: bool,
+    /// Directories whose times alone changed: to be added to the scope of the next scan. Empty if `changed`.
+    pub times_only: BTreeSet<TreePath>,
+    /// Directories with files that were changed so shortly before they were read that another change may not show: to be
+    /// scanned again a little later ([`RACY_DELAY`]).
+    pub racy: BTreeSet<TreePath>,
+    /// Whether stat records changed.
+    pub records_changed: bool,
+    /// Whether the whole tree was walked, and why if that was not asked for.
+    pub walked: Option<Reason>,
+    /// Files read, in all passes.
+    pub files_read: u64,
+    /// Bytes of them.
+    pub bytes_read: u64,
+    /// Directories listed, in all passes.
+    pub directories_listed: u64,
+    /// Devices, sockets and fifos that were met; each was warned of once.
+    pub skipped: BTreeSet<TreePath>,
+    /// Passes it took.
+    pub passes: u32,
+}
+
+/// After this long no stamp is racy any more, also where file systems keep whole seconds.
+pub const RACY_DELAY: Duration = Duration::from_millis(2_100);
+
+/// Scans the tree. Blocks: for a thread of its own.
+///
+/// After an error the hints that the scan had taken from the watch, and its scope, are back in the watch.
+///
+/// # Errors
+/// See [`ScanError`]. The writer is to be dropped then.
+pub fn scan(scan: &Scan<'_>, base: Option<RootEntry>, scope: Scope) -> Result<Outcome, ScanError> {
+    let mut taken = hints_of(&scope);
+    let result = settle(scan, base, scope, &mut taken);
+    if let (Err(_), Some(watch)) = (&result, scan.watch) {
+        watch.put_back(taken);
+    }
+    result
+}
+
+fn hints_of(scope: &Scope) -> Hints {
+    match scope {
+        Scope::Everything => Hints::everything(Reason::Start),
+        Scope::Parts { directories, subtrees } => {
+            Hints { directories: directories.clone(), subtrees: subtrees.clone(), everything: None }
+        }
+    }
+}
+
+/// Makes passes until nothing moves.
+fn settle(
+    scan: &Scan<'_>,
+    base: Option<RootEntry>,
+    scope: Scope,
+    taken: &mut Hints,
+) -> Result<Outcome, ScanError> {
+    let mut scope = scope;
+    let mut sum = Sum::default();
+    let mut current = base;
+    for pass in 1..=PASSES_MAX {
+        if pass > 2 {
+            pause(PAUSE.saturating_mul(1 << (pass - 3)).min(PAUSE_MAX), scan.cancel)?;
+        }
+        let (root, reason) = prepare(scan, matches!(scope, Scope::Everything) || pass == 1)?;
+        if let Some(reason) = reason {
+            scope = Scope::Everything;
+            taken.merge(Hints::everything(reason));
+            sum.walked = sum.walked.or(Some(reason));
+        }
+        let walked = one_pass(scan, &root, current, &scope)?;
+        let again = walked.again.clone();
+        let moving = walked.moving.clone();
+        let root = walked.root.ok_or_else(|| missing(scan.tree, rustix::io::Errno::NOENT.into()))?;
+        if walked.emptied
+            && !scan.options.allow_mass_deletion
+            && current.is_some_and(|c| c.totals.entries > 0)
+        {
+            return Err(ScanError::Unmounted { path: scan.tree.to_path_buf() });
+        }
+        current = Some(root);
+        sum.add(walked, pass);
+        let mut hints = moved_meanwhile(scan.watch);
+        taken.merge(hints.clone());
+        hints.merge(again);
+        if hints.is_empty() {
+            guard(base, root, scan.options)?;
+            return Ok(sum.outcome(base, root));
+        }
+        debug!(pass, ?hints, "the tree changed while it was scanned");
+        if pass == PASSES_MAX {
+            return Err(unsettled(&hints, moving));
+        }
+        scope = hints.into();
+    }
+    Err(unsettled(&Hints::default(), BTreeSet::new()))
+}
+
+/// Where the tree is, and why everything has to be looked at.
+fn prepare(scan: &Scan<'_>, look: bool) -> Result<(PathBuf, Option<Reason>), ScanError> {
+    let canonical = || scan.tree.canonicalize().map_err(|source| missing(scan.tree, source));
+    match scan.watch {
+        Some(watch) if look => {
+            let prepared = watch.prepare().map_err(|source| missing(scan.tree, source))?;
+            Ok((prepared.root, prepared.everything))
+        }
+        _ => Ok((canonical()?, None)),
+    }
+}
+
+fn missing(tree: &Path, source: std::io::Error) -> ScanError {
+    ScanError::TreeMissing { path: tree.to_path_buf(), source }
+}
+
+fn one_pass(
+    scan: &Scan<'_>,
+    root: &Path,
+    base: Option<RootEntry>,
+    scope: &Scope,
+) -> Result<Walked, ScanError> {
+    let data = scan.writer.store().data().canonicalize().ok();
+    let data = data.as_deref().and_then(|data| data.strip_prefix(root).ok()).and_then(|below| {
+        use std::os::unix::ffi::OsStrExt;
+        TreePath::from_bytes(below.as_os_str().as_bytes()).ok()
+    });
+    let pass = Pass {
+        root,
+        moved: walk::moved(scan.writer, scope)?,
+        data,
+        writer: scan.writer,
+        watch: scan.watch,
+        options: scan.options,
+        notices: scan.notices,
+        progress: scan.progress,
+        cancel: scan.cancel,
+    };
+    walk::walk(&pass, base, &Plan::of(scope))
+}
+
+fn moved_meanwhile(watch: Option<&Watch>) -> Hints {
+    watch.map_or_else(Hints::default, |watch| {
+        watch.barrier();
+        watch.take()
+    })
+}
+
+fn pause(duration: Duration, cancel: &CancellationToken) -> Result<(), ScanError> {
+    let until = Instant::now() + duration;
+    while let Some(left) = until.checked_duration_since(Instant::now()) {
+        if cancel.is_cancelled() {
+            return Err(ScanError::Cancelled);
+        }
+        std::thread::sleep(left.min(Duration::from_millis(50)));
+    }
+    Ok(())
+}
+
+fn unsettled(hints: &Hints, moving: BTreeSet<TreePath>) -> ScanError {
+    let mut paths: Vec<TreePath> = moving.into_iter().collect();
+    paths.extend(hints.directories.iter().chain(&hints.subtrees).cloned());
+    if hints.everything.is_some() {
+        paths.push(TreePath::root());
+    }
+    ScanError::Unsettled { paths: Paths(paths) }
+}
+
+/// A tree that lost most of itself is not a deployment.
+fn guard(base: Option<RootEntry>, root: RootEntry, options: &ScanOptions) -> Result<(), ScanError> {
+    let before = base.map_or(0, |base| base.totals.entries);
+    let after = root.totals.entries;
+    if !options.allow_mass_deletion && before >= MASS_DELETION_MIN_ENTRIES && after < before.div_ceil(2) {
+        return Err(ScanError::MassDeletion { before, after });
+    }
+    Ok(())
+}
+
+/// What the passes of one scan add up to.
+#[derive(Default)]
+struct Sum {
+    real: bool,
+    times_only: BTreeSet<TreePath>,
+    racy: BTreeSet<TreePath>,
+    skipped: BTreeSet<TreePath>,
+    records_changed: bool,
+    walked: Option<Reason>,
+    files_read: u64,
+    bytes_read: u64,
+    directories_listed: u64,
+    passes: u32,
+}
+
+impl Sum {
+    fn add(&mut self, walked: Walked, pass: u32) {
+        self.passes = pass;
+        self.real |= walked.real;
+        self.records_changed |= walked.records_changed;
+        self.times_only.extend(walked.times_only);
+        self.racy.extend(walked.racy);
+        self.skipped.extend(walked.skipped);
+        self.files_read += walked.files_read;
+        self.bytes_read += walked.bytes_read;
+        self.directories_listed += walked.directories_listed;
+    }
+
+    fn outcome(self, base: Option<RootEntry>, root: RootEntry) -> Outcome {
+        let changed = base.is_none() || (self.real && base != Some(root));
+        Outcome {
+            root: base.filter(|_| !changed).unwrap_or(root),
+            changed,
+            times_only: if changed { BTreeSet::new() } else { self.times_only },
+            racy: self.racy,
+            records_changed: self.records_changed,
+            walked: self.walked,
+            files_read: self.files_read,
+            bytes_read: self.bytes_read,
+            directories_listed: self.directories_listed,
+            skipped: self.skipped,
+            passes: self.passes,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;

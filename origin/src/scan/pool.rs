@@ -1,0 +1,163 @@
+//! A few threads that read files, in blocks that follow the order of the paths, so that what lies together in the tree
+//! lies together in the store.
+//!
+//! Threads are started when there is more than one block; a small scan reads in its own thread. Blocks in flight are
+//! bounded, and with them everything that waits for one.
+
+use std::sync::mpsc::{Receiver, Sender, SyncSender, channel, sync_channel};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::thread::{Scope, ScopedJoinHandle};
+
+use syncd_shared::{Component, TreePath};
+
+use super::content::{Content, ContentReader};
+use super::error::ScanError;
+
+/// A block is full with so many files, or bytes.
+const BLOCK_FILES: usize = 64;
+const BLOCK_BYTES: u64 = 1024 * 1024;
+/// Blocks that may wait, for each thread.
+const BLOCKS_WAITING: usize = 4;
+const THREADS_MAX: usize = 8;
+
+/// A file to be read.
+#[derive(Debug)]
+pub(super) struct Job {
+    /// The directory that waits for it.
+    pub directory: u64,
+    pub name: Component,
+    pub path: TreePath,
+}
+
+/// A file that was read, or not.
+#[derive(Debug)]
+pub(super) struct Done {
+    pub job: Job,
+    pub content: Content,
+}
+
+type Outcome = Result<Vec<Done>, ScanError>;
+
+/// See the module.
+pub(super) struct Pool<'scope, 'env, F> {
+    scope: &'scope Scope<'scope, 'env>,
+    reader: F,
+    block: Vec<Job>,
+    block_bytes: u64,
+    running: Option<Running<'scope>>,
+}
+
+struct Running<'scope> {
+    threads: Vec<ScopedJoinHandle<'scope, Result<(), ScanError>>>,
+    blocks: SyncSender<Vec<Job>>,
+    results: Receiver<Outcome>,
+    in_flight: usize,
+    limit: usize,
+}
+
+impl<'scope, 'env, F> Pool<'scope, 'env, F>
+where
+    F: Fn() -> ContentReader<'env> + Clone + Send + 'scope,
+{
+    pub(super) fn new(scope: &'scope Scope<'scope, 'env>, reader: F) -> Self {
+        Self { scope, reader, block: Vec::new(), block_bytes: 0, running: None }
+    }
+
+    /// Adds a file; returns what was read meanwhile.
+    pub(super) fn submit(&mut self, job: Job, size: u64) -> Outcome {
+        self.block.push(job);
+        self.block_bytes = self.block_bytes.saturating_add(size);
+        if self.block.len() < BLOCK_FILES && self.block_bytes < BLOCK_BYTES {
+            return Ok(Vec::new());
+        }
+        self.send()
+    }
+
+    /// Ends the reading: writes all frames, returns what was still to come.
+    pub(super) fn finish(mut self) -> Outcome {
+        if self.running.is_none() {
+            let mut reader = (self.reader)();
+            let done = read_block(&mut reader, std::mem::take(&mut self.block))?;
+            reader.finish()?;
+            return Ok(done);
+        }
+        let mut all = self.send()?;
+        let Some(Running { threads, blocks, results, .. }) = self.running.take() else { return Ok(all) };
+        drop(blocks);
+        for done in results {
+            all.extend(done?);
+        }
+        for thread in threads {
+            // A panic in a reader goes on here.
+            thread.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))?;
+        }
+        Ok(all)
+    }
+
+    fn send(&mut self) -> Outcome {
+        let block = std::mem::take(&mut self.block);
+        self.block_bytes = 0;
+        if self.running.is_none() {
+            self.running = Some(self.start()?);
+        }
+        let Some(running) = self.running.as_mut() else { return Ok(Vec::new()) };
+        let mut all = Vec::new();
+        while running.in_flight >= running.limit {
+            match running.results.recv() {
+                Ok(done) => {
+                    running.in_flight -= 1;
+                    all.extend(done?);
+                }
+                // Every thread has ended: its error comes with the join.
+                Err(_) => break,
+            }
+        }
+        if !block.is_empty() && running.blocks.send(block).is_ok() {
+            running.in_flight += 1;
+        }
+        while let Ok(done) = running.results.try_recv() {
+            running.in_flight -= 1;
+            all.extend(done?);
+        }
+        Ok(all)
+    }
+
+    fn start(&self) -> Result<Running<'scope>, ScanError> {
+        let count = std::thread::available_parallelism().map_or(1, usize::from).min(THREADS_MAX);
+        let limit = count * BLOCKS_WAITING;
+        let (blocks, to_read) = sync_channel::<Vec<Job>>(limit);
+        let (read, results) = channel();
+        let to_read = Arc::new(Mutex::new(to_read));
+        let threads = (0..count)
+            .map(|_| {
+                let (make, to_read, read) = (self.reader.clone(), Arc::clone(&to_read), read.clone());
+                std::thread::Builder::new()
+                    .name("scan-reader".into())
+                    .spawn_scoped(self.scope, move || run(make(), &to_read, &read))
+                    .map_err(|source| ScanError::Thread { source })
+            })
+            .collect::<Result<_, _>>()?;
+        Ok(Running { threads, blocks, results, in_flight: 0, limit })
+    }
+}
+
+fn run(
+    mut reader: ContentReader<'_>,
+    blocks: &Mutex<Receiver<Vec<Job>>>,
+    results: &Sender<Outcome>,
+) -> Result<(), ScanError> {
+    loop {
+        let block = blocks.lock().unwrap_or_else(PoisonError::into_inner).recv();
+        let Ok(block) = block else { return reader.finish() };
+        let done = read_block(&mut reader, block);
+        let failed = done.is_err();
+        if results.send(done).is_err() || failed {
+            // Whoever waits has the error, or is gone.
+            return Ok(());
+        }
+    }
+}
+
+fn read_block(reader: &mut ContentReader<'_>, block: Vec<Job>) -> Outcome {
+    block.into_iter().map(|job| reader.read(&job.path).map(|content| Done { job, content })).collect()
+}

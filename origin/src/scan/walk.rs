@@ -1,0 +1,631 @@
+//! One pass over the tree: lists what the plan names, has files read, and makes directory objects from the leaves up.
+//!
+//! Depth first. A directory is finished when all its files were read and all its subdirectories are finished, so that
+//! only those on the way and those that wait for a read are in memory.
+
+use std::collections::{BTreeSet, HashMap};
+use std::path::Path;
+
+use rustix::fs::FileType;
+use syncd_shared::limits::SYMLINK_TARGET_MAX_BYTES;
+use syncd_shared::{Component, Directory, Entry, Kind, Metadata, ObjectHash, RootEntry, TreePath};
+use tokio_util::sync::CancellationToken;
+
+use super::content::{Content, ContentReader};
+use super::error::ScanError;
+use super::file_stat::FileStat;
+use super::listing::{Listed, OpenDirectory};
+use super::notices::{Loss, Notices};
+use super::pending::{Pending, Previous, really_differs, same_but_time};
+use super::pool::{Done, Job, Pool};
+use super::scope::{Plan, Scope};
+use super::stat_record::{Own, ReadFile, StatRecord};
+use super::{MtimePolicy, Progress, ScanOptions, SymlinkPolicy};
+use crate::ignore_rules::{IgnoreRules, is_own};
+use crate::store::Writer;
+use crate::watch::{Hints, Watch};
+
+/// What a pass works with.
+pub(super) struct Pass<'a> {
+    pub root: &'a Path,
+    /// Directories that may have been renamed, by device and inode: where their stat records are.
+    pub moved: HashMap<(u64, u64), TreePath>,
+    /// DATA, if it is inside the tree.
+    pub data: Option<TreePath>,
+    pub writer: &'a Writer,
+    pub watch: Option<&'a Watch>,
+    pub options: &'a ScanOptions,
+    pub notices: &'a Notices,
+    pub progress: &'a Progress,
+    pub cancel: &'a CancellationToken,
+}
+
+/// Where the records are of subtrees that were hinted at because they are no longer where they were.
+pub(super) fn moved(writer: &Writer, scope: &Scope) -> Result<HashMap<(u64, u64), TreePath>, ScanError> {
+    let mut moved = HashMap::new();
+    if let Scope::Parts { subtrees, .. } = scope {
+        for path in subtrees {
+            let bytes = writer.store().stat(path.as_bytes())?;
+            if let Some(own) = bytes.as_deref().and_then(Own::of_record) {
+                moved.insert((own.device, own.inode), path.clone());
+            }
+        }
+    }
+    Ok(moved)
+}
+
+/// What a pass found.
+#[derive(Debug, Default)]
+pub(super) struct Walked {
+    /// `None`: the tree was not there (any more).
+    pub root: Option<RootEntry>,
+    /// Something other than directory times changed.
+    pub real: bool,
+    /// The root is empty and on another device than it was.
+    pub emptied: bool,
+    /// What moved under our hands.
+    pub again: Hints,
+    /// Files that changed whenever they were read.
+    pub moving: BTreeSet<TreePath>,
+    pub times_only: BTreeSet<TreePath>,
+    pub racy: BTreeSet<TreePath>,
+    pub skipped: BTreeSet<TreePath>,
+    pub files_read: u64,
+    pub bytes_read: u64,
+    pub directories_listed: u64,
+    pub records_changed: bool,
+}
+
+/// Makes one pass.
+pub(super) fn walk(pass: &Pass<'_>, base: Option<RootEntry>, plan: &Plan) -> Result<Walked, ScanError> {
+    std::thread::scope(|scope| {
+        let reader = || ContentReader::new(pass.root, pass.writer, pass.notices, pass.progress, pass.cancel);
+        let mut walk = Walk {
+            pass,
+            pool: Some(Pool::new(scope, reader)),
+            pending: HashMap::new(),
+            next: 0,
+            walked: Walked::default(),
+        };
+        let place = Place {
+            path: TreePath::root(),
+            parent: None,
+            previous: base.map(|root| (root.object, root.metadata)),
+            rules: IgnoreRules::default(),
+            source: None,
+        };
+        walk.visit(place, Task::of(plan))?;
+        if let Some(pool) = walk.pool.take() {
+            let done = pool.finish()?;
+            walk.absorb(done)?;
+        }
+        Ok(walk.walked)
+    })
+}
+
+struct Walk<'scope, 'env, F> {
+    pass: &'env Pass<'env>,
+    pool: Option<Pool<'scope, 'env, F>>,
+    pending: HashMap<u64, Pending>,
+    next: u64,
+    walked: Walked,
+}
+
+/// What is to be done with a directory.
+#[derive(Clone, Copy)]
+struct Task<'p> {
+    /// List it, whatever is known of it.
+    list: bool,
+    /// And all below it.
+    whole: bool,
+    /// What is to be done below.
+    plan: Option<&'p Plan>,
+}
+
+impl<'p> Task<'p> {
+    fn of(plan: &'p Plan) -> Self {
+        Self { list: plan.list, whole: plan.whole, plan: Some(plan) }
+    }
+
+    fn below(self, name: &Component) -> Option<&'p Plan> {
+        self.plan.and_then(|plan| plan.below.get(name))
+    }
+}
+
+/// A directory to visit.
+struct Place {
+    path: TreePath,
+    parent: Option<(u64, Component)>,
+    previous: Option<(ObjectHash, Metadata)>,
+    /// Those of the parent.
+    rules: IgnoreRules,
+    /// Where it was before one above it was renamed.
+    source: Option<TreePath>,
+}
+
+impl<'scope, 'env, F> Walk<'scope, 'env, F>
+where
+    F: Fn() -> ContentReader<'env> + Clone + Send + 'scope,
+{
+    /// Looks at a directory: lists it, or only passes through to those below. Whether it was there.
+    fn visit(&mut self, place: Place, task: Task<'_>) -> Result<bool, ScanError> {
+        if self.pass.cancel.is_cancelled() {
+            return Err(ScanError::Cancelled);
+        }
+        let Place { path, parent, previous, rules, source } = place;
+        if task.list || previous.is_none() {
+            self.watch(&path);
+        }
+        let Some(open) = OpenDirectory::open(self.pass.root, &path)? else { return Ok(false) };
+        let previous =
+            previous.map(|(object, metadata)| self.previous(&path, object, metadata)).transpose()?;
+        let record_before = self.pass.writer.stat(path.as_bytes())?;
+        let record = record_before.as_deref().and_then(StatRecord::decode);
+        let own = open.stat()?;
+        let moved = self.moved_record(record.as_ref(), &own, source)?;
+        let seen = Seen { path, parent, own, previous, record, record_before, moved };
+        if !task.list && seen.can_pass(task.plan) {
+            let ignore_file = open.ignore_file()?;
+            if seen.has_rules(ignore_file.as_ref().map(|file| file.stat)) {
+                let rules = match &ignore_file {
+                    Some(file) => rules.with_file(&seen.path, &file.bytes)?,
+                    None => rules,
+                };
+                return self.pass_through(seen, task, &rules).map(|()| true);
+            }
+        }
+        self.watch(&seen.path);
+        self.list(seen, open, task, rules).map(|()| true)
+    }
+
+    /// The record that a directory had under another name: renaming it changed none of its files.
+    fn moved_record(
+        &self,
+        record: Option<&StatRecord>,
+        own: &FileStat,
+        source: Option<TreePath>,
+    ) -> Result<Option<(TreePath, StatRecord)>, ScanError> {
+        let own = Own::of(own);
+        if record.is_some_and(|record| record.own.is_same(&own)) {
+            return Ok(None);
+        }
+        let source = source.or_else(|| self.pass.moved.get(&(own.device, own.inode)).cloned());
+        let Some(source) = source else { return Ok(None) };
+        // Not the writer's: this pass may have removed or replaced it already.
+        let bytes = self.pass.writer.store().stat(source.as_bytes())?;
+        let record = bytes.as_deref().and_then(StatRecord::decode);
+        Ok(record.filter(|record| record.own.is_same(&own)).map(|record| (source, record)))
+    }
+
+    fn previous(
+        &self,
+        path: &TreePath,
+        object: ObjectHash,
+        metadata: Metadata,
+    ) -> Result<Previous, ScanError> {
+        let directory = self.pass.writer.directory(&object)?;
+        let directory = directory.ok_or_else(|| ScanError::BaseMissing { path: path.clone() })?;
+        Ok(Previous { object, metadata, directory })
+    }
+
+    fn watch(&self, path: &TreePath) {
+        if let Some(watch) = self.pass.watch {
+            watch.directory(path);
+        }
+    }
+
+    /// Takes all from the base but what the plan names below.
+    fn pass_through(&mut self, seen: Seen, task: Task<'_>, rules: &IgnoreRules) -> Result<(), ScanError> {
+        let (path, previous) = (seen.path.clone(), seen.previous.clone());
+        let id = self.begin(seen, None);
+        for entry in previous.iter().flat_map(|previous| previous.directory.entries()) {
+            match (task.below(&entry.name), &entry.kind) {
+                (Some(plan), Kind::Directory { .. }) => {
+                    let child = join(&path, &entry.name)?;
+                    let name = entry.name.clone();
+                    self.descend((id, name), child, Some(entry), Task::of(plan), rules, None)?;
+                }
+                _ => self.add(id, entry.clone()),
+            }
+        }
+        self.release(id)
+    }
+
+    fn list(
+        &mut self,
+        mut seen: Seen,
+        open: OpenDirectory,
+        task: Task<'_>,
+        rules: IgnoreRules,
+    ) -> Result<(), ScanError> {
+        let listing = open.list()?;
+        let path = seen.path.clone();
+        self.walked.directories_listed += 1;
+        if listing.torn {
+            self.walked.again.directories.insert(path.clone());
+        }
+        seen.own = listing.own;
+        let own = Own::of(&listing.own);
+        let ignore_file = listing.ignore_file.as_ref().map(|file| file.stat.fingerprint);
+        // Another directory under this name, or other rules: nothing below is known any more.
+        let whole = task.whole
+            || seen.previous.is_none()
+            || seen.record.as_ref().is_some_and(|r| !r.own.is_same(&own) || r.ignore_file != ignore_file);
+        if path.is_root() {
+            let other_device = seen.record.as_ref().is_some_and(|r| r.own.device != own.device);
+            self.walked.emptied = listing.names.is_empty() && other_device;
+        }
+        let rules = match &listing.ignore_file {
+            Some(file) => rules.with_file(&path, &file.bytes)?,
+            None => rules,
+        };
+        let (source, moved) = seen.moved.take().unzip();
+        let (record, previous) = (moved.or(seen.record.take()), seen.previous.clone());
+        let id = self.begin(seen, Some(StatRecord { own, ignore_file, files: Vec::new() }));
+        let mut directories = Vec::new();
+        for listed in listing.names {
+            if is_own(&listed.name) {
+                continue;
+            }
+            let child = join(&path, &listed.name)?;
+            let is_directory = listed.stat.kind == FileType::Directory;
+            if rules.excludes(&child, is_directory) || self.pass.data.as_ref() == Some(&child) {
+                continue;
+            }
+            if listed.stat.full_mode & 0o6000 != 0 && listed.stat.kind != FileType::Symlink {
+                self.pass.notices.tell(Loss::SetId, &child);
+            }
+            let before = previous.as_ref().and_then(|previous| previous.get(&listed.name));
+            match listed.stat.kind {
+                FileType::Directory => directories.push((child, listed)),
+                FileType::RegularFile => self.file(id, child, listed, before, record.as_ref())?,
+                FileType::Symlink => self.symlink(id, child, listed, before)?,
+                _ => {
+                    self.pass.notices.tell(Loss::Special, &child);
+                    self.walked.skipped.insert(child);
+                }
+            }
+        }
+        for (child, listed) in directories {
+            let plan = task.below(&listed.name);
+            let before = previous.as_ref().and_then(|previous| previous.get(&listed.name));
+            let before = before.filter(|entry| entry.is_directory());
+            let whole = whole || before.is_none() || plan.is_some_and(|plan| plan.whole);
+            match before {
+                Some(entry) if !whole && plan.is_none() && self.is_unchanged(&child, &listed.stat)? => {
+                    self.add(id, Entry { metadata: listed.stat.metadata(), ..entry.clone() });
+                }
+                _ => {
+                    let list = whole || plan.is_none_or(|plan| plan.list);
+                    let source = source.as_ref().and_then(|source| source.join(&listed.name).ok());
+                    let task = Task { list, whole, plan };
+                    self.descend((id, listed.name), child, before, task, &rules, source)?;
+                }
+            }
+        }
+        self.release(id)
+    }
+
+    /// Whether a directory is the one that was listed last, with the same names in it.
+    fn is_unchanged(&self, path: &TreePath, stat: &FileStat) -> Result<bool, ScanError> {
+        let record = self.pass.writer.stat(path.as_bytes())?;
+        Ok(record.as_deref().and_then(Own::of_record) == Some(Own::of(stat)))
+    }
+
+    fn descend(
+        &mut self,
+        parent: (u64, Component),
+        path: TreePath,
+        before: Option<&Entry>,
+        task: Task<'_>,
+        rules: &IgnoreRules,
+        source: Option<TreePath>,
+    ) -> Result<(), ScanError> {
+        let previous = before.and_then(|entry| match entry.kind {
+            Kind::Directory { object, .. } => Some((object, entry.metadata)),
+            Kind::File { .. } | Kind::Symlink { .. } => None,
+        });
+        let id = parent.0;
+        self.wait(id);
+        let place = Place { path, parent: Some(parent), previous, rules: rules.clone(), source };
+        if !self.visit(place, task)? {
+            // It vanished: its parent is not what was listed.
+            if let Some(pending) = self.pending.get(&id) {
+                self.walked.again.directories.insert(pending.path.clone());
+            }
+            self.release(id)?;
+        }
+        Ok(())
+    }
+
+    fn file(
+        &mut self,
+        id: u64,
+        path: TreePath,
+        listed: Listed,
+        before: Option<&Entry>,
+        record: Option<&StatRecord>,
+    ) -> Result<(), ScanError> {
+        let fingerprint = listed.stat.fingerprint;
+        let known = record.and_then(|record| record.known(&listed.name, &fingerprint));
+        if let Some(known) = known
+            && self.is_stored(known, before)?
+        {
+            let known = known.clone();
+            let kind = Kind::File { content: known.content, size: fingerprint.size };
+            let entry = self.entry(listed.name, &listed.stat, kind, before);
+            if let Some(record) = self.pending.get_mut(&id).and_then(|pending| pending.record.as_mut()) {
+                record.files.push(known);
+            }
+            self.add(id, entry);
+            return Ok(());
+        }
+        self.wait(id);
+        self.pass.progress.grow_total(1, fingerprint.size);
+        let job = Job { directory: id, name: listed.name, path };
+        let done = match self.pool.as_mut() {
+            Some(pool) => pool.submit(job, fingerprint.size)?,
+            None => Vec::new(),
+        };
+        self.absorb(done)
+    }
+
+    /// Whether content that was read once is still in the store: garbage collection may have taken what no generation
+    /// refers to.
+    fn is_stored(&self, known: &ReadFile, before: Option<&Entry>) -> Result<bool, ScanError> {
+        let in_base = before.is_some_and(|entry| match entry.kind {
+            Kind::File { content, size } => content == known.content && size == known.fingerprint.size,
+            Kind::Directory { .. } | Kind::Symlink { .. } => false,
+        });
+        Ok(in_base || self.pass.writer.has_content(&known.content, known.fingerprint.size)?)
+    }
+
+    fn symlink(
+        &mut self,
+        id: u64,
+        path: TreePath,
+        listed: Listed,
+        before: Option<&Entry>,
+    ) -> Result<(), ScanError> {
+        let target = listed.target.unwrap_or_default();
+        if target.len() > SYMLINK_TARGET_MAX_BYTES {
+            let (actual, limit) = (target.len(), SYMLINK_TARGET_MAX_BYTES);
+            return Err(ScanError::SymlinkTarget { path, actual, limit });
+        }
+        if self.pass.options.symlinks == SymlinkPolicy::Inside && leaves_tree(&path, &target) {
+            return Err(ScanError::SymlinkLeaves { path });
+        }
+        let entry = self.entry(listed.name, &listed.stat, Kind::Symlink { target }, before);
+        self.add(id, entry);
+        Ok(())
+    }
+
+    /// An entry with the time that it is to have.
+    fn entry(&self, name: Component, stat: &FileStat, kind: Kind, before: Option<&Entry>) -> Entry {
+        let mut metadata = stat.metadata();
+        if self.pass.options.mtime == MtimePolicy::Keep
+            && let Some(before) = before
+            && before.kind == kind
+            && before.metadata.mode == metadata.mode
+        {
+            metadata.mtime = before.metadata.mtime;
+        }
+        Entry { name, metadata, kind }
+    }
+
+    /// Takes in what was read.
+    fn absorb(&mut self, done: Vec<Done>) -> Result<(), ScanError> {
+        for Done { job: Job { directory: id, name, path }, content } in done {
+            let Some(pending) = self.pending.get(&id) else { continue };
+            match content {
+                Content::Gone => {
+                    self.walked.again.directories.insert(pending.path.clone());
+                }
+                Content::Torn => {
+                    self.walked.again.directories.insert(pending.path.clone());
+                    self.walked.moving.insert(path);
+                }
+                Content::Read { stat, hash, racy } => {
+                    let fingerprint = stat.fingerprint;
+                    self.walked.files_read += 1;
+                    self.walked.bytes_read += fingerprint.size;
+                    if racy {
+                        self.walked.racy.insert(pending.path.clone());
+                    }
+                    let kind = Kind::File { content: hash, size: fingerprint.size };
+                    let before = pending.previous.as_ref().and_then(|previous| previous.get(&name));
+                    let entry = self.entry(name.clone(), &stat, kind, before);
+                    if let Some(pending) = self.pending.get_mut(&id) {
+                        pending.entries.push(entry);
+                        if let Some(record) = pending.record.as_mut() {
+                            record.files.push(ReadFile { name, fingerprint, content: hash, racy });
+                        }
+                    }
+                }
+            }
+            self.release(id)?;
+        }
+        Ok(())
+    }
+
+    fn begin(&mut self, seen: Seen, record: Option<StatRecord>) -> u64 {
+        self.next += 1;
+        let Seen { path, parent, own, previous, record_before, .. } = seen;
+        let pending = Pending {
+            path,
+            parent,
+            own,
+            previous,
+            entries: Vec::new(),
+            waiting: 1,
+            real: false,
+            record,
+            record_before,
+        };
+        self.pending.insert(self.next, pending);
+        self.next
+    }
+
+    fn add(&mut self, id: u64, entry: Entry) {
+        if let Some(pending) = self.pending.get_mut(&id) {
+            pending.entries.push(entry);
+        }
+    }
+
+    fn wait(&mut self, id: u64) {
+        if let Some(pending) = self.pending.get_mut(&id) {
+            pending.waiting += 1;
+        }
+    }
+
+    /// One thing less to wait for; the last one finishes the directory, and perhaps those above.
+    fn release(&mut self, id: u64) -> Result<(), ScanError> {
+        let mut id = id;
+        loop {
+            let Some(pending) = self.pending.get_mut(&id) else { return Ok(()) };
+            pending.waiting -= 1;
+            if pending.waiting > 0 {
+                return Ok(());
+            }
+            let Some(pending) = self.pending.remove(&id) else { return Ok(()) };
+            match self.finish(pending)? {
+                Some(parent) => id = parent,
+                None => return Ok(()),
+            }
+        }
+    }
+
+    /// Makes the directory's object and tells its parent, which is returned.
+    fn finish(&mut self, pending: Pending) -> Result<Option<u64>, ScanError> {
+        let Pending { path, parent, own, previous, entries, mut real, record, record_before, .. } = pending;
+        let directory = Directory::new(entries)
+            .map_err(|source| ScanError::Duplicate { directory: path.clone(), source })?;
+        let totals = directory.totals().ok_or_else(|| ScanError::Totals { directory: path.clone() })?;
+        real |= previous.as_ref().is_none_or(|previous| really_differs(&previous.directory, &directory));
+        let object = match &previous {
+            Some(previous) if *previous.directory == directory => previous.object,
+            _ => self.pass.writer.put_directory(&directory)?,
+        };
+        if let Some(previous) = &previous {
+            self.forget_lost(&path, &previous.directory, &directory)?;
+        }
+        if let Some(mut record) = record {
+            record.files.sort_unstable_by(|a, b| a.name.cmp(&b.name));
+            let bytes = record.encode();
+            if record_before.as_ref() != Some(&bytes) {
+                self.pass.writer.put_stat(path.as_bytes(), &bytes)?;
+                self.walked.records_changed = true;
+            }
+        }
+        let metadata = own.metadata();
+        if let Some(before) = previous.map(|previous| previous.metadata) {
+            if before != metadata && same_but_time(&before, &metadata) {
+                self.walked.times_only.insert(path);
+            }
+            if parent.is_none() {
+                real |= !same_but_time(&before, &metadata);
+            }
+        }
+        let Some((parent, name)) = parent else {
+            self.walked.root = Some(RootEntry { object, metadata, totals });
+            self.walked.real = real;
+            return Ok(None);
+        };
+        if let Some(above) = self.pending.get_mut(&parent) {
+            above.entries.push(Entry { name, metadata, kind: Kind::Directory { object, totals } });
+            above.real |= real;
+        }
+        Ok(Some(parent))
+    }
+
+    /// Directories that are no longer in the tree need no record and no watch.
+    fn forget_lost(&self, path: &TreePath, before: &Directory, after: &Directory) -> Result<(), ScanError> {
+        for entry in before.entries().iter().filter(|entry| entry.is_directory()) {
+            if !after.get(&entry.name).is_some_and(Entry::is_directory) {
+                let lost = join(path, &entry.name)?;
+                self.pass.writer.remove_stat_subtree(lost.as_bytes())?;
+                if let Some(watch) = self.pass.watch {
+                    watch.forget_subtree(&lost);
+                }
+            }
+        }
+        Ok(())
+    }
+}
+
+/// What is known of a directory before it is listed.
+struct Seen {
+    path: TreePath,
+    parent: Option<(u64, Component)>,
+    own: FileStat,
+    previous: Option<Previous>,
+    record: Option<StatRecord>,
+    record_before: Option<Vec<u8>>,
+    /// The record that it had under another name, and that name.
+    moved: Option<(TreePath, StatRecord)>,
+}
+
+impl Seen {
+    /// Whether what the base has of this directory holds, so that only what is below need be looked at.
+    fn can_pass(&self, plan: Option<&Plan>) -> bool {
+        let (Some(previous), Some(record), Some(plan)) = (&self.previous, &self.record, plan) else {
+            return false;
+        };
+        record.own == Own::of(&self.own)
+            && plan.below.keys().all(|name| previous.get(name).is_some_and(Entry::is_directory))
+    }
+
+    /// Whether the rules are those that the record was made under.
+    fn has_rules(&self, ignore_file: Option<FileStat>) -> bool {
+        self.record.as_ref().is_some_and(|r| r.ignore_file == ignore_file.map(|stat| stat.fingerprint))
+    }
+}
+
+fn join(directory: &TreePath, name: &Component) -> Result<TreePath, ScanError> {
+    directory.join(name).map_err(|source| ScanError::Name {
+        directory: directory.clone(),
+        name: name.clone(),
+        source,
+    })
+}
+
+/// Whether a symlink at `path` is absolute or climbs above the tree's root on the way, as it is written.
+fn leaves_tree(path: &TreePath, target: &[u8]) -> bool {
+    if target.starts_with(b"/") {
+        return true;
+    }
+    let mut depth = path.depth().saturating_sub(1);
+    for name in target.split(|byte| *byte == b'/') {
+        match name {
+            b"" | b"." => {}
+            b".." if depth == 0 => return true,
+            b".." => depth -= 1,
+            _ => depth += 1,
+        }
+    }
+    false
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn symlinks_that_climb_out_leave_the_tree() {
+        let leaves = |path: &str, target: &str| {
+            leaves_tree(&TreePath::from_bytes(path.as_bytes()).unwrap(), target.as_bytes())
+        };
+        assert!(
+            leaves("a", "/srv")
+                && leaves("a", "../x")
+                && leaves("a/b", "../../x")
+                && leaves("a/b", "c/../../../x")
+        );
+        assert!(
+            !leaves("a", "b")
+                && !leaves("a/b", "../x")
+                && !leaves("a/b", ".././c/../x")
+                && !leaves("a", "..x")
+        );
+    }
+}

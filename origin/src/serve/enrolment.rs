@@ -1,0 +1,80 @@
+//! The enrolment service: certificates for new agents and for those whose certificate ends.
+
+use bytes::Bytes;
+use syncd_proto::v1;
+use syncd_proto::v1::enrolment_server::Enrolment;
+use syncd_shared::identity::authority::{AuthorityError, fingerprint};
+use syncd_shared::identity::token::secret_hash;
+use syncd_shared::identity::{AgentName, PeerIdentity};
+use time::OffsetDateTime;
+use tonic::{Request, Response, Status};
+
+use super::Services;
+use super::error::{ServeError, status};
+use super::replication::peer;
+
+pub(super) struct Enrol {
+    services: Services,
+}
+
+impl Enrol {
+    pub(super) fn new(services: Services) -> Self {
+        Self { services }
+    }
+
+    async fn join_checked(&self, request: v1::JoinRequest) -> Result<v1::JoinResponse, ServeError> {
+        let Services { keys, fleet, .. } = &self.services;
+        if request.tree_id.as_ref() != keys.tree_id().as_bytes() {
+            return Err(ServeError::OtherTree);
+        }
+        let name: AgentName = request.name.parse()?;
+        let (certificate, identity, print) = self.issue(&name, &request.certificate_request)?;
+        fleet.join(secret_hash(&request.secret), identity, print).await?;
+        tracing::info!(agent = %name, "joined");
+        Ok(v1::JoinResponse {
+            certificate,
+            ca_certificate: Bytes::copy_from_slice(keys.authority().certificate()),
+            signing_key: Bytes::copy_from_slice(keys.verifying_key().as_bytes()),
+        })
+    }
+
+    async fn renew_checked(
+        &self,
+        request: Request<v1::RenewRequest>,
+    ) -> Result<v1::RenewResponse, ServeError> {
+        let fleet = &self.services.fleet;
+        let peer = peer(&request, fleet)?;
+        let request = request.into_inner();
+        let (certificate, identity, print) = self.issue(&peer.name, &request.certificate_request)?;
+        let name = peer.name.clone();
+        fleet.renew(peer, identity, print).await?;
+        tracing::info!(agent = %name, "certificate renewed");
+        Ok(v1::RenewResponse { certificate })
+    }
+
+    fn issue(&self, name: &AgentName, request: &[u8]) -> Result<(Bytes, PeerIdentity, [u8; 32]), ServeError> {
+        let issued = self.services.keys.authority().issue_agent(name, request, OffsetDateTime::now_utc());
+        let (certificate, identity) = issued.map_err(|error| match error {
+            AuthorityError::RequestLength { .. }
+            | AuthorityError::Request(_)
+            | AuthorityError::RequestKey => ServeError::Request(error),
+            error => ServeError::Issue(error),
+        })?;
+        Ok((Bytes::copy_from_slice(&certificate), identity, fingerprint(&certificate)))
+    }
+}
+
+#[tonic::async_trait]
+impl Enrolment for Enrol {
+    async fn join(&self, request: Request<v1::JoinRequest>) -> Result<Response<v1::JoinResponse>, Status> {
+        let joined = self.join_checked(request.into_inner()).await;
+        joined.map(Response::new).map_err(|error| {
+            tracing::warn!(reason = %super::error_text(&error), "join refused");
+            status(&error)
+        })
+    }
+
+    async fn renew(&self, request: Request<v1::RenewRequest>) -> Result<Response<v1::RenewResponse>, Status> {
+        self.renew_checked(request).await.map(Response::new).map_err(|error| status(&error))
+    }
+}

@@ -1,0 +1,116 @@
+//! What agents are told when something fails.
+
+use syncd_shared::generation::GenerationError;
+use syncd_shared::identity::authority::{AgentNameError, AuthorityError};
+use syncd_shared::wire::WireError;
+use tonic::{Code, Status};
+
+use crate::fleet::{FleetError, RosterError};
+use crate::plan::PlanError;
+
+/// Why a call or a stream ended.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum ServeError {
+    #[error("this call needs an agent's certificate: join first")]
+    NoCertificate,
+    #[error("the certificate of this agent was revoked: join again with a new token")]
+    Revoked,
+    #[error("another connection with this agent's certificate took its place")]
+    Replaced,
+    #[error("the origin is stopping")]
+    Stopping,
+    #[error("{what} was not said within {seconds} s")]
+    Silent { what: &'static str, seconds: u64 },
+    #[error("the agent does not read what it asked for: nothing passed for {seconds} s")]
+    Stalled { seconds: u64 },
+    #[error("more than {limit} fetch streams at once {of}")]
+    Busy { limit: usize, of: &'static str },
+    #[error("message has no {field}")]
+    Missing { field: &'static str },
+    #[error("{what} came out of order")]
+    OutOfOrder { what: &'static str },
+    #[error("{what}: {actual} exceeds {limit}")]
+    Limit { what: &'static str, actual: usize, limit: usize },
+    #[error("this origin speaks protocol {ours}, the agent {from} to {to}: update the older side")]
+    Protocol { ours: u32, from: u32, to: u32 },
+    #[error("this origin serves another tree: the token is of another origin")]
+    OtherTree,
+    #[error("certificates can't be issued")]
+    Issue(#[source] AuthorityError),
+    #[error(transparent)]
+    Request(AuthorityError),
+    #[error(transparent)]
+    Name(#[from] AgentNameError),
+    #[error(transparent)]
+    Wire(#[from] WireError),
+    #[error("the agent shows a malformed generation")]
+    Generation(#[from] GenerationError),
+    #[error(transparent)]
+    Plan(#[from] std::sync::Arc<PlanError>),
+    #[error(transparent)]
+    Fleet(#[from] FleetError),
+    #[error("the connection broke")]
+    Transport(#[source] Box<Status>),
+}
+
+impl From<PlanError> for ServeError {
+    fn from(error: PlanError) -> Self {
+        Self::Plan(std::sync::Arc::new(error))
+    }
+}
+
+/// The one place where errors become codes. The code tells the agent what to do: `NOT_FOUND` to ask for objects instead
+/// of an update, `UNAVAILABLE`, `ABORTED` and `DEADLINE_EXCEEDED` to try again, anything else that a person must act.
+pub(super) fn status(error: &ServeError) -> Status {
+    let code = match error {
+        ServeError::NoCertificate => Code::Unauthenticated,
+        ServeError::Revoked => Code::PermissionDenied,
+        ServeError::Replaced => Code::Aborted,
+        ServeError::Stopping | ServeError::Busy { .. } => Code::Unavailable,
+        ServeError::Silent { .. } | ServeError::Stalled { .. } => Code::DeadlineExceeded,
+        ServeError::Missing { .. }
+        | ServeError::OutOfOrder { .. }
+        | ServeError::Limit { .. }
+        | ServeError::Request(_)
+        | ServeError::Name(_)
+        | ServeError::Wire(_)
+        | ServeError::Generation(_) => Code::InvalidArgument,
+        ServeError::Protocol { .. } | ServeError::OtherTree => Code::FailedPrecondition,
+        ServeError::Issue(_) => Code::Internal,
+        ServeError::Plan(error) => plan_code(error),
+        ServeError::Fleet(error) => fleet_code(error),
+        ServeError::Transport(status) => status.code(),
+    };
+    Status::new(code, crate::serve::error_text(error))
+}
+
+fn plan_code(error: &PlanError) -> Code {
+    match error {
+        // The general path needs neither the old root nor the spool.
+        PlanError::UnknownRoot { .. }
+        | PlanError::TooLarge { .. }
+        | PlanError::Spool { .. }
+        | PlanError::SpoolChanged { .. } => Code::NotFound,
+        PlanError::Interrupted => Code::Unavailable,
+        PlanError::MissingContent { .. }
+        | PlanError::Damaged(_)
+        | PlanError::Diff { .. }
+        | PlanError::Directory(_) => Code::DataLoss,
+        PlanError::Read(_) | PlanError::Compress(_) => Code::Internal,
+    }
+}
+
+fn fleet_code(error: &FleetError) -> Code {
+    match error {
+        FleetError::Refused(refused) => match refused {
+            RosterError::UnknownToken
+            | RosterError::ExpiredToken
+            | RosterError::SpentToken
+            | RosterError::Revoked { .. } => Code::PermissionDenied,
+            RosterError::NameTaken { .. } => Code::AlreadyExists,
+            RosterError::UnknownAgent { .. } => Code::NotFound,
+        },
+        FleetError::Records(_) | FleetError::Save(_) | FleetError::Keys(_) => Code::Internal,
+        FleetError::Stopping => Code::Unavailable,
+    }
+}

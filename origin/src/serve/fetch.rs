@@ -1,0 +1,127 @@
+//! Answers fetch requests, one after the other, as fast as the agent reads.
+//!
+//! Reading the store and compressing happen in turns of about a megabyte on a blocking thread; between turns no thread
+//! is held, so that any number of slow agents costs memory alone.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use prost::Message;
+use syncd_proto::v1;
+use syncd_proto::v1::fetch_request::Request;
+use syncd_shared::wire::{ObjectsBatch, root_hash};
+use tokio::sync::mpsc;
+use tonic::Streaming;
+
+use super::Services;
+use super::error::ServeError;
+use crate::plan::{EncodedUpdate, PlanError};
+
+/// Bytes that one turn produces before it hands over.
+const TURN_BYTES: usize = 1024 * 1024;
+/// An agent that takes nothing for this long is cut off.
+const STALL: Duration = Duration::from_secs(60);
+/// An agent that asks for nothing for this long is cut off.
+const IDLE: Duration = Duration::from_secs(600);
+
+type Frames = Box<dyn Iterator<Item = Result<v1::FetchFrame, PlanError>> + Send>;
+
+/// Answers until the agent has no more requests.
+pub(super) async fn answer(
+    services: &Services,
+    mut requests: Streaming<v1::FetchRequest>,
+    sender: &mpsc::Sender<v1::FetchFrame>,
+) -> Result<(), ServeError> {
+    let mut ordinal = 0;
+    let mut updated = false;
+    while let Some(request) = next(&mut requests).await? {
+        if updated {
+            return Err(ServeError::OutOfOrder { what: "a request after an update request" });
+        }
+        let frames: Frames = match request.request.ok_or(ServeError::Missing { field: "request" })? {
+            Request::Update(_) if ordinal > 0 => {
+                return Err(ServeError::OutOfOrder { what: "an update request" });
+            }
+            Request::Update(request) => {
+                updated = true;
+                let from = root_hash(&request.from_root, "from_root")?;
+                let to = root_hash(&request.to_root, "to_root")?;
+                let update = services.planner.update(from, to).await?;
+                Box::new(Items { update, next: request.first_item })
+            }
+            Request::Objects(request) => {
+                let (_root, batch) = ObjectsBatch::from_message(&request)?;
+                Box::new(services.planner.objects(ordinal, batch))
+            }
+        };
+        ordinal += 1;
+        send(services, frames, sender).await?;
+    }
+    Ok(())
+}
+
+async fn next(requests: &mut Streaming<v1::FetchRequest>) -> Result<Option<v1::FetchRequest>, ServeError> {
+    let silent = ServeError::Silent { what: "a request", seconds: IDLE.as_secs() };
+    let message = tokio::time::timeout(IDLE, requests.message()).await.map_err(|_| silent)?;
+    message.map_err(|status| ServeError::Transport(Box::new(status)))
+}
+
+async fn send(
+    services: &Services,
+    mut frames: Frames,
+    sender: &mpsc::Sender<v1::FetchFrame>,
+) -> Result<(), ServeError> {
+    let stalled = || ServeError::Stalled { seconds: STALL.as_secs() };
+    loop {
+        // Nothing is read before there is room for it.
+        let room = tokio::time::timeout(STALL, sender.reserve()).await.map_err(|_| stalled())?;
+        let Ok(room) = room else { return Ok(()) };
+        drop(room);
+        let turn = tokio::task::spawn_blocking(move || take_turn(frames)).await;
+        let (rest, batch) = turn.map_err(|_| PlanError::Interrupted)?;
+        let mut frames_sent = 0;
+        for frame in batch {
+            let frame = frame?;
+            if let Some(limit) = &services.limit {
+                limit.pass(frame.encoded_len()).await;
+            }
+            let sent = tokio::time::timeout(STALL, sender.send(frame)).await.map_err(|_| stalled())?;
+            if sent.is_err() {
+                return Ok(());
+            }
+            frames_sent += 1;
+        }
+        if frames_sent == 0 {
+            return Ok(());
+        }
+        frames = rest;
+    }
+}
+
+fn take_turn(mut frames: Frames) -> (Frames, Vec<Result<v1::FetchFrame, PlanError>>) {
+    let mut batch = Vec::new();
+    let mut bytes = 0;
+    while bytes < TURN_BYTES
+        && let Some(frame) = frames.next()
+    {
+        bytes += frame.as_ref().map_or(TURN_BYTES, Message::encoded_len);
+        batch.push(frame);
+    }
+    (frames, batch)
+}
+
+/// An encoded update from some item on.
+struct Items {
+    update: Arc<EncodedUpdate>,
+    next: u64,
+}
+
+impl Iterator for Items {
+    type Item = Result<v1::FetchFrame, PlanError>;
+
+    fn next(&mut self) -> Option<Self::Item> {
+        let item = self.update.item(self.next).transpose();
+        self.next = self.next.saturating_add(1);
+        item
+    }
+}

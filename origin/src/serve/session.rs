@@ -1,0 +1,295 @@
+//! One agent's control stream.
+//!
+//! ```text
+//!   hello ──> welcome ──> [ announcement changed ──> plan the update, 2 s at most ──> announce ]*
+//!                         [ heartbeat ──> heartbeat ]*   [ progress, staged, activated, failed ──> fleet ]*
+//! ```
+//!
+//! What waits to be sent is one value of each kind, the newest: an agent that does not read costs nothing, and gets
+//! the newest generation when it does.
+
+use std::future::Future;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use syncd_proto::v1;
+use syncd_proto::v1::agent_message::Message as FromAgent;
+use syncd_proto::v1::origin_message::Message as ToAgent;
+use syncd_shared::identity::PeerIdentity;
+use syncd_shared::limits::{HELD_GENERATIONS_MAX, REASON_MAX_BYTES};
+use syncd_shared::wire::root_hash;
+use syncd_shared::{GenerationNumber, RootHash, SignedGeneration};
+use tokio::sync::mpsc;
+use tokio::time::Instant;
+use tonic::Streaming;
+
+use super::error::ServeError;
+use super::{HEARTBEAT_INTERVAL, PROTOCOL, Services};
+use crate::fleet::{AgentProgress, AgentState, Attachment, EndReason, Fleet, Greeting, Report};
+use crate::plan::{EncodedUpdate, Planner};
+
+/// From the open stream to the agent's hello.
+const HELLO: Duration = Duration::from_secs(10);
+/// A stream without a message for this long is dead.
+const SILENCE: Duration = HEARTBEAT_INTERVAL.saturating_mul(3);
+/// An announcement waits at most this long for an update that could travel in it.
+const INLINE_WAIT: Duration = Duration::from_secs(2);
+/// Longest boot id and agent version, in bytes.
+const SHORT_TEXT_MAX_BYTES: usize = 256;
+
+type Plan = Pin<Box<dyn Future<Output = Option<(RootHash, Arc<EncodedUpdate>)>> + Send>>;
+
+/// Runs a control stream to its end. `Ok`: the agent closed it.
+pub(super) async fn run(
+    services: &Services,
+    peer: PeerIdentity,
+    mut incoming: Streaming<v1::AgentMessage>,
+    sender: &mpsc::Sender<v1::OriginMessage>,
+) -> Result<(), ServeError> {
+    let silent = ServeError::Silent { what: "hello", seconds: HELLO.as_secs() };
+    let first = tokio::time::timeout(HELLO, receive(&mut incoming)).await.map_err(|_| silent)??;
+    let Some(FromAgent::Hello(hello)) = first else {
+        return Err(ServeError::OutOfOrder { what: "a message before hello" });
+    };
+    let greeting = greet(&services.fleet, hello)?;
+    let live = greeting.live.as_ref().map(SignedGeneration::root_hash);
+    let accepted = greeting.accepted.as_ref().or(greeting.live.as_ref()).map(SignedGeneration::number);
+    let attachment = services.fleet.attach(peer, greeting).await?;
+    let mut session = Session {
+        planner: services.planner.clone(),
+        live,
+        accepted,
+        outbox: Outbox { welcome: Some(welcome(services)), ..Outbox::default() },
+        plan: None,
+        last_heard: Instant::now(),
+        attachment,
+    };
+    let result = session.run(&mut incoming, sender).await;
+    session.attachment.detach().await;
+    result
+}
+
+async fn receive(incoming: &mut Streaming<v1::AgentMessage>) -> Result<Option<FromAgent>, ServeError> {
+    match incoming.message().await {
+        Ok(Some(message)) => message.message.map(Some).ok_or(ServeError::Missing { field: "message" }),
+        Ok(None) => Ok(None),
+        Err(status) => Err(ServeError::Transport(Box::new(status))),
+    }
+}
+
+fn limit(what: &'static str, actual: usize, limit: usize) -> Result<(), ServeError> {
+    if actual > limit { Err(ServeError::Limit { what, actual, limit }) } else { Ok(()) }
+}
+
+/// Checks a hello. A generation that is not signed by this origin is no error: the agent may have followed an origin
+/// whose keys were lost, and a person must see that.
+fn greet(fleet: &Fleet, hello: v1::Hello) -> Result<Greeting, ServeError> {
+    let (from, to) = (hello.protocol_min, hello.protocol_max);
+    if !(from..=to).contains(&PROTOCOL) {
+        return Err(ServeError::Protocol { ours: PROTOCOL, from, to });
+    }
+    limit("generations held", hello.held.len(), HELD_GENERATIONS_MAX)?;
+    limit("boot id", hello.boot_id.len(), SHORT_TEXT_MAX_BYTES)?;
+    limit("agent version", hello.agent_version.len(), SHORT_TEXT_MAX_BYTES)?;
+    let mut notes = Vec::new();
+    let mut check = |shown: Option<v1::SignedGeneration>, what: &str| {
+        let shown = shown?;
+        match fleet.verify(&shown.record, &shown.signature) {
+            Ok(generation) => Some(generation),
+            Err(error) => {
+                notes.push(format!("its {what} generation is not ours: {error}"));
+                None
+            }
+        }
+    };
+    let live = check(hello.live, "live");
+    let accepted = check(hello.accepted, "accepted");
+    Ok(Greeting { boot_id: hello.boot_id, live, accepted, notes })
+}
+
+fn welcome(services: &Services) -> v1::Welcome {
+    let succession = |s: &syncd_shared::identity::KeySuccession| v1::KeySuccession {
+        new_key: Bytes::copy_from_slice(s.new_key.as_bytes()),
+        signature: Bytes::copy_from_slice(&s.signature.to_bytes()),
+    };
+    v1::Welcome {
+        protocol: PROTOCOL,
+        features: Vec::new(),
+        heartbeat_interval_ms: HEARTBEAT_INTERVAL.as_millis() as u32,
+        key_successions: services.keys.successions().iter().map(succession).collect(),
+    }
+}
+
+/// The newest of everything that waits to be sent.
+#[derive(Default)]
+struct Outbox {
+    welcome: Option<v1::Welcome>,
+    heartbeat: Option<u64>,
+    announce: Option<v1::Announce>,
+}
+
+impl Outbox {
+    fn is_empty(&self) -> bool {
+        self.welcome.is_none() && self.heartbeat.is_none() && self.announce.is_none()
+    }
+
+    fn take(&mut self) -> Option<v1::OriginMessage> {
+        let welcome = self.welcome.take().map(ToAgent::Welcome);
+        let heartbeat =
+            || self.heartbeat.take().map(|sequence| ToAgent::Heartbeat(v1::Heartbeat { sequence }));
+        let announce = || self.announce.take().map(ToAgent::Announce);
+        let message = welcome.or_else(heartbeat).or_else(announce);
+        message.map(|message| v1::OriginMessage { message: Some(message) })
+    }
+}
+
+struct Session {
+    planner: Planner,
+    attachment: Attachment,
+    /// What the agent has live, as last heard.
+    live: Option<RootHash>,
+    /// The highest number that it accepted, as last heard.
+    accepted: Option<GenerationNumber>,
+    outbox: Outbox,
+    /// The update that is planned for the announcement to come, and that announcement.
+    plan: Option<(Arc<SignedGeneration>, Plan)>,
+    last_heard: Instant,
+}
+
+impl Session {
+    async fn run(
+        &mut self,
+        incoming: &mut Streaming<v1::AgentMessage>,
+        sender: &mpsc::Sender<v1::OriginMessage>,
+    ) -> Result<(), ServeError> {
+        self.attachment.announced.mark_changed();
+        loop {
+            tokio::select! {
+                reason = &mut self.attachment.ended => {
+                    return Err(match reason {
+                        Ok(EndReason::Revoked) => ServeError::Revoked,
+                        Ok(EndReason::Replaced) => ServeError::Replaced,
+                        Err(_) => ServeError::Stopping,
+                    });
+                }
+                message = receive(incoming) => {
+                    let Some(message) = message? else { return Ok(()) };
+                    self.last_heard = Instant::now();
+                    self.heard(message).await?;
+                }
+                Ok(()) = self.attachment.announced.changed() => self.announced(),
+                update = planned(&mut self.plan) => self.announce(update),
+                room = sender.reserve(), if !self.outbox.is_empty() => {
+                    let Ok(room) = room else { return Ok(()) };
+                    if let Some(message) = self.outbox.take() {
+                        room.send(message);
+                    }
+                }
+                () = tokio::time::sleep_until(self.last_heard + SILENCE) => {
+                    return Err(ServeError::Silent { what: "a heartbeat", seconds: SILENCE.as_secs() });
+                }
+            }
+        }
+    }
+
+    /// A newer generation: what was not sent yet of older ones is forgotten.
+    fn announced(&mut self) {
+        let Some(generation) = self.attachment.announced.borrow_and_update().clone() else { return };
+        self.outbox.announce = None;
+        self.plan = None;
+        if self.accepted.is_some_and(|accepted| accepted > generation.number()) {
+            // It would be refused. The committer was told.
+            return;
+        }
+        let to = generation.root_hash();
+        let plan: Plan = match self.live {
+            Some(from) if from != to => {
+                let planner = self.planner.clone();
+                Box::pin(async move {
+                    let update = tokio::time::timeout(INLINE_WAIT, planner.update(from, to)).await;
+                    Some((from, update.ok()?.ok()?))
+                })
+            }
+            _ => Box::pin(std::future::ready(None)),
+        };
+        self.plan = Some((generation, plan));
+    }
+
+    fn announce(&mut self, planned: (Arc<SignedGeneration>, Option<(RootHash, Arc<EncodedUpdate>)>)) {
+        let (generation, update) = planned;
+        let inline = update.and_then(|(from, update)| {
+            let frames = update.inline_frames()?;
+            Some(v1::InlineUpdate { from_root: Bytes::copy_from_slice(from.as_bytes()), frames })
+        });
+        let generation = v1::SignedGeneration {
+            record: Bytes::copy_from_slice(generation.record()),
+            signature: Bytes::copy_from_slice(generation.signature()),
+        };
+        self.outbox.announce =
+            Some(v1::Announce { generation: Some(generation), activate_when_staged: true, update: inline });
+    }
+
+    async fn heard(&mut self, message: FromAgent) -> Result<(), ServeError> {
+        let report = match message {
+            FromAgent::Hello(_) => return Err(ServeError::OutOfOrder { what: "a second hello" }),
+            FromAgent::Heartbeat(heartbeat) => {
+                self.outbox.heartbeat = Some(heartbeat.sequence);
+                Report::Heartbeat
+            }
+            FromAgent::Progress(p) => {
+                let progress =
+                    AgentProgress { generation: p.generation, files: p.files_done, bytes: p.bytes_done };
+                Report::Progress { state: agent_state(p.state)?, progress }
+            }
+            FromAgent::Staged(s) => {
+                root_hash(&s.root, "root")?;
+                let progress = AgentProgress { generation: s.generation, files: 0, bytes: 0 };
+                Report::Progress { state: AgentState::Staged, progress }
+            }
+            FromAgent::Activated(a) => {
+                let generation =
+                    GenerationNumber::new(a.generation).ok_or(ServeError::Missing { field: "generation" })?;
+                let root = root_hash(&a.root, "root")?;
+                self.live = Some(root);
+                self.accepted = self.accepted.max(Some(generation));
+                Report::Activated { generation, root, spare_misses: a.spare_misses }
+            }
+            FromAgent::Failed(f) => {
+                limit("reason", f.reason.len(), REASON_MAX_BYTES)?;
+                let needs_operator = match v1::RetryClass::try_from(f.retry) {
+                    Ok(v1::RetryClass::Operator) => true,
+                    Ok(v1::RetryClass::Retry | v1::RetryClass::Resync) => false,
+                    _ => return Err(ServeError::Missing { field: "retry" }),
+                };
+                Report::Failed { reason: f.reason, needs_operator }
+            }
+        };
+        self.attachment.report(report).await;
+        Ok(())
+    }
+}
+
+/// The announcement whose update is planned, or known not to come. Cancel safe: the plan stays where it is.
+async fn planned(
+    plan: &mut Option<(Arc<SignedGeneration>, Plan)>,
+) -> (Arc<SignedGeneration>, Option<(RootHash, Arc<EncodedUpdate>)>) {
+    let Some((generation, future)) = plan else { return std::future::pending().await };
+    let update = future.await;
+    let generation = generation.clone();
+    *plan = None;
+    (generation, update)
+}
+
+fn agent_state(state: i32) -> Result<AgentState, ServeError> {
+    match v1::AgentState::try_from(state) {
+        Ok(v1::AgentState::Empty) => Ok(AgentState::Empty),
+        Ok(v1::AgentState::Fetching) => Ok(AgentState::Fetching),
+        Ok(v1::AgentState::Staging) => Ok(AgentState::Staging),
+        Ok(v1::AgentState::Staged) => Ok(AgentState::Staged),
+        Ok(v1::AgentState::Live) => Ok(AgentState::Live),
+        Ok(v1::AgentState::Failed) => Ok(AgentState::Failed),
+        Ok(v1::AgentState::Unspecified) | Err(_) => Err(ServeError::Missing { field: "state" }),
+    }
+}

@@ -1,0 +1,455 @@
+//! Agents that speak the protocol over real TLS, against the services and a real store of records.
+
+use std::time::Duration;
+
+use bytes::Bytes;
+use rcgen::KeyPair;
+use rustls::pki_types::CertificateDer;
+use syncd_proto::v1;
+use syncd_proto::v1::agent_message::Message as ToOrigin;
+use syncd_proto::v1::enrolment_client::EnrolmentClient;
+use syncd_proto::v1::fetch_request::Request as FetchWhat;
+use syncd_proto::v1::origin_message::Message as FromOrigin;
+use syncd_proto::v1::replication_client::ReplicationClient;
+use syncd_shared::identity::authority::{certificate_request, generate_key};
+use syncd_shared::identity::{ClientTls, ConnectError, JoinToken, connect};
+use syncd_shared::wire::ObjectsBatch;
+use syncd_shared::{ContentHash, Generation, GenerationNumber, RootEntry, RootHash, SignedGeneration};
+use tempfile::TempDir;
+use tokio::sync::mpsc;
+use tokio_stream::wrappers::ReceiverStream;
+use tokio_util::task::TaskTracker;
+use tonic::transport::Channel;
+use tonic::{Code, Status, Streaming};
+
+use super::*;
+use crate::fleet::{AgentState, AgentView};
+use crate::plan::PlanBudget;
+use crate::plan::fixture::{MemoryReplica, MemoryStore, Tree, noise, tree};
+use crate::store::Store;
+
+const SOON: Duration = Duration::from_secs(20);
+
+struct Origin {
+    data: TempDir,
+    keys: Arc<Keys>,
+    contents: Arc<MemoryStore>,
+    fleet: Fleet,
+    address: String,
+    observed: mpsc::Receiver<SignedGeneration>,
+    shutdown: CancellationToken,
+    tasks: TaskTracker,
+}
+
+impl Origin {
+    async fn start() -> Self {
+        let data = TempDir::new().unwrap();
+        Keys::create(data.path()).unwrap();
+        Store::create(data.path()).unwrap();
+        Self::open(data, MemoryStore::new(1 << 20)).await
+    }
+
+    async fn open(data: TempDir, contents: Arc<MemoryStore>) -> Self {
+        let keys = Arc::new(Keys::open(data.path()).unwrap());
+        let store = Arc::new(Store::open(data.path()).unwrap());
+        let (shutdown, tasks) = (CancellationToken::new(), TaskTracker::new());
+        let (sender, observed) = mpsc::channel(4);
+        let fleet = Fleet::start(store, keys.clone(), sender, shutdown.clone(), &tasks).unwrap();
+        let planner = Planner::new(contents.clone(), data.path(), PlanBudget::default()).unwrap();
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap().to_string();
+        let services = Services { keys: keys.clone(), fleet: fleet.clone(), planner, limit: None };
+        tasks.spawn(serve(listener, services, shutdown.clone()).unwrap());
+        Self { data, keys, contents, fleet, address, observed, shutdown, tasks }
+    }
+
+    async fn restart(self) -> Self {
+        self.shutdown.cancel();
+        self.tasks.close();
+        tokio::time::timeout(SOON, self.tasks.wait()).await.expect("everything ends");
+        let Self { data, contents, fleet, .. } = self;
+        drop(fleet);
+        Self::open(data, contents).await
+    }
+
+    fn generation(&self, number: u64, root: RootEntry) -> SignedGeneration {
+        let number = GenerationNumber::new(number).unwrap();
+        let tree_id = self.keys.tree_id();
+        Generation { tree_id, number, root, parent: None, created_ms: 0, label: String::new() }
+            .sign(self.keys.signing_key())
+    }
+
+    async fn token(&self, ttl: Duration, uses: u32) -> JoinToken {
+        self.fleet.create_token(ttl, uses).await.unwrap()
+    }
+
+    async fn join(&self, token: &JoinToken, name: &str) -> Result<Node, Status> {
+        let key = generate_key().unwrap();
+        let channel = connect(&self.address, ClientTls::join(token).unwrap()).await.unwrap();
+        let request = v1::JoinRequest {
+            tree_id: Bytes::copy_from_slice(token.tree_id.as_bytes()),
+            secret: Bytes::copy_from_slice(&token.secret),
+            name: name.into(),
+            certificate_request: certificate_request(&key).unwrap().into(),
+        };
+        let response = EnrolmentClient::new(channel).join(request).await?.into_inner();
+        assert_eq!(response.signing_key.as_ref(), self.keys.verifying_key().as_bytes());
+        let certificate = CertificateDer::from(response.certificate.to_vec());
+        Ok(Node { certificate, key })
+    }
+
+    async fn node(&self, name: &str) -> Node {
+        let token = self.token(Duration::from_secs(60), 1).await;
+        self.join(&token, name).await.unwrap()
+    }
+
+    async fn channel(&self, node: &Node) -> Result<Channel, ConnectError> {
+        let ca = self.keys.authority().certificate();
+        let tls = ClientTls::enrolled(self.keys.tree_id(), ca, &node.certificate, &node.key).unwrap();
+        connect(&self.address, tls).await
+    }
+
+    async fn subscribe(&self, node: &Node, hello: v1::Hello) -> Control {
+        let channel = self.channel(node).await.unwrap();
+        let (sender, receiver) = mpsc::channel(8);
+        sender.send(v1::AgentMessage { message: Some(ToOrigin::Hello(hello)) }).await.unwrap();
+        let mut client = replication(channel);
+        let stream = client.subscribe(ReceiverStream::new(receiver)).await.unwrap().into_inner();
+        Control { sender, stream }
+    }
+
+    async fn attached(&self, node: &Node, hello: v1::Hello) -> Control {
+        let mut control = self.subscribe(node, hello).await;
+        assert!(matches!(control.next().await.unwrap(), FromOrigin::Welcome(w) if w.protocol == PROTOCOL));
+        control
+    }
+
+    async fn until(&self, name: &str, condition: impl Fn(&AgentView) -> bool) -> AgentView {
+        let mut view = self.fleet.view();
+        let holds =
+            |f: &Arc<crate::fleet::FleetView>| f.agents.iter().any(|a| a.name == name && condition(a));
+        let found = tokio::time::timeout(SOON, view.wait_for(holds)).await.expect("comes true").unwrap();
+        found.agents.iter().find(|a| a.name == name).unwrap().clone()
+    }
+
+    async fn fetch(&self, node: &Node, requests: Vec<FetchWhat>) -> Result<Vec<v1::FetchFrame>, Status> {
+        let mut client = replication(self.channel(node).await.unwrap());
+        let requests = requests.into_iter().map(|r| v1::FetchRequest { request: Some(r) });
+        let mut stream = client.fetch(tokio_stream::iter(requests.collect::<Vec<_>>())).await?.into_inner();
+        let mut frames = Vec::new();
+        while let Some(frame) = tokio::time::timeout(SOON, stream.message()).await.expect("goes on")? {
+            frames.push(frame);
+        }
+        Ok(frames)
+    }
+}
+
+struct Node {
+    certificate: CertificateDer<'static>,
+    key: KeyPair,
+}
+
+struct Control {
+    sender: mpsc::Sender<v1::AgentMessage>,
+    stream: Streaming<v1::OriginMessage>,
+}
+
+impl Control {
+    async fn next(&mut self) -> Result<FromOrigin, Status> {
+        let message = tokio::time::timeout(SOON, self.stream.message()).await.expect("something comes")?;
+        message.ok_or_else(|| Status::ok("the stream ended")).map(|m| m.message.unwrap())
+    }
+
+    async fn announce(&mut self) -> v1::Announce {
+        loop {
+            if let FromOrigin::Announce(announce) = self.next().await.unwrap() {
+                return announce;
+            }
+        }
+    }
+
+    async fn say(&self, message: ToOrigin) {
+        self.sender.send(v1::AgentMessage { message: Some(message) }).await.unwrap();
+    }
+
+    async fn activated(&self, generation: u64, root: RootHash) {
+        let root = Bytes::copy_from_slice(root.as_bytes());
+        self.say(ToOrigin::Activated(v1::Activated { generation, root, spare_misses: 0 })).await;
+    }
+
+    async fn refusal(&mut self) -> Status {
+        loop {
+            match self.next().await {
+                Ok(_) => {}
+                Err(status) => return status,
+            }
+        }
+    }
+}
+
+fn replication(channel: Channel) -> ReplicationClient<Channel> {
+    ReplicationClient::new(channel).max_decoding_message_size(FETCH_MESSAGE_MAX_BYTES)
+}
+
+fn hello() -> v1::Hello {
+    v1::Hello { protocol_min: 1, protocol_max: 1, boot_id: "boot".into(), ..v1::Hello::default() }
+}
+
+fn message(generation: &SignedGeneration) -> v1::SignedGeneration {
+    v1::SignedGeneration {
+        record: Bytes::copy_from_slice(generation.record()),
+        signature: Bytes::copy_from_slice(generation.signature()),
+    }
+}
+
+fn update(from: &RootEntry, to: &RootEntry, first_item: u64) -> FetchWhat {
+    FetchWhat::Update(v1::UpdateRequest {
+        from_root: Bytes::copy_from_slice(from.hash().as_bytes()),
+        to_root: Bytes::copy_from_slice(to.hash().as_bytes()),
+        first_item,
+    })
+}
+
+/// Everything of a tree by the general path.
+async fn general_path(origin: &Origin, node: &Node, root: &RootEntry) -> MemoryReplica {
+    let mut replica = MemoryReplica::default();
+    let batch = ObjectsBatch { directories: vec![root.object], recursive: true, files: Vec::new() };
+    let ask = |batch: ObjectsBatch| FetchWhat::Objects(batch.to_message(root.hash()));
+    for frame in origin.fetch(node, vec![ask(batch)]).await.unwrap() {
+        replica.take(frame);
+    }
+    let entries = replica.directories.values().flat_map(|d| d.entries());
+    let files: Vec<ContentHash> = entries
+        .filter_map(|e| match e.kind {
+            syncd_shared::Kind::File { content, size } if size > 0 => Some(content),
+            _ => None,
+        })
+        .collect();
+    let batches =
+        files.chunks(3).map(|files| ObjectsBatch { files: files.to_vec(), ..ObjectsBatch::default() });
+    let requests: Vec<_> = batches.map(ask).collect();
+    let count = requests.len() as u64;
+    for frame in origin.fetch(node, requests).await.unwrap() {
+        replica.take(frame);
+    }
+    assert_eq!(replica.ended, 1 + count);
+    replica.assemble();
+    replica
+}
+
+fn site(pages: u64, extra: &[(&str, &[u8])]) -> Tree {
+    let mut site: Tree = (0..pages).map(|i| (format!("docs/{i}.html"), noise(i, 9_000))).collect();
+    site.extend(tree(extra));
+    site
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn two_agents_follow_by_the_general_path_and_by_an_inline_update() {
+    let origin = Origin::start().await;
+    let (first, second) = (site(30, &[("a", b"1")]), site(30, &[("a", b"2"), ("new/b", b"3")]));
+    let (from, to) = (origin.contents.put(&first), origin.contents.put(&second));
+    let (web1, web2) = (origin.node("web1").await, origin.node("web2").await);
+    let (mut one, mut two) = (origin.attached(&web1, hello()).await, origin.attached(&web2, hello()).await);
+    origin.fleet.announce(origin.generation(1, from));
+    for (node, control) in [(&web1, &mut one), (&web2, &mut two)] {
+        let announce = control.announce().await;
+        assert!(announce.activate_when_staged && announce.update.is_none());
+        assert_eq!(announce.generation, Some(message(&origin.generation(1, from))));
+        assert_eq!(general_path(&origin, node, &from).await.tree(&from), first);
+        control.activated(1, from.hash()).await;
+    }
+    for name in ["web1", "web2"] {
+        let view = origin.until(name, |a| a.generation == GenerationNumber::new(1)).await;
+        assert_eq!((view.connected, view.state, view.root), (true, AgentState::Live, Some(from.hash())));
+    }
+    assert!(origin.fleet.retained_roots().contains(&from.hash()));
+    origin.fleet.announce(origin.generation(2, to));
+    for (node, control) in [(&web1, &mut one), (&web2, &mut two)] {
+        let inline = control.announce().await.update.expect("a small update travels along");
+        assert_eq!(inline.from_root.as_ref(), from.hash().as_bytes());
+        let mut replica = general_path(&origin, node, &from).await;
+        inline.frames.into_iter().for_each(|frame| replica.take(frame));
+        replica.assemble();
+        assert_eq!(replica.tree(&to), second);
+        control.activated(2, to.hash()).await;
+    }
+    // A rollback: another number for a root that is there.
+    origin.until("web1", |a| a.generation == GenerationNumber::new(2)).await;
+    origin.fleet.announce(origin.generation(3, to));
+    let announce = one.announce().await;
+    assert!(announce.update.is_none());
+    let origin = origin.restart().await;
+    let view = origin.until("web1", |a| a.generation == GenerationNumber::new(2)).await;
+    assert!(!view.connected && view.root == Some(to.hash()) && view.last_seen_ms > 0);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_large_update_is_fetched_and_resumed_by_item() {
+    let origin = Origin::start().await;
+    let (first, second) = (site(3, &[]), site(700, &[("big", &noise(9_999, 3_000_000))]));
+    let (from, to) = (origin.contents.put(&first), origin.contents.put(&second));
+    let node = origin.node("web1").await;
+    let live = Some(message(&origin.generation(1, from)));
+    origin.fleet.announce(origin.generation(2, to));
+    let mut control = origin.attached(&node, v1::Hello { live, ..hello() }).await;
+    assert!(control.announce().await.update.is_none());
+    let frames = origin.fetch(&node, vec![update(&from, &to, 0)]).await.unwrap();
+    let middle = frames.len() as u64 / 2;
+    let rest = origin.fetch(&node, vec![update(&from, &to, middle)]).await.unwrap();
+    assert_eq!(rest, frames[middle as usize..]);
+    let mut replica = general_path(&origin, &node, &from).await;
+    frames.into_iter().for_each(|frame| replica.take(frame));
+    replica.assemble();
+    assert_eq!(replica.tree(&to), second);
+
+    let unknown = RootEntry { object: from.object, ..to };
+    let refused = origin.fetch(&node, vec![update(&unknown, &to, 0)]).await.unwrap_err();
+    assert_eq!(refused.code(), Code::NotFound, "{refused}");
+    origin.contents.forget(&from.hash());
+    let twice = vec![update(&from, &to, 0), update(&from, &to, 0)];
+    let refused = origin.fetch(&node, twice).await.unwrap_err();
+    assert_eq!(refused.code(), Code::InvalidArgument, "{refused}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_agent_that_reads_late_gets_only_the_newest() {
+    let origin = Origin::start().await;
+    let roots: Vec<_> = (0..50u64).map(|i| origin.contents.put(&tree(&[("f", &i.to_le_bytes())]))).collect();
+    let node = origin.node("web1").await;
+    let mut control = origin.attached(&node, hello()).await;
+    let all: Vec<_> = roots.iter().zip(1..).map(|(root, number)| origin.generation(number, *root)).collect();
+    all.into_iter().for_each(|generation| origin.fleet.announce(generation));
+    let newest = message(&origin.generation(50, roots[49]));
+    let mut seen = 0;
+    while control.announce().await.generation != Some(newest.clone()) {
+        seen += 1;
+    }
+    assert!(seen < 40, "{seen}");
+    control.say(ToOrigin::Heartbeat(v1::Heartbeat { sequence: 7 })).await;
+    assert!(matches!(control.next().await.unwrap(), FromOrigin::Heartbeat(h) if h.sequence == 7));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn revoking_closes_streams_at_once_and_refuses_the_next_connection() {
+    let origin = Origin::start().await;
+    let node = origin.node("web1").await;
+    let mut control = origin.attached(&node, hello()).await;
+    let channel = origin.channel(&node).await.unwrap();
+    origin.until("web1", |a| a.connected).await;
+    origin.fleet.revoke("web1".into()).await.unwrap();
+    let refused = control.refusal().await;
+    assert_eq!(refused.code(), Code::PermissionDenied, "{refused}");
+    let renewal = v1::RenewRequest { certificate_request: certificate_request(&node.key).unwrap().into() };
+    let refused = EnrolmentClient::new(channel).renew(renewal).await.unwrap_err();
+    assert_eq!(refused.code(), Code::PermissionDenied);
+    assert!(matches!(origin.channel(&node).await, Err(ConnectError::Refused { .. })));
+    assert!(origin.fleet.revoke("web1".into()).await.is_err());
+    let origin = origin.restart().await;
+    assert!(matches!(origin.channel(&node).await, Err(ConnectError::Refused { .. })));
+    // The name is free again.
+    let node = origin.node("web1").await;
+    origin.attached(&node, hello()).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_second_connection_with_one_certificate_closes_the_first_and_is_shown() {
+    let origin = Origin::start().await;
+    let node = origin.node("web1").await;
+    let mut first = origin.attached(&node, hello()).await;
+    let clone = v1::Hello { boot_id: "other".into(), ..hello() };
+    let second = origin.attached(&node, clone).await;
+    assert_eq!(first.refusal().await.code(), Code::Aborted);
+    let view = origin.until("web1", |a| a.connected && !a.notes.is_empty()).await;
+    assert!(view.notes[0].contains("boot other after boot boot"), "{:?}", view.notes);
+    drop(second);
+    origin.until("web1", |a| !a.connected).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_token_is_good_once_and_in_time_and_for_a_free_name() {
+    let origin = Origin::start().await;
+    let token = origin.token(Duration::from_secs(60), 1).await;
+    let node = origin.join(&token, "web1").await.unwrap();
+    let code = |joined: Result<Node, Status>| joined.map(drop).unwrap_err().code();
+    assert_eq!(code(origin.join(&token, "web2").await), Code::PermissionDenied);
+    let expired = origin.token(Duration::ZERO, 1).await;
+    assert_eq!(code(origin.join(&expired, "web2").await), Code::PermissionDenied);
+    let guessed = JoinToken { secret: [7; 16], ..token.clone() };
+    assert_eq!(code(origin.join(&guessed, "web2").await), Code::PermissionDenied);
+    let fresh = origin.token(Duration::from_secs(60), 2).await;
+    assert_eq!(code(origin.join(&fresh, "web1").await), Code::AlreadyExists);
+    assert_eq!(code(origin.join(&fresh, "../web").await), Code::InvalidArgument);
+    // Refusals took nothing from the token, and a restart forgets nothing.
+    let origin = origin.restart().await;
+    assert_eq!(code(origin.join(&token, "web2").await), Code::PermissionDenied);
+    origin.join(&fresh, "web2").await.unwrap();
+    origin.join(&fresh, "web3").await.unwrap();
+    assert_eq!(code(origin.join(&fresh, "web4").await), Code::PermissionDenied);
+    let names: Vec<_> = origin.fleet.view().borrow().agents.iter().map(|a| a.name.clone()).collect();
+    assert_eq!(names, ["web1", "web2", "web3"]);
+
+    let renewal = v1::RenewRequest { certificate_request: certificate_request(&node.key).unwrap().into() };
+    let channel = origin.channel(&node).await.unwrap();
+    let renewed = EnrolmentClient::new(channel).renew(renewal.clone()).await.unwrap().into_inner();
+    let renewed = Node { certificate: CertificateDer::from(renewed.certificate.to_vec()), ..node };
+    origin.attached(&renewed, hello()).await;
+    let anonymous = connect(&origin.address, ClientTls::join(&token).unwrap()).await.unwrap();
+    let refused = EnrolmentClient::new(anonymous.clone()).renew(renewal).await.unwrap_err();
+    assert_eq!(refused.code(), Code::Unauthenticated);
+    let refused = replication(anonymous).fetch(tokio_stream::empty()).await.unwrap_err();
+    assert_eq!(refused.code(), Code::Unauthenticated);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_number_above_ours_is_reported_and_nothing_lower_announced() {
+    let mut origin = Origin::start().await;
+    let root = origin.contents.put(&tree(&[("f", b"1")]));
+    origin.fleet.announce(origin.generation(3, root));
+    let node = origin.node("web1").await;
+    let ahead = origin.generation(57, root);
+    let accepted = Some(message(&ahead));
+    let live = Some(message(&origin.generation(2, root)));
+    let mut control = origin.attached(&node, v1::Hello { live, accepted, ..hello() }).await;
+    let told = tokio::time::timeout(SOON, origin.observed.recv()).await.unwrap().unwrap();
+    assert_eq!(told, ahead);
+    origin.fleet.announce(origin.generation(58, root));
+    let announce = control.announce().await;
+    assert_eq!(announce.generation, Some(message(&origin.generation(58, root))));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn messages_out_of_order_and_other_protocols_are_refused() {
+    let origin = Origin::start().await;
+    let node = origin.node("web1").await;
+    let newer = v1::Hello { protocol_min: 2, protocol_max: 3, ..hello() };
+    let refused = origin.subscribe(&node, newer).await.refusal().await;
+    assert_eq!(refused.code(), Code::FailedPrecondition, "{refused}");
+    let mut control = origin.attached(&node, hello()).await;
+    control.say(ToOrigin::Hello(hello())).await;
+    assert_eq!(control.refusal().await.code(), Code::InvalidArgument);
+    let foreign = v1::SignedGeneration { record: Bytes::from_static(b"x"), signature: Bytes::new() };
+    let _control = origin.attached(&node, v1::Hello { live: Some(foreign), ..hello() }).await;
+    let view = origin.until("web1", |a| a.connected && !a.notes.is_empty()).await;
+    assert_eq!((view.generation, view.state), (None, AgentState::Empty));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_agent_has_a_bounded_number_of_fetch_streams() {
+    let origin = Origin::start().await;
+    let node = origin.node("web1").await;
+    let mut client = replication(origin.channel(&node).await.unwrap());
+    let mut open = Vec::new();
+    for _ in 0..4 {
+        let (sender, receiver) = mpsc::channel(1);
+        open.push((sender, client.fetch(ReceiverStream::new(receiver)).await.unwrap()));
+    }
+    let refused = client.fetch(tokio_stream::empty()).await.unwrap_err();
+    assert_eq!(refused.code(), Code::Unavailable, "{refused}");
+    drop(open);
+    let again = async {
+        while client.fetch(tokio_stream::empty()).await.is_err() {
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    };
+    tokio::time::timeout(SOON, again).await.expect("places are given back");
+}

@@ -1,0 +1,438 @@
+//! Garbage collection.
+//!
+//! 1. Mark, as a reader: everything that the retained roots refer to, and what of the index is not among it.
+//! 2. Sweep, as the writer: mark what was sealed since, then remove from the index what is still not referred to, and the
+//!    packs in which nothing is left, in one transaction; unlink those packs.
+//! 3. Compact, as the writer, one pack at a time: where less than half is live, live frames are appended elsewhere, one
+//!    transaction moves the chunks and drops the pack, then it is unlinked.
+//!
+//! A crash leaves a step done or not done, and packs to unlink, which opening the store does. Readers that have a pack
+//! open go on reading it.
+
+use std::collections::{BTreeMap, HashMap, HashSet};
+use std::fs;
+use std::io;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+
+use redb::{ReadTransaction, ReadableTable, WriteTransaction};
+use syncd_shared::directory::Kind;
+use syncd_shared::hash::{ContentHash, ObjectHash, RootHash};
+use syncd_shared::{Directory, Generation, GenerationNumber, RootEntry};
+
+use super::error::{StoreError, index, poisoned};
+use super::index::{CHUNKS, DIRECTORIES, FILES, GENERATIONS, PACKS, ROOTS, decode_location, location_in};
+use super::pack::{Location, PACK_HEADER_BYTES, PackFrame, PackId, chunk_bytes};
+use super::read::{decode_chunks, decode_root, encode_root};
+use super::retention::{Retention, retired};
+use super::writer::{FrameBuilder, WritePermit, Writer};
+use super::{Store, objects};
+
+/// What a garbage collection did.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct CollectReport {
+    /// Generations that are gone.
+    pub generations: Vec<GenerationNumber>,
+    /// Directory objects that are gone.
+    pub directories: u64,
+    /// Chunks that are gone.
+    pub chunks: u64,
+    /// Packs that were rewritten or had nothing left.
+    pub packs: u64,
+    /// Bytes of those packs. Rewriting takes some of them again.
+    pub pack_bytes: u64,
+    /// Packs that should have been rewritten and are damaged; they stay as they are.
+    pub damaged_packs: Vec<PackId>,
+}
+
+/// What the retained generations refer to. Chunks and files are kept as the first 8 bytes of their hash: one that merely
+/// looks like a live one is kept, and that is all that goes wrong. Directories, which decide where marking goes on, are
+/// kept whole.
+#[derive(Default)]
+struct Marks {
+    generations: HashSet<u64>,
+    directories: HashSet<ObjectHash>,
+    files: HashSet<u64>,
+    chunks: HashSet<u64>,
+}
+
+/// What the index had when it was marked, and no retained generation refers to.
+struct Candidates {
+    directories: Vec<ObjectHash>,
+    files: Vec<ContentHash>,
+    chunks: Vec<ContentHash>,
+}
+
+fn short(hash: &ContentHash) -> u64 {
+    let [a, b, c, d, e, f, g, h, ..] = *hash.as_bytes();
+    u64::from_le_bytes([a, b, c, d, e, f, g, h])
+}
+
+impl Marks {
+    fn mark_tree(&mut self, t: &ReadTransaction, root: ObjectHash) -> Result<(), StoreError> {
+        let directories = t.open_table(DIRECTORIES).map_err(index)?;
+        let files = t.open_table(FILES).map_err(index)?;
+        let mut stack = vec![root];
+        while let Some(hash) = stack.pop() {
+            if !self.directories.insert(hash) {
+                continue;
+            }
+            let stored = directories.get(hash.as_bytes()).map_err(index)?;
+            let stored = stored.ok_or(StoreError::DirectoryMissing { hash })?;
+            let directory = Directory::decode(&objects::unpack(stored.value(), &hash)?)
+                .map_err(|source| StoreError::Directory { hash, source })?;
+            for entry in directory.entries() {
+                match &entry.kind {
+                    Kind::Directory { object, .. } => stack.push(*object),
+                    Kind::File { content, size } if *size > 0 => {
+                        self.chunks.insert(short(content));
+                        if let Some(stored) = files.get(content.as_bytes()).map_err(index)? {
+                            self.files.insert(short(content));
+                            let chunks = decode_chunks(content, stored.value())?;
+                            self.chunks.extend(chunks.iter().map(|chunk| short(&chunk.hash)));
+                        }
+                    }
+                    Kind::File { .. } | Kind::Symlink { .. } => {}
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn candidates(&self, t: &ReadTransaction) -> Result<Candidates, StoreError> {
+        let mut out = Candidates { directories: Vec::new(), files: Vec::new(), chunks: Vec::new() };
+        for row in t.open_table(DIRECTORIES).map_err(index)?.iter().map_err(index)? {
+            let hash = ObjectHash::from_bytes(*row.map_err(index)?.0.value());
+            if !self.directories.contains(&hash) {
+                out.directories.push(hash);
+            }
+        }
+        for row in t.open_table(FILES).map_err(index)?.iter().map_err(index)? {
+            let hash = ContentHash::from_bytes(*row.map_err(index)?.0.value());
+            if !self.files.contains(&short(&hash)) {
+                out.files.push(hash);
+            }
+        }
+        for row in t.open_table(CHUNKS).map_err(index)?.iter().map_err(index)? {
+            let hash = ContentHash::from_bytes(*row.map_err(index)?.0.value());
+            if !self.chunks.contains(&short(&hash)) {
+                out.chunks.push(hash);
+            }
+        }
+        Ok(out)
+    }
+
+    /// Marks the trees of all generations that are neither marked nor retired.
+    fn mark_generations(
+        &mut self,
+        t: &ReadTransaction,
+        retire: &HashSet<GenerationNumber>,
+    ) -> Result<(), StoreError> {
+        for generation in generations_in(t)? {
+            let number = generation.number;
+            if !retire.contains(&number) && self.generations.insert(number.get()) {
+                self.mark_tree(t, generation.root.object)?;
+            }
+        }
+        Ok(())
+    }
+}
+
+impl Marks {
+    /// Marks the chunks of every file that stays listed: a manifest that was mended meanwhile may be of a file that was
+    /// marked before, by chunks that nothing else refers to.
+    fn mark_listed(&mut self, t: &ReadTransaction, candidates: &Candidates) -> Result<(), StoreError> {
+        let gone: HashSet<&ContentHash> =
+            candidates.files.iter().filter(|file| !self.files.contains(&short(file))).collect();
+        for row in t.open_table(FILES).map_err(index)?.iter().map_err(index)? {
+            let (file, stored) = row.map_err(index)?;
+            let file = ContentHash::from_bytes(*file.value());
+            if !gone.contains(&file) {
+                let chunks = decode_chunks(&file, stored.value())?;
+                self.chunks.extend(chunks.iter().map(|chunk| short(&chunk.hash)));
+            }
+        }
+        Ok(())
+    }
+}
+
+fn generations_in(t: &ReadTransaction) -> Result<Vec<Generation>, StoreError> {
+    let table = t.open_table(GENERATIONS).map_err(index)?;
+    let rows = table.iter().map_err(index)?;
+    rows.map(|row| {
+        let (number, stored) = row.map_err(index)?;
+        let record = stored.value().get(64..).ok_or(StoreError::Entry { table: "generations" })?;
+        let number = number.value();
+        Generation::decode(record).map_err(|source| StoreError::Generation { number, source })
+    })
+    .collect()
+}
+
+impl Store {
+    /// The generations that [`Store::collect_garbage`] would retire now.
+    pub fn retention(
+        &self,
+        retention: Retention,
+        keep_roots: &HashSet<RootHash>,
+        now_ms: i64,
+    ) -> Result<Vec<GenerationNumber>, StoreError> {
+        let all = self.index.read(generations_in)?;
+        Ok(retired(&all, retention, keep_roots, now_ms))
+    }
+
+    /// Retires generations, removes what nothing refers to any more and gives its space back. Readers are not held up;
+    /// writers wait while the index is changed and while one pack is rewritten. Costs a walk of all retained trees and of
+    /// the index where there is something to retire or may be something that no generation refers to; else next to
+    /// nothing. Any damage of the index that is seen ends it before anything was removed.
+    ///
+    /// `keep_tree` stays too, though no generation may have it: what the stat records describe, and the next scan takes for
+    /// granted.
+    pub fn collect_garbage(
+        self: &Arc<Self>,
+        retention: Retention,
+        keep_roots: &HashSet<RootHash>,
+        keep_tree: Option<&RootEntry>,
+        now_ms: i64,
+    ) -> Result<CollectReport, StoreError> {
+        let retire: HashSet<_> = self.retention(retention, keep_roots, now_ms)?.into_iter().collect();
+        let orphans = self.orphans.swap(false, Ordering::AcqRel);
+        if retire.is_empty() && !orphans {
+            return Ok(CollectReport::default());
+        }
+        let collected = self.mark_and_sweep(&retire, keep_tree).and_then(|mut report| {
+            self.compact(&mut report)?;
+            Ok(report)
+        });
+        if collected.is_err() {
+            self.orphans.store(true, Ordering::Release);
+        }
+        collected
+    }
+
+    fn mark_and_sweep(
+        self: &Arc<Self>,
+        retire: &HashSet<GenerationNumber>,
+        keep_tree: Option<&RootEntry>,
+    ) -> Result<CollectReport, StoreError> {
+        let mut marks = Marks::default();
+        let candidates = self.index.read(|t| {
+            marks.mark_generations(t, retire)?;
+            if let Some(tree) = keep_tree {
+                marks.mark_tree(t, tree.object)?;
+            }
+            marks.candidates(t)
+        })?;
+        #[cfg(test)]
+        super::tests::between_mark_and_sweep(self);
+        let permit = WritePermit::acquire(self)?;
+        let mut report = CollectReport::default();
+        self.index.read(|t| {
+            marks.mark_generations(t, retire)?;
+            marks.mark_listed(t, &candidates)
+        })?;
+        let dropped = self.index.write(|t| {
+            for number in retire {
+                retire_generation(t, *number)?;
+            }
+            remove_unmarked(t, &marks, &candidates, &mut report)?;
+            drop_dead_packs(t, &mut report)
+        })?;
+        self.directories.lock().map_err(poisoned)?.clear();
+        self.unlink(&dropped)?;
+        report.generations = retire.iter().copied().collect();
+        report.generations.sort_unstable();
+        drop(permit);
+        Ok(report)
+    }
+
+    fn unlink(&self, packs: &[PackId]) -> Result<(), StoreError> {
+        for &pack in packs {
+            let path = self.packs.path(pack);
+            match fs::remove_file(&path) {
+                Err(e) if e.kind() == io::ErrorKind::NotFound => {}
+                other => other.map_err(|source| StoreError::Io { doing: "remove", path, source })?,
+            }
+            // Only now: nobody can open it again.
+            self.packs.forget(pack);
+        }
+        Ok(())
+    }
+
+    fn compact(self: &Arc<Self>, report: &mut CollectReport) -> Result<(), StoreError> {
+        let sparse = self.index.read(|t| {
+            let live = live_bytes(&t.open_table(CHUNKS).map_err(index)?)?;
+            let mut sparse = Vec::new();
+            for row in t.open_table(PACKS).map_err(index)?.iter().map_err(index)? {
+                let (id, length) = row.map_err(index)?;
+                let (id, (bytes, content_bytes)) = (PackId(id.value()), length.value());
+                let live = live.get(&id).copied().unwrap_or(0);
+                if live < content_bytes / 2 {
+                    sparse.push((id, bytes));
+                }
+            }
+            Ok(sparse)
+        })?;
+        for (pack, bytes) in sparse {
+            let permit = WritePermit::acquire(self)?;
+            match self.rewrite(pack, bytes, permit) {
+                Ok(()) => {
+                    report.packs += 1;
+                    report.pack_bytes += bytes;
+                }
+                Err(StoreError::Frame { .. } | StoreError::PackMissing { .. }) => {
+                    report.damaged_packs.push(pack);
+                }
+                Err(other) => return Err(other),
+            }
+        }
+        Ok(())
+    }
+
+    /// Moves what is live in a pack elsewhere and drops the pack.
+    fn rewrite(&self, pack: PackId, bytes: u64, permit: WritePermit) -> Result<(), StoreError> {
+        let writer = Writer::open_apart_from(permit, pack)?;
+        let mut builder = writer.batch()?;
+        let mut offset = PACK_HEADER_BYTES as u64;
+        // A writer since then may have gone on in this pack.
+        let bytes = self.index.read(|t| {
+            let packs = t.open_table(PACKS).map_err(index)?;
+            Ok(packs.get(pack.get()).map_err(index)?.map_or(bytes, |length| length.value().0))
+        })?;
+        while offset < bytes {
+            let (frame, next) = self.packs.frame(pack, offset)?;
+            self.move_live(&writer, &mut builder, pack, offset, &frame)?;
+            offset = next;
+        }
+        builder.finish()?;
+        writer.finish_with(|t| {
+            t.open_table(PACKS).map_err(index)?.remove(pack.get()).map_err(index)?;
+            Ok(())
+        })?;
+        self.unlink(&[pack])
+    }
+
+    fn move_live(
+        &self,
+        writer: &Writer,
+        builder: &mut FrameBuilder<'_>,
+        pack: PackId,
+        offset: u64,
+        frame: &PackFrame,
+    ) -> Result<(), StoreError> {
+        let live: Vec<_> = self.index.read(|t| {
+            let table = t.open_table(CHUNKS).map_err(index)?;
+            let mut live = Vec::new();
+            for chunk in &frame.chunks {
+                let here = Location {
+                    pack,
+                    frame_offset: offset,
+                    offset_in_frame: chunk.offset,
+                    length: chunk.length,
+                };
+                if location_in(&table, &chunk.hash)? == Some(here) {
+                    live.push(*chunk);
+                }
+            }
+            Ok(live)
+        })?;
+        if live.is_empty() {
+            return Ok(());
+        }
+        if live.len() == frame.chunks.len() {
+            return writer.append(&frame.chunks, frame.uncompressed_bytes, &frame.compressed);
+        }
+        let damaged = |source| StoreError::Frame { pack, offset, source };
+        let content = frame.decompress().map_err(damaged)?;
+        for chunk in live {
+            let bytes = chunk_bytes(&content, chunk.offset, chunk.length, &chunk.hash).map_err(damaged)?;
+            builder.move_chunk(&chunk.hash, bytes)?;
+        }
+        Ok(())
+    }
+}
+
+fn retire_generation(t: &WriteTransaction, number: GenerationNumber) -> Result<(), StoreError> {
+    let mut generations = t.open_table(GENERATIONS).map_err(index)?;
+    let Some(hash) = ({
+        let stored = generations.remove(number.get()).map_err(index)?;
+        stored
+            .map(|stored| {
+                let record = stored.value().get(64..).ok_or(StoreError::Entry { table: "generations" })?;
+                let decoded = Generation::decode(record);
+                decoded
+                    .map(|g| g.root_hash())
+                    .map_err(|source| StoreError::Generation { number: number.get(), source })
+            })
+            .transpose()?
+    }) else {
+        return Ok(());
+    };
+    let mut roots = t.open_table(ROOTS).map_err(index)?;
+    let known = {
+        let stored = roots.get(hash.as_bytes()).map_err(index)?;
+        stored.map(|stored| decode_root(&hash, stored.value())).transpose()?
+    };
+    match known {
+        Some((count, entry)) if count > 1 => {
+            roots.insert(hash.as_bytes(), encode_root(count - 1, &entry).as_slice()).map_err(index)?;
+        }
+        Some(_) => {
+            roots.remove(hash.as_bytes()).map_err(index)?;
+        }
+        None => {}
+    }
+    Ok(())
+}
+
+fn remove_unmarked(
+    t: &WriteTransaction,
+    marks: &Marks,
+    candidates: &Candidates,
+    report: &mut CollectReport,
+) -> Result<(), StoreError> {
+    let mut table = t.open_table(DIRECTORIES).map_err(index)?;
+    for hash in candidates.directories.iter().filter(|hash| !marks.directories.contains(hash)) {
+        table.remove(hash.as_bytes()).map_err(index)?;
+        report.directories += 1;
+    }
+    let mut table = t.open_table(FILES).map_err(index)?;
+    for hash in candidates.files.iter().filter(|hash| !marks.files.contains(&short(hash))) {
+        table.remove(hash.as_bytes()).map_err(index)?;
+    }
+    let mut table = t.open_table(CHUNKS).map_err(index)?;
+    for hash in candidates.chunks.iter().filter(|hash| !marks.chunks.contains(&short(hash))) {
+        table.remove(hash.as_bytes()).map_err(index)?;
+        report.chunks += 1;
+    }
+    Ok(())
+}
+
+/// Uncompressed bytes of the chunks that the index has in each pack.
+fn live_bytes(
+    chunks: &impl ReadableTable<&'static [u8; 32], &'static [u8; 20]>,
+) -> Result<HashMap<PackId, u64>, StoreError> {
+    let mut live = HashMap::new();
+    for row in chunks.iter().map_err(index)? {
+        let location = decode_location(row.map_err(index)?.1.value());
+        *live.entry(location.pack).or_default() += u64::from(location.length);
+    }
+    Ok(live)
+}
+
+fn drop_dead_packs(t: &WriteTransaction, report: &mut CollectReport) -> Result<Vec<PackId>, StoreError> {
+    let live = live_bytes(&t.open_table(CHUNKS).map_err(index)?)?;
+    let mut packs = t.open_table(PACKS).map_err(index)?;
+    let mut dead = BTreeMap::new();
+    for row in packs.iter().map_err(index)? {
+        let (id, length) = row.map_err(index)?;
+        if !live.contains_key(&PackId(id.value())) {
+            dead.insert(PackId(id.value()), length.value().0);
+        }
+    }
+    for (id, bytes) in &dead {
+        packs.remove(id.get()).map_err(index)?;
+        report.packs += 1;
+        report.pack_bytes += bytes;
+    }
+    Ok(dead.into_keys().collect())
+}

@@ -1,0 +1,231 @@
+//! The index: one redb database with everything but file content.
+//!
+//! Values that no hash or signature covers carry a checksum of key and value, because redb checks its own pages only
+//! when it opens a file. Where redb gives up on a damaged page it panics; that ends here, as an error.
+
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::path::Path;
+
+use redb::{
+    Builder, Database, DatabaseError, Durability, ReadTransaction, ReadableDatabase, ReadableTable,
+    StorageError, TableDefinition, WriteTransaction,
+};
+use syncd_shared::hash::ContentHash;
+
+use super::error::{OpenStoreError, StoreError, index};
+use super::pack::{Location, PackId};
+
+/// Version of everything under DATA that the store writes.
+pub(super) const STORE_FORMAT: u32 = 1;
+const CACHE_BYTES: usize = 64 * 1024 * 1024;
+
+/// A chunk's hash -> where it lies.
+pub(super) const CHUNKS: TableDefinition<'_, &[u8; 32], &[u8; 20]> = TableDefinition::new("chunks");
+/// A file's hash -> its chunks. Files of one chunk, whose hash is the chunk's, are not in it.
+pub(super) const FILES: TableDefinition<'_, &[u8; 32], &[u8]> = TableDefinition::new("files");
+/// A directory object's hash -> its canonical bytes, packed by [`super::objects`].
+pub(super) const DIRECTORIES: TableDefinition<'_, &[u8; 32], &[u8]> = TableDefinition::new("directories");
+/// Number -> 64 signature, record.
+pub(super) const GENERATIONS: TableDefinition<'_, u64, &[u8]> = TableDefinition::new("generations");
+/// A root's hash -> u32 number of generations that have it, root entry.
+pub(super) const ROOTS: TableDefinition<'_, &[u8; 32], &[u8]> = TableDefinition::new("roots");
+/// A directory's path -> what the scanner keeps of it.
+pub(super) const STAT: TableDefinition<'_, &[u8], &[u8]> = TableDefinition::new("stat");
+/// Namespace and name -> value.
+pub(super) const RECORDS: TableDefinition<'_, (&str, &[u8]), &[u8]> = TableDefinition::new("records");
+/// A pack's number -> its durable length, the uncompressed bytes of its frames.
+pub(super) const PACKS: TableDefinition<'_, u32, (u64, u64)> = TableDefinition::new("packs");
+/// What the store keeps of itself.
+pub(super) const META: TableDefinition<'_, &str, u64> = TableDefinition::new("meta");
+
+/// Key in [`META`]: [`STORE_FORMAT`].
+pub(super) const META_FORMAT: &str = "format";
+/// Key in [`META`]: the number of the next new pack.
+pub(super) const META_NEXT_PACK: &str = "next_pack";
+
+/// See the module.
+pub(super) struct Index {
+    database: Database,
+}
+
+impl Index {
+    /// Makes a new index in a file that does not exist.
+    pub(super) fn create(path: &Path) -> Result<Self, OpenStoreError> {
+        let database = caught(|| Ok(Builder::new().set_cache_size(CACHE_BYTES).create(path)))
+            .map_err(|_| OpenStoreError::Unreadable { path: path.to_owned() })?
+            .map_err(|e| open_error(path, e))?;
+        let created = Self { database };
+        created.write(|t| {
+            t.open_table(CHUNKS).map_err(index)?;
+            t.open_table(FILES).map_err(index)?;
+            t.open_table(DIRECTORIES).map_err(index)?;
+            t.open_table(GENERATIONS).map_err(index)?;
+            t.open_table(ROOTS).map_err(index)?;
+            t.open_table(STAT).map_err(index)?;
+            t.open_table(RECORDS).map_err(index)?;
+            t.open_table(PACKS).map_err(index)?;
+            let mut meta = t.open_table(META).map_err(index)?;
+            meta.insert(META_FORMAT, u64::from(STORE_FORMAT)).map_err(index)?;
+            meta.insert(META_NEXT_PACK, 1).map_err(index)?;
+            Ok::<_, StoreError>(())
+        })?;
+        Ok(created)
+    }
+
+    /// Opens an index, and reads all of it once to see that every page is what was written.
+    pub(super) fn open(path: &Path) -> Result<Self, OpenStoreError> {
+        let database = caught(|| {
+            Ok(Builder::new().set_cache_size(CACHE_BYTES).set_check_integrity_on_open(true).open(path))
+        })
+        .map_err(|_| OpenStoreError::Unreadable { path: path.to_owned() })?
+        .map_err(|e| open_error(path, e))?;
+        let opened = Self { database };
+        let format = opened
+            .read(|t| {
+                let meta = t.open_table(META).map_err(index)?;
+                Ok(meta.get(META_FORMAT).map_err(index)?.map(|v| v.value()))
+            })
+            .map_err(|e| match e {
+                StoreError::Index(source) => OpenStoreError::Damaged { path: path.to_owned(), source },
+                _ => OpenStoreError::Unreadable { path: path.to_owned() },
+            })?
+            .unwrap_or(0);
+        if format != u64::from(STORE_FORMAT) {
+            let actual = u32::try_from(format).unwrap_or(u32::MAX);
+            return Err(OpenStoreError::Format { path: path.to_owned(), actual, expected: STORE_FORMAT });
+        }
+        Ok(opened)
+    }
+
+    /// Reads one consistent state.
+    pub(super) fn read<T>(
+        &self,
+        read: impl FnOnce(&ReadTransaction) -> Result<T, StoreError>,
+    ) -> Result<T, StoreError> {
+        caught(|| read(&self.database.begin_read().map_err(index)?))
+    }
+
+    /// Changes everything or, on an error, nothing. Durable when it returns `Ok`: what it wrote survives a power cut.
+    pub(super) fn write<T, E: From<StoreError>>(
+        &self,
+        write: impl FnOnce(&WriteTransaction) -> Result<T, E>,
+    ) -> Result<T, E> {
+        caught(|| {
+            let mut transaction = self.database.begin_write().map_err(index)?;
+            transaction.set_durability(Durability::Immediate).map_err(index)?;
+            transaction.set_quick_repair(true);
+            let out = match write(&transaction) {
+                Ok(out) => out,
+                Err(error) => {
+                    transaction.abort().map_err(index)?;
+                    return Ok(Err(error));
+                }
+            };
+            transaction.commit().map_err(index)?;
+            Ok(Ok(out))
+        })?
+    }
+}
+
+fn caught<T>(f: impl FnOnce() -> Result<T, StoreError>) -> Result<T, StoreError> {
+    catch_unwind(AssertUnwindSafe(f)).unwrap_or(Err(StoreError::IndexUnreadable))
+}
+
+fn open_error(path: &Path, error: DatabaseError) -> OpenStoreError {
+    let path = path.to_owned();
+    match error {
+        DatabaseError::DatabaseAlreadyOpen => OpenStoreError::Held { path, pid: None },
+        DatabaseError::Storage(StorageError::Io(source)) if source.raw_os_error().is_some() => {
+            OpenStoreError::Io { doing: "open", path, source }
+        }
+        other => OpenStoreError::Damaged { path, source: Box::new(other.into()) },
+    }
+}
+
+/// Encodes a value of [`CHUNKS`].
+pub(super) fn encode_location(location: &Location) -> [u8; 20] {
+    let mut out = [0; 20];
+    out[..4].copy_from_slice(&location.pack.0.to_le_bytes());
+    out[4..12].copy_from_slice(&location.frame_offset.to_le_bytes());
+    out[12..16].copy_from_slice(&location.offset_in_frame.to_le_bytes());
+    out[16..].copy_from_slice(&location.length.to_le_bytes());
+    out
+}
+
+/// Decodes a value of [`CHUNKS`].
+pub(super) fn decode_location(bytes: &[u8; 20]) -> Location {
+    let [p0, p1, p2, p3, f0, f1, f2, f3, f4, f5, f6, f7, o0, o1, o2, o3, l0, l1, l2, l3] = *bytes;
+    Location {
+        pack: PackId(u32::from_le_bytes([p0, p1, p2, p3])),
+        frame_offset: u64::from_le_bytes([f0, f1, f2, f3, f4, f5, f6, f7]),
+        offset_in_frame: u32::from_le_bytes([o0, o1, o2, o3]),
+        length: u32::from_le_bytes([l0, l1, l2, l3]),
+    }
+}
+
+/// The chunk's location, from an open table.
+pub(super) fn location_in(
+    chunks: &impl ReadableTable<&'static [u8; 32], &'static [u8; 20]>,
+    hash: &ContentHash,
+) -> Result<Option<Location>, StoreError> {
+    let found = chunks.get(hash.as_bytes()).map_err(index)?;
+    Ok(found.map(|value| decode_location(value.value())))
+}
+
+const CHECKSUM_BYTES: usize = 8;
+
+fn checksum(table: &'static str, key: &[u8], value: &[u8]) -> [u8; CHECKSUM_BYTES] {
+    let mut hasher = blake3::Hasher::new();
+    hasher.update(table.as_bytes());
+    hasher.update(&(key.len() as u64).to_le_bytes());
+    hasher.update(key);
+    hasher.update(value);
+    let mut out = [0; CHECKSUM_BYTES];
+    out.copy_from_slice(&hasher.finalize().as_bytes()[..CHECKSUM_BYTES]);
+    out
+}
+
+/// Adds the checksum to a value.
+pub(super) fn with_checksum(table: &'static str, key: &[u8], value: &[u8]) -> Vec<u8> {
+    [value, &checksum(table, key, value)].concat()
+}
+
+/// Takes the checksum off a value that has the right one.
+pub(super) fn without_checksum<'a>(
+    table: &'static str,
+    key: &[u8],
+    stored: &'a [u8],
+) -> Result<&'a [u8], StoreError> {
+    stored
+        .split_last_chunk::<CHECKSUM_BYTES>()
+        .filter(|(value, sum)| checksum(table, key, value) == **sum)
+        .map(|(value, _)| value)
+        .ok_or(StoreError::Entry { table })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn locations_round_trip() {
+        let location =
+            Location { pack: PackId(7), frame_offset: 1 << 40, offset_in_frame: 99, length: 65_536 };
+        assert_eq!(decode_location(&encode_location(&location)), location);
+    }
+
+    #[test]
+    fn a_value_of_another_key_is_refused() {
+        let stored = with_checksum("stat", b"a", b"value");
+        assert_eq!(without_checksum("stat", b"a", &stored).unwrap(), b"value");
+        assert!(without_checksum("stat", b"b", &stored).is_err());
+        assert!(without_checksum("stat", b"a", &stored[1..]).is_err());
+        assert!(without_checksum("stat", b"a", b"").is_err());
+    }
+
+    #[test]
+    fn a_panic_inside_becomes_an_error() {
+        let error = caught::<()>(|| panic!("as a damaged page makes redb do")).unwrap_err();
+        assert!(matches!(error, StoreError::IndexUnreadable));
+    }
+}

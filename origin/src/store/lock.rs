@@ -1,0 +1,47 @@
+//! One process at a time: an advisory lock on DATA/lock, which says who holds it.
+//!
+//! The lock goes with the process, however it ends; the file stays and means nothing by itself.
+
+use std::fs::{File, OpenOptions};
+use std::io::{Read, Seek, Write};
+use std::path::Path;
+
+use rustix::fs::{FlockOperation, flock};
+
+use super::error::OpenStoreError;
+
+/// Held as long as the store is open.
+#[derive(Debug)]
+pub(super) struct DataLock {
+    _file: File,
+}
+
+impl DataLock {
+    /// Takes the lock at once or says who has it.
+    pub(super) fn acquire(data: &Path) -> Result<Self, OpenStoreError> {
+        let path = data.join("lock");
+        let io = |doing, source| OpenStoreError::Io { doing, path: path.clone(), source };
+        let mut file = OpenOptions::new()
+            .read(true)
+            .write(true)
+            .create(true)
+            .truncate(false)
+            .open(&path)
+            .map_err(|e| io("open", e))?;
+        match flock(&file, FlockOperation::NonBlockingLockExclusive) {
+            Ok(()) => {}
+            Err(rustix::io::Errno::WOULDBLOCK) => {
+                let mut text = String::new();
+                // Who holds it is only for the message.
+                let _ = file.take(32).read_to_string(&mut text);
+                return Err(OpenStoreError::Held { path: data.to_owned(), pid: text.trim().parse().ok() });
+            }
+            Err(e) => return Err(io("lock", e.into())),
+        }
+        file.set_len(0)
+            .and_then(|()| file.rewind())
+            .and_then(|()| writeln!(file, "{}", std::process::id()))
+            .map_err(|e| io("write", e))?;
+        Ok(Self { _file: file })
+    }
+}

@@ -1,0 +1,75 @@
+//! How directory objects lie in the index: `u8 0`, canonical bytes; or `u8 1`, `u32` length, zstd of them.
+
+use syncd_shared::Directory;
+use syncd_shared::directory::DecodeDirectoryError;
+use syncd_shared::hash::ObjectHash;
+use syncd_shared::limits::DIRECTORY_OBJECT_MAX_BYTES;
+
+use super::error::StoreError;
+
+const RAW: u8 = 0;
+const ZSTD: u8 = 1;
+/// Below this, compression saves nothing worth its time.
+const COMPRESS_MIN_BYTES: usize = 256;
+const LEVEL: i32 = 1;
+
+/// Packs canonical bytes for the index.
+pub(super) fn pack(canonical: &[u8]) -> Vec<u8> {
+    if canonical.len() >= COMPRESS_MIN_BYTES
+        && let Ok(compressed) = zstd::bulk::compress(canonical, LEVEL)
+        && compressed.len() + 4 < canonical.len()
+    {
+        let mut out = Vec::with_capacity(compressed.len() + 5);
+        out.push(ZSTD);
+        out.extend_from_slice(&(canonical.len() as u32).to_le_bytes());
+        out.extend_from_slice(&compressed);
+        return out;
+    }
+    [&[RAW], canonical].concat()
+}
+
+/// Canonical bytes from the index, held against their hash.
+pub(super) fn unpack(stored: &[u8], hash: &ObjectHash) -> Result<Vec<u8>, StoreError> {
+    let damaged = || StoreError::Entry { table: "directories" };
+    let canonical = match stored.split_first().ok_or_else(damaged)? {
+        (&RAW, canonical) => canonical.to_vec(),
+        (&ZSTD, rest) => {
+            let (length, compressed) = rest.split_first_chunk::<4>().ok_or_else(damaged)?;
+            let length = u32::from_le_bytes(*length) as usize;
+            if length > DIRECTORY_OBJECT_MAX_BYTES {
+                return Err(damaged());
+            }
+            zstd::bulk::decompress(compressed, length).map_err(|_| damaged())?
+        }
+        _ => return Err(damaged()),
+    };
+    let actual = Directory::hash_of(&canonical);
+    if actual != *hash {
+        let source = DecodeDirectoryError::Hash { expected: *hash, actual };
+        return Err(StoreError::Directory { hash: *hash, source });
+    }
+    Ok(canonical)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn small_and_large_objects_round_trip_and_damage_is_seen() {
+        for length in [1, 100, 5_000] {
+            let canonical: Vec<u8> = (0..length).map(|i| (i % 7) as u8).collect();
+            let hash = Directory::hash_of(&canonical);
+            let stored = pack(&canonical);
+            assert_eq!(unpack(&stored, &hash).unwrap(), canonical);
+            for bit in 0..stored.len() * 8 {
+                let mut bad = stored.clone();
+                bad[bit / 8] ^= 1 << (bit % 8);
+                if let Ok(other) = unpack(&bad, &hash) {
+                    assert_eq!(other, canonical);
+                }
+            }
+            assert!(unpack(&stored[..stored.len() - 1], &hash).is_err());
+        }
+    }
+}

@@ -1,0 +1,171 @@
+//! Appends frames to packs.
+//!
+//! Owned by the one [`super::Writer`]. It goes on at the durable length of the last pack, so that what a writer that
+//! was dropped or killed left behind is overwritten. Nothing that it wrote counts before [`PackWriter::sync`] returned
+//! and the lengths it gave were committed to the index.
+
+use std::collections::BTreeMap;
+use std::fs::{File, OpenOptions};
+use std::os::unix::fs::FileExt;
+use std::path::PathBuf;
+
+use super::error::StoreError;
+use super::pack::{FrameChunk, PACK_HEADER_BYTES, PACK_MAX_BYTES, PackId, encode_frame, pack_header};
+
+/// How far a pack has got.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct PackLength {
+    /// Bytes of the pack.
+    pub(super) bytes: u64,
+    /// Uncompressed bytes of its frames.
+    pub(super) content_bytes: u64,
+}
+
+/// See the module.
+pub(super) struct PackWriter {
+    directory: PathBuf,
+    current: Option<Current>,
+    next: u32,
+    /// Packs that grew since the last sync and are no longer current.
+    full: Vec<Current>,
+    directory_changed: bool,
+    dirty: bool,
+    failed: bool,
+}
+
+struct Current {
+    id: PackId,
+    file: File,
+    length: PackLength,
+}
+
+/// What a sync made durable.
+#[derive(Debug, Default)]
+pub(super) struct Synced {
+    /// New lengths of the packs that grew.
+    pub(super) packs: BTreeMap<PackId, PackLength>,
+    /// The number of the next new pack.
+    pub(super) next: u32,
+}
+
+impl PackWriter {
+    /// Goes on in `last`, where that has room; else with pack `next`.
+    pub(super) fn open(
+        directory: PathBuf,
+        last: Option<(PackId, PackLength)>,
+        next: u32,
+    ) -> Result<Self, StoreError> {
+        let mut writer = Self {
+            directory,
+            current: None,
+            next,
+            full: Vec::new(),
+            directory_changed: false,
+            dirty: false,
+            failed: false,
+        };
+        if let Some((id, length)) = last.filter(|(_, length)| length.bytes < PACK_MAX_BYTES) {
+            let path = writer.path(id);
+            let file = OpenOptions::new().write(true).open(&path).map_err(|source| StoreError::Io {
+                doing: "open",
+                path: path.clone(),
+                source,
+            })?;
+            file.set_len(length.bytes).map_err(|source| StoreError::Io {
+                doing: "truncate",
+                path,
+                source,
+            })?;
+            writer.current = Some(Current { id, file, length });
+        }
+        Ok(writer)
+    }
+
+    fn path(&self, id: PackId) -> PathBuf {
+        self.directory.join(id.file_name())
+    }
+
+    fn create(&mut self) -> Result<Current, StoreError> {
+        let id = PackId(self.next);
+        let path = self.path(id);
+        let file = OpenOptions::new()
+            .write(true)
+            .create(true)
+            .truncate(true)
+            .open(&path)
+            .map_err(|source| StoreError::Io { doing: "create", path: path.clone(), source })?;
+        file.write_all_at(&pack_header(id), 0).map_err(|source| StoreError::Io {
+            doing: "write",
+            path,
+            source,
+        })?;
+        self.next += 1;
+        self.directory_changed = true;
+        let length = PackLength { bytes: PACK_HEADER_BYTES as u64, content_bytes: 0 };
+        Ok(Current { id, file, length })
+    }
+
+    /// Appends one frame; where it starts. After an error the frame does not count.
+    pub(super) fn append(
+        &mut self,
+        chunks: &[FrameChunk],
+        uncompressed_bytes: u32,
+        compressed: &[u8],
+    ) -> Result<(PackId, u64), StoreError> {
+        let frame = encode_frame(chunks, uncompressed_bytes, compressed);
+        let mut current = match self.current.take() {
+            Some(current) if current.length.bytes < PACK_MAX_BYTES => current,
+            full => {
+                self.full.extend(full);
+                self.create()?
+            }
+        };
+        let (id, offset) = (current.id, current.length.bytes);
+        let written = current.file.write_all_at(&frame, offset);
+        if written.is_ok() {
+            current.length.bytes += frame.len() as u64;
+            current.length.content_bytes += u64::from(uncompressed_bytes);
+            self.dirty = true;
+        }
+        self.current = Some(current);
+        written.map_err(|source| StoreError::Io { doing: "write", path: self.path(id), source })?;
+        Ok((id, offset))
+    }
+
+    /// Makes everything appended durable: the packs and, where one is new, their directory. An error is final: the
+    /// writer must be dropped, since the kernel reports a failed write only once.
+    pub(super) fn sync(&mut self) -> Result<Synced, StoreError> {
+        if self.failed {
+            return Err(StoreError::SyncFailed);
+        }
+        let synced = self.try_sync();
+        self.failed = synced.is_err();
+        synced
+    }
+
+    fn try_sync(&mut self) -> Result<Synced, StoreError> {
+        let mut packs = BTreeMap::new();
+        if self.dirty {
+            for pack in self.full.iter().chain(&self.current) {
+                pack.file.sync_data().map_err(|source| StoreError::Io {
+                    doing: "sync",
+                    path: self.path(pack.id),
+                    source,
+                })?;
+                packs.insert(pack.id, pack.length);
+            }
+        }
+        if self.directory_changed {
+            let path = self.directory.clone();
+            File::open(&path).and_then(|d| d.sync_all()).map_err(|source| StoreError::Io {
+                doing: "sync",
+                path,
+                source,
+            })?;
+        }
+        self.full.clear();
+        self.dirty = false;
+        self.directory_changed = false;
+        Ok(Synced { packs, next: self.next })
+    }
+}

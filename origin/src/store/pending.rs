@@ -1,0 +1,190 @@
+//! What a writer has that the index does not have yet.
+
+use std::collections::{BTreeMap, HashMap};
+
+use redb::{ReadableTable, WriteTransaction};
+use syncd_shared::hash::{ContentHash, ObjectHash};
+
+use super::error::{StoreError, index};
+use super::index::{
+    CHUNKS, DIRECTORIES, FILES, META, META_NEXT_PACK, PACKS, STAT, encode_location, with_checksum,
+};
+use super::pack::Location;
+use super::pack_writer::Synced;
+use super::read::{Chunk, encode_chunks};
+
+/// Memory that an entry of a hash map takes besides what it points to, at a guess.
+const ENTRY_BYTES: usize = 100;
+
+/// See the module.
+#[derive(Default)]
+pub(super) struct Pending {
+    /// `None`: claimed by a worker that has not written it yet.
+    pub(super) chunks: HashMap<ContentHash, Option<Location>>,
+    pub(super) files: HashMap<ContentHash, Vec<Chunk>>,
+    /// Packed as in the index.
+    pub(super) directories: HashMap<ObjectHash, Vec<u8>>,
+    stats: BTreeMap<Vec<u8>, Option<Vec<u8>>>,
+    removed_subtrees: Vec<Vec<u8>>,
+    bytes: usize,
+}
+
+impl Pending {
+    /// Memory that content entries take, in bytes; stat records are not counted, since only a seal makes them final.
+    pub(super) fn content_bytes(&self) -> usize {
+        self.bytes + self.chunks.len() * ENTRY_BYTES
+    }
+
+    /// Chunks that were claimed and not written.
+    pub(super) fn unwritten(&self) -> usize {
+        self.chunks.values().filter(|location| location.is_none()).count()
+    }
+
+    pub(super) fn put_file(&mut self, file: ContentHash, chunks: &[Chunk]) {
+        self.bytes += ENTRY_BYTES + size_of_val(chunks);
+        self.files.insert(file, chunks.to_vec());
+    }
+
+    pub(super) fn put_directory(&mut self, hash: ObjectHash, packed: Vec<u8>) {
+        self.bytes += ENTRY_BYTES + packed.len();
+        self.directories.insert(hash, packed);
+    }
+
+    /// `Some(None)`: removed; `None`: as in the index.
+    pub(super) fn stat(&self, path: &[u8]) -> Option<Option<&[u8]>> {
+        if let Some(value) = self.stats.get(path) {
+            return Some(value.as_deref());
+        }
+        self.removed_subtrees.iter().any(|top| is_within(path, top)).then_some(None)
+    }
+
+    pub(super) fn put_stat(&mut self, path: &[u8], value: Option<&[u8]>) {
+        self.stats.insert(path.to_vec(), value.map(<[u8]>::to_vec));
+    }
+
+    pub(super) fn remove_stat_subtree(&mut self, top: &[u8]) {
+        if top.is_empty() {
+            self.stats.clear();
+        } else {
+            self.stats.remove(top);
+            let (from, to) = subtree_range(top);
+            let below: Vec<Vec<u8>> = self.stats.range(from..to).map(|(path, _)| path.clone()).collect();
+            for path in below {
+                self.stats.remove(&path);
+            }
+        }
+        self.removed_subtrees.push(top.to_vec());
+    }
+
+    /// Writes content entries and the packs' lengths. The packs were synced before.
+    pub(super) fn write_content(&self, t: &WriteTransaction, synced: &Synced) -> Result<(), StoreError> {
+        let mut table = t.open_table(PACKS).map_err(index)?;
+        for (id, length) in &synced.packs {
+            table.insert(id.get(), (length.bytes, length.content_bytes)).map_err(index)?;
+        }
+        t.open_table(META).map_err(index)?.insert(META_NEXT_PACK, u64::from(synced.next)).map_err(index)?;
+        let mut table = t.open_table(CHUNKS).map_err(index)?;
+        // In order of keys: neighbours share pages.
+        let mut chunks: Vec<_> = self.chunks.iter().filter_map(|(h, l)| Some((h, l.as_ref()?))).collect();
+        chunks.sort_unstable_by_key(|(hash, _)| **hash);
+        for (hash, location) in chunks {
+            table.insert(hash.as_bytes(), &encode_location(location)).map_err(index)?;
+        }
+        let mut table = t.open_table(FILES).map_err(index)?;
+        for (file, chunks) in &self.files {
+            table.insert(file.as_bytes(), encode_chunks(file, chunks).as_slice()).map_err(index)?;
+        }
+        let mut table = t.open_table(DIRECTORIES).map_err(index)?;
+        let mut directories: Vec<_> = self.directories.iter().collect();
+        directories.sort_unstable_by_key(|(hash, _)| **hash);
+        for (hash, packed) in directories {
+            table.insert(hash.as_bytes(), packed.as_slice()).map_err(index)?;
+        }
+        Ok(())
+    }
+
+    /// Forgets the content entries that [`Pending::write_content`] wrote; claims stay.
+    pub(super) fn clear_content(&mut self) {
+        self.chunks.retain(|_, location| location.is_none());
+        self.chunks.shrink_to(1024);
+        self.files = HashMap::new();
+        self.directories = HashMap::new();
+        self.bytes = 0;
+    }
+
+    /// Writes stat records.
+    pub(super) fn write_stats(&self, t: &WriteTransaction) -> Result<(), StoreError> {
+        let mut table = t.open_table(STAT).map_err(index)?;
+        for top in &self.removed_subtrees {
+            for path in stat_paths(&table, top)? {
+                table.remove(path.as_slice()).map_err(index)?;
+            }
+        }
+        for (path, value) in &self.stats {
+            match value {
+                Some(value) => {
+                    let stored = with_checksum("stat", path, value);
+                    table.insert(path.as_slice(), stored.as_slice()).map_err(index)?;
+                }
+                None => {
+                    table.remove(path.as_slice()).map_err(index)?;
+                }
+            }
+        }
+        Ok(())
+    }
+}
+
+/// The paths at and below a directory that have a record.
+fn stat_paths(
+    table: &impl ReadableTable<&'static [u8], &'static [u8]>,
+    top: &[u8],
+) -> Result<Vec<Vec<u8>>, StoreError> {
+    let mut paths = Vec::new();
+    if top.is_empty() {
+        for row in table.iter().map_err(index)? {
+            paths.push(row.map_err(index)?.0.value().to_vec());
+        }
+        return Ok(paths);
+    }
+    paths.push(top.to_vec());
+    let (from, to) = subtree_range(top);
+    for row in table.range(from.as_slice()..to.as_slice()).map_err(index)? {
+        paths.push(row.map_err(index)?.0.value().to_vec());
+    }
+    Ok(paths)
+}
+
+/// Everything that begins with `top/`.
+fn subtree_range(top: &[u8]) -> (Vec<u8>, Vec<u8>) {
+    ([top, b"/"].concat(), [top, &[b'/' + 1]].concat())
+}
+
+fn is_within(path: &[u8], top: &[u8]) -> bool {
+    top.is_empty() || path.strip_prefix(top).is_some_and(|rest| rest.is_empty() || rest[0] == b'/')
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn removing_a_subtree_leaves_its_neighbours_and_what_comes_after() {
+        let mut pending = Pending::default();
+        for path in [&b"a"[..], b"a/b", b"a-b", b"ab", b"a0"] {
+            pending.put_stat(path, Some(b"x"));
+        }
+        pending.remove_stat_subtree(b"a");
+        assert_eq!(pending.stat(b"a"), Some(None));
+        assert_eq!(pending.stat(b"a/b"), Some(None));
+        assert_eq!(pending.stat(b"a/c/d"), Some(None));
+        for path in [&b"a-b"[..], b"ab", b"a0"] {
+            assert_eq!(pending.stat(path), Some(Some(&b"x"[..])));
+        }
+        pending.put_stat(b"a/b", Some(b"y"));
+        assert_eq!(pending.stat(b"a/b"), Some(Some(&b"y"[..])));
+        assert_eq!(pending.stat(b"z"), None);
+        pending.remove_stat_subtree(b"");
+        assert_eq!(pending.stat(b"ab"), Some(None));
+    }
+}

@@ -1,0 +1,303 @@
+//! Reading: generations, directory objects, chunk manifests, frames, whole files.
+
+use std::io::Write;
+use std::sync::Arc;
+
+use redb::{ReadTransaction, ReadableTable};
+use syncd_shared::generation::GenerationError;
+use syncd_shared::hash::{ContentHash, ObjectHash, RootHash};
+use syncd_shared::limits::CHUNK_MAX_BYTES;
+use syncd_shared::{Directory, Generation, GenerationNumber, RootEntry, SignedGeneration, TreeId};
+
+use super::error::{StoreError, index, poisoned};
+use super::index::{
+    CHUNKS, DIRECTORIES, FILES, GENERATIONS, ROOTS, STAT, location_in, with_checksum, without_checksum,
+};
+use super::pack::{Location, PackFrame, PackId, chunk_bytes};
+use super::{Store, objects};
+
+/// A part of a file.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct Chunk {
+    /// Hash of its bytes.
+    pub hash: ContentHash,
+    /// Its length in bytes.
+    pub length: u32,
+}
+
+/// A generation as it was sealed. Its signature was not checked: [`StoredGeneration::verify`].
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct StoredGeneration {
+    /// What the record says.
+    pub generation: Generation,
+    /// Canonical bytes of the record.
+    pub record: Vec<u8>,
+    /// The signature over them.
+    pub signature: [u8; 64],
+}
+
+impl StoredGeneration {
+    /// Checks the signature.
+    pub fn verify(
+        &self,
+        tree_id: TreeId,
+        key: &ed25519_dalek::VerifyingKey,
+    ) -> Result<SignedGeneration, GenerationError> {
+        SignedGeneration::verify(&self.record, &self.signature, tree_id, key)
+    }
+
+    pub(super) fn encode(signed: &SignedGeneration) -> Vec<u8> {
+        [&signed.signature()[..], signed.record()].concat()
+    }
+
+    fn decode(number: u64, stored: &[u8]) -> Result<Self, StoreError> {
+        let (signature, record) =
+            stored.split_first_chunk::<64>().ok_or(StoreError::Entry { table: "generations" })?;
+        let generation =
+            Generation::decode(record).map_err(|source| StoreError::Generation { number, source })?;
+        if generation.number.get() != number {
+            return Err(StoreError::Entry { table: "generations" });
+        }
+        Ok(Self { generation, record: record.to_vec(), signature: *signature })
+    }
+}
+
+/// Encodes a value of the table of files.
+pub(super) fn encode_chunks(file: &ContentHash, chunks: &[Chunk]) -> Vec<u8> {
+    let mut out = Vec::with_capacity(chunks.len() * 36 + 8);
+    for chunk in chunks {
+        out.extend_from_slice(chunk.hash.as_bytes());
+        out.extend_from_slice(&chunk.length.to_le_bytes());
+    }
+    with_checksum("files", file.as_bytes(), &out)
+}
+
+/// Decodes a value of the table of files.
+pub(super) fn decode_chunks(file: &ContentHash, stored: &[u8]) -> Result<Vec<Chunk>, StoreError> {
+    let bytes = without_checksum("files", file.as_bytes(), stored)?;
+    let (chunks, rest) = bytes.as_chunks::<36>();
+    if !rest.is_empty() {
+        return Err(StoreError::Entry { table: "files" });
+    }
+    let chunk = |entry: &[u8; 36]| {
+        let (hash, length) = entry.split_at(32);
+        let length = length.try_into().map(u32::from_le_bytes);
+        Some(Chunk { hash: hash.try_into().ok()?, length: length.ok()? })
+    };
+    chunks.iter().map(chunk).collect::<Option<_>>().ok_or(StoreError::Entry { table: "files" })
+}
+
+/// The refcount and the entry of a root.
+pub(super) fn decode_root(hash: &RootHash, stored: &[u8]) -> Result<(u32, RootEntry), StoreError> {
+    let damaged = || StoreError::Root { hash: *hash };
+    let (count, entry) = stored.split_first_chunk::<4>().ok_or_else(damaged)?;
+    let entry = RootEntry::decode(entry).map_err(|_| damaged())?;
+    if entry.hash() != *hash {
+        return Err(damaged());
+    }
+    Ok((u32::from_le_bytes(*count), entry))
+}
+
+/// Encodes a value of the table of roots.
+pub(super) fn encode_root(count: u32, entry: &RootEntry) -> Vec<u8> {
+    [&count.to_le_bytes()[..], &entry.encode()].concat()
+}
+
+/// The chunks of a file, as one state of the index has them.
+pub(super) fn chunks_of_in(
+    t: &ReadTransaction,
+    file: &ContentHash,
+    size: u64,
+) -> Result<Option<Vec<Chunk>>, StoreError> {
+    if size == 0 {
+        return Ok(Some(Vec::new()));
+    }
+    if size <= CHUNK_MAX_BYTES as u64 {
+        let chunks = t.open_table(CHUNKS).map_err(index)?;
+        if let Some(location) = location_in(&chunks, file)?.filter(|l| u64::from(l.length) == size) {
+            return Ok(Some(vec![Chunk { hash: *file, length: location.length }]));
+        }
+    }
+    let files = t.open_table(FILES).map_err(index)?;
+    let Some(stored) = files.get(file.as_bytes()).map_err(index)? else { return Ok(None) };
+    let chunks = decode_chunks(file, stored.value())?;
+    let total: u64 = chunks.iter().map(|chunk| u64::from(chunk.length)).sum();
+    Ok((total == size).then_some(chunks))
+}
+
+impl Store {
+    /// Canonical bytes of a directory object, held against its hash.
+    pub fn directory_bytes(&self, hash: &ObjectHash) -> Result<Option<Vec<u8>>, StoreError> {
+        self.index.read(|t| {
+            let table = t.open_table(DIRECTORIES).map_err(index)?;
+            let found = table.get(hash.as_bytes()).map_err(index)?;
+            found.map(|stored| objects::unpack(stored.value(), hash)).transpose()
+        })
+    }
+
+    /// A directory object. Those used of late are kept decoded.
+    pub fn directory(&self, hash: &ObjectHash) -> Result<Option<Arc<Directory>>, StoreError> {
+        if let Some(cached) = self.directories.lock().map_err(poisoned)?.get(hash) {
+            return Ok(Some(cached));
+        }
+        let Some(bytes) = self.directory_bytes(hash)? else { return Ok(None) };
+        let directory =
+            Directory::decode(&bytes).map_err(|source| StoreError::Directory { hash: *hash, source })?;
+        let directory = Arc::new(directory);
+        self.directories.lock().map_err(poisoned)?.put(*hash, &directory, bytes.len());
+        Ok(Some(directory))
+    }
+
+    /// A generation by its number.
+    pub fn generation(&self, number: GenerationNumber) -> Result<Option<StoredGeneration>, StoreError> {
+        self.index.read(|t| {
+            let table = t.open_table(GENERATIONS).map_err(index)?;
+            let found = table.get(number.get()).map_err(index)?;
+            found.map(|stored| StoredGeneration::decode(number.get(), stored.value())).transpose()
+        })
+    }
+
+    /// The generation with the highest number; `None` before the first was sealed.
+    pub fn latest(&self) -> Result<Option<StoredGeneration>, StoreError> {
+        self.index.read(|t| {
+            let table = t.open_table(GENERATIONS).map_err(index)?;
+            let last = table.last().map_err(index)?;
+            last.map(|(number, stored)| StoredGeneration::decode(number.value(), stored.value())).transpose()
+        })
+    }
+
+    /// All retained generations, sorted by number.
+    pub fn generations(&self) -> Result<Vec<StoredGeneration>, StoreError> {
+        self.index.read(|t| {
+            let table = t.open_table(GENERATIONS).map_err(index)?;
+            let rows = table.iter().map_err(index)?;
+            rows.map(|row| {
+                let (number, stored) = row.map_err(index)?;
+                StoredGeneration::decode(number.value(), stored.value())
+            })
+            .collect()
+        })
+    }
+
+    /// The root entry of a retained tree.
+    pub fn root(&self, hash: &RootHash) -> Result<Option<RootEntry>, StoreError> {
+        self.index.read(|t| {
+            let table = t.open_table(ROOTS).map_err(index)?;
+            let found = table.get(hash.as_bytes()).map_err(index)?;
+            found.map(|stored| decode_root(hash, stored.value()).map(|(_, entry)| entry)).transpose()
+        })
+    }
+
+    /// What the scanner keeps of a directory, by its path.
+    pub fn stat(&self, path: &[u8]) -> Result<Option<Vec<u8>>, StoreError> {
+        self.index.read(|t| {
+            let table = t.open_table(STAT).map_err(index)?;
+            let found = table.get(path).map_err(index)?;
+            found.map(|v| without_checksum("stat", path, v.value()).map(<[u8]>::to_vec)).transpose()
+        })
+    }
+
+    /// The chunks of a file of `size` bytes, in order; `None` where the file is not in the store.
+    pub fn chunks_of(&self, file: &ContentHash, size: u64) -> Result<Option<Vec<Chunk>>, StoreError> {
+        self.index.read(|t| chunks_of_in(t, file, size))
+    }
+
+    /// [`Store::chunks_of`] where the size of the file is not known.
+    pub fn chunks_of_content(&self, file: &ContentHash) -> Result<Option<Vec<Chunk>>, StoreError> {
+        self.index.read(|t| {
+            let files = t.open_table(FILES).map_err(index)?;
+            if let Some(stored) = files.get(file.as_bytes()).map_err(index)? {
+                return decode_chunks(file, stored.value()).map(Some);
+            }
+            let chunks = t.open_table(CHUNKS).map_err(index)?;
+            let whole = location_in(&chunks, file)?;
+            Ok(whole.map(|location| vec![Chunk { hash: *file, length: location.length }]))
+        })
+    }
+
+    /// Whether all of a file's content is in the store, as far as the index and the lengths of the packs tell.
+    pub fn has_content(&self, file: &ContentHash, size: u64) -> Result<bool, StoreError> {
+        self.index.read(|t| {
+            let Some(chunks) = chunks_of_in(t, file, size)? else { return Ok(false) };
+            let table = t.open_table(CHUNKS).map_err(index)?;
+            for chunk in chunks {
+                if !location_in(&table, &chunk.hash)?.is_some_and(|l| self.is_present(&l)) {
+                    return Ok(false);
+                }
+            }
+            Ok(true)
+        })
+    }
+
+    /// Where a chunk lies. Garbage collection may move it: a frame that is gone by then is
+    /// [`StoreError::PackMissing`], and the chunk is to be located again.
+    pub fn locate(&self, chunk: &ContentHash) -> Result<Option<Location>, StoreError> {
+        self.index.read(|t| location_in(&t.open_table(CHUNKS).map_err(index)?, chunk))
+    }
+
+    /// [`Store::locate`] for many chunks, in one consistent state.
+    pub fn locate_all(&self, chunks: &[Chunk]) -> Result<Vec<Option<Location>>, StoreError> {
+        self.index.read(|t| {
+            let table = t.open_table(CHUNKS).map_err(index)?;
+            chunks.iter().map(|chunk| location_in(&table, &chunk.hash)).collect()
+        })
+    }
+
+    /// Reads a frame as it lies in its pack; its header is checked, its content is not.
+    pub fn frame(&self, pack: PackId, frame_offset: u64) -> Result<PackFrame, StoreError> {
+        self.packs.frame(pack, frame_offset).map(|(frame, _)| frame)
+    }
+
+    /// Locates a chunk and reads its frame, wherever garbage collection moves it meanwhile.
+    pub fn frame_of(&self, chunk: &ContentHash) -> Result<Option<(Location, PackFrame)>, StoreError> {
+        let mut gone = None;
+        loop {
+            let Some(location) = self.locate(chunk)? else { return Ok(None) };
+            match self.frame(location.pack, location.frame_offset) {
+                Err(StoreError::PackMissing { .. }) if gone != Some(location) => gone = Some(location),
+                other => return other.map(|frame| Some((location, frame))),
+            }
+        }
+    }
+
+    /// Writes a file's content to `sink`. Every chunk is held against its hash before any byte of it is written, and at
+    /// the end the whole against the file's; after an error what was written is to be thrown away.
+    pub fn read_file(&self, file: &ContentHash, size: u64, mut sink: impl Write) -> Result<(), StoreError> {
+        let chunks = self.chunks_of(file, size)?.ok_or(StoreError::ContentMissing { hash: *file })?;
+        let mut whole = blake3::Hasher::new();
+        let mut frame: Option<(PackId, u64, Vec<u8>)> = None;
+        for chunk in chunks {
+            let (location, uncompressed) = self.uncompressed_frame(&chunk.hash, frame.take())?;
+            let (pack, offset) = (location.pack, location.frame_offset);
+            let bytes = chunk_bytes(&uncompressed, location.offset_in_frame, location.length, &chunk.hash)
+                .map_err(|source| StoreError::Frame { pack, offset, source })?;
+            whole.update(bytes);
+            sink.write_all(bytes).map_err(|source| StoreError::Sink { hash: *file, source })?;
+            frame = Some((pack, offset, uncompressed));
+        }
+        let actual = ContentHash::finish(&whole);
+        if actual != *file {
+            return Err(StoreError::Mismatch { expected: *file, actual });
+        }
+        Ok(())
+    }
+
+    /// The uncompressed frame that a chunk is in; `last` where that is it.
+    fn uncompressed_frame(
+        &self,
+        chunk: &ContentHash,
+        last: Option<(PackId, u64, Vec<u8>)>,
+    ) -> Result<(Location, Vec<u8>), StoreError> {
+        let missing = || StoreError::ContentMissing { hash: *chunk };
+        let location = self.locate(chunk)?.ok_or_else(missing)?;
+        if let Some((_, _, bytes)) =
+            last.filter(|(pack, offset, _)| (*pack, *offset) == (location.pack, location.frame_offset))
+        {
+            return Ok((location, bytes));
+        }
+        let (location, frame) = self.frame_of(chunk)?.ok_or_else(missing)?;
+        let (pack, offset) = (location.pack, location.frame_offset);
+        let bytes = frame.decompress().map_err(|source| StoreError::Frame { pack, offset, source })?;
+        Ok((location, bytes))
+    }
+}

@@ -1,0 +1,376 @@
+//! Writing: one writer at a time, filled by many threads, made final by [`Writer::seal`] or [`Writer::save`].
+
+use std::collections::HashMap;
+use std::sync::atomic::Ordering;
+use std::sync::{Arc, Mutex};
+
+use redb::{ReadableTable, WriteTransaction};
+use syncd_shared::directory::DecodeDirectoryError;
+use syncd_shared::hash::{ContentHash, ObjectHash};
+use syncd_shared::limits::{DIRECTORY_OBJECT_MAX_BYTES, FRAME_MAX_BYTES};
+use syncd_shared::{Directory, GenerationNumber, SignedGeneration};
+
+use super::error::{SealError, StoreError, index, poisoned};
+use super::index::{DIRECTORIES, GENERATIONS, META, META_NEXT_PACK, PACKS, ROOTS};
+use super::pack::{FRAME_MAX_CHUNKS, FrameChunk, Location, PackId, ZSTD_LEVEL};
+use super::pack_writer::{PackLength, PackWriter, Synced};
+use super::pending::Pending;
+use super::read::{Chunk, StoredGeneration, decode_root, encode_root};
+use super::{Store, objects};
+
+/// Entries in memory above this many bytes are committed early.
+const PENDING_MAX_BYTES: usize = 32 * 1024 * 1024;
+
+/// The right to change the store: one at a time, waited for.
+pub(super) struct WritePermit {
+    pub(super) store: Arc<Store>,
+}
+
+impl WritePermit {
+    pub(super) fn acquire(store: &Arc<Store>) -> Result<Self, StoreError> {
+        let mut writing = store.writing.lock().map_err(poisoned)?;
+        while *writing {
+            writing = store.written.wait(writing).map_err(poisoned)?;
+        }
+        *writing = true;
+        Ok(Self { store: store.clone() })
+    }
+}
+
+impl Drop for WritePermit {
+    fn drop(&mut self) {
+        if let Ok(mut writing) = self.store.writing.lock() {
+            *writing = false;
+        }
+        self.store.written.notify_one();
+    }
+}
+
+/// Adds to the store. Threads share it by reference, each with a [`FrameBuilder`] of its own. Dropped without
+/// [`Writer::seal`] or [`Writer::save`], it leaves nothing that anybody sees.
+pub struct Writer {
+    packs: Mutex<PackWriter>,
+    pending: Mutex<Pending>,
+    pending_max_bytes: usize,
+    permit: WritePermit,
+}
+
+impl Store {
+    /// The writer. Blocks while there is another, or garbage collection changes something.
+    pub fn writer(self: &Arc<Self>) -> Result<Writer, StoreError> {
+        Writer::open(WritePermit::acquire(self)?)
+    }
+}
+
+impl Writer {
+    fn open(permit: WritePermit) -> Result<Self, StoreError> {
+        Self::open_where(permit, |_| true)
+    }
+
+    /// A writer that never appends to `pack`, which is about to be dropped.
+    pub(super) fn open_apart_from(permit: WritePermit, pack: PackId) -> Result<Self, StoreError> {
+        Self::open_where(permit, |last| last != pack)
+    }
+
+    fn open_where(permit: WritePermit, may_append: impl Fn(PackId) -> bool) -> Result<Self, StoreError> {
+        let store = &permit.store;
+        let (last, next) = store.index.read(|t| {
+            let packs = t.open_table(PACKS).map_err(index)?;
+            let last = packs.last().map_err(index)?.map(|(id, length)| {
+                let (bytes, content_bytes) = length.value();
+                (PackId(id.value()), PackLength { bytes, content_bytes })
+            });
+            let meta = t.open_table(META).map_err(index)?;
+            let next = meta.get(META_NEXT_PACK).map_err(index)?.map(|v| v.value());
+            let next = next.and_then(|n| u32::try_from(n).ok()).ok_or(StoreError::Entry { table: "meta" })?;
+            Ok((last, next))
+        })?;
+        let last = last.filter(|(id, _)| may_append(*id) && !store.short_packs.contains_key(id));
+        let packs = Mutex::new(PackWriter::open(store.packs.directory().to_owned(), last, next)?);
+        Ok(Self { packs, pending: Mutex::default(), pending_max_bytes: PENDING_MAX_BYTES, permit })
+    }
+
+    /// Commits entries early above this many bytes.
+    #[cfg(test)]
+    pub(super) fn set_pending_max_bytes(&mut self, bytes: usize) {
+        self.pending_max_bytes = bytes;
+    }
+
+    /// The store that this writes to.
+    pub fn store(&self) -> &Arc<Store> {
+        &self.permit.store
+    }
+
+    /// A builder of frames for one thread.
+    pub fn batch(&self) -> Result<FrameBuilder<'_>, StoreError> {
+        FrameBuilder::new(self)
+    }
+
+    /// Adds a file's chunk manifest; its chunks were added before. Files of one chunk and of none need none.
+    pub fn put_file(&self, file: &ContentHash, chunks: &[Chunk]) -> Result<(), StoreError> {
+        if chunks.len() < 2 {
+            return Ok(());
+        }
+        let size = chunks.iter().map(|chunk| u64::from(chunk.length)).sum();
+        // A manifest that is complete stays, whatever the chunker was then; a damaged one is replaced.
+        match self.store().has_content(file, size) {
+            Ok(true) => return Ok(()),
+            Ok(false) | Err(StoreError::Entry { .. }) => {}
+            Err(other) => return Err(other),
+        }
+        self.pending.lock().map_err(poisoned)?.put_file(*file, chunks);
+        self.flush_if_large()
+    }
+
+    /// Adds a directory object; its hash.
+    pub fn put_directory(&self, directory: &Directory) -> Result<ObjectHash, StoreError> {
+        let canonical = directory.encode();
+        let hash = Directory::hash_of(&canonical);
+        if canonical.len() > DIRECTORY_OBJECT_MAX_BYTES {
+            let (actual, limit) = (canonical.len(), DIRECTORY_OBJECT_MAX_BYTES);
+            let source = DecodeDirectoryError::TooLarge { actual, limit };
+            return Err(StoreError::Directory { hash, source });
+        }
+        if !matches!(self.store().directory_bytes(&hash), Ok(Some(_))) {
+            let packed = objects::pack(&canonical);
+            self.pending.lock().map_err(poisoned)?.put_directory(hash, packed);
+            self.flush_if_large()?;
+        }
+        Ok(hash)
+    }
+
+    /// A directory object, also one that was only just put.
+    pub fn directory(&self, hash: &ObjectHash) -> Result<Option<Arc<Directory>>, StoreError> {
+        let pending = self.pending.lock().map_err(poisoned)?.directories.get(hash).cloned();
+        let Some(packed) = pending else { return self.store().directory(hash) };
+        let canonical = objects::unpack(&packed, hash)?;
+        let decoded = Directory::decode(&canonical);
+        decoded.map(|d| Some(Arc::new(d))).map_err(|source| StoreError::Directory { hash: *hash, source })
+    }
+
+    /// Whether all of a file's content is in the store or was added to this writer.
+    pub fn has_content(&self, file: &ContentHash, size: u64) -> Result<bool, StoreError> {
+        if size == 0 {
+            return Ok(true);
+        }
+        {
+            let pending = self.pending.lock().map_err(poisoned)?;
+            if pending.files.contains_key(file) || pending.chunks.contains_key(file) {
+                return Ok(true);
+            }
+        }
+        self.store().has_content(file, size)
+    }
+
+    /// What the scanner keeps of a directory, as it will be once this is final.
+    pub fn stat(&self, path: &[u8]) -> Result<Option<Vec<u8>>, StoreError> {
+        let pending = self.pending.lock().map_err(poisoned)?.stat(path).map(|v| v.map(<[u8]>::to_vec));
+        match pending {
+            Some(value) => Ok(value),
+            None => self.store().stat(path),
+        }
+    }
+
+    /// Keeps a record of a directory for the scanner, under its path.
+    pub fn put_stat(&self, path: &[u8], value: &[u8]) -> Result<(), StoreError> {
+        self.pending.lock().map_err(poisoned)?.put_stat(path, Some(value));
+        Ok(())
+    }
+
+    /// Removes the record of a directory.
+    pub fn remove_stat(&self, path: &[u8]) -> Result<(), StoreError> {
+        self.pending.lock().map_err(poisoned)?.put_stat(path, None);
+        Ok(())
+    }
+
+    /// Removes the records of a directory and of all below it; of everything for the empty path.
+    pub fn remove_stat_subtree(&self, path: &[u8]) -> Result<(), StoreError> {
+        self.pending.lock().map_err(poisoned)?.remove_stat_subtree(path);
+        Ok(())
+    }
+
+    /// Makes everything that was added, and the generation, durable and visible at once. After an error the store is as
+    /// it was before the writer.
+    pub fn seal(self, signed: &SignedGeneration) -> Result<(), SealError> {
+        self.finish(|t| insert_generation(t, signed))
+    }
+
+    /// Makes everything that was added durable and visible, without a generation: for stat records, whose content is in
+    /// the store already. Content that no generation refers to is removed by the next garbage collection.
+    pub fn save(self) -> Result<(), StoreError> {
+        self.finish(|_| Ok::<_, StoreError>(()))
+    }
+
+    fn finish<E: From<StoreError>>(
+        self,
+        also: impl FnOnce(&WriteTransaction) -> Result<(), E>,
+    ) -> Result<(), E> {
+        let pending = self.pending.lock().map_err(poisoned)?;
+        let count = pending.unwritten();
+        if count > 0 {
+            return Err(StoreError::Unwritten { count }.into());
+        }
+        let synced = self.packs.lock().map_err(poisoned)?.sync()?;
+        self.store().index.write(|t| {
+            pending.write_content(t, &synced)?;
+            pending.write_stats(t)?;
+            also(t)
+        })
+    }
+
+    /// Whether a worker is to write the chunk: it is neither in the store nor claimed by another worker.
+    fn claim(&self, hash: &ContentHash) -> Result<bool, StoreError> {
+        if self.pending.lock().map_err(poisoned)?.chunks.contains_key(hash) {
+            return Ok(false);
+        }
+        if self.store().locate(hash)?.is_some_and(|location| self.store().is_present(&location)) {
+            return Ok(false);
+        }
+        Ok(self.pending.lock().map_err(poisoned)?.chunks.insert_if_absent(*hash))
+    }
+
+    pub(super) fn append(
+        &self,
+        chunks: &[FrameChunk],
+        uncompressed_bytes: u32,
+        compressed: &[u8],
+    ) -> Result<(), StoreError> {
+        let (pack, frame_offset) =
+            self.packs.lock().map_err(poisoned)?.append(chunks, uncompressed_bytes, compressed)?;
+        let mut pending = self.pending.lock().map_err(poisoned)?;
+        for chunk in chunks {
+            let location =
+                Location { pack, frame_offset, offset_in_frame: chunk.offset, length: chunk.length };
+            pending.chunks.insert(chunk.hash, Some(location));
+        }
+        drop(pending);
+        self.flush_if_large()
+    }
+
+    /// Commits content entries early, so that memory stays bounded. Packs first: whatever the index names was synced.
+    fn flush_if_large(&self) -> Result<(), StoreError> {
+        let mut pending = self.pending.lock().map_err(poisoned)?;
+        if pending.content_bytes() <= self.pending_max_bytes {
+            return Ok(());
+        }
+        self.store().orphans.store(true, Ordering::Release);
+        let synced: Synced = self.packs.lock().map_err(poisoned)?.sync()?;
+        self.store().index.write(|t| pending.write_content(t, &synced))?;
+        pending.clear_content();
+        Ok(())
+    }
+
+    /// Commits the chunks that were appended, together with what else a transaction does.
+    pub(super) fn finish_with(
+        self,
+        also: impl FnOnce(&WriteTransaction) -> Result<(), StoreError>,
+    ) -> Result<(), StoreError> {
+        self.finish(also)
+    }
+}
+
+trait Claims {
+    fn insert_if_absent(&mut self, hash: ContentHash) -> bool;
+}
+
+impl Claims for HashMap<ContentHash, Option<Location>> {
+    fn insert_if_absent(&mut self, hash: ContentHash) -> bool {
+        match self.entry(hash) {
+            std::collections::hash_map::Entry::Occupied(_) => false,
+            std::collections::hash_map::Entry::Vacant(vacant) => {
+                vacant.insert(None);
+                true
+            }
+        }
+    }
+}
+
+fn insert_generation(t: &WriteTransaction, signed: &SignedGeneration) -> Result<(), SealError> {
+    let root = &signed.generation().root;
+    let (number, object) = (signed.number(), root.object);
+    let mut generations = t.open_table(GENERATIONS).map_err(index)?;
+    let latest = generations.last().map_err(index)?.map_or(0, |(latest, _)| latest.value());
+    if let Some(latest) = GenerationNumber::new(latest).filter(|latest| *latest >= number) {
+        return Err(SealError::NotAbove { offered: number, latest });
+    }
+    let directories = t.open_table(DIRECTORIES).map_err(index)?;
+    if directories.get(object.as_bytes()).map_err(index)?.is_none() {
+        return Err(SealError::RootMissing { number, object });
+    }
+    generations.insert(number.get(), StoredGeneration::encode(signed).as_slice()).map_err(index)?;
+    let hash = signed.root_hash();
+    let mut roots = t.open_table(ROOTS).map_err(index)?;
+    let known = match roots.get(hash.as_bytes()).map_err(index)? {
+        Some(stored) => decode_root(&hash, stored.value())?.0,
+        None => 0,
+    };
+    roots.insert(hash.as_bytes(), encode_root(known.saturating_add(1), root).as_slice()).map_err(index)?;
+    Ok(())
+}
+
+/// Collects chunks into frames, for one thread of a [`Writer`]. One that is dropped without [`FrameBuilder::finish`]
+/// makes the writer's seal fail, because others may count on its chunks.
+pub struct FrameBuilder<'a> {
+    writer: &'a Writer,
+    content: Vec<u8>,
+    chunks: Vec<FrameChunk>,
+    compressor: zstd::bulk::Compressor<'static>,
+    compressed: Vec<u8>,
+}
+
+impl<'a> FrameBuilder<'a> {
+    fn new(writer: &'a Writer) -> Result<Self, StoreError> {
+        let compressor =
+            zstd::bulk::Compressor::new(ZSTD_LEVEL).map_err(|source| StoreError::Compress { source })?;
+        Ok(Self { writer, content: Vec::new(), chunks: Vec::new(), compressor, compressed: Vec::new() })
+    }
+
+    /// Adds a chunk whose hash the caller has computed. Whether it was new: neither in the store nor added by any thread
+    /// of this writer.
+    pub fn add_chunk(&mut self, hash: &ContentHash, bytes: &[u8]) -> Result<bool, StoreError> {
+        if bytes.len() > FRAME_MAX_BYTES {
+            return Err(StoreError::ChunkTooLarge { actual: bytes.len(), limit: FRAME_MAX_BYTES });
+        }
+        if bytes.is_empty() || !self.writer.claim(hash)? {
+            return Ok(false);
+        }
+        self.push(hash, bytes)?;
+        Ok(true)
+    }
+
+    /// Adds a chunk that may be in the store, to lie in another place.
+    pub(super) fn move_chunk(&mut self, hash: &ContentHash, bytes: &[u8]) -> Result<(), StoreError> {
+        self.writer.pending.lock().map_err(poisoned)?.chunks.insert(*hash, None);
+        self.push(hash, bytes)
+    }
+
+    fn push(&mut self, hash: &ContentHash, bytes: &[u8]) -> Result<(), StoreError> {
+        if self.content.len() + bytes.len() > FRAME_MAX_BYTES || self.chunks.len() == FRAME_MAX_CHUNKS {
+            self.write_frame()?;
+        }
+        let (offset, length) = (self.content.len() as u32, bytes.len() as u32);
+        self.chunks.push(FrameChunk { hash: *hash, offset, length });
+        self.content.extend_from_slice(bytes);
+        Ok(())
+    }
+
+    fn write_frame(&mut self) -> Result<(), StoreError> {
+        if self.chunks.is_empty() {
+            return Ok(());
+        }
+        self.compressed.clear();
+        self.compressed.reserve(zstd::zstd_safe::compress_bound(self.content.len()));
+        self.compressor
+            .compress_to_buffer(&self.content[..], &mut self.compressed)
+            .map_err(|source| StoreError::Compress { source })?;
+        self.writer.append(&self.chunks, self.content.len() as u32, &self.compressed)?;
+        self.content.clear();
+        self.chunks.clear();
+        Ok(())
+    }
+
+    /// Writes what is left.
+    pub fn finish(mut self) -> Result<(), StoreError> {
+        self.write_frame()
+    }
+}

@@ -1,0 +1,167 @@
+//! What the watch tells: which directories may have changed, and why a whole walk is due.
+
+use std::collections::BTreeSet;
+use std::fmt;
+
+use syncd_shared::TreePath;
+
+/// What may have changed since hints were last taken. Hints say where to look, never what is there.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Hints {
+    /// Directories of which names, files or metadata may have changed.
+    pub directories: BTreeSet<TreePath>,
+    /// Directories below which anything may have changed.
+    pub subtrees: BTreeSet<TreePath>,
+    /// The whole tree has to be walked; the other two are empty then.
+    pub everything: Option<Reason>,
+}
+
+impl Hints {
+    /// Whether nothing may have changed.
+    pub fn is_empty(&self) -> bool {
+        self.directories.is_empty() && self.subtrees.is_empty() && self.everything.is_none()
+    }
+
+    /// Hints that name everything.
+    pub fn everything(reason: Reason) -> Self {
+        Self { everything: Some(reason), ..Self::default() }
+    }
+
+    /// Adds other hints, for example those of a scan that failed.
+    pub fn merge(&mut self, other: Hints) {
+        if let Some(reason) = other.everything {
+            self.everything.get_or_insert(reason);
+        }
+        if self.everything.is_some() {
+            self.directories.clear();
+            self.subtrees.clear();
+            return;
+        }
+        self.directories.extend(other.directories);
+        self.subtrees.extend(other.subtrees);
+    }
+}
+
+/// Why the whole tree has to be walked.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Reason {
+    /// Nothing is known yet.
+    Start,
+    /// The kernel's queue overflowed: events were lost.
+    Overflow,
+    /// The watcher reported an error.
+    Watcher,
+    /// TREE is another directory than before: renamed over, or its symlink was changed.
+    TreeReplaced,
+    /// A file system was mounted or unmounted inside the tree.
+    Mounts,
+    /// A cookie's event did not come in time, so events before it may not have come either.
+    CookieLost,
+    /// Events do not tell everything here: see [`PollReason`].
+    Polling,
+    /// The walk that is made from time to time in any case.
+    Reconcile,
+}
+
+impl fmt::Display for Reason {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Reason::Start => "start",
+            Reason::Overflow => "file system events were lost: raise fs.inotify.max_queued_events",
+            Reason::Watcher => "the file system watcher failed",
+            Reason::TreeReplaced => "the tree is another directory than before",
+            Reason::Mounts => "a file system was mounted or unmounted inside the tree",
+            Reason::CookieLost => "file system events did not come in time",
+            Reason::Polling => "the tree is polled",
+            Reason::Reconcile => "it is time to reconcile",
+        })
+    }
+}
+
+/// Why a subtree is walked every `--poll` and before every commit.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum PollReason {
+    /// A network file system, or one that is not known to report changes.
+    FileSystem {
+        /// Its type, as in /proc/self/mountinfo.
+        kind: String,
+    },
+    /// The same file system is mounted twice inside the tree; events name one of the places only.
+    MountedTwice,
+    /// The user's watches are used up.
+    OutOfWatches {
+        /// The value of fs.inotify.max_user_watches; 0 where it can't be read.
+        limit: u64,
+    },
+    /// The user's watch instances, or the process' descriptors, are used up.
+    OutOfInstances {
+        /// The value of fs.inotify.max_user_instances; 0 where it can't be read.
+        limit: u64,
+    },
+    /// The kernel refused to watch it.
+    Refused {
+        /// What it said.
+        kind: std::io::ErrorKind,
+    },
+}
+
+impl fmt::Display for PollReason {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            PollReason::FileSystem { kind } => write!(f, "{kind} does not report changes"),
+            PollReason::MountedTwice => f.write_str("the same file system is mounted twice in the tree"),
+            PollReason::OutOfWatches { limit } => {
+                let wanted = limit.saturating_mul(4).max(1_048_576);
+                write!(
+                    f,
+                    "out of watches: raise fs.inotify.max_user_watches ({limit}), for example to {wanted}"
+                )
+            }
+            PollReason::OutOfInstances { limit } => {
+                let wanted = limit.saturating_mul(4).max(1_024);
+                write!(
+                    f,
+                    "out of watch instances: raise fs.inotify.max_user_instances ({limit}), for example to {wanted}"
+                )
+            }
+            PollReason::Refused { kind } => write!(f, "it cannot be watched: {kind}"),
+        }
+    }
+}
+
+/// A subtree that events do not tell everything about.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Polled {
+    /// Its directory.
+    pub path: TreePath,
+    /// Why.
+    pub reason: PollReason,
+}
+
+impl fmt::Display for Polled {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}: {}", self.path, self.reason)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn everything_swallows_the_rest_and_keeps_the_first_reason() {
+        let mut hints = Hints::default();
+        assert!(hints.is_empty());
+        hints.merge(Hints { directories: [TreePath::root()].into(), ..Hints::default() });
+        hints.merge(Hints::everything(Reason::Overflow));
+        hints.merge(Hints::everything(Reason::Polling));
+        hints.merge(Hints { subtrees: [TreePath::root()].into(), ..Hints::default() });
+        assert_eq!(hints, Hints::everything(Reason::Overflow));
+    }
+
+    #[test]
+    fn running_out_names_the_sysctl_and_a_value() {
+        let text = PollReason::OutOfWatches { limit: 500_000 }.to_string();
+        assert!(text.contains("fs.inotify.max_user_watches (500000), for example to 2000000"), "{text}");
+    }
+}

@@ -1,0 +1,423 @@
+//! Watches the content tree: which directories may have changed, so that a scan need not look at the others.
+//!
+//! Events are hints that name directories; the scan is the truth. One instance of the kernel's notification interface
+//! has one non-recursive watch per directory, installed by the scan right BEFORE it lists that directory, on DATA/cookies
+//! and on the parents of TREE's turning points (`location`). Its events come in the order of the changes, so that the
+//! event of a cookie (a file made in DATA/cookies) says that all earlier ones have come ([`Watch::flush`]).
+//!
+//! Who touches what: the watcher's own thread calls `state::State::apply` and never waits; the scan calls
+//! [`Watch::prepare`], [`Watch::directory`], [`Watch::forget_subtree`] and [`Watch::barrier`] from its thread; one task
+//! waits in [`Watch::changed`]. Locks are taken in the order watcher, state. Nothing here survives the process: after a
+//! start, everything is hinted at; a crash leaves at most a cookie, which the next start removes.
+//!
+//! What falls back to a walk of the whole tree: lost events, an error of the watcher, another directory at TREE, mounts
+//! that changed. The watcher is then replaced, because the paths of its watches may be wrong. What is polled instead:
+//! subtrees on file systems that do not report changes, and the whole tree where watches run out.
+
+mod hints;
+mod location;
+mod mounts;
+mod state;
+
+use std::collections::BTreeSet;
+use std::fs;
+use std::io;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+use notify::event::EventKindMask;
+use notify::{ErrorKind, INotifyWatcher, RecursiveMode, WatchPathConfig, Watcher};
+use syncd_shared::TreePath;
+use tokio::sync::Notify;
+use tracing::{debug, info, warn};
+
+pub use hints::{Hints, PollReason, Polled, Reason};
+
+use location::Location;
+use mounts::Mounts;
+use state::State;
+
+/// The directory in DATA in which cookies are made.
+pub const COOKIES_DIRECTORY: &str = "cookies";
+/// How long a cookie's event may take before a walk is cheaper than waiting.
+pub const COOKIE_DEADLINE: Duration = Duration::from_secs(10);
+
+/// Why a watch could not be started.
+#[derive(Debug, thiserror::Error)]
+pub enum WatchError {
+    /// DATA/cookies can't be made or cleaned.
+    #[error("cannot prepare {path}: check that the data directory is writable")]
+    Cookies {
+        /// The directory.
+        path: PathBuf,
+        /// Cause.
+        #[source]
+        source: io::Error,
+    },
+    /// The path of the tree is relative and the current directory is gone.
+    #[error("cannot make {path} absolute: give --tree an absolute path")]
+    Tree {
+        /// TREE.
+        path: PathBuf,
+        /// Cause.
+        #[source]
+        source: io::Error,
+    },
+}
+
+/// Watches one content tree.
+#[derive(Debug)]
+pub struct Watch {
+    tree: PathBuf,
+    cookies: PathBuf,
+    poll: Duration,
+    watcher: Mutex<Instance>,
+    shared: Arc<Shared>,
+}
+
+#[derive(Debug, Default)]
+struct Instance {
+    watcher: Option<INotifyWatcher>,
+    cookies_watched: bool,
+    cookies_made: u64,
+    mounts: Mounts,
+    identity: Option<(u64, u64)>,
+}
+
+#[derive(Debug)]
+struct Shared {
+    state: Mutex<State>,
+    cookie: Condvar,
+    hinted: Notify,
+}
+
+impl Shared {
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// Where the tree is at the start of a scan.
+#[derive(Debug)]
+pub struct Prepared {
+    /// Its directory, without symlinks.
+    pub root: PathBuf,
+    /// Why this scan has to look at everything, whatever it was asked for.
+    pub everything: Option<Reason>,
+}
+
+impl Watch {
+    /// Watches `tree`, which need not exist yet, with cookies in `data`. Hints at everything at first. `poll` is how
+    /// often [`Watch::changed`] hints at what is polled.
+    pub fn start(tree: &Path, data: &Path, poll: Duration) -> Result<Self, WatchError> {
+        let tree = std::path::absolute(tree)
+            .map_err(|source| WatchError::Tree { path: tree.to_path_buf(), source })?;
+        let cookies = data.join(COOKIES_DIRECTORY);
+        let cookies = prepare_cookies(&cookies)
+            .map_err(|source| WatchError::Cookies { path: cookies.clone(), source })?;
+        let mut state = State::new(cookies.clone());
+        state.replace = true;
+        let shared =
+            Arc::new(Shared { state: Mutex::new(state), cookie: Condvar::new(), hinted: Notify::new() });
+        let watch = Self { tree, cookies, poll, watcher: Mutex::default(), shared };
+        // Without its tree, this at least sees it come.
+        let _ = watch.prepare();
+        Ok(watch)
+    }
+
+    /// Finds the tree anew and replaces the watcher where its paths can't be trusted. A scan begins with this.
+    ///
+    /// # Errors
+    /// What the file system says where there is no directory at TREE.
+    pub fn prepare(&self) -> io::Result<Prepared> {
+        let mut instance = self.instance();
+        let location = Location::of(&self.tree);
+        let identity = location.root.as_ref().ok().and_then(|root| identity(root));
+        let mut everything = None;
+        let (replace, known_root) = {
+            let mut state = self.shared.state();
+            let moved = state.turning_points != location.turning_points
+                || state.root.as_ref() != location.root.as_ref().ok()
+                || instance.identity != identity;
+            if moved {
+                everything = Some(Reason::TreeReplaced);
+            } else if state.replace {
+                everything = Some(Reason::Watcher);
+            }
+            match state.unwatched.take() {
+                // The walk tries again to watch what is not watched yet: once it is not refused, polling has ended.
+                Some(_) => everything = everything.or(Some(Reason::Polling)),
+                None if state.told.take().is_some() => info!("no longer polling the whole tree"),
+                None => {}
+            }
+            let broken = instance.watcher.is_none() || !instance.cookies_watched;
+            (state.replace || moved || broken, state.root.clone())
+        };
+        if replace {
+            self.replace(&mut instance, &location, identity);
+        }
+        let root = location.root?;
+        let mounts = Mounts::of(&root);
+        if mounts != instance.mounts || known_root.as_ref() != Some(&root) {
+            everything = everything.or(Some(Reason::Mounts));
+            self.shared.state().unreported = mounts.polled();
+            for (path, reason) in mounts.polled() {
+                warn!(%path, every = ?self.poll, "polling, and walking before every commit: {reason}");
+            }
+            instance.mounts = mounts;
+        }
+        Ok(Prepared { root, everything })
+    }
+
+    /// Watches a directory of the tree, from before it is listed. Costs next to nothing where it is watched. Failing is
+    /// not an error: what can't be watched is polled, and a directory that is gone is found to be when it is listed.
+    pub fn directory(&self, path: &TreePath) {
+        let mut instance = self.instance();
+        let (stale, absolute) = {
+            let mut state = self.shared.state();
+            let stale = std::mem::take(&mut state.stale);
+            let Some(root) = state.root.clone() else { return };
+            let refused = matches!(
+                state.unwatched,
+                Some(PollReason::OutOfWatches { .. } | PollReason::OutOfInstances { .. })
+            );
+            // Before the watch is there: an event that takes it away again must find it.
+            let wanted = !refused && !state.watched.contains(path);
+            if wanted {
+                state.watched.insert(path.clone());
+            }
+            (stale, wanted.then(|| path.below(&root)))
+        };
+        let Some(watcher) = instance.watcher.as_mut() else { return };
+        for path in stale {
+            // Most of them are gone already.
+            let _ = watcher.unwatch(&path);
+        }
+        let Some(absolute) = absolute else { return };
+        if let Err(error) = watch_one(watcher, &absolute) {
+            self.refused(path, &error);
+        }
+    }
+
+    /// Drops the watches of a directory that is no longer in the tree, and of all below it.
+    pub fn forget_subtree(&self, path: &TreePath) {
+        self.shared.state().forget(path);
+    }
+
+    /// Takes what may have changed since this was last called.
+    pub fn take(&self) -> Hints {
+        std::mem::take(&mut self.shared.state().hints)
+    }
+
+    /// Gives hints back that could not be followed, for example because a scan failed. Does not wake anybody.
+    pub fn put_back(&self, hints: Hints) {
+        self.shared.state().hints.merge(hints);
+    }
+
+    /// What is polled, and why. Empty where events tell everything.
+    pub fn polled(&self) -> Vec<Polled> {
+        let state = self.shared.state();
+        let whole =
+            state.unwatched.iter().map(|reason| Polled { path: TreePath::root(), reason: reason.clone() });
+        let parts = state
+            .unreported
+            .iter()
+            .map(|(path, reason)| Polled { path: path.clone(), reason: reason.clone() });
+        whole.chain(parts).collect()
+    }
+
+    /// Number of directories that are watched.
+    pub fn watched(&self) -> usize {
+        self.shared.state().watched.len()
+    }
+
+    /// Waits until there are hints; polled subtrees make some every `poll`. Cancel safe. For one task at a time.
+    pub async fn changed(&self) {
+        loop {
+            let due = {
+                let mut state = self.shared.state();
+                if !state.hints.is_empty() {
+                    return;
+                }
+                let due = state.is_polled().then(|| state.polled_at + self.poll);
+                if due.is_some_and(|due| due <= Instant::now()) {
+                    state.poll(Instant::now());
+                    return;
+                }
+                due
+            };
+            match due {
+                None => self.shared.hinted.notified().await,
+                Some(due) => {
+                    let _ = tokio::time::timeout_at(due.into(), self.shared.hinted.notified()).await;
+                }
+            }
+        }
+    }
+
+    /// Returns once every change made before the call is hinted at: waits for a cookie, and hints at all that is polled.
+    /// Blocks for at most [`COOKIE_DEADLINE`], usually well under a millisecond.
+    pub fn flush(&self) {
+        self.barrier();
+        let mut state = self.shared.state();
+        if state.is_polled() {
+            state.poll(Instant::now());
+        }
+    }
+
+    /// Like [`Watch::flush`], without what is polled. Where the cookie's event does not come, everything is hinted at.
+    pub fn barrier(&self) {
+        let cookie = {
+            let mut instance = self.instance();
+            if instance.watcher.is_none() || !instance.cookies_watched {
+                None
+            } else {
+                instance.cookies_made += 1;
+                Some(instance.cookies_made)
+            }
+        };
+        let Some(number) = cookie else {
+            // Nothing comes in order here; what is not watched is polled, and its flush walks.
+            return;
+        };
+        let path = self.cookies.join(number.to_string());
+        let made = fs::write(&path, []);
+        let seen = made.is_ok() && self.wait_for(number);
+        let _ = fs::remove_file(&path);
+        if !seen {
+            warn!(path = %path.display(), "the event of a cookie did not come: walking the whole tree");
+            self.shared.state().lost(Reason::CookieLost);
+        }
+    }
+
+    /// Whether the event came, or the watcher said that events were lost: then everything is hinted at already.
+    fn wait_for(&self, number: u64) -> bool {
+        let deadline = Instant::now() + COOKIE_DEADLINE;
+        let mut state = self.shared.state();
+        while state.cookie_seen < number && !state.replace {
+            let Some(left) = deadline.checked_duration_since(Instant::now()) else { return false };
+            state = self.shared.cookie.wait_timeout(state, left).unwrap_or_else(PoisonError::into_inner).0;
+        }
+        true
+    }
+
+    fn instance(&self) -> MutexGuard<'_, Instance> {
+        self.watcher.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Starts over with a new watcher. Its directories get their watches from the scan, which has to be a full one.
+    fn replace(&self, instance: &mut Instance, location: &Location, identity: Option<(u64, u64)>) {
+        // First, so that two are never counted against fs.inotify.max_user_instances.
+        instance.watcher = None;
+        instance.cookies_watched = false;
+        instance.identity = identity;
+        let number = {
+            let mut state = self.shared.state();
+            state.instance += 1;
+            state.watched.clear();
+            state.stale.clear();
+            state.replace = false;
+            state.root = location.root.as_ref().ok().cloned();
+            state.turning_points = location.turning_points.clone();
+            state.instance
+        };
+        let shared = Arc::clone(&self.shared);
+        let handler = move |event| {
+            let mut state = shared.state();
+            if state.instance != number {
+                return;
+            }
+            let cookie = state.cookie_seen;
+            state.apply(event);
+            if state.cookie_seen != cookie || state.replace {
+                shared.cookie.notify_all();
+            }
+            if !state.hints.is_empty() {
+                shared.hinted.notify_one();
+            }
+        };
+        // Not ACCESS_OPEN and not ACCESS_CLOSE_NOWRITE: what we read ourselves is no news. ACCESS_CLOSE is the end of a
+        // write, the only event that a writer through a memory map causes.
+        let config = notify::Config::default()
+            .with_follow_symlinks(false)
+            .with_event_kinds(EventKindMask::CORE | EventKindMask::ACCESS_CLOSE);
+        let mut watcher = match INotifyWatcher::new(handler, config) {
+            Ok(watcher) => watcher,
+            Err(error) => {
+                let limit = sysctl("max_user_instances");
+                warn!(%error, "no file system watcher");
+                return self.unwatched(PollReason::OutOfInstances { limit });
+            }
+        };
+        instance.cookies_watched = match watch_one(&mut watcher, &self.cookies) {
+            Ok(()) => true,
+            Err(error) => {
+                self.refused(&TreePath::root(), &error);
+                false
+            }
+        };
+        let parents: BTreeSet<&Path> =
+            location.turning_points.iter().filter_map(|point| point.parent()).collect();
+        for parent in parents {
+            // One that we may not read does without: every scan resolves TREE anew.
+            match watch_one(&mut watcher, parent) {
+                Err(error) if matches!(error.kind, ErrorKind::MaxFilesWatch) => {
+                    self.refused(&TreePath::root(), &error);
+                }
+                Err(error) => debug!(path = %parent.display(), %error, "not watched"),
+                Ok(()) => {}
+            }
+        }
+        instance.watcher = Some(watcher);
+    }
+
+    fn refused(&self, path: &TreePath, error: &notify::Error) {
+        self.shared.state().watched.remove(path);
+        let reason = match &error.kind {
+            ErrorKind::PathNotFound => return,
+            ErrorKind::MaxFilesWatch => PollReason::OutOfWatches { limit: sysctl("max_user_watches") },
+            ErrorKind::Io(source) => PollReason::Refused { kind: source.kind() },
+            _ => PollReason::Refused { kind: io::ErrorKind::Other },
+        };
+        self.unwatched(reason);
+    }
+
+    fn unwatched(&self, reason: PollReason) {
+        let mut state = self.shared.state();
+        if state.unwatched.is_none() {
+            if state.told.as_ref() != Some(&reason) {
+                warn!(every = ?self.poll, "polling the whole tree, and walking it before every commit: {reason}");
+                state.told = Some(reason.clone());
+            }
+            state.polled_at = Instant::now();
+            state.unwatched = Some(reason);
+        }
+    }
+}
+
+fn prepare_cookies(path: &Path) -> io::Result<PathBuf> {
+    fs::create_dir_all(path)?;
+    for entry in fs::read_dir(path)? {
+        fs::remove_file(entry?.path())?;
+    }
+    path.canonicalize()
+}
+
+fn watch_one(watcher: &mut INotifyWatcher, path: &Path) -> notify::Result<()> {
+    let config = WatchPathConfig::new(RecursiveMode::NonRecursive).with_dereference_symlinks(false);
+    watcher.watch_with(path, config)
+}
+
+fn identity(root: &Path) -> Option<(u64, u64)> {
+    use std::os::unix::fs::MetadataExt;
+    root.symlink_metadata().ok().map(|metadata| (metadata.dev(), metadata.ino()))
+}
+
+fn sysctl(name: &str) -> u64 {
+    let path = Path::new("/proc/sys/fs/inotify").join(name);
+    fs::read_to_string(path).ok().and_then(|text| text.trim().parse().ok()).unwrap_or(0)
+}
+
+#[cfg(test)]
+mod tests;

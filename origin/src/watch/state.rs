@@ -1,0 +1,220 @@
+//! What events make of the hints: the part of the watch that does no IO.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::{Path, PathBuf};
+use std::time::Instant;
+
+use notify::event::{AccessKind, CreateKind, EventKind, ModifyKind, RemoveKind, RenameMode};
+use std::os::unix::ffi::OsStrExt;
+use syncd_shared::TreePath;
+
+use super::hints::{Hints, PollReason, Reason};
+
+/// Shared by the watcher's thread, which writes, and the [`super::Watch`]. Held for short: events never wait.
+#[derive(Debug)]
+pub(super) struct State {
+    /// Counts watcher instances; events of an earlier one are dropped.
+    pub instance: u64,
+    /// The tree's directory, without symlinks; `None` where there is none.
+    pub root: Option<PathBuf>,
+    /// See [`super::location::Location::turning_points`].
+    pub turning_points: BTreeSet<PathBuf>,
+    /// Where cookies are made.
+    pub cookies: PathBuf,
+    /// Number of the newest cookie whose event came.
+    pub cookie_seen: u64,
+    /// What was not taken yet.
+    pub hints: Hints,
+    /// Directories that have a watch, or get one right now.
+    pub watched: BTreeSet<TreePath>,
+    /// Paths whose watches follow a directory that is no longer there.
+    pub stale: Vec<PathBuf>,
+    /// The watcher's own map of paths can't be trusted any more: it has to be replaced.
+    pub replace: bool,
+    /// Subtrees whose file system does not report changes.
+    pub unreported: BTreeMap<TreePath, PollReason>,
+    /// Why not every directory has a watch.
+    pub unwatched: Option<PollReason>,
+    /// What was last warned of, so that every poll does not do it again.
+    pub told: Option<PollReason>,
+    /// When the polled subtrees were last hinted at.
+    pub polled_at: Instant,
+}
+
+impl State {
+    pub(super) fn new(cookies: PathBuf) -> Self {
+        Self {
+            instance: 0,
+            root: None,
+            turning_points: BTreeSet::new(),
+            cookies,
+            cookie_seen: 0,
+            hints: Hints::everything(Reason::Start),
+            watched: BTreeSet::new(),
+            stale: Vec::new(),
+            replace: false,
+            unreported: BTreeMap::new(),
+            unwatched: None,
+            told: None,
+            polled_at: Instant::now(),
+        }
+    }
+
+    /// Takes in what the watcher said.
+    pub(super) fn apply(&mut self, event: notify::Result<notify::Event>) {
+        match event {
+            Err(_) => self.lost(Reason::Watcher),
+            Ok(event) if event.need_rescan() => self.lost(Reason::Overflow),
+            // Both halves of a rename came on their own before.
+            Ok(event) if event.kind == EventKind::Modify(ModifyKind::Name(RenameMode::Both)) => {}
+            Ok(event) => event.paths.iter().for_each(|path| self.event(event.kind, path)),
+        }
+    }
+
+    /// Events were lost: renames may be among them, so the watcher's paths are no longer known to be right.
+    pub(super) fn lost(&mut self, reason: Reason) {
+        self.replace = true;
+        self.hints.merge(Hints::everything(reason));
+    }
+
+    fn event(&mut self, kind: EventKind, path: &Path) {
+        if let Ok(name) = path.strip_prefix(&self.cookies) {
+            if matches!(kind, EventKind::Create(_)) {
+                let number = name.to_str().and_then(|name| name.parse().ok()).unwrap_or(0);
+                self.cookie_seen = self.cookie_seen.max(number);
+            }
+            return;
+        }
+        let structural = matches!(
+            kind,
+            EventKind::Create(_) | EventKind::Remove(_) | EventKind::Modify(ModifyKind::Name(_))
+        );
+        let is_root = self.root.as_deref() == Some(path);
+        if structural && (is_root || self.turning_points.contains(path)) {
+            return self.lost(Reason::TreeReplaced);
+        }
+        if kind == EventKind::Remove(RemoveKind::Other) {
+            return self.lost(Reason::Mounts);
+        }
+        let Some(below) = self.root.as_deref().and_then(|root| path.strip_prefix(root).ok()) else { return };
+        let Ok(path) = TreePath::from_bytes(below.as_os_str().as_bytes()) else {
+            // A name that no generation may have: the scan of its directory says so.
+            return self.lost(Reason::Watcher);
+        };
+        let mut hints = Hints::default();
+        match kind {
+            EventKind::Modify(ModifyKind::Name(RenameMode::From)) if self.watched.contains(&path) => {
+                // The watches of all below follow the directory to its new name, or out of the tree.
+                self.forget(&path);
+                hints.subtrees.insert(path.clone());
+            }
+            EventKind::Remove(RemoveKind::Folder) if self.watched.remove(&path) => {
+                hints.subtrees.insert(path.clone());
+            }
+            EventKind::Access(AccessKind::Open(_) | AccessKind::Read) => return,
+            EventKind::Create(CreateKind::Any) | EventKind::Any | EventKind::Other => {}
+            _ => {}
+        }
+        hints.directories.insert(path.parent().unwrap_or_default());
+        self.hints.merge(hints);
+    }
+
+    /// Drops the watches of a directory and of all below it, once there is time to.
+    pub(super) fn forget(&mut self, path: &TreePath) {
+        let below: Vec<TreePath> =
+            self.watched.range(path..).take_while(|watched| watched.starts_with(path)).cloned().collect();
+        for path in below {
+            self.watched.remove(&path);
+            if let Some(root) = &self.root {
+                self.stale.push(path.below(root));
+            }
+        }
+    }
+
+    /// Whether anything is polled.
+    pub(super) fn is_polled(&self) -> bool {
+        self.unwatched.is_some() || !self.unreported.is_empty()
+    }
+
+    /// Hints at every polled subtree.
+    pub(super) fn poll(&mut self, now: Instant) {
+        self.polled_at = now;
+        if self.unwatched.is_some() || self.unreported.contains_key(&TreePath::root()) {
+            self.hints.merge(Hints::everything(Reason::Polling));
+        } else {
+            let subtrees = self.unreported.keys().cloned().collect();
+            self.hints.merge(Hints { subtrees, ..Hints::default() });
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use notify::event::{DataChange, MetadataKind};
+
+    fn path(p: &str) -> TreePath {
+        TreePath::from_bytes(p.as_bytes()).unwrap()
+    }
+
+    fn state() -> State {
+        let mut state = State::new("/data/cookies".into());
+        state.root = Some("/srv/real".into());
+        state.turning_points = ["/srv/link".into(), "/srv/real".into()].into();
+        state.watched = ["", "a", "a/b", "a-b"].map(path).into();
+        state.hints = Hints::default();
+        state
+    }
+
+    fn after(kind: EventKind, at: &str) -> State {
+        let mut state = state();
+        state.apply(Ok(notify::Event::new(kind).add_path(at.into())));
+        state
+    }
+
+    const FROM: EventKind = EventKind::Modify(ModifyKind::Name(RenameMode::From));
+
+    #[test]
+    fn a_changed_file_dirties_its_directory_only() {
+        let state = after(EventKind::Modify(ModifyKind::Data(DataChange::Any)), "/srv/real/a/b/f");
+        assert_eq!(state.hints, Hints { directories: [path("a/b")].into(), ..Hints::default() });
+        let state = after(EventKind::Modify(ModifyKind::Metadata(MetadataKind::Any)), "/srv/real");
+        assert_eq!(state.hints, Hints { directories: [path("")].into(), ..Hints::default() });
+    }
+
+    #[test]
+    fn a_directory_moved_away_loses_the_watches_below_it() {
+        let state = after(FROM, "/srv/real/a");
+        assert_eq!(state.hints.subtrees, [path("a")].into());
+        assert_eq!(state.hints.directories, [path("")].into());
+        assert_eq!(state.watched, ["", "a-b"].map(path).into());
+        assert_eq!(state.stale, ["/srv/real/a", "/srv/real/a/b"].map(PathBuf::from));
+        assert!(after(FROM, "/srv/real/file").hints.subtrees.is_empty());
+    }
+
+    #[test]
+    fn a_replaced_tree_means_everything() {
+        for at in ["/srv/link", "/srv/real"] {
+            let state = after(EventKind::Create(CreateKind::Any), at);
+            assert!(state.replace);
+            assert_eq!(state.hints, Hints::everything(Reason::TreeReplaced));
+        }
+        assert!(after(EventKind::Create(CreateKind::Any), "/srv/other").hints.is_empty());
+    }
+
+    #[test]
+    fn lost_events_mean_everything() {
+        let mut overflowed = state();
+        overflowed.apply(Ok(notify::Event::new(EventKind::Other).set_flag(notify::event::Flag::Rescan)));
+        assert_eq!(overflowed.hints, Hints::everything(Reason::Overflow));
+        let mut failed = state();
+        failed.apply(Err(notify::Error::generic("x")));
+        assert!(failed.replace && failed.hints.everything == Some(Reason::Watcher));
+    }
+
+    #[test]
+    fn cookies_are_counted_and_hint_at_nothing() {
+        let state = after(EventKind::Create(CreateKind::File), "/data/cookies/17");
+        assert_eq!((state.cookie_seen, state.hints.is_empty()), (17, true));
+    }
+}

@@ -1,0 +1,259 @@
+//! `--config FILE`: options from a TOML file, below the command line and the environment.
+//!
+//! A key is the long name of an option (`settle-max` or `settle_max`), its value what one would write on the command
+//! line; `true` gives a flag, `false` leaves it out, an array gives the option several times. One file may serve all
+//! subcommands: a key that only another subcommand knows is left alone, a key that none knows is an error.
+//!
+//! ```toml
+//! data = "/var/lib/syncd/origin"
+//! settle = "2s"
+//! json = true
+//! ```
+
+use std::ffi::OsString;
+use std::io;
+use std::path::{Path, PathBuf};
+
+use clap::parser::ValueSource;
+use clap::{Arg, ArgMatches, Command};
+use toml::{Table, Value};
+
+/// Name and id of the option that names the file.
+pub const OPTION: &str = "config";
+
+/// Why a configuration file was refused.
+#[derive(Debug, thiserror::Error)]
+pub enum ConfigError {
+    /// Not readable.
+    #[error("reading the configuration file {path} failed", path = path.display())]
+    Read {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        source: io::Error,
+    },
+    /// Not TOML.
+    #[error("the configuration file {path} is not valid TOML", path = path.display())]
+    Syntax {
+        /// The file.
+        path: PathBuf,
+        /// Where and why.
+        source: Box<toml::de::Error>,
+    },
+    /// A key that no subcommand knows.
+    #[error("unknown key {key:?} in {path}: keys are the long names of options", path = path.display())]
+    UnknownKey {
+        /// The file.
+        path: PathBuf,
+        /// The key.
+        key: String,
+    },
+    /// A value of a kind that no option takes, like a table, or `false` for an option with a value.
+    #[error("key {key:?} in {path} has a value that the option does not take", path = path.display())]
+    Value {
+        /// The file.
+        path: PathBuf,
+        /// The key.
+        key: String,
+    },
+}
+
+/// The arguments to parse: `arguments` (the program's name first) with what the file says inserted after the subcommand,
+/// for options that are neither on the command line nor in the environment. Without `--config` (or its variable) or a
+/// subcommand, as they are.
+///
+/// `command` must have the subcommands and an option `config` in each, or a global one. What clap would refuse is left
+/// for the real parse to refuse.
+pub fn arguments_with_config(
+    arguments: impl IntoIterator<Item = OsString>,
+    command: &Command,
+) -> Result<Vec<OsString>, ConfigError> {
+    let mut arguments: Vec<OsString> = arguments.into_iter().collect();
+    let lenient = command.clone().ignore_errors(true);
+    let Ok(matches) = lenient.try_get_matches_from(&arguments) else { return Ok(arguments) };
+    let Some((name, given)) = matches.subcommand() else { return Ok(arguments) };
+    let Some(path) = config_path(&matches, given) else { return Ok(arguments) };
+    // clap has found the subcommand, so it is there; options before it have no values of the same name.
+    let Some(at) = arguments.iter().position(|argument| argument == name) else { return Ok(arguments) };
+    let inserted = from_file(&path, command, name, given)?;
+    arguments.splice(at + 1..at + 1, inserted);
+    Ok(arguments)
+}
+
+fn config_path(matches: &ArgMatches, given: &ArgMatches) -> Option<PathBuf> {
+    let path_in = |matches: &ArgMatches| {
+        let known = matches.try_contains_id(OPTION).is_ok();
+        known.then(|| matches.get_raw(OPTION)?.next_back().map(PathBuf::from)).flatten()
+    };
+    path_in(given).or_else(|| path_in(matches))
+}
+
+fn from_file(
+    path: &Path,
+    command: &Command,
+    subcommand: &str,
+    given: &ArgMatches,
+) -> Result<Vec<OsString>, ConfigError> {
+    let text = std::fs::read_to_string(path)
+        .map_err(|source| ConfigError::Read { path: path.to_owned(), source })?;
+    let table: Table = text
+        .parse()
+        .map_err(|source| ConfigError::Syntax { path: path.to_owned(), source: Box::new(source) })?;
+    let mut out = Vec::new();
+    for (key, value) in &table {
+        let long = key.replace('_', "-");
+        let own = command.find_subcommand(subcommand).and_then(|c| option(c, &long));
+        if let Some(option) = own {
+            let values = arguments(option, &long, value)
+                .ok_or_else(|| ConfigError::Value { path: path.to_owned(), key: key.clone() })?;
+            if !is_given(given, option) {
+                out.extend(values);
+            }
+        } else if long == OPTION || !command.get_subcommands().any(|c| option(c, &long).is_some()) {
+            return Err(ConfigError::UnknownKey { path: path.to_owned(), key: key.clone() });
+        }
+    }
+    Ok(out)
+}
+
+fn option<'a>(command: &'a Command, long: &str) -> Option<&'a Arg> {
+    command.get_arguments().find(|argument| long != OPTION && argument.get_long() == Some(long))
+}
+
+fn is_given(given: &ArgMatches, option: &Arg) -> bool {
+    let source = given.value_source(option.get_id().as_str());
+    matches!(source, Some(ValueSource::CommandLine | ValueSource::EnvVariable))
+}
+
+/// `None` where the option does not take such a value.
+fn arguments(option: &Arg, long: &str, value: &Value) -> Option<Vec<OsString>> {
+    let takes_value = option.get_action().takes_values();
+    let optional = option.get_num_args().is_some_and(|range| range.min_values() == 0);
+    let with = |text: String| takes_value.then(|| vec![OsString::from(format!("--{long}={text}"))]);
+    match value {
+        Value::Boolean(on) if !takes_value || optional => {
+            Some(if *on { vec![OsString::from(format!("--{long}"))] } else { Vec::new() })
+        }
+        Value::Boolean(on) => with(on.to_string()),
+        Value::String(text) => with(text.clone()),
+        Value::Integer(number) => with(number.to_string()),
+        Value::Float(number) => with(number.to_string()),
+        Value::Array(values) => {
+            let scalar = |value: &&Value| !matches!(value, Value::Array(_));
+            let all = values.iter().filter(scalar).map(|value| arguments(option, long, value));
+            let all: Vec<_> = all.collect::<Option<Vec<_>>>()?.concat();
+            (all.len() == values.len()).then_some(all)
+        }
+        Value::Table(_) | Value::Datetime(_) => None,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use clap::ArgAction;
+
+    fn command() -> Command {
+        let config = || Arg::new("config").long("config");
+        let data = || Arg::new("data").long("data").required(true);
+        Command::new("syncd")
+            .subcommand(
+                Command::new("serve")
+                    .args([config(), data(), Arg::new("port").long("port").default_value("1")])
+                    .arg(Arg::new("settle_max").long("settle-max").env("SYNCD_TEST_SETTLE_MAX"))
+                    .arg(Arg::new("tag").long("tag").short('t').action(ArgAction::Append))
+                    .arg(Arg::new("json").long("json").action(ArgAction::SetTrue)),
+            )
+            .subcommand(
+                Command::new("commit")
+                    .args([config(), data(), Arg::new("label")])
+                    .arg(Arg::new("wait").long("wait").num_args(0..=1).require_equals(true)),
+            )
+    }
+
+    fn with(toml: &str, arguments: &[&str]) -> Result<ArgMatches, ConfigError> {
+        let file = tempfile::NamedTempFile::new().unwrap();
+        std::fs::write(file.path(), toml).unwrap();
+        let config = format!("--config={}", file.path().display());
+        let all = ["syncd"].iter().chain(arguments).copied().chain([config.as_str()]).map(OsString::from);
+        let all = arguments_with_config(all, &command())?;
+        Ok(command().try_get_matches_from(all).unwrap())
+    }
+
+    fn value(matches: &ArgMatches, id: &str) -> Option<String> {
+        matches.subcommand().unwrap().1.get_one::<String>(id).cloned()
+    }
+
+    #[test]
+    fn the_file_is_above_defaults_and_below_flags() {
+        let file = "data = '/d'\nport = 7\nsettle_max = '2s'\njson = true\ntag = ['a', 'b']";
+        let matches = with(file, &["serve"]).unwrap();
+        assert_eq!(value(&matches, "data").unwrap(), "/d");
+        assert_eq!(value(&matches, "port").unwrap(), "7");
+        assert_eq!(value(&matches, "settle_max").unwrap(), "2s");
+        let serve = matches.subcommand().unwrap().1;
+        assert!(serve.get_flag("json"));
+        assert_eq!(serve.get_many::<String>("tag").unwrap().collect::<Vec<_>>(), ["a", "b"]);
+
+        let matches = with(file, &["serve", "--port", "8", "--data=/e", "-tc"]).unwrap();
+        assert_eq!(value(&matches, "port").unwrap(), "8");
+        assert_eq!(value(&matches, "data").unwrap(), "/e");
+        let tags = matches.subcommand().unwrap().1.get_many::<String>("tag").unwrap();
+        assert_eq!(tags.collect::<Vec<_>>(), ["c"]);
+    }
+
+    #[test]
+    fn a_variable_is_above_the_file() {
+        // clap reads the variable when the option is built, so that a set one can stand in for it.
+        let path = std::env::var("PATH").unwrap();
+        let with_env = command().mut_subcommand("serve", |c| c.mut_arg("settle_max", |a| a.env("PATH")));
+        let file = tempfile::NamedTempFile::new().unwrap();
+        std::fs::write(file.path(), "settle-max = '2s'").unwrap();
+        let config = format!("--config={}", file.path().display());
+        let all = ["syncd", "serve", "--data=/d", &config].map(OsString::from);
+        let matches =
+            with_env.clone().try_get_matches_from(arguments_with_config(all, &with_env).unwrap()).unwrap();
+        assert_eq!(value(&matches, "settle_max").unwrap(), path);
+    }
+
+    #[test]
+    fn an_option_with_an_optional_value_takes_both() {
+        let wait = |toml: &str| {
+            let matches = with(toml, &["commit", "label", "--data=/d"]).unwrap();
+            (matches.subcommand().unwrap().1.contains_id("wait"), value(&matches, "wait"))
+        };
+        assert_eq!(wait("wait = '60s'"), (true, Some("60s".to_owned())));
+        assert_eq!(wait("wait = false"), (false, None));
+        assert!(with("wait = true", &["commit", "--data=/d"]).is_ok());
+    }
+
+    #[test]
+    fn keys_of_another_subcommand_are_left_alone_and_unknown_ones_named() {
+        assert!(with("data = '/d'\nport = 7", &["commit"]).is_ok());
+        for (toml, key) in [("prot = 7", "prot"), ("config = 'x'", "config"), ("[serve]\nport = 7", "serve")]
+        {
+            let error = with(toml, &["serve", "--data=/d"]).unwrap_err();
+            assert!(matches!(&error, ConfigError::UnknownKey { key: k, .. } if k == key), "{error:?}");
+        }
+        for toml in ["port = { a = 1 }", "json = 'yes'", "port = [[1]]", "json = 3"] {
+            let error = with(toml, &["serve", "--data=/d"]).unwrap_err();
+            assert!(matches!(error, ConfigError::Value { .. }), "{error:?}");
+        }
+    }
+
+    #[test]
+    fn a_missing_or_broken_file_is_named() {
+        let all = ["syncd", "serve", "--config", "/nonexistent"].map(OsString::from);
+        let missing = arguments_with_config(all, &command());
+        assert!(matches!(missing, Err(ConfigError::Read { path, .. }) if path == Path::new("/nonexistent")));
+        assert!(matches!(with("= 3", &["serve"]), Err(ConfigError::Syntax { .. })));
+    }
+
+    #[test]
+    fn without_a_file_nothing_changes() {
+        let all = ["syncd", "serve", "--wrong"].map(OsString::from);
+        assert_eq!(arguments_with_config(all.clone(), &command()).unwrap(), all);
+        let none = ["syncd"].map(OsString::from);
+        assert_eq!(arguments_with_config(none.clone(), &command()).unwrap(), none);
+    }
+}

@@ -1,0 +1,333 @@
+//! The admin socket: one request, many answers, between a command and the running origin or agent.
+//!
+//! A UNIX stream socket, mode 0600. The client writes one line of JSON, the server answers with lines of JSON and
+//! closes. The kernel limits a socket's path to 107 bytes; here it is named through the descriptor of its directory
+//! (`/proc/self/fd/N/name`), so that only the last component is limited.
+//!
+//! Who binds must hold the lock of its data directory or root: a socket file that is in the way is of a process that is
+//! gone, and is replaced. A crash leaves the file behind.
+
+use std::fs::File;
+use std::io;
+use std::marker::PhantomData;
+use std::os::fd::AsRawFd;
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use rustix::fs::{Mode, OFlags};
+use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType};
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+use tokio::io::{AsyncBufRead, AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
+use tokio::net::{UnixListener, UnixStream};
+
+/// Longest request, in bytes.
+pub const REQUEST_MAX_BYTES: usize = 64 * 1024;
+/// Longest line of an answer, in bytes.
+pub const RESPONSE_MAX_BYTES: usize = 16 * 1024 * 1024;
+/// A client sends its request within this time.
+pub const REQUEST_TIMEOUT: Duration = Duration::from_secs(10);
+const BACKLOG: i32 = 16;
+
+/// What went wrong with a local socket.
+#[derive(Debug, thiserror::Error)]
+pub enum LocalSocketError {
+    /// It could not be made.
+    #[error("making the socket {path} failed", path = path.display())]
+    Bind {
+        /// The socket.
+        path: PathBuf,
+        /// Why.
+        source: io::Error,
+    },
+    /// Nothing serves it: one may open what it would have answered from.
+    #[error("nothing is running that serves {path}", path = path.display())]
+    NotServed {
+        /// The socket.
+        path: PathBuf,
+        /// Why.
+        source: io::Error,
+    },
+    /// Something serves it perhaps, but it can't be asked.
+    #[error("connecting to the socket {path} failed", path = path.display())]
+    Connect {
+        /// The socket.
+        path: PathBuf,
+        /// Why.
+        source: io::Error,
+    },
+    /// Reading or writing broke off.
+    #[error("talking over the local socket failed")]
+    Io(#[source] io::Error),
+    /// Closed before a line was complete.
+    #[error("the local socket was closed too early")]
+    Closed,
+    /// A line is longer than its limit.
+    #[error("a line on the local socket is longer than {limit} bytes")]
+    Length {
+        /// [`REQUEST_MAX_BYTES`] or [`RESPONSE_MAX_BYTES`].
+        limit: usize,
+    },
+    /// The client did not send its request in [`REQUEST_TIMEOUT`].
+    #[error("no request came over the local socket")]
+    Timeout,
+    /// Not the JSON that is expected: the two programs are of different versions.
+    #[error("a line on the local socket is not understood: is the running syncd of another version?")]
+    Json(#[source] serde_json::Error),
+}
+
+/// A directory's descriptor, and the short path of a name in it.
+fn short_path(path: &Path) -> io::Result<(File, PathBuf, PathBuf)> {
+    let name = path.file_name().ok_or(io::ErrorKind::InvalidInput)?;
+    let parent = match path.parent() {
+        Some(parent) if !parent.as_os_str().is_empty() => parent,
+        _ => Path::new("."),
+    };
+    let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
+    let directory = File::from(rustix::fs::open(parent, flags, Mode::empty())?);
+    let base = PathBuf::from(format!("/proc/self/fd/{}", directory.as_raw_fd()));
+    let mut temporary = std::ffi::OsString::from(".");
+    temporary.push(name);
+    temporary.push(".new");
+    Ok((directory, base.join(name), base.join(temporary)))
+}
+
+/// A bound socket. Dropping it removes the file, if it is still its own.
+#[derive(Debug)]
+pub struct LocalListener {
+    listener: UnixListener,
+    path: PathBuf,
+    inode: (u64, u64),
+}
+
+impl LocalListener {
+    /// Binds `path`, replacing a socket that a crash left. Nobody can connect before the mode is 0600: it listens only
+    /// then, and only then gets its name. Must be called within a runtime.
+    pub fn bind(path: &Path) -> Result<Self, LocalSocketError> {
+        Self::bind_inner(path).map_err(|source| LocalSocketError::Bind { path: path.to_owned(), source })
+    }
+
+    fn bind_inner(path: &Path) -> io::Result<Self> {
+        let (_directory, short, temporary) = short_path(path)?;
+        match std::fs::symlink_metadata(&short) {
+            Ok(found) if !std::os::unix::fs::FileTypeExt::is_socket(&found.file_type()) => {
+                return Err(io::ErrorKind::AlreadyExists.into());
+            }
+            _ => {}
+        }
+        match std::fs::remove_file(&temporary) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+            _ => {}
+        }
+        let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
+        let socket = rustix::net::socket_with(AddressFamily::UNIX, SocketType::STREAM, flags, None)?;
+        rustix::net::bind(&socket, &SocketAddrUnix::new(&temporary)?)?;
+        rustix::fs::chmod(&temporary, Mode::RUSR | Mode::WUSR)?;
+        rustix::net::listen(&socket, BACKLOG)?;
+        let listener = UnixListener::from_std(std::os::unix::net::UnixListener::from(socket))?;
+        std::fs::rename(&temporary, &short)?;
+        let found = std::fs::symlink_metadata(&short)?;
+        Ok(Self { listener, path: path.to_owned(), inode: (found.dev(), found.ino()) })
+    }
+
+    /// The next client. Cancel safe.
+    pub async fn accept(&self) -> io::Result<LocalConnection> {
+        let (stream, _) = self.listener.accept().await?;
+        Ok(LocalConnection { stream: BufReader::new(stream) })
+    }
+}
+
+impl Drop for LocalListener {
+    fn drop(&mut self) {
+        let own = std::fs::symlink_metadata(&self.path).is_ok_and(|m| (m.dev(), m.ino()) == self.inode);
+        if own {
+            // Nothing more can be done; the next bind replaces it.
+            let _ = std::fs::remove_file(&self.path);
+        }
+    }
+}
+
+/// A client, as the server sees it.
+#[derive(Debug)]
+pub struct LocalConnection {
+    stream: BufReader<UnixStream>,
+}
+
+impl LocalConnection {
+    /// Reads the one request. Not cancel safe.
+    pub async fn request<Req: DeserializeOwned>(&mut self) -> Result<Req, LocalSocketError> {
+        tokio::time::timeout(REQUEST_TIMEOUT, read_line(&mut self.stream, REQUEST_MAX_BYTES))
+            .await
+            .map_err(|_| LocalSocketError::Timeout)??
+            .ok_or(LocalSocketError::Closed)
+    }
+
+    /// Writes one answer of any number. Not cancel safe.
+    pub async fn respond<Resp: Serialize>(&mut self, response: &Resp) -> Result<(), LocalSocketError> {
+        write_line(self.stream.get_mut(), response).await
+    }
+
+    /// Returns when the client has gone away. Cancel safe; after the request only.
+    pub async fn closed(&mut self) {
+        let mut rest = [0; 64];
+        // Clients send nothing after their request; what comes all the same is dropped.
+        while matches!(self.stream.read(&mut rest).await, Ok(1..)) {}
+    }
+}
+
+/// The answers to a request, in order.
+#[derive(Debug)]
+pub struct Responses<Resp> {
+    stream: BufReader<UnixStream>,
+    answer: PhantomData<fn() -> Resp>,
+}
+
+impl<Resp: DeserializeOwned> Responses<Resp> {
+    /// The next answer; `None` when the server has closed. Not cancel safe.
+    pub async fn next(&mut self) -> Result<Option<Resp>, LocalSocketError> {
+        read_line(&mut self.stream, RESPONSE_MAX_BYTES).await
+    }
+}
+
+/// Sends `request` to who serves `path`. No time limit on the answers: that is the caller's.
+pub async fn request<Req: Serialize, Resp: DeserializeOwned>(
+    path: &Path,
+    request: &Req,
+) -> Result<Responses<Resp>, LocalSocketError> {
+    let failed = |source: io::Error| match source.kind() {
+        io::ErrorKind::NotFound | io::ErrorKind::ConnectionRefused => {
+            LocalSocketError::NotServed { path: path.to_owned(), source }
+        }
+        _ => LocalSocketError::Connect { path: path.to_owned(), source },
+    };
+    let (_directory, short, _) = short_path(path).map_err(failed)?;
+    let mut stream = UnixStream::connect(&short).await.map_err(failed)?;
+    write_line(&mut stream, request).await?;
+    Ok(Responses { stream: BufReader::new(stream), answer: PhantomData })
+}
+
+/// Like [`request`], for a request that has one answer.
+pub async fn request_one<Req: Serialize, Resp: DeserializeOwned>(
+    path: &Path,
+    request: &Req,
+) -> Result<Resp, LocalSocketError> {
+    self::request(path, request).await?.next().await?.ok_or(LocalSocketError::Closed)
+}
+
+async fn write_line(stream: &mut UnixStream, value: &impl Serialize) -> Result<(), LocalSocketError> {
+    let mut line = serde_json::to_vec(value).map_err(LocalSocketError::Json)?;
+    line.push(b'\n');
+    stream.write_all(&line).await.map_err(LocalSocketError::Io)
+}
+
+async fn read_line<T: DeserializeOwned>(
+    stream: &mut (impl AsyncBufRead + Unpin),
+    limit: usize,
+) -> Result<Option<T>, LocalSocketError> {
+    let mut line = Vec::new();
+    let mut bounded = stream.take(limit as u64 + 1);
+    bounded.read_until(b'\n', &mut line).await.map_err(LocalSocketError::Io)?;
+    match line.pop() {
+        None => Ok(None),
+        Some(b'\n') => serde_json::from_slice(&line).map(Some).map_err(LocalSocketError::Json),
+        Some(_) if line.len() >= limit => Err(LocalSocketError::Length { limit }),
+        Some(_) => Err(LocalSocketError::Closed),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::os::unix::fs::PermissionsExt;
+
+    fn long_path(base: &Path) -> PathBuf {
+        let directory = base.join("d".repeat(70)).join("e".repeat(80));
+        std::fs::create_dir_all(&directory).unwrap();
+        directory.join("admin.sock")
+    }
+
+    /// Answers `n` with 1 to n.
+    async fn serve(listener: LocalListener) {
+        loop {
+            let mut client = listener.accept().await.unwrap();
+            match client.request::<u32>().await {
+                Ok(n) => {
+                    for i in 1..=n {
+                        client.respond(&i).await.unwrap();
+                    }
+                }
+                Err(error) => client.respond(&error.to_string()).await.unwrap(),
+            }
+        }
+    }
+
+    #[tokio::test]
+    async fn a_long_path_serves_requests_and_is_private() {
+        let base = tempfile::tempdir().unwrap();
+        let path = long_path(base.path());
+        assert!(path.as_os_str().len() > 150);
+        let server = tokio::spawn(serve(LocalListener::bind(&path).unwrap()));
+        assert_eq!(std::fs::metadata(&path).unwrap().permissions().mode() & 0o777, 0o600);
+        let mut responses = request::<u32, u32>(&path, &3).await.unwrap();
+        let mut got = Vec::new();
+        while let Some(n) = responses.next().await.unwrap() {
+            got.push(n);
+        }
+        assert_eq!(got, [1, 2, 3]);
+        assert_eq!(request_one::<u32, u32>(&path, &1).await.unwrap(), 1);
+        server.abort();
+        assert!(server.await.unwrap_err().is_cancelled());
+        assert!(!path.exists(), "the socket file stays behind");
+    }
+
+    #[tokio::test]
+    async fn a_stale_socket_is_replaced_and_anything_else_is_not() {
+        let base = tempfile::tempdir().unwrap();
+        let path = base.path().join("admin.sock");
+        let missing = request::<u32, u32>(&path, &1).await;
+        assert!(matches!(missing, Err(LocalSocketError::NotServed { .. })));
+        drop(std::os::unix::net::UnixListener::bind(&path).unwrap());
+        let stale = request::<u32, u32>(&path, &1).await;
+        assert!(matches!(stale, Err(LocalSocketError::NotServed { .. })));
+        let server = tokio::spawn(serve(LocalListener::bind(&path).unwrap()));
+        assert_eq!(request_one::<u32, u32>(&path, &1).await.unwrap(), 1);
+        server.abort();
+        let _ = server.await;
+        std::fs::write(&path, "precious").unwrap();
+        assert!(matches!(LocalListener::bind(&path), Err(LocalSocketError::Bind { .. })));
+        assert_eq!(std::fs::read(&path).unwrap(), b"precious");
+    }
+
+    #[tokio::test]
+    async fn an_endless_cut_or_foreign_request_is_refused() {
+        let base = tempfile::tempdir().unwrap();
+        let path = base.path().join("admin.sock");
+        let listener = LocalListener::bind(&path).unwrap();
+        for (bytes, part) in [
+            (vec![b'1'; REQUEST_MAX_BYTES + 1], "longer than"),
+            (b"12".to_vec(), "too early"),
+            (b"\"x\"\n".to_vec(), "not understood"),
+        ] {
+            let mut client = UnixStream::connect(&path).await.unwrap();
+            client.write_all(&bytes).await.unwrap();
+            client.shutdown().await.unwrap();
+            let error = listener.accept().await.unwrap().request::<u32>().await.unwrap_err();
+            assert!(error.to_string().contains(part), "{error}");
+        }
+    }
+
+    #[tokio::test]
+    async fn a_client_that_goes_away_is_noticed() {
+        let base = tempfile::tempdir().unwrap();
+        let path = base.path().join("admin.sock");
+        let listener = LocalListener::bind(&path).unwrap();
+        let responses = request::<u32, u32>(&path, &1).await.unwrap();
+        let mut client = listener.accept().await.unwrap();
+        client.request::<u32>().await.unwrap();
+        let early = tokio::time::timeout(Duration::from_millis(50), client.closed()).await;
+        assert!(early.is_err(), "the client is still there");
+        drop(responses);
+        tokio::time::timeout(Duration::from_secs(5), client.closed()).await.expect("not noticed");
+    }
+}

@@ -1,0 +1,43 @@
+//! What /proc says of a process.
+
+use std::fs;
+
+/// Clock ticks a second of /proc/PID/stat; the same on every Linux that a node runs on (USER_HZ).
+const TICKS_PER_SECOND: f64 = 100.0;
+
+/// CPU seconds of a process so far, user and system, all threads; a resolution of 10 ms.
+pub fn cpu_seconds(pid: u32) -> f64 {
+    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).expect("read a process's stat");
+    // The name in parentheses may hold spaces: count from its end.
+    let fields: Vec<&str> = stat.rsplit(')').next().unwrap_or_default().split_whitespace().collect();
+    let ticks = |index: usize| fields.get(index).and_then(|f| f.parse::<f64>().ok()).expect("ticks");
+    (ticks(11) + ticks(12)) / TICKS_PER_SECOND
+}
+
+/// Peak resident memory of a process, MiB.
+pub fn peak_memory_mib(pid: u32) -> f64 {
+    let status = fs::read_to_string(format!("/proc/{pid}/status")).expect("read a process's status");
+    kibibytes(&status, "VmHWM:") / 1024.0
+}
+
+/// Memory of this machine, MiB.
+pub fn total_memory_mib() -> u64 {
+    (kibibytes(&fs::read_to_string("/proc/meminfo").unwrap_or_default(), "MemTotal:") / 1024.0) as u64
+}
+
+fn kibibytes(text: &str, key: &str) -> f64 {
+    let line = text.lines().find_map(|line| line.strip_prefix(key));
+    line.and_then(|rest| rest.split_whitespace().next()).and_then(|n| n.parse().ok()).unwrap_or(f64::NAN)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn this_process_has_figures() {
+        assert!(cpu_seconds(std::process::id()) >= 0.0);
+        assert!(peak_memory_mib(std::process::id()) > 0.5);
+        assert!(total_memory_mib() > 100);
+    }
+}

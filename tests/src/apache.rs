@@ -1,0 +1,239 @@
+//! A real Apache with a ServerRoot, a port and a configuration of its own.
+
+use std::fs;
+use std::net::TcpListener;
+use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use crate::process::{Daemon, run};
+use crate::scene::{is_root, require_program};
+use crate::{Scene, http, wait};
+
+/// What DocumentRoot is.
+pub enum DocumentRoot {
+    /// Through the `live` link: every request resolves it anew.
+    LiveLink,
+    /// `generations/N`, resolved once per generation: a hook writes `Define SYNCD_LIVE` and reloads gracefully.
+    Resolved,
+}
+
+/// A running Apache that serves one replica, with sendfile and mmap on.
+pub struct Apache {
+    /// `HOST:PORT`.
+    pub address: String,
+    directory: PathBuf,
+    replica: PathBuf,
+    logs: PathBuf,
+    daemon: Option<Daemon>,
+}
+
+impl Apache {
+    /// Writes a configuration for the replica in `root` (an agent's ROOT); does not start.
+    #[track_caller]
+    pub fn configured(scene: &Scene, name: &str, root: &Path, document_root: &DocumentRoot) -> Self {
+        let directory = scene.new_directory(name);
+        let port = free_port();
+        let apache = Self {
+            address: format!("127.0.0.1:{port}"),
+            directory,
+            replica: root.to_path_buf(),
+            logs: scene.directory().to_path_buf(),
+            daemon: None,
+        };
+        let resolved = matches!(document_root, DocumentRoot::Resolved);
+        fs::write(apache.configuration(), apache.configuration_text(port, resolved))
+            .expect("write httpd.conf");
+        fs::write(apache.hook(), apache.hook_text()).expect("write the hook");
+        fs::set_permissions(apache.hook(), fs::Permissions::from_mode(0o755))
+            .expect("make the hook executable");
+        apache
+    }
+
+    /// The hook for `--on-activate`: resolves the document root for the new generation, reloads gracefully, and waits
+    /// until the new configuration serves (a reload that comes while another is under way can be lost).
+    pub fn hook(&self) -> PathBuf {
+        self.directory.join("reload")
+    }
+
+    fn configuration(&self) -> PathBuf {
+        self.directory.join("httpd.conf")
+    }
+
+    fn configuration_text(&self, port: u16, resolved: bool) -> String {
+        let (directory, replica) = (self.directory.display(), self.replica.display());
+        let account = if is_root() { "User www-data\nGroup www-data\n" } else { "" };
+        let root = if resolved {
+            format!(
+                "IncludeOptional {directory}/generation.conf\n<IfDefine !SYNCD_LIVE>\n  Define SYNCD_LIVE live\n\
+                 </IfDefine>\nHeader always set X-Syncd-Live \"${{SYNCD_LIVE}}\"\n\
+                 DocumentRoot \"{replica}/${{SYNCD_LIVE}}\"\n"
+            )
+        } else {
+            format!("DocumentRoot \"{replica}/live\"\n")
+        };
+        format!(
+            "ServerRoot \"{directory}\"\nServerName localhost\nListen 127.0.0.1:{port}\nPidFile {directory}/httpd.pid\n\
+             DefaultRuntimeDir {directory}\nErrorLog {directory}/error.log\nLogLevel warn\n\
+             LoadModule mpm_event_module {MODULES}/mod_mpm_event.so\n\
+             LoadModule authz_core_module {MODULES}/mod_authz_core.so\n\
+             LoadModule headers_module {MODULES}/mod_headers.so\n\
+             LoadModule dir_module {MODULES}/mod_dir.so\n{account}\
+             StartServers 2\nServerLimit 32\nThreadsPerChild 16\nThreadLimit 16\nMaxRequestWorkers 64\n\
+             MinSpareThreads 16\nMaxSpareThreads 64\n\
+             EnableSendfile On\nEnableMMAP On\nKeepAlive Off\nTimeout 120\n{root}\
+             <Directory \"{replica}\">\n  Options FollowSymLinks\n  AllowOverride None\n  Require all granted\n\
+             </Directory>\n"
+        )
+    }
+
+    fn hook_text(&self) -> String {
+        let (directory, address) = (self.directory.display(), &self.address);
+        format!(
+            "#!/bin/sh\n\
+             # Points the document root at the new generation and reloads Apache gracefully.\n\
+             live=generations/$SYNCD_GENERATION\n\
+             echo \"Define SYNCD_LIVE $live\" > {directory}/generation.conf.new\n\
+             mv {directory}/generation.conf.new {directory}/generation.conf\n\
+             [ -e {directory}/httpd.pid ] || exit 0\n\
+             for attempt in 1 2 3 4 5; do\n\
+             \x20 kill -USR1 \"$(cat {directory}/httpd.pid)\" || exit 1\n\
+             \x20 for moment in $(seq 25); do\n\
+             \x20   curl -sI http://{address}/ | grep -q \"X-Syncd-Live: $live\\b\" && exit 0\n\
+             \x20   sleep 0.02\n\
+             \x20 done\n\
+             done\n\
+             echo \"apache does not serve $live\" >&2\n\
+             exit 1\n"
+        )
+    }
+
+    /// Starts it and waits until it answers.
+    #[track_caller]
+    pub fn start(&mut self) {
+        let program = require_program("apache2", "apache2");
+        require_program("curl", "curl");
+        let check = run(Command::new(&program).arg("-t").arg("-f").arg(self.configuration()));
+        assert_eq!(check.code, Some(0), "the generated configuration holds: {check:#?}");
+        let mut command = Command::new(program);
+        command.arg("-f").arg(self.configuration()).arg("-DFOREGROUND");
+        let name = self.directory.file_name().map(|n| n.to_string_lossy().into_owned()).unwrap_or_default();
+        let mut daemon = Daemon::start(&mut command, &self.logs, &name);
+        wait::until("Apache to answer", || {
+            if let Some(status) = daemon.ended() {
+                panic!("Apache ended at once, {status}:\n{}{}", daemon.log(), self.error_log());
+            }
+            http::get(&self.address, "/").ok()
+        });
+        self.daemon = Some(daemon);
+    }
+
+    /// Stops it at once.
+    pub fn stop(&mut self) {
+        if let Some(mut daemon) = self.daemon.take() {
+            daemon.stop();
+        }
+    }
+
+    /// Stops and starts it.
+    #[track_caller]
+    pub fn restart(&mut self) {
+        self.stop();
+        self.start();
+    }
+
+    /// What it complained about.
+    pub fn error_log(&self) -> String {
+        fs::read_to_string(self.directory.join("error.log")).unwrap_or_default()
+    }
+
+    /// `GET path`, which must be answered completely with 200.
+    #[track_caller]
+    pub fn get(&self, path: &str) -> http::Response {
+        let response = http::get(&self.address, path).unwrap_or_else(|broken| panic!("GET {path}: {broken}"));
+        assert_eq!(response.status, 200, "GET {path}: {}", response.head);
+        response
+    }
+
+    /// Whether the server answers `path` with exactly what the file has.
+    #[track_caller]
+    pub fn assert_serves(&self, path: &str, file: &Path) {
+        let expected = fs::read(file).expect("read the expected file");
+        assert!(self.get(path).body == expected, "{path} is not what {} has", file.display());
+    }
+}
+
+impl Drop for Apache {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            println!("---- Apache's error log ----\n{}----", self.error_log());
+        }
+        // SIGTERM first: children of a killed parent would stay behind.
+        if let Some(daemon) = &mut self.daemon {
+            daemon.signal(rustix::process::Signal::TERM);
+            for _ in 0..200 {
+                if daemon.ended().is_some() {
+                    break;
+                }
+                std::thread::sleep(std::time::Duration::from_millis(10));
+            }
+        }
+    }
+}
+
+const MODULES: &str = "/usr/lib/apache2/modules";
+
+fn free_port() -> u16 {
+    let listener = TcpListener::bind("127.0.0.1:0").expect("bind a port");
+    listener.local_addr().expect("the port").port()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::load::{Clients, page};
+    use std::os::unix::fs::symlink;
+
+    /// A replica as an agent would lay it out, switched by hand.
+    fn switch(root: &Path, number: u64) {
+        let tree = root.join(format!("generations/{number}"));
+        fs::create_dir_all(&tree).expect("create a tree");
+        fs::write(tree.join("index.html"), "site").expect("write a page");
+        for n in 0..4 {
+            fs::write(tree.join(format!("page-{n}.html")), page(number, n)).expect("write a page");
+        }
+        symlink(format!("generations/{number}"), root.join("live.new")).expect("create a symlink");
+        fs::rename(root.join("live.new"), root.join("live")).expect("switch");
+    }
+
+    #[test]
+    fn the_hook_moves_a_resolved_root_without_a_failed_request() {
+        let scene = Scene::new("apache");
+        let root = scene.new_directory("replica");
+        switch(&root, 1);
+        let mut apache = Apache::configured(&scene, "apache", &root, &DocumentRoot::Resolved);
+        apache.start();
+        let clients = Clients::start(&apache.address, 4, 2);
+        for number in 2..12 {
+            switch(&root, number);
+            run(Command::new(apache.hook()).env("SYNCD_GENERATION", number.to_string())).expect_success();
+            apache.assert_serves("/page-0.html", &root.join(format!("generations/{number}/page-0.html")));
+        }
+        let verdict = clients.finish();
+        assert!(verdict.requests > 20 && verdict.newest == 11, "{verdict:?}");
+        assert_eq!((verdict.failed, verdict.mixed), (0, 0), "{verdict:?}");
+    }
+
+    #[test]
+    fn a_web_server_sees_the_switch_through_the_live_link() {
+        let scene = Scene::new("apache-live");
+        let root = scene.new_directory("replica");
+        switch(&root, 1);
+        let mut apache = Apache::configured(&scene, "apache", &root, &DocumentRoot::LiveLink);
+        apache.start();
+        switch(&root, 2);
+        apache.assert_serves("/page-1.html", &root.join("generations/2/page-1.html"));
+        apache.restart();
+        apache.assert_serves("/page-1.html", &root.join("generations/2/page-1.html"));
+    }
+}

@@ -1,0 +1,48 @@
+//! What may lie in an agent's ROOT when it is idle.
+
+use std::collections::BTreeSet;
+use std::fs;
+use std::path::Path;
+
+use crate::{Agent, wait};
+
+fn names(directory: &Path) -> Result<BTreeSet<String>, String> {
+    let items = fs::read_dir(directory).map_err(|error| format!("{}: {error}", directory.display()))?;
+    items
+        .map(|item| {
+            item.map(|i| i.file_name().to_string_lossy().into_owned()).map_err(|error| error.to_string())
+        })
+        .collect()
+}
+
+/// Waits until ROOT holds exactly what DESIGN.md section 5 lists and `status` says: the generations it names, its
+/// spares in staging, an empty trash (which drains in the background), and nothing beside them. Panics with what is
+/// left over. The agent must run.
+#[track_caller]
+pub fn assert_no_litter(agent: &Agent) {
+    wait::until_ok(&format!("no litter in the root of {}", agent.name), || litter(agent));
+}
+
+fn litter(agent: &Agent) -> Result<(), String> {
+    let known = ["generations", "live", "staging", "state", "trash"];
+    if let Some(name) = names(&agent.root)?.iter().find(|name| !known.contains(&name.as_str())) {
+        return Err(format!("{name} in the root"));
+    }
+    let status = agent.try_status().ok_or("no status")?;
+    let generations: BTreeSet<String> = status.generations.iter().map(u64::to_string).collect();
+    let on_disk = names(&agent.root.join("generations"))?;
+    if generations != on_disk {
+        return Err(format!("generations {on_disk:?}, status says {generations:?}"));
+    }
+    let mut staging = names(&agent.root.join("staging"))?;
+    // Where content arrives: stays, but nothing may be left in it.
+    let incoming = agent.root.join("staging/incoming");
+    if staging.remove("incoming") && !names(&incoming)?.is_empty() {
+        return Err(format!("{} is not empty", incoming.display()));
+    }
+    if staging.len() as u64 != status.spares {
+        return Err(format!("staging {staging:?}, status says {} spares", status.spares));
+    }
+    let trash = names(&agent.root.join("trash"))?;
+    if trash.is_empty() { Ok(()) } else { Err(format!("trash {trash:?}")) }
+}

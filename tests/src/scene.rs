@@ -1,0 +1,80 @@
+//! One test's directory, and what a test may ask of its machine.
+
+use std::fs;
+use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
+
+use tempfile::TempDir;
+
+/// A directory that goes away with the test (unless `SYNCD_KEEP` is set). Anyone may enter it, so that a web server
+/// with a user of its own can serve what is in it.
+pub struct Scene {
+    directory: PathBuf,
+    guard: Option<TempDir>,
+}
+
+impl Scene {
+    /// A new, empty directory; `name` shows in its path.
+    pub fn new(name: &str) -> Self {
+        let guard = tempfile::Builder::new()
+            .prefix(&format!("syncd-{name}-"))
+            .tempdir()
+            .expect("create the test's directory");
+        fs::set_permissions(guard.path(), fs::Permissions::from_mode(0o755))
+            .expect("open the test's directory");
+        let directory = guard.path().canonicalize().expect("resolve the test's directory");
+        if std::env::var_os("SYNCD_KEEP").is_some() {
+            println!("keeping {}", directory.display());
+            let _ = guard.keep();
+            return Self { directory, guard: None };
+        }
+        Self { directory, guard: Some(guard) }
+    }
+
+    /// The directory itself.
+    pub fn directory(&self) -> &Path {
+        &self.directory
+    }
+
+    /// A path in it.
+    pub fn path(&self, name: &str) -> PathBuf {
+        self.directory.join(name)
+    }
+
+    /// A new directory in it.
+    pub fn new_directory(&self, name: &str) -> PathBuf {
+        let path = self.path(name);
+        fs::create_dir(&path).expect("create a directory of the test");
+        path
+    }
+}
+
+impl Drop for Scene {
+    fn drop(&mut self) {
+        if let Some(guard) = self.guard.take() {
+            // Directories that a test made unreadable for others are no obstacle to root; elsewhere leftovers stay.
+            let _ = guard.close();
+        }
+    }
+}
+
+/// Whether this process is root.
+pub fn is_root() -> bool {
+    rustix::process::geteuid().is_root()
+}
+
+/// Fails the test, saying what it lacks, unless this process is root.
+pub fn require_root(why: &str) {
+    assert!(is_root(), "this test must be root: {why}");
+}
+
+/// Fails the test, saying what to install, unless `name` is a program on the search path.
+pub fn require_program(name: &str, package: &str) -> PathBuf {
+    let path = std::env::var_os("PATH").unwrap_or_default();
+    let found = std::env::split_paths(&path)
+        .chain([PathBuf::from("/usr/sbin"), PathBuf::from("/sbin")])
+        .map(|directory| directory.join(name))
+        .find(|candidate| candidate.is_file());
+    found
+        .unwrap_or_else(|| panic!("{name} is missing: apt-get install {package}, or run ./tests/run as root"))
+}

@@ -1,0 +1,491 @@
+//! The contract of the command line: exit codes, JSON shapes, what goes to which stream, precedence of configuration,
+//! the admin socket.
+
+use std::ffi::OsString;
+use std::fs;
+use std::os::unix::fs::{FileTypeExt, PermissionsExt};
+use std::path::Path;
+use std::process::Command;
+use std::time::Duration;
+
+use syncd_tests::edits::{small_site, write};
+use syncd_tests::oracle::assert_same;
+use syncd_tests::process::{run, run_within, tool};
+use syncd_tests::{Agent, Origin, Outcome, Scene, binary, http, require_root, wait};
+
+fn site(name: &str) -> (Scene, Origin) {
+    let scene = Scene::new(name);
+    let tree = scene.path("tree");
+    small_site(&tree, 40);
+    let origin = Origin::started(&scene, &tree);
+    (scene, origin)
+}
+
+fn program(name: &str, args: &[&str]) -> Outcome {
+    run_within(Command::new(binary(name)).args(args), Duration::from_secs(20))
+}
+
+#[test]
+fn help_and_version_go_to_standard_output() {
+    for name in ["syncd-origin", "syncd-agent"] {
+        for args in [&["--help"][..], &["--version"]] {
+            let outcome = program(name, args).expect_success();
+            assert!(outcome.stdout.contains("syncd") && outcome.stderr.is_empty(), "{outcome:#?}");
+        }
+    }
+    let help = program("syncd-origin", &["--help"]).stdout;
+    for word in
+        ["init", "serve", "token", "commit", "status", "history", "diff", "rollback", "revoke", "check"]
+    {
+        assert!(help.contains(word), "{word} in\n{help}");
+    }
+    let help = program("syncd-agent", &["--help"]).stdout;
+    for word in ["join", "run", "status", "verify"] {
+        assert!(help.contains(word), "{word} in\n{help}");
+    }
+}
+
+#[test]
+fn wrong_usage_is_exit_code_2() {
+    for (name, args) in [
+        ("syncd-origin", &["nonsense"][..]),
+        ("syncd-origin", &[]),
+        ("syncd-origin", &["commit", "--nonsense"]),
+        ("syncd-origin", &["serve", "--tree", "/tmp", "--listen", "nonsense"]),
+        ("syncd-origin", &["serve", "--tree", "/tmp", "--settle", "nonsense"]),
+        ("syncd-origin", &["serve", "--tree", "/tmp", "--trigger", "nonsense"]),
+        ("syncd-origin", &["rollback", "nonsense"]),
+        ("syncd-origin", &["rollback"]),
+        ("syncd-origin", &["commit", "--wait=nonsense"]),
+        ("syncd-agent", &["nonsense"]),
+        ("syncd-agent", &["join"]),
+        ("syncd-agent", &["run", "--keep", "nonsense"]),
+    ] {
+        let outcome = program(name, args).expect_code(2);
+        assert!(outcome.stdout.is_empty() && !outcome.stderr.is_empty(), "{outcome:#?}");
+    }
+}
+
+#[test]
+fn what_is_not_built_yet_is_absent_and_refused() {
+    let help = program("syncd-origin", &["serve", "--help"]).expect_success().stdout;
+    assert!(help.contains("settle") && help.contains("manual"), "{help}");
+    assert!(!help.contains("possible values: settle, manual, git"), "{help}");
+    program("syncd-origin", &["serve", "--tree", "/tmp", "--trigger", "git"]).expect_code(2);
+    program("syncd-agent", &["run", "--root", "/tmp/none", "--swap", "exchange"]).expect_code(2);
+}
+
+#[test]
+fn init_says_what_to_do_next() {
+    let scene = Scene::new("init");
+    let data = scene.path("data");
+    let outcome = run(Command::new(binary("syncd-origin"))
+        .args(["init", "--host", "origin.example", "--data"])
+        .arg(&data))
+    .expect_success();
+    let said = format!("{}{}", outcome.stdout, outcome.stderr);
+    for word in ["serve", "token", "join", "origin.example", "back"] {
+        assert!(said.to_lowercase().contains(word), "{word} in\n{said}");
+    }
+    let mode = fs::metadata(&data).expect("stat").permissions().mode();
+    assert_eq!(mode & 0o077, 0, "keys are nobody else's business: {mode:o}");
+}
+
+#[test]
+fn commit_prints_the_number_alone_and_nodes_on_standard_error() {
+    let (scene, origin) = site("commit");
+    let _agent = Agent::started(&scene, &origin, "web1");
+    origin.wait_connected(&["web1"]);
+    let outcome = origin.cli("commit", &["--wait", "-m", "release 7"]).expect_success();
+    assert_eq!(outcome.stdout, "1\n");
+    assert!(outcome.stderr.contains("web1"), "{outcome:#?}");
+    assert_eq!(origin.status().label.as_deref(), Some("release 7"));
+
+    let again = origin.cli("commit", &["--wait"]).expect_success();
+    assert_eq!(again.stdout, "1\n", "nothing changed");
+    let said = again.stderr.to_lowercase();
+    assert!(
+        said.contains("nothing") || said.contains("unchanged") || said.contains("no change"),
+        "{again:#?}"
+    );
+
+    write(&origin.tree, "index.html", "two");
+    let json = origin.cli("commit", &["--wait", "--json"]).expect_success();
+    assert_eq!(json.json()["generation"], 2, "{json:#?}");
+    assert!(json.stdout.contains("web1"), "nodes are in the JSON: {json:#?}");
+}
+
+#[test]
+fn waiting_says_with_exit_code_3_that_it_is_not_live_everywhere() {
+    let (scene, origin) = site("wait");
+    let outcome = origin.cli("commit", &["--wait=2s"]).expect_code(3);
+    assert_eq!(outcome.stdout, "1\n", "no connected agent at all is not success, but it is sealed");
+
+    let mut agents = ["web1", "web2"].map(|name| Agent::started(&scene, &origin, name));
+    origin.wait_connected(&["web1", "web2"]);
+    agents[1].stop();
+    wait::until("web2 to be seen gone", || (!origin.status().agent("web2").connected).then_some(()));
+    write(&origin.tree, "index.html", "two");
+    let outcome = origin.cli("commit", &["--wait"]).expect_success();
+    assert!(outcome.stderr.contains("web2"), "the unreachable are listed: {outcome:#?}");
+    origin.cli("commit", &["--wait=2s", "--require-all"]).expect_code(3);
+    agents[1].start();
+    origin.wait_connected(&["web1", "web2"]);
+    origin.cli("commit", &["--wait", "--require-all"]).expect_success();
+}
+
+#[test]
+fn a_failing_hook_before_activation_keeps_the_old_generation_and_fails_the_commit() {
+    let (scene, origin) = site("hooks");
+    let gate = scene.path("gate");
+    let seen = scene.path("seen");
+    let before = format!("test ! -e {}", gate.display());
+    let after = format!("echo \"$SYNCD_GENERATION\" >> {0}; cat >> {0}", seen.display());
+    let mut agent = Agent::joined(&scene, &origin, "web1").with_options(&[
+        "--before-activate",
+        &before,
+        "--on-activate",
+        &after,
+    ]);
+    agent.start();
+    origin.wait_connected(&["web1"]);
+    origin.commit_live();
+    write(&origin.tree, "section-1/page-1.html", "changed");
+    write(&origin.tree, "section-1/new.html", "new");
+    origin.commit_live();
+    wait::until_ok("the hook to see exactly the changed paths", || {
+        let text = fs::read_to_string(&seen).unwrap_or_default();
+        let mut lines: Vec<&str> = text.lines().skip_while(|line| *line != "2").collect();
+        lines.sort();
+        let files: Vec<&&str> = lines.iter().filter(|line| line.ends_with(".html")).collect();
+        if files == [&"section-1/new.html", &"section-1/page-1.html"] {
+            Ok(())
+        } else {
+            Err(format!("{lines:?}"))
+        }
+    });
+
+    fs::write(&gate, "").expect("close the gate");
+    write(&origin.tree, "index.html", "not yet");
+    let outcome = origin.cli("commit", &["--wait=5s"]).expect_code(3);
+    assert!(outcome.stderr.contains("web1"), "{outcome:#?}");
+    assert_eq!(agent.live_generation(), Some(2), "the old generation stays");
+    wait::until("the origin to be told", || origin.status().agent("web1").error.clone());
+    fs::remove_file(&gate).expect("open the gate");
+    agent.wait_live(3);
+    assert_same(&origin.tree, &agent.live());
+}
+
+#[test]
+fn status_has_the_shape_of_the_contract() {
+    let (scene, origin) = site("shapes");
+    let mut agent = Agent::started(&scene, &origin, "web1");
+    origin.wait_connected(&["web1"]);
+    origin.commit_live();
+    let json = origin.cli("status", &["--json"]).expect_success().json();
+    for key in [
+        "tree_id",
+        "tree",
+        "grpc_address",
+        "http_address",
+        "state",
+        "generation",
+        "root",
+        "label",
+        "created",
+        "files",
+        "bytes",
+        "agents",
+    ] {
+        assert!(json.get(key).is_some(), "{key} in {json:#}");
+    }
+    for key in ["name", "connected", "generation", "root", "state", "last_seen", "error"] {
+        assert!(json["agents"][0].get(key).is_some(), "{key} in {json:#}");
+    }
+    let status = origin.status();
+    assert_eq!(status.tree_id.len(), 32);
+    assert_eq!(status.files, files_in(&origin.tree));
+    assert_eq!((status.state.as_str(), status.generation), ("ready", Some(1)));
+    assert_eq!(status.root.as_ref().map(String::len), Some(64));
+    assert!(status.created.as_deref().is_some_and(|t| t.contains('T')), "RFC 3339: {status:?}");
+    let member = status.agent("web1");
+    assert_eq!((member.state.as_str(), &member.root), ("live", &status.root));
+
+    let json = agent.cli("status", &["--json"]).expect_success().json();
+    for key in [
+        "name",
+        "root_directory",
+        "origin",
+        "connected",
+        "generation",
+        "root",
+        "live",
+        "state",
+        "accepted",
+        "generations",
+        "spares",
+        "last_contact",
+        "error",
+    ] {
+        assert!(json.get(key).is_some(), "{key} in {json:#}");
+    }
+    let said = agent.status();
+    assert_eq!((said.name.as_str(), said.origin.as_str()), ("web1", origin.address()));
+    assert_eq!((said.accepted, said.root, said.live), (Some(1), status.root, agent.live()));
+
+    // For people: the same facts, as text.
+    let text = origin.cli("status", &[]).expect_success().stdout;
+    assert!(text.contains("web1") && text.contains('1'), "{text}");
+    assert!(agent.cli("status", &[]).expect_success().stdout.contains("web1"));
+
+    // Without the processes the same is read from the disk.
+    agent.stop();
+    let offline = agent.status();
+    assert_eq!((offline.generation, offline.connected), (Some(1), false));
+    let mut origin = origin;
+    origin.stop();
+    assert_eq!((origin.status().state.as_str(), origin.status().generation), ("stopped", Some(1)));
+}
+
+fn files_in(tree: &Path) -> u64 {
+    let facts = syncd_tests::oracle::facts(tree);
+    facts.values().filter(|fact| fact.kind == 'f').count() as u64
+}
+
+#[test]
+fn history_and_diff_tell_what_changed() {
+    let (_scene, origin) = site("history");
+    origin.commit();
+    write(&origin.tree, "section-1/page-1.html", "changed");
+    write(&origin.tree, "added.html", "added");
+    fs::remove_file(origin.tree.join("section-2/page-2.html")).expect("remove");
+    let second = origin.cli("commit", &["-m", "a label"]).expect_success();
+    assert_eq!(second.stdout, "2\n");
+    let history = origin.cli("history", &["--json"]).expect_success();
+    assert!(history.json().is_array() || history.json().is_object(), "{history:#?}");
+    assert!(history.stdout.contains("a label"), "{history:#?}");
+    let diff = origin.cli("diff", &["1", "2"]).expect_success().stdout;
+    for path in ["section-1/page-1.html", "added.html", "section-2/page-2.html"] {
+        assert!(diff.contains(path), "{path} in\n{diff}");
+    }
+    assert!(!diff.contains("section-3/"), "only what changed:\n{diff}");
+    assert_eq!(origin.cli("diff", &[]).expect_success().stdout, diff, "the default is the last step");
+    origin.cli("diff", &["1", "2", "--json"]).expect_success().json();
+    let rolled = origin.cli("rollback", &["1"]).expect_success();
+    assert_eq!(rolled.stdout, "3\n", "a rollback is a new generation");
+    assert!(!origin.cli("diff", &["1", "3"]).expect_success().stdout.contains("section-1/page-1.html"));
+}
+
+#[test]
+fn what_needs_no_serving_origin_works_without_one() {
+    let (_scene, mut origin) = site("offline");
+    origin.commit();
+    origin.stop();
+    assert_eq!(origin.status().state, "stopped");
+    assert!(!origin.token().is_empty());
+    origin.cli("history", &[]).expect_success();
+    origin.cli("diff", &[]).expect_success();
+    origin.cli("check", &[]).expect_success();
+    origin.start();
+    origin.cli("check", &[]).expect_success();
+}
+
+#[test]
+fn check_finds_a_flipped_byte() {
+    let (_scene, mut origin) = site("check");
+    origin.commit();
+    origin.stop();
+    let packs: Vec<_> = walk_files(&origin.data)
+        .into_iter()
+        .filter(|(path, size)| {
+            *size > 4096 && path.components().any(|c| c.as_os_str().to_string_lossy().contains("pack"))
+        })
+        .collect();
+    let (pack, size) = packs.first().expect("a pack file");
+    let mut bytes = fs::read(pack).expect("read a pack");
+    bytes[*size as usize / 2] ^= 1;
+    fs::write(pack, bytes).expect("damage a pack");
+    let outcome = origin.cli("check", &[]).expect_code(1);
+    assert!(!outcome.stderr.is_empty(), "{outcome:#?}");
+}
+
+fn walk_files(directory: &Path) -> Vec<(std::path::PathBuf, u64)> {
+    let facts = syncd_tests::oracle::facts(directory);
+    facts.into_iter().filter(|(_, f)| f.kind == 'f').map(|(p, f)| (directory.join(p), f.size)).collect()
+}
+
+#[test]
+fn a_token_stands_alone_on_standard_output() {
+    let (_scene, origin) = site("token");
+    let outcome = origin.cli("token", &[]).expect_success();
+    let token = outcome.only_line();
+    assert!(!token.contains(char::is_whitespace) && token.len() > 40, "{token:?}");
+    assert_ne!(origin.token(), token);
+}
+
+#[test]
+fn a_flag_beats_the_environment_which_beats_the_file() {
+    let scene = Scene::new("precedence");
+    let tree = scene.path("tree");
+    small_site(&tree, 2);
+    let ids: Vec<String> = ["by-flag", "by-variable", "by-file"]
+        .iter()
+        .map(|name| Origin::create_named(&scene, name, &tree).status().tree_id)
+        .collect();
+    let config = scene.path("syncd.toml");
+    fs::write(&config, format!("data = {:?}\n", scene.path("by-file"))).expect("write the configuration");
+    let ask = |flag: bool, variable: bool| {
+        let mut command = Command::new(binary("syncd-origin"));
+        command.args(["status", "--json", "--config"]).arg(&config).env_remove("SYNCD_DATA");
+        if flag {
+            command.arg("--data").arg(scene.path("by-flag"));
+        }
+        if variable {
+            command.env("SYNCD_DATA", scene.path("by-variable"));
+        }
+        run(&mut command).expect_success().json()["tree_id"].as_str().map(str::to_string)
+    };
+    assert_eq!(ask(true, true).as_ref(), Some(&ids[0]));
+    assert_eq!(ask(false, true).as_ref(), Some(&ids[1]));
+    assert_eq!(ask(false, false).as_ref(), Some(&ids[2]));
+
+    fs::write(&config, "no_such_option = 1\n").expect("write the configuration");
+    let outcome = run(Command::new(binary("syncd-origin")).args(["status", "--config"]).arg(&config));
+    assert!(matches!(outcome.code, Some(1 | 2)) && outcome.stderr.contains("no_such_option"), "{outcome:#?}");
+}
+
+#[test]
+fn the_admin_socket_is_private_and_its_path_may_be_long() {
+    let scene = Scene::new("socket");
+    let tree = scene.path("tree");
+    small_site(&tree, 5);
+    let long = format!("{}/{}", "d".repeat(100), "e".repeat(100));
+    fs::create_dir_all(scene.path(&"d".repeat(100))).expect("create directories");
+    let mut origin = Origin::create_named(&scene, &long, &tree);
+    // The log's name follows the origin's.
+    origin.start();
+    assert_eq!(origin.commit(), 1);
+    assert_eq!(origin.status().state, "ready");
+    let mut sockets = Vec::new();
+    collect_sockets(&origin.data, &mut sockets);
+    assert!(!sockets.is_empty(), "the admin socket is in DATA");
+    for mode in sockets {
+        assert_eq!(mode & 0o777, 0o600, "{mode:o}");
+    }
+    let agent =
+        Agent::new(&scene, "web1").at(&scene.path(&format!("{}/{}", "d".repeat(100), "r".repeat(100))));
+    agent.join(origin.address(), &origin.token()).expect_success();
+    let mut agent = agent;
+    agent.start();
+    agent.wait_live(1);
+    assert!(agent.status().connected);
+}
+
+fn collect_sockets(directory: &Path, sockets: &mut Vec<u32>) {
+    for item in fs::read_dir(directory).expect("list").filter_map(Result::ok) {
+        let metadata = item.path().symlink_metadata().expect("stat");
+        if metadata.is_dir() {
+            collect_sockets(&item.path(), sockets);
+        } else if metadata.file_type().is_socket() {
+            sockets.push(metadata.permissions().mode());
+        }
+    }
+}
+
+#[test]
+fn logs_go_to_standard_error_and_health_over_http() {
+    let (scene, mut origin) = site("logs");
+    let mut agent = Agent::started(&scene, &origin, "web1");
+    origin.wait_connected(&["web1"]);
+    origin.commit_live();
+    assert_eq!(origin.daemon().output(), "", "serve says nothing on standard output");
+    assert!(!origin.daemon().log().is_empty());
+    assert_eq!(agent.daemon().output(), "", "run says nothing on standard output");
+    assert!(!agent.daemon().log().contains('\x1b'), "no escapes where nobody looks");
+    let address = origin.status().http_address.expect("an address");
+    let health = http::get(&address, "/healthz").expect("a health answer");
+    assert_eq!(health.status, 200, "{}", health.head);
+    origin.stop();
+    agent.stop();
+}
+
+#[test]
+fn a_defaulted_http_port_that_is_taken_is_a_warning() {
+    require_root("it makes a network namespace");
+    let scene = Scene::new("default-port");
+    let namespace = Namespace::new(&format!("syncd-{}", std::process::id()));
+    let tree = scene.path("tree");
+    small_site(&tree, 2);
+    let inside = |origin: &Origin| {
+        let mut command = Command::new("ip");
+        command.args(["netns", "exec", &namespace.0]).arg(binary("syncd-origin"));
+        command.arg("serve").arg("--tree").arg(&tree).arg("--data").arg(&origin.data);
+        command.args(["--listen", "127.0.0.1:0"]);
+        command
+    };
+    let origins = ["first", "second"].map(|name| Origin::create_named(&scene, name, &tree));
+    let _daemons = [0, 1].map(|i| {
+        let name = format!("serve-{i}");
+        let daemon = syncd_tests::Daemon::start(&mut inside(&origins[i]), scene.directory(), &name);
+        wait::until("it to serve", || origins[i].try_status().filter(|status| status.state == "ready"));
+        if i == 1 {
+            assert!(daemon.log().contains("8874"), "a warning names the port:\n{}", daemon.log());
+        }
+        daemon
+    });
+    assert_eq!(origins[0].status().http_address.as_deref(), Some("127.0.0.1:8874"));
+    assert_eq!(origins[1].status().http_address, None);
+}
+
+struct Namespace(String);
+
+impl Namespace {
+    fn new(name: &str) -> Self {
+        tool("ip", ["netns", "add", name]);
+        tool("ip", ["-n", name, "link", "set", "lo", "up"]);
+        Self(name.to_string())
+    }
+}
+
+impl Drop for Namespace {
+    fn drop(&mut self) {
+        let _ = Command::new("ip").args(["netns", "del", &self.0]).status();
+    }
+}
+
+#[test]
+fn a_symlink_that_leaves_the_tree_is_refused_where_the_operator_wants_that() {
+    let scene = Scene::new("symlinks");
+    let tree = scene.path("tree");
+    small_site(&tree, 5);
+    let mut origin =
+        Origin::create(&scene, &tree).with_options(&["--trigger", "manual", "--symlinks", "inside"]);
+    origin.start();
+    origin.cli("commit", &[]).expect_refusal(&["dangling"]);
+    fs::remove_file(tree.join("dangling")).expect("remove");
+    assert_eq!(origin.commit(), 1);
+}
+
+#[test]
+fn a_fresh_checkout_keeps_times_where_the_operator_wants_that() {
+    let scene = Scene::new("mtime-keep");
+    let tree = scene.path("tree");
+    small_site(&tree, 30);
+    let mut origin = Origin::create(&scene, &tree).with_options(&["--trigger", "manual", "--mtime", "keep"]);
+    origin.start();
+    let agent = Agent::started(&scene, &origin, "web1");
+    origin.wait_connected(&["web1"]);
+    origin.commit_live();
+    let before =
+        fs::metadata(agent.live().join("section-1/page-1.html")).and_then(|m| m.modified()).expect("a time");
+    // The same content with new times everywhere, and one real change.
+    let args = ["-exec", "touch", "-h", "{}", "+"].map(OsString::from);
+    tool("find", [tree.clone().into_os_string()].into_iter().chain(args));
+    write(&tree, "index.html", "changed");
+    origin.commit_live();
+    let after =
+        fs::metadata(agent.live().join("section-1/page-1.html")).and_then(|m| m.modified()).expect("a time");
+    assert_eq!(before, after);
+    let diff = origin.cli("diff", &["1", "2"]).expect_success().stdout;
+    assert!(diff.contains("index.html") && !diff.contains("page-1.html"), "{diff}");
+}

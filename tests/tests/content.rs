@@ -1,0 +1,414 @@
+//! Real content and every kind of change, replicated to two agents and compared by tools that share no code with
+//! syncd.
+
+use std::ffi::OsString;
+use std::fs;
+use std::os::unix::ffi::OsStringExt;
+use std::os::unix::fs::{MetadataExt, PermissionsExt, lchown, symlink};
+use std::path::{Path, PathBuf};
+
+use syncd_tests::corpora::{self, Corpus};
+use syncd_tests::edits::{remove, set_time, small_site, write};
+use syncd_tests::oracle::{assert_same, facts};
+use syncd_tests::replica::assert_no_litter;
+use syncd_tests::{Agent, Origin, Scene, Seeded, is_root};
+
+/// An origin on `tree` and two agents that have its first generation live.
+struct Fleet {
+    origin: Origin,
+    agents: Vec<Agent>,
+    tree: PathBuf,
+    // Last, so that the processes end before their directory goes.
+    _scene: Scene,
+}
+
+impl Fleet {
+    fn of(name: &str, fill: impl FnOnce(&Path)) -> Self {
+        let scene = Scene::new(name);
+        let tree = scene.path("tree");
+        fill(&tree);
+        let origin = Origin::started(&scene, &tree);
+        let agents: Vec<Agent> = ["web1", "web2"].map(|name| Agent::started(&scene, &origin, name)).into();
+        origin.wait_connected(&["web1", "web2"]);
+        let fleet = Self { origin, agents, tree, _scene: scene };
+        fleet.publish_and_compare("the first generation");
+        fleet
+    }
+
+    fn small(name: &str) -> Self {
+        Self::of(name, |tree| small_site(tree, 80))
+    }
+
+    fn publish_and_compare(&self, what: &str) -> u64 {
+        println!("publishing: {what}");
+        let number = self.origin.commit_live();
+        for agent in &self.agents {
+            assert_eq!(agent.live_generation(), Some(number), "{what}: live on {}", agent.name);
+            assert_same(&self.tree, &agent.live());
+        }
+        number
+    }
+
+    /// Publishes `edit`, then checks that nothing stays behind.
+    fn edit(&self, what: &str, edit: impl FnOnce(&Path)) {
+        edit(&self.tree);
+        self.publish_and_compare(what);
+    }
+
+    fn finish(self) {
+        for agent in &self.agents {
+            assert_no_litter(agent);
+        }
+    }
+}
+
+#[test]
+fn a_cms_and_its_next_release_arrive_whole() {
+    let corpus = corpora::wordpress();
+    println!("{}", corpus.versions());
+    let fleet = Fleet::of("wordpress", |tree| Corpus::copy(&corpus.a(), tree));
+    fleet.edit("the next release", |tree| Corpus::deploy(&corpus.b(), tree));
+    fleet.edit("a plugin is installed", |tree| {
+        Corpus::copy(&corpus.b().join("wp-includes/js"), &tree.join("wp-content/plugins/new-plugin"));
+    });
+    fleet.edit("uploads of editors", |tree| {
+        let mut random = Seeded::new(1);
+        for number in 0..20 {
+            write(tree, &format!("wp-content/uploads/2026/11/image-{number}.jpg"), random.bytes(200_000));
+        }
+    });
+    fleet.edit("the release is taken back", |tree| Corpus::deploy(&corpus.a(), tree));
+    fleet.finish();
+}
+
+#[test]
+fn a_large_documentation_tree_and_its_next_version_arrive_whole() {
+    let corpus = corpora::docs_small();
+    println!("{}", corpus.versions());
+    let fleet = Fleet::of("docs", |tree| Corpus::copy(&corpus.a(), tree));
+    fleet.edit("the next version", |tree| Corpus::deploy(&corpus.b(), tree));
+    fleet.edit("a top directory is renamed", |tree| {
+        fs::rename(tree.join("usr/share/doc"), tree.join("usr/share/documentation")).expect("rename");
+    });
+    fleet.edit("half of it is deleted", |tree| {
+        let doc = tree.join("usr/share/documentation");
+        for item in fs::read_dir(doc).expect("list").filter_map(Result::ok) {
+            if item.file_name().to_string_lossy().starts_with("python") {
+                remove(&item.path());
+            }
+        }
+    });
+    fleet.finish();
+}
+
+#[test]
+fn edits_of_content_arrive() {
+    let fleet = Fleet::small("edits");
+    let mut random = Seeded::new(2);
+    fleet.edit("a file is rewritten in place", |tree| write(tree, "index.html", "<h1>new</h1>"));
+    fleet.edit("a file is replaced by rename", |tree| {
+        write(tree, ".new", "replaced");
+        fs::rename(tree.join(".new"), tree.join("index.html")).expect("rename");
+    });
+    fleet.edit("a file becomes empty", |tree| write(tree, "section-1/page-1.html", ""));
+    fleet.edit("an empty file gets content", |tree| write(tree, "empty", "no longer"));
+    fleet.edit("a large file appears", |tree| write(tree, "video.bin", random.bytes(9_000_000)));
+    fleet.edit("a few bytes are inserted in the large file", |tree| {
+        let mut content = fs::read(tree.join("video.bin")).expect("read");
+        content.splice(1000..1000, *b"inserted");
+        write(tree, "video.bin", content);
+    });
+    fleet.edit("a file keeps size and time and gets other content", |tree| {
+        let time = fs::metadata(tree.join("empty")).and_then(|m| m.modified()).expect("a time");
+        write(tree, "empty", "NO LONGER");
+        fs::File::options()
+            .write(true)
+            .open(tree.join("empty"))
+            .and_then(|f| f.set_modified(time))
+            .expect("set the time");
+    });
+    fleet.edit("the same content under many names", |tree| {
+        for number in 0..30 {
+            write(tree, &format!("copies/{number}.txt"), "one content");
+        }
+    });
+    fleet.edit("hard links at the origin are files of their own on the nodes", |tree| {
+        fs::hard_link(tree.join("index.html"), tree.join("index-link.html")).expect("link");
+    });
+    fleet.finish();
+}
+
+#[test]
+fn deletions_and_renames_arrive() {
+    let fleet = Fleet::small("renames");
+    fleet.edit("a file is deleted", |tree| remove(&tree.join("section-2/page-2.html")));
+    fleet.edit("a directory is deleted", |tree| remove(&tree.join("section-3")));
+    fleet.edit("a file is renamed", |tree| {
+        fs::rename(tree.join("index.html"), tree.join("home.html")).expect("rename");
+    });
+    fleet.edit("a directory is renamed", |tree| {
+        fs::rename(tree.join("section-4"), tree.join("chapter-4")).expect("rename");
+    });
+    fleet.edit("a directory moves into another", |tree| {
+        fs::rename(tree.join("chapter-4"), tree.join("section-5/chapter-4")).expect("rename");
+    });
+    fleet.edit("two files swap their names", |tree| {
+        let (a, b, c) =
+            (tree.join("section-6/page-6.html"), tree.join("section-7/page-7.html"), tree.join("c"));
+        for (from, to) in [(&a, &c), (&b, &a), (&c, &b)] {
+            fs::rename(from, to).expect("rename");
+        }
+    });
+    fleet.edit("two directories swap their names", |tree| {
+        let (a, b, c) = (tree.join("section-6"), tree.join("section-7"), tree.join("c"));
+        for (from, to) in [(&a, &c), (&b, &a), (&c, &b)] {
+            fs::rename(from, to).expect("rename");
+        }
+    });
+    fleet.edit("a name changes its case", |tree| {
+        fs::rename(tree.join("home.html"), tree.join("Home.html")).expect("rename");
+    });
+    fleet.finish();
+}
+
+#[test]
+fn type_changes_arrive() {
+    let fleet = Fleet::small("types");
+    let file = "section-1/page-1.html";
+    fleet.edit("file to directory", |tree| {
+        remove(&tree.join(file));
+        write(tree, &format!("{file}/inside.html"), "inside");
+    });
+    fleet.edit("directory to symlink", |tree| {
+        remove(&tree.join(file));
+        symlink("page-13.html", tree.join(file)).expect("symlink");
+    });
+    fleet.edit("symlink to file", |tree| {
+        remove(&tree.join(file));
+        write(tree, file, "a file again");
+    });
+    fleet.edit("file to symlink", |tree| {
+        remove(&tree.join(file));
+        symlink("/absolute/target", tree.join(file)).expect("symlink");
+    });
+    fleet.edit("symlink to directory", |tree| {
+        remove(&tree.join(file));
+        write(tree, &format!("{file}/deep/er/file"), "deep");
+    });
+    fleet.edit("full directory to file", |tree| {
+        remove(&tree.join("section-2"));
+        write(tree, "section-2", "no directory");
+    });
+    fleet.edit("directory to symlink to its moved self", |tree| {
+        fs::rename(tree.join("section-3"), tree.join("moved")).expect("rename");
+        symlink("moved", tree.join("section-3")).expect("symlink");
+    });
+    fleet.edit("a symlink gets another target", |tree| {
+        remove(&tree.join("link"));
+        symlink("section-4", tree.join("link")).expect("symlink");
+    });
+    fleet.finish();
+}
+
+#[test]
+fn changes_of_metadata_alone_arrive() {
+    let fleet = Fleet::small("metadata");
+    let mode = |path: PathBuf, mode: u32| {
+        fs::set_permissions(path, fs::Permissions::from_mode(mode)).expect("chmod");
+    };
+    let inode = |agent: &Agent, path: &str| fs::metadata(agent.live().join(path)).expect("stat").ino();
+    let before: Vec<u64> = fleet.agents.iter().map(|a| inode(a, "section-1/page-1.html")).collect();
+    fleet.edit("mode of a file", |tree| mode(tree.join("section-1/page-1.html"), 0o604));
+    for (agent, old) in fleet.agents.iter().zip(before) {
+        assert_ne!(
+            inode(agent, "section-1/page-1.html"),
+            old,
+            "a file that was live is never chmod-ed in place"
+        );
+    }
+    fleet.edit("mode of a directory", |tree| mode(tree.join("section-1"), 0o750));
+    fleet.edit("mode of the tree itself", |tree| mode(tree.to_path_buf(), 0o751));
+    fleet.edit("time of a file", |tree| set_time(&tree.join("section-1/page-1.html"), 1_500_000_000, 1));
+    fleet.edit("time of a file by one nanosecond", |tree| {
+        set_time(&tree.join("section-1/page-1.html"), 1_500_000_000, 2);
+    });
+    fleet.edit("a time before 1970 and one after 2038", |tree| {
+        let old = fs::File::open(tree.join("section-1/page-13.html")).expect("open");
+        old.set_modified(std::time::UNIX_EPOCH - std::time::Duration::from_millis(1500)).expect("set a time");
+        set_time(&tree.join("section-2/page-2.html"), 5_000_000_000, 999_999_999);
+    });
+    fleet.edit("an executable", |tree| mode(tree.join("section-1/page-1.html"), 0o755));
+    if is_root() {
+        fleet.edit("owners", |tree| {
+            lchown(tree.join("section-1/page-1.html"), Some(1234), Some(4321)).expect("chown");
+            lchown(tree.join("section-2"), Some(33), Some(33)).expect("chown");
+            lchown(tree.join("link"), Some(33), Some(33)).expect("chown");
+        });
+    }
+    fleet.edit("directory times go along with a change", |tree| {
+        write(tree, "section-5/new.html", "new");
+        set_time(&tree.join("section-5"), 1_400_000_000, 123_456_789);
+        set_time(&tree.join("section-6"), 1_400_000_001, 987_654_321);
+    });
+    fleet.finish();
+}
+
+#[test]
+fn directory_times_alone_make_no_generation() {
+    let fleet = Fleet::small("directory-times");
+    let before = fleet.origin.status().generation;
+    set_time(&fleet.tree.join("section-1"), 1_300_000_000, 5);
+    let outcome = fleet.origin.cli("commit", &["--wait"]).expect_success();
+    assert_eq!(outcome.only_line().parse().ok(), before, "{outcome:?}");
+    fleet.finish();
+}
+
+#[test]
+fn odd_names_and_empty_directories_arrive() {
+    let fleet = Fleet::small("names");
+    let name = |bytes: &[u8]| OsString::from_vec(bytes.to_vec());
+    fleet.edit("names that are not UTF-8, with newlines, quotes, escapes", |tree| {
+        for bytes in [
+            &b"\xff\xfe"[..],
+            b"new\nline",
+            b"quote'\"",
+            b"\x1b[31mred",
+            b"-rf",
+            b" ",
+            b"a\\b",
+            b"*?",
+            b"~",
+            b"%00",
+            b"...",
+            b".hidden",
+        ] {
+            fs::write(tree.join(name(bytes)), bytes).expect("write");
+            let directory = tree.join(name(&[b"dir-", bytes].concat()));
+            fs::create_dir(&directory).expect("mkdir");
+            fs::write(directory.join(name(bytes)), bytes).expect("write");
+        }
+        fs::write(tree.join(name(&[b'n'; 255])), "a name of 255 bytes").expect("write");
+    });
+    fleet.edit("empty directories, and one that becomes empty", |tree| {
+        fs::create_dir_all(tree.join("hollow/hollow/hollow")).expect("mkdir");
+        remove(&tree.join("section-1"));
+        fs::create_dir(tree.join("section-1")).expect("mkdir");
+    });
+    fleet.edit("a path of 40 directories", |tree| {
+        write(tree, &format!("{}/leaf", vec!["deep"; 40].join("/")), "leaf");
+    });
+    fleet.edit("a directory of 3,000 names", |tree| {
+        for number in 0..3000 {
+            write(tree, &format!("wide/{number:05}"), format!("{number}"));
+        }
+    });
+    fleet.finish();
+}
+
+#[test]
+fn what_is_never_replicated_is_warned_about_and_left_out() {
+    let fleet = Fleet::small("skipped");
+    let fifo = fleet.tree.join("fifo");
+    syncd_tests::process::tool("mkfifo", [fifo.as_os_str()]);
+    fs::set_permissions(fleet.tree.join("index.html"), fs::Permissions::from_mode(0o4755)).expect("chmod");
+    write(&fleet.tree, ".git/config", "[core]\n");
+    let number = fleet.origin.commit_live();
+    for agent in &fleet.agents {
+        assert_eq!(agent.live_generation(), Some(number));
+        assert!(fs::symlink_metadata(agent.live().join("fifo")).is_err(), "fifos are skipped");
+        assert!(fs::symlink_metadata(agent.live().join(".git")).is_err(), ".git is always out");
+        let mode = fs::metadata(agent.live().join("index.html")).expect("stat").mode();
+        assert_eq!(mode & 0o7777, 0o755, "setuid is dropped");
+    }
+    fleet.finish();
+}
+
+#[test]
+fn syncdignore_keeps_names_out_and_hidden_files_in() {
+    let fleet = Fleet::small("ignore");
+    let published = |fleet: &Fleet| {
+        fleet.origin.commit_live();
+        let mut listed: Vec<Vec<PathBuf>> = Vec::new();
+        for agent in &fleet.agents {
+            let all = facts(&agent.live());
+            listed.push(all.into_keys().filter(|p| !p.ends_with(".syncdignore")).collect());
+        }
+        assert_eq!(listed[0], listed[1]);
+        listed.remove(0)
+    };
+    let has = |list: &[PathBuf], path: &str| list.iter().any(|p| p == Path::new(path));
+    write(&fleet.tree, "cache/a.tmp", "cache");
+    write(&fleet.tree, "section-1/b.tmp", "temporary");
+    write(&fleet.tree, "section-1/keep.tmp", "kept");
+    write(&fleet.tree, ".htaccess", "Options -Indexes\n");
+    write(&fleet.tree, ".gitignore", "index.html\n");
+    let all = published(&fleet);
+    assert!(
+        ["cache/a.tmp", "section-1/b.tmp", ".htaccess", ".gitignore", "index.html"]
+            .iter()
+            .all(|p| has(&all, p))
+    );
+
+    write(&fleet.tree, ".syncdignore", "/cache/\n*.tmp\n");
+    write(&fleet.tree, "section-1/.syncdignore", "!keep.tmp\n/page-1.html\n");
+    let some = published(&fleet);
+    for gone in ["cache", "cache/a.tmp", "section-1/b.tmp", "section-1/page-1.html"] {
+        assert!(!has(&some, gone), "{gone} became ignored, which is a deletion");
+    }
+    for kept in ["section-1/keep.tmp", ".htaccess", ".gitignore", "index.html", "section-1/page-13.html"] {
+        assert!(has(&some, kept), "{kept} is published");
+    }
+
+    remove(&fleet.tree.join(".syncdignore"));
+    remove(&fleet.tree.join("section-1/.syncdignore"));
+    fleet.publish_and_compare("everything again");
+    fleet.finish();
+}
+
+#[test]
+fn the_settle_trigger_publishes_when_writers_rest() {
+    let scene = Scene::new("settle");
+    let tree = scene.path("tree");
+    small_site(&tree, 40);
+    let mut origin = Origin::create(&scene, &tree).with_options(&["--settle", "200ms"]);
+    origin.start();
+    let first = origin.wait_generation(1);
+    let agent = Agent::started(&scene, &origin, "web1");
+    agent.wait_live(first);
+    assert_same(&tree, &agent.live());
+    // New directories are filled right away: what lands before their watches must not be missed.
+    for round in 0..10 {
+        let before = origin.status().generation.unwrap_or(0);
+        for number in 0..40 {
+            write(&tree, &format!("round-{round}/a{number}/b/c/file"), format!("{round} {number}"));
+        }
+        write(&tree, "index.html", format!("round {round}"));
+        origin.wait_generation(before + 1);
+        syncd_tests::wait::until_ok("the replica to be what the tree is", || {
+            let differences = syncd_tests::oracle::differences(&facts(&tree), &facts(&agent.live()));
+            if differences.is_empty() { Ok(()) } else { Err(differences.join("\n")) }
+        });
+    }
+    assert_same(&tree, &agent.live());
+    assert_no_litter(&agent);
+}
+
+#[test]
+fn a_rollback_brings_an_old_root_back_under_a_new_number() {
+    let fleet = Fleet::small("rollback");
+    let first = fleet.origin.status();
+    let before = syncd_tests::oracle::fingerprint(&fleet.tree);
+    fleet.edit("an edit to regret", |tree| write(tree, "index.html", "regret"));
+    let second = fleet.origin.status().generation.expect("a generation");
+    let number = first.generation.expect("a generation").to_string();
+    fleet.origin.cli("rollback", &[&number, "--wait"]).expect_success();
+    let rolled = fleet.origin.status();
+    assert_eq!(rolled.root, first.root);
+    assert!(rolled.generation > Some(second));
+    for agent in &fleet.agents {
+        assert_eq!(agent.live_generation(), rolled.generation);
+        assert_eq!(syncd_tests::oracle::fingerprint(&agent.live()), before);
+    }
+    fleet.publish_and_compare("the tree as it is again");
+    fleet.finish();
+}

@@ -1,0 +1,119 @@
+//! The cost rule: work in proportion to what changed, as system calls show it.
+
+use std::ffi::OsString;
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use syncd_tests::edits::{small_site, write};
+use syncd_tests::oracle::assert_same;
+use syncd_tests::process::Daemon;
+use syncd_tests::{Agent, Origin, Scene, require_program, wait};
+
+/// `strace` attached to a running process.
+struct Trace {
+    strace: Daemon,
+    file: PathBuf,
+}
+
+impl Trace {
+    fn attach(scene: &Scene, pid: u32, name: &str) -> Self {
+        let program = require_program("strace", "strace");
+        let file = scene.path(&format!("{name}.trace"));
+        let mut command = Command::new(program);
+        command.args(["-f", "-y", "-s", "200", "-e", "trace=%file,getdents64,statx,read,pread64"]);
+        command.arg("-o").arg(&file).args(["-p", &pid.to_string()]);
+        let strace = Daemon::start(&mut command, scene.directory(), name);
+        wait::until("strace to attach", || strace.log().contains("attached").then_some(()));
+        Self { strace, file }
+    }
+
+    /// Lines that name something below `directory`.
+    fn finish(mut self, directory: &Path) -> Vec<String> {
+        self.strace.interrupt();
+        lines_below(&self.file, directory)
+    }
+}
+
+fn lines_below(trace: &Path, directory: &Path) -> Vec<String> {
+    let text = String::from_utf8_lossy(&fs::read(trace).expect("read a trace")).into_owned();
+    let below = format!("{}/", directory.display());
+    text.lines().filter(|line| line.contains(&below)).map(str::to_string).collect()
+}
+
+fn site(name: &str, files: usize) -> (Scene, Origin) {
+    let scene = Scene::new(name);
+    let tree = scene.path("tree");
+    small_site(&tree, files);
+    let origin = Origin::started(&scene, &tree);
+    (scene, origin)
+}
+
+#[test]
+fn commit_of_nothing_walks_nothing() {
+    let (scene, mut origin) = site("commit-nothing", 400);
+    origin.commit();
+    // What was read for the first generation may still be echoed by the watch.
+    origin.commit();
+    let pid = origin.daemon().pid();
+    let trace = Trace::attach(&scene, pid, "commit-nothing");
+    assert_eq!(origin.commit(), 1);
+    let tree = origin.tree.clone();
+    let touched = trace.finish(&tree);
+    assert!(touched.is_empty(), "{} calls below the tree, like {:?}", touched.len(), touched.first());
+}
+
+#[test]
+fn one_changed_file_touches_its_directory_only() {
+    let (scene, mut origin) = site("one-file", 600);
+    let mut agent = Agent::started(&scene, &origin, "web1");
+    origin.wait_connected(&["web1"]);
+    origin.commit_live();
+    for round in 0..3 {
+        write(&origin.tree, "index.html", format!("warm {round}"));
+        origin.commit_live();
+        wait::until("a spare", || agent.try_status().filter(|status| status.spares >= 1));
+    }
+    let pid = origin.daemon().pid();
+    let at_origin = Trace::attach(&scene, pid, "one-file-origin");
+    let live = agent.live();
+    write(&origin.tree, "section-1/page-1.html", "one changed file");
+    let number = origin.commit_live();
+    let touched = at_origin.finish(&origin.tree.clone());
+    let elsewhere: Vec<&String> = touched
+        .iter()
+        .filter(|line| (0..12).filter(|n| *n != 1).any(|n| line.contains(&format!("section-{n}/"))))
+        .collect();
+    assert!(elsewhere.is_empty(), "{} calls elsewhere, like {:?}", elsewhere.len(), elsewhere.first());
+    assert!(agent.daemon().ended().is_none());
+    assert_eq!(agent.live_generation(), Some(number));
+    assert_same(&origin.tree, &live);
+}
+
+#[test]
+fn a_restart_on_an_unchanged_tree_reads_no_file_content() {
+    let (scene, mut origin) = site("restart", 300);
+    origin.commit();
+    // Files that changed right before the last scan are read again, because their times cannot be trusted: let the
+    // clock move on and have them read once.
+    std::thread::sleep(std::time::Duration::from_millis(2500));
+    origin.stop();
+    origin.start();
+    origin.commit();
+    origin.stop();
+    let trace = scene.path("restart.trace");
+    let strace = require_program("strace", "strace");
+    let words = ["-D", "-f", "-s", "200", "-e", "trace=open,openat,openat2", "-o"].map(OsString::from);
+    let prefix: Vec<OsString> =
+        [strace.into_os_string()].into_iter().chain(words).chain([trace.clone().into()]).collect();
+    origin.under(&prefix);
+    origin.start();
+    assert_eq!(origin.commit(), 1);
+    let tree = origin.tree.clone();
+    origin.stop();
+    let opened: Vec<String> = lines_below(&trace, &tree)
+        .into_iter()
+        .filter(|line| !line.contains("O_DIRECTORY") && line.contains(".html"))
+        .collect();
+    assert!(opened.is_empty(), "{} files opened, like {:?}", opened.len(), opened.first());
+}

@@ -1,0 +1,215 @@
+//! Enrolment through the real command line: node three, tokens, names, certificates, revocation.
+
+use std::process::Command;
+use std::time::Duration;
+
+use syncd_tests::edits::{small_site, write};
+use syncd_tests::oracle::{assert_same, fingerprint};
+use syncd_tests::process::run;
+use syncd_tests::{Agent, Origin, Scene, binary, wait};
+
+fn site(name: &str) -> (Scene, Origin) {
+    let scene = Scene::new(name);
+    let tree = scene.path("tree");
+    small_site(&tree, 60);
+    let origin = Origin::started(&scene, &tree);
+    origin.commit();
+    (scene, origin)
+}
+
+#[test]
+fn node_three_is_one_join_and_one_run() {
+    let (scene, origin) = site("node-three");
+    let _fleet = ["web1", "web2"].map(|name| Agent::started(&scene, &origin, name));
+    origin.wait_connected(&["web1", "web2"]);
+    write(&origin.tree, "index.html", "live before node three");
+    let number = origin.commit_live();
+
+    let mut three = Agent::new(&scene, "web3");
+    three.join(origin.address(), &origin.token()).expect_success();
+    three.start();
+    assert_eq!(three.wait_live(number), number);
+    assert_same(&origin.tree, &three.live());
+    origin.wait_connected(&["web1", "web2", "web3"]);
+    wait::until("the origin to see it live", || {
+        (origin.status().agent("web3").generation == Some(number)).then_some(())
+    });
+}
+
+#[test]
+fn a_token_comes_from_a_file_or_the_environment() {
+    let (scene, origin) = site("token-sources");
+    let file = scene.path("token");
+    std::fs::write(&file, format!("{}\n", origin.token())).expect("write a token");
+    let join = |name: &str| {
+        let mut command = Command::new(binary("syncd-agent"));
+        command.args(["join", origin.address(), "--name", name, "--root"]).arg(scene.path(name));
+        command
+    };
+    run(join("web1").arg("--token-file").arg(&file)).expect_success();
+    run(join("web2").env("SYNCD_TOKEN", origin.token())).expect_success();
+    let outcome = run(&mut join("web3"));
+    assert!(outcome.code == Some(2) || outcome.code == Some(1), "a token is needed: {outcome:?}");
+    assert!(outcome.stderr.contains("token"), "{outcome:?}");
+}
+
+#[test]
+fn a_spent_token_is_refused() {
+    let (scene, origin) = site("spent");
+    let token = origin.token();
+    Agent::new(&scene, "web1").join(origin.address(), &token).expect_success();
+    Agent::new(&scene, "web2")
+        .join(origin.address(), &token)
+        .expect_refusal(&["token", "syncd-origin token"]);
+    assert!(origin.status().agents.iter().all(|agent| agent.name != "web2"));
+}
+
+#[test]
+fn a_token_of_two_uses_serves_two() {
+    let (scene, origin) = site("uses");
+    let token = origin.cli("token", &["--uses", "2"]).expect_success().only_line().to_string();
+    for name in ["web1", "web2"] {
+        Agent::new(&scene, name).join(origin.address(), &token).expect_success();
+    }
+    Agent::new(&scene, "web3").join(origin.address(), &token).expect_refusal(&["token"]);
+}
+
+#[test]
+fn an_expired_token_is_refused() {
+    let (scene, origin) = site("expired");
+    let token = origin.cli("token", &["--ttl", "1s"]).expect_success().only_line().to_string();
+    std::thread::sleep(Duration::from_millis(1500)); // the token's own clock; there is nothing else to wait for
+    Agent::new(&scene, "web1")
+        .join(origin.address(), &token)
+        .expect_refusal(&["token", "syncd-origin token"]);
+}
+
+#[test]
+fn a_damaged_token_is_refused() {
+    let (scene, origin) = site("damaged");
+    let token = origin.token();
+    let mut guessed = token.clone();
+    let last = guessed.pop().expect("a token has letters");
+    guessed.push(if last == 'a' { 'b' } else { 'a' });
+    for bad in ["nonsense", &token[..token.len() / 2], guessed.as_str()] {
+        Agent::new(&scene, "web1").join(origin.address(), bad).expect_refusal(&["token"]);
+    }
+    // None of that spent it.
+    Agent::new(&scene, "web1").join(origin.address(), &token).expect_success();
+}
+
+#[test]
+fn a_token_of_another_origin_is_never_sent() {
+    let (scene, origin) = site("foreign");
+    let other_tree = scene.path("other-tree");
+    small_site(&other_tree, 5);
+    let mut other = Origin::create_named(&scene, "other", &other_tree);
+    other.start();
+    let token = other.token();
+    Agent::new(&scene, "web1").join(origin.address(), &token).expect_refusal(&["token|origin"]);
+    // The secret did not reach the wrong origin, nor was it spent at the right one.
+    Agent::new(&scene, "web2").join(other.address(), &token).expect_success();
+}
+
+#[test]
+fn a_taken_name_is_refused_until_it_is_revoked() {
+    let (scene, origin) = site("taken");
+    let mut first = Agent::started(&scene, &origin, "web1");
+    origin.wait_connected(&["web1"]);
+    let second = Agent::new(&scene, "web1").at(&scene.path("second"));
+    second.join(origin.address(), &origin.token()).expect_refusal(&["web1", "revoke|--name"]);
+    assert!(first.daemon().ended().is_none(), "the holder of the name is not disturbed");
+
+    origin.cli("revoke", &["web1"]).expect_success();
+    second.join(origin.address(), &origin.token()).expect_success();
+}
+
+#[test]
+fn a_revoked_agent_is_cut_off_at_once_and_keeps_serving() {
+    let (scene, origin) = site("revoked");
+    let mut agent = Agent::started(&scene, &origin, "web1");
+    origin.wait_connected(&["web1"]);
+    let number = origin.commit_live();
+    origin.cli("revoke", &["web1"]).expect_success();
+    wait::until("the stream to be closed", || {
+        origin.status().agents.iter().all(|member| member.name != "web1" || !member.connected).then_some(())
+    });
+    let before = fingerprint(&agent.live());
+    write(&origin.tree, "index.html", "not for the revoked");
+    origin.commit();
+    agent.restart();
+    wait::until("the agent to be told", || agent.try_status().filter(|status| status.error.is_some()));
+    assert_eq!(agent.live_generation(), Some(number));
+    assert_eq!(fingerprint(&agent.live()), before);
+    assert!(!agent.status().connected);
+    origin.cli("revoke", &["nobody"]).expect_refusal(&["nobody"]);
+}
+
+#[test]
+fn joining_again_keeps_the_replica() {
+    let (scene, origin) = site("rejoin");
+    let mut agent = Agent::started(&scene, &origin, "web1");
+    origin.wait_connected(&["web1"]);
+    let number = origin.commit_live();
+    agent.stop();
+    let inode = |agent: &Agent| {
+        use std::os::unix::fs::MetadataExt;
+        std::fs::metadata(agent.live().join("index.html")).expect("stat").ino()
+    };
+    let before = (fingerprint(&agent.live()), inode(&agent));
+    origin.cli("revoke", &["web1"]).expect_success();
+    agent.join(origin.address(), &origin.token()).expect_success();
+    assert_eq!((fingerprint(&agent.live()), inode(&agent)), before, "nothing was fetched or moved");
+    agent.start();
+    assert_eq!(agent.wait_live(number), number);
+    origin.wait_connected(&["web1"]);
+    write(&origin.tree, "index.html", "after joining again");
+    let next = origin.commit_live();
+    agent.wait_live(next);
+    assert_same(&origin.tree, &agent.live());
+}
+
+#[test]
+fn nothing_is_said_to_a_stranger() {
+    let (_scene, origin) = site("stranger");
+    // Plain HTTP/2, plain HTTP/1, and silence all get nothing, and the fleet goes on.
+    for hello in [&b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"[..], b"GET / HTTP/1.1\r\nHost: x\r\n\r\n", b"\x00"] {
+        use std::io::{Read, Write};
+        let mut stream = std::net::TcpStream::connect(origin.address()).expect("connect");
+        stream.write_all(hello).expect("send");
+        stream.shutdown(std::net::Shutdown::Write).expect("half close");
+        stream.set_read_timeout(Some(Duration::from_secs(20))).expect("set a timeout");
+        let mut answer = Vec::new();
+        let _ = stream.read_to_end(&mut answer);
+        assert!(answer.is_empty() || answer[0] == 0x15, "at most a TLS alert: {answer:?}");
+    }
+    assert_eq!(origin.status().state, "ready");
+}
+
+#[test]
+fn two_agents_with_one_certificate_are_seen() {
+    let (scene, origin) = site("cloned");
+    let mut agent = Agent::started(&scene, &origin, "web1");
+    origin.wait_connected(&["web1"]);
+    let number = origin.commit_live();
+    agent.stop();
+    let clone = Agent::new(&scene, "clone");
+    syncd_tests::process::tool(
+        "cp",
+        [std::ffi::OsString::from("-a"), agent.root.clone().into(), clone.root.clone().into()],
+    );
+    agent.start();
+    origin.wait_connected(&["web1"]);
+    let mut clone = clone;
+    clone.start();
+    wait::until("the origin to say so", || {
+        origin
+            .status()
+            .agents
+            .iter()
+            .find(|member| member.name == "web1")
+            .filter(|member| member.error.is_some())
+            .map(|_| ())
+    });
+    assert!(agent.live_generation() == Some(number) && clone.live_generation() == Some(number));
+}
