@@ -21,6 +21,8 @@ use std::fs::{File, OpenOptions};
 use std::io::{Read, Seek, Write};
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
+use std::thread;
+use std::time::{Duration, Instant};
 
 use rustix::fs::{FileType, FlockOperation};
 
@@ -42,6 +44,10 @@ pub(crate) const SIGNED: &[u8] = b"signed";
 pub(crate) const RECORD: &str = "record.redb";
 /// Foreign names that an error lists.
 const FOREIGN_SHOWN: usize = 5;
+
+/// How long a holder of the lock may keep a newcomer waiting before it is refused.
+const LOCK_PATIENCE: Duration = Duration::from_secs(2);
+const LOCK_RETRY: Duration = Duration::from_millis(20);
 
 /// Why ROOT can't be used.
 #[derive(Debug, thiserror::Error)]
@@ -235,7 +241,15 @@ fn lock(root: &Path) -> Result<File, LayoutError> {
         .mode(0o600)
         .open(&path)
         .map_err(failed)?;
-    if let Err(e) = rustix::fs::flock(&file, FlockOperation::NonBlockingLockExclusive) {
+    // A command like `status` holds the lock for a moment: it must not fail a `run` that starts at the same time.
+    let deadline = Instant::now() + LOCK_PATIENCE;
+    let result = loop {
+        match rustix::fs::flock(&file, FlockOperation::NonBlockingLockExclusive) {
+            Err(rustix::io::Errno::WOULDBLOCK) if Instant::now() < deadline => thread::sleep(LOCK_RETRY),
+            result => break result,
+        }
+    };
+    if let Err(e) = result {
         if e != rustix::io::Errno::WOULDBLOCK {
             return Err(failed(e.into()));
         }

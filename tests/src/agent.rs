@@ -1,5 +1,6 @@
 //! `syncd-agent` in a process of its own.
 
+use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
@@ -47,6 +48,7 @@ pub struct Agent {
     /// ROOT.
     pub root: PathBuf,
     options: Vec<String>,
+    prefix: Vec<OsString>,
     logs: PathBuf,
     daemon: Option<Daemon>,
 }
@@ -58,6 +60,7 @@ impl Agent {
             name: name.to_string(),
             root: scene.path(name),
             options: Vec::new(),
+            prefix: Vec::new(),
             logs: scene.directory().to_path_buf(),
             daemon: None,
         }
@@ -100,10 +103,22 @@ impl Agent {
         run(&mut command)
     }
 
+    /// Runs `run` under another program, which must keep the process id.
+    pub fn under(&mut self, prefix: &[OsString]) {
+        self.prefix = prefix.to_vec();
+    }
+
     /// The command line of `run`.
     pub fn run_command(&self) -> Command {
-        let mut command = Command::new(binary("syncd-agent"));
-        command.arg("run").arg("--root").arg(&self.root).args(["--http", "127.0.0.1:0"]).args(&self.options);
+        let mut words = self.prefix.iter().cloned().chain([binary("syncd-agent").into_os_string()]);
+        let mut command = Command::new(words.next().expect("a program"));
+        command
+            .args(words)
+            .arg("run")
+            .arg("--root")
+            .arg(&self.root)
+            .args(["--http", "127.0.0.1:0"])
+            .args(&self.options);
         clean_environment(&mut command);
         command
     }

@@ -5,10 +5,16 @@
 use std::fs::{File, OpenOptions};
 use std::io::{Read, Seek, Write};
 use std::path::Path;
+use std::thread;
+use std::time::{Duration, Instant};
 
 use rustix::fs::{FlockOperation, flock};
 
 use super::error::OpenStoreError;
+
+/// How long a holder may keep a newcomer waiting before it is refused.
+const PATIENCE: Duration = Duration::from_secs(2);
+const RETRY: Duration = Duration::from_millis(20);
 
 /// Held as long as the store is open.
 #[derive(Debug)]
@@ -17,7 +23,8 @@ pub(super) struct DataLock {
 }
 
 impl DataLock {
-    /// Takes the lock at once or says who has it.
+    /// Takes the lock, or says who has it. A command like `status` holds it for a moment only, so a short wait keeps
+    /// one from failing a `serve` that starts at the same time.
     pub(super) fn acquire(data: &Path) -> Result<Self, OpenStoreError> {
         let path = data.join("lock");
         let io = |doing, source| OpenStoreError::Io { doing, path: path.clone(), source };
@@ -28,7 +35,14 @@ impl DataLock {
             .truncate(false)
             .open(&path)
             .map_err(|e| io("open", e))?;
-        match flock(&file, FlockOperation::NonBlockingLockExclusive) {
+        let deadline = Instant::now() + PATIENCE;
+        let result = loop {
+            match flock(&file, FlockOperation::NonBlockingLockExclusive) {
+                Err(rustix::io::Errno::WOULDBLOCK) if Instant::now() < deadline => thread::sleep(RETRY),
+                result => break result,
+            }
+        };
+        match result {
             Ok(()) => {}
             Err(rustix::io::Errno::WOULDBLOCK) => {
                 let mut text = String::new();
