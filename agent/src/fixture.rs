@@ -246,8 +246,17 @@ pub(crate) fn path(text: &str) -> TreePath {
 
 impl Site {
     pub fn new() -> Self {
+        Self::in_directory(tempfile::tempdir().unwrap())
+    }
+
+    /// On a file system without a disk, where there is one: for what is done hundreds of times.
+    pub fn in_memory() -> Self {
+        Self::in_directory(tempfile::tempdir_in("/dev/shm").or_else(|_| tempfile::tempdir()).unwrap())
+    }
+
+    fn in_directory(temp: tempfile::TempDir) -> Self {
         let options = ReplicaOptions { grace: std::time::Duration::ZERO, ..ReplicaOptions::default() };
-        let site = Self { temp: tempfile::tempdir().unwrap(), origin: Origin::default(), options };
+        let site = Self { temp, origin: Origin::default(), options };
         std::fs::create_dir(site.tree()).unwrap();
         site
     }

@@ -38,9 +38,9 @@ const TRASH: &[u8] = b"trash";
 const STATE: &[u8] = b"state";
 /// Content that arrived, in [`Layout::staging`].
 pub(crate) const INCOMING: &[u8] = b"incoming";
-/// Signed generation records, in [`Layout::state`].
+/// Signed generation records, in `ROOT/state`.
 pub(crate) const SIGNED: &[u8] = b"signed";
-/// The record, in [`Layout::state`].
+/// The record, in `ROOT/state`.
 pub(crate) const RECORD: &str = "record.redb";
 /// Foreign names that an error lists.
 const FOREIGN_SHOWN: usize = 5;
@@ -103,7 +103,6 @@ pub(crate) struct Layout {
     pub generations: Dir,
     pub staging: Dir,
     pub trash: Dir,
-    pub state: Dir,
     pub signed: Dir,
     path: PathBuf,
     _lock: File,
@@ -130,7 +129,7 @@ impl Layout {
                 return Err(LayoutError::OtherFileSystem { root: path.to_path_buf(), part });
             }
         }
-        Ok(Self { root, generations, staging, trash, state, signed, path: path.to_path_buf(), _lock: lock })
+        Ok(Self { root, generations, staging, trash, signed, path: path.to_path_buf(), _lock: lock })
     }
 
     /// Where the record is.

@@ -21,7 +21,10 @@ fn inode(path: &Path) -> u64 {
 
 /// One generation live, spares ready.
 fn settled() -> (Site, Replica) {
-    let mut site = Site::new();
+    settled_in(Site::new())
+}
+
+fn settled_in(mut site: Site) -> (Site, Replica) {
     site.furnish();
     let mut replica = site.open();
     site.publish(&mut replica);
@@ -398,8 +401,8 @@ fn a_full_disk_is_a_clear_error_and_the_old_generation_stays() {
         let target = site.origin.seal(&site.tree());
         let error = site.stage(&mut replica, &target).unwrap_err();
         assert!(matches!(error, StageError::NoInodes { .. }), "{error}");
-        assert_eq!(std::fs::read_link(root.join("live")).unwrap(), Path::new("generations/1"));
-        assert_eq!(replica.status().live.unwrap().number().get(), 1);
+        assert_eq!(std::fs::read_link(root.join("live")).unwrap(), Path::new("generations/2"));
+        assert_eq!(replica.status().live.unwrap().number().get(), 2);
     }));
     drop(replica);
     let unmounted = std::process::Command::new("umount").arg(&small).status();
@@ -457,13 +460,13 @@ fn update(site: &mut Site, replica: &mut Replica) -> bool {
 
 #[test]
 fn a_kill_at_any_change_of_an_update_leaves_old_or_new() {
-    sweep(&settled, &update);
+    sweep(&|| settled_in(Site::in_memory()), &update);
 }
 
 #[test]
 fn a_kill_at_any_change_of_a_first_sync_leaves_nothing_or_all() {
     let prepare = || {
-        let mut site = Site::new();
+        let mut site = Site::in_memory();
         site.furnish();
         site.origin.seal(&site.tree());
         let replica = site.open();
@@ -475,7 +478,7 @@ fn a_kill_at_any_change_of_a_first_sync_leaves_nothing_or_all() {
 #[test]
 fn a_kill_at_any_change_of_background_work_leaves_old_or_new() {
     let prepare = || {
-        let (mut site, mut replica) = settled();
+        let (mut site, mut replica) = settled_in(Site::in_memory());
         replica.options.keep = 1;
         site.write("docs/0/page-0.html", "second");
         site.publish(&mut replica);
@@ -493,4 +496,31 @@ fn a_kill_at_any_change_of_background_work_leaves_old_or_new() {
         }
         false
     });
+}
+
+#[test]
+fn a_kill_at_any_change_of_healing_leaves_a_complete_tree() {
+    let mut changes = 0;
+    loop {
+        let (mut site, mut replica) = settled_in(Site::in_memory());
+        std::fs::write(site.live().join("docs/0/page-3.html"), "defaced").unwrap();
+        fault::arm(Some(changes));
+        let report = replica.verify(Some(&mut site.origin), &|_| {}, &AtomicBool::new(false));
+        fault::arm(None);
+        drop(replica);
+        let mut replica = site.open();
+        assert_eq!(std::fs::read_link(site.live()).unwrap(), Path::new("generations/1"));
+        assert_eq!(snapshot(&site.live().canonicalize().unwrap()).len(), snapshot(&site.tree()).len());
+        replica.verify(Some(&mut site.origin), &|_| {}, &AtomicBool::new(false)).unwrap();
+        site.assert_live_is_tree();
+        edit(&site);
+        site.publish(&mut replica);
+        site.assert_live_is_tree();
+        site.settle(&mut replica);
+        assert_tidy(&site);
+        if report.is_ok_and(|r| r.healed) {
+            return;
+        }
+        changes += 1;
+    }
 }

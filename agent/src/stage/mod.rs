@@ -140,12 +140,13 @@ impl StageError {
 
     /// Whether the same request can succeed later: another way to the target is not to be tried now.
     fn is_transient(&self) -> bool {
-        match self {
-            Self::Disk(_) | Self::Cancelled => true,
-            Self::Fetch(FetchError::Disconnected(_) | FetchError::Superseded) => true,
-            Self::Record(RecordError::Database { .. }) => true,
-            _ => false,
-        }
+        matches!(
+            self,
+            Self::Disk(_)
+                | Self::Cancelled
+                | Self::Fetch(FetchError::Disconnected(_) | FetchError::Superseded)
+                | Self::Record(RecordError::Database { .. })
+        )
     }
 }
 
@@ -426,12 +427,19 @@ impl Replica {
         holes: &[(TreePath, Entry)],
         to: &RootEntry,
     ) -> Result<(), StageError> {
-        let changed: HashSet<TreePath> = diff.changes.iter().map(|c| c.path().clone()).collect();
+        let mut changed: HashSet<TreePath> = diff.changes.iter().map(|c| c.path().clone()).collect();
         let mut manifest = ManifestCursor::new(&self.record, to)?;
         for (path, entry) in holes {
             let renamed = diff.renamed_directories.iter().find_map(|r| path.rebase(&r.from, &r.to));
             let path = renamed.unwrap_or_else(|| path.clone());
             if !changed.contains(&path) && manifest.entry(&path)?.as_ref() == Some(entry) {
+                // What is put there changes the time of its directory, which then has to be set again.
+                if let Some(parent) = path.parent()
+                    && changed.insert(parent.clone())
+                    && let Some(entry) = manifest.entry(&parent)?
+                {
+                    diff.changes.push(Change::Modified { path: parent, from: entry.clone(), to: entry });
+                }
                 diff.changes.push(Change::Added { path, entry: entry.clone() });
             }
         }

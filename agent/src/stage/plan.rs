@@ -114,10 +114,8 @@ impl<'a> Plan<'a> {
         }
         for tree in held {
             match tree.manifest.entry(path)? {
-                Some(there) if there == *entry => {
-                    if tree.is_intact(path, entry, replica)? {
-                        return Ok(Origin::Link(Some(tree.number), path.clone()));
-                    }
+                Some(there) if there == *entry && tree.is_intact(path, entry, replica)? => {
+                    return Ok(Origin::Link(Some(tree.number), path.clone()));
                 }
                 Some(Entry { kind: Kind::File { content: c, .. }, .. }) if c == content => {
                     copies.entry(content).or_default().push((Some(tree.number), path.clone()));
