@@ -160,6 +160,7 @@ fn an_origin_killed_in_scan_or_seal_has_the_previous_or_the_new_generation() {
 
     // How long a commit takes here, with what each of the commits below has to do.
     edits.round(40);
+    remove(&tree.join("large.bin"));
     write(&tree, "large.bin", random.bytes(2_000_000));
     let started = Instant::now();
     newest = origin.commit();
@@ -168,6 +169,7 @@ fn an_origin_killed_in_scan_or_seal_has_the_previous_or_the_new_generation() {
     let mut sealed = 0;
     for _ in 0..KILLS {
         edits.round(40);
+        remove(&tree.join("large.bin"));
         write(&tree, "large.bin", random.bytes(2_000_000));
         let print = fingerprint(&tree);
         let mut commit = origin.command("commit", &[]);
