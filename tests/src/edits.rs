@@ -73,6 +73,8 @@ impl Edits {
         for _ in 0..1 + self.random.below(most) {
             self.operation();
         }
+        // An operation may have made something else of it.
+        remove(&self.tree.join("round.txt"));
         write(&self.tree, "round.txt", format!("round {} {}\n", self.round, self.random.next_u64()));
     }
 

@@ -152,19 +152,24 @@ fn an_origin_killed_in_scan_or_seal_has_the_previous_or_the_new_generation() {
     small_site(&tree, 400);
     let mut origin = Origin::started(&scene, &tree);
     let agent = Agent::started(&scene, &origin, "web1");
+    origin.wait_connected(&["web1"]);
     let mut newest = origin.commit_live();
     agent.wait_live(newest);
     let mut edits = Edits::new(&tree, random.next_u64());
     let mut prints = BTreeMap::from([(newest, fingerprint(&tree))]);
 
+    // How long a commit takes here, with what each of the commits below has to do.
     edits.round(40);
+    remove(&tree.join("large.bin"));
+    write(&tree, "large.bin", random.bytes(2_000_000));
     let started = Instant::now();
     newest = origin.commit();
     prints.insert(newest, fingerprint(&tree));
-    let span = (started.elapsed() * 3 / 2).max(Duration::from_millis(20));
+    let span = (started.elapsed() * 2).max(Duration::from_millis(40));
     let mut sealed = 0;
     for _ in 0..KILLS {
         edits.round(40);
+        remove(&tree.join("large.bin"));
         write(&tree, "large.bin", random.bytes(2_000_000));
         let print = fingerprint(&tree);
         let mut commit = origin.command("commit", &[]);
@@ -185,6 +190,7 @@ fn an_origin_killed_in_scan_or_seal_has_the_previous_or_the_new_generation() {
         agent.wait_live(newest);
         assert!(prints.get(&newest) == Some(&fingerprint(&agent.live())), "generation {newest} is whole");
     }
+    assert!(sealed > 0 && sealed < KILLS, "the kills fell before and after sealing: {sealed} of {KILLS}");
     println!("{sealed} of {KILLS} commits were sealed before the kill");
     origin.wait_connected(&["web1"]);
     let last = origin.commit_live();
@@ -244,7 +250,9 @@ fn damage(tree: &Path, round: u64) {
         let _ = forge();
     }
     let _ = fs::write(tree.join(format!("planted-{round}.php")), "<?php evil");
-    let _ = fs::create_dir_all(tree.join("section-3/planted-directory/deep"));
+    // Not create_dir_all: where the agent took the tree away, its name must not come back.
+    let _ = fs::create_dir(tree.join("section-3/planted-directory"));
+    let _ = fs::create_dir(tree.join("section-3/planted-directory/deep"));
     let _ = fs::remove_file(tree.join("section-4/page-4.html"));
     let _ = std::os::unix::fs::symlink("/etc", tree.join("section-5/planted-link"));
     if tree.join("section-6").exists() && round.is_multiple_of(3) {
