@@ -393,7 +393,9 @@ impl Owner {
             tracing::warn!("{reason}");
         }
         self.unrest = Some(reason);
-        self.show(self.view.borrow().current.clone());
+        // Its own statement: what is borrowed is locked until the end of it.
+        let current = self.view.borrow().current.clone();
+        self.show(current);
     }
 
     /// Tells what the origin is doing: the worst first.
