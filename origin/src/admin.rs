@@ -3,7 +3,6 @@
 //! A request is one line of JSON, answered by any number of [`Reply`] lines; the last is [`Reply::Done`] or
 //! [`Reply::Error`]. The socket is `DATA/admin.sock`, mode 0600: whoever may open it may do everything.
 
-use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
@@ -15,11 +14,12 @@ use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
+use crate::arrivals::Arrivals;
 use crate::commit::{Committer, Outcome};
-use crate::desk::Desk;
+use crate::desk::{Checked, Desk, DeskError};
 use crate::error_chain;
 use crate::fleet::{AgentState, AgentView, Fleet};
-use crate::status::{AgentStatus, Status};
+use crate::status::{AgentStatus, State, Status};
 
 /// Commands that may be under way at once.
 const CLIENTS_MAX: usize = 64;
@@ -277,6 +277,10 @@ impl Admin {
                 Reply::Done { code: 0 }
             }
             Request::Commit { label, allow_mass_deletion, wait } => {
+                if self.committer.view().borrow().state == State::Scanning {
+                    let text = "the whole tree is being read; the commit follows".to_owned();
+                    replies.send(Reply::Remark { text }).await;
+                }
                 let outcome = self.committer.commit(label, allow_mass_deletion).await;
                 self.published(outcome.map_err(|e| error_chain(&e)), wait, replies).await
             }
@@ -300,19 +304,53 @@ impl Admin {
                 Ok(()) => Reply::Done { code: 0 },
                 Err(error) => Reply::Error { message: error_chain(&error) },
             },
+            Request::Check => self.check(replies).await,
             request => {
-                let desk = self.desk.clone();
-                let (sender, mut lines) = mpsc::channel(64);
-                let work = tokio::task::spawn_blocking(move || {
-                    desk.answer(request, &mut |line| sender.blocking_send(line).is_ok())
-                });
-                while let Some(line) = lines.recv().await {
-                    replies.send(line).await;
-                }
-                work.await.unwrap_or_else(|e| Reply::Error { message: e.to_string() })
+                let answer = self.at_the_desk(replies, move |desk, lines| desk.answer(request, lines)).await;
+                answer.unwrap_or(Reply::Error { message: "the answer was interrupted".into() })
             }
         };
         replies.send(end).await;
+    }
+
+    /// Does blocking work, and passes its lines on. `None`: it panicked.
+    async fn at_the_desk<T: Send + 'static>(
+        &self,
+        replies: &mut Replies,
+        work: impl FnOnce(&Desk, &mut dyn FnMut(Reply) -> bool) -> T + Send + 'static,
+    ) -> Option<T> {
+        let desk = self.desk.clone();
+        let (sender, mut lines) = mpsc::channel(64);
+        let work =
+            tokio::task::spawn_blocking(move || work(&desk, &mut |line| sender.blocking_send(line).is_ok()));
+        while let Some(line) = lines.recv().await {
+            replies.send(line).await;
+        }
+        work.await.ok()
+    }
+
+    /// Checks the store and, where it is damaged, has what the tree still has stored again.
+    async fn check(&self, replies: &mut Replies) -> Reply {
+        let checked: Checked = match self.at_the_desk(replies, |desk, lines| desk.check(lines)).await {
+            Some(Ok(checked)) => checked,
+            Some(Err(error)) => {
+                let error: DeskError = error;
+                return Reply::Error { message: error_chain(&error) };
+            }
+            None => return Reply::Error { message: "the check was interrupted".into() },
+        };
+        let code = checked.code;
+        if checked.may_be_mended() {
+            let text = match self.committer.mend(checked.report).await {
+                Ok(_) => {
+                    "the whole tree was read again and what it still has was stored: check again to see what is left"
+                        .to_owned()
+                }
+                Err(error) => format!("what is damaged was not mended: {}", error_chain(&error)),
+            };
+            replies.send(Reply::Remark { text }).await;
+        }
+        Reply::Done { code }
     }
 
     async fn published(
@@ -325,79 +363,55 @@ impl Admin {
             Err(message) => return Reply::Error { message },
             Ok(Outcome::Sealed(generation)) => (generation, true),
             Ok(Outcome::Unchanged(generation)) => (generation, false),
-            Ok(Outcome::Scanned { .. }) => {
+            Ok(Outcome::Scanned) => {
                 return Reply::Error { message: "nothing was sealed: see `syncd-origin status`".into() };
             }
         };
+        // Who is connected now is waited for, whatever happens while the client is told.
+        let arrivals = wait
+            .map(|wait| (wait, Arrivals::new(&generation, wait.require_all, &self.fleet.view().borrow())));
         replies.send(Reply::Generation(GenerationLine::new(&generation, changed))).await;
-        match wait {
+        match arrivals {
             None => Reply::Done { code: 0 },
-            Some(wait) => Reply::Done { code: self.wait(&generation, wait, replies).await },
+            Some((wait, arrivals)) => Reply::Done { code: self.wait(arrivals, wait, replies).await },
         }
     }
 
-    /// Waits until every agent that is connected now has `generation`, or a later one, live. Returns the exit code.
-    async fn wait(&self, generation: &SignedGeneration, wait: Wait, replies: &mut Replies) -> u8 {
-        let mut view = self.fleet.view();
-        let number = generation.number();
-        let has_it = |agent: &AgentView| agent.generation.is_some_and(|g| g >= number);
-        let connected: Vec<String> =
-            view.borrow().agents.iter().filter(|a| a.connected).map(|a| a.name.clone()).collect();
+    /// Waits until it is decided who has the generation live. Returns the exit code.
+    async fn wait(&self, mut arrivals: Arrivals, wait: Wait, replies: &mut Replies) -> u8 {
+        let (mut fleet, mut origin) = (self.fleet.view(), self.committer.view());
+        let started = tokio::time::Instant::now();
         let deadline = tokio::time::sleep(Duration::from_millis(wait.timeout_ms));
-        tokio::pin!(deadline);
-        let mut live: BTreeMap<String, ()> = BTreeMap::new();
+        let second_look = tokio::time::sleep(arrivals.looks_again_at().unwrap_or(Duration::MAX));
+        tokio::pin!(deadline, second_look);
         loop {
-            let news: Vec<String> = {
-                let fleet = view.borrow_and_update();
-                let awaited = fleet.agents.iter().filter(|a| wait.require_all || connected.contains(&a.name));
-                awaited.filter(|a| has_it(a) && !live.contains_key(&a.name)).map(|a| a.name.clone()).collect()
-            };
-            for name in news {
-                live.insert(name.clone(), ());
+            let agents = fleet.borrow_and_update().clone();
+            let newest = origin.borrow_and_update().current.as_ref().map(SignedGeneration::number);
+            for name in newest.map(|newest| arrivals.update(&agents, newest)).unwrap_or_default() {
                 replies.send(Reply::Node(NodeLine { name, result: NodeResult::Live, error: None })).await;
             }
-            let complete = {
-                let fleet = view.borrow();
-                let mut awaited = fleet.agents.iter().filter(|a| {
-                    if wait.require_all {
-                        a.connected || !live.contains_key(&a.name)
-                    } else {
-                        connected.contains(&a.name)
-                    }
-                });
-                awaited.all(|a| {
-                    live.contains_key(&a.name) || a.needs_operator || (!a.connected && !wait.require_all)
-                })
-            };
-            if complete {
+            if arrivals.is_decided(&agents, started.elapsed()) {
                 break;
             }
             tokio::select! {
-                changed = view.changed() => if changed.is_err() { break },
+                Ok(()) = fleet.changed() => {}
+                Ok(()) = origin.changed() => {}
+                () = &mut second_look, if !second_look.is_elapsed() => {}
                 () = &mut deadline => break,
+                // Nobody reads the answer any more.
+                () = replies.client.closed() => break,
             }
         }
-        let fleet = view.borrow().clone();
-        let mut failed = live.is_empty();
-        for agent in fleet.agents.iter().filter(|a| !live.contains_key(&a.name)) {
-            let was_connected = connected.contains(&agent.name);
-            if !was_connected && !wait.require_all && has_it(agent) {
-                continue;
-            }
-            failed |= was_connected || wait.require_all;
-            let result = if agent.connected { NodeResult::Failed } else { NodeResult::Unreachable };
-            let error = agent.error.clone().or_else(|| {
-                agent.connected.then(|| {
-                    format!("not live after {} ms, state {}", wait.timeout_ms, state_name(agent.state))
-                })
-            });
-            replies.send(Reply::Node(NodeLine { name: agent.name.clone(), result, error })).await;
+        let agents = fleet.borrow().clone();
+        let (missing, success) = arrivals.close(&agents, started.elapsed());
+        for line in missing {
+            replies.send(Reply::Node(line)).await;
         }
-        if fleet.agents.is_empty() {
+        if agents.agents.is_empty() {
             let text = "no agent is enrolled: `syncd-origin token` makes a join token".to_owned();
             replies.send(Reply::Remark { text }).await;
         }
-        if failed { 3 } else { 0 }
+        if success { 0 } else { 3 }
     }
 }
 

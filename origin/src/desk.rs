@@ -9,12 +9,13 @@ use syncd_shared::generation::GenerationError;
 use syncd_shared::{Directory, GenerationNumber, Kind, ObjectHash, SignedGeneration};
 
 use crate::admin::{DiffLine, GenerationLine, Reply, Request};
+use crate::commit::{CollectionGate, forget_damaged};
 use crate::error_chain;
 use crate::fleet::RecordError;
 use crate::fleet::registry::Registry;
 use crate::keys::{Keys, KeysError};
 use crate::status::{AgentStatus, State, Status};
-use crate::store::{OpenStoreError, Store, StoreError};
+use crate::store::{CheckReport, Damage, OpenStoreError, Store, StoreError};
 
 /// Why a request could not be answered.
 #[derive(Debug, thiserror::Error)]
@@ -60,6 +61,25 @@ pub enum OpenDeskError {
 pub struct Desk {
     store: Arc<Store>,
     keys: Arc<Keys>,
+    gate: CollectionGate,
+}
+
+/// What a check came to.
+pub struct Checked {
+    /// What it found in the store.
+    pub report: CheckReport,
+    /// Exit code.
+    pub code: u8,
+}
+
+impl Checked {
+    /// Whether reading the tree again may store again what is damaged.
+    pub fn may_be_mended(&self) -> bool {
+        let mendable = |damage: &Damage| {
+            matches!(damage, Damage::Chunk { .. } | Damage::Directory { .. } | Damage::Content { .. })
+        };
+        self.report.damage.iter().any(mendable)
+    }
 }
 
 impl DirectorySource for Desk {
@@ -71,15 +91,15 @@ impl DirectorySource for Desk {
 }
 
 impl Desk {
-    /// Takes a store and keys that are open.
-    pub fn new(store: Arc<Store>, keys: Arc<Keys>) -> Self {
-        Self { store, keys }
+    /// Takes a store and keys that are open. `gate` is that of who collects garbage there.
+    pub fn new(store: Arc<Store>, keys: Arc<Keys>, gate: CollectionGate) -> Self {
+        Self { store, keys, gate }
     }
 
     /// Opens DATA under its lock: nothing serves it then.
     pub fn open(data: &Path) -> Result<Self, OpenDeskError> {
         let keys = Arc::new(Keys::open(data)?);
-        Ok(Self::new(Arc::new(Store::open(data)?), keys))
+        Ok(Self::new(Arc::new(Store::open(data)?), keys, CollectionGate::default()))
     }
 
     /// Answers a request. Each line goes to `lines`, which says whether anyone still listens; the last is returned.
@@ -91,7 +111,7 @@ impl Desk {
             }),
             Request::History => self.history(lines),
             Request::Diff { from, to } => self.diff(from, to, lines),
-            Request::Check => self.check(lines),
+            Request::Check => self.check_and_forget(lines),
             Request::Token { ttl_s, uses } => {
                 match Registry::new(self.store.clone()).create_token(
                     &self.keys,
@@ -195,7 +215,22 @@ impl Desk {
         Ok(0)
     }
 
-    fn check(&self, lines: &mut dyn FnMut(Reply) -> bool) -> Result<u8, DeskError> {
+    /// While nothing serves: what is damaged is forgotten, so that the next scan stores it again.
+    fn check_and_forget(&self, lines: &mut dyn FnMut(Reply) -> bool) -> Result<u8, DeskError> {
+        let checked = self.check(lines)?;
+        if checked.may_be_mended() {
+            forget_damaged(&self.store, &checked.report)?;
+            let text = "what is damaged counts as absent now: the next `syncd-origin serve` reads the whole tree and \
+                        stores again what that still has; check again afterwards"
+                .to_owned();
+            lines(Reply::Remark { text });
+        }
+        Ok(checked.code)
+    }
+
+    /// Reads every byte. Changes nothing; keeps garbage collection away meanwhile, and nothing else.
+    pub fn check(&self, lines: &mut dyn FnMut(Reply) -> bool) -> Result<Checked, DeskError> {
+        let _closed = self.gate.close();
         let mut damages = 0;
         for generation in self.store.generations()? {
             if let Err(error) = self.keys.verify(&generation.record, &generation.signature) {
@@ -225,7 +260,7 @@ impl Desk {
             if damages == 0 { "all intact".to_owned() } else { format!("{damages} damaged") },
         );
         lines(Reply::Remark { text });
-        Ok(u8::from(damages > 0))
+        Ok(Checked { report, code: u8::from(damages > 0) })
     }
 }
 

@@ -9,6 +9,7 @@
 //! [`service`] assembles them; [`fleet`] knows the agents; [`admin`], [`desk`] and [`cli`] are how people ask.
 
 pub mod admin;
+pub mod arrivals;
 pub mod cli;
 pub mod commit;
 pub mod desk;

@@ -13,7 +13,7 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use crate::admin::{Admin, socket_path};
-use crate::commit::{CommitError, Committer, Sealer, Trigger};
+use crate::commit::{CollectionGate, CommitError, Committer, Parts, Sealer, Trigger};
 use crate::desk::{Desk, describe};
 use crate::fleet::Fleet;
 use crate::http;
@@ -67,6 +67,9 @@ pub enum StartError {
     /// The store could not be read.
     #[error("read the store")]
     Store(#[from] StoreError),
+    /// The runtime ends.
+    #[error("the start was interrupted")]
+    Interrupted,
     /// There is neither a tree nor a generation.
     #[error("content tree {tree} can't be read and there is no generation yet to serve: give the right --tree", tree = tree.display())]
     NoTree {
@@ -117,17 +120,22 @@ pub struct Running {
     tasks: TaskTracker,
 }
 
-/// Makes keys and an empty store in `data`, which must not have been initialised before.
+/// Makes keys and an empty store in `data`, which must not have been initialised before. Keys without a store are taken
+/// as they are: an earlier `init` was interrupted, or they are all that was restored from a backup.
 pub fn init(data: &Path) -> Result<Keys, StartError> {
-    let keys = Keys::create(data)?;
+    let keys = match Keys::create(data) {
+        Err(KeysError::Initialised { .. }) if !Store::exists(data) => Keys::open(data)?,
+        keys => keys?,
+    };
     Store::create(data)?;
     Ok(keys)
 }
 
 /// Starts an origin; it serves when this returns.
 pub async fn start(options: ServeOptions) -> Result<Running, StartError> {
-    let keys = Arc::new(Keys::open(&options.data)?);
-    let store = Arc::new(Store::open(&options.data)?);
+    let data = options.data.clone();
+    let (keys, store) =
+        tokio::task::spawn_blocking(move || open(&data)).await.unwrap_or(Err(StartError::Interrupted))?;
     if let Err(source) = std::fs::read_dir(&options.tree)
         && store.latest()?.is_none()
     {
@@ -147,6 +155,8 @@ pub async fn start(options: ServeOptions) -> Result<Running, StartError> {
     let socket = LocalListener::bind(&socket_path(&options.data))?;
 
     let shutdown = CancellationToken::new();
+    // Where a later step fails, what was started ends.
+    let unfinished = shutdown.clone().drop_guard();
     let tasks = TaskTracker::new();
     let (observed_sender, observed) = mpsc::channel(OBSERVED_QUEUE);
     let planner = Planner::new(store.clone(), &options.data, PlanBudget::default())?;
@@ -154,15 +164,17 @@ pub async fn start(options: ServeOptions) -> Result<Running, StartError> {
     let watch = Arc::new(Watch::start(&options.tree, &options.data, options.poll)?);
     let scan_options =
         ScanOptions { mtime: options.mtime, symlinks: options.symlinks, ..ScanOptions::default() };
-    let sealer = Sealer::open(
-        options.tree.clone(),
-        scan_options,
-        store.clone(),
-        watch.clone(),
-        keys.clone(),
-        fleet.clone(),
-        shutdown.clone(),
-    )?;
+    let gate = CollectionGate::default();
+    let sealer = Sealer::open(Parts {
+        tree: options.tree.clone(),
+        options: scan_options,
+        store: store.clone(),
+        watch: watch.clone(),
+        keys: keys.clone(),
+        fleet: fleet.clone(),
+        gate: gate.clone(),
+        cancel: shutdown.clone(),
+    })?;
     if let Some(current) = sealer.current() {
         fleet.announce(current.clone());
     }
@@ -201,14 +213,20 @@ pub async fn start(options: ServeOptions) -> Result<Running, StartError> {
         }
     };
     let admin = Admin {
-        desk: Arc::new(Desk::new(store, keys)),
+        desk: Arc::new(Desk::new(store, keys, gate)),
         committer: committer.clone(),
         fleet: fleet.clone(),
         status: Arc::new(status),
     };
     tasks.spawn(admin.serve(socket, shutdown.clone()));
     tracing::info!(tree = %options.tree.display(), grpc = %grpc_address, http = ?http_address, "serving");
+    unfinished.disarm();
     Ok(Running { grpc_address, http_address, committer, fleet, shutdown, tasks })
+}
+
+/// Keys and store. Reads the whole index: blocks.
+fn open(data: &Path) -> Result<(Arc<Keys>, Arc<Store>), StartError> {
+    Ok((Arc::new(Keys::open(data)?), Arc::new(Store::open(data)?)))
 }
 
 async fn bind(address: SocketAddr, hint: &'static str) -> Result<TcpListener, StartError> {

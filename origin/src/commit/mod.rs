@@ -14,9 +14,13 @@
 //! A crash at any point leaves the previous generation or the new one; what was pending is found again by the stat walk
 //! at the next start.
 
+mod collection_gate;
+mod observed;
 mod scan_base;
 mod schedule;
 mod sealer;
+#[cfg(test)]
+mod tests;
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -25,12 +29,23 @@ use syncd_shared::{GenerationNumber, SignedGeneration};
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio_util::sync::CancellationToken;
 
-pub use sealer::{CommitError, Outcome, Sealer};
+pub use collection_gate::CollectionGate;
+pub(crate) use sealer::forget_damaged;
+pub use sealer::{CommitError, Outcome, Parts, Sealer};
 
+use crate::fleet::{FleetView, RETAIN_MS};
 use crate::scan::ScanError;
 use crate::status::State;
+use crate::store::CheckReport;
 use crate::watch::{Hints, Reason, Watch};
-use schedule::{Due, Schedule};
+use schedule::{Due, Leftover, Schedule};
+
+/// After a start nothing is published by itself until all agents have said what they hold, or for this long: a little
+/// more than their longest pause between attempts. An origin that was restored from a backup hears so in time that it
+/// is one.
+const HEARING: Duration = Duration::from_secs(16);
+
+type Reply = oneshot::Sender<Result<Outcome, CommitError>>;
 
 /// When the tree is published.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -67,14 +82,21 @@ pub enum Request {
         /// `--allow-mass-deletion`.
         allow_mass_deletion: bool,
         /// Answered when it is sealed.
-        reply: oneshot::Sender<Result<Outcome, CommitError>>,
+        reply: Reply,
     },
     /// `syncd-origin rollback`.
     Rollback {
         /// The generation whose tree is wanted back.
         number: GenerationNumber,
         /// Answered when it is sealed.
-        reply: oneshot::Sender<Result<Outcome, CommitError>>,
+        reply: Reply,
+    },
+    /// `syncd-origin check` found damage.
+    Mend {
+        /// What it found.
+        report: CheckReport,
+        /// Answered when the whole tree was read again.
+        reply: Reply,
     },
 }
 
@@ -97,17 +119,26 @@ impl Committer {
     ) -> (Self, tokio::task::JoinHandle<()>) {
         let (requests, receiver) = mpsc::channel(16);
         let current = sealer.current().cloned();
+        let fleet = sealer.fleet().view();
+        let mut schedule = Schedule::new(trigger, Instant::now());
+        if !all_heard(&fleet.borrow()) {
+            schedule.hold_back(Instant::now() + HEARING);
+        }
         let (view_sender, view) =
             watch::channel(OriginView { state: State::Scanning, reason: None, current });
         let owner = Owner {
             sealer: Some(sealer),
-            schedule: Schedule::new(trigger, Instant::now()),
+            schedule,
             watch,
             view: view_sender,
             pending: Hints::default(),
+            scanning: true,
+            trouble: None,
+            waits: None,
+            unrest: None,
             shutdown,
         };
-        let task = tokio::spawn(owner.run(receiver, observed));
+        let task = tokio::spawn(owner.run(receiver, observed, fleet));
         (Self { requests, view }, task)
     }
 
@@ -126,10 +157,13 @@ impl Committer {
         self.ask(|reply| Request::Rollback { number, reply }).await
     }
 
-    async fn ask(
-        &self,
-        request: impl FnOnce(oneshot::Sender<Result<Outcome, CommitError>>) -> Request,
-    ) -> Result<Outcome, CommitError> {
+    /// Stores again what a check found damaged and the tree still has: reads all of it. Cancel safe: once accepted, it
+    /// is carried out.
+    pub async fn mend(&self, report: CheckReport) -> Result<Outcome, CommitError> {
+        self.ask(|reply| Request::Mend { report, reply }).await
+    }
+
+    async fn ask(&self, request: impl FnOnce(Reply) -> Request) -> Result<Outcome, CommitError> {
         let (reply, answer) = oneshot::channel();
         self.requests.send(request(reply)).await.map_err(|_| CommitError::Stopping)?;
         answer.await.map_err(|_| CommitError::Stopping)?
@@ -150,14 +184,41 @@ enum Job {
     Collect,
 }
 
+impl Job {
+    /// Whether it looks at what is dirty, so that its success ends what was wrong with the tree.
+    fn scans(&self) -> bool {
+        !matches!(self, Self::Collect | Self::Request(Request::Rollback { .. }))
+    }
+
+    /// Does it. Blocks.
+    fn run(self, sealer: &mut Sealer, hints: &mut Hints) -> (Result<Outcome, CommitError>, Option<Reply>) {
+        let (result, reply) = match self {
+            Self::Scan => (sealer.scan(hints), None),
+            Self::Publish => (sealer.publish(hints), None),
+            Self::Observed(generation) => (sealer.observe(*generation, hints), None),
+            Self::Collect => (sealer.collect_garbage(), None),
+            Self::Request(Request::Commit { label, allow_mass_deletion, reply }) => {
+                (sealer.commit(hints, label, allow_mass_deletion), Some(reply))
+            }
+            Self::Request(Request::Rollback { number, reply }) => (sealer.rollback(number), Some(reply)),
+            Self::Request(Request::Mend { report, reply }) => (sealer.mend(&report, hints), Some(reply)),
+        };
+        let result = result.map_err(|error| match error {
+            CommitError::Scan(ScanError::Cancelled) => CommitError::Stopping,
+            other => other,
+        });
+        (result, reply)
+    }
+}
+
 /// What a job left.
 struct Done {
     sealer: Sealer,
     result: Result<Outcome, CommitError>,
-    reply: Option<oneshot::Sender<Result<Outcome, CommitError>>>,
+    reply: Option<Reply>,
     /// Hints that the job did not get to.
     unserved: Hints,
-    collected: bool,
+    scans: bool,
 }
 
 struct Owner {
@@ -168,6 +229,14 @@ struct Owner {
     view: watch::Sender<OriginView>,
     /// What is dirty and not yet scanned.
     pending: Hints,
+    /// The whole tree is being walked.
+    scanning: bool,
+    /// Why the last job failed.
+    trouble: Option<(State, String)>,
+    /// Why an operator is waited for.
+    waits: Option<String>,
+    /// What keeps changing.
+    unrest: Option<String>,
     shutdown: CancellationToken,
 }
 
@@ -176,6 +245,7 @@ impl Owner {
         mut self,
         mut requests: mpsc::Receiver<Request>,
         mut observed: mpsc::Receiver<SignedGeneration>,
+        mut fleet: watch::Receiver<Arc<FleetView>>,
     ) {
         // At the start the watch hints at everything.
         self.pending.merge(self.watch.take());
@@ -205,19 +275,18 @@ impl Owner {
                     running = Some(self.spawn(Job::Observed(Box::new(generation))));
                 }
                 // A job takes the hints of what moves while it runs, and a commit those from before it: they are its own.
-                () = self.watch.changed(), if idle => {
-                    let hints = self.watch.take();
-                    self.schedule.hinted(Instant::now());
-                    self.pending.merge(hints);
-                    self.note_unrest();
+                () = self.watch.changed(), if idle => self.hinted(),
+                _ = async { fleet.wait_for(|fleet| all_heard(fleet)).await.is_ok() }, if self.schedule.is_held_back() => {
+                    self.schedule.release();
                 }
                 () = tokio::time::sleep_until(wake.into()), if idle => {
                     match self.schedule.due(Instant::now()) {
                         Some(Due::Publish) => running = Some(self.spawn(Job::Publish)),
                         Some(Due::Scan) => running = Some(self.spawn(Job::Scan)),
                         Some(Due::Reconcile) => {
+                            // What it finds is published when it is quiet, like all else.
                             self.pending.merge(Hints::everything(Reason::Reconcile));
-                            running = Some(self.spawn(if self.schedule.publishes() { Job::Publish } else { Job::Scan }));
+                            running = Some(self.spawn(Job::Scan));
                         }
                         Some(Due::Collect) => running = Some(self.spawn(Job::Collect)),
                         None => {}
@@ -227,42 +296,52 @@ impl Owner {
         }
     }
 
+    fn hinted(&mut self) {
+        let (hints, now) = (self.watch.take(), Instant::now());
+        if hints.everything == Some(Reason::Polling) {
+            self.schedule.polled(now);
+        } else {
+            self.schedule.hinted(now);
+        }
+        self.pending.merge(hints);
+        if self.schedule.restless(now) {
+            self.note_unrest();
+        }
+    }
+
     fn spawn(&mut self, job: Job) -> tokio::task::JoinHandle<Done> {
         let mut sealer = self.sealer.take().expect("one job at a time");
         let mut hints = std::mem::take(&mut self.pending);
-        if hints.everything.is_some() {
-            self.view.send_modify(|view| view.state = State::Scanning);
+        let scans = job.scans();
+        if !scans {
+            // For the next one that does.
+            self.pending = std::mem::take(&mut hints);
         }
+        self.scanning = hints.everything.is_some();
+        self.show(sealer.current().cloned());
         tokio::task::spawn_blocking(move || {
-            let mut collected = false;
-            let (result, reply) = match job {
-                Job::Scan => (sealer.scan(&mut hints), None),
-                Job::Publish => (sealer.publish(&mut hints), None),
-                Job::Observed(generation) => (sealer.observe(*generation, &mut hints), None),
-                Job::Collect => {
-                    collected = true;
-                    (sealer.collect_garbage(), None)
-                }
-                Job::Request(Request::Commit { label, allow_mass_deletion, reply }) => {
-                    (sealer.commit(&mut hints, label, allow_mass_deletion), Some(reply))
-                }
-                Job::Request(Request::Rollback { number, reply }) => (sealer.rollback(number), Some(reply)),
-            };
-            Done { sealer, result, reply, unserved: hints, collected }
+            let (result, reply) = job.run(&mut sealer, &mut hints);
+            Done { sealer, result, reply, unserved: hints, scans }
         })
     }
 
     fn apply(&mut self, done: Done) {
         let now = Instant::now();
         self.pending.merge(done.unserved);
-        let current = done.sealer.current().cloned();
-        let (mut state, mut reason) = (State::Ready, None);
-        if let Some(explanation) = done.sealer.waits_for_operator() {
-            (state, reason) = (State::Waiting, Some(explanation));
-        }
+        self.scanning = false;
+        self.waits = done.sealer.waits_for_operator();
         match &done.result {
             Ok(outcome) => {
-                self.schedule.settled(outcome, done.sealer.racy(), done.collected, now);
+                if done.scans {
+                    self.trouble = None;
+                }
+                let published = done.scans && !matches!(outcome, Outcome::Scanned);
+                let left = Leftover {
+                    published,
+                    unpublished: done.sealer.has_unpublished(),
+                    racy: done.sealer.racy(),
+                };
+                self.schedule.settled(left, now);
                 if let Outcome::Sealed(generation) = outcome {
                     tracing::info!(
                         generation = %generation.number(),
@@ -272,38 +351,13 @@ impl Owner {
                     );
                 }
             }
-            Err(CommitError::Scan(error)) => {
-                let text = crate::error_chain(error);
-                state = match error {
-                    ScanError::Unsettled { .. } => State::Waiting,
-                    _ => State::Held,
-                };
-                if reason.as_ref() != Some(&text) && self.view.borrow().reason.as_ref() != Some(&text) {
-                    tracing::warn!("not published: {text}");
-                }
-                reason = Some(text);
-                if state == State::Waiting {
-                    self.schedule.hinted(now);
-                }
-                self.schedule.failed(now);
-            }
-            Err(error) => {
-                if done.reply.is_none() {
-                    tracing::error!("not published: {}", crate::error_chain(error));
-                    (state, reason) = (State::Held, Some(crate::error_chain(error)));
-                    self.schedule.failed(now);
-                } else {
-                    (state, reason) = {
-                        let view = self.view.borrow();
-                        (
-                            if view.state == State::Scanning { state } else { view.state },
-                            view.reason.clone().or(reason),
-                        )
-                    };
-                }
-            }
+            Err(error) if error.is_of_request() => {}
+            Err(error) => self.failed(error, now),
         }
-        self.view.send_replace(OriginView { state, reason, current });
+        if !self.schedule.restless(now) {
+            self.unrest = None;
+        }
+        self.show(done.sealer.current().cloned());
         self.sealer = Some(done.sealer);
         if let Some(reply) = done.reply {
             // The asker may be gone; what was sealed stays sealed.
@@ -311,25 +365,57 @@ impl Owner {
         }
     }
 
-    fn note_unrest(&mut self) {
-        if !self.schedule.restless(Instant::now()) {
-            return;
+    fn failed(&mut self, error: &CommitError, now: Instant) {
+        let text = crate::error_chain(error);
+        let state = match error {
+            CommitError::Scan(ScanError::Unsettled { .. }) => State::Waiting,
+            _ => State::Held,
+        };
+        let trouble = Some((state, text));
+        if self.trouble != trouble {
+            let text = trouble.as_ref().map(|(_, text)| text.as_str()).unwrap_or_default();
+            tracing::warn!("not published: {text}");
         }
+        self.trouble = trouble;
+        if state == State::Waiting {
+            self.schedule.hinted(now);
+        }
+        self.schedule.failed(now);
+    }
+
+    fn note_unrest(&mut self) {
         let reason = format!(
             "the tree has not been quiet for long enough to be published; it keeps changing at {}. Writers that pause \
              need --trigger manual",
             examples(&self.pending)
         );
-        self.view.send_if_modified(|view| {
-            let news = view.state != State::Waiting;
-            if news {
-                tracing::warn!("{reason}");
-            }
-            view.state = State::Waiting;
-            view.reason = Some(reason);
-            news
-        });
+        if self.unrest.is_none() {
+            tracing::warn!("{reason}");
+        }
+        self.unrest = Some(reason);
+        // Its own statement: what is borrowed is locked until the end of it.
+        let current = self.view.borrow().current.clone();
+        self.show(current);
     }
+
+    /// Tells what the origin is doing: the worst first.
+    fn show(&self, current: Option<SignedGeneration>) {
+        let waiting = |reason: &String| (State::Waiting, Some(reason.clone()));
+        let (state, reason) = match (&self.trouble, &self.waits, &self.unrest) {
+            (Some((state, reason)), _, _) => (*state, Some(reason.clone())),
+            (None, Some(reason), _) | (None, None, Some(reason)) => waiting(reason),
+            (None, None, None) if self.scanning => (State::Scanning, None),
+            (None, None, None) => (State::Ready, None),
+        };
+        self.view.send_replace(OriginView { state, reason, current });
+    }
+}
+
+/// Whether every agent has said what it holds since this origin started: those that were seen within 30 days.
+fn all_heard(fleet: &FleetView) -> bool {
+    let now_ms = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap_or_default();
+    let now_ms = i64::try_from(now_ms.as_millis()).unwrap_or(i64::MAX);
+    fleet.agents.iter().all(|a| a.connected || now_ms.saturating_sub(a.last_seen_ms) > RETAIN_MS)
 }
 
 /// A few of the places that hints name.

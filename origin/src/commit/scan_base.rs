@@ -32,6 +32,11 @@ impl ScanBase {
         writer.put_stat(NAME, &bytes)
     }
 
+    /// Has everything scanned anew.
+    pub(super) fn remove(writer: &Writer) -> Result<(), StoreError> {
+        writer.remove_stat(NAME)
+    }
+
     fn decode(bytes: &[u8]) -> Option<Self> {
         match bytes {
             [VERSION, unpublished @ (0 | 1), root @ ..] => {

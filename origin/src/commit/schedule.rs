@@ -2,7 +2,7 @@
 
 use std::time::{Duration, Instant};
 
-use super::{Outcome, Trigger};
+use super::Trigger;
 
 /// A full stat walk, in case an event was lost without a word.
 const RECONCILE: Duration = Duration::from_secs(3600);
@@ -39,7 +39,20 @@ pub(super) struct Schedule {
     scan_at: Option<Instant>,
     reconcile_at: Instant,
     collect_at: Instant,
+    /// Nothing is published by itself before.
+    hold_until: Option<Instant>,
     now: Instant,
+}
+
+/// What a job that went well leaves to be done.
+#[derive(Debug, Clone, Copy, Default)]
+pub(super) struct Leftover {
+    /// It dealt with everything that was to be published.
+    pub published: bool,
+    /// There is something that was not published, and may be.
+    pub unpublished: bool,
+    /// Files must be read again.
+    pub racy: bool,
 }
 
 impl Schedule {
@@ -51,6 +64,7 @@ impl Schedule {
             scan_at: None,
             reconcile_at: now + RECONCILE,
             collect_at: now + COLLECT_FIRST,
+            hold_until: None,
             now,
         }
     }
@@ -60,9 +74,28 @@ impl Schedule {
         matches!(self.trigger, Trigger::Settle { .. })
     }
 
+    /// Puts off whatever would be published without an operator.
+    pub(super) fn hold_back(&mut self, until: Instant) {
+        self.hold_until = Some(until);
+    }
+
+    /// Ends [`Schedule::hold_back`].
+    pub(super) fn release(&mut self) {
+        self.hold_until = None;
+    }
+
+    /// Whether publishing is put off.
+    pub(super) fn is_held_back(&self) -> bool {
+        self.hold_until.is_some()
+    }
+
+    fn publish_due(&self) -> Option<Instant> {
+        Some(self.publish_at?.max(self.hold_until.unwrap_or(self.now)))
+    }
+
     /// When to ask [`Schedule::due`] next.
     pub(super) fn next(&self) -> Instant {
-        [self.publish_at, self.scan_at, Some(self.reconcile_at), Some(self.collect_at)]
+        [self.publish_due(), self.scan_at, Some(self.reconcile_at), Some(self.collect_at)]
             .into_iter()
             .flatten()
             .min()
@@ -72,8 +105,8 @@ impl Schedule {
     /// Takes the most urgent thing that is due.
     pub(super) fn due(&mut self, now: Instant) -> Option<Due> {
         let past = |at: Option<Instant>| at.is_some_and(|at| at <= now);
-        if past(self.publish_at) {
-            (self.publish_at, self.first_hint) = (None, None);
+        if past(self.publish_due()) {
+            (self.publish_at, self.first_hint, self.hold_until) = (None, None, None);
             Some(Due::Publish)
         } else if past(self.scan_at) {
             self.scan_at = None;
@@ -97,6 +130,13 @@ impl Schedule {
         }
     }
 
+    /// It is time to look at what sends no events: no sign of unrest.
+    pub(super) fn polled(&mut self, now: Instant) {
+        if let Trigger::Settle { quiet, .. } = self.trigger {
+            self.publish_at.get_or_insert(now + quiet);
+        }
+    }
+
     /// Whether the tree has been changing for longer than `--settle-max`.
     pub(super) fn restless(&self, now: Instant) -> bool {
         match (self.trigger, self.first_hint) {
@@ -106,16 +146,14 @@ impl Schedule {
     }
 
     /// A job went well.
-    pub(super) fn settled(&mut self, outcome: &Outcome, racy: bool, collected: bool, now: Instant) {
-        if collected {
-            return;
+    pub(super) fn settled(&mut self, left: Leftover, now: Instant) {
+        if left.published {
+            (self.publish_at, self.first_hint) = (None, None);
         }
-        if let (Outcome::Scanned { unpublished: true }, Trigger::Settle { quiet, .. }) =
-            (outcome, self.trigger)
-        {
+        if let (true, Trigger::Settle { quiet, .. }) = (left.unpublished, self.trigger) {
             self.publish_at.get_or_insert(now + quiet);
         }
-        if racy {
+        if left.racy {
             self.scan_at.get_or_insert(now + RACY);
         }
     }
@@ -166,11 +204,59 @@ mod tests {
         let start = Instant::now();
         let mut schedule = Schedule::new(Trigger::Manual, start);
         schedule.hinted(start);
-        schedule.settled(&Outcome::Scanned { unpublished: true }, true, false, start);
+        schedule.settled(Leftover { published: false, unpublished: true, racy: true }, start);
         assert_eq!(schedule.due(start + RACY), Some(Due::Scan));
         assert_eq!(schedule.due(at(start, 9_999)), None);
         assert_eq!(schedule.due(start + RECONCILE), Some(Due::Reconcile));
         assert_eq!(schedule.due(start + RECONCILE), Some(Due::Collect));
         assert_eq!(schedule.due(start + RECONCILE), None);
+    }
+
+    #[test]
+    fn what_is_held_back_is_published_when_released_or_in_time() {
+        let start = Instant::now();
+        let mut schedule = Schedule::new(SETTLE, start);
+        schedule.hold_back(at(start, 5_000));
+        schedule.hinted(start);
+        assert_eq!(schedule.due(at(start, 4_999)), None);
+        assert_eq!(schedule.next(), at(start, 5_000));
+        assert_eq!(schedule.due(at(start, 5_000)), Some(Due::Publish));
+        schedule.hold_back(at(start, 20_000));
+        schedule.hinted(at(start, 6_000));
+        schedule.release();
+        assert_eq!(schedule.due(at(start, 6_500)), Some(Due::Publish));
+    }
+
+    #[test]
+    fn polling_more_often_than_the_tree_settles_does_not_put_publishing_off() {
+        let start = Instant::now();
+        let mut schedule = Schedule::new(SETTLE, start);
+        for ms in (0..500).step_by(100) {
+            schedule.polled(at(start, ms));
+        }
+        assert_eq!(schedule.due(at(start, 500)), Some(Due::Publish));
+        assert!(!schedule.restless(at(start, 60_000)));
+    }
+
+    #[test]
+    fn a_failed_attempt_is_repeated_later_and_not_at_once() {
+        let start = Instant::now();
+        for (trigger, due) in [(SETTLE, Due::Publish), (Trigger::Manual, Due::Scan)] {
+            let mut schedule = Schedule::new(trigger, start);
+            schedule.failed(start);
+            assert_eq!(schedule.due(start + RETRY / 2), None);
+            assert_eq!(schedule.due(start + RETRY), Some(due));
+            assert_eq!(schedule.due(start + RETRY), None);
+        }
+    }
+
+    #[test]
+    fn an_operators_commit_ends_the_unrest() {
+        let start = Instant::now();
+        let mut schedule = Schedule::new(SETTLE, start);
+        (0..40_000).step_by(400).for_each(|ms| schedule.hinted(at(start, ms)));
+        schedule.settled(Leftover { published: true, ..Leftover::default() }, at(start, 40_000));
+        assert!(!schedule.restless(at(start, 50_000)));
+        assert_eq!(schedule.due(at(start, 50_000)), None);
     }
 }

@@ -8,17 +8,18 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use syncd_shared::generation::GenerationError;
 use syncd_shared::limits::LABEL_MAX_BYTES;
 use syncd_shared::progress::Progress;
-use syncd_shared::{Generation, GenerationNumber, RootEntry, RootHash, SignedGeneration, TreePath};
+use syncd_shared::{Generation, GenerationNumber, RootEntry, SignedGeneration, TreePath};
 
-use crate::fleet::Fleet;
-use crate::keys::Keys;
-use crate::scan::{self, Notices, Scan, ScanError, ScanOptions, Scope};
 use tokio_util::sync::CancellationToken;
 
-use crate::store::{Retention, SealError, Store, StoreError};
-use crate::watch::{Hints, Reason, Watch};
-
+use super::collection_gate::CollectionGate;
+use super::observed;
 use super::scan_base::ScanBase;
+use crate::fleet::Fleet;
+use crate::keys::Keys;
+use crate::scan::{self, MASS_DELETION_MIN_ENTRIES, Notices, Scan, ScanError, ScanOptions, Scope};
+use crate::store::{CheckReport, Damage, Retention, SealError, Store, StoreError, Writer};
+use crate::watch::{Hints, Reason, Watch};
 
 /// Why nothing was sealed. The last generation stands.
 #[derive(Debug, thiserror::Error)]
@@ -58,6 +59,16 @@ pub enum CommitError {
     Stopping,
 }
 
+impl CommitError {
+    /// Whether the request was wrong, rather than the tree or the store.
+    pub(super) fn is_of_request(&self) -> bool {
+        matches!(
+            self,
+            Self::UnknownGeneration { .. } | Self::Label { .. } | Self::NoNumberLeft { .. } | Self::Stopping
+        )
+    }
+}
+
 /// What a job came to.
 #[derive(Debug, Clone)]
 pub enum Outcome {
@@ -65,27 +76,38 @@ pub enum Outcome {
     Sealed(SignedGeneration),
     /// The tree is what the current generation says.
     Unchanged(SignedGeneration),
-    /// The tree was scanned and nothing published.
-    Scanned {
-        /// Whether it differs from the current generation.
-        unpublished: bool,
-    },
+    /// The tree was scanned, or something else done, and nothing published.
+    Scanned,
+}
+
+/// What sealing works with.
+pub struct Parts {
+    /// The content tree.
+    pub tree: PathBuf,
+    /// How to scan it.
+    pub options: ScanOptions,
+    /// Where it is sealed.
+    pub store: Arc<Store>,
+    /// What may have changed.
+    pub watch: Arc<Watch>,
+    /// Sign.
+    pub keys: Arc<Keys>,
+    /// Hears of what is sealed.
+    pub fleet: Fleet,
+    /// Held by whoever reads the whole store.
+    pub gate: CollectionGate,
+    /// Ends a scan that is under way.
+    pub cancel: CancellationToken,
 }
 
 /// Everything that sealing needs.
 pub struct Sealer {
-    tree: PathBuf,
-    options: ScanOptions,
-    store: Arc<Store>,
-    watch: Arc<Watch>,
-    keys: Arc<Keys>,
-    fleet: Fleet,
+    parts: Parts,
     notices: Notices,
-    cancel: CancellationToken,
     /// The tree as last scanned, which may not be published yet.
     base: Option<ScanBase>,
     current: Option<SignedGeneration>,
-    /// The highest generation of ours that an agent holds and we don't.
+    /// The highest generation of ours that an agent holds and we don't. Also kept in the store (`observed`).
     observed: Option<SignedGeneration>,
     /// Directories whose times alone changed: they go along with the next scan of anything else.
     times_only: BTreeSet<TreePath>,
@@ -95,29 +117,17 @@ pub struct Sealer {
 
 impl Sealer {
     /// Takes up where the store says that the last run ended.
-    pub fn open(
-        tree: PathBuf,
-        options: ScanOptions,
-        store: Arc<Store>,
-        watch: Arc<Watch>,
-        keys: Arc<Keys>,
-        fleet: Fleet,
-        cancel: CancellationToken,
-    ) -> Result<Self, CommitError> {
-        let base = ScanBase::load(&store)?;
-        let current = store.latest()?.map(|g| keys.verify(&g.record, &g.signature)).transpose()?;
+    pub fn open(parts: Parts) -> Result<Self, CommitError> {
+        let base = ScanBase::load(&parts.store)?;
+        let current =
+            parts.store.latest()?.map(|g| parts.keys.verify(&g.record, &g.signature)).transpose()?;
+        let observed = observed::load(&parts.store, &parts.keys)?;
         Ok(Self {
-            tree,
-            options,
-            store,
-            watch,
-            keys,
-            fleet,
+            parts,
             notices: Notices::default(),
-            cancel,
             base,
+            observed: observed.filter(|o| is_news(current.as_ref(), o)),
             current,
-            observed: None,
             times_only: BTreeSet::new(),
             racy: BTreeSet::new(),
         })
@@ -133,11 +143,22 @@ impl Sealer {
         !self.racy.is_empty()
     }
 
+    /// Whether the tree has something that was not published, and that no operator is waited for to publish.
+    pub fn has_unpublished(&self) -> bool {
+        self.observed.is_none()
+            && self.base.is_some_and(|base| base.unpublished && !self.is_current(&base.root))
+    }
+
+    /// The fleet that hears of what is sealed.
+    pub(super) fn fleet(&self) -> &Fleet {
+        &self.parts.fleet
+    }
+
     /// What an operator must know before anything is published by itself.
     pub fn waits_for_operator(&self) -> Option<String> {
         let observed = self.observed.as_ref()?;
         Some(format!(
-            "agents hold generation {}, which this origin does not know: it was restored from an older copy. Nothing is \
+            "agents hold a generation {} that this origin does not know: it was restored from an older copy. Nothing is \
              published until `syncd-origin commit` publishes the tree as it is now, numbered past it",
             observed.number()
         ))
@@ -167,115 +188,117 @@ impl Sealer {
         if label.len() > LABEL_MAX_BYTES {
             return Err(CommitError::Label { actual: label.len() });
         }
-        self.watch.flush();
-        hints.merge(self.watch.take());
-        self.options.allow_mass_deletion = allow_mass_deletion;
+        self.parts.watch.flush();
+        hints.merge(self.parts.watch.take());
+        self.parts.options.allow_mass_deletion = allow_mass_deletion;
         let result = self.run(hints, Publish::Tree { label });
-        self.options.allow_mass_deletion = false;
+        self.parts.options.allow_mass_deletion = false;
         result
     }
 
-    /// Publishes the tree of an earlier generation under a new number.
+    /// Publishes the tree of an earlier generation under a new number. The content tree as it was last scanned is put
+    /// aside by that: it is not published by itself any more.
     pub fn rollback(&mut self, number: GenerationNumber) -> Result<Outcome, CommitError> {
-        let target = self.store.generation(number)?.ok_or(CommitError::UnknownGeneration { number })?;
-        let target = self.keys.verify(&target.record, &target.signature)?;
+        let target = self.parts.store.generation(number)?.ok_or(CommitError::UnknownGeneration { number })?;
+        let target = self.parts.keys.verify(&target.record, &target.signature)?;
         if let Some(current) = &self.current
+            && self.observed.is_none()
             && current.root_hash() == target.root_hash()
         {
             return Ok(Outcome::Unchanged(current.clone()));
         }
         let label = format!("rollback to {number}");
         let generation = self.next_generation(target.generation().root, label)?;
-        self.store.writer()?.seal(&generation)?;
-        Ok(self.sealed(generation))
+        let base = self.base.map(|base| ScanBase { unpublished: false, ..base });
+        self.seal(self.parts.store.writer()?, base, generation)
     }
 
-    /// A generation above ours, signed by our key, that an agent holds: its number is never used again. Where the tree
-    /// is what it says, its record is taken back.
+    /// A generation that an agent holds, signed by our key and unknown here: its number is never used again, also after
+    /// a restart. Where the tree is what it says, its record is taken back.
     pub fn observe(&mut self, observed: SignedGeneration, hints: &mut Hints) -> Result<Outcome, CommitError> {
-        let above = |g: &SignedGeneration| g.number() >= observed.number();
-        if self.current.as_ref().is_some_and(above) || self.observed.as_ref().is_some_and(above) {
-            return Ok(Outcome::Scanned { unpublished: false });
+        if !is_news(self.current.as_ref(), &observed)
+            || self.observed.as_ref().is_some_and(|o| o.number() >= observed.number())
+        {
+            return Ok(Outcome::Scanned);
         }
         tracing::warn!(
             generation = %observed.number(),
-            "an agent holds a generation that this origin sealed and no longer knows: restored from an older copy?"
+            "an agent holds a generation that this origin signed and does not know: restored from an older copy?"
         );
+        observed::save(&self.parts.store, &observed)?;
         self.observed = Some(observed);
         self.run(hints, Publish::No)
     }
 
-    /// Retires old generations and rewrites packs that hold too little that is still needed.
+    /// After a check found damage: has what the tree still has stored again.
+    pub fn mend(&mut self, report: &CheckReport, hints: &mut Hints) -> Result<Outcome, CommitError> {
+        forget_damaged(&self.parts.store, report)?;
+        self.base = ScanBase::load(&self.parts.store)?;
+        hints.merge(Hints::everything(Reason::Start));
+        self.run(hints, Publish::No)
+    }
+
+    /// Retires old generations and rewrites packs that hold too little that is still needed. Not while somebody reads
+    /// the whole store.
     pub fn collect_garbage(&mut self) -> Result<Outcome, CommitError> {
+        let gate = self.parts.gate.clone();
+        let Some(_open) = gate.pass() else { return Ok(Outcome::Scanned) };
         let now_ms = unix_ms(SystemTime::now());
-        let keep = self.fleet.retained_roots();
+        let keep = self.parts.fleet.retained_roots();
         let tree = self.base.as_ref().map(|b| b.root);
-        let report = self.store.collect_garbage(Retention::default(), &keep, tree.as_ref(), now_ms)?;
+        let report = self.parts.store.collect_garbage(Retention::default(), &keep, tree.as_ref(), now_ms)?;
         if !report.damaged_packs.is_empty() {
             tracing::error!(packs = ?report.damaged_packs, "the store is damaged: run `syncd-origin check`");
         }
         tracing::debug!(?report, "collected garbage");
-        Ok(Outcome::Scanned { unpublished: false })
+        Ok(Outcome::Scanned)
     }
 
+    /// Looks at what is dirty and concludes. After an error `hints` has all that is still to be looked at.
     fn run(&mut self, hints: &mut Hints, publish: Publish) -> Result<Outcome, CommitError> {
         let mut scope = Scope::from(std::mem::take(hints));
         if matches!(publish, Publish::No) || !scope.is_empty() {
             scope.add(std::mem::take(&mut self.racy));
         }
-        if scope.is_empty() {
-            return self.without_changes(publish);
-        }
-        scope.add(std::mem::take(&mut self.times_only));
-        let result = self.scan_and_seal(scope, publish);
-        if result.is_err() {
+        let result = if scope.is_empty() {
+            self.without_changes(&publish)
+        } else {
+            scope.add(std::mem::take(&mut self.times_only));
+            self.scanned(scope, &publish)
+        };
+        match &result {
+            Ok(_) => {}
             // A failed scan gives back to the watch what it was to look at.
-            hints.merge(self.watch.take());
+            Err(CommitError::Scan(_)) => hints.merge(self.parts.watch.take()),
+            // What a scan found is lost with the writer that held it.
+            Err(_) => hints.merge(Hints::everything(Reason::Reconcile)),
         }
         result
     }
 
-    /// Nothing is dirty: no walk, no writer.
-    fn without_changes(&mut self, publish: Publish) -> Result<Outcome, CommitError> {
-        let Some(base) = &self.base else { return Ok(Outcome::Scanned { unpublished: false }) };
-        let (root, base_unpublished) = (base.root, base.unpublished);
-        let current_root = self.current.as_ref().map(SignedGeneration::root_hash);
-        if let Some(outcome) = self.adopt(&root)? {
-            return Ok(outcome);
-        }
-        match (&self.current, publish.seals(root.hash(), current_root, base_unpublished)) {
-            (Some(current), None) if !matches!(publish, Publish::No) => {
-                Ok(Outcome::Unchanged(current.clone()))
-            }
-            (_, None) => Ok(Outcome::Scanned { unpublished: base_unpublished }),
-            (_, Some(label)) => {
-                let generation = self.next_generation(root, label)?;
-                let writer = self.store.writer()?;
-                let base = ScanBase { root, unpublished: false };
-                base.put(&writer)?;
-                writer.seal(&generation)?;
-                self.base = Some(base);
-                Ok(self.sealed(generation))
-            }
+    /// Nothing is dirty: no walk, and no writer unless something is sealed.
+    fn without_changes(&mut self, publish: &Publish) -> Result<Outcome, CommitError> {
+        match self.base {
+            Some(base) => self.conclude(None, base, publish),
+            None => Ok(Outcome::Scanned),
         }
     }
 
-    fn scan_and_seal(&mut self, scope: Scope, publish: Publish) -> Result<Outcome, CommitError> {
+    fn scanned(&mut self, scope: Scope, publish: &Publish) -> Result<Outcome, CommitError> {
         let started = std::time::Instant::now();
         let everything = matches!(scope, Scope::Everything);
-        let writer = self.store.writer()?;
+        let writer = self.parts.store.writer()?;
         let progress = if everything { Progress::start("scanning", None) } else { Progress::hidden() };
-        let base = self.base.as_ref().map(|b| b.root);
         let scan = Scan {
-            tree: &self.tree,
+            tree: &self.parts.tree,
             writer: &writer,
-            watch: Some(&self.watch),
-            options: &self.options,
+            watch: Some(&self.parts.watch),
+            options: &self.parts.options,
             notices: &self.notices,
             progress: &progress,
-            cancel: &self.cancel,
+            cancel: &self.parts.cancel,
         };
-        let outcome = scan::scan(&scan, base, scope)?;
+        let outcome = scan::scan(&scan, self.base.map(|b| b.root), scope)?;
         progress.finish();
         tracing::debug!(
             files_read = outcome.files_read,
@@ -287,49 +310,85 @@ impl Sealer {
         );
         self.racy = outcome.racy;
         self.times_only = outcome.times_only;
-        let root = outcome.root;
-        let unpublished = outcome.changed || self.base.as_ref().is_none_or(|b| b.unpublished);
-        let current_root = self.current.as_ref().map(SignedGeneration::root_hash);
-        if let Some(label) = publish.seals(root.hash(), current_root, unpublished) {
-            let generation = self.next_generation(root, label)?;
-            let base = ScanBase { root, unpublished: false };
-            base.put(&writer)?;
-            writer.seal(&generation)?;
-            self.base = Some(base);
-            return Ok(self.sealed(generation));
+        let unpublished = outcome.changed || self.base.is_none_or(|b| b.unpublished);
+        let base =
+            ScanBase { root: outcome.root, unpublished: unpublished && !self.is_current(&outcome.root) };
+        let news = outcome.records_changed || self.base != Some(base);
+        self.conclude(news.then_some(writer), base, publish)
+    }
+
+    /// What becomes of the tree as it was found. `writer` has what is to be kept of it, if anything.
+    fn conclude(
+        &mut self,
+        writer: Option<Writer>,
+        base: ScanBase,
+        publish: &Publish,
+    ) -> Result<Outcome, CommitError> {
+        if let Some(observed) = self.adoptable(&base.root) {
+            let unpublished = base.unpublished && observed.root_hash() != base.root.hash();
+            tracing::info!(generation = %observed.number(), "took back a generation that the fleet has and the tree still is");
+            return self.seal(self.or_open(writer)?, Some(ScanBase { unpublished, ..base }), observed);
         }
-        let base = ScanBase { root, unpublished };
-        if outcome.records_changed || self.base != Some(base) {
+        let lost = self.lost_most(&base, publish);
+        if lost.is_none()
+            && let Some(label) = self.label(publish, &base)
+        {
+            let generation = self.next_generation(base.root, label)?;
+            let base = ScanBase { unpublished: false, ..base };
+            return self.seal(self.or_open(writer)?, Some(base), generation);
+        }
+        if let Some(writer) = writer {
             base.put(&writer)?;
             writer.save()?;
         }
         self.base = Some(base);
-        if let Some(outcome) = self.adopt(&root)? {
-            return Ok(outcome);
-        }
-        match &self.current {
-            Some(current) if !matches!(publish, Publish::No) => Ok(Outcome::Unchanged(current.clone())),
-            _ => Ok(Outcome::Scanned { unpublished }),
+        match (lost, &self.current) {
+            (Some(error), _) => Err(error.into()),
+            (None, Some(current)) if !matches!(publish, Publish::No) => {
+                Ok(Outcome::Unchanged(current.clone()))
+            }
+            _ => Ok(Outcome::Scanned),
         }
     }
 
-    /// Takes back the record of an observed generation where the tree (or our current generation) is what it says.
-    fn adopt(&mut self, root: &RootEntry) -> Result<Option<Outcome>, CommitError> {
-        let Some(observed) = &self.observed else { return Ok(None) };
-        let ours = self.current.as_ref().map(SignedGeneration::root_hash);
-        if observed.root_hash() != root.hash() && Some(observed.root_hash()) != ours {
-            return Ok(None);
+    /// An observed generation that the tree, or our current generation, gives.
+    fn adoptable(&self, tree: &RootEntry) -> Option<SignedGeneration> {
+        let observed = self.observed.as_ref()?;
+        let ours = self.current.as_ref();
+        let is_above = ours.is_none_or(|ours| observed.number() > ours.number());
+        let is_here = observed.root_hash() == tree.hash()
+            || ours.is_some_and(|ours| ours.root_hash() == observed.root_hash());
+        (is_above && is_here).then(|| observed.clone())
+    }
+
+    /// The guard of the scan holds the tree against the scan before; a tree that goes away bit by bit shows only against
+    /// what is published.
+    fn lost_most(&self, base: &ScanBase, publish: &Publish) -> Option<ScanError> {
+        let before = self.current.as_ref()?.generation().root.totals.entries;
+        let after = base.root.totals.entries;
+        let is_meant = self.parts.options.allow_mass_deletion
+            || !(base.unpublished || matches!(publish, Publish::Tree { .. }));
+        let most = before >= MASS_DELETION_MIN_ENTRIES && after < before.div_ceil(2);
+        (most && !is_meant).then_some(ScanError::MassDeletion { before, after })
+    }
+
+    /// The label to seal with, if the tree is to be sealed.
+    fn label(&self, publish: &Publish, base: &ScanBase) -> Option<String> {
+        let differs = !self.is_current(&base.root);
+        match publish {
+            Publish::No => None,
+            Publish::Changes => (differs && base.unpublished).then(String::new),
+            // An operator's commit also gets past what agents hold and this origin does not know.
+            Publish::Tree { label } => (differs || self.observed.is_some()).then(|| label.clone()),
         }
-        let generation = observed.clone();
-        let writer = self.store.writer()?;
-        if observed.root_hash() == root.hash() {
-            let base = ScanBase { root: *root, unpublished: false };
-            base.put(&writer)?;
-            self.base = Some(base);
-        }
-        writer.seal(&generation)?;
-        tracing::info!(generation = %generation.number(), "took back a generation that the fleet has and the tree still is");
-        Ok(Some(self.sealed(generation)))
+    }
+
+    fn is_current(&self, root: &RootEntry) -> bool {
+        self.current.as_ref().is_some_and(|current| current.root_hash() == root.hash())
+    }
+
+    fn or_open(&self, writer: Option<Writer>) -> Result<Writer, StoreError> {
+        writer.map_or_else(|| self.parts.store.writer(), Ok)
     }
 
     fn next_generation(&self, root: RootEntry, label: String) -> Result<SignedGeneration, CommitError> {
@@ -339,25 +398,57 @@ impl Sealer {
             Some(last) => last.next().ok_or(CommitError::NoNumberLeft { last })?,
         };
         let generation = Generation {
-            tree_id: self.keys.tree_id(),
+            tree_id: self.parts.keys.tree_id(),
             number,
             root,
             parent: self.current.as_ref().map(SignedGeneration::number),
             created_ms: unix_ms(SystemTime::now()),
             label,
         };
-        Ok(generation.sign(self.keys.signing_key()))
+        Ok(generation.sign(self.parts.keys.signing_key()))
     }
 
-    /// After it is durable, and not before: the fleet hears of it.
-    fn sealed(&mut self, generation: SignedGeneration) -> Outcome {
-        self.current = Some(generation.clone());
-        if self.observed.as_ref().is_some_and(|o| o.number() <= generation.number()) {
-            self.observed = None;
+    /// Makes it durable and, not before, tells the fleet.
+    fn seal(
+        &mut self,
+        writer: Writer,
+        base: Option<ScanBase>,
+        generation: SignedGeneration,
+    ) -> Result<Outcome, CommitError> {
+        if let Some(base) = &base {
+            base.put(&writer)?;
         }
-        self.fleet.announce(generation.clone());
-        Outcome::Sealed(generation)
+        writer.seal(&generation)?;
+        self.base = base;
+        self.current = Some(generation.clone());
+        self.observed = self.observed.take().filter(|o| is_news(Some(&generation), o));
+        self.parts.fleet.announce(generation.clone());
+        Ok(Outcome::Sealed(generation))
     }
+}
+
+/// Whether a generation of ours that an agent holds is one that we do not know: above the current one, or another one
+/// under its number. One below it is past already.
+fn is_news(current: Option<&SignedGeneration>, observed: &SignedGeneration) -> bool {
+    current.is_none_or(|current| {
+        observed.number() > current.number()
+            || (observed.number() == current.number() && observed.root_hash() != current.root_hash())
+    })
+}
+
+/// Takes what a check found damaged out of the store, so that the next scan reads the whole tree and stores again what is
+/// still there. Whether the tree is published stays known, unless a directory object is lost: then it is compared anew.
+pub(crate) fn forget_damaged(store: &Arc<Store>, report: &CheckReport) -> Result<(), StoreError> {
+    let base = ScanBase::load(store)?;
+    store.forget_damaged(report)?;
+    let writer = store.writer()?;
+    writer.remove_stat_subtree(b"")?;
+    let directories_lost = report.damage.iter().any(|damage| matches!(damage, Damage::Directory { .. }));
+    match base.filter(|_| !directories_lost) {
+        Some(base) => base.put(&writer)?,
+        None => ScanBase::remove(&writer)?,
+    }
+    writer.save()
 }
 
 /// Whether a scan is followed by sealing.
@@ -371,18 +462,6 @@ enum Publish {
         /// Of the new generation.
         label: String,
     },
-}
-
-impl Publish {
-    /// The label to seal with, if it is to be sealed.
-    fn seals(&self, root: RootHash, current: Option<RootHash>, unpublished: bool) -> Option<String> {
-        match self {
-            Self::No => None,
-            _ if current == Some(root) => None,
-            Self::Changes => (unpublished || current.is_none()).then(String::new),
-            Self::Tree { label } => Some(label.clone()),
-        }
-    }
 }
 
 fn unix_ms(time: SystemTime) -> i64 {

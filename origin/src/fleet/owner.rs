@@ -252,12 +252,18 @@ impl Owner {
         Ok((self.next_connection, ended))
     }
 
-    /// An agent that knows a generation above ours: this origin was restored from a backup.
+    /// An agent that knows a generation above ours, or another one of the same number: this origin was restored from a
+    /// backup.
     fn observe(&mut self, greeting: &Greeting) {
-        let ours = self.announced.borrow().as_ref().map(|g| g.number());
+        let ours = self.announced.borrow().clone();
         for shown in [&greeting.live, &greeting.accepted].into_iter().flatten() {
-            let above = |known: Option<GenerationNumber>| known.is_none_or(|known| shown.number() > known);
-            if above(ours) && above(self.unreported.as_ref().map(SignedGeneration::number)) {
+            let unknown = |known: Option<&SignedGeneration>| {
+                known.is_none_or(|known| {
+                    (shown.number(), shown.root_hash()) != (known.number(), known.root_hash())
+                        && shown.number() >= known.number()
+                })
+            };
+            if unknown(ours.as_deref()) && unknown(self.unreported.as_ref()) {
                 self.unreported = Some(shown.clone());
             }
         }

@@ -117,6 +117,11 @@ impl Store {
         Self::open_locked(data, lock)
     }
 
+    /// Whether there is a store in `data`, of whatever format or state; also where that can't be told.
+    pub fn exists(data: &Path) -> bool {
+        index_path(data).try_exists().unwrap_or(true)
+    }
+
     /// Opens the store in `data`. Reads the whole index once; removes what a crash left in the packs.
     pub fn open(data: &Path) -> Result<Self, OpenStoreError> {
         let missing = || OpenStoreError::Missing { path: data.to_owned() };

@@ -1,0 +1,476 @@
+//! Whole origins in this process, on small real trees with a real watch.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+use syncd_shared::{Generation, GenerationNumber, RootEntry, SignedGeneration};
+use tempfile::TempDir;
+
+use super::*;
+use crate::admin::{self, Reply as Answer, Request as Asked, Wait};
+use crate::keys::Keys;
+use crate::scan::{MtimePolicy, SymlinkPolicy};
+use crate::service::{self, Running, ServeOptions, StartError};
+use crate::status::Status;
+use crate::store::{Damage, Store};
+
+const SOON: Duration = Duration::from_secs(20);
+const SETTLE: Trigger = Trigger::Settle { quiet: Duration::from_millis(50), max: Duration::from_millis(400) };
+
+struct Site {
+    directory: TempDir,
+}
+
+impl Site {
+    /// Initialised, with a tree of `files` files.
+    fn new(files: usize) -> Self {
+        let directory = TempDir::new().unwrap();
+        let site = Self { directory };
+        service::init(&site.data()).unwrap();
+        fs::create_dir(site.tree()).unwrap();
+        (0..files).for_each(|n| site.write(&format!("f{n}"), &format!("content {n}")));
+        site
+    }
+
+    fn data(&self) -> PathBuf {
+        self.directory.path().join("data")
+    }
+
+    fn tree(&self) -> PathBuf {
+        self.directory.path().join("tree")
+    }
+
+    fn write(&self, name: &str, content: &str) {
+        fs::write(self.tree().join(name), content).unwrap();
+    }
+
+    async fn try_serve(&self, trigger: Trigger) -> Result<Running, StartError> {
+        let any = "127.0.0.1:0".parse().unwrap();
+        service::start(ServeOptions {
+            tree: self.tree(),
+            data: self.data(),
+            listen: any,
+            http: any,
+            http_required: true,
+            trigger,
+            poll: Duration::from_secs(10),
+            mtime: MtimePolicy::Tree,
+            symlinks: SymlinkPolicy::Verbatim,
+            bwlimit: None,
+        })
+        .await
+    }
+
+    async fn serve(&self, trigger: Trigger) -> Running {
+        self.try_serve(trigger).await.unwrap()
+    }
+
+    async fn ask(&self, request: Asked) -> Vec<Answer> {
+        let socket = admin::socket_path(&self.data());
+        let mut responses =
+            syncd_shared::local_socket::request::<_, Answer>(&socket, &request).await.unwrap();
+        let mut answers = Vec::new();
+        while let Some(answer) = responses.next().await.unwrap() {
+            answers.push(answer);
+        }
+        answers
+    }
+
+    async fn status(&self) -> Status {
+        match self.ask(Asked::Status).await.remove(0) {
+            Answer::Status(status) => *status,
+            other => panic!("{other:?}"),
+        }
+    }
+
+    /// A generation signed by this origin's key that its store need not know.
+    fn signed(&self, number: u64, root: RootEntry) -> SignedGeneration {
+        let keys = Keys::open(&self.data()).unwrap();
+        let number = GenerationNumber::new(number).unwrap();
+        let (tree_id, label) = (keys.tree_id(), String::new());
+        Generation { tree_id, number, root, parent: None, created_ms: 0, label }.sign(keys.signing_key())
+    }
+}
+
+async fn until(origin: &Running, what: &str, condition: impl Fn(&OriginView) -> bool) -> OriginView {
+    let mut view = origin.committer().view();
+    let found = tokio::time::timeout(SOON, view.wait_for(|view| condition(view))).await;
+    let Ok(found) = found else { panic!("{what}: {:?}", *origin.committer().view().borrow()) };
+    found.unwrap().clone()
+}
+
+async fn generation(origin: &Running, number: u64) -> OriginView {
+    until(origin, &format!("generation {number}"), |v| number_of(v) == number).await
+}
+
+async fn state(origin: &Running, state: State) -> String {
+    until(origin, &format!("{state:?}"), |v| v.state == state).await.reason.unwrap_or_default()
+}
+
+fn number_of(view: &OriginView) -> u64 {
+    view.current.as_ref().map_or(0, |g| g.number().get())
+}
+
+fn sealed(outcome: Result<Outcome, CommitError>) -> SignedGeneration {
+    match outcome {
+        Ok(Outcome::Sealed(generation)) => generation,
+        other => panic!("not sealed: {other:?}"),
+    }
+}
+
+async fn commit(origin: &Running) -> Result<Outcome, CommitError> {
+    origin.committer().commit(String::new(), false).await
+}
+
+async fn rollback(origin: &Running, number: u64) -> Result<Outcome, CommitError> {
+    origin.committer().rollback(GenerationNumber::new(number).unwrap()).await
+}
+
+/// Tells an origin of a generation as an agent's hello does.
+async fn show(origin: &Running, shown: SignedGeneration) {
+    let not_after = time::OffsetDateTime::now_utc() + time::Duration::days(1);
+    let peer = syncd_shared::identity::PeerIdentity {
+        name: "web1".parse().unwrap(),
+        serial: syncd_shared::identity::Serial::from_bytes([1; 16]),
+        not_before: not_after - time::Duration::days(2),
+        not_after,
+    };
+    let greeting = crate::fleet::Greeting { live: Some(shown), ..Default::default() };
+    origin.fleet().attach(peer, greeting).await.unwrap().detach().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_settles_is_published_and_a_rollback_is_not_undone_by_a_restart() {
+    let site = Site::new(3);
+    let origin = site.serve(SETTLE).await;
+    let first = generation(&origin, 1).await;
+    site.write("f0", "changed");
+    let second = generation(&origin, 2).await;
+    assert_ne!(first.current.unwrap().root_hash(), second.current.unwrap().root_hash());
+    let third = sealed(rollback(&origin, 1).await);
+    assert_eq!(third.number().get(), 3);
+    origin.stop().await;
+
+    let origin = site.serve(SETTLE).await;
+    state(&origin, State::Ready).await;
+    // Far longer than it takes to settle: what is wrong would be published by now.
+    tokio::time::sleep(Duration::from_millis(400)).await;
+    assert_eq!(number_of(&origin.committer().view().borrow()), 3);
+    site.write("f1", "a new deployment");
+    generation(&origin, 4).await;
+    origin.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn manual_publishes_only_on_command_and_after_a_restart_without_reading_files() {
+    let site = Site::new(3);
+    let origin = site.serve(Trigger::Manual).await;
+    assert_eq!(state(&origin, State::Ready).await, "");
+    assert_eq!(number_of(&origin.committer().view().borrow()), 0);
+    let first = sealed(origin.committer().commit("one".into(), false).await);
+    assert_eq!((first.number().get(), first.generation().label.as_str()), (1, "one"));
+    assert!(matches!(commit(&origin).await, Ok(Outcome::Unchanged(g)) if g == first));
+    origin.stop().await;
+
+    site.write("f0", "while it was down");
+    let origin = site.serve(Trigger::Manual).await;
+    state(&origin, State::Ready).await;
+    assert_eq!(number_of(&origin.committer().view().borrow()), 1);
+    origin.stop().await;
+    let store = Arc::new(Store::open(&site.data()).unwrap());
+    assert!(scan_base::ScanBase::load(&store).unwrap().unwrap().unpublished);
+    drop(store);
+
+    let origin = site.serve(Trigger::Manual).await;
+    assert_eq!(sealed(commit(&origin).await).number().get(), 2);
+    origin.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_tree_that_loses_most_is_held_until_it_is_back_or_allowed() {
+    let site = Site::new(40);
+    let origin = site.serve(SETTLE).await;
+    generation(&origin, 1).await;
+    (0..30).for_each(|n| fs::remove_file(site.tree().join(format!("f{n}"))).unwrap());
+    let reason = state(&origin, State::Held).await;
+    assert!(reason.contains("allow-mass-deletion"), "{reason}");
+    assert!(commit(&origin).await.is_err());
+    (0..30).for_each(|n| site.write(&format!("f{n}"), "back"));
+    generation(&origin, 2).await;
+    (0..30).for_each(|n| fs::remove_file(site.tree().join(format!("f{n}"))).unwrap());
+    state(&origin, State::Held).await;
+    let allowed = sealed(origin.committer().commit(String::new(), true).await);
+    assert_eq!(allowed.generation().root.totals.files, 10);
+    state(&origin, State::Ready).await;
+    origin.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_tree_that_goes_away_bit_by_bit_is_held_too() {
+    let site = Site::new(40);
+    let origin = site.serve(Trigger::Manual).await;
+    sealed(commit(&origin).await);
+    origin.stop().await;
+    // Each restart scans, and none of the scans loses half.
+    for gone in [0..15, 15..25] {
+        gone.for_each(|n| fs::remove_file(site.tree().join(format!("f{n}"))).unwrap());
+        site.serve(Trigger::Manual).await.stop_when_scanned().await;
+    }
+    let origin = site.serve(SETTLE).await;
+    state(&origin, State::Held).await;
+    assert!(matches!(
+        commit(&origin).await,
+        Err(CommitError::Scan(ScanError::MassDeletion { before: 40, after: 15 }))
+    ));
+    // A rollback puts that tree aside.
+    sealed(origin.committer().commit(String::new(), true).await);
+    sealed(rollback(&origin, 1).await);
+    state(&origin, State::Ready).await;
+    origin.stop().await;
+}
+
+impl Running {
+    async fn stop_when_scanned(self) {
+        until(&self, "scanned", |v| v.state != State::Scanning).await;
+        self.stop().await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn without_its_tree_an_origin_starts_held_serves_and_recovers() {
+    let site = Site::new(3);
+    let away = site.directory.path().join("away");
+    fs::rename(site.tree(), &away).unwrap();
+    assert!(matches!(site.try_serve(SETTLE).await, Err(StartError::NoTree { .. })));
+    fs::rename(&away, site.tree()).unwrap();
+    let origin = site.serve(SETTLE).await;
+    generation(&origin, 1).await;
+    origin.stop().await;
+
+    fs::rename(site.tree(), &away).unwrap();
+    let origin = site.serve(SETTLE).await;
+    let reason = state(&origin, State::Held).await;
+    assert!(reason.contains("is missing"), "{reason}");
+    let status = site.status().await;
+    assert_eq!((status.state, status.generation), (State::Held, Some(1)));
+    fs::rename(&away, site.tree()).unwrap();
+    state(&origin, State::Ready).await;
+    site.write("f0", "changed");
+    generation(&origin, 2).await;
+    origin.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn numbers_that_agents_hold_are_never_used_again() {
+    for trigger in [SETTLE, Trigger::Manual] {
+        let site = Site::new(3);
+        let origin = site.serve(Trigger::Manual).await;
+        sealed(commit(&origin).await);
+        origin.stop().await;
+
+        let origin = site.serve(trigger).await;
+        let mut elsewhere = RootEntry::empty();
+        elsewhere.metadata.mode = 0o700;
+        show(&origin, site.signed(9, elsewhere)).await;
+        let reason = state(&origin, State::Waiting).await;
+        assert!(reason.contains("generation 9"), "{reason}");
+        site.write("f0", "changed");
+        tokio::time::sleep(Duration::from_millis(300)).await;
+        assert_eq!(number_of(&origin.committer().view().borrow()), 1, "{trigger:?} waits for an operator");
+        origin.stop().await;
+
+        // The agent is away now.
+        let origin = site.serve(trigger).await;
+        state(&origin, State::Waiting).await;
+        site.write("f0", "content 0");
+        let past = sealed(commit(&origin).await);
+        assert_eq!(past.number().get(), 10);
+        state(&origin, State::Ready).await;
+        origin.stop().await;
+        let origin = site.serve(Trigger::Manual).await;
+        state(&origin, State::Ready).await;
+        assert!(matches!(commit(&origin).await, Ok(Outcome::Unchanged(_))));
+        origin.stop().await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_commit_gets_past_what_agents_hold_also_where_nothing_changed() {
+    let site = Site::new(3);
+    let origin = site.serve(Trigger::Manual).await;
+    sealed(commit(&origin).await);
+    show(&origin, site.signed(4, RootEntry::empty())).await;
+    state(&origin, State::Waiting).await;
+    assert_eq!(sealed(commit(&origin).await).number().get(), 5);
+    // The same number with another tree is as unknown.
+    show(&origin, site.signed(5, RootEntry::empty())).await;
+    state(&origin, State::Waiting).await;
+    assert_eq!(sealed(commit(&origin).await).number().get(), 6);
+    show(&origin, site.signed(7, RootEntry::empty())).await;
+    state(&origin, State::Waiting).await;
+    assert_eq!(sealed(rollback(&origin, 1).await).number().get(), 8);
+    show(&origin, site.signed(3, RootEntry::empty())).await;
+    state(&origin, State::Ready).await;
+    origin.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_generation_that_the_tree_still_is_is_taken_back() {
+    let site = Site::new(3);
+    let origin = site.serve(SETTLE).await;
+    let root = generation(&origin, 1).await.current.unwrap().generation().root;
+    show(&origin, site.signed(6, root)).await;
+    generation(&origin, 6).await;
+    state(&origin, State::Ready).await;
+    site.write("f0", "changed");
+    generation(&origin, 7).await;
+    origin.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn unrest_is_named_and_forgotten_when_it_is_quiet() {
+    let site = Site::new(3);
+    let quiet = Duration::from_millis(300);
+    let origin = site.serve(Trigger::Settle { quiet, max: Duration::from_millis(900) }).await;
+    generation(&origin, 1).await;
+    fs::create_dir(site.tree().join("busy")).unwrap();
+    let mut reason = String::new();
+    for n in 0..400 {
+        site.write("busy/log", &n.to_string());
+        let view = origin.committer().view().borrow().clone();
+        if view.state == State::Waiting {
+            reason = view.reason.unwrap();
+            break;
+        }
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    assert!(reason.contains("busy"), "{reason:?}");
+    generation(&origin, 2).await;
+    assert_eq!(state(&origin, State::Ready).await, "");
+    origin.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn wrong_requests_change_neither_generation_nor_state() {
+    let site = Site::new(3);
+    let origin = site.serve(Trigger::Manual).await;
+    sealed(commit(&origin).await);
+    let long = "x".repeat(syncd_shared::limits::LABEL_MAX_BYTES + 1);
+    site.write("f0", "changed");
+    let refused = origin.committer().commit(long, false).await;
+    assert!(matches!(refused, Err(CommitError::Label { .. })));
+    assert!(matches!(rollback(&origin, 7).await, Err(CommitError::UnknownGeneration { .. })));
+    state(&origin, State::Ready).await;
+    assert_eq!(sealed(commit(&origin).await).number().get(), 2);
+    origin.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn status_has_the_shape_that_scripts_depend_on() {
+    let site = Site::new(3);
+    let origin = site.serve(Trigger::Manual).await;
+    sealed(origin.committer().commit("one".into(), false).await);
+    let status = serde_json::to_value(site.status().await).unwrap();
+    let fields = [
+        "tree_id",
+        "tree",
+        "grpc_address",
+        "http_address",
+        "state",
+        "generation",
+        "root",
+        "label",
+        "created",
+        "files",
+        "bytes",
+        "agents",
+    ];
+    assert!(fields.iter().all(|field| status.get(field).is_some_and(|value| !value.is_null())), "{status}");
+    assert_eq!((status["state"].as_str(), status["generation"].as_u64()), (Some("ready"), Some(1)));
+    assert_eq!((status["files"].as_u64(), status["label"].as_str()), (Some(3), Some("one")));
+    origin.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn commit_answers_with_the_number_and_waiting_for_nobody_is_code_3() {
+    let site = Site::new(3);
+    let origin = site.serve(Trigger::Manual).await;
+    let wait = Some(Wait { timeout_ms: 60_000, require_all: false });
+    let request = Asked::Commit { label: String::new(), allow_mass_deletion: false, wait };
+    let answers = site.ask(request.clone()).await;
+    let line = answers.iter().find_map(|a| if let Answer::Generation(line) = a { Some(line) } else { None });
+    assert!(line.is_some_and(|line| line.generation == 1 && line.changed), "{answers:?}");
+    assert!(matches!(answers.last(), Some(Answer::Done { code: 3 })), "{answers:?}");
+    let again = site.ask(request).await;
+    assert!(again.iter().any(|a| matches!(a, Answer::Generation(line) if !line.changed)), "{again:?}");
+    let unknown = site.ask(Asked::Rollback { generation: 9, wait: None }).await;
+    assert!(matches!(unknown.last(), Some(Answer::Error { message }) if message.contains("history")));
+    origin.stop().await;
+}
+
+/// Flips a byte in the last frame of a pack.
+fn damage(data: &Path) {
+    let pack = fs::read_dir(data.join("packs")).unwrap().next().unwrap().unwrap().path();
+    let mut bytes = fs::read(&pack).unwrap();
+    *bytes.last_mut().unwrap() ^= 0xff;
+    fs::write(&pack, bytes).unwrap();
+}
+
+fn code(answers: &[Answer]) -> u8 {
+    match answers.last() {
+        Some(Answer::Done { code }) => *code,
+        other => panic!("{other:?}"),
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn check_mends_what_the_tree_still_has() {
+    let site = Site::new(30);
+    let origin = site.serve(SETTLE).await;
+    generation(&origin, 1).await;
+    assert_eq!(code(&site.ask(Asked::Check).await), 0);
+    damage(&site.data());
+    assert_eq!(code(&site.ask(Asked::Check).await), 1);
+    let mended = site.ask(Asked::Check).await;
+    let lost = |a: &Answer| matches!(a, Answer::Damage { damage } if damage.contains("lacks content"));
+    assert!(!mended.iter().any(lost), "{mended:?}");
+    assert_eq!(number_of(&origin.committer().view().borrow()), 1);
+    origin.stop().await;
+
+    // While nothing serves, the next start mends.
+    let store = Arc::new(Store::open(&site.data()).unwrap());
+    let base = scan_base::ScanBase::load(&store).unwrap().unwrap();
+    let mut report = store.check(|_| ());
+    report.damage.push(Damage::Directory { number: GenerationNumber::FIRST, hash: base.root.object });
+    forget_damaged(&store, &report).unwrap();
+    assert_eq!(scan_base::ScanBase::load(&store).unwrap(), None);
+    drop(store);
+    let origin = site.serve(SETTLE).await;
+    state(&origin, State::Ready).await;
+    assert_eq!(number_of(&origin.committer().view().borrow()), 1);
+    site.write("f0", "changed");
+    generation(&origin, 2).await;
+    origin.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_data_directory_in_use_names_who_holds_it() {
+    let site = Site::new(1);
+    let origin = site.serve(Trigger::Manual).await;
+    let Err(error) = site.try_serve(Trigger::Manual).await else {
+        panic!("two origins on one data directory")
+    };
+    assert!(error.to_string().contains(&format!("pid {}", std::process::id())), "{error}");
+    origin.stop().await;
+}
+
+#[test]
+fn init_goes_on_where_it_was_interrupted_or_with_restored_keys_and_refuses_otherwise() {
+    let directory = TempDir::new().unwrap();
+    let keys = Keys::create(directory.path()).unwrap();
+    assert_eq!(service::init(directory.path()).unwrap().tree_id(), keys.tree_id());
+    assert!(service::init(directory.path()).is_err());
+    assert!(Store::open(directory.path()).is_ok());
+}
