@@ -1,15 +1,17 @@
 //! Makes a staged generation live.
 //!
 //! Order: (descriptor for the sync opened before the first write, staged, verified) -> hook -> rename into
-//! `generations/N` -> the new link under its temporary name -> `syncfs` -> record and accepted generation durable ->
+//! `generations/N` -> the new link under its temporary name -> `syncfs`, or each of a few paths -> record and accepted generation durable ->
 //! link renamed over `live` -> ROOT synced -> reported. A crash before the record's commit leaves the old generation, a
 //! crash after it is rolled forward when the replica is opened. An error of the sync throws away what was staged:
 //! pages that could not be written are clean afterwards, and a second sync would succeed without them.
 
+use std::collections::BTreeSet;
 use std::os::unix::fs::FileExt;
 use std::path::PathBuf;
 use std::time::Instant;
 
+use rustix::fs::FileType;
 use syncd_proto::v1::RetryClass;
 use syncd_shared::generation::GenerationError;
 use syncd_shared::{SignedGeneration, TreePath};
@@ -18,6 +20,9 @@ use crate::disk::DiskError;
 use crate::record::{RecordError, encode_generation};
 use crate::replica::Replica;
 use crate::stage::{Staged, building};
+
+/// Up to this many changed paths are synced one by one.
+const SYNC_EACH_MAX: usize = 48;
 
 /// Why a hook failed.
 pub type HookFailure = Box<dyn std::error::Error + Send + Sync>;
@@ -164,13 +169,56 @@ impl Replica {
         layout.discard(&layout.generations, &name)?;
         layout.staging.rename_new(&building(slot), &layout.generations, &name)?;
         layout.prepare_link(number)?;
-        if let Err(source) = staged.sync.sync_file_system() {
+        if let Err(source) = self.make_durable(staged) {
             layout.discard(&layout.generations, &name)?;
             self.distrust_staging()?;
             return Err(ActivateError::Sync { number, source });
         }
         self.record.activate(Some(&staged.target), &staged.inodes)?;
         Ok(layout.switch_link()?)
+    }
+
+    /// Makes `generations/N` durable, with its name and its signed record. Where only a few paths of a spare changed they
+    /// are synced one by one: `syncfs` also waits for what everybody else on the file system has written.
+    fn make_durable(&self, staged: &Staged) -> Result<(), DiskError> {
+        if !staged.durable_basis || staged.changed.len() > SYNC_EACH_MAX {
+            return staged.sync.sync_file_system();
+        }
+        let number = staged.target.number().to_string().into_bytes();
+        let Self { layout, .. } = self;
+        let tree = layout.generations.open_dir(&number)?;
+        let open = |path: &TreePath| match path.is_root() {
+            true => tree.reopen(),
+            false => tree.open_dir(path.as_bytes()),
+        };
+        let mut directories = BTreeSet::from([TreePath::root()]);
+        for path in &staged.changed {
+            let Some((parent, name)) = path.split_last() else { continue };
+            match open(&parent) {
+                Ok(directory) => match directory.stat(name.as_bytes())?.map(|stat| stat.kind) {
+                    Some(FileType::RegularFile) => directory.sync_file(name.as_bytes())?,
+                    Some(FileType::Directory) => directories.extend([path.clone()]),
+                    // Symlinks and what is gone are a matter of the directory alone.
+                    _ => {}
+                },
+                // Gone with it: a matter of the nearest directory that is not.
+                Err(e) if e.is_no_directory() => {}
+                Err(e) => return Err(e),
+            }
+            directories.insert(parent);
+        }
+        // Deepest first, so that nothing durable leads to what is not.
+        for path in directories.iter().rev() {
+            match open(path) {
+                Ok(directory) => directory.sync_names()?,
+                Err(e) if e.is_no_directory() => {}
+                Err(e) => return Err(e),
+            }
+        }
+        layout.signed.sync_file(&number)?;
+        layout.signed.sync_names()?;
+        layout.staging.sync_names()?;
+        layout.generations.sync_names()
     }
 
     /// Puts a tree in the place of the live tree of the same number. What was there rests in staging.

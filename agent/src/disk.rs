@@ -45,6 +45,12 @@ impl DiskError {
     pub fn is_absent(&self) -> bool {
         self.source.kind() == io::ErrorKind::NotFound
     }
+
+    /// Whether there is no directory of that name: nothing, or something else.
+    pub fn is_no_directory(&self) -> bool {
+        let errno = Errno::from_io_error(&self.source);
+        matches!(errno, Some(Errno::NOENT | Errno::NOTDIR | Errno::LOOP))
+    }
 }
 
 /// What the kernel says of a name.
@@ -374,6 +380,15 @@ impl Dir {
             block_bytes: s.f_frsize.max(512),
             free_inodes: (s.f_files > 0).then_some(s.f_favail),
         })
+    }
+
+    /// Makes a file's content and metadata durable; its name is made so by its directory's [`Dir::sync_names`]. Reports
+    /// write-back errors that nobody was told of.
+    pub fn sync_file(&self, name: &[u8]) -> Result<(), DiskError> {
+        let file = self.open_file(name)?;
+        fault::point()
+            .and_then(|()| retry(|| rustix::fs::fsync(&file)))
+            .map_err(|e| self.failed("sync", name, e))
     }
 
     /// Makes the names in this directory durable. Says nothing about what they name.

@@ -172,6 +172,8 @@ pub struct Staged {
     /// Opened before the first write.
     pub(crate) sync: Dir,
     pub(crate) changed: Vec<TreePath>,
+    /// It was built on a spare, which was durable, and everything that was done to it is at `changed`.
+    pub(crate) durable_basis: bool,
     pub(crate) inodes: InodeChanges,
     pub(crate) spare_miss: bool,
     /// What the tree was built from, to see that it still is live.
@@ -236,6 +238,7 @@ impl Replica {
                 slot: None,
                 sync,
                 changed: Vec::new(),
+                durable_basis: false,
                 inodes: InodeChanges::default(),
                 spare_miss: false,
                 basis: Some(target.number().get()),
@@ -288,6 +291,7 @@ impl Replica {
         if cancel.load(Ordering::Relaxed) {
             return Err(StageError::Cancelled);
         }
+        let durable_basis = matches!(base, Base::Spare(_)) && diff.renamed_directories.is_empty();
         let slot = self.take(base)?;
         let tree = self.layout.staging.open_dir(&building(slot))?;
         let patch = Patch { layout: &self.layout, owners: self.owners, slot, diff: &diff, to: &to };
@@ -302,6 +306,7 @@ impl Replica {
             slot: Some(slot),
             sync,
             changed,
+            durable_basis,
             inodes,
             spare_miss,
             basis: self.live().map(|live| live.number().get()),
