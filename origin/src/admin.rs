@@ -438,6 +438,7 @@ impl AgentStatus {
             state: state_name(agent.state).to_owned(),
             last_seen: (agent.last_seen_ms > 0).then(|| crate::status::rfc3339(agent.last_seen_ms)),
             error: agent.error.clone(),
+            notes: agent.notes.clone(),
         }
     }
 }

@@ -70,6 +70,9 @@ pub struct AgentStatus {
     pub last_seen: Option<String>,
     /// What went wrong last, until it goes well again.
     pub error: Option<String>,
+    /// What a person should know besides, as that its certificate was seen on two nodes.
+    #[serde(default)]
+    pub notes: Vec<String>,
 }
 
 /// Milliseconds since 1970 as RFC 3339 in UTC.
@@ -138,6 +141,9 @@ impl Status {
                 let _ = write!(out, "   {error}");
             }
             out.push('\n');
+            for note in &agent.notes {
+                let _ = writeln!(out, "  {:width$}  {note}", "");
+            }
         }
         out
     }

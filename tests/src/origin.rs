@@ -55,6 +55,7 @@ pub struct FleetMember {
     pub last_seen: Option<String>,
     /// Why it failed.
     pub error: Option<String>,
+    pub notes: Vec<String>,
 }
 
 impl OriginStatus {
