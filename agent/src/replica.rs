@@ -81,8 +81,9 @@ impl StatusHandle {
 /// A locked ROOT.
 #[derive(Debug)]
 pub struct Replica {
-    pub(crate) layout: Layout,
+    // Closed before the lock of ROOT is given up with `layout`: who waits for that opens the record at once.
     pub(crate) record: Record,
+    pub(crate) layout: Layout,
     pub(crate) owners: Owners,
     pub(crate) options: ReplicaOptions,
     pub(crate) known: Known,

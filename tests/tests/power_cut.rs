@@ -25,13 +25,13 @@ const FIRST_SYNC_SHARE: u64 = 5;
 /// System calls that make or order something durable, and how many of each an agent's thread makes at least in a start
 /// and an update.
 const CALLS: [(&str, u64); 7] = [
-    ("renameat2", 12),
-    ("renameat", 4),
-    ("symlinkat", 3),
-    ("syncfs", 2),
-    ("fsync", 3),
-    ("fdatasync", 8),
-    ("linkat", 40),
+    ("renameat2", 8),
+    ("renameat", 8),
+    ("symlinkat", 2),
+    ("syncfs", 3),
+    ("fsync", 4),
+    ("fdatasync", 6),
+    ("linkat", 20),
 ];
 
 fn cuts() -> u64 {
@@ -163,10 +163,13 @@ fn survive(scene: &Scene, mount: Mount, random: &mut Seeded) {
     let mut node = Node::new(scene, mount);
     let mut edits = Edits::new(&node.origin.tree, random.next_u64());
     node.agent.start();
-    let started = Instant::now();
     node.agent.wait_live(1);
-    // From the start of an agent to its first live generation, which is longer than an update takes.
-    let span = started.elapsed().clamp(Duration::from_millis(100), Duration::from_secs(1));
+    edits.round(30);
+    let started = Instant::now();
+    let second = node.commit();
+    node.agent.wait_live(second);
+    // From a commit to somewhat after it is live.
+    let span = (started.elapsed() * 2).clamp(Duration::from_millis(50), Duration::from_secs(1));
     println!("cuts are spread over {span:?}");
     let (mut fired, mut seen) = (0, BTreeMap::new());
     for cut in 0..cuts() {
@@ -204,6 +207,10 @@ fn survive(scene: &Scene, mount: Mount, random: &mut Seeded) {
             }
             edits.round(30);
             node.commit();
+            if random.one_in(3) {
+                // The moment after it was reported.
+                node.origin.cli("commit", &["--wait=5s"]);
+            }
             pass(random, span);
         }
         node.cut(agent_first, &what);

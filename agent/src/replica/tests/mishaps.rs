@@ -238,3 +238,14 @@ fn the_record_is_used_again_when_the_disk_has_space_again() {
     replica.activate(staged, &mut |_| Ok(())).unwrap();
     site.assert_live_is_tree();
 }
+
+#[test]
+fn who_waits_for_the_lock_of_root_finds_the_record_closed() {
+    let site = Site::new();
+    site.open();
+    std::thread::scope(|scope| {
+        for _ in 0..4 {
+            scope.spawn(|| (0..25).for_each(|_| drop(site.open())));
+        }
+    });
+}
