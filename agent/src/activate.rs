@@ -134,11 +134,17 @@ impl Replica {
         }
         self.upkeep.last_write = Some(Instant::now());
         self.keep_signed(&staged.target)?;
-        if self.layout.live_number()? == Some(number) {
+        let name = number.to_string();
+        if self.layout.live_number()? == Some(number)
+            && self.layout.generations.stat(name.as_bytes())?.is_some()
+        {
             // A tree of this number is served although the record knows nothing of it.
             self.exchange(&staged, slot)?;
         } else {
-            self.switch(&staged, slot)?;
+            let switched = self.switch(&staged, slot);
+            // The record may have it already: recovery then finishes the switch.
+            self.upkeep.unsettled |= switched.is_err();
+            switched?;
         }
         let previous = self.live().cloned();
         self.known.generations.insert(number, staged.target.clone());
@@ -148,6 +154,7 @@ impl Replica {
             self.upkeep.retired.insert(previous.number().get(), Instant::now());
         }
         self.upkeep.damaged = false;
+        self.bound_retired();
         self.publish();
         Ok(self.activated(staged, previous))
     }
@@ -228,6 +235,13 @@ impl Replica {
             self.distrust_staging()?;
             return Err(ActivateError::Sync { number, source });
         }
+        let exchanged = self.exchange_synced(staged, slot);
+        self.upkeep.unsettled |= exchanged.is_err();
+        exchanged
+    }
+
+    fn exchange_synced(&mut self, staged: &Staged, slot: u64) -> Result<(), ActivateError> {
+        let number = staged.target.number().get();
         let layout = &self.layout;
         let resting = format!("resting-{slot}").into_bytes();
         // Named before it is exchanged: what is under this name is never taken for anything but a tree in use.

@@ -342,14 +342,15 @@ impl Dir {
         symlink: bool,
     ) -> Result<(), DiskError> {
         let failed = |e| self.failed("set the metadata of", name, e);
+        if !symlink {
+            // By descriptor: a change of mode by name follows a symlink that someone put there meanwhile.
+            let file = self.open_file(name)?;
+            return set_metadata_of(file.as_fd(), metadata, owners).map_err(failed);
+        }
         fault::point().map_err(failed)?;
         if let Some((uid, gid)) = owners.of(metadata) {
             let (uid, gid) = (Some(Uid::from_raw(uid)), Some(Gid::from_raw(gid)));
             rustix::fs::chownat(&self.fd, name, uid, gid, AtFlags::SYMLINK_NOFOLLOW).map_err(failed)?;
-        }
-        if !symlink {
-            let mode = Mode::from_raw_mode(metadata.mode.into());
-            rustix::fs::chmodat(&self.fd, name, mode, AtFlags::empty()).map_err(failed)?;
         }
         rustix::fs::utimensat(&self.fd, name, &times(metadata.mtime), AtFlags::SYMLINK_NOFOLLOW)
             .map_err(failed)
@@ -504,6 +505,20 @@ mod tests {
         assert!(dir.open_dir(b"/etc").is_err());
         assert!(dir.open_dir(b"out").is_err());
         assert!(dir.open_file(b"out/passwd").is_err());
+    }
+
+    #[test]
+    fn metadata_is_never_set_through_a_symlink() {
+        use std::os::unix::fs::MetadataExt;
+        let temp = tempfile::tempdir().unwrap();
+        std::fs::write(temp.path().join("secret"), "x").unwrap();
+        std::os::unix::fs::symlink("secret", temp.path().join("name")).unwrap();
+        let before = std::fs::metadata(temp.path().join("secret")).unwrap().mode();
+        let dir = Dir::open_path(temp.path()).unwrap();
+        let metadata =
+            Metadata { mode: 0o777, uid: 0, gid: 0, mtime: Timestamp { seconds: 0, nanoseconds: 0 } };
+        assert!(dir.set_metadata(b"name", &metadata, Owners::new(None), false).is_err());
+        assert_eq!(std::fs::metadata(temp.path().join("secret")).unwrap().mode(), before);
     }
 
     #[test]

@@ -7,6 +7,7 @@
 //! ROOT/staging/spare-K          complete tree, not live; the record says of which root
 //! ROOT/staging/building-K       being built, or left half built by a crash: never trusted
 //! ROOT/staging/aside-K-I        renamed out of building-K for a moment
+//! ROOT/staging/resting-K        was in live's place until it was healed: left alone for the grace
 //! ROOT/staging/incoming/H/HASH  whole content that was verified when it got this name; HASH.part while it arrives
 //! ROOT/trash/K                  deleted later
 //! ROOT/state/lock               locked while an agent runs, holds its pid
@@ -168,6 +169,16 @@ impl Layout {
         }
         self.root.rename(LIVE_NEXT, &self.root, LIVE)?;
         self.root.sync_names()
+    }
+
+    /// Throws away what a patch that failed had moved out of its tree for a moment.
+    pub fn discard_asides(&self) -> Result<(), DiskError> {
+        for listed in self.staging.list()? {
+            if listed.name.starts_with(b"aside-") {
+                self.discard(&self.staging, &listed.name)?;
+            }
+        }
+        Ok(())
     }
 
     /// Moves a name to the trash.

@@ -168,6 +168,21 @@ impl Record {
         Ok((record, moved))
     }
 
+    /// Opens the file anew. After an error of the disk the database refuses everything, also when there is space again;
+    /// where this fails nothing may be asked of the record before it has succeeded.
+    pub fn reopen(&mut self, path: &Path) -> Result<(), RecordError> {
+        let nothing = redb::backends::InMemoryBackend::new();
+        // The old one has to be closed first: it locks the file.
+        self.database =
+            Database::builder().create_with_backend(nothing).map_err(RecordError::database("close"))?;
+        let (opened, moved) = Self::open(path)?;
+        if let Some(moved) = &moved {
+            tracing::warn!(path = %moved.display(), "the record was damaged and moved aside");
+        }
+        *self = opened;
+        Ok(())
+    }
+
     fn prepare(&self) -> Result<(), RecordError> {
         let doing = RecordError::database::<redb::Error>("prepare");
         let write = self.begin(true)?;

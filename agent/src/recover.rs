@@ -11,6 +11,7 @@
 
 use std::time::Instant;
 
+use syncd_shared::diff::DirectorySource;
 use syncd_shared::{Directory, Entry, Kind, Metadata, ObjectHash, TreePath};
 
 use crate::disk::{Dir, DiskError};
@@ -18,7 +19,8 @@ use crate::layout::{LIVE_NEXT, number, numbered};
 use crate::record::{InodeChanges, Known, Record, RecordError, decode_generation};
 use crate::replica::{OpenReplicaError, Replica};
 use crate::stage::content::hash_file;
-use crate::stage::{building, spare};
+use crate::stage::{StageError, building, spare};
+use crate::verify::VerifyError;
 
 impl Replica {
     pub(crate) fn recover(&mut self) -> Result<(), OpenReplicaError> {
@@ -125,6 +127,37 @@ impl Replica {
         Ok(decode_generation(&bytes).ok().filter(|g| g.number().get() == number))
     }
 
+    /// Records the inodes that the live tree has now. It must have been verified.
+    pub(crate) fn adopt_live_inodes(&mut self) -> Result<(), VerifyError> {
+        let live = self.live().ok_or(VerifyError::NothingLive)?;
+        let dir = self.layout.generations.open_dir(live.number().to_string().as_bytes())?;
+        let mut inodes = InodeChanges { clear: true, ..InodeChanges::default() };
+        self.list_inodes(&TreePath::root(), &dir, &live.generation().root.object, &mut inodes)?;
+        Ok(self.record.activate(None, &inodes)?)
+    }
+
+    fn list_inodes(
+        &self,
+        path: &TreePath,
+        dir: &Dir,
+        object: &ObjectHash,
+        inodes: &mut InodeChanges,
+    ) -> Result<(), VerifyError> {
+        let mut list = Vec::new();
+        for entry in self.record.directory(object)?.entries() {
+            let name = entry.name.as_bytes();
+            if let Kind::Directory { object, .. } = &entry.kind {
+                let path = path.join(&entry.name).map_err(|source| StageError::Path { source })?;
+                self.list_inodes(&path, &dir.open_dir(name)?, object, inodes)?;
+                list.push(0);
+            } else {
+                list.push(dir.stat(name)?.map_or(0, |s| s.inode));
+            }
+        }
+        inodes.put.push((path.clone(), list));
+        Ok(())
+    }
+
     /// Builds the record from what is on disk, as far as that proves anything.
     fn rebuild(&mut self, linked: Option<u64>) -> Result<(), OpenReplicaError> {
         let Some(linked) = linked else { return Ok(()) };
@@ -136,7 +169,10 @@ impl Replica {
             let name = linked.to_string().into_bytes();
             let dir = match self.layout.generations.open_dir(&name) {
                 Ok(dir) => dir,
-                Err(e) if e.is_absent() => return Ok(()),
+                Err(e) if e.is_absent() => {
+                    self.known = known;
+                    return Ok(());
+                }
                 Err(e) => return Err(e.into()),
             };
             tracing::info!(generation = linked, "building the record from the live tree");

@@ -81,8 +81,9 @@ impl StatusHandle {
 /// A locked ROOT.
 #[derive(Debug)]
 pub struct Replica {
-    pub(crate) layout: Layout,
+    // Closed before the lock of ROOT is given up with `layout`: who waits for that opens the record at once.
     pub(crate) record: Record,
+    pub(crate) layout: Layout,
     pub(crate) owners: Owners,
     pub(crate) options: ReplicaOptions,
     pub(crate) known: Known,
@@ -108,6 +109,9 @@ pub(crate) struct Upkeep {
     pub damaged: bool,
     /// Generations dropped since directory objects were last swept.
     pub dropped: u32,
+    /// What is known in memory may not be what is on disk: the record has to be opened anew, and recovered from, before
+    /// anything else.
+    pub unsettled: bool,
 }
 
 impl Replica {
@@ -127,6 +131,7 @@ impl Replica {
             last_write: None,
             damaged: false,
             dropped: 0,
+            unsettled: false,
         };
         let mut replica = Self {
             layout,
@@ -141,6 +146,25 @@ impl Replica {
         replica.recover()?;
         replica.publish();
         Ok(replica)
+    }
+
+    /// Opens the record anew and recovers, as at a start, where an error of the disk came in between.
+    pub(crate) fn revive(&mut self) -> Result<(), OpenReplicaError> {
+        if self.upkeep.unsettled {
+            self.record.reopen(&self.layout.record_path())?;
+            self.recover()?;
+            self.upkeep.unsettled = false;
+            self.publish();
+        }
+        Ok(())
+    }
+
+    /// Looks whether an error was one after which the record has to be opened anew.
+    pub(crate) fn note_failure(&mut self, error: &(dyn std::error::Error + 'static)) {
+        let chain = std::iter::successors(Some(error), |error| error.source());
+        self.upkeep.unsettled |= chain
+            .filter_map(|error| error.downcast_ref::<RecordError>())
+            .any(|error| matches!(error, RecordError::Database { .. }));
     }
 
     /// What the replica has.
@@ -183,8 +207,8 @@ impl Replica {
     pub(crate) fn demote(&mut self, slot: u64) -> Result<u64, crate::stage::StageError> {
         let staging = &self.layout.staging;
         staging.rename_new(&spare(slot), staging, &building(slot))?;
-        staging.sync_names()?;
         self.known.spares.remove(&slot);
+        staging.sync_names()?;
         self.record.set_spare(slot, None)?;
         Ok(slot)
     }

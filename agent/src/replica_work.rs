@@ -21,6 +21,8 @@ use crate::spares::{Maintained, Upkept};
 use crate::stage::{self, StageError, Staged};
 use crate::verify::{Damage, VerifyError, VerifyProgress, VerifyReport};
 
+/// Priority of background work; 19 is the lowest there is.
+const BACKGROUND_NICE: i32 = 19;
 /// After maintenance failed.
 const MAINTAIN_RETRY: Duration = Duration::from_secs(30);
 
@@ -69,9 +71,13 @@ impl ReplicaWork for Replica {
         progress: &dyn Fn(StageProgress),
         cancel: &AtomicBool,
     ) -> Result<Staged, Failure> {
+        self.revive().map_err(|error| Failure::new(RetryClass::Retry, &error))?;
         let inline = inline.map(|inline| (inline.from, inline.frames));
         let progress = |now| progress(progress_of(now));
-        self.stage(generation, inline, source, &progress, cancel).map_err(|error| stage_failure(&error))
+        self.stage(generation, inline, source, &progress, cancel).map_err(|error| {
+            self.note_failure(&error);
+            stage_failure(&error)
+        })
     }
 
     fn activate(
@@ -92,16 +98,22 @@ impl ReplicaWork for Replica {
                 Err(NotActivated { failure, staged: Some(*staged) })
             }
             Err(error) => {
+                self.note_failure(&error);
                 Err(NotActivated { failure: Failure::new(error.retry_class(), &error), staged: None })
             }
         }
     }
 
     fn maintain(&mut self, cancel: &AtomicBool) -> Maintenance {
-        match self.maintain(cancel) {
+        if let Err(error) = self.revive() {
+            tracing::warn!(error = reason::of(&error), "the record can't be opened, it will be tried again");
+            return Maintenance { again: Some(MAINTAIN_RETRY), trouble: None };
+        }
+        match maintain_quietly(self, cancel) {
             Ok(Maintained { did, next }) => Maintenance { again: next, trouble: trouble(&did) },
             Err(StageError::Cancelled) => Maintenance { again: Some(Duration::ZERO), trouble: None },
             Err(error) => {
+                self.note_failure(&error);
                 tracing::warn!(error = reason::of(&error), "maintenance failed, it will be tried again");
                 Maintenance { again: Some(MAINTAIN_RETRY), trouble: None }
             }
@@ -114,6 +126,7 @@ impl ReplicaWork for Replica {
         progress: &dyn Fn(StageProgress),
         cancel: &AtomicBool,
     ) -> Result<Verified, Failure> {
+        self.revive().map_err(|error| Failure::new(RetryClass::Retry, &error))?;
         let progress = |now: VerifyProgress| {
             let VerifyProgress { files_done, files_total, bytes_done, bytes_total } = now;
             progress(StageProgress { files_done, files_total, bytes_done, bytes_total });
@@ -128,9 +141,33 @@ impl ReplicaWork for Replica {
         };
         report.map(verified).map_err(|error| match error {
             VerifyError::Cancelled | VerifyError::Stage(StageError::Cancelled) => Failure::superseded(),
-            error => Failure::new(RetryClass::Operator, &error),
+            error => {
+                self.note_failure(&error);
+                Failure::new(RetryClass::Operator, &error)
+            }
         })
     }
+}
+
+/// A step of background work on a thread of its own with the lowest priority: a thread without privileges can lower its
+/// priority, but not raise it again.
+fn maintain_quietly(replica: &mut Replica, cancel: &AtomicBool) -> Result<Maintained, StageError> {
+    std::thread::scope(|scope| {
+        let quiet = std::thread::Builder::new().name("background".into()).spawn_scoped(scope, || {
+            // The kernel derives the priority of the disk's requests from it, too.
+            let own = Some(rustix::thread::gettid());
+            if let Err(error) = rustix::process::setpriority_process(own, BACKGROUND_NICE) {
+                tracing::debug!(error = %error, "background work has normal priority");
+            }
+            replica.maintain(cancel)
+        });
+        match quiet.map(|thread| thread.join()) {
+            Ok(Ok(done)) => done,
+            Ok(Err(panic)) => std::panic::resume_unwind(panic),
+            // No thread to be had: the next attempt may find one.
+            Err(_) => Err(StageError::Cancelled),
+        }
+    })
 }
 
 fn verified(report: VerifyReport) -> Verified {

@@ -98,6 +98,12 @@ impl Replica {
         Ok(Upkept::Nothing)
     }
 
+    /// Deletes all of it, now.
+    pub(crate) fn empty_trash(&self, cancel: &AtomicBool) -> Result<(), DiskError> {
+        let mut left = usize::MAX;
+        empty(&self.layout.trash, &mut left, cancel)
+    }
+
     fn is_quiet(&self) -> bool {
         self.upkeep.last_write.is_none_or(|at| at.elapsed() >= QUIET)
     }
@@ -108,6 +114,15 @@ impl Replica {
         let others: Vec<u64> = self.known.generations.keys().copied().filter(|n| Some(*n) != live).collect();
         let kept = self.options.keep.saturating_sub(1);
         others[..others.len().saturating_sub(kept)].to_vec()
+    }
+
+    /// Updates that come without a pause leave no time for background work: what waits is bounded all the same.
+    pub(crate) fn bound_retired(&mut self) {
+        if self.excess().len() > RETIRED_MAX
+            && let Err(error) = self.retire()
+        {
+            tracing::warn!(error = &error as &dyn std::error::Error, "a retired tree could not be recycled");
+        }
     }
 
     fn trees_at_hand(&self) -> Result<usize, DiskError> {
@@ -157,6 +172,7 @@ impl Replica {
 
     /// One step towards enough spares at the live root; `None`: there are enough, or none can be made now.
     fn ready_spare(&mut self, live: &RootEntry, cancel: &AtomicBool) -> Result<Option<Upkept>, StageError> {
+        self.reclaim_spares()?;
         let sync = self.layout.staging.reopen()?;
         let behind = self.known.spares.iter().find(|(_, root)| *root != live).map(|(s, r)| (*s, *r));
         if let Some((slot, root)) = behind {

@@ -133,6 +133,10 @@ impl Replica {
     ) -> Result<VerifyReport, VerifyError> {
         let mut report = self.check(progress, cancel)?;
         if report.drift.is_empty() {
+            if self.upkeep.damaged {
+                // Whole, but of other inodes than were recorded: copied from elsewhere, or healed just before a crash.
+                self.adopt_live_inodes()?;
+            }
             self.upkeep.damaged = false;
             return Ok(report);
         }

@@ -18,24 +18,54 @@ impl Mount {
     /// A fresh ext4 in an image file of `mebibytes` beside `directory`, mounted there.
     #[track_caller]
     pub fn ext4(directory: &Path, mebibytes: u64) -> Self {
-        require_root("it mounts a file system");
         require_program("mkfs.ext4", "e2fsprogs");
+        let made = ["-q", "-E", "lazy_itable_init=0,lazy_journal_init=0"];
+        let mount = Self::image(directory, mebibytes, "mkfs.ext4", &made);
+        let _ = fs::remove_dir(directory.join("lost+found"));
+        mount
+    }
+
+    /// A fresh xfs, as [`Self::ext4`]; at least 300 MiB, less is none to `mkfs.xfs`.
+    #[track_caller]
+    pub fn xfs(directory: &Path, mebibytes: u64) -> Self {
+        require_program("mkfs.xfs", "xfsprogs");
+        Self::image(directory, mebibytes, "mkfs.xfs", &["-q"])
+    }
+
+    #[track_caller]
+    fn image(directory: &Path, mebibytes: u64, mkfs: &str, options: &[&str]) -> Self {
+        require_root("it mounts a file system");
         let image = directory.with_extension("image");
         let file = fs::File::create(&image).expect("create an image");
         file.set_len(mebibytes * 1024 * 1024).expect("size an image");
-        tool(
-            "mkfs.ext4",
-            [
-                OsString::from("-q"),
-                "-E".into(),
-                "lazy_itable_init=0,lazy_journal_init=0".into(),
-                image.clone().into(),
-            ],
-        );
+        let options = options.iter().map(|option| OsString::from(*option));
+        tool(mkfs, options.chain([image.clone().into_os_string()]));
         fs::create_dir_all(directory).expect("create a mount point");
-        tool("mount", [OsString::from("-o"), "loop".into(), image.clone().into(), directory.into()]);
-        let _ = fs::remove_dir(directory.join("lost+found"));
-        Self { directory: directory.to_path_buf(), image: Some(image) }
+        let mount = Self { directory: directory.to_path_buf(), image: Some(image) };
+        mount.attach();
+        mount
+    }
+
+    #[track_caller]
+    fn attach(&self) {
+        let image = self.image.as_ref().expect("a file system in an image");
+        tool("mount", [OsString::from("-o"), "loop".into(), image.into(), self.directory.clone().into()]);
+    }
+
+    /// The moment of a power cut: from here on the disk has what it has, everything else is lost, the file system's log
+    /// in memory included. Every call on it fails until [`Self::power_up`].
+    #[track_caller]
+    pub fn cut_power(&self) {
+        require_program("xfs_io", "xfsprogs");
+        tool("xfs_io", [OsString::from("-x"), "-c".into(), "shutdown".into(), self.directory.clone().into()]);
+    }
+
+    /// The boot after [`Self::cut_power`]: the file system is mounted anew, and recovers by its log. No process may
+    /// have anything open on it.
+    #[track_caller]
+    pub fn power_up(&self) {
+        tool("umount", [&self.directory]);
+        self.attach();
     }
 
     /// A tmpfs of at most `mebibytes`.

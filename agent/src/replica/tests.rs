@@ -1,5 +1,7 @@
 //! The disk side as a whole: a tree on one side, a replica on the other.
 
+mod mishaps;
+
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::{MetadataExt, PermissionsExt, symlink};
 use std::path::Path;
@@ -513,6 +515,10 @@ fn a_kill_at_any_change_of_healing_leaves_a_complete_tree() {
         assert_eq!(snapshot(&site.live().canonicalize().unwrap()).len(), snapshot(&site.tree()).len());
         replica.verify(Some(&mut site.origin), &|_| {}, &AtomicBool::new(false)).unwrap();
         site.assert_live_is_tree();
+        site.settle(&mut replica);
+        replica.verify(Some(&mut site.origin), &|_| {}, &AtomicBool::new(false)).unwrap();
+        site.settle(&mut replica);
+        assert_eq!(replica.status().spares, 2, "killed before change {changes}");
         edit(&site);
         site.publish(&mut replica);
         site.assert_live_is_tree();

@@ -54,13 +54,13 @@ impl Conform<'_> {
         object: &ObjectHash,
         found: &mut Conformed,
     ) -> Result<(), StageError> {
-        if self.cancel.load(Ordering::Relaxed) {
-            return Err(StageError::Cancelled);
-        }
         dir.make_writable()?;
         let manifest = self.record.directory(object)?;
         self.remove_strangers(path, dir, &manifest, found)?;
         for entry in manifest.entries() {
+            if self.cancel.load(Ordering::Relaxed) {
+                return Err(StageError::Cancelled);
+            }
             let path = path.join(&entry.name).map_err(|source| StageError::Path { source })?;
             match &entry.kind {
                 Kind::Directory { object, .. } => {

@@ -4,7 +4,7 @@
 //! another target, finds what came. What an earlier process left is hashed again before it counts: a power cut may
 //! have emptied it.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::io::{Read, Seek};
 use std::os::unix::fs::FileExt;
 use std::sync::{Mutex, OnceLock, PoisonError};
@@ -15,6 +15,7 @@ use syncd_shared::{ContentHash, Metadata};
 use crate::disk::{self, Dir, DiskError, Owners};
 use crate::layout::{INCOMING, Layout};
 use crate::stage::StageError;
+use crate::stage::space::Demand;
 
 /// Directories that arriving files are spread over, so that workers don't wait for each other.
 const FANS: usize = 16;
@@ -278,6 +279,7 @@ impl Incoming {
         if hash_file(&file).map_err(failed("read", dir, &String::from_utf8_lossy(name)))? != hash {
             return Ok(false);
         }
+        dir.make_writable()?;
         dir.rename(name, self.fan(hash)?, hash.to_string().as_bytes())?;
         lock(&self.leftovers).remove(&hash);
         lock(&self.arrived).insert(hash, Arrived { inode: stat.inode, dressed: None });
@@ -311,6 +313,33 @@ impl Incoming {
             to,
             &String::from_utf8_lossy(name),
         ))?)
+    }
+
+    /// Bytes and files that are in it, whatever they are worth.
+    pub fn present(&self) -> Result<Demand, DiskError> {
+        let mut present = Demand::default();
+        for fan in self.dir.list()? {
+            let fan_dir = self.dir.open_dir(&fan.name)?;
+            for file in fan_dir.list()? {
+                let size = fan_dir.stat(&file.name)?.map_or(0, |s| s.size);
+                present.bytes = present.bytes.saturating_add(size);
+                present.inodes += 1;
+            }
+        }
+        Ok(present)
+    }
+
+    /// Removes whole content that is not among `wanted`: what was left of another target.
+    pub fn purge(&self, wanted: &HashSet<ContentHash>) -> Result<(), DiskError> {
+        let gone = |hash: &ContentHash| !wanted.contains(hash);
+        let hashes: Vec<ContentHash> =
+            lock(&self.leftovers).keys().chain(lock(&self.arrived).keys()).copied().filter(gone).collect();
+        for hash in hashes {
+            self.fan(hash)?.unlink(hash.to_string().as_bytes())?;
+            lock(&self.leftovers).remove(&hash);
+            lock(&self.arrived).remove(&hash);
+        }
+        Ok(())
     }
 
     /// Removes everything that is in it.
@@ -349,17 +378,4 @@ pub(crate) fn hash_file(mut file: &std::fs::File) -> std::io::Result<ContentHash
             Err(e) => return Err(e),
         }
     }
-}
-
-/// Bytes of what interrupted attempts left, whatever it is worth.
-pub(crate) fn present_bytes(layout: &Layout) -> Result<u64, DiskError> {
-    let dir = layout.staging.ensure_dir(INCOMING, 0o700)?;
-    let mut bytes = 0u64;
-    for fan in dir.list()? {
-        let fan_dir = dir.open_dir(&fan.name)?;
-        for file in fan_dir.list()? {
-            bytes = bytes.saturating_add(fan_dir.stat(&file.name)?.map_or(0, |s| s.size));
-        }
-    }
-    Ok(bytes)
 }

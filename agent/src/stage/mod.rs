@@ -231,6 +231,7 @@ impl Replica {
         cancel: &AtomicBool,
     ) -> Result<Staged, StageError> {
         target.may_follow(self.accepted())?;
+        self.forget_lost_live()?;
         let sync = self.layout.staging.reopen()?;
         if self.live().is_some_and(|live| live.number() == target.number()) {
             return Ok(Staged {
@@ -246,6 +247,18 @@ impl Replica {
             });
         }
         self.build(target, inline, source, progress, cancel, &HashSet::new(), sync)
+    }
+
+    /// Where the live tree was deleted under the agent, there is nothing to build on: all is staged anew.
+    fn forget_lost_live(&mut self) -> Result<(), StageError> {
+        let Some(number) = self.live().map(|live| live.number().get()) else { return Ok(()) };
+        if self.layout.generations.stat(number.to_string().as_bytes())?.is_none() {
+            tracing::warn!(generation = number, "the live tree is gone: it is fetched again");
+            self.known.generations.remove(&number);
+            self.known.live = None;
+            self.record.restore(&self.known)?;
+        }
+        Ok(())
     }
 
     /// Builds `target` from the live tree, not trusting its files at `distrusted`.
@@ -265,9 +278,8 @@ impl Replica {
         let manifest = manifest::obtain(&self.record, from.as_ref(), &to, inline, source)?;
         let mut diff = manifest.diff;
         let mut update = manifest.update;
-        self.check_space(&diff, from.as_ref())?;
-
         let incoming = Incoming::open(&self.layout, self.owners)?;
+        self.check_space(&diff, from.as_ref(), &incoming, cancel)?;
         self.salvage(&diff, &incoming)?;
         let base = self.base(from.as_ref(), distrusted, cancel)?;
         let spare_miss = distrusted.is_empty() && matches!(base, Base::Building { farm: true, .. });
@@ -314,20 +326,34 @@ impl Replica {
         })
     }
 
-    fn check_space(&self, diff: &TreeDiff, from: Option<&RootEntry>) -> Result<(), StageError> {
+    fn check_space(
+        &self,
+        diff: &TreeDiff,
+        from: Option<&RootEntry>,
+        incoming: &Incoming,
+        cancel: &AtomicBool,
+    ) -> Result<(), StageError> {
         let space = self.layout.staging.space()?;
         let mut demand = space::Demand::of(diff, space.block_bytes);
         if let Some(from) = from
             && self.spares().is_empty()
+            && self.buildings()?.is_empty()
         {
             demand.add_farm(from, space.block_bytes);
         }
-        if demand.check(&space, 0).is_ok() {
+        if demand.check(&space, space::Demand::default()).is_ok() {
             return Ok(());
         }
-        // What an interrupted attempt left counts.
-        let present = content::present_bytes(&self.layout)?;
-        demand.check(&space, present)
+        // What interrupted attempts left of this target counts, what they left of others makes room.
+        self.salvage(diff, incoming)?;
+        incoming.purge(&space::contents(diff))?;
+        if from.is_none() {
+            for slot in self.buildings()? {
+                self.layout.discard(&self.layout.staging, &building(slot))?;
+            }
+        }
+        self.empty_trash(cancel)?;
+        demand.check(&self.layout.staging.space()?, incoming.present()?)
     }
 
     /// Takes new files out of trees that an earlier attempt was interrupted in.
@@ -359,6 +385,7 @@ impl Replica {
         distrusted: &HashSet<TreePath>,
         cancel: &AtomicBool,
     ) -> Result<Base, StageError> {
+        self.reclaim_spares()?;
         let Some(from) = from else {
             for slot in self.buildings()? {
                 self.layout.discard(&self.layout.staging, &building(slot))?;
@@ -461,6 +488,19 @@ impl Replica {
         }
     }
 
+    /// Spares that could not be recorded are buildings.
+    pub(crate) fn reclaim_spares(&self) -> Result<(), DiskError> {
+        let staging = &self.layout.staging;
+        for listed in staging.list()? {
+            if let Some(slot) = numbered(&listed.name, "spare-")
+                && !self.known.spares.contains_key(&slot)
+            {
+                staging.rename_new(&spare(slot), staging, &building(slot))?;
+            }
+        }
+        Ok(())
+    }
+
     /// Slots of trees that are being built, or were when something interrupted it.
     pub(crate) fn buildings(&self) -> Result<Vec<u64>, DiskError> {
         let mut slots: Vec<u64> =
@@ -474,7 +514,7 @@ impl Replica {
         let names = self.layout.staging.list()?;
         let used = names
             .iter()
-            .filter_map(|l| numbered(&l.name, "building-").or_else(|| numbered(&l.name, "spare-")));
+            .filter_map(|l| ["building-", "spare-", "resting-"].iter().find_map(|p| numbered(&l.name, p)));
         Ok(used.max().unwrap_or(0) + 1)
     }
 }

@@ -40,6 +40,7 @@ impl Patch<'_> {
     pub fn run(&self, tree: Dir, supply: &mut dyn Supply) -> Result<Vec<u64>, StageError> {
         let mut cursor = DirCursor::new(tree);
         cursor.at(&TreePath::root())?.make_writable()?;
+        self.layout.discard_asides()?;
         self.step_aside(&mut cursor)?;
         self.remove(&mut cursor)?;
         let inodes = self.add(&mut cursor, supply)?;
@@ -56,6 +57,8 @@ impl Patch<'_> {
             if let Some((parent, name)) = rename.from.split_last() {
                 let dir = cursor.at(&parent)?;
                 dir.make_writable()?;
+                // Its own metadata is set again where it goes: there it counts as added.
+                dir.open_dir(name.as_bytes())?.make_writable()?;
                 dir.rename_new(name.as_bytes(), &self.layout.staging, &self.aside(index))?;
             }
         }

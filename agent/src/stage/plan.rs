@@ -112,13 +112,19 @@ impl<'a> Plan<'a> {
             }
             copies.entry(content).or_default().extend(old.iter().map(|(path, _)| (None, path.clone())));
         }
-        for tree in held {
+        for index in 0..held.len() {
+            let tree = &mut held[index];
+            let number = tree.number;
             match tree.manifest.entry(path)? {
-                Some(there) if there == *entry && tree.is_intact(path, entry, replica)? => {
-                    return Ok(Origin::Link(Some(tree.number), path.clone()));
+                Some(there)
+                    if there == *entry
+                        && tree.is_intact(path, entry, replica)?
+                        && is_only_there(held, index, path)? =>
+                {
+                    return Ok(Origin::Link(Some(number), path.clone()));
                 }
                 Some(Entry { kind: Kind::File { content: c, .. }, .. }) if c == content => {
-                    copies.entry(content).or_default().push((Some(tree.number), path.clone()));
+                    copies.entry(content).or_default().push((Some(number), path.clone()));
                 }
                 _ => {}
             }
@@ -292,7 +298,27 @@ impl Supply for PlanSupply<'_> {
     }
 }
 
+/// Whether the inode that `held[index]` has at `path` has no other name than this path in held trees. With another one
+/// it may be in the tree that is built already, under another path: two names of one tree are never one inode.
+fn is_only_there(held: &mut [Held<'_>], index: usize, path: &TreePath) -> Result<bool, StageError> {
+    let Some(stat) = held[index].stat(path)? else { return Ok(false) };
+    let mut names = 0;
+    for tree in held {
+        names += u64::from(tree.stat(path)?.is_some_and(|s| s.inode == stat.inode));
+    }
+    Ok(names == stat.links)
+}
+
 impl Held<'_> {
+    fn stat(&mut self, path: &TreePath) -> Result<Option<disk::Stat>, StageError> {
+        let Some((parent, name)) = path.split_last() else { return Ok(None) };
+        match self.dirs.at(&parent) {
+            Ok(dir) => Ok(dir.stat(name.as_bytes())?),
+            // Another kind of file, or nothing.
+            Err(_) => Ok(None),
+        }
+    }
+
     /// Whether the file at `path` has the content and metadata that the manifest says. Reads it.
     fn is_intact(&mut self, path: &TreePath, entry: &Entry, replica: &Replica) -> Result<bool, StageError> {
         let (Some((parent, name)), Kind::File { content, .. }) = (path.split_last(), &entry.kind) else {

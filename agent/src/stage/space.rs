@@ -1,7 +1,9 @@
 //! Whether a target fits, before its first byte is written.
 
+use std::collections::{HashMap, HashSet};
+
 use syncd_shared::diff::{Change, TreeDiff};
-use syncd_shared::{Kind, RootEntry};
+use syncd_shared::{ContentHash, Kind, Metadata, RootEntry};
 
 use crate::disk::Space;
 use crate::stage::StageError;
@@ -18,13 +20,30 @@ pub(crate) struct Demand {
 }
 
 impl Demand {
-    /// Upper bound for a diff: each file that changes is a new one.
+    /// Upper bound for a diff: each file that changes is a new one, unless it is only renamed.
     pub fn of(diff: &TreeDiff, block_bytes: u64) -> Self {
         let mut demand = Self::default();
+        let mut released: HashMap<ContentHash, Vec<&Metadata>> = HashMap::new();
+        for change in &diff.changes {
+            if let Change::Removed { entry: from, .. } | Change::Modified { from, .. } = change
+                && let Kind::File { content, .. } = from.kind
+            {
+                released.entry(content).or_default().push(&from.metadata);
+            }
+        }
         for change in &diff.changes {
             let (Change::Added { entry, .. } | Change::Modified { to: entry, .. }) = change else { continue };
             match (&entry.kind, change) {
-                (Kind::File { size, .. }, _) => demand.add(*size, block_bytes),
+                (Kind::File { content, size }, _) => {
+                    let old = released.get_mut(content);
+                    let same = old.and_then(|old| {
+                        let at = old.iter().position(|metadata| **metadata == entry.metadata)?;
+                        Some(old.swap_remove(at))
+                    });
+                    if same.is_none() {
+                        demand.add(*size, block_bytes);
+                    }
+                }
                 (Kind::Symlink { .. }, _) => demand.add(0, block_bytes),
                 (Kind::Directory { .. }, Change::Added { .. }) => demand.add(1, block_bytes),
                 (Kind::Directory { .. }, _) => {}
@@ -46,21 +65,33 @@ impl Demand {
         self.inodes = self.inodes.saturating_add(1);
     }
 
-    /// Refuses what does not fit. `present_bytes` came before.
-    pub fn check(&self, space: &Space, present_bytes: u64) -> Result<(), StageError> {
+    /// Refuses what does not fit. `present` came before.
+    pub fn check(&self, space: &Space, present: Self) -> Result<(), StageError> {
         let reserve = (space.total_bytes / RESERVE_SHARE).min(RESERVE_MAX_BYTES);
-        let wanted_bytes = self.bytes.saturating_sub(present_bytes);
+        let wanted_bytes = self.bytes.saturating_sub(present.bytes);
         let available_bytes = space.free_bytes.saturating_sub(reserve);
         if wanted_bytes > available_bytes {
             return Err(StageError::NoSpace { wanted_bytes, available_bytes });
         }
         match space.free_inodes {
-            Some(available) if self.inodes > available => {
+            Some(available) if self.inodes.saturating_sub(present.inodes) > available => {
                 Err(StageError::NoInodes { wanted: self.inodes, available })
             }
             _ => Ok(()),
         }
     }
+}
+
+/// Contents that a diff may need.
+pub(crate) fn contents(diff: &TreeDiff) -> HashSet<ContentHash> {
+    let content = |change: &Change| match change {
+        Change::Added { entry, .. } | Change::Modified { to: entry, .. } => match entry.kind {
+            Kind::File { content, .. } => Some(content),
+            _ => None,
+        },
+        Change::Removed { .. } => None,
+    };
+    diff.changes.iter().filter_map(content).collect()
 }
 
 #[cfg(test)]
@@ -72,11 +103,12 @@ mod tests {
         let space =
             Space { total_bytes: 64_000, free_bytes: 10_000, block_bytes: 4096, free_inodes: Some(3) };
         let demand = |bytes, inodes| Demand { bytes, inodes };
-        assert!(demand(9_000, 3).check(&space, 0).is_ok());
-        let error = demand(9_001, 1).check(&space, 0).unwrap_err();
+        let nothing = Demand::default();
+        assert!(demand(9_000, 3).check(&space, nothing).is_ok());
+        let error = demand(9_001, 1).check(&space, nothing).unwrap_err();
         assert!(matches!(error, StageError::NoSpace { wanted_bytes: 9_001, available_bytes: 9_000 }));
-        assert!(demand(12_000, 1).check(&space, 4_000).is_ok());
-        let error = demand(1, 4).check(&space, 0).unwrap_err();
+        assert!(demand(12_000, 1).check(&space, demand(4_000, 0)).is_ok());
+        let error = demand(1, 4).check(&space, nothing).unwrap_err();
         assert!(matches!(error, StageError::NoInodes { wanted: 4, available: 3 }));
     }
 }
