@@ -283,8 +283,9 @@ async fn serve_until_signal(serve: Serve) -> anyhow::Result<ExitCode> {
         symlinks: serve.symlinks,
         bwlimit: serve.bwlimit,
     };
-    let running = service::start(options).await?;
+    // Before anything is opened: from here on a SIGTERM is waited for and ends things in order.
     let mut terminate = tokio::signal::unix::signal(tokio::signal::unix::SignalKind::terminate())?;
+    let running = service::start(options).await?;
     tokio::select! {
         _ = terminate.recv() => {}
         result = tokio::signal::ctrl_c() => result?,

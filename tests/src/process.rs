@@ -192,11 +192,24 @@ impl Daemon {
         let _ = self.child.wait();
     }
 
-    /// SIGTERM, and waits for the exit code; panics where it does not stop within 30 s.
+    /// SIGTERM, and waits for the exit code; panics where it does not stop within 30 s. A process that was only just
+    /// started gets the time to install its handler.
     #[track_caller]
     pub fn stop(&mut self) -> Option<i32> {
+        let deadline = Instant::now() + Duration::from_secs(5);
+        while !self.catches_term() && Instant::now() < deadline {
+            std::thread::sleep(Duration::from_millis(2));
+        }
         self.signal(Signal::TERM);
         self.exit_code(Duration::from_secs(30))
+    }
+
+    /// Whether SIGTERM does not simply end it; also where it is gone already.
+    fn catches_term(&self) -> bool {
+        let Ok(status) = std::fs::read_to_string(format!("/proc/{}/status", self.pid())) else { return true };
+        let caught = status.lines().find_map(|line| line.strip_prefix("SigCgt:")).map(str::trim);
+        let bits = caught.and_then(|bits| u64::from_str_radix(bits, 16).ok());
+        bits.is_none_or(|bits| bits & (1 << (Signal::TERM.as_raw() - 1)) != 0)
     }
 
     /// SIGINT, and waits for the exit code.
