@@ -1,5 +1,7 @@
 //! An agent follows an origin: the whole agent but the replica, over real TLS, with an origin that misbehaves on demand.
 
+#![allow(clippy::unwrap_used)]
+
 mod fake;
 
 use std::time::{Duration, Instant};

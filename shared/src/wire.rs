@@ -401,7 +401,7 @@ mod tests {
             let from = directory(a.into_iter().chain(common.clone()).collect());
             let to = directory(b.into_iter().chain(common).collect());
             let patch = DirectoryPatch::between(Some((from.hash(), &from)), (to.hash(), &to));
-            let frame = v1::FetchFrame { item: 0, frame: Some(v1::fetch_frame::Frame::Patches(patches_message(&[patch.clone()]))) };
+            let frame = v1::FetchFrame { item: 0, frame: Some(v1::fetch_frame::Frame::Patches(patches_message(std::slice::from_ref(&patch)))) };
             let Frame::Patches(read) = Frame::from_message(frame).expect("well-formed") else { panic!("patches") };
             prop_assert_eq!(&read[0], &patch);
             prop_assert_eq!(read[0].apply(&from).expect("applies").0, to);

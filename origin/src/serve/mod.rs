@@ -1,6 +1,6 @@
 //! The gRPC services: agents dial in, and are who their certificate says.
 //!
-//! [`subscribe`] holds one control stream for each agent, [`fetch`] answers with bulk bytes, [`enrolment`] hands out
+//! [`replication`] holds one control stream for each agent, [`fetch`] answers with bulk bytes, [`enrolment`] hands out
 //! certificates. Each stream is one task with bounded memory; all of them end when the origin stops, when the agent's
 //! certificate is revoked, or when the agent stops reading.
 
