@@ -7,7 +7,6 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
-use serde::{Deserialize, Serialize};
 use syncd_shared::local_socket::{LocalConnection, LocalListener};
 use syncd_shared::{GenerationNumber, SignedGeneration};
 use tokio::sync::mpsc;
@@ -17,9 +16,10 @@ use tokio_util::task::TaskTracker;
 use crate::arrivals::Arrivals;
 use crate::commit::{Committer, Outcome};
 use crate::desk::{Checked, Desk, DeskError};
+use crate::dialogue::{GenerationLine, NodeLine, NodeResult, Reply, Request, Wait};
 use crate::error_chain;
-use crate::fleet::{AgentState, AgentView, Fleet};
-use crate::status::{AgentStatus, State, Status};
+use crate::fleet::Fleet;
+use crate::status::{State, Status};
 
 /// Commands that may be under way at once.
 const CLIENTS_MAX: usize = 64;
@@ -28,183 +28,6 @@ const SOCKET: &str = "admin.sock";
 /// Where the socket of a data directory is.
 pub fn socket_path(data: &Path) -> PathBuf {
     data.join(SOCKET)
-}
-
-/// What an operator asks for.
-#[derive(Debug, Clone, Serialize, Deserialize)]
-#[serde(tag = "request", rename_all = "snake_case")]
-pub enum Request {
-    /// `status`.
-    Status,
-    /// `commit`.
-    Commit {
-        /// `-m`.
-        label: String,
-        /// `--allow-mass-deletion`.
-        allow_mass_deletion: bool,
-        /// `--wait`, `--require-all`.
-        wait: Option<Wait>,
-    },
-    /// `rollback`.
-    Rollback {
-        /// The generation whose tree is wanted back.
-        generation: u64,
-        /// `--wait`.
-        wait: Option<Wait>,
-    },
-    /// `token`.
-    Token {
-        /// `--ttl`, seconds.
-        ttl_s: u64,
-        /// `--uses`.
-        uses: u32,
-    },
-    /// `history`.
-    History,
-    /// `diff`.
-    Diff {
-        /// Number; the parent of `to` where absent.
-        from: Option<u64>,
-        /// Number; the current generation where absent.
-        to: Option<u64>,
-    },
-    /// `revoke`.
-    Revoke {
-        /// Name of the agent.
-        agent: String,
-    },
-    /// `check`.
-    Check,
-}
-
-/// `--wait` and `--require-all`.
-#[derive(Debug, Clone, Copy, Serialize, Deserialize)]
-pub struct Wait {
-    /// Milliseconds.
-    pub timeout_ms: u64,
-    /// Enrolled but unreachable nodes fail it too.
-    pub require_all: bool,
-}
-
-/// One line of an answer.
-#[derive(Debug, Clone, Serialize, Deserialize)]
-#[serde(tag = "reply", rename_all = "snake_case")]
-pub enum Reply {
-    /// To `status`.
-    Status(Box<Status>),
-    /// A generation is sealed, or was found to be current already.
-    Generation(GenerationLine),
-    /// To `commit --wait`: one node.
-    Node(NodeLine),
-    /// To `token`.
-    Token {
-        /// The token, in its text form.
-        token: String,
-    },
-    /// To `history`: one generation, oldest first.
-    History(GenerationLine),
-    /// To `diff`: one path.
-    Diff(DiffLine),
-    /// Long work goes on.
-    Progress {
-        /// Bytes done.
-        bytes: u64,
-        /// Bytes in all.
-        total_bytes: u64,
-    },
-    /// To `check`: one damage.
-    Damage {
-        /// What and where.
-        damage: String,
-    },
-    /// For a person: a remark that is no result.
-    Remark {
-        /// One line.
-        text: String,
-    },
-    /// The end: exit code 0, 1 or 3.
-    Done {
-        /// Exit code.
-        code: u8,
-    },
-    /// The end: it failed.
-    Error {
-        /// One line that says what to do next.
-        message: String,
-    },
-}
-
-/// A generation, for `history` and `commit`.
-#[derive(Debug, Clone, Serialize, Deserialize)]
-pub struct GenerationLine {
-    /// Its number.
-    pub generation: u64,
-    /// Root hash, hexadecimal.
-    pub root: String,
-    /// Its label.
-    pub label: String,
-    /// When it was sealed, RFC 3339.
-    pub created: String,
-    /// Files in it.
-    pub files: u64,
-    /// Content bytes in it.
-    pub bytes: u64,
-    /// Whether it was sealed by this very request.
-    pub changed: bool,
-}
-
-impl GenerationLine {
-    /// Describes a generation.
-    pub fn new(signed: &SignedGeneration, changed: bool) -> Self {
-        let generation = signed.generation();
-        Self {
-            generation: generation.number.get(),
-            root: signed.root_hash().to_string(),
-            label: generation.label.clone(),
-            created: crate::status::rfc3339(generation.created_ms),
-            files: generation.root.totals.files,
-            bytes: generation.root.totals.bytes,
-            changed,
-        }
-    }
-}
-
-/// A node, for `commit --wait`.
-#[derive(Debug, Clone, Serialize, Deserialize)]
-pub struct NodeLine {
-    /// Name of the agent.
-    pub name: String,
-    /// How it went.
-    pub result: NodeResult,
-    /// Why it failed.
-    pub error: Option<String>,
-}
-
-/// How it went on one node.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum NodeResult {
-    /// The generation, or a later one, is live there.
-    Live,
-    /// It is not, though the node is connected.
-    Failed,
-    /// The node is not connected.
-    Unreachable,
-}
-
-/// One path that differs between two generations.
-#[derive(Debug, Clone, Serialize, Deserialize)]
-pub struct DiffLine {
-    /// `added`, `removed`, `modified`, `metadata` or `renamed`.
-    pub change: String,
-    /// The path, escaped where it is not text.
-    pub path: String,
-    /// Where it was, if renamed.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub from: Option<String>,
-    /// Size in bytes, of files.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub size: Option<u64>,
 }
 
 /// Where the lines of an answer go. A client that has gone away gets nothing, and what it asked for is done.
@@ -412,33 +235,5 @@ impl Admin {
             replies.send(Reply::Remark { text }).await;
         }
         if success { 0 } else { 3 }
-    }
-}
-
-/// As `status --json` spells it.
-pub fn state_name(state: AgentState) -> &'static str {
-    match state {
-        AgentState::Empty => "empty",
-        AgentState::Fetching => "fetching",
-        AgentState::Staging => "staging",
-        AgentState::Staged => "staged",
-        AgentState::Live => "live",
-        AgentState::Failed => "failed",
-    }
-}
-
-impl AgentStatus {
-    /// Describes an agent.
-    pub fn new(agent: &AgentView) -> Self {
-        Self {
-            name: agent.name.to_string(),
-            connected: agent.connected,
-            generation: agent.generation.map(GenerationNumber::get),
-            root: agent.root.map(|r| r.to_string()),
-            state: state_name(agent.state).to_owned(),
-            last_seen: (agent.last_seen_ms > 0).then(|| crate::status::rfc3339(agent.last_seen_ms)),
-            error: agent.error.clone(),
-            notes: agent.notes.clone(),
-        }
     }
 }

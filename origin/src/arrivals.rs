@@ -6,8 +6,9 @@ use std::time::Duration;
 
 use syncd_shared::{GenerationNumber, RootHash, SignedGeneration};
 
-use crate::admin::{NodeLine, NodeResult, state_name};
+use crate::dialogue::{NodeLine, NodeResult};
 use crate::fleet::{AgentState, AgentView, FleetView};
+use crate::status::state_name;
 
 /// An agent that had failed before gets this long to show that it fails again.
 const STALE_FAILURE: Duration = Duration::from_secs(3);

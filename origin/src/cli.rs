@@ -11,8 +11,9 @@ use clap::{Args, Parser, Subcommand, ValueEnum};
 use syncd_shared::local_socket::{self, LocalSocketError};
 use syncd_shared::rate::Rate;
 
-use crate::admin::{self, GenerationLine, NodeLine, NodeResult, Reply, Request, Wait};
+use crate::admin;
 use crate::desk::Desk;
+use crate::dialogue::{GenerationLine, NodeLine, NodeResult, Reply, Request, Wait};
 use crate::scan::{MtimePolicy, SymlinkPolicy};
 use crate::service::{self, ServeOptions};
 use crate::status::Status;

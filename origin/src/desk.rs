@@ -8,8 +8,8 @@ use syncd_shared::diff::{Change, DirectorySource, diff};
 use syncd_shared::generation::GenerationError;
 use syncd_shared::{Directory, GenerationNumber, Kind, ObjectHash, SignedGeneration};
 
-use crate::admin::{DiffLine, GenerationLine, Reply, Request};
 use crate::commit::{CollectionGate, forget_damaged};
+use crate::dialogue::{DiffLine, GenerationLine, Reply, Request};
 use crate::error_chain;
 use crate::fleet::RecordError;
 use crate::fleet::registry::Registry;

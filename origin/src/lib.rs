@@ -13,6 +13,7 @@ pub mod arrivals;
 pub mod cli;
 pub mod commit;
 pub mod desk;
+pub mod dialogue;
 pub mod fleet;
 pub mod http;
 pub mod ignore_rules;

@@ -3,6 +3,9 @@
 use std::fmt::Write as _;
 
 use serde::{Deserialize, Serialize};
+use syncd_shared::GenerationNumber;
+
+use crate::fleet::{AgentState, AgentView};
 
 /// The origin and its fleet at one moment.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -146,6 +149,34 @@ impl Status {
             }
         }
         out
+    }
+}
+
+/// As `status --json` spells it.
+pub fn state_name(state: AgentState) -> &'static str {
+    match state {
+        AgentState::Empty => "empty",
+        AgentState::Fetching => "fetching",
+        AgentState::Staging => "staging",
+        AgentState::Staged => "staged",
+        AgentState::Live => "live",
+        AgentState::Failed => "failed",
+    }
+}
+
+impl AgentStatus {
+    /// Describes an agent.
+    pub fn new(agent: &AgentView) -> Self {
+        Self {
+            name: agent.name.to_string(),
+            connected: agent.connected,
+            generation: agent.generation.map(GenerationNumber::get),
+            root: agent.root.map(|r| r.to_string()),
+            state: state_name(agent.state).to_owned(),
+            last_seen: (agent.last_seen_ms > 0).then(|| rfc3339(agent.last_seen_ms)),
+            error: agent.error.clone(),
+            notes: agent.notes.clone(),
+        }
     }
 }
 

@@ -9,7 +9,8 @@ use syncd_shared::{Generation, GenerationNumber, RootEntry, SignedGeneration};
 use tempfile::TempDir;
 
 use super::*;
-use crate::admin::{self, Reply as Answer, Request as Asked, Wait};
+use crate::admin;
+use crate::dialogue::{Reply as Answer, Request as Asked, Wait};
 use crate::keys::Keys;
 use crate::scan::{MtimePolicy, SymlinkPolicy};
 use crate::service::{self, Running, ServeOptions, StartError};
