@@ -51,19 +51,29 @@ impl Site {
         origin.commit();
         let agents = ["node1", "node2"].map(|name| Agent::started(&scene, &origin, name));
         origin.wait_connected(&["node1", "node2"]);
-        let site = Self { origin, agents, files, _scene: scene };
+        let mut site = Self { origin, agents, files, _scene: scene };
         site.rest();
         site
     }
 
     /// Waits until both agents are live and have a spare: what comes next is nobody's preparation.
-    fn rest(&self) {
+    /// Until both agents have a spare and do nothing more in the background, and nobody's write-back is under way.
+    fn rest(&mut self) {
         let generation = self.origin.status().generation;
         for agent in &self.agents {
             wait::within(Duration::from_secs(600), "an agent with a spare", || {
                 agent.try_status().filter(|status| status.generation == generation && status.spares >= 1)
             });
         }
+        let pids: Vec<_> = self.agents.iter_mut().map(|agent| agent.daemon().pid()).collect();
+        let busy = || -> f64 { pids.iter().map(|pid| cpu_seconds(*pid)).sum() };
+        wait::within(Duration::from_secs(600), "idle agents", || {
+            let before = busy();
+            std::thread::sleep(Duration::from_secs(1));
+            (busy() - before < 0.02).then_some(())
+        });
+        let synced = std::process::Command::new("sync").status().expect("run sync");
+        assert!(synced.success(), "sync failed");
     }
 
     fn nothing(&mut self, report: &mut Report) {
