@@ -29,6 +29,7 @@ use tonic::{Code, Status, Streaming};
 
 use crate::dialer::Dialer;
 use crate::reason;
+use crate::session::machine::FEATURES;
 use crate::source::{FetchError, Frames, Source};
 
 /// Frames received and not yet taken by staging.
@@ -127,6 +128,7 @@ impl Requests {
                     from_root: Bytes::copy_from_slice(from.as_bytes()),
                     to_root: Bytes::copy_from_slice(to.as_bytes()),
                     first_item,
+                    features: FEATURES.iter().map(|f| (*f).to_owned()).collect(),
                 };
                 vec![v1::FetchRequest { request: Some(Request::Update(update)) }]
             }

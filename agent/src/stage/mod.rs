@@ -14,6 +14,7 @@
 pub(crate) mod conform;
 pub(crate) mod content;
 pub(crate) mod cursor;
+mod delta;
 mod inodes;
 mod manifest;
 pub(crate) mod patch;
