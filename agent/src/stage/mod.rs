@@ -309,7 +309,7 @@ impl Replica {
         let patch = Patch { layout: &self.layout, owners: self.owners, slot, diff: &diff, to: &to };
         let placed = patch.run(tree, &mut plan.supply(self)?)?;
         drop(plan);
-        incoming.clear()?;
+        incoming.clear(&self.layout)?;
         let inodes = inodes::inode_changes(&self.record, from.as_ref(), &to, &diff, &placed)?;
         let mut changed: Vec<TreePath> = diff.changes.iter().map(|c| c.path().clone()).collect();
         changed.dedup();
