@@ -7,6 +7,8 @@
 //! tree       a spare (or, counted, a new farm of links) becomes staging/building-K and is patched
 //! ```
 //!
+//! The first sync has nothing to build on and goes another way: [`fresh`].
+//!
 //! Until the last step no tree is touched: whatever interrupts it, what arrived stays in `incoming` and is found by the
 //! next attempt, for this target or a newer one. After a crash in the last step `building-K` is neither tree: new files
 //! are taken out of it by hash, and it is made a spare again.
@@ -14,12 +16,14 @@
 pub(crate) mod conform;
 pub(crate) mod content;
 pub(crate) mod cursor;
+mod fresh;
 mod inodes;
 mod manifest;
 pub(crate) mod patch;
 mod plan;
 mod receive;
 mod space;
+mod window;
 
 use std::collections::HashSet;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -245,6 +249,9 @@ impl Replica {
                 basis: Some(target.number().get()),
                 fetched: (0, 0),
             });
+        }
+        if self.live().is_none() && self.generations().is_empty() {
+            return self.build_fresh(target, source, progress, cancel, sync);
         }
         self.build(target, inline, source, progress, cancel, &HashSet::new(), sync)
     }
