@@ -135,11 +135,19 @@ impl Stream for Messages {
 
 /// What was asked.
 enum Requests {
-    Update { from: RootHash, to: RootHash },
+    Update {
+        from: RootHash,
+        to: RootHash,
+    },
     /// `None` once they were handed to a stream.
-    Objects { root: RootHash, batches: Option<Batches> },
+    Objects {
+        root: RootHash,
+        batches: Option<Batches>,
+    },
     /// An update that has come to its end.
-    Answered { root: RootHash },
+    Answered {
+        root: RootHash,
+    },
 }
 
 impl Requests {

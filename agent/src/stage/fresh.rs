@@ -400,7 +400,12 @@ impl Build<'_> {
             Kind::Symlink { target } => dir.symlink(target, name)?,
             Kind::File { .. } => drop(dir.create_file(name)?),
         }
-        dir.set_metadata(name, &entry.metadata, self.replica.owners, matches!(entry.kind, Kind::Symlink { .. }))?;
+        dir.set_metadata(
+            name,
+            &entry.metadata,
+            self.replica.owners,
+            matches!(entry.kind, Kind::Symlink { .. }),
+        )?;
         Ok(Some(dir.stat(name)?.map_or(0, |s| s.inode)))
     }
 

@@ -436,7 +436,8 @@ impl Replica {
         cancel: &AtomicBool,
     ) -> Result<conform::Conformed, StageError> {
         let dir = self.layout.staging.open_dir(&building(slot))?;
-        let live = self.live_tree(live_root)?;
+        let number = self.live().map_or(0, |live| live.number().get());
+        let live = self.layout.generations.open_dir(number.to_string().as_bytes())?;
         let (layout, record, owners) = (&self.layout, &self.record, self.owners);
         Conform { layout, record, owners, live, distrusted, cancel }.run(&dir, live_root)
     }

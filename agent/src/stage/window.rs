@@ -123,7 +123,16 @@ impl<'a> Shared<'a> {
         totals: Totals,
     ) -> Self {
         let (files_done, bytes_done) = Default::default();
-        Self { incoming, cancel, tree, owners, totals, files_done, bytes_done, failed: AtomicBool::new(false) }
+        Self {
+            incoming,
+            cancel,
+            tree,
+            owners,
+            totals,
+            files_done,
+            bytes_done,
+            failed: AtomicBool::new(false),
+        }
     }
 
     /// How far it is.
@@ -147,7 +156,12 @@ impl<'a> Shared<'a> {
         self.failed.load(Ordering::Relaxed)
     }
 
-    fn store(&self, frame: &StoredFrame, window: &Window, open: &mut OpenDirectories) -> Result<(), StageError> {
+    fn store(
+        &self,
+        frame: &StoredFrame,
+        window: &Window,
+        open: &mut OpenDirectories,
+    ) -> Result<(), StageError> {
         let bytes = frame.decompress().map_err(StageError::Frame)?;
         for piece in &frame.pieces {
             let Some(index) = window.wanted.get(&piece.file) else { continue };
@@ -264,7 +278,8 @@ impl<'scope> Workers<'scope> {
             item.is_some_and(|item| item.size != u64::from(piece.length_bytes))
         });
         self.turn += 1;
-        let worker = part.map_or(self.turn, |p| usize::from(p.file.as_bytes()[1])) % self.senders.len().max(1);
+        let worker =
+            part.map_or(self.turn, |p| usize::from(p.file.as_bytes()[1])) % self.senders.len().max(1);
         window.begin();
         match self.senders[worker].send((frame, window.clone())) {
             Ok(()) => Done::Taken,
