@@ -196,7 +196,8 @@ impl Incoming {
         Ok((whole, taken))
     }
 
-    fn put_piece(&self, piece: &Piece, bytes: &[u8], want: &Wanted) -> Result<bool, StageError> {
+    /// Writes a part of a content; whether it is whole now, and verified.
+    pub fn put_piece(&self, piece: &Piece, bytes: &[u8], want: &Wanted) -> Result<bool, StageError> {
         let hash = piece.file;
         let outside =
             || StageError::PieceOutside { content: hash, size: want.size, offset: piece.file_offset };
