@@ -1,7 +1,8 @@
 //! Answers fetch requests, one after the other, as fast as the agent reads.
 //!
 //! Reading the store and compressing happen in turns of about a megabyte on a blocking thread; between turns no thread
-//! is held, so that any number of slow agents costs memory alone.
+//! is held. At most [`TURNS_AT_ONCE`] turns lie in memory, whatever the number of agents; they are handed out first come,
+//! first served, so that an agent that reads slowly holds one turn and never the others' streams.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -10,7 +11,7 @@ use prost::Message;
 use syncd_proto::v1;
 use syncd_proto::v1::fetch_request::Request;
 use syncd_shared::wire::{ObjectsBatch, root_hash};
-use tokio::sync::mpsc;
+use tokio::sync::{Semaphore, mpsc};
 use tonic::Streaming;
 
 use super::Services;
@@ -19,10 +20,22 @@ use crate::plan::{EncodedUpdate, PlanError};
 
 /// Bytes that one turn produces before it hands over.
 const TURN_BYTES: usize = 1024 * 1024;
+/// Turns in memory at once, in all streams.
+const TURNS_AT_ONCE: usize = 64;
 /// An agent that takes nothing for this long is cut off.
 const STALL: Duration = Duration::from_secs(60);
 /// An agent that asks for nothing for this long is cut off.
 const IDLE: Duration = Duration::from_secs(600);
+
+/// Hands out turns. Clones share them.
+#[derive(Clone)]
+pub struct Turns(Arc<Semaphore>);
+
+impl Default for Turns {
+    fn default() -> Self {
+        Self(Arc::new(Semaphore::new(TURNS_AT_ONCE)))
+    }
+}
 
 type Frames = Box<dyn Iterator<Item = Result<v1::FetchFrame, PlanError>> + Send>;
 
@@ -77,6 +90,7 @@ async fn send(
         let room = tokio::time::timeout(STALL, sender.reserve()).await.map_err(|_| stalled())?;
         let Ok(room) = room else { return Ok(()) };
         drop(room);
+        let _memory = services.turns.0.acquire().await.map_err(|_| ServeError::Stopping)?;
         let turn = tokio::task::spawn_blocking(move || take_turn(frames)).await;
         let (rest, batch) = turn.map_err(|_| PlanError::Interrupted)?;
         let mut frames_sent = 0;

@@ -32,6 +32,7 @@ use crate::listener::{incoming, server_builder};
 use crate::plan::Planner;
 
 use enrolment::Enrol;
+pub use fetch::Turns;
 use replication::Replicate;
 
 /// Version of the protocol that this origin speaks.
@@ -54,6 +55,8 @@ pub struct Services {
     pub planner: Planner,
     /// `--bwlimit`: for all bulk bytes together.
     pub limit: Option<Arc<Bucket>>,
+    /// What bulk bytes on their way take up together.
+    pub turns: Turns,
 }
 
 /// Serves agents on `listener` until `shutdown`. The future ends when all connections have, or after a deadline; it is
