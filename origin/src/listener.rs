@@ -22,7 +22,7 @@ use rustls::ServerConfig;
 use syncd_shared::identity::PeerIdentity;
 use syncd_shared::identity::authority::peer_identity;
 use syncd_shared::identity::channel::{KEEPALIVE_INTERVAL, KEEPALIVE_TIMEOUT};
-use syncd_shared::limits::{CONNECTION_WINDOW_BYTES, HTTP2_FRAME_BYTES, STREAM_WINDOW_BYTES};
+use syncd_shared::limits::{HTTP2_FRAME_BYTES, ORIGIN_CONNECTION_WINDOW_BYTES, ORIGIN_STREAM_WINDOW_BYTES};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
@@ -64,8 +64,8 @@ pub fn server_builder() -> Server {
     Server::builder()
         .http2_keepalive_interval(Some(KEEPALIVE_INTERVAL))
         .http2_keepalive_timeout(Some(KEEPALIVE_TIMEOUT))
-        .initial_stream_window_size(STREAM_WINDOW_BYTES)
-        .initial_connection_window_size(CONNECTION_WINDOW_BYTES)
+        .initial_stream_window_size(ORIGIN_STREAM_WINDOW_BYTES)
+        .initial_connection_window_size(ORIGIN_CONNECTION_WINDOW_BYTES)
         .max_frame_size(HTTP2_FRAME_BYTES)
         .max_concurrent_streams(STREAMS_PER_CONNECTION_MAX)
         .http2_max_header_list_size(HEADERS_MAX_BYTES)

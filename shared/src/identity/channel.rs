@@ -3,19 +3,23 @@
 use std::future::Future;
 use std::io;
 use std::net::SocketAddr;
+use std::pin::Pin;
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::Duration;
+use std::task::{Context, Poll, ready};
+use std::time::{Duration, Instant};
 
 use hyper_util::rt::TokioIo;
 use rustls::{AlertDescription, CertificateError};
-use tokio::io::{AsyncBufReadExt, BufReader};
+use tokio::io::{AsyncBufReadExt, AsyncRead, AsyncWrite, BufReader, ReadBuf};
 use tokio::net::TcpStream;
+use tokio::time::Sleep;
 use tokio_rustls::TlsConnector;
 use tokio_rustls::client::TlsStream;
 use tonic::transport::{Channel, Endpoint};
 
 use super::tls::ClientTls;
 use crate::limits::{CONNECTION_WINDOW_BYTES, HTTP2_FRAME_BYTES, STREAM_WINDOW_BYTES};
+use crate::rate::Bucket;
 
 /// From the first packet to the origin's first bytes inside TLS.
 pub const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
@@ -28,7 +32,70 @@ pub const KEEPALIVE_TIMEOUT: Duration = Duration::from_secs(10);
 /// go past it.
 const FIRST_BYTES: usize = 64;
 
-type Stream = BufReader<TlsStream<TcpStream>>;
+/// A pause shorter than this is put off: the bucket remembers it.
+const SHORTEST_PAUSE: Duration = Duration::from_millis(2);
+
+type Stream = BufReader<TlsStream<Metered>>;
+
+/// A TCP connection that is read at a limited rate. What is not read waits in the origin, beyond the kernel's receive
+/// buffer, which grows with the rate at which it is emptied: so the limit holds on the line, not only in the process.
+struct Metered {
+    tcp: TcpStream,
+    limit: Option<Arc<Bucket>>,
+    pause: Option<Pin<Box<Sleep>>>,
+}
+
+impl AsyncRead for Metered {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        buffer: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        if let Some(pause) = &mut self.pause {
+            ready!(pause.as_mut().poll(context));
+            self.pause = None;
+        }
+        let before = buffer.filled().len();
+        ready!(Pin::new(&mut self.tcp).poll_read(context, buffer))?;
+        if let Some(limit) = &self.limit {
+            let wait = limit.take(buffer.filled().len() - before, Instant::now());
+            if wait >= SHORTEST_PAUSE {
+                self.pause = Some(Box::pin(tokio::time::sleep(wait)));
+            }
+        }
+        Poll::Ready(Ok(()))
+    }
+}
+
+impl AsyncWrite for Metered {
+    fn poll_write(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        bytes: &[u8],
+    ) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.tcp).poll_write(context, bytes)
+    }
+
+    fn poll_write_vectored(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        bytes: &[io::IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.tcp).poll_write_vectored(context, bytes)
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        self.tcp.is_write_vectored()
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.tcp).poll_flush(context)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.tcp).poll_shutdown(context)
+    }
+}
 
 /// Why there is no connection.
 #[derive(Debug, thiserror::Error)]
@@ -115,18 +182,28 @@ pub enum RefusedReason {
 ///
 /// Returns once the origin has accepted this agent's certificate. Cancel safe.
 pub async fn connect(address: &str, tls: ClientTls) -> Result<Channel, ConnectError> {
-    let first = dial(address, &tls).await?;
+    connect_limited(address, tls, None).await
+}
+
+/// As [`connect`]; what the origin sends is read no faster than `limit` allows, all connections with this bucket
+/// together. Cancel safe.
+pub async fn connect_limited(
+    address: &str,
+    tls: ClientTls,
+    limit: Option<Arc<Bucket>>,
+) -> Result<Channel, ConnectError> {
+    let first = dial(address, &tls, limit.clone()).await?;
     let endpoint =
         endpoint(&tls).map_err(|source| ConnectError::Http { address: address.to_owned(), source })?;
     let first = Arc::new(Mutex::new(Some(first)));
     let dialled: Arc<str> = address.into();
     let connector = tower::service_fn(move |_| {
         let ready = first.lock().unwrap_or_else(PoisonError::into_inner).take();
-        let (address, tls) = (dialled.clone(), tls.clone());
+        let (address, tls, limit) = (dialled.clone(), tls.clone(), limit.clone());
         async move {
             let stream = match ready {
                 Some(stream) => stream,
-                None => dial(&address, &tls).await?,
+                None => dial(&address, &tls, limit).await?,
             };
             Ok::<_, ConnectError>(TokioIo::new(stream))
         }
@@ -152,8 +229,8 @@ fn endpoint(tls: &ClientTls) -> Result<Endpoint, tonic::transport::Error> {
 
 /// In TLS 1.3 the client is done before the server has seen its certificate, and a refusal arrives later. So this
 /// waits for the origin's first bytes (its HTTP/2 settings), which it sends only after it accepted.
-async fn dial(address: &str, tls: &ClientTls) -> Result<Stream, ConnectError> {
-    let tcp = dial_tcp(address).await?;
+async fn dial(address: &str, tls: &ClientTls, limit: Option<Arc<Bucket>>) -> Result<Stream, ConnectError> {
+    let tcp = Metered { tcp: dial_tcp(address).await?, limit, pause: None };
     let accepted = async {
         let stream = TlsConnector::from(tls.config.clone()).connect(tls.name.clone(), tcp).await?;
         let mut stream = BufReader::with_capacity(FIRST_BYTES, stream);

@@ -233,9 +233,9 @@ impl Load<'_> {
     fn origin_restart(&mut self) -> anyhow::Result<()> {
         self.board.clear();
         self.origin.kill9();
+        let load_before = cpu_seconds(std::process::id())?;
         let started = Instant::now();
         self.origin.start();
-        let load_before = cpu_seconds(std::process::id())?;
         let phase = self.wait(started, Until::Welcomed)?;
         self.report.add_phase("back after a kill of the origin", &phase);
         self.add_cpu("back after a kill", (0.0, load_before), 1)
