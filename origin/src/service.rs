@@ -192,7 +192,6 @@ pub async fn start(options: ServeOptions) -> Result<Running, StartError> {
         fleet: fleet.clone(),
         planner,
         limit: options.bwlimit.map(|rate| Arc::new(Bucket::new(rate))),
-        turns: serve::Turns::default(),
     };
     tasks.spawn(serve::serve(grpc, services, shutdown.clone())?);
     if let Some(http) = http {

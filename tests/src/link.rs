@@ -143,6 +143,14 @@ impl Link {
         bytes as f64 / started.elapsed().as_secs_f64()
     }
 
+    /// When the first deliveries came, in milliseconds since `since`, and their bytes: where a start-up spends its round
+    /// trips.
+    pub fn first(&self, count: usize, since: Instant) -> Vec<(u128, u64)> {
+        let lane = lock(&self.down);
+        let passed = lane.passed.iter().take(count);
+        passed.map(|(at, bytes)| (at.saturating_duration_since(since).as_millis(), *bytes)).collect()
+    }
+
     /// What the line is like.
     pub fn line(&self) -> Line {
         self.line

@@ -1,9 +1,7 @@
 //! Answers fetch requests, one after the other, as fast as the agent reads.
 //!
-//! Reading the store and compressing happen in turns of about a megabyte on a blocking thread; between turns no thread
-//! is held. At most [`TURNS_AT_ONCE`] turns lie in memory, whatever the number of agents. They are handed out first come,
-//! first served; where others wait, a stream keeps its turn until the connection has taken it in, but not for longer
-//! than [`TAKE_IN`]: who reads fast is not held back by who reads slowly.
+//! Reading the store and compressing happen in short turns on a blocking thread; between turns no thread is held, so
+//! that slow agents cost memory alone: a turn, and what HTTP/2 took of the one before.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -12,34 +10,19 @@ use prost::Message;
 use syncd_proto::v1;
 use syncd_proto::v1::fetch_request::Request;
 use syncd_shared::wire::{ObjectsBatch, root_hash};
-use tokio::sync::Semaphore;
+use tokio::sync::mpsc;
 use tonic::Streaming;
 
 use super::Services;
 use super::error::ServeError;
-use super::replication::Outlet;
 use crate::plan::{EncodedUpdate, PlanError};
 
 /// Bytes that one turn produces before it hands over.
-const TURN_BYTES: usize = 1024 * 1024;
-/// Turns in memory at once, in all streams.
-const TURNS_AT_ONCE: usize = 32;
-/// How long a stream that reads slowly keeps others waiting for its turn.
-const TAKE_IN: Duration = Duration::from_millis(500);
+const TURN_BYTES: usize = 256 * 1024;
 /// An agent that takes nothing for this long is cut off.
 const STALL: Duration = Duration::from_secs(60);
 /// An agent that asks for nothing for this long is cut off.
 const IDLE: Duration = Duration::from_secs(600);
-
-/// Hands out turns. Clones share them.
-#[derive(Clone)]
-pub struct Turns(Arc<Semaphore>);
-
-impl Default for Turns {
-    fn default() -> Self {
-        Self(Arc::new(Semaphore::new(TURNS_AT_ONCE)))
-    }
-}
 
 type Frames = Box<dyn Iterator<Item = Result<v1::FetchFrame, PlanError>> + Send>;
 
@@ -47,7 +30,7 @@ type Frames = Box<dyn Iterator<Item = Result<v1::FetchFrame, PlanError>> + Send>
 pub(super) async fn answer(
     services: &Services,
     mut requests: Streaming<v1::FetchRequest>,
-    outlet: &mut Outlet<v1::FetchFrame>,
+    sender: &mpsc::Sender<v1::FetchFrame>,
 ) -> Result<(), ServeError> {
     let mut ordinal = 0;
     let mut updated = false;
@@ -72,7 +55,7 @@ pub(super) async fn answer(
             }
         };
         ordinal += 1;
-        send(services, frames, outlet).await?;
+        send(services, frames, sender).await?;
     }
     Ok(())
 }
@@ -86,25 +69,23 @@ async fn next(requests: &mut Streaming<v1::FetchRequest>) -> Result<Option<v1::F
 async fn send(
     services: &Services,
     mut frames: Frames,
-    outlet: &mut Outlet<v1::FetchFrame>,
+    sender: &mpsc::Sender<v1::FetchFrame>,
 ) -> Result<(), ServeError> {
     let stalled = || ServeError::Stalled { seconds: STALL.as_secs() };
     loop {
         // Nothing is read before there is room for it.
-        let room = tokio::time::timeout(STALL, outlet.sender.reserve()).await.map_err(|_| stalled())?;
-        if room.map(drop).is_err() {
-            return Ok(());
-        }
-        let turn = services.turns.0.acquire().await.map_err(|_| ServeError::Stopping)?;
-        let taken = tokio::task::spawn_blocking(move || take_turn(frames)).await;
-        let (rest, batch) = taken.map_err(|_| PlanError::Interrupted)?;
+        let room = tokio::time::timeout(STALL, sender.reserve()).await.map_err(|_| stalled())?;
+        let Ok(room) = room else { return Ok(()) };
+        drop(room);
+        let turn = tokio::task::spawn_blocking(move || take_turn(frames)).await;
+        let (rest, batch) = turn.map_err(|_| PlanError::Interrupted)?;
         let mut frames_sent = 0;
         for frame in batch {
             let frame = frame?;
             if let Some(limit) = &services.limit {
                 limit.pass(frame.encoded_len()).await;
             }
-            let sent = tokio::time::timeout(STALL, outlet.sender.send(frame)).await.map_err(|_| stalled())?;
+            let sent = tokio::time::timeout(STALL, sender.send(frame)).await.map_err(|_| stalled())?;
             if sent.is_err() {
                 return Ok(());
             }
@@ -114,19 +95,7 @@ async fn send(
             return Ok(());
         }
         frames = rest;
-        if services.turns.0.available_permits() < TURNS_AT_ONCE / 2 {
-            // Late or not: the next turn is asked for when there is room.
-            let _ = tokio::time::timeout(TAKE_IN, taken_in(outlet)).await;
-        }
-        drop(turn);
     }
-}
-
-/// Waits until what was sent is with the connection. Cancel safe.
-async fn taken_in(outlet: &mut Outlet<v1::FetchFrame>) {
-    // Fails only where the stream has ended.
-    drop(outlet.sender.reserve().await);
-    let _ = outlet.hungry.wait_for(|hungry| *hungry).await;
 }
 
 fn take_turn(mut frames: Frames) -> (Frames, Vec<Result<v1::FetchFrame, PlanError>>) {

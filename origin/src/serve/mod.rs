@@ -32,7 +32,6 @@ use crate::listener::{incoming, server_builder};
 use crate::plan::Planner;
 
 use enrolment::Enrol;
-pub use fetch::Turns;
 use replication::Replicate;
 
 /// Version of the protocol that this origin speaks.
@@ -55,8 +54,6 @@ pub struct Services {
     pub planner: Planner,
     /// `--bwlimit`: for all bulk bytes together.
     pub limit: Option<Arc<Bucket>>,
-    /// What bulk bytes on their way take up together.
-    pub turns: Turns,
 }
 
 /// Serves agents on `listener` until `shutdown`. The future ends when all connections have, or after a deadline; it is

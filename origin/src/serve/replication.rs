@@ -9,7 +9,7 @@ use std::time::Duration;
 use syncd_proto::v1;
 use syncd_proto::v1::replication_server::Replication;
 use syncd_shared::identity::{AgentName, PeerIdentity};
-use tokio::sync::{Semaphore, mpsc, oneshot, watch};
+use tokio::sync::{Semaphore, mpsc, oneshot};
 use tokio_stream::Stream;
 use tokio_util::sync::CancellationToken;
 use tonic::{Request, Response, Status, Streaming};
@@ -21,9 +21,10 @@ use crate::listener::ConnectionInfo;
 
 /// Fetch streams of one agent at once.
 const FETCHES_PER_AGENT: usize = 4;
-/// Fetch streams at once, each of which may have a frame and a half before an agent that reads slowly. Others wait,
-/// within [`FETCH_WAIT`].
-const FETCHES: usize = 256;
+/// Fetch streams at once: each has one to two MiB in memory, a turn and what HTTP/2 took of
+/// the one before. Others wait
+/// in line, for [`FETCH_WAIT`] at most.
+const FETCHES: usize = 96;
 /// Less than an agent waits for its first frame.
 const FETCH_WAIT: Duration = Duration::from_secs(60);
 /// Messages that wait for the connection.
@@ -82,12 +83,12 @@ async fn answer_in_turn(
     services: &Services,
     fetches: &Semaphore,
     requests: Streaming<v1::FetchRequest>,
-    outlet: &mut Outlet<v1::FetchFrame>,
+    sender: &mpsc::Sender<v1::FetchFrame>,
 ) -> Result<(), ServeError> {
     let busy = || ServeError::Busy { limit: FETCHES, of: "in all: try again later" };
     let turn = tokio::time::timeout(FETCH_WAIT, fetches.acquire()).await.map_err(|_| busy())?;
     let _turn = turn.map_err(|_| ServeError::Stopping)?;
-    fetch::answer(services, requests, outlet).await
+    fetch::answer(services, requests, sender).await
 }
 
 /// Messages of a stream, and the error that ends it: that one comes at once, whatever is still queued.
@@ -95,26 +96,14 @@ pub(super) struct Outgoing<T> {
     messages: mpsc::Receiver<T>,
     /// An error ends the stream now; without one it ends once the queue is empty.
     end: oneshot::Receiver<ServeError>,
-    hungry: watch::Sender<bool>,
     ended: bool,
 }
 
-/// The other end of an [`Outgoing`].
-pub(super) struct Outlet<T> {
-    /// Takes messages.
-    pub(super) sender: mpsc::Sender<T>,
-    /// Whether the connection has taken all messages, would take more, and has less than HTTP/2's send buffer (400 KiB)
-    /// of them left.
-    pub(super) hungry: watch::Receiver<bool>,
-}
-
 impl<T> Outgoing<T> {
-    pub(super) fn channel() -> (Outlet<T>, oneshot::Sender<ServeError>, Self) {
+    pub(super) fn channel() -> (mpsc::Sender<T>, oneshot::Sender<ServeError>, Self) {
         let (sender, messages) = mpsc::channel(QUEUE);
         let (fail, end) = oneshot::channel();
-        let hungry = watch::Sender::new(false);
-        let outlet = Outlet { sender, hungry: hungry.subscribe() };
-        (outlet, fail, Self { messages, end, hungry, ended: false })
+        (sender, fail, Self { messages, end, ended: false })
     }
 }
 
@@ -129,13 +118,7 @@ impl<T> Stream for Outgoing<T> {
             self.ended = true;
             return Poll::Ready(Some(Err(status(&error))));
         }
-        // Before the queue has room again: who waits for room and then for hunger is not misled.
-        self.hungry.send_if_modified(|hungry| std::mem::take(hungry));
-        let polled = self.messages.poll_recv(context);
-        if polled.is_pending() {
-            self.hungry.send_replace(true);
-        }
-        let message = ready!(polled);
+        let message = ready!(self.messages.poll_recv(context));
         self.ended = message.is_none();
         Poll::Ready(message.map(Ok))
     }
@@ -158,11 +141,11 @@ impl Replication for Replicate {
         request: Request<Streaming<v1::AgentMessage>>,
     ) -> Result<Response<Self::SubscribeStream>, Status> {
         let peer = peer(&request, &self.services.fleet).map_err(|e| status(&e))?;
-        let (outlet, fail, outgoing) = Outgoing::channel();
+        let (sender, fail, outgoing) = Outgoing::channel();
         let (services, shutdown) = (self.services.clone(), self.shutdown.clone());
         tokio::spawn(async move {
             let name = peer.name.clone();
-            let session = session::run(&services, peer, request.into_inner(), &outlet.sender);
+            let session = session::run(&services, peer, request.into_inner(), &sender);
             let result = tokio::select! {
                 result = session => result,
                 () = shutdown.cancelled() => Err(ServeError::Stopping),
@@ -181,18 +164,17 @@ impl Replication for Replicate {
     ) -> Result<Response<Self::FetchStream>, Status> {
         let peer = peer(&request, &self.services.fleet).map_err(|e| status(&e))?;
         let permit = self.admit_fetch(&peer).map_err(|e| status(&e))?;
-        let (mut outlet, fail, outgoing) = Outgoing::channel();
-        let closed = outlet.sender.clone();
+        let (sender, fail, outgoing) = Outgoing::channel();
         let (services, shutdown) = (self.services.clone(), self.shutdown.clone());
         let fetches = self.fetches.clone();
         tokio::spawn(async move {
             let _permit = permit;
             let mut admission = services.fleet.admission();
             let result = tokio::select! {
-                result = answer_in_turn(&services, &fetches, request.into_inner(), &mut outlet) => result,
+                result = answer_in_turn(&services, &fetches, request.into_inner(), &sender) => result,
                 _ = admission.wait_for(|a| !a.admits(&peer)) => Err(ServeError::Revoked),
                 () = shutdown.cancelled() => Err(ServeError::Stopping),
-                () = closed.closed() => Ok(()),
+                () = sender.closed() => Ok(()),
             };
             if let Err(error) = result {
                 tracing::info!(agent = %peer.name, reason = %super::error_text(&error), "fetch stream ended");

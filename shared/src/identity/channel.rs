@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 use hyper_util::rt::TokioIo;
 use rustls::{AlertDescription, CertificateError};
 use tokio::io::{AsyncBufReadExt, AsyncRead, AsyncWrite, BufReader, ReadBuf};
-use tokio::net::TcpStream;
+use tokio::net::{TcpSocket, TcpStream};
 use tokio::time::Sleep;
 use tokio_rustls::TlsConnector;
 use tokio_rustls::client::TlsStream;
@@ -32,13 +32,19 @@ pub const KEEPALIVE_TIMEOUT: Duration = Duration::from_secs(10);
 /// go past it.
 const FIRST_BYTES: usize = 64;
 
+/// Under a limit the receive buffer holds a quarter of a second of it: enough for that much of a round trip.
+const RECEIVE_BUFFERS_PER_SECOND: u64 = 4;
+/// Bounds of that buffer, in bytes.
+const RECEIVE_BUFFER_LEAST_BYTES: u64 = 32 * 1024;
+/// See [`RECEIVE_BUFFER_LEAST_BYTES`].
+const RECEIVE_BUFFER_MOST_BYTES: u64 = 16 * 1024 * 1024;
 /// A pause shorter than this is put off: the bucket remembers it.
 const SHORTEST_PAUSE: Duration = Duration::from_millis(2);
 
 type Stream = BufReader<TlsStream<Metered>>;
 
-/// A TCP connection that is read at a limited rate. What is not read waits in the origin, beyond the kernel's receive
-/// buffer, which grows with the rate at which it is emptied: so the limit holds on the line, not only in the process.
+/// A TCP connection that is read at a limited rate. What is not read waits at the origin, beyond a kernel's receive
+/// buffer that is sized for the rate: so the limit holds on the line, not only in the process.
 struct Metered {
     tcp: TcpStream,
     limit: Option<Arc<Bucket>>,
@@ -230,7 +236,7 @@ fn endpoint(tls: &ClientTls) -> Result<Endpoint, tonic::transport::Error> {
 /// In TLS 1.3 the client is done before the server has seen its certificate, and a refusal arrives later. So this
 /// waits for the origin's first bytes (its HTTP/2 settings), which it sends only after it accepted.
 async fn dial(address: &str, tls: &ClientTls, limit: Option<Arc<Bucket>>) -> Result<Stream, ConnectError> {
-    let tcp = Metered { tcp: dial_tcp(address).await?, limit, pause: None };
+    let tcp = Metered { tcp: dial_tcp(address, limit.as_deref()).await?, limit, pause: None };
     let accepted = async {
         let stream = TlsConnector::from(tls.config.clone()).connect(tls.name.clone(), tcp).await?;
         let mut stream = BufReader::with_capacity(FIRST_BYTES, stream);
@@ -243,14 +249,14 @@ async fn dial(address: &str, tls: &ClientTls, limit: Option<Arc<Bucket>>) -> Res
     within(CONNECT_TIMEOUT, accepted).await.map_err(|source| classify(address.to_owned(), source))
 }
 
-async fn dial_tcp(address: &str) -> Result<TcpStream, ConnectError> {
+async fn dial_tcp(address: &str, limit: Option<&Bucket>) -> Result<TcpStream, ConnectError> {
     let unresolved = |source| ConnectError::Resolve { address: address.to_owned(), source };
     let found: Vec<SocketAddr> =
         within(CONNECT_TIMEOUT, tokio::net::lookup_host(address)).await.map_err(unresolved)?.collect();
     let share = CONNECT_TIMEOUT / u32::try_from(found.len().max(1)).unwrap_or(u32::MAX);
     let mut last = io::Error::from(io::ErrorKind::NotFound);
     for candidate in found {
-        match within(share, TcpStream::connect(candidate)).await {
+        match within(share, connect_tcp(candidate, limit)).await {
             Ok(tcp) => match tcp.set_nodelay(true) {
                 Ok(()) => return Ok(tcp),
                 Err(error) => last = error,
@@ -259,6 +265,18 @@ async fn dial_tcp(address: &str) -> Result<TcpStream, ConnectError> {
         }
     }
     Err(ConnectError::Unreachable { address: address.to_owned(), source: last })
+}
+
+/// Under a limit the kernel's receive buffer is set, before the window is negotiated: by itself it grows to megabytes
+/// and takes in as much beyond the limit.
+async fn connect_tcp(address: SocketAddr, limit: Option<&Bucket>) -> io::Result<TcpStream> {
+    let socket = if address.is_ipv4() { TcpSocket::new_v4()? } else { TcpSocket::new_v6()? };
+    if let Some(limit) = limit {
+        let bytes = limit.rate().bytes_per_second() / RECEIVE_BUFFERS_PER_SECOND;
+        let bytes = bytes.clamp(RECEIVE_BUFFER_LEAST_BYTES, RECEIVE_BUFFER_MOST_BYTES);
+        socket.set_recv_buffer_size(u32::try_from(bytes).unwrap_or(u32::MAX))?;
+    }
+    socket.connect(address).await
 }
 
 async fn within<T>(limit: Duration, future: impl Future<Output = io::Result<T>>) -> io::Result<T> {
