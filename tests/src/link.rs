@@ -15,6 +15,8 @@ use std::time::{Duration, Instant};
 
 /// What waits before the line, as time on it.
 const QUEUE: Duration = Duration::from_millis(50);
+/// Between the link and whoever connected.
+const SEND_BUFFER_BYTES: usize = 64 * 1024;
 /// Read at once.
 const CHUNK_BYTES: usize = 32 * 1024;
 
@@ -60,6 +62,8 @@ impl Link {
                     let copies = near.try_clone().and_then(|n| Ok((n, far.try_clone()?)));
                     let Ok((near_too, far_too)) = copies else { return };
                     let _ = near.set_nodelay(true).and_then(|()| far.set_nodelay(true));
+                    // What lies in this buffer has not been delivered.
+                    let _ = rustix::net::sockopt::set_socket_send_buffer_size(&near, SEND_BUFFER_BYTES);
                     pass(near, far, line, up);
                     pass(far_too, near_too, line, down);
                 });

@@ -21,9 +21,8 @@ use crate::listener::ConnectionInfo;
 
 /// Fetch streams of one agent at once.
 const FETCHES_PER_AGENT: usize = 4;
-/// Fetch streams at once: each has one to two MiB in memory, a turn and what HTTP/2 took of
-/// the one before. Others wait
-/// in line, for [`FETCH_WAIT`] at most.
+/// Fetch streams at once: each has one to two MiB in memory, a turn and what HTTP/2 took of the one before. Others
+/// wait in line, for [`FETCH_WAIT`] at most.
 const FETCHES: usize = 96;
 /// Less than an agent waits for its first frame.
 const FETCH_WAIT: Duration = Duration::from_secs(60);
