@@ -115,12 +115,12 @@ fn limited(name: &str, at_origin: &[&str], at_agent: &[&str]) -> (f64, f64) {
     figures
 }
 
-/// `--bwlimit 4M` holds within 10 %, also for what a single second brings (plus the tenth of a second that a bucket
-/// lets through at once, and one frame).
+/// `--bwlimit 4M` holds within 10 % over the transfer. The fullest second may have what a bucket lets through at once
+/// (a tenth of a second), and a frame at the origin, or what the agent's receive buffer takes in at the start.
 fn assert_four_mebibytes((rate, fullest): (f64, f64)) {
     let wanted = 4.0 * 1048576.0;
     assert!((rate / wanted - 1.0).abs() <= 0.1, "{rate} bytes a second in the middle, {wanted} wanted");
-    assert!(fullest <= wanted * 1.1 + 1.5 * 1048576.0, "{fullest} bytes in one second, {wanted} wanted");
+    assert!(fullest <= wanted * 1.1 + 2.5 * 1048576.0, "{fullest} bytes in one second, {wanted} wanted");
 }
 
 #[test]
