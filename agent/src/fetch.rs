@@ -9,18 +9,18 @@
 
 use std::pin::Pin;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::task::{Context, Poll};
 use std::time::Duration;
 
 use bytes::Bytes;
-use prost::Message as _;
 use syncd_proto::v1;
 use syncd_proto::v1::fetch_frame::Frame as FrameKind;
 use syncd_proto::v1::fetch_request::Request;
 use syncd_proto::v1::replication_client::ReplicationClient;
 use syncd_shared::RootHash;
 use syncd_shared::limits::{CONTROL_MESSAGE_MAX_BYTES, FETCH_MESSAGE_MAX_BYTES};
-use syncd_shared::rate::{Bucket, Rate};
+use syncd_shared::rate::Rate;
 use syncd_shared::wire::Frame;
 use tokio::runtime::Handle;
 use tokio::sync::{Mutex, mpsc};
@@ -36,6 +36,8 @@ use crate::source::{Batches, FetchError, Frames, Source};
 
 /// Frames received and not yet taken by staging.
 const FRAMES_AHEAD: usize = 4;
+/// How long the connection stays open for the next transfer. A fleet at rest costs its origin one connection each.
+const LINGER: Duration = Duration::from_secs(30);
 /// An origin that sends nothing for so long is given up; encoding an update takes seconds, not minutes.
 const STALL: Duration = Duration::from_secs(120);
 
@@ -44,7 +46,8 @@ const STALL: Duration = Duration::from_secs(120);
 pub struct OriginSource {
     runtime: Handle,
     link: Arc<Mutex<Link>>,
-    bucket: Option<Arc<Bucket>>,
+    /// Transfers that were ever started.
+    transfers: Arc<AtomicU64>,
     abandoned: CancellationToken,
 }
 
@@ -54,12 +57,13 @@ struct Link {
 }
 
 impl OriginSource {
-    /// Connects when it is first asked. `runtime` drives the connection; the calls of [`Source`] block other threads.
+    /// Connects when it is first asked, and hangs up [`LINGER`] after the last transfer; `limit` holds for what is read
+    /// from the connection. `runtime` drives the connection; the calls of [`Source`] block other threads.
     pub fn new(runtime: Handle, dialer: Dialer, limit: Option<Rate>) -> Self {
         Self {
             runtime,
-            link: Arc::new(Mutex::new(Link { dialer, channel: None })),
-            bucket: limit.map(|rate| Arc::new(Bucket::new(rate))),
+            link: Arc::new(Mutex::new(Link { dialer: dialer.limited(limit), channel: None })),
+            transfers: Arc::default(),
             abandoned: CancellationToken::new(),
         }
     }
@@ -70,8 +74,15 @@ impl OriginSource {
     }
 
     fn start(&self, requests: Requests) -> Result<Frames, FetchError> {
-        let mut transfer =
-            Transfer { source: self.clone(), requests, stream: None, next_item: 0, resumed: false };
+        let lease = Lease::new(self);
+        let mut transfer = Transfer {
+            source: self.clone(),
+            requests,
+            stream: None,
+            next_item: 0,
+            resumed: false,
+            _lease: lease,
+        };
         let (sender, receiver) = mpsc::channel(FRAMES_AHEAD);
         // The first frame is waited for, so that a refusal is the answer to the call.
         let first = self.runtime.block_on(transfer.next());
@@ -180,6 +191,34 @@ struct Transfer {
     stream: Option<Streaming<v1::FetchFrame>>,
     next_item: u64,
     resumed: bool,
+    _lease: Lease,
+}
+
+/// Keeps the connection for as long as its transfer runs, and a little longer.
+struct Lease {
+    source: OriginSource,
+    number: u64,
+}
+
+impl Lease {
+    fn new(source: &OriginSource) -> Self {
+        let number = source.transfers.fetch_add(1, Ordering::Relaxed) + 1;
+        Self { source: source.clone(), number }
+    }
+}
+
+impl Drop for Lease {
+    fn drop(&mut self) {
+        let (link, transfers, number) =
+            (self.source.link.clone(), self.source.transfers.clone(), self.number);
+        self.source.runtime.spawn(async move {
+            tokio::time::sleep(LINGER).await;
+            // A transfer that was started since sees to it; one that still runs keeps its connection.
+            if transfers.load(Ordering::Relaxed) == number {
+                link.lock().await.channel = None;
+            }
+        });
+    }
 }
 
 impl Transfer {
@@ -228,9 +267,6 @@ impl Transfer {
             })?
             .map_err(|status| refused(status, root))?
             .ok_or(FetchError::Disconnected(None))?;
-        if let Some(bucket) = &self.source.bucket {
-            bucket.pass(message.encoded_len()).await;
-        }
         Ok(message)
     }
 
