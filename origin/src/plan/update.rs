@@ -15,6 +15,7 @@ use syncd_shared::wire::{DirectoryPatch, patches_message};
 use syncd_shared::{ObjectHash, RootEntry, RootHash, TreePath};
 
 use super::contents::{Contents, Directories};
+use super::duplicates;
 use super::error::PlanError;
 use super::stored::{ContentFrames, end};
 
@@ -43,7 +44,7 @@ pub(super) fn encode(
         sink(frame)
     };
     encode_directories(&source, (&before, &after), &tree_diff, &mut emit)?;
-    encode_contents(contents, &tree_diff, &mut emit)?;
+    encode_contents(contents, &before, &tree_diff, &mut emit)?;
     emit(end(0, []))
 }
 
@@ -131,11 +132,20 @@ enum Carriage {
     Stored,
 }
 
-fn encode_contents(contents: &dyn Contents, tree_diff: &TreeDiff, emit: Emit<'_>) -> Result<(), PlanError> {
+fn encode_contents(
+    contents: &dyn Contents,
+    before: &RootEntry,
+    tree_diff: &TreeDiff,
+    emit: Emit<'_>,
+) -> Result<(), PlanError> {
     let mut released = tree_diff.released_contents();
     let mut stored = Vec::new();
     for (file, _size) in tree_diff.wanted_contents() {
-        match released.remove(&file).map_or(Carriage::Stored, Carriage::Local) {
+        let local = match released.remove(&file) {
+            None => duplicates::path_in(contents, before, &file)?,
+            released => released,
+        };
+        match local.map_or(Carriage::Stored, Carriage::Local) {
             Carriage::Local(source) => emit(Message::Local(v1::LocalContent {
                 file: Bytes::copy_from_slice(file.as_bytes()),
                 source_path: Bytes::copy_from_slice(source.as_bytes()),

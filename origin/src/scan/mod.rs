@@ -20,6 +20,7 @@ mod file_stat;
 mod listing;
 mod notices;
 mod pending;
+mod places;
 mod pool;
 mod scope;
 mod seen;

@@ -2,6 +2,7 @@
 
 use syncd_shared::{Component, Metadata, ObjectHash, TreePath};
 
+use super::error::ScanError;
 use super::pending::Previous;
 use super::scope::Plan;
 use super::stat_record::StatRecord;
@@ -47,4 +48,13 @@ pub(super) struct Place {
     pub rules: IgnoreRules,
     /// Where it was before one above it was renamed.
     pub source: Option<TreePath>,
+}
+
+/// The path of a name in a directory of the tree.
+pub(super) fn join(directory: &TreePath, name: &Component) -> Result<TreePath, ScanError> {
+    directory.join(name).map_err(|source| ScanError::Name {
+        directory: directory.clone(),
+        name: name.clone(),
+        source,
+    })
 }

@@ -13,6 +13,7 @@ use syncd_shared::{Component, Directory, Entry, Generation, GenerationNumber, Ki
 use crate::store::Store;
 
 mod names;
+mod places;
 
 /// A tree, a store, and what a commit would keep between scans.
 struct Site {

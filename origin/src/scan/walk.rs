@@ -22,8 +22,8 @@ use super::scope::{Plan, Scope};
 use super::seen::Seen;
 use super::stat_record::{Own, ReadFile, StatRecord};
 use super::symlink_target::leaves_tree;
-use super::task::{Known, Place, Task};
-use super::{MtimePolicy, Progress, ScanOptions, SymlinkPolicy};
+use super::task::{Known, Place, Task, join};
+use super::{MtimePolicy, Progress, ScanOptions, SymlinkPolicy, places};
 use crate::ignore_rules::{IgnoreRules, is_own};
 use crate::store::Writer;
 use crate::watch::{Hints, Watch};
@@ -513,7 +513,11 @@ where
         real |= previous.as_ref().is_none_or(|previous| really_differs(&previous.directory, &directory));
         let object = match &previous {
             Some(previous) if *previous.directory == directory => previous.object,
-            _ => self.pass.writer.put_directory(&directory)?,
+            _ => {
+                let before = previous.as_ref().map(|previous| &*previous.directory);
+                places::tell(self.pass.writer, &path, before, &directory)?;
+                self.pass.writer.put_directory(&directory)?
+            }
         };
         if let Some(previous) = &previous {
             self.forget_lost(&path, &previous.directory, &directory)?;
@@ -560,12 +564,4 @@ where
         }
         Ok(())
     }
-}
-
-fn join(directory: &TreePath, name: &Component) -> Result<TreePath, ScanError> {
-    directory.join(name).map_err(|source| ScanError::Name {
-        directory: directory.clone(),
-        name: name.clone(),
-        source,
-    })
 }
