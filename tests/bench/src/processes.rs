@@ -1,17 +1,22 @@
-//! What /proc says of a process.
+//! What /proc says of processes.
 
 use std::fs;
 
 /// Clock ticks a second of /proc/PID/stat; the same on every Linux that a node runs on (USER_HZ).
 const TICKS_PER_SECOND: f64 = 100.0;
 
-/// CPU seconds of a process so far, user and system, all threads; a resolution of 10 ms.
+/// CPU seconds of a process so far, user and system, all threads and all children that ended; steps of 10 ms.
 pub fn cpu_seconds(pid: u32) -> f64 {
     let stat = fs::read_to_string(format!("/proc/{pid}/stat")).expect("read a process's stat");
     // The name in parentheses may hold spaces: count from its end.
     let fields: Vec<&str> = stat.rsplit(')').next().unwrap_or_default().split_whitespace().collect();
     let ticks = |index: usize| fields.get(index).and_then(|f| f.parse::<f64>().ok()).expect("ticks");
-    (ticks(11) + ticks(12)) / TICKS_PER_SECOND
+    (11..15).map(ticks).sum::<f64>() / TICKS_PER_SECOND
+}
+
+/// Whether a process has children.
+pub fn has_children(pid: u32) -> bool {
+    fs::read_to_string(format!("/proc/{pid}/task/{pid}/children")).is_ok_and(|list| !list.trim().is_empty())
 }
 
 /// Peak resident memory of a process, MiB.
