@@ -18,6 +18,8 @@ const LABELS: u32 = 330;
 const LINES_HEIGHT: u32 = 340;
 const OWN: RGBColor = RGBColor(214, 90, 30);
 const PEER: RGBColor = RGBColor(96, 125, 155);
+const OTHERS: [RGBColor; 5] =
+    [PEER, RGBColor(40, 120, 90), RGBColor(130, 90, 160), RGBColor(150, 130, 40), RGBColor(40, 40, 40)];
 
 /// Draws everything that a report has.
 pub fn draw(report: &Report, path: &Path) -> Drawn {
@@ -61,7 +63,7 @@ fn bars(area: &Area<'_>, panel: &Panel) -> Drawn {
         .y_label_area_size(LABELS)
         .x_label_area_size(28)
         .build_cartesian_2d(0.0..end(panel), 0.0..count as f64)?;
-    chart.configure_mesh().disable_y_mesh().disable_y_axis().y_labels(0).draw()?;
+    chart.configure_mesh().disable_y_mesh().disable_y_axis().y_labels(0).max_light_lines(0).draw()?;
     for (place, figure) in panel.figures.iter().enumerate() {
         let Summary { median, least, most } = Summary::of(&figure.samples);
         // The first on top.
@@ -104,7 +106,9 @@ fn lines(area: &Area<'_>, panel: &Panel) -> Drawn {
         .y_label_area_size(70)
         .x_label_area_size(40)
         .build_cartesian_2d((first * 0.9..last * 1.1).log_scale(), 0.0..end(panel))?;
-    chart.configure_mesh().x_desc(panel.axis.unwrap_or_default()).draw()?;
+    let mut mesh = chart.configure_mesh();
+    mesh.max_light_lines(0).y_labels(6).x_label_formatter(&|x| format!("{x:.0}"));
+    mesh.x_desc(panel.axis.unwrap_or_default()).draw()?;
     let mut names: Vec<&str> = Vec::new();
     for figure in &panel.figures {
         if !names.contains(&figure.name.as_str()) {
@@ -112,8 +116,8 @@ fn lines(area: &Area<'_>, panel: &Panel) -> Drawn {
         }
     }
     for (place, name) in names.into_iter().enumerate() {
-        let shade = Palette99::pick(place + 1).to_rgba();
-        let colour = if place == 0 && name.starts_with("syncd") { OWN.to_rgba() } else { shade };
+        let own = place == 0 && name.starts_with("syncd");
+        let colour = if own { OWN } else { OTHERS[place % OTHERS.len()] };
         let points: Vec<(f64, Summary)> = panel
             .figures
             .iter()

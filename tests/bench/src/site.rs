@@ -8,7 +8,8 @@ use std::time::{Duration, Instant};
 use rustix::process::Signal;
 use syncd_tests::corpora::Corpus;
 use syncd_tests::mounts::Mount;
-use syncd_tests::{Agent, Origin, Scene, wait};
+use syncd_tests::process::run_within;
+use syncd_tests::{Agent, Daemon, Origin, Scene, wait};
 
 use crate::peers::sync_all;
 use crate::processes::{cpu_seconds, peak_memory_mib};
@@ -44,6 +45,18 @@ pub struct Site {
     _disk: Mount,
 }
 
+/// What the first seal of a tree took.
+pub struct FirstSeal {
+    /// The generation.
+    pub number: u64,
+    /// From the start of `serve`, which scans at once, to the answer to `commit`: sealed and durable.
+    pub took_s: f64,
+    /// The origin's.
+    pub cpu_s: f64,
+    /// The origin's.
+    pub peak_mib: f64,
+}
+
 /// An agent on a disk of its own.
 pub struct Node {
     /// It.
@@ -67,6 +80,23 @@ impl Site {
         make(&tree);
         let origin = Origin::create_named(&scene, "origin-disk/data", &tree);
         Self { nodes: VecDeque::new(), origin, scene, _disk: disk }
+    }
+
+    /// The first start and the first commit of an origin that does not run; afterwards it does not run either.
+    pub fn first_seal(&mut self) -> FirstSeal {
+        sync_all();
+        let started = Instant::now();
+        let mut serve = Daemon::start(&mut self.origin.serve_command(), self.scene.directory(), "first-seal");
+        // Not by asking it for its status: that waits for the lock of DATA where nobody answers yet.
+        wait::within(PATIENCE, "the origin to serve", || serve.log().contains(" serving ").then_some(()));
+        let mut commit = self.origin.command("commit", &[]);
+        let number =
+            run_within(&mut commit, PATIENCE).expect_success().only_line().parse().expect("a number");
+        let took_s = started.elapsed().as_secs_f64();
+        let pid = serve.pid();
+        let seal = FirstSeal { number, took_s, cpu_s: cpu_seconds(pid), peak_mib: peak_memory_mib(pid) };
+        assert_eq!(serve.stop(), Some(0), "SIGTERM stops the origin:\n{}", serve.log());
+        seal
     }
 
     /// The content tree.
