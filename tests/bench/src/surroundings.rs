@@ -50,9 +50,9 @@ fn missing(bench: &Bench) -> Vec<&'static str> {
     ];
     for (scenario, program, package) in [
         (Scenario::FirstSync, "casync", "casync"),
-        (Scenario::Update, "casync", "casync"),
         (Scenario::OneFile, "lsyncd", "lsyncd"),
         (Scenario::Big, "sqlite3", "sqlite3"),
+        (Scenario::Big, "strace", "strace"),
     ] {
         if wanted.contains(&scenario) {
             programs.push((program, package));

@@ -4,6 +4,7 @@ pub mod casync;
 pub mod copy;
 pub mod lsyncd;
 pub mod rsync;
+pub mod syncthing;
 
 use std::path::Path;
 use std::process::Command;

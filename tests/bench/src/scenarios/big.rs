@@ -5,10 +5,11 @@ use std::fs::{self, File, OpenOptions};
 use std::io::{Read as _, Write as _};
 use std::os::unix::fs::FileExt as _;
 use std::path::Path;
+use std::process::Command;
 
-use syncd_tests::Seeded;
 use syncd_tests::corpora::Corpus;
 use syncd_tests::oracle::assert_same;
+use syncd_tests::{Daemon, Seeded, wait};
 
 use crate::bench::Bench;
 use crate::peers::durable;
@@ -52,40 +53,63 @@ fn kind(bench: &Bench, report: &mut Report, name: &str, make: impl FnOnce(&Path)
     site.origin.start();
     site.origin.commit();
     site.join_all(&["node1"]);
-    let (tree, mut random) = (site.tree(), Seeded::new(7));
+    let (tree, file, mut random) = (site.tree(), site.tree().join("big"), Seeded::new(7));
     let daemon = RsyncDaemon::start(&site.scene, &[("tree", &tree)]);
     for run in 0..=bench.runs() {
         report.begin(run, bench.runs());
         on_fresh_disk(&site.scene, |replica| {
             let copy = replica.join("copy");
             Corpus::copy(&tree, &copy);
-            change(&tree.join("big"), &mut random);
+            change(&file, &mut random);
             // The page cache has the file when syncd comes to it, as it had the whole of it for rsync: both warm.
             daemon.pull(PLAIN, "tree", &copy).report(report, name, "rsync -a");
         });
-        let (read, cpu, wire) =
-            (read_bytes(site.origin.daemon().pid()), site.origin_cpu_seconds(), Wire::now());
+        let (cpu, wire) = (site.origin_cpu_seconds(), Wire::now());
         let (took, _) = site.commit_to_live(1);
         report.sample(&format!("{name}: time"), "s", OWN, took);
         report.sample(&format!("{name}: wire"), "MB", OWN, wire.megabytes());
         let used = site.origin_cpu_seconds() - cpu;
         report.sample(&format!("{name}: CPU"), "s", "syncd-origin", used);
-        let length = fs::metadata(tree.join("big")).map_or(f64::NAN, |m| m.len() as f64);
-        let times = (read_bytes(site.origin.daemon().pid()) - read) / length;
-        report.sample(&format!("{name}: read by the origin"), "x", "syncd-origin, times the file", times);
         assert_same(&tree, &site.nodes[0].agent.live());
         site.rest();
     }
+    change(&file, &mut random);
+    let length = fs::metadata(&file).map_or(f64::NAN, |m| m.len() as f64);
+    let times = bytes_read(&mut site, &file) / length;
+    report.sample(&format!("{name}: read by the origin"), "x", "syncd-origin, times the file", times);
     let memory = format!("{name}: peak memory");
     report.sample(&memory, "MiB", "syncd-origin", site.origin_peak_mib());
     report.sample(&memory, "MiB", "syncd-agent", site.agents_peak_mib());
 }
 
-/// What a process read by system calls, sockets included.
-fn read_bytes(pid: u32) -> f64 {
-    let io = fs::read_to_string(format!("/proc/{pid}/io")).expect("read a process's io");
-    let line = io.lines().find_map(|line| line.strip_prefix("rchar: "));
-    line.and_then(|bytes| bytes.parse().ok()).unwrap_or(f64::NAN)
+/// What the origin reads of the changed file until it is live, as strace sees it: a run of its own, since it is slow.
+fn bytes_read(site: &mut Site, file: &Path) -> f64 {
+    let logs = site.scene.new_directory("strace");
+    let mut strace = Command::new("strace");
+    strace.args([
+        "-f",
+        "-y",
+        "-e",
+        "trace=read,pread64,readv,preadv,preadv2,mmap,sendfile,copy_file_range",
+        "-o",
+    ]);
+    // A log for each thread: in one for all of them a call that is interrupted loses its file's name.
+    strace.arg(logs.join("log")).arg("-p").arg(site.origin.daemon().pid().to_string());
+    let mut strace = Daemon::start(&mut strace, site.scene.directory(), "strace");
+    wait::until("strace to attach", || strace.log().contains("attached").then_some(()));
+    let _ = site.commit_to_live(1);
+    strace.interrupt();
+    let named = format!("<{}>", file.display());
+    let texts = fs::read_dir(logs).expect("list strace's logs").filter_map(Result::ok);
+    let log: String = texts.filter_map(|item| fs::read_to_string(item.path()).ok()).collect();
+    let results = log.lines().filter(|line| line.contains(&named)).filter_map(|line| line.rsplit_once(" = "));
+    results.filter_map(|(call, result)| bytes_of(call, result)).sum()
+}
+
+/// What one call read: its result, or the length of a mapping.
+fn bytes_of(call: &str, result: &str) -> Option<f64> {
+    let mapped = call.split_once("mmap(").and_then(|(_, arguments)| arguments.split(',').nth(1));
+    mapped.unwrap_or(result).trim().parse().ok()
 }
 
 /// Incompressible.
@@ -145,5 +169,31 @@ fn update_rows(path: &Path, random: &mut Seeded) {
 
 fn sqlite(path: &Path, statement: &str) {
     let pragmas = "PRAGMA journal_mode = OFF; PRAGMA synchronous = OFF;";
-    run_tool(std::process::Command::new("sqlite3").arg(path).arg(format!("{pragmas} {statement}")));
+    run_tool(Command::new("sqlite3").arg(path).arg(format!("{pragmas} {statement}")));
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn reads_and_mappings_of_a_file_are_counted() {
+        let read = "7 pread64(12</tree/big>, \"..\", 1048576, 0)";
+        assert_eq!(bytes_of(read, "65536"), Some(65536.0));
+        let mapping = "7 mmap(NULL, 4096, PROT_READ, MAP_SHARED, 12</tree/big>, 0)";
+        assert_eq!(bytes_of(mapping, "0x7f12"), Some(4096.0));
+        assert_eq!(bytes_of(read, "-1 EAGAIN (Resource temporarily unavailable)"), None);
+    }
+
+    #[test]
+    fn an_insertion_moves_the_rest() {
+        let directory = tempfile::tempdir().expect("a directory");
+        let file = directory.path().join("big");
+        text(&file, 1);
+        let before = fs::read(&file).expect("read");
+        insert(&file, &mut Seeded::new(1));
+        let after = fs::read(&file).expect("read");
+        assert_eq!(after[..INSERTED_AT], before[..INSERTED_AT]);
+        assert_eq!(after[INSERTED_AT + INSERTED_BYTES..], before[INSERTED_AT..]);
+    }
 }

@@ -10,7 +10,7 @@ use syncd_tests::oracle::assert_same;
 
 use crate::bench::{Bench, in_turn};
 use crate::peers::rsync::{PLAIN, RsyncDaemon, ZSTD};
-use crate::peers::{casync, copy, durable, sync_all};
+use crate::peers::{casync, copy, durable, sync_all, syncthing};
 use crate::report::Report;
 use crate::site::{Site, on_fresh_disk};
 use crate::wire::Wire;
@@ -42,6 +42,10 @@ fn tree(bench: &Bench, report: &mut Report, name: &str, corpus: &Corpus) {
     let daemon = RsyncDaemon::start(&scene, &[("a", &a)]);
     let store = scene.path("casync");
     casync::make(&a, &store).report(report, name, "casync make (once)");
+    if bench.slow_peers {
+        let cost = on_fresh_disk(&scene, |to| syncthing::first_sync(&scene, &a, to));
+        cost.report(report, name, "syncthing (once), from the start of both");
+    }
     for run in 0..=bench.runs() {
         report.begin(run, bench.runs());
         in_turn(
