@@ -23,6 +23,9 @@ pub struct Bench {
     /// Where JSON and plots go [default: docs/bench, with --quick target/bench].
     #[arg(long, value_name = "DIR")]
     pub out: Option<PathBuf>,
+    /// Trees of `first-sync`, `first-seal` and `no-change`.
+    #[arg(long, value_enum, value_delimiter = ',', default_values_t = [Tree::Docs, Tree::Many])]
+    pub trees: Vec<Tree>,
     /// MiB of each large file of `big`.
     #[arg(long, default_value_t = 1024)]
     pub big_mib: u64,
@@ -59,6 +62,15 @@ pub enum Scenario {
     Growth,
 }
 
+/// What is replicated.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum Tree {
+    /// Documentation of Debian packages: 34,851 files, 616 MB.
+    Docs,
+    /// 200,000 files of at most 4 KB.
+    Many,
+}
+
 impl Bench {
     /// What is to be measured, in order.
     pub fn wanted(&self) -> Vec<Scenario> {
@@ -87,8 +99,36 @@ impl Bench {
         if self.quick { ("many (1k)", corpora::many(1000)) } else { ("many (200k)", corpora::many(200_000)) }
     }
 
+    /// Makes the trees that are wanted, which may need the network.
+    pub fn prepare(&self) {
+        for scenario in self.wanted() {
+            match scenario {
+                Scenario::FirstSync | Scenario::FirstSeal | Scenario::NoChange => drop(self.trees()),
+                Scenario::Update | Scenario::Rename => drop(self.docs()),
+                Scenario::OneFile | Scenario::Sustained => drop((self.many(), corpora::many(1000))),
+                Scenario::FanOut => drop(corpora::wordpress()),
+                Scenario::Growth => drop(corpora::docs_small()),
+                Scenario::Big => {}
+            }
+        }
+    }
+
+    /// The trees that were asked for.
+    pub fn trees(&self) -> Vec<(&'static str, Corpus)> {
+        let tree = |tree: &Tree| match tree {
+            Tree::Docs => self.docs(),
+            Tree::Many => self.many(),
+        };
+        self.trees.iter().map(tree).collect()
+    }
+
     /// An empty report that says which trees these are.
-    pub fn report(&self, scenario: &str, title: &str, corpora: &[(&str, &Corpus)]) -> Report {
+    pub fn report<'a>(
+        &self,
+        scenario: &str,
+        title: &str,
+        corpora: impl IntoIterator<Item = (&'a str, &'a Corpus)>,
+    ) -> Report {
         let mut report = Report::new(scenario, title);
         if self.quick {
             report.note("--quick: small trees; nothing follows from these figures");

@@ -1,6 +1,16 @@
 //! What /proc says of processes.
 
 use std::fs;
+use std::process::{Command, Stdio};
+
+/// Runs a program that must succeed; its standard output. Waits in the kernel: what looks every few milliseconds
+/// whether it is over would add them to what is measured.
+pub fn complete(command: &mut Command) -> String {
+    let output = command.stdin(Stdio::null()).output().unwrap_or_else(|error| panic!("{command:?}: {error}"));
+    let errors = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success(), "{command:?}: {}\n{errors}", output.status);
+    String::from_utf8_lossy(&output.stdout).trim().to_string()
+}
 
 /// Clock ticks a second of /proc/PID/stat; the same on every Linux that a node runs on (USER_HZ).
 const TICKS_PER_SECOND: f64 = 100.0;

@@ -2,17 +2,16 @@
 
 use std::collections::VecDeque;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
+use std::process::Command;
 use std::time::{Duration, Instant};
 
 use rustix::process::Signal;
 use syncd_tests::corpora::Corpus;
 use syncd_tests::mounts::Mount;
-use syncd_tests::process::run_within;
 use syncd_tests::{Agent, Daemon, Origin, Scene, wait};
 
 use crate::peers::sync_all;
-use crate::processes::{cpu_seconds, peak_memory_mib};
+use crate::processes::{complete, cpu_seconds, peak_memory_mib};
 
 /// Longer than anything here takes.
 const PATIENCE: Duration = Duration::from_secs(1800);
@@ -40,9 +39,9 @@ pub struct Site {
     pub nodes: VecDeque<Node>,
     /// The origin.
     pub origin: Origin,
-    /// Logs and disks.
-    pub scene: Scene,
     _disk: Mount,
+    /// Logs and mount points; last, or it would delete what is on the disks.
+    pub scene: Scene,
 }
 
 /// What the first seal of a tree took.
@@ -89,9 +88,7 @@ impl Site {
         let mut serve = Daemon::start(&mut self.origin.serve_command(), self.scene.directory(), "first-seal");
         // Not by asking it for its status: that waits for the lock of DATA where nobody answers yet.
         wait::within(PATIENCE, "the origin to serve", || serve.log().contains(" serving ").then_some(()));
-        let mut commit = self.origin.command("commit", &[]);
-        let number =
-            run_within(&mut commit, PATIENCE).expect_success().only_line().parse().expect("a number");
+        let number = self.commit();
         let took_s = started.elapsed().as_secs_f64();
         let pid = serve.pid();
         let seal = FirstSeal { number, took_s, cpu_s: cpu_seconds(pid), peak_mib: peak_memory_mib(pid) };
@@ -152,14 +149,20 @@ impl Site {
         sync_all();
     }
 
+    /// `commit`: sealed; the number.
+    pub fn commit(&self) -> u64 {
+        number(&complete(&mut self.origin.command("commit", &[])))
+    }
+
+    /// `commit --wait`: live on every node; the number.
+    pub fn commit_live(&self) -> u64 {
+        number(&complete(&mut self.origin.command("commit", &["--wait=600s"])))
+    }
+
     /// Seconds from now, when `commit` starts, until `live` of the first `nodes` is the new generation; its number.
     pub fn commit_to_live(&self, nodes: usize) -> (f64, u64) {
         let started = Instant::now();
-        let mut command = self.origin.command("commit", &[]);
-        let commit = command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::null()).spawn();
-        let output = commit.and_then(std::process::Child::wait_with_output).expect("run commit");
-        let said = String::from_utf8_lossy(&output.stdout).trim().to_string();
-        let number = said.parse().unwrap_or_else(|_| panic!("commit said {said:?}"));
+        let number = self.commit();
         for node in self.nodes.iter().take(nodes) {
             node.wait_live(number);
         }
@@ -215,6 +218,10 @@ impl Node {
     }
 }
 
+fn number(said: &str) -> u64 {
+    said.parse().unwrap_or_else(|_| panic!("commit said {said:?}"))
+}
+
 /// Turns `tree` into `version`, and waits for write-back.
 pub fn deploy(version: &Path, tree: &Path) {
     Corpus::deploy(version, tree);
@@ -223,6 +230,6 @@ pub fn deploy(version: &Path, tree: &Path) {
 
 /// `mv`, then waits for write-back.
 pub fn rename(from: &Path, to: &Path) {
-    crate::peers::run(Command::new("mv").arg("-T").arg(from).arg(to));
+    complete(Command::new("mv").arg("-T").arg(from).arg(to));
     sync_all();
 }

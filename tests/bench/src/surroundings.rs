@@ -25,9 +25,7 @@ pub fn enter(bench: &Bench) -> anyhow::Result<ExitCode> {
         "this needs root, for fresh file systems and a network namespace: sudo -E, or a container"
     );
     install(&missing(bench))?;
-    if !bench.wanted().is_empty() {
-        let _ = (bench.docs(), bench.many());
-    }
+    bench.prepare();
     let _ = binary("syncd-origin");
     let executable = std::env::current_exe().context("find this program")?;
     let mut command = Command::new("unshare");

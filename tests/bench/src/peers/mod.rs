@@ -8,15 +8,11 @@ pub mod syncthing;
 
 use std::path::Path;
 use std::process::Command;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
-use syncd_tests::process::run_within;
-
+use crate::processes::complete;
 use crate::report::Report;
 use crate::wire::Wire;
-
-/// Longer than any peer takes for anything here.
-const LIMIT: Duration = Duration::from_secs(3600);
 
 /// What a peer's work cost.
 #[derive(Debug, Clone, Copy)]
@@ -36,7 +32,7 @@ impl Cost {
         let (wire, started) = (Wire::now(), Instant::now());
         work();
         let wall_s = started.elapsed().as_secs_f64();
-        run(Command::new("sync").arg("-f").arg(destination));
+        complete(Command::new("sync").arg("-f").arg(destination));
         Self { wall_s, durable_s: started.elapsed().as_secs_f64(), wire_mb: wire.megabytes() }
     }
 
@@ -58,10 +54,5 @@ pub fn durable(name: &str) -> String {
 
 /// Nobody's write-back runs inside another's window.
 pub fn sync_all() {
-    run(&mut Command::new("sync"));
-}
-
-/// Runs a program that must succeed.
-pub fn run(command: &mut Command) {
-    run_within(command, LIMIT).expect_success();
+    complete(&mut Command::new("sync"));
 }

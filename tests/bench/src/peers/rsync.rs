@@ -7,8 +7,8 @@ use std::process::Command;
 
 use syncd_tests::{Daemon, Scene, wait};
 
-use super::{Cost, run};
-use crate::processes::{cpu_seconds, has_children};
+use super::Cost;
+use crate::processes::{complete, cpu_seconds, has_children};
 
 /// `rsync -a`.
 pub const PLAIN: &[&str] = &["-a"];
@@ -58,7 +58,9 @@ impl RsyncDaemon {
     pub fn pull(&self, options: &[&str], module: &str, destination: &Path) -> Cost {
         let options = [options, &["--delete"]].concat();
         let mut command = self.command(&options, &format!("{module}/"), &slashed(destination));
-        Cost::of(destination, || run(&mut command))
+        Cost::of(destination, || {
+            complete(&mut command);
+        })
     }
 
     /// The atomic form: a new directory beside the old one, hard links for what is equal, then the symlink `live` is
@@ -71,14 +73,14 @@ impl RsyncDaemon {
             .args(["-c", "ln -s 2 \"$1/live.new\" && mv -T \"$1/live.new\" \"$1/live\"", "sh"])
             .arg(replica);
         Cost::of(replica, || {
-            run(&mut pull);
-            run(&mut switch);
+            complete(&mut pull);
+            complete(&mut switch);
         })
     }
 
     /// A replica at `version` for [`Self::pull_atomic`].
     pub fn prepare_atomic(version: &Path, replica: &Path) {
-        run(Command::new("cp").arg("-a").arg(version).arg(replica.join("1")));
+        complete(Command::new("cp").arg("-a").arg(version).arg(replica.join("1")));
         std::os::unix::fs::symlink("1", replica.join("live")).expect("a live link");
     }
 

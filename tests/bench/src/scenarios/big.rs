@@ -14,7 +14,7 @@ use syncd_tests::{Daemon, Seeded, wait};
 use crate::bench::Bench;
 use crate::peers::durable;
 use crate::peers::rsync::{PLAIN, RsyncDaemon};
-use crate::peers::run as run_tool;
+use crate::processes::complete;
 use crate::report::Report;
 use crate::site::{Site, on_fresh_disk};
 use crate::wire::Wire;
@@ -27,7 +27,7 @@ type Make = fn(&Path, u64);
 type Change = fn(&Path, &mut Seeded);
 
 pub fn measure(bench: &Bench) -> Report {
-    let mut report = bench.report("big", "Large files, each changed a little", &[]);
+    let mut report = bench.report("big", "Large files, each changed a little", []);
     let mebibytes = if bench.quick { 16 } else { bench.big_mib };
     let kinds: [(&str, Make, Change); 3] =
         [("scattered", noise, scatter), ("insertion", text, insert), ("database", database, update_rows)];
@@ -51,7 +51,7 @@ fn kind(bench: &Bench, report: &mut Report, name: &str, make: impl FnOnce(&Path)
         make(&tree.join("big"));
     });
     site.origin.start();
-    site.origin.commit();
+    site.commit();
     site.join_all(&["node1"]);
     let (tree, file, mut random) = (site.tree(), site.tree().join("big"), Seeded::new(7));
     let daemon = RsyncDaemon::start(&site.scene, &[("tree", &tree)]);
@@ -169,7 +169,7 @@ fn update_rows(path: &Path, random: &mut Seeded) {
 
 fn sqlite(path: &Path, statement: &str) {
     let pragmas = "PRAGMA journal_mode = OFF; PRAGMA synchronous = OFF;";
-    run_tool(Command::new("sqlite3").arg(path).arg(format!("{pragmas} {statement}")));
+    complete(Command::new("sqlite3").arg(path).arg(format!("{pragmas} {statement}")));
 }
 
 #[cfg(test)]

@@ -12,6 +12,7 @@ use syncd_tests::oracle::assert_same;
 use crate::bench::Bench;
 use crate::peers::rsync::RsyncDaemon;
 use crate::peers::sync_all;
+use crate::processes::complete;
 use crate::report::Report;
 use crate::site::{Site, deploy, fresh_disk, on_fresh_disk};
 use crate::statistics::{Summary, slope};
@@ -25,7 +26,7 @@ const CPU: &str = "CPU at the source";
 pub fn measure(bench: &Bench) -> Report {
     let corpus = corpora::wordpress();
     let title = "One update to many agents";
-    let mut report = bench.report("fan-out", title, &[("wordpress", &corpus)]);
+    let mut report = bench.report("fan-out", title, [("wordpress", &corpus)]);
     let counts: &[usize] = if bench.quick { &[1, 2, 4] } else { &[1, 2, 4, 8, 16, 32] };
     for run in 0..=bench.runs() {
         report.begin(run, bench.runs());
@@ -55,7 +56,7 @@ fn point(report: &mut Report, panel: &str, unit: &'static str, name: &str, count
 
 fn own(report: &mut Report, corpus: &Corpus, count: usize) {
     let mut site = Site::new("fan-out", &corpus.a());
-    site.origin.commit();
+    site.commit();
     let disk = fresh_disk(&site.scene, "nodes-disk");
     for number in 0..count {
         let name = format!("node{number}");
@@ -65,7 +66,7 @@ fn own(report: &mut Report, corpus: &Corpus, count: usize) {
     site.rest();
     deploy(&corpus.b(), &site.tree());
     let (cpu, wire, started) = (site.origin_cpu_seconds(), Wire::now(), Instant::now());
-    site.origin.commit_live();
+    site.commit_live();
     let took = started.elapsed().as_secs_f64();
     point(report, "commit to live on all", "s", OWN, count, took);
     point(report, CPU, "ms", OWN, count, (site.origin_cpu_seconds() - cpu) * 1e3);
@@ -95,7 +96,7 @@ fn rsync(report: &mut Report, corpus: &Corpus, count: usize) {
             assert!(pull.wait().is_ok_and(|status| status.success()), "an rsync failed");
         }
         point(report, "commit to live on all", "s", RSYNC, count, started.elapsed().as_secs_f64());
-        crate::peers::run(Command::new("sync").arg("-f").arg(disk));
+        complete(Command::new("sync").arg("-f").arg(disk));
         let name = "rsync -a, in place, sync -f";
         point(report, "commit to live on all", "s", name, count, started.elapsed().as_secs_f64());
         point(report, CPU, "ms", RSYNC, count, (daemon.cpu_seconds() - cpu) * 1e3);

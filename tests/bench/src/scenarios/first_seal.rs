@@ -12,11 +12,11 @@ const OWN: &str = "syncd, start of the origin to sealed";
 const COPY: &str = "cp -a";
 
 pub fn measure(bench: &Bench) -> Report {
-    let (docs, many) = (bench.docs(), bench.many());
-    let named = [(docs.0, &docs.1), (many.0, &many.1)];
-    let mut report = bench.report("first-seal", "The origin's first seal of a tree", &named);
+    let trees = bench.trees();
+    let named = trees.iter().map(|(name, corpus)| (*name, corpus));
+    let mut report = bench.report("first-seal", "The origin's first seal of a tree", named);
     let scene = Scene::new("bench-first-seal-peers");
-    for (name, corpus) in named {
+    for (name, corpus) in &trees {
         let time = format!("{name}: time");
         for run in 0..=bench.runs() {
             report.begin(run, bench.runs());

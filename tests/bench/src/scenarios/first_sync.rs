@@ -21,10 +21,10 @@ const AGENT_MEBIBYTES: f64 = 96.0;
 const ORIGIN_MEBIBYTES: f64 = 150.0;
 
 pub fn measure(bench: &Bench) -> Report {
-    let (docs, many) = (bench.docs(), bench.many());
-    let named = [(docs.0, &docs.1), (many.0, &many.1)];
-    let mut report = bench.report("first-sync", "First sync of a sealed tree to an additional node", &named);
-    for (name, corpus) in named {
+    let trees = bench.trees();
+    let named = trees.iter().map(|(name, corpus)| (*name, corpus));
+    let mut report = bench.report("first-sync", "First sync of a sealed tree to an additional node", named);
+    for (name, corpus) in &trees {
         tree(bench, &mut report, name, corpus);
     }
     report
@@ -33,7 +33,7 @@ pub fn measure(bench: &Bench) -> Report {
 fn tree(bench: &Bench, report: &mut Report, name: &str, corpus: &Corpus) {
     let a = corpus.a();
     let mut site = Site::new("first-sync", &a);
-    let number = site.origin.commit();
+    let number = site.commit();
     // A restart, so that the origin's peak is of serving, not of the first scan.
     site.origin.stop();
     site.origin.start();

@@ -20,7 +20,7 @@ const OWN: &str = "syncd, commit --wait, one agent, durable";
 const NOTHING: &str = "syncd, commit of nothing";
 
 pub fn measure(bench: &Bench) -> Report {
-    let mut report = bench.report("growth", "Growth with the size of the tree", &[]);
+    let mut report = bench.report("growth", "Growth with the size of the tree", []);
     let mut sizes: Vec<usize> = if bench.quick { vec![500, 2000] } else { vec![1000, 10_000, 100_000] };
     if bench.million {
         sizes.push(1_000_000);
@@ -70,13 +70,13 @@ fn own(bench: &Bench, report: &mut Report, files: usize) {
     for run in 0..=bench.runs() * 2 {
         report.begin(run, bench.runs() * 2);
         let started = Instant::now();
-        site.origin.commit();
+        site.commit();
         report.point(COMMIT, "ms", AXIS, NOTHING, x, started.elapsed().as_secs_f64() * 1e3);
         let agent = site.nodes[0].agent.daemon().pid();
         let before = (site.origin_cpu_seconds(), crate::processes::cpu_seconds(agent));
         Site::edit(&site.tree().join(page(run, files)), run);
         let started = Instant::now();
-        site.origin.commit_live();
+        site.commit_live();
         report.point(COMMIT, "ms", AXIS, OWN, x, started.elapsed().as_secs_f64() * 1e3);
         site.rest();
         let origin = (site.origin_cpu_seconds() - before.0) * 1e3;

@@ -17,10 +17,10 @@ const COMMITS: usize = 20;
 const IDLE: Duration = Duration::from_secs(10);
 
 pub fn measure(bench: &Bench) -> Report {
-    let (docs, many) = (bench.docs(), bench.many());
-    let named = [(docs.0, &docs.1), (many.0, &many.1)];
-    let mut report = bench.report("no-change", "Nothing changed", &named);
-    for (name, corpus) in named {
+    let trees = bench.trees();
+    let named = trees.iter().map(|(name, corpus)| (*name, corpus));
+    let mut report = bench.report("no-change", "Nothing changed", named);
+    for (name, corpus) in &trees {
         own(&mut report, name, corpus);
         let scene = Scene::new("bench-no-change-peers");
         let a = corpus.a();
@@ -42,15 +42,15 @@ pub fn measure(bench: &Bench) -> Report {
 
 fn own(report: &mut Report, name: &str, corpus: &Corpus) {
     let mut site = Site::new("no-change", &corpus.a());
-    site.origin.commit();
+    site.commit();
     site.join_all(&["node1", "node2"]);
-    site.origin.commit();
+    site.commit();
     let commit = format!("syncd, commit of nothing (n = {COMMITS})");
     // Each commit is a process of its own: what the origin itself spends is counted apart.
     let (before, wire) = (site.origin_cpu_seconds(), Wire::now());
     for _ in 0..COMMITS {
         let started = Instant::now();
-        site.origin.commit();
+        site.commit();
         report.sample(&format!("{name}: time"), "ms", &commit, started.elapsed().as_secs_f64() * 1e3);
     }
     let each = (site.origin_cpu_seconds() - before) * 1e3 / COMMITS as f64;

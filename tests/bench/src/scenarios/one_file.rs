@@ -11,7 +11,8 @@ use syncd_tests::{Scene, wait};
 use crate::bench::Bench;
 use crate::peers::lsyncd::Lsyncd;
 use crate::peers::rsync::{PLAIN, RsyncDaemon};
-use crate::peers::{Cost, run, sync_all};
+use crate::peers::{Cost, sync_all};
+use crate::processes::complete;
 use crate::report::Report;
 use crate::site::{Site, on_fresh_disk};
 use crate::wire::Wire;
@@ -26,7 +27,7 @@ const LSYNCD: &str = "lsyncd, delay 0, one node, write to visible";
 pub fn measure(bench: &Bench) -> Report {
     let (name, many) = bench.many();
     let small = corpora::many(1000);
-    let mut report = bench.report("one-file", "One small file changed", &[(name, &many), (SMALL, &small)]);
+    let mut report = bench.report("one-file", "One small file changed", [(name, &many), (SMALL, &small)]);
     let edits = bench.runs() * EDITS_A_RUN;
     let large_panel = format!("{name}: time");
     let trees = if bench.quick {
@@ -53,13 +54,13 @@ pub fn page(round: usize, files: usize) -> std::path::PathBuf {
 
 fn own(report: &mut Report, name: &str, corpus: &Corpus, files: usize, edits: usize) {
     let mut site = Site::new("one-file", &corpus.a());
-    site.origin.commit();
+    site.commit();
     site.join_all(&["node1", "node2"]);
     for round in 0..=edits {
         report.begin(round, edits);
         Site::edit(&site.tree().join(page(round, files)), round);
         let (cpu, wire, started) = (site.origin_cpu_seconds(), Wire::now(), Instant::now());
-        site.origin.commit_live();
+        site.commit_live();
         report.sample(&format!("{name}: time"), "ms", OWN, started.elapsed().as_secs_f64() * 1e3);
         report.sample(&format!("{name}: wire"), "kB", OWN, wire.megabytes() * 1e3);
         let used = site.origin_cpu_seconds() - cpu;
@@ -90,7 +91,9 @@ fn peers(report: &mut Report, name: &str, corpus: &Corpus, files: usize, edits: 
             Site::edit(&source.join(&page), round);
             let path = format!("source/{}", page.display());
             let mut command = daemon.command(PLAIN, &path, &target.join(&page));
-            let cost = Cost::of(&target, || run(&mut command));
+            let cost = Cost::of(&target, || {
+                complete(&mut command);
+            });
             report.sample(&format!("{name}: time"), "ms", RSYNC, cost.wall_s * 1e3);
             report.sample(
                 &format!("{name}: time"),

@@ -19,13 +19,13 @@ const OWN: &str = "syncd, commit to live";
 
 pub fn measure(bench: &Bench) -> Report {
     let (name, corpus) = bench.docs();
-    let mut report = bench.report("rename", "A top directory gets another name", &[(name, &corpus)]);
+    let mut report = bench.report("rename", "A top directory gets another name", [(name, &corpus)]);
     let scene = Scene::new("bench-rename-peers");
     let (a, top) = (corpus.a(), largest(&corpus.a()));
     report.note(format!("{name}: {} becomes {}", top.display(), new_name(&top).display()));
     let (time, wire) = (format!("{name}: time"), format!("{name}: wire"));
     let mut site = Site::new("rename", &a);
-    site.origin.commit();
+    site.commit();
     site.join_all(&["node1"]);
     // There, back, and so on: every run is a rename.
     for run in 0..=bench.runs() {

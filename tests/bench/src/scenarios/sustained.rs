@@ -14,13 +14,13 @@ use crate::site::Site;
 
 pub fn measure(bench: &Bench) -> Report {
     let (name, many) = bench.many();
-    let mut report = bench.report("sustained", "One changed file a commit, sustained", &[(name, &many)]);
+    let mut report = bench.report("sustained", "One changed file a commit, sustained", [(name, &many)]);
     let files = if bench.quick { 1000 } else { 200_000 };
     let seconds = if bench.quick { 5 } else { 30 };
     for rate in [1, 10] {
         eprintln!("sustained: {rate} commits a second for {seconds} s");
         let mut site = Site::new("sustained", &many.a());
-        site.origin.commit();
+        site.commit();
         site.join_all(&["node1", "node2"]);
         at_rate(&mut report, &mut site, files, rate, seconds * rate);
     }
@@ -39,7 +39,7 @@ fn at_rate(report: &mut Report, site: &mut Site, files: usize, rate: usize, comm
         thread::sleep(due.saturating_sub(started.elapsed()));
         Site::edit(&site.tree().join(page(round, files)), round);
         let asked = Instant::now();
-        site.origin.commit_live();
+        site.commit_live();
         report.sample(
             "commit --wait to live on two agents",
             "ms",

@@ -21,7 +21,7 @@ const ATOMIC: &str = "rsync -az --link-dest, swap (atomic)";
 
 pub fn measure(bench: &Bench) -> Report {
     let (name, corpus) = bench.docs();
-    let mut report = bench.report("update", "docs a -> b", &[(name, &corpus)]);
+    let mut report = bench.report("update", "docs a -> b", [(name, &corpus)]);
     let scene = Scene::new("bench-update-peers");
     let (a, b) = (corpus.a(), corpus.b());
     let daemon = RsyncDaemon::start(&scene, &[("b", &b)]);
@@ -61,7 +61,7 @@ pub fn measure(bench: &Bench) -> Report {
 fn own(report: &mut Report, name: &str, corpus: &Corpus, run: usize) {
     let [time, wire, cpu] = ["time", "wire", "CPU"].map(|what| format!("{name}: {what}"));
     let mut site = Site::new("update", &corpus.a());
-    site.origin.commit();
+    site.commit();
     site.join_all(&["first", "additional"]);
     deploy(&corpus.b(), &site.tree());
     // Stands still, connected, at a: what is measured later is from the announcement, not from a start.
