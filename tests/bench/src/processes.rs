@@ -1,6 +1,7 @@
 //! What /proc says of processes.
 
 use std::fs;
+use std::ops::Range;
 use std::process::{Command, Stdio};
 
 /// Runs a program that must succeed; its standard output. Waits in the kernel: what looks every few milliseconds
@@ -17,11 +18,20 @@ const TICKS_PER_SECOND: f64 = 100.0;
 
 /// CPU seconds of a process so far, user and system, all threads and all children that ended; steps of 10 ms.
 pub fn cpu_seconds(pid: u32) -> f64 {
+    stat_seconds(pid, 11..15)
+}
+
+/// CPU seconds so far of the programs that this process started and that have ended.
+pub fn ended_children_cpu_seconds() -> f64 {
+    stat_seconds(std::process::id(), 13..15)
+}
+
+fn stat_seconds(pid: u32, fields_from_state: Range<usize>) -> f64 {
     let stat = fs::read_to_string(format!("/proc/{pid}/stat")).expect("read a process's stat");
     // The name in parentheses may hold spaces: count from its end.
     let fields: Vec<&str> = stat.rsplit(')').next().unwrap_or_default().split_whitespace().collect();
     let ticks = |index: usize| fields.get(index).and_then(|f| f.parse::<f64>().ok()).expect("ticks");
-    (11..15).map(ticks).sum::<f64>() / TICKS_PER_SECOND
+    fields_from_state.map(ticks).sum::<f64>() / TICKS_PER_SECOND
 }
 
 /// Whether a process has children.
@@ -48,6 +58,13 @@ fn kibibytes(text: &str, key: &str) -> f64 {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_a_program_used_is_known_when_it_has_ended() {
+        let before = ended_children_cpu_seconds();
+        complete(Command::new("sh").args(["-c", "i=0; while [ $i -lt 200000 ]; do i=$((i + 1)); done"]));
+        assert!(ended_children_cpu_seconds() > before);
+    }
 
     #[test]
     fn this_process_has_figures() {

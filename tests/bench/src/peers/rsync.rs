@@ -58,7 +58,7 @@ impl RsyncDaemon {
     pub fn pull(&self, options: &[&str], module: &str, destination: &Path) -> Cost {
         let options = [options, &["--delete"]].concat();
         let mut command = self.command(&options, &format!("{module}/"), &slashed(destination));
-        Cost::of(destination, || {
+        self.cost(destination, || {
             complete(&mut command);
         })
     }
@@ -72,10 +72,18 @@ impl RsyncDaemon {
         switch
             .args(["-c", "ln -s 2 \"$1/live.new\" && mv -T \"$1/live.new\" \"$1/live\"", "sh"])
             .arg(replica);
-        Cost::of(replica, || {
+        self.cost(replica, || {
             complete(&mut pull);
             complete(&mut switch);
         })
+    }
+
+    /// With what the daemon's side used.
+    fn cost(&self, destination: &Path, work: impl FnOnce()) -> Cost {
+        let before = self.cpu_seconds();
+        let mut cost = Cost::of(destination, work);
+        cost.cpu_s += self.cpu_seconds() - before;
+        cost
     }
 
     /// A replica at `version` for [`Self::pull_atomic`].

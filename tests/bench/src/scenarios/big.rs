@@ -86,13 +86,7 @@ fn kind(bench: &Bench, report: &mut Report, name: &str, make: impl FnOnce(&Path)
 fn bytes_read(site: &mut Site, file: &Path) -> f64 {
     let logs = site.scene.new_directory("strace");
     let mut strace = Command::new("strace");
-    strace.args([
-        "-f",
-        "-y",
-        "-e",
-        "trace=read,pread64,readv,preadv,preadv2,mmap,sendfile,copy_file_range",
-        "-o",
-    ]);
+    strace.args(["-ff", "-y", "-s", "0", "-e", "trace=read,pread64,readv,preadv,preadv2,mmap", "-o"]);
     // A log for each thread: in one for all of them a call that is interrupted loses its file's name.
     strace.arg(logs.join("log")).arg("-p").arg(site.origin.daemon().pid().to_string());
     let mut strace = Daemon::start(&mut strace, site.scene.directory(), "strace");

@@ -35,6 +35,7 @@ pub fn measure(bench: &Bench) -> Report {
         let beside = format!("first seal of {name}, times cp -a followed by sync -f");
         report.target_ratio(&beside, 1.0, &time, OWN, &durable(COPY));
         report.ratio(&time, OWN, COPY);
+        report.ratio(&format!("{name}: CPU"), OWN, COPY);
         let memory = format!("{name}: peak memory");
         let peak = report.median(&memory, "syncd-origin");
         report.target(&format!("peak memory of the origin, {name}"), "MiB", 150.0, peak);
@@ -46,7 +47,7 @@ fn own(report: &mut Report, name: &str, corpus: &Corpus) {
     let mut site = Site::stopped("first-seal", |tree| Corpus::copy(&corpus.a(), tree));
     let seal = site.first_seal();
     report.sample(&format!("{name}: time"), "s", OWN, seal.took_s);
-    report.sample(&format!("{name}: CPU"), "s", "syncd-origin", seal.cpu_s);
+    report.sample(&format!("{name}: CPU"), "s", OWN, seal.cpu_s);
     let data = syncd_tests::process::tool("du", ["-sm".as_ref(), site.origin.data.as_os_str()]).stdout;
     let stored = data.split_whitespace().next().and_then(|n| n.parse().ok()).unwrap_or(f64::NAN);
     report.sample(&format!("{name}: store"), "MiB", "syncd-origin, on disk", stored);

@@ -89,6 +89,7 @@ fn tree(bench: &Bench, report: &mut Report, name: &str, corpus: &Corpus) {
     report.target_ratio(&beside, TIMES_RSYNC, &time, OWN, &durable("rsync -a"));
     report.ratio(&time, OWN, "rsync -a");
     report.ratio(&time, OWN, &durable("rsync -az, zstd"));
+    report.ratio(&panel(name, "CPU"), OWN, "rsync -a");
     let beside = format!("wire of {name}, times rsync -az");
     report.target_ratio(&beside, 1.0, &wire, OWN, "rsync -az, zstd");
     let agent_peak = report.median(&memory, "syncd-agent");
@@ -112,11 +113,11 @@ fn own(site: &mut Site, report: &mut Report, name: &str, run: usize, number: u64
     report.sample(&panel(name, "wire"), "MB", OWN, wire.megabytes());
     report.sample(&panel(name, "peak memory"), "MiB", "syncd-agent", node.peak_mib());
     let agent_cpu = crate::processes::cpu_seconds(node.agent.daemon().pid());
-    report.sample(&panel(name, "CPU"), "s", "syncd-agent", agent_cpu);
     if run == 0 {
         assert_same(&tree, &node.agent.live());
     }
     site.nodes.clear();
     let origin_cpu = site.origin_cpu_seconds() - cpu;
-    report.sample(&panel(name, "CPU"), "s", "syncd-origin", origin_cpu);
+    report.sample(&panel(name, "CPU"), "s", OWN, agent_cpu + origin_cpu);
+    report.sample(&panel(name, "CPU"), "s", "syncd-origin of it", origin_cpu);
 }

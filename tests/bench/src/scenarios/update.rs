@@ -11,6 +11,7 @@ use syncd_tests::oracle::assert_same;
 use crate::bench::{Bench, in_turn};
 use crate::peers::rsync::{PLAIN, RsyncDaemon, ZSTD};
 use crate::peers::{durable, sync_all};
+use crate::processes::cpu_seconds;
 use crate::report::Report;
 use crate::site::{Site, deploy, on_fresh_disk};
 use crate::wire::Wire;
@@ -53,6 +54,9 @@ pub fn measure(bench: &Bench) -> Report {
     report.ratio(&time, ADDITIONAL, ATOMIC);
     report.ratio(&time, FIRST, ATOMIC);
     report.ratio(&time, ADDITIONAL, "rsync -az, in place");
+    for own in [ADDITIONAL, FIRST] {
+        report.ratio(&format!("{name}: CPU"), own, ATOMIC);
+    }
     let peak = report.median(&format!("{name}: peak memory"), "syncd-agent, both");
     report.target("peak memory of an agent, first sync included", "MiB", 96.0, peak);
     report
@@ -66,12 +70,15 @@ fn own(report: &mut Report, name: &str, corpus: &Corpus, run: usize) {
     deploy(&corpus.b(), &site.tree());
     // Stands still, connected, at a: what is measured later is from the announcement, not from a start.
     site.nodes[1].freeze();
+    let agents: Vec<f64> = site.nodes.iter_mut().map(|node| cpu_seconds(node.agent.daemon().pid())).collect();
     let (before, counted) = (site.origin_cpu_seconds(), Wire::now());
     let (took, number) = site.commit_to_live(1);
     report.sample(&time, "s", FIRST, took);
     report.sample(&wire, "MB", FIRST, counted.megabytes());
     let used = site.origin_cpu_seconds() - before;
     report.sample(&cpu, "s", "syncd-origin, commit and first node", used);
+    let agent = cpu_seconds(site.nodes[0].agent.daemon().pid()) - agents[0];
+    report.sample(&cpu, "s", FIRST, used + agent);
     let first_peak = site.nodes[0].peak_mib();
     site.nodes[0].agent.kill9();
     sync_all();
@@ -82,6 +89,8 @@ fn own(report: &mut Report, name: &str, corpus: &Corpus, run: usize) {
     report.sample(&wire, "MB", ADDITIONAL, counted.megabytes());
     let used = site.origin_cpu_seconds() - before;
     report.sample(&cpu, "s", "syncd-origin, additional node", used);
+    let agent = cpu_seconds(site.nodes[1].agent.daemon().pid()) - agents[1];
+    report.sample(&cpu, "s", ADDITIONAL, used + agent);
     let memory = format!("{name}: peak memory");
     report.sample(&memory, "MiB", "syncd-agent, both", first_peak.max(site.nodes[1].peak_mib()));
     report.sample(&memory, "MiB", "syncd-origin", site.origin_peak_mib());
