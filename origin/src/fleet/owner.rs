@@ -334,7 +334,8 @@ impl Owner {
                 view.progress = None;
                 view.error = None;
                 view.needs_operator = false;
-                view.spare_misses = view.spare_misses.saturating_add(spare_misses);
+                // Counted by the agent since it started, not since its last report.
+                view.spare_misses = spare_misses;
             }
             Report::Failed { reason, needs_operator } => {
                 view.state = AgentState::Failed;
