@@ -1,6 +1,9 @@
 //! How the agent reaches its origin: an address, and the certificate that is current.
 
-use syncd_shared::identity::{ClientTls, ConnectError, connect};
+use std::sync::Arc;
+
+use syncd_shared::identity::{ClientTls, ConnectError, connect_limited};
+use syncd_shared::rate::{Bucket, Rate};
 use tokio::sync::watch;
 use tonic::transport::Channel;
 
@@ -10,12 +13,18 @@ use tonic::transport::Channel;
 pub struct Dialer {
     address: String,
     tls: watch::Receiver<ClientTls>,
+    limit: Option<Arc<Bucket>>,
 }
 
 impl Dialer {
     /// To the origin at `address` (HOST:PORT), with the newest certificate that `tls` holds.
     pub fn new(address: String, tls: watch::Receiver<ClientTls>) -> Self {
-        Self { address, tls }
+        Self { address, tls, limit: None }
+    }
+
+    /// Reads from connections no faster than this bucket allows, all clones together.
+    pub fn limited(self, limit: Option<Rate>) -> Self {
+        Self { limit: limit.map(|rate| Arc::new(Bucket::new(rate))), ..self }
     }
 
     /// HOST:PORT.
@@ -38,6 +47,6 @@ impl Dialer {
     /// Connects. Cancel safe.
     pub async fn dial(&mut self) -> Result<Channel, ConnectError> {
         let tls = self.tls.borrow_and_update().clone();
-        connect(&self.address, tls).await
+        connect_limited(&self.address, tls, self.limit.clone()).await
     }
 }

@@ -218,6 +218,21 @@ impl Dir {
             .map_err(|e| self.failed("create", name, e))
     }
 
+    /// Creates a file that must not be there yet, in a tree that nobody else enters. Its mode is what the umask leaves of
+    /// `mode`.
+    pub fn create_file_with(&self, name: &[u8], mode: u32) -> Result<File, DiskError> {
+        let flags = OFlags::RDWR | OFlags::CREATE | OFlags::EXCL;
+        fault::point()
+            .and_then(|()| self.open_at(name, flags, Mode::from_raw_mode(mode & 0o777)))
+            .map(File::from)
+            .map_err(|e| self.failed("create", name, e))
+    }
+
+    /// The error of something that was done to the open file `name`.
+    pub fn failed_at(&self, doing: &'static str, name: &[u8], source: io::Error) -> DiskError {
+        DiskError { doing, path: self.at(name), source }
+    }
+
     /// Creates a directory; mode 0700 or as asked for, whatever the umask.
     pub fn create_dir(&self, name: &[u8], mode: u32) -> Result<Self, DiskError> {
         fault::point()
@@ -419,10 +434,16 @@ fn set_metadata_of(fd: BorrowedFd<'_>, metadata: &Metadata, owners: Owners) -> R
     rustix::fs::futimens(fd, &times(metadata.mtime))
 }
 
-/// Gives an open file that has not been in a live tree its metadata. Its inode number.
+/// Gives an open file that has not been in a live tree its metadata, as far as it has not got it. Its inode number.
 pub fn dress(file: &File, metadata: &Metadata, owners: Owners) -> io::Result<u64> {
-    set_metadata_of(file.as_fd(), metadata, owners)?;
-    Ok(rustix::fs::fstat(file)?.st_ino)
+    fault::point()?;
+    let stat = Stat::from_kernel(&rustix::fs::fstat(file)?);
+    if !owners.agree(&stat, metadata) {
+        set_metadata_of(file.as_fd(), metadata, owners)?;
+    } else if stat.mtime != metadata.mtime {
+        rustix::fs::futimens(file, &times(metadata.mtime))?;
+    }
+    Ok(stat.inode)
 }
 
 /// What an open file is.

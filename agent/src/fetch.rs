@@ -7,22 +7,25 @@
 //! An update that breaks off is resumed once from the item that is due; any progress earns another attempt. The
 //! general path is not resumed here: staging asks again for what it still lacks.
 
+use std::pin::Pin;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::task::{Context, Poll};
 use std::time::Duration;
 
 use bytes::Bytes;
-use prost::Message as _;
 use syncd_proto::v1;
 use syncd_proto::v1::fetch_frame::Frame as FrameKind;
 use syncd_proto::v1::fetch_request::Request;
 use syncd_proto::v1::replication_client::ReplicationClient;
 use syncd_shared::RootHash;
 use syncd_shared::limits::{CONTROL_MESSAGE_MAX_BYTES, FETCH_MESSAGE_MAX_BYTES};
-use syncd_shared::rate::{Bucket, Rate};
-use syncd_shared::wire::{Frame, ObjectsBatch};
+use syncd_shared::rate::Rate;
+use syncd_shared::wire::Frame;
 use tokio::runtime::Handle;
 use tokio::sync::{Mutex, mpsc};
 use tokio::task::AbortHandle;
+use tokio_stream::Stream;
 use tokio_util::sync::CancellationToken;
 use tonic::transport::Channel;
 use tonic::{Code, Status, Streaming};
@@ -30,10 +33,12 @@ use tonic::{Code, Status, Streaming};
 use crate::dialer::Dialer;
 use crate::reason;
 use crate::session::machine::FEATURES;
-use crate::source::{FetchError, Frames, Source};
+use crate::source::{Batches, FetchError, Frames, Source};
 
 /// Frames received and not yet taken by staging.
 const FRAMES_AHEAD: usize = 4;
+/// How long the connection stays open for the next transfer. A fleet at rest costs its origin one connection each.
+const LINGER: Duration = Duration::from_secs(30);
 /// An origin that sends nothing for so long is given up; encoding an update takes seconds, not minutes.
 const STALL: Duration = Duration::from_secs(120);
 
@@ -42,7 +47,8 @@ const STALL: Duration = Duration::from_secs(120);
 pub struct OriginSource {
     runtime: Handle,
     link: Arc<Mutex<Link>>,
-    bucket: Option<Arc<Bucket>>,
+    /// Transfers that were ever started.
+    transfers: Arc<AtomicU64>,
     abandoned: CancellationToken,
 }
 
@@ -52,12 +58,13 @@ struct Link {
 }
 
 impl OriginSource {
-    /// Connects when it is first asked. `runtime` drives the connection; the calls of [`Source`] block other threads.
+    /// Connects when it is first asked, and hangs up [`LINGER`] after the last transfer; `limit` holds for what is read
+    /// from the connection. `runtime` drives the connection; the calls of [`Source`] block other threads.
     pub fn new(runtime: Handle, dialer: Dialer, limit: Option<Rate>) -> Self {
         Self {
             runtime,
-            link: Arc::new(Mutex::new(Link { dialer, channel: None })),
-            bucket: limit.map(|rate| Arc::new(Bucket::new(rate))),
+            link: Arc::new(Mutex::new(Link { dialer: dialer.limited(limit), channel: None })),
+            transfers: Arc::default(),
             abandoned: CancellationToken::new(),
         }
     }
@@ -68,8 +75,15 @@ impl OriginSource {
     }
 
     fn start(&self, requests: Requests) -> Result<Frames, FetchError> {
-        let mut transfer =
-            Transfer { source: self.clone(), requests, stream: None, next_item: 0, resumed: false };
+        let lease = Lease::new(self);
+        let mut transfer = Transfer {
+            source: self.clone(),
+            requests,
+            stream: None,
+            next_item: 0,
+            resumed: false,
+            _lease: lease,
+        };
         let (sender, receiver) = mpsc::channel(FRAMES_AHEAD);
         // The first frame is waited for, so that a refusal is the answer to the call.
         let first = self.runtime.block_on(transfer.next());
@@ -105,23 +119,51 @@ impl Source for OriginSource {
         self.start(Requests::Update { from, to })
     }
 
-    fn objects(&mut self, root: RootHash, batches: Vec<ObjectsBatch>) -> Result<Frames, FetchError> {
-        if batches.is_empty() {
-            return Ok(Box::new(std::iter::empty()));
-        }
-        let due = batches.len();
-        self.start(Requests::Objects { root, batches, due })
+    fn objects(&mut self, root: RootHash, batches: Batches) -> Result<Frames, FetchError> {
+        self.start(Requests::Objects { root, batches: Some(batches) })
     }
 }
 
-/// What was asked, and what of it is still to be answered.
+/// Requests on their way to the origin.
+enum Messages {
+    Update(Option<v1::FetchRequest>),
+    Objects { root: RootHash, batches: Option<Batches> },
+}
+
+impl Stream for Messages {
+    type Item = v1::FetchRequest;
+
+    fn poll_next(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Option<v1::FetchRequest>> {
+        match self.get_mut() {
+            Self::Update(message) => Poll::Ready(message.take()),
+            Self::Objects { batches: None, .. } => Poll::Ready(None),
+            Self::Objects { root, batches: Some(batches) } => batches.poll_recv(context).map(|batch| {
+                let batch = batch?.to_message(*root);
+                Some(v1::FetchRequest { request: Some(Request::Objects(batch)) })
+            }),
+        }
+    }
+}
+
+/// What was asked.
 enum Requests {
-    Update { from: RootHash, to: RootHash },
-    Objects { root: RootHash, batches: Vec<ObjectsBatch>, due: usize },
+    Update {
+        from: RootHash,
+        to: RootHash,
+    },
+    /// `None` once they were handed to a stream.
+    Objects {
+        root: RootHash,
+        batches: Option<Batches>,
+    },
+    /// An update that has come to its end.
+    Answered {
+        root: RootHash,
+    },
 }
 
 impl Requests {
-    fn messages(&mut self, first_item: u64) -> Vec<v1::FetchRequest> {
+    fn messages(&mut self, first_item: u64) -> Messages {
         match self {
             Self::Update { from, to } => {
                 let update = v1::UpdateRequest {
@@ -130,19 +172,17 @@ impl Requests {
                     first_item,
                     features: FEATURES.iter().map(|f| (*f).to_owned()).collect(),
                 };
-                vec![v1::FetchRequest { request: Some(Request::Update(update)) }]
+                Messages::Update(Some(v1::FetchRequest { request: Some(Request::Update(update)) }))
             }
-            Self::Objects { root, batches, .. } => std::mem::take(batches)
-                .iter()
-                .map(|batch| v1::FetchRequest { request: Some(Request::Objects(batch.to_message(*root))) })
-                .collect(),
+            Self::Objects { root, batches } => Messages::Objects { root: *root, batches: batches.take() },
+            Self::Answered { .. } => Messages::Update(None),
         }
     }
 
     fn root(&self) -> RootHash {
         match self {
             Self::Update { from, .. } => *from,
-            Self::Objects { root, .. } => *root,
+            Self::Objects { root, .. } | Self::Answered { root } => *root,
         }
     }
 }
@@ -153,12 +193,40 @@ struct Transfer {
     stream: Option<Streaming<v1::FetchFrame>>,
     next_item: u64,
     resumed: bool,
+    _lease: Lease,
+}
+
+/// Keeps the connection for as long as its transfer runs, and a little longer.
+struct Lease {
+    source: OriginSource,
+    number: u64,
+}
+
+impl Lease {
+    fn new(source: &OriginSource) -> Self {
+        let number = source.transfers.fetch_add(1, Ordering::Relaxed) + 1;
+        Self { source: source.clone(), number }
+    }
+}
+
+impl Drop for Lease {
+    fn drop(&mut self) {
+        let (link, transfers, number) =
+            (self.source.link.clone(), self.source.transfers.clone(), self.number);
+        self.source.runtime.spawn(async move {
+            tokio::time::sleep(LINGER).await;
+            // A transfer that was started since sees to it; one that still runs keeps its connection.
+            if transfers.load(Ordering::Relaxed) == number {
+                link.lock().await.channel = None;
+            }
+        });
+    }
 }
 
 impl Transfer {
-    /// The next frame in order; `None` when every request is answered. Not cancel safe.
+    /// The next frame in order; `None` when an update has come to its end. Not cancel safe.
     async fn next(&mut self) -> Option<Result<v1::FetchFrame, FetchError>> {
-        if matches!(self.requests, Requests::Objects { due: 0, .. }) {
+        if matches!(self.requests, Requests::Answered { .. }) {
             return None;
         }
         loop {
@@ -201,16 +269,13 @@ impl Transfer {
             })?
             .map_err(|status| refused(status, root))?
             .ok_or(FetchError::Disconnected(None))?;
-        if let Some(bucket) = &self.source.bucket {
-            bucket.pass(message.encoded_len()).await;
-        }
         Ok(message)
     }
 
     async fn open(&mut self) -> Result<Streaming<v1::FetchFrame>, FetchError> {
         let channel = self.source.channel().await?;
         let root = self.requests.root();
-        let requests = tokio_stream::iter(self.requests.messages(self.next_item));
+        let requests = self.requests.messages(self.next_item);
         let mut client = ReplicationClient::new(channel)
             .max_decoding_message_size(FETCH_MESSAGE_MAX_BYTES)
             .max_encoding_message_size(CONTROL_MESSAGE_MAX_BYTES);
@@ -226,12 +291,9 @@ impl Transfer {
         self.next_item += 1;
         self.resumed = false;
         if matches!(frame.frame, Some(FrameKind::End(_))) {
-            match &mut self.requests {
-                Requests::Objects { due, .. } => *due -= 1,
-                // An update is one answer: become a list of objects that is complete.
-                Requests::Update { to, .. } => {
-                    self.requests = Requests::Objects { root: *to, batches: Vec::new(), due: 0 };
-                }
+            // An update is one answer; of objects the receiver knows how many it asked for.
+            if let Requests::Update { to, .. } = self.requests {
+                self.requests = Requests::Answered { root: to };
             }
             self.next_item = 0;
         }

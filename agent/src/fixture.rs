@@ -4,14 +4,14 @@ use std::collections::{HashMap, HashSet};
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
+use std::sync::{Arc, Mutex};
 
 use ed25519_dalek::SigningKey;
 use syncd_shared::delta::{Basis, BasisFile, ContentTag, DeltaCopy, DeltaFrame, DeltaPiece, Encoded};
 use syncd_shared::diff::{Change, DirectorySource, TreeDiff, diff};
 use syncd_shared::directory::MODE_MASK;
-use syncd_shared::wire::{DirectoryPatch, Frame, ObjectsBatch, Piece, StoredFrame};
+use syncd_shared::wire::{DirectoryPatch, Frame, Piece, StoredFrame};
 use syncd_shared::{
     Component, ContentHash, Directory, Entry, Generation, GenerationNumber, Kind, Metadata, ObjectHash,
     RootEntry, RootHash, SignedGeneration, Timestamp, TreeId, TreePath,
@@ -19,21 +19,21 @@ use syncd_shared::{
 
 use crate::activate::Activated;
 use crate::replica::{Replica, ReplicaOptions};
-use crate::source::{FetchError, Frames, Source};
+use crate::source::{Batches, FetchError, Frames, Source};
 use crate::stage::StageError;
 
 /// Pieces are cut so small that files of a few hundred KiB have several.
 const PIECE_BYTES: usize = 64 * 1024;
 
 /// Keeps everything that was ever sealed.
-#[derive(Default)]
+#[derive(Default, Clone)]
 pub(crate) struct Origin {
     directories: HashMap<ObjectHash, Arc<Directory>>,
     contents: HashMap<ContentHash, Vec<u8>>,
     roots: HashMap<RootHash, RootEntry>,
     sealed: Vec<SignedGeneration>,
     /// Contents that were sent, in order.
-    pub sent: Vec<ContentHash>,
+    pub sent: Sent,
     /// Updates are refused: the general path is taken.
     pub forgetful: bool,
     /// The connection breaks after this many content frames.
@@ -46,6 +46,20 @@ pub(crate) struct Origin {
     pub deltas: bool,
     /// Deltas are made against other bytes than the tree had.
     pub lies: bool,
+}
+
+/// Shared with answers that are being given.
+#[derive(Default, Clone)]
+pub(crate) struct Sent(Arc<Mutex<Vec<ContentHash>>>);
+
+impl Sent {
+    pub fn len(&self) -> usize {
+        self.0.lock().unwrap().len()
+    }
+
+    pub fn clear(&self) {
+        self.0.lock().unwrap().clear();
+    }
 }
 
 #[derive(Debug, thiserror::Error)]
@@ -129,7 +143,7 @@ impl Origin {
         self.sealed.last().unwrap()
     }
 
-    fn content_frames(&mut self, contents: &[ContentHash]) -> Vec<Result<Frame, FetchError>> {
+    fn content_frames(&self, contents: &[ContentHash]) -> Vec<Result<Frame, FetchError>> {
         let mut frames = Vec::new();
         let (mut bytes, mut pieces) = (Vec::new(), Vec::new());
         let mut flush = |bytes: &mut Vec<u8>, pieces: &mut Vec<Piece>| {
@@ -144,7 +158,7 @@ impl Origin {
             }
         };
         for content in contents {
-            self.sent.push(*content);
+            self.sent.0.lock().unwrap().push(*content);
             let all = &self.contents[content];
             for (i, piece) in all.chunks(PIECE_BYTES).enumerate() {
                 pieces.push(Piece {
@@ -270,20 +284,26 @@ impl Source for Origin {
         Ok(Box::new(frames.into_iter()))
     }
 
-    fn objects(&mut self, _: RootHash, batches: Vec<ObjectsBatch>) -> Result<Frames, FetchError> {
-        let mut frames = Vec::new();
-        for (request, batch) in (0..).zip(batches) {
+    fn objects(&mut self, _: RootHash, mut batches: Batches) -> Result<Frames, FetchError> {
+        let origin = self.clone();
+        let mut request = 0;
+        // Each batch is looked at when the answers before it were taken, as on the wire.
+        let answers = std::iter::from_fn(move || {
+            let batch = batches.blocking_recv()?;
+            let mut frames = Vec::new();
             let mut directories = Vec::new();
             for object in &batch.directories {
-                self.below(*object, batch.recursive, &mut directories);
+                origin.below(*object, batch.recursive, &mut directories);
             }
             if !directories.is_empty() {
                 frames.push(Ok(Frame::Directories(directories)));
             }
-            frames.extend(self.content_frames(&batch.files));
+            frames.extend(origin.content_frames(&batch.files));
             frames.push(Ok(Frame::End { request, missing: Vec::new() }));
-        }
-        Ok(Box::new(frames.into_iter()))
+            request += 1;
+            Some(frames)
+        });
+        Ok(Box::new(answers.flatten()))
     }
 }
 

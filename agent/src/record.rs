@@ -272,6 +272,22 @@ impl Record {
         Ok(found.map(|v| decode_inodes(v.value())))
     }
 
+    /// Forgets all inode numbers: no tree is live. Not durable before the next durable commit.
+    pub fn clear_inodes(&self) -> Result<(), RecordError> {
+        let write = self.begin(false)?;
+        let changes = InodeChanges { clear: true, ..InodeChanges::default() };
+        apply_inodes(&write, &changes).map_err(RecordError::database("forget inode numbers"))?;
+        commit(write)
+    }
+
+    /// Inode numbers of directories of a tree that will be live. Not durable before the next durable commit.
+    pub fn put_inodes(&self, lists: Vec<(TreePath, Vec<u64>)>) -> Result<(), RecordError> {
+        let write = self.begin(false)?;
+        let changes = InodeChanges { put: lists, ..InodeChanges::default() };
+        apply_inodes(&write, &changes).map_err(RecordError::database("record inode numbers"))?;
+        commit(write)
+    }
+
     /// A generation is accepted and live; durable when this returns. `None` for the generation: only the inodes of the
     /// live tree changed.
     pub fn activate(

@@ -2,9 +2,21 @@
 
 use syncd_shared::wire::{Frame, ObjectsBatch, WireError};
 use syncd_shared::{ContentHash, ObjectHash, RootHash};
+use tokio::sync::mpsc::{UnboundedReceiver, unbounded_channel};
 
 /// Frames in the order they came. Dropping it ends the transfer. `next` blocks.
 pub type Frames = Box<dyn Iterator<Item = Result<Frame, FetchError>> + Send>;
+
+/// What is asked for, in turn. Whoever asks says more while answers come, and bounds what is unanswered.
+pub type Batches = UnboundedReceiver<ObjectsBatch>;
+
+/// Batches that are all known.
+pub fn all_of(batches: impl IntoIterator<Item = ObjectsBatch>) -> Batches {
+    let (sender, receiver) = unbounded_channel();
+    // The receiver is at hand: nothing is refused.
+    batches.into_iter().for_each(|batch| drop(sender.send(batch)));
+    receiver
+}
 
 /// The origin, as staging sees it. All calls block: never call from an async task.
 pub trait Source: Send {
@@ -13,8 +25,8 @@ pub trait Source: Send {
     fn update(&mut self, from: RootHash, to: RootHash) -> Result<Frames, FetchError>;
 
     /// The general path: batches are asked for in turn and answered in order, each answer closed by [`Frame::End`].
-    /// Everything asked for is part of `root`.
-    fn objects(&mut self, root: RootHash, batches: Vec<ObjectsBatch>) -> Result<Frames, FetchError>;
+    /// Everything asked for is part of `root`. The first batch is to be there at the call.
+    fn objects(&mut self, root: RootHash, batches: Batches) -> Result<Frames, FetchError>;
 }
 
 /// Why the origin did not deliver.

@@ -11,14 +11,13 @@ use std::sync::{Mutex, PoisonError};
 
 use rustix::fs::FileType;
 use syncd_shared::diff::DirectorySource;
-use syncd_shared::wire::ObjectsBatch;
 use syncd_shared::{ContentHash, Entry, Kind, Metadata, ObjectHash, RootHash, TreePath};
 
 use crate::activate::ActivateError;
 use crate::disk::{Dir, DiskError, Owners};
 use crate::record::RecordError;
 use crate::replica::Replica;
-use crate::source::{FetchError, Frames, Source};
+use crate::source::{Batches, FetchError, Frames, Source};
 use crate::stage::content::hash_file;
 use crate::stage::{StageError, StageProgress};
 
@@ -110,7 +109,7 @@ impl Source for NoSource {
         Err(FetchError::UnknownRoot { root: from })
     }
 
-    fn objects(&mut self, _: RootHash, _: Vec<ObjectsBatch>) -> Result<Frames, FetchError> {
+    fn objects(&mut self, _: RootHash, _: Batches) -> Result<Frames, FetchError> {
         Err(FetchError::Disconnected(None))
     }
 }

@@ -1,7 +1,9 @@
 //! Accepts agents: TCP, then TLS within bounds, and hands connections to tonic.
 //!
 //! One task owns the listening socket and all handshakes. At most [`HANDSHAKES_MAX`] run at once, of which
-//! [`HANDSHAKES_PER_PEER_MAX`] for one address, each for at most [`HANDSHAKE_TIMEOUT`]; what fails is logged and ends
+//! [`HANDSHAKES_PER_PEER_MAX`] for one address. Others wait in turn, so that a whole fleet behind one address that comes
+//! back at once is served and not refused: at most [`WAITING_MAX`], of which [`WAITING_PER_PEER_MAX`] from one address.
+//! From accept to the end of its handshake a connection has [`HANDSHAKE_TIMEOUT`]; what fails is logged and ends
 //! nothing. A connection without a client certificate is there to join: it lives for [`JOIN_TIMEOUT`], and at most
 //! [`JOINS_MAX`] of them at once. A verified connection ends when its [`ConnectionInfo`] is closed (revoked, or a
 //! second one with the same certificate).
@@ -15,11 +17,12 @@ use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::Duration;
 
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use rustls::ServerConfig;
 use syncd_shared::identity::PeerIdentity;
 use syncd_shared::identity::authority::peer_identity;
 use syncd_shared::identity::channel::{KEEPALIVE_INTERVAL, KEEPALIVE_TIMEOUT};
-use syncd_shared::limits::{CONNECTION_WINDOW_BYTES, HTTP2_FRAME_BYTES, STREAM_WINDOW_BYTES};
+use syncd_shared::limits::{HTTP2_FRAME_BYTES, ORIGIN_CONNECTION_WINDOW_BYTES, ORIGIN_STREAM_WINDOW_BYTES};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
@@ -36,6 +39,10 @@ use tracing::{debug, warn};
 pub const HANDSHAKES_MAX: usize = 256;
 /// Handshakes at once with one address.
 pub const HANDSHAKES_PER_PEER_MAX: usize = 64;
+/// Accepted connections whose handshake is not done, at once; a waiting one costs a descriptor and about 2 KiB.
+pub const WAITING_MAX: usize = 8192;
+/// The same with one address.
+pub const WAITING_PER_PEER_MAX: usize = 2048;
 /// From the accepted connection to the end of its handshake.
 pub const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
 /// Connections without a client certificate at once.
@@ -57,8 +64,8 @@ pub fn server_builder() -> Server {
     Server::builder()
         .http2_keepalive_interval(Some(KEEPALIVE_INTERVAL))
         .http2_keepalive_timeout(Some(KEEPALIVE_TIMEOUT))
-        .initial_stream_window_size(STREAM_WINDOW_BYTES)
-        .initial_connection_window_size(CONNECTION_WINDOW_BYTES)
+        .initial_stream_window_size(ORIGIN_STREAM_WINDOW_BYTES)
+        .initial_connection_window_size(ORIGIN_CONNECTION_WINDOW_BYTES)
         .max_frame_size(HTTP2_FRAME_BYTES)
         .max_concurrent_streams(STREAMS_PER_CONNECTION_MAX)
         .http2_max_header_list_size(HEADERS_MAX_BYTES)
@@ -182,33 +189,35 @@ async fn accept_all(
     sender: mpsc::Sender<io::Result<Connection>>,
 ) {
     let joins = Arc::new(Semaphore::new(JOINS_MAX));
+    let all = Arc::new(Semaphore::new(HANDSHAKES_MAX));
     let mut handshakes = JoinSet::new();
-    let mut per_peer: HashMap<IpAddr, usize> = HashMap::new();
+    let mut peers: HashMap<IpAddr, Peer> = HashMap::new();
     loop {
         tokio::select! {
             () = sender.closed() => return,
             Some(ended) = handshakes.join_next() => {
                 if let Ok(peer) = ended {
-                    forget(&mut per_peer, peer);
+                    forget(&mut peers, peer);
                 }
             }
-            accepted = listener.accept(), if handshakes.len() < HANDSHAKES_MAX => match accepted {
+            accepted = listener.accept(), if handshakes.len() < WAITING_MAX => match accepted {
                 Ok((tcp, address)) => {
-                    let peer = peer_key(address.ip());
-                    let running = per_peer.entry(peer).or_default();
-                    if *running >= HANDSHAKES_PER_PEER_MAX {
-                        debug!(%address, "too many handshakes at once with this address, connection dropped");
+                    let key = peer_key(address.ip());
+                    let peer = peers.entry(key).or_default();
+                    if peer.connections >= WAITING_PER_PEER_MAX {
+                        debug!(%address, "too many handshakes wait with this address, connection dropped");
                         continue;
                     }
-                    *running += 1;
-                    let handshake = Handshake { acceptor: acceptor.clone(), joins: joins.clone(), address };
+                    peer.connections += 1;
+                    let slots = [peer.handshakes.clone(), all.clone()];
+                    let handshake = Handshake { acceptor: acceptor.clone(), slots, joins: joins.clone(), address };
                     let sender = sender.clone();
                     handshakes.spawn(async move {
                         if let Some(connection) = handshake.run(tcp).await {
                             // Fails only when nobody serves any more.
                             let _ = sender.send(Ok(connection)).await;
                         }
-                        peer
+                        key
                     });
                 }
                 Err(error) if is_about_one_connection(&error) => debug!(%error, "a connection broke before it was accepted"),
@@ -221,20 +230,41 @@ async fn accept_all(
     }
 }
 
+/// One address, while connections from it are not through their handshake.
+struct Peer {
+    connections: usize,
+    handshakes: Arc<Semaphore>,
+}
+
+impl Default for Peer {
+    fn default() -> Self {
+        Self { connections: 0, handshakes: Arc::new(Semaphore::new(HANDSHAKES_PER_PEER_MAX)) }
+    }
+}
+
 struct Handshake {
     acceptor: TlsAcceptor,
+    /// Those of its address, then those of all: so nobody waits in the second queue for more than its share.
+    slots: [Arc<Semaphore>; 2],
     joins: Arc<Semaphore>,
     address: SocketAddr,
 }
 
 impl Handshake {
+    /// TLS, once there is a slot. An error also where the semaphores are closed, which nobody does.
+    async fn accept(&self, tcp: TcpStream) -> io::Result<TlsStream<TcpStream>> {
+        let _of_peer = self.slots[0].acquire().await.map_err(io::Error::other)?;
+        let _of_all = self.slots[1].acquire().await.map_err(io::Error::other)?;
+        self.acceptor.accept(tcp).await
+    }
+
     async fn run(self, tcp: TcpStream) -> Option<Connection> {
         let address = self.address;
         if let Err(error) = tcp.set_nodelay(true) {
             debug!(%address, %error, "setting TCP_NODELAY failed");
             return None;
         }
-        let stream = match tokio::time::timeout(HANDSHAKE_TIMEOUT, self.acceptor.accept(tcp)).await {
+        let stream = match tokio::time::timeout(HANDSHAKE_TIMEOUT, self.accept(tcp)).await {
             Ok(Ok(stream)) => stream,
             Ok(Err(error)) => {
                 log_refusal(address, &error);
@@ -281,12 +311,24 @@ fn peer_key(address: IpAddr) -> IpAddr {
     }
 }
 
-fn forget(per_peer: &mut HashMap<IpAddr, usize>, peer: IpAddr) {
-    if let Some(running) = per_peer.get_mut(&peer) {
-        *running -= 1;
-        if *running == 0 {
-            per_peer.remove(&peer);
+fn forget(peers: &mut HashMap<IpAddr, Peer>, key: IpAddr) {
+    if let Some(peer) = peers.get_mut(&key) {
+        peer.connections -= 1;
+        if peer.connections == 0 {
+            peers.remove(&key);
         }
+    }
+}
+
+/// Raises the soft limit of open files to the hard one: each agent holds one or two, and shells still start programs
+/// with 1,024.
+pub fn raise_open_files() {
+    let limit = getrlimit(Resource::Nofile);
+    if limit.current != limit.maximum
+        && let Err(error) =
+            setrlimit(Resource::Nofile, Rlimit { current: limit.maximum, maximum: limit.maximum })
+    {
+        warn!(%error, "the limit of open files stays at {:?}", limit.current);
     }
 }
 

@@ -18,6 +18,7 @@ use crate::desk::{Desk, describe};
 use crate::fleet::Fleet;
 use crate::http;
 use crate::keys::{Keys, KeysError};
+use crate::listener::raise_open_files;
 use crate::plan::{PlanBudget, Planner};
 use crate::scan::{MtimePolicy, ScanOptions, SymlinkPolicy};
 use crate::serve::{self, Services};
@@ -133,6 +134,7 @@ pub fn init(data: &Path) -> Result<Keys, StartError> {
 
 /// Starts an origin; it serves when this returns.
 pub async fn start(options: ServeOptions) -> Result<Running, StartError> {
+    raise_open_files();
     let data = options.data.clone();
     let (keys, store) =
         tokio::task::spawn_blocking(move || open(&data)).await.unwrap_or(Err(StartError::Interrupted))?;

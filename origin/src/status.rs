@@ -76,6 +76,9 @@ pub struct AgentStatus {
     /// What a person should know besides, as that its certificate was seen on two nodes.
     #[serde(default)]
     pub notes: Vec<String>,
+    /// Activations for which no spare was ready, since the agent started.
+    #[serde(default)]
+    pub spare_misses: u64,
 }
 
 /// Milliseconds since 1970 as RFC 3339 in UTC.
@@ -176,6 +179,7 @@ impl AgentStatus {
             last_seen: (agent.last_seen_ms > 0).then(|| rfc3339(agent.last_seen_ms)),
             error: agent.error.clone(),
             notes: agent.notes.clone(),
+            spare_misses: agent.spare_misses,
         }
     }
 }

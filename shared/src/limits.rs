@@ -55,9 +55,14 @@ pub const CHUNK_MIN_BYTES: usize = 16 * 1024;
 pub const CHUNK_AVERAGE_BYTES: usize = 64 * 1024;
 /// See [`CHUNK_MIN_BYTES`].
 pub const CHUNK_MAX_BYTES: usize = 256 * 1024;
-/// HTTP/2 window of one stream, in bytes: fills 80 ms at 800 Mbit/s.
+/// HTTP/2 windows in which an origin receives, of one stream and of one connection, in bytes: agents ask, they send
+/// nothing in bulk.
+pub const ORIGIN_STREAM_WINDOW_BYTES: u32 = 1024 * 1024;
+/// See [`ORIGIN_STREAM_WINDOW_BYTES`].
+pub const ORIGIN_CONNECTION_WINDOW_BYTES: u32 = 2 * 1024 * 1024;
+/// HTTP/2 window in which an agent receives one stream, in bytes: fills 80 ms at 800 Mbit/s.
 pub const STREAM_WINDOW_BYTES: u32 = 8 * 1024 * 1024;
-/// HTTP/2 window of one connection, in bytes.
+/// HTTP/2 window in which an agent receives on one connection, in bytes.
 pub const CONNECTION_WINDOW_BYTES: u32 = 16 * 1024 * 1024;
 /// Largest HTTP/2 frame, in bytes.
 pub const HTTP2_FRAME_BYTES: u32 = 256 * 1024;

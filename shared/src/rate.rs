@@ -54,6 +54,11 @@ impl Bucket {
         Self { rate, paid: Mutex::new(Instant::now()) }
     }
 
+    /// What it lets pass.
+    pub fn rate(&self) -> Rate {
+        self.rate
+    }
+
     /// Takes `bytes` at `now`; how long to wait before they may pass.
     pub fn take(&self, bytes: usize, now: Instant) -> Duration {
         let cost = Duration::from_secs_f64(bytes as f64 / self.rate.0 as f64);

@@ -145,33 +145,42 @@ fn available(package: &Package) -> (String, String) {
     (versions.get(1).unwrap_or(&newest).clone(), newest)
 }
 
-/// `many` of PEERS.md: 200,000 files of at most 4 KB, 200 a directory; made from the files of `docs-small` and
-/// deterministic noise. Only version `a` exists.
+/// `many` of PEERS.md: 200,000 files of at most 4 KB, 200 a directory. Only version `a` exists.
 #[track_caller]
 pub fn many(files: usize) -> Corpus {
-    let source = docs_small();
     corpus(&format!("many-{files}"), |work| {
-        let mut seeds: Vec<Vec<u8>> = Vec::new();
-        for item in WalkDir::new(source.a()).sort_by_file_name() {
-            let item = item.expect("walk a corpus");
-            let small = item.metadata().is_ok_and(|m| m.is_file() && (64..4000).contains(&m.len()));
-            if small && seeds.len() < 5000 {
-                seeds.push(fs::read(item.path()).expect("read a corpus"));
-            }
-        }
-        let mut random = Seeded::new(200_000);
-        let root = work.join("a");
-        for number in 0..files {
-            let directory = root.join(format!("{:02}/{:03}", number / 200 % 32, number / 200));
-            if number % 200 == 0 {
-                fs::create_dir_all(&directory).expect("create a directory");
-            }
-            let mut content = random.pick(&seeds).cloned().unwrap_or_default();
-            content.extend_from_slice(format!("\nfile {number}\n").as_bytes());
-            fs::write(directory.join(format!("page-{number}.html")), content).expect("write a file");
-        }
+        fs::create_dir(work.join("a")).expect("create a version's directory");
+        grow(&work.join("a"), files);
         format!("{files} small files")
     })
+}
+
+/// Fills the directory `root` as [`many`] is: small files made from those of `docs-small`, each with a line of its own.
+#[track_caller]
+pub fn grow(root: &Path, files: usize) {
+    let mut seeds: Vec<Vec<u8>> = Vec::new();
+    for item in WalkDir::new(docs_small().a()).sort_by_file_name() {
+        let item = item.expect("walk a corpus");
+        let small = item.metadata().is_ok_and(|m| m.is_file() && (64..4000).contains(&m.len()));
+        if small && seeds.len() < 5000 {
+            seeds.push(fs::read(item.path()).expect("read a corpus"));
+        }
+    }
+    let mut random = Seeded::new(200_000);
+    for number in 0..files {
+        let page = root.join(page(number));
+        if number % 200 == 0 {
+            fs::create_dir_all(page.parent().unwrap_or(root)).expect("create a directory");
+        }
+        let mut content = random.pick(&seeds).cloned().unwrap_or_default();
+        content.extend_from_slice(format!("\nfile {number}\n").as_bytes());
+        fs::write(page, content).expect("write a file");
+    }
+}
+
+/// The path of file `number` in a tree that [`grow`] made.
+pub fn page(number: usize) -> PathBuf {
+    format!("{:02}/{:03}/page-{number}.html", number / 200 % 32, number / 200).into()
 }
 
 /// Makes a corpus unless the cache has it. Processes that want the same one wait for each other.

@@ -15,6 +15,7 @@ mod binaries;
 pub mod corpora;
 pub mod edits;
 pub mod http;
+pub mod link;
 pub mod load;
 pub mod mounts;
 pub mod oracle;

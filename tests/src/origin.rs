@@ -56,6 +56,9 @@ pub struct FleetMember {
     /// Why it failed.
     pub error: Option<String>,
     pub notes: Vec<String>,
+    /// Activations for which no spare was ready, since it started.
+    #[serde(default)]
+    pub spare_misses: u64,
 }
 
 impl OriginStatus {

@@ -91,6 +91,30 @@ fn one_changed_file_touches_its_directory_only() {
 }
 
 #[test]
+fn one_changed_file_costs_the_same_in_a_crowded_directory() {
+    let scene = Scene::new("crowded");
+    let tree = scene.path("tree");
+    small_site(&tree, 30);
+    for (directory, files) in [("few", 5), ("crowd", 5000)] {
+        (0..files).for_each(|number| write(&tree, &format!("{directory}/{number}.html"), "one of them"));
+    }
+    let mut origin = Origin::started(&scene, &tree);
+    origin.commit();
+    // What was too fresh is read again by then.
+    std::thread::sleep(std::time::Duration::from_millis(2500));
+    origin.commit();
+    let calls = ["few", "crowd"].map(|directory| {
+        let trace = Trace::attach(&scene, origin.daemon().pid(), directory);
+        write(&origin.tree, &format!("{directory}/3.html"), "changed");
+        origin.commit();
+        let calls = trace.finish(&origin.tree.clone());
+        assert!(!calls.iter().any(|call| call.contains("getdents64")), "{directory}: {calls:#?}");
+        calls.len()
+    });
+    assert!((1..40).contains(&calls[0]) && calls[0].abs_diff(calls[1]) <= 2, "{calls:?}");
+}
+
+#[test]
 fn a_restart_on_an_unchanged_tree_reads_no_file_content() {
     let (scene, mut origin) = site("restart", 300);
     origin.commit();

@@ -5,25 +5,25 @@
 //! belong there goes. So nothing that was planted, edited or half built comes back to life. Cost follows the tree: off
 //! the path of a commit, except where a spare is missing.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::HashSet;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use rustix::fs::FileType;
 use syncd_shared::diff::DirectorySource;
-use syncd_shared::{Directory, Entry, Kind, ObjectHash, RootEntry, TreePath};
+use syncd_shared::{Component, Directory, Entry, Kind, ObjectHash, RootEntry, TreePath};
 
-use crate::disk::{Dir, Owners};
+use crate::disk::{Dir, Owners, Stat};
 use crate::layout::Layout;
 use crate::record::Record;
 use crate::stage::StageError;
-use crate::stage::cursor::{LiveTree, looks_like};
+use crate::stage::cursor::looks_like;
 
 /// What was found on the way.
 #[derive(Debug, Default)]
 pub(crate) struct Conformed {
     /// Files and symlinks that could not be linked, because the live tree itself no longer is what was activated.
     pub holes: Vec<(TreePath, Entry)>,
-    /// Names that had to be replaced, removed or made.
+    /// Names that had to be replaced, removed or made in what was there before; not what is below a new directory.
     pub replaced: Vec<TreePath>,
 }
 
@@ -31,44 +31,63 @@ pub(crate) struct Conform<'a> {
     pub layout: &'a Layout,
     pub record: &'a Record,
     pub owners: Owners,
-    /// Where links come from.
-    pub live: LiveTree<'a>,
+    /// The live tree, where links come from.
+    pub live: Dir,
     /// Paths that are not to be linked even if they look right.
     pub distrusted: HashSet<TreePath>,
     pub cancel: &'a AtomicBool,
 }
 
+/// A directory that is made, and its counterpart in the live tree.
+struct Place<'a> {
+    path: &'a TreePath,
+    dir: &'a Dir,
+    /// `None`: it is gone from the live tree, with all that was in it.
+    live: Option<&'a Dir>,
+    /// It was just made: nothing is in it.
+    is_new: bool,
+}
+
 impl Conform<'_> {
     /// Makes `dir` a copy of `root`, the live tree.
-    pub fn run(&mut self, dir: &Dir, root: &RootEntry) -> Result<Conformed, StageError> {
+    pub fn run(&self, dir: &Dir, root: &RootEntry) -> Result<Conformed, StageError> {
         let mut found = Conformed::default();
-        self.directory(&TreePath::root(), dir, &root.object, &mut found)?;
+        let path = &TreePath::root();
+        let place = Place { path, dir, live: Some(&self.live), is_new: dir.list()?.is_empty() };
+        self.directory(&place, &root.object, &mut found)?;
         dir.set_own_metadata(&root.metadata, self.owners)?;
         Ok(found)
     }
 
     fn directory(
-        &mut self,
-        path: &TreePath,
-        dir: &Dir,
+        &self,
+        place: &Place<'_>,
         object: &ObjectHash,
         found: &mut Conformed,
     ) -> Result<(), StageError> {
-        dir.make_writable()?;
         let manifest = self.record.directory(object)?;
-        self.remove_strangers(path, dir, &manifest, found)?;
-        for entry in manifest.entries() {
+        if !place.is_new {
+            place.dir.make_writable()?;
+            self.remove_strangers(place, &manifest, found)?;
+        }
+        let inodes = self.record.inodes(place.path)?.unwrap_or_default();
+        for (index, entry) in manifest.entries().iter().enumerate() {
             if self.cancel.load(Ordering::Relaxed) {
                 return Err(StageError::Cancelled);
             }
-            let path = path.join(&entry.name).map_err(|source| StageError::Path { source })?;
             match &entry.kind {
                 Kind::Directory { object, .. } => {
-                    let child = self.child(&path, dir, entry, found)?;
-                    self.directory(&path, &child, object, found)?;
+                    let path = &join(place.path, entry)?;
+                    let (child, is_new) = self.child(place, path, entry, found)?;
+                    let live = place.live.and_then(|live| live.open_dir(entry.name.as_bytes()).ok());
+                    let below = Place { path, dir: &child, live: live.as_ref(), is_new };
+                    self.directory(&below, object, found)?;
                     child.set_own_metadata(&entry.metadata, self.owners)?;
                 }
-                Kind::File { .. } | Kind::Symlink { .. } => self.leaf(&path, dir, entry, found)?,
+                Kind::File { .. } | Kind::Symlink { .. } => {
+                    let inode = inodes.get(index).copied().filter(|inode| *inode != 0);
+                    self.leaf(place, entry, inode, found)?;
+                }
             }
         }
         Ok(())
@@ -76,22 +95,19 @@ impl Conform<'_> {
 
     fn remove_strangers(
         &self,
-        path: &TreePath,
-        dir: &Dir,
+        place: &Place<'_>,
         manifest: &Directory,
         found: &mut Conformed,
     ) -> Result<(), StageError> {
-        let known: HashMap<&[u8], ()> = manifest.entries().iter().map(|e| (e.name.as_bytes(), ())).collect();
-        for listed in dir.list()? {
-            if known.contains_key(listed.name.as_slice()) {
+        for listed in place.dir.list()? {
+            let name = Component::new(&listed.name).ok();
+            if name.as_ref().is_some_and(|name| manifest.get(name).is_some()) {
                 continue;
             }
-            if let Ok(name) = syncd_shared::Component::new(&listed.name)
-                && let Ok(path) = path.join(&name)
-            {
+            if let Some(path) = name.and_then(|name| place.path.join(&name).ok()) {
                 found.replaced.push(path);
             }
-            self.remove(dir, &listed.name)?;
+            self.remove(place.dir, &listed.name)?;
         }
         Ok(())
     }
@@ -105,49 +121,60 @@ impl Conform<'_> {
         Ok(())
     }
 
+    /// The directory of this name, and whether it was just made.
     fn child(
         &self,
+        place: &Place<'_>,
         path: &TreePath,
-        dir: &Dir,
         entry: &Entry,
         found: &mut Conformed,
-    ) -> Result<Dir, StageError> {
+    ) -> Result<(Dir, bool), StageError> {
         let name = entry.name.as_bytes();
-        match dir.stat(name)? {
-            Some(stat) if stat.kind == FileType::Directory => return Ok(dir.open_dir(name)?),
-            Some(_) => {
-                found.replaced.push(path.clone());
-                dir.unlink(name)?;
+        if !place.is_new {
+            match place.dir.stat(name)? {
+                Some(stat) if stat.kind == FileType::Directory => {
+                    return Ok((place.dir.open_dir(name)?, false));
+                }
+                Some(_) => drop(place.dir.unlink(name)?),
+                None => {}
             }
-            None => found.replaced.push(path.clone()),
+            found.replaced.push(path.clone());
         }
-        Ok(dir.create_dir(name, 0o700)?)
+        Ok((place.dir.create_dir(name, 0o700)?, true))
     }
 
     fn leaf(
-        &mut self,
-        path: &TreePath,
-        dir: &Dir,
+        &self,
+        place: &Place<'_>,
         entry: &Entry,
+        inode: Option<u64>,
         found: &mut Conformed,
     ) -> Result<(), StageError> {
         let name = entry.name.as_bytes();
-        let distrusted = self.distrusted.contains(path);
-        let there = dir.stat(name)?;
-        if let Some(stat) = &there
-            && !distrusted
-            && self.live.inode(path)? == Some(stat.inode)
-            && looks_like(entry, stat, self.owners)
+        let distrusted = !self.distrusted.is_empty() && self.distrusted.contains(&join(place.path, entry)?);
+        let is_right =
+            |stat: &Stat| inode == Some(stat.inode) && !distrusted && looks_like(entry, stat, self.owners);
+        if !place.is_new {
+            let there = place.dir.stat(name)?;
+            if there.as_ref().is_some_and(is_right) {
+                return Ok(());
+            }
+            found.replaced.push(join(place.path, entry)?);
+            if there.is_some() {
+                self.remove(place.dir, name)?;
+            }
+        }
+        if let Some(live) = place.live
+            && live.stat(name)?.as_ref().is_some_and(is_right)
         {
-            return Ok(());
-        }
-        found.replaced.push(path.clone());
-        if there.is_some() {
-            self.remove(dir, name)?;
-        }
-        if distrusted || self.live.link(path, entry, dir, name)?.is_none() {
-            found.holes.push((path.clone(), entry.clone()));
+            live.link(name, place.dir, name)?;
+        } else {
+            found.holes.push((join(place.path, entry)?, entry.clone()));
         }
         Ok(())
     }
+}
+
+fn join(path: &TreePath, entry: &Entry) -> Result<TreePath, StageError> {
+    path.join(&entry.name).map_err(|source| StageError::Path { source })
 }

@@ -21,6 +21,8 @@ use crate::stage::space::Demand;
 const FANS: usize = 16;
 const FAN_NAMES: &[u8; FANS] = b"0123456789abcdef";
 const BUFFER_BYTES: usize = 128 * 1024;
+/// A directory above this is not emptied name by name.
+const SMALL_DIRECTORY_BYTES: u64 = 16 * 1024;
 
 /// Content that is wanted.
 #[derive(Debug, Clone, Copy)]
@@ -217,7 +219,8 @@ impl Incoming {
         lock(&self.partial).clear();
     }
 
-    fn put_piece(
+    /// Writes a part of a content; whether it is whole now, and verified.
+    pub fn put_piece(
         &self,
         hash: ContentHash,
         offset: u64,
@@ -369,13 +372,18 @@ impl Incoming {
         Ok(())
     }
 
-    /// Removes everything that is in it.
-    pub fn clear(&self) -> Result<(), DiskError> {
+    /// Removes everything that is in it. A directory never shrinks on ext4, and listing one that once held many names
+    /// costs milliseconds for ever: none is kept, and large ones are left to the trash.
+    pub fn clear(self, layout: &Layout) -> Result<(), DiskError> {
         for fan in self.dir.list()? {
             let fan_dir = self.dir.open_dir(&fan.name)?;
+            if fan_dir.stat_self()?.size > SMALL_DIRECTORY_BYTES {
+                return layout.discard(&layout.staging, INCOMING);
+            }
             for file in fan_dir.list()? {
                 fan_dir.unlink(&file.name)?;
             }
+            self.dir.remove_dir(&fan.name)?;
         }
         Ok(())
     }

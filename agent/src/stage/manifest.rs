@@ -10,8 +10,9 @@ use syncd_shared::wire::{DirectoryPatch, Frame, ObjectsBatch};
 use syncd_shared::{Directory, Kind, ObjectHash, RootEntry, RootHash, Totals};
 
 use crate::record::{Record, RecordError};
-use crate::source::{FetchError, Frames, Source};
+use crate::source::{FetchError, Frames, Source, all_of};
 use crate::stage::StageError;
+use crate::stage::space::Demand;
 
 /// Canonical bytes of directory objects that are collected before they go to the record.
 const PERSIST_BYTES: usize = 4 * 1024 * 1024;
@@ -100,6 +101,43 @@ pub(crate) fn obtain(
     let batch = ObjectsBatch { directories: vec![to.object], recursive: true, files: Vec::new() };
     fetch_directories(record, to, vec![batch], source)?;
     Ok(Manifest { diff: checked_diff(record, basis, to)?, update: None })
+}
+
+/// Gets the whole manifest of `to` where there is nothing to compare it with, and adds up what its files take.
+pub(crate) fn obtain_whole(
+    record: &Record,
+    to: &RootEntry,
+    block_bytes: u64,
+    source: &mut dyn Source,
+) -> Result<Demand, StageError> {
+    match demand_of(record, to, block_bytes) {
+        Err(RecordError::Unknown { .. } | RecordError::Directory(_)) => {}
+        other => return Ok(other?),
+    }
+    let batch = ObjectsBatch { directories: vec![to.object], recursive: true, files: Vec::new() };
+    fetch_directories(record, to, vec![batch], source)?;
+    Ok(demand_of(record, to, block_bytes)?)
+}
+
+/// What a new tree takes; every directory of it is read, and its totals held against what its parent says.
+fn demand_of(record: &Record, to: &RootEntry, block_bytes: u64) -> Result<Demand, RecordError> {
+    let expected = RefCell::new(HashMap::from([(to.object, to.totals)]));
+    let checked = Checked { record, expected };
+    let mut demand = Demand::default();
+    let mut waiting = vec![to.object];
+    while let Some(object) = waiting.pop() {
+        for entry in checked.directory(&object)?.entries() {
+            match entry.kind {
+                Kind::Directory { object, .. } => {
+                    demand.add(1, block_bytes);
+                    waiting.push(object);
+                }
+                Kind::File { size, .. } => demand.add(size, block_bytes),
+                Kind::Symlink { .. } => demand.add(0, block_bytes),
+            }
+        }
+    }
+    Ok(demand)
 }
 
 fn update_frames(
@@ -193,7 +231,7 @@ fn fetch_directories(
 ) -> Result<Vec<Arc<Directory>>, StageError> {
     let answers = batches.len();
     let keep_decoded = batches.iter().all(|b| !b.recursive);
-    let mut frames = source.objects(to.hash(), batches).map_err(StageError::Fetch)?;
+    let mut frames = source.objects(to.hash(), all_of(batches)).map_err(StageError::Fetch)?;
     let mut objects = Objects { record, made: Vec::new(), bytes: 0 };
     let (mut ended, mut total, mut came) = (0, 0u64, Vec::new());
     while ended < answers {

@@ -7,6 +7,8 @@
 //! tree       a spare (or, counted, a new farm of links) becomes staging/building-K and is patched
 //! ```
 //!
+//! The first sync has nothing to build on and goes another way: [`fresh`].
+//!
 //! Until the last step no tree is touched: whatever interrupts it, what arrived stays in `incoming` and is found by the
 //! next attempt, for this target or a newer one. After a crash in the last step `building-K` is neither tree: new files
 //! are taken out of it by hash, and it is made a spare again.
@@ -15,12 +17,14 @@ pub(crate) mod conform;
 pub(crate) mod content;
 pub(crate) mod cursor;
 mod delta;
+mod fresh;
 mod inodes;
 mod manifest;
 pub(crate) mod patch;
 mod plan;
 mod receive;
 mod space;
+mod window;
 
 use std::collections::HashSet;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -247,6 +251,9 @@ impl Replica {
                 fetched: (0, 0),
             });
         }
+        if self.live().is_none() && self.generations().is_empty() {
+            return self.build_fresh(target, source, progress, cancel, sync);
+        }
         self.build(target, inline, source, progress, cancel, &HashSet::new(), sync)
     }
 
@@ -310,7 +317,7 @@ impl Replica {
         let patch = Patch { layout: &self.layout, owners: self.owners, slot, diff: &diff, to: &to };
         let placed = patch.run(tree, &mut plan.supply(self)?)?;
         drop(plan);
-        incoming.clear()?;
+        incoming.clear(&self.layout)?;
         let inodes = inodes::inode_changes(&self.record, from.as_ref(), &to, &diff, &placed)?;
         let mut changed: Vec<TreePath> = diff.changes.iter().map(|c| c.path().clone()).collect();
         changed.dedup();
@@ -430,7 +437,8 @@ impl Replica {
         cancel: &AtomicBool,
     ) -> Result<conform::Conformed, StageError> {
         let dir = self.layout.staging.open_dir(&building(slot))?;
-        let live = self.live_tree(live_root)?;
+        let number = self.live().map_or(0, |live| live.number().get());
+        let live = self.layout.generations.open_dir(number.to_string().as_bytes())?;
         let (layout, record, owners) = (&self.layout, &self.record, self.owners);
         Conform { layout, record, owners, live, distrusted, cancel }.run(&dir, live_root)
     }

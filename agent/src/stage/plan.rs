@@ -11,7 +11,7 @@ use syncd_shared::{ContentHash, Entry, Kind, Metadata, RootEntry, RootHash, Tree
 
 use crate::disk::{self, Dir};
 use crate::replica::Replica;
-use crate::source::{FetchError, Frames, Source};
+use crate::source::{FetchError, Frames, Source, all_of};
 use crate::stage::content::{Incoming, Wanted, hash_file};
 use crate::stage::cursor::{DirCursor, LiveTree, ManifestCursor, looks_like};
 use crate::stage::delta::Bases;
@@ -226,7 +226,7 @@ impl<'a> Plan<'a> {
         if !lacking.is_empty() {
             let batches = batches(&lacking, &self.wanted);
             let answers = batches.len();
-            let mut frames = source.objects(root, batches).map_err(StageError::Fetch)?;
+            let mut frames = source.objects(root, all_of(batches)).map_err(StageError::Fetch)?;
             let not_sent = reception.receive(&mut frames, answers, progress)?;
             if let Some(content) = not_sent.missing.first() {
                 let content = ContentHash::from_bytes(*content);

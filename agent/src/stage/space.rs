@@ -59,7 +59,8 @@ impl Demand {
         self.bytes = self.bytes.saturating_add(directories.saturating_mul(block_bytes));
     }
 
-    fn add(&mut self, bytes: u64, block_bytes: u64) {
+    /// Adds a file of so many bytes.
+    pub fn add(&mut self, bytes: u64, block_bytes: u64) {
         let blocks = bytes.div_ceil(block_bytes).saturating_mul(block_bytes);
         self.bytes = self.bytes.saturating_add(blocks);
         self.inodes = self.inodes.saturating_add(1);

@@ -420,7 +420,6 @@ fn all_heard(fleet: &FleetView) -> bool {
 
 /// A few of the places that hints name.
 fn examples(hints: &Hints) -> String {
-    let places: Vec<String> =
-        hints.directories.iter().chain(&hints.subtrees).take(3).map(ToString::to_string).collect();
+    let places: Vec<String> = hints.places().take(3).map(ToString::to_string).collect();
     if places.is_empty() { "many places".into() } else { places.join(", ") }
 }

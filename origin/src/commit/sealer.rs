@@ -111,8 +111,8 @@ pub struct Sealer {
     observed: Option<SignedGeneration>,
     /// Directories whose times alone changed: they go along with the next scan of anything else.
     times_only: BTreeSet<TreePath>,
-    /// Directories with files that must be read again.
-    racy: BTreeSet<TreePath>,
+    /// Files that must be read again.
+    racy: Hints,
 }
 
 impl Sealer {
@@ -129,7 +129,7 @@ impl Sealer {
             observed: observed.filter(|o| is_news(current.as_ref(), o)),
             current,
             times_only: BTreeSet::new(),
-            racy: BTreeSet::new(),
+            racy: Hints::default(),
         })
     }
 
@@ -263,7 +263,7 @@ impl Sealer {
         let result = if scope.is_empty() {
             self.without_changes(&publish)
         } else {
-            scope.add(std::mem::take(&mut self.times_only));
+            scope.add_metadata_of(std::mem::take(&mut self.times_only));
             self.scanned(scope, &publish)
         };
         match &result {

@@ -8,7 +8,7 @@ use syncd_shared::identity::{AgentName, PeerIdentity};
 use syncd_shared::{GenerationNumber, SignedGeneration};
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::JoinHandle;
-use tokio::time::MissedTickBehavior;
+use tokio::time::{Instant, MissedTickBehavior};
 use tokio_util::sync::CancellationToken;
 
 use super::records::{RecordChange, RecordError};
@@ -24,7 +24,14 @@ const SEEN_MS: i64 = 60_000;
 /// How long a note of a cloned certificate is shown, in milliseconds.
 const CLONE_NOTE_MS: i64 = 60 * 60 * 1000;
 /// Commands that are applied before the view is published again.
-const BATCH: usize = 64;
+const BATCH: usize = 256;
+/// Publishing costs in proportion to the fleet, so it pauses in proportion: at most a few percent of one core go into
+/// it, and with a handful of agents everything shows at once.
+const PUBLISH_PAUSE_PER_AGENT: Duration = Duration::from_micros(20);
+/// The longest such pause.
+const PUBLISH_PAUSE_MAX: Duration = Duration::from_millis(100);
+/// A mere sign of life is shown this much later at most.
+const SEEN_PAUSE: Duration = Duration::from_secs(2);
 
 pub(super) type Save = Arc<dyn Fn(&[RecordChange]) -> Result<(), RecordError> + Send + Sync>;
 type Reply = oneshot::Sender<Result<(), FleetError>>;
@@ -73,6 +80,11 @@ pub(super) struct Owner {
     view: watch::Sender<Arc<FleetView>>,
     admission: watch::Sender<Arc<Admission>>,
     next_connection: u64,
+    /// The roster is ahead of `agents` and `admission`.
+    roster_ahead: bool,
+    published: Instant,
+    /// When the view is to be published again.
+    publish_at: Option<Instant>,
     /// Writing failed; the next tick tries again.
     paused: bool,
 }
@@ -99,8 +111,12 @@ impl Owner {
             view: watch::Sender::new(Arc::default()),
             admission,
             next_connection: 0,
+            roster_ahead: false,
+            published: Instant::now(),
+            publish_at: None,
             paused: false,
         };
+        owner.roster_ahead = true;
         owner.follow_roster();
         owner.publish();
         owner
@@ -129,12 +145,16 @@ impl Owner {
                 }
                 result = finished(&mut self.saving) => self.saved(result),
                 _ = tick.tick() => self.tick(),
+                () = due(self.publish_at) => {}
             }
+            self.follow_roster();
             self.report_observed();
             if !self.paused {
                 self.start_saving();
             }
-            self.publish();
+            if self.publish_at.is_some_and(|at| at <= Instant::now()) {
+                self.publish();
+            }
         }
         self.stop().await;
     }
@@ -156,6 +176,8 @@ impl Owner {
 
     fn apply(&mut self, command: Command) {
         let now = now_ms();
+        let is_sign_of_life = matches!(command, Command::Report { report: Report::Heartbeat, .. });
+        self.publish_after(if is_sign_of_life { SEEN_PAUSE } else { self.publish_pause() });
         match command {
             Command::AddToken { secret_hash, ttl, uses, reply } => {
                 self.roster.add_token(secret_hash, uses, expiry_ms(now, ttl), now);
@@ -168,6 +190,8 @@ impl Owner {
                     }
                 });
                 self.durable(revoked, reply);
+                // Whoever was cut off finds the door closed.
+                self.follow_roster();
             }
             Command::Join { secret_hash, peer, fingerprint, reply } => {
                 let joined = self.roster.join(&secret_hash, &peer, &fingerprint, now);
@@ -207,12 +231,17 @@ impl Owner {
     }
 
     fn roster_changed(&mut self) {
-        self.unsaved.extend(self.roster.take_changes());
-        self.follow_roster();
-        self.admission.send_replace(Arc::new(self.roster.admission()));
+        let changes = self.roster.take_changes();
+        self.roster_ahead |= !changes.is_empty();
+        self.unsaved.extend(changes);
     }
 
+    /// Takes the roster over into what is shown and who is admitted: once for many changes, since it goes through all.
     fn follow_roster(&mut self) {
+        if !std::mem::take(&mut self.roster_ahead) {
+            return;
+        }
+        self.admission.send_replace(Arc::new(self.roster.admission()));
         for (name, record) in self.roster.agents() {
             let agent = self.agents.entry(name.clone()).or_insert_with(|| Agent {
                 view: agent_view(name, record),
@@ -231,6 +260,9 @@ impl Owner {
     fn attach(&mut self, peer: &PeerIdentity, greeting: Greeting, now: i64) -> Attached {
         self.roster.admit(peer, now)?;
         self.roster_changed();
+        if !self.agents.contains_key(&peer.name) {
+            self.follow_roster();
+        }
         self.observe(&greeting);
         let Some(agent) = self.agents.get_mut(&peer.name) else { return Err(FleetError::Stopping) };
         agent.displace(&greeting.boot_id, now);
@@ -302,7 +334,8 @@ impl Owner {
                 view.progress = None;
                 view.error = None;
                 view.needs_operator = false;
-                view.spare_misses = view.spare_misses.saturating_add(spare_misses);
+                // Counted by the agent since it started, not since its last report.
+                view.spare_misses = spare_misses;
             }
             Report::Failed { reason, needs_operator } => {
                 view.state = AgentState::Failed;
@@ -320,6 +353,8 @@ impl Owner {
         }
         self.write_behind(false);
         self.paused = false;
+        // Notes lapse.
+        self.publish_after(Duration::ZERO);
     }
 
     fn write_behind(&mut self, all: bool) {
@@ -367,7 +402,20 @@ impl Owner {
         }
     }
 
-    fn publish(&self) {
+    fn publish_pause(&self) -> Duration {
+        let agents = u32::try_from(self.agents.len()).unwrap_or(u32::MAX);
+        PUBLISH_PAUSE_PER_AGENT.saturating_mul(agents).min(PUBLISH_PAUSE_MAX)
+    }
+
+    /// Publishes once `pause` has gone by since it was done last, or earlier if something else asks for it.
+    fn publish_after(&mut self, pause: Duration) {
+        let at = self.published + pause;
+        self.publish_at = Some(self.publish_at.map_or(at, |before| before.min(at)));
+    }
+
+    fn publish(&mut self) {
+        self.publish_at = None;
+        self.published = Instant::now();
         let now = now_ms();
         let ours = self.announced.borrow().as_ref().map(|g| g.number());
         let agents = self.agents.values().map(|agent| agent.shown(ours, now)).collect();
@@ -420,6 +468,13 @@ impl Agent {
             ));
         }
         view
+    }
+}
+
+async fn due(at: Option<Instant>) {
+    match at {
+        Some(at) => tokio::time::sleep_until(at).await,
+        None => std::future::pending().await,
     }
 }
 

@@ -61,7 +61,7 @@ pub struct AgentView {
     pub not_after_ms: i64,
     /// How far it is.
     pub progress: Option<AgentProgress>,
-    /// Activations for which no spare was ready, since it connected.
+    /// Activations for which no spare was ready, since the agent started.
     pub spare_misses: u64,
     /// What a person should know of it: a cloned certificate, for example.
     pub notes: Vec<String>,

@@ -1,7 +1,6 @@
 //! The handshake, over loopback, with tonic at both ends.
 
 use std::sync::Mutex;
-use std::time::Instant;
 
 use rustls::pki_types::{CertificateDer, PrivatePkcs8KeyDer, ServerName};
 use syncd_proto::v1;
@@ -259,13 +258,25 @@ async fn silent_connections_of_one_address_do_not_hold_up_the_loop() {
     let (tls, _) = origin.agent(origin.keys.authority(), now());
     assert_eq!(whoami(tls.clone(), &origin.address).await.unwrap(), "web1");
     silent.push(TcpStream::connect(&origin.address).await.unwrap());
-    let refused = connect(&origin.address, tls.clone()).await;
-    assert!(matches!(refused, Err(ConnectError::Unreachable { .. })), "{refused:?}");
-    drop(silent);
-    let deadline = Instant::now() + Duration::from_secs(10);
-    while connect(&origin.address, tls.clone()).await.is_err() {
-        assert!(Instant::now() < deadline, "slots are not given back");
-        tokio::time::sleep(Duration::from_millis(10)).await;
+    let address = origin.address.clone();
+    let waiting = tokio::spawn(async move { whoami(tls, &address).await });
+    tokio::time::sleep(Duration::from_millis(50)).await;
+    assert!(!waiting.is_finished(), "there is no slot for it");
+    drop(silent.pop());
+    assert_eq!(waiting.await.unwrap().unwrap(), "web1");
+}
+
+#[tokio::test]
+async fn a_fleet_behind_one_address_connects_at_once() {
+    let origin = Origin::start().await;
+    let (tls, _) = origin.agent(origin.keys.authority(), now());
+    let mut agents = tokio::task::JoinSet::new();
+    for _ in 0..4 * HANDSHAKES_PER_PEER_MAX {
+        let (tls, address) = (tls.clone(), origin.address.clone());
+        agents.spawn(async move { whoami(tls, &address).await });
+    }
+    while let Some(served) = agents.join_next().await {
+        assert_eq!(served.unwrap().unwrap(), "web1");
     }
 }
 

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use syncd_shared::diff::DirectorySource;
-use syncd_shared::{ContentHash, Directory, ObjectHash, RootEntry, RootHash};
+use syncd_shared::{ContentHash, Directory, ObjectHash, RootEntry, RootHash, TreePath};
 
 /// Reading failed. Not to have something is no failure.
 #[derive(Debug, thiserror::Error)]
@@ -61,6 +61,10 @@ pub trait Contents: Send + Sync + 'static {
     fn chunks_of(&self, content: &ContentHash) -> Result<Option<Vec<Chunk>>, ReadError>;
     /// Where a chunk lies now.
     fn locate(&self, chunk: &ContentHash) -> Result<Option<Place>, ReadError>;
+    /// Where the tree had a file of this content when it was last scanned: a hint, to be held against a manifest.
+    fn path_of(&self, _content: &ContentHash) -> Result<Option<TreePath>, ReadError> {
+        Ok(None)
+    }
     /// A frame; `None` also where garbage collection has just moved what was in it: locate again.
     fn frame(&self, frame: FrameId) -> Result<Option<Frame>, ReadError>;
 }

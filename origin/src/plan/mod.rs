@@ -6,6 +6,7 @@
 
 mod contents;
 mod delta;
+mod duplicates;
 mod error;
 mod objects;
 mod sealed;

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use bytes::Bytes;
-use syncd_shared::{ContentHash, Directory, ObjectHash, RootEntry, RootHash};
+use syncd_shared::{ContentHash, Directory, ObjectHash, RootEntry, RootHash, TreePath};
 
 use super::contents::{Chunk, Contents, Frame, FrameId, Place, ReadError};
 use crate::store::{PackId, Store, StoreError};
@@ -37,6 +37,10 @@ impl Contents for Store {
             let frame = FrameId { pack: l.pack.get(), offset: l.frame_offset };
             Place { frame, offset: l.offset_in_frame, length: l.length }
         }))
+    }
+
+    fn path_of(&self, content: &ContentHash) -> Result<Option<TreePath>, ReadError> {
+        Store::path_of(self, content).map_err(failed)
     }
 
     fn frame(&self, frame: FrameId) -> Result<Option<Frame>, ReadError> {

@@ -43,7 +43,7 @@ pub(super) fn encode(
         sink(frame)
     };
     encode_directories(&source, (&before, &after), &tree_diff, &mut emit)?;
-    delta::encode(contents, &tree_diff, &mut emit)?;
+    delta::encode(contents, &before, &tree_diff, &mut emit)?;
     emit(end(0, []))
 }
 

@@ -188,11 +188,22 @@ fn builder<'b, 'a>(
     }
 }
 
-/// Reads up to one byte more than `size`.
-fn read_whole(file: &File, size: u64, buffer: &mut Vec<u8>) -> io::Result<()> {
-    buffer.clear();
-    // The exact size first: one read and one that finds the end.
-    buffer.reserve(size as usize + 1);
-    file.take(size + 1).read_to_end(buffer)?;
+/// Reads up to one byte more than `size`, usually by one call: what gives `size` bytes where one more was asked for has
+/// come to the end, and whether it is still the end is told by the `fstat` that follows.
+fn read_whole(mut file: &File, size: u64, buffer: &mut Vec<u8>) -> io::Result<()> {
+    let size = size as usize;
+    if buffer.len() < size + 1 {
+        buffer.resize(size + 1, 0);
+    }
+    let mut length = 0;
+    while length < size {
+        match file.read(&mut buffer[length..=size]) {
+            Ok(0) => break,
+            Ok(count) => length += count,
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            Err(error) => return Err(error),
+        }
+    }
+    buffer.truncate(length);
     Ok(())
 }

@@ -71,6 +71,10 @@ impl FileStat {
         }
     }
 
+    pub(super) fn is_directory(&self) -> bool {
+        self.kind == FileType::Directory
+    }
+
     /// What an entry says of it.
     pub(super) fn metadata(&self) -> syncd_shared::Metadata {
         let mode = if self.kind == FileType::Symlink { 0o777 } else { self.full_mode & MODE_MASK };

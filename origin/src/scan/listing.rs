@@ -3,6 +3,7 @@
 //! All names are looked up in the directory that was opened, so that a listing never mixes two directories, whatever is
 //! renamed meanwhile.
 
+use std::collections::BTreeSet;
 use std::io;
 use std::os::fd::OwnedFd;
 use std::path::Path;
@@ -36,6 +37,9 @@ pub(super) struct Listed {
     /// Of a symlink.
     pub target: Option<Box<[u8]>>,
 }
+
+/// A name that was looked up; `None`: it is not there.
+pub(super) type LookedUp = (Component, Option<Listed>);
 
 /// A `.syncdignore`.
 #[derive(Debug)]
@@ -126,6 +130,26 @@ impl OpenDirectory {
         // A name that is renamed while a directory is read may be given twice.
         names.dedup_by(|a, b| a.name == b.name);
         Ok(Listing { own, names, ignore_file, torn })
+    }
+
+    /// Looks up some names; `None` for one that is not there. Nothing at all where one changed meanwhile.
+    pub(super) fn look_up_all(
+        &self,
+        names: &BTreeSet<Component>,
+    ) -> Result<Option<Vec<LookedUp>>, ScanError> {
+        let mut found = Vec::with_capacity(names.len());
+        for name in names {
+            found.push(match self.look_up(name.clone()) {
+                Ok(listed) => (name.clone(), Some(listed)),
+                Err((_, Errno::NOENT)) => (name.clone(), None),
+                Err((_, errno)) if is_gone(errno) || errno == Errno::INVAL => return Ok(None),
+                Err((name, errno)) => {
+                    let path = self.path.join(&name).unwrap_or_else(|_| self.path.clone());
+                    return Err(unreadable(&path, errno));
+                }
+            });
+        }
+        Ok(Some(found))
     }
 
     fn look_up(&self, name: Component) -> Result<Listed, (Component, Errno)> {

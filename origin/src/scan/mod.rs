@@ -2,7 +2,8 @@
 //!
 //! [`scan`] looks at what it is told to (hints of the watch), or at everything, takes the rest from the base, and returns
 //! the root of the tree as it is. Only files that differ from their stat record (`stat_record`) are read. The cost of a
-//! partial scan is the files that changed plus the entries of the directories that changed and of those above them.
+//! partial scan is the names that changed, in memory also the entries of the directories that changed and of those above
+//! them; a directory is listed where more than a few of its names may have changed or something is in doubt (`seen`).
 //!
 //! One pass (`walk`) lists, has files read by a few threads (`pool`, `content`) and makes directory objects from
 //! the leaves up. What was dirtied during a pass, and what vanished or tore under it, is looked at by another, until
@@ -19,9 +20,13 @@ mod file_stat;
 mod listing;
 mod notices;
 mod pending;
+mod places;
 mod pool;
 mod scope;
+mod seen;
 mod stat_record;
+mod symlink_target;
+mod task;
 mod walk;
 
 use std::collections::BTreeSet;
@@ -108,11 +113,12 @@ pub struct Outcome {
     /// Whether anything but directory times differs from the base. If so, seal `root`; if not, save the writer where
     /// `records_changed`.
     pub changed: bool,
-    /// Directories whose times alone changed: to be added to the scope of the next scan. Empty if `changed`.
+    /// Directories whose times alone changed: to be added to the scope of the next scan
+    /// ([`Scope::add_metadata_of`]). Empty if `changed`.
     pub times_only: BTreeSet<TreePath>,
-    /// Directories with files that were changed so shortly before they were read that another change may not show: to be
-    /// scanned again a little later ([`RACY_DELAY`]).
-    pub racy: BTreeSet<TreePath>,
+    /// Files that were changed so shortly before they were read that another change may not show: to be scanned again a
+    /// little later ([`RACY_DELAY`]).
+    pub racy: Hints,
     /// Whether stat records changed.
     pub records_changed: bool,
     /// Whether the whole tree was walked, and why if that was not asked for.
@@ -150,9 +156,12 @@ pub fn scan(scan: &Scan<'_>, base: Option<RootEntry>, scope: Scope) -> Result<Ou
 fn hints_of(scope: &Scope) -> Hints {
     match scope {
         Scope::Everything => Hints::everything(Reason::Start),
-        Scope::Parts { directories, subtrees } => {
-            Hints { directories: directories.clone(), subtrees: subtrees.clone(), everything: None }
-        }
+        Scope::Parts { directories, subtrees, names } => Hints {
+            directories: directories.clone(),
+            subtrees: subtrees.clone(),
+            names: names.clone(),
+            everything: None,
+        },
     }
 }
 
@@ -265,7 +274,7 @@ fn pause(duration: Duration, cancel: &CancellationToken) -> Result<(), ScanError
 
 fn unsettled(hints: &Hints, moving: BTreeSet<TreePath>) -> ScanError {
     let mut paths: Vec<TreePath> = moving.into_iter().collect();
-    paths.extend(hints.directories.iter().chain(&hints.subtrees).cloned());
+    paths.extend(hints.places().cloned());
     if hints.everything.is_some() {
         paths.push(TreePath::root());
     }
@@ -287,7 +296,7 @@ fn guard(base: Option<RootEntry>, root: RootEntry, options: &ScanOptions) -> Res
 struct Sum {
     real: bool,
     times_only: BTreeSet<TreePath>,
-    racy: BTreeSet<TreePath>,
+    racy: Hints,
     skipped: BTreeSet<TreePath>,
     records_changed: bool,
     walked: Option<Reason>,
@@ -303,7 +312,7 @@ impl Sum {
         self.real |= walked.real;
         self.records_changed |= walked.records_changed;
         self.times_only.extend(walked.times_only);
-        self.racy.extend(walked.racy);
+        self.racy.merge(walked.racy);
         self.skipped.extend(walked.skipped);
         self.files_read += walked.files_read;
         self.bytes_read += walked.bytes_read;

@@ -70,8 +70,13 @@ pub(super) struct StatRecord {
 impl StatRecord {
     /// The file of this name with this fingerprint, if its content is known for sure.
     pub(super) fn known(&self, name: &Component, fingerprint: &Fingerprint) -> Option<&ReadFile> {
+        self.file(name).filter(|file| !file.racy && file.fingerprint == *fingerprint)
+    }
+
+    /// The file of this name.
+    pub(super) fn file(&self, name: &Component) -> Option<&ReadFile> {
         let at = self.files.binary_search_by(|file| file.name.cmp(name)).ok()?;
-        Some(&self.files[at]).filter(|file| !file.racy && file.fingerprint == *fingerprint)
+        Some(&self.files[at])
     }
 
     pub(super) fn encode(&self) -> Vec<u8> {

@@ -12,6 +12,9 @@ use syncd_shared::{Component, Directory, Entry, Generation, GenerationNumber, Ki
 
 use crate::store::Store;
 
+mod names;
+mod places;
+
 /// A tree, a store, and what a commit would keep between scans.
 struct Site {
     base: tempfile::TempDir,
@@ -223,9 +226,9 @@ fn one_changed_file_costs_its_directory_only() {
     site.hinted();
     site.write("3/0/f3", "changed");
     let scope = site.hinted();
-    assert_eq!(scope, parts(&["3/0"]));
+    assert_eq!(scope, named("3/0", &["f3"]).into());
     let outcome = site.scan(scope);
-    assert_eq!((outcome.changed, outcome.files_read, outcome.directories_listed), (true, 1, 1));
+    assert_eq!((outcome.changed, outcome.files_read, outcome.directories_listed), (true, 1, 0));
     site.assert_identical();
 }
 
@@ -322,15 +325,24 @@ fn edits_of_every_kind_are_followed_through_hints() {
     assert!(!site.scan(Scope::Everything).changed);
 }
 
+/// Hints at names in one directory.
+fn named(directory: &str, names: &[&str]) -> Hints {
+    let mut hints = Hints::default();
+    for name in names {
+        hints.add_name(path(directory), Component::new(name.as_bytes()).unwrap());
+    }
+    hints
+}
+
 #[test]
 fn a_file_changed_within_one_stamp_is_read_again() {
     let mut site = Site::new();
     site.write("f", "1");
     let outcome = site.scan(Scope::Everything);
-    assert_eq!(outcome.racy, [TreePath::root()].into());
+    assert_eq!(outcome.racy, named("", &["f"]));
     std::thread::sleep(Duration::from_millis(30));
     // As its caller does with what is racy: once more, without a hint.
-    let outcome = site.scan(Scope::directories(outcome.racy));
+    let outcome = site.scan(outcome.racy.into());
     assert_eq!((outcome.files_read, outcome.changed, outcome.records_changed), (1, false, true));
     assert!(outcome.racy.is_empty());
     assert_eq!(site.scan(parts(&[""])).files_read, 0);
@@ -354,7 +366,7 @@ fn directory_times_alone_wait_for_the_next_change() {
     assert_eq!(outcome.times_only, [path("a")].into());
     site.write("b/f", "2");
     let mut scope = site.hinted();
-    scope.add(outcome.times_only);
+    scope.add_metadata_of(outcome.times_only);
     let outcome = site.scan(scope);
     assert!(outcome.changed && outcome.times_only.is_empty());
     assert_eq!(site.entry("a").metadata.mtime.seconds, 1_000_000_000);
@@ -405,7 +417,7 @@ fn ignore_rules_leave_out_and_their_change_is_followed() {
     site.hinted();
     site.write(".syncdignore", "*.txt\n");
     let scope = site.hinted();
-    assert_eq!(scope, parts(&[""]));
+    assert_eq!(scope, named("", &[".syncdignore"]).into());
     site.scan(scope);
     assert_eq!(site.names(""), [".gitignore", "a", "cache"]);
     assert_eq!(site.names("a/b"), ["x.tmp"]);
@@ -569,7 +581,7 @@ fn what_is_written_during_scans_is_never_torn_and_converges() {
     let tree = site.tree();
     let stop = AtomicBool::new(false);
     let mut times_only = BTreeSet::new();
-    let scans = std::thread::scope(|scope| {
+    let (scans, scope) = std::thread::scope(|scope| {
         scope.spawn(|| {
             // Every file is always 40,000 times the same byte, replaced as editors do; directories come and go.
             let mut round = 0u8;
@@ -604,15 +616,16 @@ fn what_is_written_during_scans_is_never_torn_and_converges() {
                 Err(other) => panic!("{other}"),
             }
             scope = site.hinted();
-            scope.add(times_only.iter().cloned());
+            scope.add_metadata_of(times_only.iter().cloned());
         }
         stop.store(true, Ordering::Relaxed);
-        scans
+        (scans, scope)
     });
     // Nothing but hints from here.
+    times_only = site.scan(scope).times_only;
     site.write("last", "so that directory times go along");
     let mut scope = site.hinted();
-    scope.add(times_only);
+    scope.add_metadata_of(times_only);
     site.scan(scope);
     site.assert_identical();
     assert!(scans > 0);

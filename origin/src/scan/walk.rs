@@ -14,13 +14,16 @@ use tokio_util::sync::CancellationToken;
 use super::content::{Content, ContentReader};
 use super::error::ScanError;
 use super::file_stat::FileStat;
-use super::listing::{Listed, OpenDirectory};
+use super::listing::{Listed, LookedUp, OpenDirectory};
 use super::notices::{Loss, Notices};
 use super::pending::{Pending, Previous, really_differs, same_but_time};
 use super::pool::{Done, Job, Pool};
 use super::scope::{Plan, Scope};
+use super::seen::Seen;
 use super::stat_record::{Own, ReadFile, StatRecord};
-use super::{MtimePolicy, Progress, ScanOptions, SymlinkPolicy};
+use super::symlink_target::leaves_tree;
+use super::task::{Known, Place, Task, join};
+use super::{MtimePolicy, Progress, ScanOptions, SymlinkPolicy, places};
 use crate::ignore_rules::{IgnoreRules, is_own};
 use crate::store::Writer;
 use crate::watch::{Hints, Watch};
@@ -68,7 +71,7 @@ pub(super) struct Walked {
     /// Files that changed whenever they were read.
     pub moving: BTreeSet<TreePath>,
     pub times_only: BTreeSet<TreePath>,
-    pub racy: BTreeSet<TreePath>,
+    pub racy: Hints,
     pub skipped: BTreeSet<TreePath>,
     pub files_read: u64,
     pub bytes_read: u64,
@@ -111,38 +114,6 @@ struct Walk<'scope, 'env, F> {
     walked: Walked,
 }
 
-/// What is to be done with a directory.
-#[derive(Clone, Copy)]
-struct Task<'p> {
-    /// List it, whatever is known of it.
-    list: bool,
-    /// And all below it.
-    whole: bool,
-    /// What is to be done below.
-    plan: Option<&'p Plan>,
-}
-
-impl<'p> Task<'p> {
-    fn of(plan: &'p Plan) -> Self {
-        Self { list: plan.list, whole: plan.whole, plan: Some(plan) }
-    }
-
-    fn below(self, name: &Component) -> Option<&'p Plan> {
-        self.plan.and_then(|plan| plan.below.get(name))
-    }
-}
-
-/// A directory to visit.
-struct Place {
-    path: TreePath,
-    parent: Option<(u64, Component)>,
-    previous: Option<(ObjectHash, Metadata)>,
-    /// Those of the parent.
-    rules: IgnoreRules,
-    /// Where it was before one above it was renamed.
-    source: Option<TreePath>,
-}
-
 impl<'scope, 'env, F> Walk<'scope, 'env, F>
 where
     F: Fn() -> ContentReader<'env> + Clone + Send + 'scope,
@@ -164,14 +135,20 @@ where
         let own = open.stat()?;
         let moved = self.moved_record(record.as_ref(), &own, source)?;
         let seen = Seen { path, parent, own, previous, record, record_before, moved };
-        if !task.list && seen.can_pass(task.plan) {
+        if !task.list
+            && let Some(plan) = task.plan
+            && seen.is_known(plan)
+        {
             let ignore_file = open.ignore_file()?;
-            if seen.has_rules(ignore_file.as_ref().map(|file| file.stat)) {
+            if seen.has_rules(ignore_file.as_ref().map(|file| file.stat))
+                && let Some(names) = open.look_up_all(&plan.names)?
+                && seen.is_told_by(&names)
+            {
                 let rules = match &ignore_file {
                     Some(file) => rules.with_file(&seen.path, &file.bytes)?,
                     None => rules,
                 };
-                return self.pass_through(seen, task, &rules).map(|()| true);
+                return self.pass_through(seen, names, task, &rules).map(|()| true);
             }
         }
         self.watch(&seen.path);
@@ -214,12 +191,27 @@ where
         }
     }
 
-    /// Takes all from the base but what the plan names below.
-    fn pass_through(&mut self, seen: Seen, task: Task<'_>, rules: &IgnoreRules) -> Result<(), ScanError> {
+    /// Takes all from the base but these names and what the plan names below.
+    fn pass_through(
+        &mut self,
+        mut seen: Seen,
+        names: Vec<LookedUp>,
+        task: Task<'_>,
+        rules: &IgnoreRules,
+    ) -> Result<(), ScanError> {
         let (path, previous) = (seen.path.clone(), seen.previous.clone());
-        let id = self.begin(seen, None);
+        let is_named = |name: &Component| task.plan.is_some_and(|plan| plan.names.contains(name));
+        let before = seen.record.take();
+        // What was recorded stays as it is where no name is looked up.
+        let record = before.as_ref().filter(|_| !names.is_empty()).map(|before| StatRecord {
+            own: Own::of(&seen.own),
+            ignore_file: before.ignore_file,
+            files: before.files.iter().filter(|file| !is_named(&file.name)).cloned().collect(),
+        });
+        let id = self.begin(seen, record);
         for entry in previous.iter().flat_map(|previous| previous.directory.entries()) {
             match (task.below(&entry.name), &entry.kind) {
+                _ if is_named(&entry.name) => {}
                 (Some(plan), Kind::Directory { .. }) => {
                     let child = join(&path, &entry.name)?;
                     let name = entry.name.clone();
@@ -228,6 +220,9 @@ where
                 _ => self.add(id, entry.clone()),
             }
         }
+        let names = names.into_iter().filter_map(|(_, listed)| listed).collect();
+        let known = Known { previous, record: before, source: None, whole: false };
+        self.names(id, &path, names, &known, task, rules)?;
         self.release(id)
     }
 
@@ -242,7 +237,7 @@ where
         let path = seen.path.clone();
         self.walked.directories_listed += 1;
         if listing.torn {
-            self.walked.again.directories.insert(path.clone());
+            self.walked.again.add_directory(path.clone());
         }
         seen.own = listing.own;
         let own = Own::of(&listing.own);
@@ -260,25 +255,39 @@ where
             None => rules,
         };
         let (source, moved) = seen.moved.take().unzip();
-        let (record, previous) = (moved.or(seen.record.take()), seen.previous.clone());
+        let record = moved.or(seen.record.take());
+        let known = Known { previous: seen.previous.clone(), record, source, whole };
         let id = self.begin(seen, Some(StatRecord { own, ignore_file, files: Vec::new() }));
+        self.names(id, &path, listing.names, &known, task, &rules)?;
+        self.release(id)
+    }
+
+    /// Takes in names of a directory as they are now.
+    fn names(
+        &mut self,
+        id: u64,
+        path: &TreePath,
+        names: Vec<Listed>,
+        known: &Known,
+        task: Task<'_>,
+        rules: &IgnoreRules,
+    ) -> Result<(), ScanError> {
         let mut directories = Vec::new();
-        for listed in listing.names {
+        for listed in names {
             if is_own(&listed.name) {
                 continue;
             }
-            let child = join(&path, &listed.name)?;
-            let is_directory = listed.stat.kind == FileType::Directory;
-            if rules.excludes(&child, is_directory) || self.pass.data.as_ref() == Some(&child) {
+            let child = join(path, &listed.name)?;
+            if rules.excludes(&child, listed.stat.is_directory()) || self.pass.data.as_ref() == Some(&child) {
                 continue;
             }
             if listed.stat.full_mode & 0o6000 != 0 && listed.stat.kind != FileType::Symlink {
                 self.pass.notices.tell(Loss::SetId, &child);
             }
-            let before = previous.as_ref().and_then(|previous| previous.get(&listed.name));
+            let before = known.previous.as_ref().and_then(|previous| previous.get(&listed.name));
             match listed.stat.kind {
                 FileType::Directory => directories.push((child, listed)),
-                FileType::RegularFile => self.file(id, child, listed, before, record.as_ref())?,
+                FileType::RegularFile => self.file(id, child, listed, before, known.record.as_ref())?,
                 FileType::Symlink => self.symlink(id, child, listed, before)?,
                 _ => {
                     self.pass.notices.tell(Loss::Special, &child);
@@ -288,22 +297,22 @@ where
         }
         for (child, listed) in directories {
             let plan = task.below(&listed.name);
-            let before = previous.as_ref().and_then(|previous| previous.get(&listed.name));
+            let before = known.previous.as_ref().and_then(|previous| previous.get(&listed.name));
             let before = before.filter(|entry| entry.is_directory());
-            let whole = whole || before.is_none() || plan.is_some_and(|plan| plan.whole);
+            let whole = known.whole || before.is_none() || plan.is_some_and(|plan| plan.whole);
             match before {
                 Some(entry) if !whole && plan.is_none() && self.is_unchanged(&child, &listed.stat)? => {
                     self.add(id, Entry { metadata: listed.stat.metadata(), ..entry.clone() });
                 }
                 _ => {
                     let list = whole || plan.is_none_or(|plan| plan.list);
-                    let source = source.as_ref().and_then(|source| source.join(&listed.name).ok());
+                    let source = known.source.as_ref().and_then(|source| source.join(&listed.name).ok());
                     let task = Task { list, whole, plan };
-                    self.descend((id, listed.name), child, before, task, &rules, source)?;
+                    self.descend((id, listed.name), child, before, task, rules, source)?;
                 }
             }
         }
-        self.release(id)
+        Ok(())
     }
 
     /// Whether a directory is the one that was listed last, with the same names in it.
@@ -331,7 +340,7 @@ where
         if !self.visit(place, task)? {
             // It vanished: its parent is not what was listed.
             if let Some(pending) = self.pending.get(&id) {
-                self.walked.again.directories.insert(pending.path.clone());
+                self.walked.again.add_directory(pending.path.clone());
             }
             self.release(id)?;
         }
@@ -419,10 +428,10 @@ where
             let Some(pending) = self.pending.get(&id) else { continue };
             match content {
                 Content::Gone => {
-                    self.walked.again.directories.insert(pending.path.clone());
+                    self.walked.again.add_directory(pending.path.clone());
                 }
                 Content::Torn => {
-                    self.walked.again.directories.insert(pending.path.clone());
+                    self.walked.again.add_directory(pending.path.clone());
                     self.walked.moving.insert(path);
                 }
                 Content::Read { stat, hash, racy } => {
@@ -430,7 +439,7 @@ where
                     self.walked.files_read += 1;
                     self.walked.bytes_read += fingerprint.size;
                     if racy {
-                        self.walked.racy.insert(pending.path.clone());
+                        self.walked.racy.add_name(pending.path.clone(), name.clone());
                     }
                     let kind = Kind::File { content: hash, size: fingerprint.size };
                     let before = pending.previous.as_ref().and_then(|previous| previous.get(&name));
@@ -504,7 +513,11 @@ where
         real |= previous.as_ref().is_none_or(|previous| really_differs(&previous.directory, &directory));
         let object = match &previous {
             Some(previous) if *previous.directory == directory => previous.object,
-            _ => self.pass.writer.put_directory(&directory)?,
+            _ => {
+                let before = previous.as_ref().map(|previous| &*previous.directory);
+                places::tell(self.pass.writer, &path, before, &directory)?;
+                self.pass.writer.put_directory(&directory)?
+            }
         };
         if let Some(previous) = &previous {
             self.forget_lost(&path, &previous.directory, &directory)?;
@@ -550,82 +563,5 @@ where
             }
         }
         Ok(())
-    }
-}
-
-/// What is known of a directory before it is listed.
-struct Seen {
-    path: TreePath,
-    parent: Option<(u64, Component)>,
-    own: FileStat,
-    previous: Option<Previous>,
-    record: Option<StatRecord>,
-    record_before: Option<Vec<u8>>,
-    /// The record that it had under another name, and that name.
-    moved: Option<(TreePath, StatRecord)>,
-}
-
-impl Seen {
-    /// Whether what the base has of this directory holds, so that only what is below need be looked at.
-    fn can_pass(&self, plan: Option<&Plan>) -> bool {
-        let (Some(previous), Some(record), Some(plan)) = (&self.previous, &self.record, plan) else {
-            return false;
-        };
-        record.own == Own::of(&self.own)
-            && plan.below.keys().all(|name| previous.get(name).is_some_and(Entry::is_directory))
-    }
-
-    /// Whether the rules are those that the record was made under.
-    fn has_rules(&self, ignore_file: Option<FileStat>) -> bool {
-        self.record.as_ref().is_some_and(|r| r.ignore_file == ignore_file.map(|stat| stat.fingerprint))
-    }
-}
-
-fn join(directory: &TreePath, name: &Component) -> Result<TreePath, ScanError> {
-    directory.join(name).map_err(|source| ScanError::Name {
-        directory: directory.clone(),
-        name: name.clone(),
-        source,
-    })
-}
-
-/// Whether a symlink at `path` is absolute or climbs above the tree's root on the way, as it is written.
-fn leaves_tree(path: &TreePath, target: &[u8]) -> bool {
-    if target.starts_with(b"/") {
-        return true;
-    }
-    let mut depth = path.depth().saturating_sub(1);
-    for name in target.split(|byte| *byte == b'/') {
-        match name {
-            b"" | b"." => {}
-            b".." if depth == 0 => return true,
-            b".." => depth -= 1,
-            _ => depth += 1,
-        }
-    }
-    false
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn symlinks_that_climb_out_leave_the_tree() {
-        let leaves = |path: &str, target: &str| {
-            leaves_tree(&TreePath::from_bytes(path.as_bytes()).unwrap(), target.as_bytes())
-        };
-        assert!(
-            leaves("a", "/srv")
-                && leaves("a", "../x")
-                && leaves("a/b", "../../x")
-                && leaves("a/b", "c/../../../x")
-        );
-        assert!(
-            !leaves("a", "b")
-                && !leaves("a/b", "../x")
-                && !leaves("a/b", ".././c/../x")
-                && !leaves("a", "..x")
-        );
     }
 }

@@ -1,7 +1,7 @@
 //! Answers fetch requests, one after the other, as fast as the agent reads.
 //!
-//! Reading the store and compressing happen in turns of about a megabyte on a blocking thread; between turns no thread
-//! is held, so that any number of slow agents costs memory alone.
+//! Reading the store and compressing happen in short turns on a blocking thread; between turns no thread is held, so
+//! that slow agents cost memory alone: a turn, and what HTTP/2 took of the one before.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -18,7 +18,7 @@ use super::{Services, takes_updates};
 use crate::plan::{EncodedUpdate, PlanError};
 
 /// Bytes that one turn produces before it hands over.
-const TURN_BYTES: usize = 1024 * 1024;
+const TURN_BYTES: usize = 256 * 1024;
 /// An agent that takes nothing for this long is cut off.
 const STALL: Duration = Duration::from_secs(60);
 /// An agent that asks for nothing for this long is cut off.

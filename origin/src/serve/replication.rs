@@ -4,11 +4,12 @@ use std::collections::HashMap;
 use std::pin::Pin;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::task::{Context, Poll, ready};
+use std::time::Duration;
 
 use syncd_proto::v1;
 use syncd_proto::v1::replication_server::Replication;
 use syncd_shared::identity::{AgentName, PeerIdentity};
-use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot};
+use tokio::sync::{Semaphore, mpsc, oneshot};
 use tokio_stream::Stream;
 use tokio_util::sync::CancellationToken;
 use tonic::{Request, Response, Status, Streaming};
@@ -20,8 +21,11 @@ use crate::listener::ConnectionInfo;
 
 /// Fetch streams of one agent at once.
 const FETCHES_PER_AGENT: usize = 4;
-/// Fetch streams at once: each may hold some megabytes.
-const FETCHES: usize = 256;
+/// Fetch streams at once: each has one to two MiB in memory, a turn and what HTTP/2 took of the one before. Others
+/// wait in line, for [`FETCH_WAIT`] at most.
+const FETCHES: usize = 96;
+/// Less than an agent waits for its first frame.
+const FETCH_WAIT: Duration = Duration::from_secs(60);
 /// Messages that wait for the connection.
 const QUEUE: usize = 1;
 
@@ -45,15 +49,13 @@ impl Replicate {
     }
 
     fn admit_fetch(&self, peer: &PeerIdentity) -> Result<FetchPermit, ServeError> {
-        let busy = || ServeError::Busy { limit: FETCHES, of: "in all: try again later" };
-        let permit = self.fetches.clone().try_acquire_owned().map_err(|_| busy())?;
         let mut per_agent = self.per_agent.lock().unwrap_or_else(PoisonError::into_inner);
         let running = per_agent.entry(peer.name.clone()).or_default();
         if *running >= FETCHES_PER_AGENT {
             return Err(ServeError::Busy { limit: FETCHES_PER_AGENT, of: "of one agent" });
         }
         *running += 1;
-        Ok(FetchPermit { name: peer.name.clone(), per_agent: self.per_agent.clone(), _permit: permit })
+        Ok(FetchPermit { name: peer.name.clone(), per_agent: self.per_agent.clone() })
     }
 }
 
@@ -61,7 +63,6 @@ impl Replicate {
 struct FetchPermit {
     name: AgentName,
     per_agent: Arc<Mutex<HashMap<AgentName, usize>>>,
-    _permit: OwnedSemaphorePermit,
 }
 
 impl Drop for FetchPermit {
@@ -74,6 +75,19 @@ impl Drop for FetchPermit {
             }
         }
     }
+}
+
+/// Answers a fetch once it is its turn.
+async fn answer_in_turn(
+    services: &Services,
+    fetches: &Semaphore,
+    requests: Streaming<v1::FetchRequest>,
+    sender: &mpsc::Sender<v1::FetchFrame>,
+) -> Result<(), ServeError> {
+    let busy = || ServeError::Busy { limit: FETCHES, of: "in all: try again later" };
+    let turn = tokio::time::timeout(FETCH_WAIT, fetches.acquire()).await.map_err(|_| busy())?;
+    let _turn = turn.map_err(|_| ServeError::Stopping)?;
+    fetch::answer(services, requests, sender).await
 }
 
 /// Messages of a stream, and the error that ends it: that one comes at once, whatever is still queued.
@@ -151,11 +165,12 @@ impl Replication for Replicate {
         let permit = self.admit_fetch(&peer).map_err(|e| status(&e))?;
         let (sender, fail, outgoing) = Outgoing::channel();
         let (services, shutdown) = (self.services.clone(), self.shutdown.clone());
+        let fetches = self.fetches.clone();
         tokio::spawn(async move {
             let _permit = permit;
             let mut admission = services.fleet.admission();
             let result = tokio::select! {
-                result = fetch::answer(&services, request.into_inner(), &sender) => result,
+                result = answer_in_turn(&services, &fetches, request.into_inner(), &sender) => result,
                 _ = admission.wait_for(|a| !a.admits(&peer)) => Err(ServeError::Revoked),
                 () = shutdown.cancelled() => Err(ServeError::Stopping),
                 () = sender.closed() => Ok(()),

@@ -23,10 +23,11 @@ use syncd_shared::{Directory, Generation, GenerationNumber, RootEntry};
 use super::error::{StoreError, index, poisoned};
 use super::index::{CHUNKS, DIRECTORIES, FILES, GENERATIONS, PACKS, ROOTS, decode_location, location_in};
 use super::pack::{Location, PACK_HEADER_BYTES, PackFrame, PackId, chunk_bytes};
+use super::paths::short;
 use super::read::{decode_chunks, decode_root, encode_root};
 use super::retention::{Retention, retired};
 use super::writer::{FrameBuilder, WritePermit, Writer};
-use super::{Store, objects};
+use super::{Store, objects, paths};
 
 /// What a garbage collection did.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -61,11 +62,6 @@ struct Candidates {
     directories: Vec<ObjectHash>,
     files: Vec<ContentHash>,
     chunks: Vec<ContentHash>,
-}
-
-fn short(hash: &ContentHash) -> u64 {
-    let [a, b, c, d, e, f, g, h, ..] = *hash.as_bytes();
-    u64::from_le_bytes([a, b, c, d, e, f, g, h])
 }
 
 impl Marks {
@@ -404,7 +400,7 @@ fn remove_unmarked(
         table.remove(hash.as_bytes()).map_err(index)?;
         report.chunks += 1;
     }
-    Ok(())
+    paths::retain(t, |content| marks.chunks.contains(&content))
 }
 
 /// Uncompressed bytes of the chunks that the index has in each pack.

@@ -17,7 +17,7 @@ use super::pack::{Location, PackId};
 
 /// Version of everything under DATA that the store writes.
 pub(super) const STORE_FORMAT: u32 = 1;
-const CACHE_BYTES: usize = 64 * 1024 * 1024;
+const CACHE_BYTES: usize = 32 * 1024 * 1024;
 
 /// A chunk's hash -> where it lies.
 pub(super) const CHUNKS: TableDefinition<'_, &[u8; 32], &[u8; 20]> = TableDefinition::new("chunks");
@@ -35,6 +35,8 @@ pub(super) const STAT: TableDefinition<'_, &[u8], &[u8]> = TableDefinition::new(
 pub(super) const RECORDS: TableDefinition<'_, (&str, &[u8]), &[u8]> = TableDefinition::new("records");
 /// A pack's number -> its durable length, the uncompressed bytes of its frames.
 pub(super) const PACKS: TableDefinition<'_, u32, (u64, u64)> = TableDefinition::new("packs");
+/// The first 8 bytes of a content's hash -> where the tree has it: see [`super::paths`].
+pub(super) const PATHS: TableDefinition<'_, u64, &[u8]> = TableDefinition::new("paths");
 /// What the store keeps of itself.
 pub(super) const META: TableDefinition<'_, &str, u64> = TableDefinition::new("meta");
 
@@ -106,6 +108,9 @@ impl Index {
     }
 
     /// Changes everything or, on an error, nothing. Durable when it returns `Ok`: what it wrote survives a power cut.
+    ///
+    /// Without redb's quick repair, which writes the state of the allocator, as large as the index, with each commit:
+    /// what it saves after a crash is the walk that [`Index::open`] makes in any case.
     pub(super) fn write<T, E: From<StoreError>>(
         &self,
         write: impl FnOnce(&WriteTransaction) -> Result<T, E>,
@@ -113,7 +118,6 @@ impl Index {
         caught(|| {
             let mut transaction = self.database.begin_write().map_err(index)?;
             transaction.set_durability(Durability::Immediate).map_err(index)?;
-            transaction.set_quick_repair(true);
             let out = match write(&transaction) {
                 Ok(out) => out,
                 Err(error) => {

@@ -41,12 +41,14 @@ mod objects;
 mod pack;
 mod pack_reader;
 mod pack_writer;
+mod paths;
 mod pending;
 mod read;
 mod records;
 mod retention;
 #[cfg(test)]
 mod tests;
+mod write_back;
 mod writer;
 
 use std::collections::HashMap;

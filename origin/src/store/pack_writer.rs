@@ -11,6 +11,7 @@ use std::path::PathBuf;
 
 use super::error::StoreError;
 use super::pack::{FrameChunk, PACK_HEADER_BYTES, PACK_MAX_BYTES, PackId, encode_frame, pack_header};
+use super::write_back::WriteBack;
 
 /// How far a pack has got.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -31,6 +32,7 @@ pub(super) struct PackWriter {
     directory_changed: bool,
     dirty: bool,
     failed: bool,
+    write_back: WriteBack,
 }
 
 struct Current {
@@ -63,6 +65,7 @@ impl PackWriter {
             directory_changed: false,
             dirty: false,
             failed: false,
+            write_back: WriteBack::default(),
         };
         if let Some((id, length)) = last.filter(|(_, length)| length.bytes < PACK_MAX_BYTES) {
             let path = writer.path(id);
@@ -126,6 +129,7 @@ impl PackWriter {
             current.length.bytes += frame.len() as u64;
             current.length.content_bytes += u64::from(uncompressed_bytes);
             self.dirty = true;
+            self.write_back.appended(&self.directory, id, frame.len() as u64);
         }
         self.current = Some(current);
         written.map_err(|source| StoreError::Io { doing: "write", path: self.path(id), source })?;

@@ -3,6 +3,7 @@
 use std::collections::{BTreeMap, HashMap};
 
 use redb::{ReadableTable, WriteTransaction};
+use syncd_shared::TreePath;
 use syncd_shared::hash::{ContentHash, ObjectHash};
 
 use super::error::{StoreError, index};
@@ -11,6 +12,7 @@ use super::index::{
 };
 use super::pack::Location;
 use super::pack_writer::Synced;
+use super::paths::PendingPaths;
 use super::read::{Chunk, encode_chunks};
 
 /// Memory that an entry of a hash map takes besides what it points to, at a guess.
@@ -26,6 +28,7 @@ pub(super) struct Pending {
     pub(super) directories: HashMap<ObjectHash, Vec<u8>>,
     stats: BTreeMap<Vec<u8>, Option<Vec<u8>>>,
     removed_subtrees: Vec<Vec<u8>>,
+    paths: PendingPaths,
     bytes: usize,
 }
 
@@ -48,6 +51,14 @@ impl Pending {
     pub(super) fn put_directory(&mut self, hash: ObjectHash, packed: Vec<u8>) {
         self.bytes += ENTRY_BYTES + packed.len();
         self.directories.insert(hash, packed);
+    }
+
+    pub(super) fn put_path(&mut self, content: &ContentHash, size: u64, path: &TreePath) {
+        self.bytes += self.paths.put(content, size, path);
+    }
+
+    pub(super) fn lose_path(&mut self, content: &ContentHash, size: u64, path: &TreePath) {
+        self.bytes += self.paths.lose(content, size, path);
     }
 
     /// `Some(None)`: removed; `None`: as in the index.
@@ -103,12 +114,13 @@ impl Pending {
         Ok(())
     }
 
-    /// Forgets the content entries that [`Pending::write_content`] wrote; claims stay.
+    /// Forgets the content entries that [`Pending::write_content`] and [`Pending::write_paths`] wrote; claims stay.
     pub(super) fn clear_content(&mut self) {
         self.chunks.retain(|_, location| location.is_none());
         self.chunks.shrink_to(1024);
         self.files = HashMap::new();
         self.directories = HashMap::new();
+        self.paths = PendingPaths::default();
         self.bytes = 0;
     }
 
@@ -132,6 +144,11 @@ impl Pending {
             }
         }
         Ok(())
+    }
+
+    /// Writes where contents are; after the stat records.
+    pub(super) fn write_paths(&self, t: &WriteTransaction) -> Result<(), StoreError> {
+        self.paths.write(t)
     }
 }
 

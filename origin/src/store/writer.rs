@@ -8,7 +8,7 @@ use redb::{ReadableTable, WriteTransaction};
 use syncd_shared::directory::DecodeDirectoryError;
 use syncd_shared::hash::{ContentHash, ObjectHash};
 use syncd_shared::limits::{DIRECTORY_OBJECT_MAX_BYTES, FRAME_MAX_BYTES};
-use syncd_shared::{Directory, GenerationNumber, SignedGeneration};
+use syncd_shared::{Directory, GenerationNumber, SignedGeneration, TreePath};
 
 use super::error::{SealError, StoreError, index, poisoned};
 use super::index::{DIRECTORIES, GENERATIONS, META, META_NEXT_PACK, PACKS, ROOTS};
@@ -171,6 +171,18 @@ impl Writer {
         }
     }
 
+    /// Keeps that the tree has a file of this content there, for [`Store::path_of`].
+    pub fn put_path(&self, content: &ContentHash, size: u64, path: &TreePath) -> Result<(), StoreError> {
+        self.pending.lock().map_err(poisoned)?.put_path(content, size, path);
+        Ok(())
+    }
+
+    /// The tree no longer has the file of this content there.
+    pub fn lose_path(&self, content: &ContentHash, size: u64, path: &TreePath) -> Result<(), StoreError> {
+        self.pending.lock().map_err(poisoned)?.lose_path(content, size, path);
+        Ok(())
+    }
+
     /// Keeps a record of a directory for the scanner, under its path.
     pub fn put_stat(&self, path: &[u8], value: &[u8]) -> Result<(), StoreError> {
         self.pending.lock().map_err(poisoned)?.put_stat(path, Some(value));
@@ -214,6 +226,7 @@ impl Writer {
         self.store().index.write(|t| {
             pending.write_content(t, &synced)?;
             pending.write_stats(t)?;
+            pending.write_paths(t)?;
             also(t)
         })
     }
@@ -255,7 +268,10 @@ impl Writer {
         }
         self.store().orphans.store(true, Ordering::Release);
         let synced: Synced = self.packs.lock().map_err(poisoned)?.sync()?;
-        self.store().index.write(|t| pending.write_content(t, &synced))?;
+        self.store().index.write(|t| {
+            pending.write_content(t, &synced)?;
+            pending.write_paths(t)
+        })?;
         pending.clear_content();
         Ok(())
     }

@@ -1,9 +1,11 @@
-//! What the watch tells: which directories may have changed, and why a whole walk is due.
+//! What the watch tells: which names may have changed, and why a whole walk is due.
 
 use std::collections::BTreeSet;
 use std::fmt;
 
-use syncd_shared::TreePath;
+use syncd_shared::{Component, TreePath};
+
+use super::names::Names;
 
 /// What may have changed since hints were last taken. Hints say where to look, never what is there.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
@@ -12,14 +14,19 @@ pub struct Hints {
     pub directories: BTreeSet<TreePath>,
     /// Directories below which anything may have changed.
     pub subtrees: BTreeSet<TreePath>,
-    /// The whole tree has to be walked; the other two are empty then.
+    /// Names that may have changed, in directories of which no other has.
+    pub names: Names,
+    /// The whole tree has to be walked; the others are empty then.
     pub everything: Option<Reason>,
 }
 
 impl Hints {
     /// Whether nothing may have changed.
     pub fn is_empty(&self) -> bool {
-        self.directories.is_empty() && self.subtrees.is_empty() && self.everything.is_none()
+        self.directories.is_empty()
+            && self.subtrees.is_empty()
+            && self.names.is_empty()
+            && self.everything.is_none()
     }
 
     /// Hints that name everything.
@@ -35,10 +42,38 @@ impl Hints {
         if self.everything.is_some() {
             self.directories.clear();
             self.subtrees.clear();
+            self.names.clear();
             return;
         }
-        self.directories.extend(other.directories);
+        other.directories.into_iter().for_each(|directory| self.add_directory(directory));
         self.subtrees.extend(other.subtrees);
+        for (directory, names) in other.names.into_directories() {
+            if self.directories.contains(&directory) {
+                continue;
+            }
+            self.names.add_directory(directory.clone());
+            names.into_iter().for_each(|name| self.add_name(directory.clone(), name));
+        }
+    }
+
+    /// Adds a directory of which any name may have changed.
+    pub fn add_directory(&mut self, directory: TreePath) {
+        if self.everything.is_none() {
+            self.names.remove(&directory);
+            self.directories.insert(directory);
+        }
+    }
+
+    /// Adds a name that may have changed. Where there are too many, their directories stand for them.
+    pub fn add_name(&mut self, directory: TreePath, name: Component) {
+        if self.everything.is_none() && !self.directories.contains(&directory) {
+            self.directories.extend(self.names.add(directory, name));
+        }
+    }
+
+    /// All directories of which something may have changed.
+    pub fn places(&self) -> impl Iterator<Item = &TreePath> {
+        self.names.iter().map(|(directory, _)| directory).chain(&self.directories).chain(&self.subtrees)
     }
 }
 
@@ -156,6 +191,28 @@ mod tests {
         hints.merge(Hints::everything(Reason::Overflow));
         hints.merge(Hints::everything(Reason::Polling));
         hints.merge(Hints { subtrees: [TreePath::root()].into(), ..Hints::default() });
+        assert_eq!(hints, Hints::everything(Reason::Overflow));
+    }
+
+    #[test]
+    fn a_directory_stands_for_its_names() {
+        let path = |p: &str| TreePath::from_bytes(p.as_bytes()).unwrap();
+        let name = |n: &str| Component::new(n.as_bytes()).unwrap();
+        let mut hints = Hints::default();
+        hints.add_name(path("a"), name("f"));
+        let mut other = Hints::default();
+        other.add_name(path("a"), name("g"));
+        other.add_name(path("b"), name("f"));
+        hints.merge(other);
+        hints.add_directory(path("a"));
+        hints.add_name(path("a"), name("h"));
+        assert_eq!(hints.places().collect::<Vec<_>>(), [&path("b"), &path("a")]);
+        assert!(hints.directories.contains(&path("a")) && hints.names.contains(&path("b"), &name("f")));
+        (0..65).for_each(|number| hints.add_name(path("b"), name(&number.to_string())));
+        assert!(hints.names.is_empty() && hints.directories.contains(&path("b")));
+        hints.merge(Hints::everything(Reason::Overflow));
+        hints.add_name(path("c"), name("f"));
+        hints.add_directory(path("c"));
         assert_eq!(hints, Hints::everything(Reason::Overflow));
     }
 

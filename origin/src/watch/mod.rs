@@ -1,6 +1,6 @@
-//! Watches the content tree: which directories may have changed, so that a scan need not look at the others.
+//! Watches the content tree: which names may have changed, so that a scan need not look at the others.
 //!
-//! Events are hints that name directories; the scan is the truth. One instance of the kernel's notification interface
+//! Events are hints that name what may have changed in a directory, or only the directory; the scan is the truth. One instance of the kernel's notification interface
 //! has one non-recursive watch per directory, installed by the scan right BEFORE it lists that directory, on DATA/cookies
 //! and on the parents of TREE's turning points (`location`). Its events come in the order of the changes, so that the
 //! event of a cookie (a file made in DATA/cookies) says that all earlier ones have come ([`Watch::flush`]).
@@ -17,6 +17,7 @@
 mod hints;
 mod location;
 mod mounts;
+mod names;
 mod state;
 
 use std::collections::BTreeSet;
@@ -36,6 +37,7 @@ pub use hints::{Hints, PollReason, Polled, Reason};
 
 use location::Location;
 use mounts::Mounts;
+pub use names::Names;
 use state::State;
 
 /// The directory in DATA in which cookies are made.

@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 
-use notify::event::{AccessKind, CreateKind, EventKind, ModifyKind, RemoveKind, RenameMode};
+use notify::event::{AccessKind, EventKind, ModifyKind, RemoveKind, RenameMode};
 use std::os::unix::ffi::OsStrExt;
 use syncd_shared::TreePath;
 
@@ -101,22 +101,36 @@ impl State {
             // A name that no generation may have: the scan of its directory says so.
             return self.lost(Reason::Watcher);
         };
-        let mut hints = Hints::default();
+        let mut whole = false;
         match kind {
             EventKind::Modify(ModifyKind::Name(RenameMode::From)) if self.watched.contains(&path) => {
                 // The watches of all below follow the directory to its new name, or out of the tree.
                 self.forget(&path);
-                hints.subtrees.insert(path.clone());
+                self.add_subtree(path.clone());
+                whole = true;
             }
             EventKind::Remove(RemoveKind::Folder) if self.watched.remove(&path) => {
-                hints.subtrees.insert(path.clone());
+                self.add_subtree(path.clone());
+                whole = true;
             }
             EventKind::Access(AccessKind::Open(_) | AccessKind::Read) => return,
-            EventKind::Create(CreateKind::Any) | EventKind::Any | EventKind::Other => {}
             _ => {}
         }
-        hints.directories.insert(path.parent().unwrap_or_default());
-        self.hints.merge(hints);
+        let Some((directory, name)) = path.split_last() else {
+            return self.hints.add_directory(path);
+        };
+        // What is written and then removed may have been another name of a file that stays.
+        let written_and_gone =
+            matches!(kind, EventKind::Remove(_)) && self.hints.names.contains(&directory, &name);
+        if whole || written_and_gone {
+            self.hints.add_directory(directory);
+        } else {
+            self.hints.add_name(directory, name);
+        }
+    }
+
+    fn add_subtree(&mut self, path: TreePath) {
+        self.hints.merge(Hints { subtrees: [path].into(), ..Hints::default() });
     }
 
     /// Drops the watches of a directory and of all below it, once there is time to.
@@ -151,7 +165,8 @@ impl State {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use notify::event::{DataChange, MetadataKind};
+    use notify::event::{CreateKind, DataChange, MetadataKind};
+    use syncd_shared::Component;
 
     fn path(p: &str) -> TreePath {
         TreePath::from_bytes(p.as_bytes()).unwrap()
@@ -175,9 +190,10 @@ mod tests {
     const FROM: EventKind = EventKind::Modify(ModifyKind::Name(RenameMode::From));
 
     #[test]
-    fn a_changed_file_dirties_its_directory_only() {
+    fn a_changed_file_dirties_its_name_only() {
         let state = after(EventKind::Modify(ModifyKind::Data(DataChange::Any)), "/srv/real/a/b/f");
-        assert_eq!(state.hints, Hints { directories: [path("a/b")].into(), ..Hints::default() });
+        assert!(state.hints.names.contains(&path("a/b"), &Component::new(b"f").unwrap()));
+        assert_eq!(state.hints.places().count(), 1);
         let state = after(EventKind::Modify(ModifyKind::Metadata(MetadataKind::Any)), "/srv/real");
         assert_eq!(state.hints, Hints { directories: [path("")].into(), ..Hints::default() });
     }
@@ -190,6 +206,19 @@ mod tests {
         assert_eq!(state.watched, ["", "a-b"].map(path).into());
         assert_eq!(state.stale, ["/srv/real/a", "/srv/real/a/b"].map(PathBuf::from));
         assert!(after(FROM, "/srv/real/file").hints.subtrees.is_empty());
+    }
+
+    #[test]
+    fn a_name_that_was_written_and_removed_dirties_its_directory() {
+        let mut state = after(EventKind::Remove(RemoveKind::File), "/srv/real/a/f");
+        assert!(state.hints.directories.is_empty());
+        for kind in
+            [EventKind::Modify(ModifyKind::Data(DataChange::Any)), EventKind::Remove(RemoveKind::File)]
+        {
+            state.apply(Ok(notify::Event::new(kind).add_path("/srv/real/a/g".into())));
+        }
+        assert_eq!(state.hints.directories, [path("a")].into());
+        assert!(state.hints.names.is_empty());
     }
 
     #[test]

@@ -39,7 +39,16 @@ impl Fixture {
         self.base.path().join("tree").join(relative)
     }
 
+    /// What is hinted at, by directories alone.
     fn flush(&self) -> Hints {
+        let mut hints = self.flush_names();
+        for (directory, _) in std::mem::take(&mut hints.names).iter() {
+            hints.add_directory(directory.clone());
+        }
+        hints
+    }
+
+    fn flush_names(&self) -> Hints {
         self.watch.flush();
         self.watch.take()
     }
@@ -51,6 +60,31 @@ fn path(p: &str) -> TreePath {
 
 fn directories(names: &[&str]) -> Hints {
     Hints { directories: names.iter().map(|n| path(n)).collect(), ..Hints::default() }
+}
+
+fn names(directory: &str, names: &[&str]) -> Hints {
+    let mut hints = Hints::default();
+    for name in names {
+        hints.add_name(path(directory), syncd_shared::Component::new(name.as_bytes()).unwrap());
+    }
+    hints
+}
+
+#[test]
+fn changes_are_hinted_at_by_name() {
+    let fixture = Fixture::new(&["a"]);
+    fs::write(fixture.at("a/f"), "1").unwrap();
+    symlink("f", fixture.at("a/l")).unwrap();
+    assert_eq!(fixture.flush_names(), names("a", &["f", "l"]));
+    fs::write(fixture.at("a/.f"), "2").unwrap();
+    fs::rename(fixture.at("a/.f"), fixture.at("a/f")).unwrap();
+    assert_eq!(fixture.flush_names(), names("a", &[".f", "f"]));
+    fs::remove_file(fixture.at("a/f")).unwrap();
+    assert_eq!(fixture.flush_names(), names("a", &["f"]));
+    for number in 0..100 {
+        fs::write(fixture.at("a").join(number.to_string()), "1").unwrap();
+    }
+    assert_eq!(fixture.flush_names(), directories(&["a"]));
 }
 
 #[test]
@@ -202,7 +236,7 @@ async fn changed_wakes_for_a_change_and_sleeps_without() {
     assert!(idle.is_err());
     fs::write(fixture.at("f"), "1").unwrap();
     tokio::time::timeout(Duration::from_secs(10), fixture.watch.changed()).await.unwrap();
-    assert_eq!(fixture.watch.take(), directories(&[""]));
+    assert_eq!(fixture.watch.take(), names("", &["f"]));
 }
 
 #[tokio::test]

@@ -3,19 +3,23 @@
 use std::future::Future;
 use std::io;
 use std::net::SocketAddr;
+use std::pin::Pin;
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::Duration;
+use std::task::{Context, Poll, ready};
+use std::time::{Duration, Instant};
 
 use hyper_util::rt::TokioIo;
 use rustls::{AlertDescription, CertificateError};
-use tokio::io::{AsyncBufReadExt, BufReader};
-use tokio::net::TcpStream;
+use tokio::io::{AsyncBufReadExt, AsyncRead, AsyncWrite, BufReader, ReadBuf};
+use tokio::net::{TcpSocket, TcpStream};
+use tokio::time::Sleep;
 use tokio_rustls::TlsConnector;
 use tokio_rustls::client::TlsStream;
 use tonic::transport::{Channel, Endpoint};
 
 use super::tls::ClientTls;
 use crate::limits::{CONNECTION_WINDOW_BYTES, HTTP2_FRAME_BYTES, STREAM_WINDOW_BYTES};
+use crate::rate::Bucket;
 
 /// From the first packet to the origin's first bytes inside TLS.
 pub const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
@@ -28,7 +32,76 @@ pub const KEEPALIVE_TIMEOUT: Duration = Duration::from_secs(10);
 /// go past it.
 const FIRST_BYTES: usize = 64;
 
-type Stream = BufReader<TlsStream<TcpStream>>;
+/// Under a limit the receive buffer holds a quarter of a second of it: enough for that much of a round trip.
+const RECEIVE_BUFFERS_PER_SECOND: u64 = 4;
+/// Bounds of that buffer, in bytes.
+const RECEIVE_BUFFER_LEAST_BYTES: u64 = 32 * 1024;
+/// See [`RECEIVE_BUFFER_LEAST_BYTES`].
+const RECEIVE_BUFFER_MOST_BYTES: u64 = 16 * 1024 * 1024;
+/// A pause shorter than this is put off: the bucket remembers it.
+const SHORTEST_PAUSE: Duration = Duration::from_millis(2);
+
+type Stream = BufReader<TlsStream<Metered>>;
+
+/// A TCP connection that is read at a limited rate. What is not read waits at the origin, beyond a kernel's receive
+/// buffer that is sized for the rate: so the limit holds on the line, not only in the process.
+struct Metered {
+    tcp: TcpStream,
+    limit: Option<Arc<Bucket>>,
+    pause: Option<Pin<Box<Sleep>>>,
+}
+
+impl AsyncRead for Metered {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        buffer: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        if let Some(pause) = &mut self.pause {
+            ready!(pause.as_mut().poll(context));
+            self.pause = None;
+        }
+        let before = buffer.filled().len();
+        ready!(Pin::new(&mut self.tcp).poll_read(context, buffer))?;
+        if let Some(limit) = &self.limit {
+            let wait = limit.take(buffer.filled().len() - before, Instant::now());
+            if wait >= SHORTEST_PAUSE {
+                self.pause = Some(Box::pin(tokio::time::sleep(wait)));
+            }
+        }
+        Poll::Ready(Ok(()))
+    }
+}
+
+impl AsyncWrite for Metered {
+    fn poll_write(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        bytes: &[u8],
+    ) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.tcp).poll_write(context, bytes)
+    }
+
+    fn poll_write_vectored(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        bytes: &[io::IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.tcp).poll_write_vectored(context, bytes)
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        self.tcp.is_write_vectored()
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.tcp).poll_flush(context)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.tcp).poll_shutdown(context)
+    }
+}
 
 /// Why there is no connection.
 #[derive(Debug, thiserror::Error)]
@@ -115,18 +188,28 @@ pub enum RefusedReason {
 ///
 /// Returns once the origin has accepted this agent's certificate. Cancel safe.
 pub async fn connect(address: &str, tls: ClientTls) -> Result<Channel, ConnectError> {
-    let first = dial(address, &tls).await?;
+    connect_limited(address, tls, None).await
+}
+
+/// As [`connect`]; what the origin sends is read no faster than `limit` allows, all connections with this bucket
+/// together. Cancel safe.
+pub async fn connect_limited(
+    address: &str,
+    tls: ClientTls,
+    limit: Option<Arc<Bucket>>,
+) -> Result<Channel, ConnectError> {
+    let first = dial(address, &tls, limit.clone()).await?;
     let endpoint =
         endpoint(&tls).map_err(|source| ConnectError::Http { address: address.to_owned(), source })?;
     let first = Arc::new(Mutex::new(Some(first)));
     let dialled: Arc<str> = address.into();
     let connector = tower::service_fn(move |_| {
         let ready = first.lock().unwrap_or_else(PoisonError::into_inner).take();
-        let (address, tls) = (dialled.clone(), tls.clone());
+        let (address, tls, limit) = (dialled.clone(), tls.clone(), limit.clone());
         async move {
             let stream = match ready {
                 Some(stream) => stream,
-                None => dial(&address, &tls).await?,
+                None => dial(&address, &tls, limit).await?,
             };
             Ok::<_, ConnectError>(TokioIo::new(stream))
         }
@@ -152,8 +235,8 @@ fn endpoint(tls: &ClientTls) -> Result<Endpoint, tonic::transport::Error> {
 
 /// In TLS 1.3 the client is done before the server has seen its certificate, and a refusal arrives later. So this
 /// waits for the origin's first bytes (its HTTP/2 settings), which it sends only after it accepted.
-async fn dial(address: &str, tls: &ClientTls) -> Result<Stream, ConnectError> {
-    let tcp = dial_tcp(address).await?;
+async fn dial(address: &str, tls: &ClientTls, limit: Option<Arc<Bucket>>) -> Result<Stream, ConnectError> {
+    let tcp = Metered { tcp: dial_tcp(address, limit.as_deref()).await?, limit, pause: None };
     let accepted = async {
         let stream = TlsConnector::from(tls.config.clone()).connect(tls.name.clone(), tcp).await?;
         let mut stream = BufReader::with_capacity(FIRST_BYTES, stream);
@@ -166,14 +249,14 @@ async fn dial(address: &str, tls: &ClientTls) -> Result<Stream, ConnectError> {
     within(CONNECT_TIMEOUT, accepted).await.map_err(|source| classify(address.to_owned(), source))
 }
 
-async fn dial_tcp(address: &str) -> Result<TcpStream, ConnectError> {
+async fn dial_tcp(address: &str, limit: Option<&Bucket>) -> Result<TcpStream, ConnectError> {
     let unresolved = |source| ConnectError::Resolve { address: address.to_owned(), source };
     let found: Vec<SocketAddr> =
         within(CONNECT_TIMEOUT, tokio::net::lookup_host(address)).await.map_err(unresolved)?.collect();
     let share = CONNECT_TIMEOUT / u32::try_from(found.len().max(1)).unwrap_or(u32::MAX);
     let mut last = io::Error::from(io::ErrorKind::NotFound);
     for candidate in found {
-        match within(share, TcpStream::connect(candidate)).await {
+        match within(share, connect_tcp(candidate, limit)).await {
             Ok(tcp) => match tcp.set_nodelay(true) {
                 Ok(()) => return Ok(tcp),
                 Err(error) => last = error,
@@ -182,6 +265,18 @@ async fn dial_tcp(address: &str) -> Result<TcpStream, ConnectError> {
         }
     }
     Err(ConnectError::Unreachable { address: address.to_owned(), source: last })
+}
+
+/// Under a limit the kernel's receive buffer is set, before the window is negotiated: by itself it grows to megabytes
+/// and takes in as much beyond the limit.
+async fn connect_tcp(address: SocketAddr, limit: Option<&Bucket>) -> io::Result<TcpStream> {
+    let socket = if address.is_ipv4() { TcpSocket::new_v4()? } else { TcpSocket::new_v6()? };
+    if let Some(limit) = limit {
+        let bytes = limit.rate().bytes_per_second() / RECEIVE_BUFFERS_PER_SECOND;
+        let bytes = bytes.clamp(RECEIVE_BUFFER_LEAST_BYTES, RECEIVE_BUFFER_MOST_BYTES);
+        socket.set_recv_buffer_size(u32::try_from(bytes).unwrap_or(u32::MAX))?;
+    }
+    socket.connect(address).await
 }
 
 async fn within<T>(limit: Duration, future: impl Future<Output = io::Result<T>>) -> io::Result<T> {

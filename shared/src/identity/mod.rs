@@ -14,7 +14,7 @@ pub mod tls;
 pub mod token;
 
 pub use authority::{AgentName, Authority, PeerIdentity, Serial};
-pub use channel::{ConnectError, connect};
+pub use channel::{ConnectError, connect, connect_limited};
 pub use signing::KeySuccession;
 pub use tls::{Admit, ClientTls, TlsError};
 pub use token::JoinToken;

@@ -1,73 +1,67 @@
-//! `syncd-bench`: what the main job must reach, measured in one run beside the peers.
+//! `syncd-bench`: what it costs, beside the peers, in the same run.
 //!
-//! `cargo run --release --bin syncd-bench -- first-sync idle-commit one-file --json figures.json`
-//!
-//! Needs root (loop-mounted file systems, so that no run writes where another deleted), rsync, and for the first time
-//! the network (real content by apt). Takes ratios, not absolute times, from one machine to another.
+//! `cargo run --release --bin syncd-bench -- [SCENARIO...] [--runs N] [--quick] [--out DIR]` prints medians, spread and
+//! ratios, marks targets as met or missed, and writes `SCENARIO.json` and `SCENARIO.svg`. docs/performance.md says what
+//! each scenario does, and how noise is kept out.
 
-mod commits;
-mod first_sync;
-mod proc_figures;
+mod bench;
+mod peers;
+mod plot;
+mod processes;
 mod report;
-mod rsync_daemon;
+mod scenarios;
+mod site;
+mod statistics;
+mod surroundings;
+mod versions;
+mod wire;
 
-use std::path::PathBuf;
+use std::fs;
 use std::process::ExitCode;
 
 use anyhow::Context as _;
-use clap::{Parser, ValueEnum};
+use clap::Parser as _;
+use serde::Serialize;
 
+use crate::bench::Bench;
 use crate::report::Report;
+use crate::versions::Versions;
 
-/// Measures syncd on real content, beside rsync, in the same run.
-#[derive(Debug, Parser)]
-#[command(name = "syncd-bench", version)]
-struct Options {
-    /// What to measure; everything if none is named.
-    #[arg(value_enum)]
-    scenarios: Vec<Scenario>,
-    /// Runs of each side of a comparison; an uncounted one warms up.
-    #[arg(long, default_value_t = 5)]
-    runs: usize,
-    /// Changes of one file in each tree.
-    #[arg(long, default_value_t = 25)]
-    commits: usize,
-    /// Files of the large tree.
-    #[arg(long, default_value_t = 200_000)]
-    files: usize,
-    /// Writes all samples here, as JSON.
-    #[arg(long, value_name = "FILE")]
-    json: Option<PathBuf>,
-}
-
-#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
-enum Scenario {
-    /// The documentation tree to an additional node, against rsync -a and sync -f.
-    FirstSync,
-    /// Origin CPU of a commit of nothing, and of doing nothing, with a large tree.
-    IdleCommit,
-    /// One changed file, `commit --wait` to live on two agents, in a large and a small tree.
-    OneFile,
+/// What a scenario's JSON file holds.
+#[derive(Serialize)]
+struct Record<'a> {
+    versions: &'a Versions,
+    quick: bool,
+    #[serde(flatten)]
+    report: &'a Report,
 }
 
 fn main() -> anyhow::Result<ExitCode> {
-    let options = Options::parse();
+    let bench = Bench::parse();
+    if !surroundings::are_ready() {
+        return surroundings::enter(&bench);
+    }
     if cfg!(debug_assertions) {
         eprintln!("a debug build: its figures mean nothing; use cargo run --release");
     }
-    let wanted = |scenario| options.scenarios.is_empty() || options.scenarios.contains(&scenario);
-    let mut report = Report::new();
-    if wanted(Scenario::FirstSync) {
-        first_sync::measure(&mut report, options.runs);
+    let versions = Versions::collect();
+    println!("{versions}");
+    let out = bench.out();
+    fs::create_dir_all(&out).with_context(|| format!("make {}", out.display()))?;
+    let (mut met, mut missed) = (0, 0);
+    for scenario in bench.wanted() {
+        let report = scenarios::measure(scenario, &bench);
+        println!("{report}");
+        let path = |extension: &str| out.join(&report.scenario).with_extension(extension);
+        let record = Record { versions: &versions, quick: bench.quick, report: &report };
+        let json = serde_json::to_string_pretty(&record).context("encode the figures")?;
+        fs::write(path("json"), json + "\n").with_context(|| format!("write to {}", out.display()))?;
+        if let Err(error) = plot::draw(&report, &path("svg")) {
+            eprintln!("no plot of {}: {error}", report.scenario);
+        }
+        let (now_met, now_missed) = report.met_and_missed();
+        (met, missed) = (met + now_met, missed + now_missed);
     }
-    if wanted(Scenario::IdleCommit) || wanted(Scenario::OneFile) {
-        let one_file = wanted(Scenario::OneFile).then_some(options.commits);
-        commits::measure(&mut report, options.files, wanted(Scenario::IdleCommit), one_file);
-    }
-    println!("{report}");
-    if let Some(path) = &options.json {
-        let json = serde_json::to_string_pretty(&report).context("encode the figures")?;
-        std::fs::write(path, json).with_context(|| format!("write {}", path.display()))?;
-    }
-    Ok(if report.all_reached() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+    println!("{met} targets met, {missed} missed; JSON and plots are in {}", out.display());
+    Ok(if missed == 0 || bench.quick { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }

@@ -1,66 +1,152 @@
-//! Figures: samples, medians, spread, and what was to be reached.
+//! What a scenario measured: samples in panels, ratios, and what was to be reached.
 
 use std::fmt;
 
-use serde::Serialize;
+use serde::{Serialize, Serializer};
 
-/// Everything measured in one run of the bench.
+use crate::statistics::Summary;
+
+/// Everything that one scenario measured.
 #[derive(Debug, Default, Serialize)]
 pub struct Report {
-    machine: String,
-    figures: Vec<Figure>,
+    /// As on the command line.
+    pub scenario: String,
+    /// For people.
+    pub title: String,
+    /// Quantities that are compared with each other.
+    pub panels: Vec<Panel>,
+    ratios: Vec<Ratio>,
     targets: Vec<Target>,
     notes: Vec<String>,
+    /// An uncounted run: names are noted in their order, samples are not.
+    #[serde(skip)]
+    warming_up: bool,
+}
+
+/// Figures of one unit, one picture of the plot.
+#[derive(Debug, Serialize)]
+pub struct Panel {
+    /// What it shows.
+    pub name: String,
+    /// Of all its figures.
+    pub unit: &'static str,
+    /// What `x` of its figures is; `None`: they have none.
+    pub axis: Option<&'static str>,
+    /// In the order of their first samples.
+    pub figures: Vec<Figure>,
 }
 
 /// Samples of one quantity.
-#[derive(Debug, Clone, Serialize)]
+#[derive(Debug)]
 pub struct Figure {
-    name: String,
-    unit: &'static str,
-    median: f64,
-    least: f64,
-    most: f64,
-    samples: Vec<f64>,
+    /// Who, or what.
+    pub name: String,
+    /// On the panel's axis.
+    pub x: Option<f64>,
+    /// One a run.
+    pub samples: Vec<f64>,
 }
 
-/// What was to be reached, and what was.
+#[derive(Debug, Serialize)]
+struct Ratio {
+    panel: String,
+    of: String,
+    to: String,
+    #[serde(flatten)]
+    summary: Summary,
+}
+
 #[derive(Debug, Serialize)]
 struct Target {
     name: String,
+    unit: &'static str,
     at_most: f64,
     actual: f64,
-    unit: &'static str,
-    reached: bool,
+    met: bool,
 }
 
 impl Report {
-    /// An empty report of this machine.
-    pub fn new() -> Self {
-        let cpus = std::thread::available_parallelism().map_or(0, usize::from);
-        let memory = crate::proc_figures::total_memory_mib();
-        let kernel = std::fs::read_to_string("/proc/sys/kernel/osrelease").unwrap_or_default();
-        Self { machine: format!("{cpus} CPUs, {memory} MiB, Linux {}", kernel.trim()), ..Self::default() }
+    /// With nothing in it.
+    pub fn new(scenario: &str, title: &str) -> Self {
+        Self { scenario: scenario.into(), title: title.into(), ..Self::default() }
     }
 
-    /// Adds samples; their median.
-    pub fn add(&mut self, name: impl Into<String>, unit: &'static str, samples: Vec<f64>) -> f64 {
-        let mut sorted = samples.clone();
-        sorted.sort_by(f64::total_cmp);
-        let median = match sorted.len() {
-            0 => f64::NAN,
-            n if n % 2 == 1 => sorted[n / 2],
-            n => (sorted[n / 2 - 1] + sorted[n / 2]) / 2.0,
-        };
-        let (least, most) =
-            (sorted.first().copied().unwrap_or(f64::NAN), sorted.last().copied().unwrap_or(f64::NAN));
-        self.figures.push(Figure { name: name.into(), unit, median, least, most, samples });
-        median
+    /// Run 0 warms up and is not counted.
+    pub fn begin(&mut self, run: usize, runs: usize) {
+        self.warming_up = run == 0;
+        let warming_up = if run == 0 { " (warm-up, not counted)" } else { "" };
+        eprintln!("{}: run {run} of {runs}{warming_up}", self.scenario);
+    }
+
+    /// Adds a sample of a quantity without an axis.
+    pub fn sample(&mut self, panel: &str, unit: &'static str, name: &str, value: f64) {
+        self.add(panel, unit, None, name, None, value);
+    }
+
+    /// Adds a sample at `x` on the panel's `axis`.
+    pub fn point(
+        &mut self,
+        panel: &str,
+        unit: &'static str,
+        axis: &'static str,
+        name: &str,
+        x: f64,
+        value: f64,
+    ) {
+        self.add(panel, unit, Some(axis), name, Some(x), value);
+    }
+
+    fn add(
+        &mut self,
+        panel: &str,
+        unit: &'static str,
+        axis: Option<&'static str>,
+        name: &str,
+        x: Option<f64>,
+        value: f64,
+    ) {
+        let place = self.panels.iter().position(|p| p.name == panel).unwrap_or_else(|| {
+            self.panels.push(Panel { name: panel.into(), unit, axis, figures: Vec::new() });
+            self.panels.len() - 1
+        });
+        let figures = &mut self.panels[place].figures;
+        let place = figures.iter().position(|f| f.name == name && f.x == x).unwrap_or_else(|| {
+            figures.push(Figure { name: name.into(), x, samples: Vec::new() });
+            figures.len() - 1
+        });
+        if !self.warming_up {
+            figures[place].samples.push(value);
+        }
+    }
+
+    /// All samples of a quantity; empty where there are none.
+    pub fn samples(&self, panel: &str, name: &str, x: Option<f64>) -> &[f64] {
+        let panel = self.panels.iter().find(|p| p.name == panel);
+        let figure = panel.and_then(|p| p.figures.iter().find(|f| f.name == name && f.x == x));
+        figure.map_or(&[], |f| &f.samples)
+    }
+
+    /// The median of a quantity.
+    pub fn median(&self, panel: &str, name: &str) -> f64 {
+        Summary::of(self.samples(panel, name, None)).median
+    }
+
+    /// Says how many times `to` a quantity is; the ratio of the medians.
+    pub fn ratio(&mut self, panel: &str, of: &str, to: &str) -> f64 {
+        let summary = Summary::ratio(self.samples(panel, of, None), self.samples(panel, to, None));
+        self.ratios.push(Ratio { panel: panel.into(), of: of.into(), to: to.into(), summary });
+        summary.median
     }
 
     /// Holds a figure against what was to be reached.
-    pub fn target(&mut self, name: impl Into<String>, unit: &'static str, at_most: f64, actual: f64) {
-        self.targets.push(Target { name: name.into(), at_most, actual, unit, reached: actual <= at_most });
+    pub fn target(&mut self, name: &str, unit: &'static str, at_most: f64, actual: f64) {
+        self.targets.push(Target { name: name.into(), unit, at_most, actual, met: actual <= at_most });
+    }
+
+    /// [`Self::ratio`], held against what was to be reached.
+    pub fn target_ratio(&mut self, name: &str, at_most: f64, panel: &str, of: &str, to: &str) {
+        let actual = self.ratio(panel, of, to);
+        self.target(name, "x", at_most, actual);
     }
 
     /// Adds what a reader must know.
@@ -68,42 +154,40 @@ impl Report {
         self.notes.push(note.into());
     }
 
-    /// Whether every target was reached.
-    pub fn all_reached(&self) -> bool {
-        self.targets.iter().all(|target| target.reached)
+    /// Targets met and missed.
+    pub fn met_and_missed(&self) -> (usize, usize) {
+        let met = self.targets.iter().filter(|target| target.met).count();
+        (met, self.targets.len() - met)
     }
 }
 
 impl fmt::Display for Report {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        writeln!(f, "\n{}\n", self.machine)?;
-        let header = ("figure", "unit", "median", "least", "most", "n");
-        writeln!(
-            f,
-            "| {:<58} | {:>5} | {:>9} | {:>9} | {:>9} | {:>3} |",
-            header.0, header.1, header.2, header.3, header.4, header.5
-        )?;
-        writeln!(f, "|{:-<60}|{:->7}|{:->11}|{:->11}|{:->11}|{:->5}|", "", "", "", "", "", "")?;
-        for figure in &self.figures {
+        writeln!(f, "\n## {} ({})", self.title, self.scenario)?;
+        for panel in &self.panels {
             writeln!(
                 f,
-                "| {:<58} | {:>5} | {:>9.3} | {:>9.3} | {:>9.3} | {:>3} |",
-                figure.name,
-                figure.unit,
-                figure.median,
-                figure.least,
-                figure.most,
-                figure.samples.len()
+                "\n| {:<60} | {:>9} | {:>9} | {:>9} | {:>3} |",
+                panel.heading(),
+                "median",
+                "least",
+                "most",
+                "n"
             )?;
+            writeln!(f, "| {:-<60} | {:->9} | {:->9} | {:->9} | {:->3} |", "", ":", ":", ":", ":")?;
+            for figure in &panel.figures {
+                let Summary { median, least, most } = Summary::of(&figure.samples);
+                let (name, n) = (figure.label(panel.axis), figure.samples.len());
+                writeln!(f, "| {name:<60} | {median:>9.3} | {least:>9.3} | {most:>9.3} | {n:>3} |")?;
+            }
         }
         writeln!(f)?;
-        for target in &self.targets {
-            let verdict = if target.reached { "reached" } else { "MISSED " };
-            writeln!(
-                f,
-                "{verdict}  {}: {:.3} {}, at most {}",
-                target.name, target.actual, target.unit, target.at_most
-            )?;
+        for Ratio { panel, of, to, summary: Summary { median, least, most } } in &self.ratios {
+            writeln!(f, "ratio    {panel}: {of} = {median:.3} x {to} (run by run {least:.3} to {most:.3})")?;
+        }
+        for Target { name, unit, at_most, actual, met } in &self.targets {
+            let verdict = if *met { "met   " } else { "MISSED" };
+            writeln!(f, "{verdict}   {name}: {actual:.3} {unit}, target at most {at_most} {unit}")?;
         }
         for note in &self.notes {
             writeln!(f, "note     {note}")?;
@@ -112,18 +196,63 @@ impl fmt::Display for Report {
     }
 }
 
+impl Panel {
+    /// Its name and unit.
+    pub fn heading(&self) -> String {
+        format!("{}, {}", self.name, self.unit)
+    }
+}
+
+impl Serialize for Figure {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        #[derive(Serialize)]
+        struct Shown<'a> {
+            name: &'a str,
+            #[serde(skip_serializing_if = "Option::is_none")]
+            x: Option<f64>,
+            #[serde(flatten)]
+            summary: Summary,
+            samples: &'a [f64],
+        }
+        let Self { name, x, samples } = self;
+        Shown { name, x: *x, summary: Summary::of(samples), samples }.serialize(serializer)
+    }
+}
+
+impl Figure {
+    fn label(&self, axis: Option<&str>) -> String {
+        match (self.x, axis) {
+            (Some(x), Some(axis)) => format!("{} at {x} {axis}", self.name),
+            _ => self.name.clone(),
+        }
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
 
     #[test]
-    fn the_median_is_the_middle_and_a_missed_target_fails() {
-        let mut report = Report::new();
-        assert_eq!(report.add("odd", "s", vec![3.0, 1.0, 2.0]), 2.0);
-        assert_eq!(report.add("even", "s", vec![4.0, 1.0, 2.0, 3.0]), 2.5);
-        report.target("good", "s", 2.0, 2.0);
-        assert!(report.all_reached());
-        report.target("bad", "s", 2.0, f64::NAN);
-        assert!(!report.all_reached());
+    fn a_warm_up_is_not_counted_but_gives_the_order() {
+        let mut report = Report::new("some", "Some");
+        report.begin(0, 1);
+        report.sample("time", "s", "first", 100.0);
+        report.begin(1, 1);
+        report.sample("time", "s", "second", 2.0);
+        report.sample("time", "s", "first", 1.0);
+        assert_eq!(report.median("time", "first"), 1.0);
+        assert_eq!(report.panels[0].figures[0].name, "first");
+    }
+
+    #[test]
+    fn a_target_without_a_figure_is_missed() {
+        let mut report = Report::new("some", "Some");
+        report.sample("time", "s", "own", 2.0);
+        report.sample("time", "s", "peer", 4.0);
+        report.target_ratio("half", 0.5, "time", "own", "peer");
+        assert_eq!(report.met_and_missed(), (1, 0));
+        report.target_ratio("nobody", 0.5, "time", "own", "nobody");
+        assert_eq!(report.met_and_missed(), (1, 1));
+        assert!(report.to_string().contains("MISSED"));
     }
 }

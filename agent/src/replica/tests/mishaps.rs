@@ -245,7 +245,7 @@ fn who_waits_for_the_lock_of_root_finds_the_record_closed() {
     site.open();
     std::thread::scope(|scope| {
         for _ in 0..4 {
-            scope.spawn(|| (0..25).for_each(|_| drop(site.open())));
+            scope.spawn(|| (0..8).for_each(|_| drop(site.open())));
         }
     });
 }

@@ -5,9 +5,10 @@ use std::collections::{HashMap, HashSet};
 use syncd_shared::diff::{Change, TreeDiff};
 use syncd_shared::directory::{Entry, Kind};
 use syncd_shared::limits::DELTA_OUTPUT_MAX_BYTES;
-use syncd_shared::{Component, ContentHash, TreePath};
+use syncd_shared::{Component, ContentHash, RootEntry, TreePath};
 
 use crate::plan::contents::{Contents, FrameId};
+use crate::plan::duplicates;
 use crate::plan::error::PlanError;
 
 /// Files of one name that are compared when a new file looks for its old version under another path.
@@ -44,7 +45,11 @@ pub(super) struct Carriages {
 }
 
 impl Carriages {
-    pub(super) fn choose(contents: &dyn Contents, diff: &TreeDiff) -> Result<Self, PlanError> {
+    pub(super) fn choose(
+        contents: &dyn Contents,
+        before: &RootEntry,
+        diff: &TreeDiff,
+    ) -> Result<Self, PlanError> {
         let mut released = diff.released_contents();
         let mut namesakes = Namesakes::of(diff);
         let mut seen = HashSet::new();
@@ -59,9 +64,11 @@ impl Carriages {
             if size == 0 || own.is_some_and(|own| own.content == content) || !seen.insert(content) {
                 continue;
             }
-            // Duplicates of what is elsewhere in the tree, and stays there, are to be asked for here, once the store
-            // has an index of contents by place.
-            if let Some(source) = released.remove(&content) {
+            let local = match released.remove(&content) {
+                None => duplicates::path_in(contents, before, &content)?,
+                released => released,
+            };
+            if let Some(source) = local {
                 chosen.local.push((content, source));
                 continue;
             }

@@ -20,10 +20,10 @@ use std::sync::Arc;
 use bytes::Bytes;
 use syncd_proto::v1;
 use syncd_proto::v1::fetch_frame::Frame as Message;
-use syncd_shared::ContentHash;
 use syncd_shared::delta::{Basis, BasisFile, ContentTag, DeltaCopy, DeltaFrame, DeltaPiece, Encoded};
 use syncd_shared::diff::TreeDiff;
 use syncd_shared::limits::DELTA_OUTPUT_MAX_BYTES;
+use syncd_shared::{ContentHash, RootEntry};
 
 use super::contents::Contents;
 use super::error::PlanError;
@@ -45,8 +45,13 @@ const PROBE_BYTES: u32 = 256 * 1024;
 type Emit<'a> = &'a mut dyn FnMut(Message) -> Result<(), PlanError>;
 
 /// Encodes every content that the diff wants.
-pub(super) fn encode(contents: &dyn Contents, diff: &TreeDiff, emit: Emit<'_>) -> Result<(), PlanError> {
-    let mut chosen = Carriages::choose(contents, diff)?;
+pub(super) fn encode(
+    contents: &dyn Contents,
+    before: &RootEntry,
+    diff: &TreeDiff,
+    emit: Emit<'_>,
+) -> Result<(), PlanError> {
+    let mut chosen = Carriages::choose(contents, before, diff)?;
     for (file, source) in &chosen.local {
         emit(Message::Local(v1::LocalContent {
             file: Bytes::copy_from_slice(file.as_bytes()),

@@ -1,0 +1,304 @@
+//! Files of a new tree that are asked for together, and the threads that write them.
+
+use std::collections::HashMap;
+use std::os::unix::fs::FileExt;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::mpsc::{SyncSender, sync_channel};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::thread::{Scope, ScopedJoinHandle};
+
+use syncd_shared::limits::{OBJECTS_BATCH_BYTES, OBJECTS_BATCH_MAX};
+use syncd_shared::wire::StoredFrame;
+use syncd_shared::{Component, ContentHash, Entry, Kind, Metadata, Totals, TreePath};
+
+use crate::disk::{self, Dir, DiskError, Owners};
+use crate::stage::content::{Incoming, Wanted};
+use crate::stage::{StageError, StageProgress};
+
+/// Threads that decompress, hash and write.
+const WORKERS_MAX: usize = 4;
+/// Frames that wait for a worker, each at most 1 MiB compressed.
+const WAITING_FRAMES: usize = 2;
+/// Directories that a worker keeps open.
+const OPEN_DIRECTORIES: usize = 8;
+
+/// A file that is to be put into the tree.
+#[derive(Debug)]
+pub(crate) struct Item {
+    /// Its directory.
+    pub path: Arc<TreePath>,
+    /// Ordinal of its directory.
+    pub directory: u32,
+    /// Index in its directory.
+    pub entry: u32,
+    pub name: Component,
+    pub content: ContentHash,
+    pub size: u64,
+    pub metadata: Metadata,
+    /// Another file of the tree, by ordinal of its directory and index in it, that has this content.
+    pub same_as: Option<(u32, u32)>,
+    /// Inode number of what was put there; 0: nothing yet.
+    pub inode: AtomicU64,
+}
+
+impl Item {
+    /// `None` for what is no file.
+    pub fn new(path: &Arc<TreePath>, directory: u32, entry: u32, file: &Entry) -> Option<Self> {
+        let Kind::File { content, size } = file.kind else { return None };
+        let (name, metadata) = (file.name.clone(), file.metadata);
+        let (path, inode) = (path.clone(), AtomicU64::new(0));
+        Some(Self { path, directory, entry, name, content, size, metadata, same_as: None, inode })
+    }
+}
+
+/// See the module.
+#[derive(Debug, Default)]
+pub(crate) struct Window {
+    pub items: Vec<Item>,
+    /// Contents that are asked for -> the item that they are for.
+    pub wanted: HashMap<ContentHash, u32>,
+    /// The items that contents are asked for, in path order.
+    pub order: Vec<u32>,
+    bytes: u64,
+    /// Frames that workers have not written.
+    unwritten: Mutex<usize>,
+    written: Condvar,
+}
+
+impl Window {
+    /// Whether no more should be asked for together.
+    pub fn is_full(&self) -> bool {
+        self.items.len() >= OBJECTS_BATCH_MAX || self.bytes >= OBJECTS_BATCH_BYTES
+    }
+
+    /// Takes a file whose content is to be asked for.
+    pub fn ask(&mut self, item: Item) {
+        let index = self.items.len() as u32;
+        self.wanted.insert(item.content, index);
+        self.order.push(index);
+        self.bytes += item.size;
+        self.items.push(item);
+    }
+
+    /// Blocks until everything that was handed to workers is written.
+    pub fn wait(&self) {
+        let mut unwritten = lock(&self.unwritten);
+        while *unwritten > 0 {
+            unwritten = self.written.wait(unwritten).unwrap_or_else(PoisonError::into_inner);
+        }
+    }
+
+    fn begin(&self) {
+        *lock(&self.unwritten) += 1;
+    }
+
+    fn end(&self) {
+        *lock(&self.unwritten) -= 1;
+        self.written.notify_all();
+    }
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// What all who build a tree share.
+pub(crate) struct Shared<'a> {
+    pub incoming: &'a Incoming,
+    pub cancel: &'a AtomicBool,
+    tree: &'a Dir,
+    owners: Owners,
+    totals: Totals,
+    files_done: AtomicU64,
+    bytes_done: AtomicU64,
+    failed: AtomicBool,
+}
+
+impl<'a> Shared<'a> {
+    pub fn new(
+        incoming: &'a Incoming,
+        tree: &'a Dir,
+        owners: Owners,
+        cancel: &'a AtomicBool,
+        totals: Totals,
+    ) -> Self {
+        let (files_done, bytes_done) = Default::default();
+        Self {
+            incoming,
+            cancel,
+            tree,
+            owners,
+            totals,
+            files_done,
+            bytes_done,
+            failed: AtomicBool::new(false),
+        }
+    }
+
+    /// How far it is.
+    pub fn done(&self) -> StageProgress {
+        StageProgress {
+            files_done: self.files_done.load(Ordering::Relaxed),
+            files_total: self.totals.files,
+            bytes_done: self.bytes_done.load(Ordering::Relaxed),
+            bytes_total: self.totals.bytes,
+        }
+    }
+
+    /// A file was there already.
+    pub fn found(&self, bytes: u64) {
+        self.files_done.fetch_add(1, Ordering::Relaxed);
+        self.bytes_done.fetch_add(bytes, Ordering::Relaxed);
+    }
+
+    /// Whether a worker gave up.
+    pub fn failed(&self) -> bool {
+        self.failed.load(Ordering::Relaxed)
+    }
+
+    fn store(
+        &self,
+        frame: &StoredFrame,
+        window: &Window,
+        open: &mut OpenDirectories,
+    ) -> Result<(), StageError> {
+        let bytes = frame.decompress().map_err(StageError::Frame)?;
+        for piece in &frame.pieces {
+            let Some(index) = window.wanted.get(&piece.file) else { continue };
+            let item = &window.items[*index as usize];
+            if item.inode.load(Ordering::Relaxed) != 0 {
+                continue;
+            }
+            let start = piece.frame_offset as usize;
+            // Checked when the frame was read.
+            let slice = &bytes[start..start + piece.length_bytes as usize];
+            if slice.len() as u64 != item.size || piece.file_offset != 0 {
+                let wanted = Wanted { size: item.size, metadata: item.metadata, users: 1 };
+                if self.incoming.put_piece(piece.file, piece.file_offset, slice, &wanted)? {
+                    self.found(item.size);
+                }
+                continue;
+            }
+            let actual = ContentHash::of(slice);
+            if actual != piece.file {
+                return Err(StageError::Content { expected: piece.file, actual });
+            }
+            let dir = open.at(self.tree, item)?;
+            let inode = self.put(dir, item, slice)?;
+            item.inode.store(inode, Ordering::Relaxed);
+            self.found(item.size);
+        }
+        Ok(())
+    }
+
+    fn put(&self, dir: &Dir, item: &Item, bytes: &[u8]) -> Result<u64, DiskError> {
+        let name = item.name.as_bytes();
+        let file = dir.create_file_with(name, item.metadata.mode.into())?;
+        file.write_all_at(bytes, 0).map_err(|e| dir.failed_at("write", name, e))?;
+        let dressed = disk::dress(&file, &item.metadata, self.owners);
+        dressed.map_err(|e| dir.failed_at("set the metadata of", name, e))
+    }
+}
+
+/// Directories that a worker was in lately, the latest last.
+#[derive(Default)]
+struct OpenDirectories(Vec<(u32, Dir)>);
+
+impl OpenDirectories {
+    fn at<'d>(&'d mut self, tree: &'d Dir, item: &Item) -> Result<&'d Dir, DiskError> {
+        match self.0.iter().position(|(ordinal, _)| *ordinal == item.directory) {
+            Some(last) if last + 1 == self.0.len() => {}
+            Some(index) => {
+                let open = self.0.remove(index);
+                self.0.push(open);
+            }
+            None => {
+                let dir = match item.path.is_root() {
+                    true => tree.reopen()?,
+                    false => tree.open_dir(item.path.as_bytes())?,
+                };
+                if self.0.len() == OPEN_DIRECTORIES {
+                    self.0.remove(0);
+                }
+                self.0.push((item.directory, dir));
+            }
+        }
+        Ok(self.0.last().map_or(tree, |(_, dir)| dir))
+    }
+}
+
+/// Whether a frame was taken.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Done {
+    Taken,
+    /// A worker failed: [`Workers::finish`] says why.
+    Failed,
+}
+
+type Job = (StoredFrame, Arc<Window>);
+
+/// Threads that write frames.
+pub(crate) struct Workers<'scope> {
+    senders: Vec<SyncSender<Job>>,
+    handles: Vec<ScopedJoinHandle<'scope, Result<(), StageError>>>,
+    turn: usize,
+}
+
+impl<'scope> Workers<'scope> {
+    pub fn start<'env>(scope: &'scope Scope<'scope, 'env>, shared: &'env Shared<'env>) -> Self {
+        let count = std::thread::available_parallelism().map_or(1, |n| n.get()).min(WORKERS_MAX);
+        let (mut senders, mut handles) = (Vec::new(), Vec::new());
+        for _ in 0..count {
+            let (sender, receiver) = sync_channel::<Job>(WAITING_FRAMES);
+            senders.push(sender);
+            handles.push(scope.spawn(move || {
+                let mut open = OpenDirectories::default();
+                let mut result = Ok(());
+                // Also after an error everything is taken, so that nobody waits for it.
+                for (frame, window) in receiver {
+                    if result.is_ok() {
+                        result = shared.store(&frame, &window, &mut open);
+                        if result.is_err() {
+                            shared.failed.store(true, Ordering::Relaxed);
+                        }
+                    }
+                    window.end();
+                }
+                result
+            }));
+        }
+        Self { senders, handles, turn: 0 }
+    }
+
+    /// Gives a frame to a worker; blocks while all of its places are taken.
+    pub fn take(&mut self, frame: StoredFrame, window: &Arc<Window>) -> Done {
+        // Pieces of one large file go to one worker, so that they are hashed as they come.
+        let part = frame.pieces.iter().find(|piece| {
+            let item = window.wanted.get(&piece.file).map(|index| &window.items[*index as usize]);
+            item.is_some_and(|item| item.size != u64::from(piece.length_bytes))
+        });
+        self.turn += 1;
+        let worker =
+            part.map_or(self.turn, |p| usize::from(p.file.as_bytes()[1])) % self.senders.len().max(1);
+        window.begin();
+        match self.senders[worker].send((frame, window.clone())) {
+            Ok(()) => Done::Taken,
+            Err(_) => {
+                window.end();
+                Done::Failed
+            }
+        }
+    }
+
+    /// Waits for the workers; the first error of one.
+    pub fn finish(self) -> Result<(), StageError> {
+        drop(self.senders);
+        for handle in self.handles {
+            match handle.join() {
+                Ok(result) => result?,
+                Err(panic) => std::panic::resume_unwind(panic),
+            }
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,64 @@
+//! What is known of a directory before it is listed, and whether that is enough not to list it.
+//!
+//! A directory need not be listed where the base and its stat record have it, no other rules hold, and its own times are
+//! those of the record, or changed with one of the names that were hinted at. Anything else is in doubt, also a file
+//! with further names: a write through one of them is hinted at under that one only.
+
+use syncd_shared::{Component, Entry, TreePath};
+
+use super::file_stat::FileStat;
+use super::listing::{Listed, LookedUp};
+use super::pending::Previous;
+use super::scope::Plan;
+use super::stat_record::{Own, StatRecord};
+
+/// See the module.
+pub(super) struct Seen {
+    pub path: TreePath,
+    /// `None` for the root.
+    pub parent: Option<(u64, Component)>,
+    pub own: FileStat,
+    pub previous: Option<Previous>,
+    pub record: Option<StatRecord>,
+    pub record_before: Option<Vec<u8>>,
+    /// The record that it had under another name, and that name.
+    pub moved: Option<(TreePath, StatRecord)>,
+}
+
+impl Seen {
+    /// Whether the directory is the one that base and record have, so that it may do to look at what the plan names.
+    pub(super) fn is_known(&self, plan: &Plan) -> bool {
+        let (Some(previous), Some(record)) = (&self.previous, &self.record) else { return false };
+        let is_directory = |name| previous.get(name).is_some_and(Entry::is_directory);
+        record.own.is_same(&Own::of(&self.own))
+            && plan.below.keys().all(|name| plan.names.contains(name) || is_directory(name))
+    }
+
+    /// Whether the rules are those that the record was made under.
+    pub(super) fn has_rules(&self, ignore_file: Option<FileStat>) -> bool {
+        self.record.as_ref().is_some_and(|r| r.ignore_file == ignore_file.map(|stat| stat.fingerprint))
+    }
+
+    /// Whether all that changed in the directory is among these names, as far as one can see.
+    pub(super) fn is_told_by(&self, names: &[LookedUp]) -> bool {
+        let is_linked = |listed: &Listed| !listed.stat.is_directory() && listed.stat.links > 1;
+        if names.iter().filter_map(|(_, listed)| listed.as_ref()).any(is_linked) {
+            return false;
+        }
+        let own = Own::of(&self.own);
+        self.record.as_ref().is_some_and(|record| record.own == own)
+            || names.iter().any(|(name, listed)| self.is_other(name, listed.as_ref()))
+    }
+
+    /// Whether a name came, went, or names another thing now.
+    fn is_other(&self, name: &Component, now: Option<&Listed>) -> bool {
+        let before = self.previous.as_ref().and_then(|previous| previous.get(name));
+        let (Some(before), Some(now)) = (before, now) else { return before.is_some() != now.is_some() };
+        if before.is_directory() || now.stat.is_directory() {
+            return before.is_directory() != now.stat.is_directory();
+        }
+        let inode =
+            self.record.as_ref().and_then(|record| record.file(name)).map(|file| file.fingerprint.inode);
+        inode != Some(now.stat.fingerprint.inode)
+    }
+}

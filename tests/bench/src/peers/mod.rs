@@ -1,0 +1,62 @@
+//! Where a user would go instead.
+
+pub mod casync;
+pub mod copy;
+pub mod lsyncd;
+pub mod rsync;
+pub mod syncthing;
+
+use std::path::Path;
+use std::process::Command;
+use std::time::Instant;
+
+use crate::processes::{complete, ended_children_cpu_seconds};
+use crate::report::Report;
+use crate::wire::Wire;
+
+/// What a peer's work cost.
+#[derive(Debug, Clone, Copy)]
+pub struct Cost {
+    /// Seconds until it said that it was done.
+    pub wall_s: f64,
+    /// And until `sync -f` of its destination was done too, as syncd's figures are.
+    pub durable_s: f64,
+    /// Of all that took part, both ends, user and system; noise on the machine moves it less than time.
+    pub cpu_s: f64,
+    /// At the sockets.
+    pub wire_mb: f64,
+}
+
+impl Cost {
+    /// Of `work`, which writes to `destination`.
+    pub fn of(destination: &Path, work: impl FnOnce()) -> Self {
+        sync_all();
+        let (wire, cpu, started) = (Wire::now(), ended_children_cpu_seconds(), Instant::now());
+        work();
+        let wall_s = started.elapsed().as_secs_f64();
+        let cpu_s = ended_children_cpu_seconds() - cpu;
+        complete(Command::new("sync").arg("-f").arg(destination));
+        Self { wall_s, cpu_s, durable_s: started.elapsed().as_secs_f64(), wire_mb: wire.megabytes() }
+    }
+
+    /// Both times, and the bytes where any crossed a socket, into panels that begin with `prefix`.
+    pub fn report(self, report: &mut Report, prefix: &str, name: &str) {
+        let time = format!("{prefix}: time");
+        report.sample(&time, "s", name, self.wall_s);
+        report.sample(&time, "s", &durable(name), self.durable_s);
+        report.sample(&format!("{prefix}: CPU"), "s", name, self.cpu_s);
+        if self.wire_mb > 0.0 {
+            report.sample(&format!("{prefix}: wire"), "MB", name, self.wire_mb);
+        }
+    }
+}
+
+/// The name of a peer's time with `sync -f` in it.
+pub fn durable(name: &str) -> String {
+    format!("{name}, sync -f")
+}
+
+/// Nobody's write-back runs inside another's window.
+pub fn sync_all() {
+    complete(&mut Command::new("sync"));
+}

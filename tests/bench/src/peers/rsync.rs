@@ -1,0 +1,105 @@
+//! rsync from a daemon on loopback, as fair as it gets: `TCP_NODELAY` on both sides.
+
+use std::fs;
+use std::net::{TcpListener, TcpStream};
+use std::path::Path;
+use std::process::Command;
+
+use syncd_tests::{Daemon, Scene, wait};
+
+use super::Cost;
+use crate::processes::{complete, cpu_seconds, has_children};
+
+/// `rsync -a`.
+pub const PLAIN: &[&str] = &["-a"];
+/// `rsync -az` with zstd.
+pub const ZSTD: &[&str] = &["-az", "--compress-choice=zstd"];
+
+/// Serves trees under names.
+pub struct RsyncDaemon {
+    port: u16,
+    daemon: Daemon,
+}
+
+impl RsyncDaemon {
+    /// Starts it and waits until it listens.
+    pub fn start(scene: &Scene, modules: &[(&str, &Path)]) -> Self {
+        let port = TcpListener::bind("127.0.0.1:0").and_then(|l| l.local_addr()).expect("a port").port();
+        let configuration = scene.path(&format!("rsyncd-{port}.conf"));
+        let mut text = format!(
+            "uid = root\ngid = root\nuse chroot = no\naddress = 127.0.0.1\nport = {port}\n\
+             socket options = TCP_NODELAY\nmax connections = 0\nlog file = {}\n",
+            scene.path("rsyncd.log").display(),
+        );
+        for (name, tree) in modules {
+            text += &format!("[{name}]\n  path = {}\n  read only = no\n", tree.display());
+        }
+        fs::write(&configuration, text).expect("write rsyncd.conf");
+        let mut command = Command::new("rsync");
+        command.arg("--daemon").arg("--no-detach").arg("--config").arg(configuration);
+        let daemon = Daemon::start(&mut command, scene.directory(), &format!("rsyncd-{port}"));
+        wait::until("the rsync daemon", || TcpStream::connect(("127.0.0.1", port)).ok());
+        Self { port, daemon }
+    }
+
+    /// `rsync://...` of a path in a module.
+    pub fn url(&self, path: &str) -> String {
+        format!("rsync://127.0.0.1:{}/{path}", self.port)
+    }
+
+    /// The command that brings `path` (a module and more, with a slash at its end: the content of a directory).
+    pub fn command(&self, options: &[&str], path: &str, destination: &Path) -> Command {
+        let mut command = Command::new("rsync");
+        command.args(options).args(["--sockopts=TCP_NODELAY", &self.url(path)]).arg(destination);
+        command
+    }
+
+    /// Makes the directory `destination` the same as a module, in place: not atomic.
+    pub fn pull(&self, options: &[&str], module: &str, destination: &Path) -> Cost {
+        let options = [options, &["--delete"]].concat();
+        let mut command = self.command(&options, &format!("{module}/"), &slashed(destination));
+        self.cost(destination, || {
+            complete(&mut command);
+        })
+    }
+
+    /// The atomic form: a new directory beside the old one, hard links for what is equal, then the symlink `live` is
+    /// switched. `replica` has `1` and `live`, as [`Self::prepare_atomic`] leaves it; `2` appears.
+    pub fn pull_atomic(&self, options: &[&str], module: &str, replica: &Path) -> Cost {
+        let options = [options, &["--delete", "--link-dest=../1"]].concat();
+        let mut pull = self.command(&options, &format!("{module}/"), &slashed(&replica.join("2")));
+        let mut switch = Command::new("sh");
+        switch
+            .args(["-c", "ln -s 2 \"$1/live.new\" && mv -T \"$1/live.new\" \"$1/live\"", "sh"])
+            .arg(replica);
+        self.cost(replica, || {
+            complete(&mut pull);
+            complete(&mut switch);
+        })
+    }
+
+    /// With what the daemon's side used.
+    fn cost(&self, destination: &Path, work: impl FnOnce()) -> Cost {
+        let before = self.cpu_seconds();
+        let mut cost = Cost::of(destination, work);
+        cost.cpu_s += self.cpu_seconds() - before;
+        cost
+    }
+
+    /// A replica at `version` for [`Self::pull_atomic`].
+    pub fn prepare_atomic(version: &Path, replica: &Path) {
+        complete(Command::new("cp").arg("-a").arg(version).arg(replica.join("1")));
+        std::os::unix::fs::symlink("1", replica.join("live")).expect("a live link");
+    }
+
+    /// CPU seconds on the side of the source so far, when nobody is served any more.
+    pub fn cpu_seconds(&self) -> f64 {
+        let pid = self.daemon.pid();
+        wait::until("rsync's children to end", || (!has_children(pid)).then_some(()));
+        cpu_seconds(pid)
+    }
+}
+
+fn slashed(path: &Path) -> std::path::PathBuf {
+    format!("{}/", path.display()).into()
+}

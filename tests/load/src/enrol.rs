@@ -1,0 +1,49 @@
+//! Makes agents out of nothing: each with a key and a certificate of its own, by the real `join`.
+
+use std::path::Path;
+
+use anyhow::Context;
+use syncd_agent::identity::AgentIdentity;
+use syncd_agent::join::{JoinOptions, join};
+use syncd_shared::identity::JoinToken;
+use tokio::task::JoinSet;
+
+/// Joins at once; the origin admits 64.
+const AT_ONCE: usize = 32;
+
+/// Enrols `agents` agents with one token of as many uses. Their identity files go below `roots`.
+pub async fn enrol(
+    address: &str,
+    token: &JoinToken,
+    agents: usize,
+    roots: &Path,
+) -> anyhow::Result<Vec<AgentIdentity>> {
+    let mut joins = JoinSet::new();
+    let mut identities = Vec::with_capacity(agents);
+    for number in 0..agents {
+        if joins.len() >= AT_ONCE {
+            identities.extend(finished(&mut joins).await?);
+        }
+        let name = format!("load-{number}");
+        let options = JoinOptions {
+            address: address.to_owned(),
+            root: roots.join(&name),
+            token: token.clone(),
+            name: name.parse().context("an agent's name")?,
+        };
+        joins.spawn(join(options));
+    }
+    while !joins.is_empty() {
+        identities.extend(finished(&mut joins).await?);
+    }
+    Ok(identities)
+}
+
+async fn finished(
+    joins: &mut JoinSet<Result<AgentIdentity, syncd_agent::join::JoinError>>,
+) -> anyhow::Result<Option<AgentIdentity>> {
+    match joins.join_next().await {
+        Some(joined) => Ok(Some(joined.context("a join")?.context("join")?)),
+        None => Ok(None),
+    }
+}

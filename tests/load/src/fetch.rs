@@ -1,0 +1,99 @@
+//! Bulk bytes: asked for, checked in form, counted, forgotten.
+
+use bytes::Bytes;
+use prost::Message as _;
+use syncd_proto::v1;
+use syncd_proto::v1::fetch_request::Request;
+use syncd_proto::v1::replication_client::ReplicationClient;
+use syncd_shared::identity::{ClientTls, connect};
+use syncd_shared::limits::{CONTROL_MESSAGE_MAX_BYTES, FETCH_MESSAGE_MAX_BYTES, OBJECTS_BATCH_MAX};
+use syncd_shared::wire::{Frame, ObjectsBatch};
+use syncd_shared::{ContentHash, Directory, Kind, RootHash, SignedGeneration};
+use tokio::sync::mpsc;
+use tokio_stream::wrappers::ReceiverStream;
+use tonic::{Status, Streaming};
+
+/// What came.
+#[derive(Debug, Default, Clone, Copy)]
+pub struct Fetched {
+    /// Encoded messages, in bytes.
+    pub bytes: u64,
+}
+
+/// Fetches what takes a node from `live` to `target`, on a connection of its own; from nothing by the general path.
+pub async fn fetch(
+    address: &str,
+    tls: ClientTls,
+    live: Option<RootHash>,
+    target: &SignedGeneration,
+) -> Result<Fetched, Status> {
+    let channel = connect(address, tls).await.map_err(|error| Status::unavailable(error.to_string()))?;
+    let mut client = ReplicationClient::new(channel)
+        .max_decoding_message_size(FETCH_MESSAGE_MAX_BYTES)
+        .max_encoding_message_size(CONTROL_MESSAGE_MAX_BYTES);
+    let (requests, receiver) = mpsc::channel(2);
+    let mut fetched = Fetched::default();
+    let ask = async |request| {
+        requests.send(v1::FetchRequest { request: Some(request) }).await.map_err(|_| broken())
+    };
+    let root = target.root_hash();
+    let Some(live) = live else {
+        let top = target.generation().root.object;
+        let batch = ObjectsBatch { directories: vec![top], recursive: true, files: Vec::new() };
+        ask(Request::Objects(batch.to_message(root))).await?;
+        let mut answer = client.fetch(ReceiverStream::new(receiver)).await?.into_inner();
+        let mut files = Vec::new();
+        receive(&mut answer, &mut fetched, |frame| files_of(frame, &mut files)).await?;
+        files.sort_unstable();
+        files.dedup();
+        for files in files.chunks(OBJECTS_BATCH_MAX) {
+            let batch = ObjectsBatch { files: files.to_vec(), ..ObjectsBatch::default() };
+            ask(Request::Objects(batch.to_message(root))).await?;
+            receive(&mut answer, &mut fetched, |_| Ok(())).await?;
+        }
+        return Ok(fetched);
+    };
+    let update = v1::UpdateRequest {
+        from_root: Bytes::copy_from_slice(live.as_bytes()),
+        to_root: Bytes::copy_from_slice(root.as_bytes()),
+        first_item: 0,
+    };
+    ask(Request::Update(update)).await?;
+    let mut answer = client.fetch(ReceiverStream::new(receiver)).await?.into_inner();
+    receive(&mut answer, &mut fetched, |_| Ok(())).await?;
+    Ok(fetched)
+}
+
+/// One answer, to its end.
+async fn receive(
+    answer: &mut Streaming<v1::FetchFrame>,
+    fetched: &mut Fetched,
+    mut each: impl FnMut(&Frame) -> Result<(), Status>,
+) -> Result<(), Status> {
+    loop {
+        let message = answer.message().await?.ok_or_else(broken)?;
+        fetched.bytes += message.encoded_len() as u64;
+        let frame = Frame::from_message(message).map_err(|error| Status::data_loss(error.to_string()))?;
+        if let Frame::End { missing, .. } = &frame {
+            return if missing.is_empty() { Ok(()) } else { Err(Status::data_loss("content is missing")) };
+        }
+        each(&frame)?;
+    }
+}
+
+fn files_of(frame: &Frame, files: &mut Vec<ContentHash>) -> Result<(), Status> {
+    let Frame::Directories(objects) = frame else { return Ok(()) };
+    for object in objects {
+        let directory = Directory::decode(object).map_err(|error| Status::data_loss(error.to_string()))?;
+        files.extend(directory.entries().iter().filter_map(|entry| match entry.kind {
+            // Who knows that a file is empty needs nothing for it.
+            Kind::File { content, size } if size > 0 => Some(content),
+            _ => None,
+        }));
+    }
+    Ok(())
+}
+
+fn broken() -> Status {
+    Status::unavailable("the answer broke off")
+}

@@ -1,0 +1,61 @@
+//! `syncd-load`: a thousand agents that are true to the protocol, in one process, against one origin in its own.
+//!
+//! Real join, real mutual TLS, real control streams and fetches; only the replicas are missing. It measures what an
+//! origin spends on a fleet, and how fast a fleet follows it. `cargo run --release -p syncd-load` is the command.
+
+mod agent;
+mod board;
+mod enrol;
+mod fetch;
+mod phases;
+mod process_figures;
+mod report;
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use anyhow::Context;
+use clap::Parser;
+
+/// Drives many agents against one origin on this machine.
+#[derive(Debug, Clone, Parser)]
+#[command(name = "syncd-load", version)]
+pub struct Options {
+    /// Agents.
+    #[arg(long, default_value_t = 1000)]
+    agents: usize,
+    /// Files of the tree.
+    #[arg(long, default_value_t = 200)]
+    files: usize,
+    /// Small updates: one changed file each.
+    #[arg(long, default_value_t = 10)]
+    updates: usize,
+    /// New content of the medium update, in MiB; it does not compress.
+    #[arg(long, default_value_t = 4)]
+    medium_mib: usize,
+    /// Seconds for which nothing happens but heartbeats.
+    #[arg(long, default_value_t = 30)]
+    idle_s: u64,
+    /// Writes all figures here, as JSON.
+    #[arg(long, value_name = "FILE")]
+    json: Option<PathBuf>,
+}
+
+/// Open files of one agent in each process: two connections at most, and what else there is.
+const OPEN_FILES_PER_AGENT: u64 = 2;
+const OPEN_FILES_BESIDES: u64 = 512;
+
+fn main() -> anyhow::Result<ExitCode> {
+    let options = Options::parse();
+    if cfg!(debug_assertions) {
+        eprintln!("a debug build: its figures mean little; use cargo run --release");
+    }
+    process_figures::raise_open_files(options.agents as u64 * OPEN_FILES_PER_AGENT + OPEN_FILES_BESIDES)?;
+    let report = phases::run(&options)?;
+    println!("{report}");
+    if let Some(path) = &options.json {
+        let json = serde_json::to_string_pretty(&report).context("encode the figures")?;
+        std::fs::write(path, json).with_context(|| format!("write {}", path.display()))?;
+    }
+    Ok(if report.all_reached() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+}

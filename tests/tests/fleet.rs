@@ -1,0 +1,34 @@
+//! A fleet of agents that are true to the protocol, driven by `syncd-load`: all of it works, within generous bounds.
+
+use std::process::Command;
+use std::time::Duration;
+
+use syncd_tests::process::run_within;
+use syncd_tests::{Scene, binary};
+
+const AGENTS: &str = "100";
+
+#[test]
+fn a_hundred_agents_connect_follow_and_come_back() {
+    let scene = Scene::new("fleet");
+    let json = scene.path("figures.json");
+    let mut command = Command::new(binary("syncd-load"));
+    command.args(["--agents", AGENTS, "--updates", "3", "--medium-mib", "2", "--idle-s", "2", "--json"]);
+    command.arg(&json).env("SYNCD_TESTS_BUILT", "1");
+    // It ends with an error where an agent does not arrive, and with exit code 1 where a target is missed.
+    let outcome = run_within(&mut command, Duration::from_secs(600)).expect_success();
+    println!("{}", outcome.stdout);
+    let report = std::fs::read_to_string(&json).expect("read the figures");
+    let report: serde_json::Value = serde_json::from_str(&report).expect("figures as JSON");
+    let figure = |name: &str| {
+        let figures = report["figures"].as_array().expect("figures");
+        let found = figures.iter().find(|figure| figure["name"] == name);
+        found.and_then(|figure| figure["value"].as_f64()).unwrap_or_else(|| panic!("no {name} in {report}"))
+    };
+    assert_eq!(figure("small updates: share sent inside the announcement"), 100.0);
+    assert!(figure("medium update: bytes to all agents") >= 200.0);
+    // A storm from one address is served in turn: nobody is refused.
+    let storms = report["notes"].as_array().expect("notes").iter().filter_map(|note| note.as_str());
+    let refused: Vec<&str> = storms.filter(|note| note.starts_with("connect storm")).collect();
+    assert!(refused.is_empty(), "{refused:?}");
+}
