@@ -57,6 +57,10 @@ impl Sent {
         self.0.lock().unwrap().len()
     }
 
+    pub fn all(&self) -> Vec<ContentHash> {
+        self.0.lock().unwrap().clone()
+    }
+
     pub fn clear(&self) {
         self.0.lock().unwrap().clear();
     }
@@ -229,6 +233,7 @@ impl Origin {
                 bases: vec![Basis { file: basis, offset, length_bytes }],
                 pieces: if middle.is_empty() { Vec::new() } else { vec![piece] },
                 copies: copies.into_iter().filter(|copy| copy.length_bytes > 0).collect(),
+                replaced: Vec::new(),
             })));
         }
         made
