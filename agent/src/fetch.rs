@@ -32,6 +32,7 @@ use tonic::{Code, Status, Streaming};
 
 use crate::dialer::Dialer;
 use crate::reason;
+use crate::session::machine::FEATURES;
 use crate::source::{Batches, FetchError, Frames, Source};
 
 /// Frames received and not yet taken by staging.
@@ -169,6 +170,7 @@ impl Requests {
                     from_root: Bytes::copy_from_slice(from.as_bytes()),
                     to_root: Bytes::copy_from_slice(to.as_bytes()),
                     first_item,
+                    features: FEATURES.iter().map(|f| (*f).to_owned()).collect(),
                 };
                 Messages::Update(Some(v1::FetchRequest { request: Some(Request::Update(update)) }))
             }

@@ -1,12 +1,13 @@
 //! The domain of syncd, shared by origin and agent: what a tree is, how it is named, signed, compared and sent.
 //!
 //! Data model: [`tree_path`] and [`hash`] name things; [`directory`] describes one directory, [`tree`] a whole tree by
-//! its root entry; [`generation`] numbers and signs a root; [`diff`] compares two trees. [`chunker`] cuts content,
-//! [`wire`] turns messages into these types and refuses what does not hold, [`limits`] has every bound that encoder and
+//! its root entry; [`generation`] numbers and signs a root; [`diff`] compares two trees. [`chunker`] cuts content, [`delta`] says
+//! how new content is made from old, [`wire`] turns messages into these types and refuses what does not hold, [`limits`] has every bound that encoder and
 //! decoder share.
 
 pub mod chunker;
 pub mod config_file;
+pub mod delta;
 pub mod diff;
 pub mod directory;
 pub mod generation;

@@ -18,6 +18,17 @@ pub const LABEL_MAX_BYTES: usize = 1_024;
 pub const GENERATION_JUMP_MAX: u64 = 1 << 32;
 /// Uncompressed bytes of a stored frame.
 pub const FRAME_MAX_BYTES: usize = 1024 * 1024;
+/// Bytes of all bases of one delta frame together.
+pub const DELTA_BASES_MAX_BYTES: usize = 4 * 1024 * 1024;
+/// Bytes that one delta frame decodes to, copies left out.
+pub const DELTA_OUTPUT_MAX_BYTES: usize = 1024 * 1024;
+/// An encoded delta, before and after it is decompressed: its output, and what an encoding adds to bytes that it finds
+/// no match for.
+pub const DELTA_ENCODED_MAX_BYTES: usize = DELTA_OUTPUT_MAX_BYTES + 64 * 1024;
+/// Bases, pieces and copies of one delta frame together.
+pub const DELTA_PLACES_MAX: usize = 16 * 1024;
+/// What says where bases, pieces and copies lie, uncompressed, in bytes.
+pub const DELTA_PLACES_MAX_BYTES: usize = 512 * 1024;
 /// Uncompressed bytes of a frame of directory objects; a larger single object travels alone.
 pub const DIRECTORY_FRAME_BYTES: usize = 1024 * 1024;
 /// Files or directories named by one objects request.

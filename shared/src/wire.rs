@@ -4,12 +4,16 @@ use bytes::Bytes;
 use prost::Message;
 use syncd_proto::v1;
 
+use crate::delta::DeltaFrame;
 use crate::directory::{
     DecodeDirectoryError, Directory, DuplicateName, Entry, decode_entry_list, encode_entries,
 };
 use crate::hash::{ContentHash, ObjectHash, ParseHashError, RootHash};
 use crate::limits::{DIRECTORY_FRAME_BYTES, DIRECTORY_OBJECT_MAX_BYTES, FRAME_MAX_BYTES, OBJECTS_BATCH_MAX};
 use crate::tree_path::{Component, TreePath, TreePathError};
+
+/// The feature of Hello, Welcome and UpdateRequest by which a side says that it knows [`Frame::Delta`].
+pub const FEATURE_DELTAS: &str = "deltas";
 
 /// Level of everything that is compressed for the wire alone.
 const ZSTD_LEVEL: i32 = 3;
@@ -50,6 +54,15 @@ pub enum WireError {
         /// Amount allowed.
         limit: u64,
     },
+    /// A content tag of another length than 8 bytes.
+    #[error("invalid content tag in {field}")]
+    Tag {
+        /// Name of the field.
+        field: &'static str,
+    },
+    /// An rsync delta that can't be applied.
+    #[error("damaged rsync delta")]
+    Rsync(#[source] fast_rsync::ApplyError),
     /// Pieces outside their frame or file.
     #[error("piece lies outside its frame")]
     PieceRange,
@@ -77,7 +90,7 @@ pub enum WireError {
     },
 }
 
-fn limit(what: &'static str, actual: usize, limit: usize) -> Result<(), WireError> {
+pub(crate) fn limit(what: &'static str, actual: usize, limit: usize) -> Result<(), WireError> {
     if actual > limit {
         return Err(WireError::Limit { what, actual: actual as u64, limit: limit as u64 });
     }
@@ -100,7 +113,7 @@ pub fn content_hash(bytes: &[u8], field: &'static str) -> Result<ContentHash, Wi
 }
 
 /// Compresses bytes that exist for the wire alone.
-fn compress(bytes: &[u8]) -> Bytes {
+pub(crate) fn compress(bytes: &[u8]) -> Bytes {
     zstd::bulk::compress(bytes, ZSTD_LEVEL).expect("compressing memory into memory does not fail").into()
 }
 
@@ -129,6 +142,8 @@ pub enum Frame {
         /// Where the tree that is updated from has it.
         source: TreePath,
     },
+    /// Content made from what the basis tree has.
+    Delta(DeltaFrame),
     /// The answer to one request is complete.
     End {
         /// Ordinal of the request on its stream, from 0.
@@ -212,6 +227,7 @@ impl Frame {
                 file: content_hash(&l.file, "file")?,
                 source: TreePath::from_bytes(&l.source_path)?,
             }),
+            F::Delta(d) => DeltaFrame::from_message(d).map(Self::Delta),
             F::End(e) => {
                 limit("missing objects", e.missing.len(), OBJECTS_BATCH_MAX)?;
                 let missing = e.missing.iter().map(|m| {

@@ -12,7 +12,7 @@ use syncd_shared::generation::GenerationError;
 use syncd_shared::identity::KeySuccession;
 use syncd_shared::identity::signing::{SuccessionError, verify_successions};
 use syncd_shared::limits::HELD_GENERATIONS_MAX;
-use syncd_shared::wire::{Frame, WireError, root_hash};
+use syncd_shared::wire::{FEATURE_DELTAS, Frame, WireError, root_hash};
 use syncd_shared::{Generation, GenerationNumber, RootHash, SignedGeneration, TreeId};
 
 use super::worker::{Command, Failure, Inline, Outcome, ReplicaState, Report, StageProgress, Verified};
@@ -24,8 +24,8 @@ use crate::status::State;
 pub const PROTOCOL_MIN: u32 = 1;
 /// See [`PROTOCOL_MIN`].
 pub const PROTOCOL_MAX: u32 = 1;
-/// Optional abilities that this agent names; none exist yet.
-const FEATURES: &[&str] = &[];
+/// Optional abilities that this agent names.
+pub(crate) const FEATURES: &[&str] = &[FEATURE_DELTAS];
 
 /// From the start of dialling to the origin's `Welcome`.
 pub(crate) const GREETING_TIMEOUT: Duration = Duration::from_secs(20);

@@ -9,7 +9,7 @@ use std::io::{Read, Seek};
 use std::os::unix::fs::FileExt;
 use std::sync::{Mutex, OnceLock, PoisonError};
 
-use syncd_shared::wire::{Piece, StoredFrame};
+use syncd_shared::wire::StoredFrame;
 use syncd_shared::{ContentHash, Metadata};
 
 use crate::disk::{self, Dir, DiskError, Owners};
@@ -174,34 +174,61 @@ impl Incoming {
         let bytes = frame.decompress().map_err(StageError::Frame)?;
         let (mut whole, mut taken) = (0, 0);
         for piece in &frame.pieces {
-            let Some(want) = wanted.get(&piece.file) else { continue };
-            if lock(&self.arrived).contains_key(&piece.file) {
-                continue;
-            }
             let start = piece.frame_offset as usize;
             // Checked when the frame was read.
             let slice = &bytes[start..start + piece.length_bytes as usize];
-            taken += slice.len() as u64;
-            if slice.len() as u64 == want.size && piece.file_offset == 0 {
-                let actual = ContentHash::of(slice);
-                if actual != piece.file {
-                    return Err(StageError::Content { expected: piece.file, actual });
-                }
-                self.put_whole(piece.file, slice, want)?;
-                whole += 1;
-            } else if self.put_piece(piece, slice, want)? {
-                whole += 1;
-            }
+            let (contents, bytes) = self.put(piece.file, piece.file_offset, slice, wanted)?;
+            whole += contents;
+            taken += bytes;
         }
         Ok((whole, taken))
     }
 
-    /// Writes a part of a content; whether it is whole now, and verified.
-    pub fn put_piece(&self, piece: &Piece, bytes: &[u8], want: &Wanted) -> Result<bool, StageError> {
-        let hash = piece.file;
-        let outside =
-            || StageError::PieceOutside { content: hash, size: want.size, offset: piece.file_offset };
-        let end = piece.file_offset.checked_add(bytes.len() as u64).ok_or_else(outside)?;
+    /// Takes a stretch of a content, if it is wanted and lacking. Returns the contents that are whole now, and bytes
+    /// taken.
+    pub fn put(
+        &self,
+        hash: ContentHash,
+        offset: u64,
+        bytes: &[u8],
+        wanted: &HashMap<ContentHash, Wanted>,
+    ) -> Result<(u64, u64), StageError> {
+        let Some(want) = wanted.get(&hash) else { return Ok((0, 0)) };
+        if lock(&self.arrived).contains_key(&hash) {
+            return Ok((0, 0));
+        }
+        let taken = bytes.len() as u64;
+        if taken == want.size && offset == 0 {
+            let actual = ContentHash::of(bytes);
+            if actual != hash {
+                return Err(StageError::Content { expected: hash, actual });
+            }
+            self.put_whole(hash, bytes, want)?;
+            return Ok((1, taken));
+        }
+        Ok((u64::from(self.put_piece(hash, offset, bytes, want)?), taken))
+    }
+
+    /// Forgets the stretches that came of a content that was not made whole: the next one starts it anew.
+    pub fn drop_part(&self, hash: ContentHash) {
+        lock(&self.partial).remove(&hash);
+    }
+
+    /// [`Incoming::drop_part`] of all contents.
+    pub fn drop_parts(&self) {
+        lock(&self.partial).clear();
+    }
+
+    /// Writes a stretch of a content; whether it is whole now, and verified.
+    pub fn put_piece(
+        &self,
+        hash: ContentHash,
+        offset: u64,
+        bytes: &[u8],
+        want: &Wanted,
+    ) -> Result<bool, StageError> {
+        let outside = || StageError::PieceOutside { content: hash, size: want.size, offset };
+        let end = offset.checked_add(bytes.len() as u64).ok_or_else(outside)?;
         if end > want.size {
             return Err(outside());
         }
@@ -224,9 +251,9 @@ impl Incoming {
             0 => create_part(fan, &part)?,
             _ => fan.open_file_for_write(part.as_bytes())?,
         };
-        file.write_all_at(bytes, piece.file_offset).map_err(failed("write", fan, &part))?;
+        file.write_all_at(bytes, offset).map_err(failed("write", fan, &part))?;
         partial.written += bytes.len() as u64;
-        if partial.hashed == piece.file_offset {
+        if partial.hashed == offset {
             partial.hasher.update(bytes);
             partial.hashed = end;
         }

@@ -259,7 +259,7 @@ fn fetch_directories(
                     return Err(StageError::Fetch(FetchError::MissingDirectory { object }));
                 }
             }
-            Frame::Patches(_) | Frame::Stored(_) | Frame::Local { .. } => {}
+            Frame::Patches(_) | Frame::Stored(_) | Frame::Delta(_) | Frame::Local { .. } => {}
         }
     }
     objects.finish()?;

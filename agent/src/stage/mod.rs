@@ -16,6 +16,7 @@
 pub(crate) mod conform;
 pub(crate) mod content;
 pub(crate) mod cursor;
+mod delta;
 mod fresh;
 mod inodes;
 mod manifest;

@@ -1,6 +1,7 @@
 //! Where every file of a diff comes from: a link, a copy, the origin.
 
 use std::collections::{HashMap, HashSet};
+use std::sync::OnceLock;
 use std::sync::atomic::{AtomicBool, AtomicU64};
 
 use syncd_shared::diff::{Change, DirectorySource, TreeDiff};
@@ -13,6 +14,7 @@ use crate::replica::Replica;
 use crate::source::{FetchError, Frames, Source, all_of};
 use crate::stage::content::{Incoming, Wanted, hash_file};
 use crate::stage::cursor::{DirCursor, LiveTree, ManifestCursor, looks_like};
+use crate::stage::delta::Bases;
 use crate::stage::patch::Supply;
 use crate::stage::receive::Reception;
 use crate::stage::{StageError, StageProgress};
@@ -34,6 +36,7 @@ enum Origin {
 /// The plan for one diff.
 pub(crate) struct Plan<'a> {
     incoming: &'a Incoming,
+    diff: &'a TreeDiff,
     origins: Vec<Origin>,
     wanted: HashMap<ContentHash, Wanted>,
     /// Keys of `wanted`, by first use in path order.
@@ -54,7 +57,7 @@ impl<'a> Plan<'a> {
     pub fn make(
         replica: &Replica,
         from: Option<&RootEntry>,
-        diff: &TreeDiff,
+        diff: &'a TreeDiff,
         incoming: &'a Incoming,
         distrusted: &HashSet<TreePath>,
         holes: &HashSet<TreePath>,
@@ -64,6 +67,7 @@ impl<'a> Plan<'a> {
         let mut released = released(diff, distrusted);
         let mut plan = Self {
             incoming,
+            diff,
             origins: Vec::new(),
             wanted: HashMap::new(),
             order: Vec::new(),
@@ -186,6 +190,7 @@ impl<'a> Plan<'a> {
             return Ok((0, 0));
         }
         let bytes_total = self.lacking.iter().filter_map(|c| self.wanted.get(c)).map(|w| w.size).sum();
+        let live = replica.live().map(|live| live.generation().root);
         let reception = Reception {
             incoming: self.incoming,
             wanted: &self.wanted,
@@ -194,6 +199,8 @@ impl<'a> Plan<'a> {
             bytes_done: AtomicU64::new(0),
             files_total: self.lacking.len() as u64,
             bytes_total,
+            bases: live.map(|live| Bases::new(replica, live, self.diff)),
+            tags: OnceLock::new(),
         };
         progress(reception.done());
         if let Some(mut frames) = update {
@@ -205,6 +212,8 @@ impl<'a> Plan<'a> {
                 }
             }
         }
+        // What came of contents that are not whole is no use to the general path.
+        self.incoming.drop_parts();
         let mut lacking = Vec::new();
         for content in std::mem::take(&mut self.lacking) {
             if self.incoming.arrived(content).is_none() {

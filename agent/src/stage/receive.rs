@@ -1,14 +1,17 @@
 //! Takes what the origin sends to `staging/incoming`, on a few threads where it is much.
 
 use std::collections::HashMap;
+use std::sync::OnceLock;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::mpsc::{SyncSender, sync_channel};
 
-use syncd_shared::wire::{Frame, StoredFrame};
+use syncd_shared::delta::{ContentTag, DeltaFrame, DeltaPiece};
+use syncd_shared::wire::{Frame, Piece, StoredFrame};
 use syncd_shared::{ContentHash, TreePath};
 
 use crate::source::FetchError;
 use crate::stage::content::{Incoming, Wanted};
+use crate::stage::delta::{Assembler, Bases};
 use crate::stage::{StageError, StageProgress};
 
 /// Threads that decompress, hash and write.
@@ -27,6 +30,16 @@ pub(crate) struct Reception<'a> {
     pub bytes_done: AtomicU64,
     pub files_total: u64,
     pub bytes_total: u64,
+    /// What deltas are made against; `None`: they are ignored, and what they would bring is fetched by hash.
+    pub bases: Option<Bases<'a>>,
+    /// Keys of `wanted`, once a delta asks.
+    pub tags: OnceLock<HashMap<ContentTag, ContentHash>>,
+}
+
+/// Bytes for a worker.
+enum Parcel {
+    Stored(StoredFrame),
+    Delta(DeltaFrame),
 }
 
 /// Contents that the answer did not bring as bytes.
@@ -47,30 +60,30 @@ impl Reception<'_> {
         progress: &dyn Fn(StageProgress),
     ) -> Result<NotSent, StageError> {
         if self.bytes_total <= INLINE_BYTES {
-            return self.read(frames, answers, progress, &mut |frame| self.store(&frame).map(|()| true));
+            let mut assembler = None;
+            return self.read(frames, answers, progress, &mut |parcel| {
+                self.store(&parcel, &mut assembler).map(|()| true)
+            });
         }
         let workers = std::thread::available_parallelism().map_or(1, |n| n.get()).min(WORKERS_MAX);
         std::thread::scope(|scope| {
-            let mut senders: Vec<SyncSender<StoredFrame>> = Vec::new();
+            let mut senders: Vec<SyncSender<Parcel>> = Vec::new();
             let mut handles = Vec::new();
             for _ in 0..workers {
-                let (sender, receiver) = sync_channel::<StoredFrame>(WAITING_FRAMES);
+                let (sender, receiver) = sync_channel::<Parcel>(WAITING_FRAMES);
                 senders.push(sender);
                 handles.push(scope.spawn(move || {
                     // Dropping the receiver tells the reader that this worker failed.
-                    receiver.into_iter().try_for_each(|frame| self.store(&frame))
+                    let mut assembler = None;
+                    receiver.into_iter().try_for_each(|parcel| self.store(&parcel, &mut assembler))
                 }));
             }
             let mut turn = 0;
-            let read = self.read(frames, answers, progress, &mut |frame| {
+            let read = self.read(frames, answers, progress, &mut |parcel| {
                 // Pieces of one large file go to one worker, so that they are hashed as they come.
-                let part = frame
-                    .pieces
-                    .iter()
-                    .find(|p| self.wanted.get(&p.file).is_some_and(|w| w.size != u64::from(p.length_bytes)));
                 turn += 1;
-                let worker = part.map_or(turn, |p| usize::from(p.file.as_bytes()[1])) % workers;
-                Ok(senders[worker].send(frame).is_ok())
+                let worker = self.part(&parcel).map_or(turn, |byte| usize::from(byte)) % workers;
+                Ok(senders[worker].send(parcel).is_ok())
             });
             drop(senders);
             for handle in handles {
@@ -88,7 +101,7 @@ impl Reception<'_> {
         frames: &mut dyn Iterator<Item = Result<Frame, FetchError>>,
         answers: usize,
         progress: &dyn Fn(StageProgress),
-        store: &mut dyn FnMut(StoredFrame) -> Result<bool, StageError>,
+        store: &mut dyn FnMut(Parcel) -> Result<bool, StageError>,
     ) -> Result<NotSent, StageError> {
         let mut not_sent = NotSent::default();
         let mut ended = 0;
@@ -99,8 +112,13 @@ impl Reception<'_> {
             match frames.next() {
                 None => return Err(StageError::Fetch(FetchError::Disconnected(None))),
                 Some(frame) => match frame.map_err(StageError::Fetch)? {
-                    Frame::Stored(frame) => {
-                        if !store(frame)? {
+                    frame @ (Frame::Stored(_) | Frame::Delta(_)) => {
+                        let parcel = match frame {
+                            Frame::Delta(frame) => Parcel::Delta(frame),
+                            Frame::Stored(frame) => Parcel::Stored(frame),
+                            _ => continue,
+                        };
+                        if !store(parcel)? {
                             // The worker's error is told by its join.
                             return Ok(not_sent);
                         }
@@ -118,8 +136,45 @@ impl Reception<'_> {
         Ok(not_sent)
     }
 
-    fn store(&self, frame: &StoredFrame) -> Result<(), StageError> {
-        let (files, bytes) = self.incoming.store(frame, self.wanted)?;
+    /// A byte that all pieces of one large file share, where a parcel has such.
+    fn part(&self, parcel: &Parcel) -> Option<u8> {
+        match parcel {
+            Parcel::Stored(frame) => {
+                let is_part = |p: &&Piece| {
+                    self.wanted.get(&p.file).is_some_and(|w| w.size != u64::from(p.length_bytes))
+                };
+                frame.pieces.iter().find(is_part).map(|p| p.file.as_bytes()[1])
+            }
+            Parcel::Delta(frame) => {
+                let copied = frame.copies.first().map(|copy| copy.file);
+                let is_part = |p: &&DeltaPiece| {
+                    let want = self.content(p.file).and_then(|content| self.wanted.get(&content));
+                    want.is_some_and(|w| w.size != u64::from(p.length_bytes))
+                };
+                let tag = copied.or_else(|| frame.pieces.iter().find(is_part).map(|p| p.file));
+                tag.map(|tag| tag.as_bytes()[1])
+            }
+        }
+    }
+
+    /// The wanted content that a tag is of.
+    pub fn content(&self, tag: ContentTag) -> Option<ContentHash> {
+        let tags = self.tags.get_or_init(|| self.wanted.keys().map(|c| (ContentTag::of(c), *c)).collect());
+        tags.get(&tag).copied()
+    }
+
+    fn store<'b>(&'b self, parcel: &Parcel, assembler: &mut Option<Assembler<'b>>) -> Result<(), StageError> {
+        let (files, bytes) = match (parcel, &self.bases) {
+            (Parcel::Stored(frame), _) => self.incoming.store(frame, self.wanted)?,
+            (Parcel::Delta(_), None) => (0, 0),
+            (Parcel::Delta(frame), Some(bases)) => {
+                let assembler = match assembler {
+                    Some(assembler) => assembler,
+                    None => assembler.insert(Assembler::new(bases)?),
+                };
+                assembler.take(frame, self)?
+            }
+        };
         self.files_done.fetch_add(files, Ordering::Relaxed);
         self.bytes_done.fetch_add(bytes, Ordering::Relaxed);
         Ok(())

@@ -174,7 +174,7 @@ impl<'a> Shared<'a> {
             let slice = &bytes[start..start + piece.length_bytes as usize];
             if slice.len() as u64 != item.size || piece.file_offset != 0 {
                 let wanted = Wanted { size: item.size, metadata: item.metadata, users: 1 };
-                if self.incoming.put_piece(piece, slice, &wanted)? {
+                if self.incoming.put_piece(piece.file, piece.file_offset, slice, &wanted)? {
                     self.found(item.size);
                 }
                 continue;

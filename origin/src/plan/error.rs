@@ -3,6 +3,7 @@
 use std::io;
 use std::path::PathBuf;
 
+use syncd_shared::delta::EncodeError;
 use syncd_shared::diff::DiffError;
 use syncd_shared::{ContentHash, RootHash};
 
@@ -46,6 +47,9 @@ pub enum PlanError {
     /// Compressing failed.
     #[error("compressing failed")]
     Compress(#[source] io::Error),
+    /// Encoding a delta failed.
+    #[error(transparent)]
+    Encode(#[from] EncodeError),
     /// The spool could not be written or read.
     #[error("using the spool file {path} failed")]
     Spool {
@@ -67,6 +71,9 @@ pub enum PlanError {
         /// Bytes allowed.
         limit: u64,
     },
+    /// The agent knows fewer kinds of messages than updates are made of: it asks for what it lacks by hash.
+    #[error("the agent takes no deltas")]
+    NotUnderstood,
     /// The planning thread ended without a result.
     #[error("planning was interrupted")]
     Interrupted,

@@ -5,6 +5,7 @@ use std::sync::{Arc, Mutex};
 
 use bytes::Bytes;
 use syncd_proto::v1;
+use syncd_shared::delta::{Basis, ContentTag, DeltaFrame};
 use syncd_shared::directory::{Entry, Kind, Metadata, Timestamp};
 use syncd_shared::wire::{Frame as WireFrame, StoredFrame};
 use syncd_shared::{Component, ContentHash, Directory, ObjectHash, RootEntry, RootHash, TreePath};
@@ -174,6 +175,8 @@ pub(crate) struct MemoryReplica {
     pub(crate) directories: HashMap<ObjectHash, Directory>,
     pub(crate) files: HashMap<ContentHash, Vec<u8>>,
     parts: HashMap<ContentHash, BTreeMap<u64, Vec<u8>>>,
+    tagged: HashMap<ContentTag, BTreeMap<u64, Vec<u8>>>,
+    pub(crate) deltas: Vec<DeltaFrame>,
     /// Where the tree that is updated from has contents.
     pub(crate) local: Vec<(ContentHash, TreePath)>,
     pub(crate) stored: Vec<StoredFrame>,
@@ -203,12 +206,36 @@ impl MemoryReplica {
                 }
                 self.stored.push(frame);
             }
+            WireFrame::Delta(frame) => self.assemble_delta(frame),
             WireFrame::Local { file, source } => self.local.push((file, source)),
             WireFrame::End { missing, .. } => {
                 self.missing.extend(missing);
                 self.ended += 1;
             }
         }
+    }
+
+    /// Makes stretches of new files of what the files taken in before have.
+    fn assemble_delta(&mut self, frame: DeltaFrame) {
+        let known: HashMap<_, _> = self.files.keys().map(|file| (ContentTag::of(file), *file)).collect();
+        let stretch = |files: &HashMap<ContentHash, Vec<u8>>, tag: &ContentTag, offset: u64, length: u64| {
+            files[&known[tag]][offset as usize..(offset + length) as usize].to_vec()
+        };
+        let basis = |b: &Basis| stretch(&self.files, &b.file.content, b.offset, b.length_bytes.into());
+        let prefix = frame.bases.iter().map(basis).collect::<Vec<_>>().concat();
+        let decoded = frame.encoded.restore(&prefix, frame.output_bytes()).unwrap();
+        let mut start = 0;
+        for piece in &frame.pieces {
+            let end = start + piece.length_bytes as usize;
+            let parts = self.tagged.entry(piece.file).or_default();
+            assert!(parts.insert(piece.file_offset, decoded[start..end].to_vec()).is_none());
+            start = end;
+        }
+        for copy in &frame.copies {
+            let part = stretch(&self.files, &copy.basis.content, copy.basis_offset, copy.length_bytes);
+            assert!(self.tagged.entry(copy.file).or_default().insert(copy.file_offset, part).is_none());
+        }
+        self.deltas.push(frame);
     }
 
     /// Puts pieces together; only whole files with the right hash are kept.
@@ -220,6 +247,12 @@ impl MemoryReplica {
                 bytes.extend(part);
             }
             assert_eq!(ContentHash::of(&bytes), file);
+            self.files.insert(file, bytes);
+        }
+        for (tag, parts) in std::mem::take(&mut self.tagged) {
+            let bytes = parts.into_values().collect::<Vec<_>>().concat();
+            let file = ContentHash::of(&bytes);
+            assert_eq!(ContentTag::of(&file), tag);
             self.files.insert(file, bytes);
         }
     }

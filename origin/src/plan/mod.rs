@@ -5,6 +5,7 @@
 //! who stops waiting does not stop it. Nothing here is durable; a crash leaves spool files that the next start removes.
 
 mod contents;
+mod delta;
 mod duplicates;
 mod error;
 mod objects;

@@ -1,23 +1,22 @@
 //! Encodes an update: everything that takes a replica from one root to another, as a sequence of messages.
 //!
 //! Directories first (as patches, parents before children), so that the agent knows the whole target before the first
-//! byte of content; then content in path order; then the end.
+//! byte of content; then content (see [`super::delta`]); then the end.
 
 use std::collections::HashSet;
 
-use bytes::Bytes;
 use syncd_proto::v1;
 use syncd_proto::v1::fetch_frame::Frame as Message;
 use syncd_shared::diff::{Change, DirectorySource, TreeDiff, diff};
 use syncd_shared::directory::{Entry, Kind};
 use syncd_shared::limits::DIRECTORY_FRAME_BYTES;
 use syncd_shared::wire::{DirectoryPatch, patches_message};
-use syncd_shared::{ObjectHash, RootEntry, RootHash, TreePath};
+use syncd_shared::{ObjectHash, RootEntry, RootHash};
 
 use super::contents::{Contents, Directories};
-use super::duplicates;
+use super::delta;
 use super::error::PlanError;
-use super::stored::{ContentFrames, end};
+use super::stored::end;
 
 /// Roughly what an entry takes in a patch besides its name.
 const ENTRY_BYTES: usize = 96;
@@ -44,7 +43,7 @@ pub(super) fn encode(
         sink(frame)
     };
     encode_directories(&source, (&before, &after), &tree_diff, &mut emit)?;
-    encode_contents(contents, &before, &tree_diff, &mut emit)?;
+    delta::encode(contents, &before, &tree_diff, &mut emit)?;
     emit(end(0, []))
 }
 
@@ -121,46 +120,5 @@ fn object(entry: &Entry) -> Option<ObjectHash> {
     match entry.kind {
         Kind::Directory { object, .. } => Some(object),
         _ => None,
-    }
-}
-
-/// How a content travels. Deltas against a basis will be one more way.
-enum Carriage {
-    /// The tree that is updated from has it.
-    Local(TreePath),
-    /// As its chunks.
-    Stored,
-}
-
-fn encode_contents(
-    contents: &dyn Contents,
-    before: &RootEntry,
-    tree_diff: &TreeDiff,
-    emit: Emit<'_>,
-) -> Result<(), PlanError> {
-    let mut released = tree_diff.released_contents();
-    let mut stored = Vec::new();
-    for (file, _size) in tree_diff.wanted_contents() {
-        let local = match released.remove(&file) {
-            None => duplicates::path_in(contents, before, &file)?,
-            released => released,
-        };
-        match local.map_or(Carriage::Stored, Carriage::Local) {
-            Carriage::Local(source) => emit(Message::Local(v1::LocalContent {
-                file: Bytes::copy_from_slice(file.as_bytes()),
-                source_path: Bytes::copy_from_slice(source.as_bytes()),
-            }))?,
-            Carriage::Stored => stored.push(file),
-        }
-    }
-    let mut frames = ContentFrames::new(stored);
-    let mut messages = Vec::new();
-    while frames.advance(contents, &mut messages)? {
-        messages.drain(..).try_for_each(&mut *emit)?;
-    }
-    messages.drain(..).try_for_each(&mut *emit)?;
-    match frames.take_missing().first() {
-        Some(content) => Err(PlanError::MissingContent { content: *content }),
-        None => Ok(()),
     }
 }

@@ -89,6 +89,7 @@ fn plan_code(error: &PlanError) -> Code {
         // The general path needs neither the old root nor the spool.
         PlanError::UnknownRoot { .. }
         | PlanError::TooLarge { .. }
+        | PlanError::NotUnderstood
         | PlanError::Spool { .. }
         | PlanError::SpoolChanged { .. } => Code::NotFound,
         PlanError::Interrupted => Code::Unavailable,
@@ -96,7 +97,7 @@ fn plan_code(error: &PlanError) -> Code {
         | PlanError::Damaged(_)
         | PlanError::Diff { .. }
         | PlanError::Directory(_) => Code::DataLoss,
-        PlanError::Read(_) | PlanError::Compress(_) => Code::Internal,
+        PlanError::Read(_) | PlanError::Compress(_) | PlanError::Encode(_) => Code::Internal,
     }
 }
 

@@ -13,8 +13,8 @@ use syncd_shared::wire::{ObjectsBatch, root_hash};
 use tokio::sync::mpsc;
 use tonic::Streaming;
 
-use super::Services;
 use super::error::ServeError;
+use super::{Services, takes_updates};
 use crate::plan::{EncodedUpdate, PlanError};
 
 /// Bytes that one turn produces before it hands over.
@@ -46,6 +46,9 @@ pub(super) async fn answer(
                 updated = true;
                 let from = root_hash(&request.from_root, "from_root")?;
                 let to = root_hash(&request.to_root, "to_root")?;
+                if !takes_updates(&request.features) {
+                    return Err(PlanError::NotUnderstood.into());
+                }
                 let update = services.planner.update(from, to).await?;
                 Box::new(Items { update, next: request.first_item })
             }

@@ -23,6 +23,7 @@ use syncd_shared::limits::{
     CERTIFICATE_REQUEST_MAX_BYTES, CONTROL_MESSAGE_MAX_BYTES, FETCH_MESSAGE_MAX_BYTES,
 };
 use syncd_shared::rate::Bucket;
+use syncd_shared::wire::FEATURE_DELTAS;
 use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 
@@ -36,12 +37,20 @@ use replication::Replicate;
 
 /// Version of the protocol that this origin speaks.
 pub const PROTOCOL: u32 = 1;
+/// Optional abilities that this origin names. Every encoded update may have deltas: who does not name them gets none, and
+/// takes the general path.
+const FEATURES: &[&str] = &[FEATURE_DELTAS];
 /// How often agents are asked to say that they live.
 pub const HEARTBEAT_INTERVAL: Duration = Duration::from_secs(15);
 /// A `JoinRequest` has little more than its certificate request.
 const ENROLMENT_MESSAGE_MAX_BYTES: usize = 2 * CERTIFICATE_REQUEST_MAX_BYTES;
 /// How long connections may take to end after the origin was told to stop.
 const DRAIN: Duration = Duration::from_secs(5);
+
+/// Whether who named these features takes encoded updates.
+fn takes_updates(features: &[String]) -> bool {
+    FEATURES.iter().all(|feature| features.iter().any(|named| named == feature))
+}
 
 /// What the services work with.
 #[derive(Clone)]

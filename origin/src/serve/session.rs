@@ -26,7 +26,7 @@ use tokio::time::Instant;
 use tonic::Streaming;
 
 use super::error::ServeError;
-use super::{HEARTBEAT_INTERVAL, PROTOCOL, Services};
+use super::{FEATURES, HEARTBEAT_INTERVAL, PROTOCOL, Services, takes_updates};
 use crate::fleet::{AgentProgress, AgentState, Attachment, EndReason, Fleet, Greeting, Report};
 use crate::plan::{EncodedUpdate, Planner};
 
@@ -53,6 +53,7 @@ pub(super) async fn run(
     let Some(FromAgent::Hello(hello)) = first else {
         return Err(ServeError::OutOfOrder { what: "a message before hello" });
     };
+    let takes_updates = takes_updates(&hello.features);
     let greeting = greet(&services.fleet, hello)?;
     let live = greeting.live.as_ref().map(SignedGeneration::root_hash);
     let accepted = greeting.accepted.as_ref().or(greeting.live.as_ref()).map(SignedGeneration::number);
@@ -60,6 +61,7 @@ pub(super) async fn run(
     let mut session = Session {
         planner: services.planner.clone(),
         live,
+        takes_updates,
         accepted,
         outbox: Outbox { welcome: Some(welcome(services)), ..Outbox::default() },
         plan: None,
@@ -116,7 +118,7 @@ fn welcome(services: &Services) -> v1::Welcome {
     };
     v1::Welcome {
         protocol: PROTOCOL,
-        features: Vec::new(),
+        features: FEATURES.iter().map(|f| (*f).to_owned()).collect(),
         heartbeat_interval_ms: HEARTBEAT_INTERVAL.as_millis() as u32,
         key_successions: services.keys.successions().iter().map(succession).collect(),
     }
@@ -150,6 +152,8 @@ struct Session {
     attachment: Attachment,
     /// What the agent has live, as last heard.
     live: Option<RootHash>,
+    /// Whether an update may travel in an announcement.
+    takes_updates: bool,
     /// The highest number that it accepted, as last heard.
     accepted: Option<GenerationNumber>,
     outbox: Outbox,
@@ -205,7 +209,7 @@ impl Session {
         }
         let to = generation.root_hash();
         let plan: Plan = match self.live {
-            Some(from) if from != to => {
+            Some(from) if from != to && self.takes_updates => {
                 let planner = self.planner.clone();
                 Box::pin(async move {
                     let update = tokio::time::timeout(INLINE_WAIT, planner.update(from, to)).await;

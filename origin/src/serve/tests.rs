@@ -13,7 +13,7 @@ use syncd_proto::v1::origin_message::Message as FromOrigin;
 use syncd_proto::v1::replication_client::ReplicationClient;
 use syncd_shared::identity::authority::{certificate_request, generate_key};
 use syncd_shared::identity::{ClientTls, ConnectError, JoinToken, connect};
-use syncd_shared::wire::ObjectsBatch;
+use syncd_shared::wire::{FEATURE_DELTAS, ObjectsBatch};
 use syncd_shared::{ContentHash, Generation, GenerationNumber, RootEntry, RootHash, SignedGeneration};
 use tempfile::TempDir;
 use tokio::sync::mpsc;
@@ -192,7 +192,8 @@ fn replication(channel: Channel) -> ReplicationClient<Channel> {
 }
 
 fn hello() -> v1::Hello {
-    v1::Hello { protocol_min: 1, protocol_max: 1, boot_id: "boot".into(), ..v1::Hello::default() }
+    let features = vec![FEATURE_DELTAS.to_owned()];
+    v1::Hello { protocol_min: 1, protocol_max: 1, boot_id: "boot".into(), features, ..v1::Hello::default() }
 }
 
 fn message(generation: &SignedGeneration) -> v1::SignedGeneration {
@@ -207,6 +208,7 @@ fn update(from: &RootEntry, to: &RootEntry, first_item: u64) -> FetchWhat {
         from_root: Bytes::copy_from_slice(from.hash().as_bytes()),
         to_root: Bytes::copy_from_slice(to.hash().as_bytes()),
         first_item,
+        features: vec![FEATURE_DELTAS.to_owned()],
     })
 }
 

@@ -194,6 +194,9 @@ pub struct UpdateRequest {
     /// Frames before this one were received already.
     #[prost(uint64, tag = "3")]
     pub first_item: u64,
+    /// Optional abilities that the answer may use, as in Hello.
+    #[prost(string, repeated, tag = "4")]
+    pub features: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
 }
 /// One bounded batch of things named by hash, all of them part of `root`.
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
@@ -213,7 +216,7 @@ pub struct FetchFrame {
     /// Counts from 0 within the answer to one request.
     #[prost(uint64, tag = "1")]
     pub item: u64,
-    #[prost(oneof = "fetch_frame::Frame", tags = "2, 3, 4, 5, 7")]
+    #[prost(oneof = "fetch_frame::Frame", tags = "2, 3, 4, 5, 6, 7")]
     pub frame: ::core::option::Option<fetch_frame::Frame>,
 }
 /// Nested message and enum types in `FetchFrame`.
@@ -228,6 +231,9 @@ pub mod fetch_frame {
         Stored(super::StoredFrame),
         #[prost(message, tag = "5")]
         Local(super::LocalContent),
+        /// only to who named the feature "deltas"
+        #[prost(message, tag = "6")]
+        Delta(super::DeltaFrame),
         #[prost(message, tag = "7")]
         End(super::BatchEnd),
     }
@@ -297,6 +303,75 @@ pub struct LocalContent {
     pub file: ::prost::bytes::Bytes,
     #[prost(bytes = "bytes", tag = "2")]
     pub source_path: ::prost::bytes::Bytes,
+}
+/// New content made from what the tree that is updated from has: an encoded stretch, cut into pieces, and copies.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct DeltaFrame {
+    #[prost(enumeration = "DeltaEncoding", tag = "1")]
+    pub encoding: i32,
+    /// Empty where there are copies alone.
+    #[prost(bytes = "bytes", tag = "2")]
+    pub compressed: ::prost::bytes::Bytes,
+    /// RSYNC: length of the rsync delta that `compressed` decompresses to; else 0.
+    #[prost(uint32, tag = "3")]
+    pub delta_bytes: u32,
+    /// zstd of DeltaPlaces.
+    #[prost(bytes = "bytes", tag = "4")]
+    pub places: ::prost::bytes::Bytes,
+    #[prost(uint32, tag = "5")]
+    pub places_bytes: u32,
+}
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct DeltaPlaces {
+    #[prost(message, repeated, tag = "1")]
+    pub bases: ::prost::alloc::vec::Vec<DeltaBasis>,
+    /// What is decoded, end to end, in order.
+    #[prost(message, repeated, tag = "2")]
+    pub pieces: ::prost::alloc::vec::Vec<DeltaPiece>,
+    /// Together with the pieces in the order of each file.
+    #[prost(message, repeated, tag = "3")]
+    pub copies: ::prost::alloc::vec::Vec<DeltaCopy>,
+}
+/// A stretch of a file of the tree that is updated from.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct DeltaBasis {
+    /// The first 8 bytes of its content's hash.
+    #[prost(bytes = "bytes", tag = "1")]
+    pub content: ::prost::bytes::Bytes,
+    /// Where it is; empty: where the update replaces or removes it.
+    #[prost(bytes = "bytes", tag = "2")]
+    pub path: ::prost::bytes::Bytes,
+    #[prost(uint64, tag = "3")]
+    pub offset: u64,
+    #[prost(uint32, tag = "4")]
+    pub length_bytes: u32,
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct DeltaPiece {
+    /// The first 8 bytes of the hash of the file content it belongs to.
+    #[prost(bytes = "bytes", tag = "1")]
+    pub file: ::prost::bytes::Bytes,
+    /// Offset in that file.
+    #[prost(uint64, tag = "2")]
+    pub file_offset: u64,
+    #[prost(uint32, tag = "3")]
+    pub length_bytes: u32,
+}
+/// A stretch of a file that the basis has as it is.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct DeltaCopy {
+    #[prost(bytes = "bytes", tag = "1")]
+    pub file: ::prost::bytes::Bytes,
+    #[prost(uint64, tag = "2")]
+    pub file_offset: u64,
+    #[prost(bytes = "bytes", tag = "3")]
+    pub basis_content: ::prost::bytes::Bytes,
+    #[prost(bytes = "bytes", tag = "4")]
+    pub basis_path: ::prost::bytes::Bytes,
+    #[prost(uint64, tag = "5")]
+    pub basis_offset: u64,
+    #[prost(uint64, tag = "6")]
+    pub length_bytes: u64,
 }
 /// The request with this ordinal is answered.
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
@@ -379,6 +454,37 @@ impl RetryClass {
             "RETRY_CLASS_RETRY" => Some(Self::Retry),
             "RETRY_CLASS_RESYNC" => Some(Self::Resync),
             "RETRY_CLASS_OPERATOR" => Some(Self::Operator),
+            _ => None,
+        }
+    }
+}
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, ::prost::Enumeration)]
+#[repr(i32)]
+pub enum DeltaEncoding {
+    Unspecified = 0,
+    /// One zstd frame, with all bases, concatenated, as referenced prefix.
+    ZstdPrefix = 1,
+    /// zstd of an rsync delta (librsync format) against all bases, concatenated.
+    Rsync = 2,
+}
+impl DeltaEncoding {
+    /// String value of the enum field names used in the ProtoBuf definition.
+    ///
+    /// The values are not transformed in any way and thus are considered stable
+    /// (if the ProtoBuf definition does not change) and safe for programmatic use.
+    pub fn as_str_name(&self) -> &'static str {
+        match self {
+            Self::Unspecified => "DELTA_ENCODING_UNSPECIFIED",
+            Self::ZstdPrefix => "DELTA_ENCODING_ZSTD_PREFIX",
+            Self::Rsync => "DELTA_ENCODING_RSYNC",
+        }
+    }
+    /// Creates an enum from field names used in the ProtoBuf definition.
+    pub fn from_str_name(value: &str) -> ::core::option::Option<Self> {
+        match value {
+            "DELTA_ENCODING_UNSPECIFIED" => Some(Self::Unspecified),
+            "DELTA_ENCODING_ZSTD_PREFIX" => Some(Self::ZstdPrefix),
+            "DELTA_ENCODING_RSYNC" => Some(Self::Rsync),
             _ => None,
         }
     }

@@ -1,0 +1,249 @@
+//! Makes new content from what the live tree has, as delta frames say.
+//!
+//! Bases are taken from the live tree only, and only files that still are what was activated. Nothing that is decoded
+//! is trusted: it counts once the whole content has its hash. Where it has not, because a basis was damaged or the
+//! origin lied, that content is left lacking, and the general path brings it.
+
+use std::collections::HashMap;
+use std::fs::File;
+use std::os::unix::fs::FileExt;
+use std::sync::OnceLock;
+use std::sync::atomic::Ordering;
+
+use syncd_shared::delta::{Basis, BasisFile, ContentTag, DeltaCopy, DeltaFrame};
+use syncd_shared::diff::{Change, TreeDiff};
+use syncd_shared::{ContentHash, Entry, Kind, RootEntry, TreePath};
+
+use crate::replica::Replica;
+use crate::stage::StageError;
+use crate::stage::cursor::{LiveTree, ManifestCursor};
+use crate::stage::receive::Reception;
+
+/// What is copied at a time.
+const COPY_BYTES: usize = 512 * 1024;
+
+/// The live tree as what deltas are made against. Shared by the workers.
+pub(crate) struct Bases<'a> {
+    replica: &'a Replica,
+    live: RootEntry,
+    diff: &'a TreeDiff,
+    /// Contents that the diff removes or replaces: index of their first change.
+    released: OnceLock<HashMap<ContentTag, usize>>,
+}
+
+impl<'a> Bases<'a> {
+    /// Of the live tree `live`, which `diff` starts from.
+    pub fn new(replica: &'a Replica, live: RootEntry, diff: &'a TreeDiff) -> Self {
+        Self { replica, live, diff, released: OnceLock::new() }
+    }
+
+    fn released(&self, tag: ContentTag) -> Option<(&TreePath, &Entry)> {
+        let index = self.released.get_or_init(|| {
+            let mut index = HashMap::new();
+            for (at, change) in self.diff.changes.iter().enumerate() {
+                if let Some((_, Entry { kind: Kind::File { content, .. }, .. })) = old(change) {
+                    index.entry(ContentTag::of(content)).or_insert(at);
+                }
+            }
+            index
+        });
+        old(&self.diff.changes[*index.get(&tag)?])
+    }
+}
+
+fn old(change: &Change) -> Option<(&TreePath, &Entry)> {
+    match change {
+        Change::Removed { path, entry: from } | Change::Modified { path, from, .. } => Some((path, from)),
+        Change::Added { .. } => None,
+    }
+}
+
+/// A stretch of a new content on its way to `incoming`.
+enum Part<'f> {
+    /// Decoded bytes.
+    Decoded {
+        start: usize,
+        length: usize,
+    },
+    Copied(&'f DeltaCopy),
+}
+
+/// Works through delta frames on one thread.
+pub(crate) struct Assembler<'a> {
+    bases: &'a Bases<'a>,
+    tree: LiveTree<'a>,
+    manifest: ManifestCursor<'a>,
+    /// The basis that was opened last.
+    open: Option<(BasisFile, Option<File>)>,
+    prefix: Vec<u8>,
+    buffer: Vec<u8>,
+}
+
+impl<'a> Assembler<'a> {
+    pub fn new(bases: &'a Bases<'a>) -> Result<Self, StageError> {
+        Ok(Self {
+            bases,
+            tree: bases.replica.live_tree(&bases.live)?,
+            manifest: ManifestCursor::new(&bases.replica.record, &bases.live)?,
+            open: None,
+            prefix: Vec::new(),
+            buffer: Vec::new(),
+        })
+    }
+
+    /// Takes what a frame brings. Returns the contents that are whole now, and bytes taken.
+    pub fn take(&mut self, frame: &DeltaFrame, to: &Reception<'_>) -> Result<(u64, u64), StageError> {
+        let parts = parts(frame, to);
+        if parts.is_empty() {
+            return Ok((0, 0));
+        }
+        self.read_prefix(&frame.bases)?;
+        let decoded = match frame.encoded.restore(&self.prefix, frame.output_bytes()) {
+            Ok(decoded) => decoded,
+            Err(error) => {
+                tracing::warn!(error = &error as &dyn std::error::Error, "a delta could not be decoded");
+                parts.iter().for_each(|(content, ..)| to.incoming.drop_part(*content));
+                return Ok((0, 0));
+            }
+        };
+        let (mut whole, mut taken) = (0, 0);
+        for (content, offset, part) in parts {
+            let made = match part {
+                Part::Decoded { start, length } => {
+                    to.incoming.put(content, offset, &decoded[start..start + length], to.wanted)
+                }
+                Part::Copied(copy) => self.copy(content, copy, to),
+            };
+            match made {
+                Ok((contents, bytes)) => {
+                    whole += contents;
+                    taken += bytes;
+                }
+                Err(StageError::Content { expected, actual }) => {
+                    tracing::warn!(%expected, %actual, "a delta made other content: it is fetched whole");
+                }
+                Err(error) => return Err(error),
+            }
+        }
+        Ok((whole, taken))
+    }
+
+    /// Reads all bases, one after the other. A basis that is not what was activated is read as zeros: contents that use
+    /// it will not have their hashes, the others will.
+    fn read_prefix(&mut self, bases: &[Basis]) -> Result<(), StageError> {
+        let mut prefix = std::mem::take(&mut self.prefix);
+        prefix.clear();
+        for basis in bases {
+            let start = prefix.len();
+            prefix.resize(start + basis.length_bytes as usize, 0);
+            if let Some(file) = self.file(&basis.file)? {
+                // What is cut off here is found by the hash, too.
+                let _ = file.read_exact_at(&mut prefix[start..], basis.offset);
+            }
+        }
+        self.prefix = prefix;
+        Ok(())
+    }
+
+    fn copy(
+        &mut self,
+        content: ContentHash,
+        copy: &DeltaCopy,
+        to: &Reception<'_>,
+    ) -> Result<(u64, u64), StageError> {
+        let mut buffer = std::mem::take(&mut self.buffer);
+        buffer.resize(COPY_BYTES, 0);
+        let result = match self.file(&copy.basis)? {
+            Some(file) => copy_stretch(file, content, copy, &mut buffer, to),
+            None => {
+                to.incoming.drop_part(content);
+                Ok((0, 0))
+            }
+        };
+        self.buffer = buffer;
+        result
+    }
+
+    /// The basis file, open; `None` where the live tree no longer has what was activated there.
+    fn file(&mut self, file: &BasisFile) -> Result<Option<&File>, StageError> {
+        if self.open.as_ref().is_none_or(|(open, _)| open != file) {
+            let found = self.find(file)?;
+            if found.is_none() {
+                tracing::warn!(?file, "the live tree does not have the basis of a delta");
+            }
+            self.open = Some((file.clone(), found));
+        }
+        Ok(self.open.as_ref().and_then(|(_, found)| found.as_ref()))
+    }
+
+    fn find(&mut self, file: &BasisFile) -> Result<Option<File>, StageError> {
+        let named;
+        let (path, entry) = match &file.path {
+            None => match self.bases.released(file.content) {
+                Some(found) => found,
+                None => return Ok(None),
+            },
+            Some(path) => match self.manifest.entry(path)? {
+                Some(entry) => {
+                    named = entry;
+                    (path, &named)
+                }
+                None => return Ok(None),
+            },
+        };
+        let is_it =
+            matches!(&entry.kind, Kind::File { content, .. } if ContentTag::of(content) == file.content);
+        if !is_it || self.tree.checked(path, entry)?.is_none() {
+            return Ok(None);
+        }
+        let Some((parent, name)) = path.split_last() else { return Ok(None) };
+        Ok(self.tree.dir(&parent)?.open_file(name.as_bytes()).ok())
+    }
+}
+
+fn copy_stretch(
+    file: &File,
+    content: ContentHash,
+    copy: &DeltaCopy,
+    buffer: &mut [u8],
+    to: &Reception<'_>,
+) -> Result<(u64, u64), StageError> {
+    let (mut done, mut whole) = (0, 0);
+    while done < copy.length_bytes {
+        if to.cancel.load(Ordering::Relaxed) {
+            return Err(StageError::Cancelled);
+        }
+        let length = (copy.length_bytes - done).min(buffer.len() as u64) as usize;
+        let bytes = &mut buffer[..length];
+        if file.read_exact_at(bytes, copy.basis_offset.saturating_add(done)).is_err() {
+            to.incoming.drop_part(content);
+            break;
+        }
+        whole += to.incoming.put(content, copy.file_offset.saturating_add(done), bytes, to.wanted)?.0;
+        done += length as u64;
+    }
+    Ok((whole, done))
+}
+
+/// What of a frame is wanted and lacking, each file's parts in order.
+fn parts<'f>(frame: &'f DeltaFrame, to: &Reception<'_>) -> Vec<(ContentHash, u64, Part<'f>)> {
+    let lacking = |tag| to.content(tag).filter(|content| to.incoming.arrived(*content).is_none());
+    let mut parts = Vec::with_capacity(frame.pieces.len() + frame.copies.len());
+    let mut start = 0;
+    for piece in &frame.pieces {
+        let length = piece.length_bytes as usize;
+        if let Some(content) = lacking(piece.file) {
+            parts.push((content, piece.file_offset, Part::Decoded { start, length }));
+        }
+        start += length;
+    }
+    for copy in &frame.copies {
+        if let Some(content) = lacking(copy.file) {
+            parts.push((content, copy.file_offset, Part::Copied(copy)));
+        }
+    }
+    if !frame.copies.is_empty() {
+        parts.sort_by_key(|(content, offset, _)| (*content, *offset));
+    }
+    parts
+}

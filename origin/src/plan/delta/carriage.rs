@@ -1,0 +1,164 @@
+//! How each changed content travels: the cheapest of what the agent has, a delta, and the frames of the store.
+
+use std::collections::{HashMap, HashSet};
+
+use syncd_shared::diff::{Change, TreeDiff};
+use syncd_shared::directory::{Entry, Kind};
+use syncd_shared::limits::DELTA_OUTPUT_MAX_BYTES;
+use syncd_shared::{Component, ContentHash, RootEntry, TreePath};
+
+use crate::plan::contents::{Contents, FrameId};
+use crate::plan::duplicates;
+use crate::plan::error::PlanError;
+
+/// Files of one name that are compared when a new file looks for its old version under another path.
+const NAMESAKES: usize = 16;
+
+/// A file of the tree that is updated from, removed or replaced by the update.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct OldFile {
+    pub content: ContentHash,
+    pub size: u64,
+}
+
+/// A content that is to be made.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct NewFile {
+    pub content: ContentHash,
+    /// Never 0.
+    pub size: u64,
+    /// What it probably was made from.
+    pub basis: Option<OldFile>,
+}
+
+/// Every wanted content once, by the way it travels, each list in path order.
+#[derive(Debug, Default)]
+pub(super) struct Carriages {
+    /// The tree that is updated from has it there.
+    pub local: Vec<(ContentHash, TreePath)>,
+    /// At most [`DELTA_OUTPUT_MAX_BYTES`] each, with and without basis.
+    pub small: Vec<NewFile>,
+    /// Larger ones that have a basis.
+    pub large: Vec<NewFile>,
+    /// As their chunks.
+    pub stored: Vec<ContentHash>,
+}
+
+impl Carriages {
+    pub(super) fn choose(
+        contents: &dyn Contents,
+        before: &RootEntry,
+        diff: &TreeDiff,
+    ) -> Result<Self, PlanError> {
+        let mut released = diff.released_contents();
+        let mut namesakes = Namesakes::of(diff);
+        let mut seen = HashSet::new();
+        let mut chosen = Self::default();
+        for change in &diff.changes {
+            let (path, own, to) = match change {
+                Change::Removed { .. } => continue,
+                Change::Added { path, entry } => (path, None, entry),
+                Change::Modified { path, from, to } => (path, old_file(from), to),
+            };
+            let Kind::File { content, size } = to.kind else { continue };
+            if size == 0 || own.is_some_and(|own| own.content == content) || !seen.insert(content) {
+                continue;
+            }
+            let local = match released.remove(&content) {
+                None => duplicates::path_in(contents, before, &content)?,
+                released => released,
+            };
+            if let Some(source) = local {
+                chosen.local.push((content, source));
+                continue;
+            }
+            let basis = own.filter(|own| own.size > 0).or_else(|| namesakes.nearest(path));
+            let file = NewFile { content, size, basis };
+            if size <= DELTA_OUTPUT_MAX_BYTES as u64 {
+                chosen.small.push(file);
+            } else if basis.is_some() {
+                chosen.large.push(file);
+            } else {
+                chosen.stored.push(content);
+            }
+        }
+        chosen.leave_whole_frames(contents)?;
+        Ok(chosen)
+    }
+
+    /// New files that lie in the store with little else go out as they are stored; the others are better encoded
+    /// together with what changed around them.
+    fn leave_whole_frames(&mut self, contents: &dyn Contents) -> Result<(), PlanError> {
+        let mut frame_of: HashMap<ContentHash, FrameId> = HashMap::new();
+        let mut wanted: HashMap<FrameId, u64> = HashMap::new();
+        for file in self.small.iter().filter(|file| file.basis.is_none()) {
+            let chunks = contents.chunks_of(&file.content)?.unwrap_or_default();
+            let mut place = None;
+            for chunk in &chunks {
+                place = contents.locate(&chunk.hash)?;
+                if let Some(place) = place {
+                    *wanted.entry(place.frame).or_default() += u64::from(place.length);
+                }
+            }
+            if let Some(place) = place {
+                frame_of.insert(file.content, place.frame);
+            }
+        }
+        wanted.retain(|frame, bytes| {
+            // A frame that can't be read is told of when it is needed.
+            let stored = contents.frame(*frame).ok().flatten();
+            stored.is_some_and(|stored| *bytes * 4 >= u64::from(stored.uncompressed_bytes) * 3)
+        });
+        self.small.retain(|file| {
+            let whole = frame_of.get(&file.content).is_some_and(|frame| wanted.contains_key(frame));
+            if whole {
+                self.stored.push(file.content);
+            }
+            !whole
+        });
+        Ok(())
+    }
+}
+
+fn old_file(entry: &Entry) -> Option<OldFile> {
+    match entry.kind {
+        Kind::File { content, size } => Some(OldFile { content, size }),
+        _ => None,
+    }
+}
+
+/// Removed files by their names: a file that appears elsewhere under the same name is often a later version.
+struct Namesakes(HashMap<Component, Vec<(TreePath, OldFile)>>);
+
+impl Namesakes {
+    fn of(diff: &TreeDiff) -> Self {
+        let mut by_name: HashMap<Component, Vec<(TreePath, OldFile)>> = HashMap::new();
+        for change in &diff.changes {
+            if let Change::Removed { path, entry } = change
+                && let Some(file) = old_file(entry).filter(|file| file.size > 0)
+                && let Some((_, name)) = path.split_last()
+            {
+                let files = by_name.entry(name).or_default();
+                if files.len() < NAMESAKES {
+                    files.push((path.clone(), file));
+                }
+            }
+        }
+        Self(by_name)
+    }
+
+    /// The one whose path has most in common with `path`.
+    fn nearest(&mut self, path: &TreePath) -> Option<OldFile> {
+        let (_, name) = path.split_last()?;
+        let files = self.0.get(&name)?;
+        files.iter().max_by_key(|(old, _)| common_components(old, path)).map(|(_, file)| *file)
+    }
+}
+
+/// Components that two paths share at their ends and at their starts.
+fn common_components(a: &TreePath, b: &TreePath) -> usize {
+    let (a, b): (Vec<_>, Vec<_>) = (a.components().collect(), b.components().collect());
+    let end = a.iter().rev().zip(b.iter().rev()).take_while(|(x, y)| x == y).count();
+    let start = a.iter().zip(&b).take_while(|(x, y)| x == y).count();
+    end + start
+}

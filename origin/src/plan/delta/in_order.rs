@@ -1,0 +1,128 @@
+//! Work that is spread over the cores and comes back in order, with a bounded amount of it on the way.
+
+use std::collections::VecDeque;
+use std::sync::mpsc::{Receiver, RecvError, SyncSender, sync_channel};
+use std::sync::{Mutex, PoisonError};
+
+/// Threads at most: what each holds is bounded, and so is the whole.
+const WORKERS_MAX: usize = 4;
+/// Results that may wait for an earlier one, for each worker.
+const AHEAD: usize = 3;
+
+/// Does every job of `jobs` with `work` and hands the results to `sink` in the order of the jobs. Each thread makes its
+/// tools with `tools` once. A single job is done on the calling thread. Ends with the first error of any part.
+pub(super) fn in_order<J, R, T, E>(
+    mut jobs: impl Iterator<Item = Result<J, E>>,
+    tools: impl Fn() -> Result<T, E> + Sync,
+    work: impl Fn(&mut T, J) -> Result<R, E> + Sync,
+    sink: &mut dyn FnMut(R) -> Result<(), E>,
+) -> Result<(), E>
+where
+    J: Send,
+    R: Send,
+    E: Send,
+{
+    let Some(first) = jobs.next().transpose()? else { return Ok(()) };
+    let second = jobs.next().transpose()?;
+    let workers = std::thread::available_parallelism().map_or(1, |n| n.get()).min(WORKERS_MAX);
+    if second.is_none() || workers == 1 {
+        let mut tools = tools()?;
+        for job in [Ok(first)].into_iter().chain(second.map(Ok)).chain(jobs) {
+            sink(work(&mut tools, job?)?)?;
+        }
+        return Ok(());
+    }
+    let jobs = [Ok(first)].into_iter().chain(second.map(Ok)).chain(jobs);
+    let (sender, receiver) = sync_channel::<(J, SyncSender<Result<R, E>>)>(workers);
+    let receiver = Mutex::new(receiver);
+    std::thread::scope(|scope| {
+        for _ in 0..workers {
+            scope.spawn(|| {
+                let mut own = None;
+                while let Some((job, answer)) = next(&receiver) {
+                    let result = match &mut own {
+                        Some(tools) => work(tools, job),
+                        None => tools().and_then(|tools| work(own.insert(tools), job)),
+                    };
+                    // Nobody waits any more after an error.
+                    let _ = answer.send(result);
+                }
+            });
+        }
+        // Dropped when this ends, by whatever way: that ends the workers.
+        let sender = sender;
+        let mut waiting: VecDeque<Receiver<Result<R, E>>> = VecDeque::new();
+        let mut take = |waiting: &mut VecDeque<Receiver<Result<R, E>>>| match waiting.pop_front() {
+            Some(front) => match front.recv() {
+                Ok(result) => sink(result?),
+                // Its worker panicked: leaving the scope tells so.
+                Err(RecvError) => Ok(()),
+            },
+            None => Ok(()),
+        };
+        for job in jobs {
+            if waiting.len() >= workers * AHEAD {
+                take(&mut waiting)?;
+            }
+            let (answer, result) = sync_channel(1);
+            if sender.send((job?, answer)).is_err() {
+                break;
+            }
+            waiting.push_back(result);
+        }
+        while !waiting.is_empty() {
+            take(&mut waiting)?;
+        }
+        Ok(())
+    })
+}
+
+fn next<T>(receiver: &Mutex<Receiver<T>>) -> Option<T> {
+    receiver.lock().unwrap_or_else(PoisonError::into_inner).recv().ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use std::convert::Infallible;
+    use std::sync::atomic::{AtomicUsize, Ordering};
+
+    use super::*;
+
+    #[test]
+    fn results_come_in_the_order_of_the_jobs() {
+        for count in [0, 1, 2, 500] {
+            let mut results = Vec::new();
+            let made = AtomicUsize::new(0);
+            in_order(
+                (0..count).map(Ok::<u64, Infallible>),
+                || {
+                    made.fetch_add(1, Ordering::Relaxed);
+                    Ok(())
+                },
+                |(), job| {
+                    std::thread::sleep(std::time::Duration::from_micros(job * 7919 % 300));
+                    Ok(job * 2)
+                },
+                &mut |result| {
+                    results.push(result);
+                    Ok(())
+                },
+            )
+            .unwrap();
+            assert_eq!(results, (0..count).map(|job| job * 2).collect::<Vec<_>>());
+            assert!(made.into_inner() <= WORKERS_MAX);
+        }
+    }
+
+    #[test]
+    fn an_error_of_any_part_ends_it() {
+        let run = |jobs: &[Result<u8, char>], sink: Result<(), char>| {
+            let work = |(): &mut (), job| if job == 9 { Err('w') } else { Ok(job) };
+            in_order(jobs.iter().copied(), || Ok(()), work, &mut |_| sink)
+        };
+        assert_eq!(run(&[Ok(1), Ok(2), Err('j')], Ok(())), Err('j'));
+        assert_eq!(run(&[Ok(1), Ok(9), Ok(3)], Ok(())), Err('w'));
+        assert_eq!(run(&[Ok(1), Ok(2), Ok(3)], Err('s')), Err('s'));
+        assert_eq!(run(&[Ok(1)], Err('s')), Err('s'));
+    }
+}

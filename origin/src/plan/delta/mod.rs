@@ -1,0 +1,283 @@
+//! Deltas against the tree that is updated from: jobs that become one message each.
+//!
+//! ```text
+//! carriage   how each content travels
+//! jobs       small files in groups of up to 1 MiB, large ones by stretches of that size, in path order
+//! in_order   jobs are read, encoded and compressed on all cores; messages come in the order of the jobs
+//! ```
+//!
+//! A job names what it needs and holds no content, so memory is a few megabytes for each core, whatever the size of the
+//! files and of the update.
+
+mod carriage;
+mod in_order;
+mod reader;
+mod stretches;
+
+use std::collections::VecDeque;
+use std::sync::Arc;
+
+use bytes::Bytes;
+use syncd_proto::v1;
+use syncd_proto::v1::fetch_frame::Frame as Message;
+use syncd_shared::delta::{Basis, BasisFile, ContentTag, DeltaCopy, DeltaFrame, DeltaPiece, Encoded};
+use syncd_shared::diff::TreeDiff;
+use syncd_shared::limits::DELTA_OUTPUT_MAX_BYTES;
+use syncd_shared::{ContentHash, RootEntry};
+
+use super::contents::Contents;
+use super::error::PlanError;
+use super::stored::ContentFrames;
+use carriage::{Carriages, NewFile};
+use in_order::in_order;
+use reader::{ChunkList, Reader, Stretch};
+use stretches::{Part, copied_bytes, parts};
+
+/// Bytes of bases that a group of small files has at most.
+const GROUP_BASES_BYTES: usize = 2 * 1024 * 1024;
+/// Bases, pieces and copies of a job: well below what a receiver takes.
+const JOB_PLACES: usize = 8 * 1024;
+/// A large file of which the basis has less than this part is looked at before it is encoded.
+const COMMON_SHARE: u64 = 16;
+/// Bytes that are encoded to see whether a delta is worth it.
+const PROBE_BYTES: u32 = 256 * 1024;
+
+type Emit<'a> = &'a mut dyn FnMut(Message) -> Result<(), PlanError>;
+
+/// Encodes every content that the diff wants of a tree that is `before`.
+pub(super) fn encode(
+    contents: &dyn Contents,
+    before: &RootEntry,
+    diff: &TreeDiff,
+    emit: Emit<'_>,
+) -> Result<(), PlanError> {
+    let mut chosen = Carriages::choose(contents, before, diff)?;
+    for (file, source) in &chosen.local {
+        emit(Message::Local(v1::LocalContent {
+            file: Bytes::copy_from_slice(file.as_bytes()),
+            source_path: Bytes::copy_from_slice(source.as_bytes()),
+        }))?;
+    }
+    let mut jobs = Jobs {
+        contents,
+        large: std::mem::take(&mut chosen.large).into(),
+        small: std::mem::take(&mut chosen.small).into(),
+        ready: VecDeque::new(),
+        not_worth_it: Vec::new(),
+    };
+    in_order(&mut jobs, || Reader::new(contents), |reader, job: Job| job.run(reader), &mut |frame| {
+        emit(Message::Delta(frame))
+    })?;
+    chosen.stored.append(&mut jobs.not_worth_it);
+    encode_stored(contents, chosen.stored, emit)
+}
+
+fn encode_stored(contents: &dyn Contents, files: Vec<ContentHash>, emit: Emit<'_>) -> Result<(), PlanError> {
+    let mut frames = ContentFrames::new(files);
+    let mut messages = Vec::new();
+    while frames.advance(contents, &mut messages)? {
+        messages.drain(..).try_for_each(&mut *emit)?;
+    }
+    messages.drain(..).try_for_each(&mut *emit)?;
+    match frames.take_missing().first() {
+        Some(content) => Err(PlanError::MissingContent { content: *content }),
+        None => Ok(()),
+    }
+}
+
+/// One message to be made.
+#[derive(Debug, Default)]
+struct Job {
+    bases: Vec<Stretch>,
+    pieces: Vec<Stretch>,
+    copies: Vec<DeltaCopy>,
+    /// Whether rsync's algorithm is tried, too.
+    by_stretches: bool,
+    bases_bytes: usize,
+    output_bytes: usize,
+}
+
+impl Job {
+    fn is_empty(&self) -> bool {
+        self.pieces.is_empty() && self.copies.is_empty()
+    }
+
+    /// Whether it holds these, too.
+    fn has_room(&self, bases: usize, output: usize) -> bool {
+        self.bases_bytes + bases <= GROUP_BASES_BYTES
+            && self.output_bytes + output <= DELTA_OUTPUT_MAX_BYTES
+            && self.bases.len() + self.pieces.len() + self.copies.len() + 2 <= JOB_PLACES
+    }
+
+    fn add(&mut self, basis: Option<Stretch>, piece: Stretch) {
+        if let Some(basis) = basis.filter(|basis| basis.length_bytes > 0) {
+            self.bases_bytes += basis.length_bytes as usize;
+            self.bases.push(basis);
+        }
+        self.output_bytes += piece.length_bytes as usize;
+        self.pieces.push(piece);
+    }
+
+    fn run(self, reader: &mut Reader<'_>) -> Result<v1::DeltaFrame, PlanError> {
+        let mut prefix = Vec::with_capacity(self.bases_bytes);
+        let mut bases = Vec::with_capacity(self.bases.len());
+        for basis in &self.bases {
+            // A basis that is gone is done without.
+            if reader.read(basis, &mut prefix)? {
+                let file = BasisFile { content: ContentTag::of(&basis.content), path: basis.path.clone() };
+                bases.push(Basis { file, offset: basis.offset, length_bytes: basis.length_bytes });
+            }
+        }
+        let mut data = Vec::with_capacity(self.output_bytes);
+        let mut pieces = Vec::with_capacity(self.pieces.len());
+        for piece in &self.pieces {
+            if !reader.read(piece, &mut data)? {
+                return Err(PlanError::MissingContent { content: piece.content });
+            }
+            let (file, file_offset) = (ContentTag::of(&piece.content), piece.offset);
+            pieces.push(DeltaPiece { file, file_offset, length_bytes: piece.length_bytes });
+        }
+        let encoded = smallest(&prefix, &data, self.by_stretches)?;
+        Ok(DeltaFrame { encoded, bases, pieces, copies: self.copies }.to_message())
+    }
+}
+
+fn smallest(prefix: &[u8], data: &[u8], by_stretches: bool) -> Result<Encoded, PlanError> {
+    let by_zstd = Encoded::by_zstd(prefix, data)?;
+    if !by_stretches {
+        return Ok(by_zstd);
+    }
+    let by_rsync = Encoded::by_rsync(prefix, data);
+    let bytes = by_zstd.compressed.len();
+    Ok(by_rsync.filter(|by_rsync| by_rsync.compressed.len() <= bytes).unwrap_or(by_zstd))
+}
+
+/// Jobs one by one: large files first, since each of them is put together by one thread of the receiver.
+struct Jobs<'a> {
+    contents: &'a dyn Contents,
+    large: VecDeque<NewFile>,
+    small: VecDeque<NewFile>,
+    /// Jobs of the large file at hand.
+    ready: VecDeque<Job>,
+    /// Large files that have nothing in common with their basis.
+    not_worth_it: Vec<ContentHash>,
+}
+
+impl Jobs<'_> {
+    fn group(&mut self) -> Option<Job> {
+        let mut job = Job::default();
+        while let Some(file) = self.small.front() {
+            let length = file.size as usize;
+            // Of a basis that is much larger its beginning serves.
+            let basis = file.basis.map(|old| (old, old.size.min(DELTA_OUTPUT_MAX_BYTES as u64) as u32));
+            if !job.has_room(basis.map_or(0, |(_, bytes)| bytes as usize), length) && !job.is_empty() {
+                break;
+            }
+            let basis = basis.map(|(old, bytes)| Stretch::start_of(old.content, bytes));
+            job.add(basis, Stretch::start_of(file.content, file.size as u32));
+            self.small.pop_front();
+        }
+        (!job.is_empty()).then_some(job)
+    }
+
+    /// Cuts the next large file into jobs.
+    fn cut(&mut self, file: NewFile) -> Result<(), PlanError> {
+        let Some(basis) = file.basis else {
+            self.not_worth_it.push(file.content);
+            return Ok(());
+        };
+        let load = |content| ChunkList::load(self.contents, content);
+        let (Some(old), Some(new)) = (load(&basis.content)?, load(&file.content)?) else {
+            self.not_worth_it.push(file.content);
+            return Ok(());
+        };
+        let (old, new) = (Arc::new(old), Arc::new(new));
+        let parts = parts(&old, &new);
+        let stretch = |content, chunks: &Arc<ChunkList>, offset, length_bytes| Stretch {
+            content,
+            path: None,
+            chunks: Some(chunks.clone()),
+            offset,
+            length_bytes,
+        };
+        let pair = |offset, length_bytes, basis_offset, basis_bytes| {
+            let piece = stretch(file.content, &new, offset, length_bytes);
+            (stretch(basis.content, &old, basis_offset, basis_bytes), piece)
+        };
+        if copied_bytes(&parts) < file.size / COMMON_SHARE && !self.is_worth_it(&parts, &pair)? {
+            self.not_worth_it.push(file.content);
+            return Ok(());
+        }
+        let mut job = Job { by_stretches: true, ..Job::default() };
+        let next = |job: &mut Job, ready: &mut VecDeque<Job>| {
+            ready.push_back(std::mem::replace(job, Job { by_stretches: true, ..Job::default() }));
+        };
+        for part in parts {
+            match part {
+                Part::Copy { offset, basis_offset, length_bytes } => {
+                    if !job.has_room(0, 0) {
+                        next(&mut job, &mut self.ready);
+                    }
+                    job.copies.push(DeltaCopy {
+                        file: ContentTag::of(&file.content),
+                        file_offset: offset,
+                        basis: BasisFile { content: ContentTag::of(&basis.content), path: None },
+                        basis_offset,
+                        length_bytes,
+                    });
+                }
+                Part::Changed { offset, length_bytes, basis_offset, basis_bytes } => {
+                    if !job.has_room(basis_bytes as usize, length_bytes as usize) && !job.is_empty() {
+                        next(&mut job, &mut self.ready);
+                    }
+                    let (basis, piece) = pair(offset, length_bytes, basis_offset, basis_bytes);
+                    job.add(Some(basis), piece);
+                }
+            }
+        }
+        if !job.is_empty() {
+            self.ready.push_back(job);
+        }
+        Ok(())
+    }
+
+    /// Whether the basis helps a file of which it has no chunk: encodes a part from its middle with and without.
+    fn is_worth_it(
+        &self,
+        parts: &[Part],
+        pair: &dyn Fn(u64, u32, u64, u32) -> (Stretch, Stretch),
+    ) -> Result<bool, PlanError> {
+        let changed = parts.iter().filter(|part| matches!(part, Part::Changed { .. }));
+        let Some(Part::Changed { offset, length_bytes, basis_offset, basis_bytes }) =
+            changed.max_by_key(|part| match part {
+                Part::Changed { length_bytes, offset, .. } => (*length_bytes, *offset),
+                Part::Copy { .. } => (0, 0),
+            })
+        else {
+            return Ok(true);
+        };
+        let (basis, piece) = pair(*offset, (*length_bytes).min(PROBE_BYTES), *basis_offset, *basis_bytes);
+        let mut reader = Reader::new(self.contents)?;
+        let (mut prefix, mut data) = (Vec::new(), Vec::new());
+        if !reader.read(&basis, &mut prefix)? || !reader.read(&piece, &mut data)? {
+            return Ok(false);
+        }
+        let with = Encoded::by_zstd(&prefix, &data)?.compressed.len();
+        let without = Encoded::by_zstd(&[], &data)?.compressed.len();
+        Ok(with < without - without / COMMON_SHARE as usize)
+    }
+}
+
+impl Iterator for Jobs<'_> {
+    type Item = Result<Job, PlanError>;
+
+    fn next(&mut self) -> Option<Self::Item> {
+        while self.ready.is_empty() {
+            let Some(file) = self.large.pop_front() else { return self.group().map(Ok) };
+            if let Err(error) = self.cut(file) {
+                return Some(Err(error));
+            }
+        }
+        self.ready.pop_front().map(Ok)
+    }
+}

@@ -1,0 +1,98 @@
+//! What a large file has in common with its basis, by the chunks of both: copies, and stretches that changed, each with
+//! the stretch of the basis that it lies beside.
+
+use std::collections::HashMap;
+
+use syncd_shared::ContentHash;
+use syncd_shared::limits::{DELTA_BASES_MAX_BYTES, DELTA_OUTPUT_MAX_BYTES};
+
+use super::reader::ChunkList;
+
+/// How far a changed stretch may have moved within the stretch of the basis beside it.
+const DRIFT_BYTES: u64 = 512 * 1024;
+/// The same where both have one length.
+const DRIFT_IN_PLACE_BYTES: u64 = 64 * 1024;
+
+/// A part of a new file.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Part {
+    /// The basis has it.
+    Copy { offset: u64, basis_offset: u64, length_bytes: u64 },
+    /// At most [`DELTA_OUTPUT_MAX_BYTES`], with at most [`DELTA_BASES_MAX_BYTES`] of the basis, which may be none.
+    Changed { offset: u64, length_bytes: u32, basis_offset: u64, basis_bytes: u32 },
+}
+
+/// The parts of `new`, end to end.
+pub(super) fn parts(old: &ChunkList, new: &ChunkList) -> Vec<Part> {
+    let copies = copies(old, new);
+    let mut parts = Vec::with_capacity(copies.len() * 2);
+    let (mut at, mut basis_at) = (0, 0);
+    for copy in copies {
+        let (offset, basis_offset, length_bytes) = copy;
+        // What was moved has no place of its own in the basis.
+        let basis_end = if basis_offset >= basis_at { basis_offset } else { basis_at + (offset - at) };
+        changed((at, offset), (basis_at, basis_end.min(old.size())), &mut parts);
+        parts.push(Part::Copy { offset, basis_offset, length_bytes });
+        (at, basis_at) = (offset + length_bytes, basis_offset + length_bytes);
+    }
+    changed((at, new.size()), (basis_at, old.size()), &mut parts);
+    parts
+}
+
+/// Bytes of the new file that the parts copy.
+pub(super) fn copied_bytes(parts: &[Part]) -> u64 {
+    let copied = |part: &Part| match part {
+        Part::Copy { length_bytes, .. } => *length_bytes,
+        Part::Changed { .. } => 0,
+    };
+    parts.iter().map(copied).sum()
+}
+
+/// Stretches of whole chunks that both have: offset, offset in the basis, length.
+fn copies(old: &ChunkList, new: &ChunkList) -> Vec<(u64, u64, u64)> {
+    let mut index: HashMap<ContentHash, usize> = HashMap::with_capacity(old.chunks.len());
+    for (at, chunk) in old.chunks.iter().enumerate() {
+        index.entry(chunk.hash).or_insert(at);
+    }
+    let mut copies: Vec<(u64, u64, u64)> = Vec::new();
+    // The chunk of the basis that would go on where the last copy ended.
+    let mut next = 0;
+    for (chunk, offset) in new.chunks.iter().zip(&new.starts) {
+        let goes_on = old.chunks.get(next).filter(|o| o.hash == chunk.hash).map(|_| next);
+        let Some(found) = goes_on.or_else(|| index.get(&chunk.hash).copied()) else { continue };
+        next = found + 1;
+        let (basis_offset, length) = (old.starts[found], u64::from(chunk.length));
+        match copies.last_mut() {
+            Some((o, b, l)) if *o + *l == *offset && *b + *l == basis_offset => *l += length,
+            _ => copies.push((*offset, basis_offset, length)),
+        }
+    }
+    copies
+}
+
+/// Cuts a changed stretch into parts that a frame holds.
+fn changed((start, end): (u64, u64), (basis_start, basis_end): (u64, u64), parts: &mut Vec<Part>) {
+    let (length, basis) = (end - start, basis_end.saturating_sub(basis_start));
+    let drift = if length == basis { DRIFT_IN_PLACE_BYTES } else { DRIFT_BYTES };
+    let mut offset = start;
+    while offset < end {
+        let step = (end - offset).min(DELTA_OUTPUT_MAX_BYTES as u64);
+        let (from, to) = if length <= step && basis <= DELTA_BASES_MAX_BYTES as u64 {
+            (basis_start, basis_end.max(basis_start))
+        } else {
+            // Where it would be if what changed was spread evenly.
+            let scaled = |at: u64| (u128::from(at - start) * u128::from(basis) / u128::from(length)) as u64;
+            let from = scaled(offset).saturating_sub(drift);
+            let to = scaled(offset + step).saturating_add(drift).min(basis);
+            let to = to.min(from + DELTA_BASES_MAX_BYTES as u64);
+            (basis_start + from, basis_start + to)
+        };
+        parts.push(Part::Changed {
+            offset,
+            length_bytes: step as u32,
+            basis_offset: from,
+            basis_bytes: (to - from) as u32,
+        });
+        offset += step;
+    }
+}

@@ -1,0 +1,346 @@
+//! New content made from old: what a delta frame says, and how its bytes are encoded and restored.
+//!
+//! ```text
+//! basis  basis  basis          stretches of files of the tree that is updated from; concatenated: the prefix
+//!    \      |     /
+//!   encoded bytes + prefix     one zstd frame with the prefix referenced, or an rsync delta against it
+//!           |
+//! piece piece piece            stretches of new files, end to end
+//! ```
+//!
+//! Copies bring what a new file has in common with an old one without decoding. Files are named by the first bytes of
+//! their hashes ([`ContentTag`]), because both sides know from the manifests which contents an update is about. What
+//! comes out is trusted only once the whole content was held against its hash: a basis that was damaged, or a tag that
+//! fits two contents, costs a fetch of that content, never a wrong byte.
+
+use bytes::Bytes;
+use fast_rsync::{Signature, SignatureOptions};
+use prost::Message;
+use syncd_proto::v1;
+use zstd::zstd_safe::{CCtx, CParameter, DCtx, get_error_name};
+
+use crate::hash::ContentHash;
+use crate::limits::{
+    DELTA_BASES_MAX_BYTES, DELTA_ENCODED_MAX_BYTES, DELTA_OUTPUT_MAX_BYTES, DELTA_PLACES_MAX,
+    DELTA_PLACES_MAX_BYTES,
+};
+use crate::tree_path::TreePath;
+use crate::wire::{WireError, compress, decompress, limit};
+
+/// Level of deltas: level 1 takes a third less time and 5 to 10 % more bytes.
+const ZSTD_LEVEL: i32 = 3;
+/// Smallest window that zstd has.
+const WINDOW_LOG_MIN: u32 = 10;
+/// The library panics or loops for ever on odd options: these are all it ever sees.
+const RSYNC_OPTIONS: SignatureOptions = SignatureOptions { block_size: 1024, crypto_hash_size: 8 };
+const TAG_BYTES: usize = 8;
+
+/// The first bytes of a content's hash.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct ContentTag([u8; TAG_BYTES]);
+
+impl ContentTag {
+    /// The tag of a content.
+    pub fn of(content: &ContentHash) -> Self {
+        let mut tag = [0; TAG_BYTES];
+        tag.copy_from_slice(&content.as_bytes()[..TAG_BYTES]);
+        Self(tag)
+    }
+
+    /// Its bytes.
+    pub fn as_bytes(&self) -> &[u8; TAG_BYTES] {
+        &self.0
+    }
+
+    fn read(bytes: &[u8], field: &'static str) -> Result<Self, WireError> {
+        bytes.try_into().map(Self).map_err(|_| WireError::Tag { field })
+    }
+
+    fn to_bytes(self) -> Bytes {
+        Bytes::copy_from_slice(&self.0)
+    }
+}
+
+/// A file of the tree that is updated from.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub struct BasisFile {
+    /// Its content.
+    pub content: ContentTag,
+    /// Where it is; `None`: where the update replaces or removes this content.
+    pub path: Option<TreePath>,
+}
+
+/// A stretch of a basis file.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Basis {
+    /// The file.
+    pub file: BasisFile,
+    /// Where the stretch starts in it.
+    pub offset: u64,
+    /// Its length.
+    pub length_bytes: u32,
+}
+
+/// A stretch of a new file, made of decoded bytes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct DeltaPiece {
+    /// The new content.
+    pub file: ContentTag,
+    /// Where it starts in the new file.
+    pub file_offset: u64,
+    /// Its length.
+    pub length_bytes: u32,
+}
+
+/// A stretch of a new file that a basis file has as it is.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct DeltaCopy {
+    /// The new content.
+    pub file: ContentTag,
+    /// Where it starts in the new file.
+    pub file_offset: u64,
+    /// Where it comes from.
+    pub basis: BasisFile,
+    /// Where it starts in the basis file.
+    pub basis_offset: u64,
+    /// Its length, of any size.
+    pub length_bytes: u64,
+}
+
+/// How the bytes of a delta frame are encoded.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum DeltaEncoding {
+    /// A zstd frame with the prefix referenced.
+    ZstdPrefix,
+    /// zstd of an rsync delta against the prefix, of this many bytes.
+    Rsync {
+        /// Length of the delta.
+        delta_bytes: usize,
+    },
+}
+
+/// Encoded bytes, without places.
+#[derive(Debug, Clone)]
+pub struct Encoded {
+    /// How.
+    pub encoding: DeltaEncoding,
+    /// The bytes; none for no data.
+    pub compressed: Bytes,
+}
+
+/// One message of deltas.
+#[derive(Debug, Clone)]
+pub struct DeltaFrame {
+    /// What the pieces are decoded from.
+    pub encoded: Encoded,
+    /// At most [`DELTA_BASES_MAX_BYTES`] together.
+    pub bases: Vec<Basis>,
+    /// At most [`DELTA_OUTPUT_MAX_BYTES`] together.
+    pub pieces: Vec<DeltaPiece>,
+    /// With the pieces, in the order of each file.
+    pub copies: Vec<DeltaCopy>,
+}
+
+/// Encoding failed: only for want of memory.
+#[derive(Debug, thiserror::Error)]
+#[error("encoding a delta failed: {0}")]
+pub struct EncodeError(&'static str);
+
+fn encode_failed(code: usize) -> EncodeError {
+    EncodeError(get_error_name(code))
+}
+
+fn decode_failed(code: usize) -> WireError {
+    WireError::Compression(std::io::Error::other(get_error_name(code)))
+}
+
+impl Encoded {
+    /// Encodes data, at most [`DELTA_OUTPUT_MAX_BYTES`], against a prefix by zstd.
+    pub fn by_zstd(prefix: &[u8], data: &[u8]) -> Result<Self, EncodeError> {
+        let encoding = DeltaEncoding::ZstdPrefix;
+        if data.is_empty() {
+            return Ok(Self { encoding, compressed: Bytes::new() });
+        }
+        let mut context = CCtx::try_create().ok_or(EncodeError("out of memory"))?;
+        // Long-distance matching is what finds far matches in the prefix; without a window that covers both, a long
+        // prefix is silently useless.
+        let both = (prefix.len() + data.len()) as u64;
+        let window_log = (u64::BITS - both.leading_zeros()).max(WINDOW_LOG_MIN);
+        for parameter in [
+            CParameter::CompressionLevel(ZSTD_LEVEL),
+            CParameter::WindowLog(window_log),
+            CParameter::EnableLongDistanceMatching(true),
+            CParameter::ChecksumFlag(false),
+        ] {
+            context.set_parameter(parameter).map_err(encode_failed)?;
+        }
+        context.ref_prefix(prefix).map_err(encode_failed)?;
+        let mut out = Vec::with_capacity(zstd::zstd_safe::compress_bound(data.len()));
+        context.compress2(&mut out, data).map_err(encode_failed)?;
+        out.shrink_to_fit();
+        Ok(Self { encoding, compressed: out.into() })
+    }
+
+    /// Encodes data, at most [`DELTA_OUTPUT_MAX_BYTES`], against a prefix by rsync's algorithm. The delta was applied
+    /// and held against the data: `None` where the library failed or made another result.
+    pub fn by_rsync(prefix: &[u8], data: &[u8]) -> Option<Self> {
+        if prefix.is_empty() || data.is_empty() || prefix.len() > DELTA_BASES_MAX_BYTES {
+            return None;
+        }
+        let signature = Signature::calculate(prefix, RSYNC_OPTIONS);
+        let mut delta = Vec::new();
+        fast_rsync::diff(&signature.index(), data, &mut delta).ok()?;
+        let encoding = DeltaEncoding::Rsync { delta_bytes: delta.len() };
+        let mut applied = Vec::with_capacity(data.len());
+        fast_rsync::apply_limited(prefix, &delta, &mut applied, data.len()).ok()?;
+        (delta.len() <= DELTA_ENCODED_MAX_BYTES && applied == data)
+            .then(|| Self { encoding, compressed: compress(&delta) })
+    }
+
+    /// What the data was: exactly `length` bytes, at most [`DELTA_OUTPUT_MAX_BYTES`]. With another prefix than it was
+    /// encoded against it is an error or other bytes.
+    pub fn restore(&self, prefix: &[u8], length: usize) -> Result<Vec<u8>, WireError> {
+        if length == 0 {
+            return Ok(Vec::new());
+        }
+        let mut out = Vec::with_capacity(length);
+        match self.encoding {
+            DeltaEncoding::ZstdPrefix => {
+                let out_of_memory = || WireError::Compression(std::io::ErrorKind::OutOfMemory.into());
+                let mut context = DCtx::try_create().ok_or_else(out_of_memory)?;
+                context.ref_prefix(prefix).map_err(decode_failed)?;
+                context.decompress(&mut out, &self.compressed).map_err(decode_failed)?;
+            }
+            DeltaEncoding::Rsync { delta_bytes } => {
+                let delta = decompress(&self.compressed, delta_bytes)?;
+                fast_rsync::apply_limited(prefix, &delta, &mut out, length).map_err(WireError::Rsync)?;
+            }
+        }
+        if out.len() != length {
+            return Err(WireError::Length { expected: length, actual: out.len() });
+        }
+        Ok(out)
+    }
+}
+
+impl DeltaFrame {
+    /// Bytes that the pieces take together.
+    pub fn output_bytes(&self) -> usize {
+        self.pieces.iter().map(|piece| piece.length_bytes as usize).sum()
+    }
+
+    /// For a message.
+    pub fn to_message(&self) -> v1::DeltaFrame {
+        let places = v1::DeltaPlaces {
+            bases: self.bases.iter().map(basis_message).collect(),
+            pieces: self.pieces.iter().map(piece_message).collect(),
+            copies: self.copies.iter().map(copy_message).collect(),
+        }
+        .encode_to_vec();
+        let (encoding, delta_bytes) = match self.encoded.encoding {
+            DeltaEncoding::ZstdPrefix => (v1::DeltaEncoding::ZstdPrefix, 0),
+            DeltaEncoding::Rsync { delta_bytes } => (v1::DeltaEncoding::Rsync, delta_bytes as u32),
+        };
+        v1::DeltaFrame {
+            encoding: encoding.into(),
+            compressed: self.encoded.compressed.clone(),
+            delta_bytes,
+            places_bytes: places.len() as u32,
+            places: compress(&places),
+        }
+    }
+
+    /// Checks a message in form.
+    pub(crate) fn from_message(message: v1::DeltaFrame) -> Result<Self, WireError> {
+        limit("encoded delta", message.compressed.len(), DELTA_ENCODED_MAX_BYTES)?;
+        let encoding = match v1::DeltaEncoding::try_from(message.encoding) {
+            Ok(v1::DeltaEncoding::ZstdPrefix) => DeltaEncoding::ZstdPrefix,
+            Ok(v1::DeltaEncoding::Rsync) => {
+                let delta_bytes = message.delta_bytes as usize;
+                limit("rsync delta", delta_bytes, DELTA_ENCODED_MAX_BYTES)?;
+                DeltaEncoding::Rsync { delta_bytes }
+            }
+            _ => return Err(WireError::Missing { field: "encoding" }),
+        };
+        let places_bytes = message.places_bytes as usize;
+        limit("places of a delta", places_bytes, DELTA_PLACES_MAX_BYTES)?;
+        let places = v1::DeltaPlaces::decode(decompress(&message.places, places_bytes)?.as_slice())?;
+        let count =
+            places.bases.len().saturating_add(places.pieces.len()).saturating_add(places.copies.len());
+        limit("places of a delta", count, DELTA_PLACES_MAX)?;
+        let bases = places.bases.iter().map(read_basis).collect::<Result<Vec<_>, _>>()?;
+        let pieces = places.pieces.iter().map(read_piece).collect::<Result<Vec<_>, _>>()?;
+        let copies = places.copies.iter().map(read_copy).collect::<Result<Vec<_>, _>>()?;
+        let sum = |lengths: &mut dyn Iterator<Item = u32>| lengths.map(u64::from).sum::<u64>() as usize;
+        limit("bases of a delta", sum(&mut bases.iter().map(|b| b.length_bytes)), DELTA_BASES_MAX_BYTES)?;
+        limit("output of a delta", sum(&mut pieces.iter().map(|p| p.length_bytes)), DELTA_OUTPUT_MAX_BYTES)?;
+        Ok(Self { encoded: Encoded { encoding, compressed: message.compressed }, bases, pieces, copies })
+    }
+}
+
+fn path_message(file: &BasisFile) -> Bytes {
+    file.path.as_ref().map_or(Bytes::new(), |path| Bytes::copy_from_slice(path.as_bytes()))
+}
+
+fn read_basis_file(content: &[u8], path: &[u8]) -> Result<BasisFile, WireError> {
+    let path = if path.is_empty() { None } else { Some(TreePath::from_bytes(path)?) };
+    Ok(BasisFile { content: ContentTag::read(content, "basis")?, path })
+}
+
+fn basis_message(basis: &Basis) -> v1::DeltaBasis {
+    v1::DeltaBasis {
+        content: basis.file.content.to_bytes(),
+        path: path_message(&basis.file),
+        offset: basis.offset,
+        length_bytes: basis.length_bytes,
+    }
+}
+
+fn read_basis(message: &v1::DeltaBasis) -> Result<Basis, WireError> {
+    let (offset, length_bytes) = (message.offset, message.length_bytes);
+    offset.checked_add(u64::from(length_bytes)).ok_or(WireError::PieceRange)?;
+    Ok(Basis { file: read_basis_file(&message.content, &message.path)?, offset, length_bytes })
+}
+
+fn piece_message(piece: &DeltaPiece) -> v1::DeltaPiece {
+    v1::DeltaPiece {
+        file: piece.file.to_bytes(),
+        file_offset: piece.file_offset,
+        length_bytes: piece.length_bytes,
+    }
+}
+
+fn read_piece(message: &v1::DeltaPiece) -> Result<DeltaPiece, WireError> {
+    let (file_offset, length_bytes) = (message.file_offset, message.length_bytes);
+    let end = file_offset.checked_add(u64::from(length_bytes));
+    if length_bytes == 0 || end.is_none() {
+        return Err(WireError::PieceRange);
+    }
+    Ok(DeltaPiece { file: ContentTag::read(&message.file, "piece")?, file_offset, length_bytes })
+}
+
+fn copy_message(copy: &DeltaCopy) -> v1::DeltaCopy {
+    v1::DeltaCopy {
+        file: copy.file.to_bytes(),
+        file_offset: copy.file_offset,
+        basis_content: copy.basis.content.to_bytes(),
+        basis_path: path_message(&copy.basis),
+        basis_offset: copy.basis_offset,
+        length_bytes: copy.length_bytes,
+    }
+}
+
+fn read_copy(message: &v1::DeltaCopy) -> Result<DeltaCopy, WireError> {
+    let (file_offset, basis_offset) = (message.file_offset, message.basis_offset);
+    let length_bytes = message.length_bytes;
+    let ends = file_offset.checked_add(length_bytes).zip(basis_offset.checked_add(length_bytes));
+    if length_bytes == 0 || ends.is_none() {
+        return Err(WireError::PieceRange);
+    }
+    let file = ContentTag::read(&message.file, "copy")?;
+    let basis = read_basis_file(&message.basis_content, &message.basis_path)?;
+    Ok(DeltaCopy { file, file_offset, basis, basis_offset, length_bytes })
+}
+
+#[cfg(test)]
+mod tests;

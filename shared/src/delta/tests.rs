@@ -1,0 +1,203 @@
+use proptest::prelude::*;
+use prost::Message as _;
+
+use super::*;
+use crate::wire::Frame;
+
+fn noise(seed: u64, length: usize) -> Vec<u8> {
+    let mut bytes = vec![0; length];
+    blake3::Hasher::new().update(&seed.to_le_bytes()).finalize_xof().fill(&mut bytes);
+    bytes
+}
+
+fn tag(seed: u8) -> ContentTag {
+    ContentTag::of(&ContentHash::of(&[seed]))
+}
+
+fn frame() -> DeltaFrame {
+    let file = BasisFile { content: tag(1), path: None };
+    let elsewhere = BasisFile { content: tag(3), path: Some(TreePath::from_bytes(b"a/b").expect("valid")) };
+    DeltaFrame {
+        encoded: Encoded::by_zstd(b"prefix", &noise(1, 1000)).expect("encodes"),
+        bases: vec![Basis { file: file.clone(), offset: 0, length_bytes: 6 }],
+        pieces: vec![DeltaPiece { file: tag(2), file_offset: 0, length_bytes: 1000 }],
+        copies: vec![
+            DeltaCopy {
+                file: tag(2),
+                file_offset: 1000,
+                basis: elsewhere,
+                basis_offset: 9,
+                length_bytes: 1 << 40,
+            },
+            DeltaCopy { file: tag(2), file_offset: 2000, basis: file, basis_offset: 0, length_bytes: 1 },
+        ],
+    }
+}
+
+fn read(message: v1::DeltaFrame) -> Result<DeltaFrame, WireError> {
+    let frame = v1::FetchFrame { item: 0, frame: Some(v1::fetch_frame::Frame::Delta(message)) };
+    match Frame::from_message(frame)? {
+        Frame::Delta(delta) => Ok(delta),
+        other => panic!("{other:?}"),
+    }
+}
+
+/// A message with other places.
+fn with_places(places: &v1::DeltaPlaces) -> v1::DeltaFrame {
+    let bytes = places.encode_to_vec();
+    v1::DeltaFrame { places_bytes: bytes.len() as u32, places: compress(&bytes), ..frame().to_message() }
+}
+
+#[test]
+fn a_frame_survives_the_wire() {
+    let (sent, received) = (frame(), read(frame().to_message()).expect("well-formed"));
+    assert_eq!(received.bases, sent.bases);
+    assert_eq!(received.pieces, sent.pieces);
+    assert_eq!(received.copies, sent.copies);
+    assert_eq!(received.encoded.restore(b"prefix", 1000).expect("restores"), noise(1, 1000));
+}
+
+#[test]
+fn a_prefix_of_four_megabytes_is_searched_from_end_to_end() {
+    let prefix = noise(2, DELTA_BASES_MAX_BYTES);
+    for start in [0, 1_700_000, DELTA_BASES_MAX_BYTES - DELTA_OUTPUT_MAX_BYTES] {
+        let mut data = prefix[start..start + DELTA_OUTPUT_MAX_BYTES].to_vec();
+        data[500_000] ^= 1;
+        let encoded = Encoded::by_zstd(&prefix, &data).expect("encodes");
+        assert!(encoded.compressed.len() < 2_000, "{} at {start}", encoded.compressed.len());
+        assert_eq!(encoded.restore(&prefix, data.len()).expect("restores"), data);
+    }
+}
+
+#[test]
+fn what_does_not_compress_stays_within_the_limit() {
+    let (prefix, data) = (noise(3, 100_000), noise(4, DELTA_OUTPUT_MAX_BYTES));
+    assert!(Encoded::by_zstd(&prefix, &data).expect("encodes").compressed.len() <= DELTA_ENCODED_MAX_BYTES);
+    assert!(Encoded::by_rsync(&prefix, &data).is_none_or(|e| e.compressed.len() <= DELTA_ENCODED_MAX_BYTES));
+}
+
+#[test]
+fn another_length_is_refused() {
+    let (prefix, data) = (noise(5, 10_000), noise(5, 9_000));
+    for encoded in [Encoded::by_zstd(&prefix, &data).ok(), Encoded::by_rsync(&prefix, &data)] {
+        let encoded = encoded.expect("encodes");
+        assert!(encoded.restore(&prefix, 8_999).is_err());
+        assert!(encoded.restore(&prefix, 9_001).is_err());
+        assert!(encoded.restore(&prefix[..100], 9_000).is_err());
+    }
+}
+
+#[test]
+fn amounts_above_the_limits_are_refused() {
+    let is_limit = |message| matches!(read(message), Err(WireError::Limit { .. }));
+    let mut message = frame().to_message();
+    message.compressed = vec![0; DELTA_ENCODED_MAX_BYTES + 1].into();
+    assert!(is_limit(message));
+    let mut message = frame().to_message();
+    message.places_bytes = DELTA_PLACES_MAX_BYTES as u32 + 1;
+    assert!(is_limit(message));
+    let mut message = frame().to_message();
+    message.encoding = v1::DeltaEncoding::Rsync.into();
+    message.delta_bytes = DELTA_ENCODED_MAX_BYTES as u32 + 1;
+    assert!(is_limit(message));
+
+    let (basis, piece) = (basis_message(&frame().bases[0]), piece_message(&frame().pieces[0]));
+    let half = v1::DeltaBasis { length_bytes: DELTA_BASES_MAX_BYTES as u32 / 2 + 1, ..basis };
+    assert!(is_limit(with_places(&v1::DeltaPlaces {
+        bases: vec![half.clone(), half],
+        ..Default::default()
+    })));
+    let half = v1::DeltaPiece { length_bytes: DELTA_OUTPUT_MAX_BYTES as u32 / 2 + 1, ..piece };
+    let pieces = vec![half.clone(), half];
+    assert!(is_limit(with_places(&v1::DeltaPlaces { pieces, ..Default::default() })));
+    let pieces = vec![v1::DeltaPiece::default(); DELTA_PLACES_MAX + 1];
+    assert!(is_limit(with_places(&v1::DeltaPlaces { pieces, ..Default::default() })));
+}
+
+#[test]
+fn malformed_places_are_refused() {
+    let (basis, piece) = (basis_message(&frame().bases[0]), piece_message(&frame().pieces[0]));
+    let copy = copy_message(&frame().copies[0]);
+    let bases = |basis| v1::DeltaPlaces { bases: vec![basis], ..Default::default() };
+    let pieces = |piece| v1::DeltaPlaces { pieces: vec![piece], ..Default::default() };
+    let copies = |copy| v1::DeltaPlaces { copies: vec![copy], ..Default::default() };
+    let short = Bytes::from_static(b"1234567");
+    for bad in [
+        bases(v1::DeltaBasis { offset: u64::MAX, ..basis.clone() }),
+        pieces(v1::DeltaPiece { file_offset: u64::MAX, ..piece.clone() }),
+        pieces(v1::DeltaPiece { length_bytes: 0, ..piece.clone() }),
+        copies(v1::DeltaCopy { length_bytes: 0, ..copy.clone() }),
+        copies(v1::DeltaCopy { length_bytes: u64::MAX, ..copy.clone() }),
+        copies(v1::DeltaCopy { basis_offset: u64::MAX, ..copy.clone() }),
+    ] {
+        assert!(matches!(read(with_places(&bad)), Err(WireError::PieceRange)), "{bad:?}");
+    }
+    for bad in [
+        bases(v1::DeltaBasis { content: short.clone(), ..basis.clone() }),
+        pieces(v1::DeltaPiece { file: short.clone(), ..piece }),
+        copies(v1::DeltaCopy { file: short.clone(), ..copy.clone() }),
+        copies(v1::DeltaCopy { basis_content: short, ..copy }),
+    ] {
+        assert!(matches!(read(with_places(&bad)), Err(WireError::Tag { .. })), "{bad:?}");
+    }
+    let bad = v1::DeltaBasis { path: Bytes::from_static(b"../etc/passwd"), ..basis };
+    assert!(matches!(read(with_places(&bases(bad))), Err(WireError::Path(_))));
+    let unknown = v1::DeltaFrame { encoding: 9, ..frame().to_message() };
+    assert!(matches!(read(unknown), Err(WireError::Missing { field: "encoding" })));
+}
+
+/// A basis, and what an edit makes of it.
+fn edited() -> impl Strategy<Value = (Vec<u8>, Vec<u8>)> {
+    let edit = (
+        any::<prop::sample::Index>(),
+        any::<prop::sample::Index>(),
+        proptest::collection::vec(any::<u8>(), 0..300),
+    );
+    (any::<u64>(), 0usize..60_000, proptest::collection::vec(edit, 0..6)).prop_map(|(seed, length, edits)| {
+        let basis = noise(seed, length);
+        let mut data = basis.clone();
+        for (start, end, bytes) in edits {
+            let (start, end) = (start.index(data.len() + 1), end.index(data.len() + 1));
+            data.splice(start.min(end)..start.max(end).min(start.min(end) + 5_000), bytes);
+        }
+        (basis, data)
+    })
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(64))]
+    #[test]
+    fn what_was_encoded_is_restored((basis, data) in edited()) {
+        let encoded = Encoded::by_zstd(&basis, &data).expect("encodes");
+        prop_assert_eq!(&encoded.restore(&basis, data.len()).expect("restores"), &data);
+        if let Some(encoded) = Encoded::by_rsync(&basis, &data) {
+            prop_assert_eq!(encoded.restore(&basis, data.len()).expect("restores"), data);
+        }
+    }
+
+    #[test]
+    fn damaged_deltas_never_panic(
+        (basis, data) in edited(),
+        at in any::<prop::sample::Index>(),
+        bit in 0u8..8,
+        length in 0usize..70_000,
+    ) {
+        for encoded in Encoded::by_zstd(&basis, &data).ok().into_iter().chain(Encoded::by_rsync(&basis, &data)) {
+            let mut damaged = encoded.compressed.to_vec();
+            if !damaged.is_empty() {
+                let at = at.index(damaged.len());
+                damaged[at] ^= 1 << bit;
+            }
+            let damaged = Encoded { compressed: damaged.into(), ..encoded };
+            let _ = damaged.restore(&basis, data.len());
+            let _ = damaged.restore(&basis[..basis.len() / 2], length);
+        }
+    }
+
+    #[test]
+    fn random_rsync_deltas_never_panic(basis in proptest::collection::vec(any::<u8>(), 0..300), tail in proptest::collection::vec(any::<u8>(), 0..60)) {
+        let delta = [&[0x72, 0x73, 0x02, 0x36][..], &tail].concat();
+        let encoding = DeltaEncoding::Rsync { delta_bytes: delta.len() };
+        let _ = Encoded { encoding, compressed: compress(&delta) }.restore(&basis, 100);
+    }
+}
