@@ -1,6 +1,6 @@
 //! A small origin made of directories, for tests.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
@@ -8,7 +8,8 @@ use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, Mutex};
 
 use ed25519_dalek::SigningKey;
-use syncd_shared::diff::{Change, DirectorySource, diff};
+use syncd_shared::delta::{Basis, BasisFile, ContentTag, DeltaCopy, DeltaFrame, DeltaPiece, Encoded};
+use syncd_shared::diff::{Change, DirectorySource, TreeDiff, diff};
 use syncd_shared::directory::MODE_MASK;
 use syncd_shared::wire::{DirectoryPatch, Frame, Piece, StoredFrame};
 use syncd_shared::{
@@ -41,6 +42,10 @@ pub(crate) struct Origin {
     pub reseal_is_noop: bool,
     /// Large files come with their pieces in reverse.
     pub backwards: bool,
+    /// Updates bring replaced files as deltas.
+    pub deltas: bool,
+    /// Deltas are made against other bytes than the tree had.
+    pub lies: bool,
 }
 
 /// Shared with answers that are being given.
@@ -181,6 +186,54 @@ impl Origin {
         frames
     }
 
+    /// Every replaced file as two copies and a delta between them, where it is large enough. What is made so.
+    fn delta_frames(
+        &self,
+        difference: &TreeDiff,
+        frames: &mut Vec<Result<Frame, FetchError>>,
+    ) -> HashSet<ContentHash> {
+        let mut made = HashSet::new();
+        for change in &difference.changes {
+            let Change::Modified { from, to, .. } = change else { continue };
+            let (Kind::File { content: old, .. }, Kind::File { content: new, .. }) = (&from.kind, &to.kind)
+            else {
+                continue;
+            };
+            if old == new || !made.insert(*new) {
+                continue;
+            }
+            let (mut before, after) = (self.contents[old].clone(), &self.contents[new]);
+            let common =
+                |pairs: &mut dyn Iterator<Item = (&u8, &u8)>| pairs.take_while(|(a, b)| a == b).count();
+            let head = common(&mut before.iter().zip(after)) / 2;
+            let tail = common(&mut before.iter().rev().zip(after.iter().rev())) / 2;
+            let basis = BasisFile { content: ContentTag::of(old), path: None };
+            let file = ContentTag::of(new);
+            let copy = |file_offset: usize, basis_offset: usize, length: usize| DeltaCopy {
+                file,
+                file_offset: file_offset as u64,
+                basis: basis.clone(),
+                basis_offset: basis_offset as u64,
+                length_bytes: length as u64,
+            };
+            let copies = [copy(0, 0, head), copy(after.len() - tail, before.len() - tail, tail)];
+            let (offset, length_bytes) = (head as u64, (before.len() - head - tail) as u32);
+            if self.lies {
+                before.reverse();
+            }
+            let middle = &after[head..after.len() - tail];
+            let encoded = Encoded::by_zstd(&before[head..head + length_bytes as usize], middle).unwrap();
+            let piece = DeltaPiece { file, file_offset: offset, length_bytes: middle.len() as u32 };
+            frames.push(Ok(Frame::Delta(DeltaFrame {
+                encoded,
+                bases: vec![Basis { file: basis, offset, length_bytes }],
+                pieces: if middle.is_empty() { Vec::new() } else { vec![piece] },
+                copies: copies.into_iter().filter(|copy| copy.length_bytes > 0).collect(),
+            })));
+        }
+        made
+    }
+
     fn below(&self, object: ObjectHash, recursive: bool, out: &mut Vec<Vec<u8>>) {
         let Ok(directory) = self.directory(&object) else { return };
         out.push(directory.encode());
@@ -219,11 +272,12 @@ impl Source for Origin {
         });
         let mut frames = vec![Ok(Frame::Patches(patches.collect()))];
         let released = difference.released_contents();
+        let made = if self.deltas { self.delta_frames(&difference, &mut frames) } else { HashSet::new() };
         let wanted: Vec<_> = difference
             .wanted_contents()
             .iter()
             .map(|(c, _)| *c)
-            .filter(|c| !released.contains_key(c))
+            .filter(|c| !released.contains_key(c) && !made.contains(c))
             .collect();
         frames.extend(self.content_frames(&wanted));
         frames.push(Ok(Frame::End { request: 0, missing: Vec::new() }));

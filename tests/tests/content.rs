@@ -139,6 +139,70 @@ fn edits_of_content_arrive() {
 }
 
 #[test]
+fn large_files_arrive_as_what_changed_in_them() {
+    const MIB: usize = 1 << 20;
+    let mut random = Seeded::new(3);
+    let (image, archive) = (random.bytes(24 * MIB), random.bytes(8 * MIB));
+    let fleet = Fleet::of("large", |tree| {
+        small_site(tree, 10);
+        write(tree, "image.bin", &image);
+        write(tree, "archive.tar", &archive);
+    });
+    fleet.edit("scattered writes of 4 KiB", |tree| {
+        let mut image = image.clone();
+        for _ in 0..60 {
+            let at = random.below(image.len() as u64 - 4096) as usize;
+            image[at..at + 4096].copy_from_slice(&random.bytes(4096));
+        }
+        write(tree, "image.bin", image);
+    });
+    fleet.edit("an insertion near the front", |tree| {
+        let mut archive = archive.clone();
+        archive.splice(10_000..10_000, random.bytes(1_000));
+        write(tree, "archive.tar", archive);
+    });
+    fleet.edit("two halves change places", |tree| {
+        write(tree, "archive.tar", [&archive[4 * MIB..], &archive[..4 * MIB]].concat());
+    });
+    fleet.edit("much is cut off", |tree| write(tree, "archive.tar", &archive[..3 * MIB]));
+    fleet.edit("a file shrinks below a megabyte", |tree| write(tree, "archive.tar", &archive[1000..100_000]));
+    fleet.edit("it grows beyond what it was", |tree| {
+        write(tree, "archive.tar", [&archive[..], &archive[..]].concat())
+    });
+    fleet.edit("nothing of it is left", |tree| write(tree, "archive.tar", random.bytes(5 * MIB)));
+    fleet.finish();
+}
+
+#[test]
+fn a_basis_that_was_changed_on_a_node_never_reaches_the_next_generation() {
+    let mut random = Seeded::new(4);
+    let (large, small) = (random.bytes(3 << 20), random.bytes(30_000));
+    let fleet = Fleet::of("damaged-basis", |tree| {
+        small_site(tree, 40);
+        write(tree, "large.bin", &large);
+        write(tree, "small.bin", &small);
+    });
+    // Content changes, size and time don't: nothing but a hash can tell.
+    for name in ["large.bin", "small.bin", "section-1/page-1.html"] {
+        let path = fleet.agents[0].live().join(name);
+        let time = fs::metadata(&path).and_then(|m| m.modified()).expect("a time");
+        let mut bytes = fs::read(&path).expect("read");
+        bytes.iter_mut().for_each(|byte| *byte ^= 0x55);
+        let file = fs::File::options().write(true).open(&path).expect("open");
+        std::os::unix::fs::FileExt::write_all_at(&file, &bytes, 0).expect("write");
+        file.set_modified(time).expect("set the time");
+    }
+    fleet.edit("all that were damaged on a node are edited", |tree| {
+        write(tree, "large.bin", [&large[..1_000_000], b"edited", &large[1_000_000..]].concat());
+        write(tree, "small.bin", [&small[..10_000], b"edited", &small[10_000..]].concat());
+        let page = fs::read(tree.join("section-1/page-1.html")).expect("read");
+        write(tree, "section-1/page-1.html", [&page[..], b"edited"].concat());
+        write(tree, "section-2/page-2.html", "edited beside them");
+    });
+    fleet.finish();
+}
+
+#[test]
 fn deletions_and_renames_arrive() {
     let fleet = Fleet::small("renames");
     fleet.edit("a file is deleted", |tree| remove(&tree.join("section-2/page-2.html")));

@@ -1,5 +1,6 @@
 //! The disk side as a whole: a tree on one side, a replica on the other.
 
+mod deltas;
 mod mishaps;
 
 use std::os::unix::ffi::OsStrExt;

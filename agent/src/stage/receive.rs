@@ -82,7 +82,7 @@ impl Reception<'_> {
             let read = self.read(frames, answers, progress, &mut |parcel| {
                 // Pieces of one large file go to one worker, so that they are hashed as they come.
                 turn += 1;
-                let worker = self.part(&parcel).map_or(turn, |byte| usize::from(byte)) % workers;
+                let worker = self.part(&parcel).map_or(turn, usize::from) % workers;
                 Ok(senders[worker].send(parcel).is_ok())
             });
             drop(senders);

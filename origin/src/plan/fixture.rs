@@ -52,6 +52,11 @@ impl MemoryStore {
 
     /// Stores a tree as if it was sealed.
     pub(crate) fn put(&self, tree: &Tree) -> RootEntry {
+        self.put_with_mode(tree, 0o644)
+    }
+
+    /// The same, with this mode for every entry.
+    pub(crate) fn put_with_mode(&self, tree: &Tree, mode: u16) -> RootEntry {
         let mut tables = self.tables.lock().unwrap();
         let mut pending: Vec<(ContentHash, Vec<u8>)> = Vec::new();
         let mut pending_bytes = 0;
@@ -74,7 +79,7 @@ impl MemoryStore {
             tables.files.insert(content, chunks);
         }
         tables.seal(&mut pending);
-        let (object, totals) = tables.directory(tree, "");
+        let (object, totals) = tables.directory(tree, "", mode);
         let root = RootEntry { object, totals, ..RootEntry::empty() };
         tables.roots.insert(root.hash(), root);
         root
@@ -112,20 +117,20 @@ impl Tables {
         }
     }
 
-    fn directory(&mut self, tree: &Tree, prefix: &str) -> (ObjectHash, syncd_shared::Totals) {
+    fn directory(&mut self, tree: &Tree, prefix: &str, mode: u16) -> (ObjectHash, syncd_shared::Totals) {
         let mut kinds: BTreeMap<String, Kind> = BTreeMap::new();
         for (path, bytes) in tree.iter().filter_map(|(p, b)| Some((p.strip_prefix(prefix)?, b))) {
             let kind = match path.split_once('/') {
                 None => Kind::File { content: ContentHash::of(bytes), size: bytes.len() as u64 },
                 Some((name, _)) if kinds.contains_key(name) => continue,
                 Some((name, _)) => {
-                    let (object, totals) = self.directory(tree, &format!("{prefix}{name}/"));
+                    let (object, totals) = self.directory(tree, &format!("{prefix}{name}/"), mode);
                     Kind::Directory { object, totals }
                 }
             };
             kinds.insert(path.split('/').next().unwrap().to_owned(), kind);
         }
-        let metadata = Metadata { mode: 0o644, uid: 0, gid: 0, mtime: Timestamp::default() };
+        let metadata = Metadata { mode, uid: 0, gid: 0, mtime: Timestamp::default() };
         let entry = |(name, kind): (String, Kind)| Entry {
             name: Component::new(name.as_bytes()).unwrap(),
             metadata,

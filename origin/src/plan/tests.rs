@@ -85,6 +85,92 @@ async fn an_update_turns_one_tree_into_the_other() {
 }
 
 #[tokio::test]
+async fn small_files_travel_as_deltas_together_with_new_ones() {
+    let store = MemoryStore::new(1 << 20);
+    let mut next = site();
+    for (path, bytes) in next.iter_mut().filter(|(path, _)| path.starts_with("docs/")) {
+        bytes.extend_from_slice(path.as_bytes());
+    }
+    // Two new files in a frame that mostly holds what has a basis.
+    next.insert("docs/00/new.html".into(), next["docs/00/page3.html"][..2_000].to_vec());
+    let moved = next.remove("docs/03/page35.html").unwrap();
+    next.insert("elsewhere/page35.html".into(), [&moved[..], b"and edited"].concat());
+    let (from, to) = (store.put(&site()), store.put(&next));
+    let (planner, _data) = planner(&store, PlanBudget::default());
+    let (replica, update) = updated(&planner, &from, &to).await;
+    assert_eq!(replica.tree(&to), next);
+    assert_eq!((replica.deltas.len(), replica.stored.len()), (1, 0));
+    assert_eq!(replica.deltas[0].pieces.len(), 41);
+    assert_eq!(replica.deltas[0].bases.len(), 40, "the file that moved has its old version as basis");
+    assert!(update.bytes() < 12_000, "{}", update.bytes());
+}
+
+#[tokio::test]
+async fn a_large_file_travels_as_copies_and_its_edits() {
+    let store = MemoryStore::new(1 << 20);
+    let before = noise(5, 12_000_000);
+    let mut after = before.clone();
+    for edit in 0..20 {
+        after[edit * 590_000..][..4_000].copy_from_slice(&noise(edit as u64, 4_000));
+    }
+    let (from, to) = (store.put(&tree(&[("f", &before)])), store.put(&tree(&[("f", &after)])));
+    let (planner, _data) = planner(&store, PlanBudget::default());
+    let (replica, update) = updated(&planner, &from, &to).await;
+    assert_eq!(replica.tree(&to), tree(&[("f", &after)]));
+    assert!(update.bytes() < 95_000, "{}", update.bytes());
+    assert!(replica.deltas.iter().map(|d| d.copies.len()).sum::<usize>() >= 20);
+    // Every part of the file comes in the order of the file.
+    let offsets: Vec<u64> = replica
+        .deltas
+        .iter()
+        .flat_map(|delta| {
+            let pieces = delta.pieces.iter().map(|p| p.file_offset);
+            let mut offsets: Vec<u64> = pieces.chain(delta.copies.iter().map(|c| c.file_offset)).collect();
+            offsets.sort_unstable();
+            offsets
+        })
+        .collect();
+    assert!(offsets.is_sorted());
+}
+
+#[tokio::test]
+async fn a_large_file_without_anything_in_common_goes_as_it_is_stored() {
+    let store = MemoryStore::new(1 << 20);
+    let (before, after) = (noise(6, 3_000_000), noise(7, 3_100_000));
+    let (from, to) = (store.put(&tree(&[("f", &before)])), store.put(&tree(&[("f", &after)])));
+    let (planner, _data) = planner(&store, PlanBudget::default());
+    let (replica, _) = updated(&planner, &from, &to).await;
+    assert_eq!(replica.tree(&to), tree(&[("f", &after)]));
+    assert_eq!((replica.deltas.len(), replica.stored.len()), (0, 3));
+}
+
+#[tokio::test]
+async fn a_large_file_that_changed_everywhere_is_compared_where_it_lies() {
+    let store = MemoryStore::new(1 << 20);
+    let before = noise(8, 5_000_000);
+    let mut after = before.clone();
+    after.splice(100..100, noise(9, 1_000));
+    for edit in 0..after.len() / 20_000 {
+        after[edit * 20_000] ^= 1;
+    }
+    let (from, to) = (store.put(&tree(&[("f", &before)])), store.put(&tree(&[("f", &after)])));
+    let (planner, _data) = planner(&store, PlanBudget::default());
+    let (replica, update) = updated(&planner, &from, &to).await;
+    assert_eq!(replica.tree(&to), tree(&[("f", &after)]));
+    assert!(update.bytes() < 150_000, "{}", update.bytes());
+}
+
+#[tokio::test]
+async fn metadata_alone_costs_no_content() {
+    let store = MemoryStore::new(1 << 20);
+    let (from, to) = (store.put(&site()), store.put_with_mode(&site(), 0o600));
+    let (planner, _data) = planner(&store, PlanBudget::default());
+    let (replica, update) = updated(&planner, &from, &to).await;
+    assert_eq!(replica.tree(&to), site());
+    assert_eq!((update.items(), replica.deltas.len() + replica.stored.len() + replica.local.len()), (2, 0));
+}
+
+#[tokio::test]
 async fn a_renamed_subtree_costs_no_content_and_one_patch() {
     let store = MemoryStore::new(1 << 20);
     let renamed: Tree = site().into_iter().map(|(path, b)| (path.replace("docs/", "manual/"), b)).collect();

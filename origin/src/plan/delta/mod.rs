@@ -65,11 +65,45 @@ pub(super) fn encode(
         ready: VecDeque::new(),
         not_worth_it: Vec::new(),
     };
-    in_order(&mut jobs, || Reader::new(contents), |reader, job: Job| job.run(reader), &mut |frame| {
-        emit(Message::Delta(frame))
+    let mut tally = Tally::default();
+    in_order(&mut jobs, || Reader::new(contents), |reader, job: Job| job.run(reader), &mut |made: Made| {
+        tally.count(&made);
+        emit(Message::Delta(made.message))
     })?;
     chosen.stored.append(&mut jobs.not_worth_it);
+    tracing::debug!(local = chosen.local.len(), stored = chosen.stored.len(), ?tally, "encoded an update");
     encode_stored(contents, chosen.stored, emit)
+}
+
+/// A message, and what it was made of.
+struct Made {
+    message: v1::DeltaFrame,
+    output_bytes: usize,
+    copied_bytes: u64,
+}
+
+/// What the encodings brought: bytes before and after.
+#[derive(Debug, Default)]
+struct Tally {
+    zstd: (u64, u64),
+    rsync: (u64, u64),
+    copied_bytes: u64,
+    places_bytes: u64,
+    frames: u64,
+}
+
+impl Tally {
+    fn count(&mut self, made: &Made) {
+        let sums = match made.message.encoding() {
+            v1::DeltaEncoding::Rsync => &mut self.rsync,
+            _ => &mut self.zstd,
+        };
+        sums.0 += made.output_bytes as u64;
+        sums.1 += made.message.compressed.len() as u64;
+        self.copied_bytes += made.copied_bytes;
+        self.places_bytes += made.message.places.len() as u64;
+        self.frames += 1;
+    }
 }
 
 fn encode_stored(contents: &dyn Contents, files: Vec<ContentHash>, emit: Emit<'_>) -> Result<(), PlanError> {
@@ -118,7 +152,7 @@ impl Job {
         self.pieces.push(piece);
     }
 
-    fn run(self, reader: &mut Reader<'_>) -> Result<v1::DeltaFrame, PlanError> {
+    fn run(self, reader: &mut Reader<'_>) -> Result<Made, PlanError> {
         let mut prefix = Vec::with_capacity(self.bases_bytes);
         let mut bases = Vec::with_capacity(self.bases.len());
         for basis in &self.bases {
@@ -138,7 +172,9 @@ impl Job {
             pieces.push(DeltaPiece { file, file_offset, length_bytes: piece.length_bytes });
         }
         let encoded = smallest(&prefix, &data, self.by_stretches)?;
-        Ok(DeltaFrame { encoded, bases, pieces, copies: self.copies }.to_message())
+        let copied_bytes = self.copies.iter().map(|copy| copy.length_bytes).sum();
+        let message = DeltaFrame { encoded, bases, pieces, copies: self.copies }.to_message();
+        Ok(Made { message, output_bytes: data.len(), copied_bytes })
     }
 }
 

@@ -96,3 +96,90 @@ fn changed((start, end): (u64, u64), (basis_start, basis_end): (u64, u64), parts
         offset += step;
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::plan::contents::Chunk;
+    use proptest::prelude::*;
+
+    /// A file of chunks of 64 KiB, each named by a number.
+    fn list(numbers: &[u32]) -> ChunkList {
+        let chunk = |n: &u32| Chunk { hash: ContentHash::of(&n.to_le_bytes()), length: 65_536 };
+        ChunkList::new(numbers.iter().map(chunk).collect())
+    }
+
+    const K: u64 = 65_536;
+
+    #[test]
+    fn one_changed_chunk_lies_beside_its_old_self() {
+        let (old, new) = (list(&[1, 2, 3, 4, 5]), list(&[1, 2, 30, 4, 5]));
+        assert_eq!(
+            parts(&old, &new),
+            [
+                Part::Copy { offset: 0, basis_offset: 0, length_bytes: 2 * K },
+                Part::Changed {
+                    offset: 2 * K,
+                    length_bytes: 65_536,
+                    basis_offset: 2 * K,
+                    basis_bytes: 65_536
+                },
+                Part::Copy { offset: 3 * K, basis_offset: 3 * K, length_bytes: 2 * K },
+            ]
+        );
+    }
+
+    #[test]
+    fn an_insertion_has_no_basis_and_what_follows_is_copied() {
+        let (old, new) = (list(&[1, 2, 3]), list(&[1, 9, 2, 3]));
+        assert_eq!(
+            parts(&old, &new),
+            [
+                Part::Copy { offset: 0, basis_offset: 0, length_bytes: K },
+                Part::Changed { offset: K, length_bytes: 65_536, basis_offset: K, basis_bytes: 0 },
+                Part::Copy { offset: 2 * K, basis_offset: K, length_bytes: 2 * K },
+            ]
+        );
+    }
+
+    #[test]
+    fn repeated_chunks_are_one_copy_where_the_basis_repeats_them_too() {
+        let zeros = list(&[7; 1000]);
+        assert_eq!(
+            parts(&zeros, &zeros),
+            [Part::Copy { offset: 0, basis_offset: 0, length_bytes: 1000 * K }]
+        );
+    }
+
+    proptest! {
+        #[test]
+        fn parts_make_the_new_file_and_stay_within_both(
+            old in proptest::collection::vec(0u32..60, 0..200),
+            new in proptest::collection::vec(0u32..90, 0..200),
+        ) {
+            let (old, new) = (list(&old), list(&new));
+            let mut at = 0;
+            for part in parts(&old, &new) {
+                let (offset, length, basis_end) = match part {
+                    Part::Copy { offset, basis_offset, length_bytes } => {
+                        let first = (offset / K) as usize;
+                        let basis_first = (basis_offset / K) as usize;
+                        for chunk in 0..(length_bytes / K) as usize {
+                            prop_assert_eq!(new.chunks[first + chunk], old.chunks[basis_first + chunk]);
+                        }
+                        (offset, length_bytes, basis_offset + length_bytes)
+                    }
+                    Part::Changed { offset, length_bytes, basis_offset, basis_bytes } => {
+                        prop_assert!(length_bytes as usize <= DELTA_OUTPUT_MAX_BYTES && length_bytes > 0);
+                        prop_assert!(basis_bytes as usize <= DELTA_BASES_MAX_BYTES);
+                        (offset, u64::from(length_bytes), basis_offset + u64::from(basis_bytes))
+                    }
+                };
+                prop_assert_eq!(offset, at);
+                prop_assert!(basis_end <= old.size());
+                at += length;
+            }
+            prop_assert_eq!(at, new.size());
+        }
+    }
+}
