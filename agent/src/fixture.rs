@@ -57,6 +57,10 @@ impl Sent {
         self.0.lock().unwrap().len()
     }
 
+    pub fn all(&self) -> Vec<ContentHash> {
+        self.0.lock().unwrap().clone()
+    }
+
     pub fn clear(&self) {
         self.0.lock().unwrap().clear();
     }
