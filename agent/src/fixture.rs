@@ -233,6 +233,7 @@ impl Origin {
                 bases: vec![Basis { file: basis, offset, length_bytes }],
                 pieces: if middle.is_empty() { Vec::new() } else { vec![piece] },
                 copies: copies.into_iter().filter(|copy| copy.length_bytes > 0).collect(),
+                replaced: Vec::new(),
             })));
         }
         made

@@ -54,12 +54,15 @@ pub enum WireError {
         /// Amount allowed.
         limit: u64,
     },
-    /// A content tag of another length than 8 bytes.
+    /// A content tag of another length than 5 bytes.
     #[error("invalid content tag in {field}")]
     Tag {
         /// Name of the field.
         field: &'static str,
     },
+    /// A content tag of no content that the update is about.
+    #[error("content tag of no content of the update")]
+    UnknownTag,
     /// An rsync delta that can't be applied.
     #[error("damaged rsync delta")]
     Rsync(#[source] fast_rsync::ApplyError),

@@ -10,7 +10,7 @@ use std::os::unix::fs::FileExt;
 use std::sync::OnceLock;
 use std::sync::atomic::Ordering;
 
-use syncd_shared::delta::{Basis, BasisFile, ContentTag, DeltaCopy, DeltaFrame};
+use syncd_shared::delta::{Basis, BasisFile, ContentTag, DeltaCopy, DeltaFrame, Replacement};
 use syncd_shared::diff::{Change, TreeDiff};
 use syncd_shared::{ContentHash, Entry, Kind, RootEntry, TreePath};
 
@@ -29,25 +29,51 @@ pub(crate) struct Bases<'a> {
     diff: &'a TreeDiff,
     /// Contents that the diff removes or replaces: index of their first change.
     released: OnceLock<HashMap<ContentTag, usize>>,
+    /// Contents that the diff brings: index of their first change.
+    brought: OnceLock<HashMap<ContentTag, usize>>,
 }
 
 impl<'a> Bases<'a> {
     /// Of the live tree `live`, which `diff` starts from.
     pub fn new(replica: &'a Replica, live: RootEntry, diff: &'a TreeDiff) -> Self {
-        Self { replica, live, diff, released: OnceLock::new() }
+        Self { replica, live, diff, released: OnceLock::new(), brought: OnceLock::new() }
     }
 
     fn released(&self, tag: ContentTag) -> Option<(&TreePath, &Entry)> {
-        let index = self.released.get_or_init(|| {
-            let mut index = HashMap::new();
-            for (at, change) in self.diff.changes.iter().enumerate() {
-                if let Some((_, Entry { kind: Kind::File { content, .. }, .. })) = old(change) {
-                    index.entry(ContentTag::of(content)).or_insert(at);
-                }
-            }
-            index
-        });
+        let index = self.released.get_or_init(|| self.index(|change| old(change).map(|(_, entry)| entry)));
         old(&self.diff.changes[*index.get(&tag)?])
+    }
+
+    /// What a new content replaces at its first path.
+    fn replacement(&self, tag: ContentTag) -> Option<Replacement> {
+        let index = self.brought.get_or_init(|| self.index(brought));
+        let Change::Modified { from, to, .. } = &self.diff.changes[*index.get(&tag)?] else { return None };
+        match (&from.kind, &to.kind) {
+            (Kind::File { content, size: old_bytes }, Kind::File { size: new_bytes, .. }) => {
+                let (old_bytes, new_bytes) = (*old_bytes, *new_bytes);
+                Some(Replacement { old: ContentTag::of(content), old_bytes, new_bytes })
+            }
+            _ => None,
+        }
+    }
+
+    fn index(&self, entry: impl Fn(&Change) -> Option<&Entry>) -> HashMap<ContentTag, usize> {
+        let mut index = HashMap::new();
+        for (at, change) in self.diff.changes.iter().enumerate() {
+            if let Some(Entry { kind: Kind::File { content, .. }, .. }) = entry(change) {
+                index.entry(ContentTag::of(content)).or_insert(at);
+            }
+        }
+        index
+    }
+}
+
+/// What a change brings; nothing where it is metadata alone.
+fn brought(change: &Change) -> Option<&Entry> {
+    match change {
+        Change::Added { entry, .. } => Some(entry),
+        Change::Modified { from, to, .. } => (from.kind != to.kind).then_some(to),
+        Change::Removed { .. } => None,
     }
 }
 
@@ -92,8 +118,9 @@ impl<'a> Assembler<'a> {
     }
 
     /// Takes what a frame brings. Returns the contents that are whole now, and bytes taken.
-    pub fn take(&mut self, frame: &DeltaFrame, to: &Reception<'_>) -> Result<(u64, u64), StageError> {
-        let parts = parts(frame, to);
+    pub fn take(&mut self, mut frame: DeltaFrame, to: &Reception<'_>) -> Result<(u64, u64), StageError> {
+        frame.resolve(&|tag| self.bases.replacement(tag)).map_err(StageError::Frame)?;
+        let parts = parts(&frame, to);
         if parts.is_empty() {
             return Ok((0, 0));
         }

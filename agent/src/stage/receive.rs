@@ -62,7 +62,7 @@ impl Reception<'_> {
         if self.bytes_total <= INLINE_BYTES {
             let mut assembler = None;
             return self.read(frames, answers, progress, &mut |parcel| {
-                self.store(&parcel, &mut assembler).map(|()| true)
+                self.store(parcel, &mut assembler).map(|()| true)
             });
         }
         let workers = std::thread::available_parallelism().map_or(1, |n| n.get()).min(WORKERS_MAX);
@@ -75,7 +75,7 @@ impl Reception<'_> {
                 handles.push(scope.spawn(move || {
                     // Dropping the receiver tells the reader that this worker failed.
                     let mut assembler = None;
-                    receiver.into_iter().try_for_each(|parcel| self.store(&parcel, &mut assembler))
+                    receiver.into_iter().try_for_each(|parcel| self.store(parcel, &mut assembler))
                 }));
             }
             let mut turn = 0;
@@ -163,9 +163,9 @@ impl Reception<'_> {
         tags.get(&tag).copied()
     }
 
-    fn store<'b>(&'b self, parcel: &Parcel, assembler: &mut Option<Assembler<'b>>) -> Result<(), StageError> {
+    fn store<'b>(&'b self, parcel: Parcel, assembler: &mut Option<Assembler<'b>>) -> Result<(), StageError> {
         let (files, bytes) = match (parcel, &self.bases) {
-            (Parcel::Stored(frame), _) => self.incoming.store(frame, self.wanted)?,
+            (Parcel::Stored(frame), _) => self.incoming.store(&frame, self.wanted)?,
             (Parcel::Delta(_), None) => (0, 0),
             (Parcel::Delta(frame), Some(bases)) => {
                 let assembler = match assembler {

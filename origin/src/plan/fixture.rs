@@ -5,11 +5,13 @@ use std::sync::{Arc, Mutex};
 
 use bytes::Bytes;
 use syncd_proto::v1;
-use syncd_shared::delta::{Basis, ContentTag, DeltaFrame};
+use syncd_shared::delta::{Basis, ContentTag, DeltaFrame, Replacement};
+use syncd_shared::diff::{Change, diff};
 use syncd_shared::directory::{Entry, Kind, Metadata, Timestamp};
 use syncd_shared::wire::{Frame as WireFrame, StoredFrame};
 use syncd_shared::{Component, ContentHash, Directory, ObjectHash, RootEntry, RootHash, TreePath};
 
+use super::contents::Directories;
 use super::{Chunk, Contents, Frame, FrameId, Place, ReadError};
 
 pub(crate) const CHUNK: usize = 64 * 1024;
@@ -36,6 +38,25 @@ pub(crate) type Tree = BTreeMap<String, Vec<u8>>;
 
 pub(crate) fn tree(files: &[(&str, &[u8])]) -> Tree {
     files.iter().map(|(path, bytes)| ((*path).to_owned(), bytes.to_vec())).collect()
+}
+
+/// What the contents of one tree replace in another.
+pub(crate) fn replacements(
+    store: &dyn Contents,
+    from: &RootEntry,
+    to: &RootEntry,
+) -> HashMap<ContentTag, Replacement> {
+    let mut found = HashMap::new();
+    for change in diff(&Directories(store), from, to).unwrap().changes {
+        if let Change::Modified { from, to, .. } = change
+            && let (Kind::File { content: old, size: old_bytes }, Kind::File { content, size: new_bytes }) =
+                (from.kind, to.kind)
+        {
+            let old = ContentTag::of(&old);
+            found.entry(ContentTag::of(&content)).or_insert(Replacement { old, old_bytes, new_bytes });
+        }
+    }
+    found
 }
 
 /// Bytes that do not compress, the same for one seed.
@@ -182,6 +203,8 @@ pub(crate) struct MemoryReplica {
     parts: HashMap<ContentHash, BTreeMap<u64, Vec<u8>>>,
     tagged: HashMap<ContentTag, BTreeMap<u64, Vec<u8>>>,
     pub(crate) deltas: Vec<DeltaFrame>,
+    /// What new contents replace, to be given before an update is taken in.
+    pub(crate) replacements: HashMap<ContentTag, Replacement>,
     /// Where the tree that is updated from has contents.
     pub(crate) local: Vec<(ContentHash, TreePath)>,
     pub(crate) stored: Vec<StoredFrame>,
@@ -221,7 +244,8 @@ impl MemoryReplica {
     }
 
     /// Makes stretches of new files of what the files taken in before have.
-    fn assemble_delta(&mut self, frame: DeltaFrame) {
+    fn assemble_delta(&mut self, mut frame: DeltaFrame) {
+        frame.resolve(&|tag| self.replacements.get(&tag).copied()).unwrap();
         let known: HashMap<_, _> = self.files.keys().map(|file| (ContentTag::of(file), *file)).collect();
         let stretch = |files: &HashMap<ContentHash, Vec<u8>>, tag: &ContentTag, offset: u64, length: u64| {
             files[&known[tag]][offset as usize..(offset + length) as usize].to_vec()

@@ -12,6 +12,7 @@ mod objects;
 mod sealed;
 mod spool;
 mod stored;
+mod tally;
 mod update;
 
 use std::collections::HashMap;

@@ -1,8 +1,8 @@
 //! File contents as frames: what lies together in the store goes out together, without recompressing where it can.
 //!
 //! Contents are taken in windows of bounded size. Within one, pieces are grouped by the frame they lie in, in order of
-//! first use. A frame of which at least three quarters are wanted goes out as it is; from others the wanted chunks are
-//! gathered into new frames.
+//! first use. A frame of which at least three quarters are wanted (in an update, which is encoded once for all agents,
+//! fifteen sixteenths) goes out as it is; from others the wanted chunks are gathered into new frames.
 
 use std::collections::HashMap;
 use std::collections::hash_map::Entry;
@@ -55,13 +55,27 @@ pub(super) struct ContentFrames {
     groups: Vec<Group>,
     gather: Gather,
     missing: Vec<ContentHash>,
+    /// Sixteenths of a frame that must be wanted for it to go out as it is.
+    whole_share: u64,
 }
 
 impl ContentFrames {
     /// For these contents, in this order, each named once.
     pub(super) fn new(mut files: Vec<ContentHash>) -> Self {
         files.reverse();
-        Self { files, rest: Vec::new(), groups: Vec::new(), gather: Gather::default(), missing: Vec::new() }
+        Self {
+            files,
+            rest: Vec::new(),
+            groups: Vec::new(),
+            gather: Gather::default(),
+            missing: Vec::new(),
+            whole_share: 12,
+        }
+    }
+
+    /// Sends fewer bytes that nobody wants, and compresses more often.
+    pub(super) fn frugal(self) -> Self {
+        Self { whole_share: 15, ..self }
     }
 
     /// Contents that turned out not to be in the store.
@@ -156,7 +170,7 @@ impl ContentFrames {
         let Some(frame) = contents.frame(group.frame)? else {
             return self.send_moved(contents, group.wants, out);
         };
-        if group.wanted_bytes * 4 >= u64::from(frame.uncompressed_bytes) * 3 {
+        if group.wanted_bytes * 16 >= u64::from(frame.uncompressed_bytes) * self.whole_share {
             // Pieces of one file stay in order where they can.
             if group.wants.iter().any(|(_, want)| self.gather.has(&want.file)) {
                 self.gather.flush(out)?;

@@ -25,9 +25,15 @@ fn replica(planner: &Planner, root: &RootEntry) -> MemoryReplica {
     replica
 }
 
-async fn updated(planner: &Planner, from: &RootEntry, to: &RootEntry) -> (MemoryReplica, Arc<EncodedUpdate>) {
+async fn updated(
+    store: &dyn Contents,
+    planner: &Planner,
+    from: &RootEntry,
+    to: &RootEntry,
+) -> (MemoryReplica, Arc<EncodedUpdate>) {
     let mut replica = replica(planner, from);
     replica.stored.clear();
+    replica.replacements = fixture::replacements(store, from, to);
     let update = planner.update(from.hash(), to.hash()).await.unwrap();
     for item in 0..update.items() {
         let frame = update.item(item).unwrap().unwrap();
@@ -76,7 +82,7 @@ async fn an_update_turns_one_tree_into_the_other() {
         next.insert("big.bin".into(), big);
         let (from, to) = (store.put(&site()), store.put(&next));
         let (planner, _data) = planner(&store, PlanBudget::default());
-        let (replica, update) = updated(&planner, &from, &to).await;
+        let (replica, update) = updated(&*store, &planner, &from, &to).await;
         assert_eq!(replica.tree(&to), next);
         assert_eq!(replica.local.len(), 1);
         assert_eq!(replica.local[0].1.as_bytes(), b"docs/02/page21.html");
@@ -97,7 +103,7 @@ async fn small_files_travel_as_deltas_together_with_new_ones() {
     next.insert("elsewhere/page35.html".into(), [&moved[..], b"and edited"].concat());
     let (from, to) = (store.put(&site()), store.put(&next));
     let (planner, _data) = planner(&store, PlanBudget::default());
-    let (replica, update) = updated(&planner, &from, &to).await;
+    let (replica, update) = updated(&*store, &planner, &from, &to).await;
     assert_eq!(replica.tree(&to), next);
     assert_eq!((replica.deltas.len(), replica.stored.len()), (1, 0));
     assert_eq!(replica.deltas[0].pieces.len(), 41);
@@ -115,7 +121,7 @@ async fn a_large_file_travels_as_copies_and_its_edits() {
     }
     let (from, to) = (store.put(&tree(&[("f", &before)])), store.put(&tree(&[("f", &after)])));
     let (planner, _data) = planner(&store, PlanBudget::default());
-    let (replica, update) = updated(&planner, &from, &to).await;
+    let (replica, update) = updated(&*store, &planner, &from, &to).await;
     assert_eq!(replica.tree(&to), tree(&[("f", &after)]));
     assert!(update.bytes() < 95_000, "{}", update.bytes());
     assert!(replica.deltas.iter().map(|d| d.copies.len()).sum::<usize>() >= 20);
@@ -139,7 +145,7 @@ async fn a_large_file_without_anything_in_common_goes_as_it_is_stored() {
     let (before, after) = (noise(6, 3_000_000), noise(7, 3_100_000));
     let (from, to) = (store.put(&tree(&[("f", &before)])), store.put(&tree(&[("f", &after)])));
     let (planner, _data) = planner(&store, PlanBudget::default());
-    let (replica, _) = updated(&planner, &from, &to).await;
+    let (replica, _) = updated(&*store, &planner, &from, &to).await;
     assert_eq!(replica.tree(&to), tree(&[("f", &after)]));
     assert_eq!((replica.deltas.len(), replica.stored.len()), (0, 3));
 }
@@ -155,7 +161,7 @@ async fn a_large_file_that_changed_everywhere_is_compared_where_it_lies() {
     }
     let (from, to) = (store.put(&tree(&[("f", &before)])), store.put(&tree(&[("f", &after)])));
     let (planner, _data) = planner(&store, PlanBudget::default());
-    let (replica, update) = updated(&planner, &from, &to).await;
+    let (replica, update) = updated(&*store, &planner, &from, &to).await;
     assert_eq!(replica.tree(&to), tree(&[("f", &after)]));
     assert!(update.bytes() < 150_000, "{}", update.bytes());
 }
@@ -165,7 +171,7 @@ async fn metadata_alone_costs_no_content() {
     let store = MemoryStore::new(1 << 20);
     let (from, to) = (store.put(&site()), store.put_with_mode(&site(), 0o600));
     let (planner, _data) = planner(&store, PlanBudget::default());
-    let (replica, update) = updated(&planner, &from, &to).await;
+    let (replica, update) = updated(&*store, &planner, &from, &to).await;
     assert_eq!(replica.tree(&to), site());
     assert_eq!((update.items(), replica.deltas.len() + replica.stored.len() + replica.local.len()), (2, 0));
 }
@@ -176,7 +182,7 @@ async fn a_renamed_subtree_costs_no_content_and_one_patch() {
     let renamed: Tree = site().into_iter().map(|(path, b)| (path.replace("docs/", "manual/"), b)).collect();
     let (from, to) = (store.put(&site()), store.put(&renamed));
     let (planner, _data) = planner(&store, PlanBudget::default());
-    let (replica, update) = updated(&planner, &from, &to).await;
+    let (replica, update) = updated(&*store, &planner, &from, &to).await;
     assert_eq!(replica.tree(&to), renamed);
     assert_eq!((update.items(), replica.stored.len()), (2, 0));
     assert!(update.is_inline());
@@ -332,8 +338,8 @@ async fn a_sealed_generation_is_planned_from_the_real_store() {
     let (small, large) = (noise(1, 700), noise(2, 300_000));
     let from = seal(1, &[("a", small.clone()), ("b", large.clone()), ("empty", Vec::new())]);
     let to = seal(2, &[("a", noise(3, 900)), ("c", large.clone()), ("empty", Vec::new())]);
-    let planner = Planner::new(store, data.path(), PlanBudget::default()).unwrap();
-    let (replica, _) = updated(&planner, &from, &to).await;
+    let planner = Planner::new(store.clone(), data.path(), PlanBudget::default()).unwrap();
+    let (replica, _) = updated(&*store, &planner, &from, &to).await;
     assert_eq!(replica.tree(&to), tree(&[("a", &noise(3, 900)), ("c", &large), ("empty", b"")]));
     assert_eq!(replica.local.len(), 1);
 }

@@ -17,6 +17,7 @@ use super::contents::{Contents, Directories};
 use super::delta;
 use super::error::PlanError;
 use super::stored::end;
+use super::tally::Tally;
 
 /// Roughly what an entry takes in a patch besides its name.
 const ENTRY_BYTES: usize = 96;
@@ -37,14 +38,18 @@ pub(super) fn encode(
         source: Box::new(source),
     })?;
     let mut item = 0;
+    let mut tally = Tally::default();
     let mut emit = |message: Message| {
+        tally.count(&message);
         let frame = v1::FetchFrame { item, frame: Some(message) };
         item += 1;
         sink(frame)
     };
     encode_directories(&source, (&before, &after), &tree_diff, &mut emit)?;
     delta::encode(contents, &before, &tree_diff, &mut emit)?;
-    emit(end(0, []))
+    emit(end(0, []))?;
+    tracing::debug!(%from, %to, ?tally, "encoded an update");
+    Ok(())
 }
 
 type Emit<'a> = &'a mut dyn FnMut(Message) -> Result<(), PlanError>;

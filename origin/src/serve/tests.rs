@@ -25,7 +25,7 @@ use tonic::{Code, Status, Streaming};
 use super::*;
 use crate::fleet::{AgentState, AgentView};
 use crate::plan::PlanBudget;
-use crate::plan::fixture::{MemoryReplica, MemoryStore, Tree, noise, tree};
+use crate::plan::fixture::{MemoryReplica, MemoryStore, Tree, noise, replacements, tree};
 use crate::store::Store;
 
 const SOON: Duration = Duration::from_secs(20);
@@ -270,6 +270,7 @@ async fn two_agents_follow_by_the_general_path_and_by_an_inline_update() {
         let inline = control.announce().await.update.expect("a small update travels along");
         assert_eq!(inline.from_root.as_ref(), from.hash().as_bytes());
         let mut replica = general_path(&origin, node, &from).await;
+        replica.replacements = replacements(&*origin.contents, &from, &to);
         inline.frames.into_iter().for_each(|frame| replica.take(frame));
         replica.assemble();
         assert_eq!(replica.tree(&to), second);
@@ -300,6 +301,7 @@ async fn a_large_update_is_fetched_and_resumed_by_item() {
     let rest = origin.fetch(&node, vec![update(&from, &to, middle)]).await.unwrap();
     assert_eq!(rest, frames[middle as usize..]);
     let mut replica = general_path(&origin, &node, &from).await;
+    replica.replacements = replacements(&*origin.contents, &from, &to);
     frames.into_iter().for_each(|frame| replica.take(frame));
     replica.assemble();
     assert_eq!(replica.tree(&to), second);

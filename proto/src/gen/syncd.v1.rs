@@ -331,11 +331,15 @@ pub struct DeltaPlaces {
     /// Together with the pieces in the order of each file.
     #[prost(message, repeated, tag = "3")]
     pub copies: ::prost::alloc::vec::Vec<DeltaCopy>,
+    /// Contents, 5 bytes each, that replace another at the first path that the update puts them at: each stands for a basis,
+    /// all of the old content, after those above, and a piece, all of the new content, after those above.
+    #[prost(bytes = "bytes", tag = "4")]
+    pub replaced: ::prost::bytes::Bytes,
 }
 /// A stretch of a file of the tree that is updated from.
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct DeltaBasis {
-    /// The first 8 bytes of its content's hash.
+    /// The first 5 bytes of its content's hash.
     #[prost(bytes = "bytes", tag = "1")]
     pub content: ::prost::bytes::Bytes,
     /// Where it is; empty: where the update replaces or removes it.
@@ -348,7 +352,7 @@ pub struct DeltaBasis {
 }
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct DeltaPiece {
-    /// The first 8 bytes of the hash of the file content it belongs to.
+    /// The first 5 bytes of the hash of the file content it belongs to.
     #[prost(bytes = "bytes", tag = "1")]
     pub file: ::prost::bytes::Bytes,
     /// Offset in that file.

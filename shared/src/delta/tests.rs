@@ -31,6 +31,7 @@ fn frame() -> DeltaFrame {
             },
             DeltaCopy { file: tag(2), file_offset: 2000, basis: file, basis_offset: 0, length_bytes: 1 },
         ],
+        replaced: vec![tag(4), tag(5)],
     }
 }
 
@@ -54,6 +55,7 @@ fn a_frame_survives_the_wire() {
     assert_eq!(received.bases, sent.bases);
     assert_eq!(received.pieces, sent.pieces);
     assert_eq!(received.copies, sent.copies);
+    assert_eq!(received.replaced, sent.replaced);
     assert_eq!(received.encoded.restore(b"prefix", 1000).expect("restores"), noise(1, 1000));
 }
 
@@ -115,13 +117,30 @@ fn amounts_above_the_limits_are_refused() {
 }
 
 #[test]
+fn what_is_replaced_becomes_a_basis_and_a_piece() {
+    let known = |old_bytes, new_bytes| {
+        move |new| (new != tag(9)).then_some(Replacement { old: tag(8), old_bytes, new_bytes })
+    };
+    let mut resolved = frame();
+    resolved.resolve(&known(10, 20)).expect("known");
+    assert_eq!((resolved.bases.len(), resolved.pieces.len(), resolved.output_bytes()), (3, 3, 1040));
+    assert_eq!(resolved.bases[2].file.content, tag(8));
+    assert_eq!(resolved.pieces[2], DeltaPiece { file: tag(5), file_offset: 0, length_bytes: 20 });
+    let half = DELTA_BASES_MAX_BYTES as u64 / 2;
+    assert!(matches!(frame().resolve(&known(half, 20)), Err(WireError::Limit { .. })));
+    assert!(matches!(frame().resolve(&known(10, u64::MAX)), Err(WireError::Limit { .. })));
+    let mut unknown = DeltaFrame { replaced: vec![tag(9)], ..frame() };
+    assert!(matches!(unknown.resolve(&known(10, 20)), Err(WireError::UnknownTag)));
+}
+
+#[test]
 fn malformed_places_are_refused() {
     let (basis, piece) = (basis_message(&frame().bases[0]), piece_message(&frame().pieces[0]));
     let copy = copy_message(&frame().copies[0]);
     let bases = |basis| v1::DeltaPlaces { bases: vec![basis], ..Default::default() };
     let pieces = |piece| v1::DeltaPlaces { pieces: vec![piece], ..Default::default() };
     let copies = |copy| v1::DeltaPlaces { copies: vec![copy], ..Default::default() };
-    let short = Bytes::from_static(b"1234567");
+    let short = Bytes::from_static(b"1234");
     for bad in [
         bases(v1::DeltaBasis { offset: u64::MAX, ..basis.clone() }),
         pieces(v1::DeltaPiece { file_offset: u64::MAX, ..piece.clone() }),

@@ -29,6 +29,8 @@ pub(super) struct NewFile {
     pub size: u64,
     /// What it probably was made from.
     pub basis: Option<OldFile>,
+    /// Whether the basis is what it replaces at its path.
+    pub is_replacement: bool,
 }
 
 /// Every wanted content once, by the way it travels, each list in path order.
@@ -72,8 +74,9 @@ impl Carriages {
                 chosen.local.push((content, source));
                 continue;
             }
-            let basis = own.filter(|own| own.size > 0).or_else(|| namesakes.nearest(path));
-            let file = NewFile { content, size, basis };
+            let own = own.filter(|own| own.size > 0);
+            let basis = own.or_else(|| namesakes.nearest(path));
+            let file = NewFile { content, size, basis, is_replacement: own.is_some() };
             if size <= DELTA_OUTPUT_MAX_BYTES as u64 {
                 chosen.small.push(file);
             } else if basis.is_some() {
