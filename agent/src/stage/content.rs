@@ -219,7 +219,7 @@ impl Incoming {
         lock(&self.partial).clear();
     }
 
-    /// Writes a part of a content; whether it is whole now, and verified.
+    /// Writes a stretch of a content; whether it is whole now, and verified.
     pub fn put_piece(
         &self,
         hash: ContentHash,

@@ -85,7 +85,6 @@ impl Replica {
         finish(&self.record, &TreePath::root(), &tree, &root.object, self.owners, &mut changed)?;
         tree.set_own_metadata(&root.metadata, self.owners)?;
         let done = shared.done();
-        drop(shared);
         incoming.clear(&self.layout)?;
         Ok(Staged {
             target: target.clone(),
@@ -377,21 +376,8 @@ impl Build<'_> {
     fn made_at_once(&mut self, dir: &Dir, entry: &Entry, resumes: bool) -> Result<Option<u64>, StageError> {
         let name = entry.name.as_bytes();
         if resumes {
-            if let Kind::File { content, size } = entry.kind
-                && size > 0
-                && let Some(stat) = dir.stat(name)?
-            {
-                if stat.kind == FileType::RegularFile
-                    && (stat.size, stat.links) == (size, 1)
-                    && let Ok(file) = dir.open_file(name)
-                {
-                    disk::drop_cached(&file);
-                    if hash_file(&file).is_ok_and(|hash| hash == content) {
-                        dir.set_metadata(name, &entry.metadata, self.replica.owners, false)?;
-                        self.shared.found(size);
-                        return Ok(Some(stat.inode));
-                    }
-                }
+            if let Some(inode) = self.left_there(dir, entry)? {
+                return Ok(Some(inode));
             }
             dir.unlink(name)?;
         }
@@ -407,6 +393,24 @@ impl Build<'_> {
             matches!(entry.kind, Kind::Symlink { .. }),
         )?;
         Ok(Some(dir.stat(name)?.map_or(0, |s| s.inode)))
+    }
+
+    /// The inode number of a file that an earlier attempt left whole.
+    fn left_there(&self, dir: &Dir, entry: &Entry) -> Result<Option<u64>, StageError> {
+        let name = entry.name.as_bytes();
+        let Kind::File { content, size } = entry.kind else { return Ok(None) };
+        let Some(stat) = dir.stat(name)? else { return Ok(None) };
+        if size == 0 || stat.kind != FileType::RegularFile || (stat.size, stat.links) != (size, 1) {
+            return Ok(None);
+        }
+        let Ok(file) = dir.open_file(name) else { return Ok(None) };
+        disk::drop_cached(&file);
+        if !hash_file(&file).is_ok_and(|hash| hash == content) {
+            return Ok(None);
+        }
+        dir.set_metadata(name, &entry.metadata, self.replica.owners, false)?;
+        self.shared.found(size);
+        Ok(Some(stat.inode))
     }
 
     /// Completes a window that was answered.

@@ -18,7 +18,7 @@ use syncd_proto::v1::replication_client::ReplicationClient;
 use syncd_shared::SignedGeneration;
 use syncd_shared::identity::{ClientTls, connect};
 use syncd_shared::limits::CONTROL_MESSAGE_MAX_BYTES;
-use syncd_shared::wire::Frame;
+use syncd_shared::wire::{FEATURE_DELTAS, Frame};
 use tokio::sync::{mpsc, watch};
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Code, Status};
@@ -157,7 +157,7 @@ impl LoadAgent {
         v1::Hello {
             protocol_min: 1,
             protocol_max: 1,
-            features: Vec::new(),
+            features: vec![FEATURE_DELTAS.to_owned()],
             boot_id: format!("load-{}", self.index),
             agent_version: env!("CARGO_PKG_VERSION").to_owned(),
             live: shown.clone(),

@@ -7,7 +7,7 @@ use syncd_proto::v1::fetch_request::Request;
 use syncd_proto::v1::replication_client::ReplicationClient;
 use syncd_shared::identity::{ClientTls, connect};
 use syncd_shared::limits::{CONTROL_MESSAGE_MAX_BYTES, FETCH_MESSAGE_MAX_BYTES, OBJECTS_BATCH_MAX};
-use syncd_shared::wire::{Frame, ObjectsBatch};
+use syncd_shared::wire::{FEATURE_DELTAS, Frame, ObjectsBatch};
 use syncd_shared::{ContentHash, Directory, Kind, RootHash, SignedGeneration};
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
@@ -57,6 +57,7 @@ pub async fn fetch(
         from_root: Bytes::copy_from_slice(live.as_bytes()),
         to_root: Bytes::copy_from_slice(root.as_bytes()),
         first_item: 0,
+        features: vec![FEATURE_DELTAS.to_owned()],
     };
     ask(Request::Update(update)).await?;
     let mut answer = client.fetch(ReceiverStream::new(receiver)).await?.into_inner();

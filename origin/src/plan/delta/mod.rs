@@ -46,7 +46,7 @@ const PROBE_BYTES: u32 = 256 * 1024;
 
 type Emit<'a> = &'a mut dyn FnMut(Message) -> Result<(), PlanError>;
 
-/// Encodes every content that the diff wants.
+/// Encodes every content that the diff wants of a tree that is `before`.
 pub(super) fn encode(
     contents: &dyn Contents,
     before: &RootEntry,
