@@ -31,14 +31,16 @@ use crate::wire::{WireError, compress, decompress, limit};
 const ZSTD_LEVEL: i32 = 3;
 /// Level for what matches its basis poorly: a third fewer bytes in twelve times the time.
 const ZSTD_LEVEL_POOR: i32 = 12;
+/// Entries of the tables of that level, as a power of two: 4 MiB each.
+const POOR_TABLE_LOG: u32 = 20;
 /// A delta of more than this part of its output matches poorly.
-const POOR_SHARE: usize = 16;
+const POOR_SHARE: usize = 32;
 /// Bits a byte from which on data does not compress, whatever the level.
 const ENTROPY_MAX: f64 = 7.0;
 /// Smallest window that zstd has.
 const WINDOW_LOG_MIN: u32 = 10;
 /// The library panics or loops for ever on odd options: these are all it ever sees.
-const RSYNC_OPTIONS: SignatureOptions = SignatureOptions { block_size: 1024, crypto_hash_size: 8 };
+const RSYNC_OPTIONS: SignatureOptions = SignatureOptions { block_size: 256, crypto_hash_size: 8 };
 /// One update of 14,000 files in 10,000 has two contents of one tag: that costs a fetch.
 const TAG_BYTES: usize = 5;
 
@@ -189,14 +191,19 @@ impl Encoded {
         Self::at_level(prefix, data, ZSTD_LEVEL)
     }
 
-    /// [`Encoded::by_zstd`], and with more effort where little of the data was found in the prefix and it is worth it.
-    pub fn by_zstd_well(prefix: &[u8], data: &[u8]) -> Result<Self, EncodeError> {
+    /// The smallest encoding. Where zstd finds most of the data in the prefix it is zstd's. Else what does not compress is
+    /// tried by rsync's algorithm, which marks edits in it more tersely, and what does with more effort.
+    pub fn smallest(prefix: &[u8], data: &[u8]) -> Result<Self, EncodeError> {
         let quick = Self::by_zstd(prefix, data)?;
-        if quick.compressed.len() <= data.len() / POOR_SHARE || entropy(data) > ENTROPY_MAX {
+        let bytes = quick.compressed.len();
+        if bytes <= data.len() / POOR_SHARE {
             return Ok(quick);
         }
-        let well = Self::at_level(prefix, data, ZSTD_LEVEL_POOR)?;
-        Ok(if well.compressed.len() < quick.compressed.len() { well } else { quick })
+        let other = match entropy(data) > ENTROPY_MAX {
+            true => Self::by_rsync(prefix, data),
+            false => Some(Self::at_level(prefix, data, ZSTD_LEVEL_POOR)?),
+        };
+        Ok(other.filter(|other| other.compressed.len() <= bytes).unwrap_or(quick))
     }
 
     fn at_level(prefix: &[u8], data: &[u8], level: i32) -> Result<Self, EncodeError> {
@@ -216,6 +223,12 @@ impl Encoded {
             CParameter::ChecksumFlag(false),
         ] {
             context.set_parameter(parameter).map_err(encode_failed)?;
+        }
+        if level == ZSTD_LEVEL_POOR {
+            // The level's own tables take 48 MiB for each thread, for a few megabytes of data.
+            for table in [CParameter::HashLog(POOR_TABLE_LOG), CParameter::ChainLog(POOR_TABLE_LOG)] {
+                context.set_parameter(table).map_err(encode_failed)?;
+            }
         }
         context.ref_prefix(prefix).map_err(encode_failed)?;
         let mut out = Vec::with_capacity(zstd::zstd_safe::compress_bound(data.len()));

@@ -3,7 +3,7 @@
 //! ```text
 //! carriage   how each content travels
 //! jobs       small files in groups of up to 1 MiB, large ones by stretches of that size, in path order
-//! in_order   jobs are read, encoded and compressed on all cores; messages come in the order of the jobs
+//! in_order   runs of jobs are read, encoded and compressed on all cores; messages come in their order
 //! ```
 //!
 //! A job names what it needs and holds no content, so memory is a few megabytes for each core, whatever the size of the
@@ -37,11 +37,10 @@ use stretches::{Part, copied_bytes, parts};
 const GROUP_BASES_BYTES: usize = 2 * 1024 * 1024;
 /// Bases, pieces and copies of a job: well below what a receiver takes.
 const JOB_PLACES: usize = 8 * 1024;
+/// Jobs that one thread does in a run: they read the same frames of the store.
+const RUN_JOBS: usize = 4;
 /// A large file of which the basis has less than this part is looked at before it is encoded.
 const COMMON_SHARE: u64 = 16;
-/// rsync's algorithm is tried where zstd leaves more than this part of a stretch: where it leaves less, rsync's never won on
-/// any corpus, and took two to three times the time.
-const RSYNC_SHARE: usize = 4;
 /// Bytes that are encoded to see whether a delta is worth it.
 const PROBE_BYTES: u32 = 256 * 1024;
 
@@ -68,8 +67,15 @@ pub(super) fn encode(
         ready: VecDeque::new(),
         not_worth_it: Vec::new(),
     };
-    in_order(&mut jobs, || Reader::new(contents), |reader, job: Job| job.run(reader), &mut |message| {
-        emit(Message::Delta(message))
+    let runs = std::iter::from_fn(|| {
+        let run: Result<Vec<Job>, PlanError> = jobs.by_ref().take(RUN_JOBS).collect();
+        if run.as_ref().is_ok_and(Vec::is_empty) { None } else { Some(run) }
+    });
+    let work = |reader: &mut Reader<'_>, run: Vec<Job>| {
+        run.into_iter().map(|job| job.run(reader)).collect::<Result<Vec<_>, _>>()
+    };
+    in_order(runs, || Reader::new(contents), work, &mut |messages| {
+        messages.into_iter().try_for_each(|message| emit(Message::Delta(message)))
     })?;
     chosen.stored.append(&mut jobs.not_worth_it);
     encode_stored(contents, chosen.stored, emit)
@@ -96,7 +102,7 @@ struct Job {
     copies: Vec<DeltaCopy>,
     /// What is replaced whole, and what replaces it: they come after the bases and pieces.
     replaced: Vec<(Stretch, Stretch)>,
-    /// Whether rsync's algorithm is tried, too.
+    /// Stretches of a large file: worth more effort.
     by_stretches: bool,
     bases_bytes: usize,
     output_bytes: usize,
@@ -163,22 +169,12 @@ impl Job {
             }
         }
         let replaced = replaced.iter().map(|file| ContentTag::of(&file.content)).collect();
-        let encoded = smallest(&prefix, &data, self.by_stretches)?;
+        let encoded = match self.by_stretches {
+            true => Encoded::smallest(&prefix, &data),
+            false => Encoded::by_zstd(&prefix, &data),
+        }?;
         Ok(DeltaFrame { encoded, bases, pieces, copies: self.copies, replaced }.to_message())
     }
-}
-
-fn smallest(prefix: &[u8], data: &[u8], by_stretches: bool) -> Result<Encoded, PlanError> {
-    if !by_stretches {
-        return Ok(Encoded::by_zstd(prefix, data)?);
-    }
-    let by_zstd = Encoded::by_zstd_well(prefix, data)?;
-    let bytes = by_zstd.compressed.len();
-    if bytes <= data.len() / RSYNC_SHARE {
-        return Ok(by_zstd);
-    }
-    let by_rsync = Encoded::by_rsync(prefix, data);
-    Ok(by_rsync.filter(|by_rsync| by_rsync.compressed.len() <= bytes).unwrap_or(by_zstd))
 }
 
 /// Jobs one by one: large files first, since each of them is put together by one thread of the receiver.
