@@ -32,7 +32,7 @@ use tonic::{Code, Status, Streaming};
 
 use crate::dialer::Dialer;
 use crate::reason;
-use crate::session::machine::FEATURES;
+use crate::session::messages::FEATURES;
 use crate::source::{Batches, FetchError, Frames, Source};
 
 /// Frames received and not yet taken by staging.

@@ -10,22 +10,16 @@ use syncd_proto::v1::agent_message::Message as ToOrigin;
 use syncd_proto::v1::origin_message::Message as FromOrigin;
 use syncd_shared::generation::GenerationError;
 use syncd_shared::identity::KeySuccession;
-use syncd_shared::identity::signing::{SuccessionError, verify_successions};
-use syncd_shared::limits::HELD_GENERATIONS_MAX;
-use syncd_shared::wire::{FEATURE_DELTAS, Frame, WireError, root_hash};
+use syncd_shared::identity::signing::verify_successions;
+use syncd_shared::wire::{WireError, root_hash};
 use syncd_shared::{Generation, GenerationNumber, RootHash, SignedGeneration, TreeId};
 
-use super::worker::{Command, Failure, Inline, Outcome, ReplicaState, Report, StageProgress, Verified};
+use super::event::{Action, Event, Violation};
+use super::messages::{self, PROTOCOL_MAX, PROTOCOL_MIN};
+use super::worker::{Command, Failure, Inline, Outcome, ReplicaState, Report, StageProgress};
 use crate::backoff::Backoff;
 use crate::reason;
 use crate::status::State;
-
-/// Versions of the protocol that this agent speaks.
-pub const PROTOCOL_MIN: u32 = 1;
-/// See [`PROTOCOL_MIN`].
-pub const PROTOCOL_MAX: u32 = 1;
-/// Optional abilities that this agent names.
-pub(crate) const FEATURES: &[&str] = &[FEATURE_DELTAS];
 
 /// From the start of dialling to the origin's `Welcome`.
 pub(crate) const GREETING_TIMEOUT: Duration = Duration::from_secs(20);
@@ -41,65 +35,6 @@ const SETTLED: Duration = Duration::from_secs(5);
 const PROGRESS_INTERVAL: Duration = Duration::from_secs(1);
 /// After an activation, before what can wait is done.
 const MAINTAIN_DELAY: Duration = Duration::from_millis(200);
-
-/// What an origin did that no origin does. The connection is closed.
-#[derive(Debug, thiserror::Error)]
-pub(crate) enum Violation {
-    #[error("the origin sent a message without content")]
-    Empty,
-    #[error("the origin sent a message out of order")]
-    Order,
-    #[error(
-        "the origin speaks protocol version {actual}, this agent {PROTOCOL_MIN} to {PROTOCOL_MAX}: update the older side"
-    )]
-    Protocol { actual: u32 },
-    #[error("the origin announced a malformed update")]
-    Update(#[from] WireError),
-    #[error("the origin's signing key can't be followed")]
-    Successions(#[from] SuccessionError),
-}
-
-/// What happened.
-#[derive(Debug)]
-pub(crate) enum Event {
-    /// The origin said something.
-    Message(v1::OriginMessage),
-    /// The connection is gone, or did not come about.
-    Lost(String),
-    /// The worker said something.
-    Report(Report),
-    /// Someone wants the replica verified.
-    Verify,
-    /// The certificate was renewed.
-    Renewed,
-    /// A deadline passed.
-    Tick,
-    /// SIGTERM.
-    Stop,
-}
-
-/// What is to be done.
-#[derive(Debug)]
-pub(crate) enum Action {
-    /// Connect, and say this first.
-    Dial(Box<v1::Hello>),
-    /// Give the connection up.
-    Hang,
-    /// Say it to the origin.
-    Send(ToOrigin),
-    /// Give the idle worker a command.
-    Start(Box<Command>),
-    /// End what the worker is doing.
-    Cancel,
-    /// Trust this key from now on, also after a restart.
-    Pin(VerifyingKey),
-    /// Tell who asked for a verification.
-    Verifying(StageProgress),
-    /// Tell who asked for a verification; `Err`: it failed.
-    Verified(Result<Verified, Failure>),
-    /// The worker is idle and nothing more will be done.
-    Stopped,
-}
 
 /// The connection to the origin.
 #[derive(Debug)]
@@ -324,7 +259,7 @@ impl Machine {
                 return Ok(());
             }
         };
-        let inline = announce.update.map(inline_update).transpose()?;
+        let inline = announce.update.map(messages::inline_update).transpose()?;
         self.work_error = None;
         self.retry.reset();
         self.retry_operator.reset();
@@ -367,7 +302,7 @@ impl Machine {
             Report::Activating => {
                 self.activating = true;
                 if let Some(Job::Update { number, root }) = self.job {
-                    self.send(staged_message(number, root), out);
+                    self.send(messages::staged(number, root), out);
                 }
             }
             Report::Done(outcome, replica) => {
@@ -393,7 +328,7 @@ impl Machine {
             (Some(Job::Update { number, root }), Outcome::Staged) => {
                 self.staged = Some((number, root));
                 self.work_error = None;
-                self.send(staged_message(number, root), out);
+                self.send(messages::staged(number, root), out);
             }
             (_, Outcome::Activated) => {
                 self.staged = None;
@@ -532,7 +467,7 @@ impl Machine {
         let mut silence = None;
         match &mut self.link {
             Link::Down { redial_at } if now >= *redial_at => {
-                out.push(Action::Dial(Box::new(self.hello())));
+                out.push(Action::Dial(Box::new(messages::hello(&self.trust.boot_id, &self.replica))));
                 self.link = Link::Greeting { since: now };
             }
             Link::Greeting { since } if now >= *since + GREETING_TIMEOUT => {
@@ -623,12 +558,7 @@ impl Machine {
 
     fn say_activated(&self, out: &mut Vec<Action>) {
         if let Some(live) = &self.replica.live {
-            let message = v1::Activated {
-                generation: live.number().get(),
-                root: bytes::Bytes::copy_from_slice(live.root_hash().as_bytes()),
-                spare_misses: self.replica.spare_misses,
-            };
-            self.send(ToOrigin::Activated(message), out);
+            self.send(messages::activated(live, self.replica.spare_misses), out);
         }
     }
 
@@ -637,7 +567,7 @@ impl Machine {
         if let (Some((number, root)), Some(target)) = (self.staged, &self.target)
             && target.is(number, root)
         {
-            self.send(staged_message(number, root), out);
+            self.send(messages::staged(number, root), out);
         }
     }
 
@@ -647,39 +577,4 @@ impl Machine {
             out.push(Action::Send(message));
         }
     }
-
-    fn hello(&self) -> v1::Hello {
-        let live = self.replica.live.as_ref();
-        let held = self.replica.held.iter().filter(|h| live.is_none_or(|l| l.number() != h.number()));
-        v1::Hello {
-            protocol_min: PROTOCOL_MIN,
-            protocol_max: PROTOCOL_MAX,
-            features: FEATURES.iter().map(|f| (*f).to_owned()).collect(),
-            boot_id: self.trust.boot_id.clone(),
-            agent_version: env!("CARGO_PKG_VERSION").to_owned(),
-            live: live.map(signed_message),
-            accepted: self.replica.accepted.as_ref().map(signed_message),
-            held: held.take(HELD_GENERATIONS_MAX).map(signed_message).collect(),
-        }
-    }
-}
-
-fn signed_message(generation: &SignedGeneration) -> v1::SignedGeneration {
-    v1::SignedGeneration {
-        record: bytes::Bytes::copy_from_slice(generation.record()),
-        signature: bytes::Bytes::copy_from_slice(generation.signature()),
-    }
-}
-
-fn staged_message(number: GenerationNumber, root: RootHash) -> ToOrigin {
-    ToOrigin::Staged(v1::Staged {
-        generation: number.get(),
-        root: bytes::Bytes::copy_from_slice(root.as_bytes()),
-    })
-}
-
-fn inline_update(update: v1::InlineUpdate) -> Result<Inline, WireError> {
-    let from = root_hash(&update.from_root, "from_root")?;
-    let frames = update.frames.into_iter().map(Frame::from_message).collect::<Result<_, _>>()?;
-    Ok(Inline { from, frames })
 }

@@ -38,7 +38,9 @@
 //!
 //! After a crash nothing in here matters: the replica's own record tells the next `Hello`, the origin announces again.
 
+mod event;
 pub mod machine;
+pub(crate) mod messages;
 pub mod worker;
 
 use std::time::Instant;
@@ -56,7 +58,8 @@ use tokio::task::AbortHandle;
 use tokio_stream::wrappers::ReceiverStream;
 use tokio_util::sync::CancellationToken;
 
-use self::machine::{Action, Event, Machine, Trust};
+use self::event::{Action, Event};
+use self::machine::{Machine, Trust};
 use self::worker::{Cancellation, Failure, Hooks, OpenSource, ReplicaWork, StageProgress, Verified, Worker};
 use crate::dialer::Dialer;
 use crate::reason;

@@ -472,6 +472,9 @@ fn receive(
         if shared.cancel.load(Ordering::Relaxed) {
             return Err(StageError::Cancelled);
         }
+        if shared.failed() {
+            return Ok(());
+        }
         let frame = frames.next().unwrap_or(Err(FetchError::Disconnected(None)));
         match frame.map_err(StageError::Fetch)? {
             Frame::Stored(frame) => {

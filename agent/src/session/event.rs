@@ -1,0 +1,69 @@
+//! What the session hears, and what it decides: the vocabulary of [`super::machine`].
+
+use ed25519_dalek::VerifyingKey;
+use syncd_proto::v1;
+use syncd_proto::v1::agent_message::Message as ToOrigin;
+use syncd_shared::identity::signing::SuccessionError;
+use syncd_shared::wire::WireError;
+
+use super::messages::{PROTOCOL_MAX, PROTOCOL_MIN};
+use super::worker::{Command, Failure, Report, StageProgress, Verified};
+
+/// What an origin did that no origin does. The connection is closed.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum Violation {
+    #[error("the origin sent a message without content")]
+    Empty,
+    #[error("the origin sent a message out of order")]
+    Order,
+    #[error(
+        "the origin speaks protocol version {actual}, this agent {PROTOCOL_MIN} to {PROTOCOL_MAX}: update the older side"
+    )]
+    Protocol { actual: u32 },
+    #[error("the origin announced a malformed update")]
+    Update(#[from] WireError),
+    #[error("the origin's signing key can't be followed")]
+    Successions(#[from] SuccessionError),
+}
+
+/// What happened.
+#[derive(Debug)]
+pub(crate) enum Event {
+    /// The origin said something.
+    Message(v1::OriginMessage),
+    /// The connection is gone, or did not come about.
+    Lost(String),
+    /// The worker said something.
+    Report(Report),
+    /// Someone wants the replica verified.
+    Verify,
+    /// The certificate was renewed.
+    Renewed,
+    /// A deadline passed.
+    Tick,
+    /// SIGTERM.
+    Stop,
+}
+
+/// What is to be done.
+#[derive(Debug)]
+pub(crate) enum Action {
+    /// Connect, and say this first.
+    Dial(Box<v1::Hello>),
+    /// Give the connection up.
+    Hang,
+    /// Say it to the origin.
+    Send(ToOrigin),
+    /// Give the idle worker a command.
+    Start(Box<Command>),
+    /// End what the worker is doing.
+    Cancel,
+    /// Trust this key from now on, also after a restart.
+    Pin(VerifyingKey),
+    /// Tell who asked for a verification.
+    Verifying(StageProgress),
+    /// Tell who asked for a verification; `Err`: it failed.
+    Verified(Result<Verified, Failure>),
+    /// The worker is idle and nothing more will be done.
+    Stopped,
+}
