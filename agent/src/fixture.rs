@@ -8,13 +8,14 @@ use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, Mutex};
 
 use ed25519_dalek::SigningKey;
-use syncd_shared::delta::{Basis, BasisFile, ContentTag, DeltaCopy, DeltaFrame, DeltaPiece, Encoded};
+use syncd_shared::delta::{Basis, BasisFile, DeltaCopy, DeltaFrame, DeltaPiece, Encoded};
 use syncd_shared::diff::{Change, DirectorySource, TreeDiff, diff};
 use syncd_shared::directory::MODE_MASK;
-use syncd_shared::wire::{DirectoryPatch, Frame, Piece, StoredFrame};
+use syncd_shared::stored_frame::{Piece, StoredFrame};
+use syncd_shared::wire::{DirectoryPatch, Frame};
 use syncd_shared::{
-    Component, ContentHash, Directory, Entry, Generation, GenerationNumber, Kind, Metadata, ObjectHash,
-    RootEntry, RootHash, SignedGeneration, Timestamp, TreeId, TreePath,
+    Component, ContentHash, ContentTag, Directory, Entry, Generation, GenerationNumber, Kind, Metadata,
+    ObjectHash, RootEntry, RootHash, SignedGeneration, Timestamp, TreeId, TreePath,
 };
 
 use crate::activate::Activated;
@@ -166,7 +167,7 @@ impl Origin {
             let all = &self.contents[content];
             for (i, piece) in all.chunks(PIECE_BYTES).enumerate() {
                 pieces.push(Piece {
-                    file: *content,
+                    file: ContentTag::of(content),
                     file_offset: (i * PIECE_BYTES) as u64,
                     frame_offset: bytes.len() as u32,
                     length_bytes: piece.len() as u32,
@@ -303,7 +304,17 @@ impl Source for Origin {
             if !directories.is_empty() {
                 frames.push(Ok(Frame::Directories(directories)));
             }
-            frames.extend(origin.content_frames(&batch.files));
+            let mut files = batch.files;
+            for of in &batch.files_of {
+                for entry in of.of(origin.directories[&of.directory].entries()) {
+                    if let Kind::File { content, size: 1.. } = entry.kind
+                        && !files.contains(&content)
+                    {
+                        files.push(content);
+                    }
+                }
+            }
+            frames.extend(origin.content_frames(&files));
             frames.push(Ok(Frame::End { request, missing: Vec::new() }));
             request += 1;
             Some(frames)

@@ -19,7 +19,7 @@ use prost::Message;
 use syncd_proto::v1;
 use zstd::zstd_safe::{CCtx, CParameter, DCtx, get_error_name};
 
-use crate::hash::ContentHash;
+use crate::content_tag::ContentTag;
 use crate::limits::{
     DELTA_BASES_MAX_BYTES, DELTA_ENCODED_MAX_BYTES, DELTA_OUTPUT_MAX_BYTES, DELTA_PLACES_MAX,
     DELTA_PLACES_MAX_BYTES,
@@ -41,35 +41,6 @@ const ENTROPY_MAX: f64 = 7.0;
 const WINDOW_LOG_MIN: u32 = 10;
 /// The library panics or loops for ever on odd options: these are all it ever sees.
 const RSYNC_OPTIONS: SignatureOptions = SignatureOptions { block_size: 256, crypto_hash_size: 8 };
-/// One update of 14,000 files in 10,000 has two contents of one tag: that costs a fetch.
-const TAG_BYTES: usize = 5;
-
-/// The first bytes of a content's hash.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub struct ContentTag([u8; TAG_BYTES]);
-
-impl ContentTag {
-    /// The tag of a content.
-    pub fn of(content: &ContentHash) -> Self {
-        let mut tag = [0; TAG_BYTES];
-        tag.copy_from_slice(&content.as_bytes()[..TAG_BYTES]);
-        Self(tag)
-    }
-
-    /// Its bytes.
-    pub fn as_bytes(&self) -> &[u8; TAG_BYTES] {
-        &self.0
-    }
-
-    fn read(bytes: &[u8], field: &'static str) -> Result<Self, WireError> {
-        bytes.try_into().map(Self).map_err(|_| WireError::Tag { field })
-    }
-
-    fn to_bytes(self) -> Bytes {
-        Bytes::copy_from_slice(&self.0)
-    }
-}
-
 /// A file of the tree that is updated from.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct BasisFile {
@@ -310,7 +281,7 @@ impl DeltaFrame {
             bases: self.bases.iter().map(basis_message).collect(),
             pieces: self.pieces.iter().map(piece_message).collect(),
             copies: self.copies.iter().map(copy_message).collect(),
-            replaced: self.replaced.iter().flat_map(|tag| tag.0).collect::<Vec<u8>>().into(),
+            replaced: self.replaced.iter().flat_map(|tag| *tag.as_bytes()).collect::<Vec<u8>>().into(),
         }
         .encode_to_vec();
         let (encoding, delta_bytes) = match self.encoded.encoding {
@@ -341,17 +312,13 @@ impl DeltaFrame {
         let places_bytes = message.places_bytes as usize;
         limit("places of a delta", places_bytes, DELTA_PLACES_MAX_BYTES)?;
         let places = v1::DeltaPlaces::decode(decompress(&message.places, places_bytes)?.as_slice())?;
-        let (replaced, rest) = places.replaced.as_chunks::<TAG_BYTES>();
-        if !rest.is_empty() {
-            return Err(WireError::Tag { field: "replaced" });
-        }
+        let replaced = ContentTag::read_all(&places.replaced, "replaced")?;
         // Bounded by the length of the message: no sum overflows.
         let count = places.bases.len() + places.pieces.len() + places.copies.len() + replaced.len();
         limit("places of a delta", count, DELTA_PLACES_MAX)?;
         let bases = places.bases.iter().map(read_basis).collect::<Result<Vec<_>, _>>()?;
         let pieces = places.pieces.iter().map(read_piece).collect::<Result<Vec<_>, _>>()?;
         let copies = places.copies.iter().map(read_copy).collect::<Result<Vec<_>, _>>()?;
-        let replaced = replaced.iter().copied().map(ContentTag).collect();
         let encoded = Encoded { encoding, compressed: message.compressed };
         let frame = Self { encoded, bases, pieces, copies, replaced };
         limit("bases of a delta", sum_bases(&frame.bases) as usize, DELTA_BASES_MAX_BYTES)?;

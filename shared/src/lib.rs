@@ -2,11 +2,12 @@
 //!
 //! Data model: [`tree_path`] and [`hash`] name things; [`directory`] describes one directory, [`tree`] a whole tree by
 //! its root entry; [`generation`] numbers and signs a root; [`diff`] compares two trees. [`chunker`] cuts content, [`delta`] says
-//! how new content is made from old, [`wire`] turns messages into these types and refuses what does not hold, [`limits`] has every bound that encoder and
+//! how new content is made from old, [`stored_frame`] how stored content travels, [`wire`] turns messages into these types and refuses what does not hold, [`limits`] has every bound that encoder and
 //! decoder share.
 
 pub mod chunker;
 pub mod config_file;
+pub mod content_tag;
 pub mod delta;
 pub mod diff;
 pub mod directory;
@@ -17,11 +18,13 @@ pub mod limits;
 pub mod local_socket;
 pub mod progress;
 pub mod rate;
+pub mod stored_frame;
 pub mod telemetry;
 pub mod tree;
 pub mod tree_path;
 pub mod wire;
 
+pub use content_tag::ContentTag;
 pub use directory::{Directory, Entry, Kind, Metadata, Timestamp, Totals};
 pub use generation::{Generation, GenerationNumber, SignedGeneration, TreeId};
 pub use hash::{ContentHash, ObjectHash, RootHash};

@@ -18,6 +18,10 @@ pub const LABEL_MAX_BYTES: usize = 1_024;
 pub const GENERATION_JUMP_MAX: u64 = 1 << 32;
 /// Uncompressed bytes of a stored frame.
 pub const FRAME_MAX_BYTES: usize = 1024 * 1024;
+/// Pieces of one stored frame.
+pub const FRAME_PIECES_MAX: usize = 16 * 1024;
+/// What says where the pieces of a stored frame lie, uncompressed, in bytes.
+pub const FRAME_PLACES_MAX_BYTES: usize = 512 * 1024;
 /// Bytes of all bases of one delta frame together.
 pub const DELTA_BASES_MAX_BYTES: usize = 4 * 1024 * 1024;
 /// Bytes that one delta frame decodes to, copies left out.

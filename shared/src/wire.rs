@@ -9,7 +9,8 @@ use crate::directory::{
     DecodeDirectoryError, Directory, DuplicateName, Entry, decode_entry_list, encode_entries,
 };
 use crate::hash::{ContentHash, ObjectHash, ParseHashError, RootHash};
-use crate::limits::{DIRECTORY_FRAME_BYTES, DIRECTORY_OBJECT_MAX_BYTES, FRAME_MAX_BYTES, OBJECTS_BATCH_MAX};
+use crate::limits::{DIRECTORY_FRAME_BYTES, DIRECTORY_OBJECT_MAX_BYTES, OBJECTS_BATCH_MAX};
+use crate::stored_frame::StoredFrame;
 use crate::tree_path::{Component, TreePath, TreePathError};
 
 /// The feature of Hello, Welcome and UpdateRequest by which a side says that it knows [`Frame::Delta`].
@@ -156,55 +157,6 @@ pub enum Frame {
     },
 }
 
-/// One zstd frame, and where its pieces go.
-#[derive(Debug, Clone)]
-pub struct StoredFrame {
-    /// A zstd frame.
-    pub compressed: Bytes,
-    /// At most [`FRAME_MAX_BYTES`].
-    pub uncompressed_bytes: usize,
-    /// Every piece lies within the frame.
-    pub pieces: Vec<Piece>,
-}
-
-/// A stretch of a frame that belongs to a file.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Piece {
-    /// The file's content.
-    pub file: ContentHash,
-    /// Where it starts in the file.
-    pub file_offset: u64,
-    /// Where it starts in the frame.
-    pub frame_offset: u32,
-    /// Its length.
-    pub length_bytes: u32,
-}
-
-impl StoredFrame {
-    /// The frame's bytes.
-    pub fn decompress(&self) -> Result<Vec<u8>, WireError> {
-        decompress(&self.compressed, self.uncompressed_bytes)
-    }
-
-    /// For a message.
-    pub fn to_message(&self) -> v1::StoredFrame {
-        v1::StoredFrame {
-            compressed: self.compressed.clone(),
-            uncompressed_bytes: self.uncompressed_bytes as u32,
-            pieces: self
-                .pieces
-                .iter()
-                .map(|p| v1::Piece {
-                    file: Bytes::copy_from_slice(p.file.as_bytes()),
-                    file_offset: p.file_offset,
-                    frame_offset: p.frame_offset,
-                    length_bytes: p.length_bytes,
-                })
-                .collect(),
-        }
-    }
-}
-
 impl Frame {
     /// Checks a message in form.
     pub fn from_message(message: v1::FetchFrame) -> Result<Self, WireError> {
@@ -225,7 +177,7 @@ impl Frame {
                     .collect::<Result<_, _>>()
                     .map(Self::Patches)
             }
-            F::Stored(s) => stored_frame(s).map(Self::Stored),
+            F::Stored(s) => StoredFrame::from_message(s).map(Self::Stored),
             F::Local(l) => Ok(Self::Local {
                 file: content_hash(&l.file, "file")?,
                 source: TreePath::from_bytes(&l.source_path)?,
@@ -242,28 +194,6 @@ impl Frame {
             }
         }
     }
-}
-
-fn stored_frame(message: v1::StoredFrame) -> Result<StoredFrame, WireError> {
-    let uncompressed_bytes = message.uncompressed_bytes as usize;
-    limit("stored frame", uncompressed_bytes, FRAME_MAX_BYTES)?;
-    // Every chunk but a file's last has CHUNK_MIN_BYTES, small files may have one byte each.
-    limit("pieces of a frame", message.pieces.len(), uncompressed_bytes)?;
-    let mut pieces = Vec::with_capacity(message.pieces.len());
-    for piece in message.pieces {
-        let end = piece.frame_offset.checked_add(piece.length_bytes).ok_or(WireError::PieceRange)?;
-        piece.file_offset.checked_add(u64::from(piece.length_bytes)).ok_or(WireError::PieceRange)?;
-        if end as usize > uncompressed_bytes || piece.length_bytes == 0 {
-            return Err(WireError::PieceRange);
-        }
-        pieces.push(Piece {
-            file: content_hash(&piece.file, "piece")?,
-            file_offset: piece.file_offset,
-            frame_offset: piece.frame_offset,
-            length_bytes: piece.length_bytes,
-        });
-    }
-    Ok(StoredFrame { compressed: message.compressed, uncompressed_bytes, pieces })
 }
 
 fn split_objects(mut bytes: &[u8]) -> Result<Vec<Vec<u8>>, WireError> {
@@ -374,17 +304,66 @@ pub struct ObjectsBatch {
     pub recursive: bool,
     /// File contents.
     pub files: Vec<ContentHash>,
+    /// After them: contents of directories' files.
+    pub files_of: Vec<DirectoryFiles>,
+}
+
+/// Contents of some entries of a directory object, without naming each.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct DirectoryFiles {
+    /// The directory.
+    pub directory: ObjectHash,
+    /// Entries to leave out, entries to take, and so on, in the object's order.
+    runs: Vec<u32>,
+}
+
+impl DirectoryFiles {
+    /// These entries of a directory, by ascending index.
+    pub fn new(directory: ObjectHash, entries: impl IntoIterator<Item = u32>) -> Self {
+        let (mut runs, mut next) = (Vec::new(), 0);
+        for entry in entries {
+            match runs.last_mut() {
+                Some(taken) if entry == next => *taken += 1,
+                _ => runs.extend([entry.saturating_sub(next), 1]),
+            }
+            next = entry.saturating_add(1);
+        }
+        Self { directory, runs }
+    }
+
+    /// Entries asked for.
+    pub fn count(&self) -> u64 {
+        self.runs.iter().skip(1).step_by(2).map(|taken| u64::from(*taken)).sum()
+    }
+
+    /// What of a list of the directory's entries is asked for; what lies behind its end is left out.
+    pub fn of<'a, T>(&self, entries: &'a [T]) -> impl Iterator<Item = &'a T> + use<'a, '_, T> {
+        let mut next = 0usize;
+        self.runs.chunks(2).flat_map(move |run| {
+            let start = next.saturating_add(run[0] as usize);
+            next = start.saturating_add(run.get(1).map_or(0, |taken| *taken as usize));
+            entries.get(start.min(entries.len())..next.min(entries.len())).unwrap_or_default()
+        })
+    }
 }
 
 impl ObjectsBatch {
     /// Checks a message in form. Returns the root that everything is part of, and the batch.
     pub fn from_message(message: &v1::ObjectsRequest) -> Result<(RootHash, Self), WireError> {
-        let wanted = message.directories.len().saturating_add(message.files.len());
-        limit("objects in a batch", wanted, OBJECTS_BATCH_MAX)?;
+        let mut files_of = Vec::with_capacity(message.files_of.len());
+        for message in &message.files_of {
+            let directory = object_hash(&message.directory, "directory")?;
+            files_of.push(DirectoryFiles { directory, runs: message.runs.clone() });
+        }
+        let of_directories = files_of.iter().fold(0u64, |sum, of| sum.saturating_add(of.count()));
+        let named = message.directories.len() + message.files.len() + files_of.len();
+        let wanted = of_directories.saturating_add(named as u64);
+        limit("objects in a batch", usize::try_from(wanted).unwrap_or(usize::MAX), 2 * OBJECTS_BATCH_MAX)?;
         let directories =
             message.directories.iter().map(|h| object_hash(h, "directories")).collect::<Result<_, _>>()?;
         let files = message.files.iter().map(|h| content_hash(h, "files")).collect::<Result<_, _>>()?;
-        Ok((root_hash(&message.root, "root")?, Self { directories, recursive: message.recursive, files }))
+        let batch = Self { directories, recursive: message.recursive, files, files_of };
+        Ok((root_hash(&message.root, "root")?, batch))
     }
 
     /// For a message.
@@ -394,7 +373,15 @@ impl ObjectsBatch {
             directories: self.directories.iter().map(|h| Bytes::copy_from_slice(h.as_bytes())).collect(),
             recursive: self.recursive,
             files: self.files.iter().map(|h| Bytes::copy_from_slice(h.as_bytes())).collect(),
+            files_of: self.files_of.iter().map(DirectoryFiles::to_message).collect(),
         }
+    }
+}
+
+impl DirectoryFiles {
+    fn to_message(&self) -> v1::DirectoryFiles {
+        let directory = Bytes::copy_from_slice(self.directory.as_bytes());
+        v1::DirectoryFiles { directory, runs: self.runs.clone() }
     }
 }
 
@@ -436,6 +423,26 @@ mod tests {
     }
 
     #[test]
+    fn runs_name_the_entries_that_they_were_made_from() {
+        let entries: Vec<u32> = (0..20).collect();
+        for wanted in [vec![], vec![0], vec![3], vec![0, 1, 2, 5, 6, 19], (0..20).collect()] {
+            let of = DirectoryFiles::new(ObjectHash::from_bytes([1; 32]), wanted.iter().copied());
+            assert_eq!(of.count(), wanted.len() as u64);
+            assert_eq!(of.of(&entries).copied().collect::<Vec<_>>(), wanted);
+            assert_eq!(of.of(&entries[..4]).count(), wanted.iter().filter(|index| **index < 4).count());
+        }
+    }
+
+    #[test]
+    fn runs_of_absurd_lengths_are_refused_or_end_with_the_directory() {
+        let of = |runs| DirectoryFiles { directory: ObjectHash::from_bytes([1; 32]), runs };
+        assert_eq!(of(vec![u32::MAX, u32::MAX, u32::MAX, 1]).of(&[1, 2, 3]).count(), 0);
+        let batch = ObjectsBatch { files_of: vec![of(vec![0, u32::MAX])], ..ObjectsBatch::default() };
+        let message = batch.to_message(RootHash::from_bytes([2; 32]));
+        assert!(matches!(ObjectsBatch::from_message(&message), Err(WireError::Limit { .. })));
+    }
+
+    #[test]
     fn a_patch_against_other_bytes_is_refused() {
         let from = directory(vec![file("a", b"1")]);
         let to = directory(vec![file("a", b"1"), symlink("b", "a")]);
@@ -446,24 +453,9 @@ mod tests {
     }
 
     #[test]
-    fn lying_lengths_and_ranges_are_refused() {
+    fn lying_lengths_are_refused() {
         let bytes = vec![7u8; 1000];
         assert!(decompress(&compress(&bytes), 999).is_err());
         assert!(decompress(&compress(&bytes), 1001).is_err());
-        let hash = ContentHash::of(&bytes);
-        let piece =
-            |frame_offset, length_bytes| Piece { file: hash, file_offset: 0, frame_offset, length_bytes };
-        let frame = |piece| StoredFrame {
-            compressed: compress(&bytes),
-            uncompressed_bytes: 1000,
-            pieces: vec![piece],
-        };
-        assert!(stored_frame(frame(piece(0, 1000)).to_message()).is_ok());
-        for bad in [piece(1, 1000), piece(u32::MAX, 2), piece(0, 0)] {
-            assert!(matches!(stored_frame(frame(bad).to_message()), Err(WireError::PieceRange)));
-        }
-        let mut large = frame(piece(0, 1)).to_message();
-        large.uncompressed_bytes = FRAME_MAX_BYTES as u32 + 1;
-        assert!(matches!(stored_frame(large), Err(WireError::Limit { .. })));
     }
 }

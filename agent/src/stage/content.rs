@@ -9,8 +9,8 @@ use std::io::{Read, Seek};
 use std::os::unix::fs::FileExt;
 use std::sync::{Mutex, OnceLock, PoisonError};
 
-use syncd_shared::wire::StoredFrame;
-use syncd_shared::{ContentHash, Metadata};
+use syncd_shared::stored_frame::StoredFrame;
+use syncd_shared::{ContentHash, ContentTag, Metadata};
 
 use crate::disk::{self, Dir, DiskError, Owners};
 use crate::layout::{INCOMING, Layout};
@@ -169,6 +169,7 @@ impl Incoming {
     pub fn store(
         &self,
         frame: &StoredFrame,
+        content: &dyn Fn(ContentTag) -> Option<ContentHash>,
         wanted: &HashMap<ContentHash, Wanted>,
     ) -> Result<(u64, u64), StageError> {
         let bytes = frame.decompress().map_err(StageError::Frame)?;
@@ -177,7 +178,8 @@ impl Incoming {
             let start = piece.frame_offset as usize;
             // Checked when the frame was read.
             let slice = &bytes[start..start + piece.length_bytes as usize];
-            let (contents, bytes) = self.put(piece.file, piece.file_offset, slice, wanted)?;
+            let Some(file) = content(piece.file) else { continue };
+            let (contents, bytes) = self.put(file, piece.file_offset, slice, wanted)?;
             whole += contents;
             taken += bytes;
         }

@@ -10,9 +10,9 @@ use std::os::unix::fs::FileExt;
 use std::sync::OnceLock;
 use std::sync::atomic::Ordering;
 
-use syncd_shared::delta::{Basis, BasisFile, ContentTag, DeltaCopy, DeltaFrame, Replacement};
+use syncd_shared::delta::{Basis, BasisFile, DeltaCopy, DeltaFrame, Replacement};
 use syncd_shared::diff::{Change, TreeDiff};
-use syncd_shared::{ContentHash, Entry, Kind, RootEntry, TreePath};
+use syncd_shared::{ContentHash, ContentTag, Entry, Kind, RootEntry, TreePath};
 
 use crate::replica::Replica;
 use crate::stage::StageError;

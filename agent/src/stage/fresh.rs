@@ -306,9 +306,9 @@ impl Build<'_> {
             return Ok(None);
         }
         if !window.wanted.is_empty() {
-            let files = window.order.iter().map(|index| window.items[*index as usize].content).collect();
             // A stream that broke says so where it is read.
-            let _ = ask.send(ObjectsBatch { directories: Vec::new(), recursive: false, files });
+            let _ = ask
+                .send(ObjectsBatch { files_of: window.files_of(&walk.entered), ..ObjectsBatch::default() });
         }
         Ok(Some(Arc::new(window)))
     }
@@ -349,6 +349,12 @@ impl Build<'_> {
                 }
             }
             if let Some(item) = Item::new(&path, ordinal, index as u32, entry) {
+                if window.has_tag_of_another(&item) {
+                    // Contents of one tag are not asked for at once.
+                    window.close();
+                    walk.current = Some((path, directory.clone(), index));
+                    return Ok(());
+                }
                 self.add(item, walk, window)?;
             }
         }

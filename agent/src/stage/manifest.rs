@@ -98,7 +98,7 @@ pub(crate) fn obtain(
             return Ok(Manifest { diff, update: None });
         }
     }
-    let batch = ObjectsBatch { directories: vec![to.object], recursive: true, files: Vec::new() };
+    let batch = ObjectsBatch { directories: vec![to.object], recursive: true, ..ObjectsBatch::default() };
     fetch_directories(record, to, vec![batch], source)?;
     Ok(Manifest { diff: checked_diff(record, basis, to)?, update: None })
 }
@@ -114,7 +114,7 @@ pub(crate) fn obtain_whole(
         Err(RecordError::Unknown { .. } | RecordError::Directory(_)) => {}
         other => return Ok(other?),
     }
-    let batch = ObjectsBatch { directories: vec![to.object], recursive: true, files: Vec::new() };
+    let batch = ObjectsBatch { directories: vec![to.object], recursive: true, ..ObjectsBatch::default() };
     fetch_directories(record, to, vec![batch], source)?;
     Ok(demand_of(record, to, block_bytes)?)
 }
@@ -281,11 +281,8 @@ fn fetch_unknown(record: &Record, to: &RootEntry, source: &mut dyn Source) -> Re
         if unknown.is_empty() {
             return Ok(());
         }
-        let batch = |hashes: &[ObjectHash]| ObjectsBatch {
-            directories: hashes.to_vec(),
-            recursive: false,
-            files: Vec::new(),
-        };
+        let batch =
+            |hashes: &[ObjectHash]| ObjectsBatch { directories: hashes.to_vec(), ..ObjectsBatch::default() };
         let batches = unknown.chunks(OBJECTS_BATCH_MAX).map(batch).collect();
         let came = fetch_directories(record, to, batches, source)?;
         level = came

@@ -7,7 +7,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64};
 use syncd_shared::diff::{Change, DirectorySource, TreeDiff};
 use syncd_shared::limits::{OBJECTS_BATCH_BYTES, OBJECTS_BATCH_MAX};
 use syncd_shared::wire::ObjectsBatch;
-use syncd_shared::{ContentHash, Entry, Kind, Metadata, RootEntry, RootHash, TreePath};
+use syncd_shared::{ContentHash, ContentTag, Entry, Kind, Metadata, RootEntry, RootHash, TreePath};
 
 use crate::disk::{self, Dir};
 use crate::replica::Replica;
@@ -191,7 +191,7 @@ impl<'a> Plan<'a> {
         }
         let bytes_total = self.lacking.iter().filter_map(|c| self.wanted.get(c)).map(|w| w.size).sum();
         let live = replica.live().map(|live| live.generation().root);
-        let reception = Reception {
+        let mut reception = Reception {
             incoming: self.incoming,
             wanted: &self.wanted,
             cancel,
@@ -223,8 +223,16 @@ impl<'a> Plan<'a> {
         if !lacking.is_empty() {
             lacking = copy_from_live(replica, self.incoming, &self.wanted, lacking)?;
         }
-        if !lacking.is_empty() {
-            let batches = batches(&lacking, &self.wanted);
+        // Contents of one tag are never asked for at once.
+        let mut waiting = lacking.clone();
+        while !waiting.is_empty() {
+            let mut tags = HashMap::new();
+            let (round, rest): (Vec<_>, Vec<_>) = waiting
+                .into_iter()
+                .partition(|content| *tags.entry(ContentTag::of(content)).or_insert(*content) == *content);
+            waiting = rest;
+            reception.tags = OnceLock::from(tags);
+            let batches = batches(&round, &self.wanted);
             let answers = batches.len();
             let mut frames = source.objects(root, all_of(batches)).map_err(StageError::Fetch)?;
             let not_sent = reception.receive(&mut frames, answers, progress)?;
@@ -440,14 +448,14 @@ fn batches(lacking: &[ContentHash], wanted: &HashMap<ContentHash, Wanted>) -> Ve
             && (files.len() == OBJECTS_BATCH_MAX || bytes.saturating_add(size) > OBJECTS_BATCH_BYTES)
         {
             let files = std::mem::take(&mut files);
-            batches.push(ObjectsBatch { directories: Vec::new(), recursive: false, files });
+            batches.push(ObjectsBatch { files, ..ObjectsBatch::default() });
             bytes = 0;
         }
         files.push(*content);
         bytes = bytes.saturating_add(size);
     }
     if !files.is_empty() {
-        batches.push(ObjectsBatch { directories: Vec::new(), recursive: false, files });
+        batches.push(ObjectsBatch { files, ..ObjectsBatch::default() });
     }
     batches
 }

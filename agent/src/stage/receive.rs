@@ -5,9 +5,10 @@ use std::sync::OnceLock;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::mpsc::{SyncSender, sync_channel};
 
-use syncd_shared::delta::{ContentTag, DeltaFrame, DeltaPiece};
-use syncd_shared::wire::{Frame, Piece, StoredFrame};
-use syncd_shared::{ContentHash, TreePath};
+use syncd_shared::delta::{DeltaFrame, DeltaPiece};
+use syncd_shared::stored_frame::{Piece, StoredFrame};
+use syncd_shared::wire::Frame;
+use syncd_shared::{ContentHash, ContentTag, TreePath};
 
 use crate::source::FetchError;
 use crate::stage::content::{Incoming, Wanted};
@@ -32,7 +33,7 @@ pub(crate) struct Reception<'a> {
     pub bytes_total: u64,
     /// What deltas are made against; `None`: they are ignored, and what they would bring is fetched by hash.
     pub bases: Option<Bases<'a>>,
-    /// Keys of `wanted`, once a delta asks.
+    /// What was asked for, by tag; until it is set: all that is wanted.
     pub tags: OnceLock<HashMap<ContentTag, ContentHash>>,
 }
 
@@ -141,7 +142,8 @@ impl Reception<'_> {
         match parcel {
             Parcel::Stored(frame) => {
                 let is_part = |p: &&Piece| {
-                    self.wanted.get(&p.file).is_some_and(|w| w.size != u64::from(p.length_bytes))
+                    let want = self.content(p.file).and_then(|content| self.wanted.get(&content));
+                    want.is_some_and(|w| w.size != u64::from(p.length_bytes))
                 };
                 frame.pieces.iter().find(is_part).map(|p| p.file.as_bytes()[1])
             }
@@ -157,7 +159,7 @@ impl Reception<'_> {
         }
     }
 
-    /// The wanted content that a tag is of.
+    /// The content that a tag is of, if it is asked for.
     pub fn content(&self, tag: ContentTag) -> Option<ContentHash> {
         let tags = self.tags.get_or_init(|| self.wanted.keys().map(|c| (ContentTag::of(c), *c)).collect());
         tags.get(&tag).copied()
@@ -165,7 +167,9 @@ impl Reception<'_> {
 
     fn store<'b>(&'b self, parcel: Parcel, assembler: &mut Option<Assembler<'b>>) -> Result<(), StageError> {
         let (files, bytes) = match (parcel, &self.bases) {
-            (Parcel::Stored(frame), _) => self.incoming.store(&frame, self.wanted)?,
+            (Parcel::Stored(frame), _) => {
+                self.incoming.store(&frame, &|tag| self.content(tag), self.wanted)?
+            }
             (Parcel::Delta(_), None) => (0, 0),
             (Parcel::Delta(frame), Some(bases)) => {
                 let assembler = match assembler {

@@ -8,8 +8,9 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::{Scope, ScopedJoinHandle};
 
 use syncd_shared::limits::{OBJECTS_BATCH_BYTES, OBJECTS_BATCH_MAX};
-use syncd_shared::wire::StoredFrame;
-use syncd_shared::{Component, ContentHash, Entry, Kind, Metadata, Totals, TreePath};
+use syncd_shared::stored_frame::StoredFrame;
+use syncd_shared::wire::DirectoryFiles;
+use syncd_shared::{Component, ContentHash, ContentTag, Entry, Kind, Metadata, ObjectHash, Totals, TreePath};
 
 use crate::disk::{self, Dir, DiskError, Owners};
 use crate::stage::content::{Incoming, Wanted};
@@ -56,10 +57,11 @@ impl Item {
 pub(crate) struct Window {
     pub items: Vec<Item>,
     /// Contents that are asked for -> the item that they are for.
-    pub wanted: HashMap<ContentHash, u32>,
+    pub wanted: HashMap<ContentTag, u32>,
     /// The items that contents are asked for, in path order.
-    pub order: Vec<u32>,
+    order: Vec<u32>,
     bytes: u64,
+    closed: bool,
     /// Frames that workers have not written.
     unwritten: Mutex<usize>,
     written: Condvar,
@@ -68,13 +70,35 @@ pub(crate) struct Window {
 impl Window {
     /// Whether no more should be asked for together.
     pub fn is_full(&self) -> bool {
-        self.items.len() >= OBJECTS_BATCH_MAX || self.bytes >= OBJECTS_BATCH_BYTES
+        self.closed || self.items.len() >= OBJECTS_BATCH_MAX || self.bytes >= OBJECTS_BATCH_BYTES
+    }
+
+    /// Takes no more.
+    pub fn close(&mut self) {
+        self.closed = true;
+    }
+
+    /// Whether another content is asked for that answers would name like this one.
+    pub fn has_tag_of_another(&self, item: &Item) -> bool {
+        let asked = self.wanted.get(&ContentTag::of(&item.content));
+        asked.is_some_and(|index| self.items[*index as usize].content != item.content)
+    }
+
+    /// What is asked for, by directory; `entered` has the directories by ordinal.
+    pub fn files_of(&self, entered: &[(Arc<TreePath>, ObjectHash)]) -> Vec<DirectoryFiles> {
+        let items = self.order.iter().map(|index| &self.items[*index as usize]).collect::<Vec<_>>();
+        let by_directory = items.chunk_by(|a, b| a.directory == b.directory);
+        let files = by_directory.filter_map(|items| {
+            let (_, object) = entered.get(items.first()?.directory as usize)?;
+            Some(DirectoryFiles::new(*object, items.iter().map(|item| item.entry)))
+        });
+        files.collect()
     }
 
     /// Takes a file whose content is to be asked for.
     pub fn ask(&mut self, item: Item) {
         let index = self.items.len() as u32;
-        self.wanted.insert(item.content, index);
+        self.wanted.insert(ContentTag::of(&item.content), index);
         self.order.push(index);
         self.bytes += item.size;
         self.items.push(item);
@@ -174,14 +198,14 @@ impl<'a> Shared<'a> {
             let slice = &bytes[start..start + piece.length_bytes as usize];
             if slice.len() as u64 != item.size || piece.file_offset != 0 {
                 let wanted = Wanted { size: item.size, metadata: item.metadata, users: 1 };
-                if self.incoming.put_piece(piece.file, piece.file_offset, slice, &wanted)? {
+                if self.incoming.put_piece(item.content, piece.file_offset, slice, &wanted)? {
                     self.found(item.size);
                 }
                 continue;
             }
             let actual = ContentHash::of(slice);
-            if actual != piece.file {
-                return Err(StageError::Content { expected: piece.file, actual });
+            if actual != item.content {
+                return Err(StageError::Content { expected: item.content, actual });
             }
             let dir = open.at(self.tree, item)?;
             let inode = self.put(dir, item, slice)?;

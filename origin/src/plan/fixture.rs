@@ -5,11 +5,14 @@ use std::sync::{Arc, Mutex};
 
 use bytes::Bytes;
 use syncd_proto::v1;
-use syncd_shared::delta::{Basis, ContentTag, DeltaFrame, Replacement};
+use syncd_shared::delta::{Basis, DeltaFrame, Replacement};
 use syncd_shared::diff::{Change, diff};
 use syncd_shared::directory::{Entry, Kind, Metadata, Timestamp};
-use syncd_shared::wire::{Frame as WireFrame, StoredFrame};
-use syncd_shared::{Component, ContentHash, Directory, ObjectHash, RootEntry, RootHash, TreePath};
+use syncd_shared::stored_frame::StoredFrame;
+use syncd_shared::wire::Frame as WireFrame;
+use syncd_shared::{
+    Component, ContentHash, ContentTag, Directory, ObjectHash, RootEntry, RootHash, TreePath,
+};
 
 use super::contents::Directories;
 use super::{Chunk, Contents, Frame, FrameId, Place, ReadError};
@@ -200,7 +203,6 @@ impl Contents for MemoryStore {
 pub(crate) struct MemoryReplica {
     pub(crate) directories: HashMap<ObjectHash, Directory>,
     pub(crate) files: HashMap<ContentHash, Vec<u8>>,
-    parts: HashMap<ContentHash, BTreeMap<u64, Vec<u8>>>,
     tagged: HashMap<ContentTag, BTreeMap<u64, Vec<u8>>>,
     pub(crate) deltas: Vec<DeltaFrame>,
     /// What new contents replace, to be given before an update is taken in.
@@ -229,7 +231,7 @@ impl MemoryReplica {
                 for piece in &frame.pieces {
                     let start = piece.frame_offset as usize;
                     let part = bytes[start..start + piece.length_bytes as usize].to_vec();
-                    let twice = self.parts.entry(piece.file).or_default().insert(piece.file_offset, part);
+                    let twice = self.tagged.entry(piece.file).or_default().insert(piece.file_offset, part);
                     assert!(twice.is_none(), "a piece came twice");
                 }
                 self.stored.push(frame);
@@ -269,17 +271,12 @@ impl MemoryReplica {
 
     /// Puts pieces together; only whole files with the right hash are kept.
     pub(crate) fn assemble(&mut self) {
-        for (file, parts) in std::mem::take(&mut self.parts) {
+        for (tag, parts) in std::mem::take(&mut self.tagged) {
             let mut bytes = Vec::new();
             for (offset, part) in parts {
                 assert_eq!(offset, bytes.len() as u64, "pieces lie end to end");
                 bytes.extend(part);
             }
-            assert_eq!(ContentHash::of(&bytes), file);
-            self.files.insert(file, bytes);
-        }
-        for (tag, parts) in std::mem::take(&mut self.tagged) {
-            let bytes = parts.into_values().collect::<Vec<_>>().concat();
             let file = ContentHash::of(&bytes);
             assert_eq!(ContentTag::of(&file), tag);
             self.files.insert(file, bytes);

@@ -5,10 +5,10 @@ use std::collections::{HashSet, VecDeque};
 use bytes::Bytes;
 use syncd_proto::v1;
 use syncd_proto::v1::fetch_frame::Frame as Message;
-use syncd_shared::ObjectHash;
 use syncd_shared::directory::{Directory, Kind};
 use syncd_shared::limits::{DIRECTORY_FRAME_BYTES, OBJECTS_BATCH_MAX};
-use syncd_shared::wire::{ObjectsBatch, directories_message};
+use syncd_shared::wire::{DirectoryFiles, ObjectsBatch, directories_message};
+use syncd_shared::{ContentHash, ObjectHash};
 
 use super::contents::{Contents, DirectoryError};
 use super::error::PlanError;
@@ -22,6 +22,12 @@ pub struct ObjectsAnswer {
     /// Directories still to be sent, the next one last.
     directories: Vec<ObjectHash>,
     sent: HashSet<ObjectHash>,
+    /// Directories whose files are still to be sent, the next one last.
+    files_of: Vec<DirectoryFiles>,
+    /// Their contents.
+    listed: Vec<ContentHash>,
+    /// Contents that were asked for.
+    seen: HashSet<ContentHash>,
     files: ContentFrames,
     missing: Vec<[u8; 32]>,
     ready: VecDeque<Message>,
@@ -35,12 +41,17 @@ impl ObjectsAnswer {
         directories.reverse();
         let mut seen = HashSet::new();
         let files = batch.files.into_iter().filter(|file| seen.insert(*file)).collect();
+        let mut files_of = batch.files_of;
+        files_of.reverse();
         Self {
             contents,
             request,
             recursive: batch.recursive,
             directories,
             sent: HashSet::new(),
+            files_of,
+            listed: Vec::new(),
+            seen,
             files: ContentFrames::new(files),
             missing: Vec::new(),
             ready: VecDeque::new(),
@@ -52,6 +63,9 @@ impl ObjectsAnswer {
     fn advance(&mut self) -> Result<(), PlanError> {
         if !self.directories.is_empty() {
             return self.advance_directories();
+        }
+        if let Some(of) = self.files_of.pop() {
+            return self.look_up(&of);
         }
         let mut out = Vec::new();
         let more = self.files.advance(&*self.contents, &mut out)?;
@@ -93,6 +107,27 @@ impl ObjectsAnswer {
         if !batch.is_empty() {
             let message = directories_message(batch.iter().map(|bytes| &bytes[..]));
             self.ready.push_back(Message::Directories(message));
+        }
+        Ok(())
+    }
+
+    /// Files that are asked for by their directory: by then they are known, no more of them than the request may have.
+    fn look_up(&mut self, of: &DirectoryFiles) -> Result<(), PlanError> {
+        let Some(directory) = self.contents.directory(&of.directory)? else {
+            // It answers for its files.
+            self.missing.push(*of.directory.as_bytes());
+            self.files_of.clear();
+            return Ok(());
+        };
+        for entry in of.of(directory.entries()) {
+            if let Kind::File { content, size: 1.. } = entry.kind
+                && self.seen.insert(content)
+            {
+                self.listed.push(content);
+            }
+        }
+        if self.files_of.is_empty() {
+            self.files.append(std::mem::take(&mut self.listed));
         }
         Ok(())
     }

@@ -10,9 +10,9 @@ use std::collections::hash_map::Entry;
 use bytes::Bytes;
 use syncd_proto::v1;
 use syncd_proto::v1::fetch_frame::Frame as Message;
-use syncd_shared::ContentHash;
-use syncd_shared::limits::FRAME_MAX_BYTES;
-use syncd_shared::wire::{Piece, StoredFrame};
+use syncd_shared::limits::{FRAME_MAX_BYTES, FRAME_PIECES_MAX};
+use syncd_shared::stored_frame::{Piece, StoredFrame};
+use syncd_shared::{ContentHash, ContentTag};
 
 use super::contents::{Chunk, Contents, Frame, FrameId, Place};
 use super::error::PlanError;
@@ -21,8 +21,6 @@ use super::error::PlanError;
 const WINDOW_PIECES: usize = 32 * 1024;
 /// Bytes of content that are looked at together.
 const WINDOW_BYTES: u64 = 256 * 1024 * 1024;
-/// Pieces of one message.
-const MESSAGE_PIECES: usize = 16 * 1024;
 /// Level of frames that are gathered anew.
 const ZSTD_LEVEL: i32 = 3;
 /// How often a chunk that garbage collection moves is looked for.
@@ -71,6 +69,12 @@ impl ContentFrames {
             missing: Vec::new(),
             whole_share: 12,
         }
+    }
+
+    /// Also these, after the others and before any is sent.
+    pub(super) fn append(&mut self, mut files: Vec<ContentHash>) {
+        files.reverse();
+        self.files.splice(..0, files);
     }
 
     /// Sends fewer bytes that nobody wants, and compresses more often.
@@ -227,13 +231,13 @@ fn chunk_bytes<'a>(frame: &'a [u8], place: &Place) -> Result<&'a [u8], PlanError
 }
 
 fn piece(want: &Want, frame_offset: u32) -> Piece {
-    let (file, file_offset) = (want.file, want.file_offset);
+    let (file, file_offset) = (ContentTag::of(&want.file), want.file_offset);
     Piece { file, file_offset, frame_offset, length_bytes: want.chunk.length }
 }
 
-/// The receiver takes no more pieces of a frame than it has bytes: a frame with more is sent again for them.
+/// A frame with more pieces than one message may have is sent again for them.
 fn push_frame(compressed: Bytes, uncompressed_bytes: usize, pieces: Vec<Piece>, out: &mut Vec<Message>) {
-    for pieces in pieces.chunks(uncompressed_bytes.clamp(1, MESSAGE_PIECES)) {
+    for pieces in pieces.chunks(FRAME_PIECES_MAX) {
         let frame =
             StoredFrame { compressed: compressed.clone(), uncompressed_bytes, pieces: pieces.to_vec() };
         out.push(Message::Stored(frame.to_message()));
@@ -250,11 +254,12 @@ struct Gather {
 
 impl Gather {
     fn has(&self, file: &ContentHash) -> bool {
-        self.pieces.iter().any(|piece| piece.file == *file)
+        let tag = ContentTag::of(file);
+        self.pieces.iter().any(|piece| piece.file == tag)
     }
 
     fn add(&mut self, want: &Want, bytes: &[u8], out: &mut Vec<Message>) -> Result<(), PlanError> {
-        let full = self.bytes.len() + bytes.len() > FRAME_MAX_BYTES || self.pieces.len() >= MESSAGE_PIECES;
+        let full = self.bytes.len() + bytes.len() > FRAME_MAX_BYTES || self.pieces.len() >= FRAME_PIECES_MAX;
         if full && !self.offsets.contains_key(&want.chunk.hash) {
             self.flush(out)?;
         }

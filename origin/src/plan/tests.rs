@@ -1,4 +1,5 @@
-use syncd_shared::{ContentHash, Directory, RootEntry, RootHash};
+use syncd_shared::wire::DirectoryFiles;
+use syncd_shared::{ContentHash, Directory, ObjectHash, RootEntry, RootHash};
 use tempfile::TempDir;
 
 use super::fixture::{MemoryReplica, MemoryStore, Tree, noise, tree};
@@ -12,7 +13,7 @@ fn planner(store: &Arc<MemoryStore>, budget: PlanBudget) -> (Planner, TempDir) {
 /// A replica that has `root` whole, by the general path.
 fn replica(planner: &Planner, root: &RootEntry) -> MemoryReplica {
     let mut replica = MemoryReplica::default();
-    let batch = ObjectsBatch { directories: vec![root.object], recursive: true, files: Vec::new() };
+    let batch = ObjectsBatch { directories: vec![root.object], recursive: true, ..ObjectsBatch::default() };
     planner.objects(0, batch).for_each(|frame| replica.take(frame.unwrap()));
     let files = replica.directories.values().flat_map(|d| d.entries()).filter_map(|e| match e.kind {
         syncd_shared::Kind::File { content, size } if size > 0 => Some(content),
@@ -210,6 +211,30 @@ async fn a_frame_goes_out_as_stored_only_where_most_of_it_is_wanted() {
 }
 
 #[tokio::test]
+async fn files_are_asked_for_by_their_directories() {
+    let store = MemoryStore::new(1 << 20);
+    let mut all: Tree = (0..10).map(|i| (format!("f{i}"), noise(i, 10_000))).collect();
+    all.extend(tree(&[("empty", b""), ("f3-again", &noise(3, 10_000))]));
+    let root = store.put(&all);
+    let (planner, _data) = planner(&store, PlanBudget::default());
+    let ask = |entries: Vec<u32>, gone: Option<ObjectHash>| {
+        let of = |directory| DirectoryFiles::new(directory, entries.iter().copied());
+        let files_of = gone.into_iter().chain([root.object]).map(of).collect();
+        let mut replica = MemoryReplica::default();
+        let batch = ObjectsBatch { files_of, ..ObjectsBatch::default() };
+        planner.objects(0, batch).for_each(|frame| replica.take(frame.unwrap()));
+        replica.assemble();
+        (replica.files.len(), replica.missing)
+    };
+    // In the order of names: empty, f0, f1, f2, f3, f3-again, f4, ...
+    assert_eq!(ask((0..12).collect(), None), (10, vec![]));
+    assert_eq!(ask(vec![0], None), (0, vec![]));
+    assert_eq!(ask(vec![2, 4, 5, 40], None), (2, vec![]));
+    let gone = Directory::hash_of(b"nowhere");
+    assert_eq!(ask(vec![1], Some(gone)), (0, vec![*gone.as_bytes()]));
+}
+
+#[tokio::test]
 async fn what_is_not_there_is_named() {
     let store = MemoryStore::new(1 << 20);
     let root = store.put(&site());
@@ -218,8 +243,8 @@ async fn what_is_not_there_is_named() {
     let no_directory = Directory::hash_of(b"nowhere");
     let batch = ObjectsBatch {
         directories: vec![no_directory, root.object],
-        recursive: false,
         files: vec![gone, there],
+        ..ObjectsBatch::default()
     };
     let mut replica = MemoryReplica::default();
     planner.objects(7, batch).for_each(|frame| replica.take(frame.unwrap()));

@@ -215,7 +215,7 @@ fn update(from: &RootEntry, to: &RootEntry, first_item: u64) -> FetchWhat {
 /// Everything of a tree by the general path.
 async fn general_path(origin: &Origin, node: &Node, root: &RootEntry) -> MemoryReplica {
     let mut replica = MemoryReplica::default();
-    let batch = ObjectsBatch { directories: vec![root.object], recursive: true, files: Vec::new() };
+    let batch = ObjectsBatch { directories: vec![root.object], recursive: true, ..ObjectsBatch::default() };
     let ask = |batch: ObjectsBatch| FetchWhat::Objects(batch.to_message(root.hash()));
     for frame in origin.fetch(node, vec![ask(batch)]).await.unwrap() {
         replica.take(frame);

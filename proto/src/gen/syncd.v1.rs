@@ -167,14 +167,14 @@ pub struct Activate {
     #[prost(bytes = "bytes", tag = "2")]
     pub root: ::prost::bytes::Bytes,
 }
-#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+#[derive(Clone, PartialEq, ::prost::Message)]
 pub struct FetchRequest {
     #[prost(oneof = "fetch_request::Request", tags = "1, 2")]
     pub request: ::core::option::Option<fetch_request::Request>,
 }
 /// Nested message and enum types in `FetchRequest`.
 pub mod fetch_request {
-    #[derive(Clone, PartialEq, Eq, Hash, ::prost::Oneof)]
+    #[derive(Clone, PartialEq, ::prost::Oneof)]
     pub enum Request {
         /// alone on its stream
         #[prost(message, tag = "1")]
@@ -199,7 +199,7 @@ pub struct UpdateRequest {
     pub features: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
 }
 /// One bounded batch of things named by hash, all of them part of `root`.
-#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+#[derive(Clone, PartialEq, ::prost::Message)]
 pub struct ObjectsRequest {
     #[prost(bytes = "bytes", tag = "1")]
     pub root: ::prost::bytes::Bytes,
@@ -210,8 +210,20 @@ pub struct ObjectsRequest {
     pub recursive: bool,
     #[prost(bytes = "bytes", repeated, tag = "4")]
     pub files: ::prost::alloc::vec::Vec<::prost::bytes::Bytes>,
+    /// After `files`: contents of directories' files, without naming each.
+    #[prost(message, repeated, tag = "5")]
+    pub files_of: ::prost::alloc::vec::Vec<DirectoryFiles>,
 }
-#[derive(Clone, PartialEq, ::prost::Message)]
+/// Contents of some entries of a directory object.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct DirectoryFiles {
+    #[prost(bytes = "bytes", tag = "1")]
+    pub directory: ::prost::bytes::Bytes,
+    /// Entries to leave out, entries to take, entries to leave out, ... in the order of the object.
+    #[prost(uint32, repeated, tag = "2")]
+    pub runs: ::prost::alloc::vec::Vec<u32>,
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct FetchFrame {
     /// Counts from 0 within the answer to one request.
     #[prost(uint64, tag = "1")]
@@ -221,7 +233,7 @@ pub struct FetchFrame {
 }
 /// Nested message and enum types in `FetchFrame`.
 pub mod fetch_frame {
-    #[derive(Clone, PartialEq, ::prost::Oneof)]
+    #[derive(Clone, PartialEq, Eq, Hash, ::prost::Oneof)]
     pub enum Frame {
         #[prost(message, tag = "2")]
         Directories(super::DirectoryObjects),
@@ -274,27 +286,32 @@ pub struct DirectoryPatch {
     pub entries: ::prost::bytes::Bytes,
 }
 /// Content as it lies in the origin's store: one zstd frame, and where its pieces go.
-#[derive(Clone, PartialEq, ::prost::Message)]
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct StoredFrame {
     #[prost(bytes = "bytes", tag = "1")]
     pub compressed: ::prost::bytes::Bytes,
     #[prost(uint32, tag = "2")]
     pub uncompressed_bytes: u32,
-    #[prost(message, repeated, tag = "3")]
-    pub pieces: ::prost::alloc::vec::Vec<Piece>,
-}
-#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
-pub struct Piece {
-    /// File content that the piece belongs to.
-    #[prost(bytes = "bytes", tag = "1")]
-    pub file: ::prost::bytes::Bytes,
-    /// Offset in that file.
-    #[prost(uint64, tag = "2")]
-    pub file_offset: u64,
-    #[prost(uint32, tag = "3")]
-    pub frame_offset: u32,
+    /// zstd of StoredPlaces.
+    #[prost(bytes = "bytes", tag = "3")]
+    pub places: ::prost::bytes::Bytes,
     #[prost(uint32, tag = "4")]
-    pub length_bytes: u32,
+    pub places_bytes: u32,
+}
+/// Stretches of a stored frame that belong to files; the lists are of one length.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct StoredPlaces {
+    /// 5 bytes each: the first of the hash of the content that a piece belongs to.
+    #[prost(bytes = "bytes", tag = "1")]
+    pub files: ::prost::bytes::Bytes,
+    /// From the end of the piece before in the frame.
+    #[prost(sint64, repeated, tag = "2")]
+    pub gaps: ::prost::alloc::vec::Vec<i64>,
+    #[prost(uint32, repeated, tag = "3")]
+    pub lengths: ::prost::alloc::vec::Vec<u32>,
+    /// Where a piece goes in its file.
+    #[prost(uint64, repeated, tag = "4")]
+    pub file_offsets: ::prost::alloc::vec::Vec<u64>,
 }
 /// Content that the agent has already, in the tree it updates from.
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]

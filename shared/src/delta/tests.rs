@@ -2,6 +2,7 @@ use proptest::prelude::*;
 use prost::Message as _;
 
 use super::*;
+use crate::hash::ContentHash;
 use crate::wire::Frame;
 
 fn noise(seed: u64, length: usize) -> Vec<u8> {

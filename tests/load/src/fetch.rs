@@ -39,7 +39,7 @@ pub async fn fetch(
     let root = target.root_hash();
     let Some(live) = live else {
         let top = target.generation().root.object;
-        let batch = ObjectsBatch { directories: vec![top], recursive: true, files: Vec::new() };
+        let batch = ObjectsBatch { directories: vec![top], recursive: true, ..ObjectsBatch::default() };
         ask(Request::Objects(batch.to_message(root))).await?;
         let mut answer = client.fetch(ReceiverStream::new(receiver)).await?.into_inner();
         let mut files = Vec::new();

@@ -20,10 +20,10 @@ use std::sync::Arc;
 use bytes::Bytes;
 use syncd_proto::v1;
 use syncd_proto::v1::fetch_frame::Frame as Message;
-use syncd_shared::delta::{Basis, BasisFile, ContentTag, DeltaCopy, DeltaFrame, DeltaPiece, Encoded};
+use syncd_shared::delta::{Basis, BasisFile, DeltaCopy, DeltaFrame, DeltaPiece, Encoded};
 use syncd_shared::diff::TreeDiff;
 use syncd_shared::limits::DELTA_OUTPUT_MAX_BYTES;
-use syncd_shared::{ContentHash, RootEntry};
+use syncd_shared::{ContentHash, ContentTag, RootEntry};
 
 use super::contents::Contents;
 use super::error::PlanError;
