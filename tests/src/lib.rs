@@ -12,6 +12,7 @@
 mod agent;
 mod apache;
 mod binaries;
+mod calls;
 pub mod corpora;
 pub mod edits;
 pub mod http;
@@ -19,11 +20,13 @@ pub mod link;
 pub mod load;
 pub mod mounts;
 pub mod oracle;
+pub mod node;
 mod origin;
 pub mod process;
 pub mod replica;
 mod scene;
 mod seeded;
+pub mod tracer;
 pub mod wait;
 
 pub use agent::{Agent, AgentStatus};

@@ -68,6 +68,26 @@ impl Mount {
         self.attach();
     }
 
+    /// Copies the image, unmounted for that moment, to `name` beside it.
+    #[track_caller]
+    pub fn save(&self, name: &str) -> PathBuf {
+        let image = self.image.as_ref().expect("a file system in an image");
+        let copy = image.with_file_name(name);
+        tool("umount", [&self.directory]);
+        copy_sparsely(image, &copy);
+        self.attach();
+        copy
+    }
+
+    /// Puts a [`Self::save`]d image in the place of what is mounted.
+    #[track_caller]
+    pub fn restore(&self, saved: &Path) {
+        let image = self.image.as_ref().expect("a file system in an image");
+        tool("umount", [&self.directory]);
+        copy_sparsely(saved, image);
+        self.attach();
+    }
+
     /// A tmpfs of at most `mebibytes`.
     #[track_caller]
     pub fn tmpfs(directory: &Path, mebibytes: u64) -> Self {
@@ -99,6 +119,12 @@ impl Mount {
     pub fn directory(&self) -> &Path {
         &self.directory
     }
+}
+
+#[track_caller]
+fn copy_sparsely(from: &Path, to: &Path) {
+    let _ = fs::remove_file(to);
+    tool("cp", ["--sparse=always".as_ref(), from, to]);
 }
 
 impl Drop for Mount {

@@ -1,0 +1,38 @@
+//! Bugs that tests plant, to see that the crash sweep finds them. Debug builds only.
+//!
+//! `SYNCD_PLANTED` names one. A release build has none of this: the function below is a constant there.
+
+/// A step of an activation that is done wrongly.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[cfg_attr(not(debug_assertions), allow(dead_code))]
+pub(crate) enum Bug {
+    /// `syncfs` is left out.
+    NoSyncfs,
+    /// ROOT is not synced after the switch.
+    NoRootSync,
+    /// The switch comes before what it leads to is durable.
+    SwapFirst,
+    /// A sync that failed is made again, and its second answer believed.
+    SyncAgain,
+}
+
+/// Whether this process has this bug.
+#[cfg(debug_assertions)]
+pub(crate) fn has(bug: Bug) -> bool {
+    static PLANTED: std::sync::LazyLock<Option<Bug>> = std::sync::LazyLock::new(|| {
+        match std::env::var("SYNCD_PLANTED").as_deref() {
+            Ok("no-syncfs") => Some(Bug::NoSyncfs),
+            Ok("no-root-sync") => Some(Bug::NoRootSync),
+            Ok("swap-first") => Some(Bug::SwapFirst),
+            Ok("sync-again") => Some(Bug::SyncAgain),
+            _ => None,
+        }
+    });
+    *PLANTED == Some(bug)
+}
+
+/// Whether this process has this bug.
+#[cfg(not(debug_assertions))]
+pub(crate) const fn has(_: Bug) -> bool {
+    false
+}
