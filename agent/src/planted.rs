@@ -1,6 +1,9 @@
-//! Bugs that tests plant, to see that the crash sweep finds them. Debug builds only.
+//! What tests may change in a debug build. A release build has none of it: the functions below are constants there.
 //!
-//! `SYNCD_PLANTED` names one. A release build has none of this: the function below is a constant there.
+//! `SYNCD_PLANTED` names a bug that this process is to have, so that a test can see its oracle find it.
+//! `SYNCD_HASTY` makes the pauses after errors short, so that a test can make some thousand errors.
+
+use std::time::Duration;
 
 /// A step of an activation that is done wrongly.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -35,4 +38,18 @@ pub(crate) fn has(bug: Bug) -> bool {
 #[cfg(not(debug_assertions))]
 pub(crate) const fn has(_: Bug) -> bool {
     false
+}
+
+/// A pause after an error.
+#[cfg(debug_assertions)]
+pub(crate) fn pause(pause: Duration) -> Duration {
+    static HASTY: std::sync::LazyLock<bool> =
+        std::sync::LazyLock::new(|| std::env::var_os("SYNCD_HASTY").is_some());
+    if *HASTY { pause / 50 } else { pause }
+}
+
+/// A pause after an error.
+#[cfg(not(debug_assertions))]
+pub(crate) const fn pause(pause: Duration) -> Duration {
+    pause
 }

@@ -10,6 +10,7 @@ use syncd_shared::{GenerationNumber, SignedGeneration};
 use crate::activate::{ActivateError, ActivationContext};
 use crate::config::RunOptions;
 use crate::hooks::Occasion;
+use crate::planted;
 use crate::reason;
 use crate::replica::{OpenReplicaError, Replica, ReplicaOptions};
 use crate::session::worker::{
@@ -107,7 +108,7 @@ impl ReplicaWork for Replica {
     fn maintain(&mut self, cancel: &AtomicBool) -> Maintenance {
         if let Err(error) = self.revive() {
             tracing::warn!(error = reason::of(&error), "the record can't be opened, it will be tried again");
-            return Maintenance { again: Some(MAINTAIN_RETRY), trouble: None };
+            return Maintenance { again: Some(planted::pause(MAINTAIN_RETRY)), trouble: None };
         }
         match maintain_quietly(self, cancel) {
             Ok(Maintained { did, next }) => Maintenance { again: next, trouble: trouble(&did) },
@@ -115,7 +116,7 @@ impl ReplicaWork for Replica {
             Err(error) => {
                 self.note_failure(&error);
                 tracing::warn!(error = reason::of(&error), "maintenance failed, it will be tried again");
-                Maintenance { again: Some(MAINTAIN_RETRY), trouble: None }
+                Maintenance { again: Some(planted::pause(MAINTAIN_RETRY)), trouble: None }
             }
         }
     }

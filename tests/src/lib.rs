@@ -15,6 +15,7 @@ mod binaries;
 mod calls;
 pub mod corpora;
 pub mod edits;
+pub mod faults;
 pub mod http;
 pub mod link;
 pub mod load;

@@ -186,14 +186,14 @@ impl Node {
         self.mount.save(name)
     }
 
-    fn settled(&self, status: &AgentStatus, number: u64) -> Result<(), String> {
+    pub(crate) fn settled(&self, status: &AgentStatus, number: u64) -> Result<(), String> {
         if status.generation != Some(number) || status.spares != 2 {
             return Err(format!("{status:?}"));
         }
         litter(&self.agent.root, status)
     }
 
-    fn poll<T>(&mut self, what: &str, mut check: impl FnMut(&mut Self) -> Result<T, String>) -> Result<T, String> {
+    pub(crate) fn poll<T>(&mut self, what: &str, mut check: impl FnMut(&mut Self) -> Result<T, String>) -> Result<T, String> {
         let started = Instant::now();
         loop {
             match check(self) {
@@ -206,7 +206,7 @@ impl Node {
         }
     }
 
-    fn origin_answers(&mut self, answers: bool) {
+    pub(crate) fn origin_answers(&mut self, answers: bool) {
         let signal = if answers { Signal::CONT } else { Signal::STOP };
         self.origin.daemon().signal(signal);
     }
@@ -222,6 +222,7 @@ impl Node {
         }
         let mut command = self.agent.run_command();
         command.args(&scenario.options);
+        command.env("SYNCD_HASTY", "1");
         if let Some(planted) = self.planted {
             command.env("SYNCD_PLANTED", planted);
         }
@@ -354,14 +355,14 @@ impl Node {
         self.agent.root.join(format!("generations/{number}"))
     }
 
-    fn is_generation(&self, number: u64) -> Result<(), String> {
+    pub(crate) fn is_generation(&self, number: u64) -> Result<(), String> {
         let actual = try_facts(&self.tree(number)).map_err(|error| format!("generation {number}: {error}"))?;
         let expected = self.known.get(&number).ok_or(format!("generation {number} was never sealed"))?;
         if fingerprint_of(&actual) == *expected { Ok(()) } else { Err(format!("generation {number} is damaged")) }
     }
 
     /// The generation that is live, which must be one that was sealed, and not older than `floor`.
-    fn complete(&self, floor: u64) -> Result<u64, String> {
+    pub(crate) fn complete(&self, floor: u64) -> Result<u64, String> {
         let Some(number) = self.agent.live_generation() else {
             return if floor == 0 { Ok(0) } else { Err(format!("generation {floor} was live, now nothing is")) };
         };
