@@ -22,15 +22,14 @@ pub(crate) enum Bug {
 /// Whether this process has this bug.
 #[cfg(debug_assertions)]
 pub(crate) fn has(bug: Bug) -> bool {
-    static PLANTED: std::sync::LazyLock<Option<Bug>> = std::sync::LazyLock::new(|| {
-        match std::env::var("SYNCD_PLANTED").as_deref() {
+    static PLANTED: std::sync::LazyLock<Option<Bug>> =
+        std::sync::LazyLock::new(|| match std::env::var("SYNCD_PLANTED").as_deref() {
             Ok("no-syncfs") => Some(Bug::NoSyncfs),
             Ok("no-root-sync") => Some(Bug::NoRootSync),
             Ok("swap-first") => Some(Bug::SwapFirst),
             Ok("sync-again") => Some(Bug::SyncAgain),
             _ => None,
-        }
-    });
+        });
     *PLANTED == Some(bug)
 }
 

@@ -92,6 +92,7 @@ impl ReplicaWork for Replica {
             let occasion = Occasion::of(context.target, previous, context.staged_tree.clone(), live.clone());
             Ok(before(occasion, context.changed_paths)?)
         };
+        let target = staged.target.clone();
         match self.activate(staged, &mut told) {
             Ok(_) => Ok(()),
             Err(ActivateError::Hook { source, staged }) => {
@@ -100,9 +101,21 @@ impl ReplicaWork for Replica {
             }
             Err(error) => {
                 self.note_failure(&error);
+                // It may have come far enough to be finished.
+                if self.upkeep.unsettled && self.revive().is_ok() && self.live() == Some(&target) {
+                    tracing::warn!(
+                        error = reason::of(&error),
+                        "an error in the switch, which was finished all the same"
+                    );
+                    return Ok(());
+                }
                 Err(NotActivated { failure: Failure::new(error.retry_class(), &error), staged: None })
             }
         }
+    }
+
+    fn is_settled(&self) -> bool {
+        !self.upkeep.unsettled
     }
 
     fn maintain(&mut self, cancel: &AtomicBool) -> Maintenance {

@@ -106,7 +106,8 @@ pub(crate) fn change(who: Pid, call: &Call, watched: &Path) -> Option<(&'static 
 }
 
 fn creates(flags: u64) -> bool {
-    flags & (libc::O_CREAT | libc::O_TRUNC) as u64 != 0 || flags & libc::O_TMPFILE as u64 == libc::O_TMPFILE as u64
+    flags & (libc::O_CREAT | libc::O_TRUNC) as u64 != 0
+        || flags & libc::O_TMPFILE as u64 == libc::O_TMPFILE as u64
 }
 
 fn opened(who: Pid, fd: u64) -> Option<PathBuf> {

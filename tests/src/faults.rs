@@ -50,8 +50,10 @@ impl Fault {
 
     /// What becomes of a call; `None`: this fault cannot hit it.
     pub fn verdict(self, point: &Point) -> Option<Verdict> {
-        let writes = matches!(point.call, "write" | "pwrite64" | "copy_file_range" | "fallocate" | "ftruncate");
-        let names = ["open", "mkdir", "symlink", "link", "rename"].iter().any(|call| point.call.starts_with(call));
+        let writes =
+            matches!(point.call, "write" | "pwrite64" | "copy_file_range" | "fallocate" | "ftruncate");
+        let names =
+            ["open", "mkdir", "symlink", "link", "rename"].iter().any(|call| point.call.starts_with(call));
         let syncs = point.call.contains("sync");
         let (hits, errno) = match self {
             Self::NoSpace => (writes || names || syncs, libc::ENOSPC),
@@ -111,7 +113,8 @@ pub struct Seen {
 impl Node {
     /// Runs the scenario with the fault. Err: what is wrong.
     pub fn fail(&mut self, scenario: &Scenario, failing: Failing) -> Result<Seen, String> {
-        let (lasting, failed) = (Arc::new(AtomicBool::new(true)), Arc::new(std::sync::Mutex::new(Vec::new())));
+        let (lasting, failed) =
+            (Arc::new(AtomicBool::new(true)), Arc::new(std::sync::Mutex::new(Vec::new())));
         let log = Traced::log_of(self.mount.directory());
         let _ = std::fs::remove_file(&log);
         let mut traced = self.trace(scenario, policy(failing, lasting.clone(), failed.clone()));
@@ -154,8 +157,10 @@ impl Node {
             }
             let status = self.origin.try_status();
             let error = status.as_ref().and_then(|s| s.agents.first()).and_then(|a| a.error.clone());
-            seen.reported |= error.is_some_and(|error| error.contains(words)) && failing.fault != Fault::Short;
-            let fine = self.agent.live_generation() == Some(newest) && traced.idle().is_some_and(|idle| idle.as_millis() > 300);
+            seen.reported |=
+                error.is_some_and(|error| error.contains(words)) && failing.fault != Fault::Short;
+            let fine = self.agent.live_generation() == Some(newest)
+                && traced.idle().is_some_and(|idle| idle.as_millis() > 300);
             if (failing.lasts && seen.reported && said()) || fine {
                 // A moment more, to see what it does next.
                 if calm.get_or_insert(Instant::now()).elapsed() > Duration::from_millis(100) {
@@ -172,7 +177,10 @@ impl Node {
         if seen.failed > 0 && failing.fault != Fault::Short && !seen.logged {
             return Err("the agent's log does not say why".into());
         }
-        if failing.lasts && failing.fault != Fault::Short && !seen.ended && !seen.reported
+        if failing.lasts
+            && failing.fault != Fault::Short
+            && !seen.ended
+            && !seen.reported
             && self.agent.live_generation() != Some(newest)
         {
             return Err("the origin's status does not say why".into());
@@ -181,7 +189,7 @@ impl Node {
         lasting.store(false, Ordering::Relaxed);
         let ended = Instant::now();
         if seen.ended {
-            if !traced.ended().is_some_and(|status| status.code() == Some(1)) {
+            if traced.ended().is_none_or(|status| status.code() != Some(1)) {
                 return Err(format!("the agent ended with {:?}", traced.ended()));
             }
             self.agent.start();

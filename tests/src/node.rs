@@ -110,7 +110,8 @@ impl Node {
         let root = mount.directory().join("web1");
         let agent = Agent::new(scene, "web1").at(&root).with_options(&["--grace", "0s"]);
         agent.join(origin.address(), &origin.token()).expect_success();
-        let mut node = Self { origin, mount, agent, planted: None, known: BTreeMap::new(), heard_before: None };
+        let mut node =
+            Self { origin, mount, agent, planted: None, known: BTreeMap::new(), heard_before: None };
         tool("sync", ["-f".as_ref(), root.as_path()]);
         let mut scenarios = Vec::new();
         let mut add = |name, image: &Path, live: u64, held: &[u64]| {
@@ -193,7 +194,11 @@ impl Node {
         litter(&self.agent.root, status)
     }
 
-    pub(crate) fn poll<T>(&mut self, what: &str, mut check: impl FnMut(&mut Self) -> Result<T, String>) -> Result<T, String> {
+    pub(crate) fn poll<T>(
+        &mut self,
+        what: &str,
+        mut check: impl FnMut(&mut Self) -> Result<T, String>,
+    ) -> Result<T, String> {
         let started = Instant::now();
         loop {
             match check(self) {
@@ -261,7 +266,9 @@ impl Node {
         }
         self.origin_answers(true);
         shown.map_err(|complaint| {
-            let at = point.map_or("at its end".to_owned(), |p| format!("at {} {} ({})", p.ordinal, p.label(), p.thread));
+            let at = point.map_or("at its end".to_owned(), |p| {
+                format!("at {} {} ({})", p.ordinal, p.label(), p.thread)
+            });
             format!("{}, {case:?} {at}: {complaint}", scenario.name)
         })
     }
@@ -280,7 +287,9 @@ impl Node {
             (true, false) => Verdict::FreezeBefore,
             (true, true) => Verdict::FreezeAfter,
         };
-        self.heard_before = self.heard().and_then(|(heard, _)| heard);
+        let heard =
+            self.poll("the origin to see no agent", |node| node.heard().ok_or("it is connected".into()));
+        self.heard_before = heard.unwrap_or_else(|complaint| panic!("{complaint}")).0;
         let mut traced = self.trace(scenario, Box::new(policy));
         let frozen = traced.wait(PATIENCE, |traced| self.is_done(scenario, traced));
         std::thread::sleep(case.linger);
@@ -301,8 +310,8 @@ impl Node {
 
     /// What the agent reported live in the case; 0: nothing.
     fn reported(&mut self, scenario: &Scenario) -> Result<u64, String> {
-        let (heard, generation) =
-            self.poll("the origin to see the agent gone", |node| node.heard().ok_or("it is connected".into()))?;
+        let (heard, generation) = self
+            .poll("the origin to see the agent gone", |node| node.heard().ok_or("it is connected".into()))?;
         if heard == self.heard_before || !scenario.origin_answers { Ok(0) } else { Ok(generation) }
     }
 
@@ -322,7 +331,9 @@ impl Node {
         let status = self.poll("the agent to answer", |node| match node.agent.daemon().ended() {
             Some(status) => Err(format!("it ended, {status}")),
             // Before that, `status` would try to open the record itself.
-            None if UnixStream::connect(node.agent.root.join("state/agent.sock")).is_err() => Err("no socket".into()),
+            None if UnixStream::connect(node.agent.root.join("state/agent.sock")).is_err() => {
+                Err("no socket".into())
+            }
             None => node.agent.try_status().ok_or("no status".into()),
         })?;
         let recovery = started.elapsed();
@@ -356,15 +367,24 @@ impl Node {
     }
 
     pub(crate) fn is_generation(&self, number: u64) -> Result<(), String> {
-        let actual = try_facts(&self.tree(number)).map_err(|error| format!("generation {number}: {error}"))?;
+        let actual =
+            try_facts(&self.tree(number)).map_err(|error| format!("generation {number}: {error}"))?;
         let expected = self.known.get(&number).ok_or(format!("generation {number} was never sealed"))?;
-        if fingerprint_of(&actual) == *expected { Ok(()) } else { Err(format!("generation {number} is damaged")) }
+        if fingerprint_of(&actual) == *expected {
+            Ok(())
+        } else {
+            Err(format!("generation {number} is damaged"))
+        }
     }
 
     /// The generation that is live, which must be one that was sealed, and not older than `floor`.
     pub(crate) fn complete(&self, floor: u64) -> Result<u64, String> {
         let Some(number) = self.agent.live_generation() else {
-            return if floor == 0 { Ok(0) } else { Err(format!("generation {floor} was live, now nothing is")) };
+            return if floor == 0 {
+                Ok(0)
+            } else {
+                Err(format!("generation {floor} was live, now nothing is"))
+            };
         };
         if number < floor {
             return Err(format!("generation {floor} was live, now {number} is"));

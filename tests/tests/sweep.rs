@@ -138,6 +138,9 @@ fn sweep(scene: &Scene, mount: Mount, what: &str) {
                 Ok(shown) => {
                     tally.take(case, &shown);
                     all.take(case, &shown);
+                    if all.cases.is_multiple_of(200) {
+                        println!("{what}: {} cases so far", all.cases);
+                    }
                 }
                 Err(complaint) => {
                     println!("COMPLAINT {complaint}");
@@ -203,7 +206,8 @@ fn planted_bugs_are_caught() {
             // Where it matters: from the switch on, in random order.
             let switch = points.iter().find(|p| p.call == "renameat" && p.path.contains("live.next"));
             let switch = switch.expect("a switch").ordinal;
-            let near = cases.iter().filter(|case| (switch - 2..switch + PLANTED_SHARE).contains(&case.ordinal));
+            let near =
+                cases.iter().filter(|case| (switch - 2..switch + PLANTED_SHARE).contains(&case.ordinal));
             for (tried, case) in near.take(PLANTED_SHARE).enumerate() {
                 if let Err(complaint) = node.run(scenario, *case) {
                     caught = Some((tried + 1, complaint));
