@@ -204,9 +204,7 @@ impl Node {
         })?;
         seen.healing = ended.elapsed();
         self.complete(newest)?;
-        for number in self.agent.try_status().map(|s| s.generations).unwrap_or_default() {
-            self.is_generation(number)?;
-        }
+        self.has_generations(&self.agent.status())?;
         let verified = self.agent.cli("verify", &["--json"]);
         if verified.code != Some(0) || verified.json()["drifted"] != 0 {
             return Err(format!("verify: {verified:?}"));

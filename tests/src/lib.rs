@@ -17,6 +17,7 @@ pub mod corpora;
 pub mod edits;
 pub mod faults;
 pub mod http;
+pub mod hub;
 pub mod link;
 pub mod load;
 pub mod mounts;

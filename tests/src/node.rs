@@ -344,9 +344,7 @@ impl Node {
         if status.accepted.unwrap_or(0) < recovered {
             return Err(format!("generation {recovered} is live, but {:?} accepted", status.accepted));
         }
-        for number in &status.generations {
-            self.is_generation(*number)?;
-        }
+        self.has_generations(&status)?;
         // It converges.
         self.origin_answers(true);
         let newest = self.newest();
@@ -364,6 +362,17 @@ impl Node {
 
     fn tree(&self, number: u64) -> PathBuf {
         self.agent.root.join(format!("generations/{number}"))
+    }
+
+    /// What `status` lists is there, unless it was retired meanwhile.
+    pub(crate) fn has_generations(&self, status: &AgentStatus) -> Result<(), String> {
+        for number in &status.generations {
+            let checked = self.is_generation(*number);
+            if checked.is_err() && self.agent.status().generations.contains(number) {
+                self.is_generation(*number)?;
+            }
+        }
+        Ok(())
     }
 
     pub(crate) fn is_generation(&self, number: u64) -> Result<(), String> {

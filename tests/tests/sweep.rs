@@ -12,6 +12,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::{Duration, Instant};
 
+use syncd_tests::hub::{Errand, Hub};
 use syncd_tests::mounts::Mount;
 use syncd_tests::node::{Case, End, Node, RECOVERY_LIMIT, Scenario, Shown};
 use syncd_tests::tracer::Point;
@@ -25,6 +26,9 @@ const KILL_SHARE: u64 = 8;
 const PLANTED_SHARE: usize = 40;
 /// How long other threads may go on talking in a part of the cases.
 const LINGER: Duration = Duration::from_millis(40);
+
+/// Cases of each of the origin's scenarios unless `SYNCD_SWEEP` says otherwise.
+const ORIGIN_SHARE: usize = 20;
 
 /// How many cases on each file system; `None`: all.
 fn share() -> Option<usize> {
@@ -53,6 +57,22 @@ fn cases(points: &[Point], random: &mut Seeded) -> BTreeMap<String, Vec<Case>> {
     kinds
 }
 
+/// `most` of the cases: a kind of call at random, then one of its cases.
+fn choose(points: &[Point], most: Option<usize>, random: &mut Seeded) -> Vec<Case> {
+    let mut kinds = cases(points, random);
+    let mut chosen = Vec::new();
+    while most.is_none_or(|most| chosen.len() < most) && !kinds.is_empty() {
+        let names: Vec<String> = kinds.keys().cloned().collect();
+        let Some(name) = random.pick(&names) else { break };
+        let Some(cases) = kinds.get_mut(name) else { break };
+        chosen.push(cases.swap_remove(random.below(cases.len() as u64) as usize));
+        if cases.is_empty() {
+            kinds.remove(name);
+        }
+    }
+    chosen
+}
+
 /// One scenario's part of a sweep.
 struct Part {
     scenario: Scenario,
@@ -66,17 +86,7 @@ fn parts(node: &mut Node, scenarios: Vec<Scenario>, share: Option<usize>, random
     let mut parts = Vec::new();
     for scenario in scenarios {
         let points = node.count(&scenario);
-        let mut kinds = cases(&points, random);
-        let mut chosen = Vec::new();
-        while each.is_none_or(|each| chosen.len() < each) && !kinds.is_empty() {
-            let names: Vec<String> = kinds.keys().cloned().collect();
-            let Some(name) = random.pick(&names) else { break };
-            let Some(cases) = kinds.get_mut(name) else { break };
-            chosen.push(cases.swap_remove(random.below(cases.len() as u64) as usize));
-            if cases.is_empty() {
-                kinds.remove(name);
-            }
-        }
+        let chosen = choose(&points, each, random);
         parts.push(Part { scenario, points, cases: chosen });
     }
     parts
@@ -219,4 +229,61 @@ fn planted_bugs_are_caught() {
         let (tried, complaint) = caught.unwrap_or_else(|| panic!("the planted bug {bug} was not caught"));
         println!("{bug}: caught by case {tried}: {complaint}");
     }
+}
+
+#[test]
+fn no_cut_at_the_origin_loses_what_was_answered() {
+    let what = "power cuts at the origin";
+    let mut random = Seeded::announced(what);
+    let scene = Scene::new("sweep-origin");
+    let mount = Mount::ext4(&scene.path("disk"), 64);
+    let started = Instant::now();
+    let mut hub = Hub::new(&scene, mount);
+    let mut complaints = Vec::new();
+    for errand in [Errand::Commit, Errand::Join, Errand::Collect] {
+        let points = hub.count(errand);
+        let most = if share() == Some(SHARE) { Some(ORIGIN_SHARE) } else { share() };
+        let chosen = choose(&points, most, &mut random);
+        let (mut fired, mut cuts) = (0, 0);
+        for case in &chosen {
+            cuts += usize::from(case.end == End::PowerCut);
+            match hub.run(errand, *case) {
+                Ok(point) => fired += usize::from(point.is_some()),
+                Err(complaint) => {
+                    println!("COMPLAINT {complaint}");
+                    complaints.push(complaint);
+                }
+            }
+        }
+        let kinds: BTreeSet<String> = points.iter().map(Point::label).collect();
+        println!(
+            "{errand:?}: {} points of {} kinds counted; {} cases ({cuts} cuts), {fired} fired",
+            points.len(),
+            kinds.len(),
+            chosen.len()
+        );
+    }
+    println!("{what}: {:.0} s", started.elapsed().as_secs_f64());
+    assert!(complaints.is_empty(), "{} complaints:\n{}", complaints.len(), complaints.join("\n"));
+}
+
+#[test]
+fn a_commit_that_is_answered_early_is_caught() {
+    let mut random = Seeded::announced("planted bug of the origin");
+    let scene = Scene::new("sweep-origin-planted");
+    let mount = Mount::ext4(&scene.path("disk"), 64);
+    let mut hub = Hub::new(&scene, mount);
+    hub.planted = Some("answer-early");
+    let points = hub.count(Errand::Commit);
+    // The last calls of a commit, or the moment after it.
+    let late = &points[points.len().saturating_sub(PLANTED_SHARE)..];
+    let mut cases =
+        vec![Case { ordinal: usize::MAX, after: false, end: End::PowerCut, linger: Duration::ZERO }];
+    cases.extend(choose(late, Some(PLANTED_SHARE / 2), &mut random));
+    let caught = cases
+        .iter()
+        .enumerate()
+        .find_map(|(tried, case)| Some((tried + 1, hub.run(Errand::Commit, *case).err()?)));
+    let (tried, complaint) = caught.expect("a commit that is answered early was not caught");
+    println!("answer-early: caught by case {tried}: {complaint}");
 }

@@ -17,8 +17,9 @@ use super::observed;
 use super::scan_base::ScanBase;
 use crate::fleet::Fleet;
 use crate::keys::Keys;
+use crate::planted;
 use crate::scan::{self, MASS_DELETION_MIN_ENTRIES, Notices, Scan, ScanError, ScanOptions, Scope};
-use crate::store::{CheckReport, Damage, Retention, SealError, Store, StoreError, Writer};
+use crate::store::{CheckReport, Damage, SealError, Store, StoreError, Writer};
 use crate::watch::{Hints, Reason, Watch};
 
 /// Why nothing was sealed. The last generation stands.
@@ -246,7 +247,7 @@ impl Sealer {
         let now_ms = unix_ms(SystemTime::now());
         let keep = self.parts.fleet.retained_roots();
         let tree = self.base.as_ref().map(|b| b.root);
-        let report = self.parts.store.collect_garbage(Retention::default(), &keep, tree.as_ref(), now_ms)?;
+        let report = self.parts.store.collect_garbage(planted::retention(), &keep, tree.as_ref(), now_ms)?;
         if !report.damaged_packs.is_empty() {
             tracing::error!(packs = ?report.damaged_packs, "the store is damaged: run `syncd-origin check`");
         }
