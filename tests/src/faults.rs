@@ -5,8 +5,8 @@
 //! manager does.
 
 use std::path::Path;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use nix::libc;
@@ -95,6 +95,9 @@ pub struct Failing {
     pub lasts: bool,
 }
 
+/// The calls that failed.
+pub(crate) type Failed = Arc<Mutex<Vec<Point>>>;
+
 /// What a case showed.
 #[derive(Debug, Clone, Default)]
 pub struct Seen {
@@ -106,6 +109,8 @@ pub struct Seen {
     pub reported: bool,
     /// The agent ended, and was started again.
     pub ended: bool,
+    /// All calls of the run that changed something, and those that failed.
+    pub points: Vec<Point>,
     /// From the end of the fault until all was well.
     pub healing: Duration,
 }
@@ -113,14 +118,14 @@ pub struct Seen {
 impl Node {
     /// Runs the scenario with the fault. Err: what is wrong.
     pub fn fail(&mut self, scenario: &Scenario, failing: Failing) -> Result<Seen, String> {
-        let (lasting, failed) =
-            (Arc::new(AtomicBool::new(true)), Arc::new(std::sync::Mutex::new(Vec::new())));
+        let (lasting, failed) = (Arc::new(AtomicBool::new(true)), Failed::default());
         let log = Traced::log_of(self.mount.directory());
         let _ = std::fs::remove_file(&log);
         let mut traced = self.trace(scenario, policy(failing, lasting.clone(), failed.clone()));
         let failures = || failed.lock().map(|f| f.clone()).unwrap_or_default();
         let outcome = self.live_through(scenario, failing, &mut traced, &lasting, &log, &|| failures().len());
         traced.kill();
+        let outcome = outcome.map(|seen| Seen { points: traced.points(), ..seen });
         if self.agent.is_running() {
             self.agent.kill9();
         }
@@ -217,7 +222,7 @@ impl Node {
     }
 }
 
-fn policy(failing: Failing, lasting: Arc<AtomicBool>, failed: Arc<std::sync::Mutex<Vec<Point>>>) -> Policy {
+pub(crate) fn policy(failing: Failing, lasting: Arc<AtomicBool>, failed: Failed) -> Policy {
     Box::new(move |point| {
         let hit = match failing.lasts {
             false => point.ordinal == failing.ordinal,

@@ -14,6 +14,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use crate::edits::{remove, small_site, write};
+use crate::faults::{self, Failed, Failing};
 use crate::mounts::Mount;
 use crate::node::Case;
 use crate::node::End;
@@ -154,6 +155,8 @@ impl Hub {
         }
         if frozen || cut {
             traced.kill();
+        }
+        if frozen || cut || traced.ended().is_some() {
             gone.store(true, Ordering::Relaxed);
         }
         (frozen, asked.join().expect("the commands end"))
@@ -182,6 +185,53 @@ impl Hub {
             let at = point.map_or("at its end".to_owned(), |p| format!("at {} {}", p.ordinal, p.label()));
             format!("{errand:?}, {case:?} {at}: {complaint} ({answered:?})")
         })
+    }
+
+    /// A commit while a call fails. It is refused with a clear word, or done; when the fault has ended the next one works,
+    /// without a restart where the origin still runs. Calls that failed. Err: what is wrong.
+    pub fn fail(&mut self, failing: Failing) -> Result<usize, String> {
+        let (lasting, failed) = (Arc::new(AtomicBool::new(true)), Failed::default());
+        let log = Traced::log_of(self.mount.directory());
+        let _ = std::fs::remove_file(&log);
+        let mut traced = self.trace(Errand::Commit, faults::policy(failing, lasting.clone(), failed.clone()));
+        let (_, mut answered) = self.ask(Errand::Commit, &mut traced, Duration::ZERO, false);
+        lasting.store(false, Ordering::Relaxed);
+        let said = answered.refusals.join("\n") + &std::fs::read_to_string(&log).unwrap_or_default();
+        let outcome = self.healed(failing, &traced, &mut answered, &said);
+        traced.kill();
+        let failed = failed.lock().map(|failed| failed.clone()).unwrap_or_default();
+        let outcome = outcome.and_then(|()| self.judge(Errand::Commit, &answered));
+        if self.origin.is_running() {
+            self.origin.kill9();
+        }
+        let first = failed.first().map(Point::label).unwrap_or_default();
+        outcome.map_err(|complaint| format!("{failing:?} at {first}: {complaint} ({answered:?}) {said}"))?;
+        Ok(failed.len())
+    }
+
+    fn healed(
+        &self,
+        failing: Failing,
+        traced: &Traced,
+        answered: &mut Answered,
+        said: &str,
+    ) -> Result<(), String> {
+        if answered.sealed.is_none() && !said.contains(failing.fault.words()) {
+            return Err("it was not said why".into());
+        }
+        match traced.ended() {
+            Some(status) if status.code() == Some(1) => Ok(()),
+            Some(status) => Err(format!("the origin ended with {status}")),
+            None => {
+                let again = self.origin.cli("commit", &[]);
+                let number = again.stdout.trim().parse::<u64>();
+                if number != Ok(self.newest_of_image() + 1) {
+                    return Err(format!("the commit after the fault: {again:?}"));
+                }
+                answered.sealed = number.ok();
+                Ok(())
+            }
+        }
     }
 
     /// The oracle. The origin is down.
