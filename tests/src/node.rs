@@ -157,8 +157,9 @@ impl Node {
         *self.known.keys().next_back().expect("a generation")
     }
 
+    /// Seals the tree as it is.
     #[track_caller]
-    fn commit(&mut self) -> u64 {
+    pub fn commit(&mut self) -> u64 {
         let print = fingerprint_of(&facts(&self.origin.tree));
         let number = self.origin.commit();
         self.known.insert(number, print);

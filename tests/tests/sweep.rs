@@ -12,6 +12,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::{Duration, Instant};
 
+use syncd_tests::edits::Edits;
 use syncd_tests::hub::{Errand, Hub};
 use syncd_tests::mounts::Mount;
 use syncd_tests::node::{Case, End, Node, RECOVERY_LIMIT, Scenario, Shown};
@@ -29,6 +30,11 @@ const LINGER: Duration = Duration::from_millis(40);
 
 /// Cases of each of the origin's scenarios unless `SYNCD_SWEEP` says otherwise.
 const ORIGIN_SHARE: usize = 20;
+
+/// Cuts without a fresh image in between.
+const CHAIN: usize = 16;
+/// About as many calls as an update and the background work after it make.
+const CHAIN_CALLS: u64 = 400;
 
 /// How many cases on each file system; `None`: all.
 fn share() -> Option<usize> {
@@ -199,6 +205,34 @@ fn no_cut_on_xfs_leaves_a_mix_or_loses_what_was_reported() {
     let scene = Scene::new("sweep-xfs");
     let mount = Mount::xfs(&scene.path("disk"), 320);
     sweep(&scene, mount, "power cuts on xfs");
+}
+
+#[test]
+fn cuts_one_after_another_leave_one_complete_generation_live() {
+    let what = "cuts one after another";
+    let mut random = Seeded::announced(what);
+    let scene = Scene::new("sweep-chain");
+    let mount = Mount::ext4(&scene.path("disk"), 64);
+    let (mut node, scenarios) = Node::new(&scene, mount);
+    let mut scenario = scenarios.into_iter().find(|s| s.name == "small update").expect("a scenario");
+    let mut edits = Edits::new(&node.origin.tree, random.next_u64());
+    let rounds = share().map_or(CHAIN * 10, |share| share.min(CHAIN));
+    let mut fired = 0;
+    for round in 0..rounds {
+        let case = Case {
+            ordinal: 1 + random.below(CHAIN_CALLS) as usize,
+            after: random.one_in(2),
+            end: if random.one_in(KILL_SHARE) { End::Kill } else { End::PowerCut },
+            linger: if random.one_in(3) { LINGER } else { Duration::ZERO },
+        };
+        let shown = node.run(&scenario, case).unwrap_or_else(|complaint| panic!("cut {round}: {complaint}"));
+        fired += usize::from(shown.point.is_some());
+        // From what that left, with another change.
+        scenario = Scenario { name: "chain", image: None, live: node.newest(), held: Vec::new(), ..scenario };
+        edits.round(30);
+        node.commit();
+    }
+    println!("{what}: {rounds} cuts, {fired} before the update and its background work were done");
 }
 
 #[test]
