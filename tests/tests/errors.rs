@@ -20,7 +20,7 @@ use syncd_tests::tracer::Point;
 use syncd_tests::{Agent, Origin, Scene, Seeded, wait};
 
 /// Cases unless `SYNCD_SWEEP` says otherwise.
-const SHARE: usize = 90;
+const SHARE: usize = 60;
 
 fn share() -> Option<usize> {
     match std::env::var("SYNCD_SWEEP") {
@@ -61,7 +61,7 @@ fn draw(kinds: &mut BTreeMap<String, Vec<Failing>>, random: &mut Seeded) -> Opti
 #[test]
 fn no_error_of_the_disk_is_lost_or_lasts() {
     let mut random = Seeded::announced("errors");
-    let scene = Scene::new("errors");
+    let scene = Scene::in_memory("errors");
     let mount = Mount::ext4(&scene.path("disk"), 64);
     let started = Instant::now();
     let (mut node, scenarios) = Node::new(&scene, mount);
@@ -102,7 +102,7 @@ fn no_error_of_the_disk_is_lost_or_lasts() {
 #[test]
 fn no_error_under_data_loses_a_generation() {
     let mut random = Seeded::announced("errors under DATA");
-    let scene = Scene::new("errors-origin");
+    let scene = Scene::in_memory("errors-origin");
     let mount = Mount::ext4(&scene.path("disk"), 64);
     let mut hub = Hub::new(&scene, mount);
     let mut kinds = kinds_of(&hub.count(Errand::Commit));
@@ -125,7 +125,7 @@ fn no_error_under_data_loses_a_generation() {
 
 #[test]
 fn what_a_failed_sync_left_is_never_taken_for_durable() {
-    let scene = Scene::new("errors-sync");
+    let scene = Scene::in_memory("errors-sync");
     let mount = Mount::ext4(&scene.path("disk"), 64);
     let (mut node, scenarios) = Node::new(&scene, mount);
     let scenario = scenarios.iter().find(|s| s.name == "large update").expect("a scenario");
@@ -169,7 +169,7 @@ fn wait_error(origin: &Origin, agent: &Agent, word: &str) {
 
 #[test]
 fn a_full_inode_table_and_a_full_disk_keep_the_old_generation() {
-    let scene = Scene::new("errors-full");
+    let scene = Scene::in_memory("errors-full");
     let tree = scene.path("tree");
     small_site(&tree, 30);
     let origin = Origin::started(&scene, &tree);
@@ -216,7 +216,7 @@ fn a_full_inode_table_and_a_full_disk_keep_the_old_generation() {
 
 #[test]
 fn a_hung_disk_holds_up_nothing_but_the_update() {
-    let scene = Scene::new("errors-hung");
+    let scene = Scene::in_memory("errors-hung");
     let tree = scene.path("tree");
     small_site(&tree, 30);
     let origin = Origin::started(&scene, &tree);
@@ -247,7 +247,7 @@ fn a_hung_disk_holds_up_nothing_but_the_update() {
 
 #[test]
 fn a_read_only_disk_is_named_and_served_from() {
-    let scene = Scene::new("errors-ro");
+    let scene = Scene::in_memory("errors-ro");
     let tree = scene.path("tree");
     small_site(&tree, 30);
     let origin = Origin::started(&scene, &tree);
@@ -274,7 +274,7 @@ fn a_read_only_disk_is_named_and_served_from() {
 
 #[test]
 fn an_update_needs_few_descriptors() {
-    let scene = Scene::new("errors-descriptors");
+    let scene = Scene::in_memory("errors-descriptors");
     let tree = scene.path("tree");
     small_site(&tree, 400);
     let origin = Origin::started(&scene, &tree);

@@ -20,7 +20,7 @@ use syncd_tests::tracer::Point;
 use syncd_tests::{Scene, Seeded};
 
 /// Cases on each file system unless `SYNCD_SWEEP` says otherwise.
-const SHARE: usize = 120;
+const SHARE: usize = 91;
 /// Of so many cases one is a kill without a power cut.
 const KILL_SHARE: u64 = 8;
 /// A planted bug has to be found within so many cases.
@@ -195,14 +195,14 @@ fn sweep(scene: &Scene, mount: Mount, what: &str) {
 
 #[test]
 fn no_cut_on_ext4_leaves_a_mix_or_loses_what_was_reported() {
-    let scene = Scene::new("sweep-ext4");
+    let scene = Scene::in_memory("sweep-ext4");
     let mount = Mount::ext4(&scene.path("disk"), 64);
     sweep(&scene, mount, "power cuts on ext4");
 }
 
 #[test]
 fn no_cut_on_xfs_leaves_a_mix_or_loses_what_was_reported() {
-    let scene = Scene::new("sweep-xfs");
+    let scene = Scene::in_memory("sweep-xfs");
     let mount = Mount::xfs(&scene.path("disk"), 320);
     sweep(&scene, mount, "power cuts on xfs");
 }
@@ -211,7 +211,7 @@ fn no_cut_on_xfs_leaves_a_mix_or_loses_what_was_reported() {
 fn cuts_one_after_another_leave_one_complete_generation_live() {
     let what = "cuts one after another";
     let mut random = Seeded::announced(what);
-    let scene = Scene::new("sweep-chain");
+    let scene = Scene::in_memory("sweep-chain");
     let mount = Mount::ext4(&scene.path("disk"), 64);
     let (mut node, scenarios) = Node::new(&scene, mount);
     let mut scenario = scenarios.into_iter().find(|s| s.name == "small update").expect("a scenario");
@@ -238,7 +238,7 @@ fn cuts_one_after_another_leave_one_complete_generation_live() {
 #[test]
 fn planted_bugs_are_caught() {
     let mut random = Seeded::announced("planted bugs");
-    let scene = Scene::new("sweep-planted");
+    let scene = Scene::in_memory("sweep-planted");
     let mount = Mount::ext4(&scene.path("disk"), 64);
     let (mut node, mut scenarios) = Node::new(&scene, mount);
     scenarios.retain(|scenario| scenario.name == "large update");
@@ -269,7 +269,7 @@ fn planted_bugs_are_caught() {
 fn no_cut_at_the_origin_loses_what_was_answered() {
     let what = "power cuts at the origin";
     let mut random = Seeded::announced(what);
-    let scene = Scene::new("sweep-origin");
+    let scene = Scene::in_memory("sweep-origin");
     let mount = Mount::ext4(&scene.path("disk"), 64);
     let started = Instant::now();
     let mut hub = Hub::new(&scene, mount);
@@ -304,7 +304,7 @@ fn no_cut_at_the_origin_loses_what_was_answered() {
 #[test]
 fn a_commit_that_is_answered_early_is_caught() {
     let mut random = Seeded::announced("planted bug of the origin");
-    let scene = Scene::new("sweep-origin-planted");
+    let scene = Scene::in_memory("sweep-origin-planted");
     let mount = Mount::ext4(&scene.path("disk"), 64);
     let mut hub = Hub::new(&scene, mount);
     hub.planted = Some("answer-early");
