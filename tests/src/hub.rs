@@ -130,20 +130,7 @@ impl Hub {
     fn ask(&mut self, errand: Errand, traced: &mut Traced, linger: Duration, cut: bool) -> (bool, Answered) {
         self.agents += 1;
         let name = format!("web{}", self.agents);
-        let client = Client {
-            data: self.origin.data.clone(),
-            command: Box::new({
-                let program = crate::binary("syncd-origin");
-                move |data: &Path, subcommand: &str| {
-                    let mut command = Command::new(&program);
-                    command.arg(subcommand).arg("--data").arg(data);
-                    crate::origin::clean_environment(&mut command);
-                    command
-                }
-            }),
-            root: self.elsewhere.join(&name),
-            name,
-        };
+        let client = Client { data: self.origin.data.clone(), root: self.elsewhere.join(&name), name };
         let gone = Arc::new(AtomicBool::new(false));
         let client_gone = gone.clone();
         let asked = std::thread::spawn(move || client.ask(errand, &client_gone));
@@ -308,14 +295,16 @@ fn join(address: &str, token: &str, name: &str, root: &Path) -> Outcome {
 /// Whoever asks the origin, from another thread.
 struct Client {
     data: PathBuf,
-    command: Box<dyn Fn(&Path, &str) -> Command + Send>,
     root: PathBuf,
     name: String,
 }
 
 impl Client {
     fn cli(&self, subcommand: &str, args: &[&str]) -> Outcome {
-        run((self.command)(&self.data, subcommand).args(args))
+        let mut command = Command::new(crate::binary("syncd-origin"));
+        command.arg(subcommand).arg("--data").arg(&self.data).args(args);
+        crate::origin::clean_environment(&mut command);
+        run(&mut command)
     }
 
     fn ask(&self, errand: Errand, gone: &AtomicBool) -> Answered {
