@@ -17,6 +17,7 @@ use syncd_shared::generation::GenerationError;
 use syncd_shared::{SignedGeneration, TreePath};
 
 use crate::disk::DiskError;
+use crate::planted::{self, Bug};
 use crate::record::{RecordError, encode_generation};
 use crate::replica::Replica;
 use crate::stage::{Staged, building};
@@ -176,6 +177,10 @@ impl Replica {
         layout.discard(&layout.generations, &name)?;
         layout.staging.rename_new(&building(slot), &layout.generations, &name)?;
         layout.prepare_link(number)?;
+        if planted::has(Bug::SwapFirst) {
+            layout.switch_link()?;
+            layout.prepare_link(number)?;
+        }
         if let Err(source) = self.make_durable(staged) {
             layout.discard(&layout.generations, &name)?;
             self.distrust_staging()?;

@@ -20,7 +20,7 @@ impl Backoff {
     pub fn pause(&mut self) -> Duration {
         let whole = self.shortest.saturating_mul(1 << self.attempts.min(20)).min(self.longest);
         self.attempts = self.attempts.saturating_add(1);
-        whole.mul_f64(0.5 + random_fraction() / 2.0)
+        crate::planted::pause(whole.mul_f64(0.5 + random_fraction() / 2.0))
     }
 
     /// The next pause is a short one again.

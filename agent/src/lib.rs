@@ -20,6 +20,7 @@ pub mod identity;
 pub mod join;
 pub mod layout;
 pub mod offline;
+mod planted;
 pub mod reason;
 pub mod record;
 mod recover;

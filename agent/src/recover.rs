@@ -42,10 +42,14 @@ impl Replica {
             },
             None => None,
         };
-        if let Some(live) = self.known.live
-            && self.layout.live_number()? != Some(live)
-        {
-            self.layout.point_live(live)?;
+        match self.known.live {
+            // After an error the link may be there and not be durable, and a sync that failed is not to be made again.
+            Some(live) if self.upkeep.unsettled || self.layout.live_number()? != Some(live) => {
+                self.layout.point_live(live)?;
+            }
+            // Nor need it be after a kill.
+            Some(_) => self.layout.root.sync_names()?,
+            None => {}
         }
         self.layout.root.unlink(LIVE_NEXT)?;
         self.recover_signed()?;

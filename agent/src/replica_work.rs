@@ -10,6 +10,7 @@ use syncd_shared::{GenerationNumber, SignedGeneration};
 use crate::activate::{ActivateError, ActivationContext};
 use crate::config::RunOptions;
 use crate::hooks::Occasion;
+use crate::planted;
 use crate::reason;
 use crate::replica::{OpenReplicaError, Replica, ReplicaOptions};
 use crate::session::worker::{
@@ -92,6 +93,7 @@ impl ReplicaWork for Replica {
             let occasion = Occasion::of(context.target, previous, context.staged_tree.clone(), live.clone());
             Ok(before(occasion, context.changed_paths)?)
         };
+        let target = staged.target.clone();
         match self.activate(staged, &mut told) {
             Ok(_) => Ok(()),
             Err(ActivateError::Hook { source, staged }) => {
@@ -100,15 +102,27 @@ impl ReplicaWork for Replica {
             }
             Err(error) => {
                 self.note_failure(&error);
+                // It may have come far enough to be finished.
+                if self.upkeep.unsettled && self.revive().is_ok() && self.live() == Some(&target) {
+                    tracing::warn!(
+                        error = reason::of(&error),
+                        "an error in the switch, which was finished all the same"
+                    );
+                    return Ok(());
+                }
                 Err(NotActivated { failure: Failure::new(error.retry_class(), &error), staged: None })
             }
         }
     }
 
+    fn is_settled(&self) -> bool {
+        !self.upkeep.unsettled
+    }
+
     fn maintain(&mut self, cancel: &AtomicBool) -> Maintenance {
         if let Err(error) = self.revive() {
             tracing::warn!(error = reason::of(&error), "the record can't be opened, it will be tried again");
-            return Maintenance { again: Some(MAINTAIN_RETRY), trouble: None };
+            return Maintenance { again: Some(planted::pause(MAINTAIN_RETRY)), trouble: None };
         }
         match maintain_quietly(self, cancel) {
             Ok(Maintained { did, next }) => Maintenance { again: next, trouble: trouble(&did) },
@@ -116,7 +130,7 @@ impl ReplicaWork for Replica {
             Err(error) => {
                 self.note_failure(&error);
                 tracing::warn!(error = reason::of(&error), "maintenance failed, it will be tried again");
-                Maintenance { again: Some(MAINTAIN_RETRY), trouble: None }
+                Maintenance { again: Some(planted::pause(MAINTAIN_RETRY)), trouble: None }
             }
         }
     }

@@ -173,6 +173,7 @@ impl Replica {
     /// One step towards enough spares at the live root; `None`: there are enough, or none can be made now.
     fn ready_spare(&mut self, live: &RootEntry, cancel: &AtomicBool) -> Result<Option<Upkept>, StageError> {
         self.reclaim_spares()?;
+        self.layout.discard_asides()?;
         let sync = self.layout.staging.reopen()?;
         let behind = self.known.spares.iter().find(|(_, root)| *root != live).map(|(s, r)| (*s, *r));
         if let Some((slot, root)) = behind {

@@ -22,6 +22,7 @@ pub mod listener;
 #[cfg(test)]
 mod namespace;
 pub mod plan;
+mod planted;
 pub mod scan;
 pub mod serve;
 pub mod service;

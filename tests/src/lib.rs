@@ -12,18 +12,23 @@
 mod agent;
 mod apache;
 mod binaries;
+mod calls;
 pub mod corpora;
 pub mod edits;
+pub mod faults;
 pub mod http;
+pub mod hub;
 pub mod link;
 pub mod load;
 pub mod mounts;
+pub mod node;
 pub mod oracle;
 mod origin;
 pub mod process;
 pub mod replica;
 mod scene;
 mod seeded;
+pub mod tracer;
 pub mod wait;
 
 pub use agent::{Agent, AgentStatus};

@@ -25,6 +25,26 @@ impl Mount {
         mount
     }
 
+    /// As [`Self::ext4`], with room for only so many files and directories.
+    #[track_caller]
+    pub fn ext4_of_inodes(directory: &Path, mebibytes: u64, inodes: u64) -> Self {
+        require_program("mkfs.ext4", "e2fsprogs");
+        Self::image(directory, mebibytes, "mkfs.ext4", &["-q", "-N", &inodes.to_string()])
+    }
+
+    /// Mounts it anew with this option (`ro`, `rw`); no process may have anything open for writing on it.
+    #[track_caller]
+    pub fn remount(&self, option: &str) {
+        let options = OsString::from(format!("remount,{option}"));
+        tool("mount", [OsString::from("-o"), options, self.directory.clone().into()]);
+    }
+
+    /// Everything that would change it waits until it is thawed.
+    #[track_caller]
+    pub fn freeze(&self, frozen: bool) {
+        tool("fsfreeze", [OsString::from(if frozen { "-f" } else { "-u" }), self.directory.clone().into()]);
+    }
+
     /// A fresh xfs, as [`Self::ext4`]; at least 300 MiB, less is none to `mkfs.xfs`.
     #[track_caller]
     pub fn xfs(directory: &Path, mebibytes: u64) -> Self {
@@ -68,6 +88,26 @@ impl Mount {
         self.attach();
     }
 
+    /// Copies the image, unmounted for that moment, to `name` beside it.
+    #[track_caller]
+    pub fn save(&self, name: &str) -> PathBuf {
+        let image = self.image.as_ref().expect("a file system in an image");
+        let copy = image.with_file_name(name);
+        tool("umount", [&self.directory]);
+        copy_sparsely(image, &copy);
+        self.attach();
+        copy
+    }
+
+    /// Puts a [`Self::save`]d image in the place of what is mounted.
+    #[track_caller]
+    pub fn restore(&self, saved: &Path) {
+        let image = self.image.as_ref().expect("a file system in an image");
+        tool("umount", [&self.directory]);
+        copy_sparsely(saved, image);
+        self.attach();
+    }
+
     /// A tmpfs of at most `mebibytes`.
     #[track_caller]
     pub fn tmpfs(directory: &Path, mebibytes: u64) -> Self {
@@ -99,6 +139,12 @@ impl Mount {
     pub fn directory(&self) -> &Path {
         &self.directory
     }
+}
+
+#[track_caller]
+fn copy_sparsely(from: &Path, to: &Path) {
+    let _ = fs::remove_file(to);
+    tool("cp", ["--sparse=always".as_ref(), from, to]);
 }
 
 impl Drop for Mount {

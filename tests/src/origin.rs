@@ -145,6 +145,11 @@ impl Origin {
             if let Some(status) = daemon.ended() {
                 panic!("the origin ended at once, {status}:\n{}", daemon.log());
             }
+            // Before it listens there, `status` would wait for the lock of DATA itself.
+            let socket = std::os::unix::net::UnixStream::connect(self.data.join("admin.sock"));
+            if socket.is_err_and(|error| error.kind() != std::io::ErrorKind::InvalidInput) {
+                return None;
+            }
             let status = self.try_status()?;
             let settled = ["ready", "held", "waiting"].contains(&status.state.as_str());
             settled.then_some(status.grpc_address).flatten()

@@ -6,7 +6,7 @@ use std::path::Path;
 
 use walkdir::WalkDir;
 
-use crate::{Agent, wait};
+use crate::{Agent, AgentStatus, wait};
 
 fn names(directory: &Path) -> Result<BTreeSet<String>, String> {
     let items = fs::read_dir(directory).map_err(|error| format!("{}: {error}", directory.display()))?;
@@ -22,23 +22,28 @@ fn names(directory: &Path) -> Result<BTreeSet<String>, String> {
 /// left over. The agent must run.
 #[track_caller]
 pub fn assert_no_litter(agent: &Agent) {
-    wait::until_ok(&format!("no litter in the root of {}", agent.name), || litter(agent));
+    wait::until_ok(&format!("no litter in the root of {}", agent.name), || {
+        let status = agent.try_status().ok_or("no status")?;
+        litter(&agent.root, &status)?;
+        let trash = names(&agent.root.join("trash"))?;
+        if trash.is_empty() { Ok(()) } else { Err(format!("trash {trash:?}")) }
+    });
 }
 
-fn litter(agent: &Agent) -> Result<(), String> {
+/// What lies in ROOT that `status` does not explain, the trash apart.
+pub fn litter(root: &Path, status: &AgentStatus) -> Result<(), String> {
     let known = ["generations", "live", "staging", "state", "trash"];
-    if let Some(name) = names(&agent.root)?.iter().find(|name| !known.contains(&name.as_str())) {
+    if let Some(name) = names(root)?.iter().find(|name| !known.contains(&name.as_str())) {
         return Err(format!("{name} in the root"));
     }
-    let status = agent.try_status().ok_or("no status")?;
     let generations: BTreeSet<String> = status.generations.iter().map(u64::to_string).collect();
-    let on_disk = names(&agent.root.join("generations"))?;
+    let on_disk = names(&root.join("generations"))?;
     if generations != on_disk {
         return Err(format!("generations {on_disk:?}, status says {generations:?}"));
     }
-    let mut staging = names(&agent.root.join("staging"))?;
+    let mut staging = names(&root.join("staging"))?;
     // Where content arrives: its directories stay, but no content may be left in them.
-    let incoming = agent.root.join("staging/incoming");
+    let incoming = root.join("staging/incoming");
     if staging.remove("incoming") {
         let mut left =
             WalkDir::new(&incoming).into_iter().filter_map(Result::ok).filter(|i| !i.file_type().is_dir());
@@ -49,6 +54,10 @@ fn litter(agent: &Agent) -> Result<(), String> {
     if staging.len() as u64 != status.spares {
         return Err(format!("staging {staging:?}, status says {} spares", status.spares));
     }
-    let trash = names(&agent.root.join("trash"))?;
-    if trash.is_empty() { Ok(()) } else { Err(format!("trash {trash:?}")) }
+    Ok(())
+}
+
+/// Whether the trash is empty.
+pub fn trash_is_empty(root: &Path) -> bool {
+    names(&root.join("trash")).is_ok_and(|names| names.is_empty())
 }

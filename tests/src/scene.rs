@@ -16,9 +16,20 @@ pub struct Scene {
 impl Scene {
     /// A new, empty directory; `name` shows in its path.
     pub fn new(name: &str) -> Self {
+        Self::within(&std::env::temp_dir(), name)
+    }
+
+    /// A new, empty directory in memory where there is a file system for that: for images whose file systems are mounted
+    /// and cut so often that the machine's disk would be all the time it takes.
+    pub fn in_memory(name: &str) -> Self {
+        let memory = Path::new("/dev/shm");
+        if memory.is_dir() { Self::within(memory, name) } else { Self::new(name) }
+    }
+
+    fn within(directory: &Path, name: &str) -> Self {
         let guard = tempfile::Builder::new()
             .prefix(&format!("syncd-{name}-"))
-            .tempdir()
+            .tempdir_in(directory)
             .expect("create the test's directory");
         fs::set_permissions(guard.path(), fs::Permissions::from_mode(0o755))
             .expect("open the test's directory");

@@ -1,4 +1,5 @@
-//! SIGKILL at random moments. `live` is one complete generation at every look, and no litter stays.
+//! SIGKILL of the origin at random moments, and damage to what the agent keeps. Kills and power cuts at chosen calls are in
+//! the suite `sweep`.
 //!
 //! The moments are random but repeatable: the seed is printed, `SYNCD_SEED=N` runs them again.
 
@@ -12,33 +13,6 @@ use syncd_tests::oracle::{assert_same, fingerprint};
 use syncd_tests::replica::assert_no_litter;
 use syncd_tests::{Agent, Origin, Scene, Seeded, wait};
 
-/// What every sealed generation is, as the oracle saw the tree when it was sealed.
-#[derive(Default)]
-struct Known(BTreeMap<u64, String>);
-
-impl Known {
-    fn commit(&mut self, origin: &Origin) -> u64 {
-        let print = fingerprint(&origin.tree);
-        let number = origin.commit();
-        self.0.insert(number, print);
-        number
-    }
-
-    /// Panics unless `live` is exactly one known generation, and not an older one than before.
-    #[track_caller]
-    fn assert_complete(&self, agent: &Agent, floor: &mut u64) {
-        let Some(number) = agent.live_generation() else {
-            assert_eq!(*floor, 0, "the live link is gone");
-            assert!(fs::symlink_metadata(agent.live()).is_err(), "live leads nowhere");
-            return;
-        };
-        assert!(number >= *floor, "live went back from {floor} to {number}");
-        *floor = number;
-        let actual = fingerprint(&agent.live());
-        assert!(self.0.get(&number) == Some(&actual), "live says generation {number}, but is not that");
-    }
-}
-
 /// Waits a random part of `span`: the moment of the kill.
 fn pass(random: &mut Seeded, span: Duration) {
     let moment = Duration::from_micros(random.below(span.as_micros() as u64 + 1));
@@ -46,101 +20,6 @@ fn pass(random: &mut Seeded, span: Duration) {
     while started.elapsed() < moment {
         std::thread::sleep(Duration::from_micros(200));
     }
-}
-
-#[test]
-fn an_agent_killed_in_updates_always_has_one_complete_generation_live() {
-    const KILLS: u32 = 90;
-    let mut random = Seeded::announced("kills in updates");
-    let scene = Scene::new("crash");
-    let tree = scene.path("tree");
-    small_site(&tree, 250);
-    let origin = Origin::started(&scene, &tree);
-    let mut known = Known::default();
-    let mut agent = Agent::joined(&scene, &origin, "web1").with_options(&["--grace", "1s"]);
-    let first = known.commit(&origin);
-    agent.start();
-    agent.wait_live(first);
-    let mut floor = first;
-    let mut edits = Edits::new(&tree, random.next_u64());
-
-    // How long an update takes here, from commit to live.
-    edits.round(20);
-    let started = Instant::now();
-    let second = known.commit(&origin);
-    agent.wait_live(second);
-    let span = (started.elapsed() * 2).clamp(Duration::from_millis(30), Duration::from_secs(2));
-    println!("kills are spread over {span:?} after a commit");
-
-    let mut seen: BTreeMap<u64, u32> = BTreeMap::new();
-    for kill in 0..KILLS {
-        if kill % 3 != 2 {
-            edits.round(30);
-            known.commit(&origin);
-        }
-        // A third of the kills hits the recovery and the catching up of the one before.
-        pass(&mut random, span);
-        agent.kill9();
-        known.assert_complete(&agent, &mut floor);
-        *seen.entry(floor).or_default() += 1;
-        agent.start();
-        if random.one_in(4) {
-            let newest = known.0.keys().next_back().copied().expect("generations");
-            agent.wait_live(newest);
-            known.assert_complete(&agent, &mut floor);
-        }
-    }
-    println!("{KILLS} kills saw {} different generations live", seen.len());
-    assert!(seen.len() > 5, "the agent made progress between the kills");
-    let last = known.commit(&origin);
-    agent.wait_live(last);
-    assert_same(&tree, &agent.live());
-    assert_no_litter(&agent);
-    let verified = agent.cli("verify", &[]);
-    assert_eq!(verified.code, Some(0), "{verified:#?}");
-}
-
-#[test]
-fn an_agent_killed_in_its_first_sync_has_nothing_or_everything_live() {
-    const KILLS: u32 = 30;
-    let mut random = Seeded::announced("kills in the first sync");
-    let scene = Scene::new("crash-first");
-    let tree = scene.path("tree");
-    small_site(&tree, 1500);
-    let mut bytes = Seeded::new(5);
-    for number in 0..8 {
-        write(&tree, &format!("large/{number}.bin"), bytes.bytes(3_000_000));
-    }
-    let origin = Origin::started(&scene, &tree);
-    let mut known = Known::default();
-    let first = known.commit(&origin);
-    let agent = Agent::started(&scene, &origin, "timer");
-    let started = Instant::now();
-    agent.wait_live(first);
-    let span = started.elapsed();
-    drop(agent);
-    println!("kills are spread over {span:?} after the start");
-
-    let mut kills = 0;
-    let mut replicas = 0;
-    while kills < KILLS {
-        replicas += 1;
-        let mut agent = Agent::joined(&scene, &origin, &format!("web{replicas}"));
-        let mut floor = 0;
-        // The same replica again and again, until it got through.
-        while floor == 0 && kills < KILLS {
-            agent.start();
-            pass(&mut random, span);
-            agent.kill9();
-            kills += 1;
-            known.assert_complete(&agent, &mut floor);
-        }
-        agent.start();
-        agent.wait_live(first);
-        assert_same(&tree, &agent.live());
-        assert_no_litter(&agent);
-    }
-    println!("{kills} kills in the first syncs of {replicas} replicas");
 }
 
 #[test]

@@ -306,12 +306,18 @@ impl Machine {
                 }
             }
             Report::Done(outcome, replica) => {
+                let was_live = self.target_is_live();
                 self.replica = *replica;
                 let job = self.job.take();
                 let cancelled = std::mem::take(&mut self.cancelled);
                 self.activating = false;
                 self.progress = None;
                 self.finished(job, outcome, cancelled, now, out);
+                if !was_live && self.target_is_live() && self.work_error.take().is_some() {
+                    // What had failed was durable all the same, and recovery has finished it.
+                    self.retry_at = None;
+                    self.say_activated(out);
+                }
             }
         }
     }
@@ -554,6 +560,10 @@ impl Machine {
     fn is_live(&self, generation: &SignedGeneration) -> bool {
         let live = self.replica.live.as_ref();
         live.is_some_and(|l| l.number() == generation.number() && l.root_hash() == generation.root_hash())
+    }
+
+    fn target_is_live(&self) -> bool {
+        self.target.as_ref().is_some_and(|target| self.is_live(&target.generation))
     }
 
     fn say_activated(&self, out: &mut Vec<Action>) {

@@ -48,6 +48,11 @@ pub trait ReplicaWork: Send + 'static {
         before: &mut BeforeSwitch<'_>,
     ) -> Result<(), NotActivated<Self::Staged>>;
 
+    /// Whether it is known what an activation that failed has come to: `false` until the record could be opened again.
+    fn is_settled(&self) -> bool {
+        true
+    }
+
     /// Does a step of what can wait: spares, old trees.
     fn maintain(&mut self, cancel: &AtomicBool) -> Maintenance;
 
@@ -257,7 +262,7 @@ impl Worker {
     ) -> std::io::Result<Self> {
         let (commands, inbox) = mpsc::channel(1);
         let (outbox, reports) = mpsc::channel(64);
-        let bench = Bench { replica, staged: None, open_source, hooks, outbox };
+        let bench = Bench { replica, staged: None, open_source, hooks, doubtful: None, outbox };
         let thread = thread::Builder::new().name("replica".into()).spawn(move || bench.run(inbox))?;
         Ok(Self { commands, reports, thread })
     }
@@ -287,6 +292,8 @@ struct Bench<R: ReplicaWork> {
     staged: Option<R::Staged>,
     open_source: OpenSource,
     hooks: Hooks,
+    /// The generation of an activation of which is not known yet whether it happened.
+    doubtful: Option<u64>,
     outbox: mpsc::Sender<Report>,
 }
 
@@ -295,6 +302,7 @@ impl<R: ReplicaWork> Bench<R> {
         while let Some((command, cancellation)) = inbox.blocking_recv() {
             let outcome = self.execute(command, &cancellation).unwrap_or_else(Outcome::Failed);
             let state = Box::new(self.replica.state());
+            self.resolve_doubt(&state);
             if self.outbox.blocking_send(Report::Done(outcome, state)).is_err() {
                 return;
             }
@@ -338,9 +346,22 @@ impl<R: ReplicaWork> Bench<R> {
         }
     }
 
+    /// The hook of an activation that failed half way runs once recovery has finished it, and not where it took it back.
+    fn resolve_doubt(&mut self, state: &ReplicaState) {
+        if self.doubtful.is_some() && self.replica.is_settled() {
+            let live = state.live.as_ref().map(|live| live.number().get());
+            if let Some(after) = &self.hooks.after {
+                after.settle(live == self.doubtful);
+            }
+            self.doubtful = None;
+        }
+    }
+
     fn activate(&mut self, staged: R::Staged) -> Result<Outcome, Failure> {
         let hooks = &self.hooks;
+        let mut noted = None;
         let mut before = |occasion: Occasion, paths: &[TreePath]| {
+            noted = Some(occasion.generation);
             if let Some(hook) = &hooks.before {
                 hook.run(&occasion, paths)?;
             }
@@ -350,7 +371,8 @@ impl<R: ReplicaWork> Bench<R> {
             }
         };
         let activated = self.replica.activate(staged, &mut before);
-        if let Some(after) = &self.hooks.after {
+        self.doubtful = noted.filter(|_| activated.is_err() && !self.replica.is_settled());
+        if let (Some(after), None) = (&self.hooks.after, self.doubtful) {
             after.settle(activated.is_ok());
         }
         match activated {

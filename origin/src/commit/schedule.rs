@@ -3,6 +3,7 @@
 use std::time::{Duration, Instant};
 
 use super::Trigger;
+use crate::planted;
 
 /// A full stat walk, in case an event was lost without a word.
 const RECONCILE: Duration = Duration::from_secs(3600);
@@ -63,7 +64,7 @@ impl Schedule {
             publish_at: None,
             scan_at: None,
             reconcile_at: now + RECONCILE,
-            collect_at: now + COLLECT_FIRST,
+            collect_at: now + planted::collect_first(COLLECT_FIRST),
             hold_until: None,
             now,
         }

@@ -17,8 +17,9 @@ use super::observed;
 use super::scan_base::ScanBase;
 use crate::fleet::Fleet;
 use crate::keys::Keys;
+use crate::planted;
 use crate::scan::{self, MASS_DELETION_MIN_ENTRIES, Notices, Scan, ScanError, ScanOptions, Scope};
-use crate::store::{CheckReport, Damage, Retention, SealError, Store, StoreError, Writer};
+use crate::store::{CheckReport, Damage, SealError, Store, StoreError, Writer};
 use crate::watch::{Hints, Reason, Watch};
 
 /// Why nothing was sealed. The last generation stands.
@@ -113,6 +114,8 @@ pub struct Sealer {
     times_only: BTreeSet<TreePath>,
     /// Files that must be read again.
     racy: Hints,
+    /// A seal failed of which is not known what it came to: where the disk failed it may be durable all the same.
+    doubtful: bool,
 }
 
 impl Sealer {
@@ -130,6 +133,7 @@ impl Sealer {
             current,
             times_only: BTreeSet::new(),
             racy: Hints::default(),
+            doubtful: false,
         })
     }
 
@@ -246,7 +250,7 @@ impl Sealer {
         let now_ms = unix_ms(SystemTime::now());
         let keep = self.parts.fleet.retained_roots();
         let tree = self.base.as_ref().map(|b| b.root);
-        let report = self.parts.store.collect_garbage(Retention::default(), &keep, tree.as_ref(), now_ms)?;
+        let report = self.parts.store.collect_garbage(planted::retention(), &keep, tree.as_ref(), now_ms)?;
         if !report.damaged_packs.is_empty() {
             tracing::error!(packs = ?report.damaged_packs, "the store is damaged: run `syncd-origin check`");
         }
@@ -256,6 +260,7 @@ impl Sealer {
 
     /// Looks at what is dirty and concludes. After an error `hints` has all that is still to be looked at.
     fn run(&mut self, hints: &mut Hints, publish: Publish) -> Result<Outcome, CommitError> {
+        self.resolve_doubt()?;
         let mut scope = Scope::from(std::mem::take(hints));
         if matches!(publish, Publish::No) || !scope.is_empty() {
             scope.add(std::mem::take(&mut self.racy));
@@ -408,6 +413,25 @@ impl Sealer {
         Ok(generation.sign(self.parts.keys.signing_key()))
     }
 
+    /// Takes up where the store says that it is, after a seal that failed.
+    fn resolve_doubt(&mut self) -> Result<(), CommitError> {
+        if !self.doubtful {
+            return Ok(());
+        }
+        let Parts { store, keys, .. } = &self.parts;
+        let current = store.latest()?.map(|g| keys.verify(&g.record, &g.signature)).transpose()?;
+        self.base = ScanBase::load(store)?;
+        self.doubtful = false;
+        if current != self.current
+            && let Some(current) = &current
+        {
+            self.observed = self.observed.take().filter(|o| is_news(Some(current), o));
+            self.parts.fleet.announce(current.clone());
+        }
+        self.current = current;
+        Ok(())
+    }
+
     /// Makes it durable and, not before, tells the fleet.
     fn seal(
         &mut self,
@@ -418,7 +442,16 @@ impl Sealer {
         if let Some(base) = &base {
             base.put(&writer)?;
         }
-        writer.seal(&generation)?;
+        if let Err(error) = writer.seal(&generation) {
+            self.doubtful = true;
+            // Where the store can be asked again, it says at once what came of it.
+            let _ = self.resolve_doubt();
+            if self.current.as_ref() != Some(&generation) {
+                return Err(error.into());
+            }
+            tracing::warn!(generation = %generation.number(), "sealed in spite of an error of the disk");
+            return Ok(Outcome::Sealed(generation));
+        }
         self.base = base;
         self.current = Some(generation.clone());
         self.observed = self.observed.take().filter(|o| is_news(Some(&generation), o));

@@ -3,8 +3,13 @@
 //! Values that no hash or signature covers carry a checksum of key and value, because redb checks its own pages only
 //! when it opens a file. Where redb gives up on a damaged page it panics; that ends here, as an error.
 
+use std::fs::File;
+use std::os::unix::fs::FileExt;
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::path::Path;
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
 
 use redb::{
     Builder, Database, DatabaseError, Durability, ReadTransaction, ReadableDatabase, ReadableTable,
@@ -12,8 +17,9 @@ use redb::{
 };
 use syncd_shared::hash::ContentHash;
 
-use super::error::{OpenStoreError, StoreError, index};
+use super::error::{OpenStoreError, StoreError, index, poisoned};
 use super::pack::{Location, PackId};
+use crate::planted;
 
 /// Version of everything under DATA that the store writes.
 pub(super) const STORE_FORMAT: u32 = 1;
@@ -45,9 +51,18 @@ pub(super) const META_FORMAT: &str = "format";
 /// Key in [`META`]: the number of the next new pack.
 pub(super) const META_NEXT_PACK: &str = "next_pack";
 
+/// How long a database that has to be opened anew waits for those who read it.
+const REOPEN_PATIENCE: Duration = Duration::from_secs(5);
+/// Read and written again at once.
+const WRITE_AGAIN_BYTES: usize = 1024 * 1024;
+
 /// See the module.
 pub(super) struct Index {
-    database: Database,
+    /// `None`: it could not be opened anew.
+    database: Mutex<Option<Arc<Database>>>,
+    /// After an error of the disk the database refuses everything, also when the disk is well again.
+    failed: AtomicBool,
+    path: PathBuf,
 }
 
 impl Index {
@@ -56,7 +71,7 @@ impl Index {
         let database = caught(|| Ok(Builder::new().set_cache_size(CACHE_BYTES).create(path)))
             .map_err(|_| OpenStoreError::Unreadable { path: path.to_owned() })?
             .map_err(|e| open_error(path, e))?;
-        let created = Self { database };
+        let created = Self::of(database, path);
         created.write(|t| {
             t.open_table(CHUNKS).map_err(index)?;
             t.open_table(FILES).map_err(index)?;
@@ -76,12 +91,10 @@ impl Index {
 
     /// Opens an index, and reads all of it once to see that every page is what was written.
     pub(super) fn open(path: &Path) -> Result<Self, OpenStoreError> {
-        let database = caught(|| {
-            Ok(Builder::new().set_cache_size(CACHE_BYTES).set_check_integrity_on_open(true).open(path))
-        })
-        .map_err(|_| OpenStoreError::Unreadable { path: path.to_owned() })?
-        .map_err(|e| open_error(path, e))?;
-        let opened = Self { database };
+        let database = caught(|| Ok(open_checked(path)))
+            .map_err(|_| OpenStoreError::Unreadable { path: path.to_owned() })?
+            .map_err(|e| open_error(path, e))?;
+        let opened = Self::of(database, path);
         let format = opened
             .read(|t| {
                 let meta = t.open_table(META).map_err(index)?;
@@ -104,7 +117,8 @@ impl Index {
         &self,
         read: impl FnOnce(&ReadTransaction) -> Result<T, StoreError>,
     ) -> Result<T, StoreError> {
-        caught(|| read(&self.database.begin_read().map_err(index)?))
+        let database = self.database()?;
+        self.noted(caught(|| read(&database.begin_read().map_err(index)?)))
     }
 
     /// Changes everything or, on an error, nothing. Durable when it returns `Ok`: what it wrote survives a power cut.
@@ -115,9 +129,11 @@ impl Index {
         &self,
         write: impl FnOnce(&WriteTransaction) -> Result<T, E>,
     ) -> Result<T, E> {
-        caught(|| {
-            let mut transaction = self.database.begin_write().map_err(index)?;
-            transaction.set_durability(Durability::Immediate).map_err(index)?;
+        let database = self.database()?;
+        let written = caught(|| {
+            let mut transaction = database.begin_write().map_err(index)?;
+            let durability = if planted::answers_early() { Durability::None } else { Durability::Immediate };
+            transaction.set_durability(durability).map_err(index)?;
             let out = match write(&transaction) {
                 Ok(out) => out,
                 Err(error) => {
@@ -127,7 +143,69 @@ impl Index {
             };
             transaction.commit().map_err(index)?;
             Ok(Ok(out))
-        })?
+        });
+        self.noted(written)?
+    }
+
+    fn of(database: Database, path: &Path) -> Self {
+        let database = Mutex::new(Some(Arc::new(database)));
+        Self { database, failed: AtomicBool::new(false), path: path.to_owned() }
+    }
+
+    /// The database, opened anew where the disk had failed it.
+    fn database(&self) -> Result<Arc<Database>, StoreError> {
+        let mut database = self.database.lock().map_err(poisoned)?;
+        if self.failed.load(Ordering::SeqCst) {
+            self.reopen(&mut database)?;
+        }
+        database.clone().ok_or(StoreError::IndexUnreadable)
+    }
+
+    fn noted<T>(&self, result: Result<T, StoreError>) -> Result<T, StoreError> {
+        if let Err(StoreError::Index(error)) = &result
+            && matches!(**error, redb::Error::Io(_) | redb::Error::PreviousIo)
+        {
+            self.failed.store(true, Ordering::SeqCst);
+        }
+        result
+    }
+
+    /// Nobody reads it meanwhile: whoever comes waits, whoever has it is waited for. All of it is written again first:
+    /// pages that a failed sync could not write count as clean, and what is read of them is not what the disk has.
+    fn reopen(&self, database: &mut Option<Arc<Database>>) -> Result<(), StoreError> {
+        let started = Instant::now();
+        while database.as_ref().is_some_and(|database| Arc::strong_count(database) > 1) {
+            if started.elapsed() > REOPEN_PATIENCE {
+                return Err(index(redb::Error::PreviousIo));
+            }
+            std::thread::sleep(Duration::from_millis(1));
+        }
+        *database = None;
+        write_again(&self.path).map_err(|error| index(redb::Error::Io(error)))?;
+        let opened = caught(|| open_checked(&self.path).map_err(index))?;
+        *database = Some(Arc::new(opened));
+        self.failed.store(false, Ordering::SeqCst);
+        tracing::warn!("the index of the store was opened anew after an error of the disk");
+        Ok(())
+    }
+}
+
+fn open_checked(path: &Path) -> Result<Database, DatabaseError> {
+    Builder::new().set_cache_size(CACHE_BYTES).set_check_integrity_on_open(true).open(path)
+}
+
+/// Writes all of a file over itself and makes it durable.
+fn write_again(path: &Path) -> std::io::Result<()> {
+    let file = File::options().read(true).write(true).open(path)?;
+    let mut block = vec![0; WRITE_AGAIN_BYTES];
+    let mut offset = 0;
+    loop {
+        let read = file.read_at(&mut block, offset)?;
+        if read == 0 {
+            return file.sync_all();
+        }
+        file.write_all_at(&block[..read], offset)?;
+        offset += read as u64;
     }
 }
 

@@ -1,0 +1,239 @@
+//! Calls of the agent that fail: once, or from one on until the fault ends. What must hold meanwhile and afterwards.
+//!
+//! While a fault lasts the old generation is served, and whoever looks at the agent's log or at the origin's `status`
+//! reads why. When it ends the agent converges by itself; one that could not even start is started again, as a service
+//! manager does.
+
+use std::path::Path;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
+
+use nix::libc;
+
+use crate::node::{Node, Scenario};
+use crate::tracer::{Point, Policy, Traced, Verdict};
+
+/// A fault is seen by then.
+const NOTICED: Duration = Duration::from_secs(20);
+
+/// What fails.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Fault {
+    /// ENOSPC: no space or no inodes.
+    NoSpace,
+    /// EDQUOT.
+    Quota,
+    /// EIO.
+    Disk,
+    /// EMFILE.
+    Descriptors,
+    /// EXDEV.
+    OtherFileSystem,
+    /// EROFS.
+    ReadOnly,
+    /// Writes write one byte.
+    Short,
+}
+
+impl Fault {
+    /// All of them.
+    pub const ALL: [Self; 7] = [
+        Self::NoSpace,
+        Self::Quota,
+        Self::Disk,
+        Self::Descriptors,
+        Self::OtherFileSystem,
+        Self::ReadOnly,
+        Self::Short,
+    ];
+
+    /// What becomes of a call; `None`: this fault cannot hit it.
+    pub fn verdict(self, point: &Point) -> Option<Verdict> {
+        let writes =
+            matches!(point.call, "write" | "pwrite64" | "copy_file_range" | "fallocate" | "ftruncate");
+        let names =
+            ["open", "mkdir", "symlink", "link", "rename"].iter().any(|call| point.call.starts_with(call));
+        let syncs = point.call.contains("sync");
+        let (hits, errno) = match self {
+            Self::NoSpace => (writes || names || syncs, libc::ENOSPC),
+            Self::Quota => (writes || names || syncs, libc::EDQUOT),
+            Self::Disk => (true, libc::EIO),
+            Self::Descriptors => (point.call.starts_with("open"), libc::EMFILE),
+            Self::OtherFileSystem => {
+                (point.call.starts_with("rename") || point.call.starts_with("link"), libc::EXDEV)
+            }
+            Self::ReadOnly => (!syncs, libc::EROFS),
+            Self::Short => (matches!(point.call, "write" | "pwrite64"), 0),
+        };
+        let verdict = if self == Self::Short { Verdict::Short } else { Verdict::Fail(errno) };
+        hits.then_some(verdict)
+    }
+
+    /// What a message about it says.
+    pub fn words(self) -> &'static str {
+        match self {
+            Self::NoSpace => "No space left on device",
+            Self::Quota => "quota exceeded",
+            Self::Disk => "Input/output error",
+            Self::Descriptors => "Too many open files",
+            Self::OtherFileSystem => "cross-device link",
+            Self::ReadOnly => "Read-only file system",
+            Self::Short => "",
+        }
+    }
+}
+
+/// One case.
+#[derive(Debug, Clone, Copy)]
+pub struct Failing {
+    /// What fails.
+    pub fault: Fault,
+    /// The first call that does.
+    pub ordinal: usize,
+    /// And all later ones until the fault ends.
+    pub lasts: bool,
+}
+
+/// The calls that failed.
+pub(crate) type Failed = Arc<Mutex<Vec<Point>>>;
+
+/// What a case showed.
+#[derive(Debug, Clone, Default)]
+pub struct Seen {
+    /// Calls that failed.
+    pub failed: usize,
+    /// The agent's log says why.
+    pub logged: bool,
+    /// `status` at the origin says why.
+    pub reported: bool,
+    /// The agent ended, and was started again.
+    pub ended: bool,
+    /// All calls of the run that changed something, and those that failed.
+    pub points: Vec<Point>,
+    /// From the end of the fault until all was well.
+    pub healing: Duration,
+}
+
+impl Node {
+    /// Runs the scenario with the fault. Err: what is wrong.
+    pub fn fail(&mut self, scenario: &Scenario, failing: Failing) -> Result<Seen, String> {
+        let (lasting, failed) = (Arc::new(AtomicBool::new(true)), Failed::default());
+        let log = Traced::log_of(self.mount.directory());
+        let _ = std::fs::remove_file(&log);
+        let mut traced = self.trace(scenario, policy(failing, lasting.clone(), failed.clone()));
+        let failures = || failed.lock().map(|f| f.clone()).unwrap_or_default();
+        let outcome = self.live_through(scenario, failing, &mut traced, &lasting, &log, &|| failures().len());
+        traced.kill();
+        let outcome = outcome.map(|seen| Seen { points: traced.points(), ..seen });
+        if self.agent.is_running() {
+            self.agent.kill9();
+        }
+        self.origin_answers(true);
+        outcome.map_err(|complaint| {
+            let first = failures().first().map(Point::label).unwrap_or_default();
+            let said = std::fs::read_to_string(&log).unwrap_or_default();
+            let tail: Vec<&str> = said.lines().rev().take(8).collect();
+            format!("{}, {failing:?} at {first}: {complaint}\n{}", scenario.name, tail.join("\n"))
+        })
+    }
+
+    fn live_through(
+        &mut self,
+        scenario: &Scenario,
+        failing: Failing,
+        traced: &mut Traced,
+        lasting: &AtomicBool,
+        log: &Path,
+        failures: &dyn Fn() -> usize,
+    ) -> Result<Seen, String> {
+        let newest = self.newest();
+        let mut seen = Seen::default();
+        let words = failing.fault.words();
+        let said = || std::fs::read_to_string(log).unwrap_or_default().contains(words);
+        // Until it is seen, or turns out to be none.
+        let started = Instant::now();
+        let mut calm = None;
+        loop {
+            self.complete(scenario.live)?;
+            if traced.ended().is_some() {
+                seen.ended = true;
+                break;
+            }
+            let status = self.origin.try_status();
+            let error = status.as_ref().and_then(|s| s.agents.first()).and_then(|a| a.error.clone());
+            seen.reported |=
+                error.is_some_and(|error| error.contains(words)) && failing.fault != Fault::Short;
+            let fine = self.agent.live_generation() == Some(newest)
+                && traced.idle().is_some_and(|idle| idle.as_millis() > 300);
+            if (failing.lasts && seen.reported && said()) || fine {
+                // A moment more, to see what it does next.
+                if calm.get_or_insert(Instant::now()).elapsed() > Duration::from_millis(100) {
+                    break;
+                }
+            }
+            if started.elapsed() > NOTICED {
+                return Err(format!("in vain for {NOTICED:?}, with {} failed calls", failures()));
+            }
+            std::thread::sleep(Duration::from_millis(10));
+        }
+        seen.logged = said();
+        seen.failed = failures();
+        if seen.failed > 0 && failing.fault != Fault::Short && !seen.logged {
+            return Err("the agent's log does not say why".into());
+        }
+        if failing.lasts
+            && failing.fault != Fault::Short
+            && !seen.ended
+            && !seen.reported
+            && self.agent.live_generation() != Some(newest)
+        {
+            return Err("the origin's status does not say why".into());
+        }
+        // The fault ends.
+        lasting.store(false, Ordering::Relaxed);
+        let ended = Instant::now();
+        if seen.ended {
+            if traced.ended().is_none_or(|status| status.code() != Some(1)) {
+                return Err(format!("the agent ended with {:?}", traced.ended()));
+            }
+            self.agent.start();
+        }
+        self.poll("the agent to converge", |node| {
+            let status = node.agent.try_status().ok_or("no status")?;
+            node.settled(&status, newest)?;
+            match status.error {
+                Some(error) => Err(format!("it still says {error}")),
+                None => Ok(()),
+            }
+        })?;
+        seen.healing = ended.elapsed();
+        self.complete(newest)?;
+        self.has_generations(&self.agent.status())?;
+        let verified = self.agent.cli("verify", &["--json"]);
+        if verified.code != Some(0) || verified.json()["drifted"] != 0 {
+            return Err(format!("verify: {verified:?}"));
+        }
+        let settled = self.origin.try_status().and_then(|s| s.agents.first().and_then(|a| a.error.clone()));
+        match settled {
+            Some(error) => Err(format!("the origin still says {error}")),
+            None => Ok(seen),
+        }
+    }
+}
+
+pub(crate) fn policy(failing: Failing, lasting: Arc<AtomicBool>, failed: Failed) -> Policy {
+    Box::new(move |point| {
+        let hit = match failing.lasts {
+            false => point.ordinal == failing.ordinal,
+            true => point.ordinal >= failing.ordinal && lasting.load(Ordering::Relaxed),
+        };
+        let verdict = hit.then(|| failing.fault.verdict(point)).flatten();
+        if verdict.is_some()
+            && let Ok(mut failed) = failed.lock()
+        {
+            failed.push(point.clone());
+        }
+        verdict.unwrap_or(Verdict::Pass)
+    })
+}

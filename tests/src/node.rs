@@ -1,0 +1,428 @@
+//! An agent on a file system of its own, whose power is cut at chosen calls, and what must hold afterwards.
+//!
+//! A [`Scene`] is an image of the file system from before and what happens on it: the agent runs on the restored image
+//! under the [tracer](crate::tracer) until its chosen call, every thread is stopped there, the file system is shut down
+//! without a flush of its log, the agent is killed, the file system is mounted anew. Then the oracle: `live` is one
+//! sealed generation, not an older one than was reported; older generations are intact; the agent recovers while the
+//! origin does not answer; it converges when the origin does; `verify` finds nothing and nothing is left over.
+
+use std::collections::BTreeMap;
+use std::os::unix::net::UnixStream;
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use rustix::process::Signal;
+
+use crate::edits::{remove, small_site, write};
+use crate::mounts::Mount;
+use crate::oracle::{facts, fingerprint_of, try_facts};
+use crate::process::tool;
+use crate::replica::{litter, trash_is_empty};
+use crate::tracer::{Point, Policy, Traced, Verdict};
+use crate::{Agent, AgentStatus, Origin, Scene, Seeded};
+
+/// Nothing is done any more after so long without a change.
+const CALM: Duration = Duration::from_millis(700);
+/// A debug build on a busy machine is done with anything here long before.
+const PATIENCE: Duration = Duration::from_secs(40);
+/// How long recovery may take.
+pub const RECOVERY_LIMIT: Duration = Duration::from_secs(1);
+/// Files of the content tree.
+const FILES: usize = 30;
+/// More than are synced one by one.
+const MANY_CHANGES: usize = 60;
+
+/// What the agent does from which state.
+#[derive(Debug, Clone)]
+pub struct Scenario {
+    /// Its name in reports.
+    pub name: &'static str,
+    /// The file system before; none: as it is.
+    pub image: Option<PathBuf>,
+    /// More options of `run`.
+    pub options: Vec<String>,
+    /// What is live in the image; 0: nothing.
+    pub live: u64,
+    /// Complete trees in the image.
+    pub held: Vec<u64>,
+    /// Whether the origin answers meanwhile.
+    pub origin_answers: bool,
+    /// Ends with an empty trash.
+    pub empties_trash: bool,
+}
+
+/// How the agent ends.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum End {
+    /// The disk keeps what it has, then the agent is killed.
+    PowerCut,
+    /// The agent is killed.
+    Kill,
+}
+
+/// One case of a sweep.
+#[derive(Debug, Clone, Copy)]
+pub struct Case {
+    /// Which call.
+    pub ordinal: usize,
+    /// Right after instead of right before it.
+    pub after: bool,
+    /// What happens there.
+    pub end: End,
+    /// How long other threads may go on until they, too, come to change something.
+    pub linger: Duration,
+}
+
+/// What a case showed.
+#[derive(Debug, Clone)]
+pub struct Shown {
+    /// Where it ended; `None`: the call never came.
+    pub point: Option<Point>,
+    /// What was live after it.
+    pub live: u64,
+    /// From the start of the agent to the first answer of `status`.
+    pub recovery: Duration,
+}
+
+/// The origin, the agent and its disk.
+pub struct Node {
+    /// Whose content it is.
+    pub origin: Origin,
+    /// The agent's disk.
+    pub mount: Mount,
+    /// The agent.
+    pub agent: Agent,
+    /// A bug that the agent is started with.
+    pub planted: Option<&'static str>,
+    known: BTreeMap<u64, String>,
+    /// When the origin had last heard of the agent before the case.
+    heard_before: Option<String>,
+}
+
+impl Node {
+    /// Generations 1 to 5 at the origin, and the scenarios that lead to the last.
+    #[track_caller]
+    pub fn new(scene: &Scene, mount: Mount) -> (Self, Vec<Scenario>) {
+        let tree = scene.path("tree");
+        small_site(&tree, FILES);
+        write(&tree, "large.bin", Seeded::new(3).bytes(300_000));
+        let origin = Origin::started(scene, &tree);
+        let root = mount.directory().join("web1");
+        let agent = Agent::new(scene, "web1").at(&root).with_options(&["--grace", "0s"]);
+        agent.join(origin.address(), &origin.token()).expect_success();
+        let mut node =
+            Self { origin, mount, agent, planted: None, known: BTreeMap::new(), heard_before: None };
+        tool("sync", ["-f".as_ref(), root.as_path()]);
+        let mut scenarios = Vec::new();
+        let mut add = |name, image: &Path, live: u64, held: &[u64]| {
+            scenarios.push(Scenario {
+                name,
+                image: Some(image.to_path_buf()),
+                options: Vec::new(),
+                live,
+                held: held.to_vec(),
+                origin_answers: true,
+                empties_trash: false,
+            });
+        };
+        let joined = node.mount.save("joined.image");
+        node.commit();
+        for number in 2..=3 {
+            node.settle_at(number - 1);
+            write(&tree, "index.html", format!("generation {number}"));
+            node.commit();
+        }
+        node.settle_at(3);
+        let three = node.save("three.image");
+        many_changes(&tree);
+        node.commit();
+        node.settle_at(4);
+        let four = node.save("four.image");
+        few_changes(&tree);
+        node.commit();
+        add("first sync", &joined, 0, &[]);
+        add("large update", &three, 3, &[1, 2, 3]);
+        add("small update", &four, 4, &[2, 3, 4]);
+        add("deletion", &four, 4, &[2, 3, 4]);
+        if let Some(deletion) = scenarios.last_mut() {
+            deletion.options = vec!["--keep".into(), "1".into()];
+            deletion.origin_answers = false;
+            deletion.empties_trash = true;
+        }
+        (node, scenarios)
+    }
+
+    /// What is live when all is done.
+    pub fn newest(&self) -> u64 {
+        *self.known.keys().next_back().expect("a generation")
+    }
+
+    /// Seals the tree as it is.
+    #[track_caller]
+    pub fn commit(&mut self) -> u64 {
+        let print = fingerprint_of(&facts(&self.origin.tree));
+        let number = self.origin.commit();
+        self.known.insert(number, print);
+        number
+    }
+
+    /// Runs the agent until it has `number` live and its spares are ready.
+    #[track_caller]
+    fn settle_at(&mut self, number: u64) {
+        if !self.agent.is_running() {
+            self.agent.start();
+        }
+        self.poll("the agent to settle", |node| {
+            let status = node.agent.try_status().ok_or("no status")?;
+            node.settled(&status, number)
+        })
+        .unwrap_or_else(|complaint| panic!("{complaint}"));
+    }
+
+    /// Stops the agent and copies its disk.
+    #[track_caller]
+    pub fn save(&mut self, name: &str) -> PathBuf {
+        if self.agent.is_running() {
+            self.agent.stop();
+        }
+        self.mount.save(name)
+    }
+
+    pub(crate) fn settled(&self, status: &AgentStatus, number: u64) -> Result<(), String> {
+        if status.generation != Some(number) || status.spares != 2 {
+            return Err(format!("{status:?}"));
+        }
+        litter(&self.agent.root, status)
+    }
+
+    pub(crate) fn poll<T>(
+        &mut self,
+        what: &str,
+        mut check: impl FnMut(&mut Self) -> Result<T, String>,
+    ) -> Result<T, String> {
+        let started = Instant::now();
+        loop {
+            match check(self) {
+                Ok(value) => return Ok(value),
+                Err(complaint) if started.elapsed() > PATIENCE => {
+                    return Err(format!("waited {PATIENCE:?} for {what}: {complaint}"));
+                }
+                Err(_) => std::thread::sleep(Duration::from_millis(5)),
+            }
+        }
+    }
+
+    pub(crate) fn origin_answers(&mut self, answers: bool) {
+        let signal = if answers { Signal::CONT } else { Signal::STOP };
+        self.origin.daemon().signal(signal);
+    }
+
+    /// Starts the agent of a scenario under the tracer, on the restored image.
+    #[track_caller]
+    pub fn trace(&mut self, scenario: &Scenario, policy: Policy) -> Traced {
+        if let Some(image) = &scenario.image {
+            self.mount.restore(image);
+        }
+        if !scenario.origin_answers {
+            self.origin_answers(false);
+        }
+        let mut command = self.agent.run_command();
+        command.args(&scenario.options);
+        command.env("SYNCD_HASTY", "1");
+        if let Some(planted) = self.planted {
+            command.env("SYNCD_PLANTED", planted);
+        }
+        Traced::start(&command, self.mount.directory(), policy)
+    }
+
+    fn is_done(&self, scenario: &Scenario, traced: &Traced) -> bool {
+        let live = if scenario.origin_answers { self.newest() } else { scenario.live };
+        traced.idle().is_some_and(|idle| idle > CALM)
+            && self.agent.live_generation() == Some(live)
+            && (!scenario.empties_trash || trash_is_empty(&self.agent.root))
+    }
+
+    /// Every call that changes something in the scenario, in the order of one run to its end.
+    #[track_caller]
+    pub fn count(&mut self, scenario: &Scenario) -> Vec<Point> {
+        let mut traced = self.trace(scenario, Box::new(|_| Verdict::Pass));
+        traced.wait(PATIENCE, |traced| self.is_done(scenario, traced));
+        assert!(traced.ended().is_none(), "{}: the agent ended by itself", scenario.name);
+        assert!(self.is_done(scenario, &traced), "{}: not done in {PATIENCE:?}", scenario.name);
+        traced.kill();
+        self.origin_answers(true);
+        traced.points()
+    }
+
+    /// Runs the scenario up to the case's call, ends it there, and asks the oracle. Err: what the oracle complains of.
+    pub fn run(&mut self, scenario: &Scenario, case: Case) -> Result<Shown, String> {
+        let point = self.end_at(scenario, case);
+        let reported = self.reported(scenario)?;
+        if case.end == End::PowerCut {
+            self.mount.power_up();
+        }
+        let shown = self.judge(scenario, reported, point.clone());
+        if self.agent.is_running() {
+            self.agent.kill9();
+        }
+        self.origin_answers(true);
+        shown.map_err(|complaint| {
+            let at = point.map_or("at its end".to_owned(), |p| {
+                format!("at {} {} ({})", p.ordinal, p.label(), p.thread)
+            });
+            format!("{}, {case:?} {at}: {complaint}", scenario.name)
+        })
+    }
+
+    /// The disk after a scenario that ended so, for a scenario that begins there.
+    #[track_caller]
+    pub fn crashed(&mut self, scenario: &Scenario, ordinal: usize, name: &str) -> PathBuf {
+        self.end_at(scenario, Case { ordinal, after: false, end: End::PowerCut, linger: Duration::ZERO });
+        self.mount.power_up();
+        self.mount.save(name)
+    }
+
+    fn end_at(&mut self, scenario: &Scenario, case: Case) -> Option<Point> {
+        let policy = move |point: &Point| match (point.ordinal == case.ordinal, case.after) {
+            (false, _) => Verdict::Pass,
+            (true, false) => Verdict::FreezeBefore,
+            (true, true) => Verdict::FreezeAfter,
+        };
+        let heard =
+            self.poll("the origin to see no agent", |node| node.heard().ok_or("it is connected".into()));
+        self.heard_before = heard.unwrap_or_else(|complaint| panic!("{complaint}")).0;
+        let mut traced = self.trace(scenario, Box::new(policy));
+        let frozen = traced.wait(PATIENCE, |traced| self.is_done(scenario, traced));
+        std::thread::sleep(case.linger);
+        if case.end == End::PowerCut {
+            self.mount.cut_power();
+        }
+        traced.kill();
+        self.origin_answers(true);
+        if frozen { traced.points().into_iter().nth(case.ordinal - 1) } else { None }
+    }
+
+    /// When the origin last heard of the agent, and what it then said to have live; `None` while it is connected.
+    fn heard(&self) -> Option<(Option<String>, u64)> {
+        let status = self.origin.try_status()?;
+        let member = status.agents.iter().find(|member| member.name == self.agent.name)?;
+        (!member.connected).then(|| (member.last_seen.clone(), member.generation.unwrap_or(0)))
+    }
+
+    /// What the agent reported live in the case; 0: nothing.
+    fn reported(&mut self, scenario: &Scenario) -> Result<u64, String> {
+        let (heard, generation) = self
+            .poll("the origin to see the agent gone", |node| node.heard().ok_or("it is connected".into()))?;
+        if heard == self.heard_before || !scenario.origin_answers { Ok(0) } else { Ok(generation) }
+    }
+
+    /// The oracle.
+    fn judge(&mut self, scenario: &Scenario, reported: u64, point: Option<Point>) -> Result<Shown, String> {
+        let floor = scenario.live.max(reported);
+        let live = self.complete(floor)?;
+        for number in &scenario.held {
+            if self.tree(*number).exists() {
+                self.is_generation(*number)?;
+            }
+        }
+        // It recovers by itself.
+        self.origin_answers(false);
+        let started = Instant::now();
+        self.agent.start();
+        let status = self.poll("the agent to answer", |node| match node.agent.daemon().ended() {
+            Some(status) => Err(format!("it ended, {status}")),
+            // Before that, `status` would try to open the record itself.
+            None if UnixStream::connect(node.agent.root.join("state/agent.sock")).is_err() => {
+                Err("no socket".into())
+            }
+            None => node.agent.try_status().ok_or("no status".into()),
+        })?;
+        let recovery = started.elapsed();
+        let recovered = self.complete(live)?;
+        if status.generation.unwrap_or(0) != recovered {
+            return Err(format!("generation {recovered} is live, status says {status:?}"));
+        }
+        if status.accepted.unwrap_or(0) < recovered {
+            return Err(format!("generation {recovered} is live, but {:?} accepted", status.accepted));
+        }
+        self.has_generations(&status)?;
+        // It converges.
+        self.origin_answers(true);
+        let newest = self.newest();
+        self.poll("the agent to converge", |node| {
+            let status = node.agent.try_status().ok_or("no status")?;
+            node.settled(&status, newest)
+        })?;
+        self.complete(newest)?;
+        let verified = self.agent.cli("verify", &["--json"]);
+        if verified.code != Some(0) || verified.json()["drifted"] != 0 {
+            return Err(format!("verify: {verified:?}"));
+        }
+        Ok(Shown { point, live, recovery })
+    }
+
+    fn tree(&self, number: u64) -> PathBuf {
+        self.agent.root.join(format!("generations/{number}"))
+    }
+
+    /// What `status` lists is there, unless it was retired meanwhile.
+    pub(crate) fn has_generations(&self, status: &AgentStatus) -> Result<(), String> {
+        for number in &status.generations {
+            let checked = self.is_generation(*number);
+            if checked.is_err() && self.agent.status().generations.contains(number) {
+                self.is_generation(*number)?;
+            }
+        }
+        Ok(())
+    }
+
+    pub(crate) fn is_generation(&self, number: u64) -> Result<(), String> {
+        let actual =
+            try_facts(&self.tree(number)).map_err(|error| format!("generation {number}: {error}"))?;
+        let expected = self.known.get(&number).ok_or(format!("generation {number} was never sealed"))?;
+        if fingerprint_of(&actual) == *expected {
+            Ok(())
+        } else {
+            Err(format!("generation {number} is damaged"))
+        }
+    }
+
+    /// The generation that is live, which must be one that was sealed, and not older than `floor`.
+    pub(crate) fn complete(&self, floor: u64) -> Result<u64, String> {
+        let Some(number) = self.agent.live_generation() else {
+            return if floor == 0 {
+                Ok(0)
+            } else {
+                Err(format!("generation {floor} was live, now nothing is"))
+            };
+        };
+        if number < floor {
+            return Err(format!("generation {floor} was live, now {number} is"));
+        }
+        self.is_generation(number)?;
+        Ok(number)
+    }
+}
+
+/// More than the agent syncs one by one, of every kind.
+fn many_changes(tree: &Path) {
+    for number in 0..MANY_CHANGES {
+        write(tree, &format!("new/{}/page-{number}.html", number % 5), format!("page {number}"));
+    }
+    for number in 0..10 {
+        write(tree, &format!("section-{number}/page-{number}.html"), format!("changed {number}"));
+    }
+    remove(&tree.join("section-11"));
+    std::fs::rename(tree.join("section-10"), tree.join("renamed")).expect("rename a directory");
+    let mut large = std::fs::read(tree.join("large.bin")).expect("read a file");
+    large.splice(1000..1000, *b"an insertion");
+    write(tree, "large.bin", large);
+}
+
+/// Few enough to be synced one by one.
+fn few_changes(tree: &Path) {
+    write(tree, "index.html", "the last generation");
+    write(tree, "section-1/new.html", "new");
+    remove(&tree.join("section-2/page-2.html"));
+    std::fs::rename(tree.join("section-3/page-3.html"), tree.join("section-4/moved.html")).expect("rename");
+}

@@ -1,0 +1,323 @@
+//! The crash sweep: power cuts and kills at every call by which the real agent changes its disk, on ext4 and xfs.
+//!
+//! One run of each scenario counts the calls of all threads in their order; each call is then one case: the same scenario
+//! on the same image, up to right before (for syncs and renames also right after) that call. A share of the cases runs by
+//! default, chosen by kind of call and then at random; `SYNCD_SEED=N` repeats the choice, `SYNCD_SWEEP=N` takes N cases
+//! on each file system, `SYNCD_SWEEP=full` takes all of them:
+//!
+//! ```text
+//! SYNCD_SWEEP=full ./tests/run sweep
+//! ```
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::time::{Duration, Instant};
+
+use syncd_tests::edits::Edits;
+use syncd_tests::hub::{Errand, Hub};
+use syncd_tests::mounts::Mount;
+use syncd_tests::node::{Case, End, Node, RECOVERY_LIMIT, Scenario, Shown};
+use syncd_tests::tracer::Point;
+use syncd_tests::{Scene, Seeded};
+
+/// Cases on each file system unless `SYNCD_SWEEP` says otherwise.
+const SHARE: usize = 91;
+/// Of so many cases one is a kill without a power cut.
+const KILL_SHARE: u64 = 8;
+/// A planted bug has to be found within so many cases.
+const PLANTED_SHARE: usize = 40;
+/// How long other threads may go on talking in a part of the cases.
+const LINGER: Duration = Duration::from_millis(40);
+
+/// Cases of each of the origin's scenarios unless `SYNCD_SWEEP` says otherwise.
+const ORIGIN_SHARE: usize = 20;
+
+/// Cuts without a fresh image in between.
+const CHAIN: usize = 16;
+/// About as many calls as an update and the background work after it make.
+const CHAIN_CALLS: u64 = 400;
+
+/// How many cases on each file system; `None`: all.
+fn share() -> Option<usize> {
+    match std::env::var("SYNCD_SWEEP") {
+        Ok(text) if text == "full" => None,
+        Ok(text) => Some(text.parse().expect("SYNCD_SWEEP is a number or full")),
+        Err(_) => Some(SHARE),
+    }
+}
+
+/// All cases of a scenario, by kind of call.
+fn cases(points: &[Point], random: &mut Seeded) -> BTreeMap<String, Vec<Case>> {
+    let mut kinds = BTreeMap::<String, Vec<Case>>::new();
+    for point in points {
+        let mut add = |after| {
+            let end = if random.one_in(KILL_SHARE) { End::Kill } else { End::PowerCut };
+            let linger = if random.one_in(3) { LINGER } else { Duration::ZERO };
+            let case = Case { ordinal: point.ordinal, after, end, linger };
+            kinds.entry(point.label()).or_default().push(case);
+        };
+        add(false);
+        if point.call.contains("sync") || point.call.starts_with("rename") {
+            add(true);
+        }
+    }
+    kinds
+}
+
+/// `most` of the cases: a kind of call at random, then one of its cases.
+fn choose(points: &[Point], most: Option<usize>, random: &mut Seeded) -> Vec<Case> {
+    let mut kinds = cases(points, random);
+    let mut chosen = Vec::new();
+    while most.is_none_or(|most| chosen.len() < most) && !kinds.is_empty() {
+        let names: Vec<String> = kinds.keys().cloned().collect();
+        let Some(name) = random.pick(&names) else { break };
+        let Some(cases) = kinds.get_mut(name) else { break };
+        chosen.push(cases.swap_remove(random.below(cases.len() as u64) as usize));
+        if cases.is_empty() {
+            kinds.remove(name);
+        }
+    }
+    chosen
+}
+
+/// One scenario's part of a sweep.
+struct Part {
+    scenario: Scenario,
+    points: Vec<Point>,
+    cases: Vec<Case>,
+}
+
+/// Counts each scenario and chooses its cases.
+fn parts(node: &mut Node, scenarios: Vec<Scenario>, share: Option<usize>, random: &mut Seeded) -> Vec<Part> {
+    let each = share.map(|share| share.div_ceil(scenarios.len()));
+    let mut parts = Vec::new();
+    for scenario in scenarios {
+        let points = node.count(&scenario);
+        let chosen = choose(&points, each, random);
+        parts.push(Part { scenario, points, cases: chosen });
+    }
+    parts
+}
+
+/// Scenarios that begin where a power cut ended another: recovery at the start.
+fn recoveries(node: &mut Node, scenarios: &[Scenario]) -> Vec<Scenario> {
+    let mut found = Vec::new();
+    for (name, from, call) in [
+        ("recovery before the switch", "large update", "renameat web#/live.next to web#/live"),
+        ("recovery in staging", "large update", "linkat"),
+        ("recovery in the spares", "small update", "syncfs"),
+    ] {
+        let scenario = scenarios.iter().find(|s| s.name == from).expect("a scenario").clone();
+        let points = node.count(&scenario);
+        let Some(point) = points.iter().find(|p| p.label().starts_with(call)) else {
+            println!("{from} has no {call}");
+            continue;
+        };
+        let image = node.crashed(&scenario, point.ordinal, &format!("{}.image", name.replace(' ', "-")));
+        found.push(Scenario { name, image: Some(image), ..scenario });
+    }
+    found
+}
+
+/// What a sweep did.
+#[derive(Default)]
+struct Tally {
+    cases: usize,
+    cuts: usize,
+    fired: usize,
+    covered: BTreeSet<String>,
+    recoveries: Vec<Duration>,
+}
+
+impl Tally {
+    fn take(&mut self, case: &Case, shown: &Shown) {
+        self.cases += 1;
+        self.cuts += usize::from(case.end == End::PowerCut);
+        self.fired += usize::from(shown.point.is_some());
+        self.covered.extend(shown.point.as_ref().map(Point::label));
+        self.recoveries.push(shown.recovery);
+    }
+}
+
+fn sweep(scene: &Scene, mount: Mount, what: &str) {
+    let mut random = Seeded::announced(what);
+    let started = Instant::now();
+    let (mut node, mut scenarios) = Node::new(scene, mount);
+    scenarios.extend(recoveries(&mut node, &scenarios));
+    let parts = parts(&mut node, scenarios, share(), &mut random);
+    println!("prepared and counted in {:.1} s", started.elapsed().as_secs_f64());
+    let mut complaints = Vec::new();
+    let mut all = Tally::default();
+    for Part { scenario, points, cases } in &parts {
+        let mut tally = Tally::default();
+        for case in cases {
+            match node.run(scenario, *case) {
+                Ok(shown) => {
+                    tally.take(case, &shown);
+                    all.take(case, &shown);
+                    if all.cases.is_multiple_of(200) {
+                        println!("{what}: {} cases so far", all.cases);
+                    }
+                }
+                Err(complaint) => {
+                    println!("COMPLAINT {complaint}");
+                    complaints.push(complaint);
+                }
+            }
+        }
+        let kinds: BTreeSet<String> = points.iter().map(Point::label).collect();
+        println!(
+            "{}: {} points of {} kinds counted; {} cases ({} cuts), {} fired, {} kinds covered",
+            scenario.name,
+            points.len(),
+            kinds.len(),
+            tally.cases,
+            tally.cuts,
+            tally.fired,
+            tally.covered.len()
+        );
+    }
+    all.recoveries.sort();
+    let at = |part: usize| all.recoveries.get(all.recoveries.len() * part / 100).copied().unwrap_or_default();
+    println!(
+        "{what}: {} cases, {} power cuts, {} fired, in {:.0} s; recovery median {:?}, 95 % {:?}, longest {:?}",
+        all.cases,
+        all.cuts,
+        all.fired,
+        started.elapsed().as_secs_f64(),
+        at(50),
+        at(95),
+        all.recoveries.last()
+    );
+    assert!(complaints.is_empty(), "{} complaints:\n{}", complaints.len(), complaints.join("\n"));
+    assert!(all.fired * 10 >= all.cases * 9, "the scenarios are not repeatable: {} fired", all.fired);
+    assert!(at(95) < RECOVERY_LIMIT, "recovery takes too long");
+}
+
+#[test]
+fn no_cut_on_ext4_leaves_a_mix_or_loses_what_was_reported() {
+    let scene = Scene::in_memory("sweep-ext4");
+    let mount = Mount::ext4(&scene.path("disk"), 64);
+    sweep(&scene, mount, "power cuts on ext4");
+}
+
+#[test]
+fn no_cut_on_xfs_leaves_a_mix_or_loses_what_was_reported() {
+    let scene = Scene::in_memory("sweep-xfs");
+    let mount = Mount::xfs(&scene.path("disk"), 320);
+    sweep(&scene, mount, "power cuts on xfs");
+}
+
+#[test]
+fn cuts_one_after_another_leave_one_complete_generation_live() {
+    let what = "cuts one after another";
+    let mut random = Seeded::announced(what);
+    let scene = Scene::in_memory("sweep-chain");
+    let mount = Mount::ext4(&scene.path("disk"), 64);
+    let (mut node, scenarios) = Node::new(&scene, mount);
+    let mut scenario = scenarios.into_iter().find(|s| s.name == "small update").expect("a scenario");
+    let mut edits = Edits::new(&node.origin.tree, random.next_u64());
+    let rounds = share().map_or(CHAIN * 10, |share| share.min(CHAIN));
+    let mut fired = 0;
+    for round in 0..rounds {
+        let case = Case {
+            ordinal: 1 + random.below(CHAIN_CALLS) as usize,
+            after: random.one_in(2),
+            end: if random.one_in(KILL_SHARE) { End::Kill } else { End::PowerCut },
+            linger: if random.one_in(3) { LINGER } else { Duration::ZERO },
+        };
+        let shown = node.run(&scenario, case).unwrap_or_else(|complaint| panic!("cut {round}: {complaint}"));
+        fired += usize::from(shown.point.is_some());
+        // From what that left, with another change.
+        scenario = Scenario { name: "chain", image: None, live: node.newest(), held: Vec::new(), ..scenario };
+        edits.round(30);
+        node.commit();
+    }
+    println!("{what}: {rounds} cuts, {fired} before the update and its background work were done");
+}
+
+#[test]
+fn planted_bugs_are_caught() {
+    let mut random = Seeded::announced("planted bugs");
+    let scene = Scene::in_memory("sweep-planted");
+    let mount = Mount::ext4(&scene.path("disk"), 64);
+    let (mut node, mut scenarios) = Node::new(&scene, mount);
+    scenarios.retain(|scenario| scenario.name == "large update");
+    for bug in ["no-syncfs", "swap-first", "no-root-sync"] {
+        node.planted = Some(bug);
+        let parts = parts(&mut node, scenarios.clone(), None, &mut random);
+        let mut caught = None;
+        for Part { scenario, points, cases } in &parts {
+            // Where it matters: from the switch on, in random order.
+            let switch = points.iter().find(|p| p.call == "renameat" && p.path.contains("live.next"));
+            let switch = switch.expect("a switch").ordinal;
+            let near =
+                cases.iter().filter(|case| (switch - 2..switch + PLANTED_SHARE).contains(&case.ordinal));
+            for (tried, case) in near.take(PLANTED_SHARE).enumerate() {
+                if let Err(complaint) = node.run(scenario, *case) {
+                    caught = Some((tried + 1, complaint));
+                    break;
+                }
+            }
+        }
+        node.planted = None;
+        let (tried, complaint) = caught.unwrap_or_else(|| panic!("the planted bug {bug} was not caught"));
+        println!("{bug}: caught by case {tried}: {complaint}");
+    }
+}
+
+#[test]
+fn no_cut_at_the_origin_loses_what_was_answered() {
+    let what = "power cuts at the origin";
+    let mut random = Seeded::announced(what);
+    let scene = Scene::in_memory("sweep-origin");
+    let mount = Mount::ext4(&scene.path("disk"), 64);
+    let started = Instant::now();
+    let mut hub = Hub::new(&scene, mount);
+    let mut complaints = Vec::new();
+    for errand in [Errand::Commit, Errand::Join, Errand::Collect] {
+        let points = hub.count(errand);
+        let most = if share() == Some(SHARE) { Some(ORIGIN_SHARE) } else { share() };
+        let chosen = choose(&points, most, &mut random);
+        let (mut fired, mut cuts) = (0, 0);
+        for case in &chosen {
+            cuts += usize::from(case.end == End::PowerCut);
+            match hub.run(errand, *case) {
+                Ok(point) => fired += usize::from(point.is_some()),
+                Err(complaint) => {
+                    println!("COMPLAINT {complaint}");
+                    complaints.push(complaint);
+                }
+            }
+        }
+        let kinds: BTreeSet<String> = points.iter().map(Point::label).collect();
+        println!(
+            "{errand:?}: {} points of {} kinds counted; {} cases ({cuts} cuts), {fired} fired",
+            points.len(),
+            kinds.len(),
+            chosen.len()
+        );
+    }
+    println!("{what}: {:.0} s", started.elapsed().as_secs_f64());
+    assert!(complaints.is_empty(), "{} complaints:\n{}", complaints.len(), complaints.join("\n"));
+}
+
+#[test]
+fn a_commit_that_is_answered_early_is_caught() {
+    let mut random = Seeded::announced("planted bug of the origin");
+    let scene = Scene::in_memory("sweep-origin-planted");
+    let mount = Mount::ext4(&scene.path("disk"), 64);
+    let mut hub = Hub::new(&scene, mount);
+    hub.planted = Some("answer-early");
+    let points = hub.count(Errand::Commit);
+    // The last calls of a commit, or the moment after it.
+    let late = &points[points.len().saturating_sub(PLANTED_SHARE)..];
+    let mut cases =
+        vec![Case { ordinal: usize::MAX, after: false, end: End::PowerCut, linger: Duration::ZERO }];
+    cases.extend(choose(late, Some(PLANTED_SHARE / 2), &mut random));
+    let caught = cases
+        .iter()
+        .enumerate()
+        .find_map(|(tried, case)| Some((tried + 1, hub.run(Errand::Commit, *case).err()?)));
+    let (tried, complaint) = caught.expect("a commit that is answered early was not caught");
+    println!("answer-early: caught by case {tried}: {complaint}");
+}
