@@ -12,6 +12,7 @@ use std::time::{Duration, Instant};
 use syncd_shared::limits::HELD_GENERATIONS_MAX;
 use syncd_shared::{RootEntry, SignedGeneration};
 
+use crate::clock::Clock;
 use crate::disk::{DiskError, Owners};
 use crate::layout::{Layout, LayoutError};
 use crate::record::{Known, Record, RecordError};
@@ -26,11 +27,13 @@ pub struct ReplicaOptions {
     pub grace: Duration,
     /// Who owns every file, where it is not who the manifest says.
     pub owner: Option<(u32, u32)>,
+    /// What graces and pauses go by.
+    pub clock: Clock,
 }
 
 impl Default for ReplicaOptions {
     fn default() -> Self {
-        Self { keep: 3, grace: Duration::from_secs(150), owner: None }
+        Self { keep: 3, grace: Duration::from_secs(150), owner: None, clock: Clock::default() }
     }
 }
 

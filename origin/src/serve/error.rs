@@ -10,7 +10,7 @@ use crate::plan::PlanError;
 
 /// Why a call or a stream ended.
 #[derive(Debug, thiserror::Error)]
-pub(super) enum ServeError {
+pub enum ServeError {
     #[error("this call needs an agent's certificate: join first")]
     NoCertificate,
     #[error("the certificate of this agent was revoked: join again with a new token")]
