@@ -241,6 +241,11 @@ impl Cancellation {
         self.flag.store(true, Ordering::Relaxed);
         self.transfers.cancel();
     }
+
+    /// Whether it was.
+    pub fn is_cancelled(&self) -> bool {
+        self.transfers.is_cancelled()
+    }
 }
 
 /// The hooks around an activation.

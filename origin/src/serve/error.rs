@@ -61,7 +61,7 @@ impl From<PlanError> for ServeError {
 
 /// The one place where errors become codes. The code tells the agent what to do: `NOT_FOUND` to ask for objects instead
 /// of an update, `UNAVAILABLE`, `ABORTED` and `DEADLINE_EXCEEDED` to try again, anything else that a person must act.
-pub(super) fn status(error: &ServeError) -> Status {
+pub fn status(error: &ServeError) -> Status {
     let code = match error {
         ServeError::NoCertificate => Code::Unauthenticated,
         ServeError::Revoked => Code::PermissionDenied,

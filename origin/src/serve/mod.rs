@@ -34,7 +34,7 @@ use crate::keys::Keys;
 use crate::listener::{incoming, server_builder};
 use crate::plan::Planner;
 
-pub use error::ServeError;
+pub use error::{ServeError, status};
 pub use fetch::answer;
 pub use session::run as converse;
 
