@@ -80,11 +80,27 @@ fn main() -> anyhow::Result<ExitCode> {
     let started = Instant::now();
     let outcome = Outcome::default();
     std::thread::scope(|scope| {
-        for _ in 0..options.jobs.max(1) {
-            scope.spawn(|| outcome.work(&options));
+        for job in 0..options.jobs.max(1) {
+            let (outcome, options) = (&outcome, &options);
+            scope.spawn(move || {
+                keep_to_one_processor(job);
+                outcome.work(options);
+            });
         }
     });
     outcome.report(&options, started)
+}
+
+/// Threads that start from this one stay on its processor, and there is one of a kind: how much several workers had
+/// written when one of them failed would differ from run to run.
+fn keep_to_one_processor(job: usize) {
+    let Ok(allowed) = rustix::thread::sched_getaffinity(None) else { return };
+    let allowed: Vec<usize> = (0..rustix::thread::CpuSet::MAX_CPU).filter(|cpu| allowed.is_set(*cpu)).collect();
+    let mut own = rustix::thread::CpuSet::new();
+    own.set(allowed[job % allowed.len()]);
+    if let Err(error) = rustix::thread::sched_setaffinity(None, &own) {
+        eprintln!("traces may differ: can't stay on one processor: {error}");
+    }
 }
 
 #[derive(Default)]

@@ -1,5 +1,7 @@
 //! Fetch streams: the origin's real answers, frame by frame, with what a bad line and bad peers do to them.
 
+use std::time::Duration;
+
 use bytes::Bytes;
 use syncd_agent::fetch::refused;
 use syncd_agent::session::worker::Cancellation;
@@ -72,6 +74,7 @@ impl World {
             answer,
             random,
             tampered: false,
+            end_lost: false,
             next_item: 0,
         };
         if let Some(running) = &mut self.nodes[n].running {
@@ -164,6 +167,9 @@ impl World {
                 self.count("bad frames");
                 self.note(format!("node {n}: a bad frame"));
                 self.spoil(n, id);
+                if let Some(transfer) = self.transfer(n, id) {
+                    transfer.end_lost = matches!(message.frame, Some(v1::fetch_frame::Frame::End(_)));
+                }
                 match lie {
                     FrameLie::Instead(message) => message,
                     FrameLie::Broken => return Ok(Some(Err(FetchError::Disconnected(None)))),
@@ -217,11 +223,14 @@ impl World {
                     transfer.tampered = true;
                     return Ok(ended);
                 }
+                // The origin is at rest, and nothing came.
+                Err(_) if transfer.end_lost && round > 0 => return Ok(Err(FetchError::Disconnected(None))),
+                Err(_) if transfer.end_lost => tokio::time::sleep(Duration::from_millis(1)).await,
                 Err(_) => {}
             }
             tokio::task::yield_now().await;
             if round > 50 {
-                std::thread::sleep(std::time::Duration::from_micros(50));
+                std::thread::sleep(Duration::from_micros(50));
             }
         }
         Err(self.violation(format!("node {n} waits for a frame that never comes")))

@@ -79,6 +79,8 @@ pub struct Transfer {
     pub random: Seeded,
     /// Not what the origin sent: how much more of it is read depends on threads.
     pub tampered: bool,
+    /// Its end was not what the origin sent: more may never come.
+    pub end_lost: bool,
     pub next_item: u64,
 }
 
