@@ -9,7 +9,6 @@
 //! | `aside-*`, `live.next` | rubbish |
 //! | no record (lost, damaged), `live` names a tree | its signed record is read from `state/signed`, its manifest built from its files; where that gives the signed root all is known again, else it is served and the next target is staged as a first sync |
 
-
 use syncd_shared::diff::DirectorySource;
 use syncd_shared::{Directory, Entry, Kind, Metadata, ObjectHash, TreePath};
 

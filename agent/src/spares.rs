@@ -133,7 +133,8 @@ impl Replica {
     fn retire(&mut self) -> Result<Option<u64>, StageError> {
         let clock = self.options.clock.clone();
         let grace = self.options.grace;
-        let rested = self.upkeep.resting.iter().find(|(_, since)| clock.since(**since) >= grace).map(|(s, _)| *s);
+        let rested =
+            self.upkeep.resting.iter().find(|(_, since)| clock.since(**since) >= grace).map(|(s, _)| *s);
         if let Some(slot) = rested {
             let staging = &self.layout.staging;
             staging.rename_new(format!("resting-{slot}").as_bytes(), staging, &building(slot))?;

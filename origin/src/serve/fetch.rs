@@ -63,7 +63,9 @@ pub async fn answer(
     Ok(())
 }
 
-async fn next(requests: &mut impl FromPeer<v1::FetchRequest>) -> Result<Option<v1::FetchRequest>, ServeError> {
+async fn next(
+    requests: &mut impl FromPeer<v1::FetchRequest>,
+) -> Result<Option<v1::FetchRequest>, ServeError> {
     let silent = ServeError::Silent { what: "a request", seconds: IDLE.as_secs() };
     let message = tokio::time::timeout(IDLE, requests.next()).await.map_err(|_| silent)?;
     message.transpose().map_err(|status| ServeError::Transport(Box::new(status)))

@@ -42,7 +42,9 @@ impl World {
                 self.count("agents stopped");
                 self.note(format!("node {n} is stopped"));
                 let longest = if self.random.one_in(3) { 90_000 } else { 3_000 };
-                self.nodes[n].stalled_until = self.now_ms() + self.random.below(longest);
+                // What it was to take note of keeps its order: no stop ends before another.
+                let until = self.now_ms() + self.random.below(longest);
+                self.nodes[n].stalled_until = self.nodes[n].stalled_until.max(until);
                 Ok(())
             }
             84..=88 => {
@@ -71,7 +73,12 @@ impl World {
         self.sealed("commit", result.map_err(|e| format!("{e}: {e:?}")), true)
     }
 
-    fn sealed(&mut self, what: &str, result: Result<Outcome, String>, of_tree: bool) -> Result<(), Violation> {
+    fn sealed(
+        &mut self,
+        what: &str,
+        result: Result<Outcome, String>,
+        of_tree: bool,
+    ) -> Result<(), Violation> {
         match result {
             Ok(Outcome::Sealed(generation)) => {
                 self.note(format!("{what} seals {} {}", generation.number(), generation.root_hash()));
@@ -92,7 +99,9 @@ impl World {
     fn roll_back(&mut self) -> Result<(), Violation> {
         let Some(origin) = &mut self.origin else { return Ok(()) };
         let newest = origin.sealer.current().map_or(0, |g| g.number().get());
-        let Some(number) = GenerationNumber::new(newest.saturating_sub(self.random.below(4))) else { return Ok(()) };
+        let Some(number) = GenerationNumber::new(newest.saturating_sub(self.random.below(4))) else {
+            return Ok(());
+        };
         // After a restore there may be holes.
         let Ok(Some(_)) = origin.store.generation(number) else { return Ok(()) };
         let result = origin.sealer.rollback(number);
@@ -147,7 +156,8 @@ impl World {
             return Ok(());
         }
         let origin = Origin::start(&self.tree, &self.data);
-        let origin = origin.map_err(|error| self.violation(format!("the origin does not start: {error:#}")))?;
+        let origin =
+            origin.map_err(|error| self.violation(format!("the origin does not start: {error:#}")))?;
         let current = origin.sealer.current().map(|g| g.number());
         self.origin = Some(origin);
         self.note(format!("the origin starts with {current:?}"));
@@ -188,7 +198,8 @@ impl World {
         let file = tree.join("round.txt");
         let planted = self.random.one_in(2);
         let done = if planted { fs::write(tree.join("planted.php"), "evil") } else { Ok(()) };
-        let removed = done.and_then(|()| fs::remove_file(&file)).and_then(|()| fs::write(&file, "not what was signed"));
+        let removed =
+            done.and_then(|()| fs::remove_file(&file)).and_then(|()| fs::write(&file, "not what was signed"));
         // It may have gone to the trash meanwhile.
         if let Err(error) = removed
             && error.kind() != std::io::ErrorKind::NotFound

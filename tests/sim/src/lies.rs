@@ -27,7 +27,11 @@ fn flip_bytes(bytes: &Bytes, random: &mut Seeded) -> Bytes {
 }
 
 /// What comes instead of an origin's message. `heard`: what it said to anyone before.
-pub fn to_agent(message: &v1::OriginMessage, heard: &[v1::OriginMessage], random: &mut Seeded) -> Vec<v1::OriginMessage> {
+pub fn to_agent(
+    message: &v1::OriginMessage,
+    heard: &[v1::OriginMessage],
+    random: &mut Seeded,
+) -> Vec<v1::OriginMessage> {
     let mut lie = message.clone();
     match (random.below(9), &mut lie.message) {
         (0, _) => random.pick(heard).cloned().into_iter().collect(),
@@ -43,7 +47,9 @@ pub fn to_agent(message: &v1::OriginMessage, heard: &[v1::OriginMessage], random
         (5, Some(ToAgent::Announce(announce))) => {
             // The signature, or the update, of another announcement.
             if let Some(ToAgent::Announce(other)) = random.pick(heard).and_then(|m| m.message.clone()) {
-                if let (Some(a), Some(b), true) = (&mut announce.generation, other.generation, random.one_in(2)) {
+                if let (Some(a), Some(b), true) =
+                    (&mut announce.generation, other.generation, random.one_in(2))
+                {
                     a.signature = b.signature;
                 } else {
                     announce.update = other.update;
@@ -53,7 +59,8 @@ pub fn to_agent(message: &v1::OriginMessage, heard: &[v1::OriginMessage], random
         }
         (6, Some(ToAgent::Announce(announce))) => {
             if let Some(update) = &mut announce.update
-                && let Some(at) = (!update.frames.is_empty()).then(|| random.below(update.frames.len() as u64) as usize)
+                && let Some(at) =
+                    (!update.frames.is_empty()).then(|| random.below(update.frames.len() as u64) as usize)
             {
                 match flipped(&update.frames[at], random) {
                     Some(frame) if random.one_in(2) => update.frames[at] = frame,
@@ -71,8 +78,14 @@ pub fn to_agent(message: &v1::OriginMessage, heard: &[v1::OriginMessage], random
     }
 }
 
-/// What comes instead of an agent's message.
-pub fn to_origin(message: &v1::AgentMessage, said: &[v1::AgentMessage], random: &mut Seeded) -> Vec<v1::AgentMessage> {
+/// What comes instead of an agent's message. `newest`: an agent that claims a later generation is not told of those
+/// before it for as long as its connection lasts, which hurts itself alone.
+pub fn to_origin(
+    message: &v1::AgentMessage,
+    said: &[v1::AgentMessage],
+    newest: u64,
+    random: &mut Seeded,
+) -> Vec<v1::AgentMessage> {
     match random.below(6) {
         0 => random.pick(said).cloned().into_iter().collect(),
         1 => vec![message.clone(), message.clone()],
@@ -80,7 +93,8 @@ pub fn to_origin(message: &v1::AgentMessage, said: &[v1::AgentMessage], random: 
         3 => vec![v1::AgentMessage { message: None }],
         4 => {
             let root = Bytes::from(random.bytes(32));
-            let activated = v1::Activated { generation: 1 + random.below(9), root, spare_misses: 0 };
+            let activated =
+                v1::Activated { generation: 1 + random.below(newest.max(1)), root, spare_misses: 0 };
             vec![v1::AgentMessage { message: Some(ToOrigin::Activated(activated)) }]
         }
         _ => Vec::new(),
@@ -100,7 +114,9 @@ pub enum FrameLie {
 pub fn frame(frame: &v1::FetchFrame, other: Option<&v1::FetchFrame>, random: &mut Seeded) -> FrameLie {
     match (random.below(5), other) {
         (0..=1, _) => flipped(frame, random).map_or(FrameLie::Broken, FrameLie::Instead),
-        (2, Some(other)) => FrameLie::Instead(v1::FetchFrame { item: frame.item, frame: other.frame.clone() }),
+        (2, Some(other)) => {
+            FrameLie::Instead(v1::FetchFrame { item: frame.item, frame: other.frame.clone() })
+        }
         // After the end nothing comes unless it is asked for.
         (3, _) if !matches!(frame.frame, Some(v1::fetch_frame::Frame::End(_))) => FrameLie::Missing,
         _ => FrameLie::Broken,
@@ -115,7 +131,10 @@ pub fn name_of_origins(message: &v1::OriginMessage) -> String {
         Some(ToAgent::Announce(a)) => {
             let inline = a.update.as_ref().map_or(0, |u| u.frames.len());
             let number = a.generation.as_ref().and_then(|g| syncd_shared::Generation::decode(&g.record).ok());
-            format!("announce {:?} with {inline} frames", number.map(|g| (g.number.get(), g.root_hash().to_string())))
+            format!(
+                "announce {:?} with {inline} frames",
+                number.map(|g| (g.number.get(), g.root_hash().to_string()))
+            )
         }
         Some(ToAgent::Activate(a)) => format!("activate {}", a.generation),
         Some(ToAgent::Heartbeat(h)) => format!("heartbeat {}", h.sequence),

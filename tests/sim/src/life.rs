@@ -39,7 +39,10 @@ impl World {
         let trust = Trust { tree_id: self.tree_id, signing_key: self.signing_key, boot_id };
         let machine = Machine::new(trust, state, now).seeded(seed);
         node.running = Some(Running { machine, worker, command: None, transfers: BTreeMap::new() });
-        let live = self.nodes[n].running.as_ref().and_then(|r| r.machine.replica().live.as_ref().map(|l| l.number()));
+        let live = self.nodes[n]
+            .running
+            .as_ref()
+            .and_then(|r| r.machine.replica().live.as_ref().map(|l| l.number()));
         self.note(format!("node {n} starts with {live:?}"));
         self.check_node(n)?;
         self.apply(n, Heard::Tick).await
@@ -50,7 +53,6 @@ impl World {
         self.hang_up(n);
         let node = &mut self.nodes[n];
         node.life += 1;
-        node.stalled_until = 0;
         node.unreported = false;
         if let Some(running) = node.running.take() {
             for transfer in running.transfers.into_values() {
@@ -138,7 +140,8 @@ impl World {
         let lies = self.temper.lies > 0 && self.random.one_in(4 * self.temper.lies);
         let messages = if lies {
             self.count("lies to the origin");
-            crate::lies::to_origin(&message, &self.nodes[n].said, &mut self.random)
+            let newest = self.sealed.last().map_or(1, |(number, _)| *number);
+            crate::lies::to_origin(&message, &self.nodes[n].said, newest, &mut self.random)
         } else {
             vec![message.clone()]
         };
@@ -167,7 +170,9 @@ impl World {
         let (outgoing, from_session) = mpsc::channel(8);
         let (services, peer) = (origin.services.clone(), self.nodes[n].peer.clone());
         let session =
-            tokio::spawn(async move { converse(&services, peer, ReceiverStream::new(incoming), &outgoing).await });
+            tokio::spawn(
+                async move { converse(&services, peer, ReceiverStream::new(incoming), &outgoing).await },
+            );
         let message = v1::AgentMessage { message: Some(ToOrigin::Hello(hello)) };
         // There is room for it.
         let _ = to_session.try_send(Ok(message));
@@ -180,7 +185,11 @@ impl World {
     async fn command(&mut self, n: usize, command: Command) -> Result<(), Violation> {
         let name = match &command {
             Command::Update { generation, inline, .. } => {
-                format!("update to {}, {} frames at hand", generation.number(), inline.as_ref().map_or(0, |i| i.frames.len()))
+                format!(
+                    "update to {}, {} frames at hand",
+                    generation.number(),
+                    inline.as_ref().map_or(0, |i| i.frames.len())
+                )
             }
             Command::Activate => "activate".to_owned(),
             Command::Maintain => "maintain".to_owned(),

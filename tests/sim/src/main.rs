@@ -95,7 +95,8 @@ fn main() -> anyhow::Result<ExitCode> {
 /// written when one of them failed would differ from run to run.
 fn keep_to_one_processor(job: usize) {
     let Ok(allowed) = rustix::thread::sched_getaffinity(None) else { return };
-    let allowed: Vec<usize> = (0..rustix::thread::CpuSet::MAX_CPU).filter(|cpu| allowed.is_set(*cpu)).collect();
+    let allowed: Vec<usize> =
+        (0..rustix::thread::CpuSet::MAX_CPU).filter(|cpu| allowed.is_set(*cpu)).collect();
     let mut own = rustix::thread::CpuSet::new();
     own.set(allowed[job % allowed.len()]);
     if let Err(error) = rustix::thread::sched_setaffinity(None, &own) {
@@ -131,7 +132,9 @@ impl Outcome {
             if options.twice && run.violation.is_none() {
                 match run::run(seed, &options.directory, how) {
                     Ok(again) if again.trace == run.trace => {}
-                    Ok(again) => self.fail(seed, format!("trace {} the second time {}", run.trace, again.trace)),
+                    Ok(again) => {
+                        self.fail(seed, format!("trace {} the second time {}", run.trace, again.trace))
+                    }
                     Err(error) => self.fail(seed, format!("the second time: {error:#}")),
                 }
             }

@@ -59,7 +59,8 @@ impl Worker {
         let (to, inbox) = channel();
         let (outbox, from) = channel();
         let root = root.to_path_buf();
-        let thread = std::thread::Builder::new().name(name).spawn(move || work(root, options, plant, inbox, outbox));
+        let thread =
+            std::thread::Builder::new().name(name).spawn(move || work(root, options, plant, inbox, outbox));
         Self { to, from, thread: Some(thread.expect("a thread")) }
     }
 
@@ -111,7 +112,8 @@ fn work(
         let Ok(ToWorker::Do(command, cancellation)) = told else { return };
         let report = Box::new(bench.perform(*command, &cancellation));
         // How often staging tells its progress depends on threads of its own, and may be lost in any case.
-        let activating = std::iter::from_fn(|| reported.try_recv().ok()).any(|r| matches!(r, Report::Activating));
+        let activating =
+            std::iter::from_fn(|| reported.try_recv().ok()).any(|r| matches!(r, Report::Activating));
         if outbox.send(FromWorker::Done { report, activating }).is_err() {
             return;
         }

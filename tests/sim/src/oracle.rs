@@ -32,7 +32,8 @@ impl World {
     }
 
     fn fingerprint(&self, tree: &Path) -> Result<String, Violation> {
-        let facts = try_facts(tree).map_err(|error| self.violation(format!("walk {}: {error}", tree.display())))?;
+        let facts =
+            try_facts(tree).map_err(|error| self.violation(format!("walk {}: {error}", tree.display())))?;
         Ok(fingerprint_of(&facts))
     }
 
@@ -58,7 +59,9 @@ impl World {
             return self.check_ahead(n, &link, ahead);
         }
         if number != told_number {
-            return Err(self.violation(format!("node {n}: live is {on_disk:?}, its state says {told_number:?}")));
+            return Err(
+                self.violation(format!("node {n}: live is {on_disk:?}, its state says {told_number:?}"))
+            );
         }
         let Some(told) = told else {
             return match self.nodes[n].live {
@@ -80,7 +83,8 @@ impl World {
     }
 
     fn check_ahead(&mut self, n: usize, link: &Path, number: u64) -> Result<(), Violation> {
-        let roots = self.sealed.range((number, RootHash::from_bytes([0; 32]))..).take_while(|(n, _)| *n == number);
+        let roots =
+            self.sealed.range((number, RootHash::from_bytes([0; 32]))..).take_while(|(n, _)| *n == number);
         let roots: Vec<RootHash> = roots.map(|(_, root)| *root).collect();
         if roots.iter().any(|root| self.check_tree(n, link, *root).is_ok()) {
             return Ok(());
@@ -100,8 +104,14 @@ impl World {
     pub fn check_report(&mut self, n: usize, activated: &v1::Activated) -> Result<(), Violation> {
         self.check_node(n)?;
         match self.nodes[n].live {
-            Some((number, root)) if number == activated.generation && root.as_bytes() == &activated.root[..] => Ok(()),
-            live => Err(self.violation(format!("node {n} reports {}, live is {live:?}", activated.generation))),
+            Some((number, root))
+                if number == activated.generation && root.as_bytes() == &activated.root[..] =>
+            {
+                Ok(())
+            }
+            live => {
+                Err(self.violation(format!("node {n} reports {}, live is {live:?}", activated.generation)))
+            }
         }
     }
 

@@ -46,7 +46,11 @@ impl RecordStore for Mortal {
     }
 
     fn save(&self, changes: &[RecordChange]) -> Result<(), RecordError> {
-        if self.killed.load(Ordering::Relaxed) { Err(RecordError::Interrupted) } else { self.store.save(changes) }
+        if self.killed.load(Ordering::Relaxed) {
+            Err(RecordError::Interrupted)
+        } else {
+            self.store.save(changes)
+        }
     }
 }
 
@@ -55,7 +59,8 @@ impl Origin {
     pub fn start(tree: &Path, data: &Path) -> anyhow::Result<Self> {
         let keys = Arc::new(Keys::open(data).context("open the keys")?);
         let store = Arc::new(Store::open(data).context("open the store")?);
-        let (shutdown, tasks, killed) = (CancellationToken::new(), TaskTracker::new(), Arc::<AtomicBool>::default());
+        let (shutdown, tasks, killed) =
+            (CancellationToken::new(), TaskTracker::new(), Arc::<AtomicBool>::default());
         let (observed_sender, observed) = mpsc::channel(16);
         let planner = Planner::new(store.clone(), data, PlanBudget::default())?;
         let records = Arc::new(Mortal { store: store.clone(), killed: killed.clone() });

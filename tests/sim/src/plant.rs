@@ -7,7 +7,8 @@ use std::sync::atomic::AtomicBool;
 
 use syncd_agent::replica::Replica;
 use syncd_agent::session::worker::{
-    BeforeSwitch, Failure, Inline, Maintenance, NotActivated, ReplicaState, ReplicaWork, StageProgress, Verified,
+    BeforeSwitch, Failure, Inline, Maintenance, NotActivated, ReplicaState, ReplicaWork, StageProgress,
+    Verified,
 };
 use syncd_agent::source::Source;
 use syncd_agent::stage::Staged;
@@ -60,7 +61,8 @@ impl Planted {
 
     fn change_a_file(&self) {
         let live = self.root.join("live").canonicalize().unwrap_or_default();
-        let mut files = WalkDir::new(live).into_iter().filter_map(Result::ok).filter(|i| i.file_type().is_file());
+        let mut files =
+            WalkDir::new(live).into_iter().filter_map(Result::ok).filter(|i| i.file_type().is_file());
         if let Some(file) = files.find(|f| f.metadata().is_ok_and(|m| m.len() > 0)) {
             let mut content = fs::read(file.path()).unwrap_or_default();
             content[0] ^= 1;
@@ -77,7 +79,9 @@ impl ReplicaWork for Planted {
         if let Some(early) = &self.early {
             state.live = Some(early.clone());
         }
-        if self.plant == Some(Plant::ForgetsAccepted) && state.accepted.as_ref().is_some_and(|a| a.number().get() > 2) {
+        if self.plant == Some(Plant::ForgetsAccepted)
+            && state.accepted.as_ref().is_some_and(|a| a.number().get() > 2)
+        {
             state.accepted = None;
         }
         state

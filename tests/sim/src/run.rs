@@ -74,11 +74,8 @@ fn create(seed: u64, place: &Path, options: Options) -> anyhow::Result<World> {
     let site = Site::create(&tree, random.next_u64()).context("make a tree")?;
     let keys = init(&data).context("make an origin")?;
     let rate = |random: &mut Seeded| *random.pick(&[0, 0, 30, 8]).unwrap_or(&0);
-    let temper = Temper {
-        lies: rate(&mut random),
-        bad_frames: rate(&mut random),
-        latency_ms: 1 + random.below(60),
-    };
+    let temper =
+        Temper { lies: rate(&mut random), bad_frames: rate(&mut random), latency_ms: 1 + random.below(60) };
     let nodes = 1 + random.below(4) as usize;
     let mut world = World {
         queue: BinaryHeap::new(),
@@ -109,7 +106,8 @@ fn create(seed: u64, place: &Path, options: Options) -> anyhow::Result<World> {
         random,
     };
     world.origin = Some(Origin::start(&world.tree, &world.data)?);
-    world.note(format!("seed {seed}: {nodes} nodes, {temper:?}, keep {} grace {:?}", world.keep, world.grace));
+    world
+        .note(format!("seed {seed}: {nodes} nodes, {temper:?}, keep {} grace {:?}", world.keep, world.grace));
     Ok(world)
 }
 
@@ -156,7 +154,6 @@ async fn live_through(world: &mut World) -> Result<(), Violation> {
     world.temper.bad_frames = 0;
     for node in &mut world.nodes {
         node.partitioned_until = node.partitioned_until.min(now + 1);
-        node.stalled_until = 0;
     }
     world.start_origin()?;
     let connect = now + CONNECT_MS;
@@ -173,7 +170,9 @@ async fn live_through(world: &mut World) -> Result<(), Violation> {
     world.run_until(converge, all_live).await?;
     if !all_live(world) {
         let states: Vec<String> = world.nodes.iter().map(state).collect();
-        return Err(world.violation(format!("one commit after the faults the fleet did not converge: {states:?}")));
+        return Err(
+            world.violation(format!("one commit after the faults the fleet did not converge: {states:?}"))
+        );
     }
     let rest = world.now_ms() + REST_MS + world.grace.as_millis() as u64;
     world.run_until(rest, |_| false).await?;
@@ -210,13 +209,17 @@ fn check_origin(world: &mut World) -> Result<(), Violation> {
     let view = origin.services.fleet.view().borrow().clone();
     for agent in &view.agents {
         if !agent.connected || agent.generation != newest || agent.error.is_some() {
-            return Err(world.violation(format!("the origin takes {} to have {:?}: {agent:?}", agent.name, agent.generation)));
+            return Err(world.violation(format!(
+                "the origin takes {} to have {:?}: {agent:?}",
+                agent.name, agent.generation
+            )));
         }
     }
     if let Some(damage) = origin.store.check(|_| {}).damage.first() {
         return Err(world.violation(format!("the origin's store is damaged: {damage}")));
     }
-    let failed = world.nodes.iter().find(|n| n.running.as_ref().is_some_and(|r| r.machine.state() != State::Live));
+    let failed =
+        world.nodes.iter().find(|n| n.running.as_ref().is_some_and(|r| r.machine.state() != State::Live));
     match failed {
         Some(node) => Err(world.violation(format!("a node is not well at the end: {}", state(node)))),
         None => Ok(()),

@@ -107,7 +107,8 @@ impl Site {
     }
 
     fn new_path(&mut self) -> PathBuf {
-        let directories: Vec<PathBuf> = self.paths().into_iter().filter(|p| p.is_dir() && !p.is_symlink()).collect();
+        let directories: Vec<PathBuf> =
+            self.paths().into_iter().filter(|p| p.is_dir() && !p.is_symlink()).collect();
         let parent = match self.random.pick(&directories) {
             Some(directory) if self.random.one_in(2) => directory.clone(),
             _ => self.tree.clone(),
@@ -117,7 +118,11 @@ impl Site {
 
     fn paths(&self) -> Vec<PathBuf> {
         let walk = WalkDir::new(&self.tree).min_depth(1).sort_by_file_name();
-        walk.into_iter().filter_map(Result::ok).map(|item| item.into_path()).filter(|p| !p.ends_with("round.txt")).collect()
+        walk.into_iter()
+            .filter_map(Result::ok)
+            .map(|item| item.into_path())
+            .filter(|p| !p.ends_with("round.txt"))
+            .collect()
     }
 
     /// Gives whatever the clock of the machine has touched a time that follows from the seed.

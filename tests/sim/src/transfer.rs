@@ -58,7 +58,9 @@ impl World {
             Ask::Objects { root, batches } => {
                 self.note(format!("node {n} fetches objects"));
                 if self.nodes[n].intact_update && self.nodes[n].damaged.is_empty() {
-                    return Err(self.violation(format!("node {n}: an update that came as it was sent did not do")));
+                    return Err(
+                        self.violation(format!("node {n}: an update that came as it was sent did not do"))
+                    );
                 }
                 (root, false, Some(batches))
             }
@@ -207,7 +209,11 @@ impl World {
     }
 
     /// What the origin sent. No virtual time goes by: threads of the worker may still be about to ask for it.
-    async fn message(&mut self, n: usize, id: u64) -> Result<Result<Option<v1::FetchFrame>, FetchError>, Violation> {
+    async fn message(
+        &mut self,
+        n: usize,
+        id: u64,
+    ) -> Result<Result<Option<v1::FetchFrame>, FetchError>, Violation> {
         for round in 0..200_000_u32 {
             let Some(transfer) = self.transfer(n, id) else { return Ok(Ok(None)) };
             transfer.forward();
