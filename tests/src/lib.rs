@@ -24,6 +24,7 @@ pub mod process;
 pub mod replica;
 mod scene;
 mod seeded;
+pub mod trouble;
 pub mod wait;
 
 pub use agent::{Agent, AgentStatus};
