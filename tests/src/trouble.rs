@@ -217,6 +217,8 @@ impl Packets {
     /// Whoever sends gets a RST.
     #[track_caller]
     pub fn refuse(self) {
+        // The RST is a packet of this port, too.
+        shell("iptables -A INPUT -i lo -p tcp --tcp-flags RST RST -j ACCEPT");
         self.rule("-j REJECT --reject-with tcp-reset");
     }
 

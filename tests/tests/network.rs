@@ -13,6 +13,8 @@ use syncd_tests::{Agent, Origin, Scene, require_root, wait};
 
 /// HTTP/2's keepalive: a ping after 15 s of silence, 10 s for its answer; and what a busy machine adds.
 const KEEPALIVE: Duration = Duration::from_secs(25 + 10);
+/// Whoever is answered by a RST knows at its first packet, the ping.
+const PING: Duration = Duration::from_secs(15 + 7);
 /// The longest pause between attempts is 15 s.
 const BACK: Duration = Duration::from_secs(15 + 15);
 
@@ -96,10 +98,9 @@ fn a_refusing_partition_is_noticed_and_heals() {
     let (origin, agent) = pair(&scene);
     let packets = Packets::of(origin.address());
     packets.refuse();
-    // What is sent is answered by a RST: the ping, if nothing else is.
     let (at_origin, at_agent) = noticed_after(&origin, &agent);
     println!("refusing partition: noticed by the origin after {at_origin:.1?}, by the agent after {at_agent:.1?}");
-    assert!(at_origin <= KEEPALIVE && at_agent <= KEEPALIVE, "{at_origin:?} {at_agent:?}");
+    assert!(at_origin <= PING && at_agent <= PING, "{at_origin:?} {at_agent:?}");
     assert_comes_back(&origin, &agent, packets);
 }
 
@@ -180,20 +181,20 @@ fn sync_through(name: &str, fault: Fault, (files, bytes): (usize, usize), after:
 #[test]
 fn after_resets_in_mid_frame_only_what_was_not_verified_comes_again() {
     let (came, content) = sync_through("resets", Fault::Reset, (600, 40_000), 5_000_000, 4);
-    // What is on the way when a connection breaks (windows on both sides) is lost: under 1 MB for each.
-    assert!(came <= content + 4 * 1_500_000 + content / 20, "{came} bytes for {content}");
+    // What is on the way when a connection breaks (windows on both sides) is lost: 1.4 MB for each of these.
+    assert!(came <= content + 4 * 2_000_000 + content / 20, "{came} bytes for {content}");
 }
 
 #[test]
 fn flipped_bytes_never_get_through() {
     let (came, content) = sync_through("flips", Fault::Flip, (300, 40_000), 2_500_000, 4);
-    assert!(came <= content + 4 * 1_500_000 + content / 20, "{came} bytes for {content}");
+    assert!(came <= content + 4 * 2_000_000 + content / 20, "{came} bytes for {content}");
 }
 
 #[test]
 fn a_stalled_transfer_is_given_up_and_goes_on_where_it_was() {
     let (came, content) = sync_through("stall", Fault::Stall, (300, 40_000), 4_000_000, 1);
-    assert!(came <= content + 1_500_000 + content / 20, "{came} bytes for {content}");
+    assert!(came <= content + 2_000_000 + content / 20, "{came} bytes for {content}");
 }
 
 #[test]
