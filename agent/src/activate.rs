@@ -33,7 +33,7 @@ pub struct ActivationContext<'a> {
     pub target: &'a SignedGeneration,
     /// What is live.
     pub previous: Option<&'a SignedGeneration>,
-    /// Paths that differ.
+    /// Paths that differ; of a first sync only with [`crate::replica::ReplicaOptions::list_first`].
     pub changed_paths: &'a [TreePath],
     /// Where the staged tree is, for checks.
     pub staged_tree: PathBuf,

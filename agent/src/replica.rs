@@ -27,13 +27,21 @@ pub struct ReplicaOptions {
     pub grace: Duration,
     /// Who owns every file, where it is not who the manifest says.
     pub owner: Option<(u32, u32)>,
+    /// Whether a first sync lists its paths, for hooks: about 100 bytes of memory each.
+    pub list_first: bool,
     /// What graces and pauses go by.
     pub clock: Clock,
 }
 
 impl Default for ReplicaOptions {
     fn default() -> Self {
-        Self { keep: 3, grace: Duration::from_secs(150), owner: None, clock: Clock::default() }
+        Self {
+            keep: 3,
+            grace: Duration::from_secs(150),
+            owner: None,
+            list_first: true,
+            clock: Clock::default(),
+        }
     }
 }
 

@@ -59,6 +59,8 @@ pub(crate) struct Incoming {
     fans: [OnceLock<Dir>; FANS],
     owners: Owners,
     arrived: Mutex<HashMap<ContentHash, Arrived>>,
+    /// Whole contents that were written, or are being written by a worker.
+    written: Mutex<HashSet<ContentHash>>,
     partial: Mutex<HashMap<ContentHash, std::sync::Arc<Mutex<Partial>>>>,
     leftovers: Mutex<HashMap<ContentHash, ()>>,
 }
@@ -92,6 +94,7 @@ impl Incoming {
             fans: Default::default(),
             owners,
             arrived: Mutex::default(),
+            written: Mutex::default(),
             partial: Mutex::default(),
             leftovers: Mutex::new(leftovers),
         })
@@ -137,13 +140,22 @@ impl Incoming {
         lock(&self.arrived).get(&hash).copied()
     }
 
-    /// Writes one whole content that was verified in memory.
-    fn put_whole(&self, hash: ContentHash, bytes: &[u8], wanted: &Wanted) -> Result<(), StageError> {
+    /// Writes one whole content that was verified in memory, under its name at once: what a crash leaves is hashed before
+    /// it counts. `false`: another worker does.
+    fn put_whole(&self, hash: ContentHash, bytes: &[u8], wanted: &Wanted) -> Result<bool, StageError> {
+        if !lock(&self.written).insert(hash) {
+            return Ok(false);
+        }
         let (fan, name) = (self.fan(hash)?, hash.to_string());
-        let part = format!("{name}.part");
-        let file = create_part(fan, &part)?;
-        file.write_all_at(bytes, 0).map_err(failed("write", fan, &part))?;
-        self.finish(hash, fan, &file, &part, &name, wanted)
+        let file = create_anew(fan, &name, wanted.metadata.mode)?;
+        file.write_all_at(bytes, 0).map_err(failed("write", fan, &name))?;
+        let inode = disk::dress(&file, &wanted.metadata, self.owners).map_err(failed(
+            "set the metadata of",
+            fan,
+            &name,
+        ))?;
+        lock(&self.arrived).insert(hash, Arrived { inode, dressed: Some(wanted.metadata) });
+        Ok(true)
     }
 
     fn finish(
@@ -205,8 +217,7 @@ impl Incoming {
             if actual != hash {
                 return Err(StageError::Content { expected: hash, actual });
             }
-            self.put_whole(hash, bytes, want)?;
-            return Ok((1, taken));
+            return Ok(if self.put_whole(hash, bytes, want)? { (1, taken) } else { (0, 0) });
         }
         Ok((u64::from(self.put_piece(hash, offset, bytes, want)?), taken))
     }
@@ -250,7 +261,7 @@ impl Incoming {
             return Err(outside());
         }
         let file = match partial.written {
-            0 => create_part(fan, &part)?,
+            0 => create_anew(fan, &part, want.metadata.mode)?,
             _ => fan.open_file_for_write(part.as_bytes())?,
         };
         file.write_all_at(bytes, offset).map_err(failed("write", fan, &part))?;
@@ -290,7 +301,7 @@ impl Incoming {
             Ok(s) if s.kind == rustix::fs::FileType::RegularFile && s.size == wanted.size => {}
             _ => return Ok(false),
         }
-        let file = create_part(fan, &part)?;
+        let file = create_anew(fan, &part, wanted.metadata.mode)?;
         disk::copy(&from, &file).map_err(failed("copy to", fan, &part))?;
         if hash_file(&file).map_err(failed("read", fan, &part))? != hash {
             fan.unlink(part.as_bytes())?;
@@ -318,7 +329,8 @@ impl Incoming {
         Ok(true)
     }
 
-    /// Puts content into a tree: the file itself for its last user, else a copy. The inode number of what is there now.
+    /// Puts content into a tree: the file itself for its last user, in the place of what is at the name, else a copy under
+    /// a free name. The inode number of what is there now.
     pub fn place(
         &self,
         hash: ContentHash,
@@ -330,7 +342,7 @@ impl Incoming {
         let arrived = self.arrived(hash).ok_or(StageError::Missing { content: hash })?;
         let (fan, own) = (self.fan(hash)?, hash.to_string());
         if last {
-            fan.rename_new(own.as_bytes(), to, name)?;
+            fan.rename(own.as_bytes(), to, name)?;
             lock(&self.arrived).remove(&hash);
             if arrived.dressed != Some(*metadata) {
                 to.set_metadata(name, metadata, self.owners, false)?;
@@ -392,11 +404,11 @@ impl Incoming {
 }
 
 /// A new file for content that arrives, in the place of one that was cut off.
-fn create_part(fan: &Dir, part: &str) -> Result<std::fs::File, DiskError> {
-    match fan.create_file(part.as_bytes()) {
+fn create_anew(fan: &Dir, name: &str, mode: u16) -> Result<std::fs::File, DiskError> {
+    match fan.create_file_with(name.as_bytes(), mode.into()) {
         Err(e) if e.source.kind() == std::io::ErrorKind::AlreadyExists => {
-            fan.unlink(part.as_bytes())?;
-            fan.create_file(part.as_bytes())
+            fan.unlink(name.as_bytes())?;
+            fan.create_file_with(name.as_bytes(), mode.into())
         }
         other => other,
     }

@@ -62,7 +62,7 @@ impl Replica {
             demand.check(&self.layout.staging.space()?, present)?;
         }
         self.record.clear_inodes()?;
-        let shared = Shared::new(&incoming, &tree, self.owners, cancel, root.totals);
+        let shared = Shared::new(&incoming, &tree, self.owners, cancel, root.totals)?;
         let mut walk = Walk {
             layout: &self.layout,
             record: &self.record,
@@ -82,7 +82,12 @@ impl Replica {
         };
         build.run(&mut walk, target, source, progress)?;
         let mut changed = Vec::new();
-        finish(&self.record, &TreePath::root(), &tree, &root.object, self.owners, &mut changed)?;
+        let mut list = |path: TreePath| {
+            if self.options.list_first {
+                changed.push(path);
+            }
+        };
+        finish(&self.record, &TreePath::root(), &tree, &root.object, self.owners, &mut list)?;
         tree.set_own_metadata(&root.metadata, self.owners)?;
         let done = shared.done();
         incoming.clear(&self.layout)?;
@@ -534,21 +539,21 @@ fn taken_by(dir: &Dir, block_bytes: u64, taken: &mut Demand) -> Result<(), DiskE
     Ok(())
 }
 
-/// Gives every directory its owner, mode and times, children first, and lists all paths.
+/// Gives every directory its owner, mode and times, children first, and tells all paths.
 fn finish(
     record: &Record,
     path: &TreePath,
     dir: &Dir,
     object: &ObjectHash,
     owners: Owners,
-    paths: &mut Vec<TreePath>,
+    tell: &mut dyn FnMut(TreePath),
 ) -> Result<(), StageError> {
     for entry in record.directory(object)?.entries() {
         let path = path.join(&entry.name).map_err(|source| StageError::Path { source })?;
-        paths.push(path.clone());
+        tell(path.clone());
         if let Kind::Directory { object, .. } = &entry.kind {
             let child = dir.open_dir(entry.name.as_bytes())?;
-            finish(record, &path, &child, object, owners, paths)?;
+            finish(record, &path, &child, object, owners, tell)?;
             child.set_own_metadata(&entry.metadata, owners)?;
         }
     }

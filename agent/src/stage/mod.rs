@@ -25,6 +25,7 @@ mod plan;
 mod receive;
 mod space;
 mod window;
+mod writeback;
 
 use std::collections::HashSet;
 use std::sync::atomic::{AtomicBool, Ordering};

@@ -14,7 +14,12 @@ use crate::stage::cursor::DirCursor;
 
 /// Puts files and symlinks into the tree.
 pub(crate) trait Supply {
-    /// Makes `entry` appear under the free name `name` of `dir`, with all its metadata. `change` is its index in the
+    /// Whether [`Supply::put`] replaces what is at the name of this change; else the name is made free before.
+    fn replaces(&self, _change: usize) -> bool {
+        false
+    }
+
+    /// Makes `entry` appear under the name `name` of `dir`, with all its metadata. `change` is its index in the
     /// diff. Returns its inode number.
     fn put(
         &mut self,
@@ -42,7 +47,7 @@ impl Patch<'_> {
         cursor.at(&TreePath::root())?.make_writable()?;
         self.layout.discard_asides()?;
         self.step_aside(&mut cursor)?;
-        self.remove(&mut cursor)?;
+        self.remove(&mut cursor, supply)?;
         let inodes = self.add(&mut cursor, supply)?;
         self.finish_directories(&mut cursor)?;
         Ok(inodes)
@@ -66,12 +71,13 @@ impl Patch<'_> {
         Ok(())
     }
 
-    fn remove(&self, cursor: &mut DirCursor) -> Result<(), StageError> {
+    fn remove(&self, cursor: &mut DirCursor, supply: &dyn Supply) -> Result<(), StageError> {
         let renamed = |path: &TreePath| self.diff.renamed_directories.iter().any(|r| r.from == *path);
-        for change in self.diff.changes.iter().rev() {
+        for (index, change) in self.diff.changes.iter().enumerate().rev() {
             let (path, entry) = match change {
                 Change::Added { .. } => continue,
                 Change::Modified { to, .. } if to.is_directory() => continue,
+                Change::Modified { from, .. } if !from.is_directory() && supply.replaces(index) => continue,
                 Change::Modified { path, from, .. } => (path, from),
                 Change::Removed { path, entry } => (path, entry),
             };

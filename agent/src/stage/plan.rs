@@ -17,6 +17,7 @@ use crate::stage::cursor::{DirCursor, LiveTree, ManifestCursor, looks_like};
 use crate::stage::delta::Bases;
 use crate::stage::patch::Supply;
 use crate::stage::receive::Reception;
+use crate::stage::writeback::Writeback;
 use crate::stage::{StageError, StageProgress};
 
 /// A tree that this node holds: `None` is the live one, else its generation number.
@@ -30,7 +31,7 @@ enum Origin {
     /// The inode that a tree has there.
     Link(Tree, TreePath),
     /// A file of `staging/incoming`.
-    Incoming,
+    Incoming(ContentHash),
 }
 
 /// The plan for one diff.
@@ -141,7 +142,7 @@ impl<'a> Plan<'a> {
             return Err(StageError::Missing { content });
         }
         wanted.users += 1;
-        Ok(Origin::Incoming)
+        Ok(Origin::Incoming(content))
     }
 
     /// Copies what the node has elsewhere; what is left is lacking.
@@ -199,6 +200,7 @@ impl<'a> Plan<'a> {
             bytes_done: AtomicU64::new(0),
             files_total: self.lacking.len() as u64,
             bytes_total,
+            writeback: Writeback::new(&replica.layout.staging)?,
             bases: live.map(|live| Bases::new(replica, live, self.diff)),
             tags: OnceLock::new(),
         };
@@ -281,6 +283,14 @@ pub(crate) struct PlanSupply<'a> {
 }
 
 impl Supply for PlanSupply<'_> {
+    fn replaces(&self, change: usize) -> bool {
+        // The file itself is renamed there; copies for several users are made under free names.
+        match &self.origins[change] {
+            Origin::Incoming(content) => self.wanted.get(content).is_some_and(|wanted| wanted.users == 1),
+            _ => false,
+        }
+    }
+
     fn put(
         &mut self,
         change: usize,
@@ -297,7 +307,7 @@ impl Supply for PlanSupply<'_> {
                     cursor.at(&parent)?.link(own.as_bytes(), dir, name)?;
                 }
             }
-            (Origin::Incoming, Kind::File { content, .. }) => {
+            (Origin::Incoming(content), _) => {
                 let wanted = self.wanted.get_mut(content).ok_or(StageError::Missing { content: *content })?;
                 wanted.users = wanted.users.saturating_sub(1);
                 return self.incoming.place(*content, &entry.metadata, wanted.users == 0, dir, name);

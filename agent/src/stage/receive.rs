@@ -13,6 +13,7 @@ use syncd_shared::{ContentHash, ContentTag, TreePath};
 use crate::source::FetchError;
 use crate::stage::content::{Incoming, Wanted};
 use crate::stage::delta::{Assembler, Bases};
+use crate::stage::writeback::Writeback;
 use crate::stage::{StageError, StageProgress};
 
 /// Threads that decompress, hash and write.
@@ -31,6 +32,7 @@ pub(crate) struct Reception<'a> {
     pub bytes_done: AtomicU64,
     pub files_total: u64,
     pub bytes_total: u64,
+    pub writeback: Writeback,
     /// What deltas are made against; `None`: they are ignored, and what they would bring is fetched by hash.
     pub bases: Option<Bases<'a>>,
     /// What was asked for, by tag; until it is set: all that is wanted.
@@ -181,6 +183,7 @@ impl Reception<'_> {
         };
         self.files_done.fetch_add(files, Ordering::Relaxed);
         self.bytes_done.fetch_add(bytes, Ordering::Relaxed);
+        self.writeback.wrote(bytes);
         Ok(())
     }
 

@@ -14,6 +14,7 @@ use syncd_shared::{Component, ContentHash, ContentTag, Entry, Kind, Metadata, Ob
 
 use crate::disk::{self, Dir, DiskError, Owners};
 use crate::stage::content::{Incoming, Wanted};
+use crate::stage::writeback::Writeback;
 use crate::stage::{StageError, StageProgress};
 
 /// Threads that decompress, hash and write.
@@ -135,6 +136,7 @@ pub(crate) struct Shared<'a> {
     totals: Totals,
     files_done: AtomicU64,
     bytes_done: AtomicU64,
+    writeback: Writeback,
     failed: AtomicBool,
 }
 
@@ -145,9 +147,9 @@ impl<'a> Shared<'a> {
         owners: Owners,
         cancel: &'a AtomicBool,
         totals: Totals,
-    ) -> Self {
+    ) -> Result<Self, DiskError> {
         let (files_done, bytes_done) = Default::default();
-        Self {
+        Ok(Self {
             incoming,
             cancel,
             tree,
@@ -155,8 +157,9 @@ impl<'a> Shared<'a> {
             totals,
             files_done,
             bytes_done,
+            writeback: Writeback::new(tree)?,
             failed: AtomicBool::new(false),
-        }
+        })
     }
 
     /// How far it is.
@@ -200,6 +203,7 @@ impl<'a> Shared<'a> {
                 let wanted = Wanted { size: item.size, metadata: item.metadata, users: 1 };
                 if self.incoming.put_piece(item.content, piece.file_offset, slice, &wanted)? {
                     self.found(item.size);
+                    self.writeback.wrote(item.size);
                 }
                 continue;
             }
@@ -209,6 +213,7 @@ impl<'a> Shared<'a> {
             }
             let dir = open.at(self.tree, item)?;
             let inode = self.put(dir, item, slice)?;
+            self.writeback.wrote(item.size);
             item.inode.store(inode, Ordering::Relaxed);
             self.found(item.size);
         }

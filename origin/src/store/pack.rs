@@ -24,7 +24,7 @@ pub(super) const PACK_HEADER_BYTES: usize = 16;
 /// Chunks in one frame; bounds the header.
 pub(super) const FRAME_MAX_CHUNKS: usize = 4096;
 /// Level of compression.
-pub(super) const ZSTD_LEVEL: i32 = 3;
+pub(super) const ZSTD_LEVEL: i32 = 5;
 
 const PACK_MAGIC: &[u8; 8] = b"SYNCDPCK";
 const FRAME_MAGIC: u32 = u32::from_le_bytes(*b"SFRM");
