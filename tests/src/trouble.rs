@@ -175,10 +175,20 @@ pub fn in_own_network(test: &str) -> bool {
     }
     let this = std::env::current_exe().expect("the path of this test executable");
     let mut command = Command::new("unshare");
-    command.arg("--net").arg(this).args(["--exact", test, "--nocapture", "--test-threads=1"]).env(INSIDE, test);
+    command
+        .arg("--net")
+        .arg(this)
+        .args(["--exact", test, "--nocapture", "--test-threads=1"])
+        .env(INSIDE, test);
     let outcome = run_within(&mut command, Duration::from_secs(300));
     println!("{}", outcome.stdout);
-    assert_eq!(outcome.code, Some(0), "{test} in a network of its own:\n{}\n{}", outcome.stdout, outcome.stderr);
+    assert_eq!(
+        outcome.code,
+        Some(0),
+        "{test} in a network of its own:\n{}\n{}",
+        outcome.stdout,
+        outcome.stderr
+    );
     false
 }
 

@@ -82,7 +82,9 @@ fn a_silent_partition_is_noticed_within_the_keepalive() {
     let packets = Packets::of(origin.address());
     packets.drop_silently();
     let (at_origin, at_agent) = noticed_after(&origin, &agent);
-    println!("silent partition: noticed by the origin after {at_origin:.1?}, by the agent after {at_agent:.1?}");
+    println!(
+        "silent partition: noticed by the origin after {at_origin:.1?}, by the agent after {at_agent:.1?}"
+    );
     assert!(at_origin <= KEEPALIVE && at_agent <= KEEPALIVE, "{at_origin:?} {at_agent:?}");
     assert_eq!(agent.status().state, "live");
     assert_comes_back(&origin, &agent, packets);
@@ -99,7 +101,9 @@ fn a_refusing_partition_is_noticed_and_heals() {
     let packets = Packets::of(origin.address());
     packets.refuse();
     let (at_origin, at_agent) = noticed_after(&origin, &agent);
-    println!("refusing partition: noticed by the origin after {at_origin:.1?}, by the agent after {at_agent:.1?}");
+    println!(
+        "refusing partition: noticed by the origin after {at_origin:.1?}, by the agent after {at_agent:.1?}"
+    );
     assert!(at_origin <= PING && at_agent <= PING, "{at_origin:?} {at_agent:?}");
     assert_comes_back(&origin, &agent, packets);
 }
@@ -149,7 +153,13 @@ fn a_connection_that_died_without_a_word_is_given_up_within_the_keepalive() {
 
 /// A first sync of `files` files of `bytes` each through a proxy that plays `fault` `times` times, each after `after`
 /// bytes of a connection. The bytes that came, and those that there are.
-fn sync_through(name: &str, fault: Fault, (files, bytes): (usize, usize), after: u64, times: u64) -> (u64, u64) {
+fn sync_through(
+    name: &str,
+    fault: Fault,
+    (files, bytes): (usize, usize),
+    after: u64,
+    times: u64,
+) -> (u64, u64) {
     let scene = Scene::new(name);
     let tree = scene.path("tree");
     for number in 0..files {
@@ -279,14 +289,22 @@ fn a_stopped_agent_holds_nobody_up_and_costs_no_memory() {
     round(99, others);
     let after: Vec<Duration> = (100..110).map(|n| round(n, others)).collect();
     let (median_before, median_after) = (median(before), median(after));
-    println!("stopped agent: updates to the others took {median_before:.2?} before, {median_after:.2?} with it");
-    assert!(median_after < median_before * 3 + Duration::from_millis(500), "{median_before:?} {median_after:?}");
+    println!(
+        "stopped agent: updates to the others took {median_before:.2?} before, {median_after:.2?} with it"
+    );
+    assert!(
+        median_after < median_before * 3 + Duration::from_millis(500),
+        "{median_before:?} {median_after:?}"
+    );
     agents[0].daemon().signal(Signal::CONT);
     let newest = origin.status().generation.expect("a generation");
     agents[0].wait_live(newest);
     assert_same(&tree, &agents[0].live());
     let held = agents[0].status().generations;
-    assert!(held.iter().filter(|held| **held > number + 5 && **held < newest).count() == 0, "skipped: {held:?}");
+    assert!(
+        held.iter().filter(|held| **held > number + 5 && **held < newest).count() == 0,
+        "skipped: {held:?}"
+    );
     let peak = memory_mib(origin.daemon().pid(), "VmHWM");
     println!("stopped agent: peak memory of the origin {peak:.0} MiB");
     assert!(peak < 256.0, "{peak} MiB");
