@@ -239,6 +239,14 @@ impl Packets {
         self.rule(&format!("-m statistic --mode random --probability {share} -j DROP"));
     }
 
+    /// How many packets have fallen victim to the rules.
+    #[track_caller]
+    pub fn lost(self) -> u64 {
+        let list = run_within(Command::new("iptables").args(["-nvxL", "INPUT"]), Duration::from_secs(10));
+        let rules = list.stdout.lines().filter(|line| line.contains("DROP"));
+        rules.filter_map(|line| line.split_whitespace().next()?.parse::<u64>().ok()).sum()
+    }
+
     /// Everything passes again.
     #[track_caller]
     pub fn heal(self) {

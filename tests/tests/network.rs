@@ -215,15 +215,18 @@ fn an_update_gets_through_five_percent_loss() {
     }
     let scene = Scene::new("loss");
     let (origin, agent) = pair(&scene);
-    Packets::of(origin.address()).lose(20);
+    let packets = Packets::of(origin.address());
+    packets.lose(20);
     let started = Instant::now();
-    for round in 0..4 {
+    for round in 0..10 {
         write(&origin.tree, "small.html", format!("round {round}\n"));
-        write(&origin.tree, &format!("large-{round}.bin"), noise(round, 700_000));
+        write(&origin.tree, &format!("large-{round}.bin"), noise(round, 1_500_000));
         let number = origin.commit();
         agent.wait_live(number);
     }
-    println!("5 % loss: four updates of 0.7 MB in {:.1} s", started.elapsed().as_secs_f64());
+    let (took, lost) = (started.elapsed().as_secs_f64(), packets.lost());
+    println!("5 % loss: ten updates of 1.5 MB in {took:.1} s, {lost} packets lost");
+    assert!(lost >= 10, "{lost} packets");
     assert!(agent.status().connected);
     assert_same(&origin.tree, &agent.live());
 }
