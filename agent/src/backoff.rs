@@ -62,4 +62,15 @@ mod tests {
         backoff.reset();
         assert!(backoff.pause() <= Duration::from_millis(200));
     }
+
+    #[test]
+    fn given_jitter_can_be_repeated() {
+        let pauses = |seed| {
+            let mut backoff = Backoff::new(Duration::from_millis(200), Duration::from_secs(15)).seeded(seed);
+            (0..8).map(|_| backoff.pause()).collect::<Vec<_>>()
+        };
+        assert_eq!(pauses(7), pauses(7));
+        assert_ne!(pauses(7), pauses(8));
+        assert!(pauses(7).iter().all(|pause| *pause >= Duration::from_millis(100)));
+    }
 }

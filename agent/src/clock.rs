@@ -35,3 +35,26 @@ impl Clock {
         self.now().saturating_duration_since(then)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_given_clock_stands_still_until_it_is_set_for_all_its_clones() {
+        let start = Instant::now();
+        let (clock, hour) = (Clock::given(start), Duration::from_secs(3600));
+        let clone = clock.clone();
+        assert_eq!(clone.now(), start);
+        clock.set(start + hour);
+        assert_eq!(clone.since(start), hour);
+        assert_eq!(clone.since(start + 2 * hour), Duration::ZERO);
+    }
+
+    #[test]
+    fn the_machines_clock_goes_by_itself() {
+        let clock = Clock::default();
+        clock.set(Instant::now() + Duration::from_secs(3600));
+        assert!(clock.since(Instant::now()) < Duration::from_secs(60));
+    }
+}
