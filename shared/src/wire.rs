@@ -6,7 +6,7 @@ use syncd_proto::v1;
 
 use crate::delta::DeltaFrame;
 use crate::directory::{
-    DecodeDirectoryError, Directory, DuplicateName, Entry, decode_entry_list, encode_entries,
+    DecodeDirectoryError, Directory, DuplicateName, Entry, Kind, decode_entry_list, encode_entries,
 };
 use crate::hash::{ContentHash, ObjectHash, ParseHashError, RootHash};
 use crate::limits::{DIRECTORY_FRAME_BYTES, DIRECTORY_OBJECT_MAX_BYTES, OBJECTS_BATCH_MAX};
@@ -18,6 +18,8 @@ pub const FEATURE_DELTAS: &str = "deltas";
 
 /// Level of everything that is compressed for the wire alone.
 const ZSTD_LEVEL: i32 = 3;
+/// Level of what is compressed once for all agents.
+const ZSTD_LEVEL_ONCE: i32 = 12;
 
 /// Why a message was refused.
 #[derive(Debug, thiserror::Error)]
@@ -118,7 +120,11 @@ pub fn content_hash(bytes: &[u8], field: &'static str) -> Result<ContentHash, Wi
 
 /// Compresses bytes that exist for the wire alone.
 pub(crate) fn compress(bytes: &[u8]) -> Bytes {
-    zstd::bulk::compress(bytes, ZSTD_LEVEL).expect("compressing memory into memory does not fail").into()
+    compress_at(bytes, ZSTD_LEVEL)
+}
+
+fn compress_at(bytes: &[u8], level: i32) -> Bytes {
+    zstd::bulk::compress(bytes, level).expect("compressing memory into memory does not fail").into()
 }
 
 /// Decompresses exactly `expected` bytes; more or less is an error, and no more is ever allocated.
@@ -222,7 +228,8 @@ pub fn directories_message<'a>(objects: impl IntoIterator<Item = &'a [u8]>) -> v
 pub fn patches_message(patches: &[DirectoryPatch]) -> v1::DirectoryPatches {
     let list = v1::DirectoryPatchList { patches: patches.iter().map(DirectoryPatch::to_message).collect() };
     let bytes = list.encode_to_vec();
-    v1::DirectoryPatches { compressed: compress(&bytes), uncompressed_bytes: bytes.len() as u32 }
+    let compressed = compress_at(&bytes, ZSTD_LEVEL_ONCE);
+    v1::DirectoryPatches { compressed, uncompressed_bytes: bytes.len() as u32 }
 }
 
 /// How one directory object becomes another.
@@ -281,18 +288,62 @@ impl DirectoryPatch {
             from,
             to: object_hash(&message.to_object, "to_object")?,
             removed,
-            entries: decode_entry_list(&message.entries)?,
+            entries: join_hashes(decode_entry_list(&message.entries)?, &message.hashes)?,
         })
     }
 
     fn to_message(&self) -> v1::DirectoryPatch {
+        let (entries, hashes) = split_hashes(&self.entries);
         v1::DirectoryPatch {
             from_object: self.from.map_or(Bytes::new(), |h| Bytes::copy_from_slice(h.as_bytes())),
             to_object: Bytes::copy_from_slice(self.to.as_bytes()),
             removed_names: self.removed.iter().map(|n| Bytes::copy_from_slice(n.as_bytes())).collect(),
-            entries: encode_entries(&self.entries).into(),
+            entries: encode_entries(&entries).into(),
+            hashes: hashes.into(),
         }
     }
+}
+
+/// Takes the hashes out of entries, which compress well without them.
+fn split_hashes(entries: &[Entry]) -> (Vec<Entry>, Vec<u8>) {
+    let mut entries = entries.to_vec();
+    let mut hashes = Vec::new();
+    for entry in &mut entries {
+        match &mut entry.kind {
+            Kind::File { content, .. } => {
+                hashes.extend_from_slice(content.as_bytes());
+                *content = ContentHash::from_bytes([0; 32]);
+            }
+            Kind::Directory { object, .. } => {
+                hashes.extend_from_slice(object.as_bytes());
+                *object = ObjectHash::from_bytes([0; 32]);
+            }
+            Kind::Symlink { .. } => {}
+        }
+    }
+    (entries, hashes)
+}
+
+/// The opposite of [`split_hashes`].
+fn join_hashes(mut entries: Vec<Entry>, hashes: &[u8]) -> Result<Vec<Entry>, WireError> {
+    let wrong = || WireError::Hash { field: "hashes", source: ParseHashError };
+    let (hashes, rest) = hashes.as_chunks::<32>();
+    let mut hashes = hashes.iter();
+    for entry in &mut entries {
+        match &mut entry.kind {
+            Kind::File { content, .. } => {
+                *content = ContentHash::from_bytes(*hashes.next().ok_or_else(wrong)?)
+            }
+            Kind::Directory { object, .. } => {
+                *object = ObjectHash::from_bytes(*hashes.next().ok_or_else(wrong)?);
+            }
+            Kind::Symlink { .. } => {}
+        }
+    }
+    if hashes.next().is_some() || !rest.is_empty() {
+        return Err(wrong());
+    }
+    Ok(entries)
 }
 
 /// What an agent asks for by name of its hash.
@@ -440,6 +491,16 @@ mod tests {
         let batch = ObjectsBatch { files_of: vec![of(vec![0, u32::MAX])], ..ObjectsBatch::default() };
         let message = batch.to_message(RootHash::from_bytes([2; 32]));
         assert!(matches!(ObjectsBatch::from_message(&message), Err(WireError::Limit { .. })));
+    }
+
+    #[test]
+    fn a_patch_needs_one_hash_for_each_entry_that_has_one() {
+        let entries = vec![file("a", b"1"), symlink("b", "a"), file("c", b"2")];
+        let (without, hashes) = split_hashes(&entries);
+        assert_eq!(join_hashes(without.clone(), &hashes).expect("two hashes"), entries);
+        for bad in [&hashes[..32], &hashes[..63], &[&hashes[..], &hashes[..32]].concat()] {
+            assert!(matches!(join_hashes(without.clone(), bad), Err(WireError::Hash { .. })));
+        }
     }
 
     #[test]

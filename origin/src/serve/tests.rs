@@ -316,6 +316,28 @@ async fn a_large_update_is_fetched_and_resumed_by_item() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn an_agent_that_is_generations_behind_gets_one_direct_update() {
+    let origin = Origin::start().await;
+    let sites: Vec<Tree> = (0..5u64).map(|i| site(20, &[("f", &i.to_le_bytes())])).collect();
+    let roots: Vec<_> = sites.iter().map(|site| origin.contents.put(site)).collect();
+    for (root, number) in roots.iter().zip(1..) {
+        origin.fleet.announce(origin.generation(number, *root));
+    }
+    let node = origin.node("web1").await;
+    let live = Some(message(&origin.generation(1, roots[0])));
+    let mut control = origin.attached(&node, v1::Hello { live, ..hello() }).await;
+    let announce = control.announce().await;
+    assert_eq!(announce.generation, Some(message(&origin.generation(5, roots[4]))));
+    let inline = announce.update.expect("a small update travels along");
+    assert_eq!(inline.from_root.as_ref(), roots[0].hash().as_bytes());
+    let mut replica = general_path(&origin, &node, &roots[0]).await;
+    replica.replacements = replacements(&*origin.contents, &roots[0], &roots[4]);
+    inline.frames.into_iter().for_each(|frame| replica.take(frame));
+    replica.assemble();
+    assert_eq!(replica.tree(&roots[4]), sites[4]);
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn an_agent_that_reads_late_gets_only_the_newest() {
     let origin = Origin::start().await;
     let roots: Vec<_> = (0..50u64).map(|i| origin.contents.put(&tree(&[("f", &i.to_le_bytes())]))).collect();

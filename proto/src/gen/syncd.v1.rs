@@ -281,9 +281,12 @@ pub struct DirectoryPatch {
     pub to_object: ::prost::bytes::Bytes,
     #[prost(bytes = "bytes", repeated, tag = "3")]
     pub removed_names: ::prost::alloc::vec::Vec<::prost::bytes::Bytes>,
-    /// Canonical entries, concatenated, sorted by name: new or replacing.
+    /// Canonical entries, concatenated, sorted by name: new or replacing. Their hashes are zeros here.
     #[prost(bytes = "bytes", tag = "4")]
     pub entries: ::prost::bytes::Bytes,
+    /// The hashes, 32 bytes for each entry that has one, in order: what compresses and what does not lie apart.
+    #[prost(bytes = "bytes", tag = "5")]
+    pub hashes: ::prost::bytes::Bytes,
 }
 /// Content as it lies in the origin's store: one zstd frame, and where its pieces go.
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
