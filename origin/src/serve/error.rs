@@ -1,5 +1,6 @@
 //! What agents are told when something fails.
 
+use syncd_shared::GenerationNumber;
 use syncd_shared::generation::GenerationError;
 use syncd_shared::identity::authority::{AgentNameError, AuthorityError};
 use syncd_shared::wire::WireError;
@@ -33,6 +34,8 @@ pub enum ServeError {
     Limit { what: &'static str, actual: usize, limit: usize },
     #[error("this origin speaks protocol {ours}, the agent {from} to {to}: update the older side")]
     Protocol { ours: u32, from: u32, to: u32 },
+    #[error("generation {generation} is unknown here: connect again and show it")]
+    Unshown { generation: GenerationNumber },
     #[error("this origin serves another tree: the token is of another origin")]
     OtherTree,
     #[error("certificates can't be issued")]
@@ -65,7 +68,7 @@ pub fn status(error: &ServeError) -> Status {
     let code = match error {
         ServeError::NoCertificate => Code::Unauthenticated,
         ServeError::Revoked => Code::PermissionDenied,
-        ServeError::Replaced => Code::Aborted,
+        ServeError::Replaced | ServeError::Unshown { .. } => Code::Aborted,
         ServeError::Stopping | ServeError::Busy { .. } => Code::Unavailable,
         ServeError::Silent { .. } | ServeError::Stalled { .. } => Code::DeadlineExceeded,
         ServeError::Missing { .. }

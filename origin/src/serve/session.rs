@@ -235,6 +235,16 @@ impl Session {
             Some(v1::Announce { generation: Some(generation), activate_when_staged: true, update: inline });
     }
 
+    /// A generation above ours was announced by an origin that this one was restored from a copy of. What counts is its
+    /// signed record, which the next hello shows.
+    fn known_here(&self, generation: GenerationNumber, root: RootHash) -> Result<(), ServeError> {
+        let announced = self.attachment.announced.borrow();
+        let is_known = announced.as_ref().is_some_and(|ours| {
+            generation < ours.number() || generation == ours.number() && root == ours.root_hash()
+        });
+        if is_known { Ok(()) } else { Err(ServeError::Unshown { generation }) }
+    }
+
     async fn heard(&mut self, message: FromAgent) -> Result<(), ServeError> {
         let report = match message {
             FromAgent::Hello(_) => return Err(ServeError::OutOfOrder { what: "a second hello" }),
@@ -256,6 +266,7 @@ impl Session {
                 let generation =
                     GenerationNumber::new(a.generation).ok_or(ServeError::Missing { field: "generation" })?;
                 let root = root_hash(&a.root, "root")?;
+                self.known_here(generation, root)?;
                 self.live = Some(root);
                 self.accepted = self.accepted.max(Some(generation));
                 Report::Activated { generation, root, spare_misses: a.spare_misses }

@@ -78,8 +78,7 @@ pub fn to_agent(
     }
 }
 
-/// What comes instead of an agent's message. `newest`: an agent that claims a later generation is not told of those
-/// before it for as long as its connection lasts, which hurts itself alone.
+/// What comes instead of an agent's message. `newest`: what it claims to have may be that, or what nobody sealed.
 pub fn to_origin(
     message: &v1::AgentMessage,
     said: &[v1::AgentMessage],
@@ -93,8 +92,7 @@ pub fn to_origin(
         3 => vec![v1::AgentMessage { message: None }],
         4 => {
             let root = Bytes::from(random.bytes(32));
-            let activated =
-                v1::Activated { generation: 1 + random.below(newest.max(1)), root, spare_misses: 0 };
+            let activated = v1::Activated { generation: 1 + random.below(newest + 3), root, spare_misses: 0 };
             vec![v1::AgentMessage { message: Some(ToOrigin::Activated(activated)) }]
         }
         _ => Vec::new(),

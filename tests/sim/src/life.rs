@@ -225,8 +225,19 @@ impl World {
                     self.at(at, Event::Frame { node: n, life, transfer, since });
                     return Ok(());
                 }
+                Some(Some(FromWorker::Pause)) => {
+                    let delay = self.latency();
+                    if !self.nodes[n].unreported {
+                        let report = Box::new(Report::Activating);
+                        self.at(self.now_ms(), Event::Report { node: n, life, report });
+                    }
+                    self.nodes[n].unreported = true;
+                    self.after(delay, Event::Go { node: n, life });
+                    return Ok(());
+                }
                 Some(Some(FromWorker::Done { report, activating })) => {
                     let delay = self.latency();
+                    let activating = activating && !self.nodes[n].unreported;
                     self.nodes[n].unreported = true;
                     if activating {
                         let report = Box::new(Report::Activating);
@@ -239,6 +250,12 @@ impl World {
                     return Err(self.violation(format!("node {n}: the replica's thread died or hangs")));
                 }
             }
+        }
+    }
+
+    pub fn resume(&self, n: usize) {
+        if let Some(running) = &self.nodes[n].running {
+            running.worker.tell(ToWorker::Go);
         }
     }
 

@@ -24,17 +24,31 @@ use crate::plant::{Plant, Planted};
 pub enum ToWorker {
     Do(Box<Command>, Cancellation),
     Frame(Option<Result<Frame, FetchError>>),
+    /// The activation goes on.
+    Go,
     /// The process is killed.
     Die,
 }
 
-/// What the thread tells. After `Opened`, `Wait` and `Done` it stands still.
+/// What the thread tells. After `Opened`, `Wait`, `Pause` and `Done` it stands still.
 pub enum FromWorker {
     Opened(Result<Box<ReplicaState>, String>),
-    Ask { transfer: u64, ask: Ask },
-    Wait { transfer: u64 },
-    Close { transfer: u64 },
-    Done { report: Box<Report>, activating: bool },
+    Ask {
+        transfer: u64,
+        ask: Ask,
+    },
+    Wait {
+        transfer: u64,
+    },
+    Close {
+        transfer: u64,
+    },
+    /// In the midst of an activation: before the switch, and after it.
+    Pause,
+    Done {
+        report: Box<Report>,
+        activating: bool,
+    },
 }
 
 /// What is fetched.
@@ -93,15 +107,23 @@ fn work(
     inbox: Receiver<ToWorker>,
     outbox: Sender<FromWorker>,
 ) {
+    let inbox = Arc::new(Mutex::new(inbox));
+    let (told, telling) = (inbox.clone(), outbox.clone());
+    let pause = Box::new(move || {
+        let _ = telling.send(FromWorker::Pause);
+        match told.lock().unwrap_or_else(PoisonError::into_inner).recv() {
+            Ok(ToWorker::Go) => {}
+            _ => std::panic::resume_unwind(Box::new(Killed)),
+        }
+    });
     let replica = match Replica::open(&root, options) {
-        Ok(replica) => Planted::new(replica, root, plant),
+        Ok(replica) => Planted::new(replica, root, plant, pause),
         Err(error) => {
             let _ = outbox.send(FromWorker::Opened(Err(format!("{error}: {error:?}"))));
             return;
         }
     };
     let _ = outbox.send(FromWorker::Opened(Ok(Box::new(replica.state()))));
-    let inbox = Arc::new(Mutex::new(inbox));
     let wire = Wire { inbox: inbox.clone(), outbox: outbox.clone(), transfers: Arc::default() };
     let (reports, mut reported) = tokio::sync::mpsc::channel(4096);
     let open_source = Box::new(move |_| Box::new(wire.clone()) as Box<dyn Source>);

@@ -12,7 +12,7 @@ use syncd_agent::session::worker::{
 };
 use syncd_agent::source::Source;
 use syncd_agent::stage::Staged;
-use syncd_shared::SignedGeneration;
+use syncd_shared::{SignedGeneration, TreePath};
 use walkdir::WalkDir;
 
 /// A bug.
@@ -38,11 +38,16 @@ pub struct Planted {
     root: PathBuf,
     plant: Option<Plant>,
     early: Option<SignedGeneration>,
+    /// Lets other things happen, or dies.
+    pause: Pause,
 }
 
+/// Stands still until the scheduler goes on.
+pub type Pause = Box<dyn Fn() + Send>;
+
 impl Planted {
-    pub fn new(replica: Replica, root: PathBuf, plant: Option<Plant>) -> Self {
-        Self { replica, root, plant, early: None }
+    pub fn new(replica: Replica, root: PathBuf, plant: Option<Plant>, pause: Pause) -> Self {
+        Self { replica, root, plant, early: None, pause }
     }
 
     /// After generation 2, so that there is an older one.
@@ -112,7 +117,13 @@ impl ReplicaWork for Planted {
             self.early = Some(generation);
             return Ok(());
         }
-        let done = ReplicaWork::activate(&mut self.replica, staged, before);
+        let pause = &self.pause;
+        let mut paused = |occasion, paths: &[TreePath]| {
+            pause();
+            before(occasion, paths)
+        };
+        let done = ReplicaWork::activate(&mut self.replica, staged, &mut paused);
+        (self.pause)();
         match self.plant {
             Some(Plant::AcceptsLower) if due => self.switch_back(),
             Some(Plant::Unverified) if due => self.change_a_file(),

@@ -156,13 +156,16 @@ async fn live_through(world: &mut World) -> Result<(), Violation> {
         node.partitioned_until = node.partitioned_until.min(now + 1);
     }
     world.start_origin()?;
-    let connect = now + CONNECT_MS;
+    // A process that is stopped looks as connected as it was.
+    let stopped = world.nodes.iter().map(|node| node.stalled_until).max().unwrap_or(0);
+    world.run_until(stopped + 1_000, |_| false).await?;
+    let connect = world.now_ms() + CONNECT_MS;
     world.run_until(connect, all_connected).await?;
     if !all_connected(world) {
         return Err(world.violation("not all agents came back after the faults had ended"));
     }
     // Whoever was restored has heard of what the fleet has.
-    let settled = world.now_ms() + 1_000;
+    let settled = world.now_ms() + 20_000;
     world.run_until(settled, |_| false).await?;
     world.edit()?;
     world.commit(true)?;

@@ -45,14 +45,48 @@ pub struct Violation {
 /// What happens.
 pub enum Event {
     Deed,
-    Tick { node: usize, at_ms: u64 },
-    Dialled { node: usize, connection: u64, hello: Box<v1::Hello> },
-    ToAgent { node: usize, connection: u64, message: Box<v1::OriginMessage> },
-    ToOrigin { node: usize, connection: u64, message: Box<v1::AgentMessage> },
-    Lost { node: usize, connection: u64 },
-    Frame { node: usize, life: u64, transfer: u64, since: u64 },
-    Report { node: usize, life: u64, report: Box<Report> },
-    Start { node: usize },
+    Tick {
+        node: usize,
+        at_ms: u64,
+    },
+    Dialled {
+        node: usize,
+        connection: u64,
+        hello: Box<v1::Hello>,
+    },
+    ToAgent {
+        node: usize,
+        connection: u64,
+        message: Box<v1::OriginMessage>,
+    },
+    ToOrigin {
+        node: usize,
+        connection: u64,
+        message: Box<v1::AgentMessage>,
+    },
+    Lost {
+        node: usize,
+        connection: u64,
+    },
+    Frame {
+        node: usize,
+        life: u64,
+        transfer: u64,
+        since: u64,
+    },
+    Report {
+        node: usize,
+        life: u64,
+        report: Box<Report>,
+    },
+    Start {
+        node: usize,
+    },
+    /// An activation goes on.
+    Go {
+        node: usize,
+        life: u64,
+    },
     OriginUp,
 }
 
@@ -250,7 +284,7 @@ impl World {
     fn stalled(&self, due: &Due) -> Option<u64> {
         let node = match &due.event {
             Event::Tick { node, .. } | Event::ToAgent { node, .. } | Event::Lost { node, .. } => *node,
-            Event::Frame { node, .. } | Event::Report { node, .. } => *node,
+            Event::Frame { node, .. } | Event::Report { node, .. } | Event::Go { node, .. } => *node,
             _ => return None,
         };
         let until = self.nodes[node].stalled_until;
@@ -297,6 +331,11 @@ impl World {
             }
             Event::Frame { node, life, transfer, since } => self.frame_due(node, life, transfer, since).await,
             Event::Report { node, life, report } => self.reported(node, life, *report).await,
+            Event::Go { node, life } if self.nodes[node].life == life => {
+                self.resume(node);
+                self.drive(node).await
+            }
+            Event::Go { .. } => Ok(()),
             Event::Start { node } => self.start_node(node).await,
             Event::OriginUp => self.start_origin(),
         }
