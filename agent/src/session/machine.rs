@@ -93,6 +93,8 @@ pub struct Machine {
     trust: Trust,
     replica: ReplicaState,
     link: Link,
+    /// What the last hello showed as live.
+    shown: Option<(GenerationNumber, RootHash)>,
     redial: Backoff,
     target: Option<Target>,
     staged: Option<(GenerationNumber, RootHash)>,
@@ -119,6 +121,7 @@ impl Machine {
             trust,
             replica,
             link: Link::Down { redial_at: now },
+            shown: None,
             redial: Backoff::new(Duration::from_millis(200), Duration::from_secs(15)),
             target: None,
             staged: None,
@@ -260,6 +263,10 @@ impl Machine {
         self.link = Link::Up(Up { since: now, interval, next_heartbeat, sequence: 0, heard: now });
         self.link_error = None;
         self.progress_sent = None;
+        if self.replica.live.as_ref().map(|l| (l.number(), l.root_hash())) != self.shown {
+            // Activated since the hello was said.
+            self.say_activated(out);
+        }
         Ok(())
     }
 
@@ -483,6 +490,7 @@ impl Machine {
         match &mut self.link {
             Link::Down { redial_at } if now >= *redial_at => {
                 out.push(Action::Dial(Box::new(messages::hello(&self.trust.boot_id, &self.replica))));
+                self.shown = self.replica.live.as_ref().map(|l| (l.number(), l.root_hash()));
                 self.link = Link::Greeting { since: now };
             }
             Link::Greeting { since } if now >= *since + GREETING_TIMEOUT => {
