@@ -9,7 +9,6 @@
 use std::collections::BTreeSet;
 use std::os::unix::fs::FileExt;
 use std::path::PathBuf;
-use std::time::Instant;
 
 use rustix::fs::FileType;
 use syncd_proto::v1::RetryClass;
@@ -133,7 +132,7 @@ impl Replica {
         if let Err(source) = before(&context) {
             return Err(ActivateError::Hook { source, staged: Box::new(staged) });
         }
-        self.upkeep.last_write = Some(Instant::now());
+        self.upkeep.last_write = Some(self.options.clock.now());
         self.keep_signed(&staged.target)?;
         let name = number.to_string();
         if self.layout.live_number()? == Some(number)
@@ -152,7 +151,7 @@ impl Replica {
         self.known.live = Some(number);
         self.known.accepted_generation = Some(staged.target.clone());
         if let Some(previous) = &previous {
-            self.upkeep.retired.insert(previous.number().get(), Instant::now());
+            self.upkeep.retired.insert(previous.number().get(), self.options.clock.now());
         }
         self.upkeep.damaged = false;
         self.bound_retired();
@@ -254,7 +253,7 @@ impl Replica {
         layout.staging.exchange(&resting, &layout.generations, number.to_string().as_bytes())?;
         layout.generations.sync_names()?;
         layout.staging.sync_names()?;
-        self.upkeep.resting.insert(slot, Instant::now());
+        self.upkeep.resting.insert(slot, self.options.clock.now());
         self.record.activate(Some(&staged.target), &staged.inodes)?;
         Ok(())
     }

@@ -8,19 +8,33 @@ pub struct Backoff {
     shortest: Duration,
     longest: Duration,
     attempts: u32,
+    /// State of the jitter where it is given.
+    given: Option<u64>,
 }
 
 impl Backoff {
     /// Pauses from `shortest` to `longest`, before jitter.
     pub const fn new(shortest: Duration, longest: Duration) -> Self {
-        Self { shortest, longest, attempts: 0 }
+        Self { shortest, longest, attempts: 0, given: None }
+    }
+
+    /// Jitter from this seed instead of the machine's randomness.
+    pub const fn seeded(self, seed: u64) -> Self {
+        Self { given: Some(seed), ..self }
     }
 
     /// The next pause: between half of and the whole of the doubled one, so that a fleet does not come back at once.
     pub fn pause(&mut self) -> Duration {
         let whole = self.shortest.saturating_mul(1 << self.attempts.min(20)).min(self.longest);
         self.attempts = self.attempts.saturating_add(1);
-        crate::planted::pause(whole.mul_f64(0.5 + random_fraction() / 2.0))
+        crate::planted::pause(whole.mul_f64(0.5 + self.fraction() / 2.0))
+    }
+
+    fn fraction(&mut self) -> f64 {
+        let Some(state) = &mut self.given else { return random_fraction() };
+        // Knuth's multiplier; the high bits are the good ones.
+        *state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+        (*state >> 32) as f64 / (f64::from(u32::MAX) + 1.0)
     }
 
     /// The next pause is a short one again.
@@ -47,5 +61,16 @@ mod tests {
         }
         backoff.reset();
         assert!(backoff.pause() <= Duration::from_millis(200));
+    }
+
+    #[test]
+    fn given_jitter_can_be_repeated() {
+        let pauses = |seed| {
+            let mut backoff = Backoff::new(Duration::from_millis(200), Duration::from_secs(15)).seeded(seed);
+            (0..8).map(|_| backoff.pause()).collect::<Vec<_>>()
+        };
+        assert_eq!(pauses(7), pauses(7));
+        assert_ne!(pauses(7), pauses(8));
+        assert!(pauses(7).iter().all(|pause| *pause >= Duration::from_millis(100)));
     }
 }

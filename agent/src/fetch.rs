@@ -302,7 +302,7 @@ impl Transfer {
 }
 
 /// What a status means: one that the origin sent has no source, one that the transport made up has.
-fn refused(status: Status, root: RootHash) -> FetchError {
+pub fn refused(status: Status, root: RootHash) -> FetchError {
     let of_transport = std::error::Error::source(&status).is_some();
     match status.code() {
         Code::NotFound => FetchError::UnknownRoot { root },

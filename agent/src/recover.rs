@@ -9,8 +9,6 @@
 //! | `aside-*`, `live.next` | rubbish |
 //! | no record (lost, damaged), `live` names a tree | its signed record is read from `state/signed`, its manifest built from its files; where that gives the signed root all is known again, else it is served and the next target is staged as a first sync |
 
-use std::time::Instant;
-
 use syncd_shared::diff::DirectorySource;
 use syncd_shared::{Directory, Entry, Kind, Metadata, ObjectHash, TreePath};
 
@@ -89,7 +87,7 @@ impl Replica {
             if listed.name.starts_with(b"aside-") {
                 self.layout.discard(staging, &listed.name)?;
             } else if let Some(slot) = numbered(&listed.name, "resting-") {
-                self.upkeep.resting.insert(slot, Instant::now());
+                self.upkeep.resting.insert(slot, self.options.clock.now());
             } else if let Some(slot) = numbered(&listed.name, "spare-") {
                 match self.known.spares.contains_key(&slot) {
                     true => spares.push(slot),

@@ -12,6 +12,7 @@ use std::time::{Duration, Instant};
 use syncd_shared::limits::HELD_GENERATIONS_MAX;
 use syncd_shared::{RootEntry, SignedGeneration};
 
+use crate::clock::Clock;
 use crate::disk::{DiskError, Owners};
 use crate::layout::{Layout, LayoutError};
 use crate::record::{Known, Record, RecordError};
@@ -28,11 +29,19 @@ pub struct ReplicaOptions {
     pub owner: Option<(u32, u32)>,
     /// Whether a first sync lists its paths, for hooks: about 100 bytes of memory each.
     pub list_first: bool,
+    /// What graces and pauses go by.
+    pub clock: Clock,
 }
 
 impl Default for ReplicaOptions {
     fn default() -> Self {
-        Self { keep: 3, grace: Duration::from_secs(150), owner: None, list_first: true }
+        Self {
+            keep: 3,
+            grace: Duration::from_secs(150),
+            owner: None,
+            list_first: true,
+            clock: Clock::default(),
+        }
     }
 }
 

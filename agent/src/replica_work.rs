@@ -34,6 +34,7 @@ pub(crate) fn open(options: &RunOptions) -> Result<Replica, OpenReplicaError> {
         grace: options.grace,
         owner: options.owner.map(|owner| (owner.uid, owner.gid)),
         list_first: options.before_activate.is_some() || options.on_activate.is_some(),
+        ..ReplicaOptions::default()
     };
     Replica::open(&options.root, replica_options)
 }

@@ -105,7 +105,7 @@ impl Replica {
     }
 
     fn is_quiet(&self) -> bool {
-        self.upkeep.last_write.is_none_or(|at| at.elapsed() >= QUIET)
+        self.upkeep.last_write.is_none_or(|at| self.options.clock.since(at) >= QUIET)
     }
 
     /// Trees beyond those that are kept, oldest first.
@@ -131,9 +131,10 @@ impl Replica {
 
     /// Takes one tree out of use that may be: into staging while spares are lacking, else to the trash.
     fn retire(&mut self) -> Result<Option<u64>, StageError> {
-        let now = Instant::now();
+        let clock = self.options.clock.clone();
         let grace = self.options.grace;
-        let rested = self.upkeep.resting.iter().find(|(_, since)| since.elapsed() >= grace).map(|(s, _)| *s);
+        let rested =
+            self.upkeep.resting.iter().find(|(_, since)| clock.since(**since) >= grace).map(|(s, _)| *s);
         if let Some(slot) = rested {
             let staging = &self.layout.staging;
             staging.rename_new(format!("resting-{slot}").as_bytes(), staging, &building(slot))?;
@@ -142,9 +143,9 @@ impl Replica {
         let excess = self.excess();
         let Some(oldest) = excess.first().copied() else { return Ok(None) };
         for number in &excess {
-            self.upkeep.retired.entry(*number).or_insert(now);
+            self.upkeep.retired.entry(*number).or_insert(clock.now());
         }
-        let over = self.upkeep.retired.get(&oldest).is_some_and(|since| since.elapsed() >= grace);
+        let over = self.upkeep.retired.get(&oldest).is_some_and(|since| clock.since(*since) >= grace);
         if !over {
             if excess.len() <= RETIRED_MAX {
                 return Ok(None);
@@ -264,12 +265,13 @@ impl Replica {
 
     fn next_due(&self) -> Result<Option<Duration>, DiskError> {
         let grace = self.options.grace;
-        let rest = |since: &Instant| grace.saturating_sub(since.elapsed());
+        let clock = &self.options.clock;
+        let rest = |since: &Instant| grace.saturating_sub(clock.since(*since));
         let excess = self.excess();
         let retired = excess.first().and_then(|n| self.upkeep.retired.get(n)).map(rest);
         let resting = self.upkeep.resting.values().map(rest).min();
         let trash = (!self.layout.trash.list()?.is_empty())
-            .then(|| self.upkeep.last_write.map_or(QUIET, |at| QUIET.saturating_sub(at.elapsed())));
+            .then(|| self.upkeep.last_write.map_or(QUIET, |at| QUIET.saturating_sub(clock.since(at))));
         Ok([retired, resting, trash].into_iter().flatten().min().map(|d| d.max(Duration::from_millis(10))))
     }
 }

@@ -30,7 +30,19 @@ fn build() {
     }
     let directory = profile_directory();
     let mut cargo = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
-    cargo.args(["build", "--quiet", "-p", "syncd-origin", "-p", "syncd-agent", "-p", "syncd-load", "--bins"]);
+    cargo.args([
+        "build",
+        "--quiet",
+        "-p",
+        "syncd-origin",
+        "-p",
+        "syncd-agent",
+        "-p",
+        "syncd-load",
+        "-p",
+        "syncd-sim",
+        "--bins",
+    ]);
     cargo.arg("--manifest-path").arg(concat!(env!("CARGO_MANIFEST_DIR"), "/../Cargo.toml"));
     if let Some(target) = directory.parent() {
         cargo.arg("--target-dir").arg(target);

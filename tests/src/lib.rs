@@ -29,6 +29,7 @@ pub mod replica;
 mod scene;
 mod seeded;
 pub mod tracer;
+pub mod trouble;
 pub mod wait;
 
 pub use agent::{Agent, AgentStatus};

@@ -11,24 +11,32 @@ use super::worker::{Command, Failure, Report, StageProgress, Verified};
 
 /// What an origin did that no origin does. The connection is closed.
 #[derive(Debug, thiserror::Error)]
-pub(crate) enum Violation {
+pub enum Violation {
+    /// Nothing in it.
     #[error("the origin sent a message without content")]
     Empty,
+    /// Not now.
     #[error("the origin sent a message out of order")]
     Order,
+    /// A version that this agent does not speak.
     #[error(
         "the origin speaks protocol version {actual}, this agent {PROTOCOL_MIN} to {PROTOCOL_MAX}: update the older side"
     )]
-    Protocol { actual: u32 },
+    Protocol {
+        /// The version.
+        actual: u32,
+    },
+    /// Frames that are none.
     #[error("the origin announced a malformed update")]
     Update(#[from] WireError),
+    /// The chain of keys does not hold.
     #[error("the origin's signing key can't be followed")]
     Successions(#[from] SuccessionError),
 }
 
 /// What happened.
 #[derive(Debug)]
-pub(crate) enum Event {
+pub enum Event {
     /// The origin said something.
     Message(v1::OriginMessage),
     /// The connection is gone, or did not come about.
@@ -47,7 +55,7 @@ pub(crate) enum Event {
 
 /// What is to be done.
 #[derive(Debug)]
-pub(crate) enum Action {
+pub enum Action {
     /// Connect, and say this first.
     Dial(Box<v1::Hello>),
     /// Give the connection up.

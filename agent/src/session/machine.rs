@@ -78,18 +78,23 @@ impl Target {
 
 /// What is fixed while the agent runs.
 #[derive(Debug, Clone)]
-pub(crate) struct Trust {
-    pub(crate) tree_id: TreeId,
-    pub(crate) signing_key: VerifyingKey,
-    pub(crate) boot_id: String,
+pub struct Trust {
+    /// The tree.
+    pub tree_id: TreeId,
+    /// What its generations must be signed with.
+    pub signing_key: VerifyingKey,
+    /// Differs after every boot of the node.
+    pub boot_id: String,
 }
 
 /// The session's state. See [`super`].
 #[derive(Debug)]
-pub(crate) struct Machine {
+pub struct Machine {
     trust: Trust,
     replica: ReplicaState,
     link: Link,
+    /// What the last hello showed as live.
+    shown: Option<(GenerationNumber, RootHash)>,
     redial: Backoff,
     target: Option<Target>,
     staged: Option<(GenerationNumber, RootHash)>,
@@ -110,11 +115,13 @@ pub(crate) struct Machine {
 }
 
 impl Machine {
-    pub(crate) fn new(trust: Trust, replica: ReplicaState, now: Instant) -> Self {
+    /// Follows nothing yet; dials at the first event.
+    pub fn new(trust: Trust, replica: ReplicaState, now: Instant) -> Self {
         Self {
             trust,
             replica,
             link: Link::Down { redial_at: now },
+            shown: None,
             redial: Backoff::new(Duration::from_millis(200), Duration::from_secs(15)),
             target: None,
             staged: None,
@@ -135,8 +142,17 @@ impl Machine {
         }
     }
 
+    /// The same with jitter from `seed` instead of the machine's randomness.
+    pub fn seeded(mut self, seed: u64) -> Self {
+        let pauses = [&mut self.redial, &mut self.retry, &mut self.retry_operator];
+        for (pause, own) in pauses.into_iter().zip(0..) {
+            *pause = pause.clone().seeded(seed ^ own);
+        }
+        self
+    }
+
     /// Takes one event to its consequences.
-    pub(crate) fn apply(&mut self, event: Event, now: Instant) -> Vec<Action> {
+    pub fn apply(&mut self, event: Event, now: Instant) -> Vec<Action> {
         let mut out = Vec::new();
         match event {
             Event::Message(message) => {
@@ -157,7 +173,7 @@ impl Machine {
     }
 
     /// When to come back with [`Event::Tick`] at the latest.
-    pub(crate) fn deadline(&self) -> Option<Instant> {
+    pub fn deadline(&self) -> Option<Instant> {
         let link = match &self.link {
             Link::Down { redial_at } => (!self.stopping).then_some(*redial_at),
             Link::Greeting { since } => Some(*since + GREETING_TIMEOUT),
@@ -170,16 +186,17 @@ impl Machine {
     }
 
     /// What the web server reads.
-    pub(crate) fn replica(&self) -> &ReplicaState {
+    pub fn replica(&self) -> &ReplicaState {
         &self.replica
     }
 
-    pub(crate) fn is_connected(&self) -> bool {
+    /// Whether the origin has greeted back.
+    pub fn is_connected(&self) -> bool {
         matches!(self.link, Link::Up(_))
     }
 
     /// The last thing that went wrong and was not put right.
-    pub(crate) fn error(&self) -> Option<&str> {
+    pub fn error(&self) -> Option<&str> {
         [&self.work_error, &self.drift_error, &self.link_error]
             .into_iter()
             .flatten()
@@ -187,7 +204,8 @@ impl Machine {
             .map(String::as_str)
     }
 
-    pub(crate) fn state(&self) -> State {
+    /// What a status says.
+    pub fn state(&self) -> State {
         match (self.job, self.progress) {
             (Some(Job::Update { .. }), _) if self.activating => State::Staged,
             (Some(Job::Update { .. }), Some(progress)) if progress.is_fetching() => State::Fetching,
@@ -245,6 +263,10 @@ impl Machine {
         self.link = Link::Up(Up { since: now, interval, next_heartbeat, sequence: 0, heard: now });
         self.link_error = None;
         self.progress_sent = None;
+        if self.replica.live.as_ref().map(|l| (l.number(), l.root_hash())) != self.shown {
+            // Activated since the hello was said.
+            self.say_activated(out);
+        }
         Ok(())
     }
 
@@ -474,6 +496,7 @@ impl Machine {
         match &mut self.link {
             Link::Down { redial_at } if now >= *redial_at => {
                 out.push(Action::Dial(Box::new(messages::hello(&self.trust.boot_id, &self.replica))));
+                self.shown = self.replica.live.as_ref().map(|l| (l.number(), l.root_hash()));
                 self.link = Link::Greeting { since: now };
             }
             Link::Greeting { since } if now >= *since + GREETING_TIMEOUT => {

@@ -187,9 +187,16 @@ pub struct NotActivated<S> {
 
 /// What the worker is told.
 #[derive(Debug)]
-pub(crate) enum Command {
+pub enum Command {
     /// Stage, and go on to activate if so told.
-    Update { generation: Box<SignedGeneration>, inline: Option<Inline>, activate: bool },
+    Update {
+        /// What is to be built.
+        generation: Box<SignedGeneration>,
+        /// The update that came with its announcement.
+        inline: Option<Inline>,
+        /// Go on without being told.
+        activate: bool,
+    },
     /// Activate what is staged.
     Activate,
     /// Do what can wait.
@@ -200,7 +207,7 @@ pub(crate) enum Command {
 
 /// What the worker tells.
 #[derive(Debug)]
-pub(crate) enum Report {
+pub enum Report {
     /// On the way; may be lost.
     Progress(StageProgress),
     /// Staged, and going on to activate.
@@ -211,11 +218,16 @@ pub(crate) enum Report {
 
 /// How a command ended.
 #[derive(Debug)]
-pub(crate) enum Outcome {
+pub enum Outcome {
+    /// The tree is complete, and waits.
     Staged,
+    /// It is live and durable.
     Activated,
+    /// A step of what can wait is done.
     Maintained(Maintenance),
+    /// Everything was re-hashed.
     Verified(Verified),
+    /// Not done.
     Failed(Failure),
     /// Not activated, and still staged.
     Declined(Failure),
@@ -223,15 +235,21 @@ pub(crate) enum Outcome {
 
 /// Ends what the worker is doing, where it may be ended.
 #[derive(Debug, Clone, Default)]
-pub(crate) struct Cancellation {
+pub struct Cancellation {
     flag: Arc<AtomicBool>,
     transfers: CancellationToken,
 }
 
 impl Cancellation {
-    pub(crate) fn cancel(&self) {
+    /// From now on.
+    pub fn cancel(&self) {
         self.flag.store(true, Ordering::Relaxed);
         self.transfers.cancel();
+    }
+
+    /// Whether it was.
+    pub fn is_cancelled(&self) -> bool {
+        self.transfers.is_cancelled()
     }
 }
 
@@ -262,7 +280,7 @@ impl Worker {
     ) -> std::io::Result<Self> {
         let (commands, inbox) = mpsc::channel(1);
         let (outbox, reports) = mpsc::channel(64);
-        let bench = Bench { replica, staged: None, open_source, hooks, doubtful: None, outbox };
+        let bench = Bench::new(replica, open_source, hooks, outbox);
         let thread = thread::Builder::new().name("replica".into()).spawn(move || bench.run(inbox))?;
         Ok(Self { commands, reports, thread })
     }
@@ -286,8 +304,8 @@ impl Worker {
     }
 }
 
-/// The thread's side.
-struct Bench<R: ReplicaWork> {
+/// The thread's side: everything blocks.
+pub struct Bench<R: ReplicaWork> {
     replica: R,
     staged: Option<R::Staged>,
     open_source: OpenSource,
@@ -298,15 +316,31 @@ struct Bench<R: ReplicaWork> {
 }
 
 impl<R: ReplicaWork> Bench<R> {
+    /// Works on `replica`; reports on the way go to `outbox`.
+    pub fn new(replica: R, open_source: OpenSource, hooks: Hooks, outbox: mpsc::Sender<Report>) -> Self {
+        Self { replica, staged: None, open_source, hooks, doubtful: None, outbox }
+    }
+
+    /// The replica.
+    pub fn replica(&self) -> &R {
+        &self.replica
+    }
+
     fn run(mut self, mut inbox: mpsc::Receiver<(Command, Cancellation)>) {
         while let Some((command, cancellation)) = inbox.blocking_recv() {
-            let outcome = self.execute(command, &cancellation).unwrap_or_else(Outcome::Failed);
-            let state = Box::new(self.replica.state());
-            self.resolve_doubt(&state);
-            if self.outbox.blocking_send(Report::Done(outcome, state)).is_err() {
+            let done = self.perform(command, &cancellation);
+            if self.outbox.blocking_send(done).is_err() {
                 return;
             }
         }
+    }
+
+    /// Does what it is told; [`Report::Done`].
+    pub fn perform(&mut self, command: Command, cancellation: &Cancellation) -> Report {
+        let outcome = self.execute(command, cancellation).unwrap_or_else(Outcome::Failed);
+        let state = Box::new(self.replica.state());
+        self.resolve_doubt(&state);
+        Report::Done(outcome, state)
     }
 
     fn execute(&mut self, command: Command, cancellation: &Cancellation) -> Result<Outcome, Failure> {

@@ -1,5 +1,6 @@
 //! What agents are told when something fails.
 
+use syncd_shared::GenerationNumber;
 use syncd_shared::generation::GenerationError;
 use syncd_shared::identity::authority::{AgentNameError, AuthorityError};
 use syncd_shared::wire::WireError;
@@ -10,7 +11,7 @@ use crate::plan::PlanError;
 
 /// Why a call or a stream ended.
 #[derive(Debug, thiserror::Error)]
-pub(super) enum ServeError {
+pub enum ServeError {
     #[error("this call needs an agent's certificate: join first")]
     NoCertificate,
     #[error("the certificate of this agent was revoked: join again with a new token")]
@@ -33,6 +34,8 @@ pub(super) enum ServeError {
     Limit { what: &'static str, actual: usize, limit: usize },
     #[error("this origin speaks protocol {ours}, the agent {from} to {to}: update the older side")]
     Protocol { ours: u32, from: u32, to: u32 },
+    #[error("generation {generation} is unknown here: connect again and show it")]
+    Unshown { generation: GenerationNumber },
     #[error("this origin serves another tree: the token is of another origin")]
     OtherTree,
     #[error("certificates can't be issued")]
@@ -61,11 +64,11 @@ impl From<PlanError> for ServeError {
 
 /// The one place where errors become codes. The code tells the agent what to do: `NOT_FOUND` to ask for objects instead
 /// of an update, `UNAVAILABLE`, `ABORTED` and `DEADLINE_EXCEEDED` to try again, anything else that a person must act.
-pub(super) fn status(error: &ServeError) -> Status {
+pub fn status(error: &ServeError) -> Status {
     let code = match error {
         ServeError::NoCertificate => Code::Unauthenticated,
         ServeError::Revoked => Code::PermissionDenied,
-        ServeError::Replaced => Code::Aborted,
+        ServeError::Replaced | ServeError::Unshown { .. } => Code::Aborted,
         ServeError::Stopping | ServeError::Busy { .. } => Code::Unavailable,
         ServeError::Silent { .. } | ServeError::Stalled { .. } => Code::DeadlineExceeded,
         ServeError::Missing { .. }

@@ -11,10 +11,10 @@ use syncd_proto::v1;
 use syncd_proto::v1::fetch_request::Request;
 use syncd_shared::wire::{ObjectsBatch, root_hash};
 use tokio::sync::mpsc;
-use tonic::Streaming;
+use tokio_stream::StreamExt;
 
 use super::error::ServeError;
-use super::{Services, takes_updates};
+use super::{FromPeer, Services, takes_updates};
 use crate::plan::{EncodedUpdate, PlanError};
 
 /// Bytes that one turn produces before it hands over.
@@ -27,9 +27,9 @@ const IDLE: Duration = Duration::from_secs(600);
 type Frames = Box<dyn Iterator<Item = Result<v1::FetchFrame, PlanError>> + Send>;
 
 /// Answers until the agent has no more requests.
-pub(super) async fn answer(
+pub async fn answer(
     services: &Services,
-    mut requests: Streaming<v1::FetchRequest>,
+    mut requests: impl FromPeer<v1::FetchRequest>,
     sender: &mpsc::Sender<v1::FetchFrame>,
 ) -> Result<(), ServeError> {
     let mut ordinal = 0;
@@ -63,10 +63,12 @@ pub(super) async fn answer(
     Ok(())
 }
 
-async fn next(requests: &mut Streaming<v1::FetchRequest>) -> Result<Option<v1::FetchRequest>, ServeError> {
+async fn next(
+    requests: &mut impl FromPeer<v1::FetchRequest>,
+) -> Result<Option<v1::FetchRequest>, ServeError> {
     let silent = ServeError::Silent { what: "a request", seconds: IDLE.as_secs() };
-    let message = tokio::time::timeout(IDLE, requests.message()).await.map_err(|_| silent)?;
-    message.map_err(|status| ServeError::Transport(Box::new(status)))
+    let message = tokio::time::timeout(IDLE, requests.next()).await.map_err(|_| silent)?;
+    message.transpose().map_err(|status| ServeError::Transport(Box::new(status)))
 }
 
 async fn send(

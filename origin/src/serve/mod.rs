@@ -25,12 +25,18 @@ use syncd_shared::limits::{
 use syncd_shared::rate::Bucket;
 use syncd_shared::wire::FEATURE_DELTAS;
 use tokio::net::TcpListener;
+use tokio_stream::Stream;
 use tokio_util::sync::CancellationToken;
+use tonic::Status;
 
 use crate::fleet::Fleet;
 use crate::keys::Keys;
 use crate::listener::{incoming, server_builder};
 use crate::plan::Planner;
+
+pub use error::{ServeError, status};
+pub use fetch::answer;
+pub use session::run as converse;
 
 use enrolment::Enrol;
 use replication::Replicate;
@@ -46,6 +52,11 @@ pub const HEARTBEAT_INTERVAL: Duration = Duration::from_secs(15);
 const ENROLMENT_MESSAGE_MAX_BYTES: usize = 2 * CERTIFICATE_REQUEST_MAX_BYTES;
 /// How long connections may take to end after the origin was told to stop.
 const DRAIN: Duration = Duration::from_secs(5);
+
+/// Messages of a peer, as they come: a gRPC stream, or what plays one.
+pub trait FromPeer<T>: Stream<Item = Result<T, Status>> + Unpin + Send {}
+
+impl<T, S: Stream<Item = Result<T, Status>> + Unpin + Send> FromPeer<T> for S {}
 
 /// Whether who named these features takes encoded updates.
 fn takes_updates(features: &[String]) -> bool {

@@ -23,10 +23,10 @@ use syncd_shared::wire::root_hash;
 use syncd_shared::{GenerationNumber, RootHash, SignedGeneration};
 use tokio::sync::mpsc;
 use tokio::time::Instant;
-use tonic::Streaming;
+use tokio_stream::StreamExt;
 
 use super::error::ServeError;
-use super::{FEATURES, HEARTBEAT_INTERVAL, PROTOCOL, Services, takes_updates};
+use super::{FEATURES, FromPeer, HEARTBEAT_INTERVAL, PROTOCOL, Services, takes_updates};
 use crate::fleet::{AgentProgress, AgentState, Attachment, EndReason, Fleet, Greeting, Report};
 use crate::plan::{EncodedUpdate, Planner};
 
@@ -42,10 +42,10 @@ const SHORT_TEXT_MAX_BYTES: usize = 256;
 type Plan = Pin<Box<dyn Future<Output = Option<(RootHash, Arc<EncodedUpdate>)>> + Send>>;
 
 /// Runs a control stream to its end. `Ok`: the agent closed it.
-pub(super) async fn run(
+pub async fn run(
     services: &Services,
     peer: PeerIdentity,
-    mut incoming: Streaming<v1::AgentMessage>,
+    mut incoming: impl FromPeer<v1::AgentMessage>,
     sender: &mpsc::Sender<v1::OriginMessage>,
 ) -> Result<(), ServeError> {
     let silent = ServeError::Silent { what: "hello", seconds: HELLO.as_secs() };
@@ -73,11 +73,11 @@ pub(super) async fn run(
     result
 }
 
-async fn receive(incoming: &mut Streaming<v1::AgentMessage>) -> Result<Option<FromAgent>, ServeError> {
-    match incoming.message().await {
-        Ok(Some(message)) => message.message.map(Some).ok_or(ServeError::Missing { field: "message" }),
-        Ok(None) => Ok(None),
-        Err(status) => Err(ServeError::Transport(Box::new(status))),
+async fn receive(incoming: &mut impl FromPeer<v1::AgentMessage>) -> Result<Option<FromAgent>, ServeError> {
+    match incoming.next().await {
+        Some(Ok(message)) => message.message.map(Some).ok_or(ServeError::Missing { field: "message" }),
+        None => Ok(None),
+        Some(Err(status)) => Err(ServeError::Transport(Box::new(status))),
     }
 }
 
@@ -165,7 +165,7 @@ struct Session {
 impl Session {
     async fn run(
         &mut self,
-        incoming: &mut Streaming<v1::AgentMessage>,
+        incoming: &mut impl FromPeer<v1::AgentMessage>,
         sender: &mpsc::Sender<v1::OriginMessage>,
     ) -> Result<(), ServeError> {
         self.attachment.announced.mark_changed();
@@ -235,6 +235,16 @@ impl Session {
             Some(v1::Announce { generation: Some(generation), activate_when_staged: true, update: inline });
     }
 
+    /// A generation above ours was announced by an origin that this one was restored from a copy of. What counts is its
+    /// signed record, which the next hello shows.
+    fn known_here(&self, generation: GenerationNumber, root: RootHash) -> Result<(), ServeError> {
+        let announced = self.attachment.announced.borrow();
+        let is_known = announced.as_ref().is_some_and(|ours| {
+            generation < ours.number() || generation == ours.number() && root == ours.root_hash()
+        });
+        if is_known { Ok(()) } else { Err(ServeError::Unshown { generation }) }
+    }
+
     async fn heard(&mut self, message: FromAgent) -> Result<(), ServeError> {
         let report = match message {
             FromAgent::Hello(_) => return Err(ServeError::OutOfOrder { what: "a second hello" }),
@@ -256,6 +266,7 @@ impl Session {
                 let generation =
                     GenerationNumber::new(a.generation).ok_or(ServeError::Missing { field: "generation" })?;
                 let root = root_hash(&a.root, "root")?;
+                self.known_here(generation, root)?;
                 self.live = Some(root);
                 self.accepted = self.accepted.max(Some(generation));
                 Report::Activated { generation, root, spare_misses: a.spare_misses }

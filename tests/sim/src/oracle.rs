@@ -1,0 +1,158 @@
+//! What must hold, whatever happened (see docs/reliability.md).
+
+use std::fs;
+use std::path::Path;
+
+use syncd_proto::v1;
+use syncd_shared::{RootHash, SignedGeneration};
+use syncd_tests::oracle::{fingerprint_of, try_facts};
+use walkdir::WalkDir;
+
+use crate::world::{Violation, World};
+
+impl World {
+    /// A generation was sealed, or found to be current.
+    pub fn remember(&mut self, generation: &SignedGeneration, of_tree: bool) -> Result<(), Violation> {
+        let (number, root) = (generation.number().get(), generation.root_hash());
+        if of_tree {
+            let seen = self.fingerprint(&self.tree.clone())?;
+            if self.fingerprints.insert(root, seen.clone()).is_some_and(|before| before != seen) {
+                return Err(self.violation(format!("generation {number} is of a root that was another tree")));
+            }
+        }
+        if !self.fingerprints.contains_key(&root) {
+            return Err(self.violation(format!("generation {number} is of a root that was never committed")));
+        }
+        let reused = self.sealed.iter().any(|(n, r)| *n == number && *r != root);
+        if reused && !self.restored {
+            return Err(self.violation(format!("number {number} was sealed twice")));
+        }
+        self.sealed.insert((number, root));
+        Ok(())
+    }
+
+    fn fingerprint(&self, tree: &Path) -> Result<String, Violation> {
+        let facts =
+            try_facts(tree).map_err(|error| self.violation(format!("walk {}: {error}", tree.display())))?;
+        Ok(fingerprint_of(&facts))
+    }
+
+    /// `live` is exactly one sealed generation, never an older one than before; what was accepted never falls.
+    pub fn check_node(&mut self, n: usize) -> Result<(), Violation> {
+        let Some(running) = &self.nodes[n].running else { return Ok(()) };
+        let state = running.machine.replica();
+        let (told, accepted) = (state.live.clone(), state.accepted.as_ref().map(SignedGeneration::number));
+        let before = self.nodes[n].accepted;
+        if accepted < before {
+            return Err(self.violation(format!("node {n}: accepted fell from {before:?} to {accepted:?}")));
+        }
+        self.nodes[n].accepted = accepted;
+        let link = self.nodes[n].root.join("live");
+        let on_disk = fs::read_link(&link).ok();
+        let number = on_disk.as_ref().and_then(|l| l.file_name()?.to_str()?.parse::<u64>().ok());
+        let told_number = told.as_ref().map(|t| t.number().get());
+        if let Some(ahead) = number
+            && self.nodes[n].unreported
+            && told_number.is_none_or(|told| ahead > told)
+        {
+            // Switched, and the session has not heard of it.
+            return self.check_ahead(n, &link, ahead);
+        }
+        if number != told_number {
+            return Err(
+                self.violation(format!("node {n}: live is {on_disk:?}, its state says {told_number:?}"))
+            );
+        }
+        let Some(told) = told else {
+            return match self.nodes[n].live {
+                None => Ok(()),
+                Some(live) => Err(self.violation(format!("node {n} had {live:?} live, and has nothing"))),
+            };
+        };
+        let now = (told.number().get(), told.root_hash());
+        if !self.sealed.contains(&now) {
+            return Err(self.violation(format!("node {n}: {now:?} is live and was never sealed")));
+        }
+        if let Some(was) = self.nodes[n].live
+            && (now.0 < was.0 || now.0 == was.0 && now.1 != was.1)
+        {
+            return Err(self.violation(format!("node {n}: live fell from {was:?} to {now:?}")));
+        }
+        self.nodes[n].live = Some(now);
+        self.check_tree(n, &link, now.1)
+    }
+
+    fn check_ahead(&mut self, n: usize, link: &Path, number: u64) -> Result<(), Violation> {
+        let roots =
+            self.sealed.range((number, RootHash::from_bytes([0; 32]))..).take_while(|(n, _)| *n == number);
+        let roots: Vec<RootHash> = roots.map(|(_, root)| *root).collect();
+        if roots.iter().any(|root| self.check_tree(n, link, *root).is_ok()) {
+            return Ok(());
+        }
+        Err(self.violation(format!("node {n}: generation {number} is live and is not what was sealed")))
+    }
+
+    fn check_tree(&self, n: usize, tree: &Path, root: RootHash) -> Result<(), Violation> {
+        let expected = self.fingerprints.get(&root);
+        if expected == Some(&self.fingerprint(tree)?) {
+            return Ok(());
+        }
+        Err(self.violation(format!("node {n}: {} is not what was sealed", tree.display())))
+    }
+
+    /// What an agent reports live is live.
+    pub fn check_report(&mut self, n: usize, activated: &v1::Activated) -> Result<(), Violation> {
+        self.check_node(n)?;
+        match self.nodes[n].live {
+            Some((number, root))
+                if number == activated.generation && root.as_bytes() == &activated.root[..] =>
+            {
+                Ok(())
+            }
+            live => {
+                Err(self.violation(format!("node {n} reports {}, live is {live:?}", activated.generation)))
+            }
+        }
+    }
+
+    /// Everything that a node holds is whole, and nothing else lies about.
+    pub fn check_rest(&self, n: usize) -> Result<(), Violation> {
+        let root = &self.nodes[n].root;
+        let Some(running) = &self.nodes[n].running else { return Ok(()) };
+        let state = running.machine.replica();
+        let held = state.held.iter().chain(&state.live);
+        for generation in held.filter(|g| !self.nodes[n].damaged.contains(&g.number().get())) {
+            let tree = root.join("generations").join(generation.number().to_string());
+            self.check_tree(n, &tree, generation.root_hash())?;
+        }
+        let known = ["generations", "live", "staging", "state", "trash"];
+        let surplus = |text: String| self.violation(format!("node {n}: litter: {text}"));
+        if let Some(name) = names(root).into_iter().find(|name| !known.contains(&name.as_str())) {
+            return Err(surplus(name));
+        }
+        let numbers: Vec<String> = state.generations.iter().map(ToString::to_string).collect();
+        let mut on_disk = names(&root.join("generations"));
+        on_disk.sort_by_key(|name| name.parse::<u64>().unwrap_or(0));
+        if numbers != on_disk {
+            return Err(surplus(format!("generations {on_disk:?}, its state says {numbers:?}")));
+        }
+        let mut staging = names(&root.join("staging"));
+        staging.retain(|name| name != "incoming");
+        let incoming = WalkDir::new(root.join("staging/incoming")).into_iter().filter_map(Result::ok);
+        if let Some(file) = incoming.into_iter().find(|item| !item.file_type().is_dir()) {
+            return Err(surplus(file.path().display().to_string()));
+        }
+        if staging.len() as u64 != state.spares {
+            return Err(surplus(format!("staging {staging:?}, its state says {} spares", state.spares)));
+        }
+        let trash = names(&root.join("trash"));
+        if trash.is_empty() { Ok(()) } else { Err(surplus(format!("trash {trash:?}"))) }
+    }
+}
+
+fn names(directory: &Path) -> Vec<String> {
+    let items = fs::read_dir(directory).into_iter().flatten().filter_map(Result::ok);
+    let mut names: Vec<String> = items.map(|i| i.file_name().to_string_lossy().into_owned()).collect();
+    names.sort();
+    names
+}

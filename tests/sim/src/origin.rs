@@ -1,0 +1,124 @@
+//! The origin: its real store, sealer, fleet, planner and conversations; only TLS and the committer's timers are missing.
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+use anyhow::Context;
+use syncd_origin::commit::{CollectionGate, Parts, Sealer};
+use syncd_origin::fleet::{Fleet, NamedRecord, RecordChange, RecordError, RecordStore};
+use syncd_origin::keys::Keys;
+use syncd_origin::plan::{PlanBudget, Planner};
+use syncd_origin::scan::ScanOptions;
+use syncd_origin::serve::Services;
+use syncd_origin::store::Store;
+use syncd_origin::watch::Watch;
+use syncd_shared::SignedGeneration;
+use tokio::sync::mpsc;
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+
+/// Longer than any run: the tree's mount sends events.
+const POLL: Duration = Duration::from_secs(3600);
+
+/// An origin that runs.
+pub struct Origin {
+    pub services: Services,
+    pub sealer: Sealer,
+    pub observed: mpsc::Receiver<SignedGeneration>,
+    pub store: Arc<Store>,
+    /// It was killed: what it has not written is lost.
+    killed: Arc<AtomicBool>,
+    shutdown: CancellationToken,
+    tasks: TaskTracker,
+}
+
+/// The records, until the process is killed.
+struct Mortal {
+    store: Arc<Store>,
+    killed: Arc<AtomicBool>,
+}
+
+impl RecordStore for Mortal {
+    fn load(&self, namespace: &'static str) -> Result<Vec<NamedRecord>, RecordError> {
+        self.store.load(namespace)
+    }
+
+    fn save(&self, changes: &[RecordChange]) -> Result<(), RecordError> {
+        if self.killed.load(Ordering::Relaxed) {
+            Err(RecordError::Interrupted)
+        } else {
+            self.store.save(changes)
+        }
+    }
+}
+
+impl Origin {
+    /// What `serve` does at its start, the first scan included.
+    pub fn start(tree: &Path, data: &Path) -> anyhow::Result<Self> {
+        let keys = Arc::new(Keys::open(data).context("open the keys")?);
+        let store = Arc::new(Store::open(data).context("open the store")?);
+        let (shutdown, tasks, killed) =
+            (CancellationToken::new(), TaskTracker::new(), Arc::<AtomicBool>::default());
+        let (observed_sender, observed) = mpsc::channel(16);
+        let planner = Planner::new(store.clone(), data, PlanBudget::default())?;
+        let records = Arc::new(Mortal { store: store.clone(), killed: killed.clone() });
+        let fleet = Fleet::start(records, keys.clone(), observed_sender, shutdown.clone(), &tasks)?;
+        let watch = Arc::new(Watch::start(tree, data, POLL)?);
+        let mut sealer = Sealer::open(Parts {
+            tree: tree.to_path_buf(),
+            options: ScanOptions { allow_mass_deletion: true, ..ScanOptions::default() },
+            store: store.clone(),
+            watch: watch.clone(),
+            keys: keys.clone(),
+            fleet: fleet.clone(),
+            gate: CollectionGate::default(),
+            cancel: shutdown.clone(),
+        })?;
+        if let Some(current) = sealer.current() {
+            fleet.announce(current.clone());
+        }
+        sealer.scan(&mut watch.take()).context("the first scan")?;
+        let services = Services { keys, fleet, planner, limit: None };
+        Ok(Self { services, sealer, observed, store, killed, shutdown, tasks })
+    }
+
+    /// Ends it: `orderly`, or as SIGKILL does. Who talks to it has been cut off before.
+    pub async fn end(self, orderly: bool) -> anyhow::Result<()> {
+        let Self { services, sealer, observed, store, killed, shutdown, tasks } = self;
+        killed.store(!orderly, Ordering::Relaxed);
+        services.planner.stop();
+        shutdown.cancel();
+        tasks.close();
+        tasks.wait().await;
+        drop((services, sealer, observed));
+        // An update that is being encoded ends soon.
+        for _ in 0..20_000 {
+            if Arc::strong_count(&store) == 1 {
+                return Ok(());
+            }
+            tokio::task::yield_now().await;
+            std::thread::sleep(Duration::from_micros(200));
+        }
+        anyhow::bail!("the store of an origin that ended is still in use")
+    }
+}
+
+/// Replaces what is at `to` by a copy of the directory `from`.
+pub fn copy_directory(from: &Path, to: &Path) -> anyhow::Result<()> {
+    if to.exists() {
+        std::fs::remove_dir_all(to)?;
+    }
+    for item in walkdir::WalkDir::new(from) {
+        let item = item?;
+        let target: PathBuf = to.join(item.path().strip_prefix(from)?);
+        if item.file_type().is_dir() {
+            std::fs::create_dir_all(&target)?;
+            std::fs::set_permissions(&target, item.metadata()?.permissions())?;
+        } else if item.file_type().is_file() {
+            std::fs::copy(item.path(), &target)?;
+        }
+    }
+    Ok(())
+}

@@ -1,0 +1,147 @@
+//! Bugs on purpose: a replica, a planner that lie. The oracle has to find them; nothing of this is in the programs.
+
+use std::fs;
+use std::os::unix::fs::symlink;
+use std::path::PathBuf;
+use std::sync::atomic::AtomicBool;
+
+use syncd_agent::replica::Replica;
+use syncd_agent::session::worker::{
+    BeforeSwitch, Failure, Inline, Maintenance, NotActivated, ReplicaState, ReplicaWork, StageProgress,
+    Verified,
+};
+use syncd_agent::source::Source;
+use syncd_agent::stage::Staged;
+use syncd_shared::{SignedGeneration, TreePath};
+use walkdir::WalkDir;
+
+/// A bug.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+pub enum Plant {
+    /// An agent switches back to a generation that it had before.
+    AcceptsLower,
+    /// An agent reports a generation live before it is.
+    ReportsEarly,
+    /// An agent activates what is not what was signed.
+    Unverified,
+    /// An agent forgets after a restart what it had accepted.
+    ForgetsAccepted,
+    /// An agent leaves files of a failed update behind.
+    Litters,
+    /// The planner answers with the update to another root.
+    WrongUpdate,
+}
+
+/// A replica, and what is wrong with it.
+pub struct Planted {
+    replica: Replica,
+    root: PathBuf,
+    plant: Option<Plant>,
+    early: Option<SignedGeneration>,
+    /// Lets other things happen, or dies.
+    pause: Pause,
+}
+
+/// Stands still until the scheduler goes on.
+pub type Pause = Box<dyn Fn() + Send>;
+
+impl Planted {
+    pub fn new(replica: Replica, root: PathBuf, plant: Option<Plant>, pause: Pause) -> Self {
+        Self { replica, root, plant, early: None, pause }
+    }
+
+    /// After generation 2, so that there is an older one.
+    fn is_due(&self, staged_number: u64) -> bool {
+        staged_number > 2
+    }
+
+    fn switch_back(&self) {
+        let numbers = self.replica.status().generations;
+        if let [.., before, _] = numbers.as_slice() {
+            let live = self.root.join("live");
+            let _ = fs::remove_file(&live);
+            let _ = symlink(format!("generations/{before}"), live);
+        }
+    }
+
+    fn change_a_file(&self) {
+        let live = self.root.join("live").canonicalize().unwrap_or_default();
+        let mut files =
+            WalkDir::new(live).into_iter().filter_map(Result::ok).filter(|i| i.file_type().is_file());
+        if let Some(file) = files.find(|f| f.metadata().is_ok_and(|m| m.len() > 0)) {
+            let mut content = fs::read(file.path()).unwrap_or_default();
+            content[0] ^= 1;
+            let _ = fs::write(file.path(), content);
+        }
+    }
+}
+
+impl ReplicaWork for Planted {
+    type Staged = (Staged, SignedGeneration);
+
+    fn state(&self) -> ReplicaState {
+        let mut state = ReplicaWork::state(&self.replica);
+        if let Some(early) = &self.early {
+            state.live = Some(early.clone());
+        }
+        if self.plant == Some(Plant::ForgetsAccepted)
+            && state.accepted.as_ref().is_some_and(|a| a.number().get() > 2)
+        {
+            state.accepted = None;
+        }
+        state
+    }
+
+    fn stage(
+        &mut self,
+        generation: &SignedGeneration,
+        inline: Option<Inline>,
+        source: &mut dyn Source,
+        progress: &dyn Fn(StageProgress),
+        cancel: &AtomicBool,
+    ) -> Result<Self::Staged, Failure> {
+        let staged = ReplicaWork::stage(&mut self.replica, generation, inline, source, progress, cancel);
+        if staged.is_err() && self.plant == Some(Plant::Litters) {
+            let _ = fs::write(self.root.join("staging/left-over"), "half a file");
+        }
+        Ok((staged?, generation.clone()))
+    }
+
+    fn activate(
+        &mut self,
+        (staged, generation): Self::Staged,
+        before: &mut BeforeSwitch<'_>,
+    ) -> Result<(), NotActivated<Self::Staged>> {
+        let due = self.is_due(generation.number().get());
+        if due && self.plant == Some(Plant::ReportsEarly) {
+            self.early = Some(generation);
+            return Ok(());
+        }
+        let pause = &self.pause;
+        let mut paused = |occasion, paths: &[TreePath]| {
+            pause();
+            before(occasion, paths)
+        };
+        let done = ReplicaWork::activate(&mut self.replica, staged, &mut paused);
+        (self.pause)();
+        match self.plant {
+            Some(Plant::AcceptsLower) if due => self.switch_back(),
+            Some(Plant::Unverified) if due => self.change_a_file(),
+            _ => {}
+        }
+        done.map_err(|not| NotActivated { failure: not.failure, staged: not.staged.map(|s| (s, generation)) })
+    }
+
+    fn maintain(&mut self, cancel: &AtomicBool) -> Maintenance {
+        ReplicaWork::maintain(&mut self.replica, cancel)
+    }
+
+    fn verify(
+        &mut self,
+        source: &mut dyn Source,
+        progress: &dyn Fn(StageProgress),
+        cancel: &AtomicBool,
+    ) -> Result<Verified, Failure> {
+        ReplicaWork::verify(&mut self.replica, source, progress, cancel)
+    }
+}

@@ -1,0 +1,230 @@
+//! One seed, from an empty directory to a fleet that has converged.
+
+use std::collections::{BTreeMap, BTreeSet, BinaryHeap};
+use std::path::Path;
+use std::time::Duration;
+
+use anyhow::Context;
+use syncd_agent::clock::Clock;
+use syncd_agent::status::State;
+use syncd_origin::service::init;
+use syncd_shared::identity::authority::Serial;
+use syncd_shared::identity::{AgentName, PeerIdentity};
+use syncd_tests::Seeded;
+use time::OffsetDateTime;
+use tokio::time::Instant;
+
+use crate::origin::Origin;
+use crate::plant::Plant;
+use crate::site::Site;
+use crate::world::{Event, Node, Tally, Temper, Violation, World};
+
+/// After the last fault: longer than the longest pauses and timeouts of both sides together.
+const CONNECT_MS: u64 = 240_000;
+/// From the last commit until it is live everywhere.
+const CONVERGE_MS: u64 = 900_000;
+/// What can wait is done then.
+const REST_MS: u64 = 120_000;
+
+/// What a run came to.
+pub struct Run {
+    pub seed: u64,
+    pub trace: String,
+    pub violation: Option<Violation>,
+    pub tally: Tally,
+    pub virtual_ms: u64,
+    pub log: Option<Vec<String>>,
+}
+
+/// How to run.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Options {
+    pub plant: Option<Plant>,
+    pub log: bool,
+}
+
+/// Runs a seed in a new directory below `directory`.
+pub fn run(seed: u64, directory: &Path, options: Options) -> anyhow::Result<Run> {
+    let place = tempfile::Builder::new().prefix(&format!("syncd-sim-{seed}-")).tempdir_in(directory)?;
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().start_paused(true).build()?;
+    let run = runtime.block_on(async {
+        let mut world = create(seed, place.path(), options)?;
+        let violation = live_through(&mut world).await.err();
+        if violation.is_none() {
+            world.tally.insert("seeds that held", 1);
+        }
+        for n in 0..world.nodes.len() {
+            world.kill_node(n);
+        }
+        let virtual_ms = world.now_ms();
+        let trace = world.trace.finalize().to_hex().to_string();
+        let ended = world.stop_origin(true).await;
+        let violation = violation.or(ended.err());
+        anyhow::Ok(Run { seed, trace, violation, tally: world.tally, virtual_ms, log: world.log })
+    })?;
+    if std::env::var_os("SYNCD_KEEP").is_some() {
+        println!("seed {seed}: keeping {}", place.keep().display());
+    }
+    Ok(run)
+}
+
+fn create(seed: u64, place: &Path, options: Options) -> anyhow::Result<World> {
+    let mut random = Seeded::new(seed);
+    let (tree, data) = (place.join("tree"), place.join("data"));
+    let site = Site::create(&tree, random.next_u64()).context("make a tree")?;
+    let keys = init(&data).context("make an origin")?;
+    let rate = |random: &mut Seeded| *random.pick(&[0, 0, 30, 8]).unwrap_or(&0);
+    let temper =
+        Temper { lies: rate(&mut random), bad_frames: rate(&mut random), latency_ms: 1 + random.below(60) };
+    let nodes = 1 + random.below(4) as usize;
+    let mut world = World {
+        queue: BinaryHeap::new(),
+        sequence: 0,
+        start: Instant::now(),
+        temper,
+        origin: None,
+        tree_id: keys.tree_id(),
+        signing_key: keys.verifying_key(),
+        nodes: (0..nodes).map(|n| node(place, n)).collect::<anyhow::Result<_>>()?,
+        abandoned: Vec::new(),
+        heard: Vec::new(),
+        other_frame: None,
+        fingerprints: BTreeMap::new(),
+        sealed: BTreeSet::new(),
+        restored: false,
+        plant: options.plant,
+        trace: blake3::Hasher::new(),
+        log: options.log.then(Vec::new),
+        tally: Tally::new(),
+        deeds_left: 12 + random.below(30),
+        keep: 1 + random.below(3) as usize,
+        grace: if random.one_in(2) { Duration::ZERO } else { Duration::from_secs(random.below(200)) },
+        backup: place.join("backup"),
+        tree,
+        data,
+        site,
+        random,
+    };
+    world.origin = Some(Origin::start(&world.tree, &world.data)?);
+    world
+        .note(format!("seed {seed}: {nodes} nodes, {temper:?}, keep {} grace {:?}", world.keep, world.grace));
+    Ok(world)
+}
+
+fn node(place: &Path, n: usize) -> anyhow::Result<Node> {
+    let day = time::Duration::days(10);
+    let now = OffsetDateTime::now_utc();
+    let name: AgentName = format!("web{n}").parse()?;
+    let serial = Serial::from_bytes([n as u8 + 1; 16]);
+    Ok(Node {
+        root: place.join(format!("node-{n}")),
+        peer: PeerIdentity { name, serial, not_before: now - day, not_after: now + day },
+        clock: Clock::given(Instant::now().into_std()),
+        boots: 0,
+        life: 0,
+        running: None,
+        connections: 0,
+        tick_ms: 0,
+        control: None,
+        partitioned_until: 0,
+        stalled_until: 0,
+        said: Vec::new(),
+        live: None,
+        accepted: None,
+        damaged: BTreeSet::new(),
+        intact_update: false,
+        unreported: false,
+    })
+}
+
+async fn live_through(world: &mut World) -> Result<(), Violation> {
+    world.commit(true)?;
+    for n in 0..world.nodes.len() {
+        let delay = world.random.below(3_000);
+        world.after(delay, Event::Start { node: n });
+    }
+    world.after(500, Event::Deed);
+    while world.deeds_left > 0 {
+        let next = world.now_ms() + 1_000;
+        world.run_until(next, |world| world.deeds_left == 0).await?;
+    }
+    world.note("the faults end");
+    let now = world.now_ms();
+    world.temper.lies = 0;
+    world.temper.bad_frames = 0;
+    for node in &mut world.nodes {
+        node.partitioned_until = node.partitioned_until.min(now + 1);
+    }
+    world.start_origin()?;
+    // A process that is stopped looks as connected as it was.
+    let stopped = world.nodes.iter().map(|node| node.stalled_until).max().unwrap_or(0);
+    world.run_until(stopped + 1_000, |_| false).await?;
+    let connect = world.now_ms() + CONNECT_MS;
+    world.run_until(connect, all_connected).await?;
+    if !all_connected(world) {
+        return Err(world.violation("not all agents came back after the faults had ended"));
+    }
+    // Whoever was restored has heard of what the fleet has.
+    let settled = world.now_ms() + 20_000;
+    world.run_until(settled, |_| false).await?;
+    world.edit()?;
+    world.commit(true)?;
+    let converge = world.now_ms() + CONVERGE_MS;
+    world.run_until(converge, all_live).await?;
+    if !all_live(world) {
+        let states: Vec<String> = world.nodes.iter().map(state).collect();
+        return Err(
+            world.violation(format!("one commit after the faults the fleet did not converge: {states:?}"))
+        );
+    }
+    let rest = world.now_ms() + REST_MS + world.grace.as_millis() as u64;
+    world.run_until(rest, |_| false).await?;
+    for n in 0..world.nodes.len() {
+        world.check_node(n)?;
+        world.check_rest(n)?;
+    }
+    check_origin(world)
+}
+
+fn all_connected(world: &World) -> bool {
+    world.nodes.iter().all(|node| node.running.as_ref().is_some_and(|r| r.machine.is_connected()))
+}
+
+fn newest(world: &World) -> Option<u64> {
+    world.origin.as_ref()?.sealer.current().map(|g| g.number().get())
+}
+
+fn all_live(world: &World) -> bool {
+    let newest = newest(world);
+    world.nodes.iter().all(|node| node.live.map(|(number, _)| number) == newest)
+}
+
+fn state(node: &Node) -> String {
+    let machine = node.running.as_ref().map(|r| &r.machine);
+    let error = machine.and_then(|m| m.error()).unwrap_or("no error");
+    format!("{:?} {:?} {error}", node.live.map(|(number, _)| number), machine.map(|m| m.state()))
+}
+
+/// The origin knows what the fleet has, and its store is intact.
+fn check_origin(world: &mut World) -> Result<(), Violation> {
+    let Some(origin) = &world.origin else { return Err(world.violation("no origin at the end")) };
+    let newest = origin.sealer.current().map(|g| g.number());
+    let view = origin.services.fleet.view().borrow().clone();
+    for agent in &view.agents {
+        if !agent.connected || agent.generation != newest || agent.error.is_some() {
+            return Err(world.violation(format!(
+                "the origin takes {} to have {:?}: {agent:?}",
+                agent.name, agent.generation
+            )));
+        }
+    }
+    if let Some(damage) = origin.store.check(|_| {}).damage.first() {
+        return Err(world.violation(format!("the origin's store is damaged: {damage}")));
+    }
+    let failed =
+        world.nodes.iter().find(|n| n.running.as_ref().is_some_and(|r| r.machine.state() != State::Live));
+    match failed {
+        Some(node) => Err(world.violation(format!("a node is not well at the end: {}", state(node)))),
+        None => Ok(()),
+    }
+}

@@ -1,0 +1,393 @@
+//! The scheduler: one queue of what happens when, by virtual milliseconds, and everybody that it happens to.
+//!
+//! ```text
+//!   deeds ──┐                       ┌──> session machine ──actions──┐
+//!   ticks ──┼──> queue ──> handle ──┤    worker, until it waits     ├──> queue: messages, frames, reports, ticks
+//!   wire  ──┘   (time, sequence)    └──> origin's conversations ────┘
+//! ```
+//!
+//! The tokio runtime has one thread and a clock that stands still: it moves on only when every task of the origin waits,
+//! threads of the blocking pool included. So the origin has always come to rest before the next thing happens.
+
+use std::cmp::Reverse;
+use std::collections::{BTreeMap, BTreeSet, BinaryHeap};
+use std::path::PathBuf;
+use std::time::Duration;
+
+use syncd_agent::clock::Clock;
+use syncd_agent::session::event::Event as Heard;
+use syncd_agent::session::machine::Machine;
+use syncd_agent::session::worker::{Cancellation, Report};
+use syncd_agent::source::Batches;
+use syncd_origin::serve::ServeError;
+use syncd_proto::v1;
+use syncd_shared::identity::PeerIdentity;
+use syncd_shared::{GenerationNumber, RootHash, TreeId};
+use syncd_tests::Seeded;
+use tokio::sync::mpsc;
+use tokio::task::JoinHandle;
+use tokio::time::Instant;
+use tonic::Status;
+
+use crate::node::Worker;
+use crate::origin::Origin;
+use crate::plant::Plant;
+use crate::site::Site;
+
+/// Something that must never happen, or a run that got stuck.
+#[derive(Debug, thiserror::Error)]
+#[error("at {at_ms} ms: {what}")]
+pub struct Violation {
+    pub at_ms: u64,
+    pub what: String,
+}
+
+/// What happens.
+pub enum Event {
+    Deed,
+    Tick {
+        node: usize,
+        at_ms: u64,
+    },
+    Dialled {
+        node: usize,
+        connection: u64,
+        hello: Box<v1::Hello>,
+    },
+    ToAgent {
+        node: usize,
+        connection: u64,
+        message: Box<v1::OriginMessage>,
+    },
+    ToOrigin {
+        node: usize,
+        connection: u64,
+        message: Box<v1::AgentMessage>,
+    },
+    Lost {
+        node: usize,
+        connection: u64,
+    },
+    Frame {
+        node: usize,
+        life: u64,
+        transfer: u64,
+        since: u64,
+    },
+    Report {
+        node: usize,
+        life: u64,
+        report: Box<Report>,
+    },
+    Start {
+        node: usize,
+    },
+    /// An activation goes on.
+    Go {
+        node: usize,
+        life: u64,
+    },
+    OriginUp,
+}
+
+/// The control stream of one agent, from both ends.
+pub struct Control {
+    pub connection: u64,
+    pub to_session: mpsc::Sender<Result<v1::AgentMessage, Status>>,
+    pub from_session: mpsc::Receiver<v1::OriginMessage>,
+    pub session: JoinHandle<Result<(), ServeError>>,
+    /// The last message on each way arrives then: what is sent later arrives later.
+    pub up_ms: u64,
+    pub down_ms: u64,
+    pub ended: bool,
+}
+
+/// A fetch stream of one agent.
+pub struct Transfer {
+    pub root: RootHash,
+    pub is_update: bool,
+    pub batches: Option<Batches>,
+    pub requests: Option<mpsc::UnboundedSender<Result<v1::FetchRequest, Status>>>,
+    pub frames: mpsc::Receiver<v1::FetchFrame>,
+    pub answer: JoinHandle<Result<(), ServeError>>,
+    pub random: Seeded,
+    /// Not what the origin sent: how much more of it is read depends on threads.
+    pub tampered: bool,
+    /// Its end was not what the origin sent: more may never come.
+    pub end_lost: bool,
+    pub next_item: u64,
+}
+
+/// A node: its directory, and what runs on it.
+pub struct Node {
+    pub root: PathBuf,
+    pub peer: PeerIdentity,
+    pub clock: Clock,
+    pub boots: u64,
+    pub life: u64,
+    pub running: Option<Running>,
+    /// The connection that counts.
+    pub connections: u64,
+    /// When the session machine wants to be asked again.
+    pub tick_ms: u64,
+    pub control: Option<Control>,
+    /// Until then nothing passes; what was sent arrives after it.
+    pub partitioned_until: u64,
+    /// Until then the process is stopped.
+    pub stalled_until: u64,
+    pub said: Vec<v1::AgentMessage>,
+    // What the oracle remembers.
+    pub live: Option<(u64, RootHash)>,
+    pub accepted: Option<GenerationNumber>,
+    pub damaged: BTreeSet<u64>,
+    /// An update came as the origin sent it, to its end, in the command that runs.
+    pub intact_update: bool,
+    /// A command is done, and the session has not heard of it.
+    pub unreported: bool,
+}
+
+/// A process on a node.
+pub struct Running {
+    pub machine: Machine,
+    pub worker: Worker,
+    pub command: Option<Cancellation>,
+    pub transfers: BTreeMap<u64, Transfer>,
+}
+
+/// How faulty this world is: one in so many; 0: never.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Temper {
+    pub lies: u64,
+    pub bad_frames: u64,
+    pub latency_ms: u64,
+}
+
+/// What was made to happen.
+pub type Tally = BTreeMap<&'static str, u64>;
+
+/// Everything.
+pub struct World {
+    pub queue: BinaryHeap<Reverse<Due>>,
+    pub sequence: u64,
+    pub start: Instant,
+    pub random: Seeded,
+    pub temper: Temper,
+    pub tree: PathBuf,
+    pub data: PathBuf,
+    pub backup: PathBuf,
+    pub site: Site,
+    pub origin: Option<Origin>,
+    pub tree_id: TreeId,
+    pub signing_key: ed25519_dalek::VerifyingKey,
+    pub nodes: Vec<Node>,
+    /// Half-open: the agent is gone, the origin does not know.
+    pub abandoned: Vec<Control>,
+    pub heard: Vec<v1::OriginMessage>,
+    pub other_frame: Option<v1::FetchFrame>,
+    pub fingerprints: BTreeMap<RootHash, String>,
+    pub sealed: BTreeSet<(u64, RootHash)>,
+    pub restored: bool,
+    pub plant: Option<Plant>,
+    pub trace: blake3::Hasher,
+    pub log: Option<Vec<String>>,
+    pub tally: Tally,
+    pub deeds_left: u64,
+    pub keep: usize,
+    pub grace: Duration,
+}
+
+/// An event's place in the queue.
+pub struct Due {
+    at_ms: u64,
+    sequence: u64,
+    event: Event,
+}
+
+impl PartialEq for Due {
+    fn eq(&self, other: &Self) -> bool {
+        self.cmp(other).is_eq()
+    }
+}
+
+impl Eq for Due {}
+
+impl PartialOrd for Due {
+    fn partial_cmp(&self, other: &Self) -> Option<std::cmp::Ordering> {
+        Some(self.cmp(other))
+    }
+}
+
+impl Ord for Due {
+    fn cmp(&self, other: &Self) -> std::cmp::Ordering {
+        (self.at_ms, self.sequence).cmp(&(other.at_ms, other.sequence))
+    }
+}
+
+impl World {
+    pub fn now_ms(&self) -> u64 {
+        self.start.elapsed().as_millis() as u64
+    }
+
+    pub fn violation(&self, what: impl Into<String>) -> Violation {
+        Violation { at_ms: self.now_ms(), what: what.into() }
+    }
+
+    /// Part of what two runs of one seed must have in common.
+    pub fn note(&mut self, line: impl AsRef<str>) {
+        let line = format!("{:>8} {}\n", self.now_ms(), line.as_ref());
+        self.trace.update(line.as_bytes());
+        if let Some(log) = &mut self.log {
+            log.push(line);
+        }
+    }
+
+    pub fn count(&mut self, what: &'static str) {
+        *self.tally.entry(what).or_default() += 1;
+    }
+
+    pub fn after(&mut self, delay_ms: u64, event: Event) {
+        self.at(self.now_ms() + delay_ms, event);
+    }
+
+    pub fn at(&mut self, at_ms: u64, event: Event) {
+        self.sequence += 1;
+        self.queue.push(Reverse(Due { at_ms, sequence: self.sequence, event }));
+    }
+
+    /// On the wire, one way.
+    pub fn latency(&mut self) -> u64 {
+        let slow = if self.random.one_in(30) { 40 } else { 1 };
+        1 + self.random.below(self.temper.latency_ms) * slow
+    }
+
+    /// Handles what happens until nothing does before `until_ms`, or `done` says so.
+    pub async fn run_until(&mut self, until_ms: u64, done: impl Fn(&Self) -> bool) -> Result<(), Violation> {
+        while !done(self) && self.queue.peek().is_some_and(|Reverse(due)| due.at_ms <= until_ms) {
+            let Some(Reverse(due)) = self.queue.pop() else { break };
+            if let Some(resumed) = self.stalled(&due) {
+                self.at(resumed, due.event);
+                continue;
+            }
+            tokio::time::sleep_until(self.start + Duration::from_millis(due.at_ms)).await;
+            self.handle(due.event).await?;
+            self.settle().await?;
+        }
+        let until = self.start + Duration::from_millis(until_ms);
+        if !done(self) && Instant::now() < until {
+            tokio::time::sleep_until(until).await;
+            self.settle().await?;
+        }
+        Ok(())
+    }
+
+    /// When a stopped process takes note of this, if it is one.
+    fn stalled(&self, due: &Due) -> Option<u64> {
+        let node = match &due.event {
+            Event::Tick { node, .. } | Event::ToAgent { node, .. } | Event::Lost { node, .. } => *node,
+            Event::Frame { node, .. } | Event::Report { node, .. } | Event::Go { node, .. } => *node,
+            _ => return None,
+        };
+        let until = self.nodes[node].stalled_until;
+        (until > self.now_ms().max(due.at_ms)).then_some(until)
+    }
+
+    async fn handle(&mut self, event: Event) -> Result<(), Violation> {
+        match event {
+            Event::Deed => self.deed().await,
+            // Of several only the last is meant.
+            Event::Tick { node, at_ms } if self.nodes[node].tick_ms == at_ms => {
+                self.nodes[node].tick_ms = 0;
+                self.apply(node, Heard::Tick).await
+            }
+            Event::Tick { .. } => Ok(()),
+            Event::Dialled { node, connection, hello } => {
+                self.dialled(node, connection, *hello);
+                Ok(())
+            }
+            Event::ToAgent { node, connection, message } => {
+                if self.nodes[node].connections != connection || self.nodes[node].control.is_none() {
+                    return Ok(());
+                }
+                self.note(format!("node {node} hears {}", crate::lies::name_of_origins(&message)));
+                self.apply(node, Heard::Message(*message)).await
+            }
+            Event::ToOrigin { node, connection, message } => {
+                let control = &self.nodes[node].control;
+                let now = control.as_ref().filter(|c| c.connection == connection);
+                let control = now.or_else(|| self.abandoned.iter().find(|c| c.connection == connection));
+                if let Some(control) = control {
+                    // A session that does not read was cut off.
+                    let _ = control.to_session.try_send(Ok(*message));
+                }
+                Ok(())
+            }
+            Event::Lost { node, connection } => {
+                if self.nodes[node].connections != connection || self.nodes[node].running.is_none() {
+                    return Ok(());
+                }
+                self.note(format!("node {node} loses connection {connection}"));
+                self.nodes[node].control = None;
+                self.apply(node, Heard::Lost("cut".into())).await
+            }
+            Event::Frame { node, life, transfer, since } => self.frame_due(node, life, transfer, since).await,
+            Event::Report { node, life, report } => self.reported(node, life, *report).await,
+            Event::Go { node, life } if self.nodes[node].life == life => {
+                self.resume(node);
+                self.drive(node).await
+            }
+            Event::Go { .. } => Ok(()),
+            Event::Start { node } => self.start_node(node).await,
+            Event::OriginUp => self.start_origin(),
+        }
+    }
+
+    /// Lets the origin come to rest, and puts what it said on the wire.
+    pub async fn settle(&mut self) -> Result<(), Violation> {
+        tokio::time::sleep(Duration::from_millis(1)).await;
+        for node in 0..self.nodes.len() {
+            self.collect(node);
+        }
+        self.abandoned.retain(|control| !control.session.is_finished());
+        self.observe().await
+    }
+
+    fn collect(&mut self, node: usize) {
+        let Some(mut control) = self.nodes[node].control.take() else { return };
+        let mut messages = Vec::new();
+        while let Ok(message) = control.from_session.try_recv() {
+            messages.push(message);
+        }
+        for message in messages {
+            for message in self.told(message) {
+                let at = self.arrival(node, control.down_ms);
+                control.down_ms = at;
+                let connection = control.connection;
+                self.at(at, Event::ToAgent { node, connection, message: Box::new(message) });
+            }
+        }
+        if control.session.is_finished() && !control.ended {
+            control.ended = true;
+            let at = self.arrival(node, control.down_ms);
+            self.at(at, Event::Lost { node, connection: control.connection });
+        }
+        self.nodes[node].control = Some(control);
+    }
+
+    /// When something that is sent now gets through: in order, and not while there is a partition.
+    pub fn arrival(&mut self, node: usize, not_before: u64) -> u64 {
+        let sent = self.now_ms().max(self.nodes[node].partitioned_until);
+        (sent + self.latency()).max(not_before + 1)
+    }
+
+    /// What an agent hears of a message.
+    fn told(&mut self, message: v1::OriginMessage) -> Vec<v1::OriginMessage> {
+        if matches!(message.message, Some(v1::origin_message::Message::Announce(_))) {
+            self.heard.push(message.clone());
+        }
+        if self.temper.lies == 0 || !self.random.one_in(self.temper.lies) {
+            return vec![message];
+        }
+        self.count("lies to agents");
+        crate::lies::to_agent(&message, &self.heard, &mut self.random)
+    }
+}

@@ -1,0 +1,261 @@
+//! Networks that fail: a proxy that resets, stalls and flips bytes in mid-frame, and a network namespace whose packets
+//! are dropped, refused, lost and slowed by the kernel.
+
+use std::io::{Read, Write};
+use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
+use std::process::Command;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::thread;
+use std::time::Duration;
+
+use rustix::net::sockopt::set_socket_linger;
+
+use crate::process::run_within;
+
+/// Read at once.
+const CHUNK_BYTES: usize = 16 * 1024;
+
+/// What befalls a connection.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Fault {
+    /// RST to both ends.
+    Reset,
+    /// One bit is turned over on its way to whoever connected.
+    Flip,
+    /// Nothing passes any more, in either direction, and nobody is told.
+    Stall,
+}
+
+/// A proxy that troubles bulk transfers. It ends with the process.
+pub struct Trouble {
+    address: SocketAddr,
+    state: Arc<State>,
+}
+
+struct State {
+    to: SocketAddr,
+    /// The fault, after how many bytes of one connection it comes, and how many are left.
+    plan: Mutex<(Fault, u64, u64)>,
+    delivered: AtomicU64,
+    caused: AtomicU64,
+    connections: AtomicU64,
+}
+
+impl Trouble {
+    /// A proxy to the listener at `to`, without faults.
+    #[track_caller]
+    pub fn new(to: &str) -> Self {
+        let listener = TcpListener::bind("127.0.0.1:0").expect("listen");
+        let address = listener.local_addr().expect("an address");
+        let state = Arc::new(State {
+            to: to.parse().expect("an address"),
+            plan: Mutex::new((Fault::Reset, u64::MAX, 0)),
+            delivered: AtomicU64::new(0),
+            caused: AtomicU64::new(0),
+            connections: AtomicU64::new(0),
+        });
+        let shared = state.clone();
+        thread::spawn(move || {
+            for near in listener.incoming().map_while(Result::ok) {
+                let Ok(far) = TcpStream::connect(shared.to) else { continue };
+                shared.connections.fetch_add(1, Ordering::Relaxed);
+                shared.carry(near, far);
+            }
+        });
+        Self { address, state }
+    }
+
+    /// From now on `fault` comes after `bytes` of a connection, `times` times in all.
+    pub fn plan(&self, fault: Fault, bytes: u64, times: u64) {
+        *self.state.plan.lock().unwrap_or_else(PoisonError::into_inner) = (fault, bytes, times);
+        self.state.delivered.store(0, Ordering::Relaxed);
+        self.state.caused.store(0, Ordering::Relaxed);
+    }
+
+    /// Where to connect to.
+    pub fn address(&self) -> String {
+        self.address.to_string()
+    }
+
+    /// Bytes that came to whoever connected since [`Self::plan`].
+    pub fn delivered(&self) -> u64 {
+        self.state.delivered.load(Ordering::Relaxed)
+    }
+
+    /// Faults since [`Self::plan`].
+    pub fn caused(&self) -> u64 {
+        self.state.caused.load(Ordering::Relaxed)
+    }
+
+    /// Connections so far.
+    pub fn connections(&self) -> u64 {
+        self.state.connections.load(Ordering::Relaxed)
+    }
+}
+
+impl State {
+    fn carry(self: &Arc<Self>, near: TcpStream, far: TcpStream) {
+        let copies = near.try_clone().and_then(|n| Ok((n, far.try_clone()?)));
+        let Ok((near_too, far_too)) = copies else { return };
+        let _ = near.set_nodelay(true).and_then(|()| far.set_nodelay(true));
+        let stalled = Arc::new(AtomicBool::new(false));
+        let (up, down) = (self.clone(), self.clone());
+        let stalled_up = stalled.clone();
+        thread::spawn(move || up.up(near_too, far_too, &stalled_up));
+        thread::spawn(move || down.down(far, near, &stalled));
+    }
+
+    fn up(&self, mut from: TcpStream, mut to: TcpStream, stalled: &AtomicBool) {
+        let mut chunk = vec![0; CHUNK_BYTES];
+        while let Ok(length @ 1..) = from.read(&mut chunk) {
+            if stalled.load(Ordering::Relaxed) {
+                continue;
+            }
+            if to.write_all(&chunk[..length]).is_err() {
+                break;
+            }
+        }
+        let _ = to.shutdown(Shutdown::Write);
+    }
+
+    fn down(&self, mut from: TcpStream, mut to: TcpStream, stalled: &AtomicBool) {
+        let (mut chunk, mut passed) = (vec![0; CHUNK_BYTES], 0);
+        while let Ok(length @ 1..) = from.read(&mut chunk) {
+            passed += length as u64;
+            match self.due(passed) {
+                Some(Fault::Reset) => {
+                    for stream in [&from, &to] {
+                        let _ = set_socket_linger(stream, Some(Duration::ZERO));
+                        let _ = stream.shutdown(Shutdown::Read);
+                    }
+                    // A part of a frame has passed.
+                    let _ = to.write_all(&chunk[..length / 2]);
+                    return;
+                }
+                Some(Fault::Flip) => chunk[length / 2] ^= 1,
+                Some(Fault::Stall) => {
+                    stalled.store(true, Ordering::Relaxed);
+                    // Whatever comes is lost, until both have given it up.
+                    while let Ok(1..) = from.read(&mut chunk) {}
+                    return;
+                }
+                None => {}
+            }
+            if to.write_all(&chunk[..length]).is_err() {
+                break;
+            }
+            self.delivered.fetch_add(length as u64, Ordering::Relaxed);
+        }
+        let _ = to.shutdown(Shutdown::Write);
+    }
+
+    /// The fault that is due after so many bytes of a connection, once.
+    fn due(&self, passed: u64) -> Option<Fault> {
+        let mut plan = self.plan.lock().unwrap_or_else(PoisonError::into_inner);
+        let (fault, after, left) = &mut *plan;
+        if *left == 0 || passed < *after {
+            return None;
+        }
+        *left -= 1;
+        self.caused.fetch_add(1, Ordering::Relaxed);
+        Some(*fault)
+    }
+}
+
+/// Runs the test of this name once more in a network namespace of its own, and says whether this process is that one:
+/// its loopback is nobody else's. Needs root.
+#[track_caller]
+pub fn in_own_network(test: &str) -> bool {
+    const INSIDE: &str = "SYNCD_TESTS_OWN_NETWORK";
+    if std::env::var(INSIDE).is_ok_and(|inside| inside == test) {
+        // Packets of a usual size: those of the loopback do not fit into a slow line's bucket.
+        shell("ip link set lo mtu 1500 up");
+        return true;
+    }
+    let this = std::env::current_exe().expect("the path of this test executable");
+    let mut command = Command::new("unshare");
+    command
+        .arg("--net")
+        .arg(this)
+        .args(["--exact", test, "--nocapture", "--test-threads=1"])
+        .env(INSIDE, test);
+    let outcome = run_within(&mut command, Duration::from_secs(300));
+    println!("{}", outcome.stdout);
+    assert_eq!(
+        outcome.code,
+        Some(0),
+        "{test} in a network of its own:\n{}\n{}",
+        outcome.stdout,
+        outcome.stderr
+    );
+    false
+}
+
+#[track_caller]
+fn shell(line: &str) {
+    let status = Command::new("sh").args(["-ec", line]).status().expect("start a shell");
+    assert!(status.success(), "{line} failed: this test must be root, with iptables and iproute2 installed");
+}
+
+/// What the kernel does to packets from and to a port of this namespace.
+#[derive(Debug, Clone, Copy)]
+pub struct Packets {
+    port: u16,
+}
+
+impl Packets {
+    /// Of the listener at `address`.
+    #[track_caller]
+    pub fn of(address: &str) -> Self {
+        let address: SocketAddr = address.parse().expect("an address");
+        Self { port: address.port() }
+    }
+
+    fn rule(self, target: &str) {
+        for way in ["--dport", "--sport"] {
+            shell(&format!("iptables -A INPUT -i lo -p tcp {way} {} {target}", self.port));
+        }
+    }
+
+    /// Nothing passes, and nobody is told.
+    #[track_caller]
+    pub fn drop_silently(self) {
+        self.rule("-j DROP");
+    }
+
+    /// Whoever sends gets a RST.
+    #[track_caller]
+    pub fn refuse(self) {
+        // The RST is a packet of this port, too.
+        shell("iptables -A INPUT -i lo -p tcp --tcp-flags RST RST -j ACCEPT");
+        self.rule("-j REJECT --reject-with tcp-reset");
+    }
+
+    /// One packet in so many is lost.
+    #[track_caller]
+    pub fn lose(self, one_in: u32) {
+        let share = 1.0 / f64::from(one_in);
+        self.rule(&format!("-m statistic --mode random --probability {share} -j DROP"));
+    }
+
+    /// How many packets have fallen victim to the rules.
+    #[track_caller]
+    pub fn lost(self) -> u64 {
+        let list = run_within(Command::new("iptables").args(["-nvxL", "INPUT"]), Duration::from_secs(10));
+        let rules = list.stdout.lines().filter(|line| line.contains("DROP"));
+        rules.filter_map(|line| line.split_whitespace().next()?.parse::<u64>().ok()).sum()
+    }
+
+    /// Everything passes again.
+    #[track_caller]
+    pub fn heal(self) {
+        shell("iptables -F INPUT");
+    }
+
+    /// The whole namespace has so many kbit/s, both ways together.
+    #[track_caller]
+    pub fn slow_down(self, kbit_per_second: u32) {
+        shell(&format!("tc qdisc add dev lo root tbf rate {kbit_per_second}kbit burst 16kb latency 400ms"));
+    }
+}

@@ -1,0 +1,41 @@
+//! Origin and agents in one process, on a network, a clock and randomness that one seed decides (`syncd-sim`).
+//!
+//! `SYNCD_SEED=N cargo run -p syncd-sim` repeats a seed and prints what happened; `cargo run --release -p syncd-sim --
+//! --seeds 10000` is the long run.
+
+use std::process::Command;
+use std::time::Duration;
+
+use syncd_tests::binary;
+use syncd_tests::process::run_within;
+
+const DEADLINE: Duration = Duration::from_secs(900);
+
+#[track_caller]
+fn simulate(arguments: &[&str]) -> String {
+    let mut command = Command::new(binary("syncd-sim"));
+    // A seed of another suite is not meant.
+    command.args(arguments).env_remove("SYNCD_SEED");
+    let outcome = run_within(&mut command, DEADLINE).expect_success();
+    println!("{}", outcome.stdout);
+    outcome.stdout
+}
+
+#[test]
+fn five_hundred_seeds_keep_every_promise() {
+    simulate(&["--seeds", "500"]);
+}
+
+#[test]
+fn a_seed_gives_the_same_trace_every_time() {
+    simulate(&["--seeds", "20", "--twice"]);
+}
+
+/// The simulation says success where it finds the bug that it was told to plant.
+#[test]
+fn planted_bugs_are_found() {
+    for bug in ["accepts-lower", "reports-early", "unverified", "forgets-accepted", "litters", "wrong-update"]
+    {
+        simulate(&["--seeds", "100", "--plant", bug]);
+    }
+}
