@@ -38,7 +38,7 @@
 //!
 //! After a crash nothing in here matters: the replica's own record tells the next `Hello`, the origin announces again.
 
-mod event;
+pub(crate) mod event;
 pub mod machine;
 pub(crate) mod messages;
 pub mod worker;
