@@ -28,7 +28,8 @@ pub(crate) fn bytes(u: &mut Unstructured<'_>, most: usize) -> Result<Vec<u8>> {
 /// Mostly valid.
 pub(crate) fn name(u: &mut Unstructured<'_>) -> Result<Vec<u8>> {
     Ok(match u.int_in_range(0..=15u8)? {
-        0 => (*u.choose::<&[u8]>(&[b"", b".", b"..", b"a/b", b"a\0", b"/", b"\xff\n\x1b[2J", b"CON"])?).to_vec(),
+        0 => (*u.choose::<&[u8]>(&[b"", b".", b"..", b"a/b", b"a\0", b"/", b"\xff\n\x1b[2J", b"CON"])?)
+            .to_vec(),
         1 => vec![b'n'; u.int_in_range(250..=260)?],
         _ => {
             let mut name = bytes(u, 12)?;

@@ -165,10 +165,13 @@ pub(super) fn config(input: &[u8]) {
 pub(super) fn any_config(u: &mut Unstructured<'_>) -> Result<Vec<u8>> {
     let mut text = String::new();
     for _ in 0..u.int_in_range(0..=4usize)? {
-        let key = u.choose(&["tree", "data", "settle", "settle-max", "poll", "bwlimit", "config", "none", "x.y"])?;
+        let key =
+            u.choose(&["tree", "data", "settle", "settle-max", "poll", "bwlimit", "config", "none", "x.y"])?;
         let value = match u.int_in_range(0..=5u8)? {
             0 => number(u)?.to_string(),
-            1 => u.choose(&["true", "false", "1e9", "nan", "[]", "[[1]]", "{ a = 1 }", "1979-05-27"])?.to_string(),
+            1 => u
+                .choose(&["true", "false", "1e9", "nan", "[]", "[[1]]", "{ a = 1 }", "1979-05-27"])?
+                .to_string(),
             2 => format!("{:?}", String::from_utf8_lossy(&values::bytes(u, 10)?)),
             _ => (*u.choose(&["'2s'", "'4M'", "['a', 'b']", "'/srv'"])?).to_string(),
         };

@@ -3,8 +3,8 @@
 use arbitrary::{Result, Unstructured};
 pub(super) use syncd_agent::fuzzing::record_value;
 use syncd_origin::scan::fuzzing::{some_stat_record, stat_record as decode_stat_record};
-use syncd_origin::store::fuzzing::{packed_object, some_chunk_list, some_frame};
 pub(super) use syncd_origin::store::fuzzing::{chunk_list, frame as pack, index_entry};
+use syncd_origin::store::fuzzing::{packed_object, some_chunk_list, some_frame};
 
 use crate::mutation::{mutate, number};
 use crate::values::{self, bytes, compressed};
@@ -65,9 +65,8 @@ pub(super) fn stat_record(input: &[u8]) {
 }
 
 pub(super) fn any_stat_record(u: &mut Unstructured<'_>) -> Result<Vec<u8>> {
-    let mut names = (0..u.int_in_range(0..=4usize)?)
-        .map(|_| values::component(u))
-        .collect::<Result<Vec<_>>>()?;
+    let mut names =
+        (0..u.int_in_range(0..=4usize)?).map(|_| values::component(u)).collect::<Result<Vec<_>>>()?;
     names.sort();
     names.dedup();
     let record = some_stat_record(&names);

@@ -6,7 +6,9 @@ use prost::Message;
 use syncd_proto::v1;
 use syncd_proto::v1::fetch_frame::Frame as F;
 use syncd_shared::limits::{FRAME_MAX_BYTES, FRAME_PIECES_MAX, OBJECTS_BATCH_MAX};
-use syncd_shared::wire::{DirectoryPatch, Frame, ObjectsBatch, WireError, directories_message, patches_message};
+use syncd_shared::wire::{
+    DirectoryPatch, Frame, ObjectsBatch, WireError, directories_message, patches_message,
+};
 use syncd_shared::{Directory, ObjectHash, RootHash};
 
 use crate::mutation::{mutate, number};
