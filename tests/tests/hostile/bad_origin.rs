@@ -180,13 +180,17 @@ impl World {
         self.say(announce(&generation, Some(update)));
         let mut told = Vec::new();
         loop {
-            match self.hear() {
-                Heard::Activated(number) if number == self.next() => break,
-                Heard::Activated(_) => {
-                    // It has hung up and came back: a malformed message. Honestly now.
+            let conversation = self.conversation.as_mut().expect("it is connected");
+            match self.origin.hear(conversation) {
+                Some(Heard::Activated(number)) if number == self.next() => break,
+                Some(Heard::Activated(_)) => {}
+                Some(Heard::Failed(reason)) => told.push(reason),
+                None => {
+                    // A malformed message ends the connection. Honestly now.
+                    told.push("hung up".into());
+                    self.conversation = None;
                     self.say(announce(&generation, None));
                 }
-                Heard::Failed(reason) => told.push(reason),
             }
         }
         println!("{attack}: {}", if told.is_empty() { "fetched by hash".into() } else { told.join("; ") });
