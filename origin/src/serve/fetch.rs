@@ -1,7 +1,7 @@
 //! Answers fetch requests, one after the other, as fast as the agent reads.
 //!
 //! Reading the store and compressing happen in short turns on a blocking thread; between turns no thread is held, so
-//! that slow agents cost memory alone: a turn, and what HTTP/2 took of the one before.
+//! that slow agents cost memory alone. Whose requests are answered at once is for [`super::turns`].
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -14,13 +14,12 @@ use tokio::sync::mpsc;
 use tonic::Streaming;
 
 use super::error::ServeError;
+use super::turns::StreamTurns;
 use super::{Services, takes_updates};
 use crate::plan::{EncodedUpdate, PlanError};
 
 /// Bytes that one turn produces before it hands over.
 const TURN_BYTES: usize = 256 * 1024;
-/// An agent that takes nothing for this long is cut off.
-const STALL: Duration = Duration::from_secs(60);
 /// An agent that asks for nothing for this long is cut off.
 const IDLE: Duration = Duration::from_secs(600);
 
@@ -29,12 +28,14 @@ type Frames = Box<dyn Iterator<Item = Result<v1::FetchFrame, PlanError>> + Send>
 /// Answers until the agent has no more requests.
 pub(super) async fn answer(
     services: &Services,
+    turns: &StreamTurns,
     mut requests: Streaming<v1::FetchRequest>,
     sender: &mpsc::Sender<v1::FetchFrame>,
 ) -> Result<(), ServeError> {
     let mut ordinal = 0;
     let mut updated = false;
     while let Some(request) = next(&mut requests).await? {
+        let _turn = turns.take().await?;
         if updated {
             return Err(ServeError::OutOfOrder { what: "a request after an update request" });
         }
@@ -57,8 +58,8 @@ pub(super) async fn answer(
                 Box::new(services.planner.objects(ordinal, batch))
             }
         };
-        ordinal += 1;
-        send(services, frames, sender).await?;
+        ordinal = ordinal.saturating_add(1);
+        send(services, turns, frames, sender).await?;
     }
     Ok(())
 }
@@ -71,28 +72,28 @@ async fn next(requests: &mut Streaming<v1::FetchRequest>) -> Result<Option<v1::F
 
 async fn send(
     services: &Services,
+    turns: &StreamTurns,
     mut frames: Frames,
     sender: &mpsc::Sender<v1::FetchFrame>,
 ) -> Result<(), ServeError> {
-    let stalled = || ServeError::Stalled { seconds: STALL.as_secs() };
     loop {
         // Nothing is read before there is room for it.
-        let room = tokio::time::timeout(STALL, sender.reserve()).await.map_err(|_| stalled())?;
+        let room = turns.taken(sender.reserve()).await?;
         let Ok(room) = room else { return Ok(()) };
         drop(room);
         let turn = tokio::task::spawn_blocking(move || take_turn(frames)).await;
         let (rest, batch) = turn.map_err(|_| PlanError::Interrupted)?;
-        let mut frames_sent = 0;
+        let mut frames_sent = 0usize;
         for frame in batch {
             let frame = frame?;
             if let Some(limit) = &services.limit {
                 limit.pass(frame.encoded_len()).await;
             }
-            let sent = tokio::time::timeout(STALL, sender.send(frame)).await.map_err(|_| stalled())?;
+            let sent = turns.taken(sender.send(frame)).await?;
             if sent.is_err() {
                 return Ok(());
             }
-            frames_sent += 1;
+            frames_sent = frames_sent.saturating_add(1);
         }
         if frames_sent == 0 {
             return Ok(());
@@ -107,7 +108,7 @@ fn take_turn(mut frames: Frames) -> (Frames, Vec<Result<v1::FetchFrame, PlanErro
     while bytes < TURN_BYTES
         && let Some(frame) = frames.next()
     {
-        bytes += frame.as_ref().map_or(TURN_BYTES, Message::encoded_len);
+        bytes = bytes.saturating_add(frame.as_ref().map_or(TURN_BYTES, Message::encoded_len));
         batch.push(frame);
     }
     (frames, batch)

@@ -11,6 +11,7 @@ mod replication;
 mod session;
 #[cfg(test)]
 mod tests;
+mod turns;
 
 use std::future::Future;
 use std::sync::Arc;
