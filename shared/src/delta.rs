@@ -13,6 +13,8 @@
 //! comes out is trusted only once the whole content was held against its hash: a basis that was damaged, or a tag that
 //! fits two contents, costs a fetch of that content, never a wrong byte.
 
+#![cfg_attr(not(test), deny(clippy::arithmetic_side_effects, clippy::indexing_slicing))]
+
 use bytes::Bytes;
 use fast_rsync::{Signature, SignatureOptions};
 use prost::Message;

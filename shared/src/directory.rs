@@ -13,6 +13,8 @@
 //!   symlink:   u16 target length, target
 //! ```
 
+#![cfg_attr(not(test), deny(clippy::arithmetic_side_effects, clippy::indexing_slicing))]
+
 use std::sync::Arc;
 
 use crate::hash::{ContentHash, ObjectHash, tagged};

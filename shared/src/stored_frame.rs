@@ -3,6 +3,8 @@
 //! Contents are named by their tags: both sides know which contents an answer is about. Whoever asks by hash never asks
 //! for two contents of one tag at once. In an update, where that can happen, it shows as another hash.
 
+#![cfg_attr(not(test), deny(clippy::arithmetic_side_effects, clippy::indexing_slicing))]
+
 use bytes::Bytes;
 use prost::Message;
 use syncd_proto::v1;

@@ -1,5 +1,7 @@
 //! From messages to domain types. Everything here fails rather than trusts; what comes out holds the limits.
 
+#![cfg_attr(not(test), deny(clippy::arithmetic_side_effects, clippy::indexing_slicing))]
+
 use bytes::Bytes;
 use prost::Message;
 use syncd_proto::v1;
