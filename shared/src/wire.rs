@@ -323,7 +323,7 @@ pub struct DirectoryFiles {
 impl DirectoryFiles {
     /// These entries of a directory, by ascending index.
     pub fn new(directory: ObjectHash, entries: impl IntoIterator<Item = u32>) -> Self {
-        let (mut runs, mut next) = (Vec::new(), 0);
+        let (mut runs, mut next) = (Vec::<u32>::new(), 0u32);
         for entry in entries {
             match runs.last_mut() {
                 Some(taken) if entry == next => *taken = taken.saturating_add(1),
