@@ -1,5 +1,7 @@
 //! How much an origin may send for what was asked, so that an answer without end ends.
 
+#![cfg_attr(not(test), deny(clippy::arithmetic_side_effects, clippy::indexing_slicing))]
+
 use syncd_shared::Totals;
 use syncd_shared::wire::Frame;
 

@@ -53,7 +53,7 @@ pub(super) fn check(frame: &DeltaFrame) {
     };
     let known = |tag: syncd_shared::ContentTag| {
         let bytes = tag.as_bytes();
-        (bytes[4] % 8 != 0).then(|| Replacement {
+        (bytes[4] > 31).then(|| Replacement {
             old: tag,
             old_bytes: sizes(bytes),
             new_bytes: sizes(&[bytes[2], bytes[3], 0, 0, 0]),

@@ -3,6 +3,8 @@
 //! Reading the store and compressing happen in short turns on a blocking thread; between turns no thread is held, so
 //! that slow agents cost memory alone. Whose requests are answered at once is for [`super::turns`].
 
+#![cfg_attr(not(test), deny(clippy::arithmetic_side_effects, clippy::indexing_slicing))]
+
 use std::sync::Arc;
 use std::time::Duration;
 

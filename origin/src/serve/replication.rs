@@ -1,5 +1,7 @@
 //! The replication service: who calls, and the task of each stream.
 
+#![cfg_attr(not(test), deny(clippy::arithmetic_side_effects, clippy::indexing_slicing))]
+
 use std::pin::Pin;
 use std::task::{Context, Poll, ready};
 

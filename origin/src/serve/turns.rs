@@ -4,6 +4,8 @@
 //! request has none. Of one agent's streams one has a turn; the others, and other agents, wait in line. Who does not take
 //! what it asked for loses its turn, sooner where others wait.
 
+#![cfg_attr(not(test), deny(clippy::arithmetic_side_effects, clippy::indexing_slicing))]
+
 use std::collections::HashMap;
 use std::future::Future;
 use std::sync::atomic::{AtomicUsize, Ordering};
