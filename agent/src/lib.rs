@@ -15,6 +15,8 @@ pub mod disk;
 pub mod fetch;
 #[cfg(test)]
 mod fixture;
+#[doc(hidden)]
+pub mod fuzzing;
 pub mod hooks;
 pub mod http;
 pub mod identity;

@@ -487,7 +487,7 @@ fn apply_inodes(write: &WriteTransaction, changes: &InodeChanges) -> Result<(), 
     Ok(())
 }
 
-fn decode_inodes(bytes: &[u8]) -> Vec<u64> {
+pub(crate) fn decode_inodes(bytes: &[u8]) -> Vec<u64> {
     bytes.as_chunks::<8>().0.iter().map(|b| u64::from_le_bytes(*b)).collect()
 }
 

@@ -5,7 +5,8 @@
 //! back at once is served and not refused: at most [`WAITING_MAX`], of which [`WAITING_PER_PEER_MAX`] from one address.
 //! From accept to the end of its handshake a connection has [`HANDSHAKE_TIMEOUT`]; what fails is logged and ends
 //! nothing. A connection without a client certificate is there to join: it lives for [`JOIN_TIMEOUT`], and at most
-//! [`JOINS_MAX`] of them at once. A verified connection ends when its [`ConnectionInfo`] is closed (revoked, or a
+//! [`JOINS_MAX`] of them at once, [`JOINS_PER_PEER_MAX`] from one address. One agent has at most
+//! [`CONNECTIONS_PER_AGENT_MAX`]. A verified connection ends when its [`ConnectionInfo`] is closed (revoked, or a
 //! second one with the same certificate).
 
 use std::collections::HashMap;
@@ -13,15 +14,15 @@ use std::future::Future;
 use std::io;
 use std::net::{IpAddr, SocketAddr};
 use std::pin::Pin;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::task::{Context, Poll};
 use std::time::Duration;
 
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use rustls::ServerConfig;
-use syncd_shared::identity::PeerIdentity;
 use syncd_shared::identity::authority::peer_identity;
 use syncd_shared::identity::channel::{KEEPALIVE_INTERVAL, KEEPALIVE_TIMEOUT};
+use syncd_shared::identity::{AgentName, PeerIdentity};
 use syncd_shared::limits::{HTTP2_FRAME_BYTES, ORIGIN_CONNECTION_WINDOW_BYTES, ORIGIN_STREAM_WINDOW_BYTES};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::{TcpListener, TcpStream};
@@ -49,6 +50,10 @@ pub const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
 pub const JOINS_MAX: usize = 64;
 /// Life of a connection without a client certificate.
 pub const JOIN_TIMEOUT: Duration = Duration::from_secs(30);
+/// The same from one address: strangers there leave room for the nodes of others.
+pub const JOINS_PER_PEER_MAX: usize = 32;
+/// Established connections of one agent: it needs two, and as many again while it reconnects.
+pub const CONNECTIONS_PER_AGENT_MAX: usize = 8;
 /// Requests at once on one connection.
 pub const STREAMS_PER_CONNECTION_MAX: u32 = 64;
 /// All headers of one request, in bytes.
@@ -95,6 +100,51 @@ pub struct Connection {
     end: Pin<Box<dyn Future<Output = ()> + Send>>,
     ended: bool,
     _join_permit: Option<OwnedSemaphorePermit>,
+    _established: Established,
+}
+
+/// Counts connections that are through their handshake, by who is on them.
+#[derive(Clone, Default)]
+struct Registry(Arc<Mutex<HashMap<Who, usize>>>);
+
+#[derive(Clone, PartialEq, Eq, Hash)]
+enum Who {
+    Agent(AgentName),
+    Stranger(IpAddr),
+}
+
+/// One of them, until it is dropped.
+struct Established {
+    registry: Registry,
+    who: Who,
+}
+
+impl Registry {
+    fn admit(&self, who: Who) -> Option<Established> {
+        let limit = match &who {
+            Who::Agent(_) => CONNECTIONS_PER_AGENT_MAX,
+            Who::Stranger(_) => JOINS_PER_PEER_MAX,
+        };
+        let mut counts = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let count = counts.entry(who.clone()).or_default();
+        if *count >= limit {
+            return None;
+        }
+        *count = count.saturating_add(1);
+        Some(Established { registry: self.clone(), who })
+    }
+}
+
+impl Drop for Established {
+    fn drop(&mut self) {
+        let mut counts = self.registry.0.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(count) = counts.get_mut(&self.who) {
+            *count = count.saturating_sub(1);
+            if *count == 0 {
+                counts.remove(&self.who);
+            }
+        }
+    }
 }
 
 impl Connected for Connection {
@@ -111,6 +161,7 @@ impl Connection {
         peer_address: SocketAddr,
         identity: Option<PeerIdentity>,
         join_permit: Option<OwnedSemaphorePermit>,
+        established: Established,
     ) -> Self {
         let closed = CancellationToken::new();
         let cancelled = closed.clone().cancelled_owned();
@@ -122,7 +173,7 @@ impl Connection {
             }
         });
         let info = ConnectionInfo { peer_address, identity, closed };
-        Self { stream, info, end, ended: false, _join_permit: join_permit }
+        Self { stream, info, end, ended: false, _join_permit: join_permit, _established: established }
     }
 
     /// An error once the connection was closed. Polled by every read; a connection always has a read pending.
@@ -190,6 +241,7 @@ async fn accept_all(
 ) {
     let joins = Arc::new(Semaphore::new(JOINS_MAX));
     let all = Arc::new(Semaphore::new(HANDSHAKES_MAX));
+    let registry = Registry::default();
     let mut handshakes = JoinSet::new();
     let mut peers: HashMap<IpAddr, Peer> = HashMap::new();
     loop {
@@ -210,7 +262,8 @@ async fn accept_all(
                     }
                     peer.connections += 1;
                     let slots = [peer.handshakes.clone(), all.clone()];
-                    let handshake = Handshake { acceptor: acceptor.clone(), slots, joins: joins.clone(), address };
+                    let (acceptor, joins, registry) = (acceptor.clone(), joins.clone(), registry.clone());
+                    let handshake = Handshake { acceptor, slots, joins, registry, address };
                     let sender = sender.clone();
                     handshakes.spawn(async move {
                         if let Some(connection) = handshake.run(tcp).await {
@@ -247,6 +300,7 @@ struct Handshake {
     /// Those of its address, then those of all: so nobody waits in the second queue for more than its share.
     slots: [Arc<Semaphore>; 2],
     joins: Arc<Semaphore>,
+    registry: Registry,
     address: SocketAddr,
 }
 
@@ -277,18 +331,33 @@ impl Handshake {
         };
         let certificates = stream.get_ref().1.peer_certificates();
         match certificates.and_then(|chain| chain.first()).map(peer_identity) {
-            Some(Ok(identity)) => Some(Connection::new(stream, address, Some(identity), None)),
+            Some(Ok(identity)) => match self.registry.admit(Who::Agent(identity.name.clone())) {
+                Some(established) => {
+                    Some(Connection::new(stream, address, Some(identity), None, established))
+                }
+                None => {
+                    let limit = CONNECTIONS_PER_AGENT_MAX;
+                    warn!(%address, agent = %identity.name, limit, "too many connections of one agent, one dropped");
+                    None
+                }
+            },
             Some(Err(error)) => {
                 warn!(%address, %error, "connection refused");
                 None
             }
-            None => match self.joins.try_acquire_owned() {
-                Ok(permit) => Some(Connection::new(stream, address, None, Some(permit))),
-                Err(_) => {
-                    warn!(%address, limit = JOINS_MAX, "too many connections without a certificate, one dropped");
-                    None
+            None => {
+                let established = self.registry.admit(Who::Stranger(peer_key(address.ip())));
+                let permit = self.joins.try_acquire_owned();
+                match (established, permit) {
+                    (Some(established), Ok(permit)) => {
+                        Some(Connection::new(stream, address, None, Some(permit), established))
+                    }
+                    _ => {
+                        warn!(%address, limit = JOINS_MAX, "too many connections without a certificate, one dropped");
+                        None
+                    }
                 }
-            },
+            }
         }
     }
 }

@@ -96,6 +96,18 @@ fn from_file(
 ) -> Result<Vec<OsString>, ConfigError> {
     let text = std::fs::read_to_string(path)
         .map_err(|source| ConfigError::Read { path: path.to_owned(), source })?;
+    from_text(&text, path, command, subcommand, given)
+}
+
+/// The same of a text; `path` is what errors say.
+#[doc(hidden)]
+pub fn from_text(
+    text: &str,
+    path: &Path,
+    command: &Command,
+    subcommand: &str,
+    given: &ArgMatches,
+) -> Result<Vec<OsString>, ConfigError> {
     let table: Table = text
         .parse()
         .map_err(|source| ConfigError::Syntax { path: path.to_owned(), source: Box::new(source) })?;

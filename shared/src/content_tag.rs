@@ -1,5 +1,7 @@
 //! Short names of contents, for answers whose both sides know which contents they are about.
 
+#![cfg_attr(not(test), deny(clippy::arithmetic_side_effects, clippy::indexing_slicing))]
+
 use bytes::Bytes;
 
 use crate::hash::ContentHash;

@@ -13,6 +13,8 @@
 //! comes out is trusted only once the whole content was held against its hash: a basis that was damaged, or a tag that
 //! fits two contents, costs a fetch of that content, never a wrong byte.
 
+#![cfg_attr(not(test), deny(clippy::arithmetic_side_effects, clippy::indexing_slicing))]
+
 use bytes::Bytes;
 use fast_rsync::{Signature, SignatureOptions};
 use prost::Message;
@@ -150,7 +152,11 @@ fn decode_failed(code: usize) -> WireError {
 /// Bits for each byte, as far as the frequencies of bytes tell.
 fn entropy(data: &[u8]) -> f64 {
     let mut counts = [0u32; 256];
-    data.iter().for_each(|byte| counts[usize::from(*byte)] += 1);
+    for byte in data {
+        if let Some(count) = counts.get_mut(usize::from(*byte)) {
+            *count = count.saturating_add(1);
+        }
+    }
     let all = data.len() as f64;
     let shares = counts.iter().filter(|count| **count > 0).map(|count| f64::from(*count) / all);
     shares.map(|share| -share * share.log2()).sum()
@@ -185,8 +191,8 @@ impl Encoded {
         let mut context = CCtx::try_create().ok_or(EncodeError("out of memory"))?;
         // Long-distance matching is what finds far matches in the prefix; without a window that covers both, a long
         // prefix is silently useless.
-        let both = (prefix.len() + data.len()) as u64;
-        let window_log = (u64::BITS - both.leading_zeros()).max(WINDOW_LOG_MIN);
+        let both = prefix.len().saturating_add(data.len()) as u64;
+        let window_log = u64::BITS.saturating_sub(both.leading_zeros()).max(WINDOW_LOG_MIN);
         for parameter in [
             CParameter::CompressionLevel(level),
             CParameter::WindowLog(window_log),
@@ -313,8 +319,8 @@ impl DeltaFrame {
         limit("places of a delta", places_bytes, DELTA_PLACES_MAX_BYTES)?;
         let places = v1::DeltaPlaces::decode(decompress(&message.places, places_bytes)?.as_slice())?;
         let replaced = ContentTag::read_all(&places.replaced, "replaced")?;
-        // Bounded by the length of the message: no sum overflows.
-        let count = places.bases.len() + places.pieces.len() + places.copies.len() + replaced.len();
+        let counts = [places.bases.len(), places.pieces.len(), places.copies.len(), replaced.len()];
+        let count = counts.into_iter().fold(0, usize::saturating_add);
         limit("places of a delta", count, DELTA_PLACES_MAX)?;
         let bases = places.bases.iter().map(read_basis).collect::<Result<Vec<_>, _>>()?;
         let pieces = places.pieces.iter().map(read_piece).collect::<Result<Vec<_>, _>>()?;

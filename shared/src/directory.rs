@@ -13,6 +13,8 @@
 //!   symlink:   u16 target length, target
 //! ```
 
+#![cfg_attr(not(test), deny(clippy::arithmetic_side_effects, clippy::indexing_slicing))]
+
 use std::sync::Arc;
 
 use crate::hash::{ContentHash, ObjectHash, tagged};
@@ -323,8 +325,9 @@ impl Directory {
     /// Sorts entries into a directory.
     pub fn new(mut entries: Vec<Entry>) -> Result<Self, DuplicateName> {
         entries.sort_unstable_by(|a, b| a.name.cmp(&b.name));
-        match entries.windows(2).find(|pair| pair[0].name == pair[1].name) {
-            Some(pair) => Err(DuplicateName { name: pair[0].name.clone() }),
+        let mut pairs = entries.iter().zip(entries.iter().skip(1));
+        match pairs.find(|(one, next)| one.name == next.name) {
+            Some((entry, _)) => Err(DuplicateName { name: entry.name.clone() }),
             None => Ok(Self { entries }),
         }
     }
@@ -336,13 +339,15 @@ impl Directory {
 
     /// The entry with this name.
     pub fn get(&self, name: &Component) -> Option<&Entry> {
-        self.entries.binary_search_by(|e| e.name.cmp(name)).ok().map(|i| &self.entries[i])
+        self.entries.binary_search_by(|e| e.name.cmp(name)).ok().and_then(|i| self.entries.get(i))
     }
 
     /// Puts an entry in the place of the one with its name, or adds it.
     pub fn put(&mut self, entry: Entry) {
         match self.entries.binary_search_by(|e| e.name.cmp(&entry.name)) {
-            Ok(i) => self.entries[i] = entry,
+            Ok(i) => {
+                self.entries.splice(i..=i, [entry]);
+            }
             Err(i) => self.entries.insert(i, entry),
         }
     }
@@ -363,7 +368,7 @@ impl Directory {
 
     /// Canonical bytes.
     pub fn encode(&self) -> Vec<u8> {
-        let mut out = Vec::with_capacity(1 + self.entries.len() * 96);
+        let mut out = Vec::with_capacity(self.entries.len().saturating_mul(96).saturating_add(1));
         out.push(VERSION);
         for entry in &self.entries {
             entry.encode(&mut out);

@@ -4,6 +4,8 @@
 //! entry ([`crate::tree`]), `u64 parent` (0: none), `i64 created` (Unix milliseconds), `u16 label length`, label
 //! (UTF-8). The ed25519 signature covers the domain tag and all of it.
 
+#![cfg_attr(not(test), deny(clippy::arithmetic_side_effects, clippy::indexing_slicing))]
+
 use std::fmt;
 use std::str::FromStr;
 

@@ -3,6 +3,8 @@
 //! Contents are named by their tags: both sides know which contents an answer is about. Whoever asks by hash never asks
 //! for two contents of one tag at once. In an update, where that can happen, it shows as another hash.
 
+#![cfg_attr(not(test), deny(clippy::arithmetic_side_effects, clippy::indexing_slicing))]
+
 use bytes::Bytes;
 use prost::Message;
 use syncd_proto::v1;
@@ -44,14 +46,14 @@ impl StoredFrame {
     /// For a message.
     pub fn to_message(&self) -> v1::StoredFrame {
         let mut places = v1::StoredPlaces::default();
-        let mut files = Vec::with_capacity(self.pieces.len() * ContentTag::BYTES);
-        let mut end = 0;
+        let mut files = Vec::with_capacity(self.pieces.len().saturating_mul(ContentTag::BYTES));
+        let mut end = 0i64;
         for piece in &self.pieces {
             files.extend_from_slice(piece.file.as_bytes());
             places.file_offsets.push(piece.file_offset);
-            places.gaps.push(i64::from(piece.frame_offset) - end);
+            places.gaps.push(i64::from(piece.frame_offset).saturating_sub(end));
             places.lengths.push(piece.length_bytes);
-            end = i64::from(piece.frame_offset) + i64::from(piece.length_bytes);
+            end = i64::from(piece.frame_offset).saturating_add(i64::from(piece.length_bytes));
         }
         places.files = files.into();
         let places = places.encode_to_vec();
@@ -78,9 +80,9 @@ impl StoredFrame {
         }
         let mut pieces = Vec::with_capacity(files.len());
         let mut end = 0i64;
-        for (index, file) in files.into_iter().enumerate() {
-            let (file_offset, length_bytes) = (places.file_offsets[index], places.lengths[index]);
-            let start = end.checked_add(places.gaps[index]).ok_or(WireError::PieceRange)?;
+        let places = places.file_offsets.into_iter().zip(places.lengths).zip(places.gaps);
+        for (file, ((file_offset, length_bytes), gap)) in files.into_iter().zip(places) {
+            let start = end.checked_add(gap).ok_or(WireError::PieceRange)?;
             let frame_offset = u32::try_from(start).map_err(|_| WireError::PieceRange)?;
             end = start.checked_add(i64::from(length_bytes)).ok_or(WireError::PieceRange)?;
             file_offset.checked_add(u64::from(length_bytes)).ok_or(WireError::PieceRange)?;

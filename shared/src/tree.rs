@@ -3,6 +3,8 @@
 //! Canonical bytes of a root entry, version 1 (integers little endian): `u8 version = 1`, 32 object hash, metadata and
 //! totals as in a directory object ([`crate::directory`]).
 
+#![cfg_attr(not(test), deny(clippy::arithmetic_side_effects, clippy::indexing_slicing))]
+
 use crate::directory::{
     DecodeDirectoryError, Directory, Metadata, Reader, Timestamp, Totals, encode_metadata, encode_totals,
 };

@@ -1,5 +1,7 @@
 //! From messages to domain types. Everything here fails rather than trusts; what comes out holds the limits.
 
+#![cfg_attr(not(test), deny(clippy::arithmetic_side_effects, clippy::indexing_slicing))]
+
 use bytes::Bytes;
 use prost::Message;
 use syncd_proto::v1;
@@ -207,9 +209,10 @@ fn split_objects(mut bytes: &[u8]) -> Result<Vec<Vec<u8>>, WireError> {
     while !bytes.is_empty() {
         let (length, rest) = bytes.split_first_chunk::<4>().ok_or(WireError::Missing { field: "length" })?;
         let length = u32::from_le_bytes(*length) as usize;
-        let object = rest.get(..length).ok_or(WireError::Length { expected: length, actual: rest.len() })?;
+        let cut = || WireError::Length { expected: length, actual: rest.len() };
+        let (object, after) = rest.split_at_checked(length).ok_or_else(cut)?;
         objects.push(object.to_vec());
-        bytes = &rest[length..];
+        bytes = after;
     }
     Ok(objects)
 }
@@ -371,10 +374,10 @@ pub struct DirectoryFiles {
 impl DirectoryFiles {
     /// These entries of a directory, by ascending index.
     pub fn new(directory: ObjectHash, entries: impl IntoIterator<Item = u32>) -> Self {
-        let (mut runs, mut next) = (Vec::new(), 0);
+        let (mut runs, mut next) = (Vec::<u32>::new(), 0u32);
         for entry in entries {
             match runs.last_mut() {
-                Some(taken) if entry == next => *taken += 1,
+                Some(taken) if entry == next => *taken = taken.saturating_add(1),
                 _ => runs.extend([entry.saturating_sub(next), 1]),
             }
             next = entry.saturating_add(1);
@@ -391,7 +394,7 @@ impl DirectoryFiles {
     pub fn of<'a, T>(&self, entries: &'a [T]) -> impl Iterator<Item = &'a T> + use<'a, '_, T> {
         let mut next = 0usize;
         self.runs.chunks(2).flat_map(move |run| {
-            let start = next.saturating_add(run[0] as usize);
+            let start = next.saturating_add(run.first().map_or(0, |left_out| *left_out as usize));
             next = start.saturating_add(run.get(1).map_or(0, |taken| *taken as usize));
             entries.get(start.min(entries.len())..next.min(entries.len())).unwrap_or_default()
         })
@@ -407,7 +410,8 @@ impl ObjectsBatch {
             files_of.push(DirectoryFiles { directory, runs: message.runs.clone() });
         }
         let of_directories = files_of.iter().fold(0u64, |sum, of| sum.saturating_add(of.count()));
-        let named = message.directories.len() + message.files.len() + files_of.len();
+        let named = [message.directories.len(), message.files.len(), files_of.len()];
+        let named = named.into_iter().fold(0, usize::saturating_add);
         let wanted = of_directories.saturating_add(named as u64);
         limit("objects in a batch", usize::try_from(wanted).unwrap_or(usize::MAX), 2 * OBJECTS_BATCH_MAX)?;
         let directories =

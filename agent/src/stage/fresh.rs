@@ -27,6 +27,7 @@ use crate::layout::Layout;
 use crate::record::{InodeChanges, Record};
 use crate::replica::Replica;
 use crate::source::{FetchError, Frames, Source};
+use crate::stage::allowance::Allowance;
 use crate::stage::content::{Incoming, hash_file};
 use crate::stage::manifest;
 use crate::stage::space::Demand;
@@ -479,6 +480,7 @@ fn receive(
     shared: &Shared<'_>,
     progress: &dyn Fn(StageProgress),
 ) -> Result<(), StageError> {
+    let mut allowance = Allowance::of_contents(window.items.len() as u64, window.bytes());
     loop {
         if shared.cancel.load(Ordering::Relaxed) {
             return Err(StageError::Cancelled);
@@ -487,7 +489,7 @@ fn receive(
             return Ok(());
         }
         let frame = frames.next().unwrap_or(Err(FetchError::Disconnected(None)));
-        match frame.map_err(StageError::Fetch)? {
+        match allowance.taken(frame.map_err(StageError::Fetch)?)? {
             Frame::Stored(frame) => {
                 if workers.take(frame, window) == Done::Failed {
                     return Ok(());

@@ -12,6 +12,7 @@ use syncd_shared::{Directory, Kind, ObjectHash, RootEntry, RootHash, Totals};
 use crate::record::{Record, RecordError};
 use crate::source::{FetchError, Frames, Source, all_of};
 use crate::stage::StageError;
+use crate::stage::allowance::Allowance;
 use crate::stage::space::Demand;
 
 /// Canonical bytes of directory objects that are collected before they go to the record.
@@ -165,8 +166,13 @@ fn patched(
     mut frames: Frames,
 ) -> Result<Manifest, StageError> {
     let mut objects = Objects { record, made: Vec::new(), bytes: 0 };
+    let mut allowance = Allowance::of_manifest(&to.totals);
     let next = loop {
-        match frames.next() {
+        let frame = frames.next();
+        if let Some(Ok(frame)) = &frame {
+            allowance.take(frame)?;
+        }
+        match frame {
             Some(Ok(Frame::Patches(patches))) => {
                 for patch in &patches {
                     objects.apply(patch)?;
@@ -233,10 +239,13 @@ fn fetch_directories(
     let keep_decoded = batches.iter().all(|b| !b.recursive);
     let mut frames = source.objects(to.hash(), all_of(batches)).map_err(StageError::Fetch)?;
     let mut objects = Objects { record, made: Vec::new(), bytes: 0 };
+    let mut allowance = Allowance::of_manifest(&to.totals);
     let (mut ended, mut total, mut came) = (0, 0u64, Vec::new());
     while ended < answers {
         let frame = frames.next().unwrap_or(Err(FetchError::Disconnected(None)));
-        match frame.map_err(StageError::Fetch)? {
+        let frame = frame.map_err(StageError::Fetch)?;
+        allowance.take(&frame)?;
+        match frame {
             Frame::Directories(list) => {
                 for bytes in list {
                     let hash = Directory::hash_of(&bytes);

@@ -13,6 +13,7 @@
 //! next attempt, for this target or a newer one. After a crash in the last step `building-K` is neither tree: new files
 //! are taken out of it by hash, and it is made a spare again.
 
+mod allowance;
 pub(crate) mod conform;
 pub(crate) mod content;
 pub(crate) mod cursor;
@@ -101,6 +102,12 @@ pub enum StageError {
     TooManyObjects {
         /// Entries that the tree has.
         limit: u64,
+    },
+    /// More bytes, or more frames, than what was asked for can take.
+    #[error("the origin sent more than {limit_bytes} bytes for what was asked")]
+    TooMuch {
+        /// What would have been taken.
+        limit_bytes: u64,
     },
     /// Content that was asked for did not come.
     #[error("the origin did not send content {content}")]

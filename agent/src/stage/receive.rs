@@ -11,6 +11,7 @@ use syncd_shared::wire::Frame;
 use syncd_shared::{ContentHash, ContentTag, TreePath};
 
 use crate::source::FetchError;
+use crate::stage::allowance::Allowance;
 use crate::stage::content::{Incoming, Wanted};
 use crate::stage::delta::{Assembler, Bases};
 use crate::stage::writeback::Writeback;
@@ -108,13 +109,14 @@ impl Reception<'_> {
     ) -> Result<NotSent, StageError> {
         let mut not_sent = NotSent::default();
         let mut ended = 0;
+        let mut allowance = Allowance::of_contents(self.files_total, self.bytes_total);
         while ended < answers {
             if self.cancel.load(Ordering::Relaxed) {
                 return Err(StageError::Cancelled);
             }
             match frames.next() {
                 None => return Err(StageError::Fetch(FetchError::Disconnected(None))),
-                Some(frame) => match frame.map_err(StageError::Fetch)? {
+                Some(frame) => match allowance.taken(frame.map_err(StageError::Fetch)?)? {
                     frame @ (Frame::Stored(_) | Frame::Delta(_)) => {
                         let parcel = match frame {
                             Frame::Delta(frame) => Parcel::Delta(frame),

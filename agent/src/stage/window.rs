@@ -74,6 +74,11 @@ impl Window {
         self.closed || self.items.len() >= OBJECTS_BATCH_MAX || self.bytes >= OBJECTS_BATCH_BYTES
     }
 
+    /// Content bytes that are asked for.
+    pub fn bytes(&self) -> u64 {
+        self.bytes
+    }
+
     /// Takes no more.
     pub fn close(&mut self) {
         self.closed = true;

@@ -67,10 +67,19 @@ impl Origin {
     }
 
     fn agent(&self, authority: &Authority, issued: OffsetDateTime) -> (ClientTls, PeerIdentity) {
+        self.agent_named("web1", authority, issued)
+    }
+
+    fn agent_named(
+        &self,
+        name: &str,
+        authority: &Authority,
+        issued: OffsetDateTime,
+    ) -> (ClientTls, PeerIdentity) {
         let key = generate_key().unwrap();
         let request = certificate_request(&key).unwrap();
         let (certificate, identity) =
-            authority.issue_agent(&"web1".parse().unwrap(), &request, issued).unwrap();
+            authority.issue_agent(&name.parse().unwrap(), &request, issued).unwrap();
         let ca = self.keys.authority().certificate();
         (ClientTls::enrolled(self.keys.tree_id(), ca, &certificate, &key).unwrap(), identity)
     }
@@ -269,14 +278,14 @@ async fn silent_connections_of_one_address_do_not_hold_up_the_loop() {
 #[tokio::test]
 async fn a_fleet_behind_one_address_connects_at_once() {
     let origin = Origin::start().await;
-    let (tls, _) = origin.agent(origin.keys.authority(), now());
     let mut agents = tokio::task::JoinSet::new();
-    for _ in 0..4 * HANDSHAKES_PER_PEER_MAX {
-        let (tls, address) = (tls.clone(), origin.address.clone());
+    for number in 0..4 * HANDSHAKES_PER_PEER_MAX {
+        let (tls, _) = origin.agent_named(&format!("web{number}"), origin.keys.authority(), now());
+        let address = origin.address.clone();
         agents.spawn(async move { whoami(tls, &address).await });
     }
     while let Some(served) = agents.join_next().await {
-        assert_eq!(served.unwrap().unwrap(), "web1");
+        assert!(served.unwrap().unwrap().starts_with("web"));
     }
 }
 

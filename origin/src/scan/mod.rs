@@ -17,6 +17,8 @@
 mod content;
 mod error;
 mod file_stat;
+#[doc(hidden)]
+pub mod fuzzing;
 mod listing;
 mod notices;
 mod pending;

@@ -1,7 +1,9 @@
 //! Answers fetch requests, one after the other, as fast as the agent reads.
 //!
 //! Reading the store and compressing happen in short turns on a blocking thread; between turns no thread is held, so
-//! that slow agents cost memory alone: a turn, and what HTTP/2 took of the one before.
+//! that slow agents cost memory alone. Whose requests are answered at once is for [`super::turns`].
+
+#![cfg_attr(not(test), deny(clippy::arithmetic_side_effects, clippy::indexing_slicing))]
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -14,13 +16,12 @@ use tokio::sync::mpsc;
 use tokio_stream::StreamExt;
 
 use super::error::ServeError;
+use super::turns::StreamTurns;
 use super::{FromPeer, Services, takes_updates};
 use crate::plan::{EncodedUpdate, PlanError};
 
 /// Bytes that one turn produces before it hands over.
 const TURN_BYTES: usize = 256 * 1024;
-/// An agent that takes nothing for this long is cut off.
-const STALL: Duration = Duration::from_secs(60);
 /// An agent that asks for nothing for this long is cut off.
 const IDLE: Duration = Duration::from_secs(600);
 
@@ -29,12 +30,14 @@ type Frames = Box<dyn Iterator<Item = Result<v1::FetchFrame, PlanError>> + Send>
 /// Answers until the agent has no more requests.
 pub async fn answer(
     services: &Services,
+    turns: &StreamTurns,
     mut requests: impl FromPeer<v1::FetchRequest>,
     sender: &mpsc::Sender<v1::FetchFrame>,
 ) -> Result<(), ServeError> {
     let mut ordinal = 0;
     let mut updated = false;
     while let Some(request) = next(&mut requests).await? {
+        let _turn = turns.take().await?;
         if updated {
             return Err(ServeError::OutOfOrder { what: "a request after an update request" });
         }
@@ -57,8 +60,8 @@ pub async fn answer(
                 Box::new(services.planner.objects(ordinal, batch))
             }
         };
-        ordinal += 1;
-        send(services, frames, sender).await?;
+        ordinal = ordinal.saturating_add(1);
+        send(services, turns, frames, sender).await?;
     }
     Ok(())
 }
@@ -73,28 +76,28 @@ async fn next(
 
 async fn send(
     services: &Services,
+    turns: &StreamTurns,
     mut frames: Frames,
     sender: &mpsc::Sender<v1::FetchFrame>,
 ) -> Result<(), ServeError> {
-    let stalled = || ServeError::Stalled { seconds: STALL.as_secs() };
     loop {
         // Nothing is read before there is room for it.
-        let room = tokio::time::timeout(STALL, sender.reserve()).await.map_err(|_| stalled())?;
+        let room = turns.taken(sender.reserve()).await?;
         let Ok(room) = room else { return Ok(()) };
         drop(room);
         let turn = tokio::task::spawn_blocking(move || take_turn(frames)).await;
         let (rest, batch) = turn.map_err(|_| PlanError::Interrupted)?;
-        let mut frames_sent = 0;
+        let mut frames_sent = 0usize;
         for frame in batch {
             let frame = frame?;
             if let Some(limit) = &services.limit {
                 limit.pass(frame.encoded_len()).await;
             }
-            let sent = tokio::time::timeout(STALL, sender.send(frame)).await.map_err(|_| stalled())?;
+            let sent = turns.taken(sender.send(frame)).await?;
             if sent.is_err() {
                 return Ok(());
             }
-            frames_sent += 1;
+            frames_sent = frames_sent.saturating_add(1);
         }
         if frames_sent == 0 {
             return Ok(());
@@ -109,7 +112,7 @@ fn take_turn(mut frames: Frames) -> (Frames, Vec<Result<v1::FetchFrame, PlanErro
     while bytes < TURN_BYTES
         && let Some(frame) = frames.next()
     {
-        bytes += frame.as_ref().map_or(TURN_BYTES, Message::encoded_len);
+        bytes = bytes.saturating_add(frame.as_ref().map_or(TURN_BYTES, Message::encoded_len));
         batch.push(frame);
     }
     (frames, batch)

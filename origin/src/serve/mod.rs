@@ -11,6 +11,7 @@ mod replication;
 mod session;
 #[cfg(test)]
 mod tests;
+mod turns;
 
 use std::future::Future;
 use std::sync::Arc;
@@ -37,6 +38,7 @@ use crate::plan::Planner;
 pub use error::{ServeError, status};
 pub use fetch::answer;
 pub use session::run as converse;
+pub use turns::StreamTurns;
 
 use enrolment::Enrol;
 use replication::Replicate;

@@ -1,31 +1,24 @@
 //! The replication service: who calls, and the task of each stream.
 
-use std::collections::HashMap;
+#![cfg_attr(not(test), deny(clippy::arithmetic_side_effects, clippy::indexing_slicing))]
+
 use std::pin::Pin;
-use std::sync::{Arc, Mutex, PoisonError};
 use std::task::{Context, Poll, ready};
-use std::time::Duration;
 
 use syncd_proto::v1;
 use syncd_proto::v1::replication_server::Replication;
-use syncd_shared::identity::{AgentName, PeerIdentity};
-use tokio::sync::{Semaphore, mpsc, oneshot};
+use syncd_shared::identity::PeerIdentity;
+use tokio::sync::{mpsc, oneshot};
 use tokio_stream::Stream;
 use tokio_util::sync::CancellationToken;
 use tonic::{Request, Response, Status, Streaming};
 
 use super::error::{ServeError, status};
+use super::turns::{Patience, TURNS, Turns};
 use super::{Services, fetch, session};
 use crate::fleet::Fleet;
 use crate::listener::ConnectionInfo;
 
-/// Fetch streams of one agent at once.
-const FETCHES_PER_AGENT: usize = 4;
-/// Fetch streams at once: each has one to two MiB in memory, a turn and what HTTP/2 took of the one before. Others
-/// wait in line, for [`FETCH_WAIT`] at most.
-const FETCHES: usize = 96;
-/// Less than an agent waits for its first frame.
-const FETCH_WAIT: Duration = Duration::from_secs(60);
 /// Messages that wait for the connection.
 const QUEUE: usize = 1;
 
@@ -39,55 +32,13 @@ pub(super) fn peer<T>(request: &Request<T>, fleet: &Fleet) -> Result<PeerIdentit
 pub(super) struct Replicate {
     services: Services,
     shutdown: CancellationToken,
-    fetches: Arc<Semaphore>,
-    per_agent: Arc<Mutex<HashMap<AgentName, usize>>>,
+    turns: Turns,
 }
 
 impl Replicate {
     pub(super) fn new(services: Services, shutdown: CancellationToken) -> Self {
-        Self { services, shutdown, fetches: Arc::new(Semaphore::new(FETCHES)), per_agent: Arc::default() }
+        Self { services, shutdown, turns: Turns::new(TURNS, Patience::default()) }
     }
-
-    fn admit_fetch(&self, peer: &PeerIdentity) -> Result<FetchPermit, ServeError> {
-        let mut per_agent = self.per_agent.lock().unwrap_or_else(PoisonError::into_inner);
-        let running = per_agent.entry(peer.name.clone()).or_default();
-        if *running >= FETCHES_PER_AGENT {
-            return Err(ServeError::Busy { limit: FETCHES_PER_AGENT, of: "of one agent" });
-        }
-        *running += 1;
-        Ok(FetchPermit { name: peer.name.clone(), per_agent: self.per_agent.clone() })
-    }
-}
-
-/// A fetch stream's place, given back when it is dropped.
-struct FetchPermit {
-    name: AgentName,
-    per_agent: Arc<Mutex<HashMap<AgentName, usize>>>,
-}
-
-impl Drop for FetchPermit {
-    fn drop(&mut self) {
-        let mut per_agent = self.per_agent.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(running) = per_agent.get_mut(&self.name) {
-            *running -= 1;
-            if *running == 0 {
-                per_agent.remove(&self.name);
-            }
-        }
-    }
-}
-
-/// Answers a fetch once it is its turn.
-async fn answer_in_turn(
-    services: &Services,
-    fetches: &Semaphore,
-    requests: Streaming<v1::FetchRequest>,
-    sender: &mpsc::Sender<v1::FetchFrame>,
-) -> Result<(), ServeError> {
-    let busy = || ServeError::Busy { limit: FETCHES, of: "in all: try again later" };
-    let turn = tokio::time::timeout(FETCH_WAIT, fetches.acquire()).await.map_err(|_| busy())?;
-    let _turn = turn.map_err(|_| ServeError::Stopping)?;
-    fetch::answer(services, requests, sender).await
 }
 
 /// Messages of a stream, and the error that ends it: that one comes at once, whatever is still queued.
@@ -162,15 +113,13 @@ impl Replication for Replicate {
         request: Request<Streaming<v1::FetchRequest>>,
     ) -> Result<Response<Self::FetchStream>, Status> {
         let peer = peer(&request, &self.services.fleet).map_err(|e| status(&e))?;
-        let permit = self.admit_fetch(&peer).map_err(|e| status(&e))?;
+        let turns = self.turns.stream(&peer.name).map_err(|e| status(&e))?;
         let (sender, fail, outgoing) = Outgoing::channel();
         let (services, shutdown) = (self.services.clone(), self.shutdown.clone());
-        let fetches = self.fetches.clone();
         tokio::spawn(async move {
-            let _permit = permit;
             let mut admission = services.fleet.admission();
             let result = tokio::select! {
-                result = answer_in_turn(&services, &fetches, request.into_inner(), &sender) => result,
+                result = fetch::answer(&services, &turns, request.into_inner(), &sender) => result,
                 _ = admission.wait_for(|a| !a.admits(&peer)) => Err(ServeError::Revoked),
                 () = shutdown.cancelled() => Err(ServeError::Stopping),
                 () = sender.closed() => Ok(()),

@@ -8,6 +8,8 @@
 //! What waits to be sent is one value of each kind, the newest: an agent that does not read costs nothing, and gets
 //! the newest generation when it does.
 
+#![cfg_attr(not(test), deny(clippy::arithmetic_side_effects, clippy::indexing_slicing))]
+
 use std::future::Future;
 use std::pin::Pin;
 use std::sync::Arc;
@@ -191,7 +193,7 @@ impl Session {
                         room.send(message);
                     }
                 }
-                () = tokio::time::sleep_until(self.last_heard + SILENCE) => {
+                () = tokio::time::sleep(SILENCE.saturating_sub(self.last_heard.elapsed())) => {
                     return Err(ServeError::Silent { what: "a heartbeat", seconds: SILENCE.as_secs() });
                 }
             }

@@ -35,6 +35,8 @@ mod collect;
 mod error;
 #[cfg(test)]
 mod fixture;
+#[doc(hidden)]
+pub mod fuzzing;
 mod index;
 mod lock;
 mod objects;

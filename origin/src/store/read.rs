@@ -50,7 +50,7 @@ impl StoredGeneration {
         [&signed.signature()[..], signed.record()].concat()
     }
 
-    fn decode(number: u64, stored: &[u8]) -> Result<Self, StoreError> {
+    pub(super) fn decode(number: u64, stored: &[u8]) -> Result<Self, StoreError> {
         let (signature, record) =
             stored.split_first_chunk::<64>().ok_or(StoreError::Entry { table: "generations" })?;
         let generation =

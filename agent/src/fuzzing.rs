@@ -1,0 +1,98 @@
+//! What the agent reads from its record and hears from an origin, as functions over any bytes: for the fuzz targets
+//! alone.
+
+use std::time::{Duration, Instant};
+
+use ed25519_dalek::VerifyingKey;
+use prost::Message;
+use syncd_proto::v1;
+use syncd_shared::{RootEntry, TreeId};
+
+use crate::record::{decode_generation, decode_inodes, encode_generation};
+use crate::session::event::{Action, Event};
+use crate::session::machine::{Machine, Trust};
+use crate::session::worker::{Command, Failure, Outcome, ReplicaState, Report, StageProgress};
+
+/// `u8` a table of the record, then a value of it.
+pub fn record_value(bytes: &[u8]) {
+    let Some((table, value)) = bytes.split_first() else { return };
+    match table % 3 {
+        0 => {
+            if let Ok(generation) = decode_generation(value) {
+                assert_eq!(encode_generation(&generation), value);
+            }
+        }
+        1 => assert_eq!(decode_inodes(value).len(), value.len() / 8),
+        _ => {
+            if let Ok(root) = RootEntry::decode(value) {
+                assert_eq!(root.encode(), value);
+            }
+        }
+    }
+}
+
+/// A whole session: events, each `u8` kind, `u16` length, bytes. Kind 0: the origin says this; 1: the connection is
+/// lost; 2: so many milliseconds pass; 3 and 4: what the worker does succeeds, fails; 5: it is on its way.
+///
+/// The replica may only ever be told to build what `key` signed for `tree_id`, and never something older.
+pub fn session(tree_id: TreeId, key: VerifyingKey, mut bytes: &[u8]) {
+    let trust = Trust { tree_id, signing_key: key, boot_id: "boot".into() };
+    let mut now = Instant::now();
+    let mut replica = ReplicaState::default();
+    let mut machine = Machine::new(trust, replica.clone(), now);
+    let mut command = None;
+    while let Some((&[kind, low, high], rest)) = bytes.split_first_chunk::<3>() {
+        let (body, after) = rest.split_at(usize::from(u16::from_le_bytes([low, high])).min(rest.len()));
+        bytes = after;
+        let event = match kind % 6 {
+            0 => match v1::OriginMessage::decode(body) {
+                Ok(message) => Event::Message(message),
+                Err(_) => continue,
+            },
+            1 => Event::Lost("cut".into()),
+            2 => {
+                now += Duration::from_millis(body.iter().map(|byte| u64::from(*byte)).sum());
+                Event::Tick
+            }
+            3 => match command.take() {
+                Some(done) => Event::Report(succeeded(done, &mut replica)),
+                None => continue,
+            },
+            4 if command.take().is_some() => {
+                let failure = Failure { retry: Some(v1::RetryClass::Retry), reason: "failed".into() };
+                Event::Report(Report::Done(Outcome::Failed(failure), Box::new(replica.clone())))
+            }
+            5 if command.is_some() => Event::Report(Report::Progress(StageProgress::default())),
+            _ => continue,
+        };
+        for action in machine.apply(event, now) {
+            if let Action::Start(started) = action {
+                assert!(command.is_none(), "one command at a time");
+                if let Command::Update { generation, .. } = started.as_ref() {
+                    assert_eq!(generation.generation().tree_id, tree_id);
+                    assert!(generation.may_follow(replica.accepted.as_ref()).is_ok());
+                }
+                command = Some(*started);
+            }
+        }
+        let _ = (machine.deadline(), machine.state(), machine.error());
+    }
+}
+
+fn succeeded(done: Command, replica: &mut ReplicaState) -> Report {
+    let outcome = match done {
+        Command::Update { generation, activate, .. } => {
+            if activate {
+                replica.accepted = Some((*generation).clone());
+                replica.live = Some(*generation);
+                Outcome::Activated
+            } else {
+                Outcome::Staged
+            }
+        }
+        Command::Activate => Outcome::Activated,
+        Command::Maintain => Outcome::Maintained(Default::default()),
+        Command::Verify => Outcome::Verified(Default::default()),
+    };
+    Report::Done(outcome, Box::new(replica.clone()))
+}

@@ -1,0 +1,181 @@
+//! What peers say: the control stream as an agent hears it, what an origin hears, certificates, configuration files.
+
+use std::path::Path;
+use std::sync::OnceLock;
+
+use arbitrary::{Result, Unstructured};
+use bytes::Bytes;
+use clap::{ArgMatches, Command, CommandFactory};
+use prost::Message;
+use rustls_pki_types::CertificateDer;
+use syncd_proto::v1;
+use syncd_proto::v1::origin_message::Message as FromOrigin;
+use syncd_shared::config_file::from_text;
+use syncd_shared::identity::Authority;
+use syncd_shared::identity::authority::{certificate_request, generate_key, peer_identity};
+use time::OffsetDateTime;
+
+use super::wire::hash;
+use crate::mutation::{mutate, number};
+use crate::values::{self, TREE, signing_key};
+
+/// A whole session of an agent: see [`syncd_agent::fuzzing::session`].
+pub(super) fn session(input: &[u8]) {
+    syncd_agent::fuzzing::session(TREE, signing_key().verifying_key(), input);
+}
+
+pub(super) fn any_session(u: &mut Unstructured<'_>) -> Result<Vec<u8>> {
+    let mut out = Vec::new();
+    let welcome = v1::Welcome { protocol: 1, heartbeat_interval_ms: 1000, ..Default::default() };
+    put(&mut out, 2, &[200; 10]);
+    put_message(u, &mut out, FromOrigin::Welcome(welcome))?;
+    for _ in 0..u.int_in_range(0..=8usize)? {
+        match u.int_in_range(0..=9u8)? {
+            kind @ 1..=5 => {
+                let body = values::bytes(u, 30)?;
+                put(&mut out, kind, &body);
+            }
+            6 => {
+                let sequence = number(u)?;
+                put_message(u, &mut out, FromOrigin::Heartbeat(v1::Heartbeat { sequence }))?;
+            }
+            7 => {
+                let activate = v1::Activate { generation: u.int_in_range(0..=3)?, root: hash(u)? };
+                put_message(u, &mut out, FromOrigin::Activate(activate))?;
+            }
+            8 => {
+                let succession = v1::KeySuccession { new_key: hash(u)?, signature: hash(u)? };
+                let welcome = v1::Welcome {
+                    protocol: number(u)? as u32,
+                    key_successions: vec![succession],
+                    ..Default::default()
+                };
+                put_message(u, &mut out, FromOrigin::Welcome(welcome))?;
+            }
+            _ => {
+                let announce = announce(u)?;
+                put_message(u, &mut out, FromOrigin::Announce(announce))?;
+            }
+        }
+    }
+    Ok(out)
+}
+
+fn announce(u: &mut Unstructured<'_>) -> Result<v1::Announce> {
+    let signed = values::signed(u)?;
+    let generation = v1::SignedGeneration {
+        record: Bytes::copy_from_slice(signed.record()),
+        signature: Bytes::copy_from_slice(signed.signature()),
+    };
+    let update = if u.arbitrary()? {
+        let end = v1::fetch_frame::Frame::End(v1::BatchEnd::default());
+        let frames = vec![v1::FetchFrame { item: 0, frame: Some(end) }];
+        Some(v1::InlineUpdate { from_root: hash(u)?, frames })
+    } else {
+        None
+    };
+    Ok(v1::Announce { generation: Some(generation), activate_when_staged: u.arbitrary()?, update })
+}
+
+fn put(out: &mut Vec<u8>, kind: u8, body: &[u8]) {
+    out.push(kind);
+    out.extend((body.len() as u16).to_le_bytes());
+    out.extend(body);
+}
+
+fn put_message(u: &mut Unstructured<'_>, out: &mut Vec<u8>, message: FromOrigin) -> Result<()> {
+    let body = mutate(u, v1::OriginMessage { message: Some(message) }.encode_to_vec())?;
+    put(out, 0, &body);
+    Ok(())
+}
+
+/// What an agent says on the control stream and in a join.
+pub(super) fn agent_message(input: &[u8]) {
+    use v1::agent_message::Message as M;
+    let _ = v1::JoinRequest::decode(input);
+    let Ok(v1::AgentMessage { message: Some(message) }) = v1::AgentMessage::decode(input) else { return };
+    let M::Hello(hello) = message else { return };
+    for shown in hello.live.iter().chain(&hello.accepted).chain(&hello.held) {
+        let generation = [&shown.signature[..], &shown.record[..]].concat();
+        super::trees::generation(&generation);
+    }
+}
+
+pub(super) fn any_agent_message(u: &mut Unstructured<'_>) -> Result<Vec<u8>> {
+    let signed = values::signed(u)?;
+    let shown = v1::SignedGeneration {
+        record: Bytes::copy_from_slice(signed.record()),
+        signature: Bytes::copy_from_slice(signed.signature()),
+    };
+    let hello = v1::Hello {
+        protocol_min: number(u)? as u32,
+        protocol_max: number(u)? as u32,
+        live: Some(shown.clone()),
+        held: vec![shown],
+        ..Default::default()
+    };
+    let message = Some(v1::agent_message::Message::Hello(hello));
+    mutate(u, v1::AgentMessage { message }.encode_to_vec())
+}
+
+fn authority() -> &'static Authority {
+    static AUTHORITY: OnceLock<Authority> = OnceLock::new();
+    AUTHORITY.get_or_init(|| Authority::create(TREE, OffsetDateTime::UNIX_EPOCH).expect("an authority"))
+}
+
+/// A certificate request, and a certificate: DER both.
+pub(super) fn certificate(input: &[u8]) {
+    let _ = peer_identity(&CertificateDer::from(input));
+    let name = "web1".parse().expect("a name");
+    let now = OffsetDateTime::UNIX_EPOCH;
+    if let Ok((certificate, identity)) = authority().issue_agent(&name, input, now) {
+        assert_eq!(identity.name, name);
+        assert_eq!(peer_identity(&certificate).expect("it was issued").name, name);
+    }
+}
+
+pub(super) fn any_certificate(u: &mut Unstructured<'_>) -> Result<Vec<u8>> {
+    static MADE: OnceLock<[Vec<u8>; 2]> = OnceLock::new();
+    let made = MADE.get_or_init(|| {
+        let request = certificate_request(&generate_key().expect("a key")).expect("a request");
+        let name = "web2".parse().expect("a name");
+        let issued = authority().issue_agent(&name, &request, OffsetDateTime::UNIX_EPOCH).expect("issued");
+        [request, issued.0.to_vec()]
+    });
+    let bytes = u.choose(made)?.clone();
+    mutate(u, bytes)
+}
+
+/// A configuration file of `serve`, and what clap makes of it.
+pub(super) fn config(input: &[u8]) {
+    static COMMAND: OnceLock<(Command, ArgMatches)> = OnceLock::new();
+    let (command, given) = COMMAND.get_or_init(|| {
+        let command = syncd_origin::cli::Cli::command();
+        let given = command.clone().ignore_errors(true).get_matches_from(["syncd-origin", "serve"]);
+        let given = given.subcommand().map(|(_, given)| given.clone()).unwrap_or_default();
+        (command, given)
+    });
+    let text = String::from_utf8_lossy(input);
+    if let Ok(arguments) = from_text(&text, Path::new("syncd.toml"), command, "serve", given) {
+        assert!(arguments.iter().all(|argument| argument.to_string_lossy().starts_with("--")));
+    }
+    let _ = serde_json::from_slice::<syncd_origin::dialogue::Request>(input);
+}
+
+pub(super) fn any_config(u: &mut Unstructured<'_>) -> Result<Vec<u8>> {
+    let mut text = String::new();
+    for _ in 0..u.int_in_range(0..=4usize)? {
+        let key =
+            u.choose(&["tree", "data", "settle", "settle-max", "poll", "bwlimit", "config", "none", "x.y"])?;
+        let value = match u.int_in_range(0..=5u8)? {
+            0 => number(u)?.to_string(),
+            1 => u
+                .choose(&["true", "false", "1e9", "nan", "[]", "[[1]]", "{ a = 1 }", "1979-05-27"])?
+                .to_string(),
+            2 => format!("{:?}", String::from_utf8_lossy(&values::bytes(u, 10)?)),
+            _ => (*u.choose(&["'2s'", "'4M'", "['a', 'b']", "'/srv'"])?).to_string(),
+        };
+        text.push_str(&format!("{key} = {value}\n"));
+    }
+    mutate(u, text.into_bytes())
+}

@@ -1,0 +1,29 @@
+//! What the scan reads back from the store, as a function over any bytes: for the fuzz targets alone.
+
+use syncd_shared::{Component, ContentHash, Timestamp};
+
+use super::file_stat::Fingerprint;
+use super::stat_record::{Own, ReadFile, StatRecord};
+
+/// The record of a directory.
+pub fn stat_record(bytes: &[u8]) {
+    let own = Own::of_record(bytes);
+    let Some(record) = StatRecord::decode(bytes) else { return };
+    assert_eq!(own, Some(record.own));
+    assert_eq!(StatRecord::decode(&record.encode()).as_ref(), Some(&record));
+    for file in &record.files {
+        assert_eq!(record.file(&file.name), Some(file));
+    }
+}
+
+/// A record with files of these names.
+pub fn some_stat_record(names: &[Component]) -> Vec<u8> {
+    let time = Timestamp::default();
+    let fingerprint = Fingerprint { size: 1, mtime: time, ctime: time, inode: 2 };
+    let file = |name: &Component| {
+        let content = ContentHash::of(name.as_bytes());
+        ReadFile { name: name.clone(), fingerprint, content, racy: false }
+    };
+    let own = Own { device: 1, inode: 2, mtime: time, ctime: time };
+    StatRecord { own, ignore_file: Some(fingerprint), files: names.iter().map(file).collect() }.encode()
+}

@@ -1,0 +1,203 @@
+//! Whose turn it is to be answered: what bounds the memory of all fetch streams together.
+//!
+//! A turn lasts for one request, from its first byte read to its last byte handed over. A stream that waits for its next
+//! request has none. Of one agent's streams one has a turn; the others, and other agents, wait in line. Who does not take
+//! what it asked for loses its turn, sooner where others wait.
+
+#![cfg_attr(not(test), deny(clippy::arithmetic_side_effects, clippy::indexing_slicing))]
+
+use std::collections::HashMap;
+use std::future::Future;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+use syncd_shared::identity::AgentName;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+
+use super::error::ServeError;
+
+/// Fetch streams of one agent at once.
+pub(super) const STREAMS_PER_AGENT: usize = 4;
+/// Requests that are answered at once: each has up to five MiB in memory, a turn's frames, the encoder's copy and what
+/// HTTP/2 took. Others wait in line, for [`WAIT`] at most.
+pub(super) const TURNS: usize = 32;
+/// How long things may take.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Patience {
+    /// Until it is one's turn: less than an agent waits for its first frame.
+    wait: Duration,
+    /// An agent that takes nothing for this long is cut off.
+    stall: Duration,
+    /// The same where others wait: a message of 1 MiB in this time is 70 kB/s.
+    stall_crowded: Duration,
+    /// How often it is looked whether others wait.
+    look: Duration,
+}
+
+impl Default for Patience {
+    fn default() -> Self {
+        let [wait, stall, stall_crowded, look] = [100, 60, 15, 1].map(Duration::from_secs);
+        Self { wait, stall, stall_crowded, look }
+    }
+}
+
+#[derive(Debug)]
+struct OfAgent {
+    streams: usize,
+    turn: Arc<Semaphore>,
+}
+
+/// All turns there are.
+#[derive(Clone, Debug)]
+pub(super) struct Turns {
+    all: Arc<Semaphore>,
+    waiting: Arc<AtomicUsize>,
+    agents: Arc<Mutex<HashMap<AgentName, OfAgent>>>,
+    patience: Patience,
+}
+
+impl Turns {
+    pub(super) fn new(turns: usize, patience: Patience) -> Self {
+        let all = Arc::new(Semaphore::new(turns));
+        Self { all, waiting: Arc::default(), agents: Arc::default(), patience }
+    }
+
+    /// A stream of this agent, until it is dropped.
+    pub(super) fn stream(&self, name: &AgentName) -> Result<StreamTurns, ServeError> {
+        let mut agents = self.agents.lock().unwrap_or_else(PoisonError::into_inner);
+        let of_agent = agents
+            .entry(name.clone())
+            .or_insert_with(|| OfAgent { streams: 0, turn: Arc::new(Semaphore::new(1)) });
+        if of_agent.streams >= STREAMS_PER_AGENT {
+            return Err(ServeError::Busy { limit: STREAMS_PER_AGENT, of: "of one agent" });
+        }
+        of_agent.streams = of_agent.streams.saturating_add(1);
+        Ok(StreamTurns { turns: self.clone(), name: name.clone(), own: of_agent.turn.clone() })
+    }
+}
+
+impl StreamTurns {
+    /// A stream of this agent beside no other.
+    pub fn alone(name: &AgentName) -> Result<Self, ServeError> {
+        Turns::new(TURNS, Patience::default()).stream(name)
+    }
+}
+
+/// One stream's place in line.
+#[derive(Debug)]
+pub struct StreamTurns {
+    turns: Turns,
+    name: AgentName,
+    own: Arc<Semaphore>,
+}
+
+/// Held while a request is answered.
+#[derive(Debug)]
+pub(super) struct Turn {
+    _own: OwnedSemaphorePermit,
+    _of_all: OwnedSemaphorePermit,
+}
+
+struct Waiting<'a>(&'a AtomicUsize);
+
+impl Drop for Waiting<'_> {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
+impl StreamTurns {
+    /// Waits in line. Cancel safe.
+    pub(super) async fn take(&self) -> Result<Turn, ServeError> {
+        let busy = |_| ServeError::Busy { limit: TURNS, of: "in all: try again later" };
+        let turn = async {
+            // The agent's own first: nobody waits in the other line for more than its share.
+            let own = self.own.clone().acquire_owned().await.map_err(|_| ServeError::Stopping)?;
+            self.turns.waiting.fetch_add(1, Ordering::Relaxed);
+            let waiting = Waiting(&self.turns.waiting);
+            let of_all = self.turns.all.clone().acquire_owned().await.map_err(|_| ServeError::Stopping)?;
+            drop(waiting);
+            Ok(Turn { _own: own, _of_all: of_all })
+        };
+        tokio::time::timeout(self.turns.patience.wait, turn).await.map_err(busy)?
+    }
+
+    /// Waits for the agent to take something, which `taken` is. Not cancel safe.
+    pub(super) async fn taken<T>(&self, taken: impl Future<Output = T>) -> Result<T, ServeError> {
+        tokio::pin!(taken);
+        let Patience { stall, stall_crowded, look, .. } = self.turns.patience;
+        let started = Instant::now();
+        loop {
+            if let Ok(value) = tokio::time::timeout(look, &mut taken).await {
+                return Ok(value);
+            }
+            let waited = started.elapsed();
+            let crowded = self.turns.waiting.load(Ordering::Relaxed) > 0;
+            if waited >= if crowded { stall_crowded } else { stall } {
+                return Err(ServeError::Stalled { seconds: waited.as_secs() });
+            }
+        }
+    }
+}
+
+impl Drop for StreamTurns {
+    fn drop(&mut self) {
+        let mut agents = self.turns.agents.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(of_agent) = agents.get_mut(&self.name) {
+            of_agent.streams = of_agent.streams.saturating_sub(1);
+            if of_agent.streams == 0 {
+                agents.remove(&self.name);
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn name(text: &str) -> AgentName {
+        text.parse().unwrap()
+    }
+
+    fn turns(turns: usize) -> Turns {
+        let [wait, stall, stall_crowded, look] = [5_000, 2_000, 50, 10].map(Duration::from_millis);
+        Turns::new(turns, Patience { wait, stall, stall_crowded, look })
+    }
+
+    #[tokio::test]
+    async fn one_agent_has_one_turn_and_others_theirs() {
+        let turns = turns(2);
+        let [a, again, b] = ["a", "a", "b"].map(|agent| turns.stream(&name(agent)).unwrap());
+        let first = a.take().await.unwrap();
+        let soon = Duration::from_millis(50);
+        assert!(tokio::time::timeout(soon, again.take()).await.is_err());
+        let _other = b.take().await.unwrap();
+        drop(first);
+        assert!(again.take().await.is_ok());
+    }
+
+    #[tokio::test]
+    async fn who_takes_nothing_is_cut_off_sooner_where_others_wait() {
+        let turns = turns(1);
+        let [a, b] = ["a", "b"].map(|agent| turns.stream(&name(agent)).unwrap());
+        let turn = a.take().await.unwrap();
+        let waits = tokio::spawn(async move { b.take().await.is_ok() });
+        let started = Instant::now();
+        assert!(matches!(a.taken(std::future::pending::<()>()).await, Err(ServeError::Stalled { .. })));
+        assert!(started.elapsed() < Duration::from_secs(1), "not after two");
+        drop(turn);
+        assert!(waits.await.unwrap());
+        assert_eq!(a.taken(std::future::ready(5)).await.unwrap(), 5);
+    }
+
+    #[tokio::test]
+    async fn a_fifth_stream_of_one_agent_is_refused_until_one_ends() {
+        let turns = turns(1);
+        let mut streams: Vec<_> = (0..STREAMS_PER_AGENT).map(|_| turns.stream(&name("a")).unwrap()).collect();
+        assert!(matches!(turns.stream(&name("a")), Err(ServeError::Busy { .. })));
+        streams.pop();
+        assert!(turns.stream(&name("a")).is_ok());
+    }
+}
