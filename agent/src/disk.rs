@@ -468,6 +468,13 @@ pub fn drop_cached(file: &File) {
     let _ = rustix::fs::fadvise(file, 0, None, rustix::fs::Advice::DontNeed);
 }
 
+/// Has the kernel read a stretch of a file that will be read soon.
+pub fn will_read(file: &File, offset: u64, length: u64) {
+    // A hint.
+    let _ =
+        rustix::fs::fadvise(file, offset, std::num::NonZeroU64::new(length), rustix::fs::Advice::WillNeed);
+}
+
 /// Copies a whole file into an empty one: by reflink, else inside the kernel, else through memory.
 pub fn copy(from: &File, to: &File) -> io::Result<()> {
     fault::point()?;

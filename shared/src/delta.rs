@@ -36,7 +36,7 @@ const ZSTD_LEVEL_POOR: i32 = 12;
 /// Entries of the tables of that level, as a power of two: 4 MiB each.
 const POOR_TABLE_LOG: u32 = 20;
 /// A delta of more than this part of its output matches poorly.
-const POOR_SHARE: usize = 96;
+const POOR_SHARE: usize = 32;
 /// Bits a byte from which on data does not compress, whatever the level.
 const ENTROPY_MAX: f64 = 7.0;
 /// Smallest window that zstd has.

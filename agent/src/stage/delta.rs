@@ -14,6 +14,7 @@ use syncd_shared::delta::{Basis, BasisFile, DeltaCopy, DeltaFrame, Replacement};
 use syncd_shared::diff::{Change, TreeDiff};
 use syncd_shared::{ContentHash, ContentTag, Entry, Kind, RootEntry, TreePath};
 
+use crate::disk;
 use crate::replica::Replica;
 use crate::stage::StageError;
 use crate::stage::cursor::{LiveTree, ManifestCursor};
@@ -21,6 +22,8 @@ use crate::stage::receive::Reception;
 
 /// What is copied at a time.
 const COPY_BYTES: usize = 512 * 1024;
+/// Bases that are opened together, so that the disk reads them together.
+const BASES_AHEAD: usize = 64;
 
 /// The live tree as what deltas are made against. Shared by the workers.
 pub(crate) struct Bases<'a> {
@@ -160,12 +163,25 @@ impl<'a> Assembler<'a> {
     fn read_prefix(&mut self, bases: &[Basis]) -> Result<(), StageError> {
         let mut prefix = std::mem::take(&mut self.prefix);
         prefix.clear();
-        for basis in bases {
-            let start = prefix.len();
-            prefix.resize(start + basis.length_bytes as usize, 0);
-            if let Some(file) = self.file(&basis.file)? {
-                // What is cut off here is found by the hash, too.
-                let _ = file.read_exact_at(&mut prefix[start..], basis.offset);
+        for bases in bases.chunks(BASES_AHEAD) {
+            let mut files = Vec::with_capacity(bases.len());
+            for basis in bases {
+                let file = match self.file(&basis.file)? {
+                    Some(file) => file.try_clone().ok(),
+                    None => None,
+                };
+                if let (Some(file), true) = (&file, bases.len() > 1) {
+                    disk::will_read(file, basis.offset, basis.length_bytes.into());
+                }
+                files.push(file);
+            }
+            for (basis, file) in bases.iter().zip(&files) {
+                let start = prefix.len();
+                prefix.resize(start + basis.length_bytes as usize, 0);
+                if let Some(file) = file {
+                    // What is cut off here is found by the hash, too.
+                    let _ = file.read_exact_at(&mut prefix[start..], basis.offset);
+                }
             }
         }
         self.prefix = prefix;
