@@ -4,7 +4,7 @@
 //! an agent lacks, the agent to see what to do to its files. Both must come to the same answer from the same roots,
 //! and where they don't, the agent asks for what it lacks by hash.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::{BTreeMap, HashMap, HashSet, VecDeque};
 use std::sync::Arc;
 
 use crate::directory::{Directory, Entry, Kind};
@@ -150,38 +150,64 @@ impl TreeDiff {
     }
 }
 
-/// Compares two trees. Cost follows the directories that differ.
+/// Compares two trees. Cost follows the directories that differ; what is below a directory that is renamed whole is not
+/// looked at.
 pub fn diff<S: DirectorySource>(
     source: &S,
     from: &RootEntry,
     to: &RootEntry,
 ) -> Result<TreeDiff, DiffError<S::Error>> {
-    let mut walk = Walk { source, changes: Vec::new() };
+    let mut walk = Walk { source, changes: Vec::new(), whole: BTreeMap::new() };
     walk.directory(&TreePath::root(), Some(from.object), Some(to.object))?;
+    let renamed_directories = walk.match_renames()?;
     let mut changes = walk.changes;
     changes.sort_by(|a, b| a.path().cmp(b.path()));
-    let renamed_directories = match_renames(&changes);
-    if !renamed_directories.is_empty() {
-        let roots: (HashSet<_>, HashSet<_>) =
-            renamed_directories.iter().map(|r| (r.from.clone(), r.to.clone())).unzip();
-        let below = |path: &TreePath, roots: &HashSet<TreePath>| {
-            std::iter::successors(path.parent(), TreePath::parent).any(|p| roots.contains(&p))
-        };
-        changes.retain(|change| match change {
-            Change::Removed { path, .. } => !below(path, &roots.0),
-            Change::Added { path, .. } => !below(path, &roots.1),
-            Change::Modified { .. } => true,
-        });
-    }
     Ok(TreeDiff { changes, renamed_directories })
+}
+
+/// Directories that one of the trees has at a path where the other has none.
+#[derive(Default)]
+struct Whole {
+    removed: Vec<(TreePath, ObjectHash)>,
+    added: Vec<(TreePath, ObjectHash)>,
 }
 
 struct Walk<'a, S> {
     source: &'a S,
     changes: Vec<Change>,
+    /// Those that were not looked into, by the number of entries below them.
+    whole: BTreeMap<u64, Whole>,
 }
 
 impl<S: DirectorySource> Walk<'_, S> {
+    /// Pairs added directories with removed ones that have the same object, and looks into all others. What holds no file
+    /// is not worth a rename. The largest come first: by then all of a size are known, because what encloses one is
+    /// larger, and has been looked into.
+    fn match_renames(&mut self) -> Result<Vec<Rename>, DiffError<S::Error>> {
+        let mut renames = Vec::new();
+        while let Some((entries, Whole { mut removed, mut added })) = self.whole.pop_last() {
+            removed.sort_unstable();
+            added.sort_unstable();
+            let mut candidates: HashMap<ObjectHash, VecDeque<TreePath>> = HashMap::new();
+            for (path, object) in removed {
+                candidates.entry(object).or_default().push_back(path);
+            }
+            for (to, object) in added {
+                match candidates.get_mut(&object).filter(|_| entries > 0).and_then(VecDeque::pop_front) {
+                    Some(from) => renames.push(Rename { from, to }),
+                    None => self.directory(&to, None, Some(object))?,
+                }
+            }
+            for (object, paths) in candidates {
+                for path in paths {
+                    self.directory(&path, Some(object), None)?;
+                }
+            }
+        }
+        renames.sort_unstable_by(|a, b| a.to.cmp(&b.to));
+        Ok(renames)
+    }
+
     fn load(&self, path: &TreePath, hash: Option<ObjectHash>) -> Result<Arc<Directory>, DiffError<S::Error>> {
         match hash {
             None => Ok(Arc::default()),
@@ -227,7 +253,7 @@ impl<S: DirectorySource> Walk<'_, S> {
         let Some(name) = old.or(new).map(|e| &e.name) else { return Ok(()) };
         let path = parent.join(name).map_err(|source| DiffError::Path { path: parent.clone(), source })?;
         let object = |entry: Option<&Entry>| match entry.map(|e| &e.kind) {
-            Some(Kind::Directory { object, .. }) => Some(*object),
+            Some(Kind::Directory { object, totals }) => Some((*object, totals.entries)),
             _ => None,
         };
         let (from_object, to_object) = (object(old), object(new));
@@ -244,45 +270,16 @@ impl<S: DirectorySource> Walk<'_, S> {
                 }
             }
         }
-        self.directory(&path, from_object, to_object)
-    }
-}
-
-/// Pairs added directories with removed ones that have the same object. The outermost wins; what holds no file is not
-/// worth a rename.
-fn match_renames(changes: &[Change]) -> Vec<Rename> {
-    let mut removed: HashMap<ObjectHash, Vec<&TreePath>> = HashMap::new();
-    for change in changes.iter().rev() {
-        if let Change::Removed { path, entry: Entry { kind: Kind::Directory { object, totals }, .. } } =
-            change
-            && totals.entries > 0
-        {
-            removed.entry(*object).or_default().push(path);
-        }
-    }
-    let mut renames: Vec<Rename> = Vec::new();
-    let (mut taken_from, mut taken_to) = (Vec::<&TreePath>::new(), Vec::<&TreePath>::new());
-    for change in changes {
-        let Change::Added { path: to, entry: Entry { kind: Kind::Directory { object, .. }, .. } } = change
-        else {
-            continue;
-        };
-        // Changes come in path order: an enclosing rename is the last one found.
-        if taken_to.last().is_some_and(|outer| to.starts_with(outer)) {
-            continue;
-        }
-        let Some(candidates) = removed.get_mut(object) else { continue };
-        while let Some(from) = candidates.pop() {
-            if taken_from.iter().any(|t| from.starts_with(t) || t.starts_with(from)) {
-                continue;
+        match (from_object, to_object) {
+            (Some((from, _)), Some((to, _))) => self.directory(&path, Some(from), Some(to))?,
+            (Some((from, entries)), None) => {
+                self.whole.entry(entries).or_default().removed.push((path, from));
             }
-            taken_from.push(from);
-            taken_to.push(to);
-            renames.push(Rename { from: from.clone(), to: to.clone() });
-            break;
+            (None, Some((to, entries))) => self.whole.entry(entries).or_default().added.push((path, to)),
+            (None, None) => {}
         }
+        Ok(())
     }
-    renames
 }
 
 #[cfg(test)]
@@ -341,6 +338,36 @@ mod tests {
         assert_eq!(names(&diff), ["- docs", "+ manual"]);
         assert_eq!(diff.renamed_directories, [Rename { from: path("docs"), to: path("manual") }]);
         assert!(diff.wanted_contents().is_empty());
+    }
+
+    #[test]
+    fn what_is_below_a_renamed_directory_is_not_looked_at() {
+        let mut objects = Objects::default();
+        let leaf = objects.put(vec![file("x", b"1")]);
+        let docs = objects.put(vec![entry("leaf", leaf.clone()), file("z", b"3")]);
+        let from = objects.root(vec![entry("docs", docs.clone())]);
+        let to = objects.root(vec![entry("manual", docs.clone())]);
+        for kind in [leaf, docs] {
+            let Kind::Directory { object, .. } = kind else { panic!("a directory") };
+            objects.0.remove(&object);
+        }
+        assert_eq!(names(&diff(&objects, &from, &to).expect("compares")), ["- docs", "+ manual"]);
+    }
+
+    #[test]
+    fn a_directory_that_moves_out_of_one_that_goes_is_renamed() {
+        let mut objects = Objects::default();
+        let leaf = objects.put(vec![file("x", b"1"), file("y", b"2")]);
+        let old = objects.put(vec![entry("leaf", leaf.clone()), file("z", b"3")]);
+        let from = objects.root(vec![entry("old", old)]);
+        let new = objects.put(vec![entry("deep", leaf), file("w", b"4"), file("v", b"5")]);
+        let to = objects.root(vec![entry("new", new)]);
+        let diff = diff(&objects, &from, &to).expect("compares");
+        assert_eq!(
+            names(&diff),
+            ["+ new", "+ new/deep", "+ new/v", "+ new/w", "- old", "- old/leaf", "- old/z"]
+        );
+        assert_eq!(diff.renamed_directories, [Rename { from: path("old/leaf"), to: path("new/deep") }]);
     }
 
     #[test]
