@@ -14,9 +14,7 @@
 //! is known about them is then built again from them.
 
 use std::collections::{BTreeMap, HashMap, HashSet};
-use std::fs::OpenOptions;
 use std::io;
-use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 
@@ -25,6 +23,7 @@ use syncd_shared::diff::DirectorySource;
 use syncd_shared::directory::DecodeDirectoryError;
 use syncd_shared::generation::GenerationError;
 use syncd_shared::tree::DecodeRootError;
+use syncd_shared::write_again::write_again;
 use syncd_shared::{Directory, ObjectHash, RootEntry, SignedGeneration, TreePath};
 
 const META: TableDefinition<'_, &str, u64> = TableDefinition::new("meta");
@@ -37,8 +36,6 @@ const SPARES: TableDefinition<'_, u64, &[u8]> = TableDefinition::new("spares");
 const FORMAT: u64 = 1;
 /// Memory that the database may use for pages, in bytes.
 const CACHE_BYTES: usize = 8 * 1024 * 1024;
-/// Read and written again at once.
-const WRITE_AGAIN_BYTES: usize = 1024 * 1024;
 /// Decoded directories are kept up to this many entries.
 const CACHED_ENTRIES: usize = 20_000;
 
@@ -180,8 +177,12 @@ impl Record {
         // The old one has to be closed first: it locks the file.
         self.database =
             Database::builder().create_with_backend(nothing).map_err(RecordError::database("close"))?;
-        let again = write_again(path).map_err(|e| RecordError::database("write")(redb::StorageError::Io(e)));
-        again?;
+        match write_again(path) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => {
+                return Err(RecordError::database("write")(redb::StorageError::Io(error)));
+            }
+            _ => {}
+        }
         let (opened, moved) = Self::open(path)?;
         if let Some(moved) = &moved {
             tracing::warn!(path = %moved.display(), "the record was damaged and moved aside");
@@ -500,25 +501,6 @@ pub(crate) fn encode_generation(generation: &SignedGeneration) -> Vec<u8> {
 pub(crate) fn decode_generation(bytes: &[u8]) -> Result<SignedGeneration, GenerationError> {
     let (signature, record) = bytes.split_first_chunk::<64>().ok_or(GenerationError::Length)?;
     SignedGeneration::from_store(record, *signature)
-}
-
-/// Writes all of a file over itself and makes it durable. After a sync that failed the pages that could not be written
-/// count as clean: a second sync would succeed without them, and what is read is not what the disk has.
-fn write_again(path: &Path) -> io::Result<()> {
-    let file = match OpenOptions::new().read(true).write(true).open(path) {
-        Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(()),
-        other => other?,
-    };
-    let mut block = vec![0; WRITE_AGAIN_BYTES];
-    let mut offset = 0;
-    loop {
-        let read = file.read_at(&mut block, offset)?;
-        if read == 0 {
-            return file.sync_all();
-        }
-        file.write_all_at(&block[..read], offset)?;
-        offset += read as u64;
-    }
 }
 
 fn move_aside(path: &Path) -> Result<PathBuf, RecordError> {

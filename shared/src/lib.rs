@@ -23,6 +23,7 @@ pub mod telemetry;
 pub mod tree;
 pub mod tree_path;
 pub mod wire;
+pub mod write_again;
 
 pub use content_tag::ContentTag;
 pub use directory::{Directory, Entry, Kind, Metadata, Timestamp, Totals};

@@ -3,8 +3,6 @@
 //! Values that no hash or signature covers carry a checksum of key and value, because redb checks its own pages only
 //! when it opens a file. Where redb gives up on a damaged page it panics; that ends here, as an error.
 
-use std::fs::File;
-use std::os::unix::fs::FileExt;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -16,6 +14,7 @@ use redb::{
     StorageError, TableDefinition, WriteTransaction,
 };
 use syncd_shared::hash::ContentHash;
+use syncd_shared::write_again::write_again;
 
 use super::error::{OpenStoreError, StoreError, index, poisoned};
 use super::pack::{Location, PackId};
@@ -53,8 +52,6 @@ pub(super) const META_NEXT_PACK: &str = "next_pack";
 
 /// How long a database that has to be opened anew waits for those who read it.
 const REOPEN_PATIENCE: Duration = Duration::from_secs(5);
-/// Read and written again at once.
-const WRITE_AGAIN_BYTES: usize = 1024 * 1024;
 
 /// See the module.
 pub(super) struct Index {
@@ -192,21 +189,6 @@ impl Index {
 
 fn open_checked(path: &Path) -> Result<Database, DatabaseError> {
     Builder::new().set_cache_size(CACHE_BYTES).set_check_integrity_on_open(true).open(path)
-}
-
-/// Writes all of a file over itself and makes it durable.
-fn write_again(path: &Path) -> std::io::Result<()> {
-    let file = File::options().read(true).write(true).open(path)?;
-    let mut block = vec![0; WRITE_AGAIN_BYTES];
-    let mut offset = 0;
-    loop {
-        let read = file.read_at(&mut block, offset)?;
-        if read == 0 {
-            return file.sync_all();
-        }
-        file.write_all_at(&block[..read], offset)?;
-        offset += read as u64;
-    }
 }
 
 fn caught<T>(f: impl FnOnce() -> Result<T, StoreError>) -> Result<T, StoreError> {
