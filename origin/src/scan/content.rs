@@ -139,7 +139,10 @@ impl<'a> ContentReader<'a> {
             let part = &bytes[at..at + length];
             at += length;
             let part_hash = if lengths.len() == 1 { hash } else { ContentHash::of(part) };
-            builder.add_chunk(&part_hash, part)?;
+            match lengths.len() {
+                1 => builder.add_content(&part_hash, part)?,
+                _ => builder.add_chunk(&part_hash, part)?,
+            };
             chunks.push(Chunk { hash: part_hash, length: part.len() as u32 });
         }
         self.buffer = bytes;

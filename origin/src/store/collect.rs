@@ -21,12 +21,13 @@ use syncd_shared::hash::{ContentHash, ObjectHash, RootHash};
 use syncd_shared::{Directory, Generation, GenerationNumber, RootEntry};
 
 use super::error::{StoreError, index, poisoned};
+use super::frame_builder::FrameBuilder;
 use super::index::{CHUNKS, DIRECTORIES, FILES, GENERATIONS, PACKS, ROOTS, decode_location, location_in};
 use super::pack::{Location, PACK_HEADER_BYTES, PackFrame, PackId, chunk_bytes};
 use super::paths::short;
 use super::read::{decode_chunks, decode_root, encode_root};
 use super::retention::{Retention, retired};
-use super::writer::{FrameBuilder, WritePermit, Writer};
+use super::writer::{WritePermit, Writer};
 use super::{Store, objects, paths};
 
 /// What a garbage collection did.

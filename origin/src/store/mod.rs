@@ -35,6 +35,7 @@ mod collect;
 mod error;
 #[cfg(test)]
 mod fixture;
+mod frame_builder;
 #[doc(hidden)]
 pub mod fuzzing;
 mod index;
@@ -48,6 +49,7 @@ mod pending;
 mod read;
 mod records;
 mod retention;
+mod similar;
 #[cfg(test)]
 mod tests;
 mod write_back;
@@ -66,11 +68,12 @@ use tracing::warn;
 pub use check::{CheckProgress, CheckReport, Damage};
 pub use collect::CollectReport;
 pub use error::{OpenStoreError, SealError, StoreError};
+pub use frame_builder::FrameBuilder;
 pub use pack::{FrameChunk, FrameDamage, Location, PackFrame, PackId};
 pub use read::{Chunk, StoredGeneration};
 pub use records::{NamedRecord, Records};
 pub use retention::{Retention, retired};
-pub use writer::{FrameBuilder, Writer};
+pub use writer::Writer;
 
 use cache::DirectoryCache;
 use index::{Index, PACKS};

@@ -73,6 +73,29 @@ fn chunks_that_are_there_are_not_written_again() {
 }
 
 #[test]
+fn small_contents_that_resemble_each_other_share_a_frame() {
+    let fixture = Fixture::new();
+    let writer = fixture.store().writer().unwrap();
+    let mut builder = writer.batch().unwrap();
+    let page = |number: u64| [noise(number % 1_000, 4_000), number.to_le_bytes().to_vec()].concat();
+    for number in 0..2_000 {
+        let page = page(number);
+        assert!(builder.add_content(&ContentHash::of(&page), &page).unwrap());
+        assert!(!builder.add_content(&ContentHash::of(&page), &page).unwrap());
+    }
+    builder.finish().unwrap();
+    writer.save().unwrap();
+    // Pages of one kind were 4 MB apart, which no frame reaches.
+    let packed = fs::metadata(fixture.data.path().join("packs/00000001.pack")).unwrap().len();
+    assert!((4_000_000..4_500_000).contains(&packed), "{packed} bytes");
+    for number in [0, 999, 1_000, 1_999] {
+        let (expected, mut out) = (page(number), Vec::new());
+        fixture.store().read_file(&ContentHash::of(&expected), expected.len() as u64, &mut out).unwrap();
+        assert_eq!(out, expected);
+    }
+}
+
+#[test]
 fn an_unfinished_builder_makes_the_seal_fail() {
     let fixture = Fixture::new();
     let writer = fixture.store().writer().unwrap();

@@ -7,12 +7,13 @@ use std::sync::{Arc, Mutex};
 use redb::{ReadableTable, WriteTransaction};
 use syncd_shared::directory::DecodeDirectoryError;
 use syncd_shared::hash::{ContentHash, ObjectHash};
-use syncd_shared::limits::{DIRECTORY_OBJECT_MAX_BYTES, FRAME_MAX_BYTES};
+use syncd_shared::limits::DIRECTORY_OBJECT_MAX_BYTES;
 use syncd_shared::{Directory, GenerationNumber, SignedGeneration, TreePath};
 
 use super::error::{SealError, StoreError, index, poisoned};
+use super::frame_builder::{FrameBuilder, SmallContents};
 use super::index::{DIRECTORIES, GENERATIONS, META, META_NEXT_PACK, PACKS, ROOTS};
-use super::pack::{FRAME_MAX_CHUNKS, FrameChunk, Location, PackId, ZSTD_LEVEL};
+use super::pack::{FrameChunk, Location, PackId};
 use super::pack_writer::{PackLength, PackWriter, Synced};
 use super::pending::Pending;
 use super::read::{Chunk, StoredGeneration, decode_root, encode_root};
@@ -51,6 +52,7 @@ impl Drop for WritePermit {
 pub struct Writer {
     packs: Mutex<PackWriter>,
     pending: Mutex<Pending>,
+    pub(super) small: SmallContents,
     pending_max_bytes: usize,
     permit: WritePermit,
 }
@@ -87,7 +89,8 @@ impl Writer {
         })?;
         let last = last.filter(|(id, _)| may_append(*id) && !store.short_packs.contains_key(id));
         let packs = Mutex::new(PackWriter::open(store.packs.directory().to_owned(), last, next)?);
-        Ok(Self { packs, pending: Mutex::default(), pending_max_bytes: PENDING_MAX_BYTES, permit })
+        let (pending, small) = Default::default();
+        Ok(Self { packs, pending, small, pending_max_bytes: PENDING_MAX_BYTES, permit })
     }
 
     /// Commits entries early above this many bytes.
@@ -232,7 +235,7 @@ impl Writer {
     }
 
     /// Whether a worker is to write the chunk: it is neither in the store nor claimed by another worker.
-    fn claim(&self, hash: &ContentHash) -> Result<bool, StoreError> {
+    pub(super) fn claim(&self, hash: &ContentHash) -> Result<bool, StoreError> {
         if self.pending.lock().map_err(poisoned)?.chunks.contains_key(hash) {
             return Ok(false);
         }
@@ -240,6 +243,12 @@ impl Writer {
             return Ok(false);
         }
         Ok(self.pending.lock().map_err(poisoned)?.chunks.insert_if_absent(*hash))
+    }
+
+    /// A worker is to write the chunk, wherever it is.
+    pub(super) fn claim_again(&self, hash: &ContentHash) -> Result<(), StoreError> {
+        self.pending.lock().map_err(poisoned)?.chunks.insert(*hash, None);
+        Ok(())
     }
 
     pub(super) fn append(
@@ -322,71 +331,4 @@ fn insert_generation(t: &WriteTransaction, signed: &SignedGeneration) -> Result<
     };
     roots.insert(hash.as_bytes(), encode_root(known.saturating_add(1), root).as_slice()).map_err(index)?;
     Ok(())
-}
-
-/// Collects chunks into frames, for one thread of a [`Writer`]. One that is dropped without [`FrameBuilder::finish`]
-/// makes the writer's seal fail, because others may count on its chunks.
-pub struct FrameBuilder<'a> {
-    writer: &'a Writer,
-    content: Vec<u8>,
-    chunks: Vec<FrameChunk>,
-    compressor: zstd::bulk::Compressor<'static>,
-    compressed: Vec<u8>,
-}
-
-impl<'a> FrameBuilder<'a> {
-    fn new(writer: &'a Writer) -> Result<Self, StoreError> {
-        let compressor =
-            zstd::bulk::Compressor::new(ZSTD_LEVEL).map_err(|source| StoreError::Compress { source })?;
-        Ok(Self { writer, content: Vec::new(), chunks: Vec::new(), compressor, compressed: Vec::new() })
-    }
-
-    /// Adds a chunk whose hash the caller has computed. Whether it was new: neither in the store nor added by any thread
-    /// of this writer.
-    pub fn add_chunk(&mut self, hash: &ContentHash, bytes: &[u8]) -> Result<bool, StoreError> {
-        if bytes.len() > FRAME_MAX_BYTES {
-            return Err(StoreError::ChunkTooLarge { actual: bytes.len(), limit: FRAME_MAX_BYTES });
-        }
-        if bytes.is_empty() || !self.writer.claim(hash)? {
-            return Ok(false);
-        }
-        self.push(hash, bytes)?;
-        Ok(true)
-    }
-
-    /// Adds a chunk that may be in the store, to lie in another place.
-    pub(super) fn move_chunk(&mut self, hash: &ContentHash, bytes: &[u8]) -> Result<(), StoreError> {
-        self.writer.pending.lock().map_err(poisoned)?.chunks.insert(*hash, None);
-        self.push(hash, bytes)
-    }
-
-    fn push(&mut self, hash: &ContentHash, bytes: &[u8]) -> Result<(), StoreError> {
-        if self.content.len() + bytes.len() > FRAME_MAX_BYTES || self.chunks.len() == FRAME_MAX_CHUNKS {
-            self.write_frame()?;
-        }
-        let (offset, length) = (self.content.len() as u32, bytes.len() as u32);
-        self.chunks.push(FrameChunk { hash: *hash, offset, length });
-        self.content.extend_from_slice(bytes);
-        Ok(())
-    }
-
-    fn write_frame(&mut self) -> Result<(), StoreError> {
-        if self.chunks.is_empty() {
-            return Ok(());
-        }
-        self.compressed.clear();
-        self.compressed.reserve(zstd::zstd_safe::compress_bound(self.content.len()));
-        self.compressor
-            .compress_to_buffer(&self.content[..], &mut self.compressed)
-            .map_err(|source| StoreError::Compress { source })?;
-        self.writer.append(&self.chunks, self.content.len() as u32, &self.compressed)?;
-        self.content.clear();
-        self.chunks.clear();
-        Ok(())
-    }
-
-    /// Writes what is left.
-    pub fn finish(mut self) -> Result<(), StoreError> {
-        self.write_frame()
-    }
 }
