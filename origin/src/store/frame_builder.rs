@@ -1,9 +1,10 @@
 //! Collects chunks into frames.
 //!
 //! A chunk of a larger file goes into its thread's next frame, behind those before it. Small contents of all threads are
-//! gathered until there are enough of them, put next to those that they resemble, and cut into frames, which the threads
-//! compress one by one while they add more: so there is never much more than two gatherings in memory.
+//! gathered until there are enough of them, and go into frames next to those that they resemble. The threads compress these
+//! frames one by one while they add more: so there are hardly more than two gatherings in memory.
 
+use std::collections::VecDeque;
 use std::sync::{Mutex, MutexGuard};
 
 use syncd_shared::hash::ContentHash;
@@ -38,6 +39,11 @@ impl Chunks {
         self.content.extend_from_slice(bytes);
     }
 
+    fn bytes_of(&self, chunk: &FrameChunk) -> &[u8] {
+        let start = chunk.offset as usize;
+        &self.content[start..start + chunk.length as usize]
+    }
+
     fn clear(&mut self) {
         self.content.clear();
         self.chunks.clear();
@@ -53,8 +59,18 @@ struct Small {
     gathered: Chunks,
     /// Of each that was gathered.
     likeness: Vec<Likeness>,
-    /// Frames that nobody has compressed, the next one last.
-    frames: Vec<Chunks>,
+    /// Gatherings of which frames are made, the oldest first.
+    ordered: VecDeque<Ordered>,
+    /// The memory of one that is done, for the next: what is given back and taken again in megabytes fragments the heap.
+    spare: Option<Chunks>,
+}
+
+/// A gathering, and in what order its chunks go into frames.
+struct Ordered {
+    gathered: Chunks,
+    order: Box<dyn Iterator<Item = usize> + Send>,
+    /// The chunk that did not fit into the last frame.
+    next: Option<usize>,
 }
 
 impl SmallContents {
@@ -65,38 +81,54 @@ impl SmallContents {
     fn push(&self, hash: &ContentHash, bytes: &[u8]) -> Result<(), StoreError> {
         let likeness = Likeness::of(bytes);
         let mut small = self.lock()?;
+        if small.gathered.content.capacity() == 0 {
+            small.gathered = small.spare.take().unwrap_or_default();
+        }
         small.gathered.push(hash, bytes);
         small.likeness.push(likeness);
-        let full = small.gathered.content.len() >= GATHERED_MAX_BYTES;
-        drop(small);
-        if full { self.cut() } else { Ok(()) }
-    }
-
-    /// Makes frames of what was gathered.
-    fn cut(&self) -> Result<(), StoreError> {
-        let (gathered, likeness) = {
-            let mut small = self.lock()?;
-            (std::mem::take(&mut small.gathered), std::mem::take(&mut small.likeness))
-        };
-        let mut frames = vec![Chunks::default()];
-        for index in similar::order(likeness.into_iter()) {
-            let chunk = &gathered.chunks[index];
-            let start = chunk.offset as usize;
-            let bytes = &gathered.content[start..start + chunk.length as usize];
-            if !frames.last().is_some_and(|frame| frame.has_room_for(bytes.len())) {
-                frames.push(Chunks::default());
-            }
-            if let Some(frame) = frames.last_mut() {
-                frame.push(&chunk.hash, bytes);
-            }
+        if small.gathered.content.len() + SMALL_MAX_BYTES > GATHERED_MAX_BYTES {
+            small.put_in_order();
         }
-        frames.reverse();
-        self.lock()?.frames.splice(..0, frames);
         Ok(())
     }
 
-    fn next_frame(&self) -> Result<Option<Chunks>, StoreError> {
-        Ok(self.lock()?.frames.pop())
+    /// Ends the gathering, however little there is.
+    fn put_in_order(&self) -> Result<(), StoreError> {
+        self.lock()?.put_in_order();
+        Ok(())
+    }
+
+    /// Fills an empty frame; stays empty when there are no more.
+    fn next_frame(&self, frame: &mut Chunks) -> Result<(), StoreError> {
+        let mut small = self.lock()?;
+        while let Some(ordered) = small.ordered.front_mut() {
+            while let Some(index) = ordered.next.take().or_else(|| ordered.order.next()) {
+                let chunk = &ordered.gathered.chunks[index];
+                if !frame.has_room_for(chunk.length as usize) {
+                    ordered.next = Some(index);
+                    return Ok(());
+                }
+                frame.push(&chunk.hash, ordered.gathered.bytes_of(chunk));
+            }
+            if let Some(mut done) = small.ordered.pop_front() {
+                done.gathered.clear();
+                small.spare = Some(done.gathered);
+            }
+            if !frame.chunks.is_empty() {
+                break;
+            }
+        }
+        Ok(())
+    }
+}
+
+impl Small {
+    fn put_in_order(&mut self) {
+        if self.likeness.is_empty() {
+            return;
+        }
+        let order = Box::new(similar::order(std::mem::take(&mut self.likeness)));
+        self.ordered.push_back(Ordered { gathered: std::mem::take(&mut self.gathered), order, next: None });
     }
 }
 
@@ -105,6 +137,8 @@ impl SmallContents {
 pub struct FrameBuilder<'a> {
     writer: &'a Writer,
     frame: Chunks,
+    /// A frame of small contents, while it is made.
+    small: Chunks,
     compressor: zstd::bulk::Compressor<'static>,
     compressed: Vec<u8>,
 }
@@ -113,7 +147,8 @@ impl<'a> FrameBuilder<'a> {
     pub(super) fn new(writer: &'a Writer) -> Result<Self, StoreError> {
         let compressor =
             zstd::bulk::Compressor::new(ZSTD_LEVEL).map_err(|source| StoreError::Compress { source })?;
-        Ok(Self { writer, frame: Chunks::default(), compressor, compressed: Vec::new() })
+        let (frame, small, compressed) = Default::default();
+        Ok(Self { writer, frame, small, compressor, compressed })
     }
 
     /// Adds a chunk whose hash the caller has computed. Whether it was new: neither in the store nor added by any thread
@@ -136,9 +171,7 @@ impl<'a> FrameBuilder<'a> {
         if new {
             self.writer.small.push(hash, bytes)?;
         }
-        if let Some(frame) = self.writer.small.next_frame()? {
-            self.write(&frame)?;
-        }
+        self.write_small()?;
         Ok(new)
     }
 
@@ -157,13 +190,13 @@ impl<'a> FrameBuilder<'a> {
 
     fn push(&mut self, hash: &ContentHash, bytes: &[u8]) -> Result<(), StoreError> {
         if !self.frame.has_room_for(bytes.len()) {
-            self.write_own()?;
+            self.write_frame()?;
         }
         self.frame.push(hash, bytes);
         Ok(())
     }
 
-    fn write_own(&mut self) -> Result<(), StoreError> {
+    fn write_frame(&mut self) -> Result<(), StoreError> {
         let mut frame = std::mem::take(&mut self.frame);
         self.write(&frame)?;
         frame.clear();
@@ -183,13 +216,22 @@ impl<'a> FrameBuilder<'a> {
         self.writer.append(&frame.chunks, frame.content.len() as u32, &self.compressed)
     }
 
+    /// Writes one frame of small contents, where one is ready; whether it was.
+    fn write_small(&mut self) -> Result<bool, StoreError> {
+        let mut frame = std::mem::take(&mut self.small);
+        self.writer.small.next_frame(&mut frame)?;
+        let ready = !frame.chunks.is_empty();
+        self.write(&frame)?;
+        frame.clear();
+        self.small = frame;
+        Ok(ready)
+    }
+
     /// Writes what is left, also of small contents that other threads added.
     pub fn finish(mut self) -> Result<(), StoreError> {
-        self.write_own()?;
-        self.writer.small.cut()?;
-        while let Some(frame) = self.writer.small.next_frame()? {
-            self.write(&frame)?;
-        }
+        self.write_frame()?;
+        self.writer.small.put_in_order()?;
+        while self.write_small()? {}
         Ok(())
     }
 }

@@ -43,10 +43,10 @@ impl Likeness {
 }
 
 /// Indices of the contents in a new order: each goes behind those before it that it resembles, the others keep theirs.
-pub(super) fn order(contents: impl Iterator<Item = Likeness>) -> impl Iterator<Item = usize> {
+pub(super) fn order(contents: Vec<Likeness>) -> impl Iterator<Item = usize> + Send {
     let mut groups: Vec<Vec<usize>> = Vec::new();
     let mut by_likeness = HashMap::new();
-    for (index, likeness) in contents.enumerate() {
+    for (index, likeness) in contents.into_iter().enumerate() {
         let group = *by_likeness.entry(likeness).or_insert_with(|| {
             groups.push(Vec::new());
             groups.len() - 1
@@ -66,7 +66,7 @@ mod tests {
         let pages: Vec<Vec<u8>> = (0..40)
             .map(|number| [noise(number % 10, 2_000), format!("\npage {number}\n").into_bytes()].concat())
             .collect();
-        let order: Vec<usize> = order(pages.iter().map(|page| Likeness::of(page))).collect();
+        let order: Vec<usize> = order(pages.iter().map(|page| Likeness::of(page)).collect()).collect();
         let expected: Vec<usize> =
             (0..10).flat_map(|seed| (0..4).map(move |copy| seed + 10 * copy)).collect();
         assert_eq!(order, expected);
