@@ -4,6 +4,7 @@ use std::process::ExitCode;
 
 use syncd_agent::cli::{self, Cli};
 use syncd_agent::reason;
+use syncd_allocator as _;
 use syncd_shared::telemetry;
 use tracing::level_filters::LevelFilter;
 

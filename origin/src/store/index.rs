@@ -22,7 +22,7 @@ use crate::planted;
 
 /// Version of everything under DATA that the store writes.
 pub(super) const STORE_FORMAT: u32 = 1;
-const CACHE_BYTES: usize = 32 * 1024 * 1024;
+const CACHE_BYTES: usize = 16 * 1024 * 1024;
 
 /// A chunk's hash -> where it lies.
 pub(super) const CHUNKS: TableDefinition<'_, &[u8; 32], &[u8; 20]> = TableDefinition::new("chunks");

@@ -81,7 +81,7 @@ use lock::DataLock;
 use pack::PACK_HEADER_BYTES;
 use pack_reader::PackReader;
 
-const DIRECTORY_CACHE_BYTES: usize = 16 * 1024 * 1024;
+const DIRECTORY_CACHE_BYTES: usize = 8 * 1024 * 1024;
 
 /// The origin's store. See the module for its layout and rules.
 pub struct Store {

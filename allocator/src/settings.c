@@ -1,0 +1,15 @@
+/* Before main, because threads take their arena when they first allocate. */
+#include <stdlib.h>
+
+#ifdef __GLIBC__
+#include <malloc.h>
+
+__attribute__((constructor)) static void syncd_allocator_settings(void) {
+    /* Environment variables of whoever knows better win. */
+    if (getenv("GLIBC_TUNABLES") || getenv("MALLOC_ARENA_MAX"))
+        return;
+    mallopt(M_ARENA_MAX, 2);
+    /* Setting it also keeps it from growing with what is freed. */
+    mallopt(M_MMAP_THRESHOLD, 1024 * 1024);
+}
+#endif
