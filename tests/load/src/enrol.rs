@@ -8,8 +8,8 @@ use syncd_agent::join::{JoinOptions, join};
 use syncd_shared::identity::JoinToken;
 use tokio::task::JoinSet;
 
-/// Joins at once; the origin admits 64.
-const AT_ONCE: usize = 32;
+/// Joins at once; the origin admits 32 of one address, counted until their connections are closed.
+const AT_ONCE: usize = 16;
 
 /// Enrols `agents` agents with one token of as many uses. Their identity files go below `roots`.
 pub async fn enrol(

@@ -30,7 +30,7 @@ use super::error::PlanError;
 use super::stored::ContentFrames;
 use carriage::{Carriages, NewFile};
 use in_order::in_order;
-use reader::{ChunkList, Reader, Stretch};
+use reader::{ChunkList, KeptFrames, Reader, Stretch};
 use stretches::{Part, copied_bytes, parts};
 
 /// Bytes of bases that a group of small files has at most.
@@ -60,8 +60,10 @@ pub(super) fn encode(
             source_path: Bytes::copy_from_slice(source.as_bytes()),
         }))?;
     }
+    let kept = KeptFrames::default();
     let mut jobs = Jobs {
         contents,
+        kept: &kept,
         large: std::mem::take(&mut chosen.large).into(),
         small: std::mem::take(&mut chosen.small).into(),
         ready: VecDeque::new(),
@@ -74,7 +76,7 @@ pub(super) fn encode(
     let work = |reader: &mut Reader<'_>, run: Vec<Job>| {
         run.into_iter().map(|job| job.run(reader)).collect::<Result<Vec<_>, _>>()
     };
-    in_order(runs, || Reader::new(contents), work, &mut |messages| {
+    in_order(runs, || Reader::new(contents, &kept), work, &mut |messages| {
         messages.into_iter().try_for_each(|message| emit(Message::Delta(message)))
     })?;
     chosen.stored.append(&mut jobs.not_worth_it);
@@ -180,6 +182,7 @@ impl Job {
 /// Jobs one by one: large files first, since each of them is put together by one thread of the receiver.
 struct Jobs<'a> {
     contents: &'a dyn Contents,
+    kept: &'a KeptFrames,
     large: VecDeque<NewFile>,
     small: VecDeque<NewFile>,
     /// Jobs of the large file at hand.
@@ -287,7 +290,7 @@ impl Jobs<'_> {
             return Ok(true);
         };
         let (basis, piece) = pair(*offset, (*length_bytes).min(PROBE_BYTES), *basis_offset, *basis_bytes);
-        let mut reader = Reader::new(self.contents)?;
+        let mut reader = Reader::new(self.contents, self.kept)?;
         let (mut prefix, mut data) = (Vec::new(), Vec::new());
         if !reader.read(&basis, &mut prefix)? || !reader.read(&piece, &mut data)? {
             return Ok(false);

@@ -1,15 +1,17 @@
-//! Reads stretches of files from the store. Frames that were decompressed last are kept: files that lie together are
-//! asked for together.
+//! Reads stretches of files from the store. Frames that were decompressed last are kept, for all threads: files that lie
+//! together are asked for together, and small ones that lie together lie among a few megabytes of others.
 
-use std::sync::Arc;
+use std::collections::VecDeque;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use syncd_shared::{ContentHash, TreePath};
 
 use crate::plan::contents::{Chunk, Contents, FrameId};
 use crate::plan::error::PlanError;
 
-/// Decompressed frames that are kept, each at most 1 MiB.
-const FRAMES_KEPT: usize = 6;
+/// Decompressed frames that are kept, each at most 1 MiB: of two trees, what is gathered to be put in order before it is
+/// stored, and what the threads read besides.
+const FRAMES_KEPT: usize = 24;
 /// How often a chunk that garbage collection moves is looked for.
 const LOCATE_ATTEMPTS: usize = 3;
 
@@ -63,18 +65,50 @@ impl Stretch {
     }
 }
 
+/// Decompressed frames, the one used last comes last.
+#[derive(Default)]
+pub(super) struct KeptFrames(Mutex<VecDeque<(FrameId, Arc<Vec<u8>>)>>);
+
+impl KeptFrames {
+    fn lock(&self) -> MutexGuard<'_, VecDeque<(FrameId, Arc<Vec<u8>>)>> {
+        // Nothing in it can be half changed.
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn find(&self, id: FrameId) -> Option<Arc<Vec<u8>>> {
+        let mut kept = self.lock();
+        let index = kept.iter().rposition(|(frame, _)| *frame == id)?;
+        let found = kept.remove(index)?;
+        let bytes = found.1.clone();
+        kept.push_back(found);
+        Some(bytes)
+    }
+
+    /// Memory of a frame that has to go, where there are enough and nobody reads it.
+    fn reclaim(&self) -> Vec<u8> {
+        let mut kept = self.lock();
+        let oldest = if kept.len() < FRAMES_KEPT { None } else { kept.pop_front() };
+        oldest.and_then(|(_, bytes)| Arc::try_unwrap(bytes).ok()).unwrap_or_default()
+    }
+
+    fn keep(&self, id: FrameId, bytes: Arc<Vec<u8>>) {
+        self.lock().push_back((id, bytes));
+    }
+}
+
 /// Reads from one store, on one thread.
 pub(super) struct Reader<'a> {
     contents: &'a dyn Contents,
-    /// The one used last comes last.
-    frames: Vec<(FrameId, Vec<u8>)>,
+    kept: &'a KeptFrames,
+    /// The frame read last.
+    frame: Option<(FrameId, Arc<Vec<u8>>)>,
     decompressor: zstd::bulk::Decompressor<'static>,
 }
 
 impl<'a> Reader<'a> {
-    pub(super) fn new(contents: &'a dyn Contents) -> Result<Self, PlanError> {
+    pub(super) fn new(contents: &'a dyn Contents, kept: &'a KeptFrames) -> Result<Self, PlanError> {
         let decompressor = zstd::bulk::Decompressor::new().map_err(PlanError::Compress)?;
-        Ok(Self { contents, frames: Vec::new(), decompressor })
+        Ok(Self { contents, kept, frame: None, decompressor })
     }
 
     /// Appends a stretch to `out`. `false`: the store does not have all of it (any more), and `out` is as it was.
@@ -117,7 +151,7 @@ impl<'a> Reader<'a> {
                 return Ok(false);
             };
             if self.bring(place.frame)?
-                && let Some((_, bytes)) = self.frames.last()
+                && let Some((_, bytes)) = &self.frame
             {
                 let start = place.offset as usize;
                 let damaged = || PlanError::Damaged(std::io::ErrorKind::UnexpectedEof.into());
@@ -128,21 +162,23 @@ impl<'a> Reader<'a> {
         Ok(false)
     }
 
-    /// Makes a frame the last of those that are kept; `false` where garbage collection has moved it.
+    /// Makes a frame the one read last; `false` where garbage collection has moved it.
     fn bring(&mut self, id: FrameId) -> Result<bool, PlanError> {
-        if let Some(kept) = self.frames.iter().position(|(kept, _)| *kept == id) {
-            self.frames[kept..].rotate_left(1);
+        if self.frame.as_ref().is_some_and(|(frame, _)| *frame == id) {
+            return Ok(true);
+        }
+        self.frame = self.kept.find(id).map(|bytes| (id, bytes));
+        if self.frame.is_some() {
             return Ok(true);
         }
         let Some(frame) = self.contents.frame(id)? else { return Ok(false) };
-        let mut bytes = match self.frames.len() < FRAMES_KEPT {
-            true => Vec::new(),
-            false => self.frames.remove(0).1,
-        };
+        let mut bytes = self.kept.reclaim();
         bytes.clear();
         bytes.reserve(frame.uncompressed_bytes as usize);
         self.decompressor.decompress_to_buffer(&frame.compressed, &mut bytes).map_err(PlanError::Damaged)?;
-        self.frames.push((id, bytes));
+        let bytes = Arc::new(bytes);
+        self.kept.keep(id, bytes.clone());
+        self.frame = Some((id, bytes));
         Ok(true)
     }
 }
