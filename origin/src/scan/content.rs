@@ -134,16 +134,18 @@ impl<'a> ContentReader<'a> {
         let mut chunks = Vec::new();
         let lengths: Vec<usize> = chunker::cut(&bytes).collect();
         let builder = builder(&mut self.builder, self.writer)?;
-        let mut at = 0;
-        for length in &lengths {
-            let part = &bytes[at..at + length];
-            at += length;
-            let part_hash = if lengths.len() == 1 { hash } else { ContentHash::of(part) };
-            match lengths.len() {
-                1 => builder.add_content(&part_hash, part)?,
-                _ => builder.add_chunk(&part_hash, part)?,
-            };
-            chunks.push(Chunk { hash: part_hash, length: part.len() as u32 });
+        if let [length] = lengths[..] {
+            builder.add_content(&hash, &bytes)?;
+            chunks.push(Chunk { hash, length: length as u32 });
+        } else {
+            let mut rest = &bytes[..];
+            for length in lengths {
+                let (part, after) = rest.split_at(length);
+                rest = after;
+                let hash = ContentHash::of(part);
+                builder.add_chunk(&hash, part)?;
+                chunks.push(Chunk { hash, length: length as u32 });
+            }
         }
         self.buffer = bytes;
         Ok((hash, chunks))
