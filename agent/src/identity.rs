@@ -95,7 +95,11 @@ pub struct PendingKey {
 impl PendingKey {
     /// A new random key.
     pub fn generate() -> Result<Self, IdentityError> {
-        let key = generate_key()?;
+        Self::of(generate_key()?)
+    }
+
+    /// A key that there is.
+    pub(crate) fn of(key: KeyPair) -> Result<Self, IdentityError> {
         let request = certificate_request(&key)?;
         Ok(Self { key, request })
     }
@@ -210,12 +214,17 @@ impl AgentIdentity {
             }
             text => text?,
         };
-        let damaged = || IdentityError::Damaged { path: path.clone() };
-        let found: StoredVersion = serde_json::from_str(&text).map_err(|_| damaged())?;
+        Self::from_text(&text, &path)
+    }
+
+    /// From what [`AgentIdentity::to_text`] made; `path` is what errors say.
+    pub(crate) fn from_text(text: &str, path: &Path) -> Result<Self, IdentityError> {
+        let damaged = || IdentityError::Damaged { path: path.to_owned() };
+        let found: StoredVersion = serde_json::from_str(text).map_err(|_| damaged())?;
         if found.version != VERSION {
-            return Err(IdentityError::Version { path, actual: found.version });
+            return Err(IdentityError::Version { path: path.to_owned(), actual: found.version });
         }
-        let stored: Stored = serde_json::from_str(&text).map_err(|_| damaged())?;
+        let stored: Stored = serde_json::from_str(text).map_err(|_| damaged())?;
         let key = |text: &String| verifying_key(&data_encoding::HEXLOWER.decode(text.as_bytes()).ok()?);
         let mut earlier: Vec<_> =
             stored.signing_keys.iter().map(key).collect::<Option<_>>().ok_or_else(damaged)?;
@@ -235,6 +244,15 @@ impl AgentIdentity {
     pub fn store(&self, root: &Path) -> Result<(), IdentityError> {
         let directory = root.join(DIRECTORY);
         files::create_private_directory(&directory)?;
+        files::write(&path(root), &self.to_text())?;
+        for above in [root.join("state"), root.to_owned()] {
+            files::sync_directory(&above)?;
+        }
+        Ok(())
+    }
+
+    /// What is in the file.
+    pub(crate) fn to_text(&self) -> String {
         let stored = Stored {
             version: VERSION,
             tree_id: self.tree_id.to_string(),
@@ -247,11 +265,7 @@ impl AgentIdentity {
         };
         let mut text = serde_json::to_string_pretty(&stored).expect("strings and numbers have a JSON form");
         text.push('\n');
-        files::write(&path(root), &text)?;
-        for above in [root.join("state"), root.to_owned()] {
-            files::sync_directory(&above)?;
-        }
-        Ok(())
+        text
     }
 
     /// The tree that it follows.
