@@ -42,8 +42,11 @@ pub fn record_value(bytes: &[u8]) {
 pub fn identity(text: &str) {
     let path = Path::new("identity");
     let Ok(identity) = AgentIdentity::from_text(text, path) else { return };
-    let again = AgentIdentity::from_text(&identity.to_text(), path).expect("what is written is read");
-    assert_eq!(again.to_text(), identity.to_text());
+    let written = identity.to_text();
+    if written != text {
+        let again = AgentIdentity::from_text(&written, path).expect("what is written is read");
+        assert_eq!(again.to_text(), written);
+    }
     let own = identity.certificate();
     let due = identity.renewal_time();
     assert!(due >= own.not_before.min(own.not_after) && due <= own.not_before.max(own.not_after));
@@ -60,7 +63,7 @@ pub fn some_identity(
     let joined = AgentIdentity::joined(
         token,
         "[::1]:8873",
-        PendingKey::of(key)?,
+        PendingKey::of(key),
         certificate,
         authority,
         &answer.signing_key,
@@ -76,11 +79,11 @@ pub fn join_answer(
     renewal: &[u8],
 ) -> Result<(), IdentityError> {
     let (certificate, authority) = (&answer.certificate, &answer.ca_certificate);
-    let (signing_key, pending) = (&answer.signing_key, PendingKey::of(key())?);
+    let (signing_key, pending) = (&answer.signing_key, PendingKey::of(key()));
     let identity = AgentIdentity::joined(token, "[::1]:8873", pending, certificate, authority, signing_key)?;
     assert_eq!(identity.tree_id(), token.tree_id);
     assert_eq!(signing::fingerprint(identity.signing_key()), token.signing_key_fingerprint);
-    let renewed = identity.renewed(PendingKey::of(key())?, renewal)?;
+    let renewed = identity.renewed(PendingKey::of(key()), renewal)?;
     assert_eq!(renewed.name(), identity.name());
     Ok(())
 }

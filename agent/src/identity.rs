@@ -95,13 +95,14 @@ pub struct PendingKey {
 impl PendingKey {
     /// A new random key.
     pub fn generate() -> Result<Self, IdentityError> {
-        Self::of(generate_key()?)
-    }
-
-    /// A key that there is.
-    pub(crate) fn of(key: KeyPair) -> Result<Self, IdentityError> {
+        let key = generate_key()?;
         let request = certificate_request(&key)?;
         Ok(Self { key, request })
+    }
+
+    /// A key that needs no request any more.
+    pub(crate) fn of(key: KeyPair) -> Self {
+        Self { key, request: Vec::new() }
     }
 
     /// The PKCS#10 request to send, DER.

@@ -1,12 +1,14 @@
 //! Who is who: certificates, what an origin answers to a join, and what both keep of it on their disks.
 
+use std::sync::OnceLock;
+
 use arbitrary::{Result, Unstructured};
 use bytes::Bytes;
 use ed25519_dalek::SigningKey;
 use prost::Message;
 use rustls_pki_types::CertificateDer;
 use syncd_origin::fleet::fuzzing::roster;
-use syncd_origin::keys::fuzzing::{key_file as decode_key_file, some_key_file};
+use syncd_origin::keys::fuzzing::{key_file as decode_key_file, some_key_files};
 use syncd_proto::v1;
 use syncd_shared::identity::authority::{certificate_to_pem, peer_identity};
 use syncd_shared::identity::{PeerIdentity, Serial};
@@ -14,7 +16,7 @@ use time::OffsetDateTime;
 
 use crate::identities::{agent_key, identities};
 use crate::mutation::{mutate, number};
-use crate::values::{TREE, signing_key};
+use crate::values::{TREE, sampled, signing_key};
 
 /// A certificate request, and a certificate: DER both.
 pub(super) fn certificate(input: &[u8]) {
@@ -88,8 +90,11 @@ pub(super) fn any_agent_identity(u: &mut Unstructured<'_>) -> Result<Vec<u8>> {
         // Of a certificate that is damaged no identity comes; one field of the file is replaced instead.
         answer.certificate = mutate(u, answer.certificate.to_vec())?.into();
     }
-    let right = syncd_agent::fuzzing::some_identity(&identities().token, agent_key(), &self::answer());
-    let text = right.unwrap_or_default();
+    static RIGHT: OnceLock<String> = OnceLock::new();
+    let text = RIGHT.get_or_init(|| {
+        let right = syncd_agent::fuzzing::some_identity(&identities().token, agent_key(), &self::answer());
+        right.unwrap_or_default()
+    });
     let own = certificate_to_pem(&identities().certificate).replace('\n', "\\n");
     let other = certificate_to_pem(&CertificateDer::from(answer.certificate.to_vec())).replace('\n', "\\n");
     mutate(u, text.replace(&own, &other).into_bytes())
@@ -101,15 +106,16 @@ pub(super) fn key_file(input: &[u8]) {
 }
 
 pub(super) fn any_key_file(u: &mut Unstructured<'_>) -> Result<Vec<u8>> {
-    let which = u.int_in_range(0..=4u8)?;
-    let next = SigningKey::from_bytes(&[8; 32]);
-    let text = match some_key_file(which, TREE, signing_key(), &next) {
-        Some(text) => text,
-        None if which == 3 => certificate_to_pem(identities().authority.certificate()),
-        None => identities().authority.key().serialize_pem(),
-    };
-    let text = mutate(u, text.into_bytes())?;
-    Ok([&[which], &text[..]].concat())
+    static FILES: OnceLock<[String; 5]> = OnceLock::new();
+    let files = FILES.get_or_init(|| {
+        let next = SigningKey::from_bytes(&[8; 32]);
+        let [format, signing, successions] = some_key_files(TREE, signing_key(), &next);
+        let certificate = certificate_to_pem(identities().authority.certificate());
+        [format, signing, successions, certificate, identities().authority.key().serialize_pem()]
+    });
+    let which = u.choose_index(files.len())?;
+    let text = mutate(u, files[which].clone().into_bytes())?;
+    Ok([&[which as u8], &text[..]].concat())
 }
 
 /// `i64` the time in milliseconds, then the fleet's records.
@@ -122,7 +128,7 @@ pub(super) fn fleet_records(input: &[u8]) {
         not_before: OffsetDateTime::UNIX_EPOCH,
         not_after: OffsetDateTime::UNIX_EPOCH + time::Duration::days(30),
     };
-    roster(records, &peer, now_ms);
+    roster(records, &peer, now_ms, sampled(input, 8));
 }
 
 pub(super) fn any_fleet_records(u: &mut Unstructured<'_>) -> Result<Vec<u8>> {

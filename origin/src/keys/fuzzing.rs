@@ -10,7 +10,7 @@ use syncd_shared::identity::signing::{self, KeySuccession};
 
 use super::{FORMAT_VERSION, KeyHistory, parse_format, parse_signing_key, signing_key_text};
 
-/// `u8` which file, then its text.
+/// `u8` which file (format, signing key, successions, a certificate, its key), then its text.
 pub fn key_file(bytes: &[u8], tree_id: TreeId) {
     let Some((which, text)) = bytes.split_first() else { return };
     // Reading a file as text refuses other bytes.
@@ -42,15 +42,10 @@ pub fn key_file(bytes: &[u8], tree_id: TreeId) {
     }
 }
 
-/// One of the files, as it is written: `signing` is the first key, `next` its successor.
-pub fn some_key_file(which: u8, tree_id: TreeId, signing: &SigningKey, next: &SigningKey) -> Option<String> {
-    Some(match which % 5 {
-        0 => format!("syncd-origin {FORMAT_VERSION}\ntree_id {tree_id}\n"),
-        1 => signing_key_text(signing),
-        2 => {
-            let succession = KeySuccession::sign(tree_id, signing, next.verifying_key());
-            KeyHistory { first: signing.verifying_key(), successions: vec![succession] }.to_text()
-        }
-        _ => return None,
-    })
+/// The first three of them, as they are written: `signing` is the first key, `next` its successor.
+pub fn some_key_files(tree_id: TreeId, signing: &SigningKey, next: &SigningKey) -> [String; 3] {
+    let succession = KeySuccession::sign(tree_id, signing, next.verifying_key());
+    let history = KeyHistory { first: signing.verifying_key(), successions: vec![succession] };
+    let format = format!("syncd-origin {FORMAT_VERSION}\ntree_id {tree_id}\n");
+    [format, signing_key_text(signing), history.to_text()]
 }
