@@ -1,13 +1,20 @@
 //! What the agent reads from its record and hears from an origin, as functions over any bytes: for the fuzz targets
 //! alone.
 
+use std::path::Path;
 use std::time::{Duration, Instant};
 
 use ed25519_dalek::VerifyingKey;
 use prost::Message;
+use rcgen::KeyPair;
 use syncd_proto::v1;
+use syncd_shared::identity::{JoinToken, signing};
 use syncd_shared::{RootEntry, TreeId};
+use time::OffsetDateTime;
 
+use crate::hooks::{Due, Occasion};
+use crate::identity::{AgentIdentity, IdentityError, PendingKey};
+use crate::layout::{number, numbered};
 use crate::record::{decode_generation, decode_inodes, encode_generation};
 use crate::session::event::{Action, Event};
 use crate::session::machine::{Machine, Trust};
@@ -29,6 +36,84 @@ pub fn record_value(bytes: &[u8]) {
             }
         }
     }
+}
+
+/// The identity file.
+pub fn identity(text: &str) {
+    let path = Path::new("identity");
+    let Ok(identity) = AgentIdentity::from_text(text, path) else { return };
+    let written = identity.to_text();
+    if written != text {
+        let again = AgentIdentity::from_text(&written, path).expect("what is written is read");
+        assert_eq!(again.to_text(), written);
+    }
+    let own = identity.certificate();
+    let due = identity.renewal_time();
+    assert!(due >= own.not_before.min(own.not_after) && due <= own.not_before.max(own.not_after));
+    let _ = (identity.needs_renewal(own.not_before), identity.expired(OffsetDateTime::UNIX_EPOCH));
+}
+
+/// The text of the identity that a join gave.
+pub fn some_identity(
+    token: &JoinToken,
+    key: KeyPair,
+    answer: &v1::JoinResponse,
+) -> Result<String, IdentityError> {
+    let (certificate, authority) = (&answer.certificate, &answer.ca_certificate);
+    let joined = AgentIdentity::joined(
+        token,
+        "[::1]:8873",
+        PendingKey::of(key),
+        certificate,
+        authority,
+        &answer.signing_key,
+    )?;
+    Ok(joined.to_text())
+}
+
+/// What an origin answers to a join, then to a renewal. What is believed is what the token names, and for this key.
+pub fn join_answer(
+    token: &JoinToken,
+    key: impl Fn() -> KeyPair,
+    answer: &v1::JoinResponse,
+    renewal: &[u8],
+) -> Result<(), IdentityError> {
+    let (certificate, authority) = (&answer.certificate, &answer.ca_certificate);
+    let (signing_key, pending) = (&answer.signing_key, PendingKey::of(key()));
+    let identity = AgentIdentity::joined(token, "[::1]:8873", pending, certificate, authority, signing_key)?;
+    assert_eq!(identity.tree_id(), token.tree_id);
+    assert_eq!(signing::fingerprint(identity.signing_key()), token.signing_key_fingerprint);
+    let renewed = identity.renewed(PendingKey::of(key()), renewal)?;
+    assert_eq!(renewed.name(), identity.name());
+    Ok(())
+}
+
+/// Names in ROOT, and the record of a hook that is due.
+pub fn state_file(bytes: &[u8]) {
+    let Some((which, bytes)) = bytes.split_first() else { return };
+    match which % 3 {
+        0 => {
+            if let Some(number) = number(bytes) {
+                assert_eq!(number.to_string().as_bytes(), bytes);
+            }
+        }
+        1 => {
+            if let Some(number) = numbered(bytes, "spare-") {
+                assert_eq!(format!("spare-{number}").as_bytes(), bytes);
+            }
+        }
+        _ => {
+            let Ok(due) = Due::decode(bytes) else { return };
+            let encoded = due.encode().expect("it came from text");
+            let again = Due::decode(&encoded).expect("what was written");
+            assert_eq!((again.occasion, again.lines), (due.occasion, due.lines));
+        }
+    }
+}
+
+/// The record of a hook that is due.
+pub fn some_due(occasion: Occasion, lines: Vec<Vec<u8>>) -> Vec<u8> {
+    Due { occasion, lines }.encode().unwrap_or_default()
 }
 
 /// A whole session: events, each `u8` kind, `u16` length, bytes. Kind 0: the origin says this; 1: the connection is

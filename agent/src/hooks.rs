@@ -273,10 +273,26 @@ struct Before(Option<Due>);
 
 /// What is due.
 #[derive(Debug)]
-struct Due {
-    occasion: Occasion,
+pub(crate) struct Due {
+    pub(crate) occasion: Occasion,
     /// As on standard input, sorted.
-    lines: Vec<Vec<u8>>,
+    pub(crate) lines: Vec<Vec<u8>>,
+}
+
+impl Due {
+    /// A line of JSON, then the lines.
+    pub(crate) fn encode(&self) -> serde_json::Result<Vec<u8>> {
+        let mut bytes = serde_json::to_vec(&self.occasion)?;
+        bytes.push(b'\n');
+        bytes.extend(self.lines.concat());
+        Ok(bytes)
+    }
+
+    pub(crate) fn decode(bytes: &[u8]) -> serde_json::Result<Self> {
+        let mut lines = bytes.split_inclusive(|byte| *byte == b'\n');
+        let occasion = serde_json::from_slice(lines.next().unwrap_or_default())?;
+        Ok(Self { occasion, lines: lines.map(<[u8]>::to_vec).collect() })
+    }
 }
 
 impl AfterHook {
@@ -403,10 +419,7 @@ impl AfterHook {
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
             Err(source) => return Err(self.record_error(source)),
         };
-        let mut lines = bytes.split_inclusive(|byte| *byte == b'\n');
-        let head = lines.next().unwrap_or_default();
-        let occasion = serde_json::from_slice(head).map_err(|error| self.record_error(error.into()))?;
-        Ok(Some(Due { occasion, lines: lines.map(<[u8]>::to_vec).collect() }))
+        Due::decode(&bytes).map(Some).map_err(|error| self.record_error(error.into()))
     }
 
     /// Replaces the record; it is on disk, under its name, when this returns.
@@ -414,10 +427,7 @@ impl AfterHook {
         let temporary = self.record.with_extension("tmp");
         let written = || {
             let mut file = File::create(&temporary)?;
-            let mut bytes = serde_json::to_vec(&due.occasion)?;
-            bytes.push(b'\n');
-            bytes.extend(due.lines.concat());
-            file.write_all(&bytes)?;
+            file.write_all(&due.encode()?)?;
             file.sync_all()?;
             fs::rename(&temporary, &self.record)?;
             File::open(self.record.parent().unwrap_or(Path::new(".")))?.sync_all()

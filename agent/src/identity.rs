@@ -100,6 +100,11 @@ impl PendingKey {
         Ok(Self { key, request })
     }
 
+    /// A key that needs no request any more.
+    pub(crate) fn of(key: KeyPair) -> Self {
+        Self { key, request: Vec::new() }
+    }
+
     /// The PKCS#10 request to send, DER.
     pub fn request(&self) -> &[u8] {
         &self.request
@@ -210,12 +215,17 @@ impl AgentIdentity {
             }
             text => text?,
         };
-        let damaged = || IdentityError::Damaged { path: path.clone() };
-        let found: StoredVersion = serde_json::from_str(&text).map_err(|_| damaged())?;
+        Self::from_text(&text, &path)
+    }
+
+    /// From what [`AgentIdentity::to_text`] made; `path` is what errors say.
+    pub(crate) fn from_text(text: &str, path: &Path) -> Result<Self, IdentityError> {
+        let damaged = || IdentityError::Damaged { path: path.to_owned() };
+        let found: StoredVersion = serde_json::from_str(text).map_err(|_| damaged())?;
         if found.version != VERSION {
-            return Err(IdentityError::Version { path, actual: found.version });
+            return Err(IdentityError::Version { path: path.to_owned(), actual: found.version });
         }
-        let stored: Stored = serde_json::from_str(&text).map_err(|_| damaged())?;
+        let stored: Stored = serde_json::from_str(text).map_err(|_| damaged())?;
         let key = |text: &String| verifying_key(&data_encoding::HEXLOWER.decode(text.as_bytes()).ok()?);
         let mut earlier: Vec<_> =
             stored.signing_keys.iter().map(key).collect::<Option<_>>().ok_or_else(damaged)?;
@@ -235,6 +245,15 @@ impl AgentIdentity {
     pub fn store(&self, root: &Path) -> Result<(), IdentityError> {
         let directory = root.join(DIRECTORY);
         files::create_private_directory(&directory)?;
+        files::write(&path(root), &self.to_text())?;
+        for above in [root.join("state"), root.to_owned()] {
+            files::sync_directory(&above)?;
+        }
+        Ok(())
+    }
+
+    /// What is in the file.
+    pub(crate) fn to_text(&self) -> String {
         let stored = Stored {
             version: VERSION,
             tree_id: self.tree_id.to_string(),
@@ -247,11 +266,7 @@ impl AgentIdentity {
         };
         let mut text = serde_json::to_string_pretty(&stored).expect("strings and numbers have a JSON form");
         text.push('\n');
-        files::write(&path(root), &text)?;
-        for above in [root.join("state"), root.to_owned()] {
-            files::sync_directory(&above)?;
-        }
-        Ok(())
+        text
     }
 
     /// The tree that it follows.

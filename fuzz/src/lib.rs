@@ -7,6 +7,7 @@
 //! The first byte of an input chooses: even, and the rest is what the decoder gets; odd, and the rest steers a generator
 //! that makes a valid value, mostly with one thing wrong. So coverage guides both.
 
+mod identities;
 mod mutation;
 mod targets;
 mod values;

@@ -15,6 +15,9 @@
 //! writes `signing.key.next`, then the succession (the step that counts), then `signing.key`; a crash between is put
 //! right by [`Keys::open`].
 
+#[doc(hidden)]
+pub mod fuzzing;
+
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::{fmt, fs, io};
@@ -303,6 +306,10 @@ fn open_format(data: &Path) -> Result<TreeId, KeysError> {
         }
         text => text?,
     };
+    parse_format(&text, data)
+}
+
+fn parse_format(text: &str, data: &Path) -> Result<TreeId, KeysError> {
     let mut lines = text.lines();
     let first = lines.next().unwrap_or_default();
     if first != format!("syncd-origin {FORMAT_VERSION}") {
@@ -313,7 +320,7 @@ fn open_format(data: &Path) -> Result<TreeId, KeysError> {
         .next()
         .and_then(|line| line.strip_prefix("tree_id "))
         .and_then(|id| id.parse().ok())
-        .ok_or(KeysError::Damaged { path })
+        .ok_or_else(|| KeysError::Damaged { path: data.join(FORMAT) })
 }
 
 /// The key that the successions lead to: the current one, or after an interrupted change the next one.
@@ -344,10 +351,12 @@ fn signing_key_text(key: &SigningKey) -> String {
 }
 
 fn read_signing_key(path: &Path) -> Result<SigningKey, KeysError> {
-    let damaged = || KeysError::Damaged { path: path.to_owned() };
-    let seed = HEXLOWER.decode(files::read(path)?.trim().as_bytes()).map_err(|_| damaged())?;
-    let seed: [u8; 32] = seed.try_into().map_err(|_| damaged())?;
-    Ok(SigningKey::from_bytes(&seed))
+    parse_signing_key(&files::read(path)?).ok_or_else(|| KeysError::Damaged { path: path.to_owned() })
+}
+
+fn parse_signing_key(text: &str) -> Option<SigningKey> {
+    let seed = HEXLOWER.decode(text.trim().as_bytes()).ok()?;
+    Some(SigningKey::from_bytes(&seed.try_into().ok()?))
 }
 
 impl KeyHistory {

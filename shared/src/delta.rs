@@ -27,7 +27,7 @@ use crate::limits::{
     DELTA_PLACES_MAX_BYTES,
 };
 use crate::tree_path::TreePath;
-use crate::wire::{WireError, compress, decompress, limit};
+use crate::wire::{Fields, WireError, compress, decompress, limit};
 
 /// Level of deltas: level 1 takes a third less time and 5 to 10 % more bytes.
 const ZSTD_LEVEL: i32 = 3;
@@ -41,6 +41,8 @@ const POOR_SHARE: usize = 32;
 const ENTROPY_MAX: f64 = 7.0;
 /// Smallest window that zstd has.
 const WINDOW_LOG_MIN: u32 = 10;
+/// Tags of what a `DeltaPlaces` repeats as messages: bases, pieces, copies.
+const PLACES: [u32; 3] = [1, 2, 3];
 /// The library panics or loops for ever on odd options: these are all it ever sees.
 const RSYNC_OPTIONS: SignatureOptions = SignatureOptions { block_size: 256, crypto_hash_size: 8 };
 /// A file of the tree that is updated from.
@@ -317,7 +319,9 @@ impl DeltaFrame {
         };
         let places_bytes = message.places_bytes as usize;
         limit("places of a delta", places_bytes, DELTA_PLACES_MAX_BYTES)?;
-        let places = v1::DeltaPlaces::decode(decompress(&message.places, places_bytes)?.as_slice())?;
+        let places = decompress(&message.places, places_bytes)?;
+        limit("places of a delta", Fields::count_of(&places, &PLACES)?, DELTA_PLACES_MAX)?;
+        let places = v1::DeltaPlaces::decode(places.as_slice())?;
         let replaced = ContentTag::read_all(&places.replaced, "replaced")?;
         let counts = [places.bases.len(), places.pieces.len(), places.copies.len(), replaced.len()];
         let count = counts.into_iter().fold(0, usize::saturating_add);

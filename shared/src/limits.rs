@@ -10,6 +10,8 @@ pub const DEPTH_MAX: usize = 64;
 pub const SYMLINK_TARGET_MAX_BYTES: usize = 4_095;
 /// Canonical bytes of one directory object: about a million entries.
 pub const DIRECTORY_OBJECT_MAX_BYTES: usize = 128 * 1024 * 1024;
+/// Entries of one directory object: the shortest entry, a symlink of one byte, has 30.
+pub const DIRECTORY_ENTRIES_MAX: usize = DIRECTORY_OBJECT_MAX_BYTES / 30;
 /// Canonical bytes of a generation record.
 pub const GENERATION_RECORD_MAX_BYTES: usize = 8 * 1024;
 /// Longest label of a generation, in bytes.

@@ -221,7 +221,9 @@ async fn write_line(stream: &mut UnixStream, value: &impl Serialize) -> Result<(
     stream.write_all(&line).await.map_err(LocalSocketError::Io)
 }
 
-async fn read_line<T: DeserializeOwned>(
+/// One line, at most `limit` bytes, of JSON; `None` at the end. Not cancel safe.
+#[doc(hidden)]
+pub async fn read_line<T: DeserializeOwned>(
     stream: &mut (impl AsyncBufRead + Unpin),
     limit: usize,
 ) -> Result<Option<T>, LocalSocketError> {

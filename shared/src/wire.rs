@@ -2,6 +2,8 @@
 
 #![cfg_attr(not(test), deny(clippy::arithmetic_side_effects, clippy::indexing_slicing))]
 
+mod fields;
+
 use bytes::Bytes;
 use prost::Message;
 use syncd_proto::v1;
@@ -11,9 +13,13 @@ use crate::directory::{
     DecodeDirectoryError, Directory, DuplicateName, Entry, Kind, decode_entry_list, encode_entries,
 };
 use crate::hash::{ContentHash, ObjectHash, ParseHashError, RootHash};
-use crate::limits::{DIRECTORY_FRAME_BYTES, DIRECTORY_OBJECT_MAX_BYTES, OBJECTS_BATCH_MAX};
+use crate::limits::{
+    DIRECTORY_ENTRIES_MAX, DIRECTORY_FRAME_BYTES, DIRECTORY_OBJECT_MAX_BYTES, OBJECTS_BATCH_MAX,
+};
 use crate::stored_frame::StoredFrame;
 use crate::tree_path::{Component, TreePath, TreePathError};
+
+pub(crate) use fields::Fields;
 
 /// The feature of Hello, Welcome and UpdateRequest by which a side says that it knows [`Frame::Delta`].
 pub const FEATURE_DELTAS: &str = "deltas";
@@ -22,6 +28,9 @@ pub const FEATURE_DELTAS: &str = "deltas";
 const ZSTD_LEVEL: i32 = 3;
 /// Level of what is compressed once for all agents.
 const ZSTD_LEVEL_ONCE: i32 = 12;
+
+/// Uncompressed bytes of a frame of several patches: those who make one go by an estimate.
+const PATCHES_MAX_BYTES: usize = 2 * DIRECTORY_FRAME_BYTES;
 
 /// Why a message was refused.
 #[derive(Debug, thiserror::Error)]
@@ -178,12 +187,7 @@ impl Frame {
             F::Patches(p) => {
                 let expected = p.uncompressed_bytes as usize;
                 limit("directory patches", expected, DIRECTORY_OBJECT_MAX_BYTES + DIRECTORY_FRAME_BYTES)?;
-                let list = v1::DirectoryPatchList::decode(decompress(&p.compressed, expected)?.as_slice())?;
-                list.patches
-                    .into_iter()
-                    .map(DirectoryPatch::from_message)
-                    .collect::<Result<_, _>>()
-                    .map(Self::Patches)
+                read_patches(&decompress(&p.compressed, expected)?).map(Self::Patches)
             }
             F::Stored(s) => StoredFrame::from_message(s).map(Self::Stored),
             F::Local(l) => Ok(Self::Local {
@@ -204,9 +208,30 @@ impl Frame {
     }
 }
 
+/// What a peer may put into few bytes on the wire must not become much more here: of a `DirectoryPatchList` one patch after
+/// the other is decoded and checked, and a patch that is large is alone.
+fn read_patches(list: &[u8]) -> Result<Vec<DirectoryPatch>, WireError> {
+    const PATCHES: u32 = 1;
+    const REMOVED_NAMES: u32 = 3;
+    let mut patches = Vec::new();
+    for field in Fields::of(list) {
+        let (PATCHES, patch) = field? else { continue };
+        if !patches.is_empty() {
+            limit("patches of several directories", list.len(), PATCHES_MAX_BYTES)?;
+        }
+        limit("names removed", Fields::count_of(patch, &[REMOVED_NAMES])?, DIRECTORY_ENTRIES_MAX)?;
+        patches.push(DirectoryPatch::from_message(v1::DirectoryPatch::decode(patch)?)?);
+    }
+    Ok(patches)
+}
+
 fn split_objects(mut bytes: &[u8]) -> Result<Vec<Vec<u8>>, WireError> {
     let mut objects = Vec::new();
+    let all = bytes.len();
     while !bytes.is_empty() {
+        if !objects.is_empty() {
+            limit("several directory objects", all, DIRECTORY_FRAME_BYTES)?;
+        }
         let (length, rest) = bytes.split_first_chunk::<4>().ok_or(WireError::Missing { field: "length" })?;
         let length = u32::from_le_bytes(*length) as usize;
         let cut = || WireError::Length { expected: length, actual: rest.len() };
@@ -505,6 +530,55 @@ mod tests {
         for bad in [&hashes[..32], &hashes[..63], &[&hashes[..], &hashes[..32]].concat()] {
             assert!(matches!(join_hashes(without.clone(), bad), Err(WireError::Hash { .. })));
         }
+    }
+
+    fn patches_of(list: &[u8]) -> Result<Frame, WireError> {
+        let patches =
+            v1::DirectoryPatches { compressed: compress(list), uncompressed_bytes: list.len() as u32 };
+        Frame::from_message(v1::FetchFrame { item: 0, frame: Some(v1::fetch_frame::Frame::Patches(patches)) })
+    }
+
+    #[test]
+    fn what_grows_a_hundredfold_when_it_is_decoded_is_refused_before() {
+        // Empty patches: 2 bytes of a list, 160 once decoded.
+        let empty = patches_of(&[0x0a, 0].repeat(32 * 1024 * 1024));
+        assert!(matches!(empty, Err(WireError::Hash { field: "to_object", .. })));
+        let patch = |name: &[u8], count: usize| {
+            v1::DirectoryPatch {
+                to_object: vec![1; 32].into(),
+                removed_names: vec![Bytes::copy_from_slice(name); count],
+                ..Default::default()
+            }
+            .encode_to_vec()
+        };
+        let list = |patches: &[&[u8]]| {
+            let mut list = Vec::new();
+            for patch in patches {
+                prost::encoding::encode_key(1, prost::encoding::WireType::LengthDelimited, &mut list);
+                prost::encoding::encode_varint(patch.len() as u64, &mut list);
+                list.extend_from_slice(patch);
+            }
+            list
+        };
+        let large = patch(&[b'n'; 200], 2 * DIRECTORY_FRAME_BYTES / 200);
+        assert!(patches_of(&list(&[&large])).is_ok(), "alone it may be large");
+        let several = patches_of(&list(&[&large, &large]));
+        assert!(matches!(several, Err(WireError::Limit { what: "patches of several directories", .. })));
+        let mut names = patch(b"n", 0);
+        names.extend([0x1a, 0].repeat(DIRECTORY_ENTRIES_MAX + 1));
+        let names = patches_of(&list(&[&names]));
+        assert!(matches!(names, Err(WireError::Limit { what: "names removed", .. })));
+    }
+
+    #[test]
+    fn several_directory_objects_are_a_small_frame() {
+        let objects = |bytes: &[u8]| split_objects(bytes).map(|objects| objects.len());
+        let many = [0, 0, 0, 0].repeat(DIRECTORY_FRAME_BYTES / 4 + 1);
+        assert!(matches!(objects(&many), Err(WireError::Limit { .. })));
+        assert_eq!(objects(&many[4..]).expect("a full frame"), DIRECTORY_FRAME_BYTES / 4);
+        let length = 2 * DIRECTORY_FRAME_BYTES;
+        let alone = [&(length as u32).to_le_bytes()[..], &vec![1; length]].concat();
+        assert_eq!(objects(&alone).expect("one"), 1);
     }
 
     #[test]

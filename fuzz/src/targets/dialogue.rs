@@ -1,4 +1,4 @@
-//! What peers say: the control stream as an agent hears it, what an origin hears, certificates, configuration files.
+//! What peers say: the control stream as an agent hears it, what an origin hears; and configuration files.
 
 use std::path::Path;
 use std::sync::OnceLock;
@@ -7,17 +7,14 @@ use arbitrary::{Result, Unstructured};
 use bytes::Bytes;
 use clap::{ArgMatches, Command, CommandFactory};
 use prost::Message;
-use rustls_pki_types::CertificateDer;
 use syncd_proto::v1;
 use syncd_proto::v1::origin_message::Message as FromOrigin;
+use syncd_shared::SignedGeneration;
 use syncd_shared::config_file::from_text;
-use syncd_shared::identity::Authority;
-use syncd_shared::identity::authority::{certificate_request, generate_key, peer_identity};
-use time::OffsetDateTime;
 
 use super::wire::hash;
 use crate::mutation::{mutate, number};
-use crate::values::{self, TREE, signing_key};
+use crate::values::{self, TREE, sampled, signing_key};
 
 /// A whole session of an agent: see [`syncd_agent::fuzzing::session`].
 pub(super) fn session(input: &[u8]) {
@@ -95,6 +92,13 @@ pub(super) fn agent_message(input: &[u8]) {
     let _ = v1::JoinRequest::decode(input);
     let Ok(v1::AgentMessage { message: Some(message) }) = v1::AgentMessage::decode(input) else { return };
     let M::Hello(hello) = message else { return };
+    // A signature takes as long as fifty messages.
+    let is_checked = sampled(input, 16);
+    let verify = |record: &[u8], signature: &[u8]| match signature.try_into() {
+        Ok(signature) if !is_checked => SignedGeneration::from_store(record, signature),
+        _ => SignedGeneration::verify(record, signature, TREE, &signing_key().verifying_key()),
+    };
+    syncd_origin::serve::fuzzing::hello(verify, hello.clone());
     for shown in hello.live.iter().chain(&hello.accepted).chain(&hello.held) {
         let generation = [&shown.signature[..], &shown.record[..]].concat();
         super::trees::generation(&generation);
@@ -118,34 +122,6 @@ pub(super) fn any_agent_message(u: &mut Unstructured<'_>) -> Result<Vec<u8>> {
     mutate(u, v1::AgentMessage { message }.encode_to_vec())
 }
 
-fn authority() -> &'static Authority {
-    static AUTHORITY: OnceLock<Authority> = OnceLock::new();
-    AUTHORITY.get_or_init(|| Authority::create(TREE, OffsetDateTime::UNIX_EPOCH).expect("an authority"))
-}
-
-/// A certificate request, and a certificate: DER both.
-pub(super) fn certificate(input: &[u8]) {
-    let _ = peer_identity(&CertificateDer::from(input));
-    let name = "web1".parse().expect("a name");
-    let now = OffsetDateTime::UNIX_EPOCH;
-    if let Ok((certificate, identity)) = authority().issue_agent(&name, input, now) {
-        assert_eq!(identity.name, name);
-        assert_eq!(peer_identity(&certificate).expect("it was issued").name, name);
-    }
-}
-
-pub(super) fn any_certificate(u: &mut Unstructured<'_>) -> Result<Vec<u8>> {
-    static MADE: OnceLock<[Vec<u8>; 2]> = OnceLock::new();
-    let made = MADE.get_or_init(|| {
-        let request = certificate_request(&generate_key().expect("a key")).expect("a request");
-        let name = "web2".parse().expect("a name");
-        let issued = authority().issue_agent(&name, &request, OffsetDateTime::UNIX_EPOCH).expect("issued");
-        [request, issued.0.to_vec()]
-    });
-    let bytes = u.choose(made)?.clone();
-    mutate(u, bytes)
-}
-
 /// A configuration file of `serve`, and what clap makes of it.
 pub(super) fn config(input: &[u8]) {
     static COMMAND: OnceLock<(Command, ArgMatches)> = OnceLock::new();
@@ -159,7 +135,6 @@ pub(super) fn config(input: &[u8]) {
     if let Ok(arguments) = from_text(&text, Path::new("syncd.toml"), command, "serve", given) {
         assert!(arguments.iter().all(|argument| argument.to_string_lossy().starts_with("--")));
     }
-    let _ = serde_json::from_slice::<syncd_origin::dialogue::Request>(input);
 }
 
 pub(super) fn any_config(u: &mut Unstructured<'_>) -> Result<Vec<u8>> {

@@ -3,6 +3,8 @@
 mod delta;
 mod dialogue;
 mod disk;
+mod identity;
+mod local;
 mod names;
 mod trees;
 mod wire;
@@ -28,8 +30,20 @@ pub const TARGETS: &[Target] = &[
     Target { name: "agent_record", decode: disk::record_value, generate: disk::any_record_value },
     Target { name: "session", decode: dialogue::session, generate: dialogue::any_session },
     Target { name: "agent_message", decode: dialogue::agent_message, generate: dialogue::any_agent_message },
-    Target { name: "certificate", decode: dialogue::certificate, generate: dialogue::any_certificate },
+    Target { name: "certificate", decode: identity::certificate, generate: identity::any_certificate },
     Target { name: "config", decode: dialogue::config, generate: dialogue::any_config },
+    Target { name: "join_answer", decode: identity::join_answer, generate: identity::any_join_answer },
+    Target {
+        name: "agent_identity",
+        decode: identity::agent_identity,
+        generate: identity::any_agent_identity,
+    },
+    Target { name: "key_file", decode: identity::key_file, generate: identity::any_key_file },
+    Target { name: "fleet_records", decode: identity::fleet_records, generate: identity::any_fleet_records },
+    Target { name: "local_socket", decode: local::local_socket, generate: local::any_local_socket },
+    Target { name: "ignore_rules", decode: local::ignore_rules, generate: local::any_ignore_rules },
+    Target { name: "origin_state", decode: local::origin_state, generate: local::any_origin_state },
+    Target { name: "agent_state", decode: local::agent_state, generate: local::any_agent_state },
 ];
 
 /// The target of this name.

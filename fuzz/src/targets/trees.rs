@@ -5,7 +5,7 @@ use syncd_shared::directory::{decode_entry_list, encode_entries};
 use syncd_shared::{Directory, Generation, Kind, ObjectHash, RootEntry, SignedGeneration};
 
 use crate::mutation::mutate;
-use crate::values::{self, TREE, signing_key};
+use crate::values::{self, TREE, sampled, signing_key};
 
 /// A directory object: canonical or refused.
 pub(super) fn directory(input: &[u8]) {
@@ -47,6 +47,10 @@ pub(super) fn generation(input: &[u8]) {
     assert!(generation.parent.is_none_or(|parent| parent < generation.number));
     if let Ok(stored) = SignedGeneration::from_store(record, *signature) {
         assert_eq!(stored.record(), record);
+    }
+    // A signature takes as long as fifty records.
+    if !sampled(input, 16) {
+        return;
     }
     let key = signing_key().verifying_key();
     let Ok(signed) = SignedGeneration::verify(record, signature, TREE, &key) else { return };

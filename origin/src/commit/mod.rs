@@ -15,6 +15,8 @@
 //! at the next start.
 
 mod collection_gate;
+#[doc(hidden)]
+pub mod fuzzing;
 mod observed;
 mod scan_base;
 mod schedule;

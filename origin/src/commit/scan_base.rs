@@ -27,9 +27,7 @@ impl ScanBase {
 
     /// Goes along with what `writer` seals or saves.
     pub(super) fn put(&self, writer: &Writer) -> Result<(), StoreError> {
-        let mut bytes = vec![VERSION, u8::from(self.unpublished)];
-        bytes.extend(self.root.encode());
-        writer.put_stat(NAME, &bytes)
+        writer.put_stat(NAME, &self.encode())
     }
 
     /// Has everything scanned anew.
@@ -37,7 +35,13 @@ impl ScanBase {
         writer.remove_stat(NAME)
     }
 
-    fn decode(bytes: &[u8]) -> Option<Self> {
+    pub(super) fn encode(&self) -> Vec<u8> {
+        let mut bytes = vec![VERSION, u8::from(self.unpublished)];
+        bytes.extend(self.root.encode());
+        bytes
+    }
+
+    pub(super) fn decode(bytes: &[u8]) -> Option<Self> {
         match bytes {
             [VERSION, unpublished @ (0 | 1), root @ ..] => {
                 Some(Self { root: RootEntry::decode(root).ok()?, unpublished: *unpublished == 1 })

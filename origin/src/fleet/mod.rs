@@ -11,6 +11,8 @@
 //! written; what agents have live is written behind, every few seconds. A crash loses at most that, and agents tell it
 //! again.
 
+#[doc(hidden)]
+pub mod fuzzing;
 mod owner;
 mod records;
 pub mod registry;

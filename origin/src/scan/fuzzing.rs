@@ -1,9 +1,10 @@
 //! What the scan reads back from the store, as a function over any bytes: for the fuzz targets alone.
 
-use syncd_shared::{Component, ContentHash, Timestamp};
+use syncd_shared::{Component, ContentHash, Timestamp, TreePath};
 
 use super::file_stat::Fingerprint;
 use super::stat_record::{Own, ReadFile, StatRecord};
+use super::symlink_target::leaves_tree;
 
 /// The record of a directory.
 pub fn stat_record(bytes: &[u8]) {
@@ -13,6 +14,22 @@ pub fn stat_record(bytes: &[u8]) {
     assert_eq!(StatRecord::decode(&record.encode()).as_ref(), Some(&record));
     for file in &record.files {
         assert_eq!(record.file(&file.name), Some(file));
+    }
+}
+
+/// Where a symlink leads. What is said to stay must stay, however it is followed.
+pub fn symlink_target(path: &TreePath, target: &[u8]) {
+    if leaves_tree(path, target) {
+        return;
+    }
+    let mut at: Vec<&[u8]> = path.as_bytes().split(|byte| *byte == b'/').collect();
+    at.pop();
+    for name in target.split(|byte| *byte == b'/') {
+        match name {
+            b"" | b"." => {}
+            b".." => assert!(at.pop().is_some(), "it climbs out"),
+            name => at.push(name),
+        }
     }
 }
 

@@ -7,6 +7,8 @@
 mod enrolment;
 mod error;
 mod fetch;
+#[doc(hidden)]
+pub mod fuzzing;
 mod replication;
 mod session;
 #[cfg(test)]

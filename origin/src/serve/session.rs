@@ -19,6 +19,7 @@ use bytes::Bytes;
 use syncd_proto::v1;
 use syncd_proto::v1::agent_message::Message as FromAgent;
 use syncd_proto::v1::origin_message::Message as ToAgent;
+use syncd_shared::generation::GenerationError;
 use syncd_shared::identity::PeerIdentity;
 use syncd_shared::limits::{HELD_GENERATIONS_MAX, REASON_MAX_BYTES};
 use syncd_shared::wire::root_hash;
@@ -29,7 +30,7 @@ use tokio_stream::StreamExt;
 
 use super::error::ServeError;
 use super::{FEATURES, FromPeer, HEARTBEAT_INTERVAL, PROTOCOL, Services, takes_updates};
-use crate::fleet::{AgentProgress, AgentState, Attachment, EndReason, Fleet, Greeting, Report};
+use crate::fleet::{AgentProgress, AgentState, Attachment, EndReason, Greeting, Report};
 use crate::plan::{EncodedUpdate, Planner};
 
 /// From the open stream to the agent's hello.
@@ -56,7 +57,7 @@ pub async fn run(
         return Err(ServeError::OutOfOrder { what: "a message before hello" });
     };
     let takes_updates = takes_updates(&hello.features);
-    let greeting = greet(&services.fleet, hello)?;
+    let greeting = greet(|record, signature| services.fleet.verify(record, signature), hello)?;
     let live = greeting.live.as_ref().map(SignedGeneration::root_hash);
     let accepted = greeting.accepted.as_ref().or(greeting.live.as_ref()).map(SignedGeneration::number);
     let attachment = services.fleet.attach(peer, greeting).await?;
@@ -89,7 +90,10 @@ fn limit(what: &'static str, actual: usize, limit: usize) -> Result<(), ServeErr
 
 /// Checks a hello. A generation that is not signed by this origin is no error: the agent may have followed an origin
 /// whose keys were lost, and a person must see that.
-fn greet(fleet: &Fleet, hello: v1::Hello) -> Result<Greeting, ServeError> {
+pub(super) fn greet(
+    verify: impl Fn(&[u8], &[u8]) -> Result<SignedGeneration, GenerationError>,
+    hello: v1::Hello,
+) -> Result<Greeting, ServeError> {
     let (from, to) = (hello.protocol_min, hello.protocol_max);
     if !(from..=to).contains(&PROTOCOL) {
         return Err(ServeError::Protocol { ours: PROTOCOL, from, to });
@@ -100,7 +104,7 @@ fn greet(fleet: &Fleet, hello: v1::Hello) -> Result<Greeting, ServeError> {
     let mut notes = Vec::new();
     let mut check = |shown: Option<v1::SignedGeneration>, what: &str| {
         let shown = shown?;
-        match fleet.verify(&shown.record, &shown.signature) {
+        match verify(&shown.record, &shown.signature) {
             Ok(generation) => Some(generation),
             Err(error) => {
                 notes.push(format!("its {what} generation is not ours: {error}"));

@@ -14,6 +14,8 @@
 //! that changed. The watcher is then replaced, because the paths of its watches may be wrong. What is polled instead:
 //! subtrees on file systems that do not report changes, and the whole tree where watches run out.
 
+#[doc(hidden)]
+pub mod fuzzing;
 mod hints;
 mod location;
 mod mounts;

@@ -35,7 +35,7 @@ impl Mounts {
         Self::parse(&table, root)
     }
 
-    fn parse(table: &[u8], root: &Path) -> Self {
+    pub(super) fn parse(table: &[u8], root: &Path) -> Self {
         let mut inside = BTreeMap::new();
         let mut above: Option<(PathBuf, Mount)> = None;
         for (point, mount) in table.split(|byte| *byte == b'\n').filter_map(parse_line) {

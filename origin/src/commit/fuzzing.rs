@@ -1,0 +1,17 @@
+//! What the origin reads back of its last scan, as a function over any bytes: for the fuzz targets alone.
+
+use syncd_shared::RootEntry;
+
+use super::scan_base::ScanBase;
+
+/// The tree that the stat records describe.
+pub fn scan_base(bytes: &[u8]) {
+    if let Some(base) = ScanBase::decode(bytes) {
+        assert_eq!(base.encode(), bytes);
+    }
+}
+
+/// One that is right.
+pub fn some_scan_base(root: RootEntry, unpublished: bool) -> Vec<u8> {
+    ScanBase { root, unpublished }.encode()
+}

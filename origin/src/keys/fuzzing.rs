@@ -1,0 +1,51 @@
+//! The texts in DATA that make an origin, as a function over any bytes: for the fuzz targets alone.
+
+use std::path::Path;
+
+use ed25519_dalek::SigningKey;
+use rcgen::KeyPair;
+use syncd_shared::TreeId;
+use syncd_shared::identity::authority::{certificate_from_pem, certificate_to_pem};
+use syncd_shared::identity::signing::{self, KeySuccession};
+
+use super::{FORMAT_VERSION, KeyHistory, parse_format, parse_signing_key, signing_key_text};
+
+/// `u8` which file (format, signing key, successions, a certificate, its key), then its text.
+pub fn key_file(bytes: &[u8], tree_id: TreeId) {
+    let Some((which, text)) = bytes.split_first() else { return };
+    // Reading a file as text refuses other bytes.
+    let Ok(text) = std::str::from_utf8(text) else { return };
+    match which % 5 {
+        0 => drop(parse_format(text, Path::new("data"))),
+        1 => {
+            if let Some(key) = parse_signing_key(text) {
+                assert_eq!(signing_key_text(&key).trim(), text.trim());
+            }
+        }
+        2 => {
+            let Some(history) = KeyHistory::parse(text) else { return };
+            let again = KeyHistory::parse(&history.to_text()).expect("what was written");
+            assert_eq!(again.first, history.first);
+            assert_eq!(again.successions, history.successions);
+            // Each succession costs the check of a signature.
+            if text.len() % 16 == 0 {
+                let _ = signing::verify_successions(tree_id, history.first, &history.successions);
+            }
+        }
+        3 => {
+            if let Some(certificate) = certificate_from_pem(text) {
+                let pem = certificate_to_pem(&certificate);
+                assert_eq!(certificate_from_pem(&pem), Some(certificate));
+            }
+        }
+        _ => drop(KeyPair::from_pem(text)),
+    }
+}
+
+/// The first three of them, as they are written: `signing` is the first key, `next` its successor.
+pub fn some_key_files(tree_id: TreeId, signing: &SigningKey, next: &SigningKey) -> [String; 3] {
+    let succession = KeySuccession::sign(tree_id, signing, next.verifying_key());
+    let history = KeyHistory { first: signing.verifying_key(), successions: vec![succession] };
+    let format = format!("syncd-origin {FORMAT_VERSION}\ntree_id {tree_id}\n");
+    [format, signing_key_text(signing), history.to_text()]
+}
