@@ -209,7 +209,7 @@ impl Node {
         })?;
         seen.healing = ended.elapsed();
         self.complete(newest)?;
-        self.has_generations(&self.agent.status())?;
+        self.has_generations()?;
         let verified = self.agent.cli("verify", &["--json"]);
         if verified.code != Some(0) || verified.json()["drifted"] != 0 {
             return Err(format!("verify: {verified:?}"));

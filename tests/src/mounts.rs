@@ -88,6 +88,18 @@ impl Mount {
         self.attach();
     }
 
+    /// [`Self::power_up`] with nothing of the disk in memory, as after a boot of the machine. An image that lies in memory
+    /// itself stays there.
+    #[track_caller]
+    pub fn power_up_cold(&self) {
+        let image = self.image.as_ref().expect("a file system in an image");
+        tool("umount", [&self.directory]);
+        let file = fs::File::open(image).expect("open an image");
+        file.sync_all().expect("sync an image");
+        rustix::fs::fadvise(&file, 0, None, rustix::fs::Advice::DontNeed).expect("forget what is cached");
+        self.attach();
+    }
+
     /// Copies the image, unmounted for that moment, to `name` beside it.
     #[track_caller]
     pub fn save(&self, name: &str) -> PathBuf {

@@ -611,3 +611,6 @@ impl Machine {
         }
     }
 }
+
+#[cfg(test)]
+mod tests;
