@@ -1,8 +1,8 @@
 //! Bulk bytes from the origin, on a TCP connection of their own.
 //!
 //! An async task pumps frames from the gRPC stream into a short bounded channel; staging takes them from its blocking
-//! thread, and decodes them there. What waits is bounded by [`FRAMES_AHEAD`] and the HTTP/2 windows: a slow disk slows
-//! the origin down, it does not fill memory. Dropping the frames ends the task and resets the stream.
+//! thread, and decodes them there. What waits is bounded by [`FRAMES_AHEAD`], [`BYTES_AHEAD`] and the HTTP/2 windows: a
+//! slow disk slows the origin down, it does not fill memory. Dropping the frames ends the task and resets the stream.
 //!
 //! An update that breaks off is resumed once from the item that is due; any progress earns another attempt. The
 //! general path is not resumed here: staging asks again for what it still lacks.
@@ -14,16 +14,17 @@ use std::task::{Context, Poll};
 use std::time::Duration;
 
 use bytes::Bytes;
+use prost::Message;
 use syncd_proto::v1;
 use syncd_proto::v1::fetch_frame::Frame as FrameKind;
 use syncd_proto::v1::fetch_request::Request;
 use syncd_proto::v1::replication_client::ReplicationClient;
-use syncd_shared::RootHash;
-use syncd_shared::limits::{CONTROL_MESSAGE_MAX_BYTES, FETCH_MESSAGE_MAX_BYTES};
+use syncd_shared::limits::{CONTROL_MESSAGE_MAX_BYTES, DIRECTORY_FRAME_BYTES, directory_object_max_bytes};
 use syncd_shared::rate::Rate;
 use syncd_shared::wire::Frame;
+use syncd_shared::{RootHash, Totals};
 use tokio::runtime::Handle;
-use tokio::sync::{Mutex, mpsc};
+use tokio::sync::{Mutex, Notify, mpsc};
 use tokio::task::AbortHandle;
 use tokio_stream::Stream;
 use tokio_util::sync::CancellationToken;
@@ -37,8 +38,14 @@ use crate::source::{Batches, FetchError, Frames, Source};
 
 /// Frames received and not yet taken by staging.
 const FRAMES_AHEAD: usize = 4;
+/// While frames of so many bytes wait or are being used, no further one is received. Frames of content never come to
+/// that; of large directory objects there is one at a time.
+const BYTES_AHEAD: u64 = 8 * 1024 * 1024;
 /// How long the connection stays open for the next transfer. A fleet at rest costs its origin one connection each.
 const LINGER: Duration = Duration::from_secs(30);
+/// What a message has beyond the directory object in it, and what a message without one may have, in bytes: frames of
+/// content, uncompressed at most 1 MiB, with what says where their pieces lie.
+const MESSAGE_BYTES: usize = 4 * DIRECTORY_FRAME_BYTES;
 /// An origin that sends nothing for so long is given up; encoding an update takes seconds, not minutes.
 const STALL: Duration = Duration::from_secs(120);
 
@@ -50,6 +57,8 @@ pub struct OriginSource {
     /// Transfers that were ever started.
     transfers: Arc<AtomicU64>,
     abandoned: CancellationToken,
+    /// Canonical bytes of the largest directory object that may come.
+    object_max_bytes: usize,
 }
 
 struct Link {
@@ -66,6 +75,7 @@ impl OriginSource {
             link: Arc::new(Mutex::new(Link { dialer: dialer.limited(limit), channel: None })),
             transfers: Arc::default(),
             abandoned: CancellationToken::new(),
+            object_max_bytes: 0,
         }
     }
 
@@ -85,18 +95,24 @@ impl OriginSource {
             _lease: lease,
         };
         let (sender, receiver) = mpsc::channel(FRAMES_AHEAD);
+        let ahead = Arc::<Ahead>::default();
         // The first frame is waited for, so that a refusal is the answer to the call.
         let first = self.runtime.block_on(transfer.next());
-        let first = first.transpose()?;
+        let first = first.transpose()?.map(|frame| ahead.count(frame));
+        let counted = ahead.clone();
         let pump = self.runtime.spawn(async move {
-            while let Some(frame) = transfer.next().await {
+            loop {
+                counted.room().await;
+                let Some(frame) = transfer.next().await else { return };
                 let last = frame.is_err();
-                if sender.send(frame).await.is_err() || last {
+                if sender.send(frame.map(|frame| counted.count(frame))).await.is_err() || last {
                     return;
                 }
             }
         });
-        Ok(Box::new(Received { first, receiver, pump: pump.abort_handle(), ended: false }))
+        let object_max_bytes = self.object_max_bytes;
+        let pump = pump.abort_handle();
+        Ok(Box::new(Received { first, receiver, pump, object_max_bytes, ahead, used_bytes: 0, ended: false }))
     }
 
     async fn channel(&self) -> Result<Channel, FetchError> {
@@ -115,6 +131,10 @@ impl OriginSource {
 }
 
 impl Source for OriginSource {
+    fn expect(&mut self, totals: &Totals) {
+        self.object_max_bytes = directory_object_max_bytes(totals);
+    }
+
     fn update(&mut self, from: RootHash, to: RootHash) -> Result<Frames, FetchError> {
         self.start(Requests::Update { from, to })
     }
@@ -277,7 +297,7 @@ impl Transfer {
         let root = self.requests.root();
         let requests = self.requests.messages(self.next_item);
         let mut client = ReplicationClient::new(channel)
-            .max_decoding_message_size(FETCH_MESSAGE_MAX_BYTES)
+            .max_decoding_message_size(self.source.object_max_bytes.saturating_add(MESSAGE_BYTES))
             .max_encoding_message_size(CONTROL_MESSAGE_MAX_BYTES);
         let answer = client.fetch(requests).await.map_err(|status| refused(status, root))?;
         Ok(answer.into_inner())
@@ -314,11 +334,45 @@ pub fn refused(status: Status, root: RootHash) -> FetchError {
     }
 }
 
+/// A frame, and how long it was as a message.
+type Counted = (v1::FetchFrame, u64);
+
+/// Bytes of the frames that were received and are not done with.
+#[derive(Default)]
+struct Ahead {
+    bytes: AtomicU64,
+    released: Notify,
+}
+
+impl Ahead {
+    fn count(&self, frame: v1::FetchFrame) -> Counted {
+        let bytes = frame.encoded_len() as u64;
+        self.bytes.fetch_add(bytes, Ordering::SeqCst);
+        (frame, bytes)
+    }
+
+    fn release(&self, bytes: u64) {
+        self.bytes.fetch_sub(bytes, Ordering::SeqCst);
+        self.released.notify_one();
+    }
+
+    /// Waits until another frame may be received. Cancel safe; for one task at a time.
+    async fn room(&self) {
+        while self.bytes.load(Ordering::SeqCst) >= BYTES_AHEAD {
+            self.released.notified().await;
+        }
+    }
+}
+
 /// Frames on their way to staging.
 struct Received {
-    first: Option<v1::FetchFrame>,
-    receiver: mpsc::Receiver<Result<v1::FetchFrame, FetchError>>,
+    first: Option<Counted>,
+    receiver: mpsc::Receiver<Result<Counted, FetchError>>,
     pump: AbortHandle,
+    object_max_bytes: usize,
+    ahead: Arc<Ahead>,
+    /// Of the frame that was taken last.
+    used_bytes: u64,
     ended: bool,
 }
 
@@ -329,8 +383,13 @@ impl Iterator for Received {
         if self.ended {
             return None;
         }
+        self.ahead.release(std::mem::take(&mut self.used_bytes));
         let received = self.first.take().map(Ok).or_else(|| self.receiver.blocking_recv());
-        let frame = received.map(|message| message.and_then(|m| Frame::from_message(m).map_err(Into::into)));
+        let frame = received.map(|message| {
+            let (message, bytes) = message?;
+            self.used_bytes = bytes;
+            Ok(Frame::from_message_within(message, self.object_max_bytes)?)
+        });
         self.ended = !matches!(frame, Some(Ok(_)));
         frame
     }

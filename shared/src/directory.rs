@@ -239,6 +239,11 @@ impl<'a> Reader<'a> {
         self.at == self.bytes.len()
     }
 
+    /// What follows the length of the next name.
+    fn ahead(&self) -> &'a [u8] {
+        self.bytes.get(self.at.saturating_add(1)..).unwrap_or_default()
+    }
+
     pub(crate) fn take(&mut self, length: usize) -> Result<&'a [u8], DecodeDirectoryError> {
         let end = self.at.checked_add(length).ok_or(DecodeDirectoryError::Truncated { at: self.at })?;
         let slice = self.bytes.get(self.at..end).ok_or(DecodeDirectoryError::Truncated { at: self.at })?;
@@ -388,6 +393,18 @@ impl Directory {
 
     /// Reads canonical bytes; anything else is refused.
     pub fn decode(bytes: &[u8]) -> Result<Self, DecodeDirectoryError> {
+        let mut entries = Vec::new();
+        let mut reader = Self::reader(bytes)?;
+        decode_entries(&mut reader, |entry| entries.push(entry))?;
+        Ok(Self { entries })
+    }
+
+    /// Whether [`Self::decode`] would read these bytes, without the memory that it takes.
+    pub fn check(bytes: &[u8]) -> Result<(), DecodeDirectoryError> {
+        decode_entries(&mut Self::reader(bytes)?, drop)
+    }
+
+    fn reader(bytes: &[u8]) -> Result<Reader<'_>, DecodeDirectoryError> {
         if bytes.len() > DIRECTORY_OBJECT_MAX_BYTES {
             let limit = DIRECTORY_OBJECT_MAX_BYTES;
             return Err(DecodeDirectoryError::TooLarge { actual: bytes.len(), limit });
@@ -397,7 +414,7 @@ impl Directory {
         if version != VERSION {
             return Err(DecodeDirectoryError::Version { actual: version });
         }
-        Ok(Self { entries: decode_entries(&mut reader)? })
+        Ok(reader)
     }
 
     /// Reads canonical bytes that came from outside, and holds them against the hash they were asked for by.
@@ -410,16 +427,19 @@ impl Directory {
     }
 }
 
-fn decode_entries(reader: &mut Reader<'_>) -> Result<Vec<Entry>, DecodeDirectoryError> {
-    let mut entries: Vec<Entry> = Vec::new();
+fn decode_entries(reader: &mut Reader<'_>, mut take: impl FnMut(Entry)) -> Result<(), DecodeDirectoryError> {
+    let mut last: &[u8] = &[];
     while !reader.is_empty() {
+        let name = reader.ahead();
         let entry = reader.entry()?;
-        if entries.last().is_some_and(|last| last.name >= entry.name) {
+        let own = name.get(..entry.name.as_bytes().len()).unwrap_or_default();
+        if last >= own {
             return Err(DecodeDirectoryError::Order { name: entry.name });
         }
-        entries.push(entry);
+        last = own;
+        take(entry);
     }
-    Ok(entries)
+    Ok(())
 }
 
 /// Canonical bytes of single entries, as directory patches carry them.
@@ -433,7 +453,9 @@ pub fn encode_entries(entries: &[Entry]) -> Vec<u8> {
 
 /// Reads what [`encode_entries`] wrote; sorted, unique names.
 pub fn decode_entry_list(bytes: &[u8]) -> Result<Vec<Entry>, DecodeDirectoryError> {
-    decode_entries(&mut Reader::new(bytes))
+    let mut entries = Vec::new();
+    decode_entries(&mut Reader::new(bytes), |entry| entries.push(entry))?;
+    Ok(entries)
 }
 
 #[cfg(test)]

@@ -168,16 +168,26 @@ pub enum Frame {
 impl Frame {
     /// Checks a message in form.
     pub fn from_message(message: v1::FetchFrame) -> Result<Self, WireError> {
+        Self::from_message_within(message, DIRECTORY_OBJECT_MAX_BYTES)
+    }
+
+    /// [`Self::from_message`] of a tree whose directory objects have at most so many bytes: see
+    /// [`crate::limits::directory_object_max_bytes`].
+    pub fn from_message_within(message: v1::FetchFrame, object_max_bytes: usize) -> Result<Self, WireError> {
+        let objects_max_bytes = object_max_bytes.saturating_add(DIRECTORY_FRAME_BYTES);
         use v1::fetch_frame::Frame as F;
         match message.frame.ok_or(WireError::Missing { field: "frame" })? {
             F::Directories(d) => {
                 let expected = d.uncompressed_bytes as usize;
-                limit("directory frame", expected, DIRECTORY_OBJECT_MAX_BYTES + DIRECTORY_FRAME_BYTES)?;
-                split_objects(&decompress(&d.compressed, expected)?).map(Self::Directories)
+                limit("directory frame", expected, objects_max_bytes)?;
+                let bytes = decompress(&d.compressed, expected)?;
+                // What is large is not to lie there twice.
+                drop(d);
+                split_objects(bytes).map(Self::Directories)
             }
             F::Patches(p) => {
                 let expected = p.uncompressed_bytes as usize;
-                limit("directory patches", expected, DIRECTORY_OBJECT_MAX_BYTES + DIRECTORY_FRAME_BYTES)?;
+                limit("directory patches", expected, objects_max_bytes)?;
                 let list = v1::DirectoryPatchList::decode(decompress(&p.compressed, expected)?.as_slice())?;
                 list.patches
                     .into_iter()
@@ -204,13 +214,20 @@ impl Frame {
     }
 }
 
-fn split_objects(mut bytes: &[u8]) -> Result<Vec<Vec<u8>>, WireError> {
+fn split_objects(mut all: Vec<u8>) -> Result<Vec<Vec<u8>>, WireError> {
     let mut objects = Vec::new();
+    let mut bytes = all.as_slice();
     while !bytes.is_empty() {
         let (length, rest) = bytes.split_first_chunk::<4>().ok_or(WireError::Missing { field: "length" })?;
         let length = u32::from_le_bytes(*length) as usize;
         let cut = || WireError::Length { expected: length, actual: rest.len() };
         let (object, after) = rest.split_at_checked(length).ok_or_else(cut)?;
+        if objects.is_empty() && after.is_empty() {
+            // A large one travels alone, and is not copied.
+            let prefix = all.len().saturating_sub(length);
+            all.drain(..prefix);
+            return Ok(vec![all]);
+        }
         objects.push(object.to_vec());
         bytes = after;
     }

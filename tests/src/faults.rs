@@ -200,7 +200,7 @@ impl Node {
             self.agent.start();
         }
         self.poll("the agent to converge", |node| {
-            let status = node.agent.try_status().ok_or("no status")?;
+            let status = node.status().ok_or("no status")?;
             node.settled(&status, newest)?;
             match status.error {
                 Some(error) => Err(format!("it still says {error}")),

@@ -7,7 +7,6 @@
 //! origin does not answer; it converges when the origin does; `verify` finds nothing and nothing is left over.
 
 use std::collections::BTreeMap;
-use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
@@ -16,10 +15,10 @@ use rustix::process::Signal;
 use crate::edits::{remove, small_site, write};
 use crate::mounts::Mount;
 use crate::oracle::{facts, fingerprint_of, try_facts};
-use crate::process::tool;
+use crate::process::{ask_status, tool};
 use crate::replica::{litter, trash_is_empty};
 use crate::tracer::{Point, Policy, Traced, Verdict};
-use crate::{Agent, AgentStatus, Origin, Scene, Seeded};
+use crate::{Agent, AgentStatus, Origin, OriginStatus, Scene, Seeded};
 
 /// Nothing is done any more after so long without a change.
 const CALM: Duration = Duration::from_millis(700);
@@ -178,7 +177,7 @@ impl Node {
             self.agent.start();
         }
         self.poll("the agent to settle", |node| {
-            let status = node.agent.try_status().ok_or("no status")?;
+            let status = node.status().ok_or("no status")?;
             node.settled(&status, number)
         })
         .unwrap_or_else(|complaint| panic!("{complaint}"));
@@ -191,6 +190,11 @@ impl Node {
             self.agent.stop();
         }
         self.mount.save(name)
+    }
+
+    /// What the agent says.
+    pub fn status(&self) -> Option<AgentStatus> {
+        ask_status(&self.agent.root.join("state/agent.sock"))
     }
 
     pub(crate) fn settled(&self, status: &AgentStatus, number: u64) -> Result<(), String> {
@@ -310,7 +314,7 @@ impl Node {
 
     /// When the origin last heard of the agent, and what it then said to have live; `None` while it is connected.
     fn heard(&self) -> Option<(Option<String>, u64)> {
-        let status = self.origin.try_status()?;
+        let status: OriginStatus = ask_status(&self.origin.data.join("admin.sock"))?;
         let member = status.agents.iter().find(|member| member.name == self.agent.name)?;
         (!member.connected).then(|| (member.last_seen.clone(), member.generation.unwrap_or(0)))
     }
@@ -345,7 +349,7 @@ impl Node {
         self.origin_answers(true);
         let newest = self.newest();
         self.poll("the agent to converge", |node| {
-            let status = node.agent.try_status().ok_or("no status")?;
+            let status = node.status().ok_or("no status")?;
             node.settled(&status, newest)
         })?;
         self.complete(newest)?;
@@ -363,11 +367,7 @@ impl Node {
         self.agent.start();
         let status = self.poll("the agent to answer", |node| match node.agent.daemon().ended() {
             Some(status) => Err(format!("it ended, {status}")),
-            // Before that, `status` would try to open the record itself.
-            None if UnixStream::connect(node.agent.root.join("state/agent.sock")).is_err() => {
-                Err("no socket".into())
-            }
-            None => node.agent.try_status().ok_or("no status".into()),
+            None => node.status().ok_or("no status".into()),
         })?;
         Ok((status, started.elapsed()))
     }
@@ -380,7 +380,7 @@ impl Node {
     /// retired is listed until the record has forgotten it, and one that stays listed is lost.
     pub(crate) fn has_generations(&mut self) -> Result<(), String> {
         self.poll("the listed generations", |node| {
-            let status = node.agent.try_status().ok_or("no status")?;
+            let status = node.status().ok_or("no status")?;
             let absent = status.generations.iter().copied().find(|number| !node.tree(*number).exists());
             absent.map_or(Ok(status), |number| Err(format!("generation {number} is listed, and gone")))
         })

@@ -77,6 +77,7 @@ pub(crate) fn obtain(
     inline: Option<(RootHash, Vec<Frame>)>,
     source: &mut dyn Source,
 ) -> Result<Manifest, StageError> {
+    source.expect(&to.totals);
     let empty = RootEntry::empty();
     let basis = from.unwrap_or(&empty);
     match checked_diff(record, basis, to) {
@@ -111,6 +112,7 @@ pub(crate) fn obtain_whole(
     block_bytes: u64,
     source: &mut dyn Source,
 ) -> Result<Demand, StageError> {
+    source.expect(&to.totals);
     match demand_of(record, to, block_bytes) {
         Err(RecordError::Unknown { .. } | RecordError::Directory(_)) => {}
         other => return Ok(other?),
@@ -248,16 +250,17 @@ fn fetch_directories(
         match frame {
             Frame::Directories(list) => {
                 for bytes in list {
-                    let hash = Directory::hash_of(&bytes);
-                    let directory = Directory::decode(&bytes).map_err(RecordError::from)?;
                     // No more objects than the signed totals allow, whatever is sent.
                     total += 1;
                     if total > to.totals.entries.saturating_add(1) {
                         return Err(StageError::TooManyObjects { limit: to.totals.entries });
                     }
                     if keep_decoded {
-                        came.push(Arc::new(directory));
+                        came.push(Arc::new(Directory::decode(&bytes).map_err(RecordError::from)?));
+                    } else {
+                        Directory::check(&bytes).map_err(RecordError::from)?;
                     }
+                    let hash = Directory::hash_of(&bytes);
                     objects.keep(hash, bytes)?;
                 }
             }
