@@ -7,6 +7,8 @@
 //! An update that breaks off is resumed once from the item that is due; any progress earns another attempt. The
 //! general path is not resumed here: staging asks again for what it still lacks.
 
+#![cfg_attr(not(test), deny(clippy::arithmetic_side_effects, clippy::indexing_slicing))]
+
 use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -57,8 +59,8 @@ pub struct OriginSource {
     /// Transfers that were ever started.
     transfers: Arc<AtomicU64>,
     abandoned: CancellationToken,
-    /// Canonical bytes of the largest directory object that may come.
-    object_max_bytes: usize,
+    /// No tree that answers are about exceeds these.
+    totals: Totals,
 }
 
 struct Link {
@@ -75,7 +77,7 @@ impl OriginSource {
             link: Arc::new(Mutex::new(Link { dialer: dialer.limited(limit), channel: None })),
             transfers: Arc::default(),
             abandoned: CancellationToken::new(),
-            object_max_bytes: 0,
+            totals: Totals::default(),
         }
     }
 
@@ -110,9 +112,9 @@ impl OriginSource {
                 }
             }
         });
-        let object_max_bytes = self.object_max_bytes;
+        let totals = self.totals;
         let pump = pump.abort_handle();
-        Ok(Box::new(Received { first, receiver, pump, object_max_bytes, ahead, used_bytes: 0, ended: false }))
+        Ok(Box::new(Received { first, receiver, pump, totals, ahead, used_bytes: 0, ended: false }))
     }
 
     async fn channel(&self) -> Result<Channel, FetchError> {
@@ -132,7 +134,7 @@ impl OriginSource {
 
 impl Source for OriginSource {
     fn expect(&mut self, totals: &Totals) {
-        self.object_max_bytes = directory_object_max_bytes(totals);
+        self.totals = *totals;
     }
 
     fn update(&mut self, from: RootHash, to: RootHash) -> Result<Frames, FetchError> {
@@ -296,8 +298,9 @@ impl Transfer {
         let channel = self.source.channel().await?;
         let root = self.requests.root();
         let requests = self.requests.messages(self.next_item);
+        let message_max_bytes = directory_object_max_bytes(&self.source.totals).saturating_add(MESSAGE_BYTES);
         let mut client = ReplicationClient::new(channel)
-            .max_decoding_message_size(self.source.object_max_bytes.saturating_add(MESSAGE_BYTES))
+            .max_decoding_message_size(message_max_bytes)
             .max_encoding_message_size(CONTROL_MESSAGE_MAX_BYTES);
         let answer = client.fetch(requests).await.map_err(|status| refused(status, root))?;
         Ok(answer.into_inner())
@@ -369,7 +372,7 @@ struct Received {
     first: Option<Counted>,
     receiver: mpsc::Receiver<Result<Counted, FetchError>>,
     pump: AbortHandle,
-    object_max_bytes: usize,
+    totals: Totals,
     ahead: Arc<Ahead>,
     /// Of the frame that was taken last.
     used_bytes: u64,
@@ -388,7 +391,7 @@ impl Iterator for Received {
         let frame = received.map(|message| {
             let (message, bytes) = message?;
             self.used_bytes = bytes;
-            Ok(Frame::from_message_within(message, self.object_max_bytes)?)
+            Ok(Frame::from_message_within(message, &self.totals)?)
         });
         self.ended = !matches!(frame, Some(Ok(_)));
         frame

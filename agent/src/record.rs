@@ -13,6 +13,11 @@
 //! are used; the whole file is checked when it is opened, and moved aside where it is damaged: the trees stay, and what
 //! is known about them is then built again from them.
 
+#![cfg_attr(
+    not(test),
+    expect(clippy::disallowed_methods, reason = "the record, which has one name below ROOT/state")
+)]
+
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::io;
 use std::path::{Path, PathBuf};

@@ -20,8 +20,8 @@ pub fn all_of(batches: impl IntoIterator<Item = ObjectsBatch>) -> Batches {
 
 /// The origin, as staging sees it. All calls block: never call from an async task.
 pub trait Source: Send {
-    /// From now on answers are about a tree with these totals, which are signed: what can't be part of it is refused
-    /// before memory is taken for it. Until then nothing is taken that is larger than a frame of content.
+    /// From now on no tree that answers are about exceeds these totals, which are signed: what can't be part of it is
+    /// refused before memory is taken for it. Until then no directory is taken that has entries.
     fn expect(&mut self, _totals: &Totals) {}
 
     /// Everything that takes a replica from one root to another. Ends with [`Frame::End`]; an origin that does not know

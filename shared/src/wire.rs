@@ -2,16 +2,20 @@
 
 #![cfg_attr(not(test), deny(clippy::arithmetic_side_effects, clippy::indexing_slicing))]
 
+mod patches;
+
 use bytes::Bytes;
 use prost::Message;
 use syncd_proto::v1;
 
 use crate::delta::DeltaFrame;
 use crate::directory::{
-    DecodeDirectoryError, Directory, DuplicateName, Entry, Kind, decode_entry_list, encode_entries,
+    DecodeDirectoryError, Directory, DuplicateName, Entry, Kind, Totals, decode_entry_list, encode_entries,
 };
 use crate::hash::{ContentHash, ObjectHash, ParseHashError, RootHash};
-use crate::limits::{DIRECTORY_FRAME_BYTES, DIRECTORY_OBJECT_MAX_BYTES, OBJECTS_BATCH_MAX};
+use crate::limits::{
+    DIRECTORY_FRAME_BYTES, DIRECTORY_OBJECT_MAX_BYTES, OBJECTS_BATCH_MAX, directory_object_max_bytes,
+};
 use crate::stored_frame::StoredFrame;
 use crate::tree_path::{Component, TreePath, TreePathError};
 
@@ -168,18 +172,19 @@ pub enum Frame {
 impl Frame {
     /// Checks a message in form.
     pub fn from_message(message: v1::FetchFrame) -> Result<Self, WireError> {
-        Self::from_message_within(message, DIRECTORY_OBJECT_MAX_BYTES)
+        let any = Totals { entries: u64::MAX, files: 0, bytes: 0 };
+        Self::from_message_within(message, &any)
     }
 
-    /// [`Self::from_message`] of a tree whose directory objects have at most so many bytes: see
-    /// [`crate::limits::directory_object_max_bytes`].
-    pub fn from_message_within(message: v1::FetchFrame, object_max_bytes: usize) -> Result<Self, WireError> {
-        let objects_max_bytes = object_max_bytes.saturating_add(DIRECTORY_FRAME_BYTES);
+    /// [`Self::from_message`] where no tree that it is about exceeds these totals, which are signed: what does not fit
+    /// them is refused before memory is taken for it.
+    pub fn from_message_within(message: v1::FetchFrame, totals: &Totals) -> Result<Self, WireError> {
+        let most = directory_object_max_bytes(totals).saturating_add(DIRECTORY_FRAME_BYTES);
         use v1::fetch_frame::Frame as F;
         match message.frame.ok_or(WireError::Missing { field: "frame" })? {
             F::Directories(d) => {
                 let expected = d.uncompressed_bytes as usize;
-                limit("directory frame", expected, objects_max_bytes)?;
+                limit("directory frame", expected, most)?;
                 let bytes = decompress(&d.compressed, expected)?;
                 // What is large is not to lie there twice.
                 drop(d);
@@ -187,13 +192,10 @@ impl Frame {
             }
             F::Patches(p) => {
                 let expected = p.uncompressed_bytes as usize;
-                limit("directory patches", expected, objects_max_bytes)?;
-                let list = v1::DirectoryPatchList::decode(decompress(&p.compressed, expected)?.as_slice())?;
-                list.patches
-                    .into_iter()
-                    .map(DirectoryPatch::from_message)
-                    .collect::<Result<_, _>>()
-                    .map(Self::Patches)
+                limit("directory patches", expected, most)?;
+                let bytes = decompress(&p.compressed, expected)?;
+                drop(p);
+                patches::decode_list(&bytes, totals.entries).map(Self::Patches)
             }
             F::Stored(s) => StoredFrame::from_message(s).map(Self::Stored),
             F::Local(l) => Ok(Self::Local {
@@ -214,6 +216,7 @@ impl Frame {
     }
 }
 
+/// Objects that share a frame are small: one that is larger than a frame travels alone, and is not copied.
 fn split_objects(mut all: Vec<u8>) -> Result<Vec<Vec<u8>>, WireError> {
     let mut objects = Vec::new();
     let mut bytes = all.as_slice();
@@ -222,12 +225,15 @@ fn split_objects(mut all: Vec<u8>) -> Result<Vec<Vec<u8>>, WireError> {
         let length = u32::from_le_bytes(*length) as usize;
         let cut = || WireError::Length { expected: length, actual: rest.len() };
         let (object, after) = rest.split_at_checked(length).ok_or_else(cut)?;
+        if object.is_empty() {
+            return Err(WireError::Missing { field: "directory object" });
+        }
         if objects.is_empty() && after.is_empty() {
-            // A large one travels alone, and is not copied.
             let prefix = all.len().saturating_sub(length);
             all.drain(..prefix);
             return Ok(vec![all]);
         }
+        limit("frame of several directory objects", all.len(), DIRECTORY_FRAME_BYTES)?;
         objects.push(object.to_vec());
         bytes = after;
     }
@@ -296,7 +302,7 @@ impl DirectoryPatch {
         Ok((directory, bytes))
     }
 
-    fn from_message(message: v1::DirectoryPatch) -> Result<Self, WireError> {
+    fn from_message(message: v1::DirectoryPatch, entries_max: u64) -> Result<Self, WireError> {
         let from = match message.from_object.as_ref() {
             [] => None,
             bytes => Some(object_hash(bytes, "from_object")?),
@@ -308,7 +314,7 @@ impl DirectoryPatch {
             from,
             to: object_hash(&message.to_object, "to_object")?,
             removed,
-            entries: join_hashes(decode_entry_list(&message.entries)?, &message.hashes)?,
+            entries: join_hashes(decode_entry_list(&message.entries, entries_max)?, &message.hashes)?,
         })
     }
 
@@ -490,7 +496,7 @@ mod tests {
             if let Ok(message) = v1::FetchFrame::decode(bytes.as_slice()) {
                 let _ = Frame::from_message(message);
             }
-            let _ = split_objects(&bytes);
+            let _ = split_objects(bytes);
         }
     }
 
