@@ -226,7 +226,7 @@ struct Lease {
 
 impl Lease {
     fn new(source: &OriginSource) -> Self {
-        let number = source.transfers.fetch_add(1, Ordering::Relaxed) + 1;
+        let number = source.transfers.fetch_add(1, Ordering::Relaxed).wrapping_add(1);
         Self { source: source.clone(), number }
     }
 }
@@ -311,7 +311,7 @@ impl Transfer {
             let text = format!("item {} came where item {} was due", frame.item, self.next_item);
             return Err(FetchError::Refused(Status::data_loss(text)));
         }
-        self.next_item += 1;
+        self.next_item = self.next_item.saturating_add(1);
         self.resumed = false;
         if matches!(frame.frame, Some(FrameKind::End(_))) {
             // An update is one answer; of objects the receiver knows how many it asked for.

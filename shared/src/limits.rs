@@ -110,7 +110,7 @@ mod tests {
                 let name = Component::new(&[n; COMPONENT_MAX_BYTES]).expect("a name");
                 Entry { name, metadata, kind: kind.clone() }
             };
-            let directory = Directory::new((b'a'..b'z').map(entry).collect()).expect("unique names");
+            let directory = Directory::new((b'a'..=b'z').map(entry).collect()).expect("unique names");
             let sum = directory.entries().iter().fold(Totals::default(), |sum, entry| {
                 let own = entry.totals();
                 Totals { entries: sum.entries + own.entries, files: sum.files + own.files, bytes: 0 }

@@ -93,6 +93,8 @@ pub struct Node {
     pub agent: Agent,
     /// A bug that the agent is started with.
     pub planted: Option<&'static str>,
+    /// How long anything may take.
+    pub patience: Duration,
     known: BTreeMap<u64, String>,
     /// When the origin had last heard of the agent before the case.
     heard_before: Option<String>,
@@ -107,7 +109,15 @@ impl Node {
         let agent = Agent::new(scene, "web1").at(&root).with_options(&["--grace", "0s"]);
         agent.join(origin.address(), &origin.token()).expect_success();
         tool("sync", ["-f".as_ref(), root.as_path()]);
-        Self { origin, mount, agent, planted: None, known: BTreeMap::new(), heard_before: None }
+        Self {
+            origin,
+            mount,
+            agent,
+            planted: None,
+            patience: PATIENCE,
+            known: BTreeMap::new(),
+            heard_before: None,
+        }
     }
 
     /// Generations 1 to 5 at the origin, and the scenarios that lead to the last.
@@ -213,8 +223,8 @@ impl Node {
         loop {
             match check(self) {
                 Ok(value) => return Ok(value),
-                Err(complaint) if started.elapsed() > PATIENCE => {
-                    return Err(format!("waited {PATIENCE:?} for {what}: {complaint}"));
+                Err(complaint) if started.elapsed() > self.patience => {
+                    return Err(format!("waited {:?} for {what}: {complaint}", self.patience));
                 }
                 Err(_) => std::thread::sleep(Duration::from_millis(5)),
             }

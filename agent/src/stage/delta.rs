@@ -47,13 +47,14 @@ impl<'a> Bases<'a> {
 
     fn released(&self, tag: ContentTag) -> Option<(&TreePath, &Entry)> {
         let index = self.released.get_or_init(|| self.index(|change| old(change).map(|(_, entry)| entry)));
-        old(&self.diff.changes[*index.get(&tag)?])
+        old(self.diff.changes.get(*index.get(&tag)?)?)
     }
 
     /// What a new content replaces at its first path.
     fn replacement(&self, tag: ContentTag) -> Option<Replacement> {
         let index = self.brought.get_or_init(|| self.index(brought));
-        let Change::Modified { from, to, .. } = &self.diff.changes[*index.get(&tag)?] else { return None };
+        let change = self.diff.changes.get(*index.get(&tag)?)?;
+        let Change::Modified { from, to, .. } = change else { return None };
         match (&from.kind, &to.kind) {
             (Kind::File { content, size: old_bytes }, Kind::File { size: new_bytes, .. }) => {
                 let (old_bytes, new_bytes) = (*old_bytes, *new_bytes);
