@@ -403,3 +403,28 @@ impl Drop for Received {
         self.pump.abort();
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn a_large_frame_holds_back_the_next_until_it_is_used() {
+        let ahead = Ahead::default();
+        let frame = |bytes: usize| {
+            let stored = v1::StoredFrame { compressed: vec![0; bytes].into(), ..v1::StoredFrame::default() };
+            v1::FetchFrame { item: 0, frame: Some(FrameKind::Stored(stored)) }
+        };
+        let has_room = async |limit_ms| {
+            tokio::time::timeout(Duration::from_millis(limit_ms), ahead.room()).await.is_ok()
+        };
+        let (_, small) = ahead.count(frame(1 << 20));
+        assert!(has_room(5_000).await);
+        let (_, large) = ahead.count(frame(BYTES_AHEAD as usize));
+        assert!(!has_room(50).await);
+        ahead.release(small);
+        assert!(!has_room(50).await);
+        ahead.release(large);
+        assert!(has_room(5_000).await);
+    }
+}

@@ -188,11 +188,12 @@ fn content_that_the_kernel_could_not_write_is_never_reported_live() {
         let mut traced = node.trace(&scenario, Box::new(policy));
         let live = |node: &Node| node.status().and_then(|status| status.generation) == Some(newest);
         traced.wait(Duration::from_secs(60), |_| live(&node));
-        assert!(live(&node), "{planted:?}: generation {newest} is not live");
+        let said = || std::fs::read_to_string(&log).unwrap_or_default();
+        assert!(live(&node), "{planted:?}: generation {newest} is not live\n{}", said());
         node.mount.cut_power();
         traced.kill();
         node.mount.power_up();
-        let said = std::fs::read_to_string(&log).unwrap_or_default();
+        let said = said();
         let whole = node.complete(newest);
         println!("{planted:?}: after the power came back {whole:?}");
         assert_eq!(whole.is_ok(), harmless, "{planted:?}: {whole:?}\n{said}");

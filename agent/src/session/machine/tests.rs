@@ -116,3 +116,24 @@ fn what_the_hello_showed_is_not_reported_again() {
     assert_eq!(shown_live(&scene.apply(Event::Tick)), Some(2));
     assert!(reported(&scene.welcome()).is_empty());
 }
+
+#[test]
+fn an_announced_update_with_more_directories_than_the_trees_can_have_ends_the_conversation() {
+    let mut scene = Scene::new();
+    scene.welcome();
+    let generation = generation(&scene.key, 2);
+    let message = v1::SignedGeneration {
+        record: Bytes::copy_from_slice(generation.record()),
+        signature: Bytes::copy_from_slice(generation.signature()),
+    };
+    // Each is within its bounds, all of them are not.
+    let objects = v1::DirectoryObjects { compressed: Bytes::new(), uncompressed_bytes: 1 << 20 };
+    let frame = v1::FetchFrame { item: 0, frame: Some(v1::fetch_frame::Frame::Directories(objects)) };
+    let from_root = Bytes::copy_from_slice(RootEntry::empty().hash().as_bytes());
+    let update = Some(v1::InlineUpdate { from_root, frames: vec![frame; 40] });
+    let announce = v1::Announce { generation: Some(message), activate_when_staged: true, update };
+    let message = v1::OriginMessage { message: Some(FromOrigin::Announce(announce)) };
+    let actions = scene.apply(Event::Message(message));
+    assert!(actions.iter().any(|action| matches!(action, Action::Hang)), "{actions:?}");
+    assert!(scene.machine.error().is_some_and(|error| error.contains("directories of an announced update")));
+}
