@@ -1,5 +1,7 @@
 //! The command line: a contract, see the README. Results go to standard output, everything else to standard error.
 
+#![cfg_attr(not(test), expect(clippy::disallowed_methods, reason = "paths of the operator"))]
+
 use std::ffi::OsString;
 use std::io::Write as _;
 use std::net::SocketAddr;

@@ -1,5 +1,7 @@
 //! What an agent is told: the options of `syncd-agent run`, however they were given.
 
+#![cfg_attr(not(test), expect(clippy::disallowed_methods, reason = "paths of the operator"))]
+
 use std::fs;
 use std::io;
 use std::net::SocketAddr;

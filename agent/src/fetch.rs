@@ -1,11 +1,13 @@
 //! Bulk bytes from the origin, on a TCP connection of their own.
 //!
 //! An async task pumps frames from the gRPC stream into a short bounded channel; staging takes them from its blocking
-//! thread, and decodes them there. What waits is bounded by [`FRAMES_AHEAD`] and the HTTP/2 windows: a slow disk slows
-//! the origin down, it does not fill memory. Dropping the frames ends the task and resets the stream.
+//! thread, and decodes them there. What waits is bounded by [`FRAMES_AHEAD`], [`BYTES_AHEAD`] and the HTTP/2 windows: a
+//! slow disk slows the origin down, it does not fill memory. Dropping the frames ends the task and resets the stream.
 //!
 //! An update that breaks off is resumed once from the item that is due; any progress earns another attempt. The
 //! general path is not resumed here: staging asks again for what it still lacks.
+
+#![cfg_attr(not(test), deny(clippy::arithmetic_side_effects, clippy::indexing_slicing))]
 
 use std::pin::Pin;
 use std::sync::Arc;
@@ -14,16 +16,17 @@ use std::task::{Context, Poll};
 use std::time::Duration;
 
 use bytes::Bytes;
+use prost::Message;
 use syncd_proto::v1;
 use syncd_proto::v1::fetch_frame::Frame as FrameKind;
 use syncd_proto::v1::fetch_request::Request;
 use syncd_proto::v1::replication_client::ReplicationClient;
-use syncd_shared::RootHash;
-use syncd_shared::limits::{CONTROL_MESSAGE_MAX_BYTES, FETCH_MESSAGE_MAX_BYTES};
+use syncd_shared::limits::{CONTROL_MESSAGE_MAX_BYTES, DIRECTORY_FRAME_BYTES, directory_object_max_bytes};
 use syncd_shared::rate::Rate;
 use syncd_shared::wire::Frame;
+use syncd_shared::{RootHash, Totals};
 use tokio::runtime::Handle;
-use tokio::sync::{Mutex, mpsc};
+use tokio::sync::{Mutex, Notify, mpsc};
 use tokio::task::AbortHandle;
 use tokio_stream::Stream;
 use tokio_util::sync::CancellationToken;
@@ -37,8 +40,14 @@ use crate::source::{Batches, FetchError, Frames, Source};
 
 /// Frames received and not yet taken by staging.
 const FRAMES_AHEAD: usize = 4;
+/// While frames of so many bytes wait or are being used, no further one is received. Frames of content never come to
+/// that; of large directory objects there is one at a time.
+const BYTES_AHEAD: u64 = 8 * 1024 * 1024;
 /// How long the connection stays open for the next transfer. A fleet at rest costs its origin one connection each.
 const LINGER: Duration = Duration::from_secs(30);
+/// What a message has beyond the directory object in it, and what a message without one may have, in bytes: frames of
+/// content, uncompressed at most 1 MiB, with what says where their pieces lie.
+const MESSAGE_BYTES: usize = 4 * DIRECTORY_FRAME_BYTES;
 /// An origin that sends nothing for so long is given up; encoding an update takes seconds, not minutes.
 const STALL: Duration = Duration::from_secs(120);
 
@@ -50,6 +59,8 @@ pub struct OriginSource {
     /// Transfers that were ever started.
     transfers: Arc<AtomicU64>,
     abandoned: CancellationToken,
+    /// No tree that answers are about exceeds these.
+    totals: Totals,
 }
 
 struct Link {
@@ -66,6 +77,7 @@ impl OriginSource {
             link: Arc::new(Mutex::new(Link { dialer: dialer.limited(limit), channel: None })),
             transfers: Arc::default(),
             abandoned: CancellationToken::new(),
+            totals: Totals::default(),
         }
     }
 
@@ -85,18 +97,24 @@ impl OriginSource {
             _lease: lease,
         };
         let (sender, receiver) = mpsc::channel(FRAMES_AHEAD);
+        let ahead = Arc::<Ahead>::default();
         // The first frame is waited for, so that a refusal is the answer to the call.
         let first = self.runtime.block_on(transfer.next());
-        let first = first.transpose()?;
+        let first = first.transpose()?.map(|frame| ahead.count(frame));
+        let counted = ahead.clone();
         let pump = self.runtime.spawn(async move {
-            while let Some(frame) = transfer.next().await {
+            loop {
+                counted.room().await;
+                let Some(frame) = transfer.next().await else { return };
                 let last = frame.is_err();
-                if sender.send(frame).await.is_err() || last {
+                if sender.send(frame.map(|frame| counted.count(frame))).await.is_err() || last {
                     return;
                 }
             }
         });
-        Ok(Box::new(Received { first, receiver, pump: pump.abort_handle(), ended: false }))
+        let totals = self.totals;
+        let pump = pump.abort_handle();
+        Ok(Box::new(Received { first, receiver, pump, totals, ahead, used_bytes: 0, ended: false }))
     }
 
     async fn channel(&self) -> Result<Channel, FetchError> {
@@ -115,6 +133,10 @@ impl OriginSource {
 }
 
 impl Source for OriginSource {
+    fn expect(&mut self, totals: &Totals) {
+        self.totals = *totals;
+    }
+
     fn update(&mut self, from: RootHash, to: RootHash) -> Result<Frames, FetchError> {
         self.start(Requests::Update { from, to })
     }
@@ -204,7 +226,7 @@ struct Lease {
 
 impl Lease {
     fn new(source: &OriginSource) -> Self {
-        let number = source.transfers.fetch_add(1, Ordering::Relaxed) + 1;
+        let number = source.transfers.fetch_add(1, Ordering::Relaxed).wrapping_add(1);
         Self { source: source.clone(), number }
     }
 }
@@ -276,8 +298,9 @@ impl Transfer {
         let channel = self.source.channel().await?;
         let root = self.requests.root();
         let requests = self.requests.messages(self.next_item);
+        let message_max_bytes = directory_object_max_bytes(&self.source.totals).saturating_add(MESSAGE_BYTES);
         let mut client = ReplicationClient::new(channel)
-            .max_decoding_message_size(FETCH_MESSAGE_MAX_BYTES)
+            .max_decoding_message_size(message_max_bytes)
             .max_encoding_message_size(CONTROL_MESSAGE_MAX_BYTES);
         let answer = client.fetch(requests).await.map_err(|status| refused(status, root))?;
         Ok(answer.into_inner())
@@ -288,7 +311,7 @@ impl Transfer {
             let text = format!("item {} came where item {} was due", frame.item, self.next_item);
             return Err(FetchError::Refused(Status::data_loss(text)));
         }
-        self.next_item += 1;
+        self.next_item = self.next_item.saturating_add(1);
         self.resumed = false;
         if matches!(frame.frame, Some(FrameKind::End(_))) {
             // An update is one answer; of objects the receiver knows how many it asked for.
@@ -314,11 +337,45 @@ pub fn refused(status: Status, root: RootHash) -> FetchError {
     }
 }
 
+/// A frame, and how long it was as a message.
+type Counted = (v1::FetchFrame, u64);
+
+/// Bytes of the frames that were received and are not done with.
+#[derive(Default)]
+struct Ahead {
+    bytes: AtomicU64,
+    released: Notify,
+}
+
+impl Ahead {
+    fn count(&self, frame: v1::FetchFrame) -> Counted {
+        let bytes = frame.encoded_len() as u64;
+        self.bytes.fetch_add(bytes, Ordering::SeqCst);
+        (frame, bytes)
+    }
+
+    fn release(&self, bytes: u64) {
+        self.bytes.fetch_sub(bytes, Ordering::SeqCst);
+        self.released.notify_one();
+    }
+
+    /// Waits until another frame may be received. Cancel safe; for one task at a time.
+    async fn room(&self) {
+        while self.bytes.load(Ordering::SeqCst) >= BYTES_AHEAD {
+            self.released.notified().await;
+        }
+    }
+}
+
 /// Frames on their way to staging.
 struct Received {
-    first: Option<v1::FetchFrame>,
-    receiver: mpsc::Receiver<Result<v1::FetchFrame, FetchError>>,
+    first: Option<Counted>,
+    receiver: mpsc::Receiver<Result<Counted, FetchError>>,
     pump: AbortHandle,
+    totals: Totals,
+    ahead: Arc<Ahead>,
+    /// Of the frame that was taken last.
+    used_bytes: u64,
     ended: bool,
 }
 
@@ -329,8 +386,13 @@ impl Iterator for Received {
         if self.ended {
             return None;
         }
+        self.ahead.release(std::mem::take(&mut self.used_bytes));
         let received = self.first.take().map(Ok).or_else(|| self.receiver.blocking_recv());
-        let frame = received.map(|message| message.and_then(|m| Frame::from_message(m).map_err(Into::into)));
+        let frame = received.map(|message| {
+            let (message, bytes) = message?;
+            self.used_bytes = bytes;
+            Ok(Frame::from_message_within(message, &self.totals)?)
+        });
         self.ended = !matches!(frame, Some(Ok(_)));
         frame
     }
@@ -339,5 +401,30 @@ impl Iterator for Received {
 impl Drop for Received {
     fn drop(&mut self) {
         self.pump.abort();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn a_large_frame_holds_back_the_next_until_it_is_used() {
+        let ahead = Ahead::default();
+        let frame = |bytes: usize| {
+            let stored = v1::StoredFrame { compressed: vec![0; bytes].into(), ..v1::StoredFrame::default() };
+            v1::FetchFrame { item: 0, frame: Some(FrameKind::Stored(stored)) }
+        };
+        let has_room = async |limit_ms| {
+            tokio::time::timeout(Duration::from_millis(limit_ms), ahead.room()).await.is_ok()
+        };
+        let (_, small) = ahead.count(frame(1 << 20));
+        assert!(has_room(5_000).await);
+        let (_, large) = ahead.count(frame(BYTES_AHEAD as usize));
+        assert!(!has_room(50).await);
+        ahead.release(small);
+        assert!(!has_room(50).await);
+        ahead.release(large);
+        assert!(has_room(5_000).await);
     }
 }

@@ -3,6 +3,8 @@
 //! The origin is pinned by the token before the secret is sent. Only the identity file is written; a replica that is
 //! there stays as it is, so that a node whose certificate was revoked or expired goes on where it was.
 
+#![cfg_attr(not(test), expect(clippy::disallowed_methods, reason = "ROOT, which the operator names"))]
+
 use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};

@@ -18,6 +18,11 @@
 //! One process holds the lock and only it changes anything here. After a crash names tell how far it came
 //! ([`crate::recover`]).
 
+#![cfg_attr(
+    not(test),
+    expect(clippy::disallowed_methods, reason = "ROOT, which the operator names, and the lock in it")
+)]
+
 use std::fs::{File, OpenOptions};
 use std::io::{Read, Seek, Write};
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};

@@ -4,6 +4,8 @@
 //! bytes, [`hooks`] are run around an activation, [`renew`] keeps the certificate, [`admin`] and [`http`] answer
 //! questions. [`join`] makes a node an agent.
 
+#![cfg_attr(not(test), deny(clippy::disallowed_methods))]
+
 pub mod activate;
 pub mod admin;
 pub mod backoff;

@@ -13,6 +13,11 @@
 //! are used; the whole file is checked when it is opened, and moved aside where it is damaged: the trees stay, and what
 //! is known about them is then built again from them.
 
+#![cfg_attr(
+    not(test),
+    expect(clippy::disallowed_methods, reason = "the record, which has one name below ROOT/state")
+)]
+
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::io;
 use std::path::{Path, PathBuf};
@@ -561,5 +566,56 @@ mod tests {
             assert!(record.known().unwrap().generations.is_empty());
             drop(record);
         }
+    }
+
+    /// Bytes that this thread has handed to the kernel to write.
+    fn written_by_this_thread() -> u64 {
+        let io = std::fs::read_to_string("/proc/thread-self/io").unwrap();
+        io.lines().find_map(|line| line.strip_prefix("wchar: ")).unwrap().parse().unwrap()
+    }
+
+    #[test]
+    fn a_reopened_record_has_what_was_durable_and_all_of_it_is_written_again() {
+        let temp = tempfile::tempdir().unwrap();
+        let file = temp.path().join("record.redb");
+        let (mut record, _) = Record::open(&file).unwrap();
+        let object = |n: u32| (ObjectHash::from_bytes([n as u8; 32]), vec![n as u8; 20_000]);
+        record.put_directories(&(0..100).map(object).collect::<Vec<_>>(), true).unwrap();
+        // The disk fails a commit.
+        crate::disk::fault::arm(Some(0));
+        let refused = record.put_directories(&[object(200)], true);
+        crate::disk::fault::arm(None);
+        assert!(matches!(refused, Err(RecordError::Database { .. })), "{refused:?}");
+
+        let before = written_by_this_thread();
+        record.reopen(&file).unwrap();
+        let length = std::fs::metadata(&file).unwrap().len();
+        let written = written_by_this_thread() - before;
+        assert!(length > 2_000_000 && written >= length, "{written} of {length} bytes");
+        assert!((0..100).all(|n| record.has_directory(&object(n).0).unwrap()));
+        assert!(!record.has_directory(&object(200).0).unwrap());
+        record.put_directories(&[object(200)], true).unwrap();
+        drop(record);
+        let (record, moved) = Record::open(&file).unwrap();
+        assert!(moved.is_none() && record.has_directory(&object(200).0).unwrap());
+    }
+
+    #[test]
+    fn a_record_that_can_not_be_reopened_knows_nothing_until_it_can() {
+        let temp = tempfile::tempdir().unwrap();
+        let file = temp.path().join("record.redb");
+        let (mut record, _) = Record::open(&file).unwrap();
+        let object = (ObjectHash::from_bytes([1; 32]), vec![1; 2000]);
+        record.put_directories(std::slice::from_ref(&object), true).unwrap();
+        // Something that no file can be opened in the place of.
+        let away = temp.path().join("away");
+        std::fs::rename(&file, &away).unwrap();
+        std::fs::create_dir(&file).unwrap();
+        assert!(record.reopen(&file).is_err());
+        assert!(!record.has_directory(&object.0).unwrap_or(false));
+        std::fs::remove_dir(&file).unwrap();
+        std::fs::rename(&away, &file).unwrap();
+        record.reopen(&file).unwrap();
+        assert!(record.has_directory(&object.0).unwrap());
     }
 }

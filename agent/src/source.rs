@@ -1,7 +1,7 @@
 //! Where staging gets what the node lacks. The network side is [`crate::fetch`]; tests give their own.
 
 use syncd_shared::wire::{Frame, ObjectsBatch, WireError};
-use syncd_shared::{ContentHash, ObjectHash, RootHash};
+use syncd_shared::{ContentHash, ObjectHash, RootHash, Totals};
 use tokio::sync::mpsc::{UnboundedReceiver, unbounded_channel};
 
 /// Frames in the order they came. Dropping it ends the transfer. `next` blocks.
@@ -20,6 +20,10 @@ pub fn all_of(batches: impl IntoIterator<Item = ObjectsBatch>) -> Batches {
 
 /// The origin, as staging sees it. All calls block: never call from an async task.
 pub trait Source: Send {
+    /// From now on no tree that answers are about exceeds these totals, which are signed: what can't be part of it is
+    /// refused before memory is taken for it. Until then no directory is taken that has entries.
+    fn expect(&mut self, _totals: &Totals) {}
+
     /// Everything that takes a replica from one root to another. Ends with [`Frame::End`]; an origin that does not know
     /// `from` answers [`FetchError::UnknownRoot`], and the general path serves.
     fn update(&mut self, from: RootHash, to: RootHash) -> Result<Frames, FetchError>;

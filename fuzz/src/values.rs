@@ -121,7 +121,7 @@ fn signed_before(index: u8) -> Option<SignedGeneration> {
     let mut noise = [0; 1024];
     blake3::Hasher::new().update(&[index]).finalize_xof().fill(&mut noise);
     let mut generation = generation(&mut Unstructured::new(&noise)).ok()?;
-    if index % 8 != 0 {
+    if !index.is_multiple_of(8) {
         generation.tree_id = TREE;
         generation.number = GenerationNumber::new(u64::from(index / 4) + 1)?;
         generation.parent = GenerationNumber::new(u64::from(index / 4));

@@ -43,6 +43,12 @@ pub enum DecodeDirectoryError {
         /// Bytes allowed.
         limit: usize,
     },
+    /// More entries than there can be.
+    #[error("more than the {limit} entries that there can be")]
+    TooMany {
+        /// Entries allowed.
+        limit: u64,
+    },
     /// Another format.
     #[error("directory object version {actual}, expected {VERSION}")]
     Version {
@@ -122,6 +128,14 @@ pub struct Totals {
 }
 
 impl Totals {
+    /// Sums that neither tree exceeds: neither in files, nor in what is none.
+    pub fn covering(self, other: Totals) -> Totals {
+        let others = |of: &Totals| of.entries.saturating_sub(of.files);
+        let files = self.files.max(other.files);
+        let entries = files.saturating_add(others(&self).max(others(&other)));
+        Totals { entries, files, bytes: self.bytes.max(other.bytes) }
+    }
+
     /// Adds another sum; `None` on overflow.
     pub fn checked_add(self, other: Totals) -> Option<Totals> {
         Some(Totals {
@@ -237,6 +251,11 @@ impl<'a> Reader<'a> {
 
     pub(crate) fn is_empty(&self) -> bool {
         self.at == self.bytes.len()
+    }
+
+    /// What follows the length of the next name.
+    fn ahead(&self) -> &'a [u8] {
+        self.bytes.get(self.at.saturating_add(1)..).unwrap_or_default()
     }
 
     pub(crate) fn take(&mut self, length: usize) -> Result<&'a [u8], DecodeDirectoryError> {
@@ -388,6 +407,22 @@ impl Directory {
 
     /// Reads canonical bytes; anything else is refused.
     pub fn decode(bytes: &[u8]) -> Result<Self, DecodeDirectoryError> {
+        Self::decode_within(bytes, u64::MAX)
+    }
+
+    /// [`Self::decode`] of a directory that is known to have at most so many entries: they take more memory than their bytes.
+    pub fn decode_within(bytes: &[u8], entries_max: u64) -> Result<Self, DecodeDirectoryError> {
+        let mut entries = Vec::new();
+        decode_entries(&mut Self::reader(bytes)?, entries_max, |entry| entries.push(entry))?;
+        Ok(Self { entries })
+    }
+
+    /// Whether [`Self::decode_within`] would read these bytes, without the memory that it takes.
+    pub fn check(bytes: &[u8], entries_max: u64) -> Result<(), DecodeDirectoryError> {
+        decode_entries(&mut Self::reader(bytes)?, entries_max, drop)
+    }
+
+    fn reader(bytes: &[u8]) -> Result<Reader<'_>, DecodeDirectoryError> {
         if bytes.len() > DIRECTORY_OBJECT_MAX_BYTES {
             let limit = DIRECTORY_OBJECT_MAX_BYTES;
             return Err(DecodeDirectoryError::TooLarge { actual: bytes.len(), limit });
@@ -397,7 +432,7 @@ impl Directory {
         if version != VERSION {
             return Err(DecodeDirectoryError::Version { actual: version });
         }
-        Ok(Self { entries: decode_entries(&mut reader)? })
+        Ok(reader)
     }
 
     /// Reads canonical bytes that came from outside, and holds them against the hash they were asked for by.
@@ -410,16 +445,25 @@ impl Directory {
     }
 }
 
-fn decode_entries(reader: &mut Reader<'_>) -> Result<Vec<Entry>, DecodeDirectoryError> {
-    let mut entries: Vec<Entry> = Vec::new();
+fn decode_entries(
+    reader: &mut Reader<'_>,
+    entries_max: u64,
+    mut take: impl FnMut(Entry),
+) -> Result<(), DecodeDirectoryError> {
+    let mut last: &[u8] = &[];
+    let mut left = entries_max;
     while !reader.is_empty() {
+        left = left.checked_sub(1).ok_or(DecodeDirectoryError::TooMany { limit: entries_max })?;
+        let name = reader.ahead();
         let entry = reader.entry()?;
-        if entries.last().is_some_and(|last| last.name >= entry.name) {
+        let own = name.get(..entry.name.as_bytes().len()).unwrap_or_default();
+        if last >= own {
             return Err(DecodeDirectoryError::Order { name: entry.name });
         }
-        entries.push(entry);
+        last = own;
+        take(entry);
     }
-    Ok(entries)
+    Ok(())
 }
 
 /// Canonical bytes of single entries, as directory patches carry them.
@@ -431,9 +475,11 @@ pub fn encode_entries(entries: &[Entry]) -> Vec<u8> {
     out
 }
 
-/// Reads what [`encode_entries`] wrote; sorted, unique names.
-pub fn decode_entry_list(bytes: &[u8]) -> Result<Vec<Entry>, DecodeDirectoryError> {
-    decode_entries(&mut Reader::new(bytes))
+/// Reads what [`encode_entries`] wrote, at most so many; sorted, unique names.
+pub fn decode_entry_list(bytes: &[u8], entries_max: u64) -> Result<Vec<Entry>, DecodeDirectoryError> {
+    let mut entries = Vec::new();
+    decode_entries(&mut Reader::new(bytes), entries_max, |entry| entries.push(entry))?;
+    Ok(entries)
 }
 
 #[cfg(test)]
@@ -492,11 +538,18 @@ pub(crate) mod tests {
             unique.dedup_by(|a, b| a.name == b.name);
             let directory = Directory::new(unique).expect("unique names");
             let bytes = directory.encode();
+            let count = directory.entries().len() as u64;
+            prop_assert_eq!(Directory::check(&bytes, count), Ok(()));
+            if count > 0 {
+                let limit = count - 1;
+                prop_assert_eq!(Directory::check(&bytes, limit), Err(DecodeDirectoryError::TooMany { limit }));
+            }
             prop_assert_eq!(Directory::decode(&bytes).expect("decodes"), directory);
         }
 
         #[test]
         fn random_bytes_are_refused_or_canonical(bytes in proptest::collection::vec(any::<u8>(), 0..300)) {
+            prop_assert_eq!(Directory::check(&bytes, u64::MAX), Directory::decode(&bytes).map(drop));
             if let Ok(directory) = Directory::decode(&bytes) {
                 prop_assert_eq!(directory.encode(), bytes);
             }

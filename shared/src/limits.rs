@@ -1,5 +1,7 @@
 //! Every bound that encoder and decoder share. Nothing is allocated for the other side before it was held against these.
 
+use crate::Totals;
+
 /// Longest name of one entry, in bytes (Linux' NAME_MAX).
 pub const COMPONENT_MAX_BYTES: usize = 255;
 /// Longest path from the tree's root, in bytes (Linux' PATH_MAX less its NUL).
@@ -12,6 +14,10 @@ pub const SYMLINK_TARGET_MAX_BYTES: usize = 4_095;
 pub const DIRECTORY_OBJECT_MAX_BYTES: usize = 128 * 1024 * 1024;
 /// Entries of one directory object: the shortest entry, a symlink of one byte, has 30.
 pub const DIRECTORY_ENTRIES_MAX: usize = DIRECTORY_OBJECT_MAX_BYTES / 30;
+/// Canonical bytes of the longest entry of a file or directory in a directory object, and a little more.
+pub const ENTRY_MAX_BYTES: usize = 336;
+/// Canonical bytes of the longest entry of a symlink, and a little more.
+pub const SYMLINK_ENTRY_MAX_BYTES: usize = ENTRY_MAX_BYTES + SYMLINK_TARGET_MAX_BYTES;
 /// Canonical bytes of a generation record.
 pub const GENERATION_RECORD_MAX_BYTES: usize = 8 * 1024;
 /// Longest label of a generation, in bytes.
@@ -73,3 +79,50 @@ pub const STREAM_WINDOW_BYTES: u32 = 16 * 1024 * 1024;
 pub const CONNECTION_WINDOW_BYTES: u32 = 24 * 1024 * 1024;
 /// Largest HTTP/2 frame, in bytes.
 pub const HTTP2_FRAME_BYTES: u32 = 256 * 1024;
+
+/// Canonical bytes that a directory object can have in a tree with these totals: whoever knows them, because they are
+/// signed, takes nothing larger.
+pub fn directory_object_max_bytes(totals: &Totals) -> usize {
+    let files = totals.files.min(totals.entries);
+    let others = totals.entries.saturating_sub(files);
+    let bytes = files
+        .saturating_mul(ENTRY_MAX_BYTES as u64)
+        .saturating_add(others.saturating_mul(SYMLINK_ENTRY_MAX_BYTES as u64))
+        .saturating_add(1);
+    usize::try_from(bytes).unwrap_or(usize::MAX).min(DIRECTORY_OBJECT_MAX_BYTES)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{Component, ContentHash, Directory, Entry, Kind, Metadata, ObjectHash, Timestamp};
+
+    #[test]
+    fn no_directory_is_larger_than_its_totals_allow() {
+        let time = Timestamp { seconds: i64::MAX, nanoseconds: 999_999_999 };
+        let metadata = Metadata { mode: 0o777, uid: u32::MAX, gid: u32::MAX, mtime: time };
+        let below = Totals { entries: 0, files: 0, bytes: u64::MAX };
+        let kinds = [
+            Kind::File { content: ContentHash::of(b""), size: u64::MAX },
+            Kind::Directory { object: ObjectHash::from_bytes([9; 32]), totals: below },
+            Kind::Symlink { target: vec![b't'; SYMLINK_TARGET_MAX_BYTES].into() },
+        ];
+        for kind in kinds {
+            let entry = |n: u8| {
+                let name = Component::new(&[n; COMPONENT_MAX_BYTES]).expect("a name");
+                Entry { name, metadata, kind: kind.clone() }
+            };
+            let directory = Directory::new((b'a'..=b'z').map(entry).collect()).expect("unique names");
+            let sum = directory.entries().iter().fold(Totals::default(), |sum, entry| {
+                let own = entry.totals();
+                Totals { entries: sum.entries + own.entries, files: sum.files + own.files, bytes: 0 }
+            });
+            assert!(directory.encode().len() <= directory_object_max_bytes(&sum), "{kind:?}");
+        }
+        assert_eq!(directory_object_max_bytes(&Totals::default()), 1);
+        let all = Totals { entries: u64::MAX, files: 7, bytes: 0 };
+        assert_eq!(directory_object_max_bytes(&all), DIRECTORY_OBJECT_MAX_BYTES);
+        let lie = Totals { entries: 1, files: u64::MAX, bytes: 0 };
+        assert_eq!(directory_object_max_bytes(&lie), 1 + ENTRY_MAX_BYTES);
+    }
+}

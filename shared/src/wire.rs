@@ -3,6 +3,7 @@
 #![cfg_attr(not(test), deny(clippy::arithmetic_side_effects, clippy::indexing_slicing))]
 
 mod fields;
+mod patches;
 
 use bytes::Bytes;
 use prost::Message;
@@ -10,11 +11,12 @@ use syncd_proto::v1;
 
 use crate::delta::DeltaFrame;
 use crate::directory::{
-    DecodeDirectoryError, Directory, DuplicateName, Entry, Kind, decode_entry_list, encode_entries,
+    DecodeDirectoryError, Directory, DuplicateName, Entry, Kind, Totals, decode_entry_list, encode_entries,
 };
 use crate::hash::{ContentHash, ObjectHash, ParseHashError, RootHash};
 use crate::limits::{
     DIRECTORY_ENTRIES_MAX, DIRECTORY_FRAME_BYTES, DIRECTORY_OBJECT_MAX_BYTES, OBJECTS_BATCH_MAX,
+    directory_object_max_bytes,
 };
 use crate::stored_frame::StoredFrame;
 use crate::tree_path::{Component, TreePath, TreePathError};
@@ -28,9 +30,6 @@ pub const FEATURE_DELTAS: &str = "deltas";
 const ZSTD_LEVEL: i32 = 3;
 /// Level of what is compressed once for all agents.
 const ZSTD_LEVEL_ONCE: i32 = 12;
-
-/// Uncompressed bytes of a frame of several patches: those who make one go by an estimate.
-const PATCHES_MAX_BYTES: usize = 2 * DIRECTORY_FRAME_BYTES;
 
 /// Why a message was refused.
 #[derive(Debug, thiserror::Error)]
@@ -177,17 +176,30 @@ pub enum Frame {
 impl Frame {
     /// Checks a message in form.
     pub fn from_message(message: v1::FetchFrame) -> Result<Self, WireError> {
+        let any = Totals { entries: DIRECTORY_ENTRIES_MAX as u64, files: 0, bytes: 0 };
+        Self::from_message_within(message, &any)
+    }
+
+    /// [`Self::from_message`] where no tree that it is about exceeds these totals, which are signed: what does not fit
+    /// them is refused before memory is taken for it.
+    pub fn from_message_within(message: v1::FetchFrame, totals: &Totals) -> Result<Self, WireError> {
+        let most = directory_object_max_bytes(totals).saturating_add(DIRECTORY_FRAME_BYTES);
         use v1::fetch_frame::Frame as F;
         match message.frame.ok_or(WireError::Missing { field: "frame" })? {
             F::Directories(d) => {
                 let expected = d.uncompressed_bytes as usize;
-                limit("directory frame", expected, DIRECTORY_OBJECT_MAX_BYTES + DIRECTORY_FRAME_BYTES)?;
-                split_objects(&decompress(&d.compressed, expected)?).map(Self::Directories)
+                limit("directory frame", expected, most)?;
+                let bytes = decompress(&d.compressed, expected)?;
+                // What is large is not to lie there twice.
+                drop(d);
+                split_objects(bytes).map(Self::Directories)
             }
             F::Patches(p) => {
                 let expected = p.uncompressed_bytes as usize;
-                limit("directory patches", expected, DIRECTORY_OBJECT_MAX_BYTES + DIRECTORY_FRAME_BYTES)?;
-                read_patches(&decompress(&p.compressed, expected)?).map(Self::Patches)
+                limit("directory patches", expected, most)?;
+                let bytes = decompress(&p.compressed, expected)?;
+                drop(p);
+                patches::decode_list(&bytes, totals.entries).map(Self::Patches)
             }
             F::Stored(s) => StoredFrame::from_message(s).map(Self::Stored),
             F::Local(l) => Ok(Self::Local {
@@ -208,34 +220,24 @@ impl Frame {
     }
 }
 
-/// What a peer may put into few bytes on the wire must not become much more here: of a `DirectoryPatchList` one patch after
-/// the other is decoded and checked, and a patch that is large is alone.
-fn read_patches(list: &[u8]) -> Result<Vec<DirectoryPatch>, WireError> {
-    const PATCHES: u32 = 1;
-    const REMOVED_NAMES: u32 = 3;
-    let mut patches = Vec::new();
-    for field in Fields::of(list) {
-        let (PATCHES, patch) = field? else { continue };
-        if !patches.is_empty() {
-            limit("patches of several directories", list.len(), PATCHES_MAX_BYTES)?;
-        }
-        limit("names removed", Fields::count_of(patch, &[REMOVED_NAMES])?, DIRECTORY_ENTRIES_MAX)?;
-        patches.push(DirectoryPatch::from_message(v1::DirectoryPatch::decode(patch)?)?);
-    }
-    Ok(patches)
-}
-
-fn split_objects(mut bytes: &[u8]) -> Result<Vec<Vec<u8>>, WireError> {
+/// Objects that share a frame are small: one that is larger than a frame travels alone, and is not copied.
+fn split_objects(mut all: Vec<u8>) -> Result<Vec<Vec<u8>>, WireError> {
     let mut objects = Vec::new();
-    let all = bytes.len();
+    let mut bytes = all.as_slice();
     while !bytes.is_empty() {
-        if !objects.is_empty() {
-            limit("several directory objects", all, DIRECTORY_FRAME_BYTES)?;
-        }
         let (length, rest) = bytes.split_first_chunk::<4>().ok_or(WireError::Missing { field: "length" })?;
         let length = u32::from_le_bytes(*length) as usize;
         let cut = || WireError::Length { expected: length, actual: rest.len() };
         let (object, after) = rest.split_at_checked(length).ok_or_else(cut)?;
+        if object.is_empty() {
+            return Err(WireError::Missing { field: "directory object" });
+        }
+        if objects.is_empty() && after.is_empty() {
+            let prefix = all.len().saturating_sub(length);
+            all.drain(..prefix);
+            return Ok(vec![all]);
+        }
+        limit("frame of several directory objects", all.len(), DIRECTORY_FRAME_BYTES)?;
         objects.push(object.to_vec());
         bytes = after;
     }
@@ -304,7 +306,7 @@ impl DirectoryPatch {
         Ok((directory, bytes))
     }
 
-    fn from_message(message: v1::DirectoryPatch) -> Result<Self, WireError> {
+    fn from_message(message: v1::DirectoryPatch, entries_max: u64) -> Result<Self, WireError> {
         let from = match message.from_object.as_ref() {
             [] => None,
             bytes => Some(object_hash(bytes, "from_object")?),
@@ -316,7 +318,7 @@ impl DirectoryPatch {
             from,
             to: object_hash(&message.to_object, "to_object")?,
             removed,
-            entries: join_hashes(decode_entry_list(&message.entries)?, &message.hashes)?,
+            entries: join_hashes(decode_entry_list(&message.entries, entries_max)?, &message.hashes)?,
         })
     }
 
@@ -498,7 +500,7 @@ mod tests {
             if let Ok(message) = v1::FetchFrame::decode(bytes.as_slice()) {
                 let _ = Frame::from_message(message);
             }
-            let _ = split_objects(&bytes);
+            let _ = split_objects(bytes);
         }
     }
 
@@ -565,17 +567,18 @@ mod tests {
         let several = patches_of(&list(&[&large, &large]));
         assert!(matches!(several, Err(WireError::Limit { what: "patches of several directories", .. })));
         let mut names = patch(b"n", 0);
-        names.extend([0x1a, 0].repeat(DIRECTORY_ENTRIES_MAX + 1));
+        names.extend([0x1a, 0].repeat(2 * DIRECTORY_ENTRIES_MAX + 1));
         let names = patches_of(&list(&[&names]));
-        assert!(matches!(names, Err(WireError::Limit { what: "names removed", .. })));
+        assert!(matches!(names, Err(WireError::Limit { what: "names of a patch", .. })));
     }
 
     #[test]
     fn several_directory_objects_are_a_small_frame() {
-        let objects = |bytes: &[u8]| split_objects(bytes).map(|objects| objects.len());
-        let many = [0, 0, 0, 0].repeat(DIRECTORY_FRAME_BYTES / 4 + 1);
+        let objects = |bytes: &[u8]| split_objects(bytes.to_vec()).map(|objects| objects.len());
+        let many = [1, 0, 0, 0, 7].repeat(DIRECTORY_FRAME_BYTES / 5 + 1);
         assert!(matches!(objects(&many), Err(WireError::Limit { .. })));
-        assert_eq!(objects(&many[4..]).expect("a full frame"), DIRECTORY_FRAME_BYTES / 4);
+        assert_eq!(objects(&many[5..]).expect("a full frame"), DIRECTORY_FRAME_BYTES / 5);
+        assert!(objects(&[0, 0, 0, 0]).is_err());
         let length = 2 * DIRECTORY_FRAME_BYTES;
         let alone = [&(length as u32).to_le_bytes()[..], &vec![1; length]].concat();
         assert_eq!(objects(&alone).expect("one"), 1);

@@ -200,7 +200,7 @@ impl Node {
             self.agent.start();
         }
         self.poll("the agent to converge", |node| {
-            let status = node.agent.try_status().ok_or("no status")?;
+            let status = node.status().ok_or("no status")?;
             node.settled(&status, newest)?;
             match status.error {
                 Some(error) => Err(format!("it still says {error}")),
@@ -209,7 +209,7 @@ impl Node {
         })?;
         seen.healing = ended.elapsed();
         self.complete(newest)?;
-        self.has_generations(&self.agent.status())?;
+        self.has_generations()?;
         let verified = self.agent.cli("verify", &["--json"]);
         if verified.code != Some(0) || verified.json()["drifted"] != 0 {
             return Err(format!("verify: {verified:?}"));

@@ -7,7 +7,6 @@
 //! origin does not answer; it converges when the origin does; `verify` finds nothing and nothing is left over.
 
 use std::collections::BTreeMap;
-use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
@@ -16,10 +15,10 @@ use rustix::process::Signal;
 use crate::edits::{remove, small_site, write};
 use crate::mounts::Mount;
 use crate::oracle::{facts, fingerprint_of, try_facts};
-use crate::process::tool;
+use crate::process::{ask_status, tool};
 use crate::replica::{litter, trash_is_empty};
 use crate::tracer::{Point, Policy, Traced, Verdict};
-use crate::{Agent, AgentStatus, Origin, Scene, Seeded};
+use crate::{Agent, AgentStatus, Origin, OriginStatus, Scene, Seeded};
 
 /// Nothing is done any more after so long without a change.
 const CALM: Duration = Duration::from_millis(700);
@@ -94,25 +93,40 @@ pub struct Node {
     pub agent: Agent,
     /// A bug that the agent is started with.
     pub planted: Option<&'static str>,
+    /// How long anything may take.
+    pub patience: Duration,
     known: BTreeMap<u64, String>,
     /// When the origin had last heard of the agent before the case.
     heard_before: Option<String>,
 }
 
 impl Node {
+    /// An origin of the tree at `tree`, and an agent that has joined and holds nothing.
+    #[track_caller]
+    pub fn joined(scene: &Scene, mount: Mount, tree: &Path) -> Self {
+        let origin = Origin::started(scene, tree);
+        let root = mount.directory().join("web1");
+        let agent = Agent::new(scene, "web1").at(&root).with_options(&["--grace", "0s"]);
+        agent.join(origin.address(), &origin.token()).expect_success();
+        tool("sync", ["-f".as_ref(), root.as_path()]);
+        Self {
+            origin,
+            mount,
+            agent,
+            planted: None,
+            patience: PATIENCE,
+            known: BTreeMap::new(),
+            heard_before: None,
+        }
+    }
+
     /// Generations 1 to 5 at the origin, and the scenarios that lead to the last.
     #[track_caller]
     pub fn new(scene: &Scene, mount: Mount) -> (Self, Vec<Scenario>) {
         let tree = scene.path("tree");
         small_site(&tree, FILES);
         write(&tree, "large.bin", Seeded::new(3).bytes(300_000));
-        let origin = Origin::started(scene, &tree);
-        let root = mount.directory().join("web1");
-        let agent = Agent::new(scene, "web1").at(&root).with_options(&["--grace", "0s"]);
-        agent.join(origin.address(), &origin.token()).expect_success();
-        let mut node =
-            Self { origin, mount, agent, planted: None, known: BTreeMap::new(), heard_before: None };
-        tool("sync", ["-f".as_ref(), root.as_path()]);
+        let mut node = Self::joined(scene, mount, &tree);
         let mut scenarios = Vec::new();
         let mut add = |name, image: &Path, live: u64, held: &[u64]| {
             scenarios.push(Scenario {
@@ -168,12 +182,12 @@ impl Node {
 
     /// Runs the agent until it has `number` live and its spares are ready.
     #[track_caller]
-    fn settle_at(&mut self, number: u64) {
+    pub fn settle_at(&mut self, number: u64) {
         if !self.agent.is_running() {
             self.agent.start();
         }
         self.poll("the agent to settle", |node| {
-            let status = node.agent.try_status().ok_or("no status")?;
+            let status = node.status().ok_or("no status")?;
             node.settled(&status, number)
         })
         .unwrap_or_else(|complaint| panic!("{complaint}"));
@@ -186,6 +200,11 @@ impl Node {
             self.agent.stop();
         }
         self.mount.save(name)
+    }
+
+    /// What the agent says.
+    pub fn status(&self) -> Option<AgentStatus> {
+        ask_status(&self.agent.root.join("state/agent.sock"))
     }
 
     pub(crate) fn settled(&self, status: &AgentStatus, number: u64) -> Result<(), String> {
@@ -204,15 +223,16 @@ impl Node {
         loop {
             match check(self) {
                 Ok(value) => return Ok(value),
-                Err(complaint) if started.elapsed() > PATIENCE => {
-                    return Err(format!("waited {PATIENCE:?} for {what}: {complaint}"));
+                Err(complaint) if started.elapsed() > self.patience => {
+                    return Err(format!("waited {:?} for {what}: {complaint}", self.patience));
                 }
                 Err(_) => std::thread::sleep(Duration::from_millis(5)),
             }
         }
     }
 
-    pub(crate) fn origin_answers(&mut self, answers: bool) {
+    /// Whether the origin runs, or is stopped in the middle of what it does.
+    pub fn origin_answers(&mut self, answers: bool) {
         let signal = if answers { Signal::CONT } else { Signal::STOP };
         self.origin.daemon().signal(signal);
     }
@@ -304,7 +324,7 @@ impl Node {
 
     /// When the origin last heard of the agent, and what it then said to have live; `None` while it is connected.
     fn heard(&self) -> Option<(Option<String>, u64)> {
-        let status = self.origin.try_status()?;
+        let status: OriginStatus = ask_status(&self.origin.data.join("admin.sock"))?;
         let member = status.agents.iter().find(|member| member.name == self.agent.name)?;
         (!member.connected).then(|| (member.last_seen.clone(), member.generation.unwrap_or(0)))
     }
@@ -326,18 +346,7 @@ impl Node {
             }
         }
         // It recovers by itself.
-        self.origin_answers(false);
-        let started = Instant::now();
-        self.agent.start();
-        let status = self.poll("the agent to answer", |node| match node.agent.daemon().ended() {
-            Some(status) => Err(format!("it ended, {status}")),
-            // Before that, `status` would try to open the record itself.
-            None if UnixStream::connect(node.agent.root.join("state/agent.sock")).is_err() => {
-                Err("no socket".into())
-            }
-            None => node.agent.try_status().ok_or("no status".into()),
-        })?;
-        let recovery = started.elapsed();
+        let (status, recovery) = self.recover()?;
         let recovered = self.complete(live)?;
         if status.generation.unwrap_or(0) != recovered {
             return Err(format!("generation {recovered} is live, status says {status:?}"));
@@ -345,12 +354,12 @@ impl Node {
         if status.accepted.unwrap_or(0) < recovered {
             return Err(format!("generation {recovered} is live, but {:?} accepted", status.accepted));
         }
-        self.has_generations(&status)?;
+        self.has_generations()?;
         // It converges.
         self.origin_answers(true);
         let newest = self.newest();
         self.poll("the agent to converge", |node| {
-            let status = node.agent.try_status().ok_or("no status")?;
+            let status = node.status().ok_or("no status")?;
             node.settled(&status, newest)
         })?;
         self.complete(newest)?;
@@ -361,19 +370,37 @@ impl Node {
         Ok(Shown { point, live, recovery })
     }
 
+    /// Starts the agent while its origin does not answer, until it says what it has; how long that took.
+    pub fn recover(&mut self) -> Result<(AgentStatus, Duration), String> {
+        self.origin_answers(false);
+        let started = Instant::now();
+        self.agent.start();
+        let status = self.poll("the agent to answer", |node| match node.agent.daemon().ended() {
+            Some(status) => Err(format!("it ended, {status}")),
+            None => node.status().ok_or("no status".into()),
+        })?;
+        Ok((status, started.elapsed()))
+    }
+
     fn tree(&self, number: u64) -> PathBuf {
         self.agent.root.join(format!("generations/{number}"))
     }
 
-    /// What `status` lists is there, unless it was retired meanwhile.
-    pub(crate) fn has_generations(&self, status: &AgentStatus) -> Result<(), String> {
-        for number in &status.generations {
-            let checked = self.is_generation(*number);
-            if checked.is_err() && self.agent.status().generations.contains(number) {
-                self.is_generation(*number)?;
-            }
-        }
-        Ok(())
+    /// What `status` lists is there. The status trails what the agent does by one step of it: a tree that is just being
+    /// retired is listed until the record has forgotten it, and one that stays listed is lost.
+    pub(crate) fn has_generations(&mut self) -> Result<(), String> {
+        self.poll("the listed generations", |node| {
+            let status = node.status().ok_or("no status")?;
+            let absent = status.generations.iter().copied().find(|number| !node.tree(*number).exists());
+            absent.map_or(Ok(status), |number| Err(format!("generation {number} is listed, and gone")))
+        })
+        .and_then(|status| {
+            status.generations.iter().try_for_each(|number| match self.is_generation(*number) {
+                // Retired since.
+                Err(_) if !self.tree(*number).exists() => Ok(()),
+                checked => checked,
+            })
+        })
     }
 
     pub(crate) fn is_generation(&self, number: u64) -> Result<(), String> {
@@ -388,7 +415,7 @@ impl Node {
     }
 
     /// The generation that is live, which must be one that was sealed, and not older than `floor`.
-    pub(crate) fn complete(&self, floor: u64) -> Result<u64, String> {
+    pub fn complete(&self, floor: u64) -> Result<u64, String> {
         let Some(number) = self.agent.live_generation() else {
             return if floor == 0 {
                 Ok(0)

@@ -148,6 +148,18 @@ fn show(command: &Command) -> String {
     words.join(" ")
 }
 
+/// What a running program answers to `status` over its socket: the same as its command prints, without the start of a
+/// process, for tests that ask some thousand times. `None`: it does not answer.
+pub fn ask_status<T: serde::de::DeserializeOwned>(socket: &Path) -> Option<T> {
+    use std::io::{BufRead, BufReader, Write};
+    let mut stream = std::os::unix::net::UnixStream::connect(socket).ok()?;
+    stream.set_read_timeout(Some(Duration::from_secs(2))).ok()?;
+    stream.write_all(b"{\"request\":\"status\"}\n").ok()?;
+    let mut line = String::new();
+    BufReader::new(stream).read_line(&mut line).ok()?;
+    serde_json::from_str(&line).ok()
+}
+
 /// A program in the background. It is killed when this is dropped; its log is printed when the test panics.
 pub struct Daemon {
     child: Child,

@@ -7,6 +7,8 @@ mod bad_agent;
 mod bad_origin;
 #[path = "hostile/fake_origin.rs"]
 mod fake_origin;
+#[path = "hostile/memory.rs"]
+mod memory;
 #[path = "hostile/site.rs"]
 mod site;
 #[path = "hostile/web_user.rs"]

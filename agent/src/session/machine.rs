@@ -1,6 +1,8 @@
 //! What the session does next: events in, actions out. No IO, no clock, no task in here; the states and their
 //! transitions are told in [`super`].
 
+#![cfg_attr(not(test), deny(clippy::indexing_slicing))]
+
 use std::time::{Duration, Instant};
 
 use ed25519_dalek::VerifyingKey;
@@ -281,7 +283,9 @@ impl Machine {
                 return Ok(());
             }
         };
-        let inline = announce.update.map(messages::inline_update).transpose()?;
+        let live = self.replica.live.as_ref().map(|live| live.generation().root.totals);
+        let totals = generation.generation().root.totals.covering(live.unwrap_or_default());
+        let inline = announce.update.map(|update| messages::inline_update(update, &totals)).transpose()?;
         self.work_error = None;
         self.retry.reset();
         self.retry_operator.reset();
@@ -611,3 +615,6 @@ impl Machine {
         }
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -1,11 +1,14 @@
 //! What the agent says of itself on the control stream, and how announced updates are read.
 
+#![cfg_attr(not(test), deny(clippy::arithmetic_side_effects, clippy::indexing_slicing))]
+
 use bytes::Bytes;
 use syncd_proto::v1;
 use syncd_proto::v1::agent_message::Message as ToOrigin;
-use syncd_shared::limits::HELD_GENERATIONS_MAX;
+use syncd_proto::v1::fetch_frame::Frame as F;
+use syncd_shared::limits::{HELD_GENERATIONS_MAX, directory_object_max_bytes};
 use syncd_shared::wire::{FEATURE_DELTAS, Frame, WireError, root_hash};
-use syncd_shared::{GenerationNumber, RootHash, SignedGeneration};
+use syncd_shared::{GenerationNumber, RootHash, SignedGeneration, Totals};
 
 use super::worker::{Inline, ReplicaState};
 
@@ -13,6 +16,8 @@ use super::worker::{Inline, ReplicaState};
 pub const PROTOCOL_MIN: u32 = 1;
 /// See [`PROTOCOL_MIN`].
 pub const PROTOCOL_MAX: u32 = 1;
+/// Uncompressed directories and patches of an announced update, beyond one directory that may be large.
+const INLINE_DIRECTORIES_MAX_BYTES: usize = 8 * 1024 * 1024;
 /// Optional abilities that this agent names.
 pub(crate) const FEATURES: &[&str] = &[FEATURE_DELTAS];
 
@@ -53,9 +58,20 @@ pub(super) fn activated(live: &SignedGeneration, spare_misses: u64) -> ToOrigin 
     })
 }
 
-/// An update that came with its announcement.
-pub(super) fn inline_update(update: v1::InlineUpdate) -> Result<Inline, WireError> {
+/// An update that came with its announcement, between trees that do not exceed these totals.
+pub(super) fn inline_update(update: v1::InlineUpdate, totals: &Totals) -> Result<Inline, WireError> {
     let from = root_hash(&update.from_root, "from_root")?;
-    let frames = update.frames.into_iter().map(Frame::from_message).collect::<Result<_, _>>()?;
-    Ok(Inline { from, frames })
+    // All of it is decoded at once: together no more than the largest directory, and patches of some small ones.
+    let limit = directory_object_max_bytes(totals).saturating_add(INLINE_DIRECTORIES_MAX_BYTES) as u64;
+    let directories = update.frames.iter().map(|frame| match &frame.frame {
+        Some(F::Directories(objects)) => u64::from(objects.uncompressed_bytes),
+        Some(F::Patches(patches)) => u64::from(patches.uncompressed_bytes),
+        _ => 0,
+    });
+    let actual = directories.fold(0, u64::saturating_add);
+    if actual > limit {
+        return Err(WireError::Limit { what: "directories of an announced update", actual, limit });
+    }
+    let frames = update.frames.into_iter().map(|frame| Frame::from_message_within(frame, totals));
+    Ok(Inline { from, frames: frames.collect::<Result<_, _>>()? })
 }

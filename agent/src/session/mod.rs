@@ -306,6 +306,7 @@ async fn until(deadline: Option<Instant>) {
 }
 
 /// Differs after every boot of the node.
+#[cfg_attr(not(test), expect(clippy::disallowed_methods, reason = "a file of the kernel"))]
 fn boot_id() -> String {
     std::fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap_or_default().trim().to_owned()
 }

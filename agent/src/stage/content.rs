@@ -4,12 +4,15 @@
 //! another target, finds what came. What an earlier process left is hashed again before it counts: a power cut may
 //! have emptied it.
 
+#![cfg_attr(not(test), deny(clippy::arithmetic_side_effects, clippy::indexing_slicing))]
+
 use std::collections::{HashMap, HashSet};
 use std::io::{Read, Seek};
 use std::os::unix::fs::FileExt;
 use std::sync::{Mutex, OnceLock, PoisonError};
 
 use syncd_shared::stored_frame::StoredFrame;
+use syncd_shared::wire::WireError;
 use syncd_shared::{ContentHash, ContentTag, Metadata};
 
 use crate::disk::{self, Dir, DiskError, Owners};
@@ -100,19 +103,19 @@ impl Incoming {
         })
     }
 
+    #[cfg_attr(not(test), expect(clippy::indexing_slicing, reason = "one for each value of half a byte"))]
     fn fan(&self, hash: ContentHash) -> Result<&Dir, DiskError> {
         let index = usize::from(hash.as_bytes()[0] >> 4);
-        if let Some(dir) = self.fans[index].get() {
+        let (fan, name) = (&self.fans[index], &FAN_NAMES[index..=index]);
+        if let Some(dir) = fan.get() {
             return Ok(dir);
         }
         // Two workers may come here at once.
-        let dir = match self.dir.ensure_dir(&FAN_NAMES[index..=index], 0o700) {
-            Err(e) if e.source.kind() == std::io::ErrorKind::AlreadyExists => {
-                self.dir.open_dir(&FAN_NAMES[index..=index])
-            }
+        let dir = match self.dir.ensure_dir(name, 0o700) {
+            Err(e) if e.source.kind() == std::io::ErrorKind::AlreadyExists => self.dir.open_dir(name),
             other => other,
         }?;
-        Ok(self.fans[index].get_or_init(|| dir))
+        Ok(fan.get_or_init(|| dir))
     }
 
     /// Whether content is there, verified. What an earlier attempt left is hashed now.
@@ -185,15 +188,13 @@ impl Incoming {
         wanted: &HashMap<ContentHash, Wanted>,
     ) -> Result<(u64, u64), StageError> {
         let bytes = frame.decompress().map_err(StageError::Frame)?;
-        let (mut whole, mut taken) = (0, 0);
+        let (mut whole, mut taken) = (0u64, 0u64);
         for piece in &frame.pieces {
-            let start = piece.frame_offset as usize;
-            // Checked when the frame was read.
-            let slice = &bytes[start..start + piece.length_bytes as usize];
+            let slice = stretch(&bytes, piece.frame_offset as usize, piece.length_bytes as usize)?;
             let Some(file) = content(piece.file) else { continue };
             let (contents, bytes) = self.put(file, piece.file_offset, slice, wanted)?;
-            whole += contents;
-            taken += bytes;
+            whole = contents.saturating_add(whole);
+            taken = bytes.saturating_add(taken);
         }
         Ok((whole, taken))
     }
@@ -265,7 +266,7 @@ impl Incoming {
             _ => fan.open_file_for_write(part.as_bytes())?,
         };
         file.write_all_at(bytes, offset).map_err(failed("write", fan, &part))?;
-        partial.written += bytes.len() as u64;
+        partial.written = partial.written.saturating_add(bytes.len() as u64);
         if partial.hashed == offset {
             partial.hasher.update(bytes);
             partial.hashed = end;
@@ -367,7 +368,7 @@ impl Incoming {
             for file in fan_dir.list()? {
                 let size = fan_dir.stat(&file.name)?.map_or(0, |s| s.size);
                 present.bytes = present.bytes.saturating_add(size);
-                present.inodes += 1;
+                present.inodes = present.inodes.saturating_add(1);
             }
         }
         Ok(present)
@@ -403,6 +404,12 @@ impl Incoming {
     }
 }
 
+/// A stretch of what a frame brought. That it lies inside was checked when the frame was read.
+pub(crate) fn stretch(bytes: &[u8], start: usize, length: usize) -> Result<&[u8], StageError> {
+    let stretch = bytes.get(start..).and_then(|bytes| bytes.get(..length));
+    stretch.ok_or(StageError::Frame(WireError::PieceRange))
+}
+
 /// A new file for content that arrives, in the place of one that was cut off.
 fn create_anew(fan: &Dir, name: &str, mode: u16) -> Result<std::fs::File, DiskError> {
     match fan.create_file_with(name.as_bytes(), mode.into()) {
@@ -422,7 +429,7 @@ pub(crate) fn hash_file(mut file: &std::fs::File) -> std::io::Result<ContentHash
     loop {
         match file.read(&mut buffer) {
             Ok(0) => return Ok(ContentHash::finish(&hasher)),
-            Ok(n) => drop(hasher.update(&buffer[..n])),
+            Ok(n) => drop(hasher.update(buffer.get(..n).unwrap_or(&buffer))),
             Err(e) if e.kind() == std::io::ErrorKind::Interrupted => {}
             Err(e) => return Err(e),
         }

@@ -4,6 +4,8 @@
 //! is trusted: it counts once the whole content has its hash. Where it has not, because a basis was damaged or the
 //! origin lied, that content is left lacking, and the general path brings it.
 
+#![cfg_attr(not(test), deny(clippy::arithmetic_side_effects, clippy::indexing_slicing))]
+
 use std::collections::HashMap;
 use std::fs::File;
 use std::os::unix::fs::FileExt;
@@ -17,6 +19,7 @@ use syncd_shared::{ContentHash, ContentTag, Entry, Kind, RootEntry, TreePath};
 use crate::disk;
 use crate::replica::Replica;
 use crate::stage::StageError;
+use crate::stage::content::stretch;
 use crate::stage::cursor::{LiveTree, ManifestCursor};
 use crate::stage::receive::Reception;
 
@@ -44,13 +47,14 @@ impl<'a> Bases<'a> {
 
     fn released(&self, tag: ContentTag) -> Option<(&TreePath, &Entry)> {
         let index = self.released.get_or_init(|| self.index(|change| old(change).map(|(_, entry)| entry)));
-        old(&self.diff.changes[*index.get(&tag)?])
+        old(self.diff.changes.get(*index.get(&tag)?)?)
     }
 
     /// What a new content replaces at its first path.
     fn replacement(&self, tag: ContentTag) -> Option<Replacement> {
         let index = self.brought.get_or_init(|| self.index(brought));
-        let Change::Modified { from, to, .. } = &self.diff.changes[*index.get(&tag)?] else { return None };
+        let change = self.diff.changes.get(*index.get(&tag)?)?;
+        let Change::Modified { from, to, .. } = change else { return None };
         match (&from.kind, &to.kind) {
             (Kind::File { content, size: old_bytes }, Kind::File { size: new_bytes, .. }) => {
                 let (old_bytes, new_bytes) = (*old_bytes, *new_bytes);
@@ -136,18 +140,18 @@ impl<'a> Assembler<'a> {
                 return Ok((0, 0));
             }
         };
-        let (mut whole, mut taken) = (0, 0);
+        let (mut whole, mut taken) = (0u64, 0u64);
         for (content, offset, part) in parts {
             let made = match part {
                 Part::Decoded { start, length } => {
-                    to.incoming.put(content, offset, &decoded[start..start + length], to.wanted)
+                    to.incoming.put(content, offset, stretch(&decoded, start, length)?, to.wanted)
                 }
                 Part::Copied(copy) => self.copy(content, copy, to),
             };
             match made {
                 Ok((contents, bytes)) => {
-                    whole += contents;
-                    taken += bytes;
+                    whole = contents.saturating_add(whole);
+                    taken = bytes.saturating_add(taken);
                 }
                 Err(StageError::Content { expected, actual }) => {
                     tracing::warn!(%expected, %actual, "a delta made other content: it is fetched whole");
@@ -177,10 +181,10 @@ impl<'a> Assembler<'a> {
             }
             for (basis, file) in bases.iter().zip(&files) {
                 let start = prefix.len();
-                prefix.resize(start + basis.length_bytes as usize, 0);
-                if let Some(file) = file {
+                prefix.resize(start.saturating_add(basis.length_bytes as usize), 0);
+                if let (Some(file), Some(bytes)) = (file, prefix.get_mut(start..)) {
                     // What is cut off here is found by the hash, too.
-                    let _ = file.read_exact_at(&mut prefix[start..], basis.offset);
+                    let _ = file.read_exact_at(bytes, basis.offset);
                 }
             }
         }
@@ -251,19 +255,20 @@ fn copy_stretch(
     buffer: &mut [u8],
     to: &Reception<'_>,
 ) -> Result<(u64, u64), StageError> {
-    let (mut done, mut whole) = (0, 0);
-    while done < copy.length_bytes {
+    let (mut done, mut whole) = (0u64, 0u64);
+    while let left @ 1.. = copy.length_bytes.saturating_sub(done) {
         if to.cancel.load(Ordering::Relaxed) {
             return Err(StageError::Cancelled);
         }
-        let length = (copy.length_bytes - done).min(buffer.len() as u64) as usize;
-        let bytes = &mut buffer[..length];
+        let length = left.min(buffer.len() as u64) as usize;
+        let Some(bytes) = buffer.get_mut(..length) else { break };
         if file.read_exact_at(bytes, copy.basis_offset.saturating_add(done)).is_err() {
             to.incoming.drop_part(content);
             break;
         }
-        whole += to.incoming.put(content, copy.file_offset.saturating_add(done), bytes, to.wanted)?.0;
-        done += length as u64;
+        let at = copy.file_offset.saturating_add(done);
+        whole = whole.saturating_add(to.incoming.put(content, at, bytes, to.wanted)?.0);
+        done = done.saturating_add(length as u64);
     }
     Ok((whole, done))
 }
@@ -271,14 +276,14 @@ fn copy_stretch(
 /// What of a frame is wanted and lacking, each file's parts in order.
 fn parts<'f>(frame: &'f DeltaFrame, to: &Reception<'_>) -> Vec<(ContentHash, u64, Part<'f>)> {
     let lacking = |tag| to.content(tag).filter(|content| to.incoming.arrived(*content).is_none());
-    let mut parts = Vec::with_capacity(frame.pieces.len() + frame.copies.len());
-    let mut start = 0;
+    let mut parts = Vec::with_capacity(frame.pieces.len().saturating_add(frame.copies.len()));
+    let mut start = 0usize;
     for piece in &frame.pieces {
         let length = piece.length_bytes as usize;
         if let Some(content) = lacking(piece.file) {
             parts.push((content, piece.file_offset, Part::Decoded { start, length }));
         }
-        start += length;
+        start = start.saturating_add(length);
     }
     for copy in &frame.copies {
         if let Some(content) = lacking(copy.file) {

@@ -1,5 +1,7 @@
 //! Gets the target's manifest: every directory object of it in the record, verified, before any content is asked for.
 
+#![cfg_attr(not(test), deny(clippy::arithmetic_side_effects, clippy::indexing_slicing))]
+
 use std::cell::RefCell;
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -79,6 +81,7 @@ pub(crate) fn obtain(
 ) -> Result<Manifest, StageError> {
     let empty = RootEntry::empty();
     let basis = from.unwrap_or(&empty);
+    source.expect(&to.totals.covering(basis.totals));
     match checked_diff(record, basis, to) {
         Ok(diff) => return Ok(Manifest { diff, update: None }),
         Err(e) if !is_unknown(&e) => return Err(e.into()),
@@ -111,6 +114,7 @@ pub(crate) fn obtain_whole(
     block_bytes: u64,
     source: &mut dyn Source,
 ) -> Result<Demand, StageError> {
+    source.expect(&to.totals);
     match demand_of(record, to, block_bytes) {
         Err(RecordError::Unknown { .. } | RecordError::Directory(_)) => {}
         other => return Ok(other?),
@@ -213,7 +217,7 @@ impl Objects<'_> {
 
     /// Takes an object whose hash is known to be that of its bytes.
     fn keep(&mut self, hash: ObjectHash, bytes: Vec<u8>) -> Result<(), StageError> {
-        self.bytes += bytes.len();
+        self.bytes = self.bytes.saturating_add(bytes.len());
         self.made.push((hash, bytes));
         if self.bytes >= PERSIST_BYTES {
             self.record.put_directories(&std::mem::take(&mut self.made), true)?;
@@ -240,7 +244,8 @@ fn fetch_directories(
     let mut frames = source.objects(to.hash(), all_of(batches)).map_err(StageError::Fetch)?;
     let mut objects = Objects { record, made: Vec::new(), bytes: 0 };
     let mut allowance = Allowance::of_manifest(&to.totals);
-    let (mut ended, mut total, mut came) = (0, 0u64, Vec::new());
+    let (mut ended, mut total, mut came) = (0usize, 0u64, Vec::new());
+    let most = to.totals.entries;
     while ended < answers {
         let frame = frames.next().unwrap_or(Err(FetchError::Disconnected(None)));
         let frame = frame.map_err(StageError::Fetch)?;
@@ -248,21 +253,24 @@ fn fetch_directories(
         match frame {
             Frame::Directories(list) => {
                 for bytes in list {
-                    let hash = Directory::hash_of(&bytes);
-                    let directory = Directory::decode(&bytes).map_err(RecordError::from)?;
                     // No more objects than the signed totals allow, whatever is sent.
-                    total += 1;
-                    if total > to.totals.entries.saturating_add(1) {
-                        return Err(StageError::TooManyObjects { limit: to.totals.entries });
+                    total = total.saturating_add(1);
+                    if total > most.saturating_add(1) {
+                        return Err(StageError::TooManyObjects { limit: most });
                     }
                     if keep_decoded {
-                        came.push(Arc::new(directory));
+                        came.push(Arc::new(
+                            Directory::decode_within(&bytes, most).map_err(RecordError::from)?,
+                        ));
+                    } else {
+                        Directory::check(&bytes, most).map_err(RecordError::from)?;
                     }
+                    let hash = Directory::hash_of(&bytes);
                     objects.keep(hash, bytes)?;
                 }
             }
             Frame::End { missing, .. } => {
-                ended += 1;
+                ended = ended.saturating_add(1);
                 if let Some(object) = missing.first() {
                     let object = ObjectHash::from_bytes(*object);
                     return Err(StageError::Fetch(FetchError::MissingDirectory { object }));

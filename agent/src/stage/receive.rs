@@ -1,5 +1,7 @@
 //! Takes what the origin sends to `staging/incoming`, on a few threads where it is much.
 
+#![cfg_attr(not(test), deny(clippy::arithmetic_side_effects, clippy::indexing_slicing))]
+
 use std::collections::HashMap;
 use std::sync::OnceLock;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -82,12 +84,13 @@ impl Reception<'_> {
                     receiver.into_iter().try_for_each(|parcel| self.store(parcel, &mut assembler))
                 }));
             }
-            let mut turn = 0;
+            let mut turn = 0usize;
             let read = self.read(frames, answers, progress, &mut |parcel| {
                 // Pieces of one large file go to one worker, so that they are hashed as they come.
-                turn += 1;
-                let worker = self.part(&parcel).map_or(turn, usize::from) % workers;
-                Ok(senders[worker].send(parcel).is_ok())
+                turn = turn.wrapping_add(1);
+                let worker = self.part(&parcel).map_or(turn, usize::from).checked_rem(workers);
+                let sender = worker.and_then(|worker| senders.get(worker));
+                Ok(sender.is_some_and(|sender| sender.send(parcel).is_ok()))
             });
             drop(senders);
             for handle in handles {
@@ -108,7 +111,7 @@ impl Reception<'_> {
         store: &mut dyn FnMut(Parcel) -> Result<bool, StageError>,
     ) -> Result<NotSent, StageError> {
         let mut not_sent = NotSent::default();
-        let mut ended = 0;
+        let mut ended = 0usize;
         let mut allowance = Allowance::of_contents(self.files_total, self.bytes_total);
         while ended < answers {
             if self.cancel.load(Ordering::Relaxed) {
@@ -132,7 +135,7 @@ impl Reception<'_> {
                     Frame::Local { file, source } => not_sent.local.push((file, source)),
                     Frame::End { missing, .. } => {
                         not_sent.missing.extend(missing);
-                        ended += 1;
+                        ended = ended.saturating_add(1);
                     }
                     Frame::Directories(_) | Frame::Patches(_) => {}
                 },
@@ -149,7 +152,7 @@ impl Reception<'_> {
                     let want = self.content(p.file).and_then(|content| self.wanted.get(&content));
                     want.is_some_and(|w| w.size != u64::from(p.length_bytes))
                 };
-                frame.pieces.iter().find(is_part).map(|p| p.file.as_bytes()[1])
+                frame.pieces.iter().find(is_part).map(|p| p.file.spread())
             }
             Parcel::Delta(frame) => {
                 let copied = frame.copies.first().map(|copy| copy.file);
@@ -158,7 +161,7 @@ impl Reception<'_> {
                     want.is_some_and(|w| w.size != u64::from(p.length_bytes))
                 };
                 let tag = copied.or_else(|| frame.pieces.iter().find(is_part).map(|p| p.file));
-                tag.map(|tag| tag.as_bytes()[1])
+                tag.map(|tag| tag.spread())
             }
         }
     }

@@ -1,5 +1,7 @@
 //! Files of a new tree that are asked for together, and the threads that write them.
 
+#![cfg_attr(not(test), deny(clippy::arithmetic_side_effects, clippy::indexing_slicing))]
+
 use std::collections::HashMap;
 use std::os::unix::fs::FileExt;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -13,7 +15,7 @@ use syncd_shared::wire::DirectoryFiles;
 use syncd_shared::{Component, ContentHash, ContentTag, Entry, Kind, Metadata, ObjectHash, Totals, TreePath};
 
 use crate::disk::{self, Dir, DiskError, Owners};
-use crate::stage::content::{Incoming, Wanted};
+use crate::stage::content::{Incoming, Wanted, stretch};
 use crate::stage::writeback::Writeback;
 use crate::stage::{StageError, StageProgress};
 
@@ -87,12 +89,16 @@ impl Window {
     /// Whether another content is asked for that answers would name like this one.
     pub fn has_tag_of_another(&self, item: &Item) -> bool {
         let asked = self.wanted.get(&ContentTag::of(&item.content));
-        asked.is_some_and(|index| self.items[*index as usize].content != item.content)
+        asked.and_then(|index| self.item(*index)).is_some_and(|asked| asked.content != item.content)
+    }
+
+    fn item(&self, index: u32) -> Option<&Item> {
+        self.items.get(index as usize)
     }
 
     /// What is asked for, by directory; `entered` has the directories by ordinal.
     pub fn files_of(&self, entered: &[(Arc<TreePath>, ObjectHash)]) -> Vec<DirectoryFiles> {
-        let items = self.order.iter().map(|index| &self.items[*index as usize]).collect::<Vec<_>>();
+        let items = self.order.iter().filter_map(|index| self.item(*index)).collect::<Vec<_>>();
         let by_directory = items.chunk_by(|a, b| a.directory == b.directory);
         let files = by_directory.filter_map(|items| {
             let (_, object) = entered.get(items.first()?.directory as usize)?;
@@ -106,7 +112,7 @@ impl Window {
         let index = self.items.len() as u32;
         self.wanted.insert(ContentTag::of(&item.content), index);
         self.order.push(index);
-        self.bytes += item.size;
+        self.bytes = self.bytes.saturating_add(item.size);
         self.items.push(item);
     }
 
@@ -119,11 +125,13 @@ impl Window {
     }
 
     fn begin(&self) {
-        *lock(&self.unwritten) += 1;
+        let mut unwritten = lock(&self.unwritten);
+        *unwritten = unwritten.saturating_add(1);
     }
 
     fn end(&self) {
-        *lock(&self.unwritten) -= 1;
+        let mut unwritten = lock(&self.unwritten);
+        *unwritten = unwritten.saturating_sub(1);
         self.written.notify_all();
     }
 }
@@ -196,14 +204,12 @@ impl<'a> Shared<'a> {
     ) -> Result<(), StageError> {
         let bytes = frame.decompress().map_err(StageError::Frame)?;
         for piece in &frame.pieces {
-            let Some(index) = window.wanted.get(&piece.file) else { continue };
-            let item = &window.items[*index as usize];
+            let index = window.wanted.get(&piece.file);
+            let Some(item) = index.and_then(|index| window.item(*index)) else { continue };
             if item.inode.load(Ordering::Relaxed) != 0 {
                 continue;
             }
-            let start = piece.frame_offset as usize;
-            // Checked when the frame was read.
-            let slice = &bytes[start..start + piece.length_bytes as usize];
+            let slice = stretch(&bytes, piece.frame_offset as usize, piece.length_bytes as usize)?;
             if slice.len() as u64 != item.size || piece.file_offset != 0 {
                 let wanted = Wanted { size: item.size, metadata: item.metadata, users: 1 };
                 if self.incoming.put_piece(item.content, piece.file_offset, slice, &wanted)? {
@@ -241,7 +247,7 @@ struct OpenDirectories(Vec<(u32, Dir)>);
 impl OpenDirectories {
     fn at<'d>(&'d mut self, tree: &'d Dir, item: &Item) -> Result<&'d Dir, DiskError> {
         match self.0.iter().position(|(ordinal, _)| *ordinal == item.directory) {
-            Some(last) if last + 1 == self.0.len() => {}
+            Some(last) if last.saturating_add(1) == self.0.len() => {}
             Some(index) => {
                 let open = self.0.remove(index);
                 self.0.push(open);
@@ -308,16 +314,16 @@ impl<'scope> Workers<'scope> {
     pub fn take(&mut self, frame: StoredFrame, window: &Arc<Window>) -> Done {
         // Pieces of one large file go to one worker, so that they are hashed as they come.
         let part = frame.pieces.iter().find(|piece| {
-            let item = window.wanted.get(&piece.file).map(|index| &window.items[*index as usize]);
+            let item = window.wanted.get(&piece.file).and_then(|index| window.item(*index));
             item.is_some_and(|item| item.size != u64::from(piece.length_bytes))
         });
-        self.turn += 1;
-        let worker =
-            part.map_or(self.turn, |p| usize::from(p.file.as_bytes()[1])) % self.senders.len().max(1);
+        self.turn = self.turn.wrapping_add(1);
+        let turn = part.map_or(self.turn, |p| usize::from(p.file.spread()));
         window.begin();
-        match self.senders[worker].send((frame, window.clone())) {
-            Ok(()) => Done::Taken,
-            Err(_) => {
+        let worker = turn.checked_rem(self.senders.len()).and_then(|worker| self.senders.get(worker));
+        match worker.map(|worker| worker.send((frame, window.clone()))) {
+            Some(Ok(())) => Done::Taken,
+            _ => {
                 window.end();
                 Done::Failed
             }

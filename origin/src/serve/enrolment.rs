@@ -1,5 +1,7 @@
 //! The enrolment service: certificates for new agents and for those whose certificate ends.
 
+#![cfg_attr(not(test), deny(clippy::arithmetic_side_effects, clippy::indexing_slicing))]
+
 use bytes::Bytes;
 use syncd_proto::v1;
 use syncd_proto::v1::enrolment_server::Enrolment;

@@ -1,5 +1,10 @@
 //! What an agent says first, as a function over any message: for the fuzz targets alone.
 
+#![allow(
+    clippy::arithmetic_side_effects,
+    reason = "asserts of the fuzz targets: nothing of it is in a program"
+)]
+
 use syncd_proto::v1;
 use syncd_shared::SignedGeneration;
 use syncd_shared::generation::GenerationError;

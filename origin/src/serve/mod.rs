@@ -4,6 +4,9 @@
 //! certificates. Each stream is one task with bounded memory; all of them end when the origin stops, when the agent's
 //! certificate is revoked, or when the agent stops reading.
 
+#![cfg_attr(not(test), deny(clippy::disallowed_methods))]
+#![cfg_attr(not(test), deny(clippy::arithmetic_side_effects, clippy::indexing_slicing))]
+
 mod enrolment;
 mod error;
 mod fetch;

@@ -444,6 +444,36 @@ async fn a_number_above_ours_is_reported_and_nothing_lower_announced() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn what_an_agent_activated_of_a_lost_origin_is_asked_for_by_ending_the_conversation() {
+    let mut origin = Origin::start().await;
+    let (ours, lost) =
+        (origin.contents.put(&tree(&[("f", b"1")])), origin.contents.put(&tree(&[("f", b"lost")])));
+    origin.fleet.announce(origin.generation(3, ours));
+    let node = origin.node("web1").await;
+    // A higher number, and ours with another root: neither is of this origin.
+    for (number, root) in [(4, lost), (3, lost)] {
+        let mut control = origin.attached(&node, hello()).await;
+        control.announce().await;
+        control.activated(number, root.hash()).await;
+        let refusal = control.refusal().await;
+        assert_eq!(refusal.code(), Code::Aborted, "{refusal}");
+        assert!(refusal.message().contains("connect again and show it"), "{refusal}");
+    }
+    // The next greeting brings the signed record.
+    let live = origin.generation(4, lost);
+    let shown = Some(message(&live));
+    let hello_again = v1::Hello { live: shown.clone(), accepted: shown, ..hello() };
+    let _control = origin.attached(&node, hello_again).await;
+    assert_eq!(tokio::time::timeout(SOON, origin.observed.recv()).await.unwrap(), Some(live));
+    // What this origin announced is no reason to end anything.
+    let other = origin.node("web2").await;
+    let control = origin.attached(&other, hello()).await;
+    control.activated(3, ours.hash()).await;
+    let view = origin.until("web2", |a| a.state == AgentState::Live).await;
+    assert!(view.connected, "{view:?}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn messages_out_of_order_and_other_protocols_are_refused() {
     let origin = Origin::start().await;
     let node = origin.node("web1").await;

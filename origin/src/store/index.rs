@@ -292,4 +292,67 @@ mod tests {
         let error = caught::<()>(|| panic!("as a damaged page makes redb do")).unwrap_err();
         assert!(matches!(error, StoreError::IndexUnreadable));
     }
+
+    fn put(index_: &Index, key: &str, value: u64) {
+        let put = |t: &WriteTransaction| {
+            t.open_table(META).map_err(index)?.insert(key, value).map_err(index)?;
+            Ok::<_, StoreError>(())
+        };
+        index_.write(put).unwrap();
+    }
+
+    fn get(index_: &Index, key: &str) -> Option<u64> {
+        let get = |t: &ReadTransaction| {
+            Ok(t.open_table(META).map_err(index)?.get(key).map_err(index)?.map(|v| v.value()))
+        };
+        index_.read(get).unwrap()
+    }
+
+    /// Bytes that this thread has handed to the kernel to write.
+    fn written_by_this_thread() -> u64 {
+        let io = std::fs::read_to_string("/proc/thread-self/io").unwrap();
+        io.lines().find_map(|line| line.strip_prefix("wchar: ")).unwrap().parse().unwrap()
+    }
+
+    #[test]
+    fn after_an_error_of_the_disk_all_of_it_is_written_again_before_it_is_read() {
+        let temp = tempfile::tempdir().unwrap();
+        let opened = Index::create(&temp.path().join("index.redb")).unwrap();
+        put(&opened, "before", 1);
+        let failed: Result<(), _> =
+            opened.read(|_| Err(index(redb::Error::Io(std::io::Error::other("disk")))));
+        assert!(failed.is_err());
+        let before = written_by_this_thread();
+        assert_eq!(get(&opened, "before"), Some(1));
+        let length = std::fs::metadata(&opened.path).unwrap().len();
+        assert!(written_by_this_thread() - before >= length);
+        // Once: the next one finds it well.
+        let before = written_by_this_thread();
+        assert_eq!(get(&opened, "before"), Some(1));
+        assert!(written_by_this_thread() - before < length);
+        put(&opened, "after", 2);
+        assert_eq!(get(&opened, "after"), Some(2));
+    }
+
+    #[test]
+    fn an_error_that_is_not_the_disks_leaves_it_open() {
+        let temp = tempfile::tempdir().unwrap();
+        let opened = Index::create(&temp.path().join("index.redb")).unwrap();
+        let failed: Result<(), _> = opened.read(|_| Err(StoreError::Entry { table: "meta" }));
+        assert!(failed.is_err() && !opened.failed.load(Ordering::SeqCst));
+    }
+
+    #[test]
+    fn an_index_that_can_not_be_reopened_is_tried_again_by_the_next_who_asks() {
+        let temp = tempfile::tempdir().unwrap();
+        let opened = Index::create(&temp.path().join("index.redb")).unwrap();
+        put(&opened, "before", 1);
+        let _: Result<(), _> = opened.read(|_| Err(index(redb::Error::PreviousIo)));
+        let away = temp.path().join("away");
+        std::fs::rename(&opened.path, &away).unwrap();
+        assert!(opened.read(|_| Ok(())).is_err());
+        assert!(opened.read(|_| Ok(())).is_err());
+        std::fs::rename(&away, &opened.path).unwrap();
+        assert_eq!(get(&opened, "before"), Some(1));
+    }
 }

@@ -22,16 +22,16 @@ use super::fake_origin::{Conversation, FakeOrigin, Heard, Twist, announce, annou
 use super::site::{FILE, FOLDER, RawEntry, Site, folder_entry, named, raw_directory, stored};
 
 /// What the agent may take while it is attacked.
-const MEMORY_MAX_MIB: u64 = 128;
+pub const MEMORY_MAX_MIB: u64 = 128;
 
-fn noise(seed: u64, length: usize) -> Vec<u8> {
+pub fn noise(seed: u64, length: usize) -> Vec<u8> {
     let mut bytes = vec![0; length];
     blake3::Hasher::new().update(&seed.to_le_bytes()).finalize_xof().fill(&mut bytes);
     bytes
 }
 
 /// An agent that follows a lying origin, and what must not change.
-struct World {
+pub struct World {
     origin: FakeOrigin,
     agent: Agent,
     conversation: Option<Conversation>,
@@ -47,7 +47,14 @@ struct World {
 
 impl World {
     /// A first generation is live, honestly.
-    fn new(name: &str) -> Self {
+    pub fn new(name: &str) -> Self {
+        let mut world = Self::empty(name);
+        world.honest(1);
+        world
+    }
+
+    /// An agent that has nothing yet.
+    pub fn empty(name: &str) -> Self {
         let scene = Scene::new(name);
         let outside = scene.new_directory("outside");
         std::fs::write(outside.join("precious"), "untouched").expect("write");
@@ -58,7 +65,7 @@ impl World {
         let conversation = Some(origin.conversation(true));
         let outside_before = fingerprint(&outside);
         let site = Arc::new(Site::default());
-        let mut world = Self {
+        Self {
             origin,
             agent,
             conversation,
@@ -69,9 +76,22 @@ impl World {
             outside_before,
             tried: 0,
             _scene: scene,
-        };
-        world.honest(1);
-        world
+        }
+    }
+
+    pub fn pid(&mut self) -> u32 {
+        self.agent.daemon().pid()
+    }
+
+    pub fn tried(&self) -> u32 {
+        self.tried
+    }
+
+    /// Announces what this site has.
+    pub fn offer(&mut self, site: &Arc<Site>, twist: Option<Twist>) {
+        self.origin.serve(site, twist);
+        let generation = self.origin.sign(self.next(), site.root());
+        self.say(announce(&generation, None));
     }
 
     fn next(&self) -> u64 {
@@ -92,7 +112,7 @@ impl World {
 
     /// An honest generation, which must come to live.
     #[track_caller]
-    fn honest(&mut self, version: u64) {
+    pub fn honest(&mut self, version: u64) {
         let site = Arc::new(Self::version(version));
         self.origin.serve(&site, None);
         let generation = self.origin.sign(self.next(), site.root());
@@ -125,7 +145,7 @@ impl World {
     }
 
     #[track_caller]
-    fn hear(&mut self) -> Heard {
+    pub fn hear(&mut self) -> Heard {
         loop {
             let conversation = self.conversation.get_or_insert_with(|| self.origin.conversation(true));
             match self.origin.hear(conversation) {
@@ -160,7 +180,7 @@ impl World {
 
     /// A signed generation whose bytes on the way are twisted: refused, saying why.
     #[track_caller]
-    fn refused_site(&mut self, attack: &str, site: Site, twist: Option<Twist>, words: &str) {
+    pub fn refused_site(&mut self, attack: &str, site: Site, twist: Option<Twist>, words: &str) {
         let site = Arc::new(site);
         self.origin.serve(&site, twist);
         let generation = self.origin.sign(self.next(), site.root());

@@ -1,0 +1,139 @@
+//! Orders of events that the suites with real processes meet by chance only.
+
+use bytes::Bytes;
+use ed25519_dalek::SigningKey;
+use syncd_shared::RootEntry;
+
+use super::*;
+
+const TREE: TreeId = TreeId::from_bytes([7; 16]);
+
+struct Scene {
+    key: SigningKey,
+    machine: Machine,
+    now: Instant,
+}
+
+impl Scene {
+    /// An agent with generation 1 live, which has just dialled.
+    fn new() -> Self {
+        let key = SigningKey::from_bytes(&[3; 32]);
+        let trust = Trust { tree_id: TREE, signing_key: key.verifying_key(), boot_id: "boot".into() };
+        let now = Instant::now();
+        let machine = Machine::new(trust, holding(&generation(&key, 1)), now);
+        let mut scene = Self { key, machine, now };
+        assert_eq!(shown_live(&scene.apply(Event::Tick)), Some(1));
+        scene
+    }
+
+    fn apply(&mut self, event: Event) -> Vec<Action> {
+        self.machine.apply(event, self.now)
+    }
+
+    fn welcome(&mut self) -> Vec<Action> {
+        let welcome = v1::Welcome { protocol: PROTOCOL_MAX, ..v1::Welcome::default() };
+        self.apply(Event::Message(v1::OriginMessage { message: Some(FromOrigin::Welcome(welcome)) }))
+    }
+
+    fn announce(&mut self, number: u64) -> Vec<Action> {
+        let generation = generation(&self.key, number);
+        let message = v1::SignedGeneration {
+            record: Bytes::copy_from_slice(generation.record()),
+            signature: Bytes::copy_from_slice(generation.signature()),
+        };
+        let announce = v1::Announce { generation: Some(message), activate_when_staged: true, update: None };
+        self.apply(Event::Message(v1::OriginMessage { message: Some(FromOrigin::Announce(announce)) }))
+    }
+
+    /// The connection breaks while generation 2 is staged, and is dialled again.
+    fn redialled_in_an_update() -> Self {
+        let mut scene = Self::new();
+        scene.welcome();
+        let started = scene.announce(2);
+        assert!(
+            started.iter().any(|a| matches!(a, Action::Start(c) if matches!(**c, Command::Update { .. })))
+        );
+        scene.apply(Event::Lost("cut".into()));
+        scene.now += Duration::from_secs(60);
+        assert_eq!(shown_live(&scene.apply(Event::Tick)), Some(1));
+        scene
+    }
+
+    fn activated(&mut self, number: u64) -> Vec<Action> {
+        let state = Box::new(holding(&generation(&self.key, number)));
+        self.apply(Event::Report(Report::Done(Outcome::Activated, state)))
+    }
+}
+
+fn generation(key: &SigningKey, number: u64) -> SignedGeneration {
+    let mut root = RootEntry::empty();
+    root.metadata.mode = 0o700 + number as u16;
+    let number = GenerationNumber::new(number).unwrap();
+    Generation { tree_id: TREE, number, root, parent: None, created_ms: 0, label: String::new() }.sign(key)
+}
+
+fn holding(generation: &SignedGeneration) -> ReplicaState {
+    ReplicaState {
+        live: Some(generation.clone()),
+        accepted: Some(generation.clone()),
+        ..ReplicaState::default()
+    }
+}
+
+/// What the hello of a dial shows as live.
+fn shown_live(actions: &[Action]) -> Option<u64> {
+    let hello = actions.iter().find_map(|action| match action {
+        Action::Dial(hello) => Some(hello),
+        _ => None,
+    });
+    Some(Generation::decode(&hello?.live.as_ref()?.record).unwrap().number.get())
+}
+
+/// Numbers that are reported as live.
+fn reported(actions: &[Action]) -> Vec<u64> {
+    let numbers = actions.iter().filter_map(|action| match action {
+        Action::Send(ToOrigin::Activated(activated)) => Some(activated.generation),
+        _ => None,
+    });
+    numbers.collect()
+}
+
+#[test]
+fn what_was_activated_between_hello_and_welcome_is_reported() {
+    let mut scene = Scene::redialled_in_an_update();
+    assert!(reported(&scene.activated(2)).is_empty(), "nobody listens yet");
+    assert_eq!(reported(&scene.welcome()), [2]);
+}
+
+#[test]
+fn what_the_hello_showed_is_not_reported_again() {
+    let mut scene = Scene::redialled_in_an_update();
+    assert!(reported(&scene.welcome()).is_empty());
+    assert_eq!(reported(&scene.activated(2)), [2]);
+    // Nor after the next hello, which shows it.
+    scene.apply(Event::Lost("cut".into()));
+    scene.now += Duration::from_secs(60);
+    assert_eq!(shown_live(&scene.apply(Event::Tick)), Some(2));
+    assert!(reported(&scene.welcome()).is_empty());
+}
+
+#[test]
+fn an_announced_update_with_more_directories_than_the_trees_can_have_ends_the_conversation() {
+    let mut scene = Scene::new();
+    scene.welcome();
+    let generation = generation(&scene.key, 2);
+    let message = v1::SignedGeneration {
+        record: Bytes::copy_from_slice(generation.record()),
+        signature: Bytes::copy_from_slice(generation.signature()),
+    };
+    // Each is within its bounds, all of them are not.
+    let objects = v1::DirectoryObjects { compressed: Bytes::new(), uncompressed_bytes: 1 << 20 };
+    let frame = v1::FetchFrame { item: 0, frame: Some(v1::fetch_frame::Frame::Directories(objects)) };
+    let from_root = Bytes::copy_from_slice(RootEntry::empty().hash().as_bytes());
+    let update = Some(v1::InlineUpdate { from_root, frames: vec![frame; 40] });
+    let announce = v1::Announce { generation: Some(message), activate_when_staged: true, update };
+    let message = v1::OriginMessage { message: Some(FromOrigin::Announce(announce)) };
+    let actions = scene.apply(Event::Message(message));
+    assert!(actions.iter().any(|action| matches!(action, Action::Hang)), "{actions:?}");
+    assert!(scene.machine.error().is_some_and(|error| error.contains("directories of an announced update")));
+}

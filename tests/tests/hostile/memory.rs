@@ -1,0 +1,121 @@
+//! How much memory directory objects cost an agent: those of a lying origin, and honest ones of large directories.
+//!
+//! `SYNCD_ENTRIES=1000000` makes the honest directory that large, and only prints what it took.
+
+use std::sync::Arc;
+
+use bytes::Bytes;
+use syncd_proto::v1;
+use syncd_proto::v1::fetch_frame::Frame as F;
+use syncd_shared::limits::{DIRECTORY_OBJECT_MAX_BYTES, directory_object_max_bytes};
+use syncd_shared::wire::directories_message;
+use syncd_shared::{ContentHash, Entry, Kind, ObjectHash, RootEntry, Totals};
+
+use super::bad_origin::{MEMORY_MAX_MIB, World, noise};
+use super::fake_origin::{Heard, Twist, peak_mib};
+use super::site::{FILE, FOLDER, RawEntry, Site, named, raw_directory};
+
+/// Entries of the honest directory by default.
+const ENTRIES: usize = 30_000;
+
+/// As of a tree of 35,000 files: what an honest origin has signed, and a lying one hides behind.
+const ORDINARY: Totals = Totals { entries: 38_000, files: 35_000, bytes: 600_000_000 };
+
+/// A site of which only the signed totals are true.
+fn site_with(totals: Totals) -> Site {
+    let root = RootEntry { object: ObjectHash::from_bytes([7; 32]), metadata: FOLDER, totals };
+    Site { root: Some(root), ..Site::default() }
+}
+
+/// These frames, whatever is asked.
+fn frames(frames: Vec<F>) -> Option<Twist> {
+    Some(Arc::new(move |_: Vec<F>| -> Box<dyn Iterator<Item = F> + Send> {
+        Box::new(frames.clone().into_iter())
+    }))
+}
+
+/// A well-formed object of nearly so many bytes, which hardly compresses.
+fn large_object(bytes: usize, seed: u64) -> Vec<u8> {
+    let names: Vec<(Vec<u8>, Vec<u8>)> = (0..bytes / 320)
+        .map(|number| {
+            let mut name = format!("{number:08}").into_bytes();
+            name.extend(noise(seed ^ number as u64, 240).iter().map(|byte| byte | 0x80));
+            (name, noise(seed ^ !(number as u64), 32))
+        })
+        .collect();
+    let entries: Vec<RawEntry<'_>> = names
+        .iter()
+        .map(|(name, hash)| {
+            let rest = [hash.as_slice(), &9u64.to_le_bytes()].concat();
+            RawEntry { rest, ..RawEntry::file(name) }
+        })
+        .collect();
+    raw_directory(&entries)
+}
+
+#[test]
+fn a_lying_origin_takes_no_more_memory_than_the_signed_totals_allow() {
+    let mut world = World::new("hostile-memory");
+    let most = directory_object_max_bytes(&ORDINARY);
+    let zeros = zstd::bulk::compress(&vec![0; DIRECTORY_OBJECT_MAX_BYTES], 19).expect("compresses");
+    let uncompressed_bytes = DIRECTORY_OBJECT_MAX_BYTES as u32;
+    let bomb = F::Directories(v1::DirectoryObjects { compressed: zeros.into(), uncompressed_bytes });
+    world.refused_site("a bomb of 128 MiB", site_with(ORDINARY), frames(vec![bomb]), "exceeds");
+    let huge = Bytes::from(noise(1, DIRECTORY_OBJECT_MAX_BYTES - 1000));
+    let message = F::Directories(v1::DirectoryObjects { compressed: huge, uncompressed_bytes });
+    world.refused_site("a message of 128 MiB", site_with(ORDINARY), frames(vec![message]), "large|limit");
+    let zeros = zstd::bulk::compress(&vec![0; most], 19).expect("compresses");
+    let uncompressed_bytes = most as u32;
+    let bomb = F::Directories(v1::DirectoryObjects { compressed: zeros.into(), uncompressed_bytes });
+    world.refused_site(
+        "a bomb as large as may be",
+        site_with(ORDINARY),
+        frames(vec![bomb]),
+        "length|version|damaged",
+    );
+    let mut objects: Vec<F> = (0..6u64)
+        .map(|seed| F::Directories(directories_message([large_object(most, seed).as_slice()])))
+        .collect();
+    objects.push(F::End(v1::BatchEnd { request: 0, missing: Vec::new() }));
+    println!("objects of {} MiB of at most {} MiB", large_object(most, 0).len() >> 20, most >> 20);
+    let words = "more than|no directory object";
+    world.refused_site("large objects that nobody asked for", site_with(ORDINARY), frames(objects), words);
+    world.honest(2);
+    println!("{} attacks, peak {} MiB", world.tried(), peak_mib(world.pid()));
+}
+
+#[test]
+fn a_large_directory_is_taken_within_the_same_bounds() {
+    let asked = std::env::var("SYNCD_ENTRIES").ok().map(|text| text.parse().expect("a number"));
+    let count: usize = asked.unwrap_or(ENTRIES);
+    let mut world = World::empty("large-directory");
+    let mut site = Site::default();
+    let entry = |number: usize| {
+        let content = ContentHash::of(&number.to_le_bytes());
+        Entry {
+            name: named(&format!("page-{number:07}-of-many.html")),
+            metadata: FILE,
+            kind: Kind::File { content, size: 8 },
+        }
+    };
+    let (object, totals) = site.put((0..count).map(entry).collect());
+    site.root = Some(RootEntry { object, metadata: FOLDER, totals });
+    let bytes = site.objects[&object].len();
+    let idle = peak_mib(world.pid());
+    // All of the manifest, and none of the content.
+    world.offer(&Arc::new(site), frames_of_directories());
+    let Heard::Failed(reason) = world.hear() else { panic!("it has no content") };
+    let peak = peak_mib(world.pid());
+    println!(
+        "a directory of {count} entries, {:.1} MiB: peak {peak} MiB (idle {idle}): {reason}",
+        bytes as f64 / f64::from(1 << 20)
+    );
+    assert!(asked.is_some() || peak < MEMORY_MAX_MIB, "{peak} MiB");
+}
+
+/// Directory objects as they are, and the ends of answers, which say that nothing else is there.
+fn frames_of_directories() -> Option<Twist> {
+    Some(Arc::new(|honest: Vec<F>| -> Box<dyn Iterator<Item = F> + Send> {
+        Box::new(honest.into_iter().filter(|frame| matches!(frame, F::Directories(_) | F::End(_))))
+    }))
+}

@@ -1,0 +1,217 @@
+//! How long an agent takes from its start to its answer after a power cut in each thing that it does, with no origin to help.
+//!
+//! By default on a small tree, and untimed. The figures of docs/reliability.md are those of 34,851 files, a release build and
+//! a file system that is mounted anew before the agent starts. Its image is in memory: what an agent reads of it is shown, and
+//! takes longer on a disk.
+//!
+//! ```text
+//! SYNCD_RECOVERY=docs cargo test --release -p syncd-tests --test recovery -- --nocapture
+//! ```
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::{Duration, Instant};
+
+use syncd_tests::corpora::{self, Corpus};
+use syncd_tests::edits::{remove, small_site, write};
+use syncd_tests::mounts::Mount;
+use syncd_tests::node::{Node, Scenario};
+use syncd_tests::tracer::{Point, Verdict};
+use syncd_tests::{Scene, Seeded};
+
+/// A traced run of a large tree.
+const PATIENCE: Duration = Duration::from_secs(300);
+/// Of a large tree's paths; small trees have the crash early in what they do.
+const DEEP: usize = 9_000;
+
+/// A moment in a scenario.
+struct Moment {
+    what: &'static str,
+    scenario: Scenario,
+    /// How many calls that fit go before it.
+    skip: usize,
+    fits: fn(&Point) -> bool,
+    /// What must be live after it.
+    live: [u64; 2],
+}
+
+/// Freezes the agent at the moment and cuts the power. Err: it never came.
+fn cut_at(node: &mut Node, moment: &Moment) -> Result<(), String> {
+    let seen = Arc::new(AtomicUsize::new(0));
+    let (counted, fits, skip) = (seen.clone(), moment.fits, moment.skip);
+    let policy = move |point: &Point| {
+        if fits(point) && counted.fetch_add(1, Ordering::Relaxed) == skip {
+            Verdict::FreezeBefore
+        } else {
+            Verdict::Pass
+        }
+    };
+    let mut traced = node.trace(&moment.scenario, Box::new(policy));
+    let frozen = traced.wait(PATIENCE, |_| false);
+    node.mount.cut_power();
+    traced.kill();
+    node.mount.power_up_cold();
+    if frozen { Ok(()) } else { Err(format!("{} calls fitted", seen.load(Ordering::Relaxed))) }
+}
+
+/// The content of two generations, in `tree`.
+struct Content {
+    tree: PathBuf,
+    corpus: Option<Corpus>,
+}
+
+impl Content {
+    fn first(tree: PathBuf) -> Self {
+        let large = std::env::var("SYNCD_RECOVERY").is_ok_and(|which| which == "docs");
+        let corpus = large.then(corpora::docs);
+        match &corpus {
+            Some(corpus) => Corpus::copy(&corpus.a(), &tree),
+            None => {
+                small_site(&tree, 60);
+                write(&tree, "large.bin", Seeded::new(3).bytes(300_000));
+            }
+        }
+        Self { tree, corpus }
+    }
+
+    fn second(&self) {
+        match &self.corpus {
+            Some(corpus) => Corpus::deploy(&corpus.b(), &self.tree),
+            None => {
+                for number in 0..80 {
+                    write(&self.tree, &format!("new/page-{number}.html"), format!("page {number}"));
+                }
+                remove(&self.tree.join("section-3"));
+            }
+        }
+    }
+
+    fn skip(&self) -> usize {
+        if self.corpus.is_some() { DEEP } else { 20 }
+    }
+}
+
+fn in_building(point: &Point) -> bool {
+    point.path.contains("staging/building-")
+}
+
+fn moments(content: &Content, joined: &Path, one: &Path, two: &Path) -> Vec<Moment> {
+    let scenario = |name, image: &Path, live, held: &[u64]| Scenario {
+        name,
+        image: Some(image.to_path_buf()),
+        options: Vec::new(),
+        live,
+        held: held.to_vec(),
+        origin_answers: true,
+        empties_trash: false,
+    };
+    let first = scenario("first sync", joined, 0, &[]);
+    let update = scenario("update", one, 1, &[1]);
+    let idle = Scenario {
+        options: vec!["--keep".into(), "1".into()],
+        origin_answers: false,
+        ..scenario("idle", two, 2, &[2])
+    };
+    let recycling = Scenario { options: idle.options.clone(), ..update.clone() };
+    let moment = |what, scenario: &Scenario, skip, fits, live| Moment {
+        what,
+        scenario: scenario.clone(),
+        skip,
+        fits,
+        live,
+    };
+    let deep = content.skip();
+    vec![
+        moment("first sync, in staging", &first, deep, in_building as fn(&Point) -> bool, [0, 0]),
+        moment("update, in staging", &update, 30, |p| p.thread == "replica" && in_building(p), [1, 1]),
+        moment(
+            "before the record of the switch",
+            &update,
+            0,
+            |p| p.thread == "replica" && p.call == "renameat2" && p.path.contains("to web1/generations/"),
+            [1, 1],
+        ),
+        moment(
+            "before the switch",
+            &update,
+            0,
+            |p| p.call == "renameat" && p.path.contains("live.next"),
+            [1, 2],
+        ),
+        moment(
+            "after the switch",
+            &update,
+            0,
+            |p| p.thread == "background" && p.path.contains("staging/"),
+            [2, 2],
+        ),
+        moment("new spares", &first, deep, |p| p.thread == "background" && in_building(p), [2, 2]),
+        moment("catching up of a spare", &update, 30, |p| p.thread == "background" && in_building(p), [2, 2]),
+        moment(
+            "recycling of an old tree",
+            &recycling,
+            40,
+            |p| p.thread == "background" && in_building(p),
+            [2, 2],
+        ),
+        moment(
+            "deletion of an old tree",
+            &idle,
+            deep / 9,
+            |p| p.call == "unlinkat" && p.path.contains("trash/"),
+            [2, 2],
+        ),
+    ]
+}
+
+/// How long the agent took until it answered, and what of the machine.
+fn cost(node: &mut Node, took: Duration) -> String {
+    let pid = node.agent.daemon().pid();
+    let read = |name: &str| std::fs::read_to_string(format!("/proc/{pid}/{name}")).unwrap_or_default();
+    let (io, stat) = (read("io"), read("stat"));
+    let bytes = io.lines().find_map(|line| line.strip_prefix("read_bytes: ")?.parse::<u64>().ok());
+    let ticks = stat.split_whitespace().skip(13).take(2).filter_map(|ticks| ticks.parse::<u64>().ok());
+    let milliseconds = took.as_secs_f64() * 1000.0;
+    let (cpu, mebibytes) = (ticks.sum::<u64>() * 10, bytes.unwrap_or(0) as f64 / f64::from(1 << 20));
+    format!("{milliseconds:.0} ms, {cpu} ms of processor so far, {mebibytes:.1} MiB read")
+}
+
+#[test]
+fn a_replica_recovers_after_a_cut_in_whatever_it_does_without_its_origin() {
+    let scene = Scene::in_memory("recovery");
+    let content = Content::first(scene.path("tree"));
+    let mount = Mount::ext4(&scene.path("disk"), 6 * 1024);
+    let mut node = Node::joined(&scene, mount, &content.tree);
+    node.patience = PATIENCE;
+    let joined = node.mount.save("joined.image");
+    node.commit();
+    node.settle_at(1);
+    let one = node.save("one.image");
+    content.second();
+    node.commit();
+    node.settle_at(2);
+    let two = node.save("two.image");
+    println!("ready");
+    for (name, image) in [("nothing, one generation", &one), ("nothing, two generations", &two)] {
+        node.mount.restore(image);
+        node.mount.power_up_cold();
+        let (status, took) = node.recover().expect("it answers");
+        println!("{name:32} generation {:?} live after {}", status.generation, cost(&mut node, took));
+        node.agent.kill9();
+        node.origin_answers(true);
+    }
+    for moment in moments(&content, &joined, &one, &two) {
+        let started = Instant::now();
+        cut_at(&mut node, &moment).unwrap_or_else(|why| panic!("{}: it never came, {why}", moment.what));
+        let (status, took) = node.recover().unwrap_or_else(|why| panic!("{}: {why}", moment.what));
+        let live = node.complete(moment.live[0]).unwrap_or_else(|why| panic!("{}: {why}", moment.what));
+        assert!(moment.live.contains(&live), "{}: {live} is live", moment.what);
+        assert_eq!(status.generation.unwrap_or(0), live, "{}: {status:?}", moment.what);
+        let cost = cost(&mut node, took);
+        let case = started.elapsed().as_secs_f64();
+        println!("{:32} generation {live} live after {cost} (case of {case:.0} s)", moment.what);
+        node.agent.kill9();
+        node.origin_answers(true);
+    }
+}
