@@ -116,7 +116,7 @@ pub(crate) fn signed(u: &mut Unstructured<'_>) -> Result<SignedGeneration> {
     u.choose(before).cloned()
 }
 
-/// Of each number some, so that they follow and contradict each other.
+/// Of each number some, so that they follow and contradict each other; `None` for one that no origin would sign.
 fn signed_before(index: u8) -> Option<SignedGeneration> {
     let mut noise = [0; 1024];
     blake3::Hasher::new().update(&[index]).finalize_xof().fill(&mut noise);
@@ -126,7 +126,10 @@ fn signed_before(index: u8) -> Option<SignedGeneration> {
         generation.number = GenerationNumber::new(u64::from(index / 4) + 1)?;
         generation.parent = GenerationNumber::new(u64::from(index / 4));
     }
-    Some(generation.sign(signing_key()))
+    let tree = generation.tree_id;
+    let signed = generation.sign(signing_key());
+    let key = signing_key().verifying_key();
+    SignedGeneration::verify(signed.record(), signed.signature(), tree, &key).ok()
 }
 
 /// Whether this input is one of a few that get an expensive check too. The same input always is.
@@ -184,12 +187,10 @@ mod tests {
     }
 
     #[test]
-    fn what_was_signed_before_holds() {
-        for index in 0..64 {
-            let signed = signed_before(index).expect("noise is long enough");
-            let key = signing_key().verifying_key();
-            let tree = signed.generation().tree_id;
-            assert!(SignedGeneration::verify(signed.record(), signed.signature(), tree, &key).is_ok());
-        }
+    fn most_of_what_is_signed_before_could_be_an_origins() {
+        let numbers: Vec<u64> =
+            (0..64).filter_map(signed_before).map(|signed| signed.number().get()).collect();
+        assert!(numbers.len() >= 40, "{}", numbers.len());
+        assert!((1..=16).all(|number| numbers.contains(&number)), "{numbers:?}");
     }
 }
