@@ -32,27 +32,6 @@ impl Mount {
         Self::image(directory, mebibytes, "mkfs.ext4", &["-q", "-N", &inodes.to_string()])
     }
 
-    /// A fresh ext4 whose image has blocks for the file system's own tables and log, but not for what is yet to be written
-    /// to it: where the disk below the image is full, writing content back fails, and nothing else does.
-    #[track_caller]
-    pub fn ext4_worn(directory: &Path, mebibytes: u64) -> Self {
-        const FILES: usize = 3000;
-        let mount = Self::ext4(directory, mebibytes);
-        for _ in 0..6 {
-            for number in 0..FILES {
-                fs::File::create(directory.join(format!("worn-{number}"))).expect("create a file");
-                if number % 500 == 0 {
-                    tool("sync", ["-f".as_ref(), directory]);
-                }
-            }
-            for number in 0..FILES {
-                fs::remove_file(directory.join(format!("worn-{number}"))).expect("remove a file");
-            }
-            tool("sync", ["-f".as_ref(), directory]);
-        }
-        mount
-    }
-
     /// Mounts it anew with this option (`ro`, `rw`); no process may have anything open for writing on it.
     #[track_caller]
     pub fn remount(&self, option: &str) {
@@ -166,20 +145,6 @@ impl Mount {
     pub fn resize(&self, mebibytes: u64) {
         let options = format!("remount,size={mebibytes}m");
         tool("mount", [OsString::from("-o"), options.into(), self.directory.clone().into()]);
-    }
-
-    /// Makes the tmpfs at `directory` as small as what it holds: every write that needs another page of it fails.
-    pub fn leave_no_room(directory: &Path) -> std::io::Result<()> {
-        let space = rustix::fs::statvfs(directory)?;
-        let used = (space.f_blocks - space.f_bfree) * space.f_frsize;
-        Self::resize_to(directory, &used.to_string())
-    }
-
-    /// Changes the size of the tmpfs at `directory`.
-    pub fn resize_to(directory: &Path, size: &str) -> std::io::Result<()> {
-        let options = format!("remount,size={size}");
-        let status = Command::new("mount").args(["-o", &options]).arg(directory).status()?;
-        if status.success() { Ok(()) } else { Err(std::io::Error::other("remount failed")) }
     }
 
     /// Where it is mounted.

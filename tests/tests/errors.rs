@@ -8,7 +8,7 @@
 //! ```
 
 use std::collections::BTreeMap;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use syncd_tests::edits::{small_site, write};
 use syncd_tests::faults::{Failing, Fault};
@@ -16,7 +16,7 @@ use syncd_tests::hub::{Errand, Hub};
 use syncd_tests::mounts::Mount;
 use syncd_tests::node::{Node, Scenario};
 use syncd_tests::oracle::{assert_same, fingerprint};
-use syncd_tests::tracer::{Point, Traced, Verdict};
+use syncd_tests::tracer::Point;
 use syncd_tests::{Agent, Origin, Scene, Seeded, wait};
 
 /// Cases unless `SYNCD_SWEEP` says otherwise.
@@ -149,57 +149,6 @@ fn what_a_failed_sync_left_is_never_taken_for_durable() {
         println!("{planted:?}: {once} files staged, a sync failed, {again} staged again");
         assert!(once > 20, "{once} files");
         assert_eq!(again >= once, wanted, "{planted:?}: everything is staged again");
-    }
-}
-
-/// A write-back error as a device makes it: the kernel has taken the content, can't write it, says so at the next sync, and
-/// counts it as written from then on. A sync that is made again succeeds, and the content is gone with the power.
-#[test]
-fn content_that_the_kernel_could_not_write_is_never_reported_live() {
-    const ROOM: &str = "512m";
-    let scene = Scene::in_memory("errors-device");
-    let device = Mount::tmpfs(&scene.path("device"), 512);
-    let mount = Mount::ext4_worn(&device.directory().join("disk"), 64);
-    let (mut node, scenarios) = Node::new(&scene, mount);
-    let scenario = scenarios.into_iter().find(|s| s.name == "large update").expect("a scenario");
-    let mut random = Seeded::new(11);
-    for number in 0..200 {
-        write(&node.origin.tree, &format!("wide/page-{number}.bin"), random.bytes(8_000));
-    }
-    let newest = node.commit();
-    for (planted, harmless) in [(None, true), (Some("sync-again"), false)] {
-        node.planted = planted;
-        let log = Traced::log_of(node.mount.directory());
-        let _ = std::fs::remove_file(&log);
-        let below = device.directory().to_path_buf();
-        let mut full = None;
-        let policy = move |point: &Point| {
-            let is_sync = point.call == "syncfs" && point.thread == "replica";
-            match full {
-                None if is_sync => full = Some(Mount::leave_no_room(&below).is_ok()),
-                // The next that the same thread does: the sync has failed.
-                Some(true) if point.thread == "replica" => {
-                    full = Some(Mount::resize_to(&below, ROOM).is_err());
-                }
-                _ => {}
-            }
-            Verdict::Pass
-        };
-        let mut traced = node.trace(&scenario, Box::new(policy));
-        let live = |node: &Node| node.status().and_then(|status| status.generation) == Some(newest);
-        traced.wait(Duration::from_secs(60), |_| live(&node));
-        let said = || std::fs::read_to_string(&log).unwrap_or_default();
-        assert!(live(&node), "{planted:?}: generation {newest} is not live\n{}", said());
-        node.mount.cut_power();
-        traced.kill();
-        node.mount.power_up();
-        let said = said();
-        let whole = node.complete(newest);
-        println!("{planted:?}: after the power came back {whole:?}");
-        assert_eq!(whole.is_ok(), harmless, "{planted:?}: {whole:?}\n{said}");
-        // The planted bug does not see the error.
-        assert_eq!(said.contains("make generation"), harmless, "{planted:?}: {said}");
-        node.origin_answers(true);
     }
 }
 
