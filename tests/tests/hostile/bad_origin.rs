@@ -478,7 +478,7 @@ fn content_that_does_not_hold_is_refused_and_bounded() {
         |_| F::Directories(v1::DirectoryObjects { compressed: bomb(), uncompressed_bytes: 120 << 20 }),
         true,
     );
-    world.refused_site("directory objects as a bomb", World::version(6), twist, "compressed|decompress");
+    world.refused_site("directory objects as a bomb", World::version(6), twist, "exceeds");
     world.honest(7);
     println!("{} answers refused, peak {} MiB", world.tried, peak_mib(world.agent.daemon().pid()));
 }

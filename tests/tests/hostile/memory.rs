@@ -55,29 +55,29 @@ fn large_object(bytes: usize, seed: u64) -> Vec<u8> {
 
 #[test]
 fn a_lying_origin_takes_no_more_memory_than_the_signed_totals_allow() {
-    let mut world = World::new("hostile-memory");
+    // Before anybody connects, who would be silent for the time that it takes.
     let most = directory_object_max_bytes(&ORDINARY);
+    let mut objects: Vec<F> = (0..6u64)
+        .map(|seed| F::Directories(directories_message([large_object(most, seed).as_slice()])))
+        .collect();
+    objects.push(F::End(v1::BatchEnd { request: 0, missing: Vec::new() }));
+    let largest = zstd::bulk::compress(&vec![0; most], 19).expect("compresses");
     let zeros = zstd::bulk::compress(&vec![0; DIRECTORY_OBJECT_MAX_BYTES], 19).expect("compresses");
+    let huge = Bytes::from(noise(1, DIRECTORY_OBJECT_MAX_BYTES - 1000));
+    let mut world = World::new("hostile-memory");
     let uncompressed_bytes = DIRECTORY_OBJECT_MAX_BYTES as u32;
     let bomb = F::Directories(v1::DirectoryObjects { compressed: zeros.into(), uncompressed_bytes });
     world.refused_site("a bomb of 128 MiB", site_with(ORDINARY), frames(vec![bomb]), "exceeds");
-    let huge = Bytes::from(noise(1, DIRECTORY_OBJECT_MAX_BYTES - 1000));
     let message = F::Directories(v1::DirectoryObjects { compressed: huge, uncompressed_bytes });
     world.refused_site("a message of 128 MiB", site_with(ORDINARY), frames(vec![message]), "large|limit");
-    let zeros = zstd::bulk::compress(&vec![0; most], 19).expect("compresses");
     let uncompressed_bytes = most as u32;
-    let bomb = F::Directories(v1::DirectoryObjects { compressed: zeros.into(), uncompressed_bytes });
+    let bomb = F::Directories(v1::DirectoryObjects { compressed: largest.into(), uncompressed_bytes });
     world.refused_site(
         "a bomb as large as may be",
         site_with(ORDINARY),
         frames(vec![bomb]),
         "no directory object|length",
     );
-    let mut objects: Vec<F> = (0..6u64)
-        .map(|seed| F::Directories(directories_message([large_object(most, seed).as_slice()])))
-        .collect();
-    objects.push(F::End(v1::BatchEnd { request: 0, missing: Vec::new() }));
-    println!("objects of {} MiB of at most {} MiB", large_object(most, 0).len() >> 20, most >> 20);
     let words = "more than|no directory object";
     world.refused_site("large objects that nobody asked for", site_with(ORDINARY), frames(objects), words);
     world.honest(2);
