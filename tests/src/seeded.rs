@@ -38,6 +38,13 @@ impl Seeded {
         if items.is_empty() { None } else { items.get(self.below(items.len() as u64) as usize) }
     }
 
+    /// Puts the items into a random order.
+    pub fn shuffle<T>(&mut self, items: &mut [T]) {
+        for last in (1..items.len()).rev() {
+            items.swap(last, self.below(last as u64 + 1) as usize);
+        }
+    }
+
     /// True once in `n` times.
     pub fn one_in(&mut self, n: u64) -> bool {
         self.below(n) == 0

@@ -227,18 +227,27 @@ fn sweep_lane(file_system: FileSystem, lane: Lane, seed: u64) -> Tally {
     scenarios.extend(recoveries(&mut node, &scenarios));
     let parts = parts(&mut node, scenarios, share(), lane, &mut random);
     println!("prepared and counted in {:.1} s", started.elapsed().as_secs_f64());
-    let mut all = Tally::default();
-    for Part { scenario, points, cases } in &parts {
-        let mut tally = Tally::default();
-        for case in cases {
-            make_way();
-            tally.take(case, node.run(scenario, *case));
-            let done = all.cases + tally.cases;
-            if done.is_multiple_of(100) {
-                let each = started.elapsed().as_secs_f64() / done as f64;
-                println!("{file_system:?}, lane {}: {done} cases so far, {each:.2} s each", lane.number);
-            }
+    let mut tallies: Vec<Tally> = parts.iter().map(|_| Tally::default()).collect();
+    let mut order: Vec<(usize, Case)> =
+        parts.iter().enumerate().flat_map(|(at, part)| part.cases.iter().map(move |case| (at, *case))).collect();
+    // A long run that is ended early has been everywhere.
+    random.shuffle(&mut order);
+    for (done, (at, case)) in order.iter().enumerate() {
+        make_way();
+        tallies[*at].take(case, node.run(&parts[*at].scenario, *case));
+        if (done + 1).is_multiple_of(100) {
+            let cuts: usize = tallies.iter().map(|tally| tally.cuts).sum();
+            let each = started.elapsed().as_secs_f64() / (done + 1) as f64;
+            println!(
+                "{file_system:?}, lane {}: {} of {} cases so far ({cuts} cuts), {each:.2} s each",
+                lane.number,
+                done + 1,
+                order.len()
+            );
         }
+    }
+    let mut all = Tally::default();
+    for (Part { scenario, points, .. }, tally) in parts.iter().zip(tallies) {
         let kinds: BTreeSet<String> = points.iter().map(Point::label).collect();
         println!(
             "{file_system:?}, {}: {} points of {} kinds counted; {} cases ({} cuts), {} fired, {} kinds covered",
