@@ -111,7 +111,7 @@ impl Replica {
     /// verified; its error keeps the old generation live.
     pub fn activate(
         &mut self,
-        staged: Staged,
+        mut staged: Staged,
         before: &mut dyn FnMut(&ActivationContext<'_>) -> Result<(), HookFailure>,
     ) -> Result<Activated, ActivateError> {
         let number = staged.target.number().get();
@@ -133,7 +133,9 @@ impl Replica {
             return Err(ActivateError::Hook { source, staged: Box::new(staged) });
         }
         self.upkeep.last_write = Some(self.options.clock.now());
-        self.keep_signed(&staged.target)?;
+        if !staged.kept_signed {
+            self.keep_signed(&staged.target)?;
+        }
         let name = number.to_string();
         if self.layout.live_number()? == Some(number)
             && self.layout.generations.stat(name.as_bytes())?.is_some()
@@ -150,6 +152,10 @@ impl Replica {
         self.known.generations.insert(number, staged.target.clone());
         self.known.live = Some(number);
         self.known.accepted_generation = Some(staged.target.clone());
+        match &previous {
+            Some(previous) => self.upkeep.steps.add(previous.number().get(), number, staged.touched.take()),
+            None => self.upkeep.steps.forget(),
+        }
         if let Some(previous) = &previous {
             self.upkeep.retired.insert(previous.number().get(), self.options.clock.now());
         }
@@ -226,8 +232,10 @@ impl Replica {
                 Err(e) => return Err(e),
             }
         }
-        layout.signed.sync_file(&number)?;
-        layout.signed.sync_names()?;
+        if !staged.kept_signed {
+            layout.signed.sync_file(&number)?;
+            layout.signed.sync_names()?;
+        }
         layout.staging.sync_names()?;
         layout.generations.sync_names()
     }
@@ -266,8 +274,8 @@ impl Replica {
         self.layout.discard(&self.layout.staging, crate::layout::INCOMING)
     }
 
-    /// Keeps a copy of the signed record beside the record. Durable with the next sync of the file system.
-    fn keep_signed(&self, generation: &SignedGeneration) -> Result<(), DiskError> {
+    /// Keeps a copy of the signed record beside the record. Durable with the next sync of it.
+    pub(crate) fn keep_signed(&self, generation: &SignedGeneration) -> Result<(), DiskError> {
         let name = generation.number().to_string().into_bytes();
         let signed = &self.layout.signed;
         signed.unlink(&name)?;

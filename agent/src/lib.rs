@@ -38,4 +38,5 @@ pub mod source;
 pub mod spares;
 pub mod stage;
 pub mod status;
+mod steps;
 pub mod verify;

@@ -16,7 +16,9 @@ use crate::clock::Clock;
 use crate::disk::{DiskError, Owners};
 use crate::layout::{Layout, LayoutError};
 use crate::record::{Known, Record, RecordError};
+use crate::spares::{SPARES, SPARES_MAX};
 use crate::stage::{building, spare};
+use crate::steps::Steps;
 
 /// How a replica is kept.
 #[derive(Debug, Clone)]
@@ -108,12 +110,20 @@ pub struct Replica {
 pub(crate) struct Upkeep {
     pub spare_misses: u64,
     pub recycled_early: u64,
+    /// Trees to build on that are kept at hand: more where they were lacking lately.
+    pub spares_wanted: usize,
+    /// When a spare was lacking, or when one fewer was wanted since.
+    pub missed: Option<Instant>,
     /// When a generation stopped being live, as far as this process knows.
     pub retired: HashMap<u64, Instant>,
     /// When a damaged tree was exchanged, by slot of `resting-K`.
     pub resting: HashMap<u64, Instant>,
-    /// Manifests that retired trees had, by slot of `building-K`.
-    pub was: HashMap<u64, RootEntry>,
+    /// Manifests that retired trees had, by slot of `building-K`, and their generations.
+    pub was: HashMap<u64, (u64, RootEntry)>,
+    /// What the last activations changed.
+    pub steps: Steps,
+    /// A spare that an update has drawn and not touched yet: it is `building-K`, and is left alone.
+    pub drawn: Option<u64>,
     /// When files were last written for an activation.
     pub last_write: Option<Instant>,
     /// The live tree was found not to be what was activated: no spare can be made before that is healed.
@@ -136,9 +146,13 @@ impl Replica {
         let upkeep = Upkeep {
             spare_misses: 0,
             recycled_early: 0,
+            spares_wanted: SPARES,
+            missed: None,
             retired: HashMap::new(),
             resting: HashMap::new(),
             was: HashMap::new(),
+            steps: Steps::default(),
+            drawn: None,
             last_write: None,
             damaged: false,
             dropped: 0,
@@ -163,6 +177,7 @@ impl Replica {
     pub(crate) fn revive(&mut self) -> Result<(), OpenReplicaError> {
         if self.upkeep.unsettled {
             self.record.reopen(&self.layout.record_path())?;
+            self.upkeep.steps.forget();
             self.recover()?;
             self.upkeep.unsettled = false;
             self.publish();
@@ -211,6 +226,8 @@ impl Replica {
 
     pub(crate) fn count_spare_miss(&mut self) {
         self.upkeep.spare_misses += 1;
+        self.upkeep.missed = Some(self.options.clock.now());
+        self.upkeep.spares_wanted = (self.upkeep.spares_wanted + 1).min(SPARES_MAX);
         self.publish();
     }
 

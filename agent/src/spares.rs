@@ -16,8 +16,12 @@ use crate::disk::{Dir, DiskError};
 use crate::replica::Replica;
 use crate::stage::{StageError, building, checked_diff};
 
-/// Spares that are kept ready.
-const SPARES: usize = 2;
+/// Spares that are kept ready, at the live root.
+pub(crate) const SPARES: usize = 2;
+/// Trees to build on that are kept at hand at most, where commits came so fast that spares were lacking.
+pub(crate) const SPARES_MAX: usize = 8;
+/// After so long without a lack one fewer is kept.
+const EASE: Duration = Duration::from_secs(3600);
 /// Retired trees that wait for their grace at most.
 const RETIRED_MAX: usize = 8;
 /// Nothing is deleted for this long after files were written for an activation.
@@ -104,6 +108,16 @@ impl Replica {
         empty(&self.layout.trash, &mut left, cancel)
     }
 
+    /// Trees to build on that are kept at hand.
+    fn spares_wanted(&mut self) -> usize {
+        let upkeep = &mut self.upkeep;
+        if upkeep.missed.is_some_and(|at| self.options.clock.since(at) >= EASE) {
+            upkeep.spares_wanted = upkeep.spares_wanted.saturating_sub(1).max(SPARES);
+            upkeep.missed = (upkeep.spares_wanted > SPARES).then(|| self.options.clock.now());
+        }
+        upkeep.spares_wanted
+    }
+
     fn is_quiet(&self) -> bool {
         self.upkeep.last_write.is_none_or(|at| self.options.clock.since(at) >= QUIET)
     }
@@ -153,12 +167,12 @@ impl Replica {
             self.upkeep.recycled_early += 1;
         }
         let name = oldest.to_string().into_bytes();
-        if self.trees_at_hand()? < SPARES {
+        if self.trees_at_hand()? < self.spares_wanted() {
             let slot = self.free_slot()?;
             let staging = &self.layout.staging;
             self.layout.generations.rename_new(&name, staging, &building(slot))?;
             if let Some(generation) = self.known.generations.get(&oldest) {
-                self.upkeep.was.insert(slot, generation.generation().root);
+                self.upkeep.was.insert(slot, (oldest, generation.generation().root));
             }
         } else {
             self.layout.discard(&self.layout.generations, &name)?;
@@ -176,29 +190,37 @@ impl Replica {
         self.reclaim_spares()?;
         self.layout.discard_asides()?;
         let sync = self.layout.staging.reopen()?;
-        let behind = self.known.spares.iter().find(|(_, root)| *root != live).map(|(s, r)| (*s, *r));
-        if let Some((slot, root)) = behind {
+        let behind = self.known.spares.iter().rev().find(|(_, root)| *root != live).map(|(s, r)| (*s, *r));
+        let ready = self.known.spares.values().filter(|root| *root == live).count();
+        // Further ones only when commits have come to rest: they keep old content until then.
+        if let Some((slot, root)) = behind.filter(|_| ready < SPARES || self.is_quiet()) {
             self.demote(slot)?;
             if self.catch_up(slot, &root, live)? {
                 self.promote(slot, live, &sync)?;
                 return Ok(Some(Upkept::CaughtUp));
             }
         }
-        let buildings = self.buildings()?;
         let spares = self.known.spares.len();
-        if spares >= SPARES {
-            for slot in &buildings {
-                self.layout.discard(&self.layout.staging, &building(*slot))?;
+        let wanted = self.spares_wanted();
+        if spares > wanted
+            && let Some(slot) = self.known.spares.keys().next().copied()
+        {
+            self.demote(slot)?;
+        }
+        if spares >= wanted {
+            for slot in self.buildings()? {
+                self.layout.discard(&self.layout.staging, &building(slot))?;
             }
             return Ok(None);
         }
         if self.upkeep.damaged {
             return Ok(None);
         }
+        let buildings = self.buildings()?;
         let slot = match buildings.first() {
             Some(slot) => *slot,
             // Enough trees are about to be recycled.
-            None if spares > 0 && spares + self.excess().len() >= SPARES => return Ok(None),
+            None if spares > 0 && spares + self.excess().len() >= wanted => return Ok(None),
             None => {
                 let slot = self.free_slot()?;
                 self.layout.staging.create_dir(&building(slot), 0o700)?;
@@ -215,6 +237,7 @@ impl Replica {
         sync: &Dir,
         cancel: &AtomicBool,
     ) -> Result<Upkept, StageError> {
+        let was = self.upkeep.was.get(&slot).copied();
         let conformed = match self.conform(slot, live, HashSet::new(), cancel) {
             Err(StageError::Disk(e)) if e.is_full() => {
                 // A farm that does not fit must not stand in the way of the next update.
@@ -223,7 +246,6 @@ impl Replica {
             }
             other => other?,
         };
-        let was = self.upkeep.was.remove(&slot);
         if !conformed.holes.is_empty() {
             self.upkeep.damaged = true;
             let paths: Vec<_> = conformed.holes.into_iter().map(|(path, _)| path).collect();
@@ -232,7 +254,7 @@ impl Replica {
         }
         self.promote(slot, live, sync)?;
         let drift = match was {
-            Some(was) => self.unexplained(&was, live, conformed.replaced)?,
+            Some((_, was)) => self.unexplained(&was, live, conformed.replaced)?,
             None => Vec::new(),
         };
         for path in &drift {
@@ -270,7 +292,9 @@ impl Replica {
         let excess = self.excess();
         let retired = excess.first().and_then(|n| self.upkeep.retired.get(n)).map(rest);
         let resting = self.upkeep.resting.values().map(rest).min();
-        let trash = (!self.layout.trash.list()?.is_empty())
+        let live = self.live().map(|live| live.generation().root);
+        let behind = self.known.spares.values().any(|root| Some(*root) != live);
+        let trash = (behind || !self.layout.trash.list()?.is_empty())
             .then(|| self.upkeep.last_write.map_or(QUIET, |at| QUIET.saturating_sub(clock.since(at))));
         Ok([retired, resting, trash].into_iter().flatten().min().map(|d| d.max(Duration::from_millis(10))))
     }

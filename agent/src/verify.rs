@@ -135,6 +135,7 @@ impl Replica {
             if self.upkeep.damaged {
                 // Whole, but of other inodes than were recorded: copied from elsewhere, or healed just before a crash.
                 self.adopt_live_inodes()?;
+                self.upkeep.steps.forget();
             }
             self.upkeep.damaged = false;
             return Ok(report);
@@ -161,7 +162,7 @@ impl Replica {
         let live = self.live().ok_or(VerifyError::NothingLive)?;
         let root = live.generation().root;
         let dir = self.layout.generations.open_dir(live.number().to_string().as_bytes())?;
-        let workers = std::thread::available_parallelism().map_or(1, |n| n.get()).min(WORKERS_MAX);
+        let workers = syncd_shared::threads::at_most(WORKERS_MAX);
         let (files, bytes) = (AtomicU64::new(0), AtomicU64::new(0));
         let drift = Mutex::new(Vec::new());
         let (sender, receiver) = sync_channel::<Job>(WAITING_FILES);
@@ -231,6 +232,8 @@ impl Replica {
         if let Some(slot) = staged.slot {
             self.exchange(&staged, slot)?;
         }
+        // Trees that were retired before have the files that were damaged.
+        self.upkeep.steps.forget();
         self.upkeep.damaged = false;
         self.publish();
         Ok(())

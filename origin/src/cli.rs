@@ -206,7 +206,12 @@ enum TriggerName {
 
 /// Runs a parsed command line to its end.
 pub fn run(cli: Cli) -> anyhow::Result<ExitCode> {
-    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
+    let mut runtime = match cli.command {
+        Command::Serve(_) => tokio::runtime::Builder::new_multi_thread(),
+        // Asks, and waits for an answer.
+        _ => tokio::runtime::Builder::new_current_thread(),
+    };
+    let runtime = runtime.enable_all().build()?;
     let result = runtime.block_on(dispatch(cli.command));
     // What still blocks a thread was told to stop and has had its time.
     runtime.shutdown_timeout(Duration::from_secs(5));

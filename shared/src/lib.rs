@@ -20,6 +20,7 @@ pub mod progress;
 pub mod rate;
 pub mod stored_frame;
 pub mod telemetry;
+pub mod threads;
 pub mod tree;
 pub mod tree_path;
 pub mod wire;

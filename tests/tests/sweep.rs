@@ -228,8 +228,11 @@ fn sweep_lane(file_system: FileSystem, lane: Lane, seed: u64) -> Tally {
     let parts = parts(&mut node, scenarios, share(), lane, &mut random);
     println!("prepared and counted in {:.1} s", started.elapsed().as_secs_f64());
     let mut tallies: Vec<Tally> = parts.iter().map(|_| Tally::default()).collect();
-    let mut order: Vec<(usize, Case)> =
-        parts.iter().enumerate().flat_map(|(at, part)| part.cases.iter().map(move |case| (at, *case))).collect();
+    let mut order: Vec<(usize, Case)> = parts
+        .iter()
+        .enumerate()
+        .flat_map(|(at, part)| part.cases.iter().map(move |case| (at, *case)))
+        .collect();
     // A long run that is ended early has been everywhere.
     random.shuffle(&mut order);
     for (done, (at, case)) in order.iter().enumerate() {

@@ -4,19 +4,25 @@
 //! looked at: what has not the inode, size and time that the live tree was activated with is replaced, what does not
 //! belong there goes. So nothing that was planted, edited or half built comes back to life. Cost follows the tree: off
 //! the path of a commit, except where a spare is missing.
+//!
+//! A retired tree of which is known what has changed since ([`crate::steps`]) is as good as a spare, which is not looked at
+//! again either: where a directory is none of those and still has the time that its manifest gives it, no name in it was
+//! changed, by nobody, and only directories below are looked at. The cost follows the directories.
 
 use std::collections::HashSet;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use rustix::fs::FileType;
 use syncd_shared::diff::DirectorySource;
-use syncd_shared::{Component, Directory, Entry, Kind, ObjectHash, RootEntry, TreePath};
+use syncd_shared::{Component, Directory, Entry, Kind, Metadata, ObjectHash, RootEntry, TreePath};
 
 use crate::disk::{Dir, Owners, Stat};
 use crate::layout::Layout;
-use crate::record::Record;
+use crate::record::{Record, RecordError};
 use crate::stage::StageError;
 use crate::stage::cursor::looks_like;
+use crate::steps::Touched;
 
 /// What was found on the way.
 #[derive(Debug, Default)]
@@ -35,6 +41,8 @@ pub(crate) struct Conform<'a> {
     pub live: Dir,
     /// Paths that are not to be linked even if they look right.
     pub distrusted: HashSet<TreePath>,
+    /// What the tree was when it was retired, and what has changed since.
+    pub was: Option<(RootEntry, Touched)>,
     pub cancel: &'a AtomicBool,
 }
 
@@ -46,6 +54,24 @@ struct Place<'a> {
     live: Option<&'a Dir>,
     /// It was just made: nothing is in it.
     is_new: bool,
+    /// What it was when the tree was retired.
+    was: Option<Was>,
+}
+
+/// A directory as a manifest has it.
+#[derive(Clone, Copy)]
+struct Was {
+    object: ObjectHash,
+    metadata: Metadata,
+}
+
+impl Was {
+    fn of(entry: &Entry) -> Option<Self> {
+        match entry.kind {
+            Kind::Directory { object, .. } => Some(Self { object, metadata: entry.metadata }),
+            _ => None,
+        }
+    }
 }
 
 impl Conform<'_> {
@@ -53,19 +79,29 @@ impl Conform<'_> {
     pub fn run(&self, dir: &Dir, root: &RootEntry) -> Result<Conformed, StageError> {
         let mut found = Conformed::default();
         let path = &TreePath::root();
-        let place = Place { path, dir, live: Some(&self.live), is_new: dir.list()?.is_empty() };
-        self.directory(&place, &root.object, &mut found)?;
-        dir.set_own_metadata(&root.metadata, self.owners)?;
+        let was = self.was.as_ref().map(|(root, _)| Was { object: root.object, metadata: root.metadata });
+        let place = Place { path, dir, live: Some(&self.live), is_new: dir.list()?.is_empty(), was };
+        self.directory(&place, &root.object, &root.metadata, &mut found)?;
         Ok(found)
     }
 
+    /// The directory, with its metadata.
     fn directory(
         &self,
         place: &Place<'_>,
         object: &ObjectHash,
+        metadata: &Metadata,
         found: &mut Conformed,
     ) -> Result<(), StageError> {
         let manifest = self.record.directory(object)?;
+        let was = self.unchanged(place)?;
+        if let (Some(was), Some((_, touched))) = (&was, &self.was)
+            && !touched.names.contains(place.path)
+            && place.was.is_some_and(|was| was.metadata == *metadata)
+            && same_names(was, &manifest)
+        {
+            return self.below(place, was, &manifest, found);
+        }
         if !place.is_new {
             place.dir.make_writable()?;
             self.remove_strangers(place, &manifest, found)?;
@@ -80,15 +116,54 @@ impl Conform<'_> {
                     let path = &join(place.path, entry)?;
                     let (child, is_new) = self.child(place, path, entry, found)?;
                     let live = place.live.and_then(|live| live.open_dir(entry.name.as_bytes()).ok());
-                    let below = Place { path, dir: &child, live: live.as_ref(), is_new };
-                    self.directory(&below, object, found)?;
-                    child.set_own_metadata(&entry.metadata, self.owners)?;
+                    let was = was.as_ref().filter(|_| !is_new).and_then(|was| Was::of(was.get(&entry.name)?));
+                    let below = Place { path, dir: &child, live: live.as_ref(), is_new, was };
+                    self.directory(&below, object, &entry.metadata, found)?;
                 }
                 Kind::File { .. } | Kind::Symlink { .. } => {
                     let inode = inodes.get(index).copied().filter(|inode| *inode != 0);
                     self.leaf(place, entry, inode, found)?;
                 }
             }
+        }
+        Ok(place.dir.set_own_metadata(metadata, self.owners)?)
+    }
+
+    /// What the directory was, where no name in it was changed since.
+    fn unchanged(&self, place: &Place<'_>) -> Result<Option<Arc<Directory>>, StageError> {
+        let (Some(was), Some((_, touched))) = (place.was, &self.was) else { return Ok(None) };
+        if touched.remade.contains(place.path) {
+            return Ok(None);
+        }
+        let stat = place.dir.stat_self()?;
+        if stat.mtime != was.metadata.mtime || !self.owners.agree(&stat, &was.metadata) {
+            return Ok(None);
+        }
+        match self.record.directory(&was.object) {
+            Ok(directory) => Ok(Some(directory)),
+            Err(RecordError::Unknown { .. }) => Ok(None),
+            Err(error) => Err(error.into()),
+        }
+    }
+
+    /// The directories in one whose own names are as they should be.
+    fn below(
+        &self,
+        place: &Place<'_>,
+        was: &Directory,
+        manifest: &Directory,
+        found: &mut Conformed,
+    ) -> Result<(), StageError> {
+        for (entry, was) in manifest.entries().iter().zip(was.entries()) {
+            let Kind::Directory { object, .. } = &entry.kind else { continue };
+            if self.cancel.load(Ordering::Relaxed) {
+                return Err(StageError::Cancelled);
+            }
+            let path = &join(place.path, entry)?;
+            let child = place.dir.open_dir(entry.name.as_bytes())?;
+            let live = place.live.and_then(|live| live.open_dir(entry.name.as_bytes()).ok());
+            let below = Place { path, dir: &child, live: live.as_ref(), is_new: false, was: Was::of(was) };
+            self.directory(&below, object, &entry.metadata, found)?;
         }
         Ok(())
     }
@@ -173,6 +248,14 @@ impl Conform<'_> {
         }
         Ok(())
     }
+}
+
+/// Whether two directories have the same names, files and symlinks; directories may differ in what they have.
+fn same_names(was: &Directory, now: &Directory) -> bool {
+    let same = |(was, now): (&Entry, &Entry)| {
+        was == now || (was.name == now.name && was.is_directory() && now.is_directory())
+    };
+    was.entries().len() == now.entries().len() && was.entries().iter().zip(now.entries()).all(same)
 }
 
 fn join(path: &TreePath, entry: &Entry) -> Result<TreePath, StageError> {

@@ -98,6 +98,8 @@ impl Replica {
             sync,
             changed,
             durable_basis: false,
+            touched: None,
+            kept_signed: false,
             inodes: InodeChanges::default(),
             spare_miss: false,
             basis: None,

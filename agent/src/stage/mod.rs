@@ -18,6 +18,7 @@ pub(crate) mod conform;
 pub(crate) mod content;
 pub(crate) mod cursor;
 mod delta;
+mod draw;
 mod fresh;
 mod inodes;
 mod manifest;
@@ -43,9 +44,11 @@ use crate::layout::numbered;
 use crate::record::{InodeChanges, RecordError};
 use crate::replica::Replica;
 use crate::source::{FetchError, Source};
+use crate::steps::Touched;
 use conform::Conform;
 use content::Incoming;
 use cursor::{LiveTree, ManifestCursor};
+use draw::Draw;
 use patch::{Patch, Supply};
 use plan::Plan;
 
@@ -187,6 +190,10 @@ pub struct Staged {
     pub(crate) changed: Vec<TreePath>,
     /// It was built on a spare, which was durable, and everything that was done to it is at `changed`.
     pub(crate) durable_basis: bool,
+    /// What it changes; `None`: not known.
+    pub(crate) touched: Option<Touched>,
+    /// The copy of its signed record is durable.
+    pub(crate) kept_signed: bool,
     pub(crate) inodes: InodeChanges,
     pub(crate) spare_miss: bool,
     /// What the tree was built from, to see that it still is live.
@@ -253,6 +260,8 @@ impl Replica {
                 sync,
                 changed: Vec::new(),
                 durable_basis: false,
+                touched: None,
+                kept_signed: false,
                 inodes: InodeChanges::default(),
                 spare_miss: false,
                 basis: Some(target.number().get()),
@@ -272,6 +281,7 @@ impl Replica {
             tracing::warn!(generation = number, "the live tree is gone: it is fetched again");
             self.known.generations.remove(&number);
             self.known.live = None;
+            self.upkeep.steps.forget();
             self.record.restore(&self.known)?;
         }
         Ok(())
@@ -290,6 +300,38 @@ impl Replica {
         sync: Dir,
     ) -> Result<Staged, StageError> {
         let from = self.live().map(|live| live.generation().root);
+        let mut draw = None;
+        // Of a large update it would be drawn for as long as that takes to come; a crash meanwhile would cost the spare.
+        if let (Some(root), true, true) = (from, inline.is_some(), distrusted.is_empty()) {
+            self.reclaim_spares()?;
+            if let Some(slot) = self.spare_at(&root) {
+                draw = Some(self.draw(slot, target)?);
+            }
+        }
+        let built =
+            self.build_on(&mut draw, from, target, inline, source, progress, cancel, distrusted, sync);
+        if let (Err(_), Some(draw)) = (&built, draw)
+            && let Err(error) = self.give_back(draw, target)
+        {
+            tracing::warn!(error = &error as &dyn std::error::Error, "a spare was lost");
+        }
+        built
+    }
+
+    /// [`Self::build`] on what was drawn, if anything was: taken from `draw` before it is touched.
+    #[allow(clippy::too_many_arguments)]
+    fn build_on(
+        &mut self,
+        draw: &mut Option<Draw>,
+        from: Option<RootEntry>,
+        target: &SignedGeneration,
+        inline: Option<(RootHash, Vec<Frame>)>,
+        source: &mut dyn Source,
+        progress: &dyn Fn(StageProgress),
+        cancel: &AtomicBool,
+        distrusted: &HashSet<TreePath>,
+        sync: Dir,
+    ) -> Result<Staged, StageError> {
         let to = target.generation().root;
         let manifest = manifest::obtain(&self.record, from.as_ref(), &to, inline, source)?;
         let mut diff = manifest.diff;
@@ -297,7 +339,10 @@ impl Replica {
         let incoming = Incoming::open(&self.layout, self.owners)?;
         self.check_space(&diff, from.as_ref(), &incoming, cancel)?;
         self.salvage(&diff, &incoming)?;
-        let base = self.base(from.as_ref(), distrusted, cancel)?;
+        let base = match draw {
+            Some(draw) => Base::Spare(draw.slot),
+            None => self.base(from.as_ref(), distrusted, cancel)?,
+        };
         let spare_miss = distrusted.is_empty() && matches!(base, Base::Building { farm: true, .. });
         if spare_miss {
             self.count_spare_miss();
@@ -320,7 +365,17 @@ impl Replica {
             return Err(StageError::Cancelled);
         }
         let durable_basis = matches!(base, Base::Spare(_)) && diff.renamed_directories.is_empty();
-        let slot = self.take(base)?;
+        let (slot, kept_signed) = match base {
+            Base::Building { slot, .. } => (slot, false),
+            Base::Spare(slot) => {
+                let drawn = match draw.take() {
+                    Some(drawn) => drawn,
+                    None => self.draw(slot, target)?,
+                };
+                (self.take(drawn)?, true)
+            }
+        };
+        let touched = Touched::by(&diff);
         let tree = self.layout.staging.open_dir(&building(slot))?;
         let patch = Patch { layout: &self.layout, owners: self.owners, slot, diff: &diff, to: &to };
         let placed = patch.run(tree, &mut plan.supply(self)?)?;
@@ -335,6 +390,8 @@ impl Replica {
             sync,
             changed,
             durable_basis,
+            touched,
+            kept_signed,
             inodes,
             spare_miss,
             basis: self.live().map(|live| live.number().get()),
@@ -353,6 +410,7 @@ impl Replica {
         let mut demand = space::Demand::of(diff, space.block_bytes);
         if let Some(from) = from
             && self.spares().is_empty()
+            && self.upkeep.drawn.is_none()
             && self.buildings()?.is_empty()
         {
             demand.add_farm(from, space.block_bytes);
@@ -411,8 +469,8 @@ impl Replica {
             return Ok(Base::Building { slot, holes: Vec::new(), farm: false });
         };
         if distrusted.is_empty() {
-            if let Some((slot, _)) = self.spares().iter().find(|(_, root)| *root == from) {
-                return Ok(Base::Spare(*slot));
+            if let Some(slot) = self.spare_at(from) {
+                return Ok(Base::Spare(slot));
             }
             if let Some((slot, root)) = self.spares().iter().next_back().map(|(s, r)| (*s, *r)) {
                 self.demote(slot)?;
@@ -438,7 +496,7 @@ impl Replica {
 
     /// Makes `building-K` a copy of the live tree by links.
     pub(crate) fn conform(
-        &self,
+        &mut self,
         slot: u64,
         live_root: &RootEntry,
         distrusted: HashSet<TreePath>,
@@ -446,9 +504,12 @@ impl Replica {
     ) -> Result<conform::Conformed, StageError> {
         let dir = self.layout.staging.open_dir(&building(slot))?;
         let number = self.live().map_or(0, |live| live.number().get());
+        // Once: an interrupted attempt leaves another tree.
+        let was = self.upkeep.was.remove(&slot).filter(|_| distrusted.is_empty());
+        let was = was.and_then(|(from, root)| Some((root, self.upkeep.steps.between(from, number)?)));
         let live = self.layout.generations.open_dir(number.to_string().as_bytes())?;
         let (layout, record, owners) = (&self.layout, &self.record, self.owners);
-        Conform { layout, record, owners, live, distrusted, cancel }.run(&dir, live_root)
+        Conform { layout, record, owners, live, distrusted, was, cancel }.run(&dir, live_root)
     }
 
     /// The live tree as something to link from.
@@ -497,12 +558,9 @@ impl Replica {
         Ok(())
     }
 
-    /// Makes the base the tree that is patched, durably: from here on it is not trusted if this is interrupted.
-    fn take(&mut self, base: Base) -> Result<u64, StageError> {
-        match base {
-            Base::Building { slot, .. } => Ok(slot),
-            Base::Spare(slot) => self.demote(slot),
-        }
+    /// A spare at this root.
+    fn spare_at(&self, root: &RootEntry) -> Option<u64> {
+        self.spares().iter().find(|(_, at)| *at == root).map(|(slot, _)| *slot)
     }
 
     /// Spares that could not be recorded are buildings.
@@ -518,10 +576,11 @@ impl Replica {
         Ok(())
     }
 
-    /// Slots of trees that are being built, or were when something interrupted it.
+    /// Slots of trees that are being built, or were when something interrupted it; not of a spare that is drawn.
     pub(crate) fn buildings(&self) -> Result<Vec<u64>, DiskError> {
         let mut slots: Vec<u64> =
             self.layout.staging.list()?.iter().filter_map(|l| numbered(&l.name, "building-")).collect();
+        slots.retain(|slot| self.upkeep.drawn != Some(*slot));
         slots.sort_unstable();
         Ok(slots)
     }

@@ -71,7 +71,7 @@ impl Reception<'_> {
                 self.store(parcel, &mut assembler).map(|()| true)
             });
         }
-        let workers = std::thread::available_parallelism().map_or(1, |n| n.get()).min(WORKERS_MAX);
+        let workers = syncd_shared::threads::at_most(WORKERS_MAX);
         std::thread::scope(|scope| {
             let mut senders: Vec<SyncSender<Parcel>> = Vec::new();
             let mut handles = Vec::new();

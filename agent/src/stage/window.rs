@@ -286,7 +286,7 @@ pub(crate) struct Workers<'scope> {
 
 impl<'scope> Workers<'scope> {
     pub fn start<'env>(scope: &'scope Scope<'scope, 'env>, shared: &'env Shared<'env>) -> Self {
-        let count = std::thread::available_parallelism().map_or(1, |n| n.get()).min(WORKERS_MAX);
+        let count = syncd_shared::threads::at_most(WORKERS_MAX);
         let (mut senders, mut handles) = (Vec::new(), Vec::new());
         for _ in 0..count {
             let (sender, receiver) = sync_channel::<Job>(WAITING_FRAMES);

@@ -2,7 +2,7 @@
 //!
 //! Owned by the one [`super::Writer`]. It goes on at the durable length of the last pack, so that what a writer that
 //! was dropped or killed left behind is overwritten. Nothing that it wrote counts before [`PackWriter::sync`] returned
-//! and the lengths it gave were committed to the index.
+//! and the lengths of [`PackWriter::grown`] were committed to the index.
 
 use std::collections::BTreeMap;
 use std::fs::{File, OpenOptions};
@@ -41,9 +41,9 @@ struct Current {
     length: PackLength,
 }
 
-/// What a sync made durable.
+/// How far the packs have got that grew since the last sync.
 #[derive(Debug, Default)]
-pub(super) struct Synced {
+pub(super) struct Grown {
     /// New lengths of the packs that grew.
     pub(super) packs: BTreeMap<PackId, PackLength>,
     /// The number of the next new pack.
@@ -136,9 +136,15 @@ impl PackWriter {
         Ok((id, offset))
     }
 
+    /// What goes into the index: not to be committed before [`Self::sync`] has returned.
+    pub(super) fn grown(&self) -> Grown {
+        let packs = self.full.iter().chain(&self.current).filter(|_| self.dirty);
+        Grown { packs: packs.map(|pack| (pack.id, pack.length)).collect(), next: self.next }
+    }
+
     /// Makes everything appended durable: the packs and, where one is new, their directory. An error is final: the
     /// writer must be dropped, since the kernel reports a failed write only once.
-    pub(super) fn sync(&mut self) -> Result<Synced, StoreError> {
+    pub(super) fn sync(&mut self) -> Result<(), StoreError> {
         if self.failed {
             return Err(StoreError::SyncFailed);
         }
@@ -147,8 +153,7 @@ impl PackWriter {
         synced
     }
 
-    fn try_sync(&mut self) -> Result<Synced, StoreError> {
-        let mut packs = BTreeMap::new();
+    fn try_sync(&mut self) -> Result<(), StoreError> {
         if self.dirty {
             for pack in self.full.iter().chain(&self.current) {
                 pack.file.sync_data().map_err(|source| StoreError::Io {
@@ -156,7 +161,6 @@ impl PackWriter {
                     path: self.path(pack.id),
                     source,
                 })?;
-                packs.insert(pack.id, pack.length);
             }
         }
         if self.directory_changed {
@@ -170,6 +174,6 @@ impl PackWriter {
         self.full.clear();
         self.dirty = false;
         self.directory_changed = false;
-        Ok(Synced { packs, next: self.next })
+        Ok(())
     }
 }

@@ -11,7 +11,7 @@ use super::index::{
     CHUNKS, DIRECTORIES, FILES, META, META_NEXT_PACK, PACKS, STAT, encode_location, with_checksum,
 };
 use super::pack::Location;
-use super::pack_writer::Synced;
+use super::pack_writer::Grown;
 use super::paths::PendingPaths;
 use super::read::{Chunk, encode_chunks};
 
@@ -87,13 +87,13 @@ impl Pending {
         self.removed_subtrees.push(top.to_vec());
     }
 
-    /// Writes content entries and the packs' lengths. The packs were synced before.
-    pub(super) fn write_content(&self, t: &WriteTransaction, synced: &Synced) -> Result<(), StoreError> {
+    /// Writes content entries and the packs' lengths. The packs have to be synced before `t` is committed.
+    pub(super) fn write_content(&self, t: &WriteTransaction, grown: &Grown) -> Result<(), StoreError> {
         let mut table = t.open_table(PACKS).map_err(index)?;
-        for (id, length) in &synced.packs {
+        for (id, length) in &grown.packs {
             table.insert(id.get(), (length.bytes, length.content_bytes)).map_err(index)?;
         }
-        t.open_table(META).map_err(index)?.insert(META_NEXT_PACK, u64::from(synced.next)).map_err(index)?;
+        t.open_table(META).map_err(index)?.insert(META_NEXT_PACK, u64::from(grown.next)).map_err(index)?;
         let mut table = t.open_table(CHUNKS).map_err(index)?;
         // In order of keys: neighbours share pages.
         let mut chunks: Vec<_> = self.chunks.iter().filter_map(|(h, l)| Some((h, l.as_ref()?))).collect();

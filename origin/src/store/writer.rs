@@ -14,7 +14,7 @@ use super::error::{SealError, StoreError, index, poisoned};
 use super::frame_builder::{FrameBuilder, SmallContents};
 use super::index::{DIRECTORIES, GENERATIONS, META, META_NEXT_PACK, PACKS, ROOTS};
 use super::pack::{FrameChunk, Location, PackId};
-use super::pack_writer::{PackLength, PackWriter, Synced};
+use super::pack_writer::{PackLength, PackWriter};
 use super::pending::Pending;
 use super::read::{Chunk, StoredGeneration, decode_root, encode_root};
 use super::{Store, objects};
@@ -225,12 +225,20 @@ impl Writer {
         if count > 0 {
             return Err(StoreError::Unwritten { count }.into());
         }
-        let synced = self.packs.lock().map_err(poisoned)?.sync()?;
+        let mut packs = self.packs.lock().map_err(poisoned)?;
+        let grown = packs.grown();
         self.store().index.write(|t| {
-            pending.write_content(t, &synced)?;
-            pending.write_stats(t)?;
-            pending.write_paths(t)?;
-            also(t)
+            // The disk writes the packs while the transaction is made; it is committed when they are durable.
+            let packs = &mut *packs;
+            std::thread::scope(|scope| {
+                let syncing = scope.spawn(move || packs.sync());
+                pending.write_content(t, &grown)?;
+                pending.write_stats(t)?;
+                pending.write_paths(t)?;
+                also(t)?;
+                syncing.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))?;
+                Ok(())
+            })
         })
     }
 
@@ -276,9 +284,14 @@ impl Writer {
             return Ok(());
         }
         self.store().orphans.store(true, Ordering::Release);
-        let synced: Synced = self.packs.lock().map_err(poisoned)?.sync()?;
+        let grown = {
+            let mut packs = self.packs.lock().map_err(poisoned)?;
+            let grown = packs.grown();
+            packs.sync()?;
+            grown
+        };
         self.store().index.write(|t| {
-            pending.write_content(t, &synced)?;
+            pending.write_content(t, &grown)?;
             pending.write_paths(t)
         })?;
         pending.clear_content();

@@ -104,7 +104,11 @@ impl FromStr for JoinToken {
     fn from_str(text: &str) -> Result<Self, ParseTokenError> {
         let rest = text.trim().strip_prefix("syncd").ok_or(ParseTokenError::NotAToken)?;
         let (version, body) = rest.split_once('-').ok_or(ParseTokenError::NotAToken)?;
-        let version = version.parse().map_err(|_| ParseTokenError::NotAToken)?;
+        let (version, written) = (version.parse::<u32>().map_err(|_| ParseTokenError::NotAToken)?, version);
+        // Not `+1` or `01`: a token has one text.
+        if version.to_string() != written {
+            return Err(ParseTokenError::NotAToken);
+        }
         if version != 1 {
             return Err(ParseTokenError::Version { version });
         }
@@ -163,7 +167,9 @@ mod tests {
 
     #[test]
     fn other_strings_and_versions_are_told_apart() {
-        for other in ["", "hello", "syncd", "syncdx-AAAA", "https://example.com/"] {
+        for other in
+            ["", "hello", "syncd", "syncdx-AAAA", "syncd+1-AAAA", "syncd01-AAAA", "https://example.com/"]
+        {
             assert_eq!(other.parse::<JoinToken>(), Err(ParseTokenError::NotAToken), "{other}");
         }
         assert_eq!("syncd2-AAAA".parse::<JoinToken>(), Err(ParseTokenError::Version { version: 2 }));

@@ -1,0 +1,182 @@
+//! Trees that are used again: drawn spares, retired trees, how many are kept.
+
+use std::collections::BTreeMap;
+use std::time::{Duration, Instant};
+
+use super::*;
+use crate::clock::Clock;
+use crate::source::Source;
+
+/// Inodes of all files and symlinks below a directory, by path.
+fn inodes(root: &Path) -> BTreeMap<std::path::PathBuf, u64> {
+    let mut found = BTreeMap::new();
+    let mut wanted = vec![root.to_owned()];
+    while let Some(directory) = wanted.pop() {
+        for item in std::fs::read_dir(&directory).unwrap() {
+            let path = item.unwrap().path();
+            if path.symlink_metadata().unwrap().is_dir() {
+                wanted.push(path);
+            } else {
+                found.insert(path.strip_prefix(root).unwrap().to_owned(), inode(&path));
+            }
+        }
+    }
+    found
+}
+
+/// Every spare is the live tree, link by link.
+fn assert_spares_are_links(site: &Site) {
+    let live = site.live().canonicalize().unwrap();
+    let staging = site.root().join("staging");
+    let spares: Vec<_> = names(&staging).into_iter().filter(|name| name.starts_with("spare")).collect();
+    assert!(!spares.is_empty());
+    for spare in spares {
+        assert_eq!(snapshot(&staging.join(&spare)), snapshot(&live), "{spare}");
+        assert_eq!(inodes(&staging.join(&spare)), inodes(&live), "{spare}");
+    }
+}
+
+#[test]
+fn a_content_that_came_back_is_linked_anew_in_a_tree_that_was_retired_before() {
+    let (mut site, mut replica) = settled();
+    replica.options.keep = 1;
+    replica.options.grace = Duration::from_secs(3600);
+    let page = site.tree().join("docs/0/page-0.html");
+    let aside = site.temp.path().join("aside");
+    std::fs::rename(&page, &aside).unwrap();
+    site.write("docs/0/page-0.html", "second");
+    site.publish(&mut replica);
+    // Nothing that the replica holds can be linked: the content comes as a new file.
+    std::fs::remove_file(site.root().join("generations/1/docs/0/page-0.html")).unwrap();
+    std::fs::rename(&aside, &page).unwrap();
+    site.publish(&mut replica);
+    replica.options.grace = Duration::ZERO;
+    site.settle(&mut replica);
+    assert_spares_are_links(&site);
+    site.write("docs/1/page-1.html", "fourth");
+    site.publish(&mut replica);
+    site.assert_live_is_tree();
+    assert_eq!(replica.status().spare_misses, 0);
+}
+
+#[test]
+fn files_of_an_untouched_retired_tree_are_trusted_and_changed_directories_are_not() {
+    let (mut site, mut replica) = settled();
+    replica.options.keep = 1;
+    replica.options.grace = Duration::from_secs(3600);
+    site.write("docs/0/page-0.html", "second");
+    site.publish(&mut replica);
+    site.settle(&mut replica);
+    let retired = site.root().join("generations/1");
+    // A name that came leaves the time of its directory; put back, that says that nothing came.
+    let shown = std::fs::metadata(retired.join("docs/2")).unwrap().modified().unwrap();
+    std::fs::write(retired.join("docs/2/hidden"), "x").unwrap();
+    std::fs::File::open(retired.join("docs/2")).unwrap().set_modified(shown).unwrap();
+    std::fs::write(retired.join("docs/1/planted"), "x").unwrap();
+    replica.options.grace = Duration::ZERO;
+    replica.upkeep.spares_wanted = 3;
+    replica.upkeep.last_write = None;
+    let mut drift = Vec::new();
+    for _ in 0..50 {
+        let done = replica.maintain(&AtomicBool::new(false)).unwrap();
+        if let Upkept::SpareBuilt { drift: found } = done.did {
+            drift.extend(found);
+        }
+    }
+    // The one is found; the other shows that its directory was not listed.
+    assert_eq!(drift, [path("docs/1/planted")]);
+}
+
+#[test]
+fn a_tree_that_was_retired_before_live_was_healed_is_looked_at_as_a_whole() {
+    let (mut site, mut replica) = settled();
+    replica.options.keep = 1;
+    replica.options.grace = Duration::from_secs(3600);
+    site.write("docs/0/page-0.html", "second");
+    site.publish(&mut replica);
+    let victim = site.live().join("docs/1/page-4.html").canonicalize().unwrap();
+    let mtime = victim.metadata().unwrap().modified().unwrap();
+    // In place: all trees have it, and no directory shows it.
+    std::fs::write(&victim, "<x>4</x>").unwrap();
+    std::fs::File::options().write(true).open(&victim).unwrap().set_modified(mtime).unwrap();
+    let report = replica.verify(Some(&mut site.origin), &|_| {}, &AtomicBool::new(false)).unwrap();
+    assert!(report.healed);
+    replica.options.grace = Duration::ZERO;
+    site.settle(&mut replica);
+    assert_spares_are_links(&site);
+}
+
+#[test]
+fn more_spares_are_kept_where_they_were_lacking_and_fewer_after_hours_without() {
+    let (mut site, mut replica) = settled();
+    let start = Instant::now();
+    let clock = Clock::given(start);
+    replica.options.clock = clock.clone();
+    replica.options.keep = 1;
+    replica.options.grace = Duration::from_secs(150);
+    let burst = |site: &mut Site, replica: &mut Replica, what: &str| {
+        let before = replica.status().spare_misses;
+        for i in 0..6 {
+            site.write("docs/0/page-0.html", format!("{what} {i}"));
+            site.publish(replica);
+            site.assert_live_is_tree();
+        }
+        replica.status().spare_misses - before
+    };
+    let missed = burst(&mut site, &mut replica, "first");
+    assert!(missed > 2, "{missed}");
+    clock.set(start + Duration::from_secs(200));
+    site.settle(&mut replica);
+    assert_eq!(replica.status().spares as u64, 2 + missed);
+    assert_spares_are_links(&site);
+    assert_eq!(burst(&mut site, &mut replica, "second"), 0);
+    for hour in 1..10 {
+        clock.set(start + Duration::from_secs(3700 * hour));
+        site.settle(&mut replica);
+    }
+    assert_eq!(replica.status().spares, 2);
+    assert_spares_are_links(&site);
+    assert_tidy(&site);
+}
+
+#[test]
+fn a_spare_that_was_drawn_for_an_update_that_did_not_come_is_given_back() {
+    let (mut site, mut replica) = settled();
+    let from = replica.live().unwrap().root_hash();
+    site.write("docs/0/page-0.html", "second");
+    let target = site.origin.seal(&site.tree());
+    let inline = |site: &mut Site| {
+        let frames = site.origin.update(from, target.root_hash()).unwrap();
+        Some((from, frames.map(Result::unwrap).collect::<Vec<_>>()))
+    };
+    let update = inline(&mut site);
+    let cancelled = replica.stage(&target, update, &mut site.origin, &|_| {}, &AtomicBool::new(true));
+    assert!(matches!(cancelled, Err(StageError::Cancelled)), "{:?}", cancelled.err());
+    assert_eq!(replica.spares().len(), 2);
+    assert_eq!(names(&site.root().join("state/signed")), ["1"]);
+    assert_spares_are_links(&site);
+    let update = inline(&mut site);
+    let staged = replica.stage(&target, update, &mut site.origin, &|_| {}, &AtomicBool::new(false)).unwrap();
+    assert!(!staged.is_spare_miss() && staged.kept_signed);
+    assert_eq!(names(&site.root().join("state/signed")), ["1", "2"]);
+    replica.activate(staged, &mut |_| Ok(())).unwrap();
+    site.assert_live_is_tree();
+}
+
+#[test]
+fn a_kill_while_a_spare_is_drawn_costs_the_spare_and_nothing_else() {
+    let (mut site, mut replica) = settled();
+    site.write("docs/0/page-0.html", "second");
+    let target = site.origin.seal(&site.tree());
+    let slot = *replica.spares().keys().next().unwrap();
+    let draw = replica.draw(slot, &target).unwrap();
+    drop((draw, replica));
+    let mut replica = site.open();
+    assert_eq!(replica.spares().len(), 1);
+    assert_eq!(names(&site.root().join("state/signed")), ["1"]);
+    site.settle(&mut replica);
+    assert_eq!(replica.status().spares, 2);
+    assert_spares_are_links(&site);
+    site.follow(&mut replica, &target);
+    site.assert_live_is_tree();
+}
