@@ -13,7 +13,7 @@ use std::path::PathBuf;
 use rustix::fs::FileType;
 use syncd_proto::v1::RetryClass;
 use syncd_shared::generation::GenerationError;
-use syncd_shared::{SignedGeneration, TreePath};
+use syncd_shared::{SignedGeneration, Timestamp, TreePath};
 
 use crate::disk::DiskError;
 use crate::planted::{self, Bug};
@@ -137,23 +137,27 @@ impl Replica {
             self.keep_signed(&staged.target)?;
         }
         let name = number.to_string();
-        if self.layout.live_number()? == Some(number)
+        let finished = if self.layout.live_number()? == Some(number)
             && self.layout.generations.stat(name.as_bytes())?.is_some()
         {
             // A tree of this number is served although the record knows nothing of it.
             self.exchange(&staged, slot)?;
+            None
         } else {
             let switched = self.switch(&staged, slot);
             // The record may have it already: recovery then finishes the switch.
             self.upkeep.unsettled |= switched.is_err();
-            switched?;
-        }
+            switched?
+        };
         let previous = self.live().cloned();
         self.known.generations.insert(number, staged.target.clone());
         self.known.live = Some(number);
         self.known.accepted_generation = Some(staged.target.clone());
         match &previous {
-            Some(previous) => self.upkeep.steps.add(previous.number().get(), number, staged.touched.take()),
+            Some(previous) => {
+                let from = previous.number().get();
+                self.upkeep.steps.add(from, number, finished, staged.touched.take());
+            }
             None => self.upkeep.steps.forget(),
         }
         if let Some(previous) = &previous {
@@ -174,13 +178,15 @@ impl Replica {
         }
     }
 
-    fn switch(&mut self, staged: &Staged, slot: u64) -> Result<(), ActivateError> {
+    /// When the tree was changed last, before anybody could reach it.
+    fn switch(&mut self, staged: &Staged, slot: u64) -> Result<Option<Timestamp>, ActivateError> {
         let number = staged.target.number().get();
         let name = number.to_string().into_bytes();
         let Self { layout, .. } = &*self;
         // What an activation that failed left.
         layout.discard(&layout.generations, &name)?;
         layout.staging.rename_new(&building(slot), &layout.generations, &name)?;
+        let finished = layout.generations.stat(&name)?.map(|stat| stat.ctime);
         layout.prepare_link(number)?;
         if planted::has(Bug::SwapFirst) {
             layout.switch_link()?;
@@ -192,7 +198,8 @@ impl Replica {
             return Err(ActivateError::Sync { number, source });
         }
         self.record.activate(Some(&staged.target), &staged.inodes)?;
-        Ok(layout.switch_link()?)
+        layout.switch_link()?;
+        Ok(finished)
     }
 
     /// Makes `generations/N` durable, with its name and its signed record. Where only a few paths of a spare changed they

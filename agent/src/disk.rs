@@ -74,6 +74,8 @@ pub struct Stat {
     pub gid: u32,
     /// Modification time.
     pub mtime: Timestamp,
+    /// When anything of it was changed last; nobody can set it.
+    pub ctime: Timestamp,
     /// Names that the inode has.
     pub links: u64,
 }
@@ -89,6 +91,7 @@ impl Stat {
             uid: stat.st_uid,
             gid: stat.st_gid,
             mtime: Timestamp { seconds: stat.st_mtime, nanoseconds: stat.st_mtime_nsec as u32 },
+            ctime: Timestamp { seconds: stat.st_ctime, nanoseconds: stat.st_ctime_nsec as u32 },
             links: stat.st_nlink,
         }
     }

@@ -5,8 +5,8 @@
 
 use std::collections::{HashSet, VecDeque};
 
-use syncd_shared::TreePath;
 use syncd_shared::diff::{Change, TreeDiff};
+use syncd_shared::{Timestamp, TreePath};
 
 /// Activations that are remembered: more than trees wait to be recycled.
 const STEPS_MAX: usize = 16;
@@ -21,6 +21,7 @@ pub(crate) struct Steps(VecDeque<Step>);
 struct Step {
     from: u64,
     to: u64,
+    finished: Timestamp,
     touched: Touched,
 }
 
@@ -67,13 +68,18 @@ impl Touched {
 }
 
 impl Steps {
-    /// Generation `to` took the place of `from`; `None`: what that changed is not known.
-    pub fn add(&mut self, from: u64, to: u64, touched: Option<Touched>) {
-        let Some(touched) = touched else { return self.forget() };
+    /// Generation `to`, last changed at `finished`, took the place of `from`. `None`: either is not known.
+    pub fn add(&mut self, from: u64, to: u64, finished: Option<Timestamp>, touched: Option<Touched>) {
+        let (Some(touched), Some(finished)) = (touched, finished) else { return self.forget() };
         if self.0.len() == STEPS_MAX {
             self.0.pop_front();
         }
-        self.0.push_back(Step { from, to, touched });
+        self.0.push_back(Step { from, to, finished, touched });
+    }
+
+    /// When the tree of a generation was last changed by this process.
+    pub fn finished(&self, generation: u64) -> Option<Timestamp> {
+        self.0.iter().find(|step| step.to == generation).map(|step| step.finished)
     }
 
     /// Nothing is known any more.
@@ -111,26 +117,31 @@ mod tests {
         Touched { names: names.iter().map(|name| path(name)).collect(), ..Touched::default() }
     }
 
+    fn at(seconds: u64) -> Option<Timestamp> {
+        Some(Timestamp { seconds: seconds as i64, nanoseconds: 0 })
+    }
+
     #[test]
     fn what_changed_adds_up_along_the_way() {
         let mut steps = Steps::default();
-        steps.add(1, 2, Some(touched(&["a"])));
-        steps.add(2, 5, Some(Touched { remade: HashSet::from([path("c")]), ..touched(&["b"]) }));
-        steps.add(5, 6, Some(touched(&["d", "b"])));
+        steps.add(1, 2, at(2), Some(touched(&["a"])));
+        steps.add(2, 5, at(5), Some(Touched { remade: HashSet::from([path("c")]), ..touched(&["b"]) }));
+        steps.add(5, 6, at(6), Some(touched(&["d", "b"])));
         let expected = Touched { remade: HashSet::from([path("c")]), ..touched(&["b", "d"]) };
         assert_eq!(steps.between(2, 6), Some(expected));
         assert_eq!(steps.between(6, 6), Some(Touched::default()));
+        assert_eq!((steps.finished(5), steps.finished(1)), (at(5), None));
     }
 
     #[test]
     fn a_way_with_a_gap_is_not_known() {
         let mut steps = Steps::default();
-        steps.add(1, 2, Some(touched(&["a"])));
-        steps.add(3, 4, Some(touched(&["b"])));
+        steps.add(1, 2, at(2), Some(touched(&["a"])));
+        steps.add(3, 4, at(4), Some(touched(&["b"])));
         assert_eq!(steps.between(1, 4), None);
         assert_eq!(steps.between(0, 4), None);
         assert_eq!(steps.between(3, 5), None);
-        steps.add(4, 5, None);
+        steps.add(4, 5, at(5), None);
         assert_eq!(steps.between(3, 4), None);
     }
 
@@ -138,7 +149,7 @@ mod tests {
     fn old_activations_are_forgotten() {
         let mut steps = Steps::default();
         for number in 1..40 {
-            steps.add(number, number + 1, Some(touched(&["a"])));
+            steps.add(number, number + 1, at(number), Some(touched(&["a"])));
         }
         assert_eq!(steps.between(1, 40), None);
         assert!(steps.between(30, 40).is_some());

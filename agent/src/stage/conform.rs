@@ -6,8 +6,8 @@
 //! the path of a commit, except where a spare is missing.
 //!
 //! A retired tree of which is known what has changed since ([`crate::steps`]) is as good as a spare, which is not looked at
-//! again either: where a directory is none of those and still has the time that its manifest gives it, no name in it was
-//! changed, by nobody, and only directories below are looked at. The cost follows the directories.
+//! again either: where a directory is none of those, and was not changed since the tree became live, no name in it was, by
+//! nobody, and only directories below are looked at. The cost follows the directories.
 
 use std::collections::HashSet;
 use std::sync::Arc;
@@ -15,7 +15,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use rustix::fs::FileType;
 use syncd_shared::diff::DirectorySource;
-use syncd_shared::{Component, Directory, Entry, Kind, Metadata, ObjectHash, RootEntry, TreePath};
+use syncd_shared::{Component, Directory, Entry, Kind, Metadata, ObjectHash, RootEntry, Timestamp, TreePath};
 
 use crate::disk::{Dir, Owners, Stat};
 use crate::layout::Layout;
@@ -41,9 +41,19 @@ pub(crate) struct Conform<'a> {
     pub live: Dir,
     /// Paths that are not to be linked even if they look right.
     pub distrusted: HashSet<TreePath>,
-    /// What the tree was when it was retired, and what has changed since.
-    pub was: Option<(RootEntry, Touched)>,
+    /// What is known of a tree that was retired.
+    pub was: Option<Retired>,
     pub cancel: &'a AtomicBool,
+}
+
+/// A tree that was live before.
+pub(crate) struct Retired {
+    /// Its manifest.
+    pub root: RootEntry,
+    /// When this process changed it last.
+    pub finished: Timestamp,
+    /// What activations have changed since.
+    pub touched: Touched,
 }
 
 /// A directory that is made, and its counterpart in the live tree.
@@ -79,7 +89,7 @@ impl Conform<'_> {
     pub fn run(&self, dir: &Dir, root: &RootEntry) -> Result<Conformed, StageError> {
         let mut found = Conformed::default();
         let path = &TreePath::root();
-        let was = self.was.as_ref().map(|(root, _)| Was { object: root.object, metadata: root.metadata });
+        let was = self.was.as_ref().map(|was| Was { object: was.root.object, metadata: was.root.metadata });
         let place = Place { path, dir, live: Some(&self.live), is_new: dir.list()?.is_empty(), was };
         self.directory(&place, &root.object, &root.metadata, &mut found)?;
         Ok(found)
@@ -95,8 +105,10 @@ impl Conform<'_> {
     ) -> Result<(), StageError> {
         let manifest = self.record.directory(object)?;
         let was = self.unchanged(place)?;
-        if let (Some(was), Some((_, touched))) = (&was, &self.was)
-            && !touched.names.contains(place.path)
+        if let (Some(was), Some(retired)) = (&was, &self.was)
+            && !retired.touched.names.contains(place.path)
+            // Its own entry in generations/ came and went.
+            && !place.path.is_root()
             && place.was.is_some_and(|was| was.metadata == *metadata)
             && same_names(was, &manifest)
         {
@@ -131,11 +143,14 @@ impl Conform<'_> {
 
     /// What the directory was, where no name in it was changed since.
     fn unchanged(&self, place: &Place<'_>) -> Result<Option<Arc<Directory>>, StageError> {
-        let (Some(was), Some((_, touched))) = (place.was, &self.was) else { return Ok(None) };
-        if touched.remade.contains(place.path) {
+        let (Some(was), Some(retired)) = (place.was, &self.was) else { return Ok(None) };
+        if retired.touched.remade.contains(place.path) {
             return Ok(None);
         }
         let stat = place.dir.stat_self()?;
+        if !place.path.is_root() && stat.ctime > retired.finished {
+            return Ok(None);
+        }
         if stat.mtime != was.metadata.mtime || !self.owners.agree(&stat, &was.metadata) {
             return Ok(None);
         }

@@ -45,7 +45,7 @@ use crate::record::{InodeChanges, RecordError};
 use crate::replica::Replica;
 use crate::source::{FetchError, Source};
 use crate::steps::Touched;
-use conform::Conform;
+use conform::{Conform, Retired};
 use content::Incoming;
 use cursor::{LiveTree, ManifestCursor};
 use draw::Draw;
@@ -506,7 +506,11 @@ impl Replica {
         let number = self.live().map_or(0, |live| live.number().get());
         // Once: an interrupted attempt leaves another tree.
         let was = self.upkeep.was.remove(&slot).filter(|_| distrusted.is_empty());
-        let was = was.and_then(|(from, root)| Some((root, self.upkeep.steps.between(from, number)?)));
+        let steps = &self.upkeep.steps;
+        let was = was.and_then(|(from, root)| {
+            let (finished, touched) = (steps.finished(from)?, steps.between(from, number)?);
+            Some(Retired { root, finished, touched })
+        });
         let live = self.layout.generations.open_dir(number.to_string().as_bytes())?;
         let (layout, record, owners) = (&self.layout, &self.record, self.owners);
         Conform { layout, record, owners, live, distrusted, was, cancel }.run(&dir, live_root)

@@ -60,7 +60,7 @@ fn a_content_that_came_back_is_linked_anew_in_a_tree_that_was_retired_before() {
 }
 
 #[test]
-fn files_of_an_untouched_retired_tree_are_trusted_and_changed_directories_are_not() {
+fn names_that_came_into_a_retired_tree_are_found_also_where_its_times_were_put_back() {
     let (mut site, mut replica) = settled();
     replica.options.keep = 1;
     replica.options.grace = Duration::from_secs(3600);
@@ -68,11 +68,13 @@ fn files_of_an_untouched_retired_tree_are_trusted_and_changed_directories_are_no
     site.publish(&mut replica);
     site.settle(&mut replica);
     let retired = site.root().join("generations/1");
-    // A name that came leaves the time of its directory; put back, that says that nothing came.
     let shown = std::fs::metadata(retired.join("docs/2")).unwrap().modified().unwrap();
     std::fs::write(retired.join("docs/2/hidden"), "x").unwrap();
     std::fs::File::open(retired.join("docs/2")).unwrap().set_modified(shown).unwrap();
     std::fs::write(retired.join("docs/1/planted"), "x").unwrap();
+    let shown = std::fs::metadata(&retired).unwrap().modified().unwrap();
+    std::fs::write(retired.join("index.php"), "x").unwrap();
+    std::fs::File::open(&retired).unwrap().set_modified(shown).unwrap();
     replica.options.grace = Duration::ZERO;
     replica.upkeep.spares_wanted = 3;
     replica.upkeep.last_write = None;
@@ -83,8 +85,9 @@ fn files_of_an_untouched_retired_tree_are_trusted_and_changed_directories_are_no
             drift.extend(found);
         }
     }
-    // The one is found; the other shows that its directory was not listed.
-    assert_eq!(drift, [path("docs/1/planted")]);
+    drift.sort();
+    assert_eq!(drift, [path("docs/1/planted"), path("docs/2/hidden"), path("index.php")]);
+    assert_spares_are_links(&site);
 }
 
 #[test]
