@@ -29,7 +29,7 @@ pub const PREFACE_TIMEOUT: Duration = Duration::from_secs(10);
 /// How long a peer may take less than [`STALL_LEAST_BYTES`] of what is written to it.
 pub const STALL_TIMEOUT: Duration = Duration::from_secs(60);
 /// 1 kB/s: the keepalive does not get through slower lines.
-const STALL_LEAST_BYTES: usize = 64 * 1024;
+pub const STALL_LEAST_BYTES: usize = 64 * 1024;
 /// "PRI * HTTP/2.0" and so on, in bytes.
 const PREFACE_BYTES: usize = 24;
 
