@@ -8,6 +8,7 @@
 use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use syncd_proto::v1;
@@ -15,8 +16,15 @@ use syncd_proto::v1::enrolment_client::EnrolmentClient;
 use syncd_shared::TreeId;
 use syncd_shared::identity::tls::TlsError;
 use syncd_shared::identity::{AgentName, ClientTls, ConnectError, JoinToken, connect};
+use tonic::transport::Channel;
 
+use crate::backoff::Backoff;
 use crate::identity::{AgentIdentity, IdentityError, PendingKey};
+
+/// How long a node waits for its turn where many join at once.
+const PATIENCE: Duration = Duration::from_secs(20);
+/// Pauses between its attempts.
+const PAUSES: [Duration; 2] = [Duration::from_millis(100), Duration::from_secs(2)];
 
 /// What joining takes.
 #[derive(Debug, Clone)]
@@ -58,6 +66,9 @@ pub enum JoinError {
         /// What the token is for.
         wants: TreeId,
     },
+    /// Others were before it for all of the time.
+    #[error("too many nodes join at once from this address, or in all: join again when they are done")]
+    Crowded(#[source] ConnectError),
     /// No connection.
     #[error(transparent)]
     Connect(#[from] ConnectError),
@@ -76,7 +87,7 @@ pub enum JoinError {
 pub async fn join(options: JoinOptions) -> Result<AgentIdentity, JoinError> {
     check_root(&options.root, options.token.tree_id)?;
     let tls = ClientTls::join(&options.token)?;
-    let channel = connect(&options.address, tls).await?;
+    let channel = connect_in_turn(&options.address, tls).await?;
     let pending = PendingKey::generate()?;
     let request = v1::JoinRequest {
         tree_id: Bytes::copy_from_slice(options.token.tree_id.as_bytes()),
@@ -98,6 +109,25 @@ pub async fn join(options: JoinOptions) -> Result<AgentIdentity, JoinError> {
     )?;
     identity.store(&options.root)?;
     Ok(identity)
+}
+
+/// Connects, and waits for its turn where the origin has no room. Cancel safe.
+async fn connect_in_turn(address: &str, tls: ClientTls) -> Result<Channel, JoinError> {
+    let started = Instant::now();
+    let [shortest, longest] = PAUSES;
+    let mut pauses = Backoff::new(shortest, longest);
+    loop {
+        match connect(address, tls.clone()).await {
+            Err(error @ ConnectError::Busy { .. }) if started.elapsed() >= PATIENCE => {
+                return Err(JoinError::Crowded(error));
+            }
+            Err(error @ ConnectError::Busy { .. }) => {
+                tracing::info!(%error, "waiting for a turn");
+                tokio::time::sleep(pauses.pause()).await;
+            }
+            connected => return Ok(connected?),
+        }
+    }
 }
 
 /// Refuses a directory of someone else's, and a replica of another tree.

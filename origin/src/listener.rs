@@ -6,35 +6,35 @@
 //! From accept to the end of its handshake a connection has [`HANDSHAKE_TIMEOUT`]; what fails is logged and ends
 //! nothing. A connection without a client certificate is there to join: it lives for [`JOIN_TIMEOUT`], and at most
 //! [`JOINS_MAX`] of them at once, [`JOINS_PER_PEER_MAX`] from one address. One agent has at most
-//! [`CONNECTIONS_PER_AGENT_MAX`]. A verified connection ends when its [`ConnectionInfo`] is closed (revoked, or a
-//! second one with the same certificate).
+//! [`CONNECTIONS_PER_AGENT_MAX`]. Who is one too many is told so ([`Busy`]). A verified connection ends when its
+//! [`ConnectionInfo`] is closed (revoked, or a second one with the same certificate), and when it does not get on
+//! ([`connection`]).
+
+pub mod connection;
 
 use std::collections::HashMap;
-use std::future::Future;
 use std::io;
 use std::net::{IpAddr, SocketAddr};
-use std::pin::Pin;
 use std::sync::{Arc, Mutex, PoisonError};
-use std::task::{Context, Poll};
 use std::time::Duration;
 
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use rustls::ServerConfig;
 use syncd_shared::identity::authority::peer_identity;
 use syncd_shared::identity::channel::{KEEPALIVE_INTERVAL, KEEPALIVE_TIMEOUT};
-use syncd_shared::identity::{AgentName, PeerIdentity};
+use syncd_shared::identity::{AgentName, Busy};
 use syncd_shared::limits::{HTTP2_FRAME_BYTES, ORIGIN_CONNECTION_WINDOW_BYTES, ORIGIN_STREAM_WINDOW_BYTES};
-use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::io::AsyncWriteExt;
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
+use tokio::sync::{Semaphore, mpsc};
 use tokio::task::JoinSet;
 use tokio_rustls::TlsAcceptor;
 use tokio_rustls::server::TlsStream;
 use tokio_stream::wrappers::ReceiverStream;
-use tokio_util::sync::CancellationToken;
 use tonic::transport::Server;
-use tonic::transport::server::Connected;
 use tracing::{debug, warn};
+
+pub use connection::{Connection, ConnectionInfo};
 
 /// Handshakes at once.
 pub const HANDSHAKES_MAX: usize = 256;
@@ -59,6 +59,11 @@ pub const STREAMS_PER_CONNECTION_MAX: u32 = 64;
 /// All headers of one request, in bytes.
 pub const HEADERS_MAX_BYTES: u32 = 16 * 1024;
 
+/// Streams that this side resets because their peer broke a rule, before the connection ends. tonic's own default is no
+/// limit; agents break none.
+const RULES_BROKEN_MAX: usize = 64;
+/// To tell somebody that there is no room.
+const BUSY_TIMEOUT: Duration = Duration::from_secs(1);
 /// Pause after the process ran out of descriptors or memory.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(200);
 /// Connections that tonic has not taken yet.
@@ -74,33 +79,7 @@ pub fn server_builder() -> Server {
         .max_frame_size(HTTP2_FRAME_BYTES)
         .max_concurrent_streams(STREAMS_PER_CONNECTION_MAX)
         .http2_max_header_list_size(HEADERS_MAX_BYTES)
-}
-
-/// Who is on a connection: in the extensions of every request on it.
-#[derive(Debug, Clone)]
-pub struct ConnectionInfo {
-    /// The agent's address, or that of what is between.
-    pub peer_address: SocketAddr,
-    /// The verified and admitted certificate; `None` without one (then only `Join` is for it).
-    pub identity: Option<PeerIdentity>,
-    closed: CancellationToken,
-}
-
-impl ConnectionInfo {
-    /// Ends the connection and all streams on it at once.
-    pub fn close(&self) {
-        self.closed.cancel();
-    }
-}
-
-/// An accepted TLS connection.
-pub struct Connection {
-    stream: TlsStream<TcpStream>,
-    info: ConnectionInfo,
-    end: Pin<Box<dyn Future<Output = ()> + Send>>,
-    ended: bool,
-    _join_permit: Option<OwnedSemaphorePermit>,
-    _established: Established,
+        .http2_max_local_error_reset_streams(Some(RULES_BROKEN_MAX))
 }
 
 /// Counts connections that are through their handshake, by who is on them.
@@ -144,85 +123,6 @@ impl Drop for Established {
                 counts.remove(&self.who);
             }
         }
-    }
-}
-
-impl Connected for Connection {
-    type ConnectInfo = ConnectionInfo;
-
-    fn connect_info(&self) -> ConnectionInfo {
-        self.info.clone()
-    }
-}
-
-impl Connection {
-    fn new(
-        stream: TlsStream<TcpStream>,
-        peer_address: SocketAddr,
-        identity: Option<PeerIdentity>,
-        join_permit: Option<OwnedSemaphorePermit>,
-        established: Established,
-    ) -> Self {
-        let closed = CancellationToken::new();
-        let cancelled = closed.clone().cancelled_owned();
-        let limit = identity.is_none().then_some(JOIN_TIMEOUT);
-        let end = Box::pin(async move {
-            match limit {
-                Some(limit) => drop(tokio::time::timeout(limit, cancelled).await),
-                None => cancelled.await,
-            }
-        });
-        let info = ConnectionInfo { peer_address, identity, closed };
-        Self { stream, info, end, ended: false, _join_permit: join_permit, _established: established }
-    }
-
-    /// An error once the connection was closed. Polled by every read; a connection always has a read pending.
-    fn check(&mut self, context: &mut Context<'_>) -> io::Result<()> {
-        self.ended = self.ended || self.end.as_mut().poll(context).is_ready();
-        if self.ended { Err(io::ErrorKind::ConnectionAborted.into()) } else { Ok(()) }
-    }
-}
-
-impl AsyncRead for Connection {
-    fn poll_read(
-        mut self: Pin<&mut Self>,
-        context: &mut Context<'_>,
-        buffer: &mut ReadBuf<'_>,
-    ) -> Poll<io::Result<()>> {
-        self.check(context)?;
-        Pin::new(&mut self.stream).poll_read(context, buffer)
-    }
-}
-
-impl AsyncWrite for Connection {
-    fn poll_write(
-        mut self: Pin<&mut Self>,
-        context: &mut Context<'_>,
-        bytes: &[u8],
-    ) -> Poll<io::Result<usize>> {
-        self.check(context)?;
-        Pin::new(&mut self.stream).poll_write(context, bytes)
-    }
-
-    fn poll_write_vectored(
-        mut self: Pin<&mut Self>,
-        context: &mut Context<'_>,
-        bytes: &[io::IoSlice<'_>],
-    ) -> Poll<io::Result<usize>> {
-        self.check(context)?;
-        Pin::new(&mut self.stream).poll_write_vectored(context, bytes)
-    }
-
-    fn is_write_vectored(&self) -> bool {
-        self.stream.is_write_vectored()
-    }
-
-    fn poll_flush(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.stream).poll_flush(context)
-    }
-
-    fn poll_shutdown(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.stream).poll_shutdown(context)
     }
 }
 
@@ -338,6 +238,7 @@ impl Handshake {
                 None => {
                     let limit = CONNECTIONS_PER_AGENT_MAX;
                     warn!(%address, agent = %identity.name, limit, "too many connections of one agent, one dropped");
+                    tell_busy(stream, Busy::Connections).await;
                     None
                 }
             },
@@ -353,12 +254,25 @@ impl Handshake {
                         Some(Connection::new(stream, address, None, Some(permit), established))
                     }
                     _ => {
-                        warn!(%address, limit = JOINS_MAX, "too many connections without a certificate, one dropped");
+                        let (limit, in_all) = (JOINS_PER_PEER_MAX, JOINS_MAX);
+                        warn!(%address, limit, in_all, "too many connections without a certificate, one dropped");
+                        tell_busy(stream, Busy::Joins).await;
                         None
                     }
                 }
             }
         }
+    }
+}
+
+/// As far as that is possible; whoever doesn't hear it sees that the connection ends.
+async fn tell_busy(mut stream: TlsStream<TcpStream>, busy: Busy) {
+    let told = async {
+        stream.write_all(&busy.encode()).await?;
+        stream.shutdown().await
+    };
+    if !matches!(tokio::time::timeout(BUSY_TIMEOUT, told).await, Ok(Ok(()))) {
+        debug!(?busy, "a connection too many went away before it was told so");
     }
 }
 

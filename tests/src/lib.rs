@@ -31,6 +31,7 @@ mod seeded;
 pub mod tracer;
 pub mod trouble;
 pub mod wait;
+mod wrong_clock;
 
 pub use agent::{Agent, AgentStatus};
 pub use apache::{Apache, DocumentRoot};
@@ -39,3 +40,4 @@ pub use origin::{FleetMember, Origin, OriginStatus};
 pub use process::{Daemon, Outcome};
 pub use scene::{Scene, is_root, require_program, require_root};
 pub use seeded::Seeded;
+pub use wrong_clock::WrongClock;

@@ -11,7 +11,7 @@ use syncd_tests::edits::{remove, small_site, write};
 use syncd_tests::mounts::Mount;
 use syncd_tests::oracle::{assert_same, fingerprint};
 use syncd_tests::process::{Outcome, run_within, tool};
-use syncd_tests::{Agent, Origin, Scene, binary, is_root, wait};
+use syncd_tests::{Agent, Origin, Scene, binary, is_root, require_root, wait};
 
 const QUICK: Duration = Duration::from_secs(30);
 
@@ -273,6 +273,18 @@ fn two_agents_on_one_root() {
     agent.wait_live(1);
     refused_run(&agent).expect_refusal(&["web1|in use", "pid|in use"]);
     assert!(agent.status().connected, "the first is not disturbed");
+}
+
+#[test]
+fn staging_on_another_file_system() {
+    require_root("it mounts a file system");
+    let (scene, origin) = site("other-file-system");
+    let mut agent = Agent::joined(&scene, &origin, "web1");
+    let mount = Mount::tmpfs(&agent.root.join("staging"), 8);
+    refused_run(&agent).expect_refusal(&["staging", "another file system"]);
+    drop(mount);
+    agent.start();
+    agent.wait_live(1);
 }
 
 #[test]

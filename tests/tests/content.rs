@@ -267,6 +267,12 @@ fn type_changes_arrive() {
         fs::rename(tree.join("section-3"), tree.join("moved")).expect("rename");
         symlink("moved", tree.join("section-3")).expect("symlink");
     });
+    fleet.edit("symlinks lead in a circle, and to what they are in", |tree| {
+        symlink("circle-b", tree.join("circle-a")).expect("symlink");
+        symlink("circle-a", tree.join("circle-b")).expect("symlink");
+        symlink(".", tree.join("itself")).expect("symlink");
+        symlink("../../..", tree.join("section-4/out")).expect("symlink");
+    });
     fleet.edit("a symlink gets another target", |tree| {
         remove(&tree.join("link"));
         symlink("section-4", tree.join("link")).expect("symlink");

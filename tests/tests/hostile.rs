@@ -1,15 +1,31 @@
 //! Peers that speak the real protocol over real TLS and mean harm: an origin that lies, agents that attack, and a
 //! web-server user that tampers with the node. FAULTS: the table of hostile input.
 
+#[path = "hostile/announcements.rs"]
+mod announcements;
 #[path = "hostile/bad_agent.rs"]
 mod bad_agent;
-#[path = "hostile/bad_origin.rs"]
-mod bad_origin;
+#[path = "hostile/bounds.rs"]
+mod bounds;
+#[path = "hostile/contents.rs"]
+mod contents;
 #[path = "hostile/fake_origin.rs"]
 mod fake_origin;
+#[path = "hostile/floods.rs"]
+mod floods;
+#[path = "hostile/lying_origin.rs"]
+mod lying_origin;
 #[path = "hostile/memory.rs"]
 mod memory;
+#[path = "hostile/messages.rs"]
+mod messages;
+#[path = "hostile/raw_http2.rs"]
+mod raw_http2;
 #[path = "hostile/site.rs"]
 mod site;
+#[path = "hostile/trees.rs"]
+mod trees;
+#[path = "hostile/updates.rs"]
+mod updates;
 #[path = "hostile/web_user.rs"]
 mod web_user;

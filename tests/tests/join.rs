@@ -6,7 +6,7 @@ use std::time::Duration;
 use syncd_tests::edits::{small_site, write};
 use syncd_tests::oracle::{assert_same, fingerprint};
 use syncd_tests::process::run;
-use syncd_tests::{Agent, Origin, Scene, binary, require_root, wait};
+use syncd_tests::{Agent, Origin, Scene, WrongClock, binary, require_root, wait};
 
 fn site(name: &str) -> (Scene, Origin) {
     let scene = Scene::new(name);
@@ -218,4 +218,88 @@ fn two_agents_with_one_certificate_are_seen() {
             .map(|_| ())
     });
     assert!(agent.live_generation() == Some(number) && clone.live_generation() == Some(number));
+}
+
+/// Longer than any certificate lives.
+const TEN_YEARS_DAYS: i64 = 3_660;
+
+#[test]
+fn a_clock_that_is_off_by_ten_years_stops_nobody_from_serving() {
+    let (scene, mut origin) = site("clock");
+    let clock = WrongClock::new(&scene);
+    let mut agent = Agent::started(&scene, &origin, "web1");
+    origin.wait_connected(&["web1"]);
+    let mut number = origin.commit_live();
+    let says = |agent: &Agent, what: &str| {
+        wait::until_ok("the agent to say why", || {
+            let error = agent.try_status().and_then(|status| status.error).unwrap_or_default();
+            if error.contains(what) { Ok(()) } else { Err(error) }
+        });
+    };
+    for days in [TEN_YEARS_DAYS, -TEN_YEARS_DAYS] {
+        // The node's: it serves, says what to look at, and follows again once the clock is right.
+        agent.stop();
+        agent.under(&clock.prefix(days));
+        let before = fingerprint(&agent.live());
+        agent.start();
+        says(&agent, "check this machine's clock");
+        write(&origin.tree, "index.html", format!("while a node's clock was off by {days} days"));
+        origin.commit();
+        assert_eq!((agent.live_generation(), fingerprint(&agent.live())), (Some(number), before));
+        agent.stop();
+        agent.under(&[]);
+        agent.start();
+        number = origin.status().generation.expect("a generation");
+        agent.wait_live(number);
+        // The origin's: agents serve, commits are numbered on, all follow once it is right.
+        origin.stop();
+        origin.under(&clock.prefix(days));
+        origin.start();
+        write(&origin.tree, "index.html", format!("while the origin's clock was off by {days} days"));
+        let next = origin.commit();
+        assert!(next > number, "{next} after {number}");
+        says(&agent, "refused this agent's certificate");
+        assert_eq!(agent.live_generation(), Some(number));
+        origin.stop();
+        origin.under(&[]);
+        origin.start();
+        agent.wait_live(next);
+        assert_same(&origin.tree, &agent.live());
+        number = next;
+    }
+    let log = agent.daemon().log();
+    assert!(!log.contains("panicked"), "{log}");
+}
+
+#[test]
+fn a_node_whose_certificate_expired_while_it_was_away_serves_and_joins_again() {
+    use std::os::unix::fs::MetadataExt;
+    let (scene, mut origin) = site("expired-certificate");
+    let clock = WrongClock::new(&scene);
+    let mut agent = Agent::started(&scene, &origin, "web1");
+    origin.wait_connected(&["web1"]);
+    let number = origin.commit_live();
+    agent.stop();
+    origin.stop();
+    // A month later.
+    origin.under(&clock.prefix(31));
+    agent.under(&clock.prefix(31));
+    origin.start();
+    agent.start();
+    let error = wait::until("the agent to say why", || agent.try_status().and_then(|status| status.error));
+    assert!(error.contains("expired") && error.contains("join again with a new token"), "{error}");
+    assert_eq!(agent.live_generation(), Some(number));
+    let inode = |agent: &Agent| std::fs::metadata(agent.live().join("index.html")).expect("stat").ino();
+    let before = (fingerprint(&agent.live()), inode(&agent));
+    agent.stop();
+    let mut join = Command::new(binary("syncd-agent"));
+    join.args(["join", origin.address(), "--token", &origin.token(), "--name", "web1", "--root"]);
+    join.arg(&agent.root).envs(clock.variables(31));
+    run(&mut join).expect_success();
+    assert_eq!((fingerprint(&agent.live()), inode(&agent)), before, "nothing was fetched or moved");
+    agent.start();
+    origin.wait_connected(&["web1"]);
+    write(&origin.tree, "index.html", "a month later");
+    agent.wait_live(origin.commit());
+    assert_same(&origin.tree, &agent.live());
 }

@@ -275,7 +275,7 @@ fn agent_view(name: &AgentName, record: &AgentRecord) -> AgentView {
         last_seen_ms: record.last_seen_ms,
         error: None,
         needs_operator: false,
-        serial: newest.map(|c| c.serial.clone()).unwrap_or_default(),
+        serial: newest.map(|c| c.serial.to_string()).unwrap_or_default(),
         not_after_ms: newest.map_or(0, |c| c.not_after_ms),
         progress: None,
         spare_misses: 0,

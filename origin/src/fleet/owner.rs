@@ -251,7 +251,7 @@ impl Owner {
                 written: (record.last_seen_ms, record.generation.and_then(GenerationNumber::new)),
             });
             if let Some(newest) = record.certificates.last() {
-                agent.view.serial.clone_from(&newest.serial);
+                agent.view.serial = newest.serial.to_string();
                 agent.view.not_after_ms = newest.not_after_ms;
             }
         }

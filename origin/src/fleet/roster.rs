@@ -57,8 +57,23 @@ pub enum RosterError {
 /// A certificate that was issued and may still hold.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub(super) struct Issued {
-    pub(super) serial: String,
+    #[serde(with = "serial_text")]
+    pub(super) serial: Serial,
     pub(super) not_after_ms: i64,
+}
+
+/// A serial number as it is shown. One that is none is damage: a revoked certificate must not be forgotten for it.
+mod serial_text {
+    use serde::{Deserialize, Deserializer, Serializer, de};
+    use syncd_shared::identity::Serial;
+
+    pub(super) fn serialize<S: Serializer>(serial: &Serial, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_str(serial)
+    }
+
+    pub(super) fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Serial, D::Error> {
+        String::deserialize(deserializer)?.parse().map_err(de::Error::custom)
+    }
 }
 
 /// What is kept of an agent.
@@ -96,18 +111,37 @@ struct RevokedRecord {
 #[derive(Debug, Clone, Default)]
 pub struct Admission {
     revoked: HashSet<Serial>,
-    known: HashSet<Serial>,
+    known: HashMap<AgentName, Vec<Serial>>,
     until_ms: HashMap<AgentName, i64>,
 }
 
 impl Admission {
     /// Whether a verified certificate was not revoked.
     pub fn admits(&self, peer: &PeerIdentity) -> bool {
-        if self.revoked.contains(&peer.serial) {
-            return false;
-        }
-        self.known.contains(&peer.serial)
-            || self.until_ms.get(&peer.name).is_none_or(|until| not_after_ms(peer) > *until)
+        let standing = Standing {
+            is_revoked: self.revoked.contains(&peer.serial),
+            is_known: self.known.get(&peer.name).is_some_and(|serials| serials.contains(&peer.serial)),
+            until_ms: self.until_ms.get(&peer.name).copied(),
+        };
+        standing.admits(peer)
+    }
+}
+
+/// What the records say of one certificate.
+struct Standing {
+    /// Under whatever name: serial numbers are unique, so another name is damage, and no way in.
+    is_revoked: bool,
+    /// As one of the name that it is for.
+    is_known: bool,
+    /// See [`RevokedRecord::until_ms`].
+    until_ms: Option<i64>,
+}
+
+impl Standing {
+    /// The one rule.
+    fn admits(&self, peer: &PeerIdentity) -> bool {
+        let outlives = self.until_ms.is_none_or(|until_ms| not_after_ms(peer) > until_ms);
+        !self.is_revoked && (self.is_known || outlives)
     }
 }
 
@@ -155,11 +189,10 @@ impl Roster {
     }
 
     pub(super) fn admission(&self) -> Admission {
-        let serials =
-            |all: &[Issued]| -> Vec<Serial> { all.iter().filter_map(|c| c.serial.parse().ok()).collect() };
+        let serials = |all: &[Issued]| -> Vec<Serial> { all.iter().map(|c| c.serial).collect() };
         Admission {
-            revoked: self.revoked.values().flat_map(|r| serials(&r.serials)).collect(),
-            known: self.agents.values().flat_map(|a| serials(&a.certificates)).collect(),
+            revoked: self.revoked.values().flat_map(|r| r.serials.iter().map(|c| c.serial)).collect(),
+            known: self.agents.iter().map(|(name, a)| (name.clone(), serials(&a.certificates))).collect(),
             until_ms: self.revoked.iter().map(|(name, r)| (name.clone(), r.until_ms)).collect(),
         }
     }
@@ -240,7 +273,7 @@ impl Roster {
     /// Lets an agent in. One that this origin issued a certificate to and forgot (it was restored from a backup) is
     /// enrolled again.
     pub(super) fn admit(&mut self, peer: &PeerIdentity, now_ms: i64) -> Result<(), RosterError> {
-        if !self.admission_of(peer) {
+        if !self.admits(peer) {
             return Err(RosterError::Revoked { name: peer.name.clone() });
         }
         let mut agent = self.agents.get(&peer.name).cloned().unwrap_or_else(|| AgentRecord {
@@ -261,11 +294,15 @@ impl Roster {
         Ok(())
     }
 
-    fn admission_of(&self, peer: &PeerIdentity) -> bool {
-        let is = |c: &Issued| c.serial == peer.serial.to_string();
-        let Some(revoked) = self.revoked.get(&peer.name) else { return true };
-        let known = self.agents.get(&peer.name).is_some_and(|a| a.certificates.iter().any(is));
-        !revoked.serials.iter().any(is) && (known || not_after_ms(peer) > revoked.until_ms)
+    /// What [`Self::admission`] would answer, without going through the fleet.
+    pub(super) fn admits(&self, peer: &PeerIdentity) -> bool {
+        let has = |all: &[Issued]| all.iter().any(|c| c.serial == peer.serial);
+        let standing = Standing {
+            is_revoked: self.revoked.values().any(|r| has(&r.serials)),
+            is_known: self.agents.get(&peer.name).is_some_and(|a| has(&a.certificates)),
+            until_ms: self.revoked.get(&peer.name).map(|r| r.until_ms),
+        };
+        standing.admits(peer)
     }
 
     /// Revokes every certificate of a name, and frees it.
@@ -304,7 +341,7 @@ impl Roster {
 }
 
 fn issued(peer: &PeerIdentity) -> Issued {
-    Issued { serial: peer.serial.to_string(), not_after_ms: not_after_ms(peer) }
+    Issued { serial: peer.serial, not_after_ms: not_after_ms(peer) }
 }
 
 fn agent_name(namespace: &'static str, name: &[u8]) -> Result<AgentName, RecordError> {
@@ -408,5 +445,69 @@ mod tests {
         assert_eq!(spent, Err(RosterError::SpentToken));
         let damaged = vec![(agents[0].0.clone(), b"{".to_vec())];
         assert!(Roster::decode(damaged, Vec::new(), Vec::new()).is_err());
+    }
+    fn record(serials: &[&str], rest: &str) -> Vec<u8> {
+        let issued: Vec<String> =
+            serials.iter().map(|s| format!(r#"{{"serial":"{s}","not_after_ms":{}}}"#, 30 * DAY)).collect();
+        format!(r#"{{"version":1,{rest}:[{}]}}"#, issued.join(",")).into_bytes()
+    }
+
+    fn enrolled(name: &str, serials: &[&str]) -> NamedRecord {
+        let rest = r#""fingerprint":null,"enrolled_ms":0,"last_seen_ms":0,"generation":null,"root":null,"certificates""#;
+        (name.into(), record(serials, rest))
+    }
+
+    fn revoked(name: &str, serials: &[&str], until_ms: i64) -> NamedRecord {
+        (name.into(), record(serials, &format!(r#""until_ms":{until_ms},"serials""#)))
+    }
+
+    #[test]
+    fn the_door_and_the_roster_agree_whatever_the_records_say() {
+        let shown = peer(0xab, 30 * DAY);
+        let (serial, upper) = (shown.serial.to_string(), shown.serial.to_string().to_uppercase());
+        let other = Serial::from_bytes([3; 16]).to_string();
+        let (none, serial, upper, other) = (Vec::new(), serial.as_str(), upper.as_str(), other.as_str());
+        let cases = [
+            ("nothing is known", none.clone(), none.clone(), true),
+            ("it is known", vec![enrolled("web1", &[other, serial])], none.clone(), true),
+            ("it is revoked", vec![enrolled("web1", &[other])], vec![revoked("web1", &[serial], 0)], false),
+            (
+                "known and revoked",
+                vec![enrolled("web1", &[serial])],
+                vec![revoked("web1", &[serial], 0)],
+                false,
+            ),
+            ("in capitals", none.clone(), vec![revoked("web1", &[upper], 0)], false),
+            ("revoked under another name", none.clone(), vec![revoked("web2", &[serial], 0)], false),
+            ("older than a revocation", none.clone(), vec![revoked("web1", &[other], 40 * DAY)], false),
+            (
+                "older, but known",
+                vec![enrolled("web1", &[upper])],
+                vec![revoked("web1", &[other], 40 * DAY)],
+                true,
+            ),
+            (
+                "older, and known under another name alone",
+                vec![enrolled("web2", &[serial])],
+                vec![revoked("web1", &[other], 40 * DAY)],
+                false,
+            ),
+        ];
+        for (case, agents, revoked, expected) in cases {
+            let mut roster = Roster::decode(agents, Vec::new(), revoked).unwrap();
+            assert_eq!(roster.admission().admits(&shown), expected, "{case}");
+            assert_eq!(roster.admit(&shown, DAY).is_ok(), expected, "{case}");
+        }
+    }
+
+    #[test]
+    fn a_serial_number_that_is_none_is_damage_and_not_forgotten() {
+        for damaged in ["", "zz", "abcdef"] {
+            let agents = Roster::decode(vec![enrolled("web1", &[damaged])], Vec::new(), Vec::new());
+            let revoked = Roster::decode(Vec::new(), Vec::new(), vec![revoked("web1", &[damaged], 0)]);
+            for refused in [agents, revoked] {
+                assert!(matches!(refused, Err(RecordError::Damaged { .. })), "{damaged:?}");
+            }
+        }
     }
 }

@@ -9,9 +9,10 @@ use syncd_proto::v1::enrolment_server::{Enrolment, EnrolmentServer};
 use syncd_shared::TreeId;
 use syncd_shared::identity::authority::{Authority, certificate_request, generate_key};
 use syncd_shared::identity::channel::RefusedReason;
-use syncd_shared::identity::{ClientTls, ConnectError, JoinToken, Serial, connect};
+use syncd_shared::identity::{ClientTls, ConnectError, JoinToken, PeerIdentity, Serial, connect};
 use time::OffsetDateTime;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio_util::sync::CancellationToken;
 use tonic::{Request, Response, Status};
 
 use super::*;
@@ -337,4 +338,51 @@ async fn any_address_will_do_also_of_ipv6() {
     let served = tokio::spawn(serving);
     assert_eq!(whoami(tls, &address).await.unwrap(), "web1");
     served.abort();
+}
+
+#[tokio::test]
+async fn one_connection_too_many_of_an_agent_is_told_so_until_another_ends() {
+    let origin = Origin::start().await;
+    let (tls, _) = origin.agent(origin.keys.authority(), now());
+    let mut open = Vec::new();
+    for _ in 0..CONNECTIONS_PER_AGENT_MAX {
+        open.push(connect(&origin.address, tls.clone()).await.unwrap());
+    }
+    let refused = connect(&origin.address, tls.clone()).await;
+    assert!(matches!(refused, Err(ConnectError::Busy { reason: Busy::Connections, .. })), "{refused:?}");
+    let (other, _) = origin.agent_named("web2", origin.keys.authority(), now());
+    assert_eq!(whoami(other, &origin.address).await.unwrap(), "web2");
+    drop(open.pop());
+    let again = async {
+        while connect(&origin.address, tls.clone()).await.is_err() {
+            tokio::task::yield_now().await;
+        }
+    };
+    tokio::time::timeout(Duration::from_secs(5), again).await.unwrap();
+}
+
+#[tokio::test]
+async fn who_joins_beside_too_many_others_is_told_so() {
+    let origin = Origin::start().await;
+    let tls = ClientTls::join(&origin.keys.token().unwrap()).unwrap();
+    let mut open = Vec::new();
+    for _ in 0..JOINS_PER_PEER_MAX {
+        open.push(connect(&origin.address, tls.clone()).await.unwrap());
+    }
+    let refused = connect(&origin.address, tls).await;
+    assert!(matches!(refused, Err(ConnectError::Busy { reason: Busy::Joins, .. })), "{refused:?}");
+    let (agent, _) = origin.agent(origin.keys.authority(), now());
+    assert_eq!(whoami(agent, &origin.address).await.unwrap(), "web1", "who has joined is not concerned");
+}
+
+#[tokio::test]
+async fn a_connection_that_ends_before_it_is_set_up_is_no_unreachable_origin() {
+    let origin = Origin::start().await;
+    let (tls, _) = origin.agent(origin.keys.authority(), now());
+    let deaf = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = deaf.local_addr().unwrap().to_string();
+    let (closed, ()) = tokio::join!(connect(&address, tls.clone()), async {
+        drop(deaf.accept().await.unwrap());
+    });
+    assert!(matches!(closed, Err(ConnectError::Closed { .. })), "{closed:?}");
 }

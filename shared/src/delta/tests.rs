@@ -221,3 +221,23 @@ proptest! {
         let _ = Encoded { encoding, compressed: compress(&delta) }.restore(&basis, 100);
     }
 }
+
+#[test]
+fn a_basis_whose_weak_hashes_all_collide_costs_little_time_and_literals() {
+    // Every window of the data has the weak hash of the basis' blocks: neither sum changes by +1, -2, +1.
+    let data = vec![100; 1 << 20];
+    let block = RSYNC_OPTIONS.block_size as usize;
+    let mut basis = data.clone();
+    for at in (0..basis.len()).step_by(block) {
+        // Another place in every block, so that the strong hashes differ as well.
+        let inside = at + at / block % (block - 2);
+        basis[inside..inside + 3].copy_from_slice(&[101, 98, 101]);
+    }
+    let started = std::time::Instant::now();
+    let encoded = Encoded::by_rsync(&basis, &data).expect("encodes");
+    println!("{:?}", started.elapsed());
+    // One strong hash for each of a million windows takes some 10 s in a debug build.
+    assert!(started.elapsed() < std::time::Duration::from_secs(5));
+    assert!(matches!(encoded.encoding, DeltaEncoding::Rsync { delta_bytes } if delta_bytes >= data.len()));
+    assert_eq!(encoded.restore(&basis, data.len()).expect("restores"), data);
+}

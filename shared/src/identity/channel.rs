@@ -17,6 +17,7 @@ use tokio_rustls::TlsConnector;
 use tokio_rustls::client::TlsStream;
 use tonic::transport::{Channel, Endpoint};
 
+use super::busy::Busy;
 use super::tls::ClientTls;
 use crate::limits::{CONNECTION_WINDOW_BYTES, HTTP2_FRAME_BYTES, STREAM_WINDOW_BYTES};
 use crate::rate::Bucket;
@@ -30,7 +31,7 @@ pub const KEEPALIVE_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// Holds the origin's first bytes, which were waited for, and is otherwise out of the way: reads larger than this
 /// go past it.
-const FIRST_BYTES: usize = 64;
+const FIRST_BYTES: usize = Busy::MAX_BYTES;
 
 /// Under a limit the receive buffer holds a quarter of a second of it: enough for that much of a round trip.
 const RECEIVE_BUFFERS_PER_SECOND: u64 = 4;
@@ -114,13 +115,41 @@ pub enum ConnectError {
         /// Why.
         source: io::Error,
     },
-    /// Nothing answered there, or the connection broke before it was set up.
+    /// Nothing answered there.
     #[error("can't reach the origin at {address}")]
     Unreachable {
         /// What was dialled.
         address: String,
         /// Why.
         source: io::Error,
+    },
+    /// It took the connection and closed it before it was set up.
+    #[error(
+        "the origin at {address} closed the connection before it was set up: it is stopping, or has too many connections"
+    )]
+    Closed {
+        /// What was dialled.
+        address: String,
+        /// How it ended.
+        source: io::Error,
+    },
+    /// It took the connection, and nothing came in time.
+    #[error(
+        "the origin at {address} took the connection but did not set it up in time: it has too many at once, or hangs"
+    )]
+    Silent {
+        /// What was dialled.
+        address: String,
+        /// That time is over.
+        source: io::Error,
+    },
+    /// It has no room for this connection now.
+    #[error("the origin at {address} has no room for this connection ({reason})")]
+    Busy {
+        /// What was dialled.
+        address: String,
+        /// Room for what.
+        reason: Busy,
     },
     /// Something answered, but it does not speak TLS 1.3 as an origin does.
     #[error("{address} does not answer like a syncd origin")]
@@ -240,13 +269,19 @@ async fn dial(address: &str, tls: &ClientTls, limit: Option<Arc<Bucket>>) -> Res
     let accepted = async {
         let stream = TlsConnector::from(tls.config.clone()).connect(tls.name.clone(), tcp).await?;
         let mut stream = BufReader::with_capacity(FIRST_BYTES, stream);
-        if stream.fill_buf().await?.is_empty() {
+        let first = stream.fill_buf().await?;
+        if first.is_empty() {
             Err(io::ErrorKind::UnexpectedEof.into())
         } else {
-            Ok(stream)
+            Ok((Busy::decode(first), stream))
         }
     };
-    within(CONNECT_TIMEOUT, accepted).await.map_err(|source| classify(address.to_owned(), source))
+    let accepted = within(CONNECT_TIMEOUT, accepted).await;
+    let (busy, stream) = accepted.map_err(|source| classify(address.to_owned(), source))?;
+    match busy {
+        Some(reason) => Err(ConnectError::Busy { address: address.to_owned(), reason }),
+        None => Ok(stream),
+    }
 }
 
 async fn dial_tcp(address: &str, limit: Option<&Bucket>) -> Result<TcpStream, ConnectError> {
@@ -283,10 +318,14 @@ async fn within<T>(limit: Duration, future: impl Future<Output = io::Result<T>>)
     tokio::time::timeout(limit, future).await.unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into()))
 }
 
+/// Of what went wrong after TCP's handshake.
 fn classify(address: String, source: io::Error) -> ConnectError {
     use rustls::Error as Tls;
     let Some(error) = source.get_ref().and_then(|inner| inner.downcast_ref::<Tls>()) else {
-        return ConnectError::Unreachable { address, source };
+        return match source.kind() {
+            io::ErrorKind::TimedOut => ConnectError::Silent { address, source },
+            _ => ConnectError::Closed { address, source },
+        };
     };
     match error {
         Tls::AlertReceived(alert) => ConnectError::Refused { address, reason: refused_reason(*alert) },

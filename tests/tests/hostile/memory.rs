@@ -11,8 +11,8 @@ use syncd_shared::limits::{DIRECTORY_OBJECT_MAX_BYTES, directory_object_max_byte
 use syncd_shared::wire::directories_message;
 use syncd_shared::{ContentHash, Entry, Kind, ObjectHash, RootEntry, Totals};
 
-use super::bad_origin::{MEMORY_MAX_MIB, World, noise};
 use super::fake_origin::{Heard, Twist, peak_mib};
+use super::lying_origin::{MEMORY_MAX_MIB, World, noise};
 use super::site::{FILE, FOLDER, RawEntry, Site, named, raw_directory};
 
 /// Entries of the honest directory by default.

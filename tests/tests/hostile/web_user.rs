@@ -4,6 +4,8 @@
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use syncd_tests::edits::{small_site, write};
 use syncd_tests::oracle::{assert_same, fingerprint};
@@ -97,5 +99,145 @@ fn what_a_web_user_plants_is_never_served() {
     let outcome = agent.cli("verify", &["--json"]);
     assert!(outcome.stdout.contains("planted2.php"), "{outcome:?}");
     wait::until("it to be healed", || (!agent.live().join("planted2.php").exists()).then_some(()));
+    assert_same(&origin.tree, &agent.live());
+}
+
+/// www-data.
+const WEB_USER: u32 = 33;
+/// Directories of the content in which anybody may write.
+const OPEN: [&str; 4] = ["uploads", "uploads/a", "uploads/b", "cache"];
+
+/// What a racing web user got done.
+#[derive(Default, Debug)]
+struct Deeds {
+    swaps: usize,
+    planted: usize,
+    /// In trees that the agent had taken away meanwhile.
+    behind_the_door: usize,
+    trespassed: Vec<String>,
+}
+
+/// Becomes the web server's user, this thread alone, and swaps whatever it may for ways to `outside` until `stop`. It
+/// keeps directories open, as a process does that works in them: so it is in a tree also after that was taken into staging.
+fn race(root: PathBuf, outside: PathBuf, stop: Arc<AtomicBool>) -> Deeds {
+    use rustix::fs::{AtFlags, Mode, OFlags, mkdirat, open, renameat, symlinkat, unlinkat};
+    use rustix::process::{Gid, Uid};
+    rustix::thread::set_thread_groups(&[]).expect("no groups");
+    let (user, group) = (Uid::from_raw(WEB_USER), Gid::from_raw(WEB_USER));
+    rustix::thread::set_thread_res_gid(group, group, group).expect("its group");
+    rustix::thread::set_thread_res_uid(user, user, user).expect("its user");
+    let mut deeds = Deeds::default();
+    let mut held: Vec<(PathBuf, rustix::fd::OwnedFd)> = Vec::new();
+    let mut seen = std::collections::HashSet::new();
+    for round in 0u64.. {
+        if stop.load(Ordering::Relaxed) {
+            break;
+        }
+        // What is the agent's alone.
+        for place in [".", "staging", "staging/new", "trash", "state", "generations"] {
+            let at = root.join(place);
+            let made = std::os::unix::fs::symlink(&outside, at.join("way-out"));
+            let moved = fs::rename(at.join("live"), at.join("dead"));
+            if made.is_ok() || moved.is_ok() {
+                deeds.trespassed.push(format!("{} ({round})", at.display()));
+            }
+        }
+        let live = root.join("live").canonicalize().unwrap_or_default();
+        if seen.insert(live.clone()) {
+            for place in OPEN {
+                let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW;
+                if let Ok(directory) = open(live.join(place), flags, Mode::empty()) {
+                    held.push((live.join(place), directory));
+                }
+            }
+        }
+        for (path, directory) in &held {
+            let is_hidden = fs::symlink_metadata(path).is_err();
+            // Children of an open directory, and whatever the agent may write next to them.
+            for name in ["a", "b", "page.html", "new.html", "deep"] {
+                let aside = format!("{name}.{}", round % 3);
+                let swapped = renameat(directory, name, directory, aside.as_str()).is_ok();
+                let planted = symlinkat(&outside, directory, name).is_ok();
+                deeds.swaps += usize::from(swapped && planted);
+                deeds.planted += usize::from(planted);
+                deeds.behind_the_door += usize::from(planted && is_hidden);
+                if round % 2 == 0 && planted {
+                    let _ = unlinkat(directory, name, AtFlags::empty());
+                    let _ = renameat(directory, aside.as_str(), directory, name);
+                }
+            }
+            let _ = mkdirat(directory, "cellar", Mode::from_raw_mode(0o777));
+        }
+        if held.len() > 60 {
+            held.drain(..20);
+        }
+        std::thread::sleep(std::time::Duration::from_micros(200));
+    }
+    deeds
+}
+
+#[test]
+fn a_web_user_that_swaps_directories_meanwhile_leads_nothing_out_of_the_root() {
+    require_root("it becomes www-data");
+    let scene = Scene::new("hostile-race");
+    fs::set_permissions(scene.directory(), fs::Permissions::from_mode(0o755)).expect("chmod");
+    let tree = scene.path("tree");
+    small_site(&tree, 30);
+    let publish = |round: u32| {
+        for place in OPEN {
+            write(&tree, &format!("{place}/page.html"), format!("{place} {round}"));
+            write(&tree, &format!("{place}/new.html"), format!("new {}", round / 2));
+            fs::set_permissions(tree.join(place), fs::Permissions::from_mode(0o777)).expect("chmod");
+        }
+        let deep = tree.join("cache/deep");
+        if round.is_multiple_of(3) {
+            let _ = fs::remove_dir_all(&deep);
+        } else {
+            write(&tree, "cache/deep/inside/x.html", format!("deep {round}"));
+        }
+        write(&tree, "index.html", format!("round {round}"));
+    };
+    publish(0);
+    // Whoever follows a way out finds the same names there.
+    let outside = scene.new_directory("outside");
+    for name in ["precious", "page.html", "new.html", "a/page.html", "inside/x.html", "deep/inside/x.html"] {
+        write(&outside, name, "untouched");
+    }
+    let before = fingerprint(&outside);
+    let origin = Origin::started(&scene, &tree);
+    let first = origin.commit();
+    let mut agent = Agent::joined(&scene, &origin, "web1").with_options(&["--grace", "0s", "--keep", "1"]);
+    agent.start();
+    agent.wait_live(first);
+    let stop = Arc::new(AtomicBool::new(false));
+    let racer = {
+        let (root, outside, stop) = (agent.root.clone(), outside.clone(), stop.clone());
+        std::thread::spawn(move || race(root, outside, stop))
+    };
+    for round in 1..=20 {
+        publish(round);
+        let number = origin.commit();
+        let live = agent.wait_live(number);
+        assert_eq!(fingerprint(&outside), before, "written outside the root in round {round}, live {live}");
+    }
+    stop.store(true, Ordering::Relaxed);
+    let deeds = racer.join().expect("no panic");
+    println!(
+        "{} swaps, {} planted, {} of them in trees that were taken away",
+        deeds.swaps, deeds.planted, deeds.behind_the_door
+    );
+    assert!(deeds.trespassed.is_empty(), "{:?}", deeds.trespassed);
+    assert!(deeds.swaps > 100 && deeds.behind_the_door > 0, "it did race: {deeds:?}");
+    // It is over: what is live is as published again, and nothing of it comes back.
+    agent.cli("verify", &["--json"]);
+    for round in 21..=24 {
+        publish(round);
+        origin.commit_live();
+        wait::until_ok("the live tree to be as published", || {
+            let difference = syncd_tests::oracle::rsync_differences(&origin.tree, &agent.live());
+            if difference.is_empty() { Ok(()) } else { Err(difference) }
+        });
+    }
+    assert_eq!(fingerprint(&outside), before, "written outside the root");
     assert_same(&origin.tree, &agent.live());
 }

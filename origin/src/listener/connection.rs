@@ -1,0 +1,278 @@
+//! An accepted connection: TLS, who is on it, and what ends it besides its peer.
+//!
+//! A connection that nobody may use any more, or that does not get on, gives an error to whoever reads or writes next, and
+//! wakes it: once it was closed, or its time is over; when HTTP/2's preface is not there after [`PREFACE_TIMEOUT`] (from
+//! then on HTTP/2's pings find who does not answer); and when the peer takes next to nothing of what is written
+//! for [`STALL_TIMEOUT`] (pings don't end that: HTTP/2 wants to say goodbye first, behind all that waits).
+
+use std::future::Future;
+use std::io;
+use std::net::SocketAddr;
+use std::pin::Pin;
+use std::task::{Context, Poll};
+use std::time::Duration;
+
+use syncd_shared::identity::PeerIdentity;
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::net::TcpStream;
+use tokio::sync::OwnedSemaphorePermit;
+use tokio::time::{Instant, Sleep};
+use tokio_rustls::server::TlsStream;
+use tokio_util::sync::CancellationToken;
+use tonic::transport::server::Connected;
+use tracing::debug;
+
+use super::{Established, JOIN_TIMEOUT};
+
+/// From the end of the handshake to the end of HTTP/2's connection preface: until then there is no keepalive.
+pub const PREFACE_TIMEOUT: Duration = Duration::from_secs(10);
+/// How long a peer may take less than [`STALL_LEAST_BYTES`] of what is written to it.
+pub const STALL_TIMEOUT: Duration = Duration::from_secs(60);
+/// 1 kB/s: the keepalive does not get through slower lines.
+pub const STALL_LEAST_BYTES: usize = 64 * 1024;
+/// "PRI * HTTP/2.0" and so on, in bytes.
+const PREFACE_BYTES: usize = 24;
+
+/// Who is on a connection: in the extensions of every request on it.
+#[derive(Debug, Clone)]
+pub struct ConnectionInfo {
+    /// The agent's address, or that of what is between.
+    pub peer_address: SocketAddr,
+    /// The verified and admitted certificate; `None` without one (then only `Join` is for it).
+    pub identity: Option<PeerIdentity>,
+    closed: CancellationToken,
+}
+
+impl ConnectionInfo {
+    /// Ends the connection and all streams on it at once.
+    pub fn close(&self) {
+        self.closed.cancel();
+    }
+}
+
+/// An accepted TLS connection.
+pub struct Connection {
+    stream: TlsStream<TcpStream>,
+    info: ConnectionInfo,
+    end: Pin<Box<dyn Future<Output = ()> + Send>>,
+    ended: bool,
+    preface: Option<Preface>,
+    stall: Stall,
+    _join_permit: Option<OwnedSemaphorePermit>,
+    _established: Established,
+}
+
+/// HTTP/2's connection preface, while it is not there.
+struct Preface {
+    missing_bytes: usize,
+    deadline: Pin<Box<Sleep>>,
+}
+
+/// What waits to be taken by the peer. Kernels take some more now and then although the peer reads nothing, so that it
+/// is counted. The timer is made once and set again, since bulk transfers wait often.
+struct Stall {
+    timeout: Duration,
+    timer: Option<Pin<Box<Sleep>>>,
+    waits: bool,
+    taken_bytes: usize,
+}
+
+impl Stall {
+    const fn new(timeout: Duration) -> Self {
+        Self { timeout, timer: None, waits: false, taken_bytes: 0 }
+    }
+
+    /// What became of a write.
+    fn wrote(
+        &mut self,
+        written: Poll<io::Result<usize>>,
+        context: &mut Context<'_>,
+    ) -> Poll<io::Result<usize>> {
+        if let Poll::Ready(Ok(bytes)) = written {
+            self.taken_bytes = self.taken_bytes.saturating_add(bytes);
+        }
+        if written.is_pending() { self.wait(context).map(Err) } else { written }
+    }
+
+    /// What became of a flush: once it is done nothing waits.
+    fn flushed(&mut self, flushed: Poll<io::Result<()>>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        if flushed.is_ready() {
+            self.waits = false;
+            return flushed;
+        }
+        self.wait(context).map(Err)
+    }
+
+    /// Ready with an error once too little was taken for too long.
+    fn wait(&mut self, context: &mut Context<'_>) -> Poll<io::Error> {
+        let timer = self.timer.get_or_insert_with(|| Box::pin(tokio::time::sleep(self.timeout)));
+        let mut begins = !std::mem::replace(&mut self.waits, true);
+        loop {
+            if begins {
+                self.taken_bytes = 0;
+                timer.as_mut().reset(Instant::now() + self.timeout);
+            }
+            if timer.as_mut().poll(context).is_pending() {
+                return Poll::Pending;
+            }
+            if self.taken_bytes < STALL_LEAST_BYTES {
+                return Poll::Ready(io::ErrorKind::TimedOut.into());
+            }
+            begins = true;
+        }
+    }
+}
+
+impl Connected for Connection {
+    type ConnectInfo = ConnectionInfo;
+
+    fn connect_info(&self) -> ConnectionInfo {
+        self.info.clone()
+    }
+}
+
+impl Connection {
+    pub(super) fn new(
+        stream: TlsStream<TcpStream>,
+        peer_address: SocketAddr,
+        identity: Option<PeerIdentity>,
+        join_permit: Option<OwnedSemaphorePermit>,
+        established: Established,
+    ) -> Self {
+        let closed = CancellationToken::new();
+        let cancelled = closed.clone().cancelled_owned();
+        let limit = identity.is_none().then_some(JOIN_TIMEOUT);
+        let end = Box::pin(async move {
+            match limit {
+                Some(limit) => drop(tokio::time::timeout(limit, cancelled).await),
+                None => cancelled.await,
+            }
+        });
+        let info = ConnectionInfo { peer_address, identity, closed };
+        let deadline = Box::pin(tokio::time::sleep(PREFACE_TIMEOUT));
+        let preface = Some(Preface { missing_bytes: PREFACE_BYTES, deadline });
+        Self {
+            stream,
+            info,
+            end,
+            ended: false,
+            preface,
+            stall: Stall::new(STALL_TIMEOUT),
+            _join_permit: join_permit,
+            _established: established,
+        }
+    }
+
+    /// An error once the connection must end. Polled by whoever reads, writes or waits for a flush.
+    fn check(&mut self, context: &mut Context<'_>) -> io::Result<()> {
+        self.ended = self.ended || self.end.as_mut().poll(context).is_ready();
+        if self.ended {
+            return Err(io::ErrorKind::ConnectionAborted.into());
+        }
+        if let Some(preface) = &mut self.preface
+            && preface.deadline.as_mut().poll(context).is_ready()
+        {
+            debug!(address = %self.info.peer_address, "no HTTP/2 preface in time, connection dropped");
+            return Err(io::ErrorKind::TimedOut.into());
+        }
+        Ok(())
+    }
+
+    fn count_preface(&mut self, bytes: usize) {
+        if let Some(preface) = &mut self.preface {
+            preface.missing_bytes = preface.missing_bytes.saturating_sub(bytes);
+            if preface.missing_bytes == 0 {
+                self.preface = None;
+            }
+        }
+    }
+}
+
+impl AsyncRead for Connection {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        buffer: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        self.check(context)?;
+        let before = buffer.filled().len();
+        let read = Pin::new(&mut self.stream).poll_read(context, buffer);
+        self.count_preface(buffer.filled().len().saturating_sub(before));
+        read
+    }
+}
+
+impl AsyncWrite for Connection {
+    fn poll_write(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        bytes: &[u8],
+    ) -> Poll<io::Result<usize>> {
+        self.check(context)?;
+        let written = Pin::new(&mut self.stream).poll_write(context, bytes);
+        self.stall.wrote(written, context)
+    }
+
+    fn poll_write_vectored(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        bytes: &[io::IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        self.check(context)?;
+        let written = Pin::new(&mut self.stream).poll_write_vectored(context, bytes);
+        self.stall.wrote(written, context)
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        self.stream.is_write_vectored()
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        self.check(context)?;
+        let done = Pin::new(&mut self.stream).poll_flush(context);
+        self.stall.flushed(done, context)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        self.check(context)?;
+        let done = Pin::new(&mut self.stream).poll_shutdown(context);
+        self.stall.flushed(done, context)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::future::poll_fn;
+
+    /// Whether a peer is given up that takes so many bytes every 20 ms, and is always behind.
+    async fn is_given_up(bytes: usize) -> bool {
+        let mut stall = Stall::new(Duration::from_millis(100));
+        for _ in 0..25 {
+            let _ = poll_fn(|context| stall.wrote(Poll::Ready(Ok(bytes)), context)).await;
+            let waits = poll_fn(|context| Poll::Ready(stall.wrote(Poll::Pending, context))).await;
+            if waits.is_ready() {
+                return true;
+            }
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+        false
+    }
+
+    #[tokio::test]
+    async fn who_takes_next_to_nothing_is_given_up_and_who_is_slow_is_not() {
+        assert!(is_given_up(1).await);
+        assert!(!is_given_up(STALL_LEAST_BYTES).await);
+    }
+
+    #[tokio::test]
+    async fn what_was_flushed_waits_for_nothing() {
+        let mut stall = Stall::new(Duration::from_millis(20));
+        for _ in 0..5 {
+            let waits = poll_fn(|context| Poll::Ready(stall.wrote(Poll::Pending, context))).await;
+            assert!(waits.is_pending());
+            tokio::time::sleep(Duration::from_millis(10)).await;
+            poll_fn(|context| stall.flushed(Poll::Ready(Ok(())), context)).await.unwrap();
+        }
+    }
+}

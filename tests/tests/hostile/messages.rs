@@ -1,0 +1,64 @@
+//! Attacked: the control stream, by messages out of order or of another kind.
+
+use bytes::Bytes;
+use syncd_proto::v1;
+use syncd_proto::v1::fetch_frame::Frame as F;
+use syncd_proto::v1::origin_message::Message as ToAgent;
+use syncd_shared::SignedGeneration;
+
+use super::fake_origin::{announce, peak_mib};
+use super::lying_origin::World;
+
+#[test]
+fn what_no_origin_says_ends_the_connection_and_no_more() {
+    let mut world = World::new("hostile-messages");
+    let honest: SignedGeneration = world.origin.sign(2, World::version(2).root());
+    let welcome = |protocol, key_successions| {
+        ToAgent::Welcome(v1::Welcome {
+            protocol,
+            heartbeat_interval_ms: 500,
+            key_successions,
+            ..Default::default()
+        })
+    };
+    let forged =
+        v1::KeySuccession { new_key: Bytes::from_static(&[5; 32]), signature: Bytes::from_static(&[0; 64]) };
+    let local = F::Local(v1::LocalContent {
+        file: Bytes::from_static(&[1; 32]),
+        source_path: Bytes::from_static(b"../../outside/precious"),
+    });
+    let with = |frames: Vec<F>| {
+        let frames = frames.into_iter().map(|frame| v1::FetchFrame { item: 0, frame: Some(frame) }).collect();
+        announce(&honest, Some(v1::InlineUpdate { from_root: Bytes::from_static(&[2; 32]), frames }))
+    };
+    let said: Vec<(&str, bool, v1::OriginMessage)> = vec![
+        ("nothing", true, v1::OriginMessage { message: None }),
+        ("welcome twice", true, message(welcome(1, vec![]))),
+        ("an announcement before welcome", false, message(announce(&honest, None))),
+        ("protocol 99", false, message(welcome(99, vec![]))),
+        ("a forged signing key", false, message(welcome(1, vec![forged]))),
+        ("an announcement of nothing", true, message(ToAgent::Announce(v1::Announce::default()))),
+        ("a path out of the root", true, message(with(vec![local]))),
+    ];
+    for (attack, welcomed, said) in said {
+        let mut conversation = world.conversation.take().expect("it is connected");
+        if !welcomed {
+            // This one was welcomed already: the next one is not.
+            drop(conversation);
+            conversation = world.origin.conversation(false);
+        }
+        world.origin.say_raw(&conversation, said);
+        while world.origin.hear(&mut conversation).is_some() {}
+        drop(conversation);
+        world.conversation = Some(world.origin.conversation(true));
+        world.unharmed(attack);
+        let error = world.agent.status().error;
+        println!("{attack}: {error:?}");
+    }
+    world.honest(3);
+    println!("{} messages survived, peak {} MiB", world.tried(), peak_mib(world.pid()));
+}
+
+fn message(message: ToAgent) -> v1::OriginMessage {
+    v1::OriginMessage { message: Some(message) }
+}

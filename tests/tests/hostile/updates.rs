@@ -1,0 +1,159 @@
+//! Attacked: encoded updates, which say how new content comes from old.
+
+use bytes::Bytes;
+use syncd_proto::v1;
+use syncd_proto::v1::fetch_frame::Frame as F;
+use syncd_shared::delta::{Basis, BasisFile, DeltaCopy, DeltaEncoding, DeltaFrame, DeltaPiece, Encoded};
+use syncd_shared::wire::{DirectoryPatch, patches_message};
+use syncd_shared::{ContentHash, ContentTag, Directory, Kind, ObjectHash, TreePath};
+
+use super::fake_origin::peak_mib;
+use super::lying_origin::{World, bomb, noise};
+use super::site::Site;
+
+/// Patches that lead honestly from one site's directories to the other's.
+fn honest_patches(from: &Site, to: &Site) -> F {
+    let decode = |site: &Site, hash: &ObjectHash| Directory::decode(&site.objects[hash]).expect("an object");
+    let mut patches = Vec::new();
+    let mut pairs = vec![(from.root().object, to.root().object)];
+    while let Some((a, b)) = pairs.pop() {
+        let (before, after) = (decode(from, &a), decode(to, &b));
+        patches.push(DirectoryPatch::between(Some((a, &before)), (b, &after)));
+        for entry in after.entries() {
+            if let (Kind::Directory { object, .. }, Some(Kind::Directory { object: old, .. })) =
+                (&entry.kind, before.get(&entry.name).map(|entry| &entry.kind))
+                && old != object
+            {
+                pairs.push((*old, *object));
+            }
+        }
+    }
+    F::Patches(patches_message(&patches))
+}
+
+fn large(site: &Site) -> ContentHash {
+    let found = site.contents.iter().find(|(_, bytes)| bytes.len() > 500_000);
+    *found.expect("a large file").0
+}
+
+fn end() -> F {
+    F::End(v1::BatchEnd::default())
+}
+
+fn delta(frame: DeltaFrame) -> F {
+    F::Delta(frame.to_message())
+}
+
+fn empty_delta() -> DeltaFrame {
+    let encoded = Encoded { encoding: DeltaEncoding::ZstdPrefix, compressed: Bytes::new() };
+    DeltaFrame { encoded, bases: vec![], pieces: vec![], copies: vec![], replaced: vec![] }
+}
+
+fn basis(site: &Site) -> BasisFile {
+    BasisFile {
+        content: ContentTag::of(&large(site)),
+        path: Some(TreePath::from_bytes(b"large.bin").expect("a path")),
+    }
+}
+
+#[test]
+fn hostile_updates_cost_a_fetch_and_nothing_else() {
+    let mut world = World::new("hostile-updates");
+    world.survived("no frames", 2, |_, _| vec![]);
+    world.survived("no end", 3, |a, b| vec![honest_patches(a, b)]);
+    world.survived("patches of nothing known", 4, |_, b| vec![honest_patches(b, b), end()]);
+    let copy = |a: &Site, b: &Site, basis_offset, length_bytes, file_offset| {
+        let file = ContentTag::of(&large(b));
+        let copy = DeltaCopy { file, file_offset, basis: basis(a), basis_offset, length_bytes };
+        vec![honest_patches(a, b), delta(DeltaFrame { copies: vec![copy], ..empty_delta() }), end()]
+    };
+    world.survived("a copy beyond the basis", 5, |a, b| copy(a, b, 500_000, 200_000, 0));
+    world.survived("a copy far beyond the basis", 6, |a, b| copy(a, b, 1 << 62, 100, 0));
+    world.survived("a copy longer than the file", 7, |a, b| copy(a, b, 0, 1 << 62, 0));
+    world.survived("a copy to beyond the file", 8, |a, b| copy(a, b, 0, 1000, 1 << 40));
+    world.survived("a copy of all of the old", 9, |a, b| copy(a, b, 0, 600_008, 0));
+    world.survived("a thousand copies of the same", 10, |a, b| {
+        let file = ContentTag::of(&large(b));
+        let copy =
+            DeltaCopy { file, file_offset: 0, basis: basis(a), basis_offset: 0, length_bytes: 600_000 };
+        let frame = delta(DeltaFrame { copies: vec![copy; 1000], ..empty_delta() });
+        vec![honest_patches(a, b), frame, end()]
+    });
+    let pieces = |b: &Site, lengths: &[u32]| -> Vec<DeltaPiece> {
+        let file = ContentTag::of(&large(b));
+        lengths
+            .iter()
+            .map(|length_bytes| DeltaPiece { file, file_offset: 0, length_bytes: *length_bytes })
+            .collect()
+    };
+    world.survived("a delta that is noise", 11, |a, b| {
+        let encoded = Encoded { encoding: DeltaEncoding::ZstdPrefix, compressed: noise(5, 5000).into() };
+        let bases = vec![Basis { file: basis(a), offset: 0, length_bytes: 600_000 }];
+        vec![
+            honest_patches(a, b),
+            delta(DeltaFrame { encoded, bases, pieces: pieces(b, &[600_008]), ..empty_delta() }),
+            end(),
+        ]
+    });
+    world.survived("a delta that is a bomb", 12, |a, b| {
+        let encoded = Encoded { encoding: DeltaEncoding::ZstdPrefix, compressed: bomb() };
+        vec![
+            honest_patches(a, b),
+            delta(DeltaFrame { encoded, pieces: pieces(b, &[600_008]), ..empty_delta() }),
+            end(),
+        ]
+    });
+    world.survived("an rsync delta that is noise", 13, |a, b| {
+        let raw = [&[0x72, 0x73, 0x02, 0x36], &noise(6, 500)[..]].concat();
+        let compressed = zstd::bulk::compress(&raw, 1).expect("compresses").into();
+        let encoded = Encoded { encoding: DeltaEncoding::Rsync { delta_bytes: raw.len() }, compressed };
+        let bases = vec![Basis { file: basis(a), offset: 0, length_bytes: 600_000 }];
+        vec![
+            honest_patches(a, b),
+            delta(DeltaFrame { encoded, bases, pieces: pieces(b, &[600_008]), ..empty_delta() }),
+            end(),
+        ]
+    });
+    world.survived("an rsync delta that copies without end", 14, |a, b| {
+        // 0x54: COPY with eight-byte offset and length.
+        let mut raw = vec![0x72, 0x73, 0x02, 0x36];
+        for _ in 0..1000 {
+            raw.push(0x54);
+            raw.extend(0u64.to_be_bytes());
+            raw.extend(u64::MAX.to_be_bytes());
+        }
+        let compressed = zstd::bulk::compress(&raw, 1).expect("compresses").into();
+        let encoded = Encoded { encoding: DeltaEncoding::Rsync { delta_bytes: raw.len() }, compressed };
+        let bases = vec![Basis { file: basis(a), offset: 0, length_bytes: 600_000 }];
+        vec![
+            honest_patches(a, b),
+            delta(DeltaFrame { encoded, bases, pieces: pieces(b, &[600_008]), ..empty_delta() }),
+            end(),
+        ]
+    });
+    world.survived("more output than allowed", 15, |a, b| {
+        vec![
+            honest_patches(a, b),
+            delta(DeltaFrame { pieces: pieces(b, &[u32::MAX; 4]), ..empty_delta() }),
+            end(),
+        ]
+    });
+    world.survived("replacing what is no replacement", 16, |a, b| {
+        let replaced = vec![ContentTag::of(&ContentHash::of(b"nobody"))];
+        vec![honest_patches(a, b), delta(DeltaFrame { replaced, ..empty_delta() }), end()]
+    });
+    world.survived("replaced a thousand times", 17, |a, b| {
+        let replaced = vec![ContentTag::of(&large(b)); 1000];
+        vec![honest_patches(a, b), delta(DeltaFrame { replaced, ..empty_delta() }), end()]
+    });
+    world.survived("local content from elsewhere", 18, |a, b| {
+        let local = |path: &'static [u8]| {
+            F::Local(v1::LocalContent {
+                file: Bytes::copy_from_slice(large(b).as_bytes()),
+                source_path: Bytes::from_static(path),
+            })
+        };
+        vec![honest_patches(a, b), local(b"index.html"), local(b"not/there"), end()]
+    });
+    println!("{} updates survived, peak {} MiB", world.tried(), peak_mib(world.pid()));
+}
