@@ -356,7 +356,9 @@ impl Client {
             if UnixStream::connect(self.data.join("admin.sock")).is_ok() {
                 let outcome = self.cli("status", &["--json"]);
                 let status = serde_json::from_str::<OriginStatus>(&outcome.stdout).ok();
-                if status.as_ref().is_some_and(|status| status.state == "ready") || outcome.code != Some(0) {
+                // One that is held says why to whoever asks for something.
+                let answers = |status: &OriginStatus| ["ready", "held"].contains(&status.state.as_str());
+                if status.as_ref().is_some_and(answers) || outcome.code != Some(0) {
                     break status;
                 }
             }
