@@ -23,7 +23,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use nix::libc;
 use rustix::mount::{MountFlags, mount};
 
-/// With this begins each page of content that [`Refused::Marked`] is about.
+/// What each page of the content has that [`Refused::Marked`] is about.
 pub const MARK: &[u8; 16] = b"a marked page of";
 /// How content lies on the disk.
 pub const PAGE_BYTES: usize = 4096;
@@ -40,7 +40,7 @@ const VERSION: [u32; 2] = [7, 31];
 pub enum Refused {
     /// Nothing.
     Nothing,
-    /// Pages that begin with [`MARK`].
+    /// Whatever has [`MARK`] in it.
     Marked,
     /// Everything.
     Everything,
@@ -66,9 +66,8 @@ impl Wear {
 
     fn refuses(&self, bytes: &[u8]) -> bool {
         let refused = self.refused.load(Ordering::SeqCst);
-        let hit = refused == Refused::Everything as u8
-            || refused == Refused::Marked as u8
-                && bytes.chunks(PAGE_BYTES).any(|page| page.starts_with(MARK));
+        let is_marked = || bytes.windows(MARK.len()).any(|window| window == MARK);
+        let hit = refused == Refused::Everything as u8 || refused == Refused::Marked as u8 && is_marked();
         self.refusals.fetch_add(u64::from(hit), Ordering::SeqCst);
         hit
     }

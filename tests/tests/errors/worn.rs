@@ -5,11 +5,11 @@ use std::process::Command;
 use std::time::{Duration, Instant};
 
 use syncd_tests::device::{Refused, Wear, marked};
-use syncd_tests::edits::write;
+use syncd_tests::edits::{small_site, write};
 use syncd_tests::mounts::Mount;
 use syncd_tests::node::{Node, Scenario};
 use syncd_tests::tracer::{Point, Traced, Verdict};
-use syncd_tests::{Scene, wait};
+use syncd_tests::{Origin, Scene, wait};
 
 const PATIENCE: Duration = Duration::from_secs(60);
 /// Of two pages each.
@@ -201,4 +201,45 @@ fn what_an_interrupted_update_left_is_read_from_the_disk() {
         println!("{}: {} writes were refused", scenario.name, wear.refusals() - before);
         assert_eq!(node.complete(newest), Ok(newest), "{}", scenario.name);
     }
+}
+
+/// The origin's packs, likewise: a commit whose content did not reach the disk is refused, and the next one stores it anew.
+fn no_commit_is_answered_too_early(name: &str, mount: impl FnOnce(&Path) -> Mount) {
+    let scene = Scene::in_memory(name);
+    let (disk, wear) = mount(&scene.path("disk")).on_a_worn_disk();
+    let tree = scene.path("tree");
+    small_site(&tree, 30);
+    let mut origin = Origin::create_named(&scene, "disk/data", &tree);
+    origin.start();
+    let first = origin.commit();
+    widen(&tree);
+    wear.refuse(Refused::Marked);
+    let refused = origin.cli("commit", &[]);
+    println!("{name}: {} writes refused; {}", wear.refusals(), refused.stderr.trim());
+    assert_ne!(refused.code, Some(0));
+    assert!(refused.stderr.contains("Input/output error") && wear.refusals() > 0, "{refused:?}");
+    assert_eq!(origin.status().generation, Some(first));
+    wear.refuse(Refused::Nothing);
+    let second = origin.commit();
+    let root = origin.status().root;
+    assert_eq!(second, first + 1);
+    disk.cut_power();
+    origin.kill9();
+    disk.power_up();
+    origin.start();
+    let status = origin.status();
+    assert_eq!((status.generation, &status.root), (Some(second), &root));
+    origin.stop();
+    let check = origin.cli("check", &[]);
+    assert_eq!(check.code, Some(0), "{check:?}");
+}
+
+#[test]
+fn a_commit_that_ext4_could_not_write_is_refused() {
+    no_commit_is_answered_too_early("worn-origin-ext4", |directory| Mount::ext4(directory, 64));
+}
+
+#[test]
+fn a_commit_that_xfs_could_not_write_is_refused() {
+    no_commit_is_answered_too_early("worn-origin-xfs", |directory| Mount::xfs(directory, 320));
 }
