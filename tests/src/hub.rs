@@ -358,7 +358,11 @@ impl Client {
                 let status = serde_json::from_str::<OriginStatus>(&outcome.stdout).ok();
                 // One that is held says why to whoever asks for something.
                 let answers = |status: &OriginStatus| ["ready", "held"].contains(&status.state.as_str());
-                if status.as_ref().is_some_and(answers) || outcome.code != Some(0) {
+                if outcome.code != Some(0) {
+                    answered.refusals.push(outcome.stderr);
+                    break None;
+                }
+                if status.as_ref().is_some_and(answers) {
                     break status;
                 }
             }
