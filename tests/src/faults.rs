@@ -32,7 +32,7 @@ pub enum Fault {
     OtherFileSystem,
     /// EROFS.
     ReadOnly,
-    /// Writes write one byte.
+    /// Writes write a third.
     Short,
 }
 

@@ -174,50 +174,88 @@ impl Hub {
         })
     }
 
-    /// A commit while a call fails. It is refused with a clear word, or done; when the fault has ended the next one works,
+    /// An errand while a call fails. It is refused with a clear word, or done; when the fault has ended the next one works,
     /// without a restart where the origin still runs. Calls that failed. Err: what is wrong.
-    pub fn fail(&mut self, failing: Failing) -> Result<usize, String> {
+    pub fn fail(&mut self, errand: Errand, failing: Failing) -> Result<usize, String> {
         let (lasting, failed) = (Arc::new(AtomicBool::new(true)), Failed::default());
         let log = Traced::log_of(self.mount.directory());
         let _ = std::fs::remove_file(&log);
-        let mut traced = self.trace(Errand::Commit, faults::policy(failing, lasting.clone(), failed.clone()));
-        let (_, mut answered) = self.ask(Errand::Commit, &mut traced, Duration::ZERO, false);
+        let mut traced = self.trace(errand, faults::policy(failing, lasting.clone(), failed.clone()));
+        let (_, mut answered) = self.ask(errand, &mut traced, Duration::ZERO, false);
         lasting.store(false, Ordering::Relaxed);
         let said = answered.refusals.join("\n") + &std::fs::read_to_string(&log).unwrap_or_default();
-        let outcome = self.healed(failing, &traced, &mut answered, &said);
+        let outcome = self.healed(errand, failing, &traced, &mut answered, &said);
         traced.kill();
         let failed = failed.lock().map(|failed| failed.clone()).unwrap_or_default();
-        let outcome = outcome.and_then(|()| self.judge(Errand::Commit, &answered));
+        let outcome = outcome.and_then(|()| self.judge(errand, &answered));
         if self.origin.is_running() {
             self.origin.kill9();
         }
         let first = failed.first().map(Point::label).unwrap_or_default();
-        outcome.map_err(|complaint| format!("{failing:?} at {first}: {complaint} ({answered:?}) {said}"))?;
+        outcome.map_err(|complaint| {
+            format!("{errand:?}, {failing:?} at {first}: {complaint} ({answered:?}) {said}")
+        })?;
         Ok(failed.len())
     }
 
     fn healed(
-        &self,
+        &mut self,
+        errand: Errand,
         failing: Failing,
         traced: &Traced,
         answered: &mut Answered,
         said: &str,
     ) -> Result<(), String> {
-        if answered.sealed.is_none() && !said.contains(failing.fault.words()) {
+        let ended = traced.ended();
+        let is_done = match errand {
+            Errand::Commit => answered.sealed.is_some(),
+            Errand::Join => answered.joined,
+            Errand::Collect => ended.is_none() && self.is_collected()?,
+        };
+        if !is_done && !said.contains(failing.fault.words()) {
             return Err("it was not said why".into());
         }
-        match traced.ended() {
-            Some(status) if status.code() == Some(1) => Ok(()),
-            Some(status) => Err(format!("the origin ended with {status}")),
-            None => {
-                let again = self.origin.cli("commit", &[]);
-                let number = again.stdout.trim().parse::<u64>();
-                if number != Ok(self.newest_of_image() + 1) {
-                    return Err(format!("the commit after the fault: {again:?}"));
-                }
-                answered.sealed = number.ok();
-                Ok(())
-            }
+        match ended {
+            Some(status) if status.code() == Some(1) => return Ok(()),
+            Some(status) => return Err(format!("the origin ended with {status}")),
+            None => {}
+        }
+        match errand {
+            Errand::Commit => answered.sealed = Some(self.commit_again()?),
+            Errand::Join => self.join_again()?,
+            // It is collected again after half an hour, in debug builds, too; what matters until then works.
+            Errand::Collect => drop(self.commit_again()?),
+        }
+        Ok(())
+    }
+
+    /// Whether the generations that a hasty origin does not keep are gone.
+    fn is_collected(&self) -> Result<bool, String> {
+        let history = self.origin.cli("history", &["--json"]);
+        if history.code != Some(0) {
+            return Err(format!("history: {history:?}"));
+        }
+        Ok(self.roots.get(&1).is_none_or(|root| !history.stdout.contains(root.as_str())))
+    }
+
+    fn commit_again(&self) -> Result<u64, String> {
+        let again = self.origin.cli("commit", &[]);
+        match again.stdout.trim().parse::<u64>() {
+            Ok(number) if number == self.newest_of_image() + 1 => Ok(number),
+            _ => Err(format!("the commit after the fault: {again:?}")),
+        }
+    }
+
+    fn join_again(&mut self) -> Result<(), String> {
+        self.agents += 1;
+        let name = format!("after{}", self.agents);
+        let token = self.origin.cli("token", &[]);
+        let address = self.origin.status().grpc_address.ok_or("the origin does not listen")?;
+        let joined = join(&address, token.stdout.trim(), &name, &self.elsewhere.join(&name));
+        if joined.code == Some(0) {
+            Ok(())
+        } else {
+            Err(format!("the join after the fault: {token:?}, {joined:?}"))
         }
     }
 
@@ -227,7 +265,7 @@ impl Hub {
         let status = self.origin.status();
         let before = self.newest_of_image();
         let newest = status.generation.ok_or("no generation is left")?;
-        if newest != before && !(errand == Errand::Commit && newest == before + 1) {
+        if newest != before && !(errand != Errand::Join && newest == before + 1) {
             return Err(format!("generation {newest} follows {before}"));
         }
         if answered.sealed.is_some_and(|sealed| sealed > newest) {
@@ -318,7 +356,13 @@ impl Client {
             if UnixStream::connect(self.data.join("admin.sock")).is_ok() {
                 let outcome = self.cli("status", &["--json"]);
                 let status = serde_json::from_str::<OriginStatus>(&outcome.stdout).ok();
-                if status.as_ref().is_some_and(|status| status.state == "ready") || outcome.code != Some(0) {
+                // One that is held says why to whoever asks for something.
+                let answers = |status: &OriginStatus| ["ready", "held"].contains(&status.state.as_str());
+                if outcome.code != Some(0) {
+                    answered.refusals.push(outcome.stderr);
+                    break None;
+                }
+                if status.as_ref().is_some_and(answers) {
                     break status;
                 }
             }
@@ -342,6 +386,7 @@ impl Client {
                 answered.token = (outcome.code == Some(0)).then(|| outcome.stdout.trim().to_owned());
                 if let (Some(token), Some(address)) = (&answered.token, &status.grpc_address) {
                     let outcome = join(address, token, &self.name, &self.root);
+                    refused(&outcome);
                     answered.joined = outcome.code == Some(0);
                 }
             }

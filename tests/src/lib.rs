@@ -14,6 +14,7 @@ mod apache;
 mod binaries;
 mod calls;
 pub mod corpora;
+pub mod device;
 pub mod edits;
 pub mod faults;
 pub mod http;

@@ -5,6 +5,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
+use crate::device::{Device, Wear};
 use crate::process::tool;
 use crate::scene::{require_program, require_root};
 
@@ -12,6 +13,9 @@ use crate::scene::{require_program, require_root};
 pub struct Mount {
     directory: PathBuf,
     image: Option<PathBuf>,
+    /// What lies between the file system and its image.
+    device: Option<Device>,
+    options: &'static str,
 }
 
 impl Mount {
@@ -35,8 +39,21 @@ impl Mount {
     /// Mounts it anew with this option (`ro`, `rw`); no process may have anything open for writing on it.
     #[track_caller]
     pub fn remount(&self, option: &str) {
-        let options = OsString::from(format!("remount,{option}"));
-        tool("mount", [OsString::from("-o"), options, self.directory.clone().into()]);
+        Self::try_remount(&self.directory, option).unwrap_or_else(|why| panic!("remount {option}: {why}"));
+    }
+
+    /// [`Self::remount`] of what is mounted at `directory`. Err: what the kernel says, "busy" where something is open.
+    pub fn try_remount(directory: &Path, option: &str) -> Result<(), String> {
+        let outcome = Command::new("mount")
+            .args(["-o", &format!("remount,{option}")])
+            .arg(directory)
+            .output()
+            .map_err(|error| error.to_string())?;
+        if outcome.status.success() {
+            Ok(())
+        } else {
+            Err(String::from_utf8_lossy(&outcome.stderr).into_owned())
+        }
     }
 
     /// Everything that would change it waits until it is thawed.
@@ -61,15 +78,40 @@ impl Mount {
         let options = options.iter().map(|option| OsString::from(*option));
         tool(mkfs, options.chain([image.clone().into_os_string()]));
         fs::create_dir_all(directory).expect("create a mount point");
-        let mount = Self { directory: directory.to_path_buf(), image: Some(image) };
+        let mount =
+            Self { directory: directory.to_path_buf(), image: Some(image), device: None, options: "loop" };
         mount.attach();
         mount
+    }
+
+    /// Puts a disk below it that can refuse to write.
+    #[track_caller]
+    pub fn on_a_worn_disk(mut self) -> (Self, Wear) {
+        tool("umount", [&self.directory]);
+        let device = Device::of(self.image.as_ref().expect("a file system in an image"));
+        let wear = device.wear();
+        self.device = Some(device);
+        self.attach();
+        (self, wear)
+    }
+
+    /// Mounts it with this option from now on.
+    #[track_caller]
+    pub fn with_options(mut self, options: &'static str) -> Self {
+        tool("umount", [&self.directory]);
+        self.options = options;
+        self.attach();
+        self
     }
 
     #[track_caller]
     fn attach(&self) {
         let image = self.image.as_ref().expect("a file system in an image");
-        tool("mount", [OsString::from("-o"), "loop".into(), image.into(), self.directory.clone().into()]);
+        let source = self.device.as_ref().map_or(image.as_path(), Device::path);
+        tool(
+            "mount",
+            [OsString::from("-o"), self.options.into(), source.into(), self.directory.clone().into()],
+        );
     }
 
     /// The moment of a power cut: from here on the disk has what it has, everything else is lost, the file system's log
@@ -137,7 +179,7 @@ impl Mount {
                 directory.into(),
             ],
         );
-        Self { directory: directory.to_path_buf(), image: None }
+        Self { directory: directory.to_path_buf(), image: None, device: None, options: "" }
     }
 
     /// Changes the size of a tmpfs.
@@ -166,5 +208,29 @@ impl Drop for Mount {
         if let Some(image) = &self.image {
             let _ = fs::remove_file(image);
         }
+    }
+}
+
+/// A file that lies on another file system than its name, so that it can be open for writing while that one becomes
+/// read-only. The name is free again when this is dropped.
+pub struct Elsewhere {
+    file: PathBuf,
+}
+
+impl Elsewhere {
+    /// Copies `file` into the directory `to` and mounts the copy where it was. No process may have it open.
+    #[track_caller]
+    pub fn keep(file: &Path, to: &Path) -> Self {
+        require_root("it mounts a file");
+        let kept = to.join(file.file_name().expect("a file name"));
+        fs::copy(file, &kept).expect("copy a file");
+        tool("mount", ["--bind".as_ref(), kept.as_path(), file]);
+        Self { file: file.to_path_buf() }
+    }
+}
+
+impl Drop for Elsewhere {
+    fn drop(&mut self) {
+        let _ = Command::new("umount").arg("-l").arg(&self.file).status();
     }
 }

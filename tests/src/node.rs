@@ -50,6 +50,26 @@ pub struct Scenario {
     pub empties_trash: bool,
 }
 
+impl Scenario {
+    /// An update from the disk in `image`, where `live` is live and `held` are whole, by an origin that answers.
+    pub fn from(name: &'static str, image: &Path, live: u64, held: &[u64]) -> Self {
+        Self {
+            name,
+            image: Some(image.to_path_buf()),
+            options: Vec::new(),
+            live,
+            held: held.to_vec(),
+            origin_answers: true,
+            empties_trash: false,
+        }
+    }
+
+    /// As this one, with one tree kept and no origin: nothing to do but to delete what is too much.
+    pub fn left_alone(self) -> Self {
+        Self { options: vec!["--keep".into(), "1".into()], origin_answers: false, ..self }
+    }
+}
+
 /// How the agent ends.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum End {
@@ -127,18 +147,6 @@ impl Node {
         small_site(&tree, FILES);
         write(&tree, "large.bin", Seeded::new(3).bytes(300_000));
         let mut node = Self::joined(scene, mount, &tree);
-        let mut scenarios = Vec::new();
-        let mut add = |name, image: &Path, live: u64, held: &[u64]| {
-            scenarios.push(Scenario {
-                name,
-                image: Some(image.to_path_buf()),
-                options: Vec::new(),
-                live,
-                held: held.to_vec(),
-                origin_answers: true,
-                empties_trash: false,
-            });
-        };
         let joined = node.mount.save("joined.image");
         node.commit();
         for number in 2..=3 {
@@ -154,15 +162,13 @@ impl Node {
         let four = node.save("four.image");
         few_changes(&tree);
         node.commit();
-        add("first sync", &joined, 0, &[]);
-        add("large update", &three, 3, &[1, 2, 3]);
-        add("small update", &four, 4, &[2, 3, 4]);
-        add("deletion", &four, 4, &[2, 3, 4]);
-        if let Some(deletion) = scenarios.last_mut() {
-            deletion.options = vec!["--keep".into(), "1".into()];
-            deletion.origin_answers = false;
-            deletion.empties_trash = true;
-        }
+        let deletion = Scenario::from("deletion", &four, 4, &[2, 3, 4]).left_alone();
+        let scenarios = vec![
+            Scenario::from("first sync", &joined, 0, &[]),
+            Scenario::from("large update", &three, 3, &[1, 2, 3]),
+            Scenario::from("small update", &four, 4, &[2, 3, 4]),
+            Scenario { empties_trash: true, ..deletion },
+        ];
         (node, scenarios)
     }
 
@@ -207,14 +213,16 @@ impl Node {
         ask_status(&self.agent.root.join("state/agent.sock"))
     }
 
-    pub(crate) fn settled(&self, status: &AgentStatus, number: u64) -> Result<(), String> {
+    /// Whether `status` says that this is live and nothing is left to do, and the disk agrees. Err: what is not so.
+    pub fn settled(&self, status: &AgentStatus, number: u64) -> Result<(), String> {
         if status.generation != Some(number) || status.spares != 2 {
             return Err(format!("{status:?}"));
         }
         litter(&self.agent.root, status)
     }
 
-    pub(crate) fn poll<T>(
+    /// Waits until `check` is content, [`Self::patience`] at most; then what it complained of last.
+    pub fn poll<T>(
         &mut self,
         what: &str,
         mut check: impl FnMut(&mut Self) -> Result<T, String>,

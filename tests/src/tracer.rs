@@ -75,7 +75,7 @@ pub enum Verdict {
     FreezeAfter,
     /// It is not made and fails so.
     Fail(i32),
-    /// A write writes one byte.
+    /// A write writes a third of what it was to.
     Short,
 }
 
@@ -346,7 +346,7 @@ impl Loop<'_> {
                 let _ = ptrace::setregs(who, registers);
             }
             Verdict::Short if matches!(name, "write" | "pwrite64") && registers.rdx > 1 => {
-                registers.rdx = 1;
+                registers.rdx = registers.rdx.div_ceil(3);
                 let _ = ptrace::setregs(who, registers);
             }
             _ => {}

@@ -1,33 +1,50 @@
 //! The error sweep: calls by which the real agent changes its disk fail, once or until the fault ends.
 //!
 //! As in the crash sweep each call of a counted run is a case, with each error that it can give. A share of the cases runs
-//! by default; `SYNCD_SEED=N` repeats the choice, `SYNCD_SWEEP=N` takes N cases, `SYNCD_SWEEP=full` all:
+//! by default; `SYNCD_SEED=N` repeats the choice, `SYNCD_SWEEP=N` takes N cases on each file system (of each errand of the
+//! origin), `SYNCD_SWEEP=full` all:
 //!
 //! ```text
 //! SYNCD_SWEEP=full ./tests/run errors
 //! ```
 
+#[path = "errors/worn.rs"]
+mod worn;
+
 use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Instant;
 
 use syncd_tests::edits::{small_site, write};
 use syncd_tests::faults::{Failing, Fault};
 use syncd_tests::hub::{Errand, Hub};
-use syncd_tests::mounts::Mount;
+use syncd_tests::mounts::{Elsewhere, Mount};
 use syncd_tests::node::{Node, Scenario};
 use syncd_tests::oracle::{assert_same, fingerprint};
-use syncd_tests::tracer::Point;
+use syncd_tests::tracer::{Point, Traced, Verdict};
 use syncd_tests::{Agent, Origin, Scene, Seeded, wait};
 
-/// Cases unless `SYNCD_SWEEP` says otherwise.
-const SHARE: usize = 60;
+/// Cases of the agent on ext4 unless `SYNCD_SWEEP` says otherwise, and on xfs.
+const SHARE: [usize; 2] = [45, 24];
+/// Cases of each of the origin's errands, likewise.
+const ORIGIN_SHARE: [usize; 2] = [10, 4];
 
-fn share() -> Option<usize> {
+/// How many cases: `usual`, or what `SYNCD_SWEEP` says.
+fn share(usual: usize) -> usize {
     match std::env::var("SYNCD_SWEEP") {
-        Ok(text) if text == "full" => None,
-        Ok(text) => Some(text.parse().expect("SYNCD_SWEEP is a number or full")),
-        Err(_) => Some(SHARE),
+        Ok(text) if text == "full" => usize::MAX,
+        Ok(text) => text.parse().expect("SYNCD_SWEEP is a number or full"),
+        Err(_) => usual,
     }
+}
+
+fn ext4(scene: &Scene) -> Mount {
+    Mount::ext4(&scene.path("disk"), 64)
+}
+
+fn xfs(scene: &Scene) -> Mount {
+    Mount::xfs(&scene.path("disk"), 320)
 }
 
 /// Every call with every fault that can hit it, by fault and kind of call.
@@ -58,11 +75,11 @@ fn draw(kinds: &mut BTreeMap<String, Vec<Failing>>, random: &mut Seeded) -> Opti
     Some(failing)
 }
 
-#[test]
-fn no_error_of_the_disk_is_lost_or_lasts() {
-    let mut random = Seeded::announced("errors");
-    let scene = Scene::in_memory("errors");
-    let mount = Mount::ext4(&scene.path("disk"), 64);
+/// Fails the agent's calls in every scenario that has an origin.
+fn sweep_the_agent(name: &str, mount: impl FnOnce(&Scene) -> Mount, usual: usize) {
+    let mut random = Seeded::announced(name);
+    let scene = Scene::in_memory(name);
+    let mount = mount(&scene);
     let started = Instant::now();
     let (mut node, scenarios) = Node::new(&scene, mount);
     let mut complaints = Vec::new();
@@ -72,7 +89,7 @@ fn no_error_of_the_disk_is_lost_or_lasts() {
         let mut kinds = kinds_of(&node.count(scenario));
         let counted: usize = kinds.values().map(Vec::len).sum();
         let (mut tried, mut failed, mut logged, mut reported, mut ended) = (0, 0, 0, 0, 0);
-        let most = share().map_or(usize::MAX, |share| share.div_ceil(scenarios.len()));
+        let most = share(usual).div_ceil(scenarios.len());
         while tried < most {
             let Some(failing) = draw(&mut kinds, &mut random) else { break };
             tried += 1;
@@ -91,36 +108,61 @@ fn no_error_of_the_disk_is_lost_or_lasts() {
         }
         all += tried;
         println!(
-            "{}: {tried} of {counted} cases, {failed} calls failed; {logged} logged, {reported} at the origin's status, {ended} agents ended",
+            "{name}, {}: {tried} of {counted} cases, {failed} calls failed; {logged} logged, {reported} at the origin's status, {ended} agents ended",
             scenario.name
         );
     }
-    println!("{all} cases in {:.0} s", started.elapsed().as_secs_f64());
+    println!("{name}: {all} cases in {:.0} s", started.elapsed().as_secs_f64());
     assert!(complaints.is_empty(), "{} complaints:\n{}", complaints.len(), complaints.join("\n"));
 }
 
 #[test]
-fn no_error_under_data_loses_a_generation() {
-    let mut random = Seeded::announced("errors under DATA");
-    let scene = Scene::in_memory("errors-origin");
-    let mount = Mount::ext4(&scene.path("disk"), 64);
+fn no_error_of_a_disk_is_lost_or_lasts() {
+    sweep_the_agent("errors-ext4", ext4, SHARE[0]);
+}
+
+#[test]
+fn no_error_of_a_disk_with_xfs_is_lost_or_lasts() {
+    sweep_the_agent("errors-xfs", xfs, SHARE[1]);
+}
+
+/// Fails the origin's calls in each of its errands.
+fn sweep_the_origin(name: &str, mount: impl FnOnce(&Scene) -> Mount, usual: usize) {
+    let mut random = Seeded::announced(name);
+    let scene = Scene::in_memory(name);
+    let mount = mount(&scene);
+    let started = Instant::now();
     let mut hub = Hub::new(&scene, mount);
-    let mut kinds = kinds_of(&hub.count(Errand::Commit));
-    let counted: usize = kinds.values().map(Vec::len).sum();
-    let (mut tried, mut failed, mut complaints) = (0, 0, Vec::new());
-    while share().is_none_or(|share| tried < share / 4) {
-        let Some(failing) = draw(&mut kinds, &mut random) else { break };
-        tried += 1;
-        match hub.fail(failing) {
-            Ok(calls) => failed += calls,
-            Err(complaint) => {
-                println!("COMPLAINT {complaint}");
-                complaints.push(complaint);
+    let mut complaints = Vec::new();
+    for errand in [Errand::Commit, Errand::Join, Errand::Collect] {
+        let mut kinds = kinds_of(&hub.count(errand));
+        let counted: usize = kinds.values().map(Vec::len).sum();
+        let (mut tried, mut failed) = (0, 0);
+        while tried < share(usual) {
+            let Some(failing) = draw(&mut kinds, &mut random) else { break };
+            tried += 1;
+            match hub.fail(errand, failing) {
+                Ok(calls) => failed += calls,
+                Err(complaint) => {
+                    println!("COMPLAINT {complaint}");
+                    complaints.push(complaint);
+                }
             }
         }
+        println!("{name}, {errand:?}: {tried} of {counted} cases, {failed} calls failed");
     }
-    println!("{tried} of {counted} cases, {failed} calls failed");
+    println!("{name}: {:.0} s", started.elapsed().as_secs_f64());
     assert!(complaints.is_empty(), "{} complaints:\n{}", complaints.len(), complaints.join("\n"));
+}
+
+#[test]
+fn no_error_under_data_loses_a_generation_or_a_token() {
+    sweep_the_origin("errors-origin", ext4, ORIGIN_SHARE[0]);
+}
+
+#[test]
+fn no_error_under_data_on_xfs_loses_a_generation_or_a_token() {
+    sweep_the_origin("errors-origin-xfs", xfs, ORIGIN_SHARE[1]);
 }
 
 #[test]
@@ -270,6 +312,72 @@ fn a_read_only_disk_is_named_and_served_from() {
     agent.start();
     agent.wait_live(second);
     assert_same(&tree, &agent.live());
+}
+
+/// A disk that becomes read-only under a running agent. The kernel refuses that while anything on it is open for writing:
+/// the agent's record and lock lie elsewhere here.
+#[test]
+fn a_disk_that_becomes_read_only_is_served_from_until_it_no_longer_is() {
+    const WORDS: &str = "Read-only file system";
+    let scene = Scene::in_memory("errors-remount");
+    let tree = scene.path("tree");
+    small_site(&tree, 30);
+    let mount = ext4(&scene);
+    let mut node = Node::joined(&scene, mount, &tree);
+    node.agent.under(&["env".into(), "SYNCD_HASTY=1".into()]);
+    let first = node.commit();
+    node.settle_at(first);
+    let disk = node.mount.directory().to_path_buf();
+    let refused = Mount::try_remount(&disk, "ro").expect_err("the record is open");
+    assert!(refused.contains("busy"), "{refused}");
+    node.agent.stop();
+    let kept = scene.new_directory("kept");
+    let state = node.agent.root.join("state");
+    let _elsewhere = ["record.redb", "lock"].map(|name| Elsewhere::keep(&state.join(name), &kept));
+    // While it is idle.
+    node.settle_at(first);
+    wait::until_ok("nothing to be open", || Mount::try_remount(&disk, "ro"));
+    write(&tree, "index.html", "second");
+    let second = node.commit();
+    wait_error(&node.origin, &node.agent, &WORDS.to_lowercase());
+    assert_eq!(node.complete(first), Ok(first));
+    assert!(node.agent.daemon().log().contains(WORDS), "{}", node.agent.daemon().log());
+    node.mount.remount("rw");
+    node.settle_at(second);
+    node.agent.stop();
+    // While it stages.
+    for number in 0..300 {
+        write(&tree, &format!("many/{}/{number}.html", number % 7), format!("page {number}"));
+    }
+    let third = node.commit();
+    let scenario = Scenario { image: None, ..Scenario::from("remount", &disk, second, &[second]) };
+    let log = Traced::log_of(&disk);
+    let (directory, mut files, remounted) = (disk.clone(), 0, Arc::new(AtomicBool::new(false)));
+    let done = remounted.clone();
+    let policy = move |point: &Point| {
+        files += u32::from(point.call == "openat2" && point.path.contains("staging/"));
+        if files > 100 && !done.load(Ordering::Relaxed) {
+            done.store(Mount::try_remount(&directory, "ro").is_ok(), Ordering::Relaxed);
+        }
+        Verdict::Pass
+    };
+    let mut traced = node.trace(&scenario, Box::new(policy));
+    let said = || std::fs::read_to_string(&log).unwrap_or_default();
+    wait::until("the origin to know", || {
+        let status = node.origin.try_status()?;
+        status.agent("web1").error.clone().filter(|error| error.contains(WORDS))
+    });
+    assert!(remounted.load(Ordering::Relaxed) && said().contains(WORDS), "{}", said());
+    assert_eq!(node.complete(second), Ok(second));
+    node.mount.remount("rw");
+    node.poll("the agent to catch up", |node| {
+        let status = node.status().ok_or("no status")?;
+        node.settled(&status, third)
+    })
+    .unwrap_or_else(|complaint| panic!("{complaint}\n{}", said()));
+    assert_eq!(node.complete(third), Ok(third));
+    assert!(traced.ended().is_none());
+    traced.kill();
 }
 
 #[test]

@@ -97,22 +97,9 @@ fn in_building(point: &Point) -> bool {
 }
 
 fn moments(content: &Content, joined: &Path, one: &Path, two: &Path) -> Vec<Moment> {
-    let scenario = |name, image: &Path, live, held: &[u64]| Scenario {
-        name,
-        image: Some(image.to_path_buf()),
-        options: Vec::new(),
-        live,
-        held: held.to_vec(),
-        origin_answers: true,
-        empties_trash: false,
-    };
-    let first = scenario("first sync", joined, 0, &[]);
-    let update = scenario("update", one, 1, &[1]);
-    let idle = Scenario {
-        options: vec!["--keep".into(), "1".into()],
-        origin_answers: false,
-        ..scenario("idle", two, 2, &[2])
-    };
+    let first = Scenario::from("first sync", joined, 0, &[]);
+    let update = Scenario::from("update", one, 1, &[1]);
+    let idle = Scenario::from("idle", two, 2, &[2]).left_alone();
     let recycling = Scenario { options: idle.options.clone(), ..update.clone() };
     let moment = |what, scenario: &Scenario, skip, fits, live| Moment {
         what,

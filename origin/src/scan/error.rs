@@ -10,6 +10,7 @@ use syncd_shared::{Component, TreePath};
 
 use crate::ignore_rules::IgnoreError;
 use crate::store::StoreError;
+use crate::watch::CookieError;
 
 /// Why a scan failed. Nothing is to be sealed then: the last generation stands.
 #[derive(Debug, thiserror::Error)]
@@ -92,6 +93,9 @@ pub enum ScanError {
         /// What changes.
         paths: Paths,
     },
+    /// Whether the tree changed while it was scanned can't be known.
+    #[error(transparent)]
+    Cookie(#[from] CookieError),
     /// The sums over the tree exceed what can be counted.
     #[error("the sizes of the files in {directory} exceed what can be counted")]
     Totals {

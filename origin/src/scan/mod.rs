@@ -199,7 +199,7 @@ fn settle(
         }
         current = Some(root);
         sum.add(walked, pass);
-        let mut hints = moved_meanwhile(scan.watch);
+        let mut hints = moved_meanwhile(scan.watch)?;
         taken.merge(hints.clone());
         hints.merge(again);
         if hints.is_empty() {
@@ -256,11 +256,11 @@ fn one_pass(
     walk::walk(&pass, base, &Plan::of(scope))
 }
 
-fn moved_meanwhile(watch: Option<&Watch>) -> Hints {
-    watch.map_or_else(Hints::default, |watch| {
-        watch.barrier();
-        watch.take()
-    })
+/// What moved since the hints were taken. Err: it can't be known, which is no sign of unrest in the tree.
+fn moved_meanwhile(watch: Option<&Watch>) -> Result<Hints, ScanError> {
+    let Some(watch) = watch else { return Ok(Hints::default()) };
+    watch.barrier()?;
+    Ok(watch.take())
 }
 
 fn pause(duration: Duration, cancel: &CancellationToken) -> Result<(), ScanError> {

@@ -728,3 +728,22 @@ fn a_cancelled_scan_ends() {
     };
     assert!(matches!(scan(&work, None, Scope::Everything), Err(ScanError::Cancelled)));
 }
+
+#[test]
+fn a_data_directory_that_takes_no_cookie_is_named_and_not_the_tree() {
+    let mut site = Site::watched();
+    fs::write(site.at("f"), "first").unwrap();
+    site.calm();
+    let cookies = site.store.data().join("cookies");
+    let names: Vec<_> = (1..100).map(|number| cookies.join(number.to_string())).collect();
+    names.iter().for_each(|name| fs::create_dir(name).unwrap());
+    fs::write(site.at("f"), "changed").unwrap();
+    let refused = site.try_scan(Scope::Everything).unwrap_err();
+    assert!(matches!(refused, ScanError::Cookie(_)), "{refused}");
+    assert!(refused.to_string().contains("check that the data directory is writable"), "{refused}");
+    // What it was to look at is looked at by the next one.
+    names.iter().for_each(|name| fs::remove_dir(name).unwrap());
+    let scope = site.hinted();
+    assert!(site.scan(scope).changed);
+    site.assert_identical();
+}

@@ -70,6 +70,17 @@ pub enum WatchError {
     },
 }
 
+/// A cookie could not be made: whether all events have come is not known.
+#[derive(Debug, thiserror::Error)]
+#[error("cannot make {path}: check that the data directory is writable")]
+pub struct CookieError {
+    /// The cookie.
+    path: PathBuf,
+    /// Cause.
+    #[source]
+    source: io::Error,
+}
+
 /// Watches one content tree.
 #[derive(Debug)]
 pub struct Watch {
@@ -263,15 +274,22 @@ impl Watch {
     /// Returns once every change made before the call is hinted at: waits for a cookie, and hints at all that is polled.
     /// Blocks for at most [`COOKIE_DEADLINE`], usually well under a millisecond.
     pub fn flush(&self) {
-        self.barrier();
+        let made = self.barrier();
         let mut state = self.shared.state();
+        if let Err(error) = made {
+            warn!(error = crate::error_chain(&error), "walking the whole tree");
+            state.lost(Reason::CookieLost);
+        }
         if state.is_polled() {
             state.poll(Instant::now());
         }
     }
 
     /// Like [`Watch::flush`], without what is polled. Where the cookie's event does not come, everything is hinted at.
-    pub fn barrier(&self) {
+    ///
+    /// # Errors
+    /// The cookie could not be made. Nothing is hinted at by that.
+    pub fn barrier(&self) -> Result<(), CookieError> {
         let cookie = {
             let mut instance = self.instance();
             if instance.watcher.is_none() || !instance.cookies_watched {
@@ -283,15 +301,19 @@ impl Watch {
         };
         let Some(number) = cookie else {
             // Nothing comes in order here; what is not watched is polled, and its flush walks.
-            return;
+            return Ok(());
         };
         let path = self.cookies.join(number.to_string());
-        let made = fs::write(&path, []);
-        let seen = made.is_ok() && self.wait_for(number);
+        let seen = fs::write(&path, []).map(|()| self.wait_for(number));
         let _ = fs::remove_file(&path);
-        if !seen {
-            warn!(path = %path.display(), "the event of a cookie did not come: walking the whole tree");
-            self.shared.state().lost(Reason::CookieLost);
+        match seen {
+            Ok(true) => Ok(()),
+            Ok(false) => {
+                warn!(path = %path.display(), "the event of a cookie did not come: walking the whole tree");
+                self.shared.state().lost(Reason::CookieLost);
+                Ok(())
+            }
+            Err(source) => Err(CookieError { path, source }),
         }
     }
 
