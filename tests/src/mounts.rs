@@ -2,6 +2,7 @@
 
 use std::ffi::OsString;
 use std::fs;
+use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
@@ -87,7 +88,7 @@ impl Mount {
     /// Puts a disk below it that can refuse to write.
     #[track_caller]
     pub fn on_a_worn_disk(mut self) -> (Self, Wear) {
-        tool("umount", [&self.directory]);
+        self.detach();
         let device = Device::of(self.image.as_ref().expect("a file system in an image"));
         let wear = device.wear();
         self.device = Some(device);
@@ -98,10 +99,24 @@ impl Mount {
     /// Mounts it with this option from now on.
     #[track_caller]
     pub fn with_options(mut self, options: &'static str) -> Self {
-        tool("umount", [&self.directory]);
+        self.detach();
         self.options = options;
         self.attach();
         self
+    }
+
+    /// Unmounts it, and waits until its loop device is gone: where another test's mount namespace still has a copy of the
+    /// mount, the next mount would be of the same file system, not of what the disk has.
+    #[track_caller]
+    fn detach(&self) {
+        tool("umount", [&self.directory]);
+        let source = self.device.as_ref().map(Device::path).or(self.image.as_deref());
+        let Some(source) = source.map(|source| source.as_os_str().as_bytes()) else { return };
+        crate::wait::until("the loop device to be gone", || {
+            let devices = fs::read_dir("/sys/block").ok()?.filter_map(Result::ok);
+            let mut backing = devices.filter_map(|d| fs::read(d.path().join("loop/backing_file")).ok());
+            (!backing.any(|file| file.starts_with(source))).then_some(())
+        });
     }
 
     #[track_caller]
@@ -126,7 +141,7 @@ impl Mount {
     /// have anything open on it.
     #[track_caller]
     pub fn power_up(&self) {
-        tool("umount", [&self.directory]);
+        self.detach();
         self.attach();
     }
 
@@ -135,7 +150,7 @@ impl Mount {
     #[track_caller]
     pub fn power_up_cold(&self) {
         let image = self.image.as_ref().expect("a file system in an image");
-        tool("umount", [&self.directory]);
+        self.detach();
         let file = fs::File::open(image).expect("open an image");
         file.sync_all().expect("sync an image");
         rustix::fs::fadvise(&file, 0, None, rustix::fs::Advice::DontNeed).expect("forget what is cached");
@@ -147,7 +162,7 @@ impl Mount {
     pub fn save(&self, name: &str) -> PathBuf {
         let image = self.image.as_ref().expect("a file system in an image");
         let copy = image.with_file_name(name);
-        tool("umount", [&self.directory]);
+        self.detach();
         copy_sparsely(image, &copy);
         self.attach();
         copy
@@ -157,7 +172,7 @@ impl Mount {
     #[track_caller]
     pub fn restore(&self, saved: &Path) {
         let image = self.image.as_ref().expect("a file system in an image");
-        tool("umount", [&self.directory]);
+        self.detach();
         copy_sparsely(saved, image);
         self.attach();
     }
