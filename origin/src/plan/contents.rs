@@ -65,6 +65,10 @@ pub trait Contents: Send + Sync + 'static {
     fn path_of(&self, _content: &ContentHash) -> Result<Option<TreePath>, ReadError> {
         Ok(None)
     }
+    /// The content of a frame, where it was read ahead of need; it is given away once.
+    fn take_ahead(&self, _frame: FrameId) -> Option<Arc<Vec<u8>>> {
+        None
+    }
     /// A frame; `None` also where garbage collection has just moved what was in it: locate again.
     fn frame(&self, frame: FrameId) -> Result<Option<Frame>, ReadError>;
 }

@@ -43,6 +43,10 @@ impl Contents for Store {
         Store::path_of(self, content).map_err(failed)
     }
 
+    fn take_ahead(&self, frame: FrameId) -> Option<Arc<Vec<u8>>> {
+        Store::take_ahead(self, PackId(frame.pack), frame.offset)
+    }
+
     fn frame(&self, frame: FrameId) -> Result<Option<Frame>, ReadError> {
         match Store::frame(self, PackId(frame.pack), frame.offset) {
             Ok(found) => {

@@ -29,6 +29,7 @@
 //! objects and files against their hashes whenever they are read here. A missing or short pack does not keep the store
 //! from opening: its chunks count as absent, so that the next scan that reads them stores them again.
 
+mod ahead;
 mod cache;
 mod check;
 mod collect;
@@ -75,6 +76,7 @@ pub use records::{NamedRecord, Records};
 pub use retention::{Retention, retired};
 pub use writer::Writer;
 
+use ahead::FramesAhead;
 use cache::DirectoryCache;
 use index::{Index, PACKS};
 use lock::DataLock;
@@ -88,6 +90,7 @@ pub struct Store {
     index: Index,
     packs: PackReader,
     directories: Mutex<DirectoryCache>,
+    ahead: FramesAhead,
     /// Whether there is a writer.
     writing: Mutex<bool>,
     written: Condvar,
@@ -146,6 +149,7 @@ impl Store {
             index,
             packs,
             directories: Mutex::new(DirectoryCache::new(DIRECTORY_CACHE_BYTES)),
+            ahead: FramesAhead::default(),
             writing: Mutex::new(false),
             written: Condvar::new(),
             short_packs,

@@ -17,6 +17,8 @@ use super::read::{Chunk, encode_chunks};
 
 /// Memory that an entry of a hash map takes besides what it points to, at a guess.
 const ENTRY_BYTES: usize = 100;
+/// Contents that are remembered as lost.
+const LOST_MAX: usize = 4;
 
 /// See the module.
 #[derive(Default)]
@@ -29,6 +31,8 @@ pub(super) struct Pending {
     stats: BTreeMap<Vec<u8>, Option<Vec<u8>>>,
     removed_subtrees: Vec<Vec<u8>>,
     paths: PendingPaths,
+    /// Contents that the tree has lost somewhere, the first few.
+    lost: Vec<ContentHash>,
     bytes: usize,
 }
 
@@ -36,6 +40,11 @@ impl Pending {
     /// Memory that content entries take, in bytes; stat records are not counted, since only a seal makes them final.
     pub(super) fn content_bytes(&self) -> usize {
         self.bytes + self.chunks.len() * ENTRY_BYTES
+    }
+
+    /// What the tree has lost, where that is little: a small update is made from it soon.
+    pub(super) fn lost_little(&self) -> &[ContentHash] {
+        if self.lost.len() > LOST_MAX { &[] } else { &self.lost }
     }
 
     /// Chunks that were claimed and not written.
@@ -59,6 +68,9 @@ impl Pending {
 
     pub(super) fn lose_path(&mut self, content: &ContentHash, size: u64, path: &TreePath) {
         self.bytes += self.paths.lose(content, size, path);
+        if self.lost.len() <= LOST_MAX {
+            self.lost.push(*content);
+        }
     }
 
     /// `Some(None)`: removed; `None`: as in the index.

@@ -232,6 +232,12 @@ impl Writer {
             let packs = &mut *packs;
             std::thread::scope(|scope| {
                 let syncing = scope.spawn(move || packs.sync());
+                let lost = pending.lost_little();
+                if lost.is_empty() {
+                    self.store().read_ahead(&[]);
+                } else {
+                    scope.spawn(|| self.store().read_ahead(lost));
+                }
                 pending.write_content(t, &grown)?;
                 pending.write_stats(t)?;
                 pending.write_paths(t)?;

@@ -1,4 +1,5 @@
-//! syncd: an origin and agents, release binaries in processes of their own, each on a file system of its own.
+//! syncd: an origin and agents, release binaries in processes of their own, nearly always each on a file system of its
+//! own.
 
 use std::collections::VecDeque;
 use std::path::{Path, PathBuf};
@@ -39,7 +40,8 @@ pub struct Site {
     pub nodes: VecDeque<Node>,
     /// The origin.
     pub origin: Origin,
-    _disk: Mount,
+    /// `None`: on the machine's own.
+    disk: Option<Mount>,
     /// Logs and mount points; last, or it would delete what is on the disks.
     pub scene: Scene,
 }
@@ -71,6 +73,27 @@ impl Site {
         site
     }
 
+    /// The same with all of it on the machine's own file system: the syncs of a loop device take more than twice as long,
+    /// which counts where nothing but a few syncs is waited for.
+    pub fn on_machine(name: &str, version: &Path) -> Self {
+        const TMPFS_MAGIC: i64 = 0x0102_1994;
+        let scene = Scene::new(&format!("bench-{name}"));
+        let file_system = rustix::fs::statfs(scene.directory()).expect("ask for the file system");
+        let in_memory = file_system.f_type == TMPFS_MAGIC;
+        assert!(
+            !in_memory,
+            "{} is in memory: set TMPDIR to a directory on a disk",
+            scene.directory().display()
+        );
+        let tree = scene.path("origin-disk/tree");
+        std::fs::create_dir(scene.path("origin-disk")).expect("create the origin's directory");
+        Corpus::copy(version, &tree);
+        let origin = Origin::create_named(&scene, "origin-disk/data", &tree);
+        let mut site = Self { nodes: VecDeque::new(), origin, scene, disk: None };
+        site.origin.start();
+        site
+    }
+
     /// An origin on a tree that `make` makes (the path is not there yet), on a disk of its own; it does not run yet.
     pub fn stopped(name: &str, make: impl FnOnce(&Path)) -> Self {
         let scene = Scene::new(&format!("bench-{name}"));
@@ -78,7 +101,7 @@ impl Site {
         let tree = disk.directory().join("tree");
         make(&tree);
         let origin = Origin::create_named(&scene, "origin-disk/data", &tree);
-        Self { nodes: VecDeque::new(), origin, scene, _disk: disk }
+        Self { nodes: VecDeque::new(), origin, scene, disk: Some(disk) }
     }
 
     /// The first start and the first commit of an origin that does not run; afterwards it does not run either.
@@ -101,8 +124,12 @@ impl Site {
         self.origin.tree.clone()
     }
 
-    /// A node that joined and does not run yet, on a disk of its own.
+    /// A node that joined and does not run yet, on a disk of its own where the origin has one.
     pub fn join(&mut self, name: &str) -> &mut Node {
+        if self.disk.is_none() {
+            let root = self.scene.path(name);
+            return self.add(name, &root, None);
+        }
         let disk = fresh_disk(&self.scene, &format!("{name}-disk"));
         let root = disk.directory().join("replica");
         self.add(name, &root, Some(disk))

@@ -171,12 +171,18 @@ impl<'a> Reader<'a> {
         if self.frame.is_some() {
             return Ok(true);
         }
-        let Some(frame) = self.contents.frame(id)? else { return Ok(false) };
-        let mut bytes = self.kept.reclaim();
-        bytes.clear();
-        bytes.reserve(frame.uncompressed_bytes as usize);
-        self.decompressor.decompress_to_buffer(&frame.compressed, &mut bytes).map_err(PlanError::Damaged)?;
-        let bytes = Arc::new(bytes);
+        let bytes = match self.contents.take_ahead(id) {
+            Some(bytes) => bytes,
+            None => {
+                let Some(frame) = self.contents.frame(id)? else { return Ok(false) };
+                let mut bytes = self.kept.reclaim();
+                bytes.clear();
+                bytes.reserve(frame.uncompressed_bytes as usize);
+                let decompressed = self.decompressor.decompress_to_buffer(&frame.compressed, &mut bytes);
+                decompressed.map_err(PlanError::Damaged)?;
+                Arc::new(bytes)
+            }
+        };
         self.kept.keep(id, bytes.clone());
         self.frame = Some((id, bytes));
         Ok(true)

@@ -1,5 +1,6 @@
 //! One small file changed in a large and in a small tree: `commit --wait` to live and durable on two agents, beside
-//! rsync of that file alone (one must know which) and lsyncd, neither of which is atomic or durable.
+//! rsync of that file alone (one must know which) and lsyncd, neither of which is atomic or durable. All on the machine's
+//! own file system; what was made is deleted when all is measured.
 
 use std::fs;
 use std::time::{Duration, Instant};
@@ -14,7 +15,7 @@ use crate::peers::rsync::{PLAIN, RsyncDaemon};
 use crate::peers::{Cost, sync_all};
 use crate::processes::complete;
 use crate::report::Report;
-use crate::site::{Site, on_fresh_disk};
+use crate::site::Site;
 use crate::wire::Wire;
 
 /// Edits for each run that is asked for.
@@ -35,9 +36,12 @@ pub fn measure(bench: &Bench) -> Report {
     } else {
         vec![(name, &many, 200_000), (SMALL, &small, 1000)]
     };
+    let (mut made, mut scenes) = (Vec::new(), Vec::new());
     for (name, corpus, files) in trees {
-        own(&mut report, name, corpus, files, edits);
-        peers(&mut report, name, corpus, files, edits);
+        made.push(own(&mut report, name, corpus, files, edits));
+        let scene = Scene::new("bench-one-file-peers");
+        peers(&mut report, &scene, name, corpus, files, edits);
+        scenes.push(scene);
         report.ratio(&format!("{name}: time"), OWN, RSYNC);
         report.ratio(&format!("{name}: time"), OWN, LSYNCD);
     }
@@ -52,8 +56,8 @@ pub fn page(round: usize, files: usize) -> std::path::PathBuf {
     corpora::page(round * 7919 % files)
 }
 
-fn own(report: &mut Report, name: &str, corpus: &Corpus, files: usize, edits: usize) {
-    let mut site = Site::new("one-file", &corpus.a());
+fn own(report: &mut Report, name: &str, corpus: &Corpus, files: usize, edits: usize) -> Site {
+    let mut site = Site::on_machine("one-file", &corpus.a());
     site.commit();
     site.join_all(&["node1", "node2"]);
     for round in 0..=edits {
@@ -75,50 +79,43 @@ fn own(report: &mut Report, name: &str, corpus: &Corpus, files: usize, edits: us
     let memory = format!("{name}: peak memory");
     report.sample(&memory, "MiB", "syncd-origin", site.origin_peak_mib());
     report.sample(&memory, "MiB", "syncd-agent, the larger", site.agents_peak_mib());
+    site
 }
 
-fn peers(report: &mut Report, name: &str, corpus: &Corpus, files: usize, edits: usize) {
-    let scene = Scene::new("bench-one-file-peers");
-    on_fresh_disk(&scene, |disk| {
-        let (source, target) = (disk.join("source"), disk.join("target"));
-        for side in [&source, &target] {
-            Corpus::copy(&corpus.a(), side);
-        }
-        let daemon = RsyncDaemon::start(&scene, &[("source", &source), ("target", &target)]);
-        for round in 0..=edits {
-            report.begin(round, edits);
-            let page = page(round, files);
-            Site::edit(&source.join(&page), round);
-            let path = format!("source/{}", page.display());
-            let mut command = daemon.command(PLAIN, &path, &target.join(&page));
-            let cost = Cost::of(&target, || {
-                complete(&mut command);
-            });
-            report.sample(&format!("{name}: time"), "ms", RSYNC, cost.wall_s * 1e3);
-            report.sample(
-                &format!("{name}: time"),
-                "ms",
-                &crate::peers::durable(RSYNC),
-                cost.durable_s * 1e3,
-            );
-            report.sample(&format!("{name}: wire"), "kB", RSYNC, cost.wire_mb * 1e3);
-        }
-        let _lsyncd = Lsyncd::start(&scene, &source, &daemon, "target");
-        for round in 0..=edits {
-            report.begin(round, edits);
-            sync_all();
-            let page = page(edits + 1 + round, files);
-            let wanted = fs::metadata(source.join(&page)).map_or(0, |m| m.len())
-                + format!("edit {round}\n").len() as u64;
-            let (wire, started) = (Wire::now(), Instant::now());
-            Site::edit(&source.join(&page), round);
-            wait::within(Duration::from_secs(60), "lsyncd to bring an edit", || {
-                fs::metadata(target.join(&page)).is_ok_and(|m| m.len() == wanted).then_some(())
-            });
-            report.sample(&format!("{name}: time"), "ms", LSYNCD, started.elapsed().as_secs_f64() * 1e3);
-            // Its rsync still says goodbye, and lsyncd gathers what comes meanwhile.
-            std::thread::sleep(Duration::from_millis(300));
-            report.sample(&format!("{name}: wire"), "kB", LSYNCD, wire.megabytes() * 1e3);
-        }
-    });
+fn peers(report: &mut Report, scene: &Scene, name: &str, corpus: &Corpus, files: usize, edits: usize) {
+    let (source, target) = (scene.path("source"), scene.path("target"));
+    for side in [&source, &target] {
+        Corpus::copy(&corpus.a(), side);
+    }
+    let daemon = RsyncDaemon::start(scene, &[("source", &source), ("target", &target)]);
+    for round in 0..=edits {
+        report.begin(round, edits);
+        let page = page(round, files);
+        Site::edit(&source.join(&page), round);
+        let path = format!("source/{}", page.display());
+        let mut command = daemon.command(PLAIN, &path, &target.join(&page));
+        let cost = Cost::of(&target, || {
+            complete(&mut command);
+        });
+        report.sample(&format!("{name}: time"), "ms", RSYNC, cost.wall_s * 1e3);
+        report.sample(&format!("{name}: time"), "ms", &crate::peers::durable(RSYNC), cost.durable_s * 1e3);
+        report.sample(&format!("{name}: wire"), "kB", RSYNC, cost.wire_mb * 1e3);
+    }
+    let _lsyncd = Lsyncd::start(scene, &source, &daemon, "target");
+    for round in 0..=edits {
+        report.begin(round, edits);
+        sync_all();
+        let page = page(edits + 1 + round, files);
+        let wanted =
+            fs::metadata(source.join(&page)).map_or(0, |m| m.len()) + format!("edit {round}\n").len() as u64;
+        let (wire, started) = (Wire::now(), Instant::now());
+        Site::edit(&source.join(&page), round);
+        wait::within(Duration::from_secs(60), "lsyncd to bring an edit", || {
+            fs::metadata(target.join(&page)).is_ok_and(|m| m.len() == wanted).then_some(())
+        });
+        report.sample(&format!("{name}: time"), "ms", LSYNCD, started.elapsed().as_secs_f64() * 1e3);
+        // Its rsync still says goodbye, and lsyncd gathers what comes meanwhile.
+        std::thread::sleep(Duration::from_millis(300));
+        report.sample(&format!("{name}: wire"), "kB", LSYNCD, wire.megabytes() * 1e3);
+    }
 }
