@@ -298,6 +298,16 @@ impl Machine {
         Ok(())
     }
 
+    /// What was announced while a newer generation was on its way in, and may not follow it.
+    fn drop_outdated_target(&mut self, out: &mut Vec<Action>) {
+        let Some(target) = &self.target else { return };
+        if let Err(error) = target.generation.may_follow(self.replica.accepted.as_ref()) {
+            let number = target.generation.number().get();
+            self.target = None;
+            self.failed(number, Failure::new(RetryClass::Operator, &error), out);
+        }
+    }
+
     /// Everything that is checked before the file system is touched.
     fn verified(&self, message: &v1::SignedGeneration) -> Result<SignedGeneration, GenerationError> {
         let Trust { tree_id, signing_key, .. } = &self.trust;
@@ -339,6 +349,7 @@ impl Machine {
                 self.activating = false;
                 self.progress = None;
                 self.finished(job, outcome, cancelled, now, out);
+                self.drop_outdated_target(out);
                 if !was_live && self.target_is_live() && self.work_error.take().is_some() {
                     // What had failed was durable all the same, and recovery has finished it.
                     self.retry_at = None;

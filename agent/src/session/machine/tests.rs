@@ -118,6 +118,19 @@ fn what_the_hello_showed_is_not_reported_again() {
 }
 
 #[test]
+fn what_was_announced_while_a_newer_one_was_activated_is_refused() {
+    let mut scene = Scene::new();
+    scene.welcome();
+    scene.announce(3);
+    // Not older than what is live, and the newer one can't be stopped any more.
+    scene.announce(2);
+    let actions = scene.activated(3);
+    assert!(!actions.iter().any(|action| matches!(action, Action::Start(_))), "{actions:?}");
+    let refused = |action: &Action| matches!(action, Action::Send(ToOrigin::Failed(f)) if f.generation == 2);
+    assert!(actions.iter().any(refused), "{actions:?}");
+}
+
+#[test]
 fn an_announced_update_with_more_directories_than_the_trees_can_have_ends_the_conversation() {
     let mut scene = Scene::new();
     scene.welcome();
