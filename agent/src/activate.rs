@@ -13,12 +13,13 @@ use std::path::PathBuf;
 use rustix::fs::FileType;
 use syncd_proto::v1::RetryClass;
 use syncd_shared::generation::GenerationError;
-use syncd_shared::{SignedGeneration, Timestamp, TreePath};
+use syncd_shared::{RootEntry, SignedGeneration, Timestamp, TreePath};
 
 use crate::disk::DiskError;
 use crate::planted::{self, Bug};
 use crate::record::{RecordError, encode_generation};
 use crate::replica::Replica;
+use crate::stage::cursor::ManifestCursor;
 use crate::stage::{Staged, building};
 
 /// Up to this many changed paths are synced one by one.
@@ -182,6 +183,7 @@ impl Replica {
     fn switch(&mut self, staged: &Staged, slot: u64) -> Result<Option<Timestamp>, ActivateError> {
         let number = staged.target.number().get();
         let name = number.to_string().into_bytes();
+        let outlived = self.outlived_spares(staged)?;
         let Self { layout, .. } = &*self;
         // What an activation that failed left.
         layout.discard(&layout.generations, &name)?;
@@ -197,9 +199,42 @@ impl Replica {
             self.distrust_staging()?;
             return Err(ActivateError::Sync { number, source });
         }
-        self.record.activate(Some(&staged.target), &staged.inodes)?;
-        layout.switch_link()?;
+        self.record.activate(Some(&staged.target), &staged.inodes, &outlived)?;
+        self.known.spares.retain(|slot, _| !outlived.contains(slot));
+        self.layout.switch_link()?;
         Ok(finished)
+    }
+
+    /// Spares that were left behind and have, under a name that this activation changes, what the target has there, in
+    /// another inode: what differs between the manifests no longer says what differs between the trees.
+    fn outlived_spares(&self, staged: &Staged) -> Result<Vec<u64>, RecordError> {
+        let from = self.live().map(|live| live.generation().root);
+        let behind = self.known.spares.iter().filter(|(_, root)| Some(**root) != from);
+        let mut outlived = Vec::new();
+        for (slot, root) in behind {
+            // Directories that moved as a whole are not looked into.
+            if staged.touched.is_none() || self.came_back(staged, root)? {
+                outlived.push(*slot);
+            }
+        }
+        Ok(outlived)
+    }
+
+    /// Whether a tree has one of the changed names as the target has it.
+    fn came_back(&self, staged: &Staged, root: &RootEntry) -> Result<bool, RecordError> {
+        let mut before = ManifestCursor::new(&self.record, root)?;
+        let mut after = ManifestCursor::new(&self.record, &staged.target.generation().root)?;
+        for path in &staged.changed {
+            let Some((parent, name)) = path.split_last() else { continue };
+            let (Some(before), Some(after)) = (before.directory(&parent)?, after.directory(&parent)?) else {
+                continue;
+            };
+            let entry = after.get(&name).filter(|entry| !entry.is_directory());
+            if entry.is_some() && before.get(&name) == entry {
+                return Ok(true);
+            }
+        }
+        Ok(false)
     }
 
     /// Makes `generations/N` durable, with its name and its signed record. Where only a few paths of a spare changed they
@@ -269,7 +304,9 @@ impl Replica {
         layout.generations.sync_names()?;
         layout.staging.sync_names()?;
         self.upkeep.resting.insert(slot, self.options.clock.now());
-        self.record.activate(Some(&staged.target), &staged.inodes)?;
+        let spares: Vec<u64> = self.known.spares.keys().copied().collect();
+        self.record.activate(Some(&staged.target), &staged.inodes, &spares)?;
+        self.known.spares.clear();
         Ok(())
     }
 

@@ -301,12 +301,13 @@ impl Record {
         commit(write)
     }
 
-    /// A generation is accepted and live; durable when this returns. `None` for the generation: only the inodes of the
-    /// live tree changed.
+    /// A generation is accepted and live, and some spares are none any more; durable when this returns. `None` for the
+    /// generation: only the inodes of the live tree changed.
     pub fn activate(
         &self,
         generation: Option<&SignedGeneration>,
         inodes: &InodeChanges,
+        outlived_spares: &[u64],
     ) -> Result<(), RecordError> {
         let doing = RecordError::database::<redb::Error>("record an activation");
         let write = self.begin(true)?;
@@ -317,6 +318,12 @@ impl Record {
             meta.insert("accepted", number).map_err(|e| doing(e.into()))?;
             let mut table = write.open_table(GENERATIONS).map_err(|e| doing(e.into()))?;
             table.insert(number, encode_generation(generation).as_slice()).map_err(|e| doing(e.into()))?;
+        }
+        if !outlived_spares.is_empty() {
+            let mut spares = write.open_table(SPARES).map_err(|e| doing(e.into()))?;
+            for slot in outlived_spares {
+                spares.remove(slot).map_err(|e| doing(e.into()))?;
+            }
         }
         apply_inodes(&write, inodes).map_err(RecordError::database("record inode numbers"))?;
         commit(write)
@@ -532,9 +539,9 @@ mod tests {
         let (record, _) = Record::open(&temp.path().join("r")).unwrap();
         let put =
             ["a", "a/b", "a/b/c", "a.x", "z"].iter().zip(1..).map(|(p, i)| (path(p), vec![i])).collect();
-        record.activate(None, &InodeChanges { put, ..Default::default() }).unwrap();
+        record.activate(None, &InodeChanges { put, ..Default::default() }, &[]).unwrap();
         let moved = vec![(path("a/b"), path("q")), (path("z"), path("a/b"))];
-        record.activate(None, &InodeChanges { moved, ..Default::default() }).unwrap();
+        record.activate(None, &InodeChanges { moved, ..Default::default() }, &[]).unwrap();
         let read = |p| record.inodes(&path(p)).unwrap();
         assert_eq!(read("q"), Some(vec![2]));
         assert_eq!(read("q/c"), Some(vec![3]));

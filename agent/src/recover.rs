@@ -135,7 +135,7 @@ impl Replica {
         let dir = self.layout.generations.open_dir(live.number().to_string().as_bytes())?;
         let mut inodes = InodeChanges { clear: true, ..InodeChanges::default() };
         self.list_inodes(&TreePath::root(), &dir, &live.generation().root.object, &mut inodes)?;
-        Ok(self.record.activate(None, &inodes)?)
+        Ok(self.record.activate(None, &inodes, &[])?)
     }
 
     fn list_inodes(
@@ -260,6 +260,6 @@ impl Scan {
     fn keep(self, record: &Record) -> Result<(), RecordError> {
         record.put_directories(&self.objects, false)?;
         let inodes = InodeChanges { put: self.inodes, clear: true, ..InodeChanges::default() };
-        record.activate(None, &inodes)
+        record.activate(None, &inodes, &[])
     }
 }

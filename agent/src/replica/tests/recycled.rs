@@ -60,6 +60,26 @@ fn a_content_that_came_back_is_linked_anew_in_a_tree_that_was_retired_before() {
 }
 
 #[test]
+fn a_spare_that_was_left_behind_is_not_taken_for_ready_where_a_content_came_back() {
+    let (mut site, mut replica) = settled();
+    replica.upkeep.spares_wanted = 3;
+    site.settle(&mut replica);
+    assert_eq!(replica.status().spares, 3);
+    let first = site.origin.last().generation().root;
+    site.write("docs/0/page-0.html", "second");
+    site.publish(&mut replica);
+    // Nothing that the replica holds can be linked: the content comes as a new file.
+    std::fs::remove_file(site.root().join("generations/1/docs/0/page-0.html")).unwrap();
+    let back = site.origin.seal_root(first);
+    site.follow(&mut replica, &back);
+    assert_eq!(replica.status().spares, 0, "the third has another inode under this name");
+    assert!(replica.record.known().unwrap().spares.is_empty());
+    site.settle(&mut replica);
+    assert!(!replica.upkeep.damaged);
+    assert_spares_are_links(&site);
+}
+
+#[test]
 fn names_that_came_into_a_retired_tree_are_found_also_where_its_times_were_put_back() {
     let (mut site, mut replica) = settled();
     replica.options.keep = 1;
