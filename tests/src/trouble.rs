@@ -9,12 +9,14 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::thread;
 use std::time::Duration;
 
-use rustix::net::sockopt::set_socket_linger;
+use rustix::net::sockopt::{set_socket_linger, set_socket_send_buffer_size};
 
 use crate::process::run_within;
 
 /// Read at once.
 const CHUNK_BYTES: usize = 16 * 1024;
+/// Bytes that wait in the proxy's socket: what is counted as delivered and dies with the connection.
+const WAITING_BYTES: usize = 64 * 1024;
 
 /// What befalls a connection.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -99,6 +101,7 @@ impl State {
         let copies = near.try_clone().and_then(|n| Ok((n, far.try_clone()?)));
         let Ok((near_too, far_too)) = copies else { return };
         let _ = near.set_nodelay(true).and_then(|()| far.set_nodelay(true));
+        let _ = set_socket_send_buffer_size(&near, WAITING_BYTES);
         let stalled = Arc::new(AtomicBool::new(false));
         let (up, down) = (self.clone(), self.clone());
         let stalled_up = stalled.clone();
