@@ -34,7 +34,7 @@ use tokio_stream::wrappers::ReceiverStream;
 use tonic::transport::Server;
 use tracing::{debug, warn};
 
-pub use connection::{Connection, ConnectionInfo};
+pub use connection::{Connection, ConnectionInfo, Written};
 
 /// Handshakes at once.
 pub const HANDSHAKES_MAX: usize = 256;

@@ -9,13 +9,15 @@ use std::future::Future;
 use std::io;
 use std::net::SocketAddr;
 use std::pin::Pin;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::task::{Context, Poll};
 use std::time::Duration;
 
 use syncd_shared::identity::PeerIdentity;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
-use tokio::sync::OwnedSemaphorePermit;
+use tokio::sync::{Notify, OwnedSemaphorePermit};
 use tokio::time::{Instant, Sleep};
 use tokio_rustls::server::TlsStream;
 use tokio_util::sync::CancellationToken;
@@ -30,6 +32,8 @@ pub const PREFACE_TIMEOUT: Duration = Duration::from_secs(10);
 pub const STALL_TIMEOUT: Duration = Duration::from_secs(60);
 /// 1 kB/s: the keepalive does not get through slower lines.
 pub const STALL_LEAST_BYTES: usize = 64 * 1024;
+/// Bytes that TLS takes while the kernel takes none: rustls' default.
+const TLS_BUFFER_BYTES: usize = 64 * 1024;
 /// "PRI * HTTP/2.0" and so on, in bytes.
 const PREFACE_BYTES: usize = 24;
 
@@ -40,7 +44,49 @@ pub struct ConnectionInfo {
     pub peer_address: SocketAddr,
     /// The verified and admitted certificate; `None` without one (then only `Join` is for it).
     pub identity: Option<PeerIdentity>,
+    /// What went out on the connection.
+    pub written: Written,
     closed: CancellationToken,
+}
+
+/// Counts what the kernel took of what was to be sent: until then it is in this process' memory. What TLS may hold is not
+/// counted while it holds anything.
+#[derive(Debug, Clone, Default)]
+pub struct Written(Arc<WrittenBytes>);
+
+#[derive(Debug, Default)]
+struct WrittenBytes {
+    bytes: AtomicU64,
+    more: Notify,
+}
+
+impl Written {
+    /// Bytes so far, before TLS.
+    pub fn bytes(&self) -> u64 {
+        self.0.bytes.load(Ordering::SeqCst)
+    }
+
+    /// Waits until there are as many. Cancel safe.
+    pub async fn reach(&self, bytes: u64) {
+        loop {
+            let more = self.0.more.notified();
+            tokio::pin!(more);
+            // From here on nothing is missed.
+            more.as_mut().enable();
+            if self.bytes() >= bytes {
+                return;
+            }
+            more.await;
+        }
+    }
+
+    /// `bytes` were taken by TLS since the beginning, which has none of them any more or some.
+    fn count(&self, bytes: u64, some_held: bool) {
+        let gone = if some_held { bytes.saturating_sub(TLS_BUFFER_BYTES as u64) } else { bytes };
+        if self.0.bytes.fetch_max(gone, Ordering::SeqCst) < gone {
+            self.0.more.notify_waiters();
+        }
+    }
 }
 
 impl ConnectionInfo {
@@ -58,6 +104,8 @@ pub struct Connection {
     ended: bool,
     preface: Option<Preface>,
     stall: Stall,
+    /// Bytes that TLS took.
+    taken_bytes: u64,
     _join_permit: Option<OwnedSemaphorePermit>,
     _established: Established,
 }
@@ -133,7 +181,7 @@ impl Connected for Connection {
 
 impl Connection {
     pub(super) fn new(
-        stream: TlsStream<TcpStream>,
+        mut stream: TlsStream<TcpStream>,
         peer_address: SocketAddr,
         identity: Option<PeerIdentity>,
         join_permit: Option<OwnedSemaphorePermit>,
@@ -148,8 +196,9 @@ impl Connection {
                 None => cancelled.await,
             }
         });
-        let info = ConnectionInfo { peer_address, identity, closed };
+        let info = ConnectionInfo { peer_address, identity, written: Written::default(), closed };
         let deadline = Box::pin(tokio::time::sleep(PREFACE_TIMEOUT));
+        stream.get_mut().1.set_buffer_limit(Some(TLS_BUFFER_BYTES));
         let preface = Some(Preface { missing_bytes: PREFACE_BYTES, deadline });
         Self {
             stream,
@@ -158,6 +207,7 @@ impl Connection {
             ended: false,
             preface,
             stall: Stall::new(STALL_TIMEOUT),
+            taken_bytes: 0,
             _join_permit: join_permit,
             _established: established,
         }
@@ -176,6 +226,22 @@ impl Connection {
             return Err(io::ErrorKind::TimedOut.into());
         }
         Ok(())
+    }
+
+    fn count(&self) {
+        self.info.written.count(self.taken_bytes, self.stream.get_ref().1.wants_write());
+    }
+
+    fn wrote(
+        &mut self,
+        written: Poll<io::Result<usize>>,
+        context: &mut Context<'_>,
+    ) -> Poll<io::Result<usize>> {
+        if let Poll::Ready(Ok(bytes)) = written {
+            self.taken_bytes = self.taken_bytes.saturating_add(bytes as u64);
+        }
+        self.count();
+        self.stall.wrote(written, context)
     }
 
     fn count_preface(&mut self, bytes: usize) {
@@ -210,7 +276,7 @@ impl AsyncWrite for Connection {
     ) -> Poll<io::Result<usize>> {
         self.check(context)?;
         let written = Pin::new(&mut self.stream).poll_write(context, bytes);
-        self.stall.wrote(written, context)
+        self.wrote(written, context)
     }
 
     fn poll_write_vectored(
@@ -220,7 +286,7 @@ impl AsyncWrite for Connection {
     ) -> Poll<io::Result<usize>> {
         self.check(context)?;
         let written = Pin::new(&mut self.stream).poll_write_vectored(context, bytes);
-        self.stall.wrote(written, context)
+        self.wrote(written, context)
     }
 
     fn is_write_vectored(&self) -> bool {
@@ -230,6 +296,7 @@ impl AsyncWrite for Connection {
     fn poll_flush(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
         self.check(context)?;
         let done = Pin::new(&mut self.stream).poll_flush(context);
+        self.count();
         self.stall.flushed(done, context)
     }
 
@@ -263,6 +330,23 @@ mod tests {
     async fn who_takes_next_to_nothing_is_given_up_and_who_is_slow_is_not() {
         assert!(is_given_up(1).await);
         assert!(!is_given_up(STALL_LEAST_BYTES).await);
+    }
+
+    #[tokio::test]
+    async fn who_waits_for_what_is_written_wakes_when_it_is() {
+        let written = Written::default();
+        written.count(10, false);
+        written.reach(10).await;
+        let waits = tokio::spawn({
+            let written = written.clone();
+            async move { written.reach(30).await }
+        });
+        for (bytes, some_held) in [(20, false), (TLS_BUFFER_BYTES as u64 + 29, true), (30, false)] {
+            tokio::task::yield_now().await;
+            assert!(!waits.is_finished());
+            written.count(bytes, some_held);
+        }
+        waits.await.unwrap();
     }
 
     #[tokio::test]

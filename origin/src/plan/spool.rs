@@ -9,6 +9,7 @@ use std::io::{BufWriter, Write};
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError, Weak};
 
 use bytes::Bytes;
 use prost::Message;
@@ -56,8 +57,25 @@ impl Spool {
 struct SpoolFile {
     file: File,
     path: PathBuf,
-    /// Where each message ends.
-    ends: Vec<u64>,
+    messages: Vec<Spooled>,
+}
+
+/// One message of a spool file.
+#[derive(Debug)]
+struct Spooled {
+    /// Where it ends.
+    end: u64,
+    /// Agents that are sent it at the same time share it.
+    read: Mutex<Weak<Vec<u8>>>,
+}
+
+/// A message that was read, while somebody is sent it.
+struct Shared(Arc<Vec<u8>>);
+
+impl AsRef<[u8]> for Shared {
+    fn as_ref(&self) -> &[u8] {
+        &self.0
+    }
 }
 
 impl Drop for SpoolFile {
@@ -102,15 +120,15 @@ impl SpoolWriter<'_> {
         };
         let (writer, file) = open().map_err(|source| PlanError::Spool { path: path.clone(), source })?;
         let writer = BufWriter::with_capacity(WRITE_BUFFER_BYTES, writer);
-        self.file = Some((writer, SpoolFile { file, path, ends: Vec::new() }));
+        self.file = Some((writer, SpoolFile { file, path, messages: Vec::new() }));
         std::mem::take(&mut self.memory).iter().try_for_each(|bytes| self.write(bytes))
     }
 
     fn write(&mut self, bytes: &[u8]) -> Result<(), PlanError> {
         let Some((writer, spooled)) = &mut self.file else { return Ok(()) };
         writer.write_all(bytes).map_err(|source| PlanError::Spool { path: spooled.path.clone(), source })?;
-        let start = spooled.ends.last().copied().unwrap_or(0);
-        spooled.ends.push(start + bytes.len() as u64);
+        let start = spooled.messages.last().map_or(0, |before| before.end);
+        spooled.messages.push(Spooled { end: start + bytes.len() as u64, read: Mutex::default() });
         Ok(())
     }
 
@@ -149,7 +167,7 @@ impl EncodedUpdate {
     pub fn items(&self) -> u64 {
         match &self.place {
             Place::Memory(frames) => frames.len() as u64,
-            Place::Spooled(file) => file.ends.len() as u64,
+            Place::Spooled(file) => file.messages.len() as u64,
         }
     }
 
@@ -185,12 +203,18 @@ impl EncodedUpdate {
 
 impl SpoolFile {
     fn read(&self, index: usize) -> Result<Option<Bytes>, PlanError> {
-        let Some(end) = self.ends.get(index).copied() else { return Ok(None) };
-        let start = index.checked_sub(1).map_or(0, |before| self.ends[before]);
-        let mut bytes = vec![0; (end - start) as usize];
+        let Some(message) = self.messages.get(index) else { return Ok(None) };
+        let mut read = message.read.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(shared) = read.upgrade() {
+            return Ok(Some(Bytes::from_owner(Shared(shared))));
+        }
+        let start = index.checked_sub(1).map_or(0, |before| self.messages[before].end);
+        let mut bytes = vec![0; (message.end - start) as usize];
         self.file
             .read_exact_at(&mut bytes, start)
             .map_err(|source| PlanError::Spool { path: self.path.clone(), source })?;
-        Ok(Some(bytes.into()))
+        let shared = Arc::new(bytes);
+        *read = Arc::downgrade(&shared);
+        Ok(Some(Bytes::from_owner(Shared(shared))))
     }
 }

@@ -22,6 +22,8 @@ use crate::plan::{EncodedUpdate, PlanError};
 
 /// Bytes that one turn produces before it hands over.
 const TURN_BYTES: usize = 256 * 1024;
+/// Bytes that were handed over and that the kernel has not taken, at most, when more is read: a message.
+const AHEAD_BYTES: u64 = 256 * 1024;
 /// An agent that asks for nothing for this long is cut off.
 const IDLE: Duration = Duration::from_secs(600);
 
@@ -74,14 +76,18 @@ async fn next(
     message.transpose().map_err(|status| ServeError::Transport(Box::new(status)))
 }
 
+/// Hands frames over, and waits until the kernel took them.
 async fn send(
     services: &Services,
     turns: &StreamTurns,
     mut frames: Frames,
     sender: &mpsc::Sender<v1::FetchFrame>,
 ) -> Result<(), ServeError> {
+    let start = turns.written_bytes();
+    let mut handed = 0u64;
     loop {
         // Nothing is read before there is room for it.
+        turns.written(start.saturating_add(handed.saturating_sub(AHEAD_BYTES))).await?;
         let room = turns.taken(sender.reserve()).await?;
         let Ok(room) = room else { return Ok(()) };
         drop(room);
@@ -90,9 +96,11 @@ async fn send(
         let mut frames_sent = 0usize;
         for frame in batch {
             let frame = frame?;
+            let frame_bytes = frame.encoded_len();
             if let Some(limit) = &services.limit {
-                limit.pass(frame.encoded_len()).await;
+                limit.pass(frame_bytes).await;
             }
+            handed = handed.saturating_add(frame_bytes as u64);
             let sent = turns.taken(sender.send(frame)).await?;
             if sent.is_err() {
                 return Ok(());
@@ -100,7 +108,7 @@ async fn send(
             frames_sent = frames_sent.saturating_add(1);
         }
         if frames_sent == 0 {
-            return Ok(());
+            return turns.written(start.saturating_add(handed)).await;
         }
         frames = rest;
     }

@@ -7,6 +7,7 @@
 #![cfg_attr(not(test), deny(clippy::disallowed_methods))]
 #![cfg_attr(not(test), deny(clippy::arithmetic_side_effects, clippy::indexing_slicing))]
 
+mod body;
 mod enrolment;
 mod error;
 mod fetch;
@@ -25,15 +26,14 @@ use std::time::Duration;
 use syncd_proto::v1::enrolment_server::EnrolmentServer;
 use syncd_proto::v1::replication_server::ReplicationServer;
 use syncd_shared::identity::tls::{Admit, TlsError};
-use syncd_shared::limits::{
-    CERTIFICATE_REQUEST_MAX_BYTES, CONTROL_MESSAGE_MAX_BYTES, FETCH_MESSAGE_MAX_BYTES,
-};
+use syncd_shared::limits::{CERTIFICATE_REQUEST_MAX_BYTES, CONTROL_MESSAGE_MAX_BYTES};
 use syncd_shared::rate::Bucket;
 use syncd_shared::wire::FEATURE_DELTAS;
 use tokio::net::TcpListener;
 use tokio_stream::Stream;
 use tokio_util::sync::CancellationToken;
 use tonic::Status;
+use tower::util::MapResponseLayer;
 
 use crate::fleet::Fleet;
 use crate::keys::Keys;
@@ -94,12 +94,12 @@ pub fn serve(
     let admit: Admit = Arc::new(move |peer| fleet.admits(peer));
     let tls = services.keys.server_tls(admit)?;
     let replication = ReplicationServer::new(Replicate::new(services.clone(), shutdown.clone()))
-        .max_decoding_message_size(CONTROL_MESSAGE_MAX_BYTES)
-        .max_encoding_message_size(FETCH_MESSAGE_MAX_BYTES);
+        .max_decoding_message_size(CONTROL_MESSAGE_MAX_BYTES);
     let enrolment = EnrolmentServer::new(Enrol::new(services.clone()))
         .max_decoding_message_size(ENROLMENT_MESSAGE_MAX_BYTES)
         .max_encoding_message_size(CONTROL_MESSAGE_MAX_BYTES);
-    let router = server_builder().add_service(replication).add_service(enrolment);
+    let bodies = MapResponseLayer::new(body::put_in_place);
+    let router = server_builder().layer(bodies).add_service(replication).add_service(enrolment);
     Ok(async move {
         let stop = shutdown.clone().cancelled_owned();
         let served = router.serve_with_incoming_shutdown(incoming(listener, tls), stop);

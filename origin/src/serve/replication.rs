@@ -13,6 +13,7 @@ use tokio_stream::Stream;
 use tokio_util::sync::CancellationToken;
 use tonic::{Request, Response, Status, Streaming};
 
+use super::body::{Elsewhere, hand_over};
 use super::error::{ServeError, status};
 use super::turns::{Patience, TURNS, Turns};
 use super::{Services, fetch, session};
@@ -83,8 +84,8 @@ fn poll_end(
 
 #[tonic::async_trait]
 impl Replication for Replicate {
-    type SubscribeStream = Outgoing<v1::OriginMessage>;
-    type FetchStream = Outgoing<v1::FetchFrame>;
+    type SubscribeStream = Elsewhere<v1::OriginMessage>;
+    type FetchStream = Elsewhere<v1::FetchFrame>;
 
     async fn subscribe(
         &self,
@@ -105,7 +106,7 @@ impl Replication for Replicate {
                 let _ = fail.send(error);
             }
         });
-        Ok(Response::new(outgoing))
+        Ok(hand_over(outgoing))
     }
 
     async fn fetch(
@@ -113,7 +114,8 @@ impl Replication for Replicate {
         request: Request<Streaming<v1::FetchRequest>>,
     ) -> Result<Response<Self::FetchStream>, Status> {
         let peer = peer(&request, &self.services.fleet).map_err(|e| status(&e))?;
-        let turns = self.turns.stream(&peer.name).map_err(|e| status(&e))?;
+        let connection = request.extensions().get::<ConnectionInfo>().map(|info| info.written.clone());
+        let turns = self.turns.stream(&peer.name, connection).map_err(|e| status(&e))?;
         let (sender, fail, outgoing) = Outgoing::channel();
         let (services, shutdown) = (self.services.clone(), self.shutdown.clone());
         tokio::spawn(async move {
@@ -129,6 +131,6 @@ impl Replication for Replicate {
                 let _ = fail.send(error);
             }
         });
-        Ok(Response::new(outgoing))
+        Ok(hand_over(outgoing))
     }
 }

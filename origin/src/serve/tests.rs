@@ -13,6 +13,7 @@ use syncd_proto::v1::origin_message::Message as FromOrigin;
 use syncd_proto::v1::replication_client::ReplicationClient;
 use syncd_shared::identity::authority::{certificate_request, generate_key};
 use syncd_shared::identity::{ClientTls, ConnectError, JoinToken, connect};
+use syncd_shared::limits::FETCH_MESSAGE_MAX_BYTES;
 use syncd_shared::wire::{FEATURE_DELTAS, ObjectsBatch};
 use syncd_shared::{ContentHash, Generation, GenerationNumber, RootEntry, RootHash, SignedGeneration};
 use tempfile::TempDir;

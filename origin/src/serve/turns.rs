@@ -1,7 +1,7 @@
 //! Whose turn it is to be answered: what bounds the memory of all fetch streams together.
 //!
-//! A turn lasts for one request, from its first byte read to its last byte handed over. A stream that waits for its next
-//! request has none. Of one agent's streams one has a turn; the others, and other agents, wait in line. Who does not take
+//! A turn lasts for one request, from its first byte read until the kernel took the last of its answer: what was only
+//! handed over waits in HTTP/2's memory. A stream that waits for its next request has none. Of one agent's streams one has a turn; the others, and other agents, wait in line. Who does not take
 //! what it asked for loses its turn, sooner where others wait.
 
 #![cfg_attr(not(test), deny(clippy::arithmetic_side_effects, clippy::indexing_slicing))]
@@ -16,11 +16,12 @@ use syncd_shared::identity::AgentName;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 use super::error::ServeError;
+use crate::listener::Written;
 
 /// Fetch streams of one agent at once.
 pub(super) const STREAMS_PER_AGENT: usize = 4;
-/// Requests that are answered at once: each has up to five MiB in memory, a turn's frames, the encoder's copy and what
-/// HTTP/2 took. Others wait in line, for [`WAIT`] at most.
+/// Requests that are answered at once: each has up to three MiB in memory, a message that was read, one that is encoded and
+/// what HTTP/2 took. Others wait in line, for [`WAIT`] at most.
 pub(super) const TURNS: usize = 32;
 /// How long things may take.
 #[derive(Debug, Clone, Copy)]
@@ -57,14 +58,21 @@ pub(super) struct Turns {
     patience: Patience,
 }
 
+/// What has to be taken in the time that [`Patience`] gives, in bytes: a message.
+const STEP_BYTES: u64 = 1024 * 1024;
+
 impl Turns {
     pub(super) fn new(turns: usize, patience: Patience) -> Self {
         let all = Arc::new(Semaphore::new(turns));
         Self { all, waiting: Arc::default(), agents: Arc::default(), patience }
     }
 
-    /// A stream of this agent, until it is dropped.
-    pub(super) fn stream(&self, name: &AgentName) -> Result<StreamTurns, ServeError> {
+    /// A stream of this agent, until it is dropped, and the connection that it is on.
+    pub(super) fn stream(
+        &self,
+        name: &AgentName,
+        connection: Option<Written>,
+    ) -> Result<StreamTurns, ServeError> {
         let mut agents = self.agents.lock().unwrap_or_else(PoisonError::into_inner);
         let of_agent = agents
             .entry(name.clone())
@@ -73,14 +81,15 @@ impl Turns {
             return Err(ServeError::Busy { limit: STREAMS_PER_AGENT, of: "of one agent" });
         }
         of_agent.streams = of_agent.streams.saturating_add(1);
-        Ok(StreamTurns { turns: self.clone(), name: name.clone(), own: of_agent.turn.clone() })
+        let own = of_agent.turn.clone();
+        Ok(StreamTurns { turns: self.clone(), name: name.clone(), own, connection })
     }
 }
 
 impl StreamTurns {
-    /// A stream of this agent beside no other.
+    /// A stream of this agent beside no other, on no connection.
     pub fn alone(name: &AgentName) -> Result<Self, ServeError> {
-        Turns::new(TURNS, Patience::default()).stream(name)
+        Turns::new(TURNS, Patience::default()).stream(name, None)
     }
 }
 
@@ -90,6 +99,7 @@ pub struct StreamTurns {
     turns: Turns,
     name: AgentName,
     own: Arc<Semaphore>,
+    connection: Option<Written>,
 }
 
 /// Held while a request is answered.
@@ -141,6 +151,25 @@ impl StreamTurns {
     }
 }
 
+impl StreamTurns {
+    /// What the connection has written.
+    pub(super) fn written_bytes(&self) -> u64 {
+        self.connection.as_ref().map_or(0, Written::bytes)
+    }
+
+    /// Waits until the connection has written so many bytes. Not cancel safe.
+    pub(super) async fn written(&self, bytes: u64) -> Result<(), ServeError> {
+        let Some(connection) = &self.connection else { return Ok(()) };
+        loop {
+            let step = connection.bytes().saturating_add(STEP_BYTES).min(bytes);
+            self.taken(connection.reach(step)).await?;
+            if step == bytes {
+                return Ok(());
+            }
+        }
+    }
+}
+
 impl Drop for StreamTurns {
     fn drop(&mut self) {
         let mut agents = self.turns.agents.lock().unwrap_or_else(PoisonError::into_inner);
@@ -169,7 +198,7 @@ mod tests {
     #[tokio::test]
     async fn one_agent_has_one_turn_and_others_theirs() {
         let turns = turns(2);
-        let [a, again, b] = ["a", "a", "b"].map(|agent| turns.stream(&name(agent)).unwrap());
+        let [a, again, b] = ["a", "a", "b"].map(|agent| turns.stream(&name(agent), None).unwrap());
         let first = a.take().await.unwrap();
         let soon = Duration::from_millis(50);
         assert!(tokio::time::timeout(soon, again.take()).await.is_err());
@@ -181,7 +210,7 @@ mod tests {
     #[tokio::test]
     async fn who_takes_nothing_is_cut_off_sooner_where_others_wait() {
         let turns = turns(1);
-        let [a, b] = ["a", "b"].map(|agent| turns.stream(&name(agent)).unwrap());
+        let [a, b] = ["a", "b"].map(|agent| turns.stream(&name(agent), None).unwrap());
         let turn = a.take().await.unwrap();
         let waits = tokio::spawn(async move { b.take().await.is_ok() });
         let started = Instant::now();
@@ -195,9 +224,10 @@ mod tests {
     #[tokio::test]
     async fn a_fifth_stream_of_one_agent_is_refused_until_one_ends() {
         let turns = turns(1);
-        let mut streams: Vec<_> = (0..STREAMS_PER_AGENT).map(|_| turns.stream(&name("a")).unwrap()).collect();
-        assert!(matches!(turns.stream(&name("a")), Err(ServeError::Busy { .. })));
+        let mut streams: Vec<_> =
+            (0..STREAMS_PER_AGENT).map(|_| turns.stream(&name("a"), None).unwrap()).collect();
+        assert!(matches!(turns.stream(&name("a"), None), Err(ServeError::Busy { .. })));
         streams.pop();
-        assert!(turns.stream(&name("a")).is_ok());
+        assert!(turns.stream(&name("a"), None).is_ok());
     }
 }

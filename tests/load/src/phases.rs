@@ -24,6 +24,10 @@ const SETTLE: Duration = Duration::from_secs(3);
 /// What must be reached.
 const SMALL_UPDATE_MS: f64 = 1000.0;
 const IDLE_AGENT_KIB: f64 = 100.0;
+const ORIGIN_PEAK_KIB: f64 = 256.0 * 1024.0;
+
+/// New content of the inline update, which does not compress, in bytes: an announcement takes a little more.
+const INLINE_BYTES: usize = 200 * 1024;
 
 struct Load<'a> {
     options: &'a Options,
@@ -63,6 +67,7 @@ pub fn run(options: &Options) -> anyhow::Result<Report> {
     load.first_sync()?;
     load.connect_storm()?;
     load.small_updates()?;
+    load.inline_update()?;
     load.medium_update()?;
     load.idle()?;
     load.origin_restart()?;
@@ -196,6 +201,21 @@ impl Load<'_> {
         Ok((phase, took.as_secs_f64() * 1000.0))
     }
 
+    /// As much as an announcement carries, to all; what remains of it in memory.
+    fn inline_update(&mut self) -> anyhow::Result<()> {
+        let pid = self.pid();
+        let before = anonymous_kib(pid)?;
+        write(&self.origin.tree, "inline.bin", Seeded::new(8).bytes(INLINE_BYTES));
+        let (phase, _) = self.commit()?;
+        self.report.add_phase("inline update", &phase);
+        let share = 100.0 * phase.inline as f64 / self.options.agents as f64;
+        self.report.add("inline update: share sent inside the announcement", "%", share);
+        std::thread::sleep(SETTLE);
+        let each = (anonymous_kib(pid)? - before) / self.options.agents as f64;
+        self.report.add("inline update: origin memory that remains for each agent", "KiB", each);
+        Ok(())
+    }
+
     /// Some megabytes that do not compress: everybody fetches.
     fn medium_update(&mut self) -> anyhow::Result<()> {
         if self.options.medium_mib == 0 {
@@ -212,7 +232,9 @@ impl Load<'_> {
         self.report.add("medium update: rate of the origin", "MB/s", megabytes / seconds);
         self.add_cpu("medium update", before, 1)?;
         let pid = self.pid();
-        self.report.add("origin memory, peak so far", "KiB", peak_kib(pid)?);
+        let peak = peak_kib(pid)?;
+        self.report.add("origin memory, peak so far", "KiB", peak);
+        self.report.target("origin memory at its peak", "KiB", ORIGIN_PEAK_KIB, peak);
         std::thread::sleep(SETTLE);
         self.report.add("origin memory after the medium update", "KiB", anonymous_kib(pid)?);
         Ok(())
