@@ -165,7 +165,6 @@ impl Replica {
             self.upkeep.retired.insert(previous.number().get(), self.options.clock.now());
         }
         self.upkeep.damaged = false;
-        self.bound_retired();
         self.publish();
         Ok(self.activated(staged, previous))
     }

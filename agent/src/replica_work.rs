@@ -120,6 +120,10 @@ impl ReplicaWork for Replica {
         !self.upkeep.unsettled
     }
 
+    fn bound(&mut self) {
+        self.bound_retired();
+    }
+
     fn maintain(&mut self, cancel: &AtomicBool) -> Maintenance {
         if let Err(error) = self.revive() {
             tracing::warn!(error = reason::of(&error), "the record can't be opened, it will be tried again");

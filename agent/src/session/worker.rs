@@ -53,6 +53,9 @@ pub trait ReplicaWork: Send + 'static {
         true
     }
 
+    /// Bounds what piles up where no time is left for [`Self::maintain`]: after each report, for which somebody waits.
+    fn bound(&mut self) {}
+
     /// Does a step of what can wait: spares, old trees.
     fn maintain(&mut self, cancel: &AtomicBool) -> Maintenance;
 
@@ -332,7 +335,13 @@ impl<R: ReplicaWork> Bench<R> {
             if self.outbox.blocking_send(done).is_err() {
                 return;
             }
+            self.bound();
         }
+    }
+
+    /// To be called after each [`Self::perform`], once its report is out.
+    pub fn bound(&mut self) {
+        self.replica.bound();
     }
 
     /// Does what it is told; [`Report::Done`].

@@ -133,6 +133,8 @@ fn work(
         let told = inbox.lock().unwrap_or_else(PoisonError::into_inner).recv();
         let Ok(ToWorker::Do(command, cancellation)) = told else { return };
         let report = Box::new(bench.perform(*command, &cancellation));
+        // A node does this when the report is out; here nothing may run beside what comes next.
+        bench.bound();
         // How often staging tells its progress depends on threads of its own, and may be lost in any case.
         let activating =
             std::iter::from_fn(|| reported.try_recv().ok()).any(|r| matches!(r, Report::Activating));

@@ -132,6 +132,10 @@ impl ReplicaWork for Planted {
         done.map_err(|not| NotActivated { failure: not.failure, staged: not.staged.map(|s| (s, generation)) })
     }
 
+    fn bound(&mut self) {
+        ReplicaWork::bound(&mut self.replica);
+    }
+
     fn maintain(&mut self, cancel: &AtomicBool) -> Maintenance {
         ReplicaWork::maintain(&mut self.replica, cancel)
     }

@@ -174,6 +174,7 @@ fn retired_trees_are_bounded_though_updates_leave_no_time_for_background_work() 
     for i in 0..24 {
         site.write("docs/0/page-0.html", format!("edit {i}"));
         site.publish(&mut replica);
+        replica.bound_retired();
     }
     assert_eq!(names(&site.root().join("generations")).len(), replica.options.keep + 8);
     site.assert_live_is_tree();
