@@ -21,8 +21,8 @@ const LOOK: Duration = Duration::from_micros(300);
 
 /// A fresh ext4 (sparse; unlinked when it is dropped), so that nobody writes where another deleted.
 pub fn fresh_disk(scene: &Scene, name: &str) -> Mount {
-    // Inodes for a million files and two more directories each, at mkfs.ext4's one for 16 KiB.
-    const MEBIBYTES: u64 = 24 * 1024;
+    // Inodes for two trees of a million files (a peer's source and target), at mkfs.ext4's one for 16 KiB.
+    const MEBIBYTES: u64 = 40 * 1024;
     Mount::ext4(&scene.path(name), MEBIBYTES)
 }
 
