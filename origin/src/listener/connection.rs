@@ -125,6 +125,11 @@ struct Stall {
     taken_bytes: usize,
 }
 
+/// Bytes that a write took.
+fn taken(written: &Poll<io::Result<usize>>) -> usize {
+    if let Poll::Ready(Ok(bytes)) = written { *bytes } else { 0 }
+}
+
 impl Stall {
     const fn new(timeout: Duration) -> Self {
         Self { timeout, timer: None, waits: false, taken_bytes: 0 }
@@ -136,9 +141,7 @@ impl Stall {
         written: Poll<io::Result<usize>>,
         context: &mut Context<'_>,
     ) -> Poll<io::Result<usize>> {
-        if let Poll::Ready(Ok(bytes)) = written {
-            self.taken_bytes = self.taken_bytes.saturating_add(bytes);
-        }
+        self.taken_bytes = self.taken_bytes.saturating_add(taken(&written));
         if written.is_pending() { self.wait(context).map(Err) } else { written }
     }
 
@@ -228,20 +231,10 @@ impl Connection {
         Ok(())
     }
 
-    fn count(&self) {
+    /// What became of a write or a flush.
+    fn count(&mut self, written: usize) {
+        self.taken_bytes = self.taken_bytes.saturating_add(written as u64);
         self.info.written.count(self.taken_bytes, self.stream.get_ref().1.wants_write());
-    }
-
-    fn wrote(
-        &mut self,
-        written: Poll<io::Result<usize>>,
-        context: &mut Context<'_>,
-    ) -> Poll<io::Result<usize>> {
-        if let Poll::Ready(Ok(bytes)) = written {
-            self.taken_bytes = self.taken_bytes.saturating_add(bytes as u64);
-        }
-        self.count();
-        self.stall.wrote(written, context)
     }
 
     fn count_preface(&mut self, bytes: usize) {
@@ -276,7 +269,8 @@ impl AsyncWrite for Connection {
     ) -> Poll<io::Result<usize>> {
         self.check(context)?;
         let written = Pin::new(&mut self.stream).poll_write(context, bytes);
-        self.wrote(written, context)
+        self.count(taken(&written));
+        self.stall.wrote(written, context)
     }
 
     fn poll_write_vectored(
@@ -286,7 +280,8 @@ impl AsyncWrite for Connection {
     ) -> Poll<io::Result<usize>> {
         self.check(context)?;
         let written = Pin::new(&mut self.stream).poll_write_vectored(context, bytes);
-        self.wrote(written, context)
+        self.count(taken(&written));
+        self.stall.wrote(written, context)
     }
 
     fn is_write_vectored(&self) -> bool {
@@ -296,7 +291,7 @@ impl AsyncWrite for Connection {
     fn poll_flush(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
         self.check(context)?;
         let done = Pin::new(&mut self.stream).poll_flush(context);
-        self.count();
+        self.count(0);
         self.stall.flushed(done, context)
     }
 
