@@ -1,8 +1,9 @@
 //! Whose turn it is to be answered: what bounds the memory of all fetch streams together.
 //!
 //! A turn lasts for one request, from its first byte read until the kernel took the last of its answer: what was only
-//! handed over waits in HTTP/2's memory. A stream that waits for its next request has none. Of one agent's streams one has a turn; the others, and other agents, wait in line. Who does not take
-//! what it asked for loses its turn, sooner where others wait.
+//! handed over waits in HTTP/2's memory. A stream that waits for its next request has none. Of one agent's streams one
+//! has a turn; the others, and other agents, wait in line. Who does not take what it asked for loses its turn, sooner
+//! where others wait.
 
 #![cfg_attr(not(test), deny(clippy::arithmetic_side_effects, clippy::indexing_slicing))]
 
@@ -21,7 +22,7 @@ use crate::listener::Written;
 /// Fetch streams of one agent at once.
 pub(super) const STREAMS_PER_AGENT: usize = 4;
 /// Requests that are answered at once: each has up to three MiB in memory, a message that was read, one that is encoded and
-/// what HTTP/2 took. Others wait in line, for [`WAIT`] at most.
+/// what HTTP/2 took. Others wait in line.
 pub(super) const TURNS: usize = 32;
 /// How long things may take.
 #[derive(Debug, Clone, Copy)]
