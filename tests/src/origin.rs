@@ -69,6 +69,9 @@ impl OriginStatus {
     }
 }
 
+/// The guard against mass deletions is the suite `bad_input`'s.
+const WHATEVER: &str = "--allow-mass-deletion";
+
 /// An origin: its data directory, and its `serve` process while that runs.
 pub struct Origin {
     /// The content tree.
@@ -203,16 +206,16 @@ impl Origin {
         run(&mut self.command(subcommand, args))
     }
 
-    /// `commit` without waiting for agents; the number.
+    /// `commit` without waiting for agents, whatever random edits deleted; the number.
     #[track_caller]
     pub fn commit(&self) -> u64 {
-        number(&self.cli("commit", &[]).expect_success())
+        number(&self.cli("commit", &[WHATEVER]).expect_success())
     }
 
     /// `commit --wait`: live on every connected agent; the number.
     #[track_caller]
     pub fn commit_live(&self) -> u64 {
-        number(&self.cli("commit", &["--wait"]).expect_success())
+        number(&self.cli("commit", &[WHATEVER, "--wait"]).expect_success())
     }
 
     /// `token`.
