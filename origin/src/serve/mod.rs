@@ -1,8 +1,9 @@
 //! The gRPC services: agents dial in, and are who their certificate says.
 //!
 //! [`replication`] holds one control stream for each agent, [`fetch`] answers with bulk bytes, [`enrolment`] hands out
-//! certificates. Each stream is one task with bounded memory; all of them end when the origin stops, when the agent's
-//! certificate is revoked, or when the agent stops reading.
+//! certificates. What [`body`] sends is in memory until then and no longer. Each stream is one task with bounded
+//! memory; all of them end when the origin stops, when the agent's certificate is revoked, or when the agent stops
+//! reading.
 
 #![cfg_attr(not(test), deny(clippy::disallowed_methods))]
 #![cfg_attr(not(test), deny(clippy::arithmetic_side_effects, clippy::indexing_slicing))]
