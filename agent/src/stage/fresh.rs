@@ -30,6 +30,7 @@ use crate::source::{FetchError, Frames, Source};
 use crate::stage::allowance::Allowance;
 use crate::stage::content::{Incoming, hash_file};
 use crate::stage::manifest;
+use crate::stage::repeats::Copies;
 use crate::stage::space::Demand;
 use crate::stage::window::{Done, Item, Shared, Window, Workers};
 use crate::stage::{StageError, StageProgress, Staged, building};
@@ -51,7 +52,7 @@ impl Replica {
     ) -> Result<Staged, StageError> {
         let root = target.generation().root;
         let block_bytes = self.layout.staging.space()?.block_bytes;
-        let demand = manifest::obtain_whole(&self.record, &root, block_bytes, source)?;
+        let (demand, repeats) = manifest::obtain_whole(&self.record, &root, block_bytes, source)?;
         let incoming = Incoming::open(&self.layout, self.owners)?;
         let (slot, resumes) = self.fresh_slot()?;
         let tree = self.layout.staging.open_dir(&building(slot))?;
@@ -79,7 +80,7 @@ impl Replica {
             lists: HashMap::new(),
             whole: Vec::new(),
             whole_inodes: 0,
-            copies: Copies::default(),
+            copies: Copies::of(repeats),
         };
         build.run(&mut walk, target, source, progress)?;
         let mut changed = Vec::new();
@@ -194,31 +195,6 @@ impl Walk<'_> {
         let Some((path, object)) = self.entered.get(directory as usize) else { return Ok(None) };
         let manifest = self.record.directory(object)?;
         Ok(manifest.entries().get(entry as usize).map(|entry| (&**path, entry.clone())))
-    }
-}
-
-/// Where contents are that were placed, so that equal files are copied and not fetched again. A few bytes each: what is
-/// found is held against the manifest.
-#[derive(Default)]
-struct Copies {
-    placed: HashMap<u64, (u32, u32)>,
-}
-
-impl Copies {
-    fn key(item: &Item) -> u64 {
-        let [a, b, c, d, e, f, g, h, ..] = *item.content.as_bytes();
-        u64::from_le_bytes([a, b, c, d, e, f, g, h])
-    }
-
-    /// The directory and entry that may have this content; remembers `item` where none has.
-    fn find(&mut self, item: &Item) -> Option<(u32, u32)> {
-        match self.placed.entry(Self::key(item)) {
-            std::collections::hash_map::Entry::Occupied(there) => Some(*there.get()),
-            std::collections::hash_map::Entry::Vacant(new) => {
-                new.insert((item.directory, item.entry));
-                None
-            }
-        }
     }
 }
 
@@ -371,7 +347,9 @@ impl Build<'_> {
 
     /// Takes a file whose content is to be fetched, unless another of the tree or an earlier attempt has it.
     fn add(&mut self, mut item: Item, walk: &Walk<'_>, window: &mut Window) -> Result<(), StageError> {
-        if let Some(twin) = self.copies.find(&item)
+        // What is not remembered may still be among what is asked for just now.
+        let twin = self.copies.find(&item).or_else(|| window.asked_for(&item.content));
+        if let Some(twin) = twin
             && let Some((_, there)) = walk.entry(twin)?
             && matches!(there.kind, Kind::File { content, .. } if content == item.content)
         {

@@ -15,6 +15,7 @@ use crate::record::{Record, RecordError};
 use crate::source::{FetchError, Frames, Source, all_of};
 use crate::stage::StageError;
 use crate::stage::allowance::Allowance;
+use crate::stage::repeats::Repeats;
 use crate::stage::space::Demand;
 
 /// Canonical bytes of directory objects that are collected before they go to the record.
@@ -107,13 +108,14 @@ pub(crate) fn obtain(
     Ok(Manifest { diff: checked_diff(record, basis, to)?, update: None })
 }
 
-/// Gets the whole manifest of `to` where there is nothing to compare it with, and adds up what its files take.
+/// Gets the whole manifest of `to` where there is nothing to compare it with, adds up what its files take, and notes
+/// which contents come more than once.
 pub(crate) fn obtain_whole(
     record: &Record,
     to: &RootEntry,
     block_bytes: u64,
     source: &mut dyn Source,
-) -> Result<Demand, StageError> {
+) -> Result<(Demand, Repeats), StageError> {
     source.expect(&to.totals);
     match demand_of(record, to, block_bytes) {
         Err(RecordError::Unknown { .. } | RecordError::Directory(_)) => {}
@@ -125,10 +127,10 @@ pub(crate) fn obtain_whole(
 }
 
 /// What a new tree takes; every directory of it is read, and its totals held against what its parent says.
-fn demand_of(record: &Record, to: &RootEntry, block_bytes: u64) -> Result<Demand, RecordError> {
+fn demand_of(record: &Record, to: &RootEntry, block_bytes: u64) -> Result<(Demand, Repeats), RecordError> {
     let expected = RefCell::new(HashMap::from([(to.object, to.totals)]));
     let checked = Checked { record, expected };
-    let mut demand = Demand::default();
+    let (mut demand, mut repeats) = (Demand::default(), Repeats::of(to.totals.files));
     let mut waiting = vec![to.object];
     while let Some(object) = waiting.pop() {
         for entry in checked.directory(&object)?.entries() {
@@ -137,12 +139,15 @@ fn demand_of(record: &Record, to: &RootEntry, block_bytes: u64) -> Result<Demand
                     demand.add(1, block_bytes);
                     waiting.push(object);
                 }
-                Kind::File { size, .. } => demand.add(size, block_bytes),
+                Kind::File { size, content } => {
+                    demand.add(size, block_bytes);
+                    repeats.see(&content);
+                }
                 Kind::Symlink { .. } => demand.add(0, block_bytes),
             }
         }
     }
-    Ok(demand)
+    Ok((demand, repeats))
 }
 
 fn update_frames(

@@ -25,6 +25,7 @@ mod manifest;
 pub(crate) mod patch;
 mod plan;
 mod receive;
+mod repeats;
 mod space;
 mod window;
 mod writeback;
