@@ -17,7 +17,7 @@ use walkdir::WalkDir;
 
 use crate::Seeded;
 use crate::process::{run_within, tool};
-use crate::scene::require_program;
+use crate::scene::{is_root, require_program};
 
 /// A tree and its successor.
 pub struct Corpus {
@@ -103,6 +103,11 @@ const PYTHON: Package = ("python3.11-doc", "3.11.2-6+deb12u8", "3.11.2-6+deb12u9
 const BOOST: Package = ("libboost1.81-doc", "1.81.0-5+deb12u1", "1.81.0-5+deb12u1");
 
 fn debian(work: &Path, packages: &[Package]) -> String {
+    if is_root() {
+        // Lists of another day name versions that are gone.
+        run_within(Command::new("apt-get").args(["update", "-qq"]), Duration::from_secs(600))
+            .expect_success();
+    }
     let mut said = Vec::new();
     for package in packages {
         let (old, new) = available(package);
