@@ -33,7 +33,8 @@ const HEARTBEAT_LONGEST: Duration = Duration::from_secs(60);
 const HEARTBEAT_DEFAULT: Duration = Duration::from_secs(10);
 /// A connection that lasted so long was a success: the next pause is a short one.
 const SETTLED: Duration = Duration::from_secs(5);
-/// `Progress` goes out at most so often.
+/// Of an update that takes longer than this the origin hears how far it is, and then at most so often.
+const PROGRESS_DELAY: Duration = Duration::from_millis(100);
 const PROGRESS_INTERVAL: Duration = Duration::from_secs(1);
 /// After an activation, before what can wait is done.
 const MAINTAIN_DELAY: Duration = Duration::from_millis(200);
@@ -104,7 +105,8 @@ pub struct Machine {
     cancelled: bool,
     activating: bool,
     progress: Option<StageProgress>,
-    progress_sent: Option<Instant>,
+    /// When the origin is to hear of the update that is under way.
+    tell_at: Option<Instant>,
     retry: Backoff,
     retry_operator: Backoff,
     retry_at: Option<Instant>,
@@ -131,7 +133,7 @@ impl Machine {
             cancelled: false,
             activating: false,
             progress: None,
-            progress_sent: None,
+            tell_at: None,
             retry: Backoff::new(Duration::from_secs(1), Duration::from_secs(60)),
             retry_operator: Backoff::new(Duration::from_secs(15), Duration::from_secs(300)),
             retry_at: None,
@@ -171,6 +173,7 @@ impl Machine {
         }
         self.keep_link(now, &mut out);
         self.schedule(now, &mut out);
+        self.tell(now, &mut out);
         out
     }
 
@@ -184,7 +187,8 @@ impl Machine {
         let retry = self.retry_at.filter(|_| !self.stopping);
         let may_maintain = self.job.is_none() && self.staged.is_none() && !self.stopping;
         let maintain = self.maintain_at.filter(|_| may_maintain);
-        [link, retry, maintain].into_iter().flatten().min()
+        let tell = self.tell_at.filter(|_| self.is_connected());
+        [link, retry, maintain, tell].into_iter().flatten().min()
     }
 
     /// What the web server reads.
@@ -264,7 +268,7 @@ impl Machine {
         let next_heartbeat = now + interval;
         self.link = Link::Up(Up { since: now, interval, next_heartbeat, sequence: 0, heard: now });
         self.link_error = None;
-        self.progress_sent = None;
+        self.tell_at = self.tell_at.map(|_| now);
         if self.replica.live.as_ref().map(|l| (l.number(), l.root_hash())) != self.shown {
             // Activated since the hello was said.
             self.say_activated(out);
@@ -334,13 +338,8 @@ impl Machine {
 
     fn reported(&mut self, report: Report, now: Instant, out: &mut Vec<Action>) {
         match report {
-            Report::Progress(progress) => self.progressed(progress, now, out),
-            Report::Activating => {
-                self.activating = true;
-                if let Some(Job::Update { number, root }) = self.job {
-                    self.send(messages::staged(number, root), out);
-                }
-            }
+            Report::Progress(progress) => self.progressed(progress, out),
+            Report::Activating => self.activating = true,
             Report::Done(outcome, replica) => {
                 let was_live = self.target_is_live();
                 self.replica = *replica;
@@ -348,6 +347,7 @@ impl Machine {
                 let cancelled = std::mem::take(&mut self.cancelled);
                 self.activating = false;
                 self.progress = None;
+                self.tell_at = None;
                 self.finished(job, outcome, cancelled, now, out);
                 self.drop_outdated_target(out);
                 if !was_live && self.target_is_live() && self.work_error.take().is_some() {
@@ -455,26 +455,28 @@ impl Machine {
         self.send(ToOrigin::Failed(v1::Failed { generation, retry, reason }), out);
     }
 
-    fn progressed(&mut self, progress: StageProgress, now: Instant, out: &mut Vec<Action>) {
-        let turned = self.progress.is_none_or(|before| before.is_fetching() != progress.is_fetching());
+    fn progressed(&mut self, progress: StageProgress, out: &mut Vec<Action>) {
         self.progress = Some(progress);
-        match self.job {
-            Some(Job::Verify) => out.push(Action::Verifying(progress)),
-            Some(Job::Update { number, .. }) => {
-                let due = self.progress_sent.is_none_or(|sent| now >= sent + PROGRESS_INTERVAL);
-                if due || turned {
-                    self.progress_sent = Some(now);
-                    let message = v1::Progress {
-                        generation: number.get(),
-                        state: self.state().to_message().into(),
-                        files_done: progress.files_done,
-                        bytes_done: progress.bytes_done,
-                    };
-                    self.send(ToOrigin::Progress(message), out);
-                }
-            }
-            _ => {}
+        if self.job == Some(Job::Verify) {
+            out.push(Action::Verifying(progress));
         }
+    }
+
+    /// What is over in a moment is told when it is over.
+    fn tell(&mut self, now: Instant, out: &mut Vec<Action>) {
+        let Some(Job::Update { number, .. }) = self.job else { return };
+        if !self.is_connected() || self.tell_at.is_none_or(|at| now < at) {
+            return;
+        }
+        self.tell_at = Some(now + PROGRESS_INTERVAL);
+        let progress = self.progress.unwrap_or_default();
+        let message = v1::Progress {
+            generation: number.get(),
+            state: self.state().to_message().into(),
+            files_done: progress.files_done,
+            bytes_done: progress.bytes_done,
+        };
+        self.send(ToOrigin::Progress(message), out);
     }
 
     fn lost(&mut self, reason: String, now: Instant) {
@@ -552,6 +554,7 @@ impl Machine {
         let Some((job, command)) = self.next_command(now) else { return };
         self.job = Some(job);
         self.progress = None;
+        self.tell_at = matches!(job, Job::Update { .. }).then(|| now + PROGRESS_DELAY);
         out.push(Action::Start(Box::new(command)));
     }
 

@@ -31,6 +31,7 @@
 //! | idle | target not live, no pause after a failure | `Update`; or `Activate`, where it is staged and may go live |
 //! | idle | else: verify wanted, or maintenance due | `Verify`, `Maintain` |
 //! | update, not activating | another target, stop | cancelled, then idle |
+//! | update | takes longer than 100 ms | `Progress`, then once a second |
 //! | update | done | `Activated` (or `Staged`, before a barrier): idle, maintenance due |
 //! | update | failed | `Failed` with its retry class: idle, a pause (1 s to 60 s; 15 s to 5 min where a person must act) |
 //! | verify, maintain | target not live | cancelled, then idle; both go on after the update |

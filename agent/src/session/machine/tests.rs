@@ -98,6 +98,57 @@ fn reported(actions: &[Action]) -> Vec<u64> {
     numbers.collect()
 }
 
+/// What the origin hears, but for heartbeats: `(state, files done)` of progress, numbers of what is live.
+fn told(actions: &[Action]) -> (Vec<(i32, u64)>, Vec<u64>) {
+    let progress = actions.iter().filter_map(|action| match action {
+        Action::Send(ToOrigin::Progress(progress)) => Some((progress.state, progress.files_done)),
+        Action::Send(ToOrigin::Staged(_)) => panic!("nobody waits for it: {actions:?}"),
+        _ => None,
+    });
+    (progress.collect(), reported(actions))
+}
+
+#[test]
+fn of_an_update_that_is_over_in_a_moment_only_its_end_is_told() {
+    let mut scene = Scene::new();
+    scene.welcome();
+    scene.announce(2);
+    let under_way = StageProgress { files_done: 1, files_total: 2, bytes_done: 1, bytes_total: 2 };
+    for report in [Report::Progress(StageProgress::default()), Report::Progress(under_way), Report::Activating]
+    {
+        scene.now += PROGRESS_DELAY / 4;
+        assert_eq!(told(&scene.apply(Event::Report(report))), (vec![], vec![]));
+    }
+    assert_eq!(told(&scene.activated(2)), (vec![], vec![2]));
+    scene.now += PROGRESS_INTERVAL;
+    assert_eq!(told(&scene.apply(Event::Tick)), (vec![], vec![]));
+}
+
+#[test]
+fn an_update_that_takes_its_time_is_told_now_and_then() {
+    let mut scene = Scene::new();
+    scene.welcome();
+    scene.announce(2);
+    let of = |state: State, files: u64| (vec![(i32::from(state.to_message()), files)], vec![]);
+    // Also where nothing is heard of it.
+    assert_eq!(scene.machine.deadline(), Some(scene.now + PROGRESS_DELAY));
+    scene.now += PROGRESS_DELAY;
+    assert_eq!(told(&scene.apply(Event::Tick)), of(State::Staging, 0));
+    let under_way = StageProgress { files_done: 1, files_total: 2, bytes_done: 1, bytes_total: 2 };
+    assert_eq!(told(&scene.apply(Event::Report(Report::Progress(under_way)))), (vec![], vec![]));
+    scene.now += PROGRESS_INTERVAL;
+    assert_eq!(told(&scene.apply(Event::Tick)), of(State::Fetching, 1));
+    assert_eq!(told(&scene.apply(Event::Report(Report::Activating))), (vec![], vec![]));
+    scene.now += PROGRESS_INTERVAL;
+    assert_eq!(told(&scene.apply(Event::Tick)), of(State::Staged, 1));
+    // Whoever has just connected hears it at once.
+    scene.apply(Event::Lost("cut".into()));
+    scene.now += Duration::from_secs(60);
+    scene.apply(Event::Tick);
+    assert_eq!(told(&scene.welcome()), of(State::Staged, 1));
+    assert_eq!(told(&scene.activated(2)), (vec![], vec![2]));
+}
+
 #[test]
 fn what_was_activated_between_hello_and_welcome_is_reported() {
     let mut scene = Scene::redialled_in_an_update();
