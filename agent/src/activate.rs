@@ -20,6 +20,7 @@ use crate::planted::{self, Bug};
 use crate::record::{RecordError, encode_generation};
 use crate::replica::Replica;
 use crate::stage::cursor::ManifestCursor;
+use crate::stage::draw::Syncing;
 use crate::stage::{Staged, building};
 
 /// Up to this many changed paths are synced one by one.
@@ -134,7 +135,7 @@ impl Replica {
             return Err(ActivateError::Hook { source, staged: Box::new(staged) });
         }
         self.upkeep.last_write = Some(self.options.clock.now());
-        if !staged.kept_signed {
+        if staged.signed.is_none() {
             self.keep_signed(&staged.target)?;
         }
         let name = number.to_string();
@@ -145,7 +146,7 @@ impl Replica {
             self.exchange(&staged, slot)?;
             None
         } else {
-            let switched = self.switch(&staged, slot);
+            let switched = self.switch(&mut staged, slot);
             // The record may have it already: recovery then finishes the switch.
             self.upkeep.unsettled |= switched.is_err();
             switched?
@@ -179,7 +180,7 @@ impl Replica {
     }
 
     /// When the tree was changed last, before anybody could reach it.
-    fn switch(&mut self, staged: &Staged, slot: u64) -> Result<Option<Timestamp>, ActivateError> {
+    fn switch(&mut self, staged: &mut Staged, slot: u64) -> Result<Option<Timestamp>, ActivateError> {
         let number = staged.target.number().get();
         let name = number.to_string().into_bytes();
         let outlived = self.outlived_spares(staged)?;
@@ -199,7 +200,7 @@ impl Replica {
             return Err(ActivateError::Sync { number, source });
         }
         self.record.activate(Some(&staged.target), &staged.inodes, &outlived)?;
-        self.known.spares.retain(|slot, _| !outlived.contains(slot));
+        outlived.into_iter().for_each(|slot| self.forget_spare(slot));
         self.layout.switch_link()?;
         Ok(finished)
     }
@@ -238,8 +239,10 @@ impl Replica {
 
     /// Makes `generations/N` durable, with its name and its signed record. Where only a few paths of a spare changed they
     /// are synced one by one: `syncfs` also waits for what everybody else on the file system has written.
-    fn make_durable(&self, staged: &Staged) -> Result<(), DiskError> {
+    fn make_durable(&self, staged: &mut Staged) -> Result<(), DiskError> {
+        let signed = staged.signed.take();
         if !staged.durable_basis || staged.changed.len() > SYNC_EACH_MAX {
+            signed.map_or(Ok(()), Syncing::wait)?;
             return staged.sync.sync_file_system();
         }
         let number = staged.target.number().to_string().into_bytes();
@@ -273,9 +276,12 @@ impl Replica {
                 Err(e) => return Err(e),
             }
         }
-        if !staged.kept_signed {
-            layout.signed.sync_file(&number)?;
-            layout.signed.sync_names()?;
+        match signed {
+            Some(signed) => signed.wait()?,
+            None => {
+                layout.signed.sync_file(&number)?;
+                layout.signed.sync_names()?;
+            }
         }
         layout.staging.sync_names()?;
         layout.generations.sync_names()
@@ -305,7 +311,7 @@ impl Replica {
         self.upkeep.resting.insert(slot, self.options.clock.now());
         let spares: Vec<u64> = self.known.spares.keys().copied().collect();
         self.record.activate(Some(&staged.target), &staged.inodes, &spares)?;
-        self.known.spares.clear();
+        spares.into_iter().for_each(|slot| self.forget_spare(slot));
         Ok(())
     }
 

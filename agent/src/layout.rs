@@ -5,6 +5,7 @@
 //! ROOT/live.next                the link that is about to be renamed over live
 //! ROOT/generations/N            complete trees
 //! ROOT/staging/spare-K          complete tree, not live; the record says of which root
+//! ROOT/staging/drawn-K          a spare that this process may change at any time, and no other one trusts
 //! ROOT/staging/building-K       being built, or left half built by a crash: never trusted
 //! ROOT/staging/aside-K-I        renamed out of building-K for a moment
 //! ROOT/staging/resting-K        was in live's place until it was healed: left alone for the grace

@@ -5,7 +5,7 @@
 //! | the record's live generation has its tree, `live` names another | rolled forward: the link is switched |
 //! | `generations/K` that the record does not have, not served | an activation that did not commit: a building again |
 //! | a generation of the record without its tree | forgotten, but for the accepted number |
-//! | `spare-K` that the record does not have | a building: made a spare again, name by name |
+//! | `spare-K` that the record does not have, `drawn-K` | a building: made a spare again, name by name |
 //! | `aside-*`, `live.next` | rubbish |
 //! | no record (lost, damaged), `live` names a tree | its signed record is read from `state/signed`, its manifest built from its files; where that gives the signed root all is known again, else it is served and the next target is staged as a first sync |
 
@@ -17,7 +17,7 @@ use crate::layout::{LIVE_NEXT, number, numbered};
 use crate::record::{InodeChanges, Known, Record, RecordError, decode_generation};
 use crate::replica::{OpenReplicaError, Replica};
 use crate::stage::content::hash_file;
-use crate::stage::{StageError, building, spare};
+use crate::stage::{StageError, building, drawn, spare};
 use crate::verify::VerifyError;
 
 impl Replica {
@@ -82,6 +82,7 @@ impl Replica {
 
     fn recover_staging(&mut self) -> Result<(), OpenReplicaError> {
         let staging = &self.layout.staging;
+        self.upkeep.drawn.clear();
         let mut spares = Vec::new();
         for listed in staging.list()? {
             if listed.name.starts_with(b"aside-") {
@@ -93,6 +94,8 @@ impl Replica {
                     true => spares.push(slot),
                     false => staging.rename_new(&spare(slot), staging, &building(slot))?,
                 }
+            } else if let Some(slot) = numbered(&listed.name, "drawn-") {
+                staging.rename_new(&drawn(slot), staging, &building(slot))?;
             }
         }
         self.known.spares.retain(|slot, _| spares.contains(slot));

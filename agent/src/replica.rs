@@ -4,7 +4,7 @@
 //! ([`crate::recover`]); [`crate::stage`] builds, [`crate::activate`] switches, [`crate::spares`] prepares and tidies,
 //! [`crate::verify`] checks and heals. Layout and what a crash leaves: [`crate::layout`].
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
@@ -17,7 +17,7 @@ use crate::disk::{DiskError, Owners};
 use crate::layout::{Layout, LayoutError};
 use crate::record::{Known, Record, RecordError};
 use crate::spares::{SPARES, SPARES_MAX};
-use crate::stage::{building, spare};
+use crate::stage::{building, drawn, spare};
 use crate::steps::Steps;
 
 /// How a replica is kept.
@@ -122,8 +122,8 @@ pub(crate) struct Upkeep {
     pub was: HashMap<u64, (u64, RootEntry)>,
     /// What the last activations changed.
     pub steps: Steps,
-    /// A spare that an update has drawn and not touched yet: it is `building-K`, and is left alone.
-    pub drawn: Option<u64>,
+    /// Spares that an update may change at once: they are `drawn-K` ([`crate::stage::draw`]).
+    pub drawn: BTreeSet<u64>,
     /// When files were last written for an activation.
     pub last_write: Option<Instant>,
     /// The live tree was found not to be what was activated: no spare can be made before that is healed.
@@ -152,7 +152,7 @@ impl Replica {
             resting: HashMap::new(),
             was: HashMap::new(),
             steps: Steps::default(),
-            drawn: None,
+            drawn: BTreeSet::new(),
             last_write: None,
             damaged: false,
             dropped: 0,
@@ -234,9 +234,13 @@ impl Replica {
     /// A spare is about to be changed: from here on, and after a crash, it is not trusted. Durable when this returns.
     pub(crate) fn demote(&mut self, slot: u64) -> Result<u64, crate::stage::StageError> {
         let staging = &self.layout.staging;
-        staging.rename_new(&spare(slot), staging, &building(slot))?;
-        self.known.spares.remove(&slot);
-        staging.sync_names()?;
+        let is_drawn = self.upkeep.drawn.contains(&slot);
+        let name = if is_drawn { drawn(slot) } else { spare(slot) };
+        staging.rename_new(&name, staging, &building(slot))?;
+        self.forget_spare(slot);
+        if !is_drawn {
+            self.layout.staging.sync_names()?;
+        }
         self.record.set_spare(slot, None)?;
         Ok(slot)
     }

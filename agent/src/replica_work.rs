@@ -124,6 +124,12 @@ impl ReplicaWork for Replica {
         self.bound_retired();
     }
 
+    fn end(&mut self) {
+        if let Err(error) = self.name_spares() {
+            tracing::warn!(error = reason::of(&error), "a spare will have to be looked at again");
+        }
+    }
+
     fn maintain(&mut self, cancel: &AtomicBool) -> Maintenance {
         if let Err(error) = self.revive() {
             tracing::warn!(error = reason::of(&error), "the record can't be opened, it will be tried again");

@@ -2,8 +2,8 @@
 //!
 //! One bounded step a call, so that an update never waits long for it. In order: trees beyond `--keep` whose grace is
 //! over become buildings (while spares are lacking) or trash; spares are brought to the live root by what differs;
-//! buildings are made spares, every name looked at; with nothing to recycle a farm of links is built; the trash is
-//! emptied a little, but not while files are being written: ext4 then searches past the inodes that were just freed and
+//! buildings are made spares, every name looked at; with nothing to recycle a farm of links is built; one spare is drawn
+//! for the next update; the trash is emptied a little, but not while files are being written: ext4 then searches past the inodes that were just freed and
 //! creates new files several times slower.
 
 use std::collections::HashSet;
@@ -50,6 +50,8 @@ pub enum Upkept {
         /// Where.
         paths: Vec<TreePath>,
     },
+    /// A spare was drawn for the next update.
+    Drawn,
     /// Names were deleted from the trash.
     Emptied(usize),
     /// Directory objects that no tree has were forgotten.
@@ -86,6 +88,9 @@ impl Replica {
             }
             if let Some(did) = self.ready_spare(&live, cancel)? {
                 return Ok(did);
+            }
+            if self.draw_ahead(&live)? {
+                return Ok(Upkept::Drawn);
             }
         }
         if self.upkeep.dropped >= SWEEP_AFTER {

@@ -69,7 +69,8 @@ fn names(path: &Path) -> Vec<String> {
 /// No half-built tree, no rubbish.
 fn assert_tidy(site: &Site) {
     let staging = names(&site.root().join("staging"));
-    assert!(staging.iter().all(|n| n.starts_with("spare-") || n == "incoming"), "{staging:?}");
+    let expected = |name: &String| ["spare-", "drawn-", "incoming"].iter().any(|p| name.starts_with(p));
+    assert!(staging.iter().all(expected), "{staging:?}");
     let incoming = site.root().join("staging/incoming");
     // Neither a directory: it would stay as large as it ever was, and be read at every update.
     assert!(!incoming.exists() || names(&incoming).is_empty());
@@ -293,8 +294,8 @@ fn a_file_replaced_in_the_live_tree_is_not_linked_on() {
     std::fs::remove_file(&victim).unwrap();
     std::fs::write(&victim, "<x>4</x>").unwrap();
     std::fs::File::options().write(true).open(&victim).unwrap().set_modified(mtime).unwrap();
-    for spare in [1, 2] {
-        let _ = std::fs::remove_dir_all(site.root().join(format!("staging/spare-{spare}")));
+    for spare in ["spare-1", "drawn-2"] {
+        std::fs::remove_dir_all(site.root().join("staging").join(spare)).unwrap();
     }
     drop(replica);
     replica = site.open();

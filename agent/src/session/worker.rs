@@ -56,6 +56,9 @@ pub trait ReplicaWork: Send + 'static {
     /// Bounds what piles up where no time is left for [`Self::maintain`]: after each report, for which somebody waits.
     fn bound(&mut self) {}
 
+    /// The process ends in order: what the next start would have to look at again is left so that it need not.
+    fn end(&mut self) {}
+
     /// Does a step of what can wait: spares, old trees.
     fn maintain(&mut self, cancel: &AtomicBool) -> Maintenance;
 
@@ -333,10 +336,11 @@ impl<R: ReplicaWork> Bench<R> {
         while let Some((command, cancellation)) = inbox.blocking_recv() {
             let done = self.perform(command, &cancellation);
             if self.outbox.blocking_send(done).is_err() {
-                return;
+                break;
             }
             self.bound();
         }
+        self.replica.end();
     }
 
     /// To be called after each [`Self::perform`], once its report is out.

@@ -100,7 +100,7 @@ impl Replica {
             changed,
             durable_basis: false,
             touched: None,
-            kept_signed: false,
+            signed: None,
             inodes: InodeChanges::default(),
             spare_miss: false,
             basis: None,

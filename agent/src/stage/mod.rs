@@ -18,7 +18,7 @@ pub(crate) mod conform;
 pub(crate) mod content;
 pub(crate) mod cursor;
 mod delta;
-mod draw;
+pub(crate) mod draw;
 mod fresh;
 mod inodes;
 mod manifest;
@@ -49,7 +49,7 @@ use crate::steps::Touched;
 use conform::{Conform, Retired};
 use content::Incoming;
 use cursor::{LiveTree, ManifestCursor};
-use draw::Draw;
+use draw::{Draw, Syncing};
 use patch::{Patch, Supply};
 use plan::Plan;
 
@@ -193,8 +193,8 @@ pub struct Staged {
     pub(crate) durable_basis: bool,
     /// What it changes; `None`: not known.
     pub(crate) touched: Option<Touched>,
-    /// The copy of its signed record is durable.
-    pub(crate) kept_signed: bool,
+    /// The copy of its signed record, as the disk gets it; `None`: there is none yet.
+    pub(crate) signed: Option<Syncing>,
     pub(crate) inodes: InodeChanges,
     pub(crate) spare_miss: bool,
     /// What the tree was built from, to see that it still is live.
@@ -262,7 +262,7 @@ impl Replica {
                 changed: Vec::new(),
                 durable_basis: false,
                 touched: None,
-                kept_signed: false,
+                signed: None,
                 inodes: InodeChanges::default(),
                 spare_miss: false,
                 basis: Some(target.number().get()),
@@ -302,7 +302,7 @@ impl Replica {
     ) -> Result<Staged, StageError> {
         let from = self.live().map(|live| live.generation().root);
         let mut draw = None;
-        // Of a large update it would be drawn for as long as that takes to come; a crash meanwhile would cost the spare.
+        // For a large update, which takes its time to come, none is drawn here: a crash meanwhile would cost a second spare.
         if let (Some(root), true, true) = (from, inline.is_some(), distrusted.is_empty()) {
             self.reclaim_spares()?;
             if let Some(slot) = self.spare_at(&root) {
@@ -366,14 +366,15 @@ impl Replica {
             return Err(StageError::Cancelled);
         }
         let durable_basis = matches!(base, Base::Spare(_)) && diff.renamed_directories.is_empty();
-        let (slot, kept_signed) = match base {
-            Base::Building { slot, .. } => (slot, false),
+        let (slot, signed) = match base {
+            Base::Building { slot, .. } => (slot, None),
             Base::Spare(slot) => {
                 let drawn = match draw.take() {
                     Some(drawn) => drawn,
                     None => self.draw(slot, target)?,
                 };
-                (self.take(drawn)?, true)
+                let (slot, signed) = self.take(drawn)?;
+                (slot, Some(signed))
             }
         };
         let touched = Touched::by(&diff);
@@ -392,7 +393,7 @@ impl Replica {
             changed,
             durable_basis,
             touched,
-            kept_signed,
+            signed,
             inodes,
             spare_miss,
             basis: self.live().map(|live| live.number().get()),
@@ -411,7 +412,6 @@ impl Replica {
         let mut demand = space::Demand::of(diff, space.block_bytes);
         if let Some(from) = from
             && self.spares().is_empty()
-            && self.upkeep.drawn.is_none()
             && self.buildings()?.is_empty()
         {
             demand.add_farm(from, space.block_bytes);
@@ -563,29 +563,28 @@ impl Replica {
         Ok(())
     }
 
-    /// A spare at this root.
+    /// A spare at this root, drawn if there is one.
     fn spare_at(&self, root: &RootEntry) -> Option<u64> {
-        self.spares().iter().find(|(_, at)| *at == root).map(|(slot, _)| *slot)
+        let there = self.spares().iter().filter(|(_, at)| *at == root).map(|(slot, _)| *slot);
+        there.max_by_key(|slot| self.upkeep.drawn.contains(slot))
     }
 
     /// Spares that could not be recorded are buildings.
     pub(crate) fn reclaim_spares(&self) -> Result<(), DiskError> {
         let staging = &self.layout.staging;
         for listed in staging.list()? {
-            if let Some(slot) = numbered(&listed.name, "spare-")
-                && !self.known.spares.contains_key(&slot)
-            {
-                staging.rename_new(&spare(slot), staging, &building(slot))?;
+            let slot = numbered(&listed.name, "spare-").or_else(|| numbered(&listed.name, "drawn-"));
+            if let Some(slot) = slot.filter(|slot| !self.known.spares.contains_key(slot)) {
+                staging.rename_new(&listed.name, staging, &building(slot))?;
             }
         }
         Ok(())
     }
 
-    /// Slots of trees that are being built, or were when something interrupted it; not of a spare that is drawn.
+    /// Slots of trees that are being built, or were when something interrupted it.
     pub(crate) fn buildings(&self) -> Result<Vec<u64>, DiskError> {
         let mut slots: Vec<u64> =
             self.layout.staging.list()?.iter().filter_map(|l| numbered(&l.name, "building-")).collect();
-        slots.retain(|slot| self.upkeep.drawn != Some(*slot));
         slots.sort_unstable();
         Ok(slots)
     }
@@ -593,9 +592,9 @@ impl Replica {
     /// A slot number that no name in staging has.
     pub(crate) fn free_slot(&self) -> Result<u64, DiskError> {
         let names = self.layout.staging.list()?;
-        let used = names
-            .iter()
-            .filter_map(|l| ["building-", "spare-", "resting-"].iter().find_map(|p| numbered(&l.name, p)));
+        let used = names.iter().filter_map(|l| {
+            ["building-", "spare-", "drawn-", "resting-"].iter().find_map(|p| numbered(&l.name, p))
+        });
         Ok(used.max().unwrap_or(0) + 1)
     }
 }
@@ -608,6 +607,11 @@ pub(crate) fn building(slot: u64) -> Vec<u8> {
 /// Name of a spare.
 pub(crate) fn spare(slot: u64) -> Vec<u8> {
     format!("spare-{slot}").into_bytes()
+}
+
+/// Name of a spare that is about to be changed, for all that others know.
+pub(crate) fn drawn(slot: u64) -> Vec<u8> {
+    format!("drawn-{slot}").into_bytes()
 }
 
 /// Everything is in the live tree under the same path.

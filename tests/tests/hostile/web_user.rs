@@ -31,7 +31,7 @@ fn spares(agent: &Agent) -> Vec<PathBuf> {
     listed
         .filter_map(Result::ok)
         .map(|item| item.path())
-        .filter(|path| path.to_string_lossy().contains("spare-"))
+        .filter(|path| ["spare-", "drawn-"].iter().any(|name| path.to_string_lossy().contains(name)))
         .collect()
 }
 

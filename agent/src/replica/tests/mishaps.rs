@@ -149,7 +149,8 @@ fn a_live_tree_that_was_deleted_is_staged_anew_after_a_restart_or_by_the_next_up
 
 #[test]
 fn a_whole_tree_of_other_inodes_is_taken_once_it_is_verified() {
-    let (mut site, replica) = settled();
+    let (mut site, mut replica) = settled();
+    replica.name_spares().unwrap();
     drop(replica);
     // Restored from a backup: all as it was, but for the inodes.
     let (root, copy) = (site.root(), site.root().with_extension("copy"));

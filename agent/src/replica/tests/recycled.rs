@@ -24,11 +24,12 @@ fn inodes(root: &Path) -> BTreeMap<std::path::PathBuf, u64> {
     found
 }
 
-/// Every spare is the live tree, link by link.
+/// Every spare, drawn or not, is the live tree, link by link.
 fn assert_spares_are_links(site: &Site) {
     let live = site.live().canonicalize().unwrap();
     let staging = site.root().join("staging");
-    let spares: Vec<_> = names(&staging).into_iter().filter(|name| name.starts_with("spare")).collect();
+    let is_spare = |name: &String| name.starts_with("spare-") || name.starts_with("drawn-");
+    let spares: Vec<_> = names(&staging).into_iter().filter(is_spare).collect();
     assert!(!spares.is_empty());
     for spare in spares {
         assert_eq!(snapshot(&staging.join(&spare)), snapshot(&live), "{spare}");
@@ -180,9 +181,74 @@ fn a_spare_that_was_drawn_for_an_update_that_did_not_come_is_given_back() {
     assert_spares_are_links(&site);
     let update = inline(&mut site);
     let staged = replica.stage(&target, update, &mut site.origin, &|_| {}, &AtomicBool::new(false)).unwrap();
-    assert!(!staged.is_spare_miss() && staged.kept_signed);
+    assert!(!staged.is_spare_miss() && staged.signed.is_some());
     assert_eq!(names(&site.root().join("state/signed")), ["1", "2"]);
     replica.activate(staged, &mut |_| Ok(())).unwrap();
+    site.assert_live_is_tree();
+}
+
+fn drawn_slot(replica: &Replica) -> u64 {
+    let drawn: Vec<u64> = replica.upkeep.drawn.iter().copied().collect();
+    assert_eq!(drawn.len(), 1, "one is drawn ahead of need");
+    drawn[0]
+}
+
+#[test]
+fn a_small_update_takes_the_spare_that_was_drawn_ahead_of_need() {
+    let (mut site, mut replica) = settled();
+    for content in ["second", "third"] {
+        let (slot, names_before) = (drawn_slot(&replica), names(&site.root().join("staging")));
+        assert!(names_before.contains(&format!("drawn-{slot}")), "{names_before:?}");
+        site.write("docs/0/page-0.html", content);
+        site.publish(&mut replica);
+        site.assert_live_is_tree();
+        // No other spare was touched.
+        let mut left = names(&site.root().join("staging"));
+        left.retain(|name| name.starts_with("spare-"));
+        assert_eq!(left.len(), 1);
+        assert!(names_before.contains(&left[0]), "{names_before:?}");
+        site.settle(&mut replica);
+    }
+    assert_eq!((replica.status().spares, replica.status().spare_misses), (2, 0));
+    assert_spares_are_links(&site);
+}
+
+#[test]
+fn an_end_in_order_leaves_both_spares_to_the_next_start() {
+    let (site, mut replica) = settled();
+    let of_spares = |site: &Site| {
+        let staging = site.root().join("staging");
+        let spares = names(&staging).into_iter().filter(|name| name.contains('-'));
+        spares.map(|name| (inode(&staging.join(&name)), name)).collect::<BTreeMap<_, _>>()
+    };
+    let before = of_spares(&site);
+    drawn_slot(&replica);
+    crate::session::worker::ReplicaWork::end(&mut replica);
+    drop(replica);
+    let mut replica = site.open();
+    assert_eq!(replica.status().spares, 2);
+    assert!(of_spares(&site).values().all(|name| name.starts_with("spare-")));
+    assert_spares_are_links(&site);
+    assert_eq!(replica.maintain(&AtomicBool::new(false)).unwrap().did, Upkept::Drawn);
+    assert!(of_spares(&site).keys().eq(before.keys()), "the same trees as before");
+}
+
+#[test]
+fn what_is_written_into_a_drawn_spare_before_a_kill_does_not_come_to_life() {
+    let (mut site, mut replica) = settled();
+    let drawn = site.root().join(format!("staging/drawn-{}", drawn_slot(&replica)));
+    // As an update does that is killed half way.
+    std::fs::remove_file(drawn.join("docs/0/page-0.html")).unwrap();
+    std::fs::write(drawn.join("docs/0/page-0.html"), "half of an update").unwrap();
+    std::fs::write(drawn.join("docs/0/planted"), "new").unwrap();
+    drop(replica);
+    replica = site.open();
+    assert_eq!(replica.status().spares, 1);
+    site.settle(&mut replica);
+    assert_eq!(replica.status().spares, 2);
+    assert_spares_are_links(&site);
+    site.write("docs/1/page-1.html", "second");
+    site.publish(&mut replica);
     site.assert_live_is_tree();
 }
 
@@ -191,8 +257,7 @@ fn a_kill_while_a_spare_is_drawn_costs_the_spare_and_nothing_else() {
     let (mut site, mut replica) = settled();
     site.write("docs/0/page-0.html", "second");
     let target = site.origin.seal(&site.tree());
-    let slot = *replica.spares().keys().next().unwrap();
-    let draw = replica.draw(slot, &target).unwrap();
+    let draw = replica.draw(drawn_slot(&replica), &target).unwrap();
     drop((draw, replica));
     let mut replica = site.open();
     assert_eq!(replica.spares().len(), 1);

@@ -114,7 +114,8 @@ fn of_an_update_that_is_over_in_a_moment_only_its_end_is_told() {
     scene.welcome();
     scene.announce(2);
     let under_way = StageProgress { files_done: 1, files_total: 2, bytes_done: 1, bytes_total: 2 };
-    for report in [Report::Progress(StageProgress::default()), Report::Progress(under_way), Report::Activating]
+    for report in
+        [Report::Progress(StageProgress::default()), Report::Progress(under_way), Report::Activating]
     {
         scene.now += PROGRESS_DELAY / 4;
         assert_eq!(told(&scene.apply(Event::Report(report))), (vec![], vec![]));
