@@ -92,6 +92,41 @@ fn first_sync_makes_the_whole_tree_live() {
 }
 
 #[test]
+fn contents_that_come_again_beyond_what_is_remembered_are_placed_all_the_same() {
+    let mut site = Site::new();
+    // More that come again than are remembered.
+    for (directory, number) in ["a", "b"].into_iter().flat_map(|d| (0..1100).map(move |n| (d, n))) {
+        site.write(&format!("{directory}/{number}"), format!("again {number}"));
+    }
+    // In one window, in the next, and in one that is asked for when the first is answered; all in several pieces.
+    let noise = |seed: u64, bytes: usize| -> Vec<u8> {
+        let mut bytes = vec![0; bytes];
+        blake3::Hasher::new().update(&seed.to_le_bytes()).finalize_xof().fill(&mut bytes);
+        bytes
+    };
+    let again = noise(0, 400_000);
+    for (index, fill) in ["c", "d", "e", "f"].into_iter().enumerate() {
+        site.write(&format!("{fill}/one"), &again);
+        site.write(&format!("{fill}/two"), &again);
+        site.write(&format!("{fill}/z"), noise(1 + index as u64, 66 << 20));
+    }
+    // Two that an interrupted attempt has left, of which each has two places.
+    let mut replica = site.open();
+    let left = noise(100, 300_000);
+    site.write("g/one", &left);
+    site.write("g/two", &left);
+    let hash = ContentHash::of(&left).to_string();
+    let fan = site.root().join("staging/incoming").join(&hash[..1]);
+    std::fs::create_dir_all(&fan).unwrap();
+    std::fs::write(fan.join(&hash), &left).unwrap();
+    site.publish(&mut replica);
+    site.assert_live_is_tree();
+    assert_tidy(&site);
+    let one = inode(&site.live().join("g/one"));
+    assert_ne!(one, inode(&site.live().join("g/two")));
+}
+
+#[test]
 fn contents_that_begin_with_the_same_five_bytes_of_hash_are_told_apart() {
     const PAIR: [&str; 2] = ["page 1284966\n", "page 1691862\n"];
     let [one, other] = PAIR.map(|text| ContentTag::of(&ContentHash::of(text.as_bytes())));

@@ -347,15 +347,16 @@ impl Build<'_> {
 
     /// Takes a file whose content is to be fetched, unless another of the tree or an earlier attempt has it.
     fn add(&mut self, mut item: Item, walk: &Walk<'_>, window: &mut Window) -> Result<(), StageError> {
-        // What is not remembered may still be among what is asked for just now.
-        let twin = self.copies.find(&item).or_else(|| window.asked_for(&item.content));
-        if let Some(twin) = twin
+        if let Some(twin) = self.copies.find(&item)
             && let Some((_, there)) = walk.entry(twin)?
             && matches!(there.kind, Kind::File { content, .. } if content == item.content)
         {
             item.same_as = Some(twin);
             window.items.push(item);
-        } else if self.shared.incoming.has(item.content, item.size)? {
+            return Ok(());
+        }
+        self.copies.expect(&item);
+        if self.shared.incoming.has(item.content, item.size)? {
             self.shared.found(item.size);
             window.items.push(item);
         } else {
@@ -423,6 +424,7 @@ impl Build<'_> {
                     None => self.shared.incoming.place(item.content, &item.metadata, true, &dir, name)?,
                 };
             }
+            self.copies.came(item);
             self.list_inode(item.directory, item.entry, inode)?;
         }
         Ok(())

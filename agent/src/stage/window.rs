@@ -92,12 +92,6 @@ impl Window {
         asked.and_then(|index| self.item(*index)).is_some_and(|asked| asked.content != item.content)
     }
 
-    /// The directory and entry that this content is asked for.
-    pub fn asked_for(&self, content: &ContentHash) -> Option<(u32, u32)> {
-        let asked = self.item(*self.wanted.get(&ContentTag::of(content))?)?;
-        (asked.content == *content).then_some((asked.directory, asked.entry))
-    }
-
     fn item(&self, index: u32) -> Option<&Item> {
         self.items.get(index as usize)
     }
