@@ -233,13 +233,12 @@ impl Replica {
 
     /// A spare is about to be changed: from here on, and after a crash, it is not trusted. Durable when this returns.
     pub(crate) fn demote(&mut self, slot: u64) -> Result<u64, crate::stage::StageError> {
-        let staging = &self.layout.staging;
         let is_drawn = self.upkeep.drawn.contains(&slot);
         let name = if is_drawn { drawn(slot) } else { spare(slot) };
-        staging.rename_new(&name, staging, &building(slot))?;
+        self.rename_spare(slot, &name, &building(slot))?;
         self.forget_spare(slot);
         if !is_drawn {
-            self.layout.staging.sync_names()?;
+            self.sync_staging()?;
         }
         self.record.set_spare(slot, None)?;
         Ok(slot)
@@ -252,17 +251,36 @@ impl Replica {
         root: &RootEntry,
         sync: &crate::disk::Dir,
     ) -> Result<(), crate::stage::StageError> {
-        let staging = &self.layout.staging;
         if let Err(e) = sync.sync_file_system() {
-            self.layout.discard(staging, &building(slot))?;
+            self.layout.discard(&self.layout.staging, &building(slot))?;
             return Err(e.into());
         }
-        staging.rename_new(&building(slot), staging, &spare(slot))?;
-        staging.sync_names()?;
+        // Before it has the name: the record may still have this slot as it was before.
         self.record.set_spare(slot, Some(root))?;
+        let staging = &self.layout.staging;
+        staging.rename_new(&building(slot), staging, &spare(slot))?;
+        self.sync_staging()?;
         self.known.spares.insert(slot, *root);
         self.publish();
         Ok(())
+    }
+
+    /// Gives a spare another name; one that is gone is none.
+    pub(crate) fn rename_spare(&mut self, slot: u64, from: &[u8], to: &[u8]) -> Result<(), DiskError> {
+        let staging = &self.layout.staging;
+        let renamed = staging.rename_new(from, staging, to);
+        if renamed.as_ref().is_err_and(DiskError::is_absent) {
+            self.forget_spare(slot);
+        }
+        renamed
+    }
+
+    /// Makes names in `staging` durable. Where that fails nobody knows which of them a crash would leave: the record has to
+    /// say what recovery finds.
+    pub(crate) fn sync_staging(&mut self) -> Result<(), DiskError> {
+        let synced = self.layout.staging.sync_names();
+        self.upkeep.unsettled |= synced.is_err();
+        synced
     }
 
     /// Lets readers of the status see what changed.

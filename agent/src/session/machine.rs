@@ -180,7 +180,8 @@ impl Machine {
     /// When to come back with [`Event::Tick`] at the latest.
     pub fn deadline(&self) -> Option<Instant> {
         let link = match &self.link {
-            Link::Down { redial_at } => (!self.stopping).then_some(*redial_at),
+            _ if self.stopping => None,
+            Link::Down { redial_at } => Some(*redial_at),
             Link::Greeting { since } => Some(*since + GREETING_TIMEOUT),
             Link::Up(up) => Some(up.next_heartbeat.min(up.heard + up.interval * MISSED_HEARTBEATS)),
         };

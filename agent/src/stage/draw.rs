@@ -66,7 +66,7 @@ impl Replica {
         }
         let Some(slot) = self.spare_at(live) else { return Ok(false) };
         self.name_drawn(slot)?;
-        let synced = self.layout.staging.sync_names();
+        let synced = self.sync_staging();
         if synced.is_err() {
             self.forget_spare(slot);
         }
@@ -75,8 +75,7 @@ impl Replica {
 
     /// Durable once `staging` is synced.
     fn name_drawn(&mut self, slot: u64) -> Result<(), DiskError> {
-        let staging = &self.layout.staging;
-        staging.rename_new(&spare(slot), staging, &drawn(slot))?;
+        self.rename_spare(slot, &spare(slot), &drawn(slot))?;
         self.upkeep.drawn.insert(slot);
         Ok(())
     }
@@ -89,9 +88,15 @@ impl Replica {
         }
         let syncing = self.sync_signed(target, !ahead);
         if !ahead && syncing.is_err() {
-            self.forget_spare(slot);
+            self.doubt(slot);
         }
         Ok(Draw { slot, ahead, syncing: syncing? })
+    }
+
+    /// Whether its name is durable is not known.
+    fn doubt(&mut self, slot: u64) {
+        self.forget_spare(slot);
+        self.upkeep.unsettled = true;
     }
 
     /// Keeps the signed record, and has it synced; after it the names in `staging`, if so told.
@@ -110,12 +115,12 @@ impl Replica {
     /// The tree is `building-K` and may be changed. The signed record is still to be waited for.
     pub(super) fn take(&mut self, draw: Draw) -> Result<(u64, Syncing), StageError> {
         let Draw { slot, ahead, mut syncing } = draw;
+        self.rename_spare(slot, &drawn(slot), &building(slot))?;
         self.forget_spare(slot);
-        let staging = &self.layout.staging;
-        staging.rename_new(&drawn(slot), staging, &building(slot))?;
         if !ahead {
-            syncing.wait()?;
-            syncing = Syncing::default();
+            let synced = std::mem::take(&mut syncing).wait();
+            self.upkeep.unsettled |= synced.is_err();
+            synced?;
         }
         self.record.set_spare(slot, None)?;
         Ok((slot, syncing))
@@ -126,8 +131,7 @@ impl Replica {
         let Draw { slot, ahead, syncing } = draw;
         let synced = syncing.wait();
         if !ahead && synced.is_err() {
-            // Whether the name is durable is not known.
-            self.forget_spare(slot);
+            self.doubt(slot);
         }
         synced?;
         let number = target.number().get();
