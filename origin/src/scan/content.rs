@@ -164,20 +164,22 @@ impl<'a> ContentReader<'a> {
         let mut length = 0u64;
         // One byte more shows growth, and no growth keeps us here.
         let mut chunker = Chunker::new(file.take(size.saturating_add(1)), std::mem::take(&mut self.buffer));
-        let builder = builder(&mut self.builder, self.writer)?;
-        while let Some(bytes) =
-            chunker.next_chunk().map_err(|source| ScanError::Unreadable { path: path.clone(), source })?
-        {
-            if self.cancel.is_cancelled() {
-                return Err(ScanError::Cancelled);
+        builder(&mut self.builder, self.writer)?.add_large(size, |mut content| {
+            while let Some(bytes) =
+                chunker.next_chunk().map_err(|source| ScanError::Unreadable { path: path.clone(), source })?
+            {
+                if self.cancel.is_cancelled() {
+                    return Err(ScanError::Cancelled);
+                }
+                whole.update(bytes);
+                let hash = ContentHash::of(bytes);
+                content.add_chunk(&hash, bytes)?;
+                chunks.push(Chunk { hash, length: bytes.len() as u32 });
+                length += bytes.len() as u64;
+                self.progress.add_bytes(bytes.len() as u64);
             }
-            whole.update(bytes);
-            let hash = ContentHash::of(bytes);
-            builder.add_chunk(&hash, bytes)?;
-            chunks.push(Chunk { hash, length: bytes.len() as u32 });
-            length += bytes.len() as u64;
-            self.progress.add_bytes(bytes.len() as u64);
-        }
+            Ok(())
+        })?;
         self.buffer = chunker.into_buffer();
         Ok((length == size).then(|| (ContentHash::finish(&whole), chunks)))
     }

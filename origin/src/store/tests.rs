@@ -14,6 +14,7 @@ use syncd_shared::hash::ContentHash;
 use syncd_shared::{GenerationNumber, RootEntry};
 
 use super::fixture::{Fixture, Tree, key, noise, put_content, put_tree, signed, tree, try_seal};
+use super::frame_builder::LargeContent;
 use super::*;
 
 #[test]
@@ -93,6 +94,41 @@ fn small_contents_that_resemble_each_other_share_a_frame() {
         fixture.store().read_file(&ContentHash::of(&expected), expected.len() as u64, &mut out).unwrap();
         assert_eq!(out, expected);
     }
+}
+
+#[test]
+fn a_large_content_is_compressed_by_helpers_and_read_as_it_was() {
+    let fixture = Fixture::new();
+    let chunks: Vec<Vec<u8>> = (0..400).map(|number| noise(number, 64_000 + number as usize)).collect();
+    let size = chunks.iter().map(|chunk| chunk.len() as u64).sum();
+    let add = |large: &mut LargeContent<'_, '_>| {
+        let added = chunks.iter().map(|chunk| large.add_chunk(&ContentHash::of(chunk), chunk));
+        added.collect::<Result<Vec<bool>, _>>()
+    };
+    let writer = fixture.store().writer().unwrap();
+    let mut builder = writer.batch().unwrap();
+    let fresh = builder.add_large(size, |mut large| add(&mut large)).unwrap();
+    assert!(fresh.iter().all(|new| *new));
+    let again = builder.add_large(size, |mut large| add(&mut large)).unwrap();
+    assert!(again.iter().all(|new| !*new), "helpers were given back, chunks are known");
+    builder.finish().unwrap();
+    writer.save().unwrap();
+    for chunk in &chunks {
+        let mut out = Vec::new();
+        fixture.store().read_file(&ContentHash::of(chunk), chunk.len() as u64, &mut out).unwrap();
+        assert!(out == *chunk);
+    }
+    // What is given up half way ends its helpers, too, and counts for nothing.
+    let writer = fixture.store().writer().unwrap();
+    let mut builder = writer.batch().unwrap();
+    let refused = builder.add_large(size, |mut large| {
+        let chunk = noise(1_000, 900_000);
+        large.add_chunk(&ContentHash::of(&chunk), &chunk)?;
+        Err::<(), _>(StoreError::SyncFailed)
+    });
+    assert!(matches!(refused, Err(StoreError::SyncFailed)));
+    drop(builder);
+    assert!(matches!(writer.save(), Err(StoreError::Unwritten { .. })));
 }
 
 #[test]

@@ -11,7 +11,7 @@ use syncd_shared::limits::DIRECTORY_OBJECT_MAX_BYTES;
 use syncd_shared::{Directory, GenerationNumber, SignedGeneration, TreePath};
 
 use super::error::{SealError, StoreError, index, poisoned};
-use super::frame_builder::{FrameBuilder, SmallContents};
+use super::frame_builder::{FrameBuilder, Helpers, SmallContents};
 use super::index::{DIRECTORIES, GENERATIONS, META, META_NEXT_PACK, PACKS, ROOTS};
 use super::pack::{FrameChunk, Location, PackId};
 use super::pack_writer::{PackLength, PackWriter};
@@ -53,6 +53,7 @@ pub struct Writer {
     packs: Mutex<PackWriter>,
     pending: Mutex<Pending>,
     pub(super) small: SmallContents,
+    pub(super) helpers: Helpers,
     pending_max_bytes: usize,
     permit: WritePermit,
 }
@@ -89,8 +90,8 @@ impl Writer {
         })?;
         let last = last.filter(|(id, _)| may_append(*id) && !store.short_packs.contains_key(id));
         let packs = Mutex::new(PackWriter::open(store.packs.directory().to_owned(), last, next)?);
-        let (pending, small) = Default::default();
-        Ok(Self { packs, pending, small, pending_max_bytes: PENDING_MAX_BYTES, permit })
+        let (pending, small, helpers) = Default::default();
+        Ok(Self { packs, pending, small, helpers, pending_max_bytes: PENDING_MAX_BYTES, permit })
     }
 
     /// Commits entries early above this many bytes.
