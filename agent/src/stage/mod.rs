@@ -26,6 +26,7 @@ mod manifest;
 pub(crate) mod patch;
 mod plan;
 mod receive;
+mod released;
 mod repeats;
 mod space;
 mod window;

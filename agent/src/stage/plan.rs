@@ -7,7 +7,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64};
 use syncd_shared::diff::{Change, DirectorySource, TreeDiff};
 use syncd_shared::limits::{OBJECTS_BATCH_BYTES, OBJECTS_BATCH_MAX};
 use syncd_shared::wire::ObjectsBatch;
-use syncd_shared::{ContentHash, ContentTag, Entry, Kind, Metadata, RootEntry, RootHash, TreePath};
+use syncd_shared::{ContentHash, ContentTag, Entry, Kind, RootEntry, RootHash, TreePath};
 
 use crate::disk::{self, Dir};
 use crate::replica::Replica;
@@ -17,6 +17,7 @@ use crate::stage::cursor::{DirCursor, LiveTree, ManifestCursor, looks_like};
 use crate::stage::delta::Bases;
 use crate::stage::patch::Supply;
 use crate::stage::receive::Reception;
+use crate::stage::released::Released;
 use crate::stage::writeback::Writeback;
 use crate::stage::{StageError, StageProgress};
 
@@ -65,7 +66,7 @@ impl<'a> Plan<'a> {
     ) -> Result<Self, StageError> {
         let mut live = from.map(|root| replica.live_tree(root)).transpose()?;
         let mut held = held_trees(replica)?;
-        let mut released = released(diff, distrusted);
+        let mut released = Released::by(diff, |path| !distrusted.contains(path));
         let mut plan = Self {
             incoming,
             diff,
@@ -74,33 +75,33 @@ impl<'a> Plan<'a> {
             order: Vec::new(),
             lacking: Vec::new(),
         };
-        let mut copies: HashMap<ContentHash, Vec<(Tree, TreePath)>> = HashMap::new();
+        let mut copies: HashMap<ContentHash, (Tree, &TreePath)> = HashMap::new();
         for change in &diff.changes {
             let origin = match change {
                 Change::Removed { .. } => Origin::Made,
                 Change::Added { path, entry } | Change::Modified { path, to: entry, .. } => {
                     if let (true, Kind::File { content, .. }) = (holes.contains(path), &entry.kind) {
                         // Only its inode or metadata may be wrong: what is copied is hashed.
-                        copies.entry(*content).or_default().push((None, path.clone()));
+                        copies.entry(*content).or_insert((None, path));
                     }
                     plan.origin(path, entry, live.as_mut(), &mut held, &mut released, &mut copies, replica)?
                 }
             };
             plan.origins.push(origin);
         }
-        plan.copy(&copies, live.as_mut(), &mut held)?;
+        plan.copy(&copies, &released, live.as_mut(), &mut held)?;
         Ok(plan)
     }
 
     #[allow(clippy::too_many_arguments)]
     fn origin(
         &mut self,
-        path: &TreePath,
+        path: &'a TreePath,
         entry: &Entry,
         live: Option<&mut LiveTree<'_>>,
         held: &mut [Held<'_>],
-        released: &mut HashMap<ContentHash, Vec<(TreePath, Metadata)>>,
-        copies: &mut HashMap<ContentHash, Vec<(Tree, TreePath)>>,
+        released: &mut Released<'_>,
+        copies: &mut HashMap<ContentHash, (Tree, &'a TreePath)>,
         replica: &Replica,
     ) -> Result<Origin, StageError> {
         let Kind::File { content, size } = entry.kind else { return Ok(Origin::Made) };
@@ -108,14 +109,12 @@ impl<'a> Plan<'a> {
             return Ok(Origin::Made);
         }
         // A renamed file: its old name goes, so its inode may go on under the new one, once.
-        if let (Some(live), Some(old)) = (live, released.get_mut(&content)) {
-            if let Some(same) = old.iter().position(|(_, metadata)| *metadata == entry.metadata)
-                && live.checked(&old[same].0, entry)?.is_some()
-            {
-                let (old_path, _) = old.swap_remove(same);
-                return Ok(Origin::Link(None, old_path));
-            }
-            copies.entry(content).or_default().extend(old.iter().map(|(path, _)| (None, path.clone())));
+        if let Some(live) = live
+            && let Some((at, old)) = released.like(&content, &entry.metadata)
+            && live.checked(old, entry)?.is_some()
+        {
+            released.take(at);
+            return Ok(Origin::Link(None, old.clone()));
         }
         for index in 0..held.len() {
             let tree = &mut held[index];
@@ -129,7 +128,7 @@ impl<'a> Plan<'a> {
                     return Ok(Origin::Link(Some(number), path.clone()));
                 }
                 Some(Entry { kind: Kind::File { content: c, .. }, .. }) if c == content => {
-                    copies.entry(content).or_default().push((Some(number), path.clone()));
+                    copies.entry(content).or_insert((Some(number), path));
                 }
                 _ => {}
             }
@@ -148,7 +147,8 @@ impl<'a> Plan<'a> {
     /// Copies what the node has elsewhere; what is left is lacking.
     fn copy(
         &mut self,
-        copies: &HashMap<ContentHash, Vec<(Tree, TreePath)>>,
+        copies: &HashMap<ContentHash, (Tree, &TreePath)>,
+        released: &Released<'_>,
         mut live: Option<&mut LiveTree<'_>>,
         held: &mut [Held<'_>],
     ) -> Result<(), StageError> {
@@ -158,11 +158,12 @@ impl<'a> Plan<'a> {
                 continue;
             }
             let mut found = false;
-            for (tree, path) in copies.get(content).into_iter().flatten() {
+            let of_live = released.paths(content).map(|path| (None, path));
+            for (tree, path) in of_live.chain(copies.get(content).copied()) {
                 let Some((parent, name)) = path.split_last() else { continue };
                 let dir = match tree {
                     None => live.as_mut().map(|live| live.dir(&parent)),
-                    Some(number) => held.iter_mut().find(|h| h.number == *number).map(|h| h.dirs.at(&parent)),
+                    Some(number) => held.iter_mut().find(|h| h.number == number).map(|h| h.dirs.at(&parent)),
                 };
                 let Some(Ok(dir)) = dir else { continue };
                 if self.incoming.copy(*content, wanted, dir, name.as_bytes())? {
@@ -376,24 +377,6 @@ fn held_trees(replica: &Replica) -> Result<Vec<Held<'_>>, StageError> {
         }
     }
     Ok(held)
-}
-
-/// Paths whose content goes away with the diff or gets other metadata.
-fn released(
-    diff: &TreeDiff,
-    distrusted: &HashSet<TreePath>,
-) -> HashMap<ContentHash, Vec<(TreePath, Metadata)>> {
-    let mut released: HashMap<_, Vec<_>> = HashMap::new();
-    for change in &diff.changes {
-        if let Change::Removed { path, entry: from } | Change::Modified { path, from, .. } = change
-            && let Kind::File { content, size } = from.kind
-            && size > 0
-            && !distrusted.contains(path)
-        {
-            released.entry(content).or_default().push((path.clone(), from.metadata));
-        }
-    }
-    released
 }
 
 /// Copies what the origin says is in the live tree.

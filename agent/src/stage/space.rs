@@ -1,12 +1,13 @@
 //! Whether a target fits, before its first byte is written.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::HashSet;
 
 use syncd_shared::diff::{Change, TreeDiff};
-use syncd_shared::{ContentHash, Kind, Metadata, RootEntry};
+use syncd_shared::{ContentHash, Kind, RootEntry};
 
 use crate::disk::Space;
 use crate::stage::StageError;
+use crate::stage::released::Released;
 
 /// Free space that is left alone: this share of the file system, at most [`RESERVE_MAX_BYTES`].
 const RESERVE_SHARE: u64 = 64;
@@ -23,25 +24,15 @@ impl Demand {
     /// Upper bound for a diff: each file that changes is a new one, unless it is only renamed.
     pub fn of(diff: &TreeDiff, block_bytes: u64) -> Self {
         let mut demand = Self::default();
-        let mut released: HashMap<ContentHash, Vec<&Metadata>> = HashMap::new();
-        for change in &diff.changes {
-            if let Change::Removed { entry: from, .. } | Change::Modified { from, .. } = change
-                && let Kind::File { content, .. } = from.kind
-            {
-                released.entry(content).or_default().push(&from.metadata);
-            }
-        }
+        let mut released = Released::by(diff, |_| true);
         for change in &diff.changes {
             let (Change::Added { entry, .. } | Change::Modified { to: entry, .. }) = change else { continue };
             match (&entry.kind, change) {
                 (Kind::File { content, size }, _) => {
-                    let old = released.get_mut(content);
-                    let same = old.and_then(|old| {
-                        let at = old.iter().position(|metadata| **metadata == entry.metadata)?;
-                        Some(old.swap_remove(at))
-                    });
-                    if same.is_none() {
-                        demand.add(*size, block_bytes);
+                    let same = released.like(content, &entry.metadata);
+                    match same {
+                        Some((at, _)) => released.take(at),
+                        None => demand.add(*size, block_bytes),
                     }
                 }
                 (Kind::Symlink { .. }, _) => demand.add(0, block_bytes),
