@@ -6,6 +6,9 @@
 use syncd_shared::diff::{Change, TreeDiff};
 use syncd_shared::{ContentHash, Kind, Metadata, TreePath};
 
+/// Of a content that very many files have so many are looked at for one that is renamed; the others are copied.
+const LOOKED_AT_MAX: usize = 64;
+
 /// See the module.
 pub(crate) struct Released<'a> {
     diff: &'a TreeDiff,
@@ -34,7 +37,7 @@ impl<'a> Released<'a> {
 
     fn range(&self, content: &ContentHash) -> std::ops::Range<usize> {
         let start = self.by_content.partition_point(|(other, _)| other < content);
-        let same = self.by_content[start..].iter().take_while(|(other, _)| other == content).count();
+        let same = self.by_content[start..].partition_point(|(other, _)| other == content);
         start..start + same
     }
 
@@ -49,7 +52,7 @@ impl<'a> Released<'a> {
 
     /// A file with this content and metadata that was not taken; [`Self::take`] takes it.
     pub fn like(&self, content: &ContentHash, metadata: &Metadata) -> Option<(usize, &'a TreePath)> {
-        self.range(content).filter(|at| !self.taken[*at]).find_map(|at| {
+        self.range(content).filter(|at| !self.taken[*at]).take(LOOKED_AT_MAX).find_map(|at| {
             let (path, own) = self.file(at)?;
             (own == metadata).then_some((at, path))
         })
