@@ -115,13 +115,15 @@ impl Replica {
     /// The tree is `building-K` and may be changed. The signed record is still to be waited for.
     pub(super) fn take(&mut self, draw: Draw) -> Result<(u64, Syncing), StageError> {
         let Draw { slot, ahead, mut syncing } = draw;
-        self.rename_spare(slot, &drawn(slot), &building(slot))?;
-        self.forget_spare(slot);
         if !ahead {
             let synced = std::mem::take(&mut syncing).wait();
-            self.upkeep.unsettled |= synced.is_err();
+            if synced.is_err() {
+                self.doubt(slot);
+            }
             synced?;
         }
+        self.rename_spare(slot, &drawn(slot), &building(slot))?;
+        self.forget_spare(slot);
         self.record.set_spare(slot, None)?;
         Ok((slot, syncing))
     }
