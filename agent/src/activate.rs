@@ -12,16 +12,17 @@ use std::path::PathBuf;
 
 use rustix::fs::FileType;
 use syncd_proto::v1::RetryClass;
+use syncd_shared::diff::{Comparison, DiffError, PartLimits};
 use syncd_shared::generation::GenerationError;
+use syncd_shared::manifest_cursor::ManifestCursor;
 use syncd_shared::{RootEntry, SignedGeneration, Timestamp, TreePath};
 
 use crate::disk::DiskError;
 use crate::planted::{self, Bug};
-use crate::record::{RecordError, encode_generation};
+use crate::record::{Record, RecordError, encode_generation};
 use crate::replica::Replica;
-use crate::stage::cursor::ManifestCursor;
 use crate::stage::draw::Syncing;
-use crate::stage::{Staged, building};
+use crate::stage::{Staged, building, partial};
 
 /// Up to this many changed paths are synced one by one.
 const SYNC_EACH_MAX: usize = 48;
@@ -36,10 +37,34 @@ pub struct ActivationContext<'a> {
     pub target: &'a SignedGeneration,
     /// What is live.
     pub previous: Option<&'a SignedGeneration>,
-    /// Paths that differ; of a first sync only with [`crate::replica::ReplicaOptions::list_first`].
-    pub changed_paths: &'a [TreePath],
+    /// Paths that differ.
+    pub changed_paths: ChangedPaths<'a>,
     /// Where the staged tree is, for checks.
     pub staged_tree: PathBuf,
+}
+
+/// Paths at which the manifests of what is live and of what is about to be differ, read when they are asked for.
+#[derive(Debug)]
+pub struct ChangedPaths<'a> {
+    record: &'a Record,
+    from: RootEntry,
+    to: RootEntry,
+    part: PartLimits,
+}
+
+impl ChangedPaths<'_> {
+    /// Shows each once, in path order. A directory that is renamed whole is shown under both names, and not what is in it.
+    pub fn each(&self, show: &mut dyn FnMut(&TreePath)) -> Result<(), DiffError<RecordError>> {
+        let mut last = None;
+        Comparison::of(self.record, &self.from, &self.to, self.part)?.each(|change| {
+            let path = change.path();
+            if last.as_ref() != Some(path) {
+                show(path);
+                last = Some(path.clone());
+            }
+            true
+        })
+    }
 }
 
 /// What was activated.
@@ -49,8 +74,6 @@ pub struct Activated {
     pub generation: SignedGeneration,
     /// What was live before.
     pub previous: Option<SignedGeneration>,
-    /// Paths that differ.
-    pub changed_paths: Vec<TreePath>,
     /// No spare had been ready.
     pub spare_miss: bool,
 }
@@ -128,7 +151,12 @@ impl Replica {
         let context = ActivationContext {
             target: &staged.target,
             previous: self.live(),
-            changed_paths: &staged.changed,
+            changed_paths: ChangedPaths {
+                record: &self.record,
+                from: self.live().map_or_else(RootEntry::empty, |live| live.generation().root),
+                to: staged.target.generation().root,
+                part: self.options.part,
+            },
             staged_tree: self.layout.staging.path().join(format!("building-{slot}")),
         };
         if let Err(source) = before(&context) {
@@ -171,12 +199,7 @@ impl Replica {
     }
 
     fn activated(&self, staged: Staged, previous: Option<SignedGeneration>) -> Activated {
-        Activated {
-            previous,
-            changed_paths: staged.changed,
-            spare_miss: staged.spare_miss,
-            generation: staged.target,
-        }
+        Activated { previous, spare_miss: staged.spare_miss, generation: staged.target }
     }
 
     /// When the tree was changed last, before anybody could reach it.
@@ -212,7 +235,7 @@ impl Replica {
         let behind = self.known.spares.iter().filter(|(_, root)| Some(**root) != from);
         let mut outlived = Vec::new();
         for (slot, root) in behind {
-            // Directories that moved as a whole are not looked into.
+            // Directories that moved as a whole are not looked into, nor are very many changes.
             if staged.touched.is_none() || self.came_back(staged, root)? {
                 outlived.push(*slot);
             }
@@ -222,11 +245,14 @@ impl Replica {
 
     /// Whether a tree has one of the changed names as the target has it.
     fn came_back(&self, staged: &Staged, root: &RootEntry) -> Result<bool, RecordError> {
-        let mut before = ManifestCursor::new(&self.record, root)?;
-        let mut after = ManifestCursor::new(&self.record, &staged.target.generation().root)?;
-        for path in &staged.changed {
+        let record = &*self.record;
+        let mut before = ManifestCursor::new(record, root)?;
+        let mut after = ManifestCursor::new(record, &staged.target.generation().root)?;
+        for path in staged.changed.iter().flatten() {
             let Some((parent, name)) = path.split_last() else { continue };
-            let (Some(before), Some(after)) = (before.directory(&parent)?, after.directory(&parent)?) else {
+            let (Some((_, before)), Some((_, after))) =
+                (before.directory(&parent)?, after.directory(&parent)?)
+            else {
                 continue;
             };
             let entry = after.get(&name).filter(|entry| !entry.is_directory());
@@ -241,10 +267,11 @@ impl Replica {
     /// are synced one by one: `syncfs` also waits for what everybody else on the file system has written.
     fn make_durable(&self, staged: &mut Staged) -> Result<(), DiskError> {
         let signed = staged.signed.take();
-        if !staged.durable_basis || staged.changed.len() > SYNC_EACH_MAX {
+        let few = staged.changed.as_deref().filter(|changed| changed.len() <= SYNC_EACH_MAX);
+        let Some(changed) = few.filter(|_| staged.durable_basis) else {
             signed.map_or(Ok(()), Syncing::wait)?;
             return staged.sync.sync_file_system();
-        }
+        };
         let number = staged.target.number().to_string().into_bytes();
         let Self { layout, .. } = self;
         let tree = layout.generations.open_dir(&number)?;
@@ -253,7 +280,7 @@ impl Replica {
             false => tree.open_dir(path.as_bytes()),
         };
         let mut directories = BTreeSet::from([TreePath::root()]);
-        for path in &staged.changed {
+        for path in changed {
             let Some((parent, name)) = path.split_last() else { continue };
             match open(&parent) {
                 Ok(directory) => match directory.stat(name.as_bytes())?.map(|stat| stat.kind) {
@@ -319,6 +346,9 @@ impl Replica {
     fn distrust_staging(&mut self) -> Result<(), DiskError> {
         for slot in self.buildings()? {
             self.layout.discard(&self.layout.staging, &building(slot))?;
+        }
+        for slot in self.partials()? {
+            self.layout.discard(&self.layout.staging, &partial(slot))?;
         }
         self.layout.discard(&self.layout.staging, crate::layout::INCOMING)
     }

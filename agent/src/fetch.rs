@@ -313,7 +313,7 @@ impl Transfer {
         }
         self.next_item = self.next_item.saturating_add(1);
         self.resumed = false;
-        if matches!(frame.frame, Some(FrameKind::End(_))) {
+        if matches!(&frame.frame, Some(FrameKind::End(end)) if !end.more) {
             // An update is one answer; of objects the receiver knows how many it asked for.
             if let Requests::Update { to, .. } = self.requests {
                 self.requests = Requests::Answered { root: to };

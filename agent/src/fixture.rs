@@ -9,7 +9,7 @@ use std::sync::{Arc, Mutex};
 
 use ed25519_dalek::SigningKey;
 use syncd_shared::delta::{Basis, BasisFile, DeltaCopy, DeltaFrame, DeltaPiece, Encoded};
-use syncd_shared::diff::{Change, DirectorySource, TreeDiff, diff};
+use syncd_shared::diff::{Change, Comparison, DirectorySource, Part, PartLimits, Released};
 use syncd_shared::directory::MODE_MASK;
 use syncd_shared::stored_frame::{Piece, StoredFrame};
 use syncd_shared::wire::{DirectoryPatch, Frame};
@@ -39,6 +39,8 @@ pub(crate) struct Origin {
     pub forgetful: bool,
     /// The connection breaks after this many content frames.
     pub breaks_after: Option<usize>,
+    /// Updates break before their last frame.
+    pub updates_break: bool,
     /// Sealing what was sealed last makes no new generation.
     pub reseal_is_noop: bool,
     /// Large files come with their pieces in reverse.
@@ -47,6 +49,8 @@ pub(crate) struct Origin {
     pub deltas: bool,
     /// Deltas are made against other bytes than the tree had.
     pub lies: bool,
+    /// Of updates.
+    pub part: PartLimits,
 }
 
 /// Shared with answers that are being given.
@@ -194,11 +198,11 @@ impl Origin {
     /// Every replaced file as two copies and a delta between them, where it is large enough. What is made so.
     fn delta_frames(
         &self,
-        difference: &TreeDiff,
+        part: &Part<'_>,
         frames: &mut Vec<Result<Frame, FetchError>>,
     ) -> HashSet<ContentHash> {
         let mut made = HashSet::new();
-        for change in &difference.changes {
+        for change in part.changes.iter() {
             let Change::Modified { from, to, .. } = change else { continue };
             let (Kind::File { content: old, .. }, Kind::File { content: new, .. }) = (&from.kind, &to.kind)
             else {
@@ -256,13 +260,13 @@ impl Source for Origin {
         if self.forgetful || !self.roots.contains_key(&from) {
             return Err(FetchError::UnknownRoot { root: from });
         }
-        let difference = diff(self, &self.roots[&from], &self.roots[&to]).unwrap();
+        let comparison = Comparison::of(&*self, &self.roots[&from], &self.roots[&to], self.part).unwrap();
         let object = |entry: &Entry| match entry.kind {
             Kind::Directory { object, .. } => Some(object),
             _ => None,
         };
         let mut pairs = vec![(Some(self.roots[&from].object), self.roots[&to].object)];
-        for change in &difference.changes {
+        let each = |change: &Change| {
             match change {
                 Change::Added { entry, .. } => pairs.extend(object(entry).map(|to| (None, to))),
                 Change::Modified { from, to, .. } if object(from) != object(to) => {
@@ -270,23 +274,31 @@ impl Source for Origin {
                 }
                 _ => {}
             }
-        }
+            true
+        };
+        comparison.each(each).unwrap();
         let patches = pairs.iter().map(|(from, to)| {
             let before = from.map(|f| (f, self.directory(&f).unwrap()));
             let after = self.directory(to).unwrap();
             DirectoryPatch::between(before.as_ref().map(|(h, d)| (*h, &**d)), (*to, &after))
         });
         let mut frames = vec![Ok(Frame::Patches(patches.collect()))];
-        let released = difference.released_contents();
-        let made = if self.deltas { self.delta_frames(&difference, &mut frames) } else { HashSet::new() };
-        let wanted: Vec<_> = difference
-            .wanted_contents()
-            .iter()
-            .map(|(c, _)| *c)
-            .filter(|c| !released.contains_key(c) && !made.contains(c))
-            .collect();
-        frames.extend(self.content_frames(&wanted));
-        frames.push(Ok(Frame::End { request: 0, missing: Vec::new() }));
+        let released = comparison.released().unwrap();
+        for part in comparison.parts() {
+            let part = part.unwrap();
+            let made = if self.deltas { self.delta_frames(&part, &mut frames) } else { HashSet::new() };
+            let mut wanted = wanted_of(&part, &released);
+            wanted.retain(|content| !made.contains(content));
+            frames.extend(self.content_frames(&wanted));
+            frames.push(Ok(match part.is_last {
+                true => Frame::End { request: 0, missing: Vec::new() },
+                false => Frame::PartEnd,
+            }));
+        }
+        if self.updates_break {
+            frames.pop();
+            frames.push(Err(FetchError::Disconnected(None)));
+        }
         Ok(Box::new(frames.into_iter()))
     }
 
@@ -323,6 +335,26 @@ impl Source for Origin {
     }
 }
 
+/// Contents that a part brings and the first tree does not have where the update takes something away.
+fn wanted_of(part: &Part<'_>, released: &Released<'_, &Origin>) -> Vec<ContentHash> {
+    let mut wanted = Vec::new();
+    for change in part.changes.iter() {
+        let (from, to) = match change {
+            Change::Removed { .. } => continue,
+            Change::Added { entry, .. } => (None, entry),
+            Change::Modified { from, to, .. } => (Some(from), to),
+        };
+        if let Kind::File { content, size: 1.. } = to.kind
+            && from.is_none_or(|from| from.kind != to.kind)
+            && released.files(content).next().is_none()
+            && !wanted.contains(&content)
+        {
+            wanted.push(content);
+        }
+    }
+    wanted
+}
+
 /// A content tree, an origin and a replica in one temporary directory.
 pub(crate) struct Site {
     pub temp: tempfile::TempDir,
@@ -349,6 +381,13 @@ impl Site {
         let site = Self { temp, origin: Origin::default(), options };
         std::fs::create_dir(site.tree()).unwrap();
         site
+    }
+
+    /// Updates come in parts of so many changes.
+    pub fn in_parts_of(mut self, changes: usize) -> Self {
+        self.origin.part.changes = changes;
+        self.options.part.changes = changes;
+        self
     }
 
     pub fn tree(&self) -> PathBuf {

@@ -12,7 +12,7 @@ use syncd_shared::identity::{JoinToken, signing};
 use syncd_shared::{RootEntry, TreeId};
 use time::OffsetDateTime;
 
-use crate::hooks::{Due, Occasion};
+use crate::hooks::{Occasion, decode_occasion, encode_occasion, write_lines};
 use crate::identity::{AgentIdentity, IdentityError, PendingKey};
 use crate::layout::{number, numbered};
 use crate::record::{decode_generation, decode_inodes, encode_generation};
@@ -103,17 +103,25 @@ pub fn state_file(bytes: &[u8]) {
             }
         }
         _ => {
-            let Ok(due) = Due::decode(bytes) else { return };
-            let encoded = due.encode().expect("it came from text");
-            let again = Due::decode(&encoded).expect("what was written");
-            assert_eq!((again.occasion, again.lines), (due.occasion, due.lines));
+            let end = bytes.iter().position(|byte| *byte == b'\n').unwrap_or(bytes.len());
+            let (first, lines) = bytes.split_at(end);
+            let Ok(occasion) = decode_occasion(first) else { return };
+            let encoded = encode_occasion(&occasion).expect("it came from text");
+            assert_eq!(decode_occasion(&encoded).expect("what was written"), occasion);
+            // What is due stays due, whatever is in it.
+            let mut out = Vec::new();
+            let mut earlier = lines;
+            write_lines(&mut out, &|_| Ok(()), Some(&mut earlier)).expect("it fits memory");
+            assert_eq!(out, lines);
         }
     }
 }
 
 /// The record of a hook that is due.
-pub fn some_due(occasion: Occasion, lines: Vec<Vec<u8>>) -> Vec<u8> {
-    Due { occasion, lines }.encode().unwrap_or_default()
+pub fn some_due(occasion: &Occasion, lines: &[Vec<u8>]) -> Vec<u8> {
+    let mut due = encode_occasion(occasion).unwrap_or_default();
+    due.extend(lines.concat());
+    due
 }
 
 /// A whole session: events, each `u8` kind, `u16` length, bytes. Kind 0: the origin says this; 1: the connection is

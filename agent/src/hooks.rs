@@ -10,7 +10,9 @@
 //! the hook succeeded. A crash in between leaves the file, and the next start runs the hook. Activations whose hook
 //! failed are merged: the next run gets the paths of all of them.
 //!
-//! `on-activate.pending`: one line of JSON (the [`Occasion`]), then the changed paths as on standard input.
+//! `on-activate.pending`: one line of JSON (the [`Occasion`]), then the changed paths as on standard input, in path order.
+//! `on-activate.earlier`: what it was before an activation that is under way. Paths are never all in memory: standard
+//! input is a file.
 
 #![cfg_attr(
     not(test),
@@ -22,7 +24,8 @@
 
 use std::ffi::OsString;
 use std::fs::{self, File};
-use std::io::{self, Read, Write};
+use std::io::{self, BufRead, BufReader, BufWriter, Read, Seek, SeekFrom, Write};
+use std::os::unix::fs::MetadataExt;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
@@ -46,6 +49,11 @@ pub const DEFAULT_TIMEOUT: Duration = Duration::from_secs(60);
 /// Bytes of a hook's error output that are kept for the report.
 const TAIL_BYTES: usize = 1024;
 const PENDING: &str = "on-activate.pending";
+/// Paths for the hook before an activation, while it starts.
+const CHANGED: &str = "before-activate.paths";
+
+/// Shows every changed path once, in path order.
+pub type Paths<'a> = dyn Fn(&mut dyn FnMut(&TreePath)) -> io::Result<()> + 'a;
 
 /// Why a hook did not do its work.
 #[derive(Debug, thiserror::Error)]
@@ -53,6 +61,14 @@ pub enum HookError {
     /// No shell, no process.
     #[error("can't start the hook")]
     Start(#[source] io::Error),
+    /// What it is to be told could not be written down.
+    #[error("can't list the changed paths for the hook in {path}")]
+    List {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        source: io::Error,
+    },
     /// It ended, and not with 0.
     #[error("the hook failed ({status}){}{output}", separator(output))]
     Failed {
@@ -139,20 +155,85 @@ impl Occasion {
     }
 }
 
-/// One line a path: newline and backslash escaped, everything else as it is.
-fn lines(paths: &[TreePath]) -> Vec<u8> {
-    let mut out = Vec::new();
-    for path in paths {
-        for byte in path.as_bytes() {
-            match byte {
-                b'\n' => out.extend_from_slice(b"\\n"),
-                b'\\' => out.extend_from_slice(b"\\\\"),
-                other => out.push(*other),
-            }
+/// A path as a line: newline and backslash escaped, everything else as it is.
+fn line(path: &TreePath) -> Vec<u8> {
+    let mut out = Vec::with_capacity(path.as_bytes().len() + 1);
+    for byte in path.as_bytes() {
+        match byte {
+            b'\n' => out.extend_from_slice(b"\\n"),
+            b'\\' => out.extend_from_slice(b"\\\\"),
+            other => out.push(*other),
         }
-        out.push(b'\n');
     }
+    out.push(b'\n');
     out
+}
+
+/// The path that a line is of.
+fn path_of(line: &[u8]) -> Option<TreePath> {
+    let mut bytes = line.strip_suffix(b"\n").unwrap_or(line).iter();
+    let mut path = Vec::with_capacity(line.len());
+    while let Some(byte) = bytes.next() {
+        path.push(match byte {
+            b'\\' if bytes.next()? == &b'n' => b'\n',
+            other => *other,
+        });
+    }
+    TreePath::from_bytes(&path).ok()
+}
+
+/// Writes the paths as lines, and among them the lines of `earlier`, which are in path order, too.
+pub(crate) fn write_lines(
+    out: &mut dyn Write,
+    paths: &Paths<'_>,
+    earlier: Option<&mut dyn BufRead>,
+) -> io::Result<()> {
+    let mut earlier = Lines { from: earlier, next: None };
+    let mut written = earlier.advance();
+    paths(&mut |path| {
+        if written.is_ok() {
+            written = earlier.write_up_to(path, out).and_then(|()| out.write_all(&line(path)));
+        }
+    })?;
+    written?;
+    while let Some((line, _)) = earlier.next.take() {
+        out.write_all(&line)?;
+        earlier.advance()?;
+    }
+    Ok(())
+}
+
+/// Lines that were written before.
+struct Lines<'a> {
+    from: Option<&'a mut dyn BufRead>,
+    next: Option<(Vec<u8>, Option<TreePath>)>,
+}
+
+impl Lines<'_> {
+    fn advance(&mut self) -> io::Result<()> {
+        let mut line = Vec::new();
+        if let Some(from) = &mut self.from {
+            from.read_until(b'\n', &mut line)?;
+        }
+        self.next = (!line.is_empty()).then(|| {
+            let path = path_of(&line);
+            (line, path)
+        });
+        Ok(())
+    }
+
+    /// Writes what comes before `path`, and leaves out what it is.
+    fn write_up_to(&mut self, path: &TreePath, out: &mut dyn Write) -> io::Result<()> {
+        while let Some((line, there)) =
+            self.next.take_if(|(_, there)| there.as_ref().is_none_or(|t| t <= path))
+        {
+            if there.as_ref() != Some(path) {
+                out.write_all(&line)?;
+            }
+            self.advance()?;
+        }
+        Ok(())
+    }
 }
 
 /// One command of the operator's.
@@ -169,38 +250,43 @@ impl Hook {
     }
 
     /// Runs it and waits. Blocks up to its timeout.
-    pub fn run(&self, occasion: &Occasion, paths: &[TreePath]) -> Result<(), HookError> {
-        self.run_with_input(occasion, lines(paths))
+    pub fn run(&self, occasion: &Occasion, paths: &Paths<'_>) -> Result<(), HookError> {
+        let path = occasion.directory().join("state").join(CHANGED);
+        let listed = || {
+            let mut out = BufWriter::new(
+                File::options().read(true).write(true).create(true).truncate(true).open(&path)?,
+            );
+            // Gone with the last who has it open.
+            fs::remove_file(&path)?;
+            write_lines(&mut out, paths, None)?;
+            let mut file = out.into_inner().map_err(io::IntoInnerError::into_error)?;
+            file.rewind()?;
+            Ok(file)
+        };
+        let input = listed().map_err(|source| HookError::List { path: path.clone(), source })?;
+        self.run_with_input(occasion, input)
     }
 
-    fn run_with_input(&self, occasion: &Occasion, input: Vec<u8>) -> Result<(), HookError> {
+    /// `input` is read from where it is.
+    fn run_with_input(&self, occasion: &Occasion, input: File) -> Result<(), HookError> {
         let mut child = Command::new("sh")
             .arg("-c")
             .arg(&self.command)
             .envs(occasion.environment())
             .current_dir("/")
-            .stdin(Stdio::piped())
+            .stdin(input)
             // Standard output is for results of syncd-agent itself.
             .stdout(io::stderr())
             .stderr(Stdio::piped())
             .process_group(0)
             .spawn()
             .map_err(HookError::Start)?;
-        feed(&mut child, input);
         let output = Output::of(&mut child);
         match wait(&mut child, self.timeout).map_err(HookError::Start)? {
             Some(status) if status.success() => Ok(()),
             Some(status) => Err(HookError::Failed { status, output: output.tail() }),
             None => Err(HookError::TimedOut { limit: self.timeout, output: output.tail() }),
         }
-    }
-}
-
-/// Writes standard input from a thread of its own: a hook that reads nothing must not block the agent.
-fn feed(child: &mut Child, input: Vec<u8>) {
-    if let Some(mut stdin) = child.stdin.take() {
-        // A hook that does not care closes the pipe: no error.
-        thread::spawn(move || drop(stdin.write_all(&input)));
     }
 }
 
@@ -269,38 +355,31 @@ pub struct AfterHook {
     hook: Hook,
     record: PathBuf,
     due: Notify,
-    /// Held while the record is read, merged or removed. Has what was due before an activation that is under way.
-    under_way: Mutex<Option<Before>>,
+    /// Whether an activation is under way. Held while the record is read, merged or removed.
+    under_way: Mutex<bool>,
     /// Whether the record speaks of an activation that this process saw succeed.
     witnessed: AtomicBool,
 }
 
-/// What was due before an activation.
-#[derive(Debug)]
-struct Before(Option<Due>);
-
 /// What is due.
 #[derive(Debug)]
-pub(crate) struct Due {
-    pub(crate) occasion: Occasion,
-    /// As on standard input, sorted.
-    pub(crate) lines: Vec<Vec<u8>>,
+struct Due {
+    occasion: Occasion,
+    /// At the first line.
+    lines: BufReader<File>,
+    /// Device and inode of the record.
+    id: (u64, u64),
 }
 
-impl Due {
-    /// A line of JSON, then the lines.
-    pub(crate) fn encode(&self) -> serde_json::Result<Vec<u8>> {
-        let mut bytes = serde_json::to_vec(&self.occasion)?;
-        bytes.push(b'\n');
-        bytes.extend(self.lines.concat());
-        Ok(bytes)
-    }
+/// The first line of a record: what comes after it are paths.
+pub(crate) fn decode_occasion(line: &[u8]) -> serde_json::Result<Occasion> {
+    serde_json::from_slice(line)
+}
 
-    pub(crate) fn decode(bytes: &[u8]) -> serde_json::Result<Self> {
-        let mut lines = bytes.split_inclusive(|byte| *byte == b'\n');
-        let occasion = serde_json::from_slice(lines.next().unwrap_or_default())?;
-        Ok(Self { occasion, lines: lines.map(<[u8]>::to_vec).collect() })
-    }
+pub(crate) fn encode_occasion(occasion: &Occasion) -> serde_json::Result<Vec<u8>> {
+    let mut bytes = serde_json::to_vec(occasion)?;
+    bytes.push(b'\n');
+    Ok(bytes)
 }
 
 impl AfterHook {
@@ -310,42 +389,48 @@ impl AfterHook {
             hook,
             record: state.join(PENDING),
             due: Notify::new(),
-            under_way: Mutex::new(None),
+            under_way: Mutex::new(false),
             witnessed: AtomicBool::new(false),
         }
     }
 
     /// To be called before the switch; survives a power cut. What was due before stays due. [`AfterHook::settle`] must
     /// follow.
-    pub fn note(&self, occasion: Occasion, paths: &[TreePath]) -> Result<(), HookError> {
+    pub fn note(&self, occasion: Occasion, paths: &Paths<'_>) -> Result<(), HookError> {
         let mut under_way = lock(&self.under_way);
-        let before = self.load()?;
-        let new = lines(paths);
-        let new = new.split_inclusive(|byte| *byte == b'\n').map(<[u8]>::to_vec);
-        let old = before.iter().flat_map(|due| due.lines.iter().cloned());
-        let mut lines: Vec<_> = old.chain(new).collect();
-        lines.sort_unstable();
-        lines.dedup();
-        self.save(&Due { occasion, lines })?;
-        *under_way = Some(Before(before));
+        let mut before = load(&self.record).map_err(|source| self.record_error(source))?;
+        let mut noted = || {
+            remove(&self.earlier())?;
+            if before.is_some() {
+                fs::hard_link(&self.record, self.earlier())?;
+            }
+            self.save(&occasion, paths, before.as_mut().map(|due| &mut due.lines as &mut dyn BufRead))
+        };
+        noted().map_err(|source| self.record_error(source))?;
+        *under_way = true;
         Ok(())
     }
 
     /// To be called when the activation ended: runs what is due, and forgets the activation if it failed.
     pub fn settle(&self, activated: bool) {
+        let mut under_way = lock(&self.under_way);
         if activated {
             self.witnessed.store(true, Ordering::SeqCst);
         }
-        if let (Some(Before(before)), false) = (lock(&self.under_way).take(), activated) {
-            let restored = match before {
-                Some(due) => self.save(&due),
-                None => self.remove(),
+        if std::mem::take(&mut *under_way) {
+            let settled = match activated {
+                true => remove(&self.earlier()),
+                false => match fs::rename(self.earlier(), &self.record) {
+                    Err(error) if error.kind() == io::ErrorKind::NotFound => remove(&self.record),
+                    restored => restored,
+                },
             };
-            if let Err(error) = restored {
+            if let Err(error) = settled {
                 // The hook then runs once more than it should: allowed.
                 tracing::warn!(error = reason::of(&error), "on-activate record not restored");
             }
         }
+        drop(under_way);
         self.due.notify_one();
     }
 
@@ -390,61 +475,77 @@ impl AfterHook {
 
     /// Runs the hook if it is due. Returns whether it was.
     fn run_due(&self, live: Option<Occasion>) -> Result<bool, HookError> {
-        let due = match &*lock(&self.under_way) {
+        let failed = |source| self.record_error(source);
+        let due = match *lock(&self.under_way) {
             // Whatever is recorded belongs to a switch that is still to come.
-            Some(_) => return Ok(false),
-            None => self.load()?,
+            true => return Ok(false),
+            false => load(&self.record).map_err(failed)?,
         };
         let Some(due) = due else { return Ok(false) };
         let occasion = match live {
-            _ if self.witnessed.load(Ordering::SeqCst) => due.occasion.clone(),
-            Some(live) if live.generation == due.occasion.generation => due.occasion.clone(),
+            _ if self.witnessed.load(Ordering::SeqCst) => due.occasion,
+            Some(live) if live.generation == due.occasion.generation => due.occasion,
             Some(live) => live,
             None => return Ok(false),
         };
-        self.hook.run_with_input(&occasion, due.lines.concat())?;
-        let mut under_way = lock(&self.under_way);
-        let is_same = |now: &Due| now.occasion == due.occasion && now.lines == due.lines;
+        let lines = due.lines.into_inner();
+        // Held open: as long as it is, no other record has its number.
+        let _held = lines.try_clone().map_err(failed)?;
+        self.hook.run_with_input(&occasion, lines)?;
+        let under_way = lock(&self.under_way);
         // An activation that was noted meanwhile stays due, with all paths: at least once.
-        if let Some(Before(before)) = &mut *under_way {
-            *before = before.take().filter(|now| !is_same(now));
-        } else if self.load()?.as_ref().is_some_and(is_same) {
-            self.remove()?;
+        let told = if *under_way { self.earlier() } else { self.record.clone() };
+        if load(&told).map_err(failed)?.is_some_and(|now| now.id == due.id) {
+            remove(&told).map_err(failed)?;
         }
         Ok(true)
     }
 
-    fn remove(&self) -> Result<(), HookError> {
-        match fs::remove_file(&self.record) {
-            Err(error) if error.kind() != io::ErrorKind::NotFound => Err(self.record_error(error)),
-            _ => Ok(()),
-        }
-    }
-
-    fn load(&self) -> Result<Option<Due>, HookError> {
-        let bytes = match fs::read(&self.record) {
-            Ok(bytes) => bytes,
-            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
-            Err(source) => return Err(self.record_error(source)),
-        };
-        Due::decode(&bytes).map(Some).map_err(|error| self.record_error(error.into()))
+    fn earlier(&self) -> PathBuf {
+        self.record.with_extension("earlier")
     }
 
     /// Replaces the record; it is on disk, under its name, when this returns.
-    fn save(&self, due: &Due) -> Result<(), HookError> {
+    fn save(
+        &self,
+        occasion: &Occasion,
+        paths: &Paths<'_>,
+        earlier: Option<&mut dyn BufRead>,
+    ) -> io::Result<()> {
         let temporary = self.record.with_extension("tmp");
-        let written = || {
-            let mut file = File::create(&temporary)?;
-            file.write_all(&due.encode()?)?;
-            file.sync_all()?;
-            fs::rename(&temporary, &self.record)?;
-            File::open(self.record.parent().unwrap_or(Path::new(".")))?.sync_all()
-        };
-        written().map_err(|source| self.record_error(source))
+        let mut out = BufWriter::new(File::create(&temporary)?);
+        out.write_all(&encode_occasion(occasion)?)?;
+        write_lines(&mut out, paths, earlier)?;
+        out.into_inner().map_err(io::IntoInnerError::into_error)?.sync_all()?;
+        fs::rename(&temporary, &self.record)?;
+        File::open(self.record.parent().unwrap_or(Path::new(".")))?.sync_all()
     }
 
     fn record_error(&self, source: io::Error) -> HookError {
         HookError::Record { path: self.record.clone(), source }
+    }
+}
+
+fn load(record: &Path) -> io::Result<Option<Due>> {
+    let file = match File::open(record) {
+        Ok(file) => file,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+        Err(error) => return Err(error),
+    };
+    let stat = file.metadata()?;
+    let mut lines = BufReader::new(file);
+    let mut first = Vec::new();
+    lines.read_until(b'\n', &mut first)?;
+    let occasion = decode_occasion(&first)?;
+    // What the hook reads begins here, whatever was buffered.
+    lines.seek(SeekFrom::Start(first.len() as u64))?;
+    Ok(Some(Due { occasion, lines, id: (stat.dev(), stat.ino()) }))
+}
+
+fn remove(path: &Path) -> io::Result<()> {
+    match fs::remove_file(path) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
+        _ => Ok(()),
     }
 }
 
@@ -470,50 +571,70 @@ mod tests {
         }
     }
 
-    fn paths(names: &[&[u8]]) -> Vec<TreePath> {
-        names.iter().map(|name| TreePath::from_bytes(name).unwrap()).collect()
+    fn paths<'a>(names: &[&[u8]]) -> Box<Paths<'a>> {
+        let paths: Vec<_> = names.iter().map(|name| TreePath::from_bytes(name).unwrap()).collect();
+        Box::new(move |show| {
+            paths.iter().for_each(&mut *show);
+            Ok(())
+        })
     }
 
     fn hook(command: &str) -> Hook {
         Hook::new(command.into(), Duration::from_secs(20))
     }
 
+    /// ROOT with a directory for state.
+    fn root() -> tempfile::TempDir {
+        let root = tempfile::tempdir().unwrap();
+        fs::create_dir(root.path().join("state")).unwrap();
+        root
+    }
+
+    fn occasion_in(root: &tempfile::TempDir, generation: u64) -> Occasion {
+        Occasion { live: root.path().join("live"), ..occasion(generation) }
+    }
+
     #[test]
     fn a_hook_gets_paths_and_environment() {
-        let scratch = tempfile::tempdir().unwrap();
+        let scratch = root();
         let out = scratch.path().join("out");
         let command = format!(
             "cat > {0}; echo $SYNCD_GENERATION,$SYNCD_PREVIOUS,$SYNCD_LABEL,$SYNCD_TREE,$SYNCD_LIVE >> {0}",
             out.display()
         );
-        hook(&command)
-            .run(&occasion(42), &paths(&[b"a/b.html", b"two\nlines", b"back\\slash", b"\xff"]))
-            .unwrap();
-        let expected =
-            b"a/b.html\ntwo\\nlines\nback\\\\slash\n\xff\n42,41,release,/replica/generations/42,/replica/live\n";
+        let changed = paths(&[b"a/b.html", b"two\nlines", b"back\\slash", b"\xff"]);
+        hook(&command).run(&occasion_in(&scratch, 42), &changed).unwrap();
+        let mut expected = b"a/b.html\ntwo\\nlines\nback\\\\slash\n\xff\n".to_vec();
+        let live = scratch.path().join("live");
+        expected.extend(format!("42,41,release,/replica/generations/42,{}\n", live.display()).bytes());
         assert_eq!(fs::read(out).unwrap(), expected);
+        assert_eq!(fs::read_dir(scratch.path().join("state")).unwrap().count(), 0);
     }
 
     #[test]
     fn a_hook_that_reads_nothing_of_a_long_list_succeeds() {
-        let names: Vec<_> =
-            (0..20_000).map(|n| TreePath::from_bytes(format!("{n}.html").as_bytes()).unwrap()).collect();
-        hook("exec true").run(&occasion(1), &names).unwrap();
+        let names = |show: &mut dyn FnMut(&TreePath)| {
+            (0..20_000).for_each(|n| show(&TreePath::from_bytes(format!("{n}.html").as_bytes()).unwrap()));
+            Ok(())
+        };
+        hook("exec true").run(&occasion_in(&root(), 1), &names).unwrap();
     }
 
     #[test]
     fn a_failure_tells_exit_code_and_last_words() {
-        let error = hook("echo syntax error >&2; exit 3").run(&occasion(1), &[]).unwrap_err();
+        let error =
+            hook("echo syntax error >&2; exit 3").run(&occasion_in(&root(), 1), &paths(&[])).unwrap_err();
         assert_eq!(error.to_string(), "the hook failed (exit status: 3): syntax error");
     }
 
     #[test]
     fn a_hook_that_hangs_is_killed_with_its_children() {
-        let scratch = tempfile::tempdir().unwrap();
+        let scratch = root();
         let survivor = scratch.path().join("survivor");
         let command = format!("(sleep 2; touch {}) & sleep 60", survivor.display());
         let started = Instant::now();
-        let error = Hook::new(command, Duration::from_millis(100)).run(&occasion(1), &[]).unwrap_err();
+        let hook = Hook::new(command, Duration::from_millis(100));
+        let error = hook.run(&occasion_in(&scratch, 1), &paths(&[])).unwrap_err();
         assert!(matches!(error, HookError::TimedOut { .. }));
         assert!(started.elapsed() < Duration::from_secs(2));
         thread::sleep(Duration::from_secs(2).saturating_sub(started.elapsed()) + Duration::from_millis(300));
@@ -532,11 +653,56 @@ mod tests {
         // The agent starts again, and activates another generation.
         let command = format!("cat > {0}; echo $SYNCD_GENERATION >> {0}", out.display());
         let working = AfterHook::new(hook(&command), scratch.path());
-        working.note(occasion(2), &paths(&[b"b", b"c"])).unwrap();
+        working.note(occasion(2), &paths(&[b"a/x", b"b", b"two\nlines"])).unwrap();
+        working.settle(false);
+        working.note(occasion(3), &paths(&[b"b", b"c"])).unwrap();
         working.settle(true);
-        assert!(working.run_due(Some(occasion(2))).unwrap());
-        assert_eq!(fs::read_to_string(&out).unwrap(), "a\nb\nc\n2\n");
-        assert!(!working.run_due(Some(occasion(2))).unwrap());
+        assert!(working.run_due(Some(occasion(3))).unwrap());
+        assert_eq!(fs::read_to_string(&out).unwrap(), "a\nb\nc\n3\n");
+        assert_eq!(names(scratch.path()), ["out"]);
+        assert!(!working.run_due(Some(occasion(3))).unwrap());
+    }
+
+    #[test]
+    fn paths_are_merged_in_their_order() {
+        let merged = |earlier: &[u8], new: &[&[u8]]| {
+            let mut out = Vec::new();
+            write_lines(&mut out, &*paths(new), Some(&mut &*earlier)).unwrap();
+            String::from_utf8_lossy(&out).into_owned()
+        };
+        assert_eq!(merged(b"a\na/b\nz\n", &[b"a", b"a/c", b"b"]), "a\na/b\na/c\nb\nz\n");
+        assert_eq!(merged(b"", &[b"x\ny", b"z\\"]), "x\\ny\nz\\\\\n");
+        assert_eq!(merged(b"x\\ny\nz\\\\\n", &[b"x\ny", b"z\\"]), "x\\ny\nz\\\\\n");
+        // What is no path stays as well, and so does what is in another order.
+        assert_eq!(merged(b"../up\nb\na\nb", &[b"a"]), "../up\na\nb\na\nb");
+    }
+
+    #[test]
+    fn a_hook_that_ran_while_an_activation_failed_is_not_run_again() {
+        let scratch = tempfile::tempdir().unwrap();
+        let slow = format!(
+            "touch {0}; while [ -e {0} ]; do sleep 0.01; done",
+            scratch.path().join("runs").display()
+        );
+        let after = Arc::new(AfterHook::new(hook(&slow), scratch.path()));
+        after.note(occasion(1), &paths(&[b"a"])).unwrap();
+        after.settle(true);
+        let running = thread::spawn({
+            let after = after.clone();
+            move || after.run_due(Some(occasion(1)))
+        });
+        while !scratch.path().join("runs").exists() {
+            thread::sleep(Duration::from_millis(5));
+        }
+        after.note(occasion(2), &paths(&[b"b"])).unwrap();
+        fs::remove_file(scratch.path().join("runs")).unwrap();
+        assert!(running.join().unwrap().unwrap());
+        after.settle(false);
+        assert_eq!(names(scratch.path()), [""; 0]);
+    }
+
+    fn names(directory: &Path) -> Vec<String> {
+        fs::read_dir(directory).unwrap().map(|e| e.unwrap().file_name().into_string().unwrap()).collect()
     }
 
     #[test]

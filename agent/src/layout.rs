@@ -7,6 +7,7 @@
 //! ROOT/staging/spare-K          complete tree, not live; the record says of which root
 //! ROOT/staging/drawn-K          a spare that this process may change at any time, and no other one trusts
 //! ROOT/staging/building-K       being built, or left half built by a crash: never trusted
+//! ROOT/staging/partial-K        being made of an update in parts, or left so: taken from, never trusted
 //! ROOT/staging/aside-K-I        renamed out of building-K for a moment
 //! ROOT/staging/resting-K        was in live's place until it was healed: left alone for the grace
 //! ROOT/staging/incoming/H/HASH  whole content that was verified when it got this name; HASH.part while it arrives

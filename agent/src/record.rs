@@ -177,11 +177,12 @@ impl Record {
 
     /// Opens the file anew. After an error of the disk the database refuses everything, also when there is space again;
     /// where this fails nothing may be asked of the record before it has succeeded.
-    pub fn reopen(&mut self, path: &Path) -> Result<(), RecordError> {
+    pub fn reopen(record: &mut Arc<Self>, path: &Path) -> Result<(), RecordError> {
         let nothing = redb::backends::InMemoryBackend::new();
         // The old one has to be closed first: it locks the file.
-        self.database =
+        let database =
             Database::builder().create_with_backend(nothing).map_err(RecordError::database("close"))?;
+        *record = Arc::new(Self { database, cache: Mutex::default() });
         match write_again(path) {
             Err(error) if error.kind() != io::ErrorKind::NotFound => {
                 return Err(RecordError::database("write")(redb::StorageError::Io(error)));
@@ -192,7 +193,7 @@ impl Record {
         if let Some(moved) = &moved {
             tracing::warn!(path = %moved.display(), "the record was damaged and moved aside");
         }
-        *self = opened;
+        *record = Arc::new(opened);
         Ok(())
     }
 
@@ -585,7 +586,7 @@ mod tests {
     fn a_reopened_record_has_what_was_durable_and_all_of_it_is_written_again() {
         let temp = tempfile::tempdir().unwrap();
         let file = temp.path().join("record.redb");
-        let (mut record, _) = Record::open(&file).unwrap();
+        let mut record = Arc::new(Record::open(&file).unwrap().0);
         let object = |n: u32| (ObjectHash::from_bytes([n as u8; 32]), vec![n as u8; 20_000]);
         record.put_directories(&(0..100).map(object).collect::<Vec<_>>(), true).unwrap();
         // The disk fails a commit.
@@ -595,7 +596,7 @@ mod tests {
         assert!(matches!(refused, Err(RecordError::Database { .. })), "{refused:?}");
 
         let before = written_by_this_thread();
-        record.reopen(&file).unwrap();
+        Record::reopen(&mut record, &file).unwrap();
         let length = std::fs::metadata(&file).unwrap().len();
         let written = written_by_this_thread() - before;
         assert!(length > 2_000_000 && written >= length, "{written} of {length} bytes");
@@ -611,18 +612,18 @@ mod tests {
     fn a_record_that_can_not_be_reopened_knows_nothing_until_it_can() {
         let temp = tempfile::tempdir().unwrap();
         let file = temp.path().join("record.redb");
-        let (mut record, _) = Record::open(&file).unwrap();
+        let mut record = Arc::new(Record::open(&file).unwrap().0);
         let object = (ObjectHash::from_bytes([1; 32]), vec![1; 2000]);
         record.put_directories(std::slice::from_ref(&object), true).unwrap();
         // Something that no file can be opened in the place of.
         let away = temp.path().join("away");
         std::fs::rename(&file, &away).unwrap();
         std::fs::create_dir(&file).unwrap();
-        assert!(record.reopen(&file).is_err());
+        assert!(Record::reopen(&mut record, &file).is_err());
         assert!(!record.has_directory(&object.0).unwrap_or(false));
         std::fs::remove_dir(&file).unwrap();
         std::fs::rename(&away, &file).unwrap();
-        record.reopen(&file).unwrap();
+        Record::reopen(&mut record, &file).unwrap();
         assert!(record.has_directory(&object.0).unwrap());
     }
 }

@@ -9,6 +9,7 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
+use syncd_shared::diff::PartLimits;
 use syncd_shared::limits::HELD_GENERATIONS_MAX;
 use syncd_shared::{RootEntry, SignedGeneration};
 
@@ -29,8 +30,8 @@ pub struct ReplicaOptions {
     pub grace: Duration,
     /// Who owns every file, where it is not who the manifest says.
     pub owner: Option<(u32, u32)>,
-    /// Whether a first sync lists its paths, for hooks: about 100 bytes of memory each.
-    pub list_first: bool,
+    /// Of one part of an update, which is held in memory while it is made.
+    pub part: PartLimits,
     /// What graces and pauses go by.
     pub clock: Clock,
 }
@@ -41,7 +42,7 @@ impl Default for ReplicaOptions {
             keep: 3,
             grace: Duration::from_secs(150),
             owner: None,
-            list_first: true,
+            part: PartLimits::default(),
             clock: Clock::default(),
         }
     }
@@ -95,7 +96,7 @@ impl StatusHandle {
 #[derive(Debug)]
 pub struct Replica {
     // Closed before the lock of ROOT is given up with `layout`: who waits for that opens the record at once.
-    pub(crate) record: Record,
+    pub(crate) record: Arc<Record>,
     pub(crate) layout: Layout,
     pub(crate) owners: Owners,
     pub(crate) options: ReplicaOptions,
@@ -166,7 +167,7 @@ impl Replica {
             upkeep,
             status: StatusHandle(Arc::default()),
             root: root.to_path_buf(),
-            record,
+            record: Arc::new(record),
         };
         replica.recover()?;
         replica.publish();
@@ -176,7 +177,7 @@ impl Replica {
     /// Opens the record anew and recovers, as at a start, where an error of the disk came in between.
     pub(crate) fn revive(&mut self) -> Result<(), OpenReplicaError> {
         if self.upkeep.unsettled {
-            self.record.reopen(&self.layout.record_path())?;
+            Record::reopen(&mut self.record, &self.layout.record_path())?;
             self.upkeep.steps.forget();
             self.recover()?;
             self.upkeep.unsettled = false;

@@ -1,5 +1,6 @@
 //! The replica as the session's worker uses it.
 
+use std::io;
 use std::path::PathBuf;
 use std::sync::atomic::AtomicBool;
 use std::time::Duration;
@@ -33,7 +34,6 @@ pub(crate) fn open(options: &RunOptions) -> Result<Replica, OpenReplicaError> {
         keep: usize::try_from(options.keep).unwrap_or(usize::MAX),
         grace: options.grace,
         owner: options.owner.map(|owner| (owner.uid, owner.gid)),
-        list_first: options.before_activate.is_some() || options.on_activate.is_some(),
         ..ReplicaOptions::default()
     };
     Replica::open(&options.root, replica_options)
@@ -92,7 +92,7 @@ impl ReplicaWork for Replica {
         let mut told = |context: &ActivationContext<'_>| {
             let previous = context.previous.map(|generation| generation.number().get());
             let occasion = Occasion::of(context.target, previous, context.staged_tree.clone(), live.clone());
-            Ok(before(occasion, context.changed_paths)?)
+            Ok(before(occasion, &|show| context.changed_paths.each(show).map_err(io::Error::other))?)
         };
         let target = staged.target.clone();
         match self.activate(staged, &mut told) {

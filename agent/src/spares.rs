@@ -14,7 +14,7 @@ use syncd_shared::{RootEntry, TreePath};
 
 use crate::disk::{Dir, DiskError};
 use crate::replica::Replica;
-use crate::stage::{StageError, building, checked_diff};
+use crate::stage::{StageError, building};
 
 /// Spares that are kept ready, at the live root.
 pub(crate) const SPARES: usize = 2;
@@ -242,7 +242,6 @@ impl Replica {
         sync: &Dir,
         cancel: &AtomicBool,
     ) -> Result<Upkept, StageError> {
-        let was = self.upkeep.was.get(&slot).copied();
         let conformed = match self.conform(slot, live, HashSet::new(), cancel) {
             Err(StageError::Disk(e)) if e.is_full() => {
                 // A farm that does not fit must not stand in the way of the next update.
@@ -258,30 +257,10 @@ impl Replica {
             return Ok(Upkept::LiveDamaged { paths });
         }
         self.promote(slot, live, sync)?;
-        let drift = match was {
-            Some((_, was)) => self.unexplained(&was, live, conformed.replaced)?,
-            None => Vec::new(),
-        };
-        for path in &drift {
+        for path in &conformed.drift {
             tracing::warn!(%path, "a retired tree had been changed locally");
         }
-        Ok(Upkept::SpareBuilt { drift })
-    }
-
-    /// Those of the replaced names that the manifests don't explain.
-    fn unexplained(
-        &self,
-        was: &RootEntry,
-        live: &RootEntry,
-        replaced: Vec<TreePath>,
-    ) -> Result<Vec<TreePath>, StageError> {
-        let Ok(diff) = checked_diff(&self.record, was, live) else { return Ok(Vec::new()) };
-        let changed: HashSet<&TreePath> = diff.changes.iter().map(|c| c.path()).collect();
-        let renamed = |path: &TreePath| {
-            diff.renamed_directories.iter().any(|r| path.starts_with(&r.from) || path.starts_with(&r.to))
-        };
-        let drift = replaced.into_iter().filter(|path| !changed.contains(path) && !renamed(path));
-        Ok(drift.collect())
+        Ok(Upkept::SpareBuilt { drift: conformed.drift })
     }
 
     fn sweep(&self) -> Result<u64, StageError> {

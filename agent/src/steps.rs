@@ -5,8 +5,10 @@
 
 use std::collections::{HashSet, VecDeque};
 
-use syncd_shared::diff::{Change, TreeDiff};
+use syncd_shared::diff::{Change, Comparison, DiffError};
 use syncd_shared::{Timestamp, TreePath};
+
+use crate::record::{Record, RecordError};
 
 /// Activations that are remembered: more than trees wait to be recycled.
 const STEPS_MAX: usize = 16;
@@ -36,29 +38,28 @@ pub(crate) struct Touched {
 
 impl Touched {
     /// By an update; `None`: too much, or directories moved as a whole.
-    pub fn by(diff: &TreeDiff) -> Option<Self> {
-        if !diff.renamed_directories.is_empty() {
-            return None;
+    pub fn by(comparison: &Comparison<&Record>) -> Result<Option<Self>, DiffError<RecordError>> {
+        if !comparison.is_small() || !comparison.renamed_directories().is_empty() {
+            return Ok(None);
         }
         let mut touched = Self::default();
-        for change in &diff.changes {
+        let is_within = |touched: &Self| touched.names.len() + touched.remade.len() <= DIRECTORIES_MAX;
+        comparison.each(|change| {
             let (path, directories) = match change {
                 Change::Added { path, entry } | Change::Removed { path, entry } => {
                     (path, entry.is_directory())
                 }
                 // Its time, owner or mode: looked at in any case.
-                Change::Modified { from, to, .. } if from.is_directory() && to.is_directory() => continue,
+                Change::Modified { from, to, .. } if from.is_directory() && to.is_directory() => return true,
                 Change::Modified { path, from, to } => (path, from.is_directory() || to.is_directory()),
             };
             touched.names.extend(path.parent());
             if directories {
                 touched.remade.insert(path.clone());
             }
-            if touched.names.len() + touched.remade.len() > DIRECTORIES_MAX {
-                return None;
-            }
-        }
-        Some(touched)
+            is_within(&touched)
+        })?;
+        Ok(Some(touched).filter(is_within))
     }
 
     fn add(&mut self, other: &Self) {

@@ -1,12 +1,13 @@
 //! Answers that need only DATA: the same whether an origin serves it or not.
 
+use std::collections::HashSet;
 use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
-use syncd_shared::diff::{Change, DirectorySource, diff};
+use syncd_shared::diff::{Change, Comparison, DiffError, DirectorySource, PartLimits};
 use syncd_shared::generation::GenerationError;
-use syncd_shared::{Directory, GenerationNumber, Kind, ObjectHash, SignedGeneration};
+use syncd_shared::{Directory, GenerationNumber, Kind, ObjectHash, SignedGeneration, TreePath};
 
 use crate::commit::{CollectionGate, forget_damaged};
 use crate::dialogue::{DiffLine, GenerationLine, Reply, Request};
@@ -188,30 +189,28 @@ impl Desk {
             (None, Some(parent)) => self.generation(parent.get())?.generation().root,
             (None, None) => empty,
         };
-        let difference = match diff(self, &from, &to.generation().root) {
-            Ok(difference) => difference,
-            Err(syncd_shared::diff::DiffError::Source { source, .. }) => return Err(source),
-            Err(syncd_shared::diff::DiffError::Path { .. }) => return Err(DeskError::NoGeneration),
+        let failed = |error| match error {
+            DiffError::Source { source, .. } => source,
+            DiffError::Path { .. } => DeskError::NoGeneration,
         };
-        for change in &difference.changes {
+        let to = &to.generation().root;
+        let comparison = Comparison::of(self, &from, to, PartLimits::default()).map_err(failed)?;
+        let renames = comparison.renamed_directories();
+        let gone: HashSet<&TreePath> = renames.iter().map(|rename| &rename.from).collect();
+        let told = comparison.each(|change| {
             let renamed = match change {
-                Change::Removed { path, .. }
-                    if difference.renamed_directories.iter().any(|r| r.from == *path) =>
-                {
-                    continue;
-                }
-                Change::Added { path, .. } => difference.renamed_directories.iter().find(|r| r.to == *path),
+                Change::Removed { path, .. } if gone.contains(path) => return true,
+                Change::Added { path, .. } => renames.binary_search_by(|rename| rename.to.cmp(path)).ok(),
                 _ => None,
             };
             let mut line = diff_line(change);
-            if let Some(rename) = renamed {
+            if let Some(rename) = renamed.and_then(|index| renames.get(index)) {
                 line.change = "renamed".into();
                 line.from = Some(rename.from.to_string());
             }
-            if !lines(Reply::Diff(line)) {
-                break;
-            }
-        }
+            lines(Reply::Diff(line))
+        });
+        told.map_err(failed)?;
         Ok(0)
     }
 

@@ -1,16 +1,24 @@
-//! What differs between two trees, and how a tree is patched from one to the other.
+//! What differs between two trees.
 //!
-//! [`diff`] walks only directories that differ. [`TreeDiff`] is what both sides go by: the origin to see which content
-//! an agent lacks, the agent to see what to do to its files. Both must come to the same answer from the same roots,
-//! and where they don't, the agent asks for what it lacks by hash.
+//! [`Comparison`] is what both sides go by: the origin to see which content an agent lacks, the agent to see what to do to
+//! its files. Both must come to the same answer from the same roots, and where they don't, the agent asks for what it
+//! lacks by hash. Only directories that differ are looked at. What differs comes in parts of bounded size, in path order,
+//! so that memory does not follow an update that touches every file of a tree.
 
-use std::collections::{BTreeMap, HashMap, HashSet, VecDeque};
+mod parts;
+mod released;
+
+use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::sync::Arc;
 
 use crate::directory::{Directory, Entry, Kind};
-use crate::hash::{ContentHash, ObjectHash};
+use crate::hash::ObjectHash;
 use crate::tree::RootEntry;
 use crate::tree_path::{TreePath, TreePathError};
+
+use parts::Collected;
+pub use parts::{Part, PartLimits, Parts};
+pub use released::{Released, ReleasedFile};
 
 /// Where directory objects come from: the origin's store, the agent's record.
 pub trait DirectorySource {
@@ -98,71 +106,80 @@ pub struct Rename {
     pub to: TreePath,
 }
 
-/// Everything that differs between two trees.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct TreeDiff {
-    /// In path order, a directory before what is in it. Directories that are renamed whole are one `Removed` and one
-    /// `Added`: what is below them is not listed.
-    pub changes: Vec<Change>,
-    /// Directories that are renamed whole, with everything below them.
-    pub renamed_directories: Vec<Rename>,
+/// What differs between two trees of `source`.
+#[derive(Debug)]
+pub struct Comparison<S> {
+    source: S,
+    from: RootEntry,
+    to: RootEntry,
+    limits: PartLimits,
+    renamed_directories: Vec<Rename>,
+    /// All changes in path order, where they are one part.
+    few: Option<Vec<Change>>,
 }
 
-impl TreeDiff {
+impl<S: DirectorySource> Comparison<S> {
+    /// Compares two trees. Cost follows the directories that differ; each of them is read, but for what is below a
+    /// directory that is renamed whole.
+    pub fn of(
+        source: S,
+        from: &RootEntry,
+        to: &RootEntry,
+        limits: PartLimits,
+    ) -> Result<Self, DiffError<S::Error>> {
+        let few = Some(Collected::default());
+        let mut walk = Walk { source: &source, limits, few, whole: BTreeMap::new() };
+        walk.directory(&TreePath::root(), Some(from.object), Some(to.object))?;
+        let renamed_directories = walk.match_renames()?;
+        let few = walk.few.map(|few| {
+            let mut changes = few.changes;
+            changes.sort_by(|a, b| a.path().cmp(b.path()));
+            changes
+        });
+        Ok(Self { source, from: *from, to: *to, limits, renamed_directories, few })
+    }
+
+    /// Reads directories from another place from now on.
+    pub fn reading<T: DirectorySource>(self, source: T) -> Comparison<T> {
+        let Self { source: _, from, to, limits, renamed_directories, few } = self;
+        Comparison { source, from, to, limits, renamed_directories, few }
+    }
+
+    /// Directories that are renamed whole, with everything below them, by where they are.
+    pub fn renamed_directories(&self) -> &[Rename] {
+        &self.renamed_directories
+    }
+
     /// Whether nothing differs below the root.
     pub fn is_empty(&self) -> bool {
-        self.changes.is_empty()
+        self.few.as_ref().is_some_and(Vec::is_empty)
     }
 
-    /// File contents that are needed at paths where the first tree has other content, with their sizes, in path order
-    /// of first use, each once. What is renamed with its directory is not among them.
-    pub fn wanted_contents(&self) -> Vec<(ContentHash, u64)> {
-        let mut seen = HashSet::new();
-        let mut wanted = Vec::new();
-        for change in &self.changes {
-            let (from, to) = match change {
-                Change::Removed { .. } => continue,
-                Change::Added { entry, .. } => (None, entry),
-                Change::Modified { from, to, .. } => (Some(from), to),
-            };
-            let Kind::File { content, size } = to.kind else { continue };
-            let same =
-                matches!(from, Some(Entry { kind: Kind::File { content: c, .. }, .. }) if *c == content);
-            if !same && size > 0 && seen.insert(content) {
-                wanted.push((content, size));
+    /// Whether there is one part only.
+    pub fn is_small(&self) -> bool {
+        self.few.is_some()
+    }
+
+    /// Everything that differs, in path order, a directory before what is in it. At least one part. Directories that are
+    /// renamed whole are one `Removed` and one `Added`: what is below them is not listed.
+    pub fn parts(&self) -> Parts<'_, S> {
+        Parts::of(self)
+    }
+
+    /// Shows everything that differs, in path order; ends where `show` returns `false`.
+    pub fn each(&self, mut show: impl FnMut(&Change) -> bool) -> Result<(), DiffError<S::Error>> {
+        for part in self.parts() {
+            if !part?.changes.iter().all(&mut show) {
+                break;
             }
         }
-        wanted
+        Ok(())
     }
 
-    /// Where the first tree has each content that the diff removes or replaces: what renamed files are matched by.
-    /// The first path in path order.
-    pub fn released_contents(&self) -> HashMap<ContentHash, TreePath> {
-        let mut released = HashMap::new();
-        for change in &self.changes {
-            if let Change::Removed { path, entry: from } | Change::Modified { path, from, .. } = change
-                && let Kind::File { content, .. } = from.kind
-            {
-                released.entry(content).or_insert_with(|| path.clone());
-            }
-        }
-        released
+    /// What the first tree has and the second has not where the first has it.
+    pub fn released(&self) -> Result<Released<'_, S>, DiffError<S::Error>> {
+        Released::of(self)
     }
-}
-
-/// Compares two trees. Cost follows the directories that differ; what is below a directory that is renamed whole is not
-/// looked at.
-pub fn diff<S: DirectorySource>(
-    source: &S,
-    from: &RootEntry,
-    to: &RootEntry,
-) -> Result<TreeDiff, DiffError<S::Error>> {
-    let mut walk = Walk { source, changes: Vec::new(), whole: BTreeMap::new() };
-    walk.directory(&TreePath::root(), Some(from.object), Some(to.object))?;
-    let renamed_directories = walk.match_renames()?;
-    let mut changes = walk.changes;
-    changes.sort_by(|a, b| a.path().cmp(b.path()));
-    Ok(TreeDiff { changes, renamed_directories })
 }
 
 /// Directories that one of the trees has at a path where the other has none.
@@ -174,7 +191,9 @@ struct Whole {
 
 struct Walk<'a, S> {
     source: &'a S,
-    changes: Vec<Change>,
+    limits: PartLimits,
+    /// `None`: too many for one part.
+    few: Option<Collected>,
     /// Those that were not looked into, by the number of entries below them.
     whole: BTreeMap<u64, Whole>,
 }
@@ -208,16 +227,6 @@ impl<S: DirectorySource> Walk<'_, S> {
         Ok(renames)
     }
 
-    fn load(&self, path: &TreePath, hash: Option<ObjectHash>) -> Result<Arc<Directory>, DiffError<S::Error>> {
-        match hash {
-            None => Ok(Arc::default()),
-            Some(hash) => self
-                .source
-                .directory(&hash)
-                .map_err(|source| DiffError::Source { path: path.clone(), source }),
-        }
-    }
-
     fn directory(
         &mut self,
         path: &TreePath,
@@ -227,18 +236,12 @@ impl<S: DirectorySource> Walk<'_, S> {
         if from == to {
             return Ok(());
         }
-        let (before, after) = (self.load(path, from)?, self.load(path, to)?);
-        let (mut a, mut b) = (before.entries().iter().peekable(), after.entries().iter().peekable());
-        loop {
-            let (old, new) = match (a.peek(), b.peek()) {
-                (None, None) => return Ok(()),
-                (Some(x), Some(y)) if x.name == y.name => (a.next(), b.next()),
-                (Some(x), Some(y)) if x.name < y.name => (a.next(), None),
-                (Some(_), None) => (a.next(), None),
-                _ => (None, b.next()),
-            };
+        let (before, after) = (load(self.source, path, from)?, load(self.source, path, to)?);
+        let mut at = (0, 0);
+        while let Some((old, new)) = next_pair(&before, &after, &mut at) {
             self.entry(path, old, new)?;
         }
+        Ok(())
     }
 
     fn entry(
@@ -247,30 +250,12 @@ impl<S: DirectorySource> Walk<'_, S> {
         old: Option<&Entry>,
         new: Option<&Entry>,
     ) -> Result<(), DiffError<S::Error>> {
-        if old == new {
-            return Ok(());
+        let Some(changed) = Changed::between(parent, old, new)? else { return Ok(()) };
+        let Changed { path, changes, below: (from, to) } = changed;
+        for change in changes.into_iter().flatten() {
+            self.few = self.few.take().and_then(|few| few.with(change, &self.limits));
         }
-        let Some(name) = old.or(new).map(|e| &e.name) else { return Ok(()) };
-        let path = parent.join(name).map_err(|source| DiffError::Path { path: parent.clone(), source })?;
-        let object = |entry: Option<&Entry>| match entry.map(|e| &e.kind) {
-            Some(Kind::Directory { object, totals }) => Some((*object, totals.entries)),
-            _ => None,
-        };
-        let (from_object, to_object) = (object(old), object(new));
-        match (old, new) {
-            (Some(x), Some(y)) if std::mem::discriminant(&x.kind) == std::mem::discriminant(&y.kind) => {
-                self.changes.push(Change::Modified { path: path.clone(), from: x.clone(), to: y.clone() });
-            }
-            _ => {
-                if let Some(entry) = old.cloned() {
-                    self.changes.push(Change::Removed { path: path.clone(), entry });
-                }
-                if let Some(entry) = new.cloned() {
-                    self.changes.push(Change::Added { path: path.clone(), entry });
-                }
-            }
-        }
-        match (from_object, to_object) {
+        match (from, to) {
             (Some((from, _)), Some((to, _))) => self.directory(&path, Some(from), Some(to))?,
             (Some((from, entries)), None) => {
                 self.whole.entry(entries).or_default().removed.push((path, from));
@@ -282,14 +267,87 @@ impl<S: DirectorySource> Walk<'_, S> {
     }
 }
 
+fn load<S: DirectorySource>(
+    source: &S,
+    path: &TreePath,
+    hash: Option<ObjectHash>,
+) -> Result<Arc<Directory>, DiffError<S::Error>> {
+    match hash {
+        None => Ok(Arc::default()),
+        Some(hash) => {
+            source.directory(&hash).map_err(|source| DiffError::Source { path: path.clone(), source })
+        }
+    }
+}
+
+/// The next name of two directories and what each has under it; `at` counts entries of both that were seen.
+fn next_pair<'a>(
+    before: &'a Directory,
+    after: &'a Directory,
+    at: &mut (usize, usize),
+) -> Option<(Option<&'a Entry>, Option<&'a Entry>)> {
+    let (old, new) = (before.entries().get(at.0), after.entries().get(at.1));
+    let (old, new) = match (old, new) {
+        (None, None) => return None,
+        (Some(x), Some(y)) if x.name < y.name => (old, None),
+        (Some(x), Some(y)) if x.name > y.name => (None, new),
+        _ => (old, new),
+    };
+    at.0 += usize::from(old.is_some());
+    at.1 += usize::from(new.is_some());
+    Some((old, new))
+}
+
+/// A directory object, and the entries below it.
+type Below = Option<(ObjectHash, u64)>;
+
+/// A name under which two directories differ.
+struct Changed {
+    path: TreePath,
+    changes: [Option<Change>; 2],
+    /// The directories that are there.
+    below: (Below, Below),
+}
+
+impl Changed {
+    /// `None`: nothing differs.
+    fn between<E: std::error::Error>(
+        parent: &TreePath,
+        old: Option<&Entry>,
+        new: Option<&Entry>,
+    ) -> Result<Option<Self>, DiffError<E>> {
+        let Some(name) = old.or(new).map(|e| &e.name).filter(|_| old != new) else { return Ok(None) };
+        let path = parent.join(name).map_err(|source| DiffError::Path { path: parent.clone(), source })?;
+        let object = |entry: Option<&Entry>| match entry.map(|e| &e.kind) {
+            Some(Kind::Directory { object, totals }) => Some((*object, totals.entries)),
+            _ => None,
+        };
+        let below = (object(old), object(new));
+        let changes = match (old, new) {
+            (Some(x), Some(y)) if std::mem::discriminant(&x.kind) == std::mem::discriminant(&y.kind) => {
+                [Some(Change::Modified { path: path.clone(), from: x.clone(), to: y.clone() }), None]
+            }
+            _ => {
+                let of = |entry: &Entry| (path.clone(), entry.clone());
+                [
+                    old.map(of).map(|(path, entry)| Change::Removed { path, entry }),
+                    new.map(of).map(|(path, entry)| Change::Added { path, entry }),
+                ]
+            }
+        };
+        Ok(Some(Self { path, changes, below }))
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use std::convert::Infallible;
 
     use super::*;
     use crate::directory::tests::{entry, file, symlink};
+    use crate::hash::ContentHash;
 
-    #[derive(Default)]
+    #[derive(Debug, Default)]
     struct Objects(HashMap<ObjectHash, Arc<Directory>>);
 
     impl DirectorySource for Objects {
@@ -318,13 +376,46 @@ mod tests {
         TreePath::from_bytes(text.as_bytes()).expect("a valid path")
     }
 
-    fn names(diff: &TreeDiff) -> Vec<String> {
+    fn compare<'a>(objects: &'a Objects, from: &RootEntry, to: &RootEntry) -> Comparison<&'a Objects> {
+        let all = Comparison::of(objects, from, to, PartLimits::default()).expect("compares");
+        assert!(all.is_small());
+        let expected = changes(&all);
+        for limit in 1..expected.len() {
+            let limits = PartLimits { changes: limit, ..PartLimits::default() };
+            let limited = Comparison::of(objects, from, to, limits).expect("compares");
+            assert_eq!(limited.renamed_directories(), all.renamed_directories());
+            assert!(!limited.is_small());
+            let sizes: Vec<_> = limited.parts().map(|part| part.expect("a part").changes.len()).collect();
+            let (last, others) = sizes.split_last().expect("a part");
+            assert!(others.iter().all(|size| *size == limit) && (1..=limit).contains(last), "{sizes:?}");
+            assert_eq!(changes(&limited), expected);
+        }
+        all
+    }
+
+    fn changes(comparison: &Comparison<&Objects>) -> Vec<Change> {
+        let mut changes = Vec::new();
+        comparison
+            .each(|change| {
+                changes.push(change.clone());
+                true
+            })
+            .expect("compares");
+        changes
+    }
+
+    fn names(comparison: &Comparison<&Objects>) -> Vec<String> {
         let line = |change: &Change| match change {
             Change::Removed { path, .. } => format!("- {path}"),
             Change::Added { path, .. } => format!("+ {path}"),
             Change::Modified { path, .. } => format!("~ {path}"),
         };
-        diff.changes.iter().map(line).collect()
+        changes(comparison).iter().map(line).collect()
+    }
+
+    fn released(comparison: &Comparison<&Objects>, content: &[u8]) -> Vec<TreePath> {
+        let released = comparison.released().expect("reads");
+        released.files(ContentHash::of(content)).map(|file| file.expect("reads").path).collect()
     }
 
     #[test]
@@ -334,10 +425,9 @@ mod tests {
         let docs = objects.put(vec![entry("leaf", leaf), file("z", b"3")]);
         let from = objects.root(vec![entry("docs", docs.clone()), file("i", b"0")]);
         let to = objects.root(vec![entry("manual", docs), file("i", b"0")]);
-        let diff = diff(&objects, &from, &to).expect("compares");
+        let diff = compare(&objects, &from, &to);
         assert_eq!(names(&diff), ["- docs", "+ manual"]);
-        assert_eq!(diff.renamed_directories, [Rename { from: path("docs"), to: path("manual") }]);
-        assert!(diff.wanted_contents().is_empty());
+        assert_eq!(diff.renamed_directories(), [Rename { from: path("docs"), to: path("manual") }]);
     }
 
     #[test]
@@ -351,7 +441,7 @@ mod tests {
             let Kind::Directory { object, .. } = kind else { panic!("a directory") };
             objects.0.remove(&object);
         }
-        assert_eq!(names(&diff(&objects, &from, &to).expect("compares")), ["- docs", "+ manual"]);
+        assert_eq!(names(&compare(&objects, &from, &to)), ["- docs", "+ manual"]);
     }
 
     #[test]
@@ -362,12 +452,12 @@ mod tests {
         let from = objects.root(vec![entry("old", old)]);
         let new = objects.put(vec![entry("deep", leaf), file("w", b"4"), file("v", b"5")]);
         let to = objects.root(vec![entry("new", new)]);
-        let diff = diff(&objects, &from, &to).expect("compares");
+        let diff = compare(&objects, &from, &to);
         assert_eq!(
             names(&diff),
             ["+ new", "+ new/deep", "+ new/v", "+ new/w", "- old", "- old/leaf", "- old/z"]
         );
-        assert_eq!(diff.renamed_directories, [Rename { from: path("old/leaf"), to: path("new/deep") }]);
+        assert_eq!(diff.renamed_directories(), [Rename { from: path("old/leaf"), to: path("new/deep") }]);
     }
 
     #[test]
@@ -376,10 +466,9 @@ mod tests {
         let leaf = objects.put(vec![file("x", b"1")]);
         let from = objects.root(vec![entry("a", leaf.clone())]);
         let to = objects.root(vec![entry("b", leaf.clone()), entry("c", leaf)]);
-        let diff = diff(&objects, &from, &to).expect("compares");
+        let diff = compare(&objects, &from, &to);
         assert_eq!(names(&diff), ["- a", "+ b", "+ c", "+ c/x"]);
-        assert_eq!(diff.renamed_directories, [Rename { from: path("a"), to: path("b") }]);
-        assert_eq!(diff.wanted_contents(), [(ContentHash::of(b"1"), 1)]);
+        assert_eq!(diff.renamed_directories(), [Rename { from: path("a"), to: path("b") }]);
     }
 
     #[test]
@@ -389,20 +478,69 @@ mod tests {
         let from = objects.root(vec![entry("a", leaf), symlink("b", "a"), file("c", b"2")]);
         let other = objects.put(vec![file("y", b"3")]);
         let to = objects.root(vec![file("a", b"1"), entry("b", other), symlink("c", "a")]);
-        let diff = diff(&objects, &from, &to).expect("compares");
+        let diff = compare(&objects, &from, &to);
         assert_eq!(names(&diff), ["- a", "+ a", "- a/x", "- b", "+ b", "+ b/y", "- c", "+ c"]);
-        assert_eq!(diff.released_contents()[&ContentHash::of(b"1")], path("a/x"));
+        assert_eq!(released(&diff, b"1"), [path("a/x")]);
     }
 
     #[test]
-    fn only_what_changed_is_wanted() {
+    fn released_is_what_goes_or_is_replaced() {
         let mut objects = Objects::default();
-        let from = objects.root(vec![file("a", b"1"), file("b", b"2")]);
-        let mut touched = file("a", b"1");
+        let deep = objects.put(vec![file("same", b"1"), file("z", b"4")]);
+        let from = objects.root(vec![file("a", b"1"), file("b", b"2"), entry("d", deep), file("e", b"")]);
+        let mut touched = file("b", b"2");
         touched.metadata.mtime.seconds += 1;
-        let to = objects.root(vec![touched, file("b", b"3"), file("c", b"3"), file("e", b"")]);
-        let diff = diff(&objects, &from, &to).expect("compares");
-        assert_eq!(names(&diff), ["~ a", "~ b", "+ c", "+ e"]);
-        assert_eq!(diff.wanted_contents(), [(ContentHash::of(b"3"), 1)]);
+        let deep = objects.put(vec![file("new", b"1")]);
+        let to = objects.root(vec![file("a", b"3"), touched, entry("d", deep)]);
+        let diff = compare(&objects, &from, &to);
+        assert_eq!(names(&diff), ["~ a", "~ b", "~ d", "+ d/new", "- d/same", "- d/z", "- e"]);
+        assert_eq!(released(&diff, b"1"), [path("a"), path("d/same")]);
+        assert_eq!(released(&diff, b"4"), [path("d/z")]);
+        for content in [b"2".as_slice(), b"3", b""] {
+            assert!(released(&diff, content).is_empty());
+        }
+    }
+
+    #[test]
+    fn files_are_found_by_content_and_metadata_and_taken_once() {
+        let mut objects = Objects::default();
+        let mut other = file("b", b"1");
+        other.metadata.mode = 0o600;
+        let metadata = file("a", b"1").metadata;
+        let from = objects.root(vec![file("a", b"1"), other, file("c", b"1")]);
+        let to = objects.root(vec![file("c", b"2")]);
+        let diff = compare(&objects, &from, &to);
+        let mut released = diff.released().expect("reads");
+        let one = ContentHash::of(b"1");
+        for expected in ["a", "c"] {
+            let found = released.like(one, &metadata).expect("reads").expect("is there");
+            assert_eq!(found.path, path(expected));
+            released.take(&found);
+        }
+        assert!(released.like(one, &metadata).expect("reads").is_none());
+        assert_eq!(released.files(one).count(), 3, "also what was taken can be copied");
+    }
+
+    #[test]
+    fn trees_that_are_alike_differ_in_one_empty_part() {
+        let mut objects = Objects::default();
+        let root = objects.root(vec![file("a", b"1")]);
+        let same = compare(&objects, &root, &root);
+        assert!(same.is_empty());
+        assert_eq!(same.parts().count(), 1);
+    }
+
+    #[test]
+    fn paths_that_are_long_make_parts_small() {
+        let mut objects = Objects::default();
+        let long = "n".repeat(200);
+        let from = objects.root(Vec::new());
+        let to = objects.root((0..9).map(|i| file(&format!("{long}{i}"), b"1")).collect());
+        let limits = PartLimits { bytes: 1000, ..PartLimits::default() };
+        let diff = Comparison::of(&objects, &from, &to, limits).expect("compares");
+        let sizes: Vec<_> = diff.parts().map(|part| part.expect("a part").changes.len()).collect();
+        assert_eq!(sizes, [3, 3, 3]);
+        let last: Vec<_> = diff.parts().map(|part| part.expect("a part").is_last).collect();
+        assert_eq!(last, [false, false, true]);
     }
 }

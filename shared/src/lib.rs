@@ -16,6 +16,7 @@ pub mod hash;
 pub mod identity;
 pub mod limits;
 pub mod local_socket;
+pub mod manifest_cursor;
 pub mod progress;
 pub mod rate;
 pub mod stored_frame;

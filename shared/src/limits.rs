@@ -51,6 +51,11 @@ pub const OBJECTS_BATCH_BYTES: u64 = 64 * 1024 * 1024;
 pub const FETCH_MESSAGE_MAX_BYTES: usize = DIRECTORY_OBJECT_MAX_BYTES + 1024 * 1024;
 /// An encoded gRPC message on a control stream.
 pub const CONTROL_MESSAGE_MAX_BYTES: usize = 1024 * 1024;
+/// Changes of one part of an update: what of memory follows an update follows this. Origins and agents that go by other
+/// figures gain nothing by an update of several parts.
+pub const PART_CHANGES_MAX: usize = 20 * 1024;
+/// Bytes of paths, names and symlink targets of one part of an update, and a little more.
+pub const PART_BYTES_MAX: usize = 8 * 1024 * 1024;
 /// Largest encoded update that travels inside an announcement.
 pub const INLINE_UPDATE_MAX_BYTES: usize = 256 * 1024;
 /// Generations that a `Hello` may list as held.

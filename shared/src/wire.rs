@@ -164,6 +164,8 @@ pub enum Frame {
     },
     /// Content made from what the basis tree has.
     Delta(DeltaFrame),
+    /// A part of an update is complete, and more is to come.
+    PartEnd,
     /// The answer to one request is complete.
     End {
         /// Ordinal of the request on its stream, from 0.
@@ -207,6 +209,7 @@ impl Frame {
                 source: TreePath::from_bytes(&l.source_path)?,
             }),
             F::Delta(d) => DeltaFrame::from_message(d).map(Self::Delta),
+            F::End(e) if e.more => Ok(Self::PartEnd),
             F::End(e) => {
                 limit("missing objects", e.missing.len(), OBJECTS_BATCH_MAX)?;
                 let missing = e.missing.iter().map(|m| {

@@ -10,16 +10,16 @@ use serde::{Deserialize, Serialize};
 use syncd_proto::v1::RetryClass;
 use syncd_shared::progress::Progress;
 use syncd_shared::wire::Frame;
-use syncd_shared::{GenerationNumber, RootHash, SignedGeneration, TreePath};
+use syncd_shared::{GenerationNumber, RootHash, SignedGeneration};
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 
-use crate::hooks::{AfterHook, Hook, HookError, Occasion};
+use crate::hooks::{AfterHook, Hook, HookError, Occasion, Paths};
 use crate::reason;
 use crate::source::Source;
 
 /// What is called before a switch, with the changed paths; its error prevents the switch.
-pub type BeforeSwitch<'a> = dyn FnMut(Occasion, &[TreePath]) -> Result<(), HookError> + 'a;
+pub type BeforeSwitch<'a> = dyn FnMut(Occasion, &Paths<'_>) -> Result<(), HookError> + 'a;
 
 /// What the session asks of a replica. [`crate::replica::Replica`] answers; tests have one that fails and dawdles on
 /// demand. Everything blocks.
@@ -407,7 +407,7 @@ impl<R: ReplicaWork> Bench<R> {
     fn activate(&mut self, staged: R::Staged) -> Result<Outcome, Failure> {
         let hooks = &self.hooks;
         let mut noted = None;
-        let mut before = |occasion: Occasion, paths: &[TreePath]| {
+        let mut before = |occasion: Occasion, paths: &Paths<'_>| {
             noted = Some(occasion.generation);
             if let Some(hook) = &hooks.before {
                 hook.run(&occasion, paths)?;

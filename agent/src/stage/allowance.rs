@@ -50,7 +50,7 @@ impl Allowance {
             Frame::Stored(frame) => frame.compressed.len(),
             Frame::Delta(frame) => frame.encoded.compressed.len(),
             Frame::Patches(patches) => patches.len(),
-            Frame::Local { .. } | Frame::End { .. } => 0,
+            Frame::Local { .. } | Frame::PartEnd | Frame::End { .. } => 0,
         };
         self.spent = self.spent.saturating_add(FRAME_LEAST_BYTES.max(bytes as u64));
         if self.spent > self.limit { Err(StageError::TooMuch { limit_bytes: self.limit }) } else { Ok(()) }

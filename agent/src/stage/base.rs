@@ -4,6 +4,7 @@
 //! | --- | --- |
 //! | `spare-K` | complete, at the root that the record says |
 //! | `drawn-K` | the same to this process; it may be changed at any time ([`super::draw`]) |
+//! | `partial-K` | being made part by part: it has content that is nowhere else, and is left alone until the next attempt has taken that |
 //! | `building-K` | being changed, or left so by a crash: looked at name by name before it is a spare again |
 
 use std::collections::HashSet;
@@ -15,9 +16,9 @@ use crate::disk::{Dir, DiskError};
 use crate::layout::numbered;
 use crate::replica::Replica;
 use crate::stage::StageError;
-use crate::stage::conform::{Conform, Conformed, Retired};
+use crate::stage::conform::{Conform, Conformed, Retired, Since};
 use crate::stage::cursor::LiveTree;
-use crate::stage::manifest::checked_diff;
+use crate::stage::manifest::compare;
 use crate::stage::patch::{Patch, Supply};
 
 /// What the tree is built on.
@@ -84,12 +85,12 @@ impl Replica {
         // Once: an interrupted attempt leaves another tree.
         let was = self.upkeep.was.remove(&slot).filter(|_| distrusted.is_empty());
         let steps = &self.upkeep.steps;
-        let was = was.and_then(|(from, root)| {
-            let (finished, touched) = (steps.finished(from)?, steps.between(from, number)?);
-            Some(Retired { root, finished, touched })
+        let was = was.map(|(from, root)| {
+            let since = steps.finished(from).zip(steps.between(from, number));
+            Retired { root, since: since.map(|(finished, touched)| Since { finished, touched }) }
         });
         let live = self.layout.generations.open_dir(number.to_string().as_bytes())?;
-        let (layout, record, owners) = (&self.layout, &self.record, self.owners);
+        let (layout, record, owners) = (&self.layout, &*self.record, self.owners);
         Conform { layout, record, owners, live, distrusted, was, cancel }.run(&dir, live_root)
     }
 
@@ -103,11 +104,15 @@ impl Replica {
     /// Brings `building-K` from exactly `from` to the live root by links alone. `false`: the live tree is not what was
     /// activated, and the building is neither.
     pub(crate) fn catch_up(&self, slot: u64, from: &RootEntry, to: &RootEntry) -> Result<bool, StageError> {
-        let diff = checked_diff(&self.record, from, to)?;
+        let comparison = compare(&self.record, from, to, self.options.part)?;
         let dir = self.layout.staging.open_dir(&building(slot))?;
         let mut links = LinkSupply { live: self.live_tree(to)?, damaged: false };
-        let patch = Patch { layout: &self.layout, owners: self.owners, slot, diff: &diff, to };
-        patch.run(dir, &mut links)?;
+        let renames = comparison.renamed_directories();
+        let mut patch = Patch::start(&self.layout, self.owners, slot, renames, dir)?;
+        for part in comparison.parts() {
+            patch.part(&self.layout, &part?.changes, &mut links)?;
+        }
+        patch.finish(to)?;
         Ok(!links.damaged)
     }
 
@@ -137,11 +142,27 @@ impl Replica {
         Ok(slots)
     }
 
+    /// Slots of trees that are being made part by part, or were when something interrupted it.
+    pub(crate) fn partials(&self) -> Result<Vec<u64>, DiskError> {
+        Ok(self.layout.staging.list()?.iter().filter_map(|l| numbered(&l.name, "partial-")).collect())
+    }
+
+    /// What was made part by part is a building like all others from here on.
+    pub(super) fn reclaim_partials(&self) -> Result<(), DiskError> {
+        let staging = &self.layout.staging;
+        for slot in self.partials()? {
+            staging.rename_new(&partial(slot), staging, &building(slot))?;
+        }
+        Ok(())
+    }
+
     /// A slot number that no name in staging has.
     pub(crate) fn free_slot(&self) -> Result<u64, DiskError> {
         let names = self.layout.staging.list()?;
         let used = names.iter().filter_map(|l| {
-            ["building-", "spare-", "drawn-", "resting-"].iter().find_map(|p| numbered(&l.name, p))
+            ["building-", "partial-", "spare-", "drawn-", "resting-"]
+                .iter()
+                .find_map(|p| numbered(&l.name, p))
         });
         Ok(used.max().unwrap_or(0) + 1)
     }
@@ -150,6 +171,11 @@ impl Replica {
 /// Name of a tree that is being built.
 pub(crate) fn building(slot: u64) -> Vec<u8> {
     format!("building-{slot}").into_bytes()
+}
+
+/// Name of a tree that is being made part by part.
+pub(crate) fn partial(slot: u64) -> Vec<u8> {
+    format!("partial-{slot}").into_bytes()
 }
 
 /// Name of a spare.

@@ -15,6 +15,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use rustix::fs::FileType;
 use syncd_shared::diff::DirectorySource;
+use syncd_shared::manifest_cursor::ManifestCursor;
 use syncd_shared::{Component, Directory, Entry, Kind, Metadata, ObjectHash, RootEntry, Timestamp, TreePath};
 
 use crate::disk::{Dir, Owners, Stat};
@@ -29,8 +30,9 @@ use crate::steps::Touched;
 pub(crate) struct Conformed {
     /// Files and symlinks that could not be linked, because the live tree itself no longer is what was activated.
     pub holes: Vec<(TreePath, Entry)>,
-    /// Names that had to be replaced, removed or made in what was there before; not what is below a new directory.
-    pub replaced: Vec<TreePath>,
+    /// Names that had to be replaced, removed or made in a retired tree though the manifests don't say so; not what is below
+    /// a new directory.
+    pub drift: Vec<TreePath>,
 }
 
 pub(crate) struct Conform<'a> {
@@ -50,10 +52,41 @@ pub(crate) struct Conform<'a> {
 pub(crate) struct Retired {
     /// Its manifest.
     pub root: RootEntry,
-    /// When this process changed it last.
+    /// What happened since; `None`: not known.
+    pub since: Option<Since>,
+}
+
+/// What happened since a tree was live.
+pub(crate) struct Since {
+    /// When this process changed the tree last.
     pub finished: Timestamp,
     /// What activations have changed since.
     pub touched: Touched,
+}
+
+/// The manifests of a retired tree and of the live one.
+struct Manifests<'a> {
+    was: ManifestCursor<'a, Record>,
+    now: ManifestCursor<'a, Record>,
+}
+
+/// What is found on the way, and what explains it.
+struct Findings<'a> {
+    conformed: Conformed,
+    /// `None`: nothing is to be explained.
+    manifests: Option<Manifests<'a>>,
+}
+
+impl Findings<'_> {
+    /// A name was replaced, removed or made.
+    fn replaced(&mut self, path: TreePath) {
+        if let Some(Manifests { was, now }) = &mut self.manifests
+            && let (Ok(was), Ok(now)) = (was.entry(&path), now.entry(&path))
+            && was == now
+        {
+            self.conformed.drift.push(path);
+        }
+    }
 }
 
 /// A directory that is made, and its counterpart in the live tree.
@@ -87,12 +120,16 @@ impl Was {
 impl Conform<'_> {
     /// Makes `dir` a copy of `root`, the live tree.
     pub fn run(&self, dir: &Dir, root: &RootEntry) -> Result<Conformed, StageError> {
-        let mut found = Conformed::default();
+        let manifests = self.was.as_ref().and_then(|retired| {
+            let was = ManifestCursor::new(self.record, &retired.root).ok()?;
+            Some(Manifests { was, now: ManifestCursor::new(self.record, root).ok()? })
+        });
+        let mut found = Findings { conformed: Conformed::default(), manifests };
         let path = &TreePath::root();
         let was = self.was.as_ref().map(|was| Was { object: was.root.object, metadata: was.root.metadata });
         let place = Place { path, dir, live: Some(&self.live), is_new: dir.list()?.is_empty(), was };
         self.directory(&place, &root.object, &root.metadata, &mut found)?;
-        Ok(found)
+        Ok(found.conformed)
     }
 
     /// The directory, with its metadata.
@@ -101,12 +138,12 @@ impl Conform<'_> {
         place: &Place<'_>,
         object: &ObjectHash,
         metadata: &Metadata,
-        found: &mut Conformed,
+        found: &mut Findings<'_>,
     ) -> Result<(), StageError> {
         let manifest = self.record.directory(object)?;
         let was = self.unchanged(place)?;
-        if let (Some(was), Some(retired)) = (&was, &self.was)
-            && !retired.touched.names.contains(place.path)
+        if let (Some(was), Some(since)) = (&was, self.since())
+            && !since.touched.names.contains(place.path)
             // Its own entry in generations/ came and went.
             && !place.path.is_root()
             && place.was.is_some_and(|was| was.metadata == *metadata)
@@ -141,14 +178,18 @@ impl Conform<'_> {
         Ok(place.dir.set_own_metadata(metadata, self.owners)?)
     }
 
+    fn since(&self) -> Option<&Since> {
+        self.was.as_ref()?.since.as_ref()
+    }
+
     /// What the directory was, where no name in it was changed since.
     fn unchanged(&self, place: &Place<'_>) -> Result<Option<Arc<Directory>>, StageError> {
-        let (Some(was), Some(retired)) = (place.was, &self.was) else { return Ok(None) };
-        if retired.touched.remade.contains(place.path) {
+        let (Some(was), Some(since)) = (place.was, self.since()) else { return Ok(None) };
+        if since.touched.remade.contains(place.path) {
             return Ok(None);
         }
         let stat = place.dir.stat_self()?;
-        if !place.path.is_root() && stat.ctime > retired.finished {
+        if !place.path.is_root() && stat.ctime > since.finished {
             return Ok(None);
         }
         if stat.mtime != was.metadata.mtime || !self.owners.agree(&stat, &was.metadata) {
@@ -167,7 +208,7 @@ impl Conform<'_> {
         place: &Place<'_>,
         was: &Directory,
         manifest: &Directory,
-        found: &mut Conformed,
+        found: &mut Findings<'_>,
     ) -> Result<(), StageError> {
         for (entry, was) in manifest.entries().iter().zip(was.entries()) {
             let Kind::Directory { object, .. } = &entry.kind else { continue };
@@ -187,7 +228,7 @@ impl Conform<'_> {
         &self,
         place: &Place<'_>,
         manifest: &Directory,
-        found: &mut Conformed,
+        found: &mut Findings<'_>,
     ) -> Result<(), StageError> {
         for listed in place.dir.list()? {
             let name = Component::new(&listed.name).ok();
@@ -195,7 +236,7 @@ impl Conform<'_> {
                 continue;
             }
             if let Some(path) = name.and_then(|name| place.path.join(&name).ok()) {
-                found.replaced.push(path);
+                found.replaced(path);
             }
             self.remove(place.dir, &listed.name)?;
         }
@@ -217,7 +258,7 @@ impl Conform<'_> {
         place: &Place<'_>,
         path: &TreePath,
         entry: &Entry,
-        found: &mut Conformed,
+        found: &mut Findings<'_>,
     ) -> Result<(Dir, bool), StageError> {
         let name = entry.name.as_bytes();
         if !place.is_new {
@@ -228,7 +269,7 @@ impl Conform<'_> {
                 Some(_) => drop(place.dir.unlink(name)?),
                 None => {}
             }
-            found.replaced.push(path.clone());
+            found.replaced(path.clone());
         }
         Ok((place.dir.create_dir(name, 0o700)?, true))
     }
@@ -238,7 +279,7 @@ impl Conform<'_> {
         place: &Place<'_>,
         entry: &Entry,
         inode: Option<u64>,
-        found: &mut Conformed,
+        found: &mut Findings<'_>,
     ) -> Result<(), StageError> {
         let name = entry.name.as_bytes();
         let distrusted = !self.distrusted.is_empty() && self.distrusted.contains(&join(place.path, entry)?);
@@ -249,7 +290,7 @@ impl Conform<'_> {
             if there.as_ref().is_some_and(is_right) {
                 return Ok(());
             }
-            found.replaced.push(join(place.path, entry)?);
+            found.replaced(join(place.path, entry)?);
             if there.is_some() {
                 self.remove(place.dir, name)?;
             }
@@ -259,7 +300,7 @@ impl Conform<'_> {
         {
             live.link(name, place.dir, name)?;
         } else {
-            found.holes.push((join(place.path, entry)?, entry.clone()));
+            found.conformed.holes.push((join(place.path, entry)?, entry.clone()));
         }
         Ok(())
     }

@@ -6,17 +6,21 @@
 
 #![cfg_attr(not(test), deny(clippy::arithmetic_side_effects, clippy::indexing_slicing))]
 
+use std::cell::RefCell;
 use std::collections::{HashMap, HashSet};
 use std::io::{Read, Seek};
 use std::os::unix::fs::FileExt;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Mutex, OnceLock, PoisonError};
 
+use syncd_shared::diff::{Change, Comparison};
 use syncd_shared::stored_frame::StoredFrame;
 use syncd_shared::wire::WireError;
-use syncd_shared::{ContentHash, ContentTag, Metadata};
+use syncd_shared::{ContentHash, ContentTag, Kind, Metadata};
 
 use crate::disk::{self, Dir, DiskError, Owners};
 use crate::layout::{INCOMING, Layout};
+use crate::record::Record;
 use crate::stage::StageError;
 use crate::stage::space::Demand;
 
@@ -24,6 +28,8 @@ use crate::stage::space::Demand;
 const FANS: usize = 16;
 const FAN_NAMES: &[u8; FANS] = b"0123456789abcdef";
 const BUFFER_BYTES: usize = 128 * 1024;
+/// Files up to this are copied by way of memory.
+const SMALL_BYTES: u64 = BUFFER_BYTES as u64;
 /// A directory above this is not emptied name by name.
 const SMALL_DIRECTORY_BYTES: u64 = 16 * 1024;
 
@@ -65,7 +71,8 @@ pub(crate) struct Incoming {
     /// Whole contents that were written, or are being written by a worker.
     written: Mutex<HashSet<ContentHash>>,
     partial: Mutex<HashMap<ContentHash, std::sync::Arc<Mutex<Partial>>>>,
-    leftovers: Mutex<HashMap<ContentHash, ()>>,
+    /// Whether files may be there that nobody has looked at.
+    leftovers: AtomicBool,
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
@@ -81,13 +88,12 @@ impl Incoming {
     /// Opens it; half files of an earlier process go, whole ones wait to be hashed.
     pub fn open(layout: &Layout, owners: Owners) -> Result<Self, DiskError> {
         let dir = layout.staging.ensure_dir(INCOMING, 0o700)?;
-        let mut leftovers = HashMap::new();
+        let mut leftovers = false;
         for fan in dir.list()? {
             let fan_dir = dir.open_dir(&fan.name)?;
             for file in fan_dir.list()? {
-                let hash = std::str::from_utf8(&file.name).ok().and_then(|n| n.parse().ok());
-                match hash {
-                    Some(hash) => drop(leftovers.insert(hash, ())),
+                match content_named(&file.name) {
+                    Some(_) => leftovers = true,
                     None => drop(fan_dir.unlink(&file.name)?),
                 }
             }
@@ -99,7 +105,7 @@ impl Incoming {
             arrived: Mutex::default(),
             written: Mutex::default(),
             partial: Mutex::default(),
-            leftovers: Mutex::new(leftovers),
+            leftovers: AtomicBool::new(leftovers),
         })
     }
 
@@ -123,11 +129,14 @@ impl Incoming {
         if lock(&self.arrived).contains_key(&hash) {
             return Ok(true);
         }
-        if lock(&self.leftovers).remove(&hash).is_none() {
+        if !self.leftovers.load(Ordering::Relaxed) {
             return Ok(false);
         }
         let (fan, name) = (self.fan(hash)?, hash.to_string());
-        let file = fan.open_file(name.as_bytes())?;
+        let file = match fan.open_file(name.as_bytes()) {
+            Err(e) if e.is_absent() => return Ok(false),
+            other => other?,
+        };
         disk::drop_cached(&file);
         let stat = disk::stat_file(&file).map_err(failed("inspect", fan, &name))?;
         if stat.size == size && hash_file(&file).map_err(failed("read", fan, &name))? == hash {
@@ -287,7 +296,8 @@ impl Incoming {
         Ok(true)
     }
 
-    /// Copies content that this node has under another name, verified on the way; whether it was that content.
+    /// Copies content that this node has under another name, verified on the way; whether it was that content. Contents
+    /// that differ may be copied at the same time.
     pub fn copy(
         &self,
         hash: ContentHash,
@@ -301,6 +311,11 @@ impl Incoming {
         match disk::stat_file(&from) {
             Ok(s) if s.kind == rustix::fs::FileType::RegularFile && s.size == wanted.size => {}
             _ => return Ok(false),
+        }
+        if wanted.size <= SMALL_BYTES {
+            let mut bytes = Vec::with_capacity(wanted.size as usize);
+            (&from).take(wanted.size).read_to_end(&mut bytes).map_err(failed("read", dir, &own))?;
+            return Ok(ContentHash::of(&bytes) == hash && self.put_whole(hash, &bytes, wanted)?);
         }
         let file = create_anew(fan, &part, wanted.metadata.mode)?;
         disk::copy(&from, &file).map_err(failed("copy to", fan, &part))?;
@@ -325,9 +340,15 @@ impl Incoming {
         }
         dir.make_writable()?;
         dir.rename(name, self.fan(hash)?, hash.to_string().as_bytes())?;
-        lock(&self.leftovers).remove(&hash);
-        lock(&self.arrived).insert(hash, Arrived { inode: stat.inode, dressed: None });
+        // Hashed once more when it is needed: what is known of each takes memory.
+        self.leftovers.store(true, Ordering::Relaxed);
         Ok(true)
+    }
+
+    /// All that arrived is in its place: what comes again is written again.
+    pub fn end_part(&self) {
+        lock(&self.written).clear();
+        lock(&self.partial).clear();
     }
 
     /// Puts content into a tree: the file itself for its last user, in the place of what is at the name, else a copy under
@@ -374,14 +395,26 @@ impl Incoming {
         Ok(present)
     }
 
-    /// Removes whole content that is not among `wanted`: what was left of another target.
-    pub fn purge(&self, wanted: &HashSet<ContentHash>) -> Result<(), DiskError> {
-        let gone = |hash: &ContentHash| !wanted.contains(hash);
-        let hashes: Vec<ContentHash> =
-            lock(&self.leftovers).keys().chain(lock(&self.arrived).keys()).copied().filter(gone).collect();
-        for hash in hashes {
+    /// Removes content that the second tree does not need where the first has other: what was left of another target.
+    pub fn purge(&self, comparison: &Comparison<&Record>) -> Result<(), StageError> {
+        let mut there = HashSet::new();
+        for fan in self.dir.list()? {
+            let names = self.dir.open_dir(&fan.name)?.list()?;
+            there.extend(names.iter().filter_map(|file| content_named(&file.name)));
+        }
+        if there.is_empty() {
+            return Ok(());
+        }
+        comparison.each(|change| {
+            if let Change::Added { entry, .. } | Change::Modified { to: entry, .. } = change
+                && let Kind::File { content, .. } = entry.kind
+            {
+                there.remove(&content);
+            }
+            true
+        })?;
+        for hash in there {
             self.fan(hash)?.unlink(hash.to_string().as_bytes())?;
-            lock(&self.leftovers).remove(&hash);
             lock(&self.arrived).remove(&hash);
         }
         Ok(())
@@ -410,6 +443,11 @@ pub(crate) fn stretch(bytes: &[u8], start: usize, length: usize) -> Result<&[u8]
     stretch.ok_or(StageError::Frame(WireError::PieceRange))
 }
 
+/// The content that a file is named by.
+fn content_named(name: &[u8]) -> Option<ContentHash> {
+    std::str::from_utf8(name).ok()?.parse().ok()
+}
+
 /// A new file for content that arrives, in the place of one that was cut off.
 fn create_anew(fan: &Dir, name: &str, mode: u16) -> Result<std::fs::File, DiskError> {
     match fan.create_file_with(name.as_bytes(), mode.into()) {
@@ -423,15 +461,20 @@ fn create_anew(fan: &Dir, name: &str, mode: u16) -> Result<std::fs::File, DiskEr
 
 /// Hashes a file from its start, without mapping it: a mapped file that is truncated kills its reader.
 pub(crate) fn hash_file(mut file: &std::fs::File) -> std::io::Result<ContentHash> {
+    thread_local! {
+        // Memory for each call costs more than hashing a small file.
+        static BUFFER: RefCell<Vec<u8>> = RefCell::new(vec![0; BUFFER_BYTES]);
+    }
     file.rewind()?;
     let mut hasher = blake3::Hasher::new();
-    let mut buffer = vec![0; BUFFER_BYTES];
-    loop {
-        match file.read(&mut buffer) {
-            Ok(0) => return Ok(ContentHash::finish(&hasher)),
-            Ok(n) => drop(hasher.update(buffer.get(..n).unwrap_or(&buffer))),
-            Err(e) if e.kind() == std::io::ErrorKind::Interrupted => {}
-            Err(e) => return Err(e),
+    BUFFER.with_borrow_mut(|buffer| {
+        loop {
+            match file.read(buffer) {
+                Ok(0) => return Ok(ContentHash::finish(&hasher)),
+                Ok(n) => drop(hasher.update(buffer.get(..n).unwrap_or(buffer))),
+                Err(e) if e.kind() == std::io::ErrorKind::Interrupted => {}
+                Err(e) => return Err(e),
+            }
         }
-    }
+    })
 }

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use rustix::fs::FileType;
-use syncd_shared::diff::DirectorySource;
+use syncd_shared::manifest_cursor::ManifestCursor;
 use syncd_shared::{Component, Directory, Entry, Kind, RootEntry, TreePath};
 
 use crate::disk::{Dir, DiskError, Owners, Stat};
@@ -43,44 +43,6 @@ impl DirCursor {
     }
 }
 
-/// Directory objects from a tree's root down to where the last call was.
-pub(crate) struct ManifestCursor<'a> {
-    record: &'a Record,
-    root: Arc<Directory>,
-    stack: Vec<(Component, Arc<Directory>)>,
-}
-
-impl<'a> ManifestCursor<'a> {
-    pub fn new(record: &'a Record, root: &RootEntry) -> Result<Self, RecordError> {
-        Ok(Self { record, root: record.directory(&root.object)?, stack: Vec::new() })
-    }
-
-    /// The directory object at `path`, if the tree has a directory there.
-    pub fn directory(&mut self, path: &TreePath) -> Result<Option<Arc<Directory>>, RecordError> {
-        let mut depth = 0;
-        for name in path.components() {
-            if self.stack.get(depth).is_none_or(|(open, _)| *open != name) {
-                self.stack.truncate(depth);
-                let parent = self.stack.last().map_or(&self.root, |(_, directory)| directory);
-                let Some(Entry { kind: Kind::Directory { object, .. }, .. }) = parent.get(&name) else {
-                    return Ok(None);
-                };
-                let directory = self.record.directory(object)?;
-                self.stack.push((name, directory));
-            }
-            depth += 1;
-        }
-        self.stack.truncate(depth);
-        Ok(Some(self.stack.last().map_or(&self.root, |(_, directory)| directory).clone()))
-    }
-
-    /// The entry at `path`, if the tree has one there.
-    pub fn entry(&mut self, path: &TreePath) -> Result<Option<Entry>, RecordError> {
-        let Some((parent, name)) = path.split_last() else { return Ok(None) };
-        Ok(self.directory(&parent)?.and_then(|d| d.get(&name).cloned()))
-    }
-}
-
 /// Whether what is on disk can be what the entry says, without reading it.
 pub(crate) fn looks_like(entry: &Entry, stat: &Stat, owners: Owners) -> bool {
     let kind = match &entry.kind {
@@ -95,7 +57,7 @@ pub(crate) fn looks_like(entry: &Entry, stat: &Stat, owners: Owners) -> bool {
 pub(crate) struct LiveTree<'a> {
     record: &'a Record,
     dirs: DirCursor,
-    manifest: ManifestCursor<'a>,
+    manifest: ManifestCursor<'a, Record>,
     owners: Owners,
     current: Option<(TreePath, Arc<Directory>, Vec<u64>)>,
 }
@@ -110,7 +72,8 @@ impl<'a> LiveTree<'a> {
     pub fn inode(&mut self, path: &TreePath) -> Result<Option<u64>, RecordError> {
         let Some((parent, name)) = path.split_last() else { return Ok(None) };
         if self.current.as_ref().is_none_or(|(at, ..)| *at != parent) {
-            let directory = self.manifest.directory(&parent)?.unwrap_or_default();
+            let directory =
+                self.manifest.directory(&parent)?.map(|(_, directory)| directory).unwrap_or_default();
             let inodes = self.record.inodes(&parent)?.unwrap_or_default();
             self.current = Some((parent, directory, inodes));
         }

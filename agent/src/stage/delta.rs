@@ -13,14 +13,16 @@ use std::sync::OnceLock;
 use std::sync::atomic::Ordering;
 
 use syncd_shared::delta::{Basis, BasisFile, DeltaCopy, DeltaFrame, Replacement};
-use syncd_shared::diff::{Change, TreeDiff};
+use syncd_shared::diff::Change;
+use syncd_shared::manifest_cursor::ManifestCursor;
 use syncd_shared::{ContentHash, ContentTag, Entry, Kind, RootEntry, TreePath};
 
 use crate::disk;
+use crate::record::Record;
 use crate::replica::Replica;
 use crate::stage::StageError;
 use crate::stage::content::stretch;
-use crate::stage::cursor::{LiveTree, ManifestCursor};
+use crate::stage::cursor::LiveTree;
 use crate::stage::receive::Reception;
 
 /// What is copied at a time.
@@ -32,28 +34,28 @@ const BASES_AHEAD: usize = 64;
 pub(crate) struct Bases<'a> {
     replica: &'a Replica,
     live: RootEntry,
-    diff: &'a TreeDiff,
-    /// Contents that the diff removes or replaces: index of their first change.
+    changes: &'a [Change],
+    /// Contents that the part removes or replaces: index of their first change.
     released: OnceLock<HashMap<ContentTag, usize>>,
-    /// Contents that the diff brings: index of their first change.
+    /// Contents that the part brings: index of their first change.
     brought: OnceLock<HashMap<ContentTag, usize>>,
 }
 
 impl<'a> Bases<'a> {
-    /// Of the live tree `live`, which `diff` starts from.
-    pub fn new(replica: &'a Replica, live: RootEntry, diff: &'a TreeDiff) -> Self {
-        Self { replica, live, diff, released: OnceLock::new(), brought: OnceLock::new() }
+    /// Of the live tree `live`, which the changes of this part start from.
+    pub fn new(replica: &'a Replica, live: RootEntry, changes: &'a [Change]) -> Self {
+        Self { replica, live, changes, released: OnceLock::new(), brought: OnceLock::new() }
     }
 
     fn released(&self, tag: ContentTag) -> Option<(&TreePath, &Entry)> {
         let index = self.released.get_or_init(|| self.index(|change| old(change).map(|(_, entry)| entry)));
-        old(self.diff.changes.get(*index.get(&tag)?)?)
+        old(self.changes.get(*index.get(&tag)?)?)
     }
 
     /// What a new content replaces at its first path.
     fn replacement(&self, tag: ContentTag) -> Option<Replacement> {
         let index = self.brought.get_or_init(|| self.index(brought));
-        let change = self.diff.changes.get(*index.get(&tag)?)?;
+        let change = self.changes.get(*index.get(&tag)?)?;
         let Change::Modified { from, to, .. } = change else { return None };
         match (&from.kind, &to.kind) {
             (Kind::File { content, size: old_bytes }, Kind::File { size: new_bytes, .. }) => {
@@ -66,7 +68,7 @@ impl<'a> Bases<'a> {
 
     fn index(&self, entry: impl Fn(&Change) -> Option<&Entry>) -> HashMap<ContentTag, usize> {
         let mut index = HashMap::new();
-        for (at, change) in self.diff.changes.iter().enumerate() {
+        for (at, change) in self.changes.iter().enumerate() {
             if let Some(Entry { kind: Kind::File { content, .. }, .. }) = entry(change) {
                 index.entry(ContentTag::of(content)).or_insert(at);
             }
@@ -105,7 +107,7 @@ enum Part<'f> {
 pub(crate) struct Assembler<'a> {
     bases: &'a Bases<'a>,
     tree: LiveTree<'a>,
-    manifest: ManifestCursor<'a>,
+    manifest: ManifestCursor<'a, Record>,
     /// The basis that was opened last.
     open: Option<(BasisFile, Option<File>)>,
     prefix: Vec<u8>,
@@ -117,7 +119,7 @@ impl<'a> Assembler<'a> {
         Ok(Self {
             bases,
             tree: bases.replica.live_tree(&bases.live)?,
-            manifest: ManifestCursor::new(&bases.replica.record, &bases.live)?,
+            manifest: ManifestCursor::new(&*bases.replica.record, &bases.live)?,
             open: None,
             prefix: Vec::new(),
             buffer: Vec::new(),

@@ -83,13 +83,7 @@ impl Replica {
             copies: Copies::of(repeats),
         };
         build.run(&mut walk, target, source, progress)?;
-        let mut changed = Vec::new();
-        let mut list = |path: TreePath| {
-            if self.options.list_first {
-                changed.push(path);
-            }
-        };
-        finish(&self.record, &TreePath::root(), &tree, &root.object, self.owners, &mut list)?;
+        finish(&self.record, &tree, &root.object, self.owners)?;
         tree.set_own_metadata(&root.metadata, self.owners)?;
         let done = shared.done();
         incoming.clear(&self.layout)?;
@@ -97,7 +91,7 @@ impl Replica {
             target: target.clone(),
             slot: Some(slot),
             sync,
-            changed,
+            changed: None,
             durable_basis: false,
             touched: None,
             signed: None,
@@ -111,6 +105,7 @@ impl Replica {
     /// The tree to build in; whether an earlier attempt was interrupted in it.
     fn fresh_slot(&mut self) -> Result<(u64, bool), StageError> {
         self.reclaim_spares()?;
+        self.reclaim_partials()?;
         let buildings = self.buildings()?;
         for slot in buildings.iter().skip(1) {
             self.layout.discard(&self.layout.staging, &building(*slot))?;
@@ -523,21 +518,12 @@ fn taken_by(dir: &Dir, block_bytes: u64, taken: &mut Demand) -> Result<(), DiskE
     Ok(())
 }
 
-/// Gives every directory its owner, mode and times, children first, and tells all paths.
-fn finish(
-    record: &Record,
-    path: &TreePath,
-    dir: &Dir,
-    object: &ObjectHash,
-    owners: Owners,
-    tell: &mut dyn FnMut(TreePath),
-) -> Result<(), StageError> {
+/// Gives every directory its owner, mode and times, children first.
+fn finish(record: &Record, dir: &Dir, object: &ObjectHash, owners: Owners) -> Result<(), StageError> {
     for entry in record.directory(object)?.entries() {
-        let path = path.join(&entry.name).map_err(|source| StageError::Path { source })?;
-        tell(path.clone());
         if let Kind::Directory { object, .. } = &entry.kind {
             let child = dir.open_dir(entry.name.as_bytes())?;
-            finish(record, &path, &child, object, owners, tell)?;
+            finish(record, &child, object, owners)?;
             child.set_own_metadata(&entry.metadata, owners)?;
         }
     }

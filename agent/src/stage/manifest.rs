@@ -6,7 +6,7 @@ use std::cell::RefCell;
 use std::collections::HashMap;
 use std::sync::Arc;
 
-use syncd_shared::diff::{DiffError, DirectorySource, TreeDiff, diff};
+use syncd_shared::diff::{Comparison, DiffError, DirectorySource, PartLimits};
 use syncd_shared::limits::OBJECTS_BATCH_MAX;
 use syncd_shared::wire::{DirectoryPatch, Frame, ObjectsBatch};
 use syncd_shared::{Directory, Kind, ObjectHash, RootEntry, RootHash, Totals};
@@ -22,8 +22,8 @@ use crate::stage::space::Demand;
 const PERSIST_BYTES: usize = 4 * 1024 * 1024;
 
 /// What differs from the live tree, and the rest of the update's frames where the origin sent one.
-pub(crate) struct Manifest {
-    pub diff: TreeDiff,
+pub(crate) struct Manifest<'a> {
+    pub comparison: Comparison<&'a Record>,
     pub update: Option<Frames>,
 }
 
@@ -56,13 +56,14 @@ impl DirectorySource for Checked<'_> {
 }
 
 /// Compares two trees of the record; the second one's totals are held against what its directories sum up to.
-pub(crate) fn checked_diff(
-    record: &Record,
+pub(crate) fn compare<'a>(
+    record: &'a Record,
     from: &RootEntry,
     to: &RootEntry,
-) -> Result<TreeDiff, DiffError<RecordError>> {
+    part: PartLimits,
+) -> Result<Comparison<&'a Record>, DiffError<RecordError>> {
     let expected = RefCell::new(HashMap::from([(to.object, to.totals), (from.object, from.totals)]));
-    diff(&Checked { record, expected }, from, to)
+    Ok(Comparison::of(Checked { record, expected }, from, to, part)?.reading(record))
 }
 
 /// Whether a comparison failed for want of directory objects.
@@ -73,25 +74,26 @@ fn is_unknown(error: &DiffError<RecordError>) -> bool {
 }
 
 /// Gets whatever is lacking of the manifest of `to`. `from` is the live tree.
-pub(crate) fn obtain(
-    record: &Record,
+pub(crate) fn obtain<'a>(
+    record: &'a Record,
     from: Option<&RootEntry>,
     to: &RootEntry,
+    part: PartLimits,
     inline: Option<(RootHash, Vec<Frame>)>,
     source: &mut dyn Source,
-) -> Result<Manifest, StageError> {
+) -> Result<Manifest<'a>, StageError> {
     let empty = RootEntry::empty();
     let basis = from.unwrap_or(&empty);
     source.expect(&to.totals.covering(basis.totals));
-    match checked_diff(record, basis, to) {
-        Ok(diff) => return Ok(Manifest { diff, update: None }),
+    match compare(record, basis, to, part) {
+        Ok(comparison) => return Ok(Manifest { comparison, update: None }),
         Err(e) if !is_unknown(&e) => return Err(e.into()),
         Err(_) => {}
     }
     if let Some(from) = from
         && let Some(update) = update_frames(from, to, inline, source)?
     {
-        match patched(record, from, to, update) {
+        match patched(record, from, to, part, update) {
             Ok(manifest) => return Ok(manifest),
             Err(e) if e.is_transient() => return Err(e),
             Err(e) => {
@@ -99,13 +101,13 @@ pub(crate) fn obtain(
             }
         }
         fetch_unknown(record, to, source)?;
-        if let Ok(diff) = checked_diff(record, from, to) {
-            return Ok(Manifest { diff, update: None });
+        if let Ok(comparison) = compare(record, from, to, part) {
+            return Ok(Manifest { comparison, update: None });
         }
     }
     let batch = ObjectsBatch { directories: vec![to.object], recursive: true, ..ObjectsBatch::default() };
     fetch_directories(record, to, vec![batch], source)?;
-    Ok(Manifest { diff: checked_diff(record, basis, to)?, update: None })
+    Ok(Manifest { comparison: compare(record, basis, to, part)?, update: None })
 }
 
 /// Gets the whole manifest of `to` where there is nothing to compare it with, adds up what its files take, and notes
@@ -168,12 +170,13 @@ fn update_frames(
 }
 
 /// Applies an update's patches; they come before everything else.
-fn patched(
-    record: &Record,
+fn patched<'a>(
+    record: &'a Record,
     from: &RootEntry,
     to: &RootEntry,
+    part: PartLimits,
     mut frames: Frames,
-) -> Result<Manifest, StageError> {
+) -> Result<Manifest<'a>, StageError> {
     let mut objects = Objects { record, made: Vec::new(), bytes: 0 };
     let mut allowance = Allowance::of_manifest(&to.totals);
     let next = loop {
@@ -196,8 +199,8 @@ fn patched(
         }
     };
     objects.finish()?;
-    let diff = checked_diff(record, from, to)?;
-    Ok(Manifest { diff, update: Some(Box::new(next.into_iter().chain(frames))) })
+    let comparison = compare(record, from, to, part)?;
+    Ok(Manifest { comparison, update: Some(Box::new(next.into_iter().chain(frames))) })
 }
 
 /// Directory objects on their way to the record.
@@ -281,7 +284,8 @@ fn fetch_directories(
                     return Err(StageError::Fetch(FetchError::MissingDirectory { object }));
                 }
             }
-            Frame::Patches(_) | Frame::Stored(_) | Frame::Delta(_) | Frame::Local { .. } => {}
+            Frame::Patches(_) | Frame::Stored(_) | Frame::Delta(_) | Frame::Local { .. } | Frame::PartEnd => {
+            }
         }
     }
     objects.finish()?;

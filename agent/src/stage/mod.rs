@@ -7,11 +7,15 @@
 //! tree       a spare (or, counted, a new farm of links) becomes staging/building-K and is patched
 //! ```
 //!
+//! Of an update that changes very many files, content and tree come in turn, part by part of what differs
+//! ([`syncd_shared::diff::Parts`]): memory follows a part, not the update.
+//!
 //! The first sync has nothing to build on and goes another way: [`fresh`].
 //!
 //! Until the last step no tree is touched: whatever interrupts it, what arrived stays in `incoming` and is found by the
 //! next attempt, for this target or a newer one. After a crash in the last step `building-K` is neither tree: new files
-//! are taken out of it by hash, and it is made a spare again.
+//! are taken out of it by hash, and it is made a spare again. Of an update in parts the tree is `partial-K` meanwhile, which
+//! nobody else touches: what came of it is found there by the next attempt.
 
 mod allowance;
 mod base;
@@ -21,12 +25,12 @@ pub(crate) mod cursor;
 mod delta;
 pub(crate) mod draw;
 mod fresh;
+mod holes;
 mod inodes;
 mod manifest;
 pub(crate) mod patch;
 mod plan;
 mod receive;
-mod released;
 mod repeats;
 mod space;
 mod window;
@@ -36,26 +40,26 @@ use std::collections::HashSet;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use syncd_proto::v1::RetryClass;
-use syncd_shared::diff::{Change, DiffError, TreeDiff};
+use syncd_shared::diff::{Change, Comparison, DiffError, Released};
 use syncd_shared::generation::GenerationError;
 use syncd_shared::tree_path::TreePathError;
 use syncd_shared::wire::{Frame, WireError};
-use syncd_shared::{ContentHash, Entry, Kind, RootEntry, RootHash, SignedGeneration, TreePath};
+use syncd_shared::{ContentHash, Kind, RootEntry, RootHash, SignedGeneration, TreePath};
 
 use crate::disk::{Dir, DiskError};
-use crate::record::{InodeChanges, RecordError};
+use crate::record::{InodeChanges, Record, RecordError};
 use crate::replica::Replica;
 use crate::source::{FetchError, Source};
 use crate::steps::Touched;
 use base::Base;
 use content::Incoming;
-use cursor::ManifestCursor;
 use draw::{Draw, Syncing};
+use holes::Holes;
+use inodes::InodeLists;
 use patch::Patch;
 use plan::Plan;
 
-pub(crate) use base::{building, drawn, spare};
-pub(crate) use manifest::checked_diff;
+pub(crate) use base::{building, drawn, partial, spare};
 
 /// Why a target could not be staged. Nothing that is served was touched.
 #[derive(Debug, thiserror::Error)]
@@ -169,7 +173,7 @@ impl StageError {
     }
 }
 
-/// How far staging is.
+/// How far staging is; of an update in parts, what the parts so far fetch.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct StageProgress {
     /// Contents that arrived and were verified.
@@ -182,6 +186,18 @@ pub struct StageProgress {
     pub bytes_total: u64,
 }
 
+impl StageProgress {
+    /// With what comes after it.
+    fn and(self, next: Self) -> Self {
+        Self {
+            files_done: self.files_done.saturating_add(next.files_done),
+            files_total: self.files_total.saturating_add(next.files_total),
+            bytes_done: self.bytes_done.saturating_add(next.bytes_done),
+            bytes_total: self.bytes_total.saturating_add(next.bytes_total),
+        }
+    }
+}
+
 /// A complete, verified tree that waits to be activated. Dropped, it is recycled.
 #[derive(Debug)]
 pub struct Staged {
@@ -190,7 +206,8 @@ pub struct Staged {
     pub(crate) slot: Option<u64>,
     /// Opened before the first write.
     pub(crate) sync: Dir,
-    pub(crate) changed: Vec<TreePath>,
+    /// Paths that differ from the live tree; `None`: too many to be held.
+    pub(crate) changed: Option<Vec<TreePath>>,
     /// It was built on a spare, which was durable, and everything that was done to it is at `changed`.
     pub(crate) durable_basis: bool,
     /// What it changes; `None`: not known.
@@ -209,11 +226,6 @@ impl Staged {
     /// What it is.
     pub fn target(&self) -> &SignedGeneration {
         &self.target
-    }
-
-    /// Paths that differ from the live tree.
-    pub fn changed_paths(&self) -> &[TreePath] {
-        &self.changed
     }
 
     /// Content bytes that came from the origin.
@@ -253,7 +265,7 @@ impl Replica {
                 target: target.clone(),
                 slot: None,
                 sync,
-                changed: Vec::new(),
+                changed: Some(Vec::new()),
                 durable_basis: false,
                 touched: None,
                 signed: None,
@@ -296,7 +308,8 @@ impl Replica {
     ) -> Result<Staged, StageError> {
         let from = self.live().map(|live| live.generation().root);
         let mut draw = None;
-        // For a large update, which takes its time to come, none is drawn here: a crash meanwhile would cost a second spare.
+        // For an update that does not come inside its announcement, and takes its time, none is drawn here: a crash meanwhile
+        // would cost a second spare.
         if let (Some(root), true, true) = (from, inline.is_some(), distrusted.is_empty()) {
             self.reclaim_spares()?;
             if let Some(slot) = self.spare_at(&root) {
@@ -328,12 +341,15 @@ impl Replica {
         sync: Dir,
     ) -> Result<Staged, StageError> {
         let to = target.generation().root;
-        let manifest = manifest::obtain(&self.record, from.as_ref(), &to, inline, source)?;
-        let mut diff = manifest.diff;
-        let mut update = manifest.update;
+        let record = self.record.clone();
+        let part = self.options.part;
+        let manifest = manifest::obtain(&record, from.as_ref(), &to, part, inline, source)?;
+        let (comparison, mut update) = (manifest.comparison, manifest.update);
+        let mut released = comparison.released()?;
         let incoming = Incoming::open(&self.layout, self.owners)?;
-        self.check_space(&diff, from.as_ref(), &incoming, cancel)?;
-        self.salvage(&diff, &incoming)?;
+        self.salvage(&comparison, &incoming)?;
+        self.reclaim_partials()?;
+        self.check_space(&comparison, &mut released, from.as_ref(), &incoming, cancel)?;
         let base = match draw {
             Some(draw) => Base::Spare(draw.slot),
             None => self.base(from.as_ref(), distrusted, cancel)?,
@@ -342,68 +358,90 @@ impl Replica {
         if spare_miss {
             self.count_spare_miss();
         }
-        if let Base::Building { holes, .. } = &base
-            && !holes.is_empty()
-        {
+        let (spare, mut slot, holes) = match base {
+            Base::Spare(slot) => (Some(slot), None, Vec::new()),
+            Base::Building { slot, holes, .. } => (None, Some(slot), holes),
+        };
+        if !holes.is_empty() {
             tracing::warn!(paths = holes.len(), "live files are not what was activated: fetched again");
-            self.fill_holes(&mut diff, holes, &to)?;
             // The update brings only what differs; the general path brings all.
             update = None;
         }
-        let holes = match &base {
-            Base::Building { holes, .. } => holes.iter().map(|(path, _)| path.clone()).collect(),
-            Base::Spare(_) => HashSet::new(),
-        };
-        let mut plan = Plan::make(self, from.as_ref(), &diff, &incoming, distrusted, &holes)?;
-        let fetched = plan.fetch(self, target.root_hash(), update, source, progress, cancel)?;
-        if cancel.load(Ordering::Relaxed) {
-            return Err(StageError::Cancelled);
-        }
-        let durable_basis = matches!(base, Base::Spare(_)) && diff.renamed_directories.is_empty();
-        let (slot, signed) = match base {
-            Base::Building { slot, .. } => (slot, None),
-            Base::Spare(slot) => {
+        let touched = if holes.is_empty() { Touched::by(&comparison)? } else { None };
+        let renames = comparison.renamed_directories();
+        let mut holes = Holes::new(holes, &record, renames, &to)?;
+        let mut inodes = InodeLists::new(&record, from.as_ref(), &to, renames)?;
+        let mut done = StageProgress::default();
+        let (mut signed, mut patch, mut changed) = (None, None, None);
+        for part in comparison.parts() {
+            let mut part = part?;
+            holes.fill(&mut part)?;
+            let mut plan = Plan::make(self, from.as_ref(), &part, &mut released, &incoming, holes.of_live())?;
+            let so_far = |now| progress(done.and(now));
+            let came = plan.fetch(self, target.root_hash(), &mut update, source, &so_far, cancel)?;
+            done = done.and(came);
+            if cancel.load(Ordering::Relaxed) {
+                return Err(StageError::Cancelled);
+            }
+            if let (Some(spare), None) = (spare, slot) {
                 let drawn = match draw.take() {
                     Some(drawn) => drawn,
-                    None => self.draw(slot, target)?,
+                    None => self.draw(spare, target)?,
                 };
-                let (slot, signed) = self.take(drawn)?;
-                (slot, Some(signed))
+                let (taken, syncing) = self.take(drawn)?;
+                (slot, signed) = (Some(taken), Some(syncing));
             }
-        };
-        let touched = Touched::by(&diff);
-        let tree = self.layout.staging.open_dir(&building(slot))?;
-        let patch = Patch { layout: &self.layout, owners: self.owners, slot, diff: &diff, to: &to };
-        let placed = patch.run(tree, &mut plan.supply(self)?)?;
-        drop(plan);
+            let patch = match (&mut patch, slot) {
+                (Some(patch), _) => patch,
+                (none, slot) => {
+                    let slot = slot.unwrap_or_default();
+                    let staging = &self.layout.staging;
+                    let tree = staging.open_dir(&building(slot))?;
+                    if !part.is_last {
+                        staging.rename_new(&building(slot), staging, &partial(slot))?;
+                    }
+                    none.insert(Patch::start(&self.layout, self.owners, slot, renames, tree)?)
+                }
+            };
+            let placed = patch.part(&self.layout, &part.changes, &mut plan.supply(self)?)?;
+            incoming.end_part();
+            inodes.add(&part.changes, &placed)?;
+            if comparison.is_small() {
+                let mut paths: Vec<_> = part.changes.iter().map(|change| change.path().clone()).collect();
+                paths.dedup();
+                changed = Some(paths);
+            }
+        }
+        if let Some(patch) = patch {
+            patch.finish(&to)?;
+        }
+        self.reclaim_partials()?;
         incoming.clear(&self.layout)?;
-        let inodes = inodes::inode_changes(&self.record, from.as_ref(), &to, &diff, &placed)?;
-        let mut changed: Vec<TreePath> = diff.changes.iter().map(|c| c.path().clone()).collect();
-        changed.dedup();
         Ok(Staged {
             target: target.clone(),
-            slot: Some(slot),
+            slot,
             sync,
+            durable_basis: spare.is_some() && renames.is_empty(),
             changed,
-            durable_basis,
             touched,
             signed,
-            inodes,
+            inodes: inodes.finish(),
             spare_miss,
             basis: self.live().map(|live| live.number().get()),
-            fetched,
+            fetched: (done.bytes_done, done.files_done),
         })
     }
 
     fn check_space(
         &self,
-        diff: &TreeDiff,
+        comparison: &Comparison<&Record>,
+        released: &mut Released<'_, &Record>,
         from: Option<&RootEntry>,
         incoming: &Incoming,
         cancel: &AtomicBool,
     ) -> Result<(), StageError> {
         let space = self.layout.staging.space()?;
-        let mut demand = space::Demand::of(diff, space.block_bytes);
+        let mut demand = space::Demand::of(comparison, released, space.block_bytes)?;
         if let Some(from) = from
             && self.spares().is_empty()
             && self.buildings()?.is_empty()
@@ -414,8 +452,7 @@ impl Replica {
             return Ok(());
         }
         // What interrupted attempts left of this target counts, what they left of others makes room.
-        self.salvage(diff, incoming)?;
-        incoming.purge(&space::contents(diff))?;
+        incoming.purge(comparison)?;
         if from.is_none() {
             for slot in self.buildings()? {
                 self.layout.discard(&self.layout.staging, &building(slot))?;
@@ -426,52 +463,27 @@ impl Replica {
     }
 
     /// Takes new files out of trees that an earlier attempt was interrupted in.
-    fn salvage(&self, diff: &TreeDiff, incoming: &Incoming) -> Result<(), StageError> {
-        for slot in self.buildings()? {
-            let mut tree = cursor::DirCursor::new(self.layout.staging.open_dir(&building(slot))?);
-            for change in &diff.changes {
-                let (Change::Added { path, entry } | Change::Modified { path, to: entry, .. }) = change
-                else {
-                    continue;
-                };
-                if let Kind::File { content, size } = entry.kind
-                    && size > 0
-                    && let Some((parent, name)) = path.split_last()
-                    && let Ok(dir) = tree.at(&parent)
-                    && !incoming.has(content, size)?
-                {
-                    incoming.salvage(content, size, dir, name.as_bytes())?;
+    fn salvage(&self, comparison: &Comparison<&Record>, incoming: &Incoming) -> Result<(), StageError> {
+        let buildings = self.buildings()?.into_iter().map(building);
+        for name in buildings.chain(self.partials()?.into_iter().map(partial)) {
+            let mut tree = cursor::DirCursor::new(self.layout.staging.open_dir(&name)?);
+            for part in comparison.parts() {
+                for change in part?.changes.iter() {
+                    let (Change::Added { path, entry } | Change::Modified { path, to: entry, .. }) = change
+                    else {
+                        continue;
+                    };
+                    if let Kind::File { content, size } = entry.kind
+                        && size > 0
+                        && let Some((parent, name)) = path.split_last()
+                        && let Ok(dir) = tree.at(&parent)
+                        && !incoming.has(content, size)?
+                    {
+                        incoming.salvage(content, size, dir, name.as_bytes())?;
+                    }
                 }
             }
         }
-        Ok(())
-    }
-
-    /// Adds to the diff what the base lacks though the manifests agree on it.
-    fn fill_holes(
-        &self,
-        diff: &mut TreeDiff,
-        holes: &[(TreePath, Entry)],
-        to: &RootEntry,
-    ) -> Result<(), StageError> {
-        let mut changed: HashSet<TreePath> = diff.changes.iter().map(|c| c.path().clone()).collect();
-        let mut manifest = ManifestCursor::new(&self.record, to)?;
-        for (path, entry) in holes {
-            let renamed = diff.renamed_directories.iter().find_map(|r| path.rebase(&r.from, &r.to));
-            let path = renamed.unwrap_or_else(|| path.clone());
-            if !changed.contains(&path) && manifest.entry(&path)?.as_ref() == Some(entry) {
-                // What is put there changes the time of its directory, which then has to be set again.
-                if let Some(parent) = path.parent()
-                    && changed.insert(parent.clone())
-                    && let Some(entry) = manifest.entry(&parent)?
-                {
-                    diff.changes.push(Change::Modified { path: parent, from: entry.clone(), to: entry });
-                }
-                diff.changes.push(Change::Added { path, entry: entry.clone() });
-            }
-        }
-        // Stable: a removal stays before the addition at its path.
-        diff.changes.sort_by(|a, b| a.path().cmp(b.path()));
         Ok(())
     }
 }

@@ -1,25 +1,32 @@
-//! Where every file of a diff comes from: a link, a copy, the origin.
+//! Where every file of a part of an update comes from: a link, a copy, the origin.
 
 use std::collections::{HashMap, HashSet};
 use std::sync::OnceLock;
 use std::sync::atomic::{AtomicBool, AtomicU64};
 
-use syncd_shared::diff::{Change, DirectorySource, TreeDiff};
+use syncd_shared::diff::{Change, DirectorySource, Part, Released};
 use syncd_shared::limits::{OBJECTS_BATCH_BYTES, OBJECTS_BATCH_MAX};
+use syncd_shared::manifest_cursor::ManifestCursor;
 use syncd_shared::wire::ObjectsBatch;
 use syncd_shared::{ContentHash, ContentTag, Entry, Kind, RootEntry, RootHash, TreePath};
 
 use crate::disk::{self, Dir};
+use crate::record::Record;
 use crate::replica::Replica;
 use crate::source::{FetchError, Frames, Source, all_of};
+use crate::stage::allowance::Allowance;
 use crate::stage::content::{Incoming, Wanted, hash_file};
-use crate::stage::cursor::{DirCursor, LiveTree, ManifestCursor, looks_like};
+use crate::stage::cursor::{DirCursor, LiveTree, looks_like};
 use crate::stage::delta::Bases;
 use crate::stage::patch::Supply;
 use crate::stage::receive::Reception;
-use crate::stage::released::Released;
 use crate::stage::writeback::Writeback;
 use crate::stage::{StageError, StageProgress};
+
+/// Threads that copy what the node has.
+const COPIERS_MAX: usize = 4;
+/// Contents that one of them copies at least.
+const COPIES_LEAST: usize = 512;
 
 /// A tree that this node holds: `None` is the live one, else its generation number.
 type Tree = Option<u64>;
@@ -35,10 +42,10 @@ enum Origin {
     Incoming(ContentHash),
 }
 
-/// The plan for one diff.
+/// The plan for one part.
 pub(crate) struct Plan<'a> {
     incoming: &'a Incoming,
-    diff: &'a TreeDiff,
+    part: &'a Part<'a>,
     origins: Vec<Origin>,
     wanted: HashMap<ContentHash, Wanted>,
     /// Keys of `wanted`, by first use in path order.
@@ -47,10 +54,48 @@ pub(crate) struct Plan<'a> {
     lacking: Vec<ContentHash>,
 }
 
+/// Where contents are on this node, as one thread looks for them.
+struct Elsewhere<'a> {
+    replica: &'a Replica,
+    copies: &'a HashMap<ContentHash, (Tree, &'a TreePath)>,
+    released: &'a Released<'a, &'a Record>,
+    trees: HashMap<Tree, Option<DirCursor>>,
+}
+
+impl Elsewhere<'_> {
+    /// Copies a content to `incoming`; whether it was found.
+    fn copy(
+        &mut self,
+        content: ContentHash,
+        wanted: &Wanted,
+        incoming: &Incoming,
+    ) -> Result<bool, StageError> {
+        let own = self.copies.get(&content).map(|(tree, path)| Ok((*tree, (*path).clone())));
+        let of_live = self.released.files(content).map(|file| Ok((None, file?.path)));
+        for place in own.into_iter().chain(of_live) {
+            let (tree, path) = place.map_err(StageError::Diff)?;
+            let Some((parent, name)) = path.split_last() else { continue };
+            let replica = self.replica;
+            let cursor = self.trees.entry(tree).or_insert_with(|| open_tree(replica, tree));
+            if let Some(Ok(dir)) = cursor.as_mut().map(|cursor| cursor.at(&parent))
+                && incoming.copy(content, wanted, dir, name.as_bytes())?
+            {
+                return Ok(true);
+            }
+        }
+        Ok(false)
+    }
+}
+
+fn open_tree(replica: &Replica, tree: Tree) -> Option<DirCursor> {
+    let number = tree.or(replica.live().map(|live| live.number().get()))?;
+    replica.layout.generations.open_dir(number.to_string().as_bytes()).ok().map(DirCursor::new)
+}
+
 /// A held tree, to take files from that have been there under the same path.
 struct Held<'a> {
     number: u64,
-    manifest: ManifestCursor<'a>,
+    manifest: ManifestCursor<'a, Record>,
     dirs: DirCursor,
 }
 
@@ -59,37 +104,38 @@ impl<'a> Plan<'a> {
     pub fn make(
         replica: &Replica,
         from: Option<&RootEntry>,
-        diff: &'a TreeDiff,
+        part: &'a Part<'a>,
+        released: &mut Released<'_, &Record>,
         incoming: &'a Incoming,
-        distrusted: &HashSet<TreePath>,
         holes: &HashSet<TreePath>,
     ) -> Result<Self, StageError> {
         let mut live = from.map(|root| replica.live_tree(root)).transpose()?;
         let mut held = held_trees(replica)?;
-        let mut released = Released::by(diff, |path| !distrusted.contains(path));
         let mut plan = Self {
             incoming,
-            diff,
+            part,
             origins: Vec::new(),
             wanted: HashMap::new(),
             order: Vec::new(),
             lacking: Vec::new(),
         };
         let mut copies: HashMap<ContentHash, (Tree, &TreePath)> = HashMap::new();
-        for change in &diff.changes {
+        for change in part.changes.iter() {
             let origin = match change {
                 Change::Removed { .. } => Origin::Made,
                 Change::Added { path, entry } | Change::Modified { path, to: entry, .. } => {
-                    if let (true, Kind::File { content, .. }) = (holes.contains(path), &entry.kind) {
-                        // Only its inode or metadata may be wrong: what is copied is hashed.
+                    if let Kind::File { content, .. } = &entry.kind
+                        && (holes.contains(path) || has_other_metadata(change))
+                    {
+                        // Of a hole only its inode or metadata may be wrong. What is copied is hashed.
                         copies.entry(*content).or_insert((None, path));
                     }
-                    plan.origin(path, entry, live.as_mut(), &mut held, &mut released, &mut copies, replica)?
+                    plan.origin(path, entry, live.as_mut(), &mut held, released, &mut copies, replica)?
                 }
             };
             plan.origins.push(origin);
         }
-        plan.copy(&copies, &released, live.as_mut(), &mut held)?;
+        plan.copy(replica, &copies, released)?;
         Ok(plan)
     }
 
@@ -100,7 +146,7 @@ impl<'a> Plan<'a> {
         entry: &Entry,
         live: Option<&mut LiveTree<'_>>,
         held: &mut [Held<'_>],
-        released: &mut Released<'_>,
+        released: &mut Released<'_, &Record>,
         copies: &mut HashMap<ContentHash, (Tree, &'a TreePath)>,
         replica: &Replica,
     ) -> Result<Origin, StageError> {
@@ -110,11 +156,11 @@ impl<'a> Plan<'a> {
         }
         // A renamed file: its old name goes, so its inode may go on under the new one, once.
         if let Some(live) = live
-            && let Some((at, old)) = released.like(&content, &entry.metadata)
-            && live.checked(old, entry)?.is_some()
+            && let Some(old) = released.like(content, &entry.metadata)?
+            && live.checked(&old.path, entry)?.is_some()
         {
-            released.take(at);
-            return Ok(Origin::Link(None, old.clone()));
+            released.take(&old);
+            return Ok(Origin::Link(None, old.path));
         }
         for index in 0..held.len() {
             let tree = &mut held[index];
@@ -147,49 +193,54 @@ impl<'a> Plan<'a> {
     /// Copies what the node has elsewhere; what is left is lacking.
     fn copy(
         &mut self,
+        replica: &Replica,
         copies: &HashMap<ContentHash, (Tree, &TreePath)>,
-        released: &Released<'_>,
-        mut live: Option<&mut LiveTree<'_>>,
-        held: &mut [Held<'_>],
+        released: &Released<'_, &Record>,
     ) -> Result<(), StageError> {
-        for content in &self.order {
-            let Some(wanted) = self.wanted.get(content) else { continue };
-            if self.incoming.has(*content, wanted.size)? {
-                continue;
-            }
-            let mut found = false;
-            let of_live = released.paths(content).map(|path| (None, path));
-            for (tree, path) in of_live.chain(copies.get(content).copied()) {
-                let Some((parent, name)) = path.split_last() else { continue };
-                let dir = match tree {
-                    None => live.as_mut().map(|live| live.dir(&parent)),
-                    Some(number) => held.iter_mut().find(|h| h.number == number).map(|h| h.dirs.at(&parent)),
-                };
-                let Some(Ok(dir)) = dir else { continue };
-                if self.incoming.copy(*content, wanted, dir, name.as_bytes())? {
-                    found = true;
-                    break;
+        let Self { incoming, wanted, order, .. } = self;
+        let copy = |contents: &[ContentHash]| {
+            let mut elsewhere = Elsewhere { replica, copies, released, trees: HashMap::new() };
+            let mut lacking = Vec::new();
+            for content in contents {
+                if let Some(wanted) = wanted.get(content)
+                    && !incoming.has(*content, wanted.size)?
+                    && !elsewhere.copy(*content, wanted, incoming)?
+                {
+                    lacking.push(*content);
                 }
             }
-            if !found {
-                self.lacking.push(*content);
-            }
+            Ok::<_, StageError>(lacking)
+        };
+        let each = order.len().div_ceil(syncd_shared::threads::at_most(COPIERS_MAX)).max(COPIES_LEAST);
+        if order.len() <= each {
+            self.lacking = copy(order)?;
+            return Ok(());
         }
+        let copied = std::thread::scope(|scope| {
+            let copiers: Vec<_> =
+                order.chunks(each).map(|contents| scope.spawn(move || copy(contents))).collect();
+            let join = |copier: std::thread::ScopedJoinHandle<'_, _>| {
+                copier.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
+            };
+            copiers.into_iter().map(join).collect::<Result<Vec<_>, _>>()
+        });
+        self.lacking = copied?.concat();
         Ok(())
     }
 
-    /// Fetches what is lacking. Returns the bytes and contents that came.
+    /// Fetches what is lacking. Returns what came. Of `update` this part is taken; it is gone where
+    /// it has ended, or was refused.
     pub fn fetch(
         &mut self,
         replica: &Replica,
         root: RootHash,
-        update: Option<Frames>,
+        update: &mut Option<Frames>,
         source: &mut dyn Source,
         progress: &dyn Fn(StageProgress),
         cancel: &AtomicBool,
-    ) -> Result<(u64, u64), StageError> {
-        if self.lacking.is_empty() {
-            return Ok((0, 0));
+    ) -> Result<StageProgress, StageError> {
+        if self.lacking.is_empty() && (self.part.is_last || update.is_none()) {
+            return Ok(StageProgress::default());
         }
         let bytes_total = self.lacking.iter().filter_map(|c| self.wanted.get(c)).map(|w| w.size).sum();
         let live = replica.live().map(|live| live.generation().root);
@@ -202,13 +253,16 @@ impl<'a> Plan<'a> {
             files_total: self.lacking.len() as u64,
             bytes_total,
             writeback: Writeback::new(&replica.layout.staging)?,
-            bases: live.map(|live| Bases::new(replica, live, self.diff)),
+            bases: live.map(|live| Bases::new(replica, live, &self.part.changes)),
             tags: OnceLock::new(),
         };
         progress(reception.done());
-        if let Some(mut frames) = update {
-            match reception.receive(&mut frames, 1, progress) {
-                Ok(not_sent) => copy_named(replica, self.incoming, &self.wanted, &not_sent.local)?,
+        if let Some(mut frames) = update.take() {
+            match reception.receive(&mut frames, 1, allowance_of(self.part), progress) {
+                Ok(not_sent) => {
+                    *update = not_sent.more.then_some(frames);
+                    copy_named(replica, self.incoming, &self.wanted, &not_sent.local)?;
+                }
                 Err(e) if e.is_transient() => return Err(e),
                 Err(e) => {
                     tracing::warn!(error = &e as &dyn std::error::Error, "update refused, fetching by hash");
@@ -226,6 +280,10 @@ impl<'a> Plan<'a> {
         if !lacking.is_empty() {
             lacking = copy_from_live(replica, self.incoming, &self.wanted, lacking)?;
         }
+        if !lacking.is_empty() {
+            // An origin answers an agent's requests one by one: what is left of the update would hold this one up.
+            *update = None;
+        }
         // Contents of one tag are never asked for at once.
         let mut waiting = lacking.clone();
         while !waiting.is_empty() {
@@ -238,7 +296,9 @@ impl<'a> Plan<'a> {
             let batches = batches(&round, &self.wanted);
             let answers = batches.len();
             let mut frames = source.objects(root, all_of(batches)).map_err(StageError::Fetch)?;
-            let not_sent = reception.receive(&mut frames, answers, progress)?;
+            let sizes = round.iter().filter_map(|content| self.wanted.get(content)).map(|wanted| wanted.size);
+            let allowance = Allowance::of_contents(round.len() as u64, sizes.sum());
+            let not_sent = reception.receive(&mut frames, answers, allowance, progress)?;
             if let Some(content) = not_sent.missing.first() {
                 let content = ContentHash::from_bytes(*content);
                 return Err(StageError::Fetch(FetchError::MissingContent { content }));
@@ -248,7 +308,7 @@ impl<'a> Plan<'a> {
         progress(done);
         match lacking.iter().find(|c| self.incoming.arrived(**c).is_none()) {
             Some(content) => Err(StageError::Missing { content: *content }),
-            None => Ok((done.bytes_done, done.files_done)),
+            None => Ok(done),
         }
     }
 
@@ -326,6 +386,29 @@ impl Supply for PlanSupply<'_> {
     }
 }
 
+/// For all that a part may bring, also what this node has: it is read to its end.
+fn allowance_of(part: &Part<'_>) -> Allowance {
+    let sizes = part.changes.iter().filter_map(|change| match change {
+        Change::Added { entry, .. } | Change::Modified { to: entry, .. } => match entry.kind {
+            Kind::File { size, .. } => Some(size),
+            _ => None,
+        },
+        Change::Removed { .. } => None,
+    });
+    let (files, bytes) = sizes
+        .fold((0u64, 0u64), |(files, bytes), size| (files.saturating_add(1), bytes.saturating_add(size)));
+    Allowance::of_contents(files, bytes)
+}
+
+/// Whether a file only gets other metadata.
+fn has_other_metadata(change: &Change) -> bool {
+    let Change::Modified { from, to, .. } = change else { return false };
+    matches!(
+        (&from.kind, &to.kind),
+        (Kind::File { content, .. }, Kind::File { content: other, .. }) if content == other
+    )
+}
+
 /// Whether the inode that `held[index]` has at `path` has no other name than this path in held trees. With another one
 /// it may be in the tree that is built already, under another path: two names of one tree are never one inode.
 fn is_only_there(held: &mut [Held<'_>], index: usize, path: &TreePath) -> Result<bool, StageError> {
@@ -370,7 +453,7 @@ fn held_trees(replica: &Replica) -> Result<Vec<Held<'_>>, StageError> {
             continue;
         }
         // A manifest or tree that is no longer whole is no place to take from.
-        if let Ok(manifest) = ManifestCursor::new(&replica.record, &generation.generation().root)
+        if let Ok(manifest) = ManifestCursor::new(&*replica.record, &generation.generation().root)
             && let Ok(dir) = replica.layout.generations.open_dir(number.to_string().as_bytes())
         {
             held.push(Held { number: *number, manifest, dirs: DirCursor::new(dir) });

@@ -55,19 +55,22 @@ pub(crate) struct NotSent {
     pub local: Vec<(ContentHash, TreePath)>,
     /// The origin does not have them.
     pub missing: Vec<[u8; 32]>,
+    /// It was a part of an update, and more of it is to come.
+    pub more: bool,
 }
 
 impl Reception<'_> {
-    /// Reads until `answers` requests are answered.
+    /// Reads until `answers` requests are answered, or a part of an update is.
     pub fn receive(
         &self,
         frames: &mut dyn Iterator<Item = Result<Frame, FetchError>>,
         answers: usize,
+        allowance: Allowance,
         progress: &dyn Fn(StageProgress),
     ) -> Result<NotSent, StageError> {
         if self.bytes_total <= INLINE_BYTES {
             let mut assembler = None;
-            return self.read(frames, answers, progress, &mut |parcel| {
+            return self.read(frames, answers, allowance, progress, &mut |parcel| {
                 self.store(parcel, &mut assembler).map(|()| true)
             });
         }
@@ -85,7 +88,7 @@ impl Reception<'_> {
                 }));
             }
             let mut turn = 0usize;
-            let read = self.read(frames, answers, progress, &mut |parcel| {
+            let read = self.read(frames, answers, allowance, progress, &mut |parcel| {
                 // Pieces of one large file go to one worker, so that they are hashed as they come.
                 turn = turn.wrapping_add(1);
                 let worker = self.part(&parcel).map_or(turn, usize::from).checked_rem(workers);
@@ -107,12 +110,12 @@ impl Reception<'_> {
         &self,
         frames: &mut dyn Iterator<Item = Result<Frame, FetchError>>,
         answers: usize,
+        mut allowance: Allowance,
         progress: &dyn Fn(StageProgress),
         store: &mut dyn FnMut(Parcel) -> Result<bool, StageError>,
     ) -> Result<NotSent, StageError> {
         let mut not_sent = NotSent::default();
         let mut ended = 0usize;
-        let mut allowance = Allowance::of_contents(self.files_total, self.bytes_total);
         while ended < answers {
             if self.cancel.load(Ordering::Relaxed) {
                 return Err(StageError::Cancelled);
@@ -136,6 +139,10 @@ impl Reception<'_> {
                     Frame::End { missing, .. } => {
                         not_sent.missing.extend(missing);
                         ended = ended.saturating_add(1);
+                    }
+                    Frame::PartEnd => {
+                        not_sent.more = true;
+                        break;
                     }
                     Frame::Directories(_) | Frame::Patches(_) => {}
                 },

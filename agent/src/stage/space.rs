@@ -1,13 +1,11 @@
 //! Whether a target fits, before its first byte is written.
 
-use std::collections::HashSet;
-
-use syncd_shared::diff::{Change, TreeDiff};
-use syncd_shared::{ContentHash, Kind, RootEntry};
+use syncd_shared::diff::{Change, Comparison, Released};
+use syncd_shared::{Kind, RootEntry};
 
 use crate::disk::Space;
+use crate::record::Record;
 use crate::stage::StageError;
-use crate::stage::released::Released;
 
 /// Free space that is left alone: this share of the file system, at most [`RESERVE_MAX_BYTES`].
 const RESERVE_SHARE: u64 = 64;
@@ -21,26 +19,32 @@ pub(crate) struct Demand {
 }
 
 impl Demand {
-    /// Upper bound for a diff: each file that changes is a new one, unless it is only renamed.
-    pub fn of(diff: &TreeDiff, block_bytes: u64) -> Self {
+    /// Upper bound for an update: each file that changes is a new one, unless it is only renamed. Nothing of `released` is
+    /// taken when this returns.
+    pub fn of(
+        comparison: &Comparison<&Record>,
+        released: &mut Released<'_, &Record>,
+        block_bytes: u64,
+    ) -> Result<Self, StageError> {
         let mut demand = Self::default();
-        let mut released = Released::by(diff, |_| true);
-        for change in &diff.changes {
-            let (Change::Added { entry, .. } | Change::Modified { to: entry, .. }) = change else { continue };
-            match (&entry.kind, change) {
-                (Kind::File { content, size }, _) => {
-                    let same = released.like(content, &entry.metadata);
-                    match same {
-                        Some((at, _)) => released.take(at),
+        for part in comparison.parts() {
+            for change in part?.changes.iter() {
+                let (Change::Added { entry, .. } | Change::Modified { to: entry, .. }) = change else {
+                    continue;
+                };
+                match (&entry.kind, change) {
+                    (Kind::File { content, size }, _) => match released.like(*content, &entry.metadata)? {
+                        Some(file) => released.take(&file),
                         None => demand.add(*size, block_bytes),
-                    }
+                    },
+                    (Kind::Symlink { .. }, _) => demand.add(0, block_bytes),
+                    (Kind::Directory { .. }, Change::Added { .. }) => demand.add(1, block_bytes),
+                    (Kind::Directory { .. }, _) => {}
                 }
-                (Kind::Symlink { .. }, _) => demand.add(0, block_bytes),
-                (Kind::Directory { .. }, Change::Added { .. }) => demand.add(1, block_bytes),
-                (Kind::Directory { .. }, _) => {}
             }
         }
-        demand
+        released.give_back();
+        Ok(demand)
     }
 
     /// Adds a farm of links: its directories.
@@ -72,18 +76,6 @@ impl Demand {
             _ => Ok(()),
         }
     }
-}
-
-/// Contents that a diff may need.
-pub(crate) fn contents(diff: &TreeDiff) -> HashSet<ContentHash> {
-    let content = |change: &Change| match change {
-        Change::Added { entry, .. } | Change::Modified { to: entry, .. } => match entry.kind {
-            Kind::File { content, .. } => Some(content),
-            _ => None,
-        },
-        Change::Removed { .. } => None,
-    };
-    diff.changes.iter().filter_map(content).collect()
 }
 
 #[cfg(test)]

@@ -492,7 +492,10 @@ impl ReplicaWork for FakeReplica {
         staged: SignedGeneration,
         before: &mut BeforeSwitch<'_>,
     ) -> Result<(), NotActivated<SignedGeneration>> {
-        let paths = [TreePath::from_bytes(b"index.html").unwrap()];
+        let paths = |show: &mut dyn FnMut(&TreePath)| {
+            show(&TreePath::from_bytes(b"index.html").unwrap());
+            Ok(())
+        };
         let occasion = Occasion::of(&staged, None, "/t".into(), "/l".into());
         if let Err(error) = before(occasion, &paths) {
             let failure = Failure::new(v1::RetryClass::Retry, &error);

@@ -170,7 +170,7 @@ pub(super) fn any_agent_state(u: &mut Unstructured<'_>) -> Result<Vec<u8>> {
                 .iter()
                 .map(|b| if *b == b'\n' { b' ' } else { *b })
                 .collect::<Vec<u8>>();
-            some_due(occasion, vec![[&path[..], b"\n"].concat()])
+            some_due(&occasion, &[[&path[..], b"\n"].concat()])
         }
     };
     let value = mutate(u, value)?;

@@ -32,7 +32,7 @@ pub(super) fn fetch_frame(input: &[u8]) {
         }
         Ok(Frame::Delta(delta)) => super::delta::check(&delta),
         Ok(Frame::End { missing, .. }) => assert!(missing.len() <= OBJECTS_BATCH_MAX),
-        Ok(Frame::Local { .. }) | Err(_) => {}
+        Ok(Frame::Local { .. } | Frame::PartEnd) | Err(_) => {}
     }
 }
 
@@ -54,7 +54,7 @@ pub(super) fn any_fetch_frame(u: &mut Unstructured<'_>) -> Result<Vec<u8>> {
         2 => F::Stored(stored_message(&bytes(u, 200)?, &stored_places(u)?.encode_to_vec())),
         3 => F::Local(v1::LocalContent { file: hash(u)?, source_path: values::name(u)?.into() }),
         4 => F::Delta(super::delta::message(&super::delta::some_places(u)?.encode_to_vec())),
-        _ => F::End(v1::BatchEnd { request: number(u)?, missing: vec![hash(u)?] }),
+        _ => F::End(v1::BatchEnd { request: number(u)?, missing: vec![hash(u)?], more: u.arbitrary()? }),
     };
     let item = number(u)?;
     mutate(u, v1::FetchFrame { item, frame: Some(frame) }.encode_to_vec())

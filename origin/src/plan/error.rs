@@ -19,16 +19,8 @@ pub enum PlanError {
         root: RootHash,
     },
     /// The trees could not be compared.
-    #[error("comparing {from} with {to} failed")]
-    Diff {
-        /// Root that the update starts from.
-        from: RootHash,
-        /// Root that it leads to.
-        to: RootHash,
-        /// Why.
-        #[source]
-        source: Box<DiffError<DirectoryError>>,
-    },
+    #[error("comparing two trees failed")]
+    Diff(#[from] DiffError<DirectoryError>),
     /// The tree that the update leads to has content that the store lacks.
     #[error("content {content} is not in the store; run: syncd-origin check")]
     MissingContent {

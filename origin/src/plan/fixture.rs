@@ -6,7 +6,7 @@ use std::sync::{Arc, Mutex};
 use bytes::Bytes;
 use syncd_proto::v1;
 use syncd_shared::delta::{Basis, DeltaFrame, Replacement};
-use syncd_shared::diff::{Change, diff};
+use syncd_shared::diff::{Change, Comparison, PartLimits};
 use syncd_shared::directory::{Entry, Kind, Metadata, Timestamp};
 use syncd_shared::stored_frame::StoredFrame;
 use syncd_shared::wire::Frame as WireFrame;
@@ -50,15 +50,18 @@ pub(crate) fn replacements(
     to: &RootEntry,
 ) -> HashMap<ContentTag, Replacement> {
     let mut found = HashMap::new();
-    for change in diff(&Directories(store), from, to).unwrap().changes {
+    let comparison = Comparison::of(Directories(store), from, to, PartLimits::default()).unwrap();
+    let each = |change: &Change| {
         if let Change::Modified { from, to, .. } = change
             && let (Kind::File { content: old, size: old_bytes }, Kind::File { content, size: new_bytes }) =
-                (from.kind, to.kind)
+                (&from.kind, &to.kind)
         {
-            let old = ContentTag::of(&old);
-            found.entry(ContentTag::of(&content)).or_insert(Replacement { old, old_bytes, new_bytes });
+            let (old, old_bytes, new_bytes) = (ContentTag::of(old), *old_bytes, *new_bytes);
+            found.entry(ContentTag::of(content)).or_insert(Replacement { old, old_bytes, new_bytes });
         }
-    }
+        true
+    };
+    comparison.each(each).unwrap();
     found
 }
 
@@ -212,6 +215,7 @@ pub(crate) struct MemoryReplica {
     pub(crate) stored: Vec<StoredFrame>,
     pub(crate) missing: Vec<[u8; 32]>,
     pub(crate) ended: u64,
+    pub(crate) parts_ended: u64,
 }
 
 impl MemoryReplica {
@@ -238,6 +242,10 @@ impl MemoryReplica {
             }
             WireFrame::Delta(frame) => self.assemble_delta(frame),
             WireFrame::Local { file, source } => self.local.push((file, source)),
+            WireFrame::PartEnd => {
+                self.assemble();
+                self.parts_ended += 1;
+            }
             WireFrame::End { missing, .. } => {
                 self.missing.extend(missing);
                 self.ended += 1;

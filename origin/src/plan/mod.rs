@@ -21,6 +21,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use syncd_shared::RootHash;
+use syncd_shared::diff::PartLimits;
 use syncd_shared::wire::ObjectsBatch;
 use tokio::sync::{Semaphore, watch};
 
@@ -45,11 +46,13 @@ pub struct PlanBudget {
     pub memory_bytes: u64,
     /// Number of updates, each of which may hold a file descriptor.
     pub updates: usize,
+    /// Of one part of an update, which is held in memory while it is encoded.
+    pub part: PartLimits,
 }
 
 impl Default for PlanBudget {
     fn default() -> Self {
-        Self { disk_bytes: 1 << 30, memory_bytes: 16 << 20, updates: 128 }
+        Self { disk_bytes: 1 << 30, memory_bytes: 16 << 20, updates: 128, part: PartLimits::default() }
     }
 }
 
@@ -169,7 +172,7 @@ impl Inner {
 
     fn encode(&self, from: RootHash, to: RootHash) -> Result<EncodedUpdate, PlanError> {
         let mut writer = self.spool.writer();
-        update::encode(&*self.contents, from, to, &mut |frame| {
+        update::encode(&*self.contents, from, to, self.budget.part, &mut |frame| {
             if self.stopped.load(Ordering::Relaxed) {
                 return Err(PlanError::Interrupted);
             }

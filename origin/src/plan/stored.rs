@@ -287,8 +287,13 @@ impl Gather {
     }
 }
 
-/// For a `BatchEnd`.
+/// The end of an answer.
 pub(super) fn end(request: u64, missing: impl IntoIterator<Item = [u8; 32]>) -> Message {
     let missing = missing.into_iter().map(|hash| Bytes::copy_from_slice(&hash)).collect();
-    Message::End(v1::BatchEnd { request, missing })
+    Message::End(v1::BatchEnd { request, missing, more: false })
+}
+
+/// The end of a part of an update that is not the last one.
+pub(super) fn part_end() -> Message {
+    Message::End(v1::BatchEnd { more: true, ..v1::BatchEnd::default() })
 }

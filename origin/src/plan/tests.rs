@@ -1,7 +1,9 @@
+use syncd_shared::diff::Comparison;
 use syncd_shared::wire::DirectoryFiles;
 use syncd_shared::{ContentHash, Directory, ObjectHash, RootEntry, RootHash};
 use tempfile::TempDir;
 
+use super::contents::Directories;
 use super::fixture::{MemoryReplica, MemoryStore, Tree, noise, tree};
 use super::*;
 
@@ -88,6 +90,40 @@ async fn an_update_turns_one_tree_into_the_other() {
         assert_eq!(replica.local.len(), 1);
         assert_eq!(replica.local[0].1.as_bytes(), b"docs/02/page21.html");
         assert!(update.bytes() < 2_000_000, "{}", update.bytes());
+    }
+}
+
+#[tokio::test]
+async fn a_large_update_comes_in_parts_that_are_complete() {
+    let store = MemoryStore::new(300_000);
+    let mut next = site();
+    for (path, bytes) in next.iter_mut().filter(|(path, _)| path.starts_with("docs/0")) {
+        bytes.extend_from_slice(path.as_bytes());
+    }
+    for copy in ["aa/copy.bin", "other/copy.bin"] {
+        next.insert(copy.into(), noise(78, 30_000));
+    }
+    let moved = next.remove("docs/00/page2.html").unwrap();
+    next.insert("zz/moved.html".into(), moved[..2_000].to_vec());
+    let whole = next.remove("docs/02/page21.html").unwrap();
+    next.insert("aa/moved.html".into(), site()["docs/02/page21.html"].clone());
+    assert_ne!(whole, next["aa/moved.html"]);
+    let (from, to) = (store.put(&site()), store.put(&next));
+    let (planner, _data) = planner(&store, PlanBudget::default());
+    let (together, update) = updated(&*store, &planner, &from, &to).await;
+    for changes in [1, 7, 20] {
+        let part = PartLimits { changes, ..PartLimits::default() };
+        let (planner, _data) = super::tests::planner(&store, PlanBudget { part, ..PlanBudget::default() });
+        let (replica, in_parts) = updated(&*store, &planner, &from, &to).await;
+        assert_eq!(replica.tree(&to), next);
+        let mut count = 0;
+        let comparison = Comparison::of(Directories(&*store), &from, &to, part).unwrap();
+        comparison.parts().for_each(|part| count += part.unwrap().changes.len());
+        assert_eq!(replica.parts_ended, (count - 1) as u64 / changes as u64);
+        assert_eq!((replica.ended, together.parts_ended), (together.ended, 0));
+        assert_eq!(replica.local, together.local, "what another part releases is not sent");
+        // Small as parts are, each of them comes with what it needs alone.
+        assert!(in_parts.bytes() >= update.bytes());
     }
 }
 

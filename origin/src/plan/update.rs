@@ -1,13 +1,13 @@
 //! Encodes an update: everything that takes a replica from one root to another, as a sequence of messages.
 //!
 //! Directories first (as patches, parents before children), so that the agent knows the whole target before the first
-//! byte of content; then content (see [`super::delta`]); then the end.
+//! byte of content; then content (see [`super::delta`]), part by part of what differs; then the end.
 
 use std::collections::HashSet;
 
 use syncd_proto::v1;
 use syncd_proto::v1::fetch_frame::Frame as Message;
-use syncd_shared::diff::{Change, DirectorySource, TreeDiff, diff};
+use syncd_shared::diff::{Change, Comparison, DiffError, DirectorySource, PartLimits};
 use syncd_shared::directory::{Entry, Kind};
 use syncd_shared::limits::DIRECTORY_FRAME_BYTES;
 use syncd_shared::wire::{DirectoryPatch, patches_message};
@@ -16,7 +16,7 @@ use syncd_shared::{ObjectHash, RootEntry, RootHash};
 use super::contents::{Contents, Directories};
 use super::delta;
 use super::error::PlanError;
-use super::stored::end;
+use super::stored::{end, part_end};
 use super::tally::Tally;
 
 /// Roughly what an entry takes in a patch besides its name.
@@ -27,16 +27,13 @@ pub(super) fn encode(
     contents: &dyn Contents,
     from: RootHash,
     to: RootHash,
+    limits: PartLimits,
     sink: &mut dyn FnMut(v1::FetchFrame) -> Result<(), PlanError>,
 ) -> Result<(), PlanError> {
     let before = contents.root(&from)?.ok_or(PlanError::UnknownRoot { root: from })?;
     let after = contents.root(&to)?.ok_or(PlanError::UnknownRoot { root: to })?;
     let source = Directories(contents);
-    let tree_diff = diff(&source, &before, &after).map_err(|source| PlanError::Diff {
-        from,
-        to,
-        source: Box::new(source),
-    })?;
+    let comparison = Comparison::of(&source, &before, &after, limits)?;
     let mut item = 0;
     let mut tally = Tally::default();
     let mut emit = |message: Message| {
@@ -45,24 +42,30 @@ pub(super) fn encode(
         item += 1;
         sink(frame)
     };
-    encode_directories(&source, (&before, &after), &tree_diff, &mut emit)?;
-    delta::encode(contents, &before, &tree_diff, &mut emit)?;
-    emit(end(0, []))?;
+    let differing = differing_directories((&before, &after), &comparison)?;
+    encode_directories(&source, differing, &mut emit)?;
+    let released = comparison.released()?;
+    for part in comparison.parts() {
+        let part = part?;
+        delta::encode(contents, &before, &part.changes, &released, &mut emit)?;
+        emit(if part.is_last { end(0, []) } else { part_end() })?;
+    }
     tracing::debug!(%from, %to, ?tally, "encoded an update");
     Ok(())
 }
 
+/// The directory object that one is made from, if any, and the one.
+type Step = (Option<ObjectHash>, ObjectHash);
 type Emit<'a> = &'a mut dyn FnMut(Message) -> Result<(), PlanError>;
 
 fn encode_directories(
     source: &Directories<'_>,
-    (before, after): (&RootEntry, &RootEntry),
-    tree_diff: &TreeDiff,
+    differing: Vec<Step>,
     emit: Emit<'_>,
 ) -> Result<(), PlanError> {
     let mut batch = Vec::new();
     let mut batch_bytes = 0;
-    for (from, to) in differing_directories((before, after), tree_diff) {
+    for (from, to) in differing {
         let basis = from.map(|hash| source.directory(&hash)).transpose()?;
         let target = source.directory(&to)?;
         let patch = DirectoryPatch::between(from.zip(basis.as_deref()), (to, &target));
@@ -93,32 +96,24 @@ fn patch_bytes(patch: &DirectoryPatch) -> usize {
 
 /// Directory objects that the agent lacks, with the object each is made from; parents before children. What the first
 /// tree has under any name that the diff mentions is left out.
-fn differing_directories(
+fn differing_directories<S: DirectorySource>(
     (before, after): (&RootEntry, &RootEntry),
-    tree_diff: &TreeDiff,
-) -> Vec<(Option<ObjectHash>, ObjectHash)> {
+    comparison: &Comparison<S>,
+) -> Result<Vec<Step>, DiffError<S::Error>> {
     let mut known: HashSet<ObjectHash> = HashSet::from([before.object]);
-    known.extend(tree_diff.changes.iter().filter_map(|change| match change {
-        Change::Removed { entry: from, .. } | Change::Modified { from, .. } => object(from),
-        Change::Added { .. } => None,
-    }));
-    let mut found = Vec::new();
-    if known.insert(after.object) {
-        found.push((Some(before.object), after.object));
-    }
-    for change in &tree_diff.changes {
+    let mut pairs = vec![(Some(before.object), after.object)];
+    comparison.each(|change| {
         let (from, to) = match change {
-            Change::Removed { .. } => continue,
+            Change::Removed { entry: from, .. } => (object(from), None),
             Change::Added { entry, .. } => (None, object(entry)),
             Change::Modified { from, to, .. } => (object(from), object(to)),
         };
-        if let Some(to) = to
-            && known.insert(to)
-        {
-            found.push((from, to));
-        }
-    }
-    found
+        known.extend(from);
+        pairs.extend(to.map(|to| (from, to)));
+        true
+    })?;
+    pairs.retain(|(_, to)| known.insert(*to));
+    Ok(pairs)
 }
 
 fn object(entry: &Entry) -> Option<ObjectHash> {

@@ -28,21 +28,26 @@ pub(super) fn pack(canonical: &[u8]) -> Vec<u8> {
     [&[RAW], canonical].concat()
 }
 
-/// Canonical bytes from the index, held against their hash.
-pub(super) fn unpack(stored: &[u8], hash: &ObjectHash) -> Result<Vec<u8>, StoreError> {
-    let damaged = || StoreError::Entry { table: "directories" };
-    let canonical = match stored.split_first().ok_or_else(damaged)? {
-        (&RAW, canonical) => canonical.to_vec(),
+/// What was packed for a table.
+pub(super) fn unpack_bytes(stored: &[u8], table: &'static str) -> Result<Vec<u8>, StoreError> {
+    let damaged = || StoreError::Entry { table };
+    match stored.split_first().ok_or_else(damaged)? {
+        (&RAW, bytes) => Ok(bytes.to_vec()),
         (&ZSTD, rest) => {
             let (length, compressed) = rest.split_first_chunk::<4>().ok_or_else(damaged)?;
             let length = u32::from_le_bytes(*length) as usize;
             if length > DIRECTORY_OBJECT_MAX_BYTES {
                 return Err(damaged());
             }
-            zstd::bulk::decompress(compressed, length).map_err(|_| damaged())?
+            zstd::bulk::decompress(compressed, length).map_err(|_| damaged())
         }
-        _ => return Err(damaged()),
-    };
+        _ => Err(damaged()),
+    }
+}
+
+/// Canonical bytes from the index, held against their hash.
+pub(super) fn unpack(stored: &[u8], hash: &ObjectHash) -> Result<Vec<u8>, StoreError> {
+    let canonical = unpack_bytes(stored, "directories")?;
     let actual = Directory::hash_of(&canonical);
     if actual != *hash {
         let source = DecodeDirectoryError::Hash { expected: *hash, actual };

@@ -1,15 +1,18 @@
 //! What a writer has that the index does not have yet.
 
+use std::borrow::Cow;
 use std::collections::{BTreeMap, HashMap};
 
 use redb::{ReadableTable, WriteTransaction};
 use syncd_shared::TreePath;
 use syncd_shared::hash::{ContentHash, ObjectHash};
+use syncd_shared::limits::DIRECTORY_OBJECT_MAX_BYTES;
 
 use super::error::{StoreError, index};
 use super::index::{
     CHUNKS, DIRECTORIES, FILES, META, META_NEXT_PACK, PACKS, STAT, encode_location, with_checksum,
 };
+use super::objects;
 use super::pack::Location;
 use super::pack_writer::Grown;
 use super::paths::PendingPaths;
@@ -17,6 +20,8 @@ use super::read::{Chunk, encode_chunks};
 
 /// Memory that an entry of a hash map takes besides what it points to, at a guess.
 const ENTRY_BYTES: usize = 100;
+/// Stat records of a scan that are held as they are; more of them are packed.
+const STATS_PLAIN_BYTES: usize = 4 * 1024 * 1024;
 /// Contents that are remembered as lost.
 const LOST_MAX: usize = 4;
 
@@ -28,12 +33,30 @@ pub(super) struct Pending {
     pub(super) files: HashMap<ContentHash, Vec<Chunk>>,
     /// Packed as in the index.
     pub(super) directories: HashMap<ObjectHash, Vec<u8>>,
-    stats: BTreeMap<Vec<u8>, Option<Vec<u8>>>,
+    stats: BTreeMap<Vec<u8>, Option<StatValue>>,
+    /// Of all values that were put, as they are held.
+    stats_bytes: usize,
     removed_subtrees: Vec<Vec<u8>>,
     paths: PendingPaths,
     /// Contents that the tree has lost somewhere, the first few.
     lost: Vec<ContentHash>,
     bytes: usize,
+}
+
+/// A stat record as it is held until a seal.
+enum StatValue {
+    Plain(Vec<u8>),
+    /// As directory objects are in the index.
+    Packed(Vec<u8>),
+}
+
+impl StatValue {
+    fn unpack(&self) -> Result<Cow<'_, [u8]>, StoreError> {
+        match self {
+            Self::Plain(value) => Ok(Cow::Borrowed(value)),
+            Self::Packed(packed) => objects::unpack_bytes(packed, "stat").map(Cow::Owned),
+        }
+    }
 }
 
 impl Pending {
@@ -74,15 +97,23 @@ impl Pending {
     }
 
     /// `Some(None)`: removed; `None`: as in the index.
-    pub(super) fn stat(&self, path: &[u8]) -> Option<Option<&[u8]>> {
+    pub(super) fn stat(&self, path: &[u8]) -> Result<Option<Option<Cow<'_, [u8]>>>, StoreError> {
         if let Some(value) = self.stats.get(path) {
-            return Some(value.as_deref());
+            return value.as_ref().map(StatValue::unpack).transpose().map(Some);
         }
-        self.removed_subtrees.iter().any(|top| is_within(path, top)).then_some(None)
+        Ok(self.removed_subtrees.iter().any(|top| is_within(path, top)).then_some(None))
     }
 
     pub(super) fn put_stat(&mut self, path: &[u8], value: Option<&[u8]>) {
-        self.stats.insert(path.to_vec(), value.map(<[u8]>::to_vec));
+        let is_much = self.stats_bytes > STATS_PLAIN_BYTES;
+        let value = value.map(|value| match is_much && value.len() <= DIRECTORY_OBJECT_MAX_BYTES {
+            true => StatValue::Packed(objects::pack(value)),
+            false => StatValue::Plain(value.to_vec()),
+        });
+        if let Some(StatValue::Plain(bytes) | StatValue::Packed(bytes)) = &value {
+            self.stats_bytes += bytes.len();
+        }
+        self.stats.insert(path.to_vec(), value);
     }
 
     pub(super) fn remove_stat_subtree(&mut self, top: &[u8]) {
@@ -147,7 +178,7 @@ impl Pending {
         for (path, value) in &self.stats {
             match value {
                 Some(value) => {
-                    let stored = with_checksum("stat", path, value);
+                    let stored = with_checksum("stat", path, &value.unpack()?);
                     table.insert(path.as_slice(), stored.as_slice()).map_err(index)?;
                 }
                 None => {
@@ -204,16 +235,32 @@ mod tests {
             pending.put_stat(path, Some(b"x"));
         }
         pending.remove_stat_subtree(b"a");
-        assert_eq!(pending.stat(b"a"), Some(None));
-        assert_eq!(pending.stat(b"a/b"), Some(None));
-        assert_eq!(pending.stat(b"a/c/d"), Some(None));
+        let stat =
+            |pending: &Pending, path: &[u8]| pending.stat(path).unwrap().map(|v| v.map(Cow::into_owned));
+        assert_eq!(stat(&pending, b"a"), Some(None));
+        assert_eq!(stat(&pending, b"a/b"), Some(None));
+        assert_eq!(stat(&pending, b"a/c/d"), Some(None));
         for path in [&b"a-b"[..], b"ab", b"a0"] {
-            assert_eq!(pending.stat(path), Some(Some(&b"x"[..])));
+            assert_eq!(stat(&pending, path), Some(Some(b"x".to_vec())));
         }
         pending.put_stat(b"a/b", Some(b"y"));
-        assert_eq!(pending.stat(b"a/b"), Some(Some(&b"y"[..])));
-        assert_eq!(pending.stat(b"z"), None);
+        assert_eq!(stat(&pending, b"a/b"), Some(Some(b"y".to_vec())));
+        assert_eq!(stat(&pending, b"z"), None);
         pending.remove_stat_subtree(b"");
-        assert_eq!(pending.stat(b"ab"), Some(None));
+        assert_eq!(stat(&pending, b"ab"), Some(None));
+    }
+
+    #[test]
+    fn many_stat_records_are_held_packed_and_come_back_as_they_were() {
+        let mut pending = Pending::default();
+        let value = |number: u32| number.to_le_bytes().repeat(5_000);
+        for number in 0..1_000u32 {
+            pending.put_stat(&number.to_le_bytes(), Some(&value(number)));
+        }
+        assert!((STATS_PLAIN_BYTES..5_000_000).contains(&pending.stats_bytes), "{}", pending.stats_bytes);
+        for number in 0..1_000u32 {
+            let there = pending.stat(&number.to_le_bytes()).unwrap().flatten().unwrap();
+            assert!(*there == value(number));
+        }
     }
 }

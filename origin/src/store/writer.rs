@@ -1,5 +1,6 @@
 //! Writing: one writer at a time, filled by many threads, made final by [`Writer::seal`] or [`Writer::save`].
 
+use std::borrow::Cow;
 use std::collections::HashMap;
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex};
@@ -20,7 +21,7 @@ use super::read::{Chunk, StoredGeneration, decode_root, encode_root};
 use super::{Store, objects};
 
 /// Entries in memory above this many bytes are committed early.
-const PENDING_MAX_BYTES: usize = 16 * 1024 * 1024;
+const PENDING_MAX_BYTES: usize = 8 * 1024 * 1024;
 
 /// The right to change the store: one at a time, waited for.
 pub(super) struct WritePermit {
@@ -168,7 +169,7 @@ impl Writer {
 
     /// What the scanner keeps of a directory, as it will be once this is final.
     pub fn stat(&self, path: &[u8]) -> Result<Option<Vec<u8>>, StoreError> {
-        let pending = self.pending.lock().map_err(poisoned)?.stat(path).map(|v| v.map(<[u8]>::to_vec));
+        let pending = self.pending.lock().map_err(poisoned)?.stat(path)?.map(|v| v.map(Cow::into_owned));
         match pending {
             Some(value) => Ok(value),
             None => self.store().stat(path),

@@ -405,6 +405,9 @@ pub struct BatchEnd {
     /// What the origin no longer has.
     #[prost(bytes = "bytes", repeated, tag = "2")]
     pub missing: ::prost::alloc::vec::Vec<::prost::bytes::Bytes>,
+    /// Only a part of an update is complete; the next one follows, and item counts on.
+    #[prost(bool, tag = "3")]
+    pub more: bool,
 }
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, ::prost::Enumeration)]
 #[repr(i32)]

@@ -54,6 +54,8 @@ pub enum Scenario {
     Sustained,
     /// A top directory gets another name.
     Rename,
+    /// All files of 200,000 get new times, or are edited.
+    EveryFile,
     /// Large files: scattered edits, an insertion, a database.
     Big,
     /// An update to 1, 2, 4, 8, 16, 32 agents.
@@ -105,6 +107,7 @@ impl Bench {
             match scenario {
                 Scenario::FirstSync | Scenario::FirstSeal | Scenario::NoChange => drop(self.trees()),
                 Scenario::Update | Scenario::Rename => drop(self.docs()),
+                Scenario::EveryFile => drop(self.many()),
                 Scenario::OneFile | Scenario::Sustained => drop((self.many(), corpora::many(1000))),
                 Scenario::FanOut => drop(corpora::wordpress()),
                 Scenario::Growth => drop(corpora::docs_small()),

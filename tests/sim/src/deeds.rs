@@ -155,7 +155,7 @@ impl World {
         if self.origin.is_some() {
             return Ok(());
         }
-        let origin = Origin::start(&self.tree, &self.data);
+        let origin = Origin::start(&self.tree, &self.data, self.part);
         let origin =
             origin.map_err(|error| self.violation(format!("the origin does not start: {error:#}")))?;
         let current = origin.sealer.current().map(|g| g.number());

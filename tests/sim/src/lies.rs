@@ -116,7 +116,7 @@ pub fn frame(frame: &v1::FetchFrame, other: Option<&v1::FetchFrame>, random: &mu
             FrameLie::Instead(v1::FetchFrame { item: frame.item, frame: other.frame.clone() })
         }
         // After the end nothing comes unless it is asked for.
-        (3, _) if !matches!(frame.frame, Some(v1::fetch_frame::Frame::End(_))) => FrameLie::Missing,
+        (3, _) if !crate::transfer::is_end(frame) => FrameLie::Missing,
         _ => FrameLie::Broken,
     }
 }

@@ -26,7 +26,7 @@ impl World {
         }
         node.life += 1;
         node.clock.set(now);
-        let options = options(self.keep, self.grace, &node.clock);
+        let options = options(self.keep, self.grace, self.part, &node.clock);
         let worker = Worker::start(format!("node-{n}"), &node.root, options, self.plant);
         let state = match worker.hear() {
             Some(FromWorker::Opened(Ok(state))) => *state,

@@ -16,6 +16,7 @@ use syncd_agent::replica::{Replica, ReplicaOptions};
 use syncd_agent::session::worker::{Bench, Cancellation, Command, Hooks, ReplicaState, ReplicaWork, Report};
 use syncd_agent::source::{Batches, FetchError, Frames, Source};
 use syncd_shared::RootHash;
+use syncd_shared::diff::PartLimits;
 use syncd_shared::wire::Frame;
 
 use crate::plant::{Plant, Planted};
@@ -204,6 +205,6 @@ impl Drop for Transfer {
 }
 
 /// How replicas of a simulation are kept.
-pub fn options(keep: usize, grace: Duration, clock: &Clock) -> ReplicaOptions {
-    ReplicaOptions { keep, grace, clock: clock.clone(), ..ReplicaOptions::default() }
+pub fn options(keep: usize, grace: Duration, part: PartLimits, clock: &Clock) -> ReplicaOptions {
+    ReplicaOptions { keep, grace, part, clock: clock.clone(), ..ReplicaOptions::default() }
 }

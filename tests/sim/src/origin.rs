@@ -15,6 +15,7 @@ use syncd_origin::serve::Services;
 use syncd_origin::store::Store;
 use syncd_origin::watch::Watch;
 use syncd_shared::SignedGeneration;
+use syncd_shared::diff::PartLimits;
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
@@ -56,13 +57,13 @@ impl RecordStore for Mortal {
 
 impl Origin {
     /// What `serve` does at its start, the first scan included.
-    pub fn start(tree: &Path, data: &Path) -> anyhow::Result<Self> {
+    pub fn start(tree: &Path, data: &Path, part: PartLimits) -> anyhow::Result<Self> {
         let keys = Arc::new(Keys::open(data).context("open the keys")?);
         let store = Arc::new(Store::open(data).context("open the store")?);
         let (shutdown, tasks, killed) =
             (CancellationToken::new(), TaskTracker::new(), Arc::<AtomicBool>::default());
         let (observed_sender, observed) = mpsc::channel(16);
-        let planner = Planner::new(store.clone(), data, PlanBudget::default())?;
+        let planner = Planner::new(store.clone(), data, PlanBudget { part, ..PlanBudget::default() })?;
         let records = Arc::new(Mortal { store: store.clone(), killed: killed.clone() });
         let fleet = Fleet::start(records, keys.clone(), observed_sender, shutdown.clone(), &tasks)?;
         let watch = Arc::new(Watch::start(tree, data, POLL)?);

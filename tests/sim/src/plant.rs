@@ -5,6 +5,7 @@ use std::os::unix::fs::symlink;
 use std::path::PathBuf;
 use std::sync::atomic::AtomicBool;
 
+use syncd_agent::hooks::Paths;
 use syncd_agent::replica::Replica;
 use syncd_agent::session::worker::{
     BeforeSwitch, Failure, Inline, Maintenance, NotActivated, ReplicaState, ReplicaWork, StageProgress,
@@ -12,7 +13,7 @@ use syncd_agent::session::worker::{
 };
 use syncd_agent::source::Source;
 use syncd_agent::stage::Staged;
-use syncd_shared::{SignedGeneration, TreePath};
+use syncd_shared::SignedGeneration;
 use walkdir::WalkDir;
 
 /// A bug.
@@ -118,7 +119,7 @@ impl ReplicaWork for Planted {
             return Ok(());
         }
         let pause = &self.pause;
-        let mut paused = |occasion, paths: &[TreePath]| {
+        let mut paused = |occasion, paths: &Paths<'_>| {
             pause();
             before(occasion, paths)
         };

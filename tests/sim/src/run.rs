@@ -8,6 +8,7 @@ use anyhow::Context;
 use syncd_agent::clock::Clock;
 use syncd_agent::status::State;
 use syncd_origin::service::init;
+use syncd_shared::diff::PartLimits;
 use syncd_shared::identity::authority::Serial;
 use syncd_shared::identity::{AgentName, PeerIdentity};
 use syncd_tests::Seeded;
@@ -25,6 +26,9 @@ const CONNECT_MS: u64 = 240_000;
 const CONVERGE_MS: u64 = 900_000;
 /// What can wait is done then.
 const REST_MS: u64 = 120_000;
+
+/// Changes of one part of an update, in turn: most updates here have several parts, or one.
+const PART_SIZES: [usize; 4] = [1, 3, 8, 1_000];
 
 /// What a run came to.
 pub struct Run {
@@ -99,13 +103,14 @@ fn create(seed: u64, place: &Path, options: Options) -> anyhow::Result<World> {
         deeds_left: 12 + random.below(30),
         keep: 1 + random.below(3) as usize,
         grace: if random.one_in(2) { Duration::ZERO } else { Duration::from_secs(random.below(200)) },
+        part: PartLimits { changes: PART_SIZES[(seed % 4) as usize], ..PartLimits::default() },
         backup: place.join("backup"),
         tree,
         data,
         site,
         random,
     };
-    world.origin = Some(Origin::start(&world.tree, &world.data)?);
+    world.origin = Some(Origin::start(&world.tree, &world.data, world.part)?);
     world
         .note(format!("seed {seed}: {nodes} nodes, {temper:?}, keep {} grace {:?}", world.keep, world.grace));
     Ok(world)

@@ -26,6 +26,11 @@ type Next = Option<Result<Frame, FetchError>>;
 /// An agent gives up a stream that is silent for so long.
 const STALL_MS: u64 = 60_000;
 
+/// Whether an answer is complete with it.
+pub fn is_end(message: &v1::FetchFrame) -> bool {
+    matches!(&message.frame, Some(v1::fetch_frame::Frame::End(end)) if !end.more)
+}
+
 impl World {
     pub fn open_transfer(&mut self, n: usize, id: u64, ask: Ask) -> Result<(), Violation> {
         let random = Seeded::new(self.random.next_u64());
@@ -172,7 +177,7 @@ impl World {
                 self.note(format!("node {n}: a bad frame"));
                 self.spoil(n, id);
                 if let Some(transfer) = self.transfer(n, id) {
-                    transfer.end_lost = matches!(message.frame, Some(v1::fetch_frame::Frame::End(_)));
+                    transfer.end_lost = is_end(&message);
                 }
                 match lie {
                     FrameLie::Instead(message) => message,
@@ -196,7 +201,7 @@ impl World {
             return Some(Err(FetchError::Refused(Status::data_loss(text))));
         }
         transfer.next_item += 1;
-        let ends = matches!(message.frame, Some(v1::fetch_frame::Frame::End(_)));
+        let ends = is_end(&message);
         if ends {
             transfer.next_item = 0;
         }

@@ -21,6 +21,7 @@ use syncd_agent::session::worker::{Cancellation, Report};
 use syncd_agent::source::Batches;
 use syncd_origin::serve::ServeError;
 use syncd_proto::v1;
+use syncd_shared::diff::PartLimits;
 use syncd_shared::identity::PeerIdentity;
 use syncd_shared::{GenerationNumber, RootHash, TreeId};
 use syncd_tests::Seeded;
@@ -194,6 +195,8 @@ pub struct World {
     pub deeds_left: u64,
     pub keep: usize,
     pub grace: Duration,
+    /// Of updates: what comes in one part as a rule comes in many here.
+    pub part: PartLimits,
 }
 
 /// An event's place in the queue.

@@ -129,7 +129,7 @@ fn content_that_does_not_hold_is_refused_and_bounded() {
     world.refused_site("an unknown encoding", site.clone(), twist, "encoding");
     let twist = instead(|honest| {
         vec![
-            F::End(v1::BatchEnd { request: 999, missing: vec![Bytes::from_static(b"short")] }),
+            F::End(v1::BatchEnd { request: 999, missing: vec![Bytes::from_static(b"short")], more: false }),
             honest[0].clone(),
         ]
     });

@@ -60,7 +60,7 @@ fn a_lying_origin_takes_no_more_memory_than_the_signed_totals_allow() {
     let mut objects: Vec<F> = (0..6u64)
         .map(|seed| F::Directories(directories_message([large_object(most, seed).as_slice()])))
         .collect();
-    objects.push(F::End(v1::BatchEnd { request: 0, missing: Vec::new() }));
+    objects.push(F::End(v1::BatchEnd::default()));
     let largest = zstd::bulk::compress(&vec![0; most], 19).expect("compresses");
     let zeros = zstd::bulk::compress(&vec![0; DIRECTORY_OBJECT_MAX_BYTES], 19).expect("compresses");
     let huge = Bytes::from(noise(1, DIRECTORY_OBJECT_MAX_BYTES - 1000));

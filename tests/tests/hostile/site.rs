@@ -123,7 +123,7 @@ impl Site {
                 None => missing.push(Bytes::copy_from_slice(hash.as_bytes())),
             }
         }
-        frames.push(F::End(v1::BatchEnd { request, missing }));
+        frames.push(F::End(v1::BatchEnd { request, missing, more: false }));
         frames
     }
 }

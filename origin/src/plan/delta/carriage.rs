@@ -2,12 +2,12 @@
 
 use std::collections::{HashMap, HashSet};
 
-use syncd_shared::diff::{Change, TreeDiff};
+use syncd_shared::diff::{Change, Released};
 use syncd_shared::directory::{Entry, Kind};
 use syncd_shared::limits::DELTA_OUTPUT_MAX_BYTES;
 use syncd_shared::{Component, ContentHash, RootEntry, TreePath};
 
-use crate::plan::contents::{Contents, FrameId};
+use crate::plan::contents::{Contents, Directories, FrameId};
 use crate::plan::duplicates;
 use crate::plan::error::PlanError;
 
@@ -50,25 +50,26 @@ impl Carriages {
     pub(super) fn choose(
         contents: &dyn Contents,
         before: &RootEntry,
-        diff: &TreeDiff,
+        changes: &[Change],
+        released: &Released<'_, &Directories<'_>>,
     ) -> Result<Self, PlanError> {
-        let mut released = diff.released_contents();
-        let mut namesakes = Namesakes::of(diff);
-        let mut seen = HashSet::new();
+        let mut namesakes = Namesakes::of(changes);
+        // What only gets other metadata is there.
+        let mut seen: HashSet<_> = changes.iter().filter_map(kept).collect();
         let mut chosen = Self::default();
-        for change in &diff.changes {
+        for change in changes {
             let (path, own, to) = match change {
                 Change::Removed { .. } => continue,
                 Change::Added { path, entry } => (path, None, entry),
                 Change::Modified { path, from, to } => (path, old_file(from), to),
             };
             let Kind::File { content, size } = to.kind else { continue };
-            if size == 0 || own.is_some_and(|own| own.content == content) || !seen.insert(content) {
+            if size == 0 || !seen.insert(content) {
                 continue;
             }
-            let local = match released.remove(&content) {
+            let local = match released.files(content).next().transpose()? {
+                Some(released) => Some(released.path),
                 None => duplicates::path_in(contents, before, &content)?,
-                released => released,
             };
             if let Some(source) = local {
                 chosen.local.push((content, source));
@@ -123,6 +124,13 @@ impl Carriages {
     }
 }
 
+/// The content of a file that has the same one after the change.
+fn kept(change: &Change) -> Option<ContentHash> {
+    let Change::Modified { from, to, .. } = change else { return None };
+    let (from, to) = (old_file(from)?, old_file(to)?);
+    (from.content == to.content).then_some(to.content)
+}
+
 fn old_file(entry: &Entry) -> Option<OldFile> {
     match entry.kind {
         Kind::File { content, size } => Some(OldFile { content, size }),
@@ -134,9 +142,9 @@ fn old_file(entry: &Entry) -> Option<OldFile> {
 struct Namesakes(HashMap<Component, Vec<(TreePath, OldFile)>>);
 
 impl Namesakes {
-    fn of(diff: &TreeDiff) -> Self {
+    fn of(changes: &[Change]) -> Self {
         let mut by_name: HashMap<Component, Vec<(TreePath, OldFile)>> = HashMap::new();
-        for change in &diff.changes {
+        for change in changes {
             if let Change::Removed { path, entry } = change
                 && let Some(file) = old_file(entry).filter(|file| file.size > 0)
                 && let Some((_, name)) = path.split_last()

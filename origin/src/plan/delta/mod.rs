@@ -21,11 +21,11 @@ use bytes::Bytes;
 use syncd_proto::v1;
 use syncd_proto::v1::fetch_frame::Frame as Message;
 use syncd_shared::delta::{Basis, BasisFile, DeltaCopy, DeltaFrame, DeltaPiece, Encoded};
-use syncd_shared::diff::TreeDiff;
+use syncd_shared::diff::{Change, Released};
 use syncd_shared::limits::DELTA_OUTPUT_MAX_BYTES;
 use syncd_shared::{ContentHash, ContentTag, RootEntry};
 
-use super::contents::Contents;
+use super::contents::{Contents, Directories};
 use super::error::PlanError;
 use super::stored::ContentFrames;
 use carriage::{Carriages, NewFile};
@@ -46,14 +46,15 @@ const PROBE_BYTES: u32 = 256 * 1024;
 
 type Emit<'a> = &'a mut dyn FnMut(Message) -> Result<(), PlanError>;
 
-/// Encodes every content that the diff wants of a tree that is `before`.
+/// Encodes every content that a part of an update needs of a tree that is `before`; `released` is of the whole update.
 pub(super) fn encode(
     contents: &dyn Contents,
     before: &RootEntry,
-    diff: &TreeDiff,
+    changes: &[Change],
+    released: &Released<'_, &Directories<'_>>,
     emit: Emit<'_>,
 ) -> Result<(), PlanError> {
-    let mut chosen = Carriages::choose(contents, before, diff)?;
+    let mut chosen = Carriages::choose(contents, before, changes, released)?;
     for (file, source) in &chosen.local {
         emit(Message::Local(v1::LocalContent {
             file: Bytes::copy_from_slice(file.as_bytes()),

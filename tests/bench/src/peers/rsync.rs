@@ -66,7 +66,9 @@ impl RsyncDaemon {
     /// The atomic form: a new directory beside the old one, hard links for what is equal, then the symlink `live` is
     /// switched. `replica` has `1` and `live`, as [`Self::prepare_atomic`] leaves it; `2` appears.
     pub fn pull_atomic(&self, options: &[&str], module: &str, replica: &Path) -> Cost {
-        let options = [options, &["--delete", "--link-dest=../1"]].concat();
+        // Not `../1`: rsync 3.2.7-1+deb12u5 then holds what it gets from a daemon against another basis, and discards it.
+        let basis = format!("--link-dest={}", replica.join("1").display());
+        let options = [options, &["--delete", &basis]].concat();
         let mut pull = self.command(&options, &format!("{module}/"), &slashed(&replica.join("2")));
         let mut switch = Command::new("sh");
         switch

@@ -5,6 +5,7 @@ use std::time::Instant;
 
 use syncd_tests::{Scene, corpora};
 
+use super::every_file::touch_all;
 use super::one_file::page;
 use crate::bench::Bench;
 use crate::peers::rsync::{PLAIN, RsyncDaemon};
@@ -84,6 +85,9 @@ fn own(bench: &Bench, report: &mut Report, files: usize) {
         let agent = (crate::processes::cpu_seconds(agent) - before.1) * 1e3;
         report.point(CPU, "ms", AXIS, "syncd-agent, spares included", x, agent);
     }
+    touch_all(&site.tree(), 1);
+    let (took, _) = site.commit_to_live(1);
+    report.point("whole tree", "s", AXIS, "syncd, new times of all files, commit to live", x, took);
     report.point("peak memory", "MiB", AXIS, "syncd-origin", x, site.origin_peak_mib());
     report.point("peak memory", "MiB", AXIS, "syncd-agent", x, site.agents_peak_mib());
 }

@@ -1,6 +1,7 @@
 //! What is measured, a file each.
 
 mod big;
+mod every_file;
 mod fan_out;
 mod first_seal;
 mod first_sync;
@@ -24,6 +25,7 @@ pub fn measure(scenario: Scenario, bench: &Bench) -> Report {
         Scenario::OneFile => one_file::measure(bench),
         Scenario::Sustained => sustained::measure(bench),
         Scenario::Rename => rename::measure(bench),
+        Scenario::EveryFile => every_file::measure(bench),
         Scenario::Big => big::measure(bench),
         Scenario::FanOut => fan_out::measure(bench),
         Scenario::Growth => growth::measure(bench),

@@ -1,0 +1,159 @@
+//! What differs between two trees, a bounded part at a time.
+
+use std::borrow::Cow;
+use std::collections::HashSet;
+use std::sync::Arc;
+
+use super::{Change, Changed, Comparison, DiffError, DirectorySource, load, next_pair};
+use crate::directory::{Directory, Entry, Kind};
+use crate::limits::{PART_BYTES_MAX, PART_CHANGES_MAX};
+use crate::tree_path::TreePath;
+
+/// How large a part of what differs may be. Origin and agents go by the same, or nothing is gained by an update.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct PartLimits {
+    /// Changes.
+    pub changes: usize,
+    /// Bytes of their paths, names and targets.
+    pub bytes: usize,
+}
+
+impl Default for PartLimits {
+    fn default() -> Self {
+        Self { changes: PART_CHANGES_MAX, bytes: PART_BYTES_MAX }
+    }
+}
+
+/// A part of what differs.
+#[derive(Debug)]
+pub struct Part<'a> {
+    /// In path order.
+    pub changes: Cow<'a, [Change]>,
+    /// Whether it is the last one.
+    pub is_last: bool,
+}
+
+/// Changes of a part that is not complete.
+#[derive(Debug, Default)]
+pub(super) struct Collected {
+    pub changes: Vec<Change>,
+    bytes: usize,
+}
+
+impl Collected {
+    /// Takes one more; `None` where that is too many, in whatever order they come.
+    pub fn with(mut self, change: Change, limits: &PartLimits) -> Option<Self> {
+        self.add(change);
+        Some(self).filter(|all| all.changes.len() <= limits.changes && all.bytes <= limits.bytes)
+    }
+
+    fn is_full(&self, limits: &PartLimits) -> bool {
+        self.changes.len() >= limits.changes || self.bytes >= limits.bytes
+    }
+
+    fn add(&mut self, change: Change) {
+        let of = |entry: &Entry| match &entry.kind {
+            Kind::Symlink { target } => entry.name.as_bytes().len() + target.len(),
+            _ => entry.name.as_bytes().len(),
+        };
+        self.bytes += change.path().as_bytes().len()
+            + match &change {
+                Change::Removed { entry, .. } | Change::Added { entry, .. } => of(entry),
+                Change::Modified { from, to, .. } => of(from) + of(to),
+            };
+        self.changes.push(change);
+    }
+}
+
+/// Parts of what differs, in path order. Ends with the first error.
+#[derive(Debug)]
+pub struct Parts<'a, S> {
+    comparison: &'a Comparison<S>,
+    /// Where the renamed directories were, and where they are: they are not looked into.
+    renamed: HashSet<&'a TreePath>,
+    stack: Vec<Level>,
+    /// Changes that come next.
+    next: [Option<Change>; 2],
+    ended: bool,
+}
+
+/// A directory that is being compared.
+#[derive(Debug)]
+struct Level {
+    path: TreePath,
+    before: Arc<Directory>,
+    after: Arc<Directory>,
+    at: (usize, usize),
+}
+
+impl<'a, S: DirectorySource> Parts<'a, S> {
+    pub(super) fn of(comparison: &'a Comparison<S>) -> Self {
+        let renamed = comparison.renamed_directories.iter().flat_map(|r| [&r.from, &r.to]).collect();
+        Self { comparison, renamed, stack: Vec::new(), next: [None, None], ended: false }
+    }
+
+    fn part(&mut self) -> Result<Part<'a>, DiffError<S::Error>> {
+        if let Some(few) = &self.comparison.few {
+            return Ok(Part { changes: Cow::Borrowed(few), is_last: true });
+        }
+        if self.stack.is_empty() && self.next[0].is_none() {
+            let Comparison { source, from, to, .. } = self.comparison;
+            let path = TreePath::root();
+            let before = load(source, &path, Some(from.object))?;
+            let after = load(source, &path, Some(to.object))?;
+            self.stack.push(Level { path, before, after, at: (0, 0) });
+            self.advance()?;
+        }
+        let mut part = Collected::default();
+        while !part.is_full(&self.comparison.limits)
+            && let Some(change) = self.next[0].take()
+        {
+            part.add(change);
+            self.next.swap(0, 1);
+            if self.next[0].is_none() {
+                self.advance()?;
+            }
+        }
+        Ok(Part { changes: Cow::Owned(part.changes), is_last: self.next[0].is_none() })
+    }
+
+    /// Looks for the next name under which something differs.
+    fn advance(&mut self) -> Result<(), DiffError<S::Error>> {
+        while let Some(level) = self.stack.last_mut() {
+            let Some((old, new)) = next_pair(&level.before, &level.after, &mut level.at) else {
+                self.stack.pop();
+                continue;
+            };
+            let Some(Changed { path, changes, below: (from, to) }) = Changed::between(&level.path, old, new)?
+            else {
+                continue;
+            };
+            let (from, to) = (from.map(|(object, _)| object), to.map(|(object, _)| object));
+            let whole = from.is_none() != to.is_none() && self.renamed.contains(&path);
+            if from != to && !whole {
+                let before = load(&self.comparison.source, &path, from)?;
+                let after = load(&self.comparison.source, &path, to)?;
+                self.stack.push(Level { path, before, after, at: (0, 0) });
+            }
+            self.next = changes;
+            if self.next[0].is_none() {
+                self.next.swap(0, 1);
+            }
+            return Ok(());
+        }
+        Ok(())
+    }
+}
+
+impl<'a, S: DirectorySource> Iterator for Parts<'a, S> {
+    type Item = Result<Part<'a>, DiffError<S::Error>>;
+
+    fn next(&mut self) -> Option<Self::Item> {
+        if self.ended {
+            return None;
+        }
+        let part = self.part();
+        self.ended = part.as_ref().map_or(true, |part| part.is_last);
+        Some(part)
+    }
+}

@@ -1,0 +1,150 @@
+//! Files that an update takes away or replaces, by content: what is renamed is found by it, and what may be copied.
+//!
+//! A few bytes for each, since an update may touch all files of a tree: where the first tree's manifest has it, in the
+//! order of the contents.
+
+use super::{Change, Comparison, DiffError, DirectorySource};
+use crate::directory::{Kind, Metadata};
+use crate::hash::{ContentHash, ObjectHash};
+use crate::manifest_cursor::ManifestCursor;
+use crate::tree_path::TreePath;
+
+/// Of a content that very many files have so many are looked at for one that is renamed; the others are copied.
+const LOOKED_AT_MAX: usize = 64;
+
+/// See the module.
+#[derive(Debug)]
+pub struct Released<'a, S> {
+    source: &'a S,
+    /// Directories of the first tree that have such files, in path order; one may come again.
+    directories: Vec<(TreePath, ObjectHash)>,
+    /// Ascending.
+    files: Vec<Place>,
+    /// By index in `files`: an inode goes on under another name.
+    taken: Vec<bool>,
+}
+
+/// The beginning of a content's hash, index of its directory, index of its entry there.
+type Place = (u64, u32, u32);
+
+/// A file that the update takes away or replaces.
+#[derive(Debug)]
+pub struct ReleasedFile {
+    /// Where the first tree has it.
+    pub path: TreePath,
+    /// Its metadata there.
+    pub metadata: Metadata,
+    at: usize,
+}
+
+fn prefix(content: &ContentHash) -> u64 {
+    let [a, b, c, d, e, f, g, h, ..] = *content.as_bytes();
+    u64::from_be_bytes([a, b, c, d, e, f, g, h])
+}
+
+impl<'a, S: DirectorySource> Released<'a, S> {
+    /// Files of the first tree whose content is no longer at their path.
+    pub(super) fn of(comparison: &'a Comparison<S>) -> Result<Self, DiffError<S::Error>> {
+        let source = &comparison.source;
+        let mut released = Self { source, directories: Vec::new(), files: Vec::new(), taken: Vec::new() };
+        let failed = |path: &TreePath| {
+            let path = path.clone();
+            move |source| DiffError::Source { path, source }
+        };
+        let root = &TreePath::root();
+        let mut cursor = ManifestCursor::new(source, &comparison.from).map_err(failed(root))?;
+        for part in comparison.parts() {
+            for change in part?.changes.iter() {
+                let (path, content) = match change {
+                    Change::Removed { path, entry } => match entry.kind {
+                        Kind::File { content, size: 1.. } => (path, content),
+                        _ => continue,
+                    },
+                    Change::Modified { path, from, to } => match (&from.kind, &to.kind) {
+                        (Kind::File { content, size: 1.. }, Kind::File { content: new, .. })
+                            if content != new =>
+                        {
+                            (path, *content)
+                        }
+                        _ => continue,
+                    },
+                    Change::Added { .. } => continue,
+                };
+                let Some((parent, name)) = path.split_last() else { continue };
+                let Some((object, directory)) = cursor.directory(&parent).map_err(failed(&parent))? else {
+                    continue;
+                };
+                let Ok(entry) = directory.entries().binary_search_by(|e| e.name.cmp(&name)) else { continue };
+                if released.directories.last().is_none_or(|(last, _)| *last != parent) {
+                    released.directories.push((parent, object));
+                }
+                let ordinal = released.directories.len() as u32 - 1;
+                released.files.push((prefix(&content), ordinal, entry as u32));
+            }
+        }
+        released.files.sort_unstable();
+        released.files.shrink_to_fit();
+        released.taken = vec![false; released.files.len()];
+        Ok(released)
+    }
+
+    /// Where the first tree has this content, in path order.
+    pub fn files(
+        &self,
+        content: ContentHash,
+    ) -> impl Iterator<Item = Result<ReleasedFile, DiffError<S::Error>>> {
+        self.places(&content).filter_map(move |(at, place)| self.file(at, place, &content).transpose())
+    }
+
+    /// Indices and places of contents that begin like this one.
+    fn places(&self, content: &ContentHash) -> impl Iterator<Item = (usize, &Place)> + use<'_, 'a, S> {
+        let key = prefix(content);
+        let start = self.files.partition_point(|(other, ..)| *other < key);
+        self.files.iter().enumerate().skip(start).take_while(move |(_, (other, ..))| *other == key)
+    }
+
+    fn file(
+        &self,
+        at: usize,
+        &(_, directory, entry): &Place,
+        content: &ContentHash,
+    ) -> Result<Option<ReleasedFile>, DiffError<S::Error>> {
+        let Some((parent, object)) = self.directories.get(directory as usize) else { return Ok(None) };
+        let directory = self
+            .source
+            .directory(object)
+            .map_err(|source| DiffError::Source { path: parent.clone(), source })?;
+        let Some(entry) = directory.entries().get(entry as usize) else { return Ok(None) };
+        if !matches!(&entry.kind, Kind::File { content: found, .. } if found == content) {
+            return Ok(None);
+        }
+        let path =
+            parent.join(&entry.name).map_err(|source| DiffError::Path { path: parent.clone(), source })?;
+        Ok(Some(ReleasedFile { path, metadata: entry.metadata, at }))
+    }
+
+    /// A file with this content and metadata that was not taken; [`Self::take`] takes it.
+    pub fn like(
+        &self,
+        content: ContentHash,
+        metadata: &Metadata,
+    ) -> Result<Option<ReleasedFile>, DiffError<S::Error>> {
+        let left = self.places(&content).filter(|(at, _)| !self.taken[*at]).take(LOOKED_AT_MAX);
+        for (at, place) in left {
+            if let Some(file) = self.file(at, place, &content)?.filter(|file| file.metadata == *metadata) {
+                return Ok(Some(file));
+            }
+        }
+        Ok(None)
+    }
+
+    /// Its inode goes on under another name.
+    pub fn take(&mut self, file: &ReleasedFile) {
+        self.taken[file.at] = true;
+    }
+
+    /// All that was taken can be taken again.
+    pub fn give_back(&mut self) {
+        self.taken.fill(false);
+    }
+}
