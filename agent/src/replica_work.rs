@@ -15,8 +15,8 @@ use crate::planted;
 use crate::reason;
 use crate::replica::{OpenReplicaError, Replica, ReplicaOptions};
 use crate::session::worker::{
-    BeforeSwitch, DRIFT_SHOWN_MAX, Drifted, Failure, Inline, Maintenance, NotActivated, ReplicaState,
-    ReplicaWork, StageProgress, Verified,
+    BeforeSwitch, Drifted, Failure, Inline, Maintenance, NotActivated, ReplicaState, ReplicaWork,
+    StageProgress, Verified,
 };
 use crate::source::{FetchError, Source};
 use crate::spares::{Maintained, Upkept};
@@ -205,11 +205,11 @@ fn verified(report: VerifyReport) -> Verified {
         Damage::Metadata => "metadata",
         Damage::Unreadable => "unreadable",
     };
-    let shown = report.drift.iter().take(DRIFT_SHOWN_MAX);
+    let shown = report.drift.iter();
     Verified {
         files: report.files,
         bytes: report.bytes,
-        drifted: report.drift.len() as u64,
+        drifted: report.drifted,
         drift: shown.map(|d| Drifted { path: d.path.to_string(), what: what(d.what).to_owned() }).collect(),
         healed: report.healed,
     }
@@ -218,10 +218,9 @@ fn verified(report: VerifyReport) -> Verified {
 /// What a person should know of a step of maintenance.
 fn trouble(did: &Upkept) -> Option<String> {
     match did {
-        Upkept::LiveDamaged { paths } => Some(format!(
-            "{} paths of the live tree were changed locally (first {}): run `syncd-agent verify`",
-            paths.len(),
-            paths.first()?
+        Upkept::LiveDamaged { paths, first } => Some(format!(
+            "{paths} paths of the live tree were changed locally (first {}): run `syncd-agent verify`",
+            first.as_ref()?
         )),
         Upkept::SpareBuilt { drift } => Some(format!(
             "local changes to {} paths of an old tree were found and undone (first {})",

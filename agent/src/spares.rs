@@ -6,7 +6,6 @@
 //! for the next update; the trash is emptied a little, but not while files are being written: ext4 then searches past the inodes that were just freed and
 //! creates new files several times slower.
 
-use std::collections::HashSet;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
@@ -47,8 +46,10 @@ pub enum Upkept {
     },
     /// The live tree is not what was activated: no spare can be made of it before `verify` healed it.
     LiveDamaged {
-        /// Where.
-        paths: Vec<TreePath>,
+        /// How many.
+        paths: usize,
+        /// The first of them.
+        first: Option<TreePath>,
     },
     /// A spare was drawn for the next update.
     Drawn,
@@ -242,7 +243,7 @@ impl Replica {
         sync: &Dir,
         cancel: &AtomicBool,
     ) -> Result<Upkept, StageError> {
-        let conformed = match self.conform(slot, live, HashSet::new(), cancel) {
+        let conformed = match self.conform(slot, live, None, cancel) {
             Err(StageError::Disk(e)) if e.is_full() => {
                 // A farm that does not fit must not stand in the way of the next update.
                 self.layout.discard(&self.layout.staging, &building(slot))?;
@@ -252,9 +253,9 @@ impl Replica {
         };
         if !conformed.holes.is_empty() {
             self.upkeep.damaged = true;
-            let paths: Vec<_> = conformed.holes.into_iter().map(|(path, _)| path).collect();
-            tracing::warn!(paths = paths.len(), "the live tree is not what was activated: run verify");
-            return Ok(Upkept::LiveDamaged { paths });
+            let (paths, first) = (conformed.holes.len(), conformed.holes.first(&self.record)?);
+            tracing::warn!(paths, "the live tree is not what was activated: run verify");
+            return Ok(Upkept::LiveDamaged { paths, first });
         }
         self.promote(slot, live, sync)?;
         for path in &conformed.drift {

@@ -17,6 +17,7 @@ use crate::activate::ActivateError;
 use crate::disk::{Dir, DiskError, Owners};
 use crate::record::RecordError;
 use crate::replica::Replica;
+use crate::session::worker::DRIFT_SHOWN_MAX;
 use crate::source::{Batches, FetchError, Frames, Source};
 use crate::stage::content::hash_file;
 use crate::stage::{StageError, StageProgress};
@@ -72,10 +73,19 @@ pub struct VerifyReport {
     pub files: u64,
     /// Bytes that were hashed.
     pub bytes: u64,
-    /// What was wrong, in path order.
+    /// How many paths were wrong.
+    pub drifted: u64,
+    /// What was wrong, in path order, at most [`DRIFT_SHOWN_MAX`] of it.
     pub drift: Vec<Drift>,
     /// Whether the live tree was replaced by a whole one.
     pub healed: bool,
+}
+
+/// What a check found, and the files that are not to be linked from the live tree again though they look right.
+#[derive(Default)]
+struct Checked {
+    report: VerifyReport,
+    distrusted: HashSet<TreePath>,
 }
 
 /// Why a check did not finish.
@@ -130,8 +140,8 @@ impl Replica {
         progress: &dyn Fn(VerifyProgress),
         cancel: &AtomicBool,
     ) -> Result<VerifyReport, VerifyError> {
-        let mut report = self.check(progress, cancel)?;
-        if report.drift.is_empty() {
+        let Checked { mut report, distrusted } = self.check(progress, cancel)?;
+        if report.drifted == 0 {
             if self.upkeep.damaged {
                 // Whole, but of other inodes than were recorded: copied from elsewhere, or healed just before a crash.
                 self.adopt_live_inodes()?;
@@ -146,7 +156,10 @@ impl Replica {
         let mut nothing = NoSource;
         let without = source.is_none();
         let source = source.unwrap_or(&mut nothing);
-        match self.heal(&report.drift, source, cancel) {
+        if report.drifted > report.drift.len() as u64 {
+            tracing::warn!(paths = report.drifted, "drift, of which the first were named");
+        }
+        match self.heal(&distrusted, source, cancel) {
             Ok(()) => report.healed = true,
             Err(VerifyError::Stage(StageError::Fetch(FetchError::Disconnected(None)))) if without => {}
             Err(e) => return Err(e),
@@ -154,22 +167,25 @@ impl Replica {
         Ok(report)
     }
 
-    fn check(
-        &self,
-        progress: &dyn Fn(VerifyProgress),
-        cancel: &AtomicBool,
-    ) -> Result<VerifyReport, VerifyError> {
+    fn check(&self, progress: &dyn Fn(VerifyProgress), cancel: &AtomicBool) -> Result<Checked, VerifyError> {
         let live = self.live().ok_or(VerifyError::NothingLive)?;
         let root = live.generation().root;
         let dir = self.layout.generations.open_dir(live.number().to_string().as_bytes())?;
         let workers = syncd_shared::threads::at_most(WORKERS_MAX);
         let (files, bytes) = (AtomicU64::new(0), AtomicU64::new(0));
-        let drift = Mutex::new(Vec::new());
+        let checked = Mutex::new(Checked::default());
         let (sender, receiver) = sync_channel::<Job>(WAITING_FILES);
         let receiver = Mutex::new(receiver);
         let found = |path: &TreePath, what| {
-            let drift_entry = Drift { path: path.clone(), what };
-            drift.lock().unwrap_or_else(PoisonError::into_inner).push(drift_entry);
+            let mut checked = checked.lock().unwrap_or_else(PoisonError::into_inner);
+            checked.report.drifted += 1;
+            if checked.report.drift.len() < DRIFT_SHOWN_MAX {
+                checked.report.drift.push(Drift { path: path.clone(), what });
+            }
+            // Everything else shows in what a name is, without its bytes.
+            if matches!(what, Damage::Content | Damage::Unreadable) {
+                checked.distrusted.insert(path.clone());
+            }
         };
         std::thread::scope(|scope| {
             for _ in 0..workers {
@@ -208,27 +224,26 @@ impl Replica {
             drop(sender);
             walked
         })?;
-        let mut drift = drift.into_inner().unwrap_or_else(PoisonError::into_inner);
-        drift.sort_by(|a, b| a.path.cmp(&b.path));
-        let (files, bytes) = (files.into_inner(), bytes.into_inner());
-        Ok(VerifyReport { files, bytes, drift, healed: false })
+        let mut checked = checked.into_inner().unwrap_or_else(PoisonError::into_inner);
+        checked.report.drift.sort_by(|a, b| a.path.cmp(&b.path));
+        (checked.report.files, checked.report.bytes) = (files.into_inner(), bytes.into_inner());
+        Ok(checked)
     }
 
     fn heal(
         &mut self,
-        drift: &[Drift],
+        distrusted: &HashSet<TreePath>,
         source: &mut dyn Source,
         cancel: &AtomicBool,
     ) -> Result<(), VerifyError> {
         let live = self.live().cloned().ok_or(VerifyError::NothingLive)?;
-        let distrusted: HashSet<TreePath> = drift.iter().map(|d| d.path.clone()).collect();
         let sync = self.layout.staging.reopen().map_err(StageError::from)?;
         // Spares have the same inodes: they are looked at again, name by name.
         for slot in self.spares().keys().copied().collect::<Vec<_>>() {
             self.demote(slot)?;
         }
         let progress = |_: StageProgress| {};
-        let staged = self.build(&live, None, source, &progress, cancel, &distrusted, sync)?;
+        let staged = self.build(&live, None, source, &progress, cancel, Some(distrusted), sync)?;
         if let Some(slot) = staged.slot {
             self.exchange(&staged, slot)?;
         }

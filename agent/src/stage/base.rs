@@ -18,6 +18,7 @@ use crate::replica::Replica;
 use crate::stage::StageError;
 use crate::stage::conform::{Conform, Conformed, Retired, Since};
 use crate::stage::cursor::LiveTree;
+use crate::stage::holes::Holes;
 use crate::stage::manifest::compare;
 use crate::stage::patch::{Patch, Supply};
 
@@ -26,7 +27,7 @@ pub(super) enum Base {
     /// `spare-K` at the live root.
     Spare(u64),
     /// `building-K`, at the live root but for holes; `farm`: every name of it was looked at.
-    Building { slot: u64, holes: Vec<(TreePath, Entry)>, farm: bool },
+    Building { slot: u64, holes: Holes, farm: bool },
 }
 
 impl Replica {
@@ -34,7 +35,7 @@ impl Replica {
     pub(super) fn base(
         &mut self,
         from: Option<&RootEntry>,
-        distrusted: &HashSet<TreePath>,
+        distrusted: Option<&HashSet<TreePath>>,
         cancel: &AtomicBool,
     ) -> Result<Base, StageError> {
         self.reclaim_spares()?;
@@ -44,16 +45,16 @@ impl Replica {
             }
             let slot = self.free_slot()?;
             self.layout.staging.create_dir(&building(slot), 0o700)?;
-            return Ok(Base::Building { slot, holes: Vec::new(), farm: false });
+            return Ok(Base::Building { slot, holes: Holes::default(), farm: false });
         };
-        if distrusted.is_empty() {
+        if distrusted.is_none() {
             if let Some(slot) = self.spare_at(from) {
                 return Ok(Base::Spare(slot));
             }
             if let Some((slot, root)) = self.spares().iter().next_back().map(|(s, r)| (*s, *r)) {
                 self.demote(slot)?;
                 if self.catch_up(slot, &root, from)? {
-                    return Ok(Base::Building { slot, holes: Vec::new(), farm: false });
+                    return Ok(Base::Building { slot, holes: Holes::default(), farm: false });
                 }
             }
         }
@@ -68,7 +69,7 @@ impl Replica {
                 }
             },
         };
-        let conformed = self.conform(slot, from, distrusted.clone(), cancel)?;
+        let conformed = self.conform(slot, from, distrusted, cancel)?;
         Ok(Base::Building { slot, holes: conformed.holes, farm: true })
     }
 
@@ -77,13 +78,13 @@ impl Replica {
         &mut self,
         slot: u64,
         live_root: &RootEntry,
-        distrusted: HashSet<TreePath>,
+        distrusted: Option<&HashSet<TreePath>>,
         cancel: &AtomicBool,
     ) -> Result<Conformed, StageError> {
         let dir = self.layout.staging.open_dir(&building(slot))?;
         let number = self.live().map_or(0, |live| live.number().get());
         // Once: an interrupted attempt leaves another tree.
-        let was = self.upkeep.was.remove(&slot).filter(|_| distrusted.is_empty());
+        let was = self.upkeep.was.remove(&slot).filter(|_| distrusted.is_none());
         let steps = &self.upkeep.steps;
         let was = was.map(|(from, root)| {
             let since = steps.finished(from).zip(steps.between(from, number));

@@ -18,18 +18,19 @@ use syncd_shared::diff::DirectorySource;
 use syncd_shared::manifest_cursor::ManifestCursor;
 use syncd_shared::{Component, Directory, Entry, Kind, Metadata, ObjectHash, RootEntry, Timestamp, TreePath};
 
-use crate::disk::{Dir, Owners, Stat};
+use crate::disk::{Dir, DiskError, Owners, Stat};
 use crate::layout::Layout;
 use crate::record::{Record, RecordError};
 use crate::stage::StageError;
 use crate::stage::cursor::looks_like;
+use crate::stage::holes::Holes;
 use crate::steps::Touched;
 
 /// What was found on the way.
 #[derive(Debug, Default)]
 pub(crate) struct Conformed {
     /// Files and symlinks that could not be linked, because the live tree itself no longer is what was activated.
-    pub holes: Vec<(TreePath, Entry)>,
+    pub holes: Holes,
     /// Names that had to be replaced, removed or made in a retired tree though the manifests don't say so; not what is below
     /// a new directory.
     pub drift: Vec<TreePath>,
@@ -42,7 +43,7 @@ pub(crate) struct Conform<'a> {
     /// The live tree, where links come from.
     pub live: Dir,
     /// Paths that are not to be linked even if they look right.
-    pub distrusted: HashSet<TreePath>,
+    pub distrusted: Option<&'a HashSet<TreePath>>,
     /// What is known of a tree that was retired.
     pub was: Option<Retired>,
     pub cancel: &'a AtomicBool,
@@ -171,7 +172,7 @@ impl Conform<'_> {
                 }
                 Kind::File { .. } | Kind::Symlink { .. } => {
                     let inode = inodes.get(index).copied().filter(|inode| *inode != 0);
-                    self.leaf(place, entry, inode, found)?;
+                    self.leaf(place, entry, (object, index), inode, found)?;
                 }
             }
         }
@@ -278,16 +279,25 @@ impl Conform<'_> {
         &self,
         place: &Place<'_>,
         entry: &Entry,
+        (object, index): (&ObjectHash, usize),
         inode: Option<u64>,
         found: &mut Findings<'_>,
     ) -> Result<(), StageError> {
         let name = entry.name.as_bytes();
-        let distrusted = !self.distrusted.is_empty() && self.distrusted.contains(&join(place.path, entry)?);
+        let distrusted = match self.distrusted {
+            Some(distrusted) => distrusted.contains(&join(place.path, entry)?),
+            None => false,
+        };
         let is_right =
             |stat: &Stat| inode == Some(stat.inode) && !distrusted && looks_like(entry, stat, self.owners);
+        let live_is_right = || match place.live {
+            Some(live) => Ok::<_, DiskError>(live.stat(name)?.as_ref().is_some_and(is_right)),
+            None => Ok(false),
+        };
         if !place.is_new {
             let there = place.dir.stat(name)?;
-            if there.as_ref().is_some_and(is_right) {
+            // What is to be healed was hashed where it is live, and nowhere else.
+            if there.as_ref().is_some_and(is_right) && (self.distrusted.is_none() || live_is_right()?) {
                 return Ok(());
             }
             found.replaced(join(place.path, entry)?);
@@ -296,11 +306,11 @@ impl Conform<'_> {
             }
         }
         if let Some(live) = place.live
-            && live.stat(name)?.as_ref().is_some_and(is_right)
+            && live_is_right()?
         {
             live.link(name, place.dir, name)?;
         } else {
-            found.conformed.holes.push((join(place.path, entry)?, entry.clone()));
+            found.conformed.holes.add(place.path, object, index);
         }
         Ok(())
     }

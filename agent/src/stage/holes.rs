@@ -1,69 +1,115 @@
 //! What the tree that is built on lacks, because the live tree no longer is what was activated.
 
-use std::collections::HashSet;
-
-use syncd_shared::diff::{Change, Part, Rename};
+use syncd_shared::diff::{Change, DirectorySource, Part, PartLimits, Rename};
 use syncd_shared::manifest_cursor::ManifestCursor;
-use syncd_shared::{Entry, RootEntry, TreePath};
+use syncd_shared::{Entry, ObjectHash, RootEntry, TreePath};
 
 use crate::record::{Record, RecordError};
+use crate::stage::StageError;
 
-/// See the module.
-pub(super) struct Holes<'a> {
-    /// Where the live tree has them.
-    of_live: HashSet<TreePath>,
-    /// Where the target has them, the next one last.
-    waiting: Vec<(TreePath, Entry)>,
-    to: ManifestCursor<'a, Record>,
+/// Files and symlinks of the live tree's manifest: 8 bytes each, and their directories.
+#[derive(Debug, Default)]
+pub(crate) struct Holes {
+    /// In the order in which they were found; one may come again.
+    directories: Vec<(TreePath, ObjectHash)>,
+    /// Index of the directory, index of the entry there.
+    entries: Vec<(u32, u32)>,
 }
 
-impl<'a> Holes<'a> {
-    /// `holes` are paths of the live tree; `to` is the target.
-    pub fn new(
-        holes: Vec<(TreePath, Entry)>,
-        record: &'a Record,
-        renames: &[Rename],
-        to: &RootEntry,
-    ) -> Result<Self, RecordError> {
-        let of_live = holes.iter().map(|(path, _)| path.clone()).collect();
-        let moved = |(path, entry): (TreePath, Entry)| {
-            let renamed = renames.iter().find_map(|rename| path.rebase(&rename.from, &rename.to));
-            (renamed.unwrap_or(path), entry)
-        };
-        let mut waiting: Vec<_> = holes.into_iter().map(moved).collect();
-        waiting.sort_by(|(a, _), (b, _)| b.cmp(a));
-        Ok(Self { of_live, waiting, to: ManifestCursor::new(record, to)? })
-    }
-
-    /// Paths of the live tree.
-    pub fn of_live(&self) -> &HashSet<TreePath> {
-        &self.of_live
-    }
-
-    /// Adds to a part of an update what is lacking there though the manifests agree on it.
-    pub fn fill(&mut self, part: &mut Part<'_>) -> Result<(), RecordError> {
-        let end = part.changes.last().map(|change| change.path().clone()).filter(|_| !part.is_last);
-        let is_due = |(path, _): &(TreePath, Entry)| end.as_ref().is_none_or(|end| path <= end);
-        if !self.waiting.last().is_some_and(is_due) {
-            return Ok(());
+impl Holes {
+    /// Takes an entry of a directory.
+    pub fn add(&mut self, directory: &TreePath, object: &ObjectHash, entry: usize) {
+        if self.directories.last().is_none_or(|(last, _)| last != directory) {
+            self.directories.push((directory.clone(), *object));
         }
-        let changes = part.changes.to_mut();
-        let mut changed: HashSet<TreePath> = changes.iter().map(|change| change.path().clone()).collect();
-        while let Some((path, entry)) = self.waiting.pop_if(|hole| is_due(hole)) {
-            if changed.contains(&path) || self.to.entry(&path)?.as_ref() != Some(&entry) {
+        self.entries.push((self.directories.len() as u32 - 1, entry as u32));
+    }
+
+    pub fn is_empty(&self) -> bool {
+        self.entries.is_empty()
+    }
+
+    pub fn len(&self) -> usize {
+        self.entries.len()
+    }
+
+    /// Where the first of them is.
+    pub fn first(&self, record: &Record) -> Result<Option<TreePath>, StageError> {
+        Ok(self.get(record, 0)?.map(|(path, _)| path))
+    }
+
+    fn get(&self, record: &Record, at: usize) -> Result<Option<(TreePath, Entry)>, StageError> {
+        let Some(&(directory, entry)) = self.entries.get(at) else { return Ok(None) };
+        let Some((parent, object)) = self.directories.get(directory as usize) else { return Ok(None) };
+        let directory = record.directory(object)?;
+        let Some(entry) = directory.entries().get(entry as usize) else { return Ok(None) };
+        let path = parent.join(&entry.name).map_err(|source| StageError::Path { source })?;
+        Ok(Some((path, entry.clone())))
+    }
+
+    /// What a tree at `to` lacks of them once it is patched, though the manifests agree on it.
+    pub fn parts<'a>(
+        &'a self,
+        record: &'a Record,
+        renames: &'a [Rename],
+        to: &RootEntry,
+        limits: PartLimits,
+    ) -> Result<Filling<'a>, RecordError> {
+        let to = ManifestCursor::new(record, to)?;
+        Ok(Filling { holes: self, record, renames, to, limits, next: 0 })
+    }
+}
+
+/// Parts of what is lacking.
+pub(crate) struct Filling<'a> {
+    holes: &'a Holes,
+    record: &'a Record,
+    renames: &'a [Rename],
+    to: ManifestCursor<'a, Record>,
+    limits: PartLimits,
+    next: usize,
+}
+
+impl Filling<'_> {
+    fn part(&mut self) -> Result<Part<'static>, StageError> {
+        let mut changes = Vec::new();
+        let mut parent: Option<TreePath> = None;
+        while changes.len() < self.limits.changes
+            && let Some((path, entry)) = self.holes.get(self.record, self.next)?
+        {
+            self.next += 1;
+            let moved = self.renames.iter().find_map(|rename| path.rebase(&rename.from, &rename.to));
+            let path = moved.unwrap_or(path);
+            if self.to.entry(&path)?.as_ref() != Some(&entry) {
                 continue;
             }
             // What is put there changes the time of its directory, which then has to be set again.
-            if let Some(parent) = path.parent()
-                && changed.insert(parent.clone())
-                && let Some(entry) = self.to.entry(&parent)?
-            {
-                changes.push(Change::Modified { path: parent, from: entry.clone(), to: entry });
+            let own = path.parent();
+            if own != parent {
+                if let Some(path) = &own
+                    && let Some(entry) = self.to.entry(path)?
+                {
+                    changes.push(Change::Modified { path: path.clone(), from: entry.clone(), to: entry });
+                }
+                parent = own;
             }
             changes.push(Change::Added { path, entry });
         }
-        // Stable: a removal stays before the addition at its path.
-        changes.sort_by(|a, b| a.path().cmp(b.path()));
-        Ok(())
+        Ok(Part { changes: changes.into(), is_last: self.next >= self.holes.len() })
+    }
+}
+
+impl Iterator for Filling<'_> {
+    type Item = Result<Part<'static>, StageError>;
+
+    fn next(&mut self) -> Option<Self::Item> {
+        if self.next >= self.holes.len() {
+            return None;
+        }
+        let part = self.part();
+        if part.is_err() {
+            self.next = self.holes.len();
+        }
+        Some(part)
     }
 }

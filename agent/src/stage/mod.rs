@@ -25,7 +25,7 @@ pub(crate) mod cursor;
 mod delta;
 pub(crate) mod draw;
 mod fresh;
-mod holes;
+pub(crate) mod holes;
 mod inodes;
 mod manifest;
 pub(crate) mod patch;
@@ -278,7 +278,7 @@ impl Replica {
         if self.live().is_none() && self.generations().is_empty() {
             return self.build_fresh(target, source, progress, cancel, sync);
         }
-        self.build(target, inline, source, progress, cancel, &HashSet::new(), sync)
+        self.build(target, inline, source, progress, cancel, None, sync)
     }
 
     /// Where the live tree was deleted under the agent, there is nothing to build on: all is staged anew.
@@ -294,7 +294,7 @@ impl Replica {
         Ok(())
     }
 
-    /// Builds `target` from the live tree, not trusting its files at `distrusted`.
+    /// Builds `target` from the live tree. To heal that, every name is looked at, and its files at `distrusted` are not trusted.
     #[allow(clippy::too_many_arguments)]
     pub(crate) fn build(
         &mut self,
@@ -303,14 +303,14 @@ impl Replica {
         source: &mut dyn Source,
         progress: &dyn Fn(StageProgress),
         cancel: &AtomicBool,
-        distrusted: &HashSet<TreePath>,
+        distrusted: Option<&HashSet<TreePath>>,
         sync: Dir,
     ) -> Result<Staged, StageError> {
         let from = self.live().map(|live| live.generation().root);
         let mut draw = None;
         // For an update that does not come inside its announcement, and takes its time, none is drawn here: a crash meanwhile
         // would cost a second spare.
-        if let (Some(root), true, true) = (from, inline.is_some(), distrusted.is_empty()) {
+        if let (Some(root), true, true) = (from, inline.is_some(), distrusted.is_none()) {
             self.reclaim_spares()?;
             if let Some(slot) = self.spare_at(&root) {
                 draw = Some(self.draw(slot, target)?);
@@ -337,7 +337,7 @@ impl Replica {
         source: &mut dyn Source,
         progress: &dyn Fn(StageProgress),
         cancel: &AtomicBool,
-        distrusted: &HashSet<TreePath>,
+        distrusted: Option<&HashSet<TreePath>>,
         sync: Dir,
     ) -> Result<Staged, StageError> {
         let to = target.generation().root;
@@ -354,12 +354,12 @@ impl Replica {
             Some(draw) => Base::Spare(draw.slot),
             None => self.base(from.as_ref(), distrusted, cancel)?,
         };
-        let spare_miss = distrusted.is_empty() && matches!(base, Base::Building { farm: true, .. });
+        let spare_miss = distrusted.is_none() && matches!(base, Base::Building { farm: true, .. });
         if spare_miss {
             self.count_spare_miss();
         }
         let (spare, mut slot, holes) = match base {
-            Base::Spare(slot) => (Some(slot), None, Vec::new()),
+            Base::Spare(slot) => (Some(slot), None, Holes::default()),
             Base::Building { slot, holes, .. } => (None, Some(slot), holes),
         };
         if !holes.is_empty() {
@@ -369,14 +369,14 @@ impl Replica {
         }
         let touched = if holes.is_empty() { Touched::by(&comparison)? } else { None };
         let renames = comparison.renamed_directories();
-        let mut holes = Holes::new(holes, &record, renames, &to)?;
         let mut inodes = InodeLists::new(&record, from.as_ref(), &to, renames)?;
         let mut done = StageProgress::default();
         let (mut signed, mut patch, mut changed) = (None, None, None);
-        for part in comparison.parts() {
-            let mut part = part?;
-            holes.fill(&mut part)?;
-            let mut plan = Plan::make(self, from.as_ref(), &part, &mut released, &incoming, holes.of_live())?;
+        let of_update = comparison.parts().map(|part| Ok::<_, StageError>((part?, false)));
+        let filling = holes.parts(&record, renames, &to, part)?.map(|part| Ok((part?, true)));
+        for part in of_update.chain(filling) {
+            let (part, are_holes) = part?;
+            let mut plan = Plan::make(self, from.as_ref(), &part, &mut released, &incoming, are_holes)?;
             let so_far = |now| progress(done.and(now));
             let came = plan.fetch(self, target.root_hash(), &mut update, source, &so_far, cancel)?;
             done = done.and(came);
@@ -397,7 +397,7 @@ impl Replica {
                     let slot = slot.unwrap_or_default();
                     let staging = &self.layout.staging;
                     let tree = staging.open_dir(&building(slot))?;
-                    if !part.is_last {
+                    if !part.is_last || !holes.is_empty() {
                         staging.rename_new(&building(slot), staging, &partial(slot))?;
                     }
                     none.insert(Patch::start(&self.layout, self.owners, slot, renames, tree)?)
@@ -406,7 +406,7 @@ impl Replica {
             let placed = patch.part(&self.layout, &part.changes, &mut plan.supply(self)?)?;
             incoming.end_part();
             inodes.add(&part.changes, &placed)?;
-            if comparison.is_small() {
+            if comparison.is_small() && !are_holes {
                 let mut paths: Vec<_> = part.changes.iter().map(|change| change.path().clone()).collect();
                 paths.dedup();
                 changed = Some(paths);

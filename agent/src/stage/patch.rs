@@ -43,7 +43,7 @@ pub(crate) struct Patch<'a> {
     cursor: DirCursor,
     /// A directory that was removed with all that is in it, of which parts to come say the rest.
     gone: Option<TreePath>,
-    /// Directories whose metadata is to be set when nothing more is put into them, by path.
+    /// Directories whose metadata is to be set when nothing more is put into them.
     directories: Vec<(TreePath, Metadata)>,
 }
 
@@ -87,6 +87,7 @@ impl<'a> Patch<'a> {
 
     /// Ends at `to`.
     pub fn finish(mut self, to: &RootEntry) -> Result<(), StageError> {
+        self.directories.sort_unstable_by(|(a, _), (b, _)| a.cmp(b));
         for (path, metadata) in self.directories.iter().rev() {
             self.cursor.at(path)?.set_own_metadata(metadata, self.owners)?;
         }

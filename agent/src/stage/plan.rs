@@ -107,7 +107,7 @@ impl<'a> Plan<'a> {
         part: &'a Part<'a>,
         released: &mut Released<'_, &Record>,
         incoming: &'a Incoming,
-        holes: &HashSet<TreePath>,
+        are_holes: bool,
     ) -> Result<Self, StageError> {
         let mut live = from.map(|root| replica.live_tree(root)).transpose()?;
         let mut held = held_trees(replica)?;
@@ -125,7 +125,7 @@ impl<'a> Plan<'a> {
                 Change::Removed { .. } => Origin::Made,
                 Change::Added { path, entry } | Change::Modified { path, to: entry, .. } => {
                     if let Kind::File { content, .. } = &entry.kind
-                        && (holes.contains(path) || has_other_metadata(change))
+                        && (are_holes || has_other_metadata(change))
                     {
                         // Of a hole only its inode or metadata may be wrong. What is copied is hashed.
                         copies.entry(*content).or_insert((None, path));

@@ -210,3 +210,39 @@ fn live_files_that_were_changed_are_mended_in_the_part_they_are_in() {
         assert_second(&site, &mut replica);
     }
 }
+
+#[test]
+fn what_was_changed_all_over_the_live_tree_is_healed_in_parts() {
+    for changes in [1, 4, 1000] {
+        let site = Site::in_memory().in_parts_of(changes);
+        edit_much(&site);
+        let (mut site, mut replica) = settled_in(site);
+        let live = site.live().canonicalize().unwrap();
+        for number in 0..12 {
+            // Content behind the same size and time, times, modes, what is gone, what is another kind.
+            let path = live.join(format!("touched/{number}"));
+            let time = path.metadata().unwrap().modified().unwrap();
+            let mut content = std::fs::read(&path).unwrap();
+            content[0] = b'?';
+            std::fs::write(&path, content).unwrap();
+            std::fs::File::options().write(true).open(&path).unwrap().set_modified(time).unwrap();
+            let touched = std::fs::File::open(live.join(format!("moves/from/{number}"))).unwrap();
+            touched.set_modified(std::time::UNIX_EPOCH).unwrap();
+            std::fs::remove_file(live.join(format!("gone/{number}"))).unwrap();
+        }
+        std::fs::set_permissions(live.join("twin-b"), PermissionsExt::from_mode(0o600)).unwrap();
+        std::fs::remove_dir_all(live.join("kind")).unwrap();
+        std::fs::write(live.join("kind"), "a file").unwrap();
+        std::fs::write(live.join("docs/extra"), "nobody's").unwrap();
+        let mut origin = site.origin.clone();
+        let report = replica.verify(Some(&mut origin), &|_| {}, &AtomicBool::new(false)).unwrap();
+        assert!(report.healed);
+        assert_eq!(report.drifted as usize, report.drift.len());
+        assert!(report.drifted >= 39, "{:?}", report.drift);
+        site.assert_live_is_tree();
+        assert_eq!(replica.status().spare_misses, 0, "healing is none");
+        edit_much_again(&site);
+        site.publish(&mut replica);
+        site.assert_live_is_tree();
+    }
+}
