@@ -241,17 +241,19 @@ impl Lines<'_> {
 pub struct Hook {
     command: String,
     timeout: Duration,
+    /// `ROOT/state`.
+    state: PathBuf,
 }
 
 impl Hook {
-    /// `command` is given to `sh -c`.
-    pub fn new(command: String, timeout: Duration) -> Self {
-        Self { command, timeout }
+    /// `command` is given to `sh -c`; `state` is `ROOT/state`.
+    pub fn new(command: String, timeout: Duration, state: &Path) -> Self {
+        Self { command, timeout, state: state.to_path_buf() }
     }
 
     /// Runs it and waits. Blocks up to its timeout.
     pub fn run(&self, occasion: &Occasion, paths: &Paths<'_>) -> Result<(), HookError> {
-        let path = occasion.directory().join("state").join(CHANGED);
+        let path = self.state.join(CHANGED);
         let listed = || {
             let mut out = BufWriter::new(
                 File::options().read(true).write(true).create(true).truncate(true).open(&path)?,
@@ -383,11 +385,11 @@ pub(crate) fn encode_occasion(occasion: &Occasion) -> serde_json::Result<Vec<u8>
 }
 
 impl AfterHook {
-    /// `state` is `ROOT/state`.
-    pub fn new(hook: Hook, state: &Path) -> Self {
+    /// Nothing is due but what an earlier process has left.
+    pub fn new(hook: Hook) -> Self {
         Self {
+            record: hook.state.join(PENDING),
             hook,
-            record: state.join(PENDING),
             due: Notify::new(),
             under_way: Mutex::new(false),
             witnessed: AtomicBool::new(false),
@@ -579,36 +581,25 @@ mod tests {
         })
     }
 
-    fn hook(command: &str) -> Hook {
-        Hook::new(command.into(), Duration::from_secs(20))
-    }
-
-    /// ROOT with a directory for state.
-    fn root() -> tempfile::TempDir {
-        let root = tempfile::tempdir().unwrap();
-        fs::create_dir(root.path().join("state")).unwrap();
-        root
-    }
-
-    fn occasion_in(root: &tempfile::TempDir, generation: u64) -> Occasion {
-        Occasion { live: root.path().join("live"), ..occasion(generation) }
+    fn hook(command: &str, state: &Path) -> Hook {
+        Hook::new(command.into(), Duration::from_secs(20), state)
     }
 
     #[test]
     fn a_hook_gets_paths_and_environment() {
-        let scratch = root();
+        let scratch = tempfile::tempdir().unwrap();
         let out = scratch.path().join("out");
         let command = format!(
             "cat > {0}; echo $SYNCD_GENERATION,$SYNCD_PREVIOUS,$SYNCD_LABEL,$SYNCD_TREE,$SYNCD_LIVE >> {0}",
             out.display()
         );
         let changed = paths(&[b"a/b.html", b"two\nlines", b"back\\slash", b"\xff"]);
-        hook(&command).run(&occasion_in(&scratch, 42), &changed).unwrap();
+        let state = tempfile::tempdir().unwrap();
+        hook(&command, state.path()).run(&occasion(42), &changed).unwrap();
         let mut expected = b"a/b.html\ntwo\\nlines\nback\\\\slash\n\xff\n".to_vec();
-        let live = scratch.path().join("live");
-        expected.extend(format!("42,41,release,/replica/generations/42,{}\n", live.display()).bytes());
+        expected.extend(b"42,41,release,/replica/generations/42,/replica/live\n");
         assert_eq!(fs::read(out).unwrap(), expected);
-        assert_eq!(fs::read_dir(scratch.path().join("state")).unwrap().count(), 0);
+        assert_eq!(fs::read_dir(state.path()).unwrap().count(), 0);
     }
 
     #[test]
@@ -617,24 +608,26 @@ mod tests {
             (0..20_000).for_each(|n| show(&TreePath::from_bytes(format!("{n}.html").as_bytes()).unwrap()));
             Ok(())
         };
-        hook("exec true").run(&occasion_in(&root(), 1), &names).unwrap();
+        let state = tempfile::tempdir().unwrap();
+        hook("exec true", state.path()).run(&occasion(1), &names).unwrap();
     }
 
     #[test]
     fn a_failure_tells_exit_code_and_last_words() {
-        let error =
-            hook("echo syntax error >&2; exit 3").run(&occasion_in(&root(), 1), &paths(&[])).unwrap_err();
+        let state = tempfile::tempdir().unwrap();
+        let hook = hook("echo syntax error >&2; exit 3", state.path());
+        let error = hook.run(&occasion(1), &paths(&[])).unwrap_err();
         assert_eq!(error.to_string(), "the hook failed (exit status: 3): syntax error");
     }
 
     #[test]
     fn a_hook_that_hangs_is_killed_with_its_children() {
-        let scratch = root();
+        let scratch = tempfile::tempdir().unwrap();
         let survivor = scratch.path().join("survivor");
         let command = format!("(sleep 2; touch {}) & sleep 60", survivor.display());
         let started = Instant::now();
-        let hook = Hook::new(command, Duration::from_millis(100));
-        let error = hook.run(&occasion_in(&scratch, 1), &paths(&[])).unwrap_err();
+        let hook = Hook::new(command, Duration::from_millis(100), scratch.path());
+        let error = hook.run(&occasion(1), &paths(&[])).unwrap_err();
         assert!(matches!(error, HookError::TimedOut { .. }));
         assert!(started.elapsed() < Duration::from_secs(2));
         thread::sleep(Duration::from_secs(2).saturating_sub(started.elapsed()) + Duration::from_millis(300));
@@ -645,14 +638,14 @@ mod tests {
     fn what_failed_stays_due_with_the_paths_of_every_activation() {
         let scratch = tempfile::tempdir().unwrap();
         let out = scratch.path().join("out");
-        let failing = AfterHook::new(hook("exit 1"), scratch.path());
+        let failing = AfterHook::new(hook("exit 1", scratch.path()));
         failing.note(occasion(1), &paths(&[b"a", b"b"])).unwrap();
         assert!(!failing.run_due(None).unwrap(), "not before the switch");
         failing.settle(true);
         assert!(failing.run_due(Some(occasion(1))).is_err());
         // The agent starts again, and activates another generation.
         let command = format!("cat > {0}; echo $SYNCD_GENERATION >> {0}", out.display());
-        let working = AfterHook::new(hook(&command), scratch.path());
+        let working = AfterHook::new(hook(&command, scratch.path()));
         working.note(occasion(2), &paths(&[b"a/x", b"b", b"two\nlines"])).unwrap();
         working.settle(false);
         working.note(occasion(3), &paths(&[b"b", b"c"])).unwrap();
@@ -684,7 +677,7 @@ mod tests {
             "touch {0}; while [ -e {0} ]; do sleep 0.01; done",
             scratch.path().join("runs").display()
         );
-        let after = Arc::new(AfterHook::new(hook(&slow), scratch.path()));
+        let after = Arc::new(AfterHook::new(hook(&slow, scratch.path())));
         after.note(occasion(1), &paths(&[b"a"])).unwrap();
         after.settle(true);
         let running = thread::spawn({
@@ -710,10 +703,10 @@ mod tests {
         let scratch = tempfile::tempdir().unwrap();
         let out = scratch.path().join("out");
         let after =
-            AfterHook::new(hook(&format!("echo $SYNCD_GENERATION > {}", out.display())), scratch.path());
+            AfterHook::new(hook(&format!("echo $SYNCD_GENERATION > {}", out.display()), scratch.path()));
         after.note(occasion(7), &paths(&[b"a"])).unwrap();
         // A crash: the agent starts again.
-        let after = AfterHook::new(after.hook.clone(), scratch.path());
+        let after = AfterHook::new(after.hook.clone());
         after.run_due(Some(occasion(6))).unwrap();
         assert_eq!(fs::read_to_string(out).unwrap(), "6\n");
     }
@@ -721,7 +714,7 @@ mod tests {
     #[test]
     fn an_activation_that_fails_leaves_nothing_due() {
         let scratch = tempfile::tempdir().unwrap();
-        let after = AfterHook::new(hook("true"), scratch.path());
+        let after = AfterHook::new(hook("true", scratch.path()));
         after.note(occasion(7), &paths(&[b"a"])).unwrap();
         after.settle(false);
         assert!(!after.run_due(Some(occasion(6))).unwrap());

@@ -198,13 +198,13 @@ pub(crate) fn about(options: &RunOptions, identity: &AgentIdentity) -> AgentStat
 }
 
 fn hooks(options: &RunOptions) -> Hooks {
-    let hook = |command: &Option<String>| {
-        command.as_ref().map(|command| Hook::new(command.clone(), options.hook_timeout))
-    };
     let state = options.root.join("state");
+    let hook = |command: &Option<String>| {
+        command.as_ref().map(|command| Hook::new(command.clone(), options.hook_timeout, &state))
+    };
     Hooks {
         before: hook(&options.before_activate),
-        after: hook(&options.on_activate).map(|hook| Arc::new(AfterHook::new(hook, &state))),
+        after: hook(&options.on_activate).map(|hook| Arc::new(AfterHook::new(hook))),
     }
 }
 
