@@ -342,8 +342,8 @@ impl Replica {
     ) -> Result<Staged, StageError> {
         let to = target.generation().root;
         let record = self.record.clone();
-        let part = self.options.part;
-        let manifest = manifest::obtain(&record, from.as_ref(), &to, part, inline, source)?;
+        let limits = self.options.part;
+        let manifest = manifest::obtain(&record, from.as_ref(), &to, limits, inline, source)?;
         let (comparison, mut update) = (manifest.comparison, manifest.update);
         let mut released = comparison.released()?;
         let incoming = Incoming::open(&self.layout, self.owners)?;
@@ -373,7 +373,7 @@ impl Replica {
         let mut done = StageProgress::default();
         let (mut signed, mut patch, mut changed) = (None, None, None);
         let of_update = comparison.parts().map(|part| Ok::<_, StageError>((part?, false)));
-        let filling = holes.parts(&record, renames, &to, part)?.map(|part| Ok((part?, true)));
+        let filling = holes.parts(&record, renames, &to, limits)?.map(|part| Ok((part?, true)));
         for part in of_update.chain(filling) {
             let (part, are_holes) = part?;
             let mut plan = Plan::make(self, from.as_ref(), &part, &mut released, &incoming, are_holes)?;
