@@ -1,8 +1,8 @@
 //! What travels from one root to another, encoded once for all agents, and the answers to requests for single objects.
 //!
 //! [`Planner`] owns the encoded updates: those up to 256 KiB in memory, others in files under DATA/spool, both within a
-//! budget, least recently used first out. A plan runs on a blocking thread of its own, whoever asks for it waits, and
-//! who stops waiting does not stop it. Nothing here is durable; a crash leaves spool files that the next start removes.
+//! budget, least recently used first out. A plan runs on a blocking thread of its own, whoever asks for it waits until it
+//! is done or can be read from its file, and who stops waiting does not stop it. Nothing here is durable; a crash leaves spool files that the next start removes.
 
 mod contents;
 mod delta;
@@ -89,7 +89,9 @@ struct Plan {
 impl Plan {
     /// Once it is done: the update, or `None` where there is none to be had.
     fn encoded(&self) -> Option<Option<Arc<EncodedUpdate>>> {
-        self.outcome.borrow().as_ref().map(|outcome| outcome.as_ref().ok().cloned())
+        let outcome = self.outcome.borrow();
+        let update = outcome.as_ref()?.as_ref().ok();
+        update.is_none_or(|update| update.has_ended()).then(|| update.cloned())
     }
 }
 
@@ -108,8 +110,8 @@ impl Planner {
         Ok(Self { inner: Arc::new(inner) })
     }
 
-    /// The update between two roots, encoded now or before. Concurrent callers wait for one encoding. Cancel safe: the
-    /// encoding goes on without the caller.
+    /// The update between two roots, encoded now or before. Concurrent callers wait for one encoding; one that does not stay
+    /// in memory is there as soon as its first messages are. Cancel safe: the encoding goes on without the caller.
     pub async fn update(&self, from: RootHash, to: RootHash) -> Outcome {
         let mut outcome = self.plan(from, to);
         match outcome.wait_for(Option::is_some).await.as_deref() {
@@ -156,29 +158,31 @@ impl Inner {
 
     async fn run(self: Arc<Self>, from: RootHash, to: RootHash, done: watch::Sender<Option<Outcome>>) {
         let _slot = self.slots.clone().acquire_owned().await;
-        let inner = self.clone();
-        let encoded = tokio::task::spawn_blocking(move || inner.encode(from, to)).await;
-        let outcome = encoded.unwrap_or(Err(PlanError::Interrupted));
+        let (inner, early) = (self.clone(), done.clone());
+        let encoded = tokio::task::spawn_blocking(move || {
+            inner.encode(from, to, &|update| drop(early.send_replace(Some(Ok(update)))))
+        });
+        let outcome = encoded.await.unwrap_or_else(|_| Err(Arc::new(PlanError::Interrupted)));
         if let Err(error) = &outcome {
             tracing::debug!(%from, %to, %error, "no update was planned");
             // What is too large now will be the next time, and finding out is dear.
-            if !matches!(error, PlanError::TooLarge { .. }) {
+            if !matches!(**error, PlanError::TooLarge { .. }) {
                 self.cache().plans.remove(&(from, to));
             }
         }
-        done.send_replace(Some(outcome.map(Arc::new).map_err(Arc::new)));
+        done.send_replace(Some(outcome));
         self.evict();
     }
 
-    fn encode(&self, from: RootHash, to: RootHash) -> Result<EncodedUpdate, PlanError> {
-        let mut writer = self.spool.writer();
-        update::encode(&*self.contents, from, to, self.budget.part, &mut |frame| {
+    fn encode(&self, from: RootHash, to: RootHash, publish: &dyn Fn(Arc<EncodedUpdate>)) -> Outcome {
+        let mut writer = self.spool.writer(publish);
+        let encoded = update::encode(&*self.contents, from, to, self.budget.part, &mut |frame| {
             if self.stopped.load(Ordering::Relaxed) {
                 return Err(PlanError::Interrupted);
             }
             writer.push(&frame)
-        })?;
-        writer.finish()
+        });
+        writer.finish(encoded)
     }
 
     /// Forgets what was not used for longest until the rest is within the budget. The newest stays in any case.

@@ -1,25 +1,24 @@
 //! Encoded updates, kept so that every agent gets the same bytes: small ones in memory, others in DATA/spool.
 //!
-//! A spool file is a sequence of encoded messages without framing; where each begins is known in memory alone. Files
-//! belong to the process that wrote them: they vanish with the last user of their update, and [`Spool::create`] removes
-//! what a crash left.
+//! A spool file is a sequence of encoded messages without framing; where each begins is known in memory alone. What is
+//! spooled is read by agents while the rest is still encoded. Files belong to the process that wrote them: they vanish with
+//! the last user of their update, and [`Spool::create`] removes what a crash left.
 
 use std::fs::{self, File};
-use std::io::{BufWriter, Write};
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, PoisonError, Weak};
+use std::sync::{Arc, Mutex, PoisonError, RwLock, Weak};
 
 use bytes::Bytes;
 use prost::Message;
 use syncd_proto::v1;
 use syncd_shared::limits::INLINE_UPDATE_MAX_BYTES;
+use tokio::sync::watch;
 
 use super::error::PlanError;
 
 const SUFFIX: &str = "update";
-const WRITE_BUFFER_BYTES: usize = 256 * 1024;
 
 /// The directory of spool files. One process uses it.
 #[derive(Debug)]
@@ -47,8 +46,9 @@ impl Spool {
         Ok(Self { directory, next: AtomicU64::new(0), file_max_bytes })
     }
 
-    pub(super) fn writer(&self) -> SpoolWriter<'_> {
-        SpoolWriter { spool: self, memory: Vec::new(), bytes: 0, file: None }
+    /// `publish` gets an update that is too large for memory as soon as it can be read.
+    pub(super) fn writer<'a>(&'a self, publish: &'a dyn Fn(Arc<EncodedUpdate>)) -> SpoolWriter<'a> {
+        SpoolWriter { spool: self, publish, memory: Vec::new(), bytes: 0, spooled: None }
     }
 }
 
@@ -57,14 +57,24 @@ impl Spool {
 struct SpoolFile {
     file: File,
     path: PathBuf,
-    messages: Vec<Spooled>,
+    messages: RwLock<Vec<Arc<Spooled>>>,
+    written: watch::Sender<Written>,
+}
+
+/// How far a spool file is written.
+#[derive(Debug, Clone, Default)]
+struct Written {
+    items: u64,
+    bytes: u64,
+    /// Once there will be no more: whether that is all.
+    end: Option<Result<(), Arc<PlanError>>>,
 }
 
 /// One message of a spool file.
 #[derive(Debug)]
 struct Spooled {
-    /// Where it ends.
-    end: u64,
+    start: u64,
+    length: usize,
     /// Agents that are sent it at the same time share it.
     read: Mutex<Weak<Vec<u8>>>,
 }
@@ -86,12 +96,13 @@ impl Drop for SpoolFile {
     }
 }
 
-/// Takes messages in order. Dropped before [`SpoolWriter::finish`] it leaves nothing.
+/// Takes messages in order. Dropped before [`SpoolWriter::finish`] it leaves nothing but an end to those who read.
 pub(super) struct SpoolWriter<'a> {
     spool: &'a Spool,
+    publish: &'a dyn Fn(Arc<EncodedUpdate>),
     memory: Vec<Bytes>,
     bytes: u64,
-    file: Option<(BufWriter<File>, SpoolFile)>,
+    spooled: Option<Arc<EncodedUpdate>>,
 }
 
 impl SpoolWriter<'_> {
@@ -101,46 +112,62 @@ impl SpoolWriter<'_> {
         if self.bytes > self.spool.file_max_bytes {
             return Err(PlanError::TooLarge { limit: self.spool.file_max_bytes });
         }
-        if self.file.is_none() && self.bytes <= INLINE_UPDATE_MAX_BYTES as u64 {
-            self.memory.push(bytes);
-            return Ok(());
+        if let Some(file) = self.file() {
+            return file.append(&bytes);
         }
-        if self.file.is_none() {
+        self.memory.push(bytes);
+        if self.bytes > INLINE_UPDATE_MAX_BYTES as u64 {
             self.spill()?;
         }
-        self.write(&bytes)
+        Ok(())
+    }
+
+    fn file(&self) -> Option<&SpoolFile> {
+        match self.spooled.as_deref() {
+            Some(EncodedUpdate(Place::Spooled(file))) => Some(file),
+            _ => None,
+        }
     }
 
     fn spill(&mut self) -> Result<(), PlanError> {
         let number = self.spool.next.fetch_add(1, Ordering::Relaxed);
         let path = self.spool.directory.join(format!("{number}.{SUFFIX}"));
-        let open = || {
-            let file = File::options().read(true).write(true).create_new(true).open(&path)?;
-            Ok((file.try_clone()?, file))
-        };
-        let (writer, file) = open().map_err(|source| PlanError::Spool { path: path.clone(), source })?;
-        let writer = BufWriter::with_capacity(WRITE_BUFFER_BYTES, writer);
-        self.file = Some((writer, SpoolFile { file, path, messages: Vec::new() }));
-        std::mem::take(&mut self.memory).iter().try_for_each(|bytes| self.write(bytes))
-    }
-
-    fn write(&mut self, bytes: &[u8]) -> Result<(), PlanError> {
-        let Some((writer, spooled)) = &mut self.file else { return Ok(()) };
-        writer.write_all(bytes).map_err(|source| PlanError::Spool { path: spooled.path.clone(), source })?;
-        let start = spooled.messages.last().map_or(0, |before| before.end);
-        spooled.messages.push(Spooled { end: start + bytes.len() as u64, read: Mutex::default() });
+        let file = File::options()
+            .read(true)
+            .write(true)
+            .create_new(true)
+            .open(&path)
+            .map_err(|source| PlanError::Spool { path: path.clone(), source })?;
+        let (messages, written) = Default::default();
+        let file = SpoolFile { file, path, messages, written };
+        std::mem::take(&mut self.memory).iter().try_for_each(|bytes| file.append(bytes))?;
+        let update = Arc::new(EncodedUpdate(Place::Spooled(file)));
+        (self.publish)(update.clone());
+        self.spooled = Some(update);
         Ok(())
     }
 
-    pub(super) fn finish(self) -> Result<EncodedUpdate, PlanError> {
-        let place = match self.file {
-            None => Place::Memory(self.memory),
-            Some((mut writer, spooled)) => {
-                writer.flush().map_err(|source| PlanError::Spool { path: spooled.path.clone(), source })?;
-                Place::Spooled(spooled)
-            }
-        };
-        Ok(EncodedUpdate { place, bytes: self.bytes })
+    /// Ends the update: whole, or with what went wrong, which who reads it is told too.
+    pub(super) fn finish(
+        mut self,
+        encoded: Result<(), PlanError>,
+    ) -> Result<Arc<EncodedUpdate>, Arc<PlanError>> {
+        let encoded = encoded.map_err(Arc::new);
+        if let Some(file) = self.file() {
+            file.end(encoded.clone());
+        }
+        let spooled = self.spooled.take();
+        encoded?;
+        Ok(spooled
+            .unwrap_or_else(|| Arc::new(EncodedUpdate(Place::Memory(std::mem::take(&mut self.memory))))))
+    }
+}
+
+impl Drop for SpoolWriter<'_> {
+    fn drop(&mut self) {
+        if let Some(file) = self.file() {
+            file.end(Err(Arc::new(PlanError::Interrupted)));
+        }
     }
 }
 
@@ -150,50 +177,61 @@ enum Place {
     Spooled(SpoolFile),
 }
 
-/// Everything that takes a replica from one root to another, encoded once.
+/// Everything that takes a replica from one root to another, encoded once. What is too large for memory can be read
+/// before it is whole.
 #[derive(Debug)]
-pub struct EncodedUpdate {
-    place: Place,
-    bytes: u64,
-}
+pub struct EncodedUpdate(Place);
 
 impl EncodedUpdate {
-    /// Length of all messages, in bytes.
+    /// Length of all messages so far, in bytes.
     pub fn bytes(&self) -> u64 {
-        self.bytes
-    }
-
-    /// Number of messages.
-    pub fn items(&self) -> u64 {
-        match &self.place {
-            Place::Memory(frames) => frames.len() as u64,
-            Place::Spooled(file) => file.messages.len() as u64,
+        match &self.0 {
+            Place::Memory(frames) => frames.iter().map(|bytes| bytes.len() as u64).sum(),
+            Place::Spooled(file) => file.written.borrow().bytes,
         }
     }
 
     /// Whether it is kept in memory: at most [`INLINE_UPDATE_MAX_BYTES`].
     pub fn is_inline(&self) -> bool {
-        matches!(self.place, Place::Memory(_))
+        matches!(self.0, Place::Memory(_))
     }
 
-    /// One message; `None` past the end. Reads the spool: blocks.
-    pub fn item(&self, item: u64) -> Result<Option<v1::FetchFrame>, PlanError> {
+    /// Whether nothing more comes.
+    pub(super) fn has_ended(&self) -> bool {
+        match &self.0 {
+            Place::Memory(_) => true,
+            Place::Spooled(file) => file.written.borrow().end.is_some(),
+        }
+    }
+
+    /// Waits until this message is there, or known not to come. Cancel safe.
+    pub async fn reached(&self, item: u64) {
+        if let Place::Spooled(file) = &self.0 {
+            let there = |written: &Written| written.items > item || written.end.is_some();
+            // It can't be closed: the sender is ours.
+            let _ = file.written.subscribe().wait_for(there).await;
+        }
+    }
+
+    /// One message; `None` where it is not there yet, and past the end. Reads the spool: blocks.
+    pub fn item(&self, item: u64) -> Result<Option<v1::FetchFrame>, Arc<PlanError>> {
         let Ok(index) = usize::try_from(item) else { return Ok(None) };
-        let bytes = match &self.place {
+        let bytes = match &self.0 {
             Place::Memory(frames) => frames.get(index).cloned(),
             Place::Spooled(file) => file.read(index)?,
         };
-        bytes.map(|bytes| v1::FetchFrame::decode(bytes).map_err(|_| self.changed())).transpose()
+        let decoded = bytes.map(|bytes| v1::FetchFrame::decode(bytes).map_err(|_| self.changed()));
+        decoded.transpose().map_err(Arc::new)
     }
 
     /// All messages, where it is kept in memory.
     pub fn inline_frames(&self) -> Option<Vec<v1::FetchFrame>> {
-        let Place::Memory(frames) = &self.place else { return None };
+        let Place::Memory(frames) = &self.0 else { return None };
         frames.iter().map(|bytes| v1::FetchFrame::decode(bytes.clone()).ok()).collect()
     }
 
     fn changed(&self) -> PlanError {
-        let path = match &self.place {
+        let path = match &self.0 {
             Place::Memory(_) => PathBuf::new(),
             Place::Spooled(file) => file.path.clone(),
         };
@@ -202,19 +240,114 @@ impl EncodedUpdate {
 }
 
 impl SpoolFile {
-    fn read(&self, index: usize) -> Result<Option<Bytes>, PlanError> {
-        let Some(message) = self.messages.get(index) else { return Ok(None) };
+    fn failed(&self, source: std::io::Error) -> PlanError {
+        PlanError::Spool { path: self.path.clone(), source }
+    }
+
+    /// Adds a message, for everybody to read. One writer calls it.
+    fn append(&self, bytes: &[u8]) -> Result<(), PlanError> {
+        let start = self.written.borrow().bytes;
+        self.file.write_all_at(bytes, start).map_err(|source| self.failed(source))?;
+        let message = Arc::new(Spooled { start, length: bytes.len(), read: Mutex::default() });
+        self.messages.write().unwrap_or_else(PoisonError::into_inner).push(message);
+        self.written.send_modify(|written| {
+            written.items += 1;
+            written.bytes += bytes.len() as u64;
+        });
+        Ok(())
+    }
+
+    /// There will be no more; the first call counts.
+    fn end(&self, end: Result<(), Arc<PlanError>>) {
+        self.written.send_modify(|written| {
+            written.end.get_or_insert(end);
+        });
+    }
+
+    fn read(&self, index: usize) -> Result<Option<Bytes>, Arc<PlanError>> {
+        // Looked at first: what was written before the end is there to read.
+        let end = self.written.borrow().end.clone();
+        let message = self.messages.read().unwrap_or_else(PoisonError::into_inner).get(index).cloned();
+        let Some(message) = message else { return end.unwrap_or(Ok(())).map(|()| None) };
         let mut read = message.read.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(shared) = read.upgrade() {
             return Ok(Some(Bytes::from_owner(Shared(shared))));
         }
-        let start = index.checked_sub(1).map_or(0, |before| self.messages[before].end);
-        let mut bytes = vec![0; (message.end - start) as usize];
-        self.file
-            .read_exact_at(&mut bytes, start)
-            .map_err(|source| PlanError::Spool { path: self.path.clone(), source })?;
+        let mut bytes = vec![0; message.length];
+        self.file.read_exact_at(&mut bytes, message.start).map_err(|source| Arc::new(self.failed(source)))?;
         let shared = Arc::new(bytes);
         *read = Arc::downgrade(&shared);
         Ok(Some(Bytes::from_owner(Shared(shared))))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use futures::FutureExt as _;
+    use syncd_shared::limits::FETCH_MESSAGE_MAX_BYTES;
+    use tempfile::TempDir;
+
+    use super::*;
+
+    fn frame(item: u64) -> v1::FetchFrame {
+        let compressed = Bytes::from(vec![item as u8; INLINE_UPDATE_MAX_BYTES / 2]);
+        let objects = v1::DirectoryObjects { compressed, uncompressed_bytes: 1 };
+        v1::FetchFrame { item, frame: Some(v1::fetch_frame::Frame::Directories(objects)) }
+    }
+
+    /// An update of which `items` messages are written, and its writer.
+    fn growing<'a>(spool: &'a Spool, publish: &'a dyn Fn(Arc<EncodedUpdate>), items: u64) -> SpoolWriter<'a> {
+        let mut writer = spool.writer(publish);
+        (0..items).for_each(|item| writer.push(&frame(item)).unwrap());
+        writer
+    }
+
+    #[test]
+    fn what_is_spooled_is_read_while_the_rest_is_written() {
+        let data = TempDir::new().unwrap();
+        let spool = Spool::create(data.path().to_owned(), FETCH_MESSAGE_MAX_BYTES as u64).unwrap();
+        let published = Mutex::new(None);
+        let publish = |update| *published.lock().unwrap() = Some(update);
+        let mut writer = growing(&spool, &publish, 1);
+        assert!(published.lock().unwrap().is_none(), "it may stay small");
+        writer.push(&frame(1)).unwrap();
+        let update = published.lock().unwrap().clone().unwrap();
+        assert_eq!(update.item(1).unwrap(), Some(frame(1)));
+        assert_eq!(update.item(2).unwrap(), None, "not yet");
+        assert!(update.reached(1).now_or_never().is_some());
+        assert!(update.reached(2).now_or_never().is_none());
+        writer.push(&frame(2)).unwrap();
+        assert!(update.reached(2).now_or_never().is_some() && !update.has_ended());
+        writer.finish(Ok(())).unwrap();
+        assert!(update.reached(3).now_or_never().is_some() && update.has_ended());
+        assert_eq!(
+            (0..4).filter_map(|item| update.item(item).unwrap()).collect::<Vec<_>>(),
+            [0, 1, 2].map(frame)
+        );
+    }
+
+    #[test]
+    fn who_reads_is_told_why_it_ends_early() {
+        let data = TempDir::new().unwrap();
+        let spool = Spool::create(data.path().to_owned(), FETCH_MESSAGE_MAX_BYTES as u64).unwrap();
+        let published = Mutex::new(None);
+        let publish = |update| *published.lock().unwrap() = Some(update);
+        for is_dropped in [false, true] {
+            let writer = growing(&spool, &publish, 3);
+            if is_dropped {
+                drop(writer);
+            } else {
+                writer.finish(Err(PlanError::TooLarge { limit: 7 })).unwrap_err();
+            }
+            let update: Arc<EncodedUpdate> = published.lock().unwrap().take().unwrap();
+            assert_eq!(update.item(2).unwrap(), Some(frame(2)));
+            assert!(update.reached(3).now_or_never().is_some());
+            match &*update.item(3).unwrap_err() {
+                PlanError::Interrupted => assert!(is_dropped),
+                PlanError::TooLarge { limit: 7 } => assert!(!is_dropped),
+                other => panic!("{other}"),
+            }
+        }
+        assert_eq!(fs::read_dir(data.path()).unwrap().count(), 0);
     }
 }

@@ -1,3 +1,6 @@
+use std::time::Duration;
+
+use syncd_proto::v1;
 use syncd_shared::diff::Comparison;
 use syncd_shared::wire::DirectoryFiles;
 use syncd_shared::{ContentHash, Directory, ObjectHash, RootEntry, RootHash};
@@ -28,6 +31,24 @@ fn replica(planner: &Planner, root: &RootEntry) -> MemoryReplica {
     replica
 }
 
+/// An update, once all of it is there, and its messages.
+async fn whole(
+    planner: &Planner,
+    from: RootHash,
+    to: RootHash,
+) -> Result<(Arc<EncodedUpdate>, Vec<v1::FetchFrame>), Arc<PlanError>> {
+    let update = planner.update(from, to).await?;
+    let mut frames = Vec::new();
+    loop {
+        let item = frames.len() as u64;
+        update.reached(item).await;
+        match update.item(item)? {
+            Some(frame) => frames.push(frame),
+            None => return Ok((update, frames)),
+        }
+    }
+}
+
 async fn updated(
     store: &dyn Contents,
     planner: &Planner,
@@ -37,9 +58,8 @@ async fn updated(
     let mut replica = replica(planner, from);
     replica.stored.clear();
     replica.replacements = fixture::replacements(store, from, to);
-    let update = planner.update(from.hash(), to.hash()).await.unwrap();
-    for item in 0..update.items() {
-        let frame = update.item(item).unwrap().unwrap();
+    let (update, frames) = whole(planner, from.hash(), to.hash()).await.unwrap();
+    for (item, frame) in (0..).zip(frames) {
         assert_eq!(frame.item, item);
         replica.take(frame);
     }
@@ -210,7 +230,8 @@ async fn metadata_alone_costs_no_content() {
     let (planner, _data) = planner(&store, PlanBudget::default());
     let (replica, update) = updated(&*store, &planner, &from, &to).await;
     assert_eq!(replica.tree(&to), site());
-    assert_eq!((update.items(), replica.deltas.len() + replica.stored.len() + replica.local.len()), (2, 0));
+    assert!(update.item(1).unwrap().is_some() && update.item(2).unwrap().is_none());
+    assert_eq!(replica.deltas.len() + replica.stored.len() + replica.local.len(), 0);
 }
 
 #[tokio::test]
@@ -221,7 +242,8 @@ async fn a_renamed_subtree_costs_no_content_and_one_patch() {
     let (planner, _data) = planner(&store, PlanBudget::default());
     let (replica, update) = updated(&*store, &planner, &from, &to).await;
     assert_eq!(replica.tree(&to), renamed);
-    assert_eq!((update.items(), replica.stored.len()), (2, 0));
+    assert!(update.item(1).unwrap().is_some() && update.item(2).unwrap().is_none());
+    assert_eq!(replica.stored.len(), 0);
     assert!(update.is_inline());
 }
 
@@ -306,15 +328,16 @@ async fn concurrent_callers_share_one_encoding() {
     let store = MemoryStore::new(1 << 20);
     let (from, to) = (store.put(&tree(&[("a", b"1")])), store.put(&site()));
     let (planner, _data) = planner(&store, PlanBudget::default());
-    let first = planner.update(from.hash(), to.hash()).await.unwrap();
+    let (first, messages) = whole(&planner, from.hash(), to.hash()).await.unwrap();
     let (frames, directories) = (store.frames_read(), store.directories_read());
     let (planner, _data) = super::tests::planner(&store, PlanBudget::default());
     let all = (0..20).map(|_| {
         let planner = planner.clone();
-        tokio::spawn(async move { planner.update(from.hash(), to.hash()).await.unwrap() })
+        tokio::spawn(async move { whole(&planner, from.hash(), to.hash()).await.unwrap() })
     });
     for update in futures::future::join_all(all).await {
-        assert_eq!(update.unwrap().bytes(), first.bytes());
+        let (update, same) = update.unwrap();
+        assert!(update.bytes() == first.bytes() && same == messages);
     }
     assert_eq!((store.frames_read(), store.directories_read()), (2 * frames, 2 * directories));
 }
@@ -327,18 +350,29 @@ async fn the_budget_drops_what_was_not_used_for_longest() {
     let budget = PlanBudget { disk_bytes: 1_000_000, ..PlanBudget::default() };
     let (planner, data) = planner(&store, budget);
     let files = || std::fs::read_dir(data.path().join("spool")).unwrap().count();
-    let held = planner.update(empty.hash(), roots[0]).await.unwrap();
+    let (held, messages) = whole(&planner, empty.hash(), roots[0]).await.unwrap();
     for root in &roots[1..] {
-        planner.update(empty.hash(), *root).await.unwrap();
+        whole(&planner, empty.hash(), *root).await.unwrap();
     }
-    assert_eq!(files(), 3, "two within the budget, one that is still read");
-    assert!(held.item(held.items() - 1).unwrap().is_some());
+    // What is whole is read before the rest goes.
+    let settled = async |count, what| {
+        let in_time = async {
+            while files() != count {
+                tokio::time::sleep(Duration::from_millis(5)).await;
+            }
+        };
+        tokio::time::timeout(Duration::from_secs(20), in_time).await.expect(what);
+    };
+    settled(3, "two within the budget, one that is still read").await;
+    assert_eq!(held.item(messages.len() as u64 - 1).unwrap().as_ref(), messages.last());
     drop(held);
-    assert_eq!(files(), 2);
+    settled(2, "what is not read goes").await;
     let (from, to) = (empty.hash(), store.put(&tree(&[("f", &noise(9, 2_000_000))])).hash());
-    let refused = planner.update(from, to).await;
-    assert!(matches!(refused.as_ref().map_err(|e| &**e), Err(PlanError::TooLarge { .. })));
-    assert_eq!(files(), 2, "nothing is left of what was given up");
+    for attempt in ["while it is read", "before"] {
+        let refused = whole(&planner, from, to).await;
+        assert!(matches!(refused.as_ref().map_err(|e| &**e), Err(PlanError::TooLarge { .. })), "{attempt}");
+    }
+    settled(2, "nothing is left of what was given up").await;
     std::fs::write(data.path().join("spool/99.update"), b"left by a crash").unwrap();
     drop(planner);
     let _again = Planner::new(store, data.path(), budget).unwrap();

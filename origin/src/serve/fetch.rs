@@ -18,7 +18,7 @@ use tokio_stream::StreamExt;
 use super::error::ServeError;
 use super::turns::StreamTurns;
 use super::{FromPeer, Services, takes_updates};
-use crate::plan::{EncodedUpdate, PlanError};
+use crate::plan::{EncodedUpdate, ObjectsAnswer, PlanError};
 
 /// Bytes that one turn produces before it hands over.
 const TURN_BYTES: usize = 256 * 1024;
@@ -27,7 +27,31 @@ const AHEAD_BYTES: u64 = 256 * 1024;
 /// An agent that asks for nothing for this long is cut off.
 const IDLE: Duration = Duration::from_secs(600);
 
-type Frames = Box<dyn Iterator<Item = Result<v1::FetchFrame, PlanError>> + Send>;
+/// What a request is answered with.
+enum Frames {
+    Update(Items),
+    Objects(Box<ObjectsAnswer>),
+}
+
+impl Frames {
+    /// Waits until there is a next one, or none will come.
+    async fn ready(&self) {
+        if let Self::Update(Items { update, next }) = self {
+            update.reached(*next).await;
+        }
+    }
+}
+
+impl Iterator for Frames {
+    type Item = Result<v1::FetchFrame, Arc<PlanError>>;
+
+    fn next(&mut self) -> Option<Self::Item> {
+        match self {
+            Self::Update(items) => items.next(),
+            Self::Objects(answer) => answer.next().map(|frame| frame.map_err(Arc::new)),
+        }
+    }
+}
 
 /// Answers until the agent has no more requests.
 pub async fn answer(
@@ -43,7 +67,7 @@ pub async fn answer(
         if updated {
             return Err(ServeError::OutOfOrder { what: "a request after an update request" });
         }
-        let frames: Frames = match request.request.ok_or(ServeError::Missing { field: "request" })? {
+        let frames = match request.request.ok_or(ServeError::Missing { field: "request" })? {
             Request::Update(_) if ordinal > 0 => {
                 return Err(ServeError::OutOfOrder { what: "an update request" });
             }
@@ -55,11 +79,11 @@ pub async fn answer(
                     return Err(PlanError::NotUnderstood.into());
                 }
                 let update = services.planner.update(from, to).await?;
-                Box::new(Items { update, next: request.first_item })
+                Frames::Update(Items { update, next: request.first_item })
             }
             Request::Objects(request) => {
                 let (_root, batch) = ObjectsBatch::from_message(&request)?;
-                Box::new(services.planner.objects(ordinal, batch))
+                Frames::Objects(Box::new(services.planner.objects(ordinal, batch)))
             }
         };
         ordinal = ordinal.saturating_add(1);
@@ -91,6 +115,7 @@ async fn send(
         let room = turns.taken(sender.reserve()).await?;
         let Ok(room) = room else { return Ok(()) };
         drop(room);
+        frames.ready().await;
         let turn = tokio::task::spawn_blocking(move || take_turn(frames)).await;
         let (rest, batch) = turn.map_err(|_| PlanError::Interrupted)?;
         let mut frames_sent = 0usize;
@@ -114,7 +139,7 @@ async fn send(
     }
 }
 
-fn take_turn(mut frames: Frames) -> (Frames, Vec<Result<v1::FetchFrame, PlanError>>) {
+fn take_turn(mut frames: Frames) -> (Frames, Vec<Result<v1::FetchFrame, Arc<PlanError>>>) {
     let mut batch = Vec::new();
     let mut bytes = 0;
     while bytes < TURN_BYTES
@@ -126,18 +151,18 @@ fn take_turn(mut frames: Frames) -> (Frames, Vec<Result<v1::FetchFrame, PlanErro
     (frames, batch)
 }
 
-/// An encoded update from some item on.
+/// An encoded update from some item on, as far as it is there.
 struct Items {
     update: Arc<EncodedUpdate>,
     next: u64,
 }
 
 impl Iterator for Items {
-    type Item = Result<v1::FetchFrame, PlanError>;
+    type Item = Result<v1::FetchFrame, Arc<PlanError>>;
 
     fn next(&mut self) -> Option<Self::Item> {
-        let item = self.update.item(self.next).transpose();
+        let item = self.update.item(self.next).transpose()?;
         self.next = self.next.saturating_add(1);
-        item
+        Some(item)
     }
 }
