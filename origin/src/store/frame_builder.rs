@@ -15,7 +15,7 @@ use syncd_shared::hash::ContentHash;
 use syncd_shared::limits::FRAME_MAX_BYTES;
 
 use super::error::{StoreError, poisoned};
-use super::pack::{FRAME_MAX_CHUNKS, FrameChunk, ZSTD_LEVEL};
+use super::pack::{Effort, FRAME_MAX_CHUNKS, FrameChunk};
 use super::similar::{self, Likeness};
 use super::writer::Writer;
 
@@ -35,6 +35,7 @@ const HELPERS_MAX: usize = 7;
 struct Chunks {
     content: Vec<u8>,
     chunks: Vec<FrameChunk>,
+    effort: Effort,
 }
 
 impl Chunks {
@@ -56,6 +57,7 @@ impl Chunks {
     fn clear(&mut self) {
         self.content.clear();
         self.chunks.clear();
+        self.effort = Effort::default();
     }
 }
 
@@ -110,6 +112,7 @@ impl SmallContents {
     /// Fills an empty frame; stays empty when there are no more.
     fn next_frame(&self, frame: &mut Chunks) -> Result<(), StoreError> {
         let mut small = self.lock()?;
+        frame.effort = Effort::Low;
         while let Some(ordered) = small.ordered.front_mut() {
             while let Some(index) = ordered.next.take().or_else(|| ordered.order.next()) {
                 let chunk = &ordered.gathered.chunks[index];
@@ -180,8 +183,7 @@ struct FrameWriter<'a> {
 
 impl<'a> FrameWriter<'a> {
     fn new(writer: &'a Writer) -> Result<Self, StoreError> {
-        let compressor =
-            zstd::bulk::Compressor::new(ZSTD_LEVEL).map_err(|source| StoreError::Compress { source })?;
+        let compressor = zstd::bulk::Compressor::default();
         Ok(Self { writer, compressor, compressed: Vec::new() })
     }
 
@@ -191,8 +193,10 @@ impl<'a> FrameWriter<'a> {
         }
         self.compressed.clear();
         self.compressed.reserve(zstd::zstd_safe::compress_bound(frame.content.len()));
-        self.compressor
-            .compress_to_buffer(&frame.content[..], &mut self.compressed)
+        frame
+            .effort
+            .set(&mut self.compressor)
+            .and_then(|()| self.compressor.compress_to_buffer(&frame.content[..], &mut self.compressed))
             .map_err(|source| StoreError::Compress { source })?;
         self.writer.append(&frame.chunks, frame.content.len() as u32, &self.compressed)
     }
@@ -238,6 +242,7 @@ impl LargeContent<'_, '_> {
                 }
             }
             builder.frame.push(hash, bytes);
+            builder.frame.effort = Effort::Low;
         }
         Ok(new)
     }

@@ -10,10 +10,12 @@
 //! Integers are little endian. The chunks lie in the uncompressed bytes in this order, without gaps.
 
 use std::fmt;
+use std::io;
 
 use bytes::Bytes;
 use syncd_shared::hash::ContentHash;
 use syncd_shared::limits::FRAME_MAX_BYTES;
+use zstd::zstd_safe::CParameter;
 
 /// Version of the pack format.
 pub(super) const PACK_FORMAT: u32 = 1;
@@ -23,8 +25,6 @@ pub(super) const PACK_MAX_BYTES: u64 = 256 * 1024 * 1024;
 pub(super) const PACK_HEADER_BYTES: usize = 16;
 /// Chunks in one frame; bounds the header.
 pub(super) const FRAME_MAX_CHUNKS: usize = 4096;
-/// Level of compression.
-pub(super) const ZSTD_LEVEL: i32 = 5;
 
 const PACK_MAGIC: &[u8; 8] = b"SYNCDPCK";
 const FRAME_MAGIC: u32 = u32::from_le_bytes(*b"SFRM");
@@ -122,6 +122,29 @@ pub enum FrameDamage {
         /// The chunk.
         hash: ContentHash,
     },
+}
+
+/// How hard a frame is compressed. The figures are in docs/decisions.md.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) enum Effort {
+    /// Where more effort wins most for its time: contents of some 16 KiB to 1 MiB.
+    #[default]
+    High,
+    /// Small contents, which lie next to those that they resemble, and large ones.
+    Low,
+}
+
+impl Effort {
+    /// Has `compressor` compress so from now on.
+    pub(super) fn set(self, compressor: &mut zstd::bulk::Compressor<'_>) -> io::Result<()> {
+        // 0 is the level's own.
+        let (level, least_match) = match self {
+            Self::High => (5, 6),
+            Self::Low => (3, 0),
+        };
+        compressor.set_parameter(CParameter::CompressionLevel(level))?;
+        compressor.set_parameter(CParameter::MinMatch(least_match))
+    }
 }
 
 /// A chunk's place in the uncompressed bytes of its frame.
@@ -298,7 +321,7 @@ mod tests {
 
     fn frame() -> Vec<u8> {
         let hash = ContentHash::of(b"hello");
-        let compressed = zstd::bulk::compress(b"hello", ZSTD_LEVEL).unwrap();
+        let compressed = zstd::bulk::compress(b"hello", 3).unwrap();
         encode_frame(&[FrameChunk { hash, offset: 0, length: 5 }], 5, &compressed)
     }
 
