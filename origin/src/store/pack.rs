@@ -127,10 +127,10 @@ pub enum FrameDamage {
 /// How hard a frame is compressed. The figures are in docs/decisions.md.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(super) enum Effort {
-    /// Where more effort wins most for its time: contents of some 16 KiB to 1 MiB.
+    /// Where more effort wins most for its time, contents of some 16 KiB to 1 MiB, and where nobody waits.
     #[default]
     High,
-    /// Small contents, which lie next to those that they resemble, and large ones.
+    /// Small contents, which lie next to those that they resemble, and what shares a frame with a piece of a large one.
     Low,
 }
 

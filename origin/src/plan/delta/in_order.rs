@@ -2,7 +2,7 @@
 
 use std::collections::VecDeque;
 use std::sync::mpsc::{Receiver, RecvError, SyncSender, sync_channel};
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError};
 
 /// Threads at most: what each holds is bounded, and so is the whole.
 const WORKERS_MAX: usize = 4;
@@ -34,10 +34,11 @@ where
     }
     let jobs = [Ok(first)].into_iter().chain(second.map(Ok)).chain(jobs);
     let (sender, receiver) = sync_channel::<(J, SyncSender<Result<R, E>>)>(workers);
-    let receiver = Mutex::new(receiver);
+    let receiver = Arc::new(Mutex::new(receiver));
     std::thread::scope(|scope| {
         for _ in 0..workers {
-            scope.spawn(|| {
+            let (receiver, tools, work) = (receiver.clone(), &tools, &work);
+            scope.spawn(move || {
                 let mut own = None;
                 while let Some((job, answer)) = next(&receiver) {
                     let result = match &mut own {
@@ -49,20 +50,22 @@ where
                 }
             });
         }
+        // Without workers nobody receives.
+        drop(receiver);
         // Dropped when this ends, by whatever way: that ends the workers.
         let sender = sender;
         let mut waiting: VecDeque<Receiver<Result<R, E>>> = VecDeque::new();
         let mut take = |waiting: &mut VecDeque<Receiver<Result<R, E>>>| match waiting.pop_front() {
             Some(front) => match front.recv() {
-                Ok(result) => sink(result?),
-                // Its worker panicked: leaving the scope tells so.
-                Err(RecvError) => Ok(()),
+                Ok(result) => sink(result?).map(|()| true),
+                // Its worker panicked: what comes after it is not for the sink. Leaving the scope tells.
+                Err(RecvError) => Ok(false),
             },
-            None => Ok(()),
+            None => Ok(true),
         };
         for job in jobs {
-            if waiting.len() >= workers * AHEAD {
-                take(&mut waiting)?;
+            if waiting.len() >= workers * AHEAD && !take(&mut waiting)? {
+                return Ok(());
             }
             let (answer, result) = sync_channel(1);
             if sender.send((job?, answer)).is_err() {
@@ -70,9 +73,7 @@ where
             }
             waiting.push_back(result);
         }
-        while !waiting.is_empty() {
-            take(&mut waiting)?;
-        }
+        while !waiting.is_empty() && take(&mut waiting)? {}
         Ok(())
     })
 }
@@ -124,5 +125,24 @@ mod tests {
         assert_eq!(run(&[Ok(1), Ok(9), Ok(3)], Ok(())), Err('w'));
         assert_eq!(run(&[Ok(1), Ok(2), Ok(3)], Err('s')), Err('s'));
         assert_eq!(run(&[Ok(1)], Err('s')), Err('s'));
+    }
+
+    #[test]
+    fn nothing_comes_after_a_job_whose_worker_panicked() {
+        for panics in [|job: u64| job == 40, |job: u64| job >= 40] {
+            let mut results = Vec::new();
+            let work = |(): &mut (), job| if panics(job) { panic!("as the test wants") } else { Ok(job) };
+            let run = std::panic::AssertUnwindSafe(|| {
+                in_order((0..500).map(Ok::<u64, Infallible>), || Ok(()), work, &mut |job| {
+                    results.push(job);
+                    Ok(())
+                })
+            });
+            std::panic::catch_unwind(run).unwrap_err();
+            assert!(
+                results.len() <= 40 && results.iter().copied().eq(0..results.len() as u64),
+                "{results:?}"
+            );
+        }
     }
 }
