@@ -297,6 +297,12 @@ mod tests {
         v1::FetchFrame { item, frame: Some(v1::fetch_frame::Frame::Directories(objects)) }
     }
 
+    fn empty_spool() -> (TempDir, Spool) {
+        let data = TempDir::new().unwrap();
+        let spool = Spool::create(data.path().to_owned(), FETCH_MESSAGE_MAX_BYTES as u64).unwrap();
+        (data, spool)
+    }
+
     /// An update of which `items` messages are written, and its writer.
     fn growing<'a>(spool: &'a Spool, publish: &'a dyn Fn(Arc<EncodedUpdate>), items: u64) -> SpoolWriter<'a> {
         let mut writer = spool.writer(publish);
@@ -306,8 +312,7 @@ mod tests {
 
     #[test]
     fn what_is_spooled_is_read_while_the_rest_is_written() {
-        let data = TempDir::new().unwrap();
-        let spool = Spool::create(data.path().to_owned(), FETCH_MESSAGE_MAX_BYTES as u64).unwrap();
+        let (_data, spool) = empty_spool();
         let published = Mutex::new(None);
         let publish = |update| *published.lock().unwrap() = Some(update);
         let mut writer = growing(&spool, &publish, 1);
@@ -330,8 +335,7 @@ mod tests {
 
     #[test]
     fn who_reads_what_fails_is_told_why() {
-        let data = TempDir::new().unwrap();
-        let spool = Spool::create(data.path().to_owned(), FETCH_MESSAGE_MAX_BYTES as u64).unwrap();
+        let (data, spool) = empty_spool();
         let published = Mutex::new(None);
         let publish = |update| *published.lock().unwrap() = Some(update);
         for is_dropped in [false, true] {
