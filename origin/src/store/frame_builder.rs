@@ -57,6 +57,7 @@ impl Chunks {
     fn clear(&mut self) {
         self.content.clear();
         self.chunks.clear();
+        self.effort = Effort::default();
     }
 }
 
@@ -317,9 +318,6 @@ impl<'a> FrameBuilder<'a> {
     fn push(&mut self, hash: &ContentHash, bytes: &[u8]) -> Result<(), StoreError> {
         if !self.frame.has_room_for(bytes.len()) {
             self.write_frame()?;
-        }
-        if self.frame.chunks.is_empty() {
-            self.frame.effort = self.frames.writer.effort;
         }
         self.frame.push(hash, bytes);
         Ok(())

@@ -127,12 +127,10 @@ pub enum FrameDamage {
 /// How hard a frame is compressed. The figures are in docs/decisions.md.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(super) enum Effort {
-    /// Contents of some 16 KiB to 1 MiB, where effort wins most for its time, of the first generation, which every node gets
-    /// whole; and what garbage collection moves.
-    High,
-    /// Small contents, which lie next to those that they resemble; what shares a frame with a piece of a large one; and all
-    /// of later generations, which nodes wait for and get as differences.
+    /// Where more effort wins most for its time, contents of some 16 KiB to 1 MiB, and where nobody waits.
     #[default]
+    High,
+    /// Small contents, which lie next to those that they resemble, and what shares a frame with a piece of a large one.
     Low,
 }
 

@@ -97,29 +97,6 @@ fn small_contents_that_resemble_each_other_share_a_frame() {
 }
 
 #[test]
-fn the_first_generation_is_compressed_harder_than_what_follows() {
-    let words: Vec<u8> =
-        noise(3, 200_000).iter().flat_map(|b| format!("{:x} ", u16::from(*b).pow(2)).into_bytes()).collect();
-    let packed = |seed| {
-        let fixture = Fixture::new();
-        let length = || fs::metadata(fixture.data.path().join("packs/00000001.pack")).map_or(0, |m| m.len());
-        if seed > 0 {
-            fixture.seal(seed, &tree(seed));
-        }
-        let before = length();
-        let writer = fixture.store().writer().unwrap();
-        let content = put_content(&writer, &words).unwrap();
-        writer.save().unwrap();
-        let mut out = Vec::new();
-        fixture.store().read_file(&content, words.len() as u64, &mut out).unwrap();
-        assert!(out == words);
-        length() - before
-    };
-    let (first, later) = (packed(0), packed(1));
-    assert!(first < later, "{first} bytes, {later} bytes");
-}
-
-#[test]
 fn a_large_content_is_compressed_by_helpers_and_read_as_it_was() {
     let fixture = Fixture::new();
     let chunks: Vec<Vec<u8>> = (0..400).map(|number| noise(number, 64_000 + number as usize)).collect();

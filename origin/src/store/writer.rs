@@ -5,7 +5,7 @@ use std::collections::HashMap;
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex};
 
-use redb::{ReadableTable, ReadableTableMetadata, WriteTransaction};
+use redb::{ReadableTable, WriteTransaction};
 use syncd_shared::directory::DecodeDirectoryError;
 use syncd_shared::hash::{ContentHash, ObjectHash};
 use syncd_shared::limits::DIRECTORY_OBJECT_MAX_BYTES;
@@ -14,7 +14,7 @@ use syncd_shared::{Directory, GenerationNumber, SignedGeneration, TreePath};
 use super::error::{SealError, StoreError, index, poisoned};
 use super::frame_builder::{FrameBuilder, Helpers, SmallContents};
 use super::index::{DIRECTORIES, GENERATIONS, META, META_NEXT_PACK, PACKS, ROOTS};
-use super::pack::{Effort, FrameChunk, Location, PackId};
+use super::pack::{FrameChunk, Location, PackId};
 use super::pack_writer::{PackLength, PackWriter};
 use super::pending::Pending;
 use super::read::{Chunk, StoredGeneration, decode_root, encode_root};
@@ -55,8 +55,6 @@ pub struct Writer {
     pending: Mutex<Pending>,
     pub(super) small: SmallContents,
     pub(super) helpers: Helpers,
-    /// For contents that are neither small nor large.
-    pub(super) effort: Effort,
     pending_max_bytes: usize,
     permit: WritePermit,
 }
@@ -70,23 +68,15 @@ impl Store {
 
 impl Writer {
     fn open(permit: WritePermit) -> Result<Self, StoreError> {
-        let is_first = permit
-            .store
-            .index
-            .read(|t| t.open_table(GENERATIONS).map_err(index)?.is_empty().map_err(index))?;
-        Self::open_where(permit, if is_first { Effort::High } else { Effort::Low }, |_| true)
+        Self::open_where(permit, |_| true)
     }
 
     /// A writer that never appends to `pack`, which is about to be dropped.
     pub(super) fn open_apart_from(permit: WritePermit, pack: PackId) -> Result<Self, StoreError> {
-        Self::open_where(permit, Effort::High, |last| last != pack)
+        Self::open_where(permit, |last| last != pack)
     }
 
-    fn open_where(
-        permit: WritePermit,
-        effort: Effort,
-        may_append: impl Fn(PackId) -> bool,
-    ) -> Result<Self, StoreError> {
+    fn open_where(permit: WritePermit, may_append: impl Fn(PackId) -> bool) -> Result<Self, StoreError> {
         let store = &permit.store;
         let (last, next) = store.index.read(|t| {
             let packs = t.open_table(PACKS).map_err(index)?;
@@ -102,7 +92,7 @@ impl Writer {
         let last = last.filter(|(id, _)| may_append(*id) && !store.short_packs.contains_key(id));
         let packs = Mutex::new(PackWriter::open(store.packs.directory().to_owned(), last, next)?);
         let (pending, small, helpers) = Default::default();
-        Ok(Self { packs, pending, small, helpers, effort, pending_max_bytes: PENDING_MAX_BYTES, permit })
+        Ok(Self { packs, pending, small, helpers, pending_max_bytes: PENDING_MAX_BYTES, permit })
     }
 
     /// Commits entries early above this many bytes.
