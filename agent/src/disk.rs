@@ -10,6 +10,7 @@ use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
+use std::sync::{Mutex, PoisonError};
 
 use rustix::fs::{
     AtFlags, CWD, FileType, Gid, Mode, OFlags, RenameFlags, ResolveFlags, Timespec, Timestamps, Uid,
@@ -216,11 +217,7 @@ impl Dir {
 
     /// Creates a file that must not be there yet, readable and writable by this user.
     pub fn create_file(&self, name: &[u8]) -> Result<File, DiskError> {
-        let flags = OFlags::RDWR | OFlags::CREATE | OFlags::EXCL;
-        fault::point()
-            .and_then(|()| self.open_at(name, flags, Mode::from_raw_mode(0o600)))
-            .map(File::from)
-            .map_err(|e| self.failed("create", name, e))
+        self.create_file_with(name, 0o600)
     }
 
     /// Creates a file that must not be there yet, in a tree that nobody else enters. Its mode is what the umask leaves of
@@ -228,7 +225,7 @@ impl Dir {
     pub fn create_file_with(&self, name: &[u8], mode: u32) -> Result<File, DiskError> {
         let flags = OFlags::RDWR | OFlags::CREATE | OFlags::EXCL;
         fault::point()
-            .and_then(|()| self.open_at(name, flags, Mode::from_raw_mode(mode & 0o777)))
+            .and_then(|()| one_at_a_time(|| self.open_at(name, flags, Mode::from_raw_mode(mode & 0o777))))
             .map(File::from)
             .map_err(|e| self.failed("create", name, e))
     }
@@ -238,11 +235,16 @@ impl Dir {
         DiskError { doing, path: self.at(name), source }
     }
 
+    /// Creates a directory of mode 0700, and does not open it.
+    pub fn make_dir(&self, name: &[u8]) -> Result<(), DiskError> {
+        fault::point()
+            .and_then(|()| one_at_a_time(|| rustix::fs::mkdirat(&self.fd, name, Mode::from_raw_mode(0o700))))
+            .map_err(|e| self.failed("create directory", name, e))
+    }
+
     /// Creates a directory; mode 0700 or as asked for, whatever the umask.
     pub fn create_dir(&self, name: &[u8], mode: u32) -> Result<Self, DiskError> {
-        fault::point()
-            .and_then(|()| rustix::fs::mkdirat(&self.fd, name, Mode::from_raw_mode(0o700)))
-            .map_err(|e| self.failed("create directory", name, e))?;
+        self.make_dir(name)?;
         let dir = self.open_dir(name)?;
         if mode != 0o700 {
             rustix::fs::fchmod(&dir.fd, Mode::from_raw_mode(mode))
@@ -486,6 +488,14 @@ pub fn copy(from: &File, to: &File) -> io::Result<()> {
     }
     let (mut from, mut to) = (from, to);
     io::copy(&mut from, &mut to).map(|_| ())
+}
+
+/// Has one thread at a time make an inode. Where two do so at once in one block of its inode table, ext4 takes the other's
+/// inode for one that was there before, and reads the block: behind all writes that are under way.
+fn one_at_a_time<T>(make: impl FnOnce() -> T) -> T {
+    static MAKING: Mutex<()> = Mutex::new(());
+    let _making = MAKING.lock().unwrap_or_else(PoisonError::into_inner);
+    make()
 }
 
 fn retry<T>(mut call: impl FnMut() -> Result<T, Errno>) -> Result<T, Errno> {

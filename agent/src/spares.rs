@@ -229,7 +229,7 @@ impl Replica {
             None if spares > 0 && spares + self.excess().len() >= wanted => return Ok(None),
             None => {
                 let slot = self.free_slot()?;
-                self.layout.staging.create_dir(&building(slot), 0o700)?;
+                self.layout.staging.make_dir(&building(slot))?;
                 slot
             }
         };

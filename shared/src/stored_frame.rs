@@ -37,12 +37,29 @@ pub struct Piece {
     pub length_bytes: u32,
 }
 
-impl StoredFrame {
-    /// The frame's bytes.
-    pub fn decompress(&self) -> Result<Vec<u8>, WireError> {
-        decompress(&self.compressed, self.uncompressed_bytes)
-    }
+/// Decompresses frames, one after the other into the same memory.
+#[derive(Default)]
+pub struct FrameBuffer {
+    decompressor: zstd::bulk::Decompressor<'static>,
+    bytes: Vec<u8>,
+}
 
+impl FrameBuffer {
+    /// The frame's bytes.
+    pub fn decompress(&mut self, frame: &StoredFrame) -> Result<&[u8], WireError> {
+        let expected = frame.uncompressed_bytes;
+        self.bytes.clear();
+        self.bytes.reserve(expected);
+        let decompressed = self.decompressor.decompress_to_buffer(&frame.compressed[..], &mut self.bytes);
+        let actual = decompressed.map_err(WireError::Compression)?;
+        if actual != expected {
+            return Err(WireError::Length { expected, actual });
+        }
+        Ok(&self.bytes)
+    }
+}
+
+impl StoredFrame {
     /// For a message.
     pub fn to_message(&self) -> v1::StoredFrame {
         let mut places = v1::StoredPlaces::default();

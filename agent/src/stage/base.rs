@@ -44,7 +44,7 @@ impl Replica {
                 self.layout.discard(&self.layout.staging, &building(slot))?;
             }
             let slot = self.free_slot()?;
-            self.layout.staging.create_dir(&building(slot), 0o700)?;
+            self.layout.staging.make_dir(&building(slot))?;
             return Ok(Base::Building { slot, holes: Holes::default(), farm: false });
         };
         if distrusted.is_none() {
@@ -64,7 +64,7 @@ impl Replica {
                 Some(spare) => self.demote(spare)?,
                 None => {
                     let slot = self.free_slot()?;
-                    self.layout.staging.create_dir(&building(slot), 0o700)?;
+                    self.layout.staging.make_dir(&building(slot))?;
                     slot
                 }
             },

@@ -14,7 +14,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Mutex, OnceLock, PoisonError};
 
 use syncd_shared::diff::{Change, Comparison};
-use syncd_shared::stored_frame::StoredFrame;
+use syncd_shared::stored_frame::{FrameBuffer, StoredFrame};
 use syncd_shared::wire::WireError;
 use syncd_shared::{ContentHash, ContentTag, Kind, Metadata};
 
@@ -193,13 +193,14 @@ impl Incoming {
     pub fn store(
         &self,
         frame: &StoredFrame,
+        buffer: &mut FrameBuffer,
         content: &dyn Fn(ContentTag) -> Option<ContentHash>,
         wanted: &HashMap<ContentHash, Wanted>,
     ) -> Result<(u64, u64), StageError> {
-        let bytes = frame.decompress().map_err(StageError::Frame)?;
+        let bytes = buffer.decompress(frame).map_err(StageError::Frame)?;
         let (mut whole, mut taken) = (0u64, 0u64);
         for piece in &frame.pieces {
-            let slice = stretch(&bytes, piece.frame_offset as usize, piece.length_bytes as usize)?;
+            let slice = stretch(bytes, piece.frame_offset as usize, piece.length_bytes as usize)?;
             let Some(file) = content(piece.file) else { continue };
             let (contents, bytes) = self.put(file, piece.file_offset, slice, wanted)?;
             whole = contents.saturating_add(whole);

@@ -114,7 +114,7 @@ impl Replica {
             return Ok((*slot, true));
         }
         let slot = self.free_slot()?;
-        self.layout.staging.create_dir(&building(slot), 0o700)?;
+        self.layout.staging.make_dir(&building(slot))?;
         Ok((slot, false))
     }
 }
@@ -143,9 +143,9 @@ impl Walk<'_> {
         let mut below = Vec::new();
         for entry in directory.entries() {
             if let Kind::Directory { object, .. } = entry.kind {
-                match dir.create_dir(entry.name.as_bytes(), 0o700) {
+                match dir.make_dir(entry.name.as_bytes()) {
                     Err(e) if e.source.kind() == std::io::ErrorKind::AlreadyExists => {}
-                    other => drop(other?),
+                    other => other?,
                 }
                 let path = path.join(&entry.name).map_err(|source| StageError::Path { source })?;
                 below.push((path, object));

@@ -164,7 +164,7 @@ impl<'a> Patch<'a> {
                 dir.make_writable()?;
                 match aside {
                     Some(aside) => layout.staging.rename_new(&aside, dir, name.as_bytes())?,
-                    None => drop(dir.create_dir(name.as_bytes(), 0o700)?),
+                    None => dir.make_dir(name.as_bytes())?,
                 }
             }
         }

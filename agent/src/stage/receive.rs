@@ -8,7 +8,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::mpsc::{SyncSender, sync_channel};
 
 use syncd_shared::delta::{DeltaFrame, DeltaPiece};
-use syncd_shared::stored_frame::{Piece, StoredFrame};
+use syncd_shared::stored_frame::{FrameBuffer, Piece, StoredFrame};
 use syncd_shared::wire::Frame;
 use syncd_shared::{ContentHash, ContentTag, TreePath};
 
@@ -48,6 +48,13 @@ enum Parcel {
     Delta(DeltaFrame),
 }
 
+/// What a worker keeps from parcel to parcel.
+#[derive(Default)]
+struct Workbench<'a> {
+    buffer: FrameBuffer,
+    assembler: Option<Assembler<'a>>,
+}
+
 /// Contents that the answer did not bring as bytes.
 #[derive(Debug, Default)]
 pub(crate) struct NotSent {
@@ -69,9 +76,9 @@ impl Reception<'_> {
         progress: &dyn Fn(StageProgress),
     ) -> Result<NotSent, StageError> {
         if self.bytes_total <= INLINE_BYTES {
-            let mut assembler = None;
+            let mut bench = Workbench::default();
             return self.read(frames, answers, allowance, progress, &mut |parcel| {
-                self.store(parcel, &mut assembler).map(|()| true)
+                self.store(parcel, &mut bench).map(|()| true)
             });
         }
         let workers = syncd_shared::threads::at_most(WORKERS_MAX);
@@ -83,8 +90,8 @@ impl Reception<'_> {
                 senders.push(sender);
                 handles.push(scope.spawn(move || {
                     // Dropping the receiver tells the reader that this worker failed.
-                    let mut assembler = None;
-                    receiver.into_iter().try_for_each(|parcel| self.store(parcel, &mut assembler))
+                    let mut bench = Workbench::default();
+                    receiver.into_iter().try_for_each(|parcel| self.store(parcel, &mut bench))
                 }));
             }
             let mut turn = 0usize;
@@ -179,16 +186,16 @@ impl Reception<'_> {
         tags.get(&tag).copied()
     }
 
-    fn store<'b>(&'b self, parcel: Parcel, assembler: &mut Option<Assembler<'b>>) -> Result<(), StageError> {
+    fn store<'b>(&'b self, parcel: Parcel, bench: &mut Workbench<'b>) -> Result<(), StageError> {
         let (files, bytes) = match (parcel, &self.bases) {
             (Parcel::Stored(frame), _) => {
-                self.incoming.store(&frame, &|tag| self.content(tag), self.wanted)?
+                self.incoming.store(&frame, &mut bench.buffer, &|tag| self.content(tag), self.wanted)?
             }
             (Parcel::Delta(_), None) => (0, 0),
             (Parcel::Delta(frame), Some(bases)) => {
-                let assembler = match assembler {
+                let assembler = match &mut bench.assembler {
                     Some(assembler) => assembler,
-                    None => assembler.insert(Assembler::new(bases)?),
+                    none => none.insert(Assembler::new(bases)?),
                 };
                 assembler.take(frame, self)?
             }

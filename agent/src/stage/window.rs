@@ -5,12 +5,12 @@
 use std::collections::HashMap;
 use std::os::unix::fs::FileExt;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::mpsc::{SyncSender, sync_channel};
+use std::sync::mpsc::{SyncSender, TrySendError, sync_channel};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::{Scope, ScopedJoinHandle};
 
 use syncd_shared::limits::{OBJECTS_BATCH_BYTES, OBJECTS_BATCH_MAX};
-use syncd_shared::stored_frame::StoredFrame;
+use syncd_shared::stored_frame::{FrameBuffer, Piece, StoredFrame};
 use syncd_shared::wire::DirectoryFiles;
 use syncd_shared::{Component, ContentHash, ContentTag, Entry, Kind, Metadata, ObjectHash, Totals, TreePath};
 
@@ -196,20 +196,18 @@ impl<'a> Shared<'a> {
         self.failed.load(Ordering::Relaxed)
     }
 
-    fn store(
-        &self,
-        frame: &StoredFrame,
-        window: &Window,
-        open: &mut OpenDirectories,
-    ) -> Result<(), StageError> {
-        let bytes = frame.decompress().map_err(StageError::Frame)?;
-        for piece in &frame.pieces {
-            let index = window.wanted.get(&piece.file);
-            let Some(item) = index.and_then(|index| window.item(*index)) else { continue };
+    fn store(&self, frame: &StoredFrame, window: &Window, bench: &mut Workbench) -> Result<(), StageError> {
+        let bytes = bench.buffer.decompress(frame).map_err(StageError::Frame)?;
+        let item = |piece: &Piece| window.wanted.get(&piece.file).and_then(|index| window.item(*index));
+        let mut pieces: Vec<_> = frame.pieces.iter().filter_map(|p| Some((item(p)?, p))).collect();
+        // What lies together because it resembles each other is of many directories: each is opened once. Pieces of one
+        // file stay in order.
+        pieces.sort_by_key(|(item, _)| item.directory);
+        for (item, piece) in pieces {
             if item.inode.load(Ordering::Relaxed) != 0 {
                 continue;
             }
-            let slice = stretch(&bytes, piece.frame_offset as usize, piece.length_bytes as usize)?;
+            let slice = stretch(bytes, piece.frame_offset as usize, piece.length_bytes as usize)?;
             if slice.len() as u64 != item.size || piece.file_offset != 0 {
                 let wanted = Wanted { size: item.size, metadata: item.metadata, users: 1 };
                 if self.incoming.put_piece(item.content, piece.file_offset, slice, &wanted)? {
@@ -222,7 +220,7 @@ impl<'a> Shared<'a> {
             if actual != item.content {
                 return Err(StageError::Content { expected: item.content, actual });
             }
-            let dir = open.at(self.tree, item)?;
+            let dir = bench.open.at(self.tree, item)?;
             let inode = self.put(dir, item, slice)?;
             self.writeback.wrote(item.size);
             item.inode.store(inode, Ordering::Relaxed);
@@ -238,6 +236,13 @@ impl<'a> Shared<'a> {
         let dressed = disk::dress(&file, &item.metadata, self.owners);
         dressed.map_err(|e| dir.failed_at("set the metadata of", name, e))
     }
+}
+
+/// What a worker keeps from frame to frame.
+#[derive(Default)]
+struct Workbench {
+    buffer: FrameBuffer,
+    open: OpenDirectories,
 }
 
 /// Directories that a worker was in lately, the latest last.
@@ -292,12 +297,12 @@ impl<'scope> Workers<'scope> {
             let (sender, receiver) = sync_channel::<Job>(WAITING_FRAMES);
             senders.push(sender);
             handles.push(scope.spawn(move || {
-                let mut open = OpenDirectories::default();
+                let mut bench = Workbench::default();
                 let mut result = Ok(());
                 // Also after an error everything is taken, so that nobody waits for it.
                 for (frame, window) in receiver {
                     if result.is_ok() {
-                        result = shared.store(&frame, &window, &mut open);
+                        result = shared.store(&frame, &window, &mut bench);
                         if result.is_err() {
                             shared.failed.store(true, Ordering::Relaxed);
                         }
@@ -317,17 +322,35 @@ impl<'scope> Workers<'scope> {
             let item = window.wanted.get(&piece.file).and_then(|index| window.item(*index));
             item.is_some_and(|item| item.size != u64::from(piece.length_bytes))
         });
+        let part = part.map(|piece| usize::from(piece.file.spread()));
         self.turn = self.turn.wrapping_add(1);
-        let turn = part.map_or(self.turn, |p| usize::from(p.file.spread()));
+        let turn = part.unwrap_or(self.turn);
         window.begin();
-        let worker = turn.checked_rem(self.senders.len()).and_then(|worker| self.senders.get(worker));
-        match worker.map(|worker| worker.send((frame, window.clone()))) {
+        let mut job = (frame, window.clone());
+        if part.is_none() {
+            // Whoever has room.
+            for step in 0..self.senders.len() {
+                match self.sender(turn.wrapping_add(step)).map(|sender| sender.try_send(job)) {
+                    Some(Ok(())) => return Done::Taken,
+                    Some(Err(TrySendError::Full(back))) => job = back,
+                    Some(Err(TrySendError::Disconnected(_))) | None => {
+                        window.end();
+                        return Done::Failed;
+                    }
+                }
+            }
+        }
+        match self.sender(turn).map(|sender| sender.send(job)) {
             Some(Ok(())) => Done::Taken,
             _ => {
                 window.end();
                 Done::Failed
             }
         }
+    }
+
+    fn sender(&self, turn: usize) -> Option<&SyncSender<Job>> {
+        self.senders.get(turn.checked_rem(self.senders.len())?)
     }
 
     /// Waits for the workers; the first error of one.

@@ -7,6 +7,7 @@ use syncd_proto::v1;
 use syncd_proto::v1::fetch_frame::Frame as F;
 use syncd_shared::Kind;
 use syncd_shared::limits::{FRAME_MAX_BYTES, FRAME_PIECES_MAX, OBJECTS_BATCH_MAX};
+use syncd_shared::stored_frame::FrameBuffer;
 use syncd_shared::wire::{DirectoryPatch, Frame, ObjectsBatch, WireError};
 use syncd_shared::{Directory, ObjectHash, RootHash};
 
@@ -22,7 +23,7 @@ pub(super) fn fetch_frame(input: &[u8]) {
     let Ok(message) = v1::FetchFrame::decode(input) else { return };
     match Frame::from_message(message) {
         Ok(Frame::Stored(frame)) => {
-            let _ = frame.decompress();
+            let _ = FrameBuffer::default().decompress(&frame);
         }
         Ok(Frame::Patches(patches)) => patches.iter().for_each(apply),
         Ok(Frame::Directories(objects)) => {
@@ -87,11 +88,12 @@ pub(super) fn stored_frame(input: &[u8]) {
         places_bytes: places.len() as u32,
     };
     if let Ok(Frame::Stored(frame)) = received(F::Stored(raw)) {
-        let _ = frame.decompress();
+        let _ = FrameBuffer::default().decompress(&frame);
     }
     let Ok(Frame::Stored(frame)) = received(F::Stored(stored_message(content, places))) else { return };
     assert!(frame.pieces.len() <= FRAME_PIECES_MAX && frame.uncompressed_bytes <= FRAME_MAX_BYTES);
-    let whole = frame.decompress().expect("it was just compressed");
+    let mut buffer = FrameBuffer::default();
+    let whole = buffer.decompress(&frame).expect("it was just compressed");
     assert_eq!(whole, content);
     for piece in &frame.pieces {
         let start = piece.frame_offset as usize;

@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use syncd_shared::diff::DirectorySource;
+use syncd_shared::directory::DecodeDirectoryError;
 use syncd_shared::{ContentHash, Directory, ObjectHash, RootEntry, RootHash, TreePath};
 
 /// Reading failed. Not to have something is no failure.
@@ -40,6 +41,9 @@ pub struct Chunk {
     pub length: u32,
 }
 
+/// A chunk, and where it lies, if the store has it.
+pub type PlacedChunk = (Chunk, Option<Place>);
+
 /// A frame as it is stored.
 #[derive(Debug, Clone)]
 pub struct Frame {
@@ -59,6 +63,12 @@ pub trait Contents: Send + Sync + 'static {
     fn directory_bytes(&self, hash: &ObjectHash) -> Result<Option<Bytes>, ReadError>;
     /// The chunks of a file, in order.
     fn chunks_of(&self, content: &ContentHash) -> Result<Option<Vec<Chunk>>, ReadError>;
+    /// Of each of these files its chunks, in order, and where each lies now, until `found` says not to go on.
+    fn find(
+        &self,
+        files: &mut dyn Iterator<Item = ContentHash>,
+        found: &mut dyn FnMut(ContentHash, Option<Vec<PlacedChunk>>) -> bool,
+    ) -> Result<(), ReadError>;
     /// Where a chunk lies now.
     fn locate(&self, chunk: &ContentHash) -> Result<Option<Place>, ReadError>;
     /// Where the tree had a file of this content when it was last scanned: a hint, to be held against a manifest.
@@ -81,6 +91,14 @@ pub enum DirectoryError {
     Missing {
         /// The object.
         object: ObjectHash,
+    },
+    /// Its bytes have their hash and are no directory.
+    #[error("directory object {object} is damaged; run: syncd-origin check")]
+    Damaged {
+        /// The object.
+        object: ObjectHash,
+        /// Why it is none.
+        source: Box<DecodeDirectoryError>,
     },
     /// The store failed.
     #[error(transparent)]

@@ -8,13 +8,13 @@ use syncd_proto::v1;
 use syncd_shared::delta::{Basis, DeltaFrame, Replacement};
 use syncd_shared::diff::{Change, Comparison, PartLimits};
 use syncd_shared::directory::{Entry, Kind, Metadata, Timestamp};
-use syncd_shared::stored_frame::StoredFrame;
+use syncd_shared::stored_frame::{FrameBuffer, StoredFrame};
 use syncd_shared::wire::Frame as WireFrame;
 use syncd_shared::{
     Component, ContentHash, ContentTag, Directory, ObjectHash, RootEntry, RootHash, TreePath,
 };
 
-use super::contents::Directories;
+use super::contents::{Directories, PlacedChunk};
 use super::{Chunk, Contents, Frame, FrameId, Place, ReadError};
 
 pub(crate) const CHUNK: usize = 64 * 1024;
@@ -190,6 +190,22 @@ impl Contents for MemoryStore {
         Ok(self.tables.lock().unwrap().files.get(content).cloned())
     }
 
+    fn find(
+        &self,
+        files: &mut dyn Iterator<Item = ContentHash>,
+        found: &mut dyn FnMut(ContentHash, Option<Vec<PlacedChunk>>) -> bool,
+    ) -> Result<(), ReadError> {
+        for file in files {
+            let chunks = self.chunks_of(&file)?;
+            let located = |chunk: Chunk| Ok((chunk, self.locate(&chunk.hash)?));
+            let chunks = chunks.map(|chunks| chunks.into_iter().map(located).collect());
+            if !found(file, chunks.transpose()?) {
+                break;
+            }
+        }
+        Ok(())
+    }
+
     fn locate(&self, chunk: &ContentHash) -> Result<Option<Place>, ReadError> {
         Ok(self.tables.lock().unwrap().places.get(chunk).copied())
     }
@@ -231,7 +247,8 @@ impl MemoryReplica {
                 }
             }
             WireFrame::Stored(frame) => {
-                let bytes = frame.decompress().unwrap();
+                let mut buffer = FrameBuffer::default();
+                let bytes = buffer.decompress(&frame).unwrap();
                 for piece in &frame.pieces {
                     let start = piece.frame_offset as usize;
                     let part = bytes[start..start + piece.length_bytes as usize].to_vec();

@@ -99,7 +99,9 @@ impl ObjectsAnswer {
             }
             self.sent.insert(hash);
             if self.recursive {
-                self.queue_children(&hash)?;
+                let damaged = |source| DirectoryError::Damaged { object: hash, source: Box::new(source) };
+                let directory = Directory::decode(&bytes).map_err(damaged)?;
+                self.directories.extend(children(&directory).rev());
             }
             batch_bytes += bytes.len() + 4;
             batch.push(bytes);
@@ -129,13 +131,6 @@ impl ObjectsAnswer {
         if self.files_of.is_empty() {
             self.files.append(std::mem::take(&mut self.listed));
         }
-        Ok(())
-    }
-
-    fn queue_children(&mut self, hash: &ObjectHash) -> Result<(), PlanError> {
-        let missing = || PlanError::Directory(DirectoryError::Missing { object: *hash });
-        let directory = self.contents.directory(hash)?.ok_or_else(missing)?;
-        self.directories.extend(children(&directory).rev());
         Ok(())
     }
 }

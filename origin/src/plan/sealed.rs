@@ -5,11 +5,20 @@ use std::sync::Arc;
 use bytes::Bytes;
 use syncd_shared::{ContentHash, Directory, ObjectHash, RootEntry, RootHash, TreePath};
 
-use super::contents::{Chunk, Contents, Frame, FrameId, Place, ReadError};
-use crate::store::{PackId, Store, StoreError};
+use super::contents::{Chunk, Contents, Frame, FrameId, Place, PlacedChunk, ReadError};
+use crate::store::{Location, PackId, Store, StoreError};
 
 fn failed(error: StoreError) -> ReadError {
     ReadError(Box::new(error))
+}
+
+fn chunk(chunk: crate::store::Chunk) -> Chunk {
+    Chunk { hash: chunk.hash, length: chunk.length }
+}
+
+fn place(location: Location) -> Place {
+    let frame = FrameId { pack: location.pack.get(), offset: location.frame_offset };
+    Place { frame, offset: location.offset_in_frame, length: location.length }
 }
 
 impl Contents for Store {
@@ -27,16 +36,23 @@ impl Contents for Store {
 
     fn chunks_of(&self, content: &ContentHash) -> Result<Option<Vec<Chunk>>, ReadError> {
         let chunks = self.chunks_of_content(content).map_err(failed)?;
-        let chunk = |c: crate::store::Chunk| Chunk { hash: c.hash, length: c.length };
         Ok(chunks.map(|chunks| chunks.into_iter().map(chunk).collect()))
     }
 
+    fn find(
+        &self,
+        files: &mut dyn Iterator<Item = ContentHash>,
+        found: &mut dyn FnMut(ContentHash, Option<Vec<PlacedChunk>>) -> bool,
+    ) -> Result<(), ReadError> {
+        let found = &mut |file, chunks: Option<Vec<_>>| {
+            let located = |(c, location): (_, Option<_>)| (chunk(c), location.map(place));
+            found(file, chunks.map(|chunks| chunks.into_iter().map(located).collect()))
+        };
+        self.locate_contents(files, found).map_err(failed)
+    }
+
     fn locate(&self, chunk: &ContentHash) -> Result<Option<Place>, ReadError> {
-        let found = Store::locate(self, chunk).map_err(failed)?;
-        Ok(found.map(|l| {
-            let frame = FrameId { pack: l.pack.get(), offset: l.frame_offset };
-            Place { frame, offset: l.offset_in_frame, length: l.length }
-        }))
+        Ok(Store::locate(self, chunk).map_err(failed)?.map(place))
     }
 
     fn path_of(&self, content: &ContentHash) -> Result<Option<TreePath>, ReadError> {

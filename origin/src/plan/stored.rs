@@ -14,7 +14,7 @@ use syncd_shared::limits::{FRAME_MAX_BYTES, FRAME_PIECES_MAX};
 use syncd_shared::stored_frame::{Piece, StoredFrame};
 use syncd_shared::{ContentHash, ContentTag};
 
-use super::contents::{Chunk, Contents, Frame, FrameId, Place};
+use super::contents::{Chunk, Contents, Frame, FrameId, Place, PlacedChunk};
 use super::error::PlanError;
 
 /// Pieces that are looked at together: some megabytes of memory.
@@ -34,6 +34,34 @@ struct Want {
     chunk: Chunk,
 }
 
+/// The chunks of a file, the next one last, and where each lay when it was looked up.
+fn wants(file: ContentHash, chunks: Vec<PlacedChunk>) -> Vec<(Option<Place>, Want)> {
+    let mut file_offset = 0;
+    let want = |(chunk, place): PlacedChunk| {
+        let want = Want { file, file_offset, chunk };
+        file_offset += u64::from(chunk.length);
+        (place.filter(|place| place.length == chunk.length), want)
+    };
+    let mut wants: Vec<_> = chunks.into_iter().map(want).collect();
+    wants.reverse();
+    wants
+}
+
+/// Takes the next chunks of a file. A file of which a chunk is gone is missing; the rest of it is of no use.
+fn fill(window: &mut Window, rest: &mut Vec<(Option<Place>, Want)>, missing: &mut Vec<ContentHash>) {
+    while !window.is_full()
+        && let Some((place, want)) = rest.pop()
+    {
+        match place {
+            Some(place) => window.add(place, want),
+            None => {
+                rest.clear();
+                missing.push(want.file);
+            }
+        }
+    }
+}
+
 /// All wants within one frame.
 struct Group {
     frame: FrameId,
@@ -43,12 +71,52 @@ struct Group {
     wanted_bytes: u64,
 }
 
+/// Groups while they are made.
+#[derive(Default)]
+struct Window {
+    /// In order of first use.
+    groups: Vec<Group>,
+    by_frame: HashMap<FrameId, usize>,
+    pieces: usize,
+    bytes: u64,
+}
+
+impl Window {
+    fn is_full(&self) -> bool {
+        self.pieces >= WINDOW_PIECES || self.bytes >= WINDOW_BYTES
+    }
+
+    fn add(&mut self, place: Place, want: Want) {
+        self.pieces += 1;
+        self.bytes += u64::from(place.length);
+        let groups = &mut self.groups;
+        let index = *self.by_frame.entry(place.frame).or_insert_with(|| {
+            groups.push(Group { frame: place.frame, wants: Vec::new(), wanted_bytes: 0 });
+            groups.len() - 1
+        });
+        groups[index].wants.push((place, want));
+    }
+
+    /// The next one last.
+    fn groups(self) -> Vec<Group> {
+        let mut groups = self.groups;
+        for group in &mut groups {
+            let mut offsets: Vec<_> = group.wants.iter().map(|(p, _)| (p.offset, p.length)).collect();
+            offsets.sort_unstable();
+            offsets.dedup();
+            group.wanted_bytes = offsets.iter().map(|(_, length)| u64::from(*length)).sum();
+        }
+        groups.reverse();
+        groups
+    }
+}
+
 /// Turns contents into messages, a few at a time.
 pub(super) struct ContentFrames {
     /// Contents still to be sent, the next one last.
     files: Vec<ContentHash>,
-    /// A file of which only the first part fitted a window: what is left of it.
-    rest: Vec<Want>,
+    /// A file of which only the first part fitted a window: what is left of it, the next one last.
+    rest: Vec<(Option<Place>, Want)>,
     /// Groups of the current window, the next one last.
     groups: Vec<Group>,
     gather: Gather,
@@ -107,62 +175,23 @@ impl ContentFrames {
 
     /// Fills a window and groups it by frame.
     fn window(&mut self, contents: &dyn Contents) -> Result<(), PlanError> {
-        let mut groups: Vec<Group> = Vec::new();
-        let mut by_frame = HashMap::new();
-        let (mut pieces, mut bytes) = (0, 0);
-        while pieces < WINDOW_PIECES && bytes < WINDOW_BYTES {
-            let Some(want) = self.next_want(contents)? else { break };
-            let Some(place) = contents.locate(&want.chunk.hash)?.filter(|p| p.length == want.chunk.length)
-            else {
-                self.give_up(want.file);
-                continue;
-            };
-            pieces += 1;
-            bytes += u64::from(place.length);
-            let index = *by_frame.entry(place.frame).or_insert_with(|| {
-                groups.push(Group { frame: place.frame, wants: Vec::new(), wanted_bytes: 0 });
-                groups.len() - 1
-            });
-            groups[index].wants.push((place, want));
-        }
-        for group in &mut groups {
-            let mut offsets: Vec<_> = group.wants.iter().map(|(p, _)| (p.offset, p.length)).collect();
-            offsets.sort_unstable();
-            offsets.dedup();
-            group.wanted_bytes = offsets.iter().map(|(_, length)| u64::from(*length)).sum();
-        }
-        groups.reverse();
-        self.groups = groups;
-        Ok(())
-    }
-
-    /// The next chunk in file order.
-    fn next_want(&mut self, contents: &dyn Contents) -> Result<Option<Want>, PlanError> {
-        while self.rest.is_empty() {
-            let Some(file) = self.files.pop() else { return Ok(None) };
-            match contents.chunks_of(&file)? {
-                None => self.missing.push(file),
-                Some(chunks) => {
-                    let mut file_offset = 0;
-                    let want = |chunk: Chunk| {
-                        let want = Want { file, file_offset, chunk };
-                        file_offset += u64::from(chunk.length);
-                        want
-                    };
-                    self.rest = chunks.into_iter().map(want).collect();
-                    self.rest.reverse();
+        let mut window = Window::default();
+        let Self { files, rest, missing, .. } = self;
+        fill(&mut window, rest, missing);
+        if !window.is_full() {
+            contents.find(&mut std::iter::from_fn(|| files.pop()), &mut |file, chunks| {
+                match chunks {
+                    None => missing.push(file),
+                    Some(chunks) => {
+                        *rest = wants(file, chunks);
+                        fill(&mut window, rest, missing);
+                    }
                 }
-            }
+                !window.is_full()
+            })?;
         }
-        Ok(self.rest.pop())
-    }
-
-    /// A chunk of this file is gone: the rest of it is of no use.
-    fn give_up(&mut self, file: ContentHash) {
-        self.rest.clear();
-        if self.missing.last() != Some(&file) {
-            self.missing.push(file);
-        }
+        self.groups = window.groups();
+        Ok(())
     }
 
     fn send(

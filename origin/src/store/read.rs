@@ -25,6 +25,9 @@ pub struct Chunk {
     pub length: u32,
 }
 
+/// A chunk, and where it lies, if it is in the store.
+pub type LocatedChunk = (Chunk, Option<Location>);
+
 /// A generation as it was sealed. Its signature was not checked: [`StoredGeneration::verify`].
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct StoredGeneration {
@@ -125,6 +128,14 @@ pub(super) fn chunks_of_in(
     Ok((total == size).then_some(chunks))
 }
 
+/// Where each of these chunks lies.
+fn located(
+    places: &impl ReadableTable<&'static [u8; 32], &'static [u8; 20]>,
+    chunks: Vec<Chunk>,
+) -> Result<Vec<LocatedChunk>, StoreError> {
+    chunks.into_iter().map(|chunk| Ok((chunk, location_in(places, &chunk.hash)?))).collect()
+}
+
 impl Store {
     /// Canonical bytes of a directory object, held against its hash.
     pub fn directory_bytes(&self, hash: &ObjectHash) -> Result<Option<Vec<u8>>, StoreError> {
@@ -212,6 +223,32 @@ impl Store {
             let chunks = t.open_table(CHUNKS).map_err(index)?;
             let whole = location_in(&chunks, file)?;
             Ok(whole.map(|location| vec![Chunk { hash: *file, length: location.length }]))
+        })
+    }
+
+    /// Of each of these files its chunks, in order, and where each lies, in one consistent state, until `found` says not
+    /// to go on. `None` where the file is not in the store.
+    pub fn locate_contents(
+        &self,
+        files: &mut dyn Iterator<Item = ContentHash>,
+        found: &mut dyn FnMut(ContentHash, Option<Vec<LocatedChunk>>) -> bool,
+    ) -> Result<(), StoreError> {
+        self.index.read(|t| {
+            let manifests = t.open_table(FILES).map_err(index)?;
+            let places = t.open_table(CHUNKS).map_err(index)?;
+            for file in files {
+                let chunks = match location_in(&places, &file)? {
+                    Some(l) => Some(vec![(Chunk { hash: file, length: l.length }, Some(l))]),
+                    None => match manifests.get(file.as_bytes()).map_err(index)? {
+                        Some(stored) => Some(located(&places, decode_chunks(&file, stored.value())?)?),
+                        None => None,
+                    },
+                };
+                if !found(file, chunks) {
+                    break;
+                }
+            }
+            Ok(())
         })
     }
 
