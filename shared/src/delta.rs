@@ -235,26 +235,34 @@ impl Encoded {
     /// What the data was: exactly `length` bytes, at most [`DELTA_OUTPUT_MAX_BYTES`]. With another prefix than it was
     /// encoded against it is an error or other bytes.
     pub fn restore(&self, prefix: &[u8], length: usize) -> Result<Vec<u8>, WireError> {
+        let mut out = Vec::new();
+        self.restore_to(prefix, length, &mut out)?;
+        Ok(out)
+    }
+
+    /// [`Encoded::restore`] into memory that was used before; what was in it is gone.
+    pub fn restore_to(&self, prefix: &[u8], length: usize, out: &mut Vec<u8>) -> Result<(), WireError> {
+        out.clear();
         if length == 0 {
-            return Ok(Vec::new());
+            return Ok(());
         }
-        let mut out = Vec::with_capacity(length);
+        out.reserve(length);
         match self.encoding {
             DeltaEncoding::ZstdPrefix => {
                 let out_of_memory = || WireError::Compression(std::io::ErrorKind::OutOfMemory.into());
                 let mut context = DCtx::try_create().ok_or_else(out_of_memory)?;
                 context.ref_prefix(prefix).map_err(decode_failed)?;
-                context.decompress(&mut out, &self.compressed).map_err(decode_failed)?;
+                context.decompress(out, &self.compressed).map_err(decode_failed)?;
             }
             DeltaEncoding::Rsync { delta_bytes } => {
                 let delta = decompress(&self.compressed, delta_bytes)?;
-                fast_rsync::apply_limited(prefix, &delta, &mut out, length).map_err(WireError::Rsync)?;
+                fast_rsync::apply_limited(prefix, &delta, out, length).map_err(WireError::Rsync)?;
             }
         }
         if out.len() != length {
             return Err(WireError::Length { expected: length, actual: out.len() });
         }
-        Ok(out)
+        Ok(())
     }
 }
 

@@ -80,8 +80,7 @@ fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
 }
 
 fn failed(doing: &'static str, dir: &Dir, name: &str) -> impl Fn(std::io::Error) -> DiskError {
-    let path = dir.path().join(name);
-    move |source| DiskError { doing, path: path.clone(), source }
+    move |source| dir.failed_at(doing, name.as_bytes(), source)
 }
 
 impl Incoming {

@@ -9,7 +9,7 @@
 use std::collections::HashMap;
 use std::fs::File;
 use std::os::unix::fs::FileExt;
-use std::sync::OnceLock;
+use std::sync::{Arc, OnceLock};
 use std::sync::atomic::Ordering;
 
 use syncd_shared::delta::{Basis, BasisFile, DeltaCopy, DeltaFrame, Replacement};
@@ -109,8 +109,9 @@ pub(crate) struct Assembler<'a> {
     tree: LiveTree<'a>,
     manifest: ManifestCursor<'a, Record>,
     /// The basis that was opened last.
-    open: Option<(BasisFile, Option<File>)>,
+    open: Option<(BasisFile, Option<Arc<File>>)>,
     prefix: Vec<u8>,
+    decoded: Vec<u8>,
     buffer: Vec<u8>,
 }
 
@@ -122,6 +123,7 @@ impl<'a> Assembler<'a> {
             manifest: ManifestCursor::new(&*bases.replica.record, &bases.live)?,
             open: None,
             prefix: Vec::new(),
+            decoded: Vec::new(),
             buffer: Vec::new(),
         })
     }
@@ -134,19 +136,30 @@ impl<'a> Assembler<'a> {
             return Ok((0, 0));
         }
         self.read_prefix(&frame.bases)?;
-        let decoded = match frame.encoded.restore(&self.prefix, frame.output_bytes()) {
-            Ok(decoded) => decoded,
+        let mut decoded = std::mem::take(&mut self.decoded);
+        let taken = match frame.encoded.restore_to(&self.prefix, frame.output_bytes(), &mut decoded) {
+            Ok(()) => self.put(parts, &decoded, to),
             Err(error) => {
                 tracing::warn!(error = &error as &dyn std::error::Error, "a delta could not be decoded");
                 parts.iter().for_each(|(content, ..)| to.incoming.drop_part(*content));
-                return Ok((0, 0));
+                Ok((0, 0))
             }
         };
+        self.decoded = decoded;
+        taken
+    }
+
+    fn put(
+        &mut self,
+        parts: Vec<(ContentHash, u64, Part<'_>)>,
+        decoded: &[u8],
+        to: &Reception<'_>,
+    ) -> Result<(u64, u64), StageError> {
         let (mut whole, mut taken) = (0u64, 0u64);
         for (content, offset, part) in parts {
             let made = match part {
                 Part::Decoded { start, length } => {
-                    to.incoming.put(content, offset, stretch(&decoded, start, length)?, to.wanted)
+                    to.incoming.put(content, offset, stretch(decoded, start, length)?, to.wanted)
                 }
                 Part::Copied(copy) => self.copy(content, copy, to),
             };
@@ -172,10 +185,7 @@ impl<'a> Assembler<'a> {
         for bases in bases.chunks(BASES_AHEAD) {
             let mut files = Vec::with_capacity(bases.len());
             for basis in bases {
-                let file = match self.file(&basis.file)? {
-                    Some(file) => file.try_clone().ok(),
-                    None => None,
-                };
+                let file = self.file(&basis.file)?;
                 if let (Some(file), true) = (&file, bases.len() > 1) {
                     disk::will_read(file, basis.offset, basis.length_bytes.into());
                 }
@@ -203,7 +213,7 @@ impl<'a> Assembler<'a> {
         let mut buffer = std::mem::take(&mut self.buffer);
         buffer.resize(COPY_BYTES, 0);
         let result = match self.file(&copy.basis)? {
-            Some(file) => copy_stretch(file, content, copy, &mut buffer, to),
+            Some(file) => copy_stretch(&file, content, copy, &mut buffer, to),
             None => {
                 to.incoming.drop_part(content);
                 Ok((0, 0))
@@ -214,15 +224,15 @@ impl<'a> Assembler<'a> {
     }
 
     /// The basis file, open; `None` where the live tree no longer has what was activated there.
-    fn file(&mut self, file: &BasisFile) -> Result<Option<&File>, StageError> {
+    fn file(&mut self, file: &BasisFile) -> Result<Option<Arc<File>>, StageError> {
         if self.open.as_ref().is_none_or(|(open, _)| open != file) {
             let found = self.find(file)?;
             if found.is_none() {
                 tracing::warn!(?file, "the live tree does not have the basis of a delta");
             }
-            self.open = Some((file.clone(), found));
+            self.open = Some((file.clone(), found.map(Arc::new)));
         }
-        Ok(self.open.as_ref().and_then(|(_, found)| found.as_ref()))
+        Ok(self.open.as_ref().and_then(|(_, found)| found.clone()))
     }
 
     fn find(&mut self, file: &BasisFile) -> Result<Option<File>, StageError> {
