@@ -1,8 +1,8 @@
 //! File contents as frames: what lies together in the store goes out together, without recompressing where it can.
 //!
 //! Contents are taken in windows of bounded size. Within one, pieces are grouped by the frame they lie in, in order of
-//! first use. A frame of which at least three quarters are wanted (in an update, which is encoded once for all agents,
-//! fifteen sixteenths) goes out as it is; from others the wanted chunks are gathered into new frames.
+//! first use. A frame of which at least thirteen sixteenths are wanted (in an update, which is encoded once for all agents,
+//! fifteen) goes out as it is; from others the wanted chunks are gathered into new frames.
 
 use std::collections::HashMap;
 use std::collections::hash_map::Entry;
@@ -16,13 +16,12 @@ use syncd_shared::{ContentHash, ContentTag};
 
 use super::contents::{Chunk, Contents, Frame, FrameId, Place, PlacedChunk};
 use super::error::PlanError;
+use crate::store::Effort;
 
 /// Pieces that are looked at together: some megabytes of memory.
 const WINDOW_PIECES: usize = 32 * 1024;
 /// Bytes of content that are looked at together.
 const WINDOW_BYTES: u64 = 256 * 1024 * 1024;
-/// Level of frames that are gathered anew.
-const ZSTD_LEVEL: i32 = 3;
 /// How often a chunk that garbage collection moves is looked for.
 const LOCATE_ATTEMPTS: usize = 3;
 
@@ -135,7 +134,7 @@ impl ContentFrames {
             groups: Vec::new(),
             gather: Gather::default(),
             missing: Vec::new(),
-            whole_share: 12,
+            whole_share: 13,
         }
     }
 
@@ -308,7 +307,9 @@ impl Gather {
         if self.pieces.is_empty() {
             return Ok(());
         }
-        let compressed = zstd::bulk::compress(&self.bytes, ZSTD_LEVEL).map_err(PlanError::Compress)?;
+        let mut compressor = zstd::bulk::Compressor::default();
+        let compressed = Effort::High.set(&mut compressor).and_then(|()| compressor.compress(&self.bytes));
+        let compressed = compressed.map_err(PlanError::Compress)?;
         push_frame(compressed.into(), self.bytes.len(), std::mem::take(&mut self.pieces), out);
         self.bytes.clear();
         self.offsets.clear();

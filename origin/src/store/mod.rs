@@ -70,7 +70,7 @@ pub use check::{CheckProgress, CheckReport, Damage};
 pub use collect::CollectReport;
 pub use error::{OpenStoreError, SealError, StoreError};
 pub use frame_builder::FrameBuilder;
-pub use pack::{FrameChunk, FrameDamage, Location, PackFrame, PackId};
+pub use pack::{Effort, FrameChunk, FrameDamage, Location, PackFrame, PackId};
 pub use read::{Chunk, LocatedChunk, StoredGeneration};
 pub use records::{NamedRecord, Records};
 pub use retention::{Retention, retired};

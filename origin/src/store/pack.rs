@@ -126,7 +126,7 @@ pub enum FrameDamage {
 
 /// How hard a frame is compressed. The figures are in docs/decisions.md.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub(super) enum Effort {
+pub enum Effort {
     /// Where more effort wins most for its time, contents of some 16 KiB to 1 MiB, and where nobody waits.
     #[default]
     High,
@@ -136,7 +136,7 @@ pub(super) enum Effort {
 
 impl Effort {
     /// Has `compressor` compress so from now on.
-    pub(super) fn set(self, compressor: &mut zstd::bulk::Compressor<'_>) -> io::Result<()> {
+    pub fn set(self, compressor: &mut zstd::bulk::Compressor<'_>) -> io::Result<()> {
         // 0 is the level's own.
         let (level, least_match) = match self {
             Self::High => (5, 6),
