@@ -11,7 +11,7 @@ use crate::plan::error::PlanError;
 
 /// Decompressed frames that are kept, each at most 1 MiB: of two trees, what is gathered to be put in order before it is
 /// stored, and what the threads read besides.
-const FRAMES_KEPT: usize = 16;
+const FRAMES_KEPT: usize = 24;
 /// How often a chunk that garbage collection moves is looked for.
 const LOCATE_ATTEMPTS: usize = 3;
 
