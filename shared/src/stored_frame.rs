@@ -144,6 +144,19 @@ mod tests {
         assert!(StoredFrame::from_message(lying).is_err());
     }
 
+    #[test]
+    fn frames_of_other_lengths_follow_each_other_in_one_buffer() {
+        let mut buffer = FrameBuffer::default();
+        for length in [10, 100_000, 1, 5_000] {
+            let bytes: Vec<u8> = (0..length).map(|at| (at % 251) as u8).collect();
+            assert_eq!(buffer.decompress(&frame(&bytes, vec![])).expect("as it was compressed"), bytes);
+            for lie in [length - 1, length + 1] {
+                let lying = StoredFrame { uncompressed_bytes: lie, ..frame(&bytes, vec![]) };
+                assert!(buffer.decompress(&lying).is_err(), "{length} bytes as {lie}");
+            }
+        }
+    }
+
     proptest! {
         #[test]
         fn pieces_come_back_in_their_order(places in proptest::collection::vec((0u32..900, 1u32..100), 0..40)) {

@@ -9,8 +9,8 @@
 use std::collections::HashMap;
 use std::fs::File;
 use std::os::unix::fs::FileExt;
-use std::sync::{Arc, OnceLock};
 use std::sync::atomic::Ordering;
+use std::sync::{Arc, OnceLock};
 
 use syncd_shared::delta::{Basis, BasisFile, DeltaCopy, DeltaFrame, Replacement};
 use syncd_shared::diff::Change;

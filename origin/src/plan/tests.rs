@@ -263,8 +263,8 @@ async fn a_frame_goes_out_as_stored_only_where_most_of_it_is_wanted() {
         assert_eq!(replica.stored.len(), 1);
         replica.stored[0].uncompressed_bytes
     };
-    assert_eq!(ask(&hashes[..8]), 100_000);
-    assert_eq!(ask(&hashes[..7]), 70_000);
+    assert_eq!(ask(&hashes[..9]), 100_000);
+    assert_eq!(ask(&hashes[..8]), 80_000);
     assert_eq!(ask(&[hashes[9]]), 10_000);
 }
 

@@ -279,6 +279,36 @@ fn an_empty_tree_is_a_generation() {
 }
 
 #[test]
+fn contents_are_located_until_it_is_enough() {
+    let fixture = Fixture::new();
+    fixture.seal(1, &tree(1));
+    let store: &Arc<Store> = fixture.store();
+    let (many, one) = (noise(1_001, 30_250), noise(1, 10));
+    let [many, one, none] = [&many[..], &one, b"nobody has it"].map(ContentHash::of);
+    let locate = |files: &[ContentHash], enough: usize| {
+        let mut found = Vec::new();
+        let mut files = files.iter().copied();
+        let took = store.locate_contents(&mut files, &mut |file, chunks| {
+            found.push((file, chunks));
+            found.len() < enough
+        });
+        took.unwrap();
+        (found, files.len())
+    };
+    let (found, left) = locate(&[many, none, one], 9);
+    assert_eq!(left, 0);
+    let [(_, Some(chunks)), (_, None), (_, Some(whole))] = &found[..] else { panic!("{found:?}") };
+    assert_eq!(chunks.len(), 31);
+    for (chunk, location) in chunks.iter().chain(whole) {
+        assert_eq!(*location, store.locate(&chunk.hash).unwrap());
+        assert_eq!(location.unwrap().length, chunk.length);
+    }
+    assert_eq!((whole.len(), whole[0].0.hash), (1, one));
+    let (found, left) = locate(&[one, many, none], 1);
+    assert_eq!((found.len(), found[0].0, left), (1, one, 2));
+}
+
+#[test]
 fn frames_name_their_chunks() {
     let fixture = Fixture::new();
     fixture.seal(1, &tree(1));

@@ -2,6 +2,7 @@
 //! take instead and the limits of the machine. Every side writes to a fresh disk.
 
 use std::cell::RefCell;
+use std::path::Path;
 use std::time::Instant;
 
 use syncd_tests::Scene;
@@ -12,7 +13,7 @@ use crate::bench::{Bench, in_turn};
 use crate::peers::rsync::{PLAIN, RsyncDaemon, ZSTD};
 use crate::peers::{casync, copy, durable, sync_all, syncthing};
 use crate::report::Report;
-use crate::site::{Site, on_fresh_disk};
+use crate::site::{Site, deploy, on_fresh_disk};
 use crate::wire::Wire;
 
 const OWN: &str = "syncd, start of the agent to live";
@@ -39,7 +40,9 @@ fn tree(bench: &Bench, report: &mut Report, name: &str, corpus: &Corpus) {
     site.origin.start();
     let site = RefCell::new(site);
     let scene = Scene::new("bench-first-sync-peers");
-    let daemon = RsyncDaemon::start(&scene, &[("a", &a)]);
+    let b = corpus.b();
+    let modules = [("a", a.as_path()), ("b", b.as_path())];
+    let daemon = RsyncDaemon::start(&scene, &modules[..if b.exists() { 2 } else { 1 }]);
     let store = scene.path("casync");
     casync::make(&a, &store).report(report, name, "casync make (once)");
     if bench.slow_peers {
@@ -60,7 +63,7 @@ fn tree(bench: &Bench, report: &mut Report, name: &str, corpus: &Corpus) {
                     let cost = on_fresh_disk(&scene, |to| daemon.pull(ZSTD, "a", to));
                     cost.report(report, name, "rsync -az, zstd");
                 },
-                &|report| own(&mut site.borrow_mut(), report, name, run, number),
+                &|report| own(&mut site.borrow_mut(), report, name, "node", run, number),
                 &|report| {
                     on_fresh_disk(&scene, |to| copy::cp(&a, &to.join("a"))).report(
                         report,
@@ -95,16 +98,55 @@ fn tree(bench: &Bench, report: &mut Report, name: &str, corpus: &Corpus) {
     let agent_peak = report.median(&memory, "syncd-agent");
     report.target(&format!("peak memory of the agent, {name}"), "MiB", AGENT_MEBIBYTES, agent_peak);
     report.target(&format!("peak memory of the origin, {name}"), "MiB", ORIGIN_MEBIBYTES, origin_peak);
+    if b.exists() {
+        late(bench, report, &scene, &daemon, &site, name, &b);
+    }
+}
+
+/// The same of a tree that is the second generation: what it shares with the first lies in the first one's frames.
+fn late(
+    bench: &Bench,
+    report: &mut Report,
+    scene: &Scene,
+    daemon: &RsyncDaemon,
+    site: &RefCell<Site>,
+    name: &str,
+    version: &Path,
+) {
+    let name = &format!("{name} b, generation 2");
+    deploy(version, &site.borrow().tree());
+    let number = site.borrow().commit();
+    for run in 0..=bench.runs() {
+        report.begin(run, bench.runs());
+        let rsync = |report: &mut Report, options: &'static [&'static str], called: &str| {
+            on_fresh_disk(scene, |to| daemon.pull(options, "b", to)).report(report, name, called);
+        };
+        in_turn(
+            run,
+            report,
+            &[
+                &|report| rsync(report, PLAIN, "rsync -a"),
+                &|report| rsync(report, ZSTD, "rsync -az, zstd"),
+                &|report| {
+                    own(&mut site.borrow_mut(), report, name, "late", run, number);
+                },
+            ],
+        );
+    }
+    report.ratio(&panel(name, "time"), OWN, &durable("rsync -a"));
+    report.ratio(&panel(name, "CPU"), OWN, "rsync -a");
+    let beside = format!("wire of {name}, times rsync -az");
+    report.target_ratio(&beside, 1.0, &panel(name, "wire"), OWN, "rsync -az, zstd");
 }
 
 fn panel(name: &str, what: &str) -> String {
     format!("{name}: {what}")
 }
 
-fn own(site: &mut Site, report: &mut Report, name: &str, run: usize, number: u64) {
+fn own(site: &mut Site, report: &mut Report, name: &str, node: &str, run: usize, number: u64) {
     let tree = site.tree();
     let cpu = site.origin_cpu_seconds();
-    let node = site.join(&format!("node{run}"));
+    let node = site.join(&format!("{node}{run}"));
     sync_all();
     let (wire, started) = (Wire::now(), Instant::now());
     node.agent.start();
