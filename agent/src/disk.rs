@@ -312,7 +312,7 @@ impl Dir {
     /// Creates a symlink; the name must be free.
     pub fn symlink(&self, target: &[u8], name: &[u8]) -> Result<(), DiskError> {
         fault::point()
-            .and_then(|()| rustix::fs::symlinkat(target, &self.fd, name))
+            .and_then(|()| one_at_a_time(|| rustix::fs::symlinkat(target, &self.fd, name)))
             .map_err(|e| self.failed("create symlink", name, e))
     }
 

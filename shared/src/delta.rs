@@ -246,7 +246,7 @@ impl Encoded {
         if length == 0 {
             return Ok(());
         }
-        out.reserve(length);
+        out.reserve_exact(length);
         match self.encoding {
             DeltaEncoding::ZstdPrefix => {
                 let out_of_memory = || WireError::Compression(std::io::ErrorKind::OutOfMemory.into());

@@ -46,7 +46,7 @@ pub const DIRECTORY_FRAME_BYTES: usize = 1024 * 1024;
 /// Files or directories named by one objects request.
 pub const OBJECTS_BATCH_MAX: usize = 16_384;
 /// Content bytes that one objects request should ask for, so that memory and progress stay bounded.
-pub const OBJECTS_BATCH_BYTES: u64 = 256 * 1024 * 1024;
+pub const OBJECTS_BATCH_BYTES: u64 = 128 * 1024 * 1024;
 /// An encoded gRPC message on a fetch stream: a directory object that travels alone is the largest.
 pub const FETCH_MESSAGE_MAX_BYTES: usize = DIRECTORY_OBJECT_MAX_BYTES + 1024 * 1024;
 /// An encoded gRPC message on a control stream.

@@ -49,7 +49,7 @@ impl FrameBuffer {
     pub fn decompress(&mut self, frame: &StoredFrame) -> Result<&[u8], WireError> {
         let expected = frame.uncompressed_bytes;
         self.bytes.clear();
-        self.bytes.reserve(expected);
+        self.bytes.reserve_exact(expected);
         let decompressed = self.decompressor.decompress_to_buffer(&frame.compressed[..], &mut self.bytes);
         let actual = decompressed.map_err(WireError::Compression)?;
         if actual != expected {

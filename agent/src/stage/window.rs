@@ -280,7 +280,24 @@ pub(crate) enum Done {
     Failed,
 }
 
-type Job = (StoredFrame, Arc<Window>);
+/// A frame of a window, unwritten until this is dropped.
+struct Job {
+    frame: StoredFrame,
+    window: Arc<Window>,
+}
+
+impl Job {
+    fn new(frame: StoredFrame, window: &Arc<Window>) -> Self {
+        window.begin();
+        Self { frame, window: window.clone() }
+    }
+}
+
+impl Drop for Job {
+    fn drop(&mut self) {
+        self.window.end();
+    }
+}
 
 /// Threads that write frames.
 pub(crate) struct Workers<'scope> {
@@ -300,14 +317,13 @@ impl<'scope> Workers<'scope> {
                 let mut bench = Workbench::default();
                 let mut result = Ok(());
                 // Also after an error everything is taken, so that nobody waits for it.
-                for (frame, window) in receiver {
+                for job in receiver {
                     if result.is_ok() {
-                        result = shared.store(&frame, &window, &mut bench);
+                        result = shared.store(&job.frame, &job.window, &mut bench);
                         if result.is_err() {
                             shared.failed.store(true, Ordering::Relaxed);
                         }
                     }
-                    window.end();
                 }
                 result
             }));
@@ -325,27 +341,20 @@ impl<'scope> Workers<'scope> {
         let part = part.map(|piece| usize::from(piece.file.spread()));
         self.turn = self.turn.wrapping_add(1);
         let turn = part.unwrap_or(self.turn);
-        window.begin();
-        let mut job = (frame, window.clone());
+        let mut job = Job::new(frame, window);
         if part.is_none() {
             // Whoever has room.
             for step in 0..self.senders.len() {
                 match self.sender(turn.wrapping_add(step)).map(|sender| sender.try_send(job)) {
                     Some(Ok(())) => return Done::Taken,
                     Some(Err(TrySendError::Full(back))) => job = back,
-                    Some(Err(TrySendError::Disconnected(_))) | None => {
-                        window.end();
-                        return Done::Failed;
-                    }
+                    Some(Err(TrySendError::Disconnected(_))) | None => return Done::Failed,
                 }
             }
         }
         match self.sender(turn).map(|sender| sender.send(job)) {
             Some(Ok(())) => Done::Taken,
-            _ => {
-                window.end();
-                Done::Failed
-            }
+            _ => Done::Failed,
         }
     }
 

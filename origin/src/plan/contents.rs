@@ -41,9 +41,6 @@ pub struct Chunk {
     pub length: u32,
 }
 
-/// A chunk, and where it lies, if the store has it.
-pub type PlacedChunk = (Chunk, Option<Place>);
-
 /// A frame as it is stored.
 #[derive(Debug, Clone)]
 pub struct Frame {
@@ -53,24 +50,24 @@ pub struct Frame {
     pub uncompressed_bytes: u32,
 }
 
+/// Where contents lie. `None`: the store does not have it (any more).
+pub trait Chunks {
+    /// The chunks of a file, in order.
+    fn chunks_of(&self, content: &ContentHash) -> Result<Option<Vec<Chunk>>, ReadError>;
+    /// Where a chunk lies now.
+    fn locate(&self, chunk: &ContentHash) -> Result<Option<Place>, ReadError>;
+}
+
 /// The store, as far as plans need it. `None`: it does not have it (any more). All calls block.
-pub trait Contents: Send + Sync + 'static {
+pub trait Contents: Chunks + Send + Sync + 'static {
     /// The root entry with this hash, of a retained generation.
     fn root(&self, hash: &RootHash) -> Result<Option<RootEntry>, ReadError>;
     /// A directory object.
     fn directory(&self, hash: &ObjectHash) -> Result<Option<Arc<Directory>>, ReadError>;
     /// Canonical bytes of a directory object.
     fn directory_bytes(&self, hash: &ObjectHash) -> Result<Option<Bytes>, ReadError>;
-    /// The chunks of a file, in order.
-    fn chunks_of(&self, content: &ContentHash) -> Result<Option<Vec<Chunk>>, ReadError>;
-    /// Of each of these files its chunks, in order, and where each lies now, until `found` says not to go on.
-    fn find(
-        &self,
-        files: &mut dyn Iterator<Item = ContentHash>,
-        found: &mut dyn FnMut(ContentHash, Option<Vec<PlacedChunk>>) -> bool,
-    ) -> Result<(), ReadError>;
-    /// Where a chunk lies now.
-    fn locate(&self, chunk: &ContentHash) -> Result<Option<Place>, ReadError>;
+    /// Has `work` look up chunks of many files in one state of the store.
+    fn look_up(&self, work: &mut dyn FnMut(&dyn Chunks) -> Result<(), ReadError>) -> Result<(), ReadError>;
     /// Where the tree had a file of this content when it was last scanned: a hint, to be held against a manifest.
     fn path_of(&self, _content: &ContentHash) -> Result<Option<TreePath>, ReadError> {
         Ok(None)

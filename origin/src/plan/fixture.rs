@@ -14,7 +14,7 @@ use syncd_shared::{
     Component, ContentHash, ContentTag, Directory, ObjectHash, RootEntry, RootHash, TreePath,
 };
 
-use super::contents::{Directories, PlacedChunk};
+use super::contents::{Chunks, Directories};
 use super::{Chunk, Contents, Frame, FrameId, Place, ReadError};
 
 pub(crate) const CHUNK: usize = 64 * 1024;
@@ -171,6 +171,16 @@ impl Tables {
     }
 }
 
+impl Chunks for MemoryStore {
+    fn chunks_of(&self, content: &ContentHash) -> Result<Option<Vec<Chunk>>, ReadError> {
+        Ok(self.tables.lock().unwrap().files.get(content).cloned())
+    }
+
+    fn locate(&self, chunk: &ContentHash) -> Result<Option<Place>, ReadError> {
+        Ok(self.tables.lock().unwrap().places.get(chunk).copied())
+    }
+}
+
 impl Contents for MemoryStore {
     fn root(&self, hash: &RootHash) -> Result<Option<RootEntry>, ReadError> {
         Ok(self.tables.lock().unwrap().roots.get(hash).copied())
@@ -186,28 +196,8 @@ impl Contents for MemoryStore {
         Ok(self.tables.lock().unwrap().directories.get(hash).map(|(_, bytes)| bytes.clone()))
     }
 
-    fn chunks_of(&self, content: &ContentHash) -> Result<Option<Vec<Chunk>>, ReadError> {
-        Ok(self.tables.lock().unwrap().files.get(content).cloned())
-    }
-
-    fn find(
-        &self,
-        files: &mut dyn Iterator<Item = ContentHash>,
-        found: &mut dyn FnMut(ContentHash, Option<Vec<PlacedChunk>>) -> bool,
-    ) -> Result<(), ReadError> {
-        for file in files {
-            let chunks = self.chunks_of(&file)?;
-            let located = |chunk: Chunk| Ok((chunk, self.locate(&chunk.hash)?));
-            let chunks = chunks.map(|chunks| chunks.into_iter().map(located).collect());
-            if !found(file, chunks.transpose()?) {
-                break;
-            }
-        }
-        Ok(())
-    }
-
-    fn locate(&self, chunk: &ContentHash) -> Result<Option<Place>, ReadError> {
-        Ok(self.tables.lock().unwrap().places.get(chunk).copied())
+    fn look_up(&self, work: &mut dyn FnMut(&dyn Chunks) -> Result<(), ReadError>) -> Result<(), ReadError> {
+        work(self)
     }
 
     fn frame(&self, frame: FrameId) -> Result<Option<Frame>, ReadError> {

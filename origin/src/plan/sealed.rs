@@ -5,8 +5,8 @@ use std::sync::Arc;
 use bytes::Bytes;
 use syncd_shared::{ContentHash, Directory, ObjectHash, RootEntry, RootHash, TreePath};
 
-use super::contents::{Chunk, Contents, Frame, FrameId, Place, PlacedChunk, ReadError};
-use crate::store::{Location, PackId, Store, StoreError};
+use super::contents::{Chunk, Chunks, Contents, Frame, FrameId, Place, ReadError};
+use crate::store::{ChunkTables, Location, PackId, Store, StoreError};
 
 fn failed(error: StoreError) -> ReadError {
     ReadError(Box::new(error))
@@ -19,6 +19,28 @@ fn chunk(chunk: crate::store::Chunk) -> Chunk {
 fn place(location: Location) -> Place {
     let frame = FrameId { pack: location.pack.get(), offset: location.frame_offset };
     Place { frame, offset: location.offset_in_frame, length: location.length }
+}
+
+impl Chunks for Store {
+    fn chunks_of(&self, content: &ContentHash) -> Result<Option<Vec<Chunk>>, ReadError> {
+        let chunks = self.chunks_of_content(content).map_err(failed)?;
+        Ok(chunks.map(|chunks| chunks.into_iter().map(chunk).collect()))
+    }
+
+    fn locate(&self, chunk: &ContentHash) -> Result<Option<Place>, ReadError> {
+        Ok(Store::locate(self, chunk).map_err(failed)?.map(place))
+    }
+}
+
+impl Chunks for ChunkTables {
+    fn chunks_of(&self, content: &ContentHash) -> Result<Option<Vec<Chunk>>, ReadError> {
+        let chunks = self.chunks_of_content(content).map_err(failed)?;
+        Ok(chunks.map(|chunks| chunks.into_iter().map(chunk).collect()))
+    }
+
+    fn locate(&self, chunk: &ContentHash) -> Result<Option<Place>, ReadError> {
+        Ok(ChunkTables::locate(self, chunk).map_err(failed)?.map(place))
+    }
 }
 
 impl Contents for Store {
@@ -34,25 +56,19 @@ impl Contents for Store {
         Store::directory_bytes(self, hash).map(|found| found.map(Bytes::from)).map_err(failed)
     }
 
-    fn chunks_of(&self, content: &ContentHash) -> Result<Option<Vec<Chunk>>, ReadError> {
-        let chunks = self.chunks_of_content(content).map_err(failed)?;
-        Ok(chunks.map(|chunks| chunks.into_iter().map(chunk).collect()))
-    }
-
-    fn find(
-        &self,
-        files: &mut dyn Iterator<Item = ContentHash>,
-        found: &mut dyn FnMut(ContentHash, Option<Vec<PlacedChunk>>) -> bool,
-    ) -> Result<(), ReadError> {
-        let found = &mut |file, chunks: Option<Vec<_>>| {
-            let located = |(c, location): (_, Option<_>)| (chunk(c), location.map(place));
-            found(file, chunks.map(|chunks| chunks.into_iter().map(located).collect()))
-        };
-        self.locate_contents(files, found).map_err(failed)
-    }
-
-    fn locate(&self, chunk: &ContentHash) -> Result<Option<Place>, ReadError> {
-        Ok(Store::locate(self, chunk).map_err(failed)?.map(place))
+    fn look_up(&self, work: &mut dyn FnMut(&dyn Chunks) -> Result<(), ReadError>) -> Result<(), ReadError> {
+        let mut other = None;
+        let looked_up = self.look_up_chunks(|chunks| match work(chunks).map_err(|e| e.0.downcast()) {
+            Ok(()) => Ok(()),
+            // The store has to know of its own errors.
+            Err(Ok(error)) => Err(*error),
+            Err(Err(error)) => {
+                other = Some(ReadError(error));
+                Ok(())
+            }
+        });
+        looked_up.map_err(failed)?;
+        other.map_or(Ok(()), Err)
     }
 
     fn path_of(&self, content: &ContentHash) -> Result<Option<TreePath>, ReadError> {

@@ -14,7 +14,7 @@ use syncd_shared::limits::{FRAME_MAX_BYTES, FRAME_PIECES_MAX};
 use syncd_shared::stored_frame::{Piece, StoredFrame};
 use syncd_shared::{ContentHash, ContentTag};
 
-use super::contents::{Chunk, Contents, Frame, FrameId, Place, PlacedChunk};
+use super::contents::{Chunk, Chunks, Contents, Frame, FrameId, Place, ReadError};
 use super::error::PlanError;
 use crate::store::Effort;
 
@@ -31,34 +31,6 @@ struct Want {
     file: ContentHash,
     file_offset: u64,
     chunk: Chunk,
-}
-
-/// The chunks of a file, the next one last, and where each lay when it was looked up.
-fn wants(file: ContentHash, chunks: Vec<PlacedChunk>) -> Vec<(Option<Place>, Want)> {
-    let mut file_offset = 0;
-    let want = |(chunk, place): PlacedChunk| {
-        let want = Want { file, file_offset, chunk };
-        file_offset += u64::from(chunk.length);
-        (place.filter(|place| place.length == chunk.length), want)
-    };
-    let mut wants: Vec<_> = chunks.into_iter().map(want).collect();
-    wants.reverse();
-    wants
-}
-
-/// Takes the next chunks of a file. A file of which a chunk is gone is missing; the rest of it is of no use.
-fn fill(window: &mut Window, rest: &mut Vec<(Option<Place>, Want)>, missing: &mut Vec<ContentHash>) {
-    while !window.is_full()
-        && let Some((place, want)) = rest.pop()
-    {
-        match place {
-            Some(place) => window.add(place, want),
-            None => {
-                rest.clear();
-                missing.push(want.file);
-            }
-        }
-    }
 }
 
 /// All wants within one frame.
@@ -114,8 +86,8 @@ impl Window {
 pub(super) struct ContentFrames {
     /// Contents still to be sent, the next one last.
     files: Vec<ContentHash>,
-    /// A file of which only the first part fitted a window: what is left of it, the next one last.
-    rest: Vec<(Option<Place>, Want)>,
+    /// A file of which only the first part fitted a window: what is left of it.
+    rest: Vec<Want>,
     /// Groups of the current window, the next one last.
     groups: Vec<Group>,
     gather: Gather,
@@ -175,22 +147,48 @@ impl ContentFrames {
     /// Fills a window and groups it by frame.
     fn window(&mut self, contents: &dyn Contents) -> Result<(), PlanError> {
         let mut window = Window::default();
-        let Self { files, rest, missing, .. } = self;
-        fill(&mut window, rest, missing);
-        if !window.is_full() {
-            contents.find(&mut std::iter::from_fn(|| files.pop()), &mut |file, chunks| {
-                match chunks {
-                    None => missing.push(file),
-                    Some(chunks) => {
-                        *rest = wants(file, chunks);
-                        fill(&mut window, rest, missing);
-                    }
+        contents.look_up(&mut |chunks| {
+            while !window.is_full() {
+                let Some(want) = self.next_want(chunks)? else { break };
+                let place = chunks.locate(&want.chunk.hash)?;
+                match place.filter(|place| place.length == want.chunk.length) {
+                    Some(place) => window.add(place, want),
+                    None => self.give_up(want.file),
                 }
-                !window.is_full()
-            })?;
-        }
+            }
+            Ok(())
+        })?;
         self.groups = window.groups();
         Ok(())
+    }
+
+    /// The next chunk in file order.
+    fn next_want(&mut self, chunks: &dyn Chunks) -> Result<Option<Want>, ReadError> {
+        while self.rest.is_empty() {
+            let Some(file) = self.files.pop() else { return Ok(None) };
+            match chunks.chunks_of(&file)? {
+                None => self.missing.push(file),
+                Some(chunks) => {
+                    let mut file_offset = 0;
+                    let want = |chunk: Chunk| {
+                        let want = Want { file, file_offset, chunk };
+                        file_offset += u64::from(chunk.length);
+                        want
+                    };
+                    self.rest = chunks.into_iter().map(want).collect();
+                    self.rest.reverse();
+                }
+            }
+        }
+        Ok(self.rest.pop())
+    }
+
+    /// A chunk of this file is gone: the rest of it is of no use.
+    fn give_up(&mut self, file: ContentHash) {
+        self.rest.clear();
+        if self.missing.last() != Some(&file) {
+            self.missing.push(file);
+        }
     }
 
     fn send(

@@ -71,7 +71,7 @@ pub use collect::CollectReport;
 pub use error::{OpenStoreError, SealError, StoreError};
 pub use frame_builder::FrameBuilder;
 pub use pack::{Effort, FrameChunk, FrameDamage, Location, PackFrame, PackId};
-pub use read::{Chunk, LocatedChunk, StoredGeneration};
+pub use read::{Chunk, ChunkTables, StoredGeneration};
 pub use records::{NamedRecord, Records};
 pub use retention::{Retention, retired};
 pub use writer::Writer;

@@ -3,7 +3,7 @@
 use std::io::Write;
 use std::sync::Arc;
 
-use redb::{ReadTransaction, ReadableTable};
+use redb::{ReadOnlyTable, ReadTransaction, ReadableTable};
 use syncd_shared::generation::GenerationError;
 use syncd_shared::hash::{ContentHash, ObjectHash, RootHash};
 use syncd_shared::limits::CHUNK_MAX_BYTES;
@@ -24,9 +24,6 @@ pub struct Chunk {
     /// Its length in bytes.
     pub length: u32,
 }
-
-/// A chunk, and where it lies, if it is in the store.
-pub type LocatedChunk = (Chunk, Option<Location>);
 
 /// A generation as it was sealed. Its signature was not checked: [`StoredGeneration::verify`].
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -128,12 +125,26 @@ pub(super) fn chunks_of_in(
     Ok((total == size).then_some(chunks))
 }
 
-/// Where each of these chunks lies.
-fn located(
-    places: &impl ReadableTable<&'static [u8; 32], &'static [u8; 20]>,
-    chunks: Vec<Chunk>,
-) -> Result<Vec<LocatedChunk>, StoreError> {
-    chunks.into_iter().map(|chunk| Ok((chunk, location_in(places, &chunk.hash)?))).collect()
+/// One state of what says where contents lie.
+pub struct ChunkTables {
+    files: ReadOnlyTable<&'static [u8; 32], &'static [u8]>,
+    chunks: ReadOnlyTable<&'static [u8; 32], &'static [u8; 20]>,
+}
+
+impl ChunkTables {
+    /// As [`Store::chunks_of_content`] does.
+    pub fn chunks_of_content(&self, file: &ContentHash) -> Result<Option<Vec<Chunk>>, StoreError> {
+        if let Some(location) = self.locate(file)? {
+            return Ok(Some(vec![Chunk { hash: *file, length: location.length }]));
+        }
+        let stored = self.files.get(file.as_bytes()).map_err(index)?;
+        stored.map(|stored| decode_chunks(file, stored.value())).transpose()
+    }
+
+    /// As [`Store::locate`] does.
+    pub fn locate(&self, chunk: &ContentHash) -> Result<Option<Location>, StoreError> {
+        location_in(&self.chunks, chunk)
+    }
 }
 
 impl Store {
@@ -215,40 +226,18 @@ impl Store {
 
     /// [`Store::chunks_of`] where the size of the file is not known.
     pub fn chunks_of_content(&self, file: &ContentHash) -> Result<Option<Vec<Chunk>>, StoreError> {
-        self.index.read(|t| {
-            let files = t.open_table(FILES).map_err(index)?;
-            if let Some(stored) = files.get(file.as_bytes()).map_err(index)? {
-                return decode_chunks(file, stored.value()).map(Some);
-            }
-            let chunks = t.open_table(CHUNKS).map_err(index)?;
-            let whole = location_in(&chunks, file)?;
-            Ok(whole.map(|location| vec![Chunk { hash: *file, length: location.length }]))
-        })
+        self.look_up_chunks(|tables| tables.chunks_of_content(file))
     }
 
-    /// Of each of these files its chunks, in order, and where each lies, in one consistent state, until `found` says not
-    /// to go on. `None` where the file is not in the store.
-    pub fn locate_contents(
+    /// Looks up many contents in one consistent state.
+    pub fn look_up_chunks<T>(
         &self,
-        files: &mut dyn Iterator<Item = ContentHash>,
-        found: &mut dyn FnMut(ContentHash, Option<Vec<LocatedChunk>>) -> bool,
-    ) -> Result<(), StoreError> {
+        look_up: impl FnOnce(&ChunkTables) -> Result<T, StoreError>,
+    ) -> Result<T, StoreError> {
         self.index.read(|t| {
-            let manifests = t.open_table(FILES).map_err(index)?;
-            let places = t.open_table(CHUNKS).map_err(index)?;
-            for file in files {
-                let chunks = match location_in(&places, &file)? {
-                    Some(l) => Some(vec![(Chunk { hash: file, length: l.length }, Some(l))]),
-                    None => match manifests.get(file.as_bytes()).map_err(index)? {
-                        Some(stored) => Some(located(&places, decode_chunks(&file, stored.value())?)?),
-                        None => None,
-                    },
-                };
-                if !found(file, chunks) {
-                    break;
-                }
-            }
-            Ok(())
+            let files = t.open_table(FILES).map_err(index)?;
+            let chunks = t.open_table(CHUNKS).map_err(index)?;
+            look_up(&ChunkTables { files, chunks })
         })
     }
 

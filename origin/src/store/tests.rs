@@ -279,33 +279,23 @@ fn an_empty_tree_is_a_generation() {
 }
 
 #[test]
-fn contents_are_located_until_it_is_enough() {
+fn many_contents_are_looked_up_in_one_state() {
     let fixture = Fixture::new();
     fixture.seal(1, &tree(1));
     let store: &Arc<Store> = fixture.store();
     let (many, one) = (noise(1_001, 30_250), noise(1, 10));
     let [many, one, none] = [&many[..], &one, b"nobody has it"].map(ContentHash::of);
-    let locate = |files: &[ContentHash], enough: usize| {
-        let mut found = Vec::new();
-        let mut files = files.iter().copied();
-        let took = store.locate_contents(&mut files, &mut |file, chunks| {
-            found.push((file, chunks));
-            found.len() < enough
-        });
-        took.unwrap();
-        (found, files.len())
-    };
-    let (found, left) = locate(&[many, none, one], 9);
-    assert_eq!(left, 0);
-    let [(_, Some(chunks)), (_, None), (_, Some(whole))] = &found[..] else { panic!("{found:?}") };
-    assert_eq!(chunks.len(), 31);
-    for (chunk, location) in chunks.iter().chain(whole) {
-        assert_eq!(*location, store.locate(&chunk.hash).unwrap());
-        assert_eq!(location.unwrap().length, chunk.length);
-    }
-    assert_eq!((whole.len(), whole[0].0.hash), (1, one));
-    let (found, left) = locate(&[one, many, none], 1);
-    assert_eq!((found.len(), found[0].0, left), (1, one, 2));
+    let looked_up = store.look_up_chunks(|tables| {
+        let chunks = tables.chunks_of_content(&many)?.unwrap();
+        assert_eq!(chunks.len(), 31);
+        for chunk in &chunks {
+            assert_eq!(tables.locate(&chunk.hash)?, store.locate(&chunk.hash)?);
+        }
+        assert_eq!(tables.chunks_of_content(&one)?, Some(vec![Chunk { hash: one, length: 10 }]));
+        assert_eq!(tables.chunks_of_content(&none)?, None);
+        tables.locate(&none)
+    });
+    assert_eq!(looked_up.unwrap(), None);
 }
 
 #[test]

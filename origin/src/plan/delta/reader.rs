@@ -177,7 +177,7 @@ impl<'a> Reader<'a> {
                 let Some(frame) = self.contents.frame(id)? else { return Ok(false) };
                 let mut bytes = self.kept.reclaim();
                 bytes.clear();
-                bytes.reserve(frame.uncompressed_bytes as usize);
+                bytes.reserve_exact(frame.uncompressed_bytes as usize);
                 let decompressed = self.decompressor.decompress_to_buffer(&frame.compressed, &mut bytes);
                 decompressed.map_err(PlanError::Damaged)?;
                 Arc::new(bytes)
