@@ -11,5 +11,7 @@ __attribute__((constructor)) static void syncd_allocator_settings(void) {
     mallopt(M_ARENA_MAX, 2);
     /* Setting it also keeps it from growing with what is freed. */
     mallopt(M_MMAP_THRESHOLD, 1024 * 1024);
+    /* Or each message's memory goes back to the kernel and is faulted in again for the next one. */
+    mallopt(M_TRIM_THRESHOLD, 4 * 1024 * 1024);
 }
 #endif
