@@ -7,11 +7,11 @@
 #![cfg_attr(not(test), deny(clippy::arithmetic_side_effects, clippy::indexing_slicing))]
 
 use std::cell::RefCell;
-use std::collections::{HashMap, HashSet};
-use std::io::{Read, Seek};
+use std::collections::{BTreeMap, HashMap, HashSet};
+use std::io::Read;
 use std::os::unix::fs::FileExt;
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Mutex, OnceLock, PoisonError};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
 use syncd_shared::diff::{Change, Comparison};
 use syncd_shared::stored_frame::{FrameBuffer, StoredFrame};
@@ -30,6 +30,8 @@ const FAN_NAMES: &[u8; FANS] = b"0123456789abcdef";
 const BUFFER_BYTES: usize = 128 * 1024;
 /// Files up to this are copied by way of memory.
 const SMALL_BYTES: u64 = BUFFER_BYTES as u64;
+/// Stretches of a file that wait for what comes before them: what comes in order, more or less, has a few.
+const AHEAD_MOST: usize = 32 * 1024;
 /// A directory above this is not emptied name by name.
 const SMALL_DIRECTORY_BYTES: u64 = 16 * 1024;
 
@@ -53,13 +55,47 @@ pub(crate) struct Arrived {
     pub dressed: Option<Metadata>,
 }
 
-/// A file of which pieces come one by one.
+/// A file of which pieces come one by one, in any order, each byte once.
 struct Partial {
+    /// Its name until it is whole: no other attempt at this content has had it.
+    name: String,
     hasher: blake3::Hasher,
-    /// Bytes hashed, in order.
+    /// Bytes written from its start on, and hashed.
     hashed: u64,
-    /// Bytes written, in any order.
-    written: u64,
+    /// Stretches written behind that, with gaps between them: start -> end.
+    ahead: BTreeMap<u64, u64>,
+    /// Nothing more goes into it: it is whole, or was given up.
+    closed: bool,
+}
+
+impl Partial {
+    /// Whether nothing was written between these offsets, and there is room to remember that something will be.
+    fn is_free(&self, start: u64, end: u64) -> bool {
+        let before = self.ahead.range(..end).next_back();
+        start >= self.hashed && before.is_none_or(|(_, end)| *end <= start) && self.ahead.len() < AHEAD_MOST
+    }
+
+    /// A free stretch was written to `file`. It is hashed once all before it is.
+    fn wrote(&mut self, start: u64, bytes: &[u8], file: &std::fs::File) -> std::io::Result<()> {
+        let mut end = start.saturating_add(bytes.len() as u64);
+        if start == self.hashed {
+            self.hasher.update(bytes);
+            self.hashed = end;
+            if let Some(end) = self.ahead.remove(&end) {
+                hash_stretch(file, self.hashed, end, &mut self.hasher)?;
+                self.hashed = end;
+            }
+            return Ok(());
+        }
+        if let Some(after) = self.ahead.remove(&end) {
+            end = after;
+        }
+        match self.ahead.range_mut(..start).next_back() {
+            Some((_, before)) if *before == start => *before = end,
+            _ => drop(self.ahead.insert(start, end)),
+        }
+        Ok(())
+    }
 }
 
 /// The directory, and what is in it. Shared by the workers.
@@ -70,7 +106,9 @@ pub(crate) struct Incoming {
     arrived: Mutex<HashMap<ContentHash, Arrived>>,
     /// Whole contents that were written, or are being written by a worker.
     written: Mutex<HashSet<ContentHash>>,
-    partial: Mutex<HashMap<ContentHash, std::sync::Arc<Mutex<Partial>>>>,
+    partial: Mutex<HashMap<ContentHash, Arc<Mutex<Partial>>>>,
+    /// Files of pieces that were begun.
+    parts: AtomicU64,
     /// Whether files may be there that nobody has looked at.
     leftovers: AtomicBool,
 }
@@ -104,6 +142,7 @@ impl Incoming {
             arrived: Mutex::default(),
             written: Mutex::default(),
             partial: Mutex::default(),
+            parts: AtomicU64::new(0),
             leftovers: AtomicBool::new(leftovers),
         })
     }
@@ -234,15 +273,23 @@ impl Incoming {
 
     /// Forgets the stretches that came of a content that was not made whole: the next one starts it anew.
     pub fn drop_part(&self, hash: ContentHash) {
-        lock(&self.partial).remove(&hash);
+        let partial = lock(&self.partial).remove(&hash);
+        if let Some(partial) = partial {
+            let mut partial = lock(&partial);
+            partial.closed = true;
+            // What is left lying is removed with the directory.
+            let _ = self.fan(hash).map(|fan| fan.unlink(partial.name.as_bytes()));
+        }
     }
 
     /// [`Incoming::drop_part`] of all contents.
     pub fn drop_parts(&self) {
-        lock(&self.partial).clear();
+        let all: Vec<_> = lock(&self.partial).keys().copied().collect();
+        all.into_iter().for_each(|hash| self.drop_part(hash));
     }
 
-    /// Writes a stretch of a content; whether it is whole now, and verified.
+    /// Writes a stretch of a content; whether it is whole now, and verified. A stretch that has come already is refused:
+    /// what was hashed is not written again.
     pub fn put_piece(
         &self,
         hash: ContentHash,
@@ -252,48 +299,53 @@ impl Incoming {
     ) -> Result<bool, StageError> {
         let outside = || StageError::PieceOutside { content: hash, size: want.size, offset };
         let end = offset.checked_add(bytes.len() as u64).ok_or_else(outside)?;
-        if end > want.size {
+        if bytes.is_empty() || end > want.size {
             return Err(outside());
         }
         let (fan, name) = (self.fan(hash)?, hash.to_string());
-        let part = format!("{name}.part");
-        let mut created = false;
-        let shared = lock(&self.partial)
-            .entry(hash)
-            .or_insert_with(|| {
-                created = true;
-                let hasher = blake3::Hasher::new();
-                std::sync::Arc::new(Mutex::new(Partial { hasher, hashed: 0, written: 0 }))
-            })
-            .clone();
-        let mut partial = lock(&shared);
-        if partial.written >= want.size {
-            return Err(outside());
+        loop {
+            if lock(&self.arrived).contains_key(&hash) {
+                return Ok(false);
+            }
+            let shared = lock(&self.partial).entry(hash).or_insert_with(|| self.begin(&name)).clone();
+            let mut partial = lock(&shared);
+            if partial.closed {
+                // Another thread was done with it just now.
+                continue;
+            }
+            if !partial.is_free(offset, end) {
+                return Err(outside());
+            }
+            let part = partial.name.clone();
+            let file = match (partial.hashed, partial.ahead.is_empty()) {
+                // Whatever its mode will be, it is opened again for the next stretch.
+                (0, true) => create_anew(fan, &part, want.metadata.mode | 0o600)?,
+                _ => fan.open_file_for_write(part.as_bytes())?,
+            };
+            file.write_all_at(bytes, offset).map_err(failed("write", fan, &part))?;
+            partial.wrote(offset, bytes, &file).map_err(failed("read", fan, &part))?;
+            if partial.hashed < want.size {
+                return Ok(false);
+            }
+            let actual = ContentHash::finish(&partial.hasher);
+            let result = match actual == hash {
+                true => self.finish(hash, fan, &file, &part, &name, want),
+                false => {
+                    fan.unlink(part.as_bytes())?;
+                    Err(StageError::Content { expected: hash, actual })
+                }
+            };
+            // Under its lock: whoever waits for it looks anew, and finds the content there, or begins afresh.
+            partial.closed = true;
+            lock(&self.partial).remove(&hash);
+            return result.map(|()| true);
         }
-        let file = match partial.written {
-            0 => create_anew(fan, &part, want.metadata.mode)?,
-            _ => fan.open_file_for_write(part.as_bytes())?,
-        };
-        file.write_all_at(bytes, offset).map_err(failed("write", fan, &part))?;
-        partial.written = partial.written.saturating_add(bytes.len() as u64);
-        if partial.hashed == offset {
-            partial.hasher.update(bytes);
-            partial.hashed = end;
-        }
-        if partial.written < want.size {
-            return Ok(false);
-        }
-        let actual = match partial.hashed == want.size {
-            true => ContentHash::finish(&partial.hasher),
-            false => hash_file(&file).map_err(failed("read", fan, &part))?,
-        };
-        lock(&self.partial).remove(&hash);
-        if actual != hash {
-            fan.unlink(part.as_bytes())?;
-            return Err(StageError::Content { expected: hash, actual });
-        }
-        self.finish(hash, fan, &file, &part, &name, want)?;
-        Ok(true)
+    }
+
+    fn begin(&self, name: &str) -> Arc<Mutex<Partial>> {
+        let number = self.parts.fetch_add(1, Ordering::Relaxed);
+        let (name, hasher) = (format!("{name}.part{number}"), blake3::Hasher::new());
+        Arc::new(Mutex::new(Partial { name, hasher, hashed: 0, ahead: BTreeMap::new(), closed: false }))
     }
 
     /// Copies content that this node has under another name, verified on the way; whether it was that content. Contents
@@ -460,21 +512,154 @@ fn create_anew(fan: &Dir, name: &str, mode: u16) -> Result<std::fs::File, DiskEr
 }
 
 /// Hashes a file from its start, without mapping it: a mapped file that is truncated kills its reader.
-pub(crate) fn hash_file(mut file: &std::fs::File) -> std::io::Result<ContentHash> {
+pub(crate) fn hash_file(file: &std::fs::File) -> std::io::Result<ContentHash> {
+    let mut hasher = blake3::Hasher::new();
+    hash_stretch(file, 0, u64::MAX, &mut hasher)?;
+    Ok(ContentHash::finish(&hasher))
+}
+
+/// Hashes what a file has from one offset to another, or to its end.
+fn hash_stretch(
+    file: &std::fs::File,
+    start: u64,
+    end: u64,
+    hasher: &mut blake3::Hasher,
+) -> std::io::Result<()> {
     thread_local! {
         // Memory for each call costs more than hashing a small file.
         static BUFFER: RefCell<Vec<u8>> = RefCell::new(vec![0; BUFFER_BYTES]);
     }
-    file.rewind()?;
-    let mut hasher = blake3::Hasher::new();
     BUFFER.with_borrow_mut(|buffer| {
-        loop {
-            match file.read(buffer) {
-                Ok(0) => return Ok(ContentHash::finish(&hasher)),
-                Ok(n) => drop(hasher.update(buffer.get(..n).unwrap_or(buffer))),
+        let mut at = start;
+        while at < end {
+            let most =
+                usize::try_from(end.saturating_sub(at)).map_or(buffer.len(), |most| most.min(buffer.len()));
+            let Some(room) = buffer.get_mut(..most) else { break };
+            match file.read_at(room, at) {
+                Ok(0) => break,
+                Ok(n) => {
+                    hasher.update(room.get(..n).unwrap_or(room));
+                    at = at.saturating_add(n as u64);
+                }
                 Err(e) if e.kind() == std::io::ErrorKind::Interrupted => {}
                 Err(e) => return Err(e),
             }
         }
+        Ok(())
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use syncd_shared::Timestamp;
+
+    use super::*;
+
+    fn incoming() -> (tempfile::TempDir, Incoming) {
+        let temp = tempfile::tempdir().unwrap();
+        let layout = Layout::open(temp.path()).unwrap();
+        let incoming = Incoming::open(&layout, Owners::new(None)).unwrap();
+        (temp, incoming)
+    }
+
+    fn wanted(size: u64, mode: u16) -> Wanted {
+        let metadata = Metadata { mode, uid: 0, gid: 0, mtime: Timestamp::default() };
+        Wanted { size, metadata, users: 1 }
+    }
+
+    /// What lies in the directory: names and contents.
+    fn files(temp: &tempfile::TempDir) -> Vec<(String, Vec<u8>)> {
+        let fans = std::fs::read_dir(temp.path().join("staging/incoming")).unwrap();
+        let files = fans.flat_map(|fan| std::fs::read_dir(fan.unwrap().path()).unwrap());
+        let file = |file: std::io::Result<std::fs::DirEntry>| {
+            let path = file.unwrap().path();
+            (path.file_name().unwrap().to_string_lossy().into_owned(), std::fs::read(path).unwrap())
+        };
+        files.map(file).collect()
+    }
+
+    #[test]
+    fn what_was_hashed_is_not_written_again() {
+        let content = b"0123456789abcdefghij";
+        let hash = ContentHash::of(content);
+        let (hello, other) = (&content[..10], &content[10..]);
+        let pieces: [&[(u64, &[u8], bool)]; 4] = [
+            &[(0, hello, true), (0, b"junk!", false), (10, other, true)],
+            &[(10, other, true), (12, b"junk!", false), (5, b"junk!!", false), (0, hello, true)],
+            &[(0, hello, true), (9, b"J", false), (10, b"", false), (19, b"JJ", false), (10, other, true)],
+            &[
+                (15, &content[15..], true),
+                (5, &content[5..10], true),
+                (4, b"JJ", false),
+                (0, &content[..5], true),
+                (9, b"JJ", false),
+                (10, &content[10..15], true),
+                (0, b"J", true),
+            ],
+        ];
+        for pieces in pieces {
+            let (temp, incoming) = incoming();
+            for (offset, bytes, taken) in pieces {
+                let put = incoming.put_piece(hash, *offset, bytes, &wanted(20, 0o444));
+                assert_eq!(put.is_ok(), *taken, "{offset}: {put:?}");
+            }
+            assert!(incoming.arrived(hash).is_some());
+            assert_eq!(files(&temp), [(hash.to_string(), content.to_vec())]);
+        }
+    }
+
+    #[test]
+    fn a_part_that_was_given_up_or_is_wrong_starts_anew() {
+        let content = vec![7; 300_000];
+        let (hash, wanted) = (ContentHash::of(&content), wanted(300_000, 0o640));
+        let (temp, incoming) = incoming();
+        assert!(!incoming.put_piece(hash, 100_000, &content[100_000..200_000], &wanted).unwrap());
+        incoming.drop_part(hash);
+        assert!(files(&temp).is_empty());
+        let wrong = vec![8; 300_000];
+        assert!(!incoming.put_piece(hash, 0, &wrong[..150_000], &wanted).unwrap());
+        assert!(incoming.put_piece(hash, 150_000, &wrong[150_000..], &wanted).is_err());
+        assert!(files(&temp).is_empty());
+        for start in [200_000, 0, 100_000] {
+            let whole =
+                incoming.put_piece(hash, start as u64, &content[start..start + 100_000], &wanted).unwrap();
+            assert_eq!(whole, start == 100_000);
+        }
+        assert_eq!(files(&temp), [(hash.to_string(), content)]);
+    }
+
+    #[test]
+    fn threads_that_give_up_and_begin_at_once_leave_nothing_unverified() {
+        let content: Vec<u8> = (0..400_000u32).map(|i| (i / 700) as u8).collect();
+        let (hash, wanted) = (ContentHash::of(&content), wanted(400_000, 0o600));
+        let (temp, incoming) = incoming();
+        std::thread::scope(|scope| {
+            for thread in 0..4usize {
+                let (incoming, content) = (&incoming, &content);
+                scope.spawn(move || {
+                    for round in 0..200usize {
+                        let start = (thread + round) % 4 * 100_000;
+                        // Refused where another thread wrote it; nothing else goes wrong.
+                        match incoming.put_piece(
+                            hash,
+                            start as u64,
+                            &content[start..start + 100_000],
+                            &wanted,
+                        ) {
+                            Ok(_) | Err(StageError::PieceOutside { .. }) => {}
+                            Err(error) => panic!("{error:?}"),
+                        }
+                        if round % 7 == thread {
+                            incoming.drop_part(hash);
+                        }
+                    }
+                });
+            }
+        });
+        for start in [0, 100_000, 200_000, 300_000] {
+            let _ = incoming.put_piece(hash, start as u64, &content[start..start + 100_000], &wanted);
+        }
+        let whole = files(&temp).into_iter().find(|(name, _)| *name == hash.to_string());
+        assert_eq!(whole.map(|(_, bytes)| bytes == content), Some(true));
+    }
 }
