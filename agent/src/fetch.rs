@@ -86,7 +86,7 @@ impl OriginSource {
         Self { abandoned, ..self.clone() }
     }
 
-    fn start(&self, requests: Requests) -> Result<Frames, FetchError> {
+    fn start(&self, requests: Requests) -> Received {
         let lease = Lease::new(self);
         let mut transfer = Transfer {
             source: self.clone(),
@@ -98,9 +98,6 @@ impl OriginSource {
         };
         let (sender, receiver) = mpsc::channel(FRAMES_AHEAD);
         let ahead = Arc::<Ahead>::default();
-        // The first frame is waited for, so that a refusal is the answer to the call.
-        let first = self.runtime.block_on(transfer.next());
-        let first = first.transpose()?.map(|frame| ahead.count(frame));
         let counted = ahead.clone();
         let pump = self.runtime.spawn(async move {
             loop {
@@ -114,7 +111,7 @@ impl OriginSource {
         });
         let totals = self.totals;
         let pump = pump.abort_handle();
-        Ok(Box::new(Received { first, receiver, pump, totals, ahead, used_bytes: 0, ended: false }))
+        Received { first: None, receiver, pump, totals, ahead, used_bytes: 0, ended: false }
     }
 
     async fn channel(&self) -> Result<Channel, FetchError> {
@@ -138,11 +135,14 @@ impl Source for OriginSource {
     }
 
     fn update(&mut self, from: RootHash, to: RootHash) -> Result<Frames, FetchError> {
-        self.start(Requests::Update { from, to })
+        let mut received = self.start(Requests::Update { from, to });
+        // A refusal is the answer to the call.
+        received.first = received.receiver.blocking_recv().transpose()?;
+        Ok(Box::new(received))
     }
 
     fn objects(&mut self, root: RootHash, batches: Batches) -> Result<Frames, FetchError> {
-        self.start(Requests::Objects { root, batches: Some(batches) })
+        Ok(Box::new(self.start(Requests::Objects { root, batches: Some(batches) })))
     }
 }
 

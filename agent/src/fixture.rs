@@ -12,7 +12,7 @@ use syncd_shared::delta::{Basis, BasisFile, DeltaCopy, DeltaFrame, DeltaPiece, E
 use syncd_shared::diff::{Change, Comparison, DirectorySource, Part, PartLimits, Released};
 use syncd_shared::directory::MODE_MASK;
 use syncd_shared::stored_frame::{Piece, StoredFrame};
-use syncd_shared::wire::{DirectoryPatch, Frame};
+use syncd_shared::wire::{DirectoryPatch, Frame, ObjectsBatch};
 use syncd_shared::{
     Component, ContentHash, ContentTag, Directory, Entry, Generation, GenerationNumber, Kind, Metadata,
     ObjectHash, RootEntry, RootHash, SignedGeneration, Timestamp, TreeId, TreePath,
@@ -255,6 +255,23 @@ impl Origin {
     }
 }
 
+impl Origin {
+    /// The contents that a batch asks for, each once.
+    fn files_of(&self, batch: &ObjectsBatch) -> Vec<ContentHash> {
+        let mut files = batch.files.clone();
+        for of in &batch.files_of {
+            for entry in of.of(self.directories[&of.directory].entries()) {
+                if let Kind::File { content, size: 1.. } = entry.kind
+                    && !files.contains(&content)
+                {
+                    files.push(content);
+                }
+            }
+        }
+        files
+    }
+}
+
 impl Source for Origin {
     fn update(&mut self, from: RootHash, to: RootHash) -> Result<Frames, FetchError> {
         if self.forgetful || !self.roots.contains_key(&from) {
@@ -305,9 +322,10 @@ impl Source for Origin {
     fn objects(&mut self, _: RootHash, mut batches: Batches) -> Result<Frames, FetchError> {
         let origin = self.clone();
         let mut request = 0;
+        let (mut next, mut came_early) = (None::<ObjectsBatch>, HashSet::new());
         // Each batch is looked at when the answers before it were taken, as on the wire.
         let answers = std::iter::from_fn(move || {
-            let batch = batches.blocking_recv()?;
+            let batch = next.take().or_else(|| batches.blocking_recv())?;
             let mut frames = Vec::new();
             let mut directories = Vec::new();
             for object in &batch.directories {
@@ -316,15 +334,17 @@ impl Source for Origin {
             if !directories.is_empty() {
                 frames.push(Ok(Frame::Directories(directories)));
             }
-            let mut files = batch.files;
-            for of in &batch.files_of {
-                for entry in of.of(origin.directories[&of.directory].entries()) {
-                    if let Kind::File { content, size: 1.. } = entry.kind
-                        && !files.contains(&content)
-                    {
-                        files.push(content);
-                    }
-                }
+            let mut files = origin.files_of(&batch);
+            files.retain(|content| !came_early.remove(content));
+            // Half of what is asked for next comes now, in one frame with the last of this batch.
+            next = batches.try_recv().ok();
+            if let Some(next) = next.as_ref().filter(|next| next.early) {
+                let early = origin.files_of(next);
+                let early =
+                    early[..early.len().div_ceil(2)].iter().filter(|content| !files.contains(content));
+                let early = early.copied().collect::<Vec<_>>();
+                came_early.extend(early.iter().copied());
+                files.extend(early);
             }
             frames.extend(origin.content_frames(&files));
             frames.push(Ok(Frame::End { request, missing: Vec::new() }));

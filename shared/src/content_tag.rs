@@ -30,12 +30,6 @@ impl ContentTag {
         &self.0
     }
 
-    /// A number that spreads contents evenly.
-    pub fn spread(&self) -> u8 {
-        let [_, number, ..] = self.0;
-        number
-    }
-
     /// From a field.
     pub(crate) fn read(bytes: &[u8], field: &'static str) -> Result<Self, WireError> {
         bytes.try_into().map(Self).map_err(|_| WireError::Tag { field })

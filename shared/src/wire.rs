@@ -390,6 +390,8 @@ pub struct ObjectsBatch {
     pub files: Vec<ContentHash>,
     /// After them: contents of directories' files.
     pub files_of: Vec<DirectoryFiles>,
+    /// Contents may come in the answer to the batch before it, in frames of which both want a part.
+    pub early: bool,
 }
 
 /// Contents of some entries of a directory object, without naming each.
@@ -447,7 +449,8 @@ impl ObjectsBatch {
         let directories =
             message.directories.iter().map(|h| object_hash(h, "directories")).collect::<Result<_, _>>()?;
         let files = message.files.iter().map(|h| content_hash(h, "files")).collect::<Result<_, _>>()?;
-        let batch = Self { directories, recursive: message.recursive, files, files_of };
+        let (recursive, early) = (message.recursive, message.early);
+        let batch = Self { directories, recursive, files, files_of, early };
         Ok((root_hash(&message.root, "root")?, batch))
     }
 
@@ -459,6 +462,7 @@ impl ObjectsBatch {
             recursive: self.recursive,
             files: self.files.iter().map(|h| Bytes::copy_from_slice(h.as_bytes())).collect(),
             files_of: self.files_of.iter().map(DirectoryFiles::to_message).collect(),
+            early: self.early,
         }
     }
 }

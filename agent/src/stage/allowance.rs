@@ -15,7 +15,7 @@ const SLACK_BYTES: u64 = 16 * 1024 * 1024;
 const ENTRY_MOST_BYTES: u64 = 4 * 1024 + 512;
 
 /// Counts what came against what may come.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub(super) struct Allowance {
     limit: u64,
     spent: u64,
@@ -25,6 +25,11 @@ impl Allowance {
     /// For the answers that bring these contents.
     pub fn of_contents(files: u64, bytes: u64) -> Self {
         Self::of(bytes.saturating_mul(2), files, 2 * FRAME_LEAST_BYTES)
+    }
+
+    /// For what was asked for on the same stream later, too.
+    pub fn add(&mut self, other: Self) {
+        self.limit = self.limit.saturating_add(other.limit);
     }
 
     /// For the answers that bring a manifest with these totals.

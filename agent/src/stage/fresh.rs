@@ -4,8 +4,8 @@
 //! walk       directories are made, their files gathered into windows, in path order
 //! ask        one batch of contents a window, a few windows ahead of the answers
 //! receive    workers verify each content and write it straight to its place
-//! settle     once a window is answered: contents in many pieces, copies of equal files; inode numbers to the record
-//! finish     owner, mode and times of the directories, when nothing more is put into them
+//! settle     once a window is answered: contents in many pieces, copies of equal files; inode numbers to the record;
+//!            owner, mode and times of a directory, when nothing more is put into it
 //! ```
 //!
 //! Memory follows the windows, not the tree. What an interrupted attempt left in `staging/building-K` is hashed before
@@ -18,8 +18,9 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use rustix::fs::FileType;
 use syncd_shared::diff::DirectorySource;
+use syncd_shared::stored_frame::StoredFrame;
 use syncd_shared::wire::{Frame, ObjectsBatch};
-use syncd_shared::{Directory, Entry, Kind, ObjectHash, SignedGeneration, TreePath};
+use syncd_shared::{Directory, Entry, Kind, Metadata, ObjectHash, SignedGeneration, TreePath};
 use tokio::sync::mpsc::{UnboundedSender, unbounded_channel};
 
 use crate::disk::{self, Dir, DiskError, Owners};
@@ -37,6 +38,10 @@ use crate::stage::{StageError, StageProgress, Staged, building};
 
 /// Windows that are asked for before the first of them is answered.
 const WINDOWS_AHEAD: usize = 3;
+/// Entries that are looked at, and directories that are made, between two frames, more or less.
+const GATHERED_ENTRIES: usize = 512;
+/// Bytes of what an earlier attempt left that are hashed in the time of an entry.
+const HASHED_BYTES: u64 = 64 * 1024;
 /// Inode numbers that are collected before they go to the record.
 const PERSIST_INODES: usize = 64 * 1024;
 
@@ -70,7 +75,7 @@ impl Replica {
             record: &self.record,
             tree: tree.reopen()?,
             resumes,
-            waiting: vec![(TreePath::root(), root.object)],
+            waiting: vec![(TreePath::root(), root.object, root.metadata)],
             current: None,
             entered: Vec::new(),
         };
@@ -80,11 +85,10 @@ impl Replica {
             lists: HashMap::new(),
             whole: Vec::new(),
             whole_inodes: 0,
+            narrow: Vec::new(),
             copies: Copies::of(repeats),
         };
         build.run(&mut walk, target, source, progress)?;
-        finish(&self.record, &tree, &root.object, self.owners)?;
-        tree.set_own_metadata(&root.metadata, self.owners)?;
         let done = shared.done();
         incoming.clear(&self.layout)?;
         Ok(Staged {
@@ -126,7 +130,7 @@ struct Walk<'a> {
     tree: Dir,
     resumes: bool,
     /// Directories still to be entered, the next one last.
-    waiting: Vec<(TreePath, ObjectHash)>,
+    waiting: Vec<(TreePath, ObjectHash, Metadata)>,
     /// The directory that the last window ended in, and its next entry.
     current: Option<(Arc<TreePath>, Arc<Directory>, usize)>,
     /// Directories entered, by ordinal.
@@ -134,7 +138,8 @@ struct Walk<'a> {
 }
 
 impl Walk<'_> {
-    fn enter(&mut self, path: TreePath, object: ObjectHash) -> Result<(), StageError> {
+    /// Makes what directories are in a directory; how many.
+    fn enter(&mut self, path: TreePath, object: ObjectHash) -> Result<usize, StageError> {
         let directory = self.record.directory(&object)?;
         if self.resumes {
             self.remove_strangers(&path, &directory)?;
@@ -143,22 +148,24 @@ impl Walk<'_> {
         let mut below = Vec::new();
         for entry in directory.entries() {
             if let Kind::Directory { object, .. } = entry.kind {
+                let metadata = entry.metadata;
                 match dir.make_dir(entry.name.as_bytes()) {
                     Err(e) if e.source.kind() == std::io::ErrorKind::AlreadyExists => {}
                     other => other?,
                 }
                 let path = path.join(&entry.name).map_err(|source| StageError::Path { source })?;
-                below.push((path, object));
+                below.push((path, object, metadata));
             }
         }
+        let made = below.len();
         self.waiting.extend(below.into_iter().rev());
         let path = Arc::new(path);
         self.entered.push((path.clone(), object));
         self.current = Some((path, directory, 0));
-        Ok(())
+        Ok(made)
     }
 
-    fn open(&self, path: &TreePath) -> Result<Dir, StageError> {
+    fn open(&self, path: &TreePath) -> Result<Dir, DiskError> {
         Ok(if path.is_root() { self.tree.reopen()? } else { self.tree.open_dir(path.as_bytes())? })
     }
 
@@ -196,8 +203,37 @@ impl Walk<'_> {
 /// Inode numbers of a directory, and how many are still to come.
 struct List {
     path: Arc<TreePath>,
+    /// Of the directory.
+    metadata: Metadata,
     inodes: Vec<u64>,
     left: usize,
+}
+
+/// Windows that are asked for and not answered, the oldest first, and the one that is being gathered.
+struct Asked {
+    windows: VecDeque<Arc<Window>>,
+    gathered: Window,
+    ask: UnboundedSender<ObjectsBatch>,
+    /// What the origin may send for all that was asked for so far.
+    allowance: Allowance,
+}
+
+impl Asked {
+    /// Asks for what is gathered, and begins the next window.
+    fn ask(&mut self, walk: &Walk<'_>) {
+        let next = self.gathered.next();
+        let window = std::mem::replace(&mut self.gathered, next);
+        if window.items.is_empty() {
+            return;
+        }
+        if !window.wanted.is_empty() {
+            self.allowance.add(Allowance::of_contents(window.items.len() as u64, window.bytes()));
+            let (files_of, early) = (window.files_of(&walk.entered), window.apart);
+            // A stream that broke says so where it is read.
+            let _ = self.ask.send(ObjectsBatch { files_of, early, ..ObjectsBatch::default() });
+        }
+        self.windows.push_back(Arc::new(window));
+    }
 }
 
 struct Build<'a> {
@@ -207,6 +243,8 @@ struct Build<'a> {
     /// Lists that are complete and not in the record.
     whole: Vec<(TreePath, Vec<u64>)>,
     whole_inodes: usize,
+    /// Complete directories whose mode keeps their owner out: nobody but root would get at what is below them.
+    narrow: Vec<(Arc<TreePath>, Metadata)>,
     copies: Copies,
 }
 
@@ -220,18 +258,20 @@ impl Build<'_> {
     ) -> Result<(), StageError> {
         let (ask, batches) = unbounded_channel();
         let (mut batches, mut frames) = (Some(batches), None);
+        let mut asked = Asked {
+            windows: VecDeque::new(),
+            gathered: Window::first(),
+            ask,
+            allowance: Allowance::default(),
+        };
         let shared = self.shared;
         std::thread::scope(|scope| {
-            let mut workers = Workers::start(scope, shared);
-            let mut asked: VecDeque<Arc<Window>> = VecDeque::new();
+            let workers = Workers::start(scope, shared);
             let mut answered: Option<Arc<Window>> = None;
             loop {
-                while asked.len() < WINDOWS_AHEAD
-                    && let Some(window) = self.gather(walk, &ask)?
-                {
-                    asked.push_back(window);
-                }
-                let Some(window) = asked.pop_front() else { break };
+                // The one after it is asked for, too: what lies in frames of both comes at once.
+                while asked.windows.len() < 2 && self.gather(walk, &mut asked)? {}
+                let Some(window) = asked.windows.front().cloned() else { break };
                 if !window.wanted.is_empty() {
                     let frames = match &mut frames {
                         Some(frames) => frames,
@@ -242,11 +282,20 @@ impl Build<'_> {
                             none.insert(started.map_err(StageError::Fetch)?)
                         }
                     };
-                    receive(frames, &window, &mut workers, shared, progress)?;
+                    while !shared.failed()
+                        && let Some(frame) = next_of(frames, &mut asked.allowance, shared)?
+                        && workers.take(frame, asked.windows.iter()) == Done::Taken
+                    {
+                        progress(shared.done());
+                        if asked.windows.len() < WINDOWS_AHEAD {
+                            self.gather(walk, &mut asked)?;
+                        }
+                    }
                 }
                 if shared.failed() {
                     break;
                 }
+                asked.windows.pop_front();
                 // The window before: its frames are written while this one came.
                 if let Some(before) = answered.replace(window) {
                     self.settle(&before, walk)?;
@@ -258,62 +307,69 @@ impl Build<'_> {
             workers.finish()
         })?;
         self.persist()?;
+        // What is below comes later in the order of paths.
+        self.narrow.sort_by(|a, b| b.0.as_bytes().cmp(a.0.as_bytes()));
+        for (path, metadata) in std::mem::take(&mut self.narrow) {
+            walk.open(&path)?.set_own_metadata(&metadata, self.replica.owners)?;
+        }
         progress(shared.done());
         Ok(())
     }
 
-    /// The next window of files, asked for. What an earlier attempt left, empty files and symlinks are dealt with on the
-    /// way.
-    fn gather(
-        &mut self,
-        walk: &mut Walk<'_>,
-        ask: &UnboundedSender<ObjectsBatch>,
-    ) -> Result<Option<Arc<Window>>, StageError> {
-        let mut window = Window::default();
-        while !window.is_full() {
-            if self.shared.cancel.load(Ordering::Relaxed) {
-                return Err(StageError::Cancelled);
-            }
+    /// Goes on with the window that is being gathered, by some entries; asks for it once it is full, or the tree at its
+    /// end. What an earlier attempt left, empty files and symlinks are dealt with on the way. Whether there is more to
+    /// gather.
+    fn gather(&mut self, walk: &mut Walk<'_>, asked: &mut Asked) -> Result<bool, StageError> {
+        if self.shared.cancel.load(Ordering::Relaxed) {
+            return Err(StageError::Cancelled);
+        }
+        let mut left = GATHERED_ENTRIES;
+        while left > 0 && !asked.gathered.is_full() {
             if walk.current.is_none() {
-                let Some((path, object)) = walk.waiting.pop() else { break };
-                walk.enter(path, object)?;
-                self.open_list(walk)?;
+                let Some((path, object, metadata)) = walk.waiting.pop() else {
+                    asked.ask(walk);
+                    return Ok(false);
+                };
+                left = left.saturating_sub(walk.enter(path, object)?.saturating_add(1));
+                self.open_list(walk, metadata)?;
             }
-            self.gather_directory(walk, &mut window)?;
+            self.gather_directory(walk, asked, &mut left)?;
         }
-        if window.items.is_empty() {
-            return Ok(None);
+        if asked.gathered.is_full() {
+            asked.ask(walk);
         }
-        if !window.wanted.is_empty() {
-            // A stream that broke says so where it is read.
-            let _ = ask
-                .send(ObjectsBatch { files_of: window.files_of(&walk.entered), ..ObjectsBatch::default() });
-        }
-        Ok(Some(Arc::new(window)))
+        Ok(true)
     }
 
-    fn open_list(&mut self, walk: &Walk<'_>) -> Result<(), StageError> {
+    fn open_list(&mut self, walk: &Walk<'_>, metadata: Metadata) -> Result<(), StageError> {
         let Some((path, directory, _)) = &walk.current else { return Ok(()) };
         let ordinal = walk.entered.len() as u32 - 1;
         let left = directory.entries().iter().filter(|e| !e.is_directory()).count();
-        let list = List { path: path.clone(), inodes: vec![0; directory.entries().len()], left };
+        let list = List { path: path.clone(), metadata, inodes: vec![0; directory.entries().len()], left };
         if left == 0 {
-            return self.keep(list);
+            return self.keep(list, walk);
         }
         self.lists.insert(ordinal, list);
         Ok(())
     }
 
-    /// Takes entries of the current directory until the window is full or the directory at its end.
-    fn gather_directory(&mut self, walk: &mut Walk<'_>, window: &mut Window) -> Result<(), StageError> {
+    /// Takes entries of the current directory, so many at most, until the window is full or the directory at its end.
+    fn gather_directory(
+        &mut self,
+        walk: &mut Walk<'_>,
+        asked: &mut Asked,
+        left: &mut usize,
+    ) -> Result<(), StageError> {
+        let window = &mut asked.gathered;
         let Some((path, directory, start)) = walk.current.take() else { return Ok(()) };
         let ordinal = walk.entered.len() as u32 - 1;
         let mut dir = None;
         for (index, entry) in directory.entries().iter().enumerate().skip(start) {
-            if window.is_full() {
+            if window.is_full() || *left == 0 {
                 walk.current = Some((path, directory.clone(), index));
                 return Ok(());
             }
+            *left = left.saturating_sub(1);
             if entry.is_directory() {
                 continue;
             }
@@ -322,12 +378,16 @@ impl Build<'_> {
                     Some(dir) => dir,
                     none => none.insert(walk.open(&path)?),
                 };
+                if let (true, Kind::File { size, .. }) = (walk.resumes, &entry.kind) {
+                    *left = left.saturating_sub((*size / HASHED_BYTES) as usize);
+                }
                 if let Some(inode) = self.made_at_once(dir, entry, walk.resumes)? {
-                    self.list_inode(ordinal, index as u32, inode)?;
+                    self.list_inode(ordinal, index as u32, inode, walk)?;
                     continue;
                 }
             }
             if let Some(item) = Item::new(&path, ordinal, index as u32, entry) {
+                window.apart &= !asked.windows.iter().any(|window| window.has_tag_of_another(&item));
                 if window.has_tag_of_another(&item) {
                     // Contents of one tag are not asked for at once.
                     window.close();
@@ -420,24 +480,36 @@ impl Build<'_> {
                 };
             }
             self.copies.came(item);
-            self.list_inode(item.directory, item.entry, inode)?;
+            self.list_inode(item.directory, item.entry, inode, walk)?;
         }
         Ok(())
     }
 
-    fn list_inode(&mut self, directory: u32, entry: u32, inode: u64) -> Result<(), StageError> {
+    fn list_inode(
+        &mut self,
+        directory: u32,
+        entry: u32,
+        inode: u64,
+        walk: &Walk<'_>,
+    ) -> Result<(), StageError> {
         let Some(list) = self.lists.get_mut(&directory) else { return Ok(()) };
         if let Some(slot) = list.inodes.get_mut(entry as usize) {
             *slot = inode;
         }
         list.left = list.left.saturating_sub(1);
         match list.left {
-            0 => self.lists.remove(&directory).map_or(Ok(()), |list| self.keep(list)),
+            0 => self.lists.remove(&directory).map_or(Ok(()), |list| self.keep(list, walk)),
             _ => Ok(()),
         }
     }
 
-    fn keep(&mut self, list: List) -> Result<(), StageError> {
+    /// Takes a directory that all is in.
+    fn keep(&mut self, list: List, walk: &Walk<'_>) -> Result<(), StageError> {
+        if list.metadata.mode & 0o700 == 0o700 || rustix::process::geteuid().is_root() {
+            walk.open(&list.path)?.set_own_metadata(&list.metadata, self.replica.owners)?;
+        } else {
+            self.narrow.push((list.path.clone(), list.metadata));
+        }
         self.whole_inodes += list.inodes.len();
         self.whole.push((TreePath::clone(&list.path), list.inodes));
         if self.whole_inodes >= PERSIST_INODES { self.persist() } else { Ok(()) }
@@ -449,33 +521,22 @@ impl Build<'_> {
     }
 }
 
-/// Hands out frames until the window is answered.
-fn receive(
+/// The next frame of a window; `None` once it is answered.
+fn next_of(
     frames: &mut Frames,
-    window: &Arc<Window>,
-    workers: &mut Workers<'_>,
+    allowance: &mut Allowance,
     shared: &Shared<'_>,
-    progress: &dyn Fn(StageProgress),
-) -> Result<(), StageError> {
-    let mut allowance = Allowance::of_contents(window.items.len() as u64, window.bytes());
+) -> Result<Option<StoredFrame>, StageError> {
     loop {
         if shared.cancel.load(Ordering::Relaxed) {
             return Err(StageError::Cancelled);
         }
-        if shared.failed() {
-            return Ok(());
-        }
         let frame = frames.next().unwrap_or(Err(FetchError::Disconnected(None)));
         match allowance.taken(frame.map_err(StageError::Fetch)?)? {
-            Frame::Stored(frame) => {
-                if workers.take(frame, window) == Done::Failed {
-                    return Ok(());
-                }
-                progress(shared.done());
-            }
+            Frame::Stored(frame) => return Ok(Some(frame)),
             Frame::End { missing, .. } => {
                 return match missing.first() {
-                    None => Ok(()),
+                    None => Ok(None),
                     Some(content) => {
                         let content = syncd_shared::ContentHash::from_bytes(*content);
                         Err(StageError::Fetch(FetchError::MissingContent { content }))
@@ -513,18 +574,6 @@ fn taken_by(dir: &Dir, block_bytes: u64, taken: &mut Demand) -> Result<(), DiskE
             taken_by(&dir.open_dir(&listed.name)?, block_bytes, taken)?;
         } else {
             taken.add(if stat.kind == FileType::RegularFile { stat.size } else { 0 }, block_bytes);
-        }
-    }
-    Ok(())
-}
-
-/// Gives every directory its owner, mode and times, children first.
-fn finish(record: &Record, dir: &Dir, object: &ObjectHash, owners: Owners) -> Result<(), StageError> {
-    for entry in record.directory(object)?.entries() {
-        if let Kind::Directory { object, .. } = &entry.kind {
-            let child = dir.open_dir(entry.name.as_bytes())?;
-            finish(record, &child, object, owners)?;
-            child.set_own_metadata(&entry.metadata, owners)?;
         }
     }
     Ok(())

@@ -19,6 +19,8 @@ use crate::stage::repeats::Repeats;
 use crate::stage::space::Demand;
 
 /// Canonical bytes of directory objects that are collected before they go to the record.
+const KEEP_BYTES: usize = 512 * 1024;
+/// Of what went to the record: after so many bytes it is made durable.
 const PERSIST_BYTES: usize = 4 * 1024 * 1024;
 
 /// What differs from the live tree, and the rest of the update's frames where the origin sent one.
@@ -177,7 +179,7 @@ fn patched<'a>(
     part: PartLimits,
     mut frames: Frames,
 ) -> Result<Manifest<'a>, StageError> {
-    let mut objects = Objects { record, made: Vec::new(), bytes: 0 };
+    let mut objects = Objects { record, made: Vec::new(), bytes: 0, kept: 0 };
     let mut allowance = Allowance::of_manifest(&to.totals);
     let next = loop {
         let frame = frames.next();
@@ -208,6 +210,8 @@ struct Objects<'a> {
     record: &'a Record,
     made: Vec<(ObjectHash, Vec<u8>)>,
     bytes: usize,
+    /// Bytes in the record since it was last made durable.
+    kept: usize,
 }
 
 impl Objects<'_> {
@@ -227,9 +231,11 @@ impl Objects<'_> {
     fn keep(&mut self, hash: ObjectHash, bytes: Vec<u8>) -> Result<(), StageError> {
         self.bytes = self.bytes.saturating_add(bytes.len());
         self.made.push((hash, bytes));
-        if self.bytes >= PERSIST_BYTES {
-            self.record.put_directories(&std::mem::take(&mut self.made), true)?;
-            self.bytes = 0;
+        if self.bytes >= KEEP_BYTES {
+            self.kept = self.kept.saturating_add(std::mem::take(&mut self.bytes));
+            let durable = self.kept >= PERSIST_BYTES;
+            self.record.put_directories(&std::mem::take(&mut self.made), durable)?;
+            self.kept = if durable { 0 } else { self.kept };
         }
         Ok(())
     }
@@ -250,7 +256,7 @@ fn fetch_directories(
     let answers = batches.len();
     let keep_decoded = batches.iter().all(|b| !b.recursive);
     let mut frames = source.objects(to.hash(), all_of(batches)).map_err(StageError::Fetch)?;
-    let mut objects = Objects { record, made: Vec::new(), bytes: 0 };
+    let mut objects = Objects { record, made: Vec::new(), bytes: 0, kept: 0 };
     let mut allowance = Allowance::of_manifest(&to.totals);
     let (mut ended, mut total, mut came) = (0usize, 0u64, Vec::new());
     let most = to.totals.entries;

@@ -30,6 +30,7 @@ mod inodes;
 mod manifest;
 pub(crate) mod patch;
 mod plan;
+mod queue;
 mod receive;
 mod repeats;
 mod space;

@@ -5,10 +5,9 @@
 use std::collections::HashMap;
 use std::sync::OnceLock;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::mpsc::{SyncSender, sync_channel};
 
-use syncd_shared::delta::{DeltaFrame, DeltaPiece};
-use syncd_shared::stored_frame::{FrameBuffer, Piece, StoredFrame};
+use syncd_shared::delta::DeltaFrame;
+use syncd_shared::stored_frame::{FrameBuffer, StoredFrame};
 use syncd_shared::wire::Frame;
 use syncd_shared::{ContentHash, ContentTag, TreePath};
 
@@ -16,12 +15,13 @@ use crate::source::FetchError;
 use crate::stage::allowance::Allowance;
 use crate::stage::content::{Incoming, Wanted};
 use crate::stage::delta::{Assembler, Bases};
+use crate::stage::queue::{Waiting, queue};
 use crate::stage::writeback::Writeback;
 use crate::stage::{StageError, StageProgress};
 
 /// Threads that decompress, hash and write.
 const WORKERS_MAX: usize = 4;
-/// Frames that wait for a worker, each at most 1 MiB compressed: with what the workers hold about 20 MiB.
+/// Frames that wait for each worker, at most 1 MiB compressed each: with what the workers hold about 20 MiB.
 const WAITING_FRAMES: usize = 3;
 /// Below this much content everything happens on the calling thread.
 const INLINE_BYTES: u64 = 1024 * 1024;
@@ -82,27 +82,22 @@ impl Reception<'_> {
             });
         }
         let workers = syncd_shared::threads::at_most(WORKERS_MAX);
+        let failed = AtomicBool::new(false);
+        let work = |mut waiting: Waiting<Parcel>| {
+            let mut bench = Workbench::default();
+            let result = waiting.try_for_each(|parcel| self.store(parcel, &mut bench));
+            failed.fetch_or(result.is_err(), Ordering::Relaxed);
+            result
+        };
+        let work = &work;
         std::thread::scope(|scope| {
-            let mut senders: Vec<SyncSender<Parcel>> = Vec::new();
-            let mut handles = Vec::new();
-            for _ in 0..workers {
-                let (sender, receiver) = sync_channel::<Parcel>(WAITING_FRAMES);
-                senders.push(sender);
-                handles.push(scope.spawn(move || {
-                    // Dropping the receiver tells the reader that this worker failed.
-                    let mut bench = Workbench::default();
-                    receiver.into_iter().try_for_each(|parcel| self.store(parcel, &mut bench))
-                }));
-            }
-            let mut turn = 0usize;
+            let (sender, waiting) = queue::<Parcel>(WAITING_FRAMES.saturating_mul(workers));
+            let start = |waiting| scope.spawn(move || work(waiting));
+            let handles: Vec<_> = std::iter::repeat_n(waiting, workers).map(start).collect();
             let read = self.read(frames, answers, allowance, progress, &mut |parcel| {
-                // Pieces of one large file go to one worker, so that they are hashed as they come.
-                turn = turn.wrapping_add(1);
-                let worker = self.part(&parcel).map_or(turn, usize::from).checked_rem(workers);
-                let sender = worker.and_then(|worker| senders.get(worker));
-                Ok(sender.is_some_and(|sender| sender.send(parcel).is_ok()))
+                Ok(!failed.load(Ordering::Relaxed) && sender.send(parcel).is_ok())
             });
-            drop(senders);
+            drop(sender);
             for handle in handles {
                 match handle.join() {
                     Ok(result) => result?,
@@ -156,28 +151,6 @@ impl Reception<'_> {
             }
         }
         Ok(not_sent)
-    }
-
-    /// A byte that all pieces of one large file share, where a parcel has such.
-    fn part(&self, parcel: &Parcel) -> Option<u8> {
-        match parcel {
-            Parcel::Stored(frame) => {
-                let is_part = |p: &&Piece| {
-                    let want = self.content(p.file).and_then(|content| self.wanted.get(&content));
-                    want.is_some_and(|w| w.size != u64::from(p.length_bytes))
-                };
-                frame.pieces.iter().find(is_part).map(|p| p.file.spread())
-            }
-            Parcel::Delta(frame) => {
-                let copied = frame.copies.first().map(|copy| copy.file);
-                let is_part = |p: &&DeltaPiece| {
-                    let want = self.content(p.file).and_then(|content| self.wanted.get(&content));
-                    want.is_some_and(|w| w.size != u64::from(p.length_bytes))
-                };
-                let tag = copied.or_else(|| frame.pieces.iter().find(is_part).map(|p| p.file));
-                tag.map(|tag| tag.spread())
-            }
-        }
     }
 
     /// The content that a tag is of, if it is asked for.

@@ -5,7 +5,7 @@
 use std::collections::HashMap;
 use std::os::unix::fs::FileExt;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::mpsc::{SyncSender, TrySendError, sync_channel};
+use std::sync::mpsc::SyncSender;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::{Scope, ScopedJoinHandle};
 
@@ -16,13 +16,16 @@ use syncd_shared::{Component, ContentHash, ContentTag, Entry, Kind, Metadata, Ob
 
 use crate::disk::{self, Dir, DiskError, Owners};
 use crate::stage::content::{Incoming, Wanted, stretch};
+use crate::stage::queue::{Waiting, queue};
 use crate::stage::writeback::Writeback;
 use crate::stage::{StageError, StageProgress};
 
 /// Threads that decompress, hash and write.
 const WORKERS_MAX: usize = 4;
-/// Frames that wait for a worker, each at most 1 MiB compressed.
+/// Frames that wait for each worker, at most 1 MiB compressed each.
 const WAITING_FRAMES: usize = 2;
+/// Content bytes that the first window of a tree takes.
+const FIRST_BYTES: u64 = if cfg!(test) { 16 * 1024 } else { OBJECTS_BATCH_BYTES / 8 };
 /// Directories that a worker keeps open.
 const OPEN_DIRECTORIES: usize = 8;
 
@@ -56,8 +59,12 @@ impl Item {
 }
 
 /// See the module.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(crate) struct Window {
+    /// Content bytes that it takes.
+    bytes_most: u64,
+    /// Whether no other window that is under way has a content of the same name in frames.
+    pub apart: bool,
     pub items: Vec<Item>,
     /// Contents that are asked for -> the item that they are for.
     pub wanted: HashMap<ContentTag, u32>,
@@ -71,9 +78,24 @@ pub(crate) struct Window {
 }
 
 impl Window {
+    /// The first one of a tree: small, so that the origin has something to do soon.
+    pub fn first() -> Self {
+        Self::of(FIRST_BYTES)
+    }
+
+    /// The one after this: twice as large, up to a whole batch.
+    pub fn next(&self) -> Self {
+        Self::of(self.bytes_most.saturating_mul(2).min(OBJECTS_BATCH_BYTES))
+    }
+
+    fn of(bytes_most: u64) -> Self {
+        let (items, wanted, order, unwritten, written) = Default::default();
+        Self { bytes_most, apart: true, items, wanted, order, bytes: 0, closed: false, unwritten, written }
+    }
+
     /// Whether no more should be asked for together.
     pub fn is_full(&self) -> bool {
-        self.closed || self.items.len() >= OBJECTS_BATCH_MAX || self.bytes >= OBJECTS_BATCH_BYTES
+        self.closed || self.items.len() >= OBJECTS_BATCH_MAX || self.bytes >= self.bytes_most
     }
 
     /// Content bytes that are asked for.
@@ -94,6 +116,10 @@ impl Window {
 
     fn item(&self, index: u32) -> Option<&Item> {
         self.items.get(index as usize)
+    }
+
+    fn item_of(&self, piece: &Piece) -> Option<&Item> {
+        self.wanted.get(&piece.file).and_then(|index| self.item(*index))
     }
 
     /// What is asked for, by directory; `entered` has the directories by ordinal.
@@ -196,9 +222,10 @@ impl<'a> Shared<'a> {
         self.failed.load(Ordering::Relaxed)
     }
 
-    fn store(&self, frame: &StoredFrame, window: &Window, bench: &mut Workbench) -> Result<(), StageError> {
+    fn store(&self, job: &Job, bench: &mut Workbench) -> Result<(), StageError> {
+        let frame = &job.frame;
         let bytes = bench.buffer.decompress(frame).map_err(StageError::Frame)?;
-        let item = |piece: &Piece| window.wanted.get(&piece.file).and_then(|index| window.item(*index));
+        let item = |piece: &Piece| job.windows.iter().find_map(|window| window.item_of(piece));
         let mut pieces: Vec<_> = frame.pieces.iter().filter_map(|p| Some((item(p)?, p))).collect();
         // What lies together because it resembles each other is of many directories: each is opened once. Pieces of one
         // file stay in order.
@@ -276,95 +303,74 @@ impl OpenDirectories {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Done {
     Taken,
-    /// A worker failed: [`Workers::finish`] says why.
+    /// No worker is left: [`Workers::finish`] says why.
     Failed,
 }
 
-/// A frame of a window, unwritten until this is dropped.
+/// A frame of some windows, unwritten until this is dropped.
 struct Job {
     frame: StoredFrame,
-    window: Arc<Window>,
+    windows: Vec<Arc<Window>>,
 }
 
 impl Job {
-    fn new(frame: StoredFrame, window: &Arc<Window>) -> Self {
-        window.begin();
-        Self { frame, window: window.clone() }
+    fn new<'w>(frame: StoredFrame, windows: impl Iterator<Item = &'w Arc<Window>>) -> Self {
+        let has_some =
+            |window: &&Arc<Window>| frame.pieces.iter().any(|piece| window.item_of(piece).is_some());
+        let windows: Vec<_> = windows.filter(has_some).cloned().collect();
+        windows.iter().for_each(|window| window.begin());
+        Self { frame, windows }
     }
 }
 
 impl Drop for Job {
     fn drop(&mut self) {
-        self.window.end();
+        self.windows.iter().for_each(|window| window.end());
     }
 }
 
 /// Threads that write frames.
 pub(crate) struct Workers<'scope> {
-    senders: Vec<SyncSender<Job>>,
+    sender: SyncSender<Job>,
     handles: Vec<ScopedJoinHandle<'scope, Result<(), StageError>>>,
-    turn: usize,
 }
 
 impl<'scope> Workers<'scope> {
     pub fn start<'env>(scope: &'scope Scope<'scope, 'env>, shared: &'env Shared<'env>) -> Self {
         let count = syncd_shared::threads::at_most(WORKERS_MAX);
-        let (mut senders, mut handles) = (Vec::new(), Vec::new());
-        for _ in 0..count {
-            let (sender, receiver) = sync_channel::<Job>(WAITING_FRAMES);
-            senders.push(sender);
-            handles.push(scope.spawn(move || {
-                let mut bench = Workbench::default();
-                let mut result = Ok(());
-                // Also after an error everything is taken, so that nobody waits for it.
-                for job in receiver {
-                    if result.is_ok() {
-                        result = shared.store(&job.frame, &job.window, &mut bench);
-                        if result.is_err() {
-                            shared.failed.store(true, Ordering::Relaxed);
-                        }
+        let (sender, waiting) = queue::<Job>(WAITING_FRAMES.saturating_mul(count));
+        let work = |waiting: Waiting<Job>| {
+            let mut bench = Workbench::default();
+            let mut result = Ok(());
+            // Also after an error everything is taken, so that nobody waits for it.
+            for job in waiting {
+                if result.is_ok() {
+                    result = shared.store(&job, &mut bench);
+                    if result.is_err() {
+                        shared.failed.store(true, Ordering::Relaxed);
                     }
                 }
-                result
-            }));
-        }
-        Self { senders, handles, turn: 0 }
-    }
-
-    /// Gives a frame to a worker; blocks while all of its places are taken.
-    pub fn take(&mut self, frame: StoredFrame, window: &Arc<Window>) -> Done {
-        // Pieces of one large file go to one worker, so that they are hashed as they come.
-        let part = frame.pieces.iter().find(|piece| {
-            let item = window.wanted.get(&piece.file).and_then(|index| window.item(*index));
-            item.is_some_and(|item| item.size != u64::from(piece.length_bytes))
-        });
-        let part = part.map(|piece| usize::from(piece.file.spread()));
-        self.turn = self.turn.wrapping_add(1);
-        let turn = part.unwrap_or(self.turn);
-        let mut job = Job::new(frame, window);
-        if part.is_none() {
-            // Whoever has room.
-            for step in 0..self.senders.len() {
-                match self.sender(turn.wrapping_add(step)).map(|sender| sender.try_send(job)) {
-                    Some(Ok(())) => return Done::Taken,
-                    Some(Err(TrySendError::Full(back))) => job = back,
-                    Some(Err(TrySendError::Disconnected(_))) | None => return Done::Failed,
-                }
             }
-        }
-        match self.sender(turn).map(|sender| sender.send(job)) {
-            Some(Ok(())) => Done::Taken,
-            _ => Done::Failed,
-        }
+            result
+        };
+        let start = |_| {
+            let waiting = waiting.clone();
+            scope.spawn(move || work(waiting))
+        };
+        Self { sender, handles: (0..count).map(start).collect() }
     }
 
-    fn sender(&self, turn: usize) -> Option<&SyncSender<Job>> {
-        self.senders.get(turn.checked_rem(self.senders.len())?)
+    /// Gives a frame that has contents of these windows to a worker; blocks while all are busy and enough wait.
+    pub fn take<'w>(&self, frame: StoredFrame, windows: impl Iterator<Item = &'w Arc<Window>>) -> Done {
+        match self.sender.send(Job::new(frame, windows)) {
+            Ok(()) => Done::Taken,
+            Err(_) => Done::Failed,
+        }
     }
 
     /// Waits for the workers; the first error of one.
     pub fn finish(self) -> Result<(), StageError> {
-        drop(self.senders);
+        drop(self.sender);
         for handle in self.handles {
             match handle.join() {
                 Ok(result) => result?,

@@ -28,6 +28,7 @@ struct Tables {
     frames: Vec<Frame>,
     frames_read: usize,
     directories_read: usize,
+    directory_bytes_read: usize,
 }
 
 /// Files of one call of [`MemoryStore::put`] lie together in frames of at most `frame_bytes`.
@@ -127,6 +128,10 @@ impl MemoryStore {
     pub(crate) fn directories_read(&self) -> usize {
         self.tables.lock().unwrap().directories_read
     }
+
+    pub(crate) fn directory_bytes_read(&self) -> usize {
+        self.tables.lock().unwrap().directory_bytes_read
+    }
 }
 
 impl Tables {
@@ -193,7 +198,9 @@ impl Contents for MemoryStore {
     }
 
     fn directory_bytes(&self, hash: &ObjectHash) -> Result<Option<Bytes>, ReadError> {
-        Ok(self.tables.lock().unwrap().directories.get(hash).map(|(_, bytes)| bytes.clone()))
+        let mut tables = self.tables.lock().unwrap();
+        tables.directory_bytes_read += 1;
+        Ok(tables.directories.get(hash).map(|(_, bytes)| bytes.clone()))
     }
 
     fn look_up(&self, work: &mut dyn FnMut(&dyn Chunks) -> Result<(), ReadError>) -> Result<(), ReadError> {

@@ -27,6 +27,7 @@ use tokio::sync::{Semaphore, watch};
 
 pub use contents::{Chunk, Contents, DirectoryError, Frame, FrameId, Place, ReadError};
 pub use error::PlanError;
+use objects::LastTree;
 pub use objects::ObjectsAnswer;
 pub use spool::EncodedUpdate;
 
@@ -70,6 +71,7 @@ struct Inner {
     spool: Spool,
     budget: PlanBudget,
     cache: Mutex<Cache>,
+    last_tree: Arc<LastTree>,
     slots: Arc<Semaphore>,
     stopped: AtomicBool,
 }
@@ -104,6 +106,7 @@ impl Planner {
             spool,
             budget,
             cache: Mutex::default(),
+            last_tree: Arc::default(),
             slots: Arc::new(Semaphore::new(PLANS_AT_ONCE)),
             stopped: AtomicBool::new(false),
         };
@@ -127,7 +130,7 @@ impl Planner {
 
     /// The answer to an objects request; `request` is its ordinal on its stream.
     pub fn objects(&self, request: u64, batch: ObjectsBatch) -> ObjectsAnswer {
-        ObjectsAnswer::new(self.inner.contents.clone(), request, batch)
+        ObjectsAnswer::new(self.inner.contents.clone(), self.inner.last_tree.clone(), request, batch)
     }
 
     /// Ends running plans soon, and refuses new ones.

@@ -1,6 +1,7 @@
 //! Answers an objects request: the general path, by which an agent gets anything that it lacks under any name.
 
 use std::collections::{HashSet, VecDeque};
+use std::sync::{Arc, Mutex, PoisonError};
 
 use bytes::Bytes;
 use syncd_proto::v1;
@@ -9,16 +10,65 @@ use syncd_shared::directory::{Directory, Kind};
 use syncd_shared::limits::{DIRECTORY_FRAME_BYTES, OBJECTS_BATCH_MAX};
 use syncd_shared::wire::{DirectoryFiles, ObjectsBatch, directories_message};
 use syncd_shared::{ContentHash, ObjectHash};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 use super::contents::{Contents, DirectoryError};
 use super::error::PlanError;
 use super::stored::{ContentFrames, end};
 
+/// Compressed bytes of a tree's directory objects that are kept for the next node that joins.
+const LAST_TREE_BYTES: usize = 8 * 1024 * 1024;
+
+/// The directory objects of the tree that was asked for whole last, as messages.
+pub(super) struct LastTree {
+    kept: Mutex<Option<(ObjectHash, Arc<[Message]>)>>,
+    /// For the answer that collects them: there is memory for one.
+    collecting: Arc<Semaphore>,
+}
+
+impl Default for LastTree {
+    fn default() -> Self {
+        Self { kept: Mutex::default(), collecting: Arc::new(Semaphore::new(1)) }
+    }
+}
+
+impl LastTree {
+    fn get(&self, root: &ObjectHash) -> Option<Arc<[Message]>> {
+        let kept = self.kept.lock().unwrap_or_else(PoisonError::into_inner);
+        kept.as_ref().filter(|(of, _)| of == root).map(|(_, messages)| messages.clone())
+    }
+
+    /// `None`: another answer collects.
+    fn collect(&self, root: ObjectHash) -> Option<WholeTree> {
+        let collecting = self.collecting.clone().try_acquire_owned().ok()?;
+        Some(WholeTree { root, messages: Vec::new(), bytes: 0, _collecting: collecting })
+    }
+
+    fn set(&self, root: ObjectHash, messages: Vec<Message>) {
+        *self.kept.lock().unwrap_or_else(PoisonError::into_inner) = Some((root, messages.into()));
+    }
+}
+
+/// A tree's directory objects, as far as they are sent.
+struct WholeTree {
+    root: ObjectHash,
+    messages: Vec<Message>,
+    bytes: usize,
+    _collecting: OwnedSemaphorePermit,
+}
+
 /// The answer to one objects request, message by message, in bounded memory. Blocks while it reads the store.
 pub struct ObjectsAnswer {
-    contents: std::sync::Arc<dyn Contents>,
+    contents: Arc<dyn Contents>,
+    last: Arc<LastTree>,
     request: u64,
     recursive: bool,
+    /// To be kept for others.
+    whole: Option<WholeTree>,
+    /// Its contents may come in the answer before it.
+    early: bool,
+    /// The answer to the request after it.
+    next: Option<Box<ObjectsAnswer>>,
     /// Directories still to be sent, the next one last.
     directories: Vec<ObjectHash>,
     sent: HashSet<ObjectHash>,
@@ -36,28 +86,65 @@ pub struct ObjectsAnswer {
 }
 
 impl ObjectsAnswer {
-    pub(super) fn new(contents: std::sync::Arc<dyn Contents>, request: u64, batch: ObjectsBatch) -> Self {
+    pub(super) fn new(
+        contents: Arc<dyn Contents>,
+        last: Arc<LastTree>,
+        request: u64,
+        batch: ObjectsBatch,
+    ) -> Self {
         let mut directories = batch.directories;
         directories.reverse();
+        let (mut whole, mut ready) = (None, VecDeque::new());
+        if let ([root], true) = (&*directories, batch.recursive) {
+            match last.get(root) {
+                Some(messages) => {
+                    ready.extend(messages.iter().cloned());
+                    directories.clear();
+                }
+                None => whole = last.collect(*root),
+            }
+        }
         let mut seen = HashSet::new();
         let files = batch.files.into_iter().filter(|file| seen.insert(*file)).collect();
         let mut files_of = batch.files_of;
         files_of.reverse();
+        let files = ContentFrames::new(files);
+        // Who goes through a tree goes on where this ends.
+        let files = if files_of.is_empty() { files } else { files.putting_off() };
         Self {
             contents,
+            last,
             request,
             recursive: batch.recursive,
+            whole,
+            early: batch.early,
+            next: None,
             directories,
             sent: HashSet::new(),
             files_of,
             listed: Vec::new(),
             seen,
-            files: ContentFrames::new(files),
+            files,
             missing: Vec::new(),
-            ready: VecDeque::new(),
+            ready,
             item: 0,
             ended: false,
         }
+    }
+
+    /// Whether the request after it, if it has come, would be of use now.
+    pub fn wants_next(&self) -> bool {
+        self.next.is_none() && !self.ended
+    }
+
+    /// The answer to the request after it, which is to be given when this one has ended.
+    pub fn set_next(&mut self, next: Box<Self>) {
+        self.next = Some(next);
+    }
+
+    /// That answer again, less what came in this one.
+    pub fn into_next(self) -> Option<Box<Self>> {
+        self.next
     }
 
     fn advance(&mut self) -> Result<(), PlanError> {
@@ -66,6 +153,16 @@ impl ObjectsAnswer {
         }
         if let Some(of) = self.files_of.pop() {
             return self.look_up(&of);
+        }
+        if self.files.has_parts_left()
+            && let Some(next) = &mut self.next
+            && std::mem::take(&mut next.early)
+            && next.directories.is_empty()
+        {
+            while let Some(of) = next.files_of.pop() {
+                next.look_up(&of)?;
+            }
+            self.files.take_early(&mut next.files, &*self.contents)?;
         }
         let mut out = Vec::new();
         let more = self.files.advance(&*self.contents, &mut out)?;
@@ -108,9 +205,26 @@ impl ObjectsAnswer {
         }
         if !batch.is_empty() {
             let message = directories_message(batch.iter().map(|bytes| &bytes[..]));
+            self.keep(&message);
             self.ready.push_back(Message::Directories(message));
         }
+        if self.directories.is_empty()
+            && self.missing.is_empty()
+            && let Some(whole) = self.whole.take()
+        {
+            self.last.set(whole.root, whole.messages);
+        }
         Ok(())
+    }
+
+    fn keep(&mut self, message: &v1::DirectoryObjects) {
+        let Some(whole) = &mut self.whole else { return };
+        whole.bytes += message.compressed.len();
+        if whole.bytes > LAST_TREE_BYTES {
+            self.whole = None;
+        } else {
+            whole.messages.push(Message::Directories(message.clone()));
+        }
     }
 
     /// Files that are asked for by their directory: by then they are known, no more of them than the request may have.

@@ -2,10 +2,11 @@
 //!
 //! Contents are taken in windows of bounded size. Within one, pieces are grouped by the frame they lie in, in order of
 //! first use. A frame of which at least thirteen sixteenths are wanted (in an update, which is encoded once for all agents,
-//! fifteen) goes out as it is; from others the wanted chunks are gathered into new frames.
+//! fifteen) goes out as it is; from others the wanted chunks are gathered into new frames. Where the next request of an
+//! agent is known, a frame that lies across the border of both goes out once, as it is, for both.
 
-use std::collections::HashMap;
 use std::collections::hash_map::Entry;
+use std::collections::{HashMap, VecDeque};
 
 use bytes::Bytes;
 use syncd_proto::v1;
@@ -22,6 +23,8 @@ use crate::store::Effort;
 const WINDOW_PIECES: usize = 32 * 1024;
 /// Bytes of content that are looked at together.
 const WINDOW_BYTES: u64 = 256 * 1024 * 1024;
+/// Frames that are put off in one answer: at the border of two requests lie about ten.
+const PARTIAL_FRAMES: usize = 64;
 /// How often a chunk that garbage collection moves is looked for.
 const LOCATE_ATTEMPTS: usize = 3;
 
@@ -31,6 +34,8 @@ struct Want {
     file: ContentHash,
     file_offset: u64,
     chunk: Chunk,
+    /// The file ends with it.
+    is_last: bool,
 }
 
 /// All wants within one frame.
@@ -40,6 +45,30 @@ struct Group {
     wants: Vec<(Place, Want)>,
     /// Bytes of the frame that are wanted, each chunk once.
     wanted_bytes: u64,
+}
+
+impl Group {
+    fn count(&mut self) {
+        let mut offsets: Vec<_> = self.wants.iter().map(|(p, _)| (p.offset, p.length)).collect();
+        offsets.sort_unstable();
+        offsets.dedup();
+        self.wanted_bytes = offsets.iter().map(|(_, length)| u64::from(*length)).sum();
+    }
+
+    /// Whether it may come after everything else: no file goes on behind what it has of it.
+    fn can_be_last(&self) -> bool {
+        let next = self.wants.iter().skip(1).map(|(_, want)| Some(want.file)).chain([None]);
+        self.wants.iter().zip(next).all(|((_, want), next)| want.is_last || next == Some(want.file))
+    }
+
+    /// Whether it may come before everything else: it has the beginning of every file that it has something of.
+    fn can_be_first(&self) -> bool {
+        let before = [None].into_iter().chain(self.wants.iter().map(|(_, want)| Some(want.file)));
+        self.wants
+            .iter()
+            .zip(before)
+            .all(|((_, want), before)| want.file_offset == 0 || before == Some(want.file))
+    }
 }
 
 /// Groups while they are made.
@@ -71,12 +100,7 @@ impl Window {
     /// The next one last.
     fn groups(self) -> Vec<Group> {
         let mut groups = self.groups;
-        for group in &mut groups {
-            let mut offsets: Vec<_> = group.wants.iter().map(|(p, _)| (p.offset, p.length)).collect();
-            offsets.sort_unstable();
-            offsets.dedup();
-            group.wanted_bytes = offsets.iter().map(|(_, length)| u64::from(*length)).sum();
-        }
+        groups.iter_mut().for_each(Group::count);
         groups.reverse();
         groups
     }
@@ -90,6 +114,10 @@ pub(super) struct ContentFrames {
     rest: Vec<Want>,
     /// Groups of the current window, the next one last.
     groups: Vec<Group>,
+    /// Groups in frames that are wanted in part, put off until all others are sent.
+    partial: VecDeque<Group>,
+    /// How many more may be put off: each is read twice.
+    partial_left: usize,
     gather: Gather,
     missing: Vec<ContentHash>,
     /// Sixteenths of a frame that must be wanted for it to go out as it is.
@@ -104,6 +132,8 @@ impl ContentFrames {
             files,
             rest: Vec::new(),
             groups: Vec::new(),
+            partial: VecDeque::new(),
+            partial_left: 0,
             gather: Gather::default(),
             missing: Vec::new(),
             whole_share: 13,
@@ -121,6 +151,33 @@ impl ContentFrames {
         Self { whole_share: 15, ..self }
     }
 
+    /// Puts frames that are wanted in part off to the end, as far as that may be: the next request may want the rest.
+    pub(super) fn putting_off(self) -> Self {
+        Self { partial_left: PARTIAL_FRAMES, ..self }
+    }
+
+    /// Whether what is left are parts of frames: time to look whether the next request wants the others.
+    pub(super) fn has_parts_left(&self) -> bool {
+        self.groups.is_empty() && self.files.is_empty() && self.rest.is_empty() && !self.partial.is_empty()
+    }
+
+    /// Takes over, of the frames that are left in part, what `next` wants of them.
+    pub(super) fn take_early(&mut self, next: &mut Self, contents: &dyn Contents) -> Result<(), PlanError> {
+        if next.groups.is_empty() {
+            next.window(contents)?;
+        }
+        let mut places: HashMap<_, _> = self.partial.iter_mut().map(|group| (group.frame, group)).collect();
+        next.groups.retain_mut(|group| match places.get_mut(&group.frame) {
+            Some(partial) if group.can_be_first() => {
+                partial.wants.append(&mut group.wants);
+                partial.count();
+                false
+            }
+            _ => true,
+        });
+        Ok(())
+    }
+
     /// Contents that turned out not to be in the store.
     pub(super) fn take_missing(&mut self) -> Vec<ContentHash> {
         std::mem::take(&mut self.missing)
@@ -136,12 +193,17 @@ impl ContentFrames {
             self.send(contents, group, out)?;
             return Ok(true);
         }
-        if self.files.is_empty() && self.rest.is_empty() {
-            self.gather.flush(out)?;
-            return Ok(false);
+        if !self.files.is_empty() || !self.rest.is_empty() {
+            self.window(contents)?;
+            return Ok(true);
         }
-        self.window(contents)?;
-        Ok(true)
+        if let Some(group) = self.partial.pop_front() {
+            self.partial_left = 0;
+            self.send(contents, group, out)?;
+            return Ok(true);
+        }
+        self.gather.flush(out)?;
+        Ok(false)
     }
 
     /// Fills a window and groups it by frame.
@@ -171,11 +233,12 @@ impl ContentFrames {
                 Some(chunks) => {
                     let mut file_offset = 0;
                     let want = |chunk: Chunk| {
-                        let want = Want { file, file_offset, chunk };
+                        let want = Want { file, file_offset, chunk, is_last: false };
                         file_offset += u64::from(chunk.length);
                         want
                     };
                     self.rest = chunks.into_iter().map(want).collect();
+                    self.rest.last_mut().into_iter().for_each(|want| want.is_last = true);
                     self.rest.reverse();
                 }
             }
@@ -207,6 +270,11 @@ impl ContentFrames {
             }
             let pieces = group.wants.iter().map(|(place, want)| piece(want, place.offset)).collect();
             push_frame(frame.compressed, frame.uncompressed_bytes as usize, pieces, out);
+            return Ok(());
+        }
+        if self.partial_left > 0 && group.can_be_last() {
+            self.partial_left -= 1;
+            self.partial.push_back(group);
             return Ok(());
         }
         let bytes = decompress(&frame)?;
@@ -261,8 +329,27 @@ fn piece(want: &Want, frame_offset: u32) -> Piece {
     Piece { file, file_offset, frame_offset, length_bytes: want.chunk.length }
 }
 
+/// Chunks of a file that follow each other in the file and in the frame are one piece.
+fn joined(pieces: Vec<Piece>) -> Vec<Piece> {
+    let mut joined: Vec<Piece> = Vec::with_capacity(pieces.len());
+    for piece in pieces {
+        match joined.last_mut() {
+            Some(last)
+                if last.file == piece.file
+                    && last.file_offset + u64::from(last.length_bytes) == piece.file_offset
+                    && last.frame_offset + last.length_bytes == piece.frame_offset =>
+            {
+                last.length_bytes += piece.length_bytes;
+            }
+            _ => joined.push(piece),
+        }
+    }
+    joined
+}
+
 /// A frame with more pieces than one message may have is sent again for them.
 fn push_frame(compressed: Bytes, uncompressed_bytes: usize, pieces: Vec<Piece>, out: &mut Vec<Message>) {
+    let pieces = joined(pieces);
     for pieces in pieces.chunks(FRAME_PIECES_MAX) {
         let frame =
             StoredFrame { compressed: compressed.clone(), uncompressed_bytes, pieces: pieces.to_vec() };

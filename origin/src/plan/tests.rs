@@ -1,9 +1,10 @@
+use std::collections::HashSet;
 use std::time::Duration;
 
 use syncd_proto::v1;
 use syncd_shared::diff::Comparison;
 use syncd_shared::wire::DirectoryFiles;
-use syncd_shared::{ContentHash, Directory, ObjectHash, RootEntry, RootHash};
+use syncd_shared::{ContentHash, ContentTag, Directory, ObjectHash, RootEntry, RootHash};
 use tempfile::TempDir;
 
 use super::contents::Directories;
@@ -266,6 +267,75 @@ async fn a_frame_goes_out_as_stored_only_where_most_of_it_is_wanted() {
     assert_eq!(ask(&hashes[..9]), 100_000);
     assert_eq!(ask(&hashes[..8]), 80_000);
     assert_eq!(ask(&[hashes[9]]), 10_000);
+}
+
+#[tokio::test]
+async fn directories_of_a_whole_tree_are_read_once_for_all_who_join() {
+    let store = MemoryStore::new(1 << 20);
+    let root = store.put(&site());
+    let (planner, _data) = planner(&store, PlanBudget::default());
+    let ask = |directories: Vec<ObjectHash>, recursive| {
+        let mut replica = MemoryReplica::default();
+        let batch = ObjectsBatch { directories, recursive, ..ObjectsBatch::default() };
+        planner.objects(0, batch).for_each(|frame| replica.take(frame.unwrap()));
+        assert_eq!(replica.ended, 1);
+        replica
+    };
+    let first = ask(vec![root.object], true);
+    let below = first.directories.len();
+    assert!(below > 1);
+    // What is no longer in the store, or was never asked for whole, is not made up.
+    assert_eq!(ask(vec![root.object], false).directories.len(), 1);
+    let gone = Directory::hash_of(b"nowhere");
+    assert_eq!(ask(vec![gone], true).missing, [*gone.as_bytes()]);
+    let read = store.directory_bytes_read();
+    let second = ask(vec![root.object], true);
+    assert_eq!((second.directories.len(), store.directory_bytes_read()), (below, read));
+    // Another tree takes its place.
+    let other = store.put(&tree(&[("only/one", b"file")]));
+    assert_eq!(ask(vec![other.object], true).directories.len(), 2);
+    assert_eq!(ask(vec![root.object], true).directories.len(), below);
+    assert!(store.directory_bytes_read() >= read + below);
+}
+
+#[tokio::test]
+async fn a_frame_across_two_requests_goes_out_once() {
+    let store = MemoryStore::new(64 * 1024);
+    // Large files, too: their last pieces share frames with what comes after them.
+    let mut all: Tree = (0..40).map(|i| (format!("f{i:02}"), noise(i, 5_000))).collect();
+    all.extend([("f10-large".to_owned(), noise(50, 300_000)), ("f29-large".to_owned(), noise(51, 300_000))]);
+    let root = store.put(&all);
+    let hashes: Vec<_> = all.values().map(|b| ContentHash::of(b)).collect();
+    let (planner, _data) = planner(&store, PlanBudget::default());
+    let batch = |entries: std::ops::Range<usize>, early| {
+        let files_of = vec![DirectoryFiles::new(root.object, entries.map(|entry| entry as u32))];
+        ObjectsBatch { files_of, early, ..ObjectsBatch::default() }
+    };
+    let mut at_once = MemoryReplica::default();
+    planner.objects(0, batch(0..hashes.len(), false)).for_each(|frame| at_once.take(frame.unwrap()));
+    let (mut more_early, mut more_apart) = (0, 0);
+    for border in 1..hashes.len() {
+        let before = &hashes[..border];
+        let frames = |early: bool| {
+            let mut replica = MemoryReplica::default();
+            let mut answer = planner.objects(0, batch(0..border, false));
+            answer.set_next(Box::new(planner.objects(1, batch(border..hashes.len(), early))));
+            answer.by_ref().for_each(|frame| replica.take(frame.unwrap()));
+            assert_eq!(replica.ended, 1);
+            let sent: HashSet<_> =
+                replica.stored.iter().flat_map(|f| &f.pieces).map(|piece| piece.file).collect();
+            assert!(before.iter().all(|content| sent.contains(&ContentTag::of(content))));
+            assert!(early || sent.len() == before.len());
+            answer.into_next().unwrap().for_each(|frame| replica.take(frame.unwrap()));
+            replica.assemble();
+            assert_eq!((replica.ended, replica.files.len()), (2, hashes.len()));
+            replica.stored.len()
+        };
+        more_early += frames(true) - at_once.stored.len();
+        more_apart += frames(false) - at_once.stored.len();
+    }
+    // Where the first request wants nearly all of a frame it goes out whole, before the second one is looked at.
+    assert!(more_apart > hashes.len() / 2 && more_early < more_apart / 3, "{more_early} of {more_apart}");
 }
 
 #[tokio::test]

@@ -8,12 +8,14 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use futures::FutureExt;
 use prost::Message;
 use syncd_proto::v1;
 use syncd_proto::v1::fetch_request::Request;
 use syncd_shared::wire::{ObjectsBatch, root_hash};
 use tokio::sync::mpsc;
 use tokio_stream::StreamExt;
+use tonic::Status;
 
 use super::error::ServeError;
 use super::turns::StreamTurns;
@@ -40,6 +42,14 @@ impl Frames {
             update.reached(*next).await;
         }
     }
+
+    /// What was begun of the answer after this one.
+    fn begun(self) -> Option<Self> {
+        match self {
+            Self::Update(_) => None,
+            Self::Objects(answer) => answer.into_next().map(Self::Objects),
+        }
+    }
 }
 
 impl Iterator for Frames {
@@ -57,65 +67,125 @@ impl Iterator for Frames {
 pub async fn answer(
     services: &Services,
     turns: &StreamTurns,
-    mut requests: impl FromPeer<v1::FetchRequest>,
+    requests: impl FromPeer<v1::FetchRequest>,
     sender: &mpsc::Sender<v1::FetchFrame>,
 ) -> Result<(), ServeError> {
-    let mut ordinal = 0;
-    let mut updated = false;
-    while let Some(request) = next(&mut requests).await? {
+    let mut requests = Requests { stream: requests, ahead: None, ordinal: 0, updated: false };
+    while let Some(request) = requests.next().await? {
         let _turn = turns.take().await?;
-        if updated {
+        let mut frames = Some(requests.frames_of(services, request).await?);
+        // What was begun in the answer before is answered in the same turn.
+        while let Some(begun) = frames.take() {
+            frames = send(services, turns, begun, &mut requests, sender).await?;
+        }
+    }
+    Ok(())
+}
+
+/// What an agent asks for on one stream.
+struct Requests<S> {
+    stream: S,
+    /// What was received before its turn: the stream's next item.
+    ahead: Option<Option<Result<v1::FetchRequest, Status>>>,
+    /// Of the next request.
+    ordinal: u64,
+    /// An update was asked for.
+    updated: bool,
+}
+
+impl<S: FromPeer<v1::FetchRequest>> Requests<S> {
+    async fn next(&mut self) -> Result<Option<v1::FetchRequest>, ServeError> {
+        let message = match self.ahead.take() {
+            Some(message) => message,
+            None => {
+                let silent = ServeError::Silent { what: "a request", seconds: IDLE.as_secs() };
+                tokio::time::timeout(IDLE, self.stream.next()).await.map_err(|_| silent)?
+            }
+        };
+        message.transpose().map_err(|status| ServeError::Transport(Box::new(status)))
+    }
+
+    /// The next request, if it is there and may be answered together with the one before it.
+    fn early(&mut self) -> Option<v1::ObjectsRequest> {
+        if self.ahead.is_none() {
+            self.ahead = self.stream.next().now_or_never();
+        }
+        match self.ahead.take() {
+            Some(Some(Ok(v1::FetchRequest { request: Some(Request::Objects(request)) })))
+                if request.early =>
+            {
+                Some(request)
+            }
+            other => {
+                self.ahead = other;
+                None
+            }
+        }
+    }
+
+    async fn frames_of(
+        &mut self,
+        services: &Services,
+        request: v1::FetchRequest,
+    ) -> Result<Frames, ServeError> {
+        if self.updated {
             return Err(ServeError::OutOfOrder { what: "a request after an update request" });
         }
-        let frames = match request.request.ok_or(ServeError::Missing { field: "request" })? {
-            Request::Update(_) if ordinal > 0 => {
-                return Err(ServeError::OutOfOrder { what: "an update request" });
+        match request.request.ok_or(ServeError::Missing { field: "request" })? {
+            Request::Update(_) if self.ordinal > 0 => {
+                Err(ServeError::OutOfOrder { what: "an update request" })
             }
             Request::Update(request) => {
-                updated = true;
+                self.updated = true;
                 let from = root_hash(&request.from_root, "from_root")?;
                 let to = root_hash(&request.to_root, "to_root")?;
                 if !takes_updates(&request.features) {
                     return Err(PlanError::NotUnderstood.into());
                 }
                 let update = services.planner.update(from, to).await?;
-                Frames::Update(Items { update, next: request.first_item })
+                Ok(Frames::Update(Items { update, next: request.first_item }))
             }
-            Request::Objects(request) => {
-                let (_root, batch) = ObjectsBatch::from_message(&request)?;
-                Frames::Objects(Box::new(services.planner.objects(ordinal, batch)))
-            }
-        };
-        ordinal = ordinal.saturating_add(1);
-        send(services, turns, frames, sender).await?;
+            Request::Objects(request) => Ok(Frames::Objects(self.objects(services, &request)?)),
+        }
     }
-    Ok(())
+
+    fn objects(
+        &mut self,
+        services: &Services,
+        request: &v1::ObjectsRequest,
+    ) -> Result<Box<ObjectsAnswer>, ServeError> {
+        let (_root, batch) = ObjectsBatch::from_message(request)?;
+        let answer = services.planner.objects(self.ordinal, batch);
+        self.ordinal = self.ordinal.saturating_add(1);
+        Ok(Box::new(answer))
+    }
 }
 
-async fn next(
-    requests: &mut impl FromPeer<v1::FetchRequest>,
-) -> Result<Option<v1::FetchRequest>, ServeError> {
-    let silent = ServeError::Silent { what: "a request", seconds: IDLE.as_secs() };
-    let message = tokio::time::timeout(IDLE, requests.next()).await.map_err(|_| silent)?;
-    message.transpose().map_err(|status| ServeError::Transport(Box::new(status)))
-}
-
-/// Hands frames over, and waits until the kernel took them.
+/// Hands frames over, and waits until the kernel took them. Gives what was begun of the answer after it.
 async fn send(
     services: &Services,
     turns: &StreamTurns,
     mut frames: Frames,
+    requests: &mut Requests<impl FromPeer<v1::FetchRequest>>,
     sender: &mpsc::Sender<v1::FetchFrame>,
-) -> Result<(), ServeError> {
+) -> Result<Option<Frames>, ServeError> {
     let start = turns.written_bytes();
     let mut handed = 0u64;
     loop {
         // Nothing is read before there is room for it.
         turns.written(start.saturating_add(handed.saturating_sub(AHEAD_BYTES))).await?;
         let room = turns.taken(sender.reserve()).await?;
-        let Ok(room) = room else { return Ok(()) };
+        let Ok(room) = room else { return Ok(None) };
         drop(room);
         frames.ready().await;
+        // Where others wait, a turn is one answer.
+        if let Frames::Objects(answer) = &mut frames
+            && answer.wants_next()
+            && !turns.others_wait()
+            && let Some(request) = requests.early()
+        {
+            answer.set_next(requests.objects(services, &request)?);
+        }
         let turn = tokio::task::spawn_blocking(move || take_turn(frames)).await;
         let (rest, batch) = turn.map_err(|_| PlanError::Interrupted)?;
         let mut frames_sent = 0usize;
@@ -128,12 +198,13 @@ async fn send(
             handed = handed.saturating_add(frame_bytes as u64);
             let sent = turns.taken(sender.send(frame)).await?;
             if sent.is_err() {
-                return Ok(());
+                return Ok(None);
             }
             frames_sent = frames_sent.saturating_add(1);
         }
         if frames_sent == 0 {
-            return turns.written(start.saturating_add(handed)).await;
+            turns.written(start.saturating_add(handed)).await?;
+            return Ok(rest.begun());
         }
         frames = rest;
     }

@@ -228,8 +228,12 @@ async fn general_path(origin: &Origin, node: &Node, root: &RootEntry) -> MemoryR
             _ => None,
         })
         .collect();
-    let batches =
-        files.chunks(3).map(|files| ObjectsBatch { files: files.to_vec(), ..ObjectsBatch::default() });
+    let batch = |files: &[ContentHash]| ObjectsBatch {
+        files: files.to_vec(),
+        early: true,
+        ..ObjectsBatch::default()
+    };
+    let batches = files.chunks(3).map(batch);
     let requests: Vec<_> = batches.map(ask).collect();
     let count = requests.len() as u64;
     for frame in origin.fetch(node, requests).await.unwrap() {

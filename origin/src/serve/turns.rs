@@ -1,7 +1,7 @@
 //! Whose turn it is to be answered: what bounds the memory of all fetch streams together.
 //!
-//! A turn lasts for one request, from its first byte read until the kernel took the last of its answer: what was only
-//! handed over waits in HTTP/2's memory. A stream that waits for its next request has none. Of one agent's streams one
+//! A turn lasts for one request, or for two that are answered together while nobody else waits, from its first byte read
+//! until the kernel took the last of the answer: what was only handed over waits in HTTP/2's memory. A stream that waits for its next request has none. Of one agent's streams one
 //! has a turn; the others, and other agents, wait in line. Who does not take what it asked for loses its turn, sooner
 //! where others wait.
 
@@ -21,8 +21,8 @@ use crate::listener::Written;
 
 /// Fetch streams of one agent at once.
 pub(super) const STREAMS_PER_AGENT: usize = 4;
-/// Requests that are answered at once: each has up to three MiB in memory, a message that was read, one that is encoded and
-/// what HTTP/2 took. Others wait in line.
+/// Requests that are answered at once: each has up to three MiB of messages in memory, one that was read, one that is encoded
+/// and what HTTP/2 took, and a few of where its contents lie. Others wait in line.
 pub(super) const TURNS: usize = 32;
 /// How long things may take.
 #[derive(Debug, Clone, Copy)]
@@ -134,6 +134,11 @@ impl StreamTurns {
         tokio::time::timeout(self.turns.patience.wait, turn).await.map_err(busy)?
     }
 
+    /// Whether other agents wait for their turn.
+    pub(super) fn others_wait(&self) -> bool {
+        self.turns.waiting.load(Ordering::Relaxed) > 0
+    }
+
     /// Waits for the agent to take something, which `taken` is. Not cancel safe.
     pub(super) async fn taken<T>(&self, taken: impl Future<Output = T>) -> Result<T, ServeError> {
         tokio::pin!(taken);
@@ -144,7 +149,7 @@ impl StreamTurns {
                 return Ok(value);
             }
             let waited = started.elapsed();
-            let crowded = self.turns.waiting.load(Ordering::Relaxed) > 0;
+            let crowded = self.others_wait();
             if waited >= if crowded { stall_crowded } else { stall } {
                 return Err(ServeError::Stalled { seconds: waited.as_secs() });
             }

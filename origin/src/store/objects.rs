@@ -1,9 +1,12 @@
 //! How directory objects lie in the index: `u8 0`, canonical bytes; or `u8 1`, `u32` length, zstd of them.
 
+use std::cell::RefCell;
+
 use syncd_shared::Directory;
 use syncd_shared::directory::DecodeDirectoryError;
 use syncd_shared::hash::ObjectHash;
 use syncd_shared::limits::DIRECTORY_OBJECT_MAX_BYTES;
+use zstd::bulk::Decompressor;
 
 use super::error::StoreError;
 
@@ -39,7 +42,13 @@ pub(super) fn unpack_bytes(stored: &[u8], table: &'static str) -> Result<Vec<u8>
             if length > DIRECTORY_OBJECT_MAX_BYTES {
                 return Err(damaged());
             }
-            zstd::bulk::decompress(compressed, length).map_err(|_| damaged())
+            // To make one takes longer than to decompress a small directory.
+            thread_local! { static KEPT: RefCell<Option<Decompressor<'static>>> = const { RefCell::new(None) } }
+            KEPT.with_borrow_mut(|kept| match kept {
+                Some(decompressor) => decompressor.decompress(compressed, length),
+                None => kept.insert(Decompressor::new()?).decompress(compressed, length),
+            })
+            .map_err(|_| damaged())
         }
         _ => Err(damaged()),
     }

@@ -213,6 +213,9 @@ pub struct ObjectsRequest {
     /// After `files`: contents of directories' files, without naming each.
     #[prost(message, repeated, tag = "5")]
     pub files_of: ::prost::alloc::vec::Vec<DirectoryFiles>,
+    /// Contents of this batch may come in the answer to the one before it, in frames of which both want a part.
+    #[prost(bool, tag = "6")]
+    pub early: bool,
 }
 /// Contents of some entries of a directory object.
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
