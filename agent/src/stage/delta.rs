@@ -110,6 +110,7 @@ pub(crate) struct Assembler<'a> {
     manifest: ManifestCursor<'a, Record>,
     /// The basis that was opened last.
     open: Option<(BasisFile, Option<Arc<File>>)>,
+    /// What bases were read to; more of it than the last frame has.
     prefix: Vec<u8>,
     decoded: Vec<u8>,
     buffer: Vec<u8>,
@@ -135,9 +136,10 @@ impl<'a> Assembler<'a> {
         if parts.is_empty() {
             return Ok((0, 0));
         }
-        self.read_prefix(&frame.bases)?;
+        let length = self.read_prefix(&frame.bases)?;
+        let prefix = self.prefix.get(..length).unwrap_or_default();
         let mut decoded = std::mem::take(&mut self.decoded);
-        let taken = match frame.encoded.restore_to(&self.prefix, frame.output_bytes(), &mut decoded) {
+        let taken = match frame.encoded.restore_to(prefix, frame.output_bytes(), &mut decoded) {
             Ok(()) => self.put(parts, &decoded, to),
             Err(error) => {
                 tracing::warn!(error = &error as &dyn std::error::Error, "a delta could not be decoded");
@@ -177,11 +179,11 @@ impl<'a> Assembler<'a> {
         Ok((whole, taken))
     }
 
-    /// Reads all bases, one after the other. A basis that is not what was activated is read as zeros: contents that use
-    /// it will not have their hashes, the others will.
-    fn read_prefix(&mut self, bases: &[Basis]) -> Result<(), StageError> {
+    /// Reads all bases to the start of `prefix`, one after the other; how long they are. A basis that is not what was
+    /// activated is read as zeros: contents that use it will not have their hashes, the others will.
+    fn read_prefix(&mut self, bases: &[Basis]) -> Result<usize, StageError> {
         let mut prefix = std::mem::take(&mut self.prefix);
-        prefix.clear();
+        let mut start = 0usize;
         for bases in bases.chunks(BASES_AHEAD) {
             let mut files = Vec::with_capacity(bases.len());
             for basis in bases {
@@ -192,16 +194,24 @@ impl<'a> Assembler<'a> {
                 files.push(file);
             }
             for (basis, file) in bases.iter().zip(&files) {
-                let start = prefix.len();
-                prefix.resize(start.saturating_add(basis.length_bytes as usize), 0);
-                if let (Some(file), Some(bytes)) = (file, prefix.get_mut(start..)) {
-                    // What is cut off here is found by the hash, too.
-                    let _ = file.read_exact_at(bytes, basis.offset);
+                let end = start.saturating_add(basis.length_bytes as usize);
+                // What an earlier frame left there is read over.
+                if prefix.len() < end {
+                    prefix.resize(end, 0);
                 }
+                if let Some(bytes) = prefix.get_mut(start..end) {
+                    // What is cut off here is found by the hash, too.
+                    let read =
+                        file.as_ref().is_some_and(|file| file.read_exact_at(bytes, basis.offset).is_ok());
+                    if !read {
+                        bytes.fill(0);
+                    }
+                }
+                start = end;
             }
         }
         self.prefix = prefix;
-        Ok(())
+        Ok(start)
     }
 
     fn copy(

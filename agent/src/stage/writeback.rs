@@ -10,7 +10,7 @@ use std::sync::mpsc::{SyncSender, sync_channel};
 use crate::disk::{Dir, DiskError};
 
 /// Content bytes after which the kernel is asked to write.
-const BATCH_BYTES: u64 = 32 * 1024 * 1024;
+const BATCH_BYTES: u64 = 64 * 1024 * 1024;
 
 /// See the module. Shared by the workers.
 pub(crate) struct Writeback {
