@@ -5,6 +5,7 @@
 //! each scenario does, and how noise is kept out.
 
 mod bench;
+mod noise;
 mod peers;
 mod plot;
 mod processes;

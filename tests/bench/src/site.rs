@@ -11,7 +11,7 @@ use syncd_tests::corpora::Corpus;
 use syncd_tests::mounts::Mount;
 use syncd_tests::{Agent, Daemon, Origin, Scene, wait};
 
-use crate::peers::sync_all;
+use crate::noise::settle;
 use crate::processes::{complete, cpu_seconds, peak_memory_mib};
 
 /// Longer than anything here takes.
@@ -106,7 +106,7 @@ impl Site {
 
     /// The first start and the first commit of an origin that does not run; afterwards it does not run either.
     pub fn first_seal(&mut self) -> FirstSeal {
-        sync_all();
+        settle();
         let started = Instant::now();
         let mut serve = Daemon::start(&mut self.origin.serve_command(), self.scene.directory(), "first-seal");
         // Not by asking it for its status: that waits for the lock of DATA where nobody answers yet.
@@ -173,7 +173,7 @@ impl Site {
             std::thread::sleep(Duration::from_millis(500));
             (busy() - before <= few).then_some(())
         });
-        sync_all();
+        settle();
     }
 
     /// `commit`: sealed; the number.
@@ -252,11 +252,11 @@ fn number(said: &str) -> u64 {
 /// Turns `tree` into `version`, and waits for write-back.
 pub fn deploy(version: &Path, tree: &Path) {
     Corpus::deploy(version, tree);
-    sync_all();
+    settle();
 }
 
 /// `mv`, then waits for write-back.
 pub fn rename(from: &Path, to: &Path) {
     complete(Command::new("mv").arg("-T").arg(from).arg(to));
-    sync_all();
+    settle();
 }

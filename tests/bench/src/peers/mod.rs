@@ -10,6 +10,7 @@ use std::path::Path;
 use std::process::Command;
 use std::time::Instant;
 
+use crate::noise::settle;
 use crate::processes::{complete, ended_children_cpu_seconds};
 use crate::report::Report;
 use crate::wire::Wire;
@@ -30,7 +31,7 @@ pub struct Cost {
 impl Cost {
     /// Of `work`, which writes to `destination`.
     pub fn of(destination: &Path, work: impl FnOnce()) -> Self {
-        sync_all();
+        settle();
         let (wire, cpu, started) = (Wire::now(), ended_children_cpu_seconds(), Instant::now());
         work();
         let wall_s = started.elapsed().as_secs_f64();
@@ -54,9 +55,4 @@ impl Cost {
 /// The name of a peer's time with `sync -f` in it.
 pub fn durable(name: &str) -> String {
     format!("{name}, sync -f")
-}
-
-/// Nobody's write-back runs inside another's window.
-pub fn sync_all() {
-    complete(&mut Command::new("sync"));
 }

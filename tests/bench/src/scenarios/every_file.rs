@@ -11,8 +11,8 @@ use syncd_tests::oracle::assert_same;
 use walkdir::WalkDir;
 
 use crate::bench::Bench;
+use crate::noise::settle;
 use crate::peers::rsync::{PLAIN, RsyncDaemon, ZSTD};
-use crate::peers::sync_all;
 use crate::processes::cpu_seconds;
 use crate::report::Report;
 use crate::site::{Site, on_fresh_disk};
@@ -77,7 +77,6 @@ fn peers(bench: &Bench, report: &mut Report, panel: &str, corpus: &Corpus, chang
             });
             on_fresh_disk(&other, |replica| {
                 Corpus::copy(&corpus.a(), &replica.join("1"));
-                sync_all();
                 daemon.pull(PLAIN, "source", &replica.join("1")).report(report, panel, "rsync -a, in place");
             });
         }
@@ -91,7 +90,7 @@ fn each_file(tree: &Path, change: impl Fn(&Path)) {
             change(entry.path());
         }
     }
-    sync_all();
+    settle();
 }
 
 /// Gives all files new times, and waits for write-back.

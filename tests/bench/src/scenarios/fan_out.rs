@@ -10,8 +10,8 @@ use syncd_tests::corpora::{self, Corpus};
 use syncd_tests::oracle::assert_same;
 
 use crate::bench::Bench;
+use crate::noise::settle;
 use crate::peers::rsync::RsyncDaemon;
-use crate::peers::sync_all;
 use crate::processes::complete;
 use crate::report::Report;
 use crate::site::{Site, deploy, fresh_disk, on_fresh_disk};
@@ -86,7 +86,7 @@ fn rsync(report: &mut Report, corpus: &Corpus, count: usize) {
         }
         let b = corpus.b();
         let daemon = RsyncDaemon::start(&scene, &[("b", &b)]);
-        sync_all();
+        settle();
         let (cpu, wire, started) = (daemon.cpu_seconds(), Wire::now(), Instant::now());
         let pulls = targets.iter().map(|target| {
             let mut command: Command = daemon.command(&["-a", "--delete"], "b/", target);

@@ -10,8 +10,9 @@ use syncd_tests::corpora::Corpus;
 use syncd_tests::oracle::assert_same;
 
 use crate::bench::{Bench, in_turn};
+use crate::noise::settle;
 use crate::peers::rsync::{PLAIN, RsyncDaemon, ZSTD};
-use crate::peers::{casync, copy, durable, sync_all, syncthing};
+use crate::peers::{casync, copy, durable, syncthing};
 use crate::report::Report;
 use crate::site::{Site, deploy, on_fresh_disk};
 use crate::wire::Wire;
@@ -147,7 +148,7 @@ fn own(site: &mut Site, report: &mut Report, name: &str, node: &str, run: usize,
     let tree = site.tree();
     let cpu = site.origin_cpu_seconds();
     let node = site.join(&format!("{node}{run}"));
-    sync_all();
+    settle();
     let (wire, started) = (Wire::now(), Instant::now());
     node.agent.start();
     node.wait_live(number);

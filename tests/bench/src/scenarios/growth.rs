@@ -8,8 +8,8 @@ use syncd_tests::{Scene, corpora};
 use super::every_file::touch_all;
 use super::one_file::page;
 use crate::bench::Bench;
+use crate::noise::settle;
 use crate::peers::rsync::{PLAIN, RsyncDaemon};
-use crate::peers::sync_all;
 use crate::report::Report;
 use crate::site::{FirstSeal, Site, on_fresh_disk};
 use crate::statistics::Summary;
@@ -62,7 +62,7 @@ fn own(bench: &Bench, report: &mut Report, files: usize) {
     report.point("whole tree", "s", AXIS, "syncd, first seal", x, took_s);
     site.origin.start();
     let node = site.join("node1");
-    sync_all();
+    settle();
     let started = Instant::now();
     node.agent.start();
     node.wait_live(number);

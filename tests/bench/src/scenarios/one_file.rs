@@ -10,9 +10,10 @@ use syncd_tests::oracle::assert_same;
 use syncd_tests::{Scene, wait};
 
 use crate::bench::Bench;
+use crate::noise::sync_all;
+use crate::peers::Cost;
 use crate::peers::lsyncd::Lsyncd;
 use crate::peers::rsync::{PLAIN, RsyncDaemon};
-use crate::peers::{Cost, sync_all};
 use crate::processes::complete;
 use crate::report::Report;
 use crate::site::Site;

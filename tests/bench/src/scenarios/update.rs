@@ -9,8 +9,9 @@ use syncd_tests::corpora::Corpus;
 use syncd_tests::oracle::assert_same;
 
 use crate::bench::{Bench, in_turn};
+use crate::noise::settle;
+use crate::peers::durable;
 use crate::peers::rsync::{PLAIN, RsyncDaemon, ZSTD};
-use crate::peers::{durable, sync_all};
 use crate::processes::cpu_seconds;
 use crate::report::Report;
 use crate::site::{Site, deploy, on_fresh_disk};
@@ -81,7 +82,7 @@ fn own(report: &mut Report, name: &str, corpus: &Corpus, run: usize) {
     report.sample(&cpu, "s", FIRST, used + agent);
     let first_peak = site.nodes[0].peak_mib();
     site.nodes[0].agent.kill9();
-    sync_all();
+    settle();
     let (before, counted, started) = (site.origin_cpu_seconds(), Wire::now(), Instant::now());
     site.nodes[1].thaw();
     site.nodes[1].wait_live(number);
