@@ -21,7 +21,7 @@ use super::read::{Chunk, StoredGeneration, decode_root, encode_root};
 use super::{Store, objects};
 
 /// Entries in memory above this many bytes are committed early.
-const PENDING_MAX_BYTES: usize = 8 * 1024 * 1024;
+const PENDING_MAX_BYTES: usize = 16 * 1024 * 1024;
 
 /// The right to change the store: one at a time, waited for.
 pub(super) struct WritePermit {
