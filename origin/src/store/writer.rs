@@ -5,7 +5,7 @@ use std::collections::HashMap;
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex};
 
-use redb::{ReadableTable, WriteTransaction};
+use redb::{ReadableTable, ReadableTableMetadata, WriteTransaction};
 use syncd_shared::directory::DecodeDirectoryError;
 use syncd_shared::hash::{ContentHash, ObjectHash};
 use syncd_shared::limits::DIRECTORY_OBJECT_MAX_BYTES;
@@ -20,8 +20,10 @@ use super::pending::Pending;
 use super::read::{Chunk, StoredGeneration, decode_root, encode_root};
 use super::{Store, objects};
 
-/// Entries in memory above this many bytes are committed early.
-const PENDING_MAX_BYTES: usize = 16 * 1024 * 1024;
+/// Entries in memory above this many bytes are committed early: readers of the tree stand still meanwhile.
+const PENDING_MAX_BYTES: usize = 8 * 1024 * 1024;
+/// The same before the first generation, where no update is encoded beside it.
+const FIRST_PENDING_MAX_BYTES: usize = 16 * 1024 * 1024;
 
 /// The right to change the store: one at a time, waited for.
 pub(super) struct WritePermit {
@@ -78,7 +80,7 @@ impl Writer {
 
     fn open_where(permit: WritePermit, may_append: impl Fn(PackId) -> bool) -> Result<Self, StoreError> {
         let store = &permit.store;
-        let (last, next) = store.index.read(|t| {
+        let (last, next, is_first) = store.index.read(|t| {
             let packs = t.open_table(PACKS).map_err(index)?;
             let last = packs.last().map_err(index)?.map(|(id, length)| {
                 let (bytes, content_bytes) = length.value();
@@ -87,12 +89,13 @@ impl Writer {
             let meta = t.open_table(META).map_err(index)?;
             let next = meta.get(META_NEXT_PACK).map_err(index)?.map(|v| v.value());
             let next = next.and_then(|n| u32::try_from(n).ok()).ok_or(StoreError::Entry { table: "meta" })?;
-            Ok((last, next))
+            Ok((last, next, t.open_table(GENERATIONS).map_err(index)?.is_empty().map_err(index)?))
         })?;
         let last = last.filter(|(id, _)| may_append(*id) && !store.short_packs.contains_key(id));
         let packs = Mutex::new(PackWriter::open(store.packs.directory().to_owned(), last, next)?);
         let (pending, small, helpers) = Default::default();
-        Ok(Self { packs, pending, small, helpers, pending_max_bytes: PENDING_MAX_BYTES, permit })
+        let pending_max_bytes = if is_first { FIRST_PENDING_MAX_BYTES } else { PENDING_MAX_BYTES };
+        Ok(Self { packs, pending, small, helpers, pending_max_bytes, permit })
     }
 
     /// Commits entries early above this many bytes.

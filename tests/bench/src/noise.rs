@@ -5,8 +5,10 @@ use std::process::Command;
 
 use crate::processes::complete;
 
-/// Memory that the largest tree takes twice, once as files and once as the image of their file system.
+/// Memory that docs take twice, once as files and once as the image of their file system, and more.
 const MEMORY_BYTES: u64 = 3 * 1024 * 1024 * 1024;
+/// Free memory that is left alone, so that the kernel does not make more of what is cached.
+const SPARED_BYTES: u64 = 1024 * 1024 * 1024;
 /// Threads that touch it.
 const TOUCHERS: u64 = 2;
 /// At least as small as the machine's pages.
@@ -22,7 +24,7 @@ pub fn sync_all() {
 /// deleted just before, so that it would be chance who pays. Nothing that is cached is driven out.
 pub fn settle() {
     sync_all();
-    let bytes = MEMORY_BYTES.min(free_memory_bytes() / 4 * 3);
+    let bytes = MEMORY_BYTES.min(free_memory_bytes().saturating_sub(SPARED_BYTES));
     std::thread::scope(|scope| {
         for _ in 0..TOUCHERS {
             scope.spawn(|| {

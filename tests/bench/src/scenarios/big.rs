@@ -12,6 +12,7 @@ use syncd_tests::oracle::assert_same;
 use syncd_tests::{Daemon, Seeded, wait};
 
 use crate::bench::Bench;
+use crate::noise::settle;
 use crate::peers::durable;
 use crate::peers::rsync::{PLAIN, RsyncDaemon};
 use crate::processes::complete;
@@ -64,6 +65,7 @@ fn kind(bench: &Bench, report: &mut Report, name: &str, make: impl FnOnce(&Path)
             // The page cache has the file when syncd comes to it, as it had the whole of it for rsync: both warm.
             daemon.pull(PLAIN, "tree", &copy).report(report, name, "rsync -a");
         });
+        settle();
         let (cpu, wire) = (site.origin_cpu_seconds(), Wire::now());
         let (took, _) = site.commit_to_live(1);
         report.sample(&format!("{name}: time"), "s", OWN, took);
