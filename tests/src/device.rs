@@ -28,8 +28,11 @@ pub const MARK: &[u8; 16] = b"a marked page of";
 /// How content lies on the disk.
 pub const PAGE_BYTES: usize = 4096;
 
-/// Longest write that the kernel is told to make.
-const WRITE_BYTES: usize = 1024 * 1024;
+/// Longest write that the kernel is told to make. No request of the loop device may need two: where the first succeeds and
+/// the second is refused, the kernel's loop driver takes the short write for a whole one (seen with Linux 6.18), and the
+/// file system never hears of what the disk refused. So [`crate::mounts::Mount`] bounds requests by this, and the file
+/// system's blocks are whole pages: a request that starts within a page goes in two writes.
+pub const WRITE_BYTES: usize = 1024 * 1024;
 const HEADER_BYTES: usize = 40;
 /// Version of the protocol (`linux/fuse.h`) that is spoken.
 const VERSION: [u32; 2] = [7, 31];

@@ -6,7 +6,7 @@ use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use crate::device::{Device, Wear};
+use crate::device::{Device, WRITE_BYTES, Wear};
 use crate::process::tool;
 use crate::scene::{require_program, require_root};
 
@@ -20,11 +20,12 @@ pub struct Mount {
 }
 
 impl Mount {
-    /// A fresh ext4 in an image file of `mebibytes` beside `directory`, mounted there.
+    /// A fresh ext4 in an image file of `mebibytes` beside `directory`, mounted there. Its blocks are of 4 KiB, as those
+    /// of any larger one are.
     #[track_caller]
     pub fn ext4(directory: &Path, mebibytes: u64) -> Self {
         require_program("mkfs.ext4", "e2fsprogs");
-        let made = ["-q", "-E", "lazy_itable_init=0,lazy_journal_init=0"];
+        let made = ["-q", "-b", "4096", "-E", "lazy_itable_init=0,lazy_journal_init=0"];
         let mount = Self::image(directory, mebibytes, "mkfs.ext4", &made);
         let _ = fs::remove_dir(directory.join("lost+found"));
         mount
@@ -111,12 +112,8 @@ impl Mount {
     fn detach(&self) {
         tool("umount", [&self.directory]);
         let source = self.device.as_ref().map(Device::path).or(self.image.as_deref());
-        let Some(source) = source.map(|source| source.as_os_str().as_bytes()) else { return };
-        crate::wait::until("the loop device to be gone", || {
-            let devices = fs::read_dir("/sys/block").ok()?.filter_map(Result::ok);
-            let mut backing = devices.filter_map(|d| fs::read(d.path().join("loop/backing_file")).ok());
-            (!backing.any(|file| file.starts_with(source))).then_some(())
-        });
+        let Some(source) = source else { return };
+        crate::wait::until("the loop device to be gone", || loop_device_of(source).is_none().then_some(()));
     }
 
     #[track_caller]
@@ -127,6 +124,10 @@ impl Mount {
             "mount",
             [OsString::from("-o"), self.options.into(), source.into(), self.directory.clone().into()],
         );
+        if let Some(device) = &self.device {
+            let queue = loop_device_of(device.path()).expect("a loop device").join("queue/max_sectors_kb");
+            fs::write(queue, (WRITE_BYTES / 1024).to_string()).expect("bound the loop device's requests");
+        }
     }
 
     /// The moment of a power cut: from here on the disk has what it has, everything else is lost, the file system's log
@@ -208,6 +209,16 @@ impl Mount {
     pub fn directory(&self) -> &Path {
         &self.directory
     }
+}
+
+/// The directory in `/sys/block` of the loop device on this file.
+fn loop_device_of(file: &Path) -> Option<PathBuf> {
+    let is_backed = |device: &PathBuf| {
+        let backing = fs::read(device.join("loop/backing_file"));
+        backing.is_ok_and(|backing| backing.starts_with(file.as_os_str().as_bytes()))
+    };
+    let devices = fs::read_dir("/sys/block").ok()?.filter_map(Result::ok);
+    devices.map(|device| device.path()).find(is_backed)
 }
 
 #[track_caller]
