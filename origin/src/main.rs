@@ -3,7 +3,6 @@
 use std::process::ExitCode;
 
 use clap::{CommandFactory, Parser};
-use syncd_allocator as _;
 use syncd_origin::cli::{self, Cli};
 use syncd_shared::{config_file, telemetry};
 use tracing::level_filters::LevelFilter;

@@ -319,7 +319,9 @@ impl Sealer {
         let base =
             ScanBase { root: outcome.root, unpublished: unpublished && !self.is_current(&outcome.root) };
         let news = outcome.records_changed || self.base != Some(base);
-        self.conclude(news.then_some(writer), base, publish)
+        let concluded = self.conclude(news.then_some(writer), base, publish);
+        syncd_allocator::give_back_after(started);
+        concluded
     }
 
     /// What becomes of the tree as it was found. `writer` has what is to be kept of it, if anything.

@@ -19,6 +19,7 @@ use std::collections::HashMap;
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Instant;
 
 use syncd_shared::RootHash;
 use syncd_shared::diff::PartLimits;
@@ -163,7 +164,10 @@ impl Inner {
         let _slot = self.slots.clone().acquire_owned().await;
         let (inner, early) = (self.clone(), done.clone());
         let encoded = tokio::task::spawn_blocking(move || {
-            inner.encode(from, to, &|update| drop(early.send_replace(Some(Ok(update)))))
+            let started = Instant::now();
+            let outcome = inner.encode(from, to, &|update| drop(early.send_replace(Some(Ok(update)))));
+            syncd_allocator::give_back_after(started);
+            outcome
         });
         let outcome = encoded.await.unwrap_or_else(|_| Err(Arc::new(PlanError::Interrupted)));
         if let Err(error) = &outcome {
@@ -178,6 +182,9 @@ impl Inner {
     }
 
     fn encode(&self, from: RootHash, to: RootHash, publish: &dyn Fn(Arc<EncodedUpdate>)) -> Outcome {
+        if let Ok(Some(root)) = self.contents.root(&to) {
+            self.last_tree.is_now(&root.object);
+        }
         let mut writer = self.spool.writer(publish);
         let encoded = update::encode(&*self.contents, from, to, self.budget.part, &mut |frame| {
             if self.stopped.load(Ordering::Relaxed) {

@@ -44,6 +44,11 @@ impl LastTree {
         Some(WholeTree { root, messages: Vec::new(), bytes: 0, _collecting: collecting })
     }
 
+    /// Whoever joins from now on asks for the tree of this root: what there is of another one has served.
+    pub(super) fn is_now(&self, root: &ObjectHash) {
+        self.kept.lock().unwrap_or_else(PoisonError::into_inner).take_if(|(of, _)| of != root);
+    }
+
     fn set(&self, root: ObjectHash, messages: Vec<Message>) {
         *self.kept.lock().unwrap_or_else(PoisonError::into_inner) = Some((root, messages.into()));
     }

@@ -296,6 +296,13 @@ async fn directories_of_a_whole_tree_are_read_once_for_all_who_join() {
     assert_eq!(ask(vec![other.object], true).directories.len(), 2);
     assert_eq!(ask(vec![root.object], true).directories.len(), below);
     assert!(store.directory_bytes_read() >= read + below);
+    // So does an update to another one, but none to the same.
+    for (from, to, kept) in [(&other, &root, true), (&root, &other, false)] {
+        planner.update(from.hash(), to.hash()).await.unwrap();
+        let read = store.directory_bytes_read();
+        assert_eq!(ask(vec![root.object], true).directories.len(), below);
+        assert_eq!(store.directory_bytes_read() == read, kept);
+    }
 }
 
 #[tokio::test]

@@ -22,6 +22,8 @@ use crate::listener::ConnectionInfo;
 
 /// Messages that wait for the connection.
 const QUEUE: usize = 1;
+/// What took memory enough, once sent on one stream, that it is worth giving back.
+const LARGE_ANSWER_BYTES: u64 = 16 * 1024 * 1024;
 
 /// The identity of a caller: its certificate's, and nothing else.
 pub(super) fn peer<T>(request: &Request<T>, fleet: &Fleet) -> Result<PeerIdentity, ServeError> {
@@ -120,6 +122,7 @@ impl Replication for Replicate {
         let (services, shutdown) = (self.services.clone(), self.shutdown.clone());
         tokio::spawn(async move {
             let mut admission = services.fleet.admission();
+            let before = turns.written_bytes();
             let result = tokio::select! {
                 result = fetch::answer(&services, &turns, request.into_inner(), &sender) => result,
                 _ = admission.wait_for(|a| !a.admits(&peer)) => Err(ServeError::Revoked),
@@ -129,6 +132,9 @@ impl Replication for Replicate {
             if let Err(error) = result {
                 tracing::info!(agent = %peer.name, reason = %super::error_text(&error), "fetch stream ended");
                 let _ = fail.send(error);
+            }
+            if turns.written_bytes().saturating_sub(before) >= LARGE_ANSWER_BYTES {
+                tokio::task::spawn_blocking(syncd_allocator::give_back);
             }
         });
         Ok(hand_over(outgoing))

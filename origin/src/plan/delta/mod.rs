@@ -74,10 +74,10 @@ pub(super) fn encode(
         let run: Result<Vec<Job>, PlanError> = jobs.by_ref().take(RUN_JOBS).collect();
         if run.as_ref().is_ok_and(Vec::is_empty) { None } else { Some(run) }
     });
-    let work = |reader: &mut Reader<'_>, run: Vec<Job>| {
-        run.into_iter().map(|job| job.run(reader)).collect::<Result<Vec<_>, _>>()
+    let work = |tools: &mut Tools<'_>, run: Vec<Job>| {
+        run.into_iter().map(|job| job.run(tools)).collect::<Result<Vec<_>, _>>()
     };
-    in_order(runs, || Reader::new(contents, &kept), work, &mut |messages| {
+    in_order(runs, || Tools::new(contents, &kept), work, &mut |messages| {
         messages.into_iter().try_for_each(|message| emit(Message::Delta(message)))
     })?;
     chosen.stored.append(&mut jobs.not_worth_it);
@@ -94,6 +94,20 @@ fn encode_stored(contents: &dyn Contents, files: Vec<ContentHash>, emit: Emit<'_
     match frames.take_missing().first() {
         Some(content) => Err(PlanError::MissingContent { content: *content }),
         None => Ok(()),
+    }
+}
+
+/// What a thread makes messages with. Bases and output of one message lie where those of the one before it lay: memory
+/// that is given back and taken again in megabytes fragments the heap.
+struct Tools<'a> {
+    reader: Reader<'a>,
+    prefix: Vec<u8>,
+    data: Vec<u8>,
+}
+
+impl<'a> Tools<'a> {
+    fn new(contents: &'a dyn Contents, kept: &'a KeptFrames) -> Result<Self, PlanError> {
+        Ok(Self { reader: Reader::new(contents, kept)?, prefix: Vec::new(), data: Vec::new() })
     }
 }
 
@@ -139,42 +153,45 @@ impl Job {
         self.replaced.push((old, new));
     }
 
-    fn run(mut self, reader: &mut Reader<'_>) -> Result<v1::DeltaFrame, PlanError> {
-        let mut prefix = Vec::with_capacity(self.bases_bytes);
+    fn run(mut self, tools: &mut Tools<'_>) -> Result<v1::DeltaFrame, PlanError> {
+        let Tools { reader, prefix, data } = tools;
+        prefix.clear();
+        prefix.reserve_exact(self.bases_bytes);
+        data.clear();
+        data.reserve_exact(self.output_bytes);
         let mut bases = Vec::with_capacity(self.bases.len());
         let mut replaced = Vec::with_capacity(self.replaced.len());
         for basis in &self.bases {
             // A basis that is gone is done without.
-            if reader.read(basis, &mut prefix)? {
+            if reader.read(basis, prefix)? {
                 let file = BasisFile { content: ContentTag::of(&basis.content), path: basis.path.clone() };
                 bases.push(Basis { file, offset: basis.offset, length_bytes: basis.length_bytes });
             }
         }
         for (old, new) in std::mem::take(&mut self.replaced) {
-            if reader.read(&old, &mut prefix)? {
+            if reader.read(&old, prefix)? {
                 replaced.push(new);
             } else {
                 self.pieces.push(new);
             }
         }
-        let mut data = Vec::with_capacity(self.output_bytes);
         let mut pieces = Vec::with_capacity(self.pieces.len());
         for piece in &self.pieces {
-            if !reader.read(piece, &mut data)? {
+            if !reader.read(piece, data)? {
                 return Err(PlanError::MissingContent { content: piece.content });
             }
             let (file, file_offset) = (ContentTag::of(&piece.content), piece.offset);
             pieces.push(DeltaPiece { file, file_offset, length_bytes: piece.length_bytes });
         }
         for file in &replaced {
-            if !reader.read(file, &mut data)? {
+            if !reader.read(file, data)? {
                 return Err(PlanError::MissingContent { content: file.content });
             }
         }
         let replaced = replaced.iter().map(|file| ContentTag::of(&file.content)).collect();
         let encoded = match self.by_stretches {
-            true => Encoded::smallest(&prefix, &data),
-            false => Encoded::by_zstd(&prefix, &data),
+            true => Encoded::smallest(prefix, data),
+            false => Encoded::by_zstd(prefix, data),
         }?;
         Ok(DeltaFrame { encoded, bases, pieces, copies: self.copies, replaced }.to_message())
     }
