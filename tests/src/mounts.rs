@@ -86,7 +86,7 @@ impl Mount {
         mount
     }
 
-    /// Puts a disk below it that can refuse to write.
+    /// Puts a disk below it that can refuse to write. The file system's blocks have to be whole pages ([`WRITE_BYTES`]).
     #[track_caller]
     pub fn on_a_worn_disk(mut self) -> (Self, Wear) {
         self.detach();
@@ -124,10 +124,10 @@ impl Mount {
             "mount",
             [OsString::from("-o"), self.options.into(), source.into(), self.directory.clone().into()],
         );
-        if let Some(device) = &self.device {
-            let queue = loop_device_of(device.path()).expect("a loop device").join("queue/max_sectors_kb");
-            fs::write(queue, (WRITE_BYTES / 1024).to_string()).expect("bound the loop device's requests");
-        }
+        // It outlives the mount, and the next one to have that loop device may be another's. 0 is the driver's own.
+        let most = self.device.as_ref().map_or(0, |_| WRITE_BYTES / 1024);
+        let queue = loop_device_of(source).expect("a loop device").join("queue/max_sectors_kb");
+        fs::write(queue, most.to_string()).expect("bound the loop device's requests");
     }
 
     /// The moment of a power cut: from here on the disk has what it has, everything else is lost, the file system's log
@@ -214,8 +214,10 @@ impl Mount {
 /// The directory in `/sys/block` of the loop device on this file.
 fn loop_device_of(file: &Path) -> Option<PathBuf> {
     let is_backed = |device: &PathBuf| {
-        let backing = fs::read(device.join("loop/backing_file"));
-        backing.is_ok_and(|backing| backing.starts_with(file.as_os_str().as_bytes()))
+        let Ok(backing) = fs::read(device.join("loop/backing_file")) else { return false };
+        // A line; " (deleted)" follows where it is.
+        let rest = backing.strip_prefix(file.as_os_str().as_bytes());
+        rest.is_some_and(|rest| matches!(rest.first(), None | Some(b'\n' | b' ')))
     };
     let devices = fs::read_dir("/sys/block").ok()?.filter_map(Result::ok);
     devices.map(|device| device.path()).find(is_backed)

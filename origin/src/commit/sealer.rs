@@ -269,7 +269,10 @@ impl Sealer {
             self.without_changes(&publish)
         } else {
             scope.add_metadata_of(std::mem::take(&mut self.times_only));
-            self.scanned(scope, &publish)
+            let started = std::time::Instant::now();
+            let scanned = self.scanned(scope, &publish);
+            syncd_allocator::give_back_after(started);
+            scanned
         };
         match &result {
             Ok(_) => {}
@@ -319,9 +322,7 @@ impl Sealer {
         let base =
             ScanBase { root: outcome.root, unpublished: unpublished && !self.is_current(&outcome.root) };
         let news = outcome.records_changed || self.base != Some(base);
-        let concluded = self.conclude(news.then_some(writer), base, publish);
-        syncd_allocator::give_back_after(started);
-        concluded
+        self.conclude(news.then_some(writer), base, publish)
     }
 
     /// What becomes of the tree as it was found. `writer` has what is to be kept of it, if anything.

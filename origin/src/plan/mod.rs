@@ -163,11 +163,9 @@ impl Inner {
     async fn run(self: Arc<Self>, from: RootHash, to: RootHash, done: watch::Sender<Option<Outcome>>) {
         let _slot = self.slots.clone().acquire_owned().await;
         let (inner, early) = (self.clone(), done.clone());
+        let started = Instant::now();
         let encoded = tokio::task::spawn_blocking(move || {
-            let started = Instant::now();
-            let outcome = inner.encode(from, to, &|update| drop(early.send_replace(Some(Ok(update)))));
-            syncd_allocator::give_back_after(started);
-            outcome
+            inner.encode(from, to, &|update| drop(early.send_replace(Some(Ok(update)))))
         });
         let outcome = encoded.await.unwrap_or_else(|_| Err(Arc::new(PlanError::Interrupted)));
         if let Err(error) = &outcome {
@@ -179,11 +177,12 @@ impl Inner {
         }
         done.send_replace(Some(outcome));
         self.evict();
+        drop(tokio::task::spawn_blocking(move || syncd_allocator::give_back_after(started)));
     }
 
     fn encode(&self, from: RootHash, to: RootHash, publish: &dyn Fn(Arc<EncodedUpdate>)) -> Outcome {
         if let Ok(Some(root)) = self.contents.root(&to) {
-            self.last_tree.is_now(&root.object);
+            self.last_tree.forget_others(&root.object);
         }
         let mut writer = self.spool.writer(publish);
         let encoded = update::encode(&*self.contents, from, to, self.budget.part, &mut |frame| {

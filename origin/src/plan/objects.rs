@@ -44,8 +44,9 @@ impl LastTree {
         Some(WholeTree { root, messages: Vec::new(), bytes: 0, _collecting: collecting })
     }
 
-    /// Whoever joins from now on asks for the tree of this root: what there is of another one has served.
-    pub(super) fn is_now(&self, root: &ObjectHash) {
+    /// An update leads to this root, so that it is nearly always the newest, and who joins asks for its tree: what is kept
+    /// of another one has served. Where it is not the newest, that one is read again.
+    pub(super) fn forget_others(&self, root: &ObjectHash) {
         self.kept.lock().unwrap_or_else(PoisonError::into_inner).take_if(|(of, _)| of != root);
     }
 

@@ -48,9 +48,11 @@ pub(super) fn encode(
     for part in comparison.parts() {
         let part = part?;
         delta::encode(contents, &before, &part.changes, &released, &mut emit)?;
-        emit(if part.is_last { end(0, []) } else { part_end() })?;
-        if !part.is_last {
-            // Or the whole takes a third more memory than a part.
+        let is_last = part.is_last;
+        drop(part);
+        emit(if is_last { end(0, []) } else { part_end() })?;
+        if !is_last {
+            // What parts leave adds up.
             syncd_allocator::give_back();
         }
     }

@@ -22,8 +22,6 @@ use crate::listener::ConnectionInfo;
 
 /// Messages that wait for the connection.
 const QUEUE: usize = 1;
-/// What took memory enough, once sent on one stream, that it is worth giving back.
-const LARGE_ANSWER_BYTES: u64 = 16 * 1024 * 1024;
 
 /// The identity of a caller: its certificate's, and nothing else.
 pub(super) fn peer<T>(request: &Request<T>, fleet: &Fleet) -> Result<PeerIdentity, ServeError> {
@@ -120,6 +118,7 @@ impl Replication for Replicate {
         let turns = self.turns.stream(&peer.name, connection).map_err(|e| status(&e))?;
         let (sender, fail, outgoing) = Outgoing::channel();
         let (services, shutdown) = (self.services.clone(), self.shutdown.clone());
+        let all = self.turns.clone();
         tokio::spawn(async move {
             let mut admission = services.fleet.admission();
             let before = turns.written_bytes();
@@ -133,7 +132,9 @@ impl Replication for Replicate {
                 tracing::info!(agent = %peer.name, reason = %super::error_text(&error), "fetch stream ended");
                 let _ = fail.send(error);
             }
-            if turns.written_bytes().saturating_sub(before) >= LARGE_ANSWER_BYTES {
+            let sent = turns.written_bytes().saturating_sub(before);
+            drop(turns);
+            if all.has_rest(sent) {
                 tokio::task::spawn_blocking(syncd_allocator::give_back);
             }
         });

@@ -9,7 +9,7 @@
 
 use std::collections::HashMap;
 use std::future::Future;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -56,8 +56,13 @@ pub(super) struct Turns {
     all: Arc<Semaphore>,
     waiting: Arc<AtomicUsize>,
     agents: Arc<Mutex<HashMap<AgentName, OfAgent>>>,
+    /// What streams that have ended sent, in bytes, since [`Self::has_rest`].
+    sent: Arc<AtomicU64>,
     patience: Patience,
 }
+
+/// So many bytes leave memory behind that is worth giving back.
+const MUCH_SENT_BYTES: u64 = 16 * 1024 * 1024;
 
 /// What has to be taken in the time that [`Patience`] gives, in bytes: a message.
 const STEP_BYTES: u64 = 1024 * 1024;
@@ -65,7 +70,7 @@ const STEP_BYTES: u64 = 1024 * 1024;
 impl Turns {
     pub(super) fn new(turns: usize, patience: Patience) -> Self {
         let all = Arc::new(Semaphore::new(turns));
-        Self { all, waiting: Arc::default(), agents: Arc::default(), patience }
+        Self { all, waiting: Arc::default(), agents: Arc::default(), sent: Arc::default(), patience }
     }
 
     /// A stream of this agent, until it is dropped, and the connection that it is on.
@@ -84,6 +89,18 @@ impl Turns {
         of_agent.streams = of_agent.streams.saturating_add(1);
         let own = of_agent.turn.clone();
         Ok(StreamTurns { turns: self.clone(), name: name.clone(), own, connection })
+    }
+
+    /// A stream is gone that sent so many bytes. Whether none is left, and much was sent since the last time: the memory
+    /// that it took is not needed soon.
+    pub(super) fn has_rest(&self, sent: u64) -> bool {
+        self.sent.fetch_add(sent, Ordering::Relaxed);
+        let none_left = self.agents.lock().unwrap_or_else(PoisonError::into_inner).is_empty();
+        let is_much = |sent: u64| sent >= MUCH_SENT_BYTES;
+        // Of two that end together one has it.
+        none_left
+            && is_much(self.sent.load(Ordering::Relaxed))
+            && is_much(self.sent.swap(0, Ordering::Relaxed))
     }
 }
 
@@ -191,6 +208,19 @@ impl Drop for StreamTurns {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn there_is_rest_once_after_much_was_sent_and_nobody_is_left() {
+        let all = turns(4);
+        let stream = |of: &str| all.stream(&name(of), None).unwrap();
+        let (first, second) = (stream("a"), stream("b"));
+        drop(first);
+        assert!(!all.has_rest(2 * MUCH_SENT_BYTES), "one is left");
+        drop(second);
+        assert!(all.has_rest(0));
+        assert!(!all.has_rest(MUCH_SENT_BYTES - 1), "not much since");
+        assert!(all.has_rest(1), "many little ones");
+    }
 
     fn name(text: &str) -> AgentName {
         text.parse().unwrap()

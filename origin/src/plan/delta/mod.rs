@@ -97,17 +97,18 @@ fn encode_stored(contents: &dyn Contents, files: Vec<ContentHash>, emit: Emit<'_
     }
 }
 
-/// What a thread makes messages with. Bases and output of one message lie where those of the one before it lay: memory
-/// that is given back and taken again in megabytes fragments the heap.
+/// What a thread makes messages with. Bases and output of one message lie where those of the one before it lay: in a heap
+/// where each has memory of its own, holes are left.
 struct Tools<'a> {
     reader: Reader<'a>,
+    /// Bases.
     prefix: Vec<u8>,
-    data: Vec<u8>,
+    output: Vec<u8>,
 }
 
 impl<'a> Tools<'a> {
     fn new(contents: &'a dyn Contents, kept: &'a KeptFrames) -> Result<Self, PlanError> {
-        Ok(Self { reader: Reader::new(contents, kept)?, prefix: Vec::new(), data: Vec::new() })
+        Ok(Self { reader: Reader::new(contents, kept)?, prefix: Vec::new(), output: Vec::new() })
     }
 }
 
@@ -154,11 +155,11 @@ impl Job {
     }
 
     fn run(mut self, tools: &mut Tools<'_>) -> Result<v1::DeltaFrame, PlanError> {
-        let Tools { reader, prefix, data } = tools;
+        let Tools { reader, prefix, output } = tools;
         prefix.clear();
         prefix.reserve_exact(self.bases_bytes);
-        data.clear();
-        data.reserve_exact(self.output_bytes);
+        output.clear();
+        output.reserve_exact(self.output_bytes);
         let mut bases = Vec::with_capacity(self.bases.len());
         let mut replaced = Vec::with_capacity(self.replaced.len());
         for basis in &self.bases {
@@ -177,21 +178,21 @@ impl Job {
         }
         let mut pieces = Vec::with_capacity(self.pieces.len());
         for piece in &self.pieces {
-            if !reader.read(piece, data)? {
+            if !reader.read(piece, output)? {
                 return Err(PlanError::MissingContent { content: piece.content });
             }
             let (file, file_offset) = (ContentTag::of(&piece.content), piece.offset);
             pieces.push(DeltaPiece { file, file_offset, length_bytes: piece.length_bytes });
         }
         for file in &replaced {
-            if !reader.read(file, data)? {
+            if !reader.read(file, output)? {
                 return Err(PlanError::MissingContent { content: file.content });
             }
         }
         let replaced = replaced.iter().map(|file| ContentTag::of(&file.content)).collect();
         let encoded = match self.by_stretches {
-            true => Encoded::smallest(prefix, data),
-            false => Encoded::by_zstd(prefix, data),
+            true => Encoded::smallest(prefix, output),
+            false => Encoded::by_zstd(prefix, output),
         }?;
         Ok(DeltaFrame { encoded, bases, pieces, copies: self.copies, replaced }.to_message())
     }
