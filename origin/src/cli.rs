@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use anyhow::{Context as _, bail};
 use clap::{Args, Parser, Subcommand, ValueEnum};
+use syncd_shared::generation::{LabelError, check_label};
 use syncd_shared::local_socket::{self, LocalSocketError};
 use syncd_shared::rate::Rate;
 
@@ -96,8 +97,8 @@ enum Command {
     Commit {
         #[command(flatten)]
         data: Data,
-        /// Label of the generation.
-        #[arg(short = 'm', long = "label", default_value = "", value_name = "LABEL")]
+        /// Label of the generation: one line of text.
+        #[arg(short = 'm', long = "label", default_value = "", value_name = "LABEL", value_parser = label)]
         label: String,
         #[command(flatten)]
         wait: WaitArgs,
@@ -202,6 +203,13 @@ enum TriggerName {
     Settle,
     /// On `syncd-origin commit`.
     Manual,
+}
+
+/// `-m`: blanks around it, as a line feed that a shell left, are not part of it.
+fn label(text: &str) -> Result<String, LabelError> {
+    let label = text.trim();
+    check_label(label)?;
+    Ok(label.to_owned())
 }
 
 /// Runs a parsed command line to its end.

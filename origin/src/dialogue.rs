@@ -4,6 +4,8 @@
 
 use serde::{Deserialize, Serialize};
 use syncd_shared::SignedGeneration;
+use syncd_shared::limits::LABEL_MAX_BYTES;
+use syncd_shared::text::one_line;
 
 use crate::status::Status;
 
@@ -137,7 +139,8 @@ impl GenerationLine {
         Self {
             generation: generation.number.get(),
             root: signed.root_hash().to_string(),
-            label: generation.label.clone(),
+            // An adopted record may have been signed by another version, which let other labels pass.
+            label: one_line(&generation.label, LABEL_MAX_BYTES),
             created: crate::status::rfc3339(generation.created_ms),
             files: generation.root.totals.files,
             bytes: generation.root.totals.bytes,

@@ -30,8 +30,4 @@ pub mod status;
 pub mod store;
 pub mod watch;
 
-/// An error with its causes, on one line.
-pub(crate) fn error_chain(error: &dyn std::error::Error) -> String {
-    let causes = std::iter::successors(error.source(), |e| e.source());
-    causes.fold(error.to_string(), |text, cause| format!("{text}: {cause}"))
-}
+pub(crate) use syncd_shared::text::error_chain;

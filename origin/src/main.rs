@@ -4,6 +4,7 @@ use std::process::ExitCode;
 
 use clap::{CommandFactory, Parser};
 use syncd_origin::cli::{self, Cli};
+use syncd_shared::text::error_chain;
 use syncd_shared::{config_file, telemetry};
 use tracing::level_filters::LevelFilter;
 
@@ -20,6 +21,6 @@ fn main() -> ExitCode {
 }
 
 fn fail(error: &anyhow::Error, code: u8) -> ExitCode {
-    eprintln!("syncd-origin: {error:#}");
+    eprintln!("syncd-origin: {}", error_chain(error.as_ref()));
     ExitCode::from(code)
 }

@@ -5,8 +5,10 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
+use syncd_shared::limits::{PATH_MAX_BYTES, REASON_MAX_BYTES};
 use syncd_shared::local_socket::{LocalListener, LocalSocketError};
 use syncd_shared::rate::{Bucket, Rate};
+use syncd_shared::text::one_line;
 use tokio::net::TcpListener;
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
@@ -199,7 +201,7 @@ pub async fn start(options: ServeOptions) -> Result<Running, StartError> {
     }
     let status = {
         let (keys, fleet, committer, watch) = (keys.clone(), fleet.clone(), committer.clone(), watch);
-        let tree = options.tree.display().to_string();
+        let tree = one_line(&options.tree.display().to_string(), PATH_MAX_BYTES);
         move || {
             let view = committer.view().borrow().clone();
             Status {
@@ -208,7 +210,11 @@ pub async fn start(options: ServeOptions) -> Result<Running, StartError> {
                 http_address: http_address.map(|a| a.to_string()),
                 state: view.state,
                 reason: view.reason,
-                polled: watch.polled().iter().map(ToString::to_string).collect(),
+                polled: watch
+                    .polled()
+                    .iter()
+                    .map(|polled| one_line(&polled.to_string(), REASON_MAX_BYTES))
+                    .collect(),
                 agents: fleet.view().borrow().agents.iter().map(AgentStatus::new).collect(),
                 ..describe(&keys, view.current.as_ref())
             }

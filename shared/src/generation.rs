@@ -14,6 +14,7 @@ use ed25519_dalek::{Signature, Signer, SigningKey, VerifyingKey};
 use crate::directory::{DecodeDirectoryError, Reader};
 use crate::hash::RootHash;
 use crate::limits::{GENERATION_JUMP_MAX, GENERATION_RECORD_MAX_BYTES, LABEL_MAX_BYTES};
+use crate::text::{is_unprintable, one_line};
 use crate::tree::{DecodeRootError, ROOT_ENTRY_BYTES, RootEntry};
 
 const VERSION: u8 = 1;
@@ -98,6 +99,34 @@ impl fmt::Display for GenerationNumber {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         self.0.fmt(f)
     }
+}
+
+/// Why a label was refused.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum LabelError {
+    /// Longer than [`LABEL_MAX_BYTES`].
+    #[error("label of {actual} bytes exceeds {LABEL_MAX_BYTES}")]
+    Length {
+        /// Bytes wanted.
+        actual: usize,
+    },
+    /// It would not stay on its line in a terminal or log.
+    #[error("a label is one line of printable text, not \"{shown}\"")]
+    Unprintable {
+        /// The label, escaped.
+        shown: String,
+    },
+}
+
+/// Whether people may give a generation this label: short, and printable ([`crate::text::is_unprintable`]).
+pub fn check_label(label: &str) -> Result<(), LabelError> {
+    if label.len() > LABEL_MAX_BYTES {
+        return Err(LabelError::Length { actual: label.len() });
+    }
+    if label.contains(is_unprintable) {
+        return Err(LabelError::Unprintable { shown: one_line(label, 100) });
+    }
+    Ok(())
 }
 
 /// One sealed state of the tree. Never changes, its number is never reused.
@@ -338,6 +367,17 @@ mod tests {
 
     fn key() -> SigningKey {
         SigningKey::from_bytes(&[3; 32])
+    }
+
+    #[test]
+    fn a_label_is_one_printable_line() {
+        assert_eq!(check_label("release 7: Größe, 日本"), Ok(()));
+        assert_eq!(check_label(""), Ok(()));
+        for bad in ["a\nb", "a\u{1b}[2J", "a\u{202e}b", "\u{9b}"] {
+            assert!(matches!(check_label(bad), Err(LabelError::Unprintable { .. })), "{bad:?}");
+        }
+        let long = check_label(&"x".repeat(LABEL_MAX_BYTES + 1));
+        assert_eq!(long, Err(LabelError::Length { actual: LABEL_MAX_BYTES + 1 }));
     }
 
     #[test]

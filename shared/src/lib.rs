@@ -21,6 +21,7 @@ pub mod progress;
 pub mod rate;
 pub mod stored_frame;
 pub mod telemetry;
+pub mod text;
 pub mod threads;
 pub mod tree;
 pub mod tree_path;

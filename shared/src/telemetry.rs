@@ -6,6 +6,7 @@ use tracing::level_filters::LevelFilter;
 use tracing_subscriber::EnvFilter;
 
 use crate::progress::bars;
+use crate::text::write_escaped;
 
 /// The variables that set what is logged, the first that is set wins; the syntax is that of
 /// `tracing_subscriber::EnvFilter`.
@@ -36,13 +37,15 @@ pub fn init(default: LevelFilter) {
         .try_init();
 }
 
-/// Standard error, with the progress bars out of the way while a line is written. An event comes in one write.
+/// Standard error, with the progress bars out of the way while a line is written. An event comes in one write, and
+/// leaves as one line.
 struct AboveBars;
 
 impl Write for AboveBars {
-    fn write(&mut self, line: &[u8]) -> io::Result<usize> {
-        bars().suspend(|| io::stderr().lock().write_all(line))?;
-        Ok(line.len())
+    fn write(&mut self, event: &[u8]) -> io::Result<usize> {
+        let line = one_event(event);
+        bars().suspend(|| io::stderr().lock().write_all(line.as_bytes()))?;
+        Ok(event.len())
     }
 
     fn flush(&mut self) -> io::Result<()> {
@@ -50,9 +53,35 @@ impl Write for AboveBars {
     }
 }
 
+/// An event as one line that does nothing to a terminal but colour it: what it tells of (paths, messages of libraries)
+/// may hold anything. The subscriber has escaped ESC in all that is not its own, so that colours can stay.
+fn one_event(event: &[u8]) -> String {
+    let text = String::from_utf8_lossy(event);
+    let mut line = String::with_capacity(text.len());
+    for c in text.trim_end_matches('\n').chars() {
+        match c {
+            '\u{1b}' => line.push(c),
+            // Writing to a string does not fail.
+            _ => drop(write_escaped(&mut line, c)),
+        }
+    }
+    line.push('\n');
+    line
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn an_event_is_one_line_whatever_it_tells_of() {
+        assert_eq!(one_event(b"\x1b[32m INFO\x1b[0m a line\n"), "\u{1b}[32m INFO\u{1b}[0m a line\n");
+        let forged = "read x\n2026-11-29  INFO all is well\r\u{202e}\u{9b}1A\n";
+        assert_eq!(
+            one_event(forged.as_bytes()),
+            "read x\\n2026-11-29  INFO all is well\\r\\u{202e}\\u{9b}1A\n"
+        );
+    }
 
     #[test]
     fn starting_twice_is_harmless() {

@@ -8,6 +8,7 @@ use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 
 use crate::limits::{COMPONENT_MAX_BYTES, DEPTH_MAX, PATH_MAX_BYTES};
+use crate::text::write_escaped;
 
 /// Why bytes are no name or path of a tree.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -209,17 +210,18 @@ impl Ord for TreePath {
     }
 }
 
-/// Prints bytes as text: printable ASCII and valid UTF-8 as they are, everything else as `\xNN`.
+/// Prints bytes as text: what can be printed ([`crate::text::is_unprintable`]) as it is, other characters and the backslash escaped,
+/// bytes that are no text as `\xNN`.
 struct Escaped<'a>(&'a [u8]);
 
 impl fmt::Display for Escaped<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         for chunk in self.0.utf8_chunks() {
             for c in chunk.valid().chars() {
-                if c.is_control() || c == '\\' {
-                    write!(f, "{}", c.escape_default())?
+                if c == '\\' {
+                    f.write_str("\\\\")?;
                 } else {
-                    write!(f, "{c}")?
+                    write_escaped(f, c)?;
                 }
             }
             for byte in chunk.invalid() {
@@ -293,5 +295,6 @@ mod tests {
     #[test]
     fn names_that_are_not_text_are_escaped_for_people() {
         assert_eq!(TreePath::from_bytes(b"a\nb/\xff\xc3\xa4").expect("valid").to_string(), "a\\nb/\\xffä");
+        assert_eq!(path("a\\\u{202e}gpj.exe").to_string(), "a\\\\\\u{202e}gpj.exe");
     }
 }

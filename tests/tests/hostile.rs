@@ -13,6 +13,8 @@ mod contents;
 mod fake_origin;
 #[path = "hostile/floods.rs"]
 mod floods;
+#[path = "hostile/forged_text.rs"]
+mod forged_text;
 #[path = "hostile/lying_origin.rs"]
 mod lying_origin;
 #[path = "hostile/memory.rs"]

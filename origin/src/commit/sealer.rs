@@ -5,8 +5,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use syncd_shared::generation::GenerationError;
-use syncd_shared::limits::LABEL_MAX_BYTES;
+use syncd_shared::generation::{GenerationError, LabelError, check_label};
 use syncd_shared::progress::Progress;
 use syncd_shared::{Generation, GenerationNumber, RootEntry, SignedGeneration, TreePath};
 
@@ -43,12 +42,9 @@ pub enum CommitError {
         /// The number asked for.
         number: GenerationNumber,
     },
-    /// A label that does not fit a generation record.
-    #[error("label of {actual} bytes exceeds {LABEL_MAX_BYTES}")]
-    Label {
-        /// Its length.
-        actual: usize,
-    },
+    /// A label that people may not give.
+    #[error(transparent)]
+    Label(#[from] LabelError),
     /// Generation numbers have come to their end.
     #[error("no generation number is left after {last}")]
     NoNumberLeft {
@@ -189,9 +185,7 @@ impl Sealer {
         label: String,
         allow_mass_deletion: bool,
     ) -> Result<Outcome, CommitError> {
-        if label.len() > LABEL_MAX_BYTES {
-            return Err(CommitError::Label { actual: label.len() });
-        }
+        check_label(&label)?;
         self.parts.watch.flush();
         hints.merge(self.parts.watch.take());
         self.parts.options.allow_mass_deletion = allow_mass_deletion;

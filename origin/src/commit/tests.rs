@@ -361,7 +361,7 @@ async fn wrong_requests_change_neither_generation_nor_state() {
     let long = "x".repeat(syncd_shared::limits::LABEL_MAX_BYTES + 1);
     site.write("f0", "changed");
     let refused = origin.committer().commit(long, false).await;
-    assert!(matches!(refused, Err(CommitError::Label { .. })));
+    assert!(matches!(refused, Err(CommitError::Label(_))));
     assert!(matches!(rollback(&origin, 7).await, Err(CommitError::UnknownGeneration { .. })));
     state(&origin, State::Ready).await;
     assert_eq!(sealed(commit(&origin).await).number().get(), 2);

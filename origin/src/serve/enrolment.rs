@@ -71,7 +71,7 @@ impl Enrolment for Enrol {
     async fn join(&self, request: Request<v1::JoinRequest>) -> Result<Response<v1::JoinResponse>, Status> {
         let joined = self.join_checked(request.into_inner()).await;
         joined.map(Response::new).map_err(|error| {
-            tracing::warn!(reason = %super::error_text(&error), "join refused");
+            tracing::warn!(reason = %crate::error_chain(&error), "join refused");
             status(&error)
         })
     }

@@ -84,7 +84,7 @@ pub fn status(error: &ServeError) -> Status {
         ServeError::Fleet(error) => fleet_code(error),
         ServeError::Transport(status) => status.code(),
     };
-    Status::new(code, crate::serve::error_text(error))
+    Status::new(code, crate::error_chain(error))
 }
 
 fn plan_code(error: &PlanError) -> Code {

@@ -110,16 +110,10 @@ pub fn serve(
         };
         tokio::select! {
             served = served => if let Err(error) = served {
-                tracing::error!(error = %error_text(&error), "serving agents ended");
+                tracing::error!(error = %crate::error_chain(&error), "serving agents ended");
             },
             () = deadline => tracing::warn!("connections of agents did not end in time"),
         }
         services.planner.stop();
     })
-}
-
-/// An error and its causes on one line.
-fn error_text(error: &(dyn std::error::Error + 'static)) -> String {
-    std::iter::successors(error.source(), |cause| cause.source())
-        .fold(error.to_string(), |text, cause| format!("{text}: {cause}"))
 }

@@ -102,7 +102,7 @@ impl Replication for Replicate {
                 () = shutdown.cancelled() => Err(ServeError::Stopping),
             };
             if let Err(error) = result {
-                tracing::info!(agent = %name, reason = %super::error_text(&error), "control stream ended");
+                tracing::info!(agent = %name, reason = %crate::error_chain(&error), "control stream ended");
                 let _ = fail.send(error);
             }
         });
@@ -129,7 +129,7 @@ impl Replication for Replicate {
                 () = sender.closed() => Ok(()),
             };
             if let Err(error) = result {
-                tracing::info!(agent = %peer.name, reason = %super::error_text(&error), "fetch stream ended");
+                tracing::info!(agent = %peer.name, reason = %crate::error_chain(&error), "fetch stream ended");
                 let _ = fail.send(error);
             }
             let sent = turns.written_bytes().saturating_sub(before);

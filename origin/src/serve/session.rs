@@ -22,6 +22,7 @@ use syncd_proto::v1::origin_message::Message as ToAgent;
 use syncd_shared::generation::GenerationError;
 use syncd_shared::identity::PeerIdentity;
 use syncd_shared::limits::{HELD_GENERATIONS_MAX, REASON_MAX_BYTES};
+use syncd_shared::text::one_line;
 use syncd_shared::wire::root_hash;
 use syncd_shared::{GenerationNumber, RootHash, SignedGeneration};
 use tokio::sync::mpsc;
@@ -114,7 +115,9 @@ pub(super) fn greet(
     };
     let live = check(hello.live, "live");
     let accepted = check(hello.accepted, "accepted");
-    Ok(Greeting { boot_id: hello.boot_id, live, accepted, notes })
+    // An agent may put anything into these; logs and `status` show them.
+    let boot_id = one_line(&hello.boot_id, SHORT_TEXT_MAX_BYTES);
+    Ok(Greeting { boot_id, live, accepted, notes })
 }
 
 fn welcome(services: &Services) -> v1::Welcome {
@@ -284,7 +287,7 @@ impl Session {
                     Ok(v1::RetryClass::Retry | v1::RetryClass::Resync) => false,
                     _ => return Err(ServeError::Missing { field: "retry" }),
                 };
-                Report::Failed { reason: f.reason, needs_operator }
+                Report::Failed { reason: one_line(&f.reason, REASON_MAX_BYTES), needs_operator }
             }
         };
         self.attachment.report(report).await;

@@ -44,6 +44,7 @@ pub struct World {
 }
 
 impl World {
+    /// With a large file among the small ones.
     pub fn new(name: &str) -> Self {
         let scene = Scene::new(name);
         let tree = scene.path("tree");
@@ -51,6 +52,18 @@ impl World {
         let noise: Vec<u8> =
             (0..600_000u32).flat_map(|n| *blake3::hash(&n.to_le_bytes()).as_bytes()).collect();
         write(&tree, "large.bin", noise);
+        Self::of(scene)
+    }
+
+    /// With small files alone.
+    pub fn small(name: &str) -> Self {
+        let scene = Scene::new(name);
+        small_site(&scene.path("tree"), 60);
+        Self::of(scene)
+    }
+
+    fn of(scene: Scene) -> Self {
+        let tree = scene.path("tree");
         let origin = Origin::started(&scene, &tree);
         origin.commit();
         let agent = Agent::started(&scene, &origin, "honest");
@@ -135,9 +148,23 @@ impl BadAgent {
 
     /// A control stream after its welcome, and what keeps it open.
     async fn subscribed(&self) -> (mpsc::Sender<v1::AgentMessage>, Streaming<v1::OriginMessage>) {
+        self.subscribed_as("bad", "").await
+    }
+
+    /// The same, with words of its own.
+    pub async fn subscribed_as(
+        &self,
+        boot_id: &str,
+        version: &str,
+    ) -> (mpsc::Sender<v1::AgentMessage>, Streaming<v1::OriginMessage>) {
         let (sender, receiver) = mpsc::channel(64);
-        let hello =
-            v1::Hello { protocol_min: 1, protocol_max: 1, boot_id: "bad".into(), ..Default::default() };
+        let hello = v1::Hello {
+            protocol_min: 1,
+            protocol_max: 1,
+            boot_id: boot_id.into(),
+            agent_version: version.into(),
+            ..Default::default()
+        };
         sender.send(agent_message(v1::agent_message::Message::Hello(hello))).await.expect("room");
         let mut client = ReplicationClient::new(self.channel().await.expect("connected"));
         let mut stream =
@@ -147,7 +174,7 @@ impl BadAgent {
     }
 }
 
-fn agent_message(message: v1::agent_message::Message) -> v1::AgentMessage {
+pub fn agent_message(message: v1::agent_message::Message) -> v1::AgentMessage {
     v1::AgentMessage { message: Some(message) }
 }
 
