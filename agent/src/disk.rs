@@ -1,13 +1,19 @@
 //! Every call that changes or syncs a file, by directory descriptor and single name.
 //!
-//! Nothing here takes a path of more than one name, follows a symlink, or opens anything outside the directory that it
-//! was given: a manifest, however hostile, can't make the agent write elsewhere. What survives a power cut is said at
-//! each call; where nothing is said, nothing does until [`Dir::sync_file_system`] returned.
+//! Nothing here follows a symlink, crosses a mount, or opens anything outside the directory that it was given: a
+//! manifest, however hostile, can't make the agent write elsewhere, and a mount inside a tree is never emptied. What
+//! survives a power cut is said at each call; where nothing is said, nothing does until [`Dir::sync_file_system`]
+//! returned.
+//!
+//! An agent without privileges owns its files, but their modes may keep it out (0311, 0000). A call that the kernel
+//! refuses for that is made again with the owner's bits set for that moment ([`with_access`]): callers need not know
+//! modes. The bits of group and others never change. A crash in that moment leaves the owner's bits set, which `verify`
+//! reports.
 
 use std::ffi::CStr;
 use std::fs::File;
 use std::io;
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, PoisonError};
@@ -47,6 +53,13 @@ impl DiskError {
     /// Whether there is no such name.
     pub fn is_absent(&self) -> bool {
         self.source.kind() == io::ErrorKind::NotFound
+    }
+
+    /// Whether this user may not do it, or somebody made it impossible: a directory of somebody else's, a mount, names
+    /// that appear while a directory is emptied.
+    pub fn is_denied(&self) -> bool {
+        let errno = Errno::from_io_error(&self.source);
+        matches!(errno, Some(Errno::ACCESS | Errno::PERM | Errno::BUSY | Errno::XDEV | Errno::NOTEMPTY))
     }
 
     /// Whether there is no directory of that name: nothing, or something else.
@@ -142,6 +155,8 @@ impl Owners {
 pub struct Dir {
     fd: OwnedFd,
     path: PathBuf,
+    /// Its mode denies this user to list it: the descriptor only leads to it (`O_PATH`).
+    is_unlisted: bool,
 }
 
 /// One name in a directory listing.
@@ -151,6 +166,37 @@ pub struct Listed {
     pub name: Vec<u8>,
     /// Whether the listing says that it is a directory. `None`: it doesn't say.
     pub directory: Option<bool>,
+}
+
+/// The names in a directory, read as they are asked for: memory does not follow their number.
+#[derive(Debug)]
+pub struct Names {
+    stream: rustix::fs::Dir,
+    path: PathBuf,
+}
+
+impl Iterator for Names {
+    type Item = Result<Listed, DiskError>;
+
+    fn next(&mut self) -> Option<Self::Item> {
+        loop {
+            let entry = match self.stream.next()? {
+                Ok(entry) => entry,
+                Err(e) => {
+                    let path = self.path.clone();
+                    return Some(Err(DiskError { doing: "list", path, source: e.into() }));
+                }
+            };
+            let name = CStr::to_bytes(entry.file_name());
+            if name != b"." && name != b".." {
+                let directory = match entry.file_type() {
+                    FileType::Unknown => None,
+                    kind => Some(kind == FileType::Directory),
+                };
+                return Some(Ok(Listed { name: name.to_vec(), directory }));
+            }
+        }
+    }
 }
 
 fn times(mtime: Timestamp) -> Timestamps {
@@ -163,7 +209,7 @@ impl Dir {
     pub fn open_path(path: &Path) -> Result<Self, DiskError> {
         let flags = OFlags::DIRECTORY | OFlags::CLOEXEC | OFlags::RDONLY;
         match rustix::fs::openat(CWD, path, flags, Mode::empty()) {
-            Ok(fd) => Ok(Self { fd, path: path.to_path_buf() }),
+            Ok(fd) => Ok(Self { fd, path: path.to_path_buf(), is_unlisted: false }),
             Err(e) => Err(DiskError { doing: "open directory", path: path.into(), source: e.into() }),
         }
     }
@@ -182,17 +228,43 @@ impl Dir {
     }
 
     fn open_at(&self, name: &[u8], flags: OFlags, mode: Mode) -> Result<OwnedFd, Errno> {
-        let resolve = ResolveFlags::BENEATH | ResolveFlags::NO_SYMLINKS;
+        let resolve = ResolveFlags::BENEATH | ResolveFlags::NO_SYMLINKS | ResolveFlags::NO_XDEV;
         retry(|| {
             rustix::fs::openat2(&self.fd, name, flags | OFlags::CLOEXEC | OFlags::NOFOLLOW, mode, resolve)
         })
     }
 
-    /// Opens a directory in this one.
+    /// Makes a call that looks up, makes or removes a name in this directory, also where its mode denies that to its
+    /// owner.
+    fn inside<T>(&self, call: impl Fn() -> Result<T, Errno>) -> Result<T, Errno> {
+        match call() {
+            Err(Errno::ACCESS) => with_access(&[self.fd.as_fd()], call),
+            other => other,
+        }
+    }
+
+    /// Opens a directory in this one, whatever its mode; `name` may be a path of several names.
     pub fn open_dir(&self, name: &[u8]) -> Result<Self, DiskError> {
-        self.open_at(name, OFlags::DIRECTORY | OFlags::RDONLY, Mode::empty())
-            .map(|fd| Self { fd, path: self.at(name) })
-            .map_err(|e| self.failed("open directory", name, e))
+        self.enter(name).map_err(|e| self.failed("open directory", name, e))
+    }
+
+    fn enter(&self, name: &[u8]) -> Result<Self, Errno> {
+        let open = |fd, is_unlisted| Self { fd, path: self.at(name), is_unlisted };
+        match self.open_at(name, OFlags::DIRECTORY | OFlags::RDONLY, Mode::empty()) {
+            Err(Errno::ACCESS) => {}
+            other => return other.map(|fd| open(fd, false)),
+        }
+        // One on the way may be what denies it.
+        if let Some(end) = name.iter().position(|byte| *byte == b'/') {
+            let (first, rest) = name.split_at(end);
+            return self.enter(first)?.enter(&rest[1..]);
+        }
+        match self.inside(|| self.open_at(name, OFlags::DIRECTORY | OFlags::RDONLY, Mode::empty())) {
+            Err(Errno::ACCESS) => self
+                .inside(|| self.open_at(name, OFlags::DIRECTORY | OFlags::PATH, Mode::empty()))
+                .map(|fd| open(fd, true)),
+            other => other.map(|fd| open(fd, false)),
+        }
     }
 
     /// Opens it again: another descriptor of the same directory, with write-back errors counted from now.
@@ -202,17 +274,26 @@ impl Dir {
 
     /// Opens a regular file for reading.
     pub fn open_file(&self, name: &[u8]) -> Result<File, DiskError> {
-        self.open_at(name, OFlags::RDONLY | OFlags::NONBLOCK, Mode::empty())
+        self.open_any(name, OFlags::RDONLY | OFlags::NONBLOCK)
             .map(File::from)
             .map_err(|e| self.failed("open", name, e))
+    }
+
+    /// Opens a file, whatever its mode.
+    fn open_any(&self, name: &[u8], flags: OFlags) -> Result<OwnedFd, Errno> {
+        match self.open_at(name, flags, Mode::empty()) {
+            Err(Errno::ACCESS) => {}
+            other => return other,
+        }
+        let file = self.inside(|| self.open_at(name, OFlags::PATH, Mode::empty()))?;
+        let flags = flags | OFlags::CLOEXEC;
+        with_access(&[file.as_fd()], || rustix::fs::openat(CWD, by_descriptor(&file), flags, Mode::empty()))
     }
 
     /// Opens a regular file that has not been in a live tree for writing.
     pub fn open_file_for_write(&self, name: &[u8]) -> Result<File, DiskError> {
         fault::point().map_err(|e| self.failed("open", name, e))?;
-        self.open_at(name, OFlags::RDWR, Mode::empty())
-            .map(File::from)
-            .map_err(|e| self.failed("open", name, e))
+        self.open_any(name, OFlags::RDWR).map(File::from).map_err(|e| self.failed("open", name, e))
     }
 
     /// Creates a file that must not be there yet, readable and writable by this user.
@@ -225,7 +306,9 @@ impl Dir {
     pub fn create_file_with(&self, name: &[u8], mode: u32) -> Result<File, DiskError> {
         let flags = OFlags::RDWR | OFlags::CREATE | OFlags::EXCL;
         fault::point()
-            .and_then(|()| one_at_a_time(|| self.open_at(name, flags, Mode::from_raw_mode(mode & 0o777))))
+            .and_then(|()| {
+                self.inside(|| one_at_a_time(|| self.open_at(name, flags, Mode::from_raw_mode(mode & 0o777))))
+            })
             .map(File::from)
             .map_err(|e| self.failed("create", name, e))
     }
@@ -238,7 +321,10 @@ impl Dir {
     /// Creates a directory of mode 0700, and does not open it.
     pub fn make_dir(&self, name: &[u8]) -> Result<(), DiskError> {
         fault::point()
-            .and_then(|()| one_at_a_time(|| rustix::fs::mkdirat(&self.fd, name, Mode::from_raw_mode(0o700))))
+            .and_then(|()| {
+                let mode = Mode::from_raw_mode(0o700);
+                self.inside(|| one_at_a_time(|| rustix::fs::mkdirat(&self.fd, name, mode)))
+            })
             .map_err(|e| self.failed("create directory", name, e))
     }
 
@@ -264,31 +350,53 @@ impl Dir {
     /// Gives the inode of `name` another name, which must be free. Symlinks are linked, not followed.
     pub fn link(&self, name: &[u8], to: &Dir, to_name: &[u8]) -> Result<(), DiskError> {
         fault::point()
-            .and_then(|()| rustix::fs::linkat(&self.fd, name, &to.fd, to_name, AtFlags::empty()))
+            .and_then(|()| {
+                let link = || rustix::fs::linkat(&self.fd, name, &to.fd, to_name, AtFlags::empty());
+                match link() {
+                    Err(Errno::ACCESS) => with_access(&[self.fd.as_fd(), to.fd.as_fd()], link),
+                    other => other,
+                }
+            })
             .map_err(|e| to.failed("link", to_name, e))
     }
 
     /// Renames; what is at the new name is replaced atomically. Durable once both directories are synced.
     pub fn rename(&self, name: &[u8], to: &Dir, to_name: &[u8]) -> Result<(), DiskError> {
         fault::point()
-            .and_then(|()| rustix::fs::renameat(&self.fd, name, &to.fd, to_name))
+            .and_then(|()| self.moving(name, to, to_name, RenameFlags::empty()))
             .map_err(|e| to.failed("rename to", to_name, e))
     }
 
     /// Renames to a name that must be free.
     pub fn rename_new(&self, name: &[u8], to: &Dir, to_name: &[u8]) -> Result<(), DiskError> {
         fault::point()
-            .and_then(|()| rustix::fs::renameat_with(&self.fd, name, &to.fd, to_name, RenameFlags::NOREPLACE))
+            .and_then(|()| self.moving(name, to, to_name, RenameFlags::NOREPLACE))
             .map_err(|e| to.failed("rename to", to_name, e))
     }
 
     /// Exchanges two names atomically. Durable once both directories are synced.
     pub fn exchange(&self, name: &[u8], other: &Dir, other_name: &[u8]) -> Result<(), DiskError> {
         fault::point()
-            .and_then(|()| {
-                rustix::fs::renameat_with(&self.fd, name, &other.fd, other_name, RenameFlags::EXCHANGE)
-            })
+            .and_then(|()| self.moving(name, other, other_name, RenameFlags::EXCHANGE))
             .map_err(|e| other.failed("exchange", other_name, e))
+    }
+
+    /// Renames. A directory that gets another parent must be writable itself.
+    fn moving(&self, name: &[u8], to: &Dir, to_name: &[u8], flags: RenameFlags) -> Result<(), Errno> {
+        let rename = || match flags.is_empty() {
+            true => rustix::fs::renameat(&self.fd, name, &to.fd, to_name),
+            false => rustix::fs::renameat_with(&self.fd, name, &to.fd, to_name, flags),
+        };
+        match rename() {
+            Err(Errno::ACCESS) => {}
+            other => return other,
+        }
+        let flags = OFlags::DIRECTORY | OFlags::PATH;
+        let moved = [(self, name), (to, to_name)]
+            .map(|(dir, name)| dir.inside(|| dir.open_at(name, flags, Mode::empty())).ok());
+        let mut inodes = vec![self.fd.as_fd(), to.fd.as_fd()];
+        inodes.extend(moved.iter().flatten().map(AsFd::as_fd));
+        with_access(&inodes, rename)
     }
 
     /// Removes a name that is no directory; whether it was there.
@@ -302,7 +410,8 @@ impl Dir {
     }
 
     fn unlink_with(&self, name: &[u8], flags: AtFlags) -> Result<bool, DiskError> {
-        match fault::point().and_then(|()| rustix::fs::unlinkat(&self.fd, name, flags)) {
+        let unlink = || rustix::fs::unlinkat(&self.fd, name, flags);
+        match fault::point().and_then(|()| self.inside(unlink)) {
             Ok(()) => Ok(true),
             Err(Errno::NOENT) => Ok(false),
             Err(e) => Err(self.failed("remove", name, e)),
@@ -312,20 +421,20 @@ impl Dir {
     /// Creates a symlink; the name must be free.
     pub fn symlink(&self, target: &[u8], name: &[u8]) -> Result<(), DiskError> {
         fault::point()
-            .and_then(|()| one_at_a_time(|| rustix::fs::symlinkat(target, &self.fd, name)))
+            .and_then(|()| self.inside(|| one_at_a_time(|| rustix::fs::symlinkat(target, &self.fd, name))))
             .map_err(|e| self.failed("create symlink", name, e))
     }
 
     /// Where a symlink points to.
     pub fn read_link(&self, name: &[u8]) -> Result<Vec<u8>, DiskError> {
-        rustix::fs::readlinkat(&self.fd, name, Vec::new())
+        self.inside(|| rustix::fs::readlinkat(&self.fd, name, Vec::new()))
             .map(|target| target.into_bytes())
             .map_err(|e| self.failed("read symlink", name, e))
     }
 
     /// What is at a name, not followed; `None`: nothing.
     pub fn stat(&self, name: &[u8]) -> Result<Option<Stat>, DiskError> {
-        match rustix::fs::statat(&self.fd, name, AtFlags::SYMLINK_NOFOLLOW) {
+        match self.inside(|| rustix::fs::statat(&self.fd, name, AtFlags::SYMLINK_NOFOLLOW)) {
             Ok(stat) => Ok(Some(Stat::from_kernel(&stat))),
             Err(Errno::NOENT) => Ok(None),
             Err(e) => Err(self.failed("inspect", name, e)),
@@ -337,22 +446,19 @@ impl Dir {
         rustix::fs::fstat(&self.fd).map(|s| Stat::from_kernel(&s)).map_err(|e| self.failed("inspect", b"", e))
     }
 
-    /// All names, in no order.
+    /// All names, in no order. For directories that only this user changes; elsewhere see [`Dir::names`].
     pub fn list(&self) -> Result<Vec<Listed>, DiskError> {
-        let failed = |e| self.failed("list", b"", e);
-        let mut names = Vec::new();
-        for entry in rustix::fs::Dir::read_from(&self.fd).map_err(failed)? {
-            let entry = entry.map_err(failed)?;
-            let name = CStr::to_bytes(entry.file_name());
-            if name != b"." && name != b".." {
-                let directory = match entry.file_type() {
-                    FileType::Unknown => None,
-                    kind => Some(kind == FileType::Directory),
-                };
-                names.push(Listed { name: name.to_vec(), directory });
-            }
-        }
-        Ok(names)
+        self.names()?.collect()
+    }
+
+    /// Its names one by one, in no order. A name that is made or removed meanwhile may be among them or not.
+    pub fn names(&self) -> Result<Names, DiskError> {
+        // Not of this descriptor: its place in the listing is one for all who read it, and it may only lead there.
+        let flags = OFlags::DIRECTORY | OFlags::RDONLY;
+        self.inside(|| self.open_at(b".", flags, Mode::empty()))
+            .and_then(rustix::fs::Dir::new)
+            .map(|stream| Names { stream, path: self.path.clone() })
+            .map_err(|e| self.failed("list", b"", e))
     }
 
     /// Gives a name that has not been in a live tree its owner, mode and, last, its times.
@@ -372,19 +478,31 @@ impl Dir {
         fault::point().map_err(failed)?;
         if let Some((uid, gid)) = owners.of(metadata) {
             let (uid, gid) = (Some(Uid::from_raw(uid)), Some(Gid::from_raw(gid)));
-            rustix::fs::chownat(&self.fd, name, uid, gid, AtFlags::SYMLINK_NOFOLLOW).map_err(failed)?;
+            let chown = || rustix::fs::chownat(&self.fd, name, uid, gid, AtFlags::SYMLINK_NOFOLLOW);
+            self.inside(chown).map_err(failed)?;
         }
-        rustix::fs::utimensat(&self.fd, name, &times(metadata.mtime), AtFlags::SYMLINK_NOFOLLOW)
+        let times = times(metadata.mtime);
+        self.inside(|| rustix::fs::utimensat(&self.fd, name, &times, AtFlags::SYMLINK_NOFOLLOW))
             .map_err(failed)
     }
 
     /// Gives this directory its owner, mode and, last, its times.
     pub fn set_own_metadata(&self, metadata: &Metadata, owners: Owners) -> Result<(), DiskError> {
-        set_metadata_of(self.fd.as_fd(), metadata, owners)
+        self.listed(|fd| set_metadata_of(fd, metadata, owners))
             .map_err(|e| self.failed("set the metadata of", b"", e))
     }
 
-    /// Lets this user change what is in this directory. Its metadata is set again when it is done.
+    /// Makes a call that needs a descriptor of which the directory could be read.
+    fn listed<T>(&self, call: impl FnOnce(BorrowedFd<'_>) -> Result<T, Errno>) -> Result<T, Errno> {
+        match self.is_unlisted {
+            false => call(self.fd.as_fd()),
+            true => call(self.enter(b".")?.fd.as_fd()),
+        }
+    }
+
+    /// Lets this user change what is in this directory of a tree that nobody else uses. Its metadata is set again when
+    /// it is done. Saves the detour that every call takes where the mode denies it; a directory of somebody else's is
+    /// left as it is.
     pub fn make_writable(&self) -> Result<(), DiskError> {
         if rustix::process::geteuid().is_root() {
             return Ok(());
@@ -393,8 +511,10 @@ impl Dir {
         if stat.mode & 0o700 == 0o700 {
             return Ok(());
         }
-        rustix::fs::fchmod(&self.fd, Mode::from_raw_mode(stat.mode | 0o700))
-            .map_err(|e| self.failed("set the mode of", b"", e))
+        match set_mode(self.fd.as_fd(), stat.mode | 0o700) {
+            Err(Errno::PERM) => Ok(()),
+            other => other.map_err(|e| self.failed("set the mode of", b"", e)),
+        }
     }
 
     /// Free space of the file system that this directory is on.
@@ -420,7 +540,7 @@ impl Dir {
     /// Makes the names in this directory durable. Says nothing about what they name.
     pub fn sync_names(&self) -> Result<(), DiskError> {
         fault::point()
-            .and_then(|()| retry(|| rustix::fs::fsync(&self.fd)))
+            .and_then(|()| self.listed(|fd| retry(|| rustix::fs::fsync(fd))))
             .map_err(|e| self.failed("sync directory", b"", e))
     }
 
@@ -438,6 +558,56 @@ impl Dir {
         };
         synced.map_err(|e| self.failed("sync the file system of", b"", e))
     }
+}
+
+/// The path by which an open file can be named, also one that is only led to. What it leads to is what was opened.
+fn by_descriptor(fd: &impl AsRawFd) -> String {
+    format!("/proc/self/fd/{}", fd.as_raw_fd())
+}
+
+fn set_mode(fd: BorrowedFd<'_>, mode: u32) -> Result<(), Errno> {
+    // fchmod refuses descriptors that only lead to a file.
+    rustix::fs::chmod(by_descriptor(&fd), Mode::from_raw_mode(mode))
+}
+
+/// An inode whose owner has all access until this is dropped.
+struct Lifted<'a> {
+    fd: BorrowedFd<'a>,
+    mode: u32,
+}
+
+impl<'a> Lifted<'a> {
+    /// `None`: its mode denies its owner nothing, or it is somebody else's.
+    fn lift(fd: BorrowedFd<'a>) -> Option<Self> {
+        let stat = Stat::from_kernel(&rustix::fs::fstat(fd).ok()?);
+        let wanted = match stat.kind {
+            FileType::Directory => 0o700,
+            FileType::RegularFile => 0o600,
+            _ => return None,
+        };
+        if stat.mode & wanted == wanted {
+            return None;
+        }
+        set_mode(fd, stat.mode | wanted).ok()?;
+        Some(Self { fd, mode: stat.mode })
+    }
+}
+
+impl Drop for Lifted<'_> {
+    fn drop(&mut self) {
+        if let Err(error) = set_mode(self.fd, self.mode) {
+            tracing::warn!(%error, mode = self.mode, "a mode could not be set back");
+        }
+    }
+}
+
+/// Makes a call that was refused with the owner's bits of some inodes set. Their modes are as before when it returns.
+/// One call at a time: another thread must not take a mode that is lifted for the file's own.
+fn with_access<T>(inodes: &[BorrowedFd<'_>], call: impl FnOnce() -> Result<T, Errno>) -> Result<T, Errno> {
+    static LIFTING: Mutex<()> = Mutex::new(());
+    let _one = LIFTING.lock().unwrap_or_else(PoisonError::into_inner);
+    let _lifted: Vec<Lifted<'_>> = inodes.iter().filter_map(|fd| Lifted::lift(*fd)).collect();
+    call()
 }
 
 /// Gives an open file or directory its owner, mode and, last, its times.
