@@ -163,6 +163,7 @@ impl Replica {
             return Err(ActivateError::Hook { source, staged: Box::new(staged) });
         }
         self.upkeep.last_write = Some(self.options.clock.now());
+        self.upkeep.owes_share = true;
         if staged.signed.is_none() {
             self.keep_signed(&staged.target)?;
         }

@@ -512,3 +512,54 @@ pub(crate) fn snapshot(root: &Path) -> Vec<String> {
     walk(root, root, &mut out);
     out
 }
+
+/// Runs `body` as a user without privileges, also where this process is root: on a thread that has become nobody.
+pub(crate) fn as_somebody<T: Send>(body: impl FnOnce() -> T + Send) -> T {
+    use rustix::process::{Gid, Uid};
+    std::thread::scope(|scope| {
+        let thread = scope.spawn(|| {
+            if rustix::process::geteuid().is_root() {
+                let (user, group) = (Uid::from_raw(65_534), Gid::from_raw(65_534));
+                rustix::thread::set_thread_groups(&[]).unwrap();
+                rustix::thread::set_thread_res_gid(group, group, group).unwrap();
+                rustix::thread::set_thread_res_uid(user, user, user).unwrap();
+            }
+            body()
+        });
+        thread.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
+    })
+}
+
+/// Makes a chain of directories, longer than any path may be.
+pub(crate) fn deepen(path: &Path, levels: usize, name: &[u8]) {
+    use rustix::fs::{CWD, Mode, OFlags, mkdirat, openat};
+    let flags = OFlags::DIRECTORY | OFlags::RDONLY | OFlags::CLOEXEC;
+    let mut directory = openat(CWD, path, flags, Mode::empty()).unwrap();
+    for _ in 0..levels {
+        mkdirat(&directory, name, Mode::from_raw_mode(0o755)).unwrap();
+        directory = openat(&directory, name, flags, Mode::empty()).unwrap();
+    }
+}
+
+/// Runs one ignored test of this program in a process of its own, which may have 256 files open.
+#[track_caller]
+pub(crate) fn alone_with_few_descriptors(test: &str) {
+    let program = std::env::current_exe().unwrap();
+    let command = "ulimit -n 256 && exec \"$0\" --exact --ignored --nocapture \"$1\"";
+    let ran = std::process::Command::new("sh").args(["-c", command]).arg(program).arg(test).output().unwrap();
+    let said = String::from_utf8_lossy(&ran.stdout);
+    let errors = String::from_utf8_lossy(&ran.stderr);
+    assert!(ran.status.success() && said.contains("1 passed"), "{said}\n{errors}");
+}
+
+/// Descriptors that this process has open.
+pub(crate) fn open_descriptors() -> usize {
+    std::fs::read_dir("/proc/self/fd").unwrap().count()
+}
+
+/// The most memory that this process has had.
+pub(crate) fn peak_memory_kib() -> u64 {
+    let status = std::fs::read_to_string("/proc/self/status").unwrap();
+    let peak = status.lines().find_map(|line| line.strip_prefix("VmHWM:")).unwrap();
+    peak.trim().strip_suffix(" kB").unwrap().trim().parse().unwrap()
+}

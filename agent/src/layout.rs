@@ -11,7 +11,7 @@
 //! ROOT/staging/aside-K-I        renamed out of building-K for a moment
 //! ROOT/staging/resting-K        was in live's place until it was healed: left alone for the grace
 //! ROOT/staging/incoming/H/HASH  whole content that was verified when it got this name; HASH.part while it arrives
-//! ROOT/trash/K                  deleted later
+//! ROOT/trash/K                  deleted later ([`crate::trash`])
 //! ROOT/state/lock               locked while an agent runs, holds its pid
 //! ROOT/state/record.redb        the record
 //! ROOT/state/signed/N           record and signature of generation N, in case the record is lost
@@ -33,9 +33,11 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use rustix::fs::{FileType, FlockOperation};
+use rustix::io::Errno;
 
 use crate::disk::{Dir, DiskError};
 use crate::planted::{self, Bug};
+use crate::trash::Trash;
 
 /// The document root, a symlink.
 pub(crate) const LIVE: &[u8] = b"live";
@@ -111,7 +113,7 @@ pub(crate) struct Layout {
     pub root: Dir,
     pub generations: Dir,
     pub staging: Dir,
-    pub trash: Dir,
+    pub trash: Trash,
     pub signed: Dir,
     path: PathBuf,
     _lock: File,
@@ -125,11 +127,17 @@ impl Layout {
         let root = Dir::open_path(path)?;
         refuse_foreign(&root, path)?;
         refuse_occupied_live(&root, path)?;
-        let state = root.ensure_dir(STATE, 0o700)?;
+        let part = |name: &[u8], mode| match root.ensure_dir(name, mode) {
+            Err(e) if e.source.raw_os_error() == Some(Errno::XDEV.raw_os_error()) => {
+                Err(LayoutError::OtherFileSystem { root: path.to_path_buf(), part: e.path })
+            }
+            other => other.map_err(LayoutError::Disk),
+        };
+        let state = part(STATE, 0o700)?;
         let lock = lock(path)?;
-        let generations = root.ensure_dir(GENERATIONS, 0o755)?;
-        let staging = root.ensure_dir(STAGING, 0o700)?;
-        let trash = root.ensure_dir(TRASH, 0o700)?;
+        let generations = part(GENERATIONS, 0o755)?;
+        let staging = part(STAGING, 0o700)?;
+        let trash = part(TRASH, 0o700)?;
         let signed = state.ensure_dir(SIGNED, 0o700)?;
         let device = root.stat_self()?.device;
         for part in [&generations, &staging, &trash, &state] {
@@ -138,6 +146,7 @@ impl Layout {
                 return Err(LayoutError::OtherFileSystem { root: path.to_path_buf(), part });
             }
         }
+        let trash = Trash::open(trash)?;
         Ok(Self { root, generations, staging, trash, signed, path: path.to_path_buf(), _lock: lock })
     }
 
@@ -192,17 +201,9 @@ impl Layout {
         Ok(())
     }
 
-    /// Moves a name to the trash.
+    /// Moves a name to the trash, whatever is below it. The cost does not depend on that.
     pub fn discard(&self, dir: &Dir, name: &[u8]) -> Result<(), DiskError> {
-        let mut free = self.trash.list()?.iter().filter_map(|l| number(&l.name)).max().unwrap_or(0);
-        loop {
-            free += 1;
-            match dir.rename_new(name, &self.trash, free.to_string().as_bytes()) {
-                Err(e) if e.is_absent() => return Ok(()),
-                Err(e) if e.source.kind() == std::io::ErrorKind::AlreadyExists => {}
-                other => return other,
-            }
-        }
+        self.trash.take(dir, name)
     }
 }
 

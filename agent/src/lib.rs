@@ -39,4 +39,5 @@ pub mod spares;
 pub mod stage;
 pub mod status;
 mod steps;
+mod trash;
 pub mod verify;

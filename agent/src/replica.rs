@@ -127,6 +127,12 @@ pub(crate) struct Upkeep {
     pub drawn: BTreeSet<u64>,
     /// When files were last written for an activation.
     pub last_write: Option<Instant>,
+    /// An update was activated, and no share of the trash was deleted for it.
+    pub owes_share: bool,
+    /// Since when the trash has not been empty after an update.
+    pub trash_since: Option<Instant>,
+    /// When what can't be deleted was tried last.
+    pub stuck_tried: Instant,
     /// The live tree was found not to be what was activated: no spare can be made before that is healed.
     pub damaged: bool,
     /// Generations dropped since directory objects were last swept.
@@ -155,6 +161,9 @@ impl Replica {
             steps: Steps::default(),
             drawn: BTreeSet::new(),
             last_write: None,
+            owes_share: false,
+            trash_since: None,
+            stuck_tried: options.clock.now(),
             damaged: false,
             dropped: 0,
             unsettled: false,

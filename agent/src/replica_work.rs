@@ -122,6 +122,7 @@ impl ReplicaWork for Replica {
 
     fn bound(&mut self) {
         self.bound_retired();
+        self.bound_trash();
     }
 
     fn end(&mut self) {

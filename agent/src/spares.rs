@@ -3,10 +3,11 @@
 //! One bounded step a call, so that an update never waits long for it. In order: trees beyond `--keep` whose grace is
 //! over become buildings (while spares are lacking) or trash; spares are brought to the live root by what differs;
 //! buildings are made spares, every name looked at; with nothing to recycle a farm of links is built; one spare is drawn
-//! for the next update; the trash is emptied a little, but not while files are being written: ext4 then searches past the inodes that were just freed and
-//! creates new files several times slower.
+//! for the next update; the trash is emptied a little, but not while files are being written: ext4 then searches past
+//! the inodes that were just freed and creates new files several times slower. Where commits leave no such pause, each
+//! update is followed by a share of it.
 
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::AtomicBool;
 use std::time::{Duration, Instant};
 
 use syncd_shared::{RootEntry, TreePath};
@@ -27,6 +28,13 @@ const RETIRED_MAX: usize = 8;
 const QUIET: Duration = Duration::from_secs(5);
 /// Names deleted in one step.
 const TRASH_STEP: usize = 2_000;
+/// Names deleted after an update, where updates leave no pause: more than an update usually puts into the trash.
+const TRASH_SHARE: usize = 64;
+/// The same once the trash has not been empty for [`TRASH_PATIENCE`].
+const TRASH_SHARE_LATE: usize = 1_000;
+const TRASH_PATIENCE: Duration = Duration::from_secs(60);
+/// What could not be deleted is tried again after this.
+const STUCK_RETRY: Duration = Duration::from_secs(3600);
 /// Generations dropped before unused directory objects are swept out of the record.
 const SWEEP_AFTER: u32 = 32;
 
@@ -75,8 +83,7 @@ impl Replica {
         self.publish();
         let did = did?;
         let next = match did {
-            Upkept::Nothing => self.next_due()?,
-            Upkept::LiveDamaged { .. } => self.next_due()?,
+            Upkept::Nothing | Upkept::LiveDamaged { .. } => self.next_due(),
             _ => Some(Duration::ZERO),
         };
         Ok(Maintained { did, next })
@@ -99,19 +106,46 @@ impl Replica {
             return Ok(Upkept::Swept(self.sweep()?));
         }
         if self.is_quiet() {
-            let mut left = TRASH_STEP;
-            empty(&self.layout.trash, &mut left, cancel)?;
-            if left < TRASH_STEP {
-                return Ok(Upkept::Emptied(TRASH_STEP - left));
+            let emptied = self.empty_some(TRASH_STEP, cancel)?;
+            if emptied > 0 {
+                return Ok(Upkept::Emptied(emptied));
             }
         }
         Ok(Upkept::Nothing)
     }
 
+    fn empty_some(&mut self, most: usize, cancel: &AtomicBool) -> Result<usize, DiskError> {
+        let clock = &self.options.clock;
+        let trash = &self.layout.trash;
+        if trash.is_stuck() && clock.since(self.upkeep.stuck_tried) >= STUCK_RETRY {
+            self.upkeep.stuck_tried = clock.now();
+            trash.retry_stuck()?;
+        }
+        let emptied = trash.empty(most, cancel)?;
+        if trash.is_empty() {
+            self.upkeep.trash_since = None;
+        }
+        Ok(emptied)
+    }
+
     /// Deletes all of it, now.
     pub(crate) fn empty_trash(&self, cancel: &AtomicBool) -> Result<(), DiskError> {
-        let mut left = usize::MAX;
-        empty(&self.layout.trash, &mut left, cancel)
+        self.layout.trash.retry_stuck()?;
+        self.layout.trash.empty(usize::MAX, cancel).map(drop)
+    }
+
+    /// Updates that come without a pause leave no time for background work: after each, a share of the trash is deleted.
+    pub(crate) fn bound_trash(&mut self) {
+        if !std::mem::take(&mut self.upkeep.owes_share) || self.layout.trash.is_empty() {
+            return;
+        }
+        let clock = &self.options.clock;
+        let since = *self.upkeep.trash_since.get_or_insert_with(|| clock.now());
+        let late = clock.since(since) >= TRASH_PATIENCE;
+        let share = if late { TRASH_SHARE_LATE } else { TRASH_SHARE };
+        if let Err(error) = self.empty_some(share, &AtomicBool::new(false)) {
+            tracing::warn!(error = &error as &dyn std::error::Error, "the trash could not be emptied");
+        }
     }
 
     /// Trees to build on that are kept at hand.
@@ -270,7 +304,7 @@ impl Replica {
         Ok(self.record.sweep(&roots)?)
     }
 
-    fn next_due(&self) -> Result<Option<Duration>, DiskError> {
+    fn next_due(&self) -> Option<Duration> {
         let grace = self.options.grace;
         let clock = &self.options.clock;
         let rest = |since: &Instant| grace.saturating_sub(clock.since(*since));
@@ -279,34 +313,8 @@ impl Replica {
         let resting = self.upkeep.resting.values().map(rest).min();
         let live = self.live().map(|live| live.generation().root);
         let behind = self.known.spares.values().any(|root| Some(*root) != live);
-        let trash = (behind || !self.layout.trash.list()?.is_empty())
+        let trash = (behind || !self.layout.trash.is_empty())
             .then(|| self.upkeep.last_write.map_or(QUIET, |at| QUIET.saturating_sub(clock.since(at))));
-        Ok([retired, resting, trash].into_iter().flatten().min().map(|d| d.max(Duration::from_millis(10))))
+        [retired, resting, trash].into_iter().flatten().min().map(|d| d.max(Duration::from_millis(10)))
     }
-}
-
-/// Deletes names below a directory, at most `left` of them.
-fn empty(dir: &Dir, left: &mut usize, cancel: &AtomicBool) -> Result<(), DiskError> {
-    for listed in dir.list()? {
-        if *left == 0 || cancel.load(Ordering::Relaxed) {
-            return Ok(());
-        }
-        let directory = match listed.directory {
-            Some(directory) => directory,
-            None => dir.stat(&listed.name)?.is_some_and(|s| s.kind == rustix::fs::FileType::Directory),
-        };
-        if directory {
-            let child = dir.open_dir(&listed.name)?;
-            child.make_writable()?;
-            empty(&child, left, cancel)?;
-            if *left == 0 || cancel.load(Ordering::Relaxed) {
-                return Ok(());
-            }
-            dir.remove_dir(&listed.name)?;
-        } else {
-            dir.unlink(&listed.name)?;
-        }
-        *left = left.saturating_sub(1);
-    }
-    Ok(())
 }

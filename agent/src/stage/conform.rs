@@ -8,6 +8,9 @@
 //! A retired tree of which is known what has changed since ([`crate::steps`]) is as good as a spare, which is not looked at
 //! again either: where a directory is none of those, and was not changed since the tree became live, no name in it was, by
 //! nobody, and only directories below are looked at. The cost follows the directories.
+//!
+//! No directory that the manifest does not have is looked into: it is moved away whole. So neither memory, stack nor
+//! descriptors follow what somebody put into a tree.
 
 use std::collections::HashSet;
 use std::sync::Arc;
@@ -22,7 +25,7 @@ use crate::disk::{Dir, DiskError, Owners, Stat};
 use crate::layout::Layout;
 use crate::record::{Record, RecordError};
 use crate::stage::StageError;
-use crate::stage::cursor::looks_like;
+use crate::stage::cursor::{DirCursor, looks_like};
 use crate::stage::holes::Holes;
 use crate::steps::Touched;
 
@@ -90,12 +93,45 @@ impl Findings<'_> {
     }
 }
 
+/// The tree that is made, and the live tree.
+struct Trees {
+    made: DirCursor,
+    live: DirCursor,
+}
+
 /// A directory that is made, and its counterpart in the live tree.
 struct Place<'a> {
     path: &'a TreePath,
     dir: &'a Dir,
     /// `None`: it is gone from the live tree, with all that was in it.
     live: Option<&'a Dir>,
+    /// It was just made: nothing is in it.
+    is_new: bool,
+}
+
+/// A directory that is on its way.
+struct Entered {
+    path: TreePath,
+    object: ObjectHash,
+    metadata: Metadata,
+    manifest: Arc<Directory>,
+    /// What the directory was, where no name in it was changed since.
+    was: Option<Arc<Directory>>,
+    /// Only directories in it are looked at; the directory itself is as it should be.
+    is_whole: bool,
+    is_new: bool,
+    has_live: bool,
+    /// Inode numbers of its entries in the live tree.
+    inodes: Vec<u64>,
+    /// Index of the entry that is next.
+    next: usize,
+}
+
+/// A directory that comes next.
+struct Next<'a> {
+    path: TreePath,
+    object: &'a ObjectHash,
+    metadata: &'a Metadata,
     /// It was just made: nothing is in it.
     is_new: bool,
     /// What it was when the tree was retired.
@@ -126,71 +162,117 @@ impl Conform<'_> {
             Some(Manifests { was, now: ManifestCursor::new(self.record, root).ok()? })
         });
         let mut found = Findings { conformed: Conformed::default(), manifests };
-        let path = &TreePath::root();
-        let was = self.was.as_ref().map(|was| Was { object: was.root.object, metadata: was.root.metadata });
-        let place = Place { path, dir, live: Some(&self.live), is_new: dir.list()?.is_empty(), was };
-        self.directory(&place, &root.object, &root.metadata, &mut found)?;
+        let (made, live) = (DirCursor::new(dir.reopen()?), DirCursor::new(self.live.reopen()?));
+        let mut trees = Trees { made, live };
+        let first = Next {
+            path: TreePath::root(),
+            object: &root.object,
+            metadata: &root.metadata,
+            is_new: dir.names()?.next().is_none(),
+            was: self.was.as_ref().map(|was| Was { object: was.root.object, metadata: was.root.metadata }),
+        };
+        let mut way = vec![self.enter(first, &mut trees, &mut found)?];
+        while let Some(entered) = way.last_mut() {
+            match self.go_on(entered, &mut trees, &mut found)? {
+                Some(below) => way.push(below),
+                None => drop(way.pop()),
+            }
+        }
         Ok(found.conformed)
     }
 
-    /// The directory, with its metadata.
-    fn directory(
+    /// Begins with a directory: what the manifest does not have goes.
+    fn enter(
         &self,
-        place: &Place<'_>,
-        object: &ObjectHash,
-        metadata: &Metadata,
+        next: Next<'_>,
+        trees: &mut Trees,
         found: &mut Findings<'_>,
-    ) -> Result<(), StageError> {
+    ) -> Result<Entered, StageError> {
+        let Next { path, object, metadata, is_new, was } = next;
         let manifest = self.record.directory(object)?;
-        let was = self.unchanged(place)?;
-        if let (Some(was), Some(since)) = (&was, self.since())
-            && !since.touched.names.contains(place.path)
-            // Its own entry in generations/ came and went.
-            && !place.path.is_root()
-            && place.was.is_some_and(|was| was.metadata == *metadata)
-            && same_names(was, &manifest)
-        {
-            return self.below(place, was, &manifest, found);
+        let dir = trees.made.at(&path)?;
+        let has_live = trees.live.at(&path).is_ok();
+        let same_metadata = was.is_some_and(|was| was.metadata == *metadata);
+        let was = self.unchanged(&path, dir, was)?;
+        let is_whole = match (&was, self.since()) {
+            (Some(was), Some(since)) => {
+                !since.touched.names.contains(&path)
+                    // Its own entry in generations/ came and went.
+                    && !path.is_root()
+                    && same_metadata
+                    && same_names(was, &manifest)
+            }
+            _ => false,
+        };
+        let mut inodes = Vec::new();
+        if !is_whole {
+            if !is_new {
+                dir.make_writable()?;
+                self.remove_strangers(&path, dir, &manifest, found)?;
+            }
+            inodes = self.record.inodes(&path)?.unwrap_or_default();
         }
-        if !place.is_new {
-            place.dir.make_writable()?;
-            self.remove_strangers(place, &manifest, found)?;
-        }
-        let inodes = self.record.inodes(place.path)?.unwrap_or_default();
-        for (index, entry) in manifest.entries().iter().enumerate() {
+        let (object, metadata) = (*object, *metadata);
+        Ok(Entered { path, object, metadata, manifest, was, is_whole, is_new, has_live, inodes, next: 0 })
+    }
+
+    /// Goes on in a directory up to the next one in it, which is entered. `None`: it is done, with its metadata.
+    fn go_on(
+        &self,
+        entered: &mut Entered,
+        trees: &mut Trees,
+        found: &mut Findings<'_>,
+    ) -> Result<Option<Entered>, StageError> {
+        let manifest = entered.manifest.clone();
+        let live = match entered.has_live {
+            true => Some(&**trees.live.at(&entered.path)?),
+            false => None,
+        };
+        let dir = &**trees.made.at(&entered.path)?;
+        let place = Place { path: &entered.path, dir, live, is_new: entered.is_new };
+        while let Some(entry) = manifest.entries().get(entered.next) {
             if self.cancel.load(Ordering::Relaxed) {
                 return Err(StageError::Cancelled);
             }
-            match &entry.kind {
-                Kind::Directory { object, .. } => {
-                    let path = &join(place.path, entry)?;
-                    let (child, is_new) = self.child(place, path, entry, found)?;
-                    let live = place.live.and_then(|live| live.open_dir(entry.name.as_bytes()).ok());
-                    let was = was.as_ref().filter(|_| !is_new).and_then(|was| Was::of(was.get(&entry.name)?));
-                    let below = Place { path, dir: &child, live: live.as_ref(), is_new, was };
-                    self.directory(&below, object, &entry.metadata, found)?;
+            let index = entered.next;
+            entered.next += 1;
+            let Kind::Directory { object, .. } = &entry.kind else {
+                if !entered.is_whole {
+                    let inode = entered.inodes.get(index).copied().filter(|inode| *inode != 0);
+                    self.leaf(&place, entry, (&entered.object, index), inode, found)?;
                 }
-                Kind::File { .. } | Kind::Symlink { .. } => {
-                    let inode = inodes.get(index).copied().filter(|inode| *inode != 0);
-                    self.leaf(place, entry, (object, index), inode, found)?;
-                }
-            }
+                continue;
+            };
+            let path = join(&entered.path, entry)?;
+            let is_new = !entered.is_whole && self.child(&place, &path, entry, found)?;
+            let was = entered.was.as_ref().filter(|_| !is_new);
+            let was = was.and_then(|was| Was::of(was.get(&entry.name)?));
+            let next = Next { path, object, metadata: &entry.metadata, is_new, was };
+            return self.enter(next, trees, found).map(Some);
         }
-        Ok(place.dir.set_own_metadata(metadata, self.owners)?)
+        if !entered.is_whole {
+            dir.set_own_metadata(&entered.metadata, self.owners)?;
+        }
+        Ok(None)
     }
 
     fn since(&self) -> Option<&Since> {
         self.was.as_ref()?.since.as_ref()
     }
 
-    /// What the directory was, where no name in it was changed since.
-    fn unchanged(&self, place: &Place<'_>) -> Result<Option<Arc<Directory>>, StageError> {
-        let (Some(was), Some(since)) = (place.was, self.since()) else { return Ok(None) };
-        if since.touched.remade.contains(place.path) {
+    /// What a directory was, where no name in it was changed since.
+    fn unchanged(
+        &self,
+        path: &TreePath,
+        dir: &Dir,
+        was: Option<Was>,
+    ) -> Result<Option<Arc<Directory>>, StageError> {
+        let (Some(was), Some(since)) = (was, self.since()) else { return Ok(None) };
+        if since.touched.remade.contains(path) {
             return Ok(None);
         }
-        let stat = place.dir.stat_self()?;
-        if !place.path.is_root() && stat.ctime > since.finished {
+        let stat = dir.stat_self()?;
+        if !path.is_root() && stat.ctime > since.finished {
             return Ok(None);
         }
         if stat.mtime != was.metadata.mtime || !self.owners.agree(&stat, &was.metadata) {
@@ -203,43 +285,31 @@ impl Conform<'_> {
         }
     }
 
-    /// The directories in one whose own names are as they should be.
-    fn below(
-        &self,
-        place: &Place<'_>,
-        was: &Directory,
-        manifest: &Directory,
-        found: &mut Findings<'_>,
-    ) -> Result<(), StageError> {
-        for (entry, was) in manifest.entries().iter().zip(was.entries()) {
-            let Kind::Directory { object, .. } = &entry.kind else { continue };
-            if self.cancel.load(Ordering::Relaxed) {
-                return Err(StageError::Cancelled);
-            }
-            let path = &join(place.path, entry)?;
-            let child = place.dir.open_dir(entry.name.as_bytes())?;
-            let live = place.live.and_then(|live| live.open_dir(entry.name.as_bytes()).ok());
-            let below = Place { path, dir: &child, live: live.as_ref(), is_new: false, was: Was::of(was) };
-            self.directory(&below, object, &entry.metadata, found)?;
-        }
-        Ok(())
-    }
-
     fn remove_strangers(
         &self,
-        place: &Place<'_>,
+        path: &TreePath,
+        dir: &Dir,
         manifest: &Directory,
         found: &mut Findings<'_>,
     ) -> Result<(), StageError> {
-        for listed in place.dir.list()? {
-            let name = Component::new(&listed.name).ok();
-            if name.as_ref().is_some_and(|name| manifest.get(name).is_some()) {
-                continue;
+        // Not every file system lists all names while some are removed.
+        for _ in 0..2 {
+            let mut removed = false;
+            for listed in dir.names()? {
+                let listed = listed?;
+                let name = Component::new(&listed.name).ok();
+                if name.as_ref().is_some_and(|name| manifest.get(name).is_some()) {
+                    continue;
+                }
+                if let Some(path) = name.and_then(|name| path.join(&name).ok()) {
+                    found.replaced(path);
+                }
+                self.remove(dir, &listed.name)?;
+                removed = true;
             }
-            if let Some(path) = name.and_then(|name| place.path.join(&name).ok()) {
-                found.replaced(path);
+            if !removed {
+                break;
             }
-            self.remove(place.dir, &listed.name)?;
         }
         Ok(())
     }
@@ -253,26 +323,25 @@ impl Conform<'_> {
         Ok(())
     }
 
-    /// The directory of this name, and whether it was just made.
+    /// Makes sure that there is a directory of this name; whether it was just made.
     fn child(
         &self,
         place: &Place<'_>,
         path: &TreePath,
         entry: &Entry,
         found: &mut Findings<'_>,
-    ) -> Result<(Dir, bool), StageError> {
+    ) -> Result<bool, StageError> {
         let name = entry.name.as_bytes();
         if !place.is_new {
             match place.dir.stat(name)? {
-                Some(stat) if stat.kind == FileType::Directory => {
-                    return Ok((place.dir.open_dir(name)?, false));
-                }
+                Some(stat) if stat.kind == FileType::Directory => return Ok(false),
                 Some(_) => drop(place.dir.unlink(name)?),
                 None => {}
             }
             found.replaced(path.clone());
         }
-        Ok((place.dir.create_dir(name, 0o700)?, true))
+        place.dir.make_dir(name)?;
+        Ok(true)
     }
 
     fn leaf(
@@ -291,7 +360,11 @@ impl Conform<'_> {
         let is_right =
             |stat: &Stat| inode == Some(stat.inode) && !distrusted && looks_like(entry, stat, self.owners);
         let live_is_right = || match place.live {
-            Some(live) => Ok::<_, DiskError>(live.stat(name)?.as_ref().is_some_and(is_right)),
+            Some(live) => match live.stat(name) {
+                // Somebody else's, in the place of the directory that was activated.
+                Err(e) if e.is_denied() => Ok(false),
+                other => Ok::<_, DiskError>(other?.as_ref().is_some_and(is_right)),
+            },
             None => Ok(false),
         };
         if !place.is_new {

@@ -10,36 +10,63 @@ use crate::disk::{Dir, DiskError, Owners, Stat};
 use crate::record::{Record, RecordError};
 use crate::stage::StageError;
 
-/// Open directories from a tree's root down to where the last call was.
+/// Directories below the root that a cursor has open at most.
+const OPEN_MAX: usize = 8;
+
+/// Open directories of a tree: its root, and the last few on the way to where the last call was. So descriptors do not
+/// follow the tree's depth.
 pub(crate) struct DirCursor {
-    root: Dir,
-    stack: Vec<(Component, Dir)>,
+    root: Arc<Dir>,
+    /// Names from the root down, and their directories; `None` for all but the last [`OPEN_MAX`] at most.
+    stack: Vec<(Component, Option<Arc<Dir>>)>,
+    /// Index of the first that is open; the length of `stack` where none is.
+    open_from: usize,
 }
 
 impl DirCursor {
     pub fn new(root: Dir) -> Self {
-        Self { root, stack: Vec::new() }
+        Self { root: Arc::new(root), stack: Vec::new(), open_from: 0 }
     }
 
     /// The directory at `path`.
-    pub fn at(&mut self, path: &TreePath) -> Result<&Dir, DiskError> {
+    pub fn at(&mut self, path: &TreePath) -> Result<&Arc<Dir>, DiskError> {
         let mut depth = 0;
         for name in path.components() {
-            if self.stack.get(depth).is_none_or(|(open, _)| *open != name) {
-                self.stack.truncate(depth);
-                let parent = self.stack.last().map_or(&self.root, |(_, dir)| dir);
-                let dir = parent.open_dir(name.as_bytes())?;
-                self.stack.push((name, dir));
+            if self.stack.get(depth).is_none_or(|(there, _)| *there != name) {
+                self.truncate(depth);
+                let dir = Arc::new(self.last()?.open_dir(name.as_bytes())?);
+                self.stack.push((name, Some(dir)));
+                if self.stack.len() - self.open_from > OPEN_MAX {
+                    self.stack[self.open_from].1 = None;
+                    self.open_from += 1;
+                }
             }
             depth += 1;
         }
+        self.truncate(depth);
+        self.last()
+    }
+
+    fn truncate(&mut self, depth: usize) {
         self.stack.truncate(depth);
-        Ok(self.stack.last().map_or(&self.root, |(_, dir)| dir))
+        self.open_from = self.open_from.min(depth);
+    }
+
+    /// The directory that the stack ends in, opened again where it was closed to save descriptors.
+    fn last(&mut self) -> Result<&Arc<Dir>, DiskError> {
+        if self.open_from == self.stack.len()
+            && let Some(last) = self.stack.len().checked_sub(1)
+        {
+            let path = self.stack.iter().map(|(name, _)| name.as_bytes()).collect::<Vec<_>>().join(&b'/');
+            self.stack[last].1 = Some(Arc::new(self.root.open_dir(&path)?));
+            self.open_from = last;
+        }
+        Ok(self.stack.last().and_then(|(_, dir)| dir.as_ref()).unwrap_or(&self.root))
     }
 
     /// Forgets what is open: after a directory was moved or replaced.
     pub fn reset(&mut self) {
-        self.stack.clear();
+        self.truncate(0);
     }
 }
 
@@ -104,12 +131,16 @@ impl<'a> LiveTree<'a> {
             Ok(dir) => dir,
             Err(_) => return Ok(None),
         };
-        let stat = dir.stat(name.as_bytes())?;
+        let stat = match dir.stat(name.as_bytes()) {
+            // Somebody else's, in the place of the directory that was activated.
+            Err(e) if e.is_denied() => None,
+            other => other?,
+        };
         Ok(stat.filter(|s| s.inode == inode && looks_like(entry, s, self.owners)).map(|_| inode))
     }
 
     /// The open directory at `path`, for reading.
     pub fn dir(&mut self, path: &TreePath) -> Result<&Dir, DiskError> {
-        self.dirs.at(path)
+        Ok(&**self.dirs.at(path)?)
     }
 }

@@ -424,7 +424,10 @@ impl Held<'_> {
     fn stat(&mut self, path: &TreePath) -> Result<Option<disk::Stat>, StageError> {
         let Some((parent, name)) = path.split_last() else { return Ok(None) };
         match self.dirs.at(&parent) {
-            Ok(dir) => Ok(dir.stat(name.as_bytes())?),
+            // What this user may not look at is no place to take from.
+            Ok(dir) => {
+                Ok(dir.stat(name.as_bytes()).or_else(|e| if e.is_denied() { Ok(None) } else { Err(e) })?)
+            }
             // Another kind of file, or nothing.
             Err(_) => Ok(None),
         }
@@ -436,7 +439,7 @@ impl Held<'_> {
             return Ok(false);
         };
         let Ok(dir) = self.dirs.at(&parent) else { return Ok(false) };
-        let there = dir.stat(name.as_bytes())?;
+        let Ok(there) = dir.stat(name.as_bytes()) else { return Ok(false) };
         if !there.is_some_and(|s| looks_like(entry, &s, replica.owners)) {
             return Ok(false);
         }
