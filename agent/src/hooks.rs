@@ -1,9 +1,9 @@
 //! Commands that the operator has run around an activation.
 //!
 //! They come from the agent's own command line or configuration, never from the wire, and are run by `sh -c` in a
-//! process group of their own, which is killed when the time is up. Both get the changed paths on standard input, one a
+//! process group of their own. When the time is up, everything that they started is killed ([`processes`]). Both get the changed paths on standard input, one a
 //! line, relative to the tree; in a name a newline is written `\n` and a backslash `\\`, every other byte as it is. The
-//! environment tells the rest ([`Occasion`]).
+//! environment tells the rest ([`Occasion`]); other `SYNCD_` variables of the agent are not passed on.
 //!
 //! *Before* runs while the old generation is live; if it fails the old one stays. *After* runs at least once for every
 //! activation: what is due is written durably to `ROOT/state/on-activate.pending` before the switch, and removed when
@@ -21,6 +21,8 @@
         reason = "the record of what a hook is still to be told, below ROOT/state"
     )
 )]
+
+mod processes;
 
 use std::ffi::OsString;
 use std::fs::{self, File};
@@ -41,6 +43,7 @@ use syncd_shared::{SignedGeneration, TreePath};
 use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
 
+use self::processes::Mark;
 use crate::backoff::Backoff;
 use crate::reason;
 
@@ -271,10 +274,16 @@ impl Hook {
 
     /// `input` is read from where it is.
     fn run_with_input(&self, occasion: &Occasion, input: File) -> Result<(), HookError> {
-        let mut child = Command::new("sh")
+        let mark = Mark::new();
+        let mut command = Command::new("sh");
+        for name in processes::withheld(std::env::vars_os().map(|(name, _)| name)) {
+            command.env_remove(name);
+        }
+        let mut child = command
             .arg("-c")
             .arg(&self.command)
             .envs(occasion.environment())
+            .env(processes::VARIABLE, mark.value())
             .current_dir("/")
             .stdin(input)
             // Standard output is for results of syncd-agent itself.
@@ -284,7 +293,7 @@ impl Hook {
             .spawn()
             .map_err(HookError::Start)?;
         let output = Output::of(&mut child);
-        match wait(&mut child, self.timeout).map_err(HookError::Start)? {
+        match wait(&mut child, self.timeout, &mark).map_err(HookError::Start)? {
             Some(status) if status.success() => Ok(()),
             Some(status) => Err(HookError::Failed { status, output: output.tail() }),
             None => Err(HookError::TimedOut { limit: self.timeout, output: output.tail() }),
@@ -329,8 +338,8 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// `None`: it took too long, and its process group is gone.
-fn wait(child: &mut Child, limit: Duration) -> io::Result<Option<ExitStatus>> {
+/// `None`: it took too long, and everything that carries its `mark` is gone.
+fn wait(child: &mut Child, limit: Duration, mark: &Mark) -> io::Result<Option<ExitStatus>> {
     let started = Instant::now();
     let mut pause = Duration::from_millis(1);
     loop {
@@ -341,6 +350,7 @@ fn wait(child: &mut Child, limit: Duration) -> io::Result<Option<ExitStatus>> {
             if let Some(group) = i32::try_from(child.id()).ok().and_then(Pid::from_raw) {
                 // The leader is not reaped yet, so that the id is still its own.
                 let _ = kill_process_group(group, Signal::KILL);
+                mark.kill_all(group);
             }
             child.wait()?;
             return Ok(None);
@@ -632,6 +642,28 @@ mod tests {
         assert!(started.elapsed() < Duration::from_secs(2));
         thread::sleep(Duration::from_secs(2).saturating_sub(started.elapsed()) + Duration::from_millis(300));
         assert!(!survivor.exists());
+    }
+
+    #[test]
+    fn a_hook_that_hangs_is_killed_with_children_that_left_its_session() {
+        let scratch = tempfile::tempdir().unwrap();
+        let pids = scratch.path().join("pids");
+        let child = format!("echo $$ >> {}; exec sleep 600", pids.display());
+        let command = format!(
+            "setsid -f sh -c '{child}'; setsid nohup sh -c '{child}' & setsid sh -c '{child}; :' & sleep 600"
+        );
+        // On a busy machine the children may not have started when the time is up: then once more, with more time.
+        let started = [500, 2_000, 8_000, 32_000].into_iter().find_map(|limit_ms| {
+            let hook = Hook::new(command.clone(), Duration::from_millis(limit_ms), scratch.path());
+            let error = hook.run(&occasion(1), &paths(&[])).unwrap_err();
+            assert!(matches!(error, HookError::TimedOut { .. }), "{error}");
+            let pids = fs::read_to_string(&pids).unwrap_or_default();
+            (pids.lines().count() >= 3).then_some(pids)
+        });
+        for pid in started.expect("the children start within half a minute").lines() {
+            let stat = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
+            assert!(stat.is_empty() || stat.contains(") Z "), "a child is still there: {stat}");
+        }
     }
 
     #[test]

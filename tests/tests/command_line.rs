@@ -177,6 +177,26 @@ fn a_failing_hook_before_activation_keeps_the_old_generation_and_fails_the_commi
 }
 
 #[test]
+fn a_hook_gets_the_documented_variables_and_no_secret_of_the_agent() {
+    let (scene, origin) = site("hook-environment");
+    let seen = scene.path("seen");
+    let hook = format!("env > {0}.new; mv {0}.new {0}", seen.display());
+    let mut agent = Agent::joined(&scene, &origin, "web1").with_options(&["--before-activate", &hook]);
+    agent.under(&["env", "SYNCD_TOKEN=syncd1-secret", "SYNCD_BWLIMIT=100M", "SITE=blog"].map(Into::into));
+    agent.start();
+    origin.wait_connected(&["web1"]);
+    origin.commit_live();
+    let environment = fs::read_to_string(&seen).expect("the hook ran before the activation");
+    assert!(environment.lines().any(|line| line == "SITE=blog"), "{environment}");
+    let mut names: Vec<_> =
+        environment.lines().filter_map(|line| line.split_once('=')).map(|v| v.0).collect();
+    names.retain(|name| name.starts_with("SYNCD_"));
+    names.sort();
+    let documented = ["GENERATION", "HOOK_RUN", "LABEL", "LIVE", "PREVIOUS", "ROOT", "ROOT_HASH", "TREE"];
+    assert_eq!(names, documented.map(|name| format!("SYNCD_{name}")));
+}
+
+#[test]
 fn status_has_the_shape_of_the_contract() {
     let (scene, origin) = site("shapes");
     let mut agent = Agent::started(&scene, &origin, "web1");
