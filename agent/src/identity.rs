@@ -2,7 +2,7 @@
 //!
 //! ```text
 //! ROOT/state/identity/          0700
-//! ROOT/state/identity/identity  0600: JSON, version 1
+//! ROOT/state/identity/identity  0600: the line that marks private files, then JSON, version 1
 //! ```
 //!
 //! Everything is in one file, because key, certificate and trust must change together: the file is replaced in one

@@ -16,6 +16,7 @@ use syncd_proto::v1::enrolment_client::EnrolmentClient;
 use syncd_shared::TreeId;
 use syncd_shared::identity::tls::TlsError;
 use syncd_shared::identity::{AgentName, ClientTls, ConnectError, JoinToken, connect};
+use syncd_shared::marks::{self, Mark};
 use tonic::transport::Channel;
 
 use crate::backoff::Backoff;
@@ -55,6 +56,16 @@ pub enum JoinError {
     ForeignFiles {
         /// The directory.
         path: PathBuf,
+    },
+    /// ROOT lies in a directory that another origin or agent manages.
+    #[error("{} lies inside {}, {mark}: give a --root outside of it", path.display(), above.display())]
+    Inside {
+        /// ROOT.
+        path: PathBuf,
+        /// The other directory.
+        above: PathBuf,
+        /// What it is.
+        mark: Mark,
     },
     /// The replica is of another tree.
     #[error("{} is a replica of tree {has}, the token is for tree {wants}: give another --root", path.display())]
@@ -132,6 +143,10 @@ async fn connect_in_turn(address: &str, tls: ClientTls) -> Result<Channel, JoinE
 
 /// Refuses a directory of someone else's, and a replica of another tree.
 fn check_root(root: &Path, wants: TreeId) -> Result<(), JoinError> {
+    let read_error = |source| JoinError::Root { path: root.to_owned(), source };
+    if let Some((above, mark)) = marks::above(root).map_err(read_error)? {
+        return Err(JoinError::Inside { path: root.to_owned(), above, mark });
+    }
     match AgentIdentity::load(root) {
         Ok(before) if before.tree_id() != wants => {
             return Err(JoinError::OtherTree { path: root.to_owned(), has: before.tree_id(), wants });
@@ -141,7 +156,6 @@ fn check_root(root: &Path, wants: TreeId) -> Result<(), JoinError> {
         Err(IdentityError::NotJoined { .. }) => {}
         Err(error) => return Err(error.into()),
     }
-    let read_error = |source| JoinError::Root { path: root.to_owned(), source };
     let entries = match fs::read_dir(root) {
         Ok(entries) => entries,
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),

@@ -34,6 +34,7 @@ use std::time::{Duration, Instant};
 
 use rustix::fs::{FileType, FlockOperation};
 use rustix::io::Errno;
+use syncd_shared::marks::{self, Mark};
 
 use crate::disk::{Dir, DiskError};
 use crate::planted::{self, Bug};
@@ -83,6 +84,16 @@ pub enum LayoutError {
         /// Some of them.
         names: Vec<String>,
     },
+    /// ROOT lies in a directory that another origin or agent manages.
+    #[error("{} lies inside {}, {mark}: give a --root outside of it", root.display(), above.display())]
+    Inside {
+        /// ROOT.
+        root: PathBuf,
+        /// The other directory.
+        above: PathBuf,
+        /// What it is.
+        mark: Mark,
+    },
     /// `live` is something else than the symlink that syncd makes.
     #[error("{} is not a symlink of syncd's: move it away, nothing was changed", path.display())]
     LiveOccupied {
@@ -123,6 +134,9 @@ impl Layout {
     /// Opens ROOT, or makes it. Changes nothing where it refuses.
     pub fn open(path: &Path) -> Result<Self, LayoutError> {
         let create = |e| LayoutError::Create { path: path.to_path_buf(), source: e };
+        if let Some((above, mark)) = marks::above(path).map_err(create)? {
+            return Err(LayoutError::Inside { root: path.to_path_buf(), above, mark });
+        }
         std::fs::DirBuilder::new().recursive(true).mode(0o755).create(path).map_err(create)?;
         let root = Dir::open_path(path)?;
         refuse_foreign(&root, path)?;
@@ -302,6 +316,18 @@ mod tests {
         }
         drop(layout);
         assert!(Layout::open(&path).is_ok());
+    }
+
+    #[test]
+    fn a_root_is_recognised_and_takes_no_other_root_into_it() {
+        let temp = tempfile::tempdir().unwrap();
+        let path = temp.path().join("agent");
+        drop(Layout::open(&path).unwrap());
+        assert_eq!(marks::of(&path), Some(Mark::AgentRoot));
+        let inside = path.join("generations/1/agent");
+        let error = Layout::open(&inside).unwrap_err();
+        assert!(matches!(error, LayoutError::Inside { mark: Mark::AgentRoot, .. }), "{error}");
+        assert!(!inside.exists(), "nothing is made where it is refused");
     }
 
     #[test]

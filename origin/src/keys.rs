@@ -10,7 +10,8 @@
 //! DATA/keys/successions    the first signing key's public half, then one line a change, oldest first: new key, signature
 //! ```
 //!
-//! Directories are 0700, files 0600. `create` builds the keys in `keys.new` and renames them into place: where `keys`
+//! Directories are 0700, files 0600 and begin with the line that marks private files, so that no origin publishes them
+//! ([`syncd_shared::marks`]). `create` builds the keys in `keys.new` and renames them into place: where `keys`
 //! exists they are complete, and `create` refuses. Only [`Keys::rotate_signing_key`] changes a file afterwards: it
 //! writes `signing.key.next`, then the succession (the step that counts), then `signing.key`; a crash between is put
 //! right by [`Keys::open`].

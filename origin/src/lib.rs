@@ -21,6 +21,7 @@ pub mod keys;
 pub mod listener;
 #[cfg(test)]
 mod namespace;
+mod overlap;
 pub mod plan;
 mod planted;
 pub mod scan;

@@ -21,6 +21,8 @@ use crate::fleet::Fleet;
 use crate::http;
 use crate::keys::{Keys, KeysError};
 use crate::listener::raise_open_files;
+use crate::overlap;
+pub use crate::overlap::OverlapError;
 use crate::plan::{PlanBudget, Planner};
 use crate::scan::{MtimePolicy, ScanOptions, SymlinkPolicy};
 use crate::serve::{self, Services};
@@ -64,6 +66,9 @@ pub enum StartError {
     /// The keys, or a data directory that is none.
     #[error(transparent)]
     Keys(#[from] KeysError),
+    /// TREE and DATA are not apart.
+    #[error(transparent)]
+    Overlap(#[from] OverlapError),
     /// The store.
     #[error(transparent)]
     OpenStore(#[from] OpenStoreError),
@@ -126,6 +131,7 @@ pub struct Running {
 /// Makes keys and an empty store in `data`, which must not have been initialised before. Keys without a store are taken
 /// as they are: an earlier `init` was interrupted, or they are all that was restored from a backup.
 pub fn init(data: &Path) -> Result<Keys, StartError> {
+    overlap::check_data(data)?;
     let keys = match Keys::create(data) {
         Err(KeysError::Initialised { .. }) if !Store::exists(data) => Keys::open(data)?,
         keys => keys?,
@@ -137,6 +143,7 @@ pub fn init(data: &Path) -> Result<Keys, StartError> {
 /// Starts an origin; it serves when this returns.
 pub async fn start(options: ServeOptions) -> Result<Running, StartError> {
     raise_open_files();
+    overlap::check(&options.tree, &options.data)?;
     let data = options.data.clone();
     let (keys, store) =
         tokio::task::spawn_blocking(move || open(&data)).await.unwrap_or(Err(StartError::Interrupted))?;

@@ -17,6 +17,7 @@ pub mod identity;
 pub mod limits;
 pub mod local_socket;
 pub mod manifest_cursor;
+pub mod marks;
 pub mod progress;
 pub mod rate;
 pub mod stored_frame;

@@ -178,6 +178,15 @@ impl Mount {
         self.attach();
     }
 
+    /// Shows the directory `source` at `directory`, too.
+    #[track_caller]
+    pub fn bind(source: &Path, directory: &Path) -> Self {
+        require_root("it mounts a file system");
+        fs::create_dir_all(directory).expect("create a mount point");
+        tool("mount", [OsString::from("--bind"), source.into(), directory.into()]);
+        Self { directory: directory.to_path_buf(), image: None, device: None, options: "" }
+    }
+
     /// A tmpfs of at most `mebibytes`.
     #[track_caller]
     pub fn tmpfs(directory: &Path, mebibytes: u64) -> Self {

@@ -288,6 +288,65 @@ fn staging_on_another_file_system() {
 }
 
 #[test]
+fn data_and_tree_inside_each_other() {
+    let (scene, mut origin) = site("overlap");
+    origin.stop();
+    let (data, tree) = (origin.data.clone(), origin.tree.clone());
+    let refused = |data: &Path, tree: &Path, words: &[&str]| {
+        let mut command = Command::new(binary("syncd-origin"));
+        command.arg("serve").arg("--tree").arg(tree).arg("--data").arg(data).env_remove("SYNCD_DATA");
+        run_within(command.args(["--listen", "127.0.0.1:0", "--http", "127.0.0.1:0"]), QUICK)
+            .expect_refusal(words);
+    };
+    fs::create_dir(data.join("site")).expect("create a directory");
+    refused(&data, &data.join("site"), &["inside the data directory", "--tree"]);
+    fs::remove_dir(data.join("site")).expect("remove it");
+    let before = fingerprint(&data);
+    refused(&data, scene.directory(), &["inside the content tree", "--data"]);
+    if is_root() {
+        let shown = Mount::bind(&data.join("keys"), &tree.join("uploads"));
+        refused(&data, &tree, &["uploads", "shows the data directory"]);
+        drop(shown);
+        remove(&tree.join("uploads"));
+        let elsewhere = Mount::bind(scene.directory(), &scene.directory().with_extension("bound"));
+        refused(&data, elsewhere.directory(), &["inside the content tree"]);
+        let point = elsewhere.directory().to_path_buf();
+        drop(elsewhere);
+        remove(&point);
+    }
+    assert_eq!(fingerprint(&data), before, "nothing was changed");
+    origin.start();
+    assert_eq!(origin.commit(), 1);
+}
+
+#[test]
+fn a_replica_or_a_key_inside_the_tree() {
+    let (scene, origin) = site("private");
+    let in_tree = origin.tree.join("agent");
+    let agent = Agent::new(&scene, "web1").at(&in_tree);
+    agent.join(origin.address(), &origin.token()).expect_success();
+    // Before it runs, the identity alone is there.
+    origin.cli("commit", &[]).expect_refusal(&[
+        "agent/state/identity/identity",
+        "private file",
+        "move it out",
+    ]);
+    let mut agent = agent;
+    agent.start();
+    agent.wait_live(1);
+    origin.cli("commit", &[]).expect_refusal(&["agent is the replica of a syncd agent", "move it out"]);
+    agent.stop();
+    remove(&in_tree);
+    fs::copy(origin.data.join("keys/signing.key"), origin.tree.join("notes.txt")).expect("copy a key");
+    origin.cli("commit", &[]).expect_refusal(&["notes.txt", "private file"]);
+    remove(&origin.tree.join("notes.txt"));
+    assert_eq!(origin.commit(), 1, "nothing of it was published");
+    // Nor does an agent make its root in what is another one's.
+    let inside = Agent::new(&scene, "web2").at(&origin.data.join("agent"));
+    inside.join(origin.address(), &origin.token()).expect_refusal(&["inside", "data directory", "--root"]);
+}
+
+#[test]
 fn init_twice() {
     let (_scene, mut origin) = site("init-twice");
     origin.stop();

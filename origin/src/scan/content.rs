@@ -8,7 +8,7 @@ use std::time::{Duration, SystemTime};
 use rustix::fs::{FileType, Mode, OFlags};
 use rustix::io::Errno;
 use syncd_shared::chunker::{self, BUFFER_BYTES, Chunker};
-use syncd_shared::{ContentHash, TreePath};
+use syncd_shared::{ContentHash, TreePath, marks};
 use tokio_util::sync::CancellationToken;
 
 use super::Progress;
@@ -106,6 +106,9 @@ impl<'a> ContentReader<'a> {
         let in_memory = size <= BUFFER_BYTES as u64;
         let streamed = if in_memory {
             read_whole(&file, size, &mut self.buffer).map_err(unreadable)?;
+            if marks::is_private(&self.buffer) {
+                return Err(ScanError::PrivateFile { path: path.clone() });
+            }
             None
         } else {
             let Some(streamed) = self.stream(&file, size, path)? else { return Ok(Attempt::Torn) };

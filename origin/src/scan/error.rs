@@ -5,6 +5,7 @@ use std::io;
 use std::path::PathBuf;
 
 use syncd_shared::directory::DuplicateName;
+use syncd_shared::marks::Mark;
 use syncd_shared::tree_path::TreePathError;
 use syncd_shared::{Component, TreePath};
 
@@ -52,6 +53,24 @@ pub enum ScanError {
         /// What the file system says.
         #[source]
         source: io::Error,
+    },
+    /// A directory in the tree is syncd's own.
+    #[error(
+        "{path} is {mark}, which holds private keys: move it out of the content tree, or list it in .syncdignore"
+    )]
+    Marked {
+        /// The directory.
+        path: TreePath,
+        /// What it is.
+        mark: Mark,
+    },
+    /// A file in the tree is one of syncd's private files, or a copy of one.
+    #[error(
+        "{path} is a private file of syncd (a key, an identity, or a copy): move it out of the content tree"
+    )]
+    PrivateFile {
+        /// The file.
+        path: TreePath,
     },
     /// A path that no generation may have.
     #[error("cannot publish {name} in {directory}: shorten the path, or list it in .syncdignore")]

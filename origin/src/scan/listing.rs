@@ -10,6 +10,7 @@ use std::path::Path;
 
 use rustix::fs::{AtFlags, Dir, FileType, Mode, OFlags};
 use rustix::io::Errno;
+use syncd_shared::marks::{self, Mark};
 use syncd_shared::{Component, TreePath};
 
 use super::error::ScanError;
@@ -25,6 +26,8 @@ pub(super) struct Listing {
     pub names: Vec<Listed>,
     /// The `.syncdignore` in it.
     pub ignore_file: Option<IgnoreFile>,
+    /// What of syncd's own the directory is.
+    pub mark: Option<Mark>,
     /// A name vanished while this was made.
     pub torn: bool,
 }
@@ -129,7 +132,11 @@ impl OpenDirectory {
         names.sort_unstable_by(|a, b| a.name.cmp(&b.name));
         // A name that is renamed while a directory is read may be given twice.
         names.dedup_by(|a, b| a.name == b.name);
-        Ok(Listing { own, names, ignore_file, torn })
+        let mark = marks::of_names(|name| {
+            let at = names.binary_search_by(|listed| listed.name.as_bytes().cmp(name.as_bytes())).ok()?;
+            names.get(at).map(|listed| listed.stat.is_directory())
+        });
+        Ok(Listing { own, names, ignore_file, mark, torn })
     }
 
     /// Looks up some names; `None` for one that is not there. Nothing at all where one changed meanwhile.

@@ -237,15 +237,9 @@ fn one_pass(
     base: Option<RootEntry>,
     scope: &Scope,
 ) -> Result<Walked, ScanError> {
-    let data = scan.writer.store().data().canonicalize().ok();
-    let data = data.as_deref().and_then(|data| data.strip_prefix(root).ok()).and_then(|below| {
-        use std::os::unix::ffi::OsStrExt;
-        TreePath::from_bytes(below.as_os_str().as_bytes()).ok()
-    });
     let pass = Pass {
         root,
         moved: walk::moved(scan.writer, scope)?,
-        data,
         writer: scan.writer,
         watch: scan.watch,
         options: scan.options,

@@ -4,7 +4,7 @@
 //! those of the record, or changed with one of the names that were hinted at. Anything else is in doubt, also a file
 //! with further names: a write through one of them is hinted at under that one only.
 
-use syncd_shared::{Component, Entry, TreePath};
+use syncd_shared::{Component, Entry, TreePath, marks};
 
 use super::file_stat::FileStat;
 use super::listing::{Listed, LookedUp};
@@ -31,6 +31,8 @@ impl Seen {
         let (Some(previous), Some(record)) = (&self.previous, &self.record) else { return false };
         let is_directory = |name| previous.get(name).is_some_and(Entry::is_directory);
         record.own.is_same(&Own::of(&self.own))
+            // Only a listing shows whether the directory became one of syncd's own.
+            && !plan.names.iter().any(|name| marks::is_mark_name(name.as_bytes()))
             && plan.below.keys().all(|name| plan.names.contains(name) || is_directory(name))
     }
 

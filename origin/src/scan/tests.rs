@@ -14,6 +14,7 @@ use crate::store::Store;
 
 mod names;
 mod places;
+mod private;
 
 /// A tree, a store, and what a commit would keep between scans.
 struct Site {
@@ -433,17 +434,6 @@ fn ignore_rules_leave_out_and_their_change_is_followed() {
     site.write("a/.syncdignore", "[z-a]\n");
     let scope = site.hinted();
     assert!(matches!(site.try_scan(scope), Err(ScanError::Ignore(_))));
-}
-
-#[test]
-fn data_inside_the_tree_is_left_out() {
-    let base = tempfile::tempdir().unwrap();
-    fs::create_dir(base.path().join("tree")).unwrap();
-    let store = Arc::new(Store::create(&base.path().join("tree/var/data")).unwrap());
-    let mut site = Site { base, store, watch: None, options: ScanOptions::default(), root: None, number: 0 };
-    site.write("var/f", "1");
-    site.scan(Scope::Everything);
-    assert_eq!(site.names("var"), ["f"]);
 }
 
 #[test]

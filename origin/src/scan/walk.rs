@@ -33,8 +33,6 @@ pub(super) struct Pass<'a> {
     pub root: &'a Path,
     /// Directories that may have been renamed, by device and inode: where their stat records are.
     pub moved: HashMap<(u64, u64), TreePath>,
-    /// DATA, if it is inside the tree.
-    pub data: Option<TreePath>,
     pub writer: &'a Writer,
     pub watch: Option<&'a Watch>,
     pub options: &'a ScanOptions,
@@ -235,6 +233,9 @@ where
     ) -> Result<(), ScanError> {
         let listing = open.list()?;
         let path = seen.path.clone();
+        if let Some(mark) = listing.mark {
+            return Err(ScanError::Marked { path, mark });
+        }
         self.walked.directories_listed += 1;
         if listing.torn {
             self.walked.again.add_directory(path.clone());
@@ -278,7 +279,7 @@ where
                 continue;
             }
             let child = join(path, &listed.name)?;
-            if rules.excludes(&child, listed.stat.is_directory()) || self.pass.data.as_ref() == Some(&child) {
+            if rules.excludes(&child, listed.stat.is_directory()) {
                 continue;
             }
             if listed.stat.full_mode & 0o6000 != 0 && listed.stat.kind != FileType::Symlink {

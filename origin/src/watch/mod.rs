@@ -18,7 +18,7 @@
 pub mod fuzzing;
 mod hints;
 mod location;
-mod mounts;
+pub(crate) mod mounts;
 mod names;
 mod state;
 

@@ -16,6 +16,31 @@ const REPORTING: &[&str] = &[
     "ntfs3", "overlay", "ramfs", "reiserfs", "squashfs", "tmpfs", "udf", "vfat", "xfs", "zfs",
 ];
 
+/// What is mounted where.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Mounted {
+    /// Where it is mounted.
+    pub point: PathBuf,
+    /// Major and minor number.
+    pub device: String,
+    /// What of the file system: a path from its root.
+    pub root: PathBuf,
+}
+
+/// All mounts of this process, in the kernel's order; none where /proc can't be read.
+pub(crate) fn mounted() -> Vec<Mounted> {
+    let table = std::fs::read("/proc/self/mountinfo").unwrap_or_default();
+    let root = |line: &[u8]| {
+        let field = line.split(|byte| *byte == b' ').nth(3)?;
+        Some(PathBuf::from(OsString::from_vec(unescape(field))))
+    };
+    let parse = |line| {
+        let (point, mount) = parse_line(line)?;
+        Some(Mounted { point, device: mount.device, root: root(line)? })
+    };
+    table.split(|byte| *byte == b'\n').filter_map(parse).collect()
+}
+
 /// One line of /proc/self/mountinfo.
 #[derive(Debug, Clone, PartialEq, Eq)]
 struct Mount {

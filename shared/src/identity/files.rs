@@ -1,9 +1,11 @@
-//! Files that hold keys: private, and replaced in one step.
+//! Files that hold keys: private, marked as such in their first line, and replaced in one step.
 
 use std::fs::{self, DirBuilder, File, OpenOptions};
 use std::io::{self, Write};
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
+
+use crate::marks::PRIVATE_LINE;
 
 /// What was being done to which file.
 #[derive(Debug, thiserror::Error)]
@@ -26,9 +28,15 @@ pub enum FileError {
     },
 }
 
-/// Reads a whole small file as text.
+/// Reads a whole small file as text, less the line that marks it as private. One without that line is taken, too: an
+/// operator may have restored it by hand.
 pub fn read(path: &Path) -> Result<String, FileError> {
-    fs::read_to_string(path).map_err(|source| FileError::Read { path: path.to_owned(), source })
+    let text =
+        fs::read_to_string(path).map_err(|source| FileError::Read { path: path.to_owned(), source })?;
+    Ok(match text.strip_prefix(PRIVATE_LINE) {
+        Some(text) => text.to_owned(),
+        None => text,
+    })
 }
 
 /// Makes `path` and what is missing above it with mode 0700; an existing directory keeps its mode. After a power cut
@@ -38,7 +46,7 @@ pub fn create_private_directory(path: &Path) -> Result<(), FileError> {
     DirBuilder::new().recursive(true).mode(0o700).create(path).map_err(failed)
 }
 
-/// Replaces `path` with `text`, mode 0600. Once it has returned, the new text survives a power cut; a crash before
+/// Replaces `path` with `text` behind [`PRIVATE_LINE`], mode 0600. Once it has returned, the new text survives a power cut; a crash before
 /// leaves the old file or the new one, and perhaps a `.new` beside it, which the next call overwrites. Creating the
 /// directory itself is not made durable here.
 pub fn write(path: &Path, text: &str) -> Result<(), FileError> {
@@ -53,6 +61,7 @@ pub fn write(path: &Path, text: &str) -> Result<(), FileError> {
         .open(&temporary)
         .map_err(failed)?;
     file.set_permissions(fs::Permissions::from_mode(0o600)).map_err(failed)?;
+    file.write_all(PRIVATE_LINE.as_bytes()).map_err(failed)?;
     file.write_all(text.as_bytes()).map_err(failed)?;
     file.sync_all().map_err(failed)?;
     fs::rename(&temporary, path).map_err(failed)?;
@@ -81,6 +90,7 @@ mod tests {
         write(&path, "one").unwrap();
         write(&path, "two").unwrap();
         assert_eq!(read(&path).unwrap(), "two");
+        assert!(crate::marks::is_private(&fs::read(&path).unwrap()));
         assert_eq!(fs::metadata(&path).unwrap().permissions().mode() & 0o777, 0o600);
         assert_eq!(fs::read_dir(&directory).unwrap().count(), 1);
     }

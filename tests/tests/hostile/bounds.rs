@@ -8,7 +8,7 @@ use syncd_proto::v1;
 use syncd_proto::v1::fetch_request::Request as Ask;
 use syncd_proto::v1::replication_client::ReplicationClient;
 use syncd_shared::identity::authority::certificate_from_pem;
-use syncd_shared::identity::{ClientTls, connect};
+use syncd_shared::identity::{ClientTls, connect, files};
 use syncd_shared::wire::ObjectsBatch;
 use syncd_shared::{ContentHash, RootHash};
 use syncd_tests::{Agent, binary, wait};
@@ -47,8 +47,8 @@ fn all_connections(world: &World, tls: &ClientTls, count: usize) -> (Vec<Channel
 
 /// As if the node had been cloned.
 fn copied_identity(agent: &Agent) -> ClientTls {
-    let text = std::fs::read(agent.root.join("state/identity/identity")).expect("an identity");
-    let json: serde_json::Value = serde_json::from_slice(&text).expect("JSON");
+    let text = files::read(&agent.root.join("state/identity/identity")).expect("an identity");
+    let json: serde_json::Value = serde_json::from_str(&text).expect("JSON");
     let field = |name: &str| json[name].as_str().unwrap_or_else(|| panic!("no {name}"));
     let certificate = |name: &str| certificate_from_pem(field(name)).expect("a certificate");
     let key = KeyPair::from_pem(field("key")).expect("a key");

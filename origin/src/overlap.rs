@@ -1,0 +1,239 @@
+//! Whether TREE and DATA are apart, before anything is opened.
+//!
+//! A content tree that contains DATA would publish its keys, and one inside DATA would publish the store. Both are
+//! refused, also where a symlink or a bind mount hides it: two paths are compared by the device of their mounts and the
+//! path in that file system, which is the same for all places where a directory is mounted. What comes into the tree
+//! later is recognised by its marks when it is scanned.
+
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
+
+use syncd_shared::marks::{self, Mark};
+
+use crate::watch::mounts::{self, Mounted};
+
+/// Why TREE and DATA can't be used together.
+#[derive(Debug, thiserror::Error)]
+pub enum OverlapError {
+    /// DATA inside TREE.
+    #[error("the data directory {data} lies inside the content tree {tree}, so that its keys would be published: move it out of the tree, and give its new place as --data", data = data.display(), tree = tree.display())]
+    DataInTree {
+        /// DATA.
+        data: PathBuf,
+        /// TREE.
+        tree: PathBuf,
+    },
+    /// TREE inside DATA.
+    #[error("the content tree {tree} lies inside the data directory {data}: give a --tree outside of it", data = data.display(), tree = tree.display())]
+    TreeInData {
+        /// TREE.
+        tree: PathBuf,
+        /// DATA.
+        data: PathBuf,
+    },
+    /// A mount inside TREE shows DATA or a part of it.
+    #[error("the mount {mount} inside the content tree shows the data directory {data}, so that its keys would be published: unmount it", mount = mount.display(), data = data.display())]
+    DataMounted {
+        /// Where it is mounted.
+        mount: PathBuf,
+        /// DATA.
+        data: PathBuf,
+    },
+    /// In another origin's DATA, or in the private part of an agent's ROOT.
+    #[error("{path} lies inside {above}, {mark}: give a directory outside of it", path = path.display(), above = above.display())]
+    Inside {
+        /// What was given.
+        path: PathBuf,
+        /// The other directory.
+        above: PathBuf,
+        /// What it is.
+        mark: Mark,
+    },
+    /// The way to a directory can't be resolved.
+    #[error("resolve {path}", path = path.display())]
+    Resolve {
+        /// The directory.
+        path: PathBuf,
+        /// Why.
+        #[source]
+        source: std::io::Error,
+    },
+}
+
+/// Refuses a DATA, which need not exist yet, inside another origin's DATA or an agent's ROOT.
+pub fn check_data(data: &Path) -> Result<(), OverlapError> {
+    let resolve = |source| OverlapError::Resolve { path: data.to_owned(), source };
+    match marks::above(data).map_err(resolve)? {
+        Some((above, mark)) => Err(OverlapError::Inside { path: data.to_owned(), above, mark }),
+        None => Ok(()),
+    }
+}
+
+/// Refuses a TREE and a DATA of which one contains the other. A TREE that is missing passes: there is nothing to publish.
+pub fn check(tree: &Path, data: &Path) -> Result<(), OverlapError> {
+    check_data(data)?;
+    let (Ok(real_tree), Ok(real_data)) = (tree.canonicalize(), data.canonicalize()) else { return Ok(()) };
+    let mounted = mounts::mounted();
+    let place = |path: &Path| Place::of(path, &mounted);
+    let (tree_place, data_place) = (place(&real_tree), place(&real_data));
+    let is_inside = |place: &Option<Place>, above: &Option<Place>| match (place, above) {
+        (Some(place), Some(above)) => place.is_inside(above),
+        _ => false,
+    };
+    if is_below(&real_data, &real_tree) || is_inside(&data_place, &tree_place) {
+        return Err(OverlapError::DataInTree { data: data.to_owned(), tree: tree.to_owned() });
+    }
+    if is_below(&real_tree, &real_data) || is_inside(&tree_place, &data_place) {
+        return Err(OverlapError::TreeInData { tree: tree.to_owned(), data: data.to_owned() });
+    }
+    for mount in mounted.iter().filter(|mount| mount.point.starts_with(&real_tree)) {
+        let shown = Some(Place { device: mount.device.clone(), path: mount.root.clone() });
+        if is_inside(&data_place, &shown) || is_inside(&shown, &data_place) {
+            return Err(OverlapError::DataMounted { mount: mount.point.clone(), data: data.to_owned() });
+        }
+    }
+    check_strangers(tree, &real_tree)
+}
+
+/// Refuses a TREE in what is private to another origin or agent. The trees of a replica are not: they may be published on.
+fn check_strangers(tree: &Path, real_tree: &Path) -> Result<(), OverlapError> {
+    for above in real_tree.ancestors() {
+        let Some(mark) = marks::of(above) else { continue };
+        let is_replica = real_tree.strip_prefix(above).is_ok_and(|below| below.starts_with("generations"));
+        if mark == Mark::OriginData || !is_replica {
+            return Err(OverlapError::Inside { path: tree.to_owned(), above: above.to_owned(), mark });
+        }
+    }
+    Ok(())
+}
+
+/// Whether one of the directories from `path` up to the root is `above`, whatever it is called.
+fn is_below(path: &Path, above: &Path) -> bool {
+    let identity = |path: &Path| path.metadata().ok().map(|metadata| (metadata.dev(), metadata.ino()));
+    let above = identity(above);
+    above.is_some() && path.ancestors().any(|ancestor| identity(ancestor) == above)
+}
+
+/// Where a directory is, whatever it is mounted on.
+#[derive(Debug, PartialEq, Eq)]
+struct Place {
+    device: String,
+    /// From the file system's root.
+    path: PathBuf,
+}
+
+impl Place {
+    /// `None`: the mount table does not tell.
+    fn of(path: &Path, mounted: &[Mounted]) -> Option<Self> {
+        // Of mounts on one point the last is on top.
+        let mut best: Option<&Mounted> = None;
+        for mount in mounted.iter().filter(|mount| path.starts_with(&mount.point)) {
+            if best.is_none_or(|best| mount.point.starts_with(&best.point)) {
+                best = Some(mount);
+            }
+        }
+        let mount = best?;
+        let below = path.strip_prefix(&mount.point).ok()?;
+        Some(Self { device: mount.device.clone(), path: mount.root.join(below) })
+    }
+
+    fn is_inside(&self, above: &Place) -> bool {
+        self.device == above.device && self.path.starts_with(&above.path)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::fs;
+
+    use crate::store::Store;
+
+    struct Base(tempfile::TempDir);
+
+    impl Base {
+        fn new() -> Self {
+            let base = tempfile::tempdir().unwrap();
+            fs::create_dir_all(base.path().join("tree/sub")).unwrap();
+            Self(base)
+        }
+
+        fn at(&self, name: &str) -> PathBuf {
+            self.0.path().join(name)
+        }
+
+        fn data(&self, name: &str) -> PathBuf {
+            let data = self.at(name);
+            drop(Store::create(&data).unwrap());
+            data
+        }
+    }
+
+    #[test]
+    fn directories_side_by_side_are_apart() {
+        let base = Base::new();
+        let data = base.data("data");
+        check(&base.at("tree"), &data).unwrap();
+        check(&base.at("missing"), &data).unwrap();
+        // A name that begins like another one is not inside it.
+        check(&base.at("tree"), &base.data("tree-data")).unwrap();
+    }
+
+    #[test]
+    fn one_inside_the_other_is_refused_through_symlinks_too() {
+        let base = Base::new();
+        let inside = base.data("tree/sub/data");
+        std::os::unix::fs::symlink(base.at("tree"), base.at("link")).unwrap();
+        for tree in ["tree", "tree/sub", "link", "link/sub/../sub"] {
+            let error = check(&base.at(tree), &inside).unwrap_err();
+            assert!(matches!(error, OverlapError::DataInTree { .. }), "{tree}: {error}");
+        }
+        let data = base.data("data");
+        fs::create_dir(data.join("site")).unwrap();
+        for tree in ["data", "data/site"] {
+            let error = check(&base.at(tree), &data).unwrap_err();
+            let expected = if tree == "data" { "DataInTree" } else { "TreeInData" };
+            assert!(format!("{error:?}").starts_with(expected), "{tree}: {error}");
+        }
+    }
+
+    #[test]
+    fn another_origins_data_and_a_replicas_private_part_are_refused() {
+        let base = Base::new();
+        let (data, other) = (base.data("data"), base.data("other"));
+        fs::create_dir(other.join("site")).unwrap();
+        let error = check(&other.join("site"), &data).unwrap_err();
+        assert!(matches!(error, OverlapError::Inside { mark: Mark::OriginData, .. }), "{error}");
+        assert!(matches!(check_data(&other.join("new")), Err(OverlapError::Inside { .. })));
+        for name in ["generations/1", "staging/1", "state", "trash"] {
+            fs::create_dir_all(base.at("node").join(name)).unwrap();
+        }
+        for refused in ["node", "node/staging/1", "node/state"] {
+            let error = check(&base.at(refused), &data).unwrap_err();
+            assert!(matches!(error, OverlapError::Inside { mark: Mark::AgentRoot, .. }), "{error}");
+        }
+        check(&base.at("node/generations/1"), &data).unwrap();
+        assert!(matches!(check_data(&base.at("node/data")), Err(OverlapError::Inside { .. })));
+    }
+
+    #[test]
+    fn a_place_is_the_same_wherever_it_is_mounted() {
+        let mount = |point: &str, device: &str, root: &str| Mounted {
+            point: point.into(),
+            device: device.into(),
+            root: root.into(),
+        };
+        let table = [
+            mount("/", "8:1", "/"),
+            mount("/srv/site", "8:2", "/"),
+            mount("/mnt/sub", "8:2", "/sub"),
+            mount("/srv/site/x", "8:1", "/var/lib"),
+        ];
+        let place = |path: &str| Place::of(Path::new(path), &table).unwrap();
+        assert_eq!(place("/mnt/sub/a"), place("/srv/site/sub/a"));
+        assert!(place("/mnt/sub/a").is_inside(&place("/srv/site")));
+        assert!(place("/srv/site/x/syncd").is_inside(&place("/var/lib")));
+        assert!(!place("/srv/site/sub").is_inside(&place("/mnt/sub/a")));
+        assert!(!place("/srv/site").is_inside(&place("/")));
+    }
+}
