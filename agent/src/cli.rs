@@ -3,7 +3,6 @@
 #![cfg_attr(not(test), expect(clippy::disallowed_methods, reason = "paths of the operator"))]
 
 use std::ffi::OsString;
-use std::io::Write as _;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
@@ -11,10 +10,13 @@ use std::time::Duration;
 
 use anyhow::{Context as _, bail};
 use clap::{Args, CommandFactory, Parser, Subcommand, ValueEnum};
-use syncd_shared::config_file;
+use indicatif::{HumanBytes, HumanCount};
 use syncd_shared::identity::{AgentName, JoinToken};
 use syncd_shared::local_socket::{self, LocalSocketError};
+use syncd_shared::output::note;
 use syncd_shared::rate::Rate;
+use syncd_shared::signals::Signals;
+use syncd_shared::{config_file, output};
 
 use crate::admin::{self, Reply, Request};
 use crate::config::{self, Owner, RunOptions};
@@ -167,9 +169,9 @@ async fn enrol(join: Join) -> anyhow::Result<ExitCode> {
     let root = join.place.root;
     let options = JoinOptions { address: join.address, root: root.clone(), token, name };
     let identity = join::join(options).await?;
-    println!("{}", identity.name());
-    eprintln!("joined tree {} as {}; next:", identity.tree_id(), identity.name());
-    eprintln!("  syncd-agent run --root {}", root.display());
+    output::line(identity.name())?;
+    note(format_args!("joined tree {} as {}; next:", identity.tree_id(), identity.name()));
+    note(format_args!("  syncd-agent run --root {}", root.display()));
     Ok(ExitCode::SUCCESS)
 }
 
@@ -211,10 +213,8 @@ impl Run {
 }
 
 async fn run_until_signal(run: Run) -> anyhow::Result<ExitCode> {
-    use tokio::signal::unix::{SignalKind, signal};
     let options = run.options()?;
-    let mut terminate = signal(SignalKind::terminate())?;
-    let mut interrupt = signal(SignalKind::interrupt())?;
+    let mut signals = Signals::listen()?;
     let mut agent = service::start(options).await?;
     {
         let status = agent.status();
@@ -225,8 +225,7 @@ async fn run_until_signal(run: Run) -> anyhow::Result<ExitCode> {
         }
     }
     tokio::select! {
-        _ = terminate.recv() => {}
-        _ = interrupt.recv() => {}
+        () = signals.stop() => {}
         ended = agent.ended() => {
             ended?;
             bail!("the agent stopped by itself; the log above says why");
@@ -260,11 +259,10 @@ async fn status(root: &Path, json: bool) -> anyhow::Result<ExitCode> {
 }
 
 fn print_status(status: &AgentStatus, json: bool) -> anyhow::Result<()> {
-    let mut out = std::io::stdout().lock();
     if json {
-        writeln!(out, "{}", serde_json::to_string(status)?)?;
+        output::line(serde_json::to_string(status)?)?;
     } else {
-        writeln!(out, "{status}")?;
+        output::line(status)?;
     }
     Ok(())
 }
@@ -292,26 +290,24 @@ async fn verify(root: &Path, json: bool) -> anyhow::Result<ExitCode> {
 }
 
 fn print_verified(verified: &Verified, json: bool) -> anyhow::Result<()> {
-    let mut out = std::io::stdout().lock();
     if json {
-        writeln!(out, "{}", serde_json::to_string(verified)?)?;
+        output::line(serde_json::to_string(verified)?)?;
         return Ok(());
     }
     for Drifted { path, what } in &verified.drift {
-        writeln!(out, "{what:<10}  {path}")?;
+        output::line(format_args!("{what:<10}  {path}"))?;
     }
     let Verified { files, bytes, drifted, healed, .. } = verified;
-    writeln!(
-        out,
-        "{files} files, {bytes} bytes verified: {}",
-        match (drifted, healed) {
-            (0, _) => "no drift".to_owned(),
-            (drifted, true) => format!("{drifted} paths had drifted and are healed"),
-            (drifted, false) => format!("{drifted} paths have drifted"),
-        }
-    )?;
+    let drift = match (*drifted, healed) {
+        (0, _) => "no drift".to_owned(),
+        (1, true) => "1 path had drifted and is healed".to_owned(),
+        (1, false) => "1 path has drifted".to_owned(),
+        (drifted, true) => format!("{} paths had drifted and are healed", HumanCount(drifted)),
+        (drifted, false) => format!("{} paths have drifted", HumanCount(drifted)),
+    };
+    output::line(format_args!("{} files, {} verified: {drift}", HumanCount(*files), HumanBytes(*bytes)))?;
     if !verified.is_whole() {
-        eprintln!("not healed: verify again when the origin can be reached");
+        note("not healed: verify again when the origin can be reached");
     }
     Ok(())
 }

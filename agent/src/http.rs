@@ -1,4 +1,4 @@
-//! Plain health over HTTP, for load balancers and monitors.
+//! Health over HTTP ([`syncd_shared::health`]), for load balancers and monitors.
 //!
 //! `GET /healthz`: 200 while a complete generation is live, whether or not the origin can be reached, since the node
 //! serves either way; 503 before the first. The body tells which generation, and whether there is a connection.
@@ -6,12 +6,8 @@
 use std::io;
 use std::net::SocketAddr;
 
-use axum::Router;
-use axum::http::StatusCode;
-use axum::routing::get;
+use syncd_shared::health::Health;
 use tokio::net::TcpListener;
-use tokio::sync::watch;
-use tokio_util::sync::CancellationToken;
 
 use crate::status::AgentStatus;
 
@@ -29,25 +25,14 @@ pub async fn bind(address: SocketAddr) -> Result<TcpListener, BindError> {
     TcpListener::bind(address).await.map_err(|source| BindError { address, source })
 }
 
-/// Answers until `stop`.
-pub async fn serve(listener: TcpListener, status: watch::Receiver<AgentStatus>, stop: CancellationToken) {
-    let health = get(move || {
-        let answer = health(&status.borrow());
-        async move { answer }
-    });
-    let router = Router::new().route("/healthz", health);
-    // A client that keeps its connection open must not keep the agent from stopping.
-    let served = stop.run_until_cancelled(async { axum::serve(listener, router).await }).await;
-    if let Some(Err(error)) = served {
-        tracing::error!(%error, "health is not answered any more");
-    }
-}
-
-fn health(status: &AgentStatus) -> (StatusCode, String) {
+/// What `GET /healthz` answers.
+pub fn health(status: &AgentStatus) -> Health {
     let connection = if status.connected { "connected" } else { "not connected" };
     match status.generation {
-        Some(generation) => (StatusCode::OK, format!("ok generation {generation}, {connection}\n")),
-        None => (StatusCode::SERVICE_UNAVAILABLE, format!("no generation yet, {connection}\n")),
+        Some(generation) => {
+            Health { is_well: true, text: format!("ok generation {generation}, {connection}") }
+        }
+        None => Health { is_well: false, text: format!("no generation yet, {connection}") },
     }
 }
 
@@ -59,11 +44,12 @@ mod tests {
     #[test]
     fn healthy_means_a_complete_generation_with_or_without_an_origin() {
         let mut status = sample();
-        assert_eq!(health(&status), (StatusCode::OK, "ok generation 42, connected\n".into()));
+        let ok = |text: &str| Health { is_well: true, text: text.into() };
+        assert_eq!(health(&status), ok("ok generation 42, connected"));
         status.connected = false;
-        assert_eq!(health(&status), (StatusCode::OK, "ok generation 42, not connected\n".into()));
+        assert_eq!(health(&status), ok("ok generation 42, not connected"));
         status.generation = None;
-        assert_eq!(health(&status).0, StatusCode::SERVICE_UNAVAILABLE);
+        assert!(!health(&status).is_well);
     }
 
     #[tokio::test]

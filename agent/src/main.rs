@@ -3,16 +3,12 @@
 use std::process::ExitCode;
 
 use syncd_agent::cli::{self, Cli};
-use syncd_agent::reason;
 use syncd_allocator as _;
-use syncd_shared::telemetry;
+use syncd_shared::{output, telemetry};
 use tracing::level_filters::LevelFilter;
 
 fn main() -> ExitCode {
     let cli = Cli::from_process();
     telemetry::init(LevelFilter::INFO);
-    cli::run(cli).unwrap_or_else(|error| {
-        eprintln!("syncd-agent: {}", reason::of(error.as_ref()));
-        ExitCode::FAILURE
-    })
+    cli::run(cli).unwrap_or_else(|error| output::failed("syncd-agent", error.as_ref(), 1))
 }

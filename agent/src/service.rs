@@ -161,7 +161,9 @@ pub async fn start_with<R: ReplicaWork>(
     others.spawn(async move { keeper.serve(dialer, renewing).await });
     others.spawn(admin::serve(socket, handle.clone(), stop.clone()));
     if let Some(listener) = http {
-        others.spawn(http::serve(listener, handle.status.clone(), stop.clone()));
+        let status = handle.status.clone();
+        let health = move || http::health(&status.borrow());
+        others.spawn(syncd_shared::health::serve(listener, health, stop.clone()));
     }
     let task = tokio::spawn(session.run(stop.clone()));
     Ok(Running { session: handle, http_address, stop, task, others })

@@ -1,6 +1,6 @@
 //! The command line: a contract, see the README. Results go to standard output, everything else to standard error.
 
-use std::io::Write as _;
+use std::io::IsTerminal as _;
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -10,7 +10,10 @@ use anyhow::{Context as _, bail};
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use syncd_shared::generation::{LabelError, check_label};
 use syncd_shared::local_socket::{self, LocalSocketError};
+use syncd_shared::output::{self, OutputError, note};
 use syncd_shared::rate::Rate;
+use syncd_shared::signals::Signals;
+use syncd_shared::text::error_chain;
 
 use crate::admin;
 use crate::desk::Desk;
@@ -238,12 +241,16 @@ async fn dispatch(command: Command) -> anyhow::Result<ExitCode> {
             ask(&data.data, request, Print::of(&json)).await
         }
         Command::Status { data, json, watch } => loop {
-            if watch && !json.json {
-                print!("\x1b[2J\x1b[H");
+            // A screen is drawn again; in a pipe or file one status follows the other.
+            if watch && !json.json && std::io::stdout().is_terminal() {
+                output::line("\x1b[2J\x1b[H")?;
             }
             let code = ask(&data.data, Request::Status, Print::of(&json)).await?;
             if !watch {
                 return Ok(code);
+            }
+            if !json.json && !std::io::stdout().is_terminal() {
+                output::line("")?;
             }
             tokio::time::sleep(Duration::from_secs(1)).await;
         },
@@ -264,16 +271,19 @@ fn init(data: &std::path::Path, host: Option<&str>) -> anyhow::Result<ExitCode> 
     let keys = service::init(data)?;
     let host = host.map_or_else(|| "THIS-HOST".to_owned(), str::to_owned);
     let shown = data.display();
-    println!("tree_id {}", keys.tree_id());
-    eprintln!("The origin's keys and store are in {shown}. Back these up; whoever has them is this origin:");
+    // The result last: who reads only that may be gone by then.
+    note(format_args!(
+        "The origin's keys and store are in {shown}. Back these up; whoever has them is this origin:"
+    ));
     for file in keys.backup_files() {
-        eprintln!("  {}", file.display());
+        note(format_args!("  {}", file.display()));
     }
-    eprintln!("\nNext, here:\n  syncd-origin serve --tree /srv/site --data {shown}");
-    eprintln!("  syncd-origin token --data {shown}");
-    eprintln!("then on every web node, with that token:");
-    eprintln!("  SYNCD_TOKEN=... syncd-agent join {host}:8873 --root /var/lib/syncd/agent");
-    eprintln!("  syncd-agent run --root /var/lib/syncd/agent");
+    note(format_args!("\nNext, here:\n  syncd-origin serve --tree /srv/site --data {shown}"));
+    note(format_args!("  syncd-origin token --data {shown}"));
+    note("then on every web node, with that token:");
+    note(format_args!("  SYNCD_TOKEN=... syncd-agent join {host}:8873 --root /var/lib/syncd/agent"));
+    note("  syncd-agent run --root /var/lib/syncd/agent");
+    output::line(format_args!("tree_id {}", keys.tree_id()))?;
     Ok(ExitCode::SUCCESS)
 }
 
@@ -298,11 +308,10 @@ async fn serve_until_signal(serve: Serve) -> anyhow::Result<ExitCode> {
         bwlimit: serve.bwlimit,
     };
     // Before anything is opened: from here on a SIGTERM is waited for and ends things in order.
-    let mut terminate = tokio::signal::unix::signal(tokio::signal::unix::SignalKind::terminate())?;
+    let mut signals = Signals::listen()?;
     let running = service::start(options).await?;
     tokio::select! {
-        _ = terminate.recv() => {}
-        result = tokio::signal::ctrl_c() => result?,
+        () = signals.stop() => {}
         () = running.ended() => bail!("the origin stopped by itself; the log above says why"),
     }
     tracing::info!("stopping");
@@ -364,28 +373,32 @@ struct Printer {
     quiet_number: bool,
     generation: Option<GenerationLine>,
     nodes: Vec<NodeLine>,
+    /// Why the number could not be written.
+    unwritten: Option<OutputError>,
 }
 
 impl Printer {
     fn new(print: Print, request: &Request) -> Self {
         let quiet_number = !matches!(request, Request::Commit { .. } | Request::Rollback { .. });
-        Self { print, quiet_number, generation: None, nodes: Vec::new() }
+        Self { print, quiet_number, generation: None, nodes: Vec::new(), unwritten: None }
     }
 
     /// Returns the exit code with the last reply.
     fn take(&mut self, reply: Reply) -> anyhow::Result<Option<ExitCode>> {
-        let mut out = std::io::stdout().lock();
         let json = self.print == Print::Json;
         match reply {
-            Reply::Status(status) if json => writeln!(out, "{}", serde_json::to_string(&status)?)?,
-            Reply::Status(status) => write!(out, "{}", Status::to_text(&status))?,
+            Reply::Status(status) if json => output::line(serde_json::to_string(&status)?)?,
+            Reply::Status(status) => output::line(Status::to_text(&status).trim_end())?,
             Reply::Generation(line) => {
-                if !json {
-                    writeln!(out, "{}", line.generation)?;
-                    out.flush()?;
+                if !json && let Err(error) = output::line(line.generation) {
+                    // It is sealed whoever reads of it, and waited for all the same.
+                    if !error.is_reader_gone() {
+                        note(format_args!("generation {}: {}", line.generation, error_chain(&error)));
+                    }
+                    self.unwritten = Some(error);
                 }
                 if !line.changed {
-                    eprintln!("nothing changed since generation {}", line.generation);
+                    note(format_args!("nothing changed since generation {}", line.generation));
                 }
                 self.generation = Some(line);
             }
@@ -396,38 +409,42 @@ impl Printer {
                     NodeResult::Unreachable => "unreachable",
                 };
                 let error = node.error.as_ref().map(|e| format!(": {e}")).unwrap_or_default();
-                eprintln!("{} {result}{error}", node.name);
+                note(format_args!("{} {result}{error}", node.name));
                 self.nodes.push(node);
             }
-            Reply::Token { token } => writeln!(out, "{token}")?,
-            Reply::History(line) if json => writeln!(out, "{}", serde_json::to_string(&line)?)?,
-            Reply::History(line) => writeln!(
-                out,
+            Reply::Token { token } => output::line(token)
+                .context("the token was made, and is lost: it expires by itself, ask for another")?,
+            Reply::History(line) if json => output::line(serde_json::to_string(&line)?)?,
+            Reply::History(line) => output::line(format_args!(
                 "{:>6}  {}  {:>9} files  {:>10}  {:.12}  {}",
                 line.generation,
                 line.created,
-                line.files,
+                indicatif::HumanCount(line.files).to_string(),
                 indicatif::HumanBytes(line.bytes).to_string(),
                 line.root,
                 line.label
-            )?,
-            Reply::Diff(line) if json => writeln!(out, "{}", serde_json::to_string(&line)?)?,
+            ))?,
+            Reply::Diff(line) if json => output::line(serde_json::to_string(&line)?)?,
             Reply::Diff(line) => {
                 let from = line.from.map(|f| format!("{f} -> ")).unwrap_or_default();
-                writeln!(out, "{:9} {from}{}", line.change, line.path)?;
+                output::line(format_args!("{:9} {from}{}", line.change, line.path))?;
             }
             Reply::Progress { bytes, total_bytes } => {
-                eprintln!("{} of {}", indicatif::HumanBytes(bytes), indicatif::HumanBytes(total_bytes));
+                let (bytes, total_bytes) = (indicatif::HumanBytes(bytes), indicatif::HumanBytes(total_bytes));
+                note(format_args!("{bytes} of {total_bytes}"));
             }
-            Reply::Damage { damage } => writeln!(out, "damaged: {damage}")?,
-            Reply::Remark { text } => eprintln!("{text}"),
+            Reply::Damage { damage } => output::line(format_args!("damaged: {damage}"))?,
+            Reply::Remark { text } => note(text),
             Reply::Done { code } => {
                 if json && !self.quiet_number {
                     let mut document = serde_json::to_value(&self.generation)?;
                     document["nodes"] = serde_json::to_value(&self.nodes)?;
-                    writeln!(out, "{document}")?;
+                    output::line(document)?;
                 }
-                return Ok(Some(ExitCode::from(code)));
+                return match self.unwritten.take() {
+                    Some(error) if code == 0 => Err(error.into()),
+                    _ => Ok(Some(ExitCode::from(code))),
+                };
             }
             Reply::Error { message } => bail!(message),
         }

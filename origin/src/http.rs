@@ -1,42 +1,95 @@
-//! Plain health over HTTP, for monitors and load balancers.
+//! Health over HTTP ([`syncd_shared::health`]): what a monitor of the origin is told.
+//!
+//! 200 while what is published is what the tree says, as far as the origin knows. 503 with the reason while it is held or
+//! waits, before the first generation, and when DATA is gone.
 
-use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
 
-use axum::Router;
-use axum::http::StatusCode;
-use axum::routing::get;
-use tokio::net::TcpListener;
+use syncd_shared::health::Health;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
 use crate::commit::OriginView;
+use crate::error_chain;
 use crate::status::State;
+use crate::store::Store;
 
-/// Binds; the address may have port 0.
-pub async fn bind(address: SocketAddr) -> std::io::Result<TcpListener> {
-    TcpListener::bind(address).await
+/// How often DATA is looked at.
+const LOOK_EVERY: Duration = Duration::from_secs(2);
+
+/// Looks at DATA until `shutdown`, and tells what is wrong with it; with a line of the log when that changes.
+pub async fn watch_data(store: Arc<Store>, gone: watch::Sender<Option<String>>, shutdown: CancellationToken) {
+    let mut ticks = tokio::time::interval(LOOK_EVERY);
+    while shutdown.run_until_cancelled(ticks.tick()).await.is_some() {
+        let store = store.clone();
+        let Ok(looked) = tokio::task::spawn_blocking(move || store.in_place()).await else { return };
+        let now = looked.err().map(|error| error_chain(&error));
+        gone.send_if_modified(|shown| {
+            let changed = *shown != now;
+            if changed {
+                match &now {
+                    Some(reason) => tracing::error!("nothing can be published: {reason}"),
+                    None => tracing::info!("the data directory is back"),
+                }
+                *shown = now;
+            }
+            changed
+        });
+    }
 }
 
-/// Answers `GET /healthz` until `shutdown` is cancelled: 200 while what is published is what the tree says, as far as
-/// the origin knows; 503 with the reason while it is held or waits.
-pub async fn serve(listener: TcpListener, view: watch::Receiver<OriginView>, shutdown: CancellationToken) {
-    let health = get(move || {
-        let view = view.clone();
-        async move {
-            let view = view.borrow();
-            let generation = view.current.as_ref().map_or(0, |g| g.number().get());
-            match (view.state, &view.reason) {
-                (State::Held | State::Waiting | State::Stopped, reason) => (
-                    StatusCode::SERVICE_UNAVAILABLE,
-                    format!("generation {generation}; {}\n", reason.as_deref().unwrap_or("not publishing")),
-                ),
-                _ => (StatusCode::OK, format!("ok generation {generation}\n")),
-            }
+/// What `GET /healthz` answers.
+pub fn health(view: &OriginView, gone: Option<&str>) -> Health {
+    let generation = view.current.as_ref().map(|current| current.number());
+    let shown = generation.map_or("no generation yet".to_owned(), |number| format!("generation {number}"));
+    let trouble = match (gone, view.state) {
+        (Some(gone), _) => Some(gone),
+        (None, State::Held | State::Waiting | State::Stopped) => {
+            Some(view.reason.as_deref().unwrap_or("not publishing"))
         }
-    });
-    let router = Router::new().route("/healthz", health);
-    let result = axum::serve(listener, router).with_graceful_shutdown(shutdown.cancelled_owned()).await;
-    if let Err(error) = result {
-        tracing::error!(%error, "health is not answered any more");
+        (None, State::Ready | State::Scanning) => None,
+    };
+    match (trouble, generation) {
+        (Some(reason), _) => Health { is_well: false, text: format!("{shown}; {reason}") },
+        (None, None) => Health { is_well: false, text: shown },
+        (None, Some(_)) => Health { is_well: true, text: format!("ok {shown}") },
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use ed25519_dalek::SigningKey;
+    use syncd_shared::{Generation, GenerationNumber, RootEntry, SignedGeneration, TreeId};
+
+    fn generation(number: u64) -> SignedGeneration {
+        Generation {
+            tree_id: TreeId::from_bytes([1; 16]),
+            number: GenerationNumber::new(number).unwrap(),
+            root: RootEntry::empty(),
+            parent: None,
+            created_ms: 0,
+            label: String::new(),
+        }
+        .sign(&SigningKey::from_bytes(&[1; 32]))
+    }
+
+    fn told(state: State, reason: Option<&str>, number: Option<u64>, gone: Option<&str>) -> (bool, String) {
+        let current = number.map(generation);
+        let view = OriginView { state, reason: reason.map(str::to_owned), current };
+        let Health { is_well, text } = health(&view, gone);
+        (is_well, text)
+    }
+
+    #[test]
+    fn healthy_means_published_and_kept() {
+        assert_eq!(told(State::Ready, None, Some(7), None), (true, "ok generation 7".into()));
+        assert_eq!(told(State::Scanning, None, Some(7), None), (true, "ok generation 7".into()));
+        assert_eq!(told(State::Ready, None, None, None), (false, "no generation yet".into()));
+        let held = told(State::Held, Some("the tree is gone"), Some(7), None);
+        assert_eq!(held, (false, "generation 7; the tree is gone".into()));
+        let lost = told(State::Ready, None, Some(7), Some("DATA is gone"));
+        assert_eq!(lost, (false, "generation 7; DATA is gone".into()));
     }
 }

@@ -4,8 +4,7 @@ use std::process::ExitCode;
 
 use clap::{CommandFactory, Parser};
 use syncd_origin::cli::{self, Cli};
-use syncd_shared::text::error_chain;
-use syncd_shared::{config_file, telemetry};
+use syncd_shared::{config_file, output, telemetry};
 use tracing::level_filters::LevelFilter;
 
 fn main() -> ExitCode {
@@ -21,6 +20,5 @@ fn main() -> ExitCode {
 }
 
 fn fail(error: &anyhow::Error, code: u8) -> ExitCode {
-    eprintln!("syncd-origin: {}", error_chain(error.as_ref()));
-    ExitCode::from(code)
+    output::failed("syncd-origin", error.as_ref(), code)
 }

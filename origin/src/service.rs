@@ -10,7 +10,7 @@ use syncd_shared::local_socket::{LocalListener, LocalSocketError};
 use syncd_shared::rate::{Bucket, Rate};
 use syncd_shared::text::one_line;
 use tokio::net::TcpListener;
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, watch};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
@@ -26,7 +26,7 @@ pub use crate::overlap::OverlapError;
 use crate::plan::{PlanBudget, Planner};
 use crate::scan::{MtimePolicy, ScanOptions, SymlinkPolicy};
 use crate::serve::{self, Services};
-use crate::status::{AgentStatus, Status};
+use crate::status::{AgentStatus, State, Status};
 use crate::store::{OpenStoreError, Store, StoreError};
 use crate::watch::{Watch, WatchError};
 
@@ -203,14 +203,21 @@ pub async fn start(options: ServeOptions) -> Result<Running, StartError> {
         limit: options.bwlimit.map(|rate| Arc::new(Bucket::new(rate))),
     };
     tasks.spawn(serve::serve(grpc, services, shutdown.clone())?);
+    let (gone_sender, gone) = watch::channel(None);
+    tasks.spawn(http::watch_data(store.clone(), gone_sender, shutdown.clone()));
     if let Some(http) = http {
-        tasks.spawn(http::serve(http, committer.view(), shutdown.clone()));
+        let (view, gone) = (committer.view(), gone.clone());
+        let health = move || http::health(&view.borrow(), gone.borrow().as_deref());
+        tasks.spawn(syncd_shared::health::serve(http, health, shutdown.clone()));
     }
     let status = {
         let (keys, fleet, committer, watch) = (keys.clone(), fleet.clone(), committer.clone(), watch);
         let tree = one_line(&options.tree.display().to_string(), PATH_MAX_BYTES);
         move || {
-            let view = committer.view().borrow().clone();
+            let mut view = committer.view().borrow().clone();
+            if let Some(gone) = gone.borrow().clone() {
+                (view.state, view.reason) = (State::Held, Some(gone));
+            }
             Status {
                 tree: Some(tree.clone()),
                 grpc_address: Some(grpc_address.to_string()),

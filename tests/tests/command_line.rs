@@ -3,9 +3,10 @@
 
 use std::ffi::OsString;
 use std::fs;
+use std::io::{Read, Seek};
 use std::os::unix::fs::{FileTypeExt, PermissionsExt};
 use std::path::Path;
-use std::process::Command;
+use std::process::{Command, Stdio};
 use std::time::Duration;
 
 use syncd_tests::edits::{small_site, write};
@@ -437,6 +438,102 @@ fn logs_go_to_standard_error_and_health_over_http() {
     assert_eq!(health.status, 200, "{}", health.head);
     origin.stop();
     agent.stop();
+}
+
+/// Runs a command whose standard output nobody reads.
+fn unread(command: &mut Command) -> Outcome {
+    let (reader, writer) = std::io::pipe().expect("a pipe");
+    drop(reader);
+    let mut err = tempfile::tempfile().expect("a file");
+    command.stdin(Stdio::null()).stdout(writer).stderr(err.try_clone().expect("share a file"));
+    let shown = format!("{command:?}");
+    let mut child = command.spawn().expect("start it");
+    let code = wait::until("the command to end", || child.try_wait().expect("look at a child"));
+    let mut stderr = String::new();
+    err.rewind().and_then(|()| err.read_to_string(&mut stderr)).expect("read it back");
+    Outcome { command: shown, code: code.code(), stdout: String::new(), stderr, took: Duration::ZERO }
+}
+
+#[test]
+fn a_reader_that_goes_away_ends_a_command_quietly() {
+    let (scene, origin) = site("unread");
+    let mut agent = Agent::joined(&scene, &origin, "web1");
+    let mut commands = vec![
+        Command::new(binary("syncd-origin")),
+        origin.command("commit", &["-m", "first"]),
+        origin.command("commit", &["--json"]),
+        origin.command("status", &[]),
+        origin.command("status", &["--watch"]),
+        origin.command("status", &["--json"]),
+        origin.command("history", &[]),
+        origin.command("diff", &[]),
+        origin.command("token", &[]),
+        agent.command("status", &[]),
+    ];
+    commands[0].arg("init").arg("--data").arg(scene.path("another"));
+    for command in &mut commands {
+        let outcome = unread(command).expect_code(128 + 13);
+        for word in ["panicked", "roken pipe", "standard output"] {
+            assert!(!outcome.stderr.contains(word), "{outcome:#?}");
+        }
+    }
+    assert_eq!(origin.status().label.as_deref(), Some("first"), "the commit was done all the same");
+    // A disk that is full is told of, with what was done.
+    write(&origin.tree, "index.html", "two");
+    let full = fs::File::options().write(true).open("/dev/full").expect("open /dev/full");
+    let child = origin.command("commit", &[]).stdout(full).stderr(Stdio::piped()).spawn().expect("start it");
+    let outcome = child.wait_with_output().expect("its end");
+    let said = String::from_utf8_lossy(&outcome.stderr);
+    assert_eq!(outcome.status.code(), Some(1), "{said}");
+    assert!(said.contains("generation 2: standard output can't be written"), "{said}");
+    assert_eq!(origin.status().generation, Some(2));
+    // What is watched in a pipe gets no codes of a screen.
+    let mut watch =
+        syncd_tests::Daemon::start(&mut origin.command("status", &["--watch"]), scene.directory(), "watch");
+    wait::until("two statuses", || (watch.output().matches("agents ").count() >= 2).then_some(()));
+    watch.kill9();
+    assert!(!watch.output().contains('\x1b'), "{}", watch.output());
+    agent.start();
+    agent.wait_live(2);
+}
+
+#[test]
+fn a_hangup_ends_neither_program() {
+    let (scene, mut origin) = site("hangup");
+    let mut agent = Agent::started(&scene, &origin, "web1");
+    origin.wait_connected(&["web1"]);
+    for daemon in [origin.daemon(), agent.daemon()] {
+        daemon.signal(rustix::process::Signal::HUP);
+        wait::until("the signal to be logged", || daemon.log().contains("SIGHUP").then_some(()));
+    }
+    origin.commit_live();
+}
+
+#[test]
+fn the_origins_health_tells_of_a_first_generation_and_of_lost_data() {
+    let (scene, mut origin) = site("health");
+    let address = origin.status().http_address.expect("an address");
+    let health = || {
+        let answer = http::get(&address, "/healthz").expect("a health answer");
+        (answer.status, String::from_utf8_lossy(&answer.body).into_owned())
+    };
+    assert_eq!(health(), (503, "no generation yet\n".to_owned()));
+    origin.commit();
+    assert_eq!(health(), (200, "ok generation 1\n".to_owned()));
+    let (data, moved) = (origin.data.clone(), scene.path("moved"));
+    fs::rename(&data, &moved).expect("take DATA away");
+    wait::until("health to tell of it", || (health().0 == 503).then_some(()));
+    assert!(health().1.contains("not there any more"), "{}", health().1);
+    assert!(origin.daemon().log().contains("nothing can be published"));
+    // Its socket went along; what would be sealed is not sealed into nothing.
+    origin.data.clone_from(&moved);
+    write(&origin.tree, "index.html", "two");
+    origin.cli("commit", &[]).expect_refusal(&["index.redb", "restart"]);
+    assert_eq!(origin.status().state, "held");
+    fs::rename(&moved, &data).expect("bring it back");
+    origin.data = data;
+    wait::until("health to tell of it", || (health().0 == 200).then_some(()));
+    assert_eq!(origin.commit(), 2);
 }
 
 #[test]

@@ -90,6 +90,14 @@ pub enum StoreError {
     /// The database code gave up on what it read.
     #[error("the index of the store is damaged beyond reading; restore the data directory from a copy")]
     IndexUnreadable,
+    /// The data directory was removed, replaced or unmounted under the running origin.
+    #[error(
+        "{path} is not there any more: bring the data directory back, or restore it, and restart the origin"
+    )]
+    Gone {
+        /// The index.
+        path: PathBuf,
+    },
     /// A value in the index is not what was written.
     #[error("an entry of table {table} in the index of the store is damaged; run: syncd-origin check")]
     Entry {

@@ -3,6 +3,7 @@
 //! Values that no hash or signature covers carry a checksum of key and value, because redb checks its own pages only
 //! when it opens a file. Where redb gives up on a damaged page it panics; that ends here, as an error.
 
+use std::os::unix::fs::MetadataExt;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -60,6 +61,8 @@ pub(super) struct Index {
     /// After an error of the disk the database refuses everything, also when the disk is well again.
     failed: AtomicBool,
     path: PathBuf,
+    /// Device and inode of the open file.
+    file: (u64, u64),
 }
 
 impl Index {
@@ -68,7 +71,7 @@ impl Index {
         let database = caught(|| Ok(Builder::new().set_cache_size(CACHE_BYTES).create(path)))
             .map_err(|_| OpenStoreError::Unreadable { path: path.to_owned() })?
             .map_err(|e| open_error(path, e))?;
-        let created = Self::of(database, path);
+        let created = Self::of(database, path)?;
         created.write(|t| {
             t.open_table(CHUNKS).map_err(index)?;
             t.open_table(FILES).map_err(index)?;
@@ -91,7 +94,7 @@ impl Index {
         let database = caught(|| Ok(open_checked(path)))
             .map_err(|_| OpenStoreError::Unreadable { path: path.to_owned() })?
             .map_err(|e| open_error(path, e))?;
-        let opened = Self::of(database, path);
+        let opened = Self::of(database, path)?;
         let format = opened
             .read(|t| {
                 let meta = t.open_table(META).map_err(index)?;
@@ -126,6 +129,8 @@ impl Index {
         &self,
         write: impl FnOnce(&WriteTransaction) -> Result<T, E>,
     ) -> Result<T, E> {
+        // Into a file without a name it would succeed, and be lost.
+        self.in_place()?;
         let database = self.database()?;
         let written = caught(|| {
             let mut transaction = database.begin_write().map_err(index)?;
@@ -144,9 +149,22 @@ impl Index {
         self.noted(written)?
     }
 
-    fn of(database: Database, path: &Path) -> Self {
+    fn of(database: Database, path: &Path) -> Result<Self, OpenStoreError> {
+        let file = identity(path).map_err(|source| OpenStoreError::Io {
+            doing: "look at",
+            path: path.to_owned(),
+            source,
+        })?;
         let database = Mutex::new(Some(Arc::new(database)));
-        Self { database, failed: AtomicBool::new(false), path: path.to_owned() }
+        Ok(Self { database, failed: AtomicBool::new(false), path: path.to_owned(), file })
+    }
+
+    /// Whether the file that is open is still the one of this name. Blocks for a look at it.
+    pub(super) fn in_place(&self) -> Result<(), StoreError> {
+        match identity(&self.path) {
+            Ok(found) if found == self.file => Ok(()),
+            _ => Err(StoreError::Gone { path: self.path.clone() }),
+        }
     }
 
     /// The database, opened anew where the disk had failed it.
@@ -185,6 +203,11 @@ impl Index {
         tracing::warn!("the index of the store was opened anew after an error of the disk");
         Ok(())
     }
+}
+
+fn identity(path: &Path) -> std::io::Result<(u64, u64)> {
+    let found = std::fs::metadata(path)?;
+    Ok((found.dev(), found.ino()))
 }
 
 fn open_checked(path: &Path) -> Result<Database, DatabaseError> {

@@ -164,6 +164,11 @@ impl Store {
         &self.data
     }
 
+    /// Whether the data directory is still there, as it was opened. Blocks for a look at it.
+    pub fn in_place(&self) -> Result<(), StoreError> {
+        self.index.in_place()
+    }
+
     /// Whether the pack still has the frame that begins there, as far as its length tells.
     fn is_present(&self, location: &Location) -> bool {
         self.short_packs.get(&location.pack).is_none_or(|&length| location.frame_offset < length)

@@ -64,6 +64,7 @@ pub struct Writer {
 impl Store {
     /// The writer. Blocks while there is another, or garbage collection changes something.
     pub fn writer(self: &Arc<Self>) -> Result<Writer, StoreError> {
+        self.in_place()?;
         Writer::open(WritePermit::acquire(self)?)
     }
 }
