@@ -1,9 +1,10 @@
 //! What commands ask of a running agent, over `ROOT/state/agent.sock`.
 //!
 //! A request is one line of JSON, answered by lines of JSON; the last tells the end ([`Reply::Verified`],
-//! [`Reply::Status`], [`Reply::Error`]). Mode 0600: whoever may open the socket may ask.
+//! [`Reply::Status`], [`Reply::Adopted`], [`Reply::Error`]). Mode 0600: whoever may open the socket may ask.
 
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
@@ -12,6 +13,8 @@ use tokio::sync::watch;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
+use crate::reason;
+use crate::renew::Keeper;
 use crate::session::Handle;
 use crate::session::worker::{StageProgress, Verified};
 use crate::status::AgentStatus;
@@ -26,6 +29,12 @@ pub fn socket_path(root: &Path) -> PathBuf {
     root.join("state").join("agent.sock")
 }
 
+/// Whether nobody serves the socket, so that the replica may be opened by whoever asks.
+pub(crate) fn nobody_serves(error: &LocalSocketError) -> bool {
+    use std::io::ErrorKind::{ConnectionRefused, NotFound};
+    matches!(error, LocalSocketError::NotServed { source, .. } if matches!(source.kind(), NotFound | ConnectionRefused))
+}
+
 /// What is asked.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 #[serde(tag = "request", rename_all = "snake_case")]
@@ -34,6 +43,11 @@ pub enum Request {
     Status,
     /// `verify`.
     Verify,
+    /// `join`, which has a new identity for the running agent.
+    Adopt {
+        /// Its text, as it is stored.
+        identity: String,
+    },
 }
 
 /// One line of an answer.
@@ -46,6 +60,8 @@ pub enum Reply {
     Progress(StageProgress),
     /// To `verify`.
     Verified(Verified),
+    /// To `join`: the new identity is stored, and the agent connects with it.
+    Adopted,
     /// It failed.
     Error {
         /// One line that says what to do next.
@@ -54,14 +70,14 @@ pub enum Reply {
 }
 
 /// Answers until `stop`.
-pub async fn serve(listener: LocalListener, session: Handle, stop: CancellationToken) {
+pub async fn serve(listener: LocalListener, session: Handle, keeper: Arc<Keeper>, stop: CancellationToken) {
     let mut clients = JoinSet::new();
     loop {
         tokio::select! {
             () = stop.cancelled() => return,
             Some(_) = clients.join_next() => {}
             client = listener.accept(), if clients.len() < CLIENTS_MAX => match client {
-                Ok(client) => drop(clients.spawn(answer(client, session.clone()))),
+                Ok(client) => drop(clients.spawn(answer(client, session.clone(), keeper.clone()))),
                 Err(error) => {
                     tracing::warn!(%error, "admin socket");
                     tokio::time::sleep(Duration::from_millis(200)).await;
@@ -71,17 +87,30 @@ pub async fn serve(listener: LocalListener, session: Handle, stop: CancellationT
     }
 }
 
-async fn answer(mut client: LocalConnection, session: Handle) {
+async fn answer(mut client: LocalConnection, session: Handle, keeper: Arc<Keeper>) {
     let answered = match client.request::<Request>().await {
         Ok(Request::Status) => {
             let status = Box::new(session.status.borrow().clone());
             client.respond(&Reply::Status(status)).await
         }
         Ok(Request::Verify) => verify(&mut client, &session).await,
+        Ok(Request::Adopt { identity }) => client.respond(&adopt(keeper, identity).await).await,
         Err(error) => client.respond(&Reply::Error { message: error.to_string() }).await,
     };
     if let Err(error) = answered {
         tracing::debug!(%error, "a client of the admin socket went away");
+    }
+}
+
+async fn adopt(keeper: Arc<Keeper>, identity: String) -> Reply {
+    let adopted = tokio::task::spawn_blocking(move || keeper.adopt(&identity)).await;
+    match adopted {
+        Ok(Ok(())) => {
+            tracing::info!("took up a new identity: this node has joined again");
+            Reply::Adopted
+        }
+        Ok(Err(error)) => Reply::Error { message: reason::of(&error) },
+        Err(_) => Reply::Error { message: "the agent is stopping".into() },
     }
 }
 

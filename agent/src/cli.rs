@@ -12,15 +12,15 @@ use anyhow::{Context as _, bail};
 use clap::{Args, CommandFactory, Parser, Subcommand, ValueEnum};
 use indicatif::{HumanBytes, HumanCount};
 use syncd_shared::identity::{AgentName, JoinToken};
-use syncd_shared::local_socket::{self, LocalSocketError};
+use syncd_shared::local_socket;
 use syncd_shared::output::note;
 use syncd_shared::rate::Rate;
 use syncd_shared::signals::Signals;
 use syncd_shared::{config_file, output};
 
-use crate::admin::{self, Reply, Request};
+use crate::admin::{self, Reply, Request, nobody_serves};
 use crate::config::{self, Owner, RunOptions};
-use crate::join::{self, JoinOptions};
+use crate::join::{self, JoinOptions, Joined};
 use crate::session::worker::{Display, Drifted, Verified};
 use crate::status::AgentStatus;
 use crate::{offline, service};
@@ -80,9 +80,12 @@ struct Join {
     /// File that holds the token; `-` is standard input.
     #[arg(long, value_name = "FILE", env = "SYNCD_TOKEN_FILE")]
     token_file: Option<PathBuf>,
-    /// The agent's name [default: the host's name].
+    /// The agent's name [default: the one ROOT has, or else the host's name].
     #[arg(long, env = "SYNCD_NAME")]
     name: Option<AgentName>,
+    /// Join again under another name than ROOT has; the old one stays enrolled until it is revoked.
+    #[arg(long)]
+    rename: bool,
 }
 
 #[derive(Debug, Args)]
@@ -162,16 +165,25 @@ pub fn run(cli: Cli) -> anyhow::Result<ExitCode> {
 
 async fn enrol(join: Join) -> anyhow::Result<ExitCode> {
     let token = read_token(&join)?;
-    let name = join
-        .name
-        .or_else(join::default_name)
-        .context("this host has no usable name: give one with --name")?;
     let root = join.place.root;
-    let options = JoinOptions { address: join.address, root: root.clone(), token, name };
-    let identity = join::join(options).await?;
+    let options = JoinOptions {
+        address: join.address,
+        root: root.clone(),
+        token,
+        name: join.name,
+        rename: join.rename,
+    };
+    let Joined { identity, earlier_name, is_running } = join::join(options).await?;
     output::line(identity.name())?;
-    note(format_args!("joined tree {} as {}; next:", identity.tree_id(), identity.name()));
-    note(format_args!("  syncd-agent run --root {}", root.display()));
+    let next = if is_running { "the running agent has taken it up" } else { "next:" };
+    note(format_args!("joined tree {} as {}; {next}", identity.tree_id(), identity.name()));
+    if !is_running {
+        note(format_args!("  syncd-agent run --root {}", root.display()));
+    }
+    if let Some(earlier) = earlier_name.filter(|earlier| earlier != identity.name()) {
+        let revoke = format_args!("syncd-origin revoke {earlier}");
+        note(format_args!("{earlier} stays enrolled until it is revoked, at the origin: {revoke}"));
+    }
     Ok(ExitCode::SUCCESS)
 }
 
@@ -236,12 +248,6 @@ async fn run_until_signal(run: Run) -> anyhow::Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
-/// Whether nobody serves the socket, so that the replica may be opened here.
-fn nobody_serves(error: &LocalSocketError) -> bool {
-    use std::io::ErrorKind::{ConnectionRefused, NotFound};
-    matches!(error, LocalSocketError::NotServed { source, .. } if matches!(source.kind(), NotFound | ConnectionRefused))
-}
-
 async fn status(root: &Path, json: bool) -> anyhow::Result<ExitCode> {
     let socket = admin::socket_path(root);
     let status = match local_socket::request_one::<_, Reply>(&socket, &Request::Status).await {
@@ -277,7 +283,9 @@ async fn verify(root: &Path, json: bool) -> anyhow::Result<ExitCode> {
                     Some(Reply::Progress(progress)) => shown.show(progress),
                     Some(Reply::Verified(verified)) => break verified,
                     Some(Reply::Error { message }) => bail!("{message}"),
-                    Some(Reply::Status(_)) => bail!("the running agent is of another version: restart it"),
+                    Some(Reply::Status(_) | Reply::Adopted) => {
+                        bail!("the running agent is of another version: restart it")
+                    }
                     None => bail!("the agent stopped before it had answered"),
                 }
             }

@@ -2,24 +2,35 @@
 
 use std::sync::Arc;
 
-use syncd_shared::identity::{ClientTls, ConnectError, connect_limited};
+use syncd_shared::identity::{AgentName, ClientTls, ConnectError, connect_limited};
 use syncd_shared::rate::{Bucket, Rate};
-use tokio::sync::watch;
+use tokio::sync::{Notify, watch};
 use tonic::transport::Channel;
+
+/// Where to go, and who goes there. Replaced as one when the certificate is renewed or the node joins again.
+#[derive(Debug, Clone)]
+pub struct Route {
+    /// The origin, HOST:PORT.
+    pub address: String,
+    /// This agent's name there.
+    pub name: AgentName,
+    /// What to show, and whom to trust.
+    pub tls: ClientTls,
+}
 
 /// Makes connections to the origin. Clones share nothing but where to go: each call of [`Dialer::dial`] is a TCP
 /// connection of its own.
 #[derive(Debug, Clone)]
 pub struct Dialer {
-    address: String,
-    tls: watch::Receiver<ClientTls>,
+    route: watch::Receiver<Route>,
+    expired: Arc<Notify>,
     limit: Option<Arc<Bucket>>,
 }
 
 impl Dialer {
-    /// To the origin at `address` (HOST:PORT), with the newest certificate that `tls` holds.
-    pub fn new(address: String, tls: watch::Receiver<ClientTls>) -> Self {
-        Self { address, tls, limit: None }
+    /// By the newest route. `expired` wakes who renews the certificate.
+    pub fn new(route: watch::Receiver<Route>, expired: Arc<Notify>) -> Self {
+        Self { route, expired, limit: None }
     }
 
     /// Reads from connections no faster than this bucket allows, all clones together.
@@ -27,26 +38,31 @@ impl Dialer {
         Self { limit: limit.map(|rate| Arc::new(Bucket::new(rate))), ..self }
     }
 
-    /// HOST:PORT.
-    pub fn address(&self) -> &str {
-        &self.address
+    /// The newest route, whether it was dialled or not.
+    pub fn route(&self) -> Route {
+        self.route.borrow().clone()
     }
 
-    /// Whether the certificate was renewed since this dialer (this clone) dialled last.
+    /// Whether the route has changed since this dialer (this clone) dialled last.
     pub fn is_outdated(&self) -> bool {
-        self.tls.has_changed().unwrap_or(false)
+        self.route.has_changed().unwrap_or(false)
     }
 
-    /// Waits for a renewed certificate; for ever where nothing renews it any more. Cancel safe.
+    /// Waits for a new route; for ever where nothing changes it any more. Cancel safe.
     pub async fn outdated(&mut self) {
-        if self.tls.changed().await.is_err() {
+        if self.route.changed().await.is_err() {
             std::future::pending().await
         }
     }
 
+    /// Reports that the origin said of this agent's certificate that it does not hold: it is renewed at once.
+    pub fn report_expired(&self) {
+        self.expired.notify_one();
+    }
+
     /// Connects. Cancel safe.
     pub async fn dial(&mut self) -> Result<Channel, ConnectError> {
-        let tls = self.tls.borrow_and_update().clone();
-        connect_limited(&self.address, tls, self.limit.clone()).await
+        let Route { address, tls, .. } = self.route.borrow_and_update().clone();
+        connect_limited(&address, tls, self.limit.clone()).await
     }
 }

@@ -6,8 +6,8 @@
 //! ```
 //!
 //! Everything is in one file, because key, certificate and trust must change together: the file is replaced in one
-//! step, and a crash leaves the old identity or the new one. Only the running agent (or `join`, while none runs) writes
-//! it.
+//! step, and a crash leaves the old identity or the new one. Only the running agent writes it, or `join`
+//! while none runs.
 
 use std::io;
 use std::path::{Path, PathBuf};
@@ -327,7 +327,7 @@ impl AgentIdentity {
         self.own.not_before + (self.own.not_after - self.own.not_before) * 2 / 3
     }
 
-    /// Whether the certificate does not hold any more: only joining again helps. The replica goes on serving.
+    /// Whether the certificate does not hold any more, by this machine's clock. It is renewed all the same.
     pub fn expired(&self, now: OffsetDateTime) -> bool {
         now > self.own.not_after
     }

@@ -1,7 +1,8 @@
 //! `syncd-agent join`: how a node becomes an agent, or becomes it again.
 //!
 //! The origin is pinned by the token before the secret is sent. Only the identity file is written; a replica that is
-//! there stays as it is, so that a node whose certificate was revoked or expired goes on where it was.
+//! there stays as it is, so that a node whose certificate was revoked goes on where it was, under the name that it had.
+//! While an agent runs on ROOT the file is its own: it is handed the new identity, stores it and connects with it.
 
 #![cfg_attr(not(test), expect(clippy::disallowed_methods, reason = "ROOT, which the operator names"))]
 
@@ -16,9 +17,11 @@ use syncd_proto::v1::enrolment_client::EnrolmentClient;
 use syncd_shared::TreeId;
 use syncd_shared::identity::tls::TlsError;
 use syncd_shared::identity::{AgentName, ClientTls, ConnectError, JoinToken, connect};
+use syncd_shared::local_socket::{self, LocalSocketError};
 use syncd_shared::marks::{self, Mark};
 use tonic::transport::Channel;
 
+use crate::admin::{Reply, Request, nobody_serves, socket_path};
 use crate::backoff::Backoff;
 use crate::identity::{AgentIdentity, IdentityError, PendingKey};
 
@@ -36,8 +39,21 @@ pub struct JoinOptions {
     pub root: PathBuf,
     /// From `syncd-origin token`.
     pub token: JoinToken,
-    /// The name wished for.
-    pub name: AgentName,
+    /// The name wished for; without one it is what ROOT has, or else this machine's.
+    pub name: Option<AgentName>,
+    /// Whether it may be another one than ROOT has.
+    pub rename: bool,
+}
+
+/// A node that has joined.
+#[derive(Debug)]
+pub struct Joined {
+    /// Who it is now.
+    pub identity: AgentIdentity,
+    /// Its name before, if it had joined before.
+    pub earlier_name: Option<AgentName>,
+    /// Whether an agent runs on ROOT; it has taken up the new identity.
+    pub is_running: bool,
 }
 
 /// Why a node did not join.
@@ -77,6 +93,32 @@ pub enum JoinError {
         /// What the token is for.
         wants: TreeId,
     },
+    /// Changing the name leaves the old one enrolled, which must be meant.
+    #[error(
+        "{} is {has} already: leave out --name to stay {has}, or add --rename to become {wants} (then {has} stays enrolled \
+         until `syncd-origin revoke {has}`)",
+        path.display()
+    )]
+    OtherName {
+        /// The directory.
+        path: PathBuf,
+        /// The name that it has.
+        has: AgentName,
+        /// The name that was asked for.
+        wants: AgentName,
+    },
+    /// Neither ROOT nor this machine has a name that can be used.
+    #[error("this host has no usable name: give one with --name")]
+    NoName,
+    /// An agent runs on ROOT and could not be handed the new identity, which is stored.
+    #[error("joined, but the running agent did not take it up: restart it")]
+    HandOver(#[source] LocalSocketError),
+    /// The running agent refused the new identity.
+    #[error("joined, but the running agent did not take it up: {message}")]
+    NotAdopted {
+        /// What it said.
+        message: String,
+    },
     /// Others were before it for all of the time.
     #[error("too many nodes join at once from this address, or in all: join again when they are done")]
     Crowded(#[source] ConnectError),
@@ -95,15 +137,17 @@ pub enum JoinError {
 }
 
 /// Joins, and stores the identity durably. Not cancel safe: a token may be spent without the identity being stored.
-pub async fn join(options: JoinOptions) -> Result<AgentIdentity, JoinError> {
-    check_root(&options.root, options.token.tree_id)?;
+pub async fn join(options: JoinOptions) -> Result<Joined, JoinError> {
+    let before = check_root(&options.root, options.token.tree_id)?;
+    let earlier_name = before.map(|before| before.name().clone());
+    let name = choose_name(&options, earlier_name.as_ref())?;
     let tls = ClientTls::join(&options.token)?;
     let channel = connect_in_turn(&options.address, tls).await?;
     let pending = PendingKey::generate()?;
     let request = v1::JoinRequest {
         tree_id: Bytes::copy_from_slice(options.token.tree_id.as_bytes()),
         secret: Bytes::copy_from_slice(&options.token.secret),
-        name: options.name.to_string(),
+        name: name.to_string(),
         certificate_request: Bytes::copy_from_slice(pending.request()),
     };
     // Before the token is spent: what would keep the identity from being stored.
@@ -118,8 +162,46 @@ pub async fn join(options: JoinOptions) -> Result<AgentIdentity, JoinError> {
         &answer.ca_certificate,
         &answer.signing_key,
     )?;
-    identity.store(&options.root)?;
-    Ok(identity)
+    let is_running = hand_over(&options.root, &identity).await?;
+    Ok(Joined { identity, earlier_name, is_running })
+}
+
+fn choose_name(options: &JoinOptions, has: Option<&AgentName>) -> Result<AgentName, JoinError> {
+    match (has, &options.name) {
+        (Some(has), Some(wants)) if has != wants && !options.rename => {
+            Err(JoinError::OtherName { path: options.root.clone(), has: has.clone(), wants: wants.clone() })
+        }
+        (has, wants) => wants.as_ref().or(has).cloned().or_else(default_name).ok_or(JoinError::NoName),
+    }
+}
+
+/// Has the agent that runs on `root` take up a new identity, or stores it where none runs. Returns whether one runs.
+async fn hand_over(root: &Path, identity: &AgentIdentity) -> Result<bool, JoinError> {
+    match ask_to_adopt(root, identity).await {
+        Ok(()) => return Ok(true),
+        Err(JoinError::HandOver(error)) if nobody_serves(&error) => identity.store(root)?,
+        // The token is spent: what it brought must not be lost.
+        Err(error @ JoinError::HandOver(_)) => {
+            identity.store(root)?;
+            return Err(error);
+        }
+        Err(error) => return Err(error),
+    }
+    // An agent that was started in between has read the file before or after it was replaced.
+    match ask_to_adopt(root, identity).await {
+        Err(JoinError::HandOver(error)) if nobody_serves(&error) => Ok(false),
+        asked => asked.map(|()| true),
+    }
+}
+
+async fn ask_to_adopt(root: &Path, identity: &AgentIdentity) -> Result<(), JoinError> {
+    let request = Request::Adopt { identity: identity.to_text() };
+    match local_socket::request_one::<_, Reply>(&socket_path(root), &request).await {
+        Ok(Reply::Adopted) => Ok(()),
+        Ok(Reply::Error { message }) => Err(JoinError::NotAdopted { message }),
+        Ok(_) => Err(JoinError::NotAdopted { message: "it is of another version: restart it".into() }),
+        Err(error) => Err(JoinError::HandOver(error)),
+    }
 }
 
 /// Connects, and waits for its turn where the origin has no room. Cancel safe.
@@ -141,8 +223,8 @@ async fn connect_in_turn(address: &str, tls: ClientTls) -> Result<Channel, JoinE
     }
 }
 
-/// Refuses a directory of someone else's, and a replica of another tree.
-fn check_root(root: &Path, wants: TreeId) -> Result<(), JoinError> {
+/// Refuses a directory of someone else's, and a replica of another tree. Returns the identity that is there.
+fn check_root(root: &Path, wants: TreeId) -> Result<Option<AgentIdentity>, JoinError> {
     let read_error = |source| JoinError::Root { path: root.to_owned(), source };
     if let Some((above, mark)) = marks::above(root).map_err(read_error)? {
         return Err(JoinError::Inside { path: root.to_owned(), above, mark });
@@ -151,14 +233,15 @@ fn check_root(root: &Path, wants: TreeId) -> Result<(), JoinError> {
         Ok(before) if before.tree_id() != wants => {
             return Err(JoinError::OtherTree { path: root.to_owned(), has: before.tree_id(), wants });
         }
+        Ok(before) => return Ok(Some(before)),
         // A damaged identity is what joining again is for.
-        Ok(_) | Err(IdentityError::Damaged { .. }) => return Ok(()),
+        Err(IdentityError::Damaged { .. }) => return Ok(None),
         Err(IdentityError::NotJoined { .. }) => {}
         Err(error) => return Err(error.into()),
     }
     let entries = match fs::read_dir(root) {
         Ok(entries) => entries,
-        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
         Err(error) => return Err(read_error(error)),
     };
     for entry in entries {
@@ -168,7 +251,7 @@ fn check_root(root: &Path, wants: TreeId) -> Result<(), JoinError> {
             return Err(JoinError::ForeignFiles { path: root.to_owned() });
         }
     }
-    Ok(())
+    Ok(None)
 }
 
 /// The name of this machine, as far as it may be an agent's: up to the first dot, other characters as "-".

@@ -1,13 +1,11 @@
 //! `status` and `verify` while no agent runs: the replica is opened here, under its lock.
 
 use std::path::Path;
-use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 
 use tokio::runtime::Handle as Runtime;
 
 use crate::config::RunOptions;
-use crate::dialer::Dialer;
 use crate::fetch::OriginSource;
 use crate::identity::AgentIdentity;
 use crate::renew::Keeper;
@@ -51,9 +49,8 @@ pub fn status(root: &Path) -> Result<AgentStatus, OfflineError> {
 pub async fn verify(root: &Path) -> Result<Verified, OfflineError> {
     let options = RunOptions::new(root.to_owned());
     let identity = AgentIdentity::load(root).map_err(ServiceError::from)?;
-    let address = identity.origin_address().to_owned();
-    let keeper = Arc::new(Keeper::new(root.to_owned(), identity).map_err(ServiceError::from)?);
-    let mut source = OriginSource::new(Runtime::current(), Dialer::new(address, keeper.tls()), None);
+    let keeper = Keeper::new(root.to_owned(), identity, None).map_err(ServiceError::from)?;
+    let mut source = OriginSource::new(Runtime::current(), keeper.dialer(), None);
     let work = move || {
         let mut replica = replica_work::open(&options).map_err(ServiceError::from)?;
         let shown = Display::new("verifying");

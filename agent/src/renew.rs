@@ -1,25 +1,28 @@
-//! The agent's identity while it runs: read by everything that connects, replaced when the certificate is renewed or
-//! the origin's signing key changes.
+//! The agent's identity while it runs: read by everything that connects, replaced when the certificate is renewed, when
+//! the origin's signing key changes, or when the node joins again.
 //!
-//! Renewal begins at two thirds of the certificate's life, with up to a twentieth of it as jitter, and is tried again
-//! until it works; meanwhile the replica serves. Whoever watches [`Keeper::tls`] reconnects with the new certificate.
+//! Renewal begins at two thirds of the certificate's life, with up to a twentieth of it as jitter, or when the origin
+//! says that the certificate does not hold, and is retried until it works; meanwhile the replica serves. A certificate
+//! that has expired is renewed like any other, unless it was revoked. Whoever watches the [`Route`] reconnects with the
+//! new certificate.
 
-use std::path::PathBuf;
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use bytes::Bytes;
 use ed25519_dalek::VerifyingKey;
 use syncd_proto::v1;
 use syncd_proto::v1::enrolment_client::EnrolmentClient;
+use syncd_shared::TreeId;
+use syncd_shared::identity::ConnectError;
 use syncd_shared::identity::tls::TlsError;
-use syncd_shared::identity::{ClientTls, ConnectError};
 use time::OffsetDateTime;
-use tokio::sync::watch;
+use tokio::sync::{Notify, watch};
 use tokio_util::sync::CancellationToken;
 
 use crate::backoff::{Backoff, random_fraction};
-use crate::dialer::Dialer;
+use crate::dialer::{Dialer, Route};
 use crate::identity::{AgentIdentity, IdentityError, PendingKey};
 use crate::reason;
 
@@ -40,29 +43,64 @@ pub enum RenewError {
     /// Its answer does not hold, or can't be stored.
     #[error(transparent)]
     Identity(#[from] IdentityError),
-    /// The parts don't belong together.
+}
+
+/// Why a new identity was not taken up.
+#[derive(Debug, thiserror::Error)]
+pub enum AdoptError {
+    /// The replica is of another tree.
+    #[error("this agent follows tree {has}, the new identity is for tree {wants}")]
+    OtherTree {
+        /// The tree of the replica.
+        has: TreeId,
+        /// The tree of the identity.
+        wants: TreeId,
+    },
+    /// It is malformed, or can't be stored.
     #[error(transparent)]
-    Tls(#[from] TlsError),
+    Identity(#[from] IdentityError),
 }
 
 /// The one owner of the identity file while the agent runs.
 #[derive(Debug)]
 pub struct Keeper {
     root: PathBuf,
+    /// `--origin`, which wins over where the node joined.
+    origin: Option<String>,
     identity: Mutex<AgentIdentity>,
-    tls: watch::Sender<ClientTls>,
+    route: watch::Sender<Route>,
+    expired: Arc<Notify>,
 }
 
 impl Keeper {
-    /// Keeps the identity of `root`.
-    pub fn new(root: PathBuf, identity: AgentIdentity) -> Result<Self, TlsError> {
-        let tls = watch::Sender::new(identity.tls()?);
-        Ok(Self { root, identity: Mutex::new(identity), tls })
+    /// Keeps the identity of `root`, whose origin is at `origin` or, without one, where the node joined.
+    pub fn new(root: PathBuf, identity: AgentIdentity, origin: Option<String>) -> Result<Self, TlsError> {
+        let route = watch::Sender::new(route(&identity, origin.as_deref())?);
+        Ok(Self { root, origin, identity: Mutex::new(identity), route, expired: Arc::default() })
     }
 
-    /// The newest certificate.
-    pub fn tls(&self) -> watch::Receiver<ClientTls> {
-        self.tls.subscribe()
+    /// Dials by the newest identity.
+    pub fn dialer(&self) -> Dialer {
+        Dialer::new(self.route.subscribe(), self.expired.clone())
+    }
+
+    /// Takes up the identity with which this node joined again: stores it, and has everything reconnect with it. `text`
+    /// is what [`AgentIdentity::to_text`] made. Blocks for a few milliseconds.
+    pub fn adopt(&self, text: &str) -> Result<(), AdoptError> {
+        let new = AgentIdentity::from_text(text, Path::new("the new identity"))?;
+        let mut identity = self.identity();
+        if new.tree_id() != identity.tree_id() {
+            return Err(AdoptError::OtherTree { has: identity.tree_id(), wants: new.tree_id() });
+        }
+        Ok(self.replace(&mut identity, new)?)
+    }
+
+    fn replace(&self, identity: &mut AgentIdentity, new: AgentIdentity) -> Result<(), IdentityError> {
+        let route = route(&new, self.origin.as_deref())?;
+        new.store(&self.root)?;
+        *identity = new;
+        self.route.send_replace(route);
+        Ok(())
     }
 
     /// Trusts a successor of the signing key, also after a restart. Blocks for a few milliseconds.
@@ -72,12 +110,14 @@ impl Keeper {
         identity.store(&self.root)
     }
 
-    /// Renews whenever it is due, until `stop`.
-    pub async fn serve(&self, mut dialer: Dialer, stop: CancellationToken) {
+    /// Renews whenever it is due or the origin asks for it, until `stop`.
+    pub async fn serve(&self, stop: CancellationToken) {
+        let mut dialer = self.dialer();
         let jitter = random_fraction();
         let mut backoff = Backoff::new(Duration::from_secs(5), Duration::from_secs(600));
+        let mut expired = false;
         loop {
-            let pause = if self.is_due(OffsetDateTime::now_utc(), jitter) {
+            let pause = if expired || self.is_due(OffsetDateTime::now_utc(), jitter) {
                 match stop.run_until_cancelled(self.renew(&mut dialer)).await {
                     None => return,
                     Some(Ok(())) => {
@@ -87,15 +127,22 @@ impl Keeper {
                     }
                     Some(Err(error)) => {
                         tracing::warn!(error = reason::of(&error), "certificate not renewed, will try again");
-                        backoff.pause()
+                        // What the origin says meanwhile is heard afterwards.
+                        if stop.run_until_cancelled(tokio::time::sleep(backoff.pause())).await.is_none() {
+                            return;
+                        }
+                        Duration::ZERO
                     }
                 }
             } else {
                 self.pause(OffsetDateTime::now_utc(), jitter)
             };
-            if stop.run_until_cancelled(tokio::time::sleep(pause)).await.is_none() {
-                return;
-            }
+            expired = tokio::select! {
+                biased;
+                () = stop.cancelled() => return,
+                () = self.expired.notified() => true,
+                () = tokio::time::sleep(pause) => false,
+            };
         }
     }
 
@@ -121,19 +168,17 @@ impl Keeper {
         let channel = dialer.dial().await?;
         let request = v1::RenewRequest { certificate_request: Bytes::copy_from_slice(pending.request()) };
         let answer = EnrolmentClient::new(channel).renew(request).await.map_err(RenewError::Refused)?;
-        let tls = {
-            let mut identity = self.identity();
-            let renewed = identity.renewed(pending, &answer.into_inner().certificate)?;
-            let tls = renewed.tls()?;
-            renewed.store(&self.root)?;
-            *identity = renewed;
-            tls
-        };
-        self.tls.send_replace(tls);
-        Ok(())
+        let mut identity = self.identity();
+        let renewed = identity.renewed(pending, &answer.into_inner().certificate)?;
+        Ok(self.replace(&mut identity, renewed)?)
     }
 
     fn identity(&self) -> MutexGuard<'_, AgentIdentity> {
         self.identity.lock().unwrap_or_else(PoisonError::into_inner)
     }
+}
+
+fn route(identity: &AgentIdentity, origin: Option<&str>) -> Result<Route, TlsError> {
+    let address = origin.unwrap_or_else(|| identity.origin_address()).to_owned();
+    Ok(Route { address, name: identity.name().clone(), tls: identity.tls()? })
 }

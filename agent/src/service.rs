@@ -17,7 +17,6 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 pub use crate::config::RunOptions;
-use crate::dialer::Dialer;
 use crate::fetch::OriginSource;
 use crate::hooks::{AfterHook, Hook, Occasion};
 use crate::http::BindError;
@@ -134,8 +133,8 @@ pub async fn start_with<R: ReplicaWork>(
 
     let about = about(&options, &identity);
     let (tree_id, signing_key) = (identity.tree_id(), *identity.signing_key());
-    let keeper = Arc::new(Keeper::new(options.root.clone(), identity)?);
-    let dialer = Dialer::new(about.origin.clone(), keeper.tls());
+    let keeper = Arc::new(Keeper::new(options.root.clone(), identity, options.origin.clone())?);
+    let dialer = keeper.dialer();
     let source = OriginSource::new(Runtime::current(), dialer.clone(), options.bwlimit);
     let hooks = hooks(&options);
     let pinning = keeper.clone();
@@ -143,7 +142,7 @@ pub async fn start_with<R: ReplicaWork>(
         replica,
         open_source: Box::new(move |abandoned| Box::new(source.until(abandoned))),
         hooks: hooks.clone(),
-        dialer: dialer.clone(),
+        dialer,
         tree_id,
         signing_key,
         pin: Box::new(move |key| match pinning.pin(key) {
@@ -157,9 +156,9 @@ pub async fn start_with<R: ReplicaWork>(
     if let Some(after) = hooks.after {
         others.spawn(run_after_hook(after, handle.clone(), options.root.clone(), stop.clone()));
     }
+    others.spawn(admin::serve(socket, handle.clone(), keeper.clone(), stop.clone()));
     let renewing = stop.clone();
-    others.spawn(async move { keeper.serve(dialer, renewing).await });
-    others.spawn(admin::serve(socket, handle.clone(), stop.clone()));
+    others.spawn(async move { keeper.serve(renewing).await });
     if let Some(listener) = http {
         let status = handle.status.clone();
         let health = move || http::health(&status.borrow());

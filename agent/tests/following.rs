@@ -368,7 +368,8 @@ async fn a_spent_token_and_another_tree_are_refused() {
         address: origin.address.to_string(),
         root: scratch.path().join("root"),
         token,
-        name: "web1".parse().unwrap(),
+        name: Some("web1".parse().unwrap()),
+        rename: false,
     };
     let mut spent = origin.token.clone();
     spent.secret = [0; 16];
@@ -378,7 +379,7 @@ async fn a_spent_token_and_another_tree_are_refused() {
     foreign.ca_fingerprint = [0; 32];
     assert!(matches!(join::join(options(foreign)).await, Err(JoinError::Connect(_))));
 
-    let joined = join::join(options(origin.token.clone())).await.unwrap();
+    let joined = join::join(options(origin.token.clone())).await.unwrap().identity;
     assert_eq!(joined.origin_address(), origin.address.to_string());
     join::join(options(origin.token.clone())).await.unwrap();
     let mut other = origin.token.clone();

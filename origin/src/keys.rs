@@ -145,12 +145,16 @@ impl Keys {
     /// Makes a new tree's keys in `data`, a directory that is empty or missing. All of it survives a power cut once
     /// this has returned; before, `data` counts as not initialised.
     pub fn create(data: &Path) -> Result<Self, KeysError> {
+        Self::create_at(data, OffsetDateTime::now_utc())
+    }
+
+    /// [`Keys::create`], at a given time.
+    pub(crate) fn create_at(data: &Path, now: OffsetDateTime) -> Result<Self, KeysError> {
         files::create_private_directory(data)?;
         refuse_used(data)?;
         let mut tree_id = [0; 16];
         getrandom::fill(&mut tree_id)?;
         let tree_id = TreeId::from_bytes(tree_id);
-        let now = OffsetDateTime::now_utc();
         let authority = Authority::create(tree_id, now)?;
         let origin_key = generate_key()?;
         let origin_certificate = authority.issue_origin(&origin_key, now)?;

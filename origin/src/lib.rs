@@ -18,6 +18,7 @@ pub mod fleet;
 pub mod http;
 pub mod ignore_rules;
 pub mod keys;
+mod line_budget;
 pub mod listener;
 #[cfg(test)]
 mod namespace;

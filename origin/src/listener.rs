@@ -3,6 +3,8 @@
 //! One task owns the listening socket and all handshakes. At most [`HANDSHAKES_MAX`] run at once, of which
 //! [`HANDSHAKES_PER_PEER_MAX`] for one address. Others wait in turn, so that a whole fleet behind one address that comes
 //! back at once is served and not refused: at most [`WAITING_MAX`], of which [`WAITING_PER_PEER_MAX`] from one address.
+//! A silent connection waits for nothing: it is dropped unless its first bytes come within [`HELLO_TIMEOUT`], before it
+//! takes a place in any queue, and its whole ClientHello in as much time once it has a slot.
 //! From accept to the end of its handshake a connection has [`HANDSHAKE_TIMEOUT`]; what fails is logged and ends
 //! nothing. A connection without a client certificate is there to join: it lives for [`JOIN_TIMEOUT`], and at most
 //! [`JOINS_MAX`] of them at once, [`JOINS_PER_PEER_MAX`] from one address. One agent has at most
@@ -13,6 +15,7 @@
 pub mod connection;
 
 use std::collections::HashMap;
+use std::future::Future;
 use std::io;
 use std::net::{IpAddr, SocketAddr};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -20,6 +23,7 @@ use std::time::Duration;
 
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use rustls::ServerConfig;
+use rustls::server::Acceptor;
 use syncd_shared::identity::authority::peer_identity;
 use syncd_shared::identity::channel::{KEEPALIVE_INTERVAL, KEEPALIVE_TIMEOUT};
 use syncd_shared::identity::{AgentName, Busy};
@@ -28,13 +32,15 @@ use tokio::io::AsyncWriteExt;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{Semaphore, mpsc};
 use tokio::task::JoinSet;
-use tokio_rustls::TlsAcceptor;
+use tokio_rustls::LazyConfigAcceptor;
 use tokio_rustls::server::TlsStream;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::transport::Server;
 use tracing::{debug, warn};
 
 pub use connection::{Connection, ConnectionInfo, Written};
+
+use crate::line_budget::LineBudget;
 
 /// Handshakes at once.
 pub const HANDSHAKES_MAX: usize = 256;
@@ -46,9 +52,11 @@ pub const WAITING_MAX: usize = 8192;
 pub const WAITING_PER_PEER_MAX: usize = 2048;
 /// From the accepted connection to the end of its handshake.
 pub const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
+/// For the first bytes of a connection, and again for the whole ClientHello once it has a slot.
+pub const HELLO_TIMEOUT: Duration = Duration::from_secs(2);
 /// Connections without a client certificate at once.
 pub const JOINS_MAX: usize = 64;
-/// Life of a connection without a client certificate.
+/// Life of a connection without a client certificate, or with one that does not hold today.
 pub const JOIN_TIMEOUT: Duration = Duration::from_secs(30);
 /// The same from one address: strangers there leave room for the nodes of others.
 pub const JOINS_PER_PEER_MAX: usize = 32;
@@ -68,6 +76,11 @@ const BUSY_TIMEOUT: Duration = Duration::from_secs(1);
 const ACCEPT_PAUSE: Duration = Duration::from_millis(200);
 /// Connections that tonic has not taken yet.
 const QUEUE: usize = 16;
+
+/// Lines about peers whose certificate does not hold.
+static REFUSED: LineBudget = LineBudget::new();
+/// Lines about connections beyond a limit.
+static TOO_MANY: LineBudget = LineBudget::new();
 
 /// tonic's server with every setting that the origin needs.
 pub fn server_builder() -> Server {
@@ -130,13 +143,13 @@ impl Drop for Established {
 /// Handshakes under way are then dropped, connections handed over are not.
 pub fn incoming(listener: TcpListener, tls: Arc<ServerConfig>) -> ReceiverStream<io::Result<Connection>> {
     let (sender, receiver) = mpsc::channel(QUEUE);
-    tokio::spawn(accept_all(listener, TlsAcceptor::from(tls), sender));
+    tokio::spawn(accept_all(listener, tls, sender));
     ReceiverStream::new(receiver)
 }
 
 async fn accept_all(
     listener: TcpListener,
-    acceptor: TlsAcceptor,
+    tls: Arc<ServerConfig>,
     sender: mpsc::Sender<io::Result<Connection>>,
 ) {
     let joins = Arc::new(Semaphore::new(JOINS_MAX));
@@ -162,8 +175,8 @@ async fn accept_all(
                     }
                     peer.connections += 1;
                     let slots = [peer.handshakes.clone(), all.clone()];
-                    let (acceptor, joins, registry) = (acceptor.clone(), joins.clone(), registry.clone());
-                    let handshake = Handshake { acceptor, slots, joins, registry, address };
+                    let (tls, joins, registry) = (tls.clone(), joins.clone(), registry.clone());
+                    let handshake = Handshake { tls, slots, joins, registry, address };
                     let sender = sender.clone();
                     handshakes.spawn(async move {
                         if let Some(connection) = handshake.run(tcp).await {
@@ -195,8 +208,12 @@ impl Default for Peer {
     }
 }
 
+async fn said_within<T>(limit: Duration, said: impl Future<Output = io::Result<T>>) -> io::Result<T> {
+    tokio::time::timeout(limit, said).await.unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into()))
+}
+
 struct Handshake {
-    acceptor: TlsAcceptor,
+    tls: Arc<ServerConfig>,
     /// Those of its address, then those of all: so nobody waits in the second queue for more than its share.
     slots: [Arc<Semaphore>; 2],
     joins: Arc<Semaphore>,
@@ -207,9 +224,12 @@ struct Handshake {
 impl Handshake {
     /// TLS, once there is a slot. An error also where the semaphores are closed, which nobody does.
     async fn accept(&self, tcp: TcpStream) -> io::Result<TlsStream<TcpStream>> {
+        said_within(HELLO_TIMEOUT, tcp.readable()).await?;
         let _of_peer = self.slots[0].acquire().await.map_err(io::Error::other)?;
         let _of_all = self.slots[1].acquire().await.map_err(io::Error::other)?;
-        self.acceptor.accept(tcp).await
+        let hello = LazyConfigAcceptor::new(Acceptor::default(), tcp);
+        let start = said_within(HELLO_TIMEOUT, hello).await?;
+        start.into_stream(self.tls.clone()).await
     }
 
     async fn run(self, tcp: TcpStream) -> Option<Connection> {
@@ -237,13 +257,18 @@ impl Handshake {
                 }
                 None => {
                     let limit = CONNECTIONS_PER_AGENT_MAX;
-                    warn!(%address, agent = %identity.name, limit, "too many connections of one agent, one dropped");
+                    if let Some(left_out) = TOO_MANY.admit() {
+                        let text = "too many connections of one agent, one dropped";
+                        warn!(%address, agent = %identity.name, limit, left_out, "{text}");
+                    }
                     tell_busy(stream, Busy::Connections).await;
                     None
                 }
             },
             Some(Err(error)) => {
-                warn!(%address, %error, "connection refused");
+                if let Some(left_out) = REFUSED.admit() {
+                    warn!(%address, %error, left_out, "connection refused");
+                }
                 None
             }
             None => {
@@ -255,7 +280,10 @@ impl Handshake {
                     }
                     _ => {
                         let (limit, in_all) = (JOINS_PER_PEER_MAX, JOINS_MAX);
-                        warn!(%address, limit, in_all, "too many connections without a certificate, one dropped");
+                        if let Some(left_out) = TOO_MANY.admit() {
+                            let text = "too many connections without a certificate, one dropped";
+                            warn!(%address, limit, in_all, left_out, "{text}");
+                        }
                         tell_busy(stream, Busy::Joins).await;
                         None
                     }
@@ -280,7 +308,9 @@ async fn tell_busy(mut stream: TlsStream<TcpStream>, busy: Busy) {
 fn log_refusal(address: SocketAddr, error: &io::Error) {
     let tls = error.get_ref().and_then(|inner| inner.downcast_ref::<rustls::Error>());
     if let Some(rustls::Error::InvalidCertificate(reason)) = tls {
-        warn!(%address, ?reason, "agent refused: its certificate does not hold");
+        if let Some(left_out) = REFUSED.admit() {
+            warn!(%address, ?reason, left_out, "agent refused: its certificate does not hold");
+        }
     } else {
         debug!(%address, %error, "TLS handshake failed");
     }

@@ -220,7 +220,7 @@ fn two_agents_with_one_certificate_are_seen() {
     assert!(agent.live_generation() == Some(number) && clone.live_generation() == Some(number));
 }
 
-/// Longer than any certificate lives.
+/// Longer than the authority lives.
 const TEN_YEARS_DAYS: i64 = 3_660;
 
 #[test]
@@ -251,14 +251,18 @@ fn a_clock_that_is_off_by_ten_years_stops_nobody_from_serving() {
         agent.start();
         number = origin.status().generation.expect("a generation");
         agent.wait_live(number);
-        // The origin's: agents serve, commits are numbered on, all follow once it is right.
+        // The origin's: it issues nothing outside of its authority's life, agents serve, commits are numbered on, and
+        // all follow once it is right.
         origin.stop();
         origin.under(&clock.prefix(days));
         origin.start();
         write(&origin.tree, "index.html", format!("while the origin's clock was off by {days} days"));
         let next = origin.commit();
         assert!(next > number, "{next} after {number}");
-        says(&agent, "refused this agent's certificate");
+        says(&agent, "does not hold today");
+        wait::until("the agent to be told why", || {
+            agent.daemon().log().contains("check the clock of the origin's machine").then_some(())
+        });
         assert_eq!(agent.live_generation(), Some(number));
         origin.stop();
         origin.under(&[]);
@@ -272,34 +276,72 @@ fn a_clock_that_is_off_by_ten_years_stops_nobody_from_serving() {
 }
 
 #[test]
-fn a_node_whose_certificate_expired_while_it_was_away_serves_and_joins_again() {
-    use std::os::unix::fs::MetadataExt;
-    let (scene, mut origin) = site("expired-certificate");
+fn a_fleet_whose_origin_was_down_for_two_months_goes_on_by_itself() {
+    let (scene, mut origin) = site("two-months");
     let clock = WrongClock::new(&scene);
+    let mut agents = ["web1", "web2"].map(|name| Agent::started(&scene, &origin, name));
+    origin.wait_connected(&["web1", "web2"]);
+    let number = origin.commit_live();
+    agents.iter_mut().for_each(Agent::stop);
+    origin.stop();
+    // Two months later: one node starts long before the origin, the other one after it.
+    let later = clock.prefix(61);
+    agents.iter_mut().for_each(|agent| agent.under(&later));
+    agents[0].start();
+    wait::until("web1 to serve what it has", || {
+        agents[0].try_status().filter(|status| status.error.is_some() && status.generation == Some(number))
+    });
+    origin.under(&later);
+    origin.start();
+    write(&origin.tree, "index.html", "two months later");
+    let next = origin.commit();
+    agents[1].start();
+    for agent in &agents {
+        agent.wait_live(next);
+        assert_same(&origin.tree, &agent.live());
+    }
+    assert_eq!(agents[1].status().error, None);
+    // The clocks were wrong all the time: a certificate that does not hold yet is renewed as well.
+    agents.iter_mut().for_each(Agent::stop);
+    origin.stop();
+    agents.iter_mut().for_each(|agent| agent.under(&[]));
+    origin.under(&[]);
+    origin.start();
+    agents.iter_mut().for_each(Agent::start);
+    origin.wait_connected(&["web1", "web2"]);
+    // A name does not become free by expiry.
+    origin.stop();
+    origin.under(&later);
+    origin.start();
+    let stranger = Agent::new(&scene, "web1").at(&scene.path("stranger"));
+    stranger.join(origin.address(), &origin.token()).expect_refusal(&["web1", "revoke|--name"]);
+}
+
+#[test]
+fn a_running_agent_that_joins_again_keeps_its_name_and_takes_up_the_new_identity() {
+    let (scene, origin) = site("rejoin-running");
     let mut agent = Agent::started(&scene, &origin, "web1");
     origin.wait_connected(&["web1"]);
     let number = origin.commit_live();
-    agent.stop();
-    origin.stop();
-    // A month later.
-    origin.under(&clock.prefix(31));
-    agent.under(&clock.prefix(31));
-    origin.start();
-    agent.start();
-    let error = wait::until("the agent to say why", || agent.try_status().and_then(|status| status.error));
-    assert!(error.contains("expired") && error.contains("join again with a new token"), "{error}");
-    assert_eq!(agent.live_generation(), Some(number));
-    let inode = |agent: &Agent| std::fs::metadata(agent.live().join("index.html")).expect("stat").ino();
-    let before = (fingerprint(&agent.live()), inode(&agent));
-    agent.stop();
-    let mut join = Command::new(binary("syncd-agent"));
-    join.args(["join", origin.address(), "--token", &origin.token(), "--name", "web1", "--root"]);
-    join.arg(&agent.root).envs(clock.variables(31));
-    run(&mut join).expect_success();
-    assert_eq!((fingerprint(&agent.live()), inode(&agent)), before, "nothing was fetched or moved");
-    agent.start();
+    origin.cli("revoke", &["web1"]).expect_success();
+    wait::until("the agent to be told", || agent.try_status().filter(|status| status.error.is_some()));
+    let token = origin.token();
+    let join = |token: &str, options: &[&str]| {
+        let mut command = Command::new(binary("syncd-agent"));
+        command.args(["join", origin.address(), "--token", token, "--root"]).arg(&agent.root).args(options);
+        run(&mut command)
+    };
+    // Another name must be meant; this takes nothing from the token.
+    join(&token, &["--name", "web2"]).expect_refusal(&["web1", "--rename"]);
+    assert_eq!(join(&token, &[]).expect_success().only_line(), "web1");
     origin.wait_connected(&["web1"]);
-    write(&origin.tree, "index.html", "a month later");
-    agent.wait_live(origin.commit());
-    assert_same(&origin.tree, &agent.live());
+    assert_eq!(agent.wait_live(number), number);
+    let renamed = join(&origin.token(), &["--name", "web2", "--rename"]).expect_success();
+    assert!(renamed.stderr.contains("syncd-origin revoke web1"), "{renamed:?}");
+    origin.wait_connected(&["web2"]);
+    assert_eq!(agent.status().name, "web2");
+    origin.cli("revoke", &["web1"]).expect_success();
+    write(&origin.tree, "index.html", "under another name");
+    agent.wait_live(origin.commit_live());
+    assert!(agent.daemon().ended().is_none());
 }

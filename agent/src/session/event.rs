@@ -45,7 +45,7 @@ pub enum Event {
     Report(Report),
     /// Someone wants the replica verified.
     Verify,
-    /// The certificate was renewed.
+    /// The certificate was renewed, or the node joined again.
     Renewed,
     /// A deadline passed.
     Tick,

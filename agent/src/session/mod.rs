@@ -24,7 +24,8 @@
 //! | up | `Activate` of the target | the target may go live |
 //! | up | interval over | `Heartbeat` |
 //! | up | nothing heard for three intervals, stream ends, a message no origin sends | down |
-//! | any but down | certificate renewed | down, and dial at once |
+//! | any but down | certificate renewed, or joined again | down, and dial at once |
+//! | greeting, up | the origin says that the certificate does not hold | down; meanwhile it is renewed |
 //!
 //! | worker | event | then |
 //! | --- | --- | --- |
@@ -87,7 +88,7 @@ pub struct Parts<R> {
     pub signing_key: VerifyingKey,
     /// Makes a new signing key outlast a restart.
     pub pin: Box<dyn FnMut(VerifyingKey) + Send>,
-    /// Name, places: what a status says and the session does not change.
+    /// Places: what a status says and the session does not change.
     pub about: AgentStatus,
 }
 
@@ -270,8 +271,11 @@ impl Session {
     fn publish(&self) {
         let replica = self.machine.replica();
         let trouble = self.trouble.borrow().clone();
+        let route = self.dialer.route();
         self.status.send_if_modified(|status| {
             let new = AgentStatus {
+                name: route.name.to_string(),
+                origin: route.address,
                 connected: self.machine.is_connected(),
                 generation: replica.live.as_ref().map(|g| g.number().get()),
                 root: replica.live.as_ref().map(|g| g.root_hash().to_string()),
@@ -369,7 +373,7 @@ async fn converse(
                     }
                 }
                 Ok(None) => break "the origin ended the conversation".to_owned(),
-                Err(status) => break lost(&status),
+                Err(status) => break lost(&dialer, &status),
             }
         },
     };
@@ -377,7 +381,10 @@ async fn converse(
 }
 
 /// For a person: a status that the transport made up has a source, one that the origin sent has none.
-fn lost(status: &tonic::Status) -> String {
+fn lost(dialer: &Dialer, status: &tonic::Status) -> String {
+    if status.code() == tonic::Code::Unauthenticated {
+        dialer.report_expired();
+    }
     if std::error::Error::source(status).is_some() {
         tracing::debug!(error = reason::of(status), "control stream");
         return "the connection to the origin broke".to_owned();
@@ -393,6 +400,7 @@ async fn subscribe(
     let mut client = ReplicationClient::new(channel)
         .max_decoding_message_size(CONTROL_MESSAGE_MAX_BYTES)
         .max_encoding_message_size(CONTROL_MESSAGE_MAX_BYTES);
-    let answer = client.subscribe(ReceiverStream::new(to_send)).await.map_err(|status| lost(&status))?;
+    let answer =
+        client.subscribe(ReceiverStream::new(to_send)).await.map_err(|status| lost(dialer, &status))?;
     Ok(answer.into_inner())
 }

@@ -206,9 +206,10 @@ impl FakeOrigin {
             address: self.address.to_string(),
             root: root.to_owned(),
             token: self.token.clone(),
-            name: "web1".parse().unwrap(),
+            name: Some("web1".parse().unwrap()),
+            rename: false,
         };
-        join::join(options).await.unwrap()
+        join::join(options).await.unwrap().identity
     }
 
     /// An agent with a fake replica.

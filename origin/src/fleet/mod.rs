@@ -33,7 +33,7 @@ use tokio_util::task::TaskTracker;
 use crate::keys::{Keys, KeysError};
 
 pub use records::{NamedRecord, RecordChange, RecordError, RecordStore};
-pub use roster::{Admission, RosterError};
+pub use roster::{Admission, RosterError, TokenView};
 pub use view::{AgentProgress, AgentState, AgentView, FleetView, RETAIN_MS};
 
 use owner::{Command, Owner, Save};
@@ -52,8 +52,9 @@ pub enum FleetError {
     /// The records.
     #[error(transparent)]
     Records(#[from] RecordError),
-    /// The records could not be written; what was asked may have happened all the same.
-    #[error("writing the records of the fleet failed")]
+    /// The records could not be written. A join, a renewal and a token are taken back; a revocation stays in force and is
+    /// written again.
+    #[error("writing the records of the fleet failed: see the origin's log, and try again")]
     Save(#[source] Arc<RecordError>),
     /// The keys.
     #[error(transparent)]
@@ -181,7 +182,7 @@ impl Fleet {
         self.admission.clone()
     }
 
-    /// Whether a verified certificate was not revoked. Does not block.
+    /// Whether a verified certificate was not revoked or superseded; it need not hold today. Does not block.
     pub fn admits(&self, peer: &PeerIdentity) -> bool {
         self.admission.borrow().admits(peer)
     }
@@ -207,6 +208,28 @@ impl Fleet {
         let secret_hash = token.secret_hash();
         self.ask(|reply| Command::AddToken { secret_hash, ttl, uses, reply }).await?;
         Ok(token)
+    }
+
+    /// The tokens that are good.
+    pub async fn tokens(&self) -> Result<Vec<TokenView>, FleetError> {
+        let (reply, answer) = oneshot::channel();
+        self.commands.send(Command::Tokens { reply }).await.map_err(|_| FleetError::Stopping)?;
+        answer.await.map_err(|_| FleetError::Stopping)
+    }
+
+    /// Makes a token worthless, durably when this returns. `id` is the beginning of a [`TokenView::id`].
+    pub async fn revoke_token(&self, id: String) -> Result<(), FleetError> {
+        self.ask(|reply| Command::RevokeToken { id, reply }).await
+    }
+
+    /// What [`Fleet::join`] would answer now: asked before a certificate is signed, which costs more than to guess.
+    pub async fn check_join(&self, secret_hash: [u8; 32], name: AgentName) -> Result<(), FleetError> {
+        self.ask(|reply| Command::CheckJoin { secret_hash, name, reply }).await
+    }
+
+    /// What [`Fleet::renew`] would answer now.
+    pub async fn check_renewal(&self, peer: PeerIdentity) -> Result<(), FleetError> {
+        self.ask(|reply| Command::CheckRenewal { peer, reply }).await
     }
 
     /// Revokes every certificate of an agent: its streams are closed at once, the record is durable when this returns.

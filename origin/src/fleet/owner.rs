@@ -1,6 +1,6 @@
 //! The task that owns the roster and the connections.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -13,7 +13,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::records::{RecordChange, RecordError};
 use super::registry::expiry_ms;
-use super::roster::{Admission, Roster, RosterError, not_after_ms};
+use super::roster::{Admission, Roster, RosterError, TokenView, Undo, not_after_ms};
 use super::view::{AgentState, AgentView, FleetView};
 use super::{EndReason, FleetError, Greeting, Report, agent_view, now_ms};
 
@@ -23,6 +23,11 @@ const WRITE_BEHIND: Duration = Duration::from_secs(5);
 const SEEN_MS: i64 = 60_000;
 /// How long a note of a cloned certificate is shown, in milliseconds.
 const CLONE_NOTE_MS: i64 = 60 * 60 * 1000;
+/// Connections of one agent that another one took over within [`TAKE_OVERS_MS`]: more are two machines that take turns.
+/// A node that loses its line takes its own connection over, too, but finds out later than this.
+const TAKE_OVERS_MAX: usize = 6;
+/// See [`TAKE_OVERS_MAX`], in milliseconds.
+const TAKE_OVERS_MS: i64 = 2 * 60 * 1000;
 /// Commands that are applied before the view is published again.
 const BATCH: usize = 256;
 /// Publishing costs in proportion to the fleet, so it pauses in proportion: at most a few percent of one core go into
@@ -39,6 +44,10 @@ type Attached = Result<(u64, oneshot::Receiver<EndReason>), FleetError>;
 
 pub(super) enum Command {
     AddToken { secret_hash: [u8; 32], ttl: Duration, uses: u32, reply: Reply },
+    Tokens { reply: oneshot::Sender<Vec<TokenView>> },
+    RevokeToken { id: String, reply: Reply },
+    CheckJoin { secret_hash: [u8; 32], name: AgentName, reply: Reply },
+    CheckRenewal { peer: PeerIdentity, reply: Reply },
     Revoke { name: String, reply: Reply },
     Join { secret_hash: [u8; 32], peer: PeerIdentity, fingerprint: [u8; 32], reply: Reply },
     Renew { peer: PeerIdentity, new: PeerIdentity, fingerprint: [u8; 32], reply: Reply },
@@ -60,8 +69,13 @@ struct Agent {
     /// Said by this connection itself.
     notes: Vec<String>,
     cloned: Option<(i64, String)>,
+    /// When a connection that was alive was taken over, in milliseconds; the newest at the back.
+    take_overs: VecDeque<i64>,
     written: (i64, Option<GenerationNumber>),
 }
+
+/// Who waits for a record to be written, and what is taken back if that fails.
+type Waiting = (Reply, Undo);
 
 pub(super) struct Owner {
     roster: Roster,
@@ -70,9 +84,9 @@ pub(super) struct Owner {
     saving: Option<JoinHandle<Result<(), RecordError>>>,
     /// Records that are not written, and who waits for them.
     unsaved: Vec<RecordChange>,
-    waiting: Vec<Reply>,
+    waiting: Vec<Waiting>,
     /// Records that are being written.
-    in_flight: (Vec<RecordChange>, Vec<Reply>),
+    in_flight: (Vec<RecordChange>, Vec<Waiting>),
     observed: mpsc::Sender<SignedGeneration>,
     /// The highest that the committer has not been told of.
     unreported: Option<SignedGeneration>,
@@ -181,7 +195,20 @@ impl Owner {
         match command {
             Command::AddToken { secret_hash, ttl, uses, reply } => {
                 self.roster.add_token(secret_hash, uses, expiry_ms(now, ttl), now);
-                self.durable(Ok(()), reply);
+                self.durable(Ok(()), Undo::Token { secret_hash }, reply);
+            }
+            Command::Tokens { reply } => drop(reply.send(self.roster.tokens(now))),
+            Command::RevokeToken { id, reply } => {
+                let revoked = self.roster.revoke_token(&id);
+                self.durable(revoked, Undo::Nothing, reply);
+            }
+            Command::CheckJoin { secret_hash, name, reply } => {
+                let checked = self.roster.check_join(&secret_hash, &name, now);
+                let _ = reply.send(checked.map_err(FleetError::from));
+            }
+            Command::CheckRenewal { peer, reply } => {
+                let checked = self.roster.check_renewal(&peer, now);
+                let _ = reply.send(checked.map_err(FleetError::from));
             }
             Command::Revoke { name, reply } => {
                 let revoked = self.roster.revoke(&name, now).map(|name| {
@@ -189,17 +216,19 @@ impl Owner {
                         let _ = connection.end.send(EndReason::Revoked);
                     }
                 });
-                self.durable(revoked, reply);
+                self.durable(revoked, Undo::Nothing, reply);
                 // Whoever was cut off finds the door closed.
                 self.follow_roster();
             }
             Command::Join { secret_hash, peer, fingerprint, reply } => {
                 let joined = self.roster.join(&secret_hash, &peer, &fingerprint, now);
-                self.durable(joined, reply);
+                let undo = Undo::Join { secret_hash, name: peer.name, serial: peer.serial };
+                self.durable(joined, undo, reply);
             }
             Command::Renew { peer, new, fingerprint, reply } => {
                 let renewed = self.roster.renew(&peer, &new, &fingerprint, now);
-                self.durable(renewed, reply);
+                let undo = Undo::Renew { name: new.name, serial: new.serial };
+                self.durable(renewed, undo, reply);
             }
             Command::Attach { peer, greeting, reply } => {
                 let attached = self.attach(&peer, *greeting, now);
@@ -217,11 +246,11 @@ impl Owner {
     }
 
     /// Answers at once what was refused, and the rest when it is written.
-    fn durable(&mut self, result: Result<(), RosterError>, reply: Reply) {
+    fn durable(&mut self, result: Result<(), RosterError>, undo: Undo, reply: Reply) {
         match result {
             Ok(()) => {
                 self.roster_changed();
-                self.waiting.push(reply);
+                self.waiting.push((reply, undo));
                 self.paused = false;
             }
             Err(error) => {
@@ -242,12 +271,15 @@ impl Owner {
             return;
         }
         self.admission.send_replace(Arc::new(self.roster.admission()));
+        let roster = &self.roster;
+        self.agents.retain(|name, _| roster.has(name));
         for (name, record) in self.roster.agents() {
             let agent = self.agents.entry(name.clone()).or_insert_with(|| Agent {
                 view: agent_view(name, record),
                 connection: None,
                 notes: Vec::new(),
                 cloned: None,
+                take_overs: VecDeque::new(),
                 written: (record.last_seen_ms, record.generation.and_then(GenerationNumber::new)),
             });
             if let Some(newest) = record.certificates.last() {
@@ -383,20 +415,25 @@ impl Owner {
 
     fn saved(&mut self, result: Result<(), RecordError>) {
         self.saving = None;
-        let (mut changes, replies) = std::mem::take(&mut self.in_flight);
+        let (mut changes, waiting) = std::mem::take(&mut self.in_flight);
         match result {
-            Ok(()) => replies.into_iter().for_each(|reply| {
+            Ok(()) => waiting.into_iter().for_each(|(reply, _)| {
                 let _ = reply.send(Ok(()));
             }),
             Err(error) => {
                 tracing::error!(%error, "writing the records of the fleet failed");
                 let error = Arc::new(error);
-                for reply in replies {
-                    let _ = reply.send(Err(FleetError::Save(error.clone())));
-                }
-                // Written again with whatever comes next, in order.
+                // Written again with whatever comes next, in order: also with what takes back the changes whose failure
+                // was told, so that a token is not spent and a name not taken by a join that did not take place.
                 changes.append(&mut self.unsaved);
                 self.unsaved = changes;
+                for (reply, undo) in waiting {
+                    self.roster.undo(undo);
+                    let _ = reply.send(Err(FleetError::Save(error.clone())));
+                }
+                self.roster_changed();
+                self.follow_roster();
+                self.publish_after(self.publish_pause());
                 self.paused = true;
             }
         }
@@ -443,7 +480,30 @@ impl Agent {
             tracing::warn!(agent = %self.view.name, "{note}");
             self.cloned = Some((now, note));
         }
+        if !old.end.is_closed() {
+            self.count_take_over(now);
+        }
         let _ = old.end.send(EndReason::Replaced);
+    }
+
+    /// Copies of one machine, containers on one host for example, may show one boot id, and are known by how often they
+    /// push each other out.
+    fn count_take_over(&mut self, now: i64) {
+        self.take_overs.push_back(now);
+        self.take_overs.retain(|at| (now.saturating_sub(TAKE_OVERS_MS)..=now).contains(at));
+        if self.take_overs.len() < TAKE_OVERS_MAX {
+            return;
+        }
+        let note = format!(
+            "its connection was taken over {} times within {} minutes: two machines share one certificate; join the copy \
+             under a name of its own",
+            self.take_overs.len(),
+            TAKE_OVERS_MS / 60_000
+        );
+        if self.cloned.as_ref().is_none_or(|(at, _)| now.saturating_sub(*at) > TAKE_OVERS_MS) {
+            tracing::warn!(agent = %self.view.name, "{note}");
+        }
+        self.cloned = Some((now, note));
     }
 
     fn disconnect(&mut self) {
@@ -483,5 +543,98 @@ async fn finished(saving: &mut Option<JoinHandle<Result<(), RecordError>>>) -> R
     match saving {
         Some(handle) => handle.await.unwrap_or(Err(RecordError::Interrupted)),
         None => std::future::pending().await,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::atomic::{AtomicBool, Ordering};
+
+    use syncd_shared::identity::Serial;
+    use time::OffsetDateTime;
+
+    use super::*;
+    use crate::fleet::roster::{AGENTS, TOKENS};
+
+    type Written = BTreeMap<(&'static str, Vec<u8>), Vec<u8>>;
+
+    /// A disk that can be broken, and what lies on it.
+    #[derive(Default)]
+    struct Disk {
+        broken: AtomicBool,
+        written: std::sync::Mutex<Written>,
+    }
+
+    impl Disk {
+        fn save(&self, changes: &[RecordChange]) -> Result<(), RecordError> {
+            if self.broken.load(Ordering::SeqCst) {
+                return Err(RecordError::Interrupted);
+            }
+            let mut written = self.written.lock().unwrap();
+            for RecordChange { namespace, name, value } in changes {
+                match value {
+                    Some(value) => drop(written.insert((namespace, name.clone()), value.clone())),
+                    None => drop(written.remove(&(namespace, name.clone()))),
+                }
+            }
+            Ok(())
+        }
+    }
+
+    fn peer(serial: u8) -> PeerIdentity {
+        let not_before = OffsetDateTime::now_utc();
+        PeerIdentity {
+            name: "web1".parse().unwrap(),
+            serial: Serial::from_bytes([serial; 16]),
+            not_before,
+            not_after: not_before + time::Duration::days(30),
+        }
+    }
+
+    #[tokio::test]
+    async fn a_join_that_could_not_be_written_leaves_its_token_and_its_name() {
+        let disk = Arc::new(Disk::default());
+        let saving = disk.clone();
+        let (observed, _observed) = mpsc::channel(1);
+        let save: Save = Arc::new(move |changes| saving.save(changes));
+        let owner = Owner::new(Roster::default(), save, observed, watch::Sender::new(None));
+        let (mut view, stop) = (owner.view(), CancellationToken::new());
+        let (commands, receiver) = mpsc::channel(8);
+        let task = tokio::spawn(owner.run(receiver, stop.clone()));
+        let ask = async |command: Box<dyn FnOnce(Reply) -> Command>| {
+            let (reply, answer) = oneshot::channel();
+            commands.send(command(reply)).await.ok().unwrap();
+            answer.await.unwrap()
+        };
+        let join = |serial| {
+            Box::new(move |reply| Command::Join {
+                secret_hash: [1; 32],
+                peer: peer(serial),
+                fingerprint: [0; 32],
+                reply,
+            })
+        };
+        let ttl = Duration::from_secs(60);
+        ask(Box::new(move |reply| Command::AddToken { secret_hash: [1; 32], ttl, uses: 1, reply }))
+            .await
+            .unwrap();
+        disk.broken.store(true, Ordering::SeqCst);
+        for serial in [1, 2] {
+            assert!(
+                matches!(ask(join(serial)).await, Err(FleetError::Save(_))),
+                "the same token and name again"
+            );
+        }
+        let gone = view.wait_for(|view| view.agents.is_empty());
+        drop(tokio::time::timeout(Duration::from_secs(20), gone).await.expect("nobody has joined").unwrap());
+        disk.broken.store(false, Ordering::SeqCst);
+        ask(join(3)).await.unwrap();
+        stop.cancel();
+        task.await.unwrap();
+        let written = disk.written.lock().unwrap().clone();
+        let kinds: Vec<_> = written.keys().map(|(namespace, _)| *namespace).collect();
+        assert_eq!(kinds, [AGENTS, TOKENS]);
+        let agent = String::from_utf8(written.values().next().unwrap().clone()).unwrap();
+        assert!(agent.contains(&peer(3).serial.to_string()), "{agent}");
     }
 }

@@ -6,7 +6,7 @@ use std::time::Duration;
 use syncd_shared::identity::JoinToken;
 
 use super::records::{RecordError, RecordStore};
-use super::roster::{AGENTS, REVOKED, Roster, TOKENS};
+use super::roster::{AGENTS, REVOKED, Roster, TOKENS, TokenView};
 use super::view::AgentView;
 use super::{FleetError, agent_view, now_ms};
 use crate::keys::Keys;
@@ -34,6 +34,18 @@ impl Registry {
         roster.add_token(token.secret_hash(), uses, expiry_ms(now, ttl), now);
         self.records.save(&roster.take_changes())?;
         Ok(token)
+    }
+
+    /// The tokens that are good.
+    pub fn tokens(&self) -> Result<Vec<TokenView>, FleetError> {
+        Ok(self.load()?.tokens(now_ms()))
+    }
+
+    /// Makes a token worthless, durably when this returns.
+    pub fn revoke_token(&self, id: &str) -> Result<(), FleetError> {
+        let mut roster = self.load()?;
+        roster.revoke_token(id)?;
+        Ok(self.records.save(&roster.take_changes())?)
     }
 
     /// Revokes every certificate of an agent, durable when this returns.

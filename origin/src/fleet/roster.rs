@@ -17,6 +17,13 @@ pub(super) const REVOKED: &str = "fleet.revoked";
 const VERSION: u32 = 1;
 /// Tokens are remembered this long after they expired, so that it can be said what is wrong with them.
 const EXPIRED_TOKENS_MS: i64 = 7 * 24 * 60 * 60 * 1000;
+/// Certificates of one agent that are admitted: the one it shows, and two whose answers may have been lost.
+const CERTIFICATES_MAX: usize = 3;
+/// Certificates that one agent gets within an hour. Fewer than are kept, so that the kept ones tell how many it got.
+const RENEWALS_PER_HOUR: usize = 2;
+const HOUR_MS: i64 = 60 * 60 * 1000;
+/// Digits of a secret's hash that name its token.
+const TOKEN_ID_DIGITS: usize = 8;
 
 /// Why a change was refused.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -32,13 +39,31 @@ pub enum RosterError {
     /// No uses left.
     #[error("the join token was used already: make a new one with `syncd-origin token`")]
     SpentToken,
-    /// The name has a certificate that holds.
+    /// An agent of that name is enrolled, in whatever case it is written. The name is free once it is revoked.
     #[error(
         "the name {name} is taken: choose another with --name, or free it with `syncd-origin revoke {name}`"
     )]
     NameTaken {
-        /// The name.
+        /// The name, as it is enrolled.
         name: AgentName,
+    },
+    /// More than half of the certificate's life is left.
+    #[error("the certificate of {name} is renewed once half of its life is over, and not before")]
+    RenewedTooEarly {
+        /// Whose.
+        name: AgentName,
+    },
+    /// Enough new certificates for now.
+    #[error("{name} got {RENEWALS_PER_HOUR} new certificates within an hour: it gets another one later")]
+    RenewedTooOften {
+        /// Whose.
+        name: AgentName,
+    },
+    /// No token, or more than one, begins like that.
+    #[error("no single token has the ID {id:?}: `syncd-origin token list` shows those that are good")]
+    UnknownTokenId {
+        /// What was given.
+        id: String,
     },
     /// The certificate was revoked.
     #[error("the certificate of {name} was revoked: join again with a new token")]
@@ -54,7 +79,7 @@ pub enum RosterError {
     },
 }
 
-/// A certificate that was issued and may still hold.
+/// A certificate that was issued.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub(super) struct Issued {
     #[serde(with = "serial_text")]
@@ -80,8 +105,10 @@ mod serial_text {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub(super) struct AgentRecord {
     version: u32,
-    /// Oldest first; the last is the newest.
+    /// In the order in which they were issued or first seen, at most [`CERTIFICATES_MAX`]; the last is the newest.
     pub(super) certificates: Vec<Issued>,
+    /// A certificate of this name that is not listed must outlive this: raised when one is dropped from the list.
+    superseded_ms: i64,
     /// BLAKE3 of the newest certificate that this origin issued, hexadecimal.
     pub(super) fingerprint: Option<String>,
     pub(super) enrolled_ms: i64,
@@ -93,6 +120,7 @@ pub(super) struct AgentRecord {
 #[derive(Debug, Clone, Serialize, Deserialize)]
 struct TokenRecord {
     version: u32,
+    created_ms: i64,
     expires_ms: i64,
     uses_left: u32,
 }
@@ -107,6 +135,38 @@ struct RevokedRecord {
     until_ms: i64,
 }
 
+/// A join token that is good.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct TokenView {
+    /// What `token revoke` takes: the first digits of the hash of its secret.
+    pub id: String,
+    /// When it was made, in milliseconds since 1970.
+    pub created_ms: i64,
+    /// When it expires, in milliseconds since 1970.
+    pub expires_ms: i64,
+    /// How many agents may still join with it.
+    pub uses_left: u32,
+}
+
+/// A change that is taken back where its record could not be written: whoever asked for it is told that it failed.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) enum Undo {
+    /// A revocation stays in force, whether it is written or not.
+    Nothing,
+    Token {
+        secret_hash: [u8; 32],
+    },
+    Join {
+        secret_hash: [u8; 32],
+        name: AgentName,
+        serial: Serial,
+    },
+    Renew {
+        name: AgentName,
+        serial: Serial,
+    },
+}
+
 /// Whom to let in. A snapshot, for threads that must not wait.
 #[derive(Debug, Clone, Default)]
 pub struct Admission {
@@ -116,7 +176,7 @@ pub struct Admission {
 }
 
 impl Admission {
-    /// Whether a verified certificate was not revoked.
+    /// Whether a verified certificate was not revoked or superseded. Says nothing of whether it holds today.
     pub fn admits(&self, peer: &PeerIdentity) -> bool {
         let standing = Standing {
             is_revoked: self.revoked.contains(&peer.serial),
@@ -133,7 +193,7 @@ struct Standing {
     is_revoked: bool,
     /// As one of the name that it is for.
     is_known: bool,
-    /// See [`RevokedRecord::until_ms`].
+    /// See [`RevokedRecord::until_ms`] and [`AgentRecord::superseded_ms`]: the later of the two.
     until_ms: Option<i64>,
 }
 
@@ -143,6 +203,35 @@ impl Standing {
         let outlives = self.until_ms.is_none_or(|until_ms| not_after_ms(peer) > until_ms);
         !self.is_revoked && (self.is_known || outlives)
     }
+}
+
+impl AgentRecord {
+    /// Drops the oldest certificates beyond [`CERTIFICATES_MAX`], but not `shown`. A dropped one is refused from then
+    /// on, as is any other that this origin does not know and that ends no later.
+    fn drop_oldest(&mut self, shown: Serial, now_ms: i64) {
+        while self.certificates.len() > CERTIFICATES_MAX
+            && let Some(at) = self.certificates.iter().position(|c| c.serial != shown)
+        {
+            let dropped = self.certificates.remove(at);
+            // What a clock that was ahead issued must not shut out all that comes after.
+            let ends = dropped.not_after_ms.min(now_ms.saturating_add(LIFE_MS));
+            self.superseded_ms = self.superseded_ms.max(ends);
+        }
+    }
+}
+
+/// The life of an agent's certificate.
+const LIFE_MS: i64 = AGENT_CERTIFICATE_LIFE.whole_seconds() * 1000;
+
+/// What names a token where its secret must not be shown.
+pub(super) fn token_id(secret_hash: &[u8; 32]) -> String {
+    let mut id = HEXLOWER.encode(secret_hash);
+    id.truncate(TOKEN_ID_DIGITS);
+    id
+}
+
+fn not_before_ms(peer: &PeerIdentity) -> i64 {
+    peer.not_before.unix_timestamp().saturating_mul(1000)
 }
 
 pub(super) fn not_after_ms(peer: &PeerIdentity) -> i64 {
@@ -188,13 +277,29 @@ impl Roster {
         self.agents.iter()
     }
 
+    pub(super) fn has(&self, name: &AgentName) -> bool {
+        self.agents.contains_key(name)
+    }
+
     pub(super) fn admission(&self) -> Admission {
         let serials = |all: &[Issued]| -> Vec<Serial> { all.iter().map(|c| c.serial).collect() };
         Admission {
             revoked: self.revoked.values().flat_map(|r| r.serials.iter().map(|c| c.serial)).collect(),
             known: self.agents.iter().map(|(name, a)| (name.clone(), serials(&a.certificates))).collect(),
-            until_ms: self.revoked.iter().map(|(name, r)| (name.clone(), r.until_ms)).collect(),
+            until_ms: self
+                .revoked
+                .keys()
+                .chain(self.agents.keys())
+                .filter_map(|name| Some((name.clone(), self.until_ms(name)?)))
+                .collect(),
         }
+    }
+
+    /// What a certificate of this name must outlive, unless it is known.
+    fn until_ms(&self, name: &AgentName) -> Option<i64> {
+        let revoked = self.revoked.get(name).map(|r| r.until_ms);
+        let superseded = self.agents.get(name).map(|a| a.superseded_ms).filter(|ms| *ms > 0);
+        revoked.max(superseded)
     }
 
     pub(super) fn add_token(&mut self, secret_hash: [u8; 32], uses: u32, expires_ms: i64, now_ms: i64) {
@@ -205,23 +310,47 @@ impl Roster {
             .map(|(hash, _)| *hash)
             .collect();
         for hash in old {
-            self.tokens.remove(&hash);
-            self.changes.push(RecordChange { namespace: TOKENS, name: hash.to_vec(), value: None });
+            self.remove_token(&hash);
         }
-        let token = TokenRecord { version: VERSION, expires_ms, uses_left: uses };
-        self.note(TOKENS, &secret_hash, &token);
-        self.tokens.insert(secret_hash, token);
+        let token = TokenRecord { version: VERSION, created_ms: now_ms, expires_ms, uses_left: uses };
+        self.put_token(secret_hash, token);
     }
 
-    /// Takes one use of a token and enrols an agent, or does neither. The secret is looked up by its hash, so that no
-    /// comparison tells anything of it.
-    pub(super) fn join(
-        &mut self,
+    /// Tokens with which somebody may join at this time, those that expire first at the front.
+    pub(super) fn tokens(&self, now_ms: i64) -> Vec<TokenView> {
+        let good = self.tokens.iter().filter(|(_, token)| token.uses_left > 0 && token.expires_ms > now_ms);
+        let mut views: Vec<_> = good
+            .map(|(hash, token)| TokenView {
+                id: token_id(hash),
+                created_ms: token.created_ms,
+                expires_ms: token.expires_ms,
+                uses_left: token.uses_left,
+            })
+            .collect();
+        views.sort_by(|a, b| (a.expires_ms, &a.id).cmp(&(b.expires_ms, &b.id)));
+        views
+    }
+
+    /// Forgets the one token whose ID begins like that.
+    pub(super) fn revoke_token(&mut self, id: &str) -> Result<(), RosterError> {
+        let wanted = id.to_ascii_lowercase();
+        let mut found =
+            self.tokens.keys().filter(|hash| !wanted.is_empty() && token_id(hash).starts_with(&wanted));
+        let (Some(hash), None) = (found.next().copied(), found.next()) else {
+            return Err(RosterError::UnknownTokenId { id: id.chars().take(100).collect() });
+        };
+        self.remove_token(&hash);
+        Ok(())
+    }
+
+    /// Whether an agent may join under this name with this secret; the token's record where it may. Looked up by the
+    /// secret's hash, so that no comparison tells anything of the secret.
+    fn may_join(
+        &self,
         secret_hash: &[u8; 32],
-        peer: &PeerIdentity,
-        fingerprint: &[u8; 32],
+        name: &AgentName,
         now_ms: i64,
-    ) -> Result<(), RosterError> {
+    ) -> Result<&TokenRecord, RosterError> {
         let token = self.tokens.get(secret_hash).ok_or(RosterError::UnknownToken)?;
         if token.uses_left == 0 {
             return Err(RosterError::SpentToken);
@@ -229,29 +358,49 @@ impl Roster {
         if token.expires_ms <= now_ms {
             return Err(RosterError::ExpiredToken);
         }
-        let holds = |agent: &AgentRecord| agent.certificates.iter().any(|c| c.not_after_ms > now_ms);
-        if self.agents.get(&peer.name).is_some_and(holds) {
-            return Err(RosterError::NameTaken { name: peer.name.clone() });
+        let same = |taken: &&AgentName| taken.as_str().eq_ignore_ascii_case(name.as_str());
+        match self.agents.keys().find(same) {
+            Some(taken) => Err(RosterError::NameTaken { name: taken.clone() }),
+            None => Ok(token),
         }
+    }
+
+    /// What [`Self::join`] would answer. Changes nothing.
+    pub(super) fn check_join(
+        &self,
+        secret_hash: &[u8; 32],
+        name: &AgentName,
+        now_ms: i64,
+    ) -> Result<(), RosterError> {
+        self.may_join(secret_hash, name, now_ms).map(drop)
+    }
+
+    /// Takes one use of a token and enrols an agent, or does neither.
+    pub(super) fn join(
+        &mut self,
+        secret_hash: &[u8; 32],
+        peer: &PeerIdentity,
+        fingerprint: &[u8; 32],
+        now_ms: i64,
+    ) -> Result<(), RosterError> {
+        let token = self.may_join(secret_hash, &peer.name, now_ms)?;
         let token = TokenRecord { uses_left: token.uses_left - 1, ..token.clone() };
-        self.note(TOKENS, secret_hash, &token);
-        self.tokens.insert(*secret_hash, token);
-        let before = self.agents.get(&peer.name).cloned();
+        self.put_token(*secret_hash, token);
         let agent = AgentRecord {
             version: VERSION,
             certificates: vec![issued(peer)],
+            superseded_ms: 0,
             fingerprint: Some(HEXLOWER.encode(fingerprint)),
             enrolled_ms: now_ms,
-            // A node that joins again keeps its replica.
-            last_seen_ms: before.as_ref().map_or(0, |a| a.last_seen_ms),
-            generation: before.as_ref().and_then(|a| a.generation),
-            root: before.and_then(|a| a.root),
+            last_seen_ms: 0,
+            generation: None,
+            root: None,
         };
         self.put(peer.name.clone(), agent);
         Ok(())
     }
 
-    /// Notes a new certificate of an agent that showed `peer`.
+    /// Notes a new certificate of an agent that showed `peer`, which need not hold today.
     pub(super) fn renew(
         &mut self,
         peer: &PeerIdentity,
@@ -259,14 +408,36 @@ impl Roster {
         fingerprint: &[u8; 32],
         now_ms: i64,
     ) -> Result<(), RosterError> {
+        self.check_renewal(peer, now_ms)?;
         self.admit(peer, now_ms)?;
         let Some(mut agent) = self.agents.get(&peer.name).cloned() else {
             return Err(RosterError::UnknownAgent { name: peer.name.to_string() });
         };
-        agent.certificates.retain(|c| c.not_after_ms > now_ms);
         agent.certificates.push(issued(new));
+        agent.drop_oldest(peer.serial, now_ms);
         agent.fingerprint = Some(HEXLOWER.encode(fingerprint));
         self.put(peer.name.clone(), agent);
+        Ok(())
+    }
+
+    /// Whether a certificate may be renewed at this time. Changes nothing.
+    pub(super) fn check_renewal(&self, peer: &PeerIdentity, now_ms: i64) -> Result<(), RosterError> {
+        let name = || peer.name.clone();
+        if !self.admits(peer) {
+            return Err(RosterError::Revoked { name: name() });
+        }
+        let (begins, ends) = (not_before_ms(peer), not_after_ms(peer));
+        let half = begins.saturating_add(ends.saturating_sub(begins) / 2);
+        // One that has not begun is the trace of a clock that was ahead.
+        if (begins..half).contains(&now_ms) {
+            return Err(RosterError::RenewedTooEarly { name: name() });
+        }
+        let hour_ago = now_ms.saturating_sub(HOUR_MS);
+        let is_recent = |c: &&Issued| (hour_ago..=now_ms).contains(&c.not_after_ms.saturating_sub(LIFE_MS));
+        let known = self.agents.get(&peer.name).map(|agent| agent.certificates.as_slice());
+        if known.unwrap_or_default().iter().filter(is_recent).count() >= RENEWALS_PER_HOUR {
+            return Err(RosterError::RenewedTooOften { name: name() });
+        }
         Ok(())
     }
 
@@ -279,6 +450,7 @@ impl Roster {
         let mut agent = self.agents.get(&peer.name).cloned().unwrap_or_else(|| AgentRecord {
             version: VERSION,
             certificates: Vec::new(),
+            superseded_ms: 0,
             fingerprint: None,
             enrolled_ms: now_ms,
             last_seen_ms: 0,
@@ -288,10 +460,36 @@ impl Roster {
         let shown = issued(peer);
         if !agent.certificates.contains(&shown) {
             agent.certificates.push(shown);
-            agent.certificates.sort_by_key(|c| c.not_after_ms);
+            agent.drop_oldest(peer.serial, now_ms);
             self.put(peer.name.clone(), agent);
         }
         Ok(())
+    }
+
+    /// Takes back what could not be written. The changes that this makes are to be written after those that failed.
+    pub(super) fn undo(&mut self, undo: Undo) {
+        match undo {
+            Undo::Nothing => {}
+            Undo::Token { secret_hash } => self.remove_token(&secret_hash),
+            Undo::Join { secret_hash, name, serial } => {
+                if let Some(token) = self.tokens.get(&secret_hash).cloned() {
+                    let uses_left = token.uses_left.saturating_add(1);
+                    self.put_token(secret_hash, TokenRecord { uses_left, ..token });
+                }
+                // Nobody has that certificate. Where it is not the only one, the name was revoked and taken anew.
+                let is_it =
+                    |agent: &AgentRecord| matches!(agent.certificates.as_slice(), [c] if c.serial == serial);
+                if self.agents.get(&name).is_some_and(is_it) {
+                    self.remove_agent(&name);
+                }
+            }
+            Undo::Renew { name, serial } => {
+                if let Some(mut agent) = self.agents.get(&name).cloned() {
+                    agent.certificates.retain(|c| c.serial != serial);
+                    self.put(name, agent);
+                }
+            }
+        }
     }
 
     /// What [`Self::admission`] would answer, without going through the fleet.
@@ -300,7 +498,7 @@ impl Roster {
         let standing = Standing {
             is_revoked: self.revoked.values().any(|r| has(&r.serials)),
             is_known: self.agents.get(&peer.name).is_some_and(|a| has(&a.certificates)),
-            until_ms: self.revoked.get(&peer.name).map(|r| r.until_ms),
+            until_ms: self.until_ms(&peer.name),
         };
         standing.admits(peer)
     }
@@ -309,16 +507,18 @@ impl Roster {
     pub(super) fn revoke(&mut self, name: &str, now_ms: i64) -> Result<AgentName, RosterError> {
         let unknown = || RosterError::UnknownAgent { name: name.to_owned() };
         let name: AgentName = name.parse().map_err(|_| unknown())?;
-        let agent = self.agents.remove(&name).ok_or_else(unknown)?;
-        let life_ms = i64::try_from(AGENT_CERTIFICATE_LIFE.whole_milliseconds()).unwrap_or(i64::MAX);
+        let agent = self.agents.get(&name).cloned().ok_or_else(unknown)?;
         let mut serials = self.revoked.remove(&name).map(|r| r.serials).unwrap_or_default();
         serials.retain(|c| c.not_after_ms > now_ms);
+        // Whatever was issued to this name until now ends with it, also under a clock that was ahead.
+        let issued = agent.certificates.iter().chain(&serials).map(|c| c.not_after_ms).max();
+        let until_ms =
+            now_ms.saturating_add(LIFE_MS).max(issued.unwrap_or_default()).max(agent.superseded_ms);
         serials.extend(agent.certificates);
-        let revoked = RevokedRecord { version: VERSION, serials, until_ms: now_ms.saturating_add(life_ms) };
+        let revoked = RevokedRecord { version: VERSION, serials, until_ms };
         self.note(REVOKED, name.as_str().as_bytes(), &revoked);
         self.revoked.insert(name.clone(), revoked);
-        let gone = RecordChange { namespace: AGENTS, name: name.as_str().as_bytes().to_vec(), value: None };
-        self.changes.push(gone);
+        self.remove_agent(&name);
         Ok(name)
     }
 
@@ -327,6 +527,22 @@ impl Roster {
         let Some(agent) = self.agents.get(name) else { return };
         let agent = AgentRecord { last_seen_ms: ms, generation, root, ..agent.clone() };
         self.put(name.clone(), agent);
+    }
+
+    fn put_token(&mut self, secret_hash: [u8; 32], token: TokenRecord) {
+        self.note(TOKENS, &secret_hash, &token);
+        self.tokens.insert(secret_hash, token);
+    }
+
+    fn remove_token(&mut self, secret_hash: &[u8; 32]) {
+        self.tokens.remove(secret_hash);
+        self.changes.push(RecordChange { namespace: TOKENS, name: secret_hash.to_vec(), value: None });
+    }
+
+    fn remove_agent(&mut self, name: &AgentName) {
+        self.agents.remove(name);
+        let name = name.as_str().as_bytes().to_vec();
+        self.changes.push(RecordChange { namespace: AGENTS, name, value: None });
     }
 
     fn put(&mut self, name: AgentName, agent: AgentRecord) {
@@ -382,16 +598,98 @@ mod tests {
     }
 
     #[test]
-    fn a_name_is_free_once_its_certificates_have_expired() {
+    fn a_name_is_free_once_it_is_revoked_and_not_by_expiry() {
         let mut roster = joined(0);
-        let again = peer(2, 40 * DAY);
-        let refused = roster.join(&[1; 32], &again, &[0; 32], DAY);
-        assert_eq!(refused, Err(RosterError::NameTaken { name: again.name.clone() }));
-        roster.seen(&again.name, DAY, Some(7), Some("root".into()));
         roster.add_token([2; 32], 1, 50 * DAY, 31 * DAY);
+        let again = peer(2, 61 * DAY);
+        let refused = roster.join(&[2; 32], &again, &[0; 32], 31 * DAY);
+        assert_eq!(refused, Err(RosterError::NameTaken { name: again.name.clone() }));
+        assert_eq!(roster.tokens(31 * DAY)[0].uses_left, 1, "a refusal takes nothing");
+        roster.revoke("web1", 31 * DAY).unwrap();
         roster.join(&[2; 32], &again, &[0; 32], 31 * DAY).unwrap();
+    }
+
+    #[test]
+    fn names_that_differ_in_case_alone_are_one_name() {
+        let mut roster = joined(0);
+        let shouted = PeerIdentity { name: "WEB1".parse().unwrap(), ..peer(2, 30 * DAY) };
+        let refused = roster.join(&[1; 32], &shouted, &[0; 32], 0);
+        assert_eq!(refused, Err(RosterError::NameTaken { name: "web1".parse().unwrap() }));
+    }
+
+    #[test]
+    fn an_expired_certificate_is_renewed_for_as_long_as_it_is_not_revoked() {
+        let mut roster = joined(0);
+        let expired = peer(1, 30 * DAY);
+        assert!(roster.admission().admits(&expired), "whether it holds is asked elsewhere");
+        roster.renew(&expired, &peer(2, 90 * DAY), &[0; 32], 60 * DAY).unwrap();
+        assert!(roster.admission().admits(&peer(2, 90 * DAY)));
+        roster.revoke("web1", 61 * DAY).unwrap();
+        for revoked in [expired, peer(2, 90 * DAY)] {
+            let refused = roster.renew(&revoked, &peer(3, 150 * DAY), &[0; 32], 120 * DAY);
+            assert!(matches!(refused, Err(RosterError::Revoked { .. })));
+        }
+    }
+
+    #[test]
+    fn renewals_wait_for_half_of_the_life_and_a_third_one_for_the_next_hour() {
+        let mut roster = joined(0);
+        let (own, half) = (peer(1, 30 * DAY), 15 * DAY);
+        let mut renew = |serial, now| roster.renew(&own, &peer(serial, now + 30 * DAY), &[0; 32], now);
+        assert!(matches!(renew(2, half - 1), Err(RosterError::RenewedTooEarly { .. })));
+        assert_eq!((renew(2, half), renew(3, half + 1000)), (Ok(()), Ok(())));
+        assert!(matches!(renew(4, half + 2000), Err(RosterError::RenewedTooOften { .. })));
+        assert_eq!(renew(4, half + HOUR_MS + 2000), Ok(()));
         let (_, record) = roster.agents().next().unwrap();
-        assert_eq!((record.generation, record.certificates.len()), (Some(7), 1));
+        assert_eq!(record.certificates.len(), CERTIFICATES_MAX);
+        let admission = roster.admission();
+        let admitted = |serial, now: i64| admission.admits(&peer(serial, now + 30 * DAY));
+        assert!(admission.admits(&own), "what the agent shows is never dropped");
+        assert!(!admitted(2, half), "the oldest whose answer was lost makes room");
+        assert!(admitted(3, half + 1000) && admitted(4, half + HOUR_MS + 2000));
+    }
+
+    #[test]
+    fn a_certificate_that_has_not_begun_is_renewed() {
+        let mut roster = joined(0);
+        roster.admit(&peer(7, 3_000 * DAY), DAY).unwrap();
+        roster.renew(&peer(7, 3_000 * DAY), &peer(8, 32 * DAY), &[0; 32], 2 * DAY).unwrap();
+        assert!(roster.admission().admits(&peer(8, 32 * DAY)));
+    }
+
+    #[test]
+    fn good_tokens_are_listed_and_revoked_by_id() {
+        let mut roster = Roster::default();
+        roster.add_token([2; 32], 2, 20, 0);
+        roster.add_token([1; 32], 1, 10, 0);
+        roster.add_token([3; 32], 1, 5, 0);
+        let listed: Vec<_> = roster.tokens(5).into_iter().map(|t| (t.id, t.uses_left)).collect();
+        assert_eq!(listed, [("01010101".to_owned(), 1), ("02020202".to_owned(), 2)]);
+        for unknown in ["", "04", "0101010101"] {
+            let refused = roster.revoke_token(unknown);
+            assert_eq!(refused, Err(RosterError::UnknownTokenId { id: unknown.into() }));
+        }
+        roster.revoke_token("0101").unwrap();
+        assert_eq!(roster.join(&[1; 32], &peer(1, DAY), &[0; 32], 5), Err(RosterError::UnknownToken));
+        roster.join(&[2; 32], &peer(1, DAY), &[0; 32], 5).unwrap();
+    }
+
+    #[test]
+    fn what_is_taken_back_leaves_the_token_and_the_name_as_they_were() {
+        let mut roster = Roster::default();
+        roster.add_token([1; 32], 1, DAY, 0);
+        let (name, serial) = (peer(1, 30 * DAY).name, Serial::from_bytes([1; 16]));
+        roster.join(&[1; 32], &peer(1, 30 * DAY), &[0; 32], 0).unwrap();
+        roster.undo(Undo::Join { secret_hash: [1; 32], name: name.clone(), serial });
+        assert_eq!(roster.agents().count(), 0);
+        roster.join(&[1; 32], &peer(2, 30 * DAY), &[0; 32], 0).unwrap();
+        // A name that was taken by somebody else since then stays theirs.
+        roster.undo(Undo::Join { secret_hash: [1; 32], name: name.clone(), serial });
+        assert_eq!(roster.agents().count(), 1);
+        roster.renew(&peer(2, 30 * DAY), &peer(3, 50 * DAY), &[0; 32], 20 * DAY).unwrap();
+        roster.undo(Undo::Renew { name, serial: Serial::from_bytes([3; 16]) });
+        let (_, record) = roster.agents().next().unwrap();
+        assert_eq!(record.certificates, [issued(&peer(2, 30 * DAY))]);
     }
 
     #[test]
@@ -453,7 +751,7 @@ mod tests {
     }
 
     fn enrolled(name: &str, serials: &[&str]) -> NamedRecord {
-        let rest = r#""fingerprint":null,"enrolled_ms":0,"last_seen_ms":0,"generation":null,"root":null,"certificates""#;
+        let rest = r#""superseded_ms":0,"fingerprint":null,"enrolled_ms":0,"last_seen_ms":0,"generation":null,"root":null,"certificates""#;
         (name.into(), record(serials, rest))
     }
 

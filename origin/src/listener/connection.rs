@@ -15,6 +15,7 @@ use std::task::{Context, Poll};
 use std::time::Duration;
 
 use syncd_shared::identity::PeerIdentity;
+use time::OffsetDateTime;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
 use tokio::sync::{Notify, OwnedSemaphorePermit};
@@ -42,7 +43,8 @@ const PREFACE_BYTES: usize = 24;
 pub struct ConnectionInfo {
     /// The agent's address, or that of what is between.
     pub peer_address: SocketAddr,
-    /// The verified and admitted certificate; `None` without one (then only `Join` is for it).
+    /// The verified and admitted certificate; `None` without one (then only `Join` is for it). One that does not hold
+    /// today is good for `Renew` alone.
     pub identity: Option<PeerIdentity>,
     /// What went out on the connection.
     pub written: Written,
@@ -192,7 +194,9 @@ impl Connection {
     ) -> Self {
         let closed = CancellationToken::new();
         let cancelled = closed.clone().cancelled_owned();
-        let limit = identity.is_none().then_some(JOIN_TIMEOUT);
+        let now = OffsetDateTime::now_utc();
+        let is_enrolled = identity.as_ref().is_some_and(|identity| identity.holds(now));
+        let limit = (!is_enrolled).then_some(JOIN_TIMEOUT);
         let end = Box::pin(async move {
             match limit {
                 Some(limit) => drop(tokio::time::timeout(limit, cancelled).await),

@@ -13,7 +13,11 @@ use tonic::{Request, Response, Status};
 
 use super::Services;
 use super::error::{ServeError, status};
-use super::replication::peer;
+use super::replication::holder;
+use crate::line_budget::LineBudget;
+
+/// Lines that strangers write by joining without a good token.
+static REFUSED_JOINS: LineBudget = LineBudget::new();
 
 pub(super) struct Enrol {
     services: Services,
@@ -30,8 +34,11 @@ impl Enrol {
             return Err(ServeError::OtherTree);
         }
         let name: AgentName = request.name.parse()?;
+        let secret_hash = secret_hash(&request.secret);
+        // Before anything is signed: whoever guesses pays more than this origin does.
+        fleet.check_join(secret_hash, name.clone()).await?;
         let (certificate, identity, print) = self.issue(&name, &request.certificate_request)?;
-        fleet.join(secret_hash(&request.secret), identity, print).await?;
+        fleet.join(secret_hash, identity, print).await?;
         tracing::info!(agent = %name, "joined");
         Ok(v1::JoinResponse {
             certificate,
@@ -45,7 +52,8 @@ impl Enrol {
         request: Request<v1::RenewRequest>,
     ) -> Result<v1::RenewResponse, ServeError> {
         let fleet = &self.services.fleet;
-        let peer = peer(&request, fleet)?;
+        let peer = holder(&request, fleet)?;
+        fleet.check_renewal(peer.clone()).await?;
         let request = request.into_inner();
         let (certificate, identity, print) = self.issue(&peer.name, &request.certificate_request)?;
         let name = peer.name.clone();
@@ -60,6 +68,7 @@ impl Enrol {
             AuthorityError::RequestLength { .. }
             | AuthorityError::Request(_)
             | AuthorityError::RequestKey => ServeError::Request(error),
+            AuthorityError::Clock { .. } => ServeError::Clock(error),
             error => ServeError::Issue(error),
         })?;
         Ok((Bytes::copy_from_slice(&certificate), identity, fingerprint(&certificate)))
@@ -71,7 +80,9 @@ impl Enrolment for Enrol {
     async fn join(&self, request: Request<v1::JoinRequest>) -> Result<Response<v1::JoinResponse>, Status> {
         let joined = self.join_checked(request.into_inner()).await;
         joined.map(Response::new).map_err(|error| {
-            tracing::warn!(reason = %crate::error_chain(&error), "join refused");
+            if let Some(left_out) = REFUSED_JOINS.admit() {
+                tracing::warn!(reason = %crate::error_chain(&error), left_out, "join refused");
+            }
             status(&error)
         })
     }

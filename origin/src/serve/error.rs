@@ -16,6 +16,11 @@ pub enum ServeError {
     NoCertificate,
     #[error("the certificate of this agent was revoked: join again with a new token")]
     Revoked,
+    #[error(
+        "by the origin's clock this agent's certificate does not hold today: it expired, or a clock is off. Only its \
+         renewal is served"
+    )]
+    OutOfDate,
     #[error("another connection with this agent's certificate took its place")]
     Replaced,
     #[error("the origin is stopping")]
@@ -38,6 +43,8 @@ pub enum ServeError {
     Unshown { generation: GenerationNumber },
     #[error("this origin serves another tree: the token is of another origin")]
     OtherTree,
+    #[error(transparent)]
+    Clock(AuthorityError),
     #[error("certificates can't be issued")]
     Issue(#[source] AuthorityError),
     #[error(transparent)]
@@ -63,10 +70,11 @@ impl From<PlanError> for ServeError {
 }
 
 /// The one place where errors become codes. The code tells the agent what to do: `NOT_FOUND` to ask for objects instead
-/// of an update, `UNAVAILABLE`, `ABORTED` and `DEADLINE_EXCEEDED` to try again, anything else that a person must act.
+/// of an update, `UNAUTHENTICATED` to renew its certificate, `UNAVAILABLE`, `ABORTED` and `DEADLINE_EXCEEDED` to try
+/// again, anything else that a person must act.
 pub fn status(error: &ServeError) -> Status {
     let code = match error {
-        ServeError::NoCertificate => Code::Unauthenticated,
+        ServeError::NoCertificate | ServeError::OutOfDate => Code::Unauthenticated,
         ServeError::Revoked => Code::PermissionDenied,
         ServeError::Replaced | ServeError::Unshown { .. } => Code::Aborted,
         ServeError::Stopping | ServeError::Busy { .. } => Code::Unavailable,
@@ -78,7 +86,9 @@ pub fn status(error: &ServeError) -> Status {
         | ServeError::Name(_)
         | ServeError::Wire(_)
         | ServeError::Generation(_) => Code::InvalidArgument,
-        ServeError::Protocol { .. } | ServeError::OtherTree => Code::FailedPrecondition,
+        ServeError::Protocol { .. } | ServeError::OtherTree | ServeError::Clock(_) => {
+            Code::FailedPrecondition
+        }
         ServeError::Issue(_) => Code::Internal,
         ServeError::Plan(error) => plan_code(error),
         ServeError::Fleet(error) => fleet_code(error),
@@ -112,7 +122,9 @@ fn fleet_code(error: &FleetError) -> Code {
             | RosterError::SpentToken
             | RosterError::Revoked { .. } => Code::PermissionDenied,
             RosterError::NameTaken { .. } => Code::AlreadyExists,
-            RosterError::UnknownAgent { .. } => Code::NotFound,
+            RosterError::UnknownAgent { .. } | RosterError::UnknownTokenId { .. } => Code::NotFound,
+            RosterError::RenewedTooEarly { .. } => Code::FailedPrecondition,
+            RosterError::RenewedTooOften { .. } => Code::ResourceExhausted,
         },
         FleetError::Records(_) | FleetError::Save(_) | FleetError::Keys(_) => Code::Internal,
         FleetError::Stopping => Code::Unavailable,

@@ -4,10 +4,12 @@
 
 use std::pin::Pin;
 use std::task::{Context, Poll, ready};
+use std::time::Duration;
 
 use syncd_proto::v1;
 use syncd_proto::v1::replication_server::Replication;
 use syncd_shared::identity::PeerIdentity;
+use time::OffsetDateTime;
 use tokio::sync::{mpsc, oneshot};
 use tokio_stream::Stream;
 use tokio_util::sync::CancellationToken;
@@ -22,9 +24,30 @@ use crate::listener::ConnectionInfo;
 
 /// Messages that wait for the connection.
 const QUEUE: usize = 1;
+/// Bounds of the pauses between two looks at the clock.
+const CLOCK_SHORTEST_LOOK: Duration = Duration::from_millis(100);
+/// See [`CLOCK_SHORTEST_LOOK`].
+const CLOCK_LOOK: Duration = Duration::from_secs(60);
 
-/// The identity of a caller: its certificate's, and nothing else.
-pub(super) fn peer<T>(request: &Request<T>, fleet: &Fleet) -> Result<PeerIdentity, ServeError> {
+/// The identity of a caller whose certificate holds today: for every call but one.
+fn peer<T>(request: &Request<T>, fleet: &Fleet) -> Result<PeerIdentity, ServeError> {
+    let identity = holder(request, fleet)?;
+    if identity.holds(OffsetDateTime::now_utc()) { Ok(identity) } else { Err(ServeError::OutOfDate) }
+}
+
+/// Returns once a certificate does not hold any more by this machine's clock, which may be set at any time. Cancel safe.
+pub(super) async fn out_of_date(peer: &PeerIdentity) {
+    loop {
+        let now = OffsetDateTime::now_utc();
+        if !peer.holds(now) {
+            return;
+        }
+        tokio::time::sleep(peer.remaining_life(now).clamp(CLOCK_SHORTEST_LOOK, CLOCK_LOOK)).await;
+    }
+}
+
+/// The identity of a caller: its certificate's, and nothing else. The certificate need not hold today.
+pub(super) fn holder<T>(request: &Request<T>, fleet: &Fleet) -> Result<PeerIdentity, ServeError> {
     let info = request.extensions().get::<ConnectionInfo>();
     let identity = info.and_then(|info| info.identity.clone()).ok_or(ServeError::NoCertificate)?;
     if fleet.admits(&identity) { Ok(identity) } else { Err(ServeError::Revoked) }
@@ -125,6 +148,7 @@ impl Replication for Replicate {
             let result = tokio::select! {
                 result = fetch::answer(&services, &turns, request.into_inner(), &sender) => result,
                 _ = admission.wait_for(|a| !a.admits(&peer)) => Err(ServeError::Revoked),
+                () = out_of_date(&peer) => Err(ServeError::OutOfDate),
                 () = shutdown.cancelled() => Err(ServeError::Stopping),
                 () = sender.closed() => Ok(()),
             };

@@ -30,6 +30,7 @@ use tokio::time::Instant;
 use tokio_stream::StreamExt;
 
 use super::error::ServeError;
+use super::replication::out_of_date;
 use super::{FEATURES, FromPeer, HEARTBEAT_INTERVAL, PROTOCOL, Services, takes_updates};
 use crate::fleet::{AgentProgress, AgentState, Attachment, EndReason, Greeting, Report};
 use crate::plan::{EncodedUpdate, Planner};
@@ -61,7 +62,7 @@ pub async fn run(
     let greeting = greet(|record, signature| services.fleet.verify(record, signature), hello)?;
     let live = greeting.live.as_ref().map(SignedGeneration::root_hash);
     let accepted = greeting.accepted.as_ref().or(greeting.live.as_ref()).map(SignedGeneration::number);
-    let attachment = services.fleet.attach(peer, greeting).await?;
+    let attachment = services.fleet.attach(peer.clone(), greeting).await?;
     let mut session = Session {
         planner: services.planner.clone(),
         live,
@@ -70,6 +71,7 @@ pub async fn run(
         outbox: Outbox { welcome: Some(welcome(services)), ..Outbox::default() },
         plan: None,
         last_heard: Instant::now(),
+        out_of_date: Box::pin(async move { out_of_date(&peer).await }),
         attachment,
     };
     let result = session.run(&mut incoming, sender).await;
@@ -169,6 +171,8 @@ struct Session {
     /// The update that is planned for the announcement to come, and that announcement.
     plan: Option<(Arc<SignedGeneration>, Plan)>,
     last_heard: Instant,
+    /// Done once the agent's certificate does not hold any more.
+    out_of_date: Pin<Box<dyn Future<Output = ()> + Send>>,
 }
 
 impl Session {
@@ -187,6 +191,7 @@ impl Session {
                         Err(_) => ServeError::Stopping,
                     });
                 }
+                () = &mut self.out_of_date => return Err(ServeError::OutOfDate),
                 message = receive(incoming) => {
                     let Some(message) = message? else { return Ok(()) };
                     self.last_heard = Instant::now();

@@ -17,6 +17,7 @@ use syncd_shared::limits::FETCH_MESSAGE_MAX_BYTES;
 use syncd_shared::wire::{FEATURE_DELTAS, ObjectsBatch};
 use syncd_shared::{ContentHash, Generation, GenerationNumber, RootEntry, RootHash, SignedGeneration};
 use tempfile::TempDir;
+use time::OffsetDateTime;
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
 use tokio_util::task::TaskTracker;
@@ -45,7 +46,8 @@ struct Origin {
 impl Origin {
     async fn start() -> Self {
         let data = TempDir::new().unwrap();
-        Keys::create(data.path()).unwrap();
+        // Older than any certificate that the tests issue.
+        Keys::create_at(data.path(), OffsetDateTime::now_utc() - time::Duration::days(400)).unwrap();
         Store::create(data.path()).unwrap();
         Self::open(data, MemoryStore::new(1 << 20)).await
     }
@@ -102,6 +104,23 @@ impl Origin {
     async fn node(&self, name: &str) -> Node {
         let token = self.token(Duration::from_secs(60), 1).await;
         self.join(&token, name).await.unwrap()
+    }
+
+    /// A node that was enrolled with a certificate of that time.
+    fn node_of(&self, name: &str, issued: OffsetDateTime) -> Node {
+        let key = generate_key().unwrap();
+        let request = certificate_request(&key).unwrap();
+        let (certificate, _) =
+            self.keys.authority().issue_agent(&name.parse().unwrap(), &request, issued).unwrap();
+        Node { certificate, key }
+    }
+
+    async fn renew(&self, node: &Node) -> Result<Node, Status> {
+        let key = generate_key().unwrap();
+        let request = v1::RenewRequest { certificate_request: certificate_request(&key).unwrap().into() };
+        let channel = self.channel(node).await.unwrap();
+        let renewed = EnrolmentClient::new(channel).renew(request).await?.into_inner();
+        Ok(Node { certificate: CertificateDer::from(renewed.certificate.to_vec()), key })
     }
 
     async fn channel(&self, node: &Node) -> Result<Channel, ConnectError> {
@@ -422,14 +441,64 @@ async fn a_token_is_good_once_and_in_time_and_for_a_free_name() {
 
     let renewal = v1::RenewRequest { certificate_request: certificate_request(&node.key).unwrap().into() };
     let channel = origin.channel(&node).await.unwrap();
-    let renewed = EnrolmentClient::new(channel).renew(renewal.clone()).await.unwrap().into_inner();
-    let renewed = Node { certificate: CertificateDer::from(renewed.certificate.to_vec()), ..node };
-    origin.attached(&renewed, hello()).await;
+    let early = EnrolmentClient::new(channel).renew(renewal.clone()).await.unwrap_err();
+    assert_eq!(early.code(), Code::FailedPrecondition, "{early}");
     let anonymous = connect(&origin.address, ClientTls::join(&token).unwrap()).await.unwrap();
     let refused = EnrolmentClient::new(anonymous.clone()).renew(renewal).await.unwrap_err();
     assert_eq!(refused.code(), Code::Unauthenticated);
     let refused = replication(anonymous).fetch(tokio_stream::empty()).await.unwrap_err();
     assert_eq!(refused.code(), Code::Unauthenticated);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_certificate_that_does_not_hold_today_is_good_for_its_renewal_alone() {
+    let origin = Origin::start().await;
+    // Expired for a month and for ten, and issued by an origin whose clock was ahead.
+    for (name, days) in [("web1", -60), ("web2", -330), ("web3", 90)] {
+        let node = origin.node_of(name, OffsetDateTime::now_utc() + time::Duration::days(days));
+        let channel = origin.channel(&node).await.unwrap();
+        let refused = replication(channel.clone()).fetch(tokio_stream::empty()).await.unwrap_err();
+        assert_eq!(refused.code(), Code::Unauthenticated, "{name}: {refused}");
+        let (_sender, receiver) = mpsc::channel::<v1::AgentMessage>(1);
+        let refused = replication(channel).subscribe(ReceiverStream::new(receiver)).await.unwrap_err();
+        assert_eq!(refused.code(), Code::Unauthenticated, "{name}: {refused}");
+        let renewed = origin.renew(&node).await.unwrap();
+        origin.attached(&renewed, hello()).await;
+        origin.fleet.revoke(name.into()).await.unwrap();
+        assert!(matches!(origin.channel(&node).await, Err(ConnectError::Refused { .. })), "{name}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn open_streams_end_when_the_certificate_expires() {
+    let origin = Origin::start().await;
+    let life = syncd_shared::identity::authority::AGENT_CERTIFICATE_LIFE;
+    let node = origin.node_of("web1", OffsetDateTime::now_utc() - life + time::Duration::seconds(4));
+    let mut control = origin.attached(&node, hello()).await;
+    let (_requests, receiver) = mpsc::channel::<v1::FetchRequest>(1);
+    let channel = origin.channel(&node).await.unwrap();
+    let mut fetch = replication(channel).fetch(ReceiverStream::new(receiver)).await.unwrap().into_inner();
+    let ended = tokio::time::timeout(SOON, async { (control.refusal().await, fetch.message().await) });
+    let (control, fetch) = ended.await.expect("both end");
+    assert_eq!(control.code(), Code::Unauthenticated, "{control}");
+    assert_eq!(fetch.unwrap_err().code(), Code::Unauthenticated);
+    assert!(origin.renew(&node).await.is_ok());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn copies_that_share_a_boot_id_are_known_by_how_often_they_take_turns() {
+    let origin = Origin::start().await;
+    let node = origin.node("web1").await;
+    let mut streams = vec![origin.attached(&node, hello()).await];
+    for _ in 0..4 {
+        streams.push(origin.attached(&node, hello()).await);
+        assert_eq!(origin.until("web1", |a| a.connected).await.notes, Vec::<String>::new());
+    }
+    for _ in 0..2 {
+        streams.push(origin.attached(&node, hello()).await);
+    }
+    let view = origin.until("web1", |a| !a.notes.is_empty()).await;
+    assert!(view.notes[0].contains("two machines share one certificate"), "{:?}", view.notes);
 }
 
 #[tokio::test(flavor = "multi_thread")]

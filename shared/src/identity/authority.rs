@@ -3,12 +3,16 @@
 //! | certificate | for | names | lives |
 //! | --- | --- | --- | --- |
 //! | authority | signing the two below, path length 0 | `syncd <tree_id>` | 10 years |
-//! | origin | serverAuth only | DNS `origin.<tree_id>.syncd` | 10 years |
+//! | origin | serverAuth only | DNS `origin.<tree_id>.syncd` | 3 years, at most as long as the authority |
 //! | agent | clientAuth only | common name: the agent's | 30 days |
 //!
-//! All begin an hour before they are issued, for clocks that are behind. Keys are ECDSA P-256; an agent's request may
-//! also bring Ed25519. Serials are 128 random bits of which the first two are 0 and 1, so that every serial has 16
-//! bytes in DER.
+//! A certificate of an agent that does not hold today is still good for its renewal, unless it was revoked: an origin
+//! that was down for longer than certificates live finds its fleet again.
+//!
+//! The authority's and the agents' begin an hour before they are issued, for clocks that are behind. An origin's
+//! begins with the authority: an agent whose clock is behind does not notice that it was reissued. Keys are ECDSA
+//! P-256; an agent's request may also bring Ed25519. Serials are 128 random bits of which the first two are 0 and 1, so
+//! that every serial has 16 bytes in DER.
 
 use std::fmt;
 use std::str::FromStr;
@@ -29,8 +33,10 @@ use crate::limits::{AGENT_NAME_MAX_BYTES, CERTIFICATE_REQUEST_MAX_BYTES};
 
 /// How long an agent's certificate lives.
 pub const AGENT_CERTIFICATE_LIFE: Duration = Duration::days(30);
-/// How long the authority's and the origin's certificate live.
+/// How long the authority's certificate lives.
 pub const AUTHORITY_LIFE: Duration = Duration::days(3_652);
+/// How long the origin's certificate lives, at most until the authority's ends.
+pub const ORIGIN_CERTIFICATE_LIFE: Duration = Duration::days(1_096);
 /// Certificates begin this long before they are issued.
 pub const CLOCK_ALLOWANCE: Duration = Duration::hours(1);
 
@@ -146,6 +152,45 @@ pub struct PeerIdentity {
     pub not_after: OffsetDateTime,
 }
 
+impl PeerIdentity {
+    /// Whether the certificate holds at this time. One that does not is good for its renewal and for nothing else.
+    pub fn holds(&self, now: OffsetDateTime) -> bool {
+        (self.not_before..=self.not_after).contains(&now)
+    }
+
+    /// How long it is until the certificate expires; zero once it has.
+    pub fn remaining_life(&self, now: OffsetDateTime) -> std::time::Duration {
+        (self.not_after - now).try_into().unwrap_or_default()
+    }
+}
+
+/// From when to when a certificate holds.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Validity {
+    /// Its first second.
+    pub not_before: OffsetDateTime,
+    /// Its last second.
+    pub not_after: OffsetDateTime,
+}
+
+impl Validity {
+    /// Whether it holds at this time.
+    pub fn holds(&self, now: OffsetDateTime) -> bool {
+        (self.not_before..=self.not_after).contains(&now)
+    }
+}
+
+/// Reads from when to when a certificate holds. Checks nothing else.
+pub fn validity(certificate: &CertificateDer<'_>) -> Result<Validity, AuthorityError> {
+    let (_, parsed) =
+        X509Certificate::from_der(certificate).map_err(|e| AuthorityError::Certificate(x509_error(e)))?;
+    let validity = parsed.validity();
+    Ok(Validity {
+        not_before: validity.not_before.to_datetime(),
+        not_after: validity.not_after.to_datetime(),
+    })
+}
+
 /// Why a certificate was not issued or read.
 #[derive(Debug, thiserror::Error)]
 pub enum AuthorityError {
@@ -170,6 +215,15 @@ pub enum AuthorityError {
     /// Not a certificate in DER.
     #[error("certificate is malformed")]
     Certificate(#[source] x509_parser::error::X509Error),
+    /// Today lies outside the authority's own life. A certificate that begins today would never verify.
+    #[error(
+        "the tree's authority issues certificates from {} to {} alone: check the clock of the origin's machine",
+        validity.not_before.date(), validity.not_after.date()
+    )]
+    Clock {
+        /// The authority's life.
+        validity: Validity,
+    },
     /// A certificate that this authority's agents do not have: its name or serial is of another form.
     #[error("certificate is not one of an agent")]
     NotAnAgent,
@@ -208,6 +262,7 @@ pub fn certificate_from_pem(text: &str) -> Option<CertificateDer<'static>> {
 pub struct Authority {
     tree_id: TreeId,
     certificate: CertificateDer<'static>,
+    validity: Validity,
     issuer: Issuer<'static, KeyPair>,
 }
 
@@ -234,8 +289,14 @@ impl Authority {
         certificate: CertificateDer<'static>,
         key: KeyPair,
     ) -> Result<Self, AuthorityError> {
+        let validity = validity(&certificate)?;
         let issuer = Issuer::from_ca_cert_der(&certificate, key)?;
-        Ok(Self { tree_id, certificate, issuer })
+        Ok(Self { tree_id, certificate, validity, issuer })
+    }
+
+    /// From when to when its certificate holds.
+    pub fn validity(&self) -> Validity {
+        self.validity
     }
 
     /// Its certificate.
@@ -248,14 +309,17 @@ impl Authority {
         self.issuer.key()
     }
 
-    /// Issues the certificate of the origin to `key`, for [`AUTHORITY_LIFE`].
+    /// Issues the certificate of the origin to `key`, for [`ORIGIN_CERTIFICATE_LIFE`].
     pub fn issue_origin(
         &self,
         key: &KeyPair,
         now: OffsetDateTime,
     ) -> Result<CertificateDer<'static>, AuthorityError> {
         let name = self.tree_id.origin_name();
-        let mut params = new_params("syncd-origin", now, AUTHORITY_LIFE)?;
+        self.check_clock(now)?;
+        let mut params = new_params("syncd-origin", now, ORIGIN_CERTIFICATE_LIFE)?;
+        params.not_before = self.validity.not_before;
+        params.not_after = params.not_after.min(self.validity.not_after);
         params.subject_alt_names = vec![rcgen::SanType::DnsName(name.as_str().try_into()?)];
         params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ServerAuth];
         self.sign(params, key)
@@ -270,10 +334,15 @@ impl Authority {
         now: OffsetDateTime,
     ) -> Result<(CertificateDer<'static>, PeerIdentity), AuthorityError> {
         let key = public_key(request)?;
+        self.check_clock(now)?;
         let params = new_params(name.as_str(), now, AGENT_CERTIFICATE_LIFE)?;
         let certificate = self.sign_agent(params, &key)?;
         let identity = peer_identity(&certificate)?;
         Ok((certificate, identity))
+    }
+
+    fn check_clock(&self, now: OffsetDateTime) -> Result<(), AuthorityError> {
+        if self.validity.holds(now) { Ok(()) } else { Err(AuthorityError::Clock { validity: self.validity }) }
     }
 
     fn sign_agent(
@@ -281,6 +350,8 @@ impl Authority {
         mut params: CertificateParams,
         key: &impl PublicKeyData,
     ) -> Result<CertificateDer<'static>, AuthorityError> {
+        // Holds in its first second, and its issuer with it: what no longer holds is verified as of then.
+        params.not_before = params.not_before.max(self.validity.not_before);
         params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ClientAuth];
         self.sign(params, key)
     }

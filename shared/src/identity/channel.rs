@@ -9,7 +9,7 @@ use std::task::{Context, Poll, ready};
 use std::time::{Duration, Instant};
 
 use hyper_util::rt::TokioIo;
-use rustls::{AlertDescription, CertificateError};
+use rustls::AlertDescription;
 use tokio::io::{AsyncBufReadExt, AsyncRead, AsyncWrite, BufReader, ReadBuf};
 use tokio::net::{TcpSocket, TcpStream};
 use tokio::time::Sleep;
@@ -18,7 +18,7 @@ use tokio_rustls::client::TlsStream;
 use tonic::transport::{Channel, Endpoint};
 
 use super::busy::Busy;
-use super::tls::ClientTls;
+use super::tls::{ClientTls, is_about_time};
 use crate::limits::{CONNECTION_WINDOW_BYTES, HTTP2_FRAME_BYTES, STREAM_WINDOW_BYTES};
 use crate::rate::Bucket;
 
@@ -329,13 +329,8 @@ fn classify(address: String, source: io::Error) -> ConnectError {
     };
     match error {
         Tls::AlertReceived(alert) => ConnectError::Refused { address, reason: refused_reason(*alert) },
-        Tls::InvalidCertificate(error) => match error {
-            CertificateError::Expired
-            | CertificateError::ExpiredContext { .. }
-            | CertificateError::NotValidYet
-            | CertificateError::NotValidYetContext { .. } => ConnectError::Clock { address, source },
-            _ => ConnectError::WrongOrigin { address, source },
-        },
+        Tls::InvalidCertificate(error) if is_about_time(error) => ConnectError::Clock { address, source },
+        Tls::InvalidCertificate(_) => ConnectError::WrongOrigin { address, source },
         _ => ConnectError::NotAnOrigin { address, source },
     }
 }

@@ -1,11 +1,12 @@
 //! Every TLS configuration there is: TLS 1.3 with the ring provider, ALPN `h2`, no resumption.
 //!
-//! Resumption is off at both ends on purpose: a resumed session does not show its certificate again, so that an expired
-//! or revoked one would go on. The origin sends its authority's certificate along, so that an agent which knows only
+//! Resumption is off at both ends on purpose: a resumed session does not show its certificate again, so that a revoked
+//! one would go on. The origin sends its authority's certificate along, so that an agent which knows only
 //! its fingerprint (from a token) can verify the chain.
 
 use std::fmt;
 use std::sync::Arc;
+use std::time::Duration;
 
 use rcgen::KeyPair;
 use rustls::client::WebPkiServerVerifier;
@@ -26,8 +27,8 @@ use crate::generation::TreeId;
 
 const ALPN: &[u8] = b"h2";
 
-/// Asked in every handshake with a certificate that the authority issued and that has not expired; `false` (revoked)
-/// refuses it. Called on the runtime's threads: it must not block.
+/// Asked in every handshake with a certificate that the authority issued, whether it holds today or not; `false`
+/// (revoked) refuses it. Called on the runtime's threads: it must not block.
 pub type Admit = Arc<dyn Fn(&PeerIdentity) -> bool + Send + Sync>;
 
 /// Why a TLS configuration was not made: a key, certificate or name in it is malformed, or they don't belong together.
@@ -56,7 +57,9 @@ fn private_key(key: &KeyPair) -> PrivateKeyDer<'static> {
 }
 
 /// The origin's side. A client certificate is optional (`Join` has none), but one that is shown must be of this
-/// authority, hold today, and be admitted; else the handshake fails with an alert that says why.
+/// authority and be admitted; otherwise the handshake fails with an alert that says why. A certificate that has
+/// expired, or does not hold yet, passes: the caller checks [`PeerIdentity::holds`] before it serves anything but a
+/// renewal.
 pub fn server_config(
     authority: &CertificateDer<'static>,
     certificate: &CertificateDer<'static>,
@@ -127,7 +130,7 @@ impl ClientTls {
     }
 }
 
-/// Verifies as webpki does, then asks [`Admit`].
+/// Verifies as webpki does, at a time when the certificate held, then asks [`Admit`].
 struct AdmittedAgents {
     inner: Arc<dyn ClientCertVerifier>,
     admit: Admit,
@@ -154,9 +157,21 @@ impl ClientCertVerifier for AdmittedAgents {
         intermediates: &[CertificateDer<'_>],
         now: UnixTime,
     ) -> Result<ClientCertVerified, Error> {
-        let verified = self.inner.verify_client_cert(end_entity, intermediates, now)?;
-        let identity =
-            peer_identity(end_entity).map_err(|_| CertificateError::ApplicationVerificationFailure)?;
+        let verified = self.inner.verify_client_cert(end_entity, intermediates, now);
+        let identity = || {
+            let identity = peer_identity(end_entity);
+            identity.map_err(|_| Error::from(CertificateError::ApplicationVerificationFailure))
+        };
+        let (verified, identity) = match verified {
+            Err(Error::InvalidCertificate(reason)) if is_about_time(&reason) => {
+                let identity = identity()?;
+                // The authority issues nothing outside of its own life, so the first second is a time when both hold.
+                let began = u64::try_from(identity.not_before.unix_timestamp()).unwrap_or_default();
+                let began = UnixTime::since_unix_epoch(Duration::from_secs(began));
+                (self.inner.verify_client_cert(end_entity, intermediates, began)?, identity)
+            }
+            verified => (verified?, identity()?),
+        };
         if (self.admit)(&identity) { Ok(verified) } else { Err(CertificateError::Revoked.into()) }
     }
 
@@ -181,6 +196,16 @@ impl ClientCertVerifier for AdmittedAgents {
     fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
         self.inner.supported_verify_schemes()
     }
+}
+
+pub(super) fn is_about_time(error: &CertificateError) -> bool {
+    matches!(
+        error,
+        CertificateError::Expired
+            | CertificateError::ExpiredContext { .. }
+            | CertificateError::NotValidYet
+            | CertificateError::NotValidYetContext { .. }
+    )
 }
 
 /// Finds the authority among the certificates that the origin sent, by fingerprint, and verifies with it as the only

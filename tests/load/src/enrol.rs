@@ -4,7 +4,7 @@ use std::path::Path;
 
 use anyhow::Context;
 use syncd_agent::identity::AgentIdentity;
-use syncd_agent::join::{JoinOptions, join};
+use syncd_agent::join::{JoinOptions, Joined, join};
 use syncd_shared::identity::JoinToken;
 use tokio::task::JoinSet;
 
@@ -29,7 +29,8 @@ pub async fn enrol(
             address: address.to_owned(),
             root: roots.join(&name),
             token: token.clone(),
-            name: name.parse().context("an agent's name")?,
+            name: Some(name.parse().context("an agent's name")?),
+            rename: false,
         };
         joins.spawn(join(options));
     }
@@ -40,10 +41,10 @@ pub async fn enrol(
 }
 
 async fn finished(
-    joins: &mut JoinSet<Result<AgentIdentity, syncd_agent::join::JoinError>>,
+    joins: &mut JoinSet<Result<Joined, syncd_agent::join::JoinError>>,
 ) -> anyhow::Result<Option<AgentIdentity>> {
     match joins.join_next().await {
-        Some(joined) => Ok(Some(joined.context("a join")?.context("join")?)),
+        Some(joined) => Ok(Some(joined.context("a join")?.context("join")?.identity)),
         None => Ok(None),
     }
 }

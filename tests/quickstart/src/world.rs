@@ -127,7 +127,8 @@ impl World {
             address: self.address.to_string(),
             root: root.clone(),
             token,
-            name: name.parse()?,
+            name: Some(name.parse()?),
+            rename: false,
         })
         .await?;
         let options = RunOptions {
