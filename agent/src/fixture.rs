@@ -530,6 +530,19 @@ pub(crate) fn as_somebody<T: Send>(body: impl FnOnce() -> T + Send) -> T {
     })
 }
 
+/// Gives all below a directory, and itself, to the user of [`as_somebody`].
+pub(crate) fn somebody_owns(path: &Path) {
+    give(path, 65_534);
+}
+
+/// Gives all below a directory, and itself, to a user.
+pub(crate) fn give(path: &Path, user: u32) {
+    if path.symlink_metadata().unwrap().is_dir() {
+        std::fs::read_dir(path).unwrap().for_each(|item| give(&item.unwrap().path(), user));
+    }
+    std::os::unix::fs::lchown(path, Some(user), Some(user)).unwrap();
+}
+
 /// Makes a chain of directories, longer than any path may be.
 pub(crate) fn deepen(path: &Path, levels: usize, name: &[u8]) {
     use rustix::fs::{CWD, Mode, OFlags, mkdirat, openat};

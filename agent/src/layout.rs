@@ -215,6 +215,14 @@ impl Layout {
         Ok(())
     }
 
+    /// Removes a name: a directory goes to the trash whole.
+    pub fn remove(&self, dir: &Dir, name: &[u8]) -> Result<(), DiskError> {
+        match dir.unlink(name) {
+            Err(e) if e.source.raw_os_error() == Some(Errno::ISDIR.raw_os_error()) => self.discard(dir, name),
+            other => other.map(drop),
+        }
+    }
+
     /// Moves a name to the trash, whatever is below it. The cost does not depend on that.
     pub fn discard(&self, dir: &Dir, name: &[u8]) -> Result<(), DiskError> {
         self.trash.take(dir, name)

@@ -10,13 +10,14 @@
 //! | no record (lost, damaged), `live` names a tree | its signed record is read from `state/signed`, its manifest built from its files; where that gives the signed root all is known again, else it is served and the next target is staged as a first sync |
 
 use syncd_shared::diff::DirectorySource;
-use syncd_shared::{Directory, Entry, Kind, Metadata, ObjectHash, TreePath};
+use syncd_shared::{Component, Directory, Entry, Kind, Metadata, ObjectHash, Totals, TreePath};
 
-use crate::disk::{Dir, DiskError};
+use crate::disk::{Dir, DiskError, Stat};
 use crate::layout::{LIVE_NEXT, number, numbered};
 use crate::record::{InodeChanges, Known, Record, RecordError, decode_generation};
 use crate::replica::{OpenReplicaError, Replica};
 use crate::stage::content::hash_file;
+use crate::stage::cursor::DirCursor;
 use crate::stage::{StageError, building, drawn, spare};
 use crate::verify::VerifyError;
 
@@ -137,30 +138,23 @@ impl Replica {
         let live = self.live().ok_or(VerifyError::NothingLive)?;
         let dir = self.layout.generations.open_dir(live.number().to_string().as_bytes())?;
         let mut inodes = InodeChanges { clear: true, ..InodeChanges::default() };
-        self.list_inodes(&TreePath::root(), &dir, &live.generation().root.object, &mut inodes)?;
-        Ok(self.record.activate(None, &inodes, &[])?)
-    }
-
-    fn list_inodes(
-        &self,
-        path: &TreePath,
-        dir: &Dir,
-        object: &ObjectHash,
-        inodes: &mut InodeChanges,
-    ) -> Result<(), VerifyError> {
-        let mut list = Vec::new();
-        for entry in self.record.directory(object)?.entries() {
-            let name = entry.name.as_bytes();
-            if let Kind::Directory { object, .. } = &entry.kind {
-                let path = path.join(&entry.name).map_err(|source| StageError::Path { source })?;
-                self.list_inodes(&path, &dir.open_dir(name)?, object, inodes)?;
-                list.push(0);
-            } else {
-                list.push(dir.stat(name)?.map_or(0, |s| s.inode));
+        let mut dirs = DirCursor::new(dir);
+        let mut waiting = vec![(TreePath::root(), live.generation().root.object)];
+        while let Some((path, object)) = waiting.pop() {
+            let dir = dirs.at(&path)?;
+            let mut list = Vec::new();
+            for entry in self.record.directory(&object)?.entries() {
+                if let Kind::Directory { object, .. } = entry.kind {
+                    let path = path.join(&entry.name).map_err(|source| StageError::Path { source })?;
+                    waiting.push((path, object));
+                    list.push(0);
+                } else {
+                    list.push(dir.stat(entry.name.as_bytes())?.map_or(0, |s| s.inode));
+                }
             }
+            inodes.put.push((path, list));
         }
-        inodes.put.push((path.clone(), list));
-        Ok(())
+        Ok(self.record.activate(None, &inodes, &[])?)
     }
 
     /// Builds the record from what is on disk, as far as that proves anything.
@@ -183,7 +177,7 @@ impl Replica {
             tracing::info!(generation = linked, "building the record from the live tree");
             let mut scan = Scan::default();
             let root = generation.generation().root;
-            let object = scan.directory(&TreePath::root(), &dir);
+            let object = scan.tree(dir, root.totals.entries);
             if matches!(object, Ok(object) if object == root.object) {
                 scan.keep(&self.record)?;
                 known.live = Some(linked);
@@ -218,51 +212,96 @@ enum ScanError {
     Path(#[from] syncd_shared::tree_path::TreePathError),
     #[error("a name that is no file, directory or symlink")]
     Kind,
+    #[error("more names than the {expected} that were signed")]
+    Surplus { expected: u64 },
+}
+
+/// A directory that is being read.
+struct Level {
+    path: TreePath,
+    /// Its entry in the directory above; that of the root is not looked at.
+    name: Option<Component>,
+    metadata: Metadata,
+    /// Names still to be looked at.
+    names: Vec<Component>,
+    /// Entries that were looked at, and their inode numbers.
+    found: Vec<(Entry, u64)>,
 }
 
 impl Scan {
-    fn directory(&mut self, path: &TreePath, dir: &Dir) -> Result<ObjectHash, ScanError> {
-        let mut found = Vec::new();
-        for listed in dir.list()? {
-            let name = syncd_shared::Component::new(&listed.name)?;
-            let stat = dir.stat(&listed.name)?.ok_or(ScanError::Kind)?;
-            let mode = if stat.kind == rustix::fs::FileType::Symlink { 0o777 } else { stat.mode as u16 };
-            let metadata = Metadata { mode, uid: stat.uid, gid: stat.gid, mtime: stat.mtime };
-            let kind = match stat.kind {
-                rustix::fs::FileType::RegularFile => {
-                    let content = hash_file(&dir.open_file(&listed.name)?)?;
-                    Kind::File { content, size: stat.size }
+    /// The hash of a tree that was signed with so many names: with more it is another, however many they are.
+    fn tree(&mut self, root: Dir, expected: u64) -> Result<ObjectHash, ScanError> {
+        let metadata = metadata_of(&root.stat_self()?);
+        let (mut dirs, mut left) = (DirCursor::new(root), expected);
+        let mut list = |dir: &Dir| {
+            let mut names = Vec::new();
+            for listed in dir.names()? {
+                left = left.checked_sub(1).ok_or(ScanError::Surplus { expected })?;
+                names.push(Component::new(&listed?.name)?);
+            }
+            Ok::<_, ScanError>(names)
+        };
+        let names = list(dirs.at(&TreePath::root())?)?;
+        let root = Level { path: TreePath::root(), name: None, metadata, names, found: Vec::new() };
+        let mut way = vec![root];
+        loop {
+            let level = way.last_mut().ok_or(ScanError::Kind)?;
+            if let Some(name) = level.names.pop() {
+                let dir = dirs.at(&level.path)?;
+                let stat = dir.stat(name.as_bytes())?.ok_or(ScanError::Kind)?;
+                if stat.kind == rustix::fs::FileType::Directory {
+                    let (path, metadata) = (level.path.join(&name)?, metadata_of(&stat));
+                    let names = list(dirs.at(&path)?)?;
+                    way.push(Level { path, name: Some(name), metadata, names, found: Vec::new() });
+                } else {
+                    let kind = leaf(dir, name.as_bytes(), &stat)?;
+                    level.found.push((Entry { name, metadata: metadata_of(&stat), kind }, stat.inode));
                 }
-                rustix::fs::FileType::Symlink => {
-                    Kind::Symlink { target: dir.read_link(&listed.name)?.into() }
-                }
-                rustix::fs::FileType::Directory => {
-                    let object = self.directory(&path.join(&name)?, &dir.open_dir(&listed.name)?)?;
-                    let bytes = self.objects.iter().rev().find(|(hash, _)| *hash == object);
-                    let totals = bytes
-                        .and_then(|(_, bytes)| Directory::decode(bytes).ok())
-                        .and_then(|d| d.totals())
-                        .ok_or(ScanError::Kind)?;
-                    Kind::Directory { object, totals }
-                }
-                _ => return Err(ScanError::Kind),
-            };
-            let inode = if matches!(kind, Kind::Directory { .. }) { 0 } else { stat.inode };
-            found.push((Entry { name, metadata, kind }, inode));
+            } else if let Some(Level { path, name, metadata, found, .. }) = way.pop() {
+                let (object, totals) = self.directory(path, found)?;
+                let (Some(above), Some(name)) = (way.last_mut(), name) else { return Ok(object) };
+                let kind = Kind::Directory { object, totals };
+                above.found.push((Entry { name, metadata, kind }, 0));
+            }
         }
+    }
+
+    /// A directory with all its entries.
+    fn directory(
+        &mut self,
+        path: TreePath,
+        mut found: Vec<(Entry, u64)>,
+    ) -> Result<(ObjectHash, Totals), ScanError> {
         found.sort_by(|a, b| a.0.name.cmp(&b.0.name));
         let (entries, inodes): (Vec<_>, Vec<_>) = found.into_iter().unzip();
         let directory = Directory::new(entries).map_err(|_| ScanError::Kind)?;
+        let totals = directory.totals().ok_or(ScanError::Kind)?;
         let bytes = directory.encode();
         let hash = Directory::hash_of(&bytes);
         self.objects.push((hash, bytes));
-        self.inodes.push((path.clone(), inodes));
-        Ok(hash)
+        self.inodes.push((path, inodes));
+        Ok((hash, totals))
     }
 
     fn keep(self, record: &Record) -> Result<(), RecordError> {
         record.put_directories(&self.objects, false)?;
         let inodes = InodeChanges { put: self.inodes, clear: true, ..InodeChanges::default() };
         record.activate(None, &inodes, &[])
+    }
+}
+
+fn metadata_of(stat: &Stat) -> Metadata {
+    let mode = if stat.kind == rustix::fs::FileType::Symlink { 0o777 } else { stat.mode as u16 };
+    Metadata { mode, uid: stat.uid, gid: stat.gid, mtime: stat.mtime }
+}
+
+fn leaf(dir: &Dir, name: &[u8], stat: &Stat) -> Result<Kind, ScanError> {
+    match stat.kind {
+        rustix::fs::FileType::RegularFile => {
+            let content = hash_file(&dir.open_file(name)?)?;
+            Ok(Kind::File { content, size: stat.size })
+        }
+        rustix::fs::FileType::Symlink => Ok(Kind::Symlink { target: dir.read_link(name)?.into() }),
+        _ => Err(ScanError::Kind),
     }
 }

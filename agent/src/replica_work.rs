@@ -28,8 +28,10 @@ const BACKGROUND_NICE: i32 = 19;
 /// After maintenance failed.
 const MAINTAIN_RETRY: Duration = Duration::from_secs(30);
 
-/// Opens the replica that `options` speak of, and recovers it.
+/// Opens the replica that `options` speak of, and recovers it. From here on this process may have as many files open as
+/// its hard limit allows.
 pub(crate) fn open(options: &RunOptions) -> Result<Replica, OpenReplicaError> {
+    syncd_shared::open_files::raise_limit();
     let replica_options = ReplicaOptions {
         keep: usize::try_from(options.keep).unwrap_or(usize::MAX),
         grace: options.grace,

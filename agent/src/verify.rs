@@ -6,12 +6,11 @@
 use std::collections::HashSet;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::mpsc::sync_channel;
 use std::sync::{Mutex, PoisonError};
 
 use rustix::fs::FileType;
 use syncd_shared::diff::DirectorySource;
-use syncd_shared::{ContentHash, Entry, Kind, Metadata, ObjectHash, RootHash, TreePath};
+use syncd_shared::{ContentHash, Entry, Kind, Metadata, ObjectHash, RootEntry, RootHash, TreePath};
 
 use crate::activate::ActivateError;
 use crate::disk::{Dir, DiskError, Owners};
@@ -20,12 +19,14 @@ use crate::replica::Replica;
 use crate::session::worker::DRIFT_SHOWN_MAX;
 use crate::source::{Batches, FetchError, Frames, Source};
 use crate::stage::content::hash_file;
+use crate::stage::cursor::DirCursor;
+use crate::stage::queue::queue;
 use crate::stage::{StageError, StageProgress};
 
 /// Threads that hash.
 const WORKERS_MAX: usize = 4;
-/// Files that wait for them.
-const WAITING_FILES: usize = 256;
+/// Files that wait for them; each keeps its directory open.
+const WAITING_FILES: usize = 32;
 
 /// What is wrong with a path.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -174,8 +175,7 @@ impl Replica {
         let workers = syncd_shared::threads::at_most(WORKERS_MAX);
         let (files, bytes) = (AtomicU64::new(0), AtomicU64::new(0));
         let checked = Mutex::new(Checked::default());
-        let (sender, receiver) = sync_channel::<Job>(WAITING_FILES);
-        let receiver = Mutex::new(receiver);
+        let (sender, waiting) = queue::<Job>(WAITING_FILES);
         let found = |path: &TreePath, what| {
             let mut checked = checked.lock().unwrap_or_else(PoisonError::into_inner);
             checked.report.drifted += 1;
@@ -189,10 +189,10 @@ impl Replica {
         };
         std::thread::scope(|scope| {
             for _ in 0..workers {
-                scope.spawn(|| {
-                    loop {
-                        let job = receiver.lock().unwrap_or_else(PoisonError::into_inner).recv();
-                        let Ok(job) = job else { return };
+                let waiting = waiting.clone();
+                let (found, files, bytes) = (&found, &files, &bytes);
+                scope.spawn(move || {
+                    for job in waiting {
                         let (expected, size) = match job.entry.kind {
                             Kind::File { content, size } => (content, size),
                             _ => continue,
@@ -205,7 +205,9 @@ impl Replica {
                     }
                 });
             }
-            let mut walk = Walk {
+            // So that the walk ends when all workers have: a panic is told by the scope.
+            drop(waiting);
+            let walk = Walk {
                 replica: self,
                 owners: self.owners,
                 found: &found,
@@ -220,7 +222,7 @@ impl Replica {
                     });
                 },
             };
-            let walked = walk.directory(&TreePath::root(), Arc::new(dir), &root.object, &root.metadata);
+            let walked = walk.tree(dir, &root);
             drop(sender);
             walked
         })?;
@@ -264,46 +266,77 @@ struct Walk<'a> {
     tick: &'a dyn Fn(),
 }
 
+/// A directory that is still to be looked at.
+type Waiting = (TreePath, ObjectHash, Metadata);
+
 impl Walk<'_> {
-    fn directory(
-        &mut self,
-        path: &TreePath,
-        dir: Arc<Dir>,
-        object: &ObjectHash,
-        metadata: &Metadata,
-    ) -> Result<(), VerifyError> {
-        if self.cancel.load(Ordering::Relaxed) {
-            return Err(VerifyError::Cancelled);
+    /// Looks at every name of the tree; no directory that the manifest does not have is looked into.
+    fn tree(&self, dir: Dir, root: &RootEntry) -> Result<(), VerifyError> {
+        let mut dirs = DirCursor::new(dir);
+        let mut waiting = vec![(TreePath::root(), root.object, root.metadata)];
+        while let Some(next) = waiting.pop() {
+            if self.cancel.load(Ordering::Relaxed) {
+                return Err(VerifyError::Cancelled);
+            }
+            (self.tick)();
+            match dirs.at(&next.0).cloned() {
+                Ok(dir) => {
+                    let first = waiting.len();
+                    self.directory(&next, &dir, &mut waiting)?;
+                    waiting[first..].reverse();
+                }
+                Err(_) => (self.found)(&next.0, Damage::Unreadable),
+            }
         }
-        (self.tick)();
+        Ok(())
+    }
+
+    /// Looks at the names of one directory; adds those in it to `waiting`.
+    fn directory(
+        &self,
+        (path, object, metadata): &Waiting,
+        dir: &Arc<Dir>,
+        waiting: &mut Vec<Waiting>,
+    ) -> Result<(), VerifyError> {
         let stat = dir.stat_self()?;
         if stat.mtime != metadata.mtime || !self.owners.agree(&stat, metadata) {
             (self.found)(path, Damage::Metadata);
         }
         let manifest = self.replica.record.directory(object)?;
-        self.strangers(path, &dir, &manifest)?;
+        if self.strangers(path, dir, &manifest).is_err() {
+            (self.found)(path, Damage::Unreadable);
+        }
         for entry in manifest.entries() {
             let path = path.join(&entry.name).map_err(|source| StageError::Path { source })?;
             let name = entry.name.as_bytes();
-            let Some(stat) = dir.stat(name)? else {
-                (self.found)(&path, Damage::Missing);
-                continue;
+            let stat = match dir.stat(name) {
+                Ok(Some(stat)) => stat,
+                Ok(None) => {
+                    (self.found)(&path, Damage::Missing);
+                    continue;
+                }
+                Err(_) => {
+                    (self.found)(&path, Damage::Unreadable);
+                    continue;
+                }
             };
             match (&entry.kind, stat.kind) {
-                (Kind::Directory { object, .. }, FileType::Directory) => match dir.open_dir(name) {
-                    Ok(child) => self.directory(&path, Arc::new(child), object, &entry.metadata)?,
-                    Err(_) => (self.found)(&path, Damage::Unreadable),
-                },
+                (Kind::Directory { object, .. }, FileType::Directory) => {
+                    waiting.push((path, *object, entry.metadata));
+                }
                 (Kind::File { size, .. }, FileType::RegularFile) if *size == stat.size => {
                     if stat.mtime != entry.metadata.mtime || !self.owners.agree(&stat, &entry.metadata) {
                         (self.found)(&path, Damage::Metadata);
                     }
-                    // Workers end only after this sender is gone.
+                    // Where all workers are gone, the scope says why.
                     let _ = self.jobs.send(Job { dir: dir.clone(), path, entry: entry.clone() });
                 }
                 (Kind::File { .. }, FileType::RegularFile) => (self.found)(&path, Damage::Content),
                 (Kind::Symlink { target }, FileType::Symlink) => {
-                    if dir.read_link(name)? != **target {
+                    let points_to = dir.read_link(name);
+                    if points_to.is_err() {
+                        (self.found)(&path, Damage::Unreadable);
+                    } else if points_to.is_ok_and(|points_to| points_to != **target) {
                         (self.found)(&path, Damage::Content);
                     } else if stat.mtime != entry.metadata.mtime || !self.owners.agree(&stat, &entry.metadata)
                     {
@@ -321,9 +354,9 @@ impl Walk<'_> {
         path: &TreePath,
         dir: &Dir,
         manifest: &syncd_shared::Directory,
-    ) -> Result<(), VerifyError> {
-        for listed in dir.list()? {
-            let Ok(name) = syncd_shared::Component::new(&listed.name) else { continue };
+    ) -> Result<(), DiskError> {
+        for listed in dir.names()? {
+            let Ok(name) = syncd_shared::Component::new(&listed?.name) else { continue };
             if manifest.get(&name).is_none() {
                 let extra = path.join(&name).unwrap_or_else(|_| path.clone());
                 (self.found)(&extra, Damage::Extra);

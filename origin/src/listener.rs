@@ -21,7 +21,6 @@ use std::net::{IpAddr, SocketAddr};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use rustls::ServerConfig;
 use rustls::server::Acceptor;
 use syncd_shared::identity::authority::peer_identity;
@@ -330,18 +329,6 @@ fn forget(peers: &mut HashMap<IpAddr, Peer>, key: IpAddr) {
         if peer.connections == 0 {
             peers.remove(&key);
         }
-    }
-}
-
-/// Raises the soft limit of open files to the hard one: each agent holds one or two, and shells still start programs
-/// with 1,024.
-pub fn raise_open_files() {
-    let limit = getrlimit(Resource::Nofile);
-    if limit.current != limit.maximum
-        && let Err(error) =
-            setrlimit(Resource::Nofile, Rlimit { current: limit.maximum, maximum: limit.maximum })
-    {
-        warn!(%error, "the limit of open files stays at {:?}", limit.current);
     }
 }
 

@@ -20,7 +20,6 @@ use crate::desk::{Desk, describe};
 use crate::fleet::Fleet;
 use crate::http;
 use crate::keys::{Keys, KeysError};
-use crate::listener::raise_open_files;
 use crate::overlap;
 pub use crate::overlap::OverlapError;
 use crate::plan::{PlanBudget, Planner};
@@ -142,7 +141,7 @@ pub fn init(data: &Path) -> Result<Keys, StartError> {
 
 /// Starts an origin; it serves when this returns.
 pub async fn start(options: ServeOptions) -> Result<Running, StartError> {
-    raise_open_files();
+    syncd_shared::open_files::raise_limit();
     overlap::check(&options.tree, &options.data)?;
     let data = options.data.clone();
     let (keys, store) =

@@ -19,6 +19,7 @@ pub mod limits;
 pub mod local_socket;
 pub mod manifest_cursor;
 pub mod marks;
+pub mod open_files;
 pub mod output;
 pub mod progress;
 pub mod rate;

@@ -1,6 +1,8 @@
 //! The disk side as a whole: a tree on one side, a replica on the other.
 
+mod closed;
 mod deltas;
+mod foreign;
 mod mishaps;
 mod parts;
 mod recycled;

@@ -40,9 +40,7 @@ impl Replica {
     ) -> Result<Base, StageError> {
         self.reclaim_spares()?;
         let Some(from) = from else {
-            for slot in self.buildings()? {
-                self.layout.discard(&self.layout.staging, &building(slot))?;
-            }
+            self.discard_buildings()?;
             let slot = self.free_slot()?;
             self.layout.staging.make_dir(&building(slot))?;
             return Ok(Base::Building { slot, holes: Holes::default(), farm: false });
@@ -92,7 +90,18 @@ impl Replica {
         });
         let live = self.layout.generations.open_dir(number.to_string().as_bytes())?;
         let (layout, record, owners) = (&self.layout, &*self.record, self.owners);
-        Conform { layout, record, owners, live, distrusted, was, cancel }.run(&dir, live_root)
+        let conform = Conform { layout, record, owners, live, distrusted, was, cancel };
+        match conform.run(&dir, live_root) {
+            Err(StageError::Disk(error)) if error.is_denied() => {
+                // Another user's directory can't be moved out of it, nor can a mount: a farm of links has neither.
+                let error = &error as &dyn std::error::Error;
+                tracing::warn!(error, "a tree can't be built on, another is begun");
+                layout.discard(&layout.staging, &building(slot))?;
+                let dir = layout.staging.create_dir(&building(slot), 0o700)?;
+                Conform { was: None, ..conform }.run(&dir, live_root)
+            }
+            other => other,
+        }
     }
 
     /// The live tree as something to link from.
@@ -141,6 +150,14 @@ impl Replica {
             self.layout.staging.list()?.iter().filter_map(|l| numbered(&l.name, "building-")).collect();
         slots.sort_unstable();
         Ok(slots)
+    }
+
+    /// Throws away all trees that are being built.
+    pub(crate) fn discard_buildings(&self) -> Result<(), DiskError> {
+        for slot in self.buildings()? {
+            self.layout.discard(&self.layout.staging, &building(slot))?;
+        }
+        Ok(())
     }
 
     /// Slots of trees that are being made part by part, or were when something interrupted it.

@@ -304,21 +304,12 @@ impl Conform<'_> {
                 if let Some(path) = name.and_then(|name| path.join(&name).ok()) {
                     found.replaced(path);
                 }
-                self.remove(dir, &listed.name)?;
+                self.layout.remove(dir, &listed.name)?;
                 removed = true;
             }
             if !removed {
                 break;
             }
-        }
-        Ok(())
-    }
-
-    fn remove(&self, dir: &Dir, name: &[u8]) -> Result<(), StageError> {
-        match dir.stat(name)? {
-            Some(stat) if stat.kind == FileType::Directory => self.layout.discard(dir, name)?,
-            Some(_) => drop(dir.unlink(name)?),
-            None => {}
         }
         Ok(())
     }
@@ -375,7 +366,7 @@ impl Conform<'_> {
             }
             found.replaced(join(place.path, entry)?);
             if there.is_some() {
-                self.remove(place.dir, name)?;
+                self.layout.remove(place.dir, name)?;
             }
         }
         if let Some(live) = place.live

@@ -13,6 +13,7 @@ use std::os::unix::fs::FileExt;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
+use rustix::fs::FileType;
 use syncd_shared::diff::{Change, Comparison};
 use syncd_shared::stored_frame::{FrameBuffer, StoredFrame};
 use syncd_shared::wire::WireError;
@@ -129,9 +130,14 @@ impl Incoming {
         for fan in dir.list()? {
             let fan_dir = dir.open_dir(&fan.name)?;
             for file in fan_dir.list()? {
-                match content_named(&file.name) {
+                // Whoever worked in a tree when a file was taken from it may have put a directory in its place.
+                let is_file = match file.directory {
+                    Some(directory) => !directory,
+                    None => fan_dir.stat(&file.name)?.is_some_and(|s| s.kind == FileType::RegularFile),
+                };
+                match content_named(&file.name).filter(|_| is_file) {
                     Some(_) => leftovers = true,
-                    None => drop(fan_dir.unlink(&file.name)?),
+                    None => layout.remove(&fan_dir, &file.name)?,
                 }
             }
         }
@@ -177,6 +183,12 @@ impl Incoming {
         };
         disk::drop_cached(&file);
         let stat = disk::stat_file(&file).map_err(failed("inspect", fan, &name))?;
+        if stat.kind == FileType::Directory {
+            // Removed when the next attempt opens this.
+            return Err(fan
+                .failed_at("read", name.as_bytes(), std::io::ErrorKind::IsADirectory.into())
+                .into());
+        }
         if stat.size == size && hash_file(&file).map_err(failed("read", fan, &name))? == hash {
             lock(&self.arrived).insert(hash, Arrived { inode: stat.inode, dressed: None });
             return Ok(true);
@@ -361,7 +373,7 @@ impl Incoming {
         let part = format!("{own}.part");
         let Ok(from) = dir.open_file(name) else { return Ok(false) };
         match disk::stat_file(&from) {
-            Ok(s) if s.kind == rustix::fs::FileType::RegularFile && s.size == wanted.size => {}
+            Ok(s) if s.kind == FileType::RegularFile && s.size == wanted.size => {}
             _ => return Ok(false),
         }
         if wanted.size <= SMALL_BYTES {
@@ -382,7 +394,7 @@ impl Incoming {
     /// Takes a file out of a tree that an interrupted attempt left, if it is this content; whether it was.
     pub fn salvage(&self, hash: ContentHash, size: u64, dir: &Dir, name: &[u8]) -> Result<bool, StageError> {
         let Some(stat) = dir.stat(name)? else { return Ok(false) };
-        if stat.kind != rustix::fs::FileType::RegularFile || stat.size != size || stat.links != 1 {
+        if stat.kind != FileType::RegularFile || stat.size != size || stat.links != 1 {
             return Ok(false);
         }
         let Ok(file) = dir.open_file(name) else { return Ok(false) };
@@ -448,7 +460,7 @@ impl Incoming {
     }
 
     /// Removes content that the second tree does not need where the first has other: what was left of another target.
-    pub fn purge(&self, comparison: &Comparison<&Record>) -> Result<(), StageError> {
+    pub fn purge(&self, layout: &Layout, comparison: &Comparison<&Record>) -> Result<(), StageError> {
         let mut there = HashSet::new();
         for fan in self.dir.list()? {
             let names = self.dir.open_dir(&fan.name)?.list()?;
@@ -466,7 +478,7 @@ impl Incoming {
             true
         })?;
         for hash in there {
-            self.fan(hash)?.unlink(hash.to_string().as_bytes())?;
+            layout.remove(self.fan(hash)?, hash.to_string().as_bytes())?;
             lock(&self.arrived).remove(&hash);
         }
         Ok(())
@@ -481,7 +493,7 @@ impl Incoming {
                 return layout.discard(&layout.staging, INCOMING);
             }
             for file in fan_dir.list()? {
-                fan_dir.unlink(&file.name)?;
+                layout.remove(&fan_dir, &file.name)?;
             }
             self.dir.remove_dir(&fan.name)?;
         }

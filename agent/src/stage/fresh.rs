@@ -30,6 +30,7 @@ use crate::replica::Replica;
 use crate::source::{FetchError, Frames, Source};
 use crate::stage::allowance::Allowance;
 use crate::stage::content::{Incoming, hash_file};
+use crate::stage::cursor::DirCursor;
 use crate::stage::manifest;
 use crate::stage::repeats::Copies;
 use crate::stage::space::Demand;
@@ -65,7 +66,7 @@ impl Replica {
             // What interrupted attempts left counts; of other targets it makes room.
             self.empty_trash(cancel)?;
             let mut present = incoming.present()?;
-            taken_by(&tree, block_bytes, &mut present)?;
+            taken_by(&self.record, tree.reopen()?, root.object, block_bytes, &mut present)?;
             demand.check(&self.layout.staging.space()?, present)?;
         }
         self.record.clear_inodes()?;
@@ -173,7 +174,8 @@ impl Walk<'_> {
     fn remove_strangers(&self, path: &TreePath, directory: &Directory) -> Result<(), StageError> {
         let dir = self.open(path)?;
         dir.make_writable()?;
-        for listed in dir.list()? {
+        for listed in dir.names()? {
+            let listed = listed?;
             let expected = syncd_shared::Component::new(&listed.name)
                 .ok()
                 .and_then(|name| directory.get(&name).map(Entry::is_directory));
@@ -182,10 +184,7 @@ impl Walk<'_> {
             if expected == Some(is_directory) {
                 continue;
             }
-            match is_directory {
-                true => self.layout.discard(&dir, &listed.name)?,
-                false => drop(dir.unlink(&listed.name)?),
-            }
+            self.layout.remove(&dir, &listed.name)?;
         }
         Ok(())
     }
@@ -565,15 +564,26 @@ fn copy_placed(
     Ok(dressed.map_err(|e| to.failed_at("set the metadata of", item.name.as_bytes(), e))?)
 }
 
-/// What a tree that was interrupted takes up already.
-fn taken_by(dir: &Dir, block_bytes: u64, taken: &mut Demand) -> Result<(), DiskError> {
-    for listed in dir.list()? {
-        let Some(stat) = dir.stat(&listed.name)? else { continue };
-        if stat.kind == FileType::Directory {
-            taken.add(1, block_bytes);
-            taken_by(&dir.open_dir(&listed.name)?, block_bytes, taken)?;
-        } else {
-            taken.add(if stat.kind == FileType::RegularFile { stat.size } else { 0 }, block_bytes);
+/// What a tree that was interrupted takes up already. Names that the target does not have are no part of it.
+fn taken_by(
+    record: &Record,
+    tree: Dir,
+    root: ObjectHash,
+    block_bytes: u64,
+    taken: &mut Demand,
+) -> Result<(), StageError> {
+    let mut dirs = DirCursor::new(tree);
+    let mut waiting = vec![(TreePath::root(), root)];
+    while let Some((path, object)) = waiting.pop() {
+        let Ok(dir) = dirs.at(&path) else { continue };
+        for entry in record.directory(&object)?.entries() {
+            let Ok(Some(stat)) = dir.stat(entry.name.as_bytes()) else { continue };
+            if let Kind::Directory { object, .. } = entry.kind {
+                taken.add(1, block_bytes);
+                waiting.push((path.join(&entry.name).map_err(|source| StageError::Path { source })?, object));
+            } else {
+                taken.add(if stat.kind == FileType::RegularFile { stat.size } else { 0 }, block_bytes);
+            }
         }
     }
     Ok(())

@@ -30,7 +30,7 @@ mod inodes;
 mod manifest;
 pub(crate) mod patch;
 mod plan;
-mod queue;
+pub(crate) mod queue;
 mod receive;
 mod repeats;
 mod space;
@@ -277,7 +277,12 @@ impl Replica {
             });
         }
         if self.live().is_none() && self.generations().is_empty() {
-            return self.build_fresh(target, source, progress, cancel, sync);
+            let built = self.build_fresh(target, source, progress, cancel, sync);
+            if matches!(&built, Err(StageError::Disk(error)) if error.is_denied()) {
+                // Something in what was left of a tree is another user's: the next attempt begins with nothing.
+                self.discard_buildings()?;
+            }
+            return built;
         }
         self.build(target, inline, source, progress, cancel, None, sync)
     }
@@ -453,11 +458,9 @@ impl Replica {
             return Ok(());
         }
         // What interrupted attempts left of this target counts, what they left of others makes room.
-        incoming.purge(comparison)?;
+        incoming.purge(&self.layout, comparison)?;
         if from.is_none() {
-            for slot in self.buildings()? {
-                self.layout.discard(&self.layout.staging, &building(slot))?;
-            }
+            self.discard_buildings()?;
         }
         self.empty_trash(cancel)?;
         demand.check(&self.layout.staging.space()?, incoming.present()?)

@@ -1,8 +1,10 @@
-use std::os::unix::fs::{PermissionsExt, chown};
+use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 
 use super::*;
-use crate::fixture::{alone_with_few_descriptors, as_somebody, deepen, open_descriptors, peak_memory_kib};
+use crate::fixture::{
+    alone_with_few_descriptors, as_somebody, deepen, give, open_descriptors, peak_memory_kib,
+};
 
 fn trash(root: &Path) -> Trash {
     let path = root.join("trash");
@@ -178,14 +180,4 @@ fn a_mount_in_a_tree_is_not_emptied() {
     assert_eq!(left, ["stuck-1"]);
     trash.retry_stuck().unwrap();
     assert_eq!(emptied(&trash), 2);
-}
-
-/// Gives all below a directory, and itself, to a user.
-fn give(path: &Path, user: u32) {
-    if path.is_dir() {
-        for item in std::fs::read_dir(path).unwrap() {
-            give(&item.unwrap().path(), user);
-        }
-    }
-    chown(path, Some(user), Some(user)).unwrap();
 }

@@ -1,0 +1,148 @@
+//! What others put into a tree: names without end, and directories of theirs.
+
+use std::os::unix::fs::chown;
+
+use super::*;
+use crate::fixture::{
+    alone_with_few_descriptors, as_somebody, deepen, open_descriptors, peak_memory_kib, somebody_owns,
+};
+
+/// Publishes `rounds` generations; each is what was sealed, and no tree is left that can't be built on.
+fn goes_on(site: &mut Site, replica: &mut Replica, rounds: std::ops::Range<u32>) {
+    for round in rounds {
+        site.write("docs/0/page-0.html", format!("round {round}"));
+        site.publish(replica);
+        site.assert_live_is_tree();
+        site.settle(replica);
+        assert!(replica.status().spares >= 2, "round {round}");
+    }
+}
+
+#[test]
+fn trees_of_any_depth_in_a_live_tree_cost_neither_descriptors_nor_memory() {
+    alone_with_few_descriptors("replica::tests::foreign::deep_trees_alone");
+}
+
+#[test]
+#[ignore = "run by the test above in a process of its own"]
+fn deep_trees_alone() {
+    let (mut site, mut replica) = settled_in(Site::in_memory());
+    replica.options.keep = 1;
+    let long = "n".repeat(255);
+    let (mut before, mut verified) = (None, 0);
+    for round in 0..4 {
+        let live = site.live().canonicalize().unwrap();
+        for (place, levels) in [("docs", 6_000), ("hollow", 1_500)] {
+            deepen(&live.join(place), levels, long.as_bytes());
+        }
+        let before = *before.get_or_insert_with(|| (open_descriptors(), peak_memory_kib()));
+        if round % 2 == 1 {
+            let report = replica.verify(Some(&mut site.origin), &|_| {}, &AtomicBool::new(false)).unwrap();
+            assert!(report.healed && report.drift.iter().any(|drift| drift.what == Damage::Extra));
+            verified += 1;
+        }
+        goes_on(&mut site, &mut replica, round..round + 1);
+        assert!(open_descriptors() <= before.0 + 8, "{} {}", before.0, open_descriptors());
+        let grown = peak_memory_kib() - before.1;
+        assert!(grown < 24 * 1024, "{grown} KiB");
+    }
+    assert_eq!(verified, 2);
+    // A tree that is live while the record is lost is looked at as far as it can be what was signed, and no farther.
+    deepen(&site.live().join("docs"), 6_000, long.as_bytes());
+    drop(replica);
+    std::fs::remove_file(site.root().join("state/record.redb")).unwrap();
+    let mut replica = site.open();
+    replica.options.keep = 1;
+    assert!(replica.status().live.is_none());
+    goes_on(&mut site, &mut replica, 4..6);
+    assert_tidy(&site);
+}
+
+#[test]
+fn a_manifest_as_deep_as_one_may_be_needs_few_descriptors() {
+    alone_with_few_descriptors("replica::tests::foreign::deep_manifest_alone");
+}
+
+#[test]
+#[ignore = "run by the test above in a process of its own"]
+fn deep_manifest_alone() {
+    let mut site = Site::in_memory();
+    site.furnish();
+    // Beyond that the paths of this test would be too long.
+    let depth = syncd_shared::limits::DEPTH_MAX.min(400) - 1;
+    let deep = |name: &str| format!("{}{name}", "d/".repeat(depth));
+    site.write(&deep("file"), "deep");
+    let mut replica = site.open();
+    replica.options.keep = 1;
+    site.publish(&mut replica);
+    site.assert_live_is_tree();
+    site.settle(&mut replica);
+    for round in 0..3 {
+        site.write(&deep("file"), format!("deep {round}"));
+        goes_on(&mut site, &mut replica, round..round + 1);
+    }
+    std::fs::remove_file(site.live().join(deep("file"))).unwrap();
+    let report = replica.verify(Some(&mut site.origin), &|_| {}, &AtomicBool::new(false)).unwrap();
+    assert!(report.healed);
+    site.assert_live_is_tree();
+    drop(replica);
+    std::fs::remove_file(site.root().join("state/record.redb")).unwrap();
+    let mut replica = site.open();
+    assert!(replica.status().live.is_some(), "its manifest is built from its files");
+    site.settle(&mut replica);
+    goes_on(&mut site, &mut replica, 3..5);
+}
+
+#[test]
+fn directories_of_another_user_stop_no_update_of_an_agent_without_privileges() {
+    if !rustix::process::geteuid().is_root() {
+        eprintln!("not root: no directory of another user can be made");
+        return;
+    }
+    let mut site = Site::new();
+    site.furnish();
+    for place in ["open/sub", "open/other"] {
+        site.write(&format!("{place}/file"), place);
+    }
+    for place in ["open", "open/sub"] {
+        std::fs::set_permissions(site.tree().join(place), PermissionsExt::from_mode(0o777)).unwrap();
+    }
+    somebody_owns(site.temp.path());
+    let mut replica = as_somebody(|| {
+        let mut replica = site.open();
+        replica.options.keep = 1;
+        site.publish(&mut replica);
+        site.settle(&mut replica);
+        replica
+    });
+    let theirs = |path: std::path::PathBuf| {
+        std::fs::create_dir_all(path.join("inside")).unwrap();
+        std::fs::write(path.join("inside/file"), "theirs").unwrap();
+        for path in [path.join("inside"), path] {
+            chown(&path, Some(33), Some(33)).unwrap();
+            std::fs::set_permissions(path, PermissionsExt::from_mode(0o700)).unwrap();
+        }
+    };
+    let live = site.live().canonicalize().unwrap();
+    // Beside what is there, and in its place.
+    theirs(live.join("open/theirs"));
+    std::fs::rename(live.join("open/sub"), live.join("open/aside")).unwrap();
+    theirs(live.join("open/sub"));
+    as_somebody(|| {
+        for round in 0..3 {
+            site.write("docs/0/page-0.html", format!("round {round}"));
+            site.publish(&mut replica);
+            site.assert_live_is_tree();
+            for _ in 0..20 {
+                // Not whole, so that no spare can be made of it.
+                replica.maintain(&AtomicBool::new(false)).unwrap();
+            }
+        }
+        let report = replica.verify(Some(&mut site.origin), &|_| {}, &AtomicBool::new(false)).unwrap();
+        assert_eq!((report.drifted, report.healed), (0, false));
+        goes_on(&mut site, &mut replica, 3..6);
+    });
+    // What holds theirs is left, and nothing else.
+    let left = names(&site.root().join("trash"));
+    assert!(left.len() == 1 && left[0].starts_with("stuck-"), "{left:?}");
+}
