@@ -170,16 +170,37 @@ impl State {
 /// its loopback is nobody else's. Needs root.
 #[track_caller]
 pub fn in_own_network(test: &str) -> bool {
-    const INSIDE: &str = "SYNCD_TESTS_OWN_NETWORK";
-    if std::env::var(INSIDE).is_ok_and(|inside| inside == test) {
+    let inside = again_in_namespaces(test, &["--net"]);
+    if inside {
         // Packets of a usual size: those of the loopback do not fit into a slow line's bucket.
         shell("ip link set lo mtu 1500 up");
+    }
+    inside
+}
+
+/// [`in_own_network`], with mounts and processes of its own as well: what it mounts nobody else sees, and what it leaves
+/// running ends with it.
+#[track_caller]
+pub fn in_own_machine(test: &str) -> bool {
+    let namespaces = ["--net", "--mount", "--pid", "--fork", "--kill-child", "--mount-proc"];
+    let inside = again_in_namespaces(test, &namespaces);
+    if inside {
+        shell("ip link set lo up");
+    }
+    inside
+}
+
+/// Runs the test of this name once more under `unshare` with these options; whether this process is that run.
+#[track_caller]
+fn again_in_namespaces(test: &str, options: &[&str]) -> bool {
+    const INSIDE: &str = "SYNCD_TESTS_INSIDE";
+    if std::env::var(INSIDE).is_ok_and(|inside| inside == test) {
         return true;
     }
     let this = std::env::current_exe().expect("the path of this test executable");
     let mut command = Command::new("unshare");
     command
-        .arg("--net")
+        .args(options)
         .arg(this)
         .args(["--exact", test, "--nocapture", "--test-threads=1"])
         .env(INSIDE, test);
@@ -188,7 +209,7 @@ pub fn in_own_network(test: &str) -> bool {
     assert_eq!(
         outcome.code,
         Some(0),
-        "{test} in a network of its own:\n{}\n{}",
+        "{test} in namespaces of its own:\n{}\n{}",
         outcome.stdout,
         outcome.stderr
     );
