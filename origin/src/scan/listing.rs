@@ -15,7 +15,8 @@ use syncd_shared::{Component, TreePath};
 
 use super::error::ScanError;
 use super::file_stat::FileStat;
-use crate::ignore_rules::{IGNORE_FILE, IGNORE_FILE_MAX_BYTES};
+use super::notices::Notices;
+use crate::ignore_rules::{IGNORE_FILE, IGNORE_FILE_MAX_BYTES, IgnoreError, file_in};
 
 /// A directory that was listed.
 #[derive(Debug)]
@@ -79,24 +80,28 @@ impl OpenDirectory {
         rustix::fs::fstat(&self.fd).map(|stat| FileStat::of(&stat)).map_err(|e| unreadable(&self.path, e))
     }
 
-    /// The rules file in it. One that is no regular file has no rules.
+    /// Warns of attributes that are not replicated.
+    pub(super) fn tell_attributes(&self, notices: &Notices) {
+        notices.attributes(&self.fd, &self.path);
+    }
+
+    /// The rules file in it.
     pub(super) fn ignore_file(&self) -> Result<Option<IgnoreFile>, ScanError> {
         let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC;
-        let path = || {
-            Component::new(IGNORE_FILE.as_bytes())
-                .ok()
-                .and_then(|name| self.path.join(&name).ok())
-                .unwrap_or_else(|| self.path.clone())
-        };
+        let path = || file_in(&self.path);
         let fd = match rustix::fs::openat(&self.fd, IGNORE_FILE, flags, Mode::empty()) {
             Ok(fd) => fd,
-            Err(errno) if is_gone(errno) => return Ok(None),
+            Err(Errno::NOENT | Errno::STALE) => return Ok(None),
+            // A symlink, or a socket.
+            Err(Errno::LOOP | Errno::NXIO | Errno::NODEV) => {
+                return Err(IgnoreError::Kind { path: path() }.into());
+            }
             Err(errno) => return Err(unreadable(&path(), errno)),
         };
         let stat = rustix::fs::fstat(&fd).map_err(|errno| unreadable(&path(), errno))?;
         let stat = FileStat::of(&stat);
         if stat.kind != FileType::RegularFile {
-            return Ok(None);
+            return Err(IgnoreError::Kind { path: path() }.into());
         }
         let mut bytes = Vec::new();
         let mut limited = io::Read::take(std::fs::File::from(fd), IGNORE_FILE_MAX_BYTES + 1);

@@ -24,6 +24,7 @@ mod notices;
 mod pending;
 mod places;
 mod pool;
+mod private_names;
 mod scope;
 mod seen;
 mod stat_record;
@@ -149,6 +150,7 @@ pub const RACY_DELAY: Duration = Duration::from_millis(2_100);
 pub fn scan(scan: &Scan<'_>, base: Option<RootEntry>, scope: Scope) -> Result<Outcome, ScanError> {
     let mut taken = hints_of(&scope);
     let result = settle(scan, base, scope, &mut taken);
+    scan.notices.tell_private();
     if let (Err(_), Some(watch)) = (&result, scan.watch) {
         watch.put_back(taken);
     }

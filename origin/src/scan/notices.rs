@@ -1,4 +1,4 @@
-//! What is not replicated, said once and never silently.
+//! What is not replicated, or better were not, said once and never silently.
 
 use std::collections::BTreeSet;
 use std::fmt;
@@ -8,6 +8,10 @@ use std::sync::{Mutex, PoisonError};
 use syncd_shared::TreePath;
 use tracing::warn;
 
+use super::error::Paths;
+
+/// Bits of the tree's own mode that let everybody read and enter it.
+const TREE_OPEN: u16 = 0o005;
 /// Skipped paths that are remembered; beyond that, warnings repeat.
 const REMEMBERED_MAX: usize = 100_000;
 
@@ -46,6 +50,11 @@ pub struct Notices(Mutex<Said>);
 struct Said {
     kinds: BTreeSet<Loss>,
     special: BTreeSet<TreePath>,
+    /// Names that look private, told of or not.
+    private: BTreeSet<TreePath>,
+    /// Of those, what the next line names.
+    untold: Vec<TreePath>,
+    closed_tree: bool,
 }
 
 impl Notices {
@@ -59,6 +68,44 @@ impl Notices {
         };
         if new {
             warn!(%path, "{loss}");
+        }
+        new
+    }
+
+    /// Takes note of a name that is published for the first time and seldom meant to be: [`Notices::tell_private`].
+    pub(super) fn looks_private(&self, path: &TreePath) {
+        let mut said = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        if said.private.len() < REMEMBERED_MAX && said.private.insert(path.clone()) {
+            said.untold.push(path.clone());
+        }
+    }
+
+    /// Warns of what was noted since the last call, in one line; returns how many names that were.
+    pub(super) fn tell_private(&self) -> usize {
+        let mut said = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let paths = std::mem::take(&mut said.untold);
+        let count = paths.len();
+        if count > 0 {
+            warn!(
+                count,
+                paths = %Paths(paths),
+                "names that are seldom meant for visitors are published: list them in .syncdignore if they are not"
+            );
+        }
+        count
+    }
+
+    /// Warns, once, of a content tree whose own mode keeps the users of web servers out.
+    pub(super) fn tree_mode(&self, mode: u16) -> bool {
+        let mut said = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let new = mode & TREE_OPEN != TREE_OPEN && !std::mem::replace(&mut said.closed_tree, true);
+        if new {
+            let mode = format!("{:04o}", mode & 0o777);
+            warn!(
+                %mode,
+                "others may not read or enter the content tree, nor its replicas: a web server that runs as another \
+                 user answers 403 on every node (chmod 755)"
+            );
         }
         new
     }
@@ -78,7 +125,8 @@ impl Notices {
             return;
         }
         for name in names.split(|byte| *byte == 0).filter(|name| !name.is_empty()) {
-            if name.starts_with(b"system.posix_acl") {
+            // POSIX lists, and those of NFS, SMB and others that go by names of this kind.
+            if name.starts_with(b"system.") && name.windows(3).any(|part| part == b"acl") {
                 self.tell(Loss::AccessControlList, path);
             } else if name != b"security.selinux" {
                 self.tell(Loss::ExtendedAttributes, path);
@@ -98,5 +146,36 @@ mod tests {
         assert!(notices.tell(Loss::Special, &path("a")) && notices.tell(Loss::Special, &path("b")));
         assert!(!notices.tell(Loss::Special, &path("a")));
         assert!(notices.tell(Loss::SetId, &path("a")) && !notices.tell(Loss::SetId, &path("b")));
+    }
+
+    #[test]
+    fn a_name_that_looks_private_is_told_once_and_a_closed_tree_too() {
+        let path = |p: &str| TreePath::from_bytes(p.as_bytes()).unwrap();
+        let notices = Notices::default();
+        for name in [".env", "a/b.sql", ".env"] {
+            notices.looks_private(&path(name));
+        }
+        assert_eq!(notices.tell_private(), 2);
+        notices.looks_private(&path("a/b.sql"));
+        assert_eq!(notices.tell_private(), 0);
+        assert!(!notices.tree_mode(0o755) && !notices.tree_mode(0o775));
+        assert!(notices.tree_mode(0o700) && !notices.tree_mode(0o750));
+        assert!(Notices::default().tree_mode(0o751));
+    }
+
+    #[test]
+    fn an_access_control_list_is_called_one() {
+        let directory = tempfile::tempdir().unwrap();
+        let list = |arguments: &[&str]| {
+            let status = std::process::Command::new("setfacl").args(arguments).arg(directory.path()).status();
+            assert!(status.expect("setfacl is missing: apt-get install acl").success());
+        };
+        for arguments in [["-m", "u:33:r"], ["-dm", "u:33:r"]] {
+            list(&arguments);
+            let notices = Notices::default();
+            notices.attributes(std::fs::File::open(directory.path()).unwrap(), &TreePath::root());
+            assert!(!notices.is_open(Loss::AccessControlList) && notices.is_open(Loss::ExtendedAttributes));
+            list(&["-b"]);
+        }
     }
 }

@@ -437,6 +437,36 @@ fn ignore_rules_leave_out_and_their_change_is_followed() {
 }
 
 #[test]
+fn rules_that_are_no_regular_file_fail_the_scan_by_name() {
+    use rustix::fs::{CWD, FileType, Mode, mknodat};
+    let mut site = Site::watched();
+    site.write("a/secret.env", "password");
+    site.write("shared", "secret.env\n");
+    site.calm();
+    let rules = site.at("a/.syncdignore");
+    let put: [(&str, &dyn Fn()); 4] = [
+        ("symlink", &|| symlink("../shared", &rules).unwrap()),
+        ("dangling symlink", &|| symlink("nowhere", &rules).unwrap()),
+        ("directory", &|| fs::create_dir(&rules).unwrap()),
+        ("fifo", &|| mknodat(CWD, &rules, FileType::Fifo, Mode::RWXU, 0).unwrap()),
+    ];
+    for (what, put) in put {
+        put();
+        for scope in [site.hinted(), Scope::Everything] {
+            let error = site.try_scan(scope).unwrap_err();
+            assert!(error.to_string().starts_with("a/.syncdignore is no regular file"), "{what}: {error}");
+        }
+        if rules.symlink_metadata().unwrap().is_dir() {
+            fs::remove_dir(&rules).unwrap();
+        } else {
+            fs::remove_file(&rules).unwrap();
+        }
+        let scope = site.hinted();
+        site.scan(scope);
+    }
+}
+
+#[test]
 fn a_tree_that_lost_most_of_itself_is_held() {
     let mut site = Site::new();
     for number in 0..30 {

@@ -18,6 +18,7 @@ use super::listing::{Listed, LookedUp, OpenDirectory};
 use super::notices::{Loss, Notices};
 use super::pending::{Pending, Previous, really_differs, same_but_time};
 use super::pool::{Done, Job, Pool};
+use super::private_names::looks_private;
 use super::scope::{Plan, Scope};
 use super::seen::Seen;
 use super::stat_record::{Own, ReadFile, StatRecord};
@@ -231,6 +232,7 @@ where
         task: Task<'_>,
         rules: IgnoreRules,
     ) -> Result<(), ScanError> {
+        open.tell_attributes(self.pass.notices);
         let listing = open.list()?;
         let path = seen.path.clone();
         if let Some(mark) = listing.mark {
@@ -248,6 +250,7 @@ where
             || seen.previous.is_none()
             || seen.record.as_ref().is_some_and(|r| !r.own.is_same(&own) || r.ignore_file != ignore_file);
         if path.is_root() {
+            self.pass.notices.tree_mode(listing.own.full_mode);
             let other_device = seen.record.as_ref().is_some_and(|r| r.own.device != own.device);
             self.walked.emptied = listing.names.is_empty() && other_device;
         }
@@ -286,6 +289,9 @@ where
                 self.pass.notices.tell(Loss::SetId, &child);
             }
             let before = known.previous.as_ref().and_then(|previous| previous.get(&listed.name));
+            if before.is_none() && looks_private(listed.name.as_bytes()) {
+                self.pass.notices.looks_private(&child);
+            }
             match listed.stat.kind {
                 FileType::Directory => directories.push((child, listed)),
                 FileType::RegularFile => self.file(id, child, listed, before, known.record.as_ref())?,

@@ -1,0 +1,98 @@
+//! Names that are seldom meant for visitors: secrets, other tools' records, editors' leftovers.
+//!
+//! They are published like any other name, because a site may need them; the operator is told when that happens first.
+
+/// Names as they are: files and directories.
+const NAMES: &[&[u8]] = &[
+    b".bash_history",
+    b".bzr",
+    b".env",
+    b".git-credentials",
+    b".hg",
+    b".htpasswd",
+    b".my.cnf",
+    b".netrc",
+    b".pgpass",
+    b".ssh",
+    b".svn",
+    b"id_dsa",
+    b"id_ecdsa",
+    b"id_ed25519",
+    b"id_rsa",
+];
+/// Ends of names: dumps, keys, swap and backup files.
+const ENDS: &[&[u8]] = &[
+    b"~",
+    b".bak",
+    b".dump",
+    b".key",
+    b".kdbx",
+    b".orig",
+    b".p12",
+    b".pfx",
+    b".rej",
+    b".sql",
+    b".sql.bz2",
+    b".sql.gz",
+    b".sql.xz",
+    b".sql.zst",
+    b".swo",
+    b".swp",
+];
+/// `.env.production` and the like; these say themselves that they hold no secret.
+const HARMLESS_ENVIRONMENTS: &[&[u8]] = &[b"dist", b"example", b"sample", b"template"];
+
+/// See the module.
+pub(super) fn looks_private(name: &[u8]) -> bool {
+    let is_environment =
+        name.strip_prefix(b".env.").is_some_and(|kind| !HARMLESS_ENVIRONMENTS.contains(&kind));
+    let is_lock_of_editor =
+        name.starts_with(b".#") || (name.len() > 2 && name.starts_with(b"#") && name.ends_with(b"#"));
+    NAMES.contains(&name)
+        || is_environment
+        || is_lock_of_editor
+        || ENDS.iter().any(|end| name.len() > end.len() && name.ends_with(end))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn secrets_and_leftovers_are_told_from_content() {
+        for private in [
+            ".env",
+            ".env.local",
+            ".htpasswd",
+            ".svn",
+            ".hg",
+            ".index.php.swp",
+            "index.php~",
+            ".#index.php",
+            "#a#",
+            "dump.sql",
+            "dump.sql.gz",
+            "id_rsa",
+            "tls.key",
+            "wp-config.php.bak",
+        ] {
+            assert!(looks_private(private.as_bytes()), "{private}");
+        }
+        for content in [
+            ".htaccess",
+            ".env.example",
+            ".well-known",
+            "index.html",
+            "id_rsa.pub",
+            "sql",
+            ".sql",
+            "#",
+            "##",
+            "~",
+            "key.html",
+            "environment",
+        ] {
+            assert!(!looks_private(content.as_bytes()), "{content}");
+        }
+    }
+}
