@@ -19,10 +19,10 @@ use syncd_shared::{RootEntry, SignedGeneration, Timestamp, TreePath};
 
 use crate::disk::DiskError;
 use crate::planted::{self, Bug};
-use crate::record::{Record, RecordError, encode_generation};
+use crate::record::{Record, RecordError, RetiredTree, encode_generation};
 use crate::replica::Replica;
 use crate::stage::draw::Syncing;
-use crate::stage::{Staged, building, partial};
+use crate::stage::{Staged, building, partial, resting};
 
 /// Up to this many changed paths are synced one by one.
 const SYNC_EACH_MAX: usize = 48;
@@ -330,13 +330,19 @@ impl Replica {
     fn exchange_synced(&mut self, staged: &Staged, slot: u64) -> Result<(), ActivateError> {
         let number = staged.target.number().get();
         let layout = &self.layout;
-        let resting = format!("resting-{slot}").into_bytes();
-        // Named before it is exchanged: what is under this name is never taken for anything but a tree in use.
+        let resting = resting(slot);
+        // Recorded and named before it is exchanged: what is under this name is never taken for anything but a tree in use.
+        let before = self.known.generations.get(&number).map(|g| g.generation().root);
+        let before = before.map(|root| RetiredTree { number, root });
+        if before.is_some() {
+            self.record.set_retired(slot, before.as_ref())?;
+        }
         layout.staging.rename_new(&building(slot), &layout.staging, &resting)?;
         layout.staging.exchange(&resting, &layout.generations, number.to_string().as_bytes())?;
         layout.generations.sync_names()?;
         layout.staging.sync_names()?;
         self.upkeep.resting.insert(slot, self.options.clock.now());
+        self.known.retired.extend(before.map(|tree| (slot, tree)));
         let spares: Vec<u64> = self.known.spares.keys().copied().collect();
         self.record.activate(Some(&staged.target), &staged.inodes, &spares)?;
         spares.into_iter().for_each(|slot| self.forget_spare(slot));

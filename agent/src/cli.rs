@@ -305,7 +305,7 @@ fn print_verified(verified: &Verified, json: bool) -> anyhow::Result<()> {
     for Drifted { path, what } in &verified.drift {
         output::line(format_args!("{what:<10}  {path}"))?;
     }
-    let Verified { files, bytes, drifted, healed, .. } = verified;
+    let Verified { files, bytes, drifted, healed, kept, .. } = verified;
     let drift = match (*drifted, healed) {
         (0, _) => "no drift".to_owned(),
         (1, true) => "1 path had drifted and is healed".to_owned(),
@@ -314,6 +314,9 @@ fn print_verified(verified: &Verified, json: bool) -> anyhow::Result<()> {
         (drifted, false) => format!("{} paths have drifted", HumanCount(drifted)),
     };
     output::line(format_args!("{} files, {} verified: {drift}", HumanCount(*files), HumanBytes(*bytes)))?;
+    if let Some(kept) = kept {
+        output::line(format_args!("extra and changed files are kept in {kept}"))?;
+    }
     if !verified.is_whole() {
         note("not healed: verify again when the origin can be reached");
     }

@@ -92,6 +92,8 @@ pub struct Stat {
     pub ctime: Timestamp,
     /// Names that the inode has.
     pub links: u64,
+    /// Space that it takes on disk, in bytes: less than its size where it has holes.
+    pub allocated_bytes: u64,
 }
 
 impl Stat {
@@ -107,6 +109,8 @@ impl Stat {
             mtime: Timestamp { seconds: stat.st_mtime, nanoseconds: stat.st_mtime_nsec as u32 },
             ctime: Timestamp { seconds: stat.st_ctime, nanoseconds: stat.st_ctime_nsec as u32 },
             links: stat.st_nlink,
+            // The kernel counts in units of 512 bytes, whatever the file system.
+            allocated_bytes: (stat.st_blocks as u64).saturating_mul(512),
         }
     }
 }

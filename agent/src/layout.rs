@@ -10,8 +10,10 @@
 //! ROOT/staging/partial-K        being made of an update in parts, or left so: taken from, never trusted
 //! ROOT/staging/aside-K-I        renamed out of building-K for a moment
 //! ROOT/staging/resting-K        was in live's place until it was healed: left alone for the grace
+//! ROOT/staging/retired-K        was live, and is out of use: inspected before it is built on or thrown away
 //! ROOT/staging/incoming/H/HASH  whole content that was verified when it got this name; HASH.part while it arrives
 //! ROOT/trash/K                  deleted later ([`crate::trash`])
+//! ROOT/lost+found/N/PATH        files of visitors that were in a tree ([`crate::lost_found`])
 //! ROOT/state/lock               locked while an agent runs, holds its pid
 //! ROOT/state/record.redb        the record
 //! ROOT/state/signed/N           record and signature of generation N, in case the record is lost
@@ -48,6 +50,8 @@ const GENERATIONS: &[u8] = b"generations";
 const STAGING: &[u8] = b"staging";
 const TRASH: &[u8] = b"trash";
 const STATE: &[u8] = b"state";
+/// Files that visitors left in trees ([`crate::lost_found`]).
+pub(crate) const LOST_FOUND: &[u8] = b"lost+found";
 /// Content that arrived, in [`Layout::staging`].
 pub(crate) const INCOMING: &[u8] = b"incoming";
 /// Signed generation records, in `ROOT/state`.
@@ -246,7 +250,7 @@ fn refuse_foreign(root: &Dir, path: &Path) -> Result<(), LayoutError> {
     if names.iter().any(|n| n == STATE) {
         return Ok(());
     }
-    let ours = [LIVE, LIVE_NEXT, GENERATIONS, STAGING, TRASH, b"lost+found"];
+    let ours = [LIVE, LIVE_NEXT, GENERATIONS, STAGING, TRASH, LOST_FOUND];
     let mut foreign: Vec<String> = names
         .iter()
         .filter(|n| !ours.contains(&n.as_slice()))

@@ -41,6 +41,7 @@ pub fn status(root: &Path) -> Result<AgentStatus, OfflineError> {
         accepted: held.accepted.as_ref().map(|g| g.number().get()),
         generations: held.generations.iter().map(|n| n.get()).collect(),
         spares: held.spares,
+        drift: held.drift,
         ..service::about(&options, &identity)
     })
 }

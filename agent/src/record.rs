@@ -7,6 +7,8 @@
 //! | directories | object hash | canonical bytes of a directory object |
 //! | inodes | path of a directory of the live tree | inode numbers in entry order, little endian; 0: a directory |
 //! | spares | K of `staging/spare-K` | canonical bytes of its root entry |
+//! | retired | K of `staging/retired-K` or `resting-K` | number, little endian, then canonical bytes of its root entry |
+//! | notes | `drift` | JSON of [`Drift`] |
 //!
 //! Only [`crate::replica`] and what it is made of opens it. A crash leaves the state of the last durable commit.
 //! Directory objects are held against their hash whenever they are read, inode numbers against the disk whenever they
@@ -31,11 +33,15 @@ use syncd_shared::tree::DecodeRootError;
 use syncd_shared::write_again::write_again;
 use syncd_shared::{Directory, ObjectHash, RootEntry, SignedGeneration, TreePath};
 
+use crate::status::Drift;
+
 const META: TableDefinition<'_, &str, u64> = TableDefinition::new("meta");
 const GENERATIONS: TableDefinition<'_, u64, &[u8]> = TableDefinition::new("generations");
 const DIRECTORIES: TableDefinition<'_, &[u8; 32], &[u8]> = TableDefinition::new("directories");
 const INODES: TableDefinition<'_, &[u8], &[u8]> = TableDefinition::new("inodes");
 const SPARES: TableDefinition<'_, u64, &[u8]> = TableDefinition::new("spares");
+const RETIRED: TableDefinition<'_, u64, &[u8]> = TableDefinition::new("retired");
+const NOTES: TableDefinition<'_, &str, &[u8]> = TableDefinition::new("notes");
 
 /// Version of the tables above.
 const FORMAT: u64 = 1;
@@ -109,6 +115,19 @@ pub(crate) struct Known {
     pub accepted_generation: Option<SignedGeneration>,
     pub generations: BTreeMap<u64, SignedGeneration>,
     pub spares: BTreeMap<u64, RootEntry>,
+    /// Trees that were live and still have to be inspected, by slot.
+    pub retired: BTreeMap<u64, RetiredTree>,
+    /// Local changes that were found last, until a later tree is without any.
+    pub drift: Option<Drift>,
+}
+
+/// A tree that was live, and went out of use.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct RetiredTree {
+    /// Generation that it was.
+    pub number: u64,
+    /// Its manifest.
+    pub root: RootEntry,
 }
 
 /// A change of what is known about the live tree's inodes.
@@ -206,6 +225,8 @@ impl Record {
             write.open_table(DIRECTORIES).map_err(|e| doing(e.into()))?;
             write.open_table(INODES).map_err(|e| doing(e.into()))?;
             write.open_table(SPARES).map_err(|e| doing(e.into()))?;
+            write.open_table(RETIRED).map_err(|e| doing(e.into()))?;
+            write.open_table(NOTES).map_err(|e| doing(e.into()))?;
             let found = meta.get("format").map_err(|e| doing(e.into()))?.map(|v| v.value());
             if found.is_none() {
                 meta.insert("format", FORMAT).map_err(|e| doing(e.into()))?;
@@ -249,6 +270,19 @@ impl Record {
             let (slot, root) = item.map_err(|e| doing(e.into()))?;
             known.spares.insert(slot.value(), RootEntry::decode(root.value())?);
         }
+        let retired = read.open_table(RETIRED).map_err(|e| doing(e.into()))?;
+        for item in retired.iter().map_err(|e| doing(e.into()))? {
+            let (slot, tree) = item.map_err(|e| doing(e.into()))?;
+            let (number, root) = tree.value().split_first_chunk::<8>().unwrap_or((&[0; 8], &[]));
+            let tree = RetiredTree { number: u64::from_le_bytes(*number), root: RootEntry::decode(root)? };
+            known.retired.insert(slot.value(), tree);
+        }
+        let notes = read.open_table(NOTES).map_err(|e| doing(e.into()))?;
+        // What can't be read was written by another version: what it told is in the log.
+        known.drift = notes
+            .get("drift")
+            .map_err(|e| doing(e.into()))?
+            .and_then(|json| serde_json::from_slice(json.value()).ok());
         Ok(known)
     }
 
@@ -354,6 +388,11 @@ impl Record {
             for (slot, root) in &known.spares {
                 spares.insert(slot, root.encode().as_slice()).map_err(|e| doing(e.into()))?;
             }
+            let mut retired = write.open_table(RETIRED).map_err(|e| doing(e.into()))?;
+            retired.retain(|_, _| false).map_err(|e| doing(e.into()))?;
+            for (slot, tree) in &known.retired {
+                retired.insert(slot, encode_retired(tree).as_slice()).map_err(|e| doing(e.into()))?;
+            }
         }
         commit(write)
     }
@@ -376,15 +415,54 @@ impl Record {
         commit(write)
     }
 
-    /// A generation's tree is no longer held.
-    pub fn drop_generation(&self, number: u64) -> Result<(), RecordError> {
-        let doing = RecordError::database::<redb::Error>("drop a generation");
+    /// A tree is about to be taken out of use: it is no longer a generation that is held. Durable when this returns.
+    pub fn retire(&self, slot: u64, tree: &RetiredTree) -> Result<(), RecordError> {
+        let doing = RecordError::database::<redb::Error>("retire a generation");
         let write = self.begin(true)?;
-        write
-            .open_table(GENERATIONS)
-            .map_err(|e| doing(e.into()))?
-            .remove(number)
-            .map_err(|e| doing(e.into()))?;
+        {
+            let mut generations = write.open_table(GENERATIONS).map_err(|e| doing(e.into()))?;
+            generations.remove(tree.number).map_err(|e| doing(e.into()))?;
+            let mut retired = write.open_table(RETIRED).map_err(|e| doing(e.into()))?;
+            retired.insert(slot, encode_retired(tree).as_slice()).map_err(|e| doing(e.into()))?;
+        }
+        commit(write)
+    }
+
+    /// A tree that was live rests in this slot, durably; or (`None`) none does any more, which is not durable before the
+    /// next durable commit: recovery forgets a slot that has no tree.
+    pub fn set_retired(&self, slot: u64, tree: Option<&RetiredTree>) -> Result<(), RecordError> {
+        let doing = RecordError::database::<redb::Error>("record a retired tree");
+        let write = self.begin(tree.is_some())?;
+        {
+            let mut table = write.open_table(RETIRED).map_err(|e| doing(e.into()))?;
+            match tree {
+                Some(tree) => {
+                    table.insert(slot, encode_retired(tree).as_slice()).map_err(|e| doing(e.into()))?;
+                }
+                None => {
+                    table.remove(slot).map_err(|e| doing(e.into()))?;
+                }
+            }
+        }
+        commit(write)
+    }
+
+    /// Keeps what was found last of local changes, durably.
+    pub fn set_drift(&self, drift: Option<&Drift>) -> Result<(), RecordError> {
+        self.set_note("drift", drift)
+    }
+
+    fn set_note<T: serde::Serialize>(&self, key: &str, note: Option<&T>) -> Result<(), RecordError> {
+        let doing = RecordError::database::<redb::Error>("keep a note");
+        let write = self.begin(true)?;
+        {
+            let mut table = write.open_table(NOTES).map_err(|e| doing(e.into()))?;
+            // Numbers and text: nothing that JSON refuses.
+            match note.and_then(|note| serde_json::to_vec(note).ok()) {
+                Some(json) => drop(table.insert(key, json.as_slice()).map_err(|e| doing(e.into()))?),
+                None => drop(table.remove(key).map_err(|e| doing(e.into()))?),
+            }
+        }
         commit(write)
     }
 
@@ -503,6 +581,10 @@ fn apply_inodes(write: &WriteTransaction, changes: &InodeChanges) -> Result<(), 
 
 pub(crate) fn decode_inodes(bytes: &[u8]) -> Vec<u64> {
     bytes.as_chunks::<8>().0.iter().map(|b| u64::from_le_bytes(*b)).collect()
+}
+
+fn encode_retired(tree: &RetiredTree) -> Vec<u8> {
+    [tree.number.to_le_bytes().as_slice(), &tree.root.encode()].concat()
 }
 
 /// Signature and canonical bytes, as the record and `state/signed` keep them.

@@ -5,6 +5,8 @@
 //! | the record's live generation has its tree, `live` names another | rolled forward: the link is switched |
 //! | `generations/K` that the record does not have, not served | an activation that did not commit: a building again |
 //! | a generation of the record without its tree | forgotten, but for the accepted number |
+//! | `generations/N` that the record has as retired | out of use: `retired-K`, to be inspected |
+//! | `retired-K` that the record does not have | a building: nothing is known that it could be compared with |
 //! | `spare-K` that the record does not have, `drawn-K` | a building: made a spare again, name by name |
 //! | `aside-*`, `live.next` | rubbish |
 //! | no record (lost, damaged), `live` names a tree | its signed record is read from `state/signed`, its manifest built from its files; where that gives the signed root all is known again, else it is served and the next target is staged as a first sync |
@@ -18,7 +20,7 @@ use crate::record::{InodeChanges, Known, Record, RecordError, decode_generation}
 use crate::replica::{OpenReplicaError, Replica};
 use crate::stage::content::hash_file;
 use crate::stage::cursor::DirCursor;
-use crate::stage::{StageError, building, drawn, spare};
+use crate::stage::{StageError, building, drawn, resting, retired, spare};
 use crate::verify::VerifyError;
 
 impl Replica {
@@ -73,23 +75,38 @@ impl Replica {
         for number in present {
             let served = Some(number) == linked && self.known.live.is_none();
             if !self.known.generations.contains_key(&number) && !served {
-                let slot = self.free_slot()?;
+                let mut retiring = self.known.retired.iter().filter(|(_, tree)| tree.number == number);
+                let to = match retiring.next().map(|(slot, _)| *slot) {
+                    Some(slot) if !self.is_in_staging(slot)? => retired(slot),
+                    _ => building(self.free_slot()?),
+                };
                 let name = number.to_string().into_bytes();
-                self.layout.generations.rename_new(&name, &self.layout.staging, &building(slot))?;
+                self.layout.generations.rename_new(&name, &self.layout.staging, &to)?;
             }
         }
         Ok(())
     }
 
+    fn is_in_staging(&self, slot: u64) -> Result<bool, DiskError> {
+        let staging = &self.layout.staging;
+        Ok(staging.stat(&retired(slot))?.is_some() || staging.stat(&resting(slot))?.is_some())
+    }
+
     fn recover_staging(&mut self) -> Result<(), OpenReplicaError> {
         let staging = &self.layout.staging;
         self.upkeep.drawn.clear();
-        let mut spares = Vec::new();
+        let (mut spares, mut retired_slots) = (Vec::new(), Vec::new());
         for listed in staging.list()? {
             if listed.name.starts_with(b"aside-") {
                 self.layout.discard(staging, &listed.name)?;
             } else if let Some(slot) = numbered(&listed.name, "resting-") {
+                retired_slots.push(slot);
                 self.upkeep.resting.insert(slot, self.options.clock.now());
+            } else if let Some(slot) = numbered(&listed.name, "retired-") {
+                match self.known.retired.contains_key(&slot) {
+                    true => retired_slots.push(slot),
+                    false => staging.rename_new(&retired(slot), staging, &building(slot))?,
+                }
             } else if let Some(slot) = numbered(&listed.name, "spare-") {
                 match self.known.spares.contains_key(&slot) {
                     true => spares.push(slot),
@@ -100,6 +117,7 @@ impl Replica {
             }
         }
         self.known.spares.retain(|slot, _| spares.contains(slot));
+        self.known.retired.retain(|slot, _| retired_slots.contains(slot));
         Ok(())
     }
 

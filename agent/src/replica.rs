@@ -2,7 +2,7 @@
 //!
 //! All calls block and are made from one thread at a time; [`StatusHandle`] is read from anywhere. Opening recovers
 //! ([`crate::recover`]); [`crate::stage`] builds, [`crate::activate`] switches, [`crate::spares`] prepares and tidies,
-//! [`crate::verify`] checks and heals. Layout and what a crash leaves: [`crate::layout`].
+//! [`crate::inspect`] keeps what visitors left in old trees, [`crate::verify`] checks and heals. Layout and what a crash leaves: [`crate::layout`].
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::path::{Path, PathBuf};
@@ -19,6 +19,7 @@ use crate::layout::{Layout, LayoutError};
 use crate::record::{Known, Record, RecordError};
 use crate::spares::{SPARES, SPARES_MAX};
 use crate::stage::{building, drawn, spare};
+use crate::status::Drift;
 use crate::steps::Steps;
 
 /// How a replica is kept.
@@ -79,6 +80,8 @@ pub struct ReplicaStatus {
     pub spare_misses: u64,
     /// Retired trees that were taken before their grace was over, since the process started.
     pub recycled_early: u64,
+    /// Local changes that were found last, until a later tree is without any.
+    pub drift: Option<Drift>,
 }
 
 /// Reads a replica's status while another thread works on the replica.
@@ -119,6 +122,8 @@ pub(crate) struct Upkeep {
     pub retired: HashMap<u64, Instant>,
     /// When a damaged tree was exchanged, by slot of `resting-K`.
     pub resting: HashMap<u64, Instant>,
+    /// When a retired tree was last looked at name by name.
+    pub inspected_whole: Option<Instant>,
     /// Manifests that retired trees had, by slot of `building-K`, and their generations.
     pub was: HashMap<u64, (u64, RootEntry)>,
     /// What the last activations changed.
@@ -157,6 +162,7 @@ impl Replica {
             missed: None,
             retired: HashMap::new(),
             resting: HashMap::new(),
+            inspected_whole: None,
             was: HashMap::new(),
             steps: Steps::default(),
             drawn: BTreeSet::new(),
@@ -304,6 +310,7 @@ impl Replica {
             spares: self.known.spares.len(),
             spare_misses: self.upkeep.spare_misses,
             recycled_early: self.upkeep.recycled_early,
+            drift: self.known.drift.clone(),
             live,
         };
         *self.status.0.lock().unwrap_or_else(PoisonError::into_inner) = status;

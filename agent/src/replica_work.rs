@@ -65,6 +65,7 @@ impl ReplicaWork for Replica {
             generations: status.generations.into_iter().filter_map(GenerationNumber::new).collect(),
             spares: status.spares as u64,
             spare_misses: status.spare_misses,
+            drift: status.drift,
         }
     }
 
@@ -215,6 +216,7 @@ fn verified(report: VerifyReport) -> Verified {
         drifted: report.drifted,
         drift: shown.map(|d| Drifted { path: d.path.to_string(), what: what(d.what).to_owned() }).collect(),
         healed: report.healed,
+        kept: report.kept,
     }
 }
 
@@ -224,11 +226,6 @@ fn trouble(did: &Upkept) -> Option<String> {
         Upkept::LiveDamaged { paths, first } => Some(format!(
             "{paths} paths of the live tree were changed locally (first {}): run `syncd-agent verify`",
             first.as_ref()?
-        )),
-        Upkept::SpareBuilt { drift } => Some(format!(
-            "local changes to {} paths of an old tree were found and undone (first {})",
-            drift.len(),
-            drift.first()?
         )),
         _ => None,
     }

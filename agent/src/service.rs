@@ -195,6 +195,7 @@ pub(crate) fn about(options: &RunOptions, identity: &AgentIdentity) -> AgentStat
         spares: 0,
         last_contact: None,
         error: None,
+        drift: None,
     }
 }
 

@@ -1,7 +1,8 @@
 //! Background work: spares that are ready for the next update, old trees, the trash.
 //!
 //! One bounded step a call, so that an update never waits long for it. In order: trees beyond `--keep` whose grace is
-//! over become buildings (while spares are lacking) or trash; spares are brought to the live root by what differs;
+//! over are inspected ([`crate::inspect`]) and become buildings (while spares are lacking) or trash; spares are brought to
+//! the live root by what differs;
 //! buildings are made spares, every name looked at; with nothing to recycle a farm of links is built; one spare is drawn
 //! for the next update; the trash is emptied a little, but not while files are being written: ext4 then searches past
 //! the inodes that were just freed and creates new files several times slower. Where commits leave no such pause, each
@@ -13,8 +14,10 @@ use std::time::{Duration, Instant};
 use syncd_shared::{RootEntry, TreePath};
 
 use crate::disk::{Dir, DiskError};
+use crate::record::RetiredTree;
 use crate::replica::Replica;
-use crate::stage::{StageError, building};
+use crate::stage::{StageError, building, resting, retired};
+use crate::status::Drift;
 
 /// Spares that are kept ready, at the live root.
 pub(crate) const SPARES: usize = 2;
@@ -43,14 +46,16 @@ const SWEEP_AFTER: u32 = 32;
 pub enum Upkept {
     /// There was nothing to do.
     Nothing,
-    /// A retired generation is being recycled.
+    /// A retired generation is out of use, and waits to be inspected.
     Retired(u64),
     /// A spare was brought to the live root by what differs.
     CaughtUp,
-    /// A spare was made; names in it that nothing explains were removed or replaced: local changes.
-    SpareBuilt {
-        /// Local changes that were found.
-        drift: Vec<TreePath>,
+    /// A spare was made.
+    SpareBuilt,
+    /// A retired tree was inspected, and recycled or thrown away.
+    Inspected {
+        /// Local changes that it had.
+        drift: Option<Drift>,
     },
     /// The live tree is not what was activated: no spare can be made of it before `verify` healed it.
     LiveDamaged {
@@ -93,6 +98,9 @@ impl Replica {
         if let Some(live) = self.live().map(|l| l.generation().root) {
             if let Some(number) = self.retire()? {
                 return Ok(Upkept::Retired(number));
+            }
+            if let Some(slot) = self.out_of_use() {
+                return self.dispose(slot, cancel).map(|drift| Upkept::Inspected { drift });
             }
             if let Some(did) = self.ready_spare(&live, cancel)? {
                 return Ok(did);
@@ -172,18 +180,32 @@ impl Replica {
 
     /// Updates that come without a pause leave no time for background work: what waits is bounded all the same.
     pub(crate) fn bound_retired(&mut self) {
-        if self.excess().len() > RETIRED_MAX
-            && let Err(error) = self.retire()
-        {
+        let bounded = match self.excess().len() > RETIRED_MAX {
+            true => self.retire().map(drop),
+            false => Ok(()),
+        };
+        // A floor that always makes progress: the cost follows the directories of one tree.
+        let waiting = self.out_of_use().filter(|_| self.known.retired.len() > RETIRED_MAX);
+        let bounded = bounded.and_then(|()| match waiting {
+            Some(slot) => self.dispose(slot, &AtomicBool::new(false)).map(drop),
+            None => Ok(()),
+        });
+        if let Err(error) = bounded {
             tracing::warn!(error = &error as &dyn std::error::Error, "a retired tree could not be recycled");
         }
+    }
+
+    /// Inspects a retired tree; it is recycled while spares are lacking, else thrown away.
+    fn dispose(&mut self, slot: u64, cancel: &AtomicBool) -> Result<Option<Drift>, StageError> {
+        let recycle = self.trees_at_hand()? < self.spares_wanted();
+        self.inspect_retired(slot, recycle, cancel)
     }
 
     fn trees_at_hand(&self) -> Result<usize, DiskError> {
         Ok(self.known.spares.len() + self.buildings()?.len())
     }
 
-    /// Takes one tree out of use that may be: into staging while spares are lacking, else to the trash.
+    /// Takes one tree out of use that may be: it then waits to be inspected.
     fn retire(&mut self) -> Result<Option<u64>, StageError> {
         let clock = self.options.clock.clone();
         let grace = self.options.grace;
@@ -191,7 +213,12 @@ impl Replica {
             self.upkeep.resting.iter().find(|(_, since)| clock.since(**since) >= grace).map(|(s, _)| *s);
         if let Some(slot) = rested {
             let staging = &self.layout.staging;
-            staging.rename_new(format!("resting-{slot}").as_bytes(), staging, &building(slot))?;
+            let to = match self.known.retired.contains_key(&slot) {
+                true => retired(slot),
+                // No manifest is known that it could be compared with.
+                false => building(slot),
+            };
+            staging.rename_new(&resting(slot), staging, &to)?;
             self.upkeep.resting.remove(&slot);
         }
         let excess = self.excess();
@@ -207,20 +234,16 @@ impl Replica {
             self.upkeep.recycled_early += 1;
         }
         let name = oldest.to_string().into_bytes();
-        if self.trees_at_hand()? < self.spares_wanted() {
-            let slot = self.free_slot()?;
-            let staging = &self.layout.staging;
-            self.layout.generations.rename_new(&name, staging, &building(slot))?;
-            if let Some(generation) = self.known.generations.get(&oldest) {
-                self.upkeep.was.insert(slot, (oldest, generation.generation().root));
-            }
-        } else {
-            self.layout.discard(&self.layout.generations, &name)?;
-        }
+        let Some(generation) = self.known.generations.get(&oldest) else { return Ok(None) };
+        let tree = RetiredTree { number: oldest, root: generation.generation().root };
+        let slot = self.free_slot()?;
+        // Before it has the name: recovery finishes what the record says.
+        self.record.retire(slot, &tree)?;
+        self.layout.generations.rename_new(&name, &self.layout.staging, &retired(slot))?;
         self.known.generations.remove(&oldest);
+        self.known.retired.insert(slot, tree);
         self.upkeep.retired.remove(&oldest);
         self.upkeep.dropped += 1;
-        self.record.drop_generation(oldest)?;
         self.layout.signed.unlink(&name)?;
         Ok(Some(oldest))
     }
@@ -292,15 +315,14 @@ impl Replica {
             return Ok(Upkept::LiveDamaged { paths, first });
         }
         self.promote(slot, live, sync)?;
-        for path in &conformed.drift {
-            tracing::warn!(%path, "a retired tree had been changed locally");
-        }
-        Ok(Upkept::SpareBuilt { drift: conformed.drift })
+        Ok(Upkept::SpareBuilt)
     }
 
     fn sweep(&self) -> Result<u64, StageError> {
         let generations = self.known.generations.values().map(|g| g.generation().root);
-        let roots: Vec<RootEntry> = generations.chain(self.known.spares.values().copied()).collect();
+        let retired = self.known.retired.values().map(|tree| tree.root);
+        let roots: Vec<RootEntry> =
+            generations.chain(self.known.spares.values().copied()).chain(retired).collect();
         Ok(self.record.sweep(&roots)?)
     }
 

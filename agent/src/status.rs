@@ -34,6 +34,40 @@ pub struct AgentStatus {
     pub last_contact: Option<String>,
     /// What went wrong last, until it works again.
     pub error: Option<String>,
+    /// Files that were changed locally, until a later tree is without any.
+    pub drift: Option<Drift>,
+}
+
+/// Files of a tree on this node that are not what the manifest says, as they were found last.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Drift {
+    /// Generation that the tree was.
+    pub generation: u64,
+    /// How many names; a directory that the manifest does not have counts as one.
+    pub paths: u64,
+    /// The first of them, escaped for reading.
+    pub first: String,
+    /// Where they are now; `None`: nothing is kept.
+    pub kept: Option<String>,
+    /// Names that could not be kept: too large, or not to be moved by this user.
+    pub lost: u64,
+    /// Generation that was live when they were found.
+    pub live: u64,
+}
+
+impl fmt::Display for Drift {
+    /// One line.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { generation, paths, first, kept, lost, .. } = self;
+        write!(f, "{paths} local changes in generation {generation} (first {first})")?;
+        if let Some(kept) = kept {
+            write!(f, ", kept in {kept}")?;
+        }
+        match lost {
+            0 => Ok(()),
+            lost => write!(f, ", {lost} not kept"),
+        }
+    }
 }
 
 /// What the agent is at.
@@ -110,6 +144,9 @@ impl fmt::Display for AgentStatus {
         }
         let kept: Vec<_> = self.generations.iter().map(u64::to_string).collect();
         write!(f, "  generations  {}; spares ready: {}", kept.join(", "), self.spares)?;
+        if let Some(drift) = &self.drift {
+            write!(f, "\n  drift        {drift}")?;
+        }
         if let Some(error) = &self.error {
             write!(f, "\n  error        {error}")?;
         }
@@ -136,6 +173,7 @@ pub(crate) mod tests {
             spares: 2,
             last_contact: Some("2026-11-23T04:12:02Z".into()),
             error: None,
+            drift: None,
         }
     }
 
@@ -144,7 +182,7 @@ pub(crate) mod tests {
         let json = serde_json::to_string(&sample()).unwrap();
         let root = "ab".repeat(32);
         let expected = format!(
-            r#"{{"name":"web1","root_directory":"/srv/replica","origin":"host:8873","connected":true,"generation":42,"root":"{root}","live":"/srv/replica/live","state":"live","accepted":42,"generations":[41,42],"spares":2,"last_contact":"2026-11-23T04:12:02Z","error":null}}"#
+            r#"{{"name":"web1","root_directory":"/srv/replica","origin":"host:8873","connected":true,"generation":42,"root":"{root}","live":"/srv/replica/live","state":"live","accepted":42,"generations":[41,42],"spares":2,"last_contact":"2026-11-23T04:12:02Z","error":null,"drift":null}}"#
         );
         assert_eq!(json, expected);
     }

@@ -1,7 +1,8 @@
 //! Re-hashes the live tree, reports drift, and heals it.
 //!
 //! Nothing is repaired in place: a new tree is staged in which every damaged name is replaced, and exchanged with the
-//! live one atomically under the same number. What was damaged rests for the grace, then is recycled.
+//! live one atomically under the same number. Extra and changed files move to [`crate::lost_found`]; the tree that they
+//! were in rests for the grace, then is recycled.
 
 use std::collections::HashSet;
 use std::sync::Arc;
@@ -21,7 +22,8 @@ use crate::source::{Batches, FetchError, Frames, Source};
 use crate::stage::content::hash_file;
 use crate::stage::cursor::DirCursor;
 use crate::stage::queue::queue;
-use crate::stage::{StageError, StageProgress};
+use crate::stage::{StageError, StageProgress, resting};
+use crate::status;
 
 /// Threads that hash.
 const WORKERS_MAX: usize = 4;
@@ -80,6 +82,8 @@ pub struct VerifyReport {
     pub drift: Vec<Drift>,
     /// Whether the live tree was replaced by a whole one.
     pub healed: bool,
+    /// Where extra and changed files are now.
+    pub kept: Option<String>,
 }
 
 /// What a check found, and the files that are not to be linked from the live tree again though they look right.
@@ -149,22 +153,29 @@ impl Replica {
                 self.upkeep.steps.forget();
             }
             self.upkeep.damaged = false;
+            self.acknowledge_drift()?;
             return Ok(report);
-        }
-        for drift in &report.drift {
-            tracing::warn!(path = %drift.path, what = ?drift.what, "drift");
         }
         let mut nothing = NoSource;
         let without = source.is_none();
         let source = source.unwrap_or(&mut nothing);
-        if report.drifted > report.drift.len() as u64 {
-            tracing::warn!(paths = report.drifted, "drift, of which the first were named");
-        }
-        match self.heal(&distrusted, source, cancel) {
-            Ok(()) => report.healed = true,
-            Err(VerifyError::Stage(StageError::Fetch(FetchError::Disconnected(None)))) if without => {}
-            Err(e) => return Err(e),
-        }
+        let healed = match self.heal(&distrusted, source, cancel) {
+            Err(VerifyError::Stage(StageError::Fetch(FetchError::Disconnected(None)))) if without => None,
+            healed => Some(healed?),
+        };
+        report.healed = healed.is_some();
+        let (kept, lost) = healed.flatten().map_or((None, 0), |drift| (drift.kept, drift.lost));
+        report.kept = kept.clone();
+        let live = self.known.live.unwrap_or_default();
+        let first = report.drift.first();
+        self.found_drift(status::Drift {
+            generation: live,
+            paths: report.drifted,
+            first: first.map(|drift| drift.path.to_string()).unwrap_or_default(),
+            kept,
+            lost,
+            live,
+        })?;
         Ok(report)
     }
 
@@ -237,7 +248,7 @@ impl Replica {
         distrusted: &HashSet<TreePath>,
         source: &mut dyn Source,
         cancel: &AtomicBool,
-    ) -> Result<(), VerifyError> {
+    ) -> Result<Option<status::Drift>, VerifyError> {
         let live = self.live().cloned().ok_or(VerifyError::NothingLive)?;
         let sync = self.layout.staging.reopen().map_err(StageError::from)?;
         // Spares have the same inodes: they are looked at again, name by name.
@@ -246,14 +257,32 @@ impl Replica {
         }
         let progress = |_: StageProgress| {};
         let staged = self.build(&live, None, source, &progress, cancel, Some(distrusted), sync)?;
+        let mut found = None;
         if let Some(slot) = staged.slot {
             self.exchange(&staged, slot)?;
+            found = self.keep_damaged(slot, distrusted).unwrap_or_else(|error| {
+                // It is looked through again when its grace is over.
+                tracing::warn!(error = &error as &dyn std::error::Error, "damaged files were not kept");
+                None
+            });
         }
         // Trees that were retired before have the files that were damaged.
         self.upkeep.steps.forget();
         self.upkeep.damaged = false;
         self.publish();
-        Ok(())
+        Ok(found)
+    }
+
+    /// Moves what was wrong out of the tree that was in the live tree's place. Nothing that its manifest has is touched:
+    /// whoever still is in it finds that.
+    fn keep_damaged(
+        &self,
+        slot: u64,
+        distrusted: &HashSet<TreePath>,
+    ) -> Result<Option<status::Drift>, StageError> {
+        let Some(tree) = self.known.retired.get(&slot).copied() else { return Ok(None) };
+        let dir = self.layout.staging.open_dir(&resting(slot))?;
+        self.look_through(tree, dir, true, Some(distrusted), &AtomicBool::new(false))
     }
 }
 

@@ -285,6 +285,7 @@ impl Session {
                 spares: replica.spares,
                 last_contact: self.last_contact.and_then(rfc3339),
                 error: self.machine.error().map(str::to_owned).or(trouble),
+                drift: replica.drift.clone(),
                 ..status.clone()
             };
             let modified = *status != new;

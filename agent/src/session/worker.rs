@@ -17,6 +17,7 @@ use tokio_util::sync::CancellationToken;
 use crate::hooks::{AfterHook, Hook, HookError, Occasion, Paths};
 use crate::reason;
 use crate::source::Source;
+use crate::status::Drift;
 
 /// What is called before a switch, with the changed paths; its error prevents the switch.
 pub type BeforeSwitch<'a> = dyn FnMut(Occasion, &Paths<'_>) -> Result<(), HookError> + 'a;
@@ -86,6 +87,8 @@ pub struct ReplicaState {
     pub spares: u64,
     /// Updates so far that found no spare.
     pub spare_misses: u64,
+    /// Local changes that were found last.
+    pub drift: Option<Drift>,
 }
 
 /// An update that came with its announcement.
@@ -130,6 +133,8 @@ pub struct Verified {
     pub drift: Vec<Drifted>,
     /// Whether they are as they should be again.
     pub healed: bool,
+    /// Where extra and changed files are now; `None`: nothing is kept.
+    pub kept: Option<String>,
 }
 
 /// Paths of drift that are named; beyond that they are only counted.

@@ -5,6 +5,7 @@
 //! | `spare-K` | complete, at the root that the record says |
 //! | `drawn-K` | the same to this process; it may be changed at any time ([`super::draw`]) |
 //! | `partial-K` | being made part by part: it has content that is nowhere else, and is left alone until the next attempt has taken that |
+//! | `retired-K` | was live, and still has to be inspected ([`crate::inspect`]) |
 //! | `building-K` | being changed, or left so by a crash: looked at name by name before it is a spare again |
 
 use std::collections::HashSet;
@@ -58,9 +59,14 @@ impl Replica {
         }
         let slot = match self.buildings()?.first() {
             Some(slot) => *slot,
-            None => match self.spares().keys().next().copied() {
-                Some(spare) => self.demote(spare)?,
-                None => {
+            None => match (self.spares().keys().next().copied(), self.out_of_use()) {
+                (Some(spare), _) => self.demote(spare)?,
+                // Cheaper than a new farm, and every name is looked at in either.
+                (None, Some(slot)) => {
+                    self.inspect_retired(slot, true, cancel)?;
+                    slot
+                }
+                (None, None) => {
                     let slot = self.free_slot()?;
                     self.layout.staging.make_dir(&building(slot))?;
                     slot
@@ -174,11 +180,19 @@ impl Replica {
         Ok(())
     }
 
+    /// The oldest tree that waits to be inspected, past its grace.
+    pub(crate) fn out_of_use(&self) -> Option<u64> {
+        let waiting = |slot: &u64| !self.upkeep.resting.contains_key(slot);
+        let mut trees: Vec<_> = self.known.retired.iter().filter(|(slot, _)| waiting(slot)).collect();
+        trees.sort_unstable_by_key(|(_, tree)| tree.number);
+        trees.first().map(|(slot, _)| **slot)
+    }
+
     /// A slot number that no name in staging has.
     pub(crate) fn free_slot(&self) -> Result<u64, DiskError> {
         let names = self.layout.staging.list()?;
         let used = names.iter().filter_map(|l| {
-            ["building-", "partial-", "spare-", "drawn-", "resting-"]
+            ["building-", "partial-", "spare-", "drawn-", "resting-", "retired-"]
                 .iter()
                 .find_map(|p| numbered(&l.name, p))
         });
@@ -194,6 +208,16 @@ pub(crate) fn building(slot: u64) -> Vec<u8> {
 /// Name of a tree that is being made part by part.
 pub(crate) fn partial(slot: u64) -> Vec<u8> {
     format!("partial-{slot}").into_bytes()
+}
+
+/// Name of a tree that was live, and was not inspected yet.
+pub(crate) fn retired(slot: u64) -> Vec<u8> {
+    format!("retired-{slot}").into_bytes()
+}
+
+/// Name of a tree that was in the live tree's place until that was healed.
+pub(crate) fn resting(slot: u64) -> Vec<u8> {
+    format!("resting-{slot}").into_bytes()
 }
 
 /// Name of a spare.

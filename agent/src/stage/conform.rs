@@ -2,8 +2,8 @@
 //!
 //! An empty directory becomes a farm of links, a retired tree or what a crash left becomes a spare. Every name is
 //! looked at: what has not the inode, size and time that the live tree was activated with is replaced, what does not
-//! belong there goes. So nothing that was planted, edited or half built comes back to life. Cost follows the tree: off
-//! the path of a commit, except where a spare is missing.
+//! belong there goes. So nothing that was planted, edited or half built comes back to life. Files of visitors were moved
+//! away before ([`crate::inspect`]). Cost follows the tree: off the path of a commit, except where a spare is missing.
 //!
 //! A retired tree of which is known what has changed since ([`crate::steps`]) is as good as a spare, which is not looked at
 //! again either: where a directory is none of those, and was not changed since the tree became live, no name in it was, by
@@ -18,7 +18,6 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use rustix::fs::FileType;
 use syncd_shared::diff::DirectorySource;
-use syncd_shared::manifest_cursor::ManifestCursor;
 use syncd_shared::{Component, Directory, Entry, Kind, Metadata, ObjectHash, RootEntry, Timestamp, TreePath};
 
 use crate::disk::{Dir, DiskError, Owners, Stat};
@@ -34,9 +33,6 @@ use crate::steps::Touched;
 pub(crate) struct Conformed {
     /// Files and symlinks that could not be linked, because the live tree itself no longer is what was activated.
     pub holes: Holes,
-    /// Names that had to be replaced, removed or made in a retired tree though the manifests don't say so; not what is below
-    /// a new directory.
-    pub drift: Vec<TreePath>,
 }
 
 pub(crate) struct Conform<'a> {
@@ -66,31 +62,6 @@ pub(crate) struct Since {
     pub finished: Timestamp,
     /// What activations have changed since.
     pub touched: Touched,
-}
-
-/// The manifests of a retired tree and of the live one.
-struct Manifests<'a> {
-    was: ManifestCursor<'a, Record>,
-    now: ManifestCursor<'a, Record>,
-}
-
-/// What is found on the way, and what explains it.
-struct Findings<'a> {
-    conformed: Conformed,
-    /// `None`: nothing is to be explained.
-    manifests: Option<Manifests<'a>>,
-}
-
-impl Findings<'_> {
-    /// A name was replaced, removed or made.
-    fn replaced(&mut self, path: TreePath) {
-        if let Some(Manifests { was, now }) = &mut self.manifests
-            && let (Ok(was), Ok(now)) = (was.entry(&path), now.entry(&path))
-            && was == now
-        {
-            self.conformed.drift.push(path);
-        }
-    }
 }
 
 /// The tree that is made, and the live tree.
@@ -157,11 +128,7 @@ impl Was {
 impl Conform<'_> {
     /// Makes `dir` a copy of `root`, the live tree.
     pub fn run(&self, dir: &Dir, root: &RootEntry) -> Result<Conformed, StageError> {
-        let manifests = self.was.as_ref().and_then(|retired| {
-            let was = ManifestCursor::new(self.record, &retired.root).ok()?;
-            Some(Manifests { was, now: ManifestCursor::new(self.record, root).ok()? })
-        });
-        let mut found = Findings { conformed: Conformed::default(), manifests };
+        let mut found = Conformed::default();
         let (made, live) = (DirCursor::new(dir.reopen()?), DirCursor::new(self.live.reopen()?));
         let mut trees = Trees { made, live };
         let first = Next {
@@ -171,23 +138,18 @@ impl Conform<'_> {
             is_new: dir.names()?.next().is_none(),
             was: self.was.as_ref().map(|was| Was { object: was.root.object, metadata: was.root.metadata }),
         };
-        let mut way = vec![self.enter(first, &mut trees, &mut found)?];
+        let mut way = vec![self.enter(first, &mut trees)?];
         while let Some(entered) = way.last_mut() {
             match self.go_on(entered, &mut trees, &mut found)? {
                 Some(below) => way.push(below),
                 None => drop(way.pop()),
             }
         }
-        Ok(found.conformed)
+        Ok(found)
     }
 
     /// Begins with a directory: what the manifest does not have goes.
-    fn enter(
-        &self,
-        next: Next<'_>,
-        trees: &mut Trees,
-        found: &mut Findings<'_>,
-    ) -> Result<Entered, StageError> {
+    fn enter(&self, next: Next<'_>, trees: &mut Trees) -> Result<Entered, StageError> {
         let Next { path, object, metadata, is_new, was } = next;
         let manifest = self.record.directory(object)?;
         let dir = trees.made.at(&path)?;
@@ -208,7 +170,7 @@ impl Conform<'_> {
         if !is_whole {
             if !is_new {
                 dir.make_writable()?;
-                self.remove_strangers(&path, dir, &manifest, found)?;
+                self.remove_strangers(dir, &manifest)?;
             }
             inodes = self.record.inodes(&path)?.unwrap_or_default();
         }
@@ -221,7 +183,7 @@ impl Conform<'_> {
         &self,
         entered: &mut Entered,
         trees: &mut Trees,
-        found: &mut Findings<'_>,
+        found: &mut Conformed,
     ) -> Result<Option<Entered>, StageError> {
         let manifest = entered.manifest.clone();
         let live = match entered.has_live {
@@ -244,11 +206,11 @@ impl Conform<'_> {
                 continue;
             };
             let path = join(&entered.path, entry)?;
-            let is_new = !entered.is_whole && self.child(&place, &path, entry, found)?;
+            let is_new = !entered.is_whole && self.child(&place, entry)?;
             let was = entered.was.as_ref().filter(|_| !is_new);
             let was = was.and_then(|was| Was::of(was.get(&entry.name)?));
             let next = Next { path, object, metadata: &entry.metadata, is_new, was };
-            return self.enter(next, trees, found).map(Some);
+            return self.enter(next, trees).map(Some);
         }
         if !entered.is_whole {
             dir.set_own_metadata(&entered.metadata, self.owners)?;
@@ -285,13 +247,7 @@ impl Conform<'_> {
         }
     }
 
-    fn remove_strangers(
-        &self,
-        path: &TreePath,
-        dir: &Dir,
-        manifest: &Directory,
-        found: &mut Findings<'_>,
-    ) -> Result<(), StageError> {
+    fn remove_strangers(&self, dir: &Dir, manifest: &Directory) -> Result<(), StageError> {
         // Not every file system lists all names while some are removed.
         for _ in 0..2 {
             let mut removed = false;
@@ -300,9 +256,6 @@ impl Conform<'_> {
                 let name = Component::new(&listed.name).ok();
                 if name.as_ref().is_some_and(|name| manifest.get(name).is_some()) {
                     continue;
-                }
-                if let Some(path) = name.and_then(|name| path.join(&name).ok()) {
-                    found.replaced(path);
                 }
                 self.layout.remove(dir, &listed.name)?;
                 removed = true;
@@ -315,13 +268,7 @@ impl Conform<'_> {
     }
 
     /// Makes sure that there is a directory of this name; whether it was just made.
-    fn child(
-        &self,
-        place: &Place<'_>,
-        path: &TreePath,
-        entry: &Entry,
-        found: &mut Findings<'_>,
-    ) -> Result<bool, StageError> {
+    fn child(&self, place: &Place<'_>, entry: &Entry) -> Result<bool, StageError> {
         let name = entry.name.as_bytes();
         if !place.is_new {
             match place.dir.stat(name)? {
@@ -329,7 +276,6 @@ impl Conform<'_> {
                 Some(_) => drop(place.dir.unlink(name)?),
                 None => {}
             }
-            found.replaced(path.clone());
         }
         place.dir.make_dir(name)?;
         Ok(true)
@@ -341,7 +287,7 @@ impl Conform<'_> {
         entry: &Entry,
         (object, index): (&ObjectHash, usize),
         inode: Option<u64>,
-        found: &mut Findings<'_>,
+        found: &mut Conformed,
     ) -> Result<(), StageError> {
         let name = entry.name.as_bytes();
         let distrusted = match self.distrusted {
@@ -364,7 +310,6 @@ impl Conform<'_> {
             if there.as_ref().is_some_and(is_right) && (self.distrusted.is_none() || live_is_right()?) {
                 return Ok(());
             }
-            found.replaced(join(place.path, entry)?);
             if there.is_some() {
                 self.layout.remove(place.dir, name)?;
             }
@@ -374,7 +319,7 @@ impl Conform<'_> {
         {
             live.link(name, place.dir, name)?;
         } else {
-            found.conformed.holes.add(place.path, object, index);
+            found.holes.add(place.path, object, index);
         }
         Ok(())
     }

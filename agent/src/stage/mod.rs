@@ -60,7 +60,7 @@ use inodes::InodeLists;
 use patch::Patch;
 use plan::Plan;
 
-pub(crate) use base::{building, drawn, partial, spare};
+pub(crate) use base::{building, drawn, partial, resting, retired, spare};
 
 /// Why a target could not be staged. Nothing that is served was touched.
 #[derive(Debug, thiserror::Error)]

@@ -50,7 +50,8 @@ fn what_a_web_user_plants_is_never_served() {
     let before = fingerprint(&outside);
     let origin = Origin::started(&scene, &tree);
     let first = origin.commit();
-    let agent = Agent::started(&scene, &origin, "web1").with_options(&[]);
+    let mut agent = Agent::joined(&scene, &origin, "web1").with_options(&["--grace", "0s"]);
+    agent.start();
     agent.wait_live(first);
     let change = |text: &str| {
         write(&origin.tree, "index.html", text);
@@ -91,6 +92,10 @@ fn what_a_web_user_plants_is_never_served() {
     for spare in spares(&agent) {
         assert!(!spare.join("planted.php").exists(), "{} has what was planted", spare.display());
     }
+    // It is not destroyed in silence: it is kept where nobody may look, and one line a tree tells how much.
+    let kept = agent.root.join("lost+found").join(live.file_name().expect("a number"));
+    wait::until("what was planted to be kept", || kept.join("planted.php").exists().then_some(()));
+    assert!(!as_web_user(&format!("ls {}", kept.display())), "lost+found is closed");
     // While it is live, verify says what was changed, and heals it.
     assert!(as_web_user(&format!(
         "echo drift > {}/planted2.php",
@@ -99,6 +104,8 @@ fn what_a_web_user_plants_is_never_served() {
     let outcome = agent.cli("verify", &["--json"]);
     assert!(outcome.stdout.contains("planted2.php"), "{outcome:?}");
     wait::until("it to be healed", || (!agent.live().join("planted2.php").exists()).then_some(()));
+    let kept = agent.root.join("lost+found").join(agent.live_generation().expect("a generation").to_string());
+    assert_eq!(fs::read(kept.join("planted2.php")).expect("kept"), b"drift\n");
     assert_same(&origin.tree, &agent.live());
 }
 

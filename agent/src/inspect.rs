@@ -1,0 +1,316 @@
+//! Looks through trees that go out of use for files that no manifest explains, and keeps them.
+//!
+//! A tree that was live may hold what visitors wrote there: files of their own, and changed ones. Before it is patched
+//! into a spare or thrown away it is compared with its OWN manifest, never with the live tree: a directory that left the
+//! tree and came back has new inodes there, and nobody changed anything. What differs moves to
+//! [`crate::lost_found`], directories whole, and is reported once, with a count.
+//!
+//! ```text
+//! generations/N --retire--> staging/retired-K --inspect--> building-K (recycled), or trash
+//! ```
+//!
+//! Where the process saw the tree's activation, a directory that was not changed since has the names that it had then,
+//! and is not listed: the cost follows the directories. Files that were changed in place don't show in their directory,
+//! so from time to time, and after a start, every name is looked at ([`WHOLE_EVERY`]). A crash leaves the tree in
+//! `retired-K`, to be inspected again.
+
+use std::collections::HashSet;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+use rustix::fs::FileType;
+use syncd_shared::diff::DirectorySource;
+use syncd_shared::{Directory, Entry, Kind, RootEntry, Timestamp, TreePath};
+
+use crate::disk::{Dir, Stat};
+use crate::layout::Layout;
+use crate::lost_found::LostFound;
+use crate::record::{Record, RecordError, RetiredTree};
+use crate::replica::Replica;
+use crate::stage::content::hash_file;
+use crate::stage::cursor::{DirCursor, LiveTree};
+use crate::stage::{StageError, building, retired};
+use crate::status::Drift;
+
+/// Every name of a retired tree is looked at when this long none was looked at as a whole.
+const WHOLE_EVERY: Duration = Duration::from_secs(600);
+
+/// What an inspection found.
+#[derive(Debug, Clone, Default)]
+struct Found {
+    /// Names that are not what the manifest says: a directory that it does not have counts as one.
+    paths: u64,
+    /// The first of them.
+    first: Option<TreePath>,
+    /// Names that moved to lost+found.
+    kept: u64,
+    /// Names that could not be kept.
+    lost: u64,
+}
+
+/// One tree, and what is known of it.
+struct Inspection<'a> {
+    layout: &'a Layout,
+    record: &'a Record,
+    tree: RetiredTree,
+    /// When this process changed the tree last; `None`: not known, every name is looked at.
+    finished: Option<Timestamp>,
+    /// Look at every name all the same.
+    whole: bool,
+    /// Generation that is live.
+    live: u64,
+    /// Files that are known to be damaged though they look right.
+    distrusted: Option<&'a HashSet<TreePath>>,
+    cancel: &'a AtomicBool,
+}
+
+/// A directory that is looked into.
+struct Place<'a> {
+    path: &'a TreePath,
+    manifest: &'a Directory,
+    /// Whether nobody changed the names in it since the tree became live.
+    is_untouched: bool,
+}
+
+impl Inspection<'_> {
+    /// Inspects the tree `dir`. `live` is what inodes are compared with in directories that somebody else changed.
+    fn run(&self, dir: Dir, live: &mut LiveTree<'_>) -> Result<Found, StageError> {
+        let mut found = Found::default();
+        let mut keeper = None;
+        let mut cursor = DirCursor::new(dir);
+        let mut waiting = vec![(TreePath::root(), self.tree.root.object)];
+        while let Some((path, object)) = waiting.pop() {
+            if self.cancel.load(Ordering::Relaxed) {
+                return Err(StageError::Cancelled);
+            }
+            let dir = match cursor.at(&path) {
+                Ok(dir) => dir,
+                // Seen where its name is. This user can't look into what nobody may enter.
+                Err(e) if e.is_no_directory() || e.is_denied() => continue,
+                Err(e) => return Err(e.into()),
+            };
+            let manifest = match self.record.directory(&object) {
+                // Of a record that was lost.
+                Err(RecordError::Unknown { .. }) => continue,
+                other => other?,
+            };
+            let ctime = dir.stat_self()?.ctime;
+            // The root's own name came and went.
+            let is_untouched = self.finished.is_some_and(|finished| ctime <= finished) && !path.is_root();
+            if self.whole || !is_untouched {
+                let place = Place { path: &path, manifest: &manifest, is_untouched };
+                self.names(&place, dir, live, &mut keeper, &mut found)?;
+            }
+            for entry in manifest.entries().iter().rev() {
+                if let Kind::Directory { object, .. } = entry.kind {
+                    waiting.push((join(&path, entry)?, object));
+                }
+            }
+        }
+        Ok(found)
+    }
+
+    fn names<'l>(
+        &'l self,
+        place: &Place<'_>,
+        dir: &Dir,
+        live: &mut LiveTree<'_>,
+        keeper: &mut Option<LostFound<'l>>,
+        found: &mut Found,
+    ) -> Result<(), StageError> {
+        let mut changed: Vec<Vec<u8>> = Vec::new();
+        for listed in dir.names()? {
+            let listed = listed?;
+            let name = syncd_shared::Component::new(&listed.name).ok();
+            if name.is_none_or(|name| place.manifest.get(&name).is_none()) {
+                changed.push(listed.name);
+            }
+        }
+        for entry in place.manifest.entries() {
+            let name = entry.name.as_bytes();
+            match dir.stat(name)? {
+                Some(stat) if self.is_right(place, entry, dir, &stat, live)? => {}
+                Some(_) => changed.push(name.to_vec()),
+                None => found.note(Some(join(place.path, entry)?)),
+            }
+        }
+        changed.sort_unstable();
+        for name in changed {
+            let component = syncd_shared::Component::new(&name).ok();
+            found.note(component.and_then(|name| place.path.join(&name).ok()));
+            if keeper.is_none() {
+                // A crash between this and the report must not leave files there that nobody heard of.
+                let found = Found { kept: 1, ..found.clone() };
+                self.record.set_drift(Some(&self.drift(&found)))?;
+                *keeper = Some(LostFound::open(self.layout)?);
+            }
+            let Some(keeper) = keeper else { break };
+            match keeper.keep(self.tree.number, place.path, dir, &name) {
+                Ok(true) => found.kept += 1,
+                Ok(false) => found.lost += 1,
+                Err(e) if e.is_full() || e.is_denied() => found.lost += 1,
+                Err(e) => return Err(e.into()),
+            }
+        }
+        Ok(())
+    }
+
+    fn drift(&self, found: &Found) -> Drift {
+        Drift {
+            generation: self.tree.number,
+            paths: found.paths,
+            first: found.first.as_ref().map(TreePath::to_string).unwrap_or_default(),
+            kept: kept_in(self.layout, self.tree.number, found),
+            lost: found.lost,
+            live: self.live,
+        }
+    }
+
+    /// Whether a name still is what the manifest says. Owner and mode don't count: they take nothing along.
+    fn is_right(
+        &self,
+        place: &Place<'_>,
+        entry: &Entry,
+        dir: &Dir,
+        stat: &Stat,
+        live: &mut LiveTree<'_>,
+    ) -> Result<bool, StageError> {
+        let name = entry.name.as_bytes();
+        match &entry.kind {
+            Kind::Directory { .. } => Ok(stat.kind == FileType::Directory),
+            Kind::Symlink { target } => {
+                Ok(stat.kind == FileType::Symlink && dir.read_link(name)? == **target)
+            }
+            Kind::File { content, size } => {
+                let looks_right = stat.kind == FileType::RegularFile
+                    && stat.size == *size
+                    && stat.mtime == entry.metadata.mtime;
+                let path = join(place.path, entry)?;
+                if !looks_right || self.distrusted.is_some_and(|paths| paths.contains(&path)) {
+                    return Ok(false);
+                }
+                // Another file may have been put there with the same time.
+                if place.is_untouched || live.inode(&path)? == Some(stat.inode) {
+                    return Ok(true);
+                }
+                Ok(dir.open_file(name).is_ok_and(|file| hash_file(&file).is_ok_and(|hash| hash == *content)))
+            }
+        }
+    }
+}
+
+impl Found {
+    fn note(&mut self, path: Option<TreePath>) {
+        self.paths += 1;
+        if self.first.is_none() {
+            self.first = path;
+        }
+    }
+}
+
+impl Replica {
+    /// Inspects a retired tree and recycles it, or throws it away where there are trees enough to build on. Local changes
+    /// that it had; the slot that it has as a building.
+    pub(crate) fn inspect_retired(
+        &mut self,
+        slot: u64,
+        recycle: bool,
+        cancel: &AtomicBool,
+    ) -> Result<Option<Drift>, StageError> {
+        let Some(tree) = self.known.retired.get(&slot).copied() else { return Ok(None) };
+        let clock = &self.options.clock;
+        let last = self.upkeep.inspected_whole;
+        let whole = last.is_none_or(|at| clock.since(at) >= WHOLE_EVERY);
+        if whole {
+            // Also where updates keep it from being finished: the next one is to have a chance.
+            self.upkeep.inspected_whole = Some(clock.now());
+        }
+        let dir = self.layout.staging.open_dir(&retired(slot))?;
+        let drift = self.inspect(tree, dir, whole, cancel)?;
+        let staging = &self.layout.staging;
+        if recycle {
+            staging.rename_new(&retired(slot), staging, &building(slot))?;
+            self.upkeep.was.insert(slot, (tree.number, tree.root));
+        } else {
+            self.layout.discard(staging, &retired(slot))?;
+        }
+        self.known.retired.remove(&slot);
+        self.record.set_retired(slot, None)?;
+        if drift.is_none() {
+            self.drift_ended(tree.number)?;
+        }
+        Ok(drift)
+    }
+
+    /// Inspects a tree that was live, and keeps and reports what it finds.
+    fn inspect(
+        &mut self,
+        tree: RetiredTree,
+        dir: Dir,
+        whole: bool,
+        cancel: &AtomicBool,
+    ) -> Result<Option<Drift>, StageError> {
+        let drift = self.look_through(tree, dir, whole, None, cancel)?;
+        if let Some(drift) = &drift {
+            self.found_drift(drift.clone())?;
+        }
+        Ok(drift)
+    }
+
+    /// Inspects a tree that was live, and keeps what it finds.
+    pub(crate) fn look_through(
+        &self,
+        tree: RetiredTree,
+        dir: Dir,
+        whole: bool,
+        distrusted: Option<&HashSet<TreePath>>,
+        cancel: &AtomicBool,
+    ) -> Result<Option<Drift>, StageError> {
+        let number = self.known.live.unwrap_or(tree.number);
+        let live = self.live().map_or_else(RootEntry::empty, |live| live.generation().root);
+        let finished = self.upkeep.steps.finished(tree.number).filter(|_| distrusted.is_none());
+        let (layout, record) = (&self.layout, &*self.record);
+        let inspection =
+            Inspection { layout, record, tree, finished, whole, live: number, distrusted, cancel };
+        let found = inspection.run(dir, &mut self.live_tree(&live)?)?;
+        Ok((found.paths > 0).then(|| inspection.drift(&found)))
+    }
+
+    /// Keeps what is to be reported of local changes, and says it once.
+    pub(crate) fn found_drift(&mut self, drift: Drift) -> Result<(), RecordError> {
+        let Drift { generation, paths, first, kept, lost, .. } = &drift;
+        let kept = kept.as_deref();
+        tracing::warn!(generation, paths, first, kept, lost, "files were changed locally in a tree of syncd's");
+        self.record.set_drift(Some(&drift))?;
+        self.known.drift = Some(drift);
+        self.publish();
+        Ok(())
+    }
+
+    /// A tree without local changes ends a report that was made before it became live.
+    fn drift_ended(&mut self, number: u64) -> Result<(), RecordError> {
+        match &self.known.drift {
+            Some(drift) if number > drift.live => self.acknowledge_drift(),
+            _ => Ok(()),
+        }
+    }
+
+    /// What was reported is past.
+    pub(crate) fn acknowledge_drift(&mut self) -> Result<(), RecordError> {
+        if self.known.drift.take().is_some() {
+            self.record.set_drift(None)?;
+            self.publish();
+        }
+        Ok(())
+    }
+}
+
+/// Where an inspection kept what it found.
+fn kept_in(layout: &Layout, generation: u64, found: &Found) -> Option<String> {
+    let kept = layout.root.path().join("lost+found").join(generation.to_string());
+    (found.kept > 0).then(|| kept.display().to_string())
+}
+
+fn join(path: &TreePath, entry: &Entry) -> Result<TreePath, StageError> {
+    path.join(&entry.name).map_err(|source| StageError::Path { source })
+}

@@ -1,0 +1,222 @@
+//! What visitors of a node write into its trees: it is kept, reported, and told from what syncd did itself.
+
+use std::time::Duration;
+
+use super::*;
+use crate::status::Drift;
+
+/// Everything below lost+found: path, and content of files.
+fn kept(site: &Site) -> Vec<(String, String)> {
+    let root = site.root().join("lost+found");
+    let mut found = Vec::new();
+    let mut waiting = vec![root.clone()];
+    while let Some(directory) = waiting.pop() {
+        let Ok(items) = std::fs::read_dir(&directory) else { continue };
+        for item in items {
+            let path = item.unwrap().path();
+            let kind = path.symlink_metadata().unwrap().file_type();
+            if kind.is_dir() {
+                waiting.push(path);
+                continue;
+            }
+            let content = match kind.is_symlink() {
+                true => format!("-> {}", std::fs::read_link(&path).unwrap().display()),
+                false => std::fs::read_to_string(&path).unwrap_or_else(|_| "bytes".into()),
+            };
+            found.push((path.strip_prefix(&root).unwrap().display().to_string(), content));
+        }
+    }
+    found.sort();
+    found
+}
+
+fn files(expected: &[(&str, &str)]) -> Vec<(String, String)> {
+    expected.iter().map(|(path, content)| ((*path).to_owned(), (*content).to_owned())).collect()
+}
+
+/// One generation retired, its grace not over.
+fn with_a_retired_tree() -> (Site, Replica) {
+    let (mut site, mut replica) = settled();
+    replica.options.keep = 1;
+    replica.options.grace = Duration::from_secs(3600);
+    site.write("docs/0/page-0.html", "second");
+    std::fs::remove_dir(site.tree().join("hollow")).unwrap();
+    site.publish(&mut replica);
+    (site, replica)
+}
+
+fn drift(replica: &Replica) -> Option<Drift> {
+    replica.status().drift
+}
+
+/// All sorts of things that a visitor can do to a tree; how many names.
+fn deface(tree: &Path) -> u64 {
+    std::fs::write(tree.join("shell.php"), "<?php").unwrap();
+    // In a directory that the next generation does not have.
+    std::fs::write(tree.join("hollow/upload.jpg"), "a picture").unwrap();
+    std::fs::create_dir_all(tree.join("docs/2/cache/deep/er")).unwrap();
+    std::fs::write(tree.join("docs/2/cache/deep/er/entry"), "cached").unwrap();
+    // In place: every tree has this inode.
+    std::fs::write(tree.join("docs/1/page-1.html"), "edited in place").unwrap();
+    // Another file, of the same size, with the time put back.
+    let page = tree.join("docs/1/page-4.html");
+    let shown = page.metadata().unwrap().modified().unwrap();
+    std::fs::remove_file(&page).unwrap();
+    std::fs::write(&page, "<x>4</x>").unwrap();
+    std::fs::File::options().write(true).open(&page).unwrap().set_modified(shown).unwrap();
+    std::fs::remove_file(tree.join("link")).unwrap();
+    symlink("/etc/shadow", tree.join("link")).unwrap();
+    std::fs::remove_file(tree.join("empty")).unwrap();
+    7
+}
+
+const DEFACED: &[(&str, &str)] = &[
+    ("1/docs/1/page-1.html", "edited in place"),
+    ("1/docs/1/page-4.html", "<x>4</x>"),
+    ("1/docs/2/cache/deep/er/entry", "cached"),
+    ("1/hollow/upload.jpg", "a picture"),
+    ("1/link", "-> /etc/shadow"),
+    ("1/shell.php", "<?php"),
+];
+
+#[test]
+fn what_visitors_wrote_is_kept_and_reported_once_a_tree_is_recycled_or_thrown_away() {
+    for spares_wanted in [3, 0] {
+        let (site, mut replica) = with_a_retired_tree();
+        let names = deface(&site.root().join("generations/1"));
+        replica.upkeep.spares_wanted = spares_wanted;
+        replica.options.grace = Duration::ZERO;
+        site.settle(&mut replica);
+        assert_eq!(kept(&site), files(DEFACED), "{spares_wanted} spares wanted");
+        let found = drift(&replica).unwrap();
+        assert_eq!((found.generation, found.paths, found.lost, found.live), (1, names, 0, 2));
+        assert_eq!(found.first, "empty", "which is missing");
+        assert_eq!(found.kept.as_deref(), site.root().join("lost+found/1").to_str());
+        // Also to the next process.
+        drop(replica);
+        assert_eq!(drift(&site.open()), Some(found));
+        assert_eq!(names_of_trees(&site), ["2"]);
+    }
+}
+
+fn names_of_trees(site: &Site) -> Vec<String> {
+    names(&site.root().join("generations"))
+}
+
+#[test]
+fn a_report_ends_with_the_next_tree_that_is_as_it_was_left() {
+    let (mut site, mut replica) = with_a_retired_tree();
+    std::fs::write(site.root().join("generations/1/shell.php"), "<?php").unwrap();
+    std::fs::write(site.live().join("shell.php"), "<?php again").unwrap();
+    replica.options.grace = Duration::ZERO;
+    site.settle(&mut replica);
+    assert_eq!(drift(&replica).map(|drift| drift.generation), Some(1));
+    // The third was live when the second was found out.
+    for (content, of) in [("third", Some(2)), ("fourth", Some(2)), ("fifth", None)] {
+        site.write("docs/0/page-0.html", content);
+        site.publish(&mut replica);
+        site.settle(&mut replica);
+        assert_eq!(drift(&replica).map(|drift| drift.generation), of, "{content}");
+    }
+    assert_eq!(kept(&site), files(&[("1/shell.php", "<?php"), ("2/shell.php", "<?php again")]));
+    drop(replica);
+    assert_eq!(drift(&site.open()), None);
+}
+
+#[test]
+fn a_directory_that_left_the_tree_and_came_back_is_no_local_change() {
+    for knows_activations in [true, false] {
+        let (mut site, mut replica) = settled();
+        replica.options.keep = 1;
+        replica.options.grace = Duration::from_secs(3600);
+        // A third tree, left behind at the first generation, has the old inodes, too: none of them can be linked again.
+        replica.upkeep.spares_wanted = 3;
+        site.settle(&mut replica);
+        let (docs, away) = (site.tree().join("docs"), site.temp.path().join("away"));
+        let before = inode(&site.live().join("docs/0/page-0.html"));
+        std::fs::rename(&docs, &away).unwrap();
+        site.publish(&mut replica);
+        std::fs::rename(&away, &docs).unwrap();
+        site.publish(&mut replica);
+        assert_ne!(inode(&site.live().join("docs/0/page-0.html")), before, "the case has come about");
+        if !knows_activations {
+            drop(replica);
+            site.options.keep = 1;
+            replica = site.open();
+            replica.upkeep.spares_wanted = 4;
+        }
+        replica.options.grace = Duration::ZERO;
+        let mut inspected = 0;
+        replica.upkeep.last_write = None;
+        loop {
+            let done = replica.maintain(&AtomicBool::new(false)).unwrap();
+            inspected += u64::from(done.did == Upkept::Inspected { drift: None });
+            if done.next != Some(Duration::ZERO) {
+                break;
+            }
+        }
+        assert_eq!((inspected, drift(&replica)), (2, None));
+        assert!(!site.root().join("lost+found").exists());
+    }
+}
+
+#[test]
+fn what_verify_heals_is_kept_and_a_clean_one_ends_the_report() {
+    let (mut site, mut replica) = settled();
+    let live = site.live().canonicalize().unwrap();
+    let names = deface(&live);
+    let report = replica.verify(Some(&mut site.origin), &|_| {}, &AtomicBool::new(false)).unwrap();
+    assert!(report.healed);
+    site.assert_live_is_tree();
+    assert_eq!(kept(&site), files(DEFACED));
+    assert_eq!(report.kept.as_deref(), site.root().join("lost+found/1").to_str());
+    let found = drift(&replica).unwrap();
+    // With the times of directories.
+    assert!(found.generation == 1 && found.paths == report.drifted && found.paths > names, "{found:?}");
+    let report = replica.verify(None, &|_| {}, &AtomicBool::new(false)).unwrap();
+    assert_eq!((report.drifted, drift(&replica)), (0, None));
+    site.settle(&mut replica);
+    assert_eq!(kept(&site), files(DEFACED));
+    assert_tidy(&site);
+}
+
+#[test]
+fn a_kill_at_any_step_loses_nothing_that_a_visitor_wrote() {
+    let mut changes = 0;
+    loop {
+        let (site, mut replica) = with_a_retired_tree();
+        let tree = site.root().join("generations/1");
+        std::fs::write(tree.join("shell.php"), "<?php").unwrap();
+        std::fs::create_dir(tree.join("docs/cache")).unwrap();
+        std::fs::write(tree.join("docs/cache/entry"), "cached").unwrap();
+        // Thrown away in one round, recycled in the next.
+        replica.upkeep.spares_wanted = if changes % 2 == 0 { 3 } else { 0 };
+        replica.options.grace = Duration::ZERO;
+        replica.upkeep.last_write = Some(replica.options.clock.now());
+        fault::arm(Some(changes));
+        let mut finished = false;
+        for _ in 0..20 {
+            match replica.maintain(&AtomicBool::new(false)) {
+                Ok(done) if done.next != Some(Duration::ZERO) => finished = true,
+                Ok(_) => continue,
+                Err(_) => {}
+            }
+            break;
+        }
+        fault::arm(None);
+        drop(replica);
+        let mut options = site.options.clone();
+        options.keep = 1;
+        let mut replica = Replica::open(&site.root(), options).unwrap();
+        site.settle(&mut replica);
+        let expected = files(&[("1/docs/cache/entry", "cached"), ("1/shell.php", "<?php")]);
+        assert_eq!(kept(&site), expected, "killed before change {changes}");
+        assert!(drift(&replica).is_some(), "killed before change {changes}");
+        assert_tidy(&site);
+        if finished {
+            break;
+        }
+        changes += 1;
+    }
+    assert!(changes > 10, "{changes}");
+}
