@@ -35,6 +35,9 @@ use crate::status::Drift;
 /// Every name of a retired tree is looked at when this long none was looked at as a whole.
 const WHOLE_EVERY: Duration = Duration::from_secs(600);
 
+/// Foreign names of one directory that are kept; what is beyond them is only counted.
+const NAMES_MAX: usize = 64 * 1024;
+
 /// What an inspection found.
 #[derive(Debug, Clone, Default)]
 struct Found {
@@ -122,8 +125,15 @@ impl Inspection<'_> {
         for listed in dir.names()? {
             let listed = listed?;
             let name = syncd_shared::Component::new(&listed.name).ok();
-            if name.is_none_or(|name| place.manifest.get(&name).is_none()) {
-                changed.push(listed.name);
+            if name.is_some_and(|name| place.manifest.get(&name).is_some()) {
+                continue;
+            }
+            match changed.len() < NAMES_MAX {
+                true => changed.push(listed.name),
+                false => {
+                    found.note(None);
+                    found.lost += 1;
+                }
             }
         }
         for entry in place.manifest.entries() {
@@ -280,7 +290,14 @@ impl Replica {
     pub(crate) fn found_drift(&mut self, drift: Drift) -> Result<(), RecordError> {
         let Drift { generation, paths, first, kept, lost, .. } = &drift;
         let kept = kept.as_deref();
-        tracing::warn!(generation, paths, first, kept, lost, "files were changed locally in a tree of syncd's");
+        tracing::warn!(
+            generation,
+            paths,
+            first,
+            kept,
+            lost,
+            "files were changed locally in a tree of syncd's"
+        );
         self.record.set_drift(Some(&drift))?;
         self.known.drift = Some(drift);
         self.publish();

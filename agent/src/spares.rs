@@ -233,19 +233,25 @@ impl Replica {
             }
             self.upkeep.recycled_early += 1;
         }
-        let name = oldest.to_string().into_bytes();
-        let Some(generation) = self.known.generations.get(&oldest) else { return Ok(None) };
-        let tree = RetiredTree { number: oldest, root: generation.generation().root };
+        self.take_out_of_use(oldest)?;
+        Ok(Some(oldest))
+    }
+
+    /// Makes a generation a retired tree, which waits to be inspected.
+    pub(crate) fn take_out_of_use(&mut self, number: u64) -> Result<(), StageError> {
+        let name = number.to_string().into_bytes();
+        let Some(generation) = self.known.generations.get(&number) else { return Ok(()) };
+        let tree = RetiredTree { number, root: generation.generation().root };
         let slot = self.free_slot()?;
         // Before it has the name: recovery finishes what the record says.
         self.record.retire(slot, &tree)?;
         self.layout.generations.rename_new(&name, &self.layout.staging, &retired(slot))?;
-        self.known.generations.remove(&oldest);
+        self.known.generations.remove(&number);
         self.known.retired.insert(slot, tree);
-        self.upkeep.retired.remove(&oldest);
+        self.upkeep.retired.remove(&number);
         self.upkeep.dropped += 1;
         self.layout.signed.unlink(&name)?;
-        Ok(Some(oldest))
+        Ok(())
     }
 
     /// One step towards enough spares at the live root; `None`: there are enough, or none can be made now.

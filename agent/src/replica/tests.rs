@@ -436,26 +436,31 @@ fn retired_trees_are_bounded_and_what_is_taken_early_is_counted() {
     site.assert_live_is_tree();
 }
 
-#[test]
-fn a_full_disk_is_a_clear_error_and_the_old_generation_stays() {
-    let (site, replica) = settled();
-    drop(replica);
-    let mut site = site;
+/// Runs `test` with a ROOT on a small file system of its own; not at all where this user may not mount one.
+fn on_a_small_disk(options: &str, test: impl FnOnce(&mut Site, &Path)) {
+    let mut site = Site::new();
     let small = site.temp.path().join("small");
     std::fs::create_dir(&small).unwrap();
     let mounted = std::process::Command::new("mount")
-        .args(["-t", "tmpfs", "-o", "size=8m,nr_inodes=200", "tmpfs"])
+        .args(["-t", "tmpfs", "-o", options, "tmpfs"])
         .arg(&small)
         .status();
     if !mounted.is_ok_and(|s| s.success()) {
-        // Needs the right to mount.
         return;
     }
     let root = small.join("root");
-    let mut replica = Replica::open(&root, site.options.clone()).unwrap();
-    let target = site.origin.seal(&site.tree());
-    let outcome = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
-        site.follow(&mut replica, &target);
+    let outcome = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| test(&mut site, &root)));
+    let unmounted = std::process::Command::new("umount").arg(&small).status();
+    assert!(unmounted.is_ok_and(|s| s.success()));
+    outcome.unwrap_or_else(|e| std::panic::resume_unwind(e));
+}
+
+#[test]
+fn a_full_disk_is_a_clear_error_and_the_old_generation_stays() {
+    on_a_small_disk("size=8m,nr_inodes=200", |site, root| {
+        site.furnish();
+        let mut replica = Replica::open(root, site.options.clone()).unwrap();
+        site.publish(&mut replica);
         site.write("huge.bin", vec![1u8; 9_000_000]);
         let target = site.origin.seal(&site.tree());
         let error = site.stage(&mut replica, &target).unwrap_err();
@@ -467,13 +472,50 @@ fn a_full_disk_is_a_clear_error_and_the_old_generation_stays() {
         let target = site.origin.seal(&site.tree());
         let error = site.stage(&mut replica, &target).unwrap_err();
         assert!(matches!(error, StageError::NoInodes { .. }), "{error}");
-        assert_eq!(std::fs::read_link(root.join("live")).unwrap(), Path::new("generations/2"));
-        assert_eq!(replica.status().live.unwrap().number().get(), 2);
-    }));
-    drop(replica);
-    let unmounted = std::process::Command::new("umount").arg(&small).status();
-    assert!(unmounted.is_ok_and(|s| s.success()));
-    outcome.unwrap_or_else(|e| std::panic::resume_unwind(e));
+        assert_eq!(std::fs::read_link(root.join("live")).unwrap(), Path::new("generations/1"));
+        assert_eq!(replica.status().live.unwrap().number().get(), 1);
+    });
+}
+
+/// Updates that replace a file of 3 MB, and what is kept of each.
+fn replace_a_large_file(site: &mut Site, replica: &mut Replica, i: u8) -> Result<Vec<u64>, StageError> {
+    site.write("large.bin", vec![i; 3_000_000]);
+    let target = site.origin.seal(&site.tree());
+    let staged = site.stage(replica, &target)?;
+    replica.activate(staged, &mut |_| Ok(())).unwrap();
+    Ok(replica.status().generations)
+}
+
+#[test]
+fn what_is_kept_gives_way_to_an_update_but_not_what_the_node_would_return_to() {
+    on_a_small_disk("size=16m", |site, root| {
+        site.options.keep = 20;
+        let mut replica = Replica::open(root, site.options.clone()).unwrap();
+        let mut kept = Vec::new();
+        for i in 0..9 {
+            if i == 3 {
+                std::fs::create_dir_all(root.join("lost+found/1")).unwrap();
+                std::fs::write(root.join("lost+found/1/upload"), vec![1; 100_000]).unwrap();
+            }
+            kept = replace_a_large_file(site, &mut replica, i).unwrap();
+            assert!(
+                kept.contains(&(u64::from(i) + 1)) && (i == 0 || kept.contains(&u64::from(i))),
+                "{kept:?}"
+            );
+            site.settle(&mut replica);
+        }
+        assert!((2..6).contains(&kept.len()), "{kept:?}");
+        assert!(!root.join("lost+found/1").exists(), "it gives way before generations do");
+        // A tree that a web server may still read is never given up: the update is refused.
+        replica.options.grace = std::time::Duration::from_secs(3600);
+        replica.upkeep.retired.clear();
+        let error = (10..20).find_map(|i| replace_a_large_file(site, &mut replica, i).err()).unwrap();
+        assert!(matches!(error, StageError::NoSpace { .. }), "{error}");
+        assert!(kept.iter().all(|number| root.join(format!("generations/{number}")).exists()));
+        // Once the grace is over it goes through.
+        replica.options.grace = std::time::Duration::ZERO;
+        replace_a_large_file(site, &mut replica, 21).unwrap();
+    });
 }
 
 /// Kills `work` before each of its changes to the disk in turn, and opens again each time.

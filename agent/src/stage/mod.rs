@@ -33,6 +33,7 @@ mod plan;
 pub(crate) mod queue;
 mod receive;
 mod repeats;
+mod room;
 mod space;
 mod window;
 mod writeback;
@@ -128,7 +129,8 @@ pub enum StageError {
     },
     /// Too little free space; nothing was written.
     #[error(
-        "{wanted_bytes} bytes are needed, {available_bytes} are free: free space or enlarge the file system"
+        "{wanted_bytes} bytes are needed, {available_bytes} are free, and nothing more may be given up: free space, \
+         enlarge the file system, or keep fewer generations (--keep)"
     )]
     NoSpace {
         /// Bytes needed.
@@ -355,7 +357,8 @@ impl Replica {
         let incoming = Incoming::open(&self.layout, self.owners)?;
         self.salvage(&comparison, &incoming)?;
         self.reclaim_partials()?;
-        self.check_space(&comparison, &mut released, from.as_ref(), &incoming, cancel)?;
+        let drawn = draw.as_ref().map(|draw| draw.slot);
+        self.check_space(&comparison, &mut released, from.as_ref(), drawn, &incoming, cancel)?;
         let base = match draw {
             Some(draw) => Base::Spare(draw.slot),
             None => self.base(from.as_ref(), distrusted, cancel)?,
@@ -439,10 +442,11 @@ impl Replica {
     }
 
     fn check_space(
-        &self,
+        &mut self,
         comparison: &Comparison<&Record>,
         released: &mut Released<'_, &Record>,
         from: Option<&RootEntry>,
+        drawn: Option<u64>,
         incoming: &Incoming,
         cancel: &AtomicBool,
     ) -> Result<(), StageError> {
@@ -462,8 +466,8 @@ impl Replica {
         if from.is_none() {
             self.discard_buildings()?;
         }
-        self.empty_trash(cancel)?;
-        demand.check(&self.layout.staging.space()?, incoming.present()?)
+        let fits = |replica: &Self| demand.check(&replica.layout.staging.space()?, incoming.present()?);
+        self.make_room(drawn, &fits, cancel)
     }
 
     /// Takes new files out of trees that an earlier attempt was interrupted in.

@@ -1,0 +1,91 @@
+//! What gives way where a target does not fit.
+//!
+//! In this order, each step only while there still is too little: what waits to be deleted, lost+found, trees to build
+//! on but the one that the update needs, retired trees, kept generations, oldest first. Never the live tree, never the
+//! newest other one, which the node would return to, and never a tree that was live within the grace: a web server may
+//! still be reading there. Then the target is refused.
+
+use std::sync::atomic::AtomicBool;
+
+use crate::lost_found;
+use crate::replica::Replica;
+use crate::stage::{StageError, building};
+
+impl Replica {
+    /// Makes room until `fits`. Its error where nothing more may go. `base` is the spare that the update is built on.
+    pub(super) fn make_room(
+        &mut self,
+        base: Option<u64>,
+        fits: &dyn Fn(&Self) -> Result<(), StageError>,
+        cancel: &AtomicBool,
+    ) -> Result<(), StageError> {
+        self.empty_trash(cancel)?;
+        if fits(self).is_ok() {
+            return Ok(());
+        }
+        if lost_found::give_way(&self.layout)? {
+            self.empty_trash(cancel)?;
+            if fits(self).is_ok() {
+                return Ok(());
+            }
+        }
+        let given_up = self.give_up_spares(base)?;
+        if given_up > 0 {
+            tracing::warn!(trees = given_up, "space is needed: spares are given up");
+            self.empty_trash(cancel)?;
+            if fits(self).is_ok() {
+                return Ok(());
+            }
+        }
+        loop {
+            if let Some(slot) = self.out_of_use() {
+                self.inspect_retired(slot, false, cancel)?;
+            } else if let Some(number) = self.oldest_dispensable() {
+                tracing::warn!(generation = number, "space is needed: an old generation is no longer kept");
+                self.take_out_of_use(number)?;
+                continue;
+            } else {
+                return fits(self);
+            }
+            // What was found in it goes the way of everything else there.
+            lost_found::give_way(&self.layout)?;
+            self.empty_trash(cancel)?;
+            if fits(self).is_ok() {
+                return Ok(());
+            }
+        }
+    }
+
+    /// Throws away all trees to build on but one. How many.
+    fn give_up_spares(&mut self, base: Option<u64>) -> Result<usize, StageError> {
+        let live = self.live().map(|live| live.generation().root);
+        let ready = live.and_then(|root| self.spare_at(&root));
+        let kept = base.or(ready).or_else(|| self.spares().keys().next_back().copied());
+        let others: Vec<u64> = self.spares().keys().copied().filter(|slot| Some(*slot) != kept).collect();
+        for slot in &others {
+            self.demote(*slot)?;
+        }
+        let mut buildings = self.buildings()?;
+        if kept.is_none() && live.is_some() && !buildings.is_empty() {
+            // Cheaper than a new farm of links.
+            buildings.remove(0);
+        }
+        for slot in &buildings {
+            self.layout.discard(&self.layout.staging, &building(*slot))?;
+        }
+        Ok(buildings.len())
+    }
+
+    /// The oldest generation that may go although it is to be kept.
+    fn oldest_dispensable(&mut self) -> Option<u64> {
+        let live = self.known.live;
+        let mut others: Vec<u64> =
+            self.known.generations.keys().copied().filter(|number| Some(*number) != live).collect();
+        // What the node would return to.
+        others.pop();
+        let clock = self.options.clock.clone();
+        let grace = self.options.grace;
+        let retired = &mut self.upkeep.retired;
+        others.into_iter().find(|number| clock.since(*retired.entry(*number).or_insert(clock.now())) >= grace)
+    }
+}
