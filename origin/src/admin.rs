@@ -14,7 +14,7 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use crate::arrivals::Arrivals;
-use crate::commit::{Committer, Outcome};
+use crate::commit::{Answer, CommitOptions, Committer, Outcome};
 use crate::desk::{Checked, Desk, DeskError};
 use crate::dialogue::{GenerationLine, NodeLine, NodeResult, Reply, Request, Wait};
 use crate::error_chain;
@@ -104,15 +104,12 @@ impl Admin {
                     let text = "the whole tree is being read; the commit follows".to_owned();
                     replies.send(Reply::Remark { text }).await;
                 }
-                let outcome = self.committer.commit(label, allow_mass_deletion).await;
-                self.published(outcome.map_err(|e| error_chain(&e)), wait, replies).await
+                let options = CommitOptions { label, allow_mass_deletion };
+                self.published(self.committer.commit(options).await, wait, replies).await
             }
             Request::Rollback { generation, wait } => match GenerationNumber::new(generation) {
                 None => Reply::Error { message: "generations are numbered from 1".into() },
-                Some(number) => {
-                    let outcome = self.committer.rollback(number).await;
-                    self.published(outcome.map_err(|e| error_chain(&e)), wait, replies).await
-                }
+                Some(number) => self.published(self.committer.rollback(number).await, wait, replies).await,
             },
             Request::Token { ttl_s, uses } => {
                 match self.fleet.create_token(Duration::from_secs(ttl_s), uses).await {
@@ -164,7 +161,7 @@ impl Admin {
         };
         let code = checked.code;
         if checked.may_be_mended() {
-            let text = match self.committer.mend(checked.report).await {
+            let text = match self.committer.mend(checked.report).await.result {
                 Ok(_) => {
                     "the whole tree was read again and what it still has was stored: check again to see what is left"
                         .to_owned()
@@ -176,14 +173,9 @@ impl Admin {
         Reply::Done { code }
     }
 
-    async fn published(
-        &self,
-        outcome: Result<Outcome, String>,
-        wait: Option<Wait>,
-        replies: &mut Replies,
-    ) -> Reply {
-        let (generation, changed) = match outcome {
-            Err(message) => return Reply::Error { message },
+    async fn published(&self, answer: Answer, wait: Option<Wait>, replies: &mut Replies) -> Reply {
+        let (generation, changed) = match answer.result {
+            Err(error) => return Reply::Error { message: error_chain(&error) },
             Ok(Outcome::Sealed(generation)) => (generation, true),
             Ok(Outcome::Unchanged(generation)) => (generation, false),
             Ok(Outcome::Scanned) => {
@@ -194,6 +186,9 @@ impl Admin {
         let arrivals = wait
             .map(|wait| (wait, Arrivals::new(&generation, wait.require_all, &self.fleet.view().borrow())));
         replies.send(Reply::Generation(GenerationLine::new(&generation, changed))).await;
+        for text in answer.remarks {
+            replies.send(Reply::Remark { text }).await;
+        }
         match arrivals {
             None => Reply::Done { code: 0 },
             Some((wait, arrivals)) => Reply::Done { code: self.wait(arrivals, wait, replies).await },

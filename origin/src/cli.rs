@@ -96,7 +96,7 @@ enum Command {
         #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..))]
         uses: u32,
     },
-    /// Publish the tree as it is now; prints the generation's number.
+    /// Publish the tree as it is now; prints the generation's number. Ends the hold that a rollback left.
     Commit {
         #[command(flatten)]
         data: Data,
@@ -139,7 +139,8 @@ enum Command {
         #[command(flatten)]
         json: Json,
     },
-    /// Publish the tree of an earlier generation as a new generation.
+    /// Publish the tree of an earlier generation as a new generation; then nothing is published automatically until the
+    /// next commit.
     Rollback {
         #[command(flatten)]
         data: Data,

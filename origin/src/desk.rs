@@ -9,13 +9,13 @@ use syncd_shared::diff::{Change, Comparison, DiffError, DirectorySource, PartLim
 use syncd_shared::generation::GenerationError;
 use syncd_shared::{Directory, GenerationNumber, Kind, ObjectHash, SignedGeneration, TreePath};
 
-use crate::commit::{CollectionGate, forget_damaged};
+use crate::commit::{CollectionGate, Rollbacks, forget_damaged};
 use crate::dialogue::{DiffLine, GenerationLine, Reply, Request};
 use crate::error_chain;
 use crate::fleet::RecordError;
 use crate::fleet::registry::Registry;
 use crate::keys::{Keys, KeysError};
-use crate::status::{AgentStatus, State, Status};
+use crate::status::{AgentStatus, HoldStatus, State, Status};
 use crate::store::{CheckReport, Damage, OpenStoreError, Store, StoreError};
 
 /// Why a request could not be answered.
@@ -147,6 +147,7 @@ impl Desk {
         let agents = Registry::new(self.store.clone()).agents()?;
         let mut status = describe(&self.keys, current.as_ref());
         status.state = State::Stopped;
+        status.hold = Rollbacks::load(&self.store)?.hold().map(HoldStatus::from);
         status.agents = agents.iter().map(AgentStatus::new).collect();
         Ok(status)
     }
@@ -273,6 +274,7 @@ pub fn describe(keys: &Keys, current: Option<&SignedGeneration>) -> Status {
         http_address: None,
         state: State::Ready,
         reason: None,
+        hold: None,
         generation: line.as_ref().map(|l| l.generation),
         root: line.as_ref().map(|l| l.root.clone()),
         label: line.as_ref().map(|l| l.label.clone()),

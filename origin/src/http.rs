@@ -53,7 +53,11 @@ pub fn health(view: &OriginView, gone: Option<&str>) -> Health {
     match (trouble, generation) {
         (Some(reason), _) => Health { is_well: false, text: format!("{shown}; {reason}") },
         (None, None) => Health { is_well: false, text: shown },
-        (None, Some(_)) => Health { is_well: true, text: format!("ok {shown}") },
+        (None, Some(_)) => {
+            // In manual mode: nothing would have been published anyway.
+            let hold = view.hold.map(|hold| format!("; {}", hold.reason())).unwrap_or_default();
+            Health { is_well: true, text: format!("ok {shown}{hold}") }
+        }
     }
 }
 
@@ -77,7 +81,7 @@ mod tests {
 
     fn told(state: State, reason: Option<&str>, number: Option<u64>, gone: Option<&str>) -> (bool, String) {
         let current = number.map(generation);
-        let view = OriginView { state, reason: reason.map(str::to_owned), current };
+        let view = OriginView { state, reason: reason.map(str::to_owned), current, hold: None };
         let Health { is_well, text } = health(&view, gone);
         (is_well, text)
     }

@@ -30,6 +30,7 @@ pub mod serve;
 pub mod service;
 pub mod status;
 pub mod store;
+mod tree_objects;
 pub mod watch;
 
 pub(crate) use syncd_shared::text::error_chain;

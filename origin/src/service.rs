@@ -25,7 +25,7 @@ pub use crate::overlap::OverlapError;
 use crate::plan::{PlanBudget, Planner};
 use crate::scan::{MtimePolicy, ScanOptions, SymlinkPolicy};
 use crate::serve::{self, Services};
-use crate::status::{AgentStatus, State, Status};
+use crate::status::{AgentStatus, HoldStatus, State, Status};
 use crate::store::{OpenStoreError, Store, StoreError};
 use crate::watch::{Watch, WatchError};
 
@@ -223,6 +223,7 @@ pub async fn start(options: ServeOptions) -> Result<Running, StartError> {
                 http_address: http_address.map(|a| a.to_string()),
                 state: view.state,
                 reason: view.reason,
+                hold: view.hold.map(HoldStatus::from),
                 polled: watch
                     .polled()
                     .iter()

@@ -5,6 +5,7 @@ use std::fmt::Write as _;
 use serde::{Deserialize, Serialize};
 use syncd_shared::GenerationNumber;
 
+use crate::commit::Hold;
 use crate::fleet::{AgentState, AgentView};
 
 /// The origin and its fleet at one moment.
@@ -22,6 +23,9 @@ pub struct Status {
     pub state: State,
     /// Why it is `held` or `waiting`, and what to do.
     pub reason: Option<String>,
+    /// Nothing is published automatically until an operator commits.
+    #[serde(default)]
+    pub hold: Option<HoldStatus>,
     /// Number of the current generation.
     pub generation: Option<u64>,
     /// Root hash of the current generation, hexadecimal.
@@ -40,6 +44,24 @@ pub struct Status {
     pub agents: Vec<AgentStatus>,
 }
 
+/// What a rollback leaves until the next commit.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct HoldStatus {
+    /// Why, and what to do.
+    pub reason: String,
+    /// Since when, RFC 3339.
+    pub since: String,
+    /// The generation that stays in effect.
+    pub generation: u64,
+}
+
+impl From<Hold> for HoldStatus {
+    fn from(hold: Hold) -> Self {
+        let since = rfc3339(hold.since_ms);
+        Self { reason: hold.reason(), since, generation: hold.generation.get() }
+    }
+}
+
 /// What the origin does.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
@@ -48,7 +70,7 @@ pub enum State {
     Ready,
     /// The tree is being read.
     Scanning,
-    /// What is there does not look like a deployment; the last generation stands.
+    /// What is there does not look like a deployment, or a rollback put it aside; the last generation stands.
     Held,
     /// For the tree to become quiet, or for an operator.
     Waiting,
@@ -104,6 +126,12 @@ impl Status {
         out.push('\n');
         if let Some(reason) = &self.reason {
             let _ = writeln!(out, "         {reason}");
+        }
+        if let Some(hold) = &self.hold {
+            // Where it is the reason, it was just said.
+            let reason = Some(&hold.reason).filter(|reason| self.reason.as_ref() != Some(reason));
+            let reason = reason.map(|reason| format!("{reason}   ")).unwrap_or_default();
+            let _ = writeln!(out, "hold     {reason}since {}", hold.since);
         }
         for polled in &self.polled {
             let _ = writeln!(out, "polled   {polled}");

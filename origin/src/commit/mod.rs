@@ -14,10 +14,12 @@
 //! A crash at any point leaves the previous generation or the new one; what was pending is found again by the stat walk
 //! at the next start.
 
+mod brought_back;
 mod collection_gate;
 #[doc(hidden)]
 pub mod fuzzing;
 mod observed;
+mod rollbacks;
 mod scan_base;
 mod schedule;
 mod sealer;
@@ -32,8 +34,10 @@ use tokio::sync::{mpsc, oneshot, watch};
 use tokio_util::sync::CancellationToken;
 
 pub use collection_gate::CollectionGate;
+pub use rollbacks::Hold;
+pub(crate) use rollbacks::Rollbacks;
 pub(crate) use sealer::forget_damaged;
-pub use sealer::{CommitError, Outcome, Parts, Sealer};
+pub use sealer::{CommitError, CommitOptions, Outcome, Parts, Sealer};
 
 use crate::fleet::{FleetView, RETAIN_MS};
 use crate::scan::ScanError;
@@ -47,7 +51,16 @@ use schedule::{Due, Leftover, Schedule};
 /// is one.
 const HEARING: Duration = Duration::from_secs(16);
 
-type Reply = oneshot::Sender<Result<Outcome, CommitError>>;
+type Reply = oneshot::Sender<Answer>;
+
+/// What an operator hears.
+#[derive(Debug)]
+pub struct Answer {
+    /// What it came to.
+    pub result: Result<Outcome, CommitError>,
+    /// For a person, one line each.
+    pub remarks: Vec<String>,
+}
 
 /// When the tree is published.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -72,6 +85,8 @@ pub struct OriginView {
     pub reason: Option<String>,
     /// The current generation.
     pub current: Option<SignedGeneration>,
+    /// What a rollback left.
+    pub hold: Option<Hold>,
 }
 
 /// What an operator asks for.
@@ -79,10 +94,8 @@ pub struct OriginView {
 pub enum Request {
     /// `syncd-origin commit`.
     Commit {
-        /// `-m`.
-        label: String,
-        /// `--allow-mass-deletion`.
-        allow_mass_deletion: bool,
+        /// How.
+        options: CommitOptions,
         /// Answered when it is sealed.
         reply: Reply,
     },
@@ -126,8 +139,9 @@ impl Committer {
         if !all_heard(&fleet.borrow()) {
             schedule.hold_back(Instant::now() + HEARING);
         }
+        let hold = sealer.hold();
         let (view_sender, view) =
-            watch::channel(OriginView { state: State::Scanning, reason: None, current });
+            watch::channel(OriginView { state: State::Scanning, reason: None, current, hold });
         let owner = Owner {
             sealer: Some(sealer),
             schedule,
@@ -137,6 +151,7 @@ impl Committer {
             scanning: true,
             trouble: None,
             waits: None,
+            hold,
             unrest: None,
             shutdown,
         };
@@ -150,25 +165,26 @@ impl Committer {
     }
 
     /// Publishes the tree as it is now. Cancel safe: once accepted, it is carried out.
-    pub async fn commit(&self, label: String, allow_mass_deletion: bool) -> Result<Outcome, CommitError> {
-        self.ask(|reply| Request::Commit { label, allow_mass_deletion, reply }).await
+    pub async fn commit(&self, options: CommitOptions) -> Answer {
+        self.ask(|reply| Request::Commit { options, reply }).await
     }
 
     /// Publishes the tree of an earlier generation as a new one. Cancel safe: once accepted, it is carried out.
-    pub async fn rollback(&self, number: GenerationNumber) -> Result<Outcome, CommitError> {
+    pub async fn rollback(&self, number: GenerationNumber) -> Answer {
         self.ask(|reply| Request::Rollback { number, reply }).await
     }
 
     /// Stores again what a check found damaged and the tree still has: reads all of it. Cancel safe: once accepted, it
     /// is carried out.
-    pub async fn mend(&self, report: CheckReport) -> Result<Outcome, CommitError> {
+    pub async fn mend(&self, report: CheckReport) -> Answer {
         self.ask(|reply| Request::Mend { report, reply }).await
     }
 
-    async fn ask(&self, request: impl FnOnce(Reply) -> Request) -> Result<Outcome, CommitError> {
+    async fn ask(&self, request: impl FnOnce(Reply) -> Request) -> Answer {
         let (reply, answer) = oneshot::channel();
-        self.requests.send(request(reply)).await.map_err(|_| CommitError::Stopping)?;
-        answer.await.map_err(|_| CommitError::Stopping)?
+        // Where the owner is gone it drops the reply with the request.
+        let _ = self.requests.send(request(reply)).await;
+        answer.await.unwrap_or(Answer { result: Err(CommitError::Stopping), remarks: Vec::new() })
     }
 }
 
@@ -199,9 +215,7 @@ impl Job {
             Self::Publish => (sealer.publish(hints), None),
             Self::Observed(generation) => (sealer.observe(*generation, hints), None),
             Self::Collect => (sealer.collect_garbage(), None),
-            Self::Request(Request::Commit { label, allow_mass_deletion, reply }) => {
-                (sealer.commit(hints, label, allow_mass_deletion), Some(reply))
-            }
+            Self::Request(Request::Commit { options, reply }) => (sealer.commit(hints, options), Some(reply)),
             Self::Request(Request::Rollback { number, reply }) => (sealer.rollback(number), Some(reply)),
             Self::Request(Request::Mend { report, reply }) => (sealer.mend(&report, hints), Some(reply)),
         };
@@ -237,6 +251,8 @@ struct Owner {
     trouble: Option<(State, String)>,
     /// Why an operator is waited for.
     waits: Option<String>,
+    /// What a rollback left.
+    hold: Option<Hold>,
     /// What keeps changing.
     unrest: Option<String>,
     shutdown: CancellationToken,
@@ -327,11 +343,12 @@ impl Owner {
         })
     }
 
-    fn apply(&mut self, done: Done) {
+    fn apply(&mut self, mut done: Done) {
         let now = Instant::now();
         self.pending.merge(done.unserved);
         self.scanning = false;
         self.waits = done.sealer.waits_for_operator();
+        self.hold = done.sealer.hold();
         match &done.result {
             Ok(outcome) => {
                 if done.scans {
@@ -360,10 +377,12 @@ impl Owner {
             self.unrest = None;
         }
         self.show(done.sealer.current().cloned());
+        // Also where nobody asked, so that the next request does not get them.
+        let remarks = done.sealer.take_remarks();
         self.sealer = Some(done.sealer);
         if let Some(reply) = done.reply {
             // The asker may be gone; what was sealed stays sealed.
-            let _ = reply.send(done.result);
+            let _ = reply.send(Answer { result: done.result, remarks });
         }
     }
 
@@ -403,13 +422,17 @@ impl Owner {
     /// Tells what the origin is doing: the worst first.
     fn show(&self, current: Option<SignedGeneration>) {
         let waiting = |reason: &String| (State::Waiting, Some(reason.clone()));
-        let (state, reason) = match (&self.trouble, &self.waits, &self.unrest) {
-            (Some((state, reason)), _, _) => (*state, Some(reason.clone())),
-            (None, Some(reason), _) | (None, None, Some(reason)) => waiting(reason),
-            (None, None, None) if self.scanning => (State::Scanning, None),
-            (None, None, None) => (State::Ready, None),
+        // Where nothing is published without an operator anyway, there is nothing to hold.
+        let hold = self.hold.filter(|_| self.schedule.publishes());
+        let (state, reason) = match (&self.trouble, &self.waits, hold, &self.unrest) {
+            (Some((state, reason)), ..) => (*state, Some(reason.clone())),
+            (None, Some(reason), ..) => waiting(reason),
+            (None, None, Some(hold), _) => (State::Held, Some(hold.reason())),
+            (None, None, None, Some(reason)) => waiting(reason),
+            (None, None, None, None) if self.scanning => (State::Scanning, None),
+            (None, None, None, None) => (State::Ready, None),
         };
-        self.view.send_replace(OriginView { state, reason, current });
+        self.view.send_replace(OriginView { state, reason, current, hold: self.hold });
     }
 }
 

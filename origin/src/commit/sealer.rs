@@ -11,8 +11,10 @@ use syncd_shared::{Generation, GenerationNumber, RootEntry, SignedGeneration, Tr
 
 use tokio_util::sync::CancellationToken;
 
+use super::brought_back;
 use super::collection_gate::CollectionGate;
 use super::observed;
+use super::rollbacks::{Hold, Rollbacks};
 use super::scan_base::ScanBase;
 use crate::fleet::Fleet;
 use crate::keys::Keys;
@@ -77,6 +79,15 @@ pub enum Outcome {
     Scanned,
 }
 
+/// What an operator asks of a commit.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct CommitOptions {
+    /// `-m`.
+    pub label: String,
+    /// `--allow-mass-deletion`.
+    pub allow_mass_deletion: bool,
+}
+
 /// What sealing works with.
 pub struct Parts {
     /// The content tree.
@@ -112,6 +123,9 @@ pub struct Sealer {
     racy: Hints,
     /// A seal failed of which is not known what it came to: where the disk failed it may be durable all the same.
     doubtful: bool,
+    rollbacks: Rollbacks,
+    /// What the operator whose request is carried out should know.
+    remarks: Vec<String>,
 }
 
 impl Sealer {
@@ -121,6 +135,7 @@ impl Sealer {
         let current =
             parts.store.latest()?.map(|g| parts.keys.verify(&g.record, &g.signature)).transpose()?;
         let observed = observed::load(&parts.store, &parts.keys)?;
+        let rollbacks = Rollbacks::load(&parts.store)?;
         Ok(Self {
             parts,
             notices: Notices::default(),
@@ -130,6 +145,8 @@ impl Sealer {
             times_only: BTreeSet::new(),
             racy: Hints::default(),
             doubtful: false,
+            rollbacks,
+            remarks: Vec::new(),
         })
     }
 
@@ -145,7 +162,7 @@ impl Sealer {
 
     /// Whether the tree has something that was not published, and that no operator is waited for to publish.
     pub fn has_unpublished(&self) -> bool {
-        self.observed.is_none()
+        self.publishes_by_itself()
             && self.base.is_some_and(|base| base.unpublished && !self.is_current(&base.root))
     }
 
@@ -164,6 +181,20 @@ impl Sealer {
         ))
     }
 
+    /// What a rollback left: nothing is published automatically before an operator's commit.
+    pub fn hold(&self) -> Option<Hold> {
+        self.rollbacks.hold()
+    }
+
+    /// Takes what the operator of the last request should know, one line each.
+    pub fn take_remarks(&mut self) -> Vec<String> {
+        std::mem::take(&mut self.remarks)
+    }
+
+    fn publishes_by_itself(&self) -> bool {
+        self.observed.is_none() && self.rollbacks.hold().is_none()
+    }
+
     /// Brings stat records and store up to the tree. `hints` is emptied of what was served.
     pub fn scan(&mut self, hints: &mut Hints) -> Result<Outcome, CommitError> {
         if self.base.is_none() || self.current.is_none() {
@@ -174,17 +205,13 @@ impl Sealer {
 
     /// Publishes what changed since the last scan, unless an operator is waited for.
     pub fn publish(&mut self, hints: &mut Hints) -> Result<Outcome, CommitError> {
-        let publish = if self.observed.is_some() { Publish::No } else { Publish::Changes };
+        let publish = if self.publishes_by_itself() { Publish::Changes } else { Publish::No };
         self.run(hints, publish)
     }
 
     /// Publishes the tree as it is at the time of the call.
-    pub fn commit(
-        &mut self,
-        hints: &mut Hints,
-        label: String,
-        allow_mass_deletion: bool,
-    ) -> Result<Outcome, CommitError> {
+    pub fn commit(&mut self, hints: &mut Hints, options: CommitOptions) -> Result<Outcome, CommitError> {
+        let CommitOptions { label, allow_mass_deletion } = options;
         check_label(&label)?;
         self.parts.watch.flush();
         hints.merge(self.parts.watch.take());
@@ -194,8 +221,8 @@ impl Sealer {
         result
     }
 
-    /// Publishes the tree of an earlier generation under a new number. The content tree as it was last scanned is put
-    /// aside by that: it is not published by itself any more.
+    /// Publishes the tree of an earlier generation under a new number. Nothing is published automatically after that,
+    /// also not after a restart, until an operator commits.
     pub fn rollback(&mut self, number: GenerationNumber) -> Result<Outcome, CommitError> {
         let target = self.parts.store.generation(number)?.ok_or(CommitError::UnknownGeneration { number })?;
         let target = self.parts.keys.verify(&target.record, &target.signature)?;
@@ -203,12 +230,30 @@ impl Sealer {
             && self.observed.is_none()
             && current.root_hash() == target.root_hash()
         {
-            return Ok(Outcome::Unchanged(current.clone()));
+            // It stays, whatever the tree has become meanwhile.
+            let current = current.clone();
+            let rollbacks = self.rollbacks.rolled_back(number, &current, None, unix_ms(SystemTime::now()));
+            self.keep_rollbacks(rollbacks)?;
+            self.remarks.extend(self.hold().map(|hold| hold.reason()));
+            return Ok(Outcome::Unchanged(current));
         }
         let label = format!("rollback to {number}");
         let generation = self.next_generation(target.generation().root, label)?;
         let base = self.base.map(|base| ScanBase { unpublished: false, ..base });
-        self.seal(self.parts.store.writer()?, base, generation)
+        let since_ms = generation.generation().created_ms;
+        let rollbacks = self.rollbacks.rolled_back(number, &generation, self.current.as_ref(), since_ms);
+        let outcome = self.seal(self.parts.store.writer()?, base, generation, Some(rollbacks))?;
+        self.remarks.extend(self.hold().map(|hold| hold.reason()));
+        Ok(outcome)
+    }
+
+    /// Makes a change of the hold durable that comes without a generation.
+    fn keep_rollbacks(&mut self, rollbacks: Rollbacks) -> Result<(), CommitError> {
+        if rollbacks != self.rollbacks {
+            self.parts.store.update_records(|records| rollbacks.put(records))?;
+            self.rollbacks = rollbacks;
+        }
+        Ok(())
     }
 
     /// A generation that an agent holds, signed by our key and unknown here: its number is never used again, also after
@@ -329,7 +374,8 @@ impl Sealer {
         if let Some(observed) = self.adoptable(&base.root) {
             let unpublished = base.unpublished && observed.root_hash() != base.root.hash();
             tracing::info!(generation = %observed.number(), "took back a generation that the fleet has and the tree still is");
-            return self.seal(self.or_open(writer)?, Some(ScanBase { unpublished, ..base }), observed);
+            let base = ScanBase { unpublished, ..base };
+            return self.seal(self.or_open(writer)?, Some(base), observed, None);
         }
         let lost = self.lost_most(&base, publish);
         if lost.is_none()
@@ -337,19 +383,60 @@ impl Sealer {
         {
             let generation = self.next_generation(base.root, label)?;
             let base = ScanBase { unpublished: false, ..base };
-            return self.seal(self.or_open(writer)?, Some(base), generation);
+            let before = (self.rollbacks.clone(), self.current.clone());
+            let rollbacks = matches!(publish, Publish::Tree { .. })
+                .then(|| self.rollbacks.committed(&generation.root_hash()));
+            let outcome = self.seal(self.or_open(writer)?, Some(base), generation, rollbacks)?;
+            self.remark_what_is_back(&before.0, before.1.as_ref(), &base.root);
+            return Ok(outcome);
         }
         if let Some(writer) = writer {
             base.put(&writer)?;
             writer.save()?;
         }
         self.base = Some(base);
+        if lost.is_none() && matches!(publish, Publish::Tree { .. }) {
+            self.keep_rollbacks(self.rollbacks.committed(&base.root.hash()))?;
+        }
         match (lost, &self.current) {
             (Some(error), _) => Err(error.into()),
             (None, Some(current)) if !matches!(publish, Publish::No) => {
                 Ok(Outcome::Unchanged(current.clone()))
             }
             _ => Ok(Outcome::Scanned),
+        }
+    }
+
+    /// Says that what was just published had been rolled back. `rollbacks` and `current` are those before it.
+    fn remark_what_is_back(
+        &mut self,
+        rollbacks: &Rollbacks,
+        current: Option<&SignedGeneration>,
+        tree: &RootEntry,
+    ) {
+        let again = |number, part: &str| {
+            format!("this publishes again {part}what was rolled back: generation {number}")
+        };
+        if let Some(number) = rollbacks.put_aside(&tree.hash()) {
+            tracing::warn!(rolled_back = %number, "what was rolled back is published again");
+            return self.remarks.push(again(number, ""));
+        }
+        let (Some(aside), Some(current)) = (rollbacks.held_back(), current) else { return };
+        let before = match self.parts.store.generation(aside.number) {
+            Ok(Some(before)) if before.generation.root_hash() == aside.root => before.generation.root,
+            // Retired meanwhile: only the whole of it is recognised.
+            _ => return,
+        };
+        match brought_back::count(&self.parts.store, &before, &current.generation().root, tree) {
+            Ok(found) if found.back == found.of => self.remarks.push(again(aside.number, "")),
+            Ok(found) if found.back > 0 => {
+                let text = again(aside.number, "a part of ");
+                self.remarks.push(format!("{text} ({} of {} paths)", found.back, found.of));
+            }
+            Ok(_) => {}
+            Err(error) => {
+                tracing::warn!("compare with generation {}: {}", aside.number, crate::error_chain(&error))
+            }
         }
     }
 
@@ -418,6 +505,7 @@ impl Sealer {
         let Parts { store, keys, .. } = &self.parts;
         let current = store.latest()?.map(|g| keys.verify(&g.record, &g.signature)).transpose()?;
         self.base = ScanBase::load(store)?;
+        self.rollbacks = Rollbacks::load(store)?;
         self.doubtful = false;
         if current != self.current
             && let Some(current) = &current
@@ -429,17 +517,22 @@ impl Sealer {
         Ok(())
     }
 
-    /// Makes it durable and, not before, tells the fleet.
+    /// Makes it durable and, not before, tells the fleet. `rollbacks` is what they become by it.
     fn seal(
         &mut self,
         writer: Writer,
         base: Option<ScanBase>,
         generation: SignedGeneration,
+        rollbacks: Option<Rollbacks>,
     ) -> Result<Outcome, CommitError> {
         if let Some(base) = &base {
             base.put(&writer)?;
         }
-        if let Err(error) = writer.seal(&generation) {
+        let sealed = writer.seal_with(&generation, |records| match &rollbacks {
+            Some(rollbacks) if *rollbacks != self.rollbacks => rollbacks.put(records),
+            _ => Ok(()),
+        });
+        if let Err(error) = sealed {
             self.doubtful = true;
             // Where the store can be asked again, it says at once what came of it.
             let _ = self.resolve_doubt();
@@ -450,6 +543,7 @@ impl Sealer {
             return Ok(Outcome::Sealed(generation));
         }
         self.base = base;
+        self.rollbacks = rollbacks.unwrap_or_else(|| std::mem::take(&mut self.rollbacks));
         self.current = Some(generation.clone());
         self.observed = self.observed.take().filter(|o| is_news(Some(&generation), o));
         self.parts.fleet.announce(generation.clone());

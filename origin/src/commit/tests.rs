@@ -122,11 +122,20 @@ fn sealed(outcome: Result<Outcome, CommitError>) -> SignedGeneration {
 }
 
 async fn commit(origin: &Running) -> Result<Outcome, CommitError> {
-    origin.committer().commit(String::new(), false).await
+    origin.committer().commit(CommitOptions::default()).await.result
+}
+
+async fn commit_mass_deletion(origin: &Running) -> Result<Outcome, CommitError> {
+    let options = CommitOptions { allow_mass_deletion: true, ..CommitOptions::default() };
+    origin.committer().commit(options).await.result
+}
+
+fn labelled(label: &str) -> CommitOptions {
+    CommitOptions { label: label.into(), ..CommitOptions::default() }
 }
 
 async fn rollback(origin: &Running, number: u64) -> Result<Outcome, CommitError> {
-    origin.committer().rollback(GenerationNumber::new(number).unwrap()).await
+    origin.committer().rollback(GenerationNumber::new(number).unwrap()).await.result
 }
 
 /// Tells an origin of a generation as an agent's hello does.
@@ -143,24 +152,78 @@ async fn show(origin: &Running, shown: SignedGeneration) {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn what_settles_is_published_and_a_rollback_is_not_undone_by_a_restart() {
+async fn a_rollback_is_held_through_edits_and_restarts_until_a_commit() {
     let site = Site::new(3);
     let origin = site.serve(SETTLE).await;
     let first = generation(&origin, 1).await;
     site.write("f0", "changed");
     let second = generation(&origin, 2).await;
     assert_ne!(first.current.unwrap().root_hash(), second.current.unwrap().root_hash());
-    let third = sealed(rollback(&origin, 1).await);
-    assert_eq!(third.number().get(), 3);
+    let answer = origin.committer().rollback(GenerationNumber::FIRST).await;
+    assert_eq!(answer.remarks, ["held after rollback to 1: fix the tree, then commit"]);
+    assert_eq!(sealed(answer.result).number().get(), 3);
+    site.write("f1", "an edit that has nothing to do with it");
+    assert_eq!(state(&origin, State::Held).await, answer.remarks[0]);
     origin.stop().await;
 
     let origin = site.serve(SETTLE).await;
-    state(&origin, State::Ready).await;
+    state(&origin, State::Held).await;
+    site.write("f2", "another");
     // Far longer than it takes to settle: what is wrong would be published by now.
     tokio::time::sleep(Duration::from_millis(400)).await;
-    assert_eq!(number_of(&origin.committer().view().borrow()), 3);
+    let status = site.status().await;
+    let hold = status.hold.clone().unwrap();
+    assert_eq!((status.generation, hold.generation, hold.reason), (Some(3), 3, answer.remarks[0].clone()));
+    assert!(status.to_text().contains("held after rollback to 1"), "{}", status.to_text());
+    let health = health(&origin).await;
+    assert!(health.starts_with("HTTP/1.1 503") && health.contains("held after rollback to 1"), "{health}");
+
+    let answer = origin.committer().commit(CommitOptions::default()).await;
+    let again = "this publishes again what was rolled back: generation 2";
+    assert_eq!((sealed(answer.result).number().get(), &answer.remarks[..]), (4, &[again.to_owned()][..]));
+    assert_eq!(state(&origin, State::Ready).await, "");
+    assert_eq!(site.status().await.hold, None);
     site.write("f1", "a new deployment");
-    generation(&origin, 4).await;
+    generation(&origin, 5).await;
+    origin.stop().await;
+}
+
+/// What `/healthz` answers, headers and all.
+async fn health(origin: &Running) -> String {
+    use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+    let mut stream = tokio::net::TcpStream::connect(origin.http_address().unwrap()).await.unwrap();
+    stream.write_all(b"GET /healthz HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n").await.unwrap();
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer).await.unwrap();
+    answer
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_commit_says_how_much_of_what_was_rolled_back_it_publishes_again() {
+    let site = Site::new(3);
+    let origin = site.serve(Trigger::Manual).await;
+    sealed(commit(&origin).await);
+    site.write("f0", "bad");
+    site.write("f1", "bad, too");
+    fs::create_dir(site.tree().join("d")).unwrap();
+    site.write("d/new", "bad as well");
+    sealed(commit(&origin).await);
+    sealed(rollback(&origin, 1).await);
+    // Nothing would be published without an operator: no alarm, and still said.
+    assert_eq!(state(&origin, State::Ready).await, "");
+    assert!(health(&origin).await.contains("ok generation 3; held after rollback to 1"));
+    assert!(site.status().await.to_text().contains("held after rollback to 1"));
+    site.write("f0", "mended");
+    let remarks = origin.committer().commit(CommitOptions::default()).await.remarks;
+    let part = "this publishes again a part of what was rolled back: generation 2 (2 of 3 paths)";
+    assert_eq!(remarks, [part]);
+    assert_eq!(site.status().await.hold, None);
+
+    // To go back to what is current holds as well, and a commit that finds nothing to publish ends it.
+    assert!(matches!(rollback(&origin, 4).await, Ok(Outcome::Unchanged(_))));
+    assert_eq!(site.status().await.hold.map(|hold| hold.generation), Some(4));
+    assert!(matches!(commit(&origin).await, Ok(Outcome::Unchanged(_))));
+    assert_eq!(site.status().await.hold, None);
     origin.stop().await;
 }
 
@@ -170,7 +233,7 @@ async fn manual_publishes_only_on_command_and_after_a_restart_without_reading_fi
     let origin = site.serve(Trigger::Manual).await;
     assert_eq!(state(&origin, State::Ready).await, "");
     assert_eq!(number_of(&origin.committer().view().borrow()), 0);
-    let first = sealed(origin.committer().commit("one".into(), false).await);
+    let first = sealed(origin.committer().commit(labelled("one")).await.result);
     assert_eq!((first.number().get(), first.generation().label.as_str()), (1, "one"));
     assert!(matches!(commit(&origin).await, Ok(Outcome::Unchanged(g)) if g == first));
     origin.stop().await;
@@ -202,7 +265,7 @@ async fn a_tree_that_loses_most_is_held_until_it_is_back_or_allowed() {
     generation(&origin, 2).await;
     (0..30).for_each(|n| fs::remove_file(site.tree().join(format!("f{n}"))).unwrap());
     state(&origin, State::Held).await;
-    let allowed = sealed(origin.committer().commit(String::new(), true).await);
+    let allowed = sealed(commit_mass_deletion(&origin).await);
     assert_eq!(allowed.generation().root.totals.files, 10);
     state(&origin, State::Ready).await;
     origin.stop().await;
@@ -226,9 +289,9 @@ async fn a_tree_that_goes_away_bit_by_bit_is_held_too() {
         Err(CommitError::Scan(ScanError::MassDeletion { before: 40, after: 15 }))
     ));
     // A rollback puts that tree aside.
-    sealed(origin.committer().commit(String::new(), true).await);
+    sealed(commit_mass_deletion(&origin).await);
     sealed(rollback(&origin, 1).await);
-    state(&origin, State::Ready).await;
+    assert!(state(&origin, State::Held).await.contains("rollback"));
     origin.stop().await;
 }
 
@@ -360,7 +423,7 @@ async fn wrong_requests_change_neither_generation_nor_state() {
     sealed(commit(&origin).await);
     let long = "x".repeat(syncd_shared::limits::LABEL_MAX_BYTES + 1);
     site.write("f0", "changed");
-    let refused = origin.committer().commit(long, false).await;
+    let refused = origin.committer().commit(labelled(&long)).await.result;
     assert!(matches!(refused, Err(CommitError::Label(_))));
     assert!(matches!(rollback(&origin, 7).await, Err(CommitError::UnknownGeneration { .. })));
     state(&origin, State::Ready).await;
@@ -372,7 +435,7 @@ async fn wrong_requests_change_neither_generation_nor_state() {
 async fn status_has_the_shape_that_scripts_depend_on() {
     let site = Site::new(3);
     let origin = site.serve(Trigger::Manual).await;
-    sealed(origin.committer().commit("one".into(), false).await);
+    sealed(origin.committer().commit(labelled("one")).await.result);
     let status = serde_json::to_value(site.status().await).unwrap();
     let fields = [
         "tree_id",

@@ -1,6 +1,6 @@
 //! Small records that outlive a process: agents, tokens, what a service notes of itself.
 
-use redb::{ReadableTable, Table};
+use redb::{ReadableTable, Table, WriteTransaction};
 
 use super::Store;
 use super::error::{StoreError, index};
@@ -12,6 +12,13 @@ pub type NamedRecord = (Vec<u8>, Vec<u8>);
 /// The records inside one transaction. Names are unique within a namespace and sorted bytewise.
 pub struct Records<'a> {
     table: Table<'a, (&'static str, &'static [u8]), &'static [u8]>,
+}
+
+impl<'a> Records<'a> {
+    /// The records inside a transaction that is under way.
+    pub(super) fn open(transaction: &'a WriteTransaction) -> Result<Self, StoreError> {
+        Ok(Self { table: transaction.open_table(RECORDS).map_err(index)? })
+    }
 }
 
 impl Records<'_> {
@@ -78,10 +85,7 @@ impl Store {
         &self,
         change: impl FnOnce(&mut Records<'_>) -> Result<T, StoreError>,
     ) -> Result<T, StoreError> {
-        self.index.write(|t| {
-            let table = t.open_table(RECORDS).map_err(index)?;
-            change(&mut Records { table })
-        })
+        self.index.write(|t| change(&mut Records::open(t)?))
     }
 
     /// The value of a record.

@@ -18,6 +18,7 @@ use super::pack::{FrameChunk, Location, PackId};
 use super::pack_writer::{PackLength, PackWriter};
 use super::pending::Pending;
 use super::read::{Chunk, StoredGeneration, decode_root, encode_root};
+use super::records::Records;
 use super::{Store, objects};
 
 /// Entries in memory above this many bytes are committed early: readers of the tree stand still meanwhile.
@@ -213,7 +214,19 @@ impl Writer {
     /// Makes everything that was added, and the generation, durable and visible at once. After an error the store is as
     /// it was before the writer.
     pub fn seal(self, signed: &SignedGeneration) -> Result<(), SealError> {
-        self.finish(|t| insert_generation(t, signed))
+        self.seal_with(signed, |_| Ok(()))
+    }
+
+    /// Like [`Writer::seal`], with a change of records in the same transaction; `change` must be short.
+    pub fn seal_with(
+        self,
+        signed: &SignedGeneration,
+        change: impl FnOnce(&mut Records<'_>) -> Result<(), StoreError>,
+    ) -> Result<(), SealError> {
+        self.finish(|t| {
+            insert_generation(t, signed)?;
+            Ok(change(&mut Records::open(t)?)?)
+        })
     }
 
     /// Makes everything that was added durable and visible, without a generation: for stat records, whose content is in

@@ -3,7 +3,7 @@
 use std::fs;
 
 use syncd_agent::session::event::Event as Heard;
-use syncd_origin::commit::Outcome;
+use syncd_origin::commit::{CommitOptions, Outcome};
 use syncd_origin::watch::Hints;
 use syncd_shared::{GenerationNumber, RootHash};
 
@@ -68,7 +68,8 @@ impl World {
         let Some(origin) = &mut self.origin else {
             return if must { Err(self.violation("no origin to commit with")) } else { Ok(()) };
         };
-        let result = origin.sealer.commit(&mut Hints::default(), String::new(), true);
+        let options = CommitOptions { allow_mass_deletion: true, ..CommitOptions::default() };
+        let result = origin.sealer.commit(&mut Hints::default(), options);
         self.count("commits");
         self.sealed("commit", result.map_err(|e| format!("{e}: {e:?}")), true)
     }

@@ -1,0 +1,64 @@
+//! How much of what a rollback undid a tree still has.
+
+use syncd_shared::diff::{Change, Comparison, DiffError, PartLimits};
+use syncd_shared::{Entry, RootEntry, TreePath};
+
+use crate::store::Store;
+use crate::tree_objects::{TreeObjectError, TreeObjects};
+
+/// Changes of a rollback that are looked at; of a larger one, the first ones in path order.
+const LOOKED_AT_MAX: u64 = 10_000;
+
+/// Counts over the paths that a rollback changed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub(super) struct BroughtBack {
+    /// Paths that the tree has as they were before the rollback.
+    pub back: u64,
+    /// Paths that the rollback changed, at most [`LOOKED_AT_MAX`].
+    pub of: u64,
+}
+
+/// Compares `tree` with what a rollback from `before` to `after` changed. Costs what differs between those two, and a
+/// look-up in `tree` for each path.
+pub(super) fn count(
+    store: &Store,
+    before: &RootEntry,
+    after: &RootEntry,
+    tree: &RootEntry,
+) -> Result<BroughtBack, DiffError<TreeObjectError>> {
+    let objects = TreeObjects::Store(store);
+    let comparison = Comparison::of(objects, after, before, PartLimits::default())?;
+    let renames = comparison.renamed_directories();
+    let is_renamed =
+        |path: &TreePath| renames.iter().any(|rename| rename.to == *path || rename.from == *path);
+    let mut found = BroughtBack::default();
+    let mut failed = None;
+    comparison.each(|change| {
+        let is_directory = match change {
+            Change::Removed { entry, .. } | Change::Added { entry, .. } => entry.is_directory(),
+            Change::Modified { to, .. } => to.is_directory(),
+        };
+        // What is in a directory counts, unless all of it was renamed at once and is not listed.
+        if is_directory && !is_renamed(change.path()) {
+            return true;
+        }
+        match objects.entry_at(tree, change.path()) {
+            Ok(now) => {
+                found.of += 1;
+                found.back += u64::from(is_back(change, now.as_ref()));
+            }
+            Err(source) => failed = Some(DiffError::Source { path: change.path().clone(), source }),
+        }
+        failed.is_none() && found.of < LOOKED_AT_MAX
+    })?;
+    failed.map_or(Ok(found), Err)
+}
+
+/// Whether `now` is what a path was before the rollback.
+fn is_back(change: &Change, now: Option<&Entry>) -> bool {
+    match change {
+        Change::Removed { .. } => now.is_none(),
+        Change::Added { entry: was, .. } | Change::Modified { to: was, .. } => now
+            .is_some_and(|now| now.kind == was.kind && (was.is_directory() || now.metadata == was.metadata)),
+    }
+}

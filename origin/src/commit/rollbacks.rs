@@ -1,0 +1,212 @@
+//! The hold that a rollback leaves, and the generations that rollbacks put aside.
+//!
+//! One record, `commit`/`rollbacks`. The transaction that seals a rollback sets the hold, and the one that seals an
+//! operator's commit ends it, so a crash leaves both or neither. Only the sealer writes it. Integers little endian:
+//!
+//! ```text
+//! u8 version = 1
+//! u8 1 and u64 target, u64 generation in effect, i64 since (Unix, ms) where there is a hold, else u8 0
+//! per generation that was put aside, oldest first: u64 number, 32 root hash
+//! ```
+
+use syncd_shared::{GenerationNumber, RootHash, SignedGeneration};
+
+use crate::store::{Records, Store, StoreError};
+
+const NAMESPACE: &str = "commit";
+const NAME: &[u8] = b"rollbacks";
+const VERSION: u8 = 1;
+/// Generations that are remembered as put aside; the oldest is forgotten first.
+const PUT_ASIDE_MAX: usize = 64;
+
+/// Why nothing is published automatically until an operator commits.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Hold {
+    /// The generation that the rollback went back to.
+    pub target: GenerationNumber,
+    /// The generation that stays in effect: the one that the rollback sealed, or `target` where that was current.
+    pub generation: GenerationNumber,
+    /// Milliseconds since 1970.
+    pub since_ms: i64,
+}
+
+impl Hold {
+    /// One line that says what to do next.
+    pub fn reason(&self) -> String {
+        format!("held after rollback to {}: fix the tree, then commit", self.target)
+    }
+}
+
+/// A generation that was current when a rollback replaced it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct PutAside {
+    pub number: GenerationNumber,
+    pub root: RootHash,
+}
+
+/// See the module.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub(crate) struct Rollbacks {
+    hold: Option<Hold>,
+    /// Oldest first, each root once.
+    put_aside: Vec<PutAside>,
+}
+
+impl Rollbacks {
+    /// What the store says; nothing where there never was a rollback.
+    pub(crate) fn load(store: &Store) -> Result<Self, StoreError> {
+        match store.record(NAMESPACE, NAME)? {
+            Some(bytes) => Self::decode(&bytes).ok_or(StoreError::Entry { table: "records" }),
+            None => Ok(Self::default()),
+        }
+    }
+
+    /// For the transaction that seals, or one of its own.
+    pub(super) fn put(&self, records: &mut Records<'_>) -> Result<(), StoreError> {
+        records.put(NAMESPACE, NAME, &self.encode())
+    }
+
+    /// The hold, if there is one.
+    pub(crate) fn hold(&self) -> Option<Hold> {
+        self.hold
+    }
+
+    /// The generation of this root, where a rollback put it aside and nothing has published it since.
+    pub(super) fn put_aside(&self, root: &RootHash) -> Option<GenerationNumber> {
+        self.put_aside.iter().find(|aside| aside.root == *root).map(|aside| aside.number)
+    }
+
+    /// The generation that the rollback behind the hold put aside.
+    pub(super) fn held_back(&self) -> Option<PutAside> {
+        self.hold.and_then(|_| self.put_aside.last().copied())
+    }
+
+    /// After a rollback to `target` that left `generation` in effect, in the place of `before`.
+    pub(super) fn rolled_back(
+        &self,
+        target: GenerationNumber,
+        generation: &SignedGeneration,
+        before: Option<&SignedGeneration>,
+        since_ms: i64,
+    ) -> Self {
+        let hold = Some(Hold { target, generation: generation.number(), since_ms });
+        let mut put_aside = self.put_aside.clone();
+        if let Some(before) = before {
+            put_aside.retain(|aside| aside.root != before.root_hash());
+            put_aside.push(PutAside { number: before.number(), root: before.root_hash() });
+        }
+        put_aside.retain(|aside| aside.root != generation.root_hash());
+        let excess = put_aside.len().saturating_sub(PUT_ASIDE_MAX);
+        put_aside.drain(..excess);
+        Self { hold, put_aside }
+    }
+
+    /// After an operator's commit of this root.
+    pub(super) fn committed(&self, root: &RootHash) -> Self {
+        let mut put_aside = self.put_aside.clone();
+        put_aside.retain(|aside| aside.root != *root);
+        Self { hold: None, put_aside }
+    }
+
+    pub(super) fn encode(&self) -> Vec<u8> {
+        let mut out = vec![VERSION, u8::from(self.hold.is_some())];
+        if let Some(hold) = &self.hold {
+            out.extend_from_slice(&hold.target.get().to_le_bytes());
+            out.extend_from_slice(&hold.generation.get().to_le_bytes());
+            out.extend_from_slice(&hold.since_ms.to_le_bytes());
+        }
+        for aside in &self.put_aside {
+            out.extend_from_slice(&aside.number.get().to_le_bytes());
+            out.extend_from_slice(aside.root.as_bytes());
+        }
+        out
+    }
+
+    /// `None` for bytes that are no such record.
+    pub(super) fn decode(bytes: &[u8]) -> Option<Self> {
+        let (head, mut rest) = bytes.split_first_chunk::<2>()?;
+        let hold = match head {
+            [VERSION, 0] => None,
+            [VERSION, 1] => {
+                let (target, generation) = (take_number(&mut rest)?, take_number(&mut rest)?);
+                Some(Hold { target, generation, since_ms: i64::from_le_bytes(take(&mut rest)?) })
+            }
+            _ => return None,
+        };
+        let mut put_aside = Vec::new();
+        while !rest.is_empty() {
+            let number = take_number(&mut rest)?;
+            put_aside.push(PutAside { number, root: RootHash::from_bytes(take(&mut rest)?) });
+        }
+        Some(Self { hold, put_aside })
+    }
+}
+
+fn take<const N: usize>(rest: &mut &[u8]) -> Option<[u8; N]> {
+    let (taken, after) = rest.split_first_chunk::<N>()?;
+    *rest = after;
+    Some(*taken)
+}
+
+fn take_number(rest: &mut &[u8]) -> Option<GenerationNumber> {
+    GenerationNumber::new(u64::from_le_bytes(take(rest)?))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use ed25519_dalek::SigningKey;
+    use syncd_shared::{Generation, RootEntry, TreeId};
+
+    fn number(number: u64) -> GenerationNumber {
+        GenerationNumber::new(number).unwrap()
+    }
+
+    fn generation(of: u64, mode: u16) -> SignedGeneration {
+        let mut root = RootEntry::empty();
+        root.metadata.mode = mode;
+        let tree_id = TreeId::from_bytes([1; 16]);
+        let label = String::new();
+        let generation = Generation { tree_id, number: number(of), root, parent: None, created_ms: 0, label };
+        generation.sign(&SigningKey::from_bytes(&[1; 32]))
+    }
+
+    #[test]
+    fn a_commit_ends_the_hold_and_what_it_publishes_is_no_longer_put_aside() {
+        let (bad, worse) = (generation(5, 1), generation(4, 2));
+        let rolled = Rollbacks::default().rolled_back(number(3), &generation(6, 3), Some(&bad), 7);
+        let rolled = rolled.rolled_back(number(2), &generation(7, 4), Some(&worse), 8);
+        assert_eq!(rolled.hold().map(|hold| (hold.target.get(), hold.generation.get())), Some((2, 7)));
+        assert_eq!(rolled.held_back().map(|aside| aside.number), Some(number(4)));
+        let committed = rolled.committed(&bad.root_hash());
+        assert_eq!((committed.hold(), committed.put_aside(&bad.root_hash())), (None, None));
+        assert_eq!(committed.put_aside(&worse.root_hash()), Some(number(4)));
+        // A rollback to it takes it back as well.
+        let back = rolled.rolled_back(number(5), &generation(8, 1), Some(&generation(7, 4)), 9);
+        assert_eq!(back.put_aside(&bad.root_hash()), None);
+    }
+
+    #[test]
+    fn the_number_of_generations_put_aside_is_bounded() {
+        let mut rollbacks = Rollbacks::default();
+        for n in 1..=100u16 {
+            let before = generation(u64::from(n), n);
+            rollbacks = rollbacks.rolled_back(number(1), &generation(200, 0o777), Some(&before), 0);
+        }
+        assert_eq!(rollbacks.put_aside.len(), PUT_ASIDE_MAX);
+        assert_eq!(rollbacks.put_aside(&generation(100, 100).root_hash()), Some(number(100)));
+    }
+
+    #[test]
+    fn decoding_returns_what_was_encoded_and_refuses_what_is_cut() {
+        let empty = Rollbacks::default();
+        assert_eq!(Rollbacks::decode(&empty.encode()), Some(empty.clone()));
+        let full = empty.rolled_back(number(3), &generation(6, 3), Some(&generation(5, 1)), -7);
+        let bytes = full.encode();
+        assert_eq!(Rollbacks::decode(&bytes), Some(full));
+        let whole_hold = 2 + 24;
+        for end in (0..bytes.len()).filter(|end| *end != whole_hold) {
+            assert_eq!(Rollbacks::decode(&bytes[..end]), None, "{end}");
+        }
+    }
+}
