@@ -105,7 +105,8 @@ enum Command {
         label: String,
         #[command(flatten)]
         wait: WaitArgs,
-        /// Publish even if most of the tree is gone.
+        /// Publish even if the tree became empty, lost more than half of its entries (of at least 20) or of its bytes (in
+        /// at least 20 files), or lost a mount.
         #[arg(long)]
         allow_mass_deletion: bool,
         #[command(flatten)]

@@ -18,16 +18,22 @@ pub(crate) enum TreeObjects<'a> {
 
 /// Why an object could not be had.
 #[derive(Debug, thiserror::Error)]
-pub(crate) enum TreeObjectError {
+pub enum TreeObjectError {
     /// The store could not be read.
     #[error("read the store")]
-    Store(#[from] StoreError),
+    Store(#[source] Box<StoreError>),
     /// It went with its generation, or was lost.
     #[error("directory object {object} is missing")]
     Missing {
         /// Its hash.
         object: ObjectHash,
     },
+}
+
+impl From<StoreError> for TreeObjectError {
+    fn from(error: StoreError) -> Self {
+        Self::Store(Box::new(error))
+    }
 }
 
 impl DirectorySource for TreeObjects<'_> {

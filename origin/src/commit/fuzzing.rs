@@ -13,5 +13,6 @@ pub fn scan_base(bytes: &[u8]) {
 
 /// One that is right.
 pub fn some_scan_base(root: RootEntry, unpublished: bool) -> Vec<u8> {
-    ScanBase { root, unpublished }.encode()
+    let mounts = ["/", "/srv/site/uploads"].map(Into::into).into();
+    ScanBase { root, unpublished, mounts }.encode()
 }

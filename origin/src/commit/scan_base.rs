@@ -1,22 +1,30 @@
 //! The tree as it was last scanned, which is not always what is published: what the stat records belong to.
 //!
 //! Kept among the stat records, under a name that no path has, so that both change in one transaction. Bytes:
-//! `u8 version = 1`, `u8` whether something is unpublished, root entry.
+//! `u8 version = 2`, `u8` whether something is unpublished, `u32` number of mount points, each with its `u32` length,
+//! root entry. Integers little endian.
+
+use std::collections::BTreeSet;
+use std::ffi::OsStr;
+use std::os::unix::ffi::OsStrExt;
+use std::path::PathBuf;
 
 use syncd_shared::RootEntry;
 
 use crate::store::{Store, StoreError, Writer};
 
 const NAME: &[u8] = b"\0scan base";
-const VERSION: u8 = 1;
+const VERSION: u8 = 2;
 
 /// What the stat records describe.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct ScanBase {
     /// The tree.
     pub root: RootEntry,
     /// Whether it has changes that were never published. A tree that a rollback put aside has none.
     pub unpublished: bool,
+    /// Mount points in the tree and the one that it is on, absolute.
+    pub mounts: BTreeSet<PathBuf>,
 }
 
 impl ScanBase {
@@ -37,16 +45,36 @@ impl ScanBase {
 
     pub(super) fn encode(&self) -> Vec<u8> {
         let mut bytes = vec![VERSION, u8::from(self.unpublished)];
+        let length = |bytes: usize| u32::try_from(bytes).unwrap_or(u32::MAX).to_le_bytes();
+        bytes.extend(length(self.mounts.len()));
+        for mount in &self.mounts {
+            bytes.extend(length(mount.as_os_str().len()));
+            bytes.extend(mount.as_os_str().as_bytes());
+        }
         bytes.extend(self.root.encode());
         bytes
     }
 
     pub(super) fn decode(bytes: &[u8]) -> Option<Self> {
-        match bytes {
-            [VERSION, unpublished @ (0 | 1), root @ ..] => {
-                Some(Self { root: RootEntry::decode(root).ok()?, unpublished: *unpublished == 1 })
+        let [VERSION, unpublished @ (0 | 1), rest @ ..] = bytes else { return None };
+        let mut rest = rest;
+        let mut mounts = BTreeSet::new();
+        for _ in 0..take_length(&mut rest)? {
+            let length = usize::try_from(take_length(&mut rest)?).ok()?;
+            let (mount, after) = rest.split_at_checked(length)?;
+            rest = after;
+            let mount = PathBuf::from(OsStr::from_bytes(mount));
+            if mounts.last().is_some_and(|last| *last >= mount) {
+                return None;
             }
-            _ => None,
+            mounts.insert(mount);
         }
+        Some(Self { root: RootEntry::decode(rest).ok()?, unpublished: *unpublished == 1, mounts })
     }
+}
+
+fn take_length(rest: &mut &[u8]) -> Option<u32> {
+    let (taken, after) = rest.split_first_chunk()?;
+    *rest = after;
+    Some(u32::from_le_bytes(*taken))
 }

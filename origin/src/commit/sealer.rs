@@ -19,8 +19,9 @@ use super::scan_base::ScanBase;
 use crate::fleet::Fleet;
 use crate::keys::Keys;
 use crate::planted;
-use crate::scan::{self, MASS_DELETION_MIN_ENTRIES, Notices, Scan, ScanError, ScanOptions, Scope};
+use crate::scan::{self, Notices, Scan, ScanError, ScanOptions, Scope, guard};
 use crate::store::{CheckReport, Damage, SealError, Store, StoreError, Writer};
+use crate::tree_objects::TreeObjects;
 use crate::watch::{Hints, Reason, Watch};
 
 /// Why nothing was sealed. The last generation stands.
@@ -163,7 +164,7 @@ impl Sealer {
     /// Whether the tree has something that was not published, and that no operator is waited for to publish.
     pub fn has_unpublished(&self) -> bool {
         self.publishes_by_itself()
-            && self.base.is_some_and(|base| base.unpublished && !self.is_current(&base.root))
+            && self.base.as_ref().is_some_and(|base| base.unpublished && !self.is_current(&base.root))
     }
 
     /// The fleet that hears of what is sealed.
@@ -239,7 +240,7 @@ impl Sealer {
         }
         let label = format!("rollback to {number}");
         let generation = self.next_generation(target.generation().root, label)?;
-        let base = self.base.map(|base| ScanBase { unpublished: false, ..base });
+        let base = self.base.clone().map(|base| ScanBase { unpublished: false, ..base });
         let since_ms = generation.generation().created_ms;
         let rollbacks = self.rollbacks.rolled_back(number, &generation, self.current.as_ref(), since_ms);
         let outcome = self.seal(self.parts.store.writer()?, base, generation, Some(rollbacks))?;
@@ -325,7 +326,7 @@ impl Sealer {
 
     /// Nothing is dirty: no walk, and no writer unless something is sealed.
     fn without_changes(&mut self, publish: &Publish) -> Result<Outcome, CommitError> {
-        match self.base {
+        match self.base.clone() {
             Some(base) => self.conclude(None, base, publish),
             None => Ok(Outcome::Scanned),
         }
@@ -336,16 +337,18 @@ impl Sealer {
         let everything = matches!(scope, Scope::Everything);
         let writer = self.parts.store.writer()?;
         let progress = if everything { Progress::start("scanning", None) } else { Progress::hidden() };
+        let no_mounts = BTreeSet::new();
         let scan = Scan {
             tree: &self.parts.tree,
             writer: &writer,
             watch: Some(&self.parts.watch),
             options: &self.parts.options,
+            mounts: self.base.as_ref().map_or(&no_mounts, |base| &base.mounts),
             notices: &self.notices,
             progress: &progress,
             cancel: &self.parts.cancel,
         };
-        let outcome = scan::scan(&scan, self.base.map(|b| b.root), scope)?;
+        let outcome = scan::scan(&scan, self.base.as_ref().map(|b| b.root), scope)?;
         progress.finish();
         tracing::debug!(
             files_read = outcome.files_read,
@@ -357,10 +360,10 @@ impl Sealer {
         );
         self.racy = outcome.racy;
         self.times_only = outcome.times_only;
-        let unpublished = outcome.changed || self.base.is_none_or(|b| b.unpublished);
-        let base =
-            ScanBase { root: outcome.root, unpublished: unpublished && !self.is_current(&outcome.root) };
-        let news = outcome.records_changed || self.base != Some(base);
+        let unpublished = outcome.changed || self.base.as_ref().is_none_or(|b| b.unpublished);
+        let unpublished = unpublished && !self.is_current(&outcome.root);
+        let base = ScanBase { root: outcome.root, unpublished, mounts: outcome.mounts };
+        let news = outcome.records_changed || self.base.as_ref() != Some(&base);
         self.conclude(news.then_some(writer), base, publish)
     }
 
@@ -377,7 +380,7 @@ impl Sealer {
             let base = ScanBase { unpublished, ..base };
             return self.seal(self.or_open(writer)?, Some(base), observed, None);
         }
-        let lost = self.lost_most(&base, publish);
+        let lost = self.lost_most(writer.as_ref(), &base, publish);
         if lost.is_none()
             && let Some(label) = self.label(publish, &base)
         {
@@ -386,17 +389,19 @@ impl Sealer {
             let before = (self.rollbacks.clone(), self.current.clone());
             let rollbacks = matches!(publish, Publish::Tree { .. })
                 .then(|| self.rollbacks.committed(&generation.root_hash()));
+            let root = base.root;
             let outcome = self.seal(self.or_open(writer)?, Some(base), generation, rollbacks)?;
-            self.remark_what_is_back(&before.0, before.1.as_ref(), &base.root);
+            self.remark_what_is_back(&before.0, before.1.as_ref(), &root);
             return Ok(outcome);
         }
         if let Some(writer) = writer {
             base.put(&writer)?;
             writer.save()?;
         }
+        let root = base.root.hash();
         self.base = Some(base);
         if lost.is_none() && matches!(publish, Publish::Tree { .. }) {
-            self.keep_rollbacks(self.rollbacks.committed(&base.root.hash()))?;
+            self.keep_rollbacks(self.rollbacks.committed(&root))?;
         }
         match (lost, &self.current) {
             (Some(error), _) => Err(error.into()),
@@ -452,13 +457,15 @@ impl Sealer {
 
     /// The guard of the scan holds the tree against the scan before; a tree that goes away bit by bit shows only against
     /// what is published.
-    fn lost_most(&self, base: &ScanBase, publish: &Publish) -> Option<ScanError> {
-        let before = self.current.as_ref()?.generation().root.totals.entries;
-        let after = base.root.totals.entries;
+    fn lost_most(&self, writer: Option<&Writer>, base: &ScanBase, publish: &Publish) -> Option<ScanError> {
+        let before = &self.current.as_ref()?.generation().root;
         let is_meant = self.parts.options.allow_mass_deletion
             || !(base.unpublished || matches!(publish, Publish::Tree { .. }));
-        let most = before >= MASS_DELETION_MIN_ENTRIES && after < before.div_ceil(2);
-        (most && !is_meant).then_some(ScanError::MassDeletion { before, after })
+        if is_meant {
+            return None;
+        }
+        let objects = writer.map_or(TreeObjects::Store(&self.parts.store), TreeObjects::Writer);
+        guard::check_totals(objects, before, &base.root).err()
     }
 
     /// The label to seal with, if the tree is to be sealed.

@@ -4,6 +4,7 @@ use std::fmt;
 use std::io;
 use std::path::PathBuf;
 
+use syncd_shared::diff::DiffError;
 use syncd_shared::directory::DuplicateName;
 use syncd_shared::marks::Mark;
 use syncd_shared::tree_path::TreePathError;
@@ -11,6 +12,7 @@ use syncd_shared::{Component, TreePath};
 
 use crate::ignore_rules::IgnoreError;
 use crate::store::StoreError;
+use crate::tree_objects::TreeObjectError;
 use crate::watch::CookieError;
 
 /// Why a scan failed. Nothing is to be sealed then: the last generation stands.
@@ -25,13 +27,38 @@ pub enum ScanError {
         #[source]
         source: io::Error,
     },
-    /// TREE is empty and on another device than before.
+    /// A mount point in the tree, of the tree, or above it is none any more, and what is there differs.
     #[error(
-        "the content tree {path} is empty and on another device than before: mount it again, or publish that with commit --allow-mass-deletion"
+        "nothing is mounted at {path} any more: mount it again, or publish what is there now with commit --allow-mass-deletion"
     )]
     Unmounted {
-        /// TREE.
+        /// The mount point.
         path: PathBuf,
+    },
+    /// The tree has become empty.
+    #[error(
+        "the content tree has become empty, it had {before} entries: if that is meant, publish it with commit --allow-mass-deletion"
+    )]
+    Emptied {
+        /// Entries before.
+        before: u64,
+    },
+    /// The tree lost more than half of its bytes, in at least [`super::MASS_DELETION_MIN_FILES`] files.
+    #[error(
+        "the content tree went from {before} to {after} bytes, and at least 20 files went or shrank: if that is meant, publish it with commit --allow-mass-deletion"
+    )]
+    MassByteLoss {
+        /// Bytes before.
+        before: u64,
+        /// Bytes now.
+        after: u64,
+    },
+    /// What was lost can't be told.
+    #[error("compare the tree with what it was; run: syncd-origin check")]
+    Guard {
+        /// Why.
+        #[source]
+        source: DiffError<TreeObjectError>,
     },
     /// The tree lost more than half of at least [`super::MASS_DELETION_MIN_ENTRIES`] entries.
     #[error(

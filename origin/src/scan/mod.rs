@@ -19,6 +19,7 @@ mod error;
 mod file_stat;
 #[doc(hidden)]
 pub mod fuzzing;
+pub(crate) mod guard;
 mod listing;
 mod notices;
 mod pending;
@@ -42,16 +43,16 @@ use tokio_util::sync::CancellationToken;
 use tracing::debug;
 
 pub use error::{Paths, ScanError};
+pub use guard::{MASS_DELETION_MIN_ENTRIES, MASS_DELETION_MIN_FILES};
 pub use notices::{Loss, Notices};
 pub use scope::Scope;
 
 use crate::store::Writer;
-use crate::watch::{Hints, Reason, Watch};
+use crate::tree_objects::TreeObjects;
+use crate::watch::{Hints, Prepared, Reason, Watch};
 use scope::Plan;
 use walk::{Pass, Walked};
 
-/// A base with fewer entries can be deleted without asking.
-pub const MASS_DELETION_MIN_ENTRIES: u64 = 20;
 /// Passes before a scan gives up on a tree that keeps changing.
 pub const PASSES_MAX: u32 = 10;
 /// Pause before the third pass; it doubles from pass to pass.
@@ -100,6 +101,8 @@ pub struct Scan<'a> {
     pub watch: Option<&'a Watch>,
     /// How to scan.
     pub options: &'a ScanOptions,
+    /// The mount points that the base was scanned with ([`Outcome::mounts`]).
+    pub mounts: &'a BTreeSet<PathBuf>,
     /// What was warned of before.
     pub notices: &'a Notices,
     /// Counts the files that have to be read.
@@ -124,6 +127,8 @@ pub struct Outcome {
     pub racy: Hints,
     /// Whether stat records changed.
     pub records_changed: bool,
+    /// Mount points in the tree, and the one that the tree is on. None without a watch.
+    pub mounts: BTreeSet<PathBuf>,
     /// Whether the whole tree was walked, and why if that was not asked for.
     pub walked: Option<Reason>,
     /// Files read, in all passes.
@@ -179,34 +184,35 @@ fn settle(
     let mut scope = scope;
     let mut sum = Sum::default();
     let mut current = base;
+    let mut mounts = scan.mounts.clone();
     for pass in 1..=PASSES_MAX {
         if pass > 2 {
             pause(PAUSE.saturating_mul(1 << (pass - 3)).min(PAUSE_MAX), scan.cancel)?;
         }
-        let (root, reason) = prepare(scan, matches!(scope, Scope::Everything) || pass == 1)?;
-        if let Some(reason) = reason {
+        let prepared = prepare(scan, matches!(scope, Scope::Everything) || pass == 1)?;
+        mounts = prepared.mounts.unwrap_or(mounts);
+        let directory = prepared.root;
+        if let Some(reason) = prepared.everything {
             scope = Scope::Everything;
             taken.merge(Hints::everything(reason));
             sum.walked = sum.walked.or(Some(reason));
         }
-        let walked = one_pass(scan, &root, current, &scope)?;
+        let walked = one_pass(scan, &directory, current, &scope)?;
         let again = walked.again.clone();
         let moving = walked.moving.clone();
         let root = walked.root.ok_or_else(|| missing(scan.tree, rustix::io::Errno::NOENT.into()))?;
-        if walked.emptied
-            && !scan.options.allow_mass_deletion
-            && current.is_some_and(|c| c.totals.entries > 0)
-        {
-            return Err(ScanError::Unmounted { path: scan.tree.to_path_buf() });
-        }
         current = Some(root);
         sum.add(walked, pass);
         let mut hints = moved_meanwhile(scan.watch)?;
         taken.merge(hints.clone());
         hints.merge(again);
         if hints.is_empty() {
-            guard(base, root, scan.options)?;
-            return Ok(sum.outcome(base, root));
+            if let Some(base) = base.filter(|_| !scan.options.allow_mass_deletion) {
+                let objects = TreeObjects::Writer(scan.writer);
+                guard::check_mounts(objects, &directory, (scan.mounts, &mounts), (&base, &root))?;
+                guard::check_totals(objects, &base, &root)?;
+            }
+            return Ok(sum.outcome(base, root, mounts));
         }
         debug!(pass, ?hints, "the tree changed while it was scanned");
         if pass == PASSES_MAX {
@@ -218,15 +224,12 @@ fn settle(
 }
 
 /// Where the tree is, and why everything has to be looked at.
-fn prepare(scan: &Scan<'_>, look: bool) -> Result<(PathBuf, Option<Reason>), ScanError> {
-    let canonical = || scan.tree.canonicalize().map_err(|source| missing(scan.tree, source));
-    match scan.watch {
-        Some(watch) if look => {
-            let prepared = watch.prepare().map_err(|source| missing(scan.tree, source))?;
-            Ok((prepared.root, prepared.everything))
-        }
-        _ => Ok((canonical()?, None)),
-    }
+fn prepare(scan: &Scan<'_>, look: bool) -> Result<Prepared, ScanError> {
+    let prepared = match scan.watch {
+        Some(watch) if look => watch.prepare(),
+        _ => scan.tree.canonicalize().map(|root| Prepared { root, everything: None, mounts: None }),
+    };
+    prepared.map_err(|source| missing(scan.tree, source))
 }
 
 fn missing(tree: &Path, source: std::io::Error) -> ScanError {
@@ -256,6 +259,7 @@ fn one_pass(
 fn moved_meanwhile(watch: Option<&Watch>) -> Result<Hints, ScanError> {
     let Some(watch) = watch else { return Ok(Hints::default()) };
     watch.barrier()?;
+    watch.look_at_mounts();
     Ok(watch.take())
 }
 
@@ -277,16 +281,6 @@ fn unsettled(hints: &Hints, moving: BTreeSet<TreePath>) -> ScanError {
         paths.push(TreePath::root());
     }
     ScanError::Unsettled { paths: Paths(paths) }
-}
-
-/// A tree that lost most of itself is not a deployment.
-fn guard(base: Option<RootEntry>, root: RootEntry, options: &ScanOptions) -> Result<(), ScanError> {
-    let before = base.map_or(0, |base| base.totals.entries);
-    let after = root.totals.entries;
-    if !options.allow_mass_deletion && before >= MASS_DELETION_MIN_ENTRIES && after < before.div_ceil(2) {
-        return Err(ScanError::MassDeletion { before, after });
-    }
-    Ok(())
 }
 
 /// What the passes of one scan add up to.
@@ -317,7 +311,7 @@ impl Sum {
         self.directories_listed += walked.directories_listed;
     }
 
-    fn outcome(self, base: Option<RootEntry>, root: RootEntry) -> Outcome {
+    fn outcome(self, base: Option<RootEntry>, root: RootEntry, mounts: BTreeSet<PathBuf>) -> Outcome {
         let changed = base.is_none() || (self.real && base != Some(root));
         Outcome {
             root: base.filter(|_| !changed).unwrap_or(root),
@@ -325,6 +319,7 @@ impl Sum {
             times_only: if changed { BTreeSet::new() } else { self.times_only },
             racy: self.racy,
             records_changed: self.records_changed,
+            mounts,
             walked: self.walked,
             files_read: self.files_read,
             bytes_read: self.bytes_read,

@@ -23,6 +23,7 @@ struct Site {
     watch: Option<Watch>,
     options: ScanOptions,
     root: Option<RootEntry>,
+    mounts: BTreeSet<PathBuf>,
     number: u64,
 }
 
@@ -31,7 +32,12 @@ impl Site {
         let base = tempfile::tempdir().unwrap();
         fs::create_dir(base.path().join("tree")).unwrap();
         let store = Arc::new(Store::create(&base.path().join("data")).unwrap());
-        Self { base, store, watch: None, options: ScanOptions::default(), root: None, number: 0 }
+        Self::over(base, store)
+    }
+
+    fn over(base: tempfile::TempDir, store: Arc<Store>) -> Self {
+        let (options, mounts) = Default::default();
+        Self { base, store, watch: None, options, root: None, mounts, number: 0 }
     }
 
     fn watched() -> Self {
@@ -63,11 +69,13 @@ impl Site {
             writer: &writer,
             watch: self.watch.as_ref(),
             options: &self.options,
+            mounts: &self.mounts,
             notices: &Notices::default(),
             progress: &Progress::hidden(),
             cancel: &CancellationToken::new(),
         };
         let outcome = scan(&work, self.root, scope)?;
+        self.mounts.clone_from(&outcome.mounts);
         if outcome.changed {
             self.number += 1;
             let generation = Generation {
@@ -487,7 +495,7 @@ fn a_tree_that_lost_most_of_itself_is_held() {
     fs::remove_dir_all(site.tree()).unwrap();
     assert!(matches!(site.try_scan(Scope::Everything), Err(ScanError::TreeMissing { .. })));
     fs::create_dir(site.tree()).unwrap();
-    assert!(matches!(site.try_scan(Scope::Everything), Err(ScanError::MassDeletion { .. })));
+    assert!(matches!(site.try_scan(Scope::Everything), Err(ScanError::Emptied { before: 30 })));
     site.options.allow_mass_deletion = true;
     assert!(site.scan(Scope::Everything).changed);
 }
@@ -697,7 +705,121 @@ fn an_unmounted_tree_is_held() {
     let scope = site.hinted();
     assert_eq!(scope, Scope::Everything);
     assert!(matches!(site.try_scan(scope), Err(ScanError::Unmounted { .. })));
+    // What the mount hid is no deployment either.
     site.write("f", "2");
+    assert!(matches!(site.try_scan(Scope::Everything), Err(ScanError::Unmounted { .. })));
+    site.options.allow_mass_deletion = true;
+    assert!(site.scan(Scope::Everything).changed);
+    site.options.allow_mass_deletion = false;
+    site.write("f", "3");
+    assert!(site.scan(Scope::Everything).changed);
+}
+
+#[test]
+fn a_nested_mount_that_is_lost_is_held_whatever_it_was() {
+    let name = "scan::tests::a_nested_mount_that_is_lost_is_held_whatever_it_was";
+    if !crate::namespace::within(name, &["--user", "--map-root-user", "--mount"], "true") {
+        return;
+    }
+    let run = |command: &str, arguments: &[&OsStr]| {
+        assert!(std::process::Command::new(command).args(arguments).status().unwrap().success());
+    };
+    // A bind mount has the device of what it hides.
+    for kind in ["tmpfs", "bind"] {
+        let mut site = Site::watched();
+        (0..100).for_each(|n| site.write(&format!("{n}"), "1"));
+        site.write("uploads/hidden", "1");
+        let (uploads, source) = (site.at("uploads"), site.base.path().join("source"));
+        fs::create_dir(&source).unwrap();
+        let mount = || match kind {
+            "tmpfs" => run("mount", &["-t".as_ref(), kind.as_ref(), "none".as_ref(), uploads.as_ref()]),
+            _ => run("mount", &["--bind".as_ref(), source.as_ref(), uploads.as_ref()]),
+        };
+        mount();
+        (0..9).for_each(|n| site.write(&format!("uploads/{n}"), "1"));
+        site.calm();
+        assert_eq!(site.names("uploads").len(), 9, "{kind}");
+        run("umount", &[uploads.as_ref()]);
+        let scope = site.hinted();
+        assert_eq!(scope, Scope::Everything, "{kind}");
+        let held = site.try_scan(scope).unwrap_err();
+        assert!(
+            matches!(&held, ScanError::Unmounted { path } if path.ends_with("uploads")),
+            "{kind}: {held}"
+        );
+        // After a restart as well.
+        site.watch = Some(Watch::start(&site.tree(), site.store.data(), Duration::from_secs(60)).unwrap());
+        assert!(matches!(site.try_scan(Scope::Everything), Err(ScanError::Unmounted { .. })), "{kind}");
+        if kind == "bind" {
+            mount();
+            assert!(!site.scan(Scope::Everything).changed, "what is back is what it was");
+            run("umount", &[uploads.as_ref()]);
+        }
+        site.options.allow_mass_deletion = true;
+        assert!(site.scan(Scope::Everything).changed, "{kind}");
+        assert_eq!(site.names("uploads"), ["hidden"], "{kind}");
+    }
+}
+
+#[test]
+fn a_mount_that_hid_nothing_may_go() {
+    let name = "scan::tests::a_mount_that_hid_nothing_may_go";
+    if !crate::namespace::within(name, &["--user", "--map-root-user", "--mount"], "true") {
+        return;
+    }
+    let mut site = Site::watched();
+    site.write("f", "1");
+    fs::create_dir_all(site.at("cache/below")).unwrap();
+    site.write(".syncdignore", "/cache\n");
+    let mount = |command: &str, more: &[&str]| {
+        let cache = site.at("cache");
+        assert!(std::process::Command::new(command).args(more).arg(cache).status().unwrap().success());
+    };
+    mount("mount", &["-t", "tmpfs", "none"]);
+    let cache = site.at("cache");
+    site.calm();
+    assert!(std::process::Command::new("umount").arg(cache).status().unwrap().success());
+    let scope = site.hinted();
+    assert_eq!(scope, Scope::Everything);
+    assert!(!site.scan(scope).changed);
+}
+
+#[test]
+fn a_tree_that_lost_most_of_its_bytes_is_held() {
+    let mut site = Site::new();
+    (0..60).for_each(|n| site.write(&format!("small/{n}"), "1"));
+    (0..30).for_each(|n| site.write(&format!("large/{n}"), [b'x'; 5_000]));
+    site.write("video", [b'x'; 120_000]);
+    site.scan(Scope::Everything);
+    // One file may be as large as it likes; and 19 may go.
+    fs::remove_file(site.at("video")).unwrap();
+    assert!(site.scan(Scope::Everything).changed);
+    (0..19).for_each(|n| fs::remove_file(site.at(format!("large/{n}"))).unwrap());
+    assert!(site.scan(Scope::Everything).changed);
+    (0..30).for_each(|n| site.write(&format!("large/{n}"), [b'x'; 5_000]));
+    site.scan(Scope::Everything);
+    fs::rename(site.at("large"), site.base.path().join("away")).unwrap();
+    let held = site.try_scan(Scope::Everything);
+    assert!(matches!(held, Err(ScanError::MassByteLoss { before: 150_060, after: 60 })), "{held:?}");
+    // Emptied in place counts as gone.
+    fs::rename(site.base.path().join("away"), site.at("large")).unwrap();
+    assert!(!site.scan(Scope::Everything).changed);
+    (0..30).for_each(|n| site.write(&format!("large/{n}"), ""));
+    assert!(matches!(site.try_scan(Scope::Everything), Err(ScanError::MassByteLoss { .. })));
+    site.options.allow_mass_deletion = true;
+    assert!(site.scan(Scope::Everything).changed);
+}
+
+#[test]
+fn a_small_tree_may_lose_anything_but_all() {
+    let mut site = Site::new();
+    ["a", "b", "c"].iter().for_each(|name| site.write(name, "1"));
+    site.scan(Scope::Everything);
+    ["a", "b"].iter().for_each(|name| fs::remove_file(site.at(name)).unwrap());
+    assert!(site.scan(Scope::Everything).changed);
+    fs::remove_file(site.at("c")).unwrap();
+    assert!(matches!(site.try_scan(Scope::Everything), Err(ScanError::Emptied { before: 1 })));
+    site.options.allow_mass_deletion = true;
     assert!(site.scan(Scope::Everything).changed);
 }
 
@@ -742,6 +864,7 @@ fn a_cancelled_scan_ends() {
         tree: &site.tree(),
         writer: &writer,
         watch: None,
+        mounts: &BTreeSet::new(),
         options: &site.options,
         notices: &Notices::default(),
         progress: &Progress::hidden(),

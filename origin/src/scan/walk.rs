@@ -63,8 +63,6 @@ pub(super) struct Walked {
     pub root: Option<RootEntry>,
     /// Something other than directory times changed.
     pub real: bool,
-    /// The root is empty and on another device than it was.
-    pub emptied: bool,
     /// What moved under our hands.
     pub again: Hints,
     /// Files that changed whenever they were read.
@@ -251,8 +249,6 @@ where
             || seen.record.as_ref().is_some_and(|r| !r.own.is_same(&own) || r.ignore_file != ignore_file);
         if path.is_root() {
             self.pass.notices.tree_mode(listing.own.full_mode);
-            let other_device = seen.record.as_ref().is_some_and(|r| r.own.device != own.device);
-            self.walked.emptied = listing.names.is_empty() && other_device;
         }
         let rules = match &listing.ignore_file {
             Some(file) => rules.with_file(&path, &file.bytes)?,

@@ -18,6 +18,7 @@
 pub mod fuzzing;
 mod hints;
 mod location;
+mod mount_events;
 pub(crate) mod mounts;
 mod names;
 mod state;
@@ -38,6 +39,7 @@ use tracing::{debug, info, warn};
 pub use hints::{Hints, PollReason, Polled, Reason};
 
 use location::Location;
+use mount_events::MountEvents;
 use mounts::Mounts;
 pub use names::Names;
 use state::State;
@@ -89,6 +91,8 @@ pub struct Watch {
     poll: Duration,
     watcher: Mutex<Instance>,
     shared: Arc<Shared>,
+    /// `None` where the kernel's table can't be read.
+    _mount_events: Option<MountEvents>,
 }
 
 #[derive(Debug, Default)]
@@ -96,7 +100,6 @@ struct Instance {
     watcher: Option<INotifyWatcher>,
     cookies_watched: bool,
     cookies_made: u64,
-    mounts: Mounts,
     identity: Option<(u64, u64)>,
 }
 
@@ -111,6 +114,18 @@ impl Shared {
     fn state(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
+
+    /// Hints at everything where the mounts are not those of the last scan any more.
+    fn look_at_mounts(&self) {
+        let Some(root) = self.state().root.clone() else { return };
+        let mounts = Mounts::of(&root);
+        let mut state = self.state();
+        // A scan that is at it right now has just replaced what this was compared with, or sees the change itself.
+        if state.root.as_ref() == Some(&root) && state.mounts != mounts && !state.replace {
+            state.lost(Reason::Mounts);
+            self.hinted.notify_one();
+        }
+    }
 }
 
 /// Where the tree is at the start of a scan.
@@ -120,6 +135,8 @@ pub struct Prepared {
     pub root: PathBuf,
     /// Why this scan has to look at everything, whatever it was asked for.
     pub everything: Option<Reason>,
+    /// The mount points in the tree and the one that it is on, absolute; `None` where they were not looked at.
+    pub mounts: Option<BTreeSet<PathBuf>>,
 }
 
 impl Watch {
@@ -135,7 +152,11 @@ impl Watch {
         state.replace = true;
         let shared =
             Arc::new(Shared { state: Mutex::new(state), cookie: Condvar::new(), hinted: Notify::new() });
-        let watch = Self { tree, cookies, poll, watcher: Mutex::default(), shared };
+        let of_mounts = Arc::clone(&shared);
+        let mount_events = MountEvents::start(move || of_mounts.look_at_mounts())
+            .inspect_err(|error| warn!(%error, "mounts are compared at each commit only"));
+        let watcher = Mutex::default();
+        let watch = Self { tree, cookies, poll, watcher, shared, _mount_events: mount_events.ok() };
         // Without its tree, this at least sees it come.
         let _ = watch.prepare();
         Ok(watch)
@@ -149,14 +170,19 @@ impl Watch {
         let mut instance = self.instance();
         let location = Location::of(&self.tree);
         let identity = location.root.as_ref().ok().and_then(|root| identity(root));
+        let mounts = location.root.as_ref().ok().map(|root| Mounts::of(root));
         let mut everything = None;
-        let (replace, known_root) = {
+        let (replace, news) = {
             let mut state = self.shared.state();
             let moved = state.turning_points != location.turning_points
                 || state.root.as_ref() != location.root.as_ref().ok()
                 || instance.identity != identity;
+            // Directories under a new mount are other ones than those that are watched under their paths.
+            let news = mounts.clone().filter(|mounts| moved || state.mounts != *mounts);
             if moved {
                 everything = Some(Reason::TreeReplaced);
+            } else if news.is_some() {
+                everything = Some(Reason::Mounts);
             } else if state.replace {
                 everything = Some(Reason::Watcher);
             }
@@ -167,22 +193,22 @@ impl Watch {
                 None => {}
             }
             let broken = instance.watcher.is_none() || !instance.cookies_watched;
-            (state.replace || moved || broken, state.root.clone())
+            if let Some(news) = &news {
+                state.unreported = news.polled();
+                state.mounts = news.clone();
+            }
+            (state.replace || moved || broken || news.is_some(), news)
         };
         if replace {
             self.replace(&mut instance, &location, identity);
         }
         let root = location.root?;
-        let mounts = Mounts::of(&root);
-        if mounts != instance.mounts || known_root.as_ref() != Some(&root) {
-            everything = everything.or(Some(Reason::Mounts));
-            self.shared.state().unreported = mounts.polled();
-            for (path, reason) in mounts.polled() {
+        if let Some(news) = news {
+            for (path, reason) in news.polled() {
                 warn!(%path, every = ?self.poll, "polling, and walking before every commit: {reason}");
             }
-            instance.mounts = mounts;
         }
-        Ok(Prepared { root, everything })
+        Ok(Prepared { root, everything, mounts: mounts.map(|mounts| mounts.points().clone()) })
     }
 
     /// Watches a directory of the tree, from before it is listed. Costs next to nothing where it is watched. Failing is
@@ -275,6 +301,7 @@ impl Watch {
     /// Blocks for at most [`COOKIE_DEADLINE`], usually well under a millisecond.
     pub fn flush(&self) {
         let made = self.barrier();
+        self.look_at_mounts();
         let mut state = self.shared.state();
         if let Err(error) = made {
             warn!(error = crate::error_chain(&error), "walking the whole tree");
@@ -326,6 +353,11 @@ impl Watch {
             state = self.shared.cookie.wait_timeout(state, left).unwrap_or_else(PoisonError::into_inner).0;
         }
         true
+    }
+
+    /// Hints at everything where the mounts are not those of the last scan any more.
+    pub fn look_at_mounts(&self) {
+        self.shared.look_at_mounts();
     }
 
     fn instance(&self) -> MutexGuard<'_, Instance> {

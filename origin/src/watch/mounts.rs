@@ -51,7 +51,12 @@ struct Mount {
 
 /// The mounts that the tree's root is on and that are inside the tree.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
-pub(super) struct Mounts(BTreeMap<TreePath, Mount>);
+pub(super) struct Mounts {
+    /// That of the root under the root's path.
+    of: BTreeMap<TreePath, Mount>,
+    /// Where they are mounted, absolute.
+    points: BTreeSet<PathBuf>,
+}
 
 impl Mounts {
     /// Reads the mounts of the tree at `root`; none where /proc can't be read.
@@ -75,17 +80,24 @@ impl Mounts {
                 inside.insert(path, mount);
             }
         }
-        if let Some((_, mount)) = above {
+        let mut points: BTreeSet<PathBuf> = inside.keys().map(|path: &TreePath| path.below(root)).collect();
+        if let Some((point, mount)) = above {
             inside.insert(TreePath::root(), mount);
+            points.insert(point);
         }
-        Self(inside)
+        Self { of: inside, points }
+    }
+
+    /// The mount points in the tree, and the one that its root is on; absolute.
+    pub(super) fn points(&self) -> &BTreeSet<PathBuf> {
+        &self.points
     }
 
     /// Where events do not tell everything, and why.
     pub(super) fn polled(&self) -> BTreeMap<TreePath, PollReason> {
         let mut devices = BTreeSet::new();
         let mut polled = BTreeMap::new();
-        for (path, mount) in &self.0 {
+        for (path, mount) in &self.of {
             let first = devices.insert(&mount.device);
             if !REPORTING.contains(&mount.kind.as_str()) {
                 polled.insert(path.clone(), PollReason::FileSystem { kind: mount.kind.clone() });
@@ -159,6 +171,15 @@ mod tests {
     }
 
     #[test]
+    fn mount_points_are_those_in_the_tree_and_the_one_it_is_on() {
+        let points = |root: &str| Mounts::parse(TABLE, Path::new(root)).points().clone();
+        let inside = ["media", "with space", "bound", "cache"].map(|name| Path::new("/srv/site").join(name));
+        let expected: BTreeSet<PathBuf> = inside.into_iter().chain([PathBuf::from("/srv")]).collect();
+        assert_eq!(points("/srv/site"), expected);
+        assert_eq!(points("/srv/sites/a"), BTreeSet::from(["/srv/sites".into()]));
+    }
+
+    #[test]
     fn the_file_system_of_the_root_is_the_deepest_mount_above() {
         assert!(Mounts::parse(TABLE, Path::new("/var/www")).polled().is_empty());
         let polled = Mounts::parse(TABLE, Path::new("/srv/sites/a")).polled();
@@ -167,6 +188,7 @@ mod tests {
 
     #[test]
     fn this_machine_can_be_read() {
-        assert!(Mounts::of(Path::new("/")).0.contains_key(&TreePath::root()));
+        let mounts = Mounts::of(Path::new("/"));
+        assert!(mounts.of.contains_key(&TreePath::root()) && mounts.points().contains(Path::new("/")));
     }
 }

@@ -9,6 +9,7 @@ use std::os::unix::ffi::OsStrExt;
 use syncd_shared::TreePath;
 
 use super::hints::{Hints, PollReason, Reason};
+use super::mounts::Mounts;
 
 /// Shared by the watcher's thread, which writes, and the [`super::Watch`]. Held for short: events never wait.
 #[derive(Debug)]
@@ -31,6 +32,8 @@ pub(super) struct State {
     pub stale: Vec<PathBuf>,
     /// The watcher's own map of paths can't be trusted any more: it has to be replaced.
     pub replace: bool,
+    /// As they were at the last scan; compared with the kernel's table whenever that changes.
+    pub mounts: Mounts,
     /// Subtrees whose file system does not report changes.
     pub unreported: BTreeMap<TreePath, PollReason>,
     /// Why not every directory has a watch.
@@ -53,6 +56,7 @@ impl State {
             watched: BTreeSet::new(),
             stale: Vec::new(),
             replace: false,
+            mounts: Mounts::default(),
             unreported: BTreeMap::new(),
             unwatched: None,
             told: None,

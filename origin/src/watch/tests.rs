@@ -326,23 +326,46 @@ fn out_of_instances_is_polling() {
     assert_eq!(fixture.flush(), Hints::everything(Reason::Polling));
 }
 
-#[test]
-fn a_mount_inside_the_tree_is_seen_by_the_next_scan() {
-    let name = "watch::tests::a_mount_inside_the_tree_is_seen_by_the_next_scan";
+#[tokio::test]
+async fn a_mount_that_comes_or_goes_inside_the_tree_is_seen_at_once() {
+    let name = "watch::tests::a_mount_that_comes_or_goes_inside_the_tree_is_seen_at_once";
     if !crate::namespace::within(name, &["--user", "--map-root-user", "--mount"], "true") {
         return;
     }
-    let fixture = Fixture::new(&["a", "b"]);
+    let fixture = Fixture::new(&["a", "a/below", "b"]);
     assert_eq!(fixture.watch.prepare().unwrap().everything, None);
-    let mount = |arguments: &[&std::ffi::OsStr]| {
-        assert!(std::process::Command::new("mount").args(arguments).status().unwrap().success());
+    let run = |command: &str, arguments: &[&str], at: &str| {
+        let at = fixture.at(at);
+        assert!(std::process::Command::new(command).args(arguments).arg(at).status().unwrap().success());
     };
-    mount(&["-t".as_ref(), "tmpfs".as_ref(), "none".as_ref(), fixture.at("a").as_ref()]);
-    assert_eq!(fixture.watch.prepare().unwrap().everything, Some(Reason::Mounts));
+    let seen = async |at: &[&str]| {
+        tokio::time::timeout(Duration::from_secs(20), fixture.watch.changed()).await.unwrap();
+        assert_eq!(fixture.watch.take(), Hints::everything(Reason::Mounts));
+        let prepared = fixture.watch.prepare().unwrap();
+        assert_eq!(prepared.everything, Some(Reason::Mounts));
+        let inside = |point: &PathBuf| point.starts_with(prepared.root.join("a")) || point.ends_with("b");
+        let points: Vec<PathBuf> = prepared.mounts.into_iter().flatten().filter(inside).collect();
+        assert_eq!(points, at.iter().map(|at| prepared.root.join(at)).collect::<Vec<_>>());
+    };
+    run("mount", &["-t", "tmpfs", "none"], "a");
+    seen(&["a"]).await;
     assert!(fixture.watch.polled().is_empty());
-    mount(&["--bind".as_ref(), fixture.at("a").as_ref(), fixture.at("b").as_ref()]);
-    fixture.watch.prepare().unwrap();
+    // The watches are those of what is mounted, not of what it hides.
+    fs::create_dir(fixture.at("a/below")).unwrap();
+    fixture.watch_all(&["a", "a/below", "b"]);
+    fixture.flush();
+    fs::write(fixture.at("a/below/f"), "1").unwrap();
+    assert_eq!(fixture.flush(), directories(&["a/below"]));
+    let a = fixture.at("a");
+    run("mount", &["--bind", a.to_str().unwrap()], "b");
+    seen(&["a", "b"]).await;
     let polled = fixture.watch.polled();
     assert_eq!(polled, [Polled { path: path("b"), reason: PollReason::MountedTwice }]);
     assert_eq!(fixture.flush().subtrees, [path("b")].into());
+    // The file system stays mounted elsewhere: no event says that this is gone.
+    run("umount", &[], "b");
+    seen(&["a"]).await;
+    // A commit that is faster than the thread compares by itself.
+    run("umount", &["--lazy"], "a");
+    assert_eq!(fixture.flush(), Hints::everything(Reason::Mounts));
 }

@@ -1,0 +1,94 @@
+//! When a tree has lost so much that this is not taken for a deployment.
+//!
+//! Held are, until they are back or `commit --allow-mass-deletion` says that they are meant:
+//!
+//! * a tree that became empty;
+//! * more than half of the entries of a tree of at least [`MASS_DELETION_MIN_ENTRIES`];
+//! * more than half of the bytes, in at least [`MASS_DELETION_MIN_FILES`] files that went or shrank;
+//! * whatever differs at a mount point that is none any more. TREE itself and the file system that it is on count too.
+
+use std::collections::BTreeSet;
+use std::os::unix::ffi::OsStrExt;
+use std::path::{Path, PathBuf};
+
+use syncd_shared::diff::{Change, Comparison, DiffError, PartLimits};
+use syncd_shared::{Kind, RootEntry, TreePath};
+
+use super::error::ScanError;
+use crate::tree_objects::{TreeObjectError, TreeObjects};
+
+/// A tree with fewer entries may lose any of them but the last.
+pub const MASS_DELETION_MIN_ENTRIES: u64 = 20;
+/// Fewer files may go or shrink, however large they are.
+pub const MASS_DELETION_MIN_FILES: u64 = 20;
+
+/// Compares what a tree was with what it is.
+pub(crate) fn check_totals(
+    objects: TreeObjects<'_>,
+    before: &RootEntry,
+    after: &RootEntry,
+) -> Result<(), ScanError> {
+    let (was, is) = (before.totals, after.totals);
+    if was.entries > 0 && is.entries == 0 {
+        return Err(ScanError::Emptied { before: was.entries });
+    }
+    if was.entries >= MASS_DELETION_MIN_ENTRIES && is.entries < was.entries.div_ceil(2) {
+        return Err(ScanError::MassDeletion { before: was.entries, after: is.entries });
+    }
+    if is.bytes < was.bytes.div_ceil(2) && was.files >= MASS_DELETION_MIN_FILES {
+        let files = files_lost(objects, before, after).map_err(|source| ScanError::Guard { source })?;
+        if files >= MASS_DELETION_MIN_FILES {
+            return Err(ScanError::MassByteLoss { before: was.bytes, after: is.bytes });
+        }
+    }
+    Ok(())
+}
+
+/// Counts files that went or shrank, up to [`MASS_DELETION_MIN_FILES`]. Costs the directories that differ.
+fn files_lost(
+    objects: TreeObjects<'_>,
+    before: &RootEntry,
+    after: &RootEntry,
+) -> Result<u64, DiffError<TreeObjectError>> {
+    let size = |kind: &Kind| match kind {
+        Kind::File { size, .. } => Some(*size),
+        Kind::Directory { .. } | Kind::Symlink { .. } => None,
+    };
+    let mut lost = 0;
+    Comparison::of(objects, before, after, PartLimits::default())?.each(|change| {
+        let is_lost = match change {
+            Change::Removed { entry, .. } => size(&entry.kind).is_some(),
+            Change::Modified { from, to, .. } => size(&to.kind) < size(&from.kind),
+            Change::Added { .. } => false,
+        };
+        lost += u64::from(is_lost);
+        lost < MASS_DELETION_MIN_FILES
+    })?;
+    Ok(lost)
+}
+
+/// Compares the mount points that the tree at `root` was scanned with, and those that it has now.
+pub(super) fn check_mounts(
+    objects: TreeObjects<'_>,
+    root: &Path,
+    (was, is): (&BTreeSet<PathBuf>, &BTreeSet<PathBuf>),
+    (before, after): (&RootEntry, &RootEntry),
+) -> Result<(), ScanError> {
+    for point in was.difference(is) {
+        let differs = match point.strip_prefix(root) {
+            Ok(below) if !below.as_os_str().is_empty() => {
+                let Ok(path) = TreePath::from_bytes(below.as_os_str().as_bytes()) else { continue };
+                let kind = |tree| objects.entry_at(tree, &path).map(|entry| entry.map(|entry| entry.kind));
+                let failed =
+                    |source| ScanError::Guard { source: DiffError::Source { path: path.clone(), source } };
+                kind(before).map_err(failed)? != kind(after).map_err(failed)?
+            }
+            // TREE itself, or what it is on. Another TREE than before may be on anything.
+            _ => root.starts_with(point) && before.object != after.object,
+        };
+        if differs {
+            return Err(ScanError::Unmounted { path: point.clone() });
+        }
+    }
+    Ok(())
+}
