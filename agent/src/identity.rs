@@ -25,6 +25,7 @@ use syncd_shared::identity::files::{self, FileError};
 use syncd_shared::identity::signing;
 use syncd_shared::identity::tls::TlsError;
 use syncd_shared::identity::{AgentName, ClientTls, JoinToken, PeerIdentity};
+use syncd_shared::own_directory::{self, Access, DirectoryError};
 use time::OffsetDateTime;
 
 const VERSION: u32 = 1;
@@ -57,6 +58,9 @@ pub enum IdentityError {
     /// The origin answered a join or renewal with something that does not belong to what was asked.
     #[error("the origin's answer does not hold: {0}")]
     Answer(AnswerFault),
+    /// Others own its directory.
+    #[error(transparent)]
+    Directory(#[from] DirectoryError),
     /// Reading or writing.
     #[error(transparent)]
     File(#[from] FileError),
@@ -209,7 +213,7 @@ impl AgentIdentity {
     /// Reads the identity under `root`.
     pub fn load(root: &Path) -> Result<Self, IdentityError> {
         let path = path(root);
-        let text = match files::read(&path) {
+        let text = match files::keep_private(&path).and_then(|()| files::read(&path)) {
             Err(FileError::Read { source, .. }) if source.kind() == io::ErrorKind::NotFound => {
                 return Err(IdentityError::NotJoined { root: root.to_owned() });
             }
@@ -244,7 +248,9 @@ impl AgentIdentity {
     /// Replaces the identity under `root`, durably and in one step.
     pub fn store(&self, root: &Path) -> Result<(), IdentityError> {
         let directory = root.join(DIRECTORY);
-        files::create_private_directory(&directory)?;
+        for private in [&root.join("state"), &directory] {
+            own_directory::claim_inside(private, Access::Private)?;
+        }
         files::write(&path(root), &self.to_text())?;
         for above in [root.join("state"), root.to_owned()] {
             files::sync_directory(&above)?;

@@ -19,6 +19,7 @@ use syncd_shared::identity::tls::TlsError;
 use syncd_shared::identity::{AgentName, ClientTls, ConnectError, JoinToken, connect};
 use syncd_shared::local_socket::{self, LocalSocketError};
 use syncd_shared::marks::{self, Mark};
+use syncd_shared::own_directory::{self, Access, DirectoryError};
 use tonic::transport::Channel;
 
 use crate::admin::{Reply, Request, nobody_serves, socket_path};
@@ -119,6 +120,9 @@ pub enum JoinError {
         /// What it said.
         message: String,
     },
+    /// Others own the root directory.
+    #[error(transparent)]
+    Directory(#[from] DirectoryError),
     /// Others were before it for all of the time.
     #[error("too many nodes join at once from this address, or in all: join again when they are done")]
     Crowded(#[source] ConnectError),
@@ -151,8 +155,8 @@ pub async fn join(options: JoinOptions) -> Result<Joined, JoinError> {
         certificate_request: Bytes::copy_from_slice(pending.request()),
     };
     // Before the token is spent: what would keep the identity from being stored.
-    fs::create_dir_all(&options.root)
-        .map_err(|source| JoinError::Root { path: options.root.clone(), source })?;
+    own_directory::claim(&options.root, Access::Served)?;
+    own_directory::claim_inside(&options.root.join("state"), Access::Private)?;
     let answer = EnrolmentClient::new(channel).join(request).await.map_err(JoinError::Refused)?.into_inner();
     let identity = AgentIdentity::joined(
         &options.token,

@@ -29,14 +29,15 @@
 
 use std::fs::{File, OpenOptions};
 use std::io::{Read, Seek, Write};
-use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
+use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use rustix::fs::{FileType, FlockOperation};
+use rustix::fs::{FileType, FlockOperation, OFlags};
 use rustix::io::Errno;
 use syncd_shared::marks::{self, Mark};
+use syncd_shared::own_directory::{self, Access, DirectoryError};
 
 use crate::disk::{Dir, DiskError};
 use crate::planted::{self, Bug};
@@ -104,6 +105,9 @@ pub enum LayoutError {
         /// ROOT/live.
         path: PathBuf,
     },
+    /// Others own it.
+    #[error(transparent)]
+    Own(#[from] DirectoryError),
     /// Another agent runs on this ROOT.
     #[error("{} is in use by another agent (pid {pid})", root.display())]
     Locked {
@@ -141,7 +145,10 @@ impl Layout {
         if let Some((above, mark)) = marks::above(path).map_err(create)? {
             return Err(LayoutError::Inside { root: path.to_path_buf(), above, mark });
         }
-        std::fs::DirBuilder::new().recursive(true).mode(0o755).create(path).map_err(create)?;
+        match path.try_exists().map_err(create)? {
+            true => own_directory::check(path, Access::Served)?,
+            false => own_directory::claim(path, Access::Served)?,
+        }
         let root = Dir::open_path(path)?;
         refuse_foreign(&root, path)?;
         refuse_occupied_live(&root, path)?;
@@ -156,6 +163,14 @@ impl Layout {
         let generations = part(GENERATIONS, 0o755)?;
         let staging = part(STAGING, 0o700)?;
         let trash = part(TRASH, 0o700)?;
+        for (dir, access) in [
+            (&state, Access::Private),
+            (&staging, Access::Private),
+            (&trash, Access::Private),
+            (&generations, Access::Served),
+        ] {
+            own_directory::check(dir.path(), access)?;
+        }
         let signed = state.ensure_dir(SIGNED, 0o700)?;
         let device = root.stat_self()?.device;
         for part in [&generations, &staging, &trash, &state] {
@@ -288,6 +303,7 @@ fn lock(root: &Path) -> Result<File, LayoutError> {
         .create(true)
         .truncate(false)
         .mode(0o600)
+        .custom_flags(OFlags::NOFOLLOW.bits() as i32)
         .open(&path)
         .map_err(failed)?;
     // A command like `status` holds the lock for a moment: it must not fail a `run` that starts at the same time.

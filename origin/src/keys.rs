@@ -10,7 +10,7 @@
 //! DATA/keys/successions    the first signing key's public half, then one line a change, oldest first: new key, signature
 //! ```
 //!
-//! Directories are 0700, files 0600 and begin with the line that marks private files, so that no origin publishes them
+//! Directories are 0700 (0750 where a group was let in), files 0600, which is checked and mended at each start; files begin with the line that marks private files, so that no origin publishes them
 //! ([`syncd_shared::marks`]). `create` builds the keys in `keys.new` and renames them into place: where `keys`
 //! exists they are complete, and `create` refuses. Only [`Keys::rotate_signing_key`] changes a file afterwards: it
 //! writes `signing.key.next`, then the succession (the step that counts), then `signing.key`; a crash between is put
@@ -36,6 +36,7 @@ use syncd_shared::identity::authority::{
 use syncd_shared::identity::files::{self, FileError};
 use syncd_shared::identity::signing::{self, KeySuccession, SuccessionError};
 use syncd_shared::identity::tls::{Admit, TlsError, server_config};
+use syncd_shared::own_directory::{self, Access, DirectoryError};
 use syncd_shared::{SignedGeneration, TreeId};
 use time::OffsetDateTime;
 
@@ -106,6 +107,9 @@ pub enum KeysError {
         /// Why.
         source: io::Error,
     },
+    /// Others own it, or could use it.
+    #[error(transparent)]
+    Own(#[from] DirectoryError),
     /// Reading or writing.
     #[error(transparent)]
     File(#[from] FileError),
@@ -150,7 +154,7 @@ impl Keys {
 
     /// [`Keys::create`], at a given time.
     pub(crate) fn create_at(data: &Path, now: OffsetDateTime) -> Result<Self, KeysError> {
-        files::create_private_directory(data)?;
+        own_directory::claim(data, Access::Private)?;
         refuse_used(data)?;
         let mut tree_id = [0; 16];
         getrandom::fill(&mut tree_id)?;
@@ -162,7 +166,8 @@ impl Keys {
 
         files::write(&data.join(FORMAT), &format!("syncd-origin {FORMAT_VERSION}\ntree_id {tree_id}\n"))?;
         let new = data.join(KEYS_NEW);
-        files::create_private_directory(&new)?;
+        remove_leftover(&new)?;
+        own_directory::claim_inside(&new, Access::Private)?;
         files::write(&new.join(CA_CERTIFICATE), &certificate_to_pem(authority.certificate()))?;
         files::write(&new.join(CA_KEY), &authority.key().serialize_pem())?;
         files::write(&new.join(ORIGIN_CERTIFICATE), &certificate_to_pem(&origin_certificate))?;
@@ -184,6 +189,11 @@ impl Keys {
         let keys = data.join(KEYS);
         if !keys.is_dir() {
             return Err(KeysError::NotInitialised { data: data.to_owned() });
+        }
+        own_directory::check(data, Access::Private)?;
+        own_directory::check(&keys, Access::Private)?;
+        for secret in [CA_KEY, ORIGIN_KEY, SIGNING_KEY] {
+            files::keep_private(&keys.join(secret))?;
         }
         let authority = Authority::open(
             tree_id,
@@ -278,6 +288,21 @@ impl Keys {
         finish_rotation(&keys)?;
         (self.signing_key, self.history) = (new, history);
         Ok(())
+    }
+}
+
+/// Removes what an interrupted `create` left, or what somebody planted in its place.
+fn remove_leftover(path: &Path) -> Result<(), KeysError> {
+    let removed = match path.symlink_metadata() {
+        Ok(found) if found.is_dir() => fs::remove_dir_all(path),
+        Ok(_) => fs::remove_file(path),
+        Err(error) => Err(error),
+    };
+    match removed {
+        Err(source) if source.kind() != io::ErrorKind::NotFound => {
+            Err(KeysError::Directory { path: path.to_owned(), source })
+        }
+        _ => Ok(()),
     }
 }
 

@@ -9,6 +9,8 @@ use tracing::level_filters::LevelFilter;
 
 fn main() -> ExitCode {
     telemetry::init(LevelFilter::INFO);
+    // Nothing of an origin is for others.
+    rustix::process::umask(rustix::fs::Mode::from_raw_mode(0o077));
     let arguments = match config_file::arguments_with_config(std::env::args_os(), &Cli::command()) {
         Ok(arguments) => arguments,
         Err(error) => return fail(&anyhow::Error::from(error), 2),

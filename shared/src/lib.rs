@@ -21,6 +21,7 @@ pub mod manifest_cursor;
 pub mod marks;
 pub mod open_files;
 pub mod output;
+pub mod own_directory;
 pub mod progress;
 pub mod rate;
 pub mod signals;

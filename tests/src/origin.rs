@@ -96,7 +96,14 @@ impl Origin {
     /// [`Self::create`] under another name, for a second origin.
     #[track_caller]
     pub fn create_named(scene: &Scene, name: &str, tree: &Path) -> Self {
-        let origin = Self {
+        let origin = Self::existing(scene, name, tree);
+        origin.cli("init", &["--host", "127.0.0.1"]).expect_success();
+        origin
+    }
+
+    /// The origin in the scene's directory `name`, which was or will be initialised by the test.
+    pub fn existing(scene: &Scene, name: &str, tree: &Path) -> Self {
+        Self {
             tree: tree.to_path_buf(),
             data: scene.path(name),
             options: vec!["--trigger".into(), "manual".into()],
@@ -105,9 +112,7 @@ impl Origin {
             logs: scene.directory().to_path_buf(),
             name: name.to_string(),
             daemon: None,
-        };
-        origin.cli("init", &["--host", "127.0.0.1"]).expect_success();
-        origin
+        }
     }
 
     /// [`Self::create`] and [`Self::start`].

@@ -345,3 +345,53 @@ fn a_running_agent_that_joins_again_keeps_its_name_and_takes_up_the_new_identity
     agent.wait_live(origin.commit_live());
     assert!(agent.daemon().ended().is_none());
 }
+
+#[test]
+fn modes_do_not_depend_on_the_umask_and_are_mended() {
+    use std::os::unix::fs::{MetadataExt, PermissionsExt};
+    let mode = |path: &std::path::Path| std::fs::metadata(path).expect("stat").mode() & 0o7777;
+    for umask in ["000", "077"] {
+        let scene = Scene::new("umask");
+        let (tree, data, root) = (scene.path("tree"), scene.path("origin"), scene.path("lib/web1"));
+        small_site(&tree, 5);
+        if umask == "000" {
+            // Made before, for everybody.
+            for directory in [&data, &root] {
+                std::fs::create_dir_all(directory).expect("make a directory");
+                std::fs::set_permissions(directory, PermissionsExt::from_mode(0o777)).expect("set a mode");
+            }
+        }
+        let script = format!("umask {umask}; exec \"$@\"");
+        let under: [std::ffi::OsString; 4] = ["sh", "-c", &script, "sh"].map(Into::into);
+        let command = |program: &str| {
+            let mut command = Command::new("sh");
+            command.args(&under[1..]).arg(binary(program));
+            command
+        };
+        run(command("syncd-origin").args(["init", "--data"]).arg(&data)).expect_success();
+        let mut origin = Origin::existing(&scene, "origin", &tree);
+        origin.under(&under);
+        origin.start();
+        let number = origin.commit();
+        let mut agent = Agent::new(&scene, "web1").at(&root);
+        let token = origin.token();
+        run(command("syncd-agent")
+            .args(["join", origin.address(), "--name", "web1", "--token", &token, "--root"])
+            .arg(&root))
+        .expect_success();
+        agent.under(&under);
+        agent.start();
+        agent.wait_live(number);
+        for (path, expected) in
+            [(data.clone(), 0o700), (data.join("keys"), 0o700), (data.join("keys/ca.key"), 0o600)]
+        {
+            assert_eq!(mode(&path), expected, "{} under {umask}", path.display());
+        }
+        for (name, expected) in
+            [("", 0o755), ("generations", 0o755), ("state", 0o700), ("state/identity/identity", 0o600)]
+        {
+            assert_eq!(mode(&root.join(name)), expected, "ROOT/{name} under {umask}");
+        }
+        assert_eq!(mode(&scene.path("lib")) & 0o055, 0o055, "a web server gets through to ROOT");
+    }
+}

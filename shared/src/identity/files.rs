@@ -1,8 +1,8 @@
 //! Files that hold keys: private, marked as such in their first line, and replaced in one step.
 
-use std::fs::{self, DirBuilder, File, OpenOptions};
+use std::fs::{self, File, OpenOptions};
 use std::io::{self, Write};
-use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt, PermissionsExt};
+use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 
 use crate::marks::PRIVATE_LINE;
@@ -39,27 +39,35 @@ pub fn read(path: &Path) -> Result<String, FileError> {
     })
 }
 
-/// Makes `path` and what is missing above it with mode 0700; an existing directory keeps its mode. After a power cut
-/// the directory may be missing, unless something in it was written by [`write()`] and its parent synced.
-pub fn create_private_directory(path: &Path) -> Result<(), FileError> {
-    let failed = |source| FileError::Write { path: path.to_owned(), source };
-    DirBuilder::new().recursive(true).mode(0o700).create(path).map_err(failed)
+/// Sets the mode of a file that others can read or write to 0600, with a warning. Symlinks are followed: secrets are
+/// mounted that way.
+pub fn keep_private(path: &Path) -> Result<(), FileError> {
+    let read = |source| FileError::Read { path: path.to_owned(), source };
+    let file = File::open(path).map_err(read)?;
+    let mode = file.metadata().map_err(read)?.permissions().mode() & 0o7777;
+    if mode & 0o077 != 0 {
+        let private = fs::Permissions::from_mode(0o600);
+        file.set_permissions(private).map_err(|source| FileError::Write { path: path.to_owned(), source })?;
+        tracing::warn!(path = %path.display(), "others could read this file: its mode was {mode:04o} and is 0600 now");
+    }
+    Ok(())
 }
 
-/// Replaces `path` with `text` behind [`PRIVATE_LINE`], mode 0600. Once it has returned, the new text survives a power cut; a crash before
-/// leaves the old file or the new one, and perhaps a `.new` beside it, which the next call overwrites. Creating the
-/// directory itself is not made durable here.
+/// Replaces `path` with `text` behind [`PRIVATE_LINE`], mode 0600 whatever the umask. Once it has returned, the new text
+/// survives a power cut; a crash before leaves the old file or the new one, and perhaps a `.new` beside it, which the
+/// next call removes. A symlink in the place of either is replaced, never followed. Creating the directory itself is
+/// not made durable here.
 pub fn write(path: &Path, text: &str) -> Result<(), FileError> {
     let failed = |source| FileError::Write { path: path.to_owned(), source };
     let mut temporary = path.as_os_str().to_owned();
     temporary.push(".new");
-    let mut file = OpenOptions::new()
-        .write(true)
-        .create(true)
-        .truncate(true)
-        .mode(0o600)
-        .open(&temporary)
-        .map_err(failed)?;
+    match fs::remove_file(&temporary) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(failed(error)),
+        _ => {}
+    }
+    // Exclusive, so that nothing planted in between is written through.
+    let mut file =
+        OpenOptions::new().write(true).create_new(true).mode(0o600).open(&temporary).map_err(failed)?;
     file.set_permissions(fs::Permissions::from_mode(0o600)).map_err(failed)?;
     file.write_all(PRIVATE_LINE.as_bytes()).map_err(failed)?;
     file.write_all(text.as_bytes()).map_err(failed)?;
@@ -78,13 +86,13 @@ pub fn sync_directory(path: &Path) -> Result<(), FileError> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::own_directory::{self, Access};
 
     #[test]
     fn a_written_file_is_private_and_replaces_what_was_there() {
         let base = tempfile::tempdir().unwrap();
         let directory = base.path().join("a/keys");
-        create_private_directory(&directory).unwrap();
-        assert_eq!(fs::metadata(&directory).unwrap().permissions().mode() & 0o777, 0o700);
+        own_directory::claim(&directory, Access::Private).unwrap();
         let path = directory.join("key");
         fs::write(directory.join("key.new"), "left by a crash, and longer").unwrap();
         write(&path, "one").unwrap();
@@ -93,5 +101,31 @@ mod tests {
         assert!(crate::marks::is_private(&fs::read(&path).unwrap()));
         assert_eq!(fs::metadata(&path).unwrap().permissions().mode() & 0o777, 0o600);
         assert_eq!(fs::read_dir(&directory).unwrap().count(), 1);
+    }
+
+    #[test]
+    fn planted_symlinks_are_replaced_and_not_written_through() {
+        let directory = tempfile::tempdir().unwrap();
+        let victim = directory.path().join("victim");
+        fs::write(&victim, "precious").unwrap();
+        let path = directory.path().join("key");
+        for planted in [&path, &directory.path().join("key.new")] {
+            std::os::unix::fs::symlink(&victim, planted).unwrap();
+        }
+        write(&path, "one").unwrap();
+        assert_eq!(
+            (read(&path).unwrap().as_str(), fs::read(&victim).unwrap().as_slice()),
+            ("one", &b"precious"[..])
+        );
+    }
+
+    #[test]
+    fn a_file_that_others_could_read_is_made_private() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("key");
+        write(&path, "one").unwrap();
+        fs::set_permissions(&path, fs::Permissions::from_mode(0o644)).unwrap();
+        keep_private(&path).unwrap();
+        assert_eq!(fs::metadata(&path).unwrap().permissions().mode() & 0o777, 0o600);
     }
 }

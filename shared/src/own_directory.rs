@@ -1,0 +1,201 @@
+//! Directories that syncd owns: made with modes that no umask changes, and kept so that nobody else can plant or
+//! replace what lies in them.
+//!
+//! | directory | made with | refused or mended |
+//! | --- | --- | --- |
+//! | [`Access::Private`]: DATA, keys, `ROOT/state` | 0700 | anything for others, and writing for the group |
+//! | [`Access::Served`]: ROOT | 0755 | writing for the group and for others |
+//!
+//! A mode is mended, with a warning, by whoever may change it. A directory of another user is refused: that user could
+//! replace anything in it. Root alone is let into directories of others, where it only looks.
+
+use std::fs::DirBuilder;
+use std::io;
+use std::os::fd::OwnedFd;
+use std::os::unix::fs::DirBuilderExt;
+use std::path::{Path, PathBuf};
+
+use rustix::fs::{Mode, OFlags, Stat};
+
+/// Who may look into a directory.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Access {
+    /// Its owner; a group that was let in on purpose may read.
+    Private,
+    /// Everybody: a web server reads it.
+    Served,
+}
+
+impl Access {
+    fn mode(self) -> u32 {
+        match self {
+            Self::Private => 0o700,
+            Self::Served => 0o755,
+        }
+    }
+
+    /// What may not be set.
+    fn forbidden(self) -> u32 {
+        match self {
+            Self::Private => 0o027,
+            Self::Served => 0o022,
+        }
+    }
+}
+
+/// Why a directory is not used.
+#[derive(Debug, thiserror::Error)]
+pub enum DirectoryError {
+    /// It could not be made, opened or changed.
+    #[error("preparing {} failed", path.display())]
+    Io {
+        /// The directory.
+        path: PathBuf,
+        /// Why.
+        source: io::Error,
+    },
+    /// A symlink or a file is in its place.
+    #[error("{} is not a directory: move it away, it was not made by syncd", path.display())]
+    Occupied {
+        /// The name.
+        path: PathBuf,
+    },
+    /// Another user owns it.
+    #[error(
+        "{} belongs to user {uid}, who could replace what is in it: run as that user, or give it away with chown",
+        path.display()
+    )]
+    Foreign {
+        /// The directory.
+        path: PathBuf,
+        /// Its owner.
+        uid: u32,
+    },
+}
+
+/// Makes a directory, or takes one that is there and belongs to this user. What is missing above it is made with mode
+/// 0755. The directory may be a symlink, which the operator named. Its name is not durable when this returns.
+pub fn claim(path: &Path, access: Access) -> Result<(), DirectoryError> {
+    let failed = |source: io::Error| DirectoryError::Io { path: path.to_owned(), source };
+    let missing = path.ancestors().take_while(|above| !above.as_os_str().is_empty() && !above.exists());
+    let missing: Vec<&Path> = missing.collect();
+    for directory in missing.iter().rev() {
+        let own = *directory == path;
+        make(directory, if own { access.mode() } else { Access::Served.mode() }).map_err(failed)?;
+    }
+    let (directory, stat) = open(path, OFlags::empty()).map_err(failed)?;
+    if stat.st_uid != rustix::process::geteuid().as_raw() {
+        return Err(DirectoryError::Foreign { path: path.to_owned(), uid: stat.st_uid });
+    }
+    mend(&directory, &stat, path, access)
+}
+
+/// The same for a name in a directory that was claimed: a symlink there is none of the operator's.
+pub fn claim_inside(path: &Path, access: Access) -> Result<(), DirectoryError> {
+    if let Ok(found) = path.symlink_metadata()
+        && !found.is_dir()
+    {
+        return Err(DirectoryError::Occupied { path: path.to_owned() });
+    }
+    claim(path, access)
+}
+
+/// Checks a directory that is in use, and mends its mode. Root may look into those of other users.
+pub fn check(path: &Path, access: Access) -> Result<(), DirectoryError> {
+    let (directory, stat) =
+        open(path, OFlags::empty()).map_err(|source| DirectoryError::Io { path: path.to_owned(), source })?;
+    let own = rustix::process::geteuid();
+    if stat.st_uid != own.as_raw() && stat.st_uid != 0 && !own.is_root() {
+        return Err(DirectoryError::Foreign { path: path.to_owned(), uid: stat.st_uid });
+    }
+    mend(&directory, &stat, path, access)
+}
+
+/// Gives a new file or directory exactly this mode.
+fn make(path: &Path, mode: u32) -> io::Result<()> {
+    match DirBuilder::new().mode(mode).create(path) {
+        // Somebody else was faster; what it is is looked at next.
+        Err(error) if error.kind() == io::ErrorKind::AlreadyExists => return Ok(()),
+        made => made?,
+    }
+    let (directory, _) = open(path, OFlags::NOFOLLOW)?;
+    Ok(rustix::fs::fchmod(&directory, Mode::from_raw_mode(mode))?)
+}
+
+fn open(path: &Path, flags: OFlags) -> io::Result<(OwnedFd, Stat)> {
+    let flags = flags | OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
+    let directory = rustix::fs::open(path, flags, Mode::empty())?;
+    let stat = rustix::fs::fstat(&directory)?;
+    Ok((directory, stat))
+}
+
+fn mend(directory: &OwnedFd, stat: &Stat, path: &Path, access: Access) -> Result<(), DirectoryError> {
+    let mode = stat.st_mode & 0o7777;
+    if mode & access.forbidden() == 0 {
+        return Ok(());
+    }
+    let mended = match access {
+        Access::Private => access.mode(),
+        Access::Served => mode & !access.forbidden(),
+    };
+    rustix::fs::fchmod(directory, Mode::from_raw_mode(mended))
+        .map_err(|errno| DirectoryError::Io { path: path.to_owned(), source: errno.into() })?;
+    tracing::warn!(path = %path.display(), "others could use this directory: its mode was {mode:04o} and is {mended:04o} now");
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::{MetadataExt, PermissionsExt, chown, symlink};
+
+    use super::*;
+
+    fn mode(path: &Path) -> u32 {
+        std::fs::metadata(path).unwrap().mode() & 0o7777
+    }
+
+    #[test]
+    fn new_directories_have_their_modes_and_their_parents_can_be_entered() {
+        let base = tempfile::tempdir().unwrap();
+        let (data, root) = (base.path().join("lib/syncd/origin"), base.path().join("lib/syncd/agent"));
+        claim(&data, Access::Private).unwrap();
+        claim(&root, Access::Served).unwrap();
+        assert_eq!((mode(&data), mode(&root)), (0o700, 0o755));
+        assert_eq!((mode(data.parent().unwrap()), mode(&base.path().join("lib"))), (0o755, 0o755));
+    }
+
+    #[test]
+    fn what_others_may_use_is_mended() {
+        let base = tempfile::tempdir().unwrap();
+        let cases = [
+            (Access::Private, 0o755, 0o700),
+            (Access::Private, 0o777, 0o700),
+            (Access::Private, 0o750, 0o750),
+            (Access::Served, 0o777, 0o755),
+            (Access::Served, 0o775, 0o755),
+            (Access::Served, 0o700, 0o700),
+        ];
+        for (access, before, after) in cases {
+            for use_it in [claim, check] {
+                std::fs::set_permissions(base.path(), PermissionsExt::from_mode(before)).unwrap();
+                use_it(base.path(), access).unwrap();
+                assert_eq!(mode(base.path()), after, "{access:?} {before:o}");
+            }
+        }
+    }
+
+    #[test]
+    fn a_planted_symlink_and_a_directory_of_another_user_are_refused() {
+        let base = tempfile::tempdir().unwrap();
+        let (inner, elsewhere) = (base.path().join("state"), tempfile::tempdir().unwrap());
+        symlink(elsewhere.path(), &inner).unwrap();
+        assert!(matches!(claim_inside(&inner, Access::Private), Err(DirectoryError::Occupied { .. })));
+        assert!(claim(&inner, Access::Private).is_ok(), "one that the operator names is followed");
+        if rustix::process::geteuid().is_root() {
+            chown(elsewhere.path(), Some(65_534), None).unwrap();
+            let refused = claim(elsewhere.path(), Access::Private);
+            assert!(matches!(refused, Err(DirectoryError::Foreign { uid: 65_534, .. })), "{refused:?}");
+            check(elsewhere.path(), Access::Private).unwrap();
+        }
+    }
+}
