@@ -12,7 +12,7 @@ use syncd_shared::identity::{JoinToken, signing};
 use syncd_shared::{RootEntry, TreeId};
 use time::OffsetDateTime;
 
-use crate::hooks::{Occasion, decode_occasion, encode_occasion, write_lines};
+use crate::hooks::{Occasion, Pending, decode_pending, encode_pending, write_lines};
 use crate::identity::{AgentIdentity, IdentityError, PendingKey};
 use crate::layout::{number, numbered};
 use crate::record::{decode_generation, decode_inodes, encode_generation};
@@ -105,9 +105,9 @@ pub fn state_file(bytes: &[u8]) {
         _ => {
             let end = bytes.iter().position(|byte| *byte == b'\n').unwrap_or(bytes.len());
             let (first, lines) = bytes.split_at(end);
-            let Ok(occasion) = decode_occasion(first) else { return };
-            let encoded = encode_occasion(&occasion).expect("it came from text");
-            assert_eq!(decode_occasion(&encoded).expect("what was written"), occasion);
+            let Ok(pending) = decode_pending(first) else { return };
+            let encoded = encode_pending(&pending).expect("it came from text");
+            assert_eq!(decode_pending(&encoded).expect("what was written"), pending);
             // What is due stays due, whatever is in it.
             let mut out = Vec::new();
             let mut earlier = lines;
@@ -119,7 +119,8 @@ pub fn state_file(bytes: &[u8]) {
 
 /// The record of a hook that is due.
 pub fn some_due(occasion: &Occasion, lines: &[Vec<u8>]) -> Vec<u8> {
-    let mut due = encode_occasion(occasion).unwrap_or_default();
+    let pending = Pending { occasion: occasion.clone(), succeeded: occasion.previous };
+    let mut due = encode_pending(&pending).unwrap_or_default();
     due.extend(lines.concat());
     due
 }

@@ -10,9 +10,14 @@
 //! the hook succeeded. A crash in between leaves the file, and the next start runs the hook. Activations whose hook
 //! failed are merged: the next run gets the paths of all of them.
 //!
-//! `on-activate.pending`: one line of JSON (the [`Occasion`]), then the changed paths as on standard input, in path order.
-//! `on-activate.earlier`: what it was before an activation that is under way. Paths are never all in memory: standard
-//! input is a file.
+//! A node is *live* once *after* has succeeded. Until then a web server may still serve the generation that the hook
+//! last succeeded for, or any after it: their trees are neither recycled nor deleted ([`AfterHook::protected`], which
+//! the record outlasts restarts for). [`HookState`] tells everybody else how the hook fares.
+//!
+//! `on-activate.pending`: one line of JSON (the [`Occasion`], and the generation that the hook last succeeded for), then
+//! the changed paths as on standard input, in path order. `on-activate.earlier`: what it was before an activation that is
+//! under way. Paths are never all in memory: standard input is a file. An agent that runs without the hook removes both
+//! ([`forget`]).
 
 #![cfg_attr(
     not(test),
@@ -31,7 +36,6 @@ use std::os::unix::fs::MetadataExt;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread;
@@ -39,8 +43,8 @@ use std::time::{Duration, Instant};
 
 use rustix::process::{Pid, Signal, kill_process_group};
 use serde::{Deserialize, Serialize};
-use syncd_shared::{SignedGeneration, TreePath};
-use tokio::sync::Notify;
+use syncd_shared::{HookStatus, SignedGeneration, TreePath};
+use tokio::sync::{Notify, watch};
 use tokio_util::sync::CancellationToken;
 
 use self::processes::Mark;
@@ -100,6 +104,19 @@ pub enum HookError {
 
 fn separator(output: &str) -> &'static str {
     if output.is_empty() { "" } else { ": " }
+}
+
+impl HookError {
+    /// How it failed, on one line, for who knows which hook it was: exit code or signal, and its last words.
+    fn brief(&self) -> String {
+        match self {
+            Self::Failed { status, output } => format!("{status}{}{output}", separator(output)),
+            Self::TimedOut { limit, output } => {
+                format!("killed after {} s{}{output}", limit.as_secs(), separator(output))
+            }
+            other => reason::of(other),
+        }
+    }
 }
 
 /// The activation that a hook is run for; its environment.
@@ -360,76 +377,199 @@ fn wait(child: &mut Child, limit: Duration, mark: &Mark) -> io::Result<Option<Ex
     }
 }
 
+/// How one run of the on-activate hook went.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct HookRun {
+    /// What it was run for.
+    pub generation: u64,
+    /// Whether it is over, and how it ended.
+    pub outcome: RunOutcome,
+    /// How long the last run took that ended, in milliseconds.
+    pub duration_ms: u64,
+    /// How the last run failed: one line of bounded length, empty after a success.
+    pub output: String,
+    /// Runs for this generation since the agent started, this one among them.
+    pub attempt: u32,
+}
+
+/// See [`HookRun`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum RunOutcome {
+    /// Not over.
+    Running,
+    /// It exited with 0.
+    Ok,
+    /// It did not; it is run again.
+    Failed,
+}
+
+/// What is known of the on-activate hook.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct HookState {
+    /// Grows with every change: of two states the higher one is the newer.
+    pub revision: u64,
+    /// The generation that is switched and that the hook has not succeeded for. `None`: what is switched is live.
+    pub due: Option<u64>,
+    /// The generation that the hook last succeeded for, as far as that is known: a web server may still be on it.
+    pub succeeded: Option<u64>,
+    /// The run that is under way, or the last one.
+    pub run: Option<HookRun>,
+    /// The last run failed, or what is due was left by an earlier process: nobody knows whether it will succeed.
+    pub failing: bool,
+}
+
 /// The on-activate hook with its record of what is due. Shared by the worker, which notes activations, and the task
 /// that runs the hook.
 #[derive(Debug)]
 pub struct AfterHook {
     hook: Hook,
     record: PathBuf,
-    due: Notify,
-    /// Whether an activation is under way. Held while the record is read, merged or removed.
-    under_way: Mutex<bool>,
+    notified: Notify,
+    /// Held while the record is read, merged or removed, and while the state changes.
+    inner: Mutex<Inner>,
+    state: watch::Sender<HookState>,
+}
+
+#[derive(Debug, Default)]
+struct Inner {
+    /// The activation that is under way: noted, and not settled.
+    under_way: Option<UnderWay>,
     /// Whether the record speaks of an activation that this process saw succeed.
-    witnessed: AtomicBool,
+    witnessed: bool,
+}
+
+#[derive(Debug, Clone, Copy)]
+struct UnderWay {
+    generation: u64,
+    succeeded: Option<u64>,
 }
 
 /// What is due.
 #[derive(Debug)]
 struct Due {
-    occasion: Occasion,
+    pending: Pending,
     /// At the first line.
     lines: BufReader<File>,
     /// Device and inode of the record.
     id: (u64, u64),
 }
 
-/// The first line of a record: what comes after it are paths.
-pub(crate) fn decode_occasion(line: &[u8]) -> serde_json::Result<Occasion> {
+/// The first line of a record.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Pending {
+    /// The activation.
+    #[serde(flatten)]
+    pub occasion: Occasion,
+    /// The generation that the hook last succeeded for; `None`: none that is known.
+    pub succeeded: Option<u64>,
+}
+
+/// What comes after the first line are paths.
+pub(crate) fn decode_pending(line: &[u8]) -> serde_json::Result<Pending> {
     serde_json::from_slice(line)
 }
 
-pub(crate) fn encode_occasion(occasion: &Occasion) -> serde_json::Result<Vec<u8>> {
-    let mut bytes = serde_json::to_vec(occasion)?;
+pub(crate) fn encode_pending(pending: &Pending) -> serde_json::Result<Vec<u8>> {
+    let mut bytes = serde_json::to_vec(pending)?;
     bytes.push(b'\n');
     Ok(bytes)
 }
 
-impl AfterHook {
-    /// Nothing is due but what an earlier process has left.
-    pub fn new(hook: Hook) -> Self {
-        Self {
-            record: hook.state.join(PENDING),
-            hook,
-            due: Notify::new(),
-            under_way: Mutex::new(false),
-            witnessed: AtomicBool::new(false),
+/// The lowest generation that a web server may still serve, as the record in `state` (`ROOT/state`) tells after a
+/// restart; `None`: no hook is due. A record that can't be read protects everything.
+pub(crate) fn protected(state: &Path) -> Option<u64> {
+    match load(&state.join(PENDING)) {
+        Ok(due) => due.map(|due| due.pending.succeeded.unwrap_or(0)),
+        Err(error) => {
+            tracing::warn!(error = reason::of(&error), "the record of the on-activate hook can't be read");
+            Some(0)
         }
+    }
+}
+
+/// The hook that a process which is gone has left due below `state` (`ROOT/state`), for the generation that is live.
+pub(crate) fn left_due(state: &Path, live: Option<u64>) -> Option<HookStatus> {
+    let succeeded = protected(state)?;
+    Some(HookStatus::due(live?, (succeeded > 0).then_some(succeeded)))
+}
+
+/// Drops what is due below `state` (`ROOT/state`): the agent runs without the hook.
+pub(crate) fn forget(state: &Path) -> io::Result<()> {
+    let record = state.join(PENDING);
+    if record.try_exists()? {
+        tracing::info!("no --on-activate: the hook that was due is dropped");
+    }
+    remove(&record)?;
+    remove(&record.with_extension("earlier"))
+}
+
+impl AfterHook {
+    /// Nothing is due but what an earlier process has left; `live` is the generation that is linked now.
+    pub fn new(hook: Hook, live: Option<u64>) -> Self {
+        let record = hook.state.join(PENDING);
+        let state = match load(&record) {
+            Ok(None) => HookState::default(),
+            due => HookState {
+                due: live,
+                succeeded: due.ok().flatten().and_then(|due| due.pending.succeeded),
+                failing: live.is_some(),
+                ..HookState::default()
+            },
+        };
+        Self {
+            record,
+            hook,
+            notified: Notify::new(),
+            inner: Mutex::default(),
+            state: watch::Sender::new(state),
+        }
+    }
+
+    /// How the hook fares, now and whenever that changes.
+    pub fn state(&self) -> watch::Receiver<HookState> {
+        self.state.subscribe()
+    }
+
+    /// The lowest generation that a web server may still serve besides the one that is live; `None`: no other.
+    pub fn protected(&self) -> Option<u64> {
+        let inner = lock(&self.inner);
+        let state = self.state.borrow();
+        let under_way = inner.under_way.as_ref();
+        if state.due.is_none() && under_way.is_none() {
+            return None;
+        }
+        // A web server goes forward only: each of these is a lower bound.
+        Some(state.succeeded.max(under_way.and_then(|u| u.succeeded)).unwrap_or(0))
     }
 
     /// To be called before the switch; survives a power cut. What was due before stays due. [`AfterHook::settle`] must
     /// follow.
     pub fn note(&self, occasion: Occasion, paths: &Paths<'_>) -> Result<(), HookError> {
-        let mut under_way = lock(&self.under_way);
+        let mut inner = lock(&self.inner);
         let mut before = load(&self.record).map_err(|source| self.record_error(source))?;
+        let succeeded = {
+            let state = self.state.borrow();
+            // Where nothing is due the hook has succeeded for what is live, or it was not set then.
+            if state.due.is_some() { state.succeeded } else { occasion.previous }
+        };
+        let pending = Pending { occasion, succeeded };
         let mut noted = || {
             remove(&self.earlier())?;
             if before.is_some() {
                 fs::hard_link(&self.record, self.earlier())?;
             }
-            self.save(&occasion, paths, before.as_mut().map(|due| &mut due.lines as &mut dyn BufRead))
+            self.save(&pending, paths, before.as_mut().map(|due| &mut due.lines as &mut dyn BufRead))
         };
         noted().map_err(|source| self.record_error(source))?;
-        *under_way = true;
+        inner.under_way = Some(UnderWay { generation: pending.occasion.generation, succeeded });
         Ok(())
     }
 
     /// To be called when the activation ended: runs what is due, and forgets the activation if it failed.
     pub fn settle(&self, activated: bool) {
-        let mut under_way = lock(&self.under_way);
-        if activated {
-            self.witnessed.store(true, Ordering::SeqCst);
-        }
-        if std::mem::take(&mut *under_way) {
+        let mut inner = lock(&self.inner);
+        inner.witnessed |= activated;
+        if let Some(under_way) = inner.under_way.take() {
             let settled = match activated {
                 true => remove(&self.earlier()),
                 false => match fs::rename(self.earlier(), &self.record) {
@@ -441,17 +581,28 @@ impl AfterHook {
                 // The hook then runs once more than it should: allowed.
                 tracing::warn!(error = reason::of(&error), "on-activate record not restored");
             }
+            if activated {
+                self.change(|state| {
+                    state.due = Some(under_way.generation);
+                    // A run for an earlier one may have succeeded meanwhile.
+                    state.succeeded = state.succeeded.max(under_way.succeeded);
+                });
+            }
         }
-        drop(under_way);
-        self.due.notify_one();
+        drop(inner);
+        self.retry();
+    }
+
+    /// What is due is run now, whatever pause it has after a failure.
+    pub fn retry(&self) {
+        self.notified.notify_one();
     }
 
     /// Runs the hook whenever it is due, until `stop`. `live` says what is live really: after a crash the record may
-    /// speak of an activation that never came. Failures are handed to `report` and tried again.
+    /// speak of an activation that never came. Failures are tried again; [`AfterHook::state`] tells of them.
     pub async fn serve(
         self: Arc<Self>,
         live: impl Fn() -> Option<Occasion> + Send + Sync + 'static,
-        report: impl Fn(Result<(), HookError>) + Send + Sync + 'static,
         stop: CancellationToken,
     ) {
         let live = Arc::new(live);
@@ -460,11 +611,8 @@ impl AfterHook {
             let (hook, occasion) = (self.clone(), live.clone());
             let outcome = tokio::task::spawn_blocking(move || hook.run_due(occasion())).await;
             let pause = match outcome {
-                Ok(Ok(ran)) => {
+                Ok(Ok(_)) => {
                     backoff.reset();
-                    if ran {
-                        report(Ok(()));
-                    }
                     None
                 }
                 Ok(Err(error)) => {
@@ -472,14 +620,13 @@ impl AfterHook {
                         error = reason::of(&error),
                         "on-activate hook failed, it will be tried again"
                     );
-                    report(Err(error));
                     Some(backoff.pause())
                 }
                 Err(_) => Some(backoff.pause()),
             };
             tokio::select! {
                 () = stop.cancelled() => return,
-                () = self.due.notified() => {}
+                () = self.notified.notified() => {}
                 () = pause_or_never(pause) => {}
             }
         }
@@ -487,30 +634,115 @@ impl AfterHook {
 
     /// Runs the hook if it is due. Returns whether it was.
     fn run_due(&self, live: Option<Occasion>) -> Result<bool, HookError> {
-        let failed = |source| self.record_error(source);
-        let due = match *lock(&self.under_way) {
+        let linked = live.as_ref().map(|live| live.generation);
+        let started = Instant::now();
+        let (occasion, due) = match self.take_due(live) {
+            Ok(Some(taken)) => taken,
+            Ok(None) => return Ok(false),
+            Err(error) => {
+                let generation = self.state.borrow().due.or(linked);
+                self.failed(generation.unwrap_or(0), started.elapsed(), &error);
+                return Err(error);
+            }
+        };
+        let generation = occasion.generation;
+        self.started(generation);
+        let started = Instant::now();
+        let done = self.run_taken(&occasion, due, started);
+        if let Err(error) = &done {
+            self.failed(generation, started.elapsed(), error);
+        }
+        done.map(|()| true)
+    }
+
+    /// What is to be run now, and for which activation.
+    fn take_due(&self, live: Option<Occasion>) -> Result<Option<(Occasion, Due)>, HookError> {
+        let inner = lock(&self.inner);
+        if inner.under_way.is_some() {
             // Whatever is recorded belongs to a switch that is still to come.
-            true => return Ok(false),
-            false => load(&self.record).map_err(failed)?,
+            return Ok(None);
+        }
+        let due = load(&self.record).map_err(|source| self.record_error(source))?;
+        let Some(due) = due else {
+            // Nothing is due, also where somebody else has removed the record.
+            if self.state.borrow().due.is_some() {
+                self.change(|state| (state.due, state.failing) = (None, false));
+            }
+            return Ok(None);
         };
-        let Some(due) = due else { return Ok(false) };
+        let recorded = due.pending.occasion.clone();
         let occasion = match live {
-            _ if self.witnessed.load(Ordering::SeqCst) => due.occasion,
-            Some(live) if live.generation == due.occasion.generation => due.occasion,
-            Some(live) => live,
-            None => return Ok(false),
+            _ if inner.witnessed => Some(recorded),
+            Some(live) if live.generation == recorded.generation => Some(recorded),
+            live => live,
         };
+        Ok(occasion.map(|occasion| (occasion, due)))
+    }
+
+    fn run_taken(&self, occasion: &Occasion, due: Due, started: Instant) -> Result<(), HookError> {
+        let failed = |source| self.record_error(source);
         let lines = due.lines.into_inner();
         // Held open: as long as it is, no other record has its number.
         let _held = lines.try_clone().map_err(failed)?;
-        self.hook.run_with_input(&occasion, lines)?;
-        let under_way = lock(&self.under_way);
+        self.hook.run_with_input(occasion, lines)?;
+        let elapsed = started.elapsed();
+        let inner = lock(&self.inner);
         // An activation that was noted meanwhile stays due, with all paths: at least once.
-        let told = if *under_way { self.earlier() } else { self.record.clone() };
-        if load(&told).map_err(failed)?.is_some_and(|now| now.id == due.id) {
-            remove(&told).map_err(failed)?;
-        }
-        Ok(true)
+        let told = if inner.under_way.is_some() { self.earlier() } else { self.record.clone() };
+        let is_newest = match load(&told).map_err(failed)? {
+            Some(now) if now.id == due.id => {
+                remove(&told).map_err(failed)?;
+                true
+            }
+            other => other.is_none(),
+        };
+        self.change(|state| {
+            if is_newest {
+                state.due = None;
+            }
+            state.succeeded = Some(occasion.generation);
+            state.failing = false;
+            if let Some(run) = &mut state.run {
+                (run.outcome, run.duration_ms) = (RunOutcome::Ok, milliseconds(elapsed));
+                run.output.clear();
+            }
+        });
+        Ok(())
+    }
+
+    /// A run begins. What is known of the last one stays until this one has ended.
+    fn started(&self, generation: u64) {
+        let _inner = lock(&self.inner);
+        self.change(|state| {
+            let again = state.run.take().filter(|run| run.generation == generation);
+            let attempt = again.as_ref().map_or(0, |run| run.attempt).saturating_add(1);
+            let (duration_ms, output) = again.map(|run| (run.duration_ms, run.output)).unwrap_or_default();
+            let outcome = RunOutcome::Running;
+            state.run = Some(HookRun { generation, outcome, duration_ms, output, attempt });
+        });
+    }
+
+    fn failed(&self, generation: u64, elapsed: Duration, error: &HookError) {
+        let _inner = lock(&self.inner);
+        self.change(|state| {
+            let attempt = state.run.as_ref().filter(|run| run.generation == generation);
+            state.run = Some(HookRun {
+                generation,
+                outcome: RunOutcome::Failed,
+                duration_ms: milliseconds(elapsed),
+                output: reason::bounded(&error.brief()),
+                attempt: attempt.map_or(1, |run| run.attempt),
+            });
+            state.failing = true;
+        });
+    }
+
+    /// The lock of `inner` is held.
+    fn change(&self, change: impl FnOnce(&mut HookState)) {
+        self.state.send_modify(|state| {
+            state.revision += 1;
+            change(state);
+        });
     }
 
     fn earlier(&self) -> PathBuf {
@@ -520,13 +752,13 @@ impl AfterHook {
     /// Replaces the record; it is on disk, under its name, when this returns.
     fn save(
         &self,
-        occasion: &Occasion,
+        pending: &Pending,
         paths: &Paths<'_>,
         earlier: Option<&mut dyn BufRead>,
     ) -> io::Result<()> {
         let temporary = self.record.with_extension("tmp");
         let mut out = BufWriter::new(File::create(&temporary)?);
-        out.write_all(&encode_occasion(occasion)?)?;
+        out.write_all(&encode_pending(pending)?)?;
         write_lines(&mut out, paths, earlier)?;
         out.into_inner().map_err(io::IntoInnerError::into_error)?.sync_all()?;
         fs::rename(&temporary, &self.record)?;
@@ -548,10 +780,14 @@ fn load(record: &Path) -> io::Result<Option<Due>> {
     let mut lines = BufReader::new(file);
     let mut first = Vec::new();
     lines.read_until(b'\n', &mut first)?;
-    let occasion = decode_occasion(&first)?;
+    let pending = decode_pending(&first)?;
     // What the hook reads begins here, whatever was buffered.
     lines.seek(SeekFrom::Start(first.len() as u64))?;
-    Ok(Some(Due { occasion, lines, id: (stat.dev(), stat.ino()) }))
+    Ok(Some(Due { pending, lines, id: (stat.dev(), stat.ino()) }))
+}
+
+fn milliseconds(elapsed: Duration) -> u64 {
+    u64::try_from(elapsed.as_millis()).unwrap_or(u64::MAX)
 }
 
 fn remove(path: &Path) -> io::Result<()> {
@@ -670,14 +906,14 @@ mod tests {
     fn what_failed_stays_due_with_the_paths_of_every_activation() {
         let scratch = tempfile::tempdir().unwrap();
         let out = scratch.path().join("out");
-        let failing = AfterHook::new(hook("exit 1", scratch.path()));
+        let failing = AfterHook::new(hook("exit 1", scratch.path()), None);
         failing.note(occasion(1), &paths(&[b"a", b"b"])).unwrap();
         assert!(!failing.run_due(None).unwrap(), "not before the switch");
         failing.settle(true);
         assert!(failing.run_due(Some(occasion(1))).is_err());
         // The agent starts again, and activates another generation.
         let command = format!("cat > {0}; echo $SYNCD_GENERATION >> {0}", out.display());
-        let working = AfterHook::new(hook(&command, scratch.path()));
+        let working = AfterHook::new(hook(&command, scratch.path()), Some(1));
         working.note(occasion(2), &paths(&[b"a/x", b"b", b"two\nlines"])).unwrap();
         working.settle(false);
         working.note(occasion(3), &paths(&[b"b", b"c"])).unwrap();
@@ -709,7 +945,7 @@ mod tests {
             "touch {0}; while [ -e {0} ]; do sleep 0.01; done",
             scratch.path().join("runs").display()
         );
-        let after = Arc::new(AfterHook::new(hook(&slow, scratch.path())));
+        let after = Arc::new(AfterHook::new(hook(&slow, scratch.path()), None));
         after.note(occasion(1), &paths(&[b"a"])).unwrap();
         after.settle(true);
         let running = thread::spawn({
@@ -719,10 +955,14 @@ mod tests {
         while !scratch.path().join("runs").exists() {
             thread::sleep(Duration::from_millis(5));
         }
+        assert_eq!(after.state().borrow().run.as_ref().unwrap().outcome, RunOutcome::Running);
         after.note(occasion(2), &paths(&[b"b"])).unwrap();
+        assert_eq!(after.protected(), Some(0));
         fs::remove_file(scratch.path().join("runs")).unwrap();
         assert!(running.join().unwrap().unwrap());
+        assert_eq!(after.protected(), Some(1));
         after.settle(false);
+        assert_eq!((after.protected(), after.state().borrow().due), (None, None));
         assert_eq!(names(scratch.path()), [""; 0]);
     }
 
@@ -731,14 +971,63 @@ mod tests {
     }
 
     #[test]
+    fn what_a_web_server_may_still_serve_is_known_until_the_hook_succeeds_also_after_a_restart() {
+        let scratch = tempfile::tempdir().unwrap();
+        let activate = |after: &AfterHook, number: u64| {
+            after.note(occasion(number), &paths(&[b"a"])).unwrap();
+            let under_way = after.protected();
+            after.settle(true);
+            under_way
+        };
+        let failing = AfterHook::new(hook("echo no >&2; exit 1", scratch.path()), Some(5));
+        assert_eq!((failing.protected(), protected(scratch.path())), (None, None));
+        assert_eq!(activate(&failing, 6), Some(5), "from before the switch");
+        for attempt in 1..3 {
+            failing.run_due(Some(occasion(6))).unwrap_err();
+            let state = failing.state().borrow().clone();
+            assert_eq!((state.due, state.succeeded, state.failing), (Some(6), Some(5), true));
+            let run = state.run.unwrap();
+            assert_eq!((run.generation, run.outcome, run.attempt), (6, RunOutcome::Failed, attempt));
+            assert_eq!(run.output, "exit status: 1: no");
+        }
+        assert_eq!(activate(&failing, 7), Some(5));
+        // The agent starts again, with a hook that was mended.
+        assert_eq!(protected(scratch.path()), Some(5));
+        let mended = AfterHook::new(hook("exit 0", scratch.path()), Some(7));
+        assert!(mended.state().borrow().failing, "until it is known better");
+        assert_eq!(mended.protected(), Some(5));
+        assert!(mended.run_due(Some(occasion(7))).unwrap());
+        let state = mended.state().borrow().clone();
+        assert_eq!((state.due, state.succeeded, state.failing), (None, Some(7), false));
+        assert_eq!((mended.protected(), protected(scratch.path())), (None, None));
+        assert_eq!(activate(&mended, 8), Some(7));
+    }
+
+    #[test]
+    fn a_record_that_is_damaged_protects_everything_and_without_a_hook_it_is_dropped() {
+        let scratch = tempfile::tempdir().unwrap();
+        fs::write(scratch.path().join(PENDING), "{").unwrap();
+        assert_eq!(protected(scratch.path()), Some(0));
+        let after = AfterHook::new(hook("exit 0", scratch.path()), Some(6));
+        assert_eq!(after.protected(), Some(0));
+        after.run_due(Some(occasion(6))).unwrap_err();
+        assert_eq!(after.state().borrow().run.as_ref().unwrap().outcome, RunOutcome::Failed);
+        fs::write(scratch.path().join("on-activate.earlier"), "{").unwrap();
+        forget(scratch.path()).unwrap();
+        assert_eq!((protected(scratch.path()), names(scratch.path()).len()), (None, 0));
+    }
+
+    #[test]
     fn after_a_switch_that_never_came_the_hook_is_told_what_is_live() {
         let scratch = tempfile::tempdir().unwrap();
         let out = scratch.path().join("out");
-        let after =
-            AfterHook::new(hook(&format!("echo $SYNCD_GENERATION > {}", out.display()), scratch.path()));
+        let after = AfterHook::new(
+            hook(&format!("echo $SYNCD_GENERATION > {}", out.display()), scratch.path()),
+            Some(6),
+        );
         after.note(occasion(7), &paths(&[b"a"])).unwrap();
         // A crash: the agent starts again.
-        let after = AfterHook::new(after.hook.clone());
+        let after = AfterHook::new(after.hook.clone(), Some(6));
         after.run_due(Some(occasion(6))).unwrap();
         assert_eq!(fs::read_to_string(out).unwrap(), "6\n");
     }
@@ -746,7 +1035,7 @@ mod tests {
     #[test]
     fn an_activation_that_fails_leaves_nothing_due() {
         let scratch = tempfile::tempdir().unwrap();
-        let after = AfterHook::new(hook("true", scratch.path()));
+        let after = AfterHook::new(hook("true", scratch.path()), Some(6));
         after.note(occasion(7), &paths(&[b"a"])).unwrap();
         after.settle(false);
         assert!(!after.run_due(Some(occasion(6))).unwrap());

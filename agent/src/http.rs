@@ -1,15 +1,17 @@
 //! Health over HTTP ([`syncd_shared::health`]), for load balancers and monitors.
 //!
-//! `GET /healthz`: 200 while a complete generation is live, whether or not the origin can be reached, since the node
-//! serves either way; 503 before the first. The body tells which generation, and whether there is a connection.
+//! `GET /healthz`: 200 while a complete generation is linked, whether or not the origin can be reached and the on-activate
+//! hook succeeds, since the node serves either way; 503 before the first. The body tells which generation, whether it is
+//! live or only switched, and whether there is a connection.
 
 use std::io;
 use std::net::SocketAddr;
 
+use syncd_shared::HookStatus;
 use syncd_shared::health::Health;
 use tokio::net::TcpListener;
 
-use crate::status::AgentStatus;
+use crate::status::{AgentStatus, State};
 
 /// No place to answer.
 #[derive(Debug, thiserror::Error)]
@@ -28,7 +30,13 @@ pub async fn bind(address: SocketAddr) -> Result<TcpListener, BindError> {
 /// What `GET /healthz` answers.
 pub fn health(status: &AgentStatus) -> Health {
     let connection = if status.connected { "connected" } else { "not connected" };
+    let hook = status.hook.as_ref().and_then(HookStatus::line);
     match status.generation {
+        Some(generation) if status.reached() == State::Switched => {
+            let hook = hook.unwrap_or_default();
+            let text = format!("switched to generation {generation}, not live: {hook}; {connection}");
+            Health { is_well: true, text }
+        }
         Some(generation) => {
             Health { is_well: true, text: format!("ok generation {generation}, {connection}") }
         }
@@ -39,7 +47,7 @@ pub fn health(status: &AgentStatus) -> Health {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::status::tests::sample;
+    use crate::status::tests::{failing, sample};
 
     #[test]
     fn healthy_means_a_complete_generation_with_or_without_an_origin() {
@@ -50,6 +58,17 @@ mod tests {
         assert_eq!(health(&status), ok("ok generation 42, not connected"));
         status.generation = None;
         assert!(!health(&status).is_well);
+    }
+
+    #[test]
+    fn a_hook_that_fails_takes_no_node_out_of_service_and_is_not_called_ok() {
+        let Health { is_well, text } = health(&failing());
+        assert!(is_well);
+        assert!(
+            text.starts_with("switched to generation 42, not live: hook failed: exit status: 1"),
+            "{text}"
+        );
+        assert!(text.ends_with("; connected"), "{text}");
     }
 
     #[tokio::test]

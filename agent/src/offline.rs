@@ -7,6 +7,7 @@ use tokio::runtime::Handle as Runtime;
 
 use crate::config::RunOptions;
 use crate::fetch::OriginSource;
+use crate::hooks;
 use crate::identity::AgentIdentity;
 use crate::renew::Keeper;
 use crate::replica_work;
@@ -34,14 +35,19 @@ pub fn status(root: &Path) -> Result<AgentStatus, OfflineError> {
     let identity = AgentIdentity::load(root).map_err(ServiceError::from)?;
     let replica = replica_work::open(&options).map_err(ServiceError::from)?;
     let held = replica.state();
+    let live = held.live.as_ref().map(|g| g.number().get());
+    // The hook's command is the running agent's alone: what is due is all that is known here.
+    let hook = hooks::left_due(&root.join("state"), live);
+    let reached = if hook.is_some() { State::Switched } else { State::Live };
     Ok(AgentStatus {
-        generation: held.live.as_ref().map(|g| g.number().get()),
+        generation: live,
         root: held.live.as_ref().map(|g| g.root_hash().to_string()),
-        state: if held.live.is_some() { State::Live } else { State::Empty },
+        state: if held.live.is_some() { reached } else { State::Empty },
         accepted: held.accepted.as_ref().map(|g| g.number().get()),
         generations: held.generations.iter().map(|n| n.get()).collect(),
         spares: held.spares,
         drift: held.drift,
+        hook,
         ..service::about(&options, &identity)
     })
 }

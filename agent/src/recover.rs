@@ -4,6 +4,7 @@
 //! | --- | --- |
 //! | the record's live generation has its tree, `live` names another | rolled forward: the link is switched |
 //! | `generations/K` that the record does not have, not served | an activation that did not commit: a building again |
+//! | the same, while the on-activate hook of a generation from K on is due | left until it has succeeded: a web server may be there |
 //! | a generation of the record without its tree | forgotten, but for the accepted number |
 //! | `generations/N` that the record has as retired | out of use: `retired-K`, to be inspected |
 //! | `retired-K` that the record does not have | a building: nothing is known that it could be compared with |
@@ -74,7 +75,7 @@ impl Replica {
         }
         for number in present {
             let served = Some(number) == linked && self.known.live.is_none();
-            if !self.known.generations.contains_key(&number) && !served {
+            if !self.known.generations.contains_key(&number) && !served && !self.may_be_served(number) {
                 let mut retiring = self.known.retired.iter().filter(|(_, tree)| tree.number == number);
                 let to = match retiring.next().map(|(slot, _)| *slot) {
                     Some(slot) if !self.is_in_staging(slot)? => retired(slot),

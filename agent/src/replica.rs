@@ -124,6 +124,8 @@ pub(crate) struct Upkeep {
     pub resting: HashMap<u64, Instant>,
     /// When a retired tree was last looked at name by name.
     pub inspected_whole: Option<Instant>,
+    /// A web server may still serve generations from this number on: the on-activate hook is due.
+    pub protected: Option<u64>,
     /// Manifests that retired trees had, by slot of `building-K`, and their generations.
     pub was: HashMap<u64, (u64, RootEntry)>,
     /// What the last activations changed.
@@ -163,6 +165,7 @@ impl Replica {
             retired: HashMap::new(),
             resting: HashMap::new(),
             inspected_whole: None,
+            protected: crate::hooks::protected(&root.join("state")),
             was: HashMap::new(),
             steps: Steps::default(),
             drawn: BTreeSet::new(),

@@ -66,6 +66,7 @@ impl ReplicaWork for Replica {
             spares: status.spares as u64,
             spare_misses: status.spare_misses,
             drift: status.drift,
+            hook: None,
         }
     }
 
@@ -121,6 +122,10 @@ impl ReplicaWork for Replica {
 
     fn is_settled(&self) -> bool {
         !self.upkeep.unsettled
+    }
+
+    fn protect(&mut self, from: Option<u64>) {
+        self.protect_from(from);
     }
 
     fn bound(&mut self) {

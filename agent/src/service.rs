@@ -26,7 +26,7 @@ use crate::renew::Keeper;
 use crate::session::worker::{Hooks, ReplicaWork};
 use crate::session::{Handle, Parts, Session, SessionError};
 use crate::status::{AgentStatus, State};
-use crate::{admin, http};
+use crate::{admin, hooks, http};
 
 /// Everything but the session is given so long to end.
 const STOP_LIMIT: Duration = Duration::from_secs(5);
@@ -136,7 +136,8 @@ pub async fn start_with<R: ReplicaWork>(
     let keeper = Arc::new(Keeper::new(options.root.clone(), identity, options.origin.clone())?);
     let dialer = keeper.dialer();
     let source = OriginSource::new(Runtime::current(), dialer.clone(), options.bwlimit);
-    let hooks = hooks(&options);
+    let live = replica.state().live.map(|live| live.number().get());
+    let hooks = hooks(&options, live);
     let pinning = keeper.clone();
     let parts = Parts {
         replica,
@@ -196,17 +197,25 @@ pub(crate) fn about(options: &RunOptions, identity: &AgentIdentity) -> AgentStat
         last_contact: None,
         error: None,
         drift: None,
+        hook: None,
     }
 }
 
-fn hooks(options: &RunOptions) -> Hooks {
+/// The hooks of a replica that is open, with this generation live. What is due of a hook that is not set any more is
+/// dropped.
+fn hooks(options: &RunOptions, live: Option<u64>) -> Hooks {
     let state = options.root.join("state");
+    if options.on_activate.is_none()
+        && let Err(error) = hooks::forget(&state)
+    {
+        tracing::warn!(error = reason::of(&error), "the record of an on-activate hook that is gone stays");
+    }
     let hook = |command: &Option<String>| {
         command.as_ref().map(|command| Hook::new(command.clone(), options.hook_timeout, &state))
     };
     Hooks {
         before: hook(&options.before_activate),
-        after: hook(&options.on_activate).map(|hook| Arc::new(AfterHook::new(hook))),
+        after: hook(&options.on_activate).map(|hook| Arc::new(AfterHook::new(hook, live))),
     }
 }
 
@@ -216,7 +225,6 @@ async fn run_after_hook(
     root: std::path::PathBuf,
     stop: CancellationToken,
 ) {
-    let trouble = session.trouble.clone();
     let live = move || {
         let live = session.live.borrow();
         let generation = live.as_ref()?;
@@ -227,10 +235,7 @@ async fn run_after_hook(
             root.join("live"),
         ))
     };
-    let report = move |outcome: Result<(), crate::hooks::HookError>| {
-        trouble.send_replace(outcome.err().map(|error| format!("on-activate: {}", reason::of(&error))));
-    };
-    hook.serve(live, report, stop).await;
+    hook.serve(live, stop).await;
 }
 
 /// Where a generation's tree is.

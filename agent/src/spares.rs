@@ -1,8 +1,8 @@
 //! Background work: spares that are ready for the next update, old trees, the trash.
 //!
-//! One bounded step a call, so that an update never waits long for it. In order: trees beyond `--keep` whose grace is
-//! over are inspected ([`crate::inspect`]) and become buildings (while spares are lacking) or trash; spares are brought to
-//! the live root by what differs;
+//! One bounded step a call, so that an update never waits long for it. In order: trees beyond `--keep` that no web server
+//! can be on any more ([`Replica::may_be_served`]) and whose grace is over are inspected ([`crate::inspect`]) and become
+//! buildings (while spares are lacking) or trash; spares are brought to the live root by what differs;
 //! buildings are made spares, every name looked at; with nothing to recycle a farm of links is built; one spare is drawn
 //! for the next update; the trash is emptied a little, but not while files are being written: ext4 then searches past
 //! the inodes that were just freed and creates new files several times slower. Where commits leave no such pause, each
@@ -170,12 +170,34 @@ impl Replica {
         self.upkeep.last_write.is_none_or(|at| self.options.clock.since(at) >= QUIET)
     }
 
-    /// Trees beyond those that are kept, oldest first.
+    /// Trees beyond those that are kept, oldest first. Those that a web server may still serve are none of them.
     fn excess(&self) -> Vec<u64> {
         let live = self.known.live;
         let others: Vec<u64> = self.known.generations.keys().copied().filter(|n| Some(*n) != live).collect();
         let kept = self.options.keep.saturating_sub(1);
-        others[..others.len().saturating_sub(kept)].to_vec()
+        let excess = others[..others.len().saturating_sub(kept)].iter();
+        excess.copied().filter(|number| !self.may_be_served(*number)).collect()
+    }
+
+    /// Whether a web server may still serve this tree although another is live: the on-activate hook has not succeeded
+    /// since. Such a tree is never recycled, deleted or renamed, whatever else is lacking.
+    pub(crate) fn may_be_served(&self, number: u64) -> bool {
+        self.upkeep.protected.is_some_and(|from| number >= from)
+    }
+
+    /// From now on a web server may serve generations from this number on; `None`: what is live alone. The grace of
+    /// trees that it has left begins now.
+    pub(crate) fn protect_from(&mut self, from: Option<u64>) {
+        self.upkeep.protected = from;
+        let now = self.options.clock.now();
+        let (live, trees) = (self.known.live, &self.known.generations);
+        for number in trees.keys().filter(|number| Some(**number) != live) {
+            if from.is_some_and(|from| *number >= from) {
+                self.upkeep.retired.remove(number);
+            } else {
+                self.upkeep.retired.entry(*number).or_insert(now);
+            }
+        }
     }
 
     /// Updates that come without a pause leave no time for background work: what waits is bounded all the same.

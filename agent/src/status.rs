@@ -4,6 +4,7 @@ use std::fmt;
 
 use serde::{Deserialize, Serialize};
 use syncd_proto::v1::AgentState;
+use syncd_shared::HookStatus;
 
 /// The JSON of `syncd-agent status --json`: scripts depend on its names.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -34,6 +35,8 @@ pub struct AgentStatus {
     pub last_contact: Option<String>,
     /// What went wrong last, until it works again.
     pub error: Option<String>,
+    /// The on-activate hook of the newest activation; `None`: none is set, or none was due since the agent started.
+    pub hook: Option<HookStatus>,
     /// Files that were changed locally, until a later tree is without any.
     pub drift: Option<Drift>,
 }
@@ -82,6 +85,8 @@ pub enum State {
     Staging,
     /// A tree is complete and waits to be activated.
     Staged,
+    /// The tree is linked and durable, and the on-activate hook has not succeeded for it.
+    Switched,
     /// The announced generation is live, or none newer is known.
     Live,
     /// The announced generation could not be made live; it is tried again.
@@ -96,6 +101,7 @@ impl State {
             Self::Fetching => AgentState::Fetching,
             Self::Staging => AgentState::Staging,
             Self::Staged => AgentState::Staged,
+            Self::Switched => AgentState::Switched,
             Self::Live => AgentState::Live,
             Self::Failed => AgentState::Failed,
         }
@@ -109,6 +115,7 @@ impl fmt::Display for State {
             Self::Fetching => "fetching",
             Self::Staging => "staging",
             Self::Staged => "staged",
+            Self::Switched => "switched",
             Self::Live => "live",
             Self::Failed => "failed",
         })
@@ -120,11 +127,12 @@ impl fmt::Display for AgentStatus {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let connection = if self.connected { "connected" } else { "not connected" };
         match self.generation {
-            Some(generation) if self.state == State::Live => {
-                writeln!(f, "{}: generation {generation} is live", self.name)?;
-            }
             Some(generation) => {
-                writeln!(f, "{}: generation {generation} is live, the next is {}", self.name, self.state)?;
+                write!(f, "{}: generation {generation} is {}", self.name, self.reached())?;
+                match self.state {
+                    State::Live | State::Switched => writeln!(f)?,
+                    next => writeln!(f, ", the next is {next}")?,
+                }
             }
             None => writeln!(f, "{}: nothing is live yet ({})", self.name, self.state)?,
         }
@@ -147,10 +155,20 @@ impl fmt::Display for AgentStatus {
         if let Some(drift) = &self.drift {
             write!(f, "\n  drift        {drift}")?;
         }
+        if let Some(hook) = self.hook.as_ref().and_then(HookStatus::line) {
+            write!(f, "\n  hook         {hook}")?;
+        }
         if let Some(error) = &self.error {
             write!(f, "\n  error        {error}")?;
         }
         Ok(())
+    }
+}
+
+impl AgentStatus {
+    /// How far [`Self::generation`] got: `switched` while the on-activate hook is due, else `live`.
+    pub fn reached(&self) -> State {
+        if self.hook.as_ref().is_some_and(|hook| !hook.is_live()) { State::Switched } else { State::Live }
     }
 }
 
@@ -174,7 +192,33 @@ pub(crate) mod tests {
             last_contact: Some("2026-11-23T04:12:02Z".into()),
             error: None,
             drift: None,
+            hook: None,
         }
+    }
+
+    /// The hook has failed for the generation of [`sample`].
+    pub(crate) fn failing() -> AgentStatus {
+        let hook = HookStatus {
+            generation: 42,
+            outcome: syncd_shared::HookOutcome::Failed,
+            duration_ms: 12,
+            output: "exit status: 1: AH00526".into(),
+            attempt: 2,
+            succeeded: Some(41),
+            waits: None,
+        };
+        AgentStatus { state: State::Switched, error: hook.trouble(), hook: Some(hook), ..sample() }
+    }
+
+    #[test]
+    fn a_failing_hook_is_told_and_nothing_is_called_live() {
+        let text = failing().to_string();
+        assert!(text.starts_with("web1: generation 42 is switched\n"), "{text}");
+        let hook = "hook         hook failed: exit status: 1: AH00526 (attempt 2); the web server may still serve generation 41";
+        assert!(text.contains(hook), "{text}");
+        // Also while the next one is on its way.
+        let text = AgentStatus { state: State::Fetching, ..failing() }.to_string();
+        assert!(text.starts_with("web1: generation 42 is switched, the next is fetching\n"), "{text}");
     }
 
     #[test]
@@ -182,7 +226,7 @@ pub(crate) mod tests {
         let json = serde_json::to_string(&sample()).unwrap();
         let root = "ab".repeat(32);
         let expected = format!(
-            r#"{{"name":"web1","root_directory":"/srv/replica","origin":"host:8873","connected":true,"generation":42,"root":"{root}","live":"/srv/replica/live","state":"live","accepted":42,"generations":[41,42],"spares":2,"last_contact":"2026-11-23T04:12:02Z","error":null,"drift":null}}"#
+            r#"{{"name":"web1","root_directory":"/srv/replica","origin":"host:8873","connected":true,"generation":42,"root":"{root}","live":"/srv/replica/live","state":"live","accepted":42,"generations":[41,42],"spares":2,"last_contact":"2026-11-23T04:12:02Z","error":null,"hook":null,"drift":null}}"#
         );
         assert_eq!(json, expected);
     }

@@ -269,10 +269,16 @@ async fn hooks_run_around_the_activation() {
     let root = scratch.path().join("root");
     let identity = origin.join(&root).await;
     let refuse = scratch.path().join("refuse");
+    let broken = scratch.path().join("broken");
     std::fs::write(&refuse, "").unwrap();
+    std::fs::write(&broken, "").unwrap();
     let options = RunOptions {
         before_activate: Some(format!("test ! -e {} || {{ echo not now >&2; exit 1; }}", refuse.display())),
-        on_activate: Some(format!("cat > {0}; echo $SYNCD_GENERATION $SYNCD_LABEL >> {0}", out.display())),
+        on_activate: Some(format!(
+            "cat > {0}; echo $SYNCD_GENERATION $SYNCD_LABEL >> {0}; test ! -e {1} || {{ echo no reload >&2; exit 1; }}",
+            out.display(),
+            broken.display()
+        )),
         ..RunOptions::new(root)
     };
     let agent = origin.agent_with(options, identity, &replica).await;
@@ -294,7 +300,13 @@ async fn hooks_run_around_the_activation() {
     }
     assert!(replica.lock().activated.is_empty());
     std::fs::remove_file(refuse).unwrap();
-    conversation.hear_activated(1).await;
+    conversation.hear_switched(1).await;
+    let failed = conversation.hear_hook(v1::HookOutcome::Failed).await;
+    assert_eq!((failed.generation, failed.output.as_str()), (1, "exit status: 1: no reload"));
+    std::fs::remove_file(broken).unwrap();
+    let live = conversation.hear_hook(v1::HookOutcome::Ok).await;
+    assert_eq!((live.generation, live.succeeded), (1, 1));
+    assert!(live.attempt > failed.attempt);
     assert_eq!(replica.lock().staged, [1], "what the hook declined stays staged");
     let deadline = Instant::now() + fake::PATIENCE;
     while std::fs::read_to_string(&out).unwrap_or_default() != "index.html\n1 release 1\n" {

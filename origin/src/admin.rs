@@ -13,7 +13,7 @@ use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
-use crate::arrivals::Arrivals;
+use crate::arrivals::{Arrivals, Closing};
 use crate::commit::{Answer, CommitOptions, Committer, Outcome};
 use crate::desk::{Checked, Desk, DeskError};
 use crate::dialogue::{GenerationLine, NodeLine, NodeResult, Reply, Request, Wait};
@@ -24,6 +24,9 @@ use crate::status::{State, Status};
 /// Commands that may be under way at once.
 const CLIENTS_MAX: usize = 64;
 const SOCKET: &str = "admin.sock";
+/// Who is still waited for is said after so long, and then so often.
+const FIRST_REMARK: Duration = Duration::from_secs(2);
+const REMARKS: Duration = Duration::from_secs(10);
 
 /// Where the socket of a data directory is.
 pub fn socket_path(data: &Path) -> PathBuf {
@@ -200,35 +203,50 @@ impl Admin {
         let (mut fleet, mut origin) = (self.fleet.view(), self.committer.view());
         let started = tokio::time::Instant::now();
         let deadline = tokio::time::sleep(Duration::from_millis(wait.timeout_ms));
-        let second_look = tokio::time::sleep(arrivals.looks_again_at().unwrap_or(Duration::MAX));
-        tokio::pin!(deadline, second_look);
+        let mut remarks = tokio::time::interval_at(started + FIRST_REMARK, REMARKS);
+        tokio::pin!(deadline);
         loop {
             let agents = fleet.borrow_and_update().clone();
             let newest = origin.borrow_and_update().current.as_ref().map(SignedGeneration::number);
-            for name in newest.map(|newest| arrivals.update(&agents, newest)).unwrap_or_default() {
-                replies.send(Reply::Node(NodeLine { name, result: NodeResult::Live, error: None })).await;
+            let waited = started.elapsed();
+            let after_ms = u64::try_from(waited.as_millis()).unwrap_or(u64::MAX);
+            for name in newest.map(|newest| arrivals.update(&agents, newest, waited)).unwrap_or_default() {
+                let result = NodeResult::Live;
+                replies.send(Reply::Node(NodeLine { name, result, error: None, after_ms })).await;
             }
-            if arrivals.is_decided(&agents, started.elapsed()) {
+            if arrivals.is_decided(&agents, waited) {
                 break;
             }
+            let look_again = arrivals.looks_again_at(waited).map(|at| started + at);
             tokio::select! {
                 Ok(()) = fleet.changed() => {}
                 Ok(()) = origin.changed() => {}
-                () = &mut second_look, if !second_look.is_elapsed() => {}
+                () = at(look_again) => {}
+                _ = remarks.tick() => {
+                    if let Some(text) = arrivals.remark(&agents) {
+                        replies.send(Reply::Remark { text }).await;
+                    }
+                }
                 () = &mut deadline => break,
                 // Nobody reads the answer any more.
                 () = replies.client.closed() => break,
             }
         }
         let agents = fleet.borrow().clone();
-        let (missing, success) = arrivals.close(&agents, started.elapsed());
+        let Closing { missing, success, remark } = arrivals.close(&agents, started.elapsed());
         for line in missing {
             replies.send(Reply::Node(line)).await;
         }
-        if agents.agents.is_empty() {
-            let text = "no agent is enrolled: `syncd-origin token` makes a join token".to_owned();
+        if let Some(text) = remark {
             replies.send(Reply::Remark { text }).await;
         }
         if success { 0 } else { 3 }
+    }
+}
+
+async fn at(time: Option<tokio::time::Instant>) {
+    match time {
+        Some(time) => tokio::time::sleep_until(time).await,
+        None => std::future::pending().await,
     }
 }

@@ -4,7 +4,7 @@
 use std::collections::BTreeSet;
 use std::time::Duration;
 
-use syncd_shared::{GenerationNumber, RootHash, SignedGeneration};
+use syncd_shared::{GenerationNumber, HookOutcome, HookStatus, RootHash, SignedGeneration};
 
 use crate::dialogue::{NodeLine, NodeResult};
 use crate::fleet::{AgentState, AgentView, FleetView};
@@ -12,6 +12,11 @@ use crate::status::state_name;
 
 /// An agent that had failed before gets this long to show that it fails again.
 const STALE_FAILURE: Duration = Duration::from_secs(3);
+/// An agent that connects so soon counts as connected from the beginning, and where none is connected one is waited for
+/// so long: after a restart of the origin all come back within it.
+const FIRST_SECONDS: Duration = Duration::from_secs(5);
+/// Nodes that are named in one remark.
+const NAMES_MAX: usize = 10;
 
 /// Agents on their way to one generation.
 #[derive(Debug)]
@@ -26,34 +31,51 @@ pub struct Arrivals {
     stale: BTreeSet<String>,
 }
 
+/// What waiting came to.
+#[derive(Debug)]
+pub struct Closing {
+    /// Nodes that do not have it live.
+    pub missing: Vec<NodeLine>,
+    /// Whether everybody who was waited for has it live.
+    pub success: bool,
+    /// What a person should know besides.
+    pub remark: Option<String>,
+}
+
 impl Arrivals {
     /// Of a generation that was just sealed, or is waited for again: `fleet` says who is connected.
     pub fn new(generation: &SignedGeneration, require_all: bool, fleet: &FleetView) -> Self {
-        let names = |of: &dyn Fn(&AgentView) -> bool| {
-            fleet.agents.iter().filter(|a| of(a)).map(|a| a.name.clone()).collect()
-        };
-        Self {
+        let mut arrivals = Self {
             number: generation.number(),
             root: generation.root_hash(),
             require_all,
-            awaited: names(&|a| a.connected || require_all),
+            awaited: BTreeSet::new(),
             live: BTreeSet::new(),
-            stale: names(&has_failed),
+            stale: BTreeSet::new(),
+        };
+        for agent in &fleet.agents {
+            if agent.connected || require_all {
+                arrivals.awaited.insert(agent.name.clone());
+            }
+            if arrivals.has_failed(agent) {
+                arrivals.stale.insert(agent.name.clone());
+            }
         }
+        arrivals
     }
 
-    /// Takes in what the fleet looks like; `newest` is the newest generation of this origin. Returns who has arrived
-    /// since the last call.
-    pub fn update(&mut self, fleet: &FleetView, newest: GenerationNumber) -> Vec<String> {
+    /// Takes in what the fleet looks like after so long; `newest` is the newest generation of this origin. Returns who
+    /// has arrived since the last call.
+    pub fn update(&mut self, fleet: &FleetView, newest: GenerationNumber, waited: Duration) -> Vec<String> {
         let enrolled: BTreeSet<&String> = fleet.agents.iter().map(|a| &a.name).collect();
         // Whom an operator revoked is not waited for any more.
         self.awaited.retain(|name| enrolled.contains(name));
         let mut arrived = Vec::new();
         for agent in &fleet.agents {
-            if self.require_all {
+            if self.require_all || (agent.connected && waited < FIRST_SECONDS) {
                 self.awaited.insert(agent.name.clone());
             }
-            if !has_failed(agent) {
+            if !self.has_failed(agent) {
                 self.stale.remove(&agent.name);
             }
             // Of an unreachable agent it is only known what it had.
@@ -69,34 +91,67 @@ impl Arrivals {
         arrived
     }
 
-    /// A number above the newest is of another history: this origin was restored from an older copy.
+    /// Linked is not live: where the hook has not succeeded for what is linked, what it last succeeded for counts. A later
+    /// generation will do; a number above the newest is of another history: this origin was restored from an older copy.
     fn is_there(&self, agent: &AgentView, newest: GenerationNumber) -> bool {
-        agent.generation.is_some_and(|has| {
-            (has == self.number && agent.root == Some(self.root)) || (has > self.number && has <= newest)
-        })
+        match agent.hook.as_ref().filter(|hook| !hook.is_live()) {
+            None => agent.generation.is_some_and(|has| {
+                (has == self.number && agent.root == Some(self.root)) || (has > self.number && has <= newest)
+            }),
+            Some(hook) => hook.succeeded.is_some_and(|n| (self.number.get()..=newest.get()).contains(&n)),
+        }
     }
 
-    /// Whether waiting longer changes nothing: everybody has arrived, or needs a person.
+    /// Whether an agent has shown that it does not get there by itself: it needs a person, or its hook has failed for
+    /// this generation or a later one, or keeps this one from being activated.
+    fn has_failed(&self, agent: &AgentView) -> bool {
+        let hook = agent.hook.as_ref().filter(|hook| hook.outcome == HookOutcome::Failed);
+        let number = self.number.get();
+        let of_this = |hook: &HookStatus| hook.generation.max(hook.waits.unwrap_or(0)) >= number;
+        agent.state == AgentState::Failed && agent.needs_operator || hook.is_some_and(of_this)
+    }
+
+    /// Whether waiting longer changes nothing: everybody has arrived, or has failed.
     pub fn is_decided(&self, fleet: &FleetView, waited: Duration) -> bool {
+        if self.awaited.is_empty() && !fleet.agents.is_empty() && waited < FIRST_SECONDS {
+            return false;
+        }
         let is_lost = |agent: &AgentView| {
-            has_failed(agent) && (waited >= STALE_FAILURE || !self.stale.contains(&agent.name))
+            self.has_failed(agent) && (waited >= STALE_FAILURE || !self.stale.contains(&agent.name))
         };
-        fleet
-            .agents
-            .iter()
-            .filter(|a| self.awaited.contains(&a.name) && !self.live.contains(&a.name))
-            .all(is_lost)
+        self.absent(fleet).all(is_lost)
     }
 
-    /// When a failure from before counts.
-    pub fn looks_again_at(&self) -> Option<Duration> {
-        (!self.stale.is_empty()).then_some(STALE_FAILURE)
+    /// When time alone decides: a failure from before counts, nobody comes any more.
+    pub fn looks_again_at(&self, waited: Duration) -> Option<Duration> {
+        [STALE_FAILURE, FIRST_SECONDS].into_iter().find(|at| *at > waited)
+    }
+
+    /// Who is waited for and has not arrived.
+    fn absent<'a>(&'a self, fleet: &'a FleetView) -> impl Iterator<Item = &'a AgentView> {
+        fleet.agents.iter().filter(|a| self.awaited.contains(&a.name) && !self.live.contains(&a.name))
+    }
+
+    /// For a person who looks on: who is still waited for.
+    pub fn remark(&self, fleet: &FleetView) -> Option<String> {
+        let absent: Vec<_> = self.absent(fleet).collect();
+        if absent.is_empty() {
+            return self.awaited.is_empty().then(|| "no agent is connected yet".to_owned());
+        }
+        let shown = absent.iter().take(NAMES_MAX).map(|agent| {
+            let does = if agent.connected { state_name(agent.state) } else { "unreachable" };
+            format!("{} ({does}, {})", agent.name, still_at(agent))
+        });
+        let shown: Vec<_> = shown.collect();
+        let more = if absent.len() > NAMES_MAX { ", ..." } else { "" };
+        Some(format!("waiting for {} of {}: {}{more}", absent.len(), self.awaited.len(), shown.join(", ")))
     }
 
     /// The end: who has not arrived, and whether it is a success.
-    pub fn close(&self, fleet: &FleetView, waited: Duration) -> (Vec<NodeLine>, bool) {
+    pub fn close(&self, fleet: &FleetView, waited: Duration) -> Closing {
         let mut missing = Vec::new();
         let mut success = !self.live.is_empty();
+        let mut down = Vec::new();
         for agent in fleet.agents.iter().filter(|a| !self.live.contains(&a.name)) {
             let is_awaited = self.awaited.contains(&agent.name);
             if !is_awaited && agent.connected {
@@ -104,20 +159,84 @@ impl Arrivals {
                 continue;
             }
             success &= !is_awaited;
-            let result = if agent.connected { NodeResult::Failed } else { NodeResult::Unreachable };
-            let error = agent.error.clone().or_else(|| {
-                agent.connected.then(|| {
-                    format!("not live after {:.1} s, state {}", waited.as_secs_f64(), state_name(agent.state))
-                })
-            });
-            missing.push(NodeLine { name: agent.name.clone(), result, error });
+            if !is_awaited {
+                down.push(agent.name.as_str());
+            }
+            let (result, error) = self.outcome(agent, waited);
+            let after_ms = u64::try_from(waited.as_millis()).unwrap_or(u64::MAX);
+            missing.push(NodeLine { name: agent.name.clone(), result, error, after_ms });
         }
-        (missing, success)
+        let remark = match (fleet.agents.is_empty(), self.live.is_empty(), down.len()) {
+            (true, ..) => Some("no agent is enrolled: `syncd-origin token` makes a join token".to_owned()),
+            (false, true, 1..) if self.awaited.is_empty() => {
+                Some(format!("no agent is connected: nobody had generation {} live", self.number))
+            }
+            (false, false, 1..) if success => Some(format!(
+                "{} not waited for, since {} down: --require-all makes that a failure",
+                names(&down),
+                if down.len() == 1 { "it is" } else { "they are" }
+            )),
+            _ => None,
+        };
+        Closing { missing, success, remark }
+    }
+
+    /// Why an agent has not arrived.
+    fn outcome(&self, agent: &AgentView, waited: Duration) -> (NodeResult, Option<String>) {
+        if !agent.connected {
+            let known = agent.generation.map(|number| format!("generation {number} when it was last heard"));
+            return (NodeResult::Unreachable, agent.error.clone().or(known));
+        }
+        if let Some(failure) =
+            agent.hook.as_ref().filter(|_| self.is_held_by_hook(agent)).and_then(HookStatus::failure)
+        {
+            return (NodeResult::HookFailed, Some(failure));
+        }
+        match &agent.error {
+            Some(error) => (NodeResult::Failed, Some(error.clone())),
+            None => {
+                let (still, waited) = (still_at(agent), seconds(waited));
+                let hook = agent.hook.as_ref().filter(|hook| hook.outcome == HookOutcome::Running);
+                let hook = hook.map(|hook| format!(", the hook of generation {} runs", hook.generation));
+                (
+                    NodeResult::Late,
+                    Some(format!("still at {still} after {waited}{}", hook.unwrap_or_default())),
+                )
+            }
+        }
+    }
+
+    fn is_held_by_hook(&self, agent: &AgentView) -> bool {
+        agent
+            .hook
+            .as_ref()
+            .is_some_and(|hook| hook.generation.max(hook.waits.unwrap_or(0)) >= self.number.get())
     }
 }
 
-fn has_failed(agent: &AgentView) -> bool {
-    agent.state == AgentState::Failed && agent.needs_operator
+/// What a node serves as far as is known: while its hook is due, what that last succeeded for.
+fn still_at(agent: &AgentView) -> String {
+    let linked = agent.generation.map(GenerationNumber::get);
+    let serves = match agent.hook.as_ref().filter(|hook| !hook.is_live()) {
+        Some(hook) => hook.succeeded,
+        None => linked,
+    };
+    serves.map_or_else(|| "no generation".to_owned(), |number| format!("generation {number}"))
+}
+
+/// `6 s`, `0.3 s`.
+pub fn seconds(time: Duration) -> String {
+    let text = format!("{:.1}", time.as_secs_f64());
+    format!("{} s", text.strip_suffix(".0").unwrap_or(&text))
+}
+
+/// `web1, web2 and 3 more`.
+fn names(all: &[&str]) -> String {
+    let shown = all.iter().take(NAMES_MAX).copied().collect::<Vec<_>>().join(", ");
+    match all.len().saturating_sub(NAMES_MAX) {
+        0 => shown,
+        more => format!("{shown} and {more} more"),
+    }
 }
 
 #[cfg(test)]
@@ -127,6 +246,8 @@ mod tests {
     use syncd_shared::{Generation, RootEntry, TreeId};
 
     const NOW: Duration = Duration::ZERO;
+    /// Whoever connects now has come too late.
+    const LATER: Duration = FIRST_SECONDS;
 
     fn number(n: u64) -> GenerationNumber {
         GenerationNumber::new(n).unwrap()
@@ -144,18 +265,34 @@ mod tests {
         .sign(&SigningKey::from_bytes(&[1; 32]))
     }
 
-    /// `+web1=5`: connected, has generation 5; `-`: unreachable; `!` at the end: failed and needs an operator.
+    /// `+web1=5`: connected, has generation 5; `-`: unreachable; `!` at the end: failed and needs an operator. A hook that
+    /// last succeeded for generation 4 is due (`?`), runs (`~`), failed (`#`), or failed and holds generation 5 (`#w`).
     fn fleet(agents: &str) -> FleetView {
         let agent = |text: &str| {
             let (connected, text) = (text.starts_with('+'), &text[1..]);
             let failed = text.ends_with('!');
-            let (name, has) = text.trim_end_matches('!').split_once('=').unwrap();
+            let at = text.find(['!', '?', '~', '#']).unwrap_or(text.len());
+            let (text, mark) = text.split_at(at);
+            let (name, has) = text.split_once('=').unwrap();
+            let outcome = match mark.chars().next() {
+                Some('?') => Some(HookOutcome::Due),
+                Some('~') => Some(HookOutcome::Running),
+                Some('#') => Some(HookOutcome::Failed),
+                _ => None,
+            };
+            let hook = outcome.map(|outcome| HookStatus {
+                outcome,
+                output: if outcome == HookOutcome::Failed { "exit status: 1".into() } else { String::new() },
+                waits: mark.ends_with('w').then_some(5),
+                ..HookStatus::due(has.parse().unwrap(), Some(4))
+            });
             let generation = has.parse().ok().and_then(GenerationNumber::new);
             AgentView {
                 name: name.into(),
                 connected,
                 generation,
                 root: generation.map(|_| RootEntry::empty().hash()),
+                hook,
                 state: if failed { AgentState::Failed } else { AgentState::Live },
                 last_seen_ms: 1,
                 error: failed.then(|| "no space left".into()),
@@ -175,12 +312,12 @@ mod tests {
         let mut arrivals = Arrivals::new(&generation(5), require_all, &fleet(views[0]));
         let mut arrived = Vec::new();
         for view in views {
-            arrived.extend(arrivals.update(&fleet(view), number(6)));
+            arrived.extend(arrivals.update(&fleet(view), number(6), LATER));
         }
         let last = fleet(views[views.len() - 1]);
-        let (missing, success) = arrivals.close(&last, NOW);
+        let Closing { missing, success, .. } = arrivals.close(&last, LATER);
         let missing = missing.into_iter().map(|line| (line.name, line.result)).collect();
-        (arrived, arrivals.is_decided(&last, NOW), missing, success)
+        (arrived, arrivals.is_decided(&last, LATER), missing, success)
     }
 
     #[test]
@@ -234,15 +371,92 @@ mod tests {
         assert_eq!(missing, [("a".to_owned(), NodeResult::Failed)]);
         let before = fleet("+a=4!");
         let mut arrivals = Arrivals::new(&generation(5), false, &before);
-        arrivals.update(&before, number(5));
+        arrivals.update(&before, number(5), NOW);
         assert!(!arrivals.is_decided(&before, NOW));
-        assert!(arrivals.is_decided(&before, arrivals.looks_again_at().unwrap()));
-        assert_eq!(arrivals.update(&fleet("+a=5"), number(5)), ["a"]);
+        assert!(arrivals.is_decided(&before, arrivals.looks_again_at(NOW).unwrap()));
+        assert_eq!(arrivals.update(&fleet("+a=5"), number(5), NOW), ["a"]);
     }
 
     #[test]
     fn one_that_is_revoked_is_not_waited_for() {
         let (_, decided, _, success) = wait(false, &["+a=4 +b=5", "+b=5"]);
         assert!(decided && success);
+    }
+
+    #[test]
+    fn linked_is_not_live_before_the_hook_has_succeeded() {
+        for unfinished in ["+a=4 +b=5", "+a=5? +b=5", "+a=5~ +b=5", "+a=6~ +b=5"] {
+            let (arrived, decided, ..) = wait(false, &["+a=4 +b=4", unfinished]);
+            assert_eq!((arrived, decided), (vec!["b".to_owned()], false), "{unfinished}");
+        }
+        let (arrived, decided, _, success) = wait(false, &["+a=4", "+a=5~", "+a=5"]);
+        assert!(arrived == ["a"] && decided && success);
+    }
+
+    #[test]
+    fn the_first_failure_of_a_hook_for_this_generation_ends_the_wait() {
+        let views: [&[&str]; 3] =
+            [&["+a=4 +b=5", "+a=5# +b=5"], &["+a=4 +b=5", "+a=6# +b=5"], &["+a=3# +b=5", "+a=4#w +b=5"]];
+        for views in views {
+            let (_, decided, missing, success) = wait(false, views);
+            assert!(decided && !success, "{views:?}");
+            assert_eq!(missing, [("a".to_owned(), NodeResult::HookFailed)], "{views:?}");
+        }
+        // It failed for the one before: this one may mend it.
+        assert!(!wait(false, &["+a=4# +b=5"]).1);
+        // An old failure counts only after a moment; one that comes after another run counts at once.
+        let before = fleet("+a=5#");
+        let mut arrivals = Arrivals::new(&generation(5), false, &before);
+        arrivals.update(&before, number(5), NOW);
+        assert!(!arrivals.is_decided(&before, NOW) && arrivals.is_decided(&before, STALE_FAILURE));
+        arrivals.update(&fleet("+a=5~"), number(5), NOW);
+        assert!(arrivals.is_decided(&before, NOW));
+        let closing = arrivals.close(&before, NOW);
+        assert_eq!(closing.missing[0].error.as_deref(), Some("exit status: 1"));
+    }
+
+    #[test]
+    fn one_that_connects_in_the_first_seconds_counts_and_somebody_is_waited_for_as_long() {
+        let mut arrivals = Arrivals::new(&generation(5), false, &fleet("-a=4 +b=5"));
+        arrivals.update(&fleet("-a=4 +b=5"), number(5), NOW);
+        arrivals.update(&fleet("+a=4 +b=5"), number(5), NOW);
+        assert!(!arrivals.is_decided(&fleet("+a=4 +b=5"), NOW));
+        assert_eq!(arrivals.update(&fleet("+a=5 +b=5"), number(5), LATER), ["a"]);
+        let nobody = fleet("-a=4");
+        let mut arrivals = Arrivals::new(&generation(5), false, &nobody);
+        arrivals.update(&nobody, number(5), NOW);
+        assert!(
+            !arrivals.is_decided(&nobody, NOW),
+            "after a restart of the origin all come back in a moment"
+        );
+        assert_eq!(arrivals.looks_again_at(STALE_FAILURE), Some(FIRST_SECONDS));
+        assert!(arrivals.is_decided(&nobody, FIRST_SECONDS));
+        assert!(arrivals.close(&nobody, LATER).remark.unwrap().starts_with("no agent is connected"));
+        assert!(Arrivals::new(&generation(5), false, &fleet("")).is_decided(&fleet(""), NOW));
+    }
+
+    #[test]
+    fn a_person_reads_what_a_late_node_serves_and_who_was_not_waited_for() {
+        let late = fleet("+a=4 +b=5 +c=5~ -d=3");
+        let mut arrivals = Arrivals::new(&generation(5), false, &fleet("+a=4 +b=4 +c=4 -d=3"));
+        arrivals.update(&late, number(5), LATER);
+        let remark = arrivals.remark(&late).unwrap();
+        assert_eq!(remark, "waiting for 2 of 3: a (live, generation 4), c (live, generation 4)");
+        let lines = arrivals.close(&late, Duration::from_secs(6)).missing;
+        let errors: Vec<_> = lines.iter().map(|line| (line.result, line.error.as_deref().unwrap())).collect();
+        assert_eq!(
+            errors,
+            [
+                (NodeResult::Late, "still at generation 4 after 6 s"),
+                (NodeResult::Late, "still at generation 4 after 6 s, the hook of generation 5 runs"),
+                (NodeResult::Unreachable, "generation 3 when it was last heard"),
+            ]
+        );
+        let mut arrivals = Arrivals::new(&generation(5), false, &fleet("+b=4 -d=3"));
+        arrivals.update(&fleet("+b=5 -d=3"), number(5), LATER);
+        let closing = arrivals.close(&fleet("+b=5 -d=3"), LATER);
+        assert!(closing.success);
+        let remark = closing.remark.unwrap();
+        assert_eq!(remark, "d not waited for, since it is down: --require-all makes that a failure");
     }
 }

@@ -16,6 +16,7 @@ use syncd_shared::signals::Signals;
 use syncd_shared::text::error_chain;
 
 use crate::admin;
+use crate::arrivals::seconds;
 use crate::desk::Desk;
 use crate::dialogue::{GenerationLine, NodeLine, NodeResult, Reply, Request, Wait};
 use crate::scan::{MtimePolicy, SymlinkPolicy};
@@ -55,7 +56,8 @@ struct Json {
 
 #[derive(Debug, Args)]
 struct WaitArgs {
-    /// Wait until every connected agent has the generation live, at most this long.
+    /// Wait until every connected agent has the generation live, its hook included, at most this long; 60s where no TIME
+    /// is given. Exit code 3: not all have.
     #[arg(long, value_name = "TIME", num_args = 0..=1, require_equals = true, default_missing_value = "60s", value_parser = humantime::parse_duration)]
     wait: Option<Duration>,
     /// Enrolled but unreachable agents fail it too.
@@ -406,12 +408,18 @@ impl Printer {
             }
             Reply::Node(node) => {
                 let result = match node.result {
-                    NodeResult::Live => "live",
-                    NodeResult::Failed => "failed",
-                    NodeResult::Unreachable => "unreachable",
+                    NodeResult::Live => " live",
+                    NodeResult::Failed => " failed",
+                    NodeResult::HookFailed => " hook failed",
+                    NodeResult::Late => "",
+                    NodeResult::Unreachable => " unreachable",
                 };
-                let error = node.error.as_ref().map(|e| format!(": {e}")).unwrap_or_default();
-                note(format_args!("{} {result}{error}", node.name));
+                let error = node.error.as_ref().map(|e| format!(": {e}"));
+                let after = || {
+                    let is_live = node.result == NodeResult::Live;
+                    is_live.then(|| format!(" after {}", seconds(Duration::from_millis(node.after_ms))))
+                };
+                note(format_args!("{}{result}{}", node.name, error.or_else(after).unwrap_or_default()));
                 self.nodes.push(node);
             }
             Reply::Token { token } => output::line(token)

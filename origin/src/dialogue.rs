@@ -156,18 +156,24 @@ pub struct NodeLine {
     pub name: String,
     /// How it went.
     pub result: NodeResult,
-    /// Why it failed.
+    /// Why it is not live.
     pub error: Option<String>,
+    /// Milliseconds that were waited for it.
+    pub after_ms: u64,
 }
 
 /// How it went on one node.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
+#[serde(rename_all = "snake_case")]
 pub enum NodeResult {
     /// The generation, or a later one, is live there.
     Live,
-    /// It is not, though the node is connected.
+    /// The node could not build it, or not switch to it.
     Failed,
+    /// The node has switched, and its on-activate hook has failed; or waits, because that failed before.
+    HookFailed,
+    /// The time was over before it was live.
+    Late,
     /// The node is not connected.
     Unreachable,
 }

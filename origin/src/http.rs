@@ -12,9 +12,12 @@ use tokio_util::sync::CancellationToken;
 
 use crate::commit::OriginView;
 use crate::error_chain;
+use crate::fleet::FleetView;
 use crate::status::State;
 use crate::store::Store;
 
+/// Nodes that are named in an answer.
+const NAMES_MAX: usize = 10;
 /// How often DATA is looked at.
 const LOOK_EVERY: Duration = Duration::from_secs(2);
 
@@ -39,8 +42,9 @@ pub async fn watch_data(store: Arc<Store>, gone: watch::Sender<Option<String>>, 
     }
 }
 
-/// What `GET /healthz` answers.
-pub fn health(view: &OriginView, gone: Option<&str>) -> Health {
+/// What `GET /healthz` answers. Nodes whose on-activate hook fails are named: they are not live, and the origin is well.
+pub fn health(view: &OriginView, fleet: &FleetView, gone: Option<&str>) -> Health {
+    let hooks = failing_hooks(fleet);
     let generation = view.current.as_ref().map(|current| current.number());
     let shown = generation.map_or("no generation yet".to_owned(), |number| format!("generation {number}"));
     let trouble = match (gone, view.state) {
@@ -51,13 +55,25 @@ pub fn health(view: &OriginView, gone: Option<&str>) -> Health {
         (None, State::Ready | State::Scanning) => None,
     };
     match (trouble, generation) {
-        (Some(reason), _) => Health { is_well: false, text: format!("{shown}; {reason}") },
+        (Some(reason), _) => Health { is_well: false, text: format!("{shown}; {reason}{hooks}") },
         (None, None) => Health { is_well: false, text: shown },
         (None, Some(_)) => {
             // In manual mode: nothing would have been published anyway.
             let hold = view.hold.map(|hold| format!("; {}", hold.reason())).unwrap_or_default();
-            Health { is_well: true, text: format!("ok {shown}{hold}") }
+            Health { is_well: true, text: format!("ok {shown}{hold}{hooks}") }
         }
+    }
+}
+
+/// `; not live on 2 nodes, hook failed: web1, web2`, with the names of the first ones; empty where there are none.
+fn failing_hooks(fleet: &FleetView) -> String {
+    let names: Vec<&str> = fleet.failing_hooks().map(|(name, _)| name).collect();
+    let shown = names.iter().take(NAMES_MAX).copied().collect::<Vec<_>>().join(", ");
+    let more = if names.len() > NAMES_MAX { ", ..." } else { "" };
+    match names.len() {
+        0 => String::new(),
+        1 => format!("; not live on 1 node, hook failed: {shown}"),
+        count => format!("; not live on {count} nodes, hook failed: {shown}{more}"),
     }
 }
 
@@ -82,7 +98,7 @@ mod tests {
     fn told(state: State, reason: Option<&str>, number: Option<u64>, gone: Option<&str>) -> (bool, String) {
         let current = number.map(generation);
         let view = OriginView { state, reason: reason.map(str::to_owned), current, hold: None };
-        let Health { is_well, text } = health(&view, gone);
+        let Health { is_well, text } = health(&view, &FleetView::default(), gone);
         (is_well, text)
     }
 

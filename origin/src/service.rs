@@ -205,8 +205,8 @@ pub async fn start(options: ServeOptions) -> Result<Running, StartError> {
     let (gone_sender, gone) = watch::channel(None);
     tasks.spawn(http::watch_data(store.clone(), gone_sender, shutdown.clone()));
     if let Some(http) = http {
-        let (view, gone) = (committer.view(), gone.clone());
-        let health = move || http::health(&view.borrow(), gone.borrow().as_deref());
+        let (view, agents, gone) = (committer.view(), fleet.view(), gone.clone());
+        let health = move || http::health(&view.borrow(), &agents.borrow(), gone.borrow().as_deref());
         tasks.spawn(syncd_shared::health::serve(http, health, shutdown.clone()));
     }
     let status = {

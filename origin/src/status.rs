@@ -3,7 +3,7 @@
 use std::fmt::Write as _;
 
 use serde::{Deserialize, Serialize};
-use syncd_shared::GenerationNumber;
+use syncd_shared::{GenerationNumber, HookStatus};
 
 use crate::commit::Hold;
 use crate::fleet::{AgentState, AgentView};
@@ -85,16 +85,19 @@ pub struct AgentStatus {
     pub name: String,
     /// Whether its control stream is open.
     pub connected: bool,
-    /// Generation that is live there.
+    /// Generation that is linked there: live, once `hook` has succeeded.
     pub generation: Option<u64>,
     /// Its root hash, hexadecimal.
     pub root: Option<String>,
-    /// `empty`, `fetching`, `staging`, `staged`, `live` or `failed`.
+    /// `empty`, `fetching`, `staging`, `staged`, `switched`, `live` or `failed`.
     pub state: String,
     /// Last sign of life, RFC 3339.
     pub last_seen: Option<String>,
     /// What went wrong last, until it goes well again.
     pub error: Option<String>,
+    /// The on-activate hook of its newest activation; `None`: none is set, or none was due since it started.
+    #[serde(default)]
+    pub hook: Option<HookStatus>,
     /// What a person should know besides, as that its certificate was seen on two nodes.
     #[serde(default)]
     pub notes: Vec<String>,
@@ -150,8 +153,8 @@ impl Status {
             }
             _ => out.push_str("current  no generation yet\n"),
         }
-        let live =
-            self.agents.iter().filter(|a| a.generation.is_some() && a.generation == self.generation).count();
+        let has_live = |a: &&AgentStatus| a.generation == self.generation && a.is_live();
+        let live = self.agents.iter().filter(has_live).count();
         let _ = writeln!(out, "agents   {live} of {} have it live", self.agents.len());
         let width = self.agents.iter().map(|a| a.name.len()).max().unwrap_or(0);
         for agent in &self.agents {
@@ -171,7 +174,12 @@ impl Status {
             {
                 let _ = write!(out, "   last seen {seen}");
             }
-            if let Some(error) = &agent.error {
+            if let Some(hook) = agent.hook.as_ref().and_then(HookStatus::line) {
+                let _ = write!(out, "   {hook}");
+            }
+            if let Some(error) =
+                agent.error.as_ref().filter(|error| Some(*error) != agent.hook_trouble().as_ref())
+            {
                 let _ = write!(out, "   {error}");
             }
             out.push('\n');
@@ -190,12 +198,22 @@ pub fn state_name(state: AgentState) -> &'static str {
         AgentState::Fetching => "fetching",
         AgentState::Staging => "staging",
         AgentState::Staged => "staged",
+        AgentState::Switched => "switched",
         AgentState::Live => "live",
         AgentState::Failed => "failed",
     }
 }
 
 impl AgentStatus {
+    /// Whether what it has linked is live: its hook, where it has one, has succeeded.
+    pub fn is_live(&self) -> bool {
+        self.generation.is_some() && self.hook.as_ref().is_none_or(HookStatus::is_live)
+    }
+
+    fn hook_trouble(&self) -> Option<String> {
+        self.hook.as_ref().and_then(HookStatus::trouble)
+    }
+
     /// Describes an agent.
     pub fn new(agent: &AgentView) -> Self {
         Self {
@@ -205,7 +223,8 @@ impl AgentStatus {
             root: agent.root.map(|r| r.to_string()),
             state: state_name(agent.state).to_owned(),
             last_seen: (agent.last_seen_ms > 0).then(|| rfc3339(agent.last_seen_ms)),
-            error: agent.error.clone(),
+            error: agent.error.clone().or_else(|| agent.hook.as_ref().and_then(HookStatus::trouble)),
+            hook: agent.hook.clone(),
             notes: agent.notes.clone(),
             spare_misses: agent.spare_misses,
         }

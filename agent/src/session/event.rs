@@ -8,6 +8,7 @@ use syncd_shared::wire::WireError;
 
 use super::messages::{PROTOCOL_MAX, PROTOCOL_MIN};
 use super::worker::{Command, Failure, Report, StageProgress, Verified};
+use crate::hooks::HookState;
 
 /// What an origin did that no origin does. The connection is closed.
 #[derive(Debug, thiserror::Error)]
@@ -43,6 +44,8 @@ pub enum Event {
     Lost(String),
     /// The worker said something.
     Report(Report),
+    /// The on-activate hook began, ended, or is due.
+    Hook(HookState),
     /// Someone wants the replica verified.
     Verify,
     /// The certificate was renewed, or the node joined again.
@@ -66,6 +69,8 @@ pub enum Action {
     Start(Box<Command>),
     /// End what the worker is doing.
     Cancel,
+    /// Run the on-activate hook now, whatever pause it has after a failure.
+    RetryHook,
     /// Trust this key from now on, also after a restart.
     Pin(VerifyingKey),
     /// Tell who asked for a verification.

@@ -14,12 +14,13 @@ use syncd_shared::generation::GenerationError;
 use syncd_shared::identity::KeySuccession;
 use syncd_shared::identity::signing::verify_successions;
 use syncd_shared::wire::{WireError, root_hash};
-use syncd_shared::{Generation, GenerationNumber, RootHash, SignedGeneration, TreeId};
+use syncd_shared::{Generation, GenerationNumber, HookStatus, RootHash, SignedGeneration, TreeId};
 
 use super::event::{Action, Event, Violation};
 use super::messages::{self, PROTOCOL_MAX, PROTOCOL_MIN};
 use super::worker::{Command, Failure, Inline, Outcome, ReplicaState, Report, StageProgress};
 use crate::backoff::Backoff;
+use crate::hooks::HookState;
 use crate::reason;
 use crate::status::State;
 
@@ -38,6 +39,11 @@ const PROGRESS_DELAY: Duration = Duration::from_millis(100);
 const PROGRESS_INTERVAL: Duration = Duration::from_secs(1);
 /// After an activation, before what can wait is done.
 const MAINTAIN_DELAY: Duration = Duration::from_millis(200);
+/// Generations that may be switched and not live while the on-activate hook fails: the one that it fails for, and one
+/// that may mend it. Their trees, and the one that it last succeeded for, are kept.
+const SWITCHED_MAX_FAILING: usize = 2;
+/// The same while the hook has not failed: it is slower than the commits.
+const SWITCHED_MAX: usize = 8;
 
 /// The connection to the origin.
 #[derive(Debug)]
@@ -98,6 +104,14 @@ pub struct Machine {
     link: Link,
     /// What the last hello showed as live.
     shown: Option<(GenerationNumber, RootHash)>,
+    /// `None`: no on-activate hook is set.
+    hook: Option<HookState>,
+    /// What the origin heard of the hook last.
+    hook_told: Option<v1::HookReport>,
+    /// The announced generation that was said to wait for the hook.
+    waits_logged: Option<u64>,
+    /// The failed attempt after which the hook was told to run again at once.
+    retried: Option<u32>,
     redial: Backoff,
     target: Option<Target>,
     staged: Option<(GenerationNumber, RootHash)>,
@@ -123,9 +137,13 @@ impl Machine {
     pub fn new(trust: Trust, replica: ReplicaState, now: Instant) -> Self {
         Self {
             trust,
-            replica,
             link: Link::Down { redial_at: now },
             shown: None,
+            hook: replica.hook.clone(),
+            replica,
+            hook_told: None,
+            waits_logged: None,
+            retried: None,
             redial: Backoff::new(Duration::from_millis(200), Duration::from_secs(15)),
             target: None,
             staged: None,
@@ -166,6 +184,7 @@ impl Machine {
             }
             Event::Lost(reason) => self.lost(reason, now),
             Event::Report(report) => self.reported(report, now, &mut out),
+            Event::Hook(state) => self.hook_changed(state, now),
             Event::Verify => self.verify_wanted = true,
             Event::Renewed => self.renewed(now, &mut out),
             Event::Tick => {}
@@ -174,6 +193,7 @@ impl Machine {
         self.keep_link(now, &mut out);
         self.schedule(now, &mut out);
         self.tell(now, &mut out);
+        self.tell_hook(&mut out);
         out
     }
 
@@ -203,12 +223,24 @@ impl Machine {
     }
 
     /// The last thing that went wrong and was not put right.
-    pub fn error(&self) -> Option<&str> {
-        [&self.work_error, &self.drift_error, &self.link_error]
-            .into_iter()
-            .flatten()
-            .next()
-            .map(String::as_str)
+    pub fn error(&self) -> Option<String> {
+        let hook = || self.hook_status()?.trouble();
+        let others = || self.drift_error.clone().or_else(|| self.link_error.clone());
+        self.work_error.clone().or_else(hook).or_else(others)
+    }
+
+    /// What a status says of the on-activate hook; `None`: it was never due.
+    pub fn hook_status(&self) -> Option<HookStatus> {
+        HookStatus::from_report(&self.hook_report()?).ok()
+    }
+
+    fn hook_report(&self) -> Option<v1::HookReport> {
+        let mut report = messages::hook_report(self.hook.as_ref()?, self.waits())?;
+        if report.outcome() == v1::HookOutcome::Failed && self.retried == Some(report.attempt) {
+            // As good as started: an old failure is no answer to a new announcement.
+            report.set_outcome(v1::HookOutcome::Running);
+        }
+        Some(report)
     }
 
     /// What a status says.
@@ -220,6 +252,7 @@ impl Machine {
             (Some(Job::Activate), _) => State::Staged,
             _ if self.work_error.is_some() => State::Failed,
             _ if self.staged.is_some() => State::Staged,
+            _ if self.replica.live.is_some() && self.hook_due().is_some() => State::Switched,
             _ if self.replica.live.is_some() => State::Live,
             _ => State::Empty,
         }
@@ -299,6 +332,11 @@ impl Machine {
             self.say_activated(out);
         }
         self.target = Some(Target { generation, activate: announce.activate_when_staged, inline });
+        if self.waits().is_some() {
+            // Whoever commits may have mended the hook.
+            self.retried = self.hook.as_ref().and_then(|hook| hook.run.as_ref()).map(|run| run.attempt);
+            out.push(Action::RetryHook);
+        }
         self.say_staged(out);
         Ok(())
     }
@@ -344,6 +382,9 @@ impl Machine {
             Report::Done(outcome, replica) => {
                 let was_live = self.target_is_live();
                 self.replica = *replica;
+                if let Some(hook) = self.replica.hook.take() {
+                    self.hook_changed(hook, now);
+                }
                 let job = self.job.take();
                 let cancelled = std::mem::take(&mut self.cancelled);
                 self.activating = false;
@@ -513,7 +554,9 @@ impl Machine {
         let mut silence = None;
         match &mut self.link {
             Link::Down { redial_at } if now >= *redial_at => {
-                out.push(Action::Dial(Box::new(messages::hello(&self.trust.boot_id, &self.replica))));
+                self.hook_told = self.hook_report();
+                let hook = self.hook_told.clone();
+                out.push(Action::Dial(Box::new(messages::hello(&self.trust.boot_id, &self.replica, hook))));
                 self.shown = self.replica.live.as_ref().map(|l| (l.number(), l.root_hash()));
                 self.link = Link::Greeting { since: now };
             }
@@ -570,11 +613,63 @@ impl Machine {
         }
     }
 
-    /// Whether a generation was announced that is not live, waits for no barrier, and did not fail just now.
+    /// Whether a generation was announced that is not live, waits for no barrier and no hook, and did not fail just now.
     fn update_is_due(&self) -> bool {
         let Some(target) = &self.target else { return false };
         let waits = !target.activate && self.staged.is_some_and(|(number, root)| target.is(number, root));
-        !self.is_live(&target.generation) && self.retry_at.is_none() && !waits
+        !self.is_live(&target.generation) && self.retry_at.is_none() && !waits && self.waits().is_none()
+    }
+
+    /// What is switched and not live: the hook has not succeeded for it.
+    fn hook_due(&self) -> Option<u64> {
+        self.hook.as_ref()?.due
+    }
+
+    /// The announced generation, where it is not even staged before the hook has succeeded: whatever the web server may
+    /// still serve is kept, and that is bounded.
+    fn waits(&self) -> Option<u64> {
+        let hook = self.hook.as_ref()?;
+        let target = self.target.as_ref().filter(|target| !self.is_live(&target.generation))?;
+        hook.due?;
+        let succeeded = hook.succeeded.unwrap_or(0);
+        let switched = self.replica.generations.iter().filter(|number| number.get() > succeeded).count();
+        let most = if hook.failing { SWITCHED_MAX_FAILING } else { SWITCHED_MAX };
+        (switched >= most).then(|| target.generation.number().get())
+    }
+
+    /// News of the hook come from its task and with what the worker did; what is older than what is known is dropped.
+    fn hook_changed(&mut self, state: HookState, now: Instant) {
+        if self.hook.as_ref().is_some_and(|known| known.revision >= state.revision) {
+            return;
+        }
+        if state.due.is_none() && self.hook_due().is_some() {
+            // The grace of the trees that the web server has left begins.
+            let soon = now + MAINTAIN_DELAY;
+            self.maintain_at = Some(self.maintain_at.map_or(soon, |at| at.min(soon)));
+        }
+        if state.run.as_ref().map(|run| run.attempt) != self.retried {
+            self.retried = None;
+        }
+        self.hook = Some(state);
+    }
+
+    /// Tells the origin what it has not heard yet of the hook.
+    fn tell_hook(&mut self, out: &mut Vec<Action>) {
+        let Some(report) = self.hook_report() else { return };
+        if let Some(number) = self.waits()
+            && self.waits_logged.replace(number) != Some(number)
+        {
+            let error = self.hook_status().and_then(|hook| hook.trouble()).unwrap_or_default();
+            tracing::warn!(generation = number, error, "not activated");
+        }
+        let live = self.replica.live.as_ref().map(|live| live.number().get());
+        // Of a switch that is just being reported the origin hears when that is done.
+        if !self.is_connected() || live < Some(report.generation) || self.hook_told.as_ref() == Some(&report)
+        {
+            return;
+        }
+        self.hook_told = Some(report.clone());
+        self.send(ToOrigin::Hook(report), out);
     }
 
     fn next_command(&mut self, now: Instant) -> Option<(Job, Command)> {
@@ -608,9 +703,16 @@ impl Machine {
         self.target.as_ref().is_some_and(|target| self.is_live(&target.generation))
     }
 
-    fn say_activated(&self, out: &mut Vec<Action>) {
+    fn say_activated(&mut self, out: &mut Vec<Action>) {
         if let Some(live) = &self.replica.live {
-            self.send(messages::activated(live, self.replica.spare_misses), out);
+            let hook_due = self.hook_due().is_some();
+            self.send(messages::activated(live, self.replica.spare_misses, hook_due), out);
+            let is_told = |report: &v1::HookReport| {
+                report.generation == live.number().get() && report.outcome() == v1::HookOutcome::Due
+            };
+            if self.is_connected() && self.waits().is_none() {
+                self.hook_told = self.hook_report().filter(is_told).or_else(|| self.hook_told.take());
+            }
         }
     }
 

@@ -11,6 +11,7 @@ use syncd_shared::wire::{FEATURE_DELTAS, Frame, WireError, root_hash};
 use syncd_shared::{GenerationNumber, RootHash, SignedGeneration, Totals};
 
 use super::worker::{Inline, ReplicaState};
+use crate::hooks::{HookState, RunOutcome};
 
 /// Versions of the protocol that this agent speaks.
 pub const PROTOCOL_MIN: u32 = 1;
@@ -22,7 +23,7 @@ const INLINE_DIRECTORIES_MAX_BYTES: usize = 8 * 1024 * 1024;
 pub(crate) const FEATURES: &[&str] = &[FEATURE_DELTAS];
 
 /// The first message on a stream.
-pub(super) fn hello(boot_id: &str, replica: &ReplicaState) -> v1::Hello {
+pub(super) fn hello(boot_id: &str, replica: &ReplicaState, hook: Option<v1::HookReport>) -> v1::Hello {
     let live = replica.live.as_ref();
     let held = replica.held.iter().filter(|h| live.is_none_or(|l| l.number() != h.number()));
     v1::Hello {
@@ -34,6 +35,7 @@ pub(super) fn hello(boot_id: &str, replica: &ReplicaState) -> v1::Hello {
         live: live.map(signed),
         accepted: replica.accepted.as_ref().map(signed),
         held: held.take(HELD_GENERATIONS_MAX).map(signed).collect(),
+        hook,
     }
 }
 
@@ -49,12 +51,47 @@ pub(super) fn staged(number: GenerationNumber, root: RootHash) -> ToOrigin {
     ToOrigin::Staged(v1::Staged { generation: number.get(), root: Bytes::copy_from_slice(root.as_bytes()) })
 }
 
-/// A generation is live and durable.
-pub(super) fn activated(live: &SignedGeneration, spare_misses: u64) -> ToOrigin {
+/// A generation is linked and durable; `hook_due`: it is not live before the on-activate hook has succeeded.
+pub(super) fn activated(live: &SignedGeneration, spare_misses: u64, hook_due: bool) -> ToOrigin {
     ToOrigin::Activated(v1::Activated {
         generation: live.number().get(),
         root: Bytes::copy_from_slice(live.root_hash().as_bytes()),
         spare_misses,
+        hook_due,
+    })
+}
+
+/// How the on-activate hook fares; `None`: it was never due. `waits`: the announced generation that is not activated
+/// before the hook succeeds.
+pub(super) fn hook_report(state: &HookState, waits: Option<u64>) -> Option<v1::HookReport> {
+    let succeeded = state.succeeded.unwrap_or(0);
+    let run = state.run.as_ref();
+    let Some(due) = state.due else {
+        let run = run.filter(|run| run.outcome == RunOutcome::Ok)?;
+        return Some(v1::HookReport {
+            generation: run.generation,
+            outcome: v1::HookOutcome::Ok.into(),
+            duration_ms: run.duration_ms,
+            attempt: run.attempt,
+            succeeded,
+            ..v1::HookReport::default()
+        });
+    };
+    // A run for an earlier generation tells nothing of this one.
+    let run = run.filter(|run| run.generation == due && run.outcome != RunOutcome::Ok);
+    let outcome = match run.map(|run| run.outcome) {
+        Some(RunOutcome::Running) => v1::HookOutcome::Running,
+        Some(RunOutcome::Failed) => v1::HookOutcome::Failed,
+        Some(RunOutcome::Ok) | None => v1::HookOutcome::Due,
+    };
+    Some(v1::HookReport {
+        generation: due,
+        outcome: outcome.into(),
+        duration_ms: run.map_or(0, |run| run.duration_ms),
+        output: run.map(|run| run.output.clone()).unwrap_or_default(),
+        attempt: run.map_or(0, |run| run.attempt),
+        succeeded,
+        waits: waits.unwrap_or(0),
     })
 }
 

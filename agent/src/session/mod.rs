@@ -34,6 +34,8 @@
 //! | update, not activating | another target, stop | cancelled, then idle |
 //! | update | takes longer than 100 ms | `Progress`, then once a second |
 //! | update | done | `Activated` (or `Staged`, before a barrier): idle, maintenance due |
+//! | any | the on-activate hook is due, runs, ended | `HookReport`; live once it has succeeded |
+//! | idle | hook fails, and one further generation was activated since | no `Update` before it succeeds; `HookReport` says what waits |
 //! | update | failed | `Failed` with its retry class: idle, a pause (1 s to 60 s; 15 s to 5 min where a person must act) |
 //! | verify, maintain | target not live | cancelled, then idle; both go on after the update |
 //! | activating | anything | nothing: it runs to its end |
@@ -45,6 +47,7 @@ pub mod machine;
 pub(crate) mod messages;
 pub mod worker;
 
+use std::sync::Arc;
 use std::time::Instant;
 
 use ed25519_dalek::VerifyingKey;
@@ -62,8 +65,11 @@ use tokio_util::sync::CancellationToken;
 
 use self::event::{Action, Event};
 use self::machine::{Machine, Trust};
-use self::worker::{Cancellation, Failure, Hooks, OpenSource, ReplicaWork, StageProgress, Verified, Worker};
+use self::worker::{
+    Cancellation, Failure, Hooks, OpenSource, ReplicaState, ReplicaWork, StageProgress, Verified, Worker,
+};
 use crate::dialer::Dialer;
+use crate::hooks::{AfterHook, HookState};
 use crate::reason;
 use crate::status::AgentStatus;
 
@@ -108,8 +114,6 @@ pub struct Handle {
     pub status: watch::Receiver<AgentStatus>,
     /// What the web server reads.
     pub live: watch::Receiver<Option<SignedGeneration>>,
-    /// Puts an error that is not the session's own (the on-activate hook's) into the status; `None` takes it back.
-    pub trouble: watch::Sender<Option<String>>,
     verify: mpsc::Sender<VerifyRequest>,
 }
 
@@ -144,7 +148,9 @@ pub struct Session {
     pin: Box<dyn FnMut(VerifyingKey) + Send>,
     status: watch::Sender<AgentStatus>,
     live: watch::Sender<Option<SignedGeneration>>,
-    trouble: watch::Receiver<Option<String>>,
+    /// The on-activate hook and how it fares; `None`: none is set.
+    after: Option<Arc<AfterHook>>,
+    hook: Option<watch::Receiver<HookState>>,
     requests: mpsc::Receiver<VerifyRequest>,
     waiting: Vec<VerifyRequest>,
     last_contact: Option<OffsetDateTime>,
@@ -154,20 +160,20 @@ pub struct Session {
 enum Input {
     Event(Event),
     Verify(VerifyRequest),
-    Trouble,
     WorkerEnded,
 }
 
 impl Session {
     /// Starts the worker; the conversation begins with [`Session::run`].
     pub fn new<R: ReplicaWork>(parts: Parts<R>) -> Result<(Self, Handle), SessionError> {
-        let replica = parts.replica.state();
+        let after = parts.hooks.after.clone();
+        let hook = after.as_ref().map(|after| after.state());
+        let replica = ReplicaState { hook: parts.hooks.state(), ..parts.replica.state() };
         let trust = Trust { tree_id: parts.tree_id, signing_key: parts.signing_key, boot_id: boot_id() };
         let worker =
             Worker::start(parts.replica, parts.open_source, parts.hooks).map_err(SessionError::Thread)?;
         let (live, live_reader) = watch::channel(replica.live.clone());
         let (status, status_reader) = watch::channel(parts.about);
-        let (trouble_writer, trouble) = watch::channel(None);
         let (verify, requests) = mpsc::channel(4);
         let session = Self {
             machine: Machine::new(trust, replica, Instant::now()),
@@ -178,13 +184,14 @@ impl Session {
             pin: parts.pin,
             status,
             live,
-            trouble,
+            after,
+            hook,
             requests,
             waiting: Vec::new(),
             last_contact: None,
         };
         session.publish();
-        let handle = Handle { status: status_reader, live: live_reader, trouble: trouble_writer, verify };
+        let handle = Handle { status: status_reader, live: live_reader, verify };
         Ok((session, handle))
     }
 
@@ -208,7 +215,6 @@ impl Session {
                     self.waiting.push(request);
                     Event::Verify
                 }
-                Input::Trouble => Event::Tick,
                 Input::WorkerEnded => return Err(SessionError::WorkerEnded),
             };
             match &event {
@@ -231,7 +237,7 @@ impl Session {
             },
             event = hear(&mut self.link) => Input::Event(event),
             Some(request) = self.requests.recv() => Input::Verify(request),
-            Ok(()) = self.trouble.changed() => Input::Trouble,
+            state = hook_changed(&mut self.hook) => Input::Event(Event::Hook(state)),
             () = self.dialer.outdated() => Input::Event(Event::Renewed),
             () = until(deadline) => Input::Event(Event::Tick),
         }
@@ -252,6 +258,11 @@ impl Session {
                     running.cancel();
                 }
             }
+            Action::RetryHook => {
+                if let Some(after) = &self.after {
+                    after.retry();
+                }
+            }
             Action::Pin(key) => (self.pin)(key),
             Action::Verifying(progress) => {
                 for request in &self.waiting {
@@ -270,7 +281,6 @@ impl Session {
 
     fn publish(&self) {
         let replica = self.machine.replica();
-        let trouble = self.trouble.borrow().clone();
         let route = self.dialer.route();
         self.status.send_if_modified(|status| {
             let new = AgentStatus {
@@ -284,8 +294,9 @@ impl Session {
                 generations: replica.generations.iter().map(|n| n.get()).collect(),
                 spares: replica.spares,
                 last_contact: self.last_contact.and_then(rfc3339),
-                error: self.machine.error().map(str::to_owned).or(trouble),
+                error: self.machine.error(),
                 drift: replica.drift.clone(),
+                hook: self.machine.hook_status(),
                 ..status.clone()
             };
             let modified = *status != new;
@@ -302,6 +313,16 @@ impl Session {
 
 fn rfc3339(time: OffsetDateTime) -> Option<String> {
     time.replace_nanosecond(0).ok()?.format(&Rfc3339).ok()
+}
+
+/// Cancel safe.
+async fn hook_changed(hook: &mut Option<watch::Receiver<HookState>>) -> HookState {
+    if let Some(hook) = hook
+        && hook.changed().await.is_ok()
+    {
+        return hook.borrow_and_update().clone();
+    }
+    std::future::pending().await
 }
 
 async fn until(deadline: Option<Instant>) {

@@ -14,7 +14,7 @@ use syncd_shared::{GenerationNumber, RootHash, SignedGeneration};
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 
-use crate::hooks::{AfterHook, Hook, HookError, Occasion, Paths};
+use crate::hooks::{AfterHook, Hook, HookError, HookState, Occasion, Paths};
 use crate::reason;
 use crate::source::Source;
 use crate::status::Drift;
@@ -54,6 +54,10 @@ pub trait ReplicaWork: Send + 'static {
         true
     }
 
+    /// A web server may still serve generations from this number on: their trees stay as they are. `None`: what is live
+    /// alone. Called before each command, and between a switch and everything that follows from it.
+    fn protect(&mut self, _from: Option<u64>) {}
+
     /// Bounds what piles up where no time is left for [`Self::maintain`]: after each report, for which somebody waits.
     fn bound(&mut self) {}
 
@@ -89,6 +93,8 @@ pub struct ReplicaState {
     pub spare_misses: u64,
     /// Local changes that were found last.
     pub drift: Option<Drift>,
+    /// How the on-activate hook fares, filled in by the worker; `None`: none is set.
+    pub hook: Option<HookState>,
 }
 
 /// An update that came with its announcement.
@@ -273,6 +279,13 @@ pub struct Hooks {
     pub after: Option<Arc<AfterHook>>,
 }
 
+impl Hooks {
+    /// How the on-activate hook fares; `None`: none is set.
+    pub fn state(&self) -> Option<HookState> {
+        self.after.as_ref().map(|after| after.state().borrow().clone())
+    }
+}
+
 /// Makes the source of one command, whose transfers end with the token.
 pub type OpenSource = Box<dyn FnMut(CancellationToken) -> Box<dyn Source> + Send>;
 
@@ -355,10 +368,18 @@ impl<R: ReplicaWork> Bench<R> {
 
     /// Does what it is told; [`Report::Done`].
     pub fn perform(&mut self, command: Command, cancellation: &Cancellation) -> Report {
+        self.protect();
         let outcome = self.execute(command, cancellation).unwrap_or_else(Outcome::Failed);
-        let state = Box::new(self.replica.state());
+        let mut state = Box::new(self.replica.state());
         self.resolve_doubt(&state);
+        state.hook = self.hooks.state();
         Report::Done(outcome, state)
+    }
+
+    /// Passes on which trees a web server may still serve. A hook that succeeds meanwhile only makes them fewer.
+    fn protect(&mut self) {
+        let from = self.hooks.after.as_ref().and_then(|after| after.protected());
+        self.replica.protect(from);
     }
 
     fn execute(&mut self, command: Command, cancellation: &Cancellation) -> Result<Outcome, Failure> {
@@ -423,6 +444,8 @@ impl<R: ReplicaWork> Bench<R> {
             }
         };
         let activated = self.replica.activate(staged, &mut before);
+        // Before the hook is run: the grace of what was live begins when it has succeeded.
+        self.protect();
         self.doubtful = noted.filter(|_| activated.is_err() && !self.replica.is_settled());
         if let (Some(after), None) = (&self.hooks.after, self.doubtful) {
             after.settle(activated.is_ok());

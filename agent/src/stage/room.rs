@@ -2,8 +2,8 @@
 //!
 //! In this order, each step only while there still is too little: what waits to be deleted, lost+found, trees to build
 //! on but the one that the update needs, retired trees, kept generations, oldest first. Never the live tree, never the
-//! newest other one, which the node would return to, and never a tree that was live within the grace: a web server may
-//! still be reading there. Then the target is refused.
+//! newest other one, which the node would return to, never a tree that was live within the grace, and never one that a
+//! web server may still serve, since the on-activate hook has not succeeded: then the target is refused.
 
 use std::sync::atomic::AtomicBool;
 
@@ -83,6 +83,7 @@ impl Replica {
             self.known.generations.keys().copied().filter(|number| Some(*number) != live).collect();
         // What the node would return to.
         others.pop();
+        others.retain(|number| !self.may_be_served(*number));
         let clock = self.options.clock.clone();
         let grace = self.options.grace;
         let retired = &mut self.upkeep.retired;

@@ -391,6 +391,28 @@ impl Conversation {
         }
     }
 
+    /// Waits for a switch after which the on-activate hook is due.
+    pub async fn hear_switched(&mut self, number: u64) {
+        loop {
+            match self.hear().await {
+                Some(FromAgent::Activated(a)) if a.generation == number => return assert!(a.hook_due),
+                Some(FromAgent::Staged(_) | FromAgent::Failed(_)) => {}
+                other => panic!("expected Activated {number}: {other:?}"),
+            }
+        }
+    }
+
+    /// Waits until the on-activate hook ended in this way.
+    pub async fn hear_hook(&mut self, outcome: v1::HookOutcome) -> v1::HookReport {
+        loop {
+            match self.hear().await {
+                Some(FromAgent::Hook(report)) if report.outcome() == outcome => return report,
+                Some(FromAgent::Hook(_)) => {}
+                other => panic!("expected a HookReport: {other:?}"),
+            }
+        }
+    }
+
     /// Like [`Conversation::hear_activated`], where others may come before.
     pub async fn hear_activated_at_last(&mut self, number: u64) {
         loop {

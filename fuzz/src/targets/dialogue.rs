@@ -116,6 +116,11 @@ pub(super) fn any_agent_message(u: &mut Unstructured<'_>) -> Result<Vec<u8>> {
         protocol_max: number(u)? as u32,
         live: Some(shown.clone()),
         held: vec![shown],
+        hook: Some(v1::HookReport {
+            generation: number(u)?,
+            outcome: number(u)? as i32,
+            ..Default::default()
+        }),
         ..Default::default()
     };
     let message = Some(v1::agent_message::Message::Hello(hello));

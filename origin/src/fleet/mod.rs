@@ -25,7 +25,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use syncd_shared::generation::GenerationError;
 use syncd_shared::identity::{AgentName, JoinToken, PeerIdentity};
-use syncd_shared::{GenerationNumber, RootHash, SignedGeneration};
+use syncd_shared::{GenerationNumber, HookStatus, RootHash, SignedGeneration};
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
@@ -73,6 +73,8 @@ pub struct Greeting {
     pub live: Option<SignedGeneration>,
     /// The highest generation it ever accepted.
     pub accepted: Option<SignedGeneration>,
+    /// Its on-activate hook.
+    pub hook: Option<HookStatus>,
     /// What a person should know of it.
     pub notes: Vec<String>,
 }
@@ -89,15 +91,19 @@ pub enum Report {
         /// How far it is.
         progress: AgentProgress,
     },
-    /// A generation is live and durable there.
+    /// A generation is linked and durable there.
     Activated {
         /// Its number.
         generation: GenerationNumber,
         /// Its root.
         root: RootHash,
-        /// Whether no spare was ready.
+        /// Updates that found no spare, since the agent started.
         spare_misses: u64,
+        /// It is not live before its on-activate hook has succeeded.
+        hook_due: bool,
     },
+    /// How its on-activate hook fares.
+    Hook(HookStatus),
     /// It could not do what it was told.
     Failed {
         /// For a person.
@@ -197,6 +203,11 @@ impl Fleet {
         self.announced.send_replace(Some(Arc::new(generation)));
     }
 
+    /// The generation that agents are told of now.
+    pub fn announced(&self) -> Option<GenerationNumber> {
+        self.announced.borrow().as_ref().map(|generation| generation.number())
+    }
+
     /// Checks a generation that an agent shows: signed by this origin's key, or one before it.
     pub fn verify(&self, record: &[u8], signature: &[u8]) -> Result<SignedGeneration, GenerationError> {
         self.keys.verify(record, signature)
@@ -294,6 +305,7 @@ fn agent_view(name: &AgentName, record: &AgentRecord) -> AgentView {
         connected: false,
         generation,
         root: record.root.as_ref().and_then(|root| root.parse().ok()),
+        hook: None,
         state: if generation.is_some() { AgentState::Live } else { AgentState::Empty },
         last_seen_ms: record.last_seen_ms,
         error: None,

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use syncd_shared::identity::{AgentName, PeerIdentity};
-use syncd_shared::{GenerationNumber, SignedGeneration};
+use syncd_shared::{GenerationNumber, HookStatus, SignedGeneration};
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::JoinHandle;
 use tokio::time::{Instant, MissedTickBehavior};
@@ -307,6 +307,7 @@ impl Owner {
         view.last_seen_ms = now;
         view.generation = greeting.live.as_ref().map(SignedGeneration::number);
         view.root = greeting.live.as_ref().map(SignedGeneration::root_hash);
+        view.hook = greeting.hook;
         view.state = if greeting.live.is_some() { AgentState::Live } else { AgentState::Empty };
         view.error = None;
         view.needs_operator = false;
@@ -359,7 +360,8 @@ impl Owner {
                     view.needs_operator = false;
                 }
             }
-            Report::Activated { generation, root, spare_misses } => {
+            Report::Activated { generation, root, spare_misses, hook_due } => {
+                view.hook = due_hook(view.hook.take(), generation, hook_due);
                 view.generation = Some(generation);
                 view.root = Some(root);
                 view.state = AgentState::Live;
@@ -369,6 +371,7 @@ impl Owner {
                 // Counted by the agent since it started, not since its last report.
                 view.spare_misses = spare_misses;
             }
+            Report::Hook(hook) => view.hook = Some(hook),
             Report::Failed { reason, needs_operator } => {
                 view.state = AgentState::Failed;
                 view.error = Some(reason);
@@ -514,6 +517,9 @@ impl Agent {
 
     fn shown(&self, ours: Option<GenerationNumber>, now: i64) -> AgentView {
         let mut view = self.view.clone();
+        if view.state == AgentState::Live && view.is_hook_due() {
+            view.state = AgentState::Switched;
+        }
         view.notes.clone_from(&self.notes);
         if let Some((at, note)) = &self.cloned
             && now - at <= CLONE_NOTE_MS
@@ -528,6 +534,17 @@ impl Agent {
             ));
         }
         view
+    }
+}
+
+/// What is known of an agent's hook once it has switched to `generation`. Of one that the agent told of already that
+/// stands.
+fn due_hook(known: Option<HookStatus>, generation: GenerationNumber, is_due: bool) -> Option<HookStatus> {
+    match known {
+        Some(hook) if !is_due && hook.is_live() => Some(hook),
+        _ if !is_due => None,
+        Some(hook) if !hook.is_live() && hook.generation == generation.get() => Some(hook),
+        other => Some(HookStatus::due(generation.get(), other.and_then(|hook| hook.succeeded))),
     }
 }
 

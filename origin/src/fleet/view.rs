@@ -2,7 +2,7 @@
 
 use std::collections::HashSet;
 
-use syncd_shared::{GenerationNumber, RootHash};
+use syncd_shared::{GenerationNumber, HookStatus, RootHash};
 
 /// A root that an agent seen within this time holds is retained, in milliseconds.
 pub const RETAIN_MS: i64 = 30 * 24 * 60 * 60 * 1000;
@@ -19,6 +19,8 @@ pub enum AgentState {
     Staging,
     /// A tree is complete and waits to be activated.
     Staged,
+    /// What it was last told of is linked and durable there, and its on-activate hook has not succeeded yet.
+    Switched,
     /// What it was last told of is live.
     Live,
     /// It could not do what it was told.
@@ -43,10 +45,12 @@ pub struct AgentView {
     pub name: String,
     /// Whether its control stream is open.
     pub connected: bool,
-    /// What is live there, as last heard.
+    /// What is linked there, as last heard: live, once `hook` allows it.
     pub generation: Option<GenerationNumber>,
     /// The root of it.
     pub root: Option<RootHash>,
+    /// Its on-activate hook, as last heard; `None`: none is set, or none was due since it started.
+    pub hook: Option<HookStatus>,
     /// What it does.
     pub state: AgentState,
     /// Last sign of life, in milliseconds since 1970; 0 before the first.
@@ -67,6 +71,13 @@ pub struct AgentView {
     pub notes: Vec<String>,
 }
 
+impl AgentView {
+    /// Whether the on-activate hook has still to succeed for what is linked there.
+    pub fn is_hook_due(&self) -> bool {
+        self.hook.as_ref().is_some_and(|hook| !hook.is_live())
+    }
+}
+
 /// All enrolled agents, sorted by name.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct FleetView {
@@ -79,5 +90,11 @@ impl FleetView {
     pub fn retained_roots(&self, now_ms: i64) -> HashSet<RootHash> {
         let recent = |agent: &&AgentView| agent.connected || now_ms - agent.last_seen_ms <= RETAIN_MS;
         self.agents.iter().filter(recent).filter_map(|agent| agent.root).collect()
+    }
+
+    /// Connected agents whose on-activate hook has failed and has not succeeded since, with what is wrong.
+    pub fn failing_hooks(&self) -> impl Iterator<Item = (&str, String)> {
+        let connected = self.agents.iter().filter(|agent| agent.connected);
+        connected.filter_map(|agent| Some((agent.name.as_str(), agent.hook.as_ref()?.failure()?)))
     }
 }

@@ -41,6 +41,8 @@ pub enum ServeError {
     Protocol { ours: u32, from: u32, to: u32 },
     #[error("generation {generation} is unknown here: connect again and show it")]
     Unshown { generation: GenerationNumber },
+    #[error("generation {generation} is reported after {before}: no agent goes back")]
+    Backwards { generation: GenerationNumber, before: GenerationNumber },
     #[error("this origin serves another tree: the token is of another origin")]
     OtherTree,
     #[error(transparent)]
@@ -82,6 +84,7 @@ pub fn status(error: &ServeError) -> Status {
         ServeError::Missing { .. }
         | ServeError::OutOfOrder { .. }
         | ServeError::Limit { .. }
+        | ServeError::Backwards { .. }
         | ServeError::Request(_)
         | ServeError::Name(_)
         | ServeError::Wire(_)

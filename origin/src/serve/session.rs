@@ -2,7 +2,7 @@
 //!
 //! ```text
 //!   hello ──> welcome ──> [ announcement changed ──> plan the update, 2 s at most ──> announce ]*
-//!                         [ heartbeat ──> heartbeat ]*   [ progress, staged, activated, failed ──> fleet ]*
+//!                         [ heartbeat ──> heartbeat ]*   [ progress, staged, activated, hook, failed ──> fleet ]*
 //! ```
 //!
 //! What waits to be sent is one value of each kind, the newest: an agent that does not read costs nothing, and gets
@@ -24,7 +24,7 @@ use syncd_shared::identity::PeerIdentity;
 use syncd_shared::limits::{HELD_GENERATIONS_MAX, REASON_MAX_BYTES};
 use syncd_shared::text::one_line;
 use syncd_shared::wire::root_hash;
-use syncd_shared::{GenerationNumber, RootHash, SignedGeneration};
+use syncd_shared::{GenerationNumber, HookStatus, RootHash, SignedGeneration, Totals};
 use tokio::sync::mpsc;
 use tokio::time::Instant;
 use tokio_stream::StreamExt;
@@ -41,6 +41,8 @@ const HELLO: Duration = Duration::from_secs(10);
 const SILENCE: Duration = HEARTBEAT_INTERVAL.saturating_mul(3);
 /// An announcement waits at most this long for an update that could travel in it.
 const INLINE_WAIT: Duration = Duration::from_secs(2);
+/// More updates without a spare are not believed of an agent.
+const SPARE_MISSES_MAX: u64 = u32::MAX as u64;
 /// Longest boot id and agent version, in bytes.
 const SHORT_TEXT_MAX_BYTES: usize = 256;
 
@@ -59,13 +61,19 @@ pub async fn run(
         return Err(ServeError::OutOfOrder { what: "a message before hello" });
     };
     let takes_updates = takes_updates(&hello.features);
-    let greeting = greet(|record, signature| services.fleet.verify(record, signature), hello)?;
+    let mut greeting = greet(|record, signature| services.fleet.verify(record, signature), hello)?;
+    if let Some(hook) = &mut greeting.hook {
+        hook.waits = announced_only(hook.waits, services.fleet.announced());
+    }
     let live = greeting.live.as_ref().map(SignedGeneration::root_hash);
-    let accepted = greeting.accepted.as_ref().or(greeting.live.as_ref()).map(SignedGeneration::number);
+    let reported = greeting.live.as_ref().map(SignedGeneration::number);
+    let accepted = greeting.accepted.as_ref().map(SignedGeneration::number).or(reported);
     let attachment = services.fleet.attach(peer.clone(), greeting).await?;
     let mut session = Session {
         planner: services.planner.clone(),
         live,
+        reported,
+        most: Totals::default(),
         takes_updates,
         accepted,
         outbox: Outbox { welcome: Some(welcome(services)), ..Outbox::default() },
@@ -117,9 +125,29 @@ pub(super) fn greet(
     };
     let live = check(hello.live, "live");
     let accepted = check(hello.accepted, "accepted");
+    let hook = hello.hook.as_ref().map(|report| hook_of(report, live.as_ref().map(SignedGeneration::number)));
+    // Of a generation that is not ours nothing is known, nor of its hook.
+    let hook = if live.is_some() { hook.transpose()? } else { None };
     // An agent may put anything into these; logs and `status` show them.
     let boot_id = one_line(&hello.boot_id, SHORT_TEXT_MAX_BYTES);
-    Ok(Greeting { boot_id, live, accepted, notes })
+    Ok(Greeting { boot_id, live, accepted, hook, notes })
+}
+
+/// Checks what an agent says of its hook; `linked`: the generation that it said to be linked there.
+fn hook_of(report: &v1::HookReport, linked: Option<GenerationNumber>) -> Result<HookStatus, ServeError> {
+    let hook = HookStatus::from_report(report)?;
+    for number in [Some(hook.generation), hook.succeeded].into_iter().flatten() {
+        let generation = GenerationNumber::new(number).ok_or(ServeError::Missing { field: "generation" })?;
+        if linked.is_none_or(|linked| generation > linked) {
+            return Err(ServeError::Unshown { generation });
+        }
+    }
+    Ok(hook)
+}
+
+/// A number that an agent names is shown only where it was announced.
+fn announced_only(number: Option<u64>, announced: Option<GenerationNumber>) -> Option<u64> {
+    number.filter(|number| announced.is_some_and(|announced| *number <= announced.get()))
 }
 
 fn welcome(services: &Services) -> v1::Welcome {
@@ -163,6 +191,10 @@ struct Session {
     attachment: Attachment,
     /// What the agent has live, as last heard.
     live: Option<RootHash>,
+    /// The number of that.
+    reported: Option<GenerationNumber>,
+    /// No generation that was announced here has more files, or more bytes.
+    most: Totals,
     /// Whether an update may travel in an announcement.
     takes_updates: bool,
     /// The highest number that it accepted, as last heard.
@@ -259,6 +291,26 @@ impl Session {
         if is_known { Ok(()) } else { Err(ServeError::Unshown { generation }) }
     }
 
+    fn newest(&self) -> Option<GenerationNumber> {
+        self.attachment.announced.borrow().as_ref().map(|announced| announced.number())
+    }
+
+    /// How far an agent says that it is on its way to a generation; `None`: to one that was never announced here, which
+    /// an honest agent heard of from the origin that this one was restored from a copy of. More than there is to do is
+    /// not believed.
+    fn progress(&mut self, generation: u64, files: u64, bytes: u64) -> Option<AgentProgress> {
+        let announced = self.attachment.announced.borrow().clone()?;
+        // What is superseded, and may be on its way still, can be larger.
+        self.most = self.most.covering(announced.generation().root.totals);
+        let (files, bytes) = (files.min(self.most.files), bytes.min(self.most.bytes));
+        let is_known = (1..=announced.number().get()).contains(&generation);
+        is_known.then_some(AgentProgress { generation, files, bytes })
+    }
+
+    fn on_its_way(state: AgentState, progress: Option<AgentProgress>) -> Report {
+        progress.map_or(Report::Heartbeat, |progress| Report::Progress { state, progress })
+    }
+
     async fn heard(&mut self, message: FromAgent) -> Result<(), ServeError> {
         let report = match message {
             FromAgent::Hello(_) => return Err(ServeError::OutOfOrder { what: "a second hello" }),
@@ -266,24 +318,33 @@ impl Session {
                 self.outbox.heartbeat = Some(heartbeat.sequence);
                 Report::Heartbeat
             }
-            FromAgent::Progress(p) => {
-                let progress =
-                    AgentProgress { generation: p.generation, files: p.files_done, bytes: p.bytes_done };
-                Report::Progress { state: agent_state(p.state)?, progress }
-            }
+            FromAgent::Progress(p) => Self::on_its_way(
+                agent_state(p.state)?,
+                self.progress(p.generation, p.files_done, p.bytes_done),
+            ),
             FromAgent::Staged(s) => {
                 root_hash(&s.root, "root")?;
-                let progress = AgentProgress { generation: s.generation, files: 0, bytes: 0 };
-                Report::Progress { state: AgentState::Staged, progress }
+                Self::on_its_way(AgentState::Staged, self.progress(s.generation, 0, 0))
             }
             FromAgent::Activated(a) => {
                 let generation =
                     GenerationNumber::new(a.generation).ok_or(ServeError::Missing { field: "generation" })?;
                 let root = root_hash(&a.root, "root")?;
                 self.known_here(generation, root)?;
-                self.live = Some(root);
+                if let Some(before) = self.reported.filter(|before| generation < *before) {
+                    return Err(ServeError::Backwards { generation, before });
+                }
+                (self.live, self.reported) = (Some(root), Some(generation));
                 self.accepted = self.accepted.max(Some(generation));
-                Report::Activated { generation, root, spare_misses: a.spare_misses }
+                let spare_misses = a.spare_misses.min(SPARE_MISSES_MAX);
+                Report::Activated { generation, root, spare_misses, hook_due: a.hook_due }
+            }
+            // What it has linked is not ours.
+            FromAgent::Hook(_) if self.reported.is_none() => Report::Heartbeat,
+            FromAgent::Hook(report) => {
+                let mut hook = hook_of(&report, self.reported)?;
+                hook.waits = announced_only(hook.waits, self.newest());
+                Report::Hook(hook)
             }
             FromAgent::Failed(f) => {
                 limit("reason", f.reason.len(), REASON_MAX_BYTES)?;
@@ -317,6 +378,7 @@ fn agent_state(state: i32) -> Result<AgentState, ServeError> {
         Ok(v1::AgentState::Fetching) => Ok(AgentState::Fetching),
         Ok(v1::AgentState::Staging) => Ok(AgentState::Staging),
         Ok(v1::AgentState::Staged) => Ok(AgentState::Staged),
+        Ok(v1::AgentState::Switched) => Ok(AgentState::Switched),
         Ok(v1::AgentState::Live) => Ok(AgentState::Live),
         Ok(v1::AgentState::Failed) => Ok(AgentState::Failed),
         Ok(v1::AgentState::Unspecified) | Err(_) => Err(ServeError::Missing { field: "state" }),

@@ -15,7 +15,9 @@ use syncd_shared::identity::authority::{certificate_request, generate_key};
 use syncd_shared::identity::{ClientTls, ConnectError, JoinToken, connect};
 use syncd_shared::limits::FETCH_MESSAGE_MAX_BYTES;
 use syncd_shared::wire::{FEATURE_DELTAS, ObjectsBatch};
-use syncd_shared::{ContentHash, Generation, GenerationNumber, RootEntry, RootHash, SignedGeneration};
+use syncd_shared::{
+    ContentHash, Generation, GenerationNumber, HookOutcome, HookStatus, RootEntry, RootHash, SignedGeneration,
+};
 use tempfile::TempDir;
 use time::OffsetDateTime;
 use tokio::sync::mpsc;
@@ -25,7 +27,7 @@ use tonic::transport::Channel;
 use tonic::{Code, Status, Streaming};
 
 use super::*;
-use crate::fleet::{AgentState, AgentView};
+use crate::fleet::{AgentProgress, AgentState, AgentView};
 use crate::plan::PlanBudget;
 use crate::plan::fixture::{MemoryReplica, MemoryStore, Tree, noise, replacements, tree};
 use crate::store::Store;
@@ -194,7 +196,8 @@ impl Control {
 
     async fn activated(&self, generation: u64, root: RootHash) {
         let root = Bytes::copy_from_slice(root.as_bytes());
-        self.say(ToOrigin::Activated(v1::Activated { generation, root, spare_misses: 0 })).await;
+        self.say(ToOrigin::Activated(v1::Activated { generation, root, spare_misses: 0, hook_due: false }))
+            .await;
     }
 
     async fn refusal(&mut self) -> Status {
@@ -546,6 +549,93 @@ async fn what_an_agent_activated_of_a_lost_origin_is_asked_for_by_ending_the_con
     control.activated(3, ours.hash()).await;
     let view = origin.until("web2", |a| a.state == AgentState::Live).await;
     assert!(view.connected, "{view:?}");
+}
+
+fn hook(generation: u64, outcome: v1::HookOutcome) -> v1::HookReport {
+    let output =
+        if outcome == v1::HookOutcome::Failed { "exit status: 1: a\nb".into() } else { String::new() };
+    v1::HookReport { generation, outcome: outcome.into(), output, attempt: 1, ..Default::default() }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_agent_is_live_once_its_hook_has_succeeded() {
+    let origin = Origin::start().await;
+    let root = origin.contents.put(&tree(&[("f", b"1")]));
+    origin.fleet.announce(origin.generation(1, root));
+    let node = origin.node("web1").await;
+    let mut control = origin.attached(&node, hello()).await;
+    let switched = |number: u64| {
+        let root = Bytes::copy_from_slice(root.hash().as_bytes());
+        ToOrigin::Activated(v1::Activated { generation: number, root, spare_misses: 0, hook_due: true })
+    };
+    control.say(switched(1)).await;
+    let view = origin.until("web1", |a| a.generation == GenerationNumber::new(1)).await;
+    assert_eq!((view.state, view.hook), (AgentState::Switched, Some(HookStatus::due(1, None))));
+    let failed = v1::HookReport { waits: 9, ..hook(1, v1::HookOutcome::Failed) };
+    control.say(ToOrigin::Hook(failed)).await;
+    let view = origin.until("web1", |a| a.hook.as_ref().is_some_and(|hook| hook.has_failed())).await;
+    assert_eq!(view.state, AgentState::Switched);
+    let told = view.hook.unwrap();
+    assert_eq!((told.output.as_str(), told.waits), ("exit status: 1: a\\nb", None), "9 was never announced");
+    // What the answer to an announcement repeats takes nothing back.
+    control.say(switched(1)).await;
+    control.say(ToOrigin::Hook(v1::HookReport { succeeded: 1, ..hook(1, v1::HookOutcome::Ok) })).await;
+    let view = origin.until("web1", |a| a.state == AgentState::Live).await;
+    assert_eq!(view.hook.unwrap().outcome, HookOutcome::Ok);
+    // A greeting tells it, too.
+    let live = Some(message(&origin.generation(1, root)));
+    let greeting = v1::Hello { live, hook: Some(hook(1, v1::HookOutcome::Failed)), ..hello() };
+    let mut again = origin.attached(&node, greeting).await;
+    let view = origin.until("web1", |a| a.connected && a.state == AgentState::Switched).await;
+    assert!(view.hook.unwrap().has_failed());
+    // Of what is not linked no hook can be told.
+    again.say(ToOrigin::Hook(hook(2, v1::HookOutcome::Ok))).await;
+    assert_eq!(again.refusal().await.code(), Code::Aborted);
+    let _ = control.refusal().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn numbers_that_no_agent_has_are_not_believed() {
+    let origin = Origin::start().await;
+    let root = origin.contents.put(&tree(&[("f", b"12345")]));
+    origin.fleet.announce(origin.generation(5, root));
+    let node = origin.node("web1").await;
+    let live = Some(message(&origin.generation(3, root)));
+    let mut control = origin.attached(&node, v1::Hello { live, ..hello() }).await;
+    let progress = |generation: u64| {
+        ToOrigin::Progress(v1::Progress {
+            generation,
+            state: v1::AgentState::Fetching.into(),
+            files_done: u64::MAX,
+            bytes_done: u64::MAX,
+        })
+    };
+    control.say(progress(5)).await;
+    let view = origin.until("web1", |a| a.progress.is_some()).await;
+    assert_eq!(view.progress, Some(AgentProgress { generation: 5, files: 1, bytes: 5 }));
+    for message in [
+        progress(u64::MAX),
+        ToOrigin::Staged(v1::Staged {
+            generation: u64::MAX,
+            root: Bytes::copy_from_slice(root.hash().as_bytes()),
+        }),
+        ToOrigin::Activated(v1::Activated {
+            generation: 4,
+            root: Bytes::copy_from_slice(root.hash().as_bytes()),
+            spare_misses: u64::MAX,
+            hook_due: false,
+        }),
+    ] {
+        control.say(message).await;
+    }
+    let view = origin.until("web1", |a| a.generation == GenerationNumber::new(4)).await;
+    assert_eq!((view.progress, view.spare_misses), (None, u64::from(u32::MAX)));
+    control.activated(3, root.hash()).await;
+    let refusal = control.refusal().await;
+    assert_eq!(refusal.code(), Code::InvalidArgument, "{refusal}");
+    assert!(refusal.message().contains("generation 3 is reported after 4"), "{refusal}");
+    let view = origin.until("web1", |a| !a.connected).await;
+    assert_eq!(view.generation, GenerationNumber::new(4));
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -163,6 +163,7 @@ impl LoadAgent {
             live: shown.clone(),
             accepted: shown,
             held: Vec::new(),
+            hook: None,
         }
     }
 
@@ -213,6 +214,7 @@ impl LoadAgent {
             generation: number,
             root: Bytes::copy_from_slice(root.as_bytes()),
             spare_misses: 0,
+            hook_due: false,
         };
         send(outbox, ToOrigin::Activated(activated));
         self.tell(Event::Activated { number, bytes });

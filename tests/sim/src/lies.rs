@@ -92,7 +92,12 @@ pub fn to_origin(
         3 => vec![v1::AgentMessage { message: None }],
         4 => {
             let root = Bytes::from(random.bytes(32));
-            let activated = v1::Activated { generation: 1 + random.below(newest + 3), root, spare_misses: 0 };
+            let activated = v1::Activated {
+                generation: 1 + random.below(newest + 3),
+                root,
+                spare_misses: 0,
+                hook_due: false,
+            };
             vec![v1::AgentMessage { message: Some(ToOrigin::Activated(activated)) }]
         }
         _ => Vec::new(),
@@ -148,5 +153,6 @@ pub fn name_of_agents(message: &ToOrigin) -> String {
         ToOrigin::Staged(s) => format!("staged {}", s.generation),
         ToOrigin::Activated(a) => format!("activated {} misses {}", a.generation, a.spare_misses),
         ToOrigin::Failed(f) => format!("failed {} class {}", f.generation, f.retry),
+        ToOrigin::Hook(h) => format!("hook {} outcome {}", h.generation, h.outcome),
     }
 }

@@ -124,7 +124,7 @@ impl World {
             Action::Verified(Ok(verified)) => {
                 self.note(format!("node {n} verified, {} drifted", verified.drifted));
             }
-            Action::Verified(Err(_)) | Action::Verifying(_) | Action::Stopped => {}
+            Action::Verified(Err(_)) | Action::Verifying(_) | Action::RetryHook | Action::Stopped => {}
         }
         Ok(())
     }

@@ -206,7 +206,7 @@ fn all_live(world: &World) -> bool {
 
 fn state(node: &Node) -> String {
     let machine = node.running.as_ref().map(|r| &r.machine);
-    let error = machine.and_then(|m| m.error()).unwrap_or("no error");
+    let error = machine.and_then(|m| m.error()).unwrap_or_else(|| "no error".to_owned());
     format!("{:?} {:?} {error}", node.live.map(|(number, _)| number), machine.map(|m| m.state()))
 }
 

@@ -324,7 +324,7 @@ fn messages_that_no_agent_sends_end_its_stream_alone() {
         agent_message(M::Hello(v1::Hello::default())),
         agent_message(M::Progress(v1::Progress { state: 99, ..Default::default() })),
         agent_message(M::Staged(v1::Staged { generation: 1, root: Bytes::from_static(b"short") })),
-        agent_message(M::Activated(v1::Activated { generation: 0, root, spare_misses: 0 })),
+        agent_message(M::Activated(v1::Activated { generation: 0, root, spare_misses: 0, hook_due: false })),
         agent_message(M::Failed(v1::Failed { generation: 1, retry: 77, reason: String::new() })),
         agent_message(M::Failed(v1::Failed { generation: 1, retry: 1, reason: "x".repeat(10_000) })),
         agent_message(M::Failed(v1::Failed { generation: 1, retry: 1, reason: "x".repeat(2 << 20) })),
@@ -343,6 +343,49 @@ fn messages_that_no_agent_sends_end_its_stream_alone() {
             }
         });
         assert!(matches!(code, Code::InvalidArgument | Code::OutOfRange), "message {index}: {code:?}");
+    }
+    // A number below the one that it reported before; a hook of what it has not.
+    write(&world.origin.tree, "index.html", "second");
+    world.origin.commit_live();
+    let ours = world.origin.status();
+    let current: RootHash = ours.root.and_then(|root| root.parse().ok()).expect("a root");
+    let activated = |generation: u64| {
+        let root = Bytes::copy_from_slice(current.as_bytes());
+        agent_message(M::Activated(v1::Activated {
+            generation,
+            root,
+            spare_misses: u64::MAX,
+            hook_due: false,
+        }))
+    };
+    let hook = v1::HookReport { generation: u64::MAX, outcome: 2, ..Default::default() };
+    let progress =
+        v1::Progress { generation: u64::MAX, state: 3, files_done: u64::MAX, bytes_done: u64::MAX };
+    for (messages, expected) in [
+        (vec![activated(2), activated(1)], Code::InvalidArgument),
+        (vec![activated(2), agent_message(M::Hook(hook))], Code::Aborted),
+        (
+            vec![agent_message(M::Progress(progress)), agent_message(M::Hello(v1::Hello::default()))],
+            Code::InvalidArgument,
+        ),
+    ] {
+        let code = world.runtime.block_on(async {
+            let (sender, mut stream) = bad.subscribed().await;
+            for message in messages {
+                sender.send(message).await.expect("room");
+            }
+            loop {
+                match tokio::time::timeout(Duration::from_secs(10), stream.message()).await.expect("in time")
+                {
+                    Ok(Some(_)) => {}
+                    Ok(None) => break Code::Ok,
+                    Err(status) => break status.code(),
+                }
+            }
+        });
+        assert_eq!(code, expected);
+        let shown = world.origin.cli("status", &["--json"]).expect_success().stdout;
+        assert!(!shown.contains(&u64::MAX.to_string()), "{shown}");
     }
     let hash = ContentHash::of(b"x");
     let batch = |count: usize| {

@@ -266,3 +266,84 @@ fn a_kill_while_a_spare_is_drawn_costs_the_spare_and_nothing_else() {
     site.follow(&mut replica, &target);
     site.assert_live_is_tree();
 }
+
+/// What an agent whose on-activate hook is due for generation 2 and has succeeded for 1 leaves behind.
+fn leave_due(site: &Site) -> std::path::PathBuf {
+    let record = site.root().join("state/on-activate.pending");
+    let occasion =
+        r#"{"generation":2,"root":"","label":"","previous":1,"tree":"/","live":"/live","succeeded":1}"#;
+    std::fs::write(&record, occasion).unwrap();
+    record
+}
+
+#[test]
+fn trees_that_a_failing_hook_may_have_left_the_web_server_on_stay_and_their_grace_begins_with_its_success() {
+    let (mut site, mut replica) = settled();
+    let start = Instant::now();
+    let clock = Clock::given(start);
+    replica.options.clock = clock.clone();
+    replica.options.keep = 1;
+    replica.options.grace = Duration::from_secs(150);
+    let generations = site.root().join("generations");
+    let first = (snapshot(&generations.join("1")), inodes(&generations.join("1")));
+    replica.protect_from(Some(1));
+    for number in 2..14 {
+        site.write("docs/0/page-0.html", format!("version {number}"));
+        site.publish(&mut replica);
+        replica.protect_from(Some(1));
+        replica.bound_retired();
+        clock.set(start + Duration::from_secs(1000 * number));
+        site.settle(&mut replica);
+    }
+    assert_eq!(
+        replica.status().generations,
+        (1..14).collect::<Vec<_>>(),
+        "more than are ever kept otherwise"
+    );
+    assert_eq!(replica.status().recycled_early, 0);
+    assert_eq!((snapshot(&generations.join("1")), inodes(&generations.join("1"))), first);
+    // It succeeds for generation 13.
+    replica.protect_from(None);
+    site.settle(&mut replica);
+    let left = replica.status().generations;
+    assert_eq!(left, (5..14).collect::<Vec<_>>(), "beyond so many the oldest go early, as ever");
+    clock.set(start + Duration::from_secs(13_140));
+    site.settle(&mut replica);
+    assert_eq!(replica.status().generations, left, "none has rested yet");
+    clock.set(start + Duration::from_secs(13_160));
+    site.settle(&mut replica);
+    assert_eq!(replica.status().generations, [13]);
+    site.assert_live_is_tree();
+}
+
+#[test]
+fn a_start_knows_what_the_web_server_may_still_serve_also_without_the_record() {
+    let (mut site, mut replica) = settled();
+    site.write("docs/0/page-0.html", "second");
+    site.publish(&mut replica);
+    let served = site.root().join("generations/1");
+    let first = (snapshot(&served), inodes(&served));
+    drop(replica);
+    let due = leave_due(&site);
+    let mut replica = site.open();
+    replica.options.keep = 1;
+    site.settle(&mut replica);
+    assert_eq!(replica.status().generations, [1, 2]);
+    drop(replica);
+    for name in names(&site.root().join("state")) {
+        if name.starts_with("record") {
+            std::fs::remove_file(site.root().join("state").join(name)).unwrap();
+        }
+    }
+    let mut replica = site.open();
+    assert_eq!(replica.status().generations, [2], "what is live tells of itself");
+    site.settle(&mut replica);
+    assert_eq!((snapshot(&served), inodes(&served)), first);
+    drop(replica);
+    // The hook has succeeded.
+    std::fs::remove_file(due).unwrap();
+    let mut replica = site.open();
+    site.settle(&mut replica);
+    assert!(!served.exists());
+    assert_spares_are_links(&site);
+}

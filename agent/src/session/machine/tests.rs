@@ -5,6 +5,7 @@ use ed25519_dalek::SigningKey;
 use syncd_shared::RootEntry;
 
 use super::*;
+use crate::hooks::{HookRun, RunOutcome};
 
 const TREE: TreeId = TreeId::from_bytes([7; 16]);
 
@@ -59,6 +60,13 @@ impl Scene {
         scene
     }
 
+    /// The on-activate hook is due for `number`, which is switched.
+    fn switched(&mut self, number: u64, hook: HookState) -> Vec<Action> {
+        let generations = (1..=number).filter_map(GenerationNumber::new).collect();
+        let state = ReplicaState { hook: Some(hook), generations, ..holding(&generation(&self.key, number)) };
+        self.apply(Event::Report(Report::Done(Outcome::Activated, Box::new(state))))
+    }
+
     fn activated(&mut self, number: u64) -> Vec<Action> {
         let state = Box::new(holding(&generation(&self.key, number)));
         self.apply(Event::Report(Report::Done(Outcome::Activated, state)))
@@ -78,6 +86,38 @@ fn holding(generation: &SignedGeneration) -> ReplicaState {
         accepted: Some(generation.clone()),
         ..ReplicaState::default()
     }
+}
+
+/// A hook that last succeeded for `succeeded`; `run`: for which generation it ran last, and how that went.
+fn hook(revision: u64, succeeded: u64, due: Option<u64>, run: Option<(u64, RunOutcome)>) -> HookState {
+    let run = run.map(|(generation, outcome)| HookRun {
+        generation,
+        outcome,
+        duration_ms: 5,
+        output: if outcome == RunOutcome::Failed { "exit status: 1".into() } else { String::new() },
+        attempt: 1,
+    });
+    let failing = run.as_ref().is_some_and(|run| run.outcome == RunOutcome::Failed);
+    HookState { revision, due, succeeded: Some(succeeded), run, failing }
+}
+
+/// `(generation, outcome, waits)` of what the origin hears of the hook.
+fn hooks_told(actions: &[Action]) -> Vec<(u64, v1::HookOutcome, u64)> {
+    let told = actions.iter().filter_map(|action| match action {
+        Action::Send(ToOrigin::Hook(report)) => Some((report.generation, report.outcome(), report.waits)),
+        _ => None,
+    });
+    told.collect()
+}
+
+fn starts_update(actions: &[Action]) -> Option<u64> {
+    actions.iter().find_map(|action| match action {
+        Action::Start(command) => match command.as_ref() {
+            Command::Update { generation, .. } => Some(generation.number().get()),
+            _ => None,
+        },
+        _ => None,
+    })
 }
 
 /// What the hello of a dial shows as live.
@@ -201,4 +241,108 @@ fn an_announced_update_with_more_directories_than_the_trees_can_have_ends_the_co
     let actions = scene.apply(Event::Message(message));
     assert!(actions.iter().any(|action| matches!(action, Action::Hang)), "{actions:?}");
     assert!(scene.machine.error().is_some_and(|error| error.contains("directories of an announced update")));
+}
+
+#[test]
+fn a_node_is_switched_until_its_hook_has_succeeded() {
+    use RunOutcome::{Ok, Running};
+    let mut scene = Scene::new();
+    scene.welcome();
+    scene.announce(2);
+    // The hook's task may be faster than the worker: of a switch that was not reported nothing is told.
+    let early = scene.apply(Event::Hook(hook(2, 1, Some(2), Some((2, Running)))));
+    assert_eq!(hooks_told(&early), []);
+    let actions = scene.switched(2, hook(1, 1, Some(2), None));
+    let due = |action: &Action| matches!(action, Action::Send(ToOrigin::Activated(a)) if a.hook_due);
+    assert!(actions.iter().any(due), "{actions:?}");
+    assert_eq!(hooks_told(&actions), [(2, v1::HookOutcome::Running, 0)], "and what is older is dropped");
+    assert_eq!(scene.machine.state(), State::Switched);
+    let actions = scene.apply(Event::Hook(hook(3, 2, None, Some((2, Ok)))));
+    assert_eq!(hooks_told(&actions), [(2, v1::HookOutcome::Ok, 0)]);
+    assert_eq!((scene.machine.state(), scene.machine.error()), (State::Live, None));
+    assert_eq!(hooks_told(&scene.apply(Event::Tick)), [], "once");
+    // Without a hook nothing changes.
+    let mut scene = Scene::new();
+    scene.welcome();
+    scene.announce(2);
+    let actions = scene.activated(2);
+    assert!(!actions.iter().any(due) && hooks_told(&actions).is_empty());
+    assert_eq!(scene.machine.state(), State::Live);
+}
+
+#[test]
+fn a_hello_tells_of_a_hook_that_fails() {
+    let mut scene = Scene::new();
+    scene.welcome();
+    scene.announce(2);
+    scene.switched(2, hook(1, 1, Some(2), None));
+    scene.apply(Event::Lost("cut".into()));
+    scene.apply(Event::Hook(hook(2, 1, Some(2), Some((2, RunOutcome::Failed)))));
+    scene.now += Duration::from_secs(60);
+    let actions = scene.apply(Event::Tick);
+    let Some(Action::Dial(hello)) = actions.iter().find(|a| matches!(a, Action::Dial(_))) else {
+        panic!("{actions:?}")
+    };
+    let report = hello.hook.clone().unwrap();
+    assert_eq!((report.generation, report.outcome(), report.succeeded), (2, v1::HookOutcome::Failed, 1));
+    assert_eq!(report.output, "exit status: 1");
+    assert_eq!(scene.machine.error().as_deref(), Some("hook failed: exit status: 1"));
+    assert_eq!(hooks_told(&scene.welcome()), [], "it was told");
+}
+
+#[test]
+fn while_the_hook_fails_one_further_generation_is_activated_and_then_the_newest_waits() {
+    use RunOutcome::{Failed, Ok};
+    let mut scene = Scene::new();
+    scene.welcome();
+    scene.announce(2);
+    scene.switched(2, hook(1, 1, Some(2), None));
+    scene.apply(Event::Hook(hook(2, 1, Some(2), Some((2, Failed)))));
+    assert_eq!(starts_update(&scene.announce(3)), Some(3), "it may mend what the hook stumbles over");
+    scene.switched(3, hook(3, 1, Some(3), Some((2, Failed))));
+    scene.apply(Event::Hook(hook(4, 1, Some(3), Some((3, Failed)))));
+    for (number, attempt) in [(4, 1), (5, 2)] {
+        let actions = scene.announce(number);
+        assert_eq!(starts_update(&actions), None);
+        // Whoever committed may have mended the hook: it is run at once, and that it had failed is no answer.
+        assert!(actions.iter().any(|action| matches!(action, Action::RetryHook)), "{actions:?}");
+        assert_eq!(hooks_told(&actions), [(3, v1::HookOutcome::Running, number)]);
+        for (step, outcome) in [(1, RunOutcome::Running), (2, Failed)] {
+            let mut state = hook(10 * number + step, 1, Some(3), Some((3, outcome)));
+            state.failing = true;
+            state.run.as_mut().unwrap().attempt = attempt + 1;
+            let actions = scene.apply(Event::Hook(state));
+            assert_eq!(starts_update(&actions), None);
+            if outcome == Failed {
+                assert_eq!(hooks_told(&actions), [(3, v1::HookOutcome::Failed, number)]);
+            }
+        }
+    }
+    let report = scene.machine.hook_status().unwrap();
+    assert_eq!((report.generation, report.waits), (3, Some(5)));
+    let error = scene.machine.error().unwrap();
+    assert!(
+        error.contains("generation 5 waits: the on-activate hook of generation 3 keeps failing"),
+        "{error}"
+    );
+    assert_eq!(scene.machine.state(), State::Switched);
+    let actions = scene.apply(Event::Hook(hook(60, 3, None, Some((3, Ok)))));
+    assert_eq!(starts_update(&actions), Some(5), "newest wins");
+    assert_eq!(hooks_told(&actions), [(3, v1::HookOutcome::Ok, 0)]);
+}
+
+#[test]
+fn commits_that_are_faster_than_the_hook_are_bounded() {
+    let mut scene = Scene::new();
+    scene.welcome();
+    let most = 1 + SWITCHED_MAX as u64;
+    for number in 2..=most {
+        assert_eq!(starts_update(&scene.announce(number)), Some(number));
+        scene.switched(number, hook(number, 1, Some(number), Some((2, RunOutcome::Running))));
+    }
+    assert_eq!(starts_update(&scene.announce(most + 1)), None);
+    let error = scene.machine.error().unwrap();
+    assert!(error.ends_with("has not succeeded yet"), "{error}");
+    let actions = scene.apply(Event::Hook(hook(50, 2, Some(most), Some((2, RunOutcome::Ok)))));
+    assert_eq!(starts_update(&actions), Some(most + 1));
 }

@@ -1,0 +1,131 @@
+//! The on-activate hook is part of the truth: with the document root resolved by the hook, a hook that fails leaves
+//! Apache on the old generation, which everybody is told and which stays complete.
+
+use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
+
+use syncd_tests::edits::{remove, write};
+use syncd_tests::{Agent, Apache, DocumentRoot, Origin, Scene, http, wait};
+
+/// A hook that does what `real` does, but for as long as `broken` exists.
+fn breakable(scene: &Scene, real: &Path, broken: &Path) -> PathBuf {
+    let hook = scene.path("hook");
+    let text = format!(
+        "#!/bin/sh\nif [ -e {0} ]; then echo 'AH00526: Syntax error' >&2; exit 1; fi\nexec {1}\n",
+        broken.display(),
+        real.display()
+    );
+    write(scene.directory(), "hook", text);
+    std::fs::set_permissions(&hook, std::fs::Permissions::from_mode(0o755)).expect("chmod");
+    hook
+}
+
+#[track_caller]
+fn healthz(address: &str) -> String {
+    let answer = http::get(address, "/healthz").expect("a health answer");
+    assert_eq!(answer.status, 200, "{}", answer.head);
+    String::from_utf8(answer.body).expect("text")
+}
+
+#[test]
+fn a_hook_that_fails_is_told_everywhere_and_what_apache_still_serves_stays() {
+    let scene = Scene::new("hook-fails");
+    let tree = scene.path("tree");
+    write(&tree, "index.html", "one");
+    write(&tree, "only-in-1.html", "still here");
+    let origin = Origin::started(&scene, &tree);
+    let web1 = Agent::joined(&scene, &origin, "web1");
+    let mut apache = Apache::configured(&scene, "apache", &web1.root, &DocumentRoot::Resolved);
+    let broken = scene.path("broken");
+    let hook = breakable(&scene, &apache.hook(), &broken);
+    let command = hook.display().to_string();
+    // As greedy as an agent can be: nothing is kept, nothing rests.
+    let mut web1 = web1.with_options(&["--on-activate", &command, "--keep", "1", "--grace", "0s"]);
+    web1.start();
+    let _web2 = Agent::started(&scene, &origin, "web2");
+    origin.wait_connected(&["web1", "web2"]);
+    assert_eq!(origin.commit_live(), 1);
+    apache.start();
+    let first = web1.root.join("generations/1/only-in-1.html");
+
+    std::fs::write(&broken, "").expect("break the hook");
+    write(&tree, "index.html", "two");
+    remove(&tree.join("only-in-1.html"));
+    let outcome = origin.cli("commit", &["--wait"]).expect_code(3);
+    let failed = "web1 hook failed: exit status: 1: AH00526: Syntax error";
+    assert!(outcome.stderr.lines().any(|line| line == failed), "{outcome:#?}");
+    assert!(outcome.stderr.contains("web2 live after"), "{outcome:#?}");
+
+    let status = origin.cli("status", &["--json"]).expect_success().json();
+    let [on_web1, on_web2] = [&status["agents"][0], &status["agents"][1]];
+    assert_eq!(on_web1["state"], "switched", "{on_web1:#}");
+    assert_eq!(on_web1["generation"], 2, "{on_web1:#}");
+    assert_eq!(on_web1["hook"]["succeeded"], 1, "{on_web1:#}");
+    assert_eq!(on_web1["hook"]["generation"], 2, "{on_web1:#}");
+    let error = on_web1["error"].as_str().expect("an error");
+    assert!(error.contains("hook failed: exit status: 1: AH00526"), "{error}");
+    assert_eq!(on_web2["state"], "live", "{on_web2:#}");
+    assert!(on_web2["hook"].is_null(), "{on_web2:#}");
+    let text = origin.cli("status", &[]).expect_success().stdout;
+    assert!(text.contains("1 of 2 have it live") && text.contains("hook failed: exit status: 1"), "{text}");
+    let health = healthz(&origin.status().http_address.expect("an address"));
+    assert!(health.contains("not live on 1 node, hook failed: web1"), "{health}");
+    let at_node = web1.cli("status", &["--json"]).expect_success().json();
+    assert_eq!(at_node["state"], "switched", "{at_node:#}");
+    assert_eq!(at_node["hook"]["outcome"], "failed", "{at_node:#}");
+    let text = web1.cli("status", &[]).expect_success().stdout;
+    assert!(text.starts_with("web1: generation 2 is switched") && text.contains("hook failed"), "{text}");
+
+    // One further generation is activated, the others wait; a kill changes nothing.
+    for number in 3..8 {
+        write(&tree, "index.html", format!("version {number}"));
+        let outcome = origin.cli("commit", &["--wait"]).expect_code(3);
+        let waits = format!("generation {number} waits: the on-activate hook of generation 3 keeps failing");
+        assert_eq!(outcome.stderr.contains(&waits), number > 3, "{outcome:#?}");
+        assert!(outcome.stderr.contains("web1 hook failed: "), "{outcome:#?}");
+        if number == 5 {
+            web1.kill9();
+            let offline = web1.cli("status", &["--json"]).expect_success().json();
+            assert_eq!(offline["state"], "switched", "{offline:#}");
+            web1.start();
+            origin.wait_connected(&["web1"]);
+        }
+        assert_eq!(web1.live_generation(), Some(3));
+        apache.assert_serves("/only-in-1.html", &first);
+        assert_eq!(apache.get("/index.html").body, b"one");
+    }
+    assert_eq!(web1.status().generations, [1, 2, 3]);
+
+    // Mended: the next commit has it run at once.
+    remove(&broken);
+    write(&tree, "index.html", "eight");
+    let outcome = origin.cli("commit", &["--wait"]).expect_success();
+    assert!(outcome.stderr.contains("web1 live after"), "{outcome:#?}");
+    assert_eq!(apache.get("/index.html").body, b"eight");
+    assert_eq!(origin.status().agent("web1").state, "live");
+    assert_eq!(healthz(&origin.status().http_address.expect("an address")), "ok generation 8\n");
+    wait::until("what nobody serves any more to be recycled", || {
+        (web1.status().generations == [8]).then_some(())
+    });
+}
+
+#[test]
+fn an_agent_that_runs_without_the_hook_drops_what_was_due() {
+    let scene = Scene::new("hook-removed");
+    let tree = scene.path("tree");
+    write(&tree, "index.html", "one");
+    let origin = Origin::started(&scene, &tree);
+    let mut agent = Agent::joined(&scene, &origin, "web1").with_options(&["--on-activate", "exit 1"]);
+    agent.start();
+    origin.wait_connected(&["web1"]);
+    origin.cli("commit", &["--wait"]).expect_code(3);
+    agent.stop();
+    assert!(agent.root.join("state/on-activate.pending").exists());
+    let mut agent = Agent::new(&scene, "web1");
+    agent.start();
+    origin.wait_connected(&["web1"]);
+    let outcome = origin.cli("commit", &["--wait"]).expect_success();
+    assert!(outcome.stderr.contains("web1 live"), "{outcome:#?}");
+    assert!(!agent.root.join("state/on-activate.pending").exists());
+    agent.stop();
+}
