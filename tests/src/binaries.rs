@@ -41,6 +41,8 @@ fn build() {
         "syncd-load",
         "-p",
         "syncd-sim",
+        "-p",
+        "syncd-endurance",
         "--bins",
     ]);
     cargo.arg("--manifest-path").arg(concat!(env!("CARGO_MANIFEST_DIR"), "/../Cargo.toml"));
