@@ -11,6 +11,7 @@ use std::time::Duration;
 use anyhow::{Context as _, bail};
 use clap::{Args, CommandFactory, Parser, Subcommand, ValueEnum};
 use indicatif::{HumanBytes, HumanCount};
+use syncd_shared::address::listen_address;
 use syncd_shared::identity::{AgentName, JoinToken};
 use syncd_shared::local_socket;
 use syncd_shared::output::note;
@@ -22,12 +23,15 @@ use crate::admin::{self, Reply, Request, nobody_serves};
 use crate::config::{self, Owner, RunOptions};
 use crate::join::{self, JoinOptions, Joined};
 use crate::session::worker::{Display, Drifted, Verified};
-use crate::status::AgentStatus;
+use crate::status::{AgentStatus, Verdict};
 use crate::{offline, service};
+
+const EXIT_CODES: &str = "Exit codes: 0 done; 1 failed; 2 wrong usage; 141 nobody reads the output; `status --check` has \
+                          its own.\nSYNCD_LOG=debug logs more. See also: syncd-origin.";
 
 /// Keeps a full, verified, atomically switched replica of an origin's content tree.
 #[derive(Debug, Parser)]
-#[command(name = "syncd-agent", version, max_term_width = 100)]
+#[command(name = "syncd-agent", version, max_term_width = 100, after_help = EXIT_CODES)]
 pub struct Cli {
     #[command(subcommand)]
     command: Command,
@@ -39,25 +43,40 @@ struct Place {
     #[arg(long, env = "SYNCD_ROOT", default_value = config::ROOT, value_name = "DIR")]
     root: PathBuf,
     /// TOML file with defaults for these options.
-    #[arg(long, value_name = "FILE", env = "SYNCD_CONFIG")]
+    #[arg(long, value_name = "FILE", env = "SYNCD_AGENT_CONFIG")]
     config: Option<PathBuf>,
 }
 
 #[derive(Debug, Subcommand)]
 enum Command {
-    /// Enrol this node with a token from `syncd-origin token`; again with a new one, it keeps its replica.
+    /// Enrol this node. Run again with a new token, it enrols the node anew and keeps its content.
+    #[command(
+        after_help = "Examples:\n  SYNCD_TOKEN=syncd1-... syncd-agent join origin.example.org:8873\n  syncd-agent join origin.example.org:8873 --token-file - < token"
+    )]
     Join(Join),
     /// Follow the origin and keep the replica, until SIGTERM.
+    #[command(
+        after_help = "Examples:\n  syncd-agent run\n  syncd-agent run --on-activate 'systemctl reload apache2' --owner root:root\n\nSIGTERM stops in order; SIGHUP changes nothing."
+    )]
     Run(Box<Run>),
     /// Show what is live, and how the agent is.
+    #[command(
+        after_help = "Examples:\n  syncd-agent status\n  syncd-agent status --check > /dev/null || echo look"
+    )]
     Status {
         #[command(flatten)]
         place: Place,
         /// Print JSON.
         #[arg(long)]
         json: bool,
+        /// Exit with 1 if nothing is live or no agent runs, with 3 if what is live is not known to be the newest.
+        #[arg(long)]
+        check: bool,
     },
     /// Hash every file of the replica, and heal what drifted.
+    #[command(
+        after_help = "Examples:\n  syncd-agent verify --json\n\nExit code 1: something drifted and could not be healed."
+    )]
     Verify {
         #[command(flatten)]
         place: Place,
@@ -96,7 +115,7 @@ struct Run {
     #[arg(long, env = "SYNCD_ORIGIN", value_name = "HOST:PORT")]
     origin: Option<String>,
     /// Where health is answered [default: 127.0.0.1:8875].
-    #[arg(long, env = "SYNCD_HTTP", value_name = "ADDR:PORT")]
+    #[arg(long, env = "SYNCD_AGENT_HTTP", value_name = "ADDR:PORT", value_parser = listen_address)]
     http: Option<SocketAddr>,
     /// How `live` is switched.
     #[arg(long, env = "SYNCD_SWAP", value_enum, default_value = "symlink")]
@@ -123,7 +142,7 @@ struct Run {
           value_parser = humantime::parse_duration)]
     hook_timeout: Duration,
     /// Bytes a second to receive at most, as in 10M.
-    #[arg(long, env = "SYNCD_BWLIMIT", value_name = "RATE")]
+    #[arg(long, env = "SYNCD_AGENT_BWLIMIT", value_name = "RATE")]
     bwlimit: Option<Rate>,
 }
 
@@ -154,7 +173,7 @@ pub fn run(cli: Cli) -> anyhow::Result<ExitCode> {
         match cli.command {
             Command::Join(join) => enrol(join).await,
             Command::Run(run) => run_until_signal(*run).await,
-            Command::Status { place, json } => status(&place.root, json).await,
+            Command::Status { place, json, check } => status(&place.root, json, check).await,
             Command::Verify { place, json } => verify(&place.root, json).await,
         }
     });
@@ -248,7 +267,7 @@ async fn run_until_signal(run: Run) -> anyhow::Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
-async fn status(root: &Path, json: bool) -> anyhow::Result<ExitCode> {
+async fn status(root: &Path, json: bool, check: bool) -> anyhow::Result<ExitCode> {
     let socket = admin::socket_path(root);
     let status = match local_socket::request_one::<_, Reply>(&socket, &Request::Status).await {
         Ok(Reply::Status(status)) => *status,
@@ -261,7 +280,11 @@ async fn status(root: &Path, json: bool) -> anyhow::Result<ExitCode> {
         Err(error) => return Err(error).context("can't ask the running agent"),
     };
     print_status(&status, json)?;
-    Ok(ExitCode::SUCCESS)
+    Ok(match status.verdict() {
+        Verdict::NotServing if check => ExitCode::FAILURE,
+        Verdict::NotFollowing if check => ExitCode::from(3),
+        _ => ExitCode::SUCCESS,
+    })
 }
 
 fn print_status(status: &AgentStatus, json: bool) -> anyhow::Result<()> {
@@ -341,6 +364,10 @@ mod tests {
     #[test]
     fn the_definition_holds() {
         Cli::command().debug_assert();
+        for command in Cli::command().get_subcommands() {
+            let help = command.get_after_help().map(ToString::to_string).unwrap_or_default();
+            assert!(help.contains(&format!("syncd-agent {}", command.get_name())), "{}", command.get_name());
+        }
     }
 
     #[test]
@@ -360,5 +387,7 @@ mod tests {
         assert_eq!(error.exit_code(), 2);
         assert_eq!(parse("syncd-agent join").unwrap_err().exit_code(), 2);
         assert_eq!(parse("syncd-agent run --keep 0").unwrap_err().exit_code(), 2);
+        let error = parse("syncd-agent run --http 8875").unwrap_err();
+        assert_eq!((error.exit_code(), error.to_string().contains("localhost:8873")), (2, true), "{error}");
     }
 }

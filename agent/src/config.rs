@@ -10,6 +10,7 @@ use std::path::{Path, PathBuf};
 use std::str::FromStr;
 use std::time::Duration;
 
+use syncd_shared::accounts::{UnknownAccountError, group_id, user_id};
 use syncd_shared::rate::Rate;
 
 use crate::hooks;
@@ -84,39 +85,22 @@ pub enum OwnerError {
     /// Not of the form.
     #[error("an owner is USER:GROUP, names or numbers")]
     Form,
-    /// No such name in the file.
-    #[error("there is no {name:?} in {file}: give a number")]
-    Unknown {
-        /// The name.
-        name: String,
-        /// Where it was looked for.
-        file: &'static str,
-    },
+    /// No such name here.
+    #[error(transparent)]
+    Unknown(#[from] UnknownAccountError),
 }
 
 impl FromStr for Owner {
     type Err = OwnerError;
 
     fn from_str(text: &str) -> Result<Self, OwnerError> {
-        let (user, group) = text.split_once(':').ok_or(OwnerError::Form)?;
-        Ok(Self { uid: number(user, "/etc/passwd")?, gid: number(group, "/etc/group")? })
+        match text.split_once(':') {
+            Some((user, group)) if !user.is_empty() && !group.is_empty() => {
+                Ok(Self { uid: user_id(user)?, gid: group_id(group)? })
+            }
+            _ => Err(OwnerError::Form),
+        }
     }
-}
-
-/// The third field of the line that starts with `name`, as in passwd(5) and group(5).
-fn number(name: &str, file: &'static str) -> Result<u32, OwnerError> {
-    if name.is_empty() {
-        return Err(OwnerError::Form);
-    }
-    if let Ok(number) = name.parse() {
-        return Ok(number);
-    }
-    let lines = fs::read_to_string(file).unwrap_or_default();
-    lines
-        .lines()
-        .map(|line| line.split(':'))
-        .find_map(|mut fields| (fields.next() == Some(name)).then(|| fields.nth(1)?.parse().ok())?)
-        .ok_or_else(|| OwnerError::Unknown { name: name.to_owned(), file })
 }
 
 /// Why hooks are not taken from a configuration file.
@@ -136,14 +120,38 @@ pub enum TrustError {
         /// The file.
         path: PathBuf,
     },
+    /// Others could put another file in its place.
+    #[error(
+        "{file} sets hooks and lies below {path}, where others can put files: keep it where only root and the agent's user may write",
+        file = file.display(), path = path.display()
+    )]
+    Replaceable {
+        /// The file.
+        file: PathBuf,
+        /// The directory.
+        path: PathBuf,
+    },
 }
 
-/// Whether hooks may be taken from this file: only its owner can write it, who is this process's user or root.
+/// Whether hooks may be taken from this file: only its owner can write it, who is this process's user or root, and the
+/// same holds for every directory above it, as ssh wants it. A directory with the sticky bit (`/tmp`) will do above
+/// those, since what is in it can't be renamed by others. Symlinks are resolved first.
 pub fn check_trusted(path: &Path) -> Result<(), TrustError> {
-    let found = fs::metadata(path).map_err(|source| TrustError::Stat { path: path.to_owned(), source })?;
+    let stat =
+        |path: &Path| fs::metadata(path).map_err(|source| TrustError::Stat { path: path.to_owned(), source });
+    let real = fs::canonicalize(path).map_err(|source| TrustError::Stat { path: path.to_owned(), source })?;
     let own = rustix::process::geteuid().as_raw();
-    if found.mode() & 0o022 != 0 || (found.uid() != own && found.uid() != 0) {
+    let is_ours = |found: &fs::Metadata| found.uid() == own || found.uid() == 0;
+    let found = stat(&real)?;
+    if found.mode() & 0o022 != 0 || !is_ours(&found) {
         return Err(TrustError::Writable { path: path.to_owned() });
+    }
+    for above in real.ancestors().skip(1) {
+        let found = stat(above)?;
+        let is_shared = found.mode() & 0o022 != 0 && found.mode() & 0o1000 == 0;
+        if is_shared || !is_ours(&found) {
+            return Err(TrustError::Replaceable { file: path.to_owned(), path: above.to_owned() });
+        }
     }
     Ok(())
 }
@@ -171,6 +179,30 @@ mod tests {
         for mode in [0o664, 0o646] {
             chmod(mode);
             assert!(matches!(check_trusted(file.path()), Err(TrustError::Writable { .. })));
+        }
+    }
+
+    #[test]
+    fn hooks_come_from_no_directory_that_others_can_write() {
+        let base = tempfile::tempdir().unwrap();
+        let directory = base.path().join("etc").join("syncd");
+        fs::create_dir_all(&directory).unwrap();
+        let file = directory.join("agent.toml");
+        fs::write(&file, "").unwrap();
+        let chmod = |path: &Path, mode| fs::set_permissions(path, fs::Permissions::from_mode(mode)).unwrap();
+        chmod(&file, 0o644);
+        let link = base.path().join("link.toml");
+        std::os::unix::fs::symlink(&file, &link).unwrap();
+        let etc = base.path().join("etc");
+        for (of_etc, of_directory, trusted) in
+            [(0o755, 0o755, true), (0o755, 0o775, false), (0o777, 0o755, false), (0o1777, 0o700, true)]
+        {
+            chmod(&etc, of_etc);
+            chmod(&directory, of_directory);
+            for path in [&file, &link] {
+                let checked = check_trusted(path);
+                assert_eq!(checked.is_ok(), trusted, "{of_etc:o} {of_directory:o}: {checked:?}");
+            }
         }
     }
 }

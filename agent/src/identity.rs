@@ -36,7 +36,7 @@ const FILE: &str = "identity";
 #[derive(Debug, thiserror::Error)]
 pub enum IdentityError {
     /// This root never joined.
-    #[error("{root} has not joined an origin: run `syncd-agent join HOST:PORT --root {root}` with a token from `syncd-origin token`", root = root.display())]
+    #[error("no origin was joined yet: run `syncd-agent join HOST:PORT --root {root}` with a token from `syncd-origin token`", root = root.display())]
     NotJoined {
         /// The agent's root directory.
         root: PathBuf,

@@ -126,6 +126,17 @@ pub enum JoinError {
     /// Others were before it for all of the time.
     #[error("too many nodes join at once from this address, or in all: join again when they are done")]
     Crowded(#[source] ConnectError),
+    /// The token pins another origin than the one that answers.
+    #[error(
+        "this token was made by another origin than the one at {address}: run `syncd-origin token` there, or check the address"
+    )]
+    OtherOrigin {
+        /// What was dialled.
+        address: String,
+        /// What does not hold.
+        #[source]
+        source: ConnectError,
+    },
     /// No connection.
     #[error(transparent)]
     Connect(#[from] ConnectError),
@@ -151,7 +162,7 @@ pub async fn join(options: JoinOptions) -> Result<Joined, JoinError> {
     let request = v1::JoinRequest {
         tree_id: Bytes::copy_from_slice(options.token.tree_id.as_bytes()),
         secret: Bytes::copy_from_slice(&options.token.secret),
-        name: name.to_string(),
+        name: Bytes::copy_from_slice(name.as_str().as_bytes()),
         certificate_request: Bytes::copy_from_slice(pending.request()),
     };
     // Before the token is spent: what would keep the identity from being stored.
@@ -221,6 +232,9 @@ async fn connect_in_turn(address: &str, tls: ClientTls) -> Result<Channel, JoinE
             Err(error @ ConnectError::Busy { .. }) => {
                 tracing::info!(%error, "waiting for a turn");
                 tokio::time::sleep(pauses.pause()).await;
+            }
+            Err(source @ ConnectError::WrongOrigin { .. }) => {
+                return Err(JoinError::OtherOrigin { address: address.to_owned(), source });
             }
             connected => return Ok(connected?),
         }

@@ -48,6 +48,7 @@ pub fn status(root: &Path) -> Result<AgentStatus, OfflineError> {
         spares: held.spares,
         drift: held.drift,
         hook,
+        running: false,
         ..service::about(&options, &identity)
     })
 }

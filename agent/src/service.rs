@@ -8,7 +8,9 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use syncd_shared::identity::tls::TlsError;
+use syncd_shared::limits::PATH_MAX_BYTES;
 use syncd_shared::local_socket::{LocalListener, LocalSocketError};
+use syncd_shared::text::one_line;
 use tokio::net::TcpListener;
 use tokio::runtime::Handle as Runtime;
 use tokio::sync::watch;
@@ -184,16 +186,20 @@ async fn listen_http(options: &RunOptions) -> Result<Option<TcpListener>, Servic
 pub(crate) fn about(options: &RunOptions, identity: &AgentIdentity) -> AgentStatus {
     AgentStatus {
         name: identity.name().to_string(),
-        root_directory: options.root.display().to_string(),
+        root_directory: one_line(&options.root.display().to_string(), PATH_MAX_BYTES),
         origin: options.origin.clone().unwrap_or_else(|| identity.origin_address().to_owned()),
         connected: false,
         generation: None,
         root: None,
-        live: options.root.join("live").display().to_string(),
+        live: one_line(&options.root.join("live").display().to_string(), PATH_MAX_BYTES),
         state: State::Empty,
         accepted: None,
         generations: Vec::new(),
         spares: 0,
+        running: true,
+        progress: None,
+        version: env!("CARGO_PKG_VERSION").to_owned(),
+        origin_version: None,
         last_contact: None,
         error: None,
         drift: None,

@@ -6,6 +6,8 @@ use serde::{Deserialize, Serialize};
 use syncd_proto::v1::AgentState;
 use syncd_shared::HookStatus;
 
+use crate::session::worker::StageProgress;
+
 /// The JSON of `syncd-agent status --json`: scripts depend on its names.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct AgentStatus {
@@ -31,6 +33,14 @@ pub struct AgentStatus {
     pub generations: Vec<u64>,
     /// Spares that are ready.
     pub spares: u64,
+    /// Whether an agent runs on ROOT; `false`: this was read from its record.
+    pub running: bool,
+    /// How far the update that is under way is.
+    pub progress: Option<StageProgress>,
+    /// Version of the agent.
+    pub version: String,
+    /// Version of the origin, where it was reached since the agent started.
+    pub origin_version: Option<String>,
     /// When the origin was last heard, RFC 3339, UTC; since the agent started.
     pub last_contact: Option<String>,
     /// What went wrong last, until it works again.
@@ -122,10 +132,36 @@ impl fmt::Display for State {
     }
 }
 
+/// What `status --check` ends with.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Verdict {
+    /// 0: what the origin announced last is live.
+    Well,
+    /// 1: nothing is live, or no agent runs.
+    NotServing,
+    /// 3: a generation is live, but the origin is not reached, another generation is on its way, or something is wrong.
+    NotFollowing,
+}
+
+impl AgentStatus {
+    /// How the agent is.
+    pub fn verdict(&self) -> Verdict {
+        if !self.running || self.generation.is_none() {
+            return Verdict::NotServing;
+        }
+        let follows = self.connected && self.state == State::Live && self.error.is_none();
+        if follows { Verdict::Well } else { Verdict::NotFollowing }
+    }
+}
+
 impl fmt::Display for AgentStatus {
     /// For a person, at a glance.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let connection = if self.connected { "connected" } else { "not connected" };
+        let connection = match (self.running, self.connected) {
+            (true, true) => "connected",
+            (true, false) => "not connected",
+            (false, _) => "agent not running",
+        };
         match self.generation {
             Some(generation) => {
                 write!(f, "{}: generation {generation} is {}", self.name, self.reached())?;
@@ -140,6 +176,9 @@ impl fmt::Display for AgentStatus {
             writeln!(f, "  root         {root}")?;
         }
         writeln!(f, "  live         {}", self.live)?;
+        if let Some(progress) = &self.progress {
+            writeln!(f, "  progress     {progress}")?;
+        }
         write!(f, "  origin       {}, {connection}", self.origin)?;
         match &self.last_contact {
             Some(time) => writeln!(f, ", last heard {time}")?,
@@ -151,7 +190,13 @@ impl fmt::Display for AgentStatus {
             writeln!(f, "  accepted     {accepted}")?;
         }
         let kept: Vec<_> = self.generations.iter().map(u64::to_string).collect();
-        write!(f, "  generations  {}; spares ready: {}", kept.join(", "), self.spares)?;
+        let kept = if kept.is_empty() { "none".to_owned() } else { kept.join(", ") };
+        writeln!(f, "  generations  {kept}; spares ready: {}", self.spares)?;
+        write!(f, "  version      {}", self.version)?;
+        match &self.origin_version {
+            Some(version) if *version != self.version => write!(f, ", the origin {version}")?,
+            _ => {}
+        }
         if let Some(drift) = &self.drift {
             write!(f, "\n  drift        {drift}")?;
         }
@@ -189,7 +234,11 @@ pub(crate) mod tests {
             accepted: Some(42),
             generations: vec![41, 42],
             spares: 2,
-            last_contact: Some("2026-11-23T04:12:02Z".into()),
+            running: true,
+            progress: None,
+            version: "1.0".into(),
+            origin_version: Some("1.0".into()),
+            last_contact: Some("2026-11-23T04:12:02.000Z".into()),
             error: None,
             drift: None,
             hook: None,
@@ -226,7 +275,7 @@ pub(crate) mod tests {
         let json = serde_json::to_string(&sample()).unwrap();
         let root = "ab".repeat(32);
         let expected = format!(
-            r#"{{"name":"web1","root_directory":"/srv/replica","origin":"host:8873","connected":true,"generation":42,"root":"{root}","live":"/srv/replica/live","state":"live","accepted":42,"generations":[41,42],"spares":2,"last_contact":"2026-11-23T04:12:02Z","error":null,"hook":null,"drift":null}}"#
+            r#"{{"name":"web1","root_directory":"/srv/replica","origin":"host:8873","connected":true,"generation":42,"root":"{root}","live":"/srv/replica/live","state":"live","accepted":42,"generations":[41,42],"spares":2,"running":true,"progress":null,"version":"1.0","origin_version":"1.0","last_contact":"2026-11-23T04:12:02.000Z","error":null,"hook":null,"drift":null}}"#
         );
         assert_eq!(json, expected);
     }
@@ -236,5 +285,30 @@ pub(crate) mod tests {
         let text = sample().to_string();
         assert!(text.starts_with("web1: generation 42 is live\n"), "{text}");
         assert!(text.contains("host:8873, connected"), "{text}");
+        let idle = AgentStatus { running: false, generations: Vec::new(), ..sample() }.to_string();
+        assert!(idle.contains("host:8873, agent not running"), "{idle}");
+        assert!(idle.contains("generations  none; spares"), "{idle}");
+        let progress =
+            StageProgress { files_done: 1, files_total: 2_000, bytes_done: 1 << 20, bytes_total: 4 << 20 };
+        let busy = AgentStatus { progress: Some(progress), origin_version: Some("2.0".into()), ..sample() };
+        let busy = busy.to_string();
+        assert!(busy.contains("progress     1 of 2,000 files, 1.00 MiB of 4.00 MiB, 25 %\n"), "{busy}");
+        assert!(busy.contains("version      1.0, the origin 2.0"), "{busy}");
+    }
+
+    #[test]
+    fn the_verdict_tells_what_serves_from_what_follows() {
+        assert_eq!(sample().verdict(), Verdict::Well);
+        for late in [
+            AgentStatus { connected: false, ..sample() },
+            AgentStatus { state: State::Fetching, ..sample() },
+            AgentStatus { error: Some("no space".into()), ..sample() },
+        ] {
+            assert_eq!(late.verdict(), Verdict::NotFollowing);
+        }
+        for down in [AgentStatus { running: false, ..sample() }, AgentStatus { generation: None, ..sample() }]
+        {
+            assert_eq!(down.verdict(), Verdict::NotServing);
+        }
     }
 }

@@ -8,7 +8,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use syncd_shared::local_socket::{LocalConnection, LocalListener};
-use syncd_shared::{GenerationNumber, SignedGeneration};
+use syncd_shared::{GenerationNumber, RootEntry, SignedGeneration};
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
@@ -128,6 +128,7 @@ impl Admin {
                 Err(error) => Reply::Error { message: error_chain(&error) },
             },
             Request::Check => self.check(replies).await,
+            Request::Diff { pending: true, .. } => self.pending(replies).await,
             request => {
                 let answer = self.at_the_desk(replies, move |desk, lines| desk.answer(request, lines)).await;
                 answer.unwrap_or(Reply::Error { message: "the answer was interrupted".into() })
@@ -150,6 +151,29 @@ impl Admin {
             replies.send(line).await;
         }
         work.await.ok()
+    }
+
+    /// Tells what a commit would publish.
+    async fn pending(&self, replies: &mut Replies) -> Reply {
+        let found = match self.committer.preview().await.result {
+            Ok(Outcome::Found(root)) => root,
+            Ok(_) => {
+                return Reply::Error {
+                    message: "the tree was not looked at: see `syncd-origin status`".into(),
+                };
+            }
+            Err(error) => return Reply::Error { message: error_chain(&error) },
+        };
+        let current =
+            self.committer.view().borrow().current.as_ref().map(|current| current.generation().root);
+        let current = current.unwrap_or_else(RootEntry::empty);
+        let told =
+            self.at_the_desk(replies, move |desk, lines| desk.diff_roots(&current, &found, lines)).await;
+        match told {
+            Some(Ok(code)) => Reply::Done { code },
+            Some(Err(error)) => Reply::Error { message: error_chain(&error) },
+            None => Reply::Error { message: "the answer was interrupted".into() },
+        }
     }
 
     /// Checks the store and, where it is damaged, has what the tree still has stored again.
@@ -181,7 +205,7 @@ impl Admin {
             Err(error) => return Reply::Error { message: error_chain(&error) },
             Ok(Outcome::Sealed(generation)) => (generation, true),
             Ok(Outcome::Unchanged(generation)) => (generation, false),
-            Ok(Outcome::Scanned) => {
+            Ok(Outcome::Scanned | Outcome::Found(_)) => {
                 return Reply::Error { message: "nothing was sealed: see `syncd-origin status`".into() };
             }
         };

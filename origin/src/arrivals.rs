@@ -300,6 +300,7 @@ mod tests {
                 serial: String::new(),
                 not_after_ms: 0,
                 progress: None,
+                version: None,
                 spare_misses: 0,
                 notes: Vec::new(),
             }

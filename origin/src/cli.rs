@@ -1,5 +1,7 @@
 //! The command line: a contract, see the README. Results go to standard output, everything else to standard error.
 
+use std::ffi::OsString;
+use std::fmt;
 use std::io::IsTerminal as _;
 use std::net::SocketAddr;
 use std::path::PathBuf;
@@ -8,6 +10,10 @@ use std::time::Duration;
 
 use anyhow::{Context as _, bail};
 use clap::{Args, Parser, Subcommand, ValueEnum};
+use indicatif::{HumanBytes, HumanCount};
+use serde::Serialize;
+use syncd_shared::accounts::group_id;
+use syncd_shared::address::listen_address;
 use syncd_shared::generation::{LabelError, check_label};
 use syncd_shared::local_socket::{self, LocalSocketError};
 use syncd_shared::output::{self, OutputError, note};
@@ -18,20 +24,25 @@ use syncd_shared::text::error_chain;
 use crate::admin;
 use crate::arrivals::seconds;
 use crate::desk::Desk;
-use crate::dialogue::{GenerationLine, NodeLine, NodeResult, Reply, Request, Wait};
+use crate::dialogue::{DiffLine, GenerationLine, HistoryLine, NodeLine, NodeResult, Reply, Request, Wait};
 use crate::scan::{MtimePolicy, SymlinkPolicy};
 use crate::service::{self, ServeOptions};
-use crate::status::Status;
+use crate::status::{Status, Verdict};
 
 const DATA: &str = "/var/lib/syncd/origin";
 /// Default of `--listen`.
 pub const LISTEN: &str = "0.0.0.0:8873";
+/// Longest life of a join token.
+const TOKEN_LIFE_MAX: Duration = Duration::from_secs(30 * 24 * 60 * 60);
 /// Default of `--http`.
 pub const HTTP: &str = "127.0.0.1:8874";
 
+const EXIT_CODES: &str = "Exit codes: 0 done; 1 failed; 2 wrong usage; 3 sealed, but not live on every node that was \
+                          waited for; 141 nobody reads the output.\nSYNCD_LOG=debug logs more. See also: syncd-agent.";
+
 /// Push replication of web content: watches one content tree, seals it into signed generations, serves them to agents.
 #[derive(Debug, Parser)]
-#[command(name = "syncd-origin", version, max_term_width = 100)]
+#[command(name = "syncd-origin", version, max_term_width = 100, after_help = EXIT_CODES)]
 pub struct Cli {
     #[command(subcommand)]
     command: Command,
@@ -43,7 +54,7 @@ struct Data {
     #[arg(long, env = "SYNCD_DATA", default_value = DATA, value_name = "DIR")]
     data: PathBuf,
     /// TOML file with defaults for these options.
-    #[arg(long, value_name = "FILE", env = "SYNCD_CONFIG")]
+    #[arg(long, value_name = "FILE", env = "SYNCD_ORIGIN_CONFIG")]
     config: Option<PathBuf>,
 }
 
@@ -78,6 +89,7 @@ impl WaitArgs {
 #[derive(Debug, Subcommand)]
 enum Command {
     /// Make keys and an empty store.
+    #[command(after_help = "Examples:\n  syncd-origin init --host origin.example.org")]
     Init {
         #[command(flatten)]
         data: Data,
@@ -86,19 +98,26 @@ enum Command {
         host: Option<String>,
     },
     /// Watch the tree, seal it, serve agents.
+    #[command(
+        after_help = "Examples:\n  syncd-origin serve --tree /srv/site\n  syncd-origin serve --tree /srv/site --trigger manual --admin-group deploy\n\nSIGTERM stops in order; SIGHUP changes nothing. What .syncdignore files in the tree name is left out."
+    )]
     Serve(Box<Serve>),
     /// Print a join token for new agents.
+    #[command(after_help = "Examples:\n  syncd-origin token\n  syncd-origin token --ttl 1day --uses 10")]
     Token {
         #[command(flatten)]
         data: Data,
         /// How long it is good for.
-        #[arg(long, default_value = "1h", value_name = "TIME", value_parser = humantime::parse_duration)]
+        #[arg(long, default_value = "1h", value_name = "TIME", value_parser = token_life)]
         ttl: Duration,
         /// How many agents may join with it.
         #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..))]
         uses: u32,
     },
     /// Publish the tree as it is now; prints the generation's number. Ends the hold that a rollback left.
+    #[command(
+        after_help = "Examples:\n  syncd-origin commit -m 'release 7' --wait\n  syncd-origin commit --wait=5m --require-all --json\n\n--wait alone waits 60 s. Exit code 0: done; 1: failed; 3: sealed, but not live on every node waited for."
+    )]
     Commit {
         #[command(flatten)]
         data: Data,
@@ -115,6 +134,9 @@ enum Command {
         json: Json,
     },
     /// Show the generation, the agents and how far they are.
+    #[command(
+        after_help = "Examples:\n  syncd-origin status --watch\n  syncd-origin status --check > /dev/null || echo look"
+    )]
     Status {
         #[command(flatten)]
         data: Data,
@@ -123,8 +145,15 @@ enum Command {
         /// Show it again every second.
         #[arg(long)]
         watch: bool,
+        /// Exit with 1 if nothing new is published (held, waiting, stopped, no generation), with 3 if an enrolled agent
+        /// does not have the current generation live.
+        #[arg(long, conflicts_with = "watch")]
+        check: bool,
     },
     /// List the retained generations.
+    #[command(
+        after_help = "Examples:\n  syncd-origin history\n  syncd-origin history --json | tail -1\n\n* marks what is published; changes are new (+), changed (~) and removed (-) paths."
+    )]
     History {
         #[command(flatten)]
         data: Data,
@@ -132,22 +161,35 @@ enum Command {
         json: Json,
     },
     /// List the paths that differ between two generations.
+    #[command(
+        after_help = "Examples:\n  syncd-origin diff\n  syncd-origin diff 41 43 --stat\n  syncd-origin diff --pending"
+    )]
     Diff {
         #[command(flatten)]
         data: Data,
         /// Generation; the one before TO if absent.
+        #[arg(value_parser = generation_number)]
         from: Option<u64>,
         /// Generation; the current one if absent.
+        #[arg(value_parser = generation_number)]
         to: Option<u64>,
+        /// What a commit would publish now: from the current generation to the tree.
+        #[arg(long, conflicts_with_all = ["from", "to"])]
+        pending: bool,
+        /// Print only how much differs.
+        #[arg(long)]
+        stat: bool,
         #[command(flatten)]
         json: Json,
     },
     /// Publish the tree of an earlier generation as a new generation; then nothing is published automatically until the
     /// next commit.
+    #[command(after_help = "Examples:\n  syncd-origin rollback 41 --wait\n\nExit codes are those of commit.")]
     Rollback {
         #[command(flatten)]
         data: Data,
         /// The generation whose tree is wanted back.
+        #[arg(value_parser = generation_number)]
         generation: u64,
         #[command(flatten)]
         wait: WaitArgs,
@@ -155,6 +197,7 @@ enum Command {
         json: Json,
     },
     /// Shut an agent out; its name is free again.
+    #[command(after_help = "Examples:\n  syncd-origin revoke web2")]
     Revoke {
         #[command(flatten)]
         data: Data,
@@ -162,6 +205,7 @@ enum Command {
         agent: String,
     },
     /// Verify every byte of the store.
+    #[command(after_help = "Examples:\n  syncd-origin check")]
     Check {
         #[command(flatten)]
         data: Data,
@@ -176,10 +220,10 @@ struct Serve {
     #[command(flatten)]
     data: Data,
     /// Where agents dial.
-    #[arg(long, env = "SYNCD_LISTEN", default_value = LISTEN, value_name = "ADDR:PORT")]
+    #[arg(long, env = "SYNCD_LISTEN", default_value = LISTEN, value_name = "ADDR:PORT", value_parser = listen_address)]
     listen: SocketAddr,
     /// Where health is answered [default: 127.0.0.1:8874].
-    #[arg(long, env = "SYNCD_HTTP", value_name = "ADDR:PORT")]
+    #[arg(long, env = "SYNCD_ORIGIN_HTTP", value_name = "ADDR:PORT", value_parser = listen_address)]
     http: Option<SocketAddr>,
     /// When changes are published.
     #[arg(long, env = "SYNCD_TRIGGER", value_enum, default_value = "settle")]
@@ -200,8 +244,12 @@ struct Serve {
     #[arg(long, env = "SYNCD_SYMLINKS", value_enum, default_value = "verbatim")]
     symlinks: SymlinkPolicy,
     /// Bytes a second to all agents together, as in 10M.
-    #[arg(long, env = "SYNCD_BWLIMIT", value_name = "RATE")]
+    #[arg(long, env = "SYNCD_ORIGIN_BWLIMIT", value_name = "RATE")]
     bwlimit: Option<Rate>,
+    /// Members of this group may use every command (commit, token, revoke ...), not only root and the user of this
+    /// process.
+    #[arg(long, env = "SYNCD_ADMIN_GROUP", value_name = "GROUP", value_parser = group_id)]
+    admin_group: Option<u32>,
 }
 
 #[derive(Debug, Clone, Copy, ValueEnum)]
@@ -210,6 +258,34 @@ enum TriggerName {
     Settle,
     /// On `syncd-origin commit`.
     Manual,
+}
+
+/// `--ttl`: a token is a secret that lies about until it expires.
+fn token_life(text: &str) -> Result<Duration, String> {
+    let life = humantime::parse_duration(text).map_err(|error| error.to_string())?;
+    let is_sensible = (Duration::from_secs(1)..=TOKEN_LIFE_MAX).contains(&life);
+    is_sensible.then_some(life).ok_or_else(|| "a token is good for 1s to 30days".to_owned())
+}
+
+/// Takes `--wait 5s` for `--wait=5s`. A time has a unit, so that it is neither a generation nor an option.
+pub fn join_wait(arguments: Vec<OsString>) -> Vec<OsString> {
+    let mut joined: Vec<OsString> = Vec::with_capacity(arguments.len());
+    for argument in arguments {
+        let is_time = |text: &str| humantime::parse_duration(text).is_ok();
+        match joined.last_mut() {
+            Some(last) if last == "--wait" && argument.to_str().is_some_and(is_time) => {
+                last.push("=");
+                last.push(argument);
+            }
+            _ => joined.push(argument),
+        }
+    }
+    joined
+}
+
+/// What an operator calls a generation by.
+fn generation_number(text: &str) -> Result<u64, &'static str> {
+    text.parse().map_err(|_| "generations are numbers: `syncd-origin history` lists them")
 }
 
 /// `-m`: blanks around it, as a line feed that a shell left, are not part of it.
@@ -238,18 +314,19 @@ async fn dispatch(command: Command) -> anyhow::Result<ExitCode> {
         Command::Init { data, host } => init(&data.data, host.as_deref()),
         Command::Serve(serve) => serve_until_signal(*serve).await,
         Command::Token { data, ttl, uses } => {
-            ask(&data.data, Request::Token { ttl_s: ttl.as_secs(), uses }, Print::Text).await
+            ask(&data.data, Request::Token { ttl_s: ttl.as_secs(), uses }, Print::default()).await
         }
         Command::Commit { data, label, wait, allow_mass_deletion, json } => {
             let request = Request::Commit { label, allow_mass_deletion, wait: wait.request() };
             ask(&data.data, request, Print::of(&json)).await
         }
-        Command::Status { data, json, watch } => loop {
+        Command::Status { data, json, watch, check } => loop {
             // A screen is drawn again; in a pipe or file one status follows the other.
             if watch && !json.json && std::io::stdout().is_terminal() {
                 output::line("\x1b[2J\x1b[H")?;
             }
-            let code = ask(&data.data, Request::Status, Print::of(&json)).await?;
+            let print = Print { check, ..Print::of(&json) };
+            let code = ask(&data.data, Request::Status, print).await?;
             if !watch {
                 return Ok(code);
             }
@@ -259,15 +336,16 @@ async fn dispatch(command: Command) -> anyhow::Result<ExitCode> {
             tokio::time::sleep(Duration::from_secs(1)).await;
         },
         Command::History { data, json } => ask(&data.data, Request::History, Print::of(&json)).await,
-        Command::Diff { data, from, to, json } => {
-            ask(&data.data, Request::Diff { from, to }, Print::of(&json)).await
+        Command::Diff { data, from, to, pending, stat, json } => {
+            let print = Print { stat, ..Print::of(&json) };
+            ask(&data.data, Request::Diff { from, to, pending }, print).await
         }
         Command::Rollback { data, generation, wait, json } => {
             let request = Request::Rollback { generation, wait: wait.request() };
             ask(&data.data, request, Print::of(&json)).await
         }
-        Command::Revoke { data, agent } => ask(&data.data, Request::Revoke { agent }, Print::Text).await,
-        Command::Check { data } => ask(&data.data, Request::Check, Print::Text).await,
+        Command::Revoke { data, agent } => ask(&data.data, Request::Revoke { agent }, Print::default()).await,
+        Command::Check { data } => ask(&data.data, Request::Check, Print::default()).await,
     }
 }
 
@@ -297,7 +375,7 @@ async fn serve_until_signal(serve: Serve) -> anyhow::Result<ExitCode> {
         TriggerName::Settle => crate::commit::Trigger::Settle { quiet: serve.settle, max: serve.settle_max },
     };
     let options = ServeOptions {
-        tree: serve.tree,
+        tree: std::path::absolute(&serve.tree).context("the directory that --tree is relative to")?,
         data: serve.data.data,
         listen: serve.listen,
         http_required: serve.http.is_some(),
@@ -310,6 +388,7 @@ async fn serve_until_signal(serve: Serve) -> anyhow::Result<ExitCode> {
         mtime: serve.mtime,
         symlinks: serve.symlinks,
         bwlimit: serve.bwlimit,
+        admin_group: serve.admin_group,
     };
     // Before anything is opened: from here on a SIGTERM is waited for and ends things in order.
     let mut signals = Signals::listen()?;
@@ -324,15 +403,19 @@ async fn serve_until_signal(serve: Serve) -> anyhow::Result<ExitCode> {
 }
 
 /// How results are printed.
-#[derive(Clone, Copy, PartialEq, Eq)]
-enum Print {
-    Text,
-    Json,
+#[derive(Clone, Copy, Default)]
+struct Print {
+    /// `--json`.
+    json: bool,
+    /// `--stat`: of a list only what it comes to.
+    stat: bool,
+    /// `--check`: the exit code tells the state.
+    check: bool,
 }
 
 impl Print {
     fn of(json: &Json) -> Self {
-        if json.json { Self::Json } else { Self::Text }
+        Self { json: json.json, ..Self::default() }
     }
 }
 
@@ -371,28 +454,155 @@ async fn ask(data: &std::path::Path, request: Request, print: Print) -> anyhow::
     }
 }
 
+/// What `commit` and `rollback` print with `--json`.
+#[derive(Serialize)]
+struct Published<'a> {
+    #[serde(flatten)]
+    generation: Option<&'a GenerationLine>,
+    nodes: &'a [NodeLine],
+}
+
+/// What `diff --stat` prints.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize)]
+struct DiffStat {
+    added: u64,
+    removed: u64,
+    modified: u64,
+    metadata: u64,
+    renamed: u64,
+    /// Of files that were added or modified.
+    bytes: u64,
+}
+
+impl DiffStat {
+    fn count(&mut self, line: &DiffLine) {
+        let is_new = matches!(line.change.as_str(), "added" | "modified");
+        self.bytes += line.size.filter(|_| is_new).unwrap_or(0);
+        *match line.change.as_str() {
+            "added" => &mut self.added,
+            "removed" => &mut self.removed,
+            "modified" => &mut self.modified,
+            "renamed" => &mut self.renamed,
+            _ => &mut self.metadata,
+        } += 1;
+    }
+}
+
+impl fmt::Display for DiffStat {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { added, removed, modified, metadata, renamed, bytes } = *self;
+        let counts = [
+            (added, "added"),
+            (modified, "modified"),
+            (removed, "removed"),
+            (metadata, "with other metadata"),
+        ];
+        let counts = counts.into_iter().chain([(renamed, "renamed")]).filter(|(count, _)| *count > 0);
+        let counts: Vec<String> =
+            counts.map(|(count, what)| format!("{} {what}", HumanCount(count))).collect();
+        if counts.is_empty() {
+            return f.write_str("no difference");
+        }
+        write!(f, "{}; {} in added and modified files", counts.join(", "), HumanBytes(bytes))
+    }
+}
+
 /// Prints replies as they come; `--json` prints one document, or one line for each generation and path.
 struct Printer {
     print: Print,
-    quiet_number: bool,
+    /// Whether a generation is published.
+    publishes: bool,
+    /// Whether what differs is listed.
+    compares: bool,
+    /// `-m`.
+    label: Option<String>,
     generation: Option<GenerationLine>,
     nodes: Vec<NodeLine>,
+    stat: DiffStat,
+    /// Lines of a list so far.
+    lines: u64,
+    verdict: Option<Verdict>,
     /// Why the number could not be written.
     unwritten: Option<OutputError>,
 }
 
 impl Printer {
     fn new(print: Print, request: &Request) -> Self {
-        let quiet_number = !matches!(request, Request::Commit { .. } | Request::Rollback { .. });
-        Self { print, quiet_number, generation: None, nodes: Vec::new(), unwritten: None }
+        let label = match request {
+            Request::Commit { label, .. } => Some(label.clone()).filter(|label| !label.is_empty()),
+            _ => None,
+        };
+        Self {
+            print,
+            publishes: matches!(request, Request::Commit { .. } | Request::Rollback { .. }),
+            compares: matches!(request, Request::Diff { .. }),
+            label,
+            generation: None,
+            nodes: Vec::new(),
+            stat: DiffStat::default(),
+            lines: 0,
+            verdict: None,
+            unwritten: None,
+        }
+    }
+
+    /// A header before the first line; `*` marks what is published.
+    fn history(&mut self, line: &HistoryLine) -> Result<(), OutputError> {
+        if self.lines == 0 {
+            output::line(
+                "  generation  created                        files        size  changes           root          label",
+            )?;
+        }
+        self.lines += 1;
+        output::line(format_args!(
+            "{} {:>10}  {:24}  {:>10}  {:>10}  {:16}  {:.12}  {}",
+            if line.current { '*' } else { ' ' },
+            line.generation,
+            line.created,
+            HumanCount(line.files).to_string(),
+            HumanBytes(line.bytes).to_string(),
+            line.changes.map_or("?".to_owned(), |changes| changes.to_string()),
+            line.root,
+            line.label
+        ))
+    }
+
+    /// What the reply that ends an answer leaves to be printed, and the exit code.
+    fn end(&mut self, code: u8) -> anyhow::Result<ExitCode> {
+        let Print { json, stat, check } = self.print;
+        if self.publishes && json {
+            let published = Published { generation: self.generation.as_ref(), nodes: &self.nodes };
+            output::line(serde_json::to_string(&published)?)?;
+        }
+        match (self.compares, stat, json) {
+            (true, true, true) => output::line(serde_json::to_string(&self.stat)?)?,
+            (true, true, false) => output::line(self.stat)?,
+            (true, false, false) => note(self.stat),
+            _ => {}
+        }
+        let code = match self.verdict {
+            Some(Verdict::NotPublishing) if check => 1,
+            Some(Verdict::NotLiveEverywhere) if check => 3,
+            _ => code,
+        };
+        match self.unwritten.take() {
+            Some(error) if code == 0 => Err(error.into()),
+            _ => Ok(ExitCode::from(code)),
+        }
     }
 
     /// Returns the exit code with the last reply.
     fn take(&mut self, reply: Reply) -> anyhow::Result<Option<ExitCode>> {
-        let json = self.print == Print::Json;
+        let Print { json, stat, .. } = self.print;
         match reply {
-            Reply::Status(status) if json => output::line(serde_json::to_string(&status)?)?,
-            Reply::Status(status) => output::line(Status::to_text(&status).trim_end())?,
+            Reply::Status(status) => {
+                self.verdict = Some(status.verdict());
+                if json {
+                    output::line(serde_json::to_string(&status)?)?;
+                } else {
+                    output::line(Status::to_text(&status).trim_end())?;
+                }
+            }
             Reply::Generation(line) => {
                 if !json && let Err(error) = output::line(line.generation) {
                     // It is sealed whoever reads of it, and waited for all the same.
@@ -402,7 +612,10 @@ impl Printer {
                     self.unwritten = Some(error);
                 }
                 if !line.changed {
-                    note(format_args!("nothing changed since generation {}", line.generation));
+                    let unused =
+                        self.label.as_ref().map(|label| format!(": the label \"{label}\" was not used"));
+                    let unused = unused.unwrap_or_default();
+                    note(format_args!("nothing changed since generation {}{unused}", line.generation));
                 }
                 self.generation = Some(line);
             }
@@ -425,39 +638,89 @@ impl Printer {
             Reply::Token { token } => output::line(token)
                 .context("the token was made, and is lost: it expires by itself, ask for another")?,
             Reply::History(line) if json => output::line(serde_json::to_string(&line)?)?,
-            Reply::History(line) => output::line(format_args!(
-                "{:>6}  {}  {:>9} files  {:>10}  {:.12}  {}",
-                line.generation,
-                line.created,
-                indicatif::HumanCount(line.files).to_string(),
-                indicatif::HumanBytes(line.bytes).to_string(),
-                line.root,
-                line.label
-            ))?,
-            Reply::Diff(line) if json => output::line(serde_json::to_string(&line)?)?,
+            Reply::History(line) => self.history(&line)?,
             Reply::Diff(line) => {
-                let from = line.from.map(|f| format!("{f} -> ")).unwrap_or_default();
-                output::line(format_args!("{:9} {from}{}", line.change, line.path))?;
+                self.stat.count(&line);
+                if json && !stat {
+                    output::line(serde_json::to_string(&line)?)?;
+                } else if !stat {
+                    let slash = if line.kind == "directory" { "/" } else { "" };
+                    let from = line.from.map(|from| format!("{from}{slash} -> ")).unwrap_or_default();
+                    output::line(format_args!("{:9} {from}{}{slash}", line.change, line.path))?;
+                }
             }
             Reply::Progress { bytes, total_bytes } => {
-                let (bytes, total_bytes) = (indicatif::HumanBytes(bytes), indicatif::HumanBytes(total_bytes));
-                note(format_args!("{bytes} of {total_bytes}"));
+                note(format_args!("{} of {}", HumanBytes(bytes), HumanBytes(total_bytes)));
             }
             Reply::Damage { damage } => output::line(format_args!("damaged: {damage}"))?,
             Reply::Remark { text } => note(text),
-            Reply::Done { code } => {
-                if json && !self.quiet_number {
-                    let mut document = serde_json::to_value(&self.generation)?;
-                    document["nodes"] = serde_json::to_value(&self.nodes)?;
-                    output::line(document)?;
-                }
-                return match self.unwritten.take() {
-                    Some(error) if code == 0 => Err(error.into()),
-                    _ => Ok(Some(ExitCode::from(code))),
-                };
-            }
+            Reply::Done { code } => return Ok(Some(self.end(code)?)),
             Reply::Error { message } => bail!(message),
         }
         Ok(None)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use clap::CommandFactory;
+
+    #[test]
+    fn the_definition_holds_and_every_command_has_examples() {
+        Cli::command().debug_assert();
+        for command in Cli::command().get_subcommands() {
+            let help = command.get_after_help().map(ToString::to_string).unwrap_or_default();
+            assert!(help.contains(&format!("syncd-origin {}", command.get_name())), "{}", command.get_name());
+        }
+    }
+
+    #[test]
+    fn a_time_after_wait_belongs_to_it_and_a_generation_does_not() {
+        let joined = |line: &str| {
+            let words = join_wait(line.split(' ').map(OsString::from).collect());
+            words.join(std::ffi::OsStr::new(" ")).into_string().unwrap()
+        };
+        assert_eq!(joined("syncd-origin commit --wait 5s -m x"), "syncd-origin commit --wait=5s -m x");
+        for same in ["rollback --wait 41", "commit --wait -m 5s", "commit --wait=5s 5s"] {
+            assert_eq!(joined(same), same);
+        }
+    }
+
+    #[test]
+    fn wrong_values_are_refused_with_what_is_right() {
+        for (line, word) in [
+            ("syncd-origin diff abc", "history"),
+            ("syncd-origin token --ttl 0s", "30days"),
+            ("syncd-origin token --ttl 10years", "30days"),
+            ("syncd-origin serve --tree / --listen 8873", "0.0.0.0:8873"),
+            ("syncd-origin serve --tree / --admin-group no-such-group", "/etc/group"),
+        ] {
+            let error = Cli::try_parse_from(line.split(' ')).unwrap_err();
+            assert_eq!(error.exit_code(), 2);
+            assert!(error.to_string().contains(word), "{line}: {error}");
+        }
+        for (label, good) in [("release 7\n", true), ("a\nb", false), ("\u{1b}[2J", false)] {
+            assert_eq!(
+                Cli::try_parse_from(["syncd-origin", "commit", "-m", label]).is_ok(),
+                good,
+                "{label:?}"
+            );
+        }
+    }
+
+    #[test]
+    fn a_summary_names_what_there_is() {
+        let mut stat = DiffStat::default();
+        assert_eq!(stat.to_string(), "no difference");
+        for (change, size) in
+            [("added", Some(2_048)), ("added", None), ("removed", Some(9)), ("metadata", Some(7))]
+        {
+            let line =
+                DiffLine { change: change.into(), kind: "file".into(), path: "x".into(), from: None, size };
+            stat.count(&line);
+        }
+        let expected = "2 added, 1 removed, 1 with other metadata; 2.00 KiB in added and modified files";
+        assert_eq!(stat.to_string(), expected);
     }
 }

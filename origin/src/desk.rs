@@ -5,12 +5,13 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
+use indicatif::HumanCount;
 use syncd_shared::diff::{Change, Comparison, DiffError, DirectorySource, PartLimits};
 use syncd_shared::generation::GenerationError;
-use syncd_shared::{Directory, GenerationNumber, Kind, ObjectHash, SignedGeneration, TreePath};
+use syncd_shared::{Directory, GenerationNumber, Kind, ObjectHash, RootEntry, SignedGeneration, TreePath};
 
 use crate::commit::{CollectionGate, Rollbacks, forget_damaged};
-use crate::dialogue::{DiffLine, GenerationLine, Reply, Request};
+use crate::dialogue::{ChangeCounts, DiffLine, GenerationLine, HistoryLine, Reply, Request};
 use crate::error_chain;
 use crate::fleet::RecordError;
 use crate::fleet::registry::Registry;
@@ -111,7 +112,11 @@ impl Desk {
                 0
             }),
             Request::History => self.history(lines),
-            Request::Diff { from, to } => self.diff(from, to, lines),
+            Request::Diff { pending: true, .. } => {
+                let message = "no origin serves this data directory, so that nobody looks at the tree: start `syncd-origin serve` first".into();
+                return Reply::Error { message };
+            }
+            Request::Diff { from, to, pending: false } => self.diff(from, to, lines),
             Request::Check => self.check_and_forget(lines),
             Request::Token { ttl_s, uses } => {
                 match Registry::new(self.store.clone()).create_token(
@@ -153,13 +158,40 @@ impl Desk {
     }
 
     fn history(&self, lines: &mut dyn FnMut(Reply) -> bool) -> Result<u8, DeskError> {
+        let current = self.store.latest()?.map(|latest| latest.generation.number);
         for generation in self.store.generations()? {
             let generation = self.keys.verify(&generation.record, &generation.signature)?;
-            if !lines(Reply::History(GenerationLine::new(&generation, false))) {
+            let changes = self.changes(&generation)?;
+            let GenerationLine { generation: number, root, label, created, files, bytes, .. } =
+                GenerationLine::new(&generation, false);
+            let current = current == Some(generation.number());
+            let line =
+                HistoryLine { generation: number, current, created, files, bytes, changes, root, label };
+            if !lines(Reply::History(line)) {
                 break;
             }
         }
         Ok(0)
+    }
+
+    /// How a generation differs from its parent; `None` where that is not retained.
+    fn changes(&self, generation: &SignedGeneration) -> Result<Option<ChangeCounts>, DeskError> {
+        let generation = generation.generation();
+        let mut counts = ChangeCounts::default();
+        let Some(parent) = generation.parent else {
+            return Ok(Some(ChangeCounts { added: generation.root.totals.entries, ..counts }));
+        };
+        let Some(parent) = self.store.generation(parent)? else { return Ok(None) };
+        let parent = self.keys.verify(&parent.record, &parent.signature)?.generation().root;
+        self.compare(&parent, &generation.root, |change, _| {
+            match change {
+                Change::Added { .. } => counts.added += 1,
+                Change::Removed { .. } => counts.removed += 1,
+                Change::Modified { .. } => counts.changed += 1,
+            }
+            true
+        })?;
+        Ok(Some(counts))
     }
 
     fn latest(&self) -> Result<Option<SignedGeneration>, DeskError> {
@@ -184,18 +216,46 @@ impl Desk {
             Some(number) => self.generation(number)?,
             None => self.latest()?.ok_or(DeskError::NoGeneration)?,
         };
-        let empty = syncd_shared::RootEntry::empty();
+        let empty = RootEntry::empty();
         let from = match (from, to.generation().parent) {
             (Some(number), _) => self.generation(number)?.generation().root,
             (None, Some(parent)) => self.generation(parent.get())?.generation().root,
             (None, None) => empty,
         };
+        self.diff_roots(&from, &to.generation().root, lines)
+    }
+
+    /// One line for each path that differs between two roots whose directories the store has.
+    pub fn diff_roots(
+        &self,
+        from: &RootEntry,
+        to: &RootEntry,
+        lines: &mut dyn FnMut(Reply) -> bool,
+    ) -> Result<u8, DeskError> {
+        self.compare(from, to, |change, renamed_from| {
+            let mut line = diff_line(change);
+            if let Some(from) = renamed_from {
+                line.change = "renamed".into();
+                line.from = Some(from.to_string());
+            }
+            lines(Reply::Diff(line))
+        })?;
+        Ok(0)
+    }
+
+    /// Goes through what differs, until `each` says false: a directory that was renamed whole is one addition, with
+    /// where it was.
+    fn compare(
+        &self,
+        from: &RootEntry,
+        to: &RootEntry,
+        mut each: impl FnMut(&Change, Option<&TreePath>) -> bool,
+    ) -> Result<(), DeskError> {
         let failed = |error| match error {
             DiffError::Source { source, .. } => source,
             DiffError::Path { .. } => DeskError::NoGeneration,
         };
-        let to = &to.generation().root;
-        let comparison = Comparison::of(self, &from, to, PartLimits::default()).map_err(failed)?;
+        let comparison = Comparison::of(self, from, to, PartLimits::default()).map_err(failed)?;
         let renames = comparison.renamed_directories();
         let gone: HashSet<&TreePath> = renames.iter().map(|rename| &rename.from).collect();
         let told = comparison.each(|change| {
@@ -204,15 +264,9 @@ impl Desk {
                 Change::Added { path, .. } => renames.binary_search_by(|rename| rename.to.cmp(path)).ok(),
                 _ => None,
             };
-            let mut line = diff_line(change);
-            if let Some(rename) = renamed.and_then(|index| renames.get(index)) {
-                line.change = "renamed".into();
-                line.from = Some(rename.from.to_string());
-            }
-            lines(Reply::Diff(line))
+            each(change, renamed.and_then(|index| renames.get(index)).map(|rename| &rename.from))
         });
-        told.map_err(failed)?;
-        Ok(0)
+        told.map_err(failed)
     }
 
     /// While nothing serves: what is damaged is forgotten, so that the next scan stores it again.
@@ -253,10 +307,10 @@ impl Desk {
         damages += report.damage.len();
         let text = format!(
             "checked {} chunks, {} directories and {} files of {} generations: {}",
-            report.chunks,
-            report.directories,
-            report.files,
-            report.generations,
+            HumanCount(report.chunks),
+            HumanCount(report.directories),
+            HumanCount(report.files),
+            HumanCount(report.generations),
             if damages == 0 { "all intact".to_owned() } else { format!("{damages} damaged") },
         );
         lines(Reply::Remark { text });
@@ -273,6 +327,7 @@ pub fn describe(keys: &Keys, current: Option<&SignedGeneration>) -> Status {
         grpc_address: None,
         http_address: None,
         state: State::Ready,
+        version: env!("CARGO_PKG_VERSION").to_owned(),
         reason: None,
         hold: None,
         generation: line.as_ref().map(|l| l.generation),
@@ -301,7 +356,12 @@ fn diff_line(change: &Change) -> DiffLine {
         Kind::File { size, .. } => Some(size),
         _ => None,
     };
-    DiffLine { change: name.into(), path: change.path().to_string(), from: None, size }
+    let kind = match entry.kind {
+        Kind::File { .. } => "file",
+        Kind::Directory { .. } => "directory",
+        Kind::Symlink { .. } => "symlink",
+    };
+    DiffLine { change: name.into(), kind: kind.into(), path: change.path().to_string(), from: None, size }
 }
 
 fn same_content(a: &Kind, b: &Kind) -> bool {

@@ -2,10 +2,13 @@
 //!
 //! The same lines whether they cross the admin socket ([`crate::admin`]) or DATA answers by itself ([`crate::desk`]).
 
+use std::fmt;
+
+use indicatif::HumanCount;
 use serde::{Deserialize, Serialize};
 use syncd_shared::SignedGeneration;
 use syncd_shared::limits::LABEL_MAX_BYTES;
-use syncd_shared::text::one_line;
+use syncd_shared::text::{one_line, rfc3339};
 
 use crate::status::Status;
 
@@ -46,6 +49,8 @@ pub enum Request {
         from: Option<u64>,
         /// Number; the current generation where absent.
         to: Option<u64>,
+        /// `--pending`: from the current generation to the tree as it is now.
+        pending: bool,
     },
     /// `revoke`.
     Revoke {
@@ -81,7 +86,7 @@ pub enum Reply {
         token: String,
     },
     /// To `history`: one generation, oldest first.
-    History(GenerationLine),
+    History(HistoryLine),
     /// To `diff`: one path.
     Diff(DiffLine),
     /// Long work goes on.
@@ -141,11 +146,50 @@ impl GenerationLine {
             root: signed.root_hash().to_string(),
             // An adopted record may have been signed by another version, which let other labels pass.
             label: one_line(&generation.label, LABEL_MAX_BYTES),
-            created: crate::status::rfc3339(generation.created_ms),
+            created: rfc3339(generation.created_ms),
             files: generation.root.totals.files,
             bytes: generation.root.totals.bytes,
             changed,
         }
+    }
+}
+
+/// A retained generation, for `history`.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct HistoryLine {
+    /// Its number.
+    pub generation: u64,
+    /// Whether it is the one that is published.
+    pub current: bool,
+    /// When it was sealed, RFC 3339.
+    pub created: String,
+    /// Files in it.
+    pub files: u64,
+    /// Content bytes in it.
+    pub bytes: u64,
+    /// What it changed in the generation before it; `None` where that is not retained any more.
+    pub changes: Option<ChangeCounts>,
+    /// Root hash, hexadecimal.
+    pub root: String,
+    /// Its label.
+    pub label: String,
+}
+
+/// How many paths changed, files, directories and symlinks.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ChangeCounts {
+    /// New ones.
+    pub added: u64,
+    /// With other content or metadata.
+    pub changed: u64,
+    /// Gone.
+    pub removed: u64,
+}
+
+impl fmt::Display for ChangeCounts {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { added, changed, removed } = *self;
+        write!(f, "+{} ~{} -{}", HumanCount(added), HumanCount(changed), HumanCount(removed))
     }
 }
 
@@ -183,6 +227,8 @@ pub enum NodeResult {
 pub struct DiffLine {
     /// `added`, `removed`, `modified`, `metadata` or `renamed`.
     pub change: String,
+    /// `file`, `directory` or `symlink`.
+    pub kind: String,
     /// The path, escaped where it is not text.
     pub path: String,
     /// Where it was, if renamed.

@@ -306,7 +306,9 @@ async fn tell_busy(mut stream: TlsStream<TcpStream>, busy: Busy) {
 /// A refused certificate is worth an operator's eye, noise from port scanners is not.
 fn log_refusal(address: SocketAddr, error: &io::Error) {
     let tls = error.get_ref().and_then(|inner| inner.downcast_ref::<rustls::Error>());
-    if let Some(rustls::Error::InvalidCertificate(reason)) = tls {
+    if let Some(rustls::Error::InvalidCertificate(rustls::CertificateError::Revoked)) = tls {
+        debug!(%address, "agent refused: who decided that has named it");
+    } else if let Some(rustls::Error::InvalidCertificate(reason)) = tls {
         if let Some(left_out) = REFUSED.admit() {
             warn!(%address, ?reason, left_out, "agent refused: its certificate does not hold");
         }

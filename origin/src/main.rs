@@ -15,7 +15,7 @@ fn main() -> ExitCode {
         Ok(arguments) => arguments,
         Err(error) => return fail(&anyhow::Error::from(error), 2),
     };
-    match cli::run(Cli::parse_from(arguments)) {
+    match cli::run(Cli::parse_from(cli::join_wait(arguments))) {
         Ok(code) => code,
         Err(error) => fail(&error, 1),
     }

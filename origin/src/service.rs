@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
+use rustix::fs::{Gid, Mode};
 use syncd_shared::limits::{PATH_MAX_BYTES, REASON_MAX_BYTES};
 use syncd_shared::local_socket::{LocalListener, LocalSocketError};
 use syncd_shared::rate::{Bucket, Rate};
@@ -57,6 +58,8 @@ pub struct ServeOptions {
     pub symlinks: SymlinkPolicy,
     /// To all agents together.
     pub bwlimit: Option<Rate>,
+    /// Group whose members may ask everything of the admin socket.
+    pub admin_group: Option<u32>,
 }
 
 /// Why an origin does not start.
@@ -103,6 +106,15 @@ pub enum StartError {
     /// The admin socket.
     #[error(transparent)]
     Socket(#[from] LocalSocketError),
+    /// `--admin-group`.
+    #[error("let the admin group into {path}: start the origin as root, or as a member of that group", path = path.display())]
+    AdminGroup {
+        /// DATA.
+        path: PathBuf,
+        /// Why not.
+        #[source]
+        source: std::io::Error,
+    },
     /// The fleet's records.
     #[error("load the fleet")]
     Fleet(#[from] crate::fleet::FleetError),
@@ -162,7 +174,12 @@ pub async fn start(options: ServeOptions) -> Result<Running, StartError> {
     };
     let grpc_address = address_of(&grpc, options.listen)?;
     let http_address = http.as_ref().map(|l| address_of(l, options.http)).transpose()?;
-    let socket = LocalListener::bind(&socket_path(&options.data))?;
+    let group = options.admin_group.map(Gid::from_raw);
+    if let Some(group) = group {
+        let source = |source| StartError::AdminGroup { path: options.data.clone(), source };
+        let_through(&options.data, group).map_err(source)?;
+    }
+    let socket = LocalListener::bind_for(&socket_path(&options.data), group)?;
 
     let shutdown = CancellationToken::new();
     // Where a later step fails, what was started ends.
@@ -241,9 +258,16 @@ pub async fn start(options: ServeOptions) -> Result<Running, StartError> {
         status: Arc::new(status),
     };
     tasks.spawn(admin.serve(socket, shutdown.clone()));
-    tracing::info!(tree = %options.tree.display(), grpc = %grpc_address, http = ?http_address, "serving");
+    let http = http_address.map(tracing::field::display);
+    tracing::info!(tree = %options.tree.display(), grpc = %grpc_address, http, "serving");
     unfinished.disarm();
     Ok(Running { grpc_address, http_address, committer, fleet, shutdown, tasks })
+}
+
+/// Lets a group pass through DATA to the socket: it may enter (mode 0710), and neither list nor read what is there.
+fn let_through(data: &Path, group: Gid) -> std::io::Result<()> {
+    rustix::fs::chown(data, None, Some(group))?;
+    Ok(rustix::fs::chmod(data, Mode::RWXU | Mode::XGRP)?)
 }
 
 /// Keys and store. Reads the whole index: blocks.

@@ -1,12 +1,15 @@
 //! What `status --json` prints: a contract that scripts depend on.
 
-use std::fmt::Write as _;
+use std::fmt::{self, Write as _};
 
+use indicatif::{HumanBytes, HumanCount};
 use serde::{Deserialize, Serialize};
+use syncd_shared::progress::percent;
+use syncd_shared::text::rfc3339;
 use syncd_shared::{GenerationNumber, HookStatus};
 
 use crate::commit::Hold;
-use crate::fleet::{AgentState, AgentView};
+use crate::fleet::{AgentProgress, AgentState, AgentView};
 
 /// The origin and its fleet at one moment.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -21,6 +24,9 @@ pub struct Status {
     pub http_address: Option<String>,
     /// What the origin does.
     pub state: State,
+    /// Version of the origin.
+    #[serde(default)]
+    pub version: String,
     /// Why it is `held` or `waiting`, and what to do.
     pub reason: Option<String>,
     /// Nothing is published automatically until an operator commits.
@@ -91,8 +97,14 @@ pub struct AgentStatus {
     pub root: Option<String>,
     /// `empty`, `fetching`, `staging`, `staged`, `switched`, `live` or `failed`.
     pub state: String,
-    /// Last sign of life, RFC 3339.
+    /// How far it is on its way to another generation, where it is on one.
+    #[serde(default)]
+    pub progress: Option<Progress>,
+    /// Last sign of life, RFC 3339; `None`: it never connected.
     pub last_seen: Option<String>,
+    /// Its version, where it has connected since this origin started.
+    #[serde(default)]
+    pub version: Option<String>,
     /// What went wrong last, until it goes well again.
     pub error: Option<String>,
     /// The on-activate hook of its newest activation; `None`: none is set, or none was due since it started.
@@ -106,20 +118,91 @@ pub struct AgentStatus {
     pub spare_misses: u64,
 }
 
-/// Milliseconds since 1970 as RFC 3339 in UTC.
-pub fn rfc3339(unix_ms: i64) -> String {
-    time::OffsetDateTime::from_unix_timestamp_nanos(i128::from(unix_ms) * 1_000_000)
-        .ok()
-        .and_then(|t| t.format(&time::format_description::well_known::Rfc3339).ok())
-        .unwrap_or_else(|| format!("{unix_ms} ms since 1970"))
+/// How far an agent is on its way to a generation, as it says.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Progress {
+    /// The generation.
+    pub generation: u64,
+    /// Files that it has.
+    pub files_done: u64,
+    /// Files that it needs, where known.
+    pub files_total: Option<u64>,
+    /// Content bytes that it has.
+    pub bytes_done: u64,
+    /// Content bytes that it needs, where known.
+    pub bytes_total: Option<u64>,
+    /// Of the bytes, 0 to 100, where known.
+    pub percent: Option<u8>,
+}
+
+impl Progress {
+    fn new(progress: AgentProgress) -> Self {
+        let known = |total: u64| Some(total).filter(|&total| total > 0);
+        let AgentProgress { generation, files, bytes, files_total, bytes_total } = progress;
+        Self {
+            generation,
+            files_done: files,
+            files_total: known(files_total),
+            bytes_done: bytes,
+            bytes_total: known(bytes_total),
+            percent: percent(bytes, bytes_total),
+        }
+    }
+}
+
+impl fmt::Display for Progress {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { generation, files_done, bytes_done, .. } = self;
+        write!(f, "generation {generation}: {}", HumanCount(*files_done))?;
+        if let Some(total) = self.files_total {
+            write!(f, " of {}", HumanCount(total))?;
+        }
+        write!(f, " files, {}", HumanBytes(*bytes_done))?;
+        if let Some(total) = self.bytes_total {
+            write!(f, " of {}", HumanBytes(total))?;
+        }
+        match self.percent {
+            Some(percent) => write!(f, ", {percent} %"),
+            None => Ok(()),
+        }
+    }
+}
+
+/// What `status --check` ends with.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Verdict {
+    /// 0: the tree is published and live everywhere, as far as the origin knows.
+    Well,
+    /// 1: nothing new is published: stopped, held, waiting, or no generation yet. A hold after a rollback is
+    /// meant, as it is for health.
+    NotPublishing,
+    /// 3: an enrolled agent does not have the current generation live, or said that something is wrong.
+    NotLiveEverywhere,
 }
 
 impl Status {
+    /// How the origin and all of its agents are.
+    pub fn verdict(&self) -> Verdict {
+        let is_well = |agent: &AgentStatus| {
+            agent.connected
+                && agent.generation == self.generation
+                && agent.root == self.root
+                && agent.state == state_name(AgentState::Live)
+                && agent.error.is_none()
+        };
+        match self.state {
+            State::Ready | State::Scanning if self.generation.is_some() => {
+                if self.agents.iter().all(is_well) { Verdict::Well } else { Verdict::NotLiveEverywhere }
+            }
+            _ => Verdict::NotPublishing,
+        }
+    }
+
     /// For a person: the current generation, then a line for each agent.
     pub fn to_text(&self) -> String {
         let mut out = String::new();
         let state = serde_json::to_value(self.state).ok().and_then(|v| v.as_str().map(str::to_owned));
-        let _ = write!(out, "origin   {}", state.unwrap_or_default());
+        let _ = write!(out, "origin   {}   syncd {}", state.unwrap_or_default(), self.version);
         if let Some(tree) = &self.tree {
             let _ = write!(out, "   {tree}");
         }
@@ -163,12 +246,25 @@ impl Status {
                 (Some(current), Some(has)) if current > has => format!("   {} behind", current - has),
                 _ => String::new(),
             };
-            let link = if agent.connected { "connected" } else { "unreachable" };
+            let link = match (agent.connected, &agent.last_seen) {
+                (true, _) => "connected",
+                (false, Some(_)) => "unreachable",
+                (false, None) => {
+                    let _ = writeln!(out, "  {:width$}  never connected", agent.name);
+                    continue;
+                }
+            };
             let _ = write!(
                 out,
                 "  {:width$}  {link:11}  generation {generation:>4}  {}{behind}",
                 agent.name, agent.state
             );
+            if let Some(progress) = &agent.progress {
+                let _ = write!(out, "   {progress}");
+            }
+            if let Some(version) = agent.version.as_ref().filter(|version| **version != self.version) {
+                let _ = write!(out, "   syncd {version}");
+            }
             if !agent.connected
                 && let Some(seen) = &agent.last_seen
             {
@@ -189,6 +285,11 @@ impl Status {
         }
         out
     }
+}
+
+fn is_under_way(agent: &AgentView) -> bool {
+    let is_busy = matches!(agent.state, AgentState::Fetching | AgentState::Staging | AgentState::Staged);
+    agent.connected && is_busy
 }
 
 /// As `status --json` spells it.
@@ -222,7 +323,9 @@ impl AgentStatus {
             generation: agent.generation.map(GenerationNumber::get),
             root: agent.root.map(|r| r.to_string()),
             state: state_name(agent.state).to_owned(),
+            progress: agent.progress.filter(|_| is_under_way(agent)).map(Progress::new),
             last_seen: (agent.last_seen_ms > 0).then(|| rfc3339(agent.last_seen_ms)),
+            version: agent.version.clone(),
             error: agent.error.clone().or_else(|| agent.hook.as_ref().and_then(HookStatus::trouble)),
             hook: agent.hook.clone(),
             notes: agent.notes.clone(),
@@ -235,8 +338,83 @@ impl AgentStatus {
 mod tests {
     use super::*;
 
+    fn agent(name: &str) -> AgentStatus {
+        AgentStatus {
+            name: name.into(),
+            connected: true,
+            generation: Some(7),
+            root: Some("ab".into()),
+            state: "live".into(),
+            progress: None,
+            last_seen: Some(rfc3339(1_790_000_000_000)),
+            version: Some("1.0".into()),
+            error: None,
+            hook: None,
+            notes: Vec::new(),
+            spare_misses: 0,
+        }
+    }
+
+    fn status(agents: Vec<AgentStatus>) -> Status {
+        Status {
+            tree_id: String::new(),
+            tree: None,
+            grpc_address: None,
+            http_address: None,
+            state: State::Ready,
+            version: "1.0".into(),
+            reason: None,
+            hold: None,
+            generation: Some(7),
+            root: Some("ab".into()),
+            label: None,
+            created: None,
+            files: 0,
+            bytes: 0,
+            polled: Vec::new(),
+            agents,
+        }
+    }
+
     #[test]
-    fn times_are_rfc_3339() {
-        assert_eq!(rfc3339(1_790_000_000_123), "2026-09-21T14:13:20.123Z");
+    fn a_person_sees_how_far_an_agent_is_and_who_never_came() {
+        let progress = AgentProgress {
+            generation: 7,
+            files: 652,
+            bytes: 10 << 20,
+            files_total: 2_594,
+            bytes_total: 53 << 20,
+        };
+        let busy = AgentStatus {
+            generation: Some(6),
+            state: "fetching".into(),
+            progress: Some(Progress::new(progress)),
+            version: Some("0.9".into()),
+            ..agent("web1")
+        };
+        let new = AgentStatus { connected: false, generation: None, last_seen: None, ..agent("web2") };
+        let text = status(vec![busy, new]).to_text();
+        let expected = "fetching   1 behind   generation 7: 652 of 2,594 files, 10.00 MiB of 53.00 MiB, 18 %   syncd 0.9";
+        assert!(text.contains(expected), "{text}");
+        assert!(text.contains("  web2  never connected\n"), "{text}");
+        let unknown = Progress::new(AgentProgress { generation: 7, ..AgentProgress::default() });
+        assert_eq!(unknown.to_string(), "generation 7: 0 files, 0 B");
+    }
+
+    #[test]
+    fn the_verdict_tells_what_is_not_published_from_what_is_not_live() {
+        assert_eq!(status(vec![agent("a")]).verdict(), Verdict::Well);
+        for bad in [
+            AgentStatus { connected: false, ..agent("b") },
+            AgentStatus { generation: Some(6), ..agent("b") },
+            AgentStatus { error: Some("hook failed".into()), ..agent("b") },
+            AgentStatus { state: "staging".into(), ..agent("b") },
+        ] {
+            assert_eq!(status(vec![agent("a"), bad]).verdict(), Verdict::NotLiveEverywhere);
+        }
+        for state in [State::Held, State::Waiting, State::Stopped] {
+            assert_eq!(Status { state, ..status(vec![]) }.verdict(), Verdict::NotPublishing);
+        }
+        assert_eq!(Status { generation: None, ..status(vec![]) }.verdict(), Verdict::NotPublishing);
     }
 }

@@ -5,6 +5,8 @@
 //! how new content is made from old, [`stored_frame`] how stored content travels, [`wire`] turns messages into these types and refuses what does not hold, [`limits`] has every bound that encoder and
 //! decoder share.
 
+pub mod accounts;
+pub mod address;
 pub mod chunker;
 pub mod config_file;
 pub mod content_tag;

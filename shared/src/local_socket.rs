@@ -1,6 +1,6 @@
 //! The admin socket: one request, many answers, between a command and the running origin or agent.
 //!
-//! A UNIX stream socket, mode 0600. The client writes one line of JSON, the server answers with lines of JSON and
+//! A UNIX stream socket, mode 0600, or 0660 for a group ([`LocalListener::bind_for`]). The client writes one line of JSON, the server answers with lines of JSON and
 //! closes. The kernel limits a socket's path to 107 bytes; here it is named through the descriptor of its directory
 //! (`/proc/self/fd/N/name`), so that only the last component is limited.
 //!
@@ -15,7 +15,7 @@ use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use rustix::fs::{Mode, OFlags};
+use rustix::fs::{Gid, Mode, OFlags};
 use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
@@ -44,6 +44,17 @@ pub enum LocalSocketError {
     /// Nothing serves it: one may open what it would have answered from.
     #[error("nothing is running that serves {path}", path = path.display())]
     NotServed {
+        /// The socket.
+        path: PathBuf,
+        /// Why.
+        source: io::Error,
+    },
+    /// It is another user's.
+    #[error(
+        "no permission to use {path}: run this as root or as the user of the running program, or, for an origin, as a member of its --admin-group",
+        path = path.display()
+    )]
+    Forbidden {
         /// The socket.
         path: PathBuf,
         /// Why.
@@ -105,10 +116,17 @@ impl LocalListener {
     /// Binds `path`, replacing a socket that a crash left. Nobody can connect before the mode is 0600: it listens only
     /// then, and only then gets its name. Must be called within a runtime.
     pub fn bind(path: &Path) -> Result<Self, LocalSocketError> {
-        Self::bind_inner(path).map_err(|source| LocalSocketError::Bind { path: path.to_owned(), source })
+        Self::bind_for(path, None)
     }
 
-    fn bind_inner(path: &Path) -> io::Result<Self> {
+    /// As [`Self::bind`]; members of the group may connect, too. They also need to get to it: the caller lets them pass
+    /// through its directory.
+    pub fn bind_for(path: &Path, group: Option<Gid>) -> Result<Self, LocalSocketError> {
+        Self::bind_inner(path, group)
+            .map_err(|source| LocalSocketError::Bind { path: path.to_owned(), source })
+    }
+
+    fn bind_inner(path: &Path, group: Option<Gid>) -> io::Result<Self> {
         let (_directory, short, temporary) = short_path(path)?;
         match std::fs::symlink_metadata(&short) {
             Ok(found) if !std::os::unix::fs::FileTypeExt::is_socket(&found.file_type()) => {
@@ -124,6 +142,10 @@ impl LocalListener {
         let socket = rustix::net::socket_with(AddressFamily::UNIX, SocketType::STREAM, flags, None)?;
         rustix::net::bind(&socket, &SocketAddrUnix::new(&temporary)?)?;
         rustix::fs::chmod(&temporary, Mode::RUSR | Mode::WUSR)?;
+        if let Some(group) = group {
+            rustix::fs::chown(&temporary, None, Some(group))?;
+            rustix::fs::chmod(&temporary, Mode::RUSR | Mode::WUSR | Mode::RGRP | Mode::WGRP)?;
+        }
         rustix::net::listen(&socket, BACKLOG)?;
         let listener = UnixListener::from_std(std::os::unix::net::UnixListener::from(socket))?;
         std::fs::rename(&temporary, &short)?;
@@ -199,6 +221,7 @@ pub async fn request<Req: Serialize, Resp: DeserializeOwned>(
         io::ErrorKind::NotFound | io::ErrorKind::ConnectionRefused => {
             LocalSocketError::NotServed { path: path.to_owned(), source }
         }
+        io::ErrorKind::PermissionDenied => LocalSocketError::Forbidden { path: path.to_owned(), source },
         _ => LocalSocketError::Connect { path: path.to_owned(), source },
     };
     let (_directory, short, _) = short_path(path).map_err(failed)?;

@@ -15,6 +15,8 @@ use indicatif::{
 };
 
 const LOG_EVERY: Duration = Duration::from_secs(5);
+/// Before this no rate and no time left are shown.
+const PACE_AFTER: Duration = Duration::from_secs(1);
 const UNKNOWN: u64 = u64::MAX;
 
 /// All bars of this process: lines that are written meanwhile go above them.
@@ -227,6 +229,12 @@ impl Snapshot {
     }
 }
 
+/// How much of a total is done, 0 to 100 and 100 only at the end; `None` where the total is not known (0).
+pub fn percent(done: u64, total: u64) -> Option<u8> {
+    let percent = u128::from(done).checked_mul(100)?.checked_div(u128::from(total))?;
+    u8::try_from(percent.min(100)).ok()
+}
+
 /// `120 of 34,851 files, 1.50 MiB of 587.68 MiB, 3.00 MiB/s, 3 minutes left`, without what is not known.
 impl fmt::Display for Snapshot {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -237,6 +245,10 @@ impl fmt::Display for Snapshot {
         write!(f, " files, {}", HumanBytes(self.bytes))?;
         if let Some(total) = self.total_bytes {
             write!(f, " of {}", HumanBytes(total))?;
+        }
+        if self.elapsed < PACE_AFTER {
+            // What comes at once says nothing of the rest.
+            return Ok(());
         }
         write!(f, ", {}/s", HumanBytes(self.rate()))?;
         match self.time_left() {
@@ -315,7 +327,17 @@ mod tests {
         assert_eq!(snapshot.to_string(), expected);
         (snapshot.total_files, snapshot.total_bytes) = (None, None);
         assert_eq!(snapshot.to_string(), "120 files, 3.00 MiB, 3.00 MiB/s");
+        let early = Snapshot { elapsed: Duration::from_millis(1), ..snapshot };
+        assert_eq!(early.to_string(), "120 files, 3.00 MiB");
         assert_eq!(Done(snapshot).to_string(), "120 files, 3.00 MiB in 1s, 3.00 MiB/s");
+    }
+
+    #[test]
+    fn a_percentage_needs_a_total_and_stays_within_it() {
+        assert_eq!([percent(0, 0), percent(7, 0)], [None, None]);
+        assert_eq!([percent(0, 9), percent(999, 1_000), percent(9, 9)], [Some(0), Some(99), Some(100)]);
+        assert_eq!(percent(u64::MAX, 3), Some(100));
+        assert_eq!(percent(u64::MAX - 1, u64::MAX), Some(99));
     }
 
     #[test]

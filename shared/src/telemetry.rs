@@ -26,8 +26,10 @@ pub fn start_with_default(default: &str) {
 
 /// [`start_with_default`], for a level that is known.
 pub fn init(default: LevelFilter) {
-    let filter = FILTER_VARIABLES.iter().find_map(|name| std::env::var(name).ok()).unwrap_or_default();
-    let filter = EnvFilter::builder().with_default_directive(default.into()).parse_lossy(filter);
+    let said = FILTER_VARIABLES.iter().find_map(|name| std::env::var(name).ok()).unwrap_or_default();
+    let filter = EnvFilter::builder()
+        .with_default_directive(LevelFilter::WARN.into())
+        .parse_lossy(filter(&said, default));
     // Fails only where there is a subscriber already.
     let _ = tracing_subscriber::fmt()
         .with_env_filter(filter)
@@ -35,6 +37,18 @@ pub fn init(default: LevelFilter) {
         .with_ansi(io::stderr().is_terminal())
         .with_writer(|| AboveBars)
         .try_init();
+}
+
+/// A level alone is that of syncd's own crates: what libraries log below `warn` is asked for by name.
+fn filter(said: &str, default: LevelFilter) -> String {
+    match said.trim() {
+        "" => format!("warn,syncd={default}"),
+        level => match level.parse::<LevelFilter>() {
+            Ok(LevelFilter::OFF) => "off".to_owned(),
+            Ok(level) => format!("warn,syncd={level}"),
+            Err(_) => said.to_owned(),
+        },
+    }
 }
 
 /// Standard error, with the progress bars out of the way while a line is written. An event comes in one write, and
@@ -72,6 +86,14 @@ fn one_event(event: &[u8]) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_level_alone_is_that_of_our_own_crates() {
+        assert_eq!(filter("", LevelFilter::INFO), "warn,syncd=info");
+        assert_eq!(filter(" debug ", LevelFilter::INFO), "warn,syncd=debug");
+        assert_eq!(filter("off", LevelFilter::INFO), "off");
+        assert_eq!(filter("h2=trace,syncd_agent=info", LevelFilter::INFO), "h2=trace,syncd_agent=info");
+    }
 
     #[test]
     fn an_event_is_one_line_whatever_it_tells_of() {

@@ -65,6 +65,17 @@ fn status_text(status: &tonic::Status) -> String {
     }
 }
 
+/// Milliseconds since 1970 as RFC 3339 in UTC, always with three decimals.
+pub fn rfc3339(unix_ms: i64) -> String {
+    let format = time::macros::format_description!(
+        "[year]-[month]-[day]T[hour]:[minute]:[second].[subsecond digits:3]Z"
+    );
+    time::OffsetDateTime::from_unix_timestamp_nanos(i128::from(unix_ms) * 1_000_000)
+        .ok()
+        .and_then(|time| time.format(format).ok())
+        .unwrap_or_else(|| format!("{unix_ms} ms since 1970"))
+}
+
 /// Whether a character does something else than show itself: control characters (C0, DEL, C1), ends of lines and
 /// paragraphs, changes of the writing direction, and what is invisible. U+200C and U+200D stay, which shape scripts and
 /// pictographs.
@@ -90,6 +101,12 @@ mod tests {
     #[derive(Debug, thiserror::Error)]
     #[error("reading\nthe record")]
     struct Outer(#[source] std::io::Error);
+
+    #[test]
+    fn times_are_rfc_3339_of_one_length() {
+        assert_eq!(rfc3339(1_790_000_000_123), "2026-09-21T14:13:20.123Z");
+        assert_eq!(rfc3339(1_790_000_000_000), "2026-09-21T14:13:20.000Z");
+    }
 
     #[test]
     fn causes_follow_on_one_line() {

@@ -183,7 +183,9 @@ fn a_hook_gets_the_documented_variables_and_no_secret_of_the_agent() {
     let seen = scene.path("seen");
     let hook = format!("env > {0}.new; mv {0}.new {0}", seen.display());
     let mut agent = Agent::joined(&scene, &origin, "web1").with_options(&["--before-activate", &hook]);
-    agent.under(&["env", "SYNCD_TOKEN=syncd1-secret", "SYNCD_BWLIMIT=100M", "SITE=blog"].map(Into::into));
+    agent.under(
+        &["env", "SYNCD_TOKEN=syncd1-secret", "SYNCD_AGENT_BWLIMIT=100M", "SITE=blog"].map(Into::into),
+    );
     agent.start();
     origin.wait_connected(&["web1"]);
     origin.commit_live();
@@ -438,6 +440,109 @@ fn logs_go_to_standard_error_and_health_over_http() {
     assert_eq!(health.status, 200, "{}", health.head);
     origin.stop();
     agent.stop();
+}
+
+#[test]
+fn a_person_sees_who_never_came_how_far_the_others_are_and_what_changed() {
+    let (scene, origin) = site("seen");
+    assert_eq!(origin.cli("status", &["--check"]).code, Some(1), "no generation yet");
+    assert_eq!(origin.cli("commit", &["-m", "first"]).expect_success().stdout, "1\n");
+    origin.cli("status", &["--check"]).expect_success();
+    let mut slow = Agent::joined(&scene, &origin, "slow").with_options(&["--bwlimit", "50K"]);
+    let text = origin.cli("status", &["--check"]).expect_code(3).stdout;
+    assert!(text.contains("slow  never connected"), "{text}");
+    assert!(text.contains(concat!("syncd ", env!("CARGO_PKG_VERSION"))), "{text}");
+    let idle = slow.cli("status", &["--check"]).expect_code(1).stdout;
+    assert!(idle.contains("agent not running") && idle.contains("generations  none"), "{idle}");
+
+    // Noise does not compress: at 50 KiB a second it takes some seconds.
+    let noise: Vec<u8> = (0..12_000u32).flat_map(|n| *blake3::hash(&n.to_le_bytes()).as_bytes()).collect();
+    write(&origin.tree, "large.bin", noise);
+    origin.commit();
+    slow.start();
+    wait::until("the origin to show bytes, files and percent", || {
+        let text = origin.cli("status", &[]).expect_success().stdout;
+        let line = text.lines().find(|line| line.contains("generation 2: "))?;
+        (line.contains(" files, ") && line.contains(" of ") && line.contains(" %")).then_some(())
+    });
+    let json = origin.cli("status", &["--json"]).expect_success().json();
+    assert_eq!(json["agents"][0]["version"], env!("CARGO_PKG_VERSION"), "{json:#}");
+    wait::until("the agent to show it, too", || {
+        let shown = slow.cli("status", &[]).expect_success().stdout;
+        (shown.contains("progress  ") && shown.contains(" %")).then_some(())
+    });
+    slow.stop();
+
+    let unused = origin.cli("commit", &["-m", "unused"]).expect_success();
+    assert!(unused.stderr.contains("the label \"unused\" was not used"), "{unused:#?}");
+    fs::create_dir(origin.tree.join("new")).expect("make a directory");
+    write(&origin.tree, "new/page.html", "new");
+    write(&origin.tree, "index.html", "changed");
+    fs::remove_file(origin.tree.join("large.bin")).expect("remove");
+    let pending = origin.cli("diff", &["--pending"]).expect_success();
+    for line in
+        ["added     new/\n", "added     new/page.html\n", "modified  index.html\n", "removed   large.bin\n"]
+    {
+        assert!(pending.stdout.contains(line), "{line:?} in {pending:#?}");
+    }
+    assert!(pending.stderr.contains("2 added, 1 modified, 1 removed"), "{pending:#?}");
+    assert_eq!(origin.status().generation, Some(2), "a look publishes nothing");
+    origin.commit();
+    let stat = origin.cli("diff", &["--stat"]).expect_success();
+    assert_eq!(stat.only_line(), pending.stderr.trim_end());
+    assert_eq!(origin.cli("diff", &["--stat", "--json"]).expect_success().json()["added"], 2);
+    let nothing = origin.cli("diff", &["--pending"]).expect_success();
+    assert_eq!((nothing.stdout.as_str(), nothing.stderr.as_str()), ("", "no difference\n"));
+
+    let history = origin.cli("history", &[]).expect_success().stdout;
+    let lines: Vec<&str> = history.lines().collect();
+    assert!(lines.len() == 4 && lines[0].contains("changes"), "{history}");
+    assert!(lines[3].starts_with('*') && lines[3].contains("+2 ~1 -1"), "{history}");
+    assert!(lines[1].starts_with(' ') && lines[1].contains("first"), "{history}");
+    // Published by hand or seen in a list, times have one form.
+    let json = origin.cli("commit", &["--json"]).expect_success();
+    assert!(json.stdout.starts_with("{\"generation\":3,\"root\":"), "{json:#?}");
+    let created = json.json()["created"].as_str().map(str::len);
+    assert_eq!(created, Some("2026-11-29T12:00:00.000Z".len()), "{json:#?}");
+}
+
+#[test]
+fn members_of_the_admin_group_publish_and_read_nothing_else() {
+    require_root("it runs commands as other users");
+    let scene = Scene::new("admin-group");
+    let tree = scene.path("tree");
+    small_site(&tree, 5);
+    let long = format!("{}/{}", "d".repeat(100), "e".repeat(100));
+    fs::create_dir_all(scene.path(&"d".repeat(100))).expect("create directories");
+    let mut origin = Origin::create_named(&scene, &long, &tree).with_options(&[
+        "--trigger",
+        "manual",
+        "--admin-group",
+        "4711",
+    ]);
+    origin.start();
+    let program = scene.path("syncd-origin");
+    fs::copy(binary("syncd-origin"), &program).expect("copy the program to where anybody may run it");
+    let as_group = |group: &str, args: &[&str]| {
+        let mut command = Command::new("setpriv");
+        command.args(["--reuid=65534", &format!("--regid={group}"), "--clear-groups"]).arg(&program);
+        run(command.args(args).arg("--data").arg(&origin.data))
+    };
+    assert_eq!(as_group("4711", &["commit", "-m", "by CI"]).expect_success().stdout, "1\n");
+    assert_eq!(as_group("4711", &["token"]).expect_success().stdout.lines().count(), 1);
+    as_group("4712", &["commit"]).expect_refusal(&["admin-group", "root"]);
+    let read = |path: &str| {
+        let mut command = Command::new("setpriv");
+        command.args(["--reuid=65534", "--regid=4711", "--clear-groups"]);
+        run(command.args(["ls", "-d"]).arg(origin.data.join(path)).arg(origin.data.join(path).join("."))).code
+    };
+    assert_ne!(read("keys"), Some(0), "keys stay closed");
+    let list = Command::new("setpriv")
+        .args(["--reuid=65534", "--regid=4711", "--clear-groups", "ls"])
+        .arg(&origin.data)
+        .output()
+        .expect("run ls");
+    assert!(!list.status.success(), "DATA can be entered, not listed");
 }
 
 /// Runs a command whose standard output nobody reads.

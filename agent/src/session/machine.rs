@@ -13,6 +13,7 @@ use syncd_proto::v1::origin_message::Message as FromOrigin;
 use syncd_shared::generation::GenerationError;
 use syncd_shared::identity::KeySuccession;
 use syncd_shared::identity::signing::verify_successions;
+use syncd_shared::text::one_line;
 use syncd_shared::wire::{WireError, root_hash};
 use syncd_shared::{Generation, GenerationNumber, HookStatus, RootHash, SignedGeneration, TreeId};
 
@@ -44,6 +45,8 @@ const MAINTAIN_DELAY: Duration = Duration::from_millis(200);
 const SWITCHED_MAX_FAILING: usize = 2;
 /// The same while the hook has not failed: it is slower than the commits.
 const SWITCHED_MAX: usize = 8;
+/// Of an origin's version so much is kept, in bytes.
+const VERSION_MAX_BYTES: usize = 64;
 
 /// The connection to the origin.
 #[derive(Debug)]
@@ -127,6 +130,7 @@ pub struct Machine {
     verify_wanted: bool,
     maintain_at: Option<Instant>,
     stopping: bool,
+    origin_version: Option<String>,
     link_error: Option<String>,
     work_error: Option<String>,
     drift_error: Option<String>,
@@ -158,6 +162,7 @@ impl Machine {
             verify_wanted: false,
             maintain_at: Some(now + MAINTAIN_DELAY),
             stopping: false,
+            origin_version: None,
             link_error: None,
             work_error: None,
             drift_error: None,
@@ -220,6 +225,16 @@ impl Machine {
     /// Whether the origin has greeted back.
     pub fn is_connected(&self) -> bool {
         matches!(self.link, Link::Up(_))
+    }
+
+    /// How far the update that is under way is.
+    pub fn progress(&self) -> Option<StageProgress> {
+        self.progress.filter(|_| matches!(self.job, Some(Job::Update { .. })))
+    }
+
+    /// Version of the origin, as its last welcome said.
+    pub fn origin_version(&self) -> Option<&str> {
+        self.origin_version.as_deref()
     }
 
     /// The last thing that went wrong and was not put right.
@@ -302,6 +317,8 @@ impl Machine {
         let next_heartbeat = now + interval;
         self.link = Link::Up(Up { since: now, interval, next_heartbeat, sequence: 0, heard: now });
         self.link_error = None;
+        let version = one_line(&welcome.origin_version, VERSION_MAX_BYTES);
+        self.origin_version = Some(version).filter(|version| !version.is_empty());
         self.tell_at = self.tell_at.map(|_| now);
         if self.replica.live.as_ref().map(|l| (l.number(), l.root_hash())) != self.shown {
             // Activated since the hello was said.
@@ -517,6 +534,8 @@ impl Machine {
             state: self.state().to_message().into(),
             files_done: progress.files_done,
             bytes_done: progress.bytes_done,
+            files_total: progress.files_total,
+            bytes_total: progress.bytes_total,
         };
         self.send(ToOrigin::Progress(message), out);
     }

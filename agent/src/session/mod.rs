@@ -55,9 +55,9 @@ use syncd_proto::v1;
 use syncd_proto::v1::agent_message::Message as ToOrigin;
 use syncd_proto::v1::replication_client::ReplicationClient;
 use syncd_shared::limits::CONTROL_MESSAGE_MAX_BYTES;
+use syncd_shared::text::rfc3339;
 use syncd_shared::{SignedGeneration, TreeId};
 use time::OffsetDateTime;
-use time::format_description::well_known::Rfc3339;
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::AbortHandle;
 use tokio_stream::wrappers::ReceiverStream;
@@ -293,7 +293,11 @@ impl Session {
                 accepted: replica.accepted.as_ref().map(|g| g.number().get()),
                 generations: replica.generations.iter().map(|n| n.get()).collect(),
                 spares: replica.spares,
-                last_contact: self.last_contact.and_then(rfc3339),
+                progress: self.machine.progress(),
+                origin_version: self.machine.origin_version().map(str::to_owned),
+                last_contact: self
+                    .last_contact
+                    .map(|time| rfc3339((time.unix_timestamp_nanos() / 1_000_000) as i64)),
                 error: self.machine.error(),
                 drift: replica.drift.clone(),
                 hook: self.machine.hook_status(),
@@ -309,10 +313,6 @@ impl Session {
             modified
         });
     }
-}
-
-fn rfc3339(time: OffsetDateTime) -> Option<String> {
-    time.replace_nanosecond(0).ok()?.format(&Rfc3339).ok()
 }
 
 /// Cancel safe.

@@ -41,6 +41,7 @@ mod writeback;
 use std::collections::HashSet;
 use std::sync::atomic::{AtomicBool, Ordering};
 
+use indicatif::HumanBytes;
 use syncd_proto::v1::RetryClass;
 use syncd_shared::diff::{Change, Comparison, DiffError, Released};
 use syncd_shared::generation::GenerationError;
@@ -129,8 +130,9 @@ pub enum StageError {
     },
     /// Too little free space; nothing was written.
     #[error(
-        "{wanted_bytes} bytes are needed, {available_bytes} are free, and nothing more may be given up: free space, \
-         enlarge the file system, or keep fewer generations (--keep)"
+        "{} are needed, {} are free, and nothing more may be given up: free space, \
+         enlarge the file system, or keep fewer generations (--keep)",
+        HumanBytes(*wanted_bytes), HumanBytes(*available_bytes)
     )]
     NoSpace {
         /// Bytes needed.

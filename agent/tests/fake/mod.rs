@@ -309,7 +309,7 @@ impl Enrolment for Services {
         if request.secret != self.secret[..] {
             return Err(Status::permission_denied("this token is spent or expired: make another"));
         }
-        let name = request.name.parse().unwrap();
+        let name = std::str::from_utf8(&request.name).unwrap().parse().unwrap();
         let issued = self
             .authority
             .issue_agent(&name, &request.certificate_request, OffsetDateTime::now_utc())

@@ -106,6 +106,11 @@ pub enum Request {
         /// Answered when it is sealed.
         reply: Reply,
     },
+    /// `syncd-origin diff --pending`.
+    Preview {
+        /// Answered when the tree was looked at.
+        reply: Reply,
+    },
     /// `syncd-origin check` found damage.
     Mend {
         /// What it found.
@@ -174,6 +179,12 @@ impl Committer {
         self.ask(|reply| Request::Rollback { number, reply }).await
     }
 
+    /// Looks at the tree as it is now and publishes nothing: [`Outcome::Found`]. Cancel safe: once accepted, it is
+    /// carried out.
+    pub async fn preview(&self) -> Answer {
+        self.ask(|reply| Request::Preview { reply }).await
+    }
+
     /// Stores again what a check found damaged and the tree still has: reads all of it. Cancel safe: once accepted, it
     /// is carried out.
     pub async fn mend(&self, report: CheckReport) -> Answer {
@@ -217,6 +228,7 @@ impl Job {
             Self::Collect => (sealer.collect_garbage(), None),
             Self::Request(Request::Commit { options, reply }) => (sealer.commit(hints, options), Some(reply)),
             Self::Request(Request::Rollback { number, reply }) => (sealer.rollback(number), Some(reply)),
+            Self::Request(Request::Preview { reply }) => (sealer.preview(hints), Some(reply)),
             Self::Request(Request::Mend { report, reply }) => (sealer.mend(&report, hints), Some(reply)),
         };
         let result = result.map_err(|error| match error {
@@ -354,7 +366,7 @@ impl Owner {
                 if done.scans {
                     self.trouble = None;
                 }
-                let published = done.scans && !matches!(outcome, Outcome::Scanned);
+                let published = done.scans && !matches!(outcome, Outcome::Scanned | Outcome::Found(_));
                 let left = Leftover {
                     published,
                     unpublished: done.sealer.has_unpublished(),

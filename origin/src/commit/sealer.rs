@@ -78,6 +78,8 @@ pub enum Outcome {
     Unchanged(SignedGeneration),
     /// The tree was scanned, or something else done, and nothing published.
     Scanned,
+    /// The tree was looked at for a person: this is what a commit would publish.
+    Found(RootEntry),
 }
 
 /// What an operator asks of a commit.
@@ -220,6 +222,14 @@ impl Sealer {
         let result = self.run(hints, Publish::Tree { label });
         self.parts.options.allow_mass_deletion = false;
         result
+    }
+
+    /// Looks at the tree as it is at the time of the call, and publishes nothing.
+    pub fn preview(&mut self, hints: &mut Hints) -> Result<Outcome, CommitError> {
+        self.parts.watch.flush();
+        hints.merge(self.parts.watch.take());
+        let outcome = self.scan(hints)?;
+        Ok(self.base.as_ref().map_or(outcome, |base| Outcome::Found(base.root)))
     }
 
     /// Publishes the tree of an earlier generation under a new number. Nothing is published automatically after that,

@@ -60,6 +60,7 @@ impl Site {
             mtime: MtimePolicy::Tree,
             symlinks: SymlinkPolicy::Verbatim,
             bwlimit: None,
+            admin_group: None,
         })
         .await
     }

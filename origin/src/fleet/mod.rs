@@ -69,6 +69,8 @@ pub enum FleetError {
 pub struct Greeting {
     /// Differs after every boot.
     pub boot_id: String,
+    /// Version of the program.
+    pub version: String,
     /// What is live there.
     pub live: Option<SignedGeneration>,
     /// The highest generation it ever accepted.
@@ -313,6 +315,7 @@ fn agent_view(name: &AgentName, record: &AgentRecord) -> AgentView {
         serial: newest.map(|c| c.serial.to_string()).unwrap_or_default(),
         not_after_ms: newest.map_or(0, |c| c.not_after_ms),
         progress: None,
+        version: None,
         spare_misses: 0,
         notes: Vec::new(),
     }

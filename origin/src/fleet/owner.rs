@@ -312,6 +312,7 @@ impl Owner {
         view.error = None;
         view.needs_operator = false;
         view.progress = None;
+        view.version = Some(greeting.version).filter(|version| !version.is_empty());
         view.spare_misses = 0;
         view.not_after_ms = view.not_after_ms.max(not_after_ms(peer));
         Ok((self.next_connection, ended))

@@ -28,7 +28,7 @@ pub enum AgentState {
 }
 
 /// How far an agent is on its way to a generation.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct AgentProgress {
     /// The generation.
     pub generation: u64,
@@ -36,6 +36,10 @@ pub struct AgentProgress {
     pub files: u64,
     /// Bytes that are done.
     pub bytes: u64,
+    /// Files in all; 0: not known.
+    pub files_total: u64,
+    /// Bytes in all; 0: not known.
+    pub bytes_total: u64,
 }
 
 /// One enrolled agent.
@@ -65,6 +69,8 @@ pub struct AgentView {
     pub not_after_ms: i64,
     /// How far it is.
     pub progress: Option<AgentProgress>,
+    /// Version of the program, as it said when it connected last; not known before that since this origin started.
+    pub version: Option<String>,
     /// Activations for which no spare was ready, since the agent started.
     pub spare_misses: u64,
     /// What a person should know of it: a cloned certificate, for example.

@@ -33,7 +33,7 @@ impl Enrol {
         if request.tree_id.as_ref() != keys.tree_id().as_bytes() {
             return Err(ServeError::OtherTree);
         }
-        let name: AgentName = request.name.parse()?;
+        let name: AgentName = String::from_utf8_lossy(&request.name).parse()?;
         let secret_hash = secret_hash(&request.secret);
         // Before anything is signed: whoever guesses pays more than this origin does.
         fleet.check_join(secret_hash, name.clone()).await?;

@@ -61,6 +61,8 @@ pub enum ServeError {
     Plan(#[from] std::sync::Arc<PlanError>),
     #[error(transparent)]
     Fleet(#[from] FleetError),
+    #[error("a message can't be decoded")]
+    Undecodable(#[source] Box<Status>),
     #[error("the connection broke")]
     Transport(#[source] Box<Status>),
 }
@@ -68,6 +70,17 @@ pub enum ServeError {
 impl From<PlanError> for ServeError {
     fn from(error: PlanError) -> Self {
         Self::Plan(std::sync::Arc::new(error))
+    }
+}
+
+impl ServeError {
+    /// What ended a stream from a peer. tonic calls a message that does not decode INTERNAL, as a defect here would be;
+    /// of what the connection does it names the source.
+    pub(super) fn received(status: Status) -> Self {
+        let is_of_the_message =
+            status.code() == Code::Internal && std::error::Error::source(&status).is_none();
+        let status = Box::new(status);
+        if is_of_the_message { Self::Undecodable(status) } else { Self::Transport(status) }
     }
 }
 
@@ -86,6 +99,7 @@ pub fn status(error: &ServeError) -> Status {
         | ServeError::Limit { .. }
         | ServeError::Backwards { .. }
         | ServeError::Request(_)
+        | ServeError::Undecodable(_)
         | ServeError::Name(_)
         | ServeError::Wire(_)
         | ServeError::Generation(_) => Code::InvalidArgument,
@@ -131,5 +145,18 @@ fn fleet_code(error: &FleetError) -> Code {
         },
         FleetError::Records(_) | FleetError::Save(_) | FleetError::Keys(_) => Code::Internal,
         FleetError::Stopping => Code::Unavailable,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_message_that_does_not_decode_is_its_senders_fault() {
+        let undecodable = ServeError::received(Status::internal("failed to decode Protobuf message"));
+        assert_eq!(status(&undecodable).code(), Code::InvalidArgument);
+        let broken = ServeError::received(Status::from_error(std::io::Error::other("reset").into()));
+        assert!(matches!(broken, ServeError::Transport(_)));
     }
 }

@@ -102,7 +102,7 @@ impl<S: FromPeer<v1::FetchRequest>> Requests<S> {
                 tokio::time::timeout(IDLE, self.stream.next()).await.map_err(|_| silent)?
             }
         };
-        message.transpose().map_err(|status| ServeError::Transport(Box::new(status)))
+        message.transpose().map_err(ServeError::received)
     }
 
     /// The next request, if it is there and may be answered together with the one before it.

@@ -92,7 +92,13 @@ pub fn serve(
     shutdown: CancellationToken,
 ) -> Result<impl Future<Output = ()> + Send + 'static, TlsError> {
     let fleet = services.fleet.clone();
-    let admit: Admit = Arc::new(move |peer| fleet.admits(peer));
+    let admit: Admit = Arc::new(move |peer| {
+        let admitted = fleet.admits(peer);
+        if !admitted {
+            tracing::warn!(agent = %peer.name, "refused: its certificate was revoked, it has to join again");
+        }
+        admitted
+    });
     let tls = services.keys.server_tls(admit)?;
     let replication = ReplicationServer::new(Replicate::new(services.clone(), shutdown.clone()))
         .max_decoding_message_size(CONTROL_MESSAGE_MAX_BYTES);

@@ -91,7 +91,7 @@ async fn receive(incoming: &mut impl FromPeer<v1::AgentMessage>) -> Result<Optio
     match incoming.next().await {
         Some(Ok(message)) => message.message.map(Some).ok_or(ServeError::Missing { field: "message" }),
         None => Ok(None),
-        Some(Err(status)) => Err(ServeError::Transport(Box::new(status))),
+        Some(Err(status)) => Err(ServeError::received(status)),
     }
 }
 
@@ -130,7 +130,8 @@ pub(super) fn greet(
     let hook = if live.is_some() { hook.transpose()? } else { None };
     // An agent may put anything into these; logs and `status` show them.
     let boot_id = one_line(&hello.boot_id, SHORT_TEXT_MAX_BYTES);
-    Ok(Greeting { boot_id, live, accepted, hook, notes })
+    let version = one_line(&hello.agent_version, SHORT_TEXT_MAX_BYTES);
+    Ok(Greeting { boot_id, version, live, accepted, hook, notes })
 }
 
 /// Checks what an agent says of its hook; `linked`: the generation that it said to be linked there.
@@ -160,6 +161,7 @@ fn welcome(services: &Services) -> v1::Welcome {
         features: FEATURES.iter().map(|f| (*f).to_owned()).collect(),
         heartbeat_interval_ms: HEARTBEAT_INTERVAL.as_millis() as u32,
         key_successions: services.keys.successions().iter().map(succession).collect(),
+        origin_version: env!("CARGO_PKG_VERSION").to_owned(),
     }
 }
 
@@ -298,13 +300,19 @@ impl Session {
     /// How far an agent says that it is on its way to a generation; `None`: to one that was never announced here, which
     /// an honest agent heard of from the origin that this one was restored from a copy of. More than there is to do is
     /// not believed.
-    fn progress(&mut self, generation: u64, files: u64, bytes: u64) -> Option<AgentProgress> {
+    fn progress(&mut self, said: AgentProgress) -> Option<AgentProgress> {
         let announced = self.attachment.announced.borrow().clone()?;
         // What is superseded, and may be on its way still, can be larger.
         self.most = self.most.covering(announced.generation().root.totals);
-        let (files, bytes) = (files.min(self.most.files), bytes.min(self.most.bytes));
-        let is_known = (1..=announced.number().get()).contains(&generation);
-        is_known.then_some(AgentProgress { generation, files, bytes })
+        let (files, bytes) = (self.most.files, self.most.bytes);
+        let is_known = (1..=announced.number().get()).contains(&said.generation);
+        is_known.then_some(AgentProgress {
+            generation: said.generation,
+            files: said.files.min(files),
+            bytes: said.bytes.min(bytes),
+            files_total: said.files_total.min(files),
+            bytes_total: said.bytes_total.min(bytes),
+        })
     }
 
     fn on_its_way(state: AgentState, progress: Option<AgentProgress>) -> Report {
@@ -318,13 +326,20 @@ impl Session {
                 self.outbox.heartbeat = Some(heartbeat.sequence);
                 Report::Heartbeat
             }
-            FromAgent::Progress(p) => Self::on_its_way(
-                agent_state(p.state)?,
-                self.progress(p.generation, p.files_done, p.bytes_done),
-            ),
+            FromAgent::Progress(p) => {
+                let progress = AgentProgress {
+                    generation: p.generation,
+                    files: p.files_done,
+                    bytes: p.bytes_done,
+                    files_total: p.files_total,
+                    bytes_total: p.bytes_total,
+                };
+                Self::on_its_way(agent_state(p.state)?, self.progress(progress))
+            }
             FromAgent::Staged(s) => {
                 root_hash(&s.root, "root")?;
-                Self::on_its_way(AgentState::Staged, self.progress(s.generation, 0, 0))
+                let progress = AgentProgress { generation: s.generation, ..AgentProgress::default() };
+                Self::on_its_way(AgentState::Staged, self.progress(progress))
             }
             FromAgent::Activated(a) => {
                 let generation =

@@ -94,7 +94,7 @@ impl Origin {
         let request = v1::JoinRequest {
             tree_id: Bytes::copy_from_slice(token.tree_id.as_bytes()),
             secret: Bytes::copy_from_slice(&token.secret),
-            name: name.into(),
+            name: Bytes::copy_from_slice(name.as_bytes()),
             certificate_request: certificate_request(&key).unwrap().into(),
         };
         let response = EnrolmentClient::new(channel).join(request).await?.into_inner();
@@ -608,11 +608,16 @@ async fn numbers_that_no_agent_has_are_not_believed() {
             state: v1::AgentState::Fetching.into(),
             files_done: u64::MAX,
             bytes_done: u64::MAX,
+            files_total: u64::MAX,
+            bytes_total: u64::MAX,
         })
     };
     control.say(progress(5)).await;
     let view = origin.until("web1", |a| a.progress.is_some()).await;
-    assert_eq!(view.progress, Some(AgentProgress { generation: 5, files: 1, bytes: 5 }));
+    assert_eq!(
+        view.progress,
+        Some(AgentProgress { generation: 5, files: 1, bytes: 5, files_total: 1, bytes_total: 5 })
+    );
     for message in [
         progress(u64::MAX),
         ToOrigin::Staged(v1::Staged {

@@ -70,6 +70,11 @@ pub struct Progress {
     pub files_done: u64,
     #[prost(uint64, tag = "4")]
     pub bytes_done: u64,
+    /// In all; 0: not known yet. Of an update in parts: of the parts that are known.
+    #[prost(uint64, tag = "5")]
+    pub files_total: u64,
+    #[prost(uint64, tag = "6")]
+    pub bytes_total: u64,
 }
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct Staged {
@@ -163,6 +168,9 @@ pub struct Welcome {
     /// From the key a token pinned to the newest, oldest first.
     #[prost(message, repeated, tag = "4")]
     pub key_successions: ::prost::alloc::vec::Vec<KeySuccession>,
+    /// For people, as agent_version is.
+    #[prost(string, tag = "5")]
+    pub origin_version: ::prost::alloc::string::String,
 }
 /// A new signing key, signed by the one before it.
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
@@ -991,9 +999,10 @@ pub struct JoinRequest {
     pub tree_id: ::prost::bytes::Bytes,
     #[prost(bytes = "bytes", tag = "2")]
     pub secret: ::prost::bytes::Bytes,
-    /// Name that the agent wishes for.
-    #[prost(string, tag = "3")]
-    pub name: ::prost::alloc::string::String,
+    /// Name that the agent wishes for. Bytes, so that a name that is not UTF-8 is refused as a wrong name is
+    /// (INVALID_ARGUMENT) and not by the decoder (INTERNAL).
+    #[prost(bytes = "bytes", tag = "3")]
+    pub name: ::prost::bytes::Bytes,
     /// PKCS#10 request, DER. Only its public key is taken.
     #[prost(bytes = "bytes", tag = "4")]
     pub certificate_request: ::prost::bytes::Bytes,

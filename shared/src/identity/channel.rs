@@ -116,7 +116,7 @@ pub enum ConnectError {
         source: io::Error,
     },
     /// Nothing answered there.
-    #[error("can't reach the origin at {address}")]
+    #[error("can't reach the origin at {address} (does it run, and is this TCP port open on the way?)")]
     Unreachable {
         /// What was dialled.
         address: String,
@@ -152,7 +152,9 @@ pub enum ConnectError {
         reason: Busy,
     },
     /// Something answered, but it does not speak TLS 1.3 as an origin does.
-    #[error("{address} does not answer like a syncd origin")]
+    #[error(
+        "{address} does not answer like a syncd origin: is this its --listen port (8873 by default), and not its --http?"
+    )]
     NotAnOrigin {
         /// What was dialled.
         address: String,

@@ -228,6 +228,8 @@ impl LoadAgent {
             state: v1::AgentState::Fetching.into(),
             files_done: 0,
             bytes_done: 0,
+            files_total: 0,
+            bytes_total: 0,
         };
         send(outbox, ToOrigin::Progress(progress));
     }

@@ -13,10 +13,11 @@ use std::process::ExitCode;
 
 use anyhow::Context as _;
 use clap::Parser;
+use tracing::level_filters::LevelFilter;
 
 /// An origin and two agents in one process, so that one can look at what syncd does.
 #[derive(Debug, Parser)]
-#[command(name = "syncd-quickstart", max_term_width = 100)]
+#[command(name = "syncd-quickstart", version, max_term_width = 100)]
 struct Options {
     /// Content tree to replicate; a small site in a temporary directory if absent.
     tree: Option<PathBuf>,
@@ -26,8 +27,10 @@ struct Options {
 }
 
 fn main() -> ExitCode {
-    syncd_shared::telemetry::init(tracing::level_filters::LevelFilter::WARN);
     let options = Options::parse();
+    // The story takes the origin away, and does not need to be warned of that.
+    let level = if options.once { LevelFilter::ERROR } else { LevelFilter::WARN };
+    syncd_shared::telemetry::init(level);
     let runtime = match tokio::runtime::Builder::new_multi_thread().enable_all().build() {
         Ok(runtime) => runtime,
         Err(error) => return fail(&error.into()),
@@ -41,8 +44,7 @@ fn main() -> ExitCode {
 }
 
 fn fail(error: &anyhow::Error) -> ExitCode {
-    eprintln!("syncd-quickstart: {error:#}");
-    ExitCode::FAILURE
+    syncd_shared::output::failed("syncd-quickstart", error.as_ref(), 1)
 }
 
 async fn run(options: Options) -> anyhow::Result<()> {

@@ -10,15 +10,22 @@ use anyhow::{Context as _, ensure};
 
 use crate::world::{Node, World, get};
 
+/// A line of the story. Who reads it may go away.
+macro_rules! say {
+    ($($text:tt)*) => {
+        syncd_shared::output::line(format_args!($($text)*))?
+    };
+}
+
 /// Shows what happens while a person edits, until Ctrl-C.
 pub async fn watch(world: World) -> anyhow::Result<()> {
-    println!("content tree   {}", world.tree.display());
+    say!("content tree   {}", world.tree.display());
     let mut current = world.sealed_after(0).await?;
     for node in &world.nodes {
         node.wait_for(current).await?;
-        println!("{}           http://{}/   ({})", node.name, node.web, node.live().display());
+        say!("{}           http://{}/   ({})", node.name, node.web, node.live().display());
     }
-    println!(
+    say!(
         "generation {current} is live on both. Edit, add, rename or delete in the content tree; Ctrl-C ends."
     );
     let story = async {
@@ -29,7 +36,7 @@ pub async fn watch(world: World) -> anyhow::Result<()> {
             let sealed = Instant::now();
             for node in &world.nodes {
                 node.wait_for(next).await?;
-                println!(
+                say!(
                     "generation {next} live on {} {:.1} ms after it was sealed",
                     node.name,
                     sealed.elapsed().as_secs_f64() * 1e3
@@ -50,7 +57,7 @@ pub async fn watch(world: World) -> anyhow::Result<()> {
 pub async fn tell(mut world: World) -> anyhow::Result<()> {
     let first = world.sealed_after(0).await?;
     everywhere(&world, first).await?;
-    println!("1. generation {first} is live on web1 and web2, byte for byte");
+    say!("1. generation {first} is live on web1 and web2, byte for byte");
 
     let marker = "Edited while both replicas serve.";
     let page = world.tree.join("index.html");
@@ -64,7 +71,7 @@ pub async fn tell(mut world: World) -> anyhow::Result<()> {
     for node in &world.nodes {
         ensure!(get(node.web, "/index.html").await?.contains(marker), "{} serves the old page", node.name);
     }
-    println!(
+    say!(
         "2. an edit was sealed after {:.0} ms (100 of them waiting for quiet) and live on both {:.0} ms later",
         sealed.as_secs_f64() * 1e3,
         (live - sealed).as_secs_f64() * 1e3
@@ -78,24 +85,24 @@ pub async fn tell(mut world: World) -> anyhow::Result<()> {
         ensure!(listing(&node.live())? == expected, "{} is not complete without the origin", node.name);
         ensure!(get(node.web, "/index.html").await?.contains(marker), "{} does not serve", node.name);
     }
-    println!("3. origin stopped, its tree gone: both replicas are complete and served");
+    say!("3. origin stopped, its tree gone: both replicas are complete and served");
 
     fs::rename(&gone, &world.tree)?;
     world.start_origin().await?;
     fs::write(world.tree.join("articles/new.html"), "<h1>Back again</h1>\n")?;
     let third = world.sealed_after(second).await?;
     everywhere(&world, third).await?;
-    println!("4. the origin is back: generation {third} is live on both");
+    say!("4. the origin is back: generation {third} is live on both");
 
     let started = Instant::now();
     let name = world.add_node().await?.name.clone();
     everywhere(&world, third).await?;
-    println!(
+    say!(
         "5. {name} joined with a token and serves generation {third} after {:.0} ms",
         started.elapsed().as_secs_f64() * 1e3
     );
     world.stop().await;
-    println!("all of it held");
+    say!("all of it held");
     Ok(())
 }
 

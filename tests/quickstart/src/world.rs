@@ -88,6 +88,7 @@ impl World {
             mtime: MtimePolicy::Tree,
             symlinks: SymlinkPolicy::Verbatim,
             bwlimit: None,
+            admin_group: None,
         };
         let origin = syncd_origin::service::start(options).await.context("start the origin")?;
         self.address = origin.grpc_address();

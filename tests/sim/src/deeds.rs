@@ -89,7 +89,7 @@ impl World {
                 self.note(format!("{what}: still {}", generation.number()));
                 self.remember(&generation, of_tree)
             }
-            Ok(Outcome::Scanned) => {
+            Ok(Outcome::Scanned | Outcome::Found(_)) => {
                 self.note(format!("{what}: nothing"));
                 Ok(())
             }

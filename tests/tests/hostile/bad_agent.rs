@@ -94,7 +94,12 @@ impl World {
         assert!(peak < MEMORY_MAX_MIB, "{attack}: {peak} MiB");
     }
 
-    fn join(&self, token: &JoinToken, name: &str, request: &[u8]) -> Result<v1::JoinResponse, Status> {
+    fn join(
+        &self,
+        token: &JoinToken,
+        name: impl AsRef<[u8]>,
+        request: &[u8],
+    ) -> Result<v1::JoinResponse, Status> {
         self.runtime.block_on(async {
             let tls = ClientTls::join(token).expect("a TLS configuration");
             let channel =
@@ -102,7 +107,7 @@ impl World {
             let request = v1::JoinRequest {
                 tree_id: Bytes::copy_from_slice(token.tree_id.as_bytes()),
                 secret: Bytes::copy_from_slice(&token.secret),
-                name: name.into(),
+                name: Bytes::copy_from_slice(name.as_ref()),
                 certificate_request: Bytes::copy_from_slice(request),
             };
             Ok(EnrolmentClient::new(channel).join(request).await?.into_inner())
@@ -202,6 +207,7 @@ fn joining_gives_nothing_away() {
         assert_eq!(world.code(world.join(&token, name, &request)), Code::InvalidArgument, "{name:?}");
         tried += 1;
     }
+    assert_eq!(world.code(world.join(&token, b"web\xff", &request)), Code::InvalidArgument, "no text");
     for request in [&b""[..], b"\x30\x82\xff\xff", &request[..request.len() - 1], &[0x30; 20_000]] {
         let code = world.code(world.join(&token, "web2", request));
         assert!(matches!(code, Code::InvalidArgument | Code::OutOfRange), "{code:?}");
@@ -360,7 +366,7 @@ fn messages_that_no_agent_sends_end_its_stream_alone() {
     };
     let hook = v1::HookReport { generation: u64::MAX, outcome: 2, ..Default::default() };
     let progress =
-        v1::Progress { generation: u64::MAX, state: 3, files_done: u64::MAX, bytes_done: u64::MAX };
+        v1::Progress { generation: u64::MAX, state: 3, files_done: u64::MAX, ..Default::default() };
     for (messages, expected) in [
         (vec![activated(2), activated(1)], Code::InvalidArgument),
         (vec![activated(2), agent_message(M::Hook(hook))], Code::Aborted),

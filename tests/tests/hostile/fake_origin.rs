@@ -288,7 +288,8 @@ impl Replication for Services {
 impl Enrolment for Services {
     async fn join(&self, request: Request<v1::JoinRequest>) -> Result<Response<v1::JoinResponse>, Status> {
         let request = request.into_inner();
-        let name = request.name.parse().map_err(|_| Status::invalid_argument("a name"))?;
+        let name =
+            String::from_utf8_lossy(&request.name).parse().map_err(|_| Status::invalid_argument("a name"))?;
         let now = OffsetDateTime::now_utc();
         let issued = self.authority.issue_agent(&name, &request.certificate_request, now);
         let (certificate, _) = issued.map_err(|error| Status::invalid_argument(error.to_string()))?;
