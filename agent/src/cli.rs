@@ -128,6 +128,9 @@ struct Run {
     #[arg(long, env = "SYNCD_GRACE", default_value = "150s", value_name = "TIME",
           value_parser = humantime::parse_duration)]
     grace: Duration,
+    /// How often every file of the live tree is read again, slowly, to find and heal what was edited on the node; 0: never.
+    #[arg(long, env = "SYNCD_VERIFY_EVERY", default_value = "7d", value_name = "TIME", value_parser = every)]
+    verify_every: Duration,
     /// Give everything to this owner instead of the tree's.
     #[arg(long, env = "SYNCD_OWNER", value_name = "USER:GROUP")]
     owner: Option<Owner>,
@@ -219,6 +222,11 @@ fn read_token(join: &Join) -> anyhow::Result<JoinToken> {
     Ok(text.trim().parse()?)
 }
 
+/// A time, or 0.
+fn every(text: &str) -> Result<Duration, humantime::DurationError> {
+    if text == "0" { Ok(Duration::ZERO) } else { humantime::parse_duration(text) }
+}
+
 impl Run {
     fn options(self) -> anyhow::Result<RunOptions> {
         let Swap::Symlink = self.swap;
@@ -234,6 +242,7 @@ impl Run {
             http_required: self.http.is_some(),
             keep: self.keep,
             grace: self.grace,
+            verify_every: self.verify_every,
             owner: self.owner,
             before_activate: self.before_activate,
             on_activate: self.on_activate,
@@ -375,6 +384,9 @@ mod tests {
         let options = run_options("syncd-agent run --root /r");
         assert_eq!((options.http, options.http_required), (config::HTTP, false));
         assert_eq!((options.keep, options.grace), (3, Duration::from_secs(150)));
+        assert_eq!(options.verify_every, Duration::from_secs(7 * 86_400));
+        let options = run_options("syncd-agent run --root /r --verify-every 0");
+        assert_eq!(options.verify_every, Duration::ZERO);
         let options =
             run_options("syncd-agent run --root /r --http 127.0.0.1:8875 --bwlimit 10M --owner 33:33");
         assert!(options.http_required);

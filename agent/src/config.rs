@@ -24,6 +24,9 @@ pub const KEEP: u32 = 3;
 /// Default of `--grace`: PHP's realpath cache lives 120 s.
 pub const GRACE: Duration = Duration::from_secs(150);
 
+/// Default of `--verify-every`.
+pub const VERIFY_EVERY: Duration = Duration::from_secs(7 * 24 * 60 * 60);
+
 /// Everything `syncd-agent run` can be told.
 #[derive(Debug, Clone)]
 pub struct RunOptions {
@@ -39,6 +42,8 @@ pub struct RunOptions {
     pub keep: u32,
     /// How long a retired tree is left alone.
     pub grace: Duration,
+    /// Pause between two slow verifications of the live tree; zero: there are none.
+    pub verify_every: Duration,
     /// Whom everything is to belong to, instead of whom the manifest says.
     pub owner: Option<Owner>,
     /// Run by `sh -c` before an activation.
@@ -61,6 +66,7 @@ impl RunOptions {
             http_required: false,
             keep: KEEP,
             grace: GRACE,
+            verify_every: VERIFY_EVERY,
             owner: None,
             before_activate: None,
             on_activate: None,

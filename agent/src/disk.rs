@@ -15,6 +15,7 @@ use std::fs::File;
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
+use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, PoisonError};
 
@@ -647,6 +648,29 @@ pub fn drop_cached(file: &File) {
     let _ = rustix::fs::fadvise(file, 0, None, rustix::fs::Advice::DontNeed);
 }
 
+/// Forgets the cached pages of a stretch of a file.
+pub fn drop_cached_at(file: &File, offset: u64, bytes: u64) {
+    // A hint.
+    let length = std::num::NonZeroU64::new(bytes);
+    let _ = length.map(|length| rustix::fs::fadvise(file, offset, Some(length), rustix::fs::Advice::DontNeed));
+}
+
+/// Has the kernel read no more of a file than it is asked for.
+pub fn read_at_random(file: &File) {
+    // A hint.
+    let _ = rustix::fs::fadvise(file, 0, None, rustix::fs::Advice::Random);
+}
+
+/// Reads what the page cache has of a file at `offset`; `None`: it has nothing there, or the file system can't tell.
+pub fn read_cached_at(file: &File, buffer: &mut [u8], offset: u64) -> io::Result<Option<usize>> {
+    let flags = rustix::io::ReadWriteFlags::NOWAIT;
+    match rustix::io::preadv2(file, &mut [io::IoSliceMut::new(buffer)], offset, flags) {
+        Ok(read) => Ok(Some(read)),
+        Err(Errno::AGAIN | Errno::OPNOTSUPP | Errno::INVAL | Errno::NOSYS | Errno::INTR) => Ok(None),
+        Err(e) => Err(e.into()),
+    }
+}
+
 /// Has the kernel read a stretch of a file that will be read soon.
 pub fn will_read(file: &File, offset: u64, length: u64) {
     // A hint.
@@ -654,14 +678,62 @@ pub fn will_read(file: &File, offset: u64, length: u64) {
         rustix::fs::fadvise(file, offset, std::num::NonZeroU64::new(length), rustix::fs::Advice::WillNeed);
 }
 
-/// Copies a whole file into an empty one: by reflink, else inside the kernel, else through memory.
+/// Copies a whole file into an empty one, with its holes: by reflink, else inside the kernel, else through memory.
 pub fn copy(from: &File, to: &File) -> io::Result<()> {
     fault::point()?;
     if rustix::fs::ioctl_ficlone(to, from).is_ok() {
         return Ok(());
     }
+    let stat = stat_file(from)?;
+    if stat.allocated_bytes < stat.size {
+        return copy_data(from, to, stat.size);
+    }
     let (mut from, mut to) = (from, to);
     io::copy(&mut from, &mut to).map(|_| ())
+}
+
+/// Copies what is not a hole of a file of `size` bytes.
+fn copy_data(mut from: &File, mut to: &File, size: u64) -> io::Result<()> {
+    to.set_len(size)?;
+    let mut at = 0;
+    while at < size {
+        let start = match rustix::fs::seek(from, rustix::fs::SeekFrom::Data(at)) {
+            Ok(start) => start,
+            // Nothing but a hole is left.
+            Err(Errno::NXIO) => break,
+            Err(e) => return Err(e.into()),
+        };
+        let end = rustix::fs::seek(from, rustix::fs::SeekFrom::Hole(start))?;
+        rustix::fs::seek(from, rustix::fs::SeekFrom::Start(start))?;
+        rustix::fs::seek(to, rustix::fs::SeekFrom::Start(start))?;
+        io::copy(&mut io::Read::take(&mut from, end - start), &mut to)?;
+        at = end;
+    }
+    Ok(())
+}
+
+/// What is left out of a file where it is zeros.
+const HOLE_BYTES: usize = 4096;
+
+/// Writes a stretch of a new file, to where nothing was written before. Aligned blocks of zeros stay holes: where the
+/// stretch ends the file, the caller gives it its length.
+pub fn write_sparse_at(file: &File, bytes: &[u8], offset: u64) -> io::Result<()> {
+    const ZEROS: [u8; HOLE_BYTES] = [0; HOLE_BYTES];
+    let write = |start: usize, end: usize| match bytes.get(start..end) {
+        Some(data) if !data.is_empty() => file.write_all_at(data, offset.saturating_add(start as u64)),
+        _ => Ok(()),
+    };
+    let unaligned = (offset % HOLE_BYTES as u64) as usize;
+    let mut next = if unaligned == 0 { 0 } else { HOLE_BYTES - unaligned };
+    let mut written = 0;
+    while let Some(block) = bytes.get(next..next + HOLE_BYTES) {
+        if block == ZEROS {
+            write(written, next)?;
+            written = next + HOLE_BYTES;
+        }
+        next += HOLE_BYTES;
+    }
+    write(written, bytes.len())
 }
 
 /// Has one thread at a time make an inode. Where two do so at once in one block of its inode table, ext4 takes the other's

@@ -235,7 +235,15 @@ impl Replica {
             // Also where updates keep it from being finished: the next one is to have a chance.
             self.upkeep.inspected_whole = Some(clock.now());
         }
-        let dir = self.layout.staging.open_dir(&retired(slot))?;
+        let dir = match self.layout.staging.open_dir(&retired(slot)) {
+            Ok(dir) => dir,
+            Err(e) if e.is_absent() => {
+                self.known.retired.remove(&slot);
+                self.record.set_retired(slot, None)?;
+                return Ok(None);
+            }
+            Err(e) => return Err(e.into()),
+        };
         let drift = self.inspect(tree, dir, whole, cancel)?;
         let staging = &self.layout.staging;
         if recycle {

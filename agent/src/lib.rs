@@ -34,6 +34,7 @@ mod recover;
 pub mod renew;
 pub mod replica;
 mod replica_work;
+mod scrub;
 pub mod service;
 pub mod session;
 pub mod source;

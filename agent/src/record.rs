@@ -8,7 +8,7 @@
 //! | inodes | path of a directory of the live tree | inode numbers in entry order, little endian; 0: a directory |
 //! | spares | K of `staging/spare-K` | canonical bytes of its root entry |
 //! | retired | K of `staging/retired-K` or `resting-K` | number, little endian, then canonical bytes of its root entry |
-//! | notes | `drift` | JSON of [`Drift`] |
+//! | notes | `drift`, `verification` | JSON of [`Drift`], of [`Pass`] |
 //!
 //! Only [`crate::replica`] and what it is made of opens it. A crash leaves the state of the last durable commit.
 //! Directory objects are held against their hash whenever they are read, inode numbers against the disk whenever they
@@ -33,6 +33,7 @@ use syncd_shared::tree::DecodeRootError;
 use syncd_shared::write_again::write_again;
 use syncd_shared::{Directory, ObjectHash, RootEntry, SignedGeneration, TreePath};
 
+use crate::scrub::Pass;
 use crate::status::Drift;
 
 const META: TableDefinition<'_, &str, u64> = TableDefinition::new("meta");
@@ -449,12 +450,31 @@ impl Record {
 
     /// Keeps what was found last of local changes, durably.
     pub fn set_drift(&self, drift: Option<&Drift>) -> Result<(), RecordError> {
-        self.set_note("drift", drift)
+        self.set_note("drift", drift, true)
     }
 
-    fn set_note<T: serde::Serialize>(&self, key: &str, note: Option<&T>) -> Result<(), RecordError> {
+    /// How far the slow verification is.
+    pub fn verification(&self) -> Result<Option<Pass>, RecordError> {
+        let doing = RecordError::database::<redb::Error>("read a note");
+        let read = self.database.begin_read().map_err(|e| doing(e.into()))?;
+        let notes = read.open_table(NOTES).map_err(|e| doing(e.into()))?;
+        let json = notes.get("verification").map_err(|e| doing(e.into()))?;
+        Ok(json.and_then(|json| serde_json::from_slice(json.value()).ok()))
+    }
+
+    /// Keeps how far the slow verification is. Unless asked for, not durable before the next durable commit.
+    pub fn set_verification(&self, pass: &Pass, durable: bool) -> Result<(), RecordError> {
+        self.set_note("verification", Some(pass), durable)
+    }
+
+    fn set_note<T: serde::Serialize>(
+        &self,
+        key: &str,
+        note: Option<&T>,
+        durable: bool,
+    ) -> Result<(), RecordError> {
         let doing = RecordError::database::<redb::Error>("keep a note");
-        let write = self.begin(true)?;
+        let write = self.begin(durable)?;
         {
             let mut table = write.open_table(NOTES).map_err(|e| doing(e.into()))?;
             // Numbers and text: nothing that JSON refuses.

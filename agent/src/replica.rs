@@ -2,7 +2,8 @@
 //!
 //! All calls block and are made from one thread at a time; [`StatusHandle`] is read from anywhere. Opening recovers
 //! ([`crate::recover`]); [`crate::stage`] builds, [`crate::activate`] switches, [`crate::spares`] prepares and tidies,
-//! [`crate::inspect`] keeps what visitors left in old trees, [`crate::verify`] checks and heals. Layout and what a crash leaves: [`crate::layout`].
+//! [`crate::inspect`] keeps what visitors left in old trees, [`crate::scrub`] reads the live one again,
+//! [`crate::verify`] checks and heals. Layout and what a crash leaves: [`crate::layout`].
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::path::{Path, PathBuf};
@@ -17,6 +18,7 @@ use crate::clock::Clock;
 use crate::disk::{DiskError, Owners};
 use crate::layout::{Layout, LayoutError};
 use crate::record::{Known, Record, RecordError};
+use crate::scrub::Scrub;
 use crate::spares::{SPARES, SPARES_MAX};
 use crate::stage::{building, drawn, spare};
 use crate::status::Drift;
@@ -33,6 +35,8 @@ pub struct ReplicaOptions {
     pub owner: Option<(u32, u32)>,
     /// Of one part of an update, which is held in memory while it is made.
     pub part: PartLimits,
+    /// Pause between two slow verifications of the live tree; `None`: there are none.
+    pub verify_every: Option<Duration>,
     /// What graces and pauses go by.
     pub clock: Clock,
 }
@@ -43,6 +47,7 @@ impl Default for ReplicaOptions {
             keep: 3,
             grace: Duration::from_secs(150),
             owner: None,
+            verify_every: None,
             part: PartLimits::default(),
             clock: Clock::default(),
         }
@@ -122,6 +127,8 @@ pub(crate) struct Upkeep {
     pub retired: HashMap<u64, Instant>,
     /// When a damaged tree was exchanged, by slot of `resting-K`.
     pub resting: HashMap<u64, Instant>,
+    /// The slow verification.
+    pub scrub: Scrub,
     /// When a retired tree was last looked at name by name.
     pub inspected_whole: Option<Instant>,
     /// A web server may still serve generations from this number on: the on-activate hook is due.
@@ -164,6 +171,7 @@ impl Replica {
             missed: None,
             retired: HashMap::new(),
             resting: HashMap::new(),
+            scrub: Scrub::default(),
             inspected_whole: None,
             protected: crate::hooks::protected(&root.join("state")),
             was: HashMap::new(),

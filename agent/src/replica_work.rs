@@ -36,6 +36,7 @@ pub(crate) fn open(options: &RunOptions) -> Result<Replica, OpenReplicaError> {
         keep: usize::try_from(options.keep).unwrap_or(usize::MAX),
         grace: options.grace,
         owner: options.owner.map(|owner| (owner.uid, owner.gid)),
+        verify_every: Some(options.verify_every).filter(|every| !every.is_zero()),
         ..ReplicaOptions::default()
     };
     Replica::open(&options.root, replica_options)
@@ -142,15 +143,18 @@ impl ReplicaWork for Replica {
     fn maintain(&mut self, cancel: &AtomicBool) -> Maintenance {
         if let Err(error) = self.revive() {
             tracing::warn!(error = reason::of(&error), "the record can't be opened, it will be tried again");
-            return Maintenance { again: Some(planted::pause(MAINTAIN_RETRY)), trouble: None };
+            return Maintenance { again: Some(planted::pause(MAINTAIN_RETRY)), ..Maintenance::default() };
         }
         match maintain_quietly(self, cancel) {
-            Ok(Maintained { did, next }) => Maintenance { again: next, trouble: trouble(&did) },
-            Err(StageError::Cancelled) => Maintenance { again: Some(Duration::ZERO), trouble: None },
+            Ok(Maintained { did, next }) => {
+                let verify = is_damaged(&did);
+                Maintenance { again: next, trouble: trouble(&did), verify }
+            }
+            Err(StageError::Cancelled) => Maintenance { again: Some(Duration::ZERO), ..Maintenance::default() },
             Err(error) => {
                 self.note_failure(&error);
                 tracing::warn!(error = reason::of(&error), "maintenance failed, it will be tried again");
-                Maintenance { again: Some(planted::pause(MAINTAIN_RETRY)), trouble: None }
+                Maintenance { again: Some(planted::pause(MAINTAIN_RETRY)), ..Maintenance::default() }
             }
         }
     }
@@ -223,6 +227,13 @@ fn verified(report: VerifyReport) -> Verified {
         healed: report.healed,
         kept: report.kept,
     }
+}
+
+/// Whether a step of maintenance found that a file of the live tree is not what it was.
+fn is_damaged(did: &Upkept) -> bool {
+    let Upkept::Reread { damaged: Some(path) } = did else { return false };
+    tracing::warn!(%path, "a file of the live tree was changed behind its back: everything is verified now");
+    true
 }
 
 /// What a person should know of a step of maintenance.

@@ -68,6 +68,11 @@ pub enum Upkept {
     Drawn,
     /// Names were deleted from the trash.
     Emptied(usize),
+    /// A part of the live tree was read again.
+    Reread {
+        /// What is damaged: everything is to be verified now.
+        damaged: Option<TreePath>,
+    },
     /// Directory objects that no tree has were forgotten.
     Swept(u64),
 }
@@ -88,7 +93,7 @@ impl Replica {
         self.publish();
         let did = did?;
         let next = match did {
-            Upkept::Nothing | Upkept::LiveDamaged { .. } => self.next_due(),
+            Upkept::Nothing | Upkept::LiveDamaged { .. } | Upkept::Reread { .. } => self.next_due(),
             _ => Some(Duration::ZERO),
         };
         Ok(Maintained { did, next })
@@ -117,6 +122,9 @@ impl Replica {
             let emptied = self.empty_some(TRASH_STEP, cancel)?;
             if emptied > 0 {
                 return Ok(Upkept::Emptied(emptied));
+            }
+            if let Some(did) = self.scrub(cancel)? {
+                return Ok(did);
             }
         }
         Ok(Upkept::Nothing)
@@ -365,6 +373,6 @@ impl Replica {
         let behind = self.known.spares.values().any(|root| Some(*root) != live);
         let trash = (behind || !self.layout.trash.is_empty())
             .then(|| self.upkeep.last_write.map_or(QUIET, |at| QUIET.saturating_sub(clock.since(at))));
-        [retired, resting, trash].into_iter().flatten().min().map(|d| d.max(Duration::from_millis(10)))
+        [self.scrub_due(), retired, resting, trash].into_iter().flatten().min().map(|d| d.max(Duration::from_millis(10)))
     }
 }

@@ -154,6 +154,7 @@ impl Replica {
             }
             self.upkeep.damaged = false;
             self.acknowledge_drift()?;
+            self.was_verified(true)?;
             return Ok(report);
         }
         let mut nothing = NoSource;
@@ -176,6 +177,7 @@ impl Replica {
             lost,
             live,
         })?;
+        self.was_verified(report.healed)?;
         Ok(report)
     }
 

@@ -302,6 +302,7 @@ mod tests {
                 progress: None,
                 version: None,
                 spare_misses: 0,
+                drift: None,
                 notes: Vec::new(),
             }
         };

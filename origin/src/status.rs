@@ -9,7 +9,7 @@ use syncd_shared::text::rfc3339;
 use syncd_shared::{GenerationNumber, HookStatus};
 
 use crate::commit::Hold;
-use crate::fleet::{AgentProgress, AgentState, AgentView};
+use crate::fleet::{AgentDrift, AgentProgress, AgentState, AgentView};
 
 /// The origin and its fleet at one moment.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -116,6 +116,9 @@ pub struct AgentStatus {
     /// Activations for which no spare was ready, since the agent started.
     #[serde(default)]
     pub spare_misses: u64,
+    /// Files that were changed on its node, until a later tree there is without any.
+    #[serde(default)]
+    pub drift: Option<AgentDrift>,
 }
 
 /// How far an agent is on its way to a generation, as it says.
@@ -279,6 +282,9 @@ impl Status {
                 let _ = write!(out, "   {error}");
             }
             out.push('\n');
+            if let Some(drift) = &agent.drift {
+                let _ = writeln!(out, "  {:width$}  {drift}", "");
+            }
             for note in &agent.notes {
                 let _ = writeln!(out, "  {:width$}  {note}", "");
             }
@@ -330,6 +336,7 @@ impl AgentStatus {
             hook: agent.hook.clone(),
             notes: agent.notes.clone(),
             spare_misses: agent.spare_misses,
+            drift: agent.drift.clone(),
         }
     }
 }

@@ -23,7 +23,7 @@ use super::worker::{Command, Failure, Inline, Outcome, ReplicaState, Report, Sta
 use crate::backoff::Backoff;
 use crate::hooks::HookState;
 use crate::reason;
-use crate::status::State;
+use crate::status::{Drift, State};
 
 /// From the start of dialling to the origin's `Welcome`.
 pub(crate) const GREETING_TIMEOUT: Duration = Duration::from_secs(20);
@@ -115,6 +115,8 @@ pub struct Machine {
     waits_logged: Option<u64>,
     /// The failed attempt after which the hook was told to run again at once.
     retried: Option<u32>,
+    /// Local changes that it told of.
+    shown_drift: Option<Drift>,
     redial: Backoff,
     target: Option<Target>,
     staged: Option<(GenerationNumber, RootHash)>,
@@ -148,6 +150,7 @@ impl Machine {
             hook_told: None,
             waits_logged: None,
             retried: None,
+            shown_drift: None,
             redial: Backoff::new(Duration::from_millis(200), Duration::from_secs(15)),
             target: None,
             staged: None,
@@ -324,6 +327,9 @@ impl Machine {
             // Activated since the hello was said.
             self.say_activated(out);
         }
+        if self.replica.drift != self.shown_drift {
+            self.send(messages::drift(self.replica.drift.as_ref()), out);
+        }
         Ok(())
     }
 
@@ -398,7 +404,10 @@ impl Machine {
             Report::Activating => self.activating = true,
             Report::Done(outcome, replica) => {
                 let was_live = self.target_is_live();
-                self.replica = *replica;
+                let drift = std::mem::replace(&mut self.replica, *replica).drift;
+                if drift != self.replica.drift {
+                    self.send(messages::drift(self.replica.drift.as_ref()), out);
+                }
                 if let Some(hook) = self.replica.hook.take() {
                     self.hook_changed(hook, now);
                 }
@@ -444,6 +453,7 @@ impl Machine {
                 // What was interrupted goes on as soon as there is nothing better to do.
                 let again = if cancelled { Some(MAINTAIN_DELAY) } else { maintenance.again };
                 self.maintain_at = again.map(|pause| now + pause);
+                self.verify_wanted |= maintenance.verify;
                 if maintenance.trouble.is_some() {
                     self.drift_error = maintenance.trouble;
                 }
@@ -577,6 +587,7 @@ impl Machine {
                 let hook = self.hook_told.clone();
                 out.push(Action::Dial(Box::new(messages::hello(&self.trust.boot_id, &self.replica, hook))));
                 self.shown = self.replica.live.as_ref().map(|l| (l.number(), l.root_hash()));
+                self.shown_drift = self.replica.drift.clone();
                 self.link = Link::Greeting { since: now };
             }
             Link::Greeting { since } if now >= *since + GREETING_TIMEOUT => {

@@ -6,12 +6,14 @@ use bytes::Bytes;
 use syncd_proto::v1;
 use syncd_proto::v1::agent_message::Message as ToOrigin;
 use syncd_proto::v1::fetch_frame::Frame as F;
-use syncd_shared::limits::{HELD_GENERATIONS_MAX, directory_object_max_bytes};
+use syncd_shared::limits::{HELD_GENERATIONS_MAX, REASON_MAX_BYTES, directory_object_max_bytes};
+use syncd_shared::text::one_line;
 use syncd_shared::wire::{FEATURE_DELTAS, Frame, WireError, root_hash};
 use syncd_shared::{GenerationNumber, RootHash, SignedGeneration, Totals};
 
 use super::worker::{Inline, ReplicaState};
 use crate::hooks::{HookState, RunOutcome};
+use crate::status::Drift;
 
 /// Versions of the protocol that this agent speaks.
 pub const PROTOCOL_MIN: u32 = 1;
@@ -36,6 +38,22 @@ pub(super) fn hello(boot_id: &str, replica: &ReplicaState, hook: Option<v1::Hook
         accepted: replica.accepted.as_ref().map(signed),
         held: held.take(HELD_GENERATIONS_MAX).map(signed).collect(),
         hook,
+        drift: replica.drift.as_ref().map(drift_report),
+    }
+}
+
+/// What stands in the status; the origin shows it, too.
+pub(super) fn drift(drift: Option<&Drift>) -> ToOrigin {
+    ToOrigin::Drift(drift.map(drift_report).unwrap_or_default())
+}
+
+fn drift_report(drift: &Drift) -> v1::DriftReport {
+    v1::DriftReport {
+        generation: drift.generation,
+        paths: drift.paths,
+        first_path: one_line(&drift.first, REASON_MAX_BYTES),
+        kept: one_line(drift.kept.as_deref().unwrap_or_default(), REASON_MAX_BYTES),
+        lost: drift.lost,
     }
 }
 

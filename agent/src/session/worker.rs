@@ -190,6 +190,8 @@ pub struct Maintenance {
     pub again: Option<Duration>,
     /// What a person should know: local changes that were found.
     pub trouble: Option<String>,
+    /// Everything is to be re-hashed and healed: a file of the live tree is not what it was.
+    pub verify: bool,
 }
 
 /// Why the worker did not do what it was told: what the retry code, the origin and a person need of it.

@@ -34,7 +34,7 @@ use crate::keys::{Keys, KeysError};
 
 pub use records::{NamedRecord, RecordChange, RecordError, RecordStore};
 pub use roster::{Admission, RosterError, TokenView};
-pub use view::{AgentProgress, AgentState, AgentView, FleetView, RETAIN_MS};
+pub use view::{AgentDrift, AgentProgress, AgentState, AgentView, FleetView, RETAIN_MS};
 
 use owner::{Command, Owner, Save};
 use registry::Registry;
@@ -77,6 +77,8 @@ pub struct Greeting {
     pub accepted: Option<SignedGeneration>,
     /// Its on-activate hook.
     pub hook: Option<HookStatus>,
+    /// Files that were changed on its node.
+    pub drift: Option<AgentDrift>,
     /// What a person should know of it.
     pub notes: Vec<String>,
 }
@@ -106,6 +108,8 @@ pub enum Report {
     },
     /// How its on-activate hook fares.
     Hook(HookStatus),
+    /// Files were changed on its node; `None`: nothing is to be reported any more.
+    Drift(Option<AgentDrift>),
     /// It could not do what it was told.
     Failed {
         /// For a person.
@@ -317,6 +321,7 @@ fn agent_view(name: &AgentName, record: &AgentRecord) -> AgentView {
         progress: None,
         version: None,
         spare_misses: 0,
+        drift: None,
         notes: Vec::new(),
     }
 }

@@ -14,7 +14,7 @@ use tokio_util::sync::CancellationToken;
 use super::records::{RecordChange, RecordError};
 use super::registry::expiry_ms;
 use super::roster::{Admission, Roster, RosterError, TokenView, Undo, not_after_ms};
-use super::view::{AgentState, AgentView, FleetView};
+use super::view::{AgentDrift, AgentState, AgentView, FleetView};
 use super::{EndReason, FleetError, Greeting, Report, agent_view, now_ms};
 
 /// How often what agents have live is written behind.
@@ -314,6 +314,7 @@ impl Owner {
         view.progress = None;
         view.version = Some(greeting.version).filter(|version| !version.is_empty());
         view.spare_misses = 0;
+        note_drift(view, greeting.drift);
         view.not_after_ms = view.not_after_ms.max(not_after_ms(peer));
         Ok((self.next_connection, ended))
     }
@@ -373,6 +374,7 @@ impl Owner {
                 view.spare_misses = spare_misses;
             }
             Report::Hook(hook) => view.hook = Some(hook),
+            Report::Drift(drift) => note_drift(view, drift),
             Report::Failed { reason, needs_operator } => {
                 view.state = AgentState::Failed;
                 view.error = Some(reason);
@@ -562,6 +564,14 @@ async fn finished(saving: &mut Option<JoinHandle<Result<(), RecordError>>>) -> R
         Some(handle) => handle.await.unwrap_or(Err(RecordError::Interrupted)),
         None => std::future::pending().await,
     }
+}
+
+/// Shows what an agent says of local changes, and says it once.
+fn note_drift(view: &mut AgentView, drift: Option<AgentDrift>) {
+    if let Some(drift) = drift.as_ref().filter(|drift| view.drift.as_ref() != Some(drift)) {
+        tracing::warn!(agent = view.name, "{drift}");
+    }
+    view.drift = drift;
 }
 
 #[cfg(test)]

@@ -42,6 +42,36 @@ pub struct AgentProgress {
     pub bytes_total: u64,
 }
 
+/// Files of a tree on an agent's node that are not what the manifest says, as the agent found them last.
+#[derive(Debug, Clone, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+pub struct AgentDrift {
+    /// Generation that the tree was.
+    pub generation: u64,
+    /// How many names.
+    pub paths: u64,
+    /// The first of them, on one line.
+    pub first: String,
+    /// Directory on the node that keeps them, on one line.
+    pub kept: Option<String>,
+    /// Names that could not be kept.
+    pub lost: u64,
+}
+
+impl std::fmt::Display for AgentDrift {
+    /// One line.
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let Self { generation, paths, first, kept, lost } = self;
+        write!(f, "{paths} local changes in generation {generation} (first {first})")?;
+        if let Some(kept) = kept {
+            write!(f, ", kept in {kept}")?;
+        }
+        match lost {
+            0 => Ok(()),
+            lost => write!(f, ", {lost} not kept"),
+        }
+    }
+}
+
 /// One enrolled agent.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct AgentView {
@@ -73,6 +103,8 @@ pub struct AgentView {
     pub version: Option<String>,
     /// Activations for which no spare was ready, since the agent started.
     pub spare_misses: u64,
+    /// Files that were changed on its node, until a later tree there is without any.
+    pub drift: Option<AgentDrift>,
     /// What a person should know of it: a cloned certificate, for example.
     pub notes: Vec<String>,
 }

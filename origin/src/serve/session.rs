@@ -32,7 +32,7 @@ use tokio_stream::StreamExt;
 use super::error::ServeError;
 use super::replication::out_of_date;
 use super::{FEATURES, FromPeer, HEARTBEAT_INTERVAL, PROTOCOL, Services, takes_updates};
-use crate::fleet::{AgentProgress, AgentState, Attachment, EndReason, Greeting, Report};
+use crate::fleet::{AgentDrift, AgentProgress, AgentState, Attachment, EndReason, Greeting, Report};
 use crate::plan::{EncodedUpdate, Planner};
 
 /// From the open stream to the agent's hello.
@@ -131,7 +131,8 @@ pub(super) fn greet(
     // An agent may put anything into these; logs and `status` show them.
     let boot_id = one_line(&hello.boot_id, SHORT_TEXT_MAX_BYTES);
     let version = one_line(&hello.agent_version, SHORT_TEXT_MAX_BYTES);
-    Ok(Greeting { boot_id, version, live, accepted, hook, notes })
+    let drift = hello.drift.map(drift_of).transpose()?.flatten();
+    Ok(Greeting { boot_id, version, live, accepted, hook, drift, notes })
 }
 
 /// Checks what an agent says of its hook; `linked`: the generation that it said to be linked there.
@@ -361,6 +362,7 @@ impl Session {
                 hook.waits = announced_only(hook.waits, self.newest());
                 Report::Hook(hook)
             }
+            FromAgent::Drift(drift) => Report::Drift(drift_of(drift)?),
             FromAgent::Failed(f) => {
                 limit("reason", f.reason.len(), REASON_MAX_BYTES)?;
                 let needs_operator = match v1::RetryClass::try_from(f.retry) {
@@ -385,6 +387,16 @@ async fn planned(
     let generation = generation.clone();
     *plan = None;
     (generation, update)
+}
+
+/// `None`: nothing is to be reported any more.
+fn drift_of(drift: v1::DriftReport) -> Result<Option<AgentDrift>, ServeError> {
+    limit("first path", drift.first_path.len(), REASON_MAX_BYTES)?;
+    limit("place of lost files", drift.kept.len(), REASON_MAX_BYTES)?;
+    let v1::DriftReport { generation, paths, first_path, kept, lost } = drift;
+    let kept = (!kept.is_empty()).then(|| one_line(&kept, REASON_MAX_BYTES));
+    let first = one_line(&first_path, REASON_MAX_BYTES);
+    Ok((paths > 0).then_some(AgentDrift { generation, paths, first, kept, lost }))
 }
 
 fn agent_state(state: i32) -> Result<AgentState, ServeError> {

@@ -384,6 +384,29 @@ async fn an_agent_that_reads_late_gets_only_the_newest() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn local_changes_on_a_node_are_shown_until_it_says_that_they_are_past() {
+    let origin = Origin::start().await;
+    let node = origin.node("web1").await;
+    let report = |paths: u64| v1::DriftReport {
+        generation: 7,
+        paths,
+        first_path: "up\u{1b}[2Jloads/x.php\n".into(),
+        kept: "/r/lost+found/7".into(),
+        lost: 1,
+    };
+    let control = origin.attached(&node, v1::Hello { drift: Some(report(3)), ..hello() }).await;
+    let shown = origin.until("web1", |a| a.drift.as_ref().is_some_and(|drift| drift.paths == 3)).await;
+    let line = shown.drift.unwrap().to_string();
+    assert!(!line.contains(['\u{1b}', '\n']), "{line:?}");
+    assert!(line.starts_with("3 local changes in generation 7 (first up"), "{line}");
+    assert!(line.ends_with("kept in /r/lost+found/7, 1 not kept"), "{line}");
+    control.say(ToOrigin::Drift(report(4))).await;
+    origin.until("web1", |a| a.drift.as_ref().is_some_and(|drift| drift.paths == 4)).await;
+    control.say(ToOrigin::Drift(v1::DriftReport::default())).await;
+    origin.until("web1", |a| a.drift.is_none()).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn revoking_closes_streams_at_once_and_refuses_the_next_connection() {
     let origin = Origin::start().await;
     let node = origin.node("web1").await;

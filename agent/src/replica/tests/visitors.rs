@@ -1,8 +1,9 @@
 //! What visitors of a node write into its trees: it is kept, reported, and told from what syncd did itself.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use super::*;
+use crate::clock::Clock;
 use crate::status::Drift;
 
 /// Everything below lost+found: path, and content of files.
@@ -219,4 +220,111 @@ fn a_kill_at_any_step_loses_nothing_that_a_visitor_wrote() {
         changes += 1;
     }
     assert!(changes > 10, "{changes}");
+}
+
+/// A replica whose live tree is read again all the time, and what its pauses go by.
+fn scrubbed(site: &Site) -> (Replica, Clock, Instant) {
+    let (mut replica, now) = (site.open(), Instant::now());
+    let clock = Clock::given(now);
+    replica.options.clock = clock.clone();
+    replica.options.verify_every = Some(Duration::from_millis(1));
+    (replica, clock, now)
+}
+
+/// Steps of the slow verification up to the end of its pass, or to the first damage: how many, and what was damaged.
+fn one_pass(replica: &mut Replica, clock: &Clock, now: &mut Instant) -> (usize, Option<String>) {
+    let mut steps = 0;
+    for _ in 0..100 {
+        *now += Duration::from_secs(1);
+        clock.set(*now);
+        let Upkept::Reread { damaged } = replica.maintain(&AtomicBool::new(false)).unwrap().did else { continue };
+        steps += 1;
+        if damaged.is_some() || replica.record.verification().unwrap().unwrap().is_over() {
+            return (steps, damaged.map(|path| path.to_string()));
+        }
+    }
+    panic!("the pass does not end");
+}
+
+#[test]
+fn a_file_edited_in_place_with_its_time_put_back_is_found_healed_and_kept() {
+    let mut site = Site::new();
+    site.furnish();
+    // More than a step reads.
+    let large: Vec<u8> = (0..2_500_000u32).flat_map(|i| i.wrapping_mul(2_654_435_761).to_le_bytes()).collect();
+    site.write("media/larger.bin", &large);
+    let mut replica = site.open();
+    site.publish(&mut replica);
+    site.settle(&mut replica);
+    drop(replica);
+    let (mut replica, clock, mut now) = scrubbed(&site);
+    site.settle(&mut replica);
+    assert_eq!(one_pass(&mut replica, &clock, &mut now).1, None);
+    // The owner of the file does so; all trees have this inode.
+    let file = site.live().join("media/larger.bin");
+    let shown = file.metadata().unwrap().modified().unwrap();
+    let opened = std::fs::File::options().write(true).open(&file).unwrap();
+    std::os::unix::fs::FileExt::write_all_at(&opened, b"defaced", 9_000_000).unwrap();
+    opened.set_modified(shown).unwrap();
+    let (steps, damaged) = one_pass(&mut replica, &clock, &mut now);
+    assert_eq!(damaged.as_deref(), Some("media/larger.bin"));
+    assert!(steps > 2, "{steps}");
+    let report = replica.verify(Some(&mut site.origin), &|_| {}, &AtomicBool::new(false)).unwrap();
+    assert!(report.healed);
+    site.assert_live_is_tree();
+    let kept = std::fs::read(site.root().join("lost+found/1/media/larger.bin")).unwrap();
+    assert_eq!(&kept[9_000_000..9_000_007], b"defaced");
+    assert_eq!(drift(&replica).unwrap().first, "media/larger.bin");
+    site.settle(&mut replica);
+    assert_eq!((one_pass(&mut replica, &clock, &mut now).1, drift(&replica)), (None, None));
+}
+
+#[test]
+fn a_slow_verification_goes_on_where_the_last_process_was_and_through_updates() {
+    let mut site = Site::new();
+    for i in 0..1_200 {
+        site.write(&format!("pages/{}/{i:04}", i / 400), format!("page {i}"));
+    }
+    let mut replica = site.open();
+    site.publish(&mut replica);
+    site.settle(&mut replica);
+    drop(replica);
+    let (mut replica, clock, mut now) = scrubbed(&site);
+    assert_eq!(one_pass(&mut replica, &clock, &mut now).0, 3);
+    now += Duration::from_secs(1);
+    clock.set(now);
+    replica.maintain(&AtomicBool::new(false)).unwrap();
+    let at = replica.record.verification().unwrap();
+    assert!(!at.as_ref().unwrap().is_over());
+    drop(replica);
+    let (mut replica, clock, mut now) = scrubbed(&site);
+    assert_eq!(replica.record.verification().unwrap(), at);
+    // What it had read leaves the tree.
+    std::fs::remove_dir_all(site.tree().join("pages/0")).unwrap();
+    let every = replica.options.verify_every.take();
+    site.publish(&mut replica);
+    site.settle(&mut replica);
+    replica.options.verify_every = every;
+    std::fs::write(site.live().join("pages/2/stranger"), "of a visitor").unwrap();
+    assert_eq!(one_pass(&mut replica, &clock, &mut now), (2, None));
+    // Reported, and left where it is: the next activation takes it out of what is served.
+    let found = drift(&replica).unwrap();
+    assert_eq!((found.generation, found.paths, found.kept), (2, 1, None));
+    assert_eq!(found.first, "pages/2/stranger");
+    assert!(site.live().join("pages/2/stranger").exists());
+}
+
+#[test]
+fn nothing_is_read_again_before_its_time_nor_where_that_is_off() {
+    let (site, mut replica) = settled();
+    assert_eq!(replica.scrub_due(), None);
+    replica.options.verify_every = Some(Duration::from_secs(3600));
+    let done = replica.maintain(&AtomicBool::new(false)).unwrap();
+    assert_eq!(done.did, Upkept::Nothing);
+    assert!(done.next.is_some_and(|next| next > Duration::from_secs(3000)), "{:?}", done.next);
+    drop(replica);
+    let mut replica = site.open();
+    replica.options.verify_every = Some(Duration::from_secs(3600));
+    site.settle(&mut replica);
+    assert!(replica.scrub_due().is_some_and(|due| due > Duration::from_secs(3000)));
 }

@@ -6,6 +6,7 @@ use syncd_shared::RootEntry;
 
 use super::*;
 use crate::hooks::{HookRun, RunOutcome};
+use crate::session::worker::Maintenance;
 
 const TREE: TreeId = TreeId::from_bytes([7; 16]);
 
@@ -345,4 +346,53 @@ fn commits_that_are_faster_than_the_hook_are_bounded() {
     assert!(error.ends_with("has not succeeded yet"), "{error}");
     let actions = scene.apply(Event::Hook(hook(50, 2, Some(most), Some((2, RunOutcome::Ok)))));
     assert_eq!(starts_update(&actions), Some(most + 1));
+}
+
+fn drifted(generation: &SignedGeneration, paths: u64) -> ReplicaState {
+    let first = "shell.php".to_owned();
+    let drift = Drift { generation: 1, paths, first, kept: Some("/r/lost+found/1".into()), lost: 0, live: 1 };
+    ReplicaState { drift: (paths > 0).then_some(drift), ..holding(generation) }
+}
+
+/// Counts of what the origin hears of local changes.
+fn drift_told(actions: &[Action]) -> Vec<u64> {
+    let paths = actions.iter().filter_map(|action| match action {
+        Action::Send(ToOrigin::Drift(drift)) => Some(drift.paths),
+        Action::Dial(hello) => hello.drift.as_ref().map(|drift| drift.paths),
+        _ => None,
+    });
+    paths.collect()
+}
+
+#[test]
+fn the_origin_hears_of_local_changes_once_and_of_their_end() {
+    let mut scene = Scene::new();
+    scene.welcome();
+    let live = generation(&scene.key, 1);
+    let maintained = |scene: &mut Scene, paths: u64| {
+        let state = Box::new(drifted(&live, paths));
+        let report = Report::Done(Outcome::Maintained(Maintenance::default()), state);
+        drift_told(&scene.apply(Event::Report(report)))
+    };
+    assert_eq!(maintained(&mut scene, 3), [3]);
+    assert!(maintained(&mut scene, 3).is_empty());
+    // To an origin that was not there every hello tells it.
+    scene.apply(Event::Lost("cut".into()));
+    scene.now += Duration::from_secs(60);
+    assert_eq!(drift_told(&scene.apply(Event::Tick)), [3]);
+    assert_eq!(maintained(&mut scene, 4), Vec::<u64>::new());
+    assert_eq!(drift_told(&scene.welcome()), [4], "found while it was not connected");
+    assert_eq!(maintained(&mut scene, 0), [0]);
+}
+
+#[test]
+fn damage_that_maintenance_finds_is_verified_and_healed_at_once() {
+    let mut scene = Scene::new();
+    scene.welcome();
+    let state = Box::new(holding(&generation(&scene.key, 1)));
+    let damaged = Maintenance { verify: true, ..Maintenance::default() };
+    let actions = scene.apply(Event::Report(Report::Done(Outcome::Maintained(damaged), state)));
+    let verifies =
+        |action: &Action| matches!(action, Action::Start(command) if matches!(**command, Command::Verify));
+    assert!(actions.iter().any(verifies), "{actions:?}");
 }
