@@ -210,7 +210,7 @@ impl Incoming {
         }
         let (fan, name) = (self.fan(hash)?, hash.to_string());
         let file = create_anew(fan, &name, wanted.metadata.mode)?;
-        file.write_all_at(bytes, 0).map_err(failed("write", fan, &name))?;
+        write_whole(&file, bytes).map_err(failed("write", fan, &name))?;
         let inode = disk::dress(&file, &wanted.metadata, self.owners).map_err(failed(
             "set the metadata of",
             fan,
@@ -331,10 +331,15 @@ impl Incoming {
             let part = partial.name.clone();
             let file = match (partial.hashed, partial.ahead.is_empty()) {
                 // Whatever its mode will be, it is opened again for the next stretch.
-                (0, true) => create_anew(fan, &part, want.metadata.mode | 0o600)?,
+                (0, true) => {
+                    let file = create_anew(fan, &part, want.metadata.mode | 0o600)?;
+                    // Zeros are not written.
+                    file.set_len(want.size).map_err(failed("write", fan, &part))?;
+                    file
+                }
                 _ => fan.open_file_for_write(part.as_bytes())?,
             };
-            file.write_all_at(bytes, offset).map_err(failed("write", fan, &part))?;
+            disk::write_sparse_at(&file, bytes, offset).map_err(failed("write", fan, &part))?;
             partial.wrote(offset, bytes, &file).map_err(failed("read", fan, &part))?;
             if partial.hashed < want.size {
                 return Ok(false);
@@ -512,6 +517,13 @@ fn content_named(name: &[u8]) -> Option<ContentHash> {
     std::str::from_utf8(name).ok()?.parse().ok()
 }
 
+/// Writes a whole content to a new file, with holes where it is zeros.
+pub(crate) fn write_whole(file: &std::fs::File, bytes: &[u8]) -> std::io::Result<()> {
+    disk::write_sparse_at(file, bytes, 0)?;
+    // Whatever ends in a block of zeros ends in one.
+    if bytes.last() == Some(&0) { file.set_len(bytes.len() as u64) } else { Ok(()) }
+}
+
 /// A new file for content that arrives, in the place of one that was cut off.
 fn create_anew(fan: &Dir, name: &str, mode: u16) -> Result<std::fs::File, DiskError> {
     match fan.create_file_with(name.as_bytes(), mode.into()) {
@@ -588,6 +600,50 @@ mod tests {
             (path.file_name().unwrap().to_string_lossy().into_owned(), std::fs::read(path).unwrap())
         };
         files.map(file).collect()
+    }
+
+    /// Space on disk of the files in the directory.
+    fn allocated(temp: &tempfile::TempDir) -> u64 {
+        use std::os::unix::fs::MetadataExt;
+        let fans = std::fs::read_dir(temp.path().join("staging/incoming")).unwrap();
+        let files = fans.flat_map(|fan| std::fs::read_dir(fan.unwrap().path()).unwrap());
+        files.map(|file| file.unwrap().metadata().unwrap().blocks() * 512).sum()
+    }
+
+    #[test]
+    fn holes_stay_holes_whole_in_pieces_and_copied() {
+        let mut content = vec![0u8; 3_000_001];
+        for at in [5_000, 1_000_000, 2_000_003] {
+            content[at..at + 3].copy_from_slice(b"abc");
+        }
+        let (hash, wanted) = (ContentHash::of(&content), wanted(content.len() as u64, 0o600));
+        let is_right = |temp: &tempfile::TempDir, how: &str| {
+            assert_eq!(files(temp), [(hash.to_string(), content.clone())], "{how}");
+            assert!(allocated(temp) <= 8 * 4096, "{how}: {}", allocated(temp));
+        };
+        let (temp, whole) = incoming();
+        whole.put_whole(hash, &content, &wanted).unwrap();
+        is_right(&temp, "whole");
+        for pieces in [[0, 1, 2, 3], [3, 1, 0, 2]] {
+            let (temp, incoming) = incoming();
+            for piece in pieces {
+                let start = piece * 750_001;
+                let end = content.len().min(start + 750_001);
+                incoming.put_piece(hash, start as u64, &content[start..end], &wanted).unwrap();
+            }
+            is_right(&temp, "pieces");
+        }
+        let (copied_temp, copied) = incoming();
+        let fan = Dir::open_path(&temp.path().join("staging/incoming").join(&hash.to_string()[..1])).unwrap();
+        assert!(copied.copy(hash, &wanted, &fan, hash.to_string().as_bytes()).unwrap());
+        is_right(&copied_temp, "copied");
+        // Nothing but zeros, and shorter than a block.
+        for bytes in [vec![0u8; 8192], vec![0u8; 100]] {
+            let (temp, incoming) = self::incoming();
+            let hash = ContentHash::of(&bytes);
+            incoming.put_whole(hash, &bytes, &wanted).unwrap();
+            assert_eq!(files(&temp), [(hash.to_string(), bytes)]);
+        }
     }
 
     #[test]

@@ -3,7 +3,6 @@
 #![cfg_attr(not(test), deny(clippy::arithmetic_side_effects, clippy::indexing_slicing))]
 
 use std::collections::HashMap;
-use std::os::unix::fs::FileExt;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::mpsc::SyncSender;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
@@ -15,7 +14,7 @@ use syncd_shared::wire::DirectoryFiles;
 use syncd_shared::{Component, ContentHash, ContentTag, Entry, Kind, Metadata, ObjectHash, Totals, TreePath};
 
 use crate::disk::{self, Dir, DiskError, Owners};
-use crate::stage::content::{Incoming, Wanted, stretch};
+use crate::stage::content::{Incoming, Wanted, stretch, write_whole};
 use crate::stage::queue::{Waiting, queue};
 use crate::stage::writeback::Writeback;
 use crate::stage::{StageError, StageProgress};
@@ -259,7 +258,7 @@ impl<'a> Shared<'a> {
     fn put(&self, dir: &Dir, item: &Item, bytes: &[u8]) -> Result<u64, DiskError> {
         let name = item.name.as_bytes();
         let file = dir.create_file_with(name, item.metadata.mode.into())?;
-        file.write_all_at(bytes, 0).map_err(|e| dir.failed_at("write", name, e))?;
+        write_whole(&file, bytes).map_err(|e| dir.failed_at("write", name, e))?;
         let dressed = disk::dress(&file, &item.metadata, self.owners);
         dressed.map_err(|e| dir.failed_at("set the metadata of", name, e))
     }
