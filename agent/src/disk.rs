@@ -652,7 +652,8 @@ pub fn drop_cached(file: &File) {
 pub fn drop_cached_at(file: &File, offset: u64, bytes: u64) {
     // A hint.
     let length = std::num::NonZeroU64::new(bytes);
-    let _ = length.map(|length| rustix::fs::fadvise(file, offset, Some(length), rustix::fs::Advice::DontNeed));
+    let _ =
+        length.map(|length| rustix::fs::fadvise(file, offset, Some(length), rustix::fs::Advice::DontNeed));
 }
 
 /// Has the kernel read no more of a file than it is asked for.

@@ -150,7 +150,9 @@ impl ReplicaWork for Replica {
                 let verify = is_damaged(&did);
                 Maintenance { again: next, trouble: trouble(&did), verify }
             }
-            Err(StageError::Cancelled) => Maintenance { again: Some(Duration::ZERO), ..Maintenance::default() },
+            Err(StageError::Cancelled) => {
+                Maintenance { again: Some(Duration::ZERO), ..Maintenance::default() }
+            }
             Err(error) => {
                 self.note_failure(&error);
                 tracing::warn!(error = reason::of(&error), "maintenance failed, it will be tried again");

@@ -91,7 +91,9 @@ impl<'a> Walk<'a> {
             let Some((path, directory, next)) = levels.last_mut() else { break };
             let index = directory.entries().partition_point(|entry| entry.name < name);
             *next = index;
-            let Some(entry) = directory.entries().get(index).filter(|entry| entry.name == name) else { break };
+            let Some(entry) = directory.entries().get(index).filter(|entry| entry.name == name) else {
+                break;
+            };
             *next += 1;
             let Kind::Directory { object, .. } = entry.kind else { break };
             let below = path.join(&name).map_err(|source| StageError::Path { source })?;
@@ -131,9 +133,8 @@ impl Replica {
         self.options.verify_every?;
         self.live()?;
         let scrub = &self.upkeep.scrub;
-        let pause = scrub.stepped.map_or(Duration::ZERO, |at| {
-            PAUSE.saturating_sub(self.options.clock.since(at))
-        });
+        let pause =
+            scrub.stepped.map_or(Duration::ZERO, |at| PAUSE.saturating_sub(self.options.clock.since(at)));
         // How far it is has to be read first.
         let Some(pass) = &scrub.pass else { return Some(pause) };
         let rest = match pass.at {
@@ -145,7 +146,9 @@ impl Replica {
 
     /// One step of the pass, where it is due.
     pub(crate) fn scrub(&mut self, cancel: &AtomicBool) -> Result<Option<Upkept>, StageError> {
-        let (Some(every), Some(live)) = (self.options.verify_every, self.live().cloned()) else { return Ok(None) };
+        let (Some(every), Some(live)) = (self.options.verify_every, self.live().cloned()) else {
+            return Ok(None);
+        };
         if self.scrub_due() != Some(Duration::ZERO) {
             return Ok(None);
         }
@@ -187,7 +190,8 @@ impl Replica {
         let mut reader = Reader { bytes: 0, large };
         let tree = self.layout.generations.open_dir(live.to_string().as_bytes())?;
         let mut dirs = DirCursor::new(tree);
-        let at = pass.at.as_deref().and_then(|at| TreePath::from_bytes(at).ok()).unwrap_or_else(TreePath::root);
+        let at =
+            pass.at.as_deref().and_then(|at| TreePath::from_bytes(at).ok()).unwrap_or_else(TreePath::root);
         if pass.at.is_none() {
             self.count_strangers(pass, &mut dirs, &TreePath::root(), root.object)?;
         }
@@ -278,9 +282,10 @@ impl Replica {
             return self.acknowledge_drift();
         }
         let (paths, first) = (pass.strangers, pass.first.clone());
-        let is_told = self.known.drift.as_ref().is_some_and(|drift| {
-            drift.generation == live && (drift.paths, &drift.first) == (paths, &first)
-        });
+        let is_told =
+            self.known.drift.as_ref().is_some_and(|drift| {
+                drift.generation == live && (drift.paths, &drift.first) == (paths, &first)
+            });
         match is_told {
             true => Ok(()),
             false => self.found_drift(Drift { generation: live, paths, first, kept: None, lost: 0, live }),
@@ -290,8 +295,7 @@ impl Replica {
     fn keep_pass(&mut self, pass: Pass) -> Result<(), RecordError> {
         let clock = &self.options.clock;
         let scrub = &mut self.upkeep.scrub;
-        let durable =
-            pass.at.is_none() || scrub.durable.is_none_or(|at| clock.since(at) >= DURABLE_EVERY);
+        let durable = pass.at.is_none() || scrub.durable.is_none_or(|at| clock.since(at) >= DURABLE_EVERY);
         self.record.set_verification(&pass, durable)?;
         if durable {
             scrub.durable = Some(clock.now());

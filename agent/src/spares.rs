@@ -373,6 +373,10 @@ impl Replica {
         let behind = self.known.spares.values().any(|root| Some(*root) != live);
         let trash = (behind || !self.layout.trash.is_empty())
             .then(|| self.upkeep.last_write.map_or(QUIET, |at| QUIET.saturating_sub(clock.since(at))));
-        [self.scrub_due(), retired, resting, trash].into_iter().flatten().min().map(|d| d.max(Duration::from_millis(10)))
+        [self.scrub_due(), retired, resting, trash]
+            .into_iter()
+            .flatten()
+            .min()
+            .map(|d| d.max(Duration::from_millis(10)))
     }
 }

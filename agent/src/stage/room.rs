@@ -84,6 +84,7 @@ impl Replica {
         // What the node would return to.
         others.pop();
         others.retain(|number| !self.may_be_served(*number));
+        others.retain(|number| !self.may_be_served(*number));
         let clock = self.options.clock.clone();
         let grace = self.options.grace;
         let retired = &mut self.upkeep.retired;

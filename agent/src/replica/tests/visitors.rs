@@ -237,7 +237,9 @@ fn one_pass(replica: &mut Replica, clock: &Clock, now: &mut Instant) -> (usize, 
     for _ in 0..100 {
         *now += Duration::from_secs(1);
         clock.set(*now);
-        let Upkept::Reread { damaged } = replica.maintain(&AtomicBool::new(false)).unwrap().did else { continue };
+        let Upkept::Reread { damaged } = replica.maintain(&AtomicBool::new(false)).unwrap().did else {
+            continue;
+        };
         steps += 1;
         if damaged.is_some() || replica.record.verification().unwrap().unwrap().is_over() {
             return (steps, damaged.map(|path| path.to_string()));
@@ -251,7 +253,8 @@ fn a_file_edited_in_place_with_its_time_put_back_is_found_healed_and_kept() {
     let mut site = Site::new();
     site.furnish();
     // More than a step reads.
-    let large: Vec<u8> = (0..2_500_000u32).flat_map(|i| i.wrapping_mul(2_654_435_761).to_le_bytes()).collect();
+    let large: Vec<u8> =
+        (0..2_500_000u32).flat_map(|i| i.wrapping_mul(2_654_435_761).to_le_bytes()).collect();
     site.write("media/larger.bin", &large);
     let mut replica = site.open();
     site.publish(&mut replica);
