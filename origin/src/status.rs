@@ -359,6 +359,7 @@ mod tests {
             hook: None,
             notes: Vec::new(),
             spare_misses: 0,
+            drift: None,
         }
     }
 

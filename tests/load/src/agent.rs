@@ -164,6 +164,7 @@ impl LoadAgent {
             accepted: shown,
             held: Vec::new(),
             hook: None,
+            drift: None,
         }
     }
 

@@ -154,5 +154,6 @@ pub fn name_of_agents(message: &ToOrigin) -> String {
         ToOrigin::Activated(a) => format!("activated {} misses {}", a.generation, a.spare_misses),
         ToOrigin::Failed(f) => format!("failed {} class {}", f.generation, f.retry),
         ToOrigin::Hook(h) => format!("hook {} outcome {}", h.generation, h.outcome),
+        ToOrigin::Drift(d) => format!("drift {} paths {}", d.generation, d.paths),
     }
 }
