@@ -16,7 +16,7 @@ use tokio_util::task::TaskTracker;
 use crate::arrivals::{Arrivals, Closing};
 use crate::commit::{Answer, CommitOptions, Committer, Outcome};
 use crate::desk::{Checked, Desk, DeskError};
-use crate::dialogue::{GenerationLine, NodeLine, NodeResult, Reply, Request, Wait};
+use crate::dialogue::{GenerationLine, NodeLine, NodeResult, Reply, Request, TokenLine, Wait};
 use crate::error_chain;
 use crate::fleet::Fleet;
 use crate::status::{State, Status};
@@ -117,12 +117,26 @@ impl Admin {
             Request::Token { ttl_s, uses } => {
                 match self.fleet.create_token(Duration::from_secs(ttl_s), uses).await {
                     Ok(token) => {
-                        replies.send(Reply::Token { token: token.to_string() }).await;
+                        let bound = (self.status)().grpc_address.and_then(|bound| bound.parse().ok());
+                        replies.send(self.desk.token(&token, ttl_s, uses, bound)).await;
                         Reply::Done { code: 0 }
                     }
                     Err(error) => Reply::Error { message: error_chain(&error) },
                 }
             }
+            Request::Tokens => match self.fleet.tokens().await {
+                Ok(tokens) => {
+                    for token in &tokens {
+                        replies.send(Reply::TokenListed(TokenLine::new(token))).await;
+                    }
+                    Reply::Done { code: 0 }
+                }
+                Err(error) => Reply::Error { message: error_chain(&error) },
+            },
+            Request::RevokeToken { id } => match self.fleet.revoke_token(id).await {
+                Ok(()) => Reply::Done { code: 0 },
+                Err(error) => Reply::Error { message: error_chain(&error) },
+            },
             Request::Revoke { agent } => match self.fleet.revoke(agent).await {
                 Ok(()) => Reply::Done { code: 0 },
                 Err(error) => Reply::Error { message: error_chain(&error) },

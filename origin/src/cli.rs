@@ -23,8 +23,10 @@ use syncd_shared::text::error_chain;
 
 use crate::admin;
 use crate::arrivals::seconds;
-use crate::desk::Desk;
-use crate::dialogue::{DiffLine, GenerationLine, HistoryLine, NodeLine, NodeResult, Reply, Request, Wait};
+use crate::desk::{Desk, join_address};
+use crate::dialogue::{
+    DiffLine, GenerationLine, HistoryLine, NodeLine, NodeResult, Reply, Request, TokenLine, Wait,
+};
 use crate::scan::{MtimePolicy, SymlinkPolicy};
 use crate::service::{self, ServeOptions};
 use crate::status::{Status, Verdict};
@@ -51,7 +53,7 @@ pub struct Cli {
 #[derive(Debug, Args)]
 struct Data {
     /// Where the origin keeps its keys and its store.
-    #[arg(long, env = "SYNCD_DATA", default_value = DATA, value_name = "DIR")]
+    #[arg(long, env = "SYNCD_DATA", default_value = DATA, value_name = "DIR", global = true)]
     data: PathBuf,
     /// TOML file with defaults for these options.
     #[arg(long, value_name = "FILE", env = "SYNCD_ORIGIN_CONFIG")]
@@ -107,12 +109,14 @@ enum Command {
     Token {
         #[command(flatten)]
         data: Data,
-        /// How long it is good for.
+        /// How long it is good for: 1s to 30days.
         #[arg(long, default_value = "1h", value_name = "TIME", value_parser = token_life)]
         ttl: Duration,
         /// How many agents may join with it.
         #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..))]
         uses: u32,
+        #[command(subcommand)]
+        action: Option<TokenAction>,
     },
     /// Publish the tree as it is now; prints the generation's number. Ends the hold that a rollback left.
     #[command(
@@ -204,12 +208,44 @@ enum Command {
         /// Name of the agent.
         agent: String,
     },
+    /// Copy the data directory, as it is now, to a new or empty directory: serve from it to restore.
+    Backup {
+        #[command(flatten)]
+        data: Data,
+        /// Where to; the origin that serves writes it.
+        directory: PathBuf,
+    },
     /// Verify every byte of the store.
     #[command(after_help = "Examples:\n  syncd-origin check")]
     Check {
         #[command(flatten)]
         data: Data,
     },
+}
+
+#[derive(Debug, Subcommand)]
+enum TokenAction {
+    /// List the tokens that are good, without their secrets.
+    List {
+        #[command(flatten)]
+        json: Json,
+    },
+    /// Make a token worthless.
+    Revoke {
+        /// ID that `token list` shows, or its beginning.
+        id: String,
+    },
+}
+
+fn token_life(text: &str) -> Result<Duration, String> {
+    let life = humantime::parse_duration(text).map_err(|error| error.to_string())?;
+    // The origin counts whole seconds.
+    let whole = Duration::from_secs(life.as_secs());
+    if life == whole && (Duration::from_secs(1)..=TOKEN_LIFE_MAX).contains(&life) {
+        Ok(life)
+    } else {
+        Err("a token is good for a whole number of seconds, from 1s to 30days".into())
+    }
 }
 
 #[derive(Debug, Args)]
@@ -260,13 +296,6 @@ enum TriggerName {
     Manual,
 }
 
-/// `--ttl`: a token is a secret that lies about until it expires.
-fn token_life(text: &str) -> Result<Duration, String> {
-    let life = humantime::parse_duration(text).map_err(|error| error.to_string())?;
-    let is_sensible = (Duration::from_secs(1)..=TOKEN_LIFE_MAX).contains(&life);
-    is_sensible.then_some(life).ok_or_else(|| "a token is good for 1s to 30days".to_owned())
-}
-
 /// Takes `--wait 5s` for `--wait=5s`. A time has a unit, so that it is neither a generation nor an option.
 pub fn join_wait(arguments: Vec<OsString>) -> Vec<OsString> {
     let mut joined: Vec<OsString> = Vec::with_capacity(arguments.len());
@@ -313,8 +342,16 @@ async fn dispatch(command: Command) -> anyhow::Result<ExitCode> {
     match command {
         Command::Init { data, host } => init(&data.data, host.as_deref()),
         Command::Serve(serve) => serve_until_signal(*serve).await,
-        Command::Token { data, ttl, uses } => {
-            ask(&data.data, Request::Token { ttl_s: ttl.as_secs(), uses }, Print::default()).await
+        Command::Token { data, ttl, uses, action } => match action {
+            None => ask(&data.data, Request::Token { ttl_s: ttl.as_secs(), uses }, Print::default()).await,
+            Some(TokenAction::List { json }) => ask(&data.data, Request::Tokens, Print::of(&json)).await,
+            Some(TokenAction::Revoke { id }) => {
+                ask(&data.data, Request::RevokeToken { id }, Print::default()).await
+            }
+        },
+        Command::Backup { data, directory } => {
+            let directory = std::path::absolute(directory).context("the directory for the backup")?;
+            ask(&data.data, Request::Backup { directory }, Print::default()).await
         }
         Command::Commit { data, label, wait, allow_mass_deletion, json } => {
             let request = Request::Commit { label, allow_mass_deletion, wait: wait.request() };
@@ -351,11 +388,15 @@ async fn dispatch(command: Command) -> anyhow::Result<ExitCode> {
 
 fn init(data: &std::path::Path, host: Option<&str>) -> anyhow::Result<ExitCode> {
     let keys = service::init(data)?;
-    let host = host.map_or_else(|| "THIS-HOST".to_owned(), str::to_owned);
+    if let Some(host) = host {
+        keys.set_host(host)?;
+    }
+    let address = join_address(keys.host(), None);
     let shown = data.display();
     // The result last: who reads only that may be gone by then.
     note(format_args!(
-        "The origin's keys and store are in {shown}. Back these up; whoever has them is this origin:"
+        "The origin's keys and store are in {shown}. Whoever has these files is this origin; back them up now, and after\n\
+         each `revoke` (or everything at any time: syncd-origin backup DIR --data {shown}):"
     ));
     for file in keys.backup_files() {
         note(format_args!("  {}", file.display()));
@@ -363,7 +404,7 @@ fn init(data: &std::path::Path, host: Option<&str>) -> anyhow::Result<ExitCode> 
     note(format_args!("\nNext, here:\n  syncd-origin serve --tree /srv/site --data {shown}"));
     note(format_args!("  syncd-origin token --data {shown}"));
     note("then on every web node, with that token:");
-    note(format_args!("  SYNCD_TOKEN=... syncd-agent join {host}:8873 --root /var/lib/syncd/agent"));
+    note(format_args!("  SYNCD_TOKEN=... syncd-agent join {address} --root /var/lib/syncd/agent"));
     note("  syncd-agent run --root /var/lib/syncd/agent");
     output::line(format_args!("tree_id {}", keys.tree_id()))?;
     Ok(ExitCode::SUCCESS)
@@ -635,8 +676,21 @@ impl Printer {
                 note(format_args!("{}{result}{}", node.name, error.or_else(after).unwrap_or_default()));
                 self.nodes.push(node);
             }
-            Reply::Token { token } => output::line(token)
-                .context("the token was made, and is lost: it expires by itself, ask for another")?,
+            Reply::Token { token, about, address } => {
+                let TokenLine { id, expires, uses_left, .. } = about;
+                let agents = if uses_left == 1 { "agent" } else { "agents" };
+                note(format_args!("token {id}, for {uses_left} {agents} until {expires}; on the web node:"));
+                note(format_args!(
+                    "  SYNCD_TOKEN={token} syncd-agent join {address} --root /var/lib/syncd/agent"
+                ));
+                output::line(token)
+                    .context("the token was made, and is lost: it expires by itself, ask for another")?;
+            }
+            Reply::TokenListed(token) if json => output::line(serde_json::to_string(&token)?)?,
+            Reply::TokenListed(token) => output::line(format_args!(
+                "{}  expires {}  uses left {}",
+                token.id, token.expires, token.uses_left
+            ))?,
             Reply::History(line) if json => output::line(serde_json::to_string(&line)?)?,
             Reply::History(line) => self.history(&line)?,
             Reply::Diff(line) => {

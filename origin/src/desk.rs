@@ -1,6 +1,7 @@
 //! Answers that need only DATA: the same whether an origin serves it or not.
 
 use std::collections::HashSet;
+use std::net::SocketAddr;
 use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
@@ -8,16 +9,24 @@ use std::time::Duration;
 use indicatif::HumanCount;
 use syncd_shared::diff::{Change, Comparison, DiffError, DirectorySource, PartLimits};
 use syncd_shared::generation::GenerationError;
+use syncd_shared::identity::JoinToken;
 use syncd_shared::{Directory, GenerationNumber, Kind, ObjectHash, RootEntry, SignedGeneration, TreePath};
+use time::OffsetDateTime;
 
+use crate::backup::{self, BackupError};
 use crate::commit::{CollectionGate, Rollbacks, forget_damaged};
-use crate::dialogue::{ChangeCounts, DiffLine, GenerationLine, HistoryLine, Reply, Request};
+use crate::dialogue::{ChangeCounts, DiffLine, GenerationLine, HistoryLine, Reply, Request, TokenLine};
 use crate::error_chain;
-use crate::fleet::RecordError;
 use crate::fleet::registry::Registry;
+use crate::fleet::{RecordError, TokenView, token_id};
 use crate::keys::{Keys, KeysError};
 use crate::status::{AgentStatus, HoldStatus, State, Status};
 use crate::store::{CheckReport, Damage, OpenStoreError, Store, StoreError};
+
+/// Long work reports progress so often.
+const PROGRESS_BYTES: u64 = 64 << 20;
+/// Where agents dial by default.
+const DEFAULT_PORT: u16 = 8873;
 
 /// Why a request could not be answered.
 #[derive(Debug, thiserror::Error)]
@@ -125,12 +134,27 @@ impl Desk {
                     uses,
                 ) {
                     Ok(token) => {
-                        lines(Reply::Token { token: token.to_string() });
+                        lines(token_reply(&token, ttl_s, uses, &self.keys, None));
                         Ok(0)
                     }
                     Err(error) => return Reply::Error { message: error_chain(&error) },
                 }
             }
+            Request::Tokens => match Registry::new(self.store.clone()).tokens() {
+                Ok(tokens) => {
+                    tokens.iter().all(|token| lines(Reply::TokenListed(TokenLine::new(token))));
+                    Ok(0)
+                }
+                Err(error) => return Reply::Error { message: error_chain(&error) },
+            },
+            Request::RevokeToken { id } => match Registry::new(self.store.clone()).revoke_token(&id) {
+                Ok(()) => Ok(0),
+                Err(error) => return Reply::Error { message: error_chain(&error) },
+            },
+            Request::Backup { directory } => match self.backup(&directory, lines) {
+                Ok(()) => Ok(0),
+                Err(error) => return Reply::Error { message: error_chain(&error) },
+            },
             Request::Revoke { agent } => match Registry::new(self.store.clone()).revoke(&agent) {
                 Ok(()) => Ok(0),
                 Err(error) => return Reply::Error { message: error_chain(&error) },
@@ -144,6 +168,28 @@ impl Desk {
             Ok(code) => Reply::Done { code },
             Err(error) => Reply::Error { message: error_chain(&error) },
         }
+    }
+
+    /// The answer to `token` while agents are served at `bound`.
+    pub fn token(&self, token: &JoinToken, ttl_s: u64, uses: u32, bound: Option<SocketAddr>) -> Reply {
+        token_reply(token, ttl_s, uses, &self.keys, bound)
+    }
+
+    fn backup(&self, to: &Path, lines: &mut dyn FnMut(Reply) -> bool) -> Result<(), BackupError> {
+        let mut told = 0;
+        backup::backup(&self.store, &self.keys, &self.gate, to, &mut |bytes, total_bytes| {
+            if bytes - told >= PROGRESS_BYTES {
+                told = bytes;
+                lines(Reply::Progress { bytes, total_bytes });
+            }
+        })?;
+        let text = format!(
+            "{to} is a complete copy of the data directory, keys included: keep it as secret. To restore it, move it into \
+             place and run `syncd-origin serve --data {to}`",
+            to = to.display()
+        );
+        lines(Reply::Remark { text });
+        Ok(())
     }
 
     /// The status of DATA while nothing serves it.
@@ -295,8 +341,8 @@ impl Desk {
         }
         let mut told = 0;
         let report = self.store.check(|progress| {
-            // A line for every 64 MiB, not for every frame.
-            if progress.pack_bytes - told >= 64 << 20 {
+            // Not for every frame.
+            if progress.pack_bytes - told >= PROGRESS_BYTES {
                 told = progress.pack_bytes;
                 lines(Reply::Progress { bytes: progress.pack_bytes, total_bytes: progress.pack_bytes_total });
             }
@@ -315,6 +361,34 @@ impl Desk {
         );
         lines(Reply::Remark { text });
         Ok(Checked { report, code: u8::from(damages > 0) })
+    }
+}
+
+/// A new token, and where to join with it.
+fn token_reply(token: &JoinToken, ttl_s: u64, uses: u32, keys: &Keys, bound: Option<SocketAddr>) -> Reply {
+    let now = OffsetDateTime::now_utc().unix_timestamp().saturating_mul(1000);
+    let view = TokenView {
+        id: token_id(&token.secret_hash()),
+        created_ms: now,
+        expires_ms: now.saturating_add_unsigned(ttl_s.saturating_mul(1000)),
+        uses_left: uses,
+    };
+    let address = join_address(keys.host(), bound);
+    Reply::Token { token: token.to_string(), about: TokenLine::new(&view), address }
+}
+
+/// HOST:PORT for `join`: the host of `init --host`, or else the one address that is listened at, or else this machine's
+/// name; the port that is listened at, or else the default.
+pub fn join_address(host: Option<String>, bound: Option<SocketAddr>) -> String {
+    let port = bound.map_or(DEFAULT_PORT, |bound| bound.port());
+    let listened =
+        || bound.map(|bound| bound.ip()).filter(|ip| !ip.is_unspecified()).map(|ip| ip.to_string());
+    let own = || rustix::system::uname().nodename().to_string_lossy().into_owned();
+    let host = host.or_else(listened).unwrap_or_else(own);
+    if host.contains(':') && !host.starts_with('[') {
+        format!("[{host}]:{port}")
+    } else {
+        format!("{host}:{port}")
     }
 }
 
@@ -337,6 +411,7 @@ pub fn describe(keys: &Keys, current: Option<&SignedGeneration>) -> Status {
         files: line.as_ref().map_or(0, |l| l.files),
         bytes: line.as_ref().map_or(0, |l| l.bytes),
         polled: Vec::new(),
+        warnings: keys.warnings(OffsetDateTime::now_utc()),
         agents: Vec::new(),
     }
 }
@@ -369,5 +444,21 @@ fn same_content(a: &Kind, b: &Kind) -> bool {
         (Kind::File { content: a, .. }, Kind::File { content: b, .. }) => a == b,
         (Kind::Directory { .. }, Kind::Directory { .. }) => true,
         (a, b) => a == b,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_join_address_is_what_the_operator_named_and_what_is_listened_at() {
+        let bound = |text: &str| Some(text.parse().unwrap());
+        let named = || Some("www.example.org".to_owned());
+        assert_eq!(join_address(named(), None), "www.example.org:8873");
+        assert_eq!(join_address(named(), bound("0.0.0.0:9000")), "www.example.org:9000");
+        assert_eq!(join_address(None, bound("192.0.2.7:9000")), "192.0.2.7:9000");
+        assert_eq!(join_address(Some("2001:db8::1".into()), bound("[::]:8873")), "[2001:db8::1]:8873");
+        assert!(join_address(None, bound("0.0.0.0:9000")).ends_with(":9000"));
     }
 }

@@ -3,6 +3,7 @@
 //! The same lines whether they cross the admin socket ([`crate::admin`]) or DATA answers by itself ([`crate::desk`]).
 
 use std::fmt;
+use std::path::PathBuf;
 
 use indicatif::HumanCount;
 use serde::{Deserialize, Serialize};
@@ -10,6 +11,7 @@ use syncd_shared::SignedGeneration;
 use syncd_shared::limits::LABEL_MAX_BYTES;
 use syncd_shared::text::{one_line, rfc3339};
 
+use crate::fleet::TokenView;
 use crate::status::Status;
 
 /// What an operator asks for.
@@ -40,6 +42,18 @@ pub enum Request {
         ttl_s: u64,
         /// `--uses`.
         uses: u32,
+    },
+    /// `token list`.
+    Tokens,
+    /// `token revoke`.
+    RevokeToken {
+        /// The beginning of its ID.
+        id: String,
+    },
+    /// `backup`.
+    Backup {
+        /// An absolute path.
+        directory: PathBuf,
     },
     /// `history`.
     History,
@@ -84,7 +98,13 @@ pub enum Reply {
     Token {
         /// The token, in its text form.
         token: String,
+        /// What it is.
+        about: TokenLine,
+        /// Where agents dial, HOST:PORT.
+        address: String,
     },
+    /// To `token list`: one token that is good.
+    TokenListed(TokenLine),
     /// To `history`: one generation, oldest first.
     History(HistoryLine),
     /// To `diff`: one path.
@@ -116,6 +136,32 @@ pub enum Reply {
         /// One line that says what to do next.
         message: String,
     },
+}
+
+/// A join token, without its secret.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct TokenLine {
+    /// What `token revoke` takes.
+    pub id: String,
+    /// When it was made, RFC 3339.
+    pub created: String,
+    /// When it expires, RFC 3339.
+    pub expires: String,
+    /// How many agents may still join with it.
+    pub uses_left: u32,
+}
+
+impl TokenLine {
+    /// Describes a token, to the second.
+    pub fn new(token: &TokenView) -> Self {
+        let seconds = |ms: i64| rfc3339(ms - ms.rem_euclid(1000));
+        Self {
+            id: token.id.clone(),
+            created: seconds(token.created_ms),
+            expires: seconds(token.expires_ms),
+            uses_left: token.uses_left,
+        }
+    }
 }
 
 /// A generation, for `history` and `commit`.

@@ -4,20 +4,24 @@
 //! DATA/format              version and tree_id, text; written by `init` before the keys
 //! DATA/keys/ca.pem         the authority's certificate        (10 years)
 //! DATA/keys/ca.key         its key, PEM
-//! DATA/keys/origin.pem     the origin's certificate           (10 years)
+//! DATA/keys/origin.pem     the origin's certificate           (3 years, reissued in its last)
 //! DATA/keys/origin.key     its key, PEM
 //! DATA/keys/signing.key    ed25519 seed, 64 hexadecimal digits
+//! DATA/keys/revoked        every revocation, one line a name: an older or new index does not let them in again
+//! DATA/host                the name of `init --host`, for join commands
 //! DATA/keys/successions    the first signing key's public half, then one line a change, oldest first: new key, signature
 //! ```
 //!
 //! Directories are 0700 (0750 where a group was let in), files 0600, which is checked and mended at each start; files begin with the line that marks private files, so that no origin publishes them
 //! ([`syncd_shared::marks`]). `create` builds the keys in `keys.new` and renames them into place: where `keys`
-//! exists they are complete, and `create` refuses. Only [`Keys::rotate_signing_key`] changes a file afterwards: it
+//! exists they are complete, and `create` refuses. Afterwards `origin.pem` is replaced when it is reissued, `revoked` with
+//! each revocation ([`revocations`]), and [`Keys::rotate_signing_key`] changes the signing key: it
 //! writes `signing.key.next`, then the succession (the step that counts), then `signing.key`; a crash between is put
 //! right by [`Keys::open`].
 
 #[doc(hidden)]
 pub mod fuzzing;
+pub(crate) mod revocations;
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -31,11 +35,12 @@ use rustls::pki_types::CertificateDer;
 use syncd_shared::generation::GenerationError;
 use syncd_shared::identity::JoinToken;
 use syncd_shared::identity::authority::{
-    Authority, AuthorityError, certificate_from_pem, certificate_to_pem, fingerprint, generate_key,
+    Authority, AuthorityError, ORIGIN_CERTIFICATE_LIFE, certificate_from_pem, certificate_to_pem,
+    fingerprint, generate_key, validity,
 };
 use syncd_shared::identity::files::{self, FileError};
 use syncd_shared::identity::signing::{self, KeySuccession, SuccessionError};
-use syncd_shared::identity::tls::{Admit, TlsError, server_config};
+use syncd_shared::identity::tls::{Admit, OriginCertificate, TlsError, server_config};
 use syncd_shared::own_directory::{self, Access, DirectoryError};
 use syncd_shared::{SignedGeneration, TreeId};
 use time::OffsetDateTime;
@@ -51,8 +56,16 @@ const ORIGIN_KEY: &str = "origin.key";
 const SIGNING_KEY: &str = "signing.key";
 const SIGNING_KEY_NEXT: &str = "signing.key.next";
 const SUCCESSIONS: &str = "successions";
+const REVOKED: &str = "revoked";
+const HOST: &str = "host";
+/// Everything in DATA/keys.
+const KEY_FILES: [&str; 7] =
+    [CA_CERTIFICATE, CA_KEY, ORIGIN_CERTIFICATE, ORIGIN_KEY, SIGNING_KEY, SUCCESSIONS, REVOKED];
 /// What may lie in DATA before `init`: what an interrupted one leaves, the lock, and a new file system's own.
-const LEFTOVERS: [&str; 6] = [FORMAT, "format.new", KEYS_NEW, "lock", "lost+found", "config.toml"];
+const LEFTOVERS: [&str; 8] =
+    [FORMAT, "format.new", HOST, "host.new", KEYS_NEW, "lock", "lost+found", "config.toml"];
+/// The end of the authority is warned of so long before.
+const WARNING: time::Duration = time::Duration::days(365);
 
 /// Why the keys were not made or opened.
 #[derive(Debug, thiserror::Error)]
@@ -113,6 +126,9 @@ pub enum KeysError {
     /// Reading or writing.
     #[error(transparent)]
     File(#[from] FileError),
+    /// A key that is not its certificate's.
+    #[error(transparent)]
+    Tls(#[from] TlsError),
     /// Making keys and certificates.
     #[error(transparent)]
     Authority(#[from] AuthorityError),
@@ -126,7 +142,7 @@ pub struct Keys {
     data: PathBuf,
     tree_id: TreeId,
     authority: Authority,
-    origin_certificate: CertificateDer<'static>,
+    origin: Arc<OriginCertificate>,
     origin_key: KeyPair,
     signing_key: SigningKey,
     history: KeyHistory,
@@ -175,12 +191,15 @@ impl Keys {
         files::write(&new.join(SIGNING_KEY), &signing_key_text(&signing_key))?;
         let history = KeyHistory { first: signing_key.verifying_key(), successions: Vec::new() };
         files::write(&new.join(SUCCESSIONS), &history.to_text())?;
+        files::write(&new.join(REVOKED), "")?;
         let keys = data.join(KEYS);
         fs::rename(&new, &keys).map_err(|source| KeysError::Directory { path: keys, source })?;
         files::sync_directory(data)?;
         files::sync_directory(&data.join(".."))?;
         let data = data.to_owned();
-        Ok(Self { data, tree_id, authority, origin_certificate, origin_key, signing_key, history })
+        let origin =
+            Arc::new(OriginCertificate::new(authority.certificate(), &origin_certificate, &origin_key)?);
+        Ok(Self { data, tree_id, authority, origin, origin_key, signing_key, history })
     }
 
     /// Reads the keys in `data`.
@@ -202,15 +221,11 @@ impl Keys {
         )?;
         let history = KeyHistory::read(&keys.join(SUCCESSIONS))?;
         let signing_key = open_signing_key(&keys, tree_id, &history)?;
-        Ok(Self {
-            data: data.to_owned(),
-            tree_id,
-            authority,
-            origin_certificate: read_certificate(&keys.join(ORIGIN_CERTIFICATE))?,
-            origin_key: read_key(&keys.join(ORIGIN_KEY))?,
-            signing_key,
-            history,
-        })
+        revocations::read(data)?;
+        let origin_key = read_key(&keys.join(ORIGIN_KEY))?;
+        let certificate = read_certificate(&keys.join(ORIGIN_CERTIFICATE))?;
+        let origin = Arc::new(OriginCertificate::new(authority.certificate(), &certificate, &origin_key)?);
+        Ok(Self { data: data.to_owned(), tree_id, authority, origin, origin_key, signing_key, history })
     }
 
     /// The tree that these keys are of.
@@ -260,14 +275,71 @@ impl Keys {
 
     /// The TLS configuration to serve with.
     pub fn server_tls(&self, admit: Admit) -> Result<Arc<ServerConfig>, TlsError> {
-        server_config(self.authority.certificate(), &self.origin_certificate, &self.origin_key, admit)
+        server_config(self.origin.clone(), admit)
     }
 
-    /// What to back up after `init` and after a change of the signing key: whoever has these files is the origin.
+    /// Issues the origin's own certificate anew where less than a third of its life is left, or where it does not hold
+    /// by this machine's clock, and serves with it from the next handshake on. Durable; whether it was done.
+    pub fn reissue_origin_certificate(&self, now: OffsetDateTime) -> Result<bool, KeysError> {
+        let (current, authority) = (validity(&self.origin.certificate())?, self.authority.validity());
+        let ends_soon = current.not_after - now < ORIGIN_CERTIFICATE_LIFE / 3;
+        let can_last_longer = current.not_after < authority.not_after || !current.holds(now);
+        if !(authority.holds(now) && ends_soon && can_last_longer) {
+            return Ok(false);
+        }
+        let certificate = self.authority.issue_origin(&self.origin_key, now)?;
+        files::write(&self.data.join(KEYS).join(ORIGIN_CERTIFICATE), &certificate_to_pem(&certificate))?;
+        self.origin.replace(&certificate, &self.origin_key)?;
+        Ok(true)
+    }
+
+    /// What an operator must know of the keys: that the authority ends within a year. With it every certificate of the
+    /// tree ends.
+    pub fn warnings(&self, now: OffsetDateTime) -> Vec<String> {
+        let ends = self.authority.validity().not_after;
+        if ends - now >= WARNING {
+            return Vec::new();
+        }
+        vec![format!(
+            "the authority of this tree ends on {}: nodes can't connect after that day. Before it, make a new origin with \
+             `syncd-origin init` in another data directory, and have each node join that",
+            ends.date()
+        )]
+    }
+
+    /// Remembers under which name agents dial this origin, for join commands.
+    pub fn set_host(&self, host: &str) -> Result<(), KeysError> {
+        Ok(files::write(&self.data.join(HOST), &format!("{host}\n"))?)
+    }
+
+    /// The name that [`Keys::set_host`] was given last.
+    pub fn host(&self) -> Option<String> {
+        let host = files::read(&self.data.join(HOST)).ok()?;
+        Some(host.trim().to_owned()).filter(|host| !host.is_empty())
+    }
+
+    /// Copies everything of these keys into `to`, an existing directory that has none. Until this is done, `to` counts
+    /// as not initialised. Durable but for the directory's own name.
+    pub fn copy_to(&self, to: &Path) -> Result<(), KeysError> {
+        let (keys, new) = (self.data.join(KEYS), to.join(KEYS_NEW));
+        files::write(&to.join(FORMAT), &files::read(&self.data.join(FORMAT))?)?;
+        if let Some(host) = self.host() {
+            files::write(&to.join(HOST), &format!("{host}\n"))?;
+        }
+        own_directory::claim_inside(&new, Access::Private)?;
+        for name in KEY_FILES {
+            files::write(&new.join(name), &files::read(&keys.join(name))?)?;
+        }
+        let target = to.join(KEYS);
+        fs::rename(&new, &target).map_err(|source| KeysError::Directory { path: target, source })?;
+        Ok(files::sync_directory(to)?)
+    }
+
+    /// What to back up after `init`, after each revocation and after a change of the signing key: whoever has these
+    /// files is the origin.
     pub fn backup_files(&self) -> Vec<PathBuf> {
         let keys = self.data.join(KEYS);
-        let names = [CA_CERTIFICATE, CA_KEY, ORIGIN_CERTIFICATE, ORIGIN_KEY, SIGNING_KEY, SUCCESSIONS];
-        std::iter::once(self.data.join(FORMAT)).chain(names.map(|name| keys.join(name))).collect()
+        std::iter::once(self.data.join(FORMAT)).chain(KEY_FILES.map(|name| keys.join(name))).collect()
     }
 
     /// Replaces the signing key by a new one that the old one signs. Agents follow when they next connect. Durable when
@@ -497,6 +569,38 @@ mod tests {
             fs::write(&file, good).unwrap();
         }
         assert!(Keys::open(data.path()).is_ok());
+    }
+
+    #[test]
+    fn the_origins_certificate_is_reissued_in_the_last_third_of_its_life() {
+        let data = tempfile::tempdir().unwrap();
+        let made = OffsetDateTime::now_utc() - time::Duration::days(700);
+        let keys = Keys::create_at(data.path(), made).unwrap();
+        let ends = |keys: &Keys| validity(&keys.origin.certificate()).unwrap().not_after;
+        let first = ends(&keys);
+        assert!(!keys.reissue_origin_certificate(made + time::Duration::days(700)).unwrap());
+        assert!(keys.reissue_origin_certificate(made + time::Duration::days(740)).unwrap());
+        assert!(!keys.reissue_origin_certificate(made + time::Duration::days(741)).unwrap());
+        let second = ends(&Keys::open(data.path()).unwrap());
+        assert_eq!((second, (second - first).whole_days()), (ends(&keys), 740));
+        // Down for years, and in the end no longer than the authority.
+        assert!(keys.reissue_origin_certificate(made + time::Duration::days(3_000)).unwrap());
+        assert_eq!(ends(&keys), keys.authority.validity().not_after);
+        assert!(!keys.reissue_origin_certificate(made + time::Duration::days(3_500)).unwrap());
+        assert!(!keys.reissue_origin_certificate(made + time::Duration::days(3_700)).unwrap());
+    }
+
+    #[test]
+    fn the_end_of_the_authority_is_warned_of_for_a_year() {
+        let data = tempfile::tempdir().unwrap();
+        let made = OffsetDateTime::now_utc();
+        let keys = Keys::create_at(data.path(), made).unwrap();
+        assert!(keys.warnings(made + time::Duration::days(3_280)).is_empty());
+        let warnings = keys.warnings(made + time::Duration::days(3_290));
+        assert!(
+            warnings[0].contains(&keys.authority.validity().not_after.date().to_string()),
+            "{warnings:?}"
+        );
     }
 
     #[test]

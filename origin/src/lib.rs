@@ -10,6 +10,7 @@
 
 pub mod admin;
 pub mod arrivals;
+mod backup;
 pub mod cli;
 pub mod commit;
 pub mod desk;

@@ -10,6 +10,7 @@ use syncd_shared::limits::{PATH_MAX_BYTES, REASON_MAX_BYTES};
 use syncd_shared::local_socket::{LocalListener, LocalSocketError};
 use syncd_shared::rate::{Bucket, Rate};
 use syncd_shared::text::one_line;
+use time::OffsetDateTime;
 use tokio::net::TcpListener;
 use tokio::sync::{mpsc, watch};
 use tokio_util::sync::CancellationToken;
@@ -32,6 +33,8 @@ use crate::watch::{Watch, WatchError};
 
 /// How long a stop waits for what is under way.
 const STOP_DEADLINE: Duration = Duration::from_secs(10);
+/// How often the age of the origin's certificate is looked at.
+const CERTIFICATE_LOOK: Duration = Duration::from_secs(24 * 60 * 60);
 /// Reports of agents that know more than we do, waiting for the committer.
 const OBSERVED_QUEUE: usize = 16;
 
@@ -219,6 +222,7 @@ pub async fn start(options: ServeOptions) -> Result<Running, StartError> {
         limit: options.bwlimit.map(|rate| Arc::new(Bucket::new(rate))),
     };
     tasks.spawn(serve::serve(grpc, services, shutdown.clone())?);
+    tasks.spawn(keep_certificate(keys.clone(), shutdown.clone()));
     let (gone_sender, gone) = watch::channel(None);
     tasks.spawn(http::watch_data(store.clone(), gone_sender, shutdown.clone()));
     if let Some(http) = http {
@@ -272,7 +276,33 @@ fn let_through(data: &Path, group: Gid) -> std::io::Result<()> {
 
 /// Keys and store. Reads the whole index: blocks.
 fn open(data: &Path) -> Result<(Arc<Keys>, Arc<Store>), StartError> {
-    Ok((Arc::new(Keys::open(data)?), Arc::new(Store::open(data)?)))
+    let (keys, store) = (Keys::open(data)?, Store::open(data)?);
+    look_after(&keys);
+    Ok((Arc::new(keys), Arc::new(store)))
+}
+
+/// Reissues the origin's certificate where that is due, and warns of the authority's end. Blocks.
+fn look_after(keys: &Keys) {
+    let now = OffsetDateTime::now_utc();
+    match keys.reissue_origin_certificate(now) {
+        Ok(true) => tracing::info!("the origin's certificate was reissued"),
+        Ok(false) => {}
+        Err(error) => {
+            tracing::error!(error = %crate::error_chain(&error), "reissuing the origin's certificate failed");
+        }
+    }
+    for warning in keys.warnings(now) {
+        tracing::warn!("{warning}");
+    }
+}
+
+/// Looks after the keys for as long as the origin serves.
+async fn keep_certificate(keys: Arc<Keys>, shutdown: CancellationToken) {
+    while shutdown.run_until_cancelled(tokio::time::sleep(CERTIFICATE_LOOK)).await.is_some() {
+        let keys = keys.clone();
+        // Fails only where the runtime ends.
+        let _ = tokio::task::spawn_blocking(move || look_after(&keys)).await;
+    }
 }
 
 async fn bind(address: SocketAddr, hint: &'static str) -> Result<TcpListener, StartError> {

@@ -46,6 +46,9 @@ pub struct Status {
     pub bytes: u64,
     /// Parts of the tree that are polled because they send no events, and why.
     pub polled: Vec<String>,
+    /// What an operator must see to in time, as that the tree's authority ends.
+    #[serde(default)]
+    pub warnings: Vec<String>,
     /// All enrolled agents, by name.
     pub agents: Vec<AgentStatus>,
 }
@@ -222,6 +225,9 @@ impl Status {
             let reason = reason.map(|reason| format!("{reason}   ")).unwrap_or_default();
             let _ = writeln!(out, "hold     {reason}since {}", hold.since);
         }
+        for warning in &self.warnings {
+            let _ = writeln!(out, "warning  {warning}");
+        }
         for polled in &self.polled {
             let _ = writeln!(out, "polled   {polled}");
         }
@@ -380,6 +386,7 @@ mod tests {
             files: 0,
             bytes: 0,
             polled: Vec::new(),
+            warnings: Vec::new(),
             agents,
         }
     }

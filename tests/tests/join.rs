@@ -395,3 +395,59 @@ fn modes_do_not_depend_on_the_umask_and_are_mended() {
         assert_eq!(mode(&scene.path("lib")) & 0o055, 0o055, "a web server gets through to ROOT");
     }
 }
+
+#[test]
+fn a_token_comes_with_its_join_command_and_is_listed_and_revoked() {
+    let (scene, origin) = site("token-list");
+    let made = origin.cli("token", &["--uses", "2"]).expect_success();
+    let token = made.only_line().to_string();
+    let command = format!("SYNCD_TOKEN={token} syncd-agent join {} --root", origin.address());
+    assert!(made.stderr.contains(&command), "{made:?}");
+    let listed = origin.cli("token", &["list", "--json"]).expect_success();
+    let listed: serde_json::Value = serde_json::from_str(listed.only_line()).expect("JSON");
+    assert_eq!(listed["uses_left"], 2);
+    let id = listed["id"].as_str().expect("an ID");
+    assert!(made.stderr.contains(&format!("token {id}, for 2 agents until ")), "{made:?}");
+    origin.cli("token", &["revoke", "nonsense"]).expect_refusal(&["token list"]);
+    origin.cli("token", &["revoke", id]).expect_success();
+    assert_eq!(origin.cli("token", &["list"]).expect_success().stdout, "");
+    Agent::new(&scene, "web1").join(origin.address(), &token).expect_refusal(&["token"]);
+    for absurd in ["0s", "500ms", "1500ms", "10years"] {
+        let refused = origin.cli("token", &["--ttl", absurd]);
+        assert_eq!(refused.code, Some(2), "{refused:?}");
+        assert!(refused.stderr.contains("from 1s to 30days"), "{refused:?}");
+    }
+}
+
+#[test]
+fn a_backup_is_served_from_as_it_is_and_keeps_revoked_nodes_out() {
+    let (scene, mut origin) = site("backup");
+    let mut agents = ["web1", "web2"].map(|name| Agent::started(&scene, &origin, name));
+    origin.wait_connected(&["web1", "web2"]);
+    let number = origin.commit_live();
+    origin.cli("revoke", &["web2"]).expect_success();
+    let (running, stopped) = (scene.path("running"), scene.path("stopped"));
+    let backup = |origin: &Origin, to: &std::path::Path| {
+        origin.cli("backup", &[to.to_str().expect("text")]).expect_success();
+    };
+    backup(&origin, &running);
+    origin.cli("backup", &[running.to_str().expect("text")]).expect_refusal(&["not empty"]);
+    origin.stop();
+    backup(&origin, &stopped);
+    for copy in [running, stopped] {
+        origin.data = copy;
+        origin.cli("check", &[]).expect_success();
+        origin.start();
+        origin.wait_connected(&["web1"]);
+        agents[1].restart();
+        wait::until("web2 to be refused", || {
+            agents[1].try_status().and_then(|status| status.error).filter(|error| error.contains("revoked"))
+        });
+        write(&origin.tree, "index.html", format!("from {}", origin.data.display()));
+        let next = origin.commit();
+        assert!(agents[0].wait_live(next) > number);
+        assert_same(&origin.tree, &agents[0].live());
+        assert_eq!(agents[1].live_generation(), Some(number));
+        origin.stop();
+    }
+}

@@ -138,10 +138,9 @@ impl FakeOrigin {
         .unwrap();
         let admit = Arc::new(AtomicBool::new(true));
         let admitting = admit.clone();
+        let own = tls::OriginCertificate::new(authority.certificate(), &certificate, &key).unwrap();
         let config = tls::server_config(
-            authority.certificate(),
-            &certificate,
-            &key,
+            Arc::new(own),
             Arc::new(move |_: &PeerIdentity| admitting.load(Ordering::SeqCst)),
         )
         .unwrap();

@@ -33,6 +33,7 @@ use tokio_util::task::TaskTracker;
 use crate::keys::{Keys, KeysError};
 
 pub use records::{NamedRecord, RecordChange, RecordError, RecordStore};
+pub(crate) use roster::token_id;
 pub use roster::{Admission, RosterError, TokenView};
 pub use view::{AgentDrift, AgentProgress, AgentState, AgentView, FleetView, RETAIN_MS};
 

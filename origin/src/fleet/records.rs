@@ -1,5 +1,8 @@
-//! Where the fleet's small records lie: the store.
+//! Where the fleet's small records lie: the store. Revocations also lie beside the keys ([`revocations`]), so that no older
+//! or lost index lets anybody in again.
 
+use super::roster::REVOKED;
+use crate::keys::{KeysError, revocations};
 use crate::store::Store;
 
 /// One record written or, without a value, removed.
@@ -30,6 +33,9 @@ pub enum RecordError {
         /// Its name, as far as it is text.
         name: String,
     },
+    /// The list of revocations beside the keys.
+    #[error("using the list of revocations failed")]
+    Revocations(#[source] Box<KeysError>),
     /// The thread that wrote them ended without a result.
     #[error("writing the records of the fleet was interrupted")]
     Interrupted,
@@ -43,15 +49,26 @@ impl RecordError {
 
 /// The store, as far as the fleet needs it. All calls block.
 pub trait RecordStore: Send + Sync + 'static {
-    /// Names and values of a namespace.
+    /// Names and values of a namespace. A name may come more than once, if it was revoked: all of it holds.
     fn load(&self, namespace: &'static str) -> Result<Vec<NamedRecord>, RecordError>;
     /// Makes changes durable, all or none, in order.
     fn save(&self, changes: &[RecordChange]) -> Result<(), RecordError>;
 }
 
+impl From<KeysError> for RecordError {
+    fn from(error: KeysError) -> Self {
+        Self::Revocations(Box::new(error))
+    }
+}
+
 impl RecordStore for Store {
     fn load(&self, namespace: &'static str) -> Result<Vec<NamedRecord>, RecordError> {
-        self.records(namespace, b"").map_err(|error| RecordError::Store(error.into()))
+        let mut records = self.records(namespace, b"").map_err(|error| RecordError::Store(error.into()))?;
+        if namespace == REVOKED {
+            let beside_the_keys = revocations::read(self.data())?.into_iter();
+            records.extend(beside_the_keys.map(|(name, value)| (name.into_bytes(), value.into_bytes())));
+        }
+        Ok(records)
     }
 
     fn save(&self, changes: &[RecordChange]) -> Result<(), RecordError> {
@@ -64,6 +81,13 @@ impl RecordStore for Store {
             }
             Ok(())
         };
+        let text = |bytes: &[u8]| String::from_utf8(bytes.to_vec()).ok();
+        let revoked = changes.iter().filter(|change| change.namespace == REVOKED);
+        let revoked: Vec<_> =
+            revoked.filter_map(|c| Some((text(&c.name)?, text(c.value.as_deref()?)?))).collect();
+        if !revoked.is_empty() {
+            revocations::add(self.data(), revoked)?;
+        }
         self.update_records(apply).map_err(|error| RecordError::Store(error.into()))
     }
 }

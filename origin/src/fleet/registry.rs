@@ -4,6 +4,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use syncd_shared::identity::JoinToken;
+#[cfg(test)]
+use syncd_shared::identity::PeerIdentity;
 
 use super::records::{RecordError, RecordStore};
 use super::roster::{AGENTS, REVOKED, Roster, TOKENS, TokenView};
@@ -53,6 +55,20 @@ impl Registry {
         let mut roster = self.load()?;
         roster.revoke(name, now_ms())?;
         Ok(self.records.save(&roster.take_changes())?)
+    }
+
+    /// As if it had joined.
+    #[cfg(test)]
+    pub(crate) fn enrol_for_test(&self, peer: &PeerIdentity) {
+        let mut roster = self.load().unwrap();
+        roster.admit(peer, now_ms()).unwrap();
+        self.records.save(&roster.take_changes()).unwrap();
+    }
+
+    /// Whether an origin with these records would let it in.
+    #[cfg(test)]
+    pub(crate) fn admits_for_test(&self, peer: &PeerIdentity) -> bool {
+        self.load().unwrap().admits(peer)
     }
 
     /// All enrolled agents, sorted by name, as last written.

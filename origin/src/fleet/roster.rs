@@ -126,13 +126,26 @@ struct TokenRecord {
 }
 
 /// Revoked certificates of one name.
-#[derive(Debug, Clone, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
 struct RevokedRecord {
     version: u32,
     serials: Vec<Issued>,
     /// No certificate that this origin does not know is accepted unless it outlives this: one that was issued before a
     /// restore from a backup is revoked with those that are known.
     until_ms: i64,
+}
+
+impl RevokedRecord {
+    /// What either of the two revokes.
+    fn merge(&mut self, other: Self) {
+        self.version = VERSION;
+        self.until_ms = self.until_ms.max(other.until_ms);
+        for certificate in other.serials {
+            if !self.serials.contains(&certificate) {
+                self.serials.push(certificate);
+            }
+        }
+    }
 }
 
 /// A join token that is good.
@@ -224,7 +237,7 @@ impl AgentRecord {
 const LIFE_MS: i64 = AGENT_CERTIFICATE_LIFE.whole_seconds() * 1000;
 
 /// What names a token where its secret must not be shown.
-pub(super) fn token_id(secret_hash: &[u8; 32]) -> String {
+pub(crate) fn token_id(secret_hash: &[u8; 32]) -> String {
     let mut id = HEXLOWER.encode(secret_hash);
     id.truncate(TOKEN_ID_DIGITS);
     id
@@ -263,8 +276,15 @@ impl Roster {
             roster.tokens.insert(hash, decode(TOKENS, &name, &value)?);
         }
         for (name, value) in revoked {
-            roster.revoked.insert(agent_name(REVOKED, &name)?, decode(REVOKED, &name, &value)?);
+            let record: RevokedRecord = decode(REVOKED, &name, &value)?;
+            roster.revoked.entry(agent_name(REVOKED, &name)?).or_default().merge(record);
         }
+        // Revoked in a newer list than the index that enrols them.
+        let revoked: HashSet<Serial> =
+            roster.revoked.values().flat_map(|r| r.serials.iter().map(|c| c.serial)).collect();
+        roster.agents.retain(|_, agent| {
+            agent.certificates.is_empty() || agent.certificates.iter().any(|c| !revoked.contains(&c.serial))
+        });
         Ok(roster)
     }
 
@@ -796,6 +816,25 @@ mod tests {
             assert_eq!(roster.admission().admits(&shown), expected, "{case}");
             assert_eq!(roster.admit(&shown, DAY).is_ok(), expected, "{case}");
         }
+    }
+
+    #[test]
+    fn a_revocation_that_the_index_does_not_know_holds_and_frees_the_name() {
+        let serials: Vec<String> = (1..=2).map(|s| Serial::from_bytes([s; 16]).to_string()).collect();
+        let [first, second] = [serials[0].as_str(), serials[1].as_str()];
+        let lists = || vec![revoked("web1", &[first], 40 * DAY), revoked("web1", &[second], 20 * DAY)];
+        let mut roster =
+            Roster::decode(vec![enrolled("web1", &[first, second])], Vec::new(), lists()).unwrap();
+        assert_eq!(roster.agents().count(), 0);
+        for serial in 1..=3 {
+            assert!(!roster.admission().admits(&peer(serial, 30 * DAY)), "{serial}");
+        }
+        roster.add_token([1; 32], 1, 30 * DAY, 20 * DAY);
+        roster.join(&[1; 32], &peer(4, 50 * DAY), &[0; 32], 20 * DAY).unwrap();
+        // Who has joined again since then stays.
+        let third = Serial::from_bytes([3; 16]).to_string();
+        let again = Roster::decode(vec![enrolled("web1", &[first, &third])], Vec::new(), lists()).unwrap();
+        assert!(again.admission().admits(&peer(3, 30 * DAY)));
     }
 
     #[test]

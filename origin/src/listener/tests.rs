@@ -9,6 +9,7 @@ use syncd_proto::v1::enrolment_server::{Enrolment, EnrolmentServer};
 use syncd_shared::TreeId;
 use syncd_shared::identity::authority::{Authority, certificate_request, generate_key};
 use syncd_shared::identity::channel::RefusedReason;
+use syncd_shared::identity::tls::OriginCertificate;
 use syncd_shared::identity::{ClientTls, ConnectError, JoinToken, PeerIdentity, Serial, connect};
 use time::OffsetDateTime;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -158,12 +159,8 @@ async fn an_agent_refuses_another_origin_and_an_agent_that_poses_as_one() {
     let authority = origin.keys.authority();
     let name = "web2".parse().unwrap();
     let (certificate, _) = authority.issue_agent(&name, &request, now()).unwrap();
-    let config = syncd_shared::identity::tls::server_config(
-        authority.certificate(),
-        &certificate,
-        &key,
-        Arc::new(|_: &PeerIdentity| true),
-    );
+    let own = OriginCertificate::new(authority.certificate(), &certificate, &key).unwrap();
+    let config = syncd_shared::identity::tls::server_config(Arc::new(own), Arc::new(|_: &PeerIdentity| true));
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = listener.local_addr().unwrap().to_string();
     let _incoming = incoming(listener, config.unwrap());

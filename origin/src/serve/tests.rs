@@ -453,6 +453,16 @@ async fn a_token_is_good_once_and_in_time_and_for_a_free_name() {
     assert_eq!(code(origin.join(&expired, "web2").await), Code::PermissionDenied);
     let guessed = JoinToken { secret: [7; 16], ..token.clone() };
     assert_eq!(code(origin.join(&guessed, "web2").await), Code::PermissionDenied);
+    // Looked up before anything else of the request, which is expensive to check.
+    let channel = connect(&origin.address, ClientTls::join(&guessed).unwrap()).await.unwrap();
+    let request = v1::JoinRequest {
+        tree_id: Bytes::copy_from_slice(guessed.tree_id.as_bytes()),
+        secret: Bytes::copy_from_slice(&guessed.secret),
+        name: "web2".into(),
+        certificate_request: Bytes::from_static(b"no request"),
+    };
+    let refused = EnrolmentClient::new(channel).join(request).await.unwrap_err();
+    assert_eq!(refused.code(), Code::PermissionDenied, "{refused}");
     let fresh = origin.token(Duration::from_secs(60), 2).await;
     assert_eq!(code(origin.join(&fresh, "web1").await), Code::AlreadyExists);
     assert_eq!(code(origin.join(&fresh, "../web").await), Code::InvalidArgument);

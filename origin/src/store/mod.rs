@@ -30,6 +30,7 @@
 //! from opening: its chunks count as absent, so that the next scan that reads them stores them again.
 
 mod ahead;
+mod backup;
 mod cache;
 mod check;
 mod collect;
@@ -66,6 +67,7 @@ use std::sync::{Condvar, Mutex};
 use redb::ReadableTable;
 use tracing::warn;
 
+pub use backup::BackupStoreError;
 pub use check::{CheckProgress, CheckReport, Damage};
 pub use collect::CollectReport;
 pub use error::{OpenStoreError, SealError, StoreError};

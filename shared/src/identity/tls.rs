@@ -5,7 +5,7 @@
 //! its fingerprint (from a token) can verify the chain.
 
 use std::fmt;
-use std::sync::Arc;
+use std::sync::{Arc, PoisonError, RwLock};
 use std::time::Duration;
 
 use rcgen::KeyPair;
@@ -13,7 +13,8 @@ use rustls::client::WebPkiServerVerifier;
 use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
 use rustls::crypto::{CryptoProvider, verify_tls13_signature};
 use rustls::server::danger::{ClientCertVerified, ClientCertVerifier};
-use rustls::server::{NoServerSessionStorage, WebPkiClientVerifier};
+use rustls::server::{ClientHello, NoServerSessionStorage, ResolvesServerCert, WebPkiClientVerifier};
+use rustls::sign::CertifiedKey;
 use rustls::version::TLS13;
 use rustls::{
     CertificateError, ClientConfig, DigitallySignedStruct, DistinguishedName, Error, RootCertStore,
@@ -56,24 +57,65 @@ fn private_key(key: &KeyPair) -> PrivateKeyDer<'static> {
     PrivatePkcs8KeyDer::from(key.serialize_der()).into()
 }
 
+/// What the origin shows of itself, which can be replaced while it serves.
+#[derive(Debug)]
+pub struct OriginCertificate {
+    authority: CertificateDer<'static>,
+    served: RwLock<Arc<CertifiedKey>>,
+}
+
+impl OriginCertificate {
+    /// Shows this certificate of this authority. Refuses a key that is not the certificate's.
+    pub fn new(
+        authority: &CertificateDer<'static>,
+        certificate: &CertificateDer<'static>,
+        key: &KeyPair,
+    ) -> Result<Self, TlsError> {
+        let served = RwLock::new(certified(authority, certificate, key)?);
+        Ok(Self { authority: authority.clone(), served })
+    }
+
+    /// Shows another one, from the next handshake on.
+    pub fn replace(&self, certificate: &CertificateDer<'static>, key: &KeyPair) -> Result<(), TlsError> {
+        let served = certified(&self.authority, certificate, key)?;
+        *self.served.write().unwrap_or_else(PoisonError::into_inner) = served;
+        Ok(())
+    }
+
+    /// The certificate that is shown.
+    pub fn certificate(&self) -> CertificateDer<'static> {
+        let served = self.served.read().unwrap_or_else(PoisonError::into_inner);
+        served.cert.first().expect("its chain begins with it").clone()
+    }
+}
+
+impl ResolvesServerCert for OriginCertificate {
+    fn resolve(&self, _: ClientHello<'_>) -> Option<Arc<CertifiedKey>> {
+        Some(self.served.read().unwrap_or_else(PoisonError::into_inner).clone())
+    }
+}
+
+fn certified(
+    authority: &CertificateDer<'static>,
+    certificate: &CertificateDer<'static>,
+    key: &KeyPair,
+) -> Result<Arc<CertifiedKey>, TlsError> {
+    let chain = vec![certificate.clone(), authority.clone()];
+    Ok(Arc::new(CertifiedKey::from_der(chain, private_key(key), &provider())?))
+}
+
 /// The origin's side. A client certificate is optional (`Join` has none), but one that is shown must be of this
 /// authority and be admitted; otherwise the handshake fails with an alert that says why. A certificate that has
 /// expired, or does not hold yet, passes: the caller checks [`PeerIdentity::holds`] before it serves anything but a
 /// renewal.
-pub fn server_config(
-    authority: &CertificateDer<'static>,
-    certificate: &CertificateDer<'static>,
-    key: &KeyPair,
-    admit: Admit,
-) -> Result<Arc<ServerConfig>, TlsError> {
-    let inner = WebPkiClientVerifier::builder_with_provider(roots(authority)?, provider())
+pub fn server_config(own: Arc<OriginCertificate>, admit: Admit) -> Result<Arc<ServerConfig>, TlsError> {
+    let inner = WebPkiClientVerifier::builder_with_provider(roots(&own.authority)?, provider())
         .allow_unauthenticated()
         .build()?;
-    let chain = vec![certificate.clone(), authority.clone()];
     let mut config = ServerConfig::builder_with_provider(provider())
         .with_protocol_versions(&[&TLS13])?
         .with_client_cert_verifier(Arc::new(AdmittedAgents { inner, admit }))
-        .with_single_cert(chain, private_key(key))?;
+        .with_cert_resolver(own);
     config.alpn_protocols = vec![ALPN.to_vec()];
     config.session_storage = Arc::new(NoServerSessionStorage {});
     config.send_tls13_tickets = 0;

@@ -79,8 +79,9 @@ impl FakeOrigin {
             signing::fingerprint(&signing_key.verifying_key()),
         )
         .expect("a token");
-        let config = tls::server_config(authority.certificate(), &certificate, &key, Arc::new(|_| true))
-            .expect("a TLS configuration");
+        let own =
+            tls::OriginCertificate::new(authority.certificate(), &certificate, &key).expect("a certificate");
+        let config = tls::server_config(Arc::new(own), Arc::new(|_| true)).expect("a TLS configuration");
         let (sender, conversations) = mpsc::channel(64);
         let stage = Arc::new(Mutex::new(Stage::default()));
         let services = Services {

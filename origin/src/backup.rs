@@ -1,0 +1,196 @@
+//! `syncd-origin backup DIR`: a copy of DATA that `serve --data DIR` takes as it is, made while the origin serves or not.
+//!
+//! The store is copied as of one moment, then the keys with all revocations; `DIR/keys` gets its name last. So a copy
+//! that was interrupted is no data directory, and a complete one has every revocation, also those that came while it was
+//! made.
+
+use std::io;
+use std::path::{Path, PathBuf};
+
+use syncd_shared::identity::files::{self, FileError};
+use syncd_shared::marks::{self, Mark};
+use syncd_shared::own_directory::{self, Access, DirectoryError};
+
+use crate::commit::CollectionGate;
+use crate::keys::{Keys, KeysError};
+use crate::store::{BackupStoreError, Store};
+
+/// What a new file system has of its own.
+const LOST_AND_FOUND: &str = "lost+found";
+
+/// Why no backup was made.
+#[derive(Debug, thiserror::Error)]
+pub enum BackupError {
+    /// The origin that serves has another working directory.
+    #[error("{} is no absolute path", path.display())]
+    Relative {
+        /// What was asked for.
+        path: PathBuf,
+    },
+    /// In DATA it would be lost with it, in a replica it would be served.
+    #[error("{} lies inside {}, {mark}: give a directory outside of it", path.display(), above.display())]
+    Inside {
+        /// What was asked for.
+        path: PathBuf,
+        /// The other directory.
+        above: PathBuf,
+        /// What it is.
+        mark: Mark,
+    },
+    /// An older backup is not changed.
+    #[error("{} is not empty: name a new or empty directory for each backup", path.display())]
+    NotEmpty {
+        /// The directory.
+        path: PathBuf,
+    },
+    /// Listing.
+    #[error("reading {} failed", path.display())]
+    Read {
+        /// The directory.
+        path: PathBuf,
+        /// Why.
+        source: io::Error,
+    },
+    /// Others own it.
+    #[error(transparent)]
+    Directory(#[from] DirectoryError),
+    /// The store was not copied.
+    #[error(transparent)]
+    Store(#[from] BackupStoreError),
+    /// The keys were not copied.
+    #[error(transparent)]
+    Keys(#[from] KeysError),
+    /// The copy is not durable.
+    #[error(transparent)]
+    Sync(#[from] FileError),
+}
+
+/// Copies a data directory that is open to `to`, which is made with mode 0700 or empty. All of it is durable when this
+/// returns; where it fails, what was copied is removed. `progress` is told bytes done and in all. Commits go on, garbage
+/// collection waits. Blocks.
+pub fn backup(
+    store: &Store,
+    keys: &Keys,
+    gate: &CollectionGate,
+    to: &Path,
+    progress: &mut dyn FnMut(u64, u64),
+) -> Result<(), BackupError> {
+    if !to.is_absolute() {
+        return Err(BackupError::Relative { path: to.to_owned() });
+    }
+    let failed = |source| BackupError::Read { path: to.to_owned(), source };
+    if let Some((above, mark)) = marks::above(to).map_err(failed)? {
+        return Err(BackupError::Inside { path: to.to_owned(), above, mark });
+    }
+    own_directory::claim(to, Access::Private)?;
+    for entry in std::fs::read_dir(to).map_err(failed)? {
+        if entry.map_err(failed)?.file_name() != LOST_AND_FOUND {
+            return Err(BackupError::NotEmpty { path: to.to_owned() });
+        }
+    }
+    let _closed = gate.close();
+    let copied = copy(store, keys, to, progress);
+    if copied.is_err() {
+        clear(to);
+    }
+    copied
+}
+
+fn copy(
+    store: &Store,
+    keys: &Keys,
+    to: &Path,
+    progress: &mut dyn FnMut(u64, u64),
+) -> Result<(), BackupError> {
+    store.backup(to, progress)?;
+    keys.copy_to(to)?;
+    Ok(files::sync_directory(&to.join(".."))?)
+}
+
+/// Removes half a copy, as far as that is possible: without keys it is no data directory in any case.
+fn clear(to: &Path) {
+    for entry in std::fs::read_dir(to).into_iter().flatten().flatten() {
+        if entry.file_name() != LOST_AND_FOUND {
+            let path = entry.path();
+            let removed =
+                if path.is_dir() { std::fs::remove_dir_all(&path) } else { std::fs::remove_file(&path) };
+            if let Err(error) = removed {
+                tracing::warn!(path = %path.display(), %error, "half a backup is left");
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+    use std::time::Duration;
+
+    use syncd_shared::identity::{AgentName, PeerIdentity, Serial};
+    use time::OffsetDateTime;
+
+    use super::*;
+    use crate::fleet::registry::Registry;
+
+    fn data() -> (tempfile::TempDir, Arc<Store>, Keys) {
+        let data = tempfile::tempdir().unwrap();
+        let keys = Keys::create(data.path()).unwrap();
+        let store = Arc::new(Store::create(data.path()).unwrap());
+        (data, store, keys)
+    }
+
+    #[test]
+    fn a_backup_opens_as_a_data_directory_and_is_never_half_one() {
+        let (data, store, keys) = data();
+        keys.set_host("www.example.org").unwrap();
+        let token = Registry::new(store.clone()).create_token(&keys, Duration::from_secs(60), 3).unwrap();
+        let base = tempfile::tempdir().unwrap();
+        let to = base.path().join("backups/monday");
+        let gate = CollectionGate::default();
+        backup(&store, &keys, &gate, &to, &mut |_, _| {}).unwrap();
+        let (again, copied) = (Keys::open(&to).unwrap(), Arc::new(Store::open(&to).unwrap()));
+        assert_eq!(
+            (again.verifying_key(), again.host()),
+            (keys.verifying_key(), Some("www.example.org".into()))
+        );
+        let tokens = Registry::new(copied).tokens().unwrap();
+        let token_id = data_encoding::HEXLOWER.encode(&token.secret_hash()[..4]);
+        assert_eq!(
+            tokens.iter().map(|t| (t.id.as_str(), t.uses_left)).collect::<Vec<_>>(),
+            [(token_id.as_str(), 3)]
+        );
+
+        let refused = |to: &Path| backup(&store, &keys, &gate, to, &mut |_, _| {});
+        assert!(matches!(refused(&to), Err(BackupError::NotEmpty { .. })), "an older backup stays");
+        assert!(matches!(refused(&data.path().join("copy")), Err(BackupError::Inside { .. })));
+        assert!(matches!(refused(Path::new("here")), Err(BackupError::Relative { .. })));
+        // The keys can't be copied: what the store has copied goes.
+        std::fs::remove_file(data.path().join("keys/ca.key")).unwrap();
+        let tuesday = base.path().join("backups/tuesday");
+        assert!(matches!(refused(&tuesday), Err(BackupError::Keys(_))));
+        assert_eq!(std::fs::read_dir(&tuesday).unwrap().count(), 0);
+    }
+
+    #[test]
+    fn the_keys_alone_keep_revoked_nodes_out() {
+        let (data, store, keys) = data();
+        let now = OffsetDateTime::now_utc();
+        let name: AgentName = "web1".parse().unwrap();
+        let serial = Serial::from_bytes([7; 16]);
+        let peer = PeerIdentity { name, serial, not_before: now, not_after: now + time::Duration::days(30) };
+        let registry = Registry::new(store.clone());
+        registry.enrol_for_test(&peer);
+        registry.revoke("web1").unwrap();
+        assert!(keys.backup_files().contains(&data.path().join("keys/revoked")));
+        // All that `init` names, and a new store.
+        let restored = tempfile::tempdir().unwrap();
+        for file in keys.backup_files() {
+            let target = restored.path().join(file.strip_prefix(data.path()).unwrap());
+            std::fs::create_dir_all(target.parent().unwrap()).unwrap();
+            std::fs::copy(&file, target).unwrap();
+        }
+        Keys::open(restored.path()).unwrap();
+        let store = Arc::new(Store::create(restored.path()).unwrap());
+        assert!(!Registry::new(store).admits_for_test(&peer));
+    }
+}
