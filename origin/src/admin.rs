@@ -102,12 +102,12 @@ impl Admin {
                 replies.send(Reply::Status(Box::new((self.status)()))).await;
                 Reply::Done { code: 0 }
             }
-            Request::Commit { label, allow_mass_deletion, wait } => {
+            Request::Commit { label, allow_mass_deletion, rescan, wait } => {
                 if self.committer.view().borrow().state == State::Scanning {
                     let text = "the whole tree is being read; the commit follows".to_owned();
                     replies.send(Reply::Remark { text }).await;
                 }
-                let options = CommitOptions { label, allow_mass_deletion };
+                let options = CommitOptions { label, allow_mass_deletion, rescan };
                 self.published(self.committer.commit(options).await, wait, replies).await
             }
             Request::Rollback { generation, wait } => match GenerationNumber::new(generation) {

@@ -134,6 +134,10 @@ enum Command {
         /// at least 20 files), or lost a mount.
         #[arg(long)]
         allow_mass_deletion: bool,
+        /// Read every file again, whatever its times say: finds what is no event, as writes through memory maps. Takes as
+        /// long as reading the whole tree.
+        #[arg(long)]
+        rescan: bool,
         #[command(flatten)]
         json: Json,
     },
@@ -267,9 +271,14 @@ struct Serve {
     /// The tree is published when it was quiet for this long.
     #[arg(long, env = "SYNCD_SETTLE", default_value = "500ms", value_name = "TIME", value_parser = humantime::parse_duration)]
     settle: Duration,
-    /// After this much unrest the status names what keeps changing.
+    /// After this much unrest the status names what keeps changing. A file that is written and not closed holds the tree
+    /// back for at most this long after its last write.
     #[arg(long, env = "SYNCD_SETTLE_MAX", default_value = "30s", value_name = "TIME", value_parser = humantime::parse_duration)]
     settle_max: Duration,
+    /// A file that keeps changing for this long no longer holds back the others: they are published, and it stays as it was
+    /// published until it is quiet.
+    #[arg(long, env = "SYNCD_SETTLE_MAX_PUBLISH", default_value = "5m", value_name = "TIME", value_parser = humantime::parse_duration)]
+    settle_max_publish: Duration,
     /// How often parts of the tree that send no events (network file systems) are walked.
     #[arg(long, env = "SYNCD_POLL", default_value = "10s", value_name = "TIME", value_parser = humantime::parse_duration)]
     poll: Duration,
@@ -353,8 +362,8 @@ async fn dispatch(command: Command) -> anyhow::Result<ExitCode> {
             let directory = std::path::absolute(directory).context("the directory for the backup")?;
             ask(&data.data, Request::Backup { directory }, Print::default()).await
         }
-        Command::Commit { data, label, wait, allow_mass_deletion, json } => {
-            let request = Request::Commit { label, allow_mass_deletion, wait: wait.request() };
+        Command::Commit { data, label, wait, allow_mass_deletion, rescan, json } => {
+            let request = Request::Commit { label, allow_mass_deletion, rescan, wait: wait.request() };
             ask(&data.data, request, Print::of(&json)).await
         }
         Command::Status { data, json, watch, check } => loop {
@@ -413,7 +422,11 @@ fn init(data: &std::path::Path, host: Option<&str>) -> anyhow::Result<ExitCode> 
 async fn serve_until_signal(serve: Serve) -> anyhow::Result<ExitCode> {
     let trigger = match serve.trigger {
         TriggerName::Manual => crate::commit::Trigger::Manual,
-        TriggerName::Settle => crate::commit::Trigger::Settle { quiet: serve.settle, max: serve.settle_max },
+        TriggerName::Settle => crate::commit::Trigger::Settle {
+            quiet: serve.settle,
+            max: serve.settle_max,
+            busy_after: serve.settle_max_publish,
+        },
     };
     let options = ServeOptions {
         tree: std::path::absolute(&serve.tree).context("the directory that --tree is relative to")?,

@@ -26,6 +26,8 @@ pub enum Request {
         label: String,
         /// `--allow-mass-deletion`.
         allow_mass_deletion: bool,
+        /// `--rescan`.
+        rescan: bool,
         /// `--wait`, `--require-all`.
         wait: Option<Wait>,
     },

@@ -50,7 +50,7 @@ pub(super) fn any_local_socket(u: &mut Unstructured<'_>) -> Result<Vec<u8>> {
         0 => match u.int_in_range(0..=6u8)? {
             0 => r#"{"request":"status"}"#.to_owned(),
             1 => format!(
-                r#"{{"request":"commit","label":"a","allow_mass_deletion":true,"wait":{{"timeout_ms":{n},"require_all":false}}}}"#
+                r#"{{"request":"commit","label":"a","allow_mass_deletion":true,"rescan":false,"wait":{{"timeout_ms":{n},"require_all":false}}}}"#
             ),
             2 => format!(r#"{{"request":"rollback","generation":{n},"wait":null}}"#),
             3 => format!(r#"{{"request":"token","ttl_s":{n},"uses":1}}"#),

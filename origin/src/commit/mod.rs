@@ -25,11 +25,12 @@ mod schedule;
 mod sealer;
 #[cfg(test)]
 mod tests;
+mod unrest;
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use syncd_shared::{GenerationNumber, SignedGeneration};
+use syncd_shared::{GenerationNumber, SignedGeneration, TreePath};
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio_util::sync::CancellationToken;
 
@@ -45,6 +46,7 @@ use crate::status::State;
 use crate::store::CheckReport;
 use crate::watch::{Hints, Reason, Watch};
 use schedule::{Due, Leftover, Schedule};
+use unrest::Unrest;
 
 /// After a start nothing is published by itself until all agents have said what they hold, or for this long: a little
 /// more than their longest pause between attempts. An origin that was restored from a backup hears so in time that it
@@ -65,12 +67,15 @@ pub struct Answer {
 /// When the tree is published.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Trigger {
-    /// When it was quiet for `quiet`; after `max` of unrest the status names what keeps changing.
+    /// When it was quiet for `quiet`. A file that keeps changing does not hold back the others for ever.
     Settle {
         /// `--settle`.
         quiet: Duration,
-        /// `--settle-max`.
+        /// `--settle-max`: after this much unrest the status names what keeps changing. A file that is written and not
+        /// closed holds back for as long after its last write.
         max: Duration,
+        /// `--settle-max-publish`: a file that changes for this long no longer holds back the others.
+        busy_after: Duration,
     },
     /// When an operator says so.
     Manual,
@@ -158,6 +163,7 @@ impl Committer {
             waits: None,
             hold,
             unrest: None,
+            changing: Changing::of(trigger),
             shutdown,
         };
         let task = tokio::spawn(owner.run(receiver, observed, fleet));
@@ -201,10 +207,10 @@ impl Committer {
 
 /// A job for the sealer.
 enum Job {
-    /// Bring stat records and store up to the tree; publish nothing.
-    Scan,
-    /// Bring them up to the tree and publish it if it differs.
-    Publish,
+    /// Bring stat records and store up to the tree, but for files that are busy; publish nothing.
+    Scan(Vec<TreePath>),
+    /// Bring them up to the tree, but for files that are busy, and publish it if it differs.
+    Publish(Vec<TreePath>),
     /// An operator's request.
     Request(Request),
     /// A generation of ours that an agent knows and we don't.
@@ -222,8 +228,8 @@ impl Job {
     /// Does it. Blocks.
     fn run(self, sealer: &mut Sealer, hints: &mut Hints) -> (Result<Outcome, CommitError>, Option<Reply>) {
         let (result, reply) = match self {
-            Self::Scan => (sealer.scan(hints), None),
-            Self::Publish => (sealer.publish(hints), None),
+            Self::Scan(busy) => (sealer.withhold(&busy, hints).and_then(|()| sealer.scan(hints)), None),
+            Self::Publish(busy) => (sealer.withhold(&busy, hints).and_then(|()| sealer.publish(hints)), None),
             Self::Observed(generation) => (sealer.observe(*generation, hints), None),
             Self::Collect => (sealer.collect_garbage(), None),
             Self::Request(Request::Commit { options, reply }) => (sealer.commit(hints, options), Some(reply)),
@@ -265,8 +271,10 @@ struct Owner {
     waits: Option<String>,
     /// What a rollback left.
     hold: Option<Hold>,
-    /// What keeps changing.
+    /// What keeps changing, for people.
     unrest: Option<String>,
+    /// What keeps changing; `None` where nothing is published without an operator.
+    changing: Option<Changing>,
     shutdown: CancellationToken,
 }
 
@@ -279,7 +287,7 @@ impl Owner {
     ) {
         // At the start the watch hints at everything.
         self.pending.merge(self.watch.take());
-        let mut running = Some(self.spawn(Job::Scan));
+        let mut running = Some(self.spawn(Job::Scan(Vec::new())));
         loop {
             let idle = running.is_none();
             let wake = self.schedule.next();
@@ -310,13 +318,15 @@ impl Owner {
                     self.schedule.release();
                 }
                 () = tokio::time::sleep_until(wake.into()), if idle => {
-                    match self.schedule.due(Instant::now()) {
-                        Some(Due::Publish) => running = Some(self.spawn(Job::Publish)),
-                        Some(Due::Scan) => running = Some(self.spawn(Job::Scan)),
+                    let now = Instant::now();
+                    let open_until = self.open_until(now);
+                    match self.schedule.due(now, open_until) {
+                        Some(Due::Publish) => running = Some(self.spawn(Job::Publish(self.busy(now)))),
+                        Some(Due::Scan) => running = Some(self.spawn(Job::Scan(self.busy(now)))),
                         Some(Due::Reconcile) => {
                             // What it finds is published when it is quiet, like all else.
                             self.pending.merge(Hints::everything(Reason::Reconcile));
-                            running = Some(self.spawn(Job::Scan));
+                            running = Some(self.spawn(Job::Scan(self.busy(now))));
                         }
                         Some(Due::Collect) => running = Some(self.spawn(Job::Collect)),
                         None => {}
@@ -328,15 +338,47 @@ impl Owner {
 
     fn hinted(&mut self) {
         let (hints, now) = (self.watch.take(), Instant::now());
+        let others = self.changing.as_mut().is_none_or(|changing| {
+            let open = self.watch.open_files(changing.open_for);
+            changing.unrest.note(&hints, &open, now)
+        });
         if hints.everything == Some(Reason::Polling) {
             self.schedule.polled(now);
-        } else {
+        } else if others {
             self.schedule.hinted(now);
+        } else {
+            self.schedule.busy(now);
         }
         self.pending.merge(hints);
         if self.schedule.restless(now) {
             self.note_unrest();
         }
+    }
+
+    /// Files that keep changing and do not hold back the others.
+    fn busy(&self, now: Instant) -> Vec<TreePath> {
+        self.changing.as_ref().map(|changing| changing.unrest.busy(now)).unwrap_or_default()
+    }
+
+    /// Until when a file that was written and not closed holds back what is due; said in the status.
+    fn open_until(&mut self, now: Instant) -> Option<Instant> {
+        let changing = self.changing.as_mut()?;
+        let open = self.watch.open_files(changing.open_for);
+        changing.unrest.look(&open, now);
+        let busy = changing.unrest.busy(now);
+        let holding: Vec<_> = open.into_iter().filter(|file| !busy.contains(&file.path)).collect();
+        let until = holding.iter().map(|file| file.written + changing.open_for).max()?;
+        let reason = format!(
+            "{} is written and not closed yet: the tree is published when it is, or {} after the last write",
+            some(holding.iter().map(|file| &file.path)),
+            humantime::format_duration(changing.open_for),
+        );
+        if self.unrest.is_none() || !self.schedule.restless(now) {
+            self.unrest = Some(reason);
+            let current = self.view.borrow().current.clone();
+            self.show(current);
+        }
+        Some(until)
     }
 
     fn spawn(&mut self, job: Job) -> tokio::task::JoinHandle<Done> {
@@ -358,6 +400,9 @@ impl Owner {
     fn apply(&mut self, mut done: Done) {
         let now = Instant::now();
         self.pending.merge(done.unserved);
+        if let Some(changing) = &mut self.changing {
+            changing.unrest.resume(now);
+        }
         self.scanning = false;
         self.waits = done.sealer.waits_for_operator();
         self.hold = done.sealer.hold();
@@ -371,6 +416,7 @@ impl Owner {
                     published,
                     unpublished: done.sealer.has_unpublished(),
                     racy: done.sealer.racy(),
+                    linked: done.sealer.has_links(),
                 };
                 self.schedule.settled(left, now);
                 if let Outcome::Sealed(generation) = outcome {
@@ -386,7 +432,7 @@ impl Owner {
             Err(error) => self.failed(error, now),
         }
         if !self.schedule.restless(now) {
-            self.unrest = None;
+            self.unrest = self.note_busy(now);
         }
         self.show(done.sealer.current().cloned());
         // Also where nobody asked, so that the next request does not get them.
@@ -417,10 +463,11 @@ impl Owner {
     }
 
     fn note_unrest(&mut self) {
+        let changing = self.changing.as_ref().map(|changing| changing.unrest.restless()).unwrap_or_default();
         let reason = format!(
-            "the tree has not been quiet for long enough to be published; it keeps changing at {}. Writers that pause \
-             need --trigger manual",
-            examples(&self.pending)
+            "the tree has not been quiet for long enough to be published; it keeps changing at {}. List in .syncdignore \
+             what is no content; writers that pause need --trigger manual",
+            if changing.is_empty() { examples(&self.pending) } else { some(changing.into_iter()) }
         );
         if self.unrest.is_none() {
             tracing::warn!("{reason}");
@@ -429,6 +476,23 @@ impl Owner {
         // Its own statement: what is borrowed is locked until the end of it.
         let current = self.view.borrow().current.clone();
         self.show(current);
+    }
+
+    /// Says which files stay as they were published, after a job; with a line of the log when there are new ones.
+    fn note_busy(&self, now: Instant) -> Option<String> {
+        let busy = self.busy(now);
+        if busy.is_empty() {
+            return None;
+        }
+        let reason = format!(
+            "{} keeps changing and stays as it was published until it is quiet, all else is published: list it in \
+             .syncdignore if it is no content, or `syncd-origin commit`",
+            some(busy.iter())
+        );
+        if self.unrest.as_ref() != Some(&reason) {
+            tracing::warn!("{reason}");
+        }
+        Some(reason)
     }
 
     /// Tells what the origin is doing: the worst first.
@@ -455,8 +519,37 @@ fn all_heard(fleet: &FleetView) -> bool {
     fleet.agents.iter().all(|a| a.connected || now_ms.saturating_sub(a.last_seen_ms) > RETAIN_MS)
 }
 
+/// What keeps changing, in settle mode.
+#[derive(Debug)]
+struct Changing {
+    unrest: Unrest,
+    /// A file that was written and not closed holds back for this long after its last write.
+    open_for: Duration,
+}
+
+impl Changing {
+    fn of(trigger: Trigger) -> Option<Self> {
+        match trigger {
+            Trigger::Settle { quiet, max, busy_after } => {
+                Some(Self { unrest: Unrest::new(quiet, busy_after), open_for: max })
+            }
+            Trigger::Manual => None,
+        }
+    }
+}
+
+/// A few paths, for people.
+fn some<'a>(paths: impl Iterator<Item = &'a TreePath>) -> String {
+    crate::scan::Paths(paths.cloned().collect()).to_string()
+}
+
 /// A few of the places that hints name.
 fn examples(hints: &Hints) -> String {
-    let places: Vec<String> = hints.places().take(3).map(ToString::to_string).collect();
-    if places.is_empty() { "many places".into() } else { places.join(", ") }
+    let names = hints
+        .names
+        .iter()
+        .flat_map(|(directory, names)| names.iter().filter_map(|name| directory.join(name).ok()));
+    let places: Vec<TreePath> =
+        names.chain(hints.directories.iter().cloned()).chain(hints.subtrees.iter().cloned()).collect();
+    if places.is_empty() { "many places".into() } else { some(places.iter()) }
 }

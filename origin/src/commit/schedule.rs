@@ -15,6 +15,8 @@ const RETRY: Duration = Duration::from_secs(10);
 const COLLECT: Duration = Duration::from_secs(1800);
 /// First collection after a start.
 const COLLECT_FIRST: Duration = Duration::from_secs(300);
+/// In settle mode files with further names are looked at this often: a write through another name may be no event.
+const LINKED: Duration = Duration::from_secs(10);
 /// When nothing is due.
 const NEVER: Duration = Duration::from_secs(24 * 3600);
 
@@ -37,6 +39,8 @@ pub(super) struct Schedule {
     trigger: Trigger,
     first_hint: Option<Instant>,
     publish_at: Option<Instant>,
+    /// When a file that keeps changing has been quiet for long enough.
+    busy_at: Option<Instant>,
     scan_at: Option<Instant>,
     reconcile_at: Instant,
     collect_at: Instant,
@@ -54,6 +58,8 @@ pub(super) struct Leftover {
     pub unpublished: bool,
     /// Files must be read again.
     pub racy: bool,
+    /// Files have further names.
+    pub linked: bool,
 }
 
 impl Schedule {
@@ -62,6 +68,7 @@ impl Schedule {
             trigger,
             first_hint: None,
             publish_at: None,
+            busy_at: None,
             scan_at: None,
             reconcile_at: now + RECONCILE,
             collect_at: now + planted::collect_first(COLLECT_FIRST),
@@ -91,7 +98,8 @@ impl Schedule {
     }
 
     fn publish_due(&self) -> Option<Instant> {
-        Some(self.publish_at?.max(self.hold_until.unwrap_or(self.now)))
+        let at = self.publish_at.into_iter().chain(self.busy_at).min()?;
+        Some(at.max(self.hold_until.unwrap_or(self.now)))
     }
 
     /// When to ask [`Schedule::due`] next.
@@ -103,11 +111,17 @@ impl Schedule {
             .unwrap_or(self.now + NEVER)
     }
 
-    /// Takes the most urgent thing that is due.
-    pub(super) fn due(&mut self, now: Instant) -> Option<Due> {
+    /// Takes the most urgent thing that is due. Nothing is published before `open_until`, if a file is open until then.
+    pub(super) fn due(&mut self, now: Instant, open_until: Option<Instant>) -> Option<Due> {
         let past = |at: Option<Instant>| at.is_some_and(|at| at <= now);
-        if past(self.publish_due()) {
-            (self.publish_at, self.first_hint, self.hold_until) = (None, None, None);
+        if past(self.publish_due())
+            && let Some(until) = open_until
+        {
+            self.first_hint.get_or_insert(now);
+            (self.publish_at, self.busy_at) = (Some(until), None);
+            None
+        } else if past(self.publish_due()) {
+            (self.publish_at, self.busy_at, self.first_hint, self.hold_until) = (None, None, None, None);
             Some(Due::Publish)
         } else if past(self.scan_at) {
             self.scan_at = None;
@@ -131,6 +145,13 @@ impl Schedule {
         }
     }
 
+    /// Only files changed that do not hold back the others.
+    pub(super) fn busy(&mut self, now: Instant) {
+        if let Trigger::Settle { quiet, .. } = self.trigger {
+            self.busy_at = Some(now + quiet);
+        }
+    }
+
     /// It is time to look at what sends no events: no sign of unrest.
     pub(super) fn polled(&mut self, now: Instant) {
         if let Trigger::Settle { quiet, .. } = self.trigger {
@@ -149,13 +170,16 @@ impl Schedule {
     /// A job went well.
     pub(super) fn settled(&mut self, left: Leftover, now: Instant) {
         if left.published {
-            (self.publish_at, self.first_hint) = (None, None);
+            (self.publish_at, self.busy_at, self.first_hint) = (None, None, None);
         }
         if let (true, Trigger::Settle { quiet, .. }) = (left.unpublished, self.trigger) {
             self.publish_at.get_or_insert(now + quiet);
         }
         if left.racy {
             self.scan_at.get_or_insert(now + RACY);
+        }
+        if left.linked && self.publishes() {
+            self.scan_at.get_or_insert(now + LINKED);
         }
     }
 
@@ -170,8 +194,11 @@ impl Schedule {
 mod tests {
     use super::*;
 
-    const SETTLE: Trigger =
-        Trigger::Settle { quiet: Duration::from_millis(500), max: Duration::from_secs(30) };
+    const SETTLE: Trigger = Trigger::Settle {
+        quiet: Duration::from_millis(500),
+        max: Duration::from_secs(30),
+        busy_after: Duration::from_secs(300),
+    };
 
     fn at(start: Instant, ms: u64) -> Instant {
         start + Duration::from_millis(ms)
@@ -183,10 +210,10 @@ mod tests {
         let mut schedule = Schedule::new(SETTLE, start);
         schedule.hinted(at(start, 0));
         schedule.hinted(at(start, 400));
-        assert_eq!(schedule.due(at(start, 600)), None);
+        assert_eq!(schedule.due(at(start, 600), None), None);
         assert_eq!(schedule.next(), at(start, 900));
-        assert_eq!(schedule.due(at(start, 900)), Some(Due::Publish));
-        assert_eq!(schedule.due(at(start, 901)), None);
+        assert_eq!(schedule.due(at(start, 900), None), Some(Due::Publish));
+        assert_eq!(schedule.due(at(start, 901), None), None);
     }
 
     #[test]
@@ -195,7 +222,7 @@ mod tests {
         let mut schedule = Schedule::new(SETTLE, start);
         for ms in (0..40_000).step_by(400) {
             schedule.hinted(at(start, ms));
-            assert_eq!(schedule.due(at(start, ms + 399)), None);
+            assert_eq!(schedule.due(at(start, ms + 399), None), None);
         }
         assert!(schedule.restless(at(start, 40_000)));
     }
@@ -205,12 +232,42 @@ mod tests {
         let start = Instant::now();
         let mut schedule = Schedule::new(Trigger::Manual, start);
         schedule.hinted(start);
-        schedule.settled(Leftover { published: false, unpublished: true, racy: true }, start);
-        assert_eq!(schedule.due(start + RACY), Some(Due::Scan));
-        assert_eq!(schedule.due(at(start, 9_999)), None);
-        assert_eq!(schedule.due(start + RECONCILE), Some(Due::Reconcile));
-        assert_eq!(schedule.due(start + RECONCILE), Some(Due::Collect));
-        assert_eq!(schedule.due(start + RECONCILE), None);
+        schedule.settled(Leftover { published: false, unpublished: true, racy: true, linked: true }, start);
+        assert_eq!(schedule.due(start + RACY, None), Some(Due::Scan));
+        assert_eq!(schedule.due(at(start, 9_999), None), None);
+        assert_eq!(schedule.due(start + RECONCILE, None), Some(Due::Reconcile));
+        assert_eq!(schedule.due(start + RECONCILE, None), Some(Due::Collect));
+        assert_eq!(schedule.due(start + RECONCILE, None), None);
+    }
+
+    #[test]
+    fn an_open_file_puts_publishing_off_and_busy_ones_do_not() {
+        let start = Instant::now();
+        let mut schedule = Schedule::new(SETTLE, start);
+        schedule.hinted(start);
+        assert_eq!(schedule.due(at(start, 500), Some(at(start, 29_000))), None);
+        schedule.hinted(at(start, 10_000));
+        assert_eq!(schedule.due(at(start, 10_500), None), Some(Due::Publish));
+        schedule.hinted(at(start, 20_000));
+        for ms in (20_000..20_500).step_by(100) {
+            schedule.busy(at(start, ms));
+        }
+        assert_eq!(schedule.due(at(start, 20_500), None), Some(Due::Publish));
+        schedule.busy(at(start, 21_000));
+        assert_eq!(schedule.due(at(start, 21_499), None), None);
+        assert_eq!(schedule.due(at(start, 21_500), None), Some(Due::Publish), "it is quiet by now");
+        assert!(!schedule.restless(at(start, 90_000)));
+    }
+
+    #[test]
+    fn files_with_further_names_are_looked_at_again_in_settle_mode() {
+        let start = Instant::now();
+        for (trigger, due) in [(SETTLE, Some(Due::Scan)), (Trigger::Manual, None)] {
+            let mut schedule = Schedule::new(trigger, start);
+            schedule.settled(Leftover { linked: true, ..Leftover::default() }, start);
+            assert_eq!(schedule.due(start + LINKED / 2, None), None);
+            assert_eq!(schedule.due(start + LINKED, None), due);
+        }
     }
 
     #[test]
@@ -219,13 +276,13 @@ mod tests {
         let mut schedule = Schedule::new(SETTLE, start);
         schedule.hold_back(at(start, 5_000));
         schedule.hinted(start);
-        assert_eq!(schedule.due(at(start, 4_999)), None);
+        assert_eq!(schedule.due(at(start, 4_999), None), None);
         assert_eq!(schedule.next(), at(start, 5_000));
-        assert_eq!(schedule.due(at(start, 5_000)), Some(Due::Publish));
+        assert_eq!(schedule.due(at(start, 5_000), None), Some(Due::Publish));
         schedule.hold_back(at(start, 20_000));
         schedule.hinted(at(start, 6_000));
         schedule.release();
-        assert_eq!(schedule.due(at(start, 6_500)), Some(Due::Publish));
+        assert_eq!(schedule.due(at(start, 6_500), None), Some(Due::Publish));
     }
 
     #[test]
@@ -235,7 +292,7 @@ mod tests {
         for ms in (0..500).step_by(100) {
             schedule.polled(at(start, ms));
         }
-        assert_eq!(schedule.due(at(start, 500)), Some(Due::Publish));
+        assert_eq!(schedule.due(at(start, 500), None), Some(Due::Publish));
         assert!(!schedule.restless(at(start, 60_000)));
     }
 
@@ -245,9 +302,9 @@ mod tests {
         for (trigger, due) in [(SETTLE, Due::Publish), (Trigger::Manual, Due::Scan)] {
             let mut schedule = Schedule::new(trigger, start);
             schedule.failed(start);
-            assert_eq!(schedule.due(start + RETRY / 2), None);
-            assert_eq!(schedule.due(start + RETRY), Some(due));
-            assert_eq!(schedule.due(start + RETRY), None);
+            assert_eq!(schedule.due(start + RETRY / 2, None), None);
+            assert_eq!(schedule.due(start + RETRY, None), Some(due));
+            assert_eq!(schedule.due(start + RETRY, None), None);
         }
     }
 
@@ -258,6 +315,6 @@ mod tests {
         (0..40_000).step_by(400).for_each(|ms| schedule.hinted(at(start, ms)));
         schedule.settled(Leftover { published: true, ..Leftover::default() }, at(start, 40_000));
         assert!(!schedule.restless(at(start, 50_000)));
-        assert_eq!(schedule.due(at(start, 50_000)), None);
+        assert_eq!(schedule.due(at(start, 50_000), None), None);
     }
 }

@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
+use syncd_shared::diff::DiffError;
 use syncd_shared::generation::{GenerationError, LabelError, check_label};
 use syncd_shared::progress::Progress;
 use syncd_shared::{Generation, GenerationNumber, RootEntry, SignedGeneration, TreePath};
@@ -19,7 +20,7 @@ use super::scan_base::ScanBase;
 use crate::fleet::Fleet;
 use crate::keys::Keys;
 use crate::planted;
-use crate::scan::{self, Notices, Scan, ScanError, ScanOptions, Scope, guard};
+use crate::scan::{self, Links, Notices, Scan, ScanError, ScanOptions, Scope, Withheld, guard};
 use crate::store::{CheckReport, Damage, SealError, Store, StoreError, Writer};
 use crate::tree_objects::TreeObjects;
 use crate::watch::{Hints, Reason, Watch};
@@ -89,6 +90,8 @@ pub struct CommitOptions {
     pub label: String,
     /// `--allow-mass-deletion`.
     pub allow_mass_deletion: bool,
+    /// `--rescan`: read every file, whatever its stat record says.
+    pub rescan: bool,
 }
 
 /// What sealing works with.
@@ -115,6 +118,9 @@ pub struct Parts {
 pub struct Sealer {
     parts: Parts,
     notices: Notices,
+    links: Links,
+    /// For the scan that comes next.
+    withheld: Withheld,
     /// The tree as last scanned, which may not be published yet.
     base: Option<ScanBase>,
     current: Option<SignedGeneration>,
@@ -142,6 +148,8 @@ impl Sealer {
         Ok(Self {
             parts,
             notices: Notices::default(),
+            links: Links::default(),
+            withheld: Withheld::new(),
             base,
             observed: observed.filter(|o| is_news(current.as_ref(), o)),
             current,
@@ -169,6 +177,11 @@ impl Sealer {
             && self.base.as_ref().is_some_and(|base| base.unpublished && !self.is_current(&base.root))
     }
 
+    /// Whether files have further names, so that a change of them may be no event.
+    pub(super) fn has_links(&self) -> bool {
+        !self.links.is_empty()
+    }
+
     /// The fleet that hears of what is sealed.
     pub(super) fn fleet(&self) -> &Fleet {
         &self.parts.fleet
@@ -187,6 +200,23 @@ impl Sealer {
     /// What a rollback left: nothing is published automatically before an operator's commit.
     pub fn hold(&self) -> Option<Hold> {
         self.rollbacks.hold()
+    }
+
+    /// Has the next [`Sealer::scan`] or [`Sealer::publish`] take these files as they were published; each is looked at.
+    pub(super) fn withhold(&mut self, busy: &[TreePath], hints: &mut Hints) -> Result<(), CommitError> {
+        self.withheld.clear();
+        let objects = TreeObjects::Store(&self.parts.store);
+        let root = self.current.as_ref().map(|current| current.generation().root);
+        for path in busy {
+            let entry = root.map(|root| objects.entry_at(&root, path)).transpose();
+            let entry = entry.map_err(|source| {
+                let source = DiffError::Source { path: path.clone(), source };
+                ScanError::Guard { source }
+            })?;
+            self.withheld.insert(path.clone(), entry.flatten());
+            hints.add_path(path);
+        }
+        Ok(())
     }
 
     /// Takes what the operator of the last request should know, one line each.
@@ -214,13 +244,18 @@ impl Sealer {
 
     /// Publishes the tree as it is at the time of the call.
     pub fn commit(&mut self, hints: &mut Hints, options: CommitOptions) -> Result<Outcome, CommitError> {
-        let CommitOptions { label, allow_mass_deletion } = options;
+        // An earlier job may have failed before it scanned.
+        self.withheld.clear();
+        let CommitOptions { label, allow_mass_deletion, rescan } = options;
         check_label(&label)?;
         self.parts.watch.flush();
         hints.merge(self.parts.watch.take());
-        self.parts.options.allow_mass_deletion = allow_mass_deletion;
+        if rescan {
+            hints.merge(Hints::everything(Reason::Rescan));
+        }
+        (self.parts.options.allow_mass_deletion, self.parts.options.read_all) = (allow_mass_deletion, rescan);
         let result = self.run(hints, Publish::Tree { label });
-        self.parts.options.allow_mass_deletion = false;
+        (self.parts.options.allow_mass_deletion, self.parts.options.read_all) = (false, false);
         result
     }
 
@@ -312,6 +347,12 @@ impl Sealer {
     fn run(&mut self, hints: &mut Hints, publish: Publish) -> Result<Outcome, CommitError> {
         self.resolve_doubt()?;
         let mut scope = Scope::from(std::mem::take(hints));
+        if !self.links.is_empty() && !matches!(scope, Scope::Everything) {
+            // Where TREE is missing, the scan says so.
+            scope.add(
+                self.parts.tree.canonicalize().map(|root| self.links.changed(&root)).unwrap_or_default(),
+            );
+        }
         if matches!(publish, Publish::No) || !scope.is_empty() {
             scope.add(std::mem::take(&mut self.racy));
         }
@@ -324,6 +365,8 @@ impl Sealer {
             syncd_allocator::give_back_after(started);
             scanned
         };
+        // Whatever it came to, they are looked at again.
+        std::mem::take(&mut self.withheld).keys().for_each(|path| hints.add_path(path));
         match &result {
             Ok(_) => {}
             // A failed scan gives back to the watch what it was to look at.
@@ -354,6 +397,8 @@ impl Sealer {
             watch: Some(&self.parts.watch),
             options: &self.parts.options,
             mounts: self.base.as_ref().map_or(&no_mounts, |base| &base.mounts),
+            withheld: &self.withheld,
+            links: &self.links,
             notices: &self.notices,
             progress: &progress,
             cancel: &self.parts.cancel,

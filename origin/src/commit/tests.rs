@@ -18,7 +18,11 @@ use crate::status::Status;
 use crate::store::{Damage, Store};
 
 const SOON: Duration = Duration::from_secs(20);
-const SETTLE: Trigger = Trigger::Settle { quiet: Duration::from_millis(50), max: Duration::from_millis(400) };
+const SETTLE: Trigger = Trigger::Settle {
+    quiet: Duration::from_millis(50),
+    max: Duration::from_millis(400),
+    busy_after: Duration::from_secs(300),
+};
 
 struct Site {
     directory: TempDir,
@@ -398,7 +402,8 @@ async fn a_generation_that_the_tree_still_is_is_taken_back() {
 async fn unrest_is_named_and_forgotten_when_it_is_quiet() {
     let site = Site::new(3);
     let quiet = Duration::from_millis(300);
-    let origin = site.serve(Trigger::Settle { quiet, max: Duration::from_millis(900) }).await;
+    let origin =
+        site.serve(Trigger::Settle { quiet, max: Duration::from_millis(900), busy_after: SOON }).await;
     generation(&origin, 1).await;
     fs::create_dir(site.tree().join("busy")).unwrap();
     let mut reason = String::new();
@@ -411,7 +416,7 @@ async fn unrest_is_named_and_forgotten_when_it_is_quiet() {
         }
         tokio::time::sleep(Duration::from_millis(20)).await;
     }
-    assert!(reason.contains("busy"), "{reason:?}");
+    assert!(reason.contains("busy/log") && reason.contains(".syncdignore"), "{reason:?}");
     generation(&origin, 2).await;
     assert_eq!(state(&origin, State::Ready).await, "");
     origin.stop().await;
@@ -463,7 +468,7 @@ async fn commit_answers_with_the_number_and_waiting_for_nobody_is_code_3() {
     let site = Site::new(3);
     let origin = site.serve(Trigger::Manual).await;
     let wait = Some(Wait { timeout_ms: 60_000, require_all: false });
-    let request = Asked::Commit { label: String::new(), allow_mass_deletion: false, wait };
+    let request = Asked::Commit { label: String::new(), allow_mass_deletion: false, rescan: false, wait };
     let answers = site.ask(request.clone()).await;
     let line = answers.iter().find_map(|a| if let Answer::Generation(line) = a { Some(line) } else { None });
     assert!(line.is_some_and(|line| line.generation == 1 && line.changed), "{answers:?}");
@@ -538,4 +543,80 @@ fn init_goes_on_where_it_was_interrupted_or_with_restored_keys_and_refuses_other
     assert_eq!(service::init(directory.path()).unwrap().tree_id(), keys.tree_id());
     assert!(service::init(directory.path()).is_err());
     assert!(Store::open(directory.path()).is_ok());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_open_file_is_published_when_its_writer_closes_it_or_stops_writing() {
+    use std::io::Write as _;
+    let site = Site::new(3);
+    let max = Duration::from_secs(600);
+    let settle = |max| Trigger::Settle { quiet: Duration::from_millis(50), max, busy_after: 2 * max };
+    let origin = site.serve(settle(max)).await;
+    generation(&origin, 1).await;
+    let mut file = fs::File::create(site.tree().join(".big.tmp")).unwrap();
+    file.write_all(b"half").unwrap();
+    let reason = state(&origin, State::Waiting).await;
+    assert!(reason.contains(".big.tmp is written and not closed"), "{reason}");
+    fs::rename(site.tree().join(".big.tmp"), site.tree().join("big")).unwrap();
+    let renamed = |view: &OriginView| view.reason.as_ref().is_some_and(|r| r.starts_with("big is written"));
+    until(&origin, "the new name", renamed).await;
+    assert_eq!(number_of(&origin.committer().view().borrow()), 1);
+    file.write_all(b" and half").unwrap();
+    drop(file);
+    let second = generation(&origin, 2).await;
+    assert_eq!(second.current.unwrap().generation().root.totals.files, 4);
+    assert_eq!(state(&origin, State::Ready).await, "");
+    origin.stop().await;
+
+    let origin = site.serve(settle(Duration::from_millis(500))).await;
+    state(&origin, State::Ready).await;
+    let mut log = fs::File::create(site.tree().join("log")).unwrap();
+    log.write_all(b"a line").unwrap();
+    generation(&origin, 3).await;
+    origin.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_file_that_never_rests_does_not_hold_back_the_others() {
+    let site = Site::new(3);
+    site.write("debug.log", "published");
+    let quiet = Duration::from_millis(800);
+    let trigger = Trigger::Settle { quiet, max: quiet * 2, busy_after: quiet * 3 };
+    let origin = site.serve(trigger).await;
+    generation(&origin, 1).await;
+    let stop = CancellationToken::new();
+    let (writer, tree) = (stop.clone(), site.tree());
+    let writing = tokio::task::spawn_blocking(move || {
+        use std::io::Write as _;
+        while !writer.is_cancelled() {
+            let mut log = fs::File::options().append(true).open(tree.join("debug.log")).unwrap();
+            log.write_all(b"line\n").unwrap();
+            std::thread::sleep(Duration::from_millis(20));
+        }
+    });
+    site.write("f0", "a deployment");
+    let second = generation(&origin, 2).await;
+    let root = second.current.unwrap().generation().root;
+    let store = || Arc::new(Store::open(&site.data()).unwrap());
+    let reason = state(&origin, State::Waiting).await;
+    assert!(reason.contains("debug.log keeps changing") && reason.contains(".syncdignore"), "{reason}");
+    // From now on others are published as if it were not there.
+    site.write("f1", "another deployment");
+    generation(&origin, 3).await;
+    stop.cancel();
+    writing.await.unwrap();
+    let fourth = generation(&origin, 4).await.current.unwrap().generation().root;
+    assert_eq!(state(&origin, State::Ready).await, "");
+    origin.stop().await;
+    let store = store();
+    let log = TreePath::from_bytes(b"debug.log").unwrap();
+    let size = |root: &RootEntry| {
+        let entry = crate::tree_objects::TreeObjects::Store(&store).entry_at(root, &log).unwrap().unwrap();
+        match entry.kind {
+            syncd_shared::Kind::File { size, .. } => size,
+            other => panic!("{other:?}"),
+        }
+    };
+    assert_eq!(size(&root), "published".len() as u64, "as it was published, not as it was at some moment");
+    assert_eq!(size(&fourth), fs::metadata(site.tree().join("debug.log")).unwrap().len());
 }

@@ -20,6 +20,7 @@ mod file_stat;
 #[doc(hidden)]
 pub mod fuzzing;
 pub(crate) mod guard;
+mod links;
 mod listing;
 mod notices;
 mod pending;
@@ -33,17 +34,18 @@ mod symlink_target;
 mod task;
 mod walk;
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use syncd_shared::progress::Progress;
-use syncd_shared::{RootEntry, TreePath};
+use syncd_shared::{Entry, RootEntry, TreePath};
 use tokio_util::sync::CancellationToken;
 use tracing::debug;
 
 pub use error::{Paths, ScanError};
 pub use guard::{MASS_DELETION_MIN_ENTRIES, MASS_DELETION_MIN_FILES};
+pub use links::Links;
 pub use notices::{Loss, Notices};
 pub use scope::Scope;
 
@@ -88,6 +90,8 @@ pub struct ScanOptions {
     pub symlinks: SymlinkPolicy,
     /// Publish even a tree that lost most of itself.
     pub allow_mass_deletion: bool,
+    /// Read files again although their stat records fit.
+    pub read_all: bool,
 }
 
 /// What a scan works with.
@@ -103,6 +107,10 @@ pub struct Scan<'a> {
     pub options: &'a ScanOptions,
     /// The mount points that the base was scanned with ([`Outcome::mounts`]).
     pub mounts: &'a BTreeSet<PathBuf>,
+    /// Files that are taken as they were published, whatever they are now; `None` where they were not.
+    pub withheld: &'a Withheld,
+    /// Files with further names, as earlier scans saw them.
+    pub links: &'a Links,
     /// What was warned of before.
     pub notices: &'a Notices,
     /// Counts the files that have to be read.
@@ -110,6 +118,9 @@ pub struct Scan<'a> {
     /// Ends it with [`ScanError::Cancelled`].
     pub cancel: &'a CancellationToken,
 }
+
+/// Files that are still being written, with their entries in the current generation.
+pub type Withheld = BTreeMap<TreePath, Option<Entry>>;
 
 /// What a scan found.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -204,8 +215,15 @@ fn settle(
         current = Some(root);
         sum.add(walked, pass);
         let mut hints = moved_meanwhile(scan.watch)?;
+        if matches!(scope, Scope::Everything) {
+            scan.links.all_known();
+        } else if scan.links.has_unknown() {
+            hints.merge(Hints::everything(Reason::HardLinks));
+        }
         taken.merge(hints.clone());
         hints.merge(again);
+        // They go on changing, and are not read.
+        scan.withheld.keys().for_each(|path| hints.remove_name(path));
         if hints.is_empty() {
             if let Some(base) = base.filter(|_| !scan.options.allow_mass_deletion) {
                 let objects = TreeObjects::Writer(scan.writer);
@@ -218,6 +236,7 @@ fn settle(
         if pass == PASSES_MAX {
             return Err(unsettled(&hints, moving));
         }
+        sum.walked = sum.walked.or(hints.everything);
         scope = hints.into();
     }
     Err(unsettled(&Hints::default(), BTreeSet::new()))
@@ -248,6 +267,8 @@ fn one_pass(
         writer: scan.writer,
         watch: scan.watch,
         options: scan.options,
+        withheld: scan.withheld,
+        links: scan.links,
         notices: scan.notices,
         progress: scan.progress,
         cancel: scan.cancel,

@@ -14,6 +14,7 @@ use tokio_util::sync::CancellationToken;
 use super::content::{Content, ContentReader};
 use super::error::ScanError;
 use super::file_stat::FileStat;
+use super::links::Links;
 use super::listing::{Listed, LookedUp, OpenDirectory};
 use super::notices::{Loss, Notices};
 use super::pending::{Pending, Previous, really_differs, same_but_time};
@@ -24,7 +25,7 @@ use super::seen::Seen;
 use super::stat_record::{Own, ReadFile, StatRecord};
 use super::symlink_target::leaves_tree;
 use super::task::{Known, Place, Task, join};
-use super::{MtimePolicy, Progress, ScanOptions, SymlinkPolicy, places};
+use super::{MtimePolicy, Progress, ScanOptions, SymlinkPolicy, Withheld, places};
 use crate::ignore_rules::{IgnoreRules, is_own};
 use crate::store::Writer;
 use crate::watch::{Hints, Watch};
@@ -37,6 +38,8 @@ pub(super) struct Pass<'a> {
     pub writer: &'a Writer,
     pub watch: Option<&'a Watch>,
     pub options: &'a ScanOptions,
+    pub withheld: &'a Withheld,
+    pub links: &'a Links,
     pub notices: &'a Notices,
     pub progress: &'a Progress,
     pub cancel: &'a CancellationToken,
@@ -217,6 +220,9 @@ where
                 _ => self.add(id, entry.clone()),
             }
         }
+        for (name, _) in names.iter().filter(|(_, listed)| listed.is_none()) {
+            self.pass.links.forget(&path, name);
+        }
         let names = names.into_iter().filter_map(|(_, listed)| listed).collect();
         let known = Known { previous, record: before, source: None, whole: false };
         self.names(id, &path, names, &known, task, rules)?;
@@ -257,6 +263,7 @@ where
         let (source, moved) = seen.moved.take().unzip();
         let record = moved.or(seen.record.take());
         let known = Known { previous: seen.previous.clone(), record, source, whole };
+        self.pass.links.keep_only(&path, &listing.names.iter().map(|listed| &listed.name).collect());
         let id = self.begin(seen, Some(StatRecord { own, ignore_file, files: Vec::new() }));
         self.names(id, &path, listing.names, &known, task, &rules)?;
         self.release(id)
@@ -290,7 +297,17 @@ where
             }
             match listed.stat.kind {
                 FileType::Directory => directories.push((child, listed)),
-                FileType::RegularFile => self.file(id, child, listed, before, known.record.as_ref())?,
+                FileType::RegularFile if self.pass.withheld.contains_key(&child) => {
+                    // No record of it: it is read once it is quiet.
+                    let published = self.pass.withheld.get(&child).and_then(Option::as_ref);
+                    published.filter(|entry| !entry.is_directory()).into_iter().for_each(|entry| {
+                        self.add(id, entry.clone());
+                    });
+                }
+                FileType::RegularFile => {
+                    self.pass.links.saw(path, &listed.name, &listed.stat);
+                    self.file(id, child, listed, before, known.record.as_ref())?;
+                }
                 FileType::Symlink => self.symlink(id, child, listed, before)?,
                 _ => {
                     self.pass.notices.tell(Loss::Special, &child);
@@ -361,6 +378,7 @@ where
         let fingerprint = listed.stat.fingerprint;
         let known = record.and_then(|record| record.known(&listed.name, &fingerprint));
         if let Some(known) = known
+            && !self.pass.options.read_all
             && self.is_stored(known, before)?
         {
             let known = known.clone();
@@ -560,6 +578,7 @@ where
             if !after.get(&entry.name).is_some_and(Entry::is_directory) {
                 let lost = join(path, &entry.name)?;
                 self.pass.writer.remove_stat_subtree(lost.as_bytes())?;
+                self.pass.links.forget_subtree(&lost);
                 if let Some(watch) = self.pass.watch {
                     watch.forget_subtree(&lost);
                 }

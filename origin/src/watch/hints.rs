@@ -71,6 +71,20 @@ impl Hints {
         }
     }
 
+    /// Takes out a name, where it was named by itself.
+    pub fn remove_name(&mut self, path: &TreePath) {
+        if let Some((directory, name)) = path.split_last() {
+            self.names.remove_name(&directory, &name);
+        }
+    }
+
+    /// Adds the name of a path.
+    pub fn add_path(&mut self, path: &TreePath) {
+        if let Some((directory, name)) = path.split_last() {
+            self.add_name(directory, name);
+        }
+    }
+
     /// All directories of which something may have changed.
     pub fn places(&self) -> impl Iterator<Item = &TreePath> {
         self.names.iter().map(|(directory, _)| directory).chain(&self.directories).chain(&self.subtrees)
@@ -96,6 +110,10 @@ pub enum Reason {
     Polling,
     /// The walk that is made from time to time in any case.
     Reconcile,
+    /// A file got a further name, and the tree may have another one that no event told.
+    HardLinks,
+    /// An operator asked for it.
+    Rescan,
 }
 
 impl fmt::Display for Reason {
@@ -109,6 +127,8 @@ impl fmt::Display for Reason {
             Reason::CookieLost => "file system events did not come in time",
             Reason::Polling => "the tree is polled",
             Reason::Reconcile => "it is time to reconcile",
+            Reason::HardLinks => "a file got a further name",
+            Reason::Rescan => "a rescan was asked for",
         })
     }
 }

@@ -21,6 +21,7 @@ mod location;
 mod mount_events;
 pub(crate) mod mounts;
 mod names;
+mod open_files;
 mod state;
 
 use std::collections::BTreeSet;
@@ -42,6 +43,8 @@ use location::Location;
 use mount_events::MountEvents;
 use mounts::Mounts;
 pub use names::Names;
+pub use open_files::OpenFile;
+use open_files::OpenFiles;
 use state::State;
 
 /// The directory in DATA in which cookies are made.
@@ -256,6 +259,11 @@ impl Watch {
         self.shared.state().hints.merge(hints);
     }
 
+    /// Files that were written and not closed, but for those that were not written for `idle`.
+    pub fn open_files(&self, idle: Duration) -> Vec<OpenFile> {
+        self.shared.state().open.within(idle, Instant::now())
+    }
+
     /// What is polled, and why. Empty where events tell everything.
     pub fn polled(&self) -> Vec<Polled> {
         let state = self.shared.state();
@@ -376,6 +384,9 @@ impl Watch {
             state.watched.clear();
             state.stale.clear();
             state.replace = false;
+            if state.root.as_ref() != location.root.as_ref().ok() {
+                state.open = OpenFiles::default();
+            }
             state.root = location.root.as_ref().ok().cloned();
             state.turning_points = location.turning_points.clone();
             state.instance
@@ -387,7 +398,7 @@ impl Watch {
                 return;
             }
             let cookie = state.cookie_seen;
-            state.apply(event);
+            state.apply(event, Instant::now());
             if state.cookie_seen != cookie || state.replace {
                 shared.cookie.notify_all();
             }

@@ -60,6 +60,17 @@ impl Names {
         self.count -= self.directories.remove(directory).map_or(0, |names| names.len());
     }
 
+    /// Takes a name out, and its directory if it has no other.
+    pub(super) fn remove_name(&mut self, directory: &TreePath, name: &Component) {
+        let Some(names) = self.directories.get_mut(directory) else { return };
+        if names.remove(name) {
+            self.count -= 1;
+            if names.is_empty() {
+                self.directories.remove(directory);
+            }
+        }
+    }
+
     pub(super) fn clear(&mut self) {
         *self = Self::default();
     }

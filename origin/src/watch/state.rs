@@ -4,12 +4,13 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 
-use notify::event::{AccessKind, EventKind, ModifyKind, RemoveKind, RenameMode};
+use notify::event::{AccessKind, AccessMode, EventKind, ModifyKind, RemoveKind, RenameMode};
 use std::os::unix::ffi::OsStrExt;
 use syncd_shared::TreePath;
 
 use super::hints::{Hints, PollReason, Reason};
 use super::mounts::Mounts;
+use super::open_files::OpenFiles;
 
 /// Shared by the watcher's thread, which writes, and the [`super::Watch`]. Held for short: events never wait.
 #[derive(Debug)]
@@ -32,6 +33,8 @@ pub(super) struct State {
     pub stale: Vec<PathBuf>,
     /// The watcher's own map of paths can't be trusted any more: it has to be replaced.
     pub replace: bool,
+    /// Files that were written and not closed.
+    pub open: OpenFiles,
     /// As they were at the last scan; compared with the kernel's table whenever that changes.
     pub mounts: Mounts,
     /// Subtrees whose file system does not report changes.
@@ -56,6 +59,7 @@ impl State {
             watched: BTreeSet::new(),
             stale: Vec::new(),
             replace: false,
+            open: OpenFiles::default(),
             mounts: Mounts::default(),
             unreported: BTreeMap::new(),
             unwatched: None,
@@ -65,13 +69,16 @@ impl State {
     }
 
     /// Takes in what the watcher said.
-    pub(super) fn apply(&mut self, event: notify::Result<notify::Event>) {
+    pub(super) fn apply(&mut self, event: notify::Result<notify::Event>, now: Instant) {
         match event {
             Err(_) => self.lost(Reason::Watcher),
             Ok(event) if event.need_rescan() => self.lost(Reason::Overflow),
             // Both halves of a rename came on their own before.
             Ok(event) if event.kind == EventKind::Modify(ModifyKind::Name(RenameMode::Both)) => {}
-            Ok(event) => event.paths.iter().for_each(|path| self.event(event.kind, path)),
+            Ok(event) => {
+                let tracker = event.tracker().unwrap_or_default();
+                event.paths.iter().for_each(|path| self.event(event.kind, path, tracker, now));
+            }
         }
     }
 
@@ -81,7 +88,7 @@ impl State {
         self.hints.merge(Hints::everything(reason));
     }
 
-    fn event(&mut self, kind: EventKind, path: &Path) {
+    fn event(&mut self, kind: EventKind, path: &Path, tracker: usize, now: Instant) {
         if let Ok(name) = path.strip_prefix(&self.cookies) {
             if matches!(kind, EventKind::Create(_)) {
                 let number = name.to_str().and_then(|name| name.parse().ok()).unwrap_or(0);
@@ -105,6 +112,7 @@ impl State {
             // A name that no generation may have: the scan of its directory says so.
             return self.lost(Reason::Watcher);
         };
+        self.follow(kind, &path, tracker, now);
         let mut whole = false;
         match kind {
             EventKind::Modify(ModifyKind::Name(RenameMode::From)) if self.watched.contains(&path) => {
@@ -130,6 +138,20 @@ impl State {
             self.hints.add_directory(directory);
         } else {
             self.hints.add_name(directory, name);
+        }
+    }
+
+    /// What an event says of files that are written.
+    fn follow(&mut self, kind: EventKind, path: &TreePath, tracker: usize, now: Instant) {
+        match kind {
+            EventKind::Modify(ModifyKind::Data(_)) => self.open.written(path.clone(), now),
+            EventKind::Access(AccessKind::Close(AccessMode::Write)) => self.open.closed(path),
+            EventKind::Remove(_) => self.open.gone(path),
+            EventKind::Modify(ModifyKind::Name(RenameMode::From)) => {
+                self.open.renamed_from(path.clone(), tracker);
+            }
+            EventKind::Modify(ModifyKind::Name(RenameMode::To)) => self.open.renamed_to(path, tracker),
+            _ => {}
         }
     }
 
@@ -187,7 +209,7 @@ mod tests {
 
     fn after(kind: EventKind, at: &str) -> State {
         let mut state = state();
-        state.apply(Ok(notify::Event::new(kind).add_path(at.into())));
+        state.apply(Ok(notify::Event::new(kind).add_path(at.into())), Instant::now());
         state
     }
 
@@ -219,7 +241,7 @@ mod tests {
         for kind in
             [EventKind::Modify(ModifyKind::Data(DataChange::Any)), EventKind::Remove(RemoveKind::File)]
         {
-            state.apply(Ok(notify::Event::new(kind).add_path("/srv/real/a/g".into())));
+            state.apply(Ok(notify::Event::new(kind).add_path("/srv/real/a/g".into())), Instant::now());
         }
         assert_eq!(state.hints.directories, [path("a")].into());
         assert!(state.hints.names.is_empty());
@@ -238,10 +260,13 @@ mod tests {
     #[test]
     fn lost_events_mean_everything() {
         let mut overflowed = state();
-        overflowed.apply(Ok(notify::Event::new(EventKind::Other).set_flag(notify::event::Flag::Rescan)));
+        overflowed.apply(
+            Ok(notify::Event::new(EventKind::Other).set_flag(notify::event::Flag::Rescan)),
+            Instant::now(),
+        );
         assert_eq!(overflowed.hints, Hints::everything(Reason::Overflow));
         let mut failed = state();
-        failed.apply(Err(notify::Error::generic("x")));
+        failed.apply(Err(notify::Error::generic("x")), Instant::now());
         assert!(failed.replace && failed.hints.everything == Some(Reason::Watcher));
     }
 

@@ -369,3 +369,32 @@ async fn a_mount_that_comes_or_goes_inside_the_tree_is_seen_at_once() {
     run("umount", &["--lazy"], "a");
     assert_eq!(fixture.flush(), Hints::everything(Reason::Mounts));
 }
+
+#[test]
+fn a_file_that_is_written_is_open_until_it_is_closed_whatever_it_is_called() {
+    use std::io::Write as _;
+    let fixture = Fixture::new(&["a"]);
+    let open = || {
+        fixture.flush();
+        let files = fixture.watch.open_files(Duration::from_secs(600));
+        files.into_iter().map(|file| file.path.to_string()).collect::<Vec<_>>()
+    };
+    fs::write(fixture.at("a/before"), "1").unwrap();
+    assert!(open().is_empty());
+    let mut file = fs::File::create(fixture.at("a/.new")).unwrap();
+    file.write_all(b"half").unwrap();
+    assert_eq!(open(), ["a/.new"]);
+    fs::rename(fixture.at("a/.new"), fixture.at("big")).unwrap();
+    assert_eq!(open(), ["big"]);
+    drop(file);
+    assert!(open().is_empty());
+    // A writer that is older than the watch.
+    let base = tempfile::tempdir().unwrap();
+    fs::create_dir(base.path().join("tree")).unwrap();
+    let mut file = fs::File::create(base.path().join("tree/log")).unwrap();
+    let fixture = Fixture::over(base, &[]);
+    file.write_all(b"line").unwrap();
+    fixture.flush();
+    assert_eq!(fixture.watch.open_files(Duration::from_secs(600)).len(), 1);
+    assert!(fixture.watch.open_files(Duration::ZERO).is_empty(), "idle");
+}

@@ -83,7 +83,11 @@ impl World {
             listen: self.address,
             http: loopback,
             http_required: true,
-            trigger: Trigger::Settle { quiet: QUIET, max: Duration::from_secs(30) },
+            trigger: Trigger::Settle {
+                quiet: QUIET,
+                max: Duration::from_secs(30),
+                busy_after: Duration::from_secs(300),
+            },
             poll: Duration::from_secs(10),
             mtime: MtimePolicy::Tree,
             symlinks: SymlinkPolicy::Verbatim,

@@ -1,0 +1,176 @@
+//! Which names keep changing, and since when. Pure: the caller gives the time.
+//!
+//! A name is *active* from a hint on until it was quiet for `--settle`; one that was written and not closed, until it is
+//! closed or was not written for `--settle-max`. A file that has been active for `--settle-max-publish` is *busy*: it no
+//! longer holds back the others, and stays as it was published until it is quiet. A deployment writes ever other names,
+//! so that none of them becomes busy, and it is never published by halves because it takes long.
+
+use std::collections::BTreeMap;
+use std::time::{Duration, Instant};
+
+use syncd_shared::TreePath;
+
+use crate::watch::{Hints, OpenFile};
+
+/// Names that are followed; more at once are no sign of a busy file.
+const FOLLOWED_MAX: usize = 4096;
+
+/// See the module.
+#[derive(Debug)]
+pub(super) struct Unrest {
+    quiet: Duration,
+    busy_after: Duration,
+    names: BTreeMap<TreePath, Activity>,
+}
+
+#[derive(Debug, Clone, Copy)]
+struct Activity {
+    since: Instant,
+    last: Instant,
+    open: bool,
+}
+
+impl Unrest {
+    pub(super) fn new(quiet: Duration, busy_after: Duration) -> Self {
+        Self { quiet, busy_after, names: BTreeMap::new() }
+    }
+
+    /// Takes in what changed, and the files that are open and were written within `--settle-max`. Returns whether
+    /// anything changed that is not busy.
+    pub(super) fn note(&mut self, hints: &Hints, open: &[OpenFile], now: Instant) -> bool {
+        self.look(open, now);
+        let mut others =
+            hints.everything.is_some() || !hints.directories.is_empty() || !hints.subtrees.is_empty();
+        for (directory, names) in hints.names.iter() {
+            others |= names.is_empty();
+            for name in names {
+                let Ok(path) = directory.join(name) else { continue };
+                others |= !self.active(path, now);
+            }
+        }
+        others
+    }
+
+    /// Forgets names that became quiet. `open` as for [`Unrest::note`].
+    pub(super) fn look(&mut self, open: &[OpenFile], now: Instant) {
+        let quiet = self.quiet;
+        self.names.iter_mut().for_each(|(path, activity)| {
+            activity.open = open.iter().any(|file| file.path == *path);
+        });
+        self.names
+            .retain(|_, activity| activity.open || now.saturating_duration_since(activity.last) < quiet);
+        for file in open {
+            if self.names.len() < FOLLOWED_MAX {
+                let activity = Activity { since: file.since, last: file.written, open: true };
+                self.names.entry(file.path.clone()).or_insert(activity);
+            }
+        }
+    }
+
+    /// A name changed. Returns whether it is busy.
+    fn active(&mut self, path: TreePath, now: Instant) -> bool {
+        if self.names.len() >= FOLLOWED_MAX && !self.names.contains_key(&path) {
+            return false;
+        }
+        let activity = self.names.entry(path).or_insert(Activity { since: now, last: now, open: false });
+        activity.last = now;
+        now.saturating_duration_since(activity.since) >= self.busy_after
+    }
+
+    /// Nothing was heard while a job ran: what was active then counts as active still.
+    pub(super) fn resume(&mut self, now: Instant) {
+        self.names.values_mut().for_each(|activity| activity.last = now);
+    }
+
+    /// Names that have been active for so long that they do not hold back the others.
+    pub(super) fn busy(&self, now: Instant) -> Vec<TreePath> {
+        let is_busy = |activity: &Activity| now.saturating_duration_since(activity.since) >= self.busy_after;
+        self.names.iter().filter(|(_, activity)| is_busy(activity)).map(|(path, _)| path.clone()).collect()
+    }
+
+    /// Names that hold back, those that have been active for longest first.
+    pub(super) fn restless(&self) -> Vec<&TreePath> {
+        let mut names: Vec<_> = self.names.iter().map(|(path, activity)| (activity.since, path)).collect();
+        names.sort();
+        names.into_iter().map(|(_, path)| path).collect()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use syncd_shared::Component;
+
+    const QUIET: Duration = Duration::from_millis(500);
+    const BUSY: Duration = Duration::from_secs(300);
+
+    fn path(path: &str) -> TreePath {
+        TreePath::from_bytes(path.as_bytes()).unwrap()
+    }
+
+    fn names(names: &[&str]) -> Hints {
+        let mut hints = Hints::default();
+        for name in names {
+            hints.add_name(path("logs"), Component::new(name.as_bytes()).unwrap());
+        }
+        hints
+    }
+
+    fn at(start: Instant, ms: u64) -> Instant {
+        start + Duration::from_millis(ms)
+    }
+
+    #[test]
+    fn a_file_that_keeps_changing_becomes_busy_and_holds_nothing_back_then() {
+        let (start, mut unrest) = (Instant::now(), Unrest::new(QUIET, BUSY));
+        for ms in (0..BUSY.as_millis() as u64).step_by(400) {
+            assert!(unrest.note(&names(&["debug.log"]), &[], at(start, ms)), "{ms}");
+        }
+        let now = start + BUSY;
+        assert!(!unrest.note(&names(&["debug.log"]), &[], now));
+        assert_eq!(unrest.busy(now), [path("logs/debug.log")]);
+        assert!(unrest.note(&names(&["debug.log", "other"]), &[], now), "another one is no part of it");
+        assert!(unrest.note(&Hints { directories: [path("logs")].into(), ..Hints::default() }, &[], now));
+        // Quiet for once, it is a file as others are.
+        unrest.look(&[], now + QUIET);
+        assert!(unrest.busy(now + QUIET).is_empty());
+        assert!(unrest.note(&names(&["debug.log"]), &[], now + QUIET));
+    }
+
+    #[test]
+    fn a_deployment_of_many_files_never_becomes_busy() {
+        let (start, mut unrest) = (Instant::now(), Unrest::new(QUIET, BUSY));
+        for n in 0..3_000u64 {
+            assert!(unrest.note(&names(&[&n.to_string()]), &[], at(start, n * 400)));
+            assert!(unrest.busy(at(start, n * 400)).is_empty() && unrest.names.len() <= 2);
+        }
+    }
+
+    #[test]
+    fn an_open_file_is_active_between_its_writes() {
+        let (start, mut unrest) = (Instant::now(), Unrest::new(QUIET, BUSY));
+        let mut written = start;
+        for seconds in (0..=300).step_by(10) {
+            written = at(start, seconds * 1_000);
+            unrest.note(
+                &names(&["open.log"]),
+                &[OpenFile { path: path("logs/open.log"), since: start, written }],
+                written,
+            );
+        }
+        assert_eq!(unrest.restless(), [&path("logs/open.log")]);
+        assert_eq!(unrest.busy(written), [path("logs/open.log")]);
+        // The watch no longer names it.
+        unrest.look(&[], written + QUIET);
+        assert!(unrest.restless().is_empty());
+    }
+
+    #[test]
+    fn a_job_that_takes_long_does_not_make_a_file_quiet() {
+        let (start, mut unrest) = (Instant::now(), Unrest::new(QUIET, BUSY));
+        unrest.note(&names(&["log"]), &[], start);
+        unrest.resume(start + BUSY);
+        unrest.note(&names(&["log"]), &[], start + BUSY);
+        assert_eq!(unrest.busy(start + BUSY), [path("logs/log")]);
+    }
+}
