@@ -48,7 +48,10 @@ fn main() -> anyhow::Result<ExitCode> {
     let scene = Scene::new("endurance");
     let tree = scene.path("tree");
     small_site(&tree, options.files);
-    let mut origin = Origin::started(&scene, &tree);
+    // Without history, so that DATA is to stay level once garbage is collected.
+    let serve = ["--trigger", "manual", "--keep-generations", "20", "--keep-days", "0"];
+    let mut origin = Origin::create(&scene, &tree).with_options(&serve);
+    origin.start();
     let mut killed = Agent::started(&scene, &origin, "web1");
     let mut steady = Agent::started(&scene, &origin, "web2");
     origin.wait_connected(&["web1", "web2"]);
