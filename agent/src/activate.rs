@@ -12,15 +12,16 @@ use std::path::PathBuf;
 
 use rustix::fs::FileType;
 use syncd_proto::v1::RetryClass;
-use syncd_shared::diff::{Comparison, DiffError, PartLimits};
+use syncd_shared::diff::{Change, Comparison, DiffError, PartLimits};
 use syncd_shared::generation::GenerationError;
 use syncd_shared::manifest_cursor::ManifestCursor;
-use syncd_shared::{RootEntry, SignedGeneration, Timestamp, TreePath};
+use syncd_shared::{Entry, RootEntry, SignedGeneration, Timestamp, TreePath};
 
 use crate::disk::DiskError;
 use crate::planted::{self, Bug};
 use crate::record::{Record, RecordError, RetiredTree, encode_generation};
 use crate::replica::Replica;
+use crate::session::worker::Changes;
 use crate::stage::draw::Syncing;
 use crate::stage::{Staged, building, partial, resting};
 
@@ -197,6 +198,47 @@ impl Replica {
         self.upkeep.damaged = false;
         self.publish();
         Ok(self.activated(staged, previous))
+    }
+
+    /// What differs between two generations that the record has. Without an earlier one everything is new.
+    pub(crate) fn changes_between(
+        &self,
+        previous: Option<&SignedGeneration>,
+        live: &SignedGeneration,
+    ) -> Result<Changes, DiffError<RecordError>> {
+        let to = live.generation().root;
+        let Some(previous) = previous else {
+            let (added, bytes) = (to.totals.files, to.totals.bytes);
+            return Ok(Changes { added, bytes, ..Changes::default() });
+        };
+        let record = &*self.record;
+        let comparison = Comparison::of(record, &previous.generation().root, &to, self.options.part)?;
+        let mut changes = Changes::default();
+        comparison.each(|change| {
+            // Of a directory that moved as a whole the files are counted, of others each comes by itself.
+            let files = |path: &TreePath, entry: &Entry| match entry.is_directory() {
+                false => 1,
+                true => {
+                    let moved = comparison.renamed_directories().iter();
+                    let mut moved = moved.filter(|moved| moved.from == *path || moved.to == *path);
+                    moved.next().map_or(0, |_| entry.totals().files)
+                }
+            };
+            match change {
+                Change::Added { path, entry } => {
+                    changes.added += files(path, entry);
+                    changes.bytes += if entry.is_directory() { 0 } else { entry.totals().bytes };
+                }
+                Change::Removed { path, entry } => changes.removed += files(path, entry),
+                Change::Modified { to, .. } if !to.is_directory() => {
+                    changes.changed += 1;
+                    changes.bytes += to.totals().bytes;
+                }
+                Change::Modified { .. } => {}
+            }
+            true
+        })?;
+        Ok(changes)
     }
 
     fn activated(&self, staged: Staged, previous: Option<SignedGeneration>) -> Activated {

@@ -707,6 +707,8 @@ impl AfterHook {
                 run.output.clear();
             }
         });
+        let (number, took) = (occasion.generation, elapsed.as_secs_f64());
+        tracing::info!("generation {number} is live: the on-activate hook succeeded after {took:.2} s");
         Ok(())
     }
 

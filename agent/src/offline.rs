@@ -61,9 +61,10 @@ pub async fn verify(root: &Path) -> Result<Verified, OfflineError> {
     let mut source = OriginSource::new(Runtime::current(), keeper.dialer(), None);
     let work = move || {
         let mut replica = replica_work::open(&options).map_err(ServiceError::from)?;
-        let shown = Display::new("verifying");
+        let shown = Display::new("verification");
         let never = AtomicBool::new(false);
         let verified = ReplicaWork::verify(&mut replica, &mut source, &|now| shown.show(now), &never)?;
+        shown.finish();
         Ok(verified)
     };
     tokio::task::spawn_blocking(work).await.map_err(|_| OfflineError::Panicked)?

@@ -15,7 +15,7 @@ use crate::planted;
 use crate::reason;
 use crate::replica::{OpenReplicaError, Replica, ReplicaOptions};
 use crate::session::worker::{
-    BeforeSwitch, Drifted, Failure, Inline, Maintenance, NotActivated, ReplicaState, ReplicaWork,
+    BeforeSwitch, Changes, Drifted, Failure, Inline, Maintenance, NotActivated, ReplicaState, ReplicaWork,
     StageProgress, Verified,
 };
 use crate::source::{FetchError, Source};
@@ -127,6 +127,14 @@ impl ReplicaWork for Replica {
 
     fn protect(&mut self, from: Option<u64>) {
         self.protect_from(from);
+    }
+
+    fn changes(&self, previous: Option<&SignedGeneration>, live: &SignedGeneration) -> Option<Changes> {
+        self.changes_between(previous, live)
+            .map_err(|error| {
+                tracing::debug!(error = reason::of(&error), "generations not compared for the log")
+            })
+            .ok()
     }
 
     fn bound(&mut self) {

@@ -1,6 +1,6 @@
 //! Progress of long work, for people: files, bytes, rate and time left.
 //!
-//! On a terminal a bar on standard error; else a log line, at most every five seconds, and one at the end. Counting is
+//! On a terminal a bar on standard error; else a log line, at most every ten seconds, and one at the end. Counting is
 //! atomic and cheap, from any thread. [`crate::telemetry`] writes its lines above the bars.
 
 use std::fmt::{self, Write};
@@ -14,7 +14,7 @@ use indicatif::{
     HumanBytes, HumanCount, HumanDuration, MultiProgress, ProgressBar, ProgressState, ProgressStyle,
 };
 
-const LOG_EVERY: Duration = Duration::from_secs(5);
+const LOG_EVERY: Duration = Duration::from_secs(10);
 /// Before this no rate and no time left are shown.
 const PACE_AFTER: Duration = Duration::from_secs(1);
 const UNKNOWN: u64 = u64::MAX;
@@ -25,8 +25,8 @@ pub(crate) fn bars() -> &'static MultiProgress {
     BARS.get_or_init(MultiProgress::new)
 }
 
-/// A handle on one piece of long work; clones count together. The work ends with [`Progress::finish`], or unfinished
-/// when the last clone is dropped.
+/// A handle on one piece of long work; clones count together. The work ends with [`Progress::finish`] or
+/// [`Progress::interrupt`], or without a line when the last clone is dropped.
 #[derive(Clone)]
 pub struct Progress {
     work: Arc<Work>,
@@ -153,12 +153,25 @@ impl Progress {
 
     /// Ends the work: takes the bar away and logs one line with the totals.
     pub fn finish(&self) {
-        if !self.work.finished.swap(true, Relaxed) {
-            self.work.clear();
-            if self.work.counts.next_line_ms.load(Relaxed) != UNKNOWN {
-                tracing::info!("{} done: {}", self.work.action, Done(self.snapshot()));
-            }
+        if self.end() {
+            tracing::info!("{} done: {}", self.work.action, Done(self.snapshot()));
         }
+    }
+
+    /// Ends work that is not complete, likewise.
+    pub fn interrupt(&self) {
+        if self.end() {
+            tracing::info!("{} interrupted: {}", self.work.action, self.snapshot());
+        }
+    }
+
+    /// Whether there is a line to be written.
+    fn end(&self) -> bool {
+        let is_first = !self.work.finished.swap(true, Relaxed);
+        if is_first {
+            self.work.clear();
+        }
+        is_first && self.work.counts.next_line_ms.load(Relaxed) != UNKNOWN
     }
 
     fn log_if_due(&self) {

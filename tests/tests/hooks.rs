@@ -5,7 +5,7 @@ use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 
 use syncd_tests::edits::{remove, write};
-use syncd_tests::{Agent, Apache, DocumentRoot, Origin, Scene, http, wait};
+use syncd_tests::{Agent, Apache, DocumentRoot, Origin, Scene, Seeded, http, wait};
 
 /// A hook that does what `real` does, but for as long as `broken` exists.
 fn breakable(scene: &Scene, real: &Path, broken: &Path) -> PathBuf {
@@ -128,4 +128,86 @@ fn an_agent_that_runs_without_the_hook_drops_what_was_due() {
     assert!(outcome.stderr.contains("web1 live"), "{outcome:#?}");
     assert!(!agent.root.join("state/on-activate.pending").exists());
     agent.stop();
+}
+
+/// How many lines of a log have all of these.
+fn lines_with(log: &str, parts: &[&str]) -> usize {
+    log.lines().filter(|line| parts.iter().all(|part| line.contains(part))).count()
+}
+
+#[test]
+fn the_logs_of_both_sides_tell_what_happened_once() {
+    let scene = Scene::new("log-lines");
+    let tree = scene.path("tree");
+    write(&tree, "index.html", "one");
+    write(&tree, "gone.html", "1");
+    let mut origin = Origin::started(&scene, &tree);
+    let mut plain = Agent::started(&scene, &origin, "web1");
+    let mut hooked = Agent::joined(&scene, &origin, "web2").with_options(&["--on-activate", "exit 0"]);
+    hooked.start();
+    origin.wait_connected(&["web1", "web2"]);
+    origin.commit_live();
+    write(&tree, "index.html", "two");
+    write(&tree, "new.html", "2");
+    remove(&tree.join("gone.html"));
+    origin.cli("commit", &["--allow-mass-deletion", "-m", "release 2", "--wait"]).expect_success();
+    let live = ["INFO", "generation 2 (release 2) is live: +1 ~1 -1, 4 B, "];
+    wait::until("the line of the switch", || (lines_with(&plain.daemon().log(), &live) > 0).then_some(()));
+    let switched = ["INFO", "generation 2 (release 2) is switched, its on-activate hook is due: +1 ~1 -1"];
+    wait::until("the line of the switch", || {
+        (lines_with(&hooked.daemon().log(), &switched) > 0).then_some(())
+    });
+
+    // The agent dials again and again, and says once what is the matter.
+    let connected = origin.daemon().log();
+    for (agent, name) in [(&mut plain, "agent=web1"), (&mut hooked, "agent=web2")] {
+        assert_eq!(lines_with(&connected, &["INFO", "agent connected", name]), 1, "{connected}");
+        assert_eq!(lines_with(&connected, &["INFO", "live", name, "generation=2"]), 1, "{connected}");
+        let log = agent.daemon().log();
+        assert_eq!(lines_with(&log, &["INFO", " connected to the origin"]), 1, "{log}");
+        assert_eq!(lines_with(&log, &["INFO", "first sync"]), 1, "{log}");
+        assert_eq!(lines_with(&log, &["generation 2", "is live"]), 1, "{log}");
+    }
+    let log = hooked.daemon().log();
+    assert_eq!(lines_with(&log, &["generation 2 is live: the on-activate hook succeeded after"]), 1, "{log}");
+    origin.kill9();
+    let lost = ["INFO", "disconnected from the origin", "reason="];
+    wait::until("the line of the lost connection", || {
+        (lines_with(&plain.daemon().log(), &lost) > 0).then_some(())
+    });
+    origin.start();
+    origin.wait_connected(&["web1", "web2"]);
+    let log = plain.daemon().log();
+    assert_eq!(lines_with(&log, &lost), 1, "{log}");
+    assert_eq!(lines_with(&log, &["INFO", " connected to the origin"]), 2, "{log}");
+    plain.stop();
+    let gone = ["INFO", "agent disconnected", "agent=web1", "reason="];
+    wait::until("the line of the agent that went", || {
+        (lines_with(&origin.daemon().log(), &gone) > 0).then_some(())
+    });
+    let log = origin.daemon().log();
+    assert_eq!(lines_with(&log, &gone), 1, "{log}");
+    assert!(!log.contains("disconnected agent=web2"), "{log}");
+}
+
+#[test]
+fn an_update_that_is_cut_short_is_not_called_done() {
+    let scene = Scene::new("log-interrupted");
+    let tree = scene.path("tree");
+    write(&tree, "large.bin", Seeded::new(5).bytes(4 << 20));
+    let origin = Origin::started(&scene, &tree);
+    let mut agent = Agent::joined(&scene, &origin, "web1").with_options(&["--bwlimit", "100K"]);
+    agent.start();
+    origin.wait_connected(&["web1"]);
+    origin.commit();
+    let begun = std::time::Instant::now();
+    // Shorter work is not shown.
+    wait::until("an update that is shown", || {
+        let fetching = agent.try_status().is_some_and(|status| status.state == "fetching");
+        (fetching && begun.elapsed() > std::time::Duration::from_secs(4)).then_some(())
+    });
+    agent.daemon().stop();
+    let log = agent.daemon().log();
+    assert_eq!(lines_with(&log, &["INFO", "update interrupted: ", " of 4.00 MiB"]), 1, "{log}");
+    assert!(!log.contains("update done"), "{log}");
 }

@@ -322,6 +322,8 @@ impl Machine {
         self.link_error = None;
         let version = one_line(&welcome.origin_version, VERSION_MAX_BYTES);
         self.origin_version = Some(version).filter(|version| !version.is_empty());
+        let generation = self.replica.live.as_ref().map_or(0, |live| live.number().get());
+        tracing::info!(generation, "connected to the origin");
         self.tell_at = self.tell_at.map(|_| now);
         if self.replica.live.as_ref().map(|l| (l.number(), l.root_hash())) != self.shown {
             // Activated since the hello was said.
@@ -346,7 +348,11 @@ impl Machine {
         };
         let live = self.replica.live.as_ref().map(|live| live.generation().root.totals);
         let totals = generation.generation().root.totals.covering(live.unwrap_or_default());
-        let inline = announce.update.map(|update| messages::inline_update(update, &totals)).transpose()?;
+        let inline = announce.update.map(|update| messages::inline_update(update, &totals)).transpose();
+        let inline = inline.unwrap_or_else(|error| {
+            self.drop_inline(generation.number(), &Violation::Update(error), out);
+            None
+        });
         self.work_error = None;
         self.retry.reset();
         self.retry_operator.reset();
@@ -362,6 +368,15 @@ impl Machine {
         }
         self.say_staged(out);
         Ok(())
+    }
+
+    /// An announced update that does not decode is not needed: everything can be asked for by hash. The announcement
+    /// stands, or the origin would send the same again with the next connection.
+    fn drop_inline(&self, generation: GenerationNumber, error: &Violation, out: &mut Vec<Action>) {
+        let reason = reason::bounded(&reason::of(error));
+        tracing::warn!(%generation, error = reason, "the update is dropped, what is missing is asked for");
+        let (generation, retry) = (generation.get(), RetryClass::Resync.into());
+        self.send(ToOrigin::Failed(v1::Failed { generation, retry, reason }), out);
     }
 
     /// What was announced while a newer generation was on its way in, and may not follow it.
@@ -556,7 +571,13 @@ impl Machine {
             Link::Up(up) if now >= up.since + SETTLED => self.redial.reset(),
             _ => {}
         }
-        if !self.stopping {
+        let was_up = self.is_connected();
+        if was_up && !self.stopping {
+            tracing::info!(
+                reason,
+                "disconnected from the origin: what is live stays, and it is dialled again"
+            );
+        } else if !self.stopping && self.link_error.as_ref() != Some(&reason) {
             tracing::warn!(error = reason, "not connected to the origin");
         }
         self.link_error = Some(reason);
@@ -570,6 +591,7 @@ impl Machine {
 
     fn renewed(&mut self, now: Instant, out: &mut Vec<Action>) {
         if !matches!(self.link, Link::Down { .. }) {
+            tracing::info!("the origin is dialled again with a new certificate");
             out.push(Action::Hang);
         }
         self.link = Link::Down { redial_at: now };

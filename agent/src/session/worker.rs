@@ -10,7 +10,9 @@ use std::time::{Duration, Instant};
 use indicatif::{HumanBytes, HumanCount};
 use serde::{Deserialize, Serialize};
 use syncd_proto::v1::RetryClass;
+use syncd_shared::limits::LABEL_MAX_BYTES;
 use syncd_shared::progress::{Progress, percent};
+use syncd_shared::text::one_line;
 use syncd_shared::wire::Frame;
 use syncd_shared::{GenerationNumber, RootHash, SignedGeneration};
 use tokio::sync::mpsc;
@@ -63,6 +65,11 @@ pub trait ReplicaWork: Send + 'static {
     /// Bounds what piles up where no time is left for [`Self::maintain`]: after each report, for which somebody waits.
     fn bound(&mut self) {}
 
+    /// What differs between what was live before and what is live: for the log. Costs what comparing the two costs.
+    fn changes(&self, _previous: Option<&SignedGeneration>, _live: &SignedGeneration) -> Option<Changes> {
+        None
+    }
+
     /// The process ends in order: what the next start would have to look at again is left so that it need not.
     fn end(&mut self) {}
 
@@ -97,6 +104,27 @@ pub struct ReplicaState {
     pub drift: Option<Drift>,
     /// How the on-activate hook fares, filled in by the worker; `None`: none is set.
     pub hook: Option<HookState>,
+}
+
+/// Files and symlinks that differ between two generations.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Changes {
+    /// New names.
+    pub added: u64,
+    /// Names that stayed, with another content, target or metadata.
+    pub changed: u64,
+    /// Names that are gone.
+    pub removed: u64,
+    /// Content bytes of what is new or changed.
+    pub bytes: u64,
+}
+
+/// `+1 ~2 -3, 4.50 KiB`
+impl fmt::Display for Changes {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { added, changed, removed, bytes } = self;
+        write!(f, "+{added} ~{changed} -{removed}, {}", HumanBytes(*bytes))
+    }
 }
 
 /// An update that came with its announcement.
@@ -359,13 +387,26 @@ pub struct Bench<R: ReplicaWork> {
     hooks: Hooks,
     /// The generation of an activation of which is not known yet whether it happened.
     doubtful: Option<u64>,
+    /// When the last update was begun.
+    began: Instant,
+    /// A switch that the log is to tell of once its report is out: what was live before, and how long it took.
+    switched: Option<(Option<SignedGeneration>, Duration)>,
     outbox: mpsc::Sender<Report>,
 }
 
 impl<R: ReplicaWork> Bench<R> {
     /// Works on `replica`; reports on the way go to `outbox`.
     pub fn new(replica: R, open_source: OpenSource, hooks: Hooks, outbox: mpsc::Sender<Report>) -> Self {
-        Self { replica, staged: None, open_source, hooks, doubtful: None, outbox }
+        Self {
+            replica,
+            staged: None,
+            open_source,
+            hooks,
+            doubtful: None,
+            began: Instant::now(),
+            switched: None,
+            outbox,
+        }
     }
 
     /// The replica.
@@ -386,7 +427,25 @@ impl<R: ReplicaWork> Bench<R> {
 
     /// To be called after each [`Self::perform`], once its report is out.
     pub fn bound(&mut self) {
+        if let Some((previous, took)) = self.switched.take() {
+            self.log_switch(previous.as_ref(), took);
+        }
         self.replica.bound();
+    }
+
+    fn log_switch(&self, previous: Option<&SignedGeneration>, took: Duration) {
+        let Some(live) = self.replica.state().live else { return };
+        let changes = self.replica.changes(previous, &live).map(|changes| format!("{changes}, "));
+        let label = match live.generation().label.as_str() {
+            "" => String::new(),
+            label => format!(" ({})", one_line(label, LABEL_MAX_BYTES)),
+        };
+        let reached = match self.hooks.after {
+            Some(_) => "switched, its on-activate hook is due",
+            None => "live",
+        };
+        let (number, changes) = (live.number(), changes.unwrap_or_default());
+        tracing::info!("generation {number}{label} is {reached}: {changes}{:.2} s", took.as_secs_f64());
     }
 
     /// Does what it is told; [`Report::Done`].
@@ -406,9 +465,22 @@ impl<R: ReplicaWork> Bench<R> {
     }
 
     fn execute(&mut self, command: Command, cancellation: &Cancellation) -> Result<Outcome, Failure> {
+        let shown = Display::new(if matches!(command, Command::Verify) { "verification" } else { "update" });
+        let done = self.execute_shown(command, cancellation, &shown);
+        if done.is_ok() {
+            shown.finish();
+        }
+        done
+    }
+
+    fn execute_shown(
+        &mut self,
+        command: Command,
+        cancellation: &Cancellation,
+        shown: &Display,
+    ) -> Result<Outcome, Failure> {
         let cancel = cancellation.flag.as_ref();
         let outbox = self.outbox.clone();
-        let shown = Display::new("update");
         let progress = move |progress| {
             shown.show(progress);
             // The next one tells more.
@@ -417,6 +489,16 @@ impl<R: ReplicaWork> Bench<R> {
         match command {
             Command::Update { generation, inline, activate } => {
                 self.staged = None;
+                self.began = Instant::now();
+                if self.replica.state().live.is_none() {
+                    let totals = generation.generation().root.totals;
+                    tracing::info!(
+                        generation = generation.number().get(),
+                        files = totals.files,
+                        bytes = totals.bytes,
+                        "first sync"
+                    );
+                }
                 let mut source = (self.open_source)(cancellation.transfers.clone());
                 let staged = self.replica.stage(&generation, inline, source.as_mut(), &progress, cancel)?;
                 if cancel.load(Ordering::Relaxed) {
@@ -466,7 +548,11 @@ impl<R: ReplicaWork> Bench<R> {
                 None => Ok(()),
             }
         };
+        let previous = self.replica.state().live;
         let activated = self.replica.activate(staged, &mut before);
+        if activated.is_ok() {
+            self.switched = Some((previous, self.began.elapsed()));
+        }
         // Before the hook is run: the grace of what was live begins when it has succeeded.
         self.protect();
         self.doubtful = noted.filter(|_| activated.is_err() && !self.replica.is_settled());
@@ -513,10 +599,19 @@ impl Display {
     }
 }
 
+impl Display {
+    /// The work is complete. Dropped without this, it was interrupted.
+    pub(crate) fn finish(&self) {
+        if let Some(shown) = self.shown.lock().unwrap_or_else(PoisonError::into_inner).take() {
+            shown.finish();
+        }
+    }
+}
+
 impl Drop for Display {
     fn drop(&mut self) {
         if let Some(shown) = self.shown.lock().unwrap_or_else(PoisonError::into_inner).take() {
-            shown.finish();
+            shown.interrupt();
         }
     }
 }

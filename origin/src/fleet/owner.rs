@@ -316,6 +316,8 @@ impl Owner {
         view.spare_misses = 0;
         note_drift(view, greeting.drift);
         view.not_after_ms = view.not_after_ms.max(not_after_ms(peer));
+        let generation = view.generation.map_or(0, GenerationNumber::get);
+        tracing::info!(agent = %view.name, generation, "agent connected");
         Ok((self.next_connection, ended))
     }
 
@@ -352,6 +354,7 @@ impl Owner {
         }
         let view = &mut agent.view;
         view.last_seen_ms = now;
+        let before = Standing::of(view);
         match report {
             Report::Heartbeat => {}
             Report::Progress { state, progress } => {
@@ -381,6 +384,7 @@ impl Owner {
                 view.needs_operator = needs_operator;
             }
         }
+        before.log_change(view);
     }
 
     fn tick(&mut self) {
@@ -470,6 +474,49 @@ impl Owner {
             }
             changed
         });
+    }
+}
+
+/// What the log tells of an agent whenever it changes.
+#[derive(PartialEq, Eq)]
+struct Standing {
+    generation: Option<GenerationNumber>,
+    is_live: bool,
+    /// The generation that its hook failed for.
+    hook_failed: Option<u64>,
+    error: Option<String>,
+}
+
+impl Standing {
+    fn of(view: &AgentView) -> Self {
+        Self {
+            generation: view.generation,
+            is_live: view.generation.is_some() && !view.is_hook_due(),
+            hook_failed: view.hook.as_ref().filter(|hook| hook.has_failed()).map(|hook| hook.generation),
+            error: view.error.clone(),
+        }
+    }
+
+    /// One line for each switch, each failure, and each hook that succeeded; `self` is what was before.
+    fn log_change(self, view: &AgentView) {
+        let now = Self::of(view);
+        if now == self {
+            return;
+        }
+        let generation = now.generation.map_or(0, GenerationNumber::get);
+        let has_switched = now.generation != self.generation;
+        if now.is_live && (has_switched || !self.is_live) {
+            tracing::info!(agent = %view.name, generation, "live");
+        } else if has_switched {
+            tracing::info!(agent = %view.name, generation, "switched, the on-activate hook is due");
+        }
+        if now.hook_failed.is_some() && now.hook_failed != self.hook_failed {
+            let reason = view.hook.as_ref().and_then(HookStatus::failure).unwrap_or_default();
+            tracing::warn!(agent = %view.name, generation, reason, "hook failed");
+        }
+        if let Some(reason) = now.error.filter(|error| Some(error) != self.error.as_ref()) {
+            tracing::warn!(agent = %view.name, reason, "update failed");
+        }
     }
 }
 

@@ -118,14 +118,12 @@ impl Replication for Replicate {
         let (sender, fail, outgoing) = Outgoing::channel();
         let (services, shutdown) = (self.services.clone(), self.shutdown.clone());
         tokio::spawn(async move {
-            let name = peer.name.clone();
             let session = session::run(&services, peer, request.into_inner(), &sender);
             let result = tokio::select! {
                 result = session => result,
                 () = shutdown.cancelled() => Err(ServeError::Stopping),
             };
             if let Err(error) = result {
-                tracing::info!(agent = %name, reason = %crate::error_chain(&error), "control stream ended");
                 let _ = fail.send(error);
             }
         });

@@ -48,12 +48,34 @@ const SHORT_TEXT_MAX_BYTES: usize = 256;
 
 type Plan = Pin<Box<dyn Future<Output = Option<(RootHash, Arc<EncodedUpdate>)>> + Send>>;
 
-/// Runs a control stream to its end. `Ok`: the agent closed it.
+/// Runs a control stream to its end. `Ok`: the agent closed it. The log tells of both ends, by the agent's name.
 pub async fn run(
+    services: &Services,
+    peer: PeerIdentity,
+    incoming: impl FromPeer<v1::AgentMessage>,
+    sender: &mpsc::Sender<v1::OriginMessage>,
+) -> Result<(), ServeError> {
+    let name = peer.name.clone();
+    let mut is_attached = false;
+    let result = converse(services, peer, incoming, sender, &mut is_attached).await;
+    match &result {
+        // All of them at once: the log says that the origin stops.
+        Err(ServeError::Stopping) => {}
+        Err(error) if is_attached => {
+            tracing::info!(agent = %name, reason = %crate::error_chain(error), "agent disconnected");
+        }
+        Err(error) => tracing::info!(agent = %name, reason = %crate::error_chain(error), "agent turned away"),
+        Ok(()) => tracing::info!(agent = %name, reason = "it closed the connection", "agent disconnected"),
+    }
+    result
+}
+
+async fn converse(
     services: &Services,
     peer: PeerIdentity,
     mut incoming: impl FromPeer<v1::AgentMessage>,
     sender: &mpsc::Sender<v1::OriginMessage>,
+    is_attached: &mut bool,
 ) -> Result<(), ServeError> {
     let silent = ServeError::Silent { what: "hello", seconds: HELLO.as_secs() };
     let first = tokio::time::timeout(HELLO, receive(&mut incoming)).await.map_err(|_| silent)??;
@@ -69,6 +91,7 @@ pub async fn run(
     let reported = greeting.live.as_ref().map(SignedGeneration::number);
     let accepted = greeting.accepted.as_ref().map(SignedGeneration::number).or(reported);
     let attachment = services.fleet.attach(peer.clone(), greeting).await?;
+    *is_attached = true;
     let mut session = Session {
         planner: services.planner.clone(),
         live,
