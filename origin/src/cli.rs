@@ -14,6 +14,7 @@ use indicatif::{HumanBytes, HumanCount};
 use serde::Serialize;
 use syncd_shared::accounts::group_id;
 use syncd_shared::address::listen_address;
+use syncd_shared::byte_size::ByteSize;
 use syncd_shared::generation::{LabelError, check_label};
 use syncd_shared::local_socket::{self, LocalSocketError};
 use syncd_shared::output::{self, OutputError, note};
@@ -30,6 +31,7 @@ use crate::dialogue::{
 use crate::scan::{MtimePolicy, SymlinkPolicy};
 use crate::service::{self, ServeOptions};
 use crate::status::{Status, Verdict};
+use crate::store::Retention;
 
 const DATA: &str = "/var/lib/syncd/origin";
 /// Default of `--listen`.
@@ -288,6 +290,16 @@ struct Serve {
     /// `inside`: refuse symlinks that leave the tree.
     #[arg(long, env = "SYNCD_SYMLINKS", value_enum, default_value = "verbatim")]
     symlinks: SymlinkPolicy,
+    /// This many of the newest generations stay, whatever their age and size.
+    #[arg(long, env = "SYNCD_KEEP_GENERATIONS", default_value_t = 10, value_name = "N",
+          value_parser = clap::value_parser!(u32).range(1..))]
+    keep_generations: u32,
+    /// History reaches back so far: all of the last hour, then one generation an hour for a day, then one a day.
+    #[arg(long, env = "SYNCD_KEEP_DAYS", default_value_t = 7, value_name = "DAYS")]
+    keep_days: u32,
+    /// History takes at most so much, as in 20G; the oldest generations give way [default: no bound].
+    #[arg(long, env = "SYNCD_KEEP_BYTES", value_name = "SIZE")]
+    keep_bytes: Option<ByteSize>,
     /// Bytes a second to all agents together, as in 10M.
     #[arg(long, env = "SYNCD_ORIGIN_BWLIMIT", value_name = "RATE")]
     bwlimit: Option<Rate>,
@@ -441,6 +453,11 @@ async fn serve_until_signal(serve: Serve) -> anyhow::Result<ExitCode> {
         poll: serve.poll,
         mtime: serve.mtime,
         symlinks: serve.symlinks,
+        retention: Retention {
+            generations: usize::try_from(serve.keep_generations).unwrap_or(usize::MAX),
+            age: Duration::from_secs(u64::from(serve.keep_days) * 24 * 60 * 60),
+            bytes: serve.keep_bytes.map(ByteSize::bytes),
+        },
         bwlimit: serve.bwlimit,
         admin_group: serve.admin_group,
     };

@@ -199,6 +199,8 @@ impl Desk {
         let mut status = describe(&self.keys, current.as_ref());
         status.state = State::Stopped;
         status.hold = Rollbacks::load(&self.store)?.hold().map(HoldStatus::from);
+        // What is damaged is for `check` to tell.
+        status.history_bytes = self.store.history_bytes().unwrap_or_default();
         status.agents = agents.iter().map(AgentStatus::new).collect();
         Ok(status)
     }
@@ -410,6 +412,7 @@ pub fn describe(keys: &Keys, current: Option<&SignedGeneration>) -> Status {
         created: line.as_ref().map(|l| l.created.clone()),
         files: line.as_ref().map_or(0, |l| l.files),
         bytes: line.as_ref().map_or(0, |l| l.bytes),
+        history_bytes: None,
         polled: Vec::new(),
         warnings: keys.warnings(OffsetDateTime::now_utc()),
         agents: Vec::new(),

@@ -39,9 +39,9 @@ pub(crate) fn collect_first(usual: Duration) -> Duration {
 }
 
 /// Which generations stay.
-pub(crate) fn retention() -> Retention {
+pub(crate) fn retention(usual: Retention) -> Retention {
     match is_hasty() {
-        true => Retention { generations: 2, age: Duration::ZERO },
-        false => Retention::default(),
+        true => Retention { generations: 2, age: Duration::ZERO, ..usual },
+        false => usual,
     }
 }

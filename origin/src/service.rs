@@ -28,7 +28,7 @@ use crate::plan::{PlanBudget, Planner};
 use crate::scan::{MtimePolicy, ScanOptions, SymlinkPolicy};
 use crate::serve::{self, Services};
 use crate::status::{AgentStatus, HoldStatus, State, Status};
-use crate::store::{OpenStoreError, Store, StoreError};
+use crate::store::{OpenStoreError, Retention, Store, StoreError};
 use crate::watch::{Watch, WatchError};
 
 /// How long a stop waits for what is under way.
@@ -59,6 +59,8 @@ pub struct ServeOptions {
     pub mtime: MtimePolicy,
     /// `--symlinks`.
     pub symlinks: SymlinkPolicy,
+    /// How far the history reaches.
+    pub retention: Retention,
     /// To all agents together.
     pub bwlimit: Option<Rate>,
     /// Group whose members may ask everything of the admin socket.
@@ -201,6 +203,7 @@ pub async fn start(options: ServeOptions) -> Result<Running, StartError> {
         store: store.clone(),
         watch: watch.clone(),
         keys: keys.clone(),
+        retention: options.retention,
         fleet: fleet.clone(),
         gate: gate.clone(),
         cancel: shutdown.clone(),
@@ -232,6 +235,7 @@ pub async fn start(options: ServeOptions) -> Result<Running, StartError> {
     }
     let status = {
         let (keys, fleet, committer, watch) = (keys.clone(), fleet.clone(), committer.clone(), watch);
+        let measured = store.clone();
         let tree = one_line(&options.tree.display().to_string(), PATH_MAX_BYTES);
         move || {
             let mut view = committer.view().borrow().clone();
@@ -251,6 +255,7 @@ pub async fn start(options: ServeOptions) -> Result<Running, StartError> {
                     .map(|polled| one_line(&polled.to_string(), REASON_MAX_BYTES))
                     .collect(),
                 agents: fleet.view().borrow().agents.iter().map(AgentStatus::new).collect(),
+                history_bytes: measured.history_bytes().unwrap_or_default(),
                 ..describe(&keys, view.current.as_ref())
             }
         }

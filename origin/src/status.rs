@@ -44,6 +44,9 @@ pub struct Status {
     pub files: u64,
     /// Content bytes in it.
     pub bytes: u64,
+    /// Bytes of the store that the current generation does not need; `None` before they are measured.
+    #[serde(default)]
+    pub history_bytes: Option<u64>,
     /// Parts of the tree that are polled because they send no events, and why.
     pub polled: Vec<String>,
     /// What an operator must see to in time, as that the tree's authority ends.
@@ -245,6 +248,9 @@ impl Status {
             }
             _ => out.push_str("current  no generation yet\n"),
         }
+        if let Some(bytes) = self.history_bytes {
+            let _ = writeln!(out, "history  {} besides the current generation", indicatif::HumanBytes(bytes));
+        }
         let has_live = |a: &&AgentStatus| a.generation == self.generation && a.is_live();
         let live = self.agents.iter().filter(has_live).count();
         let _ = writeln!(out, "agents   {live} of {} have it live", self.agents.len());
@@ -385,6 +391,7 @@ mod tests {
             created: None,
             files: 0,
             bytes: 0,
+            history_bytes: None,
             polled: Vec::new(),
             warnings: Vec::new(),
             agents,

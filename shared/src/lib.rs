@@ -7,6 +7,7 @@
 
 pub mod accounts;
 pub mod address;
+pub mod byte_size;
 pub mod chunker;
 pub mod config_file;
 pub mod content_tag;

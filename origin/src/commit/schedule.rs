@@ -12,7 +12,7 @@ const RACY: Duration = crate::scan::RACY_DELAY;
 /// Between a failed attempt and the next one that no event asks for.
 const RETRY: Duration = Duration::from_secs(10);
 /// Between collections of garbage.
-const COLLECT: Duration = Duration::from_secs(1800);
+const COLLECT: Duration = Duration::from_secs(600);
 /// First collection after a start.
 const COLLECT_FIRST: Duration = Duration::from_secs(300);
 /// In settle mode files with further names are looked at this often: a write through another name may be no event.

@@ -21,7 +21,7 @@ use crate::fleet::Fleet;
 use crate::keys::Keys;
 use crate::planted;
 use crate::scan::{self, Links, Notices, Scan, ScanError, ScanOptions, Scope, Withheld, guard};
-use crate::store::{CheckReport, Damage, SealError, Store, StoreError, Writer};
+use crate::store::{CheckReport, Damage, Retention, SealError, Store, StoreError, Writer};
 use crate::tree_objects::TreeObjects;
 use crate::watch::{Hints, Reason, Watch};
 
@@ -106,6 +106,8 @@ pub struct Parts {
     pub watch: Arc<Watch>,
     /// Sign.
     pub keys: Arc<Keys>,
+    /// How far the history reaches.
+    pub retention: Retention,
     /// Hears of what is sealed.
     pub fleet: Fleet,
     /// Held by whoever reads the whole store.
@@ -335,7 +337,12 @@ impl Sealer {
         let now_ms = unix_ms(SystemTime::now());
         let keep = self.parts.fleet.retained_roots();
         let tree = self.base.as_ref().map(|b| b.root);
-        let report = self.parts.store.collect_garbage(planted::retention(), &keep, tree.as_ref(), now_ms)?;
+        let report = self.parts.store.collect_garbage(
+            planted::retention(self.parts.retention),
+            &keep,
+            tree.as_ref(),
+            now_ms,
+        )?;
         if !report.damaged_packs.is_empty() {
             tracing::error!(packs = ?report.damaged_packs, "the store is damaged: run `syncd-origin check`");
         }
@@ -603,6 +610,10 @@ impl Sealer {
             }
             tracing::warn!(generation = %generation.number(), "sealed in spite of an error of the disk");
             return Ok(Outcome::Sealed(generation));
+        }
+        if self.current.is_none() {
+            // Only a figure: what was sealed is sealed.
+            let _ = self.parts.store.all_is_current();
         }
         self.base = base;
         self.rollbacks = rollbacks.unwrap_or_else(|| std::mem::take(&mut self.rollbacks));

@@ -63,6 +63,7 @@ impl Site {
             poll: Duration::from_secs(10),
             mtime: MtimePolicy::Tree,
             symlinks: SymlinkPolicy::Verbatim,
+            retention: Default::default(),
             bwlimit: None,
             admin_group: None,
         })

@@ -66,6 +66,10 @@ pub trait Contents: Chunks + Send + Sync + 'static {
     fn directory(&self, hash: &ObjectHash) -> Result<Option<Arc<Directory>>, ReadError>;
     /// Canonical bytes of a directory object.
     fn directory_bytes(&self, hash: &ObjectHash) -> Result<Option<Bytes>, ReadError>;
+    /// Generations that were retired so far: what they alone had may not be asked for any more.
+    fn retired(&self) -> u64 {
+        0
+    }
     /// Has `work` look up chunks of many files in one state of the store.
     fn look_up(&self, work: &mut dyn FnMut(&dyn Chunks) -> Result<(), ReadError>) -> Result<(), ReadError>;
     /// Where the tree had a file of this content when it was last scanned: a hint, to be held against a manifest.

@@ -9,6 +9,7 @@ mod delta;
 mod duplicates;
 mod error;
 mod objects;
+mod reached;
 mod sealed;
 mod spool;
 mod stored;
@@ -30,6 +31,7 @@ pub use contents::{Chunk, Contents, DirectoryError, Frame, FrameId, Place, ReadE
 pub use error::PlanError;
 use objects::LastTree;
 pub use objects::ObjectsAnswer;
+use reached::Reached;
 pub use spool::EncodedUpdate;
 
 use spool::Spool;
@@ -73,6 +75,7 @@ struct Inner {
     budget: PlanBudget,
     cache: Mutex<Cache>,
     last_tree: Arc<LastTree>,
+    reached: Arc<Reached>,
     slots: Arc<Semaphore>,
     stopped: AtomicBool,
 }
@@ -108,6 +111,7 @@ impl Planner {
             budget,
             cache: Mutex::default(),
             last_tree: Arc::default(),
+            reached: Arc::default(),
             slots: Arc::new(Semaphore::new(PLANS_AT_ONCE)),
             stopped: AtomicBool::new(false),
         };
@@ -129,9 +133,10 @@ impl Planner {
         drop(self.plan(from, to));
     }
 
-    /// The answer to an objects request; `request` is its ordinal on its stream.
-    pub fn objects(&self, request: u64, batch: ObjectsBatch) -> ObjectsAnswer {
-        ObjectsAnswer::new(self.inner.contents.clone(), self.inner.last_tree.clone(), request, batch)
+    /// The answer to an objects request under a root; `request` is its ordinal on its stream.
+    pub fn objects(&self, request: u64, root: RootHash, batch: ObjectsBatch) -> ObjectsAnswer {
+        let Inner { contents, last_tree, reached, .. } = &*self.inner;
+        ObjectsAnswer::new(contents.clone(), last_tree.clone(), reached.clone(), request, root, batch)
     }
 
     /// Ends running plans soon, and refuses new ones.

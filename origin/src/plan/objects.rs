@@ -9,11 +9,12 @@ use syncd_proto::v1::fetch_frame::Frame as Message;
 use syncd_shared::directory::{Directory, Kind};
 use syncd_shared::limits::{DIRECTORY_FRAME_BYTES, OBJECTS_BATCH_MAX};
 use syncd_shared::wire::{DirectoryFiles, ObjectsBatch, directories_message};
-use syncd_shared::{ContentHash, ObjectHash};
+use syncd_shared::{ContentHash, ObjectHash, RootHash};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 use super::contents::{Contents, DirectoryError};
 use super::error::PlanError;
+use super::reached::Reached;
 use super::stored::{ContentFrames, end};
 
 /// Compressed bytes of a tree's directory objects that are kept for the next node that joins.
@@ -67,8 +68,13 @@ struct WholeTree {
 pub struct ObjectsAnswer {
     contents: Arc<dyn Contents>,
     last: Arc<LastTree>,
+    reached: Arc<Reached>,
     request: u64,
     recursive: bool,
+    /// What was asked for, until it is known what of it may be.
+    asked: Option<(RootHash, ObjectsBatch)>,
+    /// The tree of a retained generation that is sent whole.
+    sends_tree: bool,
     /// To be kept for others.
     whole: Option<WholeTree>,
     /// Its contents may come in the answer before it.
@@ -95,47 +101,99 @@ impl ObjectsAnswer {
     pub(super) fn new(
         contents: Arc<dyn Contents>,
         last: Arc<LastTree>,
+        reached: Arc<Reached>,
         request: u64,
+        root: RootHash,
         batch: ObjectsBatch,
     ) -> Self {
-        let mut directories = batch.directories;
-        directories.reverse();
-        let (mut whole, mut ready) = (None, VecDeque::new());
-        if let ([root], true) = (&*directories, batch.recursive) {
-            match last.get(root) {
-                Some(messages) => {
-                    ready.extend(messages.iter().cloned());
-                    directories.clear();
-                }
-                None => whole = last.collect(*root),
-            }
-        }
-        let mut seen = HashSet::new();
-        let files = batch.files.into_iter().filter(|file| seen.insert(*file)).collect();
-        let mut files_of = batch.files_of;
-        files_of.reverse();
-        let files = ContentFrames::new(files);
-        // Who goes through a tree goes on where this ends.
-        let files = if files_of.is_empty() { files } else { files.putting_off() };
         Self {
             contents,
             last,
+            reached,
             request,
             recursive: batch.recursive,
-            whole,
+            whole: None,
+            sends_tree: false,
             early: batch.early,
             next: None,
-            directories,
+            directories: Vec::new(),
             sent: HashSet::new(),
-            files_of,
+            files_of: Vec::new(),
             listed: Vec::new(),
-            seen,
-            files,
+            seen: HashSet::new(),
+            files: ContentFrames::new(Vec::new()),
             missing: Vec::new(),
-            ready,
+            ready: VecDeque::new(),
             item: 0,
             ended: false,
+            asked: Some((root, batch)),
         }
+    }
+
+    /// Sorts out what may be asked for; the rest counts as missing. Once, before anything is answered.
+    fn admit(&mut self) -> Result<(), PlanError> {
+        let Some((root, batch)) = self.asked.take() else { return Ok(()) };
+        let ObjectsBatch { mut directories, mut files, mut files_of, recursive, .. } = batch;
+        let root = self.contents.root(&root)?.map(|root| root.object);
+        let is_whole_tree = root.is_some_and(|root| directories[..] == [root]);
+        match root {
+            None => {
+                self.refuse(directories.drain(..).map(|hash| *hash.as_bytes()));
+                self.refuse(files.drain(..).map(|hash| *hash.as_bytes()));
+                self.refuse(files_of.drain(..).take(1).map(|of| *of.directory.as_bytes()));
+            }
+            // The root's own directory needs no walk: nearly all that ask for directories ask for this one.
+            Some(_) if is_whole_tree && files.is_empty() && files_of.is_empty() => {}
+            Some(root) => {
+                let reached = self.reached.clone();
+                let sets = reached.with_tree(&*self.contents, root, !files.is_empty())?;
+                let no_directories: Vec<_> = directories.extract_if(.., |d| !sets.has_directory(d)).collect();
+                self.refuse(no_directories.iter().map(|hash| *hash.as_bytes()));
+                let no_files: Vec<_> = files.extract_if(.., |file| !sets.has_content(file)).collect();
+                self.refuse(no_files.iter().map(|hash| *hash.as_bytes()));
+                // It answers for its files, and those of all others of the request.
+                if let Some(of) = files_of.iter().find(|of| !sets.has_directory(&of.directory)) {
+                    self.refuse([*of.directory.as_bytes()]);
+                    files_of.clear();
+                }
+            }
+        }
+        self.begin(directories, files, files_of, recursive, is_whole_tree);
+        Ok(())
+    }
+
+    fn refuse(&mut self, hashes: impl IntoIterator<Item = [u8; 32]>) {
+        self.missing.extend(hashes);
+    }
+
+    fn begin(
+        &mut self,
+        mut directories: Vec<ObjectHash>,
+        files: Vec<ContentHash>,
+        mut files_of: Vec<DirectoryFiles>,
+        recursive: bool,
+        is_whole_tree: bool,
+    ) {
+        directories.reverse();
+        if let ([root], true) = (&*directories, recursive) {
+            match self.last.get(root) {
+                Some(messages) => {
+                    self.ready.extend(messages.iter().cloned());
+                    directories.clear();
+                }
+                None => {
+                    self.whole = self.last.collect(*root);
+                    self.sends_tree = is_whole_tree;
+                }
+            }
+        }
+        self.directories = directories;
+        let files = files.into_iter().filter(|file| self.seen.insert(*file)).collect();
+        files_of.reverse();
+        let files = ContentFrames::new(files);
+        // Who goes through a tree goes on where this ends.
+        self.files = if files_of.is_empty() { files } else { files.putting_off() };
+        self.files_of = files_of;
     }
 
     /// Whether the request after it, if it has come, would be of use now.
@@ -154,6 +212,9 @@ impl ObjectsAnswer {
     }
 
     fn advance(&mut self) -> Result<(), PlanError> {
+        if self.asked.is_some() {
+            return self.admit();
+        }
         if !self.directories.is_empty() {
             return self.advance_directories();
         }
@@ -163,7 +224,7 @@ impl ObjectsAnswer {
         if self.files.has_parts_left()
             && let Some(next) = &mut self.next
             && std::mem::take(&mut next.early)
-            && next.directories.is_empty()
+            && next.may_come_early()?
         {
             while let Some(of) = next.files_of.pop() {
                 next.look_up(&of)?;
@@ -181,6 +242,12 @@ impl ObjectsAnswer {
             self.ended = true;
         }
         Ok(())
+    }
+
+    /// Whether contents alone were asked for.
+    fn may_come_early(&mut self) -> Result<bool, PlanError> {
+        self.admit()?;
+        Ok(self.directories.is_empty() && self.ready.is_empty())
     }
 
     /// One frame of directory objects. With `recursive` in the order of a walk, each once.
@@ -214,10 +281,11 @@ impl ObjectsAnswer {
             self.keep(&message);
             self.ready.push_back(Message::Directories(message));
         }
-        if self.directories.is_empty()
-            && self.missing.is_empty()
-            && let Some(whole) = self.whole.take()
-        {
+        let has_all = self.directories.is_empty() && self.missing.is_empty();
+        if has_all && self.sends_tree {
+            self.reached.add_directories(&*self.contents, &self.sent);
+        }
+        if has_all && let Some(whole) = self.whole.take() {
             self.last.set(whole.root, whole.messages);
         }
         Ok(())

@@ -56,6 +56,10 @@ impl Contents for Store {
         Store::directory_bytes(self, hash).map(|found| found.map(Bytes::from)).map_err(failed)
     }
 
+    fn retired(&self) -> u64 {
+        self.retired_generations()
+    }
+
     fn look_up(&self, work: &mut dyn FnMut(&dyn Chunks) -> Result<(), ReadError>) -> Result<(), ReadError> {
         let mut other = None;
         let looked_up = self.look_up_chunks(|chunks| match work(chunks).map_err(|e| e.0.downcast()) {

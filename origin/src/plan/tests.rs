@@ -20,13 +20,13 @@ fn planner(store: &Arc<MemoryStore>, budget: PlanBudget) -> (Planner, TempDir) {
 fn replica(planner: &Planner, root: &RootEntry) -> MemoryReplica {
     let mut replica = MemoryReplica::default();
     let batch = ObjectsBatch { directories: vec![root.object], recursive: true, ..ObjectsBatch::default() };
-    planner.objects(0, batch).for_each(|frame| replica.take(frame.unwrap()));
+    planner.objects(0, root.hash(), batch).for_each(|frame| replica.take(frame.unwrap()));
     let files = replica.directories.values().flat_map(|d| d.entries()).filter_map(|e| match e.kind {
         syncd_shared::Kind::File { content, size } if size > 0 => Some(content),
         _ => None,
     });
     let batch = ObjectsBatch { files: files.collect(), ..ObjectsBatch::default() };
-    planner.objects(1, batch).for_each(|frame| replica.take(frame.unwrap()));
+    planner.objects(1, root.hash(), batch).for_each(|frame| replica.take(frame.unwrap()));
     replica.assemble();
     assert_eq!((replica.missing.len(), replica.ended), (0, 2));
     replica
@@ -252,13 +252,13 @@ async fn a_renamed_subtree_costs_no_content_and_one_patch() {
 async fn a_frame_goes_out_as_stored_only_where_most_of_it_is_wanted() {
     let store = MemoryStore::new(1 << 20);
     let all: Tree = (0..10).map(|i| (format!("f{i}"), noise(i, 10_000))).collect();
-    store.put(&all);
+    let root = store.put(&all);
     let hashes: Vec<_> = all.values().map(|b| ContentHash::of(b)).collect();
     let (planner, _data) = planner(&store, PlanBudget::default());
     let ask = |files: &[ContentHash]| {
         let mut replica = MemoryReplica::default();
         let batch = ObjectsBatch { files: files.to_vec(), ..ObjectsBatch::default() };
-        planner.objects(0, batch).for_each(|frame| replica.take(frame.unwrap()));
+        planner.objects(0, root.hash(), batch).for_each(|frame| replica.take(frame.unwrap()));
         replica.assemble();
         assert_eq!(replica.files.len(), files.len());
         assert_eq!(replica.stored.len(), 1);
@@ -274,33 +274,33 @@ async fn directories_of_a_whole_tree_are_read_once_for_all_who_join() {
     let store = MemoryStore::new(1 << 20);
     let root = store.put(&site());
     let (planner, _data) = planner(&store, PlanBudget::default());
-    let ask = |directories: Vec<ObjectHash>, recursive| {
+    let ask = |root: &RootEntry, directories: Vec<ObjectHash>, recursive| {
         let mut replica = MemoryReplica::default();
         let batch = ObjectsBatch { directories, recursive, ..ObjectsBatch::default() };
-        planner.objects(0, batch).for_each(|frame| replica.take(frame.unwrap()));
+        planner.objects(0, root.hash(), batch).for_each(|frame| replica.take(frame.unwrap()));
         assert_eq!(replica.ended, 1);
         replica
     };
-    let first = ask(vec![root.object], true);
+    let first = ask(&root, vec![root.object], true);
     let below = first.directories.len();
     assert!(below > 1);
     // What is no longer in the store, or was never asked for whole, is not made up.
-    assert_eq!(ask(vec![root.object], false).directories.len(), 1);
+    assert_eq!(ask(&root, vec![root.object], false).directories.len(), 1);
     let gone = Directory::hash_of(b"nowhere");
-    assert_eq!(ask(vec![gone], true).missing, [*gone.as_bytes()]);
+    assert_eq!(ask(&root, vec![gone], true).missing, [*gone.as_bytes()]);
     let read = store.directory_bytes_read();
-    let second = ask(vec![root.object], true);
+    let second = ask(&root, vec![root.object], true);
     assert_eq!((second.directories.len(), store.directory_bytes_read()), (below, read));
     // Another tree takes its place.
     let other = store.put(&tree(&[("only/one", b"file")]));
-    assert_eq!(ask(vec![other.object], true).directories.len(), 2);
-    assert_eq!(ask(vec![root.object], true).directories.len(), below);
+    assert_eq!(ask(&other, vec![other.object], true).directories.len(), 2);
+    assert_eq!(ask(&root, vec![root.object], true).directories.len(), below);
     assert!(store.directory_bytes_read() >= read + below);
     // So does an update to another one, but none to the same.
     for (from, to, kept) in [(&other, &root, true), (&root, &other, false)] {
         planner.update(from.hash(), to.hash()).await.unwrap();
         let read = store.directory_bytes_read();
-        assert_eq!(ask(vec![root.object], true).directories.len(), below);
+        assert_eq!(ask(&root, vec![root.object], true).directories.len(), below);
         assert_eq!(store.directory_bytes_read() == read, kept);
     }
 }
@@ -319,14 +319,16 @@ async fn a_frame_across_two_requests_goes_out_once() {
         ObjectsBatch { files_of, early, ..ObjectsBatch::default() }
     };
     let mut at_once = MemoryReplica::default();
-    planner.objects(0, batch(0..hashes.len(), false)).for_each(|frame| at_once.take(frame.unwrap()));
+    planner
+        .objects(0, root.hash(), batch(0..hashes.len(), false))
+        .for_each(|frame| at_once.take(frame.unwrap()));
     let (mut more_early, mut more_apart) = (0, 0);
     for border in 1..hashes.len() {
         let before = &hashes[..border];
         let frames = |early: bool| {
             let mut replica = MemoryReplica::default();
-            let mut answer = planner.objects(0, batch(0..border, false));
-            answer.set_next(Box::new(planner.objects(1, batch(border..hashes.len(), early))));
+            let mut answer = planner.objects(0, root.hash(), batch(0..border, false));
+            answer.set_next(Box::new(planner.objects(1, root.hash(), batch(border..hashes.len(), early))));
             answer.by_ref().for_each(|frame| replica.take(frame.unwrap()));
             assert_eq!(replica.ended, 1);
             let sent: HashSet<_> =
@@ -357,7 +359,7 @@ async fn files_are_asked_for_by_their_directories() {
         let files_of = gone.into_iter().chain([root.object]).map(of).collect();
         let mut replica = MemoryReplica::default();
         let batch = ObjectsBatch { files_of, ..ObjectsBatch::default() };
-        planner.objects(0, batch).for_each(|frame| replica.take(frame.unwrap()));
+        planner.objects(0, root.hash(), batch).for_each(|frame| replica.take(frame.unwrap()));
         replica.assemble();
         (replica.files.len(), replica.missing)
     };
@@ -382,7 +384,7 @@ async fn what_is_not_there_is_named() {
         ..ObjectsBatch::default()
     };
     let mut replica = MemoryReplica::default();
-    planner.objects(7, batch).for_each(|frame| replica.take(frame.unwrap()));
+    planner.objects(7, root.hash(), batch).for_each(|frame| replica.take(frame.unwrap()));
     replica.assemble();
     assert_eq!(replica.missing, [*no_directory.as_bytes(), *gone.as_bytes()]);
     assert_eq!((replica.directories.len(), replica.files.len()), (1, 1));
@@ -398,6 +400,74 @@ async fn what_is_not_there_is_named() {
     assert!(
         matches!(refused.as_ref().map_err(|e| &**e), Err(PlanError::MissingContent { content }) if *content == there)
     );
+}
+
+#[tokio::test]
+async fn only_what_a_retained_generation_has_can_be_asked_for_by_hash() {
+    let store = MemoryStore::new(1 << 20);
+    let root = store.put(&site());
+    // In the store like any other, and of no retained generation.
+    let secret = tree(&[("secret/key", b"password"), ("secret/more/f", b"1")]);
+    let unsealed = store.put(&secret);
+    store.forget(&unsealed.hash());
+    let secret_file = ContentHash::of(b"password");
+    let (planner, _data) = planner(&store, PlanBudget::default());
+    let ask = |under: &RootEntry, batch: ObjectsBatch| {
+        let mut answered = MemoryReplica::default();
+        planner.objects(0, under.hash(), batch).for_each(|frame| answered.take(frame.unwrap()));
+        answered.assemble();
+        assert_eq!(answered.ended, 1);
+        (answered.directories.len() + answered.files.len(), answered.missing)
+    };
+    let file = ObjectsBatch { files: vec![secret_file], ..ObjectsBatch::default() };
+    let directory =
+        |recursive| ObjectsBatch { directories: vec![unsealed.object], recursive, ..ObjectsBatch::default() };
+    let files_of = vec![DirectoryFiles::new(unsealed.object, 0..1)];
+    let by_directory = ObjectsBatch { files_of, ..ObjectsBatch::default() };
+    for under in [&root, &unsealed] {
+        assert_eq!(ask(under, file.clone()), (0, vec![*secret_file.as_bytes()]));
+        for batch in [directory(false), directory(true), by_directory.clone()] {
+            assert_eq!(ask(under, batch), (0, vec![*unsealed.object.as_bytes()]));
+        }
+    }
+    // What is asked for early is no way around it.
+    let known = ContentHash::of(&site()["big.bin"]);
+    let mut answer =
+        planner.objects(0, root.hash(), ObjectsBatch { files: vec![known], ..ObjectsBatch::default() });
+    let early = ObjectsBatch { early: true, ..by_directory.clone() };
+    answer.set_next(Box::new(planner.objects(1, root.hash(), early)));
+    let mut answered = MemoryReplica::default();
+    answer.by_ref().for_each(|frame| answered.take(frame.unwrap()));
+    answer.into_next().unwrap().for_each(|frame| answered.take(frame.unwrap()));
+    answered.assemble();
+    assert_eq!((answered.files.len(), answered.missing.len()), (1, 1));
+    // Once it is committed it is served.
+    let sealed = store.put(&secret);
+    assert_eq!(ask(&sealed, file), (1, vec![]));
+    assert_eq!(ask(&sealed, directory(true)).0, 3);
+}
+
+#[tokio::test]
+async fn a_tree_is_walked_once_and_its_successor_only_where_it_differs() {
+    let store = MemoryStore::new(1 << 20);
+    let pages = |last: &[u8]| -> Tree {
+        let mut site: Tree = (0..30).map(|i| (format!("d{i}/f"), noise(i, 200))).collect();
+        site.extend(tree(&[("d29/f", last)]));
+        site
+    };
+    let (first, second) = (store.put(&pages(b"1")), store.put(&pages(b"2")));
+    let (planner, _data) = planner(&store, PlanBudget::default());
+    let read = |root: &RootEntry, file: &[u8]| {
+        let before = store.directories_read();
+        let batch = ObjectsBatch { files: vec![ContentHash::of(file)], ..ObjectsBatch::default() };
+        let mut replica = MemoryReplica::default();
+        planner.objects(0, root.hash(), batch).for_each(|frame| replica.take(frame.unwrap()));
+        assert_eq!(replica.missing.len(), 0);
+        store.directories_read() - before
+    };
+    assert_eq!(read(&first, b"1"), 31);
+    assert_eq!(read(&first, b"1"), 0);
+    assert_eq!(read(&second, b"2"), 2);
 }
 
 #[tokio::test(flavor = "multi_thread")]

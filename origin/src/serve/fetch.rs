@@ -154,8 +154,8 @@ impl<S: FromPeer<v1::FetchRequest>> Requests<S> {
         services: &Services,
         request: &v1::ObjectsRequest,
     ) -> Result<Box<ObjectsAnswer>, ServeError> {
-        let (_root, batch) = ObjectsBatch::from_message(request)?;
-        let answer = services.planner.objects(self.ordinal, batch);
+        let (root, batch) = ObjectsBatch::from_message(request)?;
+        let answer = services.planner.objects(self.ordinal, root, batch);
         self.ordinal = self.ordinal.saturating_add(1);
         Ok(Box::new(answer))
     }

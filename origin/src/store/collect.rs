@@ -28,7 +28,7 @@ use super::paths::short;
 use super::read::{decode_chunks, decode_root, encode_root};
 use super::retention::{Retention, retired};
 use super::writer::{WritePermit, Writer};
-use super::{Store, objects, paths};
+use super::{Store, history, objects, paths};
 
 /// What a garbage collection did.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -166,7 +166,7 @@ fn generations_in(t: &ReadTransaction) -> Result<Vec<Generation>, StoreError> {
 }
 
 impl Store {
-    /// The generations that [`Store::collect_garbage`] would retire now.
+    /// The generations that [`Store::collect_garbage`] would retire for their age now.
     pub fn retention(
         &self,
         retention: Retention,
@@ -175,6 +175,11 @@ impl Store {
     ) -> Result<Vec<GenerationNumber>, StoreError> {
         let all = self.index.read(generations_in)?;
         Ok(retired(&all, retention, keep_roots, now_ms))
+    }
+
+    /// Generations that were retired since the store was opened.
+    pub fn retired_generations(&self) -> u64 {
+        self.retired.load(Ordering::Acquire)
     }
 
     /// Retires generations, removes what nothing refers to any more and gives its space back. Readers are not held up;
@@ -191,13 +196,23 @@ impl Store {
         keep_tree: Option<&RootEntry>,
         now_ms: i64,
     ) -> Result<CollectReport, StoreError> {
-        let retire: HashSet<_> = self.retention(retention, keep_roots, now_ms)?.into_iter().collect();
+        let mut retire: HashSet<_> = self.retention(retention, keep_roots, now_ms)?.into_iter().collect();
+        if let Some(limit) = retention.bytes
+            && self.history_bytes()?.is_none_or(|bytes| bytes > limit)
+        {
+            retire.extend(self.index.read(|t| {
+                let mut stay = generations_in(t)?;
+                stay.retain(|generation| !retire.contains(&generation.number));
+                history::beyond(t, &stay, retention, keep_roots, limit)
+            })?);
+        }
         let orphans = self.orphans.swap(false, Ordering::AcqRel);
         if retire.is_empty() && !orphans {
             return Ok(CollectReport::default());
         }
         let collected = self.mark_and_sweep(&retire, keep_tree).and_then(|mut report| {
             self.compact(&mut report)?;
+            self.measure_current()?;
             Ok(report)
         });
         if collected.is_err() {
@@ -234,6 +249,7 @@ impl Store {
             remove_unmarked(t, &marks, &candidates, &mut report)?;
             drop_dead_packs(t, &mut report)
         })?;
+        self.retired.fetch_add(retire.len() as u64, Ordering::AcqRel);
         self.directories.lock().map_err(poisoned)?.clear();
         self.unlink(&dropped)?;
         report.generations = retire.iter().copied().collect();

@@ -51,6 +51,9 @@ pub(super) const META_FORMAT: &str = "format";
 /// Key in [`META`]: the number of the next new pack.
 pub(super) const META_NEXT_PACK: &str = "next_pack";
 
+/// Key in [`META`]: stored bytes that the current generation needs, as measured last.
+pub(super) const META_CURRENT_BYTES: &str = "current_bytes";
+
 /// How long a database that has to be opened anew waits for those who read it.
 const REOPEN_PATIENCE: Duration = Duration::from_secs(5);
 

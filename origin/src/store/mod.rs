@@ -40,6 +40,7 @@ mod fixture;
 mod frame_builder;
 #[doc(hidden)]
 pub mod fuzzing;
+mod history;
 mod index;
 mod lock;
 mod objects;
@@ -61,7 +62,7 @@ use std::collections::HashMap;
 use std::fs::{self, File};
 use std::io;
 use std::path::{Path, PathBuf};
-use std::sync::atomic::AtomicBool;
+use std::sync::atomic::{AtomicBool, AtomicU64};
 use std::sync::{Condvar, Mutex};
 
 use redb::ReadableTable;
@@ -100,6 +101,10 @@ pub struct Store {
     short_packs: HashMap<PackId, u64>,
     /// Whether there may be entries that no generation refers to.
     orphans: AtomicBool,
+    /// Generations that were retired since the store was opened.
+    retired: AtomicU64,
+    /// Stored bytes that the current generation needs, as measured last.
+    current_bytes: Mutex<Option<u64>>,
     data: PathBuf,
     // Last, so that everything is closed when it is released.
     _lock: DataLock,
@@ -147,6 +152,7 @@ impl Store {
         let index = Index::open(&index_path(data))?;
         let packs = PackReader::new(packs_path(data));
         let short_packs = clean_packs(&index, &packs)?;
+        let measured = history::measured(&index)?;
         Ok(Self {
             index,
             packs,
@@ -156,6 +162,8 @@ impl Store {
             written: Condvar::new(),
             short_packs,
             orphans: AtomicBool::new(true),
+            retired: AtomicU64::new(0),
+            current_bytes: Mutex::new(measured),
             data: data.to_owned(),
             _lock: lock,
         })

@@ -1,41 +1,95 @@
 //! Which generations are kept.
+//!
+//! The newest few stay, whatever their age, and so do those whose root an agent holds. Of the others all of the last hour
+//! stay, then the last of each hour for a day, then the last of each day; labelled ones are not thinned. What is older
+//! than the history reaches is retired, and so is the oldest of it where it takes more bytes than it may.
 
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
 use std::time::Duration;
 
 use syncd_shared::hash::RootHash;
 use syncd_shared::{Generation, GenerationNumber};
 
-/// A generation is retired once it is neither among the newest nor young. The latest never is.
+const HOUR_MS: i64 = 60 * 60 * 1_000;
+const DAY_MS: i64 = 24 * HOUR_MS;
+
+/// How far the history reaches. The latest generation is never retired.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Retention {
-    /// This many of the newest stay.
+    /// This many of the newest stay, whatever else holds.
     pub generations: usize,
-    /// What was sealed within this time stays.
+    /// What was sealed within this time stays, thinned.
     pub age: Duration,
+    /// Stored bytes that the history may take besides the newest generation; `None`: any.
+    pub bytes: Option<u64>,
 }
 
 impl Default for Retention {
     fn default() -> Self {
-        Self { generations: 10, age: Duration::from_secs(7 * 24 * 60 * 60) }
+        Self { generations: 10, age: Duration::from_secs(7 * 24 * 60 * 60), bytes: None }
     }
 }
 
-/// The generations to retire, of all that there are, sorted by number. Those with a root of `keep_roots` stay. Times are
-/// milliseconds since 1970; one that was sealed after `now_ms` (the clock was set back) is young.
+impl Retention {
+    /// Index of the first of the newest generations.
+    fn newest(&self, count: usize) -> usize {
+        count.saturating_sub(self.generations.max(1))
+    }
+}
+
+/// The generations to retire for their age, of all that there are, sorted by number. Those with a root of `keep_roots`
+/// stay. Times are milliseconds since 1970; one that was sealed after `now_ms` (the clock was set back) is young.
 pub fn retired(
     generations: &[Generation],
     retention: Retention,
     keep_roots: &HashSet<RootHash>,
     now_ms: i64,
 ) -> Vec<GenerationNumber> {
-    let old = generations.len().saturating_sub(retention.generations.max(1));
     let age_ms = i64::try_from(retention.age.as_millis()).unwrap_or(i64::MAX);
-    generations[..old]
+    // The last generation of each hour and of each day, by clock: what stays now is what stays later.
+    let mut last_of: HashMap<(i64, i64), GenerationNumber> = HashMap::new();
+    for generation in generations {
+        for width_ms in [HOUR_MS, DAY_MS] {
+            last_of.insert((width_ms, generation.created_ms.div_euclid(width_ms)), generation.number);
+        }
+    }
+    let is_last = |generation: &Generation, width_ms: i64| {
+        last_of.get(&(width_ms, generation.created_ms.div_euclid(width_ms))) == Some(&generation.number)
+    };
+    let stays = |generation: &Generation| match now_ms.saturating_sub(generation.created_ms) {
+        age if age > age_ms => false,
+        age if age <= HOUR_MS || !generation.label.is_empty() => true,
+        age if age <= DAY_MS => is_last(generation, HOUR_MS),
+        _ => is_last(generation, DAY_MS),
+    };
+    generations[..retention.newest(generations.len())]
         .iter()
-        .filter(|g| now_ms.saturating_sub(g.created_ms) > age_ms && !keep_roots.contains(&g.root_hash()))
-        .map(|g| g.number)
+        .filter(|generation| !stays(generation) && !keep_roots.contains(&generation.root_hash()))
+        .map(|generation| generation.number)
         .collect()
+}
+
+/// A generation, and whether it may be retired for the bytes that it takes.
+pub(super) struct Kept<'a> {
+    pub generation: &'a Generation,
+    pub may_retire: bool,
+}
+
+/// All generations in the order in which they deserve their bytes: the latest first; those that stay whatever holds
+/// before labelled ones, these before others; and the newer before the older.
+pub(super) fn keep_order<'a>(
+    generations: &'a [Generation],
+    retention: Retention,
+    keep_roots: &HashSet<RootHash>,
+) -> Vec<Kept<'a>> {
+    let newest = retention.newest(generations.len());
+    let kept = |(at, generation): (usize, &'a Generation)| {
+        let may_retire = at < newest && !keep_roots.contains(&generation.root_hash());
+        Kept { generation, may_retire }
+    };
+    let mut order: Vec<_> = generations.iter().enumerate().rev().map(kept).collect();
+    order.sort_by_key(|kept| (kept.may_retire, kept.may_retire && kept.generation.label.is_empty()));
+    order
 }
 
 #[cfg(test)]
@@ -67,7 +121,7 @@ mod tests {
 
     #[test]
     fn only_what_is_old_by_count_and_by_age_is_retired() {
-        let retention = Retention { generations: 2, age: Duration::from_millis(100) };
+        let retention = Retention { generations: 2, age: Duration::from_millis(100), bytes: None };
         let all = generations(&[0, 10, 500, 20, 30]);
         let none = HashSet::new();
         assert_eq!(numbers(retired(&all, retention, &none, 550)), [1, 2]);
@@ -79,8 +133,61 @@ mod tests {
 
     #[test]
     fn the_latest_is_never_retired() {
-        let retention = Retention { generations: 0, age: Duration::ZERO };
+        let retention = Retention { generations: 0, age: Duration::ZERO, bytes: None };
         assert_eq!(numbers(retired(&generations(&[0, 0]), retention, &HashSet::new(), 9)), [1]);
         assert!(retired(&[], retention, &HashSet::new(), 9).is_empty());
+    }
+
+    const MINUTE_MS: i64 = HOUR_MS / 60;
+
+    #[test]
+    fn history_is_thinned_by_the_hour_and_then_by_the_day() {
+        // A generation every 20 minutes for nine days, the last one just now, at noon.
+        let now_ms = 1_000 * DAY_MS + 12 * HOUR_MS;
+        let ages: Vec<i64> = (0..9 * 72).map(|i| i * 20 * MINUTE_MS).rev().collect();
+        let all = generations(&ages.iter().map(|age| now_ms - age).collect::<Vec<_>>());
+        let retention = Retention { generations: 1, ..Retention::default() };
+        let gone: HashSet<_> = retired(&all, retention, &HashSet::new(), now_ms).into_iter().collect();
+        let kept: Vec<_> = all.iter().filter(|g| !gone.contains(&g.number)).collect();
+        let within = |from: i64, to: i64| {
+            kept.iter().filter(|g| (from..to).contains(&(now_ms - g.created_ms))).count()
+        };
+        assert_eq!(within(0, HOUR_MS + 1), 4, "all of the last hour");
+        assert_eq!(within(HOUR_MS + 1, DAY_MS + 1), 23, "one an hour");
+        assert_eq!(within(DAY_MS + 1, 9 * DAY_MS), 6, "one a day, and none beyond seven days");
+        let last_hour_of_day = |g: &&&Generation| g.created_ms.rem_euclid(DAY_MS) >= DAY_MS - HOUR_MS;
+        assert_eq!(
+            kept.iter().filter(|g| now_ms - g.created_ms > DAY_MS).filter(last_hour_of_day).count(),
+            6
+        );
+        // What was kept once is what is kept later: nothing that was thought safe disappears early.
+        let left: Vec<Generation> = kept.into_iter().cloned().collect();
+        assert!(retired(&left, retention, &HashSet::new(), now_ms).is_empty());
+    }
+
+    #[test]
+    fn the_newest_labelled_ones_and_those_of_agents_are_not_thinned() {
+        let now_ms = 1_000 * DAY_MS;
+        let mut all = generations(&[now_ms - 2 * DAY_MS; 15]);
+        all[1].label = "release".into();
+        let held = HashSet::from([all[2].root_hash()]);
+        assert_eq!(numbers(retired(&all, Retention::default(), &held, now_ms)), [1, 4, 5]);
+        let newest = Retention { age: Duration::ZERO, ..Retention::default() };
+        assert_eq!(
+            numbers(retired(&all, newest, &held, now_ms)),
+            [1, 2, 4, 5],
+            "labels do not outlive the history"
+        );
+    }
+
+    #[test]
+    fn bytes_go_to_the_latest_then_to_what_stays_anyway_then_to_labels() {
+        let mut all = generations(&[0; 7]);
+        all[1].label = "release".into();
+        let held = HashSet::from([all[2].root_hash()]);
+        let retention = Retention { generations: 2, ..Retention::default() };
+        let order = keep_order(&all, retention, &held);
+        let told: Vec<_> = order.iter().map(|kept| (kept.generation.number.get(), kept.may_retire)).collect();
+        assert_eq!(told, [(7, false), (6, false), (3, false), (2, true), (5, true), (4, true), (1, true)]);
     }
 }

@@ -330,7 +330,7 @@ pub(super) fn between_mark_and_sweep(store: &Arc<Store>) {
     }
 }
 
-const NEWEST: Retention = Retention { generations: 1, age: Duration::ZERO };
+const NEWEST: Retention = Retention { generations: 1, age: Duration::ZERO, bytes: None };
 
 fn collect(fixture: &Fixture, keep: &[RootEntry]) -> CollectReport {
     let keep = keep.iter().map(RootEntry::hash).collect();
@@ -369,6 +369,33 @@ fn garbage_goes_and_what_is_retained_or_held_stays() {
     assert_eq!(collect(&fixture, &roots[1..2]), CollectReport::default());
     let again = fixture.seal(7, &tree(1));
     assert_eq!(fixture.read(&again).unwrap(), tree(1));
+    assert_intact(&fixture);
+}
+
+#[test]
+fn history_is_measured_and_kept_within_its_bytes() {
+    let fixture = Fixture::new();
+    let store = fixture.store();
+    assert_eq!(store.history_bytes().unwrap(), None, "nothing was measured");
+    for number in 1..=6 {
+        fixture.seal(number, &tree(number));
+    }
+    store.measure_current().unwrap();
+    let one = 30_260;
+    // Packs have heads, too.
+    let near =
+        |bytes: u64, expected: u64| assert!(bytes.abs_diff(expected) < 9_000, "{bytes}, not {expected}");
+    near(store.history_bytes().unwrap().unwrap(), 5 * one);
+    let collect = |bytes| {
+        let retention = Retention { generations: 2, bytes: Some(bytes), ..Retention::default() };
+        let report = store.collect_garbage(retention, &HashSet::new(), None, 1_000).unwrap();
+        report.generations.iter().map(|number| number.get()).collect::<Vec<_>>()
+    };
+    assert_eq!(collect(6 * one), [] as [u64; 0]);
+    assert_eq!(collect(3 * one + one / 2), [1, 2]);
+    assert_eq!(collect(0), [3, 4], "the newest stay, whatever they take");
+    assert_eq!(collect(0), [] as [u64; 0]);
+    near(store.history_bytes().unwrap().unwrap(), one);
     assert_intact(&fixture);
 }
 
@@ -605,7 +632,7 @@ proptest! {
                     put_tree(&writer, &tree(seed)).unwrap();
                 }
                 Step::Collect(keep) => {
-                    let retention = Retention { generations: usize::from(keep % 4), age: Duration::ZERO };
+                    let retention = Retention { generations: usize::from(keep % 4), age: Duration::ZERO, bytes: None };
                     let held = sealed.values().nth(usize::from(keep) % (sealed.len() + 1));
                     let held: HashSet<_> = held.iter().map(|(root, _)| root.hash()).collect();
                     let report = fixture.store().collect_garbage(retention, &held, None, 1_000).unwrap();

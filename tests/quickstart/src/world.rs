@@ -91,6 +91,7 @@ impl World {
             poll: Duration::from_secs(10),
             mtime: MtimePolicy::Tree,
             symlinks: SymlinkPolicy::Verbatim,
+            retention: Default::default(),
             bwlimit: None,
             admin_group: None,
         };

@@ -73,6 +73,7 @@ impl Origin {
             store: store.clone(),
             watch: watch.clone(),
             keys: keys.clone(),
+            retention: Default::default(),
             fleet: fleet.clone(),
             gate: CollectionGate::default(),
             cancel: shutdown.clone(),

@@ -5,6 +5,7 @@ use std::time::{Duration, Instant};
 
 use rcgen::KeyPair;
 use syncd_proto::v1;
+use syncd_proto::v1::fetch_frame::Frame;
 use syncd_proto::v1::fetch_request::Request as Ask;
 use syncd_proto::v1::replication_client::ReplicationClient;
 use syncd_shared::identity::authority::certificate_from_pem;
@@ -122,6 +123,43 @@ async fn asks(bad: &BadAgent, file: ContentHash, root: RootHash) -> (Channel, St
     let mut client = ReplicationClient::new(channel.clone()).max_decoding_message_size(64 << 20);
     let stream = client.fetch(ReceiverStream::new(receiver)).await.expect("answered").into_inner();
     (channel, stream)
+}
+
+/// Asks for a file under the current root; whether it came, rather than being named as missing.
+async fn is_served(bad: &BadAgent, file: ContentHash, root: RootHash) -> bool {
+    let (_channel, mut stream) = asks(bad, file, root).await;
+    let (mut came, mut missing) = (false, false);
+    while let Some(frame) = stream.message().await.expect("an answer") {
+        match frame.frame.expect("a frame") {
+            Frame::Stored(_) => came = true,
+            Frame::End(end) => missing = end.missing == [file.as_bytes().to_vec()],
+            other => panic!("{other:?}"),
+        }
+    }
+    assert_ne!(came, missing);
+    came
+}
+
+#[test]
+fn content_that_was_never_committed_is_not_served_by_its_hash() {
+    let mut world = World::small("bound-unsealed");
+    let secret = b"a password that somebody put into the tree by mistake";
+    syncd_tests::edits::write(&world.origin.tree, "secret.txt", secret);
+    // Started by hand, it scans and publishes nothing: the store has the content.
+    world.origin.stop();
+    world.origin.start();
+    let bad = world.enrolled("bad");
+    let root =
+        |world: &World| -> RootHash { world.origin.status().root.expect("a root").parse().expect("a hash") };
+    let file = ContentHash::of(secret);
+    let known = ContentHash::of(&std::fs::read(world.origin.tree.join("index.html")).expect("a page"));
+    assert!(world.runtime.block_on(is_served(&bad, known, root(&world))));
+    assert!(!world.runtime.block_on(is_served(&bad, file, root(&world))));
+    assert!(!world.runtime.block_on(is_served(&bad, known, RootHash::from_bytes([7; 32]))));
+    // Once it is committed it is content like any other.
+    world.origin.commit();
+    assert!(world.runtime.block_on(is_served(&bad, file, root(&world))));
+    world.unharmed("asking by hash");
 }
 
 /// Reads what came: the frames, and how it ended.
