@@ -1,14 +1,19 @@
 //! `syncd-agent` in a process of its own.
 
 use std::ffi::OsString;
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use serde::Deserialize;
 
+use crate::oracle::{self, Facts};
 use crate::origin::clean_environment;
-use crate::process::{Daemon, Outcome, run};
-use crate::{Origin, Scene, binary, wait};
+use crate::process::{Daemon, Outcome, run, tool};
+use crate::{Origin, Scene, binary, is_root, wait};
+
+/// The user of agents without privileges.
+const SOMEBODY: &str = "nobody:nogroup";
 
 /// `syncd-agent status --json`, every field of the contract.
 #[derive(Debug, Clone, Deserialize)]
@@ -48,6 +53,10 @@ pub struct Agent {
     /// ROOT.
     pub root: PathBuf,
     options: Vec<String>,
+    /// How its commands become another user's; empty: they are this one's.
+    account: Vec<OsString>,
+    /// The program.
+    program: PathBuf,
     prefix: Vec<OsString>,
     logs: PathBuf,
     daemon: Option<Daemon>,
@@ -60,6 +69,8 @@ impl Agent {
             name: name.to_string(),
             root: scene.path(name),
             options: Vec::new(),
+            account: Vec::new(),
+            program: binary("syncd-agent"),
             prefix: Vec::new(),
             logs: scene.directory().to_path_buf(),
             daemon: None,
@@ -82,6 +93,26 @@ impl Agent {
         agent
     }
 
+    /// Has it join and run without privileges, under a user of its own, also where this process is root. That user can't
+    /// give files away: everything in its replica is its own.
+    #[track_caller]
+    pub fn unprivileged(mut self, scene: &Scene) -> Self {
+        if is_root() {
+            // Where the programs are built need not be open to others.
+            self.program = scene.path("syncd-agent");
+            if !self.program.exists() {
+                std::fs::copy(binary("syncd-agent"), &self.program).expect("copy the program");
+            }
+            std::fs::create_dir_all(&self.root).expect("create the root");
+            tool("chown", [SOMEBODY.into(), self.root.as_os_str().to_os_string()]);
+            let (user, group) = SOMEBODY.split_once(':').expect("user and group");
+            let words =
+                ["setpriv", &format!("--reuid={user}"), &format!("--regid={group}"), "--clear-groups"];
+            self.account = words.map(OsString::from).to_vec();
+        }
+        self
+    }
+
     /// Adds options of `run`.
     pub fn with_options(mut self, options: &[&str]) -> Self {
         self.options.extend(options.iter().map(|s| s.to_string()));
@@ -97,7 +128,7 @@ impl Agent {
     /// `join HOST:PORT --token TOKEN --name NAME`.
     #[track_caller]
     pub fn join(&self, address: &str, token: &str) -> Outcome {
-        let mut command = Command::new(binary("syncd-agent"));
+        let mut command = self.program();
         command.args(["join", address, "--token", token, "--name", &self.name, "--root"]).arg(&self.root);
         clean_environment(&mut command);
         run(&mut command)
@@ -110,15 +141,8 @@ impl Agent {
 
     /// The command line of `run`.
     pub fn run_command(&self) -> Command {
-        let mut words = self.prefix.iter().cloned().chain([binary("syncd-agent").into_os_string()]);
-        let mut command = Command::new(words.next().expect("a program"));
-        command
-            .args(words)
-            .arg("run")
-            .arg("--root")
-            .arg(&self.root)
-            .args(["--http", "127.0.0.1:0"])
-            .args(&self.options);
+        let mut command = self.program_under(&self.prefix);
+        command.arg("run").arg("--root").arg(&self.root).args(["--http", "127.0.0.1:0"]).args(&self.options);
         clean_environment(&mut command);
         command
     }
@@ -163,9 +187,43 @@ impl Agent {
         self.start();
     }
 
+    fn program(&self) -> Command {
+        self.program_under(&[])
+    }
+
+    fn program_under(&self, prefix: &[OsString]) -> Command {
+        let program = self.program.as_os_str().to_os_string();
+        let mut words = prefix.iter().chain(&self.account).cloned().chain([program]);
+        let mut command = Command::new(words.next().expect("a program"));
+        command.args(words);
+        command
+    }
+
+    /// A tree as this agent should have it: who can't give files away owns all of them.
+    #[track_caller]
+    pub fn expects(&self, tree: &Path) -> Facts {
+        let mut facts = oracle::facts(tree);
+        if !self.account.is_empty() {
+            let root = std::fs::metadata(&self.root).expect("the root");
+            facts.values_mut().for_each(|fact| fact.owner = (root.uid(), root.gid()));
+        }
+        facts
+    }
+
+    /// Panics unless what is live is the same tree as `tree`, as far as this agent may make it so.
+    #[track_caller]
+    pub fn assert_live_is(&self, tree: &Path) {
+        if self.account.is_empty() {
+            return oracle::assert_same(tree, &self.live());
+        }
+        let differences = oracle::differences(&self.expects(tree), &oracle::facts(&self.live()));
+        assert!(differences.is_empty(), "{} differs:\n{}", self.name, differences.join("\n"));
+        oracle::assert_no_shared_inode(&self.live());
+    }
+
     /// A subcommand with `--root ROOT` and `args`.
     pub fn command(&self, subcommand: &str, args: &[&str]) -> Command {
-        let mut command = Command::new(binary("syncd-agent"));
+        let mut command = self.program();
         command.arg(subcommand).arg("--root").arg(&self.root).args(args);
         clean_environment(&mut command);
         command

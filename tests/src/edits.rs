@@ -59,12 +59,18 @@ pub struct Edits {
     tree: PathBuf,
     random: Seeded,
     round: u64,
+    closes: bool,
 }
 
 impl Edits {
     /// Edits of `tree`, from a seed.
     pub fn new(tree: &Path, seed: u64) -> Self {
-        Self { tree: tree.to_path_buf(), random: Seeded::new(seed), round: 0 }
+        Self { tree: tree.to_path_buf(), random: Seeded::new(seed), round: 0, closes: false }
+    }
+
+    /// Takes their rights from owners, too, where this is root.
+    pub fn closing(self) -> Self {
+        Self { closes: true, ..self }
     }
 
     /// 1 to `most` random operations, and one certain change of content.
@@ -151,7 +157,11 @@ impl Edits {
                 }
             }
             10 if !metadata.is_symlink() => {
-                let mode = if metadata.is_dir() { 0o711 } else { 0o640 } | self.random.below(8) as u32;
+                let open = if metadata.is_dir() { 0o711 } else { 0o640 } | self.random.below(8) as u32;
+                // Root reads what it denies its owner; a node's agent may be no more than that.
+                let closed = [0o000, 0o111, 0o311, 0o444, 0o644];
+                let closed = self.random.pick(&closed).copied().filter(|_| is_root() && self.closes);
+                let mode = closed.filter(|_| self.random.one_in(2)).unwrap_or(open);
                 fs::set_permissions(&path, fs::Permissions::from_mode(mode)).expect("chmod");
             }
             11 if metadata.is_file() => {

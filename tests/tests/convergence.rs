@@ -5,7 +5,7 @@
 use std::collections::BTreeMap;
 
 use syncd_tests::edits::{Edits, small_site};
-use syncd_tests::oracle::{assert_same, fingerprint};
+use syncd_tests::oracle::{fingerprint, fingerprint_of};
 use syncd_tests::replica::assert_no_litter;
 use syncd_tests::{Agent, Origin, Scene, Seeded};
 
@@ -13,8 +13,8 @@ struct World {
     origin: Origin,
     agents: [Agent; 2],
     edits: Edits,
-    /// What each sealed generation is, by number.
-    sealed: BTreeMap<u64, String>,
+    /// What each sealed generation is on each agent, by number.
+    sealed: BTreeMap<u64, [String; 2]>,
     story: Vec<String>,
     _scene: Scene,
 }
@@ -25,13 +25,16 @@ impl World {
         let tree = scene.path("tree");
         small_site(&tree, 20 + random.below(120) as usize);
         let origin = Origin::started(&scene, &tree);
-        let agents = ["web1", "web2"].map(|name| {
+        // One of them without privileges.
+        let agents = [Agent::new(&scene, "web1"), Agent::new(&scene, "web2").unprivileged(&scene)];
+        let agents = agents.map(|agent| {
             let options: &[&str] = if random.one_in(2) { &["--grace", "200ms", "--keep", "2"] } else { &[] };
-            let mut agent = Agent::joined(&scene, &origin, name).with_options(options);
+            let mut agent = agent.with_options(options);
+            agent.join(origin.address(), &origin.token()).expect_success();
             agent.start();
             agent
         });
-        let edits = Edits::new(&tree, random.next_u64());
+        let edits = Edits::new(&tree, random.next_u64()).closing();
         Self { origin, agents, edits, sealed: BTreeMap::new(), story: Vec::new(), _scene: scene }
     }
 
@@ -86,7 +89,7 @@ impl World {
     }
 
     fn commit(&mut self) -> u64 {
-        let print = fingerprint(&self.origin.tree);
+        let print = [0, 1].map(|agent| fingerprint_of(&self.agents[agent].expects(&self.origin.tree)));
         let number = self.origin.commit();
         self.tell(&format!("commit {number}"));
         if let Some(older) = self.sealed.insert(number, print.clone()) {
@@ -115,9 +118,9 @@ impl World {
             }
         }
         let Some(newest) = self.origin.status().generation else { return };
-        for agent in &self.agents {
+        for (index, agent) in self.agents.iter().enumerate() {
             agent.wait_live(newest);
-            let expected = self.sealed.get(&newest);
+            let expected = self.sealed.get(&newest).map(|prints| &prints[index]);
             assert_eq!(expected, Some(&fingerprint(&agent.live())), "generation {newest}; {:?}", self.story);
         }
     }
@@ -143,7 +146,7 @@ fn any_order_of_edits_commits_rollbacks_and_restarts_ends_identical() {
         println!("case {case}: {}", world.story.join(", "));
         for agent in &world.agents {
             agent.wait_live(last);
-            assert_same(&world.origin.tree, &agent.live());
+            agent.assert_live_is(&world.origin.tree);
             assert_no_litter(agent);
         }
     }

@@ -6,6 +6,7 @@
 use std::sync::OnceLock;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::mpsc::{SyncSender, sync_channel};
+use std::thread::JoinHandle;
 
 use crate::disk::{Dir, DiskError};
 
@@ -16,8 +17,25 @@ const BATCH_BYTES: u64 = 64 * 1024 * 1024;
 pub(crate) struct Writeback {
     directory: Dir,
     written: AtomicU64,
-    /// To the thread that waits for the kernel; it ends with this.
-    thread: OnceLock<Option<SyncSender<()>>>,
+    thread: OnceLock<Option<Waiter>>,
+}
+
+/// The thread that waits for the kernel. It ends with the [`Writeback`], whose end waits for it.
+struct Waiter {
+    wake: SyncSender<()>,
+    thread: JoinHandle<()>,
+}
+
+impl Drop for Writeback {
+    fn drop(&mut self) {
+        // What it waits for, the activation that follows would wait for.
+        if let Some(Waiter { wake, thread }) = self.thread.take().flatten() {
+            drop(wake);
+            if thread.join().is_err() {
+                tracing::error!("the thread that has content written has panicked");
+            }
+        }
+    }
 }
 
 impl Writeback {
@@ -30,23 +48,23 @@ impl Writeback {
     pub fn wrote(&self, bytes: u64) {
         let before = self.written.fetch_add(bytes, Ordering::Relaxed);
         if before / BATCH_BYTES != before.saturating_add(bytes) / BATCH_BYTES
-            && let Some(thread) = self.thread.get_or_init(|| self.start())
+            && let Some(waiter) = self.thread.get_or_init(|| self.start())
         {
             // Where it still waits it goes once more: that is enough.
-            let _ = thread.try_send(());
+            let _ = waiter.wake.try_send(());
         }
     }
 
-    fn start(&self) -> Option<SyncSender<()>> {
+    fn start(&self) -> Option<Waiter> {
         let directory = self.directory.reopen().ok()?;
-        let (sender, receiver) = sync_channel(1);
+        let (wake, woken) = sync_channel(1);
         let run = move || {
-            for () in receiver {
+            for () in woken {
                 // An error is the activation's to tell.
                 let _ = directory.sync_file_system();
             }
         };
-        std::thread::Builder::new().name("writeback".to_owned()).spawn(run).ok()?;
-        Some(sender)
+        let thread = std::thread::Builder::new().name("writeback".to_owned()).spawn(run).ok()?;
+        Some(Waiter { wake, thread })
     }
 }

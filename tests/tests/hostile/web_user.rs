@@ -7,9 +7,11 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
+use super::fake_origin::peak_mib;
 use syncd_tests::edits::{small_site, write};
 use syncd_tests::oracle::{assert_same, fingerprint};
 use syncd_tests::process::tool;
+use syncd_tests::replica::assert_no_litter;
 use syncd_tests::{Agent, Origin, Scene, require_root, wait};
 
 /// Runs a shell as www-data.
@@ -247,4 +249,59 @@ fn a_web_user_that_swaps_directories_meanwhile_leads_nothing_out_of_the_root() {
     }
     assert_eq!(fingerprint(&outside), before, "written outside the root");
     assert_same(&origin.tree, &agent.live());
+}
+
+/// Becomes the web server's user, this thread alone, and makes a chain of directories.
+fn dig(below: PathBuf, levels: usize, name: String) {
+    use rustix::fs::{CWD, Mode, OFlags, mkdirat, openat};
+    let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
+    let mut directory = openat(CWD, &below, flags, Mode::empty()).expect("open");
+    for _ in 0..levels {
+        mkdirat(&directory, name.as_str(), Mode::from_raw_mode(0o755)).expect("mkdir");
+        directory = openat(&directory, name.as_str(), flags, Mode::empty()).expect("open");
+    }
+}
+
+#[test]
+fn a_web_user_that_nests_directories_without_end_stops_neither_updates_nor_the_agent() {
+    require_root("it becomes www-data");
+    let scene = Scene::in_memory("hostile-depth");
+    let tree = scene.path("tree");
+    small_site(&tree, 30);
+    write(&tree, "uploads/page.html", "an upload");
+    fs::set_permissions(tree.join("uploads"), fs::Permissions::from_mode(0o777)).expect("chmod");
+    let origin = Origin::started(&scene, &tree);
+    let first = origin.commit();
+    let mut agent = Agent::joined(&scene, &origin, "web1").with_options(&["--grace", "0s", "--keep", "1"]);
+    agent.under(&["prlimit".into(), "--nofile=256".into()]);
+    agent.start();
+    agent.wait_live(first);
+    let pid = agent.daemon().pid();
+    let before = peak_mib(pid);
+    for (round, levels) in [6_000, 20_000].into_iter().enumerate() {
+        let uploads = agent.live().canonicalize().expect("live").join("uploads");
+        let digger = std::thread::spawn(move || {
+            use rustix::process::{Gid, Uid};
+            rustix::thread::set_thread_groups(&[]).expect("no groups");
+            let (user, group) = (Uid::from_raw(WEB_USER), Gid::from_raw(WEB_USER));
+            rustix::thread::set_thread_res_gid(group, group, group).expect("its group");
+            rustix::thread::set_thread_res_uid(user, user, user).expect("its user");
+            dig(uploads, levels, "n".repeat(200));
+        });
+        digger.join().expect("no panic");
+        // The tree is retired, made a spare, and live again.
+        for update in 0..4 {
+            write(&tree, "index.html", format!("round {round}, update {update}"));
+            let number = origin.commit_live();
+            agent.wait_live(number);
+            assert_same(&tree, &agent.live());
+        }
+    }
+    assert_no_litter(&agent);
+    let peak = peak_mib(pid);
+    println!("peak memory {before} MiB, then {peak} MiB");
+    assert!(peak < before + 48, "{before} MiB, then {peak} MiB");
+    // It never died, or this would be another process.
+    assert_eq!(agent.daemon().pid(), pid);
+    assert!(agent.daemon().ended().is_none(), "{}", agent.daemon().log());
 }

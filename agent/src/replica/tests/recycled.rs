@@ -5,6 +5,7 @@ use std::time::{Duration, Instant};
 
 use super::*;
 use crate::clock::Clock;
+use crate::session::worker::ReplicaWork;
 use crate::source::Source;
 
 /// Inodes of all files and symlinks below a directory, by path.
@@ -346,4 +347,44 @@ fn a_start_knows_what_the_web_server_may_still_serve_also_without_the_record() {
     site.settle(&mut replica);
     assert!(!served.exists());
     assert_spares_are_links(&site);
+}
+
+#[test]
+fn updates_without_a_pause_let_the_trash_grow_no_further_than_they_fill_it() {
+    let (mut site, mut replica) = settled_in(Site::in_memory());
+    let (start, clock) = (Instant::now(), Clock::given(Instant::now()));
+    replica.options.clock = clock.clone();
+    let trash = site.root().join("trash");
+    let (mut number, staging) = (0, site.root().join("staging"));
+    let mut fill = |replica: &Replica, names: u32| {
+        for _ in 0..names {
+            number += 1;
+            let name = format!("thrown-away-{number}");
+            std::fs::write(staging.join(&name), "x").unwrap();
+            replica.layout.discard(&replica.layout.staging, name.as_bytes()).unwrap();
+        }
+    };
+    let mut update = |replica: &mut Replica, round: u32| {
+        site.write("docs/0/page-0.html", format!("round {round}"));
+        site.publish(replica);
+        ReplicaWork::bound(replica);
+        // Once for each update, however often it is called.
+        ReplicaWork::bound(replica);
+    };
+    for round in 0..30 {
+        clock.set(start + Duration::from_millis(200) * round);
+        fill(&replica, 40);
+        update(&mut replica, round);
+        assert!(names(&trash).len() <= 40, "round {round}: {}", names(&trash).len());
+    }
+    // What no share keeps up with goes faster once a minute has not been enough.
+    fill(&replica, 3_000);
+    update(&mut replica, 30);
+    assert!(names(&trash).len() > 2_900);
+    for round in 31..36 {
+        clock.set(start + Duration::from_secs(70) + Duration::from_millis(200) * round);
+        update(&mut replica, round);
+    }
+    assert_eq!(names(&trash), [""; 0]);
+    assert!(replica.layout.trash.is_empty());
 }
