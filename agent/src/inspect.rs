@@ -102,7 +102,14 @@ impl Inspection<'_> {
             let is_untouched = self.finished.is_some_and(|finished| ctime <= finished) && !path.is_root();
             if self.whole || !is_untouched {
                 let place = Place { path: &path, manifest: &manifest, is_untouched };
-                self.names(&place, dir, live, &mut keeper, &mut found)?;
+                match self.names(&place, dir, live, &mut keeper, &mut found) {
+                    // Another user's, in the place of the directory that was activated.
+                    Err(StageError::Disk(e)) if e.is_denied() => {
+                        found.note(Some(path.clone()));
+                        found.lost += 1;
+                    }
+                    other => other?,
+                }
             }
             for entry in manifest.entries().iter().rev() {
                 if let Kind::Directory { object, .. } = entry.kind {
