@@ -107,7 +107,9 @@ enum Command {
     )]
     Serve(Box<Serve>),
     /// Print a join token for new agents.
-    #[command(after_help = "Examples:\n  syncd-origin token\n  syncd-origin token --ttl 1day --uses 10")]
+    #[command(
+        after_help = "Examples:\n  syncd-origin token\n  syncd-origin token --ttl 1day --uses 10\n  syncd-origin token list"
+    )]
     Token {
         #[command(flatten)]
         data: Data,
@@ -215,6 +217,7 @@ enum Command {
         agent: String,
     },
     /// Copy the data directory, as it is now, to a new or empty directory: serve from it to restore.
+    #[command(after_help = "Examples:\n  syncd-origin backup /mnt/backup/syncd-origin")]
     Backup {
         #[command(flatten)]
         data: Data,
@@ -284,7 +287,7 @@ struct Serve {
     /// How often parts of the tree that send no events (network file systems) are walked.
     #[arg(long, env = "SYNCD_POLL", default_value = "10s", value_name = "TIME", value_parser = humantime::parse_duration)]
     poll: Duration,
-    /// `keep`: a file whose content and mode did not change keeps the time it had.
+    /// `keep`: files whose content and mode are unchanged keep the modification time already published.
     #[arg(long, env = "SYNCD_MTIME", value_enum, default_value = "tree")]
     mtime: MtimePolicy,
     /// `inside`: refuse symlinks that leave the tree.
