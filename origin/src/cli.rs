@@ -276,8 +276,8 @@ struct Serve {
     /// The tree is published when it was quiet for this long.
     #[arg(long, env = "SYNCD_SETTLE", default_value = "500ms", value_name = "TIME", value_parser = humantime::parse_duration)]
     settle: Duration,
-    /// After this much unrest the status names what keeps changing. A file that is written and not closed holds the tree
-    /// back for at most this long after its last write.
+    /// If the tree does not become quiet for this long, warn and name the path that keeps changing. A file that is written
+    /// and not closed holds the tree back for at most this long after its last write.
     #[arg(long, env = "SYNCD_SETTLE_MAX", default_value = "30s", value_name = "TIME", value_parser = humantime::parse_duration)]
     settle_max: Duration,
     /// A file that keeps changing for this long no longer holds back the others: they are published, and it stays as it was

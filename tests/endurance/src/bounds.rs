@@ -31,7 +31,7 @@ const TREES: u64 = 3 + 8 + 3 + 2 + 1;
 /// What the commits of ten minutes bring, after which garbage is collected, and a quarter more.
 const DATA_KIB: u64 = 104 * 1024;
 
-const ROWS: [Row; 9] = [
+const ROWS: [Row; 8] = [
     Row {
         name: "origin: memory, KiB",
         figure: |sample| sample.origin_memory_kib,
@@ -60,11 +60,6 @@ const ROWS: [Row; 9] = [
     },
     Row { name: "agent: ROOT, KiB", figure: |sample| sample.root_kib, bounds: &[Bound::Level(16 * 1024)] },
     Row { name: "origin: DATA, KiB", figure: |sample| sample.data_kib, bounds: &[Bound::AtMost(DATA_KIB)] },
-    Row {
-        name: "origin: DATA, KiB a commit",
-        figure: |sample| sample.data_kib / sample.commits.max(1),
-        bounds: &[Bound::Level(0)],
-    },
 ];
 
 impl Bound {
@@ -82,7 +77,6 @@ impl fmt::Display for Bound {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::AtMost(most) => write!(f, "at most {most}"),
-            Self::Level(0) => write!(f, "second half at most 1.25 times the first"),
             Self::Level(slack) => write!(f, "second half at most 1.25 times the first and {slack}"),
         }
     }

@@ -25,17 +25,10 @@ pub struct Sample {
     pub root_kib: u64,
     /// Space that DATA takes.
     pub data_kib: u64,
-    /// Commits so far.
-    pub commits: u64,
 }
 
 /// Looks at all processes and directories. What vanishes meanwhile does not count.
-pub fn sample(
-    origin: &mut Origin,
-    steady: &mut Agent,
-    killed: &Agent,
-    commits: u64,
-) -> anyhow::Result<Sample> {
+pub fn sample(origin: &mut Origin, steady: &mut Agent, killed: &Agent) -> anyhow::Result<Sample> {
     let (origin_pid, agent_pid) = (origin.daemon().pid(), steady.daemon().pid());
     let roots = [&steady.root, &killed.root];
     let larger = |figure: fn(&Path) -> u64| roots.iter().map(|root| figure(root)).max().unwrap_or_default();
@@ -48,7 +41,6 @@ pub fn sample(
         trash_names: larger(|root| names(&root.join("trash"))),
         root_kib: larger(space_kib),
         data_kib: space_kib(&origin.data),
-        commits,
     })
 }
 

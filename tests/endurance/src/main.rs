@@ -73,8 +73,7 @@ fn main() -> anyhow::Result<ExitCode> {
             next_kill += Duration::from(options.kill_every);
         }
         if started.elapsed() >= next_sample {
-            let commits = newest - first;
-            series.push(figures::sample(&mut origin, &mut steady, &killed, commits)?);
+            series.push(figures::sample(&mut origin, &mut steady, &killed)?);
             next_sample += duration / SAMPLES;
         }
         thread::sleep(next_commit.saturating_duration_since(Instant::now()));
