@@ -512,9 +512,17 @@ fn what_is_kept_gives_way_to_an_update_but_not_what_the_node_would_return_to() {
         let error = (10..20).find_map(|i| replace_a_large_file(site, &mut replica, i).err()).unwrap();
         assert!(matches!(error, StageError::NoSpace { .. }), "{error}");
         assert!(kept.iter().all(|number| root.join(format!("generations/{number}")).exists()));
-        // Once the grace is over it goes through.
+        // Once the grace is over it goes through, also where nothing but the live tree and the one before it is there:
+        // a disk that two releases fill must not end all updates.
         replica.options.grace = std::time::Duration::ZERO;
         replace_a_large_file(site, &mut replica, 21).unwrap();
+        for i in 22..26 {
+            site.write("large.bin", vec![i; 6_000_000]);
+            let target = site.origin.seal(&site.tree());
+            let staged = site.stage(&mut replica, &target).unwrap();
+            replica.activate(staged, &mut |_| Ok(())).unwrap();
+        }
+        assert_eq!(replica.status().generations.len(), 2);
     });
 }
 

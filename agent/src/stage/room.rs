@@ -1,9 +1,10 @@
 //! What gives way where a target does not fit.
 //!
 //! In this order, each step only while there still is too little: what waits to be deleted, lost+found, trees to build
-//! on but the one that the update needs, retired trees, kept generations, oldest first. Never the live tree, never the
-//! newest other one, which the node would return to, never a tree that was live within the grace, and never one that a
-//! web server may still serve, since the on-activate hook has not succeeded: then the target is refused.
+//! on but the one that the update needs, retired trees, kept generations, oldest first. Never the live tree, and never one
+//! that a web server may still read or the node would return to: one that was live within the grace, or that a failing
+//! hook left it on. So the newest other one goes last, once the live one has stood for the grace with its hook succeeded:
+//! a disk that two generations fill must not end all updates. Where nothing more may go the target is refused.
 
 use std::sync::atomic::AtomicBool;
 
@@ -81,8 +82,6 @@ impl Replica {
         let live = self.known.live;
         let mut others: Vec<u64> =
             self.known.generations.keys().copied().filter(|number| Some(*number) != live).collect();
-        // What the node would return to.
-        others.pop();
         others.retain(|number| !self.may_be_served(*number));
         others.retain(|number| !self.may_be_served(*number));
         let clock = self.options.clock.clone();
