@@ -32,7 +32,7 @@ pub fn assert_no_litter(agent: &Agent) {
 
 /// What lies in ROOT that `status` does not explain, the trash apart.
 pub fn litter(root: &Path, status: &AgentStatus) -> Result<(), String> {
-    let known = ["generations", "live", "staging", "state", "trash"];
+    let known = ["generations", "live", "lost+found", "staging", "state", "trash"];
     if let Some(name) = names(root)?.iter().find(|name| !known.contains(&name.as_str())) {
         return Err(format!("{name} in the root"));
     }
