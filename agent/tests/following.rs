@@ -389,7 +389,7 @@ async fn a_spent_token_and_another_tree_are_refused() {
     assert!(syncd_agent::reason::of(&error).contains("spent or expired"), "{error}");
     let mut foreign = origin.token.clone();
     foreign.ca_fingerprint = [0; 32];
-    assert!(matches!(join::join(options(foreign)).await, Err(JoinError::Connect(_))));
+    assert!(matches!(join::join(options(foreign)).await, Err(JoinError::OtherOrigin { .. })));
 
     let joined = join::join(options(origin.token.clone())).await.unwrap().identity;
     assert_eq!(joined.origin_address(), origin.address.to_string());
