@@ -17,6 +17,7 @@ use syncd_shared::local_socket;
 use syncd_shared::output::note;
 use syncd_shared::rate::Rate;
 use syncd_shared::signals::Signals;
+use syncd_shared::text::counted;
 use syncd_shared::{config_file, output};
 
 use crate::admin::{self, Reply, Request, nobody_serves};
@@ -340,10 +341,8 @@ fn print_verified(verified: &Verified, json: bool) -> anyhow::Result<()> {
     let Verified { files, bytes, drifted, healed, kept, .. } = verified;
     let drift = match (*drifted, healed) {
         (0, _) => "no drift".to_owned(),
-        (1, true) => "1 path had drifted and is healed".to_owned(),
-        (1, false) => "1 path has drifted".to_owned(),
-        (drifted, true) => format!("{} paths had drifted and are healed", HumanCount(drifted)),
-        (drifted, false) => format!("{} paths have drifted", HumanCount(drifted)),
+        (drifted, true) => format!("{} drifted, healed", counted(drifted, "path", "paths")),
+        (drifted, false) => format!("{} drifted, not healed", counted(drifted, "path", "paths")),
     };
     output::line(format_args!("{} files, {} verified: {drift}", HumanCount(*files), HumanBytes(*bytes)))?;
     if let Some(kept) = kept {

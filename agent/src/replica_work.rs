@@ -6,6 +6,7 @@ use std::sync::atomic::AtomicBool;
 use std::time::Duration;
 
 use syncd_proto::v1::RetryClass;
+use syncd_shared::text::counted;
 use syncd_shared::{GenerationNumber, SignedGeneration};
 
 use crate::activate::{ActivateError, ActivationContext};
@@ -250,7 +251,8 @@ fn is_damaged(did: &Upkept) -> bool {
 fn trouble(did: &Upkept) -> Option<String> {
     match did {
         Upkept::LiveDamaged { paths, first } => Some(format!(
-            "{paths} paths of the live tree were changed locally (first {}): run `syncd-agent verify`",
+            "{} of the live tree changed locally (first {}): run `syncd-agent verify`",
+            counted(*paths as u64, "path", "paths"),
             first.as_ref()?
         )),
         _ => None,

@@ -76,6 +76,14 @@ pub fn rfc3339(unix_ms: i64) -> String {
         .unwrap_or_else(|| format!("{unix_ms} ms since 1970"))
 }
 
+/// A number with its noun: `1 path`, `2,594 paths`.
+pub fn counted(number: u64, one: &str, many: &str) -> String {
+    match number {
+        1 => format!("1 {one}"),
+        number => format!("{} {many}", indicatif::HumanCount(number)),
+    }
+}
+
 /// Whether a character does something else than show itself: control characters (C0, DEL, C1), ends of lines and
 /// paragraphs, changes of the writing direction, and what is invisible. U+200C and U+200D stay, which shape scripts and
 /// pictographs.
@@ -101,6 +109,12 @@ mod tests {
     #[derive(Debug, thiserror::Error)]
     #[error("reading\nthe record")]
     struct Outer(#[source] std::io::Error);
+
+    #[test]
+    fn one_is_counted_in_the_singular() {
+        assert_eq!(counted(1, "path", "paths"), "1 path");
+        assert_eq!([0, 2_594].map(|n| counted(n, "path", "paths")), ["0 paths", "2,594 paths"]);
+    }
 
     #[test]
     fn times_are_rfc_3339_of_one_length() {

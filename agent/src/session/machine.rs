@@ -13,7 +13,7 @@ use syncd_proto::v1::origin_message::Message as FromOrigin;
 use syncd_shared::generation::GenerationError;
 use syncd_shared::identity::KeySuccession;
 use syncd_shared::identity::signing::verify_successions;
-use syncd_shared::text::one_line;
+use syncd_shared::text::{counted, one_line};
 use syncd_shared::wire::{WireError, root_hash};
 use syncd_shared::{Generation, GenerationNumber, HookStatus, RootHash, SignedGeneration, TreeId};
 
@@ -477,7 +477,8 @@ impl Machine {
                 self.verify_wanted = false;
                 self.maintain_at = Some(now + MAINTAIN_DELAY);
                 self.drift_error = (!verified.is_whole()).then(|| {
-                    format!("{} paths of the live tree are not what they should be", verified.drifted)
+                    let drifted = counted(verified.drifted, "path", "paths");
+                    format!("{drifted} of the live tree drifted and could not be healed")
                 });
                 out.push(Action::Verified(Ok(verified)));
             }

@@ -130,8 +130,8 @@ pub enum StageError {
     },
     /// Too little free space; nothing was written.
     #[error(
-        "{} are needed, {} are free, and nothing more may be given up: free space, \
-         enlarge the file system, or keep fewer generations (--keep)",
+        "{} are needed on the file system of --root, {} are free, and nothing more may be given up: \
+         free space, enlarge it, or keep fewer generations (--keep)",
         HumanBytes(*wanted_bytes), HumanBytes(*available_bytes)
     )]
     NoSpace {
@@ -141,7 +141,9 @@ pub enum StageError {
         available_bytes: u64,
     },
     /// Too few free inodes; nothing was written.
-    #[error("{wanted} inodes are needed, {available} are free: remove files or enlarge the file system")]
+    #[error(
+        "{wanted} inodes are needed on the file system of --root, {available} are free: remove files or enlarge it"
+    )]
     NoInodes {
         /// Inodes needed.
         wanted: u64,

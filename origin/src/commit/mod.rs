@@ -30,6 +30,7 @@ mod unrest;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use indicatif::HumanCount;
 use syncd_shared::{GenerationNumber, SignedGeneration, TreePath};
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio_util::sync::CancellationToken;
@@ -422,8 +423,9 @@ impl Owner {
                 if let Outcome::Sealed(generation) = outcome {
                     tracing::info!(
                         generation = %generation.number(),
-                        root = %generation.root_hash(),
-                        files = generation.generation().root.totals.files,
+                        label = generation.generation().label,
+                        files = %HumanCount(generation.generation().root.totals.files),
+                        root = format!("{:.12}", generation.root_hash().to_string()),
                         "sealed"
                     );
                 }

@@ -80,7 +80,7 @@ fn trees_that_can_not_be_are_refused() {
     let kind = Kind::File { content: ContentHash::of(b"never sent"), size };
     let (object, totals) = vast.put(vec![Entry { name: named("vast"), metadata: FILE, kind }]);
     vast.root = Some(RootEntry { object, metadata: FOLDER, totals });
-    world.refused_site("a file of an exabyte", vast, None, "bytes are needed");
+    world.refused_site("a file of an exabyte", vast, None, "are needed on the file system");
 
     let mut unknown = World::version(2);
     unknown.root = Some(RootEntry { object: ObjectHash::from_bytes([1; 32]), ..unknown.root() });
