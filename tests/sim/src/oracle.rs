@@ -125,7 +125,7 @@ impl World {
             let tree = root.join("generations").join(generation.number().to_string());
             self.check_tree(n, &tree, generation.root_hash())?;
         }
-        let known = ["generations", "live", "staging", "state", "trash"];
+        let known = ["generations", "live", "lost+found", "staging", "state", "trash"];
         let surplus = |text: String| self.violation(format!("node {n}: litter: {text}"));
         if let Some(name) = names(root).into_iter().find(|name| !known.contains(&name.as_str())) {
             return Err(surplus(name));
