@@ -139,6 +139,7 @@ mod tests {
 
     #[tokio::test]
     async fn half_requests_end_and_a_thousand_of_them_keep_nobody_out() {
+        crate::open_files::raise_limit();
         let (address, _stop, _served) = started().await;
         let mut half = Vec::new();
         for _ in 0..10 * CONNECTIONS_MAX {
