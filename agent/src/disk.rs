@@ -18,6 +18,7 @@ use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, PoisonError};
+use std::time::Duration;
 
 use rustix::fs::{
     AtFlags, CWD, FileType, Gid, Mode, OFlags, RenameFlags, ResolveFlags, Timespec, Timestamps, Uid,
@@ -745,11 +746,27 @@ fn one_at_a_time<T>(make: impl FnOnce() -> T) -> T {
     make()
 }
 
+/// Retries of a call that the kernel answers with EAGAIN.
+const AGAIN_RETRIES: u32 = 100;
+/// Retries that follow at once; there is a pause before each later one.
+const AGAIN_AT_ONCE: u32 = 10;
+const AGAIN_PAUSE: Duration = Duration::from_micros(100);
+
+/// Retries an interrupted call. EAGAIN is retried at most [`AGAIN_RETRIES`] times, and then is the error.
 fn retry<T>(mut call: impl FnMut() -> Result<T, Errno>) -> Result<T, Errno> {
+    let mut tries = 0;
     loop {
         match call() {
-            // openat2 answers EAGAIN when a rename elsewhere races with RESOLVE_BENEATH.
-            Err(Errno::INTR | Errno::AGAIN) => {}
+            Err(Errno::INTR) => {}
+            // openat2 answers EAGAIN when a rename elsewhere races with RESOLVE_BENEATH. It also does so while somebody
+            // else has a lease on the file, which can last as long as they like.
+            Err(Errno::AGAIN) if tries < AGAIN_RETRIES => {
+                tries += 1;
+                match tries < AGAIN_AT_ONCE {
+                    true => std::thread::yield_now(),
+                    false => std::thread::sleep(AGAIN_PAUSE),
+                }
+            }
             other => return other,
         }
     }
@@ -818,6 +835,51 @@ mod tests {
             Metadata { mode: 0o777, uid: 0, gid: 0, mtime: Timestamp { seconds: 0, nanoseconds: 0 } };
         assert!(dir.set_metadata(b"name", &metadata, Owners::new(None), false).is_err());
         assert_eq!(std::fs::metadata(temp.path().join("secret")).unwrap().mode(), before);
+    }
+
+    #[test]
+    fn a_file_that_somebody_else_has_a_lease_on_is_an_error_soon() {
+        use std::io::{BufRead, BufReader};
+        use std::process::{Command, Stdio};
+        const LEASE: &str = "import fcntl, os, signal, sys
+signal.signal(signal.SIGIO, signal.SIG_IGN)
+fcntl.fcntl(os.open(sys.argv[1], os.O_RDONLY), fcntl.F_SETLEASE, fcntl.F_WRLCK)
+print('leased', flush=True)
+sys.stdin.read()";
+        let temp = tempfile::tempdir().unwrap();
+        let path = temp.path().join("leased");
+        std::fs::write(&path, "x").unwrap();
+        let mut holder = Command::new("python3");
+        holder.args(["-c", LEASE]).arg(&path).stdin(Stdio::piped()).stdout(Stdio::piped());
+        let Ok(mut holder) = holder.spawn() else {
+            eprintln!("skipped: python3 is not installed");
+            return;
+        };
+        let mut line = String::new();
+        BufReader::new(holder.stdout.take().unwrap()).read_line(&mut line).unwrap();
+        assert_eq!(line, "leased\n");
+        let dir = Dir::open_path(temp.path()).unwrap();
+        let error = dir.open_file(b"leased").unwrap_err();
+        // The lease is not over: the kernel has not waited for its end.
+        assert_eq!(error.source.raw_os_error(), Some(Errno::AGAIN.raw_os_error()));
+        drop(holder.stdin.take());
+        holder.wait().unwrap();
+        assert!(dir.open_file(b"leased").is_ok());
+    }
+
+    #[test]
+    fn a_call_that_is_told_to_try_again_is_retried_a_number_of_times() {
+        let mut calls = 0;
+        let mut fails = |times| {
+            calls = 0;
+            let result = retry(|| {
+                calls += 1;
+                if calls <= times { Err(Errno::AGAIN) } else { Ok(()) }
+            });
+            (result, calls)
+        };
+        assert_eq!(fails(AGAIN_RETRIES), (Ok(()), AGAIN_RETRIES + 1));
+        assert_eq!(fails(u32::MAX), (Err(Errno::AGAIN), AGAIN_RETRIES + 1));
     }
 
     #[test]
