@@ -40,13 +40,15 @@ const NAMES_MAX: usize = 64 * 1024;
 
 /// What an inspection found.
 #[derive(Debug, Clone, Default)]
-struct Found {
+pub(crate) struct Found {
     /// Names that are not what the manifest says: a directory that it does not have counts as one.
     paths: u64,
     /// The first of them.
     first: Option<TreePath>,
     /// Names that moved to lost+found.
     kept: u64,
+    /// Those among them that the manifest does not have.
+    strangers: u64,
     /// Names that could not be kept.
     lost: u64,
 }
@@ -76,9 +78,9 @@ struct Place<'a> {
 }
 
 impl Inspection<'_> {
-    /// Inspects the tree `dir`. `live` is what inodes are compared with in directories that somebody else changed.
-    fn run(&self, dir: Dir, live: &mut LiveTree<'_>) -> Result<Found, StageError> {
-        let mut found = Found::default();
+    /// Inspects the tree `dir`, and adds to `found`, also before an error. `live` is what inodes are compared with in
+    /// directories that somebody else changed.
+    fn run(&self, dir: Dir, live: &mut LiveTree<'_>, found: &mut Found) -> Result<(), StageError> {
         let mut keeper = None;
         let mut cursor = DirCursor::new(dir);
         let mut waiting = vec![(TreePath::root(), self.tree.root.object)];
@@ -102,7 +104,7 @@ impl Inspection<'_> {
             let is_untouched = self.finished.is_some_and(|finished| ctime <= finished) && !path.is_root();
             if self.whole || !is_untouched {
                 let place = Place { path: &path, manifest: &manifest, is_untouched };
-                match self.names(&place, dir, live, &mut keeper, &mut found) {
+                match self.names(&place, dir, live, &mut keeper, found) {
                     // Another user's, in the place of the directory that was activated.
                     Err(StageError::Disk(e)) if e.is_denied() => {
                         found.note(Some(path.clone()));
@@ -117,7 +119,7 @@ impl Inspection<'_> {
                 }
             }
         }
-        Ok(found)
+        Ok(())
     }
 
     fn names<'l>(
@@ -154,33 +156,27 @@ impl Inspection<'_> {
         changed.sort_unstable();
         for name in changed {
             let component = syncd_shared::Component::new(&name).ok();
+            let is_stranger = component.as_ref().is_none_or(|name| place.manifest.get(name).is_none());
             found.note(component.and_then(|name| place.path.join(&name).ok()));
             if keeper.is_none() {
                 // A crash between this and the report must not leave files there that nobody heard of.
                 let found = Found { kept: 1, ..found.clone() };
-                self.record.set_drift(Some(&self.drift(&found)))?;
+                let drift = drift(self.layout, self.tree.number, self.live, &found);
+                self.record.set_drift(Some(&drift))?;
                 *keeper = Some(LostFound::open(self.layout)?);
             }
             let Some(keeper) = keeper else { break };
             match keeper.keep(self.tree.number, place.path, dir, &name) {
-                Ok(true) => found.kept += 1,
+                Ok(true) => {
+                    found.kept += 1;
+                    found.strangers += u64::from(is_stranger);
+                }
                 Ok(false) => found.lost += 1,
                 Err(e) if e.is_full() || e.is_denied() => found.lost += 1,
                 Err(e) => return Err(e.into()),
             }
         }
         Ok(())
-    }
-
-    fn drift(&self, found: &Found) -> Drift {
-        Drift {
-            generation: self.tree.number,
-            paths: found.paths,
-            first: found.first.as_ref().map(TreePath::to_string).unwrap_or_default(),
-            kept: kept_in(self.layout, self.tree.number, found),
-            lost: found.lost,
-            live: self.live,
-        }
     }
 
     /// Whether a name still is what the manifest says. Owner and mode don't count: they take nothing along.
@@ -223,6 +219,13 @@ impl Found {
             self.first = path;
         }
     }
+
+    /// What the next inspection of the tree adds to. It finds all but strangers that moved: the place of any other name
+    /// that moved is empty now. `before`: what this one added to.
+    fn moved(self, before: &Self) -> Self {
+        let (paths, lost) = (self.strangers, before.lost);
+        Self { paths, first: self.first.filter(|_| paths > 0), lost, ..self }
+    }
 }
 
 impl Replica {
@@ -245,13 +248,14 @@ impl Replica {
         let dir = match self.layout.staging.open_dir(&retired(slot)) {
             Ok(dir) => dir,
             Err(e) if e.is_absent() => {
+                self.upkeep.inspected.remove(&(slot, tree.number));
                 self.known.retired.remove(&slot);
                 self.record.set_retired(slot, None)?;
                 return Ok(None);
             }
             Err(e) => return Err(e.into()),
         };
-        let drift = self.inspect(tree, dir, whole, cancel)?;
+        let drift = self.inspect(slot, tree, dir, whole, cancel)?;
         let staging = &self.layout.staging;
         if recycle {
             staging.rename_new(&retired(slot), staging, &building(slot))?;
@@ -259,6 +263,7 @@ impl Replica {
         } else {
             self.layout.discard(staging, &retired(slot))?;
         }
+        self.upkeep.inspected.remove(&(slot, tree.number));
         self.known.retired.remove(&slot);
         self.record.set_retired(slot, None)?;
         if drift.is_none() {
@@ -267,38 +272,56 @@ impl Replica {
         Ok(drift)
     }
 
-    /// Inspects a tree that was live, and keeps and reports what it finds.
+    /// Inspects a tree that was live, and keeps and reports what it finds. What moved before an error is reported, too:
+    /// the next inspection does not see it, and adds to it.
     fn inspect(
         &mut self,
+        slot: u64,
         tree: RetiredTree,
         dir: Dir,
         whole: bool,
         cancel: &AtomicBool,
     ) -> Result<Option<Drift>, StageError> {
-        let drift = self.look_through(tree, dir, whole, None, cancel)?;
-        if let Some(drift) = &drift {
+        let before = self.upkeep.inspected.get(&(slot, tree.number)).cloned().unwrap_or_default();
+        let mut found = before.clone();
+        let looked = self.look_through(tree, dir, whole, None, &mut found, cancel);
+        let drift = self.drift_of(&tree, &found);
+        let is_due = looked.is_ok() || found.kept > before.kept;
+        self.upkeep.inspected.insert((slot, tree.number), found.moved(&before));
+        if let Some(drift) = drift.as_ref().filter(|drift| is_due && !self.is_told(drift)) {
             self.found_drift(drift.clone())?;
         }
-        Ok(drift)
+        looked.map(|()| drift)
     }
 
-    /// Inspects a tree that was live, and keeps what it finds.
+    /// Inspects a tree that was live, keeps what it finds, and adds it to `found`, also before an error.
     pub(crate) fn look_through(
         &self,
         tree: RetiredTree,
         dir: Dir,
         whole: bool,
         distrusted: Option<&HashSet<TreePath>>,
+        found: &mut Found,
         cancel: &AtomicBool,
-    ) -> Result<Option<Drift>, StageError> {
+    ) -> Result<(), StageError> {
         let number = self.known.live.unwrap_or(tree.number);
         let live = self.live().map_or_else(RootEntry::empty, |live| live.generation().root);
         let finished = self.upkeep.steps.finished(tree.number).filter(|_| distrusted.is_none());
         let (layout, record) = (&self.layout, &*self.record);
         let inspection =
             Inspection { layout, record, tree, finished, whole, live: number, distrusted, cancel };
-        let found = inspection.run(dir, &mut self.live_tree(&live)?)?;
-        Ok((found.paths > 0).then(|| inspection.drift(&found)))
+        inspection.run(dir, &mut self.live_tree(&live)?, found)
+    }
+
+    /// What is to be reported of a tree; `None`: nothing.
+    pub(crate) fn drift_of(&self, tree: &RetiredTree, found: &Found) -> Option<Drift> {
+        let live = self.known.live.unwrap_or(tree.number);
+        (found.paths > 0).then(|| drift(&self.layout, tree.number, live, found))
+    }
+
+    /// Whether this is what was reported last, whatever was live then.
+    fn is_told(&self, drift: &Drift) -> bool {
+        self.known.drift.as_ref().is_some_and(|told| Drift { live: told.live, ..drift.clone() } == *told)
     }
 
     /// Keeps what is to be reported of local changes, and says it once.
@@ -313,10 +336,9 @@ impl Replica {
             lost,
             "files were changed locally in a tree of syncd's"
         );
-        self.record.set_drift(Some(&drift))?;
-        self.known.drift = Some(drift);
+        self.known.drift = Some(drift.clone());
         self.publish();
-        Ok(())
+        self.record.set_drift(Some(&drift))
     }
 
     /// A tree without local changes ends a report that was made before it became live.
@@ -334,6 +356,17 @@ impl Replica {
             self.publish();
         }
         Ok(())
+    }
+}
+
+fn drift(layout: &Layout, generation: u64, live: u64, found: &Found) -> Drift {
+    Drift {
+        generation,
+        paths: found.paths,
+        first: found.first.as_ref().map(TreePath::to_string).unwrap_or_default(),
+        kept: kept_in(layout, generation, found),
+        lost: found.lost,
+        live,
     }
 }
 

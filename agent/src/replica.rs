@@ -16,6 +16,7 @@ use syncd_shared::{RootEntry, SignedGeneration};
 
 use crate::clock::Clock;
 use crate::disk::{DiskError, Owners};
+use crate::inspect::Found;
 use crate::layout::{Layout, LayoutError};
 use crate::record::{Known, Record, RecordError};
 use crate::scrub::Scrub;
@@ -131,6 +132,8 @@ pub(crate) struct Upkeep {
     pub scrub: Scrub,
     /// When a retired tree was last looked at name by name.
     pub inspected_whole: Option<Instant>,
+    /// What moved out of retired trees whose inspection is not over, by slot and generation.
+    pub inspected: HashMap<(u64, u64), Found>,
     /// A web server may still serve generations from this number on: the on-activate hook is due.
     pub protected: Option<u64>,
     /// Manifests that retired trees had, by slot of `building-K`, and their generations.
@@ -173,6 +176,7 @@ impl Replica {
             resting: HashMap::new(),
             scrub: Scrub::default(),
             inspected_whole: None,
+            inspected: HashMap::new(),
             protected: crate::hooks::protected(&root.join("state")),
             was: HashMap::new(),
             steps: Steps::default(),

@@ -15,6 +15,7 @@ use syncd_shared::{ContentHash, Entry, Kind, Metadata, ObjectHash, RootEntry, Ro
 
 use crate::activate::ActivateError;
 use crate::disk::{Dir, DiskError, Owners};
+use crate::inspect::Found;
 use crate::record::RecordError;
 use crate::replica::Replica;
 use crate::session::worker::DRIFT_SHOWN_MAX;
@@ -284,7 +285,12 @@ impl Replica {
     ) -> Result<Option<status::Drift>, StageError> {
         let Some(tree) = self.known.retired.get(&slot).copied() else { return Ok(None) };
         let dir = self.layout.staging.open_dir(&resting(slot))?;
-        self.look_through(tree, dir, true, Some(distrusted), &AtomicBool::new(false))
+        let (mut found, cancel) = (Found::default(), AtomicBool::new(false));
+        if let Err(error) = self.look_through(tree, dir, true, Some(distrusted), &mut found, &cancel) {
+            // It is looked through again when its grace is over.
+            tracing::warn!(error = &error as &dyn std::error::Error, "damaged files were not all kept");
+        }
+        Ok(self.drift_of(&tree, &found))
     }
 }
 

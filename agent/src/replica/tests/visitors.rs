@@ -100,6 +100,41 @@ fn what_visitors_wrote_is_kept_and_reported_once_a_tree_is_recycled_or_thrown_aw
     }
 }
 
+#[test]
+fn what_moved_before_an_inspection_broke_off_is_reported_then_and_counted_once() {
+    let (mut changes, mut partial) = (0, 0);
+    loop {
+        let (mut site, mut replica) = settled_in(Site::in_memory());
+        replica.options.keep = 1;
+        site.write("docs/0/page-0.html", "second");
+        std::fs::remove_dir(site.tree().join("hollow")).unwrap();
+        site.publish(&mut replica);
+        let names = deface(&site.root().join("generations/1"));
+        let retired = replica.maintain(&AtomicBool::new(false)).unwrap();
+        assert_eq!(retired.did, Upkept::Retired(1));
+        fault::arm(Some(changes));
+        let inspected = replica.maintain(&AtomicBool::new(false));
+        fault::arm(None);
+        let (moved, found) = (kept(&site).len() as u64, drift(&replica));
+        if inspected.is_err() && moved > 0 {
+            let found = found.unwrap();
+            assert!((moved..=names).contains(&found.paths), "broken off before change {changes}: {found}");
+            assert_eq!(found.kept.as_deref(), site.root().join("lost+found/1").to_str());
+            partial += 1;
+        }
+        site.settle(&mut replica);
+        assert_eq!(kept(&site), files(DEFACED), "broken off before change {changes}");
+        let found = drift(&replica).unwrap();
+        assert_eq!((found.generation, found.paths, found.lost), (1, names, 0), "before change {changes}");
+        assert_eq!(found.first, "empty");
+        if inspected.is_ok() {
+            break;
+        }
+        changes += 1;
+    }
+    assert!(partial > 5, "{partial}");
+}
+
 fn names_of_trees(site: &Site) -> Vec<String> {
     names(&site.root().join("generations"))
 }
