@@ -4,7 +4,7 @@
 //! | --- | --- |
 //! | the record's live generation has its tree, `live` names another | rolled forward: the link is switched |
 //! | `generations/K` that the record does not have, not served | an activation that did not commit: a building again |
-//! | the same, while the on-activate hook of a generation from K on is due | left until it has succeeded: a web server may be there |
+//! | the same, while the on-activate hook of a generation from K on is due | left until it has succeeded, then a building: a web server may be there |
 //! | a generation of the record without its tree | forgotten, but for the accepted number |
 //! | `generations/N` that the record has as retired | out of use: `retired-K`, to be inspected |
 //! | `retired-K` that the record does not have | a building: nothing is known that it could be compared with |
@@ -73,6 +73,23 @@ impl Replica {
         if self.known.live.is_some_and(|live| !self.known.generations.contains_key(&live)) {
             self.known.live = linked.filter(|n| self.known.generations.contains_key(n));
         }
+        self.reclaim_generations(present, linked)
+    }
+
+    /// Takes trees that recovery left for a web server, because the on-activate hook was due, out of use.
+    pub(crate) fn reclaim_unprotected(&mut self) -> Result<(), OpenReplicaError> {
+        let listed = self.layout.generations.list()?;
+        let present = listed.iter().filter_map(|listed| number(&listed.name)).collect();
+        let linked = self.layout.live_number()?;
+        self.reclaim_generations(present, linked)
+    }
+
+    /// Takes trees that the record does not have and that nobody may be served from out of use.
+    fn reclaim_generations(
+        &mut self,
+        present: Vec<u64>,
+        linked: Option<u64>,
+    ) -> Result<(), OpenReplicaError> {
         for number in present {
             let served = Some(number) == linked && self.known.live.is_none();
             if !self.known.generations.contains_key(&number) && !served && !self.may_be_served(number) {

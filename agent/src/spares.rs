@@ -196,7 +196,18 @@ impl Replica {
     /// From now on a web server may serve generations from this number on; `None`: what is live alone. The grace of
     /// trees that it has left begins now.
     pub(crate) fn protect_from(&mut self, from: Option<u64>) {
+        let ended = self.upkeep.protected.is_some() && from.is_none();
         self.upkeep.protected = from;
+        // Where the record has to be opened anew, recovery does it.
+        if ended
+            && !self.upkeep.unsettled
+            && let Err(error) = self.reclaim_unprotected()
+        {
+            tracing::warn!(
+                error = &error as &dyn std::error::Error,
+                "trees of activations that did not commit stay until the next start"
+            );
+        }
         let now = self.options.clock.now();
         let (live, trees) = (self.known.live, &self.known.generations);
         for number in trees.keys().filter(|number| Some(**number) != live) {

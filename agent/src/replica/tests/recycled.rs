@@ -318,6 +318,30 @@ fn trees_that_a_failing_hook_may_have_left_the_web_server_on_stay_and_their_grac
 }
 
 #[test]
+fn a_tree_that_an_activation_left_uncommitted_is_reclaimed_once_the_hook_succeeds() {
+    let (mut site, mut replica) = settled();
+    site.write("docs/0/page-0.html", "second");
+    site.publish(&mut replica);
+    drop(replica);
+    let due = leave_due(&site);
+    let left = site.root().join("generations/3");
+    std::fs::create_dir(&left).unwrap();
+    std::fs::write(left.join("index.html"), "third").unwrap();
+    let mut replica = site.open();
+    site.settle(&mut replica);
+    replica.protect_from(Some(1));
+    site.settle(&mut replica);
+    assert!(left.join("index.html").exists());
+    std::fs::remove_file(due).unwrap();
+    replica.protect_from(None);
+    assert!(!left.exists());
+    site.settle(&mut replica);
+    assert_tidy(&site);
+    assert_eq!(names(&site.root().join("generations")), ["1", "2"]);
+    site.assert_live_is_tree();
+}
+
+#[test]
 fn a_start_knows_what_the_web_server_may_still_serve_also_without_the_record() {
     let (mut site, mut replica) = settled();
     site.write("docs/0/page-0.html", "second");
