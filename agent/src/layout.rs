@@ -145,13 +145,13 @@ impl Layout {
         if let Some((above, mark)) = marks::above(path).map_err(create)? {
             return Err(LayoutError::Inside { root: path.to_path_buf(), above, mark });
         }
-        match path.try_exists().map_err(create)? {
-            true => own_directory::check(path, Access::Served)?,
-            false => own_directory::claim(path, Access::Served)?,
+        if !path.try_exists().map_err(create)? {
+            own_directory::claim(path, Access::Served)?;
         }
         let root = Dir::open_path(path)?;
         refuse_foreign(&root, path)?;
         refuse_occupied_live(&root, path)?;
+        own_directory::check(path, Access::Served)?;
         let part = |name: &[u8], mode| match root.ensure_dir(name, mode) {
             Err(e) if e.source.raw_os_error() == Some(Errno::XDEV.raw_os_error()) => {
                 Err(LayoutError::OtherFileSystem { root: path.to_path_buf(), part: e.path })
@@ -330,6 +330,8 @@ fn lock(root: &Path) -> Result<File, LayoutError> {
 
 #[cfg(test)]
 mod tests {
+    use std::os::unix::fs::PermissionsExt;
+
     use super::*;
 
     #[test]
@@ -362,9 +364,11 @@ mod tests {
     fn what_someone_else_keeps_there_is_refused_and_untouched() {
         let temp = tempfile::tempdir().unwrap();
         std::fs::write(temp.path().join("thesis.txt"), "x").unwrap();
+        std::fs::set_permissions(temp.path(), PermissionsExt::from_mode(0o775)).unwrap();
         let error = Layout::open(temp.path()).unwrap_err();
         assert!(matches!(&error, LayoutError::Foreign { names, .. } if names == &["thesis.txt"]), "{error}");
         assert_eq!(std::fs::read_dir(temp.path()).unwrap().count(), 1);
+        assert_eq!(std::fs::metadata(temp.path()).unwrap().permissions().mode() & 0o777, 0o775);
 
         let temp = tempfile::tempdir().unwrap();
         std::fs::create_dir(temp.path().join("live")).unwrap();

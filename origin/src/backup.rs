@@ -82,18 +82,31 @@ pub fn backup(
     if let Some((above, mark)) = marks::above(to).map_err(failed)? {
         return Err(BackupError::Inside { path: to.to_owned(), above, mark });
     }
+    refuse_used(to)?;
     own_directory::claim(to, Access::Private)?;
-    for entry in std::fs::read_dir(to).map_err(failed)? {
-        if entry.map_err(failed)?.file_name() != LOST_AND_FOUND {
-            return Err(BackupError::NotEmpty { path: to.to_owned() });
-        }
-    }
+    // Others may have written to it until its mode was mended.
+    refuse_used(to)?;
     let _closed = gate.close();
     let copied = copy(store, keys, to, progress);
     if copied.is_err() {
         clear(to);
     }
     copied
+}
+
+/// Refuses a directory that is not empty; a missing one passes.
+fn refuse_used(to: &Path) -> Result<(), BackupError> {
+    let failed = |source| BackupError::Read { path: to.to_owned(), source };
+    let listed = match std::fs::read_dir(to) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+        listed => listed.map_err(failed)?,
+    };
+    for entry in listed {
+        if entry.map_err(failed)?.file_name() != LOST_AND_FOUND {
+            return Err(BackupError::NotEmpty { path: to.to_owned() });
+        }
+    }
+    Ok(())
 }
 
 fn copy(
@@ -123,6 +136,7 @@ fn clear(to: &Path) {
 
 #[cfg(test)]
 mod tests {
+    use std::os::unix::fs::PermissionsExt;
     use std::sync::Arc;
     use std::time::Duration;
 
@@ -161,7 +175,9 @@ mod tests {
         );
 
         let refused = |to: &Path| backup(&store, &keys, &gate, to, &mut |_, _| {});
+        std::fs::set_permissions(&to, PermissionsExt::from_mode(0o755)).unwrap();
         assert!(matches!(refused(&to), Err(BackupError::NotEmpty { .. })), "an older backup stays");
+        assert_eq!(std::fs::metadata(&to).unwrap().permissions().mode() & 0o777, 0o755);
         assert!(matches!(refused(&data.path().join("copy")), Err(BackupError::Inside { .. })));
         assert!(matches!(refused(Path::new("here")), Err(BackupError::Relative { .. })));
         // The keys can't be copied: what the store has copied goes.

@@ -170,7 +170,9 @@ impl Keys {
 
     /// [`Keys::create`], at a given time.
     pub(crate) fn create_at(data: &Path, now: OffsetDateTime) -> Result<Self, KeysError> {
+        refuse_used(data)?;
         own_directory::claim(data, Access::Private)?;
+        // Others may have written to it until its mode was mended.
         refuse_used(data)?;
         let mut tree_id = [0; 16];
         getrandom::fill(&mut tree_id)?;
@@ -378,10 +380,15 @@ fn remove_leftover(path: &Path) -> Result<(), KeysError> {
     }
 }
 
+/// Refuses a directory with keys or with other files in it; a missing one passes.
 fn refuse_used(data: &Path) -> Result<(), KeysError> {
     let failed = |source| KeysError::Directory { path: data.to_owned(), source };
+    let listed = match fs::read_dir(data) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+        listed => listed.map_err(failed)?,
+    };
     let mut stranger = None;
-    for entry in fs::read_dir(data).map_err(failed)? {
+    for entry in listed {
         let name = entry.map_err(failed)?.file_name();
         if name == KEYS {
             return Err(KeysError::Initialised { data: data.to_owned() });
@@ -535,8 +542,10 @@ mod tests {
 
         let foreign = tempfile::tempdir().unwrap();
         fs::write(foreign.path().join("index.html"), "").unwrap();
+        fs::set_permissions(foreign.path(), PermissionsExt::from_mode(0o755)).unwrap();
         assert!(matches!(Keys::create(foreign.path()), Err(KeysError::NotEmpty { .. })));
         assert_eq!(fs::read_dir(foreign.path()).unwrap().count(), 1);
+        assert_eq!(fs::metadata(foreign.path()).unwrap().permissions().mode() & 0o777, 0o755);
     }
 
     #[test]
