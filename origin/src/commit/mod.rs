@@ -254,6 +254,7 @@ struct Done {
     /// Hints that the job did not get to.
     unserved: Hints,
     scans: bool,
+    started: Instant,
 }
 
 struct Owner {
@@ -392,9 +393,10 @@ impl Owner {
         }
         self.scanning = hints.everything.is_some();
         self.show(sealer.current().cloned());
+        let started = Instant::now();
         tokio::task::spawn_blocking(move || {
             let (result, reply) = job.run(&mut sealer, &mut hints);
-            Done { sealer, result, reply, unserved: hints, scans }
+            Done { sealer, result, reply, unserved: hints, scans, started }
         })
     }
 
@@ -402,7 +404,7 @@ impl Owner {
         let now = Instant::now();
         self.pending.merge(done.unserved);
         if let Some(changing) = &mut self.changing {
-            changing.unrest.resume(now);
+            changing.unrest.resume(now.saturating_duration_since(done.started), now);
         }
         self.scanning = false;
         self.waits = done.sealer.waits_for_operator();

@@ -77,9 +77,9 @@ impl Unrest {
         now.saturating_duration_since(activity.since) >= self.busy_after
     }
 
-    /// Nothing was heard while a job ran: what was active then counts as active still.
-    pub(super) fn resume(&mut self, now: Instant) {
-        self.names.values_mut().for_each(|activity| activity.last = now);
+    /// Nothing was heard while a job ran: the time that it took does not make a name quiet.
+    pub(super) fn resume(&mut self, took: Duration, now: Instant) {
+        self.names.values_mut().for_each(|activity| activity.last = (activity.last + took).min(now));
     }
 
     /// Names that have been active for so long that they do not hold back the others.
@@ -169,8 +169,27 @@ mod tests {
     fn a_job_that_takes_long_does_not_make_a_file_quiet() {
         let (start, mut unrest) = (Instant::now(), Unrest::new(QUIET, BUSY));
         unrest.note(&names(&["log"]), &[], start);
-        unrest.resume(start + BUSY);
+        unrest.resume(BUSY, start + BUSY);
         unrest.note(&names(&["log"]), &[], start + BUSY);
         assert_eq!(unrest.busy(start + BUSY), [path("logs/log")]);
+    }
+
+    #[test]
+    fn short_jobs_do_not_keep_a_file_from_becoming_quiet() {
+        let (start, mut unrest) = (Instant::now(), Unrest::new(QUIET, BUSY));
+        unrest.note(&names(&["page"]), &[], start);
+        let took = Duration::from_millis(10);
+        for ms in [200, 400] {
+            unrest.resume(took, at(start, ms));
+        }
+        unrest.look(&[], at(start, 519));
+        assert_eq!(unrest.restless(), [&path("logs/page")]);
+        unrest.look(&[], at(start, 520));
+        assert!(unrest.restless().is_empty());
+        // A name that changed when the job ended was not active before it.
+        unrest.note(&names(&["page"]), &[], at(start, 600));
+        unrest.resume(took, at(start, 600));
+        unrest.look(&[], at(start, 1_100));
+        assert!(unrest.restless().is_empty());
     }
 }
