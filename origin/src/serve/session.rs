@@ -158,15 +158,16 @@ pub(super) fn greet(
     Ok(Greeting { boot_id, version, live, accepted, hook, drift, notes })
 }
 
-/// Checks what an agent says of its hook; `linked`: the generation that it said to be linked there.
+/// Checks what an agent says of its hook; `linked`: the generation that it said to be linked there. A ROOT that was
+/// put back from a backup may still name a later success, which is dropped: the hook counts as never having succeeded.
 fn hook_of(report: &v1::HookReport, linked: Option<GenerationNumber>) -> Result<HookStatus, ServeError> {
-    let hook = HookStatus::from_report(report)?;
-    for number in [Some(hook.generation), hook.succeeded].into_iter().flatten() {
-        let generation = GenerationNumber::new(number).ok_or(ServeError::Missing { field: "generation" })?;
-        if linked.is_none_or(|linked| generation > linked) {
-            return Err(ServeError::Unshown { generation });
-        }
+    let mut hook = HookStatus::from_report(report)?;
+    let generation =
+        GenerationNumber::new(hook.generation).ok_or(ServeError::Missing { field: "generation" })?;
+    if linked.is_none_or(|linked| generation > linked) {
+        return Err(ServeError::Unshown { generation });
     }
+    hook.succeeded = announced_only(hook.succeeded, linked);
     Ok(hook)
 }
 

@@ -617,10 +617,15 @@ async fn an_agent_is_live_once_its_hook_has_succeeded() {
     assert_eq!(view.hook.unwrap().outcome, HookOutcome::Ok);
     // A greeting tells it, too.
     let live = Some(message(&origin.generation(1, root)));
-    let greeting = v1::Hello { live, hook: Some(hook(1, v1::HookOutcome::Failed)), ..hello() };
+    // What is not linked any more is no success.
+    let put_back = v1::HookReport { succeeded: 2, ..hook(1, v1::HookOutcome::Failed) };
+    let greeting = v1::Hello { live, hook: Some(put_back.clone()), ..hello() };
     let mut again = origin.attached(&node, greeting).await;
     let view = origin.until("web1", |a| a.connected && a.state == AgentState::Switched).await;
-    assert!(view.hook.unwrap().has_failed());
+    assert!(view.hook.is_some_and(|hook| hook.has_failed() && hook.succeeded.is_none()));
+    again.say(ToOrigin::Hook(v1::HookReport { attempt: 2, ..put_back })).await;
+    let view = origin.until("web1", |a| a.hook.as_ref().is_some_and(|hook| hook.attempt == 2)).await;
+    assert_eq!(view.hook.unwrap().succeeded, None);
     // Of what is not linked no hook can be told.
     again.say(ToOrigin::Hook(hook(2, v1::HookOutcome::Ok))).await;
     assert_eq!(again.refusal().await.code(), Code::Aborted);
