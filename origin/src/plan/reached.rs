@@ -5,10 +5,11 @@
 //!
 //! Trees are walked when they are asked about, each directory once whatever number of trees has it, so that a new
 //! generation costs the directories that changed. Sets hold the first 8 bytes of each hash. When a generation is retired
-//! they are emptied, and grow again with the trees that are asked about then.
+//! they are emptied, and grow again with the trees that are asked about then. One walk runs at a time, on a copy of the
+//! sets: requests for trees that are known do not wait for it, those that need the same walk share it.
 
 use std::collections::HashSet;
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use syncd_shared::directory::Kind;
 use syncd_shared::{ContentHash, ObjectHash};
@@ -17,10 +18,15 @@ use super::contents::{Contents, DirectoryError};
 
 /// See the module.
 #[derive(Default)]
-pub(super) struct Reached(Mutex<Sets>);
+pub(super) struct Reached {
+    /// Held for moments, and taken after `walking`.
+    sets: Mutex<Arc<Sets>>,
+    /// Held by who walks a tree.
+    walking: Mutex<()>,
+}
 
 /// A directory is in a set together with all that is below it.
-#[derive(Default)]
+#[derive(Clone, Default)]
 pub(super) struct Sets {
     retired: u64,
     directories: HashSet<u64>,
@@ -37,22 +43,40 @@ impl Reached {
         contents: &dyn Contents,
         root: ObjectHash,
         with_contents: bool,
-    ) -> Result<MutexGuard<'_, Sets>, DirectoryError> {
-        let mut sets = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        sets.drop_retired(contents);
-        let walked = sets.walk(contents, root, with_contents);
-        if walked.is_err() {
-            // What is below some directory may be missing.
-            *sets = Sets { retired: sets.retired, ..Sets::default() };
+    ) -> Result<Arc<Sets>, DirectoryError> {
+        let known = self.current(contents).clone();
+        if known.has_tree(root, with_contents) {
+            return Ok(known);
         }
-        walked.map(|()| sets)
+        let _walking = self.walking.lock().unwrap_or_else(PoisonError::into_inner);
+        // The walk that was waited for may have been of this tree.
+        let known = self.current(contents).clone();
+        if known.has_tree(root, with_contents) {
+            return Ok(known);
+        }
+        let mut sets = Sets::clone(&known);
+        sets.walk(contents, root, with_contents)?;
+        let sets = Arc::new(sets);
+        *self.current(contents) = sets.clone();
+        Ok(sets)
     }
 
-    /// Takes in the directories of a whole tree that was read for another reason.
+    /// Takes in the directories of a whole tree that was read for another reason. A walk that ends later may drop them,
+    /// which costs another walk.
     pub(super) fn add_directories(&self, contents: &dyn Contents, directories: &HashSet<ObjectHash>) {
-        let mut sets = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        sets.drop_retired(contents);
-        sets.directories.extend(directories.iter().map(|hash| short(hash.as_bytes())));
+        let mut sets = self.current(contents);
+        let hashes = directories.iter().map(|hash| short(hash.as_bytes()));
+        Arc::make_mut(&mut sets).directories.extend(hashes);
+    }
+
+    /// The sets, without what was retired.
+    fn current(&self, contents: &dyn Contents) -> MutexGuard<'_, Arc<Sets>> {
+        let mut sets = self.sets.lock().unwrap_or_else(PoisonError::into_inner);
+        let retired = contents.retired();
+        if retired != sets.retired {
+            *sets = Arc::new(Sets { retired, ..Sets::default() });
+        }
+        sets
     }
 }
 
@@ -65,11 +89,9 @@ impl Sets {
         self.contents.contains(&short(hash.as_bytes()))
     }
 
-    fn drop_retired(&mut self, contents: &dyn Contents) {
-        let retired = contents.retired();
-        if retired != self.retired {
-            *self = Sets { retired, ..Sets::default() };
-        }
+    fn has_tree(&self, root: ObjectHash, with_contents: bool) -> bool {
+        let walked = if with_contents { &self.listed } else { &self.directories };
+        walked.contains(&short(root.as_bytes()))
     }
 
     fn walk(
@@ -103,4 +125,89 @@ impl Sets {
 fn short(hash: &[u8; 32]) -> u64 {
     let [a, b, c, d, e, f, g, h, ..] = *hash;
     u64::from_le_bytes([a, b, c, d, e, f, g, h])
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::mpsc;
+    use std::time::Duration;
+
+    use bytes::Bytes;
+    use syncd_shared::{Directory, RootEntry, RootHash};
+
+    use super::super::contents::{Chunk, Chunks, Frame, FrameId, Place, ReadError};
+    use super::super::fixture::{MemoryStore, tree};
+    use super::*;
+
+    /// A store that reads one directory only once it is told to.
+    struct Slow {
+        store: Arc<MemoryStore>,
+        slow: ObjectHash,
+        reading: mpsc::Sender<()>,
+        go: Mutex<mpsc::Receiver<()>>,
+    }
+
+    impl Chunks for Slow {
+        fn chunks_of(&self, content: &ContentHash) -> Result<Option<Vec<Chunk>>, ReadError> {
+            self.store.chunks_of(content)
+        }
+
+        fn locate(&self, chunk: &ContentHash) -> Result<Option<Place>, ReadError> {
+            self.store.locate(chunk)
+        }
+    }
+
+    impl Contents for Slow {
+        fn root(&self, hash: &RootHash) -> Result<Option<RootEntry>, ReadError> {
+            self.store.root(hash)
+        }
+
+        fn directory(&self, hash: &ObjectHash) -> Result<Option<Arc<Directory>>, ReadError> {
+            if *hash == self.slow {
+                self.reading.send(()).unwrap();
+                let go = self.go.lock().unwrap().recv_timeout(Duration::from_secs(20));
+                go.expect("a request for a known tree waited for the walk");
+            }
+            self.store.directory(hash)
+        }
+
+        fn directory_bytes(&self, hash: &ObjectHash) -> Result<Option<Bytes>, ReadError> {
+            self.store.directory_bytes(hash)
+        }
+
+        fn look_up(
+            &self,
+            work: &mut dyn FnMut(&dyn Chunks) -> Result<(), ReadError>,
+        ) -> Result<(), ReadError> {
+            self.store.look_up(work)
+        }
+
+        fn frame(&self, frame: FrameId) -> Result<Option<Frame>, ReadError> {
+            self.store.frame(frame)
+        }
+    }
+
+    #[test]
+    fn a_request_for_a_known_tree_does_not_wait_for_a_walk_and_the_same_walk_is_shared() {
+        let store = MemoryStore::new(1 << 20);
+        let known = store.put(&tree(&[("a/f", b"1")])).object;
+        let new = store.put(&tree(&[("b/f", b"2")])).object;
+        let ((reading, is_reading), (say_go, go)) = (mpsc::channel(), mpsc::channel());
+        let slow = Slow { store: store.clone(), slow: new, reading, go: Mutex::new(go) };
+        let reached = Reached::default();
+        reached.with_tree(&slow, known, true).unwrap();
+        std::thread::scope(|scope| {
+            let walk = || reached.with_tree(&slow, new, true).unwrap();
+            let both = [scope.spawn(walk), scope.spawn(walk)];
+            is_reading.recv().unwrap();
+            let sets = reached.with_tree(&slow, known, true).unwrap();
+            assert!(sets.has_content(&ContentHash::of(b"1")) && !sets.has_content(&ContentHash::of(b"2")));
+            say_go.send(()).unwrap();
+            for walked in both {
+                let sets = walked.join().unwrap();
+                assert!(sets.has_content(&ContentHash::of(b"1")) && sets.has_content(&ContentHash::of(b"2")));
+            }
+        });
+        assert_eq!(store.directories_read(), 4);
+    }
 }
