@@ -586,30 +586,39 @@ async fn a_file_that_never_rests_does_not_hold_back_the_others() {
     let origin = site.serve(trigger).await;
     generation(&origin, 1).await;
     let stop = CancellationToken::new();
-    let (writer, tree) = (stop.clone(), site.tree());
+    let (writer, log) = (stop.clone(), site.tree().join("debug.log"));
     let writing = tokio::task::spawn_blocking(move || {
         use std::io::Write as _;
+        let (mut longest_gap, mut last) = (Duration::ZERO, Instant::now());
         while !writer.is_cancelled() {
-            let mut log = fs::File::options().append(true).open(tree.join("debug.log")).unwrap();
+            let mut log = fs::File::options().append(true).open(&log).unwrap();
             log.write_all(b"line\n").unwrap();
+            longest_gap = longest_gap.max(last.elapsed());
+            last = Instant::now();
             std::thread::sleep(Duration::from_millis(20));
         }
+        longest_gap
     });
-    site.write("f0", "a deployment");
-    let second = generation(&origin, 2).await;
-    let root = second.current.unwrap().generation().root;
-    let store = || Arc::new(Store::open(&site.data()).unwrap());
+    let totals = |view: &OriginView| view.current.as_ref().unwrap().generation().root.totals;
+    let files = async |count| {
+        let view = until(&origin, &format!("{count} files"), |view| totals(view).files == count).await;
+        view.current.unwrap().generation().root
+    };
+    site.write("first", "a deployment");
+    let first = files(5).await;
     let reason = state(&origin, State::Waiting).await;
-    assert!(reason.contains("debug.log keeps changing") && reason.contains(".syncdignore"), "{reason}");
+    assert!(reason.contains("debug.log") && reason.contains(".syncdignore"), "{reason}");
     // From now on others are published as if it were not there.
-    site.write("f1", "another deployment");
-    generation(&origin, 3).await;
+    site.write("second", "another deployment");
+    let second = files(6).await;
     stop.cancel();
-    writing.await.unwrap();
-    let fourth = generation(&origin, 4).await.current.unwrap().generation().root;
-    assert_eq!(state(&origin, State::Ready).await, "");
+    let longest_gap = writing.await.unwrap();
+    let listed = fs::read_dir(site.tree()).unwrap();
+    let bytes: u64 = listed.map(|file| file.unwrap().metadata().unwrap().len()).sum();
+    let is_whole = |view: &OriginView| view.state == State::Ready && totals(view).bytes == bytes;
+    until(&origin, "all of debug.log", is_whole).await;
     origin.stop().await;
-    let store = store();
+    let store = Arc::new(Store::open(&site.data()).unwrap());
     let log = TreePath::from_bytes(b"debug.log").unwrap();
     let size = |root: &RootEntry| {
         let entry = crate::tree_objects::TreeObjects::Store(&store).entry_at(root, &log).unwrap().unwrap();
@@ -618,6 +627,10 @@ async fn a_file_that_never_rests_does_not_hold_back_the_others() {
             other => panic!("{other:?}"),
         }
     };
-    assert_eq!(size(&root), "published".len() as u64, "as it was published, not as it was at some moment");
-    assert_eq!(size(&fourth), fs::metadata(site.tree().join("debug.log")).unwrap().len());
+    // On a machine that stalls, the log may have rested for long enough to be published.
+    if longest_gap < quiet / 2 {
+        assert!(reason.starts_with("debug.log keeps changing"), "{reason}");
+        let published = "published".len() as u64;
+        assert_eq!((size(&first), size(&second)), (published, published), "not as it was at some moment");
+    }
 }
