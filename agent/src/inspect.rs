@@ -226,6 +226,11 @@ impl Found {
         let (paths, lost) = (self.strangers, before.lost);
         Self { paths, first: self.first.filter(|_| paths > 0), lost, ..self }
     }
+
+    /// What was kept is thrown away.
+    pub fn gave_way(&mut self) {
+        self.lost += std::mem::take(&mut self.kept);
+    }
 }
 
 impl Replica {

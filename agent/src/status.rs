@@ -62,7 +62,7 @@ pub struct Drift {
     pub first: String,
     /// Where they are now; `None`: nothing is kept.
     pub kept: Option<String>,
-    /// Names that could not be kept: too large, or not to be moved by this user.
+    /// Names that are not kept: too large, not to be moved by this user, or deleted since for want of space.
     pub lost: u64,
     /// Generation that was live when they were found.
     pub live: u64,

@@ -64,8 +64,7 @@ impl Replica {
         let tree = self.layout.staging.open_dir(&building(slot))?;
         if demand.check(&self.layout.staging.space()?, Default::default()).is_err() {
             // What interrupted attempts left counts; of other targets it makes room.
-            crate::lost_found::give_way(&self.layout)?;
-            self.empty_trash(cancel)?;
+            self.lost_found_gives_way(cancel)?;
             let mut present = incoming.present()?;
             taken_by(&self.record, tree.reopen()?, root.object, block_bytes, &mut present)?;
             demand.check(&self.layout.staging.space()?, present)?;

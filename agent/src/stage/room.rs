@@ -8,13 +8,14 @@
 
 use std::sync::atomic::AtomicBool;
 
+use crate::inspect::Found;
 use crate::lost_found;
 use crate::replica::Replica;
 use crate::stage::{StageError, building};
 
 impl Replica {
     /// Makes room until `fits`. Its error where nothing more may go. `base` is the spare that the update is built on.
-    pub(super) fn make_room(
+    pub(crate) fn make_room(
         &mut self,
         base: Option<u64>,
         fits: &dyn Fn(&Self) -> Result<(), StageError>,
@@ -24,11 +25,8 @@ impl Replica {
         if fits(self).is_ok() {
             return Ok(());
         }
-        if lost_found::give_way(&self.layout)? {
-            self.empty_trash(cancel)?;
-            if fits(self).is_ok() {
-                return Ok(());
-            }
+        if self.lost_found_gives_way(cancel)? && fits(self).is_ok() {
+            return Ok(());
         }
         let given_up = self.give_up_spares(base)?;
         if given_up > 0 {
@@ -49,12 +47,28 @@ impl Replica {
                 return fits(self);
             }
             // What was found in it goes the way of everything else there.
-            lost_found::give_way(&self.layout)?;
-            self.empty_trash(cancel)?;
+            self.lost_found_gives_way(cancel)?;
             if fits(self).is_ok() {
                 return Ok(());
             }
         }
+    }
+
+    /// Deletes what lost+found and the trash have; whether lost+found had anything. The report of local changes then
+    /// counts it as not kept.
+    pub(super) fn lost_found_gives_way(&mut self, cancel: &AtomicBool) -> Result<bool, StageError> {
+        let had_any = lost_found::give_way(&self.layout)?;
+        // First: the record needs space, too.
+        self.empty_trash(cancel)?;
+        self.upkeep.inspected.values_mut().for_each(Found::gave_way);
+        if let Some(drift) = &mut self.known.drift
+            && drift.kept.take().is_some()
+        {
+            drift.lost = drift.paths;
+            self.record.set_drift(Some(drift))?;
+            self.publish();
+        }
+        Ok(had_any)
     }
 
     /// Throws away all trees to build on but one. How many.
@@ -82,7 +96,6 @@ impl Replica {
         let live = self.known.live;
         let mut others: Vec<u64> =
             self.known.generations.keys().copied().filter(|number| Some(*number) != live).collect();
-        others.retain(|number| !self.may_be_served(*number));
         others.retain(|number| !self.may_be_served(*number));
         let clock = self.options.clock.clone();
         let grace = self.options.grace;

@@ -135,6 +135,29 @@ fn what_moved_before_an_inspection_broke_off_is_reported_then_and_counted_once()
     assert!(partial > 5, "{partial}");
 }
 
+#[test]
+fn what_gave_way_to_an_update_is_reported_as_not_kept() {
+    for inspected_before in [false, true] {
+        let (site, mut replica) = with_a_retired_tree();
+        let names = deface(&site.root().join("generations/1"));
+        replica.options.grace = Duration::ZERO;
+        if inspected_before {
+            site.settle(&mut replica);
+            assert!(drift(&replica).unwrap().kept.is_some());
+        }
+        let never = |_: &Replica| Err(StageError::Cancelled);
+        assert!(replica.make_room(None, &never, &AtomicBool::new(false)).is_err());
+        assert_eq!(kept(&site), files(&[]));
+        let found = drift(&replica).unwrap();
+        assert_eq!(
+            (found.generation, found.paths, found.kept.as_deref(), found.lost),
+            (1, names, None, names)
+        );
+        drop(replica);
+        assert_eq!(drift(&site.open()), Some(found));
+    }
+}
+
 fn names_of_trees(site: &Site) -> Vec<String> {
     names(&site.root().join("generations"))
 }
