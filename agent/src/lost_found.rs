@@ -5,8 +5,8 @@
 //! ```
 //!
 //! Everything gets here by one rename, directories whole, and keeps its owner, mode and times. The directory has mode
-//! 0700: nothing in it is served. It takes at most a hundredth of the file system; the oldest generations go first, and
-//! all of them go before an update is refused for want of space. Names that are no numbers are left alone: where ROOT is
+//! 0700: nothing in it is served. It takes at most a hundredth of the file system, and has at most [`ENTRIES_MAX`] entries
+//! of generations: opening it looks at each. The oldest generations go first, and all of them go before an update is refused for want of space. Names that are no numbers are left alone: where ROOT is
 //! a file system of its own, `fsck` keeps files here, too. A crash leaves a path in the tree or here, never in both.
 
 use crate::disk::{Dir, DiskError, Names};
@@ -15,7 +15,9 @@ use syncd_shared::TreePath;
 
 /// Share of the file system that may be taken.
 const SHARE: u64 = 100;
-/// What an entry counts at least: names and inodes take space, too.
+/// Entries that are kept at most. Each counts at least this share of what may be taken.
+const ENTRIES_MAX: u64 = 100_000;
+/// What an entry counts at least on a small file system: names and inodes take space, too.
 const ENTRY_LEAST_BYTES: u64 = 4096;
 /// Levels of a directory that are looked into to know its size, with two descriptors each.
 const LEVELS_MAX: usize = 64;
@@ -40,7 +42,7 @@ impl<'a> LostFound<'a> {
         let limit_bytes = dir.space()?.total_bytes / SHARE;
         let mut taken = Vec::new();
         for generation in generations(&dir)? {
-            let bytes = weigh(&dir, generation.to_string().as_bytes(), limit_bytes)?;
+            let bytes = weigh(&dir, generation.to_string().as_bytes(), limit_bytes, limit_bytes)?;
             taken.push((generation, bytes.unwrap_or(limit_bytes)));
         }
         Ok(Self { layout, dir, limit_bytes, taken })
@@ -63,7 +65,7 @@ impl<'a> LostFound<'a> {
         name: &[u8],
     ) -> Result<bool, DiskError> {
         let own = self.taken.iter().find(|(of, _)| *of == generation).map_or(0, |(_, bytes)| *bytes);
-        let Some(bytes) = weigh(from, name, self.limit_bytes.saturating_sub(own))? else {
+        let Some(bytes) = weigh(from, name, self.limit_bytes.saturating_sub(own), self.limit_bytes)? else {
             return Ok(false);
         };
         self.make_room(generation, bytes)?;
@@ -144,10 +146,18 @@ fn rename_free(from: &Dir, name: &[u8], to: &Dir) -> Result<bool, DiskError> {
     Ok(false)
 }
 
+/// What an entry counts at least, where so much may be taken.
+fn entry_least(limit_bytes: u64) -> u64 {
+    ENTRY_LEAST_BYTES.max(limit_bytes.div_ceil(ENTRIES_MAX))
+}
+
 /// Bytes that a name takes, with all below it; `None`: more than `limit_bytes`, more than [`LEVELS_MAX`] levels, or
 /// nobody may look.
-fn weigh(dir: &Dir, name: &[u8], limit_bytes: u64) -> Result<Option<u64>, DiskError> {
-    let weight = |stat: crate::disk::Stat| stat.allocated_bytes.max(ENTRY_LEAST_BYTES);
+///
+/// An entry counts as its share of `of_bytes`, at least.
+fn weigh(dir: &Dir, name: &[u8], limit_bytes: u64, of_bytes: u64) -> Result<Option<u64>, DiskError> {
+    let least_bytes = entry_least(of_bytes);
+    let weight = |stat: crate::disk::Stat| stat.allocated_bytes.max(least_bytes);
     let is_directory = |stat: &crate::disk::Stat| stat.kind == rustix::fs::FileType::Directory;
     let Some(top) = dir.stat(name)? else { return Ok(None) };
     let mut bytes = weight(top);
@@ -251,6 +261,26 @@ mod tests {
         std::fs::create_dir_all(temp.path().join("tree").join(["deep"; 80].join("/"))).unwrap();
         assert!(!lost.keep(5, &TreePath::root(), &tree, b"deep").unwrap());
         assert!(exists(&temp.path().join("tree/deep/deep")));
+    }
+
+    #[test]
+    fn a_large_file_system_keeps_no_more_names_than_are_looked_at_each_time() {
+        let (temp, layout) = layout();
+        let (tree, kept) = (tree(&temp), temp.path().join("lost+found"));
+        let limit_bytes = 20 << 30;
+        let mut lost = LostFound::open(&layout).unwrap().with_limit(limit_bytes);
+        std::fs::create_dir(temp.path().join("tree/some")).unwrap();
+        for i in 0..99 {
+            std::fs::write(temp.path().join(format!("tree/some/{i}")), "").unwrap();
+        }
+        assert!(lost.keep(1, &TreePath::root(), &tree, b"some").unwrap());
+        let taken_bytes: u64 = lost.taken.iter().map(|(_, bytes)| bytes).sum();
+        assert!(taken_bytes / 100 * ENTRIES_MAX >= limit_bytes, "{taken_bytes}");
+        // What is there counts the same to the next process.
+        let name = b"1";
+        let weighed =
+            weigh(&Dir::open_path(&kept).unwrap(), name, limit_bytes, limit_bytes).unwrap().unwrap();
+        assert_eq!(weighed, taken_bytes + entry_least(limit_bytes), "its own directory is one more");
     }
 
     #[test]
