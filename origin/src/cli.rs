@@ -4,7 +4,7 @@ use std::ffi::OsString;
 use std::fmt;
 use std::io::IsTerminal as _;
 use std::net::SocketAddr;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::Duration;
 
@@ -375,7 +375,10 @@ async fn dispatch(command: Command) -> anyhow::Result<ExitCode> {
         },
         Command::Backup { data, directory } => {
             let directory = std::path::absolute(directory).context("the directory for the backup")?;
-            ask(&data.data, Request::Backup { directory }, Print::default()).await
+            let code =
+                ask(&data.data, Request::Backup { directory: directory.clone() }, Print::default()).await?;
+            check_backup_is_here(&directory)?;
+            Ok(code)
         }
         Command::Commit { data, label, wait, allow_mass_deletion, rescan, json } => {
             let request = Request::Commit { label, allow_mass_deletion, rescan, wait: wait.request() };
@@ -410,7 +413,20 @@ async fn dispatch(command: Command) -> anyhow::Result<ExitCode> {
     }
 }
 
-fn init(data: &std::path::Path, host: Option<&str>) -> anyhow::Result<ExitCode> {
+/// Refuses to call a backup done that only the serving origin sees: its unit may give it a /tmp of its own.
+fn check_backup_is_here(directory: &Path) -> anyhow::Result<()> {
+    // Whoever may not look, a member of the admin group, can't tell.
+    let is_missing = directory.join("keys").try_exists().is_ok_and(|exists| !exists);
+    anyhow::ensure!(
+        !is_missing,
+        "the origin wrote its copy where only it can see it, {} has none: its unit hides that directory \
+         (PrivateTmp=): give one outside of /tmp and /var/tmp, and list it in the unit's ReadWritePaths=",
+        directory.display()
+    );
+    Ok(())
+}
+
+fn init(data: &Path, host: Option<&str>) -> anyhow::Result<ExitCode> {
     let keys = service::init(data)?;
     if let Some(host) = host {
         keys.set_host(host)?;
@@ -494,7 +510,7 @@ impl Print {
 }
 
 /// Asks the origin that serves `data`, or `data` itself while none does.
-async fn ask(data: &std::path::Path, request: Request, print: Print) -> anyhow::Result<ExitCode> {
+async fn ask(data: &Path, request: Request, print: Print) -> anyhow::Result<ExitCode> {
     let mut printer = Printer::new(print, &request);
     match local_socket::request::<_, Reply>(&admin::socket_path(data), &request).await {
         Ok(mut replies) => {
