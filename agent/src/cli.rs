@@ -50,7 +50,8 @@ struct Place {
 
 #[derive(Debug, Subcommand)]
 enum Command {
-    /// Enrol this node. Run again with a new token, once its name was revoked, it enrols the node anew and keeps its content.
+    /// Enrol this node. Run again with a new token, once its name was revoked, it enrols the node anew and keeps its
+    /// content.
     #[command(
         after_help = "Examples:\n  SYNCD_TOKEN=syncd1-... syncd-agent join origin.example.org:8873\n  syncd-agent join origin.example.org:8873 --token-file - < token"
     )]
