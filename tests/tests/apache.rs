@@ -64,9 +64,9 @@ impl SlowReader {
         assert_eq!((download.status, download.length), (200, SLOW_BYTES as u64));
         let (hurry, told) = std::sync::mpsc::channel();
         let thread = std::thread::spawn(move || {
-            // 40 KB/s: more than the socket buffers hold stays with Apache until the end.
+            // 20 KB/s for ten minutes: more than the socket buffers hold stays with Apache until the end.
             while told.recv_timeout(Duration::from_millis(100)).is_err() {
-                download.read_some(4096)?;
+                download.read_some(2048)?;
             }
             let read_slowly = download.received();
             assert!(read_slowly < SLOW_BYTES / 2, "the download was to last longer than the activations");
