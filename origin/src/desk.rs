@@ -96,7 +96,11 @@ impl Checked {
 impl DirectorySource for Desk {
     type Error = DeskError;
 
+    /// The empty directory is there without being stored: the first generation is compared with it.
     fn directory(&self, hash: &ObjectHash) -> Result<Arc<Directory>, DeskError> {
+        if *hash == RootEntry::empty().object {
+            return Ok(Arc::default());
+        }
         self.store.directory(hash)?.ok_or(DeskError::MissingObject { object: *hash })
     }
 }
@@ -453,6 +457,49 @@ fn same_content(a: &Kind, b: &Kind) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use syncd_shared::{Component, Entry, Generation, Metadata, Timestamp};
+
+    fn replies(desk: &Desk, request: Request) -> Vec<Reply> {
+        let mut replies = Vec::new();
+        let last = desk.answer(request, &mut |reply| {
+            replies.push(reply);
+            true
+        });
+        assert!(matches!(last, Reply::Done { code: 0 }), "{last:?}");
+        replies
+    }
+
+    #[test]
+    fn all_of_the_first_generation_is_added() {
+        let data = tempfile::tempdir().unwrap();
+        let keys = Keys::create(data.path()).unwrap();
+        let store = Arc::new(Store::create(data.path()).unwrap());
+        let writer = store.writer().unwrap();
+        let metadata = Metadata { mode: 0o777, uid: 0, gid: 0, mtime: Timestamp::default() };
+        let kind = Kind::Symlink { target: b"releases/1".as_slice().into() };
+        let entry = Entry { name: Component::new(b"current").unwrap(), metadata, kind };
+        let top = Directory::new(vec![entry]).unwrap();
+        let object = writer.put_directory(&top).unwrap();
+        let root = RootEntry { object, totals: top.totals().unwrap(), ..RootEntry::empty() };
+        let generation = Generation {
+            tree_id: keys.tree_id(),
+            number: GenerationNumber::new(1).unwrap(),
+            root,
+            parent: None,
+            created_ms: 0,
+            label: String::new(),
+        };
+        writer.seal(&generation.sign(keys.signing_key())).unwrap();
+        let desk = Desk::new(store, Arc::new(keys), CollectionGate::default());
+        let diff = replies(&desk, Request::Diff { from: None, to: None, pending: false });
+        assert!(
+            matches!(&*diff, [Reply::Diff(line)] if line.change == "added" && line.path == "current"),
+            "{diff:?}"
+        );
+        let history = replies(&desk, Request::History);
+        let added = ChangeCounts { added: 1, ..ChangeCounts::default() };
+        assert!(matches!(&*history, [Reply::History(line)] if line.changes == Some(added)), "{history:?}");
+    }
 
     #[test]
     fn the_join_address_is_what_the_operator_named_and_what_is_listened_at() {
