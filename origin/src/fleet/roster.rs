@@ -236,6 +236,11 @@ impl AgentRecord {
 /// The life of an agent's certificate.
 const LIFE_MS: i64 = AGENT_CERTIFICATE_LIFE.whole_seconds() * 1000;
 
+/// The end of a certificate that is issued now. Certificates have whole seconds.
+fn not_after_issued_at(now_ms: i64) -> i64 {
+    now_ms.div_euclid(1000).saturating_mul(1000).saturating_add(LIFE_MS)
+}
+
 /// What names a token where its secret must not be shown.
 pub(crate) fn token_id(secret_hash: &[u8; 32]) -> String {
     let mut id = HEXLOWER.encode(secret_hash);
@@ -532,8 +537,10 @@ impl Roster {
         serials.retain(|c| c.not_after_ms > now_ms);
         // Whatever was issued to this name until now ends with it, also under a clock that was ahead.
         let issued = agent.certificates.iter().chain(&serials).map(|c| c.not_after_ms).max();
-        let until_ms =
-            now_ms.saturating_add(LIFE_MS).max(issued.unwrap_or_default()).max(agent.superseded_ms);
+        let ends = not_after_issued_at(now_ms).max(issued.unwrap_or_default());
+        // Who joins again within the same second gets a certificate that ends as late as those, which are refused by
+        // their serial numbers. Dropped ones are on no list: they must be outlived.
+        let until_ms = ends.saturating_sub(1).max(agent.superseded_ms);
         serials.extend(agent.certificates);
         let revoked = RevokedRecord { version: VERSION, serials, until_ms };
         self.note(REVOKED, name.as_str().as_bytes(), &revoked);
@@ -728,6 +735,36 @@ mod tests {
         roster.join(&[2; 32], &anew, &[0; 32], 20 * DAY).unwrap();
         assert!(roster.admission().admits(&anew) && !roster.admission().admits(&renewed));
         assert!(matches!(roster.revoke("nobody", 0), Err(RosterError::UnknownAgent { .. })));
+    }
+
+    #[test]
+    fn who_joins_again_in_the_second_of_the_revocation_stays_admitted_after_a_restore_of_the_keys() {
+        let now = 20 * DAY + 700;
+        for first_ends in [40 * DAY, 50 * DAY] {
+            let first = peer(1, first_ends);
+            let mut roster = Roster::default();
+            roster.admit(&first, now - 100).unwrap();
+            roster.revoke("web1", now).unwrap();
+            let list = roster.take_changes().into_iter().filter(|change| change.namespace == REVOKED);
+            let list = list.map(|change| (change.name, change.value.unwrap())).collect();
+            let mut restored = Roster::decode(Vec::new(), Vec::new(), list).unwrap();
+            let (again, unknown) = (peer(2, now + 200 + 30 * DAY), peer(3, now - 1_000 + 30 * DAY));
+            assert!(!restored.admission().admits(&first) && !restored.admission().admits(&unknown));
+            assert!(restored.admission().admits(&again), "the first ended at {first_ends}");
+            restored.admit(&again, now + 5_000).unwrap();
+        }
+    }
+
+    #[test]
+    fn a_certificate_that_was_dropped_before_the_revocation_stays_refused() {
+        let mut roster = joined(0);
+        for serial in 2..=4 {
+            roster.admit(&peer(serial, 30 * DAY), 0).unwrap();
+        }
+        let dropped = peer(1, 30 * DAY);
+        assert!(!roster.admission().admits(&dropped));
+        roster.revoke("web1", 0).unwrap();
+        assert!(!roster.admission().admits(&dropped));
     }
 
     #[test]
