@@ -185,7 +185,8 @@ pub enum Verdict {
     /// 1: nothing new is published: stopped, held, waiting, or no generation yet. A hold after a rollback is
     /// meant, as it is for health.
     NotPublishing,
-    /// 3: an enrolled agent does not have the current generation live, or said that something is wrong.
+    /// 3: an enrolled agent does not have the current generation live, or a person must look at it: an error, local
+    /// changes, a note.
     NotLiveEverywhere,
 }
 
@@ -198,6 +199,8 @@ impl Status {
                 && agent.root == self.root
                 && agent.state == state_name(AgentState::Live)
                 && agent.error.is_none()
+                && agent.drift.is_none()
+                && agent.notes.is_empty()
         };
         match self.state {
             State::Ready | State::Scanning if self.generation.is_some() => {
@@ -426,11 +429,14 @@ mod tests {
     #[test]
     fn the_verdict_tells_what_is_not_published_from_what_is_not_live() {
         assert_eq!(status(vec![agent("a")]).verdict(), Verdict::Well);
+        let drift = AgentDrift { generation: 7, paths: 1, first: "index.php".into(), kept: None, lost: 0 };
         for bad in [
             AgentStatus { connected: false, ..agent("b") },
             AgentStatus { generation: Some(6), ..agent("b") },
             AgentStatus { error: Some("hook failed".into()), ..agent("b") },
             AgentStatus { state: "staging".into(), ..agent("b") },
+            AgentStatus { notes: vec!["two machines share one certificate".into()], ..agent("b") },
+            AgentStatus { drift: Some(drift), ..agent("b") },
         ] {
             assert_eq!(status(vec![agent("a"), bad]).verdict(), Verdict::NotLiveEverywhere);
         }
