@@ -1,7 +1,7 @@
 //! One line of a `.syncdignore`, in the dialect of git (`dir.c` and `wildmatch.c` of git 2.47).
 //!
 //! Bytes, not characters: `?` is one byte. What git takes for a pattern that can never match (a set without its end, an
-//! unknown class, a backslash at the end) is refused, because its author meant something by it.
+//! unknown class, a backslash at the end, `a//b`, `./a`) is refused, because its author meant something by it.
 //!
 //! Matching walks the pattern's states side by side, so that it takes at most pattern length times path length.
 
@@ -22,6 +22,12 @@ pub enum PatternError {
     /// The last character escapes nothing.
     #[error("a backslash at the end escapes nothing: write \\\\ for the character itself")]
     Backslash,
+    /// `/`, `!`.
+    #[error("it names nothing: write a name behind it, or remove the line")]
+    Nothing,
+    /// `a//b`, `./a`, `a/../b`.
+    #[error("a component that is empty, . or .., which no path has: write the path without it")]
+    Component,
     /// A NUL, which no name has.
     #[error("a NUL byte, which no name has")]
     Nul,
@@ -70,6 +76,9 @@ impl Pattern {
             return Ok(None);
         }
         let line = without_trailing_spaces(line);
+        if line.is_empty() {
+            return Ok(None);
+        }
         let (negated, line) = line.strip_prefix(b"!").map_or((false, line), |rest| (true, rest));
         let (directories_only, line) = line.strip_suffix(b"/").map_or((false, line), |rest| (true, rest));
         if line.contains(&0) {
@@ -81,12 +90,15 @@ impl Pattern {
         let of_path = line.contains(&b'/');
         let line = line.strip_prefix(b"/").unwrap_or(line);
         if line.is_empty() {
-            return Ok(None);
+            return Err(PatternError::Nothing);
         }
         let special = line.iter().position(|byte| b"*?[\\".contains(byte)).unwrap_or(line.len());
         let (prefix, rest) = line.split_at(special);
-        let rest = parse_states(rest, of_path)?.into();
-        Ok(Some(Self { negated, directories_only, of_path, prefix: prefix.into(), rest }))
+        let rest = parse_states(rest, of_path)?;
+        if has_impossible_component(prefix, &rest) {
+            return Err(PatternError::Component);
+        }
+        Ok(Some(Self { negated, directories_only, of_path, prefix: prefix.into(), rest: rest.into() }))
     }
 
     /// Whether it matches an entry: `path` is that below the directory of the pattern's file.
@@ -163,6 +175,36 @@ fn parse_states(pattern: &[u8], of_path: bool) -> Result<Vec<State>, PatternErro
         }
     }
     Ok(states)
+}
+
+/// Whether a pattern asks for a component that no path has: one that is empty, `.` or `..`.
+fn has_impossible_component(prefix: &[u8], rest: &[State]) -> bool {
+    let is_impossible = |literal: &Option<Vec<u8>>| {
+        literal.as_ref().is_some_and(|bytes| matches!(&**bytes, b"" | b"." | b".."))
+    };
+    // The bytes of the component so far; `None` once it may match others, too.
+    let mut literal = Some(Vec::new());
+    // Of `a**/.`, which matches `a.`, the last component does not stand alone.
+    let mut joins_next = false;
+    let prefix: Vec<State> = prefix.iter().map(|byte| State::Byte(*byte)).collect();
+    for state in prefix.iter().chain(rest) {
+        match state {
+            State::Byte(b'/') => {
+                if is_impossible(&literal) {
+                    return true;
+                }
+                literal = (!joins_next).then(Vec::new);
+                joins_next = false;
+            }
+            State::Byte(byte) => literal.iter_mut().for_each(|bytes| bytes.push(*byte)),
+            State::Directories => {
+                joins_next = literal.as_ref().is_none_or(|bytes| !bytes.is_empty());
+                literal = None;
+            }
+            State::Any | State::Set(_) | State::Star | State::Everything => literal = None,
+        }
+    }
+    is_impossible(&literal)
 }
 
 /// Parses a set from behind its `[`; also returns the place behind its `]`.

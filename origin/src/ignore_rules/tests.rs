@@ -73,6 +73,8 @@ fn a_pattern_that_can_never_match_is_named_not_ignored() {
     assert_eq!(refused(b"ok\n[[:secret:]]\n"), PatternError::Class);
     assert_eq!(refused(b"ok\nx\\\n"), PatternError::Backslash);
     assert_eq!(refused(b"ok\nx\\/\n"), PatternError::Backslash);
+    assert_eq!(refused(b"ok\n!\n"), PatternError::Nothing);
+    assert_eq!(refused(b"ok\na//b\n"), PatternError::Component);
     assert_eq!(refused(b"ok\nx\0y\n"), PatternError::Nul);
     assert_eq!(refused(&[b"ok\n", &[b'x'; 4_096][..]].concat()), PatternError::Length { actual: 4_096 });
 }
@@ -266,8 +268,14 @@ fn any_rules_leave_out_what_git_leaves_out() {
 #[test]
 fn rules_that_are_easily_got_wrong_are_gits() {
     let repository = Repository::new();
-    let cases: [&[u8]; 30] = [
+    let cases: [&[u8]; 32] = [
         b"a**/x",
+        b"a**//x",
+        b"a**/./x",
+        b"a*/.*",
+        b"[.]/x",
+        b"[a//]/x",
+        b".*",
         b"a/**",
         b"**/a",
         b"/**/x",
@@ -281,12 +289,8 @@ fn rules_that_are_easily_got_wrong_are_gits() {
         b"a/*/x",
         b"*/x",
         b"/*",
-        b"/",
-        b"//",
-        b"a//",
         b"*/",
         b"/*/",
-        b"!",
         b"a\n!a/b",
         b"a/\n!a/b/x",
         b"a/*\n!a/b",
@@ -303,6 +307,68 @@ fn rules_that_are_easily_got_wrong_are_gits() {
         println!("{}", case.escape_ascii());
         repository.assert_as_git();
     }
+}
+
+#[test]
+fn patterns_that_name_no_path_are_refused_and_match_nothing_in_git() {
+    let repository = Repository::new();
+    let all = repository.published_by_git();
+    let cases: [&[u8]; 26] = [
+        b"/",
+        b"//",
+        b"!",
+        b"!/",
+        b"/ ",
+        b"a//",
+        b"//a",
+        b"a//x",
+        b"./x",
+        b"/./x",
+        b"/../x",
+        b"a/../b/x",
+        b"a/./x",
+        b"a/.",
+        b"a/..",
+        b".",
+        b"..",
+        b"./",
+        b"\\./x",
+        b"a\\//x",
+        b"**//x",
+        b"**/./x",
+        b"a/**//x",
+        b"*//x",
+        b"**\\/./x",
+        b"./*",
+    ];
+    for case in cases {
+        let refused = Pattern::parse(case).unwrap_err();
+        assert!(
+            matches!(refused, PatternError::Nothing | PatternError::Component),
+            "{}",
+            case.escape_ascii()
+        );
+        fs::write(repository.at(IGNORE_FILE.as_bytes()), case).unwrap();
+        assert_eq!(repository.published_by_git(), all, "{}", case.escape_ascii());
+    }
+}
+
+#[test]
+fn any_pattern_refused_for_a_component_matches_nothing_in_git() {
+    let repository = Repository::new();
+    let all = repository.published_by_git();
+    let piece = prop::sample::select(vec![
+        "a", "b", "x", "/", "/", ".", "*", "**", "**/", "/**", "?", "[a/]", "\\", "!",
+    ]);
+    let refused =
+        prop::collection::vec(piece, 1..7).prop_map(|pieces| pieces.concat()).prop_filter("taken", |line| {
+            matches!(Pattern::parse(line.as_bytes()), Err(PatternError::Nothing | PatternError::Component))
+        });
+    let config = ProptestConfig { cases: 300, failure_persistence: None, ..ProptestConfig::default() };
+    proptest!(config, |(line in refused)| {
+        fs::write(repository.at(IGNORE_FILE.as_bytes()), &line).unwrap();
+        prop_assert_eq!(repository.published_by_git(), all.clone(), "{}", line);
+    });
 }
 
 #[test]
