@@ -33,7 +33,7 @@ pub enum OfflineError {
 pub fn status(root: &Path) -> Result<AgentStatus, OfflineError> {
     let options = RunOptions::new(root.to_owned());
     let identity = AgentIdentity::load(root).map_err(ServiceError::from)?;
-    let replica = replica_work::open(&options).map_err(ServiceError::from)?;
+    let replica = replica_work::open_as_before(&options).map_err(ServiceError::from)?;
     let held = replica.state();
     let live = held.live.as_ref().map(|g| g.number().get());
     // The hook's command is the running agent's alone: what is due is all that is known here.
@@ -60,7 +60,7 @@ pub async fn verify(root: &Path) -> Result<Verified, OfflineError> {
     let keeper = Keeper::new(root.to_owned(), identity, None).map_err(ServiceError::from)?;
     let mut source = OriginSource::new(Runtime::current(), keeper.dialer(), None);
     let work = move || {
-        let mut replica = replica_work::open(&options).map_err(ServiceError::from)?;
+        let mut replica = replica_work::open_as_before(&options).map_err(ServiceError::from)?;
         let shown = Display::new("verification");
         let never = AtomicBool::new(false);
         let verified = ReplicaWork::verify(&mut replica, &mut source, &|now| shown.show(now), &never)?;

@@ -8,7 +8,7 @@
 //! | inodes | path of a directory of the live tree | inode numbers in entry order, little endian; 0: a directory |
 //! | spares | K of `staging/spare-K` | canonical bytes of its root entry |
 //! | retired | K of `staging/retired-K` or `resting-K` | number, little endian, then canonical bytes of its root entry |
-//! | notes | `drift`, `verification` | JSON of [`Drift`], of [`Pass`] |
+//! | notes | `drift`, `verification`, `owner` | JSON of [`Drift`], of [`Pass`], of user and group |
 //!
 //! Only [`crate::replica`] and what it is made of opens it. A crash leaves the state of the last durable commit.
 //! Directory objects are held against their hash whenever they are read, inode numbers against the disk whenever they
@@ -455,16 +455,30 @@ impl Record {
 
     /// How far the slow verification is.
     pub fn verification(&self) -> Result<Option<Pass>, RecordError> {
-        let doing = RecordError::database::<redb::Error>("read a note");
-        let read = self.database.begin_read().map_err(|e| doing(e.into()))?;
-        let notes = read.open_table(NOTES).map_err(|e| doing(e.into()))?;
-        let json = notes.get("verification").map_err(|e| doing(e.into()))?;
-        Ok(json.and_then(|json| serde_json::from_slice(json.value()).ok()))
+        self.note("verification")
     }
 
     /// Keeps how far the slow verification is. Unless asked for, not durable before the next durable commit.
     pub fn set_verification(&self, pass: &Pass, durable: bool) -> Result<(), RecordError> {
         self.set_note("verification", Some(pass), durable)
+    }
+
+    /// Whom everything was to belong to when the agent ran last; `None`: to whom the manifest says.
+    pub fn owner(&self) -> Result<Option<(u32, u32)>, RecordError> {
+        self.note("owner")
+    }
+
+    /// Keeps whom everything is to belong to; durable when this returns.
+    pub fn set_owner(&self, owner: Option<(u32, u32)>) -> Result<(), RecordError> {
+        self.set_note("owner", owner.as_ref(), true)
+    }
+
+    fn note<T: serde::de::DeserializeOwned>(&self, key: &str) -> Result<Option<T>, RecordError> {
+        let doing = RecordError::database::<redb::Error>("read a note");
+        let read = self.database.begin_read().map_err(|e| doing(e.into()))?;
+        let notes = read.open_table(NOTES).map_err(|e| doing(e.into()))?;
+        let json = notes.get(key).map_err(|e| doing(e.into()))?;
+        Ok(json.and_then(|json| serde_json::from_slice(json.value()).ok()))
     }
 
     fn set_note<T: serde::Serialize>(

@@ -34,6 +34,8 @@ pub struct ReplicaOptions {
     pub grace: Duration,
     /// Who owns every file, where it is not who the manifest says.
     pub owner: Option<(u32, u32)>,
+    /// Go by the owner that the agent ran with last instead of `owner`, which is remembered otherwise.
+    pub owner_as_before: bool,
     /// Of one part of an update, which is held in memory while it is made.
     pub part: PartLimits,
     /// Pause between two slow verifications of the live tree; `None`: there are none.
@@ -48,6 +50,7 @@ impl Default for ReplicaOptions {
             keep: 3,
             grace: Duration::from_secs(150),
             owner: None,
+            owner_as_before: false,
             verify_every: None,
             part: PartLimits::default(),
             clock: Clock::default(),
@@ -161,11 +164,17 @@ pub(crate) struct Upkeep {
 
 impl Replica {
     /// Opens ROOT, creating what is absent, locks it and recovers. Needs no origin.
-    pub fn open(root: &Path, options: ReplicaOptions) -> Result<Self, OpenReplicaError> {
+    pub fn open(root: &Path, mut options: ReplicaOptions) -> Result<Self, OpenReplicaError> {
         let layout = Layout::open(root)?;
         let (record, damaged) = Record::open(&layout.record_path())?;
         if let Some(moved) = &damaged {
             tracing::warn!(path = %moved.display(), "the record was damaged and moved aside");
+        }
+        let owner_before = record.owner()?;
+        if options.owner_as_before {
+            options.owner = owner_before;
+        } else if options.owner != owner_before {
+            record.set_owner(options.owner)?;
         }
         let upkeep = Upkeep {
             spare_misses: 0,

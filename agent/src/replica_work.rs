@@ -33,14 +33,24 @@ const MAINTAIN_RETRY: Duration = Duration::from_secs(30);
 /// its hard limit allows.
 pub(crate) fn open(options: &RunOptions) -> Result<Replica, OpenReplicaError> {
     syncd_shared::open_files::raise_limit();
-    let replica_options = ReplicaOptions {
+    Replica::open(&options.root, replica_options(options))
+}
+
+/// The same for a command while no agent runs: everything belongs to whom it belonged to when one ran last.
+pub(crate) fn open_as_before(options: &RunOptions) -> Result<Replica, OpenReplicaError> {
+    syncd_shared::open_files::raise_limit();
+    let as_before = ReplicaOptions { owner_as_before: true, ..replica_options(options) };
+    Replica::open(&options.root, as_before)
+}
+
+fn replica_options(options: &RunOptions) -> ReplicaOptions {
+    ReplicaOptions {
         keep: usize::try_from(options.keep).unwrap_or(usize::MAX),
         grace: options.grace,
         owner: options.owner.map(|owner| (owner.uid, owner.gid)),
         verify_every: Some(options.verify_every).filter(|every| !every.is_zero()),
         ..ReplicaOptions::default()
-    };
-    Replica::open(&options.root, replica_options)
+    }
 }
 
 fn stage_failure(error: &StageError) -> Failure {

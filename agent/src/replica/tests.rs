@@ -385,6 +385,30 @@ fn damage_of_the_live_tree_is_found_and_healed() {
 }
 
 #[test]
+fn a_command_verifies_by_the_owner_that_the_agent_ran_with() {
+    let mut site = Site::new();
+    site.furnish();
+    // Without privileges everything stays the user's, and nothing differs.
+    let owner = Some((4242, 4243));
+    site.options.owner = owner;
+    let mut replica = site.open();
+    site.publish(&mut replica);
+    drop(replica);
+    site.options.owner = None;
+    site.options.owner_as_before = true;
+    let mut replica = site.open();
+    assert_eq!(replica.options.owner, owner);
+    let report = replica.verify(None, &|_| {}, &AtomicBool::new(false)).unwrap();
+    assert!(report.drift.is_empty(), "{:?}", report.drift);
+    drop(replica);
+    // An agent that runs without forgets it.
+    site.options.owner_as_before = false;
+    drop(site.open());
+    site.options.owner_as_before = true;
+    assert_eq!(site.open().options.owner, None);
+}
+
+#[test]
 fn a_lost_record_is_built_again_from_the_live_tree() {
     let (mut site, mut replica) = settled();
     edit(&site);
