@@ -167,7 +167,8 @@ impl ReplicaWork for Replica {
         match maintain_quietly(self, cancel) {
             Ok(Maintained { did, next }) => {
                 let verify = is_damaged(&did);
-                Maintenance { again: next, trouble: trouble(&did), verify }
+                let whole = did == Upkept::SpareBuilt;
+                Maintenance { again: next, trouble: trouble(&did), whole, verify }
             }
             Err(StageError::Cancelled) => {
                 Maintenance { again: Some(Duration::ZERO), ..Maintenance::default() }

@@ -136,6 +136,8 @@ pub struct Machine {
     link_error: Option<String>,
     work_error: Option<String>,
     drift_error: Option<String>,
+    /// What maintenance found in the live tree, until it is whole.
+    live_error: Option<String>,
 }
 
 impl Machine {
@@ -169,6 +171,7 @@ impl Machine {
             link_error: None,
             work_error: None,
             drift_error: None,
+            live_error: None,
         }
     }
 
@@ -243,7 +246,8 @@ impl Machine {
     /// The last thing that went wrong and was not put right.
     pub fn error(&self) -> Option<String> {
         let hook = || self.hook_status()?.trouble();
-        let others = || self.drift_error.clone().or_else(|| self.link_error.clone());
+        let local = || self.drift_error.clone().or_else(|| self.live_error.clone());
+        let others = || local().or_else(|| self.link_error.clone());
         self.work_error.clone().or_else(hook).or_else(others)
     }
 
@@ -469,13 +473,14 @@ impl Machine {
                 let again = if cancelled { Some(MAINTAIN_DELAY) } else { maintenance.again };
                 self.maintain_at = again.map(|pause| now + pause);
                 self.verify_wanted |= maintenance.verify;
-                if maintenance.trouble.is_some() {
-                    self.drift_error = maintenance.trouble;
+                if maintenance.trouble.is_some() || maintenance.whole {
+                    self.live_error = maintenance.trouble;
                 }
             }
             (_, Outcome::Verified(verified)) => {
                 self.verify_wanted = false;
                 self.maintain_at = Some(now + MAINTAIN_DELAY);
+                self.live_error = None;
                 self.drift_error = (!verified.is_whole()).then(|| {
                     let drifted = counted(verified.drifted, "path", "paths");
                     format!("{drifted} of the live tree drifted and could not be healed")

@@ -218,6 +218,8 @@ pub struct Maintenance {
     pub again: Option<Duration>,
     /// What a person should know: local changes that were found.
     pub trouble: Option<String>,
+    /// The live tree was looked through, and is what was activated: earlier trouble is over.
+    pub whole: bool,
     /// Everything is to be re-hashed and healed: a file of the live tree is not what it was.
     pub verify: bool,
 }

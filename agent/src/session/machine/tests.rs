@@ -410,3 +410,21 @@ fn damage_that_maintenance_finds_is_verified_and_healed_at_once() {
         |action: &Action| matches!(action, Action::Start(command) if matches!(**command, Command::Verify));
     assert!(actions.iter().any(verifies), "{actions:?}");
 }
+
+#[test]
+fn local_changes_are_no_trouble_any_more_when_the_live_tree_is_found_whole() {
+    let mut scene = Scene::new();
+    scene.welcome();
+    let live = generation(&scene.key, 1);
+    let maintained = |scene: &mut Scene, maintenance: Maintenance| {
+        let report = Report::Done(Outcome::Maintained(maintenance), Box::new(holding(&live)));
+        scene.apply(Event::Report(report));
+        scene.machine.error()
+    };
+    let trouble = Some("1 path of the live tree changed locally".to_owned());
+    let damaged = Maintenance { trouble: trouble.clone(), ..Maintenance::default() };
+    assert_eq!(maintained(&mut scene, damaged), trouble);
+    assert_eq!(maintained(&mut scene, Maintenance::default()), trouble, "a step that looked at other things");
+    let whole = Maintenance { whole: true, ..Maintenance::default() };
+    assert_eq!(maintained(&mut scene, whole), None);
+}
