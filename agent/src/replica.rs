@@ -155,6 +155,10 @@ pub(crate) struct Upkeep {
     pub stuck_tried: Instant,
     /// The live tree was found not to be what was activated: no spare can be made before that is healed.
     pub damaged: bool,
+    /// Files may still have the owner of an earlier run, which is no local change.
+    pub owner_differs: bool,
+    /// They are to be given the present one by a whole verification.
+    pub owner_due: bool,
     /// Generations dropped since directory objects were last swept.
     pub dropped: u32,
     /// What is known in memory may not be what is on disk: the record has to be opened anew, and recovered from, before
@@ -170,11 +174,13 @@ impl Replica {
         if let Some(moved) = &damaged {
             tracing::warn!(path = %moved.display(), "the record was damaged and moved aside");
         }
+        let mut owner_differs = false;
         let owner_before = record.owner()?;
         if options.owner_as_before {
             options.owner = owner_before;
         } else if options.owner != owner_before {
             record.set_owner(options.owner)?;
+            owner_differs = record.known()?.live.is_some();
         }
         let upkeep = Upkeep {
             spare_misses: 0,
@@ -195,6 +201,8 @@ impl Replica {
             trash_since: None,
             stuck_tried: options.clock.now(),
             damaged: false,
+            owner_differs,
+            owner_due: owner_differs,
             dropped: 0,
             unsettled: false,
         };

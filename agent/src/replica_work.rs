@@ -166,7 +166,7 @@ impl ReplicaWork for Replica {
         }
         match maintain_quietly(self, cancel) {
             Ok(Maintained { did, next }) => {
-                let verify = is_damaged(&did);
+                let verify = owner_is_due(self) || is_damaged(&did);
                 let whole = did == Upkept::SpareBuilt;
                 Maintenance { again: next, trouble: trouble(&did), whole, verify }
             }
@@ -256,6 +256,17 @@ fn is_damaged(did: &Upkept) -> bool {
     let Upkept::Reread { damaged: Some(path) } = did else { return false };
     tracing::warn!(%path, "a file of the live tree was changed behind its back: everything is verified now");
     true
+}
+
+/// Whether files have to be given another owner; asked for once, what fails is left to the slow verification.
+fn owner_is_due(replica: &mut Replica) -> bool {
+    let due = std::mem::take(&mut replica.upkeep.owner_due);
+    if due {
+        tracing::info!(
+            "the agent runs with another owner than before: everything is verified and given to it now"
+        );
+    }
+    due
 }
 
 /// What a person should know of a step of maintenance.

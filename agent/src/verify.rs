@@ -154,6 +154,7 @@ impl Replica {
                 self.upkeep.steps.forget();
             }
             self.upkeep.damaged = false;
+            self.upkeep.owner_differs = false;
             self.acknowledge_drift()?;
             self.was_verified(true)?;
             return Ok(report);
@@ -166,6 +167,13 @@ impl Replica {
             healed => Some(healed?),
         };
         report.healed = healed.is_some();
+        let given = healed.is_some() && std::mem::take(&mut self.upkeep.owner_differs);
+        let metadata_only = report.drift.iter().all(|drift| drift.what == Damage::Metadata);
+        if given && metadata_only && distrusted.is_empty() && matches!(healed, Some(None)) {
+            // Of an earlier run with another owner: nobody changed anything.
+            self.was_verified(true)?;
+            return Ok(report);
+        }
         let (kept, lost) = healed.flatten().map_or((None, 0), |drift| (drift.kept, drift.lost));
         report.kept = kept.clone();
         let live = self.known.live.unwrap_or_default();

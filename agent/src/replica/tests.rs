@@ -409,6 +409,31 @@ fn a_command_verifies_by_the_owner_that_the_agent_ran_with() {
 }
 
 #[test]
+fn another_owner_is_given_everything_at_once_and_is_no_drift() {
+    use crate::session::worker::ReplicaWork;
+    let (mut site, replica) = settled();
+    drop(replica);
+    site.options.owner = Some((4242, 4243));
+    let mut replica = site.open();
+    let never = AtomicBool::new(false);
+    assert!(ReplicaWork::maintain(&mut replica, &never).verify);
+    assert!(!ReplicaWork::maintain(&mut replica, &never).verify, "asked for once");
+    let report = replica.verify(Some(&mut site.origin), &|_| {}, &never).unwrap();
+    if rustix::process::geteuid().is_root() {
+        assert!(report.healed);
+        let owner =
+            |path: &str| std::os::unix::fs::MetadataExt::uid(&site.live().join(path).metadata().unwrap());
+        for path in [".", "docs/1/page-4.html", "media/large.bin", "twin-a", "hollow"] {
+            assert_eq!(owner(path), 4242, "{path}");
+        }
+    }
+    assert_eq!(replica.status().drift, None);
+    drop(replica);
+    let mut replica = site.open();
+    assert!(!ReplicaWork::maintain(&mut replica, &never).verify, "it is the same owner");
+}
+
+#[test]
 fn a_lost_record_is_built_again_from_the_live_tree() {
     let (mut site, mut replica) = settled();
     edit(&site);
