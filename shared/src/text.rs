@@ -43,7 +43,8 @@ pub fn error_chain(error: &(dyn Error + 'static)) -> String {
     let mut text = String::new();
     let mut next = Some(error);
     while let Some(error) = next {
-        let part = match error.downcast_ref::<tonic::Status>() {
+        let boxed = || error.downcast_ref::<Box<tonic::Status>>().map(Box::as_ref);
+        let part = match error.downcast_ref::<tonic::Status>().or_else(boxed) {
             Some(status) => status_text(status),
             None => error.to_string(),
         };
@@ -109,6 +110,16 @@ mod tests {
     #[derive(Debug, thiserror::Error)]
     #[error("reading\nthe record")]
     struct Outer(#[source] std::io::Error);
+
+    #[derive(Debug, thiserror::Error)]
+    #[error("the connection broke")]
+    struct Broken(#[source] Box<tonic::Status>);
+
+    #[test]
+    fn a_status_is_told_by_what_it_says_in_a_box_too() {
+        let status = Box::new(tonic::Status::from_error(std::io::Error::other("connection reset").into()));
+        assert_eq!(error_chain(&Broken(status)), "the connection broke: connection reset");
+    }
 
     #[test]
     fn one_is_counted_in_the_singular() {
