@@ -1,4 +1,4 @@
-//! Compiles the settings, and has them linked wherever the crate is, although nothing refers to them.
+//! Compiles the settings and forces linking them, although no code refers to them.
 
 fn main() {
     println!("cargo:rerun-if-changed=src/settings.c");

@@ -1,32 +1,31 @@
-//! Settings of the C library's allocator, applied before `main` in every program that links this crate, and what it keeps
-//! given back.
+//! Tunes glibc malloc before `main` and returns free heap memory to the kernel on request. Applies to every
+//! program that links this crate.
 //!
-//! glibc gives up to eight arenas a core to threads, and keeps what is freed in each: an origin that served first syncs
-//! had 132 MB of which 50 were in use. docs/decisions.md has what was measured. Elsewhere than with glibc nothing is set,
-//! and nothing given back.
+//! By default glibc gives threads up to eight arenas per core and keeps freed memory in each of them. An
+//! origin that served first syncs held 132 MB with 50 MB in use; docs/decisions.md has the measurements.
+//! Without glibc nothing is tuned or returned.
 
 use std::time::{Duration, Instant};
 
 #[allow(unsafe_code)]
 mod settings {
-    // SAFETY: as settings.c defines it. It takes nothing, and may be called from any thread at any time, as
-    // malloc_trim(3) may.
+    // SAFETY: the signature matches settings.c. The function takes no arguments and, like malloc_trim(3), may
+    // be called from any thread at any time.
     unsafe extern "C" {
         pub(super) safe fn syncd_allocator_give_back();
     }
 }
 
-/// Work that took less leaves little.
+/// Shorter work leaves little free memory behind.
 const LONG: Duration = Duration::from_millis(250);
 
-/// Gives to the kernel what is free in the allocator's arenas, also between what is in use: what a large piece of work
-/// leaves lies there in pieces, which glibc keeps. Blocks, and whoever allocates meanwhile waits, for 4 to 20 ms after
-/// 50 to 100 MiB.
+/// Returns free memory in the allocator's arenas to the kernel, including gaps between used blocks, which
+/// glibc would keep. Blocks for 4 to 20 ms after 50 to 100 MiB; allocations in other threads wait meanwhile.
 pub fn give_back() {
     settings::syncd_allocator_give_back();
 }
 
-/// [`give_back`], unless the work that began at `started` was so short that this would be dear beside it.
+/// Calls [`give_back`] unless the work since `started` was too short to justify its cost.
 pub fn give_back_after(started: Instant) {
     if started.elapsed() >= LONG {
         give_back();

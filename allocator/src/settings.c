@@ -3,15 +3,15 @@
 #ifdef __GLIBC__
 #include <malloc.h>
 
-/* Before main, because threads take their arena when they first allocate. */
+/* Runs before main, because a thread picks its arena when it first allocates. */
 __attribute__((constructor)) static void syncd_allocator_settings(void) {
-    /* Environment variables of whoever knows better win. */
+    /* Environment variables set by an operator take precedence. */
     if (getenv("GLIBC_TUNABLES") || getenv("MALLOC_ARENA_MAX"))
         return;
     mallopt(M_ARENA_MAX, 2);
-    /* Setting it also keeps it from growing with what is freed. */
+    /* An explicit threshold also stops glibc from raising it as large blocks are freed. */
     mallopt(M_MMAP_THRESHOLD, 1024 * 1024);
-    /* Or each message's memory goes back to the kernel and is faulted in again for the next one. */
+    /* The default would return the memory of each message and fault it in again for the next one. */
     mallopt(M_TRIM_THRESHOLD, 4 * 1024 * 1024);
 }
 

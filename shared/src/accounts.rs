@@ -1,6 +1,7 @@
-//! Users and groups of this machine, by name or number.
+//! Resolves users and groups of this machine, given by name or number.
 
-/// No such user or group in the file; one that comes from elsewhere (LDAP, for example) has to be given as a number.
+/// The file has no such user or group. Accounts from other sources (LDAP, for example) must be given by
+/// number.
 #[derive(Debug, thiserror::Error)]
 #[error("there is no {name:?} in {file}: give a number")]
 pub struct UnknownAccountError {
@@ -8,17 +9,17 @@ pub struct UnknownAccountError {
     file: &'static str,
 }
 
-/// Numeric id of a user.
+/// Numeric ID of the user `name`; digits are taken as the ID itself. Blocks.
 pub fn user_id(name: &str) -> Result<u32, UnknownAccountError> {
     id(name, "/etc/passwd")
 }
 
-/// Numeric id of a group.
+/// Numeric ID of the group `name`; digits are taken as the ID itself. Blocks.
 pub fn group_id(name: &str) -> Result<u32, UnknownAccountError> {
     id(name, "/etc/group")
 }
 
-/// The third field of the line that starts with `name`, as in passwd(5) and group(5). Blocks.
+/// Returns the third field of the line that starts with `name`, as in passwd(5) and group(5). Blocks.
 fn id(name: &str, file: &'static str) -> Result<u32, UnknownAccountError> {
     if let Ok(number) = name.parse() {
         return Ok(number);

@@ -1,25 +1,20 @@
-//! Where a program listens, as people write it.
+//! Parses the addresses that a program listens on.
 
 use std::net::{IpAddr, Ipv4Addr, SocketAddr, ToSocketAddrs};
 
-/// Why a text is no address to listen on.
+/// Errors of [`listen_address`].
 #[derive(Debug, thiserror::Error)]
 pub enum ListenAddressError {
-    /// Not of the form.
+    /// The text is not `ADDR:PORT`.
     #[error("an address to listen on is ADDR:PORT, as 0.0.0.0:8873, [::]:8873, :8873 or localhost:8873")]
     Form,
-    /// The name has no address.
+    /// The name does not resolve to an address.
     #[error("{name:?} has no address here")]
-    Resolve {
-        /// The name.
-        name: String,
-        /// Why.
-        source: std::io::Error,
-    },
+    Resolve { name: String, source: std::io::Error },
 }
 
-/// `ADDR:PORT`; a name in its place is looked up once, and an IPv4 address preferred. `:PORT` are all IPv4 addresses.
-/// Blocks where there is a name.
+/// Parses `ADDR:PORT`. A host name is resolved once, preferring IPv4, which blocks. `:PORT` means all IPv4
+/// addresses.
 pub fn listen_address(text: &str) -> Result<SocketAddr, ListenAddressError> {
     if let Ok(address) = text.parse() {
         return Ok(address);
@@ -29,7 +24,7 @@ pub fn listen_address(text: &str) -> Result<SocketAddr, ListenAddressError> {
     if host.is_empty() {
         return Ok(SocketAddr::new(IpAddr::V4(Ipv4Addr::UNSPECIFIED), port));
     }
-    // An IPv6 address without brackets could end in a port, or in a part of itself.
+    // Without brackets, the last part of an IPv6 address is ambiguous: it could be a port.
     if host.contains([':', '[', ']', '/']) {
         return Err(ListenAddressError::Form);
     }

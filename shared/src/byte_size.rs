@@ -1,19 +1,18 @@
-//! Amounts of bytes on command lines.
+//! Parses sizes given on a command line.
 
 use std::str::FromStr;
 
-/// An amount of bytes.
+/// A number of bytes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct ByteSize(u64);
 
 impl ByteSize {
-    /// Bytes.
     pub const fn bytes(self) -> u64 {
         self.0
     }
 }
 
-/// A string is no amount of bytes.
+/// The string is not a size.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("a size is a whole number of bytes, with K, M, G or T for the powers of 1,024 (as in 500M or 20G)")]
 pub struct ParseByteSizeError;
@@ -27,7 +26,7 @@ impl FromStr for ByteSize {
             .iter()
             .find_map(|(unit, shift)| Some((text.strip_suffix(unit)?, *shift)))
             .unwrap_or((text, 0));
-        // `parse` alone takes a sign.
+        // `parse` alone would accept a sign.
         let digits = Some(digits).filter(|digits| digits.bytes().all(|byte| byte.is_ascii_digit()));
         let number: u64 = digits.and_then(|digits| digits.parse().ok()).ok_or(ParseByteSizeError)?;
         number.checked_mul(1 << shift).map(Self).ok_or(ParseByteSizeError)

@@ -1,7 +1,7 @@
 //! Cuts content into content-defined chunks: FastCDC (2020) with the sizes of [`crate::limits`].
 //!
-//! Where a file is cut depends on its bytes alone, so an insertion moves the chunks after it but changes only those
-//! that it touches. Memory is one buffer of [`BUFFER_BYTES`], whatever the size of the file.
+//! Cut points depend only on the bytes of the file, so an insertion changes only the chunks that it touches
+//! and moves the rest. Memory is one buffer of [`BUFFER_BYTES`], whatever the size of the file.
 
 use std::io::{self, Read};
 
@@ -9,20 +9,21 @@ use fastcdc::v2020::FastCDC;
 
 use crate::limits::{CHUNK_AVERAGE_BYTES, CHUNK_MAX_BYTES, CHUNK_MIN_BYTES};
 
-/// What a [`Chunker`] keeps in memory.
+/// Size of the buffer of a [`Chunker`].
 pub const BUFFER_BYTES: usize = 4 * CHUNK_MAX_BYTES;
 
-/// Whether content of this size is never cut: a file of one chunk has one hash for both, and no chunk manifest.
+/// Whether content of this size is never cut. A file of one chunk has no chunk manifest: its content hash is
+/// also its chunk hash.
 pub fn is_single_chunk(size: u64) -> bool {
     size <= CHUNK_MIN_BYTES as u64
 }
 
-/// The lengths of the chunks of bytes in memory, in order; none for no bytes.
+/// Lengths of the chunks of `bytes`, in order. Empty input has none.
 pub fn cut(bytes: &[u8]) -> impl Iterator<Item = usize> + '_ {
     FastCDC::new(bytes, CHUNK_MIN_BYTES, CHUNK_AVERAGE_BYTES, CHUNK_MAX_BYTES).map(|chunk| chunk.length)
 }
 
-/// Cuts what a reader gives, one chunk after the other.
+/// Cuts the output of a reader into chunks.
 #[derive(Debug)]
 pub struct Chunker<R> {
     reader: R,
@@ -33,7 +34,7 @@ pub struct Chunker<R> {
 }
 
 impl<R: Read> Chunker<R> {
-    /// Starts at the reader's position. `buffer` is used for its capacity and can be taken back with
+    /// Starts at the reader's position. `buffer` supplies its capacity and can be taken back with
     /// [`Chunker::into_buffer`].
     pub fn new(reader: R, mut buffer: Vec<u8>) -> Self {
         buffer.resize(BUFFER_BYTES, 0);
@@ -43,12 +44,12 @@ impl<R: Read> Chunker<R> {
     /// The next chunk, at most [`CHUNK_MAX_BYTES`]; `None` at the end.
     ///
     /// # Errors
-    /// What the reader fails with; an interrupted read is repeated.
+    /// Errors of the reader, except interrupted reads, which are retried.
     pub fn next_chunk(&mut self) -> io::Result<Option<&[u8]>> {
         if self.end - self.start < CHUNK_MAX_BYTES && !self.at_end {
             self.fill()?;
         }
-        // No cut looks further than the largest chunk, so more bytes in the buffer do not move it.
+        // No cut looks beyond the largest chunk, so additional bytes in the buffer do not move it.
         let window = &self.buffer[self.start..self.end];
         let window = &window[..window.len().min(CHUNK_MAX_BYTES)];
         let Some(length) = cut(window).next() else { return Ok(None) };
@@ -57,7 +58,7 @@ impl<R: Read> Chunker<R> {
         Ok(Some(&self.buffer[chunk]))
     }
 
-    /// Gives the buffer back for the next file.
+    /// Returns the buffer for reuse with the next file.
     pub fn into_buffer(self) -> Vec<u8> {
         self.buffer
     }
@@ -155,7 +156,8 @@ mod tests {
 
     #[test]
     fn the_cuts_are_pinned() {
-        // Stored chunk manifests of one file must agree from one version of syncd to the next, or nothing is shared.
+        // Stored chunk manifests of one file must agree from one version of syncd to the next, or nothing is
+        // shared.
         let lengths: Vec<usize> = cut(&noise(400_000)).collect();
         assert_eq!(lengths, PINNED);
     }

@@ -1,8 +1,9 @@
-//! `--config FILE`: options from a TOML file, below the command line and the environment.
+//! `--config FILE`: reads options from a TOML file. The command line and the environment take precedence.
 //!
-//! A key is the long name of an option (`settle-max` or `settle_max`), its value what one would write on the command
-//! line; `true` gives a flag, `false` leaves it out, an array gives the option several times. One file may serve all
-//! subcommands: a key that only another subcommand knows is left alone, a key that none knows is an error.
+//! A key is the long name of an option (`settle-max` or `settle_max`), and its value is written as on the
+//! command line. `true` sets a flag, `false` leaves it out, and an array repeats the option. One file may
+//! serve all subcommands: a key that only another subcommand knows is ignored, a key that none knows is an
+//! error.
 //!
 //! ```toml
 //! data = "/var/lib/syncd/origin"
@@ -18,52 +19,36 @@ use clap::parser::ValueSource;
 use clap::{Arg, ArgMatches, Command};
 use toml::{Table, Value};
 
-/// Name and id of the option that names the file.
+/// Name and ID of the option that names the file.
 pub const OPTION: &str = "config";
 
-/// Why a configuration file was refused.
+/// Errors of reading a configuration file.
 #[derive(Debug, thiserror::Error)]
 pub enum ConfigError {
-    /// Not readable.
+    /// The file is not readable.
     #[error("reading the configuration file {path} failed", path = path.display())]
-    Read {
-        /// The file.
-        path: PathBuf,
-        /// Why.
-        source: io::Error,
-    },
-    /// Not TOML.
+    Read { path: PathBuf, source: io::Error },
+    /// The file is not valid TOML.
     #[error("the configuration file {path} is not valid TOML", path = path.display())]
     Syntax {
-        /// The file.
         path: PathBuf,
-        /// Where and why.
+        /// Position and reason.
         source: Box<toml::de::Error>,
     },
-    /// A key that no subcommand knows.
+    /// No subcommand knows the key.
     #[error("unknown key {key:?} in {path}: keys are the long names of options", path = path.display())]
-    UnknownKey {
-        /// The file.
-        path: PathBuf,
-        /// The key.
-        key: String,
-    },
-    /// A value of a kind that no option takes, like a table, or `false` for an option with a value.
+    UnknownKey { path: PathBuf, key: String },
+    /// No option takes a value of this kind, such as a table, or `false` for an option with a value.
     #[error("key {key:?} in {path} has a value that the option does not take", path = path.display())]
-    Value {
-        /// The file.
-        path: PathBuf,
-        /// The key.
-        key: String,
-    },
+    Value { path: PathBuf, key: String },
 }
 
-/// The arguments to parse: `arguments` (the program's name first) with what the file says inserted after the subcommand,
-/// for options that are neither on the command line nor in the environment. Without `--config` (or its variable) or a
-/// subcommand, as they are.
+/// Returns `arguments` (program name first) with the options of the configuration file inserted after the
+/// subcommand. Options set on the command line or in the environment are not inserted. Without `--config` (or
+/// its variable), or without a subcommand, the arguments are returned unchanged.
 ///
-/// `command` must have the subcommands and an option `config` in each, or a global one. What clap would refuse is left
-/// for the real parse to refuse.
+/// `command` must have subcommands, and the option `config` globally or in each of them. Arguments that clap
+/// would reject are left for the real parse to report.
 pub fn arguments_with_config(
     arguments: impl IntoIterator<Item = OsString>,
     command: &Command,
@@ -73,7 +58,7 @@ pub fn arguments_with_config(
     let Ok(matches) = lenient.try_get_matches_from(&arguments) else { return Ok(arguments) };
     let Some((name, given)) = matches.subcommand() else { return Ok(arguments) };
     let Some(path) = config_path(&matches, given) else { return Ok(arguments) };
-    // clap has found the subcommand, so it is there; options before it have no values of the same name.
+    // clap found the subcommand, so it is present; no option before it has a value of the same name.
     let Some(at) = arguments.iter().position(|argument| argument == name) else { return Ok(arguments) };
     let inserted = from_file(&path, command, name, given)?;
     arguments.splice(at + 1..at + 1, inserted);
@@ -99,7 +84,7 @@ fn from_file(
     from_text(&text, path, command, subcommand, given)
 }
 
-/// The same of a text; `path` is what errors say.
+/// Like [`from_file`], from text. `path` appears in errors only.
 #[doc(hidden)]
 pub fn from_text(
     text: &str,
@@ -137,7 +122,7 @@ fn is_given(given: &ArgMatches, option: &Arg) -> bool {
     matches!(source, Some(ValueSource::CommandLine | ValueSource::EnvVariable))
 }
 
-/// `None` where the option does not take such a value.
+/// `None` if the option does not take such a value.
 fn arguments(option: &Arg, long: &str, value: &Value) -> Option<Vec<OsString>> {
     let takes_value = option.get_action().takes_values();
     let optional = option.get_num_args().is_some_and(|range| range.min_values() == 0);

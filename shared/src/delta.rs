@@ -1,4 +1,4 @@
-//! New content made from old: what a delta frame says, and how its bytes are encoded and restored.
+//! New content made from old: the contents of a delta frame, and how its bytes are encoded and restored.
 //!
 //! ```text
 //! basis  basis  basis          stretches of files of the tree that is updated from; concatenated: the prefix
@@ -8,10 +8,10 @@
 //! piece piece piece            stretches of new files, end to end
 //! ```
 //!
-//! Copies bring what a new file has in common with an old one without decoding. Files are named by the first bytes of
-//! their hashes ([`ContentTag`]), because both sides know from the manifests which contents an update is about. What
-//! comes out is trusted only once the whole content was held against its hash: a basis that was damaged, or a tag that
-//! fits two contents, costs a fetch of that content, never a wrong byte.
+//! A copy restores the part that a new file shares with an old one without decoding. Files are named by the
+//! first bytes of their hashes ([`ContentTag`]), because both sides know from the manifests which contents an
+//! update is about. The result is trusted only after the whole content has been checked against its hash. A
+//! damaged basis, or a tag that fits two contents, therefore costs a fetch and never a wrong byte.
 
 #![cfg_attr(not(test), deny(clippy::arithmetic_side_effects, clippy::indexing_slicing))]
 
@@ -29,116 +29,105 @@ use crate::limits::{
 use crate::tree_path::TreePath;
 use crate::wire::{Fields, WireError, compress, decompress, limit};
 
-/// Level of deltas: level 1 takes a third less time and 5 to 10 % more bytes.
+/// zstd level of deltas. Level 1 would take a third less time and produce 5 to 10 % more bytes.
 const ZSTD_LEVEL: i32 = 3;
-/// Level for what matches its basis poorly: a third fewer bytes in twelve times the time.
+/// zstd level for data that matches its basis poorly: a third fewer bytes in twelve times the time.
 const ZSTD_LEVEL_POOR: i32 = 12;
-/// Entries of the tables of that level, as a power of two: 4 MiB each.
+/// Table size at that level, as a power of two: 4 MiB per table.
 const POOR_TABLE_LOG: u32 = 20;
-/// A delta of more than this part of its output matches poorly.
+/// A delta larger than this fraction of its output (1/32) counts as a poor match.
 const POOR_SHARE: usize = 32;
-/// Bits a byte from which on data does not compress, whatever the level.
+/// Entropy in bits per byte from which data is taken to be incompressible at every level.
 const ENTROPY_MAX: f64 = 7.0;
-/// Smallest window that zstd has.
+/// Smallest window log that zstd accepts.
 const WINDOW_LOG_MIN: u32 = 10;
-/// Tags of what a `DeltaPlaces` repeats as messages: bases, pieces, copies.
+/// Field numbers of the repeated messages of `DeltaPlaces`: bases, pieces, copies.
 const PLACES: [u32; 3] = [1, 2, 3];
-/// The library panics or loops for ever on odd options: these are all it ever sees.
+/// The library panics or loops forever on unusual options, so it is only ever given these.
 const RSYNC_OPTIONS: SignatureOptions = SignatureOptions { block_size: 256, crypto_hash_size: 8 };
-/// A file of the tree that is updated from.
+/// A file of the tree that the update starts from.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct BasisFile {
-    /// Its content.
     pub content: ContentTag,
-    /// Where it is; `None`: where the update replaces or removes this content.
+    /// Path of the file. `None` means the path where the update replaces or removes this content.
     pub path: Option<TreePath>,
 }
 
-/// A stretch of a basis file.
+/// A range of a basis file.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Basis {
-    /// The file.
     pub file: BasisFile,
-    /// Where the stretch starts in it.
+    /// Start of the range in the file, in bytes.
     pub offset: u64,
-    /// Its length.
     pub length_bytes: u32,
 }
 
-/// A stretch of a new file, made of decoded bytes.
+/// A range of a new file, made of decoded bytes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct DeltaPiece {
-    /// The new content.
     pub file: ContentTag,
-    /// Where it starts in the new file.
+    /// Start of the range in the new file, in bytes.
     pub file_offset: u64,
-    /// Its length.
     pub length_bytes: u32,
 }
 
-/// A stretch of a new file that a basis file has as it is.
+/// A range of a new file that a basis file holds unchanged.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct DeltaCopy {
-    /// The new content.
     pub file: ContentTag,
-    /// Where it starts in the new file.
+    /// Start of the range in the new file, in bytes.
     pub file_offset: u64,
-    /// Where it comes from.
     pub basis: BasisFile,
-    /// Where it starts in the basis file.
+    /// Start of the range in the basis file, in bytes.
     pub basis_offset: u64,
-    /// Its length, of any size.
+    /// Any length, unlike a piece.
     pub length_bytes: u64,
 }
 
 /// How the bytes of a delta frame are encoded.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum DeltaEncoding {
-    /// A zstd frame with the prefix referenced.
+    /// A zstd frame that references the prefix.
     ZstdPrefix,
-    /// zstd of an rsync delta against the prefix, of this many bytes.
+    /// A zstd-compressed rsync delta against the prefix.
     Rsync {
-        /// Length of the delta.
+        /// Uncompressed length of the delta.
         delta_bytes: usize,
     },
 }
 
-/// Encoded bytes, without places.
+/// The encoded bytes of a delta frame, without its bases, pieces and copies.
 #[derive(Debug, Clone)]
 pub struct Encoded {
-    /// How.
     pub encoding: DeltaEncoding,
-    /// The bytes; none for no data.
+    /// Empty for empty data.
     pub compressed: Bytes,
 }
 
 /// One message of deltas.
 #[derive(Debug, Clone)]
 pub struct DeltaFrame {
-    /// What the pieces are decoded from.
+    /// Decodes to the pieces.
     pub encoded: Encoded,
-    /// At most [`DELTA_BASES_MAX_BYTES`] together.
+    /// At most [`DELTA_BASES_MAX_BYTES`] in total.
     pub bases: Vec<Basis>,
-    /// At most [`DELTA_OUTPUT_MAX_BYTES`] together.
+    /// At most [`DELTA_OUTPUT_MAX_BYTES`] in total.
     pub pieces: Vec<DeltaPiece>,
-    /// With the pieces, in the order of each file.
+    /// Interleaved with the pieces in the order of each file.
     pub copies: Vec<DeltaCopy>,
-    /// Whole files that replace others: [`DeltaFrame::resolve`] makes bases and pieces of them.
+    /// Whole files that replace others. [`DeltaFrame::resolve`] turns them into bases and pieces.
     pub replaced: Vec<ContentTag>,
 }
 
-/// A content that replaces another at its path.
+/// A content that replaces another one at the same path.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Replacement {
-    /// The old content.
     pub old: ContentTag,
-    /// Its size in bytes.
     pub old_bytes: u64,
-    /// Size of the new content in bytes.
     pub new_bytes: u64,
 }
 
-/// Encoding failed: only for want of memory.
+/// Encoding failed. The only cause is lack of memory.
 #[derive(Debug, thiserror::Error)]
 #[error("encoding a delta failed: {0}")]
 pub struct EncodeError(&'static str);
@@ -151,7 +140,7 @@ fn decode_failed(code: usize) -> WireError {
     WireError::Compression(std::io::Error::other(get_error_name(code)))
 }
 
-/// Bits for each byte, as far as the frequencies of bytes tell.
+/// Order-0 entropy of `data`, in bits per byte.
 fn entropy(data: &[u8]) -> f64 {
     let mut counts = [0u32; 256];
     for byte in data {
@@ -165,13 +154,14 @@ fn entropy(data: &[u8]) -> f64 {
 }
 
 impl Encoded {
-    /// Encodes data, at most [`DELTA_OUTPUT_MAX_BYTES`], against a prefix by zstd.
+    /// Encodes `data`, at most [`DELTA_OUTPUT_MAX_BYTES`], against a prefix with zstd.
     pub fn by_zstd(prefix: &[u8], data: &[u8]) -> Result<Self, EncodeError> {
         Self::at_level(prefix, data, ZSTD_LEVEL)
     }
 
-    /// The smallest encoding. Where zstd finds most of the data in the prefix it is zstd's. Else what does not compress is
-    /// tried by rsync's algorithm, which marks edits in it more tersely, and what does with more effort.
+    /// Returns the smallest encoding that is worth trying. zstd wins if it finds most of the data in the
+    /// prefix. Otherwise, incompressible data is also tried with rsync's algorithm, which marks edits more
+    /// tersely, and compressible data with a higher level.
     pub fn smallest(prefix: &[u8], data: &[u8]) -> Result<Self, EncodeError> {
         let quick = Self::by_zstd(prefix, data)?;
         let bytes = quick.compressed.len();
@@ -191,8 +181,8 @@ impl Encoded {
             return Ok(Self { encoding, compressed: Bytes::new() });
         }
         let mut context = CCtx::try_create().ok_or(EncodeError("out of memory"))?;
-        // Long-distance matching is what finds far matches in the prefix; without a window that covers both, a long
-        // prefix is silently useless.
+        // Long-distance matching finds far matches in the prefix. Without a window that covers both, a long
+        // prefix silently has no effect.
         let both = prefix.len().saturating_add(data.len()) as u64;
         let window_log = u64::BITS.saturating_sub(both.leading_zeros()).max(WINDOW_LOG_MIN);
         for parameter in [
@@ -204,7 +194,7 @@ impl Encoded {
             context.set_parameter(parameter).map_err(encode_failed)?;
         }
         if level == ZSTD_LEVEL_POOR {
-            // The level's own tables take 48 MiB for each thread, for a few megabytes of data.
+            // The tables of the level itself take 48 MiB per thread, for a few megabytes of data.
             for table in [CParameter::HashLog(POOR_TABLE_LOG), CParameter::ChainLog(POOR_TABLE_LOG)] {
                 context.set_parameter(table).map_err(encode_failed)?;
             }
@@ -216,8 +206,8 @@ impl Encoded {
         Ok(Self { encoding, compressed: out.into() })
     }
 
-    /// Encodes data, at most [`DELTA_OUTPUT_MAX_BYTES`], against a prefix by rsync's algorithm. The delta was applied
-    /// and held against the data: `None` where the library failed or made another result.
+    /// Encodes `data`, at most [`DELTA_OUTPUT_MAX_BYTES`], against a prefix with rsync's algorithm. The delta
+    /// is applied and compared with `data` first. `None` if the library fails or its result differs.
     pub fn by_rsync(prefix: &[u8], data: &[u8]) -> Option<Self> {
         if prefix.is_empty() || data.is_empty() || prefix.len() > DELTA_BASES_MAX_BYTES {
             return None;
@@ -232,15 +222,15 @@ impl Encoded {
             .then(|| Self { encoding, compressed: compress(&delta) })
     }
 
-    /// What the data was: exactly `length` bytes, at most [`DELTA_OUTPUT_MAX_BYTES`]. With another prefix than it was
-    /// encoded against it is an error or other bytes.
+    /// Restores the data: exactly `length` bytes, at most [`DELTA_OUTPUT_MAX_BYTES`]. A prefix other than the
+    /// one used to encode yields an error or different bytes.
     pub fn restore(&self, prefix: &[u8], length: usize) -> Result<Vec<u8>, WireError> {
         let mut out = Vec::new();
         self.restore_to(prefix, length, &mut out)?;
         Ok(out)
     }
 
-    /// [`Encoded::restore`] into memory that was used before; what was in it is gone.
+    /// Like [`Encoded::restore`], into a reused buffer whose previous content is discarded.
     pub fn restore_to(&self, prefix: &[u8], length: usize, out: &mut Vec<u8>) -> Result<(), WireError> {
         out.clear();
         if length == 0 {
@@ -267,12 +257,12 @@ impl Encoded {
 }
 
 impl DeltaFrame {
-    /// Bytes that the pieces take together; what is replaced counts once it is resolved.
+    /// Total length of the pieces. Replaced files count only after [`Self::resolve`].
     pub fn output_bytes(&self) -> usize {
         self.pieces.iter().map(|piece| piece.length_bytes as usize).sum()
     }
 
-    /// Makes bases and pieces of what is [`DeltaFrame::replaced`], by what the manifests say of it.
+    /// Turns the [`DeltaFrame::replaced`] files into bases and pieces, using sizes from the manifests.
     pub fn resolve(
         &mut self,
         replacement: &dyn Fn(ContentTag) -> Option<Replacement>,
@@ -291,7 +281,6 @@ impl DeltaFrame {
         Ok(())
     }
 
-    /// For a message.
     pub fn to_message(&self) -> v1::DeltaFrame {
         let places = v1::DeltaPlaces {
             bases: self.bases.iter().map(basis_message).collect(),
@@ -313,7 +302,7 @@ impl DeltaFrame {
         }
     }
 
-    /// Checks a message in form.
+    /// Checks the form of a message: lengths, ranges and limits.
     pub(crate) fn from_message(message: v1::DeltaFrame) -> Result<Self, WireError> {
         limit("encoded delta", message.compressed.len(), DELTA_ENCODED_MAX_BYTES)?;
         let encoding = match v1::DeltaEncoding::try_from(message.encoding) {

@@ -1,9 +1,10 @@
-//! What differs between two trees.
+//! The difference between two trees.
 //!
-//! [`Comparison`] is what both sides go by: the origin to see which content an agent lacks, the agent to see what to do to
-//! its files. Both must come to the same answer from the same roots, and where they don't, the agent asks for what it
-//! lacks by hash. Only directories that differ are looked at. What differs comes in parts of bounded size, in path order,
-//! so that memory does not follow an update that touches every file of a tree.
+//! Both sides use [`Comparison`]: the origin to find content that an agent is missing, the agent to plan
+//! changes to its files. Both must derive the same answer from the same roots; on a mismatch the agent
+//! requests missing content by hash. Only directories that differ are read. Differences come in parts of
+//! bounded size, in path order, so that memory does not grow with an update that touches every file of a
+//! tree.
 
 mod parts;
 mod released;
@@ -20,12 +21,12 @@ use parts::Collected;
 pub use parts::{Part, PartLimits, Parts};
 pub use released::{Released, ReleasedFile};
 
-/// Where directory objects come from: the origin's store, the agent's record.
+/// A source of directory objects: the origin's store or the agent's record.
 pub trait DirectorySource {
-    /// Why one could not be read.
+    /// Error of reading an object.
     type Error: std::error::Error + Send + Sync + 'static;
 
-    /// The directory object with this hash, verified; not to have it is an error.
+    /// The directory object with this hash, verified. A missing object is an error.
     fn directory(&self, hash: &ObjectHash) -> Result<Arc<Directory>, Self::Error>;
 }
 
@@ -37,59 +38,37 @@ impl<S: DirectorySource + ?Sized> DirectorySource for &S {
     }
 }
 
-/// Why two trees could not be compared.
+/// Errors of comparing two trees.
 #[derive(Debug, thiserror::Error)]
 pub enum DiffError<E: std::error::Error + 'static> {
-    /// A directory object could not be read.
     #[error("read directory {path}")]
     Source {
-        /// The directory.
         path: TreePath,
-        /// Why.
         #[source]
         source: E,
     },
-    /// A tree that is nested too deep.
+    /// A tree that is nested too deeply.
     #[error("invalid path below {path}")]
     Path {
-        /// The directory.
+        /// The directory with the offending name.
         path: TreePath,
-        /// What is wrong.
         #[source]
         source: TreePathError,
     },
 }
 
-/// One path that differs.
+/// A path that differs.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Change {
-    /// It is in the first tree only.
-    Removed {
-        /// Where.
-        path: TreePath,
-        /// What it was.
-        entry: Entry,
-    },
-    /// It is in the second tree only.
-    Added {
-        /// Where.
-        path: TreePath,
-        /// What it is.
-        entry: Entry,
-    },
-    /// It is in both. A change of kind between directory, file and symlink is `Removed` and `Added`.
-    Modified {
-        /// Where.
-        path: TreePath,
-        /// What it was.
-        from: Entry,
-        /// What it is.
-        to: Entry,
-    },
+    /// Present in the first tree only.
+    Removed { path: TreePath, entry: Entry },
+    /// Present in the second tree only.
+    Added { path: TreePath, entry: Entry },
+    /// Present in both. A change of kind between directory, file and symlink is `Removed` plus `Added`.
+    Modified { path: TreePath, from: Entry, to: Entry },
 }
 
 impl Change {
-    /// Where.
     pub fn path(&self) -> &TreePath {
         match self {
             Self::Removed { path, .. } | Self::Added { path, .. } | Self::Modified { path, .. } => path,
@@ -97,16 +76,14 @@ impl Change {
     }
 }
 
-/// A subtree that is in both trees under different names.
+/// A subtree that both trees have, under different names.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Rename {
-    /// Where it was.
     pub from: TreePath,
-    /// Where it is.
     pub to: TreePath,
 }
 
-/// What differs between two trees of `source`.
+/// The difference between two trees of `source`.
 #[derive(Debug)]
 pub struct Comparison<S> {
     source: S,
@@ -114,13 +91,13 @@ pub struct Comparison<S> {
     to: RootEntry,
     limits: PartLimits,
     renamed_directories: Vec<Rename>,
-    /// All changes in path order, where they are one part.
+    /// All changes in path order, if they fit one part.
     few: Option<Vec<Change>>,
 }
 
 impl<S: DirectorySource> Comparison<S> {
-    /// Compares two trees. Cost follows the directories that differ; each of them is read, but for what is below a
-    /// directory that is renamed whole.
+    /// Compares two trees. Reads every directory that differs, except below directories that were renamed
+    /// whole.
     pub fn of(
         source: S,
         from: &RootEntry,
@@ -139,34 +116,34 @@ impl<S: DirectorySource> Comparison<S> {
         Ok(Self { source, from: *from, to: *to, limits, renamed_directories, few })
     }
 
-    /// Reads directories from another place from now on.
+    /// Reads directories from another source from now on.
     pub fn reading<T: DirectorySource>(self, source: T) -> Comparison<T> {
         let Self { source: _, from, to, limits, renamed_directories, few } = self;
         Comparison { source, from, to, limits, renamed_directories, few }
     }
 
-    /// Directories that are renamed whole, with everything below them, by where they are.
+    /// Directories that were renamed with everything below them, sorted by new path.
     pub fn renamed_directories(&self) -> &[Rename] {
         &self.renamed_directories
     }
 
-    /// Whether nothing differs below the root.
+    /// Whether the trees are equal below their roots.
     pub fn is_empty(&self) -> bool {
         self.few.as_ref().is_some_and(Vec::is_empty)
     }
 
-    /// Whether there is one part only.
+    /// Whether all changes fit one part.
     pub fn is_small(&self) -> bool {
         self.few.is_some()
     }
 
-    /// Everything that differs, in path order, a directory before what is in it. At least one part. Directories that are
-    /// renamed whole are one `Removed` and one `Added`: what is below them is not listed.
+    /// All changes in path order, a directory before its children; at least one part. A directory renamed
+    /// whole is one `Removed` and one `Added`, without the paths below it.
     pub fn parts(&self) -> Parts<'_, S> {
         Parts::of(self)
     }
 
-    /// Shows everything that differs, in path order; ends where `show` returns `false`.
+    /// Passes all changes to `show` in path order, until it returns `false`.
     pub fn each(&self, mut show: impl FnMut(&Change) -> bool) -> Result<(), DiffError<S::Error>> {
         for part in self.parts() {
             if !part?.changes.iter().all(&mut show) {
@@ -176,13 +153,13 @@ impl<S: DirectorySource> Comparison<S> {
         Ok(())
     }
 
-    /// What the first tree has and the second has not where the first has it.
+    /// Files of the first tree whose content is no longer at their path.
     pub fn released(&self) -> Result<Released<'_, S>, DiffError<S::Error>> {
         Released::of(self)
     }
 }
 
-/// Directories that one of the trees has at a path where the other has none.
+/// Directories present in one of the trees, at paths where the other has none.
 #[derive(Default)]
 struct Whole {
     removed: Vec<(TreePath, ObjectHash)>,
@@ -192,16 +169,16 @@ struct Whole {
 struct Walk<'a, S> {
     source: &'a S,
     limits: PartLimits,
-    /// `None`: too many for one part.
+    /// `None` once there are too many changes for one part.
     few: Option<Collected>,
-    /// Those that were not looked into, by the number of entries below them.
+    /// Directories not read yet, by the number of entries below them.
     whole: BTreeMap<u64, Whole>,
 }
 
 impl<S: DirectorySource> Walk<'_, S> {
-    /// Pairs added directories with removed ones that have the same object, and looks into all others. What holds no file
-    /// is not worth a rename. The largest come first: by then all of a size are known, because what encloses one is
-    /// larger, and has been looked into.
+    /// Pairs added directories with removed ones that have the same object, and descends into all others. A
+    /// directory without entries is not worth a rename. The largest come first: once a size is reached, all
+    /// directories of that size are known, because each enclosing directory is larger and has been read.
     fn match_renames(&mut self) -> Result<Vec<Rename>, DiffError<S::Error>> {
         let mut renames = Vec::new();
         while let Some((entries, Whole { mut removed, mut added })) = self.whole.pop_last() {
@@ -280,7 +257,7 @@ fn load<S: DirectorySource>(
     }
 }
 
-/// The next name of two directories and what each has under it; `at` counts entries of both that were seen.
+/// The next name of two directories and its entry in each; `at` counts the entries consumed of both.
 fn next_pair<'a>(
     before: &'a Directory,
     after: &'a Directory,
@@ -298,19 +275,19 @@ fn next_pair<'a>(
     Some((old, new))
 }
 
-/// A directory object, and the entries below it.
+/// A directory object and the number of entries below it.
 type Below = Option<(ObjectHash, u64)>;
 
-/// A name under which two directories differ.
+/// A name that differs between two directories.
 struct Changed {
     path: TreePath,
     changes: [Option<Change>; 2],
-    /// The directories that are there.
+    /// The subdirectories with this name, before and after.
     below: (Below, Below),
 }
 
 impl Changed {
-    /// `None`: nothing differs.
+    /// `None` if nothing differs.
     fn between<E: std::error::Error>(
         parent: &TreePath,
         old: Option<&Entry>,

@@ -26,10 +26,10 @@ const DOMAIN: &str = "syncd 2026 directory object v1";
 /// Permission bits and the sticky bit: setuid and setgid never travel.
 pub const MODE_MASK: u16 = 0o1777;
 
-/// Why bytes are no directory object.
+/// Errors of decoding a directory object.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum DecodeDirectoryError {
-    /// Ends inside an entry.
+    /// The bytes end inside an entry.
     #[error("truncated at byte {at}")]
     Truncated {
         /// Offset where more was expected.
@@ -43,48 +43,45 @@ pub enum DecodeDirectoryError {
         /// Bytes allowed.
         limit: usize,
     },
-    /// More entries than there can be.
+    /// More entries than the caller allows.
     #[error("more than the {limit} entries that there can be")]
     TooMany {
         /// Entries allowed.
         limit: u64,
     },
-    /// Another format.
     #[error("directory object version {actual}, expected {VERSION}")]
     Version {
         /// Version found.
         actual: u8,
     },
-    /// A name that is none.
     #[error("invalid name")]
     Name(#[from] TreePathError),
-    /// Not sorted, or twice the same name.
+    /// Names are not sorted, or one is repeated.
     #[error("name {name:?} is out of order or repeated")]
     Order {
         /// The second of the two names.
         name: Component,
     },
-    /// An unknown kind of entry.
     #[error("unknown kind {actual} of entry {name:?}")]
     UnknownKind {
-        /// The entry.
+        /// Name of the entry.
         name: Component,
         /// Kind found.
         actual: u8,
     },
-    /// A mode with bits that never travel, or nanoseconds of a second and more.
+    /// A mode with bits that are never replicated, or nanoseconds of 1e9 or more.
     #[error("invalid metadata of entry {name:?}")]
     Metadata {
-        /// The entry.
+        /// Name of the entry.
         name: Component,
     },
-    /// A symlink target that is empty, too long or has a NUL.
+    /// A symlink target that is empty, too long or contains NUL.
     #[error("invalid symlink target of entry {name:?}")]
     Target {
-        /// The entry.
+        /// Name of the entry.
         name: Component,
     },
-    /// The bytes hash to something else than they were asked for by.
+    /// The hash of the bytes is not the requested one.
     #[error("directory object hashes to {actual}, expected {expected}")]
     Hash {
         /// Hash asked for.
@@ -94,41 +91,38 @@ pub enum DecodeDirectoryError {
     },
 }
 
-/// A point in time as the file system keeps it.
+/// A point in time at the resolution of the file system.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default)]
 pub struct Timestamp {
-    /// Seconds since 1970, also before.
+    /// Seconds since 1970; negative before.
     pub seconds: i64,
-    /// Nanoseconds, below 1e9.
+    /// Below 1e9.
     pub nanoseconds: u32,
 }
 
-/// What every entry carries besides its kind.
+/// Attributes that every kind of entry has.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct Metadata {
-    /// Permission and sticky bits, within [`MODE_MASK`]. For symlinks 0o777.
+    /// Permission and sticky bits, within [`MODE_MASK`]. 0o777 for symlinks.
     pub mode: u16,
-    /// Numeric owner.
     pub uid: u32,
-    /// Numeric group.
     pub gid: u32,
     /// Modification time.
     pub mtime: Timestamp,
 }
 
-/// Sums over everything below a directory, itself not counted.
+/// Sums over everything below a directory, excluding the directory itself.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
 pub struct Totals {
-    /// Names: files, directories and symlinks.
+    /// Files, directories and symlinks.
     pub entries: u64,
-    /// Files.
     pub files: u64,
     /// Content bytes of the files.
     pub bytes: u64,
 }
 
 impl Totals {
-    /// Sums that neither tree exceeds: neither in files, nor in what is none.
+    /// Sums that neither tree exceeds, counting files and other entries separately.
     pub fn covering(self, other: Totals) -> Totals {
         let others = |of: &Totals| of.entries.saturating_sub(of.files);
         let files = self.files.max(other.files);
@@ -146,26 +140,23 @@ impl Totals {
     }
 }
 
-/// What an entry is.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub enum Kind {
-    /// A directory and its subtree.
     Directory {
         /// Its directory object.
         object: ObjectHash,
-        /// Sums over the subtree.
+        /// Sums over the subtree, excluding the directory itself.
         totals: Totals,
     },
     /// A regular file.
     File {
         /// Hash of the whole content.
         content: ContentHash,
-        /// Content bytes.
         size: u64,
     },
-    /// A symbolic link, kept verbatim, never followed.
+    /// A symbolic link: replicated verbatim, never followed.
     Symlink {
-        /// Where it points to: 1 to 4,095 bytes without NUL.
+        /// 1 to 4,095 bytes without NUL.
         target: Box<[u8]>,
     },
 }
@@ -173,21 +164,17 @@ pub enum Kind {
 /// One name in a directory.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct Entry {
-    /// Name in its directory.
     pub name: Component,
-    /// Mode, owner, time.
     pub metadata: Metadata,
-    /// What it is.
     pub kind: Kind,
 }
 
 impl Entry {
-    /// Whether this is a directory.
     pub fn is_directory(&self) -> bool {
         matches!(self.kind, Kind::Directory { .. })
     }
 
-    /// What this entry adds to the totals of the directory it is in.
+    /// Contribution of this entry to the totals of its parent directory.
     pub fn totals(&self) -> Totals {
         let own = Totals { entries: 1, files: 0, bytes: 0 };
         match &self.kind {
@@ -253,7 +240,7 @@ impl<'a> Reader<'a> {
         self.at == self.bytes.len()
     }
 
-    /// What follows the length of the next name.
+    /// The bytes after the length of the next name.
     fn ahead(&self) -> &'a [u8] {
         self.bytes.get(self.at.saturating_add(1)..).unwrap_or_default()
     }
@@ -320,7 +307,7 @@ impl<'a> Reader<'a> {
 }
 
 impl Metadata {
-    /// Whether the mode has no bits that never travel and the time is one.
+    /// Whether the mode has no forbidden bits and the time is valid.
     pub fn is_valid(&self) -> bool {
         self.mode & !MODE_MASK == 0 && self.mtime.nanoseconds < 1_000_000_000
     }
@@ -332,16 +319,15 @@ pub struct Directory {
     entries: Vec<Entry>,
 }
 
-/// Two entries with one name, which no directory has.
+/// Two entries have the same name.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("name {name:?} occurs twice")]
 pub struct DuplicateName {
-    /// The name.
     pub name: Component,
 }
 
 impl Directory {
-    /// Sorts entries into a directory.
+    /// Sorts `entries`.
     pub fn new(mut entries: Vec<Entry>) -> Result<Self, DuplicateName> {
         entries.sort_unstable_by(|a, b| a.name.cmp(&b.name));
         let mut pairs = entries.iter().zip(entries.iter().skip(1));
@@ -351,17 +337,16 @@ impl Directory {
         }
     }
 
-    /// All entries, sorted by name.
+    /// Sorted by name.
     pub fn entries(&self) -> &[Entry] {
         &self.entries
     }
 
-    /// The entry with this name.
     pub fn get(&self, name: &Component) -> Option<&Entry> {
         self.entries.binary_search_by(|e| e.name.cmp(name)).ok().and_then(|i| self.entries.get(i))
     }
 
-    /// Puts an entry in the place of the one with its name, or adds it.
+    /// Replaces the entry with the same name, or adds a new one.
     pub fn put(&mut self, entry: Entry) {
         match self.entries.binary_search_by(|e| e.name.cmp(&entry.name)) {
             Ok(i) => {
@@ -371,7 +356,7 @@ impl Directory {
         }
     }
 
-    /// Takes an entry out; whether it was there.
+    /// Removes an entry; returns whether it existed.
     pub fn remove(&mut self, name: &Component) -> bool {
         let found = self.entries.binary_search_by(|e| e.name.cmp(name));
         if let Ok(i) = found {
@@ -380,12 +365,11 @@ impl Directory {
         found.is_ok()
     }
 
-    /// Sums over all entries and what is below them; `None` on overflow.
+    /// Sums over all entries and everything below them; `None` on overflow.
     pub fn totals(&self) -> Option<Totals> {
         self.entries.iter().try_fold(Totals::default(), |sum, entry| sum.checked_add(entry.totals()))
     }
 
-    /// Canonical bytes.
     pub fn encode(&self) -> Vec<u8> {
         let mut out = Vec::with_capacity(self.entries.len().saturating_mul(96).saturating_add(1));
         out.push(VERSION);
@@ -395,29 +379,30 @@ impl Directory {
         out
     }
 
-    /// The hash that canonical bytes are known by.
+    /// The hash that names these canonical bytes.
     pub fn hash_of(canonical: &[u8]) -> ObjectHash {
         ObjectHash::from_bytes(tagged(DOMAIN, canonical))
     }
 
-    /// The hash that this directory is known by. Encodes it.
+    /// The hash that names this directory. Encodes it first.
     pub fn hash(&self) -> ObjectHash {
         Self::hash_of(&self.encode())
     }
 
-    /// Reads canonical bytes; anything else is refused.
+    /// Reads canonical bytes and rejects anything else.
     pub fn decode(bytes: &[u8]) -> Result<Self, DecodeDirectoryError> {
         Self::decode_within(bytes, u64::MAX)
     }
 
-    /// [`Self::decode`] of a directory that is known to have at most so many entries: they take more memory than their bytes.
+    /// Like [`Self::decode`], with at most `entries_max` entries: decoded entries take more memory than their
+    /// bytes.
     pub fn decode_within(bytes: &[u8], entries_max: u64) -> Result<Self, DecodeDirectoryError> {
         let mut entries = Vec::new();
         decode_entries(&mut Self::reader(bytes)?, entries_max, |entry| entries.push(entry))?;
         Ok(Self { entries })
     }
 
-    /// Whether [`Self::decode_within`] would read these bytes, without the memory that it takes.
+    /// Whether [`Self::decode_within`] would accept these bytes, without allocating the entries.
     pub fn check(bytes: &[u8], entries_max: u64) -> Result<(), DecodeDirectoryError> {
         decode_entries(&mut Self::reader(bytes)?, entries_max, drop)
     }
@@ -435,7 +420,7 @@ impl Directory {
         Ok(reader)
     }
 
-    /// Reads canonical bytes that came from outside, and holds them against the hash they were asked for by.
+    /// Reads canonical bytes from outside, and checks them against the requested hash.
     pub fn decode_verified(bytes: &[u8], expected: ObjectHash) -> Result<Arc<Self>, DecodeDirectoryError> {
         let actual = Self::hash_of(bytes);
         if actual != expected {
@@ -466,7 +451,7 @@ fn decode_entries(
     Ok(())
 }
 
-/// Canonical bytes of single entries, as directory patches carry them.
+/// Canonical bytes of single entries, as in directory patches.
 pub fn encode_entries(entries: &[Entry]) -> Vec<u8> {
     let mut out = Vec::new();
     for entry in entries {
@@ -475,7 +460,7 @@ pub fn encode_entries(entries: &[Entry]) -> Vec<u8> {
     out
 }
 
-/// Reads what [`encode_entries`] wrote, at most so many; sorted, unique names.
+/// Reads the output of [`encode_entries`]: at most `entries_max` entries, with sorted, unique names.
 pub fn decode_entry_list(bytes: &[u8], entries_max: u64) -> Result<Vec<Entry>, DecodeDirectoryError> {
     let mut entries = Vec::new();
     decode_entries(&mut Reader::new(bytes), entries_max, |entry| entries.push(entry))?;

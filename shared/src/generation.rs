@@ -1,8 +1,8 @@
 //! Generations: numbered, signed states of a tree.
 //!
-//! Canonical bytes of a record, version 1 (integers little endian): `u8 version = 1`, 16 tree_id, `u64 number`, root
-//! entry ([`crate::tree`]), `u64 parent` (0: none), `i64 created` (Unix milliseconds), `u16 label length`, label
-//! (UTF-8). The ed25519 signature covers the domain tag and all of it.
+//! Canonical bytes of a record, version 1 (integers little endian): `u8 version = 1`, 16 tree_id, `u64
+//! number`, root entry ([`crate::tree`]), `u64 parent` (0: none), `i64 created` (Unix milliseconds), `u16
+//! label length`, label (UTF-8). The ed25519 signature covers the domain tag and all of it.
 
 #![cfg_attr(not(test), deny(clippy::arithmetic_side_effects, clippy::indexing_slicing))]
 
@@ -20,22 +20,20 @@ use crate::tree::{DecodeRootError, ROOT_ENTRY_BYTES, RootEntry};
 const VERSION: u8 = 1;
 const DOMAIN: &[u8] = b"syncd 2026 generation record v1\0";
 
-/// Names a content tree for ever: 16 random bytes, made by `init`, shown as 32 hexadecimal digits.
+/// Names a content tree forever: 16 random bytes, made by `init`, shown as 32 hexadecimal digits.
 #[derive(Clone, Copy, PartialEq, Eq, Hash)]
 pub struct TreeId([u8; 16]);
 
 impl TreeId {
-    /// Wraps 16 bytes.
     pub const fn from_bytes(bytes: [u8; 16]) -> Self {
         Self(bytes)
     }
 
-    /// The 16 bytes.
     pub const fn as_bytes(&self) -> &[u8; 16] {
         &self.0
     }
 
-    /// The name in the origin's certificate, whatever address was dialled.
+    /// The DNS name in the origin's certificate, whatever address the agent dials.
     pub fn origin_name(&self) -> String {
         format!("origin.{self}.syncd")
     }
@@ -53,7 +51,7 @@ impl fmt::Debug for TreeId {
     }
 }
 
-/// A string is not 32 hexadecimal digits.
+/// The string is not 32 hexadecimal digits.
 #[derive(Debug, PartialEq, Eq, thiserror::Error)]
 #[error("a tree_id has 32 hexadecimal digits")]
 pub struct ParseTreeIdError;
@@ -68,7 +66,7 @@ impl FromStr for TreeId {
     }
 }
 
-/// Numbers of generations start at 1 and only go up.
+/// Numbers of generations start at 1 and only increase.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct GenerationNumber(u64);
 
@@ -81,12 +79,11 @@ impl GenerationNumber {
         if number == 0 { None } else { Some(Self(number)) }
     }
 
-    /// The number.
     pub const fn get(self) -> u64 {
         self.0
     }
 
-    /// The one after it; `None` at the end of numbers.
+    /// `None` at `u64::MAX`.
     pub const fn next(self) -> Option<Self> {
         match self.0.checked_add(1) {
             Some(next) => Some(Self(next)),
@@ -101,16 +98,16 @@ impl fmt::Display for GenerationNumber {
     }
 }
 
-/// Why a label was refused.
+/// Errors of [`check_label`].
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum LabelError {
     /// Longer than [`LABEL_MAX_BYTES`].
     #[error("label of {actual} bytes exceeds {LABEL_MAX_BYTES}")]
     Length {
-        /// Bytes wanted.
+        /// Bytes given.
         actual: usize,
     },
-    /// It would not stay on its line in a terminal or log.
+    /// The label would not stay on its line in a terminal or log.
     #[error("a label is one line of printable text, not \"{shown}\"")]
     Unprintable {
         /// The label, escaped.
@@ -118,7 +115,8 @@ pub enum LabelError {
     },
 }
 
-/// Whether people may give a generation this label: short, and printable ([`crate::text::is_unprintable`]).
+/// Accepts labels of at most [`LABEL_MAX_BYTES`] without unprintable characters
+/// ([`crate::text::is_unprintable`]).
 pub fn check_label(label: &str) -> Result<(), LabelError> {
     if label.len() > LABEL_MAX_BYTES {
         return Err(LabelError::Length { actual: label.len() });
@@ -129,92 +127,74 @@ pub fn check_label(label: &str) -> Result<(), LabelError> {
     Ok(())
 }
 
-/// One sealed state of the tree. Never changes, its number is never reused.
+/// One sealed state of the tree. Never changes, and its number is never reused.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Generation {
-    /// The content tree it is a state of.
     pub tree_id: TreeId,
-    /// Its number.
     pub number: GenerationNumber,
-    /// The tree.
     pub root: RootEntry,
-    /// The generation that was current when it was sealed.
+    /// The current generation at the time of sealing.
     pub parent: Option<GenerationNumber>,
-    /// When it was sealed: milliseconds since 1970, UTC.
+    /// Time of sealing, in milliseconds since 1970, UTC.
     pub created_ms: i64,
-    /// What the committer called it; may be empty.
+    /// Set by the committer; may be empty.
     pub label: String,
 }
 
-/// Why a generation was refused.
+/// Errors of decoding or accepting a generation.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum GenerationError {
-    /// Cut off.
+    /// The record ends too early.
     #[error("generation record is truncated")]
     Truncated(#[from] DecodeDirectoryError),
-    /// The root entry in it is none.
+    /// The root entry in the record is invalid.
     #[error("generation record has an invalid root entry")]
     Root(#[from] DecodeRootError),
-    /// Another version.
+    /// The record has another format version.
     #[error("generation record version {actual}, expected {VERSION}: update syncd on this side")]
     Version {
         /// Version found.
         actual: u8,
     },
-    /// Longer than [`GENERATION_RECORD_MAX_BYTES`], or bytes left over.
+    /// Longer than [`GENERATION_RECORD_MAX_BYTES`], or with bytes left over.
     #[error("generation record has an invalid length")]
     Length,
     /// Number 0, or a label that is too long or not UTF-8.
     #[error("generation record has an invalid number or label")]
     Invalid,
-    /// Not signed by the key that is trusted.
+    /// Not signed by the trusted key.
     #[error("generation is not signed by the origin's signing key")]
     Signature,
-    /// Of another content tree.
+    /// The generation belongs to another content tree.
     #[error("generation is of tree {actual}, expected {expected}")]
     OtherTree {
-        /// The tree that is followed.
+        /// The tree that this agent follows.
         expected: TreeId,
-        /// The tree that it is of.
+        /// The tree of the generation.
         actual: TreeId,
     },
-    /// Older than what was accepted.
+    /// Older than the accepted generation.
     #[error("generation {offered} is older than the accepted generation {accepted}")]
-    Stale {
-        /// Number that was offered.
-        offered: GenerationNumber,
-        /// Number accepted before.
-        accepted: GenerationNumber,
-    },
+    Stale { offered: GenerationNumber, accepted: GenerationNumber },
     /// The accepted number with another root.
     #[error("generation {number} was accepted with root {accepted} and is offered with root {offered}")]
-    Conflict {
-        /// The number.
-        number: GenerationNumber,
-        /// Root accepted before.
-        accepted: RootHash,
-        /// Root that was offered.
-        offered: RootHash,
-    },
+    Conflict { number: GenerationNumber, accepted: RootHash, offered: RootHash },
     /// Too far above the accepted number.
     #[error(
         "generation {offered} is more than {GENERATION_JUMP_MAX} above the accepted generation {accepted}"
     )]
     Jump {
-        /// Number that was offered.
         offered: GenerationNumber,
-        /// Number accepted before, or 0.
+        /// Number accepted before, or 0 if there is none.
         accepted: u64,
     },
 }
 
 impl Generation {
-    /// The name of its tree.
     pub fn root_hash(&self) -> RootHash {
         self.root.hash()
     }
 
-    /// Canonical bytes.
     pub fn encode(&self) -> Vec<u8> {
         let mut out = Vec::with_capacity(192);
         out.push(VERSION);
@@ -228,7 +208,7 @@ impl Generation {
         out
     }
 
-    /// Reads canonical bytes. Says nothing about who wrote them.
+    /// Reads canonical bytes. Verifies no signature.
     pub fn decode(bytes: &[u8]) -> Result<Self, GenerationError> {
         if bytes.len() > GENERATION_RECORD_MAX_BYTES {
             return Err(GenerationError::Length);
@@ -256,7 +236,6 @@ impl Generation {
         Ok(Self { tree_id, number, root, parent, created_ms, label: label.to_owned() })
     }
 
-    /// Signs this generation.
     pub fn sign(self, key: &SigningKey) -> SignedGeneration {
         let record = self.encode();
         let signature = key.sign(&message(&record)).to_bytes();
@@ -268,7 +247,7 @@ fn message(record: &[u8]) -> Vec<u8> {
     [DOMAIN, record].concat()
 }
 
-/// A generation with the origin's signature, which was checked when this was made.
+/// A generation with the origin's signature, which was verified on construction.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct SignedGeneration {
     generation: Generation,
@@ -277,7 +256,7 @@ pub struct SignedGeneration {
 }
 
 impl SignedGeneration {
-    /// Takes a record from outside: signature first, then everything else.
+    /// Takes a record from outside. Verifies the signature before it reads anything else.
     pub fn verify(
         record: &[u8],
         signature: &[u8],
@@ -297,39 +276,35 @@ impl SignedGeneration {
         Ok(Self { generation, record: record.to_vec(), signature })
     }
 
-    /// Takes a record back from this node's own store, which keeps only what [`SignedGeneration::verify`] or
-    /// [`Generation::sign`] made. The signature is not checked again.
+    /// Reads a record from this node's own store, which holds only results of [`SignedGeneration::verify`]
+    /// and [`Generation::sign`]. The signature is not verified again.
     pub fn from_store(record: &[u8], signature: [u8; 64]) -> Result<Self, GenerationError> {
         Ok(Self { generation: Generation::decode(record)?, record: record.to_vec(), signature })
     }
 
-    /// What was signed.
     pub fn generation(&self) -> &Generation {
         &self.generation
     }
 
-    /// Canonical bytes of the record.
+    /// Canonical bytes of the record, as signed.
     pub fn record(&self) -> &[u8] {
         &self.record
     }
 
-    /// The signature.
     pub fn signature(&self) -> &[u8; 64] {
         &self.signature
     }
 
-    /// Its number.
     pub fn number(&self) -> GenerationNumber {
         self.generation.number
     }
 
-    /// The name of its tree.
     pub fn root_hash(&self) -> RootHash {
         self.generation.root_hash()
     }
 
-    /// Whether an agent that accepted `accepted` may go to this one: a higher number, or the same with the same root,
-    /// and no absurd jump.
+    /// Whether an agent that accepted `accepted` may move to this generation. Requires a higher number, or
+    /// the same number with the same root, and no jump of more than [`GENERATION_JUMP_MAX`].
     pub fn may_follow(&self, accepted: Option<&SignedGeneration>) -> Result<(), GenerationError> {
         let offered = self.number();
         let before = accepted.map_or(0, |a| a.number().get());

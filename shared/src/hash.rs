@@ -1,9 +1,9 @@
-//! Hashes, one type for each thing that is named by one.
+//! Hashes, with one type for each kind of named object.
 
 use std::fmt;
 use std::str::FromStr;
 
-/// A string is not 64 hexadecimal digits.
+/// The string is not 64 hexadecimal digits.
 #[derive(Debug, thiserror::Error, PartialEq, Eq)]
 #[error("a hash has 64 hexadecimal digits")]
 pub struct ParseHashError;
@@ -15,12 +15,11 @@ macro_rules! hash_type {
         pub struct $name([u8; 32]);
 
         impl $name {
-            /// Wraps 32 bytes that are known to be such a hash.
+            /// Wraps the 32 bytes of such a hash.
             pub const fn from_bytes(bytes: [u8; 32]) -> Self {
                 Self(bytes)
             }
 
-            /// The 32 bytes.
             pub const fn as_bytes(&self) -> &[u8; 32] {
                 &self.0
             }
@@ -57,8 +56,8 @@ macro_rules! hash_type {
 }
 
 hash_type! {
-    /// BLAKE3-256 of plain bytes: of a whole file (what `b3sum` prints), or of one chunk. A file of one chunk has one
-    /// hash for both.
+    /// BLAKE3-256 of plain bytes: a whole file (as printed by `b3sum`) or one chunk. A file of one chunk has
+    /// the same hash for both.
     ContentHash
 }
 hash_type! {
@@ -71,18 +70,17 @@ hash_type! {
 }
 
 impl ContentHash {
-    /// Hashes bytes in memory.
     pub fn of(bytes: &[u8]) -> Self {
         Self(*blake3::hash(bytes).as_bytes())
     }
 
-    /// The hash of everything that `hasher` (made by `blake3::Hasher::new`) was given.
+    /// The hash of everything fed to `hasher`, which must come from `blake3::Hasher::new`.
     pub fn finish(hasher: &blake3::Hasher) -> Self {
         Self(*hasher.finalize().as_bytes())
     }
 }
 
-/// Hash under a domain tag, so that bytes of one kind never pass for another.
+/// Hashes under a domain tag, so that bytes of one kind never pass for another.
 pub(crate) fn tagged(domain: &str, bytes: &[u8]) -> [u8; 32] {
     blake3::derive_key(domain, bytes)
 }

@@ -1,8 +1,8 @@
-//! Plain HTTP for monitors and load balancers: `GET /healthz`, on a port of its own.
+//! Plain HTTP for monitors and load balancers: `GET /healthz` on its own port.
 //!
-//! HTTP/1 alone, whatever the crates could do. Anybody who reaches the port may connect, so that nothing here waits for
-//! a client: at most [`CONNECTIONS_MAX`] connections are open, the oldest gives way to a new one; a request has to be
-//! there within [`HEAD_TIMEOUT`], and no connection lives longer than [`CONNECTION_LIFE`].
+//! HTTP/1 only. Anybody who can reach the port may connect, so nothing here waits for a client. At most
+//! [`CONNECTIONS_MAX`] connections are open, and the oldest gives way to a new one. A request must arrive
+//! within [`HEAD_TIMEOUT`], and no connection lives longer than [`CONNECTION_LIFE`].
 
 use std::collections::VecDeque;
 use std::future::Future;
@@ -18,27 +18,27 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio::task::{AbortHandle, JoinSet};
 use tokio_util::sync::CancellationToken;
 
-/// Connections that are open at once.
+/// Maximum number of open connections.
 pub const CONNECTIONS_MAX: usize = 64;
-/// From the connection, or the answer before, to the end of a request's headers.
+/// Time limit from the connection, or from the previous answer, to the end of a request's headers.
 pub const HEAD_TIMEOUT: Duration = Duration::from_secs(5);
-/// A monitor that keeps its connection open dials again after this.
+/// A monitor that keeps its connection open reconnects after this time.
 pub const CONNECTION_LIFE: Duration = Duration::from_secs(60);
-/// Request line and headers, in bytes.
+/// Size limit of request line and headers.
 const HEAD_MAX_BYTES: usize = 16 * 1024;
-/// Before accepting is tried again where it failed, as for want of descriptors.
+/// Pause before accepting again after a failure, such as a lack of descriptors.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
-/// What a program says of itself.
+/// Health of the program, as it reports it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Health {
-    /// 200, or else 503.
+    /// Answered with status 200, otherwise 503.
     pub is_well: bool,
     /// One line.
     pub text: String,
 }
 
-/// Answers `GET /healthz` until `stop`; connections that are open then are closed. `health` is asked for every request
+/// Answers `GET /healthz` until `stop`, then closes open connections. `health` is called for every request
 /// and must not block.
 pub async fn serve(
     listener: TcpListener,
@@ -51,7 +51,7 @@ pub async fn serve(
         std::future::ready((code, format!("{text}\n")))
     });
     let router = Router::new().route("/healthz", answer);
-    // Dropped at the end, which closes every connection.
+    // Dropped on return, which closes every connection.
     let mut connections = Connections::default();
     loop {
         let accepted = tokio::select! {
@@ -69,7 +69,7 @@ pub async fn serve(
     }
 }
 
-/// One connection, until its client closes it or its time is over. What breaks it concerns nobody else.
+/// Serves one connection until the client closes it or its time is over. Errors affect no other connection.
 async fn answer_on(stream: TcpStream, router: Router) {
     let served = http1::Builder::new()
         .timer(TokioTimer::new())

@@ -1,6 +1,7 @@
-//! How a node's on-activate hook fares: the `hook` object in the status of both sides, and the words for it.
+//! State of a node's on-activate hook: the `hook` object in the status of both sides, and its wording.
 //!
-//! A node is *switched* when its tree is linked and durable, *live* once its hook, where one is set, has succeeded.
+//! A node is *switched* when its tree is linked and durable. It is *live* once its hook, if one is set, has
+//! succeeded.
 
 use serde::{Deserialize, Serialize};
 use syncd_proto::v1;
@@ -9,47 +10,44 @@ use crate::limits::REASON_MAX_BYTES;
 use crate::text::one_line;
 use crate::wire::WireError;
 
-/// Longest run of a hook that is believed, in milliseconds: ten years, which every reader of JSON can hold.
+/// Longest hook duration accepted from a peer: ten years, which every JSON reader can hold.
 const DURATION_MAX_MS: u64 = 10 * 366 * 24 * 60 * 60 * 1000;
 
-/// Whether the last run of a hook is over, and how it ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum HookOutcome {
-    /// It has not been started for this generation.
+    /// Not started for this generation.
     Due,
-    /// It runs.
     Running,
-    /// It succeeded: the generation is live.
+    /// Succeeded: the generation is live.
     Ok,
-    /// It failed, and is run again.
+    /// Failed; the hook is retried.
     Failed,
 }
 
-/// The hook of a node's newest activation. Scripts depend on the names.
+/// Hook of a node's newest activation. Scripts depend on the field names.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct HookStatus {
-    /// The generation that the hook is due for, or was run for.
+    /// Generation that the hook runs for.
     pub generation: u64,
-    /// How it went.
     pub outcome: HookOutcome,
-    /// How long the last run took that ended, in milliseconds.
+    /// Duration of the last completed run, in milliseconds.
     pub duration_ms: u64,
-    /// How the last run failed, and the end of its error output: one line, empty after a success.
+    /// Failure and end of the error output of the last run: one line, empty after a success.
     pub output: String,
-    /// Runs for this generation since the agent started, the current one among them.
+    /// Runs for this generation since the agent started, including the current one.
     pub attempt: u32,
-    /// The generation that the hook last succeeded for: a web server may still serve it.
+    /// Last generation that the hook succeeded for: a web server may still serve it.
     pub succeeded: Option<u64>,
-    /// The announced generation that is not activated before the hook succeeds.
+    /// Announced generation that waits for the hook to succeed before its activation.
     pub waits: Option<u64>,
 }
 
 impl HookStatus {
-    /// From a message. Text is put on one line, times are bounded.
+    /// Reads a message. Text is reduced to one line, durations are capped.
     ///
     /// # Errors
-    /// No generation, no outcome, or output of more than [`REASON_MAX_BYTES`].
+    /// The message has no generation, no outcome, or output of more than [`REASON_MAX_BYTES`].
     pub fn from_report(report: &v1::HookReport) -> Result<Self, WireError> {
         let number = |number: u64| (number > 0).then_some(number);
         let outcome = match v1::HookOutcome::try_from(report.outcome) {
@@ -74,23 +72,24 @@ impl HookStatus {
         })
     }
 
-    /// Of a generation that was just switched; `succeeded`: what the hook last succeeded for, as far as that is known.
+    /// Status right after a switch. `succeeded` is the last generation that the hook is known to have
+    /// succeeded for.
     pub fn due(generation: u64, succeeded: Option<u64>) -> Self {
         let (outcome, output) = (HookOutcome::Due, String::new());
         Self { generation, outcome, duration_ms: 0, output, attempt: 0, succeeded, waits: None }
     }
 
-    /// Whether the hook has succeeded for what the node has linked.
+    /// Whether the hook has succeeded for the linked tree.
     pub fn is_live(&self) -> bool {
         self.outcome == HookOutcome::Ok
     }
 
-    /// Whether the last run that ended has failed. It may be running again.
+    /// Whether the last completed run failed. The next one may be running.
     pub fn has_failed(&self) -> bool {
         self.outcome == HookOutcome::Failed || (!self.is_live() && !self.output.is_empty())
     }
 
-    /// What failed, for who knows that it is the hook; `None`: nothing, as far as is known.
+    /// Failure text for a reader who knows that it is about the hook; `None` if no failure is known.
     pub fn failure(&self) -> Option<String> {
         let Self { generation, output, .. } = self;
         let text = match self.waits {
@@ -102,7 +101,7 @@ impl HookStatus {
         self.has_failed().then_some(text)
     }
 
-    /// What is wrong, for a person; `None`: nothing, as far as is known.
+    /// Description of the problem, naming the hook; `None` if no problem is known.
     pub fn trouble(&self) -> Option<String> {
         let slow = || {
             let generation = self.generation;
@@ -114,7 +113,8 @@ impl HookStatus {
         self.failure().map(|failure| format!("hook failed: {failure}")).or_else(slow)
     }
 
-    /// One line for a status: outcome, attempt, what the web server may still serve. `None`: it is live.
+    /// One line for a status: outcome, attempt, and the generation that the web server may still serve.
+    /// `None` if live.
     pub fn line(&self) -> Option<String> {
         let now = match (self.outcome, self.trouble()) {
             (HookOutcome::Ok, _) => return None,

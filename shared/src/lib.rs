@@ -1,9 +1,12 @@
-//! The domain of syncd, shared by origin and agent: what a tree is, how it is named, signed, compared and sent.
+//! The domain of syncd, shared by origin and agent: how a tree is described, named, signed, compared and
+//! sent.
 //!
-//! Data model: [`tree_path`] and [`hash`] name things; [`directory`] describes one directory, [`tree`] a whole tree by
-//! its root entry; [`generation`] numbers and signs a root; [`diff`] compares two trees. [`chunker`] cuts content, [`delta`] says
-//! how new content is made from old, [`stored_frame`] how stored content travels, [`wire`] turns messages into these types and refuses what does not hold, [`limits`] has every bound that encoder and
-//! decoder share.
+//! Data model: [`tree_path`] and [`hash`] name things; [`directory`] describes one directory, and [`tree`] a
+//! whole tree by its root entry. [`generation`] numbers and signs a root, and [`diff`] compares two trees.
+//!
+//! Transfer: [`chunker`] cuts content, [`delta`] makes new content from old, and [`stored_frame`] carries
+//! stored content. [`wire`] turns messages into these types and rejects invalid ones. [`limits`] holds every
+//! bound shared by encoder and decoder.
 
 pub mod accounts;
 pub mod address;

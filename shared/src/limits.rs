@@ -1,62 +1,63 @@
-//! Every bound that encoder and decoder share. Nothing is allocated for the other side before it was held against these.
+//! Every bound shared by encoder and decoder. Nothing is allocated on a peer's behalf before it is checked
+//! against these.
 
 use crate::Totals;
 
-/// Longest name of one entry, in bytes (Linux' NAME_MAX).
+/// Longest name of an entry, in bytes (NAME_MAX of Linux).
 pub const COMPONENT_MAX_BYTES: usize = 255;
-/// Longest path from the tree's root, in bytes (Linux' PATH_MAX less its NUL).
+/// Longest path from the tree's root, in bytes (PATH_MAX of Linux without its NUL).
 pub const PATH_MAX_BYTES: usize = 4_095;
 /// Deepest nesting of directories below the root.
 pub const DEPTH_MAX: usize = 64;
 /// Longest symlink target, in bytes.
 pub const SYMLINK_TARGET_MAX_BYTES: usize = 4_095;
-/// Canonical bytes of one directory object: about a million entries.
+/// Canonical bytes of one directory object; enough for about a million entries.
 pub const DIRECTORY_OBJECT_MAX_BYTES: usize = 128 * 1024 * 1024;
-/// Entries of one directory object: the shortest entry, a symlink of one byte, has 30.
+/// Entries of one directory object. The shortest entry, a symlink with a target of one byte, takes 30 bytes.
 pub const DIRECTORY_ENTRIES_MAX: usize = DIRECTORY_OBJECT_MAX_BYTES / 30;
-/// Canonical bytes of the longest entry of a file or directory in a directory object, and a little more.
+/// Canonical bytes of the longest file or directory entry, rounded up.
 pub const ENTRY_MAX_BYTES: usize = 336;
-/// Canonical bytes of the longest entry of a symlink, and a little more.
+/// Canonical bytes of the longest symlink entry, rounded up.
 pub const SYMLINK_ENTRY_MAX_BYTES: usize = ENTRY_MAX_BYTES + SYMLINK_TARGET_MAX_BYTES;
 /// Canonical bytes of a generation record.
 pub const GENERATION_RECORD_MAX_BYTES: usize = 8 * 1024;
 /// Longest label of a generation, in bytes.
 pub const LABEL_MAX_BYTES: usize = 1_024;
-/// A generation number may be at most this much above the accepted one.
+/// Largest step from the accepted generation number to the next one.
 pub const GENERATION_JUMP_MAX: u64 = 1 << 32;
 /// Uncompressed bytes of a stored frame.
 pub const FRAME_MAX_BYTES: usize = 1024 * 1024;
 /// Pieces of one stored frame.
 pub const FRAME_PIECES_MAX: usize = 16 * 1024;
-/// What says where the pieces of a stored frame lie, uncompressed, in bytes.
+/// Uncompressed bytes of the piece positions of a stored frame.
 pub const FRAME_PLACES_MAX_BYTES: usize = 512 * 1024;
-/// Bytes of all bases of one delta frame together.
+/// Bytes of all bases of one delta frame.
 pub const DELTA_BASES_MAX_BYTES: usize = 4 * 1024 * 1024;
-/// Bytes that one delta frame decodes to, copies left out.
+/// Decoded bytes of one delta frame, without copies.
 pub const DELTA_OUTPUT_MAX_BYTES: usize = 1024 * 1024;
-/// An encoded delta, before and after it is decompressed: its output, and what an encoding adds to bytes that it finds
-/// no match for.
+/// Bytes of an encoded delta, before and after decompression: its output, plus the overhead on bytes without
+/// a match.
 pub const DELTA_ENCODED_MAX_BYTES: usize = DELTA_OUTPUT_MAX_BYTES + 64 * 1024;
-/// Bases, pieces and copies of one delta frame together.
+/// Bases, pieces and copies of one delta frame in total.
 pub const DELTA_PLACES_MAX: usize = 16 * 1024;
-/// What says where bases, pieces and copies lie, uncompressed, in bytes.
+/// Uncompressed bytes of the positions of bases, pieces and copies.
 pub const DELTA_PLACES_MAX_BYTES: usize = 512 * 1024;
-/// Uncompressed bytes of a frame of directory objects; a larger single object travels alone.
+/// Uncompressed bytes of a frame of directory objects. A larger object travels alone.
 pub const DIRECTORY_FRAME_BYTES: usize = 1024 * 1024;
 /// Files or directories named by one objects request.
 pub const OBJECTS_BATCH_MAX: usize = 16_384;
-/// Content bytes that one objects request should ask for, so that memory and progress stay bounded.
+/// Content bytes that one objects request should cover, to bound memory and progress.
 pub const OBJECTS_BATCH_BYTES: u64 = 128 * 1024 * 1024;
-/// An encoded gRPC message on a fetch stream: a directory object that travels alone is the largest.
+/// An encoded gRPC message on a fetch stream. The largest is a directory object that travels alone.
 pub const FETCH_MESSAGE_MAX_BYTES: usize = DIRECTORY_OBJECT_MAX_BYTES + 1024 * 1024;
 /// An encoded gRPC message on a control stream.
 pub const CONTROL_MESSAGE_MAX_BYTES: usize = 1024 * 1024;
-/// Changes of one part of an update: what of memory follows an update follows this. Origins and agents that go by other
-/// figures gain nothing by an update of several parts.
+/// Changes in one part of an update, which bound the memory that updating takes. Origin and agents must use
+/// the same value: otherwise an update of several parts gains nothing.
 pub const PART_CHANGES_MAX: usize = 20 * 1024;
-/// Bytes of paths, names and symlink targets of one part of an update, and a little more.
+/// Bytes of paths, names and symlink targets in one part of an update, rounded up.
 pub const PART_BYTES_MAX: usize = 8 * 1024 * 1024;
-/// Largest encoded update that travels inside an announcement.
+/// Largest encoded update that is carried inside an announcement.
 pub const INLINE_UPDATE_MAX_BYTES: usize = 256 * 1024;
 /// Generations that a `Hello` may list as held.
 pub const HELD_GENERATIONS_MAX: usize = 64;
@@ -66,27 +67,27 @@ pub const AGENT_NAME_MAX_BYTES: usize = 63;
 pub const REASON_MAX_BYTES: usize = 4 * 1024;
 /// DER bytes of a certificate request.
 pub const CERTIFICATE_REQUEST_MAX_BYTES: usize = 8 * 1024;
-/// Smallest, average and largest chunk, in bytes. Changing them changes no root, only what is shared between chunks.
+/// Smallest chunk, in bytes. Changing a chunk size changes no root, only the chunks that contents share.
 pub const CHUNK_MIN_BYTES: usize = 16 * 1024;
-/// See [`CHUNK_MIN_BYTES`].
+/// Average chunk, in bytes.
 pub const CHUNK_AVERAGE_BYTES: usize = 64 * 1024;
-/// See [`CHUNK_MIN_BYTES`].
+/// Largest chunk, in bytes.
 pub const CHUNK_MAX_BYTES: usize = 256 * 1024;
-/// HTTP/2 windows in which an origin receives, of one stream and of one connection, in bytes: agents ask, they send
-/// nothing in bulk.
+/// HTTP/2 window of one stream received by an origin, in bytes. Small, because agents send requests and no
+/// bulk data.
 pub const ORIGIN_STREAM_WINDOW_BYTES: u32 = 1024 * 1024;
-/// See [`ORIGIN_STREAM_WINDOW_BYTES`].
+/// HTTP/2 window of one connection received by an origin, in bytes.
 pub const ORIGIN_CONNECTION_WINDOW_BYTES: u32 = 2 * 1024 * 1024;
-/// HTTP/2 window in which an agent receives one stream, in bytes. A window is offered again when half of it is used: this
-/// fills 80 ms at 100 MB/s.
+/// HTTP/2 window of one stream received by an agent, in bytes. A window is renewed when half of it is used,
+/// so this covers 80 ms at 100 MB/s.
 pub const STREAM_WINDOW_BYTES: u32 = 16 * 1024 * 1024;
-/// HTTP/2 window in which an agent receives on one connection, in bytes.
+/// HTTP/2 window of one connection received by an agent, in bytes.
 pub const CONNECTION_WINDOW_BYTES: u32 = 24 * 1024 * 1024;
 /// Largest HTTP/2 frame, in bytes.
 pub const HTTP2_FRAME_BYTES: u32 = 256 * 1024;
 
-/// Canonical bytes that a directory object can have in a tree with these totals: whoever knows them, because they are
-/// signed, takes nothing larger.
+/// Largest directory object, in canonical bytes, that a tree with these totals can have. A reader that knows
+/// the signed totals rejects anything larger.
 pub fn directory_object_max_bytes(totals: &Totals) -> usize {
     let files = totals.files.min(totals.entries);
     let others = totals.entries.saturating_sub(files);

@@ -1,11 +1,12 @@
-//! The admin socket: one request, many answers, between a command and the running origin or agent.
+//! The admin socket between a command and the running origin or agent: one request, any number of answers.
 //!
-//! A UNIX stream socket, mode 0600, or 0660 for a group ([`LocalListener::bind_for`]). The client writes one line of JSON, the server answers with lines of JSON and
-//! closes. The kernel limits a socket's path to 107 bytes; here it is named through the descriptor of its directory
-//! (`/proc/self/fd/N/name`), so that only the last component is limited.
+//! A UNIX stream socket of mode 0600, or 0660 with a group ([`LocalListener::bind_for`]). The client writes
+//! one line of JSON; the server answers with lines of JSON and closes. The kernel limits a socket path to 107
+//! bytes. The socket is therefore addressed through the descriptor of its directory (`/proc/self/fd/N/name`),
+//! which limits only the last component.
 //!
-//! Who binds must hold the lock of its data directory or root: a socket file that is in the way is of a process that is
-//! gone, and is replaced. A crash leaves the file behind.
+//! Callers must hold the lock of their data directory or root before they bind. An existing socket file then
+//! belongs to a dead process and is replaced. A crash leaves the file behind.
 
 use std::fs::File;
 use std::io;
@@ -26,49 +27,29 @@ use tokio::net::{UnixListener, UnixStream};
 pub const REQUEST_MAX_BYTES: usize = 64 * 1024;
 /// Longest line of an answer, in bytes.
 pub const RESPONSE_MAX_BYTES: usize = 16 * 1024 * 1024;
-/// A client sends its request within this time.
+/// Time limit for a client to send its request.
 pub const REQUEST_TIMEOUT: Duration = Duration::from_secs(10);
 const BACKLOG: i32 = 16;
 
-/// What went wrong with a local socket.
+/// Errors of the local socket.
 #[derive(Debug, thiserror::Error)]
 pub enum LocalSocketError {
-    /// It could not be made.
+    /// The socket could not be created.
     #[error("making the socket {path} failed", path = path.display())]
-    Bind {
-        /// The socket.
-        path: PathBuf,
-        /// Why.
-        source: io::Error,
-    },
-    /// Nothing serves it: one may open what it would have answered from.
+    Bind { path: PathBuf, source: io::Error },
+    /// No process serves the socket, so the caller may open the underlying data itself.
     #[error("nothing is running that serves {path}", path = path.display())]
-    NotServed {
-        /// The socket.
-        path: PathBuf,
-        /// Why.
-        source: io::Error,
-    },
-    /// It is another user's.
+    NotServed { path: PathBuf, source: io::Error },
+    /// The socket belongs to another user.
     #[error(
         "no permission to use {path}: run this as root or as the user of the running program, or, for an origin, as a member of its --admin-group",
         path = path.display()
     )]
-    Forbidden {
-        /// The socket.
-        path: PathBuf,
-        /// Why.
-        source: io::Error,
-    },
-    /// Something serves it perhaps, but it can't be asked.
+    Forbidden { path: PathBuf, source: io::Error },
+    /// A process may be serving the socket, but connecting to it failed.
     #[error("connecting to the socket {path} failed", path = path.display())]
-    Connect {
-        /// The socket.
-        path: PathBuf,
-        /// Why.
-        source: io::Error,
-    },
-    /// Reading or writing broke off.
+    Connect { path: PathBuf, source: io::Error },
+    /// Reading or writing failed.
     #[error("talking over the local socket failed")]
     Io(#[source] io::Error),
     /// Closed before a line was complete.
@@ -80,15 +61,16 @@ pub enum LocalSocketError {
         /// [`REQUEST_MAX_BYTES`] or [`RESPONSE_MAX_BYTES`].
         limit: usize,
     },
-    /// The client did not send its request in [`REQUEST_TIMEOUT`].
+    /// The client sent no request within [`REQUEST_TIMEOUT`].
     #[error("no request came over the local socket")]
     Timeout,
-    /// Not the JSON that is expected: the two programs are of different versions.
+    /// A line is not the expected JSON: the two programs have different versions.
     #[error("a line on the local socket is not understood: is the running syncd of another version?")]
     Json(#[source] serde_json::Error),
 }
 
-/// A directory's descriptor, and the short path of a name in it.
+/// Opens the directory of `path`. Returns its descriptor and the short paths of the socket and of its
+/// temporary name.
 fn short_path(path: &Path) -> io::Result<(File, PathBuf, PathBuf)> {
     let name = path.file_name().ok_or(io::ErrorKind::InvalidInput)?;
     let parent = match path.parent() {
@@ -104,7 +86,7 @@ fn short_path(path: &Path) -> io::Result<(File, PathBuf, PathBuf)> {
     Ok((directory, base.join(name), base.join(temporary)))
 }
 
-/// A bound socket. Dropping it removes the file, if it is still its own.
+/// A bound socket. Dropping it removes the file if it still belongs to this socket.
 #[derive(Debug)]
 pub struct LocalListener {
     listener: UnixListener,
@@ -113,14 +95,14 @@ pub struct LocalListener {
 }
 
 impl LocalListener {
-    /// Binds `path`, replacing a socket that a crash left. Nobody can connect before the mode is 0600: it listens only
-    /// then, and only then gets its name. Must be called within a runtime.
+    /// Binds `path` and replaces a socket left by a crash. Nobody can connect before the mode is 0600: the
+    /// socket starts to listen, and gets its name, after that. Must be called within a runtime.
     pub fn bind(path: &Path) -> Result<Self, LocalSocketError> {
         Self::bind_for(path, None)
     }
 
-    /// As [`Self::bind`]; members of the group may connect, too. They also need to get to it: the caller lets them pass
-    /// through its directory.
+    /// Like [`Self::bind`], and lets members of `group` connect. The caller must also let them pass through
+    /// the directory.
     pub fn bind_for(path: &Path, group: Option<Gid>) -> Result<Self, LocalSocketError> {
         Self::bind_inner(path, group)
             .map_err(|source| LocalSocketError::Bind { path: path.to_owned(), source })
@@ -164,20 +146,20 @@ impl Drop for LocalListener {
     fn drop(&mut self) {
         let own = std::fs::symlink_metadata(&self.path).is_ok_and(|m| (m.dev(), m.ino()) == self.inode);
         if own {
-            // Nothing more can be done; the next bind replaces it.
+            // Ignored: the next bind replaces the file.
             let _ = std::fs::remove_file(&self.path);
         }
     }
 }
 
-/// A client, as the server sees it.
+/// The server's side of a connection.
 #[derive(Debug)]
 pub struct LocalConnection {
     stream: BufReader<UnixStream>,
 }
 
 impl LocalConnection {
-    /// Reads the one request. Not cancel safe.
+    /// Reads the single request. Not cancel safe.
     pub async fn request<Req: DeserializeOwned>(&mut self) -> Result<Req, LocalSocketError> {
         tokio::time::timeout(REQUEST_TIMEOUT, read_line(&mut self.stream, REQUEST_MAX_BYTES))
             .await
@@ -185,15 +167,15 @@ impl LocalConnection {
             .ok_or(LocalSocketError::Closed)
     }
 
-    /// Writes one answer of any number. Not cancel safe.
+    /// Writes one of any number of answers. Not cancel safe.
     pub async fn respond<Resp: Serialize>(&mut self, response: &Resp) -> Result<(), LocalSocketError> {
         write_line(self.stream.get_mut(), response).await
     }
 
-    /// Returns when the client has gone away. Cancel safe; after the request only.
+    /// Returns when the client has disconnected. Call it after the request only. Cancel safe.
     pub async fn closed(&mut self) {
         let mut rest = [0; 64];
-        // Clients send nothing after their request; what comes all the same is dropped.
+        // Clients send nothing after their request; anything that arrives is dropped.
         while matches!(self.stream.read(&mut rest).await, Ok(1..)) {}
     }
 }
@@ -212,7 +194,8 @@ impl<Resp: DeserializeOwned> Responses<Resp> {
     }
 }
 
-/// Sends `request` to who serves `path`. No time limit on the answers: that is the caller's.
+/// Sends `request` to the process that serves `path`. Applies no time limit to the answers; callers set their
+/// own.
 pub async fn request<Req: Serialize, Resp: DeserializeOwned>(
     path: &Path,
     request: &Req,
@@ -230,7 +213,7 @@ pub async fn request<Req: Serialize, Resp: DeserializeOwned>(
     Ok(Responses { stream: BufReader::new(stream), answer: PhantomData })
 }
 
-/// Like [`request`], for a request that has one answer.
+/// Like [`request`], for a request with exactly one answer.
 pub async fn request_one<Req: Serialize, Resp: DeserializeOwned>(
     path: &Path,
     request: &Req,
@@ -244,7 +227,7 @@ async fn write_line(stream: &mut UnixStream, value: &impl Serialize) -> Result<(
     stream.write_all(&line).await.map_err(LocalSocketError::Io)
 }
 
-/// One line, at most `limit` bytes, of JSON; `None` at the end. Not cancel safe.
+/// Reads one line of JSON of at most `limit` bytes; `None` at the end. Not cancel safe.
 #[doc(hidden)]
 pub async fn read_line<T: DeserializeOwned>(
     stream: &mut (impl AsyncBufRead + Unpin),

@@ -1,4 +1,4 @@
-//! Walks through a manifest in path order without reading one directory twice.
+//! Reads a manifest in path order without reading a directory twice.
 
 use std::sync::Arc;
 
@@ -8,7 +8,7 @@ use crate::hash::ObjectHash;
 use crate::tree::RootEntry;
 use crate::tree_path::{Component, TreePath};
 
-/// Directory objects from a tree's root down to where the last call was.
+/// Holds the directory objects from the root down to the last requested path.
 #[derive(Debug)]
 pub struct ManifestCursor<'a, S> {
     source: &'a S,
@@ -17,7 +17,7 @@ pub struct ManifestCursor<'a, S> {
 }
 
 impl<'a, S: DirectorySource> ManifestCursor<'a, S> {
-    /// At the root.
+    /// Starts at the root.
     pub fn new(source: &'a S, root: &RootEntry) -> Result<Self, S::Error> {
         Ok(Self { source, root: (root.object, source.directory(&root.object)?), stack: Vec::new() })
     }

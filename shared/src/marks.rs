@@ -1,18 +1,18 @@
-//! Marks by which syncd recognises its own directories and private files, whoever they belong to.
+//! Marks that identify syncd's own directories and private files, whichever installation they belong to.
 //!
-//! An origin publishes nothing that carries one, because a web node that holds another machine's keys is that machine.
-//! Directories are recognised by the names in them, private files by their first line. Both survive a copy: `cp -a` of
-//! DATA, of ROOT, or of a single key file is recognised like the original.
+//! An origin publishes nothing that carries a mark, because a node that holds another machine's keys can act
+//! as that machine. Directories are recognised by the names in them, private files by their first line. Both
+//! survive a copy: `cp -a` of DATA, of ROOT, or of a single key file is still recognised.
 
 use std::fmt;
 use std::io;
 use std::path::{Path, PathBuf};
 
-/// First line of every private file: keys, identities, and what stands beside them.
+/// First line of every private file: keys, identities and the files beside them.
 pub const PRIVATE_LINE: &str =
     "syncd private file: it lets its holder act as this origin or node, never publish it\n";
 
-/// A directory of syncd's.
+/// Kind of a directory that belongs to syncd.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Mark {
     /// DATA of an origin: keys, store, records.
@@ -30,24 +30,24 @@ impl fmt::Display for Mark {
     }
 }
 
-/// Names that DATA has: the first is a regular file, the others are directories.
+/// Names in DATA: the first is a regular file, the others are directories.
 const ORIGIN_DATA: (&str, &[&str]) = ("index.redb", &["packs"]);
-/// Directories that ROOT has.
+/// Directories in ROOT.
 const AGENT_ROOT: &[&str] = &["generations", "staging", "state", "trash"];
 
-/// Whether a file with this content, from its first byte, is private.
+/// Whether a file that begins with `content` is private.
 pub fn is_private(content: &[u8]) -> bool {
     content.starts_with(PRIVATE_LINE.as_bytes())
 }
 
-/// Whether a name that appears in a directory may give it a mark.
+/// Whether this name can contribute to a mark.
 pub fn is_mark_name(name: &[u8]) -> bool {
     let (file, directories) = ORIGIN_DATA;
     [file].iter().chain(directories).chain(AGENT_ROOT).any(|known| name == known.as_bytes())
 }
 
-/// The mark of a directory. `is_directory` says of a name in it whether that is a directory or something else; `None`:
-/// there is no such name.
+/// The mark of a directory. `is_directory` reports whether a name in it is a directory, or `None` if the name
+/// is missing.
 pub fn of_names(is_directory: impl Fn(&str) -> Option<bool>) -> Option<Mark> {
     let all = |names: &[&str]| names.iter().all(|name| is_directory(name) == Some(true));
     let (file, directories) = ORIGIN_DATA;
@@ -57,21 +57,22 @@ pub fn of_names(is_directory: impl Fn(&str) -> Option<bool>) -> Option<Mark> {
     all(AGENT_ROOT).then_some(Mark::AgentRoot)
 }
 
-/// The mark of the directory at `path`. A directory that can't be searched shows none.
+/// The mark of the directory at `path`. `None` if it cannot be searched.
 pub fn of(path: &Path) -> Option<Mark> {
     of_names(|name| path.join(name).symlink_metadata().ok().map(|metadata| metadata.is_dir()))
 }
 
-/// The nearest marked directory strictly above `path`, symlinks resolved. `path` itself need not exist yet.
+/// The nearest marked directory strictly above `path`, with symlinks resolved. `path` itself need not exist
+/// yet.
 ///
 /// # Errors
-/// What the file system says where the way to `path` can't be resolved.
+/// The path cannot be resolved.
 pub fn above(path: &Path) -> io::Result<Option<(PathBuf, Mark)>> {
     let resolved = resolve(path)?;
     Ok(resolved.ancestors().skip(1).find_map(|above| Some((above.to_owned(), of(above)?))))
 }
 
-/// `path` without symlinks, as far as it exists; what is missing of it is added as it is.
+/// Resolves symlinks in the existing part of `path` and appends the missing part unchanged.
 fn resolve(path: &Path) -> io::Result<PathBuf> {
     let path = std::path::absolute(path)?;
     let mut missing = Vec::new();

@@ -1,10 +1,10 @@
-//! How many files this process may have open.
+//! The limit on open files of this process.
 
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use tracing::warn;
 
-/// Raises the soft limit of open files to the hard one: shells still start programs with 1,024, which connections alone
-/// may use up.
+/// Raises the soft limit on open files to the hard limit. Shells still start programs with 1,024, which
+/// connections alone can exhaust.
 pub fn raise_limit() {
     let limit = getrlimit(Resource::Nofile);
     if limit.current != limit.maximum

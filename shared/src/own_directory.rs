@@ -1,13 +1,14 @@
-//! Directories that syncd owns: made with modes that no umask changes, and kept so that nobody else can plant or
-//! replace what lies in them.
+//! Directories that syncd owns: created with exact modes whatever the umask, and checked so that no other
+//! user can plant or replace their content.
 //!
-//! | directory | made with | refused or mended |
+//! | directory | created with | refused or corrected |
 //! | --- | --- | --- |
-//! | [`Access::Private`]: DATA, keys, `ROOT/state` | 0700 | anything for others, and writing for the group |
-//! | [`Access::Served`]: ROOT | 0755 | writing for the group and for others |
+//! | [`Access::Private`]: DATA, keys, `ROOT/state` | 0700 | any access for others, write access for the group |
+//! | [`Access::Served`]: ROOT | 0755 | write access for the group and for others |
 //!
-//! A mode is mended, with a warning, by whoever may change it. A directory of another user is refused: that user could
-//! replace anything in it. Root alone is let into directories of others, where it only looks.
+//! A wrong mode is corrected with a warning, and failing to correct it is an error. A directory of another
+//! user is refused, because that user could replace anything in it. Only root may look into directories of
+//! other users.
 
 use std::fs::DirBuilder;
 use std::io;
@@ -17,12 +18,12 @@ use std::path::{Path, PathBuf};
 
 use rustix::fs::{Mode, OFlags, Stat};
 
-/// Who may look into a directory.
+/// Class of users that may read a directory.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Access {
-    /// Its owner; a group that was let in on purpose may read.
+    /// The owner. A group given read access on purpose keeps it.
     Private,
-    /// Everybody: a web server reads it.
+    /// Everybody, because a web server reads it.
     Served,
 }
 
@@ -34,7 +35,7 @@ impl Access {
         }
     }
 
-    /// What may not be set.
+    /// Mode bits that must not be set.
     fn forbidden(self) -> u32 {
         match self {
             Self::Private => 0o027,
@@ -43,38 +44,28 @@ impl Access {
     }
 }
 
-/// Why a directory is not used.
+/// Reasons not to use a directory.
 #[derive(Debug, thiserror::Error)]
 pub enum DirectoryError {
-    /// It could not be made, opened or changed.
+    /// Creating, opening or changing it failed.
     #[error("preparing {} failed", path.display())]
-    Io {
-        /// The directory.
-        path: PathBuf,
-        /// Why.
-        source: io::Error,
-    },
-    /// A symlink or a file is in its place.
+    Io { path: PathBuf, source: io::Error },
+    /// A symlink or a file occupies its place.
     #[error("{} is not a directory: move it away, it was not made by syncd", path.display())]
-    Occupied {
-        /// The name.
-        path: PathBuf,
-    },
-    /// Another user owns it.
+    Occupied { path: PathBuf },
     #[error(
         "{} belongs to user {uid}, who could replace what is in it: run as that user, or give it away with chown",
         path.display()
     )]
     Foreign {
-        /// The directory.
         path: PathBuf,
-        /// Its owner.
+        /// Owner of the directory.
         uid: u32,
     },
 }
 
-/// Makes a directory, or takes one that is there and belongs to this user. What is missing above it is made with mode
-/// 0755. The directory may be a symlink, which the operator named. Its name is not durable when this returns.
+/// Creates a directory, or takes over one that this user owns. Missing parents are created with mode 0755.
+/// `path` may be a symlink, because the operator named it. Its name is not yet durable on return.
 pub fn claim(path: &Path, access: Access) -> Result<(), DirectoryError> {
     let failed = |source: io::Error| DirectoryError::Io { path: path.to_owned(), source };
     let missing = path.ancestors().take_while(|above| !above.as_os_str().is_empty() && !above.exists());
@@ -90,7 +81,7 @@ pub fn claim(path: &Path, access: Access) -> Result<(), DirectoryError> {
     mend(&directory, &stat, path, access)
 }
 
-/// The same for a name in a directory that was claimed: a symlink there is none of the operator's.
+/// Like [`claim`], for a name inside a claimed directory. A symlink is refused: the operator did not name it.
 pub fn claim_inside(path: &Path, access: Access) -> Result<(), DirectoryError> {
     if let Ok(found) = path.symlink_metadata()
         && !found.is_dir()
@@ -100,7 +91,7 @@ pub fn claim_inside(path: &Path, access: Access) -> Result<(), DirectoryError> {
     claim(path, access)
 }
 
-/// Checks a directory that is in use, and mends its mode. Root may look into those of other users.
+/// Checks a directory in use and corrects its mode. Root may check directories of other users.
 pub fn check(path: &Path, access: Access) -> Result<(), DirectoryError> {
     let (directory, stat) =
         open(path, OFlags::empty()).map_err(|source| DirectoryError::Io { path: path.to_owned(), source })?;
@@ -111,10 +102,10 @@ pub fn check(path: &Path, access: Access) -> Result<(), DirectoryError> {
     mend(&directory, &stat, path, access)
 }
 
-/// Gives a new file or directory exactly this mode.
+/// Creates a directory with exactly this mode. An existing one is left for the caller to check.
 fn make(path: &Path, mode: u32) -> io::Result<()> {
     match DirBuilder::new().mode(mode).create(path) {
-        // Somebody else was faster; what it is is looked at next.
+        // Created by somebody else meanwhile; the caller checks it next.
         Err(error) if error.kind() == io::ErrorKind::AlreadyExists => return Ok(()),
         made => made?,
     }

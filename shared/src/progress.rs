@@ -1,7 +1,8 @@
 //! Progress of long work, for people: files, bytes, rate and time left.
 //!
-//! On a terminal a bar on standard error; else a log line, at most every ten seconds, and one at the end. Counting is
-//! atomic and cheap, from any thread. [`crate::telemetry`] writes its lines above the bars.
+//! Shown as a bar on standard error if it is a terminal. Otherwise logged, at most every ten seconds and once
+//! at the end. Counting is atomic and cheap, from any thread. [`crate::telemetry`] writes its lines above the
+//! bars.
 
 use std::fmt::{self, Write};
 use std::io::IsTerminal;
@@ -15,18 +16,18 @@ use indicatif::{
 };
 
 const LOG_EVERY: Duration = Duration::from_secs(10);
-/// Before this no rate and no time left are shown.
+/// Rate and time left are not shown before this.
 const PACE_AFTER: Duration = Duration::from_secs(1);
 const UNKNOWN: u64 = u64::MAX;
 
-/// All bars of this process: lines that are written meanwhile go above them.
+/// All bars of this process. Log lines are written above them.
 pub(crate) fn bars() -> &'static MultiProgress {
     static BARS: OnceLock<MultiProgress> = OnceLock::new();
     BARS.get_or_init(MultiProgress::new)
 }
 
 /// A handle on one piece of long work; clones count together. The work ends with [`Progress::finish`] or
-/// [`Progress::interrupt`], or without a line when the last clone is dropped.
+/// [`Progress::interrupt`], or silently when the last clone is dropped.
 #[derive(Clone)]
 pub struct Progress {
     work: Arc<Work>,
@@ -45,37 +46,32 @@ struct Counts {
     bytes: AtomicU64,
     total_files: AtomicU64,
     total_bytes: AtomicU64,
-    /// Milliseconds after `started` from which on a line is due.
+    /// Milliseconds after `started` at which the next line is due.
     next_line_ms: AtomicU64,
 }
 
-/// How much there is to do in all.
+/// Total amount of work.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Total {
-    /// Files.
     pub files: u64,
-    /// Content bytes.
     pub bytes: u64,
 }
 
-/// What was done so far.
+/// Work done so far.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Snapshot {
-    /// Files that are done.
     pub files: u64,
-    /// Content bytes that are done.
     pub bytes: u64,
-    /// Files in all, where known.
+    /// Total number of files, if known.
     pub total_files: Option<u64>,
-    /// Content bytes in all, where known.
+    /// Total content bytes, if known.
     pub total_bytes: Option<u64>,
-    /// Since the work began.
+    /// Time since the work began.
     pub elapsed: Duration,
 }
 
 impl Progress {
-    /// Begins work. `action` says what is done, as in "scan": it begins every line. `total` may be unknown, and be set
-    /// later.
+    /// Begins work. `action`, such as "scan", begins every line. `total` may be unknown and set later.
     pub fn start(action: &'static str, total: Option<Total>) -> Self {
         let progress = Self::new(action, std::io::stderr().is_terminal());
         if let Some(Total { files, bytes }) = total {
@@ -84,7 +80,7 @@ impl Progress {
         progress
     }
 
-    /// Counts and shows nothing: for work that is short most of the time, and for tests.
+    /// Counts without showing anything, for work that is usually short, and for tests.
     pub fn hidden() -> Self {
         let progress = Self::new("", false);
         progress.work.counts.next_line_ms.store(UNKNOWN, Relaxed);
@@ -107,7 +103,7 @@ impl Progress {
         Self { work: Arc::new(Work { action, counts, bar, finished: AtomicBool::new(false) }) }
     }
 
-    /// Says how much there is to do in all; may be called again when that changes.
+    /// Sets the total amount of work. May be called again when it changes.
     pub fn set_total(&self, files: u64, bytes: u64) {
         self.work.counts.total_files.store(files, Relaxed);
         self.work.counts.total_bytes.store(bytes, Relaxed);
@@ -116,7 +112,7 @@ impl Progress {
         }
     }
 
-    /// Adds to what there is to do in all, as it is found.
+    /// Adds to the total amount of work as more is found.
     pub fn grow_total(&self, files: u64, bytes: u64) {
         let grow = |total: &AtomicU64, by: u64| {
             let known = total.load(Relaxed);
@@ -131,13 +127,13 @@ impl Progress {
         }
     }
 
-    /// Counts files that are done.
+    /// Adds to the completed files.
     pub fn add_files(&self, files: u64) {
         self.work.counts.files.fetch_add(files, Relaxed);
         self.log_if_due();
     }
 
-    /// Counts content bytes that are done.
+    /// Adds to the completed content bytes.
     pub fn add_bytes(&self, bytes: u64) {
         self.work.counts.bytes.fetch_add(bytes, Relaxed);
         if let Some(bar) = &self.work.bar {
@@ -146,26 +142,25 @@ impl Progress {
         self.log_if_due();
     }
 
-    /// What was done so far.
     pub fn snapshot(&self) -> Snapshot {
         self.work.counts.snapshot()
     }
 
-    /// Ends the work: takes the bar away and logs one line with the totals.
+    /// Ends the work: removes the bar and logs one line with the totals.
     pub fn finish(&self) {
         if self.end() {
             tracing::info!("{} done: {}", self.work.action, Done(self.snapshot()));
         }
     }
 
-    /// Ends work that is not complete, likewise.
+    /// Ends incomplete work: like [`Self::finish`], with another line.
     pub fn interrupt(&self) {
         if self.end() {
             tracing::info!("{} interrupted: {}", self.work.action, self.snapshot());
         }
     }
 
-    /// Whether there is a line to be written.
+    /// Returns whether a line is to be logged.
     fn end(&self) -> bool {
         let is_first = !self.work.finished.swap(true, Relaxed);
         if is_first {
@@ -222,13 +217,13 @@ impl Counts {
 }
 
 impl Snapshot {
-    /// Bytes in a second, on average since the work began.
+    /// Average bytes per second since the work began.
     pub fn rate(&self) -> u64 {
         (self.bytes as f64 / self.elapsed.as_secs_f64().max(0.001)) as u64
     }
 
-    /// How long the rest takes at the average pace, where there is a pace and a total: by bytes, or where there are
-    /// none by files.
+    /// Time left at the average pace, measured in bytes, or in files if there are no bytes. `None` without a
+    /// total.
     pub fn time_left(&self) -> Option<Duration> {
         let by = |done: u64, total: Option<u64>| {
             let left = total?.saturating_sub(done);
@@ -242,13 +237,13 @@ impl Snapshot {
     }
 }
 
-/// How much of a total is done, 0 to 100 and 100 only at the end; `None` where the total is not known (0).
+/// Percentage of a total: 0 to 100, and 100 only at the end; `None` for an unknown total (0).
 pub fn percent(done: u64, total: u64) -> Option<u8> {
     let percent = u128::from(done).checked_mul(100)?.checked_div(u128::from(total))?;
     u8::try_from(percent.min(100)).ok()
 }
 
-/// `120 of 34,851 files, 1.50 MiB of 587.68 MiB, 3.00 MiB/s, 3 minutes left`, without what is not known.
+/// `120 of 34,851 files, 1.50 MiB of 587.68 MiB, 3.00 MiB/s, 3 minutes left`, without the unknown parts.
 impl fmt::Display for Snapshot {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{}", HumanCount(self.files))?;
@@ -260,7 +255,7 @@ impl fmt::Display for Snapshot {
             write!(f, " of {}", HumanBytes(total))?;
         }
         if self.elapsed < PACE_AFTER {
-            // What comes at once says nothing of the rest.
+            // A rate this early would be misleading.
             return Ok(());
         }
         write!(f, ", {}/s", HumanBytes(self.rate()))?;
@@ -284,7 +279,7 @@ impl fmt::Display for Done {
 
 fn style(action: &'static str, counts: Arc<Counts>) -> ProgressStyle {
     let show = move |_: &ProgressState, out: &mut dyn Write| {
-        // A bar that can't be drawn hurts nothing.
+        // A bar that cannot be drawn does no harm.
         let _ = write!(out, "{}", counts.snapshot());
     };
     ProgressStyle::with_template("{spinner} {action} [{bar:24}] {counts}")

@@ -1,21 +1,20 @@
-//! Transfer rates: `--bwlimit`, and the bucket that keeps to it.
+//! Transfer rates: `--bwlimit`, and the bucket that enforces it.
 
 use std::str::FromStr;
 use std::sync::Mutex;
 use std::time::{Duration, Instant};
 
-/// Bytes a second, at least 1,024.
+/// Bytes per second, at least 1,024.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Rate(u64);
 
 impl Rate {
-    /// Bytes a second.
     pub const fn bytes_per_second(self) -> u64 {
         self.0
     }
 }
 
-/// A string is no rate.
+/// The string is not a rate.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error(
     "a rate is bytes a second: a whole number with K, M or G for the powers of 1,024, at least 1K (as in 512K or 10M)"
@@ -38,11 +37,11 @@ impl FromStr for Rate {
     }
 }
 
-/// Lets bytes pass at a [`Rate`], with at most 100 ms of it at once. Shared by all streams of a process.
+/// Limits bytes to a [`Rate`], with bursts of at most 100 ms. Shared by all streams of a process.
 #[derive(Debug)]
 pub struct Bucket {
     rate: Rate,
-    /// When everything that was let pass so far is paid for.
+    /// Time by which all bytes taken so far will have passed at the rate.
     paid: Mutex<Instant>,
 }
 
@@ -54,12 +53,11 @@ impl Bucket {
         Self { rate, paid: Mutex::new(Instant::now()) }
     }
 
-    /// What it lets pass.
     pub fn rate(&self) -> Rate {
         self.rate
     }
 
-    /// Takes `bytes` at `now`; how long to wait before they may pass.
+    /// Takes `bytes` at `now`. Returns the time to wait before they may pass.
     pub fn take(&self, bytes: usize, now: Instant) -> Duration {
         let cost = Duration::from_secs_f64(bytes as f64 / self.rate.0 as f64);
         let mut paid = self.paid.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
@@ -68,7 +66,7 @@ impl Bucket {
         paid.saturating_duration_since(now)
     }
 
-    /// Waits until `bytes` may pass. Not cancel safe: what was taken stays taken.
+    /// Waits until `bytes` may pass. Not cancel safe: taken bytes stay taken.
     pub async fn pass(&self, bytes: usize) {
         let wait = self.take(bytes, Instant::now());
         if !wait.is_zero() {

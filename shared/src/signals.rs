@@ -1,10 +1,10 @@
-//! What ends a service, and what does not.
+//! Signals that stop a service, and SIGHUP, which does not.
 
 use std::io;
 
 use tokio::signal::unix::{Signal, SignalKind, signal};
 
-/// The signals of a service. From when this is made none of them kills the process.
+/// Signal handlers of a service. From their creation on, none of these signals kills the process.
 #[derive(Debug)]
 pub struct Signals {
     terminate: Signal,
@@ -13,7 +13,7 @@ pub struct Signals {
 }
 
 impl Signals {
-    /// Begins to listen; before anything is opened, so that all of it is closed in order.
+    /// Starts to listen. Called before anything is opened, so that everything can be closed in order.
     pub fn listen() -> io::Result<Self> {
         Ok(Self {
             terminate: signal(SignalKind::terminate())?,
@@ -22,8 +22,8 @@ impl Signals {
         })
     }
 
-    /// Returns with SIGTERM or SIGINT. SIGHUP is logged and changes nothing: there is nothing to read again, and a
-    /// `systemctl reload` or a closed terminal must not end a service. Cancel safe.
+    /// Returns on SIGTERM or SIGINT. SIGHUP is logged and ignored: there is no configuration to reload, and a
+    /// `systemctl reload` or a closed terminal must not stop a service. Cancel safe.
     pub async fn stop(&mut self) {
         loop {
             tokio::select! {

@@ -1,7 +1,8 @@
-//! Content as it lies in the store: one zstd frame, and which contents its stretches belong to.
+//! Content as the store keeps it: one zstd frame, and the contents that its pieces belong to.
 //!
-//! Contents are named by their tags: both sides know which contents an answer is about. Whoever asks by hash never asks
-//! for two contents of one tag at once. In an update, where that can happen, it shows as another hash.
+//! Contents are named by their tags, because both sides know which contents an answer is about. A request by
+//! hash never asks for two contents with the same tag at once. In an update, where that can happen, the wrong
+//! content fails its hash check.
 
 #![cfg_attr(not(test), deny(clippy::arithmetic_side_effects, clippy::indexing_slicing))]
 
@@ -13,31 +14,28 @@ use crate::content_tag::ContentTag;
 use crate::limits::{FRAME_MAX_BYTES, FRAME_PIECES_MAX, FRAME_PLACES_MAX_BYTES};
 use crate::wire::{WireError, compress, decompress, limit};
 
-/// One zstd frame, and where its pieces go.
+/// A zstd frame and the destinations of its pieces.
 #[derive(Debug, Clone)]
 pub struct StoredFrame {
-    /// A zstd frame.
     pub compressed: Bytes,
     /// At most [`FRAME_MAX_BYTES`].
     pub uncompressed_bytes: usize,
-    /// Every piece lies within the frame; at most [`FRAME_PIECES_MAX`].
+    /// Each piece lies within the frame; at most [`FRAME_PIECES_MAX`].
     pub pieces: Vec<Piece>,
 }
 
-/// A stretch of a frame that belongs to a file.
+/// A range of a frame that belongs to a file.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Piece {
-    /// The file's content.
     pub file: ContentTag,
-    /// Where it starts in the file.
+    /// Start of the range in the file, in bytes.
     pub file_offset: u64,
-    /// Where it starts in the frame.
+    /// Start of the range in the frame, in bytes.
     pub frame_offset: u32,
-    /// Its length.
     pub length_bytes: u32,
 }
 
-/// Decompresses frames, one after the other into the same memory.
+/// Decompresses one frame after another into the same memory.
 #[derive(Default)]
 pub struct FrameBuffer {
     decompressor: zstd::bulk::Decompressor<'static>,
@@ -45,7 +43,7 @@ pub struct FrameBuffer {
 }
 
 impl FrameBuffer {
-    /// The frame's bytes.
+    /// Returns the frame's bytes, valid until the next call.
     pub fn decompress(&mut self, frame: &StoredFrame) -> Result<&[u8], WireError> {
         let expected = frame.uncompressed_bytes;
         self.bytes.clear();
@@ -60,7 +58,6 @@ impl FrameBuffer {
 }
 
 impl StoredFrame {
-    /// For a message.
     pub fn to_message(&self) -> v1::StoredFrame {
         let mut places = v1::StoredPlaces::default();
         let mut files = Vec::with_capacity(self.pieces.len().saturating_mul(ContentTag::BYTES));
@@ -82,7 +79,7 @@ impl StoredFrame {
         }
     }
 
-    /// Checks a message in form.
+    /// Checks the form of a message: lengths, ranges and limits.
     pub(crate) fn from_message(message: v1::StoredFrame) -> Result<Self, WireError> {
         let uncompressed_bytes = message.uncompressed_bytes as usize;
         limit("stored frame", uncompressed_bytes, FRAME_MAX_BYTES)?;

@@ -1,4 +1,4 @@
-//! Logs: to standard error, above progress bars, in colour on a terminal.
+//! Logging to standard error, above progress bars, in colour on a terminal.
 
 use std::io::{self, IsTerminal, Write};
 
@@ -8,29 +8,29 @@ use tracing_subscriber::EnvFilter;
 use crate::progress::bars;
 use crate::text::write_escaped;
 
-/// The variables that set what is logged, the first that is set wins; the syntax is that of
-/// `tracing_subscriber::EnvFilter`.
+/// Variables that set the log filter, in the syntax of `tracing_subscriber::EnvFilter`. The first one that is
+/// set wins.
 pub const FILTER_VARIABLES: [&str; 2] = ["SYNCD_LOG", "RUST_LOG"];
 
-/// Starts logging of what matters to an operator (`info`), where no variable says otherwise.
+/// Starts logging at `info` unless a variable sets another level.
 pub fn start() {
     start_with_default("info");
 }
 
-/// Starts logging, at `default` (`error`, `warn`, `info`, `debug`, `trace`, `off`) where no variable says otherwise.
-/// What a variable has that is not understood is left out, with a line on standard error. Does nothing where logging
-/// was started before (as in tests).
+/// Starts logging at `default` (`error`, `warn`, `info`, `debug`, `trace`, `off`) unless a variable sets
+/// another level. Invalid parts of a variable are ignored, with a line on standard error. Does nothing if
+/// logging was started before (as in tests).
 pub fn start_with_default(default: &str) {
     init(default.parse().unwrap_or(LevelFilter::INFO));
 }
 
-/// [`start_with_default`], for a level that is known.
+/// Like [`start_with_default`], for a parsed level.
 pub fn init(default: LevelFilter) {
     let said = FILTER_VARIABLES.iter().find_map(|name| std::env::var(name).ok()).unwrap_or_default();
     let filter = EnvFilter::builder()
         .with_default_directive(LevelFilter::WARN.into())
         .parse_lossy(filter(&said, default));
-    // Fails only where there is a subscriber already.
+    // Fails only if a subscriber is already set.
     let _ = tracing_subscriber::fmt()
         .with_env_filter(filter)
         .with_target(false)
@@ -39,7 +39,7 @@ pub fn init(default: LevelFilter) {
         .try_init();
 }
 
-/// A level alone is that of syncd's own crates: what libraries log below `warn` is asked for by name.
+/// A bare level applies to syncd's own crates. Messages of libraries below `warn` must be requested by name.
 fn filter(said: &str, default: LevelFilter) -> String {
     match said.trim() {
         "" => format!("warn,syncd={default}"),
@@ -51,7 +51,7 @@ fn filter(said: &str, default: LevelFilter) -> String {
     }
 }
 
-/// Standard error, with the progress bars out of the way while a line is written. An event comes in one write, and
+/// Standard error, with progress bars hidden while a line is written. An event arrives in one write and
 /// leaves as one line.
 struct AboveBars;
 
@@ -67,8 +67,9 @@ impl Write for AboveBars {
     }
 }
 
-/// An event as one line that does nothing to a terminal but colour it: what it tells of (paths, messages of libraries)
-/// may hold anything. The subscriber has escaped ESC in all that is not its own, so that colours can stay.
+/// An event as one line that cannot affect a terminal except by colour: paths and library messages may
+/// contain anything. The subscriber has already escaped ESC everywhere except in its own colours, so ESC is
+/// kept.
 fn one_event(event: &[u8]) -> String {
     let text = String::from_utf8_lossy(event);
     let mut line = String::with_capacity(text.len());

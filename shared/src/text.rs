@@ -1,22 +1,24 @@
-//! Text that others wrote, made fit for a terminal and a log.
+//! Makes untrusted text fit for a terminal and a log.
 //!
-//! A peer, a file or a person may put anything into a reason, a label, a version or a name: a line feed forges a line
-//! of the log, an escape sequence rewrites the operator's terminal, a change of writing direction swaps what is read.
-//! Such text passes [`one_line`] where it arrives; errors pass [`error_chain`], which does the same. Names of a tree
-//! ([`crate::TreePath`]) keep their bytes and are escaped when they are printed, by the same rule.
+//! A peer, a file or a person may put anything into a reason, a label, a version or a name. A line feed
+//! forges a log line, an escape sequence rewrites the operator's terminal, and a change of writing direction
+//! reorders the displayed text. Such text passes through [`one_line`] on arrival; errors pass through
+//! [`error_chain`], which does the same. Names in a tree ([`crate::TreePath`]) keep their bytes and are
+//! escaped by the same rule when printed.
 
 use std::error::Error;
 use std::fmt;
 
 use crate::limits::REASON_MAX_BYTES;
 
-/// Ends a line that was cut.
+/// Marks a truncated line.
 const CUT: &str = "...";
 
-/// `text` on one line of at most `max_bytes`: nothing in it acts on a terminal, ends a line or hides. Such characters
-/// are escaped as Rust writes them (`\n`, `\u{202e}`); a line that is cut ends in `...`. Once more changes nothing.
+/// Returns `text` as one line of at most `max_bytes` without characters that control a terminal, end a line
+/// or are invisible. Such characters are escaped as in Rust (`\n`, `\u{202e}`); a truncated line ends in
+/// `...`. Idempotent.
 pub fn one_line(text: &str, max_bytes: usize) -> String {
-    // Longer text is cut in any case: of a message of megabytes only the beginning is looked at.
+    // Longer text is truncated anyway, so only the beginning of a message of megabytes is examined.
     let mut line = String::with_capacity(text.len().min(max_bytes));
     let mut room_for_cut = 0;
     let mut piece = String::new();
@@ -37,8 +39,9 @@ pub fn one_line(text: &str, max_bytes: usize) -> String {
     line
 }
 
-/// An error with its causes, outermost first, joined by `: `, as [`one_line`] of at most [`REASON_MAX_BYTES`]. A cause
-/// that its error repeats is left out. Of a gRPC status only what the other side said is shown, or else its code.
+/// An error with its causes, outermost first, joined by `: ` and passed through [`one_line`] with
+/// [`REASON_MAX_BYTES`]. A cause whose text is already included is omitted. A gRPC status shows only its
+/// message, or its code if there is none.
 pub fn error_chain(error: &(dyn Error + 'static)) -> String {
     let mut text = String::new();
     let mut next = Some(error);
@@ -66,7 +69,7 @@ fn status_text(status: &tonic::Status) -> String {
     }
 }
 
-/// Milliseconds since 1970 as RFC 3339 in UTC, always with three decimals.
+/// Formats milliseconds since 1970 as RFC 3339 in UTC, always with three decimals.
 pub fn rfc3339(unix_ms: i64) -> String {
     let format = time::macros::format_description!(
         "[year]-[month]-[day]T[hour]:[minute]:[second].[subsecond digits:3]Z"
@@ -77,7 +80,7 @@ pub fn rfc3339(unix_ms: i64) -> String {
         .unwrap_or_else(|| format!("{unix_ms} ms since 1970"))
 }
 
-/// A number with its noun: `1 path`, `2,594 paths`.
+/// Formats a number with its noun: `1 path`, `2,594 paths`.
 pub fn counted(number: u64, one: &str, many: &str) -> String {
     match number {
         1 => format!("1 {one}"),
@@ -85,9 +88,9 @@ pub fn counted(number: u64, one: &str, many: &str) -> String {
     }
 }
 
-/// Whether a character does something else than show itself: control characters (C0, DEL, C1), ends of lines and
-/// paragraphs, changes of the writing direction, and what is invisible. U+200C and U+200D stay, which shape scripts and
-/// pictographs.
+/// Whether a character does anything other than show itself: control characters (C0, DEL, C1), line and
+/// paragraph separators, direction changes, and invisible characters. U+200C and U+200D are allowed, because
+/// they shape scripts and emoji.
 pub fn is_unprintable(c: char) -> bool {
     c.is_control()
         || matches!(c,
@@ -97,7 +100,7 @@ pub fn is_unprintable(c: char) -> bool {
             | '\u{e0000}'..='\u{e007f}')
 }
 
-/// Writes a character as it is, or escaped where it [`is_unprintable`].
+/// Writes a character, escaped if it [`is_unprintable`].
 pub(crate) fn write_escaped(out: &mut impl fmt::Write, c: char) -> fmt::Result {
     if is_unprintable(c) { write!(out, "{}", c.escape_default()) } else { out.write_char(c) }
 }

@@ -1,7 +1,7 @@
 //! A whole tree, named by its root entry.
 //!
-//! Canonical bytes of a root entry, version 1 (integers little endian): `u8 version = 1`, 32 object hash, metadata and
-//! totals as in a directory object ([`crate::directory`]).
+//! Canonical bytes of a root entry, version 1 (integers little endian): `u8 version = 1`, 32 object hash,
+//! metadata and totals as in a directory object ([`crate::directory`]).
 
 #![cfg_attr(not(test), deny(clippy::arithmetic_side_effects, clippy::indexing_slicing))]
 
@@ -13,15 +13,13 @@ use crate::hash::{ObjectHash, RootHash, tagged};
 const VERSION: u8 = 1;
 const DOMAIN: &str = "syncd 2026 root entry v1";
 
-/// The root directory of a tree, with what an entry would say of it. Two trees with one [`RootHash`] are identical in
-/// every byte and every attribute that syncd replicates.
+/// The root directory of a tree with its own metadata. Two trees with the same [`RootHash`] are identical in
+/// every byte and in every attribute that syncd replicates.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct RootEntry {
-    /// Its directory object.
     pub object: ObjectHash,
-    /// Mode, owner, time of the root directory.
     pub metadata: Metadata,
-    /// Sums over the whole tree.
+    /// Sums over the whole tree, excluding the root itself.
     pub totals: Totals,
 }
 
@@ -29,18 +27,16 @@ pub struct RootEntry {
 pub const ROOT_ENTRY_BYTES: usize = 1 + 32 + 2 + 4 + 4 + 8 + 4 + 24;
 
 impl RootEntry {
-    /// An empty directory: what a replica starts from.
+    /// An empty directory. Every replica starts from it.
     pub fn empty() -> Self {
         let metadata = Metadata { mode: 0o755, uid: 0, gid: 0, mtime: Timestamp::default() };
         Self { object: Directory::default().hash(), metadata, totals: Totals::default() }
     }
 
-    /// The name of the tree.
     pub fn hash(&self) -> RootHash {
         RootHash::from_bytes(tagged(DOMAIN, &self.encode()))
     }
 
-    /// Canonical bytes.
     pub fn encode(&self) -> Vec<u8> {
         let mut out = Vec::with_capacity(ROOT_ENTRY_BYTES);
         out.push(VERSION);
@@ -50,7 +46,7 @@ impl RootEntry {
         out
     }
 
-    /// Reads canonical bytes; anything else is refused.
+    /// Reads canonical bytes and rejects anything else.
     pub fn decode(bytes: &[u8]) -> Result<Self, DecodeRootError> {
         let mut reader = Reader::new(bytes);
         let [version] = reader.array()?;
@@ -66,13 +62,13 @@ impl RootEntry {
     }
 }
 
-/// Why bytes are no root entry.
+/// Errors of decoding a root entry.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum DecodeRootError {
-    /// Too short.
+    /// The bytes end too early.
     #[error("root entry is truncated")]
     Truncated(#[from] DecodeDirectoryError),
-    /// Another version, bytes left over, or metadata that no tree has.
+    /// Another version, bytes left over, or invalid metadata.
     #[error("invalid root entry")]
     Invalid,
 }

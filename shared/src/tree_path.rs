@@ -1,6 +1,6 @@
 //! Paths inside a tree: relative, made of bytes, valid by construction.
 //!
-//! Nothing that came over the wire reaches a system call as anything but a [`Component`] or a [`TreePath`].
+//! Nothing that came over the wire reaches a system call except as a [`Component`] or a [`TreePath`].
 
 use std::ffi::OsStr;
 use std::fmt;
@@ -10,7 +10,7 @@ use std::path::{Path, PathBuf};
 use crate::limits::{COMPONENT_MAX_BYTES, DEPTH_MAX, PATH_MAX_BYTES};
 use crate::text::write_escaped;
 
-/// Why bytes are no name or path of a tree.
+/// Errors of checking a name or path of a tree.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum TreePathError {
     /// An empty name, or `//`.
@@ -25,49 +25,44 @@ pub enum TreePathError {
     /// A NUL byte.
     #[error("name contains NUL")]
     Nul,
-    /// A name that is too long.
     #[error("name of {actual} bytes exceeds {limit}")]
     ComponentTooLong {
-        /// Bytes wanted.
+        /// Bytes given.
         actual: usize,
         /// [`COMPONENT_MAX_BYTES`].
         limit: usize,
     },
-    /// A path that is too long.
     #[error("path of {actual} bytes exceeds {limit}")]
     PathTooLong {
-        /// Bytes wanted.
+        /// Bytes given.
         actual: usize,
         /// [`PATH_MAX_BYTES`].
         limit: usize,
     },
-    /// A path that is nested too deep.
     #[error("path of {actual} names exceeds {limit}")]
     TooDeep {
-        /// Names wanted.
+        /// Names given.
         actual: usize,
         /// [`DEPTH_MAX`].
         limit: usize,
     },
 }
 
-/// One name in a directory: 1 to 255 bytes, no slash, no NUL, not `.` or `..`. Need not be UTF-8.
+/// One name in a directory: 1 to 255 bytes, without slash or NUL, and not `.` or `..`. Need not be UTF-8.
 #[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Component(Box<[u8]>);
 
 impl Component {
-    /// Checks and takes a name.
     pub fn new(name: &[u8]) -> Result<Self, TreePathError> {
         check_component(name)?;
         Ok(Self(name.into()))
     }
 
-    /// The bytes of the name.
     pub fn as_bytes(&self) -> &[u8] {
         &self.0
     }
 
-    /// The name for a system call.
+    /// The name, for a system call.
     pub fn as_os_str(&self) -> &OsStr {
         OsStr::from_bytes(&self.0)
     }
@@ -86,18 +81,17 @@ fn check_component(name: &[u8]) -> Result<(), TreePathError> {
     }
 }
 
-/// A path relative to a tree's root; the root itself is the empty path. Ordered bytewise by component, so that a
-/// directory comes right before what is in it.
+/// A path relative to a tree's root; the root itself is the empty path. Ordered bytewise by component, so
+/// that a directory comes right before its content.
 #[derive(Clone, PartialEq, Eq, Hash, Default)]
 pub struct TreePath(Vec<u8>);
 
 impl TreePath {
-    /// The tree's root.
     pub const fn root() -> Self {
         Self(Vec::new())
     }
 
-    /// Checks and takes names separated by single slashes; the empty slice is the root.
+    /// Parses names separated by single slashes. The empty slice is the root.
     pub fn from_bytes(bytes: &[u8]) -> Result<Self, TreePathError> {
         if bytes.is_empty() {
             return Ok(Self::root());
@@ -116,7 +110,7 @@ impl TreePath {
         Ok(Self(bytes.to_vec()))
     }
 
-    /// The path of `name` in this directory.
+    /// The path of `name` inside this directory.
     pub fn join(&self, name: &Component) -> Result<Self, TreePathError> {
         let mut bytes = Vec::with_capacity(self.0.len() + 1 + name.0.len());
         bytes.extend_from_slice(&self.0);
@@ -134,12 +128,11 @@ impl TreePath {
         Ok(Self(bytes))
     }
 
-    /// Whether this is the tree's root.
     pub fn is_root(&self) -> bool {
         self.0.is_empty()
     }
 
-    /// Number of names.
+    /// Number of names; 0 for the root.
     pub fn depth(&self) -> usize {
         if self.0.is_empty() { 0 } else { 1 + self.0.iter().filter(|b| **b == b'/').count() }
     }
@@ -154,7 +147,7 @@ impl TreePath {
         self.0.split(|b| *b == b'/').filter(|c| !c.is_empty()).map(|c| Component(c.into()))
     }
 
-    /// The directory that this is in, and its name there; `None` for the root.
+    /// The parent directory, and the name in it; `None` for the root.
     pub fn split_last(&self) -> Option<(TreePath, Component)> {
         if self.0.is_empty() {
             return None;
@@ -165,7 +158,7 @@ impl TreePath {
         })
     }
 
-    /// The directory that this is in; `None` for the root.
+    /// `None` for the root.
     pub fn parent(&self) -> Option<TreePath> {
         self.split_last().map(|(parent, _)| parent)
     }
@@ -177,7 +170,7 @@ impl TreePath {
                 && (self.0.len() == ancestor.0.len() || self.0[ancestor.0.len()] == b'/'))
     }
 
-    /// This path with its leading `from` replaced by `to`; `None` where it does not start with `from`.
+    /// Replaces the leading `from` with `to`; `None` if this path does not start with `from`.
     pub fn rebase(&self, from: &TreePath, to: &TreePath) -> Option<TreePath> {
         if !self.starts_with(from) {
             return None;
@@ -190,7 +183,7 @@ impl TreePath {
         })
     }
 
-    /// The path below a base directory, for the origin's own tree.
+    /// The path below a base directory. Only for the origin's own tree.
     pub fn below(&self, base: &Path) -> PathBuf {
         if self.0.is_empty() { base.to_path_buf() } else { base.join(OsStr::from_bytes(&self.0)) }
     }
@@ -204,14 +197,14 @@ impl PartialOrd for TreePath {
 
 impl Ord for TreePath {
     fn cmp(&self, other: &Self) -> std::cmp::Ordering {
-        // A slash sorts before every byte of a name, so that children follow their directory at once.
+        // A slash sorts before every byte of a name, so that a directory is followed at once by its content.
         let key = |b: &u8| if *b == b'/' { 0u16 } else { u16::from(*b) + 1 };
         self.0.iter().map(key).cmp(other.0.iter().map(key))
     }
 }
 
-/// Prints bytes as text: what can be printed ([`crate::text::is_unprintable`]) as it is, other characters and the backslash escaped,
-/// bytes that are no text as `\xNN`.
+/// Prints bytes as text. Printable characters ([`crate::text::is_unprintable`]) appear unchanged, other
+/// characters and the backslash are escaped, and invalid UTF-8 appears as `\xNN`.
 struct Escaped<'a>(&'a [u8]);
 
 impl fmt::Display for Escaped<'_> {

@@ -1,4 +1,5 @@
-//! From messages to domain types. Everything here fails rather than trusts; what comes out holds the limits.
+//! Conversion of messages to domain types. Everything is checked: results are well-formed and within the
+//! limits.
 
 #![cfg_attr(not(test), deny(clippy::arithmetic_side_effects, clippy::indexing_slicing))]
 
@@ -23,87 +24,65 @@ use crate::tree_path::{Component, TreePath, TreePathError};
 
 pub(crate) use fields::Fields;
 
-/// The feature of Hello, Welcome and UpdateRequest by which a side says that it knows [`Frame::Delta`].
+/// Feature in Hello, Welcome and UpdateRequest by which a side announces that it understands
+/// [`Frame::Delta`].
 pub const FEATURE_DELTAS: &str = "deltas";
 
-/// Level of everything that is compressed for the wire alone.
+/// zstd level for data compressed separately for each agent.
 const ZSTD_LEVEL: i32 = 3;
-/// Level of what is compressed once for all agents.
+/// zstd level for data compressed once for all agents.
 const ZSTD_LEVEL_ONCE: i32 = 12;
 
-/// Why a message was refused.
+/// Reasons to reject a message.
 #[derive(Debug, thiserror::Error)]
 pub enum WireError {
-    /// A field without which the message means nothing.
+    /// A required field is missing.
     #[error("message has no {field}")]
-    Missing {
-        /// Name of the field.
-        field: &'static str,
-    },
-    /// A hash of another length than 32 bytes.
+    Missing { field: &'static str },
+    /// A hash whose length is not 32 bytes.
     #[error("invalid hash in {field}")]
-    Hash {
-        /// Name of the field.
-        field: &'static str,
-        /// What is wrong with it.
-        source: ParseHashError,
-    },
-    /// A path or name that no tree has.
+    Hash { field: &'static str, source: ParseHashError },
+    /// An invalid path or name.
     #[error("invalid path")]
     Path(#[from] TreePathError),
-    /// Entries that no directory has.
+    /// Invalid directory entries.
     #[error("invalid directory entries")]
     Entries(#[from] DecodeDirectoryError),
-    /// A patch that puts one name twice.
+    /// A patch that sets one name twice.
     #[error("invalid directory patch")]
     Duplicate(#[from] DuplicateName),
-    /// More than the limit.
     #[error("{what}: {actual} exceeds {limit}")]
     Limit {
-        /// What is limited.
+        /// The limited quantity.
         what: &'static str,
-        /// Amount wanted.
+        /// Amount given.
         actual: u64,
-        /// Amount allowed.
         limit: u64,
     },
-    /// A content tag of another length than 5 bytes.
+    /// A content tag whose length is not 5 bytes.
     #[error("invalid content tag in {field}")]
-    Tag {
-        /// Name of the field.
-        field: &'static str,
-    },
-    /// A content tag of no content that the update is about.
+    Tag { field: &'static str },
+    /// A content tag that matches no content of the update.
     #[error("content tag of no content of the update")]
     UnknownTag,
-    /// An rsync delta that can't be applied.
+    /// An rsync delta that cannot be applied.
     #[error("damaged rsync delta")]
     Rsync(#[source] fast_rsync::ApplyError),
-    /// Pieces outside their frame or file.
+    /// A piece outside its frame or file.
     #[error("piece lies outside its frame")]
     PieceRange,
-    /// Compressed bytes that are none, or of another length than announced.
+    /// Invalid compressed data, or a length other than announced.
     #[error("damaged compressed data")]
     Compression(#[source] std::io::Error),
-    /// Decompressed to another length.
+    /// Decompressed data has another length than announced.
     #[error("decompressed to {actual} bytes, expected {expected}")]
-    Length {
-        /// Length announced.
-        expected: usize,
-        /// Length found.
-        actual: usize,
-    },
-    /// Bytes that are no message.
+    Length { expected: usize, actual: usize },
+    /// Bytes that are not a message.
     #[error("malformed message")]
     Decode(#[from] prost::DecodeError),
-    /// A patch whose result is not the object it promises.
+    /// A patch whose result is not the promised object.
     #[error("directory patch yields {actual}, expected {expected}")]
-    PatchResult {
-        /// Object promised.
-        expected: ObjectHash,
-        /// Object that came out.
-        actual: ObjectHash,
-    },
+    PatchResult { expected: ObjectHash, actual: ObjectHash },
 }
 
 pub(crate) fn limit(what: &'static str, actual: usize, limit: usize) -> Result<(), WireError> {
@@ -113,22 +92,19 @@ pub(crate) fn limit(what: &'static str, actual: usize, limit: usize) -> Result<(
     Ok(())
 }
 
-/// Reads a root hash from a field.
 pub fn root_hash(bytes: &[u8], field: &'static str) -> Result<RootHash, WireError> {
     RootHash::try_from(bytes).map_err(|source| WireError::Hash { field, source })
 }
 
-/// Reads an object hash from a field.
 pub fn object_hash(bytes: &[u8], field: &'static str) -> Result<ObjectHash, WireError> {
     ObjectHash::try_from(bytes).map_err(|source| WireError::Hash { field, source })
 }
 
-/// Reads a content hash from a field.
 pub fn content_hash(bytes: &[u8], field: &'static str) -> Result<ContentHash, WireError> {
     ContentHash::try_from(bytes).map_err(|source| WireError::Hash { field, source })
 }
 
-/// Compresses bytes that exist for the wire alone.
+/// Compresses bytes separately for each agent.
 pub(crate) fn compress(bytes: &[u8]) -> Bytes {
     compress_at(bytes, ZSTD_LEVEL)
 }
@@ -137,7 +113,7 @@ fn compress_at(bytes: &[u8], level: i32) -> Bytes {
     zstd::bulk::compress(bytes, level).expect("compressing memory into memory does not fail").into()
 }
 
-/// Decompresses exactly `expected` bytes; more or less is an error, and no more is ever allocated.
+/// Decompresses exactly `expected` bytes. Any other length is an error, and no more is ever allocated.
 pub fn decompress(compressed: &[u8], expected: usize) -> Result<Vec<u8>, WireError> {
     let bytes = zstd::bulk::decompress(compressed, expected).map_err(WireError::Compression)?;
     if bytes.len() != expected {
@@ -146,44 +122,43 @@ pub fn decompress(compressed: &[u8], expected: usize) -> Result<Vec<u8>, WireErr
     Ok(bytes)
 }
 
-/// What a fetch stream brings, checked in form: hashes of content are still to be checked.
+/// A message of a fetch stream, checked for form only. Content is not yet checked against its hashes.
 #[derive(Debug, Clone)]
 pub enum Frame {
     /// Canonical bytes of directory objects.
     Directories(Vec<Vec<u8>>),
-    /// Directories that differ, parents before children.
+    /// Changed directories, parents before children.
     Patches(Vec<DirectoryPatch>),
-    /// Content as it lies in the store.
+    /// Content as the store keeps it.
     Stored(StoredFrame),
-    /// Content that the basis tree has.
+    /// Content that the basis tree already has.
     Local {
-        /// Content wanted.
         file: ContentHash,
-        /// Where the tree that is updated from has it.
+        /// Its path in the tree that the update starts from.
         source: TreePath,
     },
-    /// Content made from what the basis tree has.
+    /// Content made from content of the basis tree.
     Delta(DeltaFrame),
-    /// A part of an update is complete, and more is to come.
+    /// One part of an update is complete; more will follow.
     PartEnd,
     /// The answer to one request is complete.
     End {
         /// Ordinal of the request on its stream, from 0.
         request: u64,
-        /// What the origin does not have (any more).
+        /// Hashes of content that the origin does not have, or no longer has.
         missing: Vec<[u8; 32]>,
     },
 }
 
 impl Frame {
-    /// Checks a message in form.
+    /// Checks the form of a message.
     pub fn from_message(message: v1::FetchFrame) -> Result<Self, WireError> {
         let any = Totals { entries: DIRECTORY_ENTRIES_MAX as u64, files: 0, bytes: 0 };
         Self::from_message_within(message, &any)
     }
 
-    /// [`Self::from_message`] where no tree that it is about exceeds these totals, which are signed: what does not fit
-    /// them is refused before memory is taken for it.
+    /// Like [`Self::from_message`], for trees within these signed totals. Anything that cannot fit them is
+    /// rejected before memory is allocated for it.
     pub fn from_message_within(message: v1::FetchFrame, totals: &Totals) -> Result<Self, WireError> {
         let most = directory_object_max_bytes(totals).saturating_add(DIRECTORY_FRAME_BYTES);
         use v1::fetch_frame::Frame as F;
@@ -192,7 +167,7 @@ impl Frame {
                 let expected = d.uncompressed_bytes as usize;
                 limit("directory frame", expected, most)?;
                 let bytes = decompress(&d.compressed, expected)?;
-                // What is large is not to lie there twice.
+                // Frees the compressed bytes, which may be large, before the objects are copied.
                 drop(d);
                 split_objects(bytes).map(Self::Directories)
             }
@@ -223,7 +198,7 @@ impl Frame {
     }
 }
 
-/// Objects that share a frame are small: one that is larger than a frame travels alone, and is not copied.
+/// Objects that share a frame are small. An object larger than a frame travels alone and is not copied.
 fn split_objects(mut all: Vec<u8>) -> Result<Vec<Vec<u8>>, WireError> {
     let mut objects = Vec::new();
     let mut bytes = all.as_slice();
@@ -265,21 +240,20 @@ pub fn patches_message(patches: &[DirectoryPatch]) -> v1::DirectoryPatches {
     v1::DirectoryPatches { compressed, uncompressed_bytes: bytes.len() as u32 }
 }
 
-/// How one directory object becomes another.
+/// Changes that turn one directory object into another.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct DirectoryPatch {
-    /// Object that is changed; `None`: the empty directory.
+    /// Object to change; `None` for the empty directory.
     pub from: Option<ObjectHash>,
-    /// Object that must come out.
+    /// Object that must result.
     pub to: ObjectHash,
-    /// Names that go.
+    /// Removed names.
     pub removed: Vec<Component>,
-    /// Entries that come or change, sorted by name.
+    /// Added or changed entries, sorted by name.
     pub entries: Vec<Entry>,
 }
 
 impl DirectoryPatch {
-    /// The difference of two directories.
     pub fn between(from: Option<(ObjectHash, &Directory)>, to: (ObjectHash, &Directory)) -> Self {
         let empty = Directory::default();
         let before = from.map_or(&empty, |(_, directory)| directory);
@@ -293,7 +267,8 @@ impl DirectoryPatch {
         }
     }
 
-    /// Applies it; the result is held against [`DirectoryPatch::to`]. Returns the directory and its canonical bytes.
+    /// Applies the patch and checks the result against [`DirectoryPatch::to`]. Returns the directory and its
+    /// canonical bytes.
     pub fn apply(&self, from: &Directory) -> Result<(Directory, Vec<u8>), WireError> {
         let kept = from.entries().iter().filter(|e| {
             self.removed.binary_search(&e.name).is_err()
@@ -337,7 +312,7 @@ impl DirectoryPatch {
     }
 }
 
-/// Takes the hashes out of entries, which compress well without them.
+/// Separates hashes from entries, which compress well without them.
 fn split_hashes(entries: &[Entry]) -> (Vec<Entry>, Vec<u8>) {
     let mut entries = entries.to_vec();
     let mut hashes = Vec::new();
@@ -357,7 +332,7 @@ fn split_hashes(entries: &[Entry]) -> (Vec<Entry>, Vec<u8>) {
     (entries, hashes)
 }
 
-/// The opposite of [`split_hashes`].
+/// Reverses [`split_hashes`].
 fn join_hashes(mut entries: Vec<Entry>, hashes: &[u8]) -> Result<Vec<Entry>, WireError> {
     let wrong = || WireError::Hash { field: "hashes", source: ParseHashError };
     let (hashes, rest) = hashes.as_chunks::<32>();
@@ -379,32 +354,29 @@ fn join_hashes(mut entries: Vec<Entry>, hashes: &[u8]) -> Result<Vec<Entry>, Wir
     Ok(entries)
 }
 
-/// What an agent asks for by name of its hash.
+/// A request of an agent for objects named by hash.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct ObjectsBatch {
-    /// Directory objects.
     pub directories: Vec<ObjectHash>,
-    /// Also everything below them.
+    /// Also everything below the directories.
     pub recursive: bool,
-    /// File contents.
     pub files: Vec<ContentHash>,
-    /// After them: contents of directories' files.
+    /// Files of whole directories, sent after `files`.
     pub files_of: Vec<DirectoryFiles>,
-    /// Contents may come in the answer to the batch before it, in frames of which both want a part.
+    /// Allows content in the answer to the preceding batch, in frames that both batches need.
     pub early: bool,
 }
 
-/// Contents of some entries of a directory object, without naming each.
+/// Selects some files of a directory object without naming each.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct DirectoryFiles {
-    /// The directory.
     pub directory: ObjectHash,
-    /// Entries to leave out, entries to take, and so on, in the object's order.
+    /// Alternating counts of entries to skip and entries to take, in the object's order.
     runs: Vec<u32>,
 }
 
 impl DirectoryFiles {
-    /// These entries of a directory, by ascending index.
+    /// Selects entries by ascending index.
     pub fn new(directory: ObjectHash, entries: impl IntoIterator<Item = u32>) -> Self {
         let (mut runs, mut next) = (Vec::<u32>::new(), 0u32);
         for entry in entries {
@@ -417,12 +389,12 @@ impl DirectoryFiles {
         Self { directory, runs }
     }
 
-    /// Entries asked for.
+    /// Number of selected entries.
     pub fn count(&self) -> u64 {
         self.runs.iter().skip(1).step_by(2).map(|taken| u64::from(*taken)).sum()
     }
 
-    /// What of a list of the directory's entries is asked for; what lies behind its end is left out.
+    /// The selected items of a list parallel to the directory's entries. Indices past its end are ignored.
     pub fn of<'a, T>(&self, entries: &'a [T]) -> impl Iterator<Item = &'a T> + use<'a, '_, T> {
         let mut next = 0usize;
         self.runs.chunks(2).flat_map(move |run| {
@@ -434,7 +406,7 @@ impl DirectoryFiles {
 }
 
 impl ObjectsBatch {
-    /// Checks a message in form. Returns the root that everything is part of, and the batch.
+    /// Checks the form of a message. Returns the root that all objects belong to, and the batch.
     pub fn from_message(message: &v1::ObjectsRequest) -> Result<(RootHash, Self), WireError> {
         let mut files_of = Vec::with_capacity(message.files_of.len());
         for message in &message.files_of {
@@ -454,7 +426,6 @@ impl ObjectsBatch {
         Ok((root_hash(&message.root, "root")?, batch))
     }
 
-    /// For a message.
     pub fn to_message(&self, root: RootHash) -> v1::ObjectsRequest {
         v1::ObjectsRequest {
             root: Bytes::copy_from_slice(root.as_bytes()),

@@ -1,16 +1,16 @@
-//! What has to be done to a file before it is trusted after a sync that failed.
+//! Repairs a file after a failed sync.
 
 use std::fs::File;
 use std::io;
 use std::os::unix::fs::FileExt;
 use std::path::Path;
 
-/// Read and written again at once.
+/// Bytes read and rewritten at a time.
 const BLOCK_BYTES: usize = 1024 * 1024;
 
-/// Writes all of a file over itself and makes it durable. After a sync that failed the pages that could not be written
-/// count as clean: a second sync would succeed without them, and what is read is not what the disk has. In place, because a
-/// copy needs space that a full disk lacks.
+/// Rewrites a whole file in place and makes it durable. After a failed sync the kernel marks unwritten pages
+/// as clean: a second sync would succeed without them, and reads would return data that the disk does not
+/// have. Writing in place needs no space, which a full disk would not have for a copy.
 pub fn write_again(path: &Path) -> io::Result<()> {
     let file = File::options().read(true).write(true).open(path)?;
     let mut block = vec![0; BLOCK_BYTES];

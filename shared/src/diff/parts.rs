@@ -1,4 +1,4 @@
-//! What differs between two trees, a bounded part at a time.
+//! The difference between two trees, split into parts of bounded size.
 
 use std::borrow::Cow;
 use std::collections::HashSet;
@@ -9,12 +9,12 @@ use crate::directory::{Directory, Entry, Kind};
 use crate::limits::{PART_BYTES_MAX, PART_CHANGES_MAX};
 use crate::tree_path::TreePath;
 
-/// How large a part of what differs may be. Origin and agents go by the same, or nothing is gained by an update.
+/// Size limits of a part. Origin and agents must use the same limits: otherwise an update in parts gains
+/// nothing.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct PartLimits {
-    /// Changes.
     pub changes: usize,
-    /// Bytes of their paths, names and targets.
+    /// Bytes of paths, names and symlink targets.
     pub bytes: usize,
 }
 
@@ -24,16 +24,15 @@ impl Default for PartLimits {
     }
 }
 
-/// A part of what differs.
+/// A part of the difference between two trees.
 #[derive(Debug)]
 pub struct Part<'a> {
     /// In path order.
     pub changes: Cow<'a, [Change]>,
-    /// Whether it is the last one.
     pub is_last: bool,
 }
 
-/// Changes of a part that is not complete.
+/// Changes of an incomplete part.
 #[derive(Debug, Default)]
 pub(super) struct Collected {
     pub changes: Vec<Change>,
@@ -41,7 +40,7 @@ pub(super) struct Collected {
 }
 
 impl Collected {
-    /// Takes one more; `None` where that is too many, in whatever order they come.
+    /// Adds a change; `None` if that exceeds the limits, whatever the order of changes.
     pub fn with(mut self, change: Change, limits: &PartLimits) -> Option<Self> {
         self.add(change);
         Some(self).filter(|all| all.changes.len() <= limits.changes && all.bytes <= limits.bytes)
@@ -65,19 +64,19 @@ impl Collected {
     }
 }
 
-/// Parts of what differs, in path order. Ends with the first error.
+/// Iterates over the parts in path order. Ends with the first error.
 #[derive(Debug)]
 pub struct Parts<'a, S> {
     comparison: &'a Comparison<S>,
-    /// Where the renamed directories were, and where they are: they are not looked into.
+    /// Old and new paths of renamed directories, which are not descended into.
     renamed: HashSet<&'a TreePath>,
     stack: Vec<Level>,
-    /// Changes that come next.
+    /// The next changes to return.
     next: [Option<Change>; 2],
     ended: bool,
 }
 
-/// A directory that is being compared.
+/// A directory being compared.
 #[derive(Debug)]
 struct Level {
     path: TreePath,
@@ -117,7 +116,7 @@ impl<'a, S: DirectorySource> Parts<'a, S> {
         Ok(Part { changes: Cow::Owned(part.changes), is_last: self.next[0].is_none() })
     }
 
-    /// Looks for the next name under which something differs.
+    /// Advances to the next name that differs.
     fn advance(&mut self) -> Result<(), DiffError<S::Error>> {
         while let Some(level) = self.stack.last_mut() {
             let Some((old, new)) = next_pair(&level.before, &level.after, &mut level.at) else {

@@ -1,7 +1,8 @@
-//! Files that an update takes away or replaces, by content: what is renamed is found by it, and what may be copied.
+//! Files that an update removes or replaces, indexed by content, to find renamed files and sources for
+//! copies.
 //!
-//! A few bytes for each, since an update may touch all files of a tree: where the first tree's manifest has it, in the
-//! order of the contents.
+//! Each file takes only a few bytes, because an update may touch all files of a tree: its content prefix and
+//! its position in the first tree's manifest.
 
 use super::{Change, Comparison, DiffError, DirectorySource};
 use crate::directory::{Kind, Metadata};
@@ -9,30 +10,30 @@ use crate::hash::{ContentHash, ObjectHash};
 use crate::manifest_cursor::ManifestCursor;
 use crate::tree_path::TreePath;
 
-/// Of a content that very many files have so many are looked at for one that is renamed; the others are copied.
+/// If very many files share a content, only this many are examined for a rename. The rest are copied.
 const LOOKED_AT_MAX: usize = 64;
 
-/// See the module.
+/// Index of the released files. See the module documentation.
 #[derive(Debug)]
 pub struct Released<'a, S> {
     source: &'a S,
-    /// Directories of the first tree that have such files, in path order; one may come again.
+    /// Directories of the first tree with such files, in path order. A directory may appear twice.
     directories: Vec<(TreePath, ObjectHash)>,
     /// Ascending.
     files: Vec<Place>,
-    /// By index in `files`: an inode goes on under another name.
+    /// By index in `files`: whether the inode was reused under another name.
     taken: Vec<bool>,
 }
 
-/// The beginning of a content's hash, index of its directory, index of its entry there.
+/// First bytes of the content hash, index of the directory, index of the entry in it.
 type Place = (u64, u32, u32);
 
-/// A file that the update takes away or replaces.
+/// A file that the update removes or replaces.
 #[derive(Debug)]
 pub struct ReleasedFile {
-    /// Where the first tree has it.
+    /// Its path in the first tree.
     pub path: TreePath,
-    /// Its metadata there.
+    /// Its metadata in the first tree.
     pub metadata: Metadata,
     at: usize,
 }
@@ -88,7 +89,7 @@ impl<'a, S: DirectorySource> Released<'a, S> {
         Ok(released)
     }
 
-    /// Where the first tree has this content, in path order.
+    /// Paths of this content in the first tree, in order of path.
     pub fn files(
         &self,
         content: ContentHash,
@@ -96,7 +97,7 @@ impl<'a, S: DirectorySource> Released<'a, S> {
         self.places(&content).filter_map(move |(at, place)| self.file(at, place, &content).transpose())
     }
 
-    /// Indices and places of contents that begin like this one.
+    /// Indices and places of all contents with the same prefix.
     fn places(&self, content: &ContentHash) -> impl Iterator<Item = (usize, &Place)> + use<'_, 'a, S> {
         let key = prefix(content);
         let start = self.files.partition_point(|(other, ..)| *other < key);
@@ -123,7 +124,7 @@ impl<'a, S: DirectorySource> Released<'a, S> {
         Ok(Some(ReleasedFile { path, metadata: entry.metadata, at }))
     }
 
-    /// A file with this content and metadata that was not taken; [`Self::take`] takes it.
+    /// A file with this content and metadata that has not been reused. [`Self::take`] marks it as reused.
     pub fn like(
         &self,
         content: ContentHash,
@@ -138,12 +139,12 @@ impl<'a, S: DirectorySource> Released<'a, S> {
         Ok(None)
     }
 
-    /// Its inode goes on under another name.
+    /// Marks this file's inode as reused.
     pub fn take(&mut self, file: &ReleasedFile) {
         self.taken[file.at] = true;
     }
 
-    /// All that was taken can be taken again.
+    /// Makes every file available again.
     pub fn give_back(&mut self) {
         self.taken.fill(false);
     }

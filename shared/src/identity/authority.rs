@@ -1,18 +1,18 @@
-//! The tree's certificate authority: what it issues, and how a peer's certificate is read back.
+//! The tree's certificate authority: the certificates that it issues, and how a peer's certificate is read.
 //!
-//! | certificate | for | names | lives |
+//! | certificate | purpose | names | lifetime |
 //! | --- | --- | --- | --- |
 //! | authority | signing the two below, path length 0 | `syncd <tree_id>` | 10 years |
 //! | origin | serverAuth only | DNS `origin.<tree_id>.syncd` | 3 years, at most as long as the authority |
 //! | agent | clientAuth only | common name: the agent's | 30 days |
 //!
-//! A certificate of an agent that does not hold today is still good for its renewal, unless it was revoked: an origin
-//! that was down for longer than certificates live finds its fleet again.
+//! An agent's certificate outside its validity period can still be renewed, unless it was revoked. An origin
+//! that was down for longer than the lifetime of certificates therefore recovers its fleet.
 //!
-//! The authority's and the agents' begin an hour before they are issued, for clocks that are behind. An origin's
-//! begins with the authority: an agent whose clock is behind does not notice that it was reissued. Keys are ECDSA
-//! P-256; an agent's request may also bring Ed25519. Serials are 128 random bits of which the first two are 0 and 1, so
-//! that every serial has 16 bytes in DER.
+//! Certificates of the authority and of agents become valid an hour before they are issued, to allow for slow
+//! clocks. An origin's certificate becomes valid together with the authority's, so that an agent with a slow
+//! clock accepts a reissued one. Keys are ECDSA P-256; an agent's request may also use Ed25519. Serials are
+//! 128 random bits, the first two fixed to 0 and 1, so that every serial has 16 bytes in DER.
 
 use std::fmt;
 use std::str::FromStr;
@@ -31,32 +31,31 @@ use x509_parser::prelude::{FromDer, X509Certificate};
 use crate::generation::TreeId;
 use crate::limits::{AGENT_NAME_MAX_BYTES, CERTIFICATE_REQUEST_MAX_BYTES};
 
-/// How long an agent's certificate lives.
+/// Lifetime of an agent's certificate.
 pub const AGENT_CERTIFICATE_LIFE: Duration = Duration::days(30);
-/// How long the authority's certificate lives.
+/// Lifetime of the authority's certificate.
 pub const AUTHORITY_LIFE: Duration = Duration::days(3_652);
-/// How long the origin's certificate lives, at most until the authority's ends.
+/// Lifetime of the origin's certificate, which also ends with the authority's.
 pub const ORIGIN_CERTIFICATE_LIFE: Duration = Duration::days(1_096);
-/// Certificates begin this long before they are issued.
+/// Certificates become valid this long before they are issued.
 pub const CLOCK_ALLOWANCE: Duration = Duration::hours(1);
 
-/// The name of an agent: 1 to 63 bytes of `[a-zA-Z0-9._-]`, beginning with a letter or digit.
+/// The name of an agent: 1 to 63 bytes of `[a-zA-Z0-9._-]`, starting with a letter or digit.
 #[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct AgentName(String);
 
-/// A string is no agent name.
+/// The string is not a valid agent name.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error(
     "{name:?} is not a name for an agent: use 1 to {AGENT_NAME_MAX_BYTES} of a-z A-Z 0-9 . _ -, beginning with \
      a letter or digit"
 )]
 pub struct AgentNameError {
-    /// The string, cut to 100 characters.
+    /// The string, truncated to 100 characters.
     pub name: String,
 }
 
 impl AgentName {
-    /// The name.
     pub fn as_str(&self) -> &str {
         &self.0
     }
@@ -89,22 +88,21 @@ impl fmt::Debug for AgentName {
     }
 }
 
-/// The serial number of a certificate: what is revoked. Shown as 32 hexadecimal digits.
+/// The serial number of a certificate, by which it is revoked. Shown as 32 hexadecimal digits.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Serial([u8; 16]);
 
-/// A string is not 32 hexadecimal digits.
+/// The string is not 32 hexadecimal digits.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("a serial number has 32 hexadecimal digits")]
 pub struct ParseSerialError;
 
 impl Serial {
-    /// Wraps 16 bytes that were a serial before.
+    /// Wraps the 16 bytes of an existing serial.
     pub const fn from_bytes(bytes: [u8; 16]) -> Self {
         Self(bytes)
     }
 
-    /// The 16 bytes.
     pub const fn as_bytes(&self) -> &[u8; 16] {
         &self.0
     }
@@ -139,48 +137,47 @@ impl fmt::Debug for Serial {
     }
 }
 
-/// Who a certificate says its holder is. Trusted only when TLS has verified the certificate.
+/// The identity that a certificate claims. Trusted only after TLS has verified the certificate.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct PeerIdentity {
-    /// The agent.
     pub name: AgentName,
-    /// The certificate's serial number.
     pub serial: Serial,
-    /// When the certificate begins to hold.
+    /// Start of the certificate's validity.
     pub not_before: OffsetDateTime,
-    /// When the certificate expires.
+    /// End of the certificate's validity.
     pub not_after: OffsetDateTime,
 }
 
 impl PeerIdentity {
-    /// Whether the certificate holds at this time. One that does not is good for its renewal and for nothing else.
+    /// Whether the certificate is valid at this time. If not, it can be renewed but not used for anything
+    /// else.
     pub fn holds(&self, now: OffsetDateTime) -> bool {
         (self.not_before..=self.not_after).contains(&now)
     }
 
-    /// How long it is until the certificate expires; zero once it has.
+    /// Time until the certificate expires; zero afterwards.
     pub fn remaining_life(&self, now: OffsetDateTime) -> std::time::Duration {
         (self.not_after - now).try_into().unwrap_or_default()
     }
 }
 
-/// From when to when a certificate holds.
+/// The validity period of a certificate.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Validity {
-    /// Its first second.
+    /// First second.
     pub not_before: OffsetDateTime,
-    /// Its last second.
+    /// Last second.
     pub not_after: OffsetDateTime,
 }
 
 impl Validity {
-    /// Whether it holds at this time.
+    /// Whether the period includes this time.
     pub fn holds(&self, now: OffsetDateTime) -> bool {
         (self.not_before..=self.not_after).contains(&now)
     }
 }
 
-/// Reads from when to when a certificate holds. Checks nothing else.
+/// Reads the validity period of a certificate. Checks nothing else.
 pub fn validity(certificate: &CertificateDer<'_>) -> Result<Validity, AuthorityError> {
     let (_, parsed) =
         X509Certificate::from_der(certificate).map_err(|e| AuthorityError::Certificate(x509_error(e)))?;
@@ -191,50 +188,48 @@ pub fn validity(certificate: &CertificateDer<'_>) -> Result<Validity, AuthorityE
     })
 }
 
-/// Why a certificate was not issued or read.
+/// Errors of issuing or reading a certificate.
 #[derive(Debug, thiserror::Error)]
 pub enum AuthorityError {
-    /// The kernel's random numbers.
+    /// The kernel's random number generator failed.
     #[error("reading random numbers failed")]
     Random(#[source] getrandom::Error),
-    /// A key could not be made or read, or signing failed.
+    /// Creating or reading a key, or signing, failed.
     #[error("making or reading a key or certificate failed")]
     Crypto(#[from] rcgen::Error),
     /// Longer than [`CERTIFICATE_REQUEST_MAX_BYTES`].
     #[error("certificate request has {wanted} bytes, the limit is {CERTIFICATE_REQUEST_MAX_BYTES}")]
-    RequestLength {
-        /// Its length, in bytes.
-        wanted: usize,
-    },
-    /// Not PKCS#10 in DER, or not signed by its own key.
+    RequestLength { wanted: usize },
+    /// The request is not PKCS#10 in DER, or not signed by its own key.
     #[error("certificate request is malformed or not signed by its own key")]
     Request(#[source] x509_parser::error::X509Error),
-    /// Neither ECDSA P-256 nor Ed25519.
+    /// The key is neither ECDSA P-256 nor Ed25519.
     #[error("certificate request has a key of a kind that is not accepted: use ECDSA P-256 or Ed25519")]
     RequestKey,
-    /// Not a certificate in DER.
+    /// The certificate is not valid DER.
     #[error("certificate is malformed")]
     Certificate(#[source] x509_parser::error::X509Error),
-    /// Today lies outside the authority's own life. A certificate that begins today would never verify.
+    /// The current time lies outside the authority's own validity, so a certificate issued now would never
+    /// verify.
     #[error(
         "the tree's authority issues certificates from {} to {} alone: check the clock of the origin's machine",
         validity.not_before.date(), validity.not_after.date()
     )]
     Clock {
-        /// The authority's life.
+        /// Validity of the authority.
         validity: Validity,
     },
-    /// A certificate that this authority's agents do not have: its name or serial is of another form.
+    /// The certificate is not an agent's: its name or serial has another form.
     #[error("certificate is not one of an agent")]
     NotAnAgent,
 }
 
-/// A key of an agent or origin with its certificate still to come, or to be read again.
+/// Generates a key for an agent or origin.
 pub fn generate_key() -> Result<KeyPair, AuthorityError> {
     Ok(KeyPair::generate_for(&PKCS_ECDSA_P256_SHA256)?)
 }
 
-/// A PKCS#10 request (DER) for `key`. The authority takes nothing but its public key.
+/// A PKCS#10 request (DER) for `key`. The authority uses only its public key.
 pub fn certificate_request(key: &KeyPair) -> Result<Vec<u8>, AuthorityError> {
     let mut params = CertificateParams::default();
     params.distinguished_name = DistinguishedName::new();
@@ -258,7 +253,7 @@ pub fn certificate_from_pem(text: &str) -> Option<CertificateDer<'static>> {
     CertificateDer::from_pem_slice(text.as_bytes()).ok()
 }
 
-/// The authority of one tree, able to sign.
+/// The authority of a tree, with its signing key.
 pub struct Authority {
     tree_id: TreeId,
     certificate: CertificateDer<'static>,
@@ -273,7 +268,7 @@ impl fmt::Debug for Authority {
 }
 
 impl Authority {
-    /// Makes the authority of a tree: a key, and a certificate for [`AUTHORITY_LIFE`].
+    /// Creates the authority of a tree: a key, and a certificate for [`AUTHORITY_LIFE`].
     pub fn create(tree_id: TreeId, now: OffsetDateTime) -> Result<Self, AuthorityError> {
         let key = generate_key()?;
         let mut params = new_params(&format!("syncd {tree_id}"), now, AUTHORITY_LIFE)?;
@@ -283,7 +278,6 @@ impl Authority {
         Self::open(tree_id, certificate, key)
     }
 
-    /// The authority with this certificate and key.
     pub fn open(
         tree_id: TreeId,
         certificate: CertificateDer<'static>,
@@ -294,22 +288,20 @@ impl Authority {
         Ok(Self { tree_id, certificate, validity, issuer })
     }
 
-    /// From when to when its certificate holds.
+    /// Validity of its certificate.
     pub fn validity(&self) -> Validity {
         self.validity
     }
 
-    /// Its certificate.
     pub fn certificate(&self) -> &CertificateDer<'static> {
         &self.certificate
     }
 
-    /// Its key.
     pub fn key(&self) -> &KeyPair {
         self.issuer.key()
     }
 
-    /// Issues the certificate of the origin to `key`, for [`ORIGIN_CERTIFICATE_LIFE`].
+    /// Issues the origin's certificate to `key`, for [`ORIGIN_CERTIFICATE_LIFE`].
     pub fn issue_origin(
         &self,
         key: &KeyPair,
@@ -325,8 +317,8 @@ impl Authority {
         self.sign(params, key)
     }
 
-    /// Issues the certificate of an agent, for [`AGENT_CERTIFICATE_LIFE`]. `request` is PKCS#10 in DER; its own
-    /// signature is verified and its public key taken, and nothing else.
+    /// Issues an agent's certificate, for [`AGENT_CERTIFICATE_LIFE`]. `request` is PKCS#10 in DER. Its
+    /// signature is verified, and only its public key is used.
     pub fn issue_agent(
         &self,
         name: &AgentName,
@@ -350,7 +342,7 @@ impl Authority {
         mut params: CertificateParams,
         key: &impl PublicKeyData,
     ) -> Result<CertificateDer<'static>, AuthorityError> {
-        // Holds in its first second, and its issuer with it: what no longer holds is verified as of then.
+        // An expired certificate is verified as of its first second, so its issuer must be valid then.
         params.not_before = params.not_before.max(self.validity.not_before);
         params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ClientAuth];
         self.sign(params, key)
@@ -368,7 +360,8 @@ impl Authority {
     }
 }
 
-/// Parameters made anew: nothing of rcgen's defaults (validity from 1975 to 4096) or of a request stays.
+/// Fresh parameters, so that nothing remains of rcgen's defaults (validity from 1975 to 4096) or of a
+/// request.
 fn new_params(
     common_name: &str,
     now: OffsetDateTime,
@@ -396,7 +389,7 @@ fn public_key(request: &[u8]) -> Result<SubjectPublicKeyInfo, AuthorityError> {
     if accepted { Ok(key) } else { Err(AuthorityError::RequestKey) }
 }
 
-/// Reads who a certificate is for. Checks its form, not who issued it: TLS did that.
+/// Reads the identity in a certificate. Checks its form, not its issuer, which TLS has verified.
 pub fn peer_identity(certificate: &CertificateDer<'_>) -> Result<PeerIdentity, AuthorityError> {
     let (_, parsed) =
         X509Certificate::from_der(certificate).map_err(|e| AuthorityError::Certificate(x509_error(e)))?;

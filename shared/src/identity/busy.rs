@@ -1,29 +1,29 @@
-//! What an origin says to a verified connection that it has no room for: HTTP/2's GOAWAY, in place of a conversation.
+//! An origin's refusal of a verified connection for lack of room: an HTTP/2 GOAWAY in place of the
+//! connection.
 //!
-//! It comes as the origin's very first bytes, in one TLS record, after empty SETTINGS as HTTP/2 wants it. Who does not
-//! look for it sees a connection that ends with `ENHANCE_YOUR_CALM`.
+//! The origin sends it as its very first bytes, in one TLS record, after the empty SETTINGS that HTTP/2
+//! requires. A peer that does not decode it sees a connection that ends with `ENHANCE_YOUR_CALM`.
 
-/// Why there is no room.
+/// The resource that has run out.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub enum Busy {
-    /// For one more connection without a certificate.
+    /// Connections without a certificate.
     #[error("too many nodes join from this address at once, or in all")]
     Joins,
-    /// For one more connection of this agent.
+    /// Connections of this agent.
     #[error("too many connections with this certificate: is it in use elsewhere?")]
     Connections,
 }
 
-/// An empty SETTINGS frame.
 const SETTINGS: [u8; 9] = [0, 0, 0, 4, 0, 0, 0, 0, 0];
-/// GOAWAY's type.
+/// Frame type of GOAWAY.
 const GOAWAY: u8 = 7;
-/// HTTP/2's error code for a peer that asks too much.
+/// HTTP/2 error code for a peer that generates excessive load.
 const ENHANCE_YOUR_CALM: u32 = 0xb;
 
 impl Busy {
     const ALL: [Self; 2] = [Self::Joins, Self::Connections];
-    /// Holds the longest of them.
+    /// Bound of the encoded frames.
     pub const MAX_BYTES: usize = 64;
 
     fn debug_data(self) -> &'static [u8] {
@@ -33,10 +33,10 @@ impl Busy {
         }
     }
 
-    /// The frames: at most [`Self::MAX_BYTES`].
+    /// Encodes the frames: at most [`Self::MAX_BYTES`].
     pub fn encode(self) -> Vec<u8> {
         let data = self.debug_data();
-        // Last stream and error code come before the data.
+        // The last stream and the error code, 8 bytes, precede the data.
         let length = u8::try_from(8 + data.len()).expect("the texts are short");
         let mut frames = SETTINGS.to_vec();
         frames.extend([0, 0, length, GOAWAY, 0, 0, 0, 0, 0]);
@@ -46,7 +46,7 @@ impl Busy {
         frames
     }
 
-    /// From the first bytes of a connection; `None` where they begin a conversation.
+    /// Decodes the first bytes of a connection. `None` if they begin a regular HTTP/2 connection.
     pub fn decode(bytes: &[u8]) -> Option<Self> {
         Self::ALL.into_iter().find(|busy| bytes.starts_with(&busy.encode()))
     }

@@ -1,4 +1,4 @@
-//! An agent's connection to the origin: TCP, TLS, HTTP/2, and what went wrong in words that an operator can use.
+//! An agent's connection to the origin: TCP, TLS and HTTP/2, with errors that an operator can act on.
 
 use std::future::Future;
 use std::io;
@@ -22,30 +22,30 @@ use super::tls::{ClientTls, is_about_time};
 use crate::limits::{CONNECTION_WINDOW_BYTES, HTTP2_FRAME_BYTES, STREAM_WINDOW_BYTES};
 use crate::rate::Bucket;
 
-/// From the first packet to the origin's first bytes inside TLS.
+/// Time limit from the first packet to the origin's first bytes inside TLS.
 pub const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
-/// How often a silent connection is probed, by both sides.
+/// Interval at which both sides probe a silent connection.
 pub const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(15);
-/// A connection whose probe is not answered in this time is dead.
+/// A connection whose probe is unanswered for this long is dead.
 pub const KEEPALIVE_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// Holds the origin's first bytes, which were waited for, and is otherwise out of the way: reads larger than this
-/// go past it.
+/// Buffer for the origin's first bytes, which [`dial`] waits for. Larger reads bypass it.
 const FIRST_BYTES: usize = Busy::MAX_BYTES;
 
-/// Under a limit the receive buffer holds a quarter of a second of it: enough for that much of a round trip.
+/// Under a rate limit the receive buffer holds a quarter of a second of data, which suffices for round trips
+/// up to that.
 const RECEIVE_BUFFERS_PER_SECOND: u64 = 4;
-/// Bounds of that buffer, in bytes.
+/// Smallest receive buffer under a limit.
 const RECEIVE_BUFFER_LEAST_BYTES: u64 = 32 * 1024;
-/// See [`RECEIVE_BUFFER_LEAST_BYTES`].
+/// Largest receive buffer under a limit.
 const RECEIVE_BUFFER_MOST_BYTES: u64 = 16 * 1024 * 1024;
-/// A pause shorter than this is put off: the bucket remembers it.
+/// Shorter pauses are skipped; the bucket keeps account of them.
 const SHORTEST_PAUSE: Duration = Duration::from_millis(2);
 
 type Stream = BufReader<TlsStream<Metered>>;
 
-/// A TCP connection that is read at a limited rate. What is not read waits at the origin, beyond a kernel's receive
-/// buffer that is sized for the rate: so the limit holds on the line, not only in the process.
+/// A TCP connection that is read at a limited rate. Unread data waits at the origin, except for a kernel
+/// receive buffer sized for the rate, so the limit holds on the network and not only in the process.
 struct Metered {
     tcp: TcpStream,
     limit: Option<Arc<Bucket>>,
@@ -104,126 +104,118 @@ impl AsyncWrite for Metered {
     }
 }
 
-/// Why there is no connection.
+/// Errors of connecting to the origin.
 #[derive(Debug, thiserror::Error)]
 pub enum ConnectError {
-    /// The name has no address, or the text is no HOST:PORT.
+    /// The name has no address, or the text is not HOST:PORT.
     #[error("can't find the address of {address}: use HOST:PORT")]
     Resolve {
-        /// What was dialled.
+        /// The dialled address.
         address: String,
-        /// Why.
         source: io::Error,
     },
-    /// Nothing answered there.
+    /// Nothing answered at the address.
     #[error("can't reach the origin at {address} (does it run, and is this TCP port open on the way?)")]
     Unreachable {
-        /// What was dialled.
+        /// The dialled address.
         address: String,
-        /// Why.
         source: io::Error,
     },
-    /// It took the connection and closed it before it was set up.
+    /// The origin accepted the connection and closed it before it was set up.
     #[error(
         "the origin at {address} closed the connection before it was set up: it is stopping, or has too many connections"
     )]
     Closed {
-        /// What was dialled.
+        /// The dialled address.
         address: String,
-        /// How it ended.
         source: io::Error,
     },
-    /// It took the connection, and nothing came in time.
+    /// The origin accepted the connection but sent nothing in time.
     #[error(
         "the origin at {address} took the connection but did not set it up in time: it has too many at once, or hangs"
     )]
     Silent {
-        /// What was dialled.
+        /// The dialled address.
         address: String,
-        /// That time is over.
+        /// A timeout.
         source: io::Error,
     },
-    /// It has no room for this connection now.
+    /// The origin has no room for this connection now.
     #[error("the origin at {address} has no room for this connection ({reason})")]
     Busy {
-        /// What was dialled.
+        /// The dialled address.
         address: String,
-        /// Room for what.
+        /// The resource that has run out.
         reason: Busy,
     },
-    /// Something answered, but it does not speak TLS 1.3 as an origin does.
+    /// The peer does not speak TLS 1.3 as an origin does.
     #[error(
         "{address} does not answer like a syncd origin: is this its --listen port (8873 by default), and not its --http?"
     )]
     NotAnOrigin {
-        /// What was dialled.
+        /// The dialled address.
         address: String,
-        /// Why.
         source: io::Error,
     },
-    /// The origin refused this agent's certificate.
     #[error(
         "the origin at {address} refused this agent's certificate ({reason}): join again with a new token"
     )]
     Refused {
-        /// What was dialled.
+        /// The dialled address.
         address: String,
-        /// What the origin said of the certificate.
+        /// The reason given by the origin.
         reason: RefusedReason,
     },
-    /// It proved another identity than the origin that this agent follows, or that the token names.
+    /// The peer's identity is not the followed origin, or not the one named in the token.
     #[error("{address} is not the origin of this tree: it shows a certificate of another authority")]
     WrongOrigin {
-        /// What was dialled.
+        /// The dialled address.
         address: String,
-        /// What does not hold.
+        /// The failed check.
         source: io::Error,
     },
-    /// The origin's certificate does not hold at this time: most likely this machine's clock is wrong.
+    /// The origin's certificate is not valid now, most likely because this machine's clock is wrong.
     #[error("the certificate of the origin at {address} does not hold today: check this machine's clock")]
     Clock {
-        /// What was dialled.
+        /// The dialled address.
         address: String,
-        /// What does not hold.
+        /// The failed check.
         source: io::Error,
     },
-    /// HTTP/2 could not be set up.
     #[error("HTTP/2 with the origin at {address} failed")]
     Http {
-        /// What was dialled.
+        /// The dialled address.
         address: String,
-        /// Why.
         source: tonic::transport::Error,
     },
 }
 
-/// What an origin says of a certificate that it refuses.
+/// The origin's reason for refusing a certificate.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub enum RefusedReason {
     /// It has expired, or the origin's clock is wrong.
     #[error("expired")]
     Expired,
-    /// It was revoked.
     #[error("revoked")]
     Revoked,
-    /// It was issued by another authority: the origin was made anew.
+    /// Another authority issued it: the origin was created again.
     #[error("of another authority")]
     OtherAuthority,
-    /// Any other alert of TLS.
+    /// Any other TLS alert.
     #[error("TLS alert {0:?}")]
     Alert(AlertDescription),
 }
 
-/// Connects to the origin at `address` (HOST:PORT; an IPv6 address in brackets). The address needs no relation to the
-/// names in certificates. The channel dials again by itself if it is used after it broke.
+/// Connects to the origin at `address` (HOST:PORT; an IPv6 address in brackets). The address need not match
+/// the names in certificates. The channel reconnects by itself when it is used after a failure.
 ///
 /// Returns once the origin has accepted this agent's certificate. Cancel safe.
 pub async fn connect(address: &str, tls: ClientTls) -> Result<Channel, ConnectError> {
     connect_limited(address, tls, None).await
 }
 
-/// As [`connect`]; what the origin sends is read no faster than `limit` allows, all connections with this bucket
-/// together. Cancel safe.
+/// Like [`connect`], reading no faster than `limit` allows. All connections with the same bucket share the
+/// limit. Cancel safe.
 pub async fn connect_limited(
     address: &str,
     tls: ClientTls,
@@ -252,7 +244,7 @@ pub async fn connect_limited(
 }
 
 fn endpoint(tls: &ClientTls) -> Result<Endpoint, tonic::transport::Error> {
-    // TLS is the connector's: with https tonic would want its own.
+    // The connector handles TLS: with an https URI tonic would add its own.
     let endpoint = Endpoint::from_shared(format!("http://{}", tls.origin_name))?
         .connect_timeout(CONNECT_TIMEOUT)
         .http2_keep_alive_interval(KEEPALIVE_INTERVAL)
@@ -264,8 +256,9 @@ fn endpoint(tls: &ClientTls) -> Result<Endpoint, tonic::transport::Error> {
     Ok(endpoint)
 }
 
-/// In TLS 1.3 the client is done before the server has seen its certificate, and a refusal arrives later. So this
-/// waits for the origin's first bytes (its HTTP/2 settings), which it sends only after it accepted.
+/// Connects with TLS. In TLS 1.3 the client finishes before the server has verified its certificate, so a
+/// refusal arrives later. Therefore this waits for the origin's first bytes (its HTTP/2 settings), which it
+/// sends only after accepting.
 async fn dial(address: &str, tls: &ClientTls, limit: Option<Arc<Bucket>>) -> Result<Stream, ConnectError> {
     let tcp = Metered { tcp: dial_tcp(address, limit.as_deref()).await?, limit, pause: None };
     let accepted = async {
@@ -304,8 +297,8 @@ async fn dial_tcp(address: &str, limit: Option<&Bucket>) -> Result<TcpStream, Co
     Err(ConnectError::Unreachable { address: address.to_owned(), source: last })
 }
 
-/// Under a limit the kernel's receive buffer is set, before the window is negotiated: by itself it grows to megabytes
-/// and takes in as much beyond the limit.
+/// Under a limit, sets the kernel's receive buffer before the window is negotiated. Left to itself the buffer
+/// grows to megabytes and receives that much beyond the limit.
 async fn connect_tcp(address: SocketAddr, limit: Option<&Bucket>) -> io::Result<TcpStream> {
     let socket = if address.is_ipv4() { TcpSocket::new_v4()? } else { TcpSocket::new_v6()? };
     if let Some(limit) = limit {
@@ -320,7 +313,7 @@ async fn within<T>(limit: Duration, future: impl Future<Output = io::Result<T>>)
     tokio::time::timeout(limit, future).await.unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into()))
 }
 
-/// Of what went wrong after TCP's handshake.
+/// Classifies an error after the TCP handshake.
 fn classify(address: String, source: io::Error) -> ConnectError {
     use rustls::Error as Tls;
     let Some(error) = source.get_ref().and_then(|inner| inner.downcast_ref::<Tls>()) else {

@@ -1,4 +1,4 @@
-//! Files that hold keys: private, marked as such in their first line, and replaced in one step.
+//! Key files: private, marked in their first line, and replaced atomically.
 
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Write};
@@ -7,29 +7,22 @@ use std::path::{Path, PathBuf};
 
 use crate::marks::PRIVATE_LINE;
 
-/// What was being done to which file.
+/// Errors of reading or writing a file.
 #[derive(Debug, thiserror::Error)]
 pub enum FileError {
-    /// Reading.
     #[error("reading {path} failed", path = path.display())]
-    Read {
-        /// The file.
-        path: PathBuf,
-        /// Why.
-        source: io::Error,
-    },
-    /// Creating, writing, renaming or syncing.
+    Read { path: PathBuf, source: io::Error },
+    /// Creating, writing, renaming or syncing failed.
     #[error("writing {path} failed", path = path.display())]
     Write {
-        /// The file or directory.
+        /// The file, or its directory.
         path: PathBuf,
-        /// Why.
         source: io::Error,
     },
 }
 
-/// Reads a whole small file as text, less the line that marks it as private. One without that line is taken, too: an
-/// operator may have restored it by hand.
+/// Reads a whole small file as text, without the line that marks it as private. A file without that line is
+/// accepted, because an operator may have restored it by hand.
 pub fn read(path: &Path) -> Result<String, FileError> {
     let text =
         fs::read_to_string(path).map_err(|source| FileError::Read { path: path.to_owned(), source })?;
@@ -39,8 +32,8 @@ pub fn read(path: &Path) -> Result<String, FileError> {
     })
 }
 
-/// Sets the mode of a file that others can read or write to 0600, with a warning. Symlinks are followed: secrets are
-/// mounted that way.
+/// Sets the mode of a file that others can read or write to 0600, with a warning. Follows symlinks, because
+/// secrets are often mounted through them.
 pub fn keep_private(path: &Path) -> Result<(), FileError> {
     let read = |source| FileError::Read { path: path.to_owned(), source };
     let file = File::open(path).map_err(read)?;
@@ -53,10 +46,10 @@ pub fn keep_private(path: &Path) -> Result<(), FileError> {
     Ok(())
 }
 
-/// Replaces `path` with `text` behind [`PRIVATE_LINE`], mode 0600 whatever the umask. Once it has returned, the new text
-/// survives a power cut; a crash before leaves the old file or the new one, and perhaps a `.new` beside it, which the
-/// next call removes. A symlink in the place of either is replaced, never followed. Creating the directory itself is
-/// not made durable here.
+/// Replaces `path` with `text` after [`PRIVATE_LINE`], with mode 0600 whatever the umask. After return the
+/// new text survives a power cut. A crash before leaves the old file or the new one, and possibly a `.new`
+/// beside it, which the next call removes. A symlink in the place of either is replaced, never followed. The
+/// creation of the directory itself is not made durable.
 pub fn write(path: &Path, text: &str) -> Result<(), FileError> {
     let failed = |source| FileError::Write { path: path.to_owned(), source };
     let mut temporary = path.as_os_str().to_owned();
@@ -65,7 +58,7 @@ pub fn write(path: &Path, text: &str) -> Result<(), FileError> {
         Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(failed(error)),
         _ => {}
     }
-    // Exclusive, so that nothing planted in between is written through.
+    // Exclusive, so that nothing is written through a file planted meanwhile.
     let mut file =
         OpenOptions::new().write(true).create_new(true).mode(0o600).open(&temporary).map_err(failed)?;
     file.set_permissions(fs::Permissions::from_mode(0o600)).map_err(failed)?;
@@ -76,7 +69,7 @@ pub fn write(path: &Path, text: &str) -> Result<(), FileError> {
     path.parent().map_or(Ok(()), sync_directory)
 }
 
-/// Makes the names in a directory survive a power cut; says nothing of the files' content.
+/// Makes the names in a directory survive a power cut, but not the content of its files.
 pub fn sync_directory(path: &Path) -> Result<(), FileError> {
     let path = if path.as_os_str().is_empty() { Path::new(".") } else { path };
     let failed = |source| FileError::Write { path: path.to_owned(), source };

@@ -1,11 +1,12 @@
-//! Who is who: the tree's own certificate authority, join tokens, the signing key and its successors, and TLS.
+//! Identities: the tree's own certificate authority, join tokens, the signing key and its successors, and
+//! TLS.
 //!
-//! [`authority`] issues the two kinds of certificate there are and reads a peer's; [`token`] is what an operator carries
-//! to a node; [`signing`] changes the key that signs generations; [`tls`] has every TLS configuration (TLS 1.3 with the
-//! ring provider, nothing else), [`channel`] the client's connection over them, [`busy`] what it hears where there is no
-//! room for it. [`files`] writes keys to disk.
+//! [`authority`] issues both kinds of certificates and reads those of peers. [`token`] is the text that an
+//! operator carries to a new node. [`signing`] replaces the key that signs generations. [`tls`] holds every
+//! TLS configuration (TLS 1.3 with the ring provider only). [`channel`] is the client's connection over TLS,
+//! and [`busy`] the refusal it receives from an origin without room. [`files`] writes keys to disk.
 //!
-//! Fingerprints are BLAKE3-256: of a certificate's DER bytes, of a signing key's 32 bytes.
+//! Fingerprints are BLAKE3-256: of a certificate's DER bytes, or of a signing key's 32 bytes.
 
 pub mod authority;
 pub mod busy;

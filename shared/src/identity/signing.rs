@@ -1,52 +1,49 @@
-//! The key that signs generations, and how it is changed: a new key is signed by the one before it.
+//! The key that signs generations, and its replacement: each new key is signed by its predecessor.
 //!
-//! Text form of a secret key: 64 hexadecimal digits (the ed25519 seed). A succession's signature covers a domain tag,
-//! the tree_id and the new key.
+//! A secret key is stored as 64 hexadecimal digits (the ed25519 seed). The signature of a succession covers a
+//! domain tag, the tree_id and the new key.
 
 use ed25519_dalek::{Signature, Signer, SigningKey, VerifyingKey};
 
 use crate::generation::TreeId;
 
 const DOMAIN: &[u8] = b"syncd 2026 signing key succession v1\0";
-/// Most successions that are followed: more than one a month for five years.
+/// Longest chain of successions: more than one a month for five years.
 pub const SUCCESSIONS_MAX: usize = 64;
 
-/// A new signing key, signed by the one before it.
+/// A new signing key, signed by its predecessor.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct KeySuccession {
-    /// The key that signs from here on.
+    /// The key that signs generations from here on.
     pub new_key: VerifyingKey,
-    /// By the old key.
+    /// Made with the old key.
     pub signature: Signature,
 }
 
-/// Why a chain of successions was not followed.
+/// Errors of following a chain of successions.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum SuccessionError {
     /// More than [`SUCCESSIONS_MAX`].
     #[error("{wanted} changes of the signing key, the limit is {SUCCESSIONS_MAX}")]
-    Length {
-        /// Number of successions.
-        wanted: usize,
-    },
-    /// A key is not 32 bytes of a point, or weak; or a signature has not 64 bytes.
+    Length { wanted: usize },
+    /// A key is weak or not a point of 32 bytes, or a signature is not 64 bytes.
     #[error("change {index} of the signing key is malformed")]
     Malformed {
         /// Position in the chain, from 0.
         index: usize,
     },
-    /// Not signed by the key before it.
+    /// A key is not signed by its predecessor.
     #[error("change {index} of the signing key is not signed by the key before it")]
     Signature {
         /// Position in the chain, from 0.
         index: usize,
     },
-    /// The chain begins elsewhere and does not lead past the key that is trusted.
+    /// The chain does not lead from the trusted key.
     #[error("the changes of the signing key do not lead from the key that this agent trusts: join again")]
     Unrelated,
 }
 
-/// A new random signing key.
+/// Generates a random signing key.
 pub fn generate() -> Result<SigningKey, getrandom::Error> {
     let mut seed = [0; 32];
     getrandom::fill(&mut seed)?;
@@ -59,12 +56,12 @@ pub fn fingerprint(key: &VerifyingKey) -> [u8; 32] {
 }
 
 impl KeySuccession {
-    /// Has `old` name `new_key` as what signs the tree's generations from here on.
+    /// Signs `new_key` with `old` as its successor.
     pub fn sign(tree_id: TreeId, old: &SigningKey, new_key: VerifyingKey) -> Self {
         Self { new_key, signature: old.sign(&message(tree_id, &new_key)) }
     }
 
-    /// From the fields of a message; `index` is its place in the chain.
+    /// Reads the fields of a message. `index` is the position in the chain, for errors.
     pub fn from_parts(new_key: &[u8], signature: &[u8], index: usize) -> Result<Self, SuccessionError> {
         let malformed = SuccessionError::Malformed { index };
         let bytes: &[u8; 32] = new_key.try_into().map_err(|_| malformed.clone())?;
@@ -78,8 +75,8 @@ impl KeySuccession {
     }
 }
 
-/// The key to trust: follows `chain` (oldest first) from `pinned`, which is the key that signed its first succession or
-/// any key in it. An empty chain leaves `pinned`.
+/// Returns the key to trust, following `chain` (oldest first) from `pinned`. The pinned key must have signed
+/// the first succession or occur in the chain. An empty chain returns `pinned`.
 pub fn verify_successions(
     tree_id: TreeId,
     pinned: VerifyingKey,

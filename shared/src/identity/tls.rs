@@ -1,8 +1,8 @@
-//! Every TLS configuration there is: TLS 1.3 with the ring provider, ALPN `h2`, no resumption.
+//! Every TLS configuration: TLS 1.3 with the ring provider, ALPN `h2`, no resumption.
 //!
-//! Resumption is off at both ends on purpose: a resumed session does not show its certificate again, so that a revoked
-//! one would go on. The origin sends its authority's certificate along, so that an agent which knows only
-//! its fingerprint (from a token) can verify the chain.
+//! Resumption is disabled at both ends: a resumed session does not show its certificate again, so a revoked
+//! one would stay in use. The origin also sends its authority's certificate, so that an agent that knows only
+//! the fingerprint (from a token) can verify the chain.
 
 use std::fmt;
 use std::sync::{Arc, PoisonError, RwLock};
@@ -28,17 +28,16 @@ use crate::generation::TreeId;
 
 const ALPN: &[u8] = b"h2";
 
-/// Asked in every handshake with a certificate that the authority issued, whether it holds today or not; `false`
-/// (revoked) refuses it. Called on the runtime's threads: it must not block.
+/// Called in every handshake with a certificate issued by the authority, valid now or not. `false` (revoked)
+/// refuses it. Runs on the runtime's threads and must not block.
 pub type Admit = Arc<dyn Fn(&PeerIdentity) -> bool + Send + Sync>;
 
-/// Why a TLS configuration was not made: a key, certificate or name in it is malformed, or they don't belong together.
+/// Errors of building a TLS configuration from keys, certificates and names.
 #[derive(Debug, thiserror::Error)]
 pub enum TlsError {
-    /// The key does not belong to the certificate, or one of them is malformed.
+    /// The key does not match the certificate, or one of them is malformed.
     #[error("the key and the certificates are malformed or don't belong together")]
     Certificate(#[from] Error),
-    /// The authority's certificate can't be a root.
     #[error("the authority's certificate can't be used as a root")]
     Root(#[from] rustls::server::VerifierBuilderError),
 }
@@ -57,7 +56,7 @@ fn private_key(key: &KeyPair) -> PrivateKeyDer<'static> {
     PrivatePkcs8KeyDer::from(key.serialize_der()).into()
 }
 
-/// What the origin shows of itself, which can be replaced while it serves.
+/// The origin's certificate chain and key, replaceable while it serves.
 #[derive(Debug)]
 pub struct OriginCertificate {
     authority: CertificateDer<'static>,
@@ -65,7 +64,7 @@ pub struct OriginCertificate {
 }
 
 impl OriginCertificate {
-    /// Shows this certificate of this authority. Refuses a key that is not the certificate's.
+    /// Uses this certificate of this authority. Rejects a key that does not match.
     pub fn new(
         authority: &CertificateDer<'static>,
         certificate: &CertificateDer<'static>,
@@ -75,14 +74,14 @@ impl OriginCertificate {
         Ok(Self { authority: authority.clone(), served })
     }
 
-    /// Shows another one, from the next handshake on.
+    /// Uses another certificate from the next handshake on.
     pub fn replace(&self, certificate: &CertificateDer<'static>, key: &KeyPair) -> Result<(), TlsError> {
         let served = certified(&self.authority, certificate, key)?;
         *self.served.write().unwrap_or_else(PoisonError::into_inner) = served;
         Ok(())
     }
 
-    /// The certificate that is shown.
+    /// The certificate in use.
     pub fn certificate(&self) -> CertificateDer<'static> {
         let served = self.served.read().unwrap_or_else(PoisonError::into_inner);
         served.cert.first().expect("its chain begins with it").clone()
@@ -104,10 +103,10 @@ fn certified(
     Ok(Arc::new(CertifiedKey::from_der(chain, private_key(key), &provider())?))
 }
 
-/// The origin's side. A client certificate is optional (`Join` has none), but one that is shown must be of this
-/// authority and be admitted; otherwise the handshake fails with an alert that says why. A certificate that has
-/// expired, or does not hold yet, passes: the caller checks [`PeerIdentity::holds`] before it serves anything but a
-/// renewal.
+/// Configuration of the origin. A client certificate is optional (`Join` has none). A client that shows one
+/// must have it from this authority and be admitted; otherwise the handshake fails with a specific alert. A
+/// certificate outside its validity passes: the caller must check [`PeerIdentity::holds`] before it serves
+/// anything but a renewal.
 pub fn server_config(own: Arc<OriginCertificate>, admit: Admit) -> Result<Arc<ServerConfig>, TlsError> {
     let inner = WebPkiClientVerifier::builder_with_provider(roots(&own.authority)?, provider())
         .allow_unauthenticated()
@@ -122,7 +121,7 @@ pub fn server_config(own: Arc<OriginCertificate>, admit: Admit) -> Result<Arc<Se
     Ok(Arc::new(config))
 }
 
-/// An agent's side: whom to trust, and what to show.
+/// Configuration of an agent: trusted authority, expected name, and own certificate.
 #[derive(Clone)]
 pub struct ClientTls {
     pub(super) config: Arc<ClientConfig>,
@@ -137,7 +136,7 @@ impl fmt::Debug for ClientTls {
 }
 
 impl ClientTls {
-    /// For an enrolled agent: trusts `authority` for the tree's origin name, shows `certificate`.
+    /// For an enrolled agent: trusts `authority` for the tree's origin name and shows `certificate`.
     pub fn enrolled(
         tree_id: TreeId,
         authority: &CertificateDer<'static>,
@@ -151,7 +150,8 @@ impl ClientTls {
         Self::new(tree_id, config)
     }
 
-    /// For `Join`: trusts the authority that the token pins, for the tree's origin name; shows no certificate.
+    /// For `Join`: trusts the authority pinned by the token, for the tree's origin name. Shows no
+    /// certificate.
     pub fn join(token: &JoinToken) -> Result<Self, TlsError> {
         let verifier = PinnedAuthority { pin: token.ca_fingerprint, provider: provider() };
         let config = ClientConfig::builder_with_provider(provider())
@@ -172,7 +172,7 @@ impl ClientTls {
     }
 }
 
-/// Verifies as webpki does, at a time when the certificate held, then asks [`Admit`].
+/// Verifies like webpki, as of a time when the certificate was valid, and then calls [`Admit`].
 struct AdmittedAgents {
     inner: Arc<dyn ClientCertVerifier>,
     admit: Admit,
@@ -207,7 +207,8 @@ impl ClientCertVerifier for AdmittedAgents {
         let (verified, identity) = match verified {
             Err(Error::InvalidCertificate(reason)) if is_about_time(&reason) => {
                 let identity = identity()?;
-                // The authority issues nothing outside of its own life, so the first second is a time when both hold.
+                // The authority issues nothing outside its own validity, so both certificates are valid in
+                // this first second.
                 let began = u64::try_from(identity.not_before.unix_timestamp()).unwrap_or_default();
                 let began = UnixTime::since_unix_epoch(Duration::from_secs(began));
                 (self.inner.verify_client_cert(end_entity, intermediates, began)?, identity)
@@ -250,8 +251,8 @@ pub(super) fn is_about_time(error: &CertificateError) -> bool {
     )
 }
 
-/// Finds the authority among the certificates that the origin sent, by fingerprint, and verifies with it as the only
-/// root.
+/// Finds the authority by fingerprint among the certificates sent by the origin, and verifies with it as the
+/// only root.
 #[derive(Debug)]
 struct PinnedAuthority {
     pin: [u8; 32],

@@ -1,8 +1,8 @@
-//! Join tokens: what an operator carries from the origin to a new node.
+//! Join tokens, carried by an operator from the origin to a new node.
 //!
-//! Text form, version 1: `syncd1-` and base64url without padding of 16 tree_id, 32 fingerprint of the authority's
-//! certificate, 32 fingerprint of the signing key, 16 secret, 4 checksum (the first bytes of BLAKE3 of the prefix and
-//! all before it).
+//! Text form, version 1: `syncd1-` and base64url without padding of 16 tree_id, 32 fingerprint of the
+//! authority's certificate, 32 fingerprint of the signing key, 16 secret, 4 checksum (the first bytes of
+//! BLAKE3 of the prefix and all preceding fields).
 
 use std::fmt;
 use std::str::FromStr;
@@ -17,38 +17,37 @@ const PAYLOAD_BYTES: usize = 16 + 32 + 32 + 16;
 const CHECKSUM_BYTES: usize = 4;
 const SECRET_DOMAIN: &str = "syncd 2026 join token secret v1";
 
-/// Pins the origin and lets one agent join. Whoever reads it can join in the agent's place until it is spent.
+/// Pins the origin and lets one agent join. Until the token is used, anybody who reads it can join instead.
 #[derive(Clone, PartialEq, Eq)]
 pub struct JoinToken {
-    /// The tree to join.
     pub tree_id: TreeId,
-    /// Of the authority's certificate: [`super::authority::fingerprint`].
+    /// Fingerprint of the authority's certificate: [`super::authority::fingerprint`].
     pub ca_fingerprint: [u8; 32],
-    /// Of the signing key: [`super::signing::fingerprint`].
+    /// Fingerprint of the signing key: [`super::signing::fingerprint`].
     pub signing_key_fingerprint: [u8; 32],
-    /// Known to the origin only as [`secret_hash`].
+    /// The origin stores only its [`secret_hash`].
     pub secret: [u8; 16],
 }
 
-/// Why a string is no usable join token.
+/// Errors of parsing a join token.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub enum ParseTokenError {
-    /// Something else altogether.
+    /// The text is something else altogether.
     #[error("this is not a join token: `syncd-origin token` prints one, it begins with {PREFIX}")]
     NotAToken,
-    /// Of another version.
+    /// A token of another version.
     #[error("this join token is of version {version}, expected 1: update syncd-agent")]
     Version {
-        /// Version in its prefix.
+        /// Version in the prefix.
         version: u32,
     },
-    /// Of the right kind, but mistyped or cut off.
+    /// A mistyped or truncated token.
     #[error("this join token is damaged: copy it again, whole")]
     Damaged,
 }
 
 impl JoinToken {
-    /// A token with a new random secret.
+    /// Generates a token with a random secret.
     pub fn generate(
         tree_id: TreeId,
         ca_fingerprint: [u8; 32],
@@ -59,13 +58,13 @@ impl JoinToken {
         Ok(Self { tree_id, ca_fingerprint, signing_key_fingerprint, secret })
     }
 
-    /// What the origin stores and compares: [`secret_hash`] of this token's secret.
+    /// [`secret_hash`] of this token's secret, which the origin stores and compares.
     pub fn secret_hash(&self) -> [u8; 32] {
         secret_hash(&self.secret)
     }
 }
 
-/// What the origin stores of a secret. The secret has 128 random bits, so that one plain hash is enough.
+/// Hash of a secret, as the origin stores it. One plain hash suffices, because a secret has 128 random bits.
 pub fn secret_hash(secret: &[u8]) -> [u8; 32] {
     tagged(SECRET_DOMAIN, secret)
 }
@@ -90,7 +89,7 @@ impl fmt::Display for JoinToken {
     }
 }
 
-/// Hides the secret.
+/// Omits the secret.
 impl fmt::Debug for JoinToken {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "JoinToken({}, secret hidden)", self.tree_id)
@@ -100,12 +99,12 @@ impl fmt::Debug for JoinToken {
 impl FromStr for JoinToken {
     type Err = ParseTokenError;
 
-    /// Spaces and newlines around the token are ignored.
+    /// Ignores whitespace around the token.
     fn from_str(text: &str) -> Result<Self, ParseTokenError> {
         let rest = text.trim().strip_prefix("syncd").ok_or(ParseTokenError::NotAToken)?;
         let (version, body) = rest.split_once('-').ok_or(ParseTokenError::NotAToken)?;
         let (version, written) = (version.parse::<u32>().map_err(|_| ParseTokenError::NotAToken)?, version);
-        // Not `+1` or `01`: a token has one text.
+        // Rejects `+1` and `01`, so that a token has only one text.
         if version.to_string() != written {
             return Err(ParseTokenError::NotAToken);
         }

@@ -1,14 +1,14 @@
-//! The fields of a message, one by one.
+//! Reads the fields of a message one by one.
 //!
-//! A message takes up to a hundred times its bytes once it is decoded: two bytes are an empty message of five fields.
-//! Where a peer says how large a message is, what it repeats is counted or decoded one by one, and never all of it before
-//! the first was checked.
+//! A decoded message can take a hundred times its encoded size: two bytes are an empty message of five
+//! fields. If a peer determines the size of a message, repeated fields are therefore counted, or decoded and
+//! checked one by one.
 
 use prost::encoding::{DecodeContext, WireType, decode_key, decode_varint, skip_field};
 
 use super::WireError;
 
-/// Tags and bytes of all fields that have a length; others are skipped. Ends with the first error.
+/// Tags and bytes of all length-delimited fields; others are skipped. Ends after the first error.
 pub(crate) struct Fields<'a>(&'a [u8]);
 
 impl<'a> Fields<'a> {
@@ -16,7 +16,7 @@ impl<'a> Fields<'a> {
         Self(message)
     }
 
-    /// How often one of these tags is there.
+    /// Counts the fields with one of these tags.
     pub(crate) fn count_of(message: &'a [u8], tags: &[u32]) -> Result<usize, WireError> {
         Self::of(message).try_fold(0usize, |count, field| {
             let (tag, _) = field?;

@@ -1,5 +1,5 @@
-//! Reads lists of directory patches one by one: what a message of many tiny parts takes in memory is a hundred times its
-//! bytes, so the parts are counted before they are decoded.
+//! Decodes lists of directory patches one by one. Names are counted before they are decoded, because a
+//! message of many tiny parts takes a hundred times its size in memory.
 
 use bytes::Bytes;
 use prost::Message;
@@ -14,12 +14,12 @@ const PATCHES: u32 = 1;
 /// Field of `DirectoryPatch`.
 const REMOVED_NAMES: u32 = 3;
 
-/// Uncompressed bytes of a frame of several patches: those who make one go by an estimate.
+/// Uncompressed bytes of a frame of several patches. Twice the target, because senders estimate the size.
 const PATCHES_MAX_BYTES: usize = 2 * DIRECTORY_FRAME_BYTES;
 
-/// The patches of a `DirectoryPatchList` between trees of at most so many entries.
+/// The patches of a `DirectoryPatchList` between trees of at most `entries_max` entries.
 pub(super) fn decode_list(list: &[u8], entries_max: u64) -> Result<Vec<DirectoryPatch>, WireError> {
-    // Every entry goes from one tree and comes to the other at most once.
+    // Each entry is removed from one tree and added to the other at most once.
     let mut left = entries_max.saturating_mul(2);
     let mut patches = Vec::new();
     for field in Fields::of(list) {
