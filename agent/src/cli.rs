@@ -25,7 +25,7 @@ use crate::config::{self, Owner, RunOptions};
 use crate::join::{self, JoinOptions, Joined};
 use crate::session::worker::{Display, Drifted, Verified};
 use crate::status::{AgentStatus, Verdict};
-use crate::{offline, service};
+use crate::{offline, php, service};
 
 const EXIT_CODES: &str = "Exit codes: 0 done; 1 failed; 2 wrong usage; 141 nobody reads the output; `status --check` has \
                           its own.\nSYNCD_LOG=debug logs more. See also: syncd-origin.";
@@ -74,6 +74,21 @@ enum Command {
         /// Exit with 1 if nothing is live or no agent runs, with 3 if what is live is not known to be the newest.
         #[arg(long)]
         check: bool,
+    },
+    /// Have PHP-FPM forget the code that the tree no longer has; for the on-activate hook.
+    #[command(
+        after_help = "Examples:\n  syncd-agent run --on-activate 'syncd-agent php-invalidate --fpm /run/php/php8.2-fpm.sock && /usr/local/lib/syncd/apache-live'\n\nExit code 1: a PHP-FPM may still run old code."
+    )]
+    PhpInvalidate(php::invalidate::Invalidate),
+    /// Check that the settings of PHP suit the replica that a running agent keeps.
+    #[command(
+        after_help = "Examples:\n  syncd-agent check-php --fpm /run/php/php8.2-fpm.sock\n  syncd-agent check-php --ini /etc/php/8.2/apache2\n\nExit codes: 0 well; 1 refused or failed; 3 warnings."
+    )]
+    CheckPhp {
+        #[command(flatten)]
+        place: Place,
+        #[command(flatten)]
+        check: php::check::Check,
     },
     /// Hash every file of the replica, and heal what drifted.
     #[command(
@@ -179,6 +194,8 @@ pub fn run(cli: Cli) -> anyhow::Result<ExitCode> {
             Command::Join(join) => enrol(join).await,
             Command::Run(run) => run_until_signal(*run).await,
             Command::Status { place, json, check } => status(&place.root, json, check).await,
+            Command::PhpInvalidate(options) => php::invalidate::run(options).await,
+            Command::CheckPhp { place, check } => check_php(&place.root, check).await,
             Command::Verify { place, json } => verify(&place.root, json).await,
         }
     });
@@ -278,17 +295,33 @@ async fn run_until_signal(run: Run) -> anyhow::Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
-async fn status(root: &Path, json: bool, check: bool) -> anyhow::Result<ExitCode> {
+/// The status of the running agent; `None`: none runs.
+async fn running_status(root: &Path) -> anyhow::Result<Option<AgentStatus>> {
     let socket = admin::socket_path(root);
-    let status = match local_socket::request_one::<_, Reply>(&socket, &Request::Status).await {
-        Ok(Reply::Status(status)) => *status,
+    match local_socket::request_one::<_, Reply>(&socket, &Request::Status).await {
+        Ok(Reply::Status(status)) => Ok(Some(*status)),
         Ok(Reply::Error { message }) => bail!("{message}"),
         Ok(_) => bail!("the running agent is of another version: restart it"),
-        Err(error) if nobody_serves(&error) => {
+        Err(error) if nobody_serves(&error) => Ok(None),
+        Err(error) => Err(error).context("can't ask the running agent"),
+    }
+}
+
+async fn check_php(root: &Path, check: php::check::Check) -> anyhow::Result<ExitCode> {
+    let settings = running_status(root).await?.and_then(|status| status.settings);
+    let Some(settings) = settings else {
+        bail!("no agent runs on {}: start it, its options are part of what is checked", root.display())
+    };
+    php::check::run(check, root, settings).await
+}
+
+async fn status(root: &Path, json: bool, check: bool) -> anyhow::Result<ExitCode> {
+    let status = match running_status(root).await? {
+        Some(status) => status,
+        None => {
             let root = std::path::absolute(root)?;
             tokio::task::spawn_blocking(move || offline::status(&root)).await??
         }
-        Err(error) => return Err(error).context("can't ask the running agent"),
     };
     print_status(&status, json)?;
     Ok(match status.verdict() {

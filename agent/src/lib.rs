@@ -27,6 +27,7 @@ pub mod join;
 pub mod layout;
 mod lost_found;
 pub mod offline;
+pub mod php;
 mod planted;
 pub mod reason;
 pub mod record;

@@ -49,6 +49,7 @@ pub fn status(root: &Path) -> Result<AgentStatus, OfflineError> {
         drift: held.drift,
         hook,
         running: false,
+        settings: None,
         ..service::about(&options, &identity)
     })
 }

@@ -27,7 +27,7 @@ use crate::reason;
 use crate::renew::Keeper;
 use crate::session::worker::{Hooks, ReplicaWork};
 use crate::session::{Handle, Parts, Session, SessionError};
-use crate::status::{AgentStatus, State};
+use crate::status::{AgentStatus, RunSettings, State};
 use crate::{admin, hooks, http};
 
 /// Everything but the session is given so long to end.
@@ -204,6 +204,11 @@ pub(crate) fn about(options: &RunOptions, identity: &AgentIdentity) -> AgentStat
         error: None,
         drift: None,
         hook: None,
+        settings: Some(RunSettings {
+            keep: options.keep,
+            grace_ms: u64::try_from(options.grace.as_millis()).unwrap_or(u64::MAX),
+            on_activate: options.on_activate.clone(),
+        }),
     }
 }
 

@@ -49,6 +49,19 @@ pub struct AgentStatus {
     pub hook: Option<HookStatus>,
     /// Files that were changed locally, until a later tree is without any.
     pub drift: Option<Drift>,
+    /// Options of the running agent that the web server's settings must suit.
+    pub settings: Option<RunSettings>,
+}
+
+/// Some of what `run` was told.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RunSettings {
+    /// `--keep`.
+    pub keep: u32,
+    /// `--grace`, in milliseconds.
+    pub grace_ms: u64,
+    /// `--on-activate`.
+    pub on_activate: Option<String>,
 }
 
 /// Files of a tree on this node that are not what the manifest says, as they were found last.
@@ -242,6 +255,7 @@ pub(crate) mod tests {
             error: None,
             drift: None,
             hook: None,
+            settings: None,
         }
     }
 

@@ -1,0 +1,113 @@
+//! PHP-FPM, asked through packaging/php/opcache.php, which runs inside it.
+
+use std::os::unix::ffi::OsStrExt as _;
+use std::path::{Path, PathBuf};
+
+use clap::Args;
+use serde::Deserialize;
+use serde::de::DeserializeOwned;
+use syncd_shared::text::error_chain;
+
+use super::fastcgi::{self, Address, FastCgiError};
+use crate::reason;
+
+/// How the script is reached.
+#[derive(Debug, Args)]
+pub struct Masters {
+    /// Socket of PHP-FPM, or HOST:PORT; once for each FPM master, whichever of its pools.
+    #[arg(long = "fpm", value_name = "SOCKET|HOST:PORT")]
+    pub addresses: Vec<Address>,
+    /// Where packaging/php/opcache.php is installed.
+    #[arg(long, default_value = "/usr/local/lib/syncd/opcache.php", value_name = "FILE")]
+    pub script: PathBuf,
+}
+
+/// A question.
+#[derive(Debug, Clone, Copy)]
+pub struct Question<'a> {
+    /// `SYNCD_TASK`: `invalidate` or `settings`.
+    pub task: &'a str,
+    /// `SYNCD_SCOPE`: `paths`, `tree` or `all`.
+    pub scope: &'a str,
+    /// `SYNCD_TREE`.
+    pub tree: &'a Path,
+    /// The request's body.
+    pub body: &'a [u8],
+}
+
+/// Why PHP-FPM did not do what it was asked.
+#[derive(Debug, thiserror::Error)]
+pub enum FpmError {
+    /// No answer.
+    #[error("PHP-FPM at {address} does not answer")]
+    Ask {
+        /// Where it was asked.
+        address: Address,
+        /// Why.
+        source: FastCgiError,
+    },
+    /// The script did not run.
+    #[error("PHP-FPM at {address} can't run {}: {said}: install packaging/php/opcache.php there, readable for the pool's user", script.display())]
+    Script {
+        /// Where it was asked.
+        address: Address,
+        /// The script.
+        script: PathBuf,
+        /// Its answer, on one line.
+        said: String,
+    },
+    /// It ran and failed.
+    #[error("PHP-FPM at {address}: {said}")]
+    Failed {
+        /// Where it was asked.
+        address: Address,
+        /// Why, on one line.
+        said: String,
+    },
+}
+
+#[derive(Deserialize)]
+#[serde(untagged)]
+enum Reply<T> {
+    Error { error: String },
+    Done(T),
+}
+
+/// Asks the FPM at `address`.
+pub async fn ask<T: DeserializeOwned>(
+    address: &Address,
+    script: &Path,
+    question: Question<'_>,
+) -> Result<T, FpmError> {
+    let length = question.body.len().to_string();
+    let params: [(&str, &[u8]); 7] = [
+        ("REQUEST_METHOD", b"POST"),
+        ("SCRIPT_FILENAME", script.as_os_str().as_bytes()),
+        ("CONTENT_TYPE", b"application/octet-stream"),
+        ("CONTENT_LENGTH", length.as_bytes()),
+        ("SYNCD_TASK", question.task.as_bytes()),
+        ("SYNCD_SCOPE", question.scope.as_bytes()),
+        ("SYNCD_TREE", question.tree.as_os_str().as_bytes()),
+    ];
+    let answer = fastcgi::request(address, &params, question.body)
+        .await
+        .map_err(|source| FpmError::Ask { address: address.clone(), source })?;
+    let said = || {
+        let said = [&*answer.body, b" ", &*answer.errors].concat();
+        reason::bounded(String::from_utf8_lossy(&said).trim())
+    };
+    if answer.status != 200 {
+        let script = script.to_owned();
+        return Err(FpmError::Script { address: address.clone(), script, said: said() });
+    }
+    match serde_json::from_slice(&answer.body) {
+        Ok(Reply::Done(done)) => Ok(done),
+        Ok(Reply::Error { error }) => {
+            Err(FpmError::Failed { address: address.clone(), said: reason::bounded(&error) })
+        }
+        Err(error) => {
+            let said = format!("{} ({})", said(), error_chain(&error));
+            Err(FpmError::Failed { address: address.clone(), said })
+        }
+    }
+}
