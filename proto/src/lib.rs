@@ -1,7 +1,7 @@
 //! The syncd protocol: messages and gRPC bindings, generated from `syncd/v1/*.proto` and committed.
 //!
-//! The dialogue, its limits and what an abort means are told in `PROTOCOL.md`. Nothing here is trusted: `syncd-shared`
-//! turns messages into domain types and refuses what does not hold.
+//! `PROTOCOL.md` describes the message flow, the limits and the meaning of each status. Messages are
+//! untrusted: `syncd-shared` turns them into domain types and rejects invalid ones.
 //!
 //! To change the protocol, edit the `.proto` files and run `SYNCD_REGENERATE=1 cargo test -p syncd-proto`.
 

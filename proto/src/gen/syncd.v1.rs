@@ -35,24 +35,24 @@ pub struct Hello {
     pub protocol_max: u32,
     #[prost(string, repeated, tag = "3")]
     pub features: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
-    /// Differs after every boot of the node.
+    /// Changes with every boot of the node.
     #[prost(string, tag = "4")]
     pub boot_id: ::prost::alloc::string::String,
     #[prost(string, tag = "5")]
     pub agent_version: ::prost::alloc::string::String,
-    /// What the web server reads now; absent before the first activation.
+    /// The linked generation; absent before the first activation.
     #[prost(message, optional, tag = "6")]
     pub live: ::core::option::Option<SignedGeneration>,
-    /// The highest generation ever accepted; absent before the first.
+    /// The highest generation ever accepted; absent before the first one.
     #[prost(message, optional, tag = "7")]
     pub accepted: ::core::option::Option<SignedGeneration>,
-    /// Other complete trees, usable as basis.
+    /// Other complete trees, usable as a basis.
     #[prost(message, repeated, tag = "8")]
     pub held: ::prost::alloc::vec::Vec<SignedGeneration>,
-    /// The on-activate hook; absent where none is set, or none was due since the agent started.
+    /// The on-activate hook; absent if none is set, or if none was due since the agent started.
     #[prost(message, optional, tag = "9")]
     pub hook: ::core::option::Option<HookReport>,
-    /// What stands in the agent's status; absent: nothing does.
+    /// The drift in the agent's status; absent if there is none.
     #[prost(message, optional, tag = "10")]
     pub drift: ::core::option::Option<DriftReport>,
 }
@@ -75,7 +75,7 @@ pub struct Progress {
     pub files_done: u64,
     #[prost(uint64, tag = "4")]
     pub bytes_done: u64,
-    /// In all; 0: not known yet. Of an update in parts: of the parts that are known.
+    /// Totals; 0 if not known yet. For an update in parts, the sums over the parts known so far.
     #[prost(uint64, tag = "5")]
     pub files_total: u64,
     #[prost(uint64, tag = "6")]
@@ -95,34 +95,35 @@ pub struct Activated {
     pub generation: u64,
     #[prost(bytes = "bytes", tag = "2")]
     pub root: ::prost::bytes::Bytes,
-    /// Updates since the agent started that found no spare and built a new farm of links.
+    /// Updates since the agent started that found no spare and built a new tree of links.
     #[prost(uint64, tag = "3")]
     pub spare_misses: u64,
-    /// The node is switched, and live once a HookReport says that the on-activate hook succeeded. False: live.
+    /// True: the node is switched, and becomes live with the first HookReport of success. False: the node is
+    /// live.
     #[prost(bool, tag = "4")]
     pub hook_due: bool,
 }
-/// The on-activate hook of the newest activation: sent whenever it changes.
+/// The on-activate hook of the newest activation, sent on every change.
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct HookReport {
-    /// The generation that the hook is due for, or was run for.
+    /// The generation that the hook runs for.
     #[prost(uint64, tag = "1")]
     pub generation: u64,
     #[prost(enumeration = "HookOutcome", tag = "2")]
     pub outcome: i32,
-    /// How long the last run took that ended.
+    /// Duration of the last completed run.
     #[prost(uint64, tag = "3")]
     pub duration_ms: u64,
-    /// How the last run failed, and the end of its error output. One line; empty after a success.
+    /// Failure and end of the error output of the last run. One line; empty after a success.
     #[prost(string, tag = "4")]
     pub output: ::prost::alloc::string::String,
-    /// Runs for this generation since the agent started, the current one among them.
+    /// Runs for this generation since the agent started, including the current one.
     #[prost(uint32, tag = "5")]
     pub attempt: u32,
-    /// The generation that the hook last succeeded for: a web server may still serve it. 0: not known.
+    /// Last generation that the hook succeeded for: a web server may still serve it. 0: unknown.
     #[prost(uint64, tag = "6")]
     pub succeeded: u64,
-    /// The announced generation that is not activated before the hook succeeds; 0: none.
+    /// Announced generation that waits for the hook to succeed before its activation; 0: none.
     #[prost(uint64, tag = "7")]
     pub waits: u64,
 }
@@ -132,7 +133,7 @@ pub struct Failed {
     pub generation: u64,
     #[prost(enumeration = "RetryClass", tag = "2")]
     pub retry: i32,
-    /// For a person: what was being done, to what, and what to do next.
+    /// For a person: the failed action, its object, and the next step.
     #[prost(string, tag = "3")]
     pub reason: ::prost::alloc::string::String,
 }
@@ -141,22 +142,22 @@ pub struct Heartbeat {
     #[prost(uint64, tag = "1")]
     pub sequence: u64,
 }
-/// Files of a tree on the node are not what its manifest says: somebody wrote there.
+/// Files of a tree on the node differ from its manifest, because somebody changed them locally.
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct DriftReport {
-    /// What the tree was.
+    /// The generation of the tree.
     #[prost(uint64, tag = "1")]
     pub generation: u64,
-    /// How many names; 0: nothing is to be reported any more.
+    /// Number of affected paths; 0 ends an earlier report.
     #[prost(uint64, tag = "2")]
     pub paths: u64,
-    /// The first of them, escaped, cut at 4,096 bytes.
+    /// The first path, escaped, at most 4,096 bytes.
     #[prost(string, tag = "3")]
     pub first_path: ::prost::alloc::string::String,
-    /// Directory on the node that keeps them, as text; empty: none does.
+    /// Directory on the node that keeps the changed files, as text; empty if none are kept.
     #[prost(string, tag = "4")]
     pub kept: ::prost::alloc::string::String,
-    /// Names that could not be kept.
+    /// Paths whose files could not be kept.
     #[prost(uint64, tag = "5")]
     pub lost: u64,
 }
@@ -176,7 +177,7 @@ pub mod origin_message {
         Announce(super::Announce),
         #[prost(message, tag = "3")]
         Activate(super::Activate),
-        /// answers the agent's, same sequence
+        /// answers the agent's, with the same sequence
         #[prost(message, tag = "4")]
         Heartbeat(super::Heartbeat),
     }
@@ -189,14 +190,14 @@ pub struct Welcome {
     pub features: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
     #[prost(uint32, tag = "3")]
     pub heartbeat_interval_ms: u32,
-    /// From the key a token pinned to the newest, oldest first.
+    /// From the key pinned by a token to the newest key, oldest first.
     #[prost(message, repeated, tag = "4")]
     pub key_successions: ::prost::alloc::vec::Vec<KeySuccession>,
-    /// For people, as agent_version is.
+    /// For people, like agent_version.
     #[prost(string, tag = "5")]
     pub origin_version: ::prost::alloc::string::String,
 }
-/// A new signing key, signed by the one before it.
+/// A new signing key, signed by its predecessor.
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct KeySuccession {
     /// ed25519 public key, 32 bytes
@@ -210,10 +211,10 @@ pub struct KeySuccession {
 pub struct Announce {
     #[prost(message, optional, tag = "1")]
     pub generation: ::core::option::Option<SignedGeneration>,
-    /// False: stage, report, and wait for Activate.
+    /// False: stage, report Staged, and wait for Activate.
     #[prost(bool, tag = "2")]
     pub activate_when_staged: bool,
-    /// The whole update, where it is small and the agent's live root is known.
+    /// The whole update, if it is small and starts from the agent's live root.
     #[prost(message, optional, tag = "3")]
     pub update: ::core::option::Option<InlineUpdate>,
 }
@@ -243,7 +244,7 @@ pub mod fetch_request {
         /// alone on its stream
         #[prost(message, tag = "1")]
         Update(super::UpdateRequest),
-        /// any number in turn, answered in order
+        /// any number, answered in order
         #[prost(message, tag = "2")]
         Objects(super::ObjectsRequest),
     }
@@ -255,38 +256,38 @@ pub struct UpdateRequest {
     pub from_root: ::prost::bytes::Bytes,
     #[prost(bytes = "bytes", tag = "2")]
     pub to_root: ::prost::bytes::Bytes,
-    /// Frames before this one were received already.
+    /// Omits the frames before this one, which the agent already has.
     #[prost(uint64, tag = "3")]
     pub first_item: u64,
-    /// Optional abilities that the answer may use, as in Hello.
+    /// Optional features that the answer may use, as in Hello.
     #[prost(string, repeated, tag = "4")]
     pub features: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
 }
-/// One bounded batch of things named by hash, all of them part of `root`.
+/// One bounded batch of objects named by hash, all of them part of `root`.
 #[derive(Clone, PartialEq, ::prost::Message)]
 pub struct ObjectsRequest {
     #[prost(bytes = "bytes", tag = "1")]
     pub root: ::prost::bytes::Bytes,
     #[prost(bytes = "bytes", repeated, tag = "2")]
     pub directories: ::prost::alloc::vec::Vec<::prost::bytes::Bytes>,
-    /// Also everything below the named directories.
+    /// Also everything below `directories`.
     #[prost(bool, tag = "3")]
     pub recursive: bool,
     #[prost(bytes = "bytes", repeated, tag = "4")]
     pub files: ::prost::alloc::vec::Vec<::prost::bytes::Bytes>,
-    /// After `files`: contents of directories' files, without naming each.
+    /// Contents of whole directories' files without naming each. Sent after `files`.
     #[prost(message, repeated, tag = "5")]
     pub files_of: ::prost::alloc::vec::Vec<DirectoryFiles>,
-    /// Contents of this batch may come in the answer to the one before it, in frames of which both want a part.
+    /// Allows contents of this batch in the answer to the preceding one, in frames that both batches need.
     #[prost(bool, tag = "6")]
     pub early: bool,
 }
-/// Contents of some entries of a directory object.
+/// Selects some files of a directory object.
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct DirectoryFiles {
     #[prost(bytes = "bytes", tag = "1")]
     pub directory: ::prost::bytes::Bytes,
-    /// Entries to leave out, entries to take, entries to leave out, ... in the order of the object.
+    /// Alternating counts of entries to skip and entries to take, in the object's order.
     #[prost(uint32, repeated, tag = "2")]
     pub runs: ::prost::alloc::vec::Vec<u32>,
 }
@@ -310,7 +311,7 @@ pub mod fetch_frame {
         Stored(super::StoredFrame),
         #[prost(message, tag = "5")]
         Local(super::LocalContent),
-        /// only to who named the feature "deltas"
+        /// only to agents that named the feature "deltas"
         #[prost(message, tag = "6")]
         Delta(super::DeltaFrame),
         #[prost(message, tag = "7")]
@@ -325,7 +326,7 @@ pub struct DirectoryObjects {
     #[prost(uint32, tag = "2")]
     pub uncompressed_bytes: u32,
 }
-/// The directories that differ, as differences of their entries; parents before children.
+/// Changed directories, as changes to their entries. Parents come before children.
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct DirectoryPatches {
     /// zstd of DirectoryPatchList.
@@ -341,21 +342,21 @@ pub struct DirectoryPatchList {
 }
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct DirectoryPatch {
-    /// Directory object that is changed; empty: the empty directory.
+    /// Directory object to change; empty for the empty directory.
     #[prost(bytes = "bytes", tag = "1")]
     pub from_object: ::prost::bytes::Bytes,
     #[prost(bytes = "bytes", tag = "2")]
     pub to_object: ::prost::bytes::Bytes,
     #[prost(bytes = "bytes", repeated, tag = "3")]
     pub removed_names: ::prost::alloc::vec::Vec<::prost::bytes::Bytes>,
-    /// Canonical entries, concatenated, sorted by name: new or replacing. Their hashes are zeros here.
+    /// New or replacing canonical entries, concatenated, sorted by name, with zeros in place of their hashes.
     #[prost(bytes = "bytes", tag = "4")]
     pub entries: ::prost::bytes::Bytes,
-    /// The hashes, 32 bytes for each entry that has one, in order: what compresses and what does not lie apart.
+    /// The hashes, 32 bytes for each entry that has one, in order. Entries compress better without them.
     #[prost(bytes = "bytes", tag = "5")]
     pub hashes: ::prost::bytes::Bytes,
 }
-/// Content as it lies in the origin's store: one zstd frame, and where its pieces go.
+/// Content as the origin's store keeps it: one zstd frame, and the destinations of its pieces.
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct StoredFrame {
     #[prost(bytes = "bytes", tag = "1")]
@@ -368,22 +369,22 @@ pub struct StoredFrame {
     #[prost(uint32, tag = "4")]
     pub places_bytes: u32,
 }
-/// Stretches of a stored frame that belong to files; the lists are of one length.
+/// Pieces of a stored frame; all lists have the same length.
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct StoredPlaces {
-    /// 5 bytes each: the first of the hash of the content that a piece belongs to.
+    /// 5 bytes for each piece: the first bytes of the hash of its file content.
     #[prost(bytes = "bytes", tag = "1")]
     pub files: ::prost::bytes::Bytes,
-    /// From the end of the piece before in the frame.
+    /// Distance from the end of the preceding piece in the frame.
     #[prost(sint64, repeated, tag = "2")]
     pub gaps: ::prost::alloc::vec::Vec<i64>,
     #[prost(uint32, repeated, tag = "3")]
     pub lengths: ::prost::alloc::vec::Vec<u32>,
-    /// Where a piece goes in its file.
+    /// Position of the piece in its file.
     #[prost(uint64, repeated, tag = "4")]
     pub file_offsets: ::prost::alloc::vec::Vec<u64>,
 }
-/// Content that the agent has already, in the tree it updates from.
+/// Content that the agent already has, in the tree that the update starts from.
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct LocalContent {
     #[prost(bytes = "bytes", tag = "1")]
@@ -391,15 +392,16 @@ pub struct LocalContent {
     #[prost(bytes = "bytes", tag = "2")]
     pub source_path: ::prost::bytes::Bytes,
 }
-/// New content made from what the tree that is updated from has: an encoded stretch, cut into pieces, and copies.
+/// New content made from the tree that the update starts from: copies, and encoded bytes that are cut into
+/// pieces.
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct DeltaFrame {
     #[prost(enumeration = "DeltaEncoding", tag = "1")]
     pub encoding: i32,
-    /// Empty where there are copies alone.
+    /// Empty if there are only copies.
     #[prost(bytes = "bytes", tag = "2")]
     pub compressed: ::prost::bytes::Bytes,
-    /// RSYNC: length of the rsync delta that `compressed` decompresses to; else 0.
+    /// RSYNC: length of the rsync delta that `compressed` decompresses to; otherwise 0.
     #[prost(uint32, tag = "3")]
     pub delta_bytes: u32,
     /// zstd of DeltaPlaces.
@@ -412,24 +414,24 @@ pub struct DeltaFrame {
 pub struct DeltaPlaces {
     #[prost(message, repeated, tag = "1")]
     pub bases: ::prost::alloc::vec::Vec<DeltaBasis>,
-    /// What is decoded, end to end, in order.
+    /// Cuts the decoded bytes, in order and without gaps.
     #[prost(message, repeated, tag = "2")]
     pub pieces: ::prost::alloc::vec::Vec<DeltaPiece>,
-    /// Together with the pieces in the order of each file.
+    /// Interleaved with the pieces in the order of each file.
     #[prost(message, repeated, tag = "3")]
     pub copies: ::prost::alloc::vec::Vec<DeltaCopy>,
-    /// Contents, 5 bytes each, that replace another at the first path that the update puts them at: each stands for a basis,
-    /// all of the old content, after those above, and a piece, all of the new content, after those above.
+    /// Contents, 5 bytes each, that replace another one at the first path where the update puts them. Each adds
+    /// a basis, the whole old content, after `bases`, and a piece, the whole new content, after `pieces`.
     #[prost(bytes = "bytes", tag = "4")]
     pub replaced: ::prost::bytes::Bytes,
 }
-/// A stretch of a file of the tree that is updated from.
+/// A range of a file of the tree that the update starts from.
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct DeltaBasis {
-    /// The first 5 bytes of its content's hash.
+    /// The first 5 bytes of its content hash.
     #[prost(bytes = "bytes", tag = "1")]
     pub content: ::prost::bytes::Bytes,
-    /// Where it is; empty: where the update replaces or removes it.
+    /// Path of the file; empty for the path where the update replaces or removes this content.
     #[prost(bytes = "bytes", tag = "2")]
     pub path: ::prost::bytes::Bytes,
     #[prost(uint64, tag = "3")]
@@ -439,16 +441,16 @@ pub struct DeltaBasis {
 }
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct DeltaPiece {
-    /// The first 5 bytes of the hash of the file content it belongs to.
+    /// The first 5 bytes of the content hash of its file.
     #[prost(bytes = "bytes", tag = "1")]
     pub file: ::prost::bytes::Bytes,
-    /// Offset in that file.
+    /// Position in the file.
     #[prost(uint64, tag = "2")]
     pub file_offset: u64,
     #[prost(uint32, tag = "3")]
     pub length_bytes: u32,
 }
-/// A stretch of a file that the basis has as it is.
+/// A range of a new file that a basis file holds unchanged.
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct DeltaCopy {
     #[prost(bytes = "bytes", tag = "1")]
@@ -464,15 +466,15 @@ pub struct DeltaCopy {
     #[prost(uint64, tag = "6")]
     pub length_bytes: u64,
 }
-/// The request with this ordinal is answered.
+/// The answer to the request with this ordinal is complete.
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct BatchEnd {
     #[prost(uint64, tag = "1")]
     pub request: u64,
-    /// What the origin no longer has.
+    /// Hashes of contents that the origin does not have, or no longer has.
     #[prost(bytes = "bytes", repeated, tag = "2")]
     pub missing: ::prost::alloc::vec::Vec<::prost::bytes::Bytes>,
-    /// Only a part of an update is complete; the next one follows, and item counts on.
+    /// Only a part of an update is complete. The next part follows, and `item` continues to count.
     #[prost(bool, tag = "3")]
     pub more: bool,
 }
@@ -526,7 +528,7 @@ impl AgentState {
 pub enum HookOutcome {
     Unspecified = 0,
     Ok = 1,
-    /// It is run again, 1 s to 60 s apart.
+    /// The hook is retried, 1 s to 60 s apart.
     Failed = 2,
     Running = 3,
     /// Not started yet.
@@ -562,9 +564,9 @@ impl HookOutcome {
 #[repr(i32)]
 pub enum RetryClass {
     Unspecified = 0,
-    /// The agent tries again by itself.
+    /// The agent retries by itself.
     Retry = 1,
-    /// The agent drops what it staged and starts from its manifest.
+    /// The agent drops its staged tree and starts again from its manifest.
     Resync = 2,
     /// A person must act.
     Operator = 3,
@@ -597,7 +599,7 @@ impl RetryClass {
 #[repr(i32)]
 pub enum DeltaEncoding {
     Unspecified = 0,
-    /// One zstd frame, with all bases, concatenated, as referenced prefix.
+    /// One zstd frame that references all bases, concatenated, as its prefix.
     ZstdPrefix = 1,
     /// zstd of an rsync delta (librsync format) against all bases, concatenated.
     Rsync = 2,
@@ -635,7 +637,7 @@ pub mod replication_client {
     )]
     use tonic::codegen::*;
     use tonic::codegen::http::Uri;
-    /// Everything an enrolled agent does. Every call needs a client certificate of the origin's CA.
+    /// Every call requires a client certificate of the origin's authority.
     #[derive(Debug, Clone)]
     pub struct ReplicationClient<T> {
         inner: tonic::client::Grpc<T>,
@@ -741,7 +743,7 @@ pub mod replication_client {
                 .insert(GrpcMethod::new("syncd.v1.Replication", "Subscribe"));
             self.inner.streaming(req, path, codec).await
         }
-        /// Bulk bytes, on a TCP connection of its own.
+        /// Bulk bytes, on a separate TCP connection.
         pub async fn fetch(
             &mut self,
             request: impl tonic::IntoStreamingRequest<Message = super::FetchRequest>,
@@ -798,13 +800,13 @@ pub mod replication_server {
             >
             + std::marker::Send
             + 'static;
-        /// Bulk bytes, on a TCP connection of its own.
+        /// Bulk bytes, on a separate TCP connection.
         async fn fetch(
             &self,
             request: tonic::Request<tonic::Streaming<super::FetchRequest>>,
         ) -> std::result::Result<tonic::Response<Self::FetchStream>, tonic::Status>;
     }
-    /// Everything an enrolled agent does. Every call needs a client certificate of the origin's CA.
+    /// Every call requires a client certificate of the origin's authority.
     #[derive(Debug)]
     pub struct ReplicationServer<T> {
         inner: Arc<T>,
@@ -1023,11 +1025,11 @@ pub struct JoinRequest {
     pub tree_id: ::prost::bytes::Bytes,
     #[prost(bytes = "bytes", tag = "2")]
     pub secret: ::prost::bytes::Bytes,
-    /// Name that the agent wishes for. Bytes, so that a name that is not UTF-8 is refused as a wrong name is
-    /// (INVALID_ARGUMENT) and not by the decoder (INTERNAL).
+    /// The requested name. Bytes, so that a name that is not UTF-8 is rejected as invalid (INVALID_ARGUMENT) and
+    /// not by the decoder (INTERNAL).
     #[prost(bytes = "bytes", tag = "3")]
     pub name: ::prost::bytes::Bytes,
-    /// PKCS#10 request, DER. Only its public key is taken.
+    /// PKCS#10 request in DER. Only its public key is used.
     #[prost(bytes = "bytes", tag = "4")]
     pub certificate_request: ::prost::bytes::Bytes,
 }
@@ -1043,7 +1045,7 @@ pub struct JoinResponse {
 }
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct RenewRequest {
-    /// PKCS#10 request, DER. Only its public key is taken.
+    /// PKCS#10 request in DER. Only its public key is used.
     #[prost(bytes = "bytes", tag = "1")]
     pub certificate_request: ::prost::bytes::Bytes,
 }
@@ -1143,7 +1145,7 @@ pub mod enrolment_client {
             self.inner = self.inner.max_encoding_message_size(limit);
             self
         }
-        /// The one call without a client certificate; the secret in it is good once.
+        /// The only call without a client certificate. Its secret is valid once.
         pub async fn join(
             &mut self,
             request: impl tonic::IntoRequest<super::JoinRequest>,
@@ -1162,7 +1164,7 @@ pub mod enrolment_client {
             req.extensions_mut().insert(GrpcMethod::new("syncd.v1.Enrolment", "Join"));
             self.inner.unary(req, path, codec).await
         }
-        /// A new certificate for the caller's name, before the old one expires.
+        /// Issues a new certificate for the caller's name, before the old one expires.
         pub async fn renew(
             &mut self,
             request: impl tonic::IntoRequest<super::RenewRequest>,
@@ -1196,12 +1198,12 @@ pub mod enrolment_server {
     /// Generated trait containing gRPC methods that should be implemented for use with EnrolmentServer.
     #[async_trait]
     pub trait Enrolment: std::marker::Send + std::marker::Sync + 'static {
-        /// The one call without a client certificate; the secret in it is good once.
+        /// The only call without a client certificate. Its secret is valid once.
         async fn join(
             &self,
             request: tonic::Request<super::JoinRequest>,
         ) -> std::result::Result<tonic::Response<super::JoinResponse>, tonic::Status>;
-        /// A new certificate for the caller's name, before the old one expires.
+        /// Issues a new certificate for the caller's name, before the old one expires.
         async fn renew(
             &self,
             request: tonic::Request<super::RenewRequest>,
