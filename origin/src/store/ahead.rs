@@ -1,5 +1,6 @@
-//! Frames that were decompressed before anybody asked: a small update is encoded against what it replaces, whose frame is
-//! a millisecond's work, and the disk takes as long to make the new content durable.
+//! Decompresses frames before they are needed. A small update is encoded against the content that it
+//! replaces, and decompressing that content's frame takes a millisecond, about as long as the disk takes to
+//! make the new content durable.
 
 use std::sync::{Arc, Mutex, PoisonError};
 
@@ -8,18 +9,18 @@ use syncd_shared::hash::ContentHash;
 use super::Store;
 use super::pack::PackId;
 
-/// Frames that are kept, each of at most 1 MiB.
+/// Number of frames kept, each of at most 1 MiB.
 const FRAMES_MAX: usize = 4;
 
 type Ahead = (PackId, u64, Arc<Vec<u8>>);
 
-/// See the module.
+/// Frames decompressed ahead. See the module documentation.
 #[derive(Default)]
 pub(super) struct FramesAhead(Mutex<Vec<Ahead>>);
 
 impl Store {
-    /// Decompresses the frames of these contents of one chunk, and forgets all others. What does not succeed is left to
-    /// whoever needs it.
+    /// Decompresses the frames of these single-chunk contents and forgets all earlier ones. Errors are
+    /// ignored: a later reader that needs the frame meets them itself.
     pub(super) fn read_ahead(&self, contents: &[ContentHash]) {
         self.frames_ahead().clear();
         for content in contents {
@@ -35,7 +36,7 @@ impl Store {
         }
     }
 
-    /// The content of a frame that was read ahead, which is forgotten here.
+    /// Removes and returns the content of a frame that was read ahead.
     pub fn take_ahead(&self, pack: PackId, frame_offset: u64) -> Option<Arc<Vec<u8>>> {
         let mut ahead = self.frames_ahead();
         let place = ahead.iter().position(|(p, o, _)| (*p, *o) == (pack, frame_offset))?;
@@ -43,7 +44,7 @@ impl Store {
     }
 
     fn frames_ahead(&self) -> std::sync::MutexGuard<'_, Vec<Ahead>> {
-        // Whole entries alone are put in.
+        // A panic cannot leave a partial entry, so a poisoned lock is safe to use.
         self.ahead.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }

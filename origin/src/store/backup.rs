@@ -1,7 +1,8 @@
-//! A copy of the store as it is at one moment, while it is in use.
+//! Copies one consistent state of the store while it is in use.
 //!
-//! The index is copied row by row from one read transaction, the packs up to the length that it says. Packs only grow,
-//! and whoever calls keeps garbage collection away, so nothing that the index names moves meanwhile. Commits go on.
+//! The index is copied row by row from one read transaction, the packs up to the lengths recorded there.
+//! Packs only grow, and the caller holds off garbage collection, so nothing that the index refers to moves
+//! meanwhile. Commits continue.
 
 use std::fs::{File, OpenOptions};
 use std::io::{self, Read};
@@ -18,40 +19,34 @@ use super::index::{
 use super::pack::PackId;
 use super::{Store, index_path, packs_path};
 
-/// Why the store was not copied.
+/// Errors of copying the store.
 #[derive(Debug, thiserror::Error)]
 pub enum BackupStoreError {
     /// The store could not be read.
     #[error(transparent)]
     Store(#[from] StoreError),
-    /// The new index could not be made.
+    /// The new index could not be created.
     #[error(transparent)]
     Create(#[from] OpenStoreError),
     /// A file could not be read or written.
     #[error("copying to {} failed", path.display())]
     Io {
-        /// The copy.
+        /// Path of the copy.
         path: std::path::PathBuf,
-        /// Why.
         source: io::Error,
     },
-    /// A pack is shorter than the index says.
+    /// A pack is shorter than recorded in the index.
     #[error("{pack} of the store is missing or too short: run `syncd-origin check`")]
-    Pack {
-        /// The pack.
-        pack: PackId,
-    },
-    /// This program does not know a table of the index.
+    Pack { pack: PackId },
+    /// The index has a table unknown to this program.
     #[error("the index has a table {name:?} that can't be copied: use the syncd-origin that made it")]
-    Table {
-        /// Its name.
-        name: String,
-    },
+    Table { name: String },
 }
 
 impl Store {
-    /// Copies the store to `to`, an existing directory, durably but for the directory's own name. `progress` is told
-    /// the bytes of packs copied and to be copied. The caller keeps garbage collection away. Blocks.
+    /// Copies the store to `to`, an existing directory. The copy is durable except for the name of `to`
+    /// itself. `progress` receives the pack bytes copied and in total. The caller must hold off garbage
+    /// collection. Blocks.
     pub fn backup(&self, to: &Path, progress: &mut dyn FnMut(u64, u64)) -> Result<(), BackupStoreError> {
         let packs = self.index.copy_to(&index_path(to))?;
         let directory = packs_path(to);
@@ -79,7 +74,7 @@ impl Store {
     }
 }
 
-/// Copies the first `length` bytes into a new file, durably. Returns how many there were.
+/// Copies the first `length` bytes into a new file, durably. Returns the number of bytes copied.
 fn copy(from: &Path, to: &Path, length: u64) -> io::Result<u64> {
     let source = File::open(from)?;
     let mut target = OpenOptions::new().write(true).create_new(true).open(to)?;
@@ -89,7 +84,7 @@ fn copy(from: &Path, to: &Path, length: u64) -> io::Result<u64> {
 }
 
 impl Index {
-    /// Copies one consistent state into a new file, durably. Returns the packs that it names, with their lengths.
+    /// Copies one consistent state into a new file, durably. Returns its packs with their lengths.
     fn copy_to(&self, path: &Path) -> Result<Vec<(PackId, u64)>, BackupStoreError> {
         let copy = Self::create(path)?;
         let mut unknown = None;

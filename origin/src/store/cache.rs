@@ -1,4 +1,4 @@
-//! Decoded directory objects, the least recently used dropped first, bounded by bytes.
+//! A least-recently-used cache of decoded directory objects, bounded by bytes.
 
 use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
@@ -6,10 +6,10 @@ use std::sync::Arc;
 use syncd_shared::Directory;
 use syncd_shared::hash::ObjectHash;
 
-/// What one decoded object costs, at a guess: its entries are about this much larger than their canonical bytes.
+/// Estimated ratio of decoded to canonical bytes.
 const DECODED_FACTOR: usize = 2;
 
-/// See the module.
+/// Cache of decoded directory objects. See the module documentation.
 #[derive(Debug)]
 pub(super) struct DirectoryCache {
     entries: HashMap<ObjectHash, Cached>,
@@ -40,12 +40,11 @@ impl DirectoryCache {
         Some(cached.directory.clone())
     }
 
-    /// Forgets everything.
     pub(super) fn clear(&mut self) {
         *self = Self::new(self.limit_bytes);
     }
 
-    /// Keeps an object; one that would take more than a quarter of the cache is not kept.
+    /// Adds an object, unless it would take more than a quarter of the cache.
     pub(super) fn put(&mut self, hash: ObjectHash, directory: &Arc<Directory>, canonical_bytes: usize) {
         let bytes = canonical_bytes * DECODED_FACTOR + 256;
         if bytes > self.limit_bytes / 4 || self.entries.contains_key(&hash) {

@@ -1,4 +1,4 @@
-//! Checking every byte of the store.
+//! Verifies every byte of the store.
 
 use std::collections::HashSet;
 use std::sync::Arc;
@@ -14,66 +14,57 @@ use super::pack::{Location, PACK_HEADER_BYTES, PackFrame, PackId, chunk_bytes};
 use super::writer::WritePermit;
 use super::{Chunk, Store};
 
-/// One damaged thing.
+/// One damaged item.
 #[derive(Debug, thiserror::Error)]
 pub enum Damage {
-    /// A pack or frame cannot be read, or the index cannot.
+    /// A pack, a frame or the index cannot be read.
     #[error(transparent)]
     Unreadable(#[from] StoreError),
-    /// A chunk that the index has is not where it says, or is not what its hash says.
+    /// A chunk is missing from its recorded location, or does not match its hash.
     #[error("chunk {hash} is not intact at byte {frame_offset} of pack {pack}", pack = .location.pack, frame_offset = .location.frame_offset)]
     Chunk {
-        /// The chunk.
         hash: ContentHash,
-        /// Where the index has it.
+        /// Location recorded in the index.
         location: Location,
     },
     /// A directory object that a retained generation needs is missing or damaged.
     #[error("generation {number} lacks directory object {hash}")]
-    Directory {
-        /// The generation.
-        number: GenerationNumber,
-        /// The directory object.
-        hash: ObjectHash,
-    },
-    /// A file that a retained generation needs is incomplete.
+    Directory { number: GenerationNumber, hash: ObjectHash },
+    /// The content of a file that a retained generation needs is incomplete.
     #[error("generation {number} lacks content {hash}")]
     Content {
-        /// The generation.
         number: GenerationNumber,
-        /// The file's hash.
+        /// Hash of the content.
         hash: ContentHash,
     },
 }
 
-/// How far a check has got.
+/// Progress of a check.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct CheckProgress {
-    /// Pack bytes that were checked.
+    /// Pack bytes checked so far.
     pub pack_bytes: u64,
-    /// Pack bytes that there are.
+    /// Pack bytes in total.
     pub pack_bytes_total: u64,
 }
 
-/// What a check found.
+/// Result of a check.
 #[derive(Debug, Default)]
 pub struct CheckReport {
-    /// Generations whose trees are complete or not, all of them.
+    /// Generations examined, complete or not.
     pub generations: u64,
-    /// Frames that were decompressed.
+    /// Frames read, including damaged ones.
     pub frames: u64,
-    /// Chunks that are where the index says, with the content that their hash says.
+    /// Chunks found intact at their recorded locations.
     pub chunks: u64,
-    /// Directory objects that are intact.
+    /// Intact directory objects.
     pub directories: u64,
-    /// Files whose content is complete.
+    /// Files with complete content.
     pub files: u64,
-    /// Everything that is not as it should be.
     pub damage: Vec<Damage>,
 }
 
 impl CheckReport {
-    /// Whether nothing is damaged.
     pub fn is_intact(&self) -> bool {
         self.damage.is_empty()
     }
@@ -83,16 +74,16 @@ struct Check<'a> {
     store: &'a Store,
     report: CheckReport,
     progress: CheckProgress,
-    /// Chunks that were found intact where the index has them.
+    /// Chunks found intact at their recorded locations.
     intact: HashSet<ContentHash>,
     directories: HashSet<ObjectHash>,
 }
 
 impl Store {
-    /// Reads every byte: decompresses every frame, hashes every chunk, decodes every directory object of every retained
-    /// generation and sees that the content of its files is complete. Signatures are for the caller to check
-    /// ([`Store::generations`]). `progress` is called after each frame. Nothing should be written meanwhile: what garbage
-    /// collection moves would be taken for damage.
+    /// Reads every byte: decompresses every frame, hashes every chunk, decodes every directory object of
+    /// every retained generation, and checks that the content of its files is complete. Does not verify
+    /// signatures; see [`Store::generations`]. `progress` is called after each frame. Nothing may be written
+    /// meanwhile, because chunks moved by garbage collection would be reported as damage.
     pub fn check(&self, mut progress: impl FnMut(CheckProgress)) -> CheckReport {
         let mut check = Check {
             store: self,
@@ -115,9 +106,9 @@ impl Store {
 }
 
 impl Store {
-    /// Makes room for mending: takes the damaged chunks of a report out of the index, so that they count as absent, and
-    /// the stat records, so that the next scan reads every file and stores again what is missing. Returns how many chunks
-    /// were taken out.
+    /// Prepares a repair: removes a report's damaged chunks from the index, so that they count as missing,
+    /// and all stat records, so that the next scan reads every file and stores missing content again. Returns
+    /// the number of chunks removed.
     pub fn forget_damaged(self: &Arc<Self>, report: &CheckReport) -> Result<u64, StoreError> {
         let _permit = WritePermit::acquire(self)?;
         self.index.write(|t| {
@@ -157,7 +148,8 @@ impl Check<'_> {
                         self.frame(pack, offset, &frame)?;
                         offset = next;
                     }
-                    // Where the next frame starts is not known; the index says what is lost.
+                    // The position of the next frame is unknown. `index_entries` determines which chunks are
+                    // lost.
                     Err(error) => {
                         self.report.damage.push(error.into());
                         break;
@@ -196,8 +188,8 @@ impl Check<'_> {
         Ok(())
     }
 
-    /// Holds the index against what was found intact. A frame after one with a damaged header was not walked to, but the
-    /// index may know it.
+    /// Compares the index with the chunks found intact. Frames behind a damaged header were not reached, but
+    /// the index may still locate them.
     fn index_entries(&mut self) -> Result<(), StoreError> {
         let lost: Vec<(ContentHash, Location)> = self.store.index.read(|t| {
             let mut lost = Vec::new();

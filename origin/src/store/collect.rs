@@ -1,13 +1,14 @@
 //! Garbage collection.
 //!
-//! 1. Mark, as a reader: everything that the retained roots refer to, and what of the index is not among it.
-//! 2. Sweep, as the writer: mark what was sealed since, then remove from the index what is still not referred to, and the
-//!    packs in which nothing is left, in one transaction; unlink those packs.
-//! 3. Compact, as the writer, one pack at a time: where less than half is live, live frames are appended elsewhere, one
-//!    transaction moves the chunks and drops the pack, then it is unlinked.
+//! 1. Mark, as a reader: find everything that the retained roots refer to, and the index entries outside that
+//!    set.
+//! 2. Sweep, as the writer: mark generations sealed since, remove the entries that are still unreferenced,
+//!    together with packs left empty, in one transaction, and unlink those packs.
+//! 3. Compact, as the writer, one pack at a time: if less than half of a pack is live, append its live frames
+//!    elsewhere, then move the chunks and drop the pack in one transaction, and unlink it.
 //!
-//! A crash leaves a step done or not done, and packs to unlink, which opening the store does. Readers that have a pack
-//! open go on reading it.
+//! After a crash each step has happened or not, and opening the store unlinks leftover packs. Readers with an
+//! open pack can continue to read it.
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::fs;
@@ -30,26 +31,26 @@ use super::retention::{Retention, retired};
 use super::writer::{WritePermit, Writer};
 use super::{Store, history, objects, paths};
 
-/// What a garbage collection did.
+/// Result of a garbage collection.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct CollectReport {
-    /// Generations that are gone.
+    /// Retired generations.
     pub generations: Vec<GenerationNumber>,
-    /// Directory objects that are gone.
+    /// Removed directory objects.
     pub directories: u64,
-    /// Chunks that are gone.
+    /// Removed chunks.
     pub chunks: u64,
-    /// Packs that were rewritten or had nothing left.
+    /// Packs that were rewritten or became empty.
     pub packs: u64,
-    /// Bytes of those packs. Rewriting takes some of them again.
+    /// Bytes of those packs, before the space taken by rewriting them.
     pub pack_bytes: u64,
-    /// Packs that should have been rewritten and are damaged; they stay as they are.
+    /// Damaged packs that could not be rewritten and remain in place.
     pub damaged_packs: Vec<PackId>,
 }
 
-/// What the retained generations refer to. Chunks and files are kept as the first 8 bytes of their hash: one that merely
-/// looks like a live one is kept, and that is all that goes wrong. Directories, which decide where marking goes on, are
-/// kept whole.
+/// Everything that the retained generations refer to. Chunks and files are represented by the first 8 bytes
+/// of their hash; a collision only keeps an unused entry. Directories are kept whole, because they determine
+/// where marking continues.
 #[derive(Default)]
 struct Marks {
     generations: HashSet<u64>,
@@ -58,7 +59,7 @@ struct Marks {
     chunks: HashSet<u64>,
 }
 
-/// What the index had when it was marked, and no retained generation refers to.
+/// Index entries at the time of marking that no retained generation refers to.
 struct Candidates {
     directories: Vec<ObjectHash>,
     files: Vec<ContentHash>,
@@ -119,7 +120,7 @@ impl Marks {
         Ok(out)
     }
 
-    /// Marks the trees of all generations that are neither marked nor retired.
+    /// Marks the trees of all generations that are not retired and not yet marked.
     fn mark_generations(
         &mut self,
         t: &ReadTransaction,
@@ -136,8 +137,8 @@ impl Marks {
 }
 
 impl Marks {
-    /// Marks the chunks of every file that stays listed: a manifest that was mended meanwhile may be of a file that was
-    /// marked before, by chunks that nothing else refers to.
+    /// Marks the chunks of every file that remains listed. A manifest repaired meanwhile may belong to a file
+    /// marked earlier, and list chunks that nothing else refers to.
     fn mark_listed(&mut self, t: &ReadTransaction, candidates: &Candidates) -> Result<(), StoreError> {
         let gone: HashSet<&ContentHash> =
             candidates.files.iter().filter(|file| !self.files.contains(&short(file))).collect();
@@ -166,7 +167,7 @@ fn generations_in(t: &ReadTransaction) -> Result<Vec<Generation>, StoreError> {
 }
 
 impl Store {
-    /// The generations that [`Store::collect_garbage`] would retire for their age now.
+    /// Generations that [`Store::collect_garbage`] would retire now because of their age.
     pub fn retention(
         &self,
         retention: Retention,
@@ -177,18 +178,19 @@ impl Store {
         Ok(retired(&all, retention, keep_roots, now_ms))
     }
 
-    /// Generations that were retired since the store was opened.
+    /// Number of generations retired since the store was opened.
     pub fn retired_generations(&self) -> u64 {
         self.retired.load(Ordering::Acquire)
     }
 
-    /// Retires generations, removes what nothing refers to any more and gives its space back. Readers are not held up;
-    /// writers wait while the index is changed and while one pack is rewritten. Costs a walk of all retained trees and of
-    /// the index where there is something to retire or may be something that no generation refers to; else next to
-    /// nothing. Any damage of the index that is seen ends it before anything was removed.
+    /// Retires generations, removes everything that is no longer referenced, and returns its space. Readers
+    /// are not blocked; writers wait while the index changes and while one pack is rewritten. Walks all
+    /// retained trees and the index if there is anything to retire, or possibly any unreferenced content;
+    /// otherwise costs next to nothing. Damage found in the index stops the collection before anything is
+    /// removed.
     ///
-    /// `keep_tree` stays too, though no generation may have it: what the stat records describe, and the next scan takes for
-    /// granted.
+    /// `keep_tree` is also kept, whether or not a generation has it. It is the tree that the stat records
+    /// describe, and the next scan relies on its content.
     pub fn collect_garbage(
         self: &Arc<Self>,
         retention: Retention,
@@ -265,7 +267,7 @@ impl Store {
                 Err(e) if e.kind() == io::ErrorKind::NotFound => {}
                 other => other.map_err(|source| StoreError::Io { doing: "remove", path, source })?,
             }
-            // Only now: nobody can open it again.
+            // After the unlink, so that nobody can open it again.
             self.packs.forget(pack);
         }
         Ok(())
@@ -301,12 +303,12 @@ impl Store {
         Ok(())
     }
 
-    /// Moves what is live in a pack elsewhere and drops the pack.
+    /// Moves the live chunks of a pack elsewhere and drops the pack.
     fn rewrite(&self, pack: PackId, bytes: u64, permit: WritePermit) -> Result<(), StoreError> {
         let writer = Writer::open_apart_from(permit, pack)?;
         let mut builder = writer.batch()?;
         let mut offset = PACK_HEADER_BYTES as u64;
-        // A writer since then may have gone on in this pack.
+        // A writer may have appended to this pack since it was chosen.
         let bytes = self.index.read(|t| {
             let packs = t.open_table(PACKS).map_err(index)?;
             Ok(packs.get(pack.get()).map_err(index)?.map_or(bytes, |length| length.value().0))
@@ -420,7 +422,7 @@ fn remove_unmarked(
     paths::retain(t, |content| marks.chunks.contains(&content))
 }
 
-/// Uncompressed bytes of the chunks that the index has in each pack.
+/// Uncompressed bytes of the indexed chunks in each pack.
 fn live_bytes(
     chunks: &impl ReadableTable<&'static [u8; 32], &'static [u8; 20]>,
 ) -> Result<HashMap<PackId, u64>, StoreError> {

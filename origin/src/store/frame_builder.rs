@@ -1,11 +1,12 @@
 //! Collects chunks into frames.
 //!
-//! A chunk of a larger file goes into its thread's next frame, behind those before it. Small contents of all threads are
-//! gathered until there are enough of them, and go into frames next to those that they resemble. The threads compress these
-//! frames one by one while they add more: so there are hardly more than two gatherings in memory.
+//! A chunk of a larger file goes into its thread's next frame, after the preceding ones. Small contents of
+//! all threads are gathered into batches. A full batch is sorted into frames, so that similar contents are
+//! adjacent, and the threads compress those frames one by one while they add more. Hardly more than two
+//! batches are in memory at a time.
 //!
-//! A large file is read by one thread. Helpers, as many in all as there are further cores, compress its frames meanwhile; what
-//! finds none of them idle the thread compresses itself.
+//! A large file is read by one thread. Helpers, one for each further core in total, compress its frames
+//! meanwhile. When no helper is idle, the thread compresses the frame itself.
 
 use std::collections::VecDeque;
 use std::sync::mpsc::{Receiver, SyncSender, TrySendError, sync_channel};
@@ -19,18 +20,18 @@ use super::pack::{Effort, FRAME_MAX_CHUNKS, FrameChunk};
 use super::similar::{self, Likeness};
 use super::writer::Writer;
 
-/// A content that is larger is not held against others.
+/// Larger contents are not compared for similarity.
 const SMALL_MAX_BYTES: usize = 16 * 1024;
-/// Small contents that are held against each other, in bytes. More of them find more, but what is asked for together lies
-/// in more frames.
+/// Bytes of small contents that are compared with each other. A larger batch finds more similarities, but
+/// spreads contents that are requested together over more frames.
 const GATHERED_MAX_BYTES: usize = 8 * 1024 * 1024;
 
-/// A content of at least so many bytes is worth the start of helpers.
+/// Size from which a content is worth the start of helpers.
 const LARGE_MIN_BYTES: u64 = 8 * 1024 * 1024;
-/// Helpers of one writer at most.
+/// Maximum number of helpers of one writer.
 const HELPERS_MAX: usize = 7;
 
-/// Chunks, one behind the other.
+/// Consecutive chunks.
 #[derive(Default)]
 struct Chunks {
     content: Vec<u8>,
@@ -61,26 +62,26 @@ impl Chunks {
     }
 }
 
-/// Small contents of one writer, of all its threads.
+/// The small contents of one writer, added by all its threads.
 #[derive(Default)]
 pub(super) struct SmallContents(Mutex<Small>);
 
 #[derive(Default)]
 struct Small {
     gathered: Chunks,
-    /// Of each that was gathered.
+    /// Similarity of each gathered chunk.
     likeness: Vec<Likeness>,
-    /// Gatherings of which frames are made, the oldest first.
+    /// Full batches being turned into frames, oldest first.
     ordered: VecDeque<Ordered>,
-    /// The memory of one that is done, for the next: what is given back and taken again in megabytes fragments the heap.
+    /// Memory of a finished batch, for reuse: freeing and allocating megabytes fragments the heap.
     spare: Option<Chunks>,
 }
 
-/// A gathering, and in what order its chunks go into frames.
+/// A full batch, and the order of its chunks in frames.
 struct Ordered {
     gathered: Chunks,
     order: Box<dyn Iterator<Item = usize> + Send>,
-    /// The chunk that did not fit into the last frame.
+    /// The chunk that did not fit the last frame.
     next: Option<usize>,
 }
 
@@ -103,13 +104,13 @@ impl SmallContents {
         Ok(())
     }
 
-    /// Ends the gathering, however little there is.
+    /// Closes the current batch, however small.
     fn put_in_order(&self) -> Result<(), StoreError> {
         self.lock()?.put_in_order();
         Ok(())
     }
 
-    /// Fills an empty frame; stays empty when there are no more.
+    /// Fills an empty frame. The frame stays empty if nothing is left.
     fn next_frame(&self, frame: &mut Chunks) -> Result<(), StoreError> {
         let mut small = self.lock()?;
         frame.effort = Effort::Low;
@@ -144,7 +145,7 @@ impl Small {
     }
 }
 
-/// Helpers of one writer that nobody has.
+/// Number of idle helpers of one writer.
 pub(super) struct Helpers(Mutex<usize>);
 
 impl Default for Helpers {
@@ -153,7 +154,7 @@ impl Default for Helpers {
     }
 }
 
-/// Helpers that are given back when this is dropped.
+/// Borrowed helpers, returned on drop.
 struct Borrowed<'a>(&'a Helpers, usize);
 
 impl Helpers {
@@ -161,7 +162,7 @@ impl Helpers {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// All that there are, for a content of `size` bytes.
+    /// Borrows all idle helpers if a content of `size` bytes is worth it.
     fn borrow(&self, size: u64) -> Borrowed<'_> {
         let count = if size < LARGE_MIN_BYTES { 0 } else { std::mem::take(&mut *self.lock()) };
         Borrowed(self, count)
@@ -174,7 +175,7 @@ impl Drop for Borrowed<'_> {
     }
 }
 
-/// Compresses frames, on one thread.
+/// Compresses and writes frames on one thread.
 struct FrameWriter<'a> {
     writer: &'a Writer,
     compressor: zstd::bulk::Compressor<'static>,
@@ -201,7 +202,7 @@ impl<'a> FrameWriter<'a> {
         self.writer.append(&frame.chunks, frame.content.len() as u32, &self.compressed)
     }
 
-    /// Writes what comes, as a helper.
+    /// Writes received frames until the sender is dropped.
     fn help(mut self, frames: &Mutex<Receiver<Chunks>>) -> Result<(), StoreError> {
         let next = || frames.lock().unwrap_or_else(PoisonError::into_inner).recv();
         while let Ok(frame) = next() {
@@ -211,23 +212,23 @@ impl<'a> FrameWriter<'a> {
     }
 }
 
-/// Collects chunks into frames, for one thread of a [`Writer`]. One that is dropped without [`FrameBuilder::finish`]
-/// makes the writer's seal fail, because others may count on its chunks.
+/// Collects chunks into frames, for one thread of a [`Writer`]. Dropping it without [`FrameBuilder::finish`]
+/// makes the writer's seal fail, because other threads may rely on its chunks.
 pub struct FrameBuilder<'a> {
     frames: FrameWriter<'a>,
     frame: Chunks,
-    /// A frame of small contents, while it is made.
+    /// Memory of a frame of small contents.
     small: Chunks,
 }
 
-/// Adds the chunks of one content, of which helpers compress the frames.
+/// Adds the chunks of one content, whose frames are compressed by helpers.
 pub struct LargeContent<'b, 'a> {
     builder: &'b mut FrameBuilder<'a>,
     full: SyncSender<Chunks>,
 }
 
 impl LargeContent<'_, '_> {
-    /// Adds a chunk whose hash the caller has computed, as [`FrameBuilder::add_chunk`] does.
+    /// Like [`FrameBuilder::add_chunk`].
     pub fn add_chunk(&mut self, hash: &ContentHash, bytes: &[u8]) -> Result<bool, StoreError> {
         let builder = &mut *self.builder;
         let new = builder.is_new(hash, bytes)?;
@@ -254,7 +255,7 @@ impl<'a> FrameBuilder<'a> {
         Ok(Self { frames: FrameWriter::new(writer)?, frame, small })
     }
 
-    /// Has `add` add the chunks of a content of `size` bytes.
+    /// Calls `add` to add the chunks of a content of `size` bytes.
     pub fn add_large<T, E: From<StoreError>>(
         &mut self,
         size: u64,
@@ -262,14 +263,14 @@ impl<'a> FrameBuilder<'a> {
     ) -> Result<T, E> {
         let writer = self.frames.writer;
         let borrowed = writer.helpers.borrow(size);
-        // Each helper has one frame at hand, and one waits for it.
+        // For each helper, one frame may wait besides the one it is compressing.
         let (full, frames) = sync_channel(borrowed.1);
         let frames = Mutex::new(frames);
         std::thread::scope(|scope| {
             let frames = &frames;
             let help = || scope.spawn(move || FrameWriter::new(writer)?.help(frames));
             let helpers: Vec<_> = (0..borrowed.1).map(|_| help()).collect();
-            // Dropped when it ends, by whatever way: that ends the helpers.
+            // Dropped on every return from `add`, which ends the helpers.
             let added = add(LargeContent { builder: self, full });
             for helper in helpers {
                 helper.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))?;
@@ -278,8 +279,8 @@ impl<'a> FrameBuilder<'a> {
         })
     }
 
-    /// Adds a chunk whose hash the caller has computed. Whether it was new: neither in the store nor added by any thread
-    /// of this writer.
+    /// Adds a chunk whose hash the caller has computed. Returns whether it was new: neither in the store nor
+    /// added by any thread of this writer.
     pub fn add_chunk(&mut self, hash: &ContentHash, bytes: &[u8]) -> Result<bool, StoreError> {
         let new = self.is_new(hash, bytes)?;
         if new {
@@ -288,8 +289,8 @@ impl<'a> FrameBuilder<'a> {
         Ok(new)
     }
 
-    /// Adds the only chunk of a content, as [`FrameBuilder::add_chunk`] does; a small one may go elsewhere in the store
-    /// than its neighbours.
+    /// Adds the only chunk of a content, like [`FrameBuilder::add_chunk`]. A small one may be stored apart
+    /// from its neighbours.
     pub fn add_content(&mut self, hash: &ContentHash, bytes: &[u8]) -> Result<bool, StoreError> {
         if bytes.len() > SMALL_MAX_BYTES {
             return self.add_chunk(hash, bytes);
@@ -302,7 +303,7 @@ impl<'a> FrameBuilder<'a> {
         Ok(new)
     }
 
-    /// Adds a chunk that may be in the store, to lie in another place.
+    /// Adds a chunk that may be in the store already, so that it is stored in a new place.
     pub(super) fn move_chunk(&mut self, hash: &ContentHash, bytes: &[u8]) -> Result<(), StoreError> {
         self.frames.writer.claim_again(hash)?;
         self.push(hash, bytes)
@@ -331,7 +332,7 @@ impl<'a> FrameBuilder<'a> {
         Ok(())
     }
 
-    /// Writes one frame of small contents, where one is ready; whether it was.
+    /// Writes one frame of small contents, if one is ready. Returns whether it was.
     fn write_small(&mut self) -> Result<bool, StoreError> {
         let mut frame = std::mem::take(&mut self.small);
         self.frames.writer.small.next_frame(&mut frame)?;
@@ -342,7 +343,7 @@ impl<'a> FrameBuilder<'a> {
         Ok(ready)
     }
 
-    /// Writes what is left, also of small contents that other threads added.
+    /// Writes the remaining frames, including small contents added by other threads.
     pub fn finish(mut self) -> Result<(), StoreError> {
         self.write_frame()?;
         self.frames.writer.small.put_in_order()?;

@@ -1,4 +1,4 @@
-//! What the store reads back from a disk, as functions over any bytes: for the fuzz targets alone.
+//! The store's decoders of data read from disk, as functions over any bytes. Only for fuzz targets.
 
 use syncd_shared::hash::{ContentHash, ObjectHash, RootHash};
 

@@ -1,4 +1,4 @@
-//! What the history takes on the disk: the packs' bytes that the current generation does not need.
+//! Disk space of the history: the bytes of packs that the current generation does not need.
 
 use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
@@ -17,13 +17,13 @@ use super::retention::{Retention, keep_order};
 use super::writer::WritePermit;
 use super::{Store, objects};
 
-/// Weighs trees one after the other, in stored bytes; what two of them have counts with the first.
+/// Weighs trees one after another, in stored bytes. Content shared by several trees counts for the first.
 struct Weigher<'t> {
     t: &'t ReadTransaction,
     directories: HashSet<ObjectHash>,
-    /// The first 8 bytes of each hash.
+    /// First 8 bytes of each hash.
     contents: HashSet<u64>,
-    /// Bytes of each pack, and bytes of what is in it before it was compressed.
+    /// Stored and uncompressed bytes of each pack.
     packs: HashMap<PackId, (u64, u64)>,
 }
 
@@ -37,7 +37,7 @@ impl<'t> Weigher<'t> {
         Ok(Self { t, directories: HashSet::new(), contents: HashSet::new(), packs })
     }
 
-    /// Bytes that this tree adds.
+    /// Returns the bytes that this tree adds.
     fn add(&mut self, root: ObjectHash) -> Result<u64, StoreError> {
         let directories = self.t.open_table(DIRECTORIES).map_err(index)?;
         let files = self.t.open_table(FILES).map_err(index)?;
@@ -75,7 +75,7 @@ impl<'t> Weigher<'t> {
         Ok(bytes)
     }
 
-    /// A chunk's share of its pack.
+    /// Share of a chunk in the bytes of its pack.
     fn stored_bytes(
         &self,
         chunks: &impl ReadableTable<&'static [u8; 32], &'static [u8; 20]>,
@@ -88,7 +88,7 @@ impl<'t> Weigher<'t> {
     }
 }
 
-/// The generations to retire so that those that stay take at most `limit` bytes besides the newest one.
+/// Generations to retire so that the rest take at most `limit` bytes in addition to the newest one.
 pub(super) fn beyond(
     t: &ReadTransaction,
     generations: &[Generation],
@@ -115,7 +115,7 @@ pub(super) fn beyond(
     Ok(retire)
 }
 
-/// What was measured last, as an earlier process kept it.
+/// The last measurement, as stored by an earlier process.
 pub(super) fn measured(index_file: &Index) -> Result<Option<u64>, StoreError> {
     index_file.read(|t| {
         let meta = t.open_table(META).map_err(index)?;
@@ -124,14 +124,15 @@ pub(super) fn measured(index_file: &Index) -> Result<Option<u64>, StoreError> {
 }
 
 impl Store {
-    /// Bytes of all packs that the current generation does not need; `None` before that was measured. Costs the table of
-    /// packs. What was sealed since it was measured counts as history.
+    /// Bytes of all packs that the current generation does not need; `None` before the first measurement.
+    /// Reads the table of packs. Content sealed since the measurement counts as history.
     pub fn history_bytes(&self) -> Result<Option<u64>, StoreError> {
         let current = *self.current_bytes.lock().map_err(poisoned)?;
         current.map(|current| Ok(self.pack_bytes()?.saturating_sub(current))).transpose()
     }
 
-    /// Measures what the current generation needs, and keeps that for the next process. Walks its tree: blocks.
+    /// Measures the bytes that the current generation needs, and stores the result for the next process.
+    /// Walks its tree, and blocks.
     pub(super) fn measure_current(self: &Arc<Self>) -> Result<(), StoreError> {
         let Some(latest) = self.latest()? else { return Ok(()) };
         let bytes = self.index.read(|t| Weigher::open(t)?.add(latest.generation.root.object))?;
@@ -144,7 +145,7 @@ impl Store {
         Ok(())
     }
 
-    /// The first generation was sealed: there is no history.
+    /// Records that the first generation was sealed, so that there is no history.
     pub fn all_is_current(&self) -> Result<(), StoreError> {
         let bytes = self.pack_bytes()?;
         *self.current_bytes.lock().map_err(poisoned)? = Some(bytes);

@@ -1,7 +1,8 @@
-//! The index: one redb database with everything but file content.
+//! The index: one redb database with everything except file content.
 //!
-//! Values that no hash or signature covers carry a checksum of key and value, because redb checks its own pages only
-//! when it opens a file. Where redb gives up on a damaged page it panics; that ends here, as an error.
+//! Values that no hash or signature covers carry a checksum of key and value, because redb checks its own
+//! pages only when it opens a file. redb panics on a damaged page; that panic is caught here and becomes an
+//! error.
 
 use std::os::unix::fs::MetadataExt;
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -21,47 +22,47 @@ use super::error::{OpenStoreError, StoreError, index, poisoned};
 use super::pack::{Location, PackId};
 use crate::planted;
 
-/// Version of everything under DATA that the store writes.
+/// Format version of everything that the store writes under DATA.
 pub(super) const STORE_FORMAT: u32 = 1;
 const CACHE_BYTES: usize = 16 * 1024 * 1024;
 
-/// A chunk's hash -> where it lies.
+/// Chunk hash -> location.
 pub(super) const CHUNKS: TableDefinition<'_, &[u8; 32], &[u8; 20]> = TableDefinition::new("chunks");
-/// A file's hash -> its chunks. Files of one chunk, whose hash is the chunk's, are not in it.
+/// File hash -> chunks. Files of one chunk are not listed, because their hash is that of the chunk.
 pub(super) const FILES: TableDefinition<'_, &[u8; 32], &[u8]> = TableDefinition::new("files");
-/// A directory object's hash -> its canonical bytes, packed by [`super::objects`].
+/// Directory object hash -> canonical bytes, packed by [`super::objects`].
 pub(super) const DIRECTORIES: TableDefinition<'_, &[u8; 32], &[u8]> = TableDefinition::new("directories");
-/// Number -> 64 signature, record.
+/// Generation number -> 64 signature, record.
 pub(super) const GENERATIONS: TableDefinition<'_, u64, &[u8]> = TableDefinition::new("generations");
-/// A root's hash -> u32 number of generations that have it, root entry.
+/// Root hash -> u32 number of generations with this root, root entry.
 pub(super) const ROOTS: TableDefinition<'_, &[u8; 32], &[u8]> = TableDefinition::new("roots");
-/// A directory's path -> what the scanner keeps of it.
+/// Directory path -> the scanner's record.
 pub(super) const STAT: TableDefinition<'_, &[u8], &[u8]> = TableDefinition::new("stat");
 /// Namespace and name -> value.
 pub(super) const RECORDS: TableDefinition<'_, (&str, &[u8]), &[u8]> = TableDefinition::new("records");
-/// A pack's number -> its durable length, the uncompressed bytes of its frames.
+/// Pack number -> durable length, uncompressed bytes of its frames.
 pub(super) const PACKS: TableDefinition<'_, u32, (u64, u64)> = TableDefinition::new("packs");
-/// The first 8 bytes of a content's hash -> where the tree has it: see [`super::paths`].
+/// First 8 bytes of a content hash -> path in the tree: see [`super::paths`].
 pub(super) const PATHS: TableDefinition<'_, u64, &[u8]> = TableDefinition::new("paths");
-/// What the store keeps of itself.
+/// The store's own values.
 pub(super) const META: TableDefinition<'_, &str, u64> = TableDefinition::new("meta");
 
 /// Key in [`META`]: [`STORE_FORMAT`].
 pub(super) const META_FORMAT: &str = "format";
-/// Key in [`META`]: the number of the next new pack.
+/// Key in [`META`]: number of the next new pack.
 pub(super) const META_NEXT_PACK: &str = "next_pack";
 
-/// Key in [`META`]: stored bytes that the current generation needs, as measured last.
+/// Key in [`META`]: stored bytes that the current generation needs, as last measured.
 pub(super) const META_CURRENT_BYTES: &str = "current_bytes";
 
-/// How long a database that has to be opened anew waits for those who read it.
+/// Time that reopening the database waits for its readers.
 const REOPEN_PATIENCE: Duration = Duration::from_secs(5);
 
-/// See the module.
+/// The index. See the module documentation.
 pub(super) struct Index {
-    /// `None`: it could not be opened anew.
+    /// `None` after a failed reopening.
     database: Mutex<Option<Arc<Database>>>,
-    /// After an error of the disk the database refuses everything, also when the disk is well again.
+    /// Set after a disk error: the database then refuses everything, even once the disk works again.
     failed: AtomicBool,
     path: PathBuf,
     /// Device and inode of the open file.
@@ -69,7 +70,7 @@ pub(super) struct Index {
 }
 
 impl Index {
-    /// Makes a new index in a file that does not exist.
+    /// Creates a new index in a file that does not exist yet.
     pub(super) fn create(path: &Path) -> Result<Self, OpenStoreError> {
         let database = caught(|| Ok(Builder::new().set_cache_size(CACHE_BYTES).create(path)))
             .map_err(|_| OpenStoreError::Unreadable { path: path.to_owned() })?
@@ -92,7 +93,7 @@ impl Index {
         Ok(created)
     }
 
-    /// Opens an index, and reads all of it once to see that every page is what was written.
+    /// Opens an index and reads all of it once to check every page.
     pub(super) fn open(path: &Path) -> Result<Self, OpenStoreError> {
         let database = caught(|| Ok(open_checked(path)))
             .map_err(|_| OpenStoreError::Unreadable { path: path.to_owned() })?
@@ -124,15 +125,16 @@ impl Index {
         self.noted(caught(|| read(&database.begin_read().map_err(index)?)))
     }
 
-    /// Changes everything or, on an error, nothing. Durable when it returns `Ok`: what it wrote survives a power cut.
+    /// Applies a change completely or, on an error, not at all. Durable on `Ok`: the change survives a power
+    /// cut.
     ///
-    /// Without redb's quick repair, which writes the state of the allocator, as large as the index, with each commit:
-    /// what it saves after a crash is the walk that [`Index::open`] makes in any case.
+    /// Does not use redb's quick repair, which writes the allocator's state, as large as the index, with each
+    /// commit. It would only save the walk after a crash that [`Index::open`] performs anyway.
     pub(super) fn write<T, E: From<StoreError>>(
         &self,
         write: impl FnOnce(&WriteTransaction) -> Result<T, E>,
     ) -> Result<T, E> {
-        // Into a file without a name it would succeed, and be lost.
+        // Writing to an unlinked file would succeed and lose the data.
         self.in_place()?;
         let database = self.database()?;
         let written = caught(|| {
@@ -162,7 +164,7 @@ impl Index {
         Ok(Self { database, failed: AtomicBool::new(false), path: path.to_owned(), file })
     }
 
-    /// Whether the file that is open is still the one of this name. Blocks for a look at it.
+    /// Checks that the open file is still the one at this path. Blocks for one system call.
     pub(super) fn in_place(&self) -> Result<(), StoreError> {
         match identity(&self.path) {
             Ok(found) if found == self.file => Ok(()),
@@ -170,7 +172,7 @@ impl Index {
         }
     }
 
-    /// The database, opened anew where the disk had failed it.
+    /// The database, reopened after a disk error.
     fn database(&self) -> Result<Arc<Database>, StoreError> {
         let mut database = self.database.lock().map_err(poisoned)?;
         if self.failed.load(Ordering::SeqCst) {
@@ -188,8 +190,9 @@ impl Index {
         result
     }
 
-    /// Nobody reads it meanwhile: whoever comes waits, whoever has it is waited for. All of it is written again first:
-    /// pages that a failed sync could not write count as clean, and what is read of them is not what the disk has.
+    /// Reopens the database without concurrent readers: new ones wait, and existing ones are waited for. The
+    /// whole file is rewritten first. After a failed sync the kernel marks unwritten pages as clean, and
+    /// reads return data that the disk does not have.
     fn reopen(&self, database: &mut Option<Arc<Database>>) -> Result<(), StoreError> {
         let started = Instant::now();
         while database.as_ref().is_some_and(|database| Arc::strong_count(database) > 1) {
@@ -253,7 +256,7 @@ pub(super) fn decode_location(bytes: &[u8; 20]) -> Location {
     }
 }
 
-/// The chunk's location, from an open table.
+/// Looks up a chunk in an open table.
 pub(super) fn location_in(
     chunks: &impl ReadableTable<&'static [u8; 32], &'static [u8; 20]>,
     hash: &ContentHash,
@@ -275,12 +278,12 @@ fn checksum(table: &'static str, key: &[u8], value: &[u8]) -> [u8; CHECKSUM_BYTE
     out
 }
 
-/// Adds the checksum to a value.
+/// Appends the checksum to a value.
 pub(super) fn with_checksum(table: &'static str, key: &[u8], value: &[u8]) -> Vec<u8> {
     [value, &checksum(table, key, value)].concat()
 }
 
-/// Takes the checksum off a value that has the right one.
+/// Checks and removes the checksum of a value.
 pub(super) fn without_checksum<'a>(
     table: &'static str,
     key: &[u8],

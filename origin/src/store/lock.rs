@@ -1,6 +1,8 @@
-//! One process at a time: an advisory lock on DATA/lock, which says who holds it.
+//! Restricts the store to one process with an advisory lock on DATA/lock, which contains the holder's process
+//! ID.
 //!
-//! The lock goes with the process, however it ends; the file stays and means nothing by itself.
+//! The kernel releases the lock when the process ends, in whatever way. The file remains and has no meaning
+//! by itself.
 
 use std::fs::{File, OpenOptions};
 use std::io::{Read, Seek, Write};
@@ -13,7 +15,7 @@ use rustix::fs::{FlockOperation, OFlags, flock};
 
 use super::error::OpenStoreError;
 
-/// How long a holder may keep a newcomer waiting before it is refused.
+/// Time to wait for another holder before giving up.
 const PATIENCE: Duration = Duration::from_secs(2);
 const RETRY: Duration = Duration::from_millis(20);
 
@@ -24,8 +26,8 @@ pub(super) struct DataLock {
 }
 
 impl DataLock {
-    /// Takes the lock, or says who has it. A command like `status` holds it for a moment only, so a short wait keeps
-    /// one from failing a `serve` that starts at the same time.
+    /// Acquires the lock, or reports its holder. A command like `status` holds it only briefly, so that a
+    /// short wait prevents failing a `serve` that starts at the same time.
     pub(super) fn acquire(data: &Path) -> Result<Self, OpenStoreError> {
         let path = data.join("lock");
         let io = |doing, source| OpenStoreError::Io { doing, path: path.clone(), source };
@@ -35,7 +37,7 @@ impl DataLock {
             .create(true)
             .truncate(false)
             .mode(0o600)
-            // What was planted in its place is not cut.
+            // Never truncates the target of a symlink planted in its place.
             .custom_flags(OFlags::NOFOLLOW.bits() as i32)
             .open(&path)
             .map_err(|e| io("open", e))?;
@@ -50,7 +52,7 @@ impl DataLock {
             Ok(()) => {}
             Err(rustix::io::Errno::WOULDBLOCK) => {
                 let mut text = String::new();
-                // Who holds it is only for the message.
+                // The holder's ID only improves the message.
                 let _ = file.take(32).read_to_string(&mut text);
                 return Err(OpenStoreError::Held { path: data.to_owned(), pid: text.trim().parse().ok() });
             }

@@ -1,33 +1,35 @@
-//! The store: the origin's own durable copy of the content of the generations it retains, so that they can be served
+//! The store: the origin's own durable copy of the content of retained generations, which it can serve
 //! whatever happens to the content tree.
 //!
 //! ```text
-//! DATA/lock                  held by the one process that has the store open; says its pid
-//! DATA/index.redb            chunks, files, directory objects, generations, roots, stat records, small records
-//! DATA/packs/NNNNNNNN.pack   append-only: compressed frames of chunks (format: pack.rs); numbers are never reused
+//! DATA/lock                  held by the one process that has the store open; contains its process ID
+//! DATA/index.redb            chunks, files, directory objects, generations, roots, records
+//! DATA/packs/NNNNNNNN.pack   append-only: compressed frames of chunks (pack.rs); numbers are never reused
 //! ```
 //!
-//! **Who may touch it.** One process, under the lock; in it any number of readers, and one [`Writer`] at a time, whose
-//! [`FrameBuilder`]s many threads may fill. Garbage collection is a writer for as long as it changes anything. Readers
-//! never wait for a writer.
+//! **Access.** One process has access, under the lock. It may have any number of readers, and one [`Writer`]
+//! at a time, whose [`FrameBuilder`]s can be filled by many threads. Garbage collection is a writer while it
+//! changes anything. Readers never wait for a writer.
 //!
-//! **Sealing.** Chunks are appended to packs beyond their durable length, while their index entries are kept in memory.
-//! To seal, the packs are synced, and then ONE transaction adds the entries, the directory objects, the stat records, the
-//! generation, and the packs' new durable lengths. Where the entries in memory grow too large they are committed early in
-//! the same way (packs synced first), without a generation: content that no generation refers to is garbage, and
-//! harmless. So whatever the index names was synced before.
+//! **Sealing.** Chunks are appended to packs beyond their durable length, while their index entries stay in
+//! memory. Sealing syncs the packs. ONE transaction then adds the entries, the directory objects, the stat
+//! records, the generation, and the new durable lengths of the packs. If the entries in memory grow too
+//! large, they are committed early in the same way (packs synced first), without a generation. Content that
+//! no generation refers to is harmless garbage. Everything that the index refers to has therefore been synced
+//! before.
 //!
-//! **What a crash leaves.** The last generation or the new one. Pack bytes beyond the durable length and packs that the
-//! index does not know are cut off and removed when the store is opened. Garbage collection commits first and unlinks
-//! packs afterwards; what it did not come to unlink is such an unknown pack.
+//! **After a crash.** The store has the last generation or the new one. Opening it truncates packs to their
+//! durable length and removes packs that the index does not know. Garbage collection commits first and
+//! unlinks packs afterwards; a pack that it did not unlink is such an unknown pack.
 //!
-//! **Garbage collection.** Marks what the retained roots refer to without holding anybody up, then, as the writer, marks
-//! what was sealed meanwhile, removes the rest from the index in one transaction, and rewrites packs that are less than
-//! half live, one by one ([`Store::collect_garbage`]).
+//! **Garbage collection.** Marks everything that the retained roots refer to without blocking anybody. Then,
+//! as the writer, marks content sealed meanwhile, removes the rest from the index in one transaction, and
+//! rewrites packs that are less than half live, one by one ([`Store::collect_garbage`]).
 //!
-//! **Damage.** redb's pages are checked when the store is opened, frame headers when they are read, chunks, directory
-//! objects and files against their hashes whenever they are read here. A missing or short pack does not keep the store
-//! from opening: its chunks count as absent, so that the next scan that reads them stores them again.
+//! **Damage.** redb's pages are checked when the store is opened, and frame headers when they are read.
+//! Chunks, directory objects and files are checked against their hashes whenever they are read here. A
+//! missing or short pack does not prevent opening the store: its chunks count as missing, and the next scan
+//! that reads them stores them again.
 
 mod ahead;
 mod backup;
@@ -88,30 +90,30 @@ use pack_reader::PackReader;
 
 const DIRECTORY_CACHE_BYTES: usize = 8 * 1024 * 1024;
 
-/// The origin's store. See the module for its layout and rules.
+/// The origin's store. See the module documentation for its layout and rules.
 pub struct Store {
     index: Index,
     packs: PackReader,
     directories: Mutex<DirectoryCache>,
     ahead: FramesAhead,
-    /// Whether there is a writer.
+    /// Whether a writer exists.
     writing: Mutex<bool>,
     written: Condvar,
-    /// Packs that are shorter than the index says, with the length up to which their frames are complete.
+    /// Packs shorter than recorded, with the length up to which their frames are complete.
     short_packs: HashMap<PackId, u64>,
-    /// Whether there may be entries that no generation refers to.
+    /// Whether there may be content that no generation refers to.
     orphans: AtomicBool,
-    /// Generations that were retired since the store was opened.
+    /// Generations retired since the store was opened.
     retired: AtomicU64,
-    /// Stored bytes that the current generation needs, as measured last.
+    /// Stored bytes that the current generation needs, as last measured.
     current_bytes: Mutex<Option<u64>>,
     data: PathBuf,
-    // Last, so that everything is closed when it is released.
+    // Last, so that everything is closed before the lock is released.
     _lock: DataLock,
 }
 
 impl Store {
-    /// Makes an empty store in `data`, which is created where it is missing.
+    /// Creates an empty store in `data`, and `data` itself if it is missing.
     pub fn create(data: &Path) -> Result<Self, OpenStoreError> {
         let io = |doing, path: &Path, source| OpenStoreError::Io { doing, path: path.to_owned(), source };
         fs::create_dir_all(data).map_err(|e| io("create", data, e))?;
@@ -122,7 +124,7 @@ impl Store {
         }
         let packs = packs_path(data);
         fs::create_dir_all(&packs).map_err(|e| io("create", &packs, e))?;
-        // Under its name only once it is complete.
+        // The index gets its final name only once it is complete.
         let unfinished = data.join("index.redb.new");
         match fs::remove_file(&unfinished) {
             Err(e) if e.kind() != io::ErrorKind::NotFound => return Err(io("remove", &unfinished, e)),
@@ -134,12 +136,12 @@ impl Store {
         Self::open_locked(data, lock)
     }
 
-    /// Whether there is a store in `data`, of whatever format or state; also where that can't be told.
+    /// Whether `data` holds a store of any format or state. `true` if that cannot be determined.
     pub fn exists(data: &Path) -> bool {
         index_path(data).try_exists().unwrap_or(true)
     }
 
-    /// Opens the store in `data`. Reads the whole index once; removes what a crash left in the packs.
+    /// Opens the store in `data`. Reads the whole index once and removes remains of a crash from the packs.
     pub fn open(data: &Path) -> Result<Self, OpenStoreError> {
         let missing = || OpenStoreError::Missing { path: data.to_owned() };
         if !index_path(data).try_exists().map_err(|_| missing())? {
@@ -169,17 +171,16 @@ impl Store {
         })
     }
 
-    /// The data directory.
     pub fn data(&self) -> &Path {
         &self.data
     }
 
-    /// Whether the data directory is still there, as it was opened. Blocks for a look at it.
+    /// Checks that the data directory is still the one that was opened. Blocks for one system call.
     pub fn in_place(&self) -> Result<(), StoreError> {
         self.index.in_place()
     }
 
-    /// Whether the pack still has the frame that begins there, as far as its length tells.
+    /// Whether the pack is long enough to have the frame at this location.
     fn is_present(&self, location: &Location) -> bool {
         self.short_packs.get(&location.pack).is_none_or(|&length| location.frame_offset < length)
     }
@@ -193,7 +194,7 @@ fn packs_path(data: &Path) -> PathBuf {
     data.join("packs")
 }
 
-/// Where the first frame of a short pack starts that is not all there.
+/// Start of the first incomplete frame of a short pack.
 fn complete_bytes(packs: &PackReader, id: PackId) -> u64 {
     let mut offset = PACK_HEADER_BYTES as u64;
     while let Ok((_, next)) = packs.frame(id, offset) {
@@ -202,8 +203,8 @@ fn complete_bytes(packs: &PackReader, id: PackId) -> u64 {
     offset
 }
 
-/// Cuts packs to their durable length and removes those that the index does not know. Returns those that are
-/// shorter, with the length up to which their frames are complete.
+/// Truncates packs to their durable length and removes unknown ones. Returns the packs that are too short,
+/// with the length up to which their frames are complete.
 fn clean_packs(index: &Index, packs: &PackReader) -> Result<HashMap<PackId, u64>, OpenStoreError> {
     let known: HashMap<PackId, u64> = index.read(|t| {
         let table = t.open_table(PACKS).map_err(error::index)?;

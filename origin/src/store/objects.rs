@@ -1,4 +1,5 @@
-//! How directory objects lie in the index: `u8 0`, canonical bytes; or `u8 1`, `u32` length, zstd of them.
+//! Format of directory objects in the index: `u8 0` and canonical bytes, or `u8 1`, `u32` length and their
+//! zstd.
 
 use std::cell::RefCell;
 
@@ -12,7 +13,7 @@ use super::error::StoreError;
 
 const RAW: u8 = 0;
 const ZSTD: u8 = 1;
-/// Below this, compression saves nothing worth its time.
+/// Below this size, compression saves too little for its time.
 const COMPRESS_MIN_BYTES: usize = 256;
 const LEVEL: i32 = 1;
 
@@ -31,7 +32,7 @@ pub(super) fn pack(canonical: &[u8]) -> Vec<u8> {
     [&[RAW], canonical].concat()
 }
 
-/// What was packed for a table.
+/// Reverses [`pack`]. `table` is only used in errors.
 pub(super) fn unpack_bytes(stored: &[u8], table: &'static str) -> Result<Vec<u8>, StoreError> {
     let damaged = || StoreError::Entry { table };
     match stored.split_first().ok_or_else(damaged)? {
@@ -42,7 +43,7 @@ pub(super) fn unpack_bytes(stored: &[u8], table: &'static str) -> Result<Vec<u8>
             if length > DIRECTORY_OBJECT_MAX_BYTES {
                 return Err(damaged());
             }
-            // To make one takes longer than to decompress a small directory.
+            // Creating a decompressor takes longer than decompressing a small directory.
             thread_local! { static KEPT: RefCell<Option<Decompressor<'static>>> = const { RefCell::new(None) } }
             KEPT.with_borrow_mut(|kept| match kept {
                 Some(decompressor) => decompressor.decompress(compressed, length),
@@ -54,7 +55,7 @@ pub(super) fn unpack_bytes(stored: &[u8], table: &'static str) -> Result<Vec<u8>
     }
 }
 
-/// Canonical bytes from the index, held against their hash.
+/// Canonical bytes from the index, checked against their hash.
 pub(super) fn unpack(stored: &[u8], hash: &ObjectHash) -> Result<Vec<u8>, StoreError> {
     let canonical = unpack_bytes(stored, "directories")?;
     let actual = Directory::hash_of(&canonical);

@@ -1,13 +1,13 @@
-//! Pack files: append-only sequences of self-describing zstd frames. Formats only; who reads and writes them is in
-//! [`super::pack_reader`] and [`super::pack_writer`].
+//! Pack files: append-only sequences of self-describing zstd frames. This module has only the formats; see
+//! [`super::pack_reader`] and [`super::pack_writer`] for access.
 //!
 //! ```text
 //! pack:   8 "SYNCDPCK", u32 format = 1, u32 pack id, frames
 //! frame:  u32 "SFRM", u32 uncompressed bytes, u32 compressed bytes, u32 chunk count,
-//!         per chunk 32 hash, u32 length;  8 checksum (BLAKE3 of all before, cut);  one zstd frame
+//!         per chunk 32 hash, u32 length;  8 checksum (truncated BLAKE3 of the above);  one zstd frame
 //! ```
 //!
-//! Integers are little endian. The chunks lie in the uncompressed bytes in this order, without gaps.
+//! Integers are little endian. The uncompressed bytes hold the chunks in this order, without gaps.
 
 use std::fmt;
 use std::io;
@@ -17,18 +17,17 @@ use syncd_shared::hash::ContentHash;
 use syncd_shared::limits::FRAME_MAX_BYTES;
 use zstd::zstd_safe::CParameter;
 
-/// Version of the pack format.
 pub(super) const PACK_FORMAT: u32 = 1;
-/// A pack that has reached this length gets no further frame.
+/// A pack of this length or more gets no further frames.
 pub(super) const PACK_MAX_BYTES: u64 = 256 * 1024 * 1024;
 /// Bytes before the first frame.
 pub(super) const PACK_HEADER_BYTES: usize = 16;
-/// Chunks in one frame; bounds the header.
+/// Maximum number of chunks in a frame, which bounds the header.
 pub(super) const FRAME_MAX_CHUNKS: usize = 4096;
 
 const PACK_MAGIC: &[u8; 8] = b"SYNCDPCK";
 const FRAME_MAGIC: u32 = u32::from_le_bytes(*b"SFRM");
-/// Part of a frame header that is there whatever the number of chunks.
+/// Bytes of the fixed part of a frame header.
 pub(super) const FRAME_FIXED_BYTES: usize = 16;
 const PER_CHUNK_BYTES: usize = 36;
 const CHECKSUM_BYTES: usize = 8;
@@ -38,7 +37,6 @@ const CHECKSUM_BYTES: usize = 8;
 pub struct PackId(pub(crate) u32);
 
 impl PackId {
-    /// The number.
     pub const fn get(self) -> u32 {
         self.0
     }
@@ -65,79 +63,65 @@ impl fmt::Debug for PackId {
     }
 }
 
-/// Where a chunk lies.
+/// The location of a chunk.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Location {
-    /// The pack.
     pub pack: PackId,
-    /// Where its frame starts in the pack, in bytes.
+    /// Start of the frame in the pack.
     pub frame_offset: u64,
-    /// Where it starts in the uncompressed frame, in bytes.
+    /// Start of the chunk in the uncompressed frame.
     pub offset_in_frame: u32,
-    /// Its length in bytes.
+    /// Length in bytes.
     pub length: u32,
 }
 
-/// What is wrong with a pack or a frame of it.
+/// Kinds of damage to a pack or one of its frames.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum FrameDamage {
-    /// The pack has no valid header.
     #[error("the pack has no valid header")]
     PackHeader,
-    /// Written by another version.
+    /// Another version wrote the pack.
     #[error("pack format {actual}, expected {PACK_FORMAT}")]
-    PackFormat {
-        /// Format found.
-        actual: u32,
-    },
-    /// The pack ends inside the frame.
+    PackFormat { actual: u32 },
     #[error("the pack ends inside the frame")]
     Truncated,
-    /// The frame header is none.
     #[error("the frame header is invalid")]
     Header,
-    /// The header does not have the checksum that it says.
     #[error("the frame header has a wrong checksum")]
     Checksum,
-    /// zstd refuses the content.
     #[error("the content does not decompress")]
     Compressed,
-    /// Not as long as the header says.
+    /// The content has another length than recorded in the header.
     #[error("the content has {actual} bytes, expected {expected}")]
     Length {
-        /// Bytes by the header.
+        /// Bytes recorded in the header.
         expected: u32,
         /// Bytes after decompression.
         actual: usize,
     },
-    /// A chunk that the index places here isn't here.
+    /// The frame does not have a chunk that the index places there.
     #[error("chunk {hash} is not in the frame")]
-    NoSuchChunk {
-        /// The chunk.
-        hash: ContentHash,
-    },
-    /// The bytes of a chunk are not those it was stored with.
+    NoSuchChunk { hash: ContentHash },
+    /// The bytes of a chunk do not match its hash.
     #[error("chunk {hash} has other content")]
-    Content {
-        /// The chunk.
-        hash: ContentHash,
-    },
+    Content { hash: ContentHash },
 }
 
-/// How hard a frame is compressed. The figures are in docs/decisions.md.
+/// Compression effort of a frame. The figures are in docs/decisions.md.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Effort {
-    /// Where more effort wins most for its time, contents of some 16 KiB to 1 MiB, and where nobody waits.
+    /// For contents of about 16 KiB to 1 MiB, which gain most for the time, and when nobody is waiting.
     #[default]
     High,
-    /// Small contents, which lie next to those that they resemble, and what shares a frame with a piece of a large one.
+    /// For small contents, which are adjacent to similar ones, and for frames that contain a piece of a large
+    /// content.
     Low,
 }
 
 impl Effort {
-    /// Has `compressor` compress so from now on.
+    /// Configures `compressor` for this effort.
     pub fn set(self, compressor: &mut zstd::bulk::Compressor<'_>) -> io::Result<()> {
-        // 0 is the level's own.
+        // 0 selects the default of the level.
         let (level, least_match) = match self {
             Self::High => (5, 6),
             Self::Low => (3, 0),
@@ -147,30 +131,29 @@ impl Effort {
     }
 }
 
-/// A chunk's place in the uncompressed bytes of its frame.
+/// The position of a chunk in the uncompressed bytes of its frame.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct FrameChunk {
-    /// Its hash.
     pub hash: ContentHash,
-    /// Where it starts, in bytes.
+    /// Start, in bytes.
     pub offset: u32,
-    /// Its length in bytes.
+    /// Length, in bytes.
     pub length: u32,
 }
 
-/// A frame as it lies in a pack. Its header was checked, its content was not.
+/// A frame as stored in a pack. The header has been checked, the content has not.
 #[derive(Clone, Debug)]
 pub struct PackFrame {
     /// One zstd frame.
     pub compressed: Bytes,
-    /// Bytes that it decompresses to, at most [`FRAME_MAX_BYTES`].
+    /// Bytes after decompression, at most [`FRAME_MAX_BYTES`].
     pub uncompressed_bytes: u32,
-    /// What is in it, in order, without gaps.
+    /// The chunks in order, without gaps.
     pub chunks: Vec<FrameChunk>,
 }
 
 impl PackFrame {
-    /// The uncompressed bytes; chunks in them are not held against their hashes.
+    /// The uncompressed bytes. Chunks in them are not checked against their hashes.
     pub fn decompress(&self) -> Result<Vec<u8>, FrameDamage> {
         let mut out = vec![0; self.uncompressed_bytes as usize];
         let actual = zstd::bulk::decompress_to_buffer(&self.compressed[..], &mut out)
@@ -181,13 +164,13 @@ impl PackFrame {
         Ok(out)
     }
 
-    /// A chunk's place, where the frame has it.
+    /// The position of a chunk, if the frame has it.
     pub fn chunk(&self, hash: &ContentHash) -> Option<&FrameChunk> {
         self.chunks.iter().find(|chunk| chunk.hash == *hash)
     }
 }
 
-/// A chunk's bytes in the uncompressed bytes of its frame, held against its hash.
+/// A chunk's bytes in its uncompressed frame, checked against its hash.
 pub(super) fn chunk_bytes<'a>(
     uncompressed: &'a [u8],
     offset: u32,
@@ -205,7 +188,7 @@ pub(super) fn chunk_bytes<'a>(
     Ok(bytes)
 }
 
-/// The bytes that a pack begins with.
+/// The header of a pack.
 pub(super) fn pack_header(id: PackId) -> [u8; PACK_HEADER_BYTES] {
     let mut out = [0; PACK_HEADER_BYTES];
     out[..8].copy_from_slice(PACK_MAGIC);
@@ -214,7 +197,7 @@ pub(super) fn pack_header(id: PackId) -> [u8; PACK_HEADER_BYTES] {
     out
 }
 
-/// Whether a pack begins as pack `id` does.
+/// Checks that the header is that of pack `id`.
 pub(super) fn check_pack_header(bytes: &[u8; PACK_HEADER_BYTES], id: PackId) -> Result<(), FrameDamage> {
     let format = u32_at(bytes, 8);
     if &bytes[..8] != PACK_MAGIC || u32_at(bytes, 12) != id.0 {
@@ -226,7 +209,7 @@ pub(super) fn check_pack_header(bytes: &[u8; PACK_HEADER_BYTES], id: PackId) -> 
     Ok(())
 }
 
-/// Header and content of a frame.
+/// Encodes a frame: header and content.
 pub(super) fn encode_frame(chunks: &[FrameChunk], uncompressed_bytes: u32, compressed: &[u8]) -> Vec<u8> {
     let header = FRAME_FIXED_BYTES + chunks.len() * PER_CHUNK_BYTES + CHECKSUM_BYTES;
     let mut out = Vec::with_capacity(header + compressed.len());
@@ -244,7 +227,7 @@ pub(super) fn encode_frame(chunks: &[FrameChunk], uncompressed_bytes: u32, compr
     out
 }
 
-/// What the fixed part of a frame header says of the rest.
+/// The fixed part of a frame header.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct FrameFixed {
     pub(super) uncompressed_bytes: u32,
@@ -253,7 +236,7 @@ pub(super) struct FrameFixed {
 }
 
 impl FrameFixed {
-    /// Reads and bounds it: nothing is allocated for more than a frame may have.
+    /// Decodes the fixed part and checks its bounds, so that no reader allocates more than a frame may have.
     pub(super) fn decode(bytes: &[u8; FRAME_FIXED_BYTES]) -> Result<Self, FrameDamage> {
         let fixed = Self {
             uncompressed_bytes: u32_at(bytes, 4),
@@ -277,7 +260,7 @@ impl FrameFixed {
         (FRAME_FIXED_BYTES + self.table_bytes()) as u64 + u64::from(self.compressed_bytes)
     }
 
-    /// Reads the chunks, where `fixed` and `table` are the two parts of one header.
+    /// Decodes the chunks. `fixed` and `table` must be the two parts of one header.
     pub(super) fn chunks(
         self,
         fixed: &[u8; FRAME_FIXED_BYTES],

@@ -1,6 +1,6 @@
-//! Reads frames from packs: positional reads, a bounded number of open files.
+//! Reads frames from packs with positional reads and a bounded number of open files.
 //!
-//! An open pack stays readable while garbage collection unlinks it.
+//! An open pack stays readable after garbage collection unlinks it.
 
 use std::collections::HashMap;
 use std::fs::File;
@@ -18,7 +18,7 @@ use super::pack::{
 
 const OPEN_PACKS_MAX: usize = 64;
 
-/// See the module.
+/// Reader of packs. See the module documentation.
 pub(super) struct PackReader {
     directory: PathBuf,
     open: Mutex<OpenPacks>,
@@ -43,7 +43,7 @@ impl PackReader {
         &self.directory
     }
 
-    /// Forgets a pack that was unlinked; who reads it now goes on doing so.
+    /// Closes a pack that was unlinked. Reads in progress continue.
     pub(super) fn forget(&self, pack: PackId) {
         if let Ok(mut open) = self.open.lock() {
             open.files.remove(&pack);
@@ -97,7 +97,7 @@ impl PackReader {
         }
     }
 
-    /// Reads a frame; its header is checked, its content is not. Also returns where the next frame starts.
+    /// Reads a frame and checks its header, not its content. Also returns the start of the next frame.
     pub(super) fn frame(&self, pack: PackId, offset: u64) -> Result<(PackFrame, u64), StoreError> {
         let damaged = |source| StoreError::Frame { pack, offset, source };
         let file = self.file(pack)?;

@@ -1,8 +1,9 @@
 //! Appends frames to packs.
 //!
-//! Owned by the one [`super::Writer`]. It goes on at the durable length of the last pack, so that what a writer that
-//! was dropped or killed left behind is overwritten. Nothing that it wrote counts before [`PackWriter::sync`] returned
-//! and the lengths of [`PackWriter::grown`] were committed to the index.
+//! Owned by the one [`super::Writer`]. It continues at the durable length of the last pack, and thus
+//! overwrites bytes left by a writer that was dropped or killed. Appended frames count only after
+//! [`PackWriter::sync`] has returned and the lengths of [`PackWriter::grown`] have been committed to the
+//! index.
 
 use std::collections::BTreeMap;
 use std::fs::{File, OpenOptions};
@@ -13,21 +14,21 @@ use super::error::StoreError;
 use super::pack::{FrameChunk, PACK_HEADER_BYTES, PACK_MAX_BYTES, PackId, encode_frame, pack_header};
 use super::write_back::WriteBack;
 
-/// How far a pack has got.
+/// Length of a pack.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct PackLength {
-    /// Bytes of the pack.
+    /// Bytes of the file.
     pub(super) bytes: u64,
     /// Uncompressed bytes of its frames.
     pub(super) content_bytes: u64,
 }
 
-/// See the module.
+/// Appends frames. See the module documentation.
 pub(super) struct PackWriter {
     directory: PathBuf,
     current: Option<Current>,
     next: u32,
-    /// Packs that grew since the last sync and are no longer current.
+    /// Packs that grew since the last sync and are full now.
     full: Vec<Current>,
     directory_changed: bool,
     dirty: bool,
@@ -41,17 +42,16 @@ struct Current {
     length: PackLength,
 }
 
-/// How far the packs have got that grew since the last sync.
+/// The packs that grew since the last sync.
 #[derive(Debug, Default)]
 pub(super) struct Grown {
-    /// New lengths of the packs that grew.
     pub(super) packs: BTreeMap<PackId, PackLength>,
-    /// The number of the next new pack.
+    /// Number of the next new pack.
     pub(super) next: u32,
 }
 
 impl PackWriter {
-    /// Goes on in `last`, where that has room; else with pack `next`.
+    /// Continues in `last` if it has room, otherwise with pack `next`.
     pub(super) fn open(
         directory: PathBuf,
         last: Option<(PackId, PackLength)>,
@@ -108,7 +108,7 @@ impl PackWriter {
         Ok(Current { id, file, length })
     }
 
-    /// Appends one frame; where it starts. After an error the frame does not count.
+    /// Appends one frame and returns its location. After an error the frame does not count.
     pub(super) fn append(
         &mut self,
         chunks: &[FrameChunk],
@@ -136,14 +136,14 @@ impl PackWriter {
         Ok((id, offset))
     }
 
-    /// What goes into the index: not to be committed before [`Self::sync`] has returned.
+    /// The new lengths for the index. Must not be committed before [`Self::sync`] has returned.
     pub(super) fn grown(&self) -> Grown {
         let packs = self.full.iter().chain(&self.current).filter(|_| self.dirty);
         Grown { packs: packs.map(|pack| (pack.id, pack.length)).collect(), next: self.next }
     }
 
-    /// Makes everything appended durable: the packs and, where one is new, their directory. An error is final: the
-    /// writer must be dropped, since the kernel reports a failed write only once.
+    /// Makes everything appended durable: the packs and, if one is new, their directory. An error is final
+    /// and the writer must be dropped, because the kernel reports a failed write only once.
     pub(super) fn sync(&mut self) -> Result<(), StoreError> {
         if self.failed {
             return Err(StoreError::SyncFailed);

@@ -1,8 +1,10 @@
-//! Where the tree has a content: one path for each, so that a plan finds what a replica has under another name.
+//! Paths of contents in the tree, one for each, by which a plan finds content that a replica has under
+//! another name.
 //!
-//! Hints. A path was right when it was kept; whoever uses it looks there. Kept for the content of files that were added
-//! or changed: a path gives way only where it is known to be lost, or its directory has no stat record any more, so that
-//! a copy does not take the place of what it was copied from. What is never asked for again goes with its content, when
+//! Paths are hints: a path was correct when it was stored, and its user must check it. Paths are stored for
+//! contents of added or changed files. A stored path is replaced only if it is known to be lost, or if its
+//! directory has no stat record any more, so that a copy does not replace its original. Unused paths are
+//! removed by garbage collection together with their content. Keys are the first 8 bytes of the content hash.
 //! garbage is collected. Keys are the first 8 bytes of the content's hash.
 
 use redb::{ReadableTable, WriteTransaction};
@@ -13,7 +15,7 @@ use super::Store;
 use super::error::{StoreError, index};
 use super::index::{PATHS, STAT};
 
-/// Shorter files are not worth a message that says where they are.
+/// Shorter files are not worth a message with their path.
 const SIZE_MIN_BYTES: u64 = 128;
 
 /// The key of a content.
@@ -22,24 +24,24 @@ pub(super) fn short(hash: &ContentHash) -> u64 {
     u64::from_le_bytes([a, b, c, d, e, f, g, h])
 }
 
-/// What a writer has learned of paths.
+/// Changes to paths collected by a writer.
 #[derive(Default)]
 pub(super) struct PendingPaths {
     found: Paths,
     lost: Paths,
 }
 
-/// Keys and paths in little memory: a first seal has one for each file.
+/// Keys and paths in a compact form, because the first seal has one for each file.
 #[derive(Default)]
 struct Paths {
-    /// Each with where its path starts.
+    /// Keys, each with the start of its path in `bytes`.
     keys: Vec<(u64, usize)>,
-    /// Each path behind its length (`u16`, little endian).
+    /// Paths, each preceded by its length (`u16`, little endian).
     bytes: Vec<u8>,
 }
 
 impl Paths {
-    /// Returns the memory that this takes, in bytes. A path that is too long for its length is left out.
+    /// Returns the bytes of memory used. Skips a path that is too long for its length field.
     fn push(&mut self, key: u64, path: &TreePath) -> usize {
         let Ok(length) = u16::try_from(path.as_bytes().len()) else { return 0 };
         self.keys.push((key, self.bytes.len()));
@@ -53,7 +55,7 @@ impl Paths {
         &rest[..usize::from(u16::from_le_bytes(*length))]
     }
 
-    /// In order of keys, and of pushing among equal ones.
+    /// Sorted by key, and by insertion among equal keys.
     fn sorted(&self) -> Vec<(u64, usize)> {
         let mut keys = self.keys.clone();
         keys.sort_unstable();
@@ -62,17 +64,17 @@ impl Paths {
 }
 
 impl PendingPaths {
-    /// A file of this content is there. Returns the memory that this takes, in bytes.
+    /// Records that a file with this content exists. Returns the bytes of memory used.
     pub(super) fn put(&mut self, content: &ContentHash, size: u64, path: &TreePath) -> usize {
         if size < SIZE_MIN_BYTES { 0 } else { self.found.push(short(content), path) }
     }
 
-    /// The file that had this content there has gone or changed. Returns the memory that this takes, in bytes.
+    /// Records that the file with this content was removed or changed. Returns the bytes of memory used.
     pub(super) fn lose(&mut self, content: &ContentHash, size: u64, path: &TreePath) -> usize {
         if size < SIZE_MIN_BYTES { 0 } else { self.lost.push(short(content), path) }
     }
 
-    /// Writes what was learned; after the stat records.
+    /// Writes the changes. Must follow the stat records.
     pub(super) fn write(&self, t: &WriteTransaction) -> Result<(), StoreError> {
         let mut table = t.open_table(PATHS).map_err(index)?;
         for (key, at) in self.lost.sorted() {
@@ -103,12 +105,12 @@ fn directory_of(path: &[u8]) -> &[u8] {
 }
 
 impl Store {
-    /// Where the tree had a file of this content when it was last heard of: a hint.
+    /// The path where the tree last had a file of this content. A hint only.
     pub fn path_of(&self, content: &ContentHash) -> Result<Option<TreePath>, StoreError> {
         self.index.read(|t| {
             let table = match t.open_table(PATHS) {
                 Ok(table) => table,
-                // A store from before there were paths.
+                // The store is older than this table.
                 Err(redb::TableError::TableDoesNotExist(_)) => return Ok(None),
                 Err(error) => return Err(index(error)),
             };
@@ -118,7 +120,7 @@ impl Store {
     }
 }
 
-/// Drops the paths of contents that nothing refers to any more.
+/// Drops the paths of contents that are no longer live.
 pub(super) fn retain(t: &WriteTransaction, is_live: impl Fn(u64) -> bool) -> Result<(), StoreError> {
     let mut table = t.open_table(PATHS).map_err(index)?;
     table.retain(|key, _| is_live(key)).map_err(index)

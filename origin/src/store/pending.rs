@@ -1,4 +1,4 @@
-//! What a writer has that the index does not have yet.
+//! Entries of a writer that are not in the index yet.
 
 use std::borrow::Cow;
 use std::collections::{BTreeMap, HashMap};
@@ -18,35 +18,35 @@ use super::pack_writer::Grown;
 use super::paths::PendingPaths;
 use super::read::{Chunk, encode_chunks};
 
-/// Memory that an entry of a hash map takes besides what it points to, at a guess.
+/// Estimated memory of a hash map entry without its heap data.
 const ENTRY_BYTES: usize = 100;
-/// Stat records of a scan that are held as they are; more of them are packed.
+/// Stat records beyond this size are packed in memory.
 const STATS_PLAIN_BYTES: usize = 4 * 1024 * 1024;
-/// Contents that are remembered as lost.
+/// Number of lost contents remembered.
 const LOST_MAX: usize = 4;
 
-/// See the module.
+/// Uncommitted entries of a writer. See the module documentation.
 #[derive(Default)]
 pub(super) struct Pending {
-    /// `None`: claimed by a worker that has not written it yet.
+    /// `None` if claimed by a worker that has not written it yet.
     pub(super) chunks: HashMap<ContentHash, Option<Location>>,
     pub(super) files: HashMap<ContentHash, Vec<Chunk>>,
     /// Packed as in the index.
     pub(super) directories: HashMap<ObjectHash, Vec<u8>>,
     stats: BTreeMap<Vec<u8>, Option<StatValue>>,
-    /// Of all values that were put, as they are held.
+    /// Bytes of all values added, as held in memory.
     stats_bytes: usize,
     removed_subtrees: Vec<Vec<u8>>,
     paths: PendingPaths,
-    /// Contents that the tree has lost somewhere, the first few.
+    /// The first contents that the tree lost at some path.
     lost: Vec<ContentHash>,
     bytes: usize,
 }
 
-/// A stat record as it is held until a seal.
+/// A stat record held until a seal.
 enum StatValue {
     Plain(Vec<u8>),
-    /// As directory objects are in the index.
+    /// Packed like directory objects in the index.
     Packed(Vec<u8>),
 }
 
@@ -60,17 +60,18 @@ impl StatValue {
 }
 
 impl Pending {
-    /// Memory that content entries take, in bytes; stat records are not counted, since only a seal makes them final.
+    /// Bytes of memory used by content entries. Stat records are not counted, because only a seal commits
+    /// them.
     pub(super) fn content_bytes(&self) -> usize {
         self.bytes + self.chunks.len() * ENTRY_BYTES
     }
 
-    /// What the tree has lost, where that is little: a small update is made from it soon.
+    /// The lost contents if they are few, in which case a small update will soon be made from them.
     pub(super) fn lost_little(&self) -> &[ContentHash] {
         if self.lost.len() > LOST_MAX { &[] } else { &self.lost }
     }
 
-    /// Chunks that were claimed and not written.
+    /// Number of chunks claimed and not written.
     pub(super) fn unwritten(&self) -> usize {
         self.chunks.values().filter(|location| location.is_none()).count()
     }
@@ -96,7 +97,7 @@ impl Pending {
         }
     }
 
-    /// `Some(None)`: removed; `None`: as in the index.
+    /// `Some(None)` if removed, `None` if unchanged from the index.
     pub(super) fn stat(&self, path: &[u8]) -> Result<Option<Option<Cow<'_, [u8]>>>, StoreError> {
         if let Some(value) = self.stats.get(path) {
             return value.as_ref().map(StatValue::unpack).transpose().map(Some);
@@ -130,7 +131,7 @@ impl Pending {
         self.removed_subtrees.push(top.to_vec());
     }
 
-    /// Writes content entries and the packs' lengths. The packs have to be synced before `t` is committed.
+    /// Writes content entries and lengths of packs. The packs must be synced before `t` is committed.
     pub(super) fn write_content(&self, t: &WriteTransaction, grown: &Grown) -> Result<(), StoreError> {
         let mut table = t.open_table(PACKS).map_err(index)?;
         for (id, length) in &grown.packs {
@@ -138,7 +139,7 @@ impl Pending {
         }
         t.open_table(META).map_err(index)?.insert(META_NEXT_PACK, u64::from(grown.next)).map_err(index)?;
         let mut table = t.open_table(CHUNKS).map_err(index)?;
-        // In order of keys: neighbours share pages.
+        // Sorted by key, because neighbours share pages.
         let mut chunks: Vec<_> = self.chunks.iter().filter_map(|(h, l)| Some((h, l.as_ref()?))).collect();
         chunks.sort_unstable_by_key(|(hash, _)| **hash);
         for (hash, location) in chunks {
@@ -157,7 +158,7 @@ impl Pending {
         Ok(())
     }
 
-    /// Forgets the content entries that [`Pending::write_content`] and [`Pending::write_paths`] wrote; claims stay.
+    /// Forgets the entries written by [`Pending::write_content`] and [`Pending::write_paths`]. Claims remain.
     pub(super) fn clear_content(&mut self) {
         self.chunks.retain(|_, location| location.is_none());
         self.chunks.shrink_to(1024);
@@ -167,7 +168,6 @@ impl Pending {
         self.bytes = 0;
     }
 
-    /// Writes stat records.
     pub(super) fn write_stats(&self, t: &WriteTransaction) -> Result<(), StoreError> {
         let mut table = t.open_table(STAT).map_err(index)?;
         for top in &self.removed_subtrees {
@@ -189,13 +189,13 @@ impl Pending {
         Ok(())
     }
 
-    /// Writes where contents are; after the stat records.
+    /// Writes the paths of contents. Must follow the stat records.
     pub(super) fn write_paths(&self, t: &WriteTransaction) -> Result<(), StoreError> {
         self.paths.write(t)
     }
 }
 
-/// The paths at and below a directory that have a record.
+/// The recorded paths at and below a directory.
 fn stat_paths(
     table: &impl ReadableTable<&'static [u8], &'static [u8]>,
     top: &[u8],
@@ -215,7 +215,7 @@ fn stat_paths(
     Ok(paths)
 }
 
-/// Everything that begins with `top/`.
+/// The range of keys that begin with `top/`.
 fn subtree_range(top: &[u8]) -> (Vec<u8>, Vec<u8>) {
     ([top, b"/"].concat(), [top, &[b'/' + 1]].concat())
 }

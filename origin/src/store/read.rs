@@ -1,4 +1,4 @@
-//! Reading: generations, directory objects, chunk manifests, frames, whole files.
+//! Read access: generations, directory objects, chunk manifests, frames and whole files.
 
 use std::io::Write;
 use std::sync::Arc;
@@ -19,25 +19,23 @@ use super::{Store, objects};
 /// A part of a file.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Chunk {
-    /// Hash of its bytes.
     pub hash: ContentHash,
-    /// Its length in bytes.
+    /// Length in bytes.
     pub length: u32,
 }
 
-/// A generation as it was sealed. Its signature was not checked: [`StoredGeneration::verify`].
+/// A sealed generation whose signature has not been verified: see [`StoredGeneration::verify`].
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct StoredGeneration {
-    /// What the record says.
     pub generation: Generation,
     /// Canonical bytes of the record.
     pub record: Vec<u8>,
-    /// The signature over them.
+    /// Signature of the record.
     pub signature: [u8; 64],
 }
 
 impl StoredGeneration {
-    /// Checks the signature.
+    /// Verifies the signature.
     pub fn verify(
         &self,
         tree_id: TreeId,
@@ -62,7 +60,7 @@ impl StoredGeneration {
     }
 }
 
-/// Encodes a value of the table of files.
+/// Encodes a value of [`FILES`].
 pub(super) fn encode_chunks(file: &ContentHash, chunks: &[Chunk]) -> Vec<u8> {
     let mut out = Vec::with_capacity(chunks.len() * 36 + 8);
     for chunk in chunks {
@@ -72,7 +70,7 @@ pub(super) fn encode_chunks(file: &ContentHash, chunks: &[Chunk]) -> Vec<u8> {
     with_checksum("files", file.as_bytes(), &out)
 }
 
-/// Decodes a value of the table of files.
+/// Decodes a value of [`FILES`].
 pub(super) fn decode_chunks(file: &ContentHash, stored: &[u8]) -> Result<Vec<Chunk>, StoreError> {
     let bytes = without_checksum("files", file.as_bytes(), stored)?;
     let (chunks, rest) = bytes.as_chunks::<36>();
@@ -87,7 +85,7 @@ pub(super) fn decode_chunks(file: &ContentHash, stored: &[u8]) -> Result<Vec<Chu
     chunks.iter().map(chunk).collect::<Option<_>>().ok_or(StoreError::Entry { table: "files" })
 }
 
-/// The refcount and the entry of a root.
+/// Decodes a value of [`ROOTS`]: reference count and entry.
 pub(super) fn decode_root(hash: &RootHash, stored: &[u8]) -> Result<(u32, RootEntry), StoreError> {
     let damaged = || StoreError::Root { hash: *hash };
     let (count, entry) = stored.split_first_chunk::<4>().ok_or_else(damaged)?;
@@ -98,12 +96,12 @@ pub(super) fn decode_root(hash: &RootHash, stored: &[u8]) -> Result<(u32, RootEn
     Ok((u32::from_le_bytes(*count), entry))
 }
 
-/// Encodes a value of the table of roots.
+/// Encodes a value of [`ROOTS`].
 pub(super) fn encode_root(count: u32, entry: &RootEntry) -> Vec<u8> {
     [&count.to_le_bytes()[..], &entry.encode()].concat()
 }
 
-/// The chunks of a file, as one state of the index has them.
+/// The chunks of a file in one state of the index.
 pub(super) fn chunks_of_in(
     t: &ReadTransaction,
     file: &ContentHash,
@@ -125,14 +123,14 @@ pub(super) fn chunks_of_in(
     Ok((total == size).then_some(chunks))
 }
 
-/// One state of what says where contents lie.
+/// The tables that locate contents, in one consistent state.
 pub struct ChunkTables {
     files: ReadOnlyTable<&'static [u8; 32], &'static [u8]>,
     chunks: ReadOnlyTable<&'static [u8; 32], &'static [u8; 20]>,
 }
 
 impl ChunkTables {
-    /// As [`Store::chunks_of_content`] does.
+    /// Like [`Store::chunks_of_content`].
     pub fn chunks_of_content(&self, file: &ContentHash) -> Result<Option<Vec<Chunk>>, StoreError> {
         if let Some(location) = self.locate(file)? {
             return Ok(Some(vec![Chunk { hash: *file, length: location.length }]));
@@ -141,14 +139,14 @@ impl ChunkTables {
         stored.map(|stored| decode_chunks(file, stored.value())).transpose()
     }
 
-    /// As [`Store::locate`] does.
+    /// Like [`Store::locate`].
     pub fn locate(&self, chunk: &ContentHash) -> Result<Option<Location>, StoreError> {
         location_in(&self.chunks, chunk)
     }
 }
 
 impl Store {
-    /// Canonical bytes of a directory object, held against its hash.
+    /// Canonical bytes of a directory object, checked against its hash.
     pub fn directory_bytes(&self, hash: &ObjectHash) -> Result<Option<Vec<u8>>, StoreError> {
         self.index.read(|t| {
             let table = t.open_table(DIRECTORIES).map_err(index)?;
@@ -157,7 +155,7 @@ impl Store {
         })
     }
 
-    /// A directory object. Those used of late are kept decoded.
+    /// A directory object. Recently used ones are cached in decoded form.
     pub fn directory(&self, hash: &ObjectHash) -> Result<Option<Arc<Directory>>, StoreError> {
         if let Some(cached) = self.directories.lock().map_err(poisoned)?.get(hash) {
             return Ok(Some(cached));
@@ -170,7 +168,6 @@ impl Store {
         Ok(Some(directory))
     }
 
-    /// A generation by its number.
     pub fn generation(&self, number: GenerationNumber) -> Result<Option<StoredGeneration>, StoreError> {
         self.index.read(|t| {
             let table = t.open_table(GENERATIONS).map_err(index)?;
@@ -179,7 +176,7 @@ impl Store {
         })
     }
 
-    /// The generation with the highest number; `None` before the first was sealed.
+    /// The generation with the highest number; `None` before the first seal.
     pub fn latest(&self) -> Result<Option<StoredGeneration>, StoreError> {
         self.index.read(|t| {
             let table = t.open_table(GENERATIONS).map_err(index)?;
@@ -201,7 +198,6 @@ impl Store {
         })
     }
 
-    /// The root entry of a retained tree.
     pub fn root(&self, hash: &RootHash) -> Result<Option<RootEntry>, StoreError> {
         self.index.read(|t| {
             let table = t.open_table(ROOTS).map_err(index)?;
@@ -210,7 +206,7 @@ impl Store {
         })
     }
 
-    /// What the scanner keeps of a directory, by its path.
+    /// The scanner's record of a directory.
     pub fn stat(&self, path: &[u8]) -> Result<Option<Vec<u8>>, StoreError> {
         self.index.read(|t| {
             let table = t.open_table(STAT).map_err(index)?;
@@ -219,12 +215,12 @@ impl Store {
         })
     }
 
-    /// The chunks of a file of `size` bytes, in order; `None` where the file is not in the store.
+    /// The chunks of a file of `size` bytes, in order; `None` if the file is not in the store.
     pub fn chunks_of(&self, file: &ContentHash, size: u64) -> Result<Option<Vec<Chunk>>, StoreError> {
         self.index.read(|t| chunks_of_in(t, file, size))
     }
 
-    /// [`Store::chunks_of`] where the size of the file is not known.
+    /// Like [`Store::chunks_of`], for an unknown size.
     pub fn chunks_of_content(&self, file: &ContentHash) -> Result<Option<Vec<Chunk>>, StoreError> {
         self.look_up_chunks(|tables| tables.chunks_of_content(file))
     }
@@ -241,7 +237,7 @@ impl Store {
         })
     }
 
-    /// Whether all of a file's content is in the store, as far as the index and the lengths of the packs tell.
+    /// Whether the store has all of a file's content, judging by the index and the lengths of packs.
     pub fn has_content(&self, file: &ContentHash, size: u64) -> Result<bool, StoreError> {
         self.index.read(|t| {
             let Some(chunks) = chunks_of_in(t, file, size)? else { return Ok(false) };
@@ -255,13 +251,13 @@ impl Store {
         })
     }
 
-    /// Where a chunk lies. Garbage collection may move it: a frame that is gone by then is
-    /// [`StoreError::PackMissing`], and the chunk is to be located again.
+    /// The location of a chunk. Garbage collection may move the chunk; reading then fails with
+    /// [`StoreError::PackMissing`], and the caller must locate it again.
     pub fn locate(&self, chunk: &ContentHash) -> Result<Option<Location>, StoreError> {
         self.index.read(|t| location_in(&t.open_table(CHUNKS).map_err(index)?, chunk))
     }
 
-    /// [`Store::locate`] for many chunks, in one consistent state.
+    /// Like [`Store::locate`] for many chunks, in one consistent state.
     pub fn locate_all(&self, chunks: &[Chunk]) -> Result<Vec<Option<Location>>, StoreError> {
         self.index.read(|t| {
             let table = t.open_table(CHUNKS).map_err(index)?;
@@ -269,12 +265,12 @@ impl Store {
         })
     }
 
-    /// Reads a frame as it lies in its pack; its header is checked, its content is not.
+    /// Reads a frame as stored and checks its header, not its content.
     pub fn frame(&self, pack: PackId, frame_offset: u64) -> Result<PackFrame, StoreError> {
         self.packs.frame(pack, frame_offset).map(|(frame, _)| frame)
     }
 
-    /// Locates a chunk and reads its frame, wherever garbage collection moves it meanwhile.
+    /// Locates a chunk and reads its frame, following moves by garbage collection.
     pub fn frame_of(&self, chunk: &ContentHash) -> Result<Option<(Location, PackFrame)>, StoreError> {
         let mut gone = None;
         loop {
@@ -286,8 +282,8 @@ impl Store {
         }
     }
 
-    /// Writes a file's content to `sink`. Every chunk is held against its hash before any byte of it is written, and at
-    /// the end the whole against the file's; after an error what was written is to be thrown away.
+    /// Writes a file's content to `sink`. Every chunk is checked against its hash before it is written, and
+    /// the whole against the file's hash at the end. After an error the caller must discard the output.
     pub fn read_file(&self, file: &ContentHash, size: u64, mut sink: impl Write) -> Result<(), StoreError> {
         let chunks = self.chunks_of(file, size)?.ok_or(StoreError::ContentMissing { hash: *file })?;
         let mut whole = blake3::Hasher::new();
@@ -308,7 +304,7 @@ impl Store {
         Ok(())
     }
 
-    /// The uncompressed frame that a chunk is in; `last` where that is it.
+    /// The uncompressed frame that holds a chunk. Reuses `last` if it is the same frame.
     fn uncompressed_frame(
         &self,
         chunk: &ContentHash,

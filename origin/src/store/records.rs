@@ -1,4 +1,4 @@
-//! Small records that outlive a process: agents, tokens, what a service notes of itself.
+//! Small persistent records: agents, tokens, and state of services.
 
 use redb::{ReadableTable, Table, WriteTransaction};
 
@@ -6,40 +6,38 @@ use super::Store;
 use super::error::{StoreError, index};
 use super::index::{RECORDS, with_checksum, without_checksum};
 
-/// The name and the value of a record.
+/// Name and value of a record.
 pub type NamedRecord = (Vec<u8>, Vec<u8>);
 
-/// The records inside one transaction. Names are unique within a namespace and sorted bytewise.
+/// The records in one transaction. Names are unique within a namespace and sorted bytewise.
 pub struct Records<'a> {
     table: Table<'a, (&'static str, &'static [u8]), &'static [u8]>,
 }
 
 impl<'a> Records<'a> {
-    /// The records inside a transaction that is under way.
     pub(super) fn open(transaction: &'a WriteTransaction) -> Result<Self, StoreError> {
         Ok(Self { table: transaction.open_table(RECORDS).map_err(index)? })
     }
 }
 
 impl Records<'_> {
-    /// The value under a name.
     pub fn get(&self, namespace: &str, name: &[u8]) -> Result<Option<Vec<u8>>, StoreError> {
         get(&self.table, namespace, name)
     }
 
-    /// Puts a value under a name, in the place of one that is there.
+    /// Adds a record, or replaces the one with the same name.
     pub fn put(&mut self, namespace: &str, name: &[u8], value: &[u8]) -> Result<(), StoreError> {
         let stored = with_checksum("records", &key(namespace, name), value);
         self.table.insert((namespace, name), stored.as_slice()).map_err(index)?;
         Ok(())
     }
 
-    /// Takes a name out; whether it was there.
+    /// Removes a record. Returns whether it existed.
     pub fn remove(&mut self, namespace: &str, name: &[u8]) -> Result<bool, StoreError> {
         Ok(self.table.remove((namespace, name)).map_err(index)?.is_some())
     }
 
-    /// All names that begin with `prefix`, and their values.
+    /// All records whose name begins with `prefix`.
     pub fn list(&self, namespace: &str, prefix: &[u8]) -> Result<Vec<NamedRecord>, StoreError> {
         list(&self.table, namespace, prefix)
     }
@@ -79,8 +77,8 @@ fn list(
 }
 
 impl Store {
-    /// Reads and changes records in one transaction: everything that `change` did, or on its error nothing. Durable
-    /// when it returns `Ok`; costs a sync of the index. Other writers wait meanwhile, so `change` must be short.
+    /// Reads and changes records in one transaction, which is rolled back if `change` fails. Durable on `Ok`;
+    /// costs a sync of the index. Other writers wait meanwhile, so `change` must be short.
     pub fn update_records<T>(
         &self,
         change: impl FnOnce(&mut Records<'_>) -> Result<T, StoreError>,
@@ -88,7 +86,6 @@ impl Store {
         self.index.write(|t| change(&mut Records::open(t)?))
     }
 
-    /// The value of a record.
     pub fn record(&self, namespace: &str, name: &[u8]) -> Result<Option<Vec<u8>>, StoreError> {
         self.index.read(|t| get(&t.open_table(RECORDS).map_err(index)?, namespace, name))
     }

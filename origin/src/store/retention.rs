@@ -1,8 +1,9 @@
-//! Which generations are kept.
+//! Rules for keeping generations.
 //!
-//! The newest few stay, whatever their age, and so do those whose root an agent holds. Of the others all of the last hour
-//! stay, then the last of each hour for a day, then the last of each day; labelled ones are not thinned. What is older
-//! than the history reaches is retired, and so is the oldest of it where it takes more bytes than it may.
+//! The newest few are kept whatever their age, and so are those whose root an agent holds. Among the others,
+//! all of the last hour are kept, then the last of each hour for a day, then the last of each day. Labelled
+//! ones are not thinned out. Generations older than the retention age are retired. If the history takes more
+//! bytes than allowed, its oldest ones are retired as well.
 
 use std::collections::{HashMap, HashSet};
 use std::time::Duration;
@@ -13,14 +14,14 @@ use syncd_shared::{Generation, GenerationNumber};
 const HOUR_MS: i64 = 60 * 60 * 1_000;
 const DAY_MS: i64 = 24 * HOUR_MS;
 
-/// How far the history reaches. The latest generation is never retired.
+/// Extent of the history. The latest generation is never retired.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Retention {
-    /// This many of the newest stay, whatever else holds.
+    /// Number of newest generations that are always kept.
     pub generations: usize,
-    /// What was sealed within this time stays, thinned.
+    /// Age up to which older generations are kept, thinned out.
     pub age: Duration,
-    /// Stored bytes that the history may take besides the newest generation; `None`: any.
+    /// Stored bytes allowed for the history in addition to the newest generation; `None` for no limit.
     pub bytes: Option<u64>,
 }
 
@@ -37,8 +38,9 @@ impl Retention {
     }
 }
 
-/// The generations to retire for their age, of all that there are, sorted by number. Those with a root of `keep_roots`
-/// stay. Times are milliseconds since 1970; one that was sealed after `now_ms` (the clock was set back) is young.
+/// Generations to retire because of their age. `generations` must be complete and sorted by number.
+/// Generations with a root in `keep_roots` are kept. Times are milliseconds since 1970. A generation sealed
+/// after `now_ms` (the clock was set back) counts as young.
 pub fn retired(
     generations: &[Generation],
     retention: Retention,
@@ -46,7 +48,8 @@ pub fn retired(
     now_ms: i64,
 ) -> Vec<GenerationNumber> {
     let age_ms = i64::try_from(retention.age.as_millis()).unwrap_or(i64::MAX);
-    // The last generation of each hour and of each day, by clock: what stays now is what stays later.
+    // The last generation of each hour and day by clock time, so that the choice does not change as time
+    // passes.
     let mut last_of: HashMap<(i64, i64), GenerationNumber> = HashMap::new();
     for generation in generations {
         for width_ms in [HOUR_MS, DAY_MS] {
@@ -69,14 +72,14 @@ pub fn retired(
         .collect()
 }
 
-/// A generation, and whether it may be retired for the bytes that it takes.
+/// A generation, and whether it may be retired to save space.
 pub(super) struct Kept<'a> {
     pub generation: &'a Generation,
     pub may_retire: bool,
 }
 
-/// All generations in the order in which they deserve their bytes: the latest first; those that stay whatever holds
-/// before labelled ones, these before others; and the newer before the older.
+/// All generations in order of priority for space: the latest, then those that are always kept, then labelled
+/// ones, then the rest; newer before older.
 pub(super) fn keep_order<'a>(
     generations: &'a [Generation],
     retention: Retention,
@@ -160,7 +163,7 @@ mod tests {
             kept.iter().filter(|g| now_ms - g.created_ms > DAY_MS).filter(last_hour_of_day).count(),
             6
         );
-        // What was kept once is what is kept later: nothing that was thought safe disappears early.
+        // Thinning is stable: a generation kept by one run is not dropped early by a later one.
         let left: Vec<Generation> = kept.into_iter().cloned().collect();
         assert!(retired(&left, retention, &HashSet::new(), now_ms).is_empty());
     }

@@ -1,15 +1,16 @@
-//! Small contents that resemble each other, put next to each other: a frame finds repeats only within itself.
+//! Orders small contents by similarity, because a frame finds repetitions only within itself.
 //!
-//! Two contents resemble each other where they have the same least hash over all of their windows of 64 bytes, which
-//! happens as often as they have windows in common (min-wise hashing; the rolling hash is that of Gear).
+//! Two contents count as similar if they have the same minimum hash over all their windows of 64 bytes. The
+//! probability of that is the share of windows that they have in common (min-wise hashing with the rolling
+//! Gear hash).
 
 use std::collections::HashMap;
 
-/// What contents that resemble each other have in common.
+/// Equal for similar contents.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub(super) struct Likeness(u64);
 
-/// A random number for each byte.
+/// A random number for each byte value.
 const GEAR: [u64; 256] = {
     let mut gear = [0; 256];
     let mut index = 0;
@@ -29,20 +30,21 @@ const fn scramble(state: u64) -> u64 {
 }
 
 impl Likeness {
-    /// Reads every byte once, a gigabyte a second.
+    /// Reads every byte once, at about 1 GB/s.
     pub(super) fn of(content: &[u8]) -> Self {
         let mut hash = 0u64;
         let least = content.iter().map(|byte| {
-            // A byte is shifted out after 64 others.
+            // A byte is shifted out after 64 further ones.
             hash = (hash << 1).wrapping_add(GEAR[usize::from(*byte)]);
-            // Neighbouring windows differ in all bits, so that the least is any of them.
+            // Mixes all bits, so that the minimum is not biased towards particular windows.
             hash.wrapping_mul(0x9e37_79b9_7f4a_7c15)
         });
         Self(least.min().unwrap_or_default())
     }
 }
 
-/// Indices of the contents in a new order: each goes behind those before it that it resembles, the others keep theirs.
+/// Indices of the contents in a new order: each follows the earlier ones that it resembles, otherwise order
+/// is kept.
 pub(super) fn order(contents: Vec<Likeness>) -> impl Iterator<Item = usize> + Send {
     let mut groups: Vec<Vec<usize>> = Vec::new();
     let mut by_likeness = HashMap::new();

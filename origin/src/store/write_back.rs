@@ -1,7 +1,8 @@
-//! Starts to write packs to disk while they still grow, so that the sync that counts finds little left to do.
+//! Starts writing packs to disk while they still grow, so that the final sync has little left to do.
 //!
-//! Through a descriptor of its own, because the kernel reports a failed write once to each: the sync of the
-//! [`super::pack_writer::PackWriter`] still fails, whatever came of this one, which promises nothing.
+//! Uses a separate descriptor, because the kernel reports a failed write once to each. The sync of the
+//! [`super::pack_writer::PackWriter`] therefore still fails, whatever happened here. This write-back
+//! guarantees nothing.
 
 use std::fs::File;
 use std::path::Path;
@@ -9,10 +10,10 @@ use std::thread::JoinHandle;
 
 use super::pack::PackId;
 
-/// A pack is written out each time that it has grown by so much.
+/// Growth of the packs after which one is written out.
 const STEP_BYTES: u64 = 24 * 1024 * 1024;
 
-/// See the module.
+/// Background writer. See the module documentation.
 #[derive(Default)]
 pub(super) struct WriteBack {
     bytes: u64,
@@ -20,7 +21,7 @@ pub(super) struct WriteBack {
 }
 
 impl WriteBack {
-    /// A pack has grown. Never waits: while one sync runs no other is started.
+    /// Records that a pack has grown. Never waits: while a sync is running, no other is started.
     pub(super) fn appended(&mut self, directory: &Path, pack: PackId, bytes: u64) {
         self.bytes += bytes;
         if self.bytes < STEP_BYTES || self.running.as_ref().is_some_and(|running| !running.is_finished()) {
@@ -31,7 +32,7 @@ impl WriteBack {
         let thread = std::thread::Builder::new().name("pack-write-back".into());
         self.running = thread
             .spawn(move || {
-                // Garbage collection may have unlinked it; then there is nothing to write.
+                // Garbage collection may have unlinked the pack; there is nothing to write then.
                 let _ = File::open(path).and_then(|pack| pack.sync_data());
             })
             .ok();

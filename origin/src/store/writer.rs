@@ -1,4 +1,5 @@
-//! Writing: one writer at a time, filled by many threads, made final by [`Writer::seal`] or [`Writer::save`].
+//! Write access: one writer at a time, filled by many threads, completed by [`Writer::seal`] or
+//! [`Writer::save`].
 
 use std::borrow::Cow;
 use std::collections::HashMap;
@@ -21,12 +22,12 @@ use super::read::{Chunk, StoredGeneration, decode_root, encode_root};
 use super::records::Records;
 use super::{Store, objects};
 
-/// Entries in memory above this many bytes are committed early: readers of the tree stand still meanwhile.
+/// Entries in memory beyond this size are committed early. Scanning threads wait meanwhile.
 const PENDING_MAX_BYTES: usize = 8 * 1024 * 1024;
-/// The same before the first generation, where no update is encoded beside it.
+/// The same limit before the first generation, when no update is encoded at the same time.
 const FIRST_PENDING_MAX_BYTES: usize = 16 * 1024 * 1024;
 
-/// The right to change the store: one at a time, waited for.
+/// The right to change the store, held by one at a time.
 pub(super) struct WritePermit {
     pub(super) store: Arc<Store>,
 }
@@ -51,8 +52,8 @@ impl Drop for WritePermit {
     }
 }
 
-/// Adds to the store. Threads share it by reference, each with a [`FrameBuilder`] of its own. Dropped without
-/// [`Writer::seal`] or [`Writer::save`], it leaves nothing that anybody sees.
+/// Adds to the store. Threads share it by reference, each with its own [`FrameBuilder`]. If it is dropped
+/// without [`Writer::seal`] or [`Writer::save`], nothing that it wrote becomes visible.
 pub struct Writer {
     packs: Mutex<PackWriter>,
     pending: Mutex<Pending>,
@@ -63,7 +64,7 @@ pub struct Writer {
 }
 
 impl Store {
-    /// The writer. Blocks while there is another, or garbage collection changes something.
+    /// Opens the writer. Blocks while another exists or garbage collection changes the store.
     pub fn writer(self: &Arc<Self>) -> Result<Writer, StoreError> {
         self.in_place()?;
         Writer::open(WritePermit::acquire(self)?)
@@ -100,29 +101,28 @@ impl Writer {
         Ok(Self { packs, pending, small, helpers, pending_max_bytes, permit })
     }
 
-    /// Commits entries early above this many bytes.
+    /// Sets the size from which entries are committed early.
     #[cfg(test)]
     pub(super) fn set_pending_max_bytes(&mut self, bytes: usize) {
         self.pending_max_bytes = bytes;
     }
 
-    /// The store that this writes to.
     pub fn store(&self) -> &Arc<Store> {
         &self.permit.store
     }
 
-    /// A builder of frames for one thread.
+    /// Creates a frame builder for one thread.
     pub fn batch(&self) -> Result<FrameBuilder<'_>, StoreError> {
         FrameBuilder::new(self)
     }
 
-    /// Adds a file's chunk manifest; its chunks were added before. Files of one chunk and of none need none.
+    /// Adds a file's chunk manifest, after its chunks. Does nothing for files of less than two chunks.
     pub fn put_file(&self, file: &ContentHash, chunks: &[Chunk]) -> Result<(), StoreError> {
         if chunks.len() < 2 {
             return Ok(());
         }
         let size = chunks.iter().map(|chunk| u64::from(chunk.length)).sum();
-        // A manifest that is complete stays, whatever the chunker was then; a damaged one is replaced.
+        // A complete manifest is kept, even from another chunker version; a damaged one is replaced.
         match self.store().has_content(file, size) {
             Ok(true) => return Ok(()),
             Ok(false) | Err(StoreError::Entry { .. }) => {}
@@ -132,7 +132,7 @@ impl Writer {
         self.flush_if_large()
     }
 
-    /// Adds a directory object; its hash.
+    /// Adds a directory object and returns its hash.
     pub fn put_directory(&self, directory: &Directory) -> Result<ObjectHash, StoreError> {
         let canonical = directory.encode();
         let hash = Directory::hash_of(&canonical);
@@ -149,7 +149,7 @@ impl Writer {
         Ok(hash)
     }
 
-    /// A directory object, also one that was only just put.
+    /// A directory object, including those just added.
     pub fn directory(&self, hash: &ObjectHash) -> Result<Option<Arc<Directory>>, StoreError> {
         let pending = self.pending.lock().map_err(poisoned)?.directories.get(hash).cloned();
         let Some(packed) = pending else { return self.store().directory(hash) };
@@ -158,7 +158,7 @@ impl Writer {
         decoded.map(|d| Some(Arc::new(d))).map_err(|source| StoreError::Directory { hash: *hash, source })
     }
 
-    /// Whether all of a file's content is in the store or was added to this writer.
+    /// Whether the store has, or this writer has added, all of a file's content.
     pub fn has_content(&self, file: &ContentHash, size: u64) -> Result<bool, StoreError> {
         if size == 0 {
             return Ok(true);
@@ -172,7 +172,7 @@ impl Writer {
         self.store().has_content(file, size)
     }
 
-    /// What the scanner keeps of a directory, as it will be once this is final.
+    /// The scanner's record of a directory, including uncommitted changes.
     pub fn stat(&self, path: &[u8]) -> Result<Option<Vec<u8>>, StoreError> {
         let pending = self.pending.lock().map_err(poisoned)?.stat(path)?.map(|v| v.map(Cow::into_owned));
         match pending {
@@ -181,43 +181,43 @@ impl Writer {
         }
     }
 
-    /// Keeps that the tree has a file of this content there, for [`Store::path_of`].
+    /// Records the path of a file with this content, for [`Store::path_of`].
     pub fn put_path(&self, content: &ContentHash, size: u64, path: &TreePath) -> Result<(), StoreError> {
         self.pending.lock().map_err(poisoned)?.put_path(content, size, path);
         Ok(())
     }
 
-    /// The tree no longer has the file of this content there.
+    /// Records that the tree no longer has this content at this path.
     pub fn lose_path(&self, content: &ContentHash, size: u64, path: &TreePath) -> Result<(), StoreError> {
         self.pending.lock().map_err(poisoned)?.lose_path(content, size, path);
         Ok(())
     }
 
-    /// Keeps a record of a directory for the scanner, under its path.
+    /// Stores the scanner's record of a directory.
     pub fn put_stat(&self, path: &[u8], value: &[u8]) -> Result<(), StoreError> {
         self.pending.lock().map_err(poisoned)?.put_stat(path, Some(value));
         Ok(())
     }
 
-    /// Removes the record of a directory.
+    /// Removes the scanner's record of a directory.
     pub fn remove_stat(&self, path: &[u8]) -> Result<(), StoreError> {
         self.pending.lock().map_err(poisoned)?.put_stat(path, None);
         Ok(())
     }
 
-    /// Removes the records of a directory and of all below it; of everything for the empty path.
+    /// Removes the records of a directory and everything below it; all records for the empty path.
     pub fn remove_stat_subtree(&self, path: &[u8]) -> Result<(), StoreError> {
         self.pending.lock().map_err(poisoned)?.remove_stat_subtree(path);
         Ok(())
     }
 
-    /// Makes everything that was added, and the generation, durable and visible at once. After an error the store is as
-    /// it was before the writer.
+    /// Makes everything added, and the generation, durable and visible at once. After an error the store is
+    /// unchanged.
     pub fn seal(self, signed: &SignedGeneration) -> Result<(), SealError> {
         self.seal_with(signed, |_| Ok(()))
     }
 
-    /// Like [`Writer::seal`], with a change of records in the same transaction; `change` must be short.
+    /// Like [`Writer::seal`], and changes records in the same transaction. `change` must be short.
     pub fn seal_with(
         self,
         signed: &SignedGeneration,
@@ -229,8 +229,8 @@ impl Writer {
         })
     }
 
-    /// Makes everything that was added durable and visible, without a generation: for stat records, whose content is in
-    /// the store already. Content that no generation refers to is removed by the next garbage collection.
+    /// Makes everything added durable and visible without a generation: for stat records whose content is
+    /// already in the store. The next garbage collection removes content that no generation refers to.
     pub fn save(self) -> Result<(), StoreError> {
         self.finish(|_| Ok::<_, StoreError>(()))
     }
@@ -247,7 +247,8 @@ impl Writer {
         let mut packs = self.packs.lock().map_err(poisoned)?;
         let grown = packs.grown();
         self.store().index.write(|t| {
-            // The disk writes the packs while the transaction is made; it is committed when they are durable.
+            // The disk writes the packs while the transaction is built. It is committed after they are
+            // durable.
             let packs = &mut *packs;
             std::thread::scope(|scope| {
                 let syncing = scope.spawn(move || packs.sync());
@@ -267,7 +268,7 @@ impl Writer {
         })
     }
 
-    /// Whether a worker is to write the chunk: it is neither in the store nor claimed by another worker.
+    /// Claims a chunk for the calling worker. `false` if it is in the store or claimed by another worker.
     pub(super) fn claim(&self, hash: &ContentHash) -> Result<bool, StoreError> {
         if self.pending.lock().map_err(poisoned)?.chunks.contains_key(hash) {
             return Ok(false);
@@ -278,7 +279,7 @@ impl Writer {
         Ok(self.pending.lock().map_err(poisoned)?.chunks.insert_if_absent(*hash))
     }
 
-    /// A worker is to write the chunk, wherever it is.
+    /// Claims a chunk for the calling worker, wherever it is.
     pub(super) fn claim_again(&self, hash: &ContentHash) -> Result<(), StoreError> {
         self.pending.lock().map_err(poisoned)?.chunks.insert(*hash, None);
         Ok(())
@@ -302,7 +303,8 @@ impl Writer {
         self.flush_if_large()
     }
 
-    /// Commits content entries early, so that memory stays bounded. Packs first: whatever the index names was synced.
+    /// Commits content entries early to bound memory. Packs come first: everything that the index refers to
+    /// is synced.
     fn flush_if_large(&self) -> Result<(), StoreError> {
         let mut pending = self.pending.lock().map_err(poisoned)?;
         if pending.content_bytes() <= self.pending_max_bytes {
@@ -323,7 +325,7 @@ impl Writer {
         Ok(())
     }
 
-    /// Commits the chunks that were appended, together with what else a transaction does.
+    /// Commits the appended chunks together with the other changes of a transaction.
     pub(super) fn finish_with(
         self,
         also: impl FnOnce(&WriteTransaction) -> Result<(), StoreError>,
