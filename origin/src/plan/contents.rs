@@ -1,4 +1,4 @@
-//! What plans are made from: the store, as the planner reads it.
+//! The planner's read access to the store.
 
 use std::sync::Arc;
 
@@ -7,106 +7,97 @@ use syncd_shared::diff::DirectorySource;
 use syncd_shared::directory::DecodeDirectoryError;
 use syncd_shared::{ContentHash, Directory, ObjectHash, RootEntry, RootHash, TreePath};
 
-/// Reading failed. Not to have something is no failure.
+/// Reading failed. A missing object is not an error.
 #[derive(Debug, thiserror::Error)]
 #[error("reading the store failed")]
 pub struct ReadError(#[source] pub Box<dyn std::error::Error + Send + Sync>);
 
-/// Names a frame for as long as garbage collection does not move what is in it.
+/// Names a frame until garbage collection moves its chunks.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct FrameId {
-    /// The pack.
+    /// Number of the pack.
     pub pack: u32,
-    /// Where the frame starts in it, in bytes.
+    /// Start of the frame in the pack, in bytes.
     pub offset: u64,
 }
 
-/// Where a chunk lies.
+/// The location of a chunk.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Place {
-    /// Its frame.
     pub frame: FrameId,
-    /// Where it starts in the uncompressed frame, in bytes.
+    /// Start of the chunk in the uncompressed frame, in bytes.
     pub offset: u32,
-    /// Its length in bytes.
+    /// Length in bytes.
     pub length: u32,
 }
 
 /// One chunk of a file.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Chunk {
-    /// Its hash.
     pub hash: ContentHash,
-    /// Its length in bytes.
+    /// Length in bytes.
     pub length: u32,
 }
 
-/// A frame as it is stored.
+/// A frame as stored.
 #[derive(Debug, Clone)]
 pub struct Frame {
     /// One zstd frame.
     pub compressed: Bytes,
-    /// Bytes that it decompresses to.
+    /// Bytes after decompression.
     pub uncompressed_bytes: u32,
 }
 
-/// Where contents lie. `None`: the store does not have it (any more).
+/// Locates contents. `None` means that the store does not have them, or no longer has them.
 pub trait Chunks {
     /// The chunks of a file, in order.
     fn chunks_of(&self, content: &ContentHash) -> Result<Option<Vec<Chunk>>, ReadError>;
-    /// Where a chunk lies now.
+    /// The current location of a chunk.
     fn locate(&self, chunk: &ContentHash) -> Result<Option<Place>, ReadError>;
 }
 
-/// The store, as far as plans need it. `None`: it does not have it (any more). All calls block.
+/// The parts of the store that plans need. `None` means that the store does not have an object, or no longer
+/// has it. All calls block.
 pub trait Contents: Chunks + Send + Sync + 'static {
-    /// The root entry with this hash, of a retained generation.
+    /// The root entry with this hash, if a retained generation has it.
     fn root(&self, hash: &RootHash) -> Result<Option<RootEntry>, ReadError>;
-    /// A directory object.
     fn directory(&self, hash: &ObjectHash) -> Result<Option<Arc<Directory>>, ReadError>;
     /// Canonical bytes of a directory object.
     fn directory_bytes(&self, hash: &ObjectHash) -> Result<Option<Bytes>, ReadError>;
-    /// Generations that were retired so far: what they alone had may not be asked for any more.
+    /// Number of generations retired so far. Content that only they had may no longer be requested.
     fn retired(&self) -> u64 {
         0
     }
-    /// Has `work` look up chunks of many files in one state of the store.
+    /// Runs `work`, which looks up chunks of many files in one state of the store.
     fn look_up(&self, work: &mut dyn FnMut(&dyn Chunks) -> Result<(), ReadError>) -> Result<(), ReadError>;
-    /// Where the tree had a file of this content when it was last scanned: a hint, to be held against a manifest.
+    /// The path where the last scan found a file of this content. A hint, to be checked against a manifest.
     fn path_of(&self, _content: &ContentHash) -> Result<Option<TreePath>, ReadError> {
         Ok(None)
     }
-    /// The content of a frame, where it was read ahead of need; it is given away once.
+    /// The content of a frame that was read ahead. Each is handed out once.
     fn take_ahead(&self, _frame: FrameId) -> Option<Arc<Vec<u8>>> {
         None
     }
-    /// A frame; `None` also where garbage collection has just moved what was in it: locate again.
+    /// A frame. `None` also if garbage collection has just moved its chunks: the caller must locate them
+    /// again.
     fn frame(&self, frame: FrameId) -> Result<Option<Frame>, ReadError>;
 }
 
-/// A directory object was not read.
+/// Errors of reading a directory object.
 #[derive(Debug, thiserror::Error)]
 pub enum DirectoryError {
-    /// A tree without one of its directories is none.
+    /// The object is missing, which makes its tree incomplete.
     #[error("directory object {object} is not in the store")]
-    Missing {
-        /// The object.
-        object: ObjectHash,
-    },
-    /// Its bytes have their hash and are no directory.
+    Missing { object: ObjectHash },
+    /// The bytes match their hash but do not decode.
     #[error("directory object {object} is damaged; run: syncd-origin check")]
-    Damaged {
-        /// The object.
-        object: ObjectHash,
-        /// Why it is none.
-        source: Box<DecodeDirectoryError>,
-    },
+    Damaged { object: ObjectHash, source: Box<DecodeDirectoryError> },
     /// The store failed.
     #[error(transparent)]
     Read(#[from] ReadError),
 }
 
-/// Directories for [`syncd_shared::diff::diff`].
+/// A source of directories for [`syncd_shared::diff::Comparison`].
 pub(super) struct Directories<'a>(pub &'a dyn Contents);
 
 impl DirectorySource for Directories<'_> {

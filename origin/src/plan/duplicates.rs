@@ -1,4 +1,4 @@
-//! Content that the tree which is updated from has under a name that the update does not touch.
+//! Finds content that the old tree has under a name that the update does not touch.
 
 use syncd_shared::diff::DirectorySource;
 use syncd_shared::{ContentHash, Kind, RootEntry, TreePath};
@@ -6,7 +6,7 @@ use syncd_shared::{ContentHash, Kind, RootEntry, TreePath};
 use super::contents::{Contents, Directories};
 use super::error::PlanError;
 
-/// A path at which the tree has this content: the store's hint, where it holds.
+/// A path of this content in the tree: the store's hint, if the tree confirms it.
 pub(super) fn path_in(
     contents: &dyn Contents,
     tree: &RootEntry,

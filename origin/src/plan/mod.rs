@@ -1,8 +1,10 @@
-//! What travels from one root to another, encoded once for all agents, and the answers to requests for single objects.
+//! Encodes updates from one root to another once for all agents, and answers requests for single objects.
 //!
-//! [`Planner`] owns the encoded updates: those up to 256 KiB in memory, others in files under DATA/spool, both within a
-//! budget, least recently used first out. A plan runs on a blocking thread of its own, whoever asks for it waits until it
-//! is done or can be read from its file, and who stops waiting does not stop it. Nothing here is durable; a crash leaves spool files that the next start removes.
+//! [`Planner`] owns the encoded updates: those up to 256 KiB in memory, others in files under DATA/spool.
+//! Both are limited by a budget, and the least recently used are dropped first. A plan runs on its own
+//! blocking thread. Callers wait until it is complete or can be read from its file, and a caller that stops
+//! waiting does not stop the plan. Nothing here is durable: the next start removes spool files left by a
+//! crash.
 
 mod contents;
 mod delta;
@@ -38,19 +40,19 @@ use spool::Spool;
 
 /// Directory of spool files in DATA.
 const SPOOL_DIRECTORY: &str = "spool";
-/// Updates that are encoded at one time; others wait.
+/// Updates encoded at the same time; others wait.
 const PLANS_AT_ONCE: usize = 2;
 
-/// How much encoded updates may take.
+/// Limits of encoded updates.
 #[derive(Debug, Clone, Copy)]
 pub struct PlanBudget {
-    /// In files, in bytes; also the most that one update may have.
+    /// Bytes in files, which also limits a single update.
     pub disk_bytes: u64,
-    /// In memory, in bytes.
+    /// Bytes in memory.
     pub memory_bytes: u64,
     /// Number of updates, each of which may hold a file descriptor.
     pub updates: usize,
-    /// Of one part of an update, which is held in memory while it is encoded.
+    /// Limits of one part of an update, which is held in memory while it is encoded.
     pub part: PartLimits,
 }
 
@@ -83,7 +85,7 @@ struct Inner {
 #[derive(Default)]
 struct Cache {
     plans: HashMap<Key, Plan>,
-    /// Counts uses, for [`Plan::used`].
+    /// Use counter, for [`Plan::used`].
     clock: u64,
 }
 
@@ -93,7 +95,7 @@ struct Plan {
 }
 
 impl Plan {
-    /// Once it is done: the update, or `None` where there is none to be had.
+    /// `None` while the plan is running; then the update, or `Some(None)` if it failed.
     fn encoded(&self) -> Option<Option<Arc<EncodedUpdate>>> {
         let outcome = self.outcome.borrow();
         let update = outcome.as_ref()?.as_ref().ok();
@@ -102,7 +104,7 @@ impl Plan {
 }
 
 impl Planner {
-    /// Plans from what `contents` has; spools under the data directory `data`, within `budget`.
+    /// Plans from `contents`, and spools under the data directory `data` within `budget`.
     pub fn new(contents: Arc<dyn Contents>, data: &Path, budget: PlanBudget) -> Result<Self, PlanError> {
         let spool = Spool::create(data.join(SPOOL_DIRECTORY), budget.disk_bytes)?;
         let inner = Inner {
@@ -118,8 +120,9 @@ impl Planner {
         Ok(Self { inner: Arc::new(inner) })
     }
 
-    /// The update between two roots, encoded now or before. Concurrent callers wait for one encoding; one that does not stay
-    /// in memory is there as soon as its first messages are. Cancel safe: the encoding goes on without the caller.
+    /// Returns the update between two roots, and encodes it if necessary. Concurrent callers share one
+    /// encoding. An update too large for memory is returned once its first messages can be read. Cancel safe:
+    /// the encoding continues without the caller.
     pub async fn update(&self, from: RootHash, to: RootHash) -> Outcome {
         let mut outcome = self.plan(from, to);
         match outcome.wait_for(Option::is_some).await.as_deref() {
@@ -128,18 +131,18 @@ impl Planner {
         }
     }
 
-    /// Starts to encode an update that will be asked for soon. Must run on the runtime.
+    /// Starts encoding an update that will be requested soon. Must run on the runtime.
     pub fn prepare(&self, from: RootHash, to: RootHash) {
         drop(self.plan(from, to));
     }
 
-    /// The answer to an objects request under a root; `request` is its ordinal on its stream.
+    /// The answer to an objects request under a root. `request` is its ordinal on its stream.
     pub fn objects(&self, request: u64, root: RootHash, batch: ObjectsBatch) -> ObjectsAnswer {
         let Inner { contents, last_tree, reached, .. } = &*self.inner;
         ObjectsAnswer::new(contents.clone(), last_tree.clone(), reached.clone(), request, root, batch)
     }
 
-    /// Ends running plans soon, and refuses new ones.
+    /// Cancels running plans and refuses new ones.
     pub fn stop(&self) {
         self.inner.stopped.store(true, Ordering::Relaxed);
     }
@@ -161,7 +164,7 @@ impl Planner {
 
 impl Inner {
     fn cache(&self) -> MutexGuard<'_, Cache> {
-        // Every update of the cache is complete before anything in it can panic.
+        // A panic cannot leave the cache half changed.
         self.cache.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -175,7 +178,7 @@ impl Inner {
         let outcome = encoded.await.unwrap_or_else(|_| Err(Arc::new(PlanError::Interrupted)));
         if let Err(error) = &outcome {
             tracing::debug!(%from, %to, %error, "no update was planned");
-            // What is too large now will be the next time, and finding out is dear.
+            // Kept: an update that is too large now will be too large again, and finding out is expensive.
             if !matches!(**error, PlanError::TooLarge { .. }) {
                 self.cache().plans.remove(&(from, to));
             }
@@ -199,7 +202,7 @@ impl Inner {
         writer.finish(encoded)
     }
 
-    /// Forgets what was not used for longest until the rest is within the budget. The newest stays in any case.
+    /// Drops the least recently used updates until the rest is within the budget. The newest is always kept.
     fn evict(&self) {
         let mut cache = self.cache();
         let mut done: Vec<_> = cache
@@ -223,7 +226,7 @@ impl Inner {
                 *sum -= bytes;
             }
         }
-        // Files are removed after the lock is given back.
+        // Files are removed after the lock is released.
         drop(cache);
     }
 }

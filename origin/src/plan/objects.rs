@@ -1,4 +1,4 @@
-//! Answers an objects request: the general path, by which an agent gets anything that it lacks under any name.
+//! Answers objects requests: the general path, by which an agent can fetch anything that it is missing.
 
 use std::collections::{HashSet, VecDeque};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -17,13 +17,13 @@ use super::error::PlanError;
 use super::reached::Reached;
 use super::stored::{ContentFrames, end};
 
-/// Compressed bytes of a tree's directory objects that are kept for the next node that joins.
+/// Compressed bytes of a tree's directory objects that are kept for the next joining node.
 const LAST_TREE_BYTES: usize = 8 * 1024 * 1024;
 
-/// The directory objects of the tree that was asked for whole last, as messages.
+/// The directory objects, as messages, of the last tree that was requested whole.
 pub(super) struct LastTree {
     kept: Mutex<Option<(ObjectHash, Arc<[Message]>)>>,
-    /// For the answer that collects them: there is memory for one.
+    /// Held by the answer that is collecting messages, so that only one uses memory for that.
     collecting: Arc<Semaphore>,
 }
 
@@ -39,14 +39,15 @@ impl LastTree {
         kept.as_ref().filter(|(of, _)| of == root).map(|(_, messages)| messages.clone())
     }
 
-    /// `None`: another answer collects.
+    /// `None` if another answer is collecting.
     fn collect(&self, root: ObjectHash) -> Option<WholeTree> {
         let collecting = self.collecting.clone().try_acquire_owned().ok()?;
         Some(WholeTree { root, messages: Vec::new(), bytes: 0, _collecting: collecting })
     }
 
-    /// An update leads to this root, so that it is nearly always the newest, and who joins asks for its tree: what is kept
-    /// of another one has served. Where it is not the newest, that one is read again.
+    /// Drops the kept tree unless it has this root. Called with the root that an update leads to, nearly
+    /// always the newest, whose tree the next joining node will request. An older tree is read again if
+    /// needed.
     pub(super) fn forget_others(&self, root: &ObjectHash) {
         self.kept.lock().unwrap_or_else(PoisonError::into_inner).take_if(|(of, _)| of != root);
     }
@@ -56,7 +57,7 @@ impl LastTree {
     }
 }
 
-/// A tree's directory objects, as far as they are sent.
+/// Messages with the directory objects of a tree, as far as sent.
 struct WholeTree {
     root: ObjectHash,
     messages: Vec<Message>,
@@ -64,31 +65,31 @@ struct WholeTree {
     _collecting: OwnedSemaphorePermit,
 }
 
-/// The answer to one objects request, message by message, in bounded memory. Blocks while it reads the store.
+/// Iterates over the answer to one objects request in bounded memory. Blocks while it reads the store.
 pub struct ObjectsAnswer {
     contents: Arc<dyn Contents>,
     last: Arc<LastTree>,
     reached: Arc<Reached>,
     request: u64,
     recursive: bool,
-    /// What was asked for, until it is known what of it may be.
+    /// The request, until its objects have been admitted.
     asked: Option<(RootHash, ObjectsBatch)>,
-    /// The tree of a retained generation that is sent whole.
+    /// Whether the whole tree of a retained generation is being sent.
     sends_tree: bool,
-    /// To be kept for others.
+    /// Messages collected for [`LastTree`].
     whole: Option<WholeTree>,
-    /// Its contents may come in the answer before it.
+    /// Whether contents may be sent in the preceding answer.
     early: bool,
-    /// The answer to the request after it.
+    /// The answer to the next request.
     next: Option<Box<ObjectsAnswer>>,
     /// Directories still to be sent, the next one last.
     directories: Vec<ObjectHash>,
     sent: HashSet<ObjectHash>,
     /// Directories whose files are still to be sent, the next one last.
     files_of: Vec<DirectoryFiles>,
-    /// Their contents.
+    /// Contents of the files looked up in those directories.
     listed: Vec<ContentHash>,
-    /// Contents that were asked for.
+    /// All requested contents.
     seen: HashSet<ContentHash>,
     files: ContentFrames,
     missing: Vec<[u8; 32]>,
@@ -130,7 +131,8 @@ impl ObjectsAnswer {
         }
     }
 
-    /// Sorts out what may be asked for; the rest counts as missing. Once, before anything is answered.
+    /// Removes objects that may not be requested, and reports them as missing. Runs once, before anything is
+    /// answered.
     fn admit(&mut self) -> Result<(), PlanError> {
         let Some((root, batch)) = self.asked.take() else { return Ok(()) };
         let ObjectsBatch { mut directories, mut files, mut files_of, recursive, .. } = batch;
@@ -142,7 +144,7 @@ impl ObjectsAnswer {
                 self.refuse(files.drain(..).map(|hash| *hash.as_bytes()));
                 self.refuse(files_of.drain(..).take(1).map(|of| *of.directory.as_bytes()));
             }
-            // The root's own directory needs no walk: nearly all that ask for directories ask for this one.
+            // The root's own directory needs no walk, and nearly all requests for directories name it.
             Some(_) if is_whole_tree && files.is_empty() && files_of.is_empty() => {}
             Some(root) => {
                 let reached = self.reached.clone();
@@ -151,7 +153,7 @@ impl ObjectsAnswer {
                 self.refuse(no_directories.iter().map(|hash| *hash.as_bytes()));
                 let no_files: Vec<_> = files.extract_if(.., |file| !sets.has_content(file)).collect();
                 self.refuse(no_files.iter().map(|hash| *hash.as_bytes()));
-                // It answers for its files, and those of all others of the request.
+                // One refused directory stands for its files and for all other `files_of`.
                 if let Some(of) = files_of.iter().find(|of| !sets.has_directory(&of.directory)) {
                     self.refuse([*of.directory.as_bytes()]);
                     files_of.clear();
@@ -191,22 +193,22 @@ impl ObjectsAnswer {
         let files = files.into_iter().filter(|file| self.seen.insert(*file)).collect();
         files_of.reverse();
         let files = ContentFrames::new(files);
-        // Who goes through a tree goes on where this ends.
+        // A client that walks a tree will continue where this request ends.
         self.files = if files_of.is_empty() { files } else { files.putting_off() };
         self.files_of = files_of;
     }
 
-    /// Whether the request after it, if it has come, would be of use now.
+    /// Whether the next request, if available, could be used now.
     pub fn wants_next(&self) -> bool {
         self.next.is_none() && !self.ended
     }
 
-    /// The answer to the request after it, which is to be given when this one has ended.
+    /// Sets the answer to the next request, which follows this one.
     pub fn set_next(&mut self, next: Box<Self>) {
         self.next = Some(next);
     }
 
-    /// That answer again, less what came in this one.
+    /// Returns the next answer, without the contents already sent in this one.
     pub fn into_next(self) -> Option<Box<Self>> {
         self.next
     }
@@ -244,13 +246,13 @@ impl ObjectsAnswer {
         Ok(())
     }
 
-    /// Whether contents alone were asked for.
+    /// Whether only contents were requested.
     fn may_come_early(&mut self) -> Result<bool, PlanError> {
         self.admit()?;
         Ok(self.directories.is_empty() && self.ready.is_empty())
     }
 
-    /// One frame of directory objects. With `recursive` in the order of a walk, each once.
+    /// Sends one frame of directory objects. With `recursive`, in the order of a walk, each object once.
     fn advance_directories(&mut self) -> Result<(), PlanError> {
         let mut batch: Vec<Bytes> = Vec::new();
         let mut batch_bytes = 0;
@@ -301,10 +303,10 @@ impl ObjectsAnswer {
         }
     }
 
-    /// Files that are asked for by their directory: by then they are known, no more of them than the request may have.
+    /// Looks up files requested by directory. Their number is known and limited by then.
     fn look_up(&mut self, of: &DirectoryFiles) -> Result<(), PlanError> {
         let Some(directory) = self.contents.directory(&of.directory)? else {
-            // It answers for its files.
+            // The directory stands for its files.
             self.missing.push(*of.directory.as_bytes());
             self.files_of.clear();
             return Ok(());

@@ -1,12 +1,14 @@
-//! What may be asked for by hash: what retained generations refer to, and nothing else of the store.
+//! The objects that may be requested by hash: those that retained generations refer to, and nothing else in
+//! the store.
 //!
-//! The store also has content that was scanned and never committed, such as a secret that somebody took out of the tree
-//! in time. Hashes are no secrets, so knowing one is no right to its content.
+//! The store also has content that was scanned and never committed, such as a secret that somebody removed
+//! from the tree in time. Hashes are not secret, so knowing one gives no right to its content.
 //!
-//! Trees are walked when they are asked about, each directory once whatever number of trees has it, so that a new
-//! generation costs the directories that changed. Sets hold the first 8 bytes of each hash. When a generation is retired
-//! they are emptied, and grow again with the trees that are asked about then. One walk runs at a time, on a copy of the
-//! sets: requests for trees that are known do not wait for it, those that need the same walk share it.
+//! Trees are walked on the first request about them. Each directory is walked once, however many trees have
+//! it, so that a new generation costs only its changed directories. Sets hold the first 8 bytes of each hash.
+//! When a generation is retired the sets are cleared, and grow again with the trees requested then. One walk
+//! runs at a time, on a copy of the sets. Requests about known trees do not wait for it, and requests that
+//! need the same walk share it.
 
 use std::collections::HashSet;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -16,28 +18,28 @@ use syncd_shared::{ContentHash, ObjectHash};
 
 use super::contents::{Contents, DirectoryError};
 
-/// See the module.
+/// The admitted objects. See the module documentation.
 #[derive(Default)]
 pub(super) struct Reached {
-    /// Held for moments, and taken after `walking`.
+    /// Locked only briefly, and after `walking`.
     sets: Mutex<Arc<Sets>>,
-    /// Held by who walks a tree.
+    /// Locked during a walk.
     walking: Mutex<()>,
 }
 
-/// A directory is in a set together with all that is below it.
+/// A directory is in a set only together with everything below it.
 #[derive(Clone, Default)]
 pub(super) struct Sets {
     retired: u64,
     directories: HashSet<u64>,
-    /// Directories whose contents, and those of the directories below, are in `contents`.
+    /// Directories whose contents, with those of all directories below, are in `contents`.
     listed: HashSet<u64>,
     contents: HashSet<u64>,
 }
 
 impl Reached {
-    /// The sets with the tree of this directory, which a retained generation has, in them; with its contents where these
-    /// are asked about. Blocks for a walk where the tree is new.
+    /// Returns the sets including the tree of this directory, which must belong to a retained generation.
+    /// `with_contents` includes its contents. Blocks for a walk if the tree is new.
     pub(super) fn with_tree(
         &self,
         contents: &dyn Contents,
@@ -49,7 +51,7 @@ impl Reached {
             return Ok(known);
         }
         let _walking = self.walking.lock().unwrap_or_else(PoisonError::into_inner);
-        // The walk that was waited for may have been of this tree.
+        // The walk that held the lock may have been of this tree.
         let known = self.current(contents).clone();
         if known.has_tree(root, with_contents) {
             return Ok(known);
@@ -61,15 +63,15 @@ impl Reached {
         Ok(sets)
     }
 
-    /// Takes in the directories of a whole tree that was read for another reason. A walk that ends later may drop them,
-    /// which costs another walk.
+    /// Adds the directories of a whole tree that was read for another reason. A concurrent walk may drop
+    /// them, which costs another walk.
     pub(super) fn add_directories(&self, contents: &dyn Contents, directories: &HashSet<ObjectHash>) {
         let mut sets = self.current(contents);
         let hashes = directories.iter().map(|hash| short(hash.as_bytes()));
         Arc::make_mut(&mut sets).directories.extend(hashes);
     }
 
-    /// The sets, without what was retired.
+    /// The sets, cleared after a generation was retired.
     fn current(&self, contents: &dyn Contents) -> MutexGuard<'_, Arc<Sets>> {
         let mut sets = self.sets.lock().unwrap_or_else(PoisonError::into_inner);
         let retired = contents.retired();

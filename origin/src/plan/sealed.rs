@@ -1,4 +1,4 @@
-//! The store as plans read it.
+//! Implements the planner's read access for the store.
 
 use std::sync::Arc;
 
@@ -64,7 +64,7 @@ impl Contents for Store {
         let mut other = None;
         let looked_up = self.look_up_chunks(|chunks| match work(chunks).map_err(|e| e.0.downcast()) {
             Ok(()) => Ok(()),
-            // The store has to know of its own errors.
+            // Returned as the store's own error, so that the store can react to it.
             Err(Ok(error)) => Err(*error),
             Err(Err(error)) => {
                 other = Some(ReadError(error));

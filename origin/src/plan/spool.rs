@@ -1,8 +1,10 @@
-//! Encoded updates, kept so that every agent gets the same bytes: small ones in memory, others in DATA/spool.
+//! Stores encoded updates, so that every agent gets the same bytes: small ones in memory, others in
+//! DATA/spool.
 //!
-//! A spool file is a sequence of encoded messages without framing; where each begins is known in memory alone. What is
-//! spooled is read by agents while the rest is still encoded. Files belong to the process that wrote them: they vanish with
-//! the last user of their update, and [`Spool::create`] removes what a crash left.
+//! A spool file is a sequence of encoded messages without framing; their positions are known only in memory.
+//! Agents read a file while the rest of it is still being encoded. Files belong to the process that wrote
+//! them. They are removed with the last user of their update, and [`Spool::create`] removes files left by a
+//! crash.
 
 use std::fs::{self, File};
 use std::os::unix::fs::FileExt;
@@ -20,17 +22,17 @@ use super::error::PlanError;
 
 const SUFFIX: &str = "update";
 
-/// The directory of spool files. One process uses it.
+/// The directory of spool files, used by one process.
 #[derive(Debug)]
 pub(super) struct Spool {
     directory: PathBuf,
     next: AtomicU64,
-    /// Largest file that is written, in bytes.
+    /// Limit of the size of a file.
     file_max_bytes: u64,
 }
 
 impl Spool {
-    /// Makes the directory where it is not there, and empties it of spool files.
+    /// Creates the directory if it is missing, and removes spool files from it.
     pub(super) fn create(directory: PathBuf, file_max_bytes: u64) -> Result<Self, PlanError> {
         let failed = |path: &Path| {
             let path = path.to_owned();
@@ -46,13 +48,13 @@ impl Spool {
         Ok(Self { directory, next: AtomicU64::new(0), file_max_bytes })
     }
 
-    /// `publish` gets an update that is too large for memory as soon as it can be read.
+    /// `publish` receives an update that is too large for memory as soon as it can be read.
     pub(super) fn writer<'a>(&'a self, publish: &'a dyn Fn(Arc<EncodedUpdate>)) -> SpoolWriter<'a> {
         SpoolWriter { spool: self, publish, memory: Vec::new(), bytes: 0, spooled: None }
     }
 }
 
-/// Removes the file when nobody reads it any more.
+/// A spool file, which is removed when nobody reads it any more.
 #[derive(Debug)]
 struct SpoolFile {
     file: File,
@@ -61,12 +63,12 @@ struct SpoolFile {
     written: watch::Sender<Written>,
 }
 
-/// How far a spool file is written.
+/// Progress of writing a spool file.
 #[derive(Debug, Clone, Default)]
 struct Written {
     items: u64,
     bytes: u64,
-    /// Once there will be no more: whether that is all.
+    /// `None` while messages are added; then whether the file is complete.
     end: Option<Result<(), Arc<PlanError>>>,
 }
 
@@ -75,11 +77,11 @@ struct Written {
 struct Spooled {
     start: u64,
     length: usize,
-    /// Agents that are sent it at the same time share it.
+    /// Shared by agents that are sent the message at the same time.
     read: Mutex<Weak<Vec<u8>>>,
 }
 
-/// A message that was read, while somebody is sent it.
+/// A message in memory while at least one agent is sent it.
 struct Shared(Arc<Vec<u8>>);
 
 impl AsRef<[u8]> for Shared {
@@ -96,7 +98,8 @@ impl Drop for SpoolFile {
     }
 }
 
-/// Takes messages in order. Dropped before [`SpoolWriter::finish`] it leaves nothing but an end to those who read.
+/// Takes messages in order. Dropping it before [`SpoolWriter::finish`] ends the update for its readers with
+/// an error.
 pub(super) struct SpoolWriter<'a> {
     spool: &'a Spool,
     publish: &'a dyn Fn(Arc<EncodedUpdate>),
@@ -147,7 +150,7 @@ impl SpoolWriter<'_> {
         Ok(())
     }
 
-    /// Ends the update: whole, or with what went wrong, which who reads it is told too.
+    /// Ends the update, complete or with an error, which its readers also receive.
     pub(super) fn finish(
         mut self,
         encoded: Result<(), PlanError>,
@@ -177,8 +180,8 @@ enum Place {
     Spooled(SpoolFile),
 }
 
-/// Everything that takes a replica from one root to another, encoded once. What is too large for memory can be read
-/// before it is whole.
+/// An update from one root to another, encoded once. An update too large for memory can be read before it is
+/// complete.
 #[derive(Debug)]
 pub struct EncodedUpdate(Place);
 
@@ -191,12 +194,12 @@ impl EncodedUpdate {
         }
     }
 
-    /// Whether it is kept in memory: at most [`INLINE_UPDATE_MAX_BYTES`].
+    /// Whether the update is kept in memory, with at most [`INLINE_UPDATE_MAX_BYTES`].
     pub fn is_inline(&self) -> bool {
         matches!(self.0, Place::Memory(_))
     }
 
-    /// Whether nothing more comes.
+    /// Whether no further messages will be added.
     pub(super) fn has_ended(&self) -> bool {
         match &self.0 {
             Place::Memory(_) => true,
@@ -204,16 +207,16 @@ impl EncodedUpdate {
         }
     }
 
-    /// Waits until this message is there, or known not to come. Cancel safe.
+    /// Waits until this message exists or is known not to come. Cancel safe.
     pub async fn reached(&self, item: u64) {
         if let Place::Spooled(file) = &self.0 {
             let there = |written: &Written| written.items > item || written.end.is_some();
-            // It can't be closed: the sender is ours.
+            // The channel cannot be closed, because this struct holds the sender.
             let _ = file.written.subscribe().wait_for(there).await;
         }
     }
 
-    /// One message; `None` where it is not there yet, and past the end. Reads the spool: blocks.
+    /// One message; `None` if it does not exist (yet). Blocks while it reads the spool.
     pub fn item(&self, item: u64) -> Result<Option<v1::FetchFrame>, Arc<PlanError>> {
         let Ok(index) = usize::try_from(item) else { return Ok(None) };
         let bytes = match &self.0 {
@@ -224,7 +227,7 @@ impl EncodedUpdate {
         decoded.transpose().map_err(Arc::new)
     }
 
-    /// All messages, where it is kept in memory.
+    /// All messages of an update kept in memory.
     pub fn inline_frames(&self) -> Option<Vec<v1::FetchFrame>> {
         let Place::Memory(frames) = &self.0 else { return None };
         frames.iter().map(|bytes| v1::FetchFrame::decode(bytes.clone()).ok()).collect()
@@ -244,7 +247,7 @@ impl SpoolFile {
         PlanError::Spool { path: self.path.clone(), source }
     }
 
-    /// Adds a message, for everybody to read. One writer calls it.
+    /// Appends a message and makes it visible to readers. Called by one writer only.
     fn append(&self, bytes: &[u8]) -> Result<(), PlanError> {
         let start = self.written.borrow().bytes;
         self.file.write_all_at(bytes, start).map_err(|source| self.failed(source))?;
@@ -257,7 +260,7 @@ impl SpoolFile {
         Ok(())
     }
 
-    /// There will be no more; the first call counts.
+    /// Records that no further messages will be added. Only the first call counts.
     fn end(&self, end: Result<(), Arc<PlanError>>) {
         self.written.send_modify(|written| {
             written.end.get_or_insert(end);
@@ -265,7 +268,7 @@ impl SpoolFile {
     }
 
     fn read(&self, index: usize) -> Result<Option<Bytes>, Arc<PlanError>> {
-        // What failed is of no further use, and takes disk space until nobody reads it.
+        // A failed file has no further use, and takes disk space until nobody reads it.
         if let Some(Err(error)) = &self.written.borrow().end {
             return Err(error.clone());
         }

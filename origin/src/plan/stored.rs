@@ -1,9 +1,10 @@
-//! File contents as frames: what lies together in the store goes out together, without recompressing where it can.
+//! Sends file contents as frames. Contents stored together are sent together, without recompression if
+//! possible.
 //!
-//! Contents are taken in windows of bounded size. Within one, pieces are grouped by the frame they lie in, in order of
-//! first use. A frame of which at least thirteen sixteenths are wanted (in an update, which is encoded once for all agents,
-//! fifteen) goes out as it is; from others the wanted chunks are gathered into new frames. Where the next request of an
-//! agent is known, a frame that lies across the border of both goes out once, as it is, for both.
+//! Contents are taken in windows of bounded size. Within a window, pieces are grouped by frame, in order of
+//! first use. A frame is sent unchanged if at least 13/16 of it are wanted (15/16 in an update, which is
+//! encoded once for all agents). Otherwise the wanted chunks are gathered into new frames. If the agent's
+//! next request is known, a frame that both requests need is sent once, unchanged, for both.
 
 use std::collections::hash_map::Entry;
 use std::collections::{HashMap, VecDeque};
@@ -19,31 +20,31 @@ use super::contents::{Chunk, Chunks, Contents, Frame, FrameId, Place, ReadError}
 use super::error::PlanError;
 use crate::store::Effort;
 
-/// Pieces that are looked at together: some megabytes of memory.
+/// Pieces in one window, which take a few megabytes of memory.
 const WINDOW_PIECES: usize = 32 * 1024;
-/// Bytes of content that are looked at together.
+/// Bytes of content in one window.
 const WINDOW_BYTES: u64 = 256 * 1024 * 1024;
-/// Frames that are put off in one answer: at the border of two requests lie about ten.
+/// Frames deferred in one answer. About ten lie across the border of two requests.
 const PARTIAL_FRAMES: usize = 64;
-/// How often a chunk that garbage collection moves is looked for.
+/// Attempts to find a chunk that garbage collection moves.
 const LOCATE_ATTEMPTS: usize = 3;
 
-/// A chunk of a wanted file, and where in the file it goes.
+/// A chunk of a wanted file, with its position in the file.
 #[derive(Debug, Clone, Copy)]
 struct Want {
     file: ContentHash,
     file_offset: u64,
     chunk: Chunk,
-    /// The file ends with it.
+    /// Whether this is the last chunk of the file.
     is_last: bool,
 }
 
-/// All wants within one frame.
+/// All wanted chunks in one frame.
 struct Group {
     frame: FrameId,
-    /// Place in the frame, and what it is for; in order of first use.
+    /// Positions in the frame with the wants they serve, in order of first use.
     wants: Vec<(Place, Want)>,
-    /// Bytes of the frame that are wanted, each chunk once.
+    /// Wanted bytes of the frame, counting each chunk once.
     wanted_bytes: u64,
 }
 
@@ -55,13 +56,14 @@ impl Group {
         self.wanted_bytes = offsets.iter().map(|(_, length)| u64::from(*length)).sum();
     }
 
-    /// Whether it may come after everything else: no file goes on behind what it has of it.
+    /// Whether the group may follow everything else: it has the end of every file that it contains a part of.
     fn can_be_last(&self) -> bool {
         let next = self.wants.iter().skip(1).map(|(_, want)| Some(want.file)).chain([None]);
         self.wants.iter().zip(next).all(|((_, want), next)| want.is_last || next == Some(want.file))
     }
 
-    /// Whether it may come before everything else: it has the beginning of every file that it has something of.
+    /// Whether the group may precede everything else: it has the start of every file that it contains a part
+    /// of.
     fn can_be_first(&self) -> bool {
         let before = [None].into_iter().chain(self.wants.iter().map(|(_, want)| Some(want.file)));
         self.wants
@@ -71,7 +73,7 @@ impl Group {
     }
 }
 
-/// Groups while they are made.
+/// Groups being collected.
 #[derive(Default)]
 struct Window {
     /// In order of first use.
@@ -97,7 +99,7 @@ impl Window {
         groups[index].wants.push((place, want));
     }
 
-    /// The next one last.
+    /// The groups in reverse order, the next one last.
     fn groups(self) -> Vec<Group> {
         let mut groups = self.groups;
         groups.iter_mut().for_each(Group::count);
@@ -110,22 +112,22 @@ impl Window {
 pub(super) struct ContentFrames {
     /// Contents still to be sent, the next one last.
     files: Vec<ContentHash>,
-    /// A file of which only the first part fitted a window: what is left of it.
+    /// Remaining chunks of a file that did not fit the window.
     rest: Vec<Want>,
     /// Groups of the current window, the next one last.
     groups: Vec<Group>,
-    /// Groups in frames that are wanted in part, put off until all others are sent.
+    /// Partly wanted frames, deferred until all others are sent.
     partial: VecDeque<Group>,
-    /// How many more may be put off: each is read twice.
+    /// Number of further frames that may be deferred, because each is read twice.
     partial_left: usize,
     gather: Gather,
     missing: Vec<ContentHash>,
-    /// Sixteenths of a frame that must be wanted for it to go out as it is.
+    /// Sixteenths of a frame that must be wanted to send it unchanged.
     whole_share: u64,
 }
 
 impl ContentFrames {
-    /// For these contents, in this order, each named once.
+    /// For these contents in this order, each named once.
     pub(super) fn new(mut files: Vec<ContentHash>) -> Self {
         files.reverse();
         Self {
@@ -140,28 +142,30 @@ impl ContentFrames {
         }
     }
 
-    /// Also these, after the others and before any is sent.
+    /// Adds contents after the others. Must precede the first message.
     pub(super) fn append(&mut self, mut files: Vec<ContentHash>) {
         files.reverse();
         self.files.splice(..0, files);
     }
 
-    /// Sends fewer bytes that nobody wants, and compresses more often.
+    /// Sends fewer unwanted bytes, and recompresses more often.
     pub(super) fn frugal(self) -> Self {
         Self { whole_share: 15, ..self }
     }
 
-    /// Puts frames that are wanted in part off to the end, as far as that may be: the next request may want the rest.
+    /// Defers partly wanted frames to the end if possible, because the next request may want the rest of
+    /// them.
     pub(super) fn putting_off(self) -> Self {
         Self { partial_left: PARTIAL_FRAMES, ..self }
     }
 
-    /// Whether what is left are parts of frames: time to look whether the next request wants the others.
+    /// Whether only deferred frames are left, so that it is time to check what the next request wants of
+    /// them.
     pub(super) fn has_parts_left(&self) -> bool {
         self.groups.is_empty() && self.files.is_empty() && self.rest.is_empty() && !self.partial.is_empty()
     }
 
-    /// Takes over, of the frames that are left in part, what `next` wants of them.
+    /// Takes over those contents of `next` that lie in the deferred frames.
     pub(super) fn take_early(&mut self, next: &mut Self, contents: &dyn Contents) -> Result<(), PlanError> {
         if next.groups.is_empty() {
             next.window(contents)?;
@@ -178,12 +182,12 @@ impl ContentFrames {
         Ok(())
     }
 
-    /// Contents that turned out not to be in the store.
+    /// Returns contents that turned out to be missing in the store.
     pub(super) fn take_missing(&mut self) -> Vec<ContentHash> {
         std::mem::take(&mut self.missing)
     }
 
-    /// The next messages, at most those of one stored frame; `false` when all were handed out.
+    /// Appends the next messages, at most those of one stored frame. Returns `false` at the end.
     pub(super) fn advance(
         &mut self,
         contents: &dyn Contents,
@@ -246,7 +250,7 @@ impl ContentFrames {
         Ok(self.rest.pop())
     }
 
-    /// A chunk of this file is gone: the rest of it is of no use.
+    /// A chunk of this file is missing, so the rest of it is useless.
     fn give_up(&mut self, file: ContentHash) {
         self.rest.clear();
         if self.missing.last() != Some(&file) {
@@ -264,7 +268,7 @@ impl ContentFrames {
             return self.send_moved(contents, group.wants, out);
         };
         if group.wanted_bytes * 16 >= u64::from(frame.uncompressed_bytes) * self.whole_share {
-            // Pieces of one file stay in order where they can.
+            // Keeps the pieces of a file in order if possible.
             if group.wants.iter().any(|(_, want)| self.gather.has(&want.file)) {
                 self.gather.flush(out)?;
             }
@@ -284,7 +288,7 @@ impl ContentFrames {
         Ok(())
     }
 
-    /// Garbage collection rewrote the pack between locating and reading.
+    /// Sends chunks that garbage collection moved between locating and reading them.
     fn send_moved(
         &mut self,
         contents: &dyn Contents,
@@ -329,7 +333,7 @@ fn piece(want: &Want, frame_offset: u32) -> Piece {
     Piece { file, file_offset, frame_offset, length_bytes: want.chunk.length }
 }
 
-/// Chunks of a file that follow each other in the file and in the frame are one piece.
+/// Merges chunks that are adjacent both in the file and in the frame into one piece.
 fn joined(pieces: Vec<Piece>) -> Vec<Piece> {
     let mut joined: Vec<Piece> = Vec::with_capacity(pieces.len());
     for piece in pieces {
@@ -347,7 +351,7 @@ fn joined(pieces: Vec<Piece>) -> Vec<Piece> {
     joined
 }
 
-/// A frame with more pieces than one message may have is sent again for them.
+/// Sends a frame, several times if it has more pieces than a message may have.
 fn push_frame(compressed: Bytes, uncompressed_bytes: usize, pieces: Vec<Piece>, out: &mut Vec<Message>) {
     let pieces = joined(pieces);
     for pieces in pieces.chunks(FRAME_PIECES_MAX) {
@@ -402,13 +406,12 @@ impl Gather {
     }
 }
 
-/// The end of an answer.
 pub(super) fn end(request: u64, missing: impl IntoIterator<Item = [u8; 32]>) -> Message {
     let missing = missing.into_iter().map(|hash| Bytes::copy_from_slice(&hash)).collect();
     Message::End(v1::BatchEnd { request, missing, more: false })
 }
 
-/// The end of a part of an update that is not the last one.
+/// The end of a part of an update, except the last one.
 pub(super) fn part_end() -> Message {
     Message::End(v1::BatchEnd { more: true, ..v1::BatchEnd::default() })
 }

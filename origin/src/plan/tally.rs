@@ -1,10 +1,10 @@
-//! What an encoded update is made of: told in the log, for those who wonder where bytes go.
+//! Statistics of an encoded update for the log: where its bytes go.
 
 use prost::Message as _;
 use syncd_proto::v1::DeltaEncoding;
 use syncd_proto::v1::fetch_frame::Frame as Message;
 
-/// Messages and their bytes, by kind.
+/// Number and bytes of messages, by kind.
 #[derive(Debug, Default)]
 pub(super) struct Tally {
     directories: Sum,
@@ -12,7 +12,7 @@ pub(super) struct Tally {
     stored: Sum,
     by_zstd: Sum,
     by_rsync: Sum,
-    /// Of the deltas: what says where bases, pieces and copies lie.
+    /// Bytes of the positions of bases, pieces and copies in deltas.
     places_bytes: usize,
 }
 

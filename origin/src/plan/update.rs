@@ -1,7 +1,8 @@
-//! Encodes an update: everything that takes a replica from one root to another, as a sequence of messages.
+//! Encodes an update from one root to another as a sequence of messages.
 //!
-//! Directories first (as patches, parents before children), so that the agent knows the whole target before the first
-//! byte of content; then content (see [`super::delta`]), part by part of what differs; then the end.
+//! Directories come first (as patches, parents before children), so that the agent knows the whole target
+//! before the first byte of content. Content follows (see [`super::delta`]), in parts of the difference, and
+//! then the end.
 
 use std::collections::HashSet;
 
@@ -19,10 +20,10 @@ use super::error::PlanError;
 use super::stored::{end, part_end};
 use super::tally::Tally;
 
-/// Roughly what an entry takes in a patch besides its name.
+/// Approximate bytes of an entry in a patch, without its name.
 const ENTRY_BYTES: usize = 96;
 
-/// Encodes the update between two roots and hands each message to `sink`, numbered from 0.
+/// Encodes the update between two roots and passes each message to `sink`, numbered from 0.
 pub(super) fn encode(
     contents: &dyn Contents,
     from: RootHash,
@@ -52,7 +53,7 @@ pub(super) fn encode(
         drop(part);
         emit(if is_last { end(0, []) } else { part_end() })?;
         if !is_last {
-            // What parts leave adds up.
+            // Otherwise the free memory that parts leave behind adds up.
             syncd_allocator::give_back();
         }
     }
@@ -60,7 +61,7 @@ pub(super) fn encode(
     Ok(())
 }
 
-/// The directory object that one is made from, if any, and the one.
+/// The directory object to start from, if any, and the target object.
 type Step = (Option<ObjectHash>, ObjectHash);
 type Emit<'a> = &'a mut dyn FnMut(Message) -> Result<(), PlanError>;
 
@@ -100,8 +101,8 @@ fn patch_bytes(patch: &DirectoryPatch) -> usize {
         + patch.entries.iter().map(entry).sum::<usize>()
 }
 
-/// Directory objects that the agent lacks, with the object each is made from; parents before children. What the first
-/// tree has under any name that the diff mentions is left out.
+/// Directory objects that the agent is missing, with the object that each is made from, parents before
+/// children. Omits objects that the old tree has under any name mentioned by the diff.
 fn differing_directories<S: DirectorySource>(
     (before, after): (&RootEntry, &RootEntry),
     comparison: &Comparison<S>,

@@ -1,4 +1,4 @@
-//! What the watch tells: which names may have changed, and why a whole walk is due.
+//! Results of watching: names that may have changed, and reasons for a complete walk.
 
 use std::collections::BTreeSet;
 use std::fmt;
@@ -7,21 +7,20 @@ use syncd_shared::{Component, TreePath};
 
 use super::names::Names;
 
-/// What may have changed since hints were last taken. Hints say where to look, never what is there.
+/// Possible changes since hints were last taken. Hints determine where to look, never the result.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Hints {
-    /// Directories of which names, files or metadata may have changed.
+    /// Directories whose names, files or metadata may have changed.
     pub directories: BTreeSet<TreePath>,
     /// Directories below which anything may have changed.
     pub subtrees: BTreeSet<TreePath>,
-    /// Names that may have changed, in directories of which no other has.
+    /// Names that may have changed, in directories without other changes.
     pub names: Names,
-    /// The whole tree has to be walked; the others are empty then.
+    /// Reason to walk the whole tree, in which case the other fields are empty.
     pub everything: Option<Reason>,
 }
 
 impl Hints {
-    /// Whether nothing may have changed.
     pub fn is_empty(&self) -> bool {
         self.directories.is_empty()
             && self.subtrees.is_empty()
@@ -29,12 +28,12 @@ impl Hints {
             && self.everything.is_none()
     }
 
-    /// Hints that name everything.
+    /// A hint that everything may have changed.
     pub fn everything(reason: Reason) -> Self {
         Self { everything: Some(reason), ..Self::default() }
     }
 
-    /// Adds other hints, for example those of a scan that failed.
+    /// Adds other hints, for example those of a failed scan.
     pub fn merge(&mut self, other: Hints) {
         if let Some(reason) = other.everything {
             self.everything.get_or_insert(reason);
@@ -56,7 +55,7 @@ impl Hints {
         }
     }
 
-    /// Adds a directory of which any name may have changed.
+    /// Adds a directory in which any name may have changed.
     pub fn add_directory(&mut self, directory: TreePath) {
         if self.everything.is_none() {
             self.names.remove(&directory);
@@ -64,14 +63,14 @@ impl Hints {
         }
     }
 
-    /// Adds a name that may have changed. Where there are too many, their directories stand for them.
+    /// Adds a name that may have changed. If there are too many, whole directories are added instead.
     pub fn add_name(&mut self, directory: TreePath, name: Component) {
         if self.everything.is_none() && !self.directories.contains(&directory) {
             self.directories.extend(self.names.add(directory, name));
         }
     }
 
-    /// Takes out a name, where it was named by itself.
+    /// Removes a name that was added by itself.
     pub fn remove_name(&mut self, path: &TreePath) {
         if let Some((directory, name)) = path.split_last() {
             self.names.remove_name(&directory, &name);
@@ -85,34 +84,33 @@ impl Hints {
         }
     }
 
-    /// All directories of which something may have changed.
+    /// All directories in which something may have changed.
     pub fn places(&self) -> impl Iterator<Item = &TreePath> {
         self.names.iter().map(|(directory, _)| directory).chain(&self.directories).chain(&self.subtrees)
     }
 }
 
-/// Why the whole tree has to be walked.
+/// Reasons to walk the whole tree.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Reason {
     /// Nothing is known yet.
     Start,
-    /// The kernel's queue overflowed: events were lost.
+    /// The kernel's queue overflowed, and events were lost.
     Overflow,
     /// The watcher reported an error.
     Watcher,
-    /// TREE is another directory than before: renamed over, or its symlink was changed.
+    /// TREE is another directory than before, because it was replaced or its symlink was changed.
     TreeReplaced,
-    /// A file system was mounted or unmounted inside the tree.
     Mounts,
-    /// A cookie's event did not come in time, so events before it may not have come either.
+    /// A cookie's event was late, so earlier events may be missing as well.
     CookieLost,
-    /// Events do not tell everything here: see [`PollReason`].
+    /// Events do not report every change here: see [`PollReason`].
     Polling,
-    /// The walk that is made from time to time in any case.
+    /// A periodic walk.
     Reconcile,
-    /// A file got a further name, and the tree may have another one that no event told.
+    /// A file got another name. The tree may have further names of it that caused no event.
     HardLinks,
-    /// An operator asked for it.
+    /// Requested by an operator.
     Rescan,
 }
 
@@ -133,31 +131,28 @@ impl fmt::Display for Reason {
     }
 }
 
-/// Why a subtree is walked every `--poll` and before every commit.
+/// Reasons to walk a subtree every `--poll` and before every commit.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum PollReason {
     /// A network file system, or one that is not known to report changes.
     FileSystem {
-        /// Its type, as in /proc/self/mountinfo.
+        /// File system type, as in /proc/self/mountinfo.
         kind: String,
     },
-    /// The same file system is mounted twice inside the tree; events name one of the places only.
+    /// A file system is mounted twice inside the tree, and events name only one of the places.
     MountedTwice,
-    /// The user's watches are used up.
+    /// The user's watches are exhausted.
     OutOfWatches {
-        /// The value of fs.inotify.max_user_watches; 0 where it can't be read.
+        /// The value of fs.inotify.max_user_watches; 0 if it cannot be read.
         limit: u64,
     },
-    /// The user's watch instances, or the process' descriptors, are used up.
+    /// The user's watch instances, or the descriptors of the process, are exhausted.
     OutOfInstances {
-        /// The value of fs.inotify.max_user_instances; 0 where it can't be read.
+        /// The value of fs.inotify.max_user_instances; 0 if it cannot be read.
         limit: u64,
     },
-    /// The kernel refused to watch it.
-    Refused {
-        /// What it said.
-        kind: std::io::ErrorKind,
-    },
+    /// The kernel refused the watch.
+    Refused { kind: std::io::ErrorKind },
 }
 
 impl fmt::Display for PollReason {
@@ -184,12 +179,10 @@ impl fmt::Display for PollReason {
     }
 }
 
-/// A subtree that events do not tell everything about.
+/// A subtree for which events do not report every change.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Polled {
-    /// Its directory.
     pub path: TreePath,
-    /// Why.
     pub reason: PollReason,
 }
 

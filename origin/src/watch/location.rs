@@ -1,20 +1,20 @@
-//! Where TREE is: it may be a symlink or be reached through some, and what it means may change at any time.
+//! Resolves TREE, which may be or contain symlinks and may lead elsewhere at any time.
 
 use std::collections::{BTreeSet, VecDeque};
 use std::ffi::OsString;
 use std::io;
 use std::path::{Component, Path, PathBuf};
 
-/// As many symlinks as the kernel follows in one path.
+/// Number of symlinks that the kernel follows in one path.
 const SYMLINKS_MAX: usize = 40;
 
 /// One resolution of TREE.
 #[derive(Debug)]
 pub(super) struct Location {
-    /// The directory, without symlinks, or why there is none.
+    /// The directory without symlinks, or the reason that there is none.
     pub root: io::Result<PathBuf>,
-    /// Names whose replacement makes TREE another directory: every symlink on the way, the directory itself, and what
-    /// is missing. Their parents exist.
+    /// Names whose replacement makes TREE another directory: every symlink on the path, the directory itself,
+    /// and a missing name. Their parents exist.
     pub turning_points: BTreeSet<PathBuf>,
 }
 

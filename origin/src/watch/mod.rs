@@ -1,18 +1,21 @@
-//! Watches the content tree: which names may have changed, so that a scan need not look at the others.
+//! Watches the content tree for names that may have changed, so that a scan need not look at the others.
 //!
-//! Events are hints that name what may have changed in a directory, or only the directory; the scan is the truth. One instance of the kernel's notification interface
-//! has one non-recursive watch per directory, installed by the scan right BEFORE it lists that directory, on DATA/cookies
-//! and on the parents of TREE's turning points (`location`). Its events come in the order of the changes, so that the
-//! event of a cookie (a file made in DATA/cookies) says that all earlier ones have come ([`Watch::flush`]).
+//! Events are hints: they name a possible change in a directory, or only the directory. The scan determines
+//! the truth. One instance of the kernel's notification interface has one non-recursive watch per directory,
+//! which the scan installs right BEFORE it lists that directory, as well as watches on DATA/cookies and on
+//! the parents of TREE's turning points (`location`). Events arrive in the order of the changes. The event of
+//! a cookie (a file created in DATA/cookies) therefore proves that all earlier ones have arrived
+//! ([`Watch::flush`]).
 //!
-//! Who touches what: the watcher's own thread calls `state::State::apply` and never waits; the scan calls
-//! [`Watch::prepare`], [`Watch::directory`], [`Watch::forget_subtree`] and [`Watch::barrier`] from its thread; one task
-//! waits in [`Watch::changed`]. Locks are taken in the order watcher, state. Nothing here survives the process: after a
-//! start, everything is hinted at; a crash leaves at most a cookie, which the next start removes.
+//! **Access.** The watcher's own thread calls `state::State::apply` and never waits. The scan calls
+//! [`Watch::prepare`], [`Watch::directory`], [`Watch::forget_subtree`] and [`Watch::barrier`] from its
+//! thread. One task waits in [`Watch::changed`]. Locks are taken in the order watcher, state. Nothing here is
+//! persistent: after a start everything counts as changed, and a crash leaves at most a cookie, which the
+//! next start removes.
 //!
-//! What falls back to a walk of the whole tree: lost events, an error of the watcher, another directory at TREE, mounts
-//! that changed. The watcher is then replaced, because the paths of its watches may be wrong. What is polled instead:
-//! subtrees on file systems that do not report changes, and the whole tree where watches run out.
+//! **Fallbacks.** The whole tree is walked after lost events, an error of the watcher, a replaced TREE, or
+//! changed mounts. The watcher is then replaced, because the paths of its watches may be wrong. Subtrees on
+//! file systems that do not report changes are polled, and so is the whole tree when watches run out.
 
 #[doc(hidden)]
 pub mod fuzzing;
@@ -47,41 +50,36 @@ pub use open_files::OpenFile;
 use open_files::OpenFiles;
 use state::State;
 
-/// The directory in DATA in which cookies are made.
+/// Directory of cookies in DATA.
 pub const COOKIES_DIRECTORY: &str = "cookies";
-/// How long a cookie's event may take before a walk is cheaper than waiting.
+/// Time after which a walk is cheaper than waiting for a cookie's event.
 pub const COOKIE_DEADLINE: Duration = Duration::from_secs(10);
 
-/// Why a watch could not be started.
+/// Errors of starting a watch.
 #[derive(Debug, thiserror::Error)]
 pub enum WatchError {
-    /// DATA/cookies can't be made or cleaned.
+    /// DATA/cookies cannot be created or emptied.
     #[error("cannot prepare {path}: check that the data directory is writable")]
     Cookies {
-        /// The directory.
         path: PathBuf,
-        /// Cause.
         #[source]
         source: io::Error,
     },
     /// The path of the tree is relative and the current directory is gone.
     #[error("cannot make {path} absolute: give --tree an absolute path")]
     Tree {
-        /// TREE.
         path: PathBuf,
-        /// Cause.
         #[source]
         source: io::Error,
     },
 }
 
-/// A cookie could not be made: whether all events have come is not known.
+/// A cookie could not be created, so it is unknown whether all events have arrived.
 #[derive(Debug, thiserror::Error)]
 #[error("cannot make {path}: check that the data directory is writable")]
 pub struct CookieError {
-    /// The cookie.
+    /// Path of the cookie.
     path: PathBuf,
-    /// Cause.
     #[source]
     source: io::Error,
 }
@@ -94,7 +92,7 @@ pub struct Watch {
     poll: Duration,
     watcher: Mutex<Instance>,
     shared: Arc<Shared>,
-    /// `None` where the kernel's table can't be read.
+    /// `None` if the kernel's table cannot be read.
     _mount_events: Option<MountEvents>,
 }
 
@@ -118,12 +116,12 @@ impl Shared {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Hints at everything where the mounts are not those of the last scan any more.
+    /// Hints at everything if the mounts have changed since the last scan.
     fn look_at_mounts(&self) {
         let Some(root) = self.state().root.clone() else { return };
         let mounts = Mounts::of(&root);
         let mut state = self.state();
-        // A scan that is at it right now has just replaced what this was compared with, or sees the change itself.
+        // A concurrent scan has just replaced the compared value, or detects the change itself.
         if state.root.as_ref() == Some(&root) && state.mounts != mounts && !state.replace {
             state.lost(Reason::Mounts);
             self.hinted.notify_one();
@@ -131,20 +129,20 @@ impl Shared {
     }
 }
 
-/// Where the tree is at the start of a scan.
+/// The location of the tree at the start of a scan.
 #[derive(Debug)]
 pub struct Prepared {
     /// Its directory, without symlinks.
     pub root: PathBuf,
-    /// Why this scan has to look at everything, whatever it was asked for.
+    /// Reason that this scan must look at everything, whatever the hints.
     pub everything: Option<Reason>,
-    /// The mount points in the tree and the one that it is on, absolute; `None` where they were not looked at.
+    /// Absolute mount points in the tree and of the tree itself; `None` if they were not read.
     pub mounts: Option<BTreeSet<PathBuf>>,
 }
 
 impl Watch {
-    /// Watches `tree`, which need not exist yet, with cookies in `data`. Hints at everything at first. `poll` is how
-    /// often [`Watch::changed`] hints at what is polled.
+    /// Watches `tree`, which need not exist yet, with cookies in `data`. Initially hints at everything.
+    /// `poll` is the interval at which [`Watch::changed`] hints at polled subtrees.
     pub fn start(tree: &Path, data: &Path, poll: Duration) -> Result<Self, WatchError> {
         let tree = std::path::absolute(tree)
             .map_err(|source| WatchError::Tree { path: tree.to_path_buf(), source })?;
@@ -160,15 +158,16 @@ impl Watch {
             .inspect_err(|error| warn!(%error, "mounts are compared at each commit only"));
         let watcher = Mutex::default();
         let watch = Self { tree, cookies, poll, watcher, shared, _mount_events: mount_events.ok() };
-        // Without its tree, this at least sees it come.
+        // If the tree does not exist yet, this installs the watches that detect its creation.
         let _ = watch.prepare();
         Ok(watch)
     }
 
-    /// Finds the tree anew and replaces the watcher where its paths can't be trusted. A scan begins with this.
+    /// Resolves the tree again, and replaces the watcher if its paths may be wrong. Every scan starts with
+    /// this.
     ///
     /// # Errors
-    /// What the file system says where there is no directory at TREE.
+    /// TREE is not a directory or cannot be resolved.
     pub fn prepare(&self) -> io::Result<Prepared> {
         let mut instance = self.instance();
         let location = Location::of(&self.tree);
@@ -180,7 +179,7 @@ impl Watch {
             let moved = state.turning_points != location.turning_points
                 || state.root.as_ref() != location.root.as_ref().ok()
                 || instance.identity != identity;
-            // Directories under a new mount are other ones than those that are watched under their paths.
+            // Directories below a new mount differ from the ones that are watched under their paths.
             let news = mounts.clone().filter(|mounts| moved || state.mounts != *mounts);
             if moved {
                 everything = Some(Reason::TreeReplaced);
@@ -190,7 +189,7 @@ impl Watch {
                 everything = Some(Reason::Watcher);
             }
             match state.unwatched.take() {
-                // The walk tries again to watch what is not watched yet: once it is not refused, polling has ended.
+                // The walk retries the missing watches. Polling ends once none is refused.
                 Some(_) => everything = everything.or(Some(Reason::Polling)),
                 None if state.told.take().is_some() => info!("no longer polling the whole tree"),
                 None => {}
@@ -214,8 +213,9 @@ impl Watch {
         Ok(Prepared { root, everything, mounts: mounts.map(|mounts| mounts.points().clone()) })
     }
 
-    /// Watches a directory of the tree, from before it is listed. Costs next to nothing where it is watched. Failing is
-    /// not an error: what can't be watched is polled, and a directory that is gone is found to be when it is listed.
+    /// Watches a directory of the tree. Must be called before it is listed. Cheap if it is already watched.
+    /// Failures are not errors: a directory that cannot be watched is polled, and one that is gone is noticed
+    /// when it is listed.
     pub fn directory(&self, path: &TreePath) {
         let mut instance = self.instance();
         let (stale, absolute) = {
@@ -226,7 +226,8 @@ impl Watch {
                 state.unwatched,
                 Some(PollReason::OutOfWatches { .. } | PollReason::OutOfInstances { .. })
             );
-            // Before the watch is there: an event that takes it away again must find it.
+            // Inserted before the watch is installed, because an event that removes the watch must find the
+            // entry.
             let wanted = !refused && !state.watched.contains(path);
             if wanted {
                 state.watched.insert(path.clone());
@@ -235,7 +236,7 @@ impl Watch {
         };
         let Some(watcher) = instance.watcher.as_mut() else { return };
         for path in stale {
-            // Most of them are gone already.
+            // Fails for most of them, whose watches are gone already.
             let _ = watcher.unwatch(&path);
         }
         let Some(absolute) = absolute else { return };
@@ -244,27 +245,27 @@ impl Watch {
         }
     }
 
-    /// Drops the watches of a directory that is no longer in the tree, and of all below it.
+    /// Drops the watches of a directory that is no longer in the tree, and of everything below it.
     pub fn forget_subtree(&self, path: &TreePath) {
         self.shared.state().forget(path);
     }
 
-    /// Takes what may have changed since this was last called.
+    /// Takes the hints collected since the last call.
     pub fn take(&self) -> Hints {
         std::mem::take(&mut self.shared.state().hints)
     }
 
-    /// Gives hints back that could not be followed, for example because a scan failed. Does not wake anybody.
+    /// Returns hints that could not be followed, for example because a scan failed. Wakes nobody.
     pub fn put_back(&self, hints: Hints) {
         self.shared.state().hints.merge(hints);
     }
 
-    /// Files that were written and not closed, but for those that were not written for `idle`.
+    /// Files that were written and not closed, without those unwritten for `idle`.
     pub fn open_files(&self, idle: Duration) -> Vec<OpenFile> {
         self.shared.state().open.within(idle, Instant::now())
     }
 
-    /// What is polled, and why. Empty where events tell everything.
+    /// Polled subtrees with reasons. Empty if events report every change.
     pub fn polled(&self) -> Vec<Polled> {
         let state = self.shared.state();
         let whole =
@@ -276,12 +277,11 @@ impl Watch {
         whole.chain(parts).collect()
     }
 
-    /// Number of directories that are watched.
     pub fn watched(&self) -> usize {
         self.shared.state().watched.len()
     }
 
-    /// Waits until there are hints; polled subtrees make some every `poll`. Cancel safe. For one task at a time.
+    /// Waits for hints. Polled subtrees cause one every `poll`. Cancel safe. For one task at a time.
     pub async fn changed(&self) {
         loop {
             let due = {
@@ -305,8 +305,8 @@ impl Watch {
         }
     }
 
-    /// Returns once every change made before the call is hinted at: waits for a cookie, and hints at all that is polled.
-    /// Blocks for at most [`COOKIE_DEADLINE`], usually well under a millisecond.
+    /// Returns once every change made before the call is hinted at: waits for a cookie, and hints at all
+    /// polled subtrees. Blocks for at most [`COOKIE_DEADLINE`], usually well under a millisecond.
     pub fn flush(&self) {
         let made = self.barrier();
         self.look_at_mounts();
@@ -320,10 +320,11 @@ impl Watch {
         }
     }
 
-    /// Like [`Watch::flush`], without what is polled. Where the cookie's event does not come, everything is hinted at.
+    /// Like [`Watch::flush`], without polled subtrees. Hints at everything if the cookie's event does not
+    /// arrive.
     ///
     /// # Errors
-    /// The cookie could not be made. Nothing is hinted at by that.
+    /// The cookie could not be created. Hints are unchanged.
     pub fn barrier(&self) -> Result<(), CookieError> {
         let cookie = {
             let mut instance = self.instance();
@@ -335,7 +336,7 @@ impl Watch {
             }
         };
         let Some(number) = cookie else {
-            // Nothing comes in order here; what is not watched is polled, and its flush walks.
+            // Without a watcher there are no ordered events. The tree is then polled, and flushing walks it.
             return Ok(());
         };
         let path = self.cookies.join(number.to_string());
@@ -352,7 +353,8 @@ impl Watch {
         }
     }
 
-    /// Whether the event came, or the watcher said that events were lost: then everything is hinted at already.
+    /// Waits for the event. Also returns `true` if the watcher reported lost events, because everything is
+    /// hinted at then.
     fn wait_for(&self, number: u64) -> bool {
         let deadline = Instant::now() + COOKIE_DEADLINE;
         let mut state = self.shared.state();
@@ -363,7 +365,7 @@ impl Watch {
         true
     }
 
-    /// Hints at everything where the mounts are not those of the last scan any more.
+    /// Hints at everything if the mounts have changed since the last scan.
     pub fn look_at_mounts(&self) {
         self.shared.look_at_mounts();
     }
@@ -372,9 +374,10 @@ impl Watch {
         self.watcher.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Starts over with a new watcher. Its directories get their watches from the scan, which has to be a full one.
+    /// Starts over with a new watcher. The next scan must be complete, and installs the watches of
+    /// directories.
     fn replace(&self, instance: &mut Instance, location: &Location, identity: Option<(u64, u64)>) {
-        // First, so that two are never counted against fs.inotify.max_user_instances.
+        // First, so that two instances never count against fs.inotify.max_user_instances.
         instance.watcher = None;
         instance.cookies_watched = false;
         instance.identity = identity;
@@ -406,8 +409,8 @@ impl Watch {
                 shared.hinted.notify_one();
             }
         };
-        // Not ACCESS_OPEN and not ACCESS_CLOSE_NOWRITE: what we read ourselves is no news. ACCESS_CLOSE is the end of a
-        // write, the only event that a writer through a memory map causes.
+        // Without ACCESS_OPEN and ACCESS_CLOSE_NOWRITE, because reads by this process are irrelevant.
+        // ACCESS_CLOSE is the end of a write, and the only event caused by a writer through a memory map.
         let config = notify::Config::default()
             .with_follow_symlinks(false)
             .with_event_kinds(EventKindMask::CORE | EventKindMask::ACCESS_CLOSE);
@@ -429,7 +432,7 @@ impl Watch {
         let parents: BTreeSet<&Path> =
             location.turning_points.iter().filter_map(|point| point.parent()).collect();
         for parent in parents {
-            // One that we may not read does without: every scan resolves TREE anew.
+            // An unreadable parent can be ignored, because every scan resolves TREE again.
             match watch_one(&mut watcher, parent) {
                 Err(error) if matches!(error.kind, ErrorKind::MaxFilesWatch) => {
                     self.refused(&TreePath::root(), &error);

@@ -1,6 +1,7 @@
 //! Calls back whenever the kernel's table of mounts changes.
 //!
-//! A thread polls /proc/self/mountinfo, which reports a change since the last poll as an exceptional condition. It ends
+//! A thread polls /proc/self/mountinfo, which reports a change since the last poll as an exceptional
+//! condition. Dropping this ends the thread.
 //! when this is dropped.
 
 use std::fs::File;
@@ -12,7 +13,7 @@ use std::thread::JoinHandle;
 use rustix::event::{EventfdFlags, PollFd, PollFlags, eventfd, poll};
 use rustix::io::Errno;
 
-/// See the module.
+/// Callback on mount changes. See the module documentation.
 #[derive(Debug)]
 pub(super) struct MountEvents {
     stop: Arc<OwnedFd>,
@@ -20,7 +21,7 @@ pub(super) struct MountEvents {
 }
 
 impl MountEvents {
-    /// Calls `changed` from a thread of its own after every change of this process' mounts.
+    /// Calls `changed` on a separate thread after every change of this process's mounts.
     pub(super) fn start(changed: impl Fn() + Send + 'static) -> io::Result<Self> {
         let table = File::open("/proc/self/mountinfo")?;
         let stop = Arc::new(eventfd(0, EventfdFlags::CLOEXEC)?);
@@ -52,7 +53,7 @@ impl Drop for MountEvents {
     fn drop(&mut self) {
         let told = rustix::io::write(&self.stop, &1u64.to_ne_bytes()).is_ok();
         if let Some(thread) = self.thread.take().filter(|_| told) {
-            // A panic of the thread was printed by it.
+            // The thread has already printed its panic.
             let _ = thread.join();
         }
     }

@@ -1,4 +1,4 @@
-//! Which file systems the tree is on, and which of them tell when something changes.
+//! The file systems of the tree, and whether they report changes.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::ffi::OsString;
@@ -9,25 +9,25 @@ use syncd_shared::TreePath;
 
 use super::hints::PollReason;
 
-/// File systems whose every change goes through this kernel and so is reported. An overlay is one: its layers must not
-/// be changed below it while it is mounted.
+/// File systems whose changes all go through this kernel and are therefore reported. This includes overlay,
+/// because its layers must not be changed while it is mounted.
 const REPORTING: &[&str] = &[
     "bcachefs", "btrfs", "erofs", "exfat", "ext2", "ext3", "ext4", "f2fs", "iso9660", "jfs", "nilfs2",
     "ntfs3", "overlay", "ramfs", "reiserfs", "squashfs", "tmpfs", "udf", "vfat", "xfs", "zfs",
 ];
 
-/// What is mounted where.
+/// A mounted file system.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Mounted {
-    /// Where it is mounted.
+    /// Path of the mount.
     pub point: PathBuf,
     /// Major and minor number.
     pub device: String,
-    /// What of the file system: a path from its root.
+    /// Mounted part of the file system, as a path from its root.
     pub root: PathBuf,
 }
 
-/// All mounts of this process, in the kernel's order; none where /proc can't be read.
+/// All mounts of this process, in the kernel's order. Empty if /proc cannot be read.
 pub(crate) fn mounted() -> Vec<Mounted> {
     let table = std::fs::read("/proc/self/mountinfo").unwrap_or_default();
     let root = |line: &[u8]| {
@@ -49,17 +49,17 @@ struct Mount {
     kind: String,
 }
 
-/// The mounts that the tree's root is on and that are inside the tree.
+/// The mount of the tree's root, and the mounts inside the tree.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub(super) struct Mounts {
-    /// That of the root under the root's path.
+    /// The mount of the root is under the root's path.
     of: BTreeMap<TreePath, Mount>,
-    /// Where they are mounted, absolute.
+    /// Absolute mount points.
     points: BTreeSet<PathBuf>,
 }
 
 impl Mounts {
-    /// Reads the mounts of the tree at `root`; none where /proc can't be read.
+    /// Reads the mounts of the tree at `root`. Empty if /proc cannot be read.
     pub(super) fn of(root: &Path) -> Self {
         let table = std::fs::read("/proc/self/mountinfo").unwrap_or_default();
         Self::parse(&table, root)
@@ -70,7 +70,7 @@ impl Mounts {
         let mut above: Option<(PathBuf, Mount)> = None;
         for (point, mount) in table.split(|byte| *byte == b'\n').filter_map(parse_line) {
             if root.starts_with(&point) {
-                // Of mounts on one point the last is on top.
+                // If several mounts share a mount point, the last one is on top.
                 if above.as_ref().is_none_or(|(best, _)| point.starts_with(best)) {
                     above = Some((point, mount));
                 }
@@ -88,12 +88,12 @@ impl Mounts {
         Self { of: inside, points }
     }
 
-    /// The mount points in the tree, and the one that its root is on; absolute.
+    /// The mount points in the tree and the one of its root; absolute.
     pub(super) fn points(&self) -> &BTreeSet<PathBuf> {
         &self.points
     }
 
-    /// Where events do not tell everything, and why.
+    /// Subtrees for which events do not report every change, with reasons.
     pub(super) fn polled(&self) -> BTreeMap<TreePath, PollReason> {
         let mut devices = BTreeSet::new();
         let mut polled = BTreeMap::new();
@@ -109,7 +109,8 @@ impl Mounts {
     }
 }
 
-/// `36 35 98:0 /mnt1 /mnt2 rw,noatime master:1 - ext3 /dev/root rw,errors=continue`, see proc(5).
+/// Parses a line such as `36 35 98:0 /mnt1 /mnt2 rw,noatime master:1 - ext3 /dev/root rw,errors=continue`,
+/// see proc(5).
 fn parse_line(line: &[u8]) -> Option<(PathBuf, Mount)> {
     let mut fields = line.split(|byte| *byte == b' ');
     let text = |field: &[u8]| std::str::from_utf8(field).ok().map(str::to_owned);
@@ -120,7 +121,7 @@ fn parse_line(line: &[u8]) -> Option<(PathBuf, Mount)> {
     Some((point, Mount { id, device, kind }))
 }
 
-/// Space, tab, newline and backslash are three octal digits after a backslash.
+/// Decodes a space, tab, newline or backslash written as a backslash and three octal digits.
 fn unescape(field: &[u8]) -> Vec<u8> {
     let mut out = Vec::with_capacity(field.len());
     let mut rest = field;

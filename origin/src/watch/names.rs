@@ -1,15 +1,15 @@
-//! Names in directories, as many as are worth to be kept apart.
+//! Names in directories, up to the number worth tracking individually.
 
 use std::collections::{BTreeMap, BTreeSet};
 
 use syncd_shared::{Component, TreePath};
 
-/// Names kept of one directory; where more may have changed, listing it costs no more than looking them up.
+/// Names tracked per directory. Beyond that, listing the directory costs no more than looking them up.
 const OF_DIRECTORY_MAX: usize = 64;
-/// Names kept of all directories together.
+/// Names tracked in total.
 const IN_ALL_MAX: usize = 4096;
 
-/// Names in directories. A directory without a name stands for itself: its own metadata.
+/// Names in directories. A directory without names represents its own metadata.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Names {
     directories: BTreeMap<TreePath, BTreeSet<Component>>,
@@ -17,7 +17,6 @@ pub struct Names {
 }
 
 impl Names {
-    /// Whether there is no name and no directory.
     pub fn is_empty(&self) -> bool {
         self.directories.is_empty()
     }
@@ -27,17 +26,16 @@ impl Names {
         self.directories.iter()
     }
 
-    /// Whether this name of this directory is among them.
     pub fn contains(&self, directory: &TreePath, name: &Component) -> bool {
         self.directories.get(directory).is_some_and(|names| names.contains(name))
     }
 
-    /// Adds a directory for itself.
+    /// Adds a directory's own metadata.
     pub(crate) fn add_directory(&mut self, directory: TreePath) {
         self.directories.entry(directory).or_default();
     }
 
-    /// Adds a name. Returns what is too much to be kept name by name from now on.
+    /// Adds a name. Returns directories that have become too large to track by name.
     pub(super) fn add(&mut self, directory: TreePath, name: Component) -> BTreeSet<TreePath> {
         let names = self.directories.entry(directory.clone()).or_default();
         if !names.insert(name) {
@@ -55,12 +53,11 @@ impl Names {
         BTreeSet::new()
     }
 
-    /// Takes a directory out.
     pub(super) fn remove(&mut self, directory: &TreePath) {
         self.count -= self.directories.remove(directory).map_or(0, |names| names.len());
     }
 
-    /// Takes a name out, and its directory if it has no other.
+    /// Removes a name, and its directory if no other name is left.
     pub(super) fn remove_name(&mut self, directory: &TreePath, name: &Component) {
         let Some(names) = self.directories.get_mut(directory) else { return };
         if names.remove(name) {

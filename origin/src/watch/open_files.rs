@@ -1,24 +1,25 @@
-//! Files of the tree that were written and not closed since, as far as events tell.
+//! Files of the tree that were written and not closed since, according to events.
 //!
-//! A close of one writer counts as that of all: another one that is still at it shows with its next write. A close that
-//! is not seen (lost events, `truncate` by path) leaves a file here until it has not been written for a while.
+//! A close by one writer counts for all; another active writer is noticed at its next write. After a close
+//! without an event (lost events, `truncate` by path) a file stays here until it has not been written for a
+//! while.
 
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
 use syncd_shared::TreePath;
 
-/// Files that are followed; more at once are not waited for.
+/// Maximum number of tracked files; further ones are not waited for.
 const OPEN_MAX: usize = 4096;
 
 /// A file that was written and not closed.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct OpenFile {
-    /// Its name now.
+    /// Its current path.
     pub path: TreePath,
-    /// The first write that was seen.
+    /// Time of the first observed write.
     pub since: Instant,
-    /// The last one.
+    /// Time of the last observed write.
     pub written: Instant,
 }
 
@@ -28,14 +29,14 @@ struct Writes {
     written: Instant,
 }
 
-/// See the module.
+/// The files being written. See the module documentation.
 #[derive(Debug, Default)]
 pub(super) struct OpenFiles {
     files: BTreeMap<TreePath, Writes>,
     leaving: Option<Leaving>,
 }
 
-/// What a rename took from its old name; the new name follows at once, or is outside the tree.
+/// Files moved by a rename. The new name follows at once, unless it lies outside the tree.
 #[derive(Debug)]
 struct Leaving {
     tracker: usize,
@@ -54,7 +55,7 @@ impl OpenFiles {
         self.files.remove(path);
     }
 
-    /// A file, or a directory with all below it, is gone.
+    /// Removes a file, or a directory with everything below it.
     pub(super) fn gone(&mut self, path: &TreePath) {
         self.take(path);
     }

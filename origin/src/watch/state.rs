@@ -1,4 +1,4 @@
-//! What events make of the hints: the part of the watch that does no IO.
+//! Turns events into hints: the part of the watch that does no IO.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
@@ -12,38 +12,38 @@ use super::hints::{Hints, PollReason, Reason};
 use super::mounts::Mounts;
 use super::open_files::OpenFiles;
 
-/// Shared by the watcher's thread, which writes, and the [`super::Watch`]. Held for short: events never wait.
+/// Written by the watcher's thread and shared with [`super::Watch`]. Locked only briefly, so that events
+/// never wait.
 #[derive(Debug)]
 pub(super) struct State {
-    /// Counts watcher instances; events of an earlier one are dropped.
+    /// Number of the current watcher instance. Events of earlier ones are dropped.
     pub instance: u64,
-    /// The tree's directory, without symlinks; `None` where there is none.
+    /// The tree's directory without symlinks; `None` if there is none.
     pub root: Option<PathBuf>,
     /// See [`super::location::Location::turning_points`].
     pub turning_points: BTreeSet<PathBuf>,
-    /// Where cookies are made.
     pub cookies: PathBuf,
-    /// Number of the newest cookie whose event came.
+    /// Number of the newest cookie whose event arrived.
     pub cookie_seen: u64,
-    /// What was not taken yet.
+    /// Hints that were not taken yet.
     pub hints: Hints,
-    /// Directories that have a watch, or get one right now.
+    /// Directories that have a watch, or are about to get one.
     pub watched: BTreeSet<TreePath>,
     /// Paths whose watches follow a directory that is no longer there.
     pub stale: Vec<PathBuf>,
-    /// The watcher's own map of paths can't be trusted any more: it has to be replaced.
+    /// Whether the watcher's own map of paths may be wrong, so that it must be replaced.
     pub replace: bool,
     /// Files that were written and not closed.
     pub open: OpenFiles,
-    /// As they were at the last scan; compared with the kernel's table whenever that changes.
+    /// Mounts at the last scan, compared with the kernel's table whenever that changes.
     pub mounts: Mounts,
     /// Subtrees whose file system does not report changes.
     pub unreported: BTreeMap<TreePath, PollReason>,
-    /// Why not every directory has a watch.
+    /// Reason that some directories have no watch.
     pub unwatched: Option<PollReason>,
-    /// What was last warned of, so that every poll does not do it again.
+    /// The last reason logged, so that it is not repeated with every poll.
     pub told: Option<PollReason>,
-    /// When the polled subtrees were last hinted at.
+    /// Time of the last hint at polled subtrees.
     pub polled_at: Instant,
 }
 
@@ -68,12 +68,12 @@ impl State {
         }
     }
 
-    /// Takes in what the watcher said.
+    /// Processes an event of the watcher.
     pub(super) fn apply(&mut self, event: notify::Result<notify::Event>, now: Instant) {
         match event {
             Err(_) => self.lost(Reason::Watcher),
             Ok(event) if event.need_rescan() => self.lost(Reason::Overflow),
-            // Both halves of a rename came on their own before.
+            // Both halves of a rename have arrived as separate events.
             Ok(event) if event.kind == EventKind::Modify(ModifyKind::Name(RenameMode::Both)) => {}
             Ok(event) => {
                 let tracker = event.tracker().unwrap_or_default();
@@ -82,7 +82,7 @@ impl State {
         }
     }
 
-    /// Events were lost: renames may be among them, so the watcher's paths are no longer known to be right.
+    /// Handles lost events. They may include renames, so the watcher's paths may be wrong.
     pub(super) fn lost(&mut self, reason: Reason) {
         self.replace = true;
         self.hints.merge(Hints::everything(reason));
@@ -109,14 +109,14 @@ impl State {
         }
         let Some(below) = self.root.as_deref().and_then(|root| path.strip_prefix(root).ok()) else { return };
         let Ok(path) = TreePath::from_bytes(below.as_os_str().as_bytes()) else {
-            // A name that no generation may have: the scan of its directory says so.
+            // No generation may have this name; the scan of its directory reports it.
             return self.lost(Reason::Watcher);
         };
         self.follow(kind, &path, tracker, now);
         let mut whole = false;
         match kind {
             EventKind::Modify(ModifyKind::Name(RenameMode::From)) if self.watched.contains(&path) => {
-                // The watches of all below follow the directory to its new name, or out of the tree.
+                // The watches of everything below follow the directory to its new name, or out of the tree.
                 self.forget(&path);
                 self.add_subtree(path.clone());
                 whole = true;
@@ -131,7 +131,7 @@ impl State {
         let Some((directory, name)) = path.split_last() else {
             return self.hints.add_directory(path);
         };
-        // What is written and then removed may have been another name of a file that stays.
+        // A file that was written and then removed may have been another name of a file that remains.
         let written_and_gone =
             matches!(kind, EventKind::Remove(_)) && self.hints.names.contains(&directory, &name);
         if whole || written_and_gone {
@@ -141,7 +141,7 @@ impl State {
         }
     }
 
-    /// What an event says of files that are written.
+    /// Updates the files being written.
     fn follow(&mut self, kind: EventKind, path: &TreePath, tracker: usize, now: Instant) {
         match kind {
             EventKind::Modify(ModifyKind::Data(_)) => self.open.written(path.clone(), now),
@@ -159,7 +159,7 @@ impl State {
         self.hints.merge(Hints { subtrees: [path].into(), ..Hints::default() });
     }
 
-    /// Drops the watches of a directory and of all below it, once there is time to.
+    /// Marks the watches of a directory and everything below it for removal by the next scan.
     pub(super) fn forget(&mut self, path: &TreePath) {
         let below: Vec<TreePath> =
             self.watched.range(path..).take_while(|watched| watched.starts_with(path)).cloned().collect();

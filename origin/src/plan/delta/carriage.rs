@@ -1,4 +1,5 @@
-//! How each changed content travels: the cheapest of what the agent has, a delta, and the frames of the store.
+//! Chooses how each changed content travels: as a local copy, a delta, or frames of the store, whichever is
+//! cheapest.
 
 use std::collections::{HashMap, HashSet};
 
@@ -11,38 +12,39 @@ use crate::plan::contents::{Contents, Directories, FrameId};
 use crate::plan::duplicates;
 use crate::plan::error::PlanError;
 
-/// Files of one name that are compared when a new file looks for its old version under another path.
+/// Number of files with the same name that are compared when a new file looks for its old version at another
+/// path.
 const NAMESAKES: usize = 16;
 
-/// A file of the tree that is updated from, removed or replaced by the update.
+/// A file of the old tree that the update removes or replaces.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct OldFile {
     pub content: ContentHash,
     pub size: u64,
 }
 
-/// A content that is to be made.
+/// A content to send.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct NewFile {
     pub content: ContentHash,
     /// Never 0.
     pub size: u64,
-    /// What it probably was made from.
+    /// The file that this content was probably made from.
     pub basis: Option<OldFile>,
-    /// Whether the basis is what it replaces at its path.
+    /// Whether the basis is the file replaced at the same path.
     pub is_replacement: bool,
 }
 
-/// Every wanted content once, by the way it travels, each list in path order.
+/// Every wanted content once, by the way it travels. Each list is in path order.
 #[derive(Debug, Default)]
 pub(super) struct Carriages {
-    /// The tree that is updated from has it there.
+    /// Contents that the old tree has, with their path there.
     pub local: Vec<(ContentHash, TreePath)>,
-    /// At most [`DELTA_OUTPUT_MAX_BYTES`] each, with and without basis.
+    /// Contents of at most [`DELTA_OUTPUT_MAX_BYTES`], with or without basis.
     pub small: Vec<NewFile>,
-    /// Larger ones that have a basis.
+    /// Larger contents that have a basis.
     pub large: Vec<NewFile>,
-    /// As their chunks.
+    /// Contents sent as their stored chunks.
     pub stored: Vec<ContentHash>,
 }
 
@@ -54,7 +56,7 @@ impl Carriages {
         released: &Released<'_, &Directories<'_>>,
     ) -> Result<Self, PlanError> {
         let mut namesakes = Namesakes::of(changes);
-        // What only gets other metadata is there.
+        // Contents of files that only change metadata are already there.
         let mut seen: HashSet<_> = changes.iter().filter_map(kept).collect();
         let mut chosen = Self::default();
         for change in changes {
@@ -90,8 +92,8 @@ impl Carriages {
         Ok(chosen)
     }
 
-    /// New files that lie in the store with little else go out as they are stored; the others are better encoded
-    /// together with what changed around them.
+    /// Sends new files as stored if they fill most of their frames. Others compress better together with the
+    /// changes around them.
     fn leave_whole_frames(&mut self, contents: &dyn Contents) -> Result<(), PlanError> {
         let mut frame_of: HashMap<ContentHash, FrameId> = HashMap::new();
         let mut wanted: HashMap<FrameId, u64> = HashMap::new();
@@ -109,7 +111,7 @@ impl Carriages {
             }
         }
         wanted.retain(|frame, bytes| {
-            // A frame that can't be read is told of when it is needed.
+            // An unreadable frame is reported when it is needed.
             let stored = contents.frame(*frame).ok().flatten();
             stored.is_some_and(|stored| *bytes * 4 >= u64::from(stored.uncompressed_bytes) * 3)
         });
@@ -124,7 +126,7 @@ impl Carriages {
     }
 }
 
-/// The content of a file that has the same one after the change.
+/// The content of a file whose content does not change.
 fn kept(change: &Change) -> Option<ContentHash> {
     let Change::Modified { from, to, .. } = change else { return None };
     let (from, to) = (old_file(from)?, old_file(to)?);
@@ -138,7 +140,7 @@ fn old_file(entry: &Entry) -> Option<OldFile> {
     }
 }
 
-/// Removed files by their names: a file that appears elsewhere under the same name is often a later version.
+/// Removed files by name: a file that appears elsewhere with the same name is often a later version.
 struct Namesakes(HashMap<Component, Vec<(TreePath, OldFile)>>);
 
 impl Namesakes {
@@ -158,7 +160,7 @@ impl Namesakes {
         Self(by_name)
     }
 
-    /// The one whose path has most in common with `path`.
+    /// The file whose path has most in common with `path`.
     fn nearest(&mut self, path: &TreePath) -> Option<OldFile> {
         let (_, name) = path.split_last()?;
         let files = self.0.get(&name)?;
@@ -166,7 +168,7 @@ impl Namesakes {
     }
 }
 
-/// Components that two paths share at their ends and at their starts.
+/// Number of components that two paths share at their starts and ends.
 fn common_components(a: &TreePath, b: &TreePath) -> usize {
     let (a, b): (Vec<_>, Vec<_>) = (a.components().collect(), b.components().collect());
     let end = a.iter().rev().zip(b.iter().rev()).take_while(|(x, y)| x == y).count();

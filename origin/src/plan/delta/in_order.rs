@@ -1,16 +1,16 @@
-//! Work that is spread over the cores and comes back in order, with a bounded amount of it on the way.
+//! Runs jobs on several threads and returns results in order, with a bounded number of them in progress.
 
 use std::collections::VecDeque;
 use std::sync::mpsc::{Receiver, RecvError, SyncSender, sync_channel};
 use std::sync::{Arc, Mutex, PoisonError};
 
-/// Threads at most: what each holds is bounded, and so is the whole.
+/// Maximum number of threads. The memory of each is bounded, and therefore the total.
 const WORKERS_MAX: usize = 4;
-/// Results that may wait for an earlier one, for each worker.
+/// Results per worker that may wait for an earlier one.
 const AHEAD: usize = 3;
 
-/// Does every job of `jobs` with `work` and hands the results to `sink` in the order of the jobs. Each thread makes its
-/// tools with `tools` once. A single job is done on the calling thread. Ends with the first error of any part.
+/// Does every job with `work` and passes the results to `sink` in the order of the jobs. Each thread calls
+/// `tools` once. A single job runs on the calling thread. Ends with the first error of any part.
 pub(super) fn in_order<J, R, T, E>(
     mut jobs: impl Iterator<Item = Result<J, E>>,
     tools: impl Fn() -> Result<T, E> + Sync,
@@ -45,20 +45,21 @@ where
                         Some(tools) => work(tools, job),
                         None => tools().and_then(|tools| work(own.insert(tools), job)),
                     };
-                    // Nobody waits any more after an error.
+                    // After an error nobody receives the result.
                     let _ = answer.send(result);
                 }
             });
         }
-        // Without workers nobody receives.
+        // Otherwise a send would block forever if all workers died.
         drop(receiver);
-        // Dropped when this ends, by whatever way: that ends the workers.
+        // Dropped on every return, which ends the workers.
         let sender = sender;
         let mut waiting: VecDeque<Receiver<Result<R, E>>> = VecDeque::new();
         let mut take = |waiting: &mut VecDeque<Receiver<Result<R, E>>>| match waiting.pop_front() {
             Some(front) => match front.recv() {
                 Ok(result) => sink(result?).map(|()| true),
-                // Its worker panicked: what comes after it is not for the sink. Leaving the scope tells.
+                // A worker panicked. Later results must not reach the sink; leaving the scope propagates the
+                // panic.
                 Err(RecvError) => Ok(false),
             },
             None => Ok(true),

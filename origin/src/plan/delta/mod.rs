@@ -1,13 +1,13 @@
-//! Deltas against the tree that is updated from: jobs that become one message each.
+//! Deltas against the old tree: jobs that become one message each.
 //!
 //! ```text
-//! carriage   how each content travels
-//! jobs       small files in groups of up to 1 MiB, large ones by stretches of that size, in path order
-//! in_order   runs of jobs are read, encoded and compressed on all cores; messages come in their order
+//! carriage   chooses how each content travels
+//! jobs       groups of small files of up to 1 MiB, and pieces of large files of that size, in path order
+//! in_order   reads, encodes and compresses runs of jobs on all cores; messages keep the order of jobs
 //! ```
 //!
-//! A job names what it needs and holds no content, so memory is a few megabytes for each core, whatever the size of the
-//! files and of the update.
+//! A job names the content that it needs without holding it. Memory is therefore a few megabytes per core,
+//! whatever the size of the files and of the update.
 
 mod carriage;
 mod in_order;
@@ -33,20 +33,21 @@ use in_order::in_order;
 use reader::{ChunkList, KeptFrames, Reader, Stretch};
 use stretches::{Part, copied_bytes, parts};
 
-/// Bytes of bases that a group of small files has at most.
+/// Maximum bytes of bases for a group of small files.
 const GROUP_BASES_BYTES: usize = 2 * 1024 * 1024;
-/// Bases, pieces and copies of a job: well below what a receiver takes.
+/// Bases, pieces and copies of a job: well below the receiver's limit.
 const JOB_PLACES: usize = 8 * 1024;
-/// Jobs that one thread does in a run: they read the same frames of the store.
+/// Consecutive jobs on one thread, which read the same frames of the store.
 const RUN_JOBS: usize = 4;
-/// A large file of which the basis has less than this part is looked at before it is encoded.
+/// A large file that shares less than 1/16 with its basis is probed before it is encoded.
 const COMMON_SHARE: u64 = 16;
-/// Bytes that are encoded to see whether a delta is worth it.
+/// Bytes encoded in a probe of whether a delta is worthwhile.
 const PROBE_BYTES: u32 = 256 * 1024;
 
 type Emit<'a> = &'a mut dyn FnMut(Message) -> Result<(), PlanError>;
 
-/// Encodes every content that a part of an update needs of a tree that is `before`; `released` is of the whole update.
+/// Encodes every content that one part of an update needs. `before` is the old tree, and `released` covers
+/// the whole update.
 pub(super) fn encode(
     contents: &dyn Contents,
     before: &RootEntry,
@@ -97,11 +98,10 @@ fn encode_stored(contents: &dyn Contents, files: Vec<ContentHash>, emit: Emit<'_
     }
 }
 
-/// What a thread makes messages with. Bases and output of one message lie where those of the one before it lay: in a heap
-/// where each has memory of its own, holes are left.
+/// Tools of a worker thread. Buffers are reused across messages; allocating per message fragments the heap.
 struct Tools<'a> {
     reader: Reader<'a>,
-    /// Bases.
+    /// Bases of the current message, concatenated.
     prefix: Vec<u8>,
     output: Vec<u8>,
 }
@@ -112,15 +112,15 @@ impl<'a> Tools<'a> {
     }
 }
 
-/// One message to be made.
+/// One message to encode.
 #[derive(Debug, Default)]
 struct Job {
     bases: Vec<Stretch>,
     pieces: Vec<Stretch>,
     copies: Vec<DeltaCopy>,
-    /// What is replaced whole, and what replaces it: they come after the bases and pieces.
+    /// Whole replaced files with their replacements. They follow the bases and pieces.
     replaced: Vec<(Stretch, Stretch)>,
-    /// Stretches of a large file: worth more effort.
+    /// Whether this is part of a large file, which is worth more effort.
     by_stretches: bool,
     bases_bytes: usize,
     output_bytes: usize,
@@ -131,7 +131,7 @@ impl Job {
         self.pieces.is_empty() && self.copies.is_empty() && self.replaced.is_empty()
     }
 
-    /// Whether it holds these, too.
+    /// Whether a basis and a piece of these sizes still fit.
     fn has_room(&self, bases: usize, output: usize) -> bool {
         self.bases_bytes + bases <= GROUP_BASES_BYTES
             && self.output_bytes + output <= DELTA_OUTPUT_MAX_BYTES
@@ -163,7 +163,7 @@ impl Job {
         let mut bases = Vec::with_capacity(self.bases.len());
         let mut replaced = Vec::with_capacity(self.replaced.len());
         for basis in &self.bases {
-            // A basis that is gone is done without.
+            // A missing basis is left out.
             if reader.read(basis, prefix)? {
                 let file = BasisFile { content: ContentTag::of(&basis.content), path: basis.path.clone() };
                 bases.push(Basis { file, offset: basis.offset, length_bytes: basis.length_bytes });
@@ -198,13 +198,13 @@ impl Job {
     }
 }
 
-/// Jobs one by one: large files first, since each of them is put together by one thread of the receiver.
+/// Iterates over jobs: large files first, because the receiver assembles each on a single thread.
 struct Jobs<'a> {
     contents: &'a dyn Contents,
     kept: &'a KeptFrames,
     large: VecDeque<NewFile>,
     small: VecDeque<NewFile>,
-    /// Jobs of the large file at hand.
+    /// Jobs of the current large file.
     ready: VecDeque<Job>,
     /// Large files that have nothing in common with their basis.
     not_worth_it: Vec<ContentHash>,
@@ -215,7 +215,7 @@ impl Jobs<'_> {
         let mut job = Job::default();
         while let Some(file) = self.small.front() {
             let length = file.size as usize;
-            // Of a basis that is much larger its beginning serves.
+            // The beginning of a much larger basis suffices.
             let basis = file.basis.map(|old| (old, old.size.min(DELTA_OUTPUT_MAX_BYTES as u64) as u32));
             if !job.has_room(basis.map_or(0, |(_, bytes)| bytes as usize), length) && !job.is_empty() {
                 break;
@@ -232,7 +232,7 @@ impl Jobs<'_> {
         (!job.is_empty()).then_some(job)
     }
 
-    /// Cuts the next large file into jobs.
+    /// Splits the next large file into jobs.
     fn cut(&mut self, file: NewFile) -> Result<(), PlanError> {
         let Some(basis) = file.basis else {
             self.not_worth_it.push(file.content);
@@ -293,7 +293,8 @@ impl Jobs<'_> {
         Ok(())
     }
 
-    /// Whether the basis helps a file of which it has no chunk: encodes a part from its middle with and without.
+    /// Whether the basis helps a file with which it shares no chunks. Encodes a part of the file with and
+    /// without it.
     fn is_worth_it(
         &self,
         parts: &[Part],

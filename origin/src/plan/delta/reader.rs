@@ -1,5 +1,5 @@
-//! Reads stretches of files from the store. Frames that were decompressed last are kept, for all threads: files that lie
-//! together are asked for together, and small ones that lie together lie among a few megabytes of others.
+//! Reads ranges of files from the store. All threads share recently decompressed frames, because adjacent
+//! files are requested together, and small adjacent ones are stored within a few megabytes of each other.
 
 use std::collections::VecDeque;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -9,17 +9,17 @@ use syncd_shared::{ContentHash, TreePath};
 use crate::plan::contents::{Chunk, Contents, FrameId};
 use crate::plan::error::PlanError;
 
-/// Decompressed frames that are kept, each at most 1 MiB: of two trees, what is gathered to be put in order before it is
-/// stored, and what the threads read besides.
+/// Number of decompressed frames kept, each at most 1 MiB. Enough for one batch of small contents from either
+/// tree, and for the frames that the threads read besides.
 const FRAMES_KEPT: usize = 24;
-/// How often a chunk that garbage collection moves is looked for.
+/// Attempts to find a chunk that garbage collection moves.
 const LOCATE_ATTEMPTS: usize = 3;
 
-/// The chunks of a file, with where each starts.
+/// The chunks of a file, with their offsets.
 #[derive(Debug)]
 pub(super) struct ChunkList {
     pub chunks: Vec<Chunk>,
-    /// Offset of each chunk in the file; one more at the end, the file's size.
+    /// Offset of each chunk in the file, followed by the file's size.
     pub starts: Vec<u64>,
 }
 
@@ -35,43 +35,43 @@ impl ChunkList {
         Self { chunks, starts }
     }
 
-    /// The chunks of a content, `None` where the store lacks it.
+    /// The chunks of a content; `None` if the store does not have it.
     pub(super) fn load(contents: &dyn Contents, content: &ContentHash) -> Result<Option<Self>, PlanError> {
         Ok(contents.chunks_of(content)?.map(Self::new))
     }
 
-    /// The file's size in bytes.
+    /// Size of the file in bytes.
     pub(super) fn size(&self) -> u64 {
         self.starts.last().copied().unwrap_or(0)
     }
 }
 
-/// A stretch of a file of either tree.
+/// A range of a file in either tree.
 #[derive(Debug, Clone)]
 pub(super) struct Stretch {
     pub content: ContentHash,
-    /// Named on the wire where the content alone does not tell.
+    /// Path to send if the content alone does not identify the file.
     pub path: Option<TreePath>,
-    /// Where they are known already.
+    /// The file's chunks, if already known.
     pub chunks: Option<Arc<ChunkList>>,
     pub offset: u64,
     pub length_bytes: u32,
 }
 
 impl Stretch {
-    /// A file from its start on.
+    /// The first `length_bytes` of a file.
     pub(super) fn start_of(content: ContentHash, length_bytes: u32) -> Self {
         Self { content, path: None, chunks: None, offset: 0, length_bytes }
     }
 }
 
-/// Decompressed frames, the one used last comes last.
+/// Decompressed frames, most recently used last.
 #[derive(Default)]
 pub(super) struct KeptFrames(Mutex<VecDeque<(FrameId, Arc<Vec<u8>>)>>);
 
 impl KeptFrames {
     fn lock(&self) -> MutexGuard<'_, VecDeque<(FrameId, Arc<Vec<u8>>)>> {
-        // Nothing in it can be half changed.
+        // A panic cannot leave the list half changed.
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -84,7 +84,7 @@ impl KeptFrames {
         Some(bytes)
     }
 
-    /// Memory of a frame that has to go, where there are enough and nobody reads it.
+    /// Takes the memory of the oldest frame for reuse, if enough are kept and nobody reads it.
     fn reclaim(&self) -> Vec<u8> {
         let mut kept = self.lock();
         let oldest = if kept.len() < FRAMES_KEPT { None } else { kept.pop_front() };
@@ -111,7 +111,8 @@ impl<'a> Reader<'a> {
         Ok(Self { contents, kept, frame: None, decompressor })
     }
 
-    /// Appends a stretch to `out`. `false`: the store does not have all of it (any more), and `out` is as it was.
+    /// Appends a range to `out`. Returns `false` and leaves `out` unchanged if the store does not have all of
+    /// it.
     pub(super) fn read(&mut self, stretch: &Stretch, out: &mut Vec<u8>) -> Result<bool, PlanError> {
         let loaded;
         let list = match &stretch.chunks {
@@ -162,7 +163,7 @@ impl<'a> Reader<'a> {
         Ok(false)
     }
 
-    /// Makes a frame the one read last; `false` where garbage collection has moved it.
+    /// Makes `id` the current frame. `false` if garbage collection has moved its chunks.
     fn bring(&mut self, id: FrameId) -> Result<bool, PlanError> {
         if self.frame.as_ref().is_some_and(|(frame, _)| *frame == id) {
             return Ok(true);

@@ -1,5 +1,5 @@
-//! What a large file has in common with its basis, by the chunks of both: copies, and stretches that changed, each with
-//! the stretch of the basis that it lies beside.
+//! Compares a large file with its basis by their chunks: copies, and changed ranges, each with the
+//! corresponding range of the basis.
 
 use std::collections::HashMap;
 
@@ -8,17 +8,18 @@ use syncd_shared::limits::{DELTA_BASES_MAX_BYTES, DELTA_OUTPUT_MAX_BYTES};
 
 use super::reader::ChunkList;
 
-/// How far a changed stretch may have moved within the stretch of the basis beside it.
+/// Distance that content may have moved within the corresponding range of the basis.
 const DRIFT_BYTES: u64 = 512 * 1024;
-/// The same where both have one length.
+/// The same distance if both ranges have the same length.
 const DRIFT_IN_PLACE_BYTES: u64 = 64 * 1024;
 
 /// A part of a new file.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Part {
-    /// The basis has it.
+    /// The basis has this range.
     Copy { offset: u64, basis_offset: u64, length_bytes: u64 },
-    /// At most [`DELTA_OUTPUT_MAX_BYTES`], with at most [`DELTA_BASES_MAX_BYTES`] of the basis, which may be none.
+    /// At most [`DELTA_OUTPUT_MAX_BYTES`], with at most [`DELTA_BASES_MAX_BYTES`] of the basis, possibly
+    /// none.
     Changed { offset: u64, length_bytes: u32, basis_offset: u64, basis_bytes: u32 },
 }
 
@@ -29,7 +30,7 @@ pub(super) fn parts(old: &ChunkList, new: &ChunkList) -> Vec<Part> {
     let (mut at, mut basis_at) = (0, 0);
     for copy in copies {
         let (offset, basis_offset, length_bytes) = copy;
-        // What was moved has no place of its own in the basis.
+        // A range that was moved says nothing about the position of its neighbours in the basis.
         let basis_end = if basis_offset >= basis_at { basis_offset } else { basis_at + (offset - at) };
         changed((at, offset), (basis_at, basis_end.min(old.size())), &mut parts);
         parts.push(Part::Copy { offset, basis_offset, length_bytes });
@@ -39,7 +40,7 @@ pub(super) fn parts(old: &ChunkList, new: &ChunkList) -> Vec<Part> {
     parts
 }
 
-/// Bytes of the new file that the parts copy.
+/// Bytes of the new file that are copied.
 pub(super) fn copied_bytes(parts: &[Part]) -> u64 {
     let copied = |part: &Part| match part {
         Part::Copy { length_bytes, .. } => *length_bytes,
@@ -48,14 +49,14 @@ pub(super) fn copied_bytes(parts: &[Part]) -> u64 {
     parts.iter().map(copied).sum()
 }
 
-/// Stretches of whole chunks that both have: offset, offset in the basis, length.
+/// Ranges of whole chunks that both files have: offset, offset in the basis, length.
 fn copies(old: &ChunkList, new: &ChunkList) -> Vec<(u64, u64, u64)> {
     let mut index: HashMap<ContentHash, usize> = HashMap::with_capacity(old.chunks.len());
     for (at, chunk) in old.chunks.iter().enumerate() {
         index.entry(chunk.hash).or_insert(at);
     }
     let mut copies: Vec<(u64, u64, u64)> = Vec::new();
-    // The chunk of the basis that would go on where the last copy ended.
+    // The chunk of the basis that would continue the last copy.
     let mut next = 0;
     for (chunk, offset) in new.chunks.iter().zip(&new.starts) {
         let goes_on = old.chunks.get(next).filter(|o| o.hash == chunk.hash).map(|_| next);
@@ -70,7 +71,7 @@ fn copies(old: &ChunkList, new: &ChunkList) -> Vec<(u64, u64, u64)> {
     copies
 }
 
-/// Cuts a changed stretch into parts that a frame holds.
+/// Splits a changed range into parts that fit a frame.
 fn changed((start, end): (u64, u64), (basis_start, basis_end): (u64, u64), parts: &mut Vec<Part>) {
     let (length, basis) = (end - start, basis_end.saturating_sub(basis_start));
     let drift = if length == basis { DRIFT_IN_PLACE_BYTES } else { DRIFT_BYTES };
@@ -80,7 +81,7 @@ fn changed((start, end): (u64, u64), (basis_start, basis_end): (u64, u64), parts
         let (from, to) = if length <= step && basis <= DELTA_BASES_MAX_BYTES as u64 {
             (basis_start, basis_end.max(basis_start))
         } else {
-            // Where it would be if what changed was spread evenly.
+            // The position in the basis, assuming that changes are spread evenly.
             let scaled = |at: u64| (u128::from(at - start) * u128::from(basis) / u128::from(length)) as u64;
             let from = scaled(offset).saturating_sub(drift);
             let to = scaled(offset + step).saturating_add(drift).min(basis);
