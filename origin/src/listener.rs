@@ -1,16 +1,21 @@
-//! Accepts agents: TCP, then TLS within bounds, and hands connections to tonic.
+//! Accepts agents over TCP, runs TLS handshakes within limits, and passes connections to tonic.
 //!
-//! One task owns the listening socket and all handshakes. At most [`HANDSHAKES_MAX`] run at once, of which
-//! [`HANDSHAKES_PER_PEER_MAX`] for one address. Others wait in turn, so that a whole fleet behind one address that comes
-//! back at once is served and not refused: at most [`WAITING_MAX`], of which [`WAITING_PER_PEER_MAX`] from one address.
-//! A silent connection waits for nothing: it is dropped unless its first bytes come within [`HELLO_TIMEOUT`], before it
-//! takes a place in any queue, and its whole ClientHello in as much time once it has a slot.
-//! From accept to the end of its handshake a connection has [`HANDSHAKE_TIMEOUT`]; what fails is logged and ends
-//! nothing. A connection without a client certificate is there to join: it lives for [`JOIN_TIMEOUT`], and at most
-//! [`JOINS_MAX`] of them at once, [`JOINS_PER_PEER_MAX`] from one address. One agent has at most
-//! [`CONNECTIONS_PER_AGENT_MAX`]. Who is one too many is told so ([`Busy`]). A verified connection ends when its
-//! [`ConnectionInfo`] is closed (revoked, or a second one with the same certificate), and when it does not get on
-//! ([`connection`]).
+//! One task owns the listening socket and all handshakes. At most [`HANDSHAKES_MAX`] run at once, and
+//! [`HANDSHAKES_PER_PEER_MAX`] with one address. Others wait in line, so that a whole fleet behind one
+//! address can reconnect at once without being refused: at most [`WAITING_MAX`], and [`WAITING_PER_PEER_MAX`]
+//! from one address.
+//!
+//! | limit | applies to |
+//! | --- | --- |
+//! | [`HELLO_TIMEOUT`] | the first bytes, before a connection enters any queue; and the complete ClientHello, once it has a slot |
+//! | [`HANDSHAKE_TIMEOUT`] | from accepting to the end of the handshake |
+//! | [`JOIN_TIMEOUT`] | life of a connection without a client certificate, which can only join |
+//! | [`JOINS_MAX`], [`JOINS_PER_PEER_MAX`] | number of such connections, in total and from one address |
+//! | [`CONNECTIONS_PER_AGENT_MAX`] | connections of one agent |
+//!
+//! Failures are logged and affect no other connection. A connection beyond a limit is refused with a reason
+//! ([`Busy`]). A verified connection ends when its [`ConnectionInfo`] is closed (after a revocation, or for a
+//! second one with the same certificate), and when it makes no progress ([`connection`]).
 
 pub mod connection;
 
@@ -41,47 +46,48 @@ pub use connection::{Connection, ConnectionInfo, Written};
 
 use crate::line_budget::LineBudget;
 
-/// Handshakes at once.
+/// Maximum number of concurrent handshakes.
 pub const HANDSHAKES_MAX: usize = 256;
-/// Handshakes at once with one address.
+/// Maximum number of concurrent handshakes with one address.
 pub const HANDSHAKES_PER_PEER_MAX: usize = 64;
-/// Accepted connections whose handshake is not done, at once; a waiting one costs a descriptor and about 2 KiB.
+/// Maximum number of accepted connections before the end of their handshake. Each costs a descriptor and
+/// about 2 KiB.
 pub const WAITING_MAX: usize = 8192;
-/// The same with one address.
+/// The same limit for one address.
 pub const WAITING_PER_PEER_MAX: usize = 2048;
-/// From the accepted connection to the end of its handshake.
+/// Time limit from accepting a connection to the end of its handshake.
 pub const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
-/// For the first bytes of a connection, and again for the whole ClientHello once it has a slot.
+/// Time limit for the first bytes of a connection, and again for the complete ClientHello once it has a slot.
 pub const HELLO_TIMEOUT: Duration = Duration::from_secs(2);
-/// Connections without a client certificate at once.
+/// Maximum number of connections without a client certificate.
 pub const JOINS_MAX: usize = 64;
-/// Life of a connection without a client certificate, or with one that does not hold today.
+/// Life of a connection without a client certificate, or with one that is not valid now.
 pub const JOIN_TIMEOUT: Duration = Duration::from_secs(30);
-/// The same from one address: strangers there leave room for the nodes of others.
+/// The same limit for one address, so that strangers there leave room for other nodes.
 pub const JOINS_PER_PEER_MAX: usize = 32;
-/// Established connections of one agent: it needs two, and as many again while it reconnects.
+/// Established connections of one agent. It needs two, and as many again while it reconnects.
 pub const CONNECTIONS_PER_AGENT_MAX: usize = 8;
-/// Requests at once on one connection.
+/// Maximum number of concurrent requests on one connection.
 pub const STREAMS_PER_CONNECTION_MAX: u32 = 64;
-/// All headers of one request, in bytes.
+/// Total size of the headers of one request.
 pub const HEADERS_MAX_BYTES: u32 = 16 * 1024;
 
-/// Streams that this side resets because their peer broke a rule, before the connection ends. tonic's own default is no
-/// limit; agents break none.
+/// Streams reset because the peer violated the protocol, before the connection ends. tonic's default is
+/// unlimited; agents never violate it.
 const RULES_BROKEN_MAX: usize = 64;
-/// To tell somebody that there is no room.
+/// Time limit for telling a peer that there is no room.
 const BUSY_TIMEOUT: Duration = Duration::from_secs(1);
 /// Pause after the process ran out of descriptors or memory.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(200);
-/// Connections that tonic has not taken yet.
+/// Connections that tonic has not accepted yet.
 const QUEUE: usize = 16;
 
-/// Lines about peers whose certificate does not hold.
+/// Limits log lines about invalid certificates.
 static REFUSED: LineBudget = LineBudget::new();
-/// Lines about connections beyond a limit.
+/// Limits log lines about connections beyond a limit.
 static TOO_MANY: LineBudget = LineBudget::new();
 
-/// tonic's server with every setting that the origin needs.
+/// tonic's server with all required settings.
 pub fn server_builder() -> Server {
     Server::builder()
         .http2_keepalive_interval(Some(KEEPALIVE_INTERVAL))
@@ -94,7 +100,7 @@ pub fn server_builder() -> Server {
         .http2_max_local_error_reset_streams(Some(RULES_BROKEN_MAX))
 }
 
-/// Counts connections that are through their handshake, by who is on them.
+/// Counts established connections by peer.
 #[derive(Clone, Default)]
 struct Registry(Arc<Mutex<HashMap<Who, usize>>>);
 
@@ -104,7 +110,7 @@ enum Who {
     Stranger(IpAddr),
 }
 
-/// One of them, until it is dropped.
+/// One established connection; counted until it is dropped.
 struct Established {
     registry: Registry,
     who: Who,
@@ -138,8 +144,8 @@ impl Drop for Established {
     }
 }
 
-/// Accepts on `listener` until the stream is dropped: `serve_with_incoming_shutdown` does that when its signal comes.
-/// Handshakes under way are then dropped, connections handed over are not.
+/// Accepts connections on `listener` until the stream is dropped, which `serve_with_incoming_shutdown` does
+/// on shutdown. Dropping it ends handshakes in progress, but not connections already passed on.
 pub fn incoming(listener: TcpListener, tls: Arc<ServerConfig>) -> ReceiverStream<io::Result<Connection>> {
     let (sender, receiver) = mpsc::channel(QUEUE);
     tokio::spawn(accept_all(listener, tls, sender));
@@ -195,7 +201,7 @@ async fn accept_all(
     }
 }
 
-/// One address, while connections from it are not through their handshake.
+/// An address with connections whose handshake is not complete.
 struct Peer {
     connections: usize,
     handshakes: Arc<Semaphore>,
@@ -213,7 +219,8 @@ async fn said_within<T>(limit: Duration, said: impl Future<Output = io::Result<T
 
 struct Handshake {
     tls: Arc<ServerConfig>,
-    /// Those of its address, then those of all: so nobody waits in the second queue for more than its share.
+    /// Slots of the address, then of all addresses, so that each address waits in the second queue only for
+    /// its share.
     slots: [Arc<Semaphore>; 2],
     joins: Arc<Semaphore>,
     registry: Registry,
@@ -221,7 +228,7 @@ struct Handshake {
 }
 
 impl Handshake {
-    /// TLS, once there is a slot. An error also where the semaphores are closed, which nobody does.
+    /// Performs the TLS handshake once there is a slot. The semaphores are never closed.
     async fn accept(&self, tcp: TcpStream) -> io::Result<TlsStream<TcpStream>> {
         said_within(HELLO_TIMEOUT, tcp.readable()).await?;
         let _of_peer = self.slots[0].acquire().await.map_err(io::Error::other)?;
@@ -292,7 +299,7 @@ impl Handshake {
     }
 }
 
-/// As far as that is possible; whoever doesn't hear it sees that the connection ends.
+/// Tells the peer that there is no room, if possible. Otherwise it only sees the connection end.
 async fn tell_busy(mut stream: TlsStream<TcpStream>, busy: Busy) {
     let told = async {
         stream.write_all(&busy.encode()).await?;
@@ -303,7 +310,7 @@ async fn tell_busy(mut stream: TlsStream<TcpStream>, busy: Busy) {
     }
 }
 
-/// A refused certificate is worth an operator's eye, noise from port scanners is not.
+/// Refused certificates deserve an operator's attention, noise from port scanners does not.
 fn log_refusal(address: SocketAddr, error: &io::Error) {
     let tls = error.get_ref().and_then(|inner| inner.downcast_ref::<rustls::Error>());
     if let Some(rustls::Error::InvalidCertificate(rustls::CertificateError::Revoked)) = tls {
@@ -317,7 +324,7 @@ fn log_refusal(address: SocketAddr, error: &io::Error) {
     }
 }
 
-/// One host often has a whole IPv6 /64.
+/// Masks IPv6 addresses to /64, because one host often has a whole /64.
 fn peer_key(address: IpAddr) -> IpAddr {
     match address.to_canonical() {
         IpAddr::V6(v6) => IpAddr::V6((v6.to_bits() & !u128::from(u64::MAX)).into()),

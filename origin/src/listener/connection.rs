@@ -1,9 +1,9 @@
-//! An accepted connection: TLS, who is on it, and what ends it besides its peer.
+//! An accepted connection: TLS, the peer's identity, and reasons to end it from this side.
 //!
-//! A connection that nobody may use any more, or that does not get on, gives an error to whoever reads or writes next, and
-//! wakes it: once it was closed, or its time is over; when HTTP/2's preface is not there after [`PREFACE_TIMEOUT`] (from
-//! then on HTTP/2's pings find who does not answer); and when the peer takes next to nothing of what is written
-//! for [`STALL_TIMEOUT`] (pings don't end that: HTTP/2 wants to say goodbye first, behind all that waits).
+//! A connection that must end returns an error to its next reader or writer, and wakes it. Reasons are: it
+//! was closed or its time is over; the HTTP/2 preface did not arrive within [`PREFACE_TIMEOUT`] (later on,
+//! HTTP/2 pings detect a dead peer); the peer reads next to nothing for [`STALL_TIMEOUT`] (pings do not end
+//! such a connection, because HTTP/2 would first queue a GOAWAY behind the unread data).
 
 use std::future::Future;
 use std::io;
@@ -27,32 +27,33 @@ use tracing::debug;
 
 use super::{Established, JOIN_TIMEOUT};
 
-/// From the end of the handshake to the end of HTTP/2's connection preface: until then there is no keepalive.
+/// Time limit from the handshake to the end of the HTTP/2 connection preface. There is no keepalive before
+/// that.
 pub const PREFACE_TIMEOUT: Duration = Duration::from_secs(10);
-/// How long a peer may take less than [`STALL_LEAST_BYTES`] of what is written to it.
+/// Time in which a peer must read at least [`STALL_LEAST_BYTES`] of the data written to it.
 pub const STALL_TIMEOUT: Duration = Duration::from_secs(60);
-/// 1 kB/s: the keepalive does not get through slower lines.
+/// About 1 kB/s; keepalive does not get through slower lines.
 pub const STALL_LEAST_BYTES: usize = 64 * 1024;
-/// Bytes that TLS takes while the kernel takes none: rustls' default.
+/// Bytes that TLS accepts while the kernel accepts none: rustls' default.
 const TLS_BUFFER_BYTES: usize = 64 * 1024;
-/// "PRI * HTTP/2.0" and so on, in bytes.
+/// Length of the preface ("PRI * HTTP/2.0" and so on).
 const PREFACE_BYTES: usize = 24;
 
-/// Who is on a connection: in the extensions of every request on it.
+/// The peer of a connection, in the extensions of every request on it.
 #[derive(Debug, Clone)]
 pub struct ConnectionInfo {
-    /// The agent's address, or that of what is between.
+    /// Address of the agent, or of an intermediary.
     pub peer_address: SocketAddr,
-    /// The verified and admitted certificate; `None` without one (then only `Join` is for it). One that does not hold
-    /// today is good for `Renew` alone.
+    /// The verified and admitted certificate; `None` without one, which allows only `Join`. A certificate
+    /// that is not valid now allows only `Renew`.
     pub identity: Option<PeerIdentity>,
-    /// What went out on the connection.
+    /// Bytes sent on the connection.
     pub written: Written,
     closed: CancellationToken,
 }
 
-/// Counts what the kernel took of what was to be sent: until then it is in this process' memory. What TLS may hold is not
-/// counted while it holds anything.
+/// Counts bytes that the kernel has accepted; before that they occupy memory of this process. While TLS holds
+/// any data, its whole buffer counts as not accepted.
 #[derive(Debug, Clone, Default)]
 pub struct Written(Arc<WrittenBytes>);
 
@@ -63,17 +64,17 @@ struct WrittenBytes {
 }
 
 impl Written {
-    /// Bytes so far, before TLS.
+    /// Bytes so far, before encryption.
     pub fn bytes(&self) -> u64 {
         self.0.bytes.load(Ordering::SeqCst)
     }
 
-    /// Waits until there are as many. Cancel safe.
+    /// Waits until this many bytes have been accepted. Cancel safe.
     pub async fn reach(&self, bytes: u64) {
         loop {
             let more = self.0.more.notified();
             tokio::pin!(more);
-            // From here on nothing is missed.
+            // From here on no notification is missed.
             more.as_mut().enable();
             if self.bytes() >= bytes {
                 return;
@@ -82,7 +83,7 @@ impl Written {
         }
     }
 
-    /// `bytes` were taken by TLS since the beginning, which has none of them any more or some.
+    /// Records the total of `bytes` accepted by TLS, and whether it still holds some of them.
     fn count(&self, bytes: u64, some_held: bool) {
         let gone = if some_held { bytes.saturating_sub(TLS_BUFFER_BYTES as u64) } else { bytes };
         if self.0.bytes.fetch_max(gone, Ordering::SeqCst) < gone {
@@ -92,13 +93,12 @@ impl Written {
 }
 
 impl ConnectionInfo {
-    /// Ends the connection and all streams on it at once.
+    /// Ends the connection and all its streams at once.
     pub fn close(&self) {
         self.closed.cancel();
     }
 }
 
-/// An accepted TLS connection.
 pub struct Connection {
     stream: TlsStream<TcpStream>,
     info: ConnectionInfo,
@@ -106,20 +106,20 @@ pub struct Connection {
     ended: bool,
     preface: Option<Preface>,
     stall: Stall,
-    /// Bytes that TLS took.
+    /// Bytes accepted by TLS.
     taken_bytes: u64,
     _join_permit: Option<OwnedSemaphorePermit>,
     _established: Established,
 }
 
-/// HTTP/2's connection preface, while it is not there.
+/// The HTTP/2 connection preface, until it is complete.
 struct Preface {
     missing_bytes: usize,
     deadline: Pin<Box<Sleep>>,
 }
 
-/// What waits to be taken by the peer. Kernels take some more now and then although the peer reads nothing, so that it
-/// is counted. The timer is made once and set again, since bulk transfers wait often.
+/// Detects a peer that does not read. Progress is measured in bytes, because kernels accept a little more
+/// data now and then although the peer reads nothing. The timer is reused, because bulk transfers wait often.
 struct Stall {
     timeout: Duration,
     timer: Option<Pin<Box<Sleep>>>,
@@ -127,7 +127,7 @@ struct Stall {
     taken_bytes: usize,
 }
 
-/// Bytes that a write took.
+/// Bytes accepted by a write.
 fn taken(written: &Poll<io::Result<usize>>) -> usize {
     if let Poll::Ready(Ok(bytes)) = written { *bytes } else { 0 }
 }
@@ -137,7 +137,7 @@ impl Stall {
         Self { timeout, timer: None, waits: false, taken_bytes: 0 }
     }
 
-    /// What became of a write.
+    /// Records the result of a write.
     fn wrote(
         &mut self,
         written: Poll<io::Result<usize>>,
@@ -147,7 +147,7 @@ impl Stall {
         if written.is_pending() { self.wait(context).map(Err) } else { written }
     }
 
-    /// What became of a flush: once it is done nothing waits.
+    /// Records the result of a flush. After a complete one nothing is waiting.
     fn flushed(&mut self, flushed: Poll<io::Result<()>>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
         if flushed.is_ready() {
             self.waits = false;
@@ -156,7 +156,7 @@ impl Stall {
         self.wait(context).map(Err)
     }
 
-    /// Ready with an error once too little was taken for too long.
+    /// Ready with an error once too little was read for too long.
     fn wait(&mut self, context: &mut Context<'_>) -> Poll<io::Error> {
         let timer = self.timer.get_or_insert_with(|| Box::pin(tokio::time::sleep(self.timeout)));
         let mut begins = !std::mem::replace(&mut self.waits, true);
@@ -220,7 +220,7 @@ impl Connection {
         }
     }
 
-    /// An error once the connection must end. Polled by whoever reads, writes or waits for a flush.
+    /// Returns an error once the connection must end. Called by every read, write and flush.
     fn check(&mut self, context: &mut Context<'_>) -> io::Result<()> {
         self.ended = self.ended || self.end.as_mut().poll(context).is_ready();
         if self.ended {
@@ -235,7 +235,7 @@ impl Connection {
         Ok(())
     }
 
-    /// What became of a write or a flush.
+    /// Records bytes accepted by a write, or 0 after a flush.
     fn count(&mut self, written: usize) {
         self.taken_bytes = self.taken_bytes.saturating_add(written as u64);
         self.info.written.count(self.taken_bytes, self.stream.get_ref().1.wants_write());

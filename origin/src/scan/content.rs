@@ -1,4 +1,5 @@
-//! Reads one file into the store: whole hash, chunks, and the certainty that both are of one state of the file.
+//! Reads one file into the store: its content hash and chunks, both guaranteed to be of the same state of the
+//! file.
 
 use std::fs::File;
 use std::io::{self, Read};
@@ -18,18 +19,18 @@ use super::listing::is_gone;
 use super::notices::{Loss, Notices};
 use crate::store::{Chunk, FrameBuilder, Writer};
 
-/// How often a file that changes while it is read is read again at once.
+/// Attempts to read a file that changes while it is read, before giving up for this pass.
 const ATTEMPTS: u32 = 4;
 const PAUSE: Duration = Duration::from_millis(2);
 
-/// What came of reading a file.
+/// Result of reading a file.
 #[derive(Debug)]
 pub(super) enum Content {
-    /// It is in the store.
+    /// The content is in the store.
     Read { stat: FileStat, hash: ContentHash, racy: bool },
-    /// There is no such file any more.
+    /// The file no longer exists.
     Gone,
-    /// It changed whenever it was read.
+    /// The file changed during every attempt.
     Torn,
 }
 
@@ -38,7 +39,7 @@ enum Attempt {
     Torn,
 }
 
-/// Reads files one after the other, for one thread.
+/// Reads files one after another, on one thread.
 pub(super) struct ContentReader<'a> {
     pub root: &'a Path,
     pub writer: &'a Writer,
@@ -77,14 +78,14 @@ impl<'a> ContentReader<'a> {
         Ok(Content::Torn)
     }
 
-    /// Writes what is left of the last frame.
+    /// Writes the rest of the last frame.
     pub(super) fn finish(self) -> Result<(), ScanError> {
         self.builder.map_or(Ok(()), |builder| builder.finish().map_err(ScanError::from))
     }
 
     fn attempt(&mut self, path: &TreePath) -> Result<Attempt, ScanError> {
         let unreadable = |source: io::Error| ScanError::Unreadable { path: path.clone(), source };
-        // A fifo that took the file's place must not block us.
+        // NONBLOCK, so that a fifo in the file's place cannot block.
         let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC;
         let file = match rustix::fs::open(path.below(self.root), flags, Mode::empty()) {
             Ok(fd) => File::from(fd),
@@ -129,7 +130,8 @@ impl<'a> ContentReader<'a> {
         Ok(Attempt::Done(Content::Read { stat: after, hash, racy }))
     }
 
-    /// Puts what is in the buffer into the store. It is known to be whole: nothing of a torn read gets there.
+    /// Adds the buffer to the store. The buffer is known to be complete, so nothing of a torn read gets
+    /// there.
     fn keep(&mut self) -> Result<(ContentHash, Vec<Chunk>), ScanError> {
         let bytes = std::mem::take(&mut self.buffer);
         self.progress.add_bytes(bytes.len() as u64);
@@ -154,8 +156,8 @@ impl<'a> ContentReader<'a> {
         Ok((hash, chunks))
     }
 
-    /// Reads a large file chunk by chunk, each into the store at once; chunks of a torn read are garbage there. `None`
-    /// where it has another size by now.
+    /// Reads a large file and stores each chunk at once. Chunks of a torn read remain as garbage. `None` if
+    /// the file's size has changed.
     fn stream(
         &mut self,
         file: &File,
@@ -165,7 +167,7 @@ impl<'a> ContentReader<'a> {
         let mut whole = blake3::Hasher::new();
         let mut chunks = Vec::new();
         let mut length = 0u64;
-        // One byte more shows growth, and no growth keeps us here.
+        // One additional byte detects growth, and a growing file cannot keep this loop busy.
         let mut chunker = Chunker::new(file.take(size.saturating_add(1)), std::mem::take(&mut self.buffer));
         builder(&mut self.builder, self.writer)?.add_large(size, |mut content| {
             while let Some(bytes) =
@@ -198,8 +200,8 @@ fn builder<'b, 'a>(
     }
 }
 
-/// Reads up to one byte more than `size`, usually by one call: what gives `size` bytes where one more was asked for has
-/// come to the end, and whether it is still the end is told by the `fstat` that follows.
+/// Reads up to one byte more than `size`, usually with one call. A read that returns fewer bytes than
+/// requested has reached the end; the following `fstat` shows whether that is still the end.
 fn read_whole(mut file: &File, size: u64, buffer: &mut Vec<u8>) -> io::Result<()> {
     let size = size as usize;
     if buffer.len() < size + 1 {

@@ -1,4 +1,4 @@
-//! What can keep a scan from ending.
+//! Errors of a scan.
 
 use std::fmt;
 use std::io;
@@ -15,26 +15,22 @@ use crate::store::StoreError;
 use crate::tree_objects::TreeObjectError;
 use crate::watch::CookieError;
 
-/// Why a scan failed. Nothing is to be sealed then: the last generation stands.
+/// Reasons that a scan failed. Nothing may be sealed then, and the last generation stays current.
 #[derive(Debug, thiserror::Error)]
 pub enum ScanError {
-    /// There is no directory at TREE.
+    /// TREE is not a directory.
     #[error("the content tree {path} is missing: bring it back, or start serve with another --tree")]
     TreeMissing {
         /// TREE.
         path: PathBuf,
-        /// What the file system says.
         #[source]
         source: io::Error,
     },
-    /// A mount point in the tree, of the tree, or above it is none any more, and what is there differs.
+    /// A mount point in, of or above the tree is no longer mounted, and its content differs.
     #[error(
         "nothing is mounted at {path} any more: mount it again, or publish what is there now with commit --allow-mass-deletion"
     )]
-    Unmounted {
-        /// The mount point.
-        path: PathBuf,
-    },
+    Unmounted { path: PathBuf },
     /// The tree has become empty.
     #[error(
         "the content tree has become empty, it had {before} entries: if that is meant, publish it with commit --allow-mass-deletion"
@@ -53,10 +49,9 @@ pub enum ScanError {
         /// Bytes now.
         after: u64,
     },
-    /// What was lost can't be told.
+    /// The losses cannot be determined.
     #[error("compare the tree with what it was; run: syncd-origin check")]
     Guard {
-        /// Why.
         #[source]
         source: DiffError<TreeObjectError>,
     },
@@ -70,119 +65,94 @@ pub enum ScanError {
         /// Entries now.
         after: u64,
     },
-    /// A file or directory can't be read.
+    /// A file or directory cannot be read.
     #[error(
         "cannot read {path}: make it readable for the user that syncd-origin runs as, or list it in .syncdignore"
     )]
     Unreadable {
-        /// The path in the tree.
         path: TreePath,
-        /// What the file system says.
         #[source]
         source: io::Error,
     },
-    /// A directory in the tree is syncd's own.
+    /// A directory in the tree is a directory of syncd.
     #[error(
         "{path} is {mark}, which holds private keys: move it out of the content tree, or list it in .syncdignore"
     )]
     Marked {
-        /// The directory.
         path: TreePath,
-        /// What it is.
+        /// Kind of the directory.
         mark: Mark,
     },
     /// A file in the tree is one of syncd's private files, or a copy of one.
     #[error(
         "{path} is a private file of syncd (a key, an identity, or a copy): move it out of the content tree"
     )]
-    PrivateFile {
-        /// The file.
-        path: TreePath,
-    },
+    PrivateFile { path: TreePath },
     /// A path that no generation may have.
     #[error("cannot publish {name} in {directory}: shorten the path, or list it in .syncdignore")]
     Name {
-        /// The directory.
         directory: TreePath,
-        /// The name in it.
+        /// Name in the directory.
         name: Component,
-        /// The limit.
+        /// The violated limit.
         #[source]
         source: TreePathError,
     },
-    /// `--symlinks inside` and a symlink that leaves the tree.
+    /// A symlink leads out of the tree, which `--symlinks inside` forbids.
     #[error(
         "symlink {path} leaves the tree: remove it, list it in .syncdignore, or serve with --symlinks verbatim"
     )]
-    SymlinkLeaves {
-        /// The symlink.
-        path: TreePath,
-    },
-    /// A symlink whose target is too long for a generation.
+    SymlinkLeaves { path: TreePath },
+    /// The target of a symlink is too long.
     #[error("the target of symlink {path} has {actual} bytes, more than {limit}: shorten it")]
-    SymlinkTarget {
-        /// The symlink.
-        path: TreePath,
-        /// Bytes of the target.
-        actual: usize,
-        /// Bytes allowed.
-        limit: usize,
-    },
-    /// A broken `.syncdignore`.
+    SymlinkTarget { path: TreePath, actual: usize, limit: usize },
+    /// An invalid `.syncdignore`.
     #[error(transparent)]
     Ignore(#[from] IgnoreError),
-    /// Something keeps changing while it is scanned.
+    /// The tree keeps changing while it is scanned.
     #[error(
         "the tree keeps changing while it is scanned: {paths}: commit again when the writer has finished, or list them in .syncdignore"
     )]
     Unsettled {
-        /// What changes.
+        /// Changing paths.
         paths: Paths,
     },
-    /// Whether the tree changed while it was scanned can't be known.
+    /// It is unknown whether the tree changed while it was scanned.
     #[error(transparent)]
     Cookie(#[from] CookieError),
-    /// The sums over the tree exceed what can be counted.
+    /// The sums over the tree exceed the countable range.
     #[error("the sizes of the files in {directory} exceed what can be counted")]
     Totals {
-        /// Their directory.
+        /// Directory of the files.
         directory: TreePath,
     },
-    /// A directory has one name twice, which only a damaged file system has.
+    /// A directory has two entries with the same name, which only a damaged file system has.
     #[error("directory {directory} is damaged: check its file system")]
     Duplicate {
-        /// The directory.
         directory: TreePath,
-        /// The name.
         #[source]
         source: DuplicateName,
     },
-    /// A directory object of the base is not in the store.
+    /// A directory object of the base is missing in the store.
     #[error("the store has lost the directory object of {path}; run: syncd-origin check")]
-    BaseMissing {
-        /// The directory.
-        path: TreePath,
-    },
-    /// The store failed.
+    BaseMissing { path: TreePath },
     #[error("cannot store what was scanned")]
     Store(#[from] StoreError),
-    /// A thread could not be started.
     #[error("cannot start a thread to read files: raise the limit of processes (ulimit -u)")]
     Thread {
-        /// What the system says.
         #[source]
         source: io::Error,
     },
-    /// It was told to stop.
+    /// The scan was cancelled.
     #[error("the scan was stopped")]
     Cancelled,
 }
 
-/// A few paths, for a message.
+/// Paths shown in a message.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Paths(pub Vec<TreePath>);
 
-/// Paths that a message names.
+/// Maximum number of paths named in a message.
 const NAMED_MAX: usize = 5;
 
 impl fmt::Display for Paths {

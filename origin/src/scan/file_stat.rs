@@ -1,4 +1,4 @@
-//! What the file system says of one name, and when that can be trusted to show a later change.
+//! File attributes of one name, and when they can be trusted to reveal a later change.
 
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
@@ -6,13 +6,13 @@ use rustix::fs::{FileType, Stat};
 use syncd_shared::Timestamp;
 use syncd_shared::directory::MODE_MASK;
 
-/// The kernel stamps files with a clock that advances with its timer, every 1 to 10 ms: a write within that time after
-/// another may leave the same stamp.
+/// The kernel's timestamps advance with its timer, every 1 to 10 ms: a second write within that time may
+/// leave the same timestamp.
 const STAMP_TICK: Duration = Duration::from_millis(20);
-/// File systems that keep whole seconds (or, FAT, every other one).
+/// For file systems that store whole seconds (or, as FAT, every second one).
 const STAMP_TICK_COARSE: Duration = Duration::from_secs(2);
 
-/// What a change of a file always changes.
+/// Attributes of which at least one changes with every change of a file.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Fingerprint {
     pub size: u64,
@@ -22,12 +22,14 @@ pub(super) struct Fingerprint {
 }
 
 impl Fingerprint {
-    /// Whether a change after `at` could leave this fingerprint as it is. By ctime alone: nobody can set it.
+    /// Whether a change after `at` might leave this fingerprint unchanged. Judged by ctime alone, which
+    /// cannot be set.
     pub(super) fn is_racy(&self, at: SystemTime) -> bool {
         let tick = if self.ctime.nanoseconds == 0 { STAMP_TICK_COARSE } else { STAMP_TICK };
         let Ok(seconds) = u64::try_from(self.ctime.seconds) else { return false };
         let stamp = UNIX_EPOCH + Duration::new(seconds, self.ctime.nanoseconds);
-        // A stamp far in the future was made before the clock was set back: a change now would show.
+        // A timestamp far in the future stems from before the clock was set back. A change now would be
+        // visible.
         match at.duration_since(stamp) {
             Ok(age) => age < tick,
             Err(ahead) => ahead.duration() < tick,
@@ -35,13 +37,13 @@ impl Fingerprint {
     }
 }
 
-/// `lstat` of one name.
+/// Result of `lstat` for one name.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct FileStat {
     pub kind: FileType,
     pub fingerprint: Fingerprint,
     pub device: u64,
-    /// Permission bits as they are in the file system, with setuid and setgid.
+    /// Permission bits of the file system, including setuid and setgid.
     pub full_mode: u16,
     pub uid: u32,
     pub gid: u32,
@@ -75,7 +77,7 @@ impl FileStat {
         self.kind == FileType::Directory
     }
 
-    /// What an entry says of it.
+    /// The metadata of an entry for this file.
     pub(super) fn metadata(&self) -> syncd_shared::Metadata {
         let mode = if self.kind == FileType::Symlink { 0o777 } else { self.full_mode & MODE_MASK };
         syncd_shared::Metadata { mode, uid: self.uid, gid: self.gid, mtime: self.fingerprint.mtime }

@@ -1,4 +1,4 @@
-//! What the scan reads back from the store, as a function over any bytes: for the fuzz targets alone.
+//! The decoder of stat records and symlink targets, as functions over any bytes. Only for fuzz targets.
 
 use syncd_shared::{Component, ContentHash, Timestamp, TreePath};
 
@@ -17,7 +17,7 @@ pub fn stat_record(bytes: &[u8]) {
     }
 }
 
-/// Where a symlink leads. What is said to stay must stay, however it is followed.
+/// Checks that a symlink classified as staying inside the tree does stay there, however it is followed.
 pub fn symlink_target(path: &TreePath, target: &[u8]) {
     if leaves_tree(path, target) {
         return;

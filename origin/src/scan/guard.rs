@@ -1,11 +1,11 @@
-//! When a tree has lost so much that this is not taken for a deployment.
+//! Detects losses that are too large to be taken for a deployment.
 //!
-//! Held are, until they are back or `commit --allow-mass-deletion` says that they are meant:
+//! A scan fails, until the files are back or `commit --allow-mass-deletion` confirms the loss, if
 //!
-//! * a tree that became empty;
-//! * more than half of the entries of a tree of at least [`MASS_DELETION_MIN_ENTRIES`];
-//! * more than half of the bytes, in at least [`MASS_DELETION_MIN_FILES`] files that went or shrank;
-//! * whatever differs at a mount point that is none any more. TREE itself and the file system that it is on count too.
+//! * the tree has become empty;
+//! * it lost more than half of its entries, and had at least [`MASS_DELETION_MIN_ENTRIES`];
+//! * it lost more than half of its bytes, in at least [`MASS_DELETION_MIN_FILES`] removed or shrunk files;
+//! * anything differs at a mount point that is no longer mounted, including TREE and its file system.
 
 use std::collections::BTreeSet;
 use std::os::unix::ffi::OsStrExt;
@@ -17,12 +17,12 @@ use syncd_shared::{Kind, RootEntry, TreePath};
 use super::error::ScanError;
 use crate::tree_objects::{TreeObjectError, TreeObjects};
 
-/// A tree with fewer entries may lose any of them but the last.
+/// A smaller tree may lose any entries except the last one.
 pub const MASS_DELETION_MIN_ENTRIES: u64 = 20;
-/// Fewer files may go or shrink, however large they are.
+/// Fewer files may be removed or shrink, however large they are.
 pub const MASS_DELETION_MIN_FILES: u64 = 20;
 
-/// Compares what a tree was with what it is.
+/// Compares the previous tree with the current one.
 pub(crate) fn check_totals(
     objects: TreeObjects<'_>,
     before: &RootEntry,
@@ -44,7 +44,7 @@ pub(crate) fn check_totals(
     Ok(())
 }
 
-/// Counts files that went or shrank, up to [`MASS_DELETION_MIN_FILES`]. Costs the directories that differ.
+/// Counts removed or shrunk files, up to [`MASS_DELETION_MIN_FILES`]. Reads the directories that differ.
 fn files_lost(
     objects: TreeObjects<'_>,
     before: &RootEntry,
@@ -67,7 +67,7 @@ fn files_lost(
     Ok(lost)
 }
 
-/// Compares the mount points that the tree at `root` was scanned with, and those that it has now.
+/// Compares the mount points of the previous scan of the tree at `root` with the current ones.
 pub(super) fn check_mounts(
     objects: TreeObjects<'_>,
     root: &Path,
@@ -83,7 +83,7 @@ pub(super) fn check_mounts(
                     |source| ScanError::Guard { source: DiffError::Source { path: path.clone(), source } };
                 kind(before).map_err(failed)? != kind(after).map_err(failed)?
             }
-            // TREE itself, or what it is on. Another TREE than before may be on anything.
+            // TREE itself, or the file system below it. Another TREE than before may be on any file system.
             _ => root.starts_with(point) && before.object != after.object,
         };
         if differs {

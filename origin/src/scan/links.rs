@@ -1,12 +1,12 @@
-//! Files of the tree whose inode has further names, in the tree or outside.
+//! Files of the tree whose inode has further names, inside or outside the tree.
 //!
-//! A write through one name is an event of that name alone, so all of these files are looked at (`lstat`) whenever the
-//! tree is scanned: the cost is their number, not the tree's. Only in memory: the walk at the start finds them all. The
-//! walk of a scan keeps them up to date, and the sealer asks for those that changed.
+//! A write through one name causes an event for that name only. Every scan therefore checks all of these
+//! files (`lstat`), which costs their number, not the size of the tree. They are kept in memory: the initial
+//! walk finds them all, every scan updates them, and the sealer asks for changed ones.
 //!
-//! A new name may be that of an inode whose other names were single before, which no event tells. Where a partial scan
-//! meets an inode of which not all names are accounted for, the whole tree is walked once. Names that are still missing
-//! after that are outside, and are not looked for again.
+//! A new name may belong to an inode whose other name was single before, which no event reports. When a
+//! partial scan finds an inode with unaccounted names, the whole tree is walked once. Names that are still
+//! missing afterwards are outside the tree and are not searched again.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::path::Path;
@@ -20,7 +20,7 @@ use crate::watch::Hints;
 
 type Inode = (u64, u64);
 
-/// See the module. One for as long as a tree is watched.
+/// The known hard links. See the module documentation. Lives as long as a tree is watched.
 #[derive(Debug, Default)]
 pub struct Links(Mutex<Known>);
 
@@ -30,7 +30,7 @@ struct Known {
     inodes: HashMap<Inode, Names>,
 }
 
-/// A name, as it was when it was last scanned.
+/// A name in the state of the last scan.
 #[derive(Debug, Clone, Copy)]
 struct Linked {
     device: u64,
@@ -48,17 +48,17 @@ impl Linked {
 struct Names {
     in_tree: u64,
     outside: u64,
-    /// As the file system counts them.
+    /// Link count of the file system.
     links: u64,
 }
 
 impl Links {
-    /// Whether there are any.
+    /// Whether there are no such files.
     pub fn is_empty(&self) -> bool {
         self.known().files.is_empty()
     }
 
-    /// A file was looked at in a scan.
+    /// Records a scanned file.
     pub(super) fn saw(&self, directory: &TreePath, name: &Component, stat: &FileStat) {
         let mut known = self.known();
         let linked = Linked { device: stat.device, fingerprint: stat.fingerprint };
@@ -76,12 +76,12 @@ impl Links {
         names.outside = names.outside.min(stat.links.saturating_sub(names.in_tree));
     }
 
-    /// A name is no file of the tree any more.
+    /// Records that a name is no longer a file of the tree.
     pub(super) fn forget(&self, directory: &TreePath, name: &Component) {
         self.known().forget(directory, name);
     }
 
-    /// A directory was listed: it has no others than these.
+    /// Records a listing: the directory has no other names than these.
     pub(super) fn keep_only(&self, directory: &TreePath, names: &BTreeSet<&Component>) {
         let mut known = self.known();
         let gone: Vec<Component> = known
@@ -95,7 +95,7 @@ impl Links {
         gone.iter().for_each(|name| known.forget(directory, name));
     }
 
-    /// A directory is no longer in the tree, nor what was below it.
+    /// Records that a directory, with everything below it, is no longer in the tree.
     pub(super) fn forget_subtree(&self, path: &TreePath) {
         let mut known = self.known();
         let below: Vec<TreePath> = known
@@ -110,19 +110,19 @@ impl Links {
         }
     }
 
-    /// Whether an inode may have a name in the tree that no scan has told.
+    /// Whether an inode may have a name in the tree that no scan has found.
     pub(super) fn has_unknown(&self) -> bool {
         self.known().inodes.values().any(|names| names.in_tree + names.outside < names.links)
     }
 
-    /// The whole tree was walked: names that are missing are outside.
+    /// Records that the whole tree was walked: missing names are outside.
     pub(super) fn all_known(&self) {
         for names in self.known().inodes.values_mut() {
             names.outside = names.links.saturating_sub(names.in_tree);
         }
     }
 
-    /// Looks at all of them, in the tree at `root`; those that are not as they were scanned.
+    /// Checks all files in the tree at `root`. Returns those that changed since they were scanned.
     pub fn changed(&self, root: &Path) -> Hints {
         let mut hints = Hints::default();
         let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
@@ -156,7 +156,7 @@ impl Known {
         }
         if let Some(names) = self.inodes.get_mut(&linked.inode()) {
             names.in_tree -= 1;
-            // Where it only left the tree, the next look at another name of it says so.
+            // If the name was only moved out of the tree, the next check of another name corrects the count.
             names.links = names.links.saturating_sub(1);
             if names.in_tree == 0 {
                 self.inodes.remove(&linked.inode());

@@ -1,7 +1,7 @@
-//! One directory as it is: its names with what `lstat` says of each, through one descriptor.
+//! The current state of one directory: its names with their attributes, read through one descriptor.
 //!
-//! All names are looked up in the directory that was opened, so that a listing never mixes two directories, whatever is
-//! renamed meanwhile.
+//! All names are looked up in the opened directory, so that a listing never mixes two directories, whatever
+//! is renamed meanwhile.
 
 use std::collections::BTreeSet;
 use std::io;
@@ -18,18 +18,18 @@ use super::file_stat::FileStat;
 use super::notices::Notices;
 use crate::ignore_rules::{IGNORE_FILE, IGNORE_FILE_MAX_BYTES, IgnoreError, file_in};
 
-/// A directory that was listed.
+/// A listed directory.
 #[derive(Debug)]
 pub(super) struct Listing {
     /// The directory itself, from before its names were read.
     pub own: FileStat,
     /// Sorted by name.
     pub names: Vec<Listed>,
-    /// The `.syncdignore` in it.
+    /// Its `.syncdignore`.
     pub ignore_file: Option<IgnoreFile>,
-    /// What of syncd's own the directory is.
+    /// Mark of a directory of syncd.
     pub mark: Option<Mark>,
-    /// A name vanished while this was made.
+    /// A name vanished during the listing.
     pub torn: bool,
 }
 
@@ -38,34 +38,33 @@ pub(super) struct Listing {
 pub(super) struct Listed {
     pub name: Component,
     pub stat: FileStat,
-    /// Of a symlink.
+    /// Target of a symlink.
     pub target: Option<Box<[u8]>>,
 }
 
-/// A name that was looked up; `None`: it is not there.
+/// A name that was looked up; `None` if it does not exist.
 pub(super) type LookedUp = (Component, Option<Listed>);
 
-/// A `.syncdignore`.
+/// A `.syncdignore` file.
 #[derive(Debug)]
 pub(super) struct IgnoreFile {
     pub stat: FileStat,
     pub bytes: Vec<u8>,
 }
 
-/// An open directory.
 #[derive(Debug)]
 pub(super) struct OpenDirectory {
     fd: OwnedFd,
     path: TreePath,
 }
 
-/// Whether an error says that the name is no longer what it was, rather than that it can't be read.
+/// Whether an error means that the name has changed, as opposed to being unreadable.
 pub(super) fn is_gone(errno: Errno) -> bool {
     matches!(errno, Errno::NOENT | Errno::NOTDIR | Errno::LOOP | Errno::STALE | Errno::NXIO | Errno::NODEV)
 }
 
 impl OpenDirectory {
-    /// Opens `path` of the tree at `root`; `None` where there is no directory (any more).
+    /// Opens `path` of the tree at `root`; `None` if it is not, or no longer, a directory.
     pub(super) fn open(root: &Path, path: &TreePath) -> Result<Option<Self>, ScanError> {
         let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
         match rustix::fs::open(path.below(root), flags, Mode::empty()) {
@@ -75,24 +74,24 @@ impl OpenDirectory {
         }
     }
 
-    /// What `fstat` says.
+    /// Result of `fstat`.
     pub(super) fn stat(&self) -> Result<FileStat, ScanError> {
         rustix::fs::fstat(&self.fd).map(|stat| FileStat::of(&stat)).map_err(|e| unreadable(&self.path, e))
     }
 
-    /// Warns of attributes that are not replicated.
+    /// Warns about attributes that are not replicated.
     pub(super) fn tell_attributes(&self, notices: &Notices) {
         notices.attributes(&self.fd, &self.path);
     }
 
-    /// The rules file in it.
+    /// Reads its `.syncdignore`.
     pub(super) fn ignore_file(&self) -> Result<Option<IgnoreFile>, ScanError> {
         let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC;
         let path = || file_in(&self.path);
         let fd = match rustix::fs::openat(&self.fd, IGNORE_FILE, flags, Mode::empty()) {
             Ok(fd) => fd,
             Err(Errno::NOENT | Errno::STALE) => return Ok(None),
-            // A symlink, or a socket.
+            // A symlink or a socket.
             Err(Errno::LOOP | Errno::NXIO | Errno::NODEV) => {
                 return Err(IgnoreError::Kind { path: path() }.into());
             }
@@ -110,7 +109,6 @@ impl OpenDirectory {
         Ok(Some(IgnoreFile { stat, bytes }))
     }
 
-    /// Lists it.
     pub(super) fn list(self) -> Result<Listing, ScanError> {
         let own = self.stat()?;
         let ignore_file = self.ignore_file()?;
@@ -135,7 +133,7 @@ impl OpenDirectory {
             }
         }
         names.sort_unstable_by(|a, b| a.name.cmp(&b.name));
-        // A name that is renamed while a directory is read may be given twice.
+        // A name that is renamed during the listing may appear twice.
         names.dedup_by(|a, b| a.name == b.name);
         let mark = marks::of_names(|name| {
             let at = names.binary_search_by(|listed| listed.name.as_bytes().cmp(name.as_bytes())).ok()?;
@@ -144,7 +142,7 @@ impl OpenDirectory {
         Ok(Listing { own, names, ignore_file, mark, torn })
     }
 
-    /// Looks up some names; `None` for one that is not there. Nothing at all where one changed meanwhile.
+    /// Looks up names, with `None` for missing ones. Returns `None` if any of them changed meanwhile.
     pub(super) fn look_up_all(
         &self,
         names: &BTreeSet<Component>,

@@ -1,18 +1,19 @@
-//! Scans the content tree: what is there now, as directory objects and content in the store.
+//! Scans the content tree into directory objects and content in the store.
 //!
-//! [`scan`] looks at what it is told to (hints of the watch), or at everything, takes the rest from the base, and returns
-//! the root of the tree as it is. Only files that differ from their stat record (`stat_record`) are read. The cost of a
-//! partial scan is the names that changed, in memory also the entries of the directories that changed and of those above
-//! them; a directory is listed where more than a few of its names may have changed or something is in doubt (`seen`).
+//! [`scan`] examines the parts named by hints of the watch, or the whole tree. It takes the rest from the
+//! base, and returns the current root. Only files that differ from their stat record (`stat_record`) are
+//! read. A partial scan costs the number of changed names and, in memory, the entries of changed directories
+//! and of those above them. A directory is listed if more than a few of its names may have changed or if its
+//! state is doubtful (`seen`).
 //!
-//! One pass (`walk`) lists, has files read by a few threads (`pool`, `content`) and makes directory objects from
-//! the leaves up. What was dirtied during a pass, and what vanished or tore under it, is looked at by another, until
-//! nothing moves.
+//! One pass (`walk`) lists directories, has a few threads read files (`pool`, `content`), and builds
+//! directory objects from the leaves up. Anything that changed, vanished or was torn during a pass is
+//! examined by another one, until nothing changes.
 //!
-//! **State.** None of its own: objects, content and stat records go to the store's writer, and become durable when its
-//! caller seals or saves it. **Base.** It must be the root that the stat records belong to: that of the last scan which
-//! was sealed, or saved without a change; after a rollback that is not the newest generation's. **A crash** leaves what
-//! the writer leaves: nothing that is seen.
+//! **State.** None of its own. Objects, content and stat records go to the store's writer, and become durable
+//! when the caller seals or saves it. **Base.** The base must be the root that the stat records belong to:
+//! that of the last scan that was sealed, or saved without a change. After a rollback this is not the newest
+//! generation's root. **After a crash** only invisible data of the writer remains.
 
 mod content;
 mod error;
@@ -55,13 +56,13 @@ use crate::watch::{Hints, Prepared, Reason, Watch};
 use scope::Plan;
 use walk::{Pass, Walked};
 
-/// Passes before a scan gives up on a tree that keeps changing.
+/// Number of passes before a scan gives up on a tree that keeps changing.
 pub const PASSES_MAX: u32 = 10;
-/// Pause before the third pass; it doubles from pass to pass.
+/// Pause before the third pass; doubled for each further pass.
 const PAUSE: Duration = Duration::from_millis(5);
 const PAUSE_MAX: Duration = Duration::from_millis(500);
 
-/// Which modification time a file gets.
+/// Source of a file's modification time.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, clap::ValueEnum)]
 pub enum MtimePolicy {
     /// That of the tree.
@@ -71,7 +72,7 @@ pub enum MtimePolicy {
     Keep,
 }
 
-/// Which symlinks are published.
+/// Symlinks to publish.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, clap::ValueEnum)]
 pub enum SymlinkPolicy {
     /// All, as they are.
@@ -81,88 +82,84 @@ pub enum SymlinkPolicy {
     Inside,
 }
 
-/// How to scan.
+/// Options of a scan.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct ScanOptions {
-    /// See there.
     pub mtime: MtimePolicy,
-    /// See there.
     pub symlinks: SymlinkPolicy,
-    /// Publish even a tree that lost most of itself.
+    /// Publishes even a tree that has lost most of its content.
     pub allow_mass_deletion: bool,
-    /// Read files again although their stat records fit.
+    /// Reads files again even if their stat records match.
     pub read_all: bool,
 }
 
-/// What a scan works with.
+/// Inputs of a scan.
 #[derive(Clone, Copy)]
 pub struct Scan<'a> {
-    /// TREE; resolved anew by every scan.
+    /// TREE, resolved again by every scan.
     pub tree: &'a Path,
-    /// Takes objects, content and stat records.
+    /// Receives objects, content and stat records.
     pub writer: &'a Writer,
-    /// Gets a watch for every directory before it is listed, and tells what moves meanwhile.
+    /// Watches every directory before it is listed, and reports changes meanwhile.
     pub watch: Option<&'a Watch>,
-    /// How to scan.
     pub options: &'a ScanOptions,
-    /// The mount points that the base was scanned with ([`Outcome::mounts`]).
+    /// The mount points of the base's scan ([`Outcome::mounts`]).
     pub mounts: &'a BTreeSet<PathBuf>,
-    /// Files that are taken as they were published, whatever they are now; `None` where they were not.
+    /// Files that are taken from the current generation, whatever their state; `None` if not published yet.
     pub withheld: &'a Withheld,
-    /// Files with further names, as earlier scans saw them.
+    /// Files with several names, known from earlier scans.
     pub links: &'a Links,
-    /// What was warned of before.
+    /// Warnings already given.
     pub notices: &'a Notices,
-    /// Counts the files that have to be read.
+    /// Counts the files to be read.
     pub progress: &'a Progress,
-    /// Ends it with [`ScanError::Cancelled`].
+    /// Cancels the scan, which returns [`ScanError::Cancelled`].
     pub cancel: &'a CancellationToken,
 }
 
 /// Files that are still being written, with their entries in the current generation.
 pub type Withheld = BTreeMap<TreePath, Option<Entry>>;
 
-/// What a scan found.
+/// Result of a scan.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Outcome {
-    /// The tree as it is; the base, if nothing changed.
+    /// The current tree, or the base if nothing changed.
     pub root: RootEntry,
-    /// Whether anything but directory times differs from the base. If so, seal `root`; if not, save the writer where
-    /// `records_changed`.
+    /// Whether anything but directory times differs from the base. If so, seal `root`; otherwise, save the
+    /// writer if `records_changed`.
     pub changed: bool,
-    /// Directories whose times alone changed: to be added to the scope of the next scan
+    /// Directories of which only the times changed. To be added to the scope of the next scan
     /// ([`Scope::add_metadata_of`]). Empty if `changed`.
     pub times_only: BTreeSet<TreePath>,
-    /// Files that were changed so shortly before they were read that another change may not show: to be scanned again a
-    /// little later ([`RACY_DELAY`]).
+    /// Files that changed so shortly before they were read that a further change may be invisible. To be
+    /// scanned again after [`RACY_DELAY`].
     pub racy: Hints,
-    /// Whether stat records changed.
     pub records_changed: bool,
-    /// Mount points in the tree, and the one that the tree is on. None without a watch.
+    /// Mount points in the tree and the one of the tree itself. Empty without a watch.
     pub mounts: BTreeSet<PathBuf>,
-    /// Whether the whole tree was walked, and why if that was not asked for.
+    /// Whether the whole tree was walked without being requested, and why.
     pub walked: Option<Reason>,
     /// Files read, in all passes.
     pub files_read: u64,
-    /// Bytes of them.
+    /// Bytes read from them.
     pub bytes_read: u64,
     /// Directories listed, in all passes.
     pub directories_listed: u64,
-    /// Devices, sockets and fifos that were met; each was warned of once.
+    /// Devices, sockets and fifos. A warning was given once for each.
     pub skipped: BTreeSet<TreePath>,
-    /// Passes it took.
+    /// Number of passes.
     pub passes: u32,
 }
 
-/// After this long no stamp is racy any more, also where file systems keep whole seconds.
+/// Time after which no timestamp is ambiguous, even on file systems that store whole seconds.
 pub const RACY_DELAY: Duration = Duration::from_millis(2_100);
 
-/// Scans the tree. Blocks: for a thread of its own.
+/// Scans the tree. Blocks for long, so it needs its own thread.
 ///
-/// After an error the hints that the scan had taken from the watch, and its scope, are back in the watch.
+/// After an error the watch holds the scope of the scan and the hints that the scan had taken.
 ///
 /// # Errors
-/// See [`ScanError`]. The writer is to be dropped then.
+/// See [`ScanError`]. The writer must be dropped then.
 pub fn scan(scan: &Scan<'_>, base: Option<RootEntry>, scope: Scope) -> Result<Outcome, ScanError> {
     let mut taken = hints_of(&scope);
     let result = settle(scan, base, scope, &mut taken);
@@ -185,7 +182,7 @@ fn hints_of(scope: &Scope) -> Hints {
     }
 }
 
-/// Makes passes until nothing moves.
+/// Makes passes until nothing changes any more.
 fn settle(
     scan: &Scan<'_>,
     base: Option<RootEntry>,
@@ -222,7 +219,7 @@ fn settle(
         }
         taken.merge(hints.clone());
         hints.merge(again);
-        // They go on changing, and are not read.
+        // Withheld files keep changing and are not read.
         scan.withheld.keys().for_each(|path| hints.remove_name(path));
         if hints.is_empty() {
             if let Some(base) = base.filter(|_| !scan.options.allow_mass_deletion) {
@@ -242,7 +239,7 @@ fn settle(
     Err(unsettled(&Hints::default(), BTreeSet::new()))
 }
 
-/// Where the tree is, and why everything has to be looked at.
+/// Resolves the tree. The result includes a reason if everything must be examined.
 fn prepare(scan: &Scan<'_>, look: bool) -> Result<Prepared, ScanError> {
     let prepared = match scan.watch {
         Some(watch) if look => watch.prepare(),
@@ -276,7 +273,8 @@ fn one_pass(
     walk::walk(&pass, base, &Plan::of(scope))
 }
 
-/// What moved since the hints were taken. Err: it can't be known, which is no sign of unrest in the tree.
+/// Hints since the last call. An error means that changes are unknown; it is not a sign of unrest in the
+/// tree.
 fn moved_meanwhile(watch: Option<&Watch>) -> Result<Hints, ScanError> {
     let Some(watch) = watch else { return Ok(Hints::default()) };
     watch.barrier()?;
@@ -304,7 +302,7 @@ fn unsettled(hints: &Hints, moving: BTreeSet<TreePath>) -> ScanError {
     ScanError::Unsettled { paths: Paths(paths) }
 }
 
-/// What the passes of one scan add up to.
+/// Sums over the passes of one scan.
 #[derive(Default)]
 struct Sum {
     real: bool,

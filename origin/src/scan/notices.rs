@@ -1,4 +1,4 @@
-//! What is not replicated, or better were not, said once and never silently.
+//! Warnings about content that is not replicated, or probably should not be. Each is given once.
 
 use std::collections::BTreeSet;
 use std::fmt;
@@ -10,19 +10,19 @@ use tracing::warn;
 
 use super::error::Paths;
 
-/// Bits of the tree's own mode that let everybody read and enter it.
+/// Mode bits that let everybody read and enter the tree.
 const TREE_OPEN: u16 = 0o005;
-/// Skipped paths that are remembered; beyond that, warnings repeat.
+/// Number of skipped paths remembered. Beyond that, warnings repeat.
 const REMEMBERED_MAX: usize = 100_000;
 
-/// Something in the tree that a generation does not have.
+/// Something in the tree that generations do not contain.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Loss {
     /// A device, socket or fifo.
     Special,
-    /// The setuid or setgid bit.
+    /// A setuid or setgid bit.
     SetId,
-    /// That two names are one file.
+    /// The identity of two names of one file.
     HardLink,
     /// Extended attributes other than access control lists.
     ExtendedAttributes,
@@ -42,7 +42,7 @@ impl fmt::Display for Loss {
     }
 }
 
-/// What was said already. One for as long as a process runs.
+/// Warnings already given. Lives as long as the process.
 #[derive(Debug, Default)]
 pub struct Notices(Mutex<Said>);
 
@@ -50,15 +50,15 @@ pub struct Notices(Mutex<Said>);
 struct Said {
     kinds: BTreeSet<Loss>,
     special: BTreeSet<TreePath>,
-    /// Names that look private, told of or not.
+    /// Names that look private, reported or not.
     private: BTreeSet<TreePath>,
-    /// Of those, what the next line names.
+    /// Those of them that the next warning will name.
     untold: Vec<TreePath>,
     closed_tree: bool,
 }
 
 impl Notices {
-    /// Warns of a loss: of special files once for each path, of all else once.
+    /// Warns about a loss: for special files once per path, otherwise once. Returns whether it did.
     pub(super) fn tell(&self, loss: Loss, path: &TreePath) -> bool {
         let mut said = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         let new = match loss {
@@ -72,7 +72,8 @@ impl Notices {
         new
     }
 
-    /// Takes note of a name that is published for the first time and seldom meant to be: [`Notices::tell_private`].
+    /// Records a name that is published for the first time and seldom meant to be. [`Notices::tell_private`]
+    /// reports it.
     pub(super) fn looks_private(&self, path: &TreePath) {
         let mut said = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         if said.private.len() < REMEMBERED_MAX && said.private.insert(path.clone()) {
@@ -80,7 +81,7 @@ impl Notices {
         }
     }
 
-    /// Warns of what was noted since the last call, in one line; returns how many names that were.
+    /// Warns about the names recorded since the last call, in one line. Returns their number.
     pub(super) fn tell_private(&self) -> usize {
         let mut said = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         let paths = std::mem::take(&mut said.untold);
@@ -95,7 +96,7 @@ impl Notices {
         count
     }
 
-    /// Warns, once, of a content tree whose own mode keeps the users of web servers out.
+    /// Warns once about a content tree whose own mode keeps out the users of web servers.
     pub(super) fn tree_mode(&self, mode: u16) -> bool {
         let mut said = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         let new = mode & TREE_OPEN != TREE_OPEN && !std::mem::replace(&mut said.closed_tree, true);
@@ -110,12 +111,12 @@ impl Notices {
         new
     }
 
-    /// Whether a loss still has to be told of.
+    /// Whether a loss was not reported yet.
     fn is_open(&self, loss: Loss) -> bool {
         !self.0.lock().unwrap_or_else(PoisonError::into_inner).kinds.contains(&loss)
     }
 
-    /// Looks at the attributes of an open file, as long as there is something to tell.
+    /// Checks the attributes of an open file, as long as one of the losses was not reported yet.
     pub(super) fn attributes(&self, file: impl AsFd, path: &TreePath) {
         if !self.is_open(Loss::ExtendedAttributes) && !self.is_open(Loss::AccessControlList) {
             return;
@@ -125,7 +126,7 @@ impl Notices {
             return;
         }
         for name in names.split(|byte| *byte == 0).filter(|name| !name.is_empty()) {
-            // POSIX lists, and those of NFS, SMB and others that go by names of this kind.
+            // POSIX lists, and those of NFS, SMB and others, which use similar names.
             if name.starts_with(b"system.") && name.windows(3).any(|part| part == b"acl") {
                 self.tell(Loss::AccessControlList, path);
             } else if name != b"security.selinux" {

@@ -1,4 +1,4 @@
-//! A directory whose files or subdirectories are still being read, and what becomes of it.
+//! A directory whose files or subdirectories are still being read.
 
 use std::cmp::Ordering;
 use std::sync::Arc;
@@ -8,7 +8,7 @@ use syncd_shared::{Component, Directory, Entry, Kind, Metadata, ObjectHash, Tree
 use super::file_stat::FileStat;
 use super::stat_record::StatRecord;
 
-/// A directory as the base has it.
+/// A directory in the base.
 #[derive(Debug, Clone)]
 pub(super) struct Previous {
     pub object: ObjectHash,
@@ -17,13 +17,12 @@ pub(super) struct Previous {
 }
 
 impl Previous {
-    /// The entry of this name.
     pub(super) fn get(&self, name: &Component) -> Option<&Entry> {
         self.directory.get(name)
     }
 }
 
-/// See the module.
+/// A directory in progress. See the module documentation.
 #[derive(Debug)]
 pub(super) struct Pending {
     pub path: TreePath,
@@ -33,18 +32,18 @@ pub(super) struct Pending {
     pub previous: Option<Previous>,
     /// In any order.
     pub entries: Vec<Entry>,
-    /// What it waits for: files, subdirectories, and the listing itself.
+    /// Number of files and subdirectories it waits for, plus one for the listing itself.
     pub waiting: usize,
-    /// Something other than directory times changed below.
+    /// Whether anything but directory times changed here or below.
     pub real: bool,
-    /// Of a directory that was listed; its files are in any order.
+    /// Record of a listed directory; its files are in any order.
     pub record: Option<StatRecord>,
-    /// What the store has in its place.
+    /// The record in the store.
     pub record_before: Option<Vec<u8>>,
 }
 
-/// Whether anything but the times and objects of directories differs. (What a directory's object says is found where it
-/// is made.)
+/// Whether anything but the times and objects of directories differs. (Changes inside a subdirectory are
+/// found when its object is built.)
 pub(super) fn really_differs(before: &Directory, after: &Directory) -> bool {
     let (before, after) = (before.entries(), after.entries());
     before.len() != after.len()
@@ -61,7 +60,7 @@ fn entry_differs(before: &Entry, after: &Entry) -> bool {
     }
 }
 
-/// Whether two metadata differ in nothing but the time, if in that.
+/// Whether two metadata are equal, or differ in time only.
 pub(super) fn same_but_time(before: &Metadata, after: &Metadata) -> bool {
     Metadata { mtime: after.mtime, ..*before } == *after
 }

@@ -1,4 +1,4 @@
-//! Which contents a directory has gained and lost, for the store's index of paths.
+//! Contents gained and lost by a directory, for the store's index of paths.
 
 use std::cmp::Ordering;
 
@@ -8,7 +8,7 @@ use super::error::ScanError;
 use super::task::join;
 use crate::store::Writer;
 
-/// Tells the writer what differs between a directory and what it was before.
+/// Reports the differences between the previous and current state of a directory to the writer.
 pub(super) fn tell(
     writer: &Writer,
     path: &TreePath,

@@ -1,8 +1,8 @@
-//! A few threads that read files, in blocks that follow the order of the paths, so that what lies together in the tree
-//! lies together in the store.
+//! A few threads that read files in blocks in path order, so that files adjacent in the tree are adjacent in
+//! the store.
 //!
-//! Threads are started when there is more than one block; a small scan reads in its own thread. Blocks in flight are
-//! bounded, and with them everything that waits for one.
+//! Threads are started when there is more than one block; a small scan reads on its own thread. The number of
+//! blocks in flight is bounded, and with it the number of directories waiting for them.
 
 use std::sync::mpsc::{Receiver, Sender, SyncSender, channel, sync_channel};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -13,23 +13,23 @@ use syncd_shared::{Component, TreePath};
 use super::content::{Content, ContentReader};
 use super::error::ScanError;
 
-/// A block is full with so many files, or bytes.
+/// Number of files that fill a block.
 const BLOCK_FILES: usize = 64;
 const BLOCK_BYTES: u64 = 1024 * 1024;
-/// Blocks that may wait, for each thread.
+/// Blocks that may wait, per thread.
 const BLOCKS_WAITING: usize = 4;
 const THREADS_MAX: usize = 8;
 
-/// A file to be read.
+/// A file to read.
 #[derive(Debug)]
 pub(super) struct Job {
-    /// The directory that waits for it.
+    /// ID of the waiting directory.
     pub directory: u64,
     pub name: Component,
     pub path: TreePath,
 }
 
-/// A file that was read, or not.
+/// Result of a job.
 #[derive(Debug)]
 pub(super) struct Done {
     pub job: Job,
@@ -38,7 +38,7 @@ pub(super) struct Done {
 
 type Outcome = Result<Vec<Done>, ScanError>;
 
-/// See the module.
+/// Reads files on several threads. See the module documentation.
 pub(super) struct Pool<'scope, 'env, F> {
     scope: &'scope Scope<'scope, 'env>,
     reader: F,
@@ -63,7 +63,7 @@ where
         Self { scope, reader, block: Vec::new(), block_bytes: 0, running: None }
     }
 
-    /// Adds a file; returns what was read meanwhile.
+    /// Adds a file. Returns results that became available.
     pub(super) fn submit(&mut self, job: Job, size: u64) -> Outcome {
         self.block.push(job);
         self.block_bytes = self.block_bytes.saturating_add(size);
@@ -73,7 +73,7 @@ where
         self.send()
     }
 
-    /// Ends the reading: writes all frames, returns what was still to come.
+    /// Finishes reading: writes all frames and returns the remaining results.
     pub(super) fn finish(mut self) -> Outcome {
         if self.running.is_none() {
             let mut reader = (self.reader)();
@@ -88,7 +88,7 @@ where
             all.extend(done?);
         }
         for thread in threads {
-            // A panic in a reader goes on here.
+            // Propagates a panic of a reader.
             thread.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))?;
         }
         Ok(all)
@@ -108,7 +108,7 @@ where
                     running.in_flight -= 1;
                     all.extend(done?);
                 }
-                // Every thread has ended: its error comes with the join.
+                // All threads have ended; joining them returns the error.
                 Err(_) => break,
             }
         }
@@ -152,7 +152,7 @@ fn run(
         let done = read_block(&mut reader, block);
         let failed = done.is_err();
         if results.send(done).is_err() || failed {
-            // Whoever waits has the error, or is gone.
+            // The receiver already has the error, or is gone.
             return Ok(());
         }
     }

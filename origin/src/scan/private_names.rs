@@ -1,8 +1,9 @@
-//! Names that are seldom meant for visitors: secrets, other tools' records, editors' leftovers.
+//! Names that are seldom meant for visitors: secrets, data of other tools, leftovers of editors.
 //!
-//! They are published like any other name, because a site may need them; the operator is told when that happens first.
+//! They are published like any other name, because a site may need them. The operator is warned when that
+//! first happens.
 
-/// Names as they are: files and directories.
+/// Complete names of files and directories.
 const NAMES: &[&[u8]] = &[
     b".bash_history",
     b".bzr",
@@ -20,7 +21,7 @@ const NAMES: &[&[u8]] = &[
     b"id_ed25519",
     b"id_rsa",
 ];
-/// Ends of names: dumps, keys, swap and backup files.
+/// Suffixes of dumps, keys, swap and backup files.
 const ENDS: &[&[u8]] = &[
     b"~",
     b".bak",
@@ -39,10 +40,10 @@ const ENDS: &[&[u8]] = &[
     b".swo",
     b".swp",
 ];
-/// `.env.production` and the like; these say themselves that they hold no secret.
+/// Suffixes of `.env.` that mark a file without secrets, unlike `.env.production`.
 const HARMLESS_ENVIRONMENTS: &[&[u8]] = &[b"dist", b"example", b"sample", b"template"];
 
-/// See the module.
+/// Whether the name matches one of these patterns.
 pub(super) fn looks_private(name: &[u8]) -> bool {
     let is_environment =
         name.strip_prefix(b".env.").is_some_and(|kind| !HARMLESS_ENVIRONMENTS.contains(&kind));

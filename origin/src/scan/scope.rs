@@ -1,4 +1,4 @@
-//! How much of the tree a scan looks at.
+//! The part of the tree that a scan examines.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -6,18 +6,19 @@ use syncd_shared::{Component, TreePath};
 
 use crate::watch::{Hints, Names};
 
-/// How much of the tree a scan looks at. What it is not told to look at is taken from the base.
+/// The part of the tree that a scan examines. The rest is taken from the base.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Scope {
-    /// All of it. Files whose stat record fits are still not read.
+    /// The whole tree. Files whose stat record matches are still not read.
     Everything,
     /// Some directories.
     Parts {
-        /// To be listed.
+        /// Directories to list.
         directories: BTreeSet<TreePath>,
-        /// To be listed with all below them.
+        /// Directories to list with everything below them.
         subtrees: BTreeSet<TreePath>,
-        /// To be looked up, in directories that need not be listed; without a name the directory itself.
+        /// Names to look up, in directories that need not be listed. A directory without names stands for
+        /// itself.
         names: Names,
     },
 }
@@ -34,13 +35,12 @@ impl From<Hints> for Scope {
 }
 
 impl Scope {
-    /// These directories, not what is below them.
+    /// These directories, without their subdirectories.
     pub fn directories(directories: impl IntoIterator<Item = TreePath>) -> Self {
         let directories = directories.into_iter().collect();
         Scope::Parts { directories, subtrees: BTreeSet::new(), names: Names::default() }
     }
 
-    /// Whether there is nothing to look at.
     pub fn is_empty(&self) -> bool {
         match self {
             Scope::Everything => false,
@@ -50,7 +50,7 @@ impl Scope {
         }
     }
 
-    /// Adds what hints name, for example [`super::Outcome::racy`] of an earlier scan.
+    /// Adds the names of hints, for example [`super::Outcome::racy`] of an earlier scan.
     pub fn add(&mut self, more: Hints) {
         let mut hints = match self {
             Scope::Everything => return,
@@ -65,8 +65,8 @@ impl Scope {
         *self = hints.into();
     }
 
-    /// Adds directories whose own metadata is to be looked at, for example [`super::Outcome::times_only`] of earlier
-    /// scans.
+    /// Adds directories whose own metadata must be examined, for example [`super::Outcome::times_only`] of
+    /// earlier scans.
     pub fn add_metadata_of(&mut self, more: impl IntoIterator<Item = TreePath>) {
         let mut names = Names::default();
         more.into_iter().for_each(|directory| names.add_directory(directory));
@@ -74,16 +74,16 @@ impl Scope {
     }
 }
 
-/// A scope as a tree: the directories to list, and those on the way to them.
+/// A scope as a tree: directories to list, and those on the way to them.
 #[derive(Debug, Default)]
 pub(super) struct Plan {
-    /// This directory is to be listed.
+    /// Whether to list this directory.
     pub list: bool,
-    /// And all below it.
+    /// Whether to list everything below it as well.
     pub whole: bool,
-    /// These names in it are to be looked up, if it is not to be listed.
+    /// Names to look up in this directory if it is not listed.
     pub names: BTreeSet<Component>,
-    /// What is to be done below.
+    /// Plans for subdirectories.
     pub below: BTreeMap<Component, Plan>,
 }
 

@@ -1,8 +1,9 @@
-//! What is known of a directory before it is listed, and whether that is enough not to list it.
+//! Knowledge about a directory before it is listed, and whether that is enough to avoid listing it.
 //!
-//! A directory need not be listed where the base and its stat record have it, no other rules hold, and its own times are
-//! those of the record, or changed with one of the names that were hinted at. Anything else is in doubt, also a file
-//! with further names: a write through one of them is hinted at under that one only.
+//! A directory need not be listed if the base and its stat record have it, the ignore rules are unchanged,
+//! and its own times match the record or changed together with one of the hinted names. Otherwise its state
+//! is doubtful. A file with several names is also doubtful: a write through one of them causes a hint for
+//! that name only.
 
 use syncd_shared::{Component, Entry, TreePath, marks};
 
@@ -12,7 +13,7 @@ use super::pending::Previous;
 use super::scope::Plan;
 use super::stat_record::{Own, StatRecord};
 
-/// See the module.
+/// A directory before it is listed. See the module documentation.
 pub(super) struct Seen {
     pub path: TreePath,
     /// `None` for the root.
@@ -21,27 +22,27 @@ pub(super) struct Seen {
     pub previous: Option<Previous>,
     pub record: Option<StatRecord>,
     pub record_before: Option<Vec<u8>>,
-    /// The record that it had under another name, and that name.
+    /// The directory's former path and record, if it was renamed.
     pub moved: Option<(TreePath, StatRecord)>,
 }
 
 impl Seen {
-    /// Whether the directory is the one that base and record have, so that it may do to look at what the plan names.
+    /// Whether this is the directory of base and record, so that looking up the planned names may suffice.
     pub(super) fn is_known(&self, plan: &Plan) -> bool {
         let (Some(previous), Some(record)) = (&self.previous, &self.record) else { return false };
         let is_directory = |name| previous.get(name).is_some_and(Entry::is_directory);
         record.own.is_same(&Own::of(&self.own))
-            // Only a listing shows whether the directory became one of syncd's own.
+            // Only a listing shows whether the directory became a directory of syncd.
             && !plan.names.iter().any(|name| marks::is_mark_name(name.as_bytes()))
             && plan.below.keys().all(|name| plan.names.contains(name) || is_directory(name))
     }
 
-    /// Whether the rules are those that the record was made under.
+    /// Whether the ignore rules of the record still hold.
     pub(super) fn has_rules(&self, ignore_file: Option<FileStat>) -> bool {
         self.record.as_ref().is_some_and(|r| r.ignore_file == ignore_file.map(|stat| stat.fingerprint))
     }
 
-    /// Whether all that changed in the directory is among these names, as far as one can see.
+    /// Whether these names account for all visible changes in the directory.
     pub(super) fn is_told_by(&self, names: &[LookedUp]) -> bool {
         let is_linked = |listed: &Listed| !listed.stat.is_directory() && listed.stat.links > 1;
         if names.iter().filter_map(|(_, listed)| listed.as_ref()).any(is_linked) {
@@ -52,7 +53,7 @@ impl Seen {
             || names.iter().any(|(name, listed)| self.is_other(name, listed.as_ref()))
     }
 
-    /// Whether a name came, went, or names another thing now.
+    /// Whether a name was added, removed, or now belongs to another file.
     fn is_other(&self, name: &Component, now: Option<&Listed>) -> bool {
         let before = self.previous.as_ref().and_then(|previous| previous.get(name));
         let (Some(before), Some(now)) = (before, now) else { return before.is_some() != now.is_some() };

@@ -1,16 +1,17 @@
-//! The stat record: what a directory's files were like when their content was last read.
+//! The stat record: the state of a directory's files when their content was last read.
 //!
-//! One value per directory in the store, kept under its path. A file whose fingerprint is the recorded one has the
+//! The store has one record per directory, under its path. A file with the recorded fingerprint has the
 //! recorded content, unless it is marked racy. Canonical bytes, version 1, integers little endian:
 //!
 //! ```text
 //! u8 version = 1
 //! directory itself: u64 device, u64 inode, 12 mtime, 12 ctime    (a time: i64 seconds, u32 nanoseconds)
-//! u8 1 and a fingerprint where it has a .syncdignore, else u8 0  (fingerprint: u64 size, 12 mtime, 12 ctime, u64 inode)
+//! u8 1 and a fingerprint if it has a .syncdignore, otherwise u8 0
 //! per file, sorted by name: u8 name length, name, fingerprint, 32 content hash, u8 racy
+//! fingerprint: u64 size, 12 mtime, 12 ctime, u64 inode
 //! ```
 //!
-//! Bytes that are none, or of another version, count as no record: the files are read again.
+//! Invalid bytes and other versions count as a missing record: the files are read again.
 
 use syncd_shared::{Component, ContentHash, Timestamp};
 
@@ -18,7 +19,7 @@ use super::file_stat::{FileStat, Fingerprint};
 
 const VERSION: u8 = 1;
 
-/// What a directory is recognised by.
+/// Identity and times of a directory.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Own {
     pub device: u64,
@@ -42,7 +43,7 @@ impl Own {
         take_own(&mut rest)
     }
 
-    /// Whether it is the same directory, whatever is in it.
+    /// Whether both are the same directory, whatever its content.
     pub(super) fn is_same(&self, other: &Self) -> bool {
         (self.device, self.inode) == (other.device, other.inode)
     }
@@ -54,7 +55,7 @@ pub(super) struct ReadFile {
     pub name: Component,
     pub fingerprint: Fingerprint,
     pub content: ContentHash,
-    /// It was changed so shortly before it was read that a change right after may not show.
+    /// The file changed so shortly before it was read that a change right after may be invisible.
     pub racy: bool,
 }
 
@@ -68,12 +69,11 @@ pub(super) struct StatRecord {
 }
 
 impl StatRecord {
-    /// The file of this name with this fingerprint, if its content is known for sure.
+    /// The file with this name and fingerprint, if its content is certain.
     pub(super) fn known(&self, name: &Component, fingerprint: &Fingerprint) -> Option<&ReadFile> {
         self.file(name).filter(|file| !file.racy && file.fingerprint == *fingerprint)
     }
 
-    /// The file of this name.
     pub(super) fn file(&self, name: &Component) -> Option<&ReadFile> {
         let at = self.files.binary_search_by(|file| file.name.cmp(name)).ok()?;
         Some(&self.files[at])
@@ -101,7 +101,7 @@ impl StatRecord {
         out
     }
 
-    /// `None` for bytes that are no record of this version.
+    /// `None` for invalid bytes and other versions.
     pub(super) fn decode(bytes: &[u8]) -> Option<Self> {
         let mut rest = bytes;
         let rest = &mut rest;

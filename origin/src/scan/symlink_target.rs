@@ -1,8 +1,8 @@
-//! Where a symlink leads, as it is written.
+//! Lexical resolution of symlinks.
 
 use syncd_shared::TreePath;
 
-/// Whether a symlink at `path` is absolute or climbs above the tree's root on the way, as it is written.
+/// Whether a symlink at `path` is absolute or rises above the tree's root, judged by its text.
 pub(super) fn leaves_tree(path: &TreePath, target: &[u8]) -> bool {
     if target.starts_with(b"/") {
         return true;

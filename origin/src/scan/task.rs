@@ -1,4 +1,4 @@
-//! What a pass has to do with a directory, and what it knows of it.
+//! The task of a pass for one directory, and the knowledge it starts from.
 
 use syncd_shared::{Component, Metadata, ObjectHash, TreePath};
 
@@ -8,14 +8,14 @@ use super::scope::Plan;
 use super::stat_record::StatRecord;
 use crate::ignore_rules::IgnoreRules;
 
-/// What is to be done with a directory.
+/// The task for a directory.
 #[derive(Clone, Copy)]
 pub(super) struct Task<'p> {
-    /// List it, whatever is known of it.
+    /// List the directory, whatever is known about it.
     pub list: bool,
-    /// And all below it.
+    /// List everything below it as well.
     pub whole: bool,
-    /// What is to be done below.
+    /// Plan for its subdirectories.
     pub plan: Option<&'p Plan>,
 }
 
@@ -29,13 +29,13 @@ impl<'p> Task<'p> {
     }
 }
 
-/// What the names of a directory are held against.
+/// The state that the names of a directory are compared with.
 pub(super) struct Known {
     pub previous: Option<Previous>,
     pub record: Option<StatRecord>,
-    /// Where the directory was before it, or one above it, was renamed.
+    /// Former path, if the directory or one above it was renamed.
     pub source: Option<TreePath>,
-    /// Nothing is known of what is below.
+    /// Nothing below the directory is known.
     pub whole: bool,
 }
 
@@ -44,9 +44,9 @@ pub(super) struct Place {
     pub path: TreePath,
     pub parent: Option<(u64, Component)>,
     pub previous: Option<(ObjectHash, Metadata)>,
-    /// Those of the parent.
+    /// Ignore rules of the parent.
     pub rules: IgnoreRules,
-    /// Where it was before one above it was renamed.
+    /// Former path, if a directory above was renamed.
     pub source: Option<TreePath>,
 }
 

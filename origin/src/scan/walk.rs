@@ -1,6 +1,9 @@
-//! One pass over the tree: lists what the plan names, has files read, and makes directory objects from the leaves up.
+//! One pass over the tree: lists the planned directories, has files read, and builds directory objects from
+//! the leaves up.
 //!
-//! Depth first. A directory is finished when all its files were read and all its subdirectories are finished, so that
+//! The walk is depth-first. A directory is finished when all its files have been read and all its
+//! subdirectories are finished. Only directories on the current path, and those that wait for a read, are in
+//! memory.
 //! only those on the way and those that wait for a read are in memory.
 
 use std::collections::{BTreeSet, HashMap};
@@ -30,10 +33,10 @@ use crate::ignore_rules::{IgnoreRules, is_own};
 use crate::store::Writer;
 use crate::watch::{Hints, Watch};
 
-/// What a pass works with.
+/// Inputs of a pass.
 pub(super) struct Pass<'a> {
     pub root: &'a Path,
-    /// Directories that may have been renamed, by device and inode: where their stat records are.
+    /// Former paths, with stat records, of directories that may have been renamed, by device and inode.
     pub moved: HashMap<(u64, u64), TreePath>,
     pub writer: &'a Writer,
     pub watch: Option<&'a Watch>,
@@ -45,7 +48,7 @@ pub(super) struct Pass<'a> {
     pub cancel: &'a CancellationToken,
 }
 
-/// Where the records are of subtrees that were hinted at because they are no longer where they were.
+/// Finds the stat records of subtrees that were hinted at because they are gone from their paths.
 pub(super) fn moved(writer: &Writer, scope: &Scope) -> Result<HashMap<(u64, u64), TreePath>, ScanError> {
     let mut moved = HashMap::new();
     if let Scope::Parts { subtrees, .. } = scope {
@@ -59,16 +62,16 @@ pub(super) fn moved(writer: &Writer, scope: &Scope) -> Result<HashMap<(u64, u64)
     Ok(moved)
 }
 
-/// What a pass found.
+/// Result of a pass.
 #[derive(Debug, Default)]
 pub(super) struct Walked {
-    /// `None`: the tree was not there (any more).
+    /// `None` if the tree does not exist, or no longer exists.
     pub root: Option<RootEntry>,
-    /// Something other than directory times changed.
+    /// Whether anything but directory times changed.
     pub real: bool,
-    /// What moved under our hands.
+    /// Changes noticed during the pass.
     pub again: Hints,
-    /// Files that changed whenever they were read.
+    /// Files that changed during every attempt to read them.
     pub moving: BTreeSet<TreePath>,
     pub times_only: BTreeSet<TreePath>,
     pub racy: Hints,
@@ -118,7 +121,7 @@ impl<'scope, 'env, F> Walk<'scope, 'env, F>
 where
     F: Fn() -> ContentReader<'env> + Clone + Send + 'scope,
 {
-    /// Looks at a directory: lists it, or only passes through to those below. Whether it was there.
+    /// Visits a directory: lists it, or only descends. Returns whether it existed.
     fn visit(&mut self, place: Place, task: Task<'_>) -> Result<bool, ScanError> {
         if self.pass.cancel.is_cancelled() {
             return Err(ScanError::Cancelled);
@@ -155,7 +158,7 @@ where
         self.list(seen, open, task, rules).map(|()| true)
     }
 
-    /// The record that a directory had under another name: renaming it changed none of its files.
+    /// The record of a renamed directory under its former path. Renaming it changed none of its files.
     fn moved_record(
         &self,
         record: Option<&StatRecord>,
@@ -168,7 +171,7 @@ where
         }
         let source = source.or_else(|| self.pass.moved.get(&(own.device, own.inode)).cloned());
         let Some(source) = source else { return Ok(None) };
-        // Not the writer's: this pass may have removed or replaced it already.
+        // Not from the writer: this pass may already have removed or replaced the record.
         let bytes = self.pass.writer.store().stat(source.as_bytes())?;
         let record = bytes.as_deref().and_then(StatRecord::decode);
         Ok(record.filter(|record| record.own.is_same(&own)).map(|record| (source, record)))
@@ -191,7 +194,7 @@ where
         }
     }
 
-    /// Takes all from the base but these names and what the plan names below.
+    /// Takes everything from the base except these names and the planned subdirectories.
     fn pass_through(
         &mut self,
         mut seen: Seen,
@@ -202,7 +205,7 @@ where
         let (path, previous) = (seen.path.clone(), seen.previous.clone());
         let is_named = |name: &Component| task.plan.is_some_and(|plan| plan.names.contains(name));
         let before = seen.record.take();
-        // What was recorded stays as it is where no name is looked up.
+        // The record is unchanged if no name is looked up.
         let record = before.as_ref().filter(|_| !names.is_empty()).map(|before| StatRecord {
             own: Own::of(&seen.own),
             ignore_file: before.ignore_file,
@@ -249,7 +252,7 @@ where
         seen.own = listing.own;
         let own = Own::of(&listing.own);
         let ignore_file = listing.ignore_file.as_ref().map(|file| file.stat.fingerprint);
-        // Another directory under this name, or other rules: nothing below is known any more.
+        // With another directory under this name, or other rules, nothing below is known any more.
         let whole = task.whole
             || seen.previous.is_none()
             || seen.record.as_ref().is_some_and(|r| !r.own.is_same(&own) || r.ignore_file != ignore_file);
@@ -269,7 +272,7 @@ where
         self.release(id)
     }
 
-    /// Takes in names of a directory as they are now.
+    /// Processes the current names of a directory.
     fn names(
         &mut self,
         id: u64,
@@ -298,7 +301,7 @@ where
             match listed.stat.kind {
                 FileType::Directory => directories.push((child, listed)),
                 FileType::RegularFile if self.pass.withheld.contains_key(&child) => {
-                    // No record of it: it is read once it is quiet.
+                    // Without a record, so that the file is read once it is quiet.
                     let published = self.pass.withheld.get(&child).and_then(Option::as_ref);
                     published.filter(|entry| !entry.is_directory()).into_iter().for_each(|entry| {
                         self.add(id, entry.clone());
@@ -335,7 +338,7 @@ where
         Ok(())
     }
 
-    /// Whether a directory is the one that was listed last, with the same names in it.
+    /// Whether this is the last listed directory, with the same names.
     fn is_unchanged(&self, path: &TreePath, stat: &FileStat) -> Result<bool, ScanError> {
         let record = self.pass.writer.stat(path.as_bytes())?;
         Ok(record.as_deref().and_then(Own::of_record) == Some(Own::of(stat)))
@@ -358,7 +361,7 @@ where
         self.wait(id);
         let place = Place { path, parent: Some(parent), previous, rules: rules.clone(), source };
         if !self.visit(place, task)? {
-            // It vanished: its parent is not what was listed.
+            // The subdirectory vanished, so its parent must be listed again.
             if let Some(pending) = self.pending.get(&id) {
                 self.walked.again.add_directory(pending.path.clone());
             }
@@ -400,8 +403,8 @@ where
         self.absorb(done)
     }
 
-    /// Whether content that was read once is still in the store: garbage collection may have taken what no generation
-    /// refers to.
+    /// Whether the content of a file read earlier is still in the store. Garbage collection may have removed
+    /// it if no generation refers to it.
     fn is_stored(&self, known: &ReadFile, before: Option<&Entry>) -> Result<bool, ScanError> {
         let in_base = before.is_some_and(|entry| match entry.kind {
             Kind::File { content, size } => content == known.content && size == known.fingerprint.size,
@@ -430,7 +433,7 @@ where
         Ok(())
     }
 
-    /// An entry with the time that it is to have.
+    /// An entry with the modification time chosen by the policy.
     fn entry(&self, name: Component, stat: &FileStat, kind: Kind, before: Option<&Entry>) -> Entry {
         let mut metadata = stat.metadata();
         if self.pass.options.mtime == MtimePolicy::Keep
@@ -443,7 +446,7 @@ where
         Entry { name, metadata, kind }
     }
 
-    /// Takes in what was read.
+    /// Processes results of reading.
     fn absorb(&mut self, done: Vec<Done>) -> Result<(), ScanError> {
         for Done { job: Job { directory: id, name, path }, content } in done {
             let Some(pending) = self.pending.get(&id) else { continue };
@@ -508,7 +511,8 @@ where
         }
     }
 
-    /// One thing less to wait for; the last one finishes the directory, and perhaps those above.
+    /// Decrements the count that a directory waits for. At zero, finishes the directory and possibly those
+    /// above.
     fn release(&mut self, id: u64) -> Result<(), ScanError> {
         let mut id = id;
         loop {
@@ -525,7 +529,7 @@ where
         }
     }
 
-    /// Makes the directory's object and tells its parent, which is returned.
+    /// Builds the directory's object and adds it to the parent, whose ID is returned.
     fn finish(&mut self, pending: Pending) -> Result<Option<u64>, ScanError> {
         let Pending { path, parent, own, previous, entries, mut real, record, record_before, .. } = pending;
         let directory = Directory::new(entries)
@@ -572,7 +576,7 @@ where
         Ok(Some(parent))
     }
 
-    /// Directories that are no longer in the tree need no record and no watch.
+    /// Removes records and watches of directories that are no longer in the tree.
     fn forget_lost(&self, path: &TreePath, before: &Directory, after: &Directory) -> Result<(), ScanError> {
         for entry in before.entries().iter().filter(|entry| entry.is_directory()) {
             if !after.get(&entry.name).is_some_and(Entry::is_directory) {

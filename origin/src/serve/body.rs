@@ -1,8 +1,9 @@
-//! Bodies of streamed answers: gRPC messages, each in memory of its own that is given back once it is sent.
+//! Bodies of streamed answers: gRPC messages, each in memory of its own that is freed once it is sent.
 //!
-//! tonic encodes all messages of a stream into one buffer, which keeps the memory of a large one for as long as the
-//! stream is open: with a thousand agents, a gigabyte. So a handler gives tonic a stream without messages, and its own
-//! body along with the response ([`hand_over`]), which takes the place of tonic's on the way out ([`put_in_place`]).
+//! tonic encodes all messages of a stream into one buffer, which keeps the size of its largest message as
+//! long as the stream is open: a gigabyte with a thousand agents. Handlers therefore give tonic a stream
+//! without messages and attach their own body to the response ([`hand_over`]). It replaces tonic's body on
+//! the way out ([`put_in_place`]).
 
 use std::pin::Pin;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -19,13 +20,13 @@ use tonic::{Code, Response, Status};
 
 use super::replication::Outgoing;
 
-/// What precedes a gRPC message: whether it is compressed, and its length.
+/// Length of the prefix of a gRPC message: a compression flag and the length.
 const PREFIX_BYTES: usize = 5;
 
-/// No message: they are in the body that goes along.
+/// A stream without messages; they are in the attached body.
 pub(super) type Elsewhere<T> = Empty<Result<T, Status>>;
 
-/// A body on its way through tonic; extensions of a response must be `Clone`.
+/// A body attached to a response. `Clone`, because extensions of a response must be.
 #[derive(Clone)]
 struct Handed(Arc<Mutex<Option<Body>>>);
 
@@ -34,7 +35,7 @@ struct Messages<T> {
     ended: bool,
 }
 
-/// A response whose body is what goes out there.
+/// Makes a response with an attached body of these messages.
 pub(super) fn hand_over<T: Message + 'static>(outgoing: Outgoing<T>) -> Response<Elsewhere<T>> {
     let mut response = Response::new(tokio_stream::empty());
     let body = Body::new(Messages { outgoing, ended: false });
@@ -42,7 +43,7 @@ pub(super) fn hand_over<T: Message + 'static>(outgoing: Outgoing<T>) -> Response
     response
 }
 
-/// Gives a response the body that was handed over, where one was.
+/// Replaces the body of a response with the attached one, if any.
 pub(super) fn put_in_place(mut response: http::Response<Body>) -> http::Response<Body> {
     if let Some(Handed(handed)) = response.extensions_mut().remove::<Handed>()
         && let Some(body) = handed.lock().unwrap_or_else(PoisonError::into_inner).take()
@@ -107,7 +108,7 @@ mod tests {
     #[tokio::test]
     async fn a_message_has_memory_of_its_own_and_no_more_than_it_needs() {
         let (sender, fail, outgoing) = Outgoing::channel();
-        // What tonic makes of it.
+        // The response as tonic would send it.
         let (_, _, extensions) = hand_over(outgoing).into_parts();
         let mut response = http::Response::new(Body::empty());
         *response.extensions_mut() = extensions;

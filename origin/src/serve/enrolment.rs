@@ -1,4 +1,4 @@
-//! The enrolment service: certificates for new agents and for those whose certificate ends.
+//! The enrolment service: issues certificates to new agents, and renews those of enrolled ones.
 
 #![cfg_attr(not(test), deny(clippy::arithmetic_side_effects, clippy::indexing_slicing))]
 
@@ -16,7 +16,7 @@ use super::error::{ServeError, status};
 use super::replication::holder;
 use crate::line_budget::LineBudget;
 
-/// Lines that strangers write by joining without a good token.
+/// Limits log lines that strangers can cause by joining without a valid token.
 static REFUSED_JOINS: LineBudget = LineBudget::new();
 
 pub(super) struct Enrol {
@@ -35,7 +35,7 @@ impl Enrol {
         }
         let name: AgentName = String::from_utf8_lossy(&request.name).parse()?;
         let secret_hash = secret_hash(&request.secret);
-        // Before anything is signed: whoever guesses pays more than this origin does.
+        // Checked before anything is signed, so that guessing costs the guesser more than this origin.
         fleet.check_join(secret_hash, name.clone()).await?;
         let (certificate, identity, print) = self.issue(&name, &request.certificate_request)?;
         fleet.join(secret_hash, identity, print).await?;

@@ -1,4 +1,4 @@
-//! What agents are told when something fails.
+//! Errors as reported to agents.
 
 use syncd_shared::GenerationNumber;
 use syncd_shared::generation::GenerationError;
@@ -9,7 +9,7 @@ use tonic::{Code, Status};
 use crate::fleet::{FleetError, RosterError};
 use crate::plan::PlanError;
 
-/// Why a call or a stream ended.
+/// Reasons that a call or a stream ended.
 #[derive(Debug, thiserror::Error)]
 pub enum ServeError {
     #[error("this call needs an agent's certificate: join first")]
@@ -74,8 +74,8 @@ impl From<PlanError> for ServeError {
 }
 
 impl ServeError {
-    /// What ended a stream from a peer. tonic calls a message that does not decode INTERNAL, as a defect here would be;
-    /// of what the connection does it names the source.
+    /// Classifies an error received from a peer. For a message that does not decode, tonic reports INTERNAL
+    /// without a source, like a defect of this program. Errors of the connection have a source.
     pub(super) fn received(status: Status) -> Self {
         let is_of_the_message =
             status.code() == Code::Internal && std::error::Error::source(&status).is_none();
@@ -84,9 +84,9 @@ impl ServeError {
     }
 }
 
-/// The one place where errors become codes. The code tells the agent what to do: `NOT_FOUND` to ask for objects instead
-/// of an update, `UNAUTHENTICATED` to renew its certificate, `UNAVAILABLE`, `ABORTED` and `DEADLINE_EXCEEDED` to try
-/// again, anything else that a person must act.
+/// Maps every error to a code, which determines what the agent does. `NOT_FOUND`: request objects instead of
+/// an update. `UNAUTHENTICATED`: renew the certificate. `UNAVAILABLE`, `ABORTED` and `DEADLINE_EXCEEDED`:
+/// retry. Any other code requires a person to act.
 pub fn status(error: &ServeError) -> Status {
     let code = match error {
         ServeError::NoCertificate | ServeError::OutOfDate => Code::Unauthenticated,

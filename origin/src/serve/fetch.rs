@@ -1,7 +1,8 @@
-//! Answers fetch requests, one after the other, as fast as the agent reads.
+//! Answers fetch requests one after another, as fast as the agent reads.
 //!
-//! Reading the store and compressing happen in short turns on a blocking thread; between turns no thread is held, so
-//! that slow agents cost memory alone. Whose requests are answered at once is for [`super::turns`].
+//! The store is read and data compressed in short batches on a blocking thread. No thread is held between
+//! batches, so slow agents only cost memory. [`super::turns`] decides which requests are answered
+//! concurrently.
 
 #![cfg_attr(not(test), deny(clippy::arithmetic_side_effects, clippy::indexing_slicing))]
 
@@ -22,28 +23,28 @@ use super::turns::StreamTurns;
 use super::{FromPeer, Services, takes_updates};
 use crate::plan::{EncodedUpdate, ObjectsAnswer, PlanError};
 
-/// Bytes that one turn produces before it hands over.
+/// Bytes after which a batch ends.
 const TURN_BYTES: usize = 256 * 1024;
-/// Bytes that were handed over and that the kernel has not taken, at most, when more is read: a message.
+/// Unsent bytes, about one message, up to which more is read from the store.
 const AHEAD_BYTES: u64 = 256 * 1024;
-/// An agent that asks for nothing for this long is cut off.
+/// An agent that requests nothing for this long is disconnected.
 const IDLE: Duration = Duration::from_secs(600);
 
-/// What a request is answered with.
+/// The answer to a request.
 enum Frames {
     Update(Items),
     Objects(Box<ObjectsAnswer>),
 }
 
 impl Frames {
-    /// Waits until there is a next one, or none will come.
+    /// Waits until the next frame is available, or known not to come.
     async fn ready(&self) {
         if let Self::Update(Items { update, next }) = self {
             update.reached(*next).await;
         }
     }
 
-    /// What was begun of the answer after this one.
+    /// The next answer, if it was begun together with this one.
     fn begun(self) -> Option<Self> {
         match self {
             Self::Update(_) => None,
@@ -63,7 +64,7 @@ impl Iterator for Frames {
     }
 }
 
-/// Answers until the agent has no more requests.
+/// Answers requests until the agent has no more.
 pub async fn answer(
     services: &Services,
     turns: &StreamTurns,
@@ -74,7 +75,7 @@ pub async fn answer(
     while let Some(request) = requests.next().await? {
         let _turn = turns.take().await?;
         let mut frames = Some(requests.frames_of(services, request).await?);
-        // What was begun in the answer before is answered in the same turn.
+        // An answer begun together with this one belongs to the same slot.
         while let Some(begun) = frames.take() {
             frames = send(services, turns, begun, &mut requests, sender).await?;
         }
@@ -82,14 +83,14 @@ pub async fn answer(
     Ok(())
 }
 
-/// What an agent asks for on one stream.
+/// The requests of one stream.
 struct Requests<S> {
     stream: S,
-    /// What was received before its turn: the stream's next item.
+    /// The next item of the stream, if it was received ahead of time.
     ahead: Option<Option<Result<v1::FetchRequest, Status>>>,
-    /// Of the next request.
+    /// Ordinal of the next request.
     ordinal: u64,
-    /// An update was asked for.
+    /// Whether an update was requested.
     updated: bool,
 }
 
@@ -105,7 +106,7 @@ impl<S: FromPeer<v1::FetchRequest>> Requests<S> {
         message.transpose().map_err(ServeError::received)
     }
 
-    /// The next request, if it is there and may be answered together with the one before it.
+    /// The next request, if it has arrived and may be answered together with the current one.
     fn early(&mut self) -> Option<v1::ObjectsRequest> {
         if self.ahead.is_none() {
             self.ahead = self.stream.next().now_or_never();
@@ -161,7 +162,7 @@ impl<S: FromPeer<v1::FetchRequest>> Requests<S> {
     }
 }
 
-/// Hands frames over, and waits until the kernel took them. Gives what was begun of the answer after it.
+/// Sends frames and waits until the kernel has accepted them. Returns the next answer, if it was begun.
 async fn send(
     services: &Services,
     turns: &StreamTurns,
@@ -178,7 +179,7 @@ async fn send(
         let Ok(room) = room else { return Ok(None) };
         drop(room);
         frames.ready().await;
-        // Where others wait, a turn is one answer.
+        // A slot covers only one answer while other agents wait.
         if let Frames::Objects(answer) = &mut frames
             && answer.wants_next()
             && !turns.others_wait()
@@ -222,7 +223,7 @@ fn take_turn(mut frames: Frames) -> (Frames, Vec<Result<v1::FetchFrame, Arc<Plan
     (frames, batch)
 }
 
-/// An encoded update from some item on, as far as it is there.
+/// The available frames of an encoded update, from `next` on.
 struct Items {
     update: Arc<EncodedUpdate>,
     next: u64,

@@ -1,4 +1,4 @@
-//! What an agent says first, as a function over any message: for the fuzz targets alone.
+//! An agent's hello, as a function over any message. Only for fuzz targets.
 
 #![allow(
     clippy::arithmetic_side_effects,
@@ -12,7 +12,8 @@ use syncd_shared::generation::GenerationError;
 use super::session::greet;
 use super::takes_updates;
 
-/// A hello; `verify` stands for the origin's keys. What is not verified must not be taken for the agent's state.
+/// Checks a hello, where `verify` replaces the origin's keys. Unverified generations must not become the agent's
+/// state.
 pub fn hello(verify: impl Fn(&[u8], &[u8]) -> Result<SignedGeneration, GenerationError>, hello: v1::Hello) {
     let _ = takes_updates(&hello.features);
     let shown = usize::from(hello.live.is_some()) + usize::from(hello.accepted.is_some());

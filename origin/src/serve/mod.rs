@@ -1,9 +1,9 @@
-//! The gRPC services: agents dial in, and are who their certificate says.
+//! The gRPC services. Agents connect to the origin and are identified by their certificates.
 //!
-//! [`replication`] holds one control stream for each agent, [`fetch`] answers with bulk bytes, [`enrolment`] hands out
-//! certificates. What [`body`] sends is in memory until then and no longer. Each stream is one task with bounded
-//! memory; all of them end when the origin stops, when the agent's certificate is revoked, or when the agent stops
-//! reading.
+//! [`replication`] holds one control stream for each agent, [`fetch`] sends bulk bytes, and [`enrolment`]
+//! issues certificates. Messages sent through [`body`] stay in memory only until they are sent. Each stream
+//! is one task with bounded memory. All streams end when the origin stops, when the agent's certificate is
+//! revoked, or when the agent stops reading.
 
 #![cfg_attr(not(test), deny(clippy::disallowed_methods))]
 #![cfg_attr(not(test), deny(clippy::arithmetic_side_effects, clippy::indexing_slicing))]
@@ -49,43 +49,42 @@ pub use turns::StreamTurns;
 use enrolment::Enrol;
 use replication::Replicate;
 
-/// Version of the protocol that this origin speaks.
+/// Version of the protocol.
 pub const PROTOCOL: u32 = 1;
-/// Optional abilities that this origin names. Every encoded update may have deltas: who does not name them gets none, and
-/// takes the general path.
+/// Optional features of this origin. Every encoded update may have deltas, so an agent that does not name
+/// this feature gets no updates and takes the general path.
 const FEATURES: &[&str] = &[FEATURE_DELTAS];
-/// How often agents are asked to say that they live.
+/// Interval at which agents send heartbeats.
 pub const HEARTBEAT_INTERVAL: Duration = Duration::from_secs(15);
-/// A `JoinRequest` has little more than its certificate request.
+/// Large enough for a `JoinRequest`, which has little besides its certificate request.
 const ENROLMENT_MESSAGE_MAX_BYTES: usize = 2 * CERTIFICATE_REQUEST_MAX_BYTES;
-/// How long connections may take to end after the origin was told to stop.
+/// Time limit for connections to end when the origin stops.
 const DRAIN: Duration = Duration::from_secs(5);
 
-/// Messages of a peer, as they come: a gRPC stream, or what plays one.
+/// Messages of a peer in order: a gRPC stream, or a substitute in tests and simulations.
 pub trait FromPeer<T>: Stream<Item = Result<T, Status>> + Unpin + Send {}
 
 impl<T, S: Stream<Item = Result<T, Status>> + Unpin + Send> FromPeer<T> for S {}
 
-/// Whether who named these features takes encoded updates.
+/// Whether an agent with these features accepts encoded updates.
 fn takes_updates(features: &[String]) -> bool {
     FEATURES.iter().all(|feature| features.iter().any(|named| named == feature))
 }
 
-/// What the services work with.
+/// Shared state of the services.
 #[derive(Clone)]
 pub struct Services {
-    /// Certificates and signing keys.
     pub keys: Arc<Keys>,
-    /// Who is enrolled, and what is announced.
+    /// Enrolled agents and announcements.
     pub fleet: Fleet,
-    /// Updates and objects.
+    /// Planner of updates and objects.
     pub planner: Planner,
-    /// `--bwlimit`: for all bulk bytes together.
+    /// `--bwlimit`, shared by all bulk bytes.
     pub limit: Option<Arc<Bucket>>,
 }
 
-/// Serves agents on `listener` until `shutdown`. The future ends when all connections have, or after a deadline; it is
-/// not cancel safe. Must be called on the runtime.
+/// Serves agents on `listener` until `shutdown`. The future completes when all connections have ended, or
+/// after a deadline. Not cancel safe. Must be called on the runtime.
 pub fn serve(
     listener: TcpListener,
     services: Services,

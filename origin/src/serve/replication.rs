@@ -1,4 +1,4 @@
-//! The replication service: who calls, and the task of each stream.
+//! The replication service: identifies callers and runs a task for each stream.
 
 #![cfg_attr(not(test), deny(clippy::arithmetic_side_effects, clippy::indexing_slicing))]
 
@@ -22,20 +22,21 @@ use super::{Services, fetch, session};
 use crate::fleet::Fleet;
 use crate::listener::ConnectionInfo;
 
-/// Messages that wait for the connection.
+/// Messages queued for the connection.
 const QUEUE: usize = 1;
-/// Bounds of the pauses between two looks at the clock.
+/// Shortest interval between checks of the clock.
 const CLOCK_SHORTEST_LOOK: Duration = Duration::from_millis(100);
-/// See [`CLOCK_SHORTEST_LOOK`].
+/// Longest interval between checks of the clock.
 const CLOCK_LOOK: Duration = Duration::from_secs(60);
 
-/// The identity of a caller whose certificate holds today: for every call but one.
+/// The identity of a caller with a currently valid certificate, required by every call except renewals.
 fn peer<T>(request: &Request<T>, fleet: &Fleet) -> Result<PeerIdentity, ServeError> {
     let identity = holder(request, fleet)?;
     if identity.holds(OffsetDateTime::now_utc()) { Ok(identity) } else { Err(ServeError::OutOfDate) }
 }
 
-/// Returns once a certificate does not hold any more by this machine's clock, which may be set at any time. Cancel safe.
+/// Returns once a certificate is outside its validity by this machine's clock, which may be set at any time.
+/// Cancel safe.
 pub(super) async fn out_of_date(peer: &PeerIdentity) {
     loop {
         let now = OffsetDateTime::now_utc();
@@ -46,7 +47,7 @@ pub(super) async fn out_of_date(peer: &PeerIdentity) {
     }
 }
 
-/// The identity of a caller: its certificate's, and nothing else. The certificate need not hold today.
+/// The identity of a caller, taken from its certificate only. The certificate need not be valid now.
 pub(super) fn holder<T>(request: &Request<T>, fleet: &Fleet) -> Result<PeerIdentity, ServeError> {
     let info = request.extensions().get::<ConnectionInfo>();
     let identity = info.and_then(|info| info.identity.clone()).ok_or(ServeError::NoCertificate)?;
@@ -65,10 +66,10 @@ impl Replicate {
     }
 }
 
-/// Messages of a stream, and the error that ends it: that one comes at once, whatever is still queued.
+/// Messages of a stream, and the error that ends it. An error is sent at once, ahead of queued messages.
 pub(super) struct Outgoing<T> {
     messages: mpsc::Receiver<T>,
-    /// An error ends the stream now; without one it ends once the queue is empty.
+    /// An error ends the stream at once. Without one, the stream ends when the queue is empty.
     end: oneshot::Receiver<ServeError>,
     ended: bool,
 }

@@ -1,12 +1,12 @@
-//! One agent's control stream.
+//! The control stream of one agent.
 //!
 //! ```text
 //!   hello ──> welcome ──> [ announcement changed ──> plan the update, 2 s at most ──> announce ]*
 //!                         [ heartbeat ──> heartbeat ]*   [ progress, staged, activated, hook, failed ──> fleet ]*
 //! ```
 //!
-//! What waits to be sent is one value of each kind, the newest: an agent that does not read costs nothing, and gets
-//! the newest generation when it does.
+//! Only the newest value of each kind waits to be sent. An agent that does not read therefore costs nothing,
+//! and receives the newest generation when it does.
 
 #![cfg_attr(not(test), deny(clippy::arithmetic_side_effects, clippy::indexing_slicing))]
 
@@ -35,20 +35,20 @@ use super::{FEATURES, FromPeer, HEARTBEAT_INTERVAL, PROTOCOL, Services, takes_up
 use crate::fleet::{AgentDrift, AgentProgress, AgentState, Attachment, EndReason, Greeting, Report};
 use crate::plan::{EncodedUpdate, Planner};
 
-/// From the open stream to the agent's hello.
+/// Time limit for the agent's hello.
 const HELLO: Duration = Duration::from_secs(10);
-/// A stream without a message for this long is dead.
+/// A stream without messages for this long is dead.
 const SILENCE: Duration = HEARTBEAT_INTERVAL.saturating_mul(3);
-/// An announcement waits at most this long for an update that could travel in it.
+/// Longest time that an announcement waits for an update to carry.
 const INLINE_WAIT: Duration = Duration::from_secs(2);
-/// More updates without a spare are not believed of an agent.
+/// Cap of the updates without a spare that an agent may report.
 const SPARE_MISSES_MAX: u64 = u32::MAX as u64;
-/// Longest boot id and agent version, in bytes.
+/// Longest boot ID and agent version, in bytes.
 const SHORT_TEXT_MAX_BYTES: usize = 256;
 
 type Plan = Pin<Box<dyn Future<Output = Option<(RootHash, Arc<EncodedUpdate>)>> + Send>>;
 
-/// Runs a control stream to its end. `Ok`: the agent closed it. The log tells of both ends, by the agent's name.
+/// Runs a control stream to its end. `Ok` if the agent closed it. Logs both ends with the agent's name.
 pub async fn run(
     services: &Services,
     peer: PeerIdentity,
@@ -59,7 +59,7 @@ pub async fn run(
     let mut is_attached = false;
     let result = converse(services, peer, incoming, sender, &mut is_attached).await;
     match &result {
-        // All of them at once: the log says that the origin stops.
+        // All streams end at once then, and the log already says that the origin is stopping.
         Err(ServeError::Stopping) => {}
         Err(error) if is_attached => {
             tracing::info!(agent = %name, reason = %crate::error_chain(error), "agent disconnected");
@@ -122,8 +122,8 @@ fn limit(what: &'static str, actual: usize, limit: usize) -> Result<(), ServeErr
     if actual > limit { Err(ServeError::Limit { what, actual, limit }) } else { Ok(()) }
 }
 
-/// Checks a hello. A generation that is not signed by this origin is no error: the agent may have followed an origin
-/// whose keys were lost, and a person must see that.
+/// Checks a hello. A generation not signed by this origin is not an error: the agent may have followed an
+/// origin whose keys were lost, and a person must see that.
 pub(super) fn greet(
     verify: impl Fn(&[u8], &[u8]) -> Result<SignedGeneration, GenerationError>,
     hello: v1::Hello,
@@ -149,17 +149,17 @@ pub(super) fn greet(
     let live = check(hello.live, "live");
     let accepted = check(hello.accepted, "accepted");
     let hook = hello.hook.as_ref().map(|report| hook_of(report, live.as_ref().map(SignedGeneration::number)));
-    // Of a generation that is not ours nothing is known, nor of its hook.
+    // The hook of a foreign generation is unknown, too.
     let hook = if live.is_some() { hook.transpose()? } else { None };
-    // An agent may put anything into these; logs and `status` show them.
+    // Untrusted text, which logs and `status` show.
     let boot_id = one_line(&hello.boot_id, SHORT_TEXT_MAX_BYTES);
     let version = one_line(&hello.agent_version, SHORT_TEXT_MAX_BYTES);
     let drift = hello.drift.map(drift_of).transpose()?.flatten();
     Ok(Greeting { boot_id, version, live, accepted, hook, drift, notes })
 }
 
-/// Checks what an agent says of its hook; `linked`: the generation that it said to be linked there. A ROOT that was
-/// put back from a backup may still name a later success, which is dropped: the hook counts as never having succeeded.
+/// Checks a hook report against `linked`, the reported linked generation. After ROOT was restored from a
+/// backup, it may name a later success, which is dropped: the hook then counts as never having succeeded.
 fn hook_of(report: &v1::HookReport, linked: Option<GenerationNumber>) -> Result<HookStatus, ServeError> {
     let mut hook = HookStatus::from_report(report)?;
     let generation =
@@ -171,7 +171,7 @@ fn hook_of(report: &v1::HookReport, linked: Option<GenerationNumber>) -> Result<
     Ok(hook)
 }
 
-/// A number that an agent names is shown only where it was announced.
+/// Drops a number that was not announced.
 fn announced_only(number: Option<u64>, announced: Option<GenerationNumber>) -> Option<u64> {
     number.filter(|number| announced.is_some_and(|announced| *number <= announced.get()))
 }
@@ -190,7 +190,7 @@ fn welcome(services: &Services) -> v1::Welcome {
     }
 }
 
-/// The newest of everything that waits to be sent.
+/// The newest unsent value of each kind.
 #[derive(Default)]
 struct Outbox {
     welcome: Option<v1::Welcome>,
@@ -216,21 +216,21 @@ impl Outbox {
 struct Session {
     planner: Planner,
     attachment: Attachment,
-    /// What the agent has live, as last heard.
+    /// Root of the agent's live tree, as last reported.
     live: Option<RootHash>,
-    /// The number of that.
+    /// Number of that generation.
     reported: Option<GenerationNumber>,
-    /// No generation that was announced here has more files, or more bytes.
+    /// Bounds on the totals of all generations announced here.
     most: Totals,
-    /// Whether an update may travel in an announcement.
+    /// Whether announcements to this agent may carry updates.
     takes_updates: bool,
-    /// The highest number that it accepted, as last heard.
+    /// Highest number accepted by the agent, as last reported.
     accepted: Option<GenerationNumber>,
     outbox: Outbox,
-    /// The update that is planned for the announcement to come, and that announcement.
+    /// The next announcement, with the update being planned for it.
     plan: Option<(Arc<SignedGeneration>, Plan)>,
     last_heard: Instant,
-    /// Done once the agent's certificate does not hold any more.
+    /// Completes when the agent's certificate becomes invalid.
     out_of_date: Pin<Box<dyn Future<Output = ()> + Send>>,
 }
 
@@ -271,13 +271,13 @@ impl Session {
         }
     }
 
-    /// A newer generation: what was not sent yet of older ones is forgotten.
+    /// Handles a newer generation: unsent data of older ones is dropped.
     fn announced(&mut self) {
         let Some(generation) = self.attachment.announced.borrow_and_update().clone() else { return };
         self.outbox.announce = None;
         self.plan = None;
         if self.accepted.is_some_and(|accepted| accepted > generation.number()) {
-            // It would be refused. The committer was told.
+            // The agent would refuse it. The committer was warned.
             return;
         }
         let to = generation.root_hash();
@@ -308,8 +308,8 @@ impl Session {
             Some(v1::Announce { generation: Some(generation), activate_when_staged: true, update: inline });
     }
 
-    /// A generation above ours was announced by an origin that this one was restored from a copy of. What counts is its
-    /// signed record, which the next hello shows.
+    /// Checks that a reported generation was announced here. A higher number was announced by an origin from
+    /// whose backup this one was restored. Only its signed record counts, which the next hello shows.
     fn known_here(&self, generation: GenerationNumber, root: RootHash) -> Result<(), ServeError> {
         let announced = self.attachment.announced.borrow();
         let is_known = announced.as_ref().is_some_and(|ours| {
@@ -322,12 +322,11 @@ impl Session {
         self.attachment.announced.borrow().as_ref().map(|announced| announced.number())
     }
 
-    /// How far an agent says that it is on its way to a generation; `None`: to one that was never announced here, which
-    /// an honest agent heard of from the origin that this one was restored from a copy of. More than there is to do is
-    /// not believed.
+    /// Checks reported progress and caps it at the announced totals. `None` if the generation was never
+    /// announced here, which happens after this origin was restored from a backup.
     fn progress(&mut self, said: AgentProgress) -> Option<AgentProgress> {
         let announced = self.attachment.announced.borrow().clone()?;
-        // What is superseded, and may be on its way still, can be larger.
+        // A superseded generation that is still in progress can be larger.
         self.most = self.most.covering(announced.generation().root.totals);
         let (files, bytes) = (self.most.files, self.most.bytes);
         let is_known = (1..=announced.number().get()).contains(&said.generation);
@@ -379,7 +378,7 @@ impl Session {
                 let spare_misses = a.spare_misses.min(SPARE_MISSES_MAX);
                 Report::Activated { generation, root, spare_misses, hook_due: a.hook_due }
             }
-            // What it has linked is not ours.
+            // The linked generation is foreign.
             FromAgent::Hook(_) if self.reported.is_none() => Report::Heartbeat,
             FromAgent::Hook(report) => {
                 let mut hook = hook_of(&report, self.reported)?;
@@ -402,7 +401,8 @@ impl Session {
     }
 }
 
-/// The announcement whose update is planned, or known not to come. Cancel safe: the plan stays where it is.
+/// Returns the next announcement once its update is planned, or known not to come. Cancel safe: the plan is
+/// kept.
 async fn planned(
     plan: &mut Option<(Arc<SignedGeneration>, Plan)>,
 ) -> (Arc<SignedGeneration>, Option<(RootHash, Arc<EncodedUpdate>)>) {
@@ -413,7 +413,7 @@ async fn planned(
     (generation, update)
 }
 
-/// `None`: nothing is to be reported any more.
+/// `None` if the report ends an earlier one.
 fn drift_of(drift: v1::DriftReport) -> Result<Option<AgentDrift>, ServeError> {
     limit("first path", drift.first_path.len(), REASON_MAX_BYTES)?;
     limit("place of lost files", drift.kept.len(), REASON_MAX_BYTES)?;

@@ -1,9 +1,9 @@
-//! Whose turn it is to be answered: what bounds the memory of all fetch streams together.
+//! Slots for answering fetch requests, which bound the memory of all fetch streams together.
 //!
-//! A turn lasts for one request, or for two that are answered together while nobody else waits, from its first byte read
-//! until the kernel took the last of the answer: what was only handed over waits in HTTP/2's memory. A stream that waits for its next request has none. Of one agent's streams one
-//! has a turn; the others, and other agents, wait in line. Who does not take what it asked for loses its turn, sooner
-//! where others wait.
+//! A slot is held from the first byte read until the kernel has accepted the whole answer, because data
+//! queued in HTTP/2 still occupies memory. It covers one request, or two that are answered together while
+//! nobody else waits. Each agent has one slot, however many streams it opens; its other streams, and other
+//! agents, wait in line. An agent that does not read its answer loses its slot, sooner if others wait.
 
 #![cfg_attr(not(test), deny(clippy::arithmetic_side_effects, clippy::indexing_slicing))]
 
@@ -19,21 +19,21 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use super::error::ServeError;
 use crate::listener::Written;
 
-/// Fetch streams of one agent at once.
+/// Maximum number of fetch streams per agent.
 pub(super) const STREAMS_PER_AGENT: usize = 4;
-/// Requests that are answered at once: each has up to three MiB of messages in memory, one that was read, one that is encoded
-/// and what HTTP/2 took, and a few of where its contents lie. Others wait in line.
+/// Number of concurrent answers. Each has up to 3 MiB of messages in memory (one read, one being encoded, and
+/// those queued in HTTP/2), and a few MiB of chunk locations. Others wait in line.
 pub(super) const TURNS: usize = 32;
-/// How long things may take.
+/// Timeouts of waiting.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Patience {
-    /// Until it is one's turn: less than an agent waits for its first frame.
+    /// Longest wait for a slot. Shorter than an agent waits for its first frame.
     wait: Duration,
-    /// An agent that takes nothing for this long is cut off.
+    /// An agent that reads nothing for this long is disconnected.
     stall: Duration,
-    /// The same where others wait: a message of 1 MiB in this time is 70 kB/s.
+    /// The same limit while others wait. A message of 1 MiB in this time is 70 kB/s.
     stall_crowded: Duration,
-    /// How often it is looked whether others wait.
+    /// Interval of checks whether others wait.
     look: Duration,
 }
 
@@ -50,21 +50,21 @@ struct OfAgent {
     turn: Arc<Semaphore>,
 }
 
-/// All turns there are.
+/// All slots.
 #[derive(Clone, Debug)]
 pub(super) struct Turns {
     all: Arc<Semaphore>,
     waiting: Arc<AtomicUsize>,
     agents: Arc<Mutex<HashMap<AgentName, OfAgent>>>,
-    /// What streams that have ended sent, in bytes, since [`Self::has_rest`].
+    /// Bytes sent by ended streams since [`Self::has_rest`] last returned `true`.
     sent: Arc<AtomicU64>,
     patience: Patience,
 }
 
-/// So many bytes leave memory behind that is worth giving back.
+/// Sent bytes from which returning free memory is worthwhile.
 const MUCH_SENT_BYTES: u64 = 16 * 1024 * 1024;
 
-/// What has to be taken in the time that [`Patience`] gives, in bytes: a message.
+/// Bytes that must be read within the time limit: one message.
 const STEP_BYTES: u64 = 1024 * 1024;
 
 impl Turns {
@@ -73,7 +73,7 @@ impl Turns {
         Self { all, waiting: Arc::default(), agents: Arc::default(), sent: Arc::default(), patience }
     }
 
-    /// A stream of this agent, until it is dropped, and the connection that it is on.
+    /// Opens a stream of this agent on `connection`. It counts until it is dropped.
     pub(super) fn stream(
         &self,
         name: &AgentName,
@@ -91,13 +91,13 @@ impl Turns {
         Ok(StreamTurns { turns: self.clone(), name: name.clone(), own, connection })
     }
 
-    /// A stream is gone that sent so many bytes. Whether none is left, and much was sent since the last time: the memory
-    /// that it took is not needed soon.
+    /// Records the end of a stream that sent this many bytes. Returns whether no stream is left and enough
+    /// was sent to return free memory to the kernel.
     pub(super) fn has_rest(&self, sent: u64) -> bool {
         self.sent.fetch_add(sent, Ordering::Relaxed);
         let none_left = self.agents.lock().unwrap_or_else(PoisonError::into_inner).is_empty();
         let is_much = |sent: u64| sent >= MUCH_SENT_BYTES;
-        // Of two that end together one has it.
+        // Only one of two streams that end at the same time gets `true`.
         none_left
             && is_much(self.sent.load(Ordering::Relaxed))
             && is_much(self.sent.swap(0, Ordering::Relaxed))
@@ -105,13 +105,13 @@ impl Turns {
 }
 
 impl StreamTurns {
-    /// A stream of this agent beside no other, on no connection.
+    /// A stream without competitors and without connection, for tests and simulations.
     pub fn alone(name: &AgentName) -> Result<Self, ServeError> {
         Turns::new(TURNS, Patience::default()).stream(name, None)
     }
 }
 
-/// One stream's place in line.
+/// One stream, which can wait for a slot.
 #[derive(Debug)]
 pub struct StreamTurns {
     turns: Turns,
@@ -120,7 +120,7 @@ pub struct StreamTurns {
     connection: Option<Written>,
 }
 
-/// Held while a request is answered.
+/// A slot, held while a request is answered.
 #[derive(Debug)]
 pub(super) struct Turn {
     _own: OwnedSemaphorePermit,
@@ -136,11 +136,11 @@ impl Drop for Waiting<'_> {
 }
 
 impl StreamTurns {
-    /// Waits in line. Cancel safe.
+    /// Waits for a slot. Cancel safe.
     pub(super) async fn take(&self) -> Result<Turn, ServeError> {
         let busy = |_| ServeError::Busy { limit: TURNS, of: "in all: try again later" };
         let turn = async {
-            // The agent's own first: nobody waits in the other line for more than its share.
+            // The agent's own limit comes first, so that each agent waits in the common line only once.
             let own = self.own.clone().acquire_owned().await.map_err(|_| ServeError::Stopping)?;
             self.turns.waiting.fetch_add(1, Ordering::Relaxed);
             let waiting = Waiting(&self.turns.waiting);
@@ -151,12 +151,12 @@ impl StreamTurns {
         tokio::time::timeout(self.turns.patience.wait, turn).await.map_err(busy)?
     }
 
-    /// Whether other agents wait for their turn.
+    /// Whether other agents wait for a slot.
     pub(super) fn others_wait(&self) -> bool {
         self.turns.waiting.load(Ordering::Relaxed) > 0
     }
 
-    /// Waits for the agent to take something, which `taken` is. Not cancel safe.
+    /// Waits for `taken`, which completes when the agent reads. Not cancel safe.
     pub(super) async fn taken<T>(&self, taken: impl Future<Output = T>) -> Result<T, ServeError> {
         tokio::pin!(taken);
         let Patience { stall, stall_crowded, look, .. } = self.turns.patience;
@@ -175,12 +175,12 @@ impl StreamTurns {
 }
 
 impl StreamTurns {
-    /// What the connection has written.
+    /// Bytes written by the connection.
     pub(super) fn written_bytes(&self) -> u64 {
         self.connection.as_ref().map_or(0, Written::bytes)
     }
 
-    /// Waits until the connection has written so many bytes. Not cancel safe.
+    /// Waits until the connection has written this many bytes. Not cancel safe.
     pub(super) async fn written(&self, bytes: u64) -> Result<(), ServeError> {
         let Some(connection) = &self.connection else { return Ok(()) };
         loop {
