@@ -1,4 +1,4 @@
-//! How much of what a rollback undid a tree still has.
+//! Measures how much of a rolled-back change a tree still contains.
 
 use syncd_shared::diff::{Change, Comparison, DiffError, PartLimits};
 use syncd_shared::{Entry, RootEntry, TreePath};
@@ -6,20 +6,20 @@ use syncd_shared::{Entry, RootEntry, TreePath};
 use crate::store::Store;
 use crate::tree_objects::{TreeObjectError, TreeObjects};
 
-/// Changes of a rollback that are looked at; of a larger one, the first ones in path order.
+/// Number of changes of a rollback examined; of a larger one, the first in path order.
 const LOOKED_AT_MAX: u64 = 10_000;
 
-/// Counts over the paths that a rollback changed.
+/// Counts over the paths changed by a rollback.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub(super) struct BroughtBack {
-    /// Paths that the tree has as they were before the rollback.
+    /// Paths that are as they were before the rollback.
     pub back: u64,
-    /// Paths that the rollback changed, at most [`LOOKED_AT_MAX`].
+    /// Paths examined, at most [`LOOKED_AT_MAX`].
     pub of: u64,
 }
 
-/// Compares `tree` with what a rollback from `before` to `after` changed. Costs what differs between those two, and a
-/// look-up in `tree` for each path.
+/// Compares `tree` with the changes of a rollback from `before` to `after`. Costs the difference of those
+/// two, and a lookup in `tree` for each path.
 pub(super) fn count(
     store: &Store,
     before: &RootEntry,
@@ -38,7 +38,8 @@ pub(super) fn count(
             Change::Removed { entry, .. } | Change::Added { entry, .. } => entry.is_directory(),
             Change::Modified { to, .. } => to.is_directory(),
         };
-        // What is in a directory counts, unless all of it was renamed at once and is not listed.
+        // The content of a directory counts, unless the directory was renamed whole and its content is not
+        // listed.
         if is_directory && !is_renamed(change.path()) {
             return true;
         }
@@ -54,7 +55,7 @@ pub(super) fn count(
     failed.map_or(Ok(found), Err)
 }
 
-/// Whether `now` is what a path was before the rollback.
+/// Whether `now` is the state of the path before the rollback.
 fn is_back(change: &Change, now: Option<&Entry>) -> bool {
     match change {
         Change::Removed { .. } => now.is_none(),

@@ -1,19 +1,19 @@
-//! Keeps garbage collection and whoever reads the whole store out of each other's way: what is moved meanwhile would be
-//! taken for damage. Commits only add, and pass freely.
+//! Keeps garbage collection from running while the whole store is read, because moved chunks would look like
+//! damage. Commits only add data and are not affected.
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, TryLockError};
 
-/// See the module. Clones are of one gate.
+/// Excludes collection. See the module documentation. Clones share one gate.
 #[derive(Debug, Clone, Default)]
 pub struct CollectionGate(Arc<Mutex<()>>);
 
 impl CollectionGate {
-    /// Keeps collection away until the guard is dropped; waits for one that is under way. Blocks.
+    /// Blocks until a running collection ends, and prevents further ones until the guard is dropped.
     pub fn close(&self) -> MutexGuard<'_, ()> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// For collection: passes if nobody holds the gate.
+    /// For the collection: passes if nobody holds the gate.
     pub(super) fn pass(&self) -> Option<MutexGuard<'_, ()>> {
         match self.0.try_lock() {
             Ok(guard) => Some(guard),

@@ -1,8 +1,9 @@
-//! Turns the content tree, as it is, into generations.
+//! Turns the current content tree into generations.
 //!
-//! One owner task ([`Committer::start`]) takes what may cause a commit: hints of the watch, requests of operators,
-//! timers, and generations that agents hold and this origin does not know. It decides; [`sealer::Sealer`] does the
-//! blocking work, one job at a time, on a thread of the blocking pool.
+//! One owner task ([`Committer::start`]) receives everything that may cause a commit: hints of the watch,
+//! requests of operators, timers, and generations that agents hold but this origin does not know. It makes
+//! the decisions. [`sealer::Sealer`] does the blocking work, one job at a time, on a thread of the blocking
+//! pool.
 //!
 //! ```text
 //!   hints ──┐  quiet for --settle            ┌─ sealed ──> view, fleet
@@ -11,8 +12,8 @@
 //!   observed┘                                └─ held | waiting | failed: the last generation stands
 //! ```
 //!
-//! A crash at any point leaves the previous generation or the new one; what was pending is found again by the stat walk
-//! at the next start.
+//! A crash at any point leaves the previous generation or the new one. The stat walk at the next start finds
+//! pending changes again.
 
 mod brought_back;
 mod collection_gate;
@@ -49,79 +50,74 @@ use crate::watch::{Hints, Reason, Watch};
 use schedule::{Due, Leftover, Schedule};
 use unrest::Unrest;
 
-/// After a start nothing is published by itself until all agents have said what they hold, or for this long: a little
-/// more than their longest pause between attempts. An origin that was restored from a backup hears so in time that it
-/// is one.
+/// After a start nothing is published automatically until all agents have reported what they hold, or for
+/// this long: slightly more than their longest retry pause. An origin that was restored from a backup thus
+/// learns of it in time.
 const HEARING: Duration = Duration::from_secs(16);
 
 type Reply = oneshot::Sender<Answer>;
 
-/// What an operator hears.
+/// Reply to an operator's request.
 #[derive(Debug)]
 pub struct Answer {
-    /// What it came to.
     pub result: Result<Outcome, CommitError>,
     /// For a person, one line each.
     pub remarks: Vec<String>,
 }
 
-/// When the tree is published.
+/// Condition for publishing the tree.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Trigger {
-    /// When it was quiet for `quiet`. A file that keeps changing does not hold back the others for ever.
+    /// After it was quiet for `quiet`. A file that keeps changing does not delay the others forever.
     Settle {
         /// `--settle`.
         quiet: Duration,
-        /// `--settle-max`: after this much unrest the status names what keeps changing. A file that is written and not
-        /// closed holds back for as long after its last write.
+        /// `--settle-max`: after this much unrest the status names the changing paths. A file that was
+        /// written and not closed delays publishing for as long after its last write.
         max: Duration,
-        /// `--settle-max-publish`: a file that changes for this long no longer holds back the others.
+        /// `--settle-max-publish`: a file that changes for this long no longer delays the others.
         busy_after: Duration,
     },
-    /// When an operator says so.
+    /// Only on request of an operator.
     Manual,
 }
 
-/// What the origin is doing, for `status`.
+/// State of the origin, for `status`.
 #[derive(Debug, Clone)]
 pub struct OriginView {
-    /// What it does.
     pub state: State,
-    /// Why it is held or waiting, and what to do.
+    /// Reason for being held or waiting, with the next step.
     pub reason: Option<String>,
-    /// The current generation.
     pub current: Option<SignedGeneration>,
-    /// What a rollback left.
+    /// Hold left by a rollback.
     pub hold: Option<Hold>,
 }
 
-/// What an operator asks for.
+/// A request of an operator.
 #[derive(Debug)]
 pub enum Request {
     /// `syncd-origin commit`.
     Commit {
-        /// How.
         options: CommitOptions,
-        /// Answered when it is sealed.
+        /// Answered after sealing.
         reply: Reply,
     },
     /// `syncd-origin rollback`.
     Rollback {
-        /// The generation whose tree is wanted back.
+        /// The generation whose tree is published again.
         number: GenerationNumber,
-        /// Answered when it is sealed.
+        /// Answered after sealing.
         reply: Reply,
     },
     /// `syncd-origin diff --pending`.
     Preview {
-        /// Answered when the tree was looked at.
+        /// Answered after scanning.
         reply: Reply,
     },
     /// `syncd-origin check` found damage.
     Mend {
-        /// What it found.
         report: CheckReport,
-        /// Answered when the whole tree was read again.
+        /// Answered after the whole tree was read again.
         reply: Reply,
     },
 }
@@ -134,8 +130,8 @@ pub struct Committer {
 }
 
 impl Committer {
-    /// Starts the owner task. It ends when `shutdown` is cancelled and the job in flight is done; the returned handle
-    /// of the task is to be awaited then.
+    /// Starts the owner task. It ends after `shutdown` is cancelled and the running job has finished. The
+    /// caller must then await the returned task handle.
     pub fn start(
         sealer: Sealer,
         watch: Arc<Watch>,
@@ -171,36 +167,37 @@ impl Committer {
         (Self { requests, view }, task)
     }
 
-    /// What the origin is doing.
+    /// State of the origin.
     pub fn view(&self) -> watch::Receiver<OriginView> {
         self.view.clone()
     }
 
-    /// Publishes the tree as it is now. Cancel safe: once accepted, it is carried out.
+    /// Publishes the current tree. Cancel safe: once accepted, the request is carried out.
     pub async fn commit(&self, options: CommitOptions) -> Answer {
         self.ask(|reply| Request::Commit { options, reply }).await
     }
 
-    /// Publishes the tree of an earlier generation as a new one. Cancel safe: once accepted, it is carried out.
+    /// Publishes the tree of an earlier generation as a new one. Cancel safe: once accepted, the request is
+    /// carried out.
     pub async fn rollback(&self, number: GenerationNumber) -> Answer {
         self.ask(|reply| Request::Rollback { number, reply }).await
     }
 
-    /// Looks at the tree as it is now and publishes nothing: [`Outcome::Found`]. Cancel safe: once accepted, it is
-    /// carried out.
+    /// Scans the current tree and publishes nothing: [`Outcome::Found`]. Cancel safe: once accepted, the
+    /// request is carried out.
     pub async fn preview(&self) -> Answer {
         self.ask(|reply| Request::Preview { reply }).await
     }
 
-    /// Stores again what a check found damaged and the tree still has: reads all of it. Cancel safe: once accepted, it
-    /// is carried out.
+    /// Stores content again that a check found damaged and the tree still has, reading the whole tree. Cancel
+    /// safe: once accepted, the request is carried out.
     pub async fn mend(&self, report: CheckReport) -> Answer {
         self.ask(|reply| Request::Mend { report, reply }).await
     }
 
     async fn ask(&self, request: impl FnOnce(Reply) -> Request) -> Answer {
         let (reply, answer) = oneshot::channel();
-        // Where the owner is gone it drops the reply with the request.
+        // If the owner has ended, the reply is dropped with the request.
         let _ = self.requests.send(request(reply)).await;
         answer.await.unwrap_or(Answer { result: Err(CommitError::Stopping), remarks: Vec::new() })
     }
@@ -208,25 +205,25 @@ impl Committer {
 
 /// A job for the sealer.
 enum Job {
-    /// Bring stat records and store up to the tree, but for files that are busy; publish nothing.
+    /// Scan the tree except for busy files; publish nothing.
     Scan(Vec<TreePath>),
-    /// Bring them up to the tree, but for files that are busy, and publish it if it differs.
+    /// Scan the tree except for busy files, and publish it if it differs.
     Publish(Vec<TreePath>),
     /// An operator's request.
     Request(Request),
-    /// A generation of ours that an agent knows and we don't.
+    /// Handle a generation of this origin that an agent holds and the store does not have.
     Observed(Box<SignedGeneration>),
-    /// Retention and garbage collection.
+    /// Apply retention and collect garbage.
     Collect,
 }
 
 impl Job {
-    /// Whether it looks at what is dirty, so that its success ends what was wrong with the tree.
+    /// Whether the job scans changes, so that its success clears errors about the tree.
     fn scans(&self) -> bool {
         !matches!(self, Self::Collect | Self::Request(Request::Rollback { .. }))
     }
 
-    /// Does it. Blocks.
+    /// Runs the job. Blocks.
     fn run(self, sealer: &mut Sealer, hints: &mut Hints) -> (Result<Outcome, CommitError>, Option<Reply>) {
         let (result, reply) = match self {
             Self::Scan(busy) => (sealer.withhold(&busy, hints).and_then(|()| sealer.scan(hints)), None),
@@ -246,36 +243,36 @@ impl Job {
     }
 }
 
-/// What a job left.
+/// Result of a job.
 struct Done {
     sealer: Sealer,
     result: Result<Outcome, CommitError>,
     reply: Option<Reply>,
-    /// Hints that the job did not get to.
+    /// Hints that the job did not process.
     unserved: Hints,
     scans: bool,
     started: Instant,
 }
 
 struct Owner {
-    /// Away while a job runs.
+    /// `None` while a job runs.
     sealer: Option<Sealer>,
     watch: Arc<Watch>,
     schedule: Schedule,
     view: watch::Sender<OriginView>,
-    /// What is dirty and not yet scanned.
+    /// Changes not scanned yet.
     pending: Hints,
-    /// The whole tree is being walked.
+    /// Whether the whole tree is being walked.
     scanning: bool,
-    /// Why the last job failed.
+    /// Error of the last job.
     trouble: Option<(State, String)>,
-    /// Why an operator is waited for.
+    /// Reason for waiting for an operator.
     waits: Option<String>,
-    /// What a rollback left.
+    /// Hold left by a rollback.
     hold: Option<Hold>,
-    /// What keeps changing, for people.
+    /// Description of paths that keep changing.
     unrest: Option<String>,
-    /// What keeps changing; `None` where nothing is published without an operator.
+    /// Names that keep changing; `None` if nothing is published without an operator.
     changing: Option<Changing>,
     shutdown: CancellationToken,
 }
@@ -287,7 +284,7 @@ impl Owner {
         mut observed: mpsc::Receiver<SignedGeneration>,
         mut fleet: watch::Receiver<Arc<FleetView>>,
     ) {
-        // At the start the watch hints at everything.
+        // Initially the watch hints at everything.
         self.pending.merge(self.watch.take());
         let mut running = Some(self.spawn(Job::Scan(Vec::new())));
         loop {
@@ -300,7 +297,7 @@ impl Owner {
                     match done {
                         Ok(done) => self.apply(done),
                         Err(error) => {
-                            // The sealer is lost with its thread: nothing can be published any more.
+                            // The sealer was lost with its thread, so nothing can be published any more.
                             tracing::error!(%error, "the sealing thread died: restart syncd-origin serve");
                             return;
                         }
@@ -314,7 +311,7 @@ impl Owner {
                 Some(generation) = observed.recv(), if idle => {
                     running = Some(self.spawn(Job::Observed(Box::new(generation))));
                 }
-                // A job takes the hints of what moves while it runs, and a commit those from before it: they are its own.
+                // Jobs take the hints of changes while they run, and a commit those from before it.
                 () = self.watch.changed(), if idle => self.hinted(),
                 _ = async { fleet.wait_for(|fleet| all_heard(fleet)).await.is_ok() }, if self.schedule.is_held_back() => {
                     self.schedule.release();
@@ -326,7 +323,7 @@ impl Owner {
                         Some(Due::Publish) => running = Some(self.spawn(Job::Publish(self.busy(now)))),
                         Some(Due::Scan) => running = Some(self.spawn(Job::Scan(self.busy(now)))),
                         Some(Due::Reconcile) => {
-                            // What it finds is published when it is quiet, like all else.
+                            // Changes found by it are published after the usual quiet time.
                             self.pending.merge(Hints::everything(Reason::Reconcile));
                             running = Some(self.spawn(Job::Scan(self.busy(now))));
                         }
@@ -357,12 +354,12 @@ impl Owner {
         }
     }
 
-    /// Files that keep changing and do not hold back the others.
+    /// Files that keep changing and do not delay the others.
     fn busy(&self, now: Instant) -> Vec<TreePath> {
         self.changing.as_ref().map(|changing| changing.unrest.busy(now)).unwrap_or_default()
     }
 
-    /// Until when a file that was written and not closed holds back what is due; said in the status.
+    /// Time until which an open file delays due work. Also reported in the status.
     fn open_until(&mut self, now: Instant) -> Option<Instant> {
         let changing = self.changing.as_mut()?;
         let open = self.watch.open_files(changing.open_for);
@@ -388,7 +385,7 @@ impl Owner {
         let mut hints = std::mem::take(&mut self.pending);
         let scans = job.scans();
         if !scans {
-            // For the next one that does.
+            // Kept for the next job that scans.
             self.pending = std::mem::take(&mut hints);
         }
         self.scanning = hints.everything.is_some();
@@ -439,11 +436,11 @@ impl Owner {
             self.unrest = self.note_busy(now);
         }
         self.show(done.sealer.current().cloned());
-        // Also where nobody asked, so that the next request does not get them.
+        // Always taken, so that the next request does not receive them.
         let remarks = done.sealer.take_remarks();
         self.sealer = Some(done.sealer);
         if let Some(reply) = done.reply {
-            // The asker may be gone; what was sealed stays sealed.
+            // The requester may be gone; a sealed generation remains.
             let _ = reply.send(Answer { result: done.result, remarks });
         }
     }
@@ -477,12 +474,12 @@ impl Owner {
             tracing::warn!("{reason}");
         }
         self.unrest = Some(reason);
-        // Its own statement: what is borrowed is locked until the end of it.
+        // A separate statement, because a borrow locks the value until the end of its statement.
         let current = self.view.borrow().current.clone();
         self.show(current);
     }
 
-    /// Says which files stay as they were published, after a job; with a line of the log when there are new ones.
+    /// Describes, after a job, the files that stay as published. Logs new ones.
     fn note_busy(&self, now: Instant) -> Option<String> {
         let busy = self.busy(now);
         if busy.is_empty() {
@@ -499,10 +496,10 @@ impl Owner {
         Some(reason)
     }
 
-    /// Tells what the origin is doing: the worst first.
+    /// Publishes the state of the origin, choosing the worst reason.
     fn show(&self, current: Option<SignedGeneration>) {
         let waiting = |reason: &String| (State::Waiting, Some(reason.clone()));
-        // Where nothing is published without an operator anyway, there is nothing to hold.
+        // If nothing is published automatically anyway, a hold has no effect.
         let hold = self.hold.filter(|_| self.schedule.publishes());
         let (state, reason) = match (&self.trouble, &self.waits, hold, &self.unrest) {
             (Some((state, reason)), ..) => (*state, Some(reason.clone())),
@@ -516,18 +513,18 @@ impl Owner {
     }
 }
 
-/// Whether every agent has said what it holds since this origin started: those that were seen within 30 days.
+/// Whether every agent seen within 30 days has reported what it holds since this origin started.
 fn all_heard(fleet: &FleetView) -> bool {
     let now_ms = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap_or_default();
     let now_ms = i64::try_from(now_ms.as_millis()).unwrap_or(i64::MAX);
     fleet.agents.iter().all(|a| a.connected || now_ms.saturating_sub(a.last_seen_ms) > RETAIN_MS)
 }
 
-/// What keeps changing, in settle mode.
+/// Changing names, in settle mode.
 #[derive(Debug)]
 struct Changing {
     unrest: Unrest,
-    /// A file that was written and not closed holds back for this long after its last write.
+    /// Time after its last write for which an open file delays publishing.
     open_for: Duration,
 }
 
@@ -547,7 +544,7 @@ fn some<'a>(paths: impl Iterator<Item = &'a TreePath>) -> String {
     crate::scan::Paths(paths.cloned().collect()).to_string()
 }
 
-/// A few of the places that hints name.
+/// A few of the paths named by hints.
 fn examples(hints: &Hints) -> String {
     let names = hints
         .names

@@ -1,12 +1,13 @@
-//! The hold that a rollback leaves, and the generations that rollbacks put aside.
+//! The hold left by a rollback, and the generations that rollbacks replaced.
 //!
-//! One record, `commit`/`rollbacks`. The transaction that seals a rollback sets the hold, and the one that seals an
-//! operator's commit ends it, so a crash leaves both or neither. Only the sealer writes it. Integers little endian:
+//! One record, `commit`/`rollbacks`, written by the sealer only. The transaction that seals a rollback sets
+//! the hold, and the one that seals an operator's commit ends it, so that a crash leaves both or neither.
+//! Integers little endian:
 //!
 //! ```text
 //! u8 version = 1
-//! u8 1 and u64 target, u64 generation in effect, i64 since (Unix, ms) where there is a hold, else u8 0
-//! per generation that was put aside, oldest first: u64 number, 32 root hash
+//! u8 1, u64 target, u64 generation in effect, i64 since (Unix, ms) if there is a hold; otherwise u8 0
+//! per replaced generation, oldest first: u64 number, 32 root hash
 //! ```
 
 use syncd_shared::{GenerationNumber, RootHash, SignedGeneration};
@@ -16,35 +17,35 @@ use crate::store::{Records, Store, StoreError};
 const NAMESPACE: &str = "commit";
 const NAME: &[u8] = b"rollbacks";
 const VERSION: u8 = 1;
-/// Generations that are remembered as put aside; the oldest is forgotten first.
+/// Maximum number of replaced generations remembered; the oldest is forgotten first.
 const PUT_ASIDE_MAX: usize = 64;
 
-/// Why nothing is published automatically until an operator commits.
+/// Nothing is published automatically until an operator commits.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Hold {
-    /// The generation that the rollback went back to.
+    /// Generation that the rollback returned to.
     pub target: GenerationNumber,
-    /// The generation that stays in effect: the one that the rollback sealed, or `target` where that was current.
+    /// Generation in effect: the one sealed by the rollback, or `target` if it was current already.
     pub generation: GenerationNumber,
-    /// Milliseconds since 1970.
+    /// Start of the hold, in milliseconds since 1970.
     pub since_ms: i64,
 }
 
 impl Hold {
-    /// One line that says what to do next.
+    /// One line with the next step.
     pub fn reason(&self) -> String {
         format!("held after rollback to {}: fix the tree, then commit", self.target)
     }
 }
 
-/// A generation that was current when a rollback replaced it.
+/// A generation that a rollback replaced.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct PutAside {
     pub number: GenerationNumber,
     pub root: RootHash,
 }
 
-/// See the module.
+/// Hold and replaced generations. See the module documentation.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub(crate) struct Rollbacks {
     hold: Option<Hold>,
@@ -53,7 +54,7 @@ pub(crate) struct Rollbacks {
 }
 
 impl Rollbacks {
-    /// What the store says; nothing where there never was a rollback.
+    /// Loads the record. Empty before the first rollback.
     pub(crate) fn load(store: &Store) -> Result<Self, StoreError> {
         match store.record(NAMESPACE, NAME)? {
             Some(bytes) => Self::decode(&bytes).ok_or(StoreError::Entry { table: "records" }),
@@ -61,27 +62,26 @@ impl Rollbacks {
         }
     }
 
-    /// For the transaction that seals, or one of its own.
+    /// Writes the record in the caller's transaction.
     pub(super) fn put(&self, records: &mut Records<'_>) -> Result<(), StoreError> {
         records.put(NAMESPACE, NAME, &self.encode())
     }
 
-    /// The hold, if there is one.
     pub(crate) fn hold(&self) -> Option<Hold> {
         self.hold
     }
 
-    /// The generation of this root, where a rollback put it aside and nothing has published it since.
+    /// The number of the generation with this root, if a rollback replaced it and it was not published since.
     pub(super) fn put_aside(&self, root: &RootHash) -> Option<GenerationNumber> {
         self.put_aside.iter().find(|aside| aside.root == *root).map(|aside| aside.number)
     }
 
-    /// The generation that the rollback behind the hold put aside.
+    /// The generation replaced by the rollback that caused the hold.
     pub(super) fn held_back(&self) -> Option<PutAside> {
         self.hold.and_then(|_| self.put_aside.last().copied())
     }
 
-    /// After a rollback to `target` that left `generation` in effect, in the place of `before`.
+    /// The record after a rollback to `target`, with `generation` in effect in place of `before`.
     pub(super) fn rolled_back(
         &self,
         target: GenerationNumber,
@@ -101,7 +101,7 @@ impl Rollbacks {
         Self { hold, put_aside }
     }
 
-    /// After an operator's commit of this root.
+    /// The record after an operator's commit of this root.
     pub(super) fn committed(&self, root: &RootHash) -> Self {
         let mut put_aside = self.put_aside.clone();
         put_aside.retain(|aside| aside.root != *root);
@@ -122,7 +122,7 @@ impl Rollbacks {
         out
     }
 
-    /// `None` for bytes that are no such record.
+    /// `None` for invalid bytes.
     pub(super) fn decode(bytes: &[u8]) -> Option<Self> {
         let (head, mut rest) = bytes.split_first_chunk::<2>()?;
         let hold = match head {

@@ -1,8 +1,8 @@
-//! The tree as it was last scanned, which is not always what is published: what the stat records belong to.
+//! The last scanned tree, which the stat records describe. It may differ from the published tree.
 //!
-//! Kept among the stat records, under a name that no path has, so that both change in one transaction. Bytes:
-//! `u8 version = 2`, `u8` whether something is unpublished, `u32` number of mount points, each with its `u32` length,
-//! root entry. Integers little endian.
+//! Stored among the stat records, under a name that no path can have, so that both change in one transaction.
+//! Bytes: `u8 version = 2`, `u8` whether something is unpublished, `u32` number of mount points, each with
+//! its `u32` length, root entry. Integers little endian.
 
 use std::collections::BTreeSet;
 use std::ffi::OsStr;
@@ -16,29 +16,30 @@ use crate::store::{Store, StoreError, Writer};
 const NAME: &[u8] = b"\0scan base";
 const VERSION: u8 = 2;
 
-/// What the stat records describe.
+/// The state that the stat records describe.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct ScanBase {
-    /// The tree.
+    /// The scanned tree.
     pub root: RootEntry,
-    /// Whether it has changes that were never published. A tree that a rollback put aside has none.
+    /// Whether it has changes that were never published. A tree replaced by a rollback has none.
     pub unpublished: bool,
-    /// Mount points in the tree and the one that it is on, absolute.
+    /// Absolute mount points in the tree and of the tree itself.
     pub mounts: BTreeSet<PathBuf>,
 }
 
 impl ScanBase {
-    /// What the last scan left; `None` before the first, or where it can't be read: then everything is scanned anew.
+    /// Loads the base. `None` before the first scan, or if it cannot be decoded; then everything is scanned
+    /// again.
     pub(super) fn load(store: &Store) -> Result<Option<Self>, StoreError> {
         Ok(store.stat(NAME)?.and_then(|bytes| Self::decode(&bytes)))
     }
 
-    /// Goes along with what `writer` seals or saves.
+    /// Adds the base to the data that `writer` seals or saves.
     pub(super) fn put(&self, writer: &Writer) -> Result<(), StoreError> {
         writer.put_stat(NAME, &self.encode())
     }
 
-    /// Has everything scanned anew.
+    /// Removes the base, so that everything is scanned again.
     pub(super) fn remove(writer: &Writer) -> Result<(), StoreError> {
         writer.remove_stat(NAME)
     }

@@ -1,35 +1,36 @@
-//! When the next job is due. Pure: the caller gives the time.
+//! Determines when the next job is due. Pure: the caller supplies the time.
 
 use std::time::{Duration, Instant};
 
 use super::Trigger;
 use crate::planted;
 
-/// A full stat walk, in case an event was lost without a word.
+/// Interval of complete stat walks, in case an event was lost unnoticed.
 const RECONCILE: Duration = Duration::from_secs(3600);
-/// Files whose times were too close to the scan to be trusted are read again after this long.
+/// Delay before files with ambiguous timestamps are read again.
 const RACY: Duration = crate::scan::RACY_DELAY;
-/// Between a failed attempt and the next one that no event asks for.
+/// Delay before a failed attempt is repeated without an event.
 const RETRY: Duration = Duration::from_secs(10);
-/// Between collections of garbage.
+/// Interval between garbage collections.
 const COLLECT: Duration = Duration::from_secs(600);
-/// First collection after a start.
+/// Delay of the first garbage collection after a start.
 const COLLECT_FIRST: Duration = Duration::from_secs(300);
-/// In settle mode files with further names are looked at this often: a write through another name may be no event.
+/// Interval in settle mode at which files with several names are checked, because a write through another
+/// name may cause no event.
 const LINKED: Duration = Duration::from_secs(10);
-/// When nothing is due.
+/// Wake-up delay when nothing is due.
 const NEVER: Duration = Duration::from_secs(24 * 3600);
 
-/// What is due.
+/// Kind of the due job.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Due {
     /// The tree has been quiet for long enough, or a failed attempt is to be repeated.
     Publish,
-    /// Stat records are to be brought up to date.
+    /// Stat records must be updated.
     Scan,
-    /// Everything is to be walked.
+    /// The whole tree must be walked.
     Reconcile,
-    /// Garbage is to be collected.
+    /// Garbage must be collected.
     Collect,
 }
 
@@ -39,26 +40,26 @@ pub(super) struct Schedule {
     trigger: Trigger,
     first_hint: Option<Instant>,
     publish_at: Option<Instant>,
-    /// When a file that keeps changing has been quiet for long enough.
+    /// Time at which a file that keeps changing will have been quiet for long enough.
     busy_at: Option<Instant>,
     scan_at: Option<Instant>,
     reconcile_at: Instant,
     collect_at: Instant,
-    /// Nothing is published by itself before.
+    /// Nothing is published automatically before this.
     hold_until: Option<Instant>,
     now: Instant,
 }
 
-/// What a job that went well leaves to be done.
+/// Work left by a successful job.
 #[derive(Debug, Clone, Copy, Default)]
 pub(super) struct Leftover {
-    /// It dealt with everything that was to be published.
+    /// Everything that was to be published has been handled.
     pub published: bool,
-    /// There is something that was not published, and may be.
+    /// There are unpublished changes that may be published.
     pub unpublished: bool,
     /// Files must be read again.
     pub racy: bool,
-    /// Files have further names.
+    /// Files have several names.
     pub linked: bool,
 }
 
@@ -82,7 +83,7 @@ impl Schedule {
         matches!(self.trigger, Trigger::Settle { .. })
     }
 
-    /// Puts off whatever would be published without an operator.
+    /// Postpones automatic publishing.
     pub(super) fn hold_back(&mut self, until: Instant) {
         self.hold_until = Some(until);
     }
@@ -92,7 +93,7 @@ impl Schedule {
         self.hold_until = None;
     }
 
-    /// Whether publishing is put off.
+    /// Whether publishing is postponed.
     pub(super) fn is_held_back(&self) -> bool {
         self.hold_until.is_some()
     }
@@ -102,7 +103,7 @@ impl Schedule {
         Some(at.max(self.hold_until.unwrap_or(self.now)))
     }
 
-    /// When to ask [`Schedule::due`] next.
+    /// Time of the next call to [`Schedule::due`].
     pub(super) fn next(&self) -> Instant {
         [self.publish_due(), self.scan_at, Some(self.reconcile_at), Some(self.collect_at)]
             .into_iter()
@@ -111,7 +112,7 @@ impl Schedule {
             .unwrap_or(self.now + NEVER)
     }
 
-    /// Takes the most urgent thing that is due. Nothing is published before `open_until`, if a file is open until then.
+    /// Takes the most urgent due job. Nothing is published before `open_until`, if a file is open until then.
     pub(super) fn due(&mut self, now: Instant, open_until: Option<Instant>) -> Option<Due> {
         let past = |at: Option<Instant>| at.is_some_and(|at| at <= now);
         if past(self.publish_due())
@@ -137,7 +138,7 @@ impl Schedule {
         }
     }
 
-    /// Something changed in the tree.
+    /// Records a change in the tree.
     pub(super) fn hinted(&mut self, now: Instant) {
         if let Trigger::Settle { quiet, .. } = self.trigger {
             self.first_hint.get_or_insert(now);
@@ -145,14 +146,14 @@ impl Schedule {
         }
     }
 
-    /// Only files changed that do not hold back the others.
+    /// Records changes of busy files only, which do not delay the others.
     pub(super) fn busy(&mut self, now: Instant) {
         if let Trigger::Settle { quiet, .. } = self.trigger {
             self.busy_at = Some(now + quiet);
         }
     }
 
-    /// It is time to look at what sends no events: no sign of unrest.
+    /// Records that polled subtrees are due. Not a sign of unrest.
     pub(super) fn polled(&mut self, now: Instant) {
         if let Trigger::Settle { quiet, .. } = self.trigger {
             self.publish_at.get_or_insert(now + quiet);
@@ -167,7 +168,7 @@ impl Schedule {
         }
     }
 
-    /// A job went well.
+    /// Records the success of a job.
     pub(super) fn settled(&mut self, left: Leftover, now: Instant) {
         if left.published {
             (self.publish_at, self.busy_at, self.first_hint) = (None, None, None);
@@ -183,7 +184,7 @@ impl Schedule {
         }
     }
 
-    /// A job failed; what it was to do is still pending.
+    /// Records the failure of a job, whose work remains pending.
     pub(super) fn failed(&mut self, now: Instant) {
         let slot = if self.publishes() { &mut self.publish_at } else { &mut self.scan_at };
         slot.get_or_insert(now + RETRY);

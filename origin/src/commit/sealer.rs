@@ -1,4 +1,4 @@
-//! The blocking side of a commit: flush, scan, store, sign, seal. One at a time, all calls block.
+//! The blocking part of a commit: flush, scan, store, sign, seal. One job at a time; all calls block.
 
 use std::collections::BTreeSet;
 use std::path::PathBuf;
@@ -25,16 +25,16 @@ use crate::store::{CheckReport, Damage, Retention, SealError, Store, StoreError,
 use crate::tree_objects::TreeObjects;
 use crate::watch::{Hints, Reason, Watch};
 
-/// Why nothing was sealed. The last generation stands.
+/// Reasons that nothing was sealed. The last generation stays current.
 #[derive(Debug, thiserror::Error)]
 pub enum CommitError {
-    /// The tree can't be read as one consistent state.
+    /// The tree could not be read in one consistent state.
     #[error(transparent)]
     Scan(#[from] ScanError),
-    /// The store could not be read.
+    /// Reading the store failed.
     #[error("read the store")]
     Store(#[from] StoreError),
-    /// A generation in the store that this origin did not sign.
+    /// The store has a generation that this origin did not sign.
     #[error("read a generation of the store")]
     Generation(#[from] GenerationError),
     /// The generation could not be made durable.
@@ -42,26 +42,23 @@ pub enum CommitError {
     Seal(#[from] SealError),
     /// No such generation is retained.
     #[error("generation {number} is not retained; `syncd-origin history` lists those that are")]
-    UnknownGeneration {
-        /// The number asked for.
-        number: GenerationNumber,
-    },
-    /// A label that people may not give.
+    UnknownGeneration { number: GenerationNumber },
+    /// The label is not allowed.
     #[error(transparent)]
     Label(#[from] LabelError),
-    /// Generation numbers have come to their end.
+    /// All generation numbers are used up.
     #[error("no generation number is left after {last}")]
     NoNumberLeft {
         /// The last number.
         last: GenerationNumber,
     },
-    /// The origin stops.
+    /// The origin is stopping.
     #[error("the origin is stopping; try again when it is back")]
     Stopping,
 }
 
 impl CommitError {
-    /// Whether the request was wrong, rather than the tree or the store.
+    /// Whether the request was invalid, as opposed to a problem with the tree or the store.
     pub(super) fn is_of_request(&self) -> bool {
         matches!(
             self,
@@ -70,77 +67,72 @@ impl CommitError {
     }
 }
 
-/// What a job came to.
+/// Result of a job.
 #[derive(Debug, Clone)]
 pub enum Outcome {
     /// A new generation is durable and announced.
     Sealed(SignedGeneration),
-    /// The tree is what the current generation says.
+    /// The tree equals the current generation.
     Unchanged(SignedGeneration),
-    /// The tree was scanned, or something else done, and nothing published.
+    /// The job succeeded and published nothing.
     Scanned,
-    /// The tree was looked at for a person: this is what a commit would publish.
+    /// The tree that a commit would publish.
     Found(RootEntry),
 }
 
-/// What an operator asks of a commit.
+/// Options of a commit request.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct CommitOptions {
     /// `-m`.
     pub label: String,
-    /// `--allow-mass-deletion`.
     pub allow_mass_deletion: bool,
-    /// `--rescan`: read every file, whatever its stat record says.
+    /// `--rescan`: reads every file, whatever its stat record.
     pub rescan: bool,
 }
 
-/// What sealing works with.
+/// Dependencies of the sealer.
 pub struct Parts {
-    /// The content tree.
     pub tree: PathBuf,
-    /// How to scan it.
     pub options: ScanOptions,
-    /// Where it is sealed.
     pub store: Arc<Store>,
-    /// What may have changed.
     pub watch: Arc<Watch>,
-    /// Sign.
     pub keys: Arc<Keys>,
-    /// How far the history reaches.
+    /// Extent of the history.
     pub retention: Retention,
-    /// Hears of what is sealed.
+    /// Receives sealed generations.
     pub fleet: Fleet,
-    /// Held by whoever reads the whole store.
+    /// Held while the whole store is read.
     pub gate: CollectionGate,
-    /// Ends a scan that is under way.
+    /// Cancels a running scan.
     pub cancel: CancellationToken,
 }
 
-/// Everything that sealing needs.
+/// Scans the tree and seals generations.
 pub struct Sealer {
     parts: Parts,
     notices: Notices,
     links: Links,
-    /// For the scan that comes next.
+    /// Files to withhold in the next scan.
     withheld: Withheld,
-    /// The tree as last scanned, which may not be published yet.
+    /// The last scanned tree, which may be unpublished.
     base: Option<ScanBase>,
     current: Option<SignedGeneration>,
-    /// The highest generation of ours that an agent holds and we don't. Also kept in the store (`observed`).
+    /// The highest generation of this origin that an agent holds and the store does not have. Also stored
+    /// (`observed`).
     observed: Option<SignedGeneration>,
-    /// Directories whose times alone changed: they go along with the next scan of anything else.
+    /// Directories of which only the times changed. They are included in the next scan of anything else.
     times_only: BTreeSet<TreePath>,
     /// Files that must be read again.
     racy: Hints,
-    /// A seal failed of which is not known what it came to: where the disk failed it may be durable all the same.
+    /// Whether the outcome of a failed seal is unknown. After a disk error it may be durable.
     doubtful: bool,
     rollbacks: Rollbacks,
-    /// What the operator whose request is carried out should know.
+    /// Remarks for the operator whose request is carried out.
     remarks: Vec<String>,
 }
 
 impl Sealer {
-    /// Takes up where the store says that the last run ended.
+    /// Continues from the state in the store.
     pub fn open(parts: Parts) -> Result<Self, CommitError> {
         let base = ScanBase::load(&parts.store)?;
         let current =
@@ -163,33 +155,31 @@ impl Sealer {
         })
     }
 
-    /// The current generation.
     pub fn current(&self) -> Option<&SignedGeneration> {
         self.current.as_ref()
     }
 
-    /// Whether files were read so soon after they changed that they must be read again.
+    /// Whether files were read so soon after a change that they must be read again.
     pub fn racy(&self) -> bool {
         !self.racy.is_empty()
     }
 
-    /// Whether the tree has something that was not published, and that no operator is waited for to publish.
+    /// Whether there are unpublished changes that need no operator to publish.
     pub fn has_unpublished(&self) -> bool {
         self.publishes_by_itself()
             && self.base.as_ref().is_some_and(|base| base.unpublished && !self.is_current(&base.root))
     }
 
-    /// Whether files have further names, so that a change of them may be no event.
+    /// Whether there are files with several names, whose changes may cause no event.
     pub(super) fn has_links(&self) -> bool {
         !self.links.is_empty()
     }
 
-    /// The fleet that hears of what is sealed.
     pub(super) fn fleet(&self) -> &Fleet {
         &self.parts.fleet
     }
 
-    /// What an operator must know before anything is published by itself.
+    /// Reason to wait for an operator before anything is published automatically.
     pub fn waits_for_operator(&self) -> Option<String> {
         let observed = self.observed.as_ref()?;
         Some(format!(
@@ -199,12 +189,13 @@ impl Sealer {
         ))
     }
 
-    /// What a rollback left: nothing is published automatically before an operator's commit.
+    /// Hold left by a rollback: nothing is published automatically before an operator's commit.
     pub fn hold(&self) -> Option<Hold> {
         self.rollbacks.hold()
     }
 
-    /// Has the next [`Sealer::scan`] or [`Sealer::publish`] take these files as they were published; each is looked at.
+    /// Makes the next [`Sealer::scan`] or [`Sealer::publish`] take these files from the current generation.
+    /// Also hints at each of them.
     pub(super) fn withhold(&mut self, busy: &[TreePath], hints: &mut Hints) -> Result<(), CommitError> {
         self.withheld.clear();
         let objects = TreeObjects::Store(&self.parts.store);
@@ -221,7 +212,7 @@ impl Sealer {
         Ok(())
     }
 
-    /// Takes what the operator of the last request should know, one line each.
+    /// Takes the remarks for the operator of the last request, one line each.
     pub fn take_remarks(&mut self) -> Vec<String> {
         std::mem::take(&mut self.remarks)
     }
@@ -230,7 +221,7 @@ impl Sealer {
         self.observed.is_none() && self.rollbacks.hold().is_none()
     }
 
-    /// Brings stat records and store up to the tree. `hints` is emptied of what was served.
+    /// Updates stat records and store from the tree. Removes processed hints from `hints`.
     pub fn scan(&mut self, hints: &mut Hints) -> Result<Outcome, CommitError> {
         if self.base.is_none() || self.current.is_none() {
             hints.merge(Hints::everything(Reason::Start));
@@ -238,15 +229,15 @@ impl Sealer {
         self.run(hints, Publish::No)
     }
 
-    /// Publishes what changed since the last scan, unless an operator is waited for.
+    /// Publishes changes since the last scan, unless an operator is required.
     pub fn publish(&mut self, hints: &mut Hints) -> Result<Outcome, CommitError> {
         let publish = if self.publishes_by_itself() { Publish::Changes } else { Publish::No };
         self.run(hints, publish)
     }
 
-    /// Publishes the tree as it is at the time of the call.
+    /// Publishes the tree as of the time of the call.
     pub fn commit(&mut self, hints: &mut Hints, options: CommitOptions) -> Result<Outcome, CommitError> {
-        // An earlier job may have failed before it scanned.
+        // An earlier job may have failed before its scan.
         self.withheld.clear();
         let CommitOptions { label, allow_mass_deletion, rescan } = options;
         check_label(&label)?;
@@ -261,7 +252,7 @@ impl Sealer {
         result
     }
 
-    /// Looks at the tree as it is at the time of the call, and publishes nothing.
+    /// Scans the tree as of the time of the call and publishes nothing.
     pub fn preview(&mut self, hints: &mut Hints) -> Result<Outcome, CommitError> {
         self.parts.watch.flush();
         hints.merge(self.parts.watch.take());
@@ -269,8 +260,8 @@ impl Sealer {
         Ok(self.base.as_ref().map_or(outcome, |base| Outcome::Found(base.root)))
     }
 
-    /// Publishes the tree of an earlier generation under a new number. Nothing is published automatically after that,
-    /// also not after a restart, until an operator commits.
+    /// Publishes the tree of an earlier generation under a new number. Afterwards nothing is published
+    /// automatically until an operator commits, not even after a restart.
     pub fn rollback(&mut self, number: GenerationNumber) -> Result<Outcome, CommitError> {
         let target = self.parts.store.generation(number)?.ok_or(CommitError::UnknownGeneration { number })?;
         let target = self.parts.keys.verify(&target.record, &target.signature)?;
@@ -278,7 +269,7 @@ impl Sealer {
             && self.observed.is_none()
             && current.root_hash() == target.root_hash()
         {
-            // It stays, whatever the tree has become meanwhile.
+            // The generation stays current, whatever the state of the tree.
             let current = current.clone();
             let rollbacks = self.rollbacks.rolled_back(number, &current, None, unix_ms(SystemTime::now()));
             self.keep_rollbacks(rollbacks)?;
@@ -295,7 +286,7 @@ impl Sealer {
         Ok(outcome)
     }
 
-    /// Makes a change of the hold durable that comes without a generation.
+    /// Makes a change of the hold durable without sealing a generation.
     fn keep_rollbacks(&mut self, rollbacks: Rollbacks) -> Result<(), CommitError> {
         if rollbacks != self.rollbacks {
             self.parts.store.update_records(|records| rollbacks.put(records))?;
@@ -304,8 +295,8 @@ impl Sealer {
         Ok(())
     }
 
-    /// A generation that an agent holds, signed by our key and unknown here: its number is never used again, also after
-    /// a restart. Where the tree is what it says, its record is taken back.
+    /// Handles a generation that an agent holds, signed by this origin's key and unknown to its store. Its
+    /// number is never reused, not even after a restart. If the tree matches it, its record is restored.
     pub fn observe(&mut self, observed: SignedGeneration, hints: &mut Hints) -> Result<Outcome, CommitError> {
         if !is_news(self.current.as_ref(), &observed)
             || self.observed.as_ref().is_some_and(|o| o.number() >= observed.number())
@@ -321,7 +312,7 @@ impl Sealer {
         self.run(hints, Publish::No)
     }
 
-    /// After a check found damage: has what the tree still has stored again.
+    /// Stores again, after a check found damage, the content that the tree still has.
     pub fn mend(&mut self, report: &CheckReport, hints: &mut Hints) -> Result<Outcome, CommitError> {
         forget_damaged(&self.parts.store, report)?;
         self.base = ScanBase::load(&self.parts.store)?;
@@ -329,8 +320,8 @@ impl Sealer {
         self.run(hints, Publish::No)
     }
 
-    /// Retires old generations and rewrites packs that hold too little that is still needed. Not while somebody reads
-    /// the whole store.
+    /// Retires old generations and rewrites packs with little live data. Does nothing while the whole store
+    /// is being read.
     pub fn collect_garbage(&mut self) -> Result<Outcome, CommitError> {
         let gate = self.parts.gate.clone();
         let Some(_open) = gate.pass() else { return Ok(Outcome::Scanned) };
@@ -350,12 +341,13 @@ impl Sealer {
         Ok(Outcome::Scanned)
     }
 
-    /// Looks at what is dirty and concludes. After an error `hints` has all that is still to be looked at.
+    /// Scans changes and draws the conclusion. After an error `hints` has everything that remains to be
+    /// scanned.
     fn run(&mut self, hints: &mut Hints, publish: Publish) -> Result<Outcome, CommitError> {
         self.resolve_doubt()?;
         let mut scope = Scope::from(std::mem::take(hints));
         if !self.links.is_empty() && !matches!(scope, Scope::Everything) {
-            // Where TREE is missing, the scan says so.
+            // If TREE is missing, the scan reports it.
             scope.add(
                 self.parts.tree.canonicalize().map(|root| self.links.changed(&root)).unwrap_or_default(),
             );
@@ -372,19 +364,19 @@ impl Sealer {
             syncd_allocator::give_back_after(started);
             scanned
         };
-        // Whatever it came to, they are looked at again.
+        // Withheld files are scanned again, whatever the result.
         std::mem::take(&mut self.withheld).keys().for_each(|path| hints.add_path(path));
         match &result {
             Ok(_) => {}
-            // A failed scan gives back to the watch what it was to look at.
+            // A failed scan returns its scope to the watch.
             Err(CommitError::Scan(_)) => hints.merge(self.parts.watch.take()),
-            // What a scan found is lost with the writer that held it.
+            // The scan's results were lost with the writer that held them.
             Err(_) => hints.merge(Hints::everything(Reason::Reconcile)),
         }
         result
     }
 
-    /// Nothing is dirty: no walk, and no writer unless something is sealed.
+    /// Handles a job without changes: no walk, and no writer unless something is sealed.
     fn without_changes(&mut self, publish: &Publish) -> Result<Outcome, CommitError> {
         match self.base.clone() {
             Some(base) => self.conclude(None, base, publish),
@@ -429,7 +421,7 @@ impl Sealer {
         self.conclude(news.then_some(writer), base, publish)
     }
 
-    /// What becomes of the tree as it was found. `writer` has what is to be kept of it, if anything.
+    /// Decides what to do with the scanned tree. `writer` holds its changes, if any.
     fn conclude(
         &mut self,
         writer: Option<Writer>,
@@ -474,7 +466,8 @@ impl Sealer {
         }
     }
 
-    /// Says that what was just published had been rolled back. `rollbacks` and `current` are those before it.
+    /// Adds a remark if the published tree had been rolled back. `rollbacks` and `current` are from before
+    /// the commit.
     fn remark_what_is_back(
         &mut self,
         rollbacks: &Rollbacks,
@@ -491,7 +484,7 @@ impl Sealer {
         let (Some(aside), Some(current)) = (rollbacks.held_back(), current) else { return };
         let before = match self.parts.store.generation(aside.number) {
             Ok(Some(before)) if before.generation.root_hash() == aside.root => before.generation.root,
-            // Retired meanwhile: only the whole of it is recognised.
+            // Retired meanwhile: then only the complete tree is recognised.
             _ => return,
         };
         match brought_back::count(&self.parts.store, &before, &current.generation().root, tree) {
@@ -507,7 +500,7 @@ impl Sealer {
         }
     }
 
-    /// An observed generation that the tree, or our current generation, gives.
+    /// An observed generation that equals the tree or the current generation.
     fn adoptable(&self, tree: &RootEntry) -> Option<SignedGeneration> {
         let observed = self.observed.as_ref()?;
         let ours = self.current.as_ref();
@@ -517,8 +510,8 @@ impl Sealer {
         (is_above && is_here).then(|| observed.clone())
     }
 
-    /// The guard of the scan holds the tree against the scan before; a tree that goes away bit by bit shows only against
-    /// what is published.
+    /// The scan's guard compares with the previous scan. A tree that disappears bit by bit is only noticed by
+    /// comparing it with the published tree.
     fn lost_most(&self, writer: Option<&Writer>, base: &ScanBase, publish: &Publish) -> Option<ScanError> {
         let before = &self.current.as_ref()?.generation().root;
         let is_meant = self.parts.options.allow_mass_deletion
@@ -530,13 +523,13 @@ impl Sealer {
         guard::check_totals(objects, before, &base.root).err()
     }
 
-    /// The label to seal with, if the tree is to be sealed.
+    /// The label to seal with, or `None` if nothing is to be sealed.
     fn label(&self, publish: &Publish, base: &ScanBase) -> Option<String> {
         let differs = !self.is_current(&base.root);
         match publish {
             Publish::No => None,
             Publish::Changes => (differs && base.unpublished).then(String::new),
-            // An operator's commit also gets past what agents hold and this origin does not know.
+            // An operator's commit also supersedes unknown generations held by agents.
             Publish::Tree { label } => (differs || self.observed.is_some()).then(|| label.clone()),
         }
     }
@@ -566,7 +559,7 @@ impl Sealer {
         Ok(generation.sign(self.parts.keys.signing_key()))
     }
 
-    /// Takes up where the store says that it is, after a seal that failed.
+    /// Reloads the state from the store after a failed seal.
     fn resolve_doubt(&mut self) -> Result<(), CommitError> {
         if !self.doubtful {
             return Ok(());
@@ -586,7 +579,8 @@ impl Sealer {
         Ok(())
     }
 
-    /// Makes it durable and, not before, tells the fleet. `rollbacks` is what they become by it.
+    /// Makes the generation durable, and then announces it. `rollbacks` is the new state of the rollback
+    /// record.
     fn seal(
         &mut self,
         writer: Writer,
@@ -603,7 +597,7 @@ impl Sealer {
         });
         if let Err(error) = sealed {
             self.doubtful = true;
-            // Where the store can be asked again, it says at once what came of it.
+            // If the store is readable again, this determines the outcome at once.
             let _ = self.resolve_doubt();
             if self.current.as_ref() != Some(&generation) {
                 return Err(error.into());
@@ -612,7 +606,7 @@ impl Sealer {
             return Ok(Outcome::Sealed(generation));
         }
         if self.current.is_none() {
-            // Only a figure: what was sealed is sealed.
+            // Only a statistic, which must not fail a completed seal.
             let _ = self.parts.store.all_is_current();
         }
         self.base = base;
@@ -624,8 +618,8 @@ impl Sealer {
     }
 }
 
-/// Whether a generation of ours that an agent holds is one that we do not know: above the current one, or another one
-/// under its number. One below it is past already.
+/// Whether a generation held by an agent is news: above the current one, or another one with the same number.
+/// Lower ones are obsolete.
 fn is_news(current: Option<&SignedGeneration>, observed: &SignedGeneration) -> bool {
     current.is_none_or(|current| {
         observed.number() > current.number()
@@ -633,8 +627,9 @@ fn is_news(current: Option<&SignedGeneration>, observed: &SignedGeneration) -> b
     })
 }
 
-/// Takes what a check found damaged out of the store, so that the next scan reads the whole tree and stores again what is
-/// still there. Whether the tree is published stays known, unless a directory object is lost: then it is compared anew.
+/// Removes damaged content from the store, so that the next scan reads the whole tree and stores again what
+/// is still there. Whether the tree is published remains known, unless a directory object is lost; then it is
+/// compared again.
 pub(crate) fn forget_damaged(store: &Arc<Store>, report: &CheckReport) -> Result<(), StoreError> {
     let base = ScanBase::load(store)?;
     store.forget_damaged(report)?;
@@ -650,13 +645,13 @@ pub(crate) fn forget_damaged(store: &Arc<Store>, report: &CheckReport) -> Result
 
 /// Whether a scan is followed by sealing.
 enum Publish {
-    /// No.
+    /// Never.
     No,
     /// If the tree changed since it was last published.
     Changes,
-    /// If the tree is anything but the current generation.
+    /// If the tree differs from the current generation.
     Tree {
-        /// Of the new generation.
+        /// Label of the new generation.
         label: String,
     },
 }

@@ -1,9 +1,10 @@
-//! Which names keep changing, and since when. Pure: the caller gives the time.
+//! Tracks which names keep changing, and since when. Pure: the caller supplies the time.
 //!
-//! A name is *active* from a hint on until it was quiet for `--settle`; one that was written and not closed, until it is
-//! closed or was not written for `--settle-max`. A file that has been active for `--settle-max-publish` is *busy*: it no
-//! longer holds back the others, and stays as it was published until it is quiet. A deployment writes ever other names,
-//! so that none of them becomes busy, and it is never published by halves because it takes long.
+//! A name is *active* from a hint until it has been quiet for `--settle`. A name that was written and not
+//! closed is active until it is closed or has not been written for `--settle-max`. A file that has been
+//! active for `--settle-max-publish` is *busy*: it no longer delays the others, and stays as published until
+//! it is quiet. A deployment keeps writing different names, none of which becomes busy. It is therefore never
+//! published halfway because it takes long.
 
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
@@ -12,10 +13,10 @@ use syncd_shared::TreePath;
 
 use crate::watch::{Hints, OpenFile};
 
-/// Names that are followed; more at once are no sign of a busy file.
+/// Maximum number of names tracked. More active names at once do not indicate a busy file.
 const FOLLOWED_MAX: usize = 4096;
 
-/// See the module.
+/// Activity of names. See the module documentation.
 #[derive(Debug)]
 pub(super) struct Unrest {
     quiet: Duration,
@@ -35,8 +36,8 @@ impl Unrest {
         Self { quiet, busy_after, names: BTreeMap::new() }
     }
 
-    /// Takes in what changed, and the files that are open and were written within `--settle-max`. Returns whether
-    /// anything changed that is not busy.
+    /// Records changes, and the files that are open and were written within `--settle-max`. Returns whether
+    /// anything but busy files changed.
     pub(super) fn note(&mut self, hints: &Hints, open: &[OpenFile], now: Instant) -> bool {
         self.look(open, now);
         let mut others =
@@ -51,7 +52,7 @@ impl Unrest {
         others
     }
 
-    /// Forgets names that became quiet. `open` as for [`Unrest::note`].
+    /// Forgets names that have become quiet. `open` is the same as for [`Unrest::note`].
     pub(super) fn look(&mut self, open: &[OpenFile], now: Instant) {
         let quiet = self.quiet;
         self.names.iter_mut().for_each(|(path, activity)| {
@@ -67,7 +68,7 @@ impl Unrest {
         }
     }
 
-    /// A name changed. Returns whether it is busy.
+    /// Records a change of a name. Returns whether it is busy.
     fn active(&mut self, path: TreePath, now: Instant) -> bool {
         if self.names.len() >= FOLLOWED_MAX && !self.names.contains_key(&path) {
             return false;
@@ -77,18 +78,18 @@ impl Unrest {
         now.saturating_duration_since(activity.since) >= self.busy_after
     }
 
-    /// Nothing was heard while a job ran: the time that it took does not make a name quiet.
+    /// Accounts for the time of a job, during which no events were received: it does not make names quiet.
     pub(super) fn resume(&mut self, took: Duration, now: Instant) {
         self.names.values_mut().for_each(|activity| activity.last = (activity.last + took).min(now));
     }
 
-    /// Names that have been active for so long that they do not hold back the others.
+    /// Names active for so long that they do not delay the others.
     pub(super) fn busy(&self, now: Instant) -> Vec<TreePath> {
         let is_busy = |activity: &Activity| now.saturating_duration_since(activity.since) >= self.busy_after;
         self.names.iter().filter(|(_, activity)| is_busy(activity)).map(|(path, _)| path.clone()).collect()
     }
 
-    /// Names that hold back, those that have been active for longest first.
+    /// Names that delay publishing, longest active first.
     pub(super) fn restless(&self) -> Vec<&TreePath> {
         let mut names: Vec<_> = self.names.iter().map(|(path, activity)| (activity.since, path)).collect();
         names.sort();

@@ -1,4 +1,4 @@
-//! All enrolled agents: who they are, what they have live, and what they are told.
+//! All enrolled agents: their identities, their live generations, and the announcements to them.
 //!
 //! ```text
 //!   serve: attach, report, join, renew ──┐                 ┌──> view (watch)
@@ -6,10 +6,10 @@
 //!   commit: announce (watch) ──────────────────> sessions  └──> records in the store, on a blocking thread
 //! ```
 //!
-//! One task owns the roster and the connections; it applies commands synchronously and never waits for the disk. What
-//! must be durable before it is told (a token taken, a certificate issued or revoked) is answered once its records are
-//! written; what agents have live is written behind, every few seconds. A crash loses at most that, and agents tell it
-//! again.
+//! One task owns the roster and the connections. It applies commands synchronously and never waits for the
+//! disk. Commands whose effect must be durable (a token used, a certificate issued or revoked) are answered
+//! once their records are written. The generations of agents are written behind, every few seconds. A crash
+//! loses at most those, and agents report them again.
 
 #[doc(hidden)]
 pub mod fuzzing;
@@ -41,77 +41,69 @@ use owner::{Command, Owner, Save};
 use registry::Registry;
 use roster::AgentRecord;
 
-/// Commands that wait for the owner.
+/// Length of the owner's command queue.
 const COMMANDS: usize = 256;
 
-/// Why something was not done.
+/// Errors of fleet commands.
 #[derive(Debug, thiserror::Error)]
 pub enum FleetError {
-    /// The rules.
+    /// The rules forbid it.
     #[error(transparent)]
     Refused(#[from] RosterError),
-    /// The records.
+    /// Reading or writing the records failed.
     #[error(transparent)]
     Records(#[from] RecordError),
-    /// The records could not be written. A join, a renewal and a token are taken back; a revocation stays in force and is
-    /// written again.
+    /// Writing the records failed. Joins, renewals and new tokens are undone. A revocation stays in force and
+    /// its record is retried.
     #[error("writing the records of the fleet failed: see the origin's log, and try again")]
     Save(#[source] Arc<RecordError>),
-    /// The keys.
     #[error(transparent)]
     Keys(#[from] KeysError),
-    /// The origin stops.
+    /// The origin is stopping.
     #[error("the origin is stopping")]
     Stopping,
 }
 
-/// What an agent says of itself when it connects.
+/// An agent's state when it connects.
 #[derive(Debug, Clone, Default)]
 pub struct Greeting {
-    /// Differs after every boot.
+    /// Changes with every boot.
     pub boot_id: String,
     /// Version of the program.
     pub version: String,
-    /// What is live there.
+    /// Linked generation.
     pub live: Option<SignedGeneration>,
-    /// The highest generation it ever accepted.
+    /// Highest generation ever accepted.
     pub accepted: Option<SignedGeneration>,
-    /// Its on-activate hook.
+    /// State of the on-activate hook.
     pub hook: Option<HookStatus>,
-    /// Files that were changed on its node.
+    /// Locally changed files.
     pub drift: Option<AgentDrift>,
-    /// What a person should know of it.
+    /// Remarks for an operator.
     pub notes: Vec<String>,
 }
 
-/// What an agent tells later.
+/// A report of a connected agent.
 #[derive(Debug, Clone)]
 pub enum Report {
-    /// It lives.
+    /// The agent is alive.
     Heartbeat,
-    /// It is on its way to a generation.
-    Progress {
-        /// What it does.
-        state: AgentState,
-        /// How far it is.
-        progress: AgentProgress,
-    },
-    /// A generation is linked and durable there.
+    /// The agent is working on a generation.
+    Progress { state: AgentState, progress: AgentProgress },
+    /// A generation is linked and durable on the node.
     Activated {
-        /// Its number.
         generation: GenerationNumber,
-        /// Its root.
         root: RootHash,
-        /// Updates that found no spare, since the agent started.
+        /// Updates without a spare, since the agent started.
         spare_misses: u64,
-        /// It is not live before its on-activate hook has succeeded.
+        /// Whether the generation becomes live only after the on-activate hook succeeds.
         hook_due: bool,
     },
-    /// How its on-activate hook fares.
+    /// State of the on-activate hook.
     Hook(HookStatus),
-    /// Files were changed on its node; `None`: nothing is to be reported any more.
+    /// Locally changed files; `None` ends an earlier report.
     Drift(Option<AgentDrift>),
-    /// It could not do what it was told.
+    /// A task failed.
     Failed {
         /// For a person.
         reason: String,
@@ -120,16 +112,15 @@ pub enum Report {
     },
 }
 
-/// Why the fleet ends a connection.
+/// Reasons to end a connection.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum EndReason {
-    /// The agent's certificate was revoked.
     Revoked,
-    /// Another connection with the same certificate took its place.
+    /// Another connection with the same certificate replaced it.
     Replaced,
 }
 
-/// The fleet. Cheap to clone.
+/// Handle to the fleet. Cheap to clone.
 #[derive(Clone)]
 pub struct Fleet {
     keys: Arc<Keys>,
@@ -139,26 +130,26 @@ pub struct Fleet {
     announced: watch::Sender<Option<Arc<SignedGeneration>>>,
 }
 
-/// One agent's place in the fleet for as long as its control stream is open.
+/// An agent's registration while its control stream is open.
 pub struct Attachment {
     name: AgentName,
     connection: u64,
     commands: mpsc::Sender<Command>,
-    /// Says once why the connection must end.
+    /// Resolves once, when the connection must end.
     pub ended: oneshot::Receiver<EndReason>,
-    /// What to announce: the newest value alone.
+    /// The newest announcement.
     pub announced: watch::Receiver<Option<Arc<SignedGeneration>>>,
 }
 
 impl Attachment {
-    /// Tells the fleet what the agent said. Cancel safe: it is told or not.
+    /// Passes a report to the fleet. Cancel safe: it is delivered completely or not at all.
     pub async fn report(&self, report: Report) {
         let (name, connection) = (self.name.clone(), self.connection);
         // Fails only when the origin stops.
         let _ = self.commands.send(Command::Report { name, connection, report }).await;
     }
 
-    /// The control stream is closed.
+    /// Reports that the control stream is closed.
     pub async fn detach(self) {
         let (name, connection) = (self.name, self.connection);
         let _ = self.commands.send(Command::Detach { name, connection }).await;
@@ -166,8 +157,8 @@ impl Attachment {
 }
 
 impl Fleet {
-    /// Loads the fleet and starts its owner, which `tasks` tracks and `shutdown` ends. Generations above the announced
-    /// one that agents bring, signed by our key, go to `observed`. Blocks while it loads.
+    /// Loads the fleet and starts its owner task, which `tasks` tracks and `shutdown` ends. Newer generations
+    /// shown by agents and signed by this origin's key are sent to `observed`. Blocks while loading.
     pub fn start(
         records: Arc<dyn RecordStore>,
         keys: Arc<Keys>,
@@ -185,42 +176,43 @@ impl Fleet {
         Ok(Self { keys, commands, view, admission, announced })
     }
 
-    /// All agents, now and whenever something changes.
+    /// The current state of all agents, updated on changes.
     pub fn view(&self) -> watch::Receiver<Arc<FleetView>> {
         self.view.clone()
     }
 
-    /// Whom to let in, now and whenever that changes.
+    /// The current admission rules, updated on changes.
     pub fn admission(&self) -> watch::Receiver<Arc<Admission>> {
         self.admission.clone()
     }
 
-    /// Whether a verified certificate was not revoked or superseded; it need not hold today. Does not block.
+    /// Whether a verified certificate is neither revoked nor superseded. It need not be valid now. Does not
+    /// block.
     pub fn admits(&self, peer: &PeerIdentity) -> bool {
         self.admission.borrow().admits(peer)
     }
 
-    /// Roots that garbage collection must leave: those of agents seen within 30 days. Does not block.
+    /// Roots that garbage collection must keep: those of agents seen within 30 days. Does not block.
     pub fn retained_roots(&self) -> HashSet<RootHash> {
         self.view.borrow().retained_roots(now_ms())
     }
 
-    /// Tells every agent, now or when it connects. Only the newest is ever told.
+    /// Announces a generation to every agent, now or when it connects. Only the newest is announced.
     pub fn announce(&self, generation: SignedGeneration) {
         self.announced.send_replace(Some(Arc::new(generation)));
     }
 
-    /// The generation that agents are told of now.
+    /// The number of the announced generation.
     pub fn announced(&self) -> Option<GenerationNumber> {
         self.announced.borrow().as_ref().map(|generation| generation.number())
     }
 
-    /// Checks a generation that an agent shows: signed by this origin's key, or one before it.
+    /// Verifies a generation shown by an agent: signed by this origin's key or an earlier one.
     pub fn verify(&self, record: &[u8], signature: &[u8]) -> Result<SignedGeneration, GenerationError> {
         self.keys.verify(record, signature)
     }
 
-    /// A join token, durable when this returns.
+    /// Creates a join token, durable on return.
     pub async fn create_token(&self, ttl: Duration, uses: u32) -> Result<JoinToken, FleetError> {
         let token = self.keys.token()?;
         let secret_hash = token.secret_hash();
@@ -228,35 +220,37 @@ impl Fleet {
         Ok(token)
     }
 
-    /// The tokens that are good.
+    /// The usable tokens.
     pub async fn tokens(&self) -> Result<Vec<TokenView>, FleetError> {
         let (reply, answer) = oneshot::channel();
         self.commands.send(Command::Tokens { reply }).await.map_err(|_| FleetError::Stopping)?;
         answer.await.map_err(|_| FleetError::Stopping)
     }
 
-    /// Makes a token worthless, durably when this returns. `id` is the beginning of a [`TokenView::id`].
+    /// Invalidates a token, durably on return. `id` is the beginning of a [`TokenView::id`].
     pub async fn revoke_token(&self, id: String) -> Result<(), FleetError> {
         self.ask(|reply| Command::RevokeToken { id, reply }).await
     }
 
-    /// What [`Fleet::join`] would answer now: asked before a certificate is signed, which costs more than to guess.
+    /// The answer that [`Fleet::join`] would give now. Checked before a certificate is signed, because
+    /// signing costs more than guessing.
     pub async fn check_join(&self, secret_hash: [u8; 32], name: AgentName) -> Result<(), FleetError> {
         self.ask(|reply| Command::CheckJoin { secret_hash, name, reply }).await
     }
 
-    /// What [`Fleet::renew`] would answer now.
+    /// The answer that [`Fleet::renew`] would give now.
     pub async fn check_renewal(&self, peer: PeerIdentity) -> Result<(), FleetError> {
         self.ask(|reply| Command::CheckRenewal { peer, reply }).await
     }
 
-    /// Revokes every certificate of an agent: its streams are closed at once, the record is durable when this returns.
+    /// Revokes every certificate of an agent. Its streams are closed at once; the record is durable on
+    /// return.
     pub async fn revoke(&self, name: String) -> Result<(), FleetError> {
         self.ask(|reply| Command::Revoke { name, reply }).await
     }
 
-    /// Takes one use of a token and enrols `peer`, to whom a certificate with this fingerprint was made. Both are
-    /// durable when this returns; only then may the certificate be handed out.
+    /// Uses a token once and enrols `peer`, for whom a certificate with this fingerprint was issued. Both are
+    /// durable on return; the certificate must not be handed out before.
     pub async fn join(
         &self,
         secret_hash: [u8; 32],
@@ -266,7 +260,7 @@ impl Fleet {
         self.ask(|reply| Command::Join { secret_hash, peer, fingerprint, reply }).await
     }
 
-    /// Notes a new certificate for an agent that showed `peer`; durable when this returns.
+    /// Records a new certificate for the agent with certificate `peer`; durable on return.
     pub async fn renew(
         &self,
         peer: PeerIdentity,
@@ -276,7 +270,7 @@ impl Fleet {
         self.ask(|reply| Command::Renew { peer, new, fingerprint, reply }).await
     }
 
-    /// An agent's control stream is open. A connection that it has already is ended.
+    /// Registers an open control stream. An existing connection of the agent is ended.
     pub async fn attach(&self, peer: PeerIdentity, greeting: Greeting) -> Result<Attachment, FleetError> {
         let name = peer.name.clone();
         let (reply, answer) = oneshot::channel();
@@ -303,7 +297,7 @@ fn now_ms() -> i64 {
     i64::try_from(since.as_millis()).unwrap_or(i64::MAX)
 }
 
-/// An agent that is not connected, as its record has it.
+/// The view of an unconnected agent, from its record.
 fn agent_view(name: &AgentName, record: &AgentRecord) -> AgentView {
     let newest = record.certificates.last();
     let generation = record.generation.and_then(GenerationNumber::new);

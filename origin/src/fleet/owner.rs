@@ -17,25 +17,26 @@ use super::roster::{Admission, Roster, RosterError, TokenView, Undo, not_after_m
 use super::view::{AgentDrift, AgentState, AgentView, FleetView};
 use super::{EndReason, FleetError, Greeting, Report, agent_view, now_ms};
 
-/// How often what agents have live is written behind.
+/// Interval of writing the generations of agents.
 const WRITE_BEHIND: Duration = Duration::from_secs(5);
-/// A last sign of life alone is not written more often, in milliseconds.
+/// Minimum interval, in milliseconds, of writing only a last sign of life.
 const SEEN_MS: i64 = 60_000;
-/// How long a note of a cloned certificate is shown, in milliseconds.
+/// Time for which a note about a cloned certificate is shown, in milliseconds.
 const CLONE_NOTE_MS: i64 = 60 * 60 * 1000;
-/// Connections of one agent that another one took over within [`TAKE_OVERS_MS`]: more are two machines that take turns.
-/// A node that loses its line takes its own connection over, too, but finds out later than this.
+/// Number of takeovers of an agent's connection within [`TAKE_OVERS_MS`] that reveals two machines with one
+/// certificate. A node that loses its network also replaces its own connection, but takes longer than this to
+/// notice.
 const TAKE_OVERS_MAX: usize = 6;
-/// See [`TAKE_OVERS_MAX`], in milliseconds.
+/// Period for [`TAKE_OVERS_MAX`], in milliseconds.
 const TAKE_OVERS_MS: i64 = 2 * 60 * 1000;
-/// Commands that are applied before the view is published again.
+/// Commands applied before the view is published again.
 const BATCH: usize = 256;
-/// Publishing costs in proportion to the fleet, so it pauses in proportion: at most a few percent of one core go into
-/// it, and with a handful of agents everything shows at once.
+/// Publishing costs time in proportion to the fleet, and so do the pauses between publications. It takes at
+/// most a few percent of one core, and with a handful of agents every change is shown at once.
 const PUBLISH_PAUSE_PER_AGENT: Duration = Duration::from_micros(20);
-/// The longest such pause.
+/// Longest pause between publications.
 const PUBLISH_PAUSE_MAX: Duration = Duration::from_millis(100);
-/// A mere sign of life is shown this much later at most.
+/// Longest delay before a mere sign of life is shown.
 const SEEN_PAUSE: Duration = Duration::from_secs(2);
 
 pub(super) type Save = Arc<dyn Fn(&[RecordChange]) -> Result<(), RecordError> + Send + Sync>;
@@ -62,19 +63,19 @@ struct Connection {
     end: oneshot::Sender<EndReason>,
 }
 
-/// What is known of an agent beyond its record.
+/// State of an agent beyond its record.
 struct Agent {
     view: AgentView,
     connection: Option<Connection>,
-    /// Said by this connection itself.
+    /// Notes about the current connection.
     notes: Vec<String>,
     cloned: Option<(i64, String)>,
-    /// When a connection that was alive was taken over, in milliseconds; the newest at the back.
+    /// Times of takeovers of live connections, in milliseconds, newest last.
     take_overs: VecDeque<i64>,
     written: (i64, Option<GenerationNumber>),
 }
 
-/// Who waits for a record to be written, and what is taken back if that fails.
+/// The sender of a command whose record must be written, and how to undo the command if that fails.
 type Waiting = (Reply, Undo);
 
 pub(super) struct Owner {
@@ -82,24 +83,24 @@ pub(super) struct Owner {
     agents: BTreeMap<AgentName, Agent>,
     save: Save,
     saving: Option<JoinHandle<Result<(), RecordError>>>,
-    /// Records that are not written, and who waits for them.
+    /// Records not written yet, and the commands waiting for them.
     unsaved: Vec<RecordChange>,
     waiting: Vec<Waiting>,
-    /// Records that are being written.
+    /// Records being written.
     in_flight: (Vec<RecordChange>, Vec<Waiting>),
     observed: mpsc::Sender<SignedGeneration>,
-    /// The highest that the committer has not been told of.
+    /// The highest observed generation not yet reported to the committer.
     unreported: Option<SignedGeneration>,
     announced: watch::Sender<Option<Arc<SignedGeneration>>>,
     view: watch::Sender<Arc<FleetView>>,
     admission: watch::Sender<Arc<Admission>>,
     next_connection: u64,
-    /// The roster is ahead of `agents` and `admission`.
+    /// Whether the roster has changes not yet taken over into `agents` and `admission`.
     roster_ahead: bool,
     published: Instant,
-    /// When the view is to be published again.
+    /// Time of the next publication of the view.
     publish_at: Option<Instant>,
-    /// Writing failed; the next tick tries again.
+    /// Whether writing failed, to be retried with the next tick.
     paused: bool,
 }
 
@@ -173,7 +174,7 @@ impl Owner {
         self.stop().await;
     }
 
-    /// Writes what is not written yet.
+    /// Writes everything that is not written yet.
     async fn stop(mut self) {
         self.write_behind(true);
         while self.saving.is_some() || !self.unsaved.is_empty() {
@@ -217,7 +218,7 @@ impl Owner {
                     }
                 });
                 self.durable(revoked, Undo::Nothing, reply);
-                // Whoever was cut off finds the door closed.
+                // At once, so that a disconnected agent cannot return.
                 self.follow_roster();
             }
             Command::Join { secret_hash, peer, fingerprint, reply } => {
@@ -245,7 +246,7 @@ impl Owner {
         }
     }
 
-    /// Answers at once what was refused, and the rest when it is written.
+    /// Answers refused commands at once, and others when their records are written.
     fn durable(&mut self, result: Result<(), RosterError>, undo: Undo, reply: Reply) {
         match result {
             Ok(()) => {
@@ -265,7 +266,8 @@ impl Owner {
         self.unsaved.extend(changes);
     }
 
-    /// Takes the roster over into what is shown and who is admitted: once for many changes, since it goes through all.
+    /// Updates the view and the admission rules from the roster. Once for many changes, because it walks the
+    /// whole roster.
     fn follow_roster(&mut self) {
         if !std::mem::take(&mut self.roster_ahead) {
             return;
@@ -321,8 +323,8 @@ impl Owner {
         Ok((self.next_connection, ended))
     }
 
-    /// An agent that knows a generation above ours, or another one of the same number: this origin was restored from a
-    /// backup.
+    /// Checks for a generation above the announced one, or another one with the same number. Either means
+    /// that this origin was restored from a backup.
     fn observe(&mut self, greeting: &Greeting) {
         let ours = self.announced.borrow().clone();
         for shown in [&greeting.live, &greeting.accepted].into_iter().flatten() {
@@ -342,7 +344,7 @@ impl Owner {
         if let Some(generation) = self.unreported.take()
             && let Err(mpsc::error::TrySendError::Full(generation)) = self.observed.try_send(generation)
         {
-            // Told with the next command or tick.
+            // Retried with the next command or tick.
             self.unreported = Some(generation);
         }
     }
@@ -373,7 +375,7 @@ impl Owner {
                 view.progress = None;
                 view.error = None;
                 view.needs_operator = false;
-                // Counted by the agent since it started, not since its last report.
+                // The agent counts since its start, not since its last report.
                 view.spare_misses = spare_misses;
             }
             Report::Hook(hook) => view.hook = Some(hook),
@@ -395,7 +397,7 @@ impl Owner {
         }
         self.write_behind(false);
         self.paused = false;
-        // Notes lapse.
+        // Notes expire.
         self.publish_after(Duration::ZERO);
     }
 
@@ -433,8 +435,8 @@ impl Owner {
             Err(error) => {
                 tracing::error!(%error, "writing the records of the fleet failed");
                 let error = Arc::new(error);
-                // Written again with whatever comes next, in order: also with what takes back the changes whose failure
-                // was told, so that a token is not spent and a name not taken by a join that did not take place.
+                // Retried together with the next changes, in order. This includes the changes that undo
+                // reported failures, so that a failed join neither uses a token nor takes a name.
                 changes.append(&mut self.unsaved);
                 self.unsaved = changes;
                 for (reply, undo) in waiting {
@@ -454,7 +456,7 @@ impl Owner {
         PUBLISH_PAUSE_PER_AGENT.saturating_mul(agents).min(PUBLISH_PAUSE_MAX)
     }
 
-    /// Publishes once `pause` has gone by since it was done last, or earlier if something else asks for it.
+    /// Schedules a publication `pause` after the last one, unless an earlier one is scheduled.
     fn publish_after(&mut self, pause: Duration) {
         let at = self.published + pause;
         self.publish_at = Some(self.publish_at.map_or(at, |before| before.min(at)));
@@ -477,12 +479,12 @@ impl Owner {
     }
 }
 
-/// What the log tells of an agent whenever it changes.
+/// The state of an agent whose changes are logged.
 #[derive(PartialEq, Eq)]
 struct Standing {
     generation: Option<GenerationNumber>,
     is_live: bool,
-    /// The generation that its hook failed for.
+    /// Generation for which the hook failed.
     hook_failed: Option<u64>,
     error: Option<String>,
 }
@@ -497,7 +499,7 @@ impl Standing {
         }
     }
 
-    /// One line for each switch, each failure, and each hook that succeeded; `self` is what was before.
+    /// Logs one line for each switch, failure, and hook that succeeded. `self` is the state before.
     fn log_change(self, view: &AgentView) {
         let now = Self::of(view);
         if now == self {
@@ -521,7 +523,7 @@ impl Standing {
 }
 
 impl Agent {
-    /// Ends the connection that is there, if any.
+    /// Ends the existing connection, if any.
     fn displace(&mut self, boot_id: &str, now: i64) {
         let Some(old) = self.connection.take() else { return };
         if old.boot_id != boot_id && !old.end.is_closed() {
@@ -539,8 +541,8 @@ impl Agent {
         let _ = old.end.send(EndReason::Replaced);
     }
 
-    /// Copies of one machine, containers on one host for example, may show one boot id, and are known by how often they
-    /// push each other out.
+    /// Detects clones that share a boot ID, such as containers on one host, by how often they replace each
+    /// other's connections.
     fn count_take_over(&mut self, now: i64) {
         self.take_overs.push_back(now);
         self.take_overs.retain(|at| (now.saturating_sub(TAKE_OVERS_MS)..=now).contains(at));
@@ -587,8 +589,8 @@ impl Agent {
     }
 }
 
-/// What is known of an agent's hook once it has switched to `generation`. Of one that the agent told of already that
-/// stands.
+/// The state of an agent's hook after it has switched to `generation`. Keeps a state that the agent has
+/// already reported.
 fn due_hook(known: Option<HookStatus>, generation: GenerationNumber, is_due: bool) -> Option<HookStatus> {
     match known {
         Some(hook) if !is_due && hook.is_live() => Some(hook),
@@ -605,7 +607,7 @@ async fn due(at: Option<Instant>) {
     }
 }
 
-/// Cancel safe: the handle stays where it is until it is done.
+/// Waits for the write to finish. Cancel safe: the handle is kept until then.
 async fn finished(saving: &mut Option<JoinHandle<Result<(), RecordError>>>) -> Result<(), RecordError> {
     match saving {
         Some(handle) => handle.await.unwrap_or(Err(RecordError::Interrupted)),
@@ -613,7 +615,7 @@ async fn finished(saving: &mut Option<JoinHandle<Result<(), RecordError>>>) -> R
     }
 }
 
-/// Shows what an agent says of local changes, and says it once.
+/// Shows an agent's local changes, and logs each report once.
 fn note_drift(view: &mut AgentView, drift: Option<AgentDrift>) {
     if let Some(drift) = drift.as_ref().filter(|drift| view.drift.as_ref() != Some(drift)) {
         tracing::warn!(agent = view.name, "{drift}");

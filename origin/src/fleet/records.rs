@@ -1,42 +1,41 @@
-//! Where the fleet's small records lie: the store. Revocations also lie beside the keys ([`revocations`]), so that no older
-//! or lost index lets anybody in again.
+//! Storage of the fleet's records: the store. Revocations are also stored beside the keys ([`revocations`]),
+//! so that an older or lost index never readmits a revoked agent.
 
 use super::roster::REVOKED;
 use crate::keys::{KeysError, revocations};
 use crate::store::Store;
 
-/// One record written or, without a value, removed.
+/// A record to write or, without a value, to remove.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct RecordChange {
-    /// A constant that sets records of one kind apart.
+    /// Kind of the record.
     pub namespace: &'static str,
     /// Unique within its namespace.
     pub name: Vec<u8>,
-    /// What it holds from now on.
+    /// New value.
     pub value: Option<Vec<u8>>,
 }
 
-/// A record's name and value.
+/// Name and value of a record.
 pub type NamedRecord = (Vec<u8>, Vec<u8>);
 
-/// Why records were not read or written.
+/// Errors of reading or writing records.
 #[derive(Debug, thiserror::Error)]
 pub enum RecordError {
     /// The store failed.
     #[error("using the records of the fleet failed")]
     Store(#[source] Box<dyn std::error::Error + Send + Sync>),
-    /// A record is not what was written.
+    /// A record does not decode.
     #[error("record {name:?} in {namespace} is damaged: restore the data directory from a copy")]
     Damaged {
-        /// Its namespace.
         namespace: &'static str,
-        /// Its name, as far as it is text.
+        /// Name, as far as it is text.
         name: String,
     },
-    /// The list of revocations beside the keys.
+    /// The list of revocations beside the keys failed.
     #[error("using the list of revocations failed")]
     Revocations(#[source] Box<KeysError>),
-    /// The thread that wrote them ended without a result.
+    /// The writing thread ended without a result.
     #[error("writing the records of the fleet was interrupted")]
     Interrupted,
 }
@@ -47,11 +46,11 @@ impl RecordError {
     }
 }
 
-/// The store, as far as the fleet needs it. All calls block.
+/// The parts of the store that the fleet needs. All calls block.
 pub trait RecordStore: Send + Sync + 'static {
-    /// Names and values of a namespace. A name may come more than once, if it was revoked: all of it holds.
+    /// Names and values of a namespace. A revoked name may occur several times; all its values apply.
     fn load(&self, namespace: &'static str) -> Result<Vec<NamedRecord>, RecordError>;
-    /// Makes changes durable, all or none, in order.
+    /// Makes changes durable: all or none, in order.
     fn save(&self, changes: &[RecordChange]) -> Result<(), RecordError>;
 }
 

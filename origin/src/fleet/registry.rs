@@ -1,4 +1,5 @@
-//! The fleet's records while nothing serves: tokens and revocation straight on the store. Blocks.
+//! Access to the fleet's records while no origin is serving: tokens and revocation directly on the store.
+//! Blocks.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -13,13 +14,12 @@ use super::view::AgentView;
 use super::{FleetError, agent_view, now_ms};
 use crate::keys::Keys;
 
-/// The fleet's records. Not to be used beside a [`super::Fleet`] for anything but reading.
+/// The fleet's records. Beside a running [`super::Fleet`], it must only be used for reading.
 pub struct Registry {
     records: Arc<dyn RecordStore>,
 }
 
 impl Registry {
-    /// Of this store.
     pub fn new(records: Arc<dyn RecordStore>) -> Self {
         Self { records }
     }
@@ -28,7 +28,7 @@ impl Registry {
         Roster::decode(self.records.load(AGENTS)?, self.records.load(TOKENS)?, self.records.load(REVOKED)?)
     }
 
-    /// A join token, durable when this returns.
+    /// Creates a join token, durable on return.
     pub fn create_token(&self, keys: &Keys, ttl: Duration, uses: u32) -> Result<JoinToken, FleetError> {
         let token = keys.token()?;
         let mut roster = self.load()?;
@@ -38,26 +38,26 @@ impl Registry {
         Ok(token)
     }
 
-    /// The tokens that are good.
+    /// The usable tokens.
     pub fn tokens(&self) -> Result<Vec<TokenView>, FleetError> {
         Ok(self.load()?.tokens(now_ms()))
     }
 
-    /// Makes a token worthless, durably when this returns.
+    /// Invalidates a token, durably on return.
     pub fn revoke_token(&self, id: &str) -> Result<(), FleetError> {
         let mut roster = self.load()?;
         roster.revoke_token(id)?;
         Ok(self.records.save(&roster.take_changes())?)
     }
 
-    /// Revokes every certificate of an agent, durable when this returns.
+    /// Revokes every certificate of an agent, durably on return.
     pub fn revoke(&self, name: &str) -> Result<(), FleetError> {
         let mut roster = self.load()?;
         roster.revoke(name, now_ms())?;
         Ok(self.records.save(&roster.take_changes())?)
     }
 
-    /// As if it had joined.
+    /// Enrols an agent as if it had joined.
     #[cfg(test)]
     pub(crate) fn enrol_for_test(&self, peer: &PeerIdentity) {
         let mut roster = self.load().unwrap();
@@ -65,7 +65,7 @@ impl Registry {
         self.records.save(&roster.take_changes()).unwrap();
     }
 
-    /// Whether an origin with these records would let it in.
+    /// Whether an origin with these records would admit the agent.
     #[cfg(test)]
     pub(crate) fn admits_for_test(&self, peer: &PeerIdentity) -> bool {
         self.load().unwrap().admits(peer)

@@ -1,6 +1,6 @@
-//! Who is enrolled, which tokens are out, what is revoked: the rules, without IO and clock.
+//! The rules for enrolment, tokens and revocation, without IO and clock.
 //!
-//! Every change is noted as records to be written; the caller makes them durable before it tells anybody.
+//! Every change is noted as records to write. The caller must make them durable before reporting success.
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 
@@ -15,71 +15,58 @@ pub(super) const AGENTS: &str = "fleet.agents";
 pub(super) const TOKENS: &str = "fleet.tokens";
 pub(super) const REVOKED: &str = "fleet.revoked";
 const VERSION: u32 = 1;
-/// Tokens are remembered this long after they expired, so that it can be said what is wrong with them.
+/// Time for which expired tokens are remembered, so that their use can be explained.
 const EXPIRED_TOKENS_MS: i64 = 7 * 24 * 60 * 60 * 1000;
-/// Certificates of one agent that are admitted: the one it shows, and two whose answers may have been lost.
+/// Certificates admitted per agent: the one it shows, and two whose answers may have been lost.
 const CERTIFICATES_MAX: usize = 3;
-/// Certificates that one agent gets within an hour. Fewer than are kept, so that the kept ones tell how many it got.
+/// Certificates issued to an agent within an hour. Fewer than are kept, so that the kept ones suffice to
+/// count them.
 const RENEWALS_PER_HOUR: usize = 2;
 const HOUR_MS: i64 = 60 * 60 * 1000;
-/// Digits of a secret's hash that name its token.
+/// Digits of a secret's hash that identify its token.
 const TOKEN_ID_DIGITS: usize = 8;
 
-/// Why a change was refused.
+/// Reasons to refuse a change.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum RosterError {
-    /// A secret that is of no token.
+    /// The secret belongs to no token.
     #[error(
         "the join token is not of this origin, or was spent long ago: make a new one with `syncd-origin token`"
     )]
     UnknownToken,
-    /// Too late.
     #[error("the join token has expired: make a new one with `syncd-origin token`")]
     ExpiredToken,
-    /// No uses left.
+    /// No uses are left.
     #[error("the join token was used already: make a new one with `syncd-origin token`")]
     SpentToken,
-    /// An agent of that name is enrolled, in whatever case it is written. The name is free once it is revoked.
+    /// An agent of that name is enrolled; case is ignored. Revoking it frees the name.
     #[error(
         "the name {name} is taken: choose another with --name, or free it with `syncd-origin revoke {name}`"
     )]
     NameTaken {
-        /// The name, as it is enrolled.
+        /// The enrolled name.
         name: AgentName,
     },
-    /// More than half of the certificate's life is left.
+    /// Less than half of the certificate's lifetime has passed.
     #[error("the certificate of {name} is renewed once half of its life is over, and not before")]
-    RenewedTooEarly {
-        /// Whose.
-        name: AgentName,
-    },
-    /// Enough new certificates for now.
+    RenewedTooEarly { name: AgentName },
+    /// The agent has received enough new certificates for now.
     #[error("{name} got {RENEWALS_PER_HOUR} new certificates within an hour: it gets another one later")]
-    RenewedTooOften {
-        /// Whose.
-        name: AgentName,
-    },
-    /// No token, or more than one, begins like that.
+    RenewedTooOften { name: AgentName },
+    /// No token, or more than one, begins with this ID.
     #[error("no single token has the ID {id:?}: `syncd-origin token list` shows those that are good")]
     UnknownTokenId {
-        /// What was given.
+        /// The given ID.
         id: String,
     },
-    /// The certificate was revoked.
     #[error("the certificate of {name} was revoked: join again with a new token")]
-    Revoked {
-        /// Whose.
-        name: AgentName,
-    },
-    /// Nobody of that name is enrolled.
+    Revoked { name: AgentName },
+    /// No agent of that name is enrolled.
     #[error("no agent {name:?} is enrolled: `syncd-origin status` lists those that are")]
-    UnknownAgent {
-        /// The name.
-        name: String,
-    },
+    UnknownAgent { name: String },
 }
 
-/// A certificate that was issued.
+/// An issued certificate.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub(super) struct Issued {
     #[serde(with = "serial_text")]
@@ -87,7 +74,7 @@ pub(super) struct Issued {
     pub(super) not_after_ms: i64,
 }
 
-/// A serial number as it is shown. One that is none is damage: a revoked certificate must not be forgotten for it.
+/// Serialises a serial number as text. An invalid one is damage: ignoring it could forget a revocation.
 mod serial_text {
     use serde::{Deserialize, Deserializer, Serializer, de};
     use syncd_shared::identity::Serial;
@@ -101,15 +88,16 @@ mod serial_text {
     }
 }
 
-/// What is kept of an agent.
+/// The stored state of an agent.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub(super) struct AgentRecord {
     version: u32,
-    /// In the order in which they were issued or first seen, at most [`CERTIFICATES_MAX`]; the last is the newest.
+    /// In order of issue or first appearance, at most [`CERTIFICATES_MAX`]; the last is the newest.
     pub(super) certificates: Vec<Issued>,
-    /// A certificate of this name that is not listed must outlive this: raised when one is dropped from the list.
+    /// An unlisted certificate of this name must expire later than this. Raised when a certificate is dropped
+    /// from the list.
     superseded_ms: i64,
-    /// BLAKE3 of the newest certificate that this origin issued, hexadecimal.
+    /// BLAKE3 of the newest certificate issued by this origin, hexadecimal.
     pub(super) fingerprint: Option<String>,
     pub(super) enrolled_ms: i64,
     pub(super) last_seen_ms: i64,
@@ -130,13 +118,13 @@ struct TokenRecord {
 struct RevokedRecord {
     version: u32,
     serials: Vec<Issued>,
-    /// No certificate that this origin does not know is accepted unless it outlives this: one that was issued before a
-    /// restore from a backup is revoked with those that are known.
+    /// An unknown certificate is accepted only if it expires later than this. This also revokes certificates
+    /// that were issued before a restore from a backup.
     until_ms: i64,
 }
 
 impl RevokedRecord {
-    /// What either of the two revokes.
+    /// Combines the revocations of both records.
     fn merge(&mut self, other: Self) {
         self.version = VERSION;
         self.until_ms = self.until_ms.max(other.until_ms);
@@ -148,23 +136,23 @@ impl RevokedRecord {
     }
 }
 
-/// A join token that is good.
+/// A usable join token.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct TokenView {
-    /// What `token revoke` takes: the first digits of the hash of its secret.
+    /// First digits of the hash of its secret, as accepted by `token revoke`.
     pub id: String,
-    /// When it was made, in milliseconds since 1970.
+    /// Time of creation, in milliseconds since 1970.
     pub created_ms: i64,
-    /// When it expires, in milliseconds since 1970.
+    /// Time of expiry, in milliseconds since 1970.
     pub expires_ms: i64,
-    /// How many agents may still join with it.
+    /// Number of agents that may still join with it.
     pub uses_left: u32,
 }
 
-/// A change that is taken back where its record could not be written: whoever asked for it is told that it failed.
+/// How to undo a change whose record could not be written, after its sender was told that it failed.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) enum Undo {
-    /// A revocation stays in force, whether it is written or not.
+    /// A revocation stays in force, written or not.
     Nothing,
     Token {
         secret_hash: [u8; 32],
@@ -180,7 +168,7 @@ pub(super) enum Undo {
     },
 }
 
-/// Whom to let in. A snapshot, for threads that must not wait.
+/// The admission rules: a snapshot for threads that must not wait.
 #[derive(Debug, Clone, Default)]
 pub struct Admission {
     revoked: HashSet<Serial>,
@@ -189,7 +177,7 @@ pub struct Admission {
 }
 
 impl Admission {
-    /// Whether a verified certificate was not revoked or superseded. Says nothing of whether it holds today.
+    /// Whether a verified certificate is neither revoked nor superseded. Does not check its validity period.
     pub fn admits(&self, peer: &PeerIdentity) -> bool {
         let standing = Standing {
             is_revoked: self.revoked.contains(&peer.serial),
@@ -200,18 +188,19 @@ impl Admission {
     }
 }
 
-/// What the records say of one certificate.
+/// The recorded state of one certificate.
 struct Standing {
-    /// Under whatever name: serial numbers are unique, so another name is damage, and no way in.
+    /// Revoked under any name: serial numbers are unique, so another name is damage and must not grant
+    /// access.
     is_revoked: bool,
-    /// As one of the name that it is for.
+    /// Listed under its own name.
     is_known: bool,
-    /// See [`RevokedRecord::until_ms`] and [`AgentRecord::superseded_ms`]: the later of the two.
+    /// The later of [`RevokedRecord::until_ms`] and [`AgentRecord::superseded_ms`].
     until_ms: Option<i64>,
 }
 
 impl Standing {
-    /// The one rule.
+    /// The rule that decides every admission.
     fn admits(&self, peer: &PeerIdentity) -> bool {
         let outlives = self.until_ms.is_none_or(|until_ms| not_after_ms(peer) > until_ms);
         !self.is_revoked && (self.is_known || outlives)
@@ -219,29 +208,29 @@ impl Standing {
 }
 
 impl AgentRecord {
-    /// Drops the oldest certificates beyond [`CERTIFICATES_MAX`], but not `shown`. A dropped one is refused from then
-    /// on, as is any other that this origin does not know and that ends no later.
+    /// Drops the oldest certificates beyond [`CERTIFICATES_MAX`], but never `shown`. A dropped certificate is
+    /// refused from then on, as is any unknown one that does not expire later.
     fn drop_oldest(&mut self, shown: Serial, now_ms: i64) {
         while self.certificates.len() > CERTIFICATES_MAX
             && let Some(at) = self.certificates.iter().position(|c| c.serial != shown)
         {
             let dropped = self.certificates.remove(at);
-            // What a clock that was ahead issued must not shut out all that comes after.
+            // Capped, so that a certificate issued by a fast clock does not exclude all later ones.
             let ends = dropped.not_after_ms.min(now_ms.saturating_add(LIFE_MS));
             self.superseded_ms = self.superseded_ms.max(ends);
         }
     }
 }
 
-/// The life of an agent's certificate.
+/// Lifetime of an agent's certificate.
 const LIFE_MS: i64 = AGENT_CERTIFICATE_LIFE.whole_seconds() * 1000;
 
-/// The end of a certificate that is issued now. Certificates have whole seconds.
+/// Expiry of a certificate issued now, in whole seconds.
 fn not_after_issued_at(now_ms: i64) -> i64 {
     now_ms.div_euclid(1000).saturating_mul(1000).saturating_add(LIFE_MS)
 }
 
-/// What names a token where its secret must not be shown.
+/// Identifies a token where its secret must not be shown.
 pub(crate) fn token_id(secret_hash: &[u8; 32]) -> String {
     let mut id = HEXLOWER.encode(secret_hash);
     id.truncate(TOKEN_ID_DIGITS);
@@ -256,7 +245,7 @@ pub(super) fn not_after_ms(peer: &PeerIdentity) -> i64 {
     peer.not_after.unix_timestamp().saturating_mul(1000)
 }
 
-/// All of it.
+/// The enrolled agents, tokens and revocations, with changes to write.
 #[derive(Debug, Default)]
 pub(super) struct Roster {
     agents: BTreeMap<AgentName, AgentRecord>,
@@ -266,7 +255,7 @@ pub(super) struct Roster {
 }
 
 impl Roster {
-    /// From what was written.
+    /// Decodes the stored records.
     pub(super) fn decode(
         agents: Vec<NamedRecord>,
         tokens: Vec<NamedRecord>,
@@ -284,7 +273,7 @@ impl Roster {
             let record: RevokedRecord = decode(REVOKED, &name, &value)?;
             roster.revoked.entry(agent_name(REVOKED, &name)?).or_default().merge(record);
         }
-        // Revoked in a newer list than the index that enrols them.
+        // The list of revocations may be newer than the index that enrols the agent.
         let revoked: HashSet<Serial> =
             roster.revoked.values().flat_map(|r| r.serials.iter().map(|c| c.serial)).collect();
         roster.agents.retain(|_, agent| {
@@ -293,7 +282,7 @@ impl Roster {
         Ok(roster)
     }
 
-    /// Records to write since the last call.
+    /// Returns records to write since the last call.
     pub(super) fn take_changes(&mut self) -> Vec<RecordChange> {
         std::mem::take(&mut self.changes)
     }
@@ -320,7 +309,7 @@ impl Roster {
         }
     }
 
-    /// What a certificate of this name must outlive, unless it is known.
+    /// Time that the expiry of an unknown certificate of this name must exceed.
     fn until_ms(&self, name: &AgentName) -> Option<i64> {
         let revoked = self.revoked.get(name).map(|r| r.until_ms);
         let superseded = self.agents.get(name).map(|a| a.superseded_ms).filter(|ms| *ms > 0);
@@ -341,7 +330,7 @@ impl Roster {
         self.put_token(secret_hash, token);
     }
 
-    /// Tokens with which somebody may join at this time, those that expire first at the front.
+    /// Usable tokens, those that expire first at the front.
     pub(super) fn tokens(&self, now_ms: i64) -> Vec<TokenView> {
         let good = self.tokens.iter().filter(|(_, token)| token.uses_left > 0 && token.expires_ms > now_ms);
         let mut views: Vec<_> = good
@@ -356,7 +345,7 @@ impl Roster {
         views
     }
 
-    /// Forgets the one token whose ID begins like that.
+    /// Removes the only token whose ID begins with `id`.
     pub(super) fn revoke_token(&mut self, id: &str) -> Result<(), RosterError> {
         let wanted = id.to_ascii_lowercase();
         let mut found =
@@ -368,8 +357,8 @@ impl Roster {
         Ok(())
     }
 
-    /// Whether an agent may join under this name with this secret; the token's record where it may. Looked up by the
-    /// secret's hash, so that no comparison tells anything of the secret.
+    /// Checks whether an agent may join under this name with this secret, and returns the token. Looked up by
+    /// hash, so that no comparison reveals anything about the secret.
     fn may_join(
         &self,
         secret_hash: &[u8; 32],
@@ -390,7 +379,7 @@ impl Roster {
         }
     }
 
-    /// What [`Self::join`] would answer. Changes nothing.
+    /// The answer that [`Self::join`] would give. Changes nothing.
     pub(super) fn check_join(
         &self,
         secret_hash: &[u8; 32],
@@ -400,7 +389,7 @@ impl Roster {
         self.may_join(secret_hash, name, now_ms).map(drop)
     }
 
-    /// Takes one use of a token and enrols an agent, or does neither.
+    /// Uses a token once and enrols an agent, or does neither.
     pub(super) fn join(
         &mut self,
         secret_hash: &[u8; 32],
@@ -425,7 +414,7 @@ impl Roster {
         Ok(())
     }
 
-    /// Notes a new certificate of an agent that showed `peer`, which need not hold today.
+    /// Records a new certificate of the agent with certificate `peer`, which need not be valid now.
     pub(super) fn renew(
         &mut self,
         peer: &PeerIdentity,
@@ -453,7 +442,7 @@ impl Roster {
         }
         let (begins, ends) = (not_before_ms(peer), not_after_ms(peer));
         let half = begins.saturating_add(ends.saturating_sub(begins) / 2);
-        // One that has not begun is the trace of a clock that was ahead.
+        // A certificate that is not valid yet was issued by a fast clock.
         if (begins..half).contains(&now_ms) {
             return Err(RosterError::RenewedTooEarly { name: name() });
         }
@@ -466,8 +455,8 @@ impl Roster {
         Ok(())
     }
 
-    /// Lets an agent in. One that this origin issued a certificate to and forgot (it was restored from a backup) is
-    /// enrolled again.
+    /// Admits an agent. An agent that this origin issued a certificate to and forgot, because it was restored
+    /// from a backup, is enrolled again.
     pub(super) fn admit(&mut self, peer: &PeerIdentity, now_ms: i64) -> Result<(), RosterError> {
         if !self.admits(peer) {
             return Err(RosterError::Revoked { name: peer.name.clone() });
@@ -491,7 +480,8 @@ impl Roster {
         Ok(())
     }
 
-    /// Takes back what could not be written. The changes that this makes are to be written after those that failed.
+    /// Undoes a change that could not be written. The caller must write the resulting changes after the
+    /// failed ones.
     pub(super) fn undo(&mut self, undo: Undo) {
         match undo {
             Undo::Nothing => {}
@@ -501,7 +491,8 @@ impl Roster {
                     let uses_left = token.uses_left.saturating_add(1);
                     self.put_token(secret_hash, TokenRecord { uses_left, ..token });
                 }
-                // Nobody has that certificate. Where it is not the only one, the name was revoked and taken anew.
+                // Nobody has that certificate. If it is not the only one, the name was revoked and taken
+                // again.
                 let is_it =
                     |agent: &AgentRecord| matches!(agent.certificates.as_slice(), [c] if c.serial == serial);
                 if self.agents.get(&name).is_some_and(is_it) {
@@ -517,7 +508,7 @@ impl Roster {
         }
     }
 
-    /// What [`Self::admission`] would answer, without going through the fleet.
+    /// The answer of [`Self::admission`] for one certificate, without building the rules of the whole fleet.
     pub(super) fn admits(&self, peer: &PeerIdentity) -> bool {
         let has = |all: &[Issued]| all.iter().any(|c| c.serial == peer.serial);
         let standing = Standing {
@@ -528,18 +519,19 @@ impl Roster {
         standing.admits(peer)
     }
 
-    /// Revokes every certificate of a name, and frees it.
+    /// Revokes every certificate of a name and frees the name.
     pub(super) fn revoke(&mut self, name: &str, now_ms: i64) -> Result<AgentName, RosterError> {
         let unknown = || RosterError::UnknownAgent { name: name.to_owned() };
         let name: AgentName = name.parse().map_err(|_| unknown())?;
         let agent = self.agents.get(&name).cloned().ok_or_else(unknown)?;
         let mut serials = self.revoked.remove(&name).map(|r| r.serials).unwrap_or_default();
         serials.retain(|c| c.not_after_ms > now_ms);
-        // Whatever was issued to this name until now ends with it, also under a clock that was ahead.
+        // Covers everything issued to this name so far, even under a fast clock.
         let issued = agent.certificates.iter().chain(&serials).map(|c| c.not_after_ms).max();
         let ends = not_after_issued_at(now_ms).max(issued.unwrap_or_default());
-        // Who joins again within the same second gets a certificate that ends as late as those, which are refused by
-        // their serial numbers. Dropped ones are on no list: they must be outlived.
+        // An agent that joins again within the same second gets a certificate with the same expiry. The
+        // revoked ones are refused by serial number. Dropped ones are not listed, so a new certificate must
+        // expire later than they do.
         let until_ms = ends.saturating_sub(1).max(agent.superseded_ms);
         serials.extend(agent.certificates);
         let revoked = RevokedRecord { version: VERSION, serials, until_ms };
@@ -549,7 +541,7 @@ impl Roster {
         Ok(name)
     }
 
-    /// Notes what was heard of an agent.
+    /// Records an agent's last sign of life and generation.
     pub(super) fn seen(&mut self, name: &AgentName, ms: i64, generation: Option<u64>, root: Option<String>) {
         let Some(agent) = self.agents.get(name) else { return };
         let agent = AgentRecord { last_seen_ms: ms, generation, root, ..agent.clone() };

@@ -1,64 +1,62 @@
-//! The fleet as others see it.
+//! The public view of the fleet.
 
 use std::collections::HashSet;
 
 use syncd_shared::{GenerationNumber, HookStatus, RootHash};
 
-/// A root that an agent seen within this time holds is retained, in milliseconds.
+/// Roots held by agents seen within this time are retained, in milliseconds.
 pub const RETAIN_MS: i64 = 30 * 24 * 60 * 60 * 1000;
 
-/// What an agent does.
+/// State of an agent.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum AgentState {
-    /// It has no generation yet, or was not heard of since this origin started.
+    /// No generation yet, or no contact since this origin started.
     #[default]
     Empty,
-    /// It fetches what it lacks.
+    /// Fetching missing content.
     Fetching,
-    /// It builds a tree.
+    /// Building a tree.
     Staging,
-    /// A tree is complete and waits to be activated.
+    /// A complete tree waits for activation.
     Staged,
-    /// What it was last told of is linked and durable there, and its on-activate hook has not succeeded yet.
+    /// The announced generation is linked and durable, but the on-activate hook has not succeeded yet.
     Switched,
-    /// What it was last told of is live.
+    /// The announced generation is live.
     Live,
-    /// It could not do what it was told.
+    /// The last task failed.
     Failed,
 }
 
-/// How far an agent is on its way to a generation.
+/// Progress of an agent towards a generation.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct AgentProgress {
-    /// The generation.
     pub generation: u64,
-    /// Files that are done.
+    /// Completed files.
     pub files: u64,
-    /// Bytes that are done.
+    /// Completed bytes.
     pub bytes: u64,
-    /// Files in all; 0: not known.
+    /// Files in total; 0 if unknown.
     pub files_total: u64,
-    /// Bytes in all; 0: not known.
+    /// Bytes in total; 0 if unknown.
     pub bytes_total: u64,
 }
 
-/// Files of a tree on an agent's node that are not what the manifest says, as the agent found them last.
+/// Files of a tree that differ from its manifest on an agent's node, as last reported.
 #[derive(Debug, Clone, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 pub struct AgentDrift {
-    /// Generation that the tree was.
+    /// Generation of the tree.
     pub generation: u64,
-    /// How many names.
+    /// Number of affected paths.
     pub paths: u64,
-    /// The first of them, on one line.
+    /// First path, on one line.
     pub first: String,
-    /// Directory on the node that keeps them, on one line.
+    /// Directory on the node that keeps the changed files, on one line.
     pub kept: Option<String>,
-    /// Names that could not be kept.
+    /// Paths whose files could not be kept.
     pub lost: u64,
 }
 
 impl std::fmt::Display for AgentDrift {
-    /// One line.
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         let Self { generation, paths, first, kept, lost } = self;
         write!(f, "{paths} local changes in generation {generation} (first {first})")?;
@@ -75,42 +73,41 @@ impl std::fmt::Display for AgentDrift {
 /// One enrolled agent.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct AgentView {
-    /// Its name.
     pub name: String,
     /// Whether its control stream is open.
     pub connected: bool,
-    /// What is linked there, as last heard: live, once `hook` allows it.
+    /// The linked generation, as last reported. It is live once `hook` has succeeded.
     pub generation: Option<GenerationNumber>,
-    /// The root of it.
+    /// Root of that generation.
     pub root: Option<RootHash>,
-    /// Its on-activate hook, as last heard; `None`: none is set, or none was due since it started.
+    /// The on-activate hook, as last reported; `None` if none is set, or none was due since the agent
+    /// started.
     pub hook: Option<HookStatus>,
-    /// What it does.
     pub state: AgentState,
     /// Last sign of life, in milliseconds since 1970; 0 before the first.
     pub last_seen_ms: i64,
-    /// What went wrong last, until it goes well again.
+    /// The last error, until the agent recovers.
     pub error: Option<String>,
-    /// Whether it said that a person must act.
+    /// Whether the agent reported that a person must act.
     pub needs_operator: bool,
     /// Serial number of its newest certificate, hexadecimal.
     pub serial: String,
-    /// When that expires, in milliseconds since 1970.
+    /// Expiry of that certificate, in milliseconds since 1970.
     pub not_after_ms: i64,
-    /// How far it is.
     pub progress: Option<AgentProgress>,
-    /// Version of the program, as it said when it connected last; not known before that since this origin started.
+    /// Version of the program when it last connected; unknown before the first connection since this origin
+    /// started.
     pub version: Option<String>,
-    /// Activations for which no spare was ready, since the agent started.
+    /// Activations without a ready spare, since the agent started.
     pub spare_misses: u64,
-    /// Files that were changed on its node, until a later tree there is without any.
+    /// Local changes, until a later tree on the node is free of them.
     pub drift: Option<AgentDrift>,
-    /// What a person should know of it: a cloned certificate, for example.
+    /// Remarks for an operator, for example about a cloned certificate.
     pub notes: Vec<String>,
 }
 
 impl AgentView {
-    /// Whether the on-activate hook has still to succeed for what is linked there.
+    /// Whether the on-activate hook has yet to succeed for the linked generation.
     pub fn is_hook_due(&self) -> bool {
         self.hook.as_ref().is_some_and(|hook| !hook.is_live())
     }
@@ -119,18 +116,18 @@ impl AgentView {
 /// All enrolled agents, sorted by name.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct FleetView {
-    /// Also those that never connected since this origin started.
+    /// Includes agents that have not connected since this origin started.
     pub agents: Vec<AgentView>,
 }
 
 impl FleetView {
-    /// Roots that agents hold which were seen within [`RETAIN_MS`] of `now_ms`.
+    /// Roots held by agents that were seen within [`RETAIN_MS`] of `now_ms`.
     pub fn retained_roots(&self, now_ms: i64) -> HashSet<RootHash> {
         let recent = |agent: &&AgentView| agent.connected || now_ms - agent.last_seen_ms <= RETAIN_MS;
         self.agents.iter().filter(recent).filter_map(|agent| agent.root).collect()
     }
 
-    /// Connected agents whose on-activate hook has failed and has not succeeded since, with what is wrong.
+    /// Connected agents whose on-activate hook has failed and not succeeded since, with the failure.
     pub fn failing_hooks(&self) -> impl Iterator<Item = (&str, String)> {
         let connected = self.agents.iter().filter(|agent| agent.connected);
         connected.filter_map(|agent| Some((agent.name.as_str(), agent.hook.as_ref()?.failure()?)))
