@@ -1,7 +1,7 @@
-//! What operators ask of an origin, over the socket in DATA or, while nothing serves, of DATA itself.
+//! Answers operators' requests over the socket in DATA.
 //!
-//! A request is one line of JSON, answered by any number of [`Reply`] lines; the last is [`Reply::Done`] or
-//! [`Reply::Error`]. The socket is `DATA/admin.sock`, mode 0600: whoever may open it may do everything.
+//! A request is one line of JSON, answered by any number of [`Reply`] lines. The last is [`Reply::Done`] or
+//! [`Reply::Error`]. The socket is `DATA/admin.sock`, mode 0600: anybody who may open it may do everything.
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -21,19 +21,20 @@ use crate::error_chain;
 use crate::fleet::Fleet;
 use crate::status::{State, Status};
 
-/// Commands that may be under way at once.
+/// Maximum number of concurrent commands.
 const CLIENTS_MAX: usize = 64;
 const SOCKET: &str = "admin.sock";
-/// Who is still waited for is said after so long, and then so often.
+/// Delay before the first remark about agents still awaited; further ones follow at intervals.
 const FIRST_REMARK: Duration = Duration::from_secs(2);
 const REMARKS: Duration = Duration::from_secs(10);
 
-/// Where the socket of a data directory is.
+/// Path of the socket of a data directory.
 pub fn socket_path(data: &Path) -> PathBuf {
     data.join(SOCKET)
 }
 
-/// Where the lines of an answer go. A client that has gone away gets nothing, and what it asked for is done.
+/// Sends the lines of an answer. If the client has disconnected, lines are dropped and the request is still
+/// carried out.
 struct Replies {
     client: LocalConnection,
 }
@@ -46,16 +47,14 @@ impl Replies {
     }
 }
 
-/// Everything that answering takes while the origin serves.
+/// Dependencies for answering requests while the origin serves.
 #[derive(Clone)]
 pub struct Admin {
-    /// What needs only the store.
+    /// Answers requests that need only DATA.
     pub desk: Arc<Desk>,
-    /// Seals.
     pub committer: Committer,
-    /// Knows the agents.
     pub fleet: Fleet,
-    /// Fills in what only the service knows.
+    /// Builds the complete status.
     pub status: Arc<dyn Fn() -> Status + Send + Sync>,
 }
 
@@ -83,7 +82,7 @@ impl Admin {
         clients.wait().await;
     }
 
-    /// One client, until it is answered, goes away, or the origin stops.
+    /// Serves one client until it is answered or the origin stops.
     async fn attend(self, client: LocalConnection, shutdown: CancellationToken) {
         let mut replies = Replies { client };
         let request = match replies.client.request().await {
@@ -151,7 +150,7 @@ impl Admin {
         replies.send(end).await;
     }
 
-    /// Does blocking work, and passes its lines on. `None`: it panicked.
+    /// Runs blocking work and forwards its lines. `None` if it panicked.
     async fn at_the_desk<T: Send + 'static>(
         &self,
         replies: &mut Replies,
@@ -167,7 +166,7 @@ impl Admin {
         work.await.ok()
     }
 
-    /// Tells what a commit would publish.
+    /// Lists the changes that a commit would publish.
     async fn pending(&self, replies: &mut Replies) -> Reply {
         let found = match self.committer.preview().await.result {
             Ok(Outcome::Found(root)) => root,
@@ -190,7 +189,7 @@ impl Admin {
         }
     }
 
-    /// Checks the store and, where it is damaged, has what the tree still has stored again.
+    /// Checks the store and, if it is damaged, stores again the content that the tree still has.
     async fn check(&self, replies: &mut Replies) -> Reply {
         let checked: Checked = match self.at_the_desk(replies, |desk, lines| desk.check(lines)).await {
             Some(Ok(checked)) => checked,
@@ -223,7 +222,7 @@ impl Admin {
                 return Reply::Error { message: "nothing was sealed: see `syncd-origin status`".into() };
             }
         };
-        // Who is connected now is waited for, whatever happens while the client is told.
+        // Taken before replying, so that an agent that disconnects meanwhile is still awaited.
         let arrivals = wait
             .map(|wait| (wait, Arrivals::new(&generation, wait.require_all, &self.fleet.view().borrow())));
         replies.send(Reply::Generation(GenerationLine::new(&generation, changed))).await;
@@ -236,7 +235,7 @@ impl Admin {
         }
     }
 
-    /// Waits until it is decided who has the generation live. Returns the exit code.
+    /// Waits until every awaited agent has the generation live or has failed. Returns the exit code.
     async fn wait(&self, mut arrivals: Arrivals, wait: Wait, replies: &mut Replies) -> u8 {
         let (mut fleet, mut origin) = (self.fleet.view(), self.committer.view());
         let started = tokio::time::Instant::now();
@@ -266,7 +265,7 @@ impl Admin {
                     }
                 }
                 () = &mut deadline => break,
-                // Nobody reads the answer any more.
+                // The client has disconnected.
                 () = replies.client.closed() => break,
             }
         }

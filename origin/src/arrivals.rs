@@ -1,5 +1,5 @@
-//! Who has a generation live: what `commit --wait` and `rollback --wait` go by. Pure: the caller gives what the fleet
-//! looks like, and how long it has waited.
+//! Decides when `commit --wait` and `rollback --wait` end: tracks which agents have a generation live. Pure:
+//! the caller supplies the state of the fleet and the time waited.
 
 use std::collections::BTreeSet;
 use std::time::Duration;
@@ -10,40 +10,40 @@ use crate::dialogue::{NodeLine, NodeResult};
 use crate::fleet::{AgentState, AgentView, FleetView};
 use crate::status::state_name;
 
-/// An agent that had failed before gets this long to show that it fails again.
+/// Time in which an agent that had failed before must fail again for the failure to count.
 const STALE_FAILURE: Duration = Duration::from_secs(3);
-/// An agent that connects so soon counts as connected from the beginning, and where none is connected one is waited for
-/// so long: after a restart of the origin all come back within it.
+/// Agents that connect within this time count as connected from the start. If none is connected, waiting
+/// lasts at least as long. All agents reconnect within it after a restart of the origin.
 const FIRST_SECONDS: Duration = Duration::from_secs(5);
-/// Nodes that are named in one remark.
+/// Maximum number of nodes named in one remark.
 const NAMES_MAX: usize = 10;
 
-/// Agents on their way to one generation.
+/// Agents awaited for one generation.
 #[derive(Debug)]
 pub struct Arrivals {
     number: GenerationNumber,
     root: RootHash,
     require_all: bool,
-    /// Whose arrival is waited for.
+    /// Names of the awaited agents.
     awaited: BTreeSet<String>,
     live: BTreeSet<String>,
-    /// Those that had failed already when it was sealed, and were not heard of otherwise since.
+    /// Agents that had already failed at the start, without other news since.
     stale: BTreeSet<String>,
 }
 
-/// What waiting came to.
+/// Result of waiting.
 #[derive(Debug)]
 pub struct Closing {
-    /// Nodes that do not have it live.
+    /// Nodes that do not have the generation live.
     pub missing: Vec<NodeLine>,
-    /// Whether everybody who was waited for has it live.
+    /// Whether every awaited agent has the generation live.
     pub success: bool,
-    /// What a person should know besides.
+    /// Remark for a person.
     pub remark: Option<String>,
 }
 
 impl Arrivals {
-    /// Of a generation that was just sealed, or is waited for again: `fleet` says who is connected.
+    /// Starts waiting for a generation. `fleet` determines the agents to wait for.
     pub fn new(generation: &SignedGeneration, require_all: bool, fleet: &FleetView) -> Self {
         let mut arrivals = Self {
             number: generation.number(),
@@ -64,11 +64,11 @@ impl Arrivals {
         arrivals
     }
 
-    /// Takes in what the fleet looks like after so long; `newest` is the newest generation of this origin. Returns who
-    /// has arrived since the last call.
+    /// Updates the state after `waited`. `newest` is the newest generation of this origin. Returns agents
+    /// that arrived since the last call.
     pub fn update(&mut self, fleet: &FleetView, newest: GenerationNumber, waited: Duration) -> Vec<String> {
         let enrolled: BTreeSet<&String> = fleet.agents.iter().map(|a| &a.name).collect();
-        // Whom an operator revoked is not waited for any more.
+        // Revoked agents are no longer awaited.
         self.awaited.retain(|name| enrolled.contains(name));
         let mut arrived = Vec::new();
         for agent in &fleet.agents {
@@ -78,7 +78,7 @@ impl Arrivals {
             if !self.has_failed(agent) {
                 self.stale.remove(&agent.name);
             }
-            // Of an unreachable agent it is only known what it had.
+            // The state of an unreachable agent is only its last known one.
             let was_reached = agent.connected || !self.require_all;
             if was_reached
                 && self.awaited.contains(&agent.name)
@@ -91,8 +91,9 @@ impl Arrivals {
         arrived
     }
 
-    /// Linked is not live: where the hook has not succeeded for what is linked, what it last succeeded for counts. A later
-    /// generation will do; a number above the newest is of another history: this origin was restored from an older copy.
+    /// Whether an agent has the generation live. While its hook has not succeeded, the generation of the
+    /// hook's last success counts. A later generation suffices, but a number above the newest belongs to
+    /// another history: this origin was restored from an older copy.
     fn is_there(&self, agent: &AgentView, newest: GenerationNumber) -> bool {
         match agent.hook.as_ref().filter(|hook| !hook.is_live()) {
             None => agent.generation.is_some_and(|has| {
@@ -102,8 +103,8 @@ impl Arrivals {
         }
     }
 
-    /// Whether an agent has shown that it does not get there by itself: it needs a person, or its hook has failed for
-    /// this generation or a later one, or keeps this one from being activated.
+    /// Whether an agent needs help to arrive: it needs a person, or its hook failed for this or a later
+    /// generation, or the hook prevents the activation of this one.
     fn has_failed(&self, agent: &AgentView) -> bool {
         let hook = agent.hook.as_ref().filter(|hook| hook.outcome == HookOutcome::Failed);
         let number = self.number.get();
@@ -111,7 +112,7 @@ impl Arrivals {
         agent.state == AgentState::Failed && agent.needs_operator || hook.is_some_and(of_this)
     }
 
-    /// Whether waiting longer changes nothing: everybody has arrived, or has failed.
+    /// Whether further waiting is pointless, because every agent has arrived or failed.
     pub fn is_decided(&self, fleet: &FleetView, waited: Duration) -> bool {
         if self.awaited.is_empty() && !fleet.agents.is_empty() && waited < FIRST_SECONDS {
             return false;
@@ -122,17 +123,17 @@ impl Arrivals {
         self.absent(fleet).all(is_lost)
     }
 
-    /// When time alone decides: a failure from before counts, nobody comes any more.
+    /// Next time at which the decision may change without news.
     pub fn looks_again_at(&self, waited: Duration) -> Option<Duration> {
         [STALE_FAILURE, FIRST_SECONDS].into_iter().find(|at| *at > waited)
     }
 
-    /// Who is waited for and has not arrived.
+    /// Awaited agents that have not arrived.
     fn absent<'a>(&'a self, fleet: &'a FleetView) -> impl Iterator<Item = &'a AgentView> {
         fleet.agents.iter().filter(|a| self.awaited.contains(&a.name) && !self.live.contains(&a.name))
     }
 
-    /// For a person who looks on: who is still waited for.
+    /// Remark for a watching person about agents still awaited.
     pub fn remark(&self, fleet: &FleetView) -> Option<String> {
         let absent: Vec<_> = self.absent(fleet).collect();
         if absent.is_empty() {
@@ -147,7 +148,7 @@ impl Arrivals {
         Some(format!("waiting for {} of {}: {}{more}", absent.len(), self.awaited.len(), shown.join(", ")))
     }
 
-    /// The end: who has not arrived, and whether it is a success.
+    /// Ends waiting: reports the missing agents and whether it succeeded.
     pub fn close(&self, fleet: &FleetView, waited: Duration) -> Closing {
         let mut missing = Vec::new();
         let mut success = !self.live.is_empty();
@@ -155,7 +156,7 @@ impl Arrivals {
         for agent in fleet.agents.iter().filter(|a| !self.live.contains(&a.name)) {
             let is_awaited = self.awaited.contains(&agent.name);
             if !is_awaited && agent.connected {
-                // It came later.
+                // Connected after waiting began.
                 continue;
             }
             success &= !is_awaited;
@@ -181,7 +182,7 @@ impl Arrivals {
         Closing { missing, success, remark }
     }
 
-    /// Why an agent has not arrived.
+    /// Reason that an agent has not arrived.
     fn outcome(&self, agent: &AgentView, waited: Duration) -> (NodeResult, Option<String>) {
         if !agent.connected {
             let known = agent.generation.map(|number| format!("generation {number} when it was last heard"));
@@ -214,7 +215,7 @@ impl Arrivals {
     }
 }
 
-/// What a node serves as far as is known: while its hook is due, what that last succeeded for.
+/// The generation that a node is known to serve: while its hook is due, that of the hook's last success.
 fn still_at(agent: &AgentView) -> String {
     let linked = agent.generation.map(GenerationNumber::get);
     let serves = match agent.hook.as_ref().filter(|hook| !hook.is_live()) {
@@ -224,13 +225,13 @@ fn still_at(agent: &AgentView) -> String {
     serves.map_or_else(|| "no generation".to_owned(), |number| format!("generation {number}"))
 }
 
-/// `6 s`, `0.3 s`.
+/// Formats as `6 s` or `0.3 s`.
 pub fn seconds(time: Duration) -> String {
     let text = format!("{:.1}", time.as_secs_f64());
     format!("{} s", text.strip_suffix(".0").unwrap_or(&text))
 }
 
-/// `web1, web2 and 3 more`.
+/// Formats as `web1, web2 and 3 more`.
 fn names(all: &[&str]) -> String {
     let shown = all.iter().take(NAMES_MAX).copied().collect::<Vec<_>>().join(", ");
     match all.len().saturating_sub(NAMES_MAX) {
@@ -246,7 +247,7 @@ mod tests {
     use syncd_shared::{Generation, RootEntry, TreeId};
 
     const NOW: Duration = Duration::ZERO;
-    /// Whoever connects now has come too late.
+    /// Agents that connect from here on are not awaited.
     const LATER: Duration = FIRST_SECONDS;
 
     fn number(n: u64) -> GenerationNumber {
@@ -265,8 +266,9 @@ mod tests {
         .sign(&SigningKey::from_bytes(&[1; 32]))
     }
 
-    /// `+web1=5`: connected, has generation 5; `-`: unreachable; `!` at the end: failed and needs an operator. A hook that
-    /// last succeeded for generation 4 is due (`?`), runs (`~`), failed (`#`), or failed and holds generation 5 (`#w`).
+    /// `+web1=5`: connected, has generation 5; `-`: unreachable; trailing `!`: failed and needs an operator.
+    /// A hook that last succeeded for generation 4 is due (`?`), runs (`~`), failed (`#`), or failed and
+    /// delays generation 5 (`#w`).
     fn fleet(agents: &str) -> FleetView {
         let agent = |text: &str| {
             let (connected, text) = (text.starts_with('+'), &text[1..]);
@@ -309,7 +311,7 @@ mod tests {
         FleetView { agents: agents.split_whitespace().map(agent).collect() }
     }
 
-    /// Runs through views of the fleet; the names that arrived, whether it was decided at the end, and what it came to.
+    /// Applies views of the fleet in order. Returns arrived names, whether it was decided, and the outcome.
     fn wait(require_all: bool, views: &[&str]) -> (Vec<String>, bool, Vec<(String, NodeResult)>, bool) {
         let mut arrivals = Arrivals::new(&generation(5), require_all, &fleet(views[0]));
         let mut arrived = Vec::new();

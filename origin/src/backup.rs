@@ -1,8 +1,9 @@
-//! `syncd-origin backup DIR`: a copy of DATA that `serve --data DIR` takes as it is, made while the origin serves or not.
+//! `syncd-origin backup DIR`: copies DATA, while the origin serves or not, so that `serve --data DIR` accepts
+//! it.
 //!
-//! The store is copied as of one moment, then the keys with all revocations; `DIR/keys` gets its name last. So a copy
-//! that was interrupted is no data directory, and a complete one has every revocation, also those that came while it was
-//! made.
+//! The store is copied in one consistent state, then the keys with all revocations. `DIR/keys` gets its name
+//! last. An interrupted copy is therefore not a data directory, and a complete one has every revocation,
+//! including those made during the copy.
 
 use std::io;
 use std::path::{Path, PathBuf};
@@ -15,59 +16,46 @@ use crate::commit::CollectionGate;
 use crate::keys::{Keys, KeysError};
 use crate::store::{BackupStoreError, Store};
 
-/// What a new file system has of its own.
+/// Present in every new ext file system.
 const LOST_AND_FOUND: &str = "lost+found";
 
-/// Why no backup was made.
+/// Reasons that no backup was made.
 #[derive(Debug, thiserror::Error)]
 pub enum BackupError {
-    /// The origin that serves has another working directory.
+    /// The path is relative, but the serving origin has another working directory.
     #[error("{} is no absolute path", path.display())]
-    Relative {
-        /// What was asked for.
-        path: PathBuf,
-    },
-    /// In DATA it would be lost with it, in a replica it would be served.
+    Relative { path: PathBuf },
+    /// A backup in DATA would be lost with it; in a replica it would be served.
     #[error("{} lies inside {}, {mark}: give a directory outside of it", path.display(), above.display())]
     Inside {
-        /// What was asked for.
         path: PathBuf,
-        /// The other directory.
+        /// The enclosing directory.
         above: PathBuf,
-        /// What it is.
+        /// Kind of the enclosing directory.
         mark: Mark,
     },
-    /// An older backup is not changed.
+    /// Older backups are never changed.
     #[error("{} is not empty: name a new or empty directory for each backup", path.display())]
-    NotEmpty {
-        /// The directory.
-        path: PathBuf,
-    },
-    /// Listing.
+    NotEmpty { path: PathBuf },
     #[error("reading {} failed", path.display())]
-    Read {
-        /// The directory.
-        path: PathBuf,
-        /// Why.
-        source: io::Error,
-    },
-    /// Others own it.
+    Read { path: PathBuf, source: io::Error },
+    /// The directory belongs to another user or could not be prepared.
     #[error(transparent)]
     Directory(#[from] DirectoryError),
-    /// The store was not copied.
+    /// Copying the store failed.
     #[error(transparent)]
     Store(#[from] BackupStoreError),
-    /// The keys were not copied.
+    /// Copying the keys failed.
     #[error(transparent)]
     Keys(#[from] KeysError),
-    /// The copy is not durable.
+    /// The copy could not be made durable.
     #[error(transparent)]
     Sync(#[from] FileError),
 }
 
-/// Copies a data directory that is open to `to`, which is made with mode 0700 or empty. All of it is durable when this
-/// returns; where it fails, what was copied is removed. `progress` is told bytes done and in all. Commits go on, garbage
-/// collection waits. Blocks.
+/// Copies an open data directory to `to`, which must be empty or missing and gets mode 0700. The copy is
+/// durable on return; after an error it is removed. `progress` receives bytes copied and in total. Commits
+/// continue meanwhile, garbage collection waits. Blocks.
 pub fn backup(
     store: &Store,
     keys: &Keys,
@@ -84,7 +72,7 @@ pub fn backup(
     }
     refuse_used(to)?;
     own_directory::claim(to, Access::Private)?;
-    // Others may have written to it until its mode was mended.
+    // Others may have written to it before its mode was corrected.
     refuse_used(to)?;
     let _closed = gate.close();
     let copied = copy(store, keys, to, progress);
@@ -94,7 +82,7 @@ pub fn backup(
     copied
 }
 
-/// Refuses a directory that is not empty; a missing one passes.
+/// Rejects a directory that is not empty; a missing one passes.
 fn refuse_used(to: &Path) -> Result<(), BackupError> {
     let failed = |source| BackupError::Read { path: to.to_owned(), source };
     let listed = match std::fs::read_dir(to) {
@@ -120,7 +108,7 @@ fn copy(
     Ok(files::sync_directory(&to.join(".."))?)
 }
 
-/// Removes half a copy, as far as that is possible: without keys it is no data directory in any case.
+/// Removes an incomplete copy as far as possible. Without keys it is not a data directory in any case.
 fn clear(to: &Path) {
     for entry in std::fs::read_dir(to).into_iter().flatten().flatten() {
         if entry.file_name() != LOST_AND_FOUND {

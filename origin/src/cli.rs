@@ -1,4 +1,5 @@
-//! The command line: a contract, see the README. Results go to standard output, everything else to standard error.
+//! The command line, a contract described in the README. Results go to standard output, everything else to
+//! standard error.
 
 use std::ffi::OsString;
 use std::fmt;
@@ -36,7 +37,7 @@ use crate::store::Retention;
 const DATA: &str = "/var/lib/syncd/origin";
 /// Default of `--listen`.
 pub const LISTEN: &str = "0.0.0.0:8873";
-/// Longest life of a join token.
+/// Longest lifetime of a join token.
 const TOKEN_LIFE_MAX: Duration = Duration::from_secs(30 * 24 * 60 * 60);
 /// Default of `--http`.
 pub const HTTP: &str = "127.0.0.1:8874";
@@ -44,7 +45,8 @@ pub const HTTP: &str = "127.0.0.1:8874";
 const EXIT_CODES: &str = "Exit codes: 0 done; 1 failed; 2 wrong usage; 3 sealed, but not live on every node that was \
                           waited for; 141 nobody reads the output.\nSYNCD_LOG=debug logs more. See also: syncd-agent.";
 
-/// Push replication of web content: watches one content tree, seals it into signed generations, serves them to agents.
+/// Push replication of web content: watches one content tree, seals it into signed generations, serves them
+/// to agents.
 #[derive(Debug, Parser)]
 #[command(name = "syncd-origin", version, max_term_width = 100, after_help = EXIT_CODES)]
 pub struct Cli {
@@ -71,8 +73,8 @@ struct Json {
 
 #[derive(Debug, Args)]
 struct WaitArgs {
-    /// Wait until every connected agent has the generation live, its hook included, at most this long; 60s where no TIME
-    /// is given. Exit code 3: not all have.
+    /// Wait until every connected agent has the generation live, its hook included, at most this long; 60s
+    /// where no TIME is given. Exit code 3: not all have.
     #[arg(long, value_name = "TIME", num_args = 0..=1, require_equals = true, default_missing_value = "60s", value_parser = humantime::parse_duration)]
     wait: Option<Duration>,
     /// Enrolled but unreachable agents fail it too.
@@ -134,12 +136,12 @@ enum Command {
         label: String,
         #[command(flatten)]
         wait: WaitArgs,
-        /// Publish even if the tree became empty, lost more than half of its entries (of at least 20) or of its bytes (in
-        /// at least 20 files), or lost a mount.
+        /// Publish even if the tree became empty, lost more than half of its entries (of at least 20) or of
+        /// its bytes (in at least 20 files), or lost a mount.
         #[arg(long)]
         allow_mass_deletion: bool,
-        /// Read every file again, whatever its times say: finds what is no event, as writes through memory maps. Takes as
-        /// long as reading the whole tree.
+        /// Read every file again, whatever its times say: finds what is no event, as writes through memory
+        /// maps. Takes as long as reading the whole tree.
         #[arg(long)]
         rescan: bool,
         #[command(flatten)]
@@ -157,8 +159,8 @@ enum Command {
         /// Show it again every second.
         #[arg(long)]
         watch: bool,
-        /// Exit with 1 if nothing new is published (held, waiting, stopped, no generation), with 3 if an enrolled agent
-        /// does not have the current generation live.
+        /// Exit with 1 if nothing new is published (held, waiting, stopped, no generation), with 3 if an
+        /// enrolled agent does not have the current generation live.
         #[arg(long, conflicts_with = "watch")]
         check: bool,
     },
@@ -194,8 +196,8 @@ enum Command {
         #[command(flatten)]
         json: Json,
     },
-    /// Publish the tree of an earlier generation as a new generation; then nothing is published automatically until the
-    /// next commit.
+    /// Publish the tree of an earlier generation as a new generation; then nothing is published automatically
+    /// until the next commit.
     #[command(after_help = "Examples:\n  syncd-origin rollback 41 --wait\n\nExit codes are those of commit.")]
     Rollback {
         #[command(flatten)]
@@ -276,12 +278,12 @@ struct Serve {
     /// The tree is published when it was quiet for this long.
     #[arg(long, env = "SYNCD_SETTLE", default_value = "500ms", value_name = "TIME", value_parser = humantime::parse_duration)]
     settle: Duration,
-    /// If the tree does not become quiet for this long, warn and name the path that keeps changing. A file that is written
-    /// and not closed holds the tree back for at most this long after its last write.
+    /// If the tree does not become quiet for this long, warn and name the path that keeps changing. A file
+    /// that is written and not closed holds the tree back for at most this long after its last write.
     #[arg(long, env = "SYNCD_SETTLE_MAX", default_value = "30s", value_name = "TIME", value_parser = humantime::parse_duration)]
     settle_max: Duration,
-    /// A file that keeps changing for this long no longer holds back the others: they are published, and it stays as it was
-    /// published until it is quiet.
+    /// A file that keeps changing for this long no longer holds back the others: they are published, and it
+    /// stays as it was published until it is quiet.
     #[arg(long, env = "SYNCD_SETTLE_MAX_PUBLISH", default_value = "5m", value_name = "TIME", value_parser = humantime::parse_duration)]
     settle_max_publish: Duration,
     /// How often parts of the tree that send no events (network file systems) are walked.
@@ -297,7 +299,8 @@ struct Serve {
     #[arg(long, env = "SYNCD_KEEP_GENERATIONS", default_value_t = 10, value_name = "N",
           value_parser = clap::value_parser!(u32).range(1..))]
     keep_generations: u32,
-    /// History reaches back so far: all of the last hour, then one generation an hour for a day, then one a day.
+    /// History reaches back so far: all of the last hour, then one generation an hour for a day, then one a
+    /// day.
     #[arg(long, env = "SYNCD_KEEP_DAYS", default_value_t = 7, value_name = "DAYS")]
     keep_days: u32,
     /// History takes at most so much, as in 20G; the oldest generations give way [default: no bound].
@@ -306,8 +309,8 @@ struct Serve {
     /// Bytes a second to all agents together, as in 10M.
     #[arg(long, env = "SYNCD_ORIGIN_BWLIMIT", value_name = "RATE")]
     bwlimit: Option<Rate>,
-    /// Members of this group may use every command (commit, token, revoke ...), not only root and the user of this
-    /// process.
+    /// Members of this group may use every command (commit, token, revoke ...), not only root and the user of
+    /// this process.
     #[arg(long, env = "SYNCD_ADMIN_GROUP", value_name = "GROUP", value_parser = group_id)]
     admin_group: Option<u32>,
 }
@@ -320,7 +323,7 @@ enum TriggerName {
     Manual,
 }
 
-/// Takes `--wait 5s` for `--wait=5s`. A time has a unit, so that it is neither a generation nor an option.
+/// Turns `--wait 5s` into `--wait=5s`. A time has a unit and is therefore neither a generation nor an option.
 pub fn join_wait(arguments: Vec<OsString>) -> Vec<OsString> {
     let mut joined: Vec<OsString> = Vec::with_capacity(arguments.len());
     for argument in arguments {
@@ -336,12 +339,11 @@ pub fn join_wait(arguments: Vec<OsString>) -> Vec<OsString> {
     joined
 }
 
-/// What an operator calls a generation by.
 fn generation_number(text: &str) -> Result<u64, &'static str> {
     text.parse().map_err(|_| "generations are numbers: `syncd-origin history` lists them")
 }
 
-/// `-m`: blanks around it, as a line feed that a shell left, are not part of it.
+/// Trims the label, for example of a line feed added by a shell.
 fn label(text: &str) -> Result<String, LabelError> {
     let label = text.trim();
     check_label(label)?;
@@ -352,12 +354,12 @@ fn label(text: &str) -> Result<String, LabelError> {
 pub fn run(cli: Cli) -> anyhow::Result<ExitCode> {
     let mut runtime = match cli.command {
         Command::Serve(_) => tokio::runtime::Builder::new_multi_thread(),
-        // Asks, and waits for an answer.
+        // These commands send one request and wait for the answer.
         _ => tokio::runtime::Builder::new_current_thread(),
     };
     let runtime = runtime.enable_all().build()?;
     let result = runtime.block_on(dispatch(cli.command));
-    // What still blocks a thread was told to stop and has had its time.
+    // Threads that are still blocked were told to stop and have had their time.
     runtime.shutdown_timeout(Duration::from_secs(5));
     result
 }
@@ -385,7 +387,7 @@ async fn dispatch(command: Command) -> anyhow::Result<ExitCode> {
             ask(&data.data, request, Print::of(&json)).await
         }
         Command::Status { data, json, watch, check } => loop {
-            // A screen is drawn again; in a pipe or file one status follows the other.
+            // A terminal is redrawn; in a pipe or file the statuses follow each other.
             if watch && !json.json && std::io::stdout().is_terminal() {
                 output::line("\x1b[2J\x1b[H")?;
             }
@@ -413,9 +415,9 @@ async fn dispatch(command: Command) -> anyhow::Result<ExitCode> {
     }
 }
 
-/// Refuses to call a backup done that only the serving origin sees: its unit may give it a /tmp of its own.
+/// Rejects a backup that only the serving origin can see, because its unit may have a private /tmp.
 fn check_backup_is_here(directory: &Path) -> anyhow::Result<()> {
-    // Whoever may not look, a member of the admin group, can't tell.
+    // A user without permission to look, such as a member of the admin group, cannot tell.
     let is_missing = directory.join("keys").try_exists().is_ok_and(|exists| !exists);
     anyhow::ensure!(
         !is_missing,
@@ -433,7 +435,7 @@ fn init(data: &Path, host: Option<&str>) -> anyhow::Result<ExitCode> {
     }
     let address = join_address(keys.host(), None);
     let shown = data.display();
-    // The result last: who reads only that may be gone by then.
+    // The result comes last, because a reader of the result may close the pipe after it.
     note(format_args!(
         "The origin's keys and store are in {shown}. Whoever has these files is this origin; back them up now, and after\n\
          each `revoke` (or everything at any time: syncd-origin backup DIR --data {shown}):"
@@ -480,7 +482,7 @@ async fn serve_until_signal(serve: Serve) -> anyhow::Result<ExitCode> {
         bwlimit: serve.bwlimit,
         admin_group: serve.admin_group,
     };
-    // Before anything is opened: from here on a SIGTERM is waited for and ends things in order.
+    // Before anything is opened, so that from here on a SIGTERM shuts down in order.
     let mut signals = Signals::listen()?;
     let running = service::start(options).await?;
     tokio::select! {
@@ -497,9 +499,9 @@ async fn serve_until_signal(serve: Serve) -> anyhow::Result<ExitCode> {
 struct Print {
     /// `--json`.
     json: bool,
-    /// `--stat`: of a list only what it comes to.
+    /// `--stat`: prints only the sums of a list.
     stat: bool,
-    /// `--check`: the exit code tells the state.
+    /// `--check`: sets the exit code from the state.
     check: bool,
 }
 
@@ -509,7 +511,7 @@ impl Print {
     }
 }
 
-/// Asks the origin that serves `data`, or `data` itself while none does.
+/// Sends the request to the origin that serves `data`, or answers it from `data` if none does.
 async fn ask(data: &Path, request: Request, print: Print) -> anyhow::Result<ExitCode> {
     let mut printer = Printer::new(print, &request);
     match local_socket::request::<_, Reply>(&admin::socket_path(data), &request).await {
@@ -544,7 +546,7 @@ async fn ask(data: &Path, request: Request, print: Print) -> anyhow::Result<Exit
     }
 }
 
-/// What `commit` and `rollback` print with `--json`.
+/// Output of `commit --json` and `rollback --json`.
 #[derive(Serialize)]
 struct Published<'a> {
     #[serde(flatten)]
@@ -552,7 +554,7 @@ struct Published<'a> {
     nodes: &'a [NodeLine],
 }
 
-/// What `diff --stat` prints.
+/// Output of `diff --stat`.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize)]
 struct DiffStat {
     added: u64,
@@ -560,7 +562,7 @@ struct DiffStat {
     modified: u64,
     metadata: u64,
     renamed: u64,
-    /// Of files that were added or modified.
+    /// Bytes of added and modified files.
     bytes: u64,
 }
 
@@ -597,22 +599,22 @@ impl fmt::Display for DiffStat {
     }
 }
 
-/// Prints replies as they come; `--json` prints one document, or one line for each generation and path.
+/// Prints replies as they arrive. `--json` prints one document, or one line for each generation or path.
 struct Printer {
     print: Print,
-    /// Whether a generation is published.
+    /// Whether the request publishes a generation.
     publishes: bool,
-    /// Whether what differs is listed.
+    /// Whether the request lists differences.
     compares: bool,
     /// `-m`.
     label: Option<String>,
     generation: Option<GenerationLine>,
     nodes: Vec<NodeLine>,
     stat: DiffStat,
-    /// Lines of a list so far.
+    /// Lines of the list so far.
     lines: u64,
     verdict: Option<Verdict>,
-    /// Why the number could not be written.
+    /// Error of writing the generation's number.
     unwritten: Option<OutputError>,
 }
 
@@ -636,7 +638,7 @@ impl Printer {
         }
     }
 
-    /// A header before the first line; `*` marks what is published.
+    /// Prints a line, after a header on the first call. `*` marks the published generation.
     fn history(&mut self, line: &HistoryLine) -> Result<(), OutputError> {
         if self.lines == 0 {
             output::line(
@@ -657,7 +659,7 @@ impl Printer {
         ))
     }
 
-    /// What the reply that ends an answer leaves to be printed, and the exit code.
+    /// Prints the rest of the output after the last reply, and returns the exit code.
     fn end(&mut self, code: u8) -> anyhow::Result<ExitCode> {
         let Print { json, stat, check } = self.print;
         if self.publishes && json {
@@ -681,7 +683,7 @@ impl Printer {
         }
     }
 
-    /// Returns the exit code with the last reply.
+    /// Handles a reply. Returns the exit code with the last one.
     fn take(&mut self, reply: Reply) -> anyhow::Result<Option<ExitCode>> {
         let Print { json, stat, .. } = self.print;
         match reply {
@@ -695,7 +697,7 @@ impl Printer {
             }
             Reply::Generation(line) => {
                 if !json && let Err(error) = output::line(line.generation) {
-                    // It is sealed whoever reads of it, and waited for all the same.
+                    // The generation is sealed even if nobody reads its number, and is still waited for.
                     if !error.is_reader_gone() {
                         note(format_args!("generation {}: {}", line.generation, error_chain(&error)));
                     }

@@ -1,4 +1,4 @@
-//! Answers that need only DATA: the same whether an origin serves it or not.
+//! Answers to requests that need only DATA, whether or not an origin serves it.
 
 use std::collections::HashSet;
 use std::net::SocketAddr;
@@ -23,68 +23,58 @@ use crate::keys::{Keys, KeysError};
 use crate::status::{AgentStatus, HoldStatus, State, Status};
 use crate::store::{CheckReport, Damage, OpenStoreError, Store, StoreError};
 
-/// Long work reports progress so often.
+/// Bytes of progress between two reports.
 const PROGRESS_BYTES: u64 = 64 << 20;
-/// Where agents dial by default.
+/// Default port for agents.
 const DEFAULT_PORT: u16 = 8873;
 
-/// Why a request could not be answered.
+/// Errors of answering a request.
 #[derive(Debug, thiserror::Error)]
 pub enum DeskError {
-    /// The store could not be read.
+    /// Reading the store failed.
     #[error("read the store")]
     Store(#[from] StoreError),
-    /// The records of the agents.
+    /// Reading the records of the agents failed.
     #[error("read the records of the agents")]
     Records(#[from] RecordError),
-    /// A generation that this origin did not sign.
+    /// The store has a generation that this origin did not sign.
     #[error("read a generation of the store")]
     Generation(#[from] GenerationError),
-    /// A generation that is not there.
+    /// The generation does not exist.
     #[error("generation {number} is not retained; `syncd-origin history` lists those that are")]
-    UnknownGeneration {
-        /// Its number.
-        number: u64,
-    },
-    /// There is no generation at all.
+    UnknownGeneration { number: u64 },
+    /// No generation exists yet.
     #[error("there is no generation yet: run `syncd-origin serve`")]
     NoGeneration,
-    /// A directory object that a generation needs.
+    /// A directory object of a generation is missing.
     #[error("directory object {object} is missing: run `syncd-origin check`")]
-    MissingObject {
-        /// Its hash.
-        object: ObjectHash,
-    },
+    MissingObject { object: ObjectHash },
 }
 
-/// Why DATA could not be opened.
+/// Errors of opening DATA.
 #[derive(Debug, thiserror::Error)]
 pub enum OpenDeskError {
-    /// The keys.
     #[error(transparent)]
     Keys(#[from] KeysError),
-    /// The store.
     #[error(transparent)]
     Store(#[from] OpenStoreError),
 }
 
-/// DATA, opened.
+/// An open data directory.
 pub struct Desk {
     store: Arc<Store>,
     keys: Arc<Keys>,
     gate: CollectionGate,
 }
 
-/// What a check came to.
+/// Result of a check.
 pub struct Checked {
-    /// What it found in the store.
     pub report: CheckReport,
-    /// Exit code.
     pub code: u8,
 }
 
 impl Checked {
-    /// Whether reading the tree again may store again what is damaged.
+    /// Whether reading the tree again may repair the damage.
     pub fn may_be_mended(&self) -> bool {
         let mendable = |damage: &Damage| {
             matches!(damage, Damage::Chunk { .. } | Damage::Directory { .. } | Damage::Content { .. })
@@ -96,7 +86,7 @@ impl Checked {
 impl DirectorySource for Desk {
     type Error = DeskError;
 
-    /// The empty directory is there without being stored: the first generation is compared with it.
+    /// The empty directory exists without being stored, because the first generation is compared with it.
     fn directory(&self, hash: &ObjectHash) -> Result<Arc<Directory>, DeskError> {
         if *hash == RootEntry::empty().object {
             return Ok(Arc::default());
@@ -106,18 +96,19 @@ impl DirectorySource for Desk {
 }
 
 impl Desk {
-    /// Takes a store and keys that are open. `gate` is that of who collects garbage there.
+    /// Uses an open store and its keys. `gate` must be the one of its garbage collection.
     pub fn new(store: Arc<Store>, keys: Arc<Keys>, gate: CollectionGate) -> Self {
         Self { store, keys, gate }
     }
 
-    /// Opens DATA under its lock: nothing serves it then.
+    /// Opens DATA under its lock, so no origin can be serving it.
     pub fn open(data: &Path) -> Result<Self, OpenDeskError> {
         let keys = Arc::new(Keys::open(data)?);
         Ok(Self::new(Arc::new(Store::open(data)?), keys, CollectionGate::default()))
     }
 
-    /// Answers a request. Each line goes to `lines`, which says whether anyone still listens; the last is returned.
+    /// Answers a request. Passes each line to `lines`, which returns whether the client is still listening,
+    /// and returns the last line.
     pub fn answer(&self, request: Request, lines: &mut dyn FnMut(Reply) -> bool) -> Reply {
         let result = match request {
             Request::Status => self.status().map(|status| {
@@ -196,14 +187,14 @@ impl Desk {
         Ok(())
     }
 
-    /// The status of DATA while nothing serves it.
+    /// The status of DATA while no origin serves it.
     fn status(&self) -> Result<Status, DeskError> {
         let current = self.latest()?;
         let agents = Registry::new(self.store.clone()).agents()?;
         let mut status = describe(&self.keys, current.as_ref());
         status.state = State::Stopped;
         status.hold = Rollbacks::load(&self.store)?.hold().map(HoldStatus::from);
-        // What is damaged is for `check` to tell.
+        // Damage is reported by `check`.
         status.history_bytes = self.store.history_bytes().unwrap_or_default();
         status.agents = agents.iter().map(AgentStatus::new).collect();
         Ok(status)
@@ -226,7 +217,7 @@ impl Desk {
         Ok(0)
     }
 
-    /// How a generation differs from its parent; `None` where that is not retained.
+    /// Number of changes from a generation's parent; `None` if the parent is not retained.
     fn changes(&self, generation: &SignedGeneration) -> Result<Option<ChangeCounts>, DeskError> {
         let generation = generation.generation();
         let mut counts = ChangeCounts::default();
@@ -277,7 +268,7 @@ impl Desk {
         self.diff_roots(&from, &to.generation().root, lines)
     }
 
-    /// One line for each path that differs between two roots whose directories the store has.
+    /// Lists each path that differs between two roots whose directories are in the store.
     pub fn diff_roots(
         &self,
         from: &RootEntry,
@@ -295,8 +286,8 @@ impl Desk {
         Ok(0)
     }
 
-    /// Goes through what differs, until `each` says false: a directory that was renamed whole is one addition, with
-    /// where it was.
+    /// Iterates over differences until `each` returns `false`. A directory renamed whole is one addition,
+    /// with its former path.
     fn compare(
         &self,
         from: &RootEntry,
@@ -321,7 +312,7 @@ impl Desk {
         told.map_err(failed)
     }
 
-    /// While nothing serves: what is damaged is forgotten, so that the next scan stores it again.
+    /// Without a serving origin: checks, and forgets damaged content so that the next scan stores it again.
     fn check_and_forget(&self, lines: &mut dyn FnMut(Reply) -> bool) -> Result<u8, DeskError> {
         let checked = self.check(lines)?;
         if checked.may_be_mended() {
@@ -334,7 +325,7 @@ impl Desk {
         Ok(checked.code)
     }
 
-    /// Reads every byte. Changes nothing; keeps garbage collection away meanwhile, and nothing else.
+    /// Reads every byte. Changes nothing; holds off garbage collection only.
     pub fn check(&self, lines: &mut dyn FnMut(Reply) -> bool) -> Result<Checked, DeskError> {
         let _closed = self.gate.close();
         let mut damages = 0;
@@ -370,7 +361,7 @@ impl Desk {
     }
 }
 
-/// A new token, and where to join with it.
+/// The reply with a new token and the address to join.
 fn token_reply(token: &JoinToken, ttl_s: u64, uses: u32, keys: &Keys, bound: Option<SocketAddr>) -> Reply {
     let now = OffsetDateTime::now_utc().unix_timestamp().saturating_mul(1000);
     let view = TokenView {
@@ -383,8 +374,8 @@ fn token_reply(token: &JoinToken, ttl_s: u64, uses: u32, keys: &Keys, bound: Opt
     Reply::Token { token: token.to_string(), about: TokenLine::new(&view), address }
 }
 
-/// HOST:PORT for `join`: the host of `init --host`, or else the one address that is listened at, or else this machine's
-/// name; the port that is listened at, or else the default.
+/// HOST:PORT for `join`. The host is that of `init --host`, otherwise the listening address if it is a
+/// specific one, otherwise this machine's name. The port is the listening one, otherwise the default.
 pub fn join_address(host: Option<String>, bound: Option<SocketAddr>) -> String {
     let port = bound.map_or(DEFAULT_PORT, |bound| bound.port());
     let listened =
@@ -398,7 +389,7 @@ pub fn join_address(host: Option<String>, bound: Option<SocketAddr>) -> String {
     }
 }
 
-/// The part of the status that DATA alone tells.
+/// The part of the status that DATA determines.
 pub fn describe(keys: &Keys, current: Option<&SignedGeneration>) -> Status {
     let line = current.map(|g| GenerationLine::new(g, false));
     Status {

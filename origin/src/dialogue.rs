@@ -1,6 +1,8 @@
-//! What operators and the origin say to each other: one line of JSON asks, any number of lines answer.
+//! The protocol between operators and the origin: a request of one line of JSON, and any number of answer
+//! lines.
 //!
-//! The same lines whether they cross the admin socket ([`crate::admin`]) or DATA answers by itself ([`crate::desk`]).
+//! The same lines are used over the admin socket ([`crate::admin`]) and for answers from DATA itself
+//! ([`crate::desk`]).
 
 use std::fmt;
 use std::path::PathBuf;
@@ -14,7 +16,7 @@ use syncd_shared::text::{one_line, rfc3339};
 use crate::fleet::TokenView;
 use crate::status::Status;
 
-/// What an operator asks for.
+/// A request of an operator.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 #[serde(tag = "request", rename_all = "snake_case")]
 pub enum Request {
@@ -33,14 +35,14 @@ pub enum Request {
     },
     /// `rollback`.
     Rollback {
-        /// The generation whose tree is wanted back.
+        /// The generation whose tree is published again.
         generation: u64,
         /// `--wait`.
         wait: Option<Wait>,
     },
     /// `token`.
     Token {
-        /// `--ttl`, seconds.
+        /// `--ttl`, in seconds.
         ttl_s: u64,
         /// `--uses`.
         uses: u32,
@@ -61,11 +63,11 @@ pub enum Request {
     History,
     /// `diff`.
     Diff {
-        /// Number; the parent of `to` where absent.
+        /// Generation number; defaults to the parent of `to`.
         from: Option<u64>,
-        /// Number; the current generation where absent.
+        /// Generation number; defaults to the current one.
         to: Option<u64>,
-        /// `--pending`: from the current generation to the tree as it is now.
+        /// `--pending`: compares the current generation with the tree.
         pending: bool,
     },
     /// `revoke`.
@@ -80,9 +82,8 @@ pub enum Request {
 /// `--wait` and `--require-all`.
 #[derive(Debug, Clone, Copy, Serialize, Deserialize)]
 pub struct Wait {
-    /// Milliseconds.
     pub timeout_ms: u64,
-    /// Enrolled but unreachable nodes fail it too.
+    /// Whether unreachable enrolled nodes count as failures.
     pub require_all: bool,
 }
 
@@ -90,71 +91,62 @@ pub struct Wait {
 #[derive(Debug, Clone, Serialize, Deserialize)]
 #[serde(tag = "reply", rename_all = "snake_case")]
 pub enum Reply {
-    /// To `status`.
+    /// Answer to `status`.
     Status(Box<Status>),
-    /// A generation is sealed, or was found to be current already.
+    /// A generation was sealed, or is current already.
     Generation(GenerationLine),
-    /// To `commit --wait`: one node.
+    /// Answer to `commit --wait`: one node.
     Node(NodeLine),
-    /// To `token`.
+    /// Answer to `token`.
     Token {
-        /// The token, in its text form.
+        /// The token in its text form.
         token: String,
-        /// What it is.
         about: TokenLine,
-        /// Where agents dial, HOST:PORT.
+        /// HOST:PORT for agents to dial.
         address: String,
     },
-    /// To `token list`: one token that is good.
+    /// Answer to `token list`: one usable token.
     TokenListed(TokenLine),
-    /// To `history`: one generation, oldest first.
+    /// Answer to `history`: one generation, oldest first.
     History(HistoryLine),
-    /// To `diff`: one path.
+    /// Answer to `diff`: one path.
     Diff(DiffLine),
-    /// Long work goes on.
-    Progress {
-        /// Bytes done.
-        bytes: u64,
-        /// Bytes in all.
-        total_bytes: u64,
-    },
-    /// To `check`: one damage.
+    /// Progress of long work.
+    Progress { bytes: u64, total_bytes: u64 },
+    /// Answer to `check`: one damaged item.
     Damage {
-        /// What and where.
+        /// Description and location.
         damage: String,
     },
-    /// For a person: a remark that is no result.
+    /// A remark for a person, which is not part of the result.
     Remark {
         /// One line.
         text: String,
     },
-    /// The end: exit code 0, 1 or 3.
-    Done {
-        /// Exit code.
-        code: u8,
-    },
-    /// The end: it failed.
+    /// Last line: exit code 0, 1 or 3.
+    Done { code: u8 },
+    /// Last line: the request failed.
     Error {
-        /// One line that says what to do next.
+        /// One line with the next step.
         message: String,
     },
 }
 
-/// A join token, without its secret.
+/// A join token without its secret.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct TokenLine {
-    /// What `token revoke` takes.
+    /// ID, as accepted by `token revoke`.
     pub id: String,
-    /// When it was made, RFC 3339.
+    /// Time of creation, RFC 3339.
     pub created: String,
-    /// When it expires, RFC 3339.
+    /// Time of expiry, RFC 3339.
     pub expires: String,
-    /// How many agents may still join with it.
+    /// Number of agents that may still join with it.
     pub uses_left: u32,
 }
 
 impl TokenLine {
-    /// Describes a token, to the second.
+    /// Describes a token, with times in whole seconds.
     pub fn new(token: &TokenView) -> Self {
         let seconds = |ms: i64| rfc3339(ms - ms.rem_euclid(1000));
         Self {
@@ -169,30 +161,27 @@ impl TokenLine {
 /// A generation, for `history` and `commit`.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct GenerationLine {
-    /// Its number.
     pub generation: u64,
     /// Root hash, hexadecimal.
     pub root: String,
-    /// Its label.
     pub label: String,
-    /// When it was sealed, RFC 3339.
+    /// Time of sealing, RFC 3339.
     pub created: String,
-    /// Files in it.
+    /// Number of files.
     pub files: u64,
-    /// Content bytes in it.
+    /// Content bytes.
     pub bytes: u64,
-    /// Whether it was sealed by this very request.
+    /// Whether this request sealed it.
     pub changed: bool,
 }
 
 impl GenerationLine {
-    /// Describes a generation.
     pub fn new(signed: &SignedGeneration, changed: bool) -> Self {
         let generation = signed.generation();
         Self {
             generation: generation.number.get(),
             root: signed.root_hash().to_string(),
-            // An adopted record may have been signed by another version, which let other labels pass.
+            // An adopted record may have been signed by another version with other rules for labels.
             label: one_line(&generation.label, LABEL_MAX_BYTES),
             created: rfc3339(generation.created_ms),
             files: generation.root.totals.files,
@@ -205,32 +194,30 @@ impl GenerationLine {
 /// A retained generation, for `history`.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct HistoryLine {
-    /// Its number.
     pub generation: u64,
-    /// Whether it is the one that is published.
+    /// Whether it is the published one.
     pub current: bool,
-    /// When it was sealed, RFC 3339.
+    /// Time of sealing, RFC 3339.
     pub created: String,
-    /// Files in it.
+    /// Number of files.
     pub files: u64,
-    /// Content bytes in it.
+    /// Content bytes.
     pub bytes: u64,
-    /// What it changed in the generation before it; `None` where that is not retained any more.
+    /// Changes from the preceding generation; `None` if that is no longer retained.
     pub changes: Option<ChangeCounts>,
     /// Root hash, hexadecimal.
     pub root: String,
-    /// Its label.
     pub label: String,
 }
 
-/// How many paths changed, files, directories and symlinks.
+/// Numbers of changed paths: files, directories and symlinks.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ChangeCounts {
-    /// New ones.
+    /// New paths.
     pub added: u64,
-    /// With other content or metadata.
+    /// Paths with other content or metadata.
     pub changed: u64,
-    /// Gone.
+    /// Removed paths.
     pub removed: u64,
 }
 
@@ -246,25 +233,24 @@ impl fmt::Display for ChangeCounts {
 pub struct NodeLine {
     /// Name of the agent.
     pub name: String,
-    /// How it went.
     pub result: NodeResult,
-    /// Why it is not live.
+    /// Reason that the generation is not live.
     pub error: Option<String>,
-    /// Milliseconds that were waited for it.
+    /// Time waited for the node, in milliseconds.
     pub after_ms: u64,
 }
 
-/// How it went on one node.
+/// Result of one node.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum NodeResult {
-    /// The generation, or a later one, is live there.
+    /// The generation, or a later one, is live.
     Live,
-    /// The node could not build it, or not switch to it.
+    /// The node could not build the generation or switch to it.
     Failed,
-    /// The node has switched, and its on-activate hook has failed; or waits, because that failed before.
+    /// The on-activate hook failed after the switch, or its earlier failure prevents the switch.
     HookFailed,
-    /// The time was over before it was live.
+    /// The time ran out first.
     Late,
     /// The node is not connected.
     Unreachable,
@@ -277,9 +263,9 @@ pub struct DiffLine {
     pub change: String,
     /// `file`, `directory` or `symlink`.
     pub kind: String,
-    /// The path, escaped where it is not text.
+    /// The path, with bytes that are not text escaped.
     pub path: String,
-    /// Where it was, if renamed.
+    /// Former path, if renamed.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub from: Option<String>,
     /// Size in bytes, of files.

@@ -1,7 +1,7 @@
-//! Health over HTTP ([`syncd_shared::health`]): what a monitor of the origin is told.
+//! The origin's health over HTTP ([`syncd_shared::health`]).
 //!
-//! 200 while what is published is what the tree says, as far as the origin knows. 503 with the reason while it is held or
-//! waits, before the first generation, and when DATA is gone.
+//! Status 200 while the published generation matches the tree, as far as the origin knows. Status 503 with
+//! the reason while publishing is held or waiting, before the first generation, and when DATA is gone.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -16,12 +16,12 @@ use crate::fleet::FleetView;
 use crate::status::State;
 use crate::store::Store;
 
-/// Nodes that are named in an answer.
+/// Maximum number of nodes named in an answer.
 const NAMES_MAX: usize = 10;
-/// How often DATA is looked at.
+/// Interval of checks of DATA.
 const LOOK_EVERY: Duration = Duration::from_secs(2);
 
-/// Looks at DATA until `shutdown`, and tells what is wrong with it; with a line of the log when that changes.
+/// Checks DATA until `shutdown` and publishes what is wrong with it. Logs changes.
 pub async fn watch_data(store: Arc<Store>, gone: watch::Sender<Option<String>>, shutdown: CancellationToken) {
     let mut ticks = tokio::time::interval(LOOK_EVERY);
     while shutdown.run_until_cancelled(ticks.tick()).await.is_some() {
@@ -42,7 +42,8 @@ pub async fn watch_data(store: Arc<Store>, gone: watch::Sender<Option<String>>, 
     }
 }
 
-/// What `GET /healthz` answers. Nodes whose on-activate hook fails are named: they are not live, and the origin is well.
+/// The answer to `GET /healthz`. Names nodes whose on-activate hook fails, without counting that as a failure
+/// of the origin.
 pub fn health(view: &OriginView, fleet: &FleetView, gone: Option<&str>) -> Health {
     let hooks = failing_hooks(fleet);
     let generation = view.current.as_ref().map(|current| current.number());
@@ -58,14 +59,15 @@ pub fn health(view: &OriginView, fleet: &FleetView, gone: Option<&str>) -> Healt
         (Some(reason), _) => Health { is_well: false, text: format!("{shown}; {reason}{hooks}") },
         (None, None) => Health { is_well: false, text: shown },
         (None, Some(_)) => {
-            // In manual mode: nothing would have been published anyway.
+            // Manual mode: nothing would be published anyway.
             let hold = view.hold.map(|hold| format!("; {}", hold.reason())).unwrap_or_default();
             Health { is_well: true, text: format!("ok {shown}{hold}{hooks}") }
         }
     }
 }
 
-/// `; not live on 2 nodes, hook failed: web1, web2`, with the names of the first ones; empty where there are none.
+/// Formats as `; not live on 2 nodes, hook failed: web1, web2`, naming the first nodes. Empty if there are
+/// none.
 fn failing_hooks(fleet: &FleetView) -> String {
     let names: Vec<&str> = fleet.failing_hooks().map(|(name, _)| name).collect();
     let shown = names.iter().take(NAMES_MAX).copied().collect::<Vec<_>>().join(", ");

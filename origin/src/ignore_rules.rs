@@ -1,10 +1,10 @@
-//! What of a content tree is not published: `.syncdignore` files, and syncd's own.
+//! Rules for content that is not published: `.syncdignore` files, and names that syncd reserves.
 //!
-//! A `.syncdignore` holds patterns in git's own dialect of gitignore, relative to the directory that it is in, which hold
-//! for everything below. The deepest file that says something about a name decides, and in it the last line. `.git` and
-//! `.syncdignore` itself are always out; other hidden files are published, and `.gitignore` means nothing here. What git
-//! leaves out is left out, as `git ls-files -o --exclude-per-directory=.syncdignore` shows; patterns that could never
-//! match, and a `.syncdignore` that is no regular file, are refused.
+//! A `.syncdignore` has patterns in git's own dialect of gitignore, relative to its directory, which apply to
+//! everything below. The deepest file with a matching pattern decides, by its last matching line. `.git` and
+//! `.syncdignore` itself are always excluded. Other hidden files are published, and `.gitignore` has no
+//! meaning. The result matches git, as shown by `git ls-files -o --exclude-per-directory=.syncdignore`,
+//! except that patterns that can never match, and a `.syncdignore` that is not a regular file, are rejected.
 
 mod pattern;
 #[cfg(test)]
@@ -17,42 +17,36 @@ use syncd_shared::{Component, TreePath};
 use pattern::Pattern;
 pub use pattern::PatternError;
 
-/// The name of a file with rules.
+/// Name of a rules file.
 pub const IGNORE_FILE: &str = ".syncdignore";
-/// The largest file with rules that is read, in bytes.
+/// Size limit of a rules file.
 pub const IGNORE_FILE_MAX_BYTES: u64 = 1024 * 1024;
 
-/// Why a `.syncdignore` was refused.
+/// Reasons to reject a `.syncdignore`.
 #[derive(Debug, thiserror::Error)]
 pub enum IgnoreError {
-    /// A pattern that git would take and that could never match.
+    /// A pattern that git accepts and that can never match.
     #[error("line {line} of {path} is no pattern: correct or remove it")]
     Pattern {
-        /// The file.
         path: TreePath,
-        /// The line, from 1.
+        /// Line number, from 1.
         line: usize,
-        /// What is wrong with it.
         #[source]
         source: PatternError,
     },
-    /// Not a regular file: whose rules it may stand for can't be known, so nothing is published.
+    /// Not a regular file. Its rules are unknown, so nothing is published.
     #[error("{path} is no regular file, so that its rules can't be read: replace it by a file, or remove it")]
-    Kind {
-        /// The file.
-        path: TreePath,
-    },
-    /// More than [`IGNORE_FILE_MAX_BYTES`].
+    Kind { path: TreePath },
+    /// The file has more than [`IGNORE_FILE_MAX_BYTES`].
     #[error("{path} has {actual} bytes, more than {IGNORE_FILE_MAX_BYTES}: shorten it")]
     TooLarge {
-        /// The file.
         path: TreePath,
-        /// Its size.
+        /// Size of the file.
         actual: u64,
     },
 }
 
-/// The rules that hold in one directory: those of its own file, and of all above. Cheap to clone.
+/// The rules in force in one directory: those of its own file and of all directories above. Cheap to clone.
 #[derive(Debug, Clone, Default)]
 pub struct IgnoreRules(Option<Arc<Level>>);
 
@@ -64,7 +58,7 @@ struct Level {
 }
 
 impl Level {
-    /// What the last pattern that matches says: whether the entry is left out.
+    /// Whether the last matching pattern excludes the entry; `None` if none matches.
     fn verdict(&self, path: &[u8], is_directory: bool) -> Option<bool> {
         let directory = self.directory.as_bytes();
         let below = match directory {
@@ -77,7 +71,7 @@ impl Level {
 }
 
 impl IgnoreRules {
-    /// The rules in `directory`, whose `.syncdignore` has these bytes, below the rules of its parent.
+    /// The rules in `directory`: its `.syncdignore` with these bytes, on top of the rules of its parent.
     pub fn with_file(&self, directory: &TreePath, bytes: &[u8]) -> Result<Self, IgnoreError> {
         if bytes.len() as u64 > IGNORE_FILE_MAX_BYTES {
             return Err(IgnoreError::TooLarge { path: file_in(directory), actual: bytes.len() as u64 });
@@ -98,7 +92,7 @@ impl IgnoreRules {
         Ok(Self(Some(Arc::new(Level { above: self.clone(), directory: directory.clone(), patterns }))))
     }
 
-    /// Whether the entry `path` is left out. Nothing below a directory that is left out is asked about.
+    /// Whether the entry `path` is excluded. Must not be called for entries below an excluded directory.
     pub fn excludes(&self, path: &TreePath, is_directory: bool) -> bool {
         match path.split_last() {
             None => return false,
@@ -116,13 +110,13 @@ impl IgnoreRules {
     }
 }
 
-/// The rules file of a directory.
+/// Path of a directory's rules file.
 pub(crate) fn file_in(directory: &TreePath) -> TreePath {
     let name = Component::new(IGNORE_FILE.as_bytes()).ok();
     name.and_then(|name| directory.join(&name).ok()).unwrap_or_else(|| directory.clone())
 }
 
-/// Whether a name is never published, wherever it is.
+/// Whether a name is never published, in any directory.
 pub fn is_own(name: &Component) -> bool {
     name.as_bytes() == IGNORE_FILE.as_bytes() || name.as_bytes() == b".git"
 }

@@ -1,23 +1,27 @@
-//! The origin's keys: what makes it the origin of its tree.
+//! The origin's keys, which make it the origin of its tree.
 //!
 //! ```text
 //! DATA/format              version and tree_id, text; written by `init` before the keys
-//! DATA/keys/ca.pem         the authority's certificate        (10 years)
+//! DATA/keys/ca.pem         the authority's certificate (10 years)
 //! DATA/keys/ca.key         its key, PEM
-//! DATA/keys/origin.pem     the origin's certificate           (3 years, reissued in its last)
+//! DATA/keys/origin.pem     the origin's certificate (3 years, reissued in its last year)
 //! DATA/keys/origin.key     its key, PEM
 //! DATA/keys/signing.key    ed25519 seed, 64 hexadecimal digits
-//! DATA/keys/revoked        every revocation, one line a name: an older or new index does not let them in again
+//! DATA/keys/revoked        every revocation, one line per name; holds even with an older or new index
+//! DATA/keys/successions    public part of the first signing key, then one line per change, oldest first:
+//!                          new key, signature
 //! DATA/host                the name of `init --host`, for join commands
-//! DATA/keys/successions    the first signing key's public half, then one line a change, oldest first: new key, signature
 //! ```
 //!
-//! Directories are 0700 (0750 where a group was let in), files 0600, which is checked and mended at each start; files begin with the line that marks private files, so that no origin publishes them
-//! ([`syncd_shared::marks`]). `create` builds the keys in `keys.new` and renames them into place: where `keys`
-//! exists they are complete, and `create` refuses. Afterwards `origin.pem` is replaced when it is reissued, `revoked` with
-//! each revocation ([`revocations`]), and [`Keys::rotate_signing_key`] changes the signing key: it
-//! writes `signing.key.next`, then the succession (the step that counts), then `signing.key`; a crash between is put
-//! right by [`Keys::open`].
+//! Directories have mode 0700 (0750 if a group was given access) and files 0600, which is checked and
+//! corrected at each start. Files begin with the line that marks private files, so that no origin publishes
+//! them ([`syncd_shared::marks`]).
+//!
+//! `create` builds the keys in `keys.new` and renames them into place. Existing `keys` are therefore
+//! complete, and `create` rejects them. Later on, `origin.pem` is replaced when it is reissued, and `revoked`
+//! with each revocation ([`revocations`]). [`Keys::rotate_signing_key`] writes `signing.key.next`, then the
+//! succession (the decisive step), then `signing.key`. [`Keys::open`] completes the rotation after a crash in
+//! between.
 
 #[doc(hidden)]
 pub mod fuzzing;
@@ -58,81 +62,61 @@ const SIGNING_KEY_NEXT: &str = "signing.key.next";
 const SUCCESSIONS: &str = "successions";
 const REVOKED: &str = "revoked";
 const HOST: &str = "host";
-/// Everything in DATA/keys.
+/// All files in DATA/keys.
 const KEY_FILES: [&str; 7] =
     [CA_CERTIFICATE, CA_KEY, ORIGIN_CERTIFICATE, ORIGIN_KEY, SIGNING_KEY, SUCCESSIONS, REVOKED];
-/// What may lie in DATA before `init`: what an interrupted one leaves, the lock, and a new file system's own.
+/// Names allowed in DATA before `init`: remains of an interrupted one, the lock, the configuration, and the
+/// content of a new file system.
 const LEFTOVERS: [&str; 8] =
     [FORMAT, "format.new", HOST, "host.new", KEYS_NEW, "lock", "lost+found", "config.toml"];
-/// The end of the authority is warned of so long before.
+/// Time before the authority's expiry from which operators are warned.
 const WARNING: time::Duration = time::Duration::days(365);
 
-/// Why the keys were not made or opened.
+/// Errors of creating or opening the keys.
 #[derive(Debug, thiserror::Error)]
 pub enum KeysError {
-    /// `init` was here before.
+    /// The data directory was initialised before.
     #[error("{data} is initialised already: `syncd-origin serve` uses it as it is", data = data.display())]
-    Initialised {
-        /// The data directory.
-        data: PathBuf,
-    },
-    /// Something else lies there.
+    Initialised { data: PathBuf },
+    /// The data directory has other content.
     #[error("{data} is not empty (it holds {name:?}): name a new or empty directory", data = data.display())]
     NotEmpty {
-        /// The data directory.
         data: PathBuf,
-        /// One of the names in it.
+        /// One of the names found.
         name: PathBuf,
     },
-    /// No `init` yet.
+    /// The data directory is not initialised yet.
     #[error("{data} is not initialised: run `syncd-origin init --data {data}` first", data = data.display())]
-    NotInitialised {
-        /// The data directory.
-        data: PathBuf,
-    },
-    /// Another version, or not a data directory of an origin.
+    NotInitialised { data: PathBuf },
+    /// Another format version, or not a data directory of an origin.
     #[error("{data} has data format {found:?}, expected {FORMAT_VERSION}: use the syncd-origin that made it", data = data.display())]
     Format {
-        /// The data directory.
         data: PathBuf,
-        /// The first line of its format file.
+        /// First line of its format file.
         found: String,
     },
-    /// A file is not what it should be.
+    /// A file does not parse.
     #[error("{path} is damaged: restore it from the backup", path = path.display())]
-    Damaged {
-        /// The file.
-        path: PathBuf,
-    },
-    /// The changes of the signing key are broken, or too many.
+    Damaged { path: PathBuf },
+    /// The successions of the signing key are invalid or too many.
     #[error("the changes of the signing key in {path} do not hold", path = path.display())]
-    Successions {
-        /// The file.
-        path: PathBuf,
-        /// What does not hold.
-        source: SuccessionError,
-    },
-    /// Listing or renaming.
+    Successions { path: PathBuf, source: SuccessionError },
+    /// Listing or renaming failed.
     #[error("preparing {path} failed", path = path.display())]
-    Directory {
-        /// The directory.
-        path: PathBuf,
-        /// Why.
-        source: io::Error,
-    },
-    /// Others own it, or could use it.
+    Directory { path: PathBuf, source: io::Error },
+    /// A directory belongs to another user or could not be prepared.
     #[error(transparent)]
     Own(#[from] DirectoryError),
-    /// Reading or writing.
+    /// Reading or writing failed.
     #[error(transparent)]
     File(#[from] FileError),
-    /// A key that is not its certificate's.
+    /// A key does not match its certificate.
     #[error(transparent)]
     Tls(#[from] TlsError),
-    /// Making keys and certificates.
+    /// Creating keys or certificates failed.
     #[error(transparent)]
     Authority(#[from] AuthorityError),
-    /// The kernel's random numbers.
+    /// The kernel's random number generator failed.
     #[error("reading random numbers failed")]
     Random(#[from] getrandom::Error),
 }
@@ -148,7 +132,7 @@ pub struct Keys {
     history: KeyHistory,
 }
 
-/// The signing keys' public halves.
+/// The public parts of all signing keys.
 #[derive(Clone)]
 struct KeyHistory {
     first: VerifyingKey,
@@ -162,17 +146,17 @@ impl fmt::Debug for Keys {
 }
 
 impl Keys {
-    /// Makes a new tree's keys in `data`, a directory that is empty or missing. All of it survives a power cut once
-    /// this has returned; before, `data` counts as not initialised.
+    /// Creates a new tree's keys in `data`, an empty or missing directory. Durable on return; before that,
+    /// `data` counts as not initialised.
     pub fn create(data: &Path) -> Result<Self, KeysError> {
         Self::create_at(data, OffsetDateTime::now_utc())
     }
 
-    /// [`Keys::create`], at a given time.
+    /// Like [`Keys::create`], at a given time.
     pub(crate) fn create_at(data: &Path, now: OffsetDateTime) -> Result<Self, KeysError> {
         refuse_used(data)?;
         own_directory::claim(data, Access::Private)?;
-        // Others may have written to it until its mode was mended.
+        // Others may have written to it before its mode was corrected.
         refuse_used(data)?;
         let mut tree_id = [0; 16];
         getrandom::fill(&mut tree_id)?;
@@ -204,7 +188,7 @@ impl Keys {
         Ok(Self { data, tree_id, authority, origin, origin_key, signing_key, history })
     }
 
-    /// Reads the keys in `data`.
+    /// Reads the keys in `data`. Completes an interrupted rotation of the signing key.
     pub fn open(data: &Path) -> Result<Self, KeysError> {
         let tree_id = open_format(data)?;
         let keys = data.join(KEYS);
@@ -230,33 +214,29 @@ impl Keys {
         Ok(Self { data: data.to_owned(), tree_id, authority, origin, origin_key, signing_key, history })
     }
 
-    /// The tree that these keys are of.
     pub fn tree_id(&self) -> TreeId {
         self.tree_id
     }
 
-    /// Issues certificates.
     pub fn authority(&self) -> &Authority {
         &self.authority
     }
 
-    /// Signs generations.
     pub fn signing_key(&self) -> &SigningKey {
         &self.signing_key
     }
 
-    /// Verifies what [`Keys::signing_key`] signs.
     pub fn verifying_key(&self) -> VerifyingKey {
         self.signing_key.verifying_key()
     }
 
-    /// All changes of the signing key, oldest first: what a `Welcome` carries.
+    /// All changes of the signing key, oldest first, as sent in a `Welcome`.
     pub fn successions(&self) -> &[KeySuccession] {
         &self.history.successions
     }
 
-    /// Takes a generation's record from the store or from an agent: it must be of this tree and signed by the current
-    /// signing key or one before it.
+    /// Verifies a generation's record from the store or an agent: it must be of this tree and signed by the
+    /// current signing key or an earlier one.
     pub fn verify(&self, record: &[u8], signature: &[u8]) -> Result<SignedGeneration, GenerationError> {
         let newest_first = self.history.successions.iter().rev().map(|s| &s.new_key);
         let mut result = Err(GenerationError::Signature);
@@ -269,19 +249,21 @@ impl Keys {
         result
     }
 
-    /// A join token for this tree with a new secret. The caller stores [`JoinToken::secret_hash`].
+    /// Generates a join token for this tree with a new secret. The caller must store
+    /// [`JoinToken::secret_hash`].
     pub fn token(&self) -> Result<JoinToken, KeysError> {
         let ca = fingerprint(self.authority.certificate());
         Ok(JoinToken::generate(self.tree_id, ca, signing::fingerprint(&self.verifying_key()))?)
     }
 
-    /// The TLS configuration to serve with.
+    /// TLS configuration of the listener.
     pub fn server_tls(&self, admit: Admit) -> Result<Arc<ServerConfig>, TlsError> {
         server_config(self.origin.clone(), admit)
     }
 
-    /// Issues the origin's own certificate anew where less than a third of its life is left, or where it does not hold
-    /// by this machine's clock, and serves with it from the next handshake on. Durable; whether it was done.
+    /// Reissues the origin's certificate if less than a third of its lifetime is left or if it is not valid
+    /// by this machine's clock. The next handshake uses the new one. Durable; returns whether it was
+    /// reissued.
     pub fn reissue_origin_certificate(&self, now: OffsetDateTime) -> Result<bool, KeysError> {
         let (current, authority) = (validity(&self.origin.certificate())?, self.authority.validity());
         let ends_soon = current.not_after - now < ORIGIN_CERTIFICATE_LIFE / 3;
@@ -295,8 +277,8 @@ impl Keys {
         Ok(true)
     }
 
-    /// What an operator must know of the keys: that the authority ends within a year. With it every certificate of the
-    /// tree ends.
+    /// Warnings about the keys: the authority, and with it every certificate of the tree, expires within a
+    /// year.
     pub fn warnings(&self, now: OffsetDateTime) -> Vec<String> {
         let ends = self.authority.validity().not_after;
         if ends - now >= WARNING {
@@ -309,19 +291,19 @@ impl Keys {
         )]
     }
 
-    /// Remembers under which name agents dial this origin, for join commands.
+    /// Stores the name that agents dial, for join commands.
     pub fn set_host(&self, host: &str) -> Result<(), KeysError> {
         Ok(files::write(&self.data.join(HOST), &format!("{host}\n"))?)
     }
 
-    /// The name that [`Keys::set_host`] was given last.
+    /// The name last given to [`Keys::set_host`].
     pub fn host(&self) -> Option<String> {
         let host = files::read(&self.data.join(HOST)).ok()?;
         Some(host.trim().to_owned()).filter(|host| !host.is_empty())
     }
 
-    /// Copies everything of these keys into `to`, an existing directory that has none. Until this is done, `to` counts
-    /// as not initialised. Durable but for the directory's own name.
+    /// Copies everything about these keys into `to`, an existing directory without keys. Until this is
+    /// complete, `to` counts as not initialised. Durable except for the name of `to` itself.
     pub fn copy_to(&self, to: &Path) -> Result<(), KeysError> {
         let (keys, new) = (self.data.join(KEYS), to.join(KEYS_NEW));
         files::write(&to.join(FORMAT), &files::read(&self.data.join(FORMAT))?)?;
@@ -337,15 +319,15 @@ impl Keys {
         Ok(files::sync_directory(to)?)
     }
 
-    /// What to back up after `init`, after each revocation and after a change of the signing key: whoever has these
-    /// files is the origin.
+    /// Files to back up after `init`, after each revocation and after a change of the signing key. Anybody
+    /// who has these files can act as the origin.
     pub fn backup_files(&self) -> Vec<PathBuf> {
         let keys = self.data.join(KEYS);
         std::iter::once(self.data.join(FORMAT)).chain(KEY_FILES.map(|name| keys.join(name))).collect()
     }
 
-    /// Replaces the signing key by a new one that the old one signs. Agents follow when they next connect. Durable when
-    /// it returns; a crash leaves the old key or the new one in force.
+    /// Replaces the signing key with a new one that the old one signs. Agents follow at their next
+    /// connection. Durable on return; after a crash either the old key or the new one is in force.
     pub fn rotate_signing_key(&mut self) -> Result<(), KeysError> {
         let keys = self.data.join(KEYS);
         let wanted = self.history.successions.len() + 1;
@@ -365,7 +347,7 @@ impl Keys {
     }
 }
 
-/// Removes what an interrupted `create` left, or what somebody planted in its place.
+/// Removes remains of an interrupted `create`, or anything planted in their place.
 fn remove_leftover(path: &Path) -> Result<(), KeysError> {
     let removed = match path.symlink_metadata() {
         Ok(found) if found.is_dir() => fs::remove_dir_all(path),
@@ -380,7 +362,7 @@ fn remove_leftover(path: &Path) -> Result<(), KeysError> {
     }
 }
 
-/// Refuses a directory with keys or with other files in it; a missing one passes.
+/// Rejects a directory with keys or foreign files; a missing one passes.
 fn refuse_used(data: &Path) -> Result<(), KeysError> {
     let failed = |source| KeysError::Directory { path: data.to_owned(), source };
     let listed = match fs::read_dir(data) {
@@ -432,7 +414,7 @@ fn parse_format(text: &str, data: &Path) -> Result<TreeId, KeysError> {
         .ok_or_else(|| KeysError::Damaged { path: data.join(FORMAT) })
 }
 
-/// The key that the successions lead to: the current one, or after an interrupted change the next one.
+/// The key that the successions lead to: the current one, or the next one after an interrupted change.
 fn open_signing_key(keys: &Path, tree_id: TreeId, history: &KeyHistory) -> Result<SigningKey, KeysError> {
     let newest = signing::verify_successions(tree_id, history.first, &history.successions)
         .map_err(|source| KeysError::Successions { path: keys.join(SUCCESSIONS), source })?;

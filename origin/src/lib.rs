@@ -1,4 +1,5 @@
-//! The origin of syncd: watches one content tree, seals it into signed generations, serves them to agents.
+//! The origin of syncd: watches one content tree, seals it into signed generations, and serves them to
+//! agents.
 //!
 //! ```text
 //!   watch ──> scan ──> store ──> commit ──> plan ──> serve ──> agents
@@ -6,7 +7,8 @@
 //!             changed  + index   numbered   once
 //! ```
 //!
-//! [`service`] assembles them; [`fleet`] knows the agents; [`admin`], [`desk`] and [`cli`] are how people ask.
+//! [`service`] assembles these parts. [`fleet`] tracks the agents. [`admin`], [`desk`] and [`cli`] answer
+//! operators.
 
 pub mod admin;
 pub mod arrivals;

@@ -1,13 +1,13 @@
-//! Log lines that strangers cause: so many a minute are written, the rest is counted.
+//! Limits log lines that strangers can cause: a number per minute is written, further ones are counted.
 
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-/// Lines of one kind within [`PERIOD`].
+/// Maximum number of lines of one kind within [`PERIOD`].
 const LINES_MAX: u32 = 20;
 const PERIOD: Duration = Duration::from_secs(60);
 
-/// The lines of one kind.
+/// Budget of one kind of line.
 pub struct LineBudget(Mutex<State>);
 
 struct State {
@@ -22,7 +22,7 @@ impl LineBudget {
         Self(Mutex::new(State { since: None, written: 0, left_out: 0 }))
     }
 
-    /// Whether a line may be written now. `Some` says how many were left out since the last that was written.
+    /// Whether a line may be written now. `Some` has the number of lines omitted since the last one.
     pub fn admit(&self) -> Option<u64> {
         self.admit_at(Instant::now())
     }

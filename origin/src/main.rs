@@ -1,4 +1,4 @@
-//! `syncd-origin`: see the library for what it does.
+//! `syncd-origin`: see the library documentation.
 
 use std::process::ExitCode;
 
@@ -9,7 +9,7 @@ use tracing::level_filters::LevelFilter;
 
 fn main() -> ExitCode {
     telemetry::init(LevelFilter::INFO);
-    // Nothing of an origin is for others.
+    // Files of an origin are for nobody else.
     rustix::process::umask(rustix::fs::Mode::from_raw_mode(0o077));
     let arguments = match config_file::arguments_with_config(std::env::args_os(), &Cli::command()) {
         Ok(arguments) => arguments,

@@ -1,11 +1,12 @@
-//! For tests that need limits or mounts of their own: runs one test again inside namespaces.
+//! Runs a test again inside namespaces, for tests that need their own limits or mounts.
 
 use std::process::Command;
 
 const INSIDE: &str = "SYNCD_TEST_INSIDE_NAMESPACE";
 
-/// Whether the calling test is to go on. Outside it runs itself again under `unshare` with these options, after `setup`
-/// in a shell, asserts that it passed, and returns false; where namespaces are not to be had, it says so.
+/// Returns whether the calling test should proceed. Outside, runs the test again under `unshare` with these
+/// options, after `setup` in a shell, asserts that it passed, and returns `false`. Reports if namespaces are
+/// unavailable.
 pub(crate) fn within(test: &str, unshare: &[&str], setup: &str) -> bool {
     if std::env::var_os(INSIDE).is_some_and(|inside| inside == test) {
         return true;

@@ -1,9 +1,9 @@
-//! Whether TREE and DATA are apart, before anything is opened.
+//! Checks that TREE and DATA do not overlap, before anything is opened.
 //!
-//! A content tree that contains DATA would publish its keys, and one inside DATA would publish the store. Both are
-//! refused, also where a symlink or a bind mount hides it: two paths are compared by the device of their mounts and the
-//! path in that file system, which is the same for all places where a directory is mounted. What comes into the tree
-//! later is recognised by its marks when it is scanned.
+//! A content tree that contains DATA would publish its keys, and one inside DATA would publish the store.
+//! Both are rejected, even behind a symlink or a bind mount: two paths are compared by the device of their
+//! mounts and the path in that file system, which is the same wherever a directory is mounted. Directories
+//! that enter the tree later are recognised by their marks when they are scanned.
 
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
@@ -12,10 +12,10 @@ use syncd_shared::marks::{self, Mark};
 
 use crate::watch::mounts::{self, Mounted};
 
-/// Why TREE and DATA can't be used together.
+/// Reasons that TREE and DATA cannot be used together.
 #[derive(Debug, thiserror::Error)]
 pub enum OverlapError {
-    /// DATA inside TREE.
+    /// DATA lies inside TREE.
     #[error("the data directory {data} lies inside the content tree {tree}, so that its keys would be published: move it out of the tree, and give its new place as --data", data = data.display(), tree = tree.display())]
     DataInTree {
         /// DATA.
@@ -23,7 +23,7 @@ pub enum OverlapError {
         /// TREE.
         tree: PathBuf,
     },
-    /// TREE inside DATA.
+    /// TREE lies inside DATA.
     #[error("the content tree {tree} lies inside the data directory {data}: give a --tree outside of it", data = data.display(), tree = tree.display())]
     TreeInData {
         /// TREE.
@@ -34,33 +34,31 @@ pub enum OverlapError {
     /// A mount inside TREE shows DATA or a part of it.
     #[error("the mount {mount} inside the content tree shows the data directory {data}, so that its keys would be published: unmount it", mount = mount.display(), data = data.display())]
     DataMounted {
-        /// Where it is mounted.
+        /// Path of the mount.
         mount: PathBuf,
         /// DATA.
         data: PathBuf,
     },
-    /// In another origin's DATA, or in the private part of an agent's ROOT.
+    /// The directory lies in another origin's DATA, or in the private part of an agent's ROOT.
     #[error("{path} lies inside {above}, {mark}: give a directory outside of it", path = path.display(), above = above.display())]
     Inside {
-        /// What was given.
+        /// The given path.
         path: PathBuf,
-        /// The other directory.
+        /// The enclosing directory.
         above: PathBuf,
-        /// What it is.
+        /// Kind of the enclosing directory.
         mark: Mark,
     },
-    /// The way to a directory can't be resolved.
+    /// A path cannot be resolved.
     #[error("resolve {path}", path = path.display())]
     Resolve {
-        /// The directory.
         path: PathBuf,
-        /// Why.
         #[source]
         source: std::io::Error,
     },
 }
 
-/// Refuses a DATA, which need not exist yet, inside another origin's DATA or an agent's ROOT.
+/// Rejects a DATA inside another origin's DATA or an agent's ROOT. DATA need not exist yet.
 pub fn check_data(data: &Path) -> Result<(), OverlapError> {
     let resolve = |source| OverlapError::Resolve { path: data.to_owned(), source };
     match marks::above(data).map_err(resolve)? {
@@ -69,7 +67,8 @@ pub fn check_data(data: &Path) -> Result<(), OverlapError> {
     }
 }
 
-/// Refuses a TREE and a DATA of which one contains the other. A TREE that is missing passes: there is nothing to publish.
+/// Rejects a TREE and DATA if one contains the other. A missing TREE passes, because there is nothing to
+/// publish.
 pub fn check(tree: &Path, data: &Path) -> Result<(), OverlapError> {
     check_data(data)?;
     let (Ok(real_tree), Ok(real_data)) = (tree.canonicalize(), data.canonicalize()) else { return Ok(()) };
@@ -95,7 +94,8 @@ pub fn check(tree: &Path, data: &Path) -> Result<(), OverlapError> {
     check_strangers(tree, &real_tree)
 }
 
-/// Refuses a TREE in what is private to another origin or agent. The trees of a replica are not: they may be published on.
+/// Rejects a TREE inside private directories of another origin or agent. The trees of a replica are allowed,
+/// because they may be published again.
 fn check_strangers(tree: &Path, real_tree: &Path) -> Result<(), OverlapError> {
     for above in real_tree.ancestors() {
         let Some(mark) = marks::of(above) else { continue };
@@ -107,25 +107,25 @@ fn check_strangers(tree: &Path, real_tree: &Path) -> Result<(), OverlapError> {
     Ok(())
 }
 
-/// Whether one of the directories from `path` up to the root is `above`, whatever it is called.
+/// Whether `above` is `path` or one of its ancestors, compared by inode.
 fn is_below(path: &Path, above: &Path) -> bool {
     let identity = |path: &Path| path.metadata().ok().map(|metadata| (metadata.dev(), metadata.ino()));
     let above = identity(above);
     above.is_some() && path.ancestors().any(|ancestor| identity(ancestor) == above)
 }
 
-/// Where a directory is, whatever it is mounted on.
+/// The location of a directory, independent of mount points.
 #[derive(Debug, PartialEq, Eq)]
 struct Place {
     device: String,
-    /// From the file system's root.
+    /// Path from the root of the file system.
     path: PathBuf,
 }
 
 impl Place {
-    /// `None`: the mount table does not tell.
+    /// `None` if the mount table has no answer.
     fn of(path: &Path, mounted: &[Mounted]) -> Option<Self> {
-        // Of mounts on one point the last is on top.
+        // If several mounts share a mount point, the last one is on top.
         let mut best: Option<&Mounted> = None;
         for mount in mounted.iter().filter(|mount| path.starts_with(&mount.point)) {
             if best.is_none_or(|best| mount.point.starts_with(&best.point)) {

@@ -1,13 +1,14 @@
-//! What tests may change in a debug build. A release build has none of it: the functions below are constants there.
+//! Behaviour that tests can change in a debug build. In a release build these functions are constants.
 //!
-//! `SYNCD_PLANTED` names a bug that this process is to have, so that a test can see its oracle find it.
+//! `SYNCD_PLANTED` names a bug for this process, with which a test proves that its checks detect the bug.
 //! `SYNCD_HASTY` retires generations and collects garbage at once, which otherwise takes a week.
 
 use std::time::Duration;
 
 use crate::store::Retention;
 
-/// Whether the index is committed without being durable: a commit is answered before its generation is safe.
+/// Whether the index is committed without durability, so that a commit is answered before its generation is
+/// safe.
 #[cfg(debug_assertions)]
 pub(crate) fn answers_early() -> bool {
     static EARLY: std::sync::LazyLock<bool> =
@@ -15,7 +16,7 @@ pub(crate) fn answers_early() -> bool {
     *EARLY
 }
 
-/// Whether the index is committed without being durable.
+/// Whether the index is committed without durability.
 #[cfg(not(debug_assertions))]
 pub(crate) const fn answers_early() -> bool {
     false
@@ -33,12 +34,12 @@ const fn is_hasty() -> bool {
     false
 }
 
-/// When garbage is first collected after a start.
+/// Delay of the first garbage collection after a start.
 pub(crate) fn collect_first(usual: Duration) -> Duration {
     if is_hasty() { Duration::from_millis(300) } else { usual }
 }
 
-/// Which generations stay.
+/// Retention of generations.
 pub(crate) fn retention(usual: Retention) -> Retention {
     match is_hasty() {
         true => Retention { generations: 2, age: Duration::ZERO, ..usual },

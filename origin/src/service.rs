@@ -1,4 +1,5 @@
-//! One origin, assembled: watch -> scan -> store -> commit -> plan -> serve, with the fleet and the ways to ask.
+//! Assembles an origin: watch -> scan -> store -> commit -> plan -> serve, with the fleet and the admin
+//! interfaces.
 
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
@@ -31,110 +32,102 @@ use crate::status::{AgentStatus, HoldStatus, State, Status};
 use crate::store::{OpenStoreError, Retention, Store, StoreError};
 use crate::watch::{Watch, WatchError};
 
-/// How long a stop waits for what is under way.
+/// Time that a stop waits for running tasks.
 const STOP_DEADLINE: Duration = Duration::from_secs(10);
-/// How often the age of the origin's certificate is looked at.
+/// Interval of checks of the origin's certificate.
 const CERTIFICATE_LOOK: Duration = Duration::from_secs(24 * 60 * 60);
-/// Reports of agents that know more than we do, waiting for the committer.
+/// Length of the queue of unknown generations reported by agents to the committer.
 const OBSERVED_QUEUE: usize = 16;
 
-/// Everything that `serve` can be told.
+/// Options of `serve`.
 #[derive(Debug, Clone)]
 pub struct ServeOptions {
-    /// The content tree.
     pub tree: PathBuf,
-    /// Keys and store.
+    /// Directory of keys and store.
     pub data: PathBuf,
-    /// Where agents dial; port 0 picks one.
+    /// Address for agents; port 0 selects a free one.
     pub listen: SocketAddr,
-    /// Where health is answered; port 0 picks one.
+    /// Address for health checks; port 0 selects a free one.
     pub http: SocketAddr,
-    /// Whether a taken `http` port is an error.
+    /// Whether an occupied `http` port is an error.
     pub http_required: bool,
-    /// When changes are published.
     pub trigger: Trigger,
-    /// How often what sends no events is walked.
+    /// Interval of walks of subtrees without events.
     pub poll: Duration,
     /// `--mtime`.
     pub mtime: MtimePolicy,
     /// `--symlinks`.
     pub symlinks: SymlinkPolicy,
-    /// How far the history reaches.
+    /// Extent of the history.
     pub retention: Retention,
-    /// To all agents together.
+    /// Limit shared by all agents.
     pub bwlimit: Option<Rate>,
-    /// Group whose members may ask everything of the admin socket.
+    /// Group whose members may use the admin socket.
     pub admin_group: Option<u32>,
 }
 
-/// Why an origin does not start.
+/// Reasons that an origin does not start.
 #[derive(Debug, thiserror::Error)]
 pub enum StartError {
-    /// The keys, or a data directory that is none.
+    /// The keys are unreadable, or DATA is not an origin's data directory.
     #[error(transparent)]
     Keys(#[from] KeysError),
-    /// TREE and DATA are not apart.
+    /// TREE and DATA overlap.
     #[error(transparent)]
     Overlap(#[from] OverlapError),
-    /// The store.
+    /// Opening the store failed.
     #[error(transparent)]
     OpenStore(#[from] OpenStoreError),
-    /// The store could not be read.
+    /// Reading the store failed.
     #[error("read the store")]
     Store(#[from] StoreError),
-    /// The runtime ends.
+    /// The runtime is shutting down.
     #[error("the start was interrupted")]
     Interrupted,
     /// There is neither a tree nor a generation.
     #[error("content tree {tree} can't be read and there is no generation yet to serve: give the right --tree", tree = tree.display())]
     NoTree {
-        /// The tree.
         tree: PathBuf,
-        /// Why.
         #[source]
         source: std::io::Error,
     },
-    /// The watch.
+    /// Starting the watch failed.
     #[error(transparent)]
     Watch(#[from] WatchError),
-    /// A port.
+    /// Listening on a port failed.
     #[error("listen on {address}: {hint}")]
     Listen {
-        /// The address.
         address: SocketAddr,
-        /// What to do.
+        /// The next step.
         hint: &'static str,
-        /// Why.
         #[source]
         source: std::io::Error,
     },
-    /// The admin socket.
+    /// Creating the admin socket failed.
     #[error(transparent)]
     Socket(#[from] LocalSocketError),
-    /// `--admin-group`.
+    /// Giving `--admin-group` access failed.
     #[error("let the admin group into {path}: start the origin as root, or as a member of that group", path = path.display())]
     AdminGroup {
         /// DATA.
         path: PathBuf,
-        /// Why not.
         #[source]
         source: std::io::Error,
     },
-    /// The fleet's records.
+    /// Loading the fleet's records failed.
     #[error("load the fleet")]
     Fleet(#[from] crate::fleet::FleetError),
-    /// What was sealed last.
+    /// Loading the last generation failed.
     #[error(transparent)]
     Sealer(#[from] CommitError),
-    /// The spool of encoded updates.
+    /// Preparing the spool of encoded updates failed.
     #[error(transparent)]
     Plan(#[from] crate::plan::PlanError),
-    /// TLS.
     #[error("set up TLS")]
     Tls(#[from] syncd_shared::identity::TlsError),
 }
 
-/// An origin that serves.
+/// A serving origin.
 pub struct Running {
     grpc_address: SocketAddr,
     http_address: Option<SocketAddr>,
@@ -144,8 +137,8 @@ pub struct Running {
     tasks: TaskTracker,
 }
 
-/// Makes keys and an empty store in `data`, which must not have been initialised before. Keys without a store are taken
-/// as they are: an earlier `init` was interrupted, or they are all that was restored from a backup.
+/// Creates keys and an empty store in `data`, which must not be initialised. Keys without a store are
+/// accepted: an earlier `init` was interrupted, or only the keys were restored from a backup.
 pub fn init(data: &Path) -> Result<Keys, StartError> {
     overlap::check_data(data)?;
     let keys = match Keys::create(data) {
@@ -156,7 +149,7 @@ pub fn init(data: &Path) -> Result<Keys, StartError> {
     Ok(keys)
 }
 
-/// Starts an origin; it serves when this returns.
+/// Starts an origin, which is serving on return.
 pub async fn start(options: ServeOptions) -> Result<Running, StartError> {
     syncd_shared::open_files::raise_limit();
     overlap::check(&options.tree, &options.data)?;
@@ -187,7 +180,7 @@ pub async fn start(options: ServeOptions) -> Result<Running, StartError> {
     let socket = LocalListener::bind_for(&socket_path(&options.data), group)?;
 
     let shutdown = CancellationToken::new();
-    // Where a later step fails, what was started ends.
+    // If a later step fails, this stops the parts already started.
     let unfinished = shutdown.clone().drop_guard();
     let tasks = TaskTracker::new();
     let (observed_sender, observed) = mpsc::channel(OBSERVED_QUEUE);
@@ -273,20 +266,20 @@ pub async fn start(options: ServeOptions) -> Result<Running, StartError> {
     Ok(Running { grpc_address, http_address, committer, fleet, shutdown, tasks })
 }
 
-/// Lets a group pass through DATA to the socket: it may enter (mode 0710), and neither list nor read what is there.
+/// Lets a group pass through DATA to the socket. Mode 0710 allows entering, but not listing or reading.
 fn let_through(data: &Path, group: Gid) -> std::io::Result<()> {
     rustix::fs::chown(data, None, Some(group))?;
     Ok(rustix::fs::chmod(data, Mode::RWXU | Mode::XGRP)?)
 }
 
-/// Keys and store. Reads the whole index: blocks.
+/// Opens keys and store. Reads the whole index: blocks.
 fn open(data: &Path) -> Result<(Arc<Keys>, Arc<Store>), StartError> {
     let (keys, store) = (Keys::open(data)?, Store::open(data)?);
     look_after(&keys);
     Ok((Arc::new(keys), Arc::new(store)))
 }
 
-/// Reissues the origin's certificate where that is due, and warns of the authority's end. Blocks.
+/// Reissues the origin's certificate if due, and warns about the authority's expiry. Blocks.
 fn look_after(keys: &Keys) {
     let now = OffsetDateTime::now_utc();
     match keys.reissue_origin_certificate(now) {
@@ -301,11 +294,11 @@ fn look_after(keys: &Keys) {
     }
 }
 
-/// Looks after the keys for as long as the origin serves.
+/// Checks the keys periodically while the origin serves.
 async fn keep_certificate(keys: Arc<Keys>, shutdown: CancellationToken) {
     while shutdown.run_until_cancelled(tokio::time::sleep(CERTIFICATE_LOOK)).await.is_some() {
         let keys = keys.clone();
-        // Fails only where the runtime ends.
+        // Fails only if the runtime is shutting down.
         let _ = tokio::task::spawn_blocking(move || look_after(&keys)).await;
     }
 }
@@ -320,33 +313,31 @@ fn address_of(listener: &TcpListener, asked: SocketAddr) -> Result<SocketAddr, S
 }
 
 impl Running {
-    /// Where agents dial, as bound.
+    /// Bound address for agents.
     pub fn grpc_address(&self) -> SocketAddr {
         self.grpc_address
     }
 
-    /// Where health is answered, as bound; `None` where the default port was taken.
+    /// Bound address for health checks; `None` if the default port was occupied.
     pub fn http_address(&self) -> Option<SocketAddr> {
         self.http_address
     }
 
-    /// What seals.
     pub fn committer(&self) -> &Committer {
         &self.committer
     }
 
-    /// What knows the agents.
     pub fn fleet(&self) -> &Fleet {
         &self.fleet
     }
 
-    /// Returns when the origin ended without being asked to. Cancel safe.
+    /// Returns when the origin has ended without being stopped. Cancel safe.
     pub async fn ended(&self) {
         let mut view = self.committer.view();
         while view.changed().await.is_ok() {}
     }
 
-    /// Ends everything: a generation that is being sealed is sealed, streams are closed.
+    /// Stops everything. A generation being sealed is completed, and streams are closed.
     pub async fn stop(self) {
         self.shutdown.cancel();
         self.tasks.close();

@@ -1,4 +1,4 @@
-//! What `status --json` prints: a contract that scripts depend on.
+//! Output of `status --json`: a contract that scripts depend on.
 
 use std::fmt::{self, Write as _};
 
@@ -11,25 +11,24 @@ use syncd_shared::{GenerationNumber, HookStatus};
 use crate::commit::Hold;
 use crate::fleet::{AgentDrift, AgentProgress, AgentState, AgentView};
 
-/// The origin and its fleet at one moment.
+/// State of the origin and its fleet at one moment.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Status {
     /// 32 hexadecimal digits.
     pub tree_id: String,
     /// The content tree; `None` while no origin serves.
     pub tree: Option<String>,
-    /// Where agents dial, as bound.
+    /// Bound address for agents.
     pub grpc_address: Option<String>,
-    /// Where health is answered, as bound.
+    /// Bound address for health checks.
     pub http_address: Option<String>,
-    /// What the origin does.
     pub state: State,
     /// Version of the origin.
     #[serde(default)]
     pub version: String,
-    /// Why it is `held` or `waiting`, and what to do.
+    /// Reason for `held` or `waiting`, with the next step.
     pub reason: Option<String>,
-    /// Nothing is published automatically until an operator commits.
+    /// Hold after a rollback: nothing is published automatically until an operator commits.
     #[serde(default)]
     pub hold: Option<HoldStatus>,
     /// Number of the current generation.
@@ -38,32 +37,32 @@ pub struct Status {
     pub root: Option<String>,
     /// Label of the current generation.
     pub label: Option<String>,
-    /// When it was sealed, RFC 3339.
+    /// Time of sealing, RFC 3339.
     pub created: Option<String>,
-    /// Files in it.
+    /// Files in the current generation.
     pub files: u64,
-    /// Content bytes in it.
+    /// Content bytes in the current generation.
     pub bytes: u64,
-    /// Bytes of the store that the current generation does not need; `None` before they are measured.
+    /// Stored bytes that the current generation does not need; `None` before they are measured.
     #[serde(default)]
     pub history_bytes: Option<u64>,
-    /// Parts of the tree that are polled because they send no events, and why.
+    /// Subtrees that are polled because they send no events, with reasons.
     pub polled: Vec<String>,
-    /// What an operator must see to in time, as that the tree's authority ends.
+    /// Problems that an operator must solve in time, such as the expiry of the tree's authority.
     #[serde(default)]
     pub warnings: Vec<String>,
     /// All enrolled agents, by name.
     pub agents: Vec<AgentStatus>,
 }
 
-/// What a rollback leaves until the next commit.
+/// The hold left by a rollback until the next commit.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct HoldStatus {
-    /// Why, and what to do.
+    /// Reason and next step.
     pub reason: String,
-    /// Since when, RFC 3339.
+    /// Start of the hold, RFC 3339.
     pub since: String,
-    /// The generation that stays in effect.
+    /// Generation in effect.
     pub generation: u64,
 }
 
@@ -74,17 +73,18 @@ impl From<Hold> for HoldStatus {
     }
 }
 
-/// What the origin does.
+/// State of the origin.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum State {
-    /// The tree is as the current generation says, as far as events tell.
+    /// The tree equals the current generation, as far as events show.
     Ready,
     /// The tree is being read.
     Scanning,
-    /// What is there does not look like a deployment, or a rollback put it aside; the last generation stands.
+    /// The tree does not look like a deployment, or a rollback replaced it. The last generation stays in
+    /// effect.
     Held,
-    /// For the tree to become quiet, or for an operator.
+    /// Waiting for the tree to become quiet, or for an operator.
     Waiting,
     /// No origin serves this data directory.
     Stopped,
@@ -93,54 +93,53 @@ pub enum State {
 /// One enrolled agent.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct AgentStatus {
-    /// Its name.
     pub name: String,
     /// Whether its control stream is open.
     pub connected: bool,
-    /// Generation that is linked there: live, once `hook` has succeeded.
+    /// The linked generation, which is live once `hook` has succeeded.
     pub generation: Option<u64>,
-    /// Its root hash, hexadecimal.
+    /// Root hash of that generation, hexadecimal.
     pub root: Option<String>,
     /// `empty`, `fetching`, `staging`, `staged`, `switched`, `live` or `failed`.
     pub state: String,
-    /// How far it is on its way to another generation, where it is on one.
+    /// Progress towards another generation, if one is in progress.
     #[serde(default)]
     pub progress: Option<Progress>,
-    /// Last sign of life, RFC 3339; `None`: it never connected.
+    /// Last sign of life, RFC 3339; `None` if it never connected.
     pub last_seen: Option<String>,
-    /// Its version, where it has connected since this origin started.
+    /// Version, if it has connected since this origin started.
     #[serde(default)]
     pub version: Option<String>,
-    /// What went wrong last, until it goes well again.
+    /// The last error, until the agent recovers.
     pub error: Option<String>,
-    /// The on-activate hook of its newest activation; `None`: none is set, or none was due since it started.
+    /// The on-activate hook of the newest activation; `None` if none is set, or none was due since the agent
+    /// started.
     #[serde(default)]
     pub hook: Option<HookStatus>,
-    /// What a person should know besides, as that its certificate was seen on two nodes.
+    /// Further remarks for a person, for example that its certificate was seen on two nodes.
     #[serde(default)]
     pub notes: Vec<String>,
-    /// Activations for which no spare was ready, since the agent started.
+    /// Activations without a ready spare, since the agent started.
     #[serde(default)]
     pub spare_misses: u64,
-    /// Files that were changed on its node, until a later tree there is without any.
+    /// Local changes, until a later tree on the node is free of them.
     #[serde(default)]
     pub drift: Option<AgentDrift>,
 }
 
-/// How far an agent is on its way to a generation, as it says.
+/// Progress of an agent towards a generation, as reported by the agent.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Progress {
-    /// The generation.
     pub generation: u64,
-    /// Files that it has.
+    /// Completed files.
     pub files_done: u64,
-    /// Files that it needs, where known.
+    /// Files needed, if known.
     pub files_total: Option<u64>,
-    /// Content bytes that it has.
+    /// Completed content bytes.
     pub bytes_done: u64,
-    /// Content bytes that it needs, where known.
+    /// Content bytes needed, if known.
     pub bytes_total: Option<u64>,
-    /// Of the bytes, 0 to 100, where known.
+    /// Percentage of bytes, 0 to 100, if known.
     pub percent: Option<u8>,
 }
 
@@ -177,21 +176,21 @@ impl fmt::Display for Progress {
     }
 }
 
-/// What `status --check` ends with.
+/// Result of `status --check`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Verdict {
-    /// 0: the tree is published and live everywhere, as far as the origin knows.
+    /// Exit code 0: the tree is published and live everywhere, as far as the origin knows.
     Well,
-    /// 1: nothing new is published: stopped, held, waiting, or no generation yet. A hold after a rollback is
-    /// meant, as it is for health.
+    /// Exit code 1: nothing new is published, because the origin is stopped, held (also after a rollback,
+    /// except in manual mode) or waiting, or has no generation yet.
     NotPublishing,
-    /// 3: an enrolled agent does not have the current generation live, or a person must look at it: an error, local
-    /// changes, a note.
+    /// Exit code 3: an enrolled agent does not have the current generation live, or needs attention because
+    /// of an error, local changes or a note.
     NotLiveEverywhere,
 }
 
 impl Status {
-    /// How the origin and all of its agents are.
+    /// Judges the origin and all of its agents.
     pub fn verdict(&self) -> Verdict {
         let is_well = |agent: &AgentStatus| {
             agent.connected
@@ -210,7 +209,7 @@ impl Status {
         }
     }
 
-    /// For a person: the current generation, then a line for each agent.
+    /// Text for a person: the current generation, then a line for each agent.
     pub fn to_text(&self) -> String {
         let mut out = String::new();
         let state = serde_json::to_value(self.state).ok().and_then(|v| v.as_str().map(str::to_owned));
@@ -226,7 +225,7 @@ impl Status {
             let _ = writeln!(out, "         {reason}");
         }
         if let Some(hold) = &self.hold {
-            // Where it is the reason, it was just said.
+            // Omitted if it is the reason just printed.
             let reason = Some(&hold.reason).filter(|reason| self.reason.as_ref() != Some(reason));
             let reason = reason.map(|reason| format!("{reason}   ")).unwrap_or_default();
             let _ = writeln!(out, "hold     {reason}since {}", hold.since);
@@ -313,7 +312,7 @@ fn is_under_way(agent: &AgentView) -> bool {
     agent.connected && is_busy
 }
 
-/// As `status --json` spells it.
+/// Name of the state in `status --json`.
 pub fn state_name(state: AgentState) -> &'static str {
     match state {
         AgentState::Empty => "empty",
@@ -327,7 +326,7 @@ pub fn state_name(state: AgentState) -> &'static str {
 }
 
 impl AgentStatus {
-    /// Whether what it has linked is live: its hook, where it has one, has succeeded.
+    /// Whether the linked generation is live: its hook, if any, has succeeded.
     pub fn is_live(&self) -> bool {
         self.generation.is_some() && self.hook.as_ref().is_none_or(HookStatus::is_live)
     }
@@ -336,7 +335,6 @@ impl AgentStatus {
         self.hook.as_ref().and_then(HookStatus::trouble)
     }
 
-    /// Describes an agent.
     pub fn new(agent: &AgentView) -> Self {
         Self {
             name: agent.name.to_string(),

@@ -1,4 +1,5 @@
-//! Directory objects of the store, or of a writer before it seals, as trees: compared, and looked up by path.
+//! Reads trees from directory objects in the store, or in a writer before it seals, for comparisons and
+//! lookups by path.
 
 use std::sync::Arc;
 
@@ -7,27 +8,24 @@ use syncd_shared::{Directory, Entry, Kind, ObjectHash, RootEntry, TreePath};
 
 use crate::store::{Store, StoreError, Writer};
 
-/// Where objects come from. All that are asked for must be there.
+/// A source of objects. A missing object is an error.
 #[derive(Clone, Copy)]
 pub(crate) enum TreeObjects<'a> {
-    /// What is sealed or saved.
+    /// Sealed and saved objects.
     Store(&'a Store),
-    /// Also what was put into this writer.
+    /// Also objects added to this writer.
     Writer(&'a Writer),
 }
 
-/// Why an object could not be had.
+/// Errors of reading an object.
 #[derive(Debug, thiserror::Error)]
 pub enum TreeObjectError {
-    /// The store could not be read.
+    /// Reading the store failed.
     #[error("read the store")]
     Store(#[source] Box<StoreError>),
-    /// It went with its generation, or was lost.
+    /// The object was removed with its generation, or lost.
     #[error("directory object {object} is missing")]
-    Missing {
-        /// Its hash.
-        object: ObjectHash,
-    },
+    Missing { object: ObjectHash },
 }
 
 impl From<StoreError> for TreeObjectError {
@@ -49,8 +47,8 @@ impl DirectorySource for TreeObjects<'_> {
 }
 
 impl TreeObjects<'_> {
-    /// The entry at `path` of a tree; `None` where the tree has no such path, and for its root. Reads one object for
-    /// each component.
+    /// The entry at `path` of a tree; `None` if the tree has no such path, and for its root. Reads one object
+    /// for each component.
     pub(crate) fn entry_at(
         &self,
         tree: &RootEntry,

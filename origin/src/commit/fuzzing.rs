@@ -1,4 +1,4 @@
-//! What the origin reads back of its last scan, as a function over any bytes: for the fuzz targets alone.
+//! The decoders of the scan base and the rollback record, as functions over any bytes. Only for fuzz targets.
 
 use syncd_shared::RootEntry;
 
@@ -11,7 +11,7 @@ pub fn scan_base(bytes: &[u8]) {
     }
 }
 
-/// One that is right.
+/// A valid scan base.
 pub fn some_scan_base(root: RootEntry, unpublished: bool) -> Vec<u8> {
     let mounts = ["/", "/srv/site/uploads"].map(Into::into).into();
     ScanBase { root, unpublished, mounts }.encode()

@@ -194,7 +194,7 @@ async fn a_rollback_is_held_through_edits_and_restarts_until_a_commit() {
     origin.stop().await;
 }
 
-/// What `/healthz` answers, headers and all.
+/// The whole answer of `/healthz`, including headers.
 async fn health(origin: &Running) -> String {
     use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
     let mut stream = tokio::net::TcpStream::connect(origin.http_address().unwrap()).await.unwrap();

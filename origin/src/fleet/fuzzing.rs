@@ -1,12 +1,12 @@
-//! What the origin reads back of its agents, as a function over any bytes: for the fuzz targets alone.
+//! The decoder of the fleet's records, as a function over any bytes. Only for fuzz targets.
 
 use syncd_shared::identity::{PeerIdentity, Serial};
 
 use super::records::NamedRecord;
 use super::roster::Roster;
 
-/// Records, each `u8` namespace, `u8` length of its name, name, `u16` length of its value, value. Who is in the roster is
-/// then, if asked for, let in, revoked and let in again, at any time.
+/// Decodes records, each `u8` namespace, `u8` length of its name, name, `u16` length of its value, value.
+/// With `let_in` then admits, revokes and readmits `peer` at the given time.
 pub fn roster(mut bytes: &[u8], peer: &PeerIdentity, now_ms: i64, let_in: bool) {
     let mut tables: [Vec<NamedRecord>; 3] = Default::default();
     while let Some((&[namespace, name_bytes], rest)) = bytes.split_first_chunk::<2>() {
@@ -34,7 +34,7 @@ pub fn roster(mut bytes: &[u8], peer: &PeerIdentity, now_ms: i64, let_in: bool) 
         let later = PeerIdentity { serial: Serial::from_bytes([0xee; 16]), ..peer.clone() };
         let _ = roster.renew(&later, peer, &[0; 32], now_ms);
     }
-    // What is written is read back.
+    // Written records must decode again.
     let mut written: [Vec<NamedRecord>; 3] = Default::default();
     for change in roster.take_changes() {
         let table = [super::roster::AGENTS, super::roster::TOKENS, super::roster::REVOKED];

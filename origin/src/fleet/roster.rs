@@ -860,7 +860,7 @@ mod tests {
         }
         roster.add_token([1; 32], 1, 30 * DAY, 20 * DAY);
         roster.join(&[1; 32], &peer(4, 50 * DAY), &[0; 32], 20 * DAY).unwrap();
-        // Who has joined again since then stays.
+        // An agent that has joined again since then stays.
         let third = Serial::from_bytes([3; 16]).to_string();
         let again = Roster::decode(vec![enrolled("web1", &[first, &third])], Vec::new(), lists()).unwrap();
         assert!(again.admission().admits(&peer(3, 30 * DAY)));

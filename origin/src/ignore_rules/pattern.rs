@@ -1,13 +1,15 @@
-//! One line of a `.syncdignore`, in the dialect of git (`dir.c` and `wildmatch.c` of git 2.47).
+//! One line of a `.syncdignore`, in git's dialect (`dir.c` and `wildmatch.c` of git 2.47).
 //!
-//! Bytes, not characters: `?` is one byte. What git takes for a pattern that can never match (a set without its end, an
-//! unknown class, a backslash at the end, `a//b`, `./a`) is refused, because its author meant something by it.
+//! Patterns match bytes, not characters: `?` is one byte. Patterns that git accepts but that can never match
+//! (an unterminated set, an unknown class, a trailing backslash, `a//b`, `./a`) are rejected, because the
+//! author meant something else.
 //!
-//! Matching walks the pattern's states side by side, so that it takes at most pattern length times path length.
+//! Matching walks the states of the pattern in parallel, so its time is at most the product of the lengths of
+//! pattern and path.
 
 use syncd_shared::limits::PATH_MAX_BYTES;
 
-/// Why a line is refused.
+/// Reasons to reject a line.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub enum PatternError {
     /// `[` without `]`.
@@ -19,7 +21,7 @@ pub enum PatternError {
     /// `[z-a]`.
     #[error("a range that ends before it begins matches nothing")]
     Range,
-    /// The last character escapes nothing.
+    /// A trailing backslash.
     #[error("a backslash at the end escapes nothing: write \\\\ for the character itself")]
     Backslash,
     /// `/`, `!`.
@@ -28,48 +30,48 @@ pub enum PatternError {
     /// `a//b`, `./a`, `a/../b`.
     #[error("a component that is empty, . or .., which no path has: write the path without it")]
     Component,
-    /// A NUL, which no name has.
+    /// A NUL byte.
     #[error("a NUL byte, which no name has")]
     Nul,
     /// Longer than any path.
     #[error("it has {actual} bytes, more than any path ({PATH_MAX_BYTES})")]
     Length {
-        /// Its length.
+        /// Length in bytes.
         actual: usize,
     },
 }
 
-/// A pattern.
 #[derive(Debug)]
 pub(super) struct Pattern {
-    /// `!`: what it matches is published after all.
+    /// Whether the pattern begins with `!`, and so includes what it matches.
     pub negated: bool,
     directories_only: bool,
-    /// It has a slash: held against the path below its file's directory, not against the last name alone.
+    /// Whether the pattern contains a slash and is matched against the path below its file's directory,
+    /// instead of the last name only.
     of_path: bool,
-    /// Up to the first special character.
+    /// Literal bytes before the first special character.
     prefix: Box<[u8]>,
     rest: Box<[State]>,
 }
 
-/// What one place in a pattern takes.
+/// The input accepted at one position of a pattern.
 #[derive(Debug)]
 enum State {
     Byte(u8),
-    /// One byte, not a slash.
+    /// One byte except a slash.
     Any,
     /// One byte of a set, never a slash.
     Set(Box<[bool; 256]>),
-    /// Any bytes but slashes.
+    /// Any bytes except slashes.
     Star,
     /// Any bytes.
     Everything,
-    /// `**/`: goes on with the state after the next two (`Everything` and a slash), too.
+    /// `**/`: also continues after the next two states (`Everything` and a slash).
     Directories,
 }
 
 impl Pattern {
-    /// Parses a line without its line feed; `None`: it is empty, or a comment.
+    /// Parses a line without its line feed. `None` for an empty line or a comment.
     pub(super) fn parse(line: &[u8]) -> Result<Option<Self>, PatternError> {
         let line = line.strip_suffix(b"\r").unwrap_or(line);
         if line.first() == Some(&b'#') {
@@ -101,7 +103,7 @@ impl Pattern {
         Ok(Some(Self { negated, directories_only, of_path, prefix: prefix.into(), rest: rest.into() }))
     }
 
-    /// Whether it matches an entry: `path` is that below the directory of the pattern's file.
+    /// Whether the pattern matches an entry with this path below the directory of the pattern's file.
     pub(super) fn matches(&self, path: &[u8], is_directory: bool) -> bool {
         if self.directories_only && !is_directory {
             return false;
@@ -116,7 +118,7 @@ impl Pattern {
     }
 }
 
-/// A space that a backslash escapes stays.
+/// Keeps a space that is escaped with a backslash.
 fn without_trailing_spaces(line: &[u8]) -> &[u8] {
     let mut end = 0;
     let mut at = 0;
@@ -140,7 +142,8 @@ fn parse_states(pattern: &[u8], of_path: bool) -> Result<Vec<State>, PatternErro
                 while pattern.get(at) == Some(&b'*') {
                     at += 1;
                 }
-                // As in git, what stands before the first special character does not count: `a**/b` matches `ab`.
+                // As in git, a literal prefix before the first special character is ignored here: `a**/b`
+                // matches `ab`.
                 let after_slash = begin == 0 || pattern[begin - 1] == b'/';
                 let rest = &pattern[at..];
                 if of_path && at - begin > 1 && after_slash {
@@ -177,14 +180,14 @@ fn parse_states(pattern: &[u8], of_path: bool) -> Result<Vec<State>, PatternErro
     Ok(states)
 }
 
-/// Whether a pattern asks for a component that no path has: one that is empty, `.` or `..`.
+/// Whether a pattern requires a component that no path has: empty, `.` or `..`.
 fn has_impossible_component(prefix: &[u8], rest: &[State]) -> bool {
     let is_impossible = |literal: &Option<Vec<u8>>| {
         literal.as_ref().is_some_and(|bytes| matches!(&**bytes, b"" | b"." | b".."))
     };
-    // The bytes of the component so far; `None` once it may match others, too.
+    // Bytes of the component so far; `None` once it may match other bytes as well.
     let mut literal = Some(Vec::new());
-    // Of `a**/.`, which matches `a.`, the last component does not stand alone.
+    // In `a**/.`, which matches `a.`, the last component does not stand alone.
     let mut joins_next = false;
     let prefix: Vec<State> = prefix.iter().map(|byte| State::Byte(*byte)).collect();
     for state in prefix.iter().chain(rest) {
@@ -207,14 +210,14 @@ fn has_impossible_component(prefix: &[u8], rest: &[State]) -> bool {
     is_impossible(&literal)
 }
 
-/// Parses a set from behind its `[`; also returns the place behind its `]`.
+/// Parses a set after its `[`. Also returns the position after its `]`.
 fn parse_set(pattern: &[u8], begin: usize) -> Result<(Box<[bool; 256]>, usize), PatternError> {
     let byte = |at: usize| pattern.get(at).copied().ok_or(PatternError::OpenSet);
     let mut set = Box::new([false; 256]);
     let mut at = begin;
     let negated = matches!(byte(at)?, b'!' | b'^');
     at += usize::from(negated);
-    // What a range may begin with: the byte before it, unless that ended a range or a class.
+    // Start of a possible range: the preceding byte, unless that ended a range or a class.
     let mut before: Option<u8> = None;
     let mut first = true;
     while first || byte(at)? != b']' {
@@ -249,7 +252,7 @@ fn parse_set(pattern: &[u8], begin: usize) -> Result<(Box<[bool; 256]>, usize), 
                         before = None;
                         at = name_at + length;
                     }
-                    // No class: an ordinary member.
+                    // Not a class but an ordinary member.
                     None => {
                         set[usize::from(b'[')] = true;
                         before = Some(b'[');
@@ -270,7 +273,7 @@ fn parse_set(pattern: &[u8], begin: usize) -> Result<(Box<[bool; 256]>, usize), 
     Ok((set, at + 1))
 }
 
-/// The classes that git knows, of ASCII alone.
+/// The classes that git knows. ASCII only.
 fn class(name: &[u8]) -> Option<fn(u8) -> bool> {
     Some(match name {
         b"alnum" => |byte| byte.is_ascii_alphanumeric(),
@@ -289,9 +292,9 @@ fn class(name: &[u8]) -> Option<fn(u8) -> bool> {
     })
 }
 
-/// Whether the states take all of `text`.
+/// Whether the states match all of `text`.
 fn matches(states: &[State], text: &[u8]) -> bool {
-    // A mark for each state that may take the next byte, and one for the end.
+    // A mark for each state that may consume the next byte, and one for the end.
     let mut here = vec![false; states.len() + 1];
     let mut next = here.clone();
     here[0] = true;
@@ -314,7 +317,7 @@ fn matches(states: &[State], text: &[u8]) -> bool {
     here[states.len()]
 }
 
-/// Marks what is reached without a byte. Only forwards, so that one pass does.
+/// Marks the states reachable without a byte. Transitions only lead forward, so one pass suffices.
 fn pass_on(states: &[State], marks: &mut [bool]) {
     for (at, state) in states.iter().enumerate() {
         if !marks[at] {
@@ -324,7 +327,7 @@ fn pass_on(states: &[State], marks: &mut [bool]) {
             State::Star | State::Everything => marks[at + 1] = true,
             State::Directories => {
                 marks[at + 1] = true;
-                // Behind `Everything` and the slash, which the parser puts there.
+                // After `Everything` and the slash, which the parser added.
                 marks[at + 3] = true;
             }
             State::Byte(_) | State::Any | State::Set(_) => {}

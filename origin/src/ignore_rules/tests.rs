@@ -190,7 +190,7 @@ impl Repository {
     }
 
     fn write_rules(&self, directory: &[u8], lines: &[Vec<u8>]) {
-        // What is refused is not compared: git takes it, and it matches nothing.
+        // Rejected lines are not compared: git accepts them, and they match nothing.
         let taken = |line: &&Vec<u8>| Pattern::parse(line).is_ok();
         let text: Vec<u8> = lines.iter().filter(taken).flat_map(|line| [&line[..], b"\n"].concat()).collect();
         fs::write(self.at(directory).join(IGNORE_FILE), text).unwrap();

@@ -1,4 +1,4 @@
-//! The texts in DATA that make an origin, as a function over any bytes: for the fuzz targets alone.
+//! The parsers of the text files in DATA, as functions over any bytes. Only for fuzz targets.
 
 use std::path::Path;
 
@@ -10,10 +10,10 @@ use syncd_shared::identity::signing::{self, KeySuccession};
 
 use super::{FORMAT_VERSION, KeyHistory, parse_format, parse_signing_key, signing_key_text};
 
-/// `u8` which file (format, signing key, successions, a certificate, its key), then its text.
+/// Parses `u8` kind of file (format, signing key, successions, a certificate, its key), then its text.
 pub fn key_file(bytes: &[u8], tree_id: TreeId) {
     let Some((which, text)) = bytes.split_first() else { return };
-    // Reading a file as text refuses other bytes.
+    // Files that are not UTF-8 are rejected before parsing.
     let Ok(text) = std::str::from_utf8(text) else { return };
     match which % 5 {
         0 => drop(parse_format(text, Path::new("data"))),
@@ -27,7 +27,7 @@ pub fn key_file(bytes: &[u8], tree_id: TreeId) {
             let again = KeyHistory::parse(&history.to_text()).expect("what was written");
             assert_eq!(again.first, history.first);
             assert_eq!(again.successions, history.successions);
-            // Each succession costs the check of a signature.
+            // Each succession costs a signature verification.
             if text.len() % 16 == 0 {
                 let _ = signing::verify_successions(tree_id, history.first, &history.successions);
             }
@@ -42,7 +42,7 @@ pub fn key_file(bytes: &[u8], tree_id: TreeId) {
     }
 }
 
-/// The first three of them, as they are written: `signing` is the first key, `next` its successor.
+/// The first three files as written: `signing` is the first key, `next` its successor.
 pub fn some_key_files(tree_id: TreeId, signing: &SigningKey, next: &SigningKey) -> [String; 3] {
     let succession = KeySuccession::sign(tree_id, signing, next.verifying_key());
     let history = KeyHistory { first: signing.verifying_key(), successions: vec![succession] };

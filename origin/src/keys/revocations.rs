@@ -1,8 +1,8 @@
-//! DATA/keys/revoked: every revocation, beside the keys and not in the index alone.
+//! DATA/keys/revoked: every revocation, stored beside the keys and not only in the index.
 //!
-//! Whoever restores the keys without the index, or with an older one, must not let revoked nodes in again. One line a
-//! name: the name, a space, the fleet's record in JSON. Written before the index is, read with it; what either of them
-//! has is in force.
+//! Restoring the keys without the index, or with an older one, must not readmit revoked nodes. Each line has
+//! a name, a space, and the fleet's record in JSON. The file is written before the index and read together
+//! with it; revocations in either of them are in force.
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -15,7 +15,7 @@ fn path(data: &Path) -> PathBuf {
     data.join(KEYS).join(REVOKED)
 }
 
-/// Names and records.
+/// Returns names and records.
 pub(crate) fn read(data: &Path) -> Result<BTreeMap<String, String>, KeysError> {
     let path = path(data);
     let text = files::read(&path)?;
@@ -23,7 +23,7 @@ pub(crate) fn read(data: &Path) -> Result<BTreeMap<String, String>, KeysError> {
     text.lines().map(line).collect::<Option<_>>().ok_or(KeysError::Damaged { path })
 }
 
-/// Puts records in the place of those that their names have. Durable when it returns; a crash leaves the old file or the
+/// Adds records, replacing those with the same names. Durable on return; a crash leaves the old file or the
 /// new one.
 pub(crate) fn add(data: &Path, records: impl IntoIterator<Item = (String, String)>) -> Result<(), KeysError> {
     let mut all = read(data)?;

@@ -44,7 +44,7 @@ pub(crate) fn tree(files: &[(&str, &[u8])]) -> Tree {
     files.iter().map(|(path, bytes)| ((*path).to_owned(), bytes.to_vec())).collect()
 }
 
-/// What the contents of one tree replace in another.
+/// The contents of one tree that replace others at their paths.
 pub(crate) fn replacements(
     store: &dyn Contents,
     from: &RootEntry,
@@ -214,16 +214,16 @@ impl Contents for MemoryStore {
     }
 }
 
-/// What an agent would know after it took frames in.
+/// The state of an agent after it processed frames.
 #[derive(Default)]
 pub(crate) struct MemoryReplica {
     pub(crate) directories: HashMap<ObjectHash, Directory>,
     pub(crate) files: HashMap<ContentHash, Vec<u8>>,
     tagged: HashMap<ContentTag, BTreeMap<u64, Vec<u8>>>,
     pub(crate) deltas: Vec<DeltaFrame>,
-    /// What new contents replace, to be given before an update is taken in.
+    /// Replaced contents by new ones. Must be set before an update is processed.
     pub(crate) replacements: HashMap<ContentTag, Replacement>,
-    /// Where the tree that is updated from has contents.
+    /// Paths of contents in the old tree.
     pub(crate) local: Vec<(ContentHash, TreePath)>,
     pub(crate) stored: Vec<StoredFrame>,
     pub(crate) missing: Vec<[u8; 32]>,

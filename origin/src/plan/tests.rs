@@ -284,7 +284,7 @@ async fn directories_of_a_whole_tree_are_read_once_for_all_who_join() {
     let first = ask(&root, vec![root.object], true);
     let below = first.directories.len();
     assert!(below > 1);
-    // What is no longer in the store, or was never asked for whole, is not made up.
+    // Missing trees, and trees never requested whole, are not invented.
     assert_eq!(ask(&root, vec![root.object], false).directories.len(), 1);
     let gone = Directory::hash_of(b"nowhere");
     assert_eq!(ask(&root, vec![gone], true).missing, [*gone.as_bytes()]);
@@ -343,7 +343,7 @@ async fn a_frame_across_two_requests_goes_out_once() {
         more_early += frames(true) - at_once.stored.len();
         more_apart += frames(false) - at_once.stored.len();
     }
-    // Where the first request wants nearly all of a frame it goes out whole, before the second one is looked at.
+    // A frame that the first request wants nearly all of is sent whole, before the second request is read.
     assert!(more_apart > hashes.len() / 2 && more_early < more_apart / 3, "{more_early} of {more_apart}");
 }
 
@@ -430,7 +430,7 @@ async fn only_what_a_retained_generation_has_can_be_asked_for_by_hash() {
             assert_eq!(ask(under, batch), (0, vec![*unsealed.object.as_bytes()]));
         }
     }
-    // What is asked for early is no way around it.
+    // Early requests must not circumvent it.
     let known = ContentHash::of(&site()["big.bin"]);
     let mut answer =
         planner.objects(0, root.hash(), ObjectsBatch { files: vec![known], ..ObjectsBatch::default() });
@@ -501,7 +501,7 @@ async fn the_budget_drops_what_was_not_used_for_longest() {
     for root in &roots[1..] {
         whole(&planner, empty.hash(), *root).await.unwrap();
     }
-    // What is whole is read before the rest goes.
+    // Complete updates are read before the rest is removed.
     let settled = async |count, what| {
         let in_time = async {
             while files() != count {

@@ -109,7 +109,7 @@ impl Site {
         assert!(again.racy.is_empty(), "{again:?}");
     }
 
-    /// What the watch hints at, after a flush.
+    /// The scope hinted at by the watch after a flush.
     fn hinted(&self) -> Scope {
         let watch = self.watch.as_ref().unwrap();
         watch.flush();
@@ -615,7 +615,7 @@ fn what_is_written_during_scans_is_never_torn_and_converges() {
     let mut times_only = BTreeSet::new();
     let (scans, scope) = std::thread::scope(|scope| {
         scope.spawn(|| {
-            // Every file is always 40,000 times the same byte, replaced as editors do; directories come and go.
+            // Every file is 40,000 times the same byte at any time, replaced by renaming; directories come and go.
             let mut round = 0u8;
             while !stop.load(Ordering::Relaxed) {
                 round = round.wrapping_add(1);
@@ -709,7 +709,7 @@ fn an_unmounted_tree_is_held() {
     let scope = site.hinted();
     assert_eq!(scope, Scope::Everything);
     assert!(matches!(site.try_scan(scope), Err(ScanError::Unmounted { .. })));
-    // What the mount hid is no deployment either.
+    // The content hidden by the mount is not a deployment either.
     site.write("f", "2");
     assert!(matches!(site.try_scan(Scope::Everything), Err(ScanError::Unmounted { .. })));
     site.options.allow_mass_deletion = true;
@@ -891,7 +891,7 @@ fn a_data_directory_that_takes_no_cookie_is_named_and_not_the_tree() {
     let refused = site.try_scan(Scope::Everything).unwrap_err();
     assert!(matches!(refused, ScanError::Cookie(_)), "{refused}");
     assert!(refused.to_string().contains("check that the data directory is writable"), "{refused}");
-    // What it was to look at is looked at by the next one.
+    // The next scan examines the scope of the failed one.
     names.iter().for_each(|name| fs::remove_dir(name).unwrap());
     let scope = site.hinted();
     assert!(site.scan(scope).changed);
@@ -905,7 +905,7 @@ fn a_write_through_another_name_is_found_by_looking_at_all_names() {
     site.write("v1/single", "1");
     site.calm();
     assert!(site.links.is_empty());
-    // The first name gets its link without an event of its own, and the new content before the new name is seen.
+    // The first name is linked without an event of its own, and written before the new name is noticed.
     fs::create_dir(site.at("v2")).unwrap();
     fs::hard_link(site.at("v1/f"), site.at("v2/f")).unwrap();
     fs::write(site.at("v2/f"), "new").unwrap();

@@ -12,8 +12,8 @@ use syncd_shared::generation::GenerationError;
 use super::session::greet;
 use super::takes_updates;
 
-/// Checks a hello, where `verify` replaces the origin's keys. Unverified generations must not become the agent's
-/// state.
+/// Checks a hello, with `verify` in place of the origin's keys. Unverified generations must not become part
+/// of the agent's state.
 pub fn hello(verify: impl Fn(&[u8], &[u8]) -> Result<SignedGeneration, GenerationError>, hello: v1::Hello) {
     let _ = takes_updates(&hello.features);
     let shown = usize::from(hello.live.is_some()) + usize::from(hello.accepted.is_some());

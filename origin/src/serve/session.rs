@@ -2,7 +2,8 @@
 //!
 //! ```text
 //!   hello ──> welcome ──> [ announcement changed ──> plan the update, 2 s at most ──> announce ]*
-//!                         [ heartbeat ──> heartbeat ]*   [ progress, staged, activated, hook, failed ──> fleet ]*
+//!                         [ heartbeat ──> heartbeat ]*
+//!                         [ progress, staged, activated, hook, failed ──> fleet ]*
 //! ```
 //!
 //! Only the newest value of each kind waits to be sent. An agent that does not read therefore costs nothing,

@@ -576,7 +576,7 @@ async fn what_an_agent_activated_of_a_lost_origin_is_asked_for_by_ending_the_con
     let hello_again = v1::Hello { live: shown.clone(), accepted: shown, ..hello() };
     let _control = origin.attached(&node, hello_again).await;
     assert_eq!(tokio::time::timeout(SOON, origin.observed.recv()).await.unwrap(), Some(live));
-    // What this origin announced is no reason to end anything.
+    // A generation that this origin announced is accepted.
     let other = origin.node("web2").await;
     let control = origin.attached(&other, hello()).await;
     control.activated(3, ours.hash()).await;
@@ -610,14 +610,14 @@ async fn an_agent_is_live_once_its_hook_has_succeeded() {
     assert_eq!(view.state, AgentState::Switched);
     let told = view.hook.unwrap();
     assert_eq!((told.output.as_str(), told.waits), ("exit status: 1: a\\nb", None), "9 was never announced");
-    // What the answer to an announcement repeats takes nothing back.
+    // Repeating a state in answer to an announcement reverts nothing.
     control.say(switched(1)).await;
     control.say(ToOrigin::Hook(v1::HookReport { succeeded: 1, ..hook(1, v1::HookOutcome::Ok) })).await;
     let view = origin.until("web1", |a| a.state == AgentState::Live).await;
     assert_eq!(view.hook.unwrap().outcome, HookOutcome::Ok);
     // A greeting tells it, too.
     let live = Some(message(&origin.generation(1, root)));
-    // What is not linked any more is no success.
+    // A success for a generation that is no longer linked does not count.
     let put_back = v1::HookReport { succeeded: 2, ..hook(1, v1::HookOutcome::Failed) };
     let greeting = v1::Hello { live, hook: Some(put_back.clone()), ..hello() };
     let mut again = origin.attached(&node, greeting).await;
@@ -626,7 +626,7 @@ async fn an_agent_is_live_once_its_hook_has_succeeded() {
     again.say(ToOrigin::Hook(v1::HookReport { attempt: 2, ..put_back })).await;
     let view = origin.until("web1", |a| a.hook.as_ref().is_some_and(|hook| hook.attempt == 2)).await;
     assert_eq!(view.hook.unwrap().succeeded, None);
-    // Of what is not linked no hook can be told.
+    // A hook report for a generation that is not linked is refused.
     again.say(ToOrigin::Hook(hook(2, v1::HookOutcome::Ok))).await;
     assert_eq!(again.refusal().await.code(), Code::Aborted);
     let _ = control.refusal().await;

@@ -10,7 +10,7 @@ use super::pack::{
 use super::read::{StoredGeneration, decode_chunks, decode_root, encode_chunks, encode_root};
 use super::{Chunk, objects};
 
-/// A frame as a pack has it, and its chunks' bytes as far as they hold.
+/// Decodes a stored frame and checks its chunks.
 pub fn frame(bytes: &[u8]) {
     if let Some(header) = bytes.first_chunk::<PACK_HEADER_BYTES>() {
         let _ = check_pack_header(header, PackId(1));
@@ -29,13 +29,13 @@ pub fn frame(bytes: &[u8]) {
     }
 }
 
-/// A frame with a right checksum, whatever it says.
+/// A frame with a valid checksum and arbitrary other values.
 pub fn some_frame(lengths: &[u32], uncompressed_bytes: u32, compressed: &[u8]) -> Vec<u8> {
     let chunk = |length: &u32| FrameChunk { hash: ContentHash::of(b"a"), offset: 0, length: *length };
     encode_frame(&lengths.iter().map(chunk).collect::<Vec<_>>(), uncompressed_bytes, compressed)
 }
 
-/// A file's list of chunks.
+/// Decodes the chunk list of a file.
 pub fn chunk_list(bytes: &[u8]) {
     let file = ContentHash::of(b"file");
     let _ = decode_chunks(&file, bytes);
@@ -50,7 +50,7 @@ pub fn some_chunk_list(lengths: &[u32]) -> Vec<u8> {
     encode_chunks(&ContentHash::of(b"file"), &lengths.iter().map(chunk).collect::<Vec<_>>())
 }
 
-/// `u8` a table, then a value of it.
+/// Decodes `u8` table, then a value of it.
 pub fn index_entry(bytes: &[u8]) {
     let Some((table, value)) = bytes.split_first() else { return };
     match table % 4 {
@@ -76,7 +76,7 @@ pub fn index_entry(bytes: &[u8]) {
     }
 }
 
-/// A directory object as the index has it.
+/// A directory object as stored in the index.
 pub fn packed_object(canonical: &[u8]) -> Vec<u8> {
     objects::pack(canonical)
 }

@@ -118,7 +118,7 @@ fn a_large_content_is_compressed_by_helpers_and_read_as_it_was() {
         fixture.store().read_file(&ContentHash::of(chunk), chunk.len() as u64, &mut out).unwrap();
         assert!(out == *chunk);
     }
-    // What is given up half way ends its helpers, too, and counts for nothing.
+    // Abandoning a content half-way ends its helpers and leaves nothing that counts.
     let writer = fixture.store().writer().unwrap();
     let mut builder = writer.batch().unwrap();
     let refused = builder.add_large(size, |mut large| {
@@ -501,7 +501,7 @@ fn content_that_rotted_is_forgotten_and_stored_again() {
     assert_eq!(fixture.store().forget_damaged(&CheckReport::default()).unwrap(), 0);
 }
 
-/// Every byte that is flipped, every length that is cut to, every file that is deleted: an error or the right content.
+/// Flips every byte, truncates to every length and deletes the file: always an error or the right content.
 fn assert_damage_is_seen(file: &str, damage: impl Fn(&Path)) {
     let mut fixture = Fixture::new();
     let root = fixture.seal(1, &tree(1));

@@ -1,10 +1,10 @@
-//! The kernel's list of mounts, as a function over any bytes: for the fuzz targets alone.
+//! The parser of the kernel's mount table, as a function over any bytes. Only for fuzz targets.
 
 use std::path::Path;
 
 use super::mounts::Mounts;
 
-/// A mountinfo. Names in it are anybody's who may mount.
+/// Parses a mountinfo. Any user who may mount can choose the names in it.
 pub fn mounts(table: &[u8]) {
     let mounts = Mounts::parse(table, Path::new("/srv/site"));
     for path in mounts.polled().keys() {

@@ -39,7 +39,7 @@ impl Fixture {
         self.base.path().join("tree").join(relative)
     }
 
-    /// What is hinted at, by directories alone.
+    /// The hints after a flush, reduced to directories.
     fn flush(&self) -> Hints {
         let mut hints = self.flush_names();
         for (directory, _) in std::mem::take(&mut hints.names).iter() {

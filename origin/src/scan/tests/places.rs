@@ -33,7 +33,7 @@ fn a_path_is_kept_until_it_is_lost() {
     let scope = site.hinted();
     site.scan(scope);
     assert_eq!(place(&site, &one), None);
-    // What went with a whole directory is replaced once it is found elsewhere.
+    // Paths lost with a whole directory are replaced once the content is found elsewhere.
     fs::remove_dir_all(site.at("b")).unwrap();
     let scope = site.hinted();
     site.scan(scope);

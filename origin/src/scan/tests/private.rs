@@ -1,4 +1,4 @@
-//! What is syncd's own is never published, wherever it comes from.
+//! Files and directories of syncd are never published, whichever installation they come from.
 
 use super::*;
 use syncd_shared::identity::files;
