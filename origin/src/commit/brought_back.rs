@@ -1,8 +1,9 @@
 //! Measures how much of a rolled-back change a tree still contains.
 
 use syncd_shared::diff::{Change, Comparison, DiffError, PartLimits};
-use syncd_shared::{Entry, RootEntry, TreePath};
+use syncd_shared::{Entry, RootEntry, SignedGeneration, TreePath};
 
+use super::rollbacks::Rollbacks;
 use crate::store::Store;
 use crate::tree_objects::{TreeObjectError, TreeObjects};
 
@@ -11,16 +12,50 @@ const LOOKED_AT_MAX: u64 = 10_000;
 
 /// Counts over the paths changed by a rollback.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub(super) struct BroughtBack {
+struct BroughtBack {
     /// Paths that are as they were before the rollback.
-    pub back: u64,
+    back: u64,
     /// Paths examined, at most [`LOOKED_AT_MAX`].
-    pub of: u64,
+    of: u64,
+}
+
+/// A remark if the published tree, or a part of it, had been rolled back. `rollbacks` and `current` are from
+/// before the commit.
+pub(super) fn remark(
+    store: &Store,
+    rollbacks: &Rollbacks,
+    current: Option<&SignedGeneration>,
+    tree: &RootEntry,
+) -> Option<String> {
+    let again =
+        |number, part: &str| format!("this publishes again {part}what was rolled back: generation {number}");
+    if let Some(number) = rollbacks.put_aside(&tree.hash()) {
+        tracing::warn!(rolled_back = %number, "what was rolled back is published again");
+        return Some(again(number, ""));
+    }
+    let (aside, current) = (rollbacks.held_back()?, current?);
+    let before = store.generation(aside.number).ok().flatten()?.generation;
+    if before.root_hash() != aside.root {
+        // Retired meanwhile: then only the complete tree is recognised.
+        return None;
+    }
+    match count(store, &before.root, &current.generation().root, tree) {
+        Ok(found) if found.back == found.of => Some(again(aside.number, "")),
+        Ok(found) if found.back > 0 => {
+            let text = again(aside.number, "a part of ");
+            Some(format!("{text} ({} of {} paths)", found.back, found.of))
+        }
+        Ok(_) => None,
+        Err(error) => {
+            tracing::warn!("compare with generation {}: {}", aside.number, crate::error_chain(&error));
+            None
+        }
+    }
 }
 
 /// Compares `tree` with the changes of a rollback from `before` to `after`. Costs the difference of those
 /// two, and a lookup in `tree` for each path.
-pub(super) fn count(
+fn count(
     store: &Store,
     before: &RootEntry,
     after: &RootEntry,

@@ -20,6 +20,7 @@ mod collection_gate;
 #[doc(hidden)]
 pub mod fuzzing;
 mod observed;
+mod outcome;
 mod rollbacks;
 mod scan_base;
 mod schedule;
@@ -37,10 +38,11 @@ use tokio::sync::{mpsc, oneshot, watch};
 use tokio_util::sync::CancellationToken;
 
 pub use collection_gate::CollectionGate;
+pub use outcome::{CommitError, CommitOptions, Outcome};
 pub use rollbacks::Hold;
 pub(crate) use rollbacks::Rollbacks;
-pub(crate) use sealer::forget_damaged;
-pub use sealer::{CommitError, CommitOptions, Outcome, Parts, Sealer};
+pub(crate) use scan_base::forget_damaged;
+pub use sealer::{Parts, Sealer};
 
 use crate::fleet::{FleetView, RETAIN_MS};
 use crate::scan::ScanError;

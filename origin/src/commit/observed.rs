@@ -25,3 +25,12 @@ pub(super) fn save(store: &Store, observed: &SignedGeneration) -> Result<(), Sto
     let bytes = [observed.signature().as_ref(), observed.record()].concat();
     store.update_records(|records| records.put(NAMESPACE, NAME, &bytes))
 }
+
+/// Whether a generation held by an agent is news: above the current one, or another one with the same number.
+/// Lower ones are obsolete.
+pub(super) fn is_news(current: Option<&SignedGeneration>, observed: &SignedGeneration) -> bool {
+    current.is_none_or(|current| {
+        observed.number() > current.number()
+            || (observed.number() == current.number() && observed.root_hash() != current.root_hash())
+    })
+}

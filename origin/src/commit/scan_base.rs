@@ -8,10 +8,11 @@ use std::collections::BTreeSet;
 use std::ffi::OsStr;
 use std::os::unix::ffi::OsStrExt;
 use std::path::PathBuf;
+use std::sync::Arc;
 
 use syncd_shared::RootEntry;
 
-use crate::store::{Store, StoreError, Writer};
+use crate::store::{CheckReport, Damage, Store, StoreError, Writer};
 
 const NAME: &[u8] = b"\0scan base";
 const VERSION: u8 = 2;
@@ -78,4 +79,20 @@ fn take_length(rest: &mut &[u8]) -> Option<u32> {
     let (taken, after) = rest.split_first_chunk()?;
     *rest = after;
     Some(u32::from_le_bytes(*taken))
+}
+
+/// Removes damaged content from the store, so that the next scan reads the whole tree and stores again what
+/// is still there. Whether the tree is published remains known, unless a directory object is lost; then it is
+/// compared again.
+pub(crate) fn forget_damaged(store: &Arc<Store>, report: &CheckReport) -> Result<(), StoreError> {
+    let base = ScanBase::load(store)?;
+    store.forget_damaged(report)?;
+    let writer = store.writer()?;
+    writer.remove_stat_subtree(b"")?;
+    let directories_lost = report.damage.iter().any(|damage| matches!(damage, Damage::Directory { .. }));
+    match base.filter(|_| !directories_lost) {
+        Some(base) => base.put(&writer)?,
+        None => ScanBase::remove(&writer)?,
+    }
+    writer.save()
 }

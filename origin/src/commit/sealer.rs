@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use syncd_shared::diff::DiffError;
-use syncd_shared::generation::{GenerationError, LabelError, check_label};
+use syncd_shared::generation::check_label;
 use syncd_shared::progress::Progress;
 use syncd_shared::{Generation, GenerationNumber, RootEntry, SignedGeneration, TreePath};
 
@@ -14,81 +14,17 @@ use tokio_util::sync::CancellationToken;
 
 use super::brought_back;
 use super::collection_gate::CollectionGate;
-use super::observed;
+use super::observed::{self, is_news};
+use super::outcome::{CommitError, CommitOptions, Outcome};
 use super::rollbacks::{Hold, Rollbacks};
-use super::scan_base::ScanBase;
+use super::scan_base::{ScanBase, forget_damaged};
 use crate::fleet::Fleet;
 use crate::keys::Keys;
 use crate::planted;
 use crate::scan::{self, Links, Notices, Scan, ScanError, ScanOptions, Scope, Withheld, guard};
-use crate::store::{CheckReport, Damage, Retention, SealError, Store, StoreError, Writer};
+use crate::store::{CheckReport, Retention, Store, StoreError, Writer};
 use crate::tree_objects::TreeObjects;
 use crate::watch::{Hints, Reason, Watch};
-
-/// Reasons that nothing was sealed. The last generation stays current.
-#[derive(Debug, thiserror::Error)]
-pub enum CommitError {
-    /// The tree could not be read in one consistent state.
-    #[error(transparent)]
-    Scan(#[from] ScanError),
-    /// Reading the store failed.
-    #[error("read the store")]
-    Store(#[from] StoreError),
-    /// The store has a generation that this origin did not sign.
-    #[error("read a generation of the store")]
-    Generation(#[from] GenerationError),
-    /// The generation could not be made durable.
-    #[error("seal the generation")]
-    Seal(#[from] SealError),
-    /// No such generation is retained.
-    #[error("generation {number} is not retained; `syncd-origin history` lists those that are")]
-    UnknownGeneration { number: GenerationNumber },
-    /// The label is not allowed.
-    #[error(transparent)]
-    Label(#[from] LabelError),
-    /// All generation numbers are used up.
-    #[error("no generation number is left after {last}")]
-    NoNumberLeft {
-        /// The last number.
-        last: GenerationNumber,
-    },
-    /// The origin is stopping.
-    #[error("the origin is stopping; try again when it is back")]
-    Stopping,
-}
-
-impl CommitError {
-    /// Whether the request was invalid, as opposed to a problem with the tree or the store.
-    pub(super) fn is_of_request(&self) -> bool {
-        matches!(
-            self,
-            Self::UnknownGeneration { .. } | Self::Label { .. } | Self::NoNumberLeft { .. } | Self::Stopping
-        )
-    }
-}
-
-/// Result of a job.
-#[derive(Debug, Clone)]
-pub enum Outcome {
-    /// A new generation is durable and announced.
-    Sealed(SignedGeneration),
-    /// The tree equals the current generation.
-    Unchanged(SignedGeneration),
-    /// The job succeeded and published nothing.
-    Scanned,
-    /// The tree that a commit would publish.
-    Found(RootEntry),
-}
-
-/// Options of a commit request.
-#[derive(Debug, Clone, PartialEq, Eq, Default)]
-pub struct CommitOptions {
-    /// `-m`.
-    pub label: String,
-    pub allow_mass_deletion: bool,
-    /// `--rescan`: reads every file, whatever its stat record.
-    pub rescan: bool,
-}
 
 /// Dependencies of the sealer.
 pub struct Parts {
@@ -445,7 +381,8 @@ impl Sealer {
                 .then(|| self.rollbacks.committed(&generation.root_hash()));
             let root = base.root;
             let outcome = self.seal(self.or_open(writer)?, Some(base), generation, rollbacks)?;
-            self.remark_what_is_back(&before.0, before.1.as_ref(), &root);
+            let back = brought_back::remark(&self.parts.store, &before.0, before.1.as_ref(), &root);
+            self.remarks.extend(back);
             return Ok(outcome);
         }
         if let Some(writer) = writer {
@@ -463,40 +400,6 @@ impl Sealer {
                 Ok(Outcome::Unchanged(current.clone()))
             }
             _ => Ok(Outcome::Scanned),
-        }
-    }
-
-    /// Adds a remark if the published tree had been rolled back. `rollbacks` and `current` are from before
-    /// the commit.
-    fn remark_what_is_back(
-        &mut self,
-        rollbacks: &Rollbacks,
-        current: Option<&SignedGeneration>,
-        tree: &RootEntry,
-    ) {
-        let again = |number, part: &str| {
-            format!("this publishes again {part}what was rolled back: generation {number}")
-        };
-        if let Some(number) = rollbacks.put_aside(&tree.hash()) {
-            tracing::warn!(rolled_back = %number, "what was rolled back is published again");
-            return self.remarks.push(again(number, ""));
-        }
-        let (Some(aside), Some(current)) = (rollbacks.held_back(), current) else { return };
-        let before = match self.parts.store.generation(aside.number) {
-            Ok(Some(before)) if before.generation.root_hash() == aside.root => before.generation.root,
-            // Retired meanwhile: then only the complete tree is recognised.
-            _ => return,
-        };
-        match brought_back::count(&self.parts.store, &before, &current.generation().root, tree) {
-            Ok(found) if found.back == found.of => self.remarks.push(again(aside.number, "")),
-            Ok(found) if found.back > 0 => {
-                let text = again(aside.number, "a part of ");
-                self.remarks.push(format!("{text} ({} of {} paths)", found.back, found.of));
-            }
-            Ok(_) => {}
-            Err(error) => {
-                tracing::warn!("compare with generation {}: {}", aside.number, crate::error_chain(&error))
-            }
         }
     }
 
@@ -616,31 +519,6 @@ impl Sealer {
         self.parts.fleet.announce(generation.clone());
         Ok(Outcome::Sealed(generation))
     }
-}
-
-/// Whether a generation held by an agent is news: above the current one, or another one with the same number.
-/// Lower ones are obsolete.
-fn is_news(current: Option<&SignedGeneration>, observed: &SignedGeneration) -> bool {
-    current.is_none_or(|current| {
-        observed.number() > current.number()
-            || (observed.number() == current.number() && observed.root_hash() != current.root_hash())
-    })
-}
-
-/// Removes damaged content from the store, so that the next scan reads the whole tree and stores again what
-/// is still there. Whether the tree is published remains known, unless a directory object is lost; then it is
-/// compared again.
-pub(crate) fn forget_damaged(store: &Arc<Store>, report: &CheckReport) -> Result<(), StoreError> {
-    let base = ScanBase::load(store)?;
-    store.forget_damaged(report)?;
-    let writer = store.writer()?;
-    writer.remove_stat_subtree(b"")?;
-    let directories_lost = report.damage.iter().any(|damage| matches!(damage, Damage::Directory { .. }));
-    match base.filter(|_| !directories_lost) {
-        Some(base) => base.put(&writer)?,
-        None => ScanBase::remove(&writer)?,
-    }
-    writer.save()
 }
 
 /// Whether a scan is followed by sealing.

@@ -1,0 +1,72 @@
+//! Options of a commit, and the results of the sealer's jobs.
+
+use syncd_shared::generation::{GenerationError, LabelError};
+use syncd_shared::{GenerationNumber, RootEntry, SignedGeneration};
+
+use crate::scan::ScanError;
+use crate::store::{SealError, StoreError};
+
+/// Reasons that nothing was sealed. The last generation stays current.
+#[derive(Debug, thiserror::Error)]
+pub enum CommitError {
+    /// The tree could not be read in one consistent state.
+    #[error(transparent)]
+    Scan(#[from] ScanError),
+    /// Reading the store failed.
+    #[error("read the store")]
+    Store(#[from] StoreError),
+    /// The store has a generation that this origin did not sign.
+    #[error("read a generation of the store")]
+    Generation(#[from] GenerationError),
+    /// The generation could not be made durable.
+    #[error("seal the generation")]
+    Seal(#[from] SealError),
+    /// No such generation is retained.
+    #[error("generation {number} is not retained; `syncd-origin history` lists those that are")]
+    UnknownGeneration { number: GenerationNumber },
+    /// The label is not allowed.
+    #[error(transparent)]
+    Label(#[from] LabelError),
+    /// All generation numbers are used up.
+    #[error("no generation number is left after {last}")]
+    NoNumberLeft {
+        /// The last number.
+        last: GenerationNumber,
+    },
+    /// The origin is stopping.
+    #[error("the origin is stopping; try again when it is back")]
+    Stopping,
+}
+
+impl CommitError {
+    /// Whether the request was invalid, as opposed to a problem with the tree or the store.
+    pub(super) fn is_of_request(&self) -> bool {
+        matches!(
+            self,
+            Self::UnknownGeneration { .. } | Self::Label { .. } | Self::NoNumberLeft { .. } | Self::Stopping
+        )
+    }
+}
+
+/// Result of a job.
+#[derive(Debug, Clone)]
+pub enum Outcome {
+    /// A new generation is durable and announced.
+    Sealed(SignedGeneration),
+    /// The tree equals the current generation.
+    Unchanged(SignedGeneration),
+    /// The job succeeded and published nothing.
+    Scanned,
+    /// The tree that a commit would publish.
+    Found(RootEntry),
+}
+
+/// Options of a commit request.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct CommitOptions {
+    /// `-m`.
+    pub label: String,
+    pub allow_mass_deletion: bool,
+    /// `--rescan`: reads every file, whatever its stat record.
+    pub rescan: bool,
+}
