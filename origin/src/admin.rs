@@ -14,7 +14,7 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use crate::arrivals::{Arrivals, Closing};
-use crate::commit::{Answer, CommitOptions, Committer, Outcome};
+use crate::commit::{Answer, ChangedTimes, CommitOptions, Committer, Outcome};
 use crate::desk::{Checked, Desk, DeskError};
 use crate::dialogue::{GenerationLine, NodeLine, NodeResult, Reply, Request, TokenLine, Wait};
 use crate::error_chain;
@@ -225,7 +225,9 @@ impl Admin {
         // Taken before replying, so that an agent that disconnects meanwhile is still awaited.
         let arrivals = wait
             .map(|wait| (wait, Arrivals::new(&generation, wait.require_all, &self.fleet.view().borrow())));
-        replies.send(Reply::Generation(GenerationLine::new(&generation, changed))).await;
+        let ChangedTimes { indistinct, retimed } = answer.times;
+        let line = GenerationLine { indistinct, retimed, ..GenerationLine::new(&generation, changed) };
+        replies.send(Reply::Generation(line)).await;
         for text in answer.remarks {
             replies.send(Reply::Remark { text }).await;
         }

@@ -289,7 +289,9 @@ struct Serve {
     /// How often parts of the tree that send no events (network file systems) are walked.
     #[arg(long, env = "SYNCD_POLL", default_value = "10s", value_name = "TIME", value_parser = humantime::parse_duration)]
     poll: Duration,
-    /// `keep`: files whose content and mode are unchanged keep the modification time already published.
+    /// `keep`: files whose content and mode are unchanged keep the modification time already published. `distinct`: files
+    /// whose content is unchanged keep it, and a file that changed gets the next second where its own is not later, so that
+    /// PHP, browsers and caches see the change.
     #[arg(long, env = "SYNCD_MTIME", value_enum, default_value = "tree")]
     mtime: MtimePolicy,
     /// `inside`: refuse symlinks that leave the tree.
@@ -751,7 +753,8 @@ impl Printer {
                 } else if !stat {
                     let slash = if line.kind == "directory" { "/" } else { "" };
                     let from = line.from.map(|from| format!("{from}{slash} -> ")).unwrap_or_default();
-                    output::line(format_args!("{:9} {from}{}{slash}", line.change, line.path))?;
+                    let second = if line.indistinct { "  (same second as before)" } else { "" };
+                    output::line(format_args!("{:9} {from}{}{slash}{second}", line.change, line.path))?;
                 }
             }
             Reply::Progress { bytes, total_bytes } => {
@@ -821,8 +824,8 @@ mod tests {
         for (change, size) in
             [("added", Some(2_048)), ("added", None), ("removed", Some(9)), ("metadata", Some(7))]
         {
-            let line =
-                DiffLine { change: change.into(), kind: "file".into(), path: "x".into(), from: None, size };
+            let (change, kind, path) = (change.into(), "file".into(), "x".into());
+            let line = DiffLine { change, kind, path, from: None, size, indistinct: false };
             stat.count(&line);
         }
         let expected = "2 added, 1 removed, 1 with other metadata; 2.00 KiB in added and modified files";

@@ -14,7 +14,7 @@ use syncd_shared::{Directory, GenerationNumber, Kind, ObjectHash, RootEntry, Sig
 use time::OffsetDateTime;
 
 use crate::backup::{self, BackupError};
-use crate::commit::{CollectionGate, Rollbacks, forget_damaged};
+use crate::commit::{CollectionGate, Rollbacks, forget_damaged, is_indistinct, status_warning};
 use crate::dialogue::{ChangeCounts, DiffLine, GenerationLine, HistoryLine, Reply, Request, TokenLine};
 use crate::error_chain;
 use crate::fleet::registry::Registry;
@@ -191,11 +191,9 @@ impl Desk {
     fn status(&self) -> Result<Status, DeskError> {
         let current = self.latest()?;
         let agents = Registry::new(self.store.clone()).agents()?;
-        let mut status = describe(&self.keys, current.as_ref());
+        let mut status = describe(&self.keys, &self.store, current.as_ref());
         status.state = State::Stopped;
         status.hold = Rollbacks::load(&self.store)?.hold().map(HoldStatus::from);
-        // Damage is reported by `check`.
-        status.history_bytes = self.store.history_bytes().unwrap_or_default();
         status.agents = agents.iter().map(AgentStatus::new).collect();
         Ok(status)
     }
@@ -230,7 +228,10 @@ impl Desk {
             match change {
                 Change::Added { .. } => counts.added += 1,
                 Change::Removed { .. } => counts.removed += 1,
-                Change::Modified { .. } => counts.changed += 1,
+                Change::Modified { from, to, .. } => {
+                    counts.changed += 1;
+                    counts.indistinct += u64::from(is_indistinct(from, to));
+                }
             }
             true
         })?;
@@ -390,8 +391,10 @@ pub fn join_address(host: Option<String>, bound: Option<SocketAddr>) -> String {
 }
 
 /// The part of the status that DATA determines.
-pub fn describe(keys: &Keys, current: Option<&SignedGeneration>) -> Status {
+pub fn describe(keys: &Keys, store: &Store, current: Option<&SignedGeneration>) -> Status {
     let line = current.map(|g| GenerationLine::new(g, false));
+    let mut warnings = keys.warnings(OffsetDateTime::now_utc());
+    warnings.extend(current.and_then(|current| status_warning(store, current.number())));
     Status {
         tree_id: keys.tree_id().to_string(),
         tree: None,
@@ -407,9 +410,10 @@ pub fn describe(keys: &Keys, current: Option<&SignedGeneration>) -> Status {
         created: line.as_ref().map(|l| l.created.clone()),
         files: line.as_ref().map_or(0, |l| l.files),
         bytes: line.as_ref().map_or(0, |l| l.bytes),
-        history_bytes: None,
+        // Damage is reported by `check`.
+        history_bytes: store.history_bytes().unwrap_or_default(),
         polled: Vec::new(),
-        warnings: keys.warnings(OffsetDateTime::now_utc()),
+        warnings,
         agents: Vec::new(),
     }
 }
@@ -434,7 +438,9 @@ fn diff_line(change: &Change) -> DiffLine {
         Kind::Directory { .. } => "directory",
         Kind::Symlink { .. } => "symlink",
     };
-    DiffLine { change: name.into(), kind: kind.into(), path: change.path().to_string(), from: None, size }
+    let indistinct = matches!(change, Change::Modified { from, to, .. } if is_indistinct(from, to));
+    let path = change.path().to_string();
+    DiffLine { change: name.into(), kind: kind.into(), path, from: None, size, indistinct }
 }
 
 fn same_content(a: &Kind, b: &Kind) -> bool {

@@ -13,6 +13,7 @@ use syncd_shared::SignedGeneration;
 use syncd_shared::limits::LABEL_MAX_BYTES;
 use syncd_shared::text::{one_line, rfc3339};
 
+use crate::commit::SomeFiles;
 use crate::fleet::TokenView;
 use crate::status::Status;
 
@@ -173,6 +174,12 @@ pub struct GenerationLine {
     pub bytes: u64,
     /// Whether this request sealed it.
     pub changed: bool,
+    /// Files with other content and the second of the generation before, in what this request sealed.
+    #[serde(default)]
+    pub indistinct: SomeFiles,
+    /// Files that `serve --mtime distinct` gave a later second, in what this request sealed.
+    #[serde(default)]
+    pub retimed: SomeFiles,
 }
 
 impl GenerationLine {
@@ -187,6 +194,8 @@ impl GenerationLine {
             files: generation.root.totals.files,
             bytes: generation.root.totals.bytes,
             changed,
+            indistinct: SomeFiles::default(),
+            retimed: SomeFiles::default(),
         }
     }
 }
@@ -219,11 +228,14 @@ pub struct ChangeCounts {
     pub changed: u64,
     /// Removed paths.
     pub removed: u64,
+    /// Changed files with other content and the second of before.
+    #[serde(default)]
+    pub indistinct: u64,
 }
 
 impl fmt::Display for ChangeCounts {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { added, changed, removed } = *self;
+        let Self { added, changed, removed, .. } = *self;
         write!(f, "+{} ~{} -{}", HumanCount(added), HumanCount(changed), HumanCount(removed))
     }
 }
@@ -271,4 +283,7 @@ pub struct DiffLine {
     /// Size in bytes, of files.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub size: Option<u64>,
+    /// A file with other content and the second of before.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub indistinct: bool,
 }

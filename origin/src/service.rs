@@ -228,7 +228,7 @@ pub async fn start(options: ServeOptions) -> Result<Running, StartError> {
     }
     let status = {
         let (keys, fleet, committer, watch) = (keys.clone(), fleet.clone(), committer.clone(), watch);
-        let measured = store.clone();
+        let described = store.clone();
         let tree = one_line(&options.tree.display().to_string(), PATH_MAX_BYTES);
         move || {
             let mut view = committer.view().borrow().clone();
@@ -248,8 +248,7 @@ pub async fn start(options: ServeOptions) -> Result<Running, StartError> {
                     .map(|polled| one_line(&polled.to_string(), REASON_MAX_BYTES))
                     .collect(),
                 agents: fleet.view().borrow().agents.iter().map(AgentStatus::new).collect(),
-                history_bytes: measured.history_bytes().unwrap_or_default(),
-                ..describe(&keys, view.current.as_ref())
+                ..describe(&keys, &described, view.current.as_ref())
             }
         }
     };

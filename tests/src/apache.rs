@@ -3,6 +3,7 @@
 use std::fs;
 use std::net::TcpListener;
 use std::os::unix::fs::PermissionsExt;
+use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
@@ -16,6 +17,8 @@ pub enum DocumentRoot {
     LiveLink,
     /// `generations/N`, resolved once per generation: a hook writes `Define SYNCD_LIVE` and reloads gracefully.
     Resolved,
+    /// A directory elsewhere, whose path stays and whose files change; with mod_php, as Debian sets it up.
+    Php(PathBuf),
 }
 
 /// A running Apache that serves one replica, with sendfile and mmap on.
@@ -41,8 +44,7 @@ impl Apache {
             logs: scene.directory().to_path_buf(),
             daemon: None,
         };
-        let resolved = matches!(document_root, DocumentRoot::Resolved);
-        fs::write(apache.configuration(), apache.configuration_text(port, resolved))
+        fs::write(apache.configuration(), apache.configuration_text(port, document_root))
             .expect("write httpd.conf");
         fs::write(apache.hook(), apache.hook_text()).expect("write the hook");
         fs::set_permissions(apache.hook(), fs::Permissions::from_mode(0o755))
@@ -60,27 +62,41 @@ impl Apache {
         self.directory.join("httpd.conf")
     }
 
-    fn configuration_text(&self, port: u16, resolved: bool) -> String {
+    fn configuration_text(&self, port: u16, document_root: &DocumentRoot) -> String {
         let (directory, replica) = (self.directory.display(), self.replica.display());
         let account = if is_root() { "User www-data\nGroup www-data\n" } else { "" };
-        let root = if resolved {
-            format!(
+        let root = match document_root {
+            DocumentRoot::Resolved => format!(
                 "IncludeOptional {directory}/generation.conf\n<IfDefine !SYNCD_LIVE>\n  Define SYNCD_LIVE live\n\
                  </IfDefine>\nHeader always set X-Syncd-Live \"${{SYNCD_LIVE}}\"\n\
                  DocumentRoot \"{replica}/${{SYNCD_LIVE}}\"\n"
-            )
-        } else {
-            format!("DocumentRoot \"{replica}/live\"\n")
+            ),
+            DocumentRoot::LiveLink => format!("DocumentRoot \"{replica}/live\"\n"),
+            DocumentRoot::Php(path) => format!(
+                "DocumentRoot \"{0}\"\n<Directory \"{0}\">\n  Require all granted\n</Directory>\n\
+                 <FilesMatch \"\\.php$\">\n  SetHandler application/x-httpd-php\n</FilesMatch>\n",
+                path.display()
+            ),
+        };
+        let workers = match document_root {
+            // The modules of PHP are not made for threads.
+            DocumentRoot::Php(_) => format!(
+                "LoadModule mpm_prefork_module {MODULES}/mod_mpm_prefork.so\n\
+                 LoadModule php_module {}\nStartServers 2\nMaxRequestWorkers 4\n",
+                php_module().display()
+            ),
+            DocumentRoot::LiveLink | DocumentRoot::Resolved => format!(
+                "LoadModule mpm_event_module {MODULES}/mod_mpm_event.so\n\
+                 StartServers 2\nServerLimit 32\nThreadsPerChild 16\nThreadLimit 16\nMaxRequestWorkers 64\n\
+                 MinSpareThreads 16\nMaxSpareThreads 64\n"
+            ),
         };
         format!(
             "ServerRoot \"{directory}\"\nServerName localhost\nListen 127.0.0.1:{port}\nPidFile {directory}/httpd.pid\n\
              DefaultRuntimeDir {directory}\nErrorLog {directory}/error.log\nLogLevel warn\n\
-             LoadModule mpm_event_module {MODULES}/mod_mpm_event.so\n\
-             LoadModule authz_core_module {MODULES}/mod_authz_core.so\n\
+             {workers}LoadModule authz_core_module {MODULES}/mod_authz_core.so\n\
              LoadModule headers_module {MODULES}/mod_headers.so\n\
              LoadModule dir_module {MODULES}/mod_dir.so\n{account}\
-             StartServers 2\nServerLimit 32\nThreadsPerChild 16\nThreadLimit 16\nMaxRequestWorkers 64\n\
-             MinSpareThreads 16\nMaxSpareThreads 64\n\
              EnableSendfile On\nEnableMMAP On\nKeepAlive Off\nTimeout 120\n{root}\
              <Directory \"{replica}\">\n  Options FollowSymLinks\n  AllowOverride None\n  Require all granted\n\
              </Directory>\n"
@@ -117,6 +133,8 @@ impl Apache {
         assert_eq!(check.code, Some(0), "the generated configuration holds: {check:#?}");
         let mut command = Command::new(program);
         command.arg("-f").arg(self.configuration()).arg("-DFOREGROUND");
+        // mpm_prefork ends by a signal to its whole group.
+        command.process_group(0);
         let name = self.directory.file_name().map(|n| n.to_string_lossy().into_owned()).unwrap_or_default();
         let mut daemon = Daemon::start(&mut command, &self.logs, &name);
         wait::until("Apache to answer", || {
@@ -182,6 +200,17 @@ impl Drop for Apache {
 }
 
 const MODULES: &str = "/usr/lib/apache2/modules";
+
+/// mod_php, whatever its version.
+#[track_caller]
+fn php_module() -> PathBuf {
+    let modules = fs::read_dir(MODULES).into_iter().flatten().flatten().map(|entry| entry.path());
+    let is_php =
+        |path: &PathBuf| path.file_name().is_some_and(|name| name.to_string_lossy().starts_with("libphp"));
+    modules.into_iter().find(is_php).unwrap_or_else(|| {
+        panic!("mod_php is missing: apt-get install libapache2-mod-php, or run ./tests/run as root")
+    })
+}
 
 fn free_port() -> u16 {
     let listener = TcpListener::bind("127.0.0.1:0").expect("bind a port");

@@ -16,7 +16,10 @@
 //! pending changes again.
 
 mod brought_back;
+mod changed_times;
 mod collection_gate;
+mod distinct;
+mod file_changes;
 #[doc(hidden)]
 pub mod fuzzing;
 mod observed;
@@ -25,6 +28,7 @@ mod rollbacks;
 mod scan_base;
 mod schedule;
 mod sealer;
+mod taken_seconds;
 #[cfg(test)]
 mod tests;
 mod unrest;
@@ -37,6 +41,8 @@ use syncd_shared::{GenerationNumber, SignedGeneration, TreePath};
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio_util::sync::CancellationToken;
 
+pub use changed_times::{ChangedTimes, SomeFiles};
+pub(crate) use changed_times::{is_indistinct, status_warning};
 pub use collection_gate::CollectionGate;
 pub use outcome::{CommitError, CommitOptions, Outcome};
 pub use rollbacks::Hold;
@@ -65,6 +71,8 @@ pub struct Answer {
     pub result: Result<Outcome, CommitError>,
     /// For a person, one line each.
     pub remarks: Vec<String>,
+    /// Report on the times of the sealed generation.
+    pub times: ChangedTimes,
 }
 
 /// Condition for publishing the tree.
@@ -201,7 +209,11 @@ impl Committer {
         let (reply, answer) = oneshot::channel();
         // If the owner has ended, the reply is dropped with the request.
         let _ = self.requests.send(request(reply)).await;
-        answer.await.unwrap_or(Answer { result: Err(CommitError::Stopping), remarks: Vec::new() })
+        answer.await.unwrap_or(Answer {
+            result: Err(CommitError::Stopping),
+            remarks: Vec::new(),
+            times: ChangedTimes::default(),
+        })
     }
 }
 
@@ -439,11 +451,12 @@ impl Owner {
         }
         self.show(done.sealer.current().cloned());
         // Always taken, so that the next request does not receive them.
-        let remarks = done.sealer.take_remarks();
+        let (mut remarks, times) = (done.sealer.take_remarks(), done.sealer.take_times());
+        remarks.extend(times.remarks());
         self.sealer = Some(done.sealer);
         if let Some(reply) = done.reply {
             // The requester may be gone; a sealed generation remains.
-            let _ = reply.send(Answer { result: done.result, remarks });
+            let _ = reply.send(Answer { result: done.result, remarks, times });
         }
     }
 

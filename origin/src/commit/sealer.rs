@@ -13,7 +13,9 @@ use syncd_shared::{Generation, GenerationNumber, RootEntry, SignedGeneration, Tr
 use tokio_util::sync::CancellationToken;
 
 use super::brought_back;
+use super::changed_times::{ChangedTimes, SomeFiles};
 use super::collection_gate::CollectionGate;
+use super::distinct::DistinctTimes;
 use super::observed::{self, is_news};
 use super::outcome::{CommitError, CommitOptions, Outcome};
 use super::rollbacks::{Hold, Rollbacks};
@@ -63,6 +65,12 @@ pub struct Sealer {
     /// Whether the outcome of a failed seal is unknown. After a disk error it may be durable.
     doubtful: bool,
     rollbacks: Rollbacks,
+    /// `None` unless `--mtime distinct`.
+    distinct: Option<DistinctTimes>,
+    /// Files that got a later second in the tree that is about to be sealed.
+    retimed: SomeFiles,
+    /// Report on the last sealed generation, until it is taken.
+    times: ChangedTimes,
     /// Remarks for the operator whose request is carried out.
     remarks: Vec<String>,
 }
@@ -75,6 +83,7 @@ impl Sealer {
             parts.store.latest()?.map(|g| parts.keys.verify(&g.record, &g.signature)).transpose()?;
         let observed = observed::load(&parts.store, &parts.keys)?;
         let rollbacks = Rollbacks::load(&parts.store)?;
+        let distinct = DistinctTimes::load(&parts.store, parts.options.mtime)?;
         Ok(Self {
             parts,
             notices: Notices::default(),
@@ -87,6 +96,9 @@ impl Sealer {
             racy: Hints::default(),
             doubtful: false,
             rollbacks,
+            distinct,
+            retimed: SomeFiles::default(),
+            times: ChangedTimes::default(),
             remarks: Vec::new(),
         })
     }
@@ -151,6 +163,11 @@ impl Sealer {
     /// Takes the remarks for the operator of the last request, one line each.
     pub fn take_remarks(&mut self) -> Vec<String> {
         std::mem::take(&mut self.remarks)
+    }
+
+    /// Takes how the times of the generation that was sealed last follow its content.
+    pub fn take_times(&mut self) -> ChangedTimes {
+        std::mem::take(&mut self.times)
     }
 
     fn publishes_by_itself(&self) -> bool {
@@ -371,6 +388,10 @@ impl Sealer {
             return self.seal(self.or_open(writer)?, Some(base), observed, None);
         }
         let lost = self.lost_most(writer.as_ref(), &base, publish);
+        let (base, writer) = match lost {
+            None => self.with_distinct_times(base, writer, publish)?,
+            Some(_) => (base, writer),
+        };
         if lost.is_none()
             && let Some(label) = self.label(publish, &base)
         {
@@ -401,6 +422,25 @@ impl Sealer {
             }
             _ => Ok(Outcome::Scanned),
         }
+    }
+
+    /// Gives the tree its published times, under `--mtime distinct` and if it is to be published.
+    fn with_distinct_times(
+        &mut self,
+        base: ScanBase,
+        writer: Option<Writer>,
+        publish: &Publish,
+    ) -> Result<(ScanBase, Option<Writer>), CommitError> {
+        let (Some(distinct), Some(current), Some(_)) =
+            (&self.distinct, &self.current, self.label(publish, &base))
+        else {
+            return Ok((base, writer));
+        };
+        let writer = self.or_open(writer)?;
+        let (root, given) = distinct.give(&writer, &current.generation().root, base.root)?;
+        self.retimed = given;
+        let unpublished = base.unpublished && !self.is_current(&root);
+        Ok((ScanBase { root, unpublished, ..base }, Some(writer)))
     }
 
     /// An observed generation that equals the tree or the current generation.
@@ -471,6 +511,7 @@ impl Sealer {
         let current = store.latest()?.map(|g| keys.verify(&g.record, &g.signature)).transpose()?;
         self.base = ScanBase::load(store)?;
         self.rollbacks = Rollbacks::load(store)?;
+        self.distinct = DistinctTimes::load(store, self.parts.options.mtime)?;
         self.doubtful = false;
         if current != self.current
             && let Some(current) = &current
@@ -494,9 +535,15 @@ impl Sealer {
         if let Some(base) = &base {
             base.put(&writer)?;
         }
-        let sealed = writer.seal_with(&generation, |records| match &rollbacks {
-            Some(rollbacks) if *rollbacks != self.rollbacks => rollbacks.put(records),
-            _ => Ok(()),
+        let taken = self
+            .distinct
+            .as_ref()
+            .map(|distinct| distinct.changes(&writer, self.current.as_ref(), &generation.generation().root));
+        let sealed = writer.seal_with(&generation, |records| {
+            if let Some(rollbacks) = rollbacks.as_ref().filter(|rollbacks| **rollbacks != self.rollbacks) {
+                rollbacks.put(records)?;
+            }
+            taken.as_ref().map_or(Ok(()), |taken| taken.put(records))
         });
         if let Err(error) = sealed {
             self.doubtful = true;
@@ -514,9 +561,14 @@ impl Sealer {
         }
         self.base = base;
         self.rollbacks = rollbacks.unwrap_or_else(|| std::mem::take(&mut self.rollbacks));
-        self.current = Some(generation.clone());
+        if let (Some(distinct), Some(taken)) = (&mut self.distinct, taken) {
+            distinct.sealed(taken);
+        }
+        let before = self.current.replace(generation.clone());
         self.observed = self.observed.take().filter(|o| is_news(Some(&generation), o));
         self.parts.fleet.announce(generation.clone());
+        let retimed = std::mem::take(&mut self.retimed);
+        self.times = ChangedTimes::of_sealed(&self.parts.store, before.as_ref(), &generation, retimed);
         Ok(Outcome::Sealed(generation))
     }
 }

@@ -24,15 +24,18 @@ const SETTLE: Trigger = Trigger::Settle {
     busy_after: Duration::from_secs(300),
 };
 
+mod times;
+
 struct Site {
     directory: TempDir,
+    mtime: MtimePolicy,
 }
 
 impl Site {
     /// Initialised, with a tree of `files` files.
     fn new(files: usize) -> Self {
         let directory = TempDir::new().unwrap();
-        let site = Self { directory };
+        let site = Self { directory, mtime: MtimePolicy::Tree };
         service::init(&site.data()).unwrap();
         fs::create_dir(site.tree()).unwrap();
         (0..files).for_each(|n| site.write(&format!("f{n}"), &format!("content {n}")));
@@ -61,7 +64,7 @@ impl Site {
             http_required: true,
             trigger,
             poll: Duration::from_secs(10),
-            mtime: MtimePolicy::Tree,
+            mtime: self.mtime,
             symlinks: SymlinkPolicy::Verbatim,
             retention: Default::default(),
             bwlimit: None,
@@ -166,7 +169,8 @@ async fn a_rollback_is_held_through_edits_and_restarts_until_a_commit() {
     let second = generation(&origin, 2).await;
     assert_ne!(first.current.unwrap().root_hash(), second.current.unwrap().root_hash());
     let answer = origin.committer().rollback(GenerationNumber::FIRST).await;
-    assert_eq!(answer.remarks, ["held after rollback to 1: fix the tree, then commit"]);
+    // Further remarks may report edits within one second.
+    assert_eq!(answer.remarks[0], "held after rollback to 1: fix the tree, then commit");
     assert_eq!(sealed(answer.result).number().get(), 3);
     site.write("f1", "an edit that has nothing to do with it");
     assert_eq!(state(&origin, State::Held).await, answer.remarks[0]);
@@ -186,7 +190,7 @@ async fn a_rollback_is_held_through_edits_and_restarts_until_a_commit() {
 
     let answer = origin.committer().commit(CommitOptions::default()).await;
     let again = "this publishes again what was rolled back: generation 2";
-    assert_eq!((sealed(answer.result).number().get(), &answer.remarks[..]), (4, &[again.to_owned()][..]));
+    assert_eq!((sealed(answer.result).number().get(), &answer.remarks[0][..]), (4, again));
     assert_eq!(state(&origin, State::Ready).await, "");
     assert_eq!(site.status().await.hold, None);
     site.write("f1", "a new deployment");
@@ -222,7 +226,7 @@ async fn a_commit_says_how_much_of_what_was_rolled_back_it_publishes_again() {
     site.write("f0", "mended");
     let remarks = origin.committer().commit(CommitOptions::default()).await.remarks;
     let part = "this publishes again a part of what was rolled back: generation 2 (2 of 3 paths)";
-    assert_eq!(remarks, [part]);
+    assert_eq!(remarks[0], part);
     assert_eq!(site.status().await.hold, None);
 
     // To go back to what is current holds as well, and a commit that finds nothing to publish ends it.

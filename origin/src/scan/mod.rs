@@ -70,6 +70,8 @@ pub enum MtimePolicy {
     Tree,
     /// That of the base, where content and mode are those of the base.
     Keep,
+    /// The published time for unchanged content, a later second than before for changed content.
+    Distinct,
 }
 
 /// Symlinks to publish.

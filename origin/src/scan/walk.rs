@@ -436,11 +436,12 @@ where
     /// An entry with the modification time chosen by the policy.
     fn entry(&self, name: Component, stat: &FileStat, kind: Kind, before: Option<&Entry>) -> Entry {
         let mut metadata = stat.metadata();
-        if self.pass.options.mtime == MtimePolicy::Keep
-            && let Some(before) = before
-            && before.kind == kind
-            && before.metadata.mode == metadata.mode
-        {
+        let keeps = |before: &&Entry| match self.pass.options.mtime {
+            MtimePolicy::Tree => false,
+            MtimePolicy::Keep => before.kind == kind && before.metadata.mode == metadata.mode,
+            MtimePolicy::Distinct => before.kind == kind,
+        };
+        if let Some(before) = before.filter(keeps) {
             metadata.mtime = before.metadata.mtime;
         }
         Entry { name, metadata, kind }

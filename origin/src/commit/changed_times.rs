@@ -1,0 +1,167 @@
+//! Files whose content changed while the whole second of their time did not, as the sealer counts and reports them.
+//!
+//! OPcache compares whole seconds and nothing else, `Last-Modified` has whole seconds, and Apache's `ETag` is time and
+//! size: where the second stays, PHP, browsers and caches may keep the content that they have. Such a file is *indistinct*.
+//!
+//! One record, `commit`/`indistinct`: `u64` number of the generation, then JSON. It is written after a generation with
+//! such files was sealed; a crash in between loses a warning.
+
+use serde::{Deserialize, Serialize};
+use syncd_shared::diff::DiffError;
+use syncd_shared::{Entry, GenerationNumber, Kind, RootEntry, SignedGeneration, TreePath};
+
+use super::file_changes::{self, FileChange};
+use crate::store::{Store, StoreError};
+use crate::tree_objects::{TreeObjectError, TreeObjects};
+
+const NAMESPACE: &str = "commit";
+const NAME: &[u8] = b"indistinct";
+/// Paths that are named; the others are counted.
+const NAMED_MAX: usize = 5;
+
+/// Some files: how many, and the first of them.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub struct SomeFiles {
+    /// How many.
+    pub files: u64,
+    /// The first ones in path order, escaped where they are not text.
+    pub paths: Vec<String>,
+}
+
+impl SomeFiles {
+    /// Whether there is none.
+    pub fn is_empty(&self) -> bool {
+        self.files == 0
+    }
+
+    pub(super) fn add(&mut self, path: &TreePath) {
+        self.files += 1;
+        if self.paths.len() < NAMED_MAX {
+            self.paths.push(path.to_string());
+        }
+    }
+}
+
+impl std::fmt::Display for SomeFiles {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let more = self.files.saturating_sub(self.paths.len() as u64);
+        f.write_str(&self.paths.join(", "))?;
+        if more > 0 { write!(f, " and {more} more") } else { Ok(()) }
+    }
+}
+
+/// How a generation's times follow its content.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct ChangedTimes {
+    /// Files with other content and the second of the generation before.
+    pub indistinct: SomeFiles,
+    /// Files that `--mtime distinct` gave another second.
+    pub retimed: SomeFiles,
+}
+
+impl ChangedTimes {
+    /// Looks at a generation that was just sealed in the place of `before`, and has what it finds logged and kept. What
+    /// fails here is a warning: sealed is sealed.
+    pub(super) fn of_sealed(
+        store: &Store,
+        before: Option<&SignedGeneration>,
+        sealed: &SignedGeneration,
+        retimed: SomeFiles,
+    ) -> Self {
+        let Some(before) = before else { return Self::default() };
+        let found = indistinct(store, &before.generation().root, &sealed.generation().root);
+        let indistinct = found.unwrap_or_else(|error| {
+            tracing::warn!("compare with generation {}: {}", before.number(), crate::error_chain(&error));
+            SomeFiles::default()
+        });
+        let generation = sealed.number();
+        if !indistinct.is_empty() {
+            let SomeFiles { files, .. } = indistinct;
+            tracing::warn!(%generation, files, %indistinct, "content changed and the second of its time did not");
+            if let Err(error) = save(store, generation, &indistinct) {
+                tracing::warn!("keep that for the status: {}", crate::error_chain(&error));
+            }
+        }
+        if !retimed.is_empty() {
+            tracing::info!(%generation, files = retimed.files, %retimed, "gave changed files a later second");
+        }
+        Self { indistinct, retimed }
+    }
+
+    /// For a person, one line each.
+    pub(super) fn remarks(&self) -> Vec<String> {
+        let Self { indistinct, retimed } = self;
+        let retimed = (!retimed.is_empty())
+            .then(|| format!("{} changed without a later second, and got one: {retimed}", files(retimed)));
+        warning(indistinct).into_iter().chain(retimed).collect()
+    }
+}
+
+/// Warning about indistinct files, on one line; `None` if there are none.
+fn warning(indistinct: &SomeFiles) -> Option<String> {
+    (!indistinct.is_empty()).then(|| {
+        format!(
+            "{} changed, and the whole second of the time did not: {indistinct}. PHP, browsers and caches may keep the old \
+             content: see `serve --mtime distinct`",
+            files(indistinct)
+        )
+    })
+}
+
+fn files(some: &SomeFiles) -> String {
+    match some.files {
+        1 => "1 file".into(),
+        count => format!("{} files", indicatif::HumanCount(count)),
+    }
+}
+
+/// Whether a file has other content, and the whole second that it had.
+pub(crate) fn is_indistinct(from: &Entry, to: &Entry) -> bool {
+    match (&from.kind, &to.kind) {
+        (Kind::File { content: before, .. }, Kind::File { content: after, .. }) => {
+            before != after && from.metadata.mtime.seconds == to.metadata.mtime.seconds
+        }
+        _ => false,
+    }
+}
+
+/// Counts between two generations. Costs the entries of the directories that differ.
+fn indistinct(
+    store: &Store,
+    from: &RootEntry,
+    to: &RootEntry,
+) -> Result<SomeFiles, DiffError<TreeObjectError>> {
+    let mut found = SomeFiles::default();
+    file_changes::each(TreeObjects::Store(store), from, to, file_changes::Reach::Common, &mut |change| {
+        if let FileChange { path, from: Some(from), to: Some(to) } = change
+            && is_indistinct(from, to)
+        {
+            found.add(path);
+        }
+    })?;
+    Ok(found)
+}
+
+/// Keeps what was found of a generation, for `status`.
+fn save(store: &Store, generation: GenerationNumber, indistinct: &SomeFiles) -> Result<(), StoreError> {
+    // A number and strings are always JSON.
+    let json = serde_json::to_vec(indistinct).unwrap_or_default();
+    let value = [&generation.get().to_le_bytes()[..], &json].concat();
+    store.update_records(|records| records.put(NAMESPACE, NAME, &value))
+}
+
+/// Warns of a generation's indistinct files, where there were some when it was sealed. What can't be read is for `check`.
+pub(crate) fn status_warning(store: &Store, generation: GenerationNumber) -> Option<String> {
+    let warning = warning(&load(store, generation).ok()?)?;
+    Some(format!("generation {generation}: {warning}"))
+}
+
+/// The indistinct files of a generation; none where it was never said to have any.
+fn load(store: &Store, generation: GenerationNumber) -> Result<SomeFiles, StoreError> {
+    let value = store.record(NAMESPACE, NAME)?.unwrap_or_default();
+    let Some((number, json)) = value.split_first_chunk() else { return Ok(SomeFiles::default()) };
+    if u64::from_le_bytes(*number) != generation.get() {
+        return Ok(SomeFiles::default());
+    }
+    serde_json::from_slice(json).map_err(|_| StoreError::Entry { table: "records" })
+}

@@ -1,0 +1,216 @@
+//! `--mtime distinct`: a file whose content changed gets a second that no earlier generation of its path had.
+//!
+//! The rule ([`time_of`]) makes the whole second of a path rise with each change of its content. It is applied to the tree
+//! as it was scanned, right before it is sealed; the result becomes the scan's base as well. The stat records keep the
+//! times of the content tree, by which a change of it is seen, and a later scan keeps the time of the base for content
+//! that stays. So a file keeps its second until its content changes again.
+
+use std::sync::Arc;
+
+use syncd_shared::diff::DirectorySource as _;
+use syncd_shared::{
+    ContentHash, Directory, Entry, Kind, ObjectHash, RootEntry, SignedGeneration, Timestamp, TreePath,
+};
+
+use super::changed_times::SomeFiles;
+use super::file_changes::object;
+use super::outcome::CommitError;
+use super::taken_seconds::{Taken, TakenChanges, TakenSeconds};
+use crate::scan::{MtimePolicy, ScanError};
+use crate::store::{Store, StoreError, Writer};
+use crate::tree_objects::TreeObjects;
+
+/// The time that a file is published with. `tree` is its time in the content tree, `published` what the current
+/// generation has under its path, `taken` the highest second of earlier generations.
+fn time_of(
+    content: &ContentHash,
+    tree: Timestamp,
+    published: Option<(&ContentHash, Timestamp)>,
+    taken: Option<Taken>,
+) -> Timestamp {
+    if let Some((_, time)) = published.filter(|(before, _)| *before == content) {
+        return time;
+    }
+    let published = published.map(|(_, time)| time.seconds);
+    let Some(highest) = published.max(taken.map(|taken| taken.second)) else { return tree };
+    let is_its_own = published < Some(highest) && taken.is_some_and(|taken| taken.is_of(content));
+    let next = if is_its_own { Some(highest) } else { highest.checked_add(1) };
+    match next {
+        Some(next) if tree.seconds < next => Timestamp { seconds: next, nanoseconds: 0 },
+        // At the end of time there is no later second.
+        _ => tree,
+    }
+}
+
+/// The state of `--mtime distinct`: which seconds must not be given again.
+#[derive(Debug)]
+pub(super) struct DistinctTimes {
+    taken: TakenSeconds,
+}
+
+impl DistinctTimes {
+    /// `None` under another policy.
+    pub(super) fn load(store: &Store, policy: MtimePolicy) -> Result<Option<Self>, StoreError> {
+        let is_on = policy == MtimePolicy::Distinct;
+        is_on.then(|| Ok(Self { taken: TakenSeconds::load(store)? })).transpose()
+    }
+
+    /// The tree as it is to be published after `current`, and the files that got a second that they do not have in the
+    /// content tree. Writes the directories that change by it. Costs the entries of the directories that differ.
+    pub(super) fn give(
+        &self,
+        writer: &Writer,
+        current: &RootEntry,
+        tree: RootEntry,
+    ) -> Result<(RootEntry, SomeFiles), CommitError> {
+        let mut giving = Giving { writer, taken: &self.taken, given: SomeFiles::default() };
+        let object = giving.directory(&TreePath::root(), Some(current.object), tree.object)?;
+        Ok((RootEntry { object, ..tree }, giving.given))
+    }
+
+    /// Changes of the table for a generation `to` after `current`: for the transaction that seals, then for
+    /// [`DistinctTimes::sealed`].
+    pub(super) fn changes(
+        &self,
+        writer: &Writer,
+        current: Option<&SignedGeneration>,
+        to: &RootEntry,
+    ) -> TakenChanges {
+        let Some(current) = current else { return TakenChanges::default() };
+        let from = (current.number(), &current.generation().root);
+        self.taken.changes(TreeObjects::Writer(writer), from, to).unwrap_or_else(|error| {
+            // A damaged store does not keep a generation from being sealed.
+            tracing::warn!("compare with generation {}: {}", from.0, crate::error_chain(&error));
+            TakenChanges::default()
+        })
+    }
+
+    /// The changes are durable.
+    pub(super) fn sealed(&mut self, changes: TakenChanges) {
+        self.taken.apply(changes);
+    }
+}
+
+struct Giving<'a> {
+    writer: &'a Writer,
+    taken: &'a TakenSeconds,
+    given: SomeFiles,
+}
+
+impl Giving<'_> {
+    fn directory(
+        &mut self,
+        path: &TreePath,
+        published: Option<ObjectHash>,
+        tree: ObjectHash,
+    ) -> Result<ObjectHash, CommitError> {
+        // A new directory has no earlier seconds, unless some are remembered.
+        if published == Some(tree) || (published.is_none() && self.taken.is_empty()) {
+            return Ok(tree);
+        }
+        let before = published.map(|object| self.published(path, &object)).unwrap_or_default();
+        let now = self.writer.directory(&tree)?;
+        let now = now.ok_or_else(|| ScanError::BaseMissing { path: path.clone() })?;
+        let mut changed = Vec::new();
+        for entry in now.entries() {
+            let was = before.get(&entry.name);
+            if was != Some(entry)
+                && let Some(retimed) = self.entry(path, was, entry)?
+            {
+                changed.push(retimed);
+            }
+        }
+        if changed.is_empty() {
+            return Ok(tree);
+        }
+        let mut changed = changed.into_iter().peekable();
+        let mut now_or_changed =
+            |entry: &Entry| changed.next_if(|c| c.name == entry.name).unwrap_or_else(|| entry.clone());
+        let entries = now.entries().iter().map(&mut now_or_changed).collect();
+        let directory = Directory::new(entries)
+            .map_err(|source| ScanError::Duplicate { directory: path.clone(), source })?;
+        Ok(self.writer.put_directory(&directory)?)
+    }
+
+    /// The new form of an entry that differs from the current generation's; `None` if it stays as it is.
+    fn entry(
+        &mut self,
+        parent: &TreePath,
+        was: Option<&Entry>,
+        entry: &Entry,
+    ) -> Result<Option<Entry>, CommitError> {
+        let path = parent.join(&entry.name).map_err(|source| ScanError::Name {
+            directory: parent.clone(),
+            name: entry.name.clone(),
+            source,
+        })?;
+        let mut retimed = entry.clone();
+        match &mut retimed.kind {
+            Kind::Symlink { .. } => return Ok(None),
+            Kind::Directory { object: tree, .. } => {
+                *tree = self.directory(&path, was.and_then(object), *tree)?;
+            }
+            Kind::File { content, .. } => {
+                let published = was.and_then(file);
+                let tree = entry.metadata.mtime;
+                let time = time_of(content, tree, published, self.taken.get(&path));
+                retimed.metadata.mtime = time;
+                if time != tree && published.is_none_or(|(before, _)| before != content) {
+                    self.given.add(&path);
+                }
+            }
+        }
+        Ok(Some(retimed).filter(|retimed| retimed != entry))
+    }
+
+    /// A directory of the current generation. One that is lost has no seconds to be told apart from.
+    fn published(&self, path: &TreePath, object: &ObjectHash) -> Arc<Directory> {
+        TreeObjects::Writer(self.writer).directory(object).unwrap_or_else(|error| {
+            tracing::warn!("read directory {path} of the current generation: {}", crate::error_chain(&error));
+            Arc::default()
+        })
+    }
+}
+
+fn file(entry: &Entry) -> Option<(&ContentHash, Timestamp)> {
+    match &entry.kind {
+        Kind::File { content, .. } => Some((content, entry.metadata.mtime)),
+        Kind::Directory { .. } | Kind::Symlink { .. } => None,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_second_rises_unless_the_content_is_known() {
+        let at = |seconds, nanoseconds| Timestamp { seconds, nanoseconds };
+        let [old, new] = [b"old", b"new"].map(|bytes| ContentHash::of(bytes));
+        // A path without a past has the tree's time.
+        assert_eq!(time_of(&new, at(5, 7), None, None), at(5, 7));
+        // Content that stays keeps its time, whatever the tree says.
+        assert_eq!(time_of(&old, at(9, 7), Some((&old, at(5, 7))), None), at(5, 7));
+        // Other content: a later second of the tree, or the next one.
+        assert_eq!(time_of(&new, at(6, 7), Some((&old, at(5, 8))), None), at(6, 7));
+        assert_eq!(time_of(&new, at(5, 9), Some((&old, at(5, 8))), None), at(6, 0));
+        assert_eq!(time_of(&new, at(-9, 9), Some((&old, at(-5, 8))), None), at(-4, 0));
+        // No second is after the last one.
+        assert_eq!(time_of(&new, at(5, 9), Some((&old, at(i64::MAX, 0))), None), at(5, 9));
+    }
+
+    #[test]
+    fn seconds_of_the_past_are_not_given_again() {
+        let at = |seconds| Timestamp { seconds, nanoseconds: 0 };
+        let [old, new, other] = [b"old", b"new", b"oth"].map(|bytes| ContentHash::of(bytes));
+        let taken = Some(Taken::new(4, 8, &other));
+        for published in [None, Some((&old, at(5)))] {
+            assert_eq!(time_of(&new, at(5), published, taken), at(9));
+            assert_eq!(time_of(&new, at(10), published, taken), at(10));
+            // The second is this content's own.
+            assert_eq!(time_of(&other, at(5), published, taken), at(8));
+        }
+        assert_eq!(time_of(&new, at(5), Some((&old, at(12))), taken), at(13));
+        assert_eq!(time_of(&other, at(5), Some((&old, at(12))), taken), at(13));
+    }
+}

@@ -1,0 +1,161 @@
+//! Content that changes while its time does not, as packages of npm and reproducible builds have it: the web server's
+//! answers to conditional requests, and PHP's cache of compiled code. Without `--mtime distinct` both keep the old content,
+//! which these tests document.
+
+use std::fs;
+use std::os::unix::fs::{MetadataExt, PermissionsExt};
+use std::path::PathBuf;
+use std::process::Command;
+
+use syncd_tests::edits::{set_time, write};
+use syncd_tests::process::run;
+use syncd_tests::{Agent, Apache, DocumentRoot, Origin, Scene, require_program, wait};
+
+/// npm dates every file of its packages 1985-10-26.
+const SECOND: u64 = 499_162_500;
+
+struct Site {
+    origin: Origin,
+    tree: PathBuf,
+    scene: Scene,
+}
+
+impl Site {
+    fn new(name: &str, mtime: &str) -> Self {
+        let scene = Scene::new(&format!("{name}-{mtime}"));
+        let tree = scene.new_directory("tree");
+        let mut origin =
+            Origin::create(&scene, &tree).with_options(&["--trigger", "manual", "--mtime", mtime]);
+        origin.start();
+        Self { origin, tree, scene }
+    }
+
+    /// A file with a time of long ago.
+    fn write(&self, path: &str, content: &str) {
+        write(&self.tree, path, content);
+        set_time(&self.tree.join(path), SECOND, 0);
+    }
+
+    /// An executable hook.
+    fn hook(&self, text: &str) -> String {
+        let hook = self.scene.path("hook");
+        fs::write(&hook, format!("#!/bin/sh\n{text}\n")).expect("write the hook");
+        fs::set_permissions(&hook, fs::Permissions::from_mode(0o755)).expect("chmod");
+        hook.display().to_string()
+    }
+
+    /// An agent that runs and is connected.
+    fn agent(&self, name: &str, hook: &str) -> Agent {
+        let mut agent = Agent::joined(&self.scene, &self.origin, name).with_options(&["--on-activate", hook]);
+        agent.start();
+        self.origin.wait_connected(&[name]);
+        agent
+    }
+}
+
+/// `curl` with a header of a conditional request: the status and the body.
+#[track_caller]
+fn conditional(apache: &Apache, path: &str, header: &str) -> (u16, String) {
+    let url = format!("http://{}{path}", apache.address);
+    let mut command = Command::new(require_program("curl", "curl"));
+    command.args(["-s", "--max-time", "60", "-H", header, "-w", "\n%{http_code}", &url]);
+    let outcome = run(&mut command).expect_success();
+    let (body, status) = outcome.stdout.rsplit_once('\n').expect("curl writes the status");
+    (status.parse().expect("a number"), body.to_owned())
+}
+
+/// Publishes `app.js` twice with other content and the same size and time. The answer to a browser that has the first,
+/// by its tag and by its date, and what the second commit said.
+fn revisit(mtime: &str) -> ([(u16, String); 2], serde_json::Value) {
+    let site = Site::new("conditional", mtime);
+    site.write("app.js", "version = 1;");
+    site.write("other.js", "stays");
+    let changed = site.scene.path("changed");
+    let agent = site.agent("web1", &site.hook(&format!("cat >> {}", changed.display())));
+    let second = site.agent("web2", "true");
+    site.origin.commit_live();
+    let mut apache = Apache::configured(&site.scene, "apache", &agent.root, &DocumentRoot::LiveLink);
+    write(&site.tree, "index.html", "site");
+    site.origin.commit_live();
+    apache.start();
+    let seen = apache.get("/app.js");
+    assert_eq!(seen.body, b"version = 1;");
+    let [tag, date] =
+        ["ETag", "Last-Modified"].map(|name| seen.header(name).expect("a validator").to_owned());
+
+    fs::write(&changed, "").expect("forget earlier paths");
+    site.write("app.js", "version = 2;");
+    let outcome = site.origin.cli("commit", &["--wait", "--json"]).expect_success();
+    assert!(outcome.stderr.contains("app.js"), "{outcome:#?}");
+    // Hooks hear of the path in any case, so that caches can be purged of it.
+    assert_eq!(fs::read_to_string(&changed).expect("what the hook got"), "app.js\n");
+    apache.assert_serves("/app.js", &site.tree.join("app.js"));
+    let times =
+        [&agent, &second].map(|agent| fs::metadata(agent.live().join("app.js")).expect("a file").mtime());
+    assert_eq!(times[0], times[1], "nodes agree");
+    assert_eq!(fs::metadata(site.tree.join("app.js")).expect("a file").mtime(), SECOND as i64);
+    let answers = [format!("If-None-Match: {tag}"), format!("If-Modified-Since: {date}")]
+        .map(|header| conditional(&apache, "/app.js", &header));
+    (answers, outcome.json())
+}
+
+#[test]
+fn a_browser_keeps_the_old_file_where_the_time_is_the_trees() {
+    let (answers, said) = revisit("tree");
+    assert_eq!(answers.map(|(status, _)| status), [304, 304]);
+    let expected = serde_json::json!({"files": 1, "paths": ["app.js"]});
+    assert_eq!(said["indistinct"], expected, "{said:#}");
+}
+
+#[test]
+fn a_browser_gets_the_new_file_with_distinct_times() {
+    let (answers, said) = revisit("distinct");
+    let new = (200, "version = 2;".to_owned());
+    assert_eq!(answers, [new.clone(), new]);
+    assert_eq!(said["indistinct"]["files"], 0, "{said:#}");
+    assert_eq!(said["retimed"], serde_json::json!({"files": 1, "paths": ["app.js"]}), "{said:#}");
+}
+
+const PAGE: &str = "<?php echo 'part=', include __DIR__.'/part.php', ' dated=', include __DIR__.'/dated.php', \
+                    ' cached=', var_export(opcache_is_script_cached(__DIR__.'/part.php'), true);";
+
+/// Has mod_php run a page with OPcache as Debian sets it up, under a path that stays, and publishes `part.php` with other
+/// content, another size and the same time, beside `dated.php` with a time of its own. What the page says once PHP has
+/// looked at the times again.
+fn page_after_a_change(mtime: &str) -> String {
+    let site = Site::new("opcache", mtime);
+    let root = site.scene.new_directory("document-root");
+    require_program("rsync", "rsync");
+    let copy = format!("exec rsync -a --checksum --delete \"$SYNCD_TREE/\" {}/", root.display());
+    let agent = site.agent("web1", &site.hook(&copy));
+    site.write("index.php", PAGE);
+    site.write("part.php", "<?php return 'old';");
+    site.write("dated.php", "<?php return 'old';");
+    site.origin.commit_live();
+    let mut apache = Apache::configured(&site.scene, "apache", &agent.root, &DocumentRoot::Php(root));
+    apache.start();
+    let page = || conditional(&apache, "/index.php", "X: y");
+    wait::until_ok("OPcache to have the page", || match page() {
+        (200, body) if body == "part=old dated=old cached=true" => Ok(()),
+        (status, body) => Err(format!("{status} {body} {}", apache.error_log())),
+    });
+    site.write("part.php", "<?php return 'new code';");
+    site.write("dated.php", "<?php return 'new';");
+    set_time(&site.tree.join("dated.php"), SECOND + 1, 0);
+    site.origin.commit_live();
+    // Times are looked at every 2 s, of all files that a request includes.
+    wait::until_ok("PHP to look at the times", || match page() {
+        (200, body) if body.contains("dated=new") => Ok(body),
+        (status, body) => Err(format!("{status} {body}")),
+    })
+}
+
+#[test]
+fn php_runs_old_code_where_the_time_is_the_trees() {
+    assert_eq!(page_after_a_change("tree"), "part=old dated=new cached=true");
+}
+
+#[test]
+fn php_runs_new_code_with_distinct_times() {
+    assert_eq!(page_after_a_change("distinct"), "part=new code dated=new cached=true");
+}
