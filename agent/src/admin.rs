@@ -9,11 +9,11 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 use syncd_shared::local_socket::{LocalConnection, LocalListener, LocalSocketError};
+use syncd_shared::text::error_chain;
 use tokio::sync::watch;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
-use crate::reason;
 use crate::renew::Keeper;
 use crate::session::Handle;
 use crate::session::worker::{StageProgress, Verified};
@@ -109,7 +109,7 @@ async fn adopt(keeper: Arc<Keeper>, identity: String) -> Reply {
             tracing::info!("took up a new identity: this node has joined again");
             Reply::Adopted
         }
-        Ok(Err(error)) => Reply::Error { message: reason::of(&error) },
+        Ok(Err(error)) => Reply::Error { message: error_chain(&error) },
         Err(_) => Reply::Error { message: "the agent is stopping".into() },
     }
 }

@@ -23,6 +23,7 @@ use syncd_proto::v1::fetch_request::Request;
 use syncd_proto::v1::replication_client::ReplicationClient;
 use syncd_shared::limits::{CONTROL_MESSAGE_MAX_BYTES, DIRECTORY_FRAME_BYTES, directory_object_max_bytes};
 use syncd_shared::rate::Rate;
+use syncd_shared::text::error_chain;
 use syncd_shared::wire::Frame;
 use syncd_shared::{RootHash, Totals};
 use tokio::runtime::Handle;
@@ -34,7 +35,6 @@ use tonic::transport::Channel;
 use tonic::{Code, Status, Streaming};
 
 use crate::dialer::Dialer;
-use crate::reason;
 use crate::session::messages::FEATURES;
 use crate::source::{Batches, FetchError, Frames, Source};
 
@@ -124,7 +124,7 @@ impl OriginSource {
             .dialer
             .dial()
             .await
-            .map_err(|error| FetchError::Disconnected(Some(Status::unavailable(reason::of(&error)))))?;
+            .map_err(|error| FetchError::Disconnected(Some(Status::unavailable(error_chain(&error)))))?;
         Ok(link.channel.insert(channel).clone())
     }
 }

@@ -30,6 +30,7 @@
 mod processes;
 
 use std::ffi::OsString;
+use std::fmt;
 use std::fs::{self, File};
 use std::io::{self, BufRead, BufReader, BufWriter, Read, Seek, SeekFrom, Write};
 use std::os::unix::fs::MetadataExt;
@@ -43,13 +44,14 @@ use std::time::{Duration, Instant};
 
 use rustix::process::{Pid, Signal, kill_process_group};
 use serde::{Deserialize, Serialize};
+use syncd_shared::limits::REASON_MAX_BYTES;
+use syncd_shared::text::{error_chain, one_line};
 use syncd_shared::{HookStatus, SignedGeneration, TreePath};
 use tokio::sync::{Notify, watch};
 use tokio_util::sync::CancellationToken;
 
 use self::processes::Mark;
 use crate::backoff::Backoff;
-use crate::reason;
 
 /// How long a hook may take unless the operator says otherwise.
 pub const DEFAULT_TIMEOUT: Duration = Duration::from_secs(60);
@@ -62,31 +64,60 @@ const CHANGED: &str = "before-activate.paths";
 /// Shows every changed path once, in path order.
 pub type Paths<'a> = dyn Fn(&mut dyn FnMut(&TreePath)) -> io::Result<()> + 'a;
 
+/// The two hooks, by their options.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum HookName {
+    /// `--before-activate`.
+    BeforeActivate,
+    /// `--on-activate`.
+    OnActivate,
+}
+
+impl fmt::Display for HookName {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::BeforeActivate => "before-activate",
+            Self::OnActivate => "on-activate",
+        })
+    }
+}
+
 /// Why a hook did not do its work.
 #[derive(Debug, thiserror::Error)]
 pub enum HookError {
     /// No shell, no process.
-    #[error("can't start the hook")]
-    Start(#[source] io::Error),
+    #[error("can't start the {hook} hook")]
+    Start {
+        /// Which.
+        hook: HookName,
+        /// Why.
+        source: io::Error,
+    },
     /// What it is to be told could not be written down.
-    #[error("can't list the changed paths for the hook in {path}")]
+    #[error("can't list the changed paths for the {hook} hook in {path}")]
     List {
+        /// Which.
+        hook: HookName,
         /// The file.
         path: PathBuf,
         /// Why.
         source: io::Error,
     },
     /// It ended, and not with 0.
-    #[error("the hook failed ({status}){}{output}", separator(output))]
+    #[error("{hook} hook failed: {}", self.brief())]
     Failed {
+        /// Which.
+        hook: HookName,
         /// Exit code or signal.
         status: ExitStatus,
         /// The end of its error output.
         output: String,
     },
     /// It was killed.
-    #[error("the hook took longer than {} s and was killed{}{output}", limit.as_secs(), separator(output))]
+    #[error("{hook} hook failed: {}", self.brief())]
     TimedOut {
+        /// Which.
+        hook: HookName,
         /// What it was given.
         limit: Duration,
         /// The end of its error output.
@@ -95,6 +126,17 @@ pub enum HookError {
     /// What is due could not be recorded.
     #[error("can't record in {path} that the on-activate hook is due")]
     Record {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        source: io::Error,
+    },
+    /// The record of what is due can't be read.
+    #[error(
+        "can't read {path}, which says what the on-activate hook is due for: remove the file and run the hook's \
+         command by hand; the next activation runs it again"
+    )]
+    Unreadable {
         /// The file.
         path: PathBuf,
         /// Why.
@@ -110,11 +152,11 @@ impl HookError {
     /// How it failed, on one line, for who knows which hook it was: exit code or signal, and its last words.
     fn brief(&self) -> String {
         match self {
-            Self::Failed { status, output } => format!("{status}{}{output}", separator(output)),
-            Self::TimedOut { limit, output } => {
+            Self::Failed { status, output, .. } => format!("{status}{}{output}", separator(output)),
+            Self::TimedOut { limit, output, .. } => {
                 format!("killed after {} s{}{output}", limit.as_secs(), separator(output))
             }
-            other => reason::of(other),
+            other => error_chain(other),
         }
     }
 }
@@ -259,6 +301,7 @@ impl Lines<'_> {
 /// One command of the operator's.
 #[derive(Debug, Clone)]
 pub struct Hook {
+    name: HookName,
     command: String,
     timeout: Duration,
     /// `ROOT/state`.
@@ -267,8 +310,8 @@ pub struct Hook {
 
 impl Hook {
     /// `command` is given to `sh -c`; `state` is `ROOT/state`.
-    pub fn new(command: String, timeout: Duration, state: &Path) -> Self {
-        Self { command, timeout, state: state.to_path_buf() }
+    pub fn new(name: HookName, command: String, timeout: Duration, state: &Path) -> Self {
+        Self { name, command, timeout, state: state.to_path_buf() }
     }
 
     /// Runs it and waits. Blocks up to its timeout.
@@ -285,12 +328,15 @@ impl Hook {
             file.rewind()?;
             Ok(file)
         };
-        let input = listed().map_err(|source| HookError::List { path: path.clone(), source })?;
+        let hook = self.name;
+        let input = listed().map_err(|source| HookError::List { hook, path: path.clone(), source })?;
         self.run_with_input(occasion, input)
     }
 
     /// `input` is read from where it is.
     fn run_with_input(&self, occasion: &Occasion, input: File) -> Result<(), HookError> {
+        let hook = self.name;
+        let failed = |source| HookError::Start { hook, source };
         let mark = Mark::new();
         let mut command = Command::new("sh");
         for name in processes::withheld(std::env::vars_os().map(|(name, _)| name)) {
@@ -308,12 +354,12 @@ impl Hook {
             .stderr(Stdio::piped())
             .process_group(0)
             .spawn()
-            .map_err(HookError::Start)?;
+            .map_err(failed)?;
         let output = Output::of(&mut child);
-        match wait(&mut child, self.timeout, &mark).map_err(HookError::Start)? {
+        match wait(&mut child, self.timeout, &mark).map_err(failed)? {
             Some(status) if status.success() => Ok(()),
-            Some(status) => Err(HookError::Failed { status, output: output.tail() }),
-            None => Err(HookError::TimedOut { limit: self.timeout, output: output.tail() }),
+            Some(status) => Err(HookError::Failed { hook, status, output: output.tail() }),
+            None => Err(HookError::TimedOut { hook, limit: self.timeout, output: output.tail() }),
         }
     }
 }
@@ -347,7 +393,7 @@ impl Output {
     fn tail(&self) -> String {
         // What a child left behind still writes is not waited for.
         let _ = self.closed.recv_timeout(Duration::from_millis(200));
-        reason::bounded(String::from_utf8_lossy(&lock(&self.tail)).trim())
+        one_line(String::from_utf8_lossy(&lock(&self.tail)).trim(), REASON_MAX_BYTES)
     }
 }
 
@@ -481,7 +527,7 @@ pub(crate) fn protected(state: &Path) -> Option<u64> {
     match load(&state.join(PENDING)) {
         Ok(due) => due.map(|due| due.pending.succeeded.unwrap_or(0)),
         Err(error) => {
-            tracing::warn!(error = reason::of(&error), "the record of the on-activate hook can't be read");
+            tracing::warn!(error = error_chain(&error), "the record of the on-activate hook can't be read");
             Some(0)
         }
     }
@@ -546,7 +592,7 @@ impl AfterHook {
     /// follow.
     pub fn note(&self, occasion: Occasion, paths: &Paths<'_>) -> Result<(), HookError> {
         let mut inner = lock(&self.inner);
-        let mut before = load(&self.record).map_err(|source| self.record_error(source))?;
+        let mut before = self.load(&self.record)?;
         let succeeded = {
             let state = self.state.borrow();
             // Where nothing is due the hook has succeeded for what is live, or it was not set then.
@@ -579,7 +625,7 @@ impl AfterHook {
             };
             if let Err(error) = settled {
                 // The hook then runs once more than it should: allowed.
-                tracing::warn!(error = reason::of(&error), "on-activate record not restored");
+                tracing::warn!(error = error_chain(&error), "on-activate record not restored");
             }
             if activated {
                 self.change(|state| {
@@ -617,7 +663,7 @@ impl AfterHook {
                 }
                 Ok(Err(error)) => {
                     tracing::warn!(
-                        error = reason::of(&error),
+                        error = one_line(&error.brief(), REASON_MAX_BYTES),
                         "on-activate hook failed, it will be tried again"
                     );
                     Some(backoff.pause())
@@ -662,7 +708,7 @@ impl AfterHook {
             // Whatever is recorded belongs to a switch that is still to come.
             return Ok(None);
         }
-        let due = load(&self.record).map_err(|source| self.record_error(source))?;
+        let due = self.load(&self.record)?;
         let Some(due) = due else {
             // Nothing is due, also where somebody else has removed the record.
             if self.state.borrow().due.is_some() {
@@ -689,7 +735,7 @@ impl AfterHook {
         let inner = lock(&self.inner);
         // An activation that was noted meanwhile stays due, with all paths: at least once.
         let told = if inner.under_way.is_some() { self.earlier() } else { self.record.clone() };
-        let is_newest = match load(&told).map_err(failed)? {
+        let is_newest = match self.load(&told)? {
             Some(now) if now.id == due.id => {
                 remove(&told).map_err(failed)?;
                 true
@@ -732,7 +778,7 @@ impl AfterHook {
                 generation,
                 outcome: RunOutcome::Failed,
                 duration_ms: milliseconds(elapsed),
-                output: reason::bounded(&error.brief()),
+                output: one_line(&error.brief(), REASON_MAX_BYTES),
                 attempt: attempt.map_or(1, |run| run.attempt),
             });
             state.failing = true;
@@ -765,6 +811,10 @@ impl AfterHook {
         out.into_inner().map_err(io::IntoInnerError::into_error)?.sync_all()?;
         fs::rename(&temporary, &self.record)?;
         File::open(self.record.parent().unwrap_or(Path::new(".")))?.sync_all()
+    }
+
+    fn load(&self, record: &Path) -> Result<Option<Due>, HookError> {
+        load(record).map_err(|source| HookError::Unreadable { path: record.to_owned(), source })
     }
 
     fn record_error(&self, source: io::Error) -> HookError {
@@ -830,7 +880,7 @@ mod tests {
     }
 
     fn hook(command: &str, state: &Path) -> Hook {
-        Hook::new(command.into(), Duration::from_secs(20), state)
+        Hook::new(HookName::OnActivate, command.into(), Duration::from_secs(20), state)
     }
 
     #[test]
@@ -865,7 +915,7 @@ mod tests {
         let state = tempfile::tempdir().unwrap();
         let hook = hook("echo syntax error >&2; exit 3", state.path());
         let error = hook.run(&occasion(1), &paths(&[])).unwrap_err();
-        assert_eq!(error.to_string(), "the hook failed (exit status: 3): syntax error");
+        assert_eq!(error.to_string(), "on-activate hook failed: exit status: 3: syntax error");
     }
 
     fn assert_gone(pid: &str) {
@@ -880,7 +930,12 @@ mod tests {
         let command = format!("sleep 600 & echo $! >> {}; sleep 600", pids.display());
         // On a busy machine the child may not have started when the time is up.
         let started = [100, 2_000, 8_000, 32_000].into_iter().find_map(|limit_ms| {
-            let hook = Hook::new(command.clone(), Duration::from_millis(limit_ms), scratch.path());
+            let hook = Hook::new(
+                HookName::OnActivate,
+                command.clone(),
+                Duration::from_millis(limit_ms),
+                scratch.path(),
+            );
             let error = hook.run(&occasion(1), &paths(&[])).unwrap_err();
             assert!(matches!(error, HookError::TimedOut { .. }), "{error}");
             fs::read_to_string(&pids).ok().filter(|pids| pids.ends_with('\n'))
@@ -900,7 +955,12 @@ mod tests {
         );
         // On a busy machine the children may not have started when the time is up: then once more, with more time.
         let started = [500, 2_000, 8_000, 32_000].into_iter().find_map(|limit_ms| {
-            let hook = Hook::new(command.clone(), Duration::from_millis(limit_ms), scratch.path());
+            let hook = Hook::new(
+                HookName::OnActivate,
+                command.clone(),
+                Duration::from_millis(limit_ms),
+                scratch.path(),
+            );
             let error = hook.run(&occasion(1), &paths(&[])).unwrap_err();
             assert!(matches!(error, HookError::TimedOut { .. }), "{error}");
             let pids = fs::read_to_string(&pids).unwrap_or_default();
@@ -1021,6 +1081,14 @@ mod tests {
         assert_eq!(after.protected(), Some(0));
         after.run_due(Some(occasion(6))).unwrap_err();
         assert_eq!(after.state().borrow().run.as_ref().unwrap().outcome, RunOutcome::Failed);
+        let blocked = after.note(occasion(7), &paths(&[b"a"])).unwrap_err().to_string();
+        let record = scratch.path().join(PENDING);
+        assert!(blocked.contains(&format!("{}", record.display())), "{blocked}");
+        assert!(blocked.contains("remove the file and run the hook's command by hand"), "{blocked}");
+        fs::remove_file(&record).unwrap();
+        after.note(occasion(7), &paths(&[b"a"])).unwrap();
+        after.settle(false);
+        fs::write(&record, "{").unwrap();
         fs::write(scratch.path().join("on-activate.earlier"), "{").unwrap();
         forget(scratch.path()).unwrap();
         assert_eq!((protected(scratch.path()), names(scratch.path()).len()), (None, 0));

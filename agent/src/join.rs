@@ -166,6 +166,7 @@ pub async fn join(options: JoinOptions) -> Result<Joined, JoinError> {
         certificate_request: Bytes::copy_from_slice(pending.request()),
     };
     // Before the token is spent: what would keep the identity from being stored.
+    let _leftovers = Leftovers::of(options.root.join("state"));
     own_directory::claim(&options.root, Access::Served)?;
     own_directory::claim_inside(&options.root.join("state"), Access::Private)?;
     let answer = EnrolmentClient::new(channel).join(request).await.map_err(JoinError::Refused)?.into_inner();
@@ -179,6 +180,24 @@ pub async fn join(options: JoinOptions) -> Result<Joined, JoinError> {
     )?;
     let is_running = hand_over(&options.root, &identity).await?;
     Ok(Joined { identity, earlier_name, is_running })
+}
+
+/// Directories that did not exist, deepest first. Dropped, those that are still empty are removed: a node that was
+/// refused finds nothing new.
+struct Leftovers(Vec<PathBuf>);
+
+impl Leftovers {
+    fn of(path: PathBuf) -> Self {
+        let missing = path.ancestors().take_while(|above| above.symlink_metadata().is_err());
+        Self(missing.map(Path::to_owned).collect())
+    }
+}
+
+impl Drop for Leftovers {
+    fn drop(&mut self) {
+        // Where an identity was stored nothing is empty.
+        let _ = self.0.iter().try_for_each(fs::remove_dir);
+    }
 }
 
 fn choose_name(options: &JoinOptions, has: Option<&AgentName>) -> Result<AgentName, JoinError> {

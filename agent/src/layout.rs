@@ -37,7 +37,7 @@ use std::time::{Duration, Instant};
 use rustix::fs::{FileType, FlockOperation, OFlags};
 use rustix::io::Errno;
 use syncd_shared::marks::{self, Mark};
-use syncd_shared::own_directory::{self, Access, DirectoryError};
+use syncd_shared::own_directory::{self, Access, DirectoryError, Inspected};
 
 use crate::disk::{Dir, DiskError};
 use crate::planted::{self, Bug};
@@ -151,35 +151,15 @@ impl Layout {
         let root = Dir::open_path(path)?;
         refuse_foreign(&root, path)?;
         refuse_occupied_live(&root, path)?;
-        own_directory::check(path, Access::Served)?;
-        let part = |name: &[u8], mode| match root.ensure_dir(name, mode) {
-            Err(e) if e.source.raw_os_error() == Some(Errno::XDEV.raw_os_error()) => {
-                Err(LayoutError::OtherFileSystem { root: path.to_path_buf(), part: e.path })
-            }
-            other => other.map_err(LayoutError::Disk),
-        };
-        let state = part(STATE, 0o700)?;
+        let inspected = inspect_parts(&root, path)?;
+        let state = root.ensure_dir(STATE, 0o700)?;
         let lock = lock(path)?;
-        let generations = part(GENERATIONS, 0o755)?;
-        let staging = part(STAGING, 0o700)?;
-        let trash = part(TRASH, 0o700)?;
-        for (dir, access) in [
-            (&state, Access::Private),
-            (&staging, Access::Private),
-            (&trash, Access::Private),
-            (&generations, Access::Served),
-        ] {
-            own_directory::check(dir.path(), access)?;
-        }
+        // Nothing is refused from here on.
+        inspected.into_iter().try_for_each(Inspected::mend)?;
+        let generations = root.ensure_dir(GENERATIONS, 0o755)?;
+        let staging = root.ensure_dir(STAGING, 0o700)?;
+        let trash = Trash::open(root.ensure_dir(TRASH, 0o700)?)?;
         let signed = state.ensure_dir(SIGNED, 0o700)?;
-        let device = root.stat_self()?.device;
-        for part in [&generations, &staging, &trash, &state] {
-            if part.stat_self()?.device != device {
-                let part = part.path().to_path_buf();
-                return Err(LayoutError::OtherFileSystem { root: path.to_path_buf(), part });
-            }
-        }
-        let trash = Trash::open(trash)?;
         Ok(Self { root, generations, staging, trash, signed, path: path.to_path_buf(), _lock: lock })
     }
 
@@ -294,6 +274,33 @@ fn refuse_occupied_live(root: &Dir, path: &Path) -> Result<(), LayoutError> {
     }
 }
 
+/// Refuses ROOT, and directories in it, that belong to another user or lie on another file system than ROOT.
+fn inspect_parts(root: &Dir, path: &Path) -> Result<Vec<Inspected>, LayoutError> {
+    let elsewhere = |part| LayoutError::OtherFileSystem { root: path.to_path_buf(), part };
+    let mut inspected = vec![own_directory::inspect(path, Access::Served)?];
+    let device = root.stat_self()?.device;
+    for (name, access) in [
+        (STATE, Access::Private),
+        (STAGING, Access::Private),
+        (TRASH, Access::Private),
+        (GENERATIONS, Access::Served),
+    ] {
+        let part = match root.open_dir(name) {
+            Ok(part) => part,
+            Err(e) if e.is_absent() => continue,
+            Err(e) if e.source.raw_os_error() == Some(Errno::XDEV.raw_os_error()) => {
+                return Err(elsewhere(e.path));
+            }
+            Err(e) => return Err(e.into()),
+        };
+        if part.stat_self()?.device != device {
+            return Err(elsewhere(part.path().to_path_buf()));
+        }
+        inspected.push(own_directory::inspect(part.path(), access)?);
+    }
+    Ok(inspected)
+}
+
 fn lock(root: &Path) -> Result<File, LayoutError> {
     let path = root.join("state").join("lock");
     let failed = |source| LayoutError::Create { path: path.clone(), source };
@@ -346,6 +353,23 @@ mod tests {
         }
         drop(layout);
         assert!(Layout::open(&path).is_ok());
+    }
+
+    #[test]
+    fn a_root_that_is_refused_keeps_its_modes() {
+        let temp = tempfile::tempdir().unwrap();
+        let path = temp.path().join("agent");
+        let layout = Layout::open(&path).unwrap();
+        let loose = |name: &str| {
+            std::fs::set_permissions(path.join(name), PermissionsExt::from_mode(0o777)).unwrap();
+        };
+        let mode = |name: &str| std::fs::metadata(path.join(name)).unwrap().permissions().mode() & 0o777;
+        ["", "state", "generations"].iter().for_each(|name| loose(name));
+        assert!(matches!(Layout::open(&path), Err(LayoutError::Locked { .. })));
+        assert_eq!(["", "state", "generations"].map(mode), [0o777; 3]);
+        drop(layout);
+        drop(Layout::open(&path).unwrap());
+        assert_eq!(["", "state", "generations"].map(mode), [0o755, 0o700, 0o755]);
     }
 
     #[test]

@@ -29,7 +29,6 @@ mod lost_found;
 pub mod offline;
 pub mod php;
 mod planted;
-pub mod reason;
 pub mod record;
 mod recover;
 pub mod renew;

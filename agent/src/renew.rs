@@ -17,6 +17,7 @@ use syncd_proto::v1::enrolment_client::EnrolmentClient;
 use syncd_shared::TreeId;
 use syncd_shared::identity::ConnectError;
 use syncd_shared::identity::tls::TlsError;
+use syncd_shared::text::error_chain;
 use time::OffsetDateTime;
 use tokio::sync::{Notify, watch};
 use tokio_util::sync::CancellationToken;
@@ -24,7 +25,6 @@ use tokio_util::sync::CancellationToken;
 use crate::backoff::{Backoff, random_fraction};
 use crate::dialer::{Dialer, Route};
 use crate::identity::{AgentIdentity, IdentityError, PendingKey};
-use crate::reason;
 
 /// The clock is looked at so often, since it may be set at any time.
 const LOOK: Duration = Duration::from_secs(600);
@@ -126,7 +126,10 @@ impl Keeper {
                         LOOK
                     }
                     Some(Err(error)) => {
-                        tracing::warn!(error = reason::of(&error), "certificate not renewed, will try again");
+                        tracing::warn!(
+                            error = error_chain(&error),
+                            "certificate not renewed, will try again"
+                        );
                         // What the origin says meanwhile is heard afterwards.
                         if stop.run_until_cancelled(tokio::time::sleep(backoff.pause())).await.is_none() {
                             return;

@@ -6,14 +6,13 @@ use std::sync::atomic::AtomicBool;
 use std::time::Duration;
 
 use syncd_proto::v1::RetryClass;
-use syncd_shared::text::counted;
+use syncd_shared::text::{counted, error_chain};
 use syncd_shared::{GenerationNumber, SignedGeneration};
 
 use crate::activate::{ActivateError, ActivationContext};
 use crate::config::RunOptions;
 use crate::hooks::Occasion;
 use crate::planted;
-use crate::reason;
 use crate::replica::{OpenReplicaError, Replica, ReplicaOptions};
 use crate::session::worker::{
     BeforeSwitch, Changes, Drifted, Failure, Inline, Maintenance, NotActivated, ReplicaState, ReplicaWork,
@@ -114,7 +113,8 @@ impl ReplicaWork for Replica {
         match self.activate(staged, &mut told) {
             Ok(_) => Ok(()),
             Err(ActivateError::Hook { source, staged }) => {
-                let failure = Failure { retry: Some(RetryClass::Retry), reason: reason::of(source.as_ref()) };
+                let failure =
+                    Failure { retry: Some(RetryClass::Retry), reason: error_chain(source.as_ref()) };
                 Err(NotActivated { failure, staged: Some(*staged) })
             }
             Err(error) => {
@@ -122,7 +122,7 @@ impl ReplicaWork for Replica {
                 // It may have come far enough to be finished.
                 if self.upkeep.unsettled && self.revive().is_ok() && self.live() == Some(&target) {
                     tracing::warn!(
-                        error = reason::of(&error),
+                        error = error_chain(&error),
                         "an error in the switch, which was finished all the same"
                     );
                     return Ok(());
@@ -143,7 +143,7 @@ impl ReplicaWork for Replica {
     fn changes(&self, previous: Option<&SignedGeneration>, live: &SignedGeneration) -> Option<Changes> {
         self.changes_between(previous, live)
             .map_err(|error| {
-                tracing::debug!(error = reason::of(&error), "generations not compared for the log")
+                tracing::debug!(error = error_chain(&error), "generations not compared for the log")
             })
             .ok()
     }
@@ -155,13 +155,13 @@ impl ReplicaWork for Replica {
 
     fn end(&mut self) {
         if let Err(error) = self.name_spares() {
-            tracing::warn!(error = reason::of(&error), "a spare will have to be looked at again");
+            tracing::warn!(error = error_chain(&error), "a spare will have to be looked at again");
         }
     }
 
     fn maintain(&mut self, cancel: &AtomicBool) -> Maintenance {
         if let Err(error) = self.revive() {
-            tracing::warn!(error = reason::of(&error), "the record can't be opened, it will be tried again");
+            tracing::warn!(error = error_chain(&error), "the record can't be opened, it will be tried again");
             return Maintenance { again: Some(planted::pause(MAINTAIN_RETRY)), ..Maintenance::default() };
         }
         match maintain_quietly(self, cancel) {
@@ -175,7 +175,7 @@ impl ReplicaWork for Replica {
             }
             Err(error) => {
                 self.note_failure(&error);
-                tracing::warn!(error = reason::of(&error), "maintenance failed, it will be tried again");
+                tracing::warn!(error = error_chain(&error), "maintenance failed, it will be tried again");
                 Maintenance { again: Some(planted::pause(MAINTAIN_RETRY)), ..Maintenance::default() }
             }
         }
@@ -195,7 +195,7 @@ impl ReplicaWork for Replica {
         let report = match self.verify(Some(source), &progress, cancel) {
             // Without the origin it is still to be told what drifted.
             Err(VerifyError::Stage(StageError::Fetch(error))) if !matches!(error, FetchError::Superseded) => {
-                tracing::warn!(error = reason::of(&error), "drift can't be healed from the origin");
+                tracing::warn!(error = error_chain(&error), "drift can't be healed from the origin");
                 self.verify(None, &progress, cancel)
             }
             report => report,

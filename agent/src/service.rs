@@ -10,7 +10,8 @@ use std::time::Duration;
 use syncd_shared::identity::tls::TlsError;
 use syncd_shared::limits::PATH_MAX_BYTES;
 use syncd_shared::local_socket::{LocalListener, LocalSocketError};
-use syncd_shared::text::one_line;
+use syncd_shared::own_directory;
+use syncd_shared::text::{error_chain, one_line};
 use tokio::net::TcpListener;
 use tokio::runtime::Handle as Runtime;
 use tokio::sync::watch;
@@ -20,10 +21,9 @@ use tokio_util::task::TaskTracker;
 
 pub use crate::config::RunOptions;
 use crate::fetch::OriginSource;
-use crate::hooks::{AfterHook, Hook, Occasion};
+use crate::hooks::{AfterHook, Hook, HookName, Occasion};
 use crate::http::BindError;
 use crate::identity::{AgentIdentity, IdentityError};
-use crate::reason;
 use crate::renew::Keeper;
 use crate::session::worker::{Hooks, ReplicaWork};
 use crate::session::{Handle, Parts, Session, SessionError};
@@ -96,7 +96,7 @@ impl Running {
         if !self.task.is_finished()
             && let Err(error) = self.ended().await
         {
-            tracing::error!(error = reason::of(&error), "the agent did not stop in order");
+            tracing::error!(error = error_chain(&error), "the agent did not stop in order");
         }
         self.others.close();
         if tokio::time::timeout(STOP_LIMIT, self.others.wait()).await.is_err() {
@@ -114,6 +114,7 @@ impl Drop for Running {
 /// Starts the agent on a root that has joined. Recovery, which needs no origin, is done when this returns.
 pub async fn start(options: RunOptions) -> Result<Running, ServiceError> {
     let identity = AgentIdentity::load(&options.root)?;
+    own_directory::warn_of_owner(&options.root);
     let opening = options.clone();
     let replica = tokio::task::spawn_blocking(move || crate::replica_work::open(&opening))
         .await
@@ -150,7 +151,7 @@ pub async fn start_with<R: ReplicaWork>(
         signing_key,
         pin: Box::new(move |key| match pinning.pin(key) {
             Ok(()) => tracing::info!("the origin's signing key has changed"),
-            Err(error) => tracing::warn!(error = reason::of(&error), "new signing key not stored"),
+            Err(error) => tracing::warn!(error = error_chain(&error), "new signing key not stored"),
         }),
         about,
     };
@@ -176,7 +177,7 @@ async fn listen_http(options: &RunOptions) -> Result<Option<TcpListener>, Servic
         Ok(listener) => Ok(Some(listener)),
         Err(error) if options.http_required => Err(error.into()),
         Err(error) => {
-            tracing::warn!(error = reason::of(&error), "no health page");
+            tracing::warn!(error = error_chain(&error), "no health page");
             Ok(None)
         }
     }
@@ -219,14 +220,15 @@ fn hooks(options: &RunOptions, live: Option<u64>) -> Hooks {
     if options.on_activate.is_none()
         && let Err(error) = hooks::forget(&state)
     {
-        tracing::warn!(error = reason::of(&error), "the record of an on-activate hook that is gone stays");
+        tracing::warn!(error = error_chain(&error), "the record of an on-activate hook that is gone stays");
     }
-    let hook = |command: &Option<String>| {
-        command.as_ref().map(|command| Hook::new(command.clone(), options.hook_timeout, &state))
+    let hook = |name, command: &Option<String>| {
+        command.as_ref().map(|command| Hook::new(name, command.clone(), options.hook_timeout, &state))
     };
     Hooks {
-        before: hook(&options.before_activate),
-        after: hook(&options.on_activate).map(|hook| Arc::new(AfterHook::new(hook, live))),
+        before: hook(HookName::BeforeActivate, &options.before_activate),
+        after: hook(HookName::OnActivate, &options.on_activate)
+            .map(|hook| Arc::new(AfterHook::new(hook, live))),
     }
 }
 

@@ -19,6 +19,7 @@ use syncd_proto::v1::agent_message::Message as FromAgent;
 use syncd_proto::v1::origin_message::Message as ToAgent;
 use syncd_shared::identity::{KeySuccession, signing};
 use syncd_shared::local_socket;
+use syncd_shared::text::error_chain;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
 #[tokio::test(flavor = "multi_thread")]
@@ -289,7 +290,7 @@ async fn hooks_run_around_the_activation() {
             Some(FromAgent::Staged(_)) => {}
             Some(FromAgent::Failed(failed)) => {
                 assert!(
-                    failed.reason.ends_with("the hook failed (exit status: 1): not now"),
+                    failed.reason.ends_with("before-activate hook failed: exit status: 1: not now"),
                     "{}",
                     failed.reason
                 );
@@ -386,7 +387,13 @@ async fn a_spent_token_and_another_tree_are_refused() {
     let mut spent = origin.token.clone();
     spent.secret = [0; 16];
     let error = join::join(options(spent)).await.unwrap_err();
-    assert!(syncd_agent::reason::of(&error).contains("spent or expired"), "{error}");
+    assert!(error_chain(&error).contains("spent or expired"), "{error}");
+    assert!(!scratch.path().join("root").exists(), "a refused join leaves nothing that was not there");
+    std::fs::create_dir(scratch.path().join("root")).unwrap();
+    let mut spent = origin.token.clone();
+    spent.secret = [0; 16];
+    assert!(matches!(join::join(options(spent)).await, Err(JoinError::Refused(_))));
+    assert_eq!(std::fs::read_dir(scratch.path().join("root")).unwrap().count(), 0);
     let mut foreign = origin.token.clone();
     foreign.ca_fingerprint = [0; 32];
     assert!(matches!(join::join(options(foreign)).await, Err(JoinError::OtherOrigin { .. })));

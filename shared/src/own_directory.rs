@@ -93,13 +93,46 @@ pub fn claim_inside(path: &Path, access: Access) -> Result<(), DirectoryError> {
 
 /// Checks a directory in use and corrects its mode. Root may check directories of other users.
 pub fn check(path: &Path, access: Access) -> Result<(), DirectoryError> {
+    inspect(path, access)?.mend()
+}
+
+/// A directory that is not refused. Nothing was changed so far.
+#[derive(Debug)]
+pub struct Inspected {
+    directory: OwnedFd,
+    stat: Stat,
+    path: PathBuf,
+    access: Access,
+}
+
+impl Inspected {
+    /// Mends its mode.
+    pub fn mend(self) -> Result<(), DirectoryError> {
+        mend(&self.directory, &self.stat, &self.path, self.access)
+    }
+}
+
+/// Refuses what [`check`] refuses, and changes nothing.
+pub fn inspect(path: &Path, access: Access) -> Result<Inspected, DirectoryError> {
     let (directory, stat) =
         open(path, OFlags::empty()).map_err(|source| DirectoryError::Io { path: path.to_owned(), source })?;
     let own = rustix::process::geteuid();
     if stat.st_uid != own.as_raw() && stat.st_uid != 0 && !own.is_root() {
         return Err(DirectoryError::Foreign { path: path.to_owned(), uid: stat.st_uid });
     }
-    mend(&directory, &stat, path, access)
+    Ok(Inspected { directory, stat, path: path.to_owned(), access })
+}
+
+/// Warns where root is about to run a daemon on a directory of another user. Returns that user.
+pub fn warn_of_owner(path: &Path) -> Option<u32> {
+    let (_, stat) = open(path, OFlags::empty()).ok()?;
+    let uid = Some(stat.st_uid).filter(|uid| *uid != 0 && rustix::process::geteuid().is_root())?;
+    tracing::warn!(
+        path = %path.display(),
+        "user {uid} owns this directory and could replace what root reads in it: run as that user, or give it to root \
+         with chown -R"
+    );
+    Some(uid)
 }
 
 /// Creates a directory with exactly this mode. An existing one is left for the caller to check.
@@ -187,6 +220,8 @@ mod tests {
             let refused = claim(elsewhere.path(), Access::Private);
             assert!(matches!(refused, Err(DirectoryError::Foreign { uid: 65_534, .. })), "{refused:?}");
             check(elsewhere.path(), Access::Private).unwrap();
+            assert_eq!(warn_of_owner(elsewhere.path()), Some(65_534));
+            assert_eq!(warn_of_owner(base.path()), None);
         }
     }
 }

@@ -6,10 +6,10 @@ use std::path::{Path, PathBuf};
 use clap::Args;
 use serde::Deserialize;
 use serde::de::DeserializeOwned;
-use syncd_shared::text::error_chain;
+use syncd_shared::limits::REASON_MAX_BYTES;
+use syncd_shared::text::{error_chain, one_line};
 
 use super::fastcgi::{self, Address, FastCgiError};
-use crate::reason;
 
 /// How the script is reached.
 #[derive(Debug, Args)]
@@ -94,7 +94,7 @@ pub async fn ask<T: DeserializeOwned>(
         .map_err(|source| FpmError::Ask { address: address.clone(), source })?;
     let said = || {
         let said = [&*answer.body, b" ", &*answer.errors].concat();
-        reason::bounded(String::from_utf8_lossy(&said).trim())
+        one_line(String::from_utf8_lossy(&said).trim(), REASON_MAX_BYTES)
     };
     if answer.status != 200 {
         let script = script.to_owned();
@@ -103,7 +103,7 @@ pub async fn ask<T: DeserializeOwned>(
     match serde_json::from_slice(&answer.body) {
         Ok(Reply::Done(done)) => Ok(done),
         Ok(Reply::Error { error }) => {
-            Err(FpmError::Failed { address: address.clone(), said: reason::bounded(&error) })
+            Err(FpmError::Failed { address: address.clone(), said: one_line(&error, REASON_MAX_BYTES) })
         }
         Err(error) => {
             let said = format!("{} ({})", said(), error_chain(&error));

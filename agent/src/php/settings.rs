@@ -6,8 +6,8 @@ use std::process::{Command, Stdio};
 use std::time::Duration;
 
 use serde::Deserialize;
-
-use crate::reason;
+use syncd_shared::limits::REASON_MAX_BYTES;
+use syncd_shared::text::one_line;
 
 /// Prints what packaging/php/opcache.php answers to `settings`, as far as another process can know.
 const PRINT: &str = "echo json_encode(['version' => PHP_VERSION, 'ini' => (ini_get_all('zend opcache', false) ?: []) \
@@ -84,7 +84,7 @@ impl Settings {
         };
         serde_json::from_slice(&output.stdout).map_err(|_| {
             let said = [&*output.stdout, b" ", &*output.stderr].concat();
-            let said = reason::bounded(String::from_utf8_lossy(&said).trim());
+            let said = one_line(String::from_utf8_lossy(&said).trim(), REASON_MAX_BYTES);
             SettingsError::Said { program, directory, said }
         })
     }

@@ -13,7 +13,8 @@ use syncd_proto::v1::origin_message::Message as FromOrigin;
 use syncd_shared::generation::GenerationError;
 use syncd_shared::identity::KeySuccession;
 use syncd_shared::identity::signing::verify_successions;
-use syncd_shared::text::{counted, one_line};
+use syncd_shared::limits::REASON_MAX_BYTES;
+use syncd_shared::text::{counted, error_chain, one_line};
 use syncd_shared::wire::{WireError, root_hash};
 use syncd_shared::{Generation, GenerationNumber, HookStatus, RootHash, SignedGeneration, TreeId};
 
@@ -22,7 +23,6 @@ use super::messages::{self, PROTOCOL_MAX, PROTOCOL_MIN};
 use super::worker::{Command, Failure, Inline, Outcome, ReplicaState, Report, StageProgress};
 use crate::backoff::Backoff;
 use crate::hooks::HookState;
-use crate::reason;
 use crate::status::{Drift, State};
 
 /// From the start of dialling to the origin's `Welcome`.
@@ -190,7 +190,7 @@ impl Machine {
         match event {
             Event::Message(message) => {
                 if let Err(violation) = self.hear(message, now, &mut out) {
-                    self.hang(reason::of(&violation), now, &mut out);
+                    self.hang(error_chain(&violation), now, &mut out);
                 }
             }
             Event::Lost(reason) => self.lost(reason, now),
@@ -377,7 +377,7 @@ impl Machine {
     /// An announced update that does not decode is not needed: everything can be asked for by hash. The announcement
     /// stands, or the origin would send the same again with the next connection.
     fn drop_inline(&self, generation: GenerationNumber, error: &Violation, out: &mut Vec<Action>) {
-        let reason = reason::bounded(&reason::of(error));
+        let reason = error_chain(error);
         tracing::warn!(%generation, error = reason, "the update is dropped, what is missing is asked for");
         let (generation, retry) = (generation.get(), RetryClass::Resync.into());
         self.send(ToOrigin::Failed(v1::Failed { generation, retry, reason }), out);
@@ -540,7 +540,7 @@ impl Machine {
     fn failed(&mut self, generation: u64, failure: Failure, out: &mut Vec<Action>) {
         tracing::warn!(generation, error = failure.reason, "update failed");
         let retry = failure.retry.unwrap_or(RetryClass::Retry).into();
-        let reason = reason::bounded(&failure.reason);
+        let reason = one_line(&failure.reason, REASON_MAX_BYTES);
         self.work_error = Some(failure.reason);
         self.send(ToOrigin::Failed(v1::Failed { generation, retry, reason }), out);
     }

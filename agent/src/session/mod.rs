@@ -55,7 +55,7 @@ use syncd_proto::v1;
 use syncd_proto::v1::agent_message::Message as ToOrigin;
 use syncd_proto::v1::replication_client::ReplicationClient;
 use syncd_shared::limits::CONTROL_MESSAGE_MAX_BYTES;
-use syncd_shared::text::rfc3339;
+use syncd_shared::text::{error_chain, rfc3339};
 use syncd_shared::{SignedGeneration, TreeId};
 use time::OffsetDateTime;
 use tokio::sync::{mpsc, oneshot, watch};
@@ -70,7 +70,6 @@ use self::worker::{
 };
 use crate::dialer::Dialer;
 use crate::hooks::{AfterHook, HookState};
-use crate::reason;
 use crate::status::AgentStatus;
 
 /// Messages to the origin that wait for the connection; more than one conversation ever has at once.
@@ -408,17 +407,17 @@ fn lost(dialer: &Dialer, status: &tonic::Status) -> String {
         dialer.report_expired();
     }
     if std::error::Error::source(status).is_some() {
-        tracing::debug!(error = reason::of(status), "control stream");
+        tracing::debug!(error = error_chain(status), "control stream");
         return "the connection to the origin broke".to_owned();
     }
-    format!("the origin ended the conversation: {}", reason::of(status))
+    format!("the origin ended the conversation: {}", error_chain(status))
 }
 
 async fn subscribe(
     dialer: &mut Dialer,
     to_send: mpsc::Receiver<v1::AgentMessage>,
 ) -> Result<tonic::Streaming<v1::OriginMessage>, String> {
-    let channel = dialer.dial().await.map_err(|error| reason::of(&error))?;
+    let channel = dialer.dial().await.map_err(|error| error_chain(&error))?;
     let mut client = ReplicationClient::new(channel)
         .max_decoding_message_size(CONTROL_MESSAGE_MAX_BYTES)
         .max_encoding_message_size(CONTROL_MESSAGE_MAX_BYTES);

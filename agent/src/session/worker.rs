@@ -12,14 +12,13 @@ use serde::{Deserialize, Serialize};
 use syncd_proto::v1::RetryClass;
 use syncd_shared::limits::LABEL_MAX_BYTES;
 use syncd_shared::progress::{Progress, percent};
-use syncd_shared::text::one_line;
+use syncd_shared::text::{error_chain, one_line};
 use syncd_shared::wire::Frame;
 use syncd_shared::{GenerationNumber, RootHash, SignedGeneration};
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 
 use crate::hooks::{AfterHook, Hook, HookError, HookState, Occasion, Paths};
-use crate::reason;
 use crate::source::Source;
 use crate::status::Drift;
 
@@ -237,7 +236,7 @@ pub struct Failure {
 impl Failure {
     /// Of an error, with its class.
     pub fn new(retry: RetryClass, error: &(dyn std::error::Error + 'static)) -> Self {
-        Self { retry: Some(retry), reason: reason::of(error) }
+        Self { retry: Some(retry), reason: error_chain(error) }
     }
 
     /// Cancelled.
