@@ -10,21 +10,21 @@ use std::time::Duration;
 
 use anyhow::{Context as _, bail};
 use clap::{Args, CommandFactory, Parser, Subcommand, ValueEnum};
-use indicatif::{HumanBytes, HumanCount};
+use indicatif::HumanBytes;
 use syncd_shared::address::listen_address;
 use syncd_shared::identity::{AgentName, JoinToken};
 use syncd_shared::local_socket;
 use syncd_shared::output::note;
 use syncd_shared::rate::Rate;
 use syncd_shared::signals::Signals;
-use syncd_shared::text::counted;
+use syncd_shared::text::{counted, error_chain};
 use syncd_shared::{config_file, output};
 
 use crate::admin::{self, Reply, Request, nobody_serves};
 use crate::config::{self, Owner, RunOptions};
 use crate::join::{self, JoinOptions, Joined};
 use crate::session::worker::{Display, Drifted, Verified};
-use crate::status::{AgentStatus, Verdict};
+use crate::status::{self, AgentStatus, Verdict};
 use crate::{offline, php, service};
 
 const EXIT_CODES: &str = "Exit codes: 0 done; 1 failed; 2 wrong usage; 141 nobody reads the output; `status --check` has \
@@ -161,7 +161,7 @@ struct Run {
     #[arg(long, env = "SYNCD_HOOK_TIMEOUT", default_value = "60s", value_name = "TIME",
           value_parser = humantime::parse_duration)]
     hook_timeout: Duration,
-    /// Bytes a second to receive at most, as in 10M.
+    /// Bytes a second to receive at most, as in 10M. They come compressed: the progress shown counts content.
     #[arg(long, env = "SYNCD_AGENT_BWLIMIT", value_name = "RATE")]
     bwlimit: Option<Rate>,
 }
@@ -181,7 +181,7 @@ impl Cli {
     fn from_arguments(arguments: impl IntoIterator<Item = OsString>) -> Result<Self, clap::Error> {
         let mut command = Self::command();
         let arguments = config_file::arguments_with_config(arguments, &command)
-            .map_err(|error| command.error(clap::error::ErrorKind::Io, crate::reason::of(&error)))?;
+            .map_err(|error| command.error(clap::error::ErrorKind::Io, error_chain(&error)))?;
         Self::try_parse_from(arguments)
     }
 }
@@ -370,6 +370,8 @@ fn print_verified(verified: &Verified, json: bool) -> anyhow::Result<()> {
         return Ok(());
     }
     for Drifted { path, what } in &verified.drift {
+        // No name in a tree is ".".
+        let path = if path == "." { status::ROOT_SHOWN } else { path };
         output::line(format_args!("{what:<10}  {path}"))?;
     }
     let Verified { files, bytes, drifted, healed, kept, .. } = verified;
@@ -378,7 +380,8 @@ fn print_verified(verified: &Verified, json: bool) -> anyhow::Result<()> {
         (drifted, true) => format!("{} drifted, healed", counted(drifted, "path", "paths")),
         (drifted, false) => format!("{} drifted, not healed", counted(drifted, "path", "paths")),
     };
-    output::line(format_args!("{} files, {} verified: {drift}", HumanCount(*files), HumanBytes(*bytes)))?;
+    let files = counted(*files, "file", "files");
+    output::line(format_args!("{files}, {} verified: {drift}", HumanBytes(*bytes)))?;
     if let Some(kept) = kept {
         output::line(format_args!("extra and changed files are kept in {kept}"))?;
     }

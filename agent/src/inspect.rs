@@ -3,7 +3,8 @@
 //! A tree that was live may hold what visitors wrote there: files of their own, and changed ones. Before it is patched
 //! into a spare or thrown away it is compared with its OWN manifest, never with the live tree: a directory that left the
 //! tree and came back has new inodes there, and nobody changed anything. What differs moves to
-//! [`crate::lost_found`], directories whole, and is reported once, with a count.
+//! [`crate::lost_found`], directories whole, and is reported once, with a count. Trees share inodes, so that a file edited
+//! in place is edited in all of them: it is kept and reported with the first, and removed from the others.
 //!
 //! ```text
 //! generations/N --retire--> staging/retired-K --inspect--> building-K (recycled), or trash
@@ -30,7 +31,7 @@ use crate::replica::Replica;
 use crate::stage::content::hash_file;
 use crate::stage::cursor::{DirCursor, LiveTree};
 use crate::stage::{StageError, building, retired};
-use crate::status::Drift;
+use crate::status::{Drift, shown};
 
 /// Every name of a retired tree is looked at when this long none was looked at as a whole.
 const WHOLE_EVERY: Duration = Duration::from_secs(600);
@@ -51,6 +52,17 @@ pub(crate) struct Found {
     strangers: u64,
     /// Names that could not be kept.
     lost: u64,
+    /// Files that were kept of another generation's tree already. They are gone from this one, and not counted.
+    repeats: HashSet<TreePath>,
+    /// One of those generations.
+    kept_before: Option<u64>,
+}
+
+/// lost+found, once there is something for it.
+struct Keeper<'a> {
+    lost: LostFound<'a>,
+    /// The record knows that something is kept.
+    is_announced: bool,
 }
 
 /// One tree, and what is known of it.
@@ -127,7 +139,7 @@ impl Inspection<'_> {
         place: &Place<'_>,
         dir: &Dir,
         live: &mut LiveTree<'_>,
-        keeper: &mut Option<LostFound<'l>>,
+        keeper: &mut Option<Keeper<'l>>,
         found: &mut Found,
     ) -> Result<(), StageError> {
         let mut changed: Vec<Vec<u8>> = Vec::new();
@@ -150,31 +162,56 @@ impl Inspection<'_> {
             match dir.stat(name)? {
                 Some(stat) if self.is_right(place, entry, dir, &stat, live)? => {}
                 Some(_) => changed.push(name.to_vec()),
-                None => found.note(Some(join(place.path, entry)?)),
+                None => found.note_missing(join(place.path, entry)?),
             }
         }
         changed.sort_unstable();
         for name in changed {
-            let component = syncd_shared::Component::new(&name).ok();
-            let is_stranger = component.as_ref().is_none_or(|name| place.manifest.get(name).is_none());
-            found.note(component.and_then(|name| place.path.join(&name).ok()));
-            if keeper.is_none() {
-                // A crash between this and the report must not leave files there that nobody heard of.
-                let found = Found { kept: 1, ..found.clone() };
-                let drift = drift(self.layout, self.tree.number, self.live, &found);
-                self.record.set_drift(Some(&drift))?;
-                *keeper = Some(LostFound::open(self.layout)?);
-            }
-            let Some(keeper) = keeper else { break };
-            match keeper.keep(self.tree.number, place.path, dir, &name) {
-                Ok(true) => {
-                    found.kept += 1;
-                    found.strangers += u64::from(is_stranger);
+            let keeper = match &mut *keeper {
+                Some(keeper) => keeper,
+                none => {
+                    let lost = LostFound::open(self.layout, self.cancel)?;
+                    none.insert(Keeper { lost, is_announced: false })
                 }
-                Ok(false) => found.lost += 1,
-                Err(e) if e.is_full() || e.is_denied() => found.lost += 1,
-                Err(e) => return Err(e.into()),
+            };
+            self.take_out(place, dir, &name, keeper, found)?;
+        }
+        Ok(())
+    }
+
+    /// Moves a name that is not what the manifest says to lost+found, or removes it where that has the file already.
+    fn take_out(
+        &self,
+        place: &Place<'_>,
+        dir: &Dir,
+        name: &[u8],
+        keeper: &mut Keeper<'_>,
+        found: &mut Found,
+    ) -> Result<(), StageError> {
+        let component = syncd_shared::Component::new(name).ok();
+        let path = component.as_ref().and_then(|name| place.path.join(name).ok());
+        let holder = keeper.lost.holder(dir, name)?.filter(|holder| *holder != self.tree.number);
+        if holder.is_some() && dir.unlink(name).is_ok() {
+            found.kept_before = holder;
+            found.repeats.extend(path);
+            return Ok(());
+        }
+        found.note(path);
+        if !keeper.is_announced {
+            // A crash between this and the report must not leave files there that nobody heard of.
+            let found = Found { kept: 1, ..found.clone() };
+            self.record.set_drift(Some(&drift(self.layout, self.tree.number, self.live, &found)))?;
+            keeper.is_announced = true;
+        }
+        match keeper.lost.keep(self.tree.number, place.path, dir, name) {
+            Ok(true) => {
+                let is_stranger = component.is_none_or(|name| place.manifest.get(&name).is_none());
+                found.kept += 1;
+                found.strangers += u64::from(is_stranger);
             }
+            Ok(false) => found.lost += 1,
+            Err(StageError::Disk(e)) if e.is_full() || e.is_denied() => found.lost += 1,
+            Err(e) => return Err(e),
         }
         Ok(())
     }
@@ -220,11 +257,37 @@ impl Found {
         }
     }
 
+    fn note_missing(&mut self, path: TreePath) {
+        if !self.repeats.contains(&path) {
+            self.note(Some(path));
+        }
+    }
+
+    /// Whether the tree was as its manifest says.
+    pub fn is_nothing(&self) -> bool {
+        self.paths == 0 && self.repeats.is_empty()
+    }
+
+    /// Names that could not be kept.
+    pub fn lost(&self) -> u64 {
+        self.lost
+    }
+
     /// What the next inspection of the tree adds to. It finds all but strangers that moved: the place of any other name
     /// that moved is empty now. `before`: what this one added to.
     fn moved(self, before: &Self) -> Self {
         let (paths, lost) = (self.strangers, before.lost);
         Self { paths, first: self.first.filter(|_| paths > 0), lost, ..self }
+    }
+
+    /// Where what was found is, or what was found of it before.
+    pub fn kept_anywhere(&self, layout: &Layout, generation: u64) -> Option<String> {
+        let before = || Some(directory_of(layout, self.kept_before?));
+        self.kept_in(layout, generation).or_else(before)
+    }
+
+    fn kept_in(&self, layout: &Layout, generation: u64) -> Option<String> {
+        (self.kept > 0).then(|| directory_of(layout, generation))
     }
 
     /// What was kept is thrown away.
@@ -268,10 +331,10 @@ impl Replica {
         } else {
             self.layout.discard(staging, &retired(slot))?;
         }
-        self.upkeep.inspected.remove(&(slot, tree.number));
+        let found = self.upkeep.inspected.remove(&(slot, tree.number)).unwrap_or_default();
         self.known.retired.remove(&slot);
         self.record.set_retired(slot, None)?;
-        if drift.is_none() {
+        if drift.is_none() && found.repeats.is_empty() {
             self.drift_ended(tree.number)?;
         }
         Ok(drift)
@@ -368,17 +431,16 @@ fn drift(layout: &Layout, generation: u64, live: u64, found: &Found) -> Drift {
     Drift {
         generation,
         paths: found.paths,
-        first: found.first.as_ref().map(TreePath::to_string).unwrap_or_default(),
-        kept: kept_in(layout, generation, found),
+        first: found.first.as_ref().map(shown).unwrap_or_default(),
+        kept: found.kept_in(layout, generation),
         lost: found.lost,
         live,
     }
 }
 
-/// Where an inspection kept what it found.
-fn kept_in(layout: &Layout, generation: u64, found: &Found) -> Option<String> {
-    let kept = layout.root.path().join("lost+found").join(generation.to_string());
-    (found.kept > 0).then(|| kept.display().to_string())
+/// Where lost+found keeps what a generation's tree had.
+fn directory_of(layout: &Layout, generation: u64) -> String {
+    layout.root.path().join("lost+found").join(generation.to_string()).display().to_string()
 }
 
 fn join(path: &TreePath, entry: &Entry) -> Result<TreePath, StageError> {

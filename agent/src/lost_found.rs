@@ -9,9 +9,15 @@
 //! of generations: opening it looks at each. The oldest generations go first, and all of them go before an update is refused for want of space. Names that are no numbers are left alone: where ROOT is
 //! a file system of its own, `fsck` keeps files here, too. A crash leaves a path in the tree or here, never in both.
 
-use crate::disk::{Dir, DiskError, Names};
-use crate::layout::{LOST_FOUND, Layout, number};
+use std::collections::HashMap;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use rustix::fs::FileType;
 use syncd_shared::TreePath;
+
+use crate::disk::{Dir, DiskError, Names, Stat};
+use crate::layout::{LOST_FOUND, Layout, number};
+use crate::stage::StageError;
 
 /// Share of the file system that may be taken.
 const SHARE: u64 = 100;
@@ -33,19 +39,35 @@ pub(crate) struct LostFound<'a> {
     limit_bytes: u64,
     /// Generations that have something here, oldest first, and its bytes.
     taken: Vec<(u64, u64)>,
+    /// Inodes here that have other names, too, and the generation that has them.
+    linked: HashMap<u64, u64>,
+    cancel: &'a AtomicBool,
 }
 
 impl<'a> LostFound<'a> {
-    /// Opens it, or creates it. The cost follows what is in it.
-    pub fn open(layout: &'a Layout) -> Result<Self, DiskError> {
+    /// Opens it, or creates it. The cost follows what is in it; `cancel` stops this, and each [`Self::keep`].
+    pub fn open(layout: &'a Layout, cancel: &'a AtomicBool) -> Result<Self, StageError> {
         let dir = layout.root.ensure_dir(LOST_FOUND, 0o700)?;
         let limit_bytes = dir.space()?.total_bytes / SHARE;
-        let mut taken = Vec::new();
+        let (mut taken, mut linked) = (Vec::new(), HashMap::new());
+        let scale = Scale { of_bytes: limit_bytes, cancel };
         for generation in generations(&dir)? {
-            let bytes = weigh(&dir, generation.to_string().as_bytes(), limit_bytes, limit_bytes)?;
+            let mut seen = |stat: &Stat| {
+                if has_other_names(stat) {
+                    linked.insert(stat.inode, generation);
+                }
+            };
+            let bytes = scale.weigh(&dir, generation.to_string().as_bytes(), limit_bytes, &mut seen)?;
             taken.push((generation, bytes.unwrap_or(limit_bytes)));
         }
-        Ok(Self { layout, dir, limit_bytes, taken })
+        Ok(Self { layout, dir, limit_bytes, taken, linked, cancel })
+    }
+
+    /// The generation under which this very file is kept already: trees share the inodes of their files, and a file
+    /// that was edited in place is edited in all of them.
+    pub fn holder(&self, from: &Dir, name: &[u8]) -> Result<Option<u64>, DiskError> {
+        let stat = from.stat(name)?.filter(has_other_names);
+        Ok(stat.and_then(|stat| self.linked.get(&stat.inode).copied()))
     }
 
     /// Holds at most so many bytes.
@@ -63,9 +85,12 @@ impl<'a> LostFound<'a> {
         parent: &TreePath,
         from: &Dir,
         name: &[u8],
-    ) -> Result<bool, DiskError> {
+    ) -> Result<bool, StageError> {
         let own = self.taken.iter().find(|(of, _)| *of == generation).map_or(0, |(_, bytes)| *bytes);
-        let Some(bytes) = weigh(from, name, self.limit_bytes.saturating_sub(own), self.limit_bytes)? else {
+        let scale = Scale { of_bytes: self.limit_bytes, cancel: self.cancel };
+        let mut linked = Vec::new();
+        let mut seen = |stat: &Stat| linked.extend(has_other_names(stat).then_some(stat.inode));
+        let Some(bytes) = scale.weigh(from, name, self.limit_bytes.saturating_sub(own), &mut seen)? else {
             return Ok(false);
         };
         self.make_room(generation, bytes)?;
@@ -85,6 +110,7 @@ impl<'a> LostFound<'a> {
             None => self.taken.push((generation, bytes)),
         }
         self.taken.sort_unstable();
+        self.linked.extend(linked.into_iter().map(|inode| (inode, generation)));
         Ok(true)
     }
 
@@ -94,6 +120,7 @@ impl<'a> LostFound<'a> {
             && let Some(index) = self.taken.iter().position(|(of, _)| *of != generation)
         {
             let (oldest, taken_bytes) = self.taken.remove(index);
+            self.linked.retain(|_, of| *of != oldest);
             tracing::warn!(
                 generation = oldest,
                 bytes = taken_bytes,
@@ -151,47 +178,71 @@ fn entry_least(limit_bytes: u64) -> u64 {
     ENTRY_LEAST_BYTES.max(limit_bytes.div_ceil(ENTRIES_MAX))
 }
 
-/// Bytes that a name takes, with all below it; `None`: more than `limit_bytes`, more than [`LEVELS_MAX`] levels, or
-/// nobody may look.
-///
-/// An entry counts as its share of `of_bytes`, at least.
-fn weigh(dir: &Dir, name: &[u8], limit_bytes: u64, of_bytes: u64) -> Result<Option<u64>, DiskError> {
-    let least_bytes = entry_least(of_bytes);
-    let weight = |stat: crate::disk::Stat| stat.allocated_bytes.max(least_bytes);
-    let is_directory = |stat: &crate::disk::Stat| stat.kind == rustix::fs::FileType::Directory;
-    let Some(top) = dir.stat(name)? else { return Ok(None) };
-    let mut bytes = weight(top);
-    let mut open: Vec<(Dir, Names)> = Vec::new();
-    let enter = |dir: &Dir, name: &[u8]| {
-        let child = dir.open_dir(name).ok()?;
-        let names = child.names().ok()?;
-        Some((child, names))
-    };
-    if is_directory(&top) {
-        match enter(dir, name) {
-            Some(entered) => open.push(entered),
-            None => return Ok(None),
-        }
-    }
-    while let Some((dir, names)) = open.last_mut() {
-        let Some(listed) = names.next() else {
-            open.pop();
-            continue;
+fn has_other_names(stat: &Stat) -> bool {
+    stat.kind == FileType::RegularFile && stat.links > 1
+}
+
+/// Weighs what may be kept.
+struct Scale<'a> {
+    /// An entry counts as its share of so many bytes, at least.
+    of_bytes: u64,
+    cancel: &'a AtomicBool,
+}
+
+impl Scale<'_> {
+    /// Bytes that a name takes, with all below it; `None`: more than `limit_bytes`, more than [`LEVELS_MAX`] levels, or
+    /// nobody may look. Everything that is weighed is `seen`.
+    fn weigh(
+        &self,
+        dir: &Dir,
+        name: &[u8],
+        limit_bytes: u64,
+        seen: &mut dyn FnMut(&Stat),
+    ) -> Result<Option<u64>, StageError> {
+        let least_bytes = entry_least(self.of_bytes);
+        let mut weight = |stat: &Stat| {
+            seen(stat);
+            stat.allocated_bytes.max(least_bytes)
         };
-        let name = listed?.name;
-        let Some(stat) = dir.stat(&name)? else { continue };
-        bytes = bytes.saturating_add(weight(stat));
-        if is_directory(&stat) {
-            match enter(dir, &name).filter(|_| open.len() < LEVELS_MAX) {
+        let is_directory = |stat: &Stat| stat.kind == FileType::Directory;
+        let Some(top) = dir.stat(name)? else { return Ok(None) };
+        let mut bytes = weight(&top);
+        let mut open: Vec<(Dir, Names)> = Vec::new();
+        if is_directory(&top) {
+            match enter(dir, name) {
                 Some(entered) => open.push(entered),
                 None => return Ok(None),
             }
         }
-        if bytes > limit_bytes {
-            return Ok(None);
+        while let Some((dir, names)) = open.last_mut() {
+            if self.cancel.load(Ordering::Relaxed) {
+                return Err(StageError::Cancelled);
+            }
+            let Some(listed) = names.next() else {
+                open.pop();
+                continue;
+            };
+            let name = listed?.name;
+            let Some(stat) = dir.stat(&name)? else { continue };
+            bytes = bytes.saturating_add(weight(&stat));
+            if is_directory(&stat) {
+                match enter(dir, &name).filter(|_| open.len() < LEVELS_MAX) {
+                    Some(entered) => open.push(entered),
+                    None => return Ok(None),
+                }
+            }
+            if bytes > limit_bytes {
+                return Ok(None);
+            }
         }
+        Ok((bytes <= limit_bytes).then_some(bytes))
     }
-    Ok((bytes <= limit_bytes).then_some(bytes))
+}
+
+fn enter(dir: &Dir, name: &[u8]) -> Option<(Dir, Names)> {
+    let child = dir.open_dir(name).ok()?;
+    let names = child.names().ok()?;
+    Some((child, names))
 }
 
 #[cfg(test)]
@@ -199,6 +250,8 @@ mod tests {
     use std::path::Path;
 
     use super::*;
+
+    static NEVER: AtomicBool = AtomicBool::new(false);
 
     fn layout() -> (tempfile::TempDir, Layout) {
         let temp = tempfile::tempdir().unwrap();
@@ -224,7 +277,7 @@ mod tests {
         use std::os::unix::fs::PermissionsExt;
         let (temp, layout) = layout();
         let (tree, kept) = (tree(&temp), temp.path().join("lost+found"));
-        let mut lost = LostFound::open(&layout).unwrap();
+        let mut lost = LostFound::open(&layout, &NEVER).unwrap();
         std::fs::write(temp.path().join("tree/shell.php"), "first").unwrap();
         assert!(lost.keep(7, &path("up/loads"), &tree, b"shell.php").unwrap());
         std::fs::write(temp.path().join("tree/shell.php"), "second").unwrap();
@@ -245,7 +298,7 @@ mod tests {
     fn the_oldest_generations_go_first_and_what_fits_nowhere_stays_where_it_was() {
         let (temp, layout) = layout();
         let (tree, kept) = (tree(&temp), temp.path().join("lost+found"));
-        let mut lost = LostFound::open(&layout).unwrap().with_limit(60_000);
+        let mut lost = LostFound::open(&layout, &NEVER).unwrap().with_limit(60_000);
         let put = |name: &str, bytes: usize| {
             std::fs::write(temp.path().join("tree").join(name), vec![1; bytes]).unwrap();
         };
@@ -268,7 +321,7 @@ mod tests {
         let (temp, layout) = layout();
         let (tree, kept) = (tree(&temp), temp.path().join("lost+found"));
         let limit_bytes = 20 << 30;
-        let mut lost = LostFound::open(&layout).unwrap().with_limit(limit_bytes);
+        let mut lost = LostFound::open(&layout, &NEVER).unwrap().with_limit(limit_bytes);
         std::fs::create_dir(temp.path().join("tree/some")).unwrap();
         for i in 0..99 {
             std::fs::write(temp.path().join(format!("tree/some/{i}")), "").unwrap();
@@ -278,16 +331,42 @@ mod tests {
         assert!(taken_bytes / 100 * ENTRIES_MAX >= limit_bytes, "{taken_bytes}");
         // What is there counts the same to the next process.
         let name = b"1";
-        let weighed =
-            weigh(&Dir::open_path(&kept).unwrap(), name, limit_bytes, limit_bytes).unwrap().unwrap();
+        let scale = Scale { of_bytes: limit_bytes, cancel: &NEVER };
+        let dir = Dir::open_path(&kept).unwrap();
+        let weighed = scale.weigh(&dir, name, limit_bytes, &mut |_| {}).unwrap().unwrap();
         assert_eq!(weighed, taken_bytes + entry_least(limit_bytes), "its own directory is one more");
+    }
+
+    #[test]
+    fn a_file_is_known_by_its_inode_until_its_generation_is_thrown_away_and_weighing_is_cancelled() {
+        let (temp, layout) = layout();
+        let tree = tree(&temp);
+        let put = |name: &str| std::fs::write(temp.path().join("tree").join(name), vec![1; 20_000]).unwrap();
+        put("edited");
+        std::fs::hard_link(temp.path().join("tree/edited"), temp.path().join("tree/also")).unwrap();
+        let mut lost = LostFound::open(&layout, &NEVER).unwrap().with_limit(60_000);
+        assert_eq!(lost.holder(&tree, b"also").unwrap(), None);
+        assert!(lost.keep(1, &TreePath::root(), &tree, b"edited").unwrap());
+        assert_eq!(lost.holder(&tree, b"also").unwrap(), Some(1));
+        let again = LostFound::open(&layout, &NEVER).unwrap();
+        assert_eq!(again.holder(&tree, b"also").unwrap(), Some(1), "to the next process, too");
+        put("alone");
+        assert_eq!(lost.holder(&tree, b"alone").unwrap(), None);
+        for generation in 2..=3 {
+            put("file");
+            assert!(lost.keep(generation, &TreePath::root(), &tree, b"file").unwrap());
+        }
+        assert_eq!(lost.holder(&tree, b"also").unwrap(), None, "what is gone is kept no longer");
+
+        let stop = AtomicBool::new(true);
+        assert!(matches!(LostFound::open(&layout, &stop), Err(StageError::Cancelled)));
     }
 
     #[test]
     fn many_small_files_count_by_their_number_and_all_of_it_gives_way() {
         let (temp, layout) = layout();
         let (tree, kept) = (tree(&temp), temp.path().join("lost+found"));
-        let mut lost = LostFound::open(&layout).unwrap().with_limit(200_000);
+        let mut lost = LostFound::open(&layout, &NEVER).unwrap().with_limit(200_000);
         std::fs::create_dir(temp.path().join("tree/many")).unwrap();
         for i in 0..100 {
             std::fs::write(temp.path().join(format!("tree/many/{i}")), "").unwrap();

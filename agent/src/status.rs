@@ -4,7 +4,8 @@ use std::fmt;
 
 use serde::{Deserialize, Serialize};
 use syncd_proto::v1::AgentState;
-use syncd_shared::HookStatus;
+use syncd_shared::text::counted;
+use syncd_shared::{HookStatus, TreePath};
 
 use crate::session::worker::StageProgress;
 
@@ -71,7 +72,7 @@ pub struct Drift {
     pub generation: u64,
     /// How many names; a directory that the manifest does not have counts as one.
     pub paths: u64,
-    /// The first of them, escaped for reading.
+    /// The first of them, as [`shown`] gives it.
     pub first: String,
     /// Where they are now; `None`: nothing is kept.
     pub kept: Option<String>,
@@ -81,11 +82,20 @@ pub struct Drift {
     pub live: u64,
 }
 
+/// A path of a tree for a person: escaped, and the root in words.
+pub(crate) fn shown(path: &TreePath) -> String {
+    if path.is_root() { ROOT_SHOWN.to_owned() } else { path.to_string() }
+}
+
+/// The root of a tree, for a person.
+pub(crate) const ROOT_SHOWN: &str = "the tree's root";
+
 impl fmt::Display for Drift {
     /// One line.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Self { generation, paths, first, kept, lost, .. } = self;
-        write!(f, "{paths} local changes in generation {generation} (first {first})")?;
+        let changes = counted(*paths, "local change", "local changes");
+        write!(f, "{changes} in generation {generation} (first {first})")?;
         if let Some(kept) = kept {
             write!(f, ", kept in {kept}")?;
         }
@@ -282,6 +292,15 @@ pub(crate) mod tests {
         // Also while the next one is on its way.
         let text = AgentStatus { state: State::Fetching, ..failing() }.to_string();
         assert!(text.starts_with("web1: generation 42 is switched, the next is fetching\n"), "{text}");
+    }
+
+    #[test]
+    fn one_local_change_is_told_in_the_singular_and_the_root_in_words() {
+        let first = shown(&TreePath::root());
+        let mut drift = Drift { generation: 7, paths: 1, first, kept: None, lost: 0, live: 8 };
+        assert_eq!(drift.to_string(), "1 local change in generation 7 (first the tree's root)");
+        drift.paths = 2_000;
+        assert!(drift.to_string().starts_with("2,000 local changes in"), "{drift}");
     }
 
     #[test]

@@ -11,7 +11,7 @@ use std::sync::{Mutex, PoisonError};
 
 use rustix::fs::FileType;
 use syncd_shared::diff::DirectorySource;
-use syncd_shared::{ContentHash, Entry, Kind, Metadata, ObjectHash, RootEntry, RootHash, TreePath};
+use syncd_shared::{ContentHash, Entry, Kind, Metadata, ObjectHash, RootEntry, RootHash, Totals, TreePath};
 
 use crate::activate::ActivateError;
 use crate::disk::{Dir, DiskError, Owners};
@@ -60,11 +60,11 @@ pub struct Drift {
 /// How far a check is.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct VerifyProgress {
-    /// Files that were hashed.
+    /// Files that were checked.
     pub files_done: u64,
     /// Files that the tree has.
     pub files_total: u64,
-    /// Bytes that were hashed.
+    /// Bytes of those files.
     pub bytes_done: u64,
     /// Bytes that the tree has.
     pub bytes_total: u64,
@@ -73,9 +73,9 @@ pub struct VerifyProgress {
 /// What a check found.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct VerifyReport {
-    /// Files that were hashed.
+    /// Files that were checked: all that the manifest has, also those that are missing or damaged.
     pub files: u64,
-    /// Bytes that were hashed.
+    /// Bytes of those files, by the manifest.
     pub bytes: u64,
     /// How many paths were wrong.
     pub drifted: u64,
@@ -137,6 +137,20 @@ struct Job {
     entry: Entry,
 }
 
+/// Counts files that were checked, from any thread.
+#[derive(Default)]
+struct CheckedFiles {
+    files: AtomicU64,
+    bytes: AtomicU64,
+}
+
+impl CheckedFiles {
+    fn add(&self, totals: Totals) {
+        self.files.fetch_add(totals.files, Ordering::Relaxed);
+        self.bytes.fetch_add(totals.bytes, Ordering::Relaxed);
+    }
+}
+
 impl Replica {
     /// Checks every byte and attribute of the live tree, and heals what it can: without a source from what the node has
     /// elsewhere. Owners count where this process may set them.
@@ -174,14 +188,15 @@ impl Replica {
             self.was_verified(true)?;
             return Ok(report);
         }
-        let (kept, lost) = healed.flatten().map_or((None, 0), |drift| (drift.kept, drift.lost));
-        report.kept = kept.clone();
         let live = self.known.live.unwrap_or_default();
+        let found = healed.flatten().unwrap_or_default();
+        let (kept, lost) = (found.kept_anywhere(&self.layout, live), found.lost());
+        report.kept = kept.clone();
         let first = report.drift.first();
         self.found_drift(status::Drift {
             generation: live,
             paths: report.drifted,
-            first: first.map(|drift| drift.path.to_string()).unwrap_or_default(),
+            first: first.map(|drift| status::shown(&drift.path)).unwrap_or_default(),
             kept,
             lost,
             live,
@@ -195,7 +210,7 @@ impl Replica {
         let root = live.generation().root;
         let dir = self.layout.generations.open_dir(live.number().to_string().as_bytes())?;
         let workers = syncd_shared::threads::at_most(WORKERS_MAX);
-        let (files, bytes) = (AtomicU64::new(0), AtomicU64::new(0));
+        let checked_files = CheckedFiles::default();
         let checked = Mutex::new(Checked::default());
         let (sender, waiting) = queue::<Job>(WAITING_FILES);
         let found = |path: &TreePath, what| {
@@ -212,18 +227,14 @@ impl Replica {
         std::thread::scope(|scope| {
             for _ in 0..workers {
                 let waiting = waiting.clone();
-                let (found, files, bytes) = (&found, &files, &bytes);
+                let (found, checked_files) = (&found, &checked_files);
                 scope.spawn(move || {
                     for job in waiting {
-                        let (expected, size) = match job.entry.kind {
-                            Kind::File { content, size } => (content, size),
-                            _ => continue,
-                        };
-                        if let Some(what) = content_damage(&job, expected) {
+                        let Kind::File { content, .. } = job.entry.kind else { continue };
+                        if let Some(what) = content_damage(&job, content) {
                             found(&job.path, what);
                         }
-                        files.fetch_add(1, Ordering::Relaxed);
-                        bytes.fetch_add(size, Ordering::Relaxed);
+                        checked_files.add(job.entry.totals());
                     }
                 });
             }
@@ -233,13 +244,14 @@ impl Replica {
                 replica: self,
                 owners: self.owners,
                 found: &found,
+                checked_files: &checked_files,
                 jobs: &sender,
                 cancel,
                 tick: &|| {
                     progress(VerifyProgress {
-                        files_done: files.load(Ordering::Relaxed),
+                        files_done: checked_files.files.load(Ordering::Relaxed),
                         files_total: root.totals.files,
-                        bytes_done: bytes.load(Ordering::Relaxed),
+                        bytes_done: checked_files.bytes.load(Ordering::Relaxed),
                         bytes_total: root.totals.bytes,
                     });
                 },
@@ -250,7 +262,8 @@ impl Replica {
         })?;
         let mut checked = checked.into_inner().unwrap_or_else(PoisonError::into_inner);
         checked.report.drift.sort_by(|a, b| a.path.cmp(&b.path));
-        (checked.report.files, checked.report.bytes) = (files.into_inner(), bytes.into_inner());
+        checked.report.files = checked_files.files.into_inner();
+        checked.report.bytes = checked_files.bytes.into_inner();
         Ok(checked)
     }
 
@@ -259,7 +272,7 @@ impl Replica {
         distrusted: &HashSet<TreePath>,
         source: &mut dyn Source,
         cancel: &AtomicBool,
-    ) -> Result<Option<status::Drift>, VerifyError> {
+    ) -> Result<Option<Found>, VerifyError> {
         let live = self.live().cloned().ok_or(VerifyError::NothingLive)?;
         let sync = self.layout.staging.reopen().map_err(StageError::from)?;
         // Spares have the same inodes: they are looked at again, name by name.
@@ -286,11 +299,7 @@ impl Replica {
 
     /// Moves what was wrong out of the tree that was in the live tree's place. Nothing that its manifest has is touched:
     /// whoever still is in it finds that.
-    fn keep_damaged(
-        &self,
-        slot: u64,
-        distrusted: &HashSet<TreePath>,
-    ) -> Result<Option<status::Drift>, StageError> {
+    fn keep_damaged(&self, slot: u64, distrusted: &HashSet<TreePath>) -> Result<Option<Found>, StageError> {
         let Some(tree) = self.known.retired.get(&slot).copied() else { return Ok(None) };
         let dir = self.layout.staging.open_dir(&resting(slot))?;
         let (mut found, cancel) = (Found::default(), AtomicBool::new(false));
@@ -298,7 +307,7 @@ impl Replica {
             // It is looked through again when its grace is over.
             tracing::warn!(error = &error as &dyn std::error::Error, "damaged files were not all kept");
         }
-        Ok(self.drift_of(&tree, &found))
+        Ok(Some(found).filter(|found| !found.is_nothing()))
     }
 }
 
@@ -306,40 +315,53 @@ struct Walk<'a> {
     replica: &'a Replica,
     owners: Owners,
     found: &'a dyn Fn(&TreePath, Damage),
+    checked_files: &'a CheckedFiles,
     jobs: &'a std::sync::mpsc::SyncSender<Job>,
     cancel: &'a AtomicBool,
     tick: &'a dyn Fn(),
 }
 
 /// A directory that is still to be looked at.
-type Waiting = (TreePath, ObjectHash, Metadata);
+struct Waiting {
+    path: TreePath,
+    object: ObjectHash,
+    metadata: Metadata,
+    totals: Totals,
+}
 
 impl Walk<'_> {
     /// Looks at every name of the tree; no directory that the manifest does not have is looked into.
     fn tree(&self, dir: Dir, root: &RootEntry) -> Result<(), VerifyError> {
         let mut dirs = DirCursor::new(dir);
-        let mut waiting = vec![(TreePath::root(), root.object, root.metadata)];
+        let RootEntry { object, metadata, totals } = *root;
+        let mut waiting = vec![Waiting { path: TreePath::root(), object, metadata, totals }];
         while let Some(next) = waiting.pop() {
             if self.cancel.load(Ordering::Relaxed) {
                 return Err(VerifyError::Cancelled);
             }
             (self.tick)();
-            match dirs.at(&next.0).cloned() {
+            match dirs.at(&next.path).cloned() {
                 Ok(dir) => {
                     let first = waiting.len();
                     self.directory(&next, &dir, &mut waiting)?;
                     waiting[first..].reverse();
                 }
-                Err(_) => (self.found)(&next.0, Damage::Unreadable),
+                Err(_) => self.damaged(&next.path, next.totals, Damage::Unreadable),
             }
         }
         Ok(())
     }
 
+    /// Reports a name; the files that it has by the manifest are checked with it.
+    fn damaged(&self, path: &TreePath, totals: Totals, what: Damage) {
+        (self.found)(path, what);
+        self.checked_files.add(totals);
+    }
+
     /// Looks at the names of one directory; adds those in it to `waiting`.
     fn directory(
         &self,
-        (path, object, metadata): &Waiting,
+        Waiting { path, object, metadata, .. }: &Waiting,
         dir: &Arc<Dir>,
         waiting: &mut Vec<Waiting>,
     ) -> Result<(), VerifyError> {
@@ -357,17 +379,18 @@ impl Walk<'_> {
             let stat = match dir.stat(name) {
                 Ok(Some(stat)) => stat,
                 Ok(None) => {
-                    (self.found)(&path, Damage::Missing);
+                    self.damaged(&path, entry.totals(), Damage::Missing);
                     continue;
                 }
                 Err(_) => {
-                    (self.found)(&path, Damage::Unreadable);
+                    self.damaged(&path, entry.totals(), Damage::Unreadable);
                     continue;
                 }
             };
             match (&entry.kind, stat.kind) {
                 (Kind::Directory { object, .. }, FileType::Directory) => {
-                    waiting.push((path, *object, entry.metadata));
+                    let (object, metadata, totals) = (*object, entry.metadata, entry.totals());
+                    waiting.push(Waiting { path, object, metadata, totals });
                 }
                 (Kind::File { size, .. }, FileType::RegularFile) if *size == stat.size => {
                     if stat.mtime != entry.metadata.mtime || !self.owners.agree(&stat, &entry.metadata) {
@@ -376,7 +399,9 @@ impl Walk<'_> {
                     // Where all workers are gone, the scope says why.
                     let _ = self.jobs.send(Job { dir: dir.clone(), path, entry: entry.clone() });
                 }
-                (Kind::File { .. }, FileType::RegularFile) => (self.found)(&path, Damage::Content),
+                (Kind::File { .. }, FileType::RegularFile) => {
+                    self.damaged(&path, entry.totals(), Damage::Content);
+                }
                 (Kind::Symlink { target }, FileType::Symlink) => {
                     let points_to = dir.read_link(name);
                     if points_to.is_err() {
@@ -388,7 +413,7 @@ impl Walk<'_> {
                         (self.found)(&path, Damage::Metadata);
                     }
                 }
-                _ => (self.found)(&path, Damage::Kind),
+                _ => self.damaged(&path, entry.totals(), Damage::Kind),
             }
         }
         Ok(())

@@ -226,6 +226,8 @@ fn what_verify_heals_is_kept_and_a_clean_one_ends_the_report() {
     let names = deface(&live);
     let report = replica.verify(Some(&mut site.origin), &|_| {}, &AtomicBool::new(false)).unwrap();
     assert!(report.healed);
+    let totals = replica.live().unwrap().generation().root.totals;
+    assert_eq!((report.files, report.bytes), (totals.files, totals.bytes), "damaged ones count, too");
     site.assert_live_is_tree();
     assert_eq!(kept(&site), files(DEFACED));
     assert_eq!(report.kept.as_deref(), site.root().join("lost+found/1").to_str());
@@ -237,6 +239,42 @@ fn what_verify_heals_is_kept_and_a_clean_one_ends_the_report() {
     site.settle(&mut replica);
     assert_eq!(kept(&site), files(DEFACED));
     assert_tidy(&site);
+}
+
+#[test]
+fn a_file_edited_in_place_is_kept_and_reported_once_though_every_tree_has_it() {
+    let (mut site, mut replica) = settled();
+    replica.options.keep = 1;
+    replica.options.grace = Duration::ZERO;
+    let file = site.live().join("docs/1/page-1.html");
+    assert!(file.metadata().unwrap().nlink() >= 3, "the spares have it, too");
+    std::fs::write(file, "edited in place").unwrap();
+    for content in ["second", "third", "fourth"] {
+        site.write("docs/0/page-0.html", content);
+        site.publish(&mut replica);
+        replica.upkeep.inspected_whole = None;
+        site.settle(&mut replica);
+        let found = drift(&replica).unwrap();
+        assert_eq!((found.generation, found.paths, found.lost), (1, 1, 0), "{content}: {found}");
+        assert_eq!(kept(&site), files(&[("1/docs/1/page-1.html", "edited in place")]), "{content}");
+    }
+    // What verify finds is where it was kept first.
+    let report = replica.verify(Some(&mut site.origin), &|_| {}, &AtomicBool::new(false)).unwrap();
+    if report.drifted > 0 {
+        assert_eq!(report.kept.as_deref(), site.root().join("lost+found/1").to_str());
+    }
+    site.settle(&mut replica);
+    site.assert_live_is_tree();
+    assert_eq!(kept(&site), files(&[("1/docs/1/page-1.html", "edited in place")]));
+}
+
+#[test]
+fn a_change_of_the_root_directory_alone_is_told_in_words() {
+    let (mut site, mut replica) = settled();
+    std::fs::File::open(site.live()).unwrap().set_modified(std::time::SystemTime::UNIX_EPOCH).unwrap();
+    let report = replica.verify(Some(&mut site.origin), &|_| {}, &AtomicBool::new(false)).unwrap();
+    assert_eq!((report.drifted, report.healed), (1, true));
+    assert_eq!(drift(&replica).unwrap().first, "the tree's root");
 }
 
 #[test]
