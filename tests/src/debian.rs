@@ -14,7 +14,7 @@ use crate::process::{Outcome, run, run_within};
 use crate::scene::require_program;
 use crate::{Scene, binary};
 
-/// `systemctl` for Apache's unit with its drop-in, and a note that the agent is to be restarted.
+/// `systemctl` for Apache's unit with its drop-in and for PHP-FPM's, and a note that the agent is to be restarted.
 const SYSTEMCTL: &str = r#"#!/bin/bash
 set -eu
 drop_in=/etc/systemd/system/apache2.service.d/syncd.conf
@@ -27,12 +27,29 @@ start() {
 }
 stop() {
     apache2ctl stop
-    while is_active; do sleep 0.02; done
+    # systemd waits for all processes.
+    while find /proc/[0-9]*/exe -lname "*/apache2" 2>/dev/null | grep -q .; do sleep 0.02; done
+}
+fpm_pid() { cat "/run/php/$1.pid" 2>/dev/null; }
+stop_fpm() {
+    local pid
+    pid=$(fpm_pid "$1") || return 0
+    kill "$pid"
+    while [ -e "/proc/$pid/exe" ]; do sleep 0.02; done
+}
+start_fpm() {
+    local version=${1#php}
+    version=${version%-fpm}
+    mkdir -p /run/php
+    env -i PATH="$PATH" "php-fpm$version" -D -y "/etc/php/$version/fpm/php-fpm.conf"
 }
 case "$*" in
 daemon-reload) ;;
+"restart php"*-fpm) stop_fpm "$2"; start_fpm "$2" ;;
+"reload php"*-fpm) kill -USR2 "$(fpm_pid "$2")" ;;
 "start apache2") start ;;
 "stop apache2") stop ;;
+"restart apache2") ! is_active || stop; start ;;
 "reload apache2") is_active && apache2ctl graceful ;;
 "try-reload-or-restart apache2") ! is_active || apache2ctl graceful ;;
 "is-active apache2") if is_active; then echo active; else echo inactive; exit 3; fi ;;
@@ -86,10 +103,23 @@ impl Debian {
         Path::new("/var/lib/syncd/agent")
     }
 
+    /// The version of the PHP that is installed, as in `8.2`.
+    #[track_caller]
+    pub fn php(&self) -> String {
+        require_program("phpquery", "php-fpm");
+        self.follow("phpquery -V").only_line().to_owned()
+    }
+
     /// Runs lines of the guide as root, in a checkout of syncd; each must succeed.
     #[track_caller]
     pub fn follow(&self, lines: &str) -> Outcome {
-        run_within(&mut self.shell(lines), Duration::from_secs(60)).expect_success()
+        self.try_lines(lines).expect_success()
+    }
+
+    /// Runs lines as [`Self::follow`] does; they may fail.
+    #[track_caller]
+    pub fn try_lines(&self, lines: &str) -> Outcome {
+        run_within(&mut self.shell(lines), Duration::from_secs(60))
     }
 
     fn shell(&self, lines: &str) -> Command {
@@ -103,7 +133,8 @@ impl Debian {
     /// as systemd's `EnvironmentFile=-` has it.
     pub fn environment(&self, file: &str) -> Vec<std::ffi::OsString> {
         let variables = fs::read_to_string(file).unwrap_or_default();
-        let lines = variables.lines().map(str::to_owned);
+        let unquoted = |line: &str| line.replace('\'', "");
+        let lines = variables.lines().map(unquoted);
         ["env".to_owned(), format!("PATH={}", self.path)].into_iter().chain(lines).map(Into::into).collect()
     }
 
@@ -128,7 +159,19 @@ impl Debian {
     /// `curl URL`: the status and the body; status 0 where nothing answers.
     #[track_caller]
     pub fn curl(&self, url: &str) -> (u16, String) {
-        let outcome = run(Command::new("curl").args(["-s", "--max-time", "20", "-w", "\n%{http_code}", url]));
+        self.curl_with(&[url])
+    }
+
+    /// `curl -I URL`: the status and the headers.
+    #[track_caller]
+    pub fn curl_head(&self, url: &str) -> (u16, String) {
+        self.curl_with(&["-I", url])
+    }
+
+    #[track_caller]
+    fn curl_with(&self, words: &[&str]) -> (u16, String) {
+        let mut command = Command::new("curl");
+        let outcome = run(command.args(["-s", "--max-time", "20", "-w", "\n%{http_code}"]).args(words));
         let (body, status) = outcome.stdout.rsplit_once('\n').expect("curl writes the status");
         (status.parse().expect("a number"), body.to_owned())
     }

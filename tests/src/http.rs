@@ -11,7 +11,7 @@ pub struct Response {
     pub status: u16,
     /// Status line and headers, as they came.
     pub head: String,
-    /// Exactly as many bytes as Content-Length said.
+    /// Exactly as many bytes as the headers or chunks said.
     pub body: Vec<u8>,
 }
 
@@ -37,7 +37,7 @@ pub struct Download {
     stream: TcpStream,
     /// Status code.
     pub status: u16,
-    /// Content-Length.
+    /// Bytes of the body.
     pub length: u64,
     head: String,
     received: Vec<u8>,
@@ -69,8 +69,15 @@ impl Download {
         let body = received.split_off(end + 4);
         let head = String::from_utf8_lossy(&received).into_owned();
         let status = head.split(' ').nth(1).and_then(|s| s.parse().ok()).ok_or("no status code")?;
-        let length =
-            header(&head, "content-length").and_then(|v| v.parse().ok()).ok_or("no Content-Length")?;
+        if header(&head, "transfer-encoding") == Some("chunked") {
+            let mut chunks = body;
+            stream.read_to_end(&mut chunks).map_err(|error| format!("read chunks: {error}"))?;
+            let body = joined(&chunks).ok_or("cut short between or within chunks")?;
+            return Ok(Self { stream, status, length: body.len() as u64, head, received: body });
+        }
+        let length = header(&head, "content-length")
+            .and_then(|value| value.parse().ok())
+            .ok_or_else(|| format!("no length: {head}"))?;
         Ok(Self { stream, status, length, head, received: body })
     }
 
@@ -99,7 +106,36 @@ impl Download {
     }
 }
 
+/// The body that was sent in chunks; `None`: it is not complete.
+fn joined(mut chunks: &[u8]) -> Option<Vec<u8>> {
+    let mut body = Vec::new();
+    loop {
+        let end = chunks.windows(2).position(|two| two == b"\r\n")?;
+        let length = usize::from_str_radix(str::from_utf8(&chunks[..end]).ok()?.trim(), 16).ok()?;
+        let rest = &chunks[end + 2..];
+        body.extend_from_slice(rest.get(..length)?);
+        chunks = rest[length..].strip_prefix(b"\r\n")?;
+        if length == 0 {
+            return Some(body);
+        }
+    }
+}
+
 /// `GET path`, the whole answer.
 pub fn get(address: &str, path: &str) -> Result<Response, Broken> {
     Download::start(address, path)?.finish()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::joined;
+
+    #[test]
+    fn chunks_are_joined_and_cuts_are_seen() {
+        let chunks = b"4\r\nabcd\r\nA\r\n0123456789\r\n0\r\n\r\n";
+        assert_eq!(joined(chunks).expect("complete"), b"abcd0123456789");
+        for cut in 0..chunks.len() {
+            assert_eq!(joined(&chunks[..cut]), None, "{cut}");
+        }
+    }
 }

@@ -33,6 +33,7 @@ mod seeded;
 pub mod tracer;
 pub mod trouble;
 pub mod wait;
+mod web_node;
 mod wrong_clock;
 
 pub use agent::{Agent, AgentStatus};
@@ -43,4 +44,5 @@ pub use origin::{FleetMember, Origin, OriginStatus};
 pub use process::{Daemon, Outcome};
 pub use scene::{Scene, is_root, require_program, require_root};
 pub use seeded::Seeded;
+pub use web_node::WebNode;
 pub use wrong_clock::WrongClock;

@@ -17,6 +17,8 @@ use crate::process::run_within;
 const CHUNK_BYTES: usize = 16 * 1024;
 /// Bytes that wait in the proxy's socket: what is counted as delivered and dies with the connection.
 const WAITING_BYTES: usize = 64 * 1024;
+/// A test in namespaces of its own.
+const LIMIT: Duration = Duration::from_secs(300);
 
 /// What befalls a connection.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -170,7 +172,7 @@ impl State {
 /// its loopback is nobody else's. Needs root.
 #[track_caller]
 pub fn in_own_network(test: &str) -> bool {
-    let inside = again_in_namespaces(test, &["--net"]);
+    let inside = again_in_namespaces(test, &["--net"], LIMIT);
     if inside {
         // Packets of a usual size: those of the loopback do not fit into a slow line's bucket.
         shell("ip link set lo mtu 1500 up");
@@ -182,8 +184,14 @@ pub fn in_own_network(test: &str) -> bool {
 /// running ends with it.
 #[track_caller]
 pub fn in_own_machine(test: &str) -> bool {
+    in_own_machine_within(test, LIMIT)
+}
+
+/// [`in_own_machine`], which may take so long.
+#[track_caller]
+pub fn in_own_machine_within(test: &str, limit: Duration) -> bool {
     let namespaces = ["--net", "--mount", "--pid", "--fork", "--kill-child", "--mount-proc"];
-    let inside = again_in_namespaces(test, &namespaces);
+    let inside = again_in_namespaces(test, &namespaces, limit);
     if inside {
         shell("ip link set lo up");
     }
@@ -192,7 +200,7 @@ pub fn in_own_machine(test: &str) -> bool {
 
 /// Runs the test of this name once more under `unshare` with these options; whether this process is that run.
 #[track_caller]
-fn again_in_namespaces(test: &str, options: &[&str]) -> bool {
+fn again_in_namespaces(test: &str, options: &[&str], limit: Duration) -> bool {
     const INSIDE: &str = "SYNCD_TESTS_INSIDE";
     if std::env::var(INSIDE).is_ok_and(|inside| inside == test) {
         return true;
@@ -204,7 +212,7 @@ fn again_in_namespaces(test: &str, options: &[&str]) -> bool {
         .arg(this)
         .args(["--exact", test, "--nocapture", "--test-threads=1"])
         .env(INSIDE, test);
-    let outcome = run_within(&mut command, Duration::from_secs(300));
+    let outcome = run_within(&mut command, limit);
     println!("{}", outcome.stdout);
     assert_eq!(
         outcome.code,

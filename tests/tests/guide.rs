@@ -1,93 +1,47 @@
-//! Pages of the guide, followed word by word on a Debian web server with mod_php: docs/apache.md.
+//! Pages of the guide, followed word by word on a Debian web server with mod_php: docs/apache.md,
+//! and of docs/php.md what the suite `php` does not follow.
 
 use std::fs;
+use std::path::Path;
 use std::time::Duration;
 
 use syncd_tests::edits::write;
 use syncd_tests::trouble::in_own_machine;
-use syncd_tests::{Agent, Debian, Origin, Scene, instructions, require_root, wait};
+use syncd_tests::{WebNode, require_root, wait};
 
 const PAGE: &str = "apache.md";
-const SITE: &str = "http://localhost";
-/// Where Apache says which generation it serves.
-const PROBE: &str = "http://127.0.0.1:8876/";
 /// More than Apache has workers, so that most of them are asked.
 const REQUESTS: usize = 12;
 
-struct Site {
-    debian: Debian,
-    origin: Origin,
-    agent: Agent,
-    _scene: Scene,
-}
-
-impl Site {
-    /// A Debian web server as installed, which runs, and an origin; the agent has joined and does not run.
-    fn new(name: &str) -> Self {
-        let scene = Scene::new(name);
-        let tree = scene.path("tree");
-        write(&tree, ".htaccess", "Redirect 302 /old /new\n");
-        release(&tree, 1);
-        let debian = Debian::new(&scene);
-        debian.boot(true);
-        let origin = Origin::started(&scene, &tree);
-        let agent = Agent::new(&scene, "web1").at(debian.root());
-        agent.join(origin.address(), &origin.token()).expect_success();
-        Self { debian, origin, agent, _scene: scene }
-    }
-
-    /// Does what the page says below `heading`.
-    fn follow(&mut self, heading: &str) {
-        for block in instructions(PAGE, heading) {
-            self.debian.follow(&block);
-        }
-        if self.debian.agent_is_to_restart() {
-            if self.agent.is_running() {
-                self.agent.stop();
-            }
-            self.start_agent();
-        }
-    }
-
-    /// As its unit would: with the variables of `/etc/syncd/agent.env`.
-    fn start_agent(&mut self) {
-        self.agent.under(&self.debian.environment("/etc/syncd/agent.env"));
-        self.agent.start();
-        self.origin.wait_connected(&["web1"]);
-    }
-
-    /// Publishes release `number`, which becomes the generation of that number.
-    fn publish(&self, number: u64) {
-        release(&self.origin.tree, number);
-        assert_eq!(self.origin.commit(), number);
-        self.agent.wait_live(number);
-    }
-
-    /// Waits until Apache says that it serves this.
-    fn wait_served(&self, what: &str) {
-        wait::until_ok("Apache to serve it", || match self.debian.curl(PROBE) {
-            (410, served) if served == what => Ok(()),
-            other => Err(format!("{other:?} instead of {what}; {:?}", self.agent.try_status())),
-        });
-    }
-
-    /// The releases that so many requests are answered from.
-    fn releases(&self, path: &str) -> Vec<String> {
-        (0..REQUESTS).map(|_| self.debian.curl(&format!("{SITE}{path}")).1).collect()
-    }
-
-    fn assert_serves(&self, number: u64) {
-        let page = self.debian.curl(&format!("{SITE}/page.html"));
-        assert_eq!(page, (200, format!("release {number}")));
-        assert_eq!(self.debian.curl(&format!("{SITE}/old")).0, 302, ".htaccess counts");
-    }
+fn node(name: &str) -> WebNode {
+    WebNode::new(name, |tree| {
+        write(tree, ".htaccess", "Redirect 302 /old /new\n");
+        release(tree, 1);
+    })
 }
 
 /// A page, and a script that includes another one.
-fn release(tree: &std::path::Path, number: u64) {
+fn release(tree: &Path, number: u64) {
     write(tree, "page.html", format!("release {number}"));
     write(tree, "index.php", "<?php require __DIR__ . '/inc/release.php'; echo release();");
     write(tree, "inc/release.php", format!("<?php function release() {{ return 'release {number}'; }}"));
+}
+
+/// Publishes release `number`, which becomes the generation of that number.
+fn publish(node: &WebNode, number: u64) {
+    release(&node.origin.tree, number);
+    assert_eq!(node.origin.commit(), number);
+    node.agent.wait_live(number);
+}
+
+/// The releases that so many requests are answered from.
+fn releases(node: &WebNode) -> Vec<String> {
+    (0..REQUESTS).map(|_| node.get("/").1).collect()
+}
+
+fn assert_serves(node: &WebNode, number: u64) {
+    assert_eq!(node.get("/page.html"), (200, format!("release {number}")));
+    assert_eq!(node.get("/old").0, 302, ".htaccess counts");
 }
 
 #[test]
@@ -96,28 +50,26 @@ fn the_simple_way_serves_static_files_at_once_and_php_with_two_settings() {
     if !in_own_machine("the_simple_way_serves_static_files_at_once_and_php_with_two_settings") {
         return;
     }
-    let mut site = Site::new("simple");
-    site.follow("## The simple way");
-    wait::until("Apache to answer before the first activation", || {
-        (site.debian.curl(SITE).0 == 403).then_some(())
-    });
-    site.start_agent();
-    site.publish(1);
-    site.assert_serves(1);
-    site.publish(2);
-    site.assert_serves(2);
+    let mut node = node("simple");
+    node.follow(PAGE, "## The simple way");
+    wait::until("Apache to answer before the first activation", || (node.get("").0 == 403).then_some(()));
+    node.start_agent();
+    publish(&node, 1);
+    assert_serves(&node, 1);
+    publish(&node, 2);
+    assert_serves(&node, 2);
 
-    site.follow("## PHP");
-    wait::until("PHP to run", || site.releases("/").iter().all(|r| r == "release 2").then_some(()));
-    site.publish(3);
+    node.follow("php.md", "## Through the link");
+    wait::until("PHP to run", || releases(&node).iter().all(|r| r == "release 2").then_some(()));
+    publish(&node, 3);
     // With Debian's settings the old release runs for 90 to 120 s.
     wait::within(Duration::from_secs(45), "PHP to run the new release alone", || {
-        site.releases("/").iter().all(|r| r == "release 3").then_some(())
+        releases(&node).iter().all(|r| r == "release 3").then_some(())
     });
 
-    site.agent.stop();
-    site.debian.boot(true);
-    site.assert_serves(3);
+    node.agent.stop();
+    node.debian.boot(true);
+    assert_serves(&node, 3);
 }
 
 #[test]
@@ -126,58 +78,54 @@ fn the_exact_way_serves_what_the_hook_says_and_never_starts_apache() {
     if !in_own_machine("the_exact_way_serves_what_the_hook_says_and_never_starts_apache") {
         return;
     }
-    let mut site = Site::new("exact");
-    site.follow("## The exact way");
-    site.wait_served("live");
-    assert_eq!(site.debian.curl(SITE).0, 403, "nothing is live yet");
-    site.debian.boot(true);
-    site.wait_served("live");
+    let mut node = node("exact");
+    node.follow(PAGE, "## The exact way");
+    node.wait_served("unknown");
+    assert_eq!(node.get("").0, 403, "nothing is live yet");
+    node.debian.boot(true);
+    node.wait_served("unknown");
 
-    site.publish(1);
-    site.wait_served("generations/1");
-    site.assert_serves(1);
-    assert_eq!(site.releases("/"), ["release 1"; REQUESTS]);
-    site.publish(2);
-    site.wait_served("generations/2");
-    assert_eq!(
-        site.releases("/"),
-        ["release 2"; REQUESTS],
-        "PHP runs nothing old once the hook has succeeded"
-    );
+    publish(&node, 1);
+    node.wait_served(1);
+    assert_serves(&node, 1);
+    assert_eq!(releases(&node), ["release 1"; REQUESTS]);
+    publish(&node, 2);
+    node.wait_served(2);
+    assert_eq!(releases(&node), ["release 2"; REQUESTS], "PHP runs nothing old once the hook has succeeded");
 
     // A broken configuration: Apache's own words reach the operator, Apache serves on.
     let broken = "/etc/apache2/conf-enabled/broken.conf";
     fs::write(broken, "NoSuchDirective\n").expect("break Apache's configuration");
-    site.publish(3);
-    wait::until_ok("the hook to fail", || match site.agent.status().error {
+    publish(&node, 3);
+    wait::until_ok("the hook to fail", || match node.agent.status().error {
         Some(error) if error.contains("is broken") && error.contains("NoSuchDirective") => Ok(()),
         other => Err(format!("{other:?}")),
     });
-    site.assert_serves(2);
+    assert_serves(&node, 2);
     fs::remove_file(broken).expect("mend Apache's configuration");
-    site.wait_served("generations/3");
-    site.assert_serves(3);
+    node.wait_served(3);
+    assert_serves(&node, 3);
 
     // Apache is stopped: the hook succeeds, and Apache stays stopped.
     for (number, with_systemd) in [(4, true), (5, false)] {
-        site.debian.follow("systemctl stop apache2");
+        node.debian.follow("systemctl stop apache2");
         if !with_systemd {
             fs::remove_dir("/run/systemd/system").expect("pretend that systemd does not run");
         }
-        site.publish(number);
-        let due = site.agent.root.join("state/on-activate.pending");
+        publish(&node, number);
+        let due = node.agent.root.join("state/on-activate.pending");
         wait::until("the hook to succeed", || (!due.exists()).then_some(()));
-        wait::until("Apache to be gone", || (site.debian.apache_processes() == 0).then_some(()));
-        let log = site.agent.daemon().log();
-        assert!(log.contains(&format!("Apache is stopped; it will serve generations/{number}")), "{log}");
+        wait::until("Apache to be gone", || (node.debian.apache_processes() == 0).then_some(()));
+        let log = node.agent.daemon().log();
+        assert!(log.contains(&format!("Apache is stopped; it will serve generation {number}")), "{log}");
         // A boot without origin and agent: Apache serves what is live.
-        site.agent.stop();
-        site.debian.boot(with_systemd);
-        site.wait_served(&format!("generations/{number}"));
-        site.assert_serves(number);
-        site.start_agent();
+        node.agent.stop();
+        node.debian.boot(with_systemd);
+        node.wait_served(number);
+        assert_serves(&node, number);
+        node.start_agent();
     }
-    site.publish(6);
-    site.wait_served("generations/6");
-    site.assert_serves(6);
+    publish(&node, 6);
+    node.wait_served(6);
+    assert_serves(&node, 6);
 }
