@@ -625,7 +625,7 @@ fn what_is_written_during_scans_is_never_torn_and_converges() {
     let mut times_only = BTreeSet::new();
     let (scans, scope) = std::thread::scope(|scope| {
         scope.spawn(|| {
-            // Every file is 40,000 times the same byte at any time, replaced by renaming; directories come and go.
+            // Every file is 40,000 times one byte at any time, replaced by renaming; directories come and go.
             let mut round = 0u8;
             while !stop.load(Ordering::Relaxed) {
                 round = round.wrapping_add(1);
