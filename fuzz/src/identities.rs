@@ -1,4 +1,5 @@
-//! An authority, an agent and a token that are the same in every process: findings repeat, corpora keep their meaning.
+//! An authority, an agent and a token that are the same in every process, so that findings are reproducible
+//! and corpora stay meaningful.
 
 use std::sync::OnceLock;
 
@@ -14,18 +15,18 @@ use crate::values::{TREE, signing_key};
 
 const AGENT_SEED: [u8; 32] = [5; 32];
 
-/// All that belongs together.
+/// Matching identities.
 pub(crate) struct Identities {
     pub(crate) authority: Authority,
     /// Issued for [`agent_key`].
     pub(crate) certificate: CertificateDer<'static>,
     /// PKCS#10 of the same key.
     pub(crate) request: Vec<u8>,
-    /// Names the authority and the signing key.
+    /// Has the fingerprints of the authority and the signing key.
     pub(crate) token: JoinToken,
 }
 
-/// RFC 8410: a key of ed25519, whose signatures are deterministic.
+/// RFC 8410: an ed25519 key, whose signatures are deterministic.
 fn key(seed: &[u8; 32]) -> KeyPair {
     const HEAD: [u8; 16] = [0x30, 0x2e, 2, 1, 0, 0x30, 5, 6, 3, 0x2b, 0x65, 0x70, 4, 0x22, 4, 0x20];
     let der = PrivatePkcs8KeyDer::from([&HEAD[..], seed].concat());

@@ -1,11 +1,12 @@
-//! Every decoder of what arrives from outside (the wire, a disk, a person), as a function over any bytes.
+//! Every decoder of outside input (network, disk, people), as a function over any bytes.
 //!
-//! One function for each decoder, shared by `fuzz/run` (libFuzzer, guided by coverage) and by the smoke test (stable
-//! Rust, fixed inputs). A target must return: a panic, an overflow, a hang or an allocation beyond its limits is a
-//! finding. Where bytes are accepted it also asserts what the type promises, mostly that encoding gives the same bytes.
+//! One function for each decoder, shared by `fuzz/run` (libFuzzer, guided by coverage) and the smoke test
+//! (stable Rust, fixed inputs). A target must return: a panic, an overflow, a hang or an allocation beyond
+//! its limits is a finding. For accepted bytes it also asserts the guarantees of the type, usually that
+//! encoding yields the same bytes.
 //!
-//! The first byte of an input chooses: even, and the rest is what the decoder gets; odd, and the rest steers a generator
-//! that makes a valid value, mostly with one thing wrong. So coverage guides both.
+//! The first byte of an input selects the mode. If it is even, the rest goes to the decoder; if it is odd,
+//! the rest steers a generator of a valid value, usually with one mutation. Coverage thus guides both.
 
 mod identities;
 mod mutation;
@@ -16,13 +17,13 @@ use arbitrary::Unstructured;
 
 pub use targets::{TARGETS, target};
 
-/// One decoder.
+/// A fuzz target for one decoder.
 pub struct Target {
-    /// Also the name of its directories of inputs.
+    /// Also names the directories of its inputs.
     pub name: &'static str,
-    /// Decodes bytes and asserts what must hold of them.
+    /// Decodes bytes and asserts their invariants.
     pub decode: fn(&[u8]),
-    /// Makes bytes that are nearly right.
+    /// Generates nearly valid bytes.
     pub generate: fn(&mut Unstructured<'_>) -> arbitrary::Result<Vec<u8>>,
 }
 

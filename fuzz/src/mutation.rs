@@ -1,8 +1,8 @@
-//! Wrong in one place: what a structured generator does to the bytes of a valid value.
+//! Mutations that a structured generator applies to a valid value, one per input.
 
 use arbitrary::{Result, Unstructured};
 
-/// Values at which lengths and counts go wrong.
+/// Values at which lengths and counts tend to fail.
 const ODD: [u64; 12] = [
     0,
     1,
@@ -27,7 +27,7 @@ pub(crate) fn number(u: &mut Unstructured<'_>) -> Result<u64> {
     })
 }
 
-/// At most one change.
+/// Makes at most one change.
 pub(crate) fn mutate(u: &mut Unstructured<'_>, mut bytes: Vec<u8>) -> Result<Vec<u8>> {
     if bytes.is_empty() {
         return Ok(bytes);

@@ -1,4 +1,4 @@
-//! Valid values of the domain, mostly.
+//! Generators of domain values, most of them valid.
 
 use std::cell::RefCell;
 use std::sync::OnceLock;
@@ -14,10 +14,10 @@ use zstd::bulk::Compressor;
 
 use crate::mutation::number;
 
-/// The tree of all generated generations.
+/// Tree ID of all generated generations.
 pub(crate) const TREE: TreeId = TreeId::from_bytes([7; 16]);
 
-/// Who signs them.
+/// Key that signs generated generations.
 pub(crate) fn signing_key() -> &'static SigningKey {
     static KEY: OnceLock<SigningKey> = OnceLock::new();
     KEY.get_or_init(|| SigningKey::from_bytes(&[3; 32]))
@@ -28,7 +28,7 @@ pub(crate) fn bytes(u: &mut Unstructured<'_>, most: usize) -> Result<Vec<u8>> {
     u.bytes(length).map(<[u8]>::to_vec)
 }
 
-/// Mostly valid.
+/// A mostly valid value.
 pub(crate) fn name(u: &mut Unstructured<'_>) -> Result<Vec<u8>> {
     Ok(match u.int_in_range(0..=15u8)? {
         0 => (*u.choose::<&[u8]>(&[b"", b".", b"..", b"a/b", b"a\0", b"/", b"\xff\n\x1b[2J", b"CON"])?)
@@ -77,7 +77,7 @@ pub(crate) fn entries(u: &mut Unstructured<'_>) -> Result<Vec<Entry>> {
     (0..count).map(|_| entry(u)).collect()
 }
 
-/// Names are unique and sorted; all else may be odd.
+/// Names are unique and sorted; everything else may be odd.
 pub(crate) fn directory(u: &mut Unstructured<'_>) -> Result<Directory> {
     let mut entries = entries(u)?;
     entries.sort_by(|a, b| a.name.cmp(&b.name));
@@ -105,10 +105,10 @@ pub(crate) fn generation(u: &mut Unstructured<'_>) -> Result<Generation> {
     })
 }
 
-/// Signing takes longer than most decoders: mostly one of those that were signed at the start.
+/// Usually one of those signed at the start, because signing takes longer than most decoders.
 pub(crate) fn signed(u: &mut Unstructured<'_>) -> Result<SignedGeneration> {
     static SIGNED: OnceLock<Vec<SignedGeneration>> = OnceLock::new();
-    // In this order: where an input has no bytes left, `ratio` says yes.
+    // In this order, because `ratio` returns `true` for an input without bytes left.
     if !u.ratio(15, 16)? {
         return Ok(generation(u)?.sign(signing_key()));
     }
@@ -116,7 +116,8 @@ pub(crate) fn signed(u: &mut Unstructured<'_>) -> Result<SignedGeneration> {
     u.choose(before).cloned()
 }
 
-/// Of each number some, so that they follow and contradict each other; `None` for one that no origin would sign.
+/// Several of each number, so that they follow and contradict each other. `None` stands for one that no
+/// origin would sign.
 fn signed_before(index: u8) -> Option<SignedGeneration> {
     let mut noise = [0; 1024];
     blake3::Hasher::new().update(&[index]).finalize_xof().fill(&mut noise);
@@ -132,14 +133,14 @@ fn signed_before(index: u8) -> Option<SignedGeneration> {
     SignedGeneration::verify(signed.record(), signed.signature(), tree, &key).ok()
 }
 
-/// Whether this input is one of a few that get an expensive check too. The same input always is.
+/// Whether this input is one of a few that also get an expensive check. Deterministic for each input.
 pub(crate) fn sampled(input: &[u8], one_in: u32) -> bool {
     let hash =
         input.iter().fold(0x811c_9dc5u32, |hash, byte| (hash ^ u32::from(*byte)).wrapping_mul(0x0100_0193));
     (hash ^ hash >> 15) % one_in == 0
 }
 
-/// A zstd frame of these bytes: compressed now and then, mostly not, since that is what takes the time.
+/// A zstd frame of these bytes, only sometimes compressed, because compression takes most of the time.
 pub(crate) fn compressed(bytes: &[u8]) -> Bytes {
     thread_local! {
         static COMPRESSOR: RefCell<Compressor<'static>> =
@@ -153,7 +154,7 @@ pub(crate) fn compressed(bytes: &[u8]) -> Bytes {
     })
 }
 
-/// RFC 8878: the header of a frame in a single segment, its size in four bytes; blocks that hold bytes as they are.
+/// RFC 8878: the header of a single-segment frame with a size of four bytes, and raw blocks.
 fn uncompressed(bytes: &[u8]) -> Vec<u8> {
     const BLOCK_MAX_BYTES: usize = 128 * 1024;
     let mut out = vec![0x28, 0xb5, 0x2f, 0xfd, 0xa0];

@@ -1,7 +1,8 @@
-//! What CI runs of the fuzz targets, on stable Rust: all committed inputs, and a fixed number of generated ones.
+//! The part of fuzzing that CI runs, on stable Rust: all committed inputs, and a fixed number of generated
+//! ones.
 //!
-//! `SYNCD_FUZZ_RUNS=N` sets how many inputs each target gets, `SYNCD_SEED=N` other ones; a failure prints the input, which
-//! goes to `fuzz/regressions/TARGET` once it is mended.
+//! `SYNCD_FUZZ_RUNS=N` sets the number of inputs for each target, and `SYNCD_SEED=N` selects other ones. A
+//! failure prints the input, which belongs in `fuzz/regressions/TARGET` once it is fixed.
 
 use std::fs;
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -22,7 +23,7 @@ fn number(variable: &str, otherwise: u64) -> u64 {
     std::env::var(variable).map_or(otherwise, |text| text.parse().expect("a number"))
 }
 
-/// Noise for one run, from nothing but its number.
+/// Noise for one run, determined by its number.
 fn noise(seed: u64, target: &Target, run: u64) -> Vec<u8> {
     let mut hasher = blake3::Hasher::new();
     hasher.update(&seed.to_le_bytes()).update(target.name.as_bytes()).update(&run.to_le_bytes());
@@ -34,7 +35,7 @@ fn noise(seed: u64, target: &Target, run: u64) -> Vec<u8> {
     bytes
 }
 
-/// A committed input with one change, as noise has it; else generated, or noise itself.
+/// A committed input with one change chosen by the noise, otherwise a generated one or the noise itself.
 fn input(noise: &[u8], committed: &[(PathBuf, Vec<u8>)]) -> Vec<u8> {
     let [choice, a, b, c, ..] = *noise else { return Vec::new() };
     let mut out = match committed.len() {

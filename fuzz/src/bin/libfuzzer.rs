@@ -1,4 +1,4 @@
-//! All targets under libFuzzer: `SYNCD_FUZZ_TARGET` names the one that this process runs. Started by `fuzz/run`.
+//! Runs a target under libFuzzer, selected by `SYNCD_FUZZ_TARGET`. Started by `fuzz/run`.
 
 #![no_main]
 #![allow(unsafe_code)]

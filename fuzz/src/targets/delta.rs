@@ -1,4 +1,4 @@
-//! Delta frames: what they say, and what they restore.
+//! Delta frames: their fields and the data that they restore.
 
 use std::sync::OnceLock;
 
@@ -31,7 +31,7 @@ fn received(message: v1::DeltaFrame) -> Option<DeltaFrame> {
     }
 }
 
-/// What must hold of a frame that was accepted, before and after the manifests were asked.
+/// Asserts the invariants of an accepted frame, before and after the manifests were consulted.
 pub(super) fn check(frame: &DeltaFrame) {
     let within = |frame: &DeltaFrame| {
         assert!(frame.output_bytes() <= DELTA_OUTPUT_MAX_BYTES);
@@ -48,7 +48,7 @@ pub(super) fn check(frame: &DeltaFrame) {
     within(frame);
     let named = frame.bases.len() + frame.pieces.len() + frame.copies.len() + frame.replaced.len();
     assert!(named <= DELTA_PLACES_MAX);
-    // What a manifest says of a replaced content is signed, but of any size.
+    // A manifest's statement about a replaced content is signed, but the size may be anything.
     let sizes = |bytes: &[u8; 5]| {
         let shift = u32::from(bytes[0] % 65);
         1u64.checked_shl(shift).map_or(u64::MAX, |bit| bit - u64::from(bytes[1] % 2))
@@ -68,7 +68,7 @@ pub(super) fn check(frame: &DeltaFrame) {
     }
 }
 
-/// `DeltaPlaces`, not compressed yet.
+/// `DeltaPlaces`, uncompressed.
 pub(super) fn places(input: &[u8]) {
     let Some(frame) = received(message(input)) else { return };
     check(&frame);
@@ -115,8 +115,8 @@ pub(super) fn any_places(u: &mut Unstructured<'_>) -> Result<Vec<u8>> {
     mutate(u, places)
 }
 
-/// `u8` encoding, `u32` output bytes, `u32` bytes of the rsync delta, `u16` prefix bytes, prefix, encoded bytes. The
-/// encoding: 0 zstd, 1 rsync, 2 an rsync delta that is compressed here.
+/// `u8` encoding, `u32` output bytes, `u32` bytes of the rsync delta, `u16` prefix bytes, prefix, encoded
+/// bytes. The encoding is 0 for zstd, 1 for rsync, and 2 for an rsync delta that is compressed here.
 pub(super) fn restore(input: &[u8]) {
     let Some((head, rest)) = input.split_first_chunk::<11>() else { return };
     let [how, l0, l1, l2, l3, d0, d1, d2, d3, p0, p1] = *head;
@@ -134,7 +134,7 @@ pub(super) fn restore(input: &[u8]) {
     }
 }
 
-/// Encoding takes a hundred times as long as restoring: mostly one of those that were encoded at the start.
+/// Usually one of those encoded at the start, because encoding takes a hundred times as long as restoring.
 pub(super) fn any_encoded(u: &mut Unstructured<'_>) -> Result<Vec<u8>> {
     static ENCODED: OnceLock<Vec<Vec<u8>>> = OnceLock::new();
     let out = if u.ratio(63, 64)? {

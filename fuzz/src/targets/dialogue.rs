@@ -1,4 +1,4 @@
-//! What peers say: the control stream as an agent hears it, what an origin hears; and configuration files.
+//! Messages of peers on the control stream, in both directions, and configuration files.
 
 use std::path::Path;
 use std::sync::OnceLock;
@@ -86,7 +86,7 @@ fn put_message(u: &mut Unstructured<'_>, out: &mut Vec<u8>, message: FromOrigin)
     Ok(())
 }
 
-/// What an agent says on the control stream and in a join.
+/// Messages of an agent on the control stream and in a join.
 pub(super) fn agent_message(input: &[u8]) {
     use v1::agent_message::Message as M;
     let _ = v1::JoinRequest::decode(input);
@@ -127,7 +127,7 @@ pub(super) fn any_agent_message(u: &mut Unstructured<'_>) -> Result<Vec<u8>> {
     mutate(u, v1::AgentMessage { message }.encode_to_vec())
 }
 
-/// A configuration file of `serve`, and what clap makes of it.
+/// A configuration file of `serve`, passed through clap.
 pub(super) fn config(input: &[u8]) {
     static COMMAND: OnceLock<(Command, ArgMatches)> = OnceLock::new();
     let (command, given) = COMMAND.get_or_init(|| {

@@ -1,4 +1,4 @@
-//! What origin and agent read back from their disks.
+//! Data that origin and agent read from their disks.
 
 use arbitrary::{Result, Unstructured};
 pub(super) use syncd_agent::fuzzing::record_value;

@@ -1,4 +1,4 @@
-//! Who is who: certificates, what an origin answers to a join, and what both keep of it on their disks.
+//! Identities: certificates, an origin's answer to a join, and the files that both sides keep.
 
 use std::sync::OnceLock;
 
@@ -18,7 +18,7 @@ use crate::identities::{agent_key, identities};
 use crate::mutation::{mutate, number};
 use crate::values::{TREE, sampled, signing_key};
 
-/// A certificate request, and a certificate: DER both.
+/// A certificate request and a certificate, both in DER.
 pub(super) fn certificate(input: &[u8]) {
     let _ = peer_identity(&CertificateDer::from(input));
     let name = "web1".parse().expect("a name");
@@ -35,7 +35,7 @@ pub(super) fn any_certificate(u: &mut Unstructured<'_>) -> Result<Vec<u8>> {
     mutate(u, bytes)
 }
 
-/// `u16` length of a certificate for a renewal, that; the rest is a `JoinResponse`.
+/// `u16` length of a renewal's certificate, then the certificate; the rest is a `JoinResponse`.
 pub(super) fn join_answer(input: &[u8]) {
     let Some((length, rest)) = input.split_first_chunk::<2>() else { return };
     let (renewal, answer) = rest.split_at(usize::from(u16::from_le_bytes(*length)).min(rest.len()));
@@ -87,7 +87,7 @@ pub(super) fn agent_identity(input: &[u8]) {
 pub(super) fn any_agent_identity(u: &mut Unstructured<'_>) -> Result<Vec<u8>> {
     let mut answer = answer();
     if u.ratio(1, 2)? {
-        // Of a certificate that is damaged no identity comes; one field of the file is replaced instead.
+        // A damaged certificate yields no identity, so one field of the file is replaced instead.
         answer.certificate = mutate(u, answer.certificate.to_vec())?.into();
     }
     static RIGHT: OnceLock<String> = OnceLock::new();
@@ -100,7 +100,7 @@ pub(super) fn any_agent_identity(u: &mut Unstructured<'_>) -> Result<Vec<u8>> {
     mutate(u, text.replace(&own, &other).into_bytes())
 }
 
-/// A text of the origin's keys.
+/// A text file of the origin's keys.
 pub(super) fn key_file(input: &[u8]) {
     decode_key_file(input, TREE);
 }
@@ -118,7 +118,7 @@ pub(super) fn any_key_file(u: &mut Unstructured<'_>) -> Result<Vec<u8>> {
     Ok([&[which as u8], &text[..]].concat())
 }
 
-/// `i64` the time in milliseconds, then the fleet's records.
+/// `i64` time in milliseconds, then the fleet's records.
 pub(super) fn fleet_records(input: &[u8]) {
     let Some((now, records)) = input.split_first_chunk::<8>() else { return };
     let now_ms = i64::from_le_bytes(*now);

@@ -1,4 +1,4 @@
-//! What comes from the machine itself: the admin sockets, rules in the content tree, mounts, small files of state.
+//! Input from the machine itself: admin sockets, rules in the content tree, mounts, and small state files.
 
 use std::pin::pin;
 use std::task::{Context, Poll, Waker};
@@ -18,7 +18,7 @@ use syncd_shared::local_socket::{REQUEST_MAX_BYTES, RESPONSE_MAX_BYTES, read_lin
 use crate::mutation::{mutate, number};
 use crate::values;
 
-/// One side's lines. A slice is always ready.
+/// One side's lines. A slice is always ready to read.
 fn lines<T: DeserializeOwned + Serialize>(mut bytes: &[u8], limit: usize) {
     loop {
         let before = bytes.len();
@@ -32,7 +32,7 @@ fn lines<T: DeserializeOwned + Serialize>(mut bytes: &[u8], limit: usize) {
     }
 }
 
-/// `u8` who speaks, then what is said on an admin socket.
+/// `u8` sender, then its data on an admin socket.
 pub(super) fn local_socket(input: &[u8]) {
     let Some((who, bytes)) = input.split_first() else { return };
     match who % 4 {
@@ -76,7 +76,7 @@ pub(super) fn any_local_socket(u: &mut Unstructured<'_>) -> Result<Vec<u8>> {
     Ok([&[who], &line[..], b"\n"].concat())
 }
 
-/// `u8` length of a path, that; the rest is a `.syncdignore`.
+/// `u8` length of a path, then the path; the rest is a `.syncdignore`.
 pub(super) fn ignore_rules(input: &[u8]) {
     let Some((length, rest)) = input.split_first() else { return };
     let (path, text) = rest.split_at(usize::from(*length).min(rest.len()));
@@ -105,7 +105,7 @@ pub(super) fn any_ignore_rules(u: &mut Unstructured<'_>) -> Result<Vec<u8>> {
     Ok([&[path.len().min(255) as u8], &path[..], &text].concat())
 }
 
-/// `u8` what: 0 a mountinfo, 1 the tree of the last scan, 2 a path and, after 0xfe, a symlink's target.
+/// `u8` kind: 0 a mountinfo, 1 the tree of the last scan, 2 a path and, after 0xfe, the target of a symlink.
 pub(super) fn origin_state(input: &[u8]) {
     let Some((what, bytes)) = input.split_first() else { return };
     match what % 3 {

@@ -1,4 +1,4 @@
-//! The targets, by the module that they decode for.
+//! The targets, grouped by the module under test.
 
 mod delta;
 mod dialogue;

@@ -8,7 +8,7 @@ use syncd_shared::{Component, ContentHash, TreeId, TreePath};
 use crate::mutation::mutate;
 use crate::values;
 
-/// A join token, and what else comes as one word of text.
+/// A join token, and other values given as one word of text.
 pub(super) fn token(input: &[u8]) {
     let text = String::from_utf8_lossy(input);
     if let Ok(token) = text.parse::<JoinToken>() {
@@ -41,7 +41,7 @@ pub(super) fn any_token(u: &mut Unstructured<'_>) -> Result<Vec<u8>> {
     mutate(u, text.into_bytes())
 }
 
-/// Two paths, divided by 0xfe.
+/// Two paths separated by 0xfe.
 pub(super) fn path(input: &[u8]) {
     let mut halves = input.splitn(2, |byte| *byte == 0xfe);
     let (first, second) = (halves.next().unwrap_or_default(), halves.next().unwrap_or_default());

@@ -7,7 +7,7 @@ use syncd_shared::{Directory, Generation, Kind, ObjectHash, RootEntry, SignedGen
 use crate::mutation::mutate;
 use crate::values::{self, TREE, sampled, signing_key};
 
-/// A directory object: canonical or refused.
+/// A directory object, which must be canonical or rejected.
 pub(super) fn directory(input: &[u8]) {
     if let Ok(entries) = decode_entry_list(input, u64::MAX) {
         assert_eq!(encode_entries(&entries), input);
@@ -36,7 +36,7 @@ pub(super) fn any_directory(u: &mut Unstructured<'_>) -> Result<Vec<u8>> {
     mutate(u, bytes[start..].to_vec())
 }
 
-/// 64 bytes of signature and a generation record.
+/// A signature of 64 bytes, then a generation record.
 pub(super) fn generation(input: &[u8]) {
     if let Ok(root) = RootEntry::decode(input) {
         assert_eq!(root.encode(), input);
@@ -56,7 +56,7 @@ pub(super) fn generation(input: &[u8]) {
     let Ok(signed) = SignedGeneration::verify(record, signature, TREE, &key) else { return };
     assert_eq!(generation.tree_id, TREE);
     assert_eq!(signed.generation(), &generation);
-    // ed25519 signatures are deterministic, and strict verification takes no other.
+    // ed25519 signatures are deterministic, and strict verification accepts no other.
     assert_eq!(signed, generation.sign(signing_key()));
     let _ = signed.may_follow(None);
     let _ = signed.may_follow(Some(&signed));

@@ -18,7 +18,7 @@ fn received(frame: F) -> std::result::Result<Frame, WireError> {
     Frame::from_message(v1::FetchFrame { item: 0, frame: Some(frame) })
 }
 
-/// A whole message, as it comes from the connection.
+/// A whole message, as received.
 pub(super) fn fetch_frame(input: &[u8]) {
     let Ok(message) = v1::FetchFrame::decode(input) else { return };
     match Frame::from_message(message) {
@@ -76,7 +76,7 @@ fn stored_message(content: &[u8], places: &[u8]) -> v1::StoredFrame {
     }
 }
 
-/// `u16` length of the content, content; the rest is `StoredPlaces`, not compressed yet.
+/// `u16` length of the content, then the content; the rest is `StoredPlaces`, uncompressed.
 pub(super) fn stored_frame(input: &[u8]) {
     let Some((length, rest)) = input.split_first_chunk::<2>() else { return };
     let length = usize::from(u16::from_le_bytes(*length)).min(rest.len());
@@ -135,11 +135,11 @@ fn patches_message(list: &[u8]) -> v1::DirectoryPatches {
     v1::DirectoryPatches { compressed: compressed(list), uncompressed_bytes: list.len() as u32 }
 }
 
-/// `DirectoryPatchList`, not compressed yet.
+/// `DirectoryPatchList`, uncompressed.
 pub(super) fn patches(input: &[u8]) {
     if let Ok(Frame::Patches(patches)) = received(F::Patches(patches_message(input))) {
         patches.iter().for_each(apply);
-        // Encoding compresses with all effort.
+        // Encoding compresses at a high level.
         if sampled(input, 64) {
             match received(F::Patches(syncd_shared::wire::patches_message(&patches))) {
                 Ok(Frame::Patches(again)) => assert_eq!(again, patches),
@@ -154,7 +154,7 @@ pub(super) fn patches(input: &[u8]) {
     let _ = received(F::Patches(message));
 }
 
-/// A patch whose result is not what it promises is refused, else its result is canonical.
+/// A patch with a result other than promised must be rejected; any other result must be canonical.
 fn apply(patch: &DirectoryPatch) {
     let empty = Directory::default();
     let Err(WireError::PatchResult { actual, .. }) = patch.apply(&empty) else { return };
@@ -202,7 +202,7 @@ pub(super) fn any_patches(u: &mut Unstructured<'_>) -> Result<Vec<u8>> {
     mutate(u, list)
 }
 
-/// What an agent asks for.
+/// A request of an agent.
 pub(super) fn fetch_request(input: &[u8]) {
     let Ok(message) = v1::FetchRequest::decode(input) else { return };
     let Some(v1::fetch_request::Request::Objects(request)) = message.request else { return };
