@@ -53,9 +53,9 @@ pub enum BackupError {
     Sync(#[from] FileError),
 }
 
-/// Copies an open data directory to `to`, which must be empty or missing and gets mode 0700. The copy is
-/// durable on return; after an error it is removed. `progress` receives bytes copied and in total. Commits
-/// continue meanwhile, garbage collection waits. Blocks.
+/// Copies an open data directory to `to`, which must be empty, or missing and is then created with mode 0700.
+/// The copy is durable on return; after an error it is removed. `progress` receives bytes copied and in
+/// total. Commits continue meanwhile, garbage collection waits. Blocks.
 pub fn backup(
     store: &Store,
     keys: &Keys,

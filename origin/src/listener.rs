@@ -13,9 +13,10 @@
 //! | [`JOINS_MAX`], [`JOINS_PER_PEER_MAX`] | number of such connections, in total and from one address |
 //! | [`CONNECTIONS_PER_AGENT_MAX`] | connections of one agent |
 //!
-//! Failures are logged and affect no other connection. A connection beyond a limit is refused with a reason
-//! ([`Busy`]). A verified connection ends when its [`ConnectionInfo`] is closed (after a revocation, or for a
-//! second one with the same certificate), and when it makes no progress ([`connection`]).
+//! Failures are logged and affect no other connection. After its handshake, a connection beyond a limit is
+//! refused with a reason ([`Busy`]). A verified connection ends when its [`ConnectionInfo`] is closed (after
+//! a revocation, or for a second one with the same certificate), and when it makes no progress
+//! ([`connection`]).
 
 pub mod connection;
 

@@ -7,8 +7,8 @@
 //! | [`Access::Served`]: ROOT | 0755 | write access for the group and for others |
 //!
 //! A wrong mode is corrected with a warning, and failing to correct it is an error. A directory of another
-//! user is refused, because that user could replace anything in it. Only root may look into directories of
-//! other users.
+//! user is refused, because that user could replace anything in it. [`check`] makes two exceptions for
+//! directories that are only read: root may look into any, and any user into those of root.
 
 use std::fs::DirBuilder;
 use std::io;

@@ -1145,7 +1145,7 @@ pub mod enrolment_client {
             self.inner = self.inner.max_encoding_message_size(limit);
             self
         }
-        /// The only call without a client certificate. Its secret is valid once.
+        /// The only call without a client certificate. Each success takes one use of the token.
         pub async fn join(
             &mut self,
             request: impl tonic::IntoRequest<super::JoinRequest>,
@@ -1198,7 +1198,7 @@ pub mod enrolment_server {
     /// Generated trait containing gRPC methods that should be implemented for use with EnrolmentServer.
     #[async_trait]
     pub trait Enrolment: std::marker::Send + std::marker::Sync + 'static {
-        /// The only call without a client certificate. Its secret is valid once.
+        /// The only call without a client certificate. Each success takes one use of the token.
         async fn join(
             &self,
             request: tonic::Request<super::JoinRequest>,

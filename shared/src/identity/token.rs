@@ -17,7 +17,8 @@ const PAYLOAD_BYTES: usize = 16 + 32 + 32 + 16;
 const CHECKSUM_BYTES: usize = 4;
 const SECRET_DOMAIN: &str = "syncd 2026 join token secret v1";
 
-/// Pins the origin and lets one agent join. Until the token is used, anybody who reads it can join instead.
+/// Pins the origin and lets agents join. Until it is used up or expires, anybody who reads it can join
+/// instead.
 #[derive(Clone, PartialEq, Eq)]
 pub struct JoinToken {
     pub tree_id: TreeId,
