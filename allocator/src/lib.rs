@@ -2,7 +2,8 @@
 //! program that links this crate.
 //!
 //! By default glibc gives threads up to eight arenas per core and keeps freed memory in each of them. An
-//! origin that served first syncs held 132 MB with 50 MB in use; docs/decisions.md has the measurements.
+//! origin that served first syncs held 132 MB with 50 MB in use; MEM-1 in
+//! docs/decisions has the measurements.
 //! Without glibc nothing is tuned or returned.
 
 use std::time::{Duration, Instant};

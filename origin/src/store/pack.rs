@@ -107,7 +107,7 @@ pub enum FrameDamage {
     Content { hash: ContentHash },
 }
 
-/// Compression effort of a frame. The figures are in docs/decisions.md.
+/// Compression effort of a frame. STORE-8 in docs/decisions has the figures.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Effort {
     /// For contents of about 16 KiB to 1 MiB, which gain most for the time, and when nobody is waiting.
