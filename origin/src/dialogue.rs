@@ -174,10 +174,10 @@ pub struct GenerationLine {
     pub bytes: u64,
     /// Whether this request sealed it.
     pub changed: bool,
-    /// Files with other content and the second of the generation before, in what this request sealed.
+    /// Files sealed by this request with other content than in the preceding generation and the same second.
     #[serde(default)]
     pub indistinct: SomeFiles,
-    /// Files that `serve --mtime distinct` gave a later second, in what this request sealed.
+    /// Files sealed by this request that `serve --mtime distinct` gave a later second.
     #[serde(default)]
     pub retimed: SomeFiles,
 }
@@ -228,7 +228,7 @@ pub struct ChangeCounts {
     pub changed: u64,
     /// Removed paths.
     pub removed: u64,
-    /// Changed files with other content and the second of before.
+    /// Changed files with other content and the same second.
     #[serde(default)]
     pub indistinct: u64,
 }
@@ -283,7 +283,7 @@ pub struct DiffLine {
     /// Size in bytes, of files.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub size: Option<u64>,
-    /// A file with other content and the second of before.
+    /// Whether this is a file with other content and the same second.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub indistinct: bool,
 }

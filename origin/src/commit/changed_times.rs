@@ -1,9 +1,12 @@
-//! Files whose content changed while the whole second of their time did not, as the sealer counts and reports them.
+//! Files whose content changed although the whole second of their time did not: counted and reported by the
+//! sealer.
 //!
-//! OPcache compares whole seconds and nothing else, `Last-Modified` has whole seconds, and Apache's `ETag` is time and
-//! size: where the second stays, PHP, browsers and caches may keep the content that they have. Such a file is *indistinct*.
+//! OPcache compares whole seconds only, `Last-Modified` has whole seconds, and Apache's `ETag` combines time
+//! and size. If the second stays the same, PHP, browsers and caches may keep the old content. Such a file is
+//! *indistinct*.
 //!
-//! One record, `commit`/`indistinct`: `u64` number of the generation, then JSON. It is written after a generation with
+//! One record, `commit`/`indistinct`: `u64` number of the generation, then JSON. It is written after a
+//! generation with such files was sealed; a crash in between loses a warning.
 //! such files was sealed; a crash in between loses a warning.
 
 use serde::{Deserialize, Serialize};
@@ -16,20 +19,18 @@ use crate::tree_objects::{TreeObjectError, TreeObjects};
 
 const NAMESPACE: &str = "commit";
 const NAME: &[u8] = b"indistinct";
-/// Paths that are named; the others are counted.
+/// Maximum number of paths named; the others are counted.
 const NAMED_MAX: usize = 5;
 
-/// Some files: how many, and the first of them.
+/// A number of files, with the first of them.
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
 pub struct SomeFiles {
-    /// How many.
     pub files: u64,
-    /// The first ones in path order, escaped where they are not text.
+    /// The first paths in order, with bytes that are not text escaped.
     pub paths: Vec<String>,
 }
 
 impl SomeFiles {
-    /// Whether there is none.
     pub fn is_empty(&self) -> bool {
         self.files == 0
     }
@@ -50,18 +51,18 @@ impl std::fmt::Display for SomeFiles {
     }
 }
 
-/// How a generation's times follow its content.
+/// Report on how a generation's times reflect its changes of content.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct ChangedTimes {
-    /// Files with other content and the second of the generation before.
+    /// Files with other content than in the preceding generation and the same second.
     pub indistinct: SomeFiles,
     /// Files that `--mtime distinct` gave another second.
     pub retimed: SomeFiles,
 }
 
 impl ChangedTimes {
-    /// Looks at a generation that was just sealed in the place of `before`, and has what it finds logged and kept. What
-    /// fails here is a warning: sealed is sealed.
+    /// Examines a generation that was just sealed in place of `before`. Logs and stores the findings. Errors
+    /// are only logged, because the generation is sealed already.
     pub(super) fn of_sealed(
         store: &Store,
         before: Option<&SignedGeneration>,
@@ -97,7 +98,7 @@ impl ChangedTimes {
     }
 }
 
-/// Warning about indistinct files, on one line; `None` if there are none.
+/// A one-line warning about indistinct files; `None` if there are none.
 fn warning(indistinct: &SomeFiles) -> Option<String> {
     (!indistinct.is_empty()).then(|| {
         format!(
@@ -115,7 +116,7 @@ fn files(some: &SomeFiles) -> String {
     }
 }
 
-/// Whether a file has other content, and the whole second that it had.
+/// Whether a file has other content and the same whole second.
 pub(crate) fn is_indistinct(from: &Entry, to: &Entry) -> bool {
     match (&from.kind, &to.kind) {
         (Kind::File { content: before, .. }, Kind::File { content: after, .. }) => {
@@ -125,7 +126,7 @@ pub(crate) fn is_indistinct(from: &Entry, to: &Entry) -> bool {
     }
 }
 
-/// Counts between two generations. Costs the entries of the directories that differ.
+/// Finds the indistinct files between two generations. Reads the directories that differ.
 fn indistinct(
     store: &Store,
     from: &RootEntry,
@@ -142,21 +143,22 @@ fn indistinct(
     Ok(found)
 }
 
-/// Keeps what was found of a generation, for `status`.
+/// Stores the indistinct files of a generation, for `status`.
 fn save(store: &Store, generation: GenerationNumber, indistinct: &SomeFiles) -> Result<(), StoreError> {
-    // A number and strings are always JSON.
+    // A number and strings always serialise.
     let json = serde_json::to_vec(indistinct).unwrap_or_default();
     let value = [&generation.get().to_le_bytes()[..], &json].concat();
     store.update_records(|records| records.put(NAMESPACE, NAME, &value))
 }
 
-/// Warns of a generation's indistinct files, where there were some when it was sealed. What can't be read is for `check`.
+/// A warning about a generation's indistinct files, if it had any when it was sealed. Unreadable records are
+/// left to `check`.
 pub(crate) fn status_warning(store: &Store, generation: GenerationNumber) -> Option<String> {
     let warning = warning(&load(store, generation).ok()?)?;
     Some(format!("generation {generation}: {warning}"))
 }
 
-/// The indistinct files of a generation; none where it was never said to have any.
+/// The indistinct files of a generation; empty if none were recorded.
 fn load(store: &Store, generation: GenerationNumber) -> Result<SomeFiles, StoreError> {
     let value = store.record(NAMESPACE, NAME)?.unwrap_or_default();
     let Some((number, json)) = value.split_first_chunk() else { return Ok(SomeFiles::default()) };

@@ -1,9 +1,9 @@
-//! `--mtime distinct`: a file whose content changed gets a second that no earlier generation of its path had.
+//! `--mtime distinct`: gives a file with changed content a second that no earlier generation of its path had.
 //!
-//! The rule ([`time_of`]) makes the whole second of a path rise with each change of its content. It is applied to the tree
-//! as it was scanned, right before it is sealed; the result becomes the scan's base as well. The stat records keep the
-//! times of the content tree, by which a change of it is seen, and a later scan keeps the time of the base for content
-//! that stays. So a file keeps its second until its content changes again.
+//! The rule ([`time_of`]) increases the whole second of a path with each change of its content. It is applied
+//! to the scanned tree right before sealing, and the result also becomes the base of the next scan. The stat
+//! records keep the times of the content tree, which reveal its changes, and a later scan keeps the base's
+//! time for unchanged content. A file therefore keeps its second until its content changes again.
 
 use std::sync::Arc;
 
@@ -20,8 +20,8 @@ use crate::scan::{MtimePolicy, ScanError};
 use crate::store::{Store, StoreError, Writer};
 use crate::tree_objects::TreeObjects;
 
-/// The time that a file is published with. `tree` is its time in the content tree, `published` what the current
-/// generation has under its path, `taken` the highest second of earlier generations.
+/// The time to publish for a file. `tree` is its time in the content tree, `published` its content and time
+/// in the current generation, and `taken` the highest second of earlier generations.
 fn time_of(
     content: &ContentHash,
     tree: Timestamp,
@@ -37,12 +37,12 @@ fn time_of(
     let next = if is_its_own { Some(highest) } else { highest.checked_add(1) };
     match next {
         Some(next) if tree.seconds < next => Timestamp { seconds: next, nanoseconds: 0 },
-        // At the end of time there is no later second.
+        // No later second exists.
         _ => tree,
     }
 }
 
-/// The state of `--mtime distinct`: which seconds must not be given again.
+/// State of `--mtime distinct`: the seconds that must not be given again.
 #[derive(Debug)]
 pub(super) struct DistinctTimes {
     taken: TakenSeconds,
@@ -55,8 +55,8 @@ impl DistinctTimes {
         is_on.then(|| Ok(Self { taken: TakenSeconds::load(store)? })).transpose()
     }
 
-    /// The tree as it is to be published after `current`, and the files that got a second that they do not have in the
-    /// content tree. Writes the directories that change by it. Costs the entries of the directories that differ.
+    /// Returns the tree to publish after `current`, and the files whose second differs from that in the
+    /// content tree. Writes the directories that change. Reads the directories that differ.
     pub(super) fn give(
         &self,
         writer: &Writer,
@@ -68,8 +68,8 @@ impl DistinctTimes {
         Ok((RootEntry { object, ..tree }, giving.given))
     }
 
-    /// Changes of the table for a generation `to` after `current`: for the transaction that seals, then for
-    /// [`DistinctTimes::sealed`].
+    /// Changes of the table for a generation `to` after `current`. To be written by the transaction that
+    /// seals, and then passed to [`DistinctTimes::sealed`].
     pub(super) fn changes(
         &self,
         writer: &Writer,
@@ -79,13 +79,13 @@ impl DistinctTimes {
         let Some(current) = current else { return TakenChanges::default() };
         let from = (current.number(), &current.generation().root);
         self.taken.changes(TreeObjects::Writer(writer), from, to).unwrap_or_else(|error| {
-            // A damaged store does not keep a generation from being sealed.
+            // A damaged store does not prevent sealing.
             tracing::warn!("compare with generation {}: {}", from.0, crate::error_chain(&error));
             TakenChanges::default()
         })
     }
 
-    /// The changes are durable.
+    /// Applies changes that have become durable.
     pub(super) fn sealed(&mut self, changes: TakenChanges) {
         self.taken.apply(changes);
     }
@@ -132,7 +132,7 @@ impl Giving<'_> {
         Ok(self.writer.put_directory(&directory)?)
     }
 
-    /// The new form of an entry that differs from the current generation's; `None` if it stays as it is.
+    /// The new form of an entry that differs from the current generation's; `None` if it is unchanged.
     fn entry(
         &mut self,
         parent: &TreePath,
@@ -163,7 +163,7 @@ impl Giving<'_> {
         Ok(Some(retimed).filter(|retimed| retimed != entry))
     }
 
-    /// A directory of the current generation. One that is lost has no seconds to be told apart from.
+    /// A directory of the current generation. A missing one counts as empty, without seconds to avoid.
     fn published(&self, path: &TreePath, object: &ObjectHash) -> Arc<Directory> {
         TreeObjects::Writer(self.writer).directory(object).unwrap_or_else(|error| {
             tracing::warn!("read directory {path} of the current generation: {}", crate::error_chain(&error));

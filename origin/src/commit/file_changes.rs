@@ -1,5 +1,5 @@
-//! The files under which two trees differ, path by path: a directory that was renamed whole is all of its files, gone
-//! here and new there.
+//! The files that differ between two trees, path by path. A directory that was renamed whole counts as all of
+//! its files, removed and added.
 
 use std::sync::Arc;
 
@@ -8,27 +8,28 @@ use syncd_shared::{Directory, Entry, Kind, ObjectHash, RootEntry, TreePath};
 
 use crate::tree_objects::{TreeObjectError, TreeObjects};
 
-/// Directories whose files are shown.
+/// Directories whose files are included.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Reach {
-    /// In directories that both trees have.
+    /// Directories that both trees have.
     Common,
-    /// Also in directories that only the first tree has.
+    /// Also directories that only the first tree has.
     Gone,
-    /// Also in directories that only one of the trees has.
+    /// Also directories that only one of the trees has.
     Whole,
 }
 
-/// A path that is a file in one of the trees at least.
+/// A path that is a file in at least one of the trees.
 pub(super) struct FileChange<'a> {
     pub path: &'a TreePath,
-    /// The entry in the first tree, where that is a file.
+    /// The entry in the first tree, if it is a file.
     pub from: Option<&'a Entry>,
-    /// The entry in the second tree, where that is a file.
+    /// The entry in the second tree, if it is a file.
     pub to: Option<&'a Entry>,
 }
 
-/// Shows each file that differs. Costs the entries of the directories that differ, and of those that `reach` includes.
+/// Passes each file that differs to `show`. Reads the directories that differ, and those that `reach`
+/// includes.
 pub(super) fn each(
     objects: TreeObjects<'_>,
     from: &RootEntry,
@@ -98,7 +99,7 @@ impl Walk<'_> {
     }
 }
 
-/// The object of a directory.
+/// The object of a directory; `None` for other entries.
 pub(super) fn object(entry: &Entry) -> Option<ObjectHash> {
     match entry.kind {
         Kind::Directory { object, .. } => Some(object),

@@ -165,7 +165,7 @@ impl Sealer {
         std::mem::take(&mut self.remarks)
     }
 
-    /// Takes how the times of the generation that was sealed last follow its content.
+    /// Takes the report on the times of the last sealed generation.
     pub fn take_times(&mut self) -> ChangedTimes {
         std::mem::take(&mut self.times)
     }
@@ -424,7 +424,7 @@ impl Sealer {
         }
     }
 
-    /// Gives the tree its published times, under `--mtime distinct` and if it is to be published.
+    /// Under `--mtime distinct`, gives a tree that is to be published its published times.
     fn with_distinct_times(
         &mut self,
         base: ScanBase,

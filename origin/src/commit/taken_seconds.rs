@@ -1,13 +1,14 @@
-//! Seconds that earlier generations gave files, and that the current generation does not show: what `--mtime distinct`
-//! must not give again.
+//! Seconds that earlier generations gave to files and that the current generation does not show. `--mtime
+//! distinct` must not give them again.
 //!
-//! Under `distinct` the time of a path only rises, so that a file of the current generation says by itself which seconds
-//! are taken. This table has the other paths: those that are gone, and those whose time a rollback set back. The
-//! transaction that seals a generation writes it, so a crash leaves both or neither. Only the sealer uses it.
+//! Under `distinct` the time of a path only increases, so a file of the current generation shows which
+//! seconds are taken. This table has the other paths: removed ones, and those whose time a rollback set back.
+//! The transaction that seals a generation writes it, so a crash leaves both or neither. Only the sealer uses
+//! it.
 //!
-//! One record per path, namespace `taken seconds`, at most [`PATHS_MAX`]. Its name is the first 8 bytes of the path's
-//! BLAKE3 hash: two paths that share a name cost a needless second, and nothing else. The value, little endian: `u64`
-//! the last generation that had it, `i64` the highest second, first 8 bytes of the hash of the content that had it.
+//! One record per path, in the namespace `taken seconds`, at most [`PATHS_MAX`]. Its name is the first 8
+//! bytes of the path's BLAKE3 hash; a collision only costs an unnecessary second. The value, little endian:
+//! `u64` last generation with that second, `i64` highest second, first 8 bytes of the hash of its content.
 
 use std::collections::HashMap;
 
@@ -19,7 +20,7 @@ use crate::store::{Records, Store, StoreError};
 use crate::tree_objects::{TreeObjectError, TreeObjects};
 
 const NAMESPACE: &str = "taken seconds";
-/// Paths that are remembered; those that have been gone for the most generations are forgotten first.
+/// Number of paths remembered; those that have been gone for the most generations are forgotten first.
 const PATHS_MAX: usize = 100_000;
 
 type Name = [u8; 8];
@@ -53,13 +54,13 @@ impl Taken {
     }
 }
 
-/// See the module.
+/// The seconds taken by earlier generations. See the module documentation.
 #[derive(Debug, Default)]
 pub(super) struct TakenSeconds {
     paths: HashMap<Name, Taken>,
 }
 
-/// Changes of the table that a generation brings: `None` takes a path out.
+/// Changes of the table caused by a generation. `None` removes a path.
 #[derive(Debug, Default)]
 pub(super) struct TakenChanges {
     paths: HashMap<Name, Option<Taken>>,
@@ -83,8 +84,8 @@ impl TakenSeconds {
         self.paths.get(&name(path)).copied()
     }
 
-    /// Changes of the table if `to` replaces `from`, whose number is given. Costs the entries of the directories that
-    /// differ, and of those that are gone.
+    /// Changes of the table if `to` replaces `from`, the generation with this number. Reads the directories
+    /// that differ, and removed ones.
     pub(super) fn changes(
         &self,
         objects: TreeObjects<'_>,
@@ -92,7 +93,7 @@ impl TakenSeconds {
         to: &RootEntry,
     ) -> Result<TakenChanges, DiffError<TreeObjectError>> {
         let mut changes = TakenChanges::default();
-        // New paths matter where one of them may be in the table.
+        // New paths matter only if one of them may be in the table.
         let reach = if self.is_empty() { Reach::Gone } else { Reach::Whole };
         file_changes::each(objects, from, to, reach, &mut |change| {
             if changes.paths.len() < PATHS_MAX {
@@ -122,7 +123,7 @@ impl TakenSeconds {
         }
     }
 
-    /// Bounds the table as it will be.
+    /// Removes the oldest paths beyond the limit of the resulting table.
     fn forget_oldest(&self, changes: &mut TakenChanges) {
         let kept = |(name, taken): (&Name, &Taken)| {
             (!changes.paths.contains_key(name)).then_some((taken.generation, *name))
@@ -136,7 +137,7 @@ impl TakenSeconds {
         }
     }
 
-    /// Takes in what became durable.
+    /// Applies changes that have become durable.
     pub(super) fn apply(&mut self, changes: TakenChanges) {
         for (name, taken) in changes.paths {
             match taken {
@@ -148,7 +149,7 @@ impl TakenSeconds {
 }
 
 impl TakenChanges {
-    /// For the transaction that seals.
+    /// Writes the changes in the transaction that seals.
     pub(super) fn put(&self, records: &mut Records<'_>) -> Result<(), StoreError> {
         for (name, taken) in &self.paths {
             match taken {

@@ -181,8 +181,8 @@ async fn a_file_that_was_gone_or_rolled_back_gets_no_second_twice() {
     assert_eq!(second(&site, 9, "e/a.php"), SECOND, "a new path");
 }
 
-/// Random edits of few files and few times, commits, rollbacks and restarts: no second of a path ever has two contents,
-/// and content that stays keeps its time.
+/// Random edits of few files and few times, commits, rollbacks and restarts: no second of a path ever has two
+/// contents, and unchanged content keeps its time.
 #[tokio::test(flavor = "multi_thread")]
 async fn whatever_happens_a_second_of_a_path_has_one_content() {
     let site = Site::distinct();
