@@ -24,14 +24,14 @@ use syncd_shared::signals::Signals;
 use syncd_shared::text::error_chain;
 
 use crate::admin;
-use crate::arrivals::seconds;
-use crate::desk::{Desk, join_address};
-use crate::dialogue::{
+use crate::admin::offline::{Desk, join_address};
+use crate::admin::protocol::{
     DiffLine, GenerationLine, HistoryLine, NodeLine, NodeResult, Reply, Request, TokenLine, Wait,
 };
+use crate::admin::status::{Status, Verdict};
+use crate::fleet::live_wait::seconds;
 use crate::scan::{MtimePolicy, SymlinkPolicy};
 use crate::service::{self, ServeOptions};
-use crate::status::{Status, Verdict};
 use crate::store::Retention;
 
 const DATA: &str = "/var/lib/syncd/origin";

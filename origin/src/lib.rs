@@ -7,16 +7,13 @@
 //!             changed  + index   numbered   once
 //! ```
 //!
-//! [`service`] assembles these parts. [`fleet`] tracks the agents. [`admin`], [`desk`] and [`cli`] answer
-//! operators.
+//! [`service`] assembles these parts. [`fleet`] tracks the agents. [`admin`] and [`cli`] answer operators,
+//! [`http`] answers monitors.
 
 pub mod admin;
-pub mod arrivals;
 mod backup;
 pub mod cli;
 pub mod commit;
-pub mod desk;
-pub mod dialogue;
 pub mod fleet;
 pub mod http;
 pub mod ignore_rules;
@@ -31,7 +28,6 @@ mod planted;
 pub mod scan;
 pub mod serve;
 pub mod service;
-pub mod status;
 pub mod store;
 mod tree_objects;
 pub mod watch;

@@ -36,8 +36,8 @@ fn lines<T: DeserializeOwned + Serialize>(mut bytes: &[u8], limit: usize) {
 pub(super) fn local_socket(input: &[u8]) {
     let Some((who, bytes)) = input.split_first() else { return };
     match who % 4 {
-        0 => lines::<syncd_origin::dialogue::Request>(bytes, REQUEST_MAX_BYTES),
-        1 => lines::<syncd_origin::dialogue::Reply>(bytes, RESPONSE_MAX_BYTES),
+        0 => lines::<syncd_origin::admin::protocol::Request>(bytes, REQUEST_MAX_BYTES),
+        1 => lines::<syncd_origin::admin::protocol::Reply>(bytes, RESPONSE_MAX_BYTES),
         2 => lines::<syncd_agent::admin::Request>(bytes, 64),
         _ => lines::<syncd_agent::admin::Reply>(bytes, RESPONSE_MAX_BYTES),
     }

@@ -50,9 +50,9 @@ pub(crate) use rollbacks::Rollbacks;
 pub(crate) use scan_base::forget_damaged;
 pub use sealer::{Parts, Sealer};
 
+use crate::admin::status::State;
 use crate::fleet::{FleetView, RETAIN_MS};
 use crate::scan::ScanError;
-use crate::status::State;
 use crate::store::CheckReport;
 use crate::watch::{Hints, Reason, Watch};
 use schedule::{Due, Leftover, Schedule};

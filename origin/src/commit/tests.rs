@@ -10,11 +10,11 @@ use tempfile::TempDir;
 
 use super::*;
 use crate::admin;
-use crate::dialogue::{Reply as Answer, Request as Asked, Wait};
+use crate::admin::protocol::{Reply as Answer, Request as Asked, Wait};
+use crate::admin::status::Status;
 use crate::keys::Keys;
 use crate::scan::{MtimePolicy, SymlinkPolicy};
 use crate::service::{self, Running, ServeOptions, StartError};
-use crate::status::Status;
 use crate::store::{Damage, Store};
 
 const SOON: Duration = Duration::from_secs(20);

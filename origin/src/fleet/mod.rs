@@ -13,6 +13,7 @@
 
 #[doc(hidden)]
 pub mod fuzzing;
+pub mod live_wait;
 mod owner;
 mod records;
 pub mod registry;

@@ -13,14 +13,16 @@ use syncd_shared::identity::JoinToken;
 use syncd_shared::{Directory, GenerationNumber, Kind, ObjectHash, RootEntry, SignedGeneration, TreePath};
 use time::OffsetDateTime;
 
+use crate::admin::protocol::{
+    ChangeCounts, DiffLine, GenerationLine, HistoryLine, Reply, Request, TokenLine,
+};
+use crate::admin::status::{AgentStatus, HoldStatus, State, Status};
 use crate::backup::{self, BackupError};
 use crate::commit::{CollectionGate, Rollbacks, forget_damaged, is_indistinct, status_warning};
-use crate::dialogue::{ChangeCounts, DiffLine, GenerationLine, HistoryLine, Reply, Request, TokenLine};
 use crate::error_chain;
 use crate::fleet::registry::Registry;
 use crate::fleet::{RecordError, TokenView, token_id};
 use crate::keys::{Keys, KeysError};
-use crate::status::{AgentStatus, HoldStatus, State, Status};
 use crate::store::{CheckReport, Damage, OpenStoreError, Store, StoreError};
 
 /// Bytes of progress between two reports.

@@ -17,18 +17,18 @@ use tokio::sync::{mpsc, watch};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
+use crate::admin::offline::{Desk, describe};
+use crate::admin::status::{AgentStatus, HoldStatus, State, Status};
 use crate::admin::{Admin, socket_path};
 use crate::commit::{CollectionGate, CommitError, Committer, Parts, Sealer, Trigger};
-use crate::desk::{Desk, describe};
 use crate::fleet::Fleet;
-use crate::http;
+use crate::http::health as http;
 use crate::keys::{Keys, KeysError};
 use crate::overlap;
 pub use crate::overlap::OverlapError;
 use crate::plan::{PlanBudget, Planner};
 use crate::scan::{MtimePolicy, ScanOptions, SymlinkPolicy};
 use crate::serve::{self, Services};
-use crate::status::{AgentStatus, HoldStatus, State, Status};
 use crate::store::{OpenStoreError, Retention, Store, StoreError};
 use crate::watch::{Watch, WatchError};
 

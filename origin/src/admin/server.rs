@@ -13,13 +13,13 @@ use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
-use crate::arrivals::{Arrivals, Closing};
+use crate::admin::offline::{Checked, Desk, DeskError};
+use crate::admin::protocol::{GenerationLine, NodeLine, NodeResult, Reply, Request, TokenLine, Wait};
+use crate::admin::status::{State, Status};
 use crate::commit::{Answer, ChangedTimes, CommitOptions, Committer, Outcome};
-use crate::desk::{Checked, Desk, DeskError};
-use crate::dialogue::{GenerationLine, NodeLine, NodeResult, Reply, Request, TokenLine, Wait};
 use crate::error_chain;
 use crate::fleet::Fleet;
-use crate::status::{State, Status};
+use crate::fleet::live_wait::{Arrivals, Closing};
 
 /// Maximum number of concurrent commands.
 const CLIENTS_MAX: usize = 64;

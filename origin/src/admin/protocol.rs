@@ -1,8 +1,8 @@
 //! The protocol between operators and the origin: a request of one line of JSON, and any number of answer
 //! lines.
 //!
-//! The same lines are used over the admin socket ([`crate::admin`]) and for answers from DATA itself
-//! ([`crate::desk`]).
+//! The same lines are used over the admin socket ([`super::server`]) and for answers from DATA itself
+//! ([`super::offline`]).
 
 use std::fmt;
 use std::path::PathBuf;
@@ -13,9 +13,9 @@ use syncd_shared::SignedGeneration;
 use syncd_shared::limits::LABEL_MAX_BYTES;
 use syncd_shared::text::{one_line, rfc3339};
 
+use crate::admin::status::Status;
 use crate::commit::SomeFiles;
 use crate::fleet::TokenView;
-use crate::status::Status;
 
 /// A request of an operator.
 #[derive(Debug, Clone, Serialize, Deserialize)]

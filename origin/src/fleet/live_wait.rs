@@ -6,9 +6,9 @@ use std::time::Duration;
 
 use syncd_shared::{GenerationNumber, HookOutcome, HookStatus, RootHash, SignedGeneration};
 
-use crate::dialogue::{NodeLine, NodeResult};
+use crate::admin::protocol::{NodeLine, NodeResult};
+use crate::admin::status::state_name;
 use crate::fleet::{AgentState, AgentView, FleetView};
-use crate::status::state_name;
 
 /// Time in which an agent that had failed before must fail again for the failure to count.
 const STALE_FAILURE: Duration = Duration::from_secs(3);

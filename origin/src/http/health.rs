@@ -10,10 +10,10 @@ use syncd_shared::health::Health;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
+use crate::admin::status::State;
 use crate::commit::OriginView;
 use crate::error_chain;
 use crate::fleet::FleetView;
-use crate::status::State;
 use crate::store::Store;
 
 /// Maximum number of nodes named in an answer.

@@ -1,0 +1,11 @@
+//! The operators' interface: requests over the socket in DATA, or to DATA itself while no origin serves it.
+//!
+//! [`protocol`] has the messages and [`status`] the largest of them. [`server`] answers while the origin
+//! serves, [`offline`] has the answers that need only DATA.
+
+pub mod offline;
+pub mod protocol;
+pub mod server;
+pub mod status;
+
+pub use server::{Admin, socket_path};

@@ -1,0 +1,3 @@
+//! The origin's HTTP interface.
+
+pub mod health;
