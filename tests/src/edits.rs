@@ -54,6 +54,33 @@ pub fn small_site(tree: &Path, files: usize) {
     fs::set_permissions(tree.join("index.html"), fs::Permissions::from_mode(0o600)).expect("chmod");
 }
 
+/// Modes that deny the owner of a directory something: all of it, its names, or what is below it.
+const CLOSED: [u32; 4] = [0o000, 0o111, 0o311, 0o644];
+
+/// Makes or changes directories that deny their owner something, with files and a directory in each. From one `round` to
+/// the next each has other content and another mode, one goes and one comes. Only root can publish such a tree.
+#[track_caller]
+pub fn closed_directories(tree: &Path, round: usize) {
+    let close = |path: &Path, mode| {
+        fs::set_permissions(path, fs::Permissions::from_mode(mode)).expect("chmod");
+    };
+    for number in 0..=CLOSED.len() {
+        let path = format!("closed/{number}");
+        let directory = tree.join(&path);
+        if number == round % (CLOSED.len() + 1) {
+            remove(&directory);
+            continue;
+        }
+        write(tree, &format!("{path}/page.html"), format!("round {round}"));
+        write(tree, &format!("{path}/inner/{round}.html"), "new");
+        write(tree, &format!("{path}/unreadable"), "the same");
+        let mode = CLOSED[(number + round) % CLOSED.len()];
+        close(&directory.join("unreadable"), 0o000);
+        close(&directory.join("inner"), mode);
+        close(&directory, mode);
+    }
+}
+
 /// Random edits of one tree. Every round changes at least one file's content.
 pub struct Edits {
     tree: PathBuf,

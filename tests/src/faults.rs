@@ -210,10 +210,7 @@ impl Node {
         seen.healing = ended.elapsed();
         self.complete(newest)?;
         self.has_generations()?;
-        let verified = self.agent.cli("verify", &["--json"]);
-        if verified.code != Some(0) || verified.json()["drifted"] != 0 {
-            return Err(format!("verify: {verified:?}"));
-        }
+        self.verifies()?;
         let settled = self.origin.try_status().and_then(|s| s.agents.first().and_then(|a| a.error.clone()));
         match settled {
             Some(error) => Err(format!("the origin still says {error}")),

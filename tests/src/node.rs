@@ -12,9 +12,9 @@ use std::time::{Duration, Instant};
 
 use rustix::process::Signal;
 
-use crate::edits::{remove, small_site, write};
+use crate::edits::{closed_directories, remove, small_site, write};
 use crate::mounts::Mount;
-use crate::oracle::{facts, fingerprint_of, try_facts};
+use crate::oracle::{Facts, differences, try_facts};
 use crate::process::{ask_status, tool};
 use crate::replica::{litter, trash_is_empty};
 use crate::tracer::{Point, Policy, Traced, Verdict};
@@ -70,6 +70,15 @@ impl Scenario {
     }
 }
 
+/// Whose rights the agent of a [`Node`] has.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Rights {
+    /// Root's: no mode stops it.
+    Root,
+    /// A user's own. The content then has directories whose modes deny their owner something.
+    User,
+}
+
 /// How the agent ends.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum End {
@@ -115,7 +124,8 @@ pub struct Node {
     pub planted: Option<&'static str>,
     /// How long anything may take.
     pub patience: Duration,
-    known: BTreeMap<u64, String>,
+    /// Sealed generations as this agent has them.
+    known: BTreeMap<u64, Facts>,
     /// When the origin had last heard of the agent before the case.
     heard_before: Option<String>,
 }
@@ -123,10 +133,13 @@ pub struct Node {
 impl Node {
     /// An origin of the tree at `tree`, and an agent that has joined and holds nothing.
     #[track_caller]
-    pub fn joined(scene: &Scene, mount: Mount, tree: &Path) -> Self {
+    pub fn joined(scene: &Scene, mount: Mount, tree: &Path, rights: Rights) -> Self {
         let origin = Origin::started(scene, tree);
         let root = mount.directory().join("web1");
-        let agent = Agent::new(scene, "web1").at(&root).with_options(&["--grace", "0s"]);
+        let mut agent = Agent::new(scene, "web1").at(&root).with_options(&["--grace", "0s"]);
+        if rights == Rights::User {
+            agent = agent.unprivileged(scene);
+        }
         agent.join(origin.address(), &origin.token()).expect_success();
         tool("sync", ["-f".as_ref(), root.as_path()]);
         Self {
@@ -142,11 +155,17 @@ impl Node {
 
     /// Generations 1 to 5 at the origin, and the scenarios that lead to the last.
     #[track_caller]
-    pub fn new(scene: &Scene, mount: Mount) -> (Self, Vec<Scenario>) {
+    pub fn new(scene: &Scene, mount: Mount, rights: Rights) -> (Self, Vec<Scenario>) {
         let tree = scene.path("tree");
         small_site(&tree, FILES);
         write(&tree, "large.bin", Seeded::new(3).bytes(300_000));
-        let mut node = Self::joined(scene, mount, &tree);
+        let close = |round| {
+            if rights == Rights::User {
+                closed_directories(&tree, round);
+            }
+        };
+        close(0);
+        let mut node = Self::joined(scene, mount, &tree, rights);
         let joined = node.mount.save("joined.image");
         node.commit();
         for number in 2..=3 {
@@ -157,10 +176,12 @@ impl Node {
         node.settle_at(3);
         let three = node.save("three.image");
         many_changes(&tree);
+        close(1);
         node.commit();
         node.settle_at(4);
         let four = node.save("four.image");
         few_changes(&tree);
+        close(2);
         node.commit();
         let deletion = Scenario::from("deletion", &four, 4, &[2, 3, 4]).left_alone();
         let scenarios = vec![
@@ -180,9 +201,9 @@ impl Node {
     /// Seals the tree as it is.
     #[track_caller]
     pub fn commit(&mut self) -> u64 {
-        let print = fingerprint_of(&facts(&self.origin.tree));
+        let expected = self.agent.expects(&self.origin.tree);
         let number = self.origin.commit();
-        self.known.insert(number, print);
+        self.known.insert(number, expected);
         number
     }
 
@@ -372,10 +393,7 @@ impl Node {
             node.settled(&status, newest)
         })?;
         self.complete(newest)?;
-        let verified = self.agent.cli("verify", &["--json"]);
-        if verified.code != Some(0) || verified.json()["drifted"] != 0 {
-            return Err(format!("verify: {verified:?}"));
-        }
+        self.verifies()?;
         Ok(Shown { point, live, recovery })
     }
 
@@ -389,6 +407,26 @@ impl Node {
             None => node.status().ok_or("no status".into()),
         })?;
         Ok((status, started.elapsed()))
+    }
+
+    /// `verify` finds nothing. Only modes that a crash left lifted may be found, once.
+    pub(crate) fn verifies(&mut self) -> Result<(), String> {
+        let mut verified = self.agent.cli("verify", &["--json"]);
+        if self.agent.is_unprivileged() && verified.code == Some(0) && verified.json()["drifted"] != 0 {
+            verified = self.agent.cli("verify", &["--json"]);
+        }
+        if verified.code != Some(0) || verified.json()["drifted"] != 0 {
+            return Err(format!("verify: {verified:?}"));
+        }
+        let live = self.agent.live_generation().ok_or("nothing is live")?;
+        // In the background a mode may be lifted for a moment.
+        self.poll("the modes that were published", |node| {
+            let actual = try_facts(&node.tree(live)).map_err(|error| error.to_string())?;
+            match differences(node.expected(live)?, &actual).as_slice() {
+                [] => Ok(()),
+                differences => Err(differences.join(", ")),
+            }
+        })
     }
 
     fn tree(&self, number: u64) -> PathBuf {
@@ -413,14 +451,15 @@ impl Node {
     }
 
     pub(crate) fn is_generation(&self, number: u64) -> Result<(), String> {
-        let actual =
-            try_facts(&self.tree(number)).map_err(|error| format!("generation {number}: {error}"))?;
-        let expected = self.known.get(&number).ok_or(format!("generation {number} was never sealed"))?;
-        if fingerprint_of(&actual) == *expected {
-            Ok(())
-        } else {
-            Err(format!("generation {number} is damaged"))
+        let differences = self.agent.differences(self.expected(number)?, &self.tree(number));
+        match differences.map_err(|error| format!("generation {number}: {error}"))?.as_slice() {
+            [] => Ok(()),
+            differences => Err(format!("generation {number} is damaged: {}", differences.join(", "))),
         }
+    }
+
+    fn expected(&self, number: u64) -> Result<&Facts, String> {
+        self.known.get(&number).ok_or(format!("generation {number} was never sealed"))
     }
 
     /// The generation that is live, which must be one that was sealed, and not older than `floor`.

@@ -5,13 +5,33 @@
 
 use std::collections::BTreeMap;
 use std::fs;
+use std::os::unix::fs::{MetadataExt, lchown};
 use std::path::Path;
 use std::time::{Duration, Instant};
 
-use syncd_tests::edits::{Edits, remove, small_site, write};
-use syncd_tests::oracle::{assert_same, fingerprint};
+use syncd_tests::edits::{Edits, closed_directories, remove, small_site, write};
 use syncd_tests::replica::assert_no_litter;
-use syncd_tests::{Agent, Origin, Scene, Seeded, wait};
+use syncd_tests::{Agent, Origin, Scene, Seeded, is_root, wait};
+
+/// An agent of this process' user and one without privileges, both of which run.
+fn two_agents(scene: &Scene, origin: &Origin, options: &[&str]) -> [Agent; 2] {
+    let agents = [Agent::new(scene, "web1"), Agent::new(scene, "web2").unprivileged(scene)];
+    let agents = agents.map(|agent| {
+        let mut agent = agent.with_options(options);
+        agent.join(origin.address(), &origin.token()).expect_success();
+        agent.start();
+        agent
+    });
+    origin.wait_connected(&["web1", "web2"]);
+    agents
+}
+
+/// Directories that deny their owner something; where this is not root nobody could publish them.
+fn close(tree: &Path, round: usize) {
+    if is_root() {
+        closed_directories(tree, round);
+    }
+}
 
 /// Waits a random part of `span`: the moment of the kill.
 fn pass(random: &mut Seeded, span: Duration) {
@@ -29,13 +49,15 @@ fn an_origin_killed_in_scan_or_seal_has_the_previous_or_the_new_generation() {
     let scene = Scene::new("crash-origin");
     let tree = scene.path("tree");
     small_site(&tree, 400);
+    close(&tree, 0);
     let mut origin = Origin::started(&scene, &tree);
-    let agent = Agent::started(&scene, &origin, "web1");
+    let mut agent = Agent::new(&scene, "web1").unprivileged(&scene);
+    agent.join(origin.address(), &origin.token()).expect_success();
+    agent.start();
     origin.wait_connected(&["web1"]);
     let mut newest = origin.commit_live();
-    agent.wait_live(newest);
-    let mut edits = Edits::new(&tree, random.next_u64());
-    let mut prints = BTreeMap::from([(newest, fingerprint(&tree))]);
+    let mut edits = Edits::new(&tree, random.next_u64()).closing();
+    let mut sealed_as = BTreeMap::from([(newest, agent.expects(&tree))]);
 
     // How long a commit takes here, with what each of the commits below has to do.
     edits.round(40);
@@ -43,14 +65,14 @@ fn an_origin_killed_in_scan_or_seal_has_the_previous_or_the_new_generation() {
     write(&tree, "large.bin", random.bytes(2_000_000));
     let started = Instant::now();
     newest = origin.commit();
-    prints.insert(newest, fingerprint(&tree));
+    sealed_as.insert(newest, agent.expects(&tree));
     let span = (started.elapsed() * 2).max(Duration::from_millis(40));
     let mut sealed = 0;
     for _ in 0..KILLS {
         edits.round(40);
         remove(&tree.join("large.bin"));
         write(&tree, "large.bin", random.bytes(2_000_000));
-        let print = fingerprint(&tree);
+        let expected = agent.expects(&tree);
         let mut commit = origin.command("commit", &[]);
         commit.stdout(std::process::Stdio::null()).stderr(std::process::Stdio::null());
         let mut commit = commit.spawn().expect("start commit");
@@ -64,17 +86,17 @@ fn an_origin_killed_in_scan_or_seal_has_the_previous_or_the_new_generation() {
         if number > newest {
             sealed += 1;
             newest = number;
-            prints.insert(newest, print);
+            sealed_as.insert(newest, expected);
         }
         agent.wait_live(newest);
-        assert!(prints.get(&newest) == Some(&fingerprint(&agent.live())), "generation {newest} is whole");
+        let differences = agent.differences(&sealed_as[&newest], &agent.live()).expect("walk what is live");
+        assert!(differences.is_empty(), "generation {newest}: {differences:?}");
     }
     assert!(sealed > 0 && sealed < KILLS, "the kills fell before and after sealing: {sealed} of {KILLS}");
     println!("{sealed} of {KILLS} commits were sealed before the kill");
     origin.wait_connected(&["web1"]);
-    let last = origin.commit_live();
-    agent.wait_live(last);
-    assert_same(&tree, &agent.live());
+    origin.commit_live();
+    agent.assert_live_is(&tree);
     origin.stop();
     origin.cli("check", &[]).expect_success();
     origin.start();
@@ -85,33 +107,39 @@ fn damage_in_a_retired_tree_never_comes_back_to_life_through_a_spare() {
     let scene = Scene::new("damage");
     let tree = scene.path("tree");
     small_site(&tree, 100);
+    close(&tree, 0);
     let origin = Origin::started(&scene, &tree);
-    let mut agent = Agent::joined(&scene, &origin, "web1").with_options(&["--grace", "500ms", "--keep", "2"]);
-    agent.start();
-    origin.wait_connected(&["web1"]);
+    let agents = two_agents(&scene, &origin, &["--grace", "500ms", "--keep", "2"]);
     origin.commit_live();
     write(&tree, "index.html", "second");
     let second = origin.commit_live();
 
     for round in 0..14_u64 {
-        // Every tree that is not live gets damage of every kind that does not reach the live tree's inodes.
-        let live = agent.live_generation().expect("a live generation");
-        for number in agent.status().generations {
-            let retired = agent.root.join(format!("generations/{number}"));
-            if number != live && retired.exists() {
-                damage(&retired, round);
-            }
-        }
+        agents.iter().for_each(|agent| damage_retired(agent, round));
         write(&tree, "index.html", format!("round {round}"));
         write(&tree, &format!("section-1/new-{round}.html"), "new");
+        close(&tree, round as usize + 1);
         let number = origin.commit_live();
         assert!(number > second);
-        assert_same(&tree, &agent.live());
-        // Let a spare be made of what was retired.
-        wait::until("a spare to be ready", || agent.try_status().filter(|status| status.spares >= 1));
-        assert_same(&tree, &agent.live());
+        for agent in &agents {
+            agent.assert_live_is(&tree);
+            // Let a spare be made of what was retired.
+            wait::until("a spare to be ready", || agent.try_status().filter(|status| status.spares >= 1));
+            agent.assert_live_is(&tree);
+        }
     }
-    assert_no_litter(&agent);
+    agents.iter().for_each(assert_no_litter);
+}
+
+/// Every tree that is not live gets damage of every kind that does not reach the live tree's inodes.
+fn damage_retired(agent: &Agent, round: u64) {
+    let live = agent.live_generation().expect("a live generation");
+    for number in agent.status().generations {
+        let retired = agent.root.join(format!("generations/{number}"));
+        if number != live && retired.exists() {
+            damage(&retired, round);
+        }
+    }
 }
 
 /// Damages a tree whose files are hard-linked into others: by new inodes and by names only. The agent may be taking the
@@ -129,9 +157,14 @@ fn damage(tree: &Path, round: u64) {
         let _ = forge();
     }
     let _ = fs::write(tree.join(format!("planted-{round}.php")), "<?php evil");
-    // Not create_dir_all: where the agent took the tree away, its name must not come back.
-    let _ = fs::create_dir(tree.join("section-3/planted-directory"));
-    let _ = fs::create_dir(tree.join("section-3/planted-directory/deep"));
+    // Not create_dir_all: where the agent took the tree away, its name must not come back. Nobody but root empties another
+    // user's directory.
+    for planted in ["section-3/planted-directory", "section-3/planted-directory/deep"] {
+        let _ = fs::create_dir(tree.join(planted));
+        if let Ok(owner) = fs::metadata(tree) {
+            let _ = lchown(tree.join(planted), Some(owner.uid()), Some(owner.gid()));
+        }
+    }
     let _ = fs::remove_file(tree.join("section-4/page-4.html"));
     let _ = std::os::unix::fs::symlink("/etc", tree.join("section-5/planted-link"));
     if tree.join("section-6").exists() && round.is_multiple_of(3) {
@@ -144,23 +177,24 @@ fn verify_finds_drift_and_heals_it() {
     let scene = Scene::new("verify");
     let tree = scene.path("tree");
     small_site(&tree, 60);
+    close(&tree, 0);
     let origin = Origin::started(&scene, &tree);
-    let agent = Agent::started(&scene, &origin, "web1");
-    origin.wait_connected(&["web1"]);
+    let agents = two_agents(&scene, &origin, &[]);
     origin.commit_live();
-    assert_eq!(agent.cli("verify", &[]).code, Some(0), "nothing to find");
-
-    let live = agent.live();
-    fs::write(live.join("section-1/page-1.html"), "edited on the node").expect("edit");
-    write(&live, "planted.php", "planted");
-    remove(&live.join("section-2/page-2.html"));
-    let outcome = agent.cli("verify", &["--json"]);
-    println!("{outcome:#?}");
-    assert!(outcome.stdout.contains("page-1.html"), "drift is reported: {outcome:#?}");
-    wait::until_ok("the drift to be healed", || {
-        let differences = syncd_tests::oracle::rsync_differences(&tree, &agent.live());
-        if differences.is_empty() { Ok(()) } else { Err(differences) }
-    });
-    assert_same(&tree, &agent.live());
-    assert_eq!(agent.cli("verify", &[]).code, Some(0), "healed");
+    for agent in &agents {
+        assert_eq!(agent.cli("verify", &[]).code, Some(0), "nothing to find");
+        let live = agent.live();
+        fs::write(live.join("section-1/page-1.html"), "edited on the node").expect("edit");
+        write(&live, "planted.php", "planted");
+        remove(&live.join("section-2/page-2.html"));
+        if is_root() {
+            write(&live, "closed/1/inner/planted.php", "planted");
+            remove(&live.join("closed/2/page.html"));
+        }
+        let outcome = agent.cli("verify", &["--json"]);
+        println!("{outcome:#?}");
+        assert!(outcome.stdout.contains("page-1.html"), "drift is reported: {outcome:#?}");
+        agent.assert_live_is(&tree);
+        assert_eq!(agent.cli("verify", &[]).code, Some(0), "healed");
+    }
 }

@@ -20,13 +20,13 @@ use syncd_tests::edits::{small_site, write};
 use syncd_tests::faults::{Failing, Fault};
 use syncd_tests::hub::{Errand, Hub};
 use syncd_tests::mounts::{Elsewhere, Mount};
-use syncd_tests::node::{Node, Scenario};
+use syncd_tests::node::{Node, Rights, Scenario};
 use syncd_tests::oracle::{assert_same, fingerprint};
 use syncd_tests::tracer::{Point, Traced, Verdict};
 use syncd_tests::{Agent, Origin, Scene, Seeded, wait};
 
-/// Cases of the agent on ext4 unless `SYNCD_SWEEP` says otherwise, and on xfs.
-const SHARE: [usize; 2] = [45, 24];
+/// Cases of the agent on ext4 unless `SYNCD_SWEEP` says otherwise, on xfs, and of one without privileges.
+const SHARE: [usize; 3] = [45, 24, 18];
 /// Cases of each of the origin's errands, likewise.
 const ORIGIN_SHARE: [usize; 2] = [10, 4];
 
@@ -76,12 +76,12 @@ fn draw(kinds: &mut BTreeMap<String, Vec<Failing>>, random: &mut Seeded) -> Opti
 }
 
 /// Fails the agent's calls in every scenario that has an origin.
-fn sweep_the_agent(name: &str, mount: impl FnOnce(&Scene) -> Mount, usual: usize) {
+fn sweep_the_agent(name: &str, mount: impl FnOnce(&Scene) -> Mount, rights: Rights, usual: usize) {
     let mut random = Seeded::announced(name);
     let scene = Scene::in_memory(name);
     let mount = mount(&scene);
     let started = Instant::now();
-    let (mut node, scenarios) = Node::new(&scene, mount);
+    let (mut node, scenarios) = Node::new(&scene, mount, rights);
     let mut complaints = Vec::new();
     let mut all = 0;
     let scenarios: Vec<Scenario> = scenarios.into_iter().filter(|s| s.origin_answers).collect();
@@ -118,12 +118,17 @@ fn sweep_the_agent(name: &str, mount: impl FnOnce(&Scene) -> Mount, usual: usize
 
 #[test]
 fn no_error_of_a_disk_is_lost_or_lasts() {
-    sweep_the_agent("errors-ext4", ext4, SHARE[0]);
+    sweep_the_agent("errors-ext4", ext4, Rights::Root, SHARE[0]);
 }
 
 #[test]
 fn no_error_of_a_disk_with_xfs_is_lost_or_lasts() {
-    sweep_the_agent("errors-xfs", xfs, SHARE[1]);
+    sweep_the_agent("errors-xfs", xfs, Rights::Root, SHARE[1]);
+}
+
+#[test]
+fn no_error_of_a_disk_stops_an_agent_without_privileges() {
+    sweep_the_agent("errors-user", ext4, Rights::User, SHARE[2]);
 }
 
 /// Fails the origin's calls in each of its errands.
@@ -169,7 +174,7 @@ fn no_error_under_data_on_xfs_loses_a_generation_or_a_token() {
 fn what_a_failed_sync_left_is_never_taken_for_durable() {
     let scene = Scene::in_memory("errors-sync");
     let mount = Mount::ext4(&scene.path("disk"), 64);
-    let (mut node, scenarios) = Node::new(&scene, mount);
+    let (mut node, scenarios) = Node::new(&scene, mount, Rights::Root);
     let scenario = scenarios.iter().find(|s| s.name == "large update").expect("a scenario");
     let written = |points: &[Point]| {
         points.iter().filter(|p| p.call == "openat2" && p.path.contains("staging/")).count()
@@ -323,7 +328,7 @@ fn a_disk_that_becomes_read_only_is_served_from_until_it_no_longer_is() {
     let tree = scene.path("tree");
     small_site(&tree, 30);
     let mount = ext4(&scene);
-    let mut node = Node::joined(&scene, mount, &tree);
+    let mut node = Node::joined(&scene, mount, &tree, Rights::Root);
     node.agent.under(&["env".into(), "SYNCD_HASTY=1".into()]);
     let first = node.commit();
     node.settle_at(first);

@@ -1,6 +1,7 @@
 //! How long an agent takes from its start to its answer after a power cut in each thing that it does, with no origin to help.
 //!
-//! By default on a small tree, and untimed. The figures of docs/reliability.md are those of 34,851 files, a release build and
+//! By default on a small tree with directories that deny their owner something, by an agent without privileges, and
+//! untimed. The figures of docs/reliability.md are those of 34,851 files, a release build and
 //! a file system that is mounted anew before the agent starts. Its image is in memory: what an agent reads of it is shown, and
 //! takes longer on a disk.
 //!
@@ -14,9 +15,9 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use syncd_tests::corpora::{self, Corpus};
-use syncd_tests::edits::{remove, small_site, write};
+use syncd_tests::edits::{closed_directories, remove, small_site, write};
 use syncd_tests::mounts::Mount;
-use syncd_tests::node::{Node, Scenario};
+use syncd_tests::node::{Node, Rights, Scenario};
 use syncd_tests::tracer::{Point, Verdict};
 use syncd_tests::{Scene, Seeded};
 
@@ -70,6 +71,7 @@ impl Content {
             None => {
                 small_site(&tree, 60);
                 write(&tree, "large.bin", Seeded::new(3).bytes(300_000));
+                closed_directories(&tree, 0);
             }
         }
         Self { tree, corpus }
@@ -83,8 +85,14 @@ impl Content {
                     write(&self.tree, &format!("new/page-{number}.html"), format!("page {number}"));
                 }
                 remove(&self.tree.join("section-3"));
+                closed_directories(&self.tree, 1);
             }
         }
+    }
+
+    /// The figures of the docs are those of an agent that is root.
+    fn rights(&self) -> Rights {
+        if self.corpus.is_some() { Rights::Root } else { Rights::User }
     }
 
     fn skip(&self) -> usize {
@@ -169,7 +177,7 @@ fn a_replica_recovers_after_a_cut_in_whatever_it_does_without_its_origin() {
     let scene = Scene::in_memory("recovery");
     let content = Content::first(scene.path("tree"));
     let mount = Mount::ext4(&scene.path("disk"), 6 * 1024);
-    let mut node = Node::joined(&scene, mount, &content.tree);
+    let mut node = Node::joined(&scene, mount, &content.tree, content.rights());
     node.patience = PATIENCE;
     let joined = node.mount.save("joined.image");
     node.commit();

@@ -19,12 +19,14 @@ use std::time::{Duration, Instant};
 use syncd_tests::edits::Edits;
 use syncd_tests::hub::{Errand, Hub};
 use syncd_tests::mounts::Mount;
-use syncd_tests::node::{Case, End, Node, RECOVERY_LIMIT, Scenario, Shown};
+use syncd_tests::node::{Case, End, Node, RECOVERY_LIMIT, Rights, Scenario, Shown};
 use syncd_tests::tracer::Point;
 use syncd_tests::{Scene, Seeded};
 
 /// Cases on each file system unless `SYNCD_SWEEP` says otherwise.
 const SHARE: usize = 91;
+/// Cases of an agent without privileges, likewise.
+const USER_SHARE: usize = 42;
 /// Of so many cases one is a kill without a power cut.
 const KILL_SHARE: u64 = 8;
 /// A planted bug has to be found within so many cases.
@@ -47,12 +49,12 @@ const CHAIN: usize = 16;
 /// About as many calls as an update and the background work after it make.
 const CHAIN_CALLS: u64 = 400;
 
-/// How many cases on each file system; `None`: all.
-fn share() -> Option<usize> {
+/// How many cases: `usual`, or what `SYNCD_SWEEP` says; `None`: all.
+fn share(usual: usize) -> Option<usize> {
     match std::env::var("SYNCD_SWEEP") {
         Ok(text) if text == "full" => None,
         Ok(text) => Some(text.parse().expect("SYNCD_SWEEP is a number or full")),
-        Err(_) => Some(SHARE),
+        Err(_) => Some(usual),
     }
 }
 
@@ -218,14 +220,15 @@ impl Tally {
 }
 
 /// One lane's part of a sweep.
-fn sweep_lane(file_system: FileSystem, lane: Lane, seed: u64) -> Tally {
+fn sweep_lane(sweep: Sweep, lane: Lane, seed: u64) -> Tally {
     let mut random = Seeded::new(seed);
     let started = Instant::now();
-    let scene = Scene::in_memory(&format!("sweep-{file_system:?}-{}", lane.number));
+    let Sweep { file_system, rights } = sweep;
+    let scene = Scene::in_memory(&format!("sweep-{file_system:?}-{rights:?}-{}", lane.number));
     let mount = file_system.mount(&scene);
-    let (mut node, mut scenarios) = Node::new(&scene, mount);
+    let (mut node, mut scenarios) = Node::new(&scene, mount, rights);
     scenarios.extend(recoveries(&mut node, &scenarios));
-    let parts = parts(&mut node, scenarios, share(), lane, &mut random);
+    let parts = parts(&mut node, scenarios, sweep.share(), lane, &mut random);
     println!("prepared and counted in {:.1} s", started.elapsed().as_secs_f64());
     let mut tallies: Vec<Tally> = parts.iter().map(|_| Tally::default()).collect();
     let mut order: Vec<(usize, Case)> = parts
@@ -242,7 +245,7 @@ fn sweep_lane(file_system: FileSystem, lane: Lane, seed: u64) -> Tally {
             let cuts: usize = tallies.iter().map(|tally| tally.cuts).sum();
             let each = started.elapsed().as_secs_f64() / (done + 1) as f64;
             println!(
-                "{file_system:?}, lane {}: {} of {} cases so far ({cuts} cuts), {each:.2} s each",
+                "{sweep}, lane {}: {} of {} cases so far ({cuts} cuts), {each:.2} s each",
                 lane.number,
                 done + 1,
                 order.len()
@@ -253,7 +256,7 @@ fn sweep_lane(file_system: FileSystem, lane: Lane, seed: u64) -> Tally {
     for (Part { scenario, points, .. }, tally) in parts.iter().zip(tallies) {
         let kinds: BTreeSet<String> = points.iter().map(Point::label).collect();
         println!(
-            "{file_system:?}, {}: {} points of {} kinds counted; {} cases ({} cuts), {} fired, {} kinds covered",
+            "{sweep}, {}: {} points of {} kinds counted; {} cases ({} cuts), {} fired, {} kinds covered",
             scenario.name,
             points.len(),
             kinds.len(),
@@ -282,17 +285,37 @@ impl FileSystem {
     }
 }
 
-fn sweep(file_system: FileSystem) {
-    let mut random = Seeded::announced(&format!("power cuts on {file_system:?}"));
+/// What is swept.
+#[derive(Debug, Clone, Copy)]
+struct Sweep {
+    file_system: FileSystem,
+    rights: Rights,
+}
+
+impl Sweep {
+    fn share(self) -> Option<usize> {
+        share(if self.rights == Rights::User { USER_SHARE } else { SHARE })
+    }
+}
+
+impl std::fmt::Display for Sweep {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{:?} with the rights of {:?}", self.file_system, self.rights)
+    }
+}
+
+fn run(sweep: Sweep) {
+    let mut random = Seeded::announced(&format!("power cuts on {sweep}"));
     let started = Instant::now();
-    let long = share().is_none_or(|share| share > LANE_CASES) && std::env::var_os("SYNCD_CASES").is_none();
+    let long =
+        sweep.share().is_none_or(|share| share > LANE_CASES) && std::env::var_os("SYNCD_CASES").is_none();
     let of = if long { LANES } else { 1 };
     let mut all = Tally::default();
     std::thread::scope(|scope| {
         let lanes: Vec<_> = (0..of)
             .map(|number| {
                 let seed = random.next_u64();
-                scope.spawn(move || sweep_lane(file_system, Lane { number, of }, seed))
+                scope.spawn(move || sweep_lane(sweep, Lane { number, of }, seed))
             })
             .collect();
         for lane in lanes {
@@ -302,7 +325,7 @@ fn sweep(file_system: FileSystem) {
     all.recoveries.sort();
     let at = |part: usize| all.recoveries.get(all.recoveries.len() * part / 100).copied().unwrap_or_default();
     println!(
-        "power cuts on {file_system:?}: {} cases, {} power cuts, {} fired, in {:.0} s; recovery median {:?}, 95 % {:?}, longest {:?}",
+        "power cuts on {sweep}: {} cases, {} power cuts, {} fired, in {:.0} s; recovery median {:?}, 95 % {:?}, longest {:?}",
         all.cases,
         all.cuts,
         all.fired,
@@ -320,12 +343,17 @@ fn sweep(file_system: FileSystem) {
 
 #[test]
 fn no_cut_on_ext4_leaves_a_mix_or_loses_what_was_reported() {
-    sweep(FileSystem::Ext4);
+    run(Sweep { file_system: FileSystem::Ext4, rights: Rights::Root });
 }
 
 #[test]
 fn no_cut_on_xfs_leaves_a_mix_or_loses_what_was_reported() {
-    sweep(FileSystem::Xfs);
+    run(Sweep { file_system: FileSystem::Xfs, rights: Rights::Root });
+}
+
+#[test]
+fn no_cut_stops_an_agent_without_privileges_or_costs_what_it_reported() {
+    run(Sweep { file_system: FileSystem::Ext4, rights: Rights::User });
 }
 
 #[test]
@@ -334,10 +362,10 @@ fn cuts_one_after_another_leave_one_complete_generation_live() {
     let mut random = Seeded::announced(what);
     let scene = Scene::in_memory("sweep-chain");
     let mount = Mount::ext4(&scene.path("disk"), 64);
-    let (mut node, scenarios) = Node::new(&scene, mount);
+    let (mut node, scenarios) = Node::new(&scene, mount, Rights::User);
     let mut scenario = scenarios.into_iter().find(|s| s.name == "small update").expect("a scenario");
-    let mut edits = Edits::new(&node.origin.tree, random.next_u64());
-    let rounds = share().map_or(CHAIN * 10, |share| share.min(CHAIN));
+    let mut edits = Edits::new(&node.origin.tree, random.next_u64()).closing();
+    let rounds = share(CHAIN).map_or(CHAIN * 10, |share| share.min(CHAIN));
     let mut fired = 0;
     for round in 0..rounds {
         make_way();
@@ -362,7 +390,7 @@ fn planted_bugs_are_caught() {
     let mut random = Seeded::announced("planted bugs");
     let scene = Scene::in_memory("sweep-planted");
     let mount = Mount::ext4(&scene.path("disk"), 64);
-    let (mut node, mut scenarios) = Node::new(&scene, mount);
+    let (mut node, mut scenarios) = Node::new(&scene, mount, Rights::Root);
     scenarios.retain(|scenario| scenario.name == "large update");
     for bug in ["no-syncfs", "swap-first", "no-root-sync"] {
         node.planted = Some(bug);
@@ -398,8 +426,7 @@ fn no_cut_at_the_origin_loses_what_was_answered() {
     let mut complaints = Vec::new();
     for errand in [Errand::Commit, Errand::Join, Errand::Collect] {
         let points = hub.count(errand);
-        let most = if share() == Some(SHARE) { Some(ORIGIN_SHARE) } else { share() };
-        let chosen = choose(&points, most, Lane::ALL, &mut random);
+        let chosen = choose(&points, share(ORIGIN_SHARE), Lane::ALL, &mut random);
         let (mut fired, mut cuts) = (0, 0);
         for case in &chosen {
             make_way();

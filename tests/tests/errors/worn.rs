@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use syncd_tests::device::{Refused, Wear, marked};
 use syncd_tests::edits::{small_site, write};
 use syncd_tests::mounts::Mount;
-use syncd_tests::node::{Node, Scenario};
+use syncd_tests::node::{Node, Rights, Scenario};
 use syncd_tests::tracer::{Point, Traced, Verdict};
 use syncd_tests::{Origin, Scene, wait};
 
@@ -79,7 +79,7 @@ fn widen(tree: &Path) {
 fn content_is_never_lost(name: &str, mount: impl FnOnce(&Path) -> Mount) {
     let scene = Scene::in_memory(name);
     let (mount, wear) = mount(&scene.path("disk")).on_a_worn_disk();
-    let (mut node, scenarios) = Node::new(&scene, mount);
+    let (mut node, scenarios) = Node::new(&scene, mount, Rights::Root);
     let tree = node.origin.tree.clone();
     widen(&tree);
     let newest = node.commit();
@@ -135,7 +135,7 @@ fn a_file_system_that_gave_up_is_served_from_until_it_is_mounted_anew() {
     let scene = Scene::in_memory("worn-log");
     let (mount, wear) =
         Mount::ext4(&scene.path("disk"), 64).with_options("loop,errors=remount-ro").on_a_worn_disk();
-    let (mut node, scenarios) = Node::new(&scene, mount);
+    let (mut node, scenarios) = Node::new(&scene, mount, Rights::Root);
     let scenario = scenarios.iter().find(|s| s.name == "large update").expect("a scenario");
     let newest = node.newest();
     let worn = wear.clone();
@@ -175,7 +175,7 @@ fn a_file_system_that_gave_up_is_served_from_until_it_is_mounted_anew() {
 fn what_an_interrupted_update_left_is_read_from_the_disk() {
     let scene = Scene::in_memory("worn-leftovers");
     let (mount, wear) = Mount::ext4(&scene.path("disk"), 64).on_a_worn_disk();
-    let (mut node, scenarios) = Node::new(&scene, mount);
+    let (mut node, scenarios) = Node::new(&scene, mount, Rights::Root);
     widen(&node.origin.tree.clone());
     let newest = node.commit();
     for scenario in scenarios.iter().filter(|s| ["first sync", "large update"].contains(&s.name)) {
