@@ -29,6 +29,7 @@ use std::time::Duration;
 
 use rustls::ServerConfig;
 use rustls::server::Acceptor;
+use socket2::SockRef;
 use syncd_shared::identity::authority::peer_identity;
 use syncd_shared::identity::channel::{KEEPALIVE_INTERVAL, KEEPALIVE_TIMEOUT};
 use syncd_shared::identity::{AgentName, Busy};
@@ -73,6 +74,9 @@ pub const STREAMS_PER_CONNECTION_MAX: u32 = 64;
 /// Total size of the headers of one request.
 pub const HEADERS_MAX_BYTES: u32 = 16 * 1024;
 
+/// Bytes that the kernel accepts before it can send them. Its own limit is megabytes. A ping waits behind
+/// all of them, and on a thin line the peer would look dead.
+const UNSENT_MAX_BYTES: u32 = 128 * 1024;
 /// Streams reset because the peer violated the protocol, before the connection ends. tonic's default is
 /// unlimited; agents never violate it.
 const RULES_BROKEN_MAX: usize = 64;
@@ -241,8 +245,9 @@ impl Handshake {
 
     async fn run(self, tcp: TcpStream) -> Option<Connection> {
         let address = self.address;
-        if let Err(error) = tcp.set_nodelay(true) {
-            debug!(%address, %error, "setting TCP_NODELAY failed");
+        let set = tcp.set_nodelay(true);
+        if let Err(error) = set.and_then(|()| SockRef::from(&tcp).set_tcp_notsent_lowat(UNSENT_MAX_BYTES)) {
+            debug!(%address, %error, "setting TCP_NODELAY and TCP_NOTSENT_LOWAT failed");
             return None;
         }
         let stream = match tokio::time::timeout(HANDSHAKE_TIMEOUT, self.accept(tcp)).await {

@@ -83,8 +83,8 @@ pub const ORIGIN_CONNECTION_WINDOW_BYTES: u32 = 2 * 1024 * 1024;
 pub const STREAM_WINDOW_BYTES: u32 = 16 * 1024 * 1024;
 /// HTTP/2 window of one connection received by an agent, in bytes.
 pub const CONNECTION_WINDOW_BYTES: u32 = 24 * 1024 * 1024;
-/// Largest HTTP/2 frame, in bytes.
-pub const HTTP2_FRAME_BYTES: u32 = 256 * 1024;
+/// Largest HTTP/2 frame, in bytes: a ping waits until the frame before it is out.
+pub const HTTP2_FRAME_BYTES: u32 = 64 * 1024;
 
 /// Largest directory object, in canonical bytes, that a tree with these totals can have. A reader that knows
 /// the signed totals rejects anything larger.

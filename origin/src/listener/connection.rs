@@ -4,6 +4,11 @@
 //! was closed or its time is over; the HTTP/2 preface did not arrive within [`PREFACE_TIMEOUT`] (later on,
 //! HTTP/2 pings detect a dead peer); the peer reads next to nothing for [`STALL_TIMEOUT`] (pings do not end
 //! such a connection, because HTTP/2 would first queue a GOAWAY behind the unread data).
+//!
+//! A flush never waits. h2 flushes after each frame. If that flush waits, h2 sends the next data frame
+//! before a ping or the answer to one, again and again, and on a line slower than the data the peer looks
+//! dead. TLS then still holds up to [`TLS_BUFFER_BYTES`]. The flush has requested a wake-up, and each read
+//! flushes first: h2 reads in every poll in which it does not wait for a write.
 
 use std::future::Future;
 use std::io;
@@ -32,7 +37,7 @@ use super::{Established, JOIN_TIMEOUT};
 pub const PREFACE_TIMEOUT: Duration = Duration::from_secs(10);
 /// Time in which a peer must read at least [`STALL_LEAST_BYTES`] of the data written to it.
 pub const STALL_TIMEOUT: Duration = Duration::from_secs(60);
-/// About 1 kB/s; keepalive does not get through slower lines.
+/// About 1 kB/s. The keepalive gets through lines of 48 kB/s and above.
 pub const STALL_LEAST_BYTES: usize = 64 * 1024;
 /// Bytes that TLS accepts while the kernel accepts none: rustls' default.
 const TLS_BUFFER_BYTES: usize = 64 * 1024;
@@ -241,6 +246,17 @@ impl Connection {
         self.info.written.count(self.taken_bytes, self.stream.get_ref().1.wants_write());
     }
 
+    /// Moves bytes from TLS to the kernel, and requests a wake-up if some are left. Fails also if the peer
+    /// has read too little for too long.
+    fn push(&mut self, context: &mut Context<'_>) -> io::Result<()> {
+        let done = Pin::new(&mut self.stream).poll_flush(context);
+        self.count(0);
+        match self.stall.flushed(done, context) {
+            Poll::Ready(done) => done,
+            Poll::Pending => Ok(()),
+        }
+    }
+
     fn count_preface(&mut self, bytes: usize) {
         if let Some(preface) = &mut self.preface {
             preface.missing_bytes = preface.missing_bytes.saturating_sub(bytes);
@@ -258,6 +274,7 @@ impl AsyncRead for Connection {
         buffer: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
         self.check(context)?;
+        self.push(context)?;
         let before = buffer.filled().len();
         let read = Pin::new(&mut self.stream).poll_read(context, buffer);
         self.count_preface(buffer.filled().len().saturating_sub(before));
@@ -294,9 +311,8 @@ impl AsyncWrite for Connection {
 
     fn poll_flush(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
         self.check(context)?;
-        let done = Pin::new(&mut self.stream).poll_flush(context);
-        self.count(0);
-        self.stall.flushed(done, context)
+        self.push(context)?;
+        Poll::Ready(Ok(()))
     }
 
     fn poll_shutdown(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
