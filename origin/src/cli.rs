@@ -26,10 +26,10 @@ use syncd_shared::text::error_chain;
 use crate::admin;
 use crate::admin::offline::{Desk, join_address};
 use crate::admin::protocol::{
-    DiffLine, GenerationLine, HistoryLine, NodeLine, NodeResult, Reply, Request, TokenLine, Wait,
+    DiffLine, GenerationLine, HistoryLine, NodeLine, Reply, Request, TokenLine, Wait,
 };
 use crate::admin::status::{Status, Verdict};
-use crate::fleet::live_wait::seconds;
+use crate::fleet::live_wait::{NodeResult, seconds};
 use crate::scan::{MtimePolicy, SymlinkPolicy};
 use crate::service::{self, ServeOptions};
 use crate::store::Retention;

@@ -16,9 +16,9 @@ use time::OffsetDateTime;
 use crate::admin::protocol::{
     ChangeCounts, DiffLine, GenerationLine, HistoryLine, Reply, Request, TokenLine,
 };
-use crate::admin::status::{AgentStatus, HoldStatus, State, Status};
+use crate::admin::status::{AgentStatus, HoldStatus, Status};
 use crate::backup::{self, BackupError};
-use crate::commit::{CollectionGate, Rollbacks, forget_damaged, is_indistinct, status_warning};
+use crate::commit::{CollectionGate, Rollbacks, State, forget_damaged, is_indistinct, status_warning};
 use crate::error_chain;
 use crate::fleet::registry::Registry;
 use crate::fleet::{RecordError, TokenView, token_id};

@@ -16,6 +16,7 @@ use syncd_shared::text::{one_line, rfc3339};
 use crate::admin::status::Status;
 use crate::commit::SomeFiles;
 use crate::fleet::TokenView;
+use crate::fleet::live_wait::NodeResult;
 
 /// A request of an operator.
 #[derive(Debug, Clone, Serialize, Deserialize)]
@@ -250,22 +251,6 @@ pub struct NodeLine {
     pub error: Option<String>,
     /// Time waited for the node, in milliseconds.
     pub after_ms: u64,
-}
-
-/// Result of one node.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum NodeResult {
-    /// The generation, or a later one, is live.
-    Live,
-    /// The node could not build the generation or switch to it.
-    Failed,
-    /// The on-activate hook failed after the switch, or its earlier failure prevents the switch.
-    HookFailed,
-    /// The time ran out first.
-    Late,
-    /// The node is not connected.
-    Unreachable,
 }
 
 /// One path that differs between two generations.

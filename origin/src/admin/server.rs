@@ -14,12 +14,12 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use crate::admin::offline::{Checked, Desk, DeskError};
-use crate::admin::protocol::{GenerationLine, NodeLine, NodeResult, Reply, Request, TokenLine, Wait};
-use crate::admin::status::{State, Status};
-use crate::commit::{Answer, ChangedTimes, CommitOptions, Committer, Outcome};
+use crate::admin::protocol::{GenerationLine, NodeLine, Reply, Request, TokenLine, Wait};
+use crate::admin::status::Status;
+use crate::commit::{Answer, ChangedTimes, CommitOptions, Committer, Outcome, State};
 use crate::error_chain;
 use crate::fleet::Fleet;
-use crate::fleet::live_wait::{Arrivals, Closing};
+use crate::fleet::live_wait::{LiveWait, MissingNode, NodeResult, WaitVerdict};
 
 /// Maximum number of concurrent commands.
 const CLIENTS_MAX: usize = 64;
@@ -223,22 +223,22 @@ impl Admin {
             }
         };
         // Taken before replying, so that an agent that disconnects meanwhile is still awaited.
-        let arrivals = wait
-            .map(|wait| (wait, Arrivals::new(&generation, wait.require_all, &self.fleet.view().borrow())));
+        let live = wait
+            .map(|wait| (wait, LiveWait::new(&generation, wait.require_all, &self.fleet.view().borrow())));
         let ChangedTimes { indistinct, retimed } = answer.times;
         let line = GenerationLine { indistinct, retimed, ..GenerationLine::new(&generation, changed) };
         replies.send(Reply::Generation(line)).await;
         for text in answer.remarks {
             replies.send(Reply::Remark { text }).await;
         }
-        match arrivals {
+        match live {
             None => Reply::Done { code: 0 },
-            Some((wait, arrivals)) => Reply::Done { code: self.wait(arrivals, wait, replies).await },
+            Some((wait, live)) => Reply::Done { code: self.wait(live, wait, replies).await },
         }
     }
 
     /// Waits until every awaited agent has the generation live or has failed. Returns the exit code.
-    async fn wait(&self, mut arrivals: Arrivals, wait: Wait, replies: &mut Replies) -> u8 {
+    async fn wait(&self, mut live: LiveWait, wait: Wait, replies: &mut Replies) -> u8 {
         let (mut fleet, mut origin) = (self.fleet.view(), self.committer.view());
         let started = tokio::time::Instant::now();
         let deadline = tokio::time::sleep(Duration::from_millis(wait.timeout_ms));
@@ -248,21 +248,20 @@ impl Admin {
             let agents = fleet.borrow_and_update().clone();
             let newest = origin.borrow_and_update().current.as_ref().map(SignedGeneration::number);
             let waited = started.elapsed();
-            let after_ms = u64::try_from(waited.as_millis()).unwrap_or(u64::MAX);
-            for name in newest.map(|newest| arrivals.update(&agents, newest, waited)).unwrap_or_default() {
-                let result = NodeResult::Live;
-                replies.send(Reply::Node(NodeLine { name, result, error: None, after_ms })).await;
+            for name in newest.map(|newest| live.update(&agents, newest, waited)).unwrap_or_default() {
+                let (result, error, after_ms) = (NodeResult::Live, None, millis(waited));
+                replies.send(Reply::Node(NodeLine { name, result, error, after_ms })).await;
             }
-            if arrivals.is_decided(&agents, waited) {
+            if live.is_decided(&agents, waited) {
                 break;
             }
-            let look_again = arrivals.looks_again_at(waited).map(|at| started + at);
+            let look_again = live.recheck_after(waited).map(|at| started + at);
             tokio::select! {
                 Ok(()) = fleet.changed() => {}
                 Ok(()) = origin.changed() => {}
                 () = at(look_again) => {}
                 _ = remarks.tick() => {
-                    if let Some(text) = arrivals.remark(&agents) {
+                    if let Some(text) = live.remark(&agents) {
                         replies.send(Reply::Remark { text }).await;
                     }
                 }
@@ -272,15 +271,20 @@ impl Admin {
             }
         }
         let agents = fleet.borrow().clone();
-        let Closing { missing, success, remark } = arrivals.close(&agents, started.elapsed());
-        for line in missing {
-            replies.send(Reply::Node(line)).await;
+        let waited = started.elapsed();
+        let WaitVerdict { missing, success, remark } = live.verdict(&agents, waited);
+        for MissingNode { name, result, error } in missing {
+            replies.send(Reply::Node(NodeLine { name, result, error, after_ms: millis(waited) })).await;
         }
         if let Some(text) = remark {
             replies.send(Reply::Remark { text }).await;
         }
         if success { 0 } else { 3 }
     }
+}
+
+fn millis(time: Duration) -> u64 {
+    u64::try_from(time.as_millis()).unwrap_or(u64::MAX)
 }
 
 async fn at(time: Option<tokio::time::Instant>) {

@@ -8,7 +8,7 @@ use syncd_shared::progress::percent;
 use syncd_shared::text::rfc3339;
 use syncd_shared::{GenerationNumber, HookStatus};
 
-use crate::commit::Hold;
+use crate::commit::{Hold, State};
 use crate::fleet::{AgentDrift, AgentProgress, AgentState, AgentView};
 
 /// State of the origin and its fleet at one moment.
@@ -71,23 +71,6 @@ impl From<Hold> for HoldStatus {
         let since = rfc3339(hold.since_ms);
         Self { reason: hold.reason(), since, generation: hold.generation.get() }
     }
-}
-
-/// State of the origin.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum State {
-    /// The tree equals the current generation, as far as events show.
-    Ready,
-    /// The tree is being read.
-    Scanning,
-    /// The tree does not look like a deployment, or a rollback replaced it. The last generation stays in
-    /// effect.
-    Held,
-    /// Waiting for the tree to become quiet, or for an operator.
-    Waiting,
-    /// No origin serves this data directory.
-    Stopped,
 }
 
 /// One enrolled agent.
@@ -196,7 +179,7 @@ impl Status {
             agent.connected
                 && agent.generation == self.generation
                 && agent.root == self.root
-                && agent.state == state_name(AgentState::Live)
+                && agent.state == AgentState::Live.name()
                 && agent.error.is_none()
                 && agent.drift.is_none()
                 && agent.notes.is_empty()
@@ -312,19 +295,6 @@ fn is_under_way(agent: &AgentView) -> bool {
     agent.connected && is_busy
 }
 
-/// Name of the state in `status --json`.
-pub fn state_name(state: AgentState) -> &'static str {
-    match state {
-        AgentState::Empty => "empty",
-        AgentState::Fetching => "fetching",
-        AgentState::Staging => "staging",
-        AgentState::Staged => "staged",
-        AgentState::Switched => "switched",
-        AgentState::Live => "live",
-        AgentState::Failed => "failed",
-    }
-}
-
 impl AgentStatus {
     /// Whether the linked generation is live: its hook, if any, has succeeded.
     pub fn is_live(&self) -> bool {
@@ -341,7 +311,7 @@ impl AgentStatus {
             connected: agent.connected,
             generation: agent.generation.map(GenerationNumber::get),
             root: agent.root.map(|r| r.to_string()),
-            state: state_name(agent.state).to_owned(),
+            state: agent.state.name().to_owned(),
             progress: agent.progress.filter(|_| is_under_way(agent)).map(Progress::new),
             last_seen: (agent.last_seen_ms > 0).then(|| rfc3339(agent.last_seen_ms)),
             version: agent.version.clone(),

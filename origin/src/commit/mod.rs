@@ -37,6 +37,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use indicatif::HumanCount;
+use serde::{Deserialize, Serialize};
 use syncd_shared::{GenerationNumber, SignedGeneration, TreePath};
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio_util::sync::CancellationToken;
@@ -50,7 +51,6 @@ pub(crate) use rollbacks::Rollbacks;
 pub(crate) use scan_base::forget_damaged;
 pub use sealer::{Parts, Sealer};
 
-use crate::admin::status::State;
 use crate::fleet::{FleetView, RETAIN_MS};
 use crate::scan::ScanError;
 use crate::store::CheckReport;
@@ -90,6 +90,23 @@ pub enum Trigger {
     },
     /// Only on request of an operator.
     Manual,
+}
+
+/// State of the origin.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum State {
+    /// The tree equals the current generation, as far as events show.
+    Ready,
+    /// The tree is being read.
+    Scanning,
+    /// The tree does not look like a deployment, or a rollback replaced it. The last generation stays in
+    /// effect.
+    Held,
+    /// Waiting for the tree to become quiet, or for an operator.
+    Waiting,
+    /// No origin serves this data directory.
+    Stopped,
 }
 
 /// State of the origin, for `status`.

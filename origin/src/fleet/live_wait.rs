@@ -4,11 +4,10 @@
 use std::collections::BTreeSet;
 use std::time::Duration;
 
+use serde::{Deserialize, Serialize};
 use syncd_shared::{GenerationNumber, HookOutcome, HookStatus, RootHash, SignedGeneration};
 
-use crate::admin::protocol::{NodeLine, NodeResult};
-use crate::admin::status::state_name;
-use crate::fleet::{AgentState, AgentView, FleetView};
+use super::{AgentState, AgentView, FleetView};
 
 /// Time in which an agent that had failed before must fail again for the failure to count.
 const STALE_FAILURE: Duration = Duration::from_secs(3);
@@ -20,7 +19,7 @@ const NAMES_MAX: usize = 10;
 
 /// Agents awaited for one generation.
 #[derive(Debug)]
-pub struct Arrivals {
+pub struct LiveWait {
     number: GenerationNumber,
     root: RootHash,
     require_all: bool,
@@ -31,21 +30,45 @@ pub struct Arrivals {
     stale: BTreeSet<String>,
 }
 
+/// Result of one node.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum NodeResult {
+    /// The generation, or a later one, is live.
+    Live,
+    /// The node could not build the generation or switch to it.
+    Failed,
+    /// The on-activate hook failed after the switch, or its earlier failure prevents the switch.
+    HookFailed,
+    /// The time ran out first.
+    Late,
+    /// The node is not connected.
+    Unreachable,
+}
+
+/// A node that does not have the generation live.
+#[derive(Debug)]
+pub struct MissingNode {
+    pub name: String,
+    pub result: NodeResult,
+    /// Reason that it is not live.
+    pub error: Option<String>,
+}
+
 /// Result of waiting.
 #[derive(Debug)]
-pub struct Closing {
-    /// Nodes that do not have the generation live.
-    pub missing: Vec<NodeLine>,
+pub struct WaitVerdict {
+    pub missing: Vec<MissingNode>,
     /// Whether every awaited agent has the generation live.
     pub success: bool,
     /// Remark for a person.
     pub remark: Option<String>,
 }
 
-impl Arrivals {
+impl LiveWait {
     /// Starts waiting for a generation. `fleet` determines the agents to wait for.
     pub fn new(generation: &SignedGeneration, require_all: bool, fleet: &FleetView) -> Self {
-        let mut arrivals = Self {
+        let mut wait = Self {
             number: generation.number(),
             root: generation.root_hash(),
             require_all,
@@ -55,13 +78,13 @@ impl Arrivals {
         };
         for agent in &fleet.agents {
             if agent.connected || require_all {
-                arrivals.awaited.insert(agent.name.clone());
+                wait.awaited.insert(agent.name.clone());
             }
-            if arrivals.has_failed(agent) {
-                arrivals.stale.insert(agent.name.clone());
+            if wait.has_failed(agent) {
+                wait.stale.insert(agent.name.clone());
             }
         }
-        arrivals
+        wait
     }
 
     /// Updates the state after `waited`. `newest` is the newest generation of this origin. Returns agents
@@ -124,7 +147,7 @@ impl Arrivals {
     }
 
     /// Next time at which the decision may change without news.
-    pub fn looks_again_at(&self, waited: Duration) -> Option<Duration> {
+    pub fn recheck_after(&self, waited: Duration) -> Option<Duration> {
         [STALE_FAILURE, FIRST_SECONDS].into_iter().find(|at| *at > waited)
     }
 
@@ -140,7 +163,7 @@ impl Arrivals {
             return self.awaited.is_empty().then(|| "no agent is connected yet".to_owned());
         }
         let shown = absent.iter().take(NAMES_MAX).map(|agent| {
-            let does = if agent.connected { state_name(agent.state) } else { "unreachable" };
+            let does = if agent.connected { agent.state.name() } else { "unreachable" };
             format!("{} ({does}, {})", agent.name, still_at(agent))
         });
         let shown: Vec<_> = shown.collect();
@@ -149,7 +172,7 @@ impl Arrivals {
     }
 
     /// Ends waiting: reports the missing agents and whether it succeeded.
-    pub fn close(&self, fleet: &FleetView, waited: Duration) -> Closing {
+    pub fn verdict(&self, fleet: &FleetView, waited: Duration) -> WaitVerdict {
         let mut missing = Vec::new();
         let mut success = !self.live.is_empty();
         let mut down = Vec::new();
@@ -164,8 +187,7 @@ impl Arrivals {
                 down.push(agent.name.as_str());
             }
             let (result, error) = self.outcome(agent, waited);
-            let after_ms = u64::try_from(waited.as_millis()).unwrap_or(u64::MAX);
-            missing.push(NodeLine { name: agent.name.clone(), result, error, after_ms });
+            missing.push(MissingNode { name: agent.name.clone(), result, error });
         }
         let remark = match (fleet.agents.is_empty(), self.live.is_empty(), down.len()) {
             (true, ..) => Some("no agent is enrolled: `syncd-origin token` makes a join token".to_owned()),
@@ -179,7 +201,7 @@ impl Arrivals {
             )),
             _ => None,
         };
-        Closing { missing, success, remark }
+        WaitVerdict { missing, success, remark }
     }
 
     /// Reason that an agent has not arrived.
@@ -313,15 +335,15 @@ mod tests {
 
     /// Applies views of the fleet in order. Returns arrived names, whether it was decided, and the outcome.
     fn wait(require_all: bool, views: &[&str]) -> (Vec<String>, bool, Vec<(String, NodeResult)>, bool) {
-        let mut arrivals = Arrivals::new(&generation(5), require_all, &fleet(views[0]));
+        let mut wait = LiveWait::new(&generation(5), require_all, &fleet(views[0]));
         let mut arrived = Vec::new();
         for view in views {
-            arrived.extend(arrivals.update(&fleet(view), number(6), LATER));
+            arrived.extend(wait.update(&fleet(view), number(6), LATER));
         }
         let last = fleet(views[views.len() - 1]);
-        let Closing { missing, success, .. } = arrivals.close(&last, LATER);
+        let WaitVerdict { missing, success, .. } = wait.verdict(&last, LATER);
         let missing = missing.into_iter().map(|line| (line.name, line.result)).collect();
-        (arrived, arrivals.is_decided(&last, LATER), missing, success)
+        (arrived, wait.is_decided(&last, LATER), missing, success)
     }
 
     #[test]
@@ -374,11 +396,11 @@ mod tests {
         assert!(decided && !success);
         assert_eq!(missing, [("a".to_owned(), NodeResult::Failed)]);
         let before = fleet("+a=4!");
-        let mut arrivals = Arrivals::new(&generation(5), false, &before);
-        arrivals.update(&before, number(5), NOW);
-        assert!(!arrivals.is_decided(&before, NOW));
-        assert!(arrivals.is_decided(&before, arrivals.looks_again_at(NOW).unwrap()));
-        assert_eq!(arrivals.update(&fleet("+a=5"), number(5), NOW), ["a"]);
+        let mut wait = LiveWait::new(&generation(5), false, &before);
+        wait.update(&before, number(5), NOW);
+        assert!(!wait.is_decided(&before, NOW));
+        assert!(wait.is_decided(&before, wait.recheck_after(NOW).unwrap()));
+        assert_eq!(wait.update(&fleet("+a=5"), number(5), NOW), ["a"]);
     }
 
     #[test]
@@ -410,43 +432,40 @@ mod tests {
         assert!(!wait(false, &["+a=4# +b=5"]).1);
         // An old failure counts only after a moment; one that comes after another run counts at once.
         let before = fleet("+a=5#");
-        let mut arrivals = Arrivals::new(&generation(5), false, &before);
-        arrivals.update(&before, number(5), NOW);
-        assert!(!arrivals.is_decided(&before, NOW) && arrivals.is_decided(&before, STALE_FAILURE));
-        arrivals.update(&fleet("+a=5~"), number(5), NOW);
-        assert!(arrivals.is_decided(&before, NOW));
-        let closing = arrivals.close(&before, NOW);
-        assert_eq!(closing.missing[0].error.as_deref(), Some("exit status: 1"));
+        let mut wait = LiveWait::new(&generation(5), false, &before);
+        wait.update(&before, number(5), NOW);
+        assert!(!wait.is_decided(&before, NOW) && wait.is_decided(&before, STALE_FAILURE));
+        wait.update(&fleet("+a=5~"), number(5), NOW);
+        assert!(wait.is_decided(&before, NOW));
+        let verdict = wait.verdict(&before, NOW);
+        assert_eq!(verdict.missing[0].error.as_deref(), Some("exit status: 1"));
     }
 
     #[test]
     fn one_that_connects_in_the_first_seconds_counts_and_somebody_is_waited_for_as_long() {
-        let mut arrivals = Arrivals::new(&generation(5), false, &fleet("-a=4 +b=5"));
-        arrivals.update(&fleet("-a=4 +b=5"), number(5), NOW);
-        arrivals.update(&fleet("+a=4 +b=5"), number(5), NOW);
-        assert!(!arrivals.is_decided(&fleet("+a=4 +b=5"), NOW));
-        assert_eq!(arrivals.update(&fleet("+a=5 +b=5"), number(5), LATER), ["a"]);
+        let mut wait = LiveWait::new(&generation(5), false, &fleet("-a=4 +b=5"));
+        wait.update(&fleet("-a=4 +b=5"), number(5), NOW);
+        wait.update(&fleet("+a=4 +b=5"), number(5), NOW);
+        assert!(!wait.is_decided(&fleet("+a=4 +b=5"), NOW));
+        assert_eq!(wait.update(&fleet("+a=5 +b=5"), number(5), LATER), ["a"]);
         let nobody = fleet("-a=4");
-        let mut arrivals = Arrivals::new(&generation(5), false, &nobody);
-        arrivals.update(&nobody, number(5), NOW);
-        assert!(
-            !arrivals.is_decided(&nobody, NOW),
-            "after a restart of the origin all come back in a moment"
-        );
-        assert_eq!(arrivals.looks_again_at(STALE_FAILURE), Some(FIRST_SECONDS));
-        assert!(arrivals.is_decided(&nobody, FIRST_SECONDS));
-        assert!(arrivals.close(&nobody, LATER).remark.unwrap().starts_with("no agent is connected"));
-        assert!(Arrivals::new(&generation(5), false, &fleet("")).is_decided(&fleet(""), NOW));
+        let mut wait = LiveWait::new(&generation(5), false, &nobody);
+        wait.update(&nobody, number(5), NOW);
+        assert!(!wait.is_decided(&nobody, NOW), "after a restart of the origin all come back in a moment");
+        assert_eq!(wait.recheck_after(STALE_FAILURE), Some(FIRST_SECONDS));
+        assert!(wait.is_decided(&nobody, FIRST_SECONDS));
+        assert!(wait.verdict(&nobody, LATER).remark.unwrap().starts_with("no agent is connected"));
+        assert!(LiveWait::new(&generation(5), false, &fleet("")).is_decided(&fleet(""), NOW));
     }
 
     #[test]
     fn a_person_reads_what_a_late_node_serves_and_who_was_not_waited_for() {
         let late = fleet("+a=4 +b=5 +c=5~ -d=3");
-        let mut arrivals = Arrivals::new(&generation(5), false, &fleet("+a=4 +b=4 +c=4 -d=3"));
-        arrivals.update(&late, number(5), LATER);
-        let remark = arrivals.remark(&late).unwrap();
+        let mut wait = LiveWait::new(&generation(5), false, &fleet("+a=4 +b=4 +c=4 -d=3"));
+        wait.update(&late, number(5), LATER);
+        let remark = wait.remark(&late).unwrap();
         assert_eq!(remark, "waiting for 2 of 3: a (live, generation 4), c (live, generation 4)");
-        let lines = arrivals.close(&late, Duration::from_secs(6)).missing;
+        let lines = wait.verdict(&late, Duration::from_secs(6)).missing;
         let errors: Vec<_> = lines.iter().map(|line| (line.result, line.error.as_deref().unwrap())).collect();
         assert_eq!(
             errors,
@@ -456,11 +475,11 @@ mod tests {
                 (NodeResult::Unreachable, "generation 3 when it was last heard"),
             ]
         );
-        let mut arrivals = Arrivals::new(&generation(5), false, &fleet("+b=4 -d=3"));
-        arrivals.update(&fleet("+b=5 -d=3"), number(5), LATER);
-        let closing = arrivals.close(&fleet("+b=5 -d=3"), LATER);
-        assert!(closing.success);
-        let remark = closing.remark.unwrap();
+        let mut wait = LiveWait::new(&generation(5), false, &fleet("+b=4 -d=3"));
+        wait.update(&fleet("+b=5 -d=3"), number(5), LATER);
+        let verdict = wait.verdict(&fleet("+b=5 -d=3"), LATER);
+        assert!(verdict.success);
+        let remark = verdict.remark.unwrap();
         assert_eq!(remark, "d not waited for, since it is down: --require-all makes that a failure");
     }
 }

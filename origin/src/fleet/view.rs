@@ -27,6 +27,21 @@ pub enum AgentState {
     Failed,
 }
 
+impl AgentState {
+    /// Name in `status --json`.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Empty => "empty",
+            Self::Fetching => "fetching",
+            Self::Staging => "staging",
+            Self::Staged => "staged",
+            Self::Switched => "switched",
+            Self::Live => "live",
+            Self::Failed => "failed",
+        }
+    }
+}
+
 /// Progress of an agent towards a generation.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct AgentProgress {

@@ -10,8 +10,7 @@ use syncd_shared::health::Health;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
-use crate::admin::status::State;
-use crate::commit::OriginView;
+use crate::commit::{OriginView, State};
 use crate::error_chain;
 use crate::fleet::FleetView;
 use crate::store::Store;

@@ -18,9 +18,9 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use crate::admin::offline::{Desk, describe};
-use crate::admin::status::{AgentStatus, HoldStatus, State, Status};
+use crate::admin::status::{AgentStatus, HoldStatus, Status};
 use crate::admin::{Admin, socket_path};
-use crate::commit::{CollectionGate, CommitError, Committer, Parts, Sealer, Trigger};
+use crate::commit::{CollectionGate, CommitError, Committer, Parts, Sealer, State, Trigger};
 use crate::fleet::Fleet;
 use crate::http::health as http;
 use crate::keys::{Keys, KeysError};
