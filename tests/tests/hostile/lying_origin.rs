@@ -181,7 +181,8 @@ impl World {
         self.refused(attack, announce(&generation, None), words);
     }
 
-    /// An honest generation with a hostile update inside its announcement: the agent must get there by itself, by hash.
+    /// An honest generation with a hostile update inside its announcement: the agent must get there by itself, by hash,
+    /// over the same connection.
     #[track_caller]
     pub fn survived(&mut self, attack: &str, version: u64, frames: impl FnOnce(&Site, &Site) -> Vec<F>) {
         let site = Arc::new(Self::version(version));
@@ -199,12 +200,8 @@ impl World {
                 Some(Heard::Activated(number)) if number == self.next() => break,
                 Some(Heard::Activated(_)) => {}
                 Some(Heard::Failed(reason)) => told.push(reason),
-                None => {
-                    // A malformed message ends the connection. Honestly now.
-                    told.push("hung up".into());
-                    self.conversation = None;
-                    self.say(announce(&generation, None));
-                }
+                // With the next connection the same update would come again.
+                None => panic!("{attack}: it hung up, {told:?}"),
             }
         }
         println!("{attack}: {}", if told.is_empty() { "fetched by hash".into() } else { told.join("; ") });
