@@ -23,6 +23,7 @@ use crate::error_chain;
 use crate::fleet::registry::Registry;
 use crate::fleet::{RecordError, TokenView, token_id};
 use crate::keys::{Keys, KeysError};
+use crate::state::Snapshot;
 use crate::store::{CheckReport, Damage, OpenStoreError, Store, StoreError};
 
 /// Bytes of progress between two reports.
@@ -198,6 +199,22 @@ impl Desk {
         status.hold = Rollbacks::load(&self.store)?.hold().map(HoldStatus::from);
         status.agents = agents.iter().map(AgentStatus::new).collect();
         Ok(status)
+    }
+
+    /// The status while an origin serves DATA. Blocks for a few reads of the index.
+    pub fn status_while_serving(&self, now: &Snapshot) -> Status {
+        let Snapshot { tree, grpc_address, http_address, origin, fleet, polled } = now;
+        Status {
+            tree: Some(tree.clone()),
+            grpc_address: Some(grpc_address.to_string()),
+            http_address: http_address.map(|address| address.to_string()),
+            state: origin.state,
+            reason: origin.reason.clone(),
+            hold: origin.hold.map(HoldStatus::from),
+            polled: polled.clone(),
+            agents: fleet.agents.iter().map(AgentStatus::new).collect(),
+            ..describe(&self.keys, &self.store, origin.current.as_ref())
+        }
     }
 
     fn history(&self, lines: &mut dyn FnMut(Reply) -> bool) -> Result<u8, DeskError> {
@@ -393,7 +410,7 @@ pub fn join_address(host: Option<String>, bound: Option<SocketAddr>) -> String {
 }
 
 /// The part of the status that DATA determines.
-pub fn describe(keys: &Keys, store: &Store, current: Option<&SignedGeneration>) -> Status {
+fn describe(keys: &Keys, store: &Store, current: Option<&SignedGeneration>) -> Status {
     let line = current.map(|g| GenerationLine::new(g, false));
     let mut warnings = keys.warnings(OffsetDateTime::now_utc());
     warnings.extend(current.and_then(|current| status_warning(store, current.number())));

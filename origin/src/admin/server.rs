@@ -15,11 +15,11 @@ use tokio_util::task::TaskTracker;
 
 use crate::admin::offline::{Checked, Desk, DeskError};
 use crate::admin::protocol::{GenerationLine, NodeLine, Reply, Request, TokenLine, Wait};
-use crate::admin::status::Status;
 use crate::commit::{Answer, ChangedTimes, CommitOptions, Committer, Outcome, State};
 use crate::error_chain;
 use crate::fleet::Fleet;
 use crate::fleet::live_wait::{LiveWait, MissingNode, NodeResult, WaitVerdict};
+use crate::state::OriginState;
 
 /// Maximum number of concurrent commands.
 const CLIENTS_MAX: usize = 64;
@@ -54,8 +54,7 @@ pub struct Admin {
     pub desk: Arc<Desk>,
     pub committer: Committer,
     pub fleet: Fleet,
-    /// Builds the complete status.
-    pub status: Arc<dyn Fn() -> Status + Send + Sync>,
+    pub state: OriginState,
 }
 
 impl Admin {
@@ -98,7 +97,8 @@ impl Admin {
     async fn answer(&self, request: Request, replies: &mut Replies) {
         let end = match request {
             Request::Status => {
-                replies.send(Reply::Status(Box::new((self.status)()))).await;
+                let status = self.desk.status_while_serving(&self.state.snapshot());
+                replies.send(Reply::Status(Box::new(status))).await;
                 Reply::Done { code: 0 }
             }
             Request::Commit { label, allow_mass_deletion, rescan, wait } => {
@@ -116,8 +116,8 @@ impl Admin {
             Request::Token { ttl_s, uses } => {
                 match self.fleet.create_token(Duration::from_secs(ttl_s), uses).await {
                     Ok(token) => {
-                        let bound = (self.status)().grpc_address.and_then(|bound| bound.parse().ok());
-                        replies.send(self.desk.token(&token, ttl_s, uses, bound)).await;
+                        let bound = self.state.grpc_address;
+                        replies.send(self.desk.token(&token, ttl_s, uses, Some(bound))).await;
                         Reply::Done { code: 0 }
                     }
                     Err(error) => Reply::Error { message: error_chain(&error) },

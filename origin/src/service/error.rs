@@ -1,0 +1,73 @@
+//! Errors of the start.
+
+use std::net::SocketAddr;
+use std::path::PathBuf;
+
+use syncd_shared::local_socket::LocalSocketError;
+
+use crate::commit::CommitError;
+use crate::keys::KeysError;
+use crate::overlap::OverlapError;
+use crate::store::{OpenStoreError, StoreError};
+use crate::watch::WatchError;
+
+/// Reasons that an origin does not start.
+#[derive(Debug, thiserror::Error)]
+pub enum StartError {
+    /// The keys are unreadable, or DATA is not an origin's data directory.
+    #[error(transparent)]
+    Keys(#[from] KeysError),
+    /// TREE and DATA overlap.
+    #[error(transparent)]
+    Overlap(#[from] OverlapError),
+    /// Opening the store failed.
+    #[error(transparent)]
+    OpenStore(#[from] OpenStoreError),
+    /// Reading the store failed.
+    #[error("read the store")]
+    Store(#[from] StoreError),
+    /// The runtime is shutting down.
+    #[error("the start was interrupted")]
+    Interrupted,
+    /// There is neither a tree nor a generation.
+    #[error("content tree {tree} can't be read and there is no generation yet to serve: give the right --tree", tree = tree.display())]
+    NoTree {
+        tree: PathBuf,
+        #[source]
+        source: std::io::Error,
+    },
+    /// Starting the watch failed.
+    #[error(transparent)]
+    Watch(#[from] WatchError),
+    /// Listening on a port failed.
+    #[error("listen on {address}: {hint}")]
+    Listen {
+        address: SocketAddr,
+        /// The next step.
+        hint: &'static str,
+        #[source]
+        source: std::io::Error,
+    },
+    /// Creating the admin socket failed.
+    #[error(transparent)]
+    Socket(#[from] LocalSocketError),
+    /// Giving `--admin-group` access failed.
+    #[error("let the admin group into {path}: start the origin as root, or as a member of that group", path = path.display())]
+    AdminGroup {
+        /// DATA.
+        path: PathBuf,
+        #[source]
+        source: std::io::Error,
+    },
+    /// Loading the fleet's records failed.
+    #[error("load the fleet")]
+    Fleet(#[from] crate::fleet::FleetError),
+    /// Loading the last generation failed.
+    #[error(transparent)]
+    Sealer(#[from] CommitError),
+    /// Preparing the spool of encoded updates failed.
+    #[error(transparent)]
+    Plan(#[from] crate::plan::PlanError),
+    #[error("set up TLS")]
+    Tls(#[from] syncd_shared::identity::TlsError),
+}

@@ -1,0 +1,44 @@
+//! Options of `serve`.
+
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use syncd_shared::rate::Rate;
+
+use crate::commit::Trigger;
+use crate::scan::{MtimePolicy, ScanOptions, SymlinkPolicy};
+use crate::store::Retention;
+
+/// Options of `serve`.
+#[derive(Debug, Clone)]
+pub struct ServeOptions {
+    pub tree: PathBuf,
+    /// Directory of keys and store.
+    pub data: PathBuf,
+    /// Address for agents; port 0 selects a free one.
+    pub listen: SocketAddr,
+    /// Address for health checks; port 0 selects a free one.
+    pub http: SocketAddr,
+    /// Whether an occupied `http` port is an error.
+    pub http_required: bool,
+    pub trigger: Trigger,
+    /// Interval of walks of subtrees without events.
+    pub poll: Duration,
+    /// `--mtime`.
+    pub mtime: MtimePolicy,
+    /// `--symlinks`.
+    pub symlinks: SymlinkPolicy,
+    /// Extent of the history.
+    pub retention: Retention,
+    /// Limit shared by all agents.
+    pub bwlimit: Option<Rate>,
+    /// Group whose members may use the admin socket.
+    pub admin_group: Option<u32>,
+}
+
+impl ServeOptions {
+    pub(super) fn scan(&self) -> ScanOptions {
+        ScanOptions { mtime: self.mtime, symlinks: self.symlinks, ..ScanOptions::default() }
+    }
+}

@@ -1,0 +1,66 @@
+//! The sockets of an origin, bound before anything is started.
+
+use std::net::SocketAddr;
+use std::path::Path;
+
+use rustix::fs::{Gid, Mode};
+use syncd_shared::local_socket::LocalListener;
+use tokio::net::TcpListener;
+
+use super::{ServeOptions, StartError};
+use crate::admin::socket_path;
+
+/// Bound sockets with the addresses that they got.
+pub(super) struct Sockets {
+    pub grpc: TcpListener,
+    pub grpc_address: SocketAddr,
+    /// `None` if the default port was occupied.
+    pub http: Option<TcpListener>,
+    pub http_address: Option<SocketAddr>,
+    pub admin: LocalListener,
+}
+
+impl Sockets {
+    pub(super) async fn bind(options: &ServeOptions) -> Result<Self, StartError> {
+        let grpc = bind(options.listen, "another program has this port; give another --listen").await?;
+        let http = match bind(options.http, "another program has this port; give another --http").await {
+            Ok(listener) => Some(listener),
+            Err(error) if options.http_required => return Err(error),
+            Err(error) => {
+                tracing::warn!("health is not answered: {}", crate::error_chain(&error));
+                None
+            }
+        };
+        Ok(Self {
+            grpc_address: address_of(&grpc, options.listen)?,
+            http_address: http.as_ref().map(|http| address_of(http, options.http)).transpose()?,
+            admin: bind_admin(options)?,
+            grpc,
+            http,
+        })
+    }
+}
+
+fn bind_admin(options: &ServeOptions) -> Result<LocalListener, StartError> {
+    let group = options.admin_group.map(Gid::from_raw);
+    if let Some(group) = group {
+        let source = |source| StartError::AdminGroup { path: options.data.clone(), source };
+        let_through(&options.data, group).map_err(source)?;
+    }
+    Ok(LocalListener::bind_for(&socket_path(&options.data), group)?)
+}
+
+/// Lets a group pass through DATA to the socket. Mode 0710 allows entering, but not listing or reading.
+fn let_through(data: &Path, group: Gid) -> std::io::Result<()> {
+    rustix::fs::chown(data, None, Some(group))?;
+    Ok(rustix::fs::chmod(data, Mode::RWXU | Mode::XGRP)?)
+}
+
+async fn bind(address: SocketAddr, hint: &'static str) -> Result<TcpListener, StartError> {
+    TcpListener::bind(address).await.map_err(|source| StartError::Listen { address, hint, source })
+}
+
+fn address_of(listener: &TcpListener, asked: SocketAddr) -> Result<SocketAddr, StartError> {
+    let hint = "the address of the socket can't be read";
+    listener.local_addr().map_err(|source| StartError::Listen { address: asked, hint, source })
+}

@@ -1,0 +1,66 @@
+//! Periodic checks of a serving origin: its certificate, and whether DATA is in place.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use time::OffsetDateTime;
+use tokio::sync::watch;
+use tokio_util::sync::CancellationToken;
+
+use crate::error_chain;
+use crate::keys::Keys;
+use crate::store::Store;
+
+/// Interval of checks of the origin's certificate.
+const CERTIFICATE_LOOK: Duration = Duration::from_secs(24 * 60 * 60);
+/// Interval of checks of DATA.
+const DATA_LOOK: Duration = Duration::from_secs(2);
+
+/// Reissues the origin's certificate if due, and warns about the authority's expiry. Blocks.
+pub(super) fn look_after(keys: &Keys) {
+    let now = OffsetDateTime::now_utc();
+    match keys.reissue_origin_certificate(now) {
+        Ok(true) => tracing::info!("the origin's certificate was reissued"),
+        Ok(false) => {}
+        Err(error) => {
+            tracing::error!(error = %error_chain(&error), "reissuing the origin's certificate failed");
+        }
+    }
+    for warning in keys.warnings(now) {
+        tracing::warn!("{warning}");
+    }
+}
+
+/// Checks the keys periodically while the origin serves.
+pub(super) async fn keep_certificate(keys: Arc<Keys>, shutdown: CancellationToken) {
+    while shutdown.run_until_cancelled(tokio::time::sleep(CERTIFICATE_LOOK)).await.is_some() {
+        let keys = keys.clone();
+        // Fails only if the runtime is shutting down.
+        let _ = tokio::task::spawn_blocking(move || look_after(&keys)).await;
+    }
+}
+
+/// Checks DATA until `shutdown` and publishes what is wrong with it. Logs changes.
+pub(super) async fn watch_data(
+    store: Arc<Store>,
+    trouble: watch::Sender<Option<String>>,
+    shutdown: CancellationToken,
+) {
+    let mut ticks = tokio::time::interval(DATA_LOOK);
+    while shutdown.run_until_cancelled(ticks.tick()).await.is_some() {
+        let store = store.clone();
+        let Ok(looked) = tokio::task::spawn_blocking(move || store.in_place()).await else { return };
+        let now = looked.err().map(|error| error_chain(&error));
+        trouble.send_if_modified(|shown| {
+            let changed = *shown != now;
+            if changed {
+                match &now {
+                    Some(reason) => tracing::error!("nothing can be published: {reason}"),
+                    None => tracing::info!("the data directory is back"),
+                }
+                *shown = now;
+            }
+            changed
+        });
+    }
+}

@@ -1,0 +1,75 @@
+//! The state of a serving origin at one moment. The status and health are views of it.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+
+use syncd_shared::limits::REASON_MAX_BYTES;
+use syncd_shared::text::one_line;
+use tokio::sync::watch;
+
+use crate::commit::{OriginView, State};
+use crate::fleet::FleetView;
+use crate::watch::Watch;
+
+/// Reads the state of every part. Cheap to clone.
+#[derive(Clone)]
+pub struct OriginState {
+    /// The content tree, escaped for printing.
+    pub tree: String,
+    pub grpc_address: SocketAddr,
+    /// `None` if the default port was occupied.
+    pub http_address: Option<SocketAddr>,
+    pub committer: watch::Receiver<OriginView>,
+    pub fleet: watch::Receiver<Arc<FleetView>>,
+    /// Reason that DATA is unusable, if it is.
+    pub data_trouble: watch::Receiver<Option<String>>,
+    pub watch: Arc<Watch>,
+}
+
+/// See the module. Taken from memory alone: it costs no access to DATA.
+#[derive(Debug, Clone)]
+pub struct Snapshot {
+    pub tree: String,
+    pub grpc_address: SocketAddr,
+    pub http_address: Option<SocketAddr>,
+    /// The committer's view; held while something is wrong with DATA.
+    pub origin: OriginView,
+    pub fleet: Arc<FleetView>,
+    /// Subtrees that send no events, and why, escaped for printing.
+    pub polled: Vec<String>,
+}
+
+impl OriginState {
+    pub fn snapshot(&self) -> Snapshot {
+        let polled = self.watch.polled();
+        Snapshot {
+            tree: self.tree.clone(),
+            grpc_address: self.grpc_address,
+            http_address: self.http_address,
+            origin: held_by(self.committer.borrow().clone(), self.data_trouble.borrow().clone()),
+            fleet: self.fleet.borrow().clone(),
+            polled: polled.iter().map(|polled| one_line(&polled.to_string(), REASON_MAX_BYTES)).collect(),
+        }
+    }
+}
+
+/// Without DATA nothing can be published, whatever the committer knows.
+fn held_by(view: OriginView, data_trouble: Option<String>) -> OriginView {
+    match data_trouble {
+        Some(trouble) => OriginView { state: State::Held, reason: Some(trouble), ..view },
+        None => view,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_origin_without_its_data_is_held() {
+        let view = OriginView { state: State::Ready, reason: None, current: None, hold: None };
+        let held = held_by(view.clone(), Some("DATA is gone".into()));
+        assert_eq!((held.state, held.reason.as_deref()), (State::Held, Some("DATA is gone")));
+        assert_eq!(held_by(view, None).state, State::Ready);
+    }
+}
