@@ -1,13 +1,13 @@
 //! Makes a staged generation live.
 //!
-//! Order: (descriptor for the sync opened before the first write, staged, verified) -> hook -> rename into
-//! `generations/N` -> the new link under its temporary name -> `syncfs`, or each of a few paths -> record and accepted generation durable ->
-//! link renamed over `live` -> ROOT synced -> reported. A crash before the record's commit leaves the old generation, a
-//! crash after it is rolled forward when the replica is opened. An error of the sync throws away what was staged:
-//! pages that could not be written are clean afterwards, and a second sync would succeed without them.
+//! Order: (descriptor for the sync opened before the first write, staged, verified) -> hook -> the root of the tree gets
+//! its metadata -> the new links under their temporary names -> `syncfs`, or each of a few paths -> one commit of the
+//! record: what the slot holds, live, accepted -> links renamed over `previous` and `live` -> ROOT synced -> reported. The
+//! tree keeps its path. A crash before the commit leaves the old generation, a crash after it is rolled forward when the
+//! replica is opened. An error of the sync throws away what was staged: pages that could not be written are clean
+//! afterwards, and a second sync would succeed without them.
 
 use std::collections::BTreeSet;
-use std::os::unix::fs::FileExt;
 use std::path::PathBuf;
 
 use rustix::fs::FileType;
@@ -19,11 +19,13 @@ use syncd_shared::{Entry, RootEntry, SignedGeneration, Timestamp, TreePath};
 
 use crate::disk::DiskError;
 use crate::planted::{self, Bug};
-use crate::record::{Record, RecordError, RetiredTree, encode_generation};
+use crate::record::{Record, RecordError};
 use crate::replica::Replica;
 use crate::session::worker::Changes;
-use crate::stage::draw::Syncing;
-use crate::stage::{Staged, building, partial, resting};
+use crate::stage::Staged;
+use crate::state::SlotError;
+use crate::state::slot::Slot;
+use crate::state::slots::Switch;
 
 /// Up to this many changed paths are synced one by one.
 const SYNC_EACH_MAX: usize = 48;
@@ -40,7 +42,9 @@ pub struct ActivationContext<'a> {
     pub previous: Option<&'a SignedGeneration>,
     /// Paths that differ.
     pub changed_paths: ChangedPaths<'a>,
-    /// Where the staged tree is, for checks.
+    /// Paths that differ from what the slot served, as far as a web server may have cached it.
+    pub slot_paths: SlotPaths<'a>,
+    /// Where the staged tree is, and stays.
     pub staged_tree: PathBuf,
 }
 
@@ -65,6 +69,68 @@ impl ChangedPaths<'_> {
             }
             true
         })
+    }
+}
+
+/// Paths of files and symlinks at which a slot's new tree differs from those that were served under its path since the
+/// on-activate hook last succeeded for it, read when they are asked for.
+#[derive(Debug)]
+pub struct SlotPaths<'a> {
+    record: &'a Record,
+    served: &'a [RootEntry],
+    to: RootEntry,
+    part: PartLimits,
+}
+
+impl SlotPaths<'_> {
+    /// Shows each, those that are gone too; some more than once. Nothing where it is not known what was served.
+    pub fn each(&self, show: &mut dyn FnMut(&TreePath)) -> Result<(), DiffError<RecordError>> {
+        self.served.iter().try_for_each(|from| self.since(from, show))
+    }
+
+    fn since(&self, from: &RootEntry, show: &mut dyn FnMut(&TreePath)) -> Result<(), DiffError<RecordError>> {
+        let comparison = Comparison::of(self.record, from, &self.to, self.part)?;
+        comparison.each(|change| {
+            let (before, after) = match change {
+                Change::Added { entry, .. } => (None, Some(entry)),
+                Change::Removed { entry, .. } => (Some(entry), None),
+                Change::Modified { from, to, .. } => (Some(from), Some(to)),
+            };
+            if [before, after].into_iter().flatten().any(|entry| !entry.is_directory()) {
+                show(change.path());
+            }
+            true
+        })?;
+        for rename in comparison.renamed_directories() {
+            self.files_below(&rename.to, &mut |path| {
+                show(path);
+                path.rebase(&rename.to, &rename.from).iter().for_each(&mut *show);
+            })?;
+        }
+        Ok(())
+    }
+
+    fn files_below(
+        &self,
+        directory: &TreePath,
+        show: &mut dyn FnMut(&TreePath),
+    ) -> Result<(), DiffError<RecordError>> {
+        let failed = |source| DiffError::Source { path: directory.clone(), source };
+        let mut manifest = ManifestCursor::new(self.record, &self.to).map_err(failed)?;
+        let mut waiting = vec![directory.clone()];
+        while let Some(path) = waiting.pop() {
+            let Some((_, directory)) = manifest.directory(&path).map_err(failed)? else { continue };
+            for entry in directory.entries() {
+                let below = |source| DiffError::Path { path: path.clone(), source };
+                let path = path.join(&entry.name).map_err(below)?;
+                if entry.is_directory() {
+                    waiting.push(path);
+                } else {
+                    show(&path);
+                }
+            }
+        }
+        Ok(())
     }
 }
 
@@ -117,6 +183,15 @@ pub enum ActivateError {
     Record(#[from] RecordError),
 }
 
+impl From<SlotError> for ActivateError {
+    fn from(error: SlotError) -> Self {
+        match error {
+            SlotError::Disk(e) => e.into(),
+            SlotError::Record(e) => e.into(),
+        }
+    }
+}
+
 impl ActivateError {
     /// What the origin and the caller are to make of it.
     pub fn retry_class(&self) -> RetryClass {
@@ -141,63 +216,50 @@ impl Replica {
         before: &mut dyn FnMut(&ActivationContext<'_>) -> Result<(), HookFailure>,
     ) -> Result<Activated, ActivateError> {
         let number = staged.target.number().get();
-        staged.target.may_follow(self.accepted())?;
+        staged.target.may_follow(self.slots.accepted())?;
         let Some(slot) = staged.slot else {
-            return Ok(self.activated(staged, None));
+            return Ok(activated(staged, None));
         };
-        let tree = building(slot);
-        if staged.basis != self.known.live || self.layout.staging.stat(&tree)?.is_none() {
+        let live = self.slots.live().map(|live| live.number().get());
+        if staged.basis != live || self.slots.state(slot) != Some(&Slot::Building) {
             return Err(ActivateError::Outdated { number });
         }
-        let context = ActivationContext {
-            target: &staged.target,
-            previous: self.live(),
-            changed_paths: ChangedPaths {
-                record: &self.record,
-                from: self.live().map_or_else(RootEntry::empty, |live| live.generation().root),
-                to: staged.target.generation().root,
-                part: self.options.part,
-            },
-            staged_tree: self.layout.staging.path().join(format!("building-{slot}")),
-        };
-        if let Err(source) = before(&context) {
+        if let Err(source) = before(&self.context(&staged, slot)) {
             return Err(ActivateError::Hook { source, staged: Box::new(staged) });
         }
         self.upkeep.last_write = Some(self.options.clock.now());
         self.upkeep.owes_share = true;
-        if staged.signed.is_none() {
-            self.keep_signed(&staged.target)?;
-        }
-        let name = number.to_string();
-        let finished = if self.layout.live_number()? == Some(number)
-            && self.layout.generations.stat(name.as_bytes())?.is_some()
-        {
-            // A tree of this number is served although the record knows nothing of it.
-            self.exchange(&staged, slot)?;
-            None
-        } else {
-            let switched = self.switch(&mut staged, slot);
+        let previous = self.slots.live().cloned();
+        let switched = self.switch(&mut staged, slot);
+        if switched.is_err() {
             // The record may have it already: recovery then finishes the switch.
-            self.upkeep.unsettled |= switched.is_err();
-            switched?
-        };
-        let previous = self.live().cloned();
-        self.known.generations.insert(number, staged.target.clone());
-        self.known.live = Some(number);
-        self.known.accepted_generation = Some(staged.target.clone());
+            self.slots.unsettle();
+        }
+        let finished = switched?;
         match &previous {
             Some(previous) => {
-                let from = previous.number().get();
-                self.upkeep.steps.add(from, number, finished, staged.touched.take());
+                let (from, touched) = (previous.number().get(), staged.touched.take());
+                self.upkeep.steps.add(from, number, Some(finished), touched);
             }
             None => self.upkeep.steps.forget(),
         }
-        if let Some(previous) = &previous {
-            self.upkeep.retired.insert(previous.number().get(), self.options.clock.now());
-        }
         self.upkeep.damaged = false;
         self.publish();
-        Ok(self.activated(staged, previous))
+        Ok(activated(staged, previous))
+    }
+
+    fn context<'a>(&'a self, staged: &'a Staged, slot: u64) -> ActivationContext<'a> {
+        let (record, part) = (&**self.slots.record(), self.options.part);
+        let (live, to) = (self.slots.live(), staged.target.generation().root);
+        let from = live.map_or_else(RootEntry::empty, |live| live.generation().root);
+        let served = self.slots.served(slot).unwrap_or_default();
+        ActivationContext {
+            target: &staged.target,
+            previous: live,
+            changed_paths: ChangedPaths { record, from, to, part },
+            slot_paths: SlotPaths { record, served, to, part },
+            staged_tree: self.slots.path(slot),
+        }
     }
 
     /// What differs between two generations that the record has. Without an earlier one everything is new.
@@ -211,7 +273,7 @@ impl Replica {
             let (added, bytes) = (to.totals.files, to.totals.bytes);
             return Ok(Changes { added, bytes, ..Changes::default() });
         };
-        let record = &*self.record;
+        let record = &**self.slots.record();
         let comparison = Comparison::of(record, &previous.generation().root, &to, self.options.part)?;
         let mut changes = Changes::default();
         comparison.each(|change| {
@@ -241,46 +303,43 @@ impl Replica {
         Ok(changes)
     }
 
-    fn activated(&self, staged: Staged, previous: Option<SignedGeneration>) -> Activated {
-        Activated { previous, spare_miss: staged.spare_miss, generation: staged.target }
-    }
-
     /// When the tree was changed last, before anybody could reach it.
-    fn switch(&mut self, staged: &mut Staged, slot: u64) -> Result<Option<Timestamp>, ActivateError> {
+    fn switch(&mut self, staged: &mut Staged, slot: u64) -> Result<Timestamp, ActivateError> {
         let number = staged.target.number().get();
-        let name = number.to_string().into_bytes();
         let outlived = self.outlived_spares(staged)?;
-        let Self { layout, .. } = &*self;
-        // What an activation that failed left.
-        layout.discard(&layout.generations, &name)?;
-        layout.staging.rename_new(&building(slot), &layout.generations, &name)?;
-        let finished = layout.generations.stat(&name)?.map(|stat| stat.ctime);
-        layout.prepare_link(number)?;
-        if planted::has(Bug::SwapFirst) {
-            layout.switch_link()?;
-            layout.prepare_link(number)?;
+        if staged.signed.is_none() {
+            // With the tree: only what is built on a spare is synced path by path.
+            self.slots.write_signed(slot, &staged.target)?;
         }
-        if let Err(source) = self.make_durable(staged) {
-            layout.discard(&layout.generations, &name)?;
-            self.distrust_staging()?;
+        let finished = self.slots.reveal(slot, &staged.target.generation().root)?;
+        let durable = match planted::has(Bug::SwapFirst) {
+            true => Ok(()),
+            false => self.make_durable(staged, slot),
+        };
+        if let Err(source) = durable {
+            self.distrust_staged()?;
             return Err(ActivateError::Sync { number, source });
         }
-        self.record.activate(Some(&staged.target), &staged.inodes, &outlived)?;
-        outlived.into_iter().for_each(|slot| self.forget_spare(slot));
-        self.layout.switch_link()?;
+        let switch = Switch { slot, target: &staged.target, inodes: &staged.inodes, outlived: &outlived };
+        self.slots.prepare_switch(&switch)?;
+        self.slots.commit_switch(&switch, self.options.clock.now())?;
+        self.slots.finish_switch()?;
+        if planted::has(Bug::SwapFirst) {
+            self.make_durable(staged, slot)?;
+        }
         Ok(finished)
     }
 
     /// Spares that were left behind and have, under a name that this activation changes, what the target has there, in
     /// another inode: what differs between the manifests no longer says what differs between the trees.
     fn outlived_spares(&self, staged: &Staged) -> Result<Vec<u64>, RecordError> {
-        let from = self.live().map(|live| live.generation().root);
-        let behind = self.known.spares.iter().filter(|(_, root)| Some(**root) != from);
+        let from = self.slots.live().map(|live| live.generation().root);
+        let behind = self.slots.spares().filter(|(_, root)| Some(**root) != from);
         let mut outlived = Vec::new();
         for (slot, root) in behind {
             // Directories that moved as a whole are not looked into, nor are very many changes.
             if staged.touched.is_none() || self.came_back(staged, root)? {
-                outlived.push(*slot);
+                outlived.push(slot);
             }
         }
         Ok(outlived)
@@ -288,7 +347,7 @@ impl Replica {
 
     /// Whether a tree has one of the changed names as the target has it.
     fn came_back(&self, staged: &Staged, root: &RootEntry) -> Result<bool, RecordError> {
-        let record = &*self.record;
+        let record = &**self.slots.record();
         let mut before = ManifestCursor::new(record, root)?;
         let mut after = ManifestCursor::new(record, &staged.target.generation().root)?;
         for path in staged.changed.iter().flatten() {
@@ -306,18 +365,16 @@ impl Replica {
         Ok(false)
     }
 
-    /// Makes `generations/N` durable, with its name and its signed record. Where only a few paths of a spare changed they
-    /// are synced one by one: `syncfs` also waits for what everybody else on the file system has written.
-    fn make_durable(&self, staged: &mut Staged) -> Result<(), DiskError> {
-        let signed = staged.signed.take();
+    /// Makes the tree of a slot durable, with its signed record. Where only a few paths of a spare changed they are synced
+    /// one by one: `syncfs` also waits for what everybody else on the file system has written.
+    fn make_durable(&self, staged: &mut Staged, slot: u64) -> Result<(), DiskError> {
+        let is_kept = staged.signed.is_some();
+        staged.signed.take().unwrap_or_default().wait()?;
         let few = staged.changed.as_deref().filter(|changed| changed.len() <= SYNC_EACH_MAX);
-        let Some(changed) = few.filter(|_| staged.durable_basis) else {
-            signed.map_or(Ok(()), Syncing::wait)?;
+        let Some(changed) = few.filter(|_| staged.durable_basis && is_kept) else {
             return staged.sync.sync_file_system();
         };
-        let number = staged.target.number().to_string().into_bytes();
-        let Self { layout, .. } = self;
-        let tree = layout.generations.open_dir(&number)?;
+        let tree = self.slots.open(slot)?;
         let open = |path: &TreePath| match path.is_root() {
             true => tree.reopen(),
             false => tree.open_dir(path.as_bytes()),
@@ -346,72 +403,34 @@ impl Replica {
                 Err(e) => return Err(e),
             }
         }
-        match signed {
-            Some(signed) => signed.wait()?,
-            None => {
-                layout.signed.sync_file(&number)?;
-                layout.signed.sync_names()?;
-            }
-        }
-        layout.staging.sync_names()?;
-        layout.generations.sync_names()
-    }
-
-    /// Puts a tree in the place of the live tree of the same number. What was there rests in staging.
-    pub(crate) fn exchange(&mut self, staged: &Staged, slot: u64) -> Result<(), ActivateError> {
-        let number = staged.target.number().get();
-        if let Err(source) = staged.sync.sync_file_system() {
-            self.distrust_staging()?;
-            return Err(ActivateError::Sync { number, source });
-        }
-        let exchanged = self.exchange_synced(staged, slot);
-        self.upkeep.unsettled |= exchanged.is_err();
-        exchanged
-    }
-
-    fn exchange_synced(&mut self, staged: &Staged, slot: u64) -> Result<(), ActivateError> {
-        let number = staged.target.number().get();
-        let layout = &self.layout;
-        let resting = resting(slot);
-        // Recorded and named before it is exchanged: what is under this name is never taken for anything but a tree in use.
-        let before = self.known.generations.get(&number).map(|g| g.generation().root);
-        let before = before.map(|root| RetiredTree { number, root });
-        if before.is_some() {
-            self.record.set_retired(slot, before.as_ref())?;
-        }
-        layout.staging.rename_new(&building(slot), &layout.staging, &resting)?;
-        layout.staging.exchange(&resting, &layout.generations, number.to_string().as_bytes())?;
-        layout.generations.sync_names()?;
-        layout.staging.sync_names()?;
-        self.upkeep.resting.insert(slot, self.options.clock.now());
-        self.known.retired.extend(before.map(|tree| (slot, tree)));
-        let spares: Vec<u64> = self.known.spares.keys().copied().collect();
-        self.record.activate(Some(&staged.target), &staged.inodes, &spares)?;
-        spares.into_iter().for_each(|slot| self.forget_spare(slot));
         Ok(())
     }
 
-    /// Throws away everything that was written for an activation and not synced.
-    fn distrust_staging(&mut self) -> Result<(), DiskError> {
-        for slot in self.buildings()? {
-            self.layout.discard(&self.layout.staging, &building(slot))?;
+    /// Puts a tree in the place of the live tree of the same number. What was there rests in the slot of the other.
+    pub(crate) fn exchange(&mut self, staged: &Staged, slot: u64) -> Result<(), ActivateError> {
+        let number = staged.target.number().get();
+        self.slots.reveal(slot, &staged.target.generation().root)?;
+        if let Err(source) = staged.sync.sync_file_system() {
+            self.distrust_staged()?;
+            return Err(ActivateError::Sync { number, source });
         }
-        for slot in self.partials()? {
-            self.layout.discard(&self.layout.staging, &partial(slot))?;
+        let exchanged = self.slots.exchange(slot, &staged.inodes, self.options.clock.now());
+        if exchanged.is_err() {
+            self.slots.unsettle();
         }
-        self.layout.discard(&self.layout.staging, crate::layout::INCOMING)
+        Ok(exchanged?)
     }
 
-    /// Keeps a copy of the signed record beside the record. Durable with the next sync of it.
-    pub(crate) fn keep_signed(&self, generation: &SignedGeneration) -> Result<(), DiskError> {
-        let name = generation.number().to_string().into_bytes();
-        let signed = &self.layout.signed;
-        signed.unlink(&name)?;
-        let file = signed.create_file(&name)?;
-        file.write_all_at(&encode_generation(generation), 0).map_err(|source| DiskError {
-            doing: "write",
-            path: signed.path().join(generation.number().to_string()),
-            source,
-        })
+    /// Throws away everything that was written for an activation and not synced.
+    fn distrust_staged(&mut self) -> Result<(), SlotError> {
+        for slot in self.slots.buildings().into_iter().chain(self.slots.partials()) {
+            self.slots.discard(slot)?;
+        }
+        let layout = self.slots.layout();
+        Ok(layout.discard(&layout.staging, crate::layout::INCOMING)?)
     }
+}
+
+fn activated(staged: Staged, previous: Option<SignedGeneration>) -> Activated {
+    Activated { previous, spare_miss: staged.spare_miss, generation: staged.target }
 }

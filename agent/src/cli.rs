@@ -419,7 +419,7 @@ mod tests {
     fn a_defaulted_port_is_not_required_and_one_that_was_asked_for_is() {
         let options = run_options("syncd-agent run --root /r");
         assert_eq!((options.http, options.http_required), (config::HTTP, false));
-        assert_eq!((options.keep, options.grace), (3, Duration::from_secs(150)));
+        assert_eq!((options.keep, options.grace), (2, Duration::from_secs(150)));
         assert_eq!(options.verify_every, Duration::from_secs(7 * 86_400));
         let options = run_options("syncd-agent run --root /r --verify-every 0");
         assert_eq!(options.verify_every, Duration::ZERO);

@@ -20,7 +20,7 @@ pub const ROOT: &str = "/var/lib/syncd/agent";
 /// Default of `--http`.
 pub const HTTP: SocketAddr = SocketAddr::new(std::net::IpAddr::V4(std::net::Ipv4Addr::LOCALHOST), 8875);
 /// Default of `--keep`.
-pub const KEEP: u32 = 3;
+pub const KEEP: u32 = 2;
 /// Default of `--grace`: PHP's realpath cache lives 120 s.
 pub const GRACE: Duration = Duration::from_secs(150);
 

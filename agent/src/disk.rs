@@ -523,6 +523,22 @@ impl Dir {
         }
     }
 
+    /// Lets nobody else into this directory: it belongs to this user, with mode 0700.
+    pub fn make_private(&self) -> Result<(), DiskError> {
+        let failed = |e| self.failed("set the mode of", b"", e);
+        let user = rustix::process::geteuid();
+        fault::point().map_err(failed)?;
+        if user.is_root() {
+            let group = rustix::process::getegid();
+            self.listed(|fd| rustix::fs::fchown(fd, Some(user), Some(group))).map_err(failed)?;
+        }
+        match set_mode(self.fd.as_fd(), 0o700) {
+            // Somebody else's: an agent without privileges made no such directory.
+            Err(Errno::PERM) => Ok(()),
+            other => other.map_err(failed),
+        }
+    }
+
     /// Free space of the file system that this directory is on.
     pub fn space(&self) -> Result<Space, DiskError> {
         let s = rustix::fs::fstatvfs(&self.fd).map_err(|e| self.failed("ask for free space of", b"", e))?;
@@ -540,6 +556,14 @@ impl Dir {
         let file = self.open_file(name)?;
         fault::point()
             .and_then(|()| retry(|| rustix::fs::fsync(&file)))
+            .map_err(|e| self.failed("sync", name, e))
+    }
+
+    /// Makes a file's content durable where its name is. Its times may stay behind.
+    pub fn sync_content(&self, name: &[u8]) -> Result<(), DiskError> {
+        let file = self.open_file(name)?;
+        fault::point()
+            .and_then(|()| retry(|| rustix::fs::fdatasync(&file)))
             .map_err(|e| self.failed("sync", name, e))
     }
 

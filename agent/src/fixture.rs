@@ -429,6 +429,32 @@ impl Site {
         std::fs::write(path, content).unwrap();
     }
 
+    /// The directory of a generation that is held.
+    pub fn generation(&self, number: u64) -> PathBuf {
+        self.root().join(format!("generations/{number}")).canonicalize().unwrap()
+    }
+
+    /// Generations that people find.
+    pub fn generations(&self) -> Vec<u64> {
+        let items = std::fs::read_dir(self.root().join("generations")).unwrap();
+        let mut numbers: Vec<u64> =
+            items.map(|item| item.unwrap().file_name().to_str().unwrap().parse().unwrap()).collect();
+        numbers.sort_unstable();
+        numbers
+    }
+
+    /// Number of the generation that `live` names.
+    pub fn live_number(&self) -> u64 {
+        let live = self.live().canonicalize().unwrap();
+        let is_live = |number: &u64| self.generation(*number) == live;
+        self.generations().into_iter().find(is_live).unwrap()
+    }
+
+    /// Directories of the spares.
+    pub fn spares(&self, replica: &Replica) -> Vec<PathBuf> {
+        replica.slots.spares().map(|(slot, _)| replica.slots.path(slot)).collect()
+    }
+
     /// Number of the newest generation.
     pub fn new_number(&self) -> u64 {
         self.origin.last().number().get()
@@ -489,6 +515,11 @@ impl Site {
     pub fn assert_live_is_tree(&self) {
         assert_eq!(snapshot(&self.live().canonicalize().unwrap()), snapshot(&self.tree()));
     }
+}
+
+/// Every name below a directory, but not itself, with all that is replicated of it: nobody may enter what is not live.
+pub(crate) fn snapshot_below(root: &Path) -> Vec<String> {
+    snapshot(root).split_off(1)
 }
 
 /// Every name below a directory with all that is replicated of it.

@@ -14,11 +14,12 @@ use time::OffsetDateTime;
 
 use crate::hooks::{Occasion, Pending, decode_pending, encode_pending, write_lines};
 use crate::identity::{AgentIdentity, IdentityError, PendingKey};
-use crate::layout::{number, numbered};
+use crate::layout::number;
 use crate::record::{decode_generation, decode_inodes, encode_generation};
 use crate::session::event::{Action, Event};
 use crate::session::machine::{Machine, Trust};
 use crate::session::worker::{Command, Failure, Outcome, ReplicaState, Report, StageProgress};
+use crate::state::slot::Slot;
 
 /// `u8` a table of the record, then a value of it.
 pub fn record_value(bytes: &[u8]) {
@@ -88,7 +89,7 @@ pub fn join_answer(
     Ok(())
 }
 
-/// Names in ROOT, and the record of a hook that is due.
+/// Names in ROOT, states of slots, and the record of a hook that is due.
 pub fn state_file(bytes: &[u8]) {
     let Some((which, bytes)) = bytes.split_first() else { return };
     match which % 3 {
@@ -98,8 +99,8 @@ pub fn state_file(bytes: &[u8]) {
             }
         }
         1 => {
-            if let Some(number) = numbered(bytes, "spare-") {
-                assert_eq!(format!("spare-{number}").as_bytes(), bytes);
+            if let Ok(slot) = Slot::decode(bytes) {
+                assert_eq!(slot.row().as_deref(), Some(bytes));
             }
         }
         _ => {

@@ -14,6 +14,10 @@
 //! last succeeded for, or any after it: their trees are neither recycled nor deleted ([`AfterHook::protected`], which
 //! the record outlasts restarts for). [`HookState`] tells everybody else how the hook fares.
 //!
+//! A web server that caches files by their full path is to forget, in the slot that is live, what that slot's path showed
+//! before: those paths are in a file of their own, `on-activate.slot-paths.N` for generation N, each followed by a NUL. It
+//! is empty where nobody knows, which means everything. The hook finds its name in `SYNCD_SLOT_PATHS`.
+//!
 //! `on-activate.pending`: one line of JSON (the [`Occasion`], and the generation that the hook last succeeded for), then
 //! the changed paths as on standard input, in path order. `on-activate.earlier`: what it was before an activation that is
 //! under way. Paths are never all in memory: standard input is a file. An agent that runs without the hook removes both
@@ -58,6 +62,8 @@ pub const DEFAULT_TIMEOUT: Duration = Duration::from_secs(60);
 /// Bytes of a hook's error output that are kept for the report.
 const TAIL_BYTES: usize = 1024;
 const PENDING: &str = "on-activate.pending";
+/// Paths that a slot's caches are to forget, before the number of the generation.
+const SLOT_PATHS: &str = "on-activate.slot-paths.";
 /// Paths for the hook before an activation, while it starts.
 const CHANGED: &str = "before-activate.paths";
 
@@ -80,6 +86,15 @@ impl fmt::Display for HookName {
             Self::OnActivate => "on-activate",
         })
     }
+}
+
+/// What an activation changes.
+pub struct Changed<'a> {
+    /// Paths that differ from what was live.
+    pub all: &'a Paths<'a>,
+    /// Paths of files and symlinks that differ from what the slot served since the hook last succeeded for it; none where
+    /// that is not known.
+    pub slot: &'a Paths<'a>,
 }
 
 /// Why a hook did not do its work.
@@ -172,7 +187,7 @@ pub struct Occasion {
     pub label: String,
     /// `SYNCD_PREVIOUS`: the generation that was live before; empty if none was.
     pub previous: Option<u64>,
-    /// `SYNCD_TREE`: the generation's own directory; before the switch, where it is staged.
+    /// `SYNCD_TREE`: the directory of its slot, also before the switch.
     pub tree: PathBuf,
     /// `SYNCD_LIVE`: what the web server reads.
     pub live: PathBuf,
@@ -194,13 +209,6 @@ impl Occasion {
     /// ROOT.
     fn directory(&self) -> &Path {
         self.live.parent().unwrap_or(Path::new("/"))
-    }
-
-    /// The same activation once it is done: the tree has its name.
-    #[must_use]
-    pub fn after_switch(self) -> Self {
-        let tree = self.directory().join("generations").join(self.generation.to_string());
-        Self { tree, ..self }
     }
 
     fn environment(&self) -> [(&'static str, OsString); 7] {
@@ -330,11 +338,16 @@ impl Hook {
         };
         let hook = self.name;
         let input = listed().map_err(|source| HookError::List { hook, path: path.clone(), source })?;
-        self.run_with_input(occasion, input)
+        self.run_with_input(occasion, input, None)
     }
 
     /// `input` is read from where it is.
-    fn run_with_input(&self, occasion: &Occasion, input: File) -> Result<(), HookError> {
+    fn run_with_input(
+        &self,
+        occasion: &Occasion,
+        input: File,
+        slot_paths: Option<&Path>,
+    ) -> Result<(), HookError> {
         let hook = self.name;
         let failed = |source| HookError::Start { hook, source };
         let mark = Mark::new();
@@ -346,6 +359,7 @@ impl Hook {
             .arg("-c")
             .arg(&self.command)
             .envs(occasion.environment())
+            .envs(slot_paths.map(|path| ("SYNCD_SLOT_PATHS", path)))
             .env(processes::VARIABLE, mark.value())
             .current_dir("/")
             .stdin(input)
@@ -546,7 +560,20 @@ pub(crate) fn forget(state: &Path) -> io::Result<()> {
         tracing::info!("no --on-activate: the hook that was due is dropped");
     }
     remove(&record)?;
-    remove(&record.with_extension("earlier"))
+    remove(&record.with_extension("earlier"))?;
+    remove_slot_paths(state, None)
+}
+
+/// Removes the lists of paths that no hook is due for any more: all but that of one generation.
+fn remove_slot_paths(state: &Path, but: Option<u64>) -> io::Result<()> {
+    for item in fs::read_dir(state)? {
+        let name = item?.file_name();
+        let of = name.to_str().and_then(|name| name.strip_prefix(SLOT_PATHS)).map(str::parse::<u64>);
+        if of.is_some_and(|of| of.ok() != but) {
+            remove(&state.join(name))?;
+        }
+    }
+    Ok(())
 }
 
 impl AfterHook {
@@ -590,7 +617,7 @@ impl AfterHook {
 
     /// To be called before the switch; survives a power cut. What was due before stays due. [`AfterHook::settle`] must
     /// follow.
-    pub fn note(&self, occasion: Occasion, paths: &Paths<'_>) -> Result<(), HookError> {
+    pub fn note(&self, occasion: Occasion, changed: &Changed<'_>) -> Result<(), HookError> {
         let mut inner = lock(&self.inner);
         let mut before = self.load(&self.record)?;
         let succeeded = {
@@ -604,7 +631,8 @@ impl AfterHook {
             if before.is_some() {
                 fs::hard_link(&self.record, self.earlier())?;
             }
-            self.save(&pending, paths, before.as_mut().map(|due| &mut due.lines as &mut dyn BufRead))
+            self.save_slot_paths(pending.occasion.generation, changed.slot)?;
+            self.save(&pending, changed.all, before.as_mut().map(|due| &mut due.lines as &mut dyn BufRead))
         };
         noted().map_err(|source| self.record_error(source))?;
         inner.under_way = Some(UnderWay { generation: pending.occasion.generation, succeeded });
@@ -618,7 +646,9 @@ impl AfterHook {
         if let Some(under_way) = inner.under_way.take() {
             let settled = match activated {
                 true => remove(&self.earlier()),
-                false => match fs::rename(self.earlier(), &self.record) {
+                false => match remove(&self.slot_paths(under_way.generation))
+                    .and_then(|()| fs::rename(self.earlier(), &self.record))
+                {
                     Err(error) if error.kind() == io::ErrorKind::NotFound => remove(&self.record),
                     restored => restored,
                 },
@@ -730,7 +760,12 @@ impl AfterHook {
         let lines = due.lines.into_inner();
         // Held open: as long as it is, no other record has its number.
         let _held = lines.try_clone().map_err(failed)?;
-        self.hook.run_with_input(occasion, lines)?;
+        let mut slot_paths = self.slot_paths(occasion.generation);
+        if !slot_paths.try_exists().map_err(failed)? {
+            // Of an activation that nobody noted: everything.
+            slot_paths = PathBuf::from("/dev/null");
+        }
+        self.hook.run_with_input(occasion, lines, Some(&slot_paths))?;
         let elapsed = started.elapsed();
         let inner = lock(&self.inner);
         // An activation that was noted meanwhile stays due, with all paths: at least once.
@@ -738,6 +773,8 @@ impl AfterHook {
         let is_newest = match self.load(&told)? {
             Some(now) if now.id == due.id => {
                 remove(&told).map_err(failed)?;
+                let under_way = inner.under_way.as_ref().map(|under_way| under_way.generation);
+                remove_slot_paths(&self.hook.state, under_way).map_err(failed)?;
                 true
             }
             other => other.is_none(),
@@ -791,6 +828,23 @@ impl AfterHook {
             state.revision += 1;
             change(state);
         });
+    }
+
+    fn slot_paths(&self, generation: u64) -> PathBuf {
+        self.hook.state.join(format!("{SLOT_PATHS}{generation}"))
+    }
+
+    /// On disk when this returns; its name is so with the record's.
+    fn save_slot_paths(&self, generation: u64, paths: &Paths<'_>) -> io::Result<()> {
+        let mut out = BufWriter::new(File::create(self.slot_paths(generation))?);
+        let mut written = Ok(());
+        paths(&mut |path| {
+            if written.is_ok() {
+                written = out.write_all(path.as_bytes()).and_then(|()| out.write_all(b"\0"));
+            }
+        })?;
+        written?;
+        out.into_inner().map_err(io::IntoInnerError::into_error)?.sync_all()
     }
 
     fn earlier(&self) -> PathBuf {
@@ -866,9 +920,13 @@ mod tests {
             root: "ab".repeat(32),
             label: "release".into(),
             previous: generation.checked_sub(1),
-            tree: format!("/replica/generations/{generation}").into(),
+            tree: format!("/replica/slots/{generation}").into(),
             live: "/replica/live".into(),
         }
+    }
+
+    fn changed<'a>(all: &'a Paths<'a>) -> Changed<'a> {
+        Changed { all, slot: all }
     }
 
     fn paths<'a>(names: &[&[u8]]) -> Box<Paths<'a>> {
@@ -895,7 +953,7 @@ mod tests {
         let state = tempfile::tempdir().unwrap();
         hook(&command, state.path()).run(&occasion(42), &changed).unwrap();
         let mut expected = b"a/b.html\ntwo\\nlines\nback\\\\slash\n\xff\n".to_vec();
-        expected.extend(b"42,41,release,/replica/generations/42,/replica/live\n");
+        expected.extend(b"42,41,release,/replica/slots/42,/replica/live\n");
         assert_eq!(fs::read(out).unwrap(), expected);
         assert_eq!(fs::read_dir(state.path()).unwrap().count(), 0);
     }
@@ -976,16 +1034,16 @@ mod tests {
         let scratch = tempfile::tempdir().unwrap();
         let out = scratch.path().join("out");
         let failing = AfterHook::new(hook("exit 1", scratch.path()), None);
-        failing.note(occasion(1), &paths(&[b"a", b"b"])).unwrap();
+        failing.note(occasion(1), &changed(&*paths(&[b"a", b"b"]))).unwrap();
         assert!(!failing.run_due(None).unwrap(), "not before the switch");
         failing.settle(true);
         assert!(failing.run_due(Some(occasion(1))).is_err());
         // The agent starts again, and activates another generation.
         let command = format!("cat > {0}; echo $SYNCD_GENERATION >> {0}", out.display());
         let working = AfterHook::new(hook(&command, scratch.path()), Some(1));
-        working.note(occasion(2), &paths(&[b"a/x", b"b", b"two\nlines"])).unwrap();
+        working.note(occasion(2), &changed(&*paths(&[b"a/x", b"b", b"two\nlines"]))).unwrap();
         working.settle(false);
-        working.note(occasion(3), &paths(&[b"b", b"c"])).unwrap();
+        working.note(occasion(3), &changed(&*paths(&[b"b", b"c"]))).unwrap();
         working.settle(true);
         assert!(working.run_due(Some(occasion(3))).unwrap());
         assert_eq!(fs::read_to_string(&out).unwrap(), "a\nb\nc\n3\n");
@@ -1015,7 +1073,7 @@ mod tests {
             scratch.path().join("runs").display()
         );
         let after = Arc::new(AfterHook::new(hook(&slow, scratch.path()), None));
-        after.note(occasion(1), &paths(&[b"a"])).unwrap();
+        after.note(occasion(1), &changed(&*paths(&[b"a"]))).unwrap();
         after.settle(true);
         let running = thread::spawn({
             let after = after.clone();
@@ -1025,7 +1083,7 @@ mod tests {
             thread::sleep(Duration::from_millis(5));
         }
         assert_eq!(after.state().borrow().run.as_ref().unwrap().outcome, RunOutcome::Running);
-        after.note(occasion(2), &paths(&[b"b"])).unwrap();
+        after.note(occasion(2), &changed(&*paths(&[b"b"]))).unwrap();
         assert_eq!(after.protected(), Some(0));
         fs::remove_file(scratch.path().join("runs")).unwrap();
         assert!(running.join().unwrap().unwrap());
@@ -1043,7 +1101,7 @@ mod tests {
     fn what_a_web_server_may_still_serve_is_known_until_the_hook_succeeds_also_after_a_restart() {
         let scratch = tempfile::tempdir().unwrap();
         let activate = |after: &AfterHook, number: u64| {
-            after.note(occasion(number), &paths(&[b"a"])).unwrap();
+            after.note(occasion(number), &changed(&*paths(&[b"a"]))).unwrap();
             let under_way = after.protected();
             after.settle(true);
             under_way
@@ -1081,12 +1139,12 @@ mod tests {
         assert_eq!(after.protected(), Some(0));
         after.run_due(Some(occasion(6))).unwrap_err();
         assert_eq!(after.state().borrow().run.as_ref().unwrap().outcome, RunOutcome::Failed);
-        let blocked = after.note(occasion(7), &paths(&[b"a"])).unwrap_err().to_string();
+        let blocked = after.note(occasion(7), &changed(&*paths(&[b"a"]))).unwrap_err().to_string();
         let record = scratch.path().join(PENDING);
         assert!(blocked.contains(&format!("{}", record.display())), "{blocked}");
         assert!(blocked.contains("remove the file and run the hook's command by hand"), "{blocked}");
         fs::remove_file(&record).unwrap();
-        after.note(occasion(7), &paths(&[b"a"])).unwrap();
+        after.note(occasion(7), &changed(&*paths(&[b"a"]))).unwrap();
         after.settle(false);
         fs::write(&record, "{").unwrap();
         fs::write(scratch.path().join("on-activate.earlier"), "{").unwrap();
@@ -1102,7 +1160,7 @@ mod tests {
             hook(&format!("echo $SYNCD_GENERATION > {}", out.display()), scratch.path()),
             Some(6),
         );
-        after.note(occasion(7), &paths(&[b"a"])).unwrap();
+        after.note(occasion(7), &changed(&*paths(&[b"a"]))).unwrap();
         // A crash: the agent starts again.
         let after = AfterHook::new(after.hook.clone(), Some(6));
         after.run_due(Some(occasion(6))).unwrap();
@@ -1113,7 +1171,7 @@ mod tests {
     fn an_activation_that_fails_leaves_nothing_due() {
         let scratch = tempfile::tempdir().unwrap();
         let after = AfterHook::new(hook("true", scratch.path()), Some(6));
-        after.note(occasion(7), &paths(&[b"a"])).unwrap();
+        after.note(occasion(7), &changed(&*paths(&[b"a"]))).unwrap();
         after.settle(false);
         assert!(!after.run_due(Some(occasion(6))).unwrap());
         assert_eq!(fs::read_dir(scratch.path()).unwrap().count(), 0);

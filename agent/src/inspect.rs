@@ -7,13 +7,13 @@
 //! in place is edited in all of them: it is kept and reported with the first, and removed from the others.
 //!
 //! ```text
-//! generations/N --retire--> staging/retired-K --inspect--> building-K (recycled), or trash
+//! held --retire--> retired --inspect--> building (recycled), or trash
 //! ```
 //!
 //! Where the process saw the tree's activation, a directory that was not changed since has the names that it had then,
 //! and is not listed: the cost follows the directories. Files that were changed in place don't show in their directory,
-//! so from time to time, and after a start, every name is looked at ([`WHOLE_EVERY`]). A crash leaves the tree in
-//! `retired-K`, to be inspected again.
+//! so from time to time, and after a start, every name is looked at ([`WHOLE_EVERY`]). A crash leaves the tree
+//! retired, to be inspected again.
 
 use std::collections::HashSet;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -26,11 +26,12 @@ use syncd_shared::{Directory, Entry, Kind, RootEntry, Timestamp, TreePath};
 use crate::disk::{Dir, Stat};
 use crate::layout::Layout;
 use crate::lost_found::LostFound;
-use crate::record::{Record, RecordError, RetiredTree};
+use crate::record::{Record, RecordError};
 use crate::replica::Replica;
+use crate::stage::StageError;
 use crate::stage::content::hash_file;
 use crate::stage::cursor::{DirCursor, LiveTree};
-use crate::stage::{StageError, building, retired};
+use crate::state::slot::{FormerTree, Slot};
 use crate::status::{Drift, shown};
 
 /// Every name of a retired tree is looked at when this long none was looked at as a whole.
@@ -69,7 +70,7 @@ struct Keeper<'a> {
 struct Inspection<'a> {
     layout: &'a Layout,
     record: &'a Record,
-    tree: RetiredTree,
+    tree: FormerTree,
     /// When this process changed the tree last; `None`: not known, every name is looked at.
     finished: Option<Timestamp>,
     /// Look at every name all the same.
@@ -112,7 +113,7 @@ impl Inspection<'_> {
                 other => other?,
             };
             let ctime = dir.stat_self()?.ctime;
-            // The root's own name came and went.
+            // Its owner and mode were changed.
             let is_untouched = self.finished.is_some_and(|finished| ctime <= finished) && !path.is_root();
             if self.whole || !is_untouched {
                 let place = Place { path: &path, manifest: &manifest, is_untouched };
@@ -305,7 +306,7 @@ impl Replica {
         recycle: bool,
         cancel: &AtomicBool,
     ) -> Result<Option<Drift>, StageError> {
-        let Some(tree) = self.known.retired.get(&slot).copied() else { return Ok(None) };
+        let Some(Slot::Retired(tree)) = self.slots.state(slot).cloned() else { return Ok(None) };
         let clock = &self.options.clock;
         let last = self.upkeep.inspected_whole;
         let whole = last.is_none_or(|at| clock.since(at) >= WHOLE_EVERY);
@@ -313,27 +314,16 @@ impl Replica {
             // Also where updates keep it from being finished: the next one is to have a chance.
             self.upkeep.inspected_whole = Some(clock.now());
         }
-        let dir = match self.layout.staging.open_dir(&retired(slot)) {
-            Ok(dir) => dir,
-            Err(e) if e.is_absent() => {
-                self.upkeep.inspected.remove(&(slot, tree.number));
-                self.known.retired.remove(&slot);
-                self.record.set_retired(slot, None)?;
-                return Ok(None);
-            }
-            Err(e) => return Err(e.into()),
-        };
+        self.slots.close(slot)?;
+        let dir = self.slots.open(slot)?;
         let drift = self.inspect(slot, tree, dir, whole, cancel)?;
-        let staging = &self.layout.staging;
         if recycle {
-            staging.rename_new(&retired(slot), staging, &building(slot))?;
-            self.upkeep.was.insert(slot, (tree.number, tree.root));
+            self.slots.recycle(slot)?;
+            self.upkeep.was.insert(slot, tree);
         } else {
-            self.layout.discard(staging, &retired(slot))?;
+            self.slots.discard(slot)?;
         }
         let found = self.upkeep.inspected.remove(&(slot, tree.number)).unwrap_or_default();
-        self.known.retired.remove(&slot);
-        self.record.set_retired(slot, None)?;
         if drift.is_none() && found.repeats.is_empty() {
             self.drift_ended(tree.number)?;
         }
@@ -345,7 +335,7 @@ impl Replica {
     fn inspect(
         &mut self,
         slot: u64,
-        tree: RetiredTree,
+        tree: FormerTree,
         dir: Dir,
         whole: bool,
         cancel: &AtomicBool,
@@ -365,31 +355,32 @@ impl Replica {
     /// Inspects a tree that was live, keeps what it finds, and adds it to `found`, also before an error.
     pub(crate) fn look_through(
         &self,
-        tree: RetiredTree,
+        tree: FormerTree,
         dir: Dir,
         whole: bool,
         distrusted: Option<&HashSet<TreePath>>,
         found: &mut Found,
         cancel: &AtomicBool,
     ) -> Result<(), StageError> {
-        let number = self.known.live.unwrap_or(tree.number);
-        let live = self.live().map_or_else(RootEntry::empty, |live| live.generation().root);
+        let trees = self.slots.trees();
+        let live = trees.live().map(|live| live.generation());
+        let (number, root) = live.map_or((tree.number, RootEntry::empty()), |g| (g.number.get(), g.root));
         let finished = self.upkeep.steps.finished(tree.number).filter(|_| distrusted.is_none());
-        let (layout, record) = (&self.layout, &*self.record);
+        let (layout, record) = (&*trees.layout, &*trees.record);
         let inspection =
             Inspection { layout, record, tree, finished, whole, live: number, distrusted, cancel };
-        inspection.run(dir, &mut self.live_tree(&live)?, found)
+        inspection.run(dir, &mut trees.live_tree(&root)?, found)
     }
 
     /// What is to be reported of a tree; `None`: nothing.
-    pub(crate) fn drift_of(&self, tree: &RetiredTree, found: &Found) -> Option<Drift> {
-        let live = self.known.live.unwrap_or(tree.number);
-        (found.paths > 0).then(|| drift(&self.layout, tree.number, live, found))
+    pub(crate) fn drift_of(&self, tree: &FormerTree, found: &Found) -> Option<Drift> {
+        let live = self.slots.live().map_or(tree.number, |live| live.number().get());
+        (found.paths > 0).then(|| drift(self.slots.layout(), tree.number, live, found))
     }
 
     /// Whether this is what was reported last, whatever was live then.
     fn is_told(&self, drift: &Drift) -> bool {
-        self.known.drift.as_ref().is_some_and(|told| Drift { live: told.live, ..drift.clone() } == *told)
+        self.drift.as_ref().is_some_and(|told| Drift { live: told.live, ..drift.clone() } == *told)
     }
 
     /// Keeps what is to be reported of local changes, and says it once.
@@ -404,14 +395,14 @@ impl Replica {
             lost,
             "files were changed locally in a tree of syncd's"
         );
-        self.known.drift = Some(drift.clone());
+        self.drift = Some(drift.clone());
         self.publish();
-        self.record.set_drift(Some(&drift))
+        self.slots.record().set_drift(Some(&drift))
     }
 
     /// A tree without local changes ends a report that was made before it became live.
     fn drift_ended(&mut self, number: u64) -> Result<(), RecordError> {
-        match &self.known.drift {
+        match &self.drift {
             Some(drift) if number > drift.live => self.acknowledge_drift(),
             _ => Ok(()),
         }
@@ -419,8 +410,8 @@ impl Replica {
 
     /// What was reported is past.
     pub(crate) fn acknowledge_drift(&mut self) -> Result<(), RecordError> {
-        if self.known.drift.take().is_some() {
-            self.record.set_drift(None)?;
+        if self.drift.take().is_some() {
+            self.slots.record().set_drift(None)?;
             self.publish();
         }
         Ok(())

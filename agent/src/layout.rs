@@ -1,23 +1,22 @@
 //! ROOT: what is in it, who may open it, and what its names mean.
 //!
 //! ```text
-//! ROOT/live                     -> generations/N, the web server's document root
-//! ROOT/live.next                the link that is about to be renamed over live
-//! ROOT/generations/N            complete trees
-//! ROOT/staging/spare-K          complete tree, not live; the record says of which root
-//! ROOT/staging/drawn-K          a spare that this process may change at any time, and no other one trusts
-//! ROOT/staging/building-K       being built, or left half built by a crash: never trusted
-//! ROOT/staging/partial-K        being made of an update in parts, or left so: taken from, never trusted
-//! ROOT/staging/aside-K-I        renamed out of building-K for a moment
-//! ROOT/staging/resting-K        was in live's place until it was healed: left alone for the grace
-//! ROOT/staging/retired-K        was live, and is out of use: inspected before it is built on or thrown away
+//! ROOT/live                     -> slots/K, the web server's document root
+//! ROOT/previous                 -> slots/J, what was live before, as long as that is kept; never a tree that is changed
+//! ROOT/live.next, previous.next the links that are about to be renamed over them
+//! ROOT/slots/K                  a tree; it keeps this path whatever becomes of it ([`crate::state::slots`])
+//! ROOT/generations/N            -> ../slots/K, for people: made again from the record at each start
+//! ROOT/staging/aside-K-I        renamed out of the tree of slot K for a moment
 //! ROOT/staging/incoming/H/HASH  whole content that was verified when it got this name; HASH.part while it arrives
 //! ROOT/trash/K                  deleted later ([`crate::trash`])
 //! ROOT/lost+found/N/PATH        files of visitors that were in a tree ([`crate::lost_found`])
 //! ROOT/state/lock               locked while an agent runs, holds its pid
 //! ROOT/state/record.redb        the record
-//! ROOT/state/signed/N           record and signature of generation N, in case the record is lost
+//! ROOT/state/signed/K           record and signature of the generation in slot K, in case the record is lost
 //! ```
+//!
+//! The root directory of a tree that is not served belongs to the agent and has mode 0700 ([`Layout::close`]): whoever
+//! may read `slots/` can't enter it.
 //!
 //! One process holds the lock and only it changes anything here. After a crash names tell how far it came
 //! ([`crate::recover`]).
@@ -47,6 +46,11 @@ use crate::trash::Trash;
 pub(crate) const LIVE: &[u8] = b"live";
 /// Its successor, for a moment.
 pub(crate) const LIVE_NEXT: &[u8] = b"live.next";
+/// What was live before, a symlink.
+pub(crate) const PREVIOUS: &[u8] = b"previous";
+/// Its successor, for a moment.
+pub(crate) const PREVIOUS_NEXT: &[u8] = b"previous.next";
+const SLOTS: &[u8] = b"slots";
 const GENERATIONS: &[u8] = b"generations";
 const STAGING: &[u8] = b"staging";
 const TRASH: &[u8] = b"trash";
@@ -99,10 +103,19 @@ pub enum LayoutError {
         /// What it is.
         mark: Mark,
     },
-    /// `live` is something else than the symlink that syncd makes.
+    /// ROOT has names that only older builds made.
+    #[error(
+        "{} was written by an older build of syncd: move it away and join again, nothing was changed",
+        root.display()
+    )]
+    OlderBuild {
+        /// ROOT.
+        root: PathBuf,
+    },
+    /// `live` or `previous` is something else than the symlink that syncd makes.
     #[error("{} is not a symlink of syncd's: move it away, nothing was changed", path.display())]
-    LiveOccupied {
-        /// ROOT/live.
+    LinkOccupied {
+        /// Its path.
         path: PathBuf,
     },
     /// Others own it.
@@ -130,6 +143,7 @@ pub enum LayoutError {
 #[derive(Debug)]
 pub(crate) struct Layout {
     pub root: Dir,
+    pub slots: Dir,
     pub generations: Dir,
     pub staging: Dir,
     pub trash: Trash,
@@ -150,17 +164,19 @@ impl Layout {
         }
         let root = Dir::open_path(path)?;
         refuse_foreign(&root, path)?;
-        refuse_occupied_live(&root, path)?;
+        refuse_older(&root, path)?;
+        refuse_occupied(&root, path)?;
         let inspected = inspect_parts(&root, path)?;
         let state = root.ensure_dir(STATE, 0o700)?;
         let lock = lock(path)?;
         // Nothing is refused from here on.
         inspected.into_iter().try_for_each(Inspected::mend)?;
+        let slots = root.ensure_dir(SLOTS, 0o755)?;
         let generations = root.ensure_dir(GENERATIONS, 0o755)?;
         let staging = root.ensure_dir(STAGING, 0o700)?;
         let trash = Trash::open(root.ensure_dir(TRASH, 0o700)?)?;
         let signed = state.ensure_dir(SIGNED, 0o700)?;
-        Ok(Self { root, generations, staging, trash, signed, path: path.to_path_buf(), _lock: lock })
+        Ok(Self { root, slots, generations, staging, trash, signed, path: path.to_path_buf(), _lock: lock })
     }
 
     /// Where the record is.
@@ -168,31 +184,44 @@ impl Layout {
         self.path.join("state").join(RECORD)
     }
 
-    /// The generation that `live` names, if it is a link that syncd made.
-    pub fn live_number(&self) -> Result<Option<u64>, DiskError> {
-        match self.root.stat(LIVE)? {
+    /// The slot that `live` names, if it is a link that syncd made.
+    pub fn live_slot(&self) -> Result<Option<u64>, DiskError> {
+        self.linked_slot(LIVE)
+    }
+
+    /// The slot that a link of ROOT names.
+    pub fn linked_slot(&self, name: &[u8]) -> Result<Option<u64>, DiskError> {
+        match self.root.stat(name)? {
             Some(stat) if stat.kind == FileType::Symlink => {
-                Ok(self.root.read_link(LIVE)?.strip_prefix(b"generations/").and_then(number))
+                Ok(self.root.read_link(name)?.strip_prefix(b"slots/").and_then(number))
             }
             _ => Ok(None),
         }
     }
 
-    /// Makes `live` name a generation. The link is durable and all that it names must be; the switch itself is
-    /// durable when this returns.
-    pub fn point_live(&self, number: u64) -> Result<(), DiskError> {
-        self.prepare_link(number)?;
-        self.switch_link()
+    /// Makes new links under their temporary names: `previous` only where there is one to be.
+    pub fn prepare_links(&self, live: u64, previous: Option<u64>) -> Result<(), DiskError> {
+        self.prepare_link(live, LIVE_NEXT)?;
+        previous.map_or(Ok(()), |slot| self.prepare_link(slot, PREVIOUS_NEXT))
     }
 
-    /// The new link under its temporary name.
-    pub fn prepare_link(&self, number: u64) -> Result<(), DiskError> {
-        self.root.unlink(LIVE_NEXT)?;
-        self.root.symlink(format!("generations/{number}").as_bytes(), LIVE_NEXT)
+    /// Makes `previous` name a slot. Durable with the next sync of ROOT.
+    pub fn point_previous(&self, slot: u64) -> Result<(), DiskError> {
+        self.prepare_link(slot, PREVIOUS_NEXT)?;
+        self.root.rename(PREVIOUS_NEXT, &self.root, PREVIOUS)
     }
 
-    /// Renames the prepared link over `live` and makes that durable.
-    pub fn switch_link(&self) -> Result<(), DiskError> {
+    fn prepare_link(&self, slot: u64, name: &[u8]) -> Result<(), DiskError> {
+        self.root.unlink(name)?;
+        self.root.symlink(format!("slots/{slot}").as_bytes(), name)
+    }
+
+    /// Renames the prepared links over `previous` and then `live`, and makes both durable. In this order, so that a page
+    /// of the old tree that asks for a file of its own finds it through `previous` at every instant.
+    pub fn switch_links(&self, previous: bool) -> Result<(), DiskError> {
+        if previous {
+            self.root.rename(PREVIOUS_NEXT, &self.root, PREVIOUS)?;
+        }
         if self.root.stat(LIVE)?.is_some_and(|s| s.kind == FileType::Directory) {
             // Empty, or opening would have been refused.
             self.root.remove_dir(LIVE)?;
@@ -202,6 +231,31 @@ impl Layout {
             return Ok(());
         }
         self.root.sync_names()
+    }
+
+    /// Makes `generations/N` name a slot; `None`: removes the link. Not durable: it is for people.
+    pub fn link_generation(&self, number: u64, slot: Option<u64>) -> Result<(), DiskError> {
+        let name = number.to_string().into_bytes();
+        self.generations.unlink(&name)?;
+        match slot {
+            Some(slot) => self.generations.symlink(format!("../slots/{slot}").as_bytes(), &name),
+            None => Ok(()),
+        }
+    }
+
+    /// The directory of a slot.
+    pub fn slot(&self, slot: u64) -> Result<Dir, DiskError> {
+        self.slots.open_dir(&slot_name(slot))
+    }
+
+    /// Where a slot is.
+    pub fn slot_path(&self, slot: u64) -> PathBuf {
+        self.slots.path().join(slot.to_string())
+    }
+
+    /// Lets nobody else into the tree of a slot by its path. Its root gets its metadata back when it is to be live.
+    pub fn close(&self, slot: u64) -> Result<(), DiskError> {
+        self.slot(slot)?.make_private()
     }
 
     /// Throws away what a patch that failed had moved out of its tree for a moment.
@@ -235,9 +289,41 @@ pub(crate) fn number(name: &[u8]) -> Option<u64> {
     (number.to_string() == text).then_some(number)
 }
 
-/// The number after a prefix.
-pub(crate) fn numbered(name: &[u8], prefix: &str) -> Option<u64> {
-    number(name.strip_prefix(prefix.as_bytes())?)
+/// The name of a slot in [`Layout::slots`] and [`Layout::signed`].
+pub(crate) fn slot_name(slot: u64) -> Vec<u8> {
+    slot.to_string().into_bytes()
+}
+
+/// The tree that the link `live` names; the link itself where that can't be read.
+pub(crate) fn live_tree(link: &Path) -> PathBuf {
+    let target = std::fs::read_link(link).ok();
+    target.and_then(|target| Some(link.parent()?.join(target))).unwrap_or_else(|| link.to_owned())
+}
+
+/// Refuses what a build left that renamed its trees, before anything is changed.
+fn refuse_older(root: &Dir, path: &Path) -> Result<(), LayoutError> {
+    let older = || LayoutError::OlderBuild { root: path.to_path_buf() };
+    if root.stat(LIVE)?.is_some_and(|stat| stat.kind == FileType::Symlink)
+        && root.read_link(LIVE)?.starts_with(b"generations/")
+    {
+        return Err(older());
+    }
+    let prefixes = ["spare-", "drawn-", "building-", "partial-", "resting-", "retired-"];
+    let is_staged = |name: &[u8]| prefixes.iter().any(|prefix| name.starts_with(prefix.as_bytes()));
+    let is_kept = |name: &[u8]| number(name).is_some();
+    for (part, is_tree) in [(STAGING, &is_staged as &dyn Fn(&[u8]) -> bool), (GENERATIONS, &is_kept)] {
+        let dir = match root.open_dir(part) {
+            Ok(dir) => dir,
+            Err(e) if e.is_no_directory() => continue,
+            Err(e) => return Err(e.into()),
+        };
+        for listed in dir.list()?.iter().filter(|listed| is_tree(&listed.name)) {
+            if dir.stat(&listed.name)?.is_some_and(|stat| stat.kind == FileType::Directory) {
+                return Err(older());
+            }
+        }
+    }
+    Ok(())
 }
 
 fn refuse_foreign(root: &Dir, path: &Path) -> Result<(), LayoutError> {
@@ -245,7 +331,7 @@ fn refuse_foreign(root: &Dir, path: &Path) -> Result<(), LayoutError> {
     if names.iter().any(|n| n == STATE) {
         return Ok(());
     }
-    let ours = [LIVE, LIVE_NEXT, GENERATIONS, STAGING, TRASH, LOST_FOUND];
+    let ours = [LIVE, LIVE_NEXT, PREVIOUS, PREVIOUS_NEXT, SLOTS, GENERATIONS, STAGING, TRASH, LOST_FOUND];
     let mut foreign: Vec<String> = names
         .iter()
         .filter(|n| !ours.contains(&n.as_slice()))
@@ -259,19 +345,23 @@ fn refuse_foreign(root: &Dir, path: &Path) -> Result<(), LayoutError> {
     }
 }
 
-fn refuse_occupied_live(root: &Dir, path: &Path) -> Result<(), LayoutError> {
-    let ours = match root.stat(LIVE)? {
-        None => true,
-        Some(stat) if stat.kind == FileType::Symlink => {
-            root.read_link(LIVE)?.strip_prefix(b"generations/").and_then(number).is_some()
+fn refuse_occupied(root: &Dir, path: &Path) -> Result<(), LayoutError> {
+    for (name, at) in [(LIVE, "live"), (PREVIOUS, "previous")] {
+        let ours = match root.stat(name)? {
+            None => true,
+            Some(stat) if stat.kind == FileType::Symlink => {
+                root.read_link(name)?.strip_prefix(b"slots/").and_then(number).is_some()
+            }
+            Some(stat) if stat.kind == FileType::Directory && name == LIVE => {
+                root.open_dir(name)?.list()?.is_empty()
+            }
+            Some(_) => false,
+        };
+        if !ours {
+            return Err(LayoutError::LinkOccupied { path: path.join(at) });
         }
-        Some(stat) if stat.kind == FileType::Directory => root.open_dir(LIVE)?.list()?.is_empty(),
-        Some(_) => false,
-    };
-    match ours {
-        true => Ok(()),
-        false => Err(LayoutError::LiveOccupied { path: path.join("live") }),
     }
+    Ok(())
 }
 
 /// Refuses ROOT, and directories in it, that belong to another user or lie on another file system than ROOT.
@@ -283,6 +373,7 @@ fn inspect_parts(root: &Dir, path: &Path) -> Result<Vec<Inspected>, LayoutError>
         (STATE, Access::Private),
         (STAGING, Access::Private),
         (TRASH, Access::Private),
+        (SLOTS, Access::Served),
         (GENERATIONS, Access::Served),
     ] {
         let part = match root.open_dir(name) {
@@ -346,7 +437,7 @@ mod tests {
         let temp = tempfile::tempdir().unwrap();
         let path = temp.path().join("new/agent");
         let layout = Layout::open(&path).unwrap();
-        assert_eq!(layout.live_number().unwrap(), None);
+        assert_eq!(layout.live_slot().unwrap(), None);
         match Layout::open(&path) {
             Err(LayoutError::Locked { pid, .. }) => assert_eq!(pid, std::process::id()),
             other => panic!("{other:?}"),
@@ -378,7 +469,7 @@ mod tests {
         let path = temp.path().join("agent");
         drop(Layout::open(&path).unwrap());
         assert_eq!(marks::of(&path), Some(Mark::AgentRoot));
-        let inside = path.join("generations/1/agent");
+        let inside = path.join("slots/1/agent");
         let error = Layout::open(&inside).unwrap_err();
         assert!(matches!(error, LayoutError::Inside { mark: Mark::AgentRoot, .. }), "{error}");
         assert!(!inside.exists(), "nothing is made where it is refused");
@@ -398,7 +489,7 @@ mod tests {
         std::fs::create_dir(temp.path().join("live")).unwrap();
         assert!(Layout::open(temp.path()).is_ok());
         std::fs::write(temp.path().join("live/index.html"), "x").unwrap();
-        assert!(matches!(Layout::open(temp.path()), Err(LayoutError::LiveOccupied { .. })));
+        assert!(matches!(Layout::open(temp.path()), Err(LayoutError::LinkOccupied { .. })));
         assert!(temp.path().join("live/index.html").exists());
     }
 }

@@ -40,6 +40,7 @@ pub mod session;
 pub mod source;
 pub mod spares;
 pub mod stage;
+mod state;
 pub mod status;
 mod steps;
 mod trash;

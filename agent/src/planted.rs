@@ -17,6 +17,12 @@ pub(crate) enum Bug {
     SwapFirst,
     /// A sync that failed is made again, and its second answer believed.
     SyncAgain,
+    /// The row of a spare is not gone durably before the tree is changed.
+    RowLate,
+    /// `previous` goes on naming a tree that is changed.
+    PreviousStays,
+    /// Trees that a failing on-activate hook may have left a web server on are taken like others.
+    Unprotected,
 }
 
 /// Whether this process has this bug.
@@ -28,6 +34,9 @@ pub(crate) fn has(bug: Bug) -> bool {
             Ok("no-root-sync") => Some(Bug::NoRootSync),
             Ok("swap-first") => Some(Bug::SwapFirst),
             Ok("sync-again") => Some(Bug::SyncAgain),
+            Ok("row-late") => Some(Bug::RowLate),
+            Ok("previous-stays") => Some(Bug::PreviousStays),
+            Ok("unprotected") => Some(Bug::Unprotected),
             _ => None,
         });
     *PLANTED == Some(bug)

@@ -2,12 +2,12 @@
 //!
 //! | table | key | value |
 //! | --- | --- | --- |
-//! | meta | `format`, `live`, `accepted` | number, little endian |
-//! | generations | number | signature, then the generation's canonical bytes |
+//! | meta | `format`, `live`, `previous` | number, little endian; the links' slots |
+//! | signed | `accepted` | signature, then the generation's canonical bytes |
+//! | slots | K of `slots/K` | its state ([`crate::state::slot::Slot::row`]) |
+//! | served | K of `slots/K` | canonical bytes of the roots that it served since, and with, the on-activate hook's last success; none: not known |
 //! | directories | object hash | canonical bytes of a directory object |
 //! | inodes | path of a directory of the live tree | inode numbers in entry order, little endian; 0: a directory |
-//! | spares | K of `staging/spare-K` | canonical bytes of its root entry |
-//! | retired | K of `staging/retired-K` or `resting-K` | number, little endian, then canonical bytes of its root entry |
 //! | notes | `drift`, `verification`, `owner` | JSON of [`Drift`], of [`Pass`], of user and group |
 //!
 //! Only [`crate::replica`] and what it is made of opens it. A crash leaves the state of the last durable commit.
@@ -29,23 +29,26 @@ use redb::{Database, Durability, ReadableDatabase, ReadableTable, TableDefinitio
 use syncd_shared::diff::DirectorySource;
 use syncd_shared::directory::DecodeDirectoryError;
 use syncd_shared::generation::GenerationError;
-use syncd_shared::tree::DecodeRootError;
+use syncd_shared::tree::{DecodeRootError, ROOT_ENTRY_BYTES};
 use syncd_shared::write_again::write_again;
 use syncd_shared::{Directory, ObjectHash, RootEntry, SignedGeneration, TreePath};
 
 use crate::scrub::Pass;
+use crate::state::slot::Slot;
 use crate::status::Drift;
 
 const META: TableDefinition<'_, &str, u64> = TableDefinition::new("meta");
-const GENERATIONS: TableDefinition<'_, u64, &[u8]> = TableDefinition::new("generations");
+const SIGNED: TableDefinition<'_, &str, &[u8]> = TableDefinition::new("signed");
+const SLOTS: TableDefinition<'_, u64, &[u8]> = TableDefinition::new("slots");
+const SERVED: TableDefinition<'_, u64, &[u8]> = TableDefinition::new("served");
 const DIRECTORIES: TableDefinition<'_, &[u8; 32], &[u8]> = TableDefinition::new("directories");
 const INODES: TableDefinition<'_, &[u8], &[u8]> = TableDefinition::new("inodes");
-const SPARES: TableDefinition<'_, u64, &[u8]> = TableDefinition::new("spares");
-const RETIRED: TableDefinition<'_, u64, &[u8]> = TableDefinition::new("retired");
 const NOTES: TableDefinition<'_, &str, &[u8]> = TableDefinition::new("notes");
 
 /// Version of the tables above.
-const FORMAT: u64 = 1;
+const FORMAT: u64 = 2;
+/// What builds wrote that renamed their trees.
+const OLDER_FORMAT: u64 = 1;
 /// Memory that the database may use for pages, in bytes.
 const CACHE_BYTES: usize = 8 * 1024 * 1024;
 /// Decoded directories are kept up to this many entries.
@@ -69,6 +72,12 @@ pub enum RecordError {
         /// Format found.
         actual: u64,
     },
+    /// Written by a build whose trees this one does not know.
+    #[error("the record was written by an older build of syncd: move ROOT away and join again")]
+    OlderBuild,
+    /// The state of a slot is none.
+    #[error("read the state of a slot from the record")]
+    Row,
     /// A damaged record could not be moved out of the way.
     #[error("move the damaged record {} aside", path.display())]
     MoveAside {
@@ -110,25 +119,31 @@ impl RecordError {
 /// Everything small that the record knows.
 #[derive(Debug, Default, Clone, PartialEq, Eq)]
 pub(crate) struct Known {
+    /// The slot that `live` names.
     pub live: Option<u64>,
-    pub accepted: Option<u64>,
-    /// What `accepted` numbers, also where its tree is gone.
-    pub accepted_generation: Option<SignedGeneration>,
-    pub generations: BTreeMap<u64, SignedGeneration>,
-    pub spares: BTreeMap<u64, RootEntry>,
-    /// Trees that were live and still have to be inspected, by slot.
-    pub retired: BTreeMap<u64, RetiredTree>,
-    /// Local changes that were found last, until a later tree is without any.
-    pub drift: Option<Drift>,
+    /// The slot that `previous` names.
+    pub previous: Option<u64>,
+    /// The highest generation ever accepted.
+    pub accepted: Option<SignedGeneration>,
+    pub slots: BTreeMap<u64, Slot>,
+    /// Roots that a slot served since the on-activate hook last succeeded for it, and the one that it succeeded for; none
+    /// of them: not known.
+    pub served: BTreeMap<u64, Vec<RootEntry>>,
 }
 
-/// A tree that was live, and went out of use.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) struct RetiredTree {
-    /// Generation that it was.
-    pub number: u64,
-    /// Its manifest.
-    pub root: RootEntry,
+/// What one transaction changes of what is [`Known`].
+#[derive(Debug, Default)]
+pub(crate) struct Change<'a> {
+    /// New states; one without a row removes what there was.
+    pub slots: Vec<(u64, &'a Slot)>,
+    /// `live` names this slot from now on, and this generation, which it holds, is accepted.
+    pub live: Option<(u64, &'a SignedGeneration)>,
+    /// `previous` names this slot from now on, or none.
+    pub previous: Option<Option<u64>>,
+    /// Of the live tree.
+    pub inodes: Option<&'a InodeChanges>,
+    /// What a slot served.
+    pub served: Option<(u64, &'a [RootEntry])>,
 }
 
 /// A change of what is known about the live tree's inodes.
@@ -222,11 +237,11 @@ impl Record {
         let write = self.begin(true)?;
         let format = {
             let mut meta = write.open_table(META).map_err(|e| doing(e.into()))?;
-            write.open_table(GENERATIONS).map_err(|e| doing(e.into()))?;
+            write.open_table(SIGNED).map_err(|e| doing(e.into()))?;
+            write.open_table(SLOTS).map_err(|e| doing(e.into()))?;
+            write.open_table(SERVED).map_err(|e| doing(e.into()))?;
             write.open_table(DIRECTORIES).map_err(|e| doing(e.into()))?;
             write.open_table(INODES).map_err(|e| doing(e.into()))?;
-            write.open_table(SPARES).map_err(|e| doing(e.into()))?;
-            write.open_table(RETIRED).map_err(|e| doing(e.into()))?;
             write.open_table(NOTES).map_err(|e| doing(e.into()))?;
             let found = meta.get("format").map_err(|e| doing(e.into()))?.map(|v| v.value());
             if found.is_none() {
@@ -237,6 +252,7 @@ impl Record {
         match format {
             None => commit(write),
             Some(FORMAT) => Ok(()),
+            Some(OLDER_FORMAT) => Err(RecordError::OlderBuild),
             Some(actual) => Err(RecordError::Format { actual }),
         }
     }
@@ -253,38 +269,49 @@ impl Record {
 
     /// Reads everything small.
     pub fn known(&self) -> Result<Known, RecordError> {
-        let doing = RecordError::database::<redb::Error>("read generations");
+        let doing = RecordError::database::<redb::Error>("read what is known");
         let read = self.database.begin_read().map_err(|e| doing(e.into()))?;
         let meta = read.open_table(META).map_err(|e| doing(e.into()))?;
         let mut known = Known {
             live: meta.get("live").map_err(|e| doing(e.into()))?.map(|v| v.value()),
-            accepted: meta.get("accepted").map_err(|e| doing(e.into()))?.map(|v| v.value()),
+            previous: meta.get("previous").map_err(|e| doing(e.into()))?.map(|v| v.value()),
             ..Known::default()
         };
-        let generations = read.open_table(GENERATIONS).map_err(|e| doing(e.into()))?;
-        for item in generations.iter().map_err(|e| doing(e.into()))? {
-            let (number, bytes) = item.map_err(|e| doing(e.into()))?;
-            known.generations.insert(number.value(), decode_generation(bytes.value())?);
+        let signed = read.open_table(SIGNED).map_err(|e| doing(e.into()))?;
+        if let Some(accepted) = signed.get("accepted").map_err(|e| doing(e.into()))? {
+            known.accepted = Some(decode_generation(accepted.value())?);
         }
-        let spares = read.open_table(SPARES).map_err(|e| doing(e.into()))?;
-        for item in spares.iter().map_err(|e| doing(e.into()))? {
-            let (slot, root) = item.map_err(|e| doing(e.into()))?;
-            known.spares.insert(slot.value(), RootEntry::decode(root.value())?);
+        let slots = read.open_table(SLOTS).map_err(|e| doing(e.into()))?;
+        for item in slots.iter().map_err(|e| doing(e.into()))? {
+            let (slot, row) = item.map_err(|e| doing(e.into()))?;
+            known.slots.insert(slot.value(), Slot::decode(row.value())?);
         }
-        let retired = read.open_table(RETIRED).map_err(|e| doing(e.into()))?;
-        for item in retired.iter().map_err(|e| doing(e.into()))? {
-            let (slot, tree) = item.map_err(|e| doing(e.into()))?;
-            let (number, root) = tree.value().split_first_chunk::<8>().unwrap_or((&[0; 8], &[]));
-            let tree = RetiredTree { number: u64::from_le_bytes(*number), root: RootEntry::decode(root)? };
-            known.retired.insert(slot.value(), tree);
+        let served = read.open_table(SERVED).map_err(|e| doing(e.into()))?;
+        for item in served.iter().map_err(|e| doing(e.into()))? {
+            let (slot, roots) = item.map_err(|e| doing(e.into()))?;
+            let roots = roots.value().chunks(ROOT_ENTRY_BYTES).map(RootEntry::decode);
+            known.served.insert(slot.value(), roots.collect::<Result<_, _>>()?);
         }
-        let notes = read.open_table(NOTES).map_err(|e| doing(e.into()))?;
-        // What can't be read was written by another version: what it told is in the log.
-        known.drift = notes
-            .get("drift")
-            .map_err(|e| doing(e.into()))?
-            .and_then(|json| serde_json::from_slice(json.value()).ok());
         Ok(known)
+    }
+
+    /// Makes one change of what is known, as a whole. Where it is not durable it is so with the next durable one.
+    pub fn apply(&self, change: &Change<'_>, durable: bool) -> Result<(), RecordError> {
+        let write = self.begin(durable)?;
+        apply_change(&write, change).map_err(RecordError::database("change what is known"))?;
+        commit(write)
+    }
+
+    /// Replaces all that is known by what recovery found: durable.
+    pub fn restore(&self, known: &Known) -> Result<(), RecordError> {
+        let write = self.begin(true)?;
+        restore_known(&write, known).map_err(RecordError::database("restore what is known"))?;
+        commit(write)
+    }
+
+    /// Replaces or adds inode numbers of the live tree: durable.
+    pub fn set_inodes(&self, inodes: &InodeChanges) -> Result<(), RecordError> {
+        self.apply(&Change { inodes: Some(inodes), ..Change::default() }, true)
     }
 
     /// Keeps verified directory objects. Not durable before the next durable commit unless asked for.
@@ -337,115 +364,10 @@ impl Record {
         commit(write)
     }
 
-    /// A generation is accepted and live, and some spares are none any more; durable when this returns. `None` for the
-    /// generation: only the inodes of the live tree changed.
-    pub fn activate(
-        &self,
-        generation: Option<&SignedGeneration>,
-        inodes: &InodeChanges,
-        outlived_spares: &[u64],
-    ) -> Result<(), RecordError> {
-        let doing = RecordError::database::<redb::Error>("record an activation");
-        let write = self.begin(true)?;
-        if let Some(generation) = generation {
-            let number = generation.number().get();
-            let mut meta = write.open_table(META).map_err(|e| doing(e.into()))?;
-            meta.insert("live", number).map_err(|e| doing(e.into()))?;
-            meta.insert("accepted", number).map_err(|e| doing(e.into()))?;
-            let mut table = write.open_table(GENERATIONS).map_err(|e| doing(e.into()))?;
-            table.insert(number, encode_generation(generation).as_slice()).map_err(|e| doing(e.into()))?;
-        }
-        if !outlived_spares.is_empty() {
-            let mut spares = write.open_table(SPARES).map_err(|e| doing(e.into()))?;
-            for slot in outlived_spares {
-                spares.remove(slot).map_err(|e| doing(e.into()))?;
-            }
-        }
-        apply_inodes(&write, inodes).map_err(RecordError::database("record inode numbers"))?;
-        commit(write)
-    }
-
-    /// What recovery found, where the record knew nothing: durable.
-    pub fn restore(&self, known: &Known) -> Result<(), RecordError> {
-        let doing = RecordError::database::<redb::Error>("restore");
-        let write = self.begin(true)?;
-        {
-            let mut meta = write.open_table(META).map_err(|e| doing(e.into()))?;
-            for (key, value) in [("live", known.live), ("accepted", known.accepted)] {
-                match value {
-                    Some(number) => meta.insert(key, number).map_err(|e| doing(e.into()))?,
-                    None => meta.remove(key).map_err(|e| doing(e.into()))?,
-                };
-            }
-            let mut table = write.open_table(GENERATIONS).map_err(|e| doing(e.into()))?;
-            table.retain(|_, _| false).map_err(|e| doing(e.into()))?;
-            for (number, generation) in &known.generations {
-                table
-                    .insert(number, encode_generation(generation).as_slice())
-                    .map_err(|e| doing(e.into()))?;
-            }
-            let mut spares = write.open_table(SPARES).map_err(|e| doing(e.into()))?;
-            spares.retain(|_, _| false).map_err(|e| doing(e.into()))?;
-            for (slot, root) in &known.spares {
-                spares.insert(slot, root.encode().as_slice()).map_err(|e| doing(e.into()))?;
-            }
-            let mut retired = write.open_table(RETIRED).map_err(|e| doing(e.into()))?;
-            retired.retain(|_, _| false).map_err(|e| doing(e.into()))?;
-            for (slot, tree) in &known.retired {
-                retired.insert(slot, encode_retired(tree).as_slice()).map_err(|e| doing(e.into()))?;
-            }
-        }
-        commit(write)
-    }
-
-    /// A spare is complete (durable), or is no more.
-    pub fn set_spare(&self, slot: u64, root: Option<&RootEntry>) -> Result<(), RecordError> {
-        let doing = RecordError::database::<redb::Error>("record a spare");
-        let write = self.begin(root.is_some())?;
-        {
-            let mut table = write.open_table(SPARES).map_err(|e| doing(e.into()))?;
-            match root {
-                Some(root) => {
-                    table.insert(slot, root.encode().as_slice()).map_err(|e| doing(e.into()))?;
-                }
-                None => {
-                    table.remove(slot).map_err(|e| doing(e.into()))?;
-                }
-            }
-        }
-        commit(write)
-    }
-
-    /// A tree is about to be taken out of use: it is no longer a generation that is held. Durable when this returns.
-    pub fn retire(&self, slot: u64, tree: &RetiredTree) -> Result<(), RecordError> {
-        let doing = RecordError::database::<redb::Error>("retire a generation");
-        let write = self.begin(true)?;
-        {
-            let mut generations = write.open_table(GENERATIONS).map_err(|e| doing(e.into()))?;
-            generations.remove(tree.number).map_err(|e| doing(e.into()))?;
-            let mut retired = write.open_table(RETIRED).map_err(|e| doing(e.into()))?;
-            retired.insert(slot, encode_retired(tree).as_slice()).map_err(|e| doing(e.into()))?;
-        }
-        commit(write)
-    }
-
-    /// A tree that was live rests in this slot, durably; or (`None`) none does any more, which is not durable before the
-    /// next durable commit: recovery forgets a slot that has no tree.
-    pub fn set_retired(&self, slot: u64, tree: Option<&RetiredTree>) -> Result<(), RecordError> {
-        let doing = RecordError::database::<redb::Error>("record a retired tree");
-        let write = self.begin(tree.is_some())?;
-        {
-            let mut table = write.open_table(RETIRED).map_err(|e| doing(e.into()))?;
-            match tree {
-                Some(tree) => {
-                    table.insert(slot, encode_retired(tree).as_slice()).map_err(|e| doing(e.into()))?;
-                }
-                None => {
-                    table.remove(slot).map_err(|e| doing(e.into()))?;
-                }
-            }
-        }
-        commit(write)
+    /// What was found last of local changes.
+    pub fn drift(&self) -> Result<Option<Drift>, RecordError> {
+        // What can't be read was written by another version: what it told is in the log.
+        self.note("drift")
     }
 
     /// Keeps what was found last of local changes, durably.
@@ -576,6 +498,63 @@ fn commit(write: WriteTransaction) -> Result<(), RecordError> {
     write.commit().map_err(RecordError::database("commit"))
 }
 
+fn apply_change(write: &WriteTransaction, change: &Change<'_>) -> Result<(), redb::Error> {
+    let mut slots = write.open_table(SLOTS)?;
+    for (slot, state) in &change.slots {
+        match state.row() {
+            Some(row) => drop(slots.insert(slot, row.as_slice())?),
+            None => drop(slots.remove(slot)?),
+        }
+    }
+    let mut meta = write.open_table(META)?;
+    if let Some((slot, accepted)) = change.live {
+        meta.insert("live", slot)?;
+        let mut signed = write.open_table(SIGNED)?;
+        signed.insert("accepted", encode_generation(accepted).as_slice())?;
+    }
+    match change.previous {
+        Some(Some(slot)) => drop(meta.insert("previous", slot)?),
+        Some(None) => drop(meta.remove("previous")?),
+        None => {}
+    }
+    if let Some((slot, roots)) = change.served {
+        write.open_table(SERVED)?.insert(slot, encode_roots(roots).as_slice())?;
+    }
+    change.inodes.map_or(Ok(()), |inodes| apply_inodes(write, inodes))
+}
+
+fn restore_known(write: &WriteTransaction, known: &Known) -> Result<(), redb::Error> {
+    let mut meta = write.open_table(META)?;
+    for (key, value) in [("live", known.live), ("previous", known.previous)] {
+        match value {
+            Some(slot) => drop(meta.insert(key, slot)?),
+            None => drop(meta.remove(key)?),
+        }
+    }
+    let mut signed = write.open_table(SIGNED)?;
+    match &known.accepted {
+        Some(accepted) => drop(signed.insert("accepted", encode_generation(accepted).as_slice())?),
+        None => drop(signed.remove("accepted")?),
+    }
+    let mut slots = write.open_table(SLOTS)?;
+    slots.retain(|_, _| false)?;
+    for (slot, state) in &known.slots {
+        if let Some(row) = state.row() {
+            slots.insert(slot, row.as_slice())?;
+        }
+    }
+    let mut served = write.open_table(SERVED)?;
+    served.retain(|_, _| false)?;
+    for (slot, roots) in &known.served {
+        served.insert(slot, encode_roots(roots).as_slice())?;
+    }
+    Ok(())
+}
+
+fn encode_roots(roots: &[RootEntry]) -> Vec<u8> {
+    roots.iter().flat_map(RootEntry::encode).collect()
+}
+
 fn apply_inodes(write: &WriteTransaction, changes: &InodeChanges) -> Result<(), redb::Error> {
     let mut table = write.open_table(INODES)?;
     if changes.clear {
@@ -617,10 +596,6 @@ pub(crate) fn decode_inodes(bytes: &[u8]) -> Vec<u64> {
     bytes.as_chunks::<8>().0.iter().map(|b| u64::from_le_bytes(*b)).collect()
 }
 
-fn encode_retired(tree: &RetiredTree) -> Vec<u8> {
-    [tree.number.to_le_bytes().as_slice(), &tree.root.encode()].concat()
-}
-
 /// Signature and canonical bytes, as the record and `state/signed` keep them.
 pub(crate) fn encode_generation(generation: &SignedGeneration) -> Vec<u8> {
     [generation.signature().as_slice(), generation.record()].concat()
@@ -656,9 +631,9 @@ mod tests {
         let (record, _) = Record::open(&temp.path().join("r")).unwrap();
         let put =
             ["a", "a/b", "a/b/c", "a.x", "z"].iter().zip(1..).map(|(p, i)| (path(p), vec![i])).collect();
-        record.activate(None, &InodeChanges { put, ..Default::default() }, &[]).unwrap();
+        record.set_inodes(&InodeChanges { put, ..Default::default() }).unwrap();
         let moved = vec![(path("a/b"), path("q")), (path("z"), path("a/b"))];
-        record.activate(None, &InodeChanges { moved, ..Default::default() }, &[]).unwrap();
+        record.set_inodes(&InodeChanges { moved, ..Default::default() }).unwrap();
         let read = |p| record.inodes(&path(p)).unwrap();
         assert_eq!(read("q"), Some(vec![2]));
         assert_eq!(read("q/c"), Some(vec![3]));
@@ -687,7 +662,7 @@ mod tests {
             std::fs::write(&file, damaged).unwrap();
             let (record, moved) = Record::open(&file).unwrap();
             assert!(moved.is_some_and(|m| m.exists()));
-            assert!(record.known().unwrap().generations.is_empty());
+            assert!(record.known().unwrap().slots.is_empty());
             drop(record);
         }
     }

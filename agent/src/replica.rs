@@ -5,23 +5,24 @@
 //! [`crate::inspect`] keeps what visitors left in old trees, [`crate::scrub`] reads the live one again,
 //! [`crate::verify`] checks and heals. Layout and what a crash leaves: [`crate::layout`].
 
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
+use syncd_shared::SignedGeneration;
 use syncd_shared::diff::PartLimits;
 use syncd_shared::limits::HELD_GENERATIONS_MAX;
-use syncd_shared::{RootEntry, SignedGeneration};
 
 use crate::clock::Clock;
 use crate::disk::{DiskError, Owners};
 use crate::inspect::Found;
 use crate::layout::{Layout, LayoutError};
-use crate::record::{Known, Record, RecordError};
+use crate::record::{Record, RecordError};
 use crate::scrub::Scrub;
 use crate::spares::{SPARES, SPARES_MAX};
-use crate::stage::{building, drawn, spare};
+use crate::state::slot::FormerTree;
+use crate::state::slots::{RecoverError, Slots};
 use crate::status::Drift;
 use crate::steps::Steps;
 
@@ -47,7 +48,7 @@ pub struct ReplicaOptions {
 impl Default for ReplicaOptions {
     fn default() -> Self {
         Self {
-            keep: 3,
+            keep: 2,
             grace: Duration::from_secs(150),
             owner: None,
             owner_as_before: false,
@@ -70,6 +71,15 @@ pub enum OpenReplicaError {
     /// A system call failed in recovery.
     #[error("recover the replica")]
     Disk(#[from] DiskError),
+}
+
+impl From<RecoverError> for OpenReplicaError {
+    fn from(error: RecoverError) -> Self {
+        match error {
+            RecoverError::Disk(e) => e.into(),
+            RecoverError::Record(e) => e.into(),
+        }
+    }
 }
 
 /// What a replica has.
@@ -107,13 +117,11 @@ impl StatusHandle {
 /// A locked ROOT.
 #[derive(Debug)]
 pub struct Replica {
-    // Closed before the lock of ROOT is given up with `layout`: who waits for that opens the record at once.
-    pub(crate) record: Arc<Record>,
-    pub(crate) layout: Layout,
-    pub(crate) owners: Owners,
+    pub(crate) slots: Slots,
     pub(crate) options: ReplicaOptions,
-    pub(crate) known: Known,
     pub(crate) upkeep: Upkeep,
+    /// Local changes that were found last, until a later tree is without any.
+    pub(crate) drift: Option<Drift>,
     status: StatusHandle,
     root: PathBuf,
 }
@@ -127,24 +135,16 @@ pub(crate) struct Upkeep {
     pub spares_wanted: usize,
     /// When a spare was lacking, or when one fewer was wanted since.
     pub missed: Option<Instant>,
-    /// When a generation stopped being live, as far as this process knows.
-    pub retired: HashMap<u64, Instant>,
-    /// When a damaged tree was exchanged, by slot of `resting-K`.
-    pub resting: HashMap<u64, Instant>,
     /// The slow verification.
     pub scrub: Scrub,
     /// When a retired tree was last looked at name by name.
     pub inspected_whole: Option<Instant>,
     /// What moved out of retired trees whose inspection is not over, by slot and generation.
     pub inspected: HashMap<(u64, u64), Found>,
-    /// A web server may still serve generations from this number on: the on-activate hook is due.
-    pub protected: Option<u64>,
-    /// Manifests that retired trees had, by slot of `building-K`, and their generations.
-    pub was: HashMap<u64, (u64, RootEntry)>,
+    /// What buildings were before they were recycled, by slot.
+    pub was: HashMap<u64, FormerTree>,
     /// What the last activations changed.
     pub steps: Steps,
-    /// Spares that an update may change at once: they are `drawn-K` ([`crate::stage::draw`]).
-    pub drawn: BTreeSet<u64>,
     /// When files were last written for an activation.
     pub last_write: Option<Instant>,
     /// An update was activated, and no share of the trash was deleted for it.
@@ -161,9 +161,6 @@ pub(crate) struct Upkeep {
     pub owner_due: bool,
     /// Generations dropped since directory objects were last swept.
     pub dropped: u32,
-    /// What is known in memory may not be what is on disk: the record has to be opened anew, and recovered from, before
-    /// anything else.
-    pub unsettled: bool,
 }
 
 impl Replica {
@@ -187,15 +184,11 @@ impl Replica {
             recycled_early: 0,
             spares_wanted: SPARES,
             missed: None,
-            retired: HashMap::new(),
-            resting: HashMap::new(),
             scrub: Scrub::default(),
             inspected_whole: None,
             inspected: HashMap::new(),
-            protected: crate::hooks::protected(&root.join("state")),
             was: HashMap::new(),
             steps: Steps::default(),
-            drawn: BTreeSet::new(),
             last_write: None,
             owes_share: false,
             trash_since: None,
@@ -204,30 +197,27 @@ impl Replica {
             owner_differs,
             owner_due: owner_differs,
             dropped: 0,
-            unsettled: false,
         };
+        let drift = record.drift()?;
+        let protected = crate::hooks::protected(&root.join("state"));
         let mut replica = Self {
-            layout,
-            known: Known::default(),
-            owners: Owners::new(options.owner),
+            slots: Slots::new(record, layout, Owners::new(options.owner), protected),
             options,
             upkeep,
+            drift,
             status: StatusHandle(Arc::default()),
             root: root.to_path_buf(),
-            record: Arc::new(record),
         };
-        replica.recover()?;
+        replica.slots.recover(replica.options.clock.now())?;
         replica.publish();
         Ok(replica)
     }
 
     /// Opens the record anew and recovers, as at a start, where an error of the disk came in between.
     pub(crate) fn revive(&mut self) -> Result<(), OpenReplicaError> {
-        if self.upkeep.unsettled {
-            Record::reopen(&mut self.record, &self.layout.record_path())?;
+        if self.slots.is_unsettled() {
             self.upkeep.steps.forget();
-            self.recover()?;
-            self.upkeep.unsettled = false;
+            self.slots.reopen(self.options.clock.now())?;
             self.publish();
         }
         Ok(())
@@ -236,9 +226,10 @@ impl Replica {
     /// Looks whether an error was one after which the record has to be opened anew.
     pub(crate) fn note_failure(&mut self, error: &(dyn std::error::Error + 'static)) {
         let chain = std::iter::successors(Some(error), |error| error.source());
-        self.upkeep.unsettled |= chain
-            .filter_map(|error| error.downcast_ref::<RecordError>())
-            .any(|error| matches!(error, RecordError::Database { .. }));
+        let mut records = chain.filter_map(|error| error.downcast_ref::<RecordError>());
+        if records.any(|error| matches!(error, RecordError::Database { .. })) {
+            self.slots.unsettle();
+        }
     }
 
     /// What the replica has.
@@ -256,22 +247,6 @@ impl Replica {
         &self.root
     }
 
-    pub(crate) fn live(&self) -> Option<&SignedGeneration> {
-        self.known.generations.get(&self.known.live?)
-    }
-
-    pub(crate) fn accepted(&self) -> Option<&SignedGeneration> {
-        self.known.accepted_generation.as_ref()
-    }
-
-    pub(crate) fn generations(&self) -> &BTreeMap<u64, SignedGeneration> {
-        &self.known.generations
-    }
-
-    pub(crate) fn spares(&self) -> &BTreeMap<u64, RootEntry> {
-        &self.known.spares
-    }
-
     pub(crate) fn count_spare_miss(&mut self) {
         self.upkeep.spare_misses += 1;
         self.upkeep.missed = Some(self.options.clock.now());
@@ -279,70 +254,22 @@ impl Replica {
         self.publish();
     }
 
-    /// A spare is about to be changed: from here on, and after a crash, it is not trusted. Durable when this returns.
-    pub(crate) fn demote(&mut self, slot: u64) -> Result<u64, crate::stage::StageError> {
-        let is_drawn = self.upkeep.drawn.contains(&slot);
-        let name = if is_drawn { drawn(slot) } else { spare(slot) };
-        self.rename_spare(slot, &name, &building(slot))?;
-        self.forget_spare(slot);
-        if !is_drawn {
-            self.sync_staging()?;
-        }
-        self.record.set_spare(slot, None)?;
-        Ok(slot)
-    }
-
-    /// A building is complete at `root`. Made durable first.
-    pub(crate) fn promote(
-        &mut self,
-        slot: u64,
-        root: &RootEntry,
-        sync: &crate::disk::Dir,
-    ) -> Result<(), crate::stage::StageError> {
-        if let Err(e) = sync.sync_file_system() {
-            self.layout.discard(&self.layout.staging, &building(slot))?;
-            return Err(e.into());
-        }
-        // Before it has the name: the record may still have this slot as it was before.
-        self.record.set_spare(slot, Some(root))?;
-        let staging = &self.layout.staging;
-        staging.rename_new(&building(slot), staging, &spare(slot))?;
-        self.sync_staging()?;
-        self.known.spares.insert(slot, *root);
-        self.publish();
-        Ok(())
-    }
-
-    /// Gives a spare another name; one that is gone is none.
-    pub(crate) fn rename_spare(&mut self, slot: u64, from: &[u8], to: &[u8]) -> Result<(), DiskError> {
-        let staging = &self.layout.staging;
-        let renamed = staging.rename_new(from, staging, to);
-        if renamed.as_ref().is_err_and(DiskError::is_absent) {
-            self.forget_spare(slot);
-        }
-        renamed
-    }
-
-    /// Makes names in `staging` durable. Where that fails nobody knows which of them a crash would leave: the record has to
-    /// say what recovery finds.
-    pub(crate) fn sync_staging(&mut self) -> Result<(), DiskError> {
-        let synced = self.layout.staging.sync_names();
-        self.upkeep.unsettled |= synced.is_err();
-        synced
-    }
-
     /// Lets readers of the status see what changed.
     pub(crate) fn publish(&self) {
-        let live = self.live().cloned();
-        let others = self.known.generations.values().rev().filter(|g| Some(*g) != live.as_ref());
+        let live = self.slots.live().cloned();
+        let mut held: Vec<_> = self.slots.held().map(|(_, generation)| generation.clone()).collect();
+        held.sort_unstable_by_key(|generation| std::cmp::Reverse(generation.number()));
+        let generations = held.iter().rev().map(|generation| generation.number().get()).collect();
+        held.retain(|generation| Some(generation) != live.as_ref());
+        held.truncate(HELD_GENERATIONS_MAX);
         let status = ReplicaStatus {
-            accepted: self.accepted().cloned(),
-            held: others.take(HELD_GENERATIONS_MAX).cloned().collect(),
-            generations: self.known.generations.keys().copied().collect(),
-            spares: self.known.spares.len(),
+            accepted: self.slots.accepted().cloned(),
+            held,
+            generations,
+            spares: self.slots.spares().count(),
             spare_misses: self.upkeep.spare_misses,
             recycled_early: self.upkeep.recycled_early,
-            drift: self.known.drift.clone(),
+            drift: self.drift.clone(),
             live,
         };
         *self.status.0.lock().unwrap_or_else(PoisonError::into_inner) = status;

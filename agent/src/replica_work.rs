@@ -7,11 +7,11 @@ use std::time::Duration;
 
 use syncd_proto::v1::RetryClass;
 use syncd_shared::text::{counted, error_chain};
-use syncd_shared::{GenerationNumber, SignedGeneration};
+use syncd_shared::{GenerationNumber, SignedGeneration, TreePath};
 
 use crate::activate::{ActivateError, ActivationContext};
 use crate::config::RunOptions;
-use crate::hooks::Occasion;
+use crate::hooks::{Changed, Occasion};
 use crate::planted;
 use crate::replica::{OpenReplicaError, Replica, ReplicaOptions};
 use crate::session::worker::{
@@ -107,7 +107,11 @@ impl ReplicaWork for Replica {
         let mut told = |context: &ActivationContext<'_>| {
             let previous = context.previous.map(|generation| generation.number().get());
             let occasion = Occasion::of(context.target, previous, context.staged_tree.clone(), live.clone());
-            Ok(before(occasion, &|show| context.changed_paths.each(show).map_err(io::Error::other))?)
+            let all =
+                |show: &mut dyn FnMut(&TreePath)| context.changed_paths.each(show).map_err(io::Error::other);
+            let slot =
+                |show: &mut dyn FnMut(&TreePath)| context.slot_paths.each(show).map_err(io::Error::other);
+            Ok(before(occasion, &Changed { all: &all, slot: &slot })?)
         };
         let target = staged.target.clone();
         match self.activate(staged, &mut told) {
@@ -120,7 +124,7 @@ impl ReplicaWork for Replica {
             Err(error) => {
                 self.note_failure(&error);
                 // It may have come far enough to be finished.
-                if self.upkeep.unsettled && self.revive().is_ok() && self.live() == Some(&target) {
+                if self.slots.is_unsettled() && self.revive().is_ok() && self.slots.live() == Some(&target) {
                     tracing::warn!(
                         error = error_chain(&error),
                         "an error in the switch, which was finished all the same"
@@ -133,11 +137,20 @@ impl ReplicaWork for Replica {
     }
 
     fn is_settled(&self) -> bool {
-        !self.upkeep.unsettled
+        !self.slots.is_unsettled()
     }
 
     fn protect(&mut self, from: Option<u64>) {
-        self.protect_from(from);
+        self.slots.protect_from(from, self.options.clock.now());
+    }
+
+    fn hook_succeeded(&mut self) {
+        if let Err(error) = self.slots.hook_succeeded() {
+            tracing::warn!(
+                error = error_chain(&error),
+                "what a slot has served is not known as closely as it could"
+            );
+        }
     }
 
     fn changes(&self, previous: Option<&SignedGeneration>, live: &SignedGeneration) -> Option<Changes> {
@@ -154,7 +167,7 @@ impl ReplicaWork for Replica {
     }
 
     fn end(&mut self) {
-        if let Err(error) = self.name_spares() {
+        if let Err(error) = self.slots.end() {
             tracing::warn!(error = error_chain(&error), "a spare will have to be looked at again");
         }
     }

@@ -131,7 +131,7 @@ impl Replica {
     /// How long until the next step; `None`: none will come.
     pub(crate) fn scrub_due(&self) -> Option<Duration> {
         self.options.verify_every?;
-        self.live()?;
+        self.slots.live()?;
         let scrub = &self.upkeep.scrub;
         let pause =
             scrub.stepped.map_or(Duration::ZERO, |at| PAUSE.saturating_sub(self.options.clock.since(at)));
@@ -146,7 +146,7 @@ impl Replica {
 
     /// One step of the pass, where it is due.
     pub(crate) fn scrub(&mut self, cancel: &AtomicBool) -> Result<Option<Upkept>, StageError> {
-        let (Some(every), Some(live)) = (self.options.verify_every, self.live().cloned()) else {
+        let (Some(every), Some(live)) = (self.options.verify_every, self.slots.live().cloned()) else {
             return Ok(None);
         };
         if self.scrub_due() != Some(Duration::ZERO) {
@@ -155,7 +155,7 @@ impl Replica {
         let mut pass = match self.upkeep.scrub.pass.take() {
             Some(pass) => pass,
             // What was just synced was verified when it came.
-            None => self.record.verification()?.unwrap_or_else(|| Pass::begin_in(every)),
+            None => self.slots.record().verification()?.unwrap_or_else(|| Pass::begin_in(every)),
         };
         // A clock that was far ahead once must not put it off for ever.
         pass.due_s = pass.due_s.min(now_s().saturating_add(every.as_secs()));
@@ -165,7 +165,7 @@ impl Replica {
         }
         self.upkeep.scrub.stepped = Some(self.options.clock.now());
         let root = live.generation().root;
-        let stepped = self.scrub_from(&mut pass, live.number().get(), &root, cancel);
+        let stepped = self.scrub_from(&mut pass, &root, cancel);
         if matches!(stepped, Ok(Step::Ended)) {
             tracing::debug!(strangers = pass.strangers, "every file of the live tree was read again");
             self.end_pass(&pass, live.number().get())?;
@@ -182,21 +182,19 @@ impl Replica {
     fn scrub_from(
         &mut self,
         pass: &mut Pass,
-        live: u64,
         root: &RootEntry,
         cancel: &AtomicBool,
     ) -> Result<Step, StageError> {
         let large = self.upkeep.scrub.large.take();
         let mut reader = Reader { bytes: 0, large };
-        let tree = self.layout.generations.open_dir(live.to_string().as_bytes())?;
-        let mut dirs = DirCursor::new(tree);
+        let mut dirs = DirCursor::new(self.slots.trees().open_live()?);
         let at =
             pass.at.as_deref().and_then(|at| TreePath::from_bytes(at).ok()).unwrap_or_else(TreePath::root);
         if pass.at.is_none() {
             self.count_strangers(pass, &mut dirs, &TreePath::root(), root.object)?;
         }
         pass.at = Some(at.as_bytes().to_vec());
-        let mut walk = Walk::after(&self.record, root, &at)?;
+        let mut walk = Walk::after(self.slots.record(), root, &at)?;
         for _ in 0..STEP_ENTRIES {
             if cancel.load(Ordering::Relaxed) || reader.bytes >= STEP_BYTES {
                 break;
@@ -236,13 +234,13 @@ impl Replica {
         match &entry.kind {
             // Its owner, mode and time follow what is done in it.
             Kind::Directory { .. } if stat.kind == rustix::fs::FileType::Directory => Ok(Read::Right),
-            Kind::Symlink { target } if looks_like(entry, &stat, self.owners) => {
+            Kind::Symlink { target } if looks_like(entry, &stat, self.slots.owners()) => {
                 match dir.read_link(name.as_bytes())? == **target {
                     true => Ok(Read::Right),
                     false => Ok(Read::Wrong),
                 }
             }
-            Kind::File { content, .. } if looks_like(entry, &stat, self.owners) => {
+            Kind::File { content, .. } if looks_like(entry, &stat, self.slots.owners()) => {
                 let Ok(file) = dir.open_file(name.as_bytes()) else { return Ok(Read::Wrong) };
                 reader.read(&file, path, stat.inode, *content, cancel).map_or(Ok(Read::Wrong), Ok)
             }
@@ -258,7 +256,7 @@ impl Replica {
         path: &TreePath,
         object: syncd_shared::ObjectHash,
     ) -> Result<(), StageError> {
-        let manifest = self.record.directory(&object)?;
+        let manifest = self.slots.record().directory(&object)?;
         // What is there instead of it is seen elsewhere.
         let Ok(dir) = dirs.at(path) else { return Ok(()) };
         for listed in dir.names()? {
@@ -282,10 +280,10 @@ impl Replica {
             return self.acknowledge_drift();
         }
         let (paths, first) = (pass.strangers, pass.first.clone());
-        let is_told =
-            self.known.drift.as_ref().is_some_and(|drift| {
-                drift.generation == live && (drift.paths, &drift.first) == (paths, &first)
-            });
+        let is_told = self
+            .drift
+            .as_ref()
+            .is_some_and(|drift| drift.generation == live && (drift.paths, &drift.first) == (paths, &first));
         match is_told {
             true => Ok(()),
             false => self.found_drift(Drift { generation: live, paths, first, kept: None, lost: 0, live }),
@@ -296,7 +294,7 @@ impl Replica {
         let clock = &self.options.clock;
         let scrub = &mut self.upkeep.scrub;
         let durable = pass.at.is_none() || scrub.durable.is_none_or(|at| clock.since(at) >= DURABLE_EVERY);
-        self.record.set_verification(&pass, durable)?;
+        self.slots.record().set_verification(&pass, durable)?;
         if durable {
             scrub.durable = Some(clock.now());
         }

@@ -3,7 +3,6 @@
 //! Several agents may run in one process, on roots of their own; the quickstart and the tests do that.
 
 use std::net::SocketAddr;
-use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -28,7 +27,7 @@ use crate::renew::Keeper;
 use crate::session::worker::{Hooks, ReplicaWork};
 use crate::session::{Handle, Parts, Session, SessionError};
 use crate::status::{AgentStatus, RunSettings, State};
-use crate::{admin, hooks, http};
+use crate::{admin, hooks, http, layout};
 
 /// Everything but the session is given so long to end.
 const STOP_LIMIT: Duration = Duration::from_secs(5);
@@ -241,17 +240,8 @@ async fn run_after_hook(
     let live = move || {
         let live = session.live.borrow();
         let generation = live.as_ref()?;
-        Some(Occasion::of(
-            generation,
-            None,
-            generation_path(&root, generation.number().get()),
-            root.join("live"),
-        ))
+        let link = root.join("live");
+        Some(Occasion::of(generation, None, layout::live_tree(&link), link))
     };
     hook.serve(live, stop).await;
-}
-
-/// Where a generation's tree is.
-pub(crate) fn generation_path(root: &Path, number: u64) -> std::path::PathBuf {
-    root.join("generations").join(number.to_string())
 }

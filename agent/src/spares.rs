@@ -1,7 +1,7 @@
 //! Background work: spares that are ready for the next update, old trees, the trash.
 //!
 //! One bounded step a call, so that an update never waits long for it. In order: trees beyond `--keep` that no web server
-//! can be on any more ([`Replica::may_be_served`]) and whose grace is over are inspected ([`crate::inspect`]) and become
+//! can be on any more ([`crate::state::slots::Slots::may_be_taken`]) and whose grace is over are inspected ([`crate::inspect`]) and become
 //! buildings (while spares are lacking) or trash; spares are brought to the live root by what differs;
 //! buildings are made spares, every name looked at; with nothing to recycle a farm of links is built; one spare is drawn
 //! for the next update; the trash is emptied a little, but not while files are being written: ext4 then searches past
@@ -9,14 +9,15 @@
 //! update is followed by a share of it.
 
 use std::sync::atomic::AtomicBool;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use syncd_shared::{RootEntry, TreePath};
 
 use crate::disk::{Dir, DiskError};
-use crate::record::RetiredTree;
 use crate::replica::Replica;
-use crate::stage::{StageError, building, resting, retired};
+use crate::stage::StageError;
+use crate::state::SlotError;
+use crate::state::slot::Slot;
 use crate::status::Drift;
 
 /// Spares that are kept ready, at the live root.
@@ -100,11 +101,12 @@ impl Replica {
     }
 
     fn step(&mut self, cancel: &AtomicBool) -> Result<Upkept, StageError> {
-        if let Some(live) = self.live().map(|l| l.generation().root) {
-            if let Some(number) = self.retire()? {
+        self.slots.forget_absent()?;
+        if let Some(live) = self.slots.live().map(|l| l.generation().root) {
+            if let Some(number) = self.retire_oldest()? {
                 return Ok(Upkept::Retired(number));
             }
-            if let Some(slot) = self.out_of_use() {
+            if let Some((slot, _)) = self.slots.retired().first().copied() {
                 return self.dispose(slot, cancel).map(|drift| Upkept::Inspected { drift });
             }
             if let Some(did) = self.ready_spare(&live, cancel)? {
@@ -132,7 +134,7 @@ impl Replica {
 
     fn empty_some(&mut self, most: usize, cancel: &AtomicBool) -> Result<usize, DiskError> {
         let clock = &self.options.clock;
-        let trash = &self.layout.trash;
+        let trash = &self.slots.layout().trash;
         if trash.is_stuck() && clock.since(self.upkeep.stuck_tried) >= STUCK_RETRY {
             self.upkeep.stuck_tried = clock.now();
             trash.retry_stuck()?;
@@ -146,13 +148,14 @@ impl Replica {
 
     /// Deletes all of it, now.
     pub(crate) fn empty_trash(&self, cancel: &AtomicBool) -> Result<(), DiskError> {
-        self.layout.trash.retry_stuck()?;
-        self.layout.trash.empty(usize::MAX, cancel).map(drop)
+        let trash = &self.slots.layout().trash;
+        trash.retry_stuck()?;
+        trash.empty(usize::MAX, cancel).map(drop)
     }
 
     /// Updates that come without a pause leave no time for background work: after each, a share of the trash is deleted.
     pub(crate) fn bound_trash(&mut self) {
-        if !std::mem::take(&mut self.upkeep.owes_share) || self.layout.trash.is_empty() {
+        if !std::mem::take(&mut self.upkeep.owes_share) || self.slots.layout().trash.is_empty() {
             return;
         }
         let clock = &self.options.clock;
@@ -179,56 +182,30 @@ impl Replica {
     }
 
     /// Trees beyond those that are kept, oldest first. Those that a web server may still serve are none of them.
-    fn excess(&self) -> Vec<u64> {
-        let live = self.known.live;
-        let others: Vec<u64> = self.known.generations.keys().copied().filter(|n| Some(*n) != live).collect();
-        let kept = self.options.keep.saturating_sub(1);
-        let excess = others[..others.len().saturating_sub(kept)].iter();
-        excess.copied().filter(|number| !self.may_be_served(*number)).collect()
+    fn excess(&mut self) -> Vec<u64> {
+        self.slots.excess(self.options.keep, self.options.clock.now())
     }
 
-    /// Whether a web server may still serve this tree although another is live: the on-activate hook has not succeeded
-    /// since. Such a tree is never recycled, deleted or renamed, whatever else is lacking.
-    pub(crate) fn may_be_served(&self, number: u64) -> bool {
-        self.upkeep.protected.is_some_and(|from| number >= from)
-    }
-
-    /// From now on a web server may serve generations from this number on; `None`: what is live alone. The grace of
-    /// trees that it has left begins now.
-    pub(crate) fn protect_from(&mut self, from: Option<u64>) {
-        let ended = self.upkeep.protected.is_some() && from.is_none();
-        self.upkeep.protected = from;
-        // Where the record has to be opened anew, recovery does it.
-        if ended
-            && !self.upkeep.unsettled
-            && let Err(error) = self.reclaim_unprotected()
-        {
-            tracing::warn!(
-                error = &error as &dyn std::error::Error,
-                "trees of activations that did not commit stay until the next start"
-            );
-        }
-        let now = self.options.clock.now();
-        let (live, trees) = (self.known.live, &self.known.generations);
-        for number in trees.keys().filter(|number| Some(**number) != live) {
-            if from.is_some_and(|from| *number >= from) {
-                self.upkeep.retired.remove(number);
-            } else {
-                self.upkeep.retired.entry(*number).or_insert(now);
-            }
+    /// Draws the lowest spare at the live root for the next update, where it is not; whether it did.
+    fn draw_ahead(&mut self, live: &RootEntry) -> Result<bool, StageError> {
+        let lowest = self.slots.spare_at(live);
+        match lowest.filter(|slot| matches!(self.slots.state(*slot), Some(Slot::Spare(_)))) {
+            Some(slot) => Ok(self.slots.draw(slot).map(|()| true)?),
+            None => Ok(false),
         }
     }
 
     /// Updates that come without a pause leave no time for background work: what waits is bounded all the same.
     pub(crate) fn bound_retired(&mut self) {
         let bounded = match self.excess().len() > RETIRED_MAX {
-            true => self.retire().map(drop),
+            true => self.retire_oldest().map(drop),
             false => Ok(()),
         };
         // A floor that always makes progress: the cost follows the directories of one tree.
-        let waiting = self.out_of_use().filter(|_| self.known.retired.len() > RETIRED_MAX);
+        let retired = self.slots.retired();
+        let waiting = retired.first().filter(|_| retired.len() > RETIRED_MAX);
         let bounded = bounded.and_then(|()| match waiting {
-            Some(slot) => self.dispose(slot, &AtomicBool::new(false)).map(drop),
+            Some((slot, _)) => self.dispose(*slot, &AtomicBool::new(false)).map(drop),
             None => Ok(()),
         });
         if let Err(error) = bounded {
@@ -238,104 +215,70 @@ impl Replica {
 
     /// Inspects a retired tree; it is recycled while spares are lacking, else thrown away.
     fn dispose(&mut self, slot: u64, cancel: &AtomicBool) -> Result<Option<Drift>, StageError> {
-        let recycle = self.trees_at_hand()? < self.spares_wanted();
+        let at_hand = self.slots.spares().count() + self.slots.buildings().len();
+        let recycle = at_hand < self.spares_wanted();
         self.inspect_retired(slot, recycle, cancel)
     }
 
-    fn trees_at_hand(&self) -> Result<usize, DiskError> {
-        Ok(self.known.spares.len() + self.buildings()?.len())
-    }
-
-    /// Takes one tree out of use that may be: it then waits to be inspected.
-    fn retire(&mut self) -> Result<Option<u64>, StageError> {
-        let clock = self.options.clock.clone();
-        let grace = self.options.grace;
-        let rested =
-            self.upkeep.resting.iter().find(|(_, since)| clock.since(**since) >= grace).map(|(s, _)| *s);
-        if let Some(slot) = rested {
-            let staging = &self.layout.staging;
-            let to = match self.known.retired.contains_key(&slot) {
-                true => retired(slot),
-                // No manifest is known that it could be compared with.
-                false => building(slot),
-            };
-            staging.rename_new(&resting(slot), staging, &to)?;
-            self.upkeep.resting.remove(&slot);
+    /// Takes one tree out of use that may be: it then waits to be inspected. Its generation, where that was kept.
+    fn retire_oldest(&mut self) -> Result<Option<u64>, StageError> {
+        let (clock, grace) = (self.options.clock.clone(), self.options.grace);
+        for slot in self.slots.resting() {
+            if self.slots.may_be_taken(slot, &clock, grace) {
+                self.slots.end_rest(slot)?;
+            }
         }
         let excess = self.excess();
         let Some(oldest) = excess.first().copied() else { return Ok(None) };
-        for number in &excess {
-            self.upkeep.retired.entry(*number).or_insert(clock.now());
-        }
-        let over = self.upkeep.retired.get(&oldest).is_some_and(|since| clock.since(*since) >= grace);
-        if !over {
+        if !self.slots.may_be_taken(oldest, &clock, grace) {
             if excess.len() <= RETIRED_MAX {
                 return Ok(None);
             }
             self.upkeep.recycled_early += 1;
         }
-        self.take_out_of_use(oldest)?;
-        Ok(Some(oldest))
+        let number = self.slots.state(oldest).and_then(Slot::held).map(|held| held.number().get());
+        self.retire(oldest)?;
+        Ok(number)
     }
 
     /// Makes a generation a retired tree, which waits to be inspected.
-    pub(crate) fn take_out_of_use(&mut self, number: u64) -> Result<(), StageError> {
-        let name = number.to_string().into_bytes();
-        let Some(generation) = self.known.generations.get(&number) else { return Ok(()) };
-        let tree = RetiredTree { number, root: generation.generation().root };
-        let slot = self.free_slot()?;
-        // Before it has the name: recovery finishes what the record says.
-        self.record.retire(slot, &tree)?;
-        self.layout.generations.rename_new(&name, &self.layout.staging, &retired(slot))?;
-        self.known.generations.remove(&number);
-        self.known.retired.insert(slot, tree);
-        self.upkeep.retired.remove(&number);
+    pub(crate) fn retire(&mut self, slot: u64) -> Result<(), SlotError> {
         self.upkeep.dropped += 1;
-        self.layout.signed.unlink(&name)?;
-        Ok(())
+        self.slots.retire(slot)
     }
 
     /// One step towards enough spares at the live root; `None`: there are enough, or none can be made now.
     fn ready_spare(&mut self, live: &RootEntry, cancel: &AtomicBool) -> Result<Option<Upkept>, StageError> {
-        self.reclaim_spares()?;
-        self.layout.discard_asides()?;
-        let sync = self.layout.staging.reopen()?;
-        let behind = self.known.spares.iter().rev().find(|(_, root)| *root != live).map(|(s, r)| (*s, *r));
-        let ready = self.known.spares.values().filter(|root| *root == live).count();
+        self.slots.layout().discard_asides()?;
+        let sync = self.slots.layout().staging.reopen()?;
+        let behind = self.slots.spares().find(|(_, root)| *root != live).map(|(s, r)| (s, *r));
+        let ready = self.slots.spares().filter(|(_, root)| *root == live).count();
         // Further ones only when commits have come to rest: they keep old content until then.
         if let Some((slot, root)) = behind.filter(|_| ready < SPARES || self.is_quiet()) {
-            self.demote(slot)?;
+            self.slots.open_up(slot)?;
             if self.catch_up(slot, &root, live)? {
-                self.promote(slot, live, &sync)?;
+                self.slots.complete(slot, live, &sync)?;
                 return Ok(Some(Upkept::CaughtUp));
             }
         }
-        let spares = self.known.spares.len();
+        let spares = self.slots.spares().count();
         let wanted = self.spares_wanted();
-        if spares > wanted
-            && let Some(slot) = self.known.spares.keys().next().copied()
-        {
-            self.demote(slot)?;
+        let highest = self.slots.spares().last().map(|(slot, _)| slot);
+        if let Some(slot) = highest.filter(|_| spares > wanted) {
+            self.slots.open_up(slot)?;
         }
         if spares >= wanted {
-            for slot in self.buildings()? {
-                self.layout.discard(&self.layout.staging, &building(slot))?;
-            }
+            self.discard_buildings()?;
             return Ok(None);
         }
         if self.upkeep.damaged {
             return Ok(None);
         }
-        let buildings = self.buildings()?;
-        let slot = match buildings.first() {
+        let slot = match self.slots.buildings().first() {
             Some(slot) => *slot,
             // Enough trees are about to be recycled.
             None if spares > 0 && spares + self.excess().len() >= wanted => return Ok(None),
-            None => {
-                let slot = self.free_slot()?;
-                self.layout.staging.make_dir(&building(slot))?;
-                slot
-            }
+            None => self.slots.make()?,
         };
         self.make_spare(slot, live, &sync, cancel).map(Some)
     }
@@ -350,39 +293,34 @@ impl Replica {
         let conformed = match self.conform(slot, live, None, cancel) {
             Err(StageError::Disk(e)) if e.is_full() => {
                 // A farm that does not fit must not stand in the way of the next update.
-                self.layout.discard(&self.layout.staging, &building(slot))?;
+                self.slots.discard(slot)?;
                 return Err(e.into());
             }
             other => other?,
         };
         if !conformed.holes.is_empty() {
             self.upkeep.damaged = true;
-            let (paths, first) = (conformed.holes.len(), conformed.holes.first(&self.record)?);
+            let (paths, first) = (conformed.holes.len(), conformed.holes.first(self.slots.record())?);
             tracing::warn!(paths, "the live tree is not what was activated: run verify");
             return Ok(Upkept::LiveDamaged { paths, first });
         }
-        self.promote(slot, live, sync)?;
+        self.slots.complete(slot, live, sync)?;
         Ok(Upkept::SpareBuilt)
     }
 
     fn sweep(&self) -> Result<u64, StageError> {
-        let generations = self.known.generations.values().map(|g| g.generation().root);
-        let retired = self.known.retired.values().map(|tree| tree.root);
-        let roots: Vec<RootEntry> =
-            generations.chain(self.known.spares.values().copied()).chain(retired).collect();
-        Ok(self.record.sweep(&roots)?)
+        Ok(self.slots.record().sweep(&self.slots.roots())?)
     }
 
-    fn next_due(&self) -> Option<Duration> {
-        let grace = self.options.grace;
-        let clock = &self.options.clock;
-        let rest = |since: &Instant| grace.saturating_sub(clock.since(*since));
+    fn next_due(&mut self) -> Option<Duration> {
         let excess = self.excess();
-        let retired = excess.first().and_then(|n| self.upkeep.retired.get(n)).map(rest);
-        let resting = self.upkeep.resting.values().map(rest).min();
-        let live = self.live().map(|live| live.generation().root);
-        let behind = self.known.spares.values().any(|root| Some(*root) != live);
-        let trash = (behind || !self.layout.trash.is_empty())
+        let (clock, grace) = (&self.options.clock, self.options.grace);
+        let rest = |slot: &u64| self.slots.rest(*slot, clock, grace);
+        let retired = excess.first().and_then(rest);
+        let resting = self.slots.resting().iter().filter_map(rest).min();
+        let live = self.slots.live().map(|live| live.generation().root);
+        let behind = self.slots.spares().any(|(_, root)| Some(*root) != live);
+        let trash = (behind || !self.slots.layout().trash.is_empty())
             .then(|| self.upkeep.last_write.map_or(QUIET, |at| QUIET.saturating_sub(clock.since(at))));
         [self.scrub_due(), retired, resting, trash]
             .into_iter()

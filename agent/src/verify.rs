@@ -14,16 +14,18 @@ use syncd_shared::diff::DirectorySource;
 use syncd_shared::{ContentHash, Entry, Kind, Metadata, ObjectHash, RootEntry, RootHash, Totals, TreePath};
 
 use crate::activate::ActivateError;
-use crate::disk::{Dir, DiskError, Owners};
+use crate::disk::{Dir, DiskError};
 use crate::inspect::Found;
-use crate::record::RecordError;
+use crate::record::{InodeChanges, RecordError};
 use crate::replica::Replica;
 use crate::session::worker::DRIFT_SHOWN_MAX;
 use crate::source::{Batches, FetchError, Frames, Source};
 use crate::stage::content::hash_file;
 use crate::stage::cursor::DirCursor;
 use crate::stage::queue::queue;
-use crate::stage::{StageError, StageProgress, resting};
+use crate::stage::{StageError, StageProgress};
+use crate::state::slot::Slot;
+use crate::state::trees::Trees;
 use crate::status;
 
 /// Threads that hash.
@@ -152,6 +154,30 @@ impl CheckedFiles {
 }
 
 impl Replica {
+    /// Records the inodes that the live tree has now. It must have been verified.
+    fn adopt_live_inodes(&mut self) -> Result<(), VerifyError> {
+        let trees = self.slots.trees();
+        let root = trees.live_root().ok_or(VerifyError::NothingLive)?;
+        let mut inodes = InodeChanges { clear: true, ..InodeChanges::default() };
+        let mut dirs = DirCursor::new(trees.open_live()?);
+        let mut waiting = vec![(TreePath::root(), root.object)];
+        while let Some((path, object)) = waiting.pop() {
+            let dir = dirs.at(&path)?;
+            let mut list = Vec::new();
+            for entry in trees.record.directory(&object)?.entries() {
+                if let Kind::Directory { object, .. } = entry.kind {
+                    let path = path.join(&entry.name).map_err(|source| StageError::Path { source })?;
+                    waiting.push((path, object));
+                    list.push(0);
+                } else {
+                    list.push(dir.stat(entry.name.as_bytes())?.map_or(0, |s| s.inode));
+                }
+            }
+            inodes.put.push((path, list));
+        }
+        Ok(trees.record.set_inodes(&inodes)?)
+    }
+
     /// Checks every byte and attribute of the live tree, and heals what it can: without a source from what the node has
     /// elsewhere. Owners count where this process may set them.
     pub fn verify(
@@ -188,9 +214,9 @@ impl Replica {
             self.was_verified(true)?;
             return Ok(report);
         }
-        let live = self.known.live.unwrap_or_default();
+        let live = self.slots.live().map_or(0, |live| live.number().get());
         let found = healed.flatten().unwrap_or_default();
-        let (kept, lost) = (found.kept_anywhere(&self.layout, live), found.lost());
+        let (kept, lost) = (found.kept_anywhere(self.slots.layout(), live), found.lost());
         report.kept = kept.clone();
         let first = report.drift.first();
         self.found_drift(status::Drift {
@@ -206,9 +232,9 @@ impl Replica {
     }
 
     fn check(&self, progress: &dyn Fn(VerifyProgress), cancel: &AtomicBool) -> Result<Checked, VerifyError> {
-        let live = self.live().ok_or(VerifyError::NothingLive)?;
-        let root = live.generation().root;
-        let dir = self.layout.generations.open_dir(live.number().to_string().as_bytes())?;
+        let trees = self.slots.trees();
+        let root = trees.live_root().ok_or(VerifyError::NothingLive)?;
+        let dir = trees.open_live()?;
         let workers = syncd_shared::threads::at_most(WORKERS_MAX);
         let checked_files = CheckedFiles::default();
         let checked = Mutex::new(Checked::default());
@@ -241,8 +267,7 @@ impl Replica {
             // So that the walk ends when all workers have: a panic is told by the scope.
             drop(waiting);
             let walk = Walk {
-                replica: self,
-                owners: self.owners,
+                trees: &trees,
                 found: &found,
                 checked_files: &checked_files,
                 jobs: &sender,
@@ -273,11 +298,11 @@ impl Replica {
         source: &mut dyn Source,
         cancel: &AtomicBool,
     ) -> Result<Option<Found>, VerifyError> {
-        let live = self.live().cloned().ok_or(VerifyError::NothingLive)?;
-        let sync = self.layout.staging.reopen().map_err(StageError::from)?;
+        let live = self.slots.live().cloned().ok_or(VerifyError::NothingLive)?;
+        let sync = self.slots.layout().staging.reopen().map_err(StageError::from)?;
         // Spares have the same inodes: they are looked at again, name by name.
-        for slot in self.spares().keys().copied().collect::<Vec<_>>() {
-            self.demote(slot)?;
+        for slot in self.slots.spares().map(|(slot, _)| slot).collect::<Vec<_>>() {
+            self.slots.open_up(slot).map_err(StageError::from)?;
         }
         let progress = |_: StageProgress| {};
         let staged = self.build(&live, None, source, &progress, cancel, Some(distrusted), sync)?;
@@ -300,8 +325,8 @@ impl Replica {
     /// Moves what was wrong out of the tree that was in the live tree's place. Nothing that its manifest has is touched:
     /// whoever still is in it finds that.
     fn keep_damaged(&self, slot: u64, distrusted: &HashSet<TreePath>) -> Result<Option<Found>, StageError> {
-        let Some(tree) = self.known.retired.get(&slot).copied() else { return Ok(None) };
-        let dir = self.layout.staging.open_dir(&resting(slot))?;
+        let Some(Slot::Resting(tree)) = self.slots.state(slot).cloned() else { return Ok(None) };
+        let dir = self.slots.open(slot)?;
         let (mut found, cancel) = (Found::default(), AtomicBool::new(false));
         if let Err(error) = self.look_through(tree, dir, true, Some(distrusted), &mut found, &cancel) {
             // It is looked through again when its grace is over.
@@ -312,8 +337,7 @@ impl Replica {
 }
 
 struct Walk<'a> {
-    replica: &'a Replica,
-    owners: Owners,
+    trees: &'a Trees,
     found: &'a dyn Fn(&TreePath, Damage),
     checked_files: &'a CheckedFiles,
     jobs: &'a std::sync::mpsc::SyncSender<Job>,
@@ -366,10 +390,10 @@ impl Walk<'_> {
         waiting: &mut Vec<Waiting>,
     ) -> Result<(), VerifyError> {
         let stat = dir.stat_self()?;
-        if stat.mtime != metadata.mtime || !self.owners.agree(&stat, metadata) {
+        if stat.mtime != metadata.mtime || !self.trees.owners.agree(&stat, metadata) {
             (self.found)(path, Damage::Metadata);
         }
-        let manifest = self.replica.record.directory(object)?;
+        let manifest = self.trees.record.directory(object)?;
         if self.strangers(path, dir, &manifest).is_err() {
             (self.found)(path, Damage::Unreadable);
         }
@@ -393,7 +417,8 @@ impl Walk<'_> {
                     waiting.push(Waiting { path, object, metadata, totals });
                 }
                 (Kind::File { size, .. }, FileType::RegularFile) if *size == stat.size => {
-                    if stat.mtime != entry.metadata.mtime || !self.owners.agree(&stat, &entry.metadata) {
+                    if stat.mtime != entry.metadata.mtime || !self.trees.owners.agree(&stat, &entry.metadata)
+                    {
                         (self.found)(&path, Damage::Metadata);
                     }
                     // Where all workers are gone, the scope says why.
@@ -408,7 +433,8 @@ impl Walk<'_> {
                         (self.found)(&path, Damage::Unreadable);
                     } else if points_to.is_ok_and(|points_to| points_to != **target) {
                         (self.found)(&path, Damage::Content);
-                    } else if stat.mtime != entry.metadata.mtime || !self.owners.agree(&stat, &entry.metadata)
+                    } else if stat.mtime != entry.metadata.mtime
+                        || !self.trees.owners.agree(&stat, &entry.metadata)
                     {
                         (self.found)(&path, Damage::Metadata);
                     }

@@ -280,12 +280,17 @@ impl Agent {
         self.root.join("live")
     }
 
-    /// The generation that `live` leads to on disk; `None` where there is no link.
+    /// The generation that `live` leads to on disk; `None` where there is no link. The agent has run since the last cut:
+    /// the links of generations are for people, and may be old until it has.
     #[track_caller]
     pub fn live_generation(&self) -> Option<u64> {
         let target = std::fs::read_link(self.live()).ok()?;
-        let number = target.strip_prefix("generations").ok().and_then(|n| n.to_str()?.parse().ok());
-        Some(number.unwrap_or_else(|| panic!("live leads to {}, not to a generation", target.display())))
+        assert!(target.starts_with("slots"), "live leads to {}, not to a slot", target.display());
+        let slot = Path::new("..").join(target);
+        let links = std::fs::read_dir(self.root.join("generations")).ok()?.filter_map(Result::ok);
+        let is_live = |link: &PathBuf| std::fs::read_link(link).is_ok_and(|target| target == slot);
+        let numbers = links.map(|link| link.path()).filter(is_live);
+        numbers.filter_map(|link| link.file_name()?.to_str()?.parse().ok()).max()
     }
 
     /// Waits until a generation of at least this number is live, on disk and in `status`; its number.

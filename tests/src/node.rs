@@ -3,8 +3,8 @@
 //! A [`Scene`] is an image of the file system from before and what happens on it: the agent runs on the restored image
 //! under the [tracer](crate::tracer) until its chosen call, every thread is stopped there, the file system is shut down
 //! without a flush of its log, the agent is killed, the file system is mounted anew. Then the oracle: `live` is one
-//! sealed generation, not an older one than was reported; older generations are intact; the agent recovers while the
-//! origin does not answer; it converges when the origin does; `verify` finds nothing and nothing is left over.
+//! sealed generation, not an older one than was reported, and so is `previous`; the agent recovers while the origin does
+//! not answer; older generations are intact; it converges when the origin does; `verify` finds nothing and nothing is left over.
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -42,8 +42,6 @@ pub struct Scenario {
     pub options: Vec<String>,
     /// What is live in the image; 0: nothing.
     pub live: u64,
-    /// Complete trees in the image.
-    pub held: Vec<u64>,
     /// Whether the origin answers meanwhile.
     pub origin_answers: bool,
     /// Ends with an empty trash.
@@ -51,14 +49,13 @@ pub struct Scenario {
 }
 
 impl Scenario {
-    /// An update from the disk in `image`, where `live` is live and `held` are whole, by an origin that answers.
-    pub fn from(name: &'static str, image: &Path, live: u64, held: &[u64]) -> Self {
+    /// An update from the disk in `image`, where `live` is live, by an origin that answers.
+    pub fn from(name: &'static str, image: &Path, live: u64) -> Self {
         Self {
             name,
             image: Some(image.to_path_buf()),
             options: Vec::new(),
             live,
-            held: held.to_vec(),
             origin_answers: true,
             empties_trash: false,
         }
@@ -183,11 +180,11 @@ impl Node {
         few_changes(&tree);
         close(2);
         node.commit();
-        let deletion = Scenario::from("deletion", &four, 4, &[2, 3, 4]).left_alone();
+        let deletion = Scenario::from("deletion", &four, 4).left_alone();
         let scenarios = vec![
-            Scenario::from("first sync", &joined, 0, &[]),
-            Scenario::from("large update", &three, 3, &[1, 2, 3]),
-            Scenario::from("small update", &four, 4, &[2, 3, 4]),
+            Scenario::from("first sync", &joined, 0),
+            Scenario::from("large update", &three, 3),
+            Scenario::from("small update", &four, 4),
             Scenario { empties_trash: true, ..deletion },
         ];
         (node, scenarios)
@@ -370,11 +367,7 @@ impl Node {
     fn judge(&mut self, scenario: &Scenario, reported: u64, point: Option<Point>) -> Result<Shown, String> {
         let floor = scenario.live.max(reported);
         let live = self.complete(floor)?;
-        for number in &scenario.held {
-            if self.tree(*number).exists() {
-                self.is_generation(*number)?;
-            }
-        }
+        self.previous_is_whole()?;
         // It recovers by itself.
         let (status, recovery) = self.recover()?;
         let recovered = self.complete(live)?;
@@ -464,18 +457,37 @@ impl Node {
 
     /// The generation that is live, which must be one that was sealed, and not older than `floor`.
     pub fn complete(&self, floor: u64) -> Result<u64, String> {
-        let Some(number) = self.agent.live_generation() else {
-            return if floor == 0 {
-                Ok(0)
-            } else {
-                Err(format!("generation {floor} was live, now nothing is"))
+        if std::fs::read_link(self.agent.live()).is_err() {
+            return match floor {
+                0 => Ok(0),
+                _ => Err(format!("generation {floor} was live, now nothing is")),
             };
-        };
+        }
+        let number = self.newest_of(&self.agent.live())?.ok_or("what is live was never sealed")?;
         if number < floor {
             return Err(format!("generation {floor} was live, now {number} is"));
         }
-        self.is_generation(number)?;
         Ok(number)
+    }
+
+    /// `previous` is a sealed generation, too, where it leads anywhere.
+    fn previous_is_whole(&self) -> Result<(), String> {
+        let previous = self.agent.root.join("previous");
+        match previous.is_dir() {
+            true => self.newest_of(&previous)?.map(drop).ok_or("previous was never sealed".into()),
+            false => Ok(()),
+        }
+    }
+
+    /// The newest generation that is exactly this tree.
+    fn newest_of(&self, tree: &Path) -> Result<Option<u64>, String> {
+        for (number, expected) in self.known.iter().rev() {
+            let differences = self.agent.differences(expected, tree);
+            if differences.map_err(|error| format!("{}: {error}", tree.display()))?.is_empty() {
+                return Ok(Some(*number));
+            }
+        }
+        Ok(None)
     }
 }
 

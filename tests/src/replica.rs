@@ -17,8 +17,8 @@ fn names(directory: &Path) -> Result<BTreeSet<String>, String> {
         .collect()
 }
 
-/// Waits until ROOT holds exactly what DESIGN.md section 5 lists and `status` says: the generations it names, its
-/// spares in staging, an empty trash (which drains in the background), and nothing beside them. Panics with what is
+/// Waits until ROOT holds exactly what DESIGN.md section 9 lists and `status` says: slots for the generations that it
+/// names and for its spares, a link for each generation, an empty trash (which drains in the background), and nothing beside them. Panics with what is
 /// left over. The agent must run.
 #[track_caller]
 pub fn assert_no_litter(agent: &Agent) {
@@ -32,7 +32,7 @@ pub fn assert_no_litter(agent: &Agent) {
 
 /// What lies in ROOT that `status` does not explain, the trash apart.
 pub fn litter(root: &Path, status: &AgentStatus) -> Result<(), String> {
-    let known = ["generations", "live", "lost+found", "staging", "state", "trash"];
+    let known = ["generations", "live", "lost+found", "previous", "slots", "staging", "state", "trash"];
     if let Some(name) = names(root)?.iter().find(|name| !known.contains(&name.as_str())) {
         return Err(format!("{name} in the root"));
     }
@@ -40,6 +40,14 @@ pub fn litter(root: &Path, status: &AgentStatus) -> Result<(), String> {
     let on_disk = names(&root.join("generations"))?;
     if generations != on_disk {
         return Err(format!("generations {on_disk:?}, status says {generations:?}"));
+    }
+    let slots = names(&root.join("slots"))?;
+    if slots.len() as u64 != generations.len() as u64 + status.spares {
+        let spares = status.spares;
+        return Err(format!("slots {slots:?}, status says {generations:?} and {spares} spares"));
+    }
+    if let Some(link) = generations.iter().find(|number| !root.join("generations").join(number).is_dir()) {
+        return Err(format!("the link of generation {link} leads nowhere"));
     }
     let mut staging = names(&root.join("staging"))?;
     // Where content arrives: its directories stay, but no content may be left in them.
@@ -51,8 +59,8 @@ pub fn litter(root: &Path, status: &AgentStatus) -> Result<(), String> {
             return Err(format!("{} was left", item.path().display()));
         }
     }
-    if staging.len() as u64 != status.spares {
-        return Err(format!("staging {staging:?}, status says {} spares", status.spares));
+    if !staging.is_empty() {
+        return Err(format!("staging {staging:?}"));
     }
     Ok(())
 }

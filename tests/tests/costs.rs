@@ -18,10 +18,15 @@ struct Trace {
 
 impl Trace {
     fn attach(scene: &Scene, pid: u32, name: &str) -> Self {
+        Self::attach_to(scene, pid, name, "trace=%file,getdents64,statx,read,pread64")
+    }
+
+    /// Traces only these calls.
+    fn attach_to(scene: &Scene, pid: u32, name: &str, calls: &str) -> Self {
         let program = require_program("strace", "strace");
         let file = scene.path(&format!("{name}.trace"));
         let mut command = Command::new(program);
-        command.args(["-f", "-y", "-s", "200", "-e", "trace=%file,getdents64,statx,read,pread64"]);
+        command.args(["-f", "-y", "-s", "200", "-e", calls]);
         command.arg("-o").arg(&file).args(["-p", &pid.to_string()]);
         let strace = Daemon::start(&mut command, scene.directory(), name);
         wait::until("strace to attach", || strace.log().contains("attached").then_some(()));
@@ -140,4 +145,41 @@ fn a_restart_on_an_unchanged_tree_reads_no_file_content() {
         .filter(|line| !line.contains("O_DIRECTORY") && line.contains(".html"))
         .collect();
     assert!(opened.is_empty(), "{} files opened, like {:?}", opened.len(), opened.first());
+}
+
+/// Calls by which an agent waits for the disk until one changed file of a settled replica is live.
+fn syncs_of_one_changed_file(name: &str) -> Vec<String> {
+    let (scene, origin) = site(name, 600);
+    let mut agent = Agent::started(&scene, &origin, "web1");
+    origin.wait_connected(&["web1"]);
+    for round in 0..4 {
+        write(&origin.tree, "section-1/page-1.html", format!("warm {round}"));
+        agent.wait_live(origin.commit_live());
+    }
+    wait::until("both spares", || agent.try_status().filter(|status| status.spares >= 2));
+    let trace = Trace::attach_to(&scene, agent.daemon().pid(), name, "trace=fsync,fdatasync,syncfs,renameat");
+    write(&origin.tree, "section-1/page-1.html", "one changed file");
+    origin.commit_live();
+    let file = trace.file.clone();
+    trace.finish(&agent.root);
+    let text = String::from_utf8_lossy(&fs::read(file).expect("read a trace")).into_owned();
+    let root = agent.root.display().to_string();
+    let calls: Vec<&str> = text.lines().filter(|line| line.contains(&root)).collect();
+    let switch = calls.iter().position(|call| call.contains("\"live.next\"")).expect("a switch");
+    let end = calls[switch..].iter().position(|call| call.contains("sync(")).expect("a sync") + switch;
+    let begin =
+        calls[..switch].iter().rposition(|call| call.contains("page-1.html")).expect("the file's sync");
+    // The signed record's copy is written by a thread meanwhile.
+    let own = calls[begin..=end].iter().filter(|call| call.contains("sync(") && !call.contains("/signed"));
+    own.map(ToString::to_string).collect()
+}
+
+#[test]
+fn one_changed_file_waits_for_the_disk_a_few_times() {
+    let syncs = syncs_of_one_changed_file("syncs");
+    let listed = syncs.join("\n");
+    println!("{} syncs:\n{listed}", syncs.len());
+    // The file, its directory, the root of the tree, the record, ROOT.
+    assert_eq!(syncs.len(), 5, "{listed}");
+    assert!(!listed.contains("syncfs"), "{listed}");
 }

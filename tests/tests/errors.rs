@@ -170,15 +170,18 @@ fn no_error_under_data_on_xfs_loses_a_generation_or_a_token() {
     sweep_the_origin("errors-origin-xfs", xfs, ORIGIN_SHARE[1]);
 }
 
+/// Whether a call is made where content arrives or where it goes.
+fn is_content(point: &Point) -> bool {
+    ["staging/", "slots/"].iter().any(|place| point.path.contains(place))
+}
+
 #[test]
 fn what_a_failed_sync_left_is_never_taken_for_durable() {
     let scene = Scene::in_memory("errors-sync");
     let mount = Mount::ext4(&scene.path("disk"), 64);
     let (mut node, scenarios) = Node::new(&scene, mount, Rights::Root);
     let scenario = scenarios.iter().find(|s| s.name == "large update").expect("a scenario");
-    let written = |points: &[Point]| {
-        points.iter().filter(|p| p.call == "openat2" && p.path.contains("staging/")).count()
-    };
+    let written = |points: &[Point]| points.iter().filter(|p| p.call == "openat2" && is_content(p)).count();
     for (planted, wanted) in [(None, true), (Some("sync-again"), false)] {
         node.planted = planted;
         let points = node.count(scenario);
@@ -355,12 +358,12 @@ fn a_disk_that_becomes_read_only_is_served_from_until_it_no_longer_is() {
         write(&tree, &format!("many/{}/{number}.html", number % 7), format!("page {number}"));
     }
     let third = node.commit();
-    let scenario = Scenario { image: None, ..Scenario::from("remount", &disk, second, &[second]) };
+    let scenario = Scenario { image: None, ..Scenario::from("remount", &disk, second) };
     let log = Traced::log_of(&disk);
     let (directory, mut files, remounted) = (disk.clone(), 0, Arc::new(AtomicBool::new(false)));
     let done = remounted.clone();
     let policy = move |point: &Point| {
-        files += u32::from(point.call == "openat2" && point.path.contains("staging/"));
+        files += u32::from(point.call == "openat2" && is_content(point));
         if files > 100 && !done.load(Ordering::Relaxed) {
             done.store(Mount::try_remount(&directory, "ro").is_ok(), Ordering::Relaxed);
         }

@@ -211,3 +211,32 @@ fn an_update_that_is_cut_short_is_not_called_done() {
     assert_eq!(lines_with(&log, &["INFO", "update interrupted: ", " of 4.00 MiB"]), 1, "{log}");
     assert!(!log.contains("update done"), "{log}");
 }
+
+#[test]
+fn a_tree_that_a_failing_hook_left_the_web_server_on_would_be_missed() {
+    for planted in [false, true] {
+        let scene = Scene::new(&format!("hook-planted-{planted}"));
+        let tree = scene.path("tree");
+        write(&tree, "index.html", "one");
+        let origin = Origin::started(&scene, &tree);
+        let options = ["--on-activate", "[ $SYNCD_GENERATION = 1 ]", "--keep", "1", "--grace", "0s"];
+        let mut agent = Agent::joined(&scene, &origin, "web1").with_options(&options);
+        if planted {
+            agent.under(&["env".into(), "SYNCD_PLANTED=unprotected".into()]);
+        }
+        agent.start();
+        origin.wait_connected(&["web1"]);
+        assert_eq!(origin.commit_live(), 1);
+        for number in 2..=3 {
+            write(&tree, "index.html", format!("version {number}"));
+            origin.cli("commit", &["--wait"]).expect_code(3);
+            agent.wait_live(number);
+        }
+        if planted {
+            wait::until("a tree to be taken", || (!agent.status().generations.contains(&1)).then_some(()));
+        } else {
+            wait::until("what can wait to be done", || agent.try_status().filter(|s| s.spares >= 2));
+            assert_eq!(agent.status().generations, [1, 2, 3]);
+        }
+    }
+}

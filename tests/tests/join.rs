@@ -387,9 +387,13 @@ fn modes_do_not_depend_on_the_umask_and_are_mended() {
         {
             assert_eq!(mode(&path), expected, "{} under {umask}", path.display());
         }
-        for (name, expected) in
-            [("", 0o755), ("generations", 0o755), ("state", 0o700), ("state/identity/identity", 0o600)]
-        {
+        for (name, expected) in [
+            ("", 0o755),
+            ("slots", 0o755),
+            ("generations", 0o755),
+            ("state", 0o700),
+            ("state/identity/identity", 0o600),
+        ] {
             assert_eq!(mode(&root.join(name)), expected, "ROOT/{name} under {umask}");
         }
         assert_eq!(mode(&scene.path("lib")) & 0o055, 0o055, "a web server gets through to ROOT");

@@ -101,13 +101,13 @@ impl Content {
 }
 
 fn in_building(point: &Point) -> bool {
-    point.path.contains("staging/building-")
+    point.path.contains("slots/")
 }
 
 fn moments(content: &Content, joined: &Path, one: &Path, two: &Path) -> Vec<Moment> {
-    let first = Scenario::from("first sync", joined, 0, &[]);
-    let update = Scenario::from("update", one, 1, &[1]);
-    let idle = Scenario::from("idle", two, 2, &[2]).left_alone();
+    let first = Scenario::from("first sync", joined, 0);
+    let update = Scenario::from("update", one, 1);
+    let idle = Scenario::from("idle", two, 2).left_alone();
     let recycling = Scenario { options: idle.options.clone(), ..update.clone() };
     let moment = |what, scenario: &Scenario, skip, fits, live| Moment {
         what,
@@ -118,13 +118,13 @@ fn moments(content: &Content, joined: &Path, one: &Path, two: &Path) -> Vec<Mome
     };
     let deep = content.skip();
     vec![
-        moment("first sync, in staging", &first, deep, in_building as fn(&Point) -> bool, [0, 0]),
-        moment("update, in staging", &update, 30, |p| p.thread == "replica" && in_building(p), [1, 1]),
+        moment("first sync, in its tree", &first, deep, in_building as fn(&Point) -> bool, [0, 0]),
+        moment("update, in its tree", &update, 30, |p| p.thread == "replica" && in_building(p), [1, 1]),
         moment(
             "before the record of the switch",
             &update,
             0,
-            |p| p.thread == "replica" && p.call == "renameat2" && p.path.contains("to web1/generations/"),
+            |p| p.thread == "replica" && p.call == "symlinkat" && p.path.contains("live.next"),
             [1, 1],
         ),
         moment(
@@ -134,13 +134,7 @@ fn moments(content: &Content, joined: &Path, one: &Path, two: &Path) -> Vec<Mome
             |p| p.call == "renameat" && p.path.contains("live.next"),
             [1, 2],
         ),
-        moment(
-            "after the switch",
-            &update,
-            0,
-            |p| p.thread == "background" && p.path.contains("staging/"),
-            [2, 2],
-        ),
+        moment("after the switch", &update, 0, |p| p.thread == "background" && in_building(p), [2, 2]),
         moment("new spares", &first, deep, |p| p.thread == "background" && in_building(p), [2, 2]),
         moment("catching up of a spare", &update, 30, |p| p.thread == "background" && in_building(p), [2, 2]),
         moment(

@@ -16,10 +16,11 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::{Duration, Instant};
 
-use syncd_tests::edits::Edits;
+use syncd_tests::edits::{Edits, write};
 use syncd_tests::hub::{Errand, Hub};
 use syncd_tests::mounts::Mount;
 use syncd_tests::node::{Case, End, Node, RECOVERY_LIMIT, Rights, Scenario, Shown};
+use syncd_tests::process::tool;
 use syncd_tests::tracer::Point;
 use syncd_tests::{Scene, Seeded};
 
@@ -31,6 +32,8 @@ const USER_SHARE: usize = 42;
 const KILL_SHARE: u64 = 8;
 /// A planted bug has to be found within so many cases.
 const PLANTED_SHARE: usize = 40;
+/// Cuts while a tree is changed that was live before.
+const PREVIOUS_SHARE: usize = 20;
 /// How long other threads may go on talking in a part of the cases.
 const LINGER: Duration = Duration::from_millis(40);
 
@@ -378,7 +381,7 @@ fn cuts_one_after_another_leave_one_complete_generation_live() {
         let shown = node.run(&scenario, case).unwrap_or_else(|complaint| panic!("cut {round}: {complaint}"));
         fired += usize::from(shown.point.is_some());
         // From what that left, with another change.
-        scenario = Scenario { name: "chain", image: None, live: node.newest(), held: Vec::new(), ..scenario };
+        scenario = Scenario { name: "chain", image: None, live: node.newest(), ..scenario };
         edits.round(30);
         node.commit();
     }
@@ -412,6 +415,67 @@ fn planted_bugs_are_caught() {
         node.planted = None;
         let (tried, complaint) = caught.unwrap_or_else(|| panic!("the planted bug {bug} was not caught"));
         println!("{bug}: caught by case {tried}: {complaint}");
+    }
+}
+
+/// Cuts an update just before its switch, takes one of its changes back and has another update built: whether the oracle
+/// is content with what is live then.
+fn live_after_a_change_was_taken_back(node: &mut Node, scenario: &Scenario) -> Result<u64, String> {
+    let points = node.count(scenario);
+    let switch = points.iter().find(|p| p.call == "symlinkat" && p.path.contains("live.next"));
+    node.crashed(scenario, switch.expect("a switch").ordinal, "half-patched.image");
+    let page = |directory: &std::path::Path| directory.join("index.html").into_os_string();
+    let tree = node.origin.tree.clone();
+    tool("cp", ["-p".into(), page(&node.agent.live()), page(&tree)]);
+    write(&tree, "another.html", "another");
+    let number = node.commit();
+    node.agent.start();
+    node.poll("the next update", |node| match node.complete(0) {
+        Ok(live) if live == number => Ok(live),
+        other => Err(format!("{other:?}")),
+    })
+}
+
+#[test]
+fn a_tree_that_a_cut_left_half_patched_is_not_taken_for_a_spare() {
+    let scene = Scene::in_memory("sweep-row");
+    let mount = Mount::ext4(&scene.path("disk"), 64);
+    let (mut node, mut scenarios) = Node::new(&scene, mount, Rights::Root);
+    scenarios.retain(|scenario| scenario.name == "small update");
+    live_after_a_change_was_taken_back(&mut node, &scenarios[0]).expect("nothing is mixed");
+    node.agent.kill9();
+    node.planted = Some("row-late");
+    node.patience = Duration::from_secs(10);
+    let newest = node.newest();
+    node.settle_at(newest);
+    let again = Scenario { image: Some(node.save("again.image")), live: newest, ..scenarios[0].clone() };
+    write(&node.origin.tree, "index.html", "once more");
+    node.commit();
+    let complaint = live_after_a_change_was_taken_back(&mut node, &again).expect_err("the planted bug");
+    println!("row-late: {complaint}");
+}
+
+#[test]
+fn no_cut_on_ext4_leaves_previous_with_a_tree_that_is_changed() {
+    let mut random = Seeded::announced("previous");
+    let scene = Scene::in_memory("sweep-previous");
+    let mount = Mount::ext4(&scene.path("disk"), 64);
+    let (mut node, mut scenarios) = Node::new(&scene, mount, Rights::Root);
+    scenarios.retain(|scenario| scenario.name == "small update");
+    scenarios[0].options.extend(["--keep".into(), "1".into()]);
+    for planted in [None, Some("previous-stays")] {
+        node.planted = planted;
+        let [Part { scenario, points, cases }] =
+            &parts(&mut node, scenarios.clone(), None, Lane::ALL, &mut random)[..]
+        else {
+            panic!("one scenario")
+        };
+        let in_a_tree = |p: &&Point| p.thread == "background" && p.path.contains("slots/");
+        let there: BTreeSet<usize> = points.iter().filter(in_a_tree).map(|point| point.ordinal).collect();
+        let chosen = cases.iter().filter(|case| there.contains(&case.ordinal)).take(PREVIOUS_SHARE);
+        let complaint = chosen.filter_map(|case| node.run(scenario, *case).err()).next();
+        assert_eq!(complaint.is_some(), planted.is_some(), "{planted:?}: {complaint:?}");
+        println!("{planted:?}: {complaint:?}");
     }
 }
 

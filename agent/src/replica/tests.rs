@@ -17,7 +17,7 @@ use syncd_shared::{ContentHash, ContentTag, RootEntry};
 
 use crate::activate::ActivationContext;
 use crate::disk::fault;
-use crate::fixture::{Site, path, snapshot};
+use crate::fixture::{Site, path, snapshot, snapshot_below};
 use crate::replica::Replica;
 use crate::source::FetchError;
 use crate::spares::Upkept;
@@ -71,16 +71,30 @@ fn names(path: &Path) -> Vec<String> {
     names
 }
 
-/// No half-built tree, no rubbish.
-fn assert_tidy(site: &Site) {
+/// No half-built tree, no rubbish; links and modes are as they should be.
+fn assert_tidy(site: &Site, replica: &Replica) {
+    let slots = &replica.slots;
+    let known: Vec<_> = slots.held().map(|(slot, _)| slot).chain(slots.spares().map(|(s, _)| s)).collect();
+    let mut there: Vec<u64> =
+        names(&site.root().join("slots")).iter().map(|name| name.parse().unwrap()).collect();
+    there.sort_unstable();
+    assert!(there.iter().all(|slot| known.contains(slot)), "{there:?}, known are {known:?}");
+    assert_eq!(there.len(), known.len());
+    for spare in site.spares(replica) {
+        assert_eq!(spare.metadata().unwrap().permissions().mode() & 0o777, 0o700, "{}", spare.display());
+    }
+    let numbers: Vec<u64> = slots.generations().into_keys().collect();
+    assert_eq!(site.generations(), numbers);
+    for (number, slot) in slots.generations() {
+        assert_eq!(site.generation(number), slots.path(slot).canonicalize().unwrap());
+    }
     let staging = names(&site.root().join("staging"));
-    let expected = |name: &String| ["spare-", "drawn-", "incoming"].iter().any(|p| name.starts_with(p));
-    assert!(staging.iter().all(expected), "{staging:?}");
+    assert!(staging.iter().all(|name| name == "incoming"), "{staging:?}");
     let incoming = site.root().join("staging/incoming");
     // Neither a directory: it would stay as large as it ever was, and be read at every update.
     assert!(!incoming.exists() || names(&incoming).is_empty());
     assert!(names(&site.root().join("trash")).is_empty());
-    assert!(!site.root().join("live.next").exists());
+    assert!(!site.root().join("live.next").is_symlink() && !site.root().join("previous.next").is_symlink());
 }
 
 #[test]
@@ -126,7 +140,7 @@ fn contents_that_come_again_beyond_what_is_remembered_are_placed_all_the_same() 
     std::fs::write(fan.join(&hash), &left).unwrap();
     site.publish(&mut replica);
     site.assert_live_is_tree();
-    assert_tidy(&site);
+    assert_tidy(&site, &replica);
     let one = inode(&site.live().join("g/one"));
     assert_ne!(one, inode(&site.live().join("g/two")));
 }
@@ -150,7 +164,7 @@ fn contents_that_begin_with_the_same_five_bytes_of_hash_are_told_apart() {
         site.write("pair/d", "another");
         site.publish(&mut replica);
         site.assert_live_is_tree();
-        assert_tidy(&site);
+        assert_tidy(&site, &replica);
     }
 }
 
@@ -178,9 +192,9 @@ fn an_update_patches_a_spare_and_keeps_untouched_inodes() {
     assert_eq!(std::fs::read(edited).unwrap(), b"<p>0</p>");
     site.settle(&mut replica);
     assert_eq!((replica.status().spares, replica.status().spare_misses), (2, 0));
-    assert_tidy(&site);
-    for spare in names(&site.root().join("staging")).iter().filter(|n| n.starts_with("spare")) {
-        assert_eq!(snapshot(&site.root().join("staging").join(spare)), snapshot(&site.tree()));
+    assert_tidy(&site, &replica);
+    for spare in site.spares(&replica) {
+        assert_eq!(snapshot_below(&spare), snapshot_below(&site.tree()));
     }
 }
 
@@ -222,7 +236,7 @@ fn an_unknown_basis_takes_the_general_path_and_fetches_only_what_is_lacking() {
 fn a_rollback_to_a_held_generation_fetches_nothing() {
     let (mut site, mut replica) = settled();
     let before = snapshot(&site.tree());
-    let old: RootEntry = replica.live().unwrap().generation().root;
+    let old: RootEntry = replica.slots.live().unwrap().generation().root;
     edit(&site);
     site.publish(&mut replica);
     site.settle(&mut replica);
@@ -237,9 +251,9 @@ fn a_rollback_to_a_held_generation_fetches_nothing() {
 fn the_same_root_under_a_new_number_is_switched_to() {
     let (mut site, mut replica) = settled();
     site.publish(&mut replica);
-    assert_eq!(std::fs::read_link(site.live()).unwrap(), Path::new("generations/2"));
+    assert_eq!(site.live_number(), 2);
     site.assert_live_is_tree();
-    let again = replica.live().unwrap().clone();
+    let again = replica.slots.live().unwrap().clone();
     let staged = site.stage(&mut replica, &again).unwrap();
     let nothing = |context: &ActivationContext<'_>| {
         Ok(context.changed_paths.each(&mut |path| panic!("{path} is the same"))?)
@@ -250,7 +264,7 @@ fn the_same_root_under_a_new_number_is_switched_to() {
 #[test]
 fn older_and_conflicting_generations_are_refused() {
     let (mut site, mut replica) = settled();
-    let old = replica.live().unwrap().clone();
+    let old = replica.slots.live().unwrap().clone();
     site.publish(&mut replica);
     assert!(matches!(site.stage(&mut replica, &old), Err(StageError::Refused(_))));
 }
@@ -263,7 +277,7 @@ fn a_failing_hook_keeps_the_old_generation_and_the_staged_tree() {
     let staged = site.stage(&mut replica, &target).unwrap();
     let error = replica.activate(staged, &mut |_| Err("config test failed".into())).unwrap_err();
     let crate::activate::ActivateError::Hook { staged, .. } = error else { panic!("{error}") };
-    assert_eq!(std::fs::read_link(site.live()).unwrap(), Path::new("generations/1"));
+    assert_eq!(site.live_number(), 1);
     replica.activate(*staged, &mut |_| Ok(())).unwrap();
     site.assert_live_is_tree();
 }
@@ -286,7 +300,7 @@ fn what_arrived_before_the_connection_broke_is_not_fetched_again() {
     site.assert_live_is_tree();
     assert!(site.origin.sent.len() < before);
     site.settle(&mut replica);
-    assert_tidy(&site);
+    assert_tidy(&site, &replica);
 }
 
 #[test]
@@ -307,7 +321,7 @@ fn a_change_in_a_retired_tree_never_comes_back_and_is_reported() {
     replica.options.keep = 1;
     site.write("docs/0/page-0.html", "second");
     site.publish(&mut replica);
-    let retired = site.root().join("generations/1");
+    let retired = site.generation(1);
     std::fs::write(retired.join("docs/1/backdoor.php"), "<?php").unwrap();
     std::fs::remove_file(retired.join("docs/1/page-4.html")).unwrap();
     std::fs::write(retired.join("docs/1/page-4.html"), "defaced").unwrap();
@@ -332,8 +346,8 @@ fn a_file_replaced_in_the_live_tree_is_not_linked_on() {
     std::fs::remove_file(&victim).unwrap();
     std::fs::write(&victim, "<x>4</x>").unwrap();
     std::fs::File::options().write(true).open(&victim).unwrap().set_modified(mtime).unwrap();
-    for spare in ["spare-1", "drawn-2"] {
-        std::fs::remove_dir_all(site.root().join("staging").join(spare)).unwrap();
+    for spare in site.spares(&replica) {
+        std::fs::remove_dir_all(spare).unwrap();
     }
     drop(replica);
     replica = site.open();
@@ -375,10 +389,10 @@ fn damage_of_the_live_tree_is_found_and_healed() {
     assert_eq!(site.origin.sent.len(), 2);
     assert_eq!(opened.metadata().unwrap().len(), 700_000);
     site.settle(&mut replica);
-    assert_tidy(&site);
+    assert_tidy(&site, &replica);
     let report = replica.verify(None, &|_| {}, &AtomicBool::new(false)).unwrap();
     assert!(report.drift.is_empty() && !report.healed, "{:?}", report.drift);
-    assert_eq!(report.files, replica.live().unwrap().generation().root.totals.files);
+    assert_eq!(report.files, replica.slots.live().unwrap().generation().root.totals.files);
     edit(&site);
     site.publish(&mut replica);
     site.assert_live_is_tree();
@@ -467,7 +481,7 @@ fn without_record_a_damaged_live_tree_is_served_until_it_is_staged_anew() {
     assert!(site.live().join("twin-b").exists());
     site.follow(&mut replica, &accepted);
     site.assert_live_is_tree();
-    assert_eq!(std::fs::read_link(site.live()).unwrap(), Path::new("generations/1"));
+    assert_eq!(site.live_number(), 1);
 }
 
 #[test]
@@ -521,7 +535,7 @@ fn a_full_disk_is_a_clear_error_and_the_old_generation_stays() {
         let target = site.origin.seal(&site.tree());
         let error = site.stage(&mut replica, &target).unwrap_err();
         assert!(matches!(error, StageError::NoInodes { .. }), "{error}");
-        assert_eq!(std::fs::read_link(root.join("live")).unwrap(), Path::new("generations/1"));
+        assert_eq!(std::fs::read_link(root.join("live")).unwrap(), Path::new("slots/1"));
         assert_eq!(replica.status().live.unwrap().number().get(), 1);
     });
 }
@@ -557,7 +571,6 @@ fn what_is_kept_gives_way_to_an_update_but_not_what_the_node_would_return_to() {
         assert!(!root.join("lost+found/1").exists(), "it gives way before generations do");
         // A tree that a web server may still read is never given up: the update is refused.
         replica.options.grace = std::time::Duration::from_secs(3600);
-        replica.upkeep.retired.clear();
         let error = (10..20).find_map(|i| replace_a_large_file(site, &mut replica, i).err()).unwrap();
         assert!(matches!(error, StageError::NoSpace { .. }), "{error}");
         assert!(kept.iter().all(|number| root.join(format!("generations/{number}")).exists()));
@@ -594,7 +607,7 @@ fn sweep(prepare: &dyn Fn() -> (Site, Replica), work: &dyn Fn(&mut Site, &mut Re
             let live = snapshot(&site.live().canonicalize().unwrap());
             let number = replica.status().live.unwrap().number().get();
             assert!(live == old || live == new, "neither old nor new, killed before change {changes}");
-            assert_eq!(std::fs::read_link(site.live()).unwrap(), Path::new(&format!("generations/{number}")));
+            assert_eq!(site.live_number(), number);
             assert_eq!(live == new, number == site.new_number(), "killed before change {changes}");
             assert!(!finished || live == new, "acknowledged and lost, killed before change {changes}");
         }
@@ -605,9 +618,9 @@ fn sweep(prepare: &dyn Fn() -> (Site, Replica), work: &dyn Fn(&mut Site, &mut Re
         site.settle(&mut replica);
         let status = replica.status();
         assert_eq!(status.spares as u64, 2 + status.spare_misses, "change {changes}");
-        assert_tidy(&site);
-        for spare in names(&site.root().join("staging")).iter().filter(|n| n.starts_with("spare")) {
-            assert_eq!(snapshot(&site.root().join("staging").join(spare)), new, "change {changes}");
+        assert_tidy(&site, &replica);
+        for spare in site.spares(&replica) {
+            assert_eq!(snapshot_below(&spare), new[1..], "change {changes}");
         }
         if finished {
             return;
@@ -675,7 +688,7 @@ fn a_kill_at_any_change_of_healing_leaves_a_complete_tree() {
         fault::arm(None);
         drop(replica);
         let mut replica = site.open();
-        assert_eq!(std::fs::read_link(site.live()).unwrap(), Path::new("generations/1"));
+        assert_eq!(site.live_number(), 1);
         assert_eq!(snapshot(&site.live().canonicalize().unwrap()).len(), snapshot(&site.tree()).len());
         replica.verify(Some(&mut site.origin), &|_| {}, &AtomicBool::new(false)).unwrap();
         site.assert_live_is_tree();
@@ -687,7 +700,7 @@ fn a_kill_at_any_change_of_healing_leaves_a_complete_tree() {
         site.publish(&mut replica);
         site.assert_live_is_tree();
         site.settle(&mut replica);
-        assert_tidy(&site);
+        assert_tidy(&site, &replica);
         if report.is_ok_and(|r| r.healed) {
             return;
         }

@@ -18,12 +18,12 @@ use syncd_shared::{GenerationNumber, RootHash, SignedGeneration};
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 
-use crate::hooks::{AfterHook, Hook, HookError, HookState, Occasion, Paths};
+use crate::hooks::{AfterHook, Changed, Hook, HookError, HookState, Occasion};
 use crate::source::Source;
 use crate::status::Drift;
 
 /// What is called before a switch, with the changed paths; its error prevents the switch.
-pub type BeforeSwitch<'a> = dyn FnMut(Occasion, &Paths<'_>) -> Result<(), HookError> + 'a;
+pub type BeforeSwitch<'a> = dyn FnMut(Occasion, &Changed<'_>) -> Result<(), HookError> + 'a;
 
 /// What the session asks of a replica. [`crate::replica::Replica`] answers; tests have one that fails and dawdles on
 /// demand. Everything blocks.
@@ -60,6 +60,9 @@ pub trait ReplicaWork: Send + 'static {
     /// A web server may still serve generations from this number on: their trees stay as they are. `None`: what is live
     /// alone. Called before each command, and between a switch and everything that follows from it.
     fn protect(&mut self, _from: Option<u64>) {}
+
+    /// The on-activate hook has succeeded for what is live.
+    fn hook_succeeded(&mut self) {}
 
     /// Bounds what piles up where no time is left for [`Self::maintain`]: after each report, for which somebody waits.
     fn bound(&mut self) {}
@@ -461,8 +464,12 @@ impl<R: ReplicaWork> Bench<R> {
 
     /// Passes on which trees a web server may still serve. A hook that succeeds meanwhile only makes them fewer.
     fn protect(&mut self) {
-        let from = self.hooks.after.as_ref().and_then(|after| after.protected());
+        let Some(after) = &self.hooks.after else { return self.replica.protect(None) };
+        let from = after.protected();
         self.replica.protect(from);
+        if from.is_none() {
+            self.replica.hook_succeeded();
+        }
     }
 
     fn execute(&mut self, command: Command, cancellation: &Cancellation) -> Result<Outcome, Failure> {
@@ -539,13 +546,13 @@ impl<R: ReplicaWork> Bench<R> {
     fn activate(&mut self, staged: R::Staged) -> Result<Outcome, Failure> {
         let hooks = &self.hooks;
         let mut noted = None;
-        let mut before = |occasion: Occasion, paths: &Paths<'_>| {
+        let mut before = |occasion: Occasion, changed: &Changed<'_>| {
             noted = Some(occasion.generation);
             if let Some(hook) = &hooks.before {
-                hook.run(&occasion, paths)?;
+                hook.run(&occasion, changed.all)?;
             }
             match &hooks.after {
-                Some(after) => after.note(occasion.after_switch(), paths),
+                Some(after) => after.note(occasion, changed),
                 None => Ok(()),
             }
         };

@@ -20,12 +20,12 @@ use rustix::fs::FileType;
 use syncd_shared::diff::DirectorySource;
 use syncd_shared::{Component, Directory, Entry, Kind, Metadata, ObjectHash, RootEntry, Timestamp, TreePath};
 
-use crate::disk::{Dir, DiskError, Owners, Stat};
-use crate::layout::Layout;
-use crate::record::{Record, RecordError};
+use crate::disk::{Dir, DiskError, Stat};
+use crate::record::RecordError;
 use crate::stage::StageError;
 use crate::stage::cursor::{DirCursor, looks_like};
 use crate::stage::holes::Holes;
+use crate::state::trees::Trees;
 use crate::steps::Touched;
 
 /// What was found on the way.
@@ -36,9 +36,7 @@ pub(crate) struct Conformed {
 }
 
 pub(crate) struct Conform<'a> {
-    pub layout: &'a Layout,
-    pub record: &'a Record,
-    pub owners: Owners,
+    pub trees: &'a Trees,
     /// The live tree, where links come from.
     pub live: Dir,
     /// Paths that are not to be linked even if they look right.
@@ -65,7 +63,7 @@ pub(crate) struct Since {
 }
 
 /// The tree that is made, and the live tree.
-struct Trees {
+struct Pair {
     made: DirCursor,
     live: DirCursor,
 }
@@ -130,7 +128,7 @@ impl Conform<'_> {
     pub fn run(&self, dir: &Dir, root: &RootEntry) -> Result<Conformed, StageError> {
         let mut found = Conformed::default();
         let (made, live) = (DirCursor::new(dir.reopen()?), DirCursor::new(self.live.reopen()?));
-        let mut trees = Trees { made, live };
+        let mut trees = Pair { made, live };
         let first = Next {
             path: TreePath::root(),
             object: &root.object,
@@ -149,9 +147,9 @@ impl Conform<'_> {
     }
 
     /// Begins with a directory: what the manifest does not have goes.
-    fn enter(&self, next: Next<'_>, trees: &mut Trees) -> Result<Entered, StageError> {
+    fn enter(&self, next: Next<'_>, trees: &mut Pair) -> Result<Entered, StageError> {
         let Next { path, object, metadata, is_new, was } = next;
-        let manifest = self.record.directory(object)?;
+        let manifest = self.trees.record.directory(object)?;
         let dir = trees.made.at(&path)?;
         let has_live = trees.live.at(&path).is_ok();
         let same_metadata = was.is_some_and(|was| was.metadata == *metadata);
@@ -159,7 +157,7 @@ impl Conform<'_> {
         let is_whole = match (&was, self.since()) {
             (Some(was), Some(since)) => {
                 !since.touched.names.contains(&path)
-                    // Its own entry in generations/ came and went.
+                    // Another owner and mode kept everybody out of it meanwhile.
                     && !path.is_root()
                     && same_metadata
                     && same_names(was, &manifest)
@@ -172,7 +170,7 @@ impl Conform<'_> {
                 dir.make_writable()?;
                 self.remove_strangers(dir, &manifest)?;
             }
-            inodes = self.record.inodes(&path)?.unwrap_or_default();
+            inodes = self.trees.record.inodes(&path)?.unwrap_or_default();
         }
         let (object, metadata) = (*object, *metadata);
         Ok(Entered { path, object, metadata, manifest, was, is_whole, is_new, has_live, inodes, next: 0 })
@@ -182,7 +180,7 @@ impl Conform<'_> {
     fn go_on(
         &self,
         entered: &mut Entered,
-        trees: &mut Trees,
+        trees: &mut Pair,
         found: &mut Conformed,
     ) -> Result<Option<Entered>, StageError> {
         let manifest = entered.manifest.clone();
@@ -212,8 +210,9 @@ impl Conform<'_> {
             let next = Next { path, object, metadata: &entry.metadata, is_new, was };
             return self.enter(next, trees).map(Some);
         }
-        if !entered.is_whole {
-            dir.set_own_metadata(&entered.metadata, self.owners)?;
+        // The root has its own when it is to be live.
+        if !entered.is_whole && !entered.path.is_root() {
+            dir.set_own_metadata(&entered.metadata, self.trees.owners)?;
         }
         Ok(None)
     }
@@ -237,10 +236,12 @@ impl Conform<'_> {
         if !path.is_root() && stat.ctime > since.finished {
             return Ok(None);
         }
-        if stat.mtime != was.metadata.mtime || !self.owners.agree(&stat, &was.metadata) {
+        if stat.mtime != was.metadata.mtime
+            || !path.is_root() && !self.trees.owners.agree(&stat, &was.metadata)
+        {
             return Ok(None);
         }
-        match self.record.directory(&was.object) {
+        match self.trees.record.directory(&was.object) {
             Ok(directory) => Ok(Some(directory)),
             Err(RecordError::Unknown { .. }) => Ok(None),
             Err(error) => Err(error.into()),
@@ -257,7 +258,7 @@ impl Conform<'_> {
                 if name.as_ref().is_some_and(|name| manifest.get(name).is_some()) {
                     continue;
                 }
-                self.layout.remove(dir, &listed.name)?;
+                self.trees.layout.remove(dir, &listed.name)?;
                 removed = true;
             }
             if !removed {
@@ -294,8 +295,9 @@ impl Conform<'_> {
             Some(distrusted) => distrusted.contains(&join(place.path, entry)?),
             None => false,
         };
-        let is_right =
-            |stat: &Stat| inode == Some(stat.inode) && !distrusted && looks_like(entry, stat, self.owners);
+        let is_right = |stat: &Stat| {
+            inode == Some(stat.inode) && !distrusted && looks_like(entry, stat, self.trees.owners)
+        };
         let live_is_right = || match place.live {
             Some(live) => match live.stat(name) {
                 // Somebody else's, in the place of the directory that was activated.
@@ -311,7 +313,7 @@ impl Conform<'_> {
                 return Ok(());
             }
             if there.is_some() {
-                self.layout.remove(place.dir, name)?;
+                self.trees.layout.remove(place.dir, name)?;
             }
         }
         if let Some(live) = place.live

@@ -19,11 +19,11 @@ use syncd_shared::{ContentHash, ContentTag, Entry, Kind, RootEntry, TreePath};
 
 use crate::disk;
 use crate::record::Record;
-use crate::replica::Replica;
 use crate::stage::StageError;
 use crate::stage::content::stretch;
 use crate::stage::cursor::LiveTree;
 use crate::stage::receive::Reception;
+use crate::state::trees::Trees;
 
 /// What is copied at a time.
 const COPY_BYTES: usize = 512 * 1024;
@@ -32,7 +32,7 @@ const BASES_AHEAD: usize = 64;
 
 /// The live tree as what deltas are made against. Shared by the workers.
 pub(crate) struct Bases<'a> {
-    replica: &'a Replica,
+    trees: &'a Trees,
     live: RootEntry,
     changes: &'a [Change],
     /// Contents that the part removes or replaces: index of their first change.
@@ -43,8 +43,8 @@ pub(crate) struct Bases<'a> {
 
 impl<'a> Bases<'a> {
     /// Of the live tree `live`, which the changes of this part start from.
-    pub fn new(replica: &'a Replica, live: RootEntry, changes: &'a [Change]) -> Self {
-        Self { replica, live, changes, released: OnceLock::new(), brought: OnceLock::new() }
+    pub fn new(trees: &'a Trees, live: RootEntry, changes: &'a [Change]) -> Self {
+        Self { trees, live, changes, released: OnceLock::new(), brought: OnceLock::new() }
     }
 
     fn released(&self, tag: ContentTag) -> Option<(&TreePath, &Entry)> {
@@ -120,8 +120,8 @@ impl<'a> Assembler<'a> {
     pub fn new(bases: &'a Bases<'a>) -> Result<Self, StageError> {
         Ok(Self {
             bases,
-            tree: bases.replica.live_tree(&bases.live)?,
-            manifest: ManifestCursor::new(&*bases.replica.record, &bases.live)?,
+            tree: bases.trees.live_tree(&bases.live)?,
+            manifest: ManifestCursor::new(&*bases.trees.record, &bases.live)?,
             open: None,
             prefix: Vec::new(),
             decoded: Vec::new(),

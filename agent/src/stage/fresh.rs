@@ -8,8 +8,7 @@
 //!            owner, mode and times of a directory, when nothing more is put into it
 //! ```
 //!
-//! Memory follows the windows, not the tree. What an interrupted attempt left in `staging/building-K` is hashed before
-//! it counts. Until the activation nothing knows of the tree: inode numbers go to the record ahead of it, because no
+//! Memory follows the windows, not the tree. What an interrupted attempt left is hashed before it counts. Until the activation nothing knows of the tree: inode numbers go to the record ahead of it, because no
 //! tree is live that they could be mistaken for.
 
 use std::collections::{HashMap, VecDeque};
@@ -24,8 +23,7 @@ use syncd_shared::{Directory, Entry, Kind, Metadata, ObjectHash, SignedGeneratio
 use tokio::sync::mpsc::{UnboundedSender, unbounded_channel};
 
 use crate::disk::{self, Dir, DiskError, Owners};
-use crate::layout::Layout;
-use crate::record::{InodeChanges, Record};
+use crate::record::Record;
 use crate::replica::Replica;
 use crate::source::{FetchError, Frames, Source};
 use crate::stage::allowance::Allowance;
@@ -35,7 +33,8 @@ use crate::stage::manifest;
 use crate::stage::repeats::Copies;
 use crate::stage::space::Demand;
 use crate::stage::window::{Done, Item, Shared, Window, Workers};
-use crate::stage::{StageError, StageProgress, Staged, building};
+use crate::stage::{StageError, StageProgress, Staged};
+use crate::state::trees::Trees;
 
 /// Windows that are asked for before the first of them is answered.
 const WINDOWS_AHEAD: usize = 3;
@@ -57,23 +56,24 @@ impl Replica {
         sync: Dir,
     ) -> Result<Staged, StageError> {
         let root = target.generation().root;
-        let block_bytes = self.layout.staging.space()?.block_bytes;
-        let (demand, repeats) = manifest::obtain_whole(&self.record, &root, block_bytes, source)?;
-        let incoming = Incoming::open(&self.layout, self.owners)?;
+        let trees = self.slots.trees();
+        let space = || trees.layout.staging.space();
+        let block_bytes = space()?.block_bytes;
+        let (demand, repeats) = manifest::obtain_whole(&trees.record, &root, block_bytes, source)?;
+        let incoming = Incoming::open(&trees.layout, trees.owners)?;
         let (slot, resumes) = self.fresh_slot()?;
-        let tree = self.layout.staging.open_dir(&building(slot))?;
-        if demand.check(&self.layout.staging.space()?, Default::default()).is_err() {
+        let tree = trees.open(slot)?;
+        if demand.check(&space()?, Default::default()).is_err() {
             // What interrupted attempts left counts; of other targets it makes room.
             self.lost_found_gives_way(cancel)?;
             let mut present = incoming.present()?;
-            taken_by(&self.record, tree.reopen()?, root.object, block_bytes, &mut present)?;
-            demand.check(&self.layout.staging.space()?, present)?;
+            taken_by(&trees.record, tree.reopen()?, root.object, block_bytes, &mut present)?;
+            demand.check(&space()?, present)?;
         }
-        self.record.clear_inodes()?;
-        let shared = Shared::new(&incoming, &tree, self.owners, cancel, root.totals)?;
+        trees.record.clear_inodes()?;
+        let shared = Shared::new(&incoming, &tree, trees.owners, cancel, root.totals)?;
         let mut walk = Walk {
-            layout: &self.layout,
-            record: &self.record,
+            trees: &trees,
             tree: tree.reopen()?,
             resumes,
             waiting: vec![(TreePath::root(), root.object, root.metadata)],
@@ -81,7 +81,7 @@ impl Replica {
             entered: Vec::new(),
         };
         let mut build = Build {
-            replica: self,
+            trees: &trees,
             shared: &shared,
             lists: HashMap::new(),
             whole: Vec::new(),
@@ -91,43 +91,28 @@ impl Replica {
         };
         build.run(&mut walk, target, source, progress)?;
         let done = shared.done();
-        incoming.clear(&self.layout)?;
-        Ok(Staged {
-            target: target.clone(),
-            slot: Some(slot),
-            sync,
-            changed: None,
-            durable_basis: false,
-            touched: None,
-            signed: None,
-            inodes: InodeChanges::default(),
-            spare_miss: false,
-            basis: None,
-            fetched: (done.bytes_done, done.files_done),
-        })
+        incoming.clear(&trees.layout)?;
+        let fetched = (done.bytes_done, done.files_done);
+        Ok(Staged { fetched, changed: None, ..Staged::new(target, Some(slot), None, sync) })
     }
 
     /// The tree to build in; whether an earlier attempt was interrupted in it.
     fn fresh_slot(&mut self) -> Result<(u64, bool), StageError> {
-        self.reclaim_spares()?;
-        self.reclaim_partials()?;
-        let buildings = self.buildings()?;
+        self.slots.end_parts()?;
+        let buildings = self.slots.buildings();
         for slot in buildings.iter().skip(1) {
-            self.layout.discard(&self.layout.staging, &building(*slot))?;
+            self.slots.discard(*slot)?;
         }
         if let Some(slot) = buildings.first() {
             return Ok((*slot, true));
         }
-        let slot = self.free_slot()?;
-        self.layout.staging.make_dir(&building(slot))?;
-        Ok((slot, false))
+        Ok((self.slots.make()?, false))
     }
 }
 
 /// Goes through the manifest in path order, makes directories, and gathers their files.
 struct Walk<'a> {
-    layout: &'a Layout,
-    record: &'a Record,
+    trees: &'a Trees,
     tree: Dir,
     resumes: bool,
     /// Directories still to be entered, the next one last.
@@ -141,7 +126,7 @@ struct Walk<'a> {
 impl Walk<'_> {
     /// Makes what directories are in a directory; how many.
     fn enter(&mut self, path: TreePath, object: ObjectHash) -> Result<usize, StageError> {
-        let directory = self.record.directory(&object)?;
+        let directory = self.trees.record.directory(&object)?;
         if self.resumes {
             self.remove_strangers(&path, &directory)?;
         }
@@ -184,7 +169,7 @@ impl Walk<'_> {
             if expected == Some(is_directory) {
                 continue;
             }
-            self.layout.remove(&dir, &listed.name)?;
+            self.trees.layout.remove(&dir, &listed.name)?;
         }
         Ok(())
     }
@@ -194,7 +179,7 @@ impl Walk<'_> {
     /// The entry that has this ordinal and index.
     fn entry(&self, (directory, entry): (u32, u32)) -> Result<Option<(&TreePath, Entry)>, StageError> {
         let Some((path, object)) = self.entered.get(directory as usize) else { return Ok(None) };
-        let manifest = self.record.directory(object)?;
+        let manifest = self.trees.record.directory(object)?;
         Ok(manifest.entries().get(entry as usize).map(|entry| (&**path, entry.clone())))
     }
 }
@@ -236,7 +221,7 @@ impl Asked {
 }
 
 struct Build<'a> {
-    replica: &'a Replica,
+    trees: &'a Trees,
     shared: &'a Shared<'a>,
     lists: HashMap<u32, List>,
     /// Lists that are complete and not in the record.
@@ -309,7 +294,7 @@ impl Build<'_> {
         // What is below comes later in the order of paths.
         self.narrow.sort_by(|a, b| b.0.as_bytes().cmp(a.0.as_bytes()));
         for (path, metadata) in std::mem::take(&mut self.narrow) {
-            walk.open(&path)?.set_own_metadata(&metadata, self.replica.owners)?;
+            walk.open(&path)?.set_own_metadata(&metadata, self.trees.owners)?;
         }
         progress(shared.done());
         Ok(())
@@ -436,7 +421,7 @@ impl Build<'_> {
         dir.set_metadata(
             name,
             &entry.metadata,
-            self.replica.owners,
+            self.trees.owners,
             matches!(entry.kind, Kind::Symlink { .. }),
         )?;
         Ok(Some(dir.stat(name)?.map_or(0, |s| s.inode)))
@@ -455,7 +440,7 @@ impl Build<'_> {
         if !hash_file(&file).is_ok_and(|hash| hash == content) {
             return Ok(None);
         }
-        dir.set_metadata(name, &entry.metadata, self.replica.owners, false)?;
+        dir.set_metadata(name, &entry.metadata, self.trees.owners, false)?;
         self.shared.found(size);
         Ok(Some(stat.inode))
     }
@@ -473,7 +458,7 @@ impl Build<'_> {
                 let dir = walk.open(&item.path)?;
                 let name = item.name.as_bytes();
                 inode = match item.same_as {
-                    Some(twin) => copy_placed(walk, item, twin, &dir, self.replica.owners)?,
+                    Some(twin) => copy_placed(walk, item, twin, &dir, self.trees.owners)?,
                     // It came in pieces, or waited in incoming.
                     None => self.shared.incoming.place(item.content, &item.metadata, true, &dir, name)?,
                 };
@@ -504,8 +489,10 @@ impl Build<'_> {
 
     /// Takes a directory that all is in.
     fn keep(&mut self, list: List, walk: &Walk<'_>) -> Result<(), StageError> {
-        if list.metadata.mode & 0o700 == 0o700 || rustix::process::geteuid().is_root() {
-            walk.open(&list.path)?.set_own_metadata(&list.metadata, self.replica.owners)?;
+        if list.path.is_root() {
+            // It has its own when it is to be live.
+        } else if list.metadata.mode & 0o700 == 0o700 || rustix::process::geteuid().is_root() {
+            walk.open(&list.path)?.set_own_metadata(&list.metadata, self.trees.owners)?;
         } else {
             self.narrow.push((list.path.clone(), list.metadata));
         }
@@ -516,7 +503,7 @@ impl Build<'_> {
 
     fn persist(&mut self) -> Result<(), StageError> {
         self.whole_inodes = 0;
-        Ok(self.replica.record.put_inodes(std::mem::take(&mut self.whole))?)
+        Ok(self.trees.record.put_inodes(std::mem::take(&mut self.whole))?)
     }
 }
 

@@ -4,7 +4,7 @@
 //! manifest   directory objects that are lacking, verified, into the record
 //! space      what the difference needs against what is free
 //! content    what is lacking under any name, into staging/incoming, verified
-//! tree       a spare (or, counted, a new farm of links) becomes staging/building-K and is patched
+//! tree       a spare (or, counted, a new farm of links) is patched where it is
 //! ```
 //!
 //! Of an update that changes very many files, content and tree come in turn, part by part of what differs
@@ -13,9 +13,9 @@
 //! The first sync has nothing to build on and goes another way: [`fresh`].
 //!
 //! Until the last step no tree is touched: whatever interrupts it, what arrived stays in `incoming` and is found by the
-//! next attempt, for this target or a newer one. After a crash in the last step `building-K` is neither tree: new files
-//! are taken out of it by hash, and it is made a spare again. Of an update in parts the tree is `partial-K` meanwhile, which
-//! nobody else touches: what came of it is found there by the next attempt.
+//! next attempt, for this target or a newer one. After a crash in the last step the tree is neither: new files are taken
+//! out of it by hash, and it is made a spare again. Of an update in parts it is recorded as partial meanwhile, which nobody
+//! else touches: what came of it is found there by the next attempt.
 
 mod allowance;
 mod base;
@@ -23,7 +23,6 @@ pub(crate) mod conform;
 pub(crate) mod content;
 pub(crate) mod cursor;
 mod delta;
-pub(crate) mod draw;
 mod fresh;
 pub(crate) mod holes;
 mod inodes;
@@ -53,16 +52,16 @@ use crate::disk::{Dir, DiskError};
 use crate::record::{InodeChanges, Record, RecordError};
 use crate::replica::Replica;
 use crate::source::{FetchError, Source};
+use crate::state::SlotError;
+use crate::state::syncing::Syncing;
+use crate::state::trees::LiveTreeError;
 use crate::steps::Touched;
 use base::Base;
 use content::Incoming;
-use draw::{Draw, Syncing};
 use holes::Holes;
 use inodes::InodeLists;
 use patch::Patch;
 use plan::Plan;
-
-pub(crate) use base::{building, drawn, partial, resting, retired, spare};
 
 /// Why a target could not be staged. Nothing that is served was touched.
 #[derive(Debug, thiserror::Error)]
@@ -155,6 +154,24 @@ pub enum StageError {
     Cancelled,
 }
 
+impl From<SlotError> for StageError {
+    fn from(error: SlotError) -> Self {
+        match error {
+            SlotError::Disk(e) => e.into(),
+            SlotError::Record(e) => e.into(),
+        }
+    }
+}
+
+impl From<LiveTreeError> for StageError {
+    fn from(error: LiveTreeError) -> Self {
+        match error {
+            LiveTreeError::Disk(e) => e.into(),
+            LiveTreeError::Record(e) => e.into(),
+        }
+    }
+}
+
 impl StageError {
     /// What the origin and the caller are to make of it.
     pub fn retry_class(&self) -> RetryClass {
@@ -209,7 +226,7 @@ impl StageProgress {
 #[derive(Debug)]
 pub struct Staged {
     pub(crate) target: SignedGeneration,
-    /// `staging/building-K`; `None`: the target is live already.
+    /// The slot that it is in; `None`: the target is live already.
     pub(crate) slot: Option<u64>,
     /// Opened before the first write.
     pub(crate) sync: Dir,
@@ -230,6 +247,23 @@ pub struct Staged {
 }
 
 impl Staged {
+    /// Of a tree in `slot` that was built from `basis`, as far as nothing more is known about it.
+    fn new(target: &SignedGeneration, slot: Option<u64>, basis: Option<u64>, sync: Dir) -> Self {
+        Self {
+            target: target.clone(),
+            slot,
+            sync,
+            changed: Some(Vec::new()),
+            durable_basis: false,
+            touched: None,
+            signed: None,
+            inodes: InodeChanges::default(),
+            spare_miss: false,
+            basis,
+            fetched: (0, 0),
+        }
+    }
+
     /// What it is.
     pub fn target(&self) -> &SignedGeneration {
         &self.target
@@ -264,25 +298,13 @@ impl Replica {
         progress: &dyn Fn(StageProgress),
         cancel: &AtomicBool,
     ) -> Result<Staged, StageError> {
-        target.may_follow(self.accepted())?;
+        target.may_follow(self.slots.accepted())?;
         self.forget_lost_live()?;
-        let sync = self.layout.staging.reopen()?;
-        if self.live().is_some_and(|live| live.number() == target.number()) {
-            return Ok(Staged {
-                target: target.clone(),
-                slot: None,
-                sync,
-                changed: Some(Vec::new()),
-                durable_basis: false,
-                touched: None,
-                signed: None,
-                inodes: InodeChanges::default(),
-                spare_miss: false,
-                basis: Some(target.number().get()),
-                fetched: (0, 0),
-            });
+        let sync = self.slots.layout().staging.reopen()?;
+        if self.slots.live().is_some_and(|live| live.number() == target.number()) {
+            return Ok(Staged::new(target, None, Some(target.number().get()), sync));
         }
-        if self.live().is_none() && self.generations().is_empty() {
+        if self.slots.held().next().is_none() {
             let built = self.build_fresh(target, source, progress, cancel, sync);
             if matches!(&built, Err(StageError::Disk(error)) if error.is_denied()) {
                 // Something in what was left of a tree is another user's: the next attempt begins with nothing.
@@ -295,13 +317,11 @@ impl Replica {
 
     /// Where the live tree was deleted under the agent, there is nothing to build on: all is staged anew.
     fn forget_lost_live(&mut self) -> Result<(), StageError> {
-        let Some(number) = self.live().map(|live| live.number().get()) else { return Ok(()) };
-        if self.layout.generations.stat(number.to_string().as_bytes())?.is_none() {
-            tracing::warn!(generation = number, "the live tree is gone: it is fetched again");
-            self.known.generations.remove(&number);
-            self.known.live = None;
+        let live = self.slots.live().map(|live| live.number().get());
+        self.slots.forget_absent()?;
+        if let (Some(live), None) = (live, self.slots.live()) {
+            tracing::warn!(generation = live, "the live tree is gone: it is fetched again");
             self.upkeep.steps.forget();
-            self.record.restore(&self.known)?;
         }
         Ok(())
     }
@@ -318,55 +338,29 @@ impl Replica {
         distrusted: Option<&HashSet<TreePath>>,
         sync: Dir,
     ) -> Result<Staged, StageError> {
-        let from = self.live().map(|live| live.generation().root);
-        let mut draw = None;
-        // For an update that does not come inside its announcement, and takes its time, none is drawn here: a crash meanwhile
-        // would cost a second spare.
-        if let (Some(root), true, true) = (from, inline.is_some(), distrusted.is_none()) {
-            self.reclaim_spares()?;
-            if let Some(slot) = self.spare_at(&root) {
-                draw = Some(self.draw(slot, target)?);
-            }
+        let from = self.slots.live().map(|live| live.generation().root);
+        // The signed record's copy is written ahead of what else an update that came inside its announcement takes.
+        let spare = from.filter(|_| inline.is_some() && distrusted.is_none());
+        let mut early = None;
+        if let Some(slot) = spare.and_then(|root| self.slots.spare_at(&root)) {
+            early = Some((slot, self.slots.keep_signed(slot, target)?));
         }
-        let built =
-            self.build_on(&mut draw, from, target, inline, source, progress, cancel, distrusted, sync);
-        if let (Err(_), Some(draw)) = (&built, draw)
-            && let Err(error) = self.give_back(draw, target)
-        {
-            tracing::warn!(error = &error as &dyn std::error::Error, "a spare was lost");
-        }
-        built
-    }
-
-    /// [`Self::build`] on what was drawn, if anything was: taken from `draw` before it is touched.
-    #[allow(clippy::too_many_arguments)]
-    fn build_on(
-        &mut self,
-        draw: &mut Option<Draw>,
-        from: Option<RootEntry>,
-        target: &SignedGeneration,
-        inline: Option<(RootHash, Vec<Frame>)>,
-        source: &mut dyn Source,
-        progress: &dyn Fn(StageProgress),
-        cancel: &AtomicBool,
-        distrusted: Option<&HashSet<TreePath>>,
-        sync: Dir,
-    ) -> Result<Staged, StageError> {
         let to = target.generation().root;
-        let record = self.record.clone();
+        let record = &*self.slots.record().clone();
         let limits = self.options.part;
-        let manifest = manifest::obtain(&record, from.as_ref(), &to, limits, inline, source)?;
+        let manifest = manifest::obtain(record, from.as_ref(), &to, limits, inline, source)?;
         let (comparison, mut update) = (manifest.comparison, manifest.update);
         let mut released = comparison.released()?;
-        let incoming = Incoming::open(&self.layout, self.owners)?;
+        let incoming = Incoming::open(self.slots.layout(), self.slots.owners())?;
         self.salvage(&comparison, &incoming)?;
-        self.reclaim_partials()?;
-        let drawn = draw.as_ref().map(|draw| draw.slot);
-        self.check_space(&comparison, &mut released, from.as_ref(), drawn, &incoming, cancel)?;
-        let base = match draw {
-            Some(draw) => Base::Spare(draw.slot),
+        self.slots.end_parts()?;
+        let kept = early.as_ref().map(|(slot, _)| *slot);
+        self.check_space(&comparison, &mut released, from.as_ref(), kept, &incoming, cancel)?;
+        let base = match kept {
+            Some(slot) => Base::Spare(slot),
             None => self.base(from.as_ref(), distrusted, cancel)?,
         };
+        let trees = self.slots.trees();
         let spare_miss = distrusted.is_none() && matches!(base, Base::Building { farm: true, .. });
         if spare_miss {
             self.count_spare_miss();
@@ -382,41 +376,40 @@ impl Replica {
         }
         let touched = if holes.is_empty() { Touched::by(&comparison)? } else { None };
         let renames = comparison.renamed_directories();
-        let mut inodes = InodeLists::new(&record, from.as_ref(), &to, renames)?;
+        let mut inodes = InodeLists::new(record, from.as_ref(), &to, renames)?;
         let mut done = StageProgress::default();
         let (mut signed, mut patch, mut changed) = (None, None, None);
         let of_update = comparison.parts().map(|part| Ok::<_, StageError>((part?, false)));
-        let filling = holes.parts(&record, renames, &to, limits)?.map(|part| Ok((part?, true)));
+        let filling = holes.parts(record, renames, &to, limits)?.map(|part| Ok((part?, true)));
         for part in of_update.chain(filling) {
             let (part, are_holes) = part?;
-            let mut plan = Plan::make(self, from.as_ref(), &part, &mut released, &incoming, are_holes)?;
+            let mut plan = Plan::make(&trees, from.as_ref(), &part, &mut released, &incoming, are_holes)?;
             let so_far = |now| progress(done.and(now));
-            let came = plan.fetch(self, target.root_hash(), &mut update, source, &so_far, cancel)?;
+            let came = plan.fetch(&trees, target.root_hash(), &mut update, source, &so_far, cancel)?;
             done = done.and(came);
             if cancel.load(Ordering::Relaxed) {
                 return Err(StageError::Cancelled);
             }
             if let (Some(spare), None) = (spare, slot) {
-                let drawn = match draw.take() {
-                    Some(drawn) => drawn,
-                    None => self.draw(spare, target)?,
+                signed = match early.take() {
+                    Some((_, syncing)) => Some(syncing),
+                    None => Some(self.slots.keep_signed(spare, target)?),
                 };
-                let (taken, syncing) = self.take(drawn)?;
-                (slot, signed) = (Some(taken), Some(syncing));
+                self.slots.open_up(spare)?;
+                slot = Some(spare);
             }
             let patch = match (&mut patch, slot) {
                 (Some(patch), _) => patch,
                 (none, slot) => {
                     let slot = slot.unwrap_or_default();
-                    let staging = &self.layout.staging;
-                    let tree = staging.open_dir(&building(slot))?;
+                    let tree = trees.open(slot)?;
                     if !part.is_last || !holes.is_empty() {
-                        staging.rename_new(&building(slot), staging, &partial(slot))?;
+                        self.slots.begin_parts(slot)?;
                     }
-                    none.insert(Patch::start(&self.layout, self.owners, slot, renames, tree)?)
+                    none.insert(Patch::start(&trees.layout, trees.owners, slot, renames, tree)?)
                 }
             };
-            let placed = patch.part(&self.layout, &part.changes, &mut plan.supply(self)?)?;
+            let placed = patch.part(&trees.layout, &part.changes, &mut plan.supply(&trees)?)?;
             incoming.end_part();
             inodes.add(&part.changes, &placed)?;
             if comparison.is_small() && !are_holes {
@@ -426,22 +419,20 @@ impl Replica {
             }
         }
         if let Some(patch) = patch {
-            patch.finish(&to)?;
+            patch.finish()?;
         }
-        self.reclaim_partials()?;
-        incoming.clear(&self.layout)?;
+        self.slots.end_parts()?;
+        incoming.clear(&trees.layout)?;
+        let basis = self.slots.live().map(|live| live.number().get());
         Ok(Staged {
-            target: target.clone(),
-            slot,
-            sync,
             durable_basis: spare.is_some() && renames.is_empty(),
             changed,
             touched,
             signed,
             inodes: inodes.finish(),
             spare_miss,
-            basis: self.live().map(|live| live.number().get()),
             fetched: (done.bytes_done, done.files_done),
+            ..Staged::new(target, slot, basis, sync)
         })
     }
 
@@ -450,15 +441,15 @@ impl Replica {
         comparison: &Comparison<&Record>,
         released: &mut Released<'_, &Record>,
         from: Option<&RootEntry>,
-        drawn: Option<u64>,
+        kept: Option<u64>,
         incoming: &Incoming,
         cancel: &AtomicBool,
     ) -> Result<(), StageError> {
-        let space = self.layout.staging.space()?;
+        let space = self.slots.layout().staging.space()?;
         let mut demand = space::Demand::of(comparison, released, space.block_bytes)?;
         if let Some(from) = from
-            && self.spares().is_empty()
-            && self.buildings()?.is_empty()
+            && self.slots.spares().next().is_none()
+            && self.slots.buildings().is_empty()
         {
             demand.add_farm(from, space.block_bytes);
         }
@@ -466,19 +457,19 @@ impl Replica {
             return Ok(());
         }
         // What interrupted attempts left of this target counts, what they left of others makes room.
-        incoming.purge(&self.layout, comparison)?;
+        incoming.purge(self.slots.layout(), comparison)?;
         if from.is_none() {
             self.discard_buildings()?;
         }
-        let fits = |replica: &Self| demand.check(&replica.layout.staging.space()?, incoming.present()?);
-        self.make_room(drawn, &fits, cancel)
+        let fits =
+            |replica: &Self| demand.check(&replica.slots.layout().staging.space()?, incoming.present()?);
+        self.make_room(kept, &fits, cancel)
     }
 
     /// Takes new files out of trees that an earlier attempt was interrupted in.
     fn salvage(&self, comparison: &Comparison<&Record>, incoming: &Incoming) -> Result<(), StageError> {
-        let buildings = self.buildings()?.into_iter().map(building);
-        for name in buildings.chain(self.partials()?.into_iter().map(partial)) {
-            let mut tree = cursor::DirCursor::new(self.layout.staging.open_dir(&name)?);
+        for slot in self.slots.buildings().into_iter().chain(self.slots.partials()) {
+            let mut tree = cursor::DirCursor::new(self.slots.open(slot)?);
             for part in comparison.parts() {
                 for change in part?.changes.iter() {
                     let (Change::Added { path, entry } | Change::Modified { path, to: entry, .. }) = change

@@ -7,7 +7,7 @@
 use std::collections::HashSet;
 
 use syncd_shared::diff::{Change, Rename};
-use syncd_shared::{Entry, Metadata, RootEntry, TreePath};
+use syncd_shared::{Entry, Metadata, TreePath};
 
 use crate::disk::{Dir, DiskError, Owners};
 use crate::layout::Layout;
@@ -36,7 +36,7 @@ pub(crate) trait Supply {
 /// The patching of one tree, part by part.
 pub(crate) struct Patch<'a> {
     owners: Owners,
-    /// `building-K` that is patched.
+    /// The slot that is patched.
     slot: u64,
     renames: &'a [Rename],
     renamed_from: HashSet<&'a TreePath>,
@@ -85,13 +85,13 @@ impl<'a> Patch<'a> {
         Ok(inodes)
     }
 
-    /// Ends at `to`.
-    pub fn finish(mut self, to: &RootEntry) -> Result<(), StageError> {
+    /// Ends, but for the metadata of the root: it has that when it is to be live.
+    pub fn finish(mut self) -> Result<(), StageError> {
         self.directories.sort_unstable_by(|(a, _), (b, _)| a.cmp(b));
         for (path, metadata) in self.directories.iter().rev() {
             self.cursor.at(path)?.set_own_metadata(metadata, self.owners)?;
         }
-        Ok(self.cursor.at(&TreePath::root())?.set_own_metadata(&to.metadata, self.owners)?)
+        Ok(())
     }
 
     fn aside(&self, index: usize) -> Vec<u8> {

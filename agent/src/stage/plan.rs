@@ -12,7 +12,6 @@ use syncd_shared::{ContentHash, ContentTag, Entry, Kind, RootEntry, RootHash, Tr
 
 use crate::disk::{self, Dir};
 use crate::record::Record;
-use crate::replica::Replica;
 use crate::source::{FetchError, Frames, Source, all_of};
 use crate::stage::allowance::Allowance;
 use crate::stage::content::{Incoming, Wanted, hash_file};
@@ -22,14 +21,15 @@ use crate::stage::patch::Supply;
 use crate::stage::receive::Reception;
 use crate::stage::writeback::Writeback;
 use crate::stage::{StageError, StageProgress};
+use crate::state::trees::Trees;
 
 /// Threads that copy what the node has.
 const COPIERS_MAX: usize = 4;
 /// Contents that one of them copies at least.
 const COPIES_LEAST: usize = 512;
 
-/// A tree that this node holds: `None` is the live one, else its generation number.
-type Tree = Option<u64>;
+/// The slot of a tree that this node holds.
+type Tree = u64;
 
 /// How one changed entry comes to be.
 #[derive(Debug, Clone)]
@@ -56,10 +56,10 @@ pub(crate) struct Plan<'a> {
 
 /// Where contents are on this node, as one thread looks for them.
 struct Elsewhere<'a> {
-    replica: &'a Replica,
+    trees: &'a Trees,
     copies: &'a HashMap<ContentHash, (Tree, &'a TreePath)>,
     released: &'a Released<'a, &'a Record>,
-    trees: HashMap<Tree, Option<DirCursor>>,
+    open: HashMap<Tree, Option<DirCursor>>,
 }
 
 impl Elsewhere<'_> {
@@ -71,12 +71,14 @@ impl Elsewhere<'_> {
         incoming: &Incoming,
     ) -> Result<bool, StageError> {
         let own = self.copies.get(&content).map(|(tree, path)| Ok((*tree, (*path).clone())));
-        let of_live = self.released.files(content).map(|file| Ok((None, file?.path)));
+        let live = self.trees.live_slot().unwrap_or(0);
+        let of_live = self.released.files(content).map(|file| Ok((live, file?.path)));
         for place in own.into_iter().chain(of_live) {
             let (tree, path) = place.map_err(StageError::Diff)?;
             let Some((parent, name)) = path.split_last() else { continue };
-            let replica = self.replica;
-            let cursor = self.trees.entry(tree).or_insert_with(|| open_tree(replica, tree));
+            let trees = self.trees;
+            let open = || trees.open(tree).ok().map(DirCursor::new);
+            let cursor = self.open.entry(tree).or_insert_with(open);
             if let Some(Ok(dir)) = cursor.as_mut().map(|cursor| cursor.at(&parent))
                 && incoming.copy(content, wanted, dir, name.as_bytes())?
             {
@@ -87,14 +89,9 @@ impl Elsewhere<'_> {
     }
 }
 
-fn open_tree(replica: &Replica, tree: Tree) -> Option<DirCursor> {
-    let number = tree.or(replica.live().map(|live| live.number().get()))?;
-    replica.layout.generations.open_dir(number.to_string().as_bytes()).ok().map(DirCursor::new)
-}
-
 /// A held tree, to take files from that have been there under the same path.
 struct Held<'a> {
-    number: u64,
+    slot: u64,
     manifest: ManifestCursor<'a, Record>,
     dirs: DirCursor,
 }
@@ -102,15 +99,16 @@ struct Held<'a> {
 impl<'a> Plan<'a> {
     /// Looks at what this node has. Contents that it has are copied to `incoming`, verified.
     pub fn make(
-        replica: &Replica,
+        trees: &Trees,
         from: Option<&RootEntry>,
         part: &'a Part<'a>,
         released: &mut Released<'_, &Record>,
         incoming: &'a Incoming,
         are_holes: bool,
     ) -> Result<Self, StageError> {
-        let mut live = from.map(|root| replica.live_tree(root)).transpose()?;
-        let mut held = held_trees(replica)?;
+        let mut live = from.map(|root| trees.live_tree(root)).transpose()?;
+        let mut held = held_trees(trees);
+        let live_slot = trees.live_slot().unwrap_or(0);
         let mut plan = Self {
             incoming,
             part,
@@ -128,14 +126,14 @@ impl<'a> Plan<'a> {
                         && (are_holes || has_other_metadata(change))
                     {
                         // Of a hole only its inode or metadata may be wrong. What is copied is hashed.
-                        copies.entry(*content).or_insert((None, path));
+                        copies.entry(*content).or_insert((live_slot, path));
                     }
-                    plan.origin(path, entry, live.as_mut(), &mut held, released, &mut copies, replica)?
+                    plan.origin(path, entry, live.as_mut(), &mut held, released, &mut copies, trees)?
                 }
             };
             plan.origins.push(origin);
         }
-        plan.copy(replica, &copies, released)?;
+        plan.copy(trees, &copies, released)?;
         Ok(plan)
     }
 
@@ -148,7 +146,7 @@ impl<'a> Plan<'a> {
         held: &mut [Held<'_>],
         released: &mut Released<'_, &Record>,
         copies: &mut HashMap<ContentHash, (Tree, &'a TreePath)>,
-        replica: &Replica,
+        trees: &Trees,
     ) -> Result<Origin, StageError> {
         let Kind::File { content, size } = entry.kind else { return Ok(Origin::Made) };
         if size == 0 {
@@ -160,21 +158,21 @@ impl<'a> Plan<'a> {
             && live.checked(&old.path, entry)?.is_some()
         {
             released.take(&old);
-            return Ok(Origin::Link(None, old.path));
+            return Ok(Origin::Link(trees.live_slot().unwrap_or(0), old.path));
         }
         for index in 0..held.len() {
             let tree = &mut held[index];
-            let number = tree.number;
+            let slot = tree.slot;
             match tree.manifest.entry(path)? {
                 Some(there)
                     if there == *entry
-                        && tree.is_intact(path, entry, replica)?
+                        && tree.is_intact(path, entry, trees)?
                         && is_only_there(held, index, path)? =>
                 {
-                    return Ok(Origin::Link(Some(number), path.clone()));
+                    return Ok(Origin::Link(slot, path.clone()));
                 }
                 Some(Entry { kind: Kind::File { content: c, .. }, .. }) if c == content => {
-                    copies.entry(content).or_insert((Some(number), path));
+                    copies.entry(content).or_insert((slot, path));
                 }
                 _ => {}
             }
@@ -193,13 +191,13 @@ impl<'a> Plan<'a> {
     /// Copies what the node has elsewhere; what is left is lacking.
     fn copy(
         &mut self,
-        replica: &Replica,
+        trees: &Trees,
         copies: &HashMap<ContentHash, (Tree, &TreePath)>,
         released: &Released<'_, &Record>,
     ) -> Result<(), StageError> {
         let Self { incoming, wanted, order, .. } = self;
         let copy = |contents: &[ContentHash]| {
-            let mut elsewhere = Elsewhere { replica, copies, released, trees: HashMap::new() };
+            let mut elsewhere = Elsewhere { trees, copies, released, open: HashMap::new() };
             let mut lacking = Vec::new();
             for content in contents {
                 if let Some(wanted) = wanted.get(content)
@@ -232,7 +230,7 @@ impl<'a> Plan<'a> {
     /// it has ended, or was refused.
     pub fn fetch(
         &mut self,
-        replica: &Replica,
+        trees: &Trees,
         root: RootHash,
         update: &mut Option<Frames>,
         source: &mut dyn Source,
@@ -243,7 +241,7 @@ impl<'a> Plan<'a> {
             return Ok(StageProgress::default());
         }
         let bytes_total = self.lacking.iter().filter_map(|c| self.wanted.get(c)).map(|w| w.size).sum();
-        let live = replica.live().map(|live| live.generation().root);
+        let live = trees.live_root();
         let mut reception = Reception {
             incoming: self.incoming,
             wanted: &self.wanted,
@@ -252,8 +250,8 @@ impl<'a> Plan<'a> {
             bytes_done: AtomicU64::new(0),
             files_total: self.lacking.len() as u64,
             bytes_total,
-            writeback: Writeback::new(&replica.layout.staging)?,
-            bases: live.map(|live| Bases::new(replica, live, &self.part.changes)),
+            writeback: Writeback::new(&trees.layout.staging)?,
+            bases: live.map(|live| Bases::new(trees, live, &self.part.changes)),
             tags: OnceLock::new(),
         };
         progress(reception.done());
@@ -261,7 +259,7 @@ impl<'a> Plan<'a> {
             match reception.receive(&mut frames, 1, allowance_of(self.part), progress) {
                 Ok(not_sent) => {
                     *update = not_sent.more.then_some(frames);
-                    copy_named(replica, self.incoming, &self.wanted, &not_sent.local)?;
+                    copy_named(trees, self.incoming, &self.wanted, &not_sent.local)?;
                 }
                 Err(e) if e.is_transient() => return Err(e),
                 Err(e) => {
@@ -278,7 +276,7 @@ impl<'a> Plan<'a> {
             }
         }
         if !lacking.is_empty() {
-            lacking = copy_from_live(replica, self.incoming, &self.wanted, lacking)?;
+            lacking = copy_from_live(trees, self.incoming, &self.wanted, lacking)?;
         }
         if !lacking.is_empty() {
             // An origin answers an agent's requests one by one: what is left of the update would hold this one up.
@@ -313,23 +311,21 @@ impl<'a> Plan<'a> {
     }
 
     /// What puts the files into the tree.
-    pub fn supply<'b>(&'b mut self, replica: &'b Replica) -> Result<PlanSupply<'b>, StageError> {
-        let mut trees = HashMap::new();
+    pub fn supply(&mut self, trees: &Trees) -> Result<PlanSupply<'_>, StageError> {
+        let mut open = HashMap::new();
         for origin in &self.origins {
             if let Origin::Link(tree, _) = origin
-                && !trees.contains_key(tree)
+                && !open.contains_key(tree)
             {
-                let number = tree.or(replica.live().map(|l| l.number().get())).unwrap_or(0);
-                let dir = replica.layout.generations.open_dir(number.to_string().as_bytes())?;
-                trees.insert(*tree, DirCursor::new(dir));
+                open.insert(*tree, DirCursor::new(trees.open(*tree)?));
             }
         }
         Ok(PlanSupply {
             incoming: self.incoming,
             origins: &self.origins,
             wanted: &mut self.wanted,
-            trees,
-            owners: replica.owners,
+            open,
+            owners: trees.owners,
         })
     }
 }
@@ -339,7 +335,7 @@ pub(crate) struct PlanSupply<'a> {
     incoming: &'a Incoming,
     origins: &'a [Origin],
     wanted: &'a mut HashMap<ContentHash, Wanted>,
-    trees: HashMap<Tree, DirCursor>,
+    open: HashMap<Tree, DirCursor>,
     owners: disk::Owners,
 }
 
@@ -363,7 +359,7 @@ impl Supply for PlanSupply<'_> {
         match (&self.origins[change], &entry.kind) {
             (Origin::Link(tree, from), _) => {
                 if let Some((parent, own)) = from.split_last()
-                    && let Some(cursor) = self.trees.get_mut(tree)
+                    && let Some(cursor) = self.open.get_mut(tree)
                 {
                     cursor.at(&parent)?.link(own.as_bytes(), dir, name)?;
                 }
@@ -434,13 +430,13 @@ impl Held<'_> {
     }
 
     /// Whether the file at `path` has the content and metadata that the manifest says. Reads it.
-    fn is_intact(&mut self, path: &TreePath, entry: &Entry, replica: &Replica) -> Result<bool, StageError> {
+    fn is_intact(&mut self, path: &TreePath, entry: &Entry, trees: &Trees) -> Result<bool, StageError> {
         let (Some((parent, name)), Kind::File { content, .. }) = (path.split_last(), &entry.kind) else {
             return Ok(false);
         };
         let Ok(dir) = self.dirs.at(&parent) else { return Ok(false) };
         let Ok(there) = dir.stat(name.as_bytes()) else { return Ok(false) };
-        if !there.is_some_and(|s| looks_like(entry, &s, replica.owners)) {
+        if !there.is_some_and(|s| looks_like(entry, &s, trees.owners)) {
             return Ok(false);
         }
         let Ok(file) = dir.open_file(name.as_bytes()) else { return Ok(false) };
@@ -448,32 +444,28 @@ impl Held<'_> {
     }
 }
 
-fn held_trees(replica: &Replica) -> Result<Vec<Held<'_>>, StageError> {
-    let live = replica.live().map(|l| l.number().get());
+fn held_trees(trees: &Trees) -> Vec<Held<'_>> {
     let mut held = Vec::new();
-    for (number, generation) in replica.generations().iter().rev() {
-        if Some(*number) == live {
-            continue;
-        }
+    for (slot, generation) in trees.others() {
         // A manifest or tree that is no longer whole is no place to take from.
-        if let Ok(manifest) = ManifestCursor::new(&*replica.record, &generation.generation().root)
-            && let Ok(dir) = replica.layout.generations.open_dir(number.to_string().as_bytes())
+        if let Ok(manifest) = ManifestCursor::new(&*trees.record, &generation.generation().root)
+            && let Ok(dir) = trees.open(*slot)
         {
-            held.push(Held { number: *number, manifest, dirs: DirCursor::new(dir) });
+            held.push(Held { slot: *slot, manifest, dirs: DirCursor::new(dir) });
         }
     }
-    Ok(held)
+    held
 }
 
 /// Copies what the origin says is in the live tree.
 fn copy_named(
-    replica: &Replica,
+    trees: &Trees,
     incoming: &Incoming,
     wanted: &HashMap<ContentHash, Wanted>,
     named: &[(ContentHash, TreePath)],
 ) -> Result<(), StageError> {
-    let Some(live) = replica.live() else { return Ok(()) };
-    let mut tree = replica.live_tree(&live.generation().root)?;
+    let Some(live) = trees.live_root() else { return Ok(()) };
+    let mut tree = trees.live_tree(&live)?;
     for (content, path) in named {
         if let Some(want) = wanted.get(content)
             && incoming.arrived(*content).is_none()
@@ -489,20 +481,20 @@ fn copy_named(
 /// Looks through the live tree's manifest for contents, and copies them. What is still lacking. Cost follows the tree:
 /// only where the origin could not say what differs.
 fn copy_from_live(
-    replica: &Replica,
+    trees: &Trees,
     incoming: &Incoming,
     wanted: &HashMap<ContentHash, Wanted>,
     lacking: Vec<ContentHash>,
 ) -> Result<Vec<ContentHash>, StageError> {
-    let Some(live) = replica.live() else { return Ok(lacking) };
+    let Some(live) = trees.live_root() else { return Ok(lacking) };
     let mut sought: HashSet<ContentHash> = lacking.iter().copied().collect();
     let mut found = Vec::new();
-    let mut waiting = vec![(TreePath::root(), live.generation().root.object)];
+    let mut waiting = vec![(TreePath::root(), live.object)];
     while let Some((path, object)) = waiting.pop() {
         if sought.is_empty() {
             break;
         }
-        let Ok(directory) = replica.record.directory(&object) else { continue };
+        let Ok(directory) = trees.record.directory(&object) else { continue };
         for entry in directory.entries() {
             let path = path.join(&entry.name).map_err(|source| StageError::Path { source })?;
             match entry.kind {
@@ -513,7 +505,7 @@ fn copy_from_live(
         }
     }
     found.sort_by(|a, b| a.1.cmp(&b.1));
-    copy_named(replica, incoming, wanted, &found)?;
+    copy_named(trees, incoming, wanted, &found)?;
     Ok(lacking.into_iter().filter(|c| incoming.arrived(*c).is_none()).collect())
 }
 

@@ -11,7 +11,7 @@ use std::sync::atomic::AtomicBool;
 use crate::inspect::Found;
 use crate::lost_found;
 use crate::replica::Replica;
-use crate::stage::{StageError, building};
+use crate::stage::StageError;
 
 impl Replica {
     /// Makes room until `fits`. Its error where nothing more may go. `base` is the spare that the update is built on.
@@ -37,11 +37,11 @@ impl Replica {
             }
         }
         loop {
-            if let Some(slot) = self.out_of_use() {
-                self.inspect_retired(slot, false, cancel)?;
-            } else if let Some(number) = self.oldest_dispensable() {
+            if let Some((slot, _)) = self.slots.retired().first() {
+                self.inspect_retired(*slot, false, cancel)?;
+            } else if let Some((number, slot)) = self.oldest_dispensable() {
                 tracing::warn!(generation = number, "space is needed: an old generation is no longer kept");
-                self.take_out_of_use(number)?;
+                self.retire(slot)?;
                 continue;
             } else {
                 return fits(self);
@@ -57,15 +57,15 @@ impl Replica {
     /// Deletes what lost+found and the trash have; whether lost+found had anything. The report of local changes then
     /// counts it as not kept.
     pub(super) fn lost_found_gives_way(&mut self, cancel: &AtomicBool) -> Result<bool, StageError> {
-        let had_any = lost_found::give_way(&self.layout)?;
+        let had_any = lost_found::give_way(self.slots.layout())?;
         // First: the record needs space, too.
         self.empty_trash(cancel)?;
         self.upkeep.inspected.values_mut().for_each(Found::gave_way);
-        if let Some(drift) = &mut self.known.drift
+        if let Some(drift) = &mut self.drift
             && drift.kept.take().is_some()
         {
             drift.lost = drift.paths;
-            self.record.set_drift(Some(drift))?;
+            self.slots.record().set_drift(Some(drift))?;
             self.publish();
         }
         Ok(had_any)
@@ -73,33 +73,31 @@ impl Replica {
 
     /// Throws away all trees to build on but one. How many.
     fn give_up_spares(&mut self, base: Option<u64>) -> Result<usize, StageError> {
-        let live = self.live().map(|live| live.generation().root);
-        let ready = live.and_then(|root| self.spare_at(&root));
-        let kept = base.or(ready).or_else(|| self.spares().keys().next_back().copied());
-        let others: Vec<u64> = self.spares().keys().copied().filter(|slot| Some(*slot) != kept).collect();
+        let live = self.slots.live().map(|live| live.generation().root);
+        let ready = live.and_then(|root| self.slots.spare_at(&root));
+        let kept = base.or(ready).or_else(|| self.slots.spares().next().map(|(slot, _)| slot));
+        let others: Vec<u64> =
+            self.slots.spares().map(|(slot, _)| slot).filter(|slot| Some(*slot) != kept).collect();
         for slot in &others {
-            self.demote(*slot)?;
+            self.slots.open_up(*slot)?;
         }
-        let mut buildings = self.buildings()?;
+        let mut buildings = self.slots.buildings();
         if kept.is_none() && live.is_some() && !buildings.is_empty() {
             // Cheaper than a new farm of links.
             buildings.remove(0);
         }
         for slot in &buildings {
-            self.layout.discard(&self.layout.staging, &building(*slot))?;
+            self.slots.discard(*slot)?;
         }
         Ok(buildings.len())
     }
 
-    /// The oldest generation that may go although it is to be kept.
-    fn oldest_dispensable(&mut self) -> Option<u64> {
-        let live = self.known.live;
-        let mut others: Vec<u64> =
-            self.known.generations.keys().copied().filter(|number| Some(*number) != live).collect();
-        others.retain(|number| !self.may_be_served(*number));
-        let clock = self.options.clock.clone();
-        let grace = self.options.grace;
-        let retired = &mut self.upkeep.retired;
-        others.into_iter().find(|number| clock.since(*retired.entry(*number).or_insert(clock.now())) >= grace)
+    /// The oldest generation that may go although it is to be kept, and its slot.
+    fn oldest_dispensable(&mut self) -> Option<(u64, u64)> {
+        let (clock, grace) = (self.options.clock.clone(), self.options.grace);
+        // Of all that are no longer live the grace has begun.
+        self.slots.excess(1, clock.now());
+        let generations = self.slots.generations();
+        generations.into_iter().find(|(_, slot)| self.slots.may_be_taken(*slot, &clock, grace))
     }
 }

@@ -12,7 +12,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use ed25519_dalek::SigningKey;
-use syncd_agent::hooks::Occasion;
+use syncd_agent::hooks::{Changed, Occasion};
 use syncd_agent::identity::AgentIdentity;
 use syncd_agent::join::{self, JoinOptions};
 use syncd_agent::service::{self, RunOptions, Running};
@@ -519,7 +519,7 @@ impl ReplicaWork for FakeReplica {
             Ok(())
         };
         let occasion = Occasion::of(&staged, None, "/t".into(), "/l".into());
-        if let Err(error) = before(occasion, &paths) {
+        if let Err(error) = before(occasion, &Changed { all: &paths, slot: &paths }) {
             let failure = Failure::new(v1::RetryClass::Retry, &error);
             return Err(NotActivated { failure, staged: Some(staged) });
         }

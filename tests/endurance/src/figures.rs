@@ -37,7 +37,7 @@ pub fn sample(origin: &mut Origin, steady: &mut Agent, killed: &Agent) -> anyhow
         origin_descriptors: descriptors(origin_pid)?,
         agent_memory_kib: anonymous_kib(agent_pid)?,
         agent_descriptors: descriptors(agent_pid)?,
-        trees: larger(|root| names(&root.join("generations")) + names(&root.join("staging"))),
+        trees: larger(|root| names(&root.join("slots")) + names(&root.join("staging"))),
         trash_names: larger(|root| names(&root.join("trash"))),
         root_kib: larger(space_kib),
         data_kib: space_kib(&origin.data),

@@ -49,7 +49,7 @@ impl World {
         self.nodes[n].accepted = accepted;
         let link = self.nodes[n].root.join("live");
         let on_disk = fs::read_link(&link).ok();
-        let number = on_disk.as_ref().and_then(|l| l.file_name()?.to_str()?.parse::<u64>().ok());
+        let number = on_disk.as_ref().and_then(|link| generation_of(&self.nodes[n].root, link));
         let told_number = told.as_ref().map(|t| t.number().get());
         if let Some(ahead) = number
             && self.nodes[n].unreported
@@ -125,7 +125,7 @@ impl World {
             let tree = root.join("generations").join(generation.number().to_string());
             self.check_tree(n, &tree, generation.root_hash())?;
         }
-        let known = ["generations", "live", "lost+found", "staging", "state", "trash"];
+        let known = ["generations", "live", "lost+found", "previous", "slots", "staging", "state", "trash"];
         let surplus = |text: String| self.violation(format!("node {n}: litter: {text}"));
         if let Some(name) = names(root).into_iter().find(|name| !known.contains(&name.as_str())) {
             return Err(surplus(name));
@@ -142,12 +142,25 @@ impl World {
         if let Some(file) = incoming.into_iter().find(|item| !item.file_type().is_dir()) {
             return Err(surplus(file.path().display().to_string()));
         }
-        if staging.len() as u64 != state.spares {
-            return Err(surplus(format!("staging {staging:?}, its state says {} spares", state.spares)));
+        if !staging.is_empty() {
+            return Err(surplus(format!("staging {staging:?}")));
+        }
+        let slots = names(&root.join("slots"));
+        if slots.len() as u64 != numbers.len() as u64 + state.spares {
+            let spares = state.spares;
+            return Err(surplus(format!("slots {slots:?}, its state says {numbers:?}, {spares} spares")));
         }
         let trash = names(&root.join("trash"));
         if trash.is_empty() { Ok(()) } else { Err(surplus(format!("trash {trash:?}"))) }
     }
+}
+
+/// The generation that is in a slot, as the links for people say.
+fn generation_of(root: &Path, slot: &Path) -> Option<u64> {
+    let target = Path::new("..").join(slot);
+    let generations = root.join("generations");
+    let of_slot = |name: &String| fs::read_link(generations.join(name)).is_ok_and(|link| link == target);
+    names(&generations).into_iter().filter(of_slot).filter_map(|name| name.parse().ok()).max()
 }
 
 fn names(directory: &Path) -> Vec<String> {

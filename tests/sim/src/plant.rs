@@ -5,7 +5,7 @@ use std::os::unix::fs::symlink;
 use std::path::PathBuf;
 use std::sync::atomic::AtomicBool;
 
-use syncd_agent::hooks::Paths;
+use syncd_agent::hooks::Changed;
 use syncd_agent::replica::Replica;
 use syncd_agent::session::worker::{
     BeforeSwitch, Failure, Inline, Maintenance, NotActivated, ReplicaState, ReplicaWork, StageProgress,
@@ -60,8 +60,9 @@ impl Planted {
         let numbers = self.replica.status().generations;
         if let [.., before, _] = numbers.as_slice() {
             let live = self.root.join("live");
+            let slot = fs::read_link(self.root.join(format!("generations/{before}"))).unwrap_or_default();
             let _ = fs::remove_file(&live);
-            let _ = symlink(format!("generations/{before}"), live);
+            let _ = symlink(slot.strip_prefix("..").unwrap_or(&slot), live);
         }
     }
 
@@ -119,9 +120,9 @@ impl ReplicaWork for Planted {
             return Ok(());
         }
         let pause = &self.pause;
-        let mut paused = |occasion, paths: &Paths<'_>| {
+        let mut paused = |occasion, changed: &Changed<'_>| {
             pause();
-            before(occasion, paths)
+            before(occasion, changed)
         };
         let done = ReplicaWork::activate(&mut self.replica, staged, &mut paused);
         (self.pause)();

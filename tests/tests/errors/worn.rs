@@ -108,7 +108,7 @@ fn content_is_never_lost(name: &str, mount: impl FnOnce(&Path) -> Mount) {
     let image = scenarios.iter().find_map(|s| s.image.as_ref()).expect("a disk");
     node.mount.restore(image);
     node.settle_at(newest);
-    let scenario = Scenario::from("one file", &node.save("wide.image"), newest, &[newest]);
+    let scenario = Scenario::from("one file", &node.save("wide.image"), newest);
     write(&tree, "index.html", marked(WIDE_FILES, 20_000));
     let newest = node.commit();
     // The first sync is that of the spare's name, before any content: ext4 writes a file that replaces another at once.

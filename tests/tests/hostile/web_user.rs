@@ -2,7 +2,7 @@
 //! what it plants is ever served through a spare, and nothing is written where it points.
 
 use std::fs;
-use std::os::unix::fs::PermissionsExt;
+use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -29,12 +29,12 @@ fn give(path: &Path) {
 }
 
 fn spares(agent: &Agent) -> Vec<PathBuf> {
-    let listed = fs::read_dir(agent.root.join("staging")).expect("list");
-    listed
-        .filter_map(Result::ok)
-        .map(|item| item.path())
-        .filter(|path| ["spare-", "drawn-"].iter().any(|name| path.to_string_lossy().contains(name)))
-        .collect()
+    let listed = |place: &str| {
+        let items = fs::read_dir(agent.root.join(place)).expect("list").filter_map(Result::ok);
+        items.filter_map(|item| item.path().canonicalize().ok()).collect::<Vec<_>>()
+    };
+    let held = listed("generations");
+    listed("slots").into_iter().filter(|slot| !held.contains(slot)).collect()
 }
 
 #[test]
@@ -65,10 +65,18 @@ fn what_a_web_user_plants_is_never_served() {
     // Staging is the agent's alone: its user can't even look.
     let staging = agent.root.join("staging");
     assert!(!as_web_user(&format!("ls {}", staging.display())), "staging is closed");
+    // So is every tree that is not served, though its place is not.
+    wait::until("closed spares", || {
+        let spares = spares(&agent);
+        // One that was live is closed once it is looked through.
+        let open = spares.iter().any(|spare| as_web_user(&format!("ls {}/", spare.display())));
+        (!open && !spares.is_empty()).then_some(())
+    });
     assert!(!as_web_user(&format!("echo x > {}/state/x", agent.root.display())), "so is the state");
     assert!(!as_web_user(&format!("ln -sfn /etc {}/live", agent.root.display())), "so is the root");
     // Every directory of live and of retired trees becomes a way out, and everything is planted with a file.
     let live = agent.live().canonicalize().expect("live");
+    let number = agent.live_generation().expect("a generation");
     let generations = agent.root.join("generations");
     for tree in fs::read_dir(&generations).expect("list").filter_map(Result::ok).map(|item| item.path()) {
         let script = format!(
@@ -78,6 +86,7 @@ fn what_a_web_user_plants_is_never_served() {
             tree = tree.display(),
             outside = outside.display()
         );
+        let tree = tree.canonicalize().unwrap_or_default();
         assert!(as_web_user(&script) || tree != live, "the web user may write to live");
     }
     // The agent goes on: the next generations come through spares and farms, and none has any of it.
@@ -95,7 +104,7 @@ fn what_a_web_user_plants_is_never_served() {
         assert!(!spare.join("planted.php").exists(), "{} has what was planted", spare.display());
     }
     // It is not destroyed in silence: it is kept where nobody may look, and one line a tree tells how much.
-    let kept = agent.root.join("lost+found").join(live.file_name().expect("a number"));
+    let kept = agent.root.join("lost+found").join(number.to_string());
     wait::until("what was planted to be kept", || kept.join("planted.php").exists().then_some(()));
     assert!(!as_web_user(&format!("ls {}", kept.display())), "lost+found is closed");
     // While it is live, verify says what was changed, and heals it.
@@ -143,7 +152,7 @@ fn race(root: PathBuf, outside: PathBuf, stop: Arc<AtomicBool>) -> Deeds {
             break;
         }
         // What is the agent's alone.
-        for place in [".", "staging", "staging/new", "trash", "state", "generations"] {
+        for place in [".", "slots", "staging", "staging/new", "trash", "state", "generations"] {
             let at = root.join(place);
             let made = std::os::unix::fs::symlink(&outside, at.join("way-out"));
             let moved = fs::rename(at.join("live"), at.join("dead"));
@@ -152,7 +161,9 @@ fn race(root: PathBuf, outside: PathBuf, stop: Arc<AtomicBool>) -> Deeds {
             }
         }
         let live = root.join("live").canonicalize().unwrap_or_default();
-        if seen.insert(live.clone()) {
+        // A slot has another generation each time it is live.
+        let page = fs::metadata(live.join("index.html")).map(|page| page.ino()).unwrap_or_default();
+        if seen.insert((live.clone(), page)) {
             for place in OPEN {
                 let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW;
                 if let Ok(directory) = open(live.join(place), flags, Mode::empty()) {

@@ -123,6 +123,6 @@ fn closed_files_and_directories_stop_no_update_of_an_agent_without_privileges() 
         sides.site.write("docs/0/page-0.html", "the last");
         sides.seal();
         sides.follow(&mut replica);
-        assert_tidy(&sides.site);
+        assert_tidy(&sides.site, &replica);
     }
 }

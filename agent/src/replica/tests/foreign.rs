@@ -55,7 +55,7 @@ fn deep_trees_alone() {
     replica.options.keep = 1;
     assert!(replica.status().live.is_none());
     goes_on(&mut site, &mut replica, 4..6);
-    assert_tidy(&site);
+    assert_tidy(&site, &replica);
 }
 
 #[test]

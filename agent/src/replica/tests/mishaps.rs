@@ -63,7 +63,7 @@ fn an_update_that_failed_at_any_change_succeeds_when_it_is_tried_again() {
         site.assert_live_is_tree();
         site.settle(&mut replica);
         assert_eq!(replica.status().spares, 2, "change {changes}");
-        assert_tidy(&site);
+        assert_tidy(&site, &replica);
         changes += 1;
     }
 }
@@ -89,7 +89,7 @@ fn background_work_that_failed_at_any_change_is_done_when_it_is_tried_again() {
         site.settle(&mut replica);
         assert_eq!(replica.status().spares, 2, "change {changes}");
         assert_eq!(replica.status().generations.len(), 1, "change {changes}");
-        assert_tidy(&site);
+        assert_tidy(&site, &replica);
         site.write("docs/0/page-0.html", "third");
         site.publish(&mut replica);
         site.assert_live_is_tree();
@@ -127,21 +127,21 @@ fn healing_again_and_again_within_the_grace_never_runs_out_of_names() {
     replica.options.grace = std::time::Duration::ZERO;
     site.settle(&mut replica);
     assert_eq!(replica.status().spares, 2);
-    assert_tidy(&site);
+    assert_tidy(&site, &replica);
 }
 
 #[test]
 fn a_live_tree_that_was_deleted_is_staged_anew_after_a_restart_or_by_the_next_update() {
     let (mut site, replica) = settled();
     drop(replica);
-    std::fs::remove_dir_all(site.root().join("generations/1")).unwrap();
+    std::fs::remove_dir_all(site.generation(1)).unwrap();
     let mut replica = site.open();
     let target = site.origin.last().clone();
     site.follow(&mut replica, &target);
     site.assert_live_is_tree();
     site.settle(&mut replica);
 
-    std::fs::remove_dir_all(site.root().join("generations/1")).unwrap();
+    std::fs::remove_dir_all(site.generation(1)).unwrap();
     site.write("docs/0/page-0.html", "second");
     site.publish(&mut replica);
     site.assert_live_is_tree();
@@ -152,7 +152,7 @@ fn a_live_tree_that_was_deleted_is_staged_anew_after_a_restart_or_by_the_next_up
 #[test]
 fn a_whole_tree_of_other_inodes_is_taken_once_it_is_verified() {
     let (mut site, mut replica) = settled();
-    replica.name_spares().unwrap();
+    replica.slots.end().unwrap();
     drop(replica);
     // Restored from a backup: all as it was, but for the inodes.
     let (root, copy) = (site.root(), site.root().with_extension("copy"));
@@ -161,7 +161,8 @@ fn a_whole_tree_of_other_inodes_is_taken_once_it_is_verified() {
     std::fs::remove_dir_all(&root).unwrap();
     std::fs::rename(&copy, &root).unwrap();
     let mut replica = site.open();
-    replica.demote(*replica.spares().keys().next().unwrap()).unwrap();
+    let (slot, _) = replica.slots.lowest_spare().unwrap();
+    replica.slots.open_up(slot).unwrap();
     site.settle(&mut replica);
     assert_eq!(replica.status().spares, 1);
     let report = replica.verify(Some(&mut site.origin), &|_| {}, &AtomicBool::new(false)).unwrap();
@@ -231,9 +232,9 @@ fn the_record_is_used_again_when_the_disk_has_space_again() {
     let _ = std::fs::write(&ballast, vec![0u8; 32_000_000]);
     let objects: Vec<_> =
         (0..200u8).map(|i| (syncd_shared::ObjectHash::from_bytes([i; 32]), vec![i; 40_000])).collect();
-    let error = replica.record.put_directories(&objects, true).unwrap_err();
+    let error = replica.slots.record().put_directories(&objects, true).unwrap_err();
     std::fs::remove_file(&ballast).unwrap();
-    assert!(replica.record.put_directories(&[], true).is_err(), "the database has given up");
+    assert!(replica.slots.record().put_directories(&[], true).is_err(), "the database has given up");
     replica.note_failure(&StageError::from(error));
     site.write("docs/0/page-0.html", "second");
     let target = site.origin.seal(&site.tree());

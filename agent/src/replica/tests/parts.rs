@@ -55,9 +55,9 @@ fn assert_second(site: &Site, replica: &mut Replica) {
     site.assert_live_is_tree();
     site.settle(replica);
     assert!(replica.status().spares >= 2);
-    assert_tidy(site);
-    for spare in names(&site.root().join("staging")).iter().filter(|n| !n.starts_with("incoming")) {
-        assert_eq!(snapshot(&site.root().join("staging").join(spare)), snapshot(&site.tree()));
+    assert_tidy(site, replica);
+    for spare in site.spares(replica) {
+        assert_eq!(snapshot_below(&spare), snapshot_below(&site.tree()));
     }
     // What is known of inodes holds: nothing is looked for or fetched.
     let report = replica.verify(None, &|_| {}, &AtomicBool::new(false)).unwrap();
@@ -197,10 +197,8 @@ fn live_files_that_were_changed_are_mended_in_the_part_they_are_in() {
     for changes in [1, 6] {
         let (mut site, mut replica) = second(changes);
         // Without spares every name is looked at.
-        for slot in replica.spares().keys().copied().collect::<Vec<_>>() {
-            replica.demote(slot).unwrap();
-            let name = crate::stage::building(slot);
-            replica.layout.discard(&replica.layout.staging, &name).unwrap();
+        while let Some((slot, _)) = replica.slots.lowest_spare() {
+            replica.slots.discard(slot).unwrap();
         }
         for name in ["docs/0/page-6.html", "media/large.bin", "docs/2/page-8.html", "twin-b", "moves/from/0"]
         {

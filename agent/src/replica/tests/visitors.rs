@@ -84,7 +84,7 @@ const DEFACED: &[(&str, &str)] = &[
 fn what_visitors_wrote_is_kept_and_reported_once_a_tree_is_recycled_or_thrown_away() {
     for spares_wanted in [3, 0] {
         let (site, mut replica) = with_a_retired_tree();
-        let names = deface(&site.root().join("generations/1"));
+        let names = deface(&site.generation(1));
         replica.upkeep.spares_wanted = spares_wanted;
         replica.options.grace = Duration::ZERO;
         site.settle(&mut replica);
@@ -109,7 +109,7 @@ fn what_moved_before_an_inspection_broke_off_is_reported_then_and_counted_once()
         site.write("docs/0/page-0.html", "second");
         std::fs::remove_dir(site.tree().join("hollow")).unwrap();
         site.publish(&mut replica);
-        let names = deface(&site.root().join("generations/1"));
+        let names = deface(&site.generation(1));
         let retired = replica.maintain(&AtomicBool::new(false)).unwrap();
         assert_eq!(retired.did, Upkept::Retired(1));
         fault::arm(Some(changes));
@@ -139,7 +139,7 @@ fn what_moved_before_an_inspection_broke_off_is_reported_then_and_counted_once()
 fn what_gave_way_to_an_update_is_reported_as_not_kept() {
     for inspected_before in [false, true] {
         let (site, mut replica) = with_a_retired_tree();
-        let names = deface(&site.root().join("generations/1"));
+        let names = deface(&site.generation(1));
         replica.options.grace = Duration::ZERO;
         if inspected_before {
             site.settle(&mut replica);
@@ -165,7 +165,7 @@ fn names_of_trees(site: &Site) -> Vec<String> {
 #[test]
 fn a_report_ends_with_the_next_tree_that_is_as_it_was_left() {
     let (mut site, mut replica) = with_a_retired_tree();
-    std::fs::write(site.root().join("generations/1/shell.php"), "<?php").unwrap();
+    std::fs::write(site.generation(1).join("shell.php"), "<?php").unwrap();
     std::fs::write(site.live().join("shell.php"), "<?php again").unwrap();
     replica.options.grace = Duration::ZERO;
     site.settle(&mut replica);
@@ -226,7 +226,7 @@ fn what_verify_heals_is_kept_and_a_clean_one_ends_the_report() {
     let names = deface(&live);
     let report = replica.verify(Some(&mut site.origin), &|_| {}, &AtomicBool::new(false)).unwrap();
     assert!(report.healed);
-    let totals = replica.live().unwrap().generation().root.totals;
+    let totals = replica.slots.live().unwrap().generation().root.totals;
     assert_eq!((report.files, report.bytes), (totals.files, totals.bytes), "damaged ones count, too");
     site.assert_live_is_tree();
     assert_eq!(kept(&site), files(DEFACED));
@@ -238,7 +238,7 @@ fn what_verify_heals_is_kept_and_a_clean_one_ends_the_report() {
     assert_eq!((report.drifted, drift(&replica)), (0, None));
     site.settle(&mut replica);
     assert_eq!(kept(&site), files(DEFACED));
-    assert_tidy(&site);
+    assert_tidy(&site, &replica);
 }
 
 #[test]
@@ -282,7 +282,7 @@ fn a_kill_at_any_step_loses_nothing_that_a_visitor_wrote() {
     let mut changes = 0;
     loop {
         let (site, mut replica) = with_a_retired_tree();
-        let tree = site.root().join("generations/1");
+        let tree = site.generation(1);
         std::fs::write(tree.join("shell.php"), "<?php").unwrap();
         std::fs::create_dir(tree.join("docs/cache")).unwrap();
         std::fs::write(tree.join("docs/cache/entry"), "cached").unwrap();
@@ -309,7 +309,7 @@ fn a_kill_at_any_step_loses_nothing_that_a_visitor_wrote() {
         let expected = files(&[("1/docs/cache/entry", "cached"), ("1/shell.php", "<?php")]);
         assert_eq!(kept(&site), expected, "killed before change {changes}");
         assert!(drift(&replica).is_some(), "killed before change {changes}");
-        assert_tidy(&site);
+        assert_tidy(&site, &replica);
         if finished {
             break;
         }
@@ -337,7 +337,7 @@ fn one_pass(replica: &mut Replica, clock: &Clock, now: &mut Instant) -> (usize, 
             continue;
         };
         steps += 1;
-        if damaged.is_some() || replica.record.verification().unwrap().unwrap().is_over() {
+        if damaged.is_some() || replica.slots.record().verification().unwrap().unwrap().is_over() {
             return (steps, damaged.map(|path| path.to_string()));
         }
     }
@@ -393,11 +393,11 @@ fn a_slow_verification_goes_on_where_the_last_process_was_and_through_updates() 
     now += Duration::from_secs(1);
     clock.set(now);
     replica.maintain(&AtomicBool::new(false)).unwrap();
-    let at = replica.record.verification().unwrap();
+    let at = replica.slots.record().verification().unwrap();
     assert!(!at.as_ref().unwrap().is_over());
     drop(replica);
     let (mut replica, clock, mut now) = scrubbed(&site);
-    assert_eq!(replica.record.verification().unwrap(), at);
+    assert_eq!(replica.slots.record().verification().unwrap(), at);
     // What it had read leaves the tree.
     std::fs::remove_dir_all(site.tree().join("pages/0")).unwrap();
     let every = replica.options.verify_every.take();

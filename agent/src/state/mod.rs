@@ -1,0 +1,22 @@
+//! What a replica has: its slots and the record of them, behind one owner.
+//!
+//! [`slots`] changes states, [`trees`] is the view that building works with. Nothing above is imported.
+
+pub(crate) mod slot;
+pub(crate) mod slots;
+pub(crate) mod syncing;
+pub(crate) mod trees;
+
+use crate::disk::DiskError;
+use crate::record::RecordError;
+
+/// Why a slot did not change its state.
+#[derive(Debug, thiserror::Error)]
+pub enum SlotError {
+    /// A system call failed.
+    #[error(transparent)]
+    Disk(#[from] DiskError),
+    /// The record failed.
+    #[error(transparent)]
+    Record(#[from] RecordError),
+}

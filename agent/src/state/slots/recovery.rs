@@ -1,0 +1,192 @@
+//! Opening after anything: the record says what each slot is, and the links are made so. Idempotent, needs no origin.
+//!
+//! | found | done |
+//! | --- | --- |
+//! | a slot without a row | a building: a tree of an activation that did not commit, or left by a crash |
+//! | a row without its slot | forgotten, but for the accepted generation |
+//! | `live`, `previous` or `generations/N` not as the record says | rolled forward: made so |
+//! | `aside-*`, `*.next` | rubbish |
+//! | no record (lost, damaged), or one that does not hold what `live` names; `live` names a tree | its signed record is read from `state/signed`, its manifest built from its files; where that gives the signed root it is held again, else it is served and the next target is staged as a first sync. Other trees are unknown: a web server may be on them |
+
+use std::collections::BTreeSet;
+use std::time::Instant;
+
+use rustix::fs::FileType;
+use syncd_shared::SignedGeneration;
+
+use super::Slots;
+use crate::disk::DiskError;
+use crate::layout::{LIVE_NEXT, PREVIOUS, PREVIOUS_NEXT, number};
+use crate::record::{Known, Record, RecordError};
+use crate::recover::prove;
+use crate::state::slot::Slot;
+
+/// Why what is there could not be told.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum RecoverError {
+    #[error(transparent)]
+    Disk(#[from] DiskError),
+    #[error(transparent)]
+    Record(#[from] RecordError),
+}
+
+impl Slots {
+    /// Opens the record anew and recovers, as at a start.
+    pub fn reopen(&mut self, now: Instant) -> Result<(), RecoverError> {
+        Record::reopen(&mut self.record, &self.layout.record_path())?;
+        self.recover(now)?;
+        self.unsettled = false;
+        Ok(())
+    }
+
+    /// See the module.
+    pub fn recover(&mut self, now: Instant) -> Result<(), RecoverError> {
+        let before = self.record.known()?;
+        let linked = self.layout.live_slot()?;
+        let present = self.present()?;
+        let mut known = before.clone();
+        if let Some(linked) = linked.filter(|linked| is_lost(&before, *linked, &present)) {
+            known = self.rebuild(linked, &present, before.accepted.clone())?;
+        }
+        known.slots.retain(|slot, _| present.contains(slot));
+        let is_held = |known: &Known, slot: u64| matches!(known.slots.get(&slot), Some(Slot::Held(_)));
+        let held = |slot: &u64| is_held(&known, *slot);
+        known.live = known.live.filter(held).or(linked.filter(held));
+        let kept = |known: &Known, slot: u64| {
+            is_held(known, slot) || matches!(known.slots.get(&slot), Some(Slot::Unknown))
+        };
+        known.previous = known.previous.filter(|slot| known.live != Some(*slot) && kept(&known, *slot));
+        if known != before {
+            self.record.restore(&known)?;
+        }
+        for slot in present {
+            known.slots.entry(slot).or_insert(Slot::Building);
+        }
+        self.known = known;
+        self.linked = self.known.live.or(linked);
+        self.recover_rests(now);
+        self.recover_links()?;
+        // One that an activation had revealed and did not commit.
+        self.buildings().into_iter().try_for_each(|slot| self.layout.close(slot))?;
+        self.layout.discard_asides()?;
+        Ok(self.recover_signed()?)
+    }
+
+    /// Slots that there are. What is no directory is none of them.
+    fn present(&self) -> Result<BTreeSet<u64>, DiskError> {
+        let mut present = BTreeSet::new();
+        for listed in self.layout.slots.list()? {
+            let stat = self.layout.slots.stat(&listed.name)?;
+            let is_directory = stat.is_some_and(|stat| stat.kind == FileType::Directory);
+            match number(&listed.name).filter(|number| *number > 0 && is_directory) {
+                Some(slot) => drop(present.insert(slot)),
+                None => {
+                    let path = self.layout.slots.path().join(listed.name.escape_ascii().to_string());
+                    tracing::warn!(path = %path.display(), "not a slot: left alone");
+                }
+            }
+        }
+        Ok(present)
+    }
+
+    /// What is on disk, as far as that proves anything. What the copy of the signed record says was accepted, since it is
+    /// linked.
+    fn rebuild(
+        &self,
+        linked: u64,
+        present: &BTreeSet<u64>,
+        accepted: Option<SignedGeneration>,
+    ) -> Result<Known, RecoverError> {
+        let mut known = Known { accepted, ..Known::default() };
+        known.slots = present.iter().map(|slot| (*slot, Slot::Unknown)).collect();
+        let Some(generation) = self.read_signed(linked)? else { return Ok(known) };
+        if known.accepted.as_ref().is_none_or(|accepted| accepted.number() < generation.number()) {
+            known.accepted = Some(generation.clone());
+        }
+        let number = generation.number().get();
+        if present.contains(&linked) {
+            tracing::info!(generation = number, "building the record from the live tree");
+            if prove(&self.record, self.open(linked)?, &generation.generation().root)? {
+                known.live = Some(linked);
+                known.slots.insert(linked, Slot::Held(Box::new(generation)));
+            } else {
+                tracing::warn!(
+                    generation = number,
+                    "the live tree is served, but is not exactly what was signed: the next update fetches all"
+                );
+            }
+        }
+        Ok(known)
+    }
+
+    /// Graces that this process knows of go on; where it knows of none they begin now.
+    fn recover_rests(&mut self, now: Instant) {
+        let mut rests = std::mem::take(&mut self.rests);
+        rests.retain(|slot, _| {
+            let state = self.state(*slot);
+            !self.is_in_use(*slot) && matches!(state, Some(Slot::Held(_) | Slot::Resting(_) | Slot::Unknown))
+        });
+        self.rests = rests;
+        self.protect_from(self.protected, now);
+    }
+
+    fn recover_links(&mut self) -> Result<(), DiskError> {
+        let (layout, known) = (&self.layout, &self.known);
+        match known.previous {
+            None => {
+                if layout.root.stat(PREVIOUS)?.is_some_and(|stat| stat.kind == FileType::Symlink) {
+                    layout.root.unlink(PREVIOUS)?;
+                }
+            }
+            Some(slot) if layout.linked_slot(PREVIOUS)? != Some(slot) => layout.point_previous(slot)?,
+            Some(_) => {}
+        }
+        let mut generations = self.generations();
+        for listed in layout.generations.list()? {
+            let slot = number(&listed.name).and_then(|number| generations.remove(&number).zip(Some(number)));
+            let target = slot.map(|(slot, _)| format!("../slots/{slot}").into_bytes());
+            let is_right = target.is_some() && layout.generations.read_link(&listed.name).ok() == target;
+            match (slot, number(&listed.name)) {
+                _ if is_right => {}
+                (Some((slot, number)), _) => layout.link_generation(number, Some(slot))?,
+                (None, Some(number)) => layout.link_generation(number, None)?,
+                (None, None) => {
+                    let path = layout.generations.path().join(listed.name.escape_ascii().to_string());
+                    tracing::warn!(path = %path.display(), "not a generation: left alone");
+                }
+            }
+        }
+        for (number, slot) in generations {
+            layout.link_generation(number, Some(slot))?;
+        }
+        layout.root.unlink(PREVIOUS_NEXT)?;
+        match known.live {
+            // After an error the link may be there and not be durable, and a sync that failed is not to be made again.
+            Some(live) if self.unsettled || layout.live_slot()? != Some(live) => {
+                layout.prepare_links(live, None)?;
+                layout.switch_links(false)?;
+            }
+            // Nor need it be after a kill.
+            _ => layout.root.sync_names()?,
+        }
+        layout.root.unlink(LIVE_NEXT).map(drop)
+    }
+
+    /// Copies of signed records of slots that are gone go too.
+    fn recover_signed(&self) -> Result<(), DiskError> {
+        let linked = self.layout.live_slot()?;
+        for listed in self.layout.signed.list()? {
+            let slot = number(&listed.name);
+            if !slot.is_some_and(|slot| self.known.slots.contains_key(&slot) || Some(slot) == linked) {
+                self.layout.signed.unlink(&listed.name)?;
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Whether the record is none of these trees: what `live` names is there, and the record does not hold it.
+fn is_lost(known: &Known, linked: u64, present: &BTreeSet<u64>) -> bool {
+    let is_served = matches!(known.slots.get(&linked), Some(Slot::Held(_) | Slot::Unknown));
+    known.accepted.is_none() || (present.contains(&linked) && !is_served)
+}
