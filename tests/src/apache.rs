@@ -15,7 +15,7 @@ use crate::{Scene, http, wait};
 pub enum DocumentRoot {
     /// Through the `live` link: every request resolves it anew.
     LiveLink,
-    /// `generations/N`, resolved once per generation: a hook writes `Define SYNCD_LIVE` and reloads gracefully.
+    /// The slot, resolved once per generation: a hook writes `Define SYNCD_LIVE` and reloads gracefully.
     Resolved,
     /// A directory elsewhere, whose path stays and whose files change; with mod_php, as Debian sets it up.
     Php(PathBuf),
@@ -67,9 +67,9 @@ impl Apache {
         let account = if is_root() { "User www-data\nGroup www-data\n" } else { "" };
         let root = match document_root {
             DocumentRoot::Resolved => format!(
-                "IncludeOptional {directory}/generation.conf\n<IfDefine !SYNCD_LIVE>\n  Define SYNCD_LIVE live\n\
-                 </IfDefine>\nHeader always set X-Syncd-Live \"${{SYNCD_LIVE}}\"\n\
-                 DocumentRoot \"{replica}/${{SYNCD_LIVE}}\"\n"
+                "IncludeOptional {directory}/generation.conf\n<IfDefine !SYNCD_LIVE>\n\
+                 \x20 Define SYNCD_LIVE {replica}/live\n  Define SYNCD_GENERATION unknown\n</IfDefine>\n\
+                 Header always set X-Syncd-Generation \"${{SYNCD_GENERATION}}\"\nDocumentRoot \"${{SYNCD_LIVE}}\"\n"
             ),
             DocumentRoot::LiveLink => format!("DocumentRoot \"{replica}/live\"\n"),
             DocumentRoot::Php(path) => format!(
@@ -108,18 +108,18 @@ impl Apache {
         format!(
             "#!/bin/sh\n\
              # Points the document root at the new generation and reloads Apache gracefully.\n\
-             live=generations/$SYNCD_GENERATION\n\
-             echo \"Define SYNCD_LIVE $live\" > {directory}/generation.conf.new\n\
+             printf 'Define SYNCD_LIVE %s\\nDefine SYNCD_GENERATION %s\\n' \"$SYNCD_TREE\" $SYNCD_GENERATION \
+             > {directory}/generation.conf.new\n\
              mv {directory}/generation.conf.new {directory}/generation.conf\n\
              [ -e {directory}/httpd.pid ] || exit 0\n\
              for attempt in 1 2 3 4 5; do\n\
              \x20 kill -USR1 \"$(cat {directory}/httpd.pid)\" || exit 1\n\
              \x20 for moment in $(seq 25); do\n\
-             \x20   curl -sI http://{address}/ | grep -q \"X-Syncd-Live: $live\\b\" && exit 0\n\
+             \x20   curl -sI http://{address}/ | grep -q \"X-Syncd-Generation: $SYNCD_GENERATION\\b\" && exit 0\n\
              \x20   sleep 0.02\n\
              \x20 done\n\
              done\n\
-             echo \"apache does not serve $live\" >&2\n\
+             echo \"apache does not serve generation $SYNCD_GENERATION\" >&2\n\
              exit 1\n"
         )
     }
@@ -245,7 +245,9 @@ mod tests {
         let clients = Clients::start(&apache.address, 4, 2);
         for number in 2..12 {
             switch(&root, number);
-            run(Command::new(apache.hook()).env("SYNCD_GENERATION", number.to_string())).expect_success();
+            let tree = root.join(format!("generations/{number}"));
+            let mut hook = Command::new(apache.hook());
+            run(hook.env("SYNCD_GENERATION", number.to_string()).env("SYNCD_TREE", tree)).expect_success();
             apache.assert_serves("/page-0.html", &root.join(format!("generations/{number}/page-0.html")));
         }
         let verdict = clients.finish();

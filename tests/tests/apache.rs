@@ -13,7 +13,10 @@ use syncd_tests::load::{Clients, Verdict, page};
 use syncd_tests::oracle::assert_same;
 use syncd_tests::process::Daemon;
 use syncd_tests::replica::assert_no_litter;
-use syncd_tests::{Agent, Apache, DocumentRoot, Origin, Scene, Seeded, require_program, wait};
+use syncd_tests::trouble::in_own_machine;
+use syncd_tests::{
+    Agent, Apache, DocumentRoot, Origin, Scene, Seeded, WebNode, require_program, require_root, wait,
+};
 
 const ACTIVATIONS: u64 = 200;
 const PAGES: usize = 40;
@@ -171,4 +174,77 @@ fn two_hundred_activations_under_load() {
             agent.status()
         );
     }
+}
+
+const ASSET_NAME: &str = "assets_of_the_generation_before_are_found_and_nothing_else_of_it";
+
+#[test]
+fn assets_of_the_generation_before_are_found_and_nothing_else_of_it() {
+    require_root("it installs a web server's configuration, in namespaces of its own");
+    if !in_own_machine(ASSET_NAME) {
+        return;
+    }
+    let (both, only_before) = ("/page.css", ["/app.1.css", "/deep/er/photo%20(1).JPG"]);
+    let mut node = WebNode::new("assets", |tree| {
+        write(tree, "page.css", "page 1");
+        write(tree, "app.1.css", "app 1");
+        write(tree, "deep/er/photo (1).JPG", "photo 1");
+        // None of these is for visitors once it is gone.
+        for gone in ["page.html", "data.json", "run.php", "run.php.css/run.php", ".hidden/a.css", ".a.css"] {
+            write(tree, gone, "<?php echo 6 * 7;");
+        }
+        write(tree, "script.php.js", "<?php echo 6 * 7;");
+        write(tree, "denied/.htaccess", "Require all denied\n");
+        write(tree, "denied/a.css", "denied");
+        // Allowed where it is served, and ignored below `previous`.
+        write(
+            tree,
+            "handler/.htaccess",
+            "AddHandler application/x-httpd-php .js\nSetHandler application/x-httpd-php\n",
+        );
+        write(tree, "handler/a.js", "<?php echo 6 * 7;");
+    });
+    node.follow("apache.md", "## The exact way");
+    assert_eq!(node.origin.commit_live(), 1);
+    assert_eq!(node.get("/handler/a.js"), (200, "42".to_owned()), "PHP as the site has it");
+    let tree = node.origin.tree.clone();
+    for name in std::fs::read_dir(&tree).expect("list the tree") {
+        remove(&name.expect("a name").path());
+    }
+    write(&tree, "page.css", "page 2");
+    write(&tree, "app.2.css", "app 2");
+    node.origin.cli("commit", &["--wait", "--allow-mass-deletion"]).expect_success();
+    assert_eq!(node.get(both), (200, "page 2".to_owned()));
+    assert_eq!(node.get("/app.2.css"), (200, "app 2".to_owned()));
+    assert_eq!(node.get(only_before[0]), (200, "app 1".to_owned()));
+    assert_eq!(node.get(only_before[1]), (200, "photo 1".to_owned()));
+    let program = "<?php echo 6 * 7;".to_owned();
+    for text in ["/script.php.js", "/handler/a.js"] {
+        assert_eq!(node.get(text), (200, program.clone()), "{text} is sent and not run");
+    }
+    for gone in [
+        "/page.html",
+        "/data.json",
+        "/run.php",
+        "/run.php.css/run.php",
+        "/.hidden/a.css",
+        "/.a.css",
+        "/none.css",
+    ] {
+        assert_eq!(node.get(gone).0, 404, "{gone}");
+    }
+    assert_eq!(node.get("/denied/a.css").0, 403, "what was closed stays closed");
+
+    write(&tree, "page.css", "page 3");
+    node.origin.commit_live();
+    assert_eq!(node.get("/app.2.css").0, 200);
+    assert_eq!(node.get(only_before[0]).0, 404, "one generation back, no more");
+    // The simple way has the same.
+    node.debian.follow("a2dissite -q syncd-site-exact");
+    node.follow("apache.md", "## The simple way");
+    remove(&tree.join("app.2.css"));
+    write(&tree, "app.4.css", "app 4");
+    node.origin.commit();
+    node.agent.wait_live(4);
+    assert_eq!(node.get("/app.2.css"), (200, "app 2".to_owned()));
 }
