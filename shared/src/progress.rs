@@ -11,9 +11,9 @@ use std::sync::OnceLock;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
 use std::time::{Duration, Instant};
 
-use indicatif::{
-    HumanBytes, HumanCount, HumanDuration, MultiProgress, ProgressBar, ProgressState, ProgressStyle,
-};
+use indicatif::{HumanBytes, HumanDuration, MultiProgress, ProgressBar, ProgressState, ProgressStyle};
+
+use crate::text::{counted, counted_of};
 
 const LOG_EVERY: Duration = Duration::from_secs(10);
 /// Rate and time left are not shown before this.
@@ -246,11 +246,8 @@ pub fn percent(done: u64, total: u64) -> Option<u8> {
 /// `120 of 34,851 files, 1.50 MiB of 587.68 MiB, 3.00 MiB/s, 3 minutes left`, without the unknown parts.
 impl fmt::Display for Snapshot {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}", HumanCount(self.files))?;
-        if let Some(total) = self.total_files {
-            write!(f, " of {}", HumanCount(total))?;
-        }
-        write!(f, " files, {}", HumanBytes(self.bytes))?;
+        let files = counted_of(self.files, self.total_files, "file", "files");
+        write!(f, "{files}, {}", HumanBytes(self.bytes))?;
         if let Some(total) = self.total_bytes {
             write!(f, " of {}", HumanBytes(total))?;
         }
@@ -272,8 +269,9 @@ impl fmt::Display for Done {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Snapshot { files, bytes, elapsed, .. } = self.0;
         let elapsed = Duration::from_millis(millis(elapsed));
-        let (files, bytes, rate) = (HumanCount(files), HumanBytes(bytes), HumanBytes(self.0.rate()));
-        write!(f, "{files} files, {bytes} in {}, {rate}/s", humantime::format_duration(elapsed))
+        let (bytes, rate) = (HumanBytes(bytes), HumanBytes(self.0.rate()));
+        let files = counted(files, "file", "files");
+        write!(f, "{files}, {bytes} in {}, {rate}/s", humantime::format_duration(elapsed))
     }
 }
 
@@ -338,6 +336,8 @@ mod tests {
         let early = Snapshot { elapsed: Duration::from_millis(1), ..snapshot };
         assert_eq!(early.to_string(), "120 files, 3.00 MiB");
         assert_eq!(Done(snapshot).to_string(), "120 files, 3.00 MiB in 1s, 3.00 MiB/s");
+        let one = Snapshot { files: 1, ..snapshot };
+        assert_eq!(Done(one).to_string(), "1 file, 3.00 MiB in 1s, 3.00 MiB/s");
     }
 
     #[test]

@@ -88,6 +88,14 @@ pub fn counted(number: u64, one: &str, many: &str) -> String {
     }
 }
 
+/// A number of items, of a total if one is known: `652 of 2,594 files`, `1 of 1 file`, `1 file`.
+pub fn counted_of(done: u64, total: Option<u64>, one: &str, many: &str) -> String {
+    match total {
+        Some(total) => format!("{} of {}", indicatif::HumanCount(done), counted(total, one, many)),
+        None => counted(done, one, many),
+    }
+}
+
 /// Whether a character does anything other than show itself: control characters (C0, DEL, C1), line and
 /// paragraph separators, direction changes, and invisible characters. U+200C and U+200D are allowed, because
 /// they shape scripts and emoji.
@@ -128,6 +136,11 @@ mod tests {
     fn one_is_counted_in_the_singular() {
         assert_eq!(counted(1, "path", "paths"), "1 path");
         assert_eq!([0, 2_594].map(|n| counted(n, "path", "paths")), ["0 paths", "2,594 paths"]);
+        let of = |done, total| counted_of(done, total, "file", "files");
+        assert_eq!(
+            [of(1, None), of(0, Some(1)), of(1, Some(2_594))],
+            ["1 file", "0 of 1 file", "1 of 2,594 files"]
+        );
     }
 
     #[test]

@@ -7,12 +7,12 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
-use indicatif::{HumanBytes, HumanCount};
+use indicatif::HumanBytes;
 use serde::{Deserialize, Serialize};
 use syncd_proto::v1::RetryClass;
 use syncd_shared::limits::LABEL_MAX_BYTES;
 use syncd_shared::progress::{Progress, percent};
-use syncd_shared::text::{error_chain, one_line};
+use syncd_shared::text::{counted_of, error_chain, one_line};
 use syncd_shared::wire::Frame;
 use syncd_shared::{GenerationNumber, RootHash, SignedGeneration};
 use tokio::sync::mpsc;
@@ -155,11 +155,9 @@ pub struct StageProgress {
 impl fmt::Display for StageProgress {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Self { files_done, files_total, bytes_done, bytes_total } = *self;
-        write!(f, "{}", HumanCount(files_done))?;
-        if files_total > 0 {
-            write!(f, " of {}", HumanCount(files_total))?;
-        }
-        write!(f, " files, {}", HumanBytes(bytes_done))?;
+        let files_total = Some(files_total).filter(|total| *total > 0);
+        let files = counted_of(files_done, files_total, "file", "files");
+        write!(f, "{files}, {}", HumanBytes(bytes_done))?;
         if bytes_total > 0 {
             write!(f, " of {}", HumanBytes(bytes_total))?;
         }

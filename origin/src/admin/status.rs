@@ -2,10 +2,10 @@
 
 use std::fmt::{self, Write as _};
 
-use indicatif::{HumanBytes, HumanCount};
+use indicatif::HumanBytes;
 use serde::{Deserialize, Serialize};
 use syncd_shared::progress::percent;
-use syncd_shared::text::rfc3339;
+use syncd_shared::text::{counted, counted_of, rfc3339};
 use syncd_shared::{GenerationNumber, HookStatus};
 
 use crate::commit::{Hold, State};
@@ -144,11 +144,8 @@ impl Progress {
 impl fmt::Display for Progress {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Self { generation, files_done, bytes_done, .. } = self;
-        write!(f, "generation {generation}: {}", HumanCount(*files_done))?;
-        if let Some(total) = self.files_total {
-            write!(f, " of {}", HumanCount(total))?;
-        }
-        write!(f, " files, {}", HumanBytes(*bytes_done))?;
+        let files = counted_of(*files_done, self.files_total, "file", "files");
+        write!(f, "generation {generation}: {files}, {}", HumanBytes(*bytes_done))?;
         if let Some(total) = self.bytes_total {
             write!(f, " of {}", HumanBytes(total))?;
         }
@@ -168,7 +165,8 @@ pub enum Verdict {
     /// except in manual mode) or waiting, or has no generation yet.
     NotPublishing,
     /// Exit code 3: an enrolled agent does not have the current generation live, or needs attention because
-    /// of an error, local changes or a note.
+    /// of an error, local changes or a note. Also if no agent is enrolled, for example after only the keys
+    /// were restored, because then no node has it live.
     NotLiveEverywhere,
 }
 
@@ -186,7 +184,8 @@ impl Status {
         };
         match self.state {
             State::Ready | State::Scanning if self.generation.is_some() => {
-                if self.agents.iter().all(is_well) { Verdict::Well } else { Verdict::NotLiveEverywhere }
+                let is_live = !self.agents.is_empty() && self.agents.iter().all(is_well);
+                if is_live { Verdict::Well } else { Verdict::NotLiveEverywhere }
             }
             _ => Verdict::NotPublishing,
         }
@@ -224,21 +223,24 @@ impl Status {
                 let label = self.label.as_deref().filter(|l| !l.is_empty());
                 let _ = writeln!(
                     out,
-                    "current  generation {number}{}   {} files, {}   {created}   root {:.12}",
+                    "current  generation {number}{}   {}, {}   {created}   root {:.12}",
                     label.map(|l| format!(" ({l})")).unwrap_or_default(),
-                    indicatif::HumanCount(self.files),
-                    indicatif::HumanBytes(self.bytes),
+                    counted(self.files, "file", "files"),
+                    HumanBytes(self.bytes),
                     root,
                 );
             }
             _ => out.push_str("current  no generation yet\n"),
         }
         if let Some(bytes) = self.history_bytes {
-            let _ = writeln!(out, "history  {} besides the current generation", indicatif::HumanBytes(bytes));
+            let _ = writeln!(out, "history  {} besides the current generation", HumanBytes(bytes));
         }
         let has_live = |a: &&AgentStatus| a.generation == self.generation && a.is_live();
         let live = self.agents.iter().filter(has_live).count();
-        let _ = writeln!(out, "agents   {live} of {} have it live", self.agents.len());
+        let _ = match self.agents.len() {
+            0 => writeln!(out, "agents   none is enrolled: `syncd-origin token` makes a join token"),
+            all => writeln!(out, "agents   {live} of {all} have it live"),
+        };
         let width = self.agents.iter().map(|a| a.name.len()).max().unwrap_or(0);
         for agent in &self.agents {
             let generation = agent.generation.map_or("-".to_owned(), |g| g.to_string());
@@ -412,5 +414,9 @@ mod tests {
             assert_eq!(Status { state, ..status(vec![]) }.verdict(), Verdict::NotPublishing);
         }
         assert_eq!(Status { generation: None, ..status(vec![]) }.verdict(), Verdict::NotPublishing);
+        // As after the keys alone were restored.
+        let nobody = status(vec![]);
+        assert_eq!(nobody.verdict(), Verdict::NotLiveEverywhere);
+        assert!(nobody.to_text().contains("agents   none is enrolled: `syncd-origin token`"));
     }
 }

@@ -1,6 +1,7 @@
 //! Measures how much of a rolled-back change a tree still contains.
 
 use syncd_shared::diff::{Change, Comparison, DiffError, PartLimits};
+use syncd_shared::text::counted_of;
 use syncd_shared::{Entry, RootEntry, SignedGeneration, TreePath};
 
 use super::rollbacks::Rollbacks;
@@ -43,7 +44,7 @@ pub(super) fn remark(
         Ok(found) if found.back == found.of => Some(again(aside.number, "")),
         Ok(found) if found.back > 0 => {
             let text = again(aside.number, "a part of ");
-            Some(format!("{text} ({} of {} paths)", found.back, found.of))
+            Some(format!("{text} ({})", counted_of(found.back, Some(found.of), "path", "paths")))
         }
         Ok(_) => None,
         Err(error) => {

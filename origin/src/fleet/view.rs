@@ -2,6 +2,7 @@
 
 use std::collections::HashSet;
 
+use syncd_shared::text::counted;
 use syncd_shared::{GenerationNumber, HookStatus, RootHash};
 
 /// Roots held by agents seen within this time are retained, in milliseconds.
@@ -74,7 +75,8 @@ pub struct AgentDrift {
 impl std::fmt::Display for AgentDrift {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         let Self { generation, paths, first, kept, lost } = self;
-        write!(f, "{paths} local changes in generation {generation} (first {first})")?;
+        let changes = counted(*paths, "local change", "local changes");
+        write!(f, "{changes} in generation {generation} (first {first})")?;
         if let Some(kept) = kept {
             write!(f, ", kept in {kept}")?;
         }
