@@ -18,6 +18,7 @@ use syncd_shared::output::note;
 use syncd_shared::rate::Rate;
 use syncd_shared::signals::Signals;
 use syncd_shared::text::{counted, error_chain};
+use syncd_shared::time_span::{ParseTimeError, parse_time};
 use syncd_shared::{config_file, output};
 
 use crate::admin::{self, Reply, Request, nobody_serves};
@@ -143,7 +144,7 @@ struct Run {
     keep: u32,
     /// How long a tree is left alone after it was live.
     #[arg(long, env = "SYNCD_GRACE", default_value = "150s", value_name = "TIME",
-          value_parser = humantime::parse_duration)]
+          value_parser = parse_time)]
     grace: Duration,
     /// How often every file of the live tree is read again, slowly, to find and heal what was edited on the node; 0: never.
     #[arg(long, env = "SYNCD_VERIFY_EVERY", default_value = "7d", value_name = "TIME", value_parser = every)]
@@ -159,7 +160,7 @@ struct Run {
     before_activate: Option<String>,
     /// How long a hook may take.
     #[arg(long, env = "SYNCD_HOOK_TIMEOUT", default_value = "60s", value_name = "TIME",
-          value_parser = humantime::parse_duration)]
+          value_parser = parse_time)]
     hook_timeout: Duration,
     /// Bytes a second to receive at most, as in 10M. They come compressed: the progress shown counts content.
     #[arg(long, env = "SYNCD_AGENT_BWLIMIT", value_name = "RATE")]
@@ -180,9 +181,10 @@ impl Cli {
 
     fn from_arguments(arguments: impl IntoIterator<Item = OsString>) -> Result<Self, clap::Error> {
         let mut command = Self::command();
-        let arguments = config_file::arguments_with_config(arguments, &command)
+        let given: Vec<OsString> = arguments.into_iter().collect();
+        let arguments = config_file::arguments_with_config(given.iter().cloned(), &command)
             .map_err(|error| command.error(clap::error::ErrorKind::Io, error_chain(&error)))?;
-        Self::try_parse_from(arguments)
+        Self::try_parse_from(arguments).map_err(|error| config_file::explain(error, &command, &given))
     }
 }
 
@@ -242,8 +244,8 @@ fn read_token(join: &Join) -> anyhow::Result<JoinToken> {
 }
 
 /// A time, or 0.
-fn every(text: &str) -> Result<Duration, humantime::DurationError> {
-    if text == "0" { Ok(Duration::ZERO) } else { humantime::parse_duration(text) }
+fn every(text: &str) -> Result<Duration, ParseTimeError> {
+    if text == "0" { Ok(Duration::ZERO) } else { parse_time(text) }
 }
 
 impl Run {

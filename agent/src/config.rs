@@ -89,7 +89,7 @@ pub struct Owner {
 #[derive(Debug, thiserror::Error)]
 pub enum OwnerError {
     /// Not of the form.
-    #[error("an owner is USER:GROUP, names or numbers")]
+    #[error("an owner is USER:GROUP, names or numbers, as in www-data:www-data or 33:33")]
     Form,
     /// No such name here.
     #[error(transparent)]

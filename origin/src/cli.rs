@@ -10,18 +10,20 @@ use std::process::ExitCode;
 use std::time::Duration;
 
 use anyhow::{Context as _, bail};
-use clap::{Args, Parser, Subcommand, ValueEnum};
+use clap::{Args, CommandFactory, Parser, Subcommand, ValueEnum};
 use indicatif::{HumanBytes, HumanCount};
 use serde::Serialize;
 use syncd_shared::accounts::group_id;
 use syncd_shared::address::listen_address;
 use syncd_shared::byte_size::ByteSize;
+use syncd_shared::config_file::{self, ConfigError};
 use syncd_shared::generation::{LabelError, check_label};
 use syncd_shared::local_socket::{self, LocalSocketError};
 use syncd_shared::output::{self, OutputError, note};
 use syncd_shared::rate::Rate;
 use syncd_shared::signals::Signals;
-use syncd_shared::text::error_chain;
+use syncd_shared::text::{counted, error_chain};
+use syncd_shared::time_span::parse_time;
 
 use crate::admin;
 use crate::admin::offline::{Desk, join_address};
@@ -75,7 +77,7 @@ struct Json {
 struct WaitArgs {
     /// Wait until every connected agent has the generation live, its hook included, at most this long; 60s
     /// where no TIME is given. Exit code 3: not all have.
-    #[arg(long, value_name = "TIME", num_args = 0..=1, require_equals = true, default_missing_value = "60s", value_parser = humantime::parse_duration)]
+    #[arg(long, value_name = "TIME", num_args = 0..=1, require_equals = true, default_missing_value = "60s", value_parser = parse_time)]
     wait: Option<Duration>,
     /// Enrolled but unreachable agents fail it too.
     #[arg(long, requires = "wait")]
@@ -160,7 +162,7 @@ enum Command {
         #[arg(long)]
         watch: bool,
         /// Exit with 1 if nothing new is published (held, waiting, stopped, no generation), with 3 if an
-        /// enrolled agent does not have the current generation live.
+        /// enrolled agent does not have the current generation live or no agent is enrolled.
         #[arg(long, conflicts_with = "watch")]
         check: bool,
     },
@@ -249,7 +251,7 @@ enum TokenAction {
 }
 
 fn token_life(text: &str) -> Result<Duration, String> {
-    let life = humantime::parse_duration(text).map_err(|error| error.to_string())?;
+    let life = parse_time(text).map_err(|error| error.to_string())?;
     // The origin counts whole seconds.
     let whole = Duration::from_secs(life.as_secs());
     if life == whole && (Duration::from_secs(1)..=TOKEN_LIFE_MAX).contains(&life) {
@@ -276,18 +278,18 @@ struct Serve {
     #[arg(long, env = "SYNCD_TRIGGER", value_enum, default_value = "settle")]
     trigger: TriggerName,
     /// The tree is published when it was quiet for this long.
-    #[arg(long, env = "SYNCD_SETTLE", default_value = "500ms", value_name = "TIME", value_parser = humantime::parse_duration)]
+    #[arg(long, env = "SYNCD_SETTLE", default_value = "500ms", value_name = "TIME", value_parser = parse_time)]
     settle: Duration,
     /// If the tree does not become quiet for this long, warn and name the path that keeps changing. A file
     /// that is written and not closed holds the tree back for at most this long after its last write.
-    #[arg(long, env = "SYNCD_SETTLE_MAX", default_value = "30s", value_name = "TIME", value_parser = humantime::parse_duration)]
+    #[arg(long, env = "SYNCD_SETTLE_MAX", default_value = "30s", value_name = "TIME", value_parser = parse_time)]
     settle_max: Duration,
     /// A file that keeps changing for this long no longer holds back the others: they are published, and it
     /// stays as it was published until it is quiet.
-    #[arg(long, env = "SYNCD_SETTLE_MAX_PUBLISH", default_value = "5m", value_name = "TIME", value_parser = humantime::parse_duration)]
+    #[arg(long, env = "SYNCD_SETTLE_MAX_PUBLISH", default_value = "5m", value_name = "TIME", value_parser = parse_time)]
     settle_max_publish: Duration,
     /// How often parts of the tree that send no events (network file systems) are walked.
-    #[arg(long, env = "SYNCD_POLL", default_value = "10s", value_name = "TIME", value_parser = humantime::parse_duration)]
+    #[arg(long, env = "SYNCD_POLL", default_value = "10s", value_name = "TIME", value_parser = parse_time)]
     poll: Duration,
     /// `keep`: files whose content and mode are unchanged keep the modification time already published. `distinct`: files
     /// whose content is unchanged keep it, and a file that changed gets the next second where its own is not later, so that
@@ -325,11 +327,26 @@ enum TriggerName {
     Manual,
 }
 
+impl Cli {
+    /// Parses the command line over environment, configuration file and defaults. Wrong usage ends the process with 2.
+    pub fn from_process() -> Result<Self, ConfigError> {
+        Self::from_arguments(std::env::args_os().collect())
+            .map(|parsed| parsed.unwrap_or_else(|error| error.exit()))
+    }
+
+    fn from_arguments(given: Vec<OsString>) -> Result<Result<Self, clap::Error>, ConfigError> {
+        let command = Self::command();
+        let arguments = config_file::arguments_with_config(given.iter().cloned(), &command)?;
+        let parsed = Self::try_parse_from(join_wait(arguments));
+        Ok(parsed.map_err(|error| config_file::explain(error, &command, &given)))
+    }
+}
+
 /// Turns `--wait 5s` into `--wait=5s`. A time has a unit and is therefore neither a generation nor an option.
 pub fn join_wait(arguments: Vec<OsString>) -> Vec<OsString> {
     let mut joined: Vec<OsString> = Vec::with_capacity(arguments.len());
     for argument in arguments {
-        let is_time = |text: &str| humantime::parse_duration(text).is_ok();
+        let is_time = |text: &str| parse_time(text).is_ok();
         match joined.last_mut() {
             Some(last) if last == "--wait" && argument.to_str().is_some_and(is_time) => {
                 last.push("=");
@@ -445,9 +462,11 @@ fn init(data: &Path, host: Option<&str>) -> anyhow::Result<ExitCode> {
     for file in keys.backup_files() {
         note(format_args!("  {}", file.display()));
     }
-    note(format_args!("\nNext, here:\n  syncd-origin serve --tree /srv/site --data {shown}"));
+    note(format_args!(
+        "\nNext, here, with your own tree for /srv/site:\n  syncd-origin serve --tree /srv/site --data {shown}"
+    ));
     note(format_args!("  syncd-origin token --data {shown}"));
-    note("then on every web node, with that token:");
+    note("then on every web node, with that token; the port is the one that `serve` listens at:");
     note(format_args!("  SYNCD_TOKEN=... syncd-agent join {address} --root /var/lib/syncd/agent"));
     note("  syncd-agent run --root /var/lib/syncd/agent");
     output::line(format_args!("tree_id {}", keys.tree_id()))?;
@@ -731,8 +750,8 @@ impl Printer {
             }
             Reply::Token { token, about, address } => {
                 let TokenLine { id, expires, uses_left, .. } = about;
-                let agents = if uses_left == 1 { "agent" } else { "agents" };
-                note(format_args!("token {id}, for {uses_left} {agents} until {expires}; on the web node:"));
+                let agents = counted(uses_left.into(), "agent", "agents");
+                note(format_args!("token {id}, for {agents} until {expires}; on the web node:"));
                 note(format_args!(
                     "  SYNCD_TOKEN={token} syncd-agent join {address} --root /var/lib/syncd/agent"
                 ));
@@ -772,7 +791,6 @@ impl Printer {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use clap::CommandFactory;
 
     #[test]
     fn the_definition_holds_and_every_command_has_examples() {

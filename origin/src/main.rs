@@ -2,20 +2,19 @@
 
 use std::process::ExitCode;
 
-use clap::{CommandFactory, Parser};
 use syncd_origin::cli::{self, Cli};
-use syncd_shared::{config_file, output, telemetry};
+use syncd_shared::{output, telemetry};
 use tracing::level_filters::LevelFilter;
 
 fn main() -> ExitCode {
     telemetry::init(LevelFilter::INFO);
     // Files of an origin are for nobody else.
     rustix::process::umask(rustix::fs::Mode::from_raw_mode(0o077));
-    let arguments = match config_file::arguments_with_config(std::env::args_os(), &Cli::command()) {
-        Ok(arguments) => arguments,
+    let parsed = match Cli::from_process() {
+        Ok(parsed) => parsed,
         Err(error) => return fail(&anyhow::Error::from(error), 2),
     };
-    match cli::run(Cli::parse_from(cli::join_wait(arguments))) {
+    match cli::run(parsed) {
         Ok(code) => code,
         Err(error) => fail(&error, 1),
     }

@@ -15,6 +15,8 @@ use std::ffi::OsString;
 use std::io;
 use std::path::{Path, PathBuf};
 
+use clap::builder::StyledStr;
+use clap::error::{ContextKind, ContextValue, ErrorKind};
 use clap::parser::ValueSource;
 use clap::{Arg, ArgMatches, Command};
 use toml::{Table, Value};
@@ -63,6 +65,49 @@ pub fn arguments_with_config(
     let inserted = from_file(&path, command, name, given)?;
     arguments.splice(at + 1..at + 1, inserted);
     Ok(arguments)
+}
+
+/// Adds the source of the value to an error about a value, unless it is the command line, and the default.
+/// `given` are the arguments that [`arguments_with_config`] was called with.
+pub fn explain(mut error: clap::Error, command: &Command, given: &[OsString]) -> clap::Error {
+    let mut command = command.clone();
+    command.build();
+    let Some(ContextValue::String(shown)) = error.get(ContextKind::InvalidArg) else { return error };
+    let subcommand = given.iter().skip(1).find_map(|argument| command.find_subcommand(argument));
+    let mut options = subcommand.into_iter().chain([&command]).flat_map(Command::get_arguments);
+    let option = options.find(|option| option.to_string() == *shown);
+    let Some((option, long)) = option.and_then(|option| Some((option, option.get_long()?))) else {
+        return error;
+    };
+    if !matches!(error.kind(), ErrorKind::ValueValidation | ErrorKind::InvalidValue) {
+        return error;
+    }
+    let source = source_of(option, long, &command, given);
+    let mut tips: Vec<StyledStr> =
+        source.into_iter().map(|source| format!("the value comes from {source}").into()).collect();
+    if let Some(value) = option.get_default_values().first() {
+        tips.push(format!("the default is --{long} {}", value.to_string_lossy()).into());
+    }
+    error.insert(ContextKind::Suggested, ContextValue::StyledStrs(tips));
+    error
+}
+
+/// Where an option that is not on the command line has its value from.
+fn source_of(option: &Arg, long: &str, command: &Command, given: &[OsString]) -> Option<String> {
+    let is_it = |argument: &OsString| {
+        let name = argument.to_string_lossy();
+        let name = name.split_once('=').map_or(&*name, |(name, _)| name);
+        name.strip_prefix("--") == Some(long)
+    };
+    if given.iter().any(is_it) {
+        return None;
+    }
+    if let Some(variable) = option.get_env().filter(|variable| std::env::var_os(variable).is_some()) {
+        return Some(format!("the variable {}", variable.to_string_lossy()));
+    }
+    let matches = command.clone().ignore_errors(true).try_get_matches_from(given).ok()?;
+    let path = config_path(&matches, matches.subcommand()?.1)?;
+    Some(format!("the key {long} in {}", path.display()))
 }
 
 fn config_path(matches: &ArgMatches, given: &ArgMatches) -> Option<PathBuf> {
@@ -244,6 +289,36 @@ mod tests {
         let missing = arguments_with_config(all, &command());
         assert!(matches!(missing, Err(ConfigError::Read { path, .. }) if path == Path::new("/nonexistent")));
         assert!(matches!(with("= 3", &["serve"]), Err(ConfigError::Syntax { .. })));
+    }
+
+    #[test]
+    fn a_wrong_value_is_told_with_where_it_comes_from_and_an_example() {
+        let number = |argument: Arg| argument.value_parser(clap::value_parser!(u16)).default_value("7");
+        let command = command().mut_subcommand("serve", |serve| {
+            let serve = serve.mut_arg("port", |port| number(port).env("PATH"));
+            serve.arg(number(Arg::new("keep").long("keep").value_name("N")))
+        });
+        let file = tempfile::NamedTempFile::new().unwrap();
+        std::fs::write(file.path(), "keep = 'many'").unwrap();
+        let config = format!("--config={}", file.path().display());
+        let wrong = |given: &[&str]| {
+            let given: Vec<OsString> =
+                ["syncd", "serve", "--data=/d"].iter().chain(given).map(OsString::from).collect();
+            let arguments = arguments_with_config(given.clone(), &command).unwrap();
+            let error = command.clone().try_get_matches_from(arguments).unwrap_err();
+            explain(error, &command, &given).to_string()
+        };
+        let error = wrong(&[]);
+        assert!(
+            error.contains("--port") && error.contains("the value comes from the variable PATH"),
+            "{error}"
+        );
+        assert!(error.contains("the default is --port 7"), "{error}");
+        let error = wrong(&["--port=1", &config]);
+        let expected = format!("the value comes from the key keep in {}", file.path().display());
+        assert!(error.contains("--keep") && error.contains(&expected), "{error}");
+        let error = wrong(&["--port=1", "--keep", "many"]);
+        assert!(error.contains("--keep") && !error.contains("comes from"), "{error}");
     }
 
     #[test]

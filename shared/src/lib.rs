@@ -36,6 +36,7 @@ pub mod stored_frame;
 pub mod telemetry;
 pub mod text;
 pub mod threads;
+pub mod time_span;
 pub mod tree;
 pub mod tree_path;
 pub mod wire;

@@ -68,6 +68,65 @@ fn wrong_usage_is_exit_code_2() {
 }
 
 #[test]
+fn a_wrong_value_is_told_with_its_option_its_source_and_an_example() {
+    let scene = Scene::new("wrong-values");
+    let config = scene.path("syncd.toml");
+    let origin = ("syncd-origin", &["serve", "--tree", "/tmp"][..]);
+    let agent = ("syncd-agent", &["run", "--root", "/nonexistent"][..]);
+    let join = ("syncd-agent", &["join", "127.0.0.1:1"][..]);
+    for ((name, args), option, variable, example) in [
+        (origin, "settle", "SYNCD_SETTLE", "500ms"),
+        (origin, "settle-max", "SYNCD_SETTLE_MAX", "30s"),
+        (origin, "settle-max-publish", "SYNCD_SETTLE_MAX_PUBLISH", "5m"),
+        (origin, "poll", "SYNCD_POLL", "10s"),
+        (origin, "trigger", "SYNCD_TRIGGER", "settle"),
+        (origin, "mtime", "SYNCD_MTIME", "tree"),
+        (origin, "symlinks", "SYNCD_SYMLINKS", "verbatim"),
+        (origin, "keep-generations", "SYNCD_KEEP_GENERATIONS", "10"),
+        (origin, "keep-days", "SYNCD_KEEP_DAYS", "7"),
+        (origin, "keep-bytes", "SYNCD_KEEP_BYTES", "20G"),
+        (origin, "bwlimit", "SYNCD_ORIGIN_BWLIMIT", "10M"),
+        (origin, "listen", "SYNCD_LISTEN", "0.0.0.0:8873"),
+        (origin, "http", "SYNCD_ORIGIN_HTTP", "0.0.0.0:8873"),
+        (origin, "admin-group", "SYNCD_ADMIN_GROUP", "give a number"),
+        (agent, "keep", "SYNCD_KEEP", "3"),
+        (agent, "grace", "SYNCD_GRACE", "150s"),
+        (agent, "verify-every", "SYNCD_VERIFY_EVERY", "7d"),
+        (agent, "swap", "SYNCD_SWAP", "symlink"),
+        (agent, "owner", "SYNCD_OWNER", "www-data:www-data"),
+        (agent, "hook-timeout", "SYNCD_HOOK_TIMEOUT", "60s"),
+        (agent, "bwlimit", "SYNCD_AGENT_BWLIMIT", "10M"),
+        (agent, "http", "SYNCD_AGENT_HTTP", "0.0.0.0:8873"),
+        (join, "name", "SYNCD_NAME", "as in web1"),
+    ] {
+        let wrong = |change: &dyn Fn(&mut Command)| {
+            let mut command = Command::new(binary(name));
+            command.args(args);
+            change(&mut command);
+            let told = run_within(&mut command, Duration::from_secs(20)).expect_code(2).stderr;
+            for word in [format!("'--{option} <"), example.to_owned()] {
+                assert!(told.contains(&word), "{word} in\n{told}");
+            }
+            told
+        };
+        let told = wrong(&|command| {
+            command.env(variable, "bo/gus");
+        });
+        assert!(told.contains(&format!("the value comes from the variable {variable}\n")), "{told}");
+        fs::write(&config, format!("{option} = 'bo/gus'\n")).expect("write the configuration");
+        let told = wrong(&|command| {
+            command.arg("--config").arg(&config).env_remove(variable);
+        });
+        let source = format!("the value comes from the key {option} in {}", config.display());
+        assert!(told.contains(&source), "{told}");
+        let told = wrong(&|command| {
+            command.arg(format!("--{option}=bo/gus"));
+        });
+        assert!(!told.contains("comes from"), "{told}");
+    }
+}
+
+#[test]
 fn what_is_not_built_yet_is_absent_and_refused() {
     let help = program("syncd-origin", &["serve", "--help"]).expect_success().stdout;
     assert!(help.contains("settle") && help.contains("manual"), "{help}");
@@ -447,7 +506,8 @@ fn a_person_sees_who_never_came_how_far_the_others_are_and_what_changed() {
     let (scene, origin) = site("seen");
     assert_eq!(origin.cli("status", &["--check"]).code, Some(1), "no generation yet");
     assert_eq!(origin.cli("commit", &["-m", "first"]).expect_success().stdout, "1\n");
-    origin.cli("status", &["--check"]).expect_success();
+    let text = origin.cli("status", &["--check"]).expect_code(3).stdout;
+    assert!(text.contains("none is enrolled: `syncd-origin token`"), "{text}");
     let mut slow = Agent::joined(&scene, &origin, "slow").with_options(&["--bwlimit", "50K"]);
     let text = origin.cli("status", &["--check"]).expect_code(3).stdout;
     assert!(text.contains("slow  never connected"), "{text}");

@@ -48,7 +48,7 @@ pub struct AgentName(String);
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error(
     "{name:?} is not a name for an agent: use 1 to {AGENT_NAME_MAX_BYTES} of a-z A-Z 0-9 . _ -, beginning with \
-     a letter or digit"
+     a letter or digit, as in web1"
 )]
 pub struct AgentNameError {
     /// The string, truncated to 100 characters.
