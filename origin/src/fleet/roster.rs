@@ -34,6 +34,8 @@ pub enum RosterError {
         "the join token is not of this origin, or was spent long ago: make a new one with `syncd-origin token`"
     )]
     UnknownToken,
+    #[error("the join token was revoked: make a new one with `syncd-origin token`")]
+    RevokedToken,
     #[error("the join token has expired: make a new one with `syncd-origin token`")]
     ExpiredToken,
     /// No uses are left.
@@ -62,8 +64,16 @@ pub enum RosterError {
     #[error("the certificate of {name} was revoked: join again with a new token")]
     Revoked { name: AgentName },
     /// No agent of that name is enrolled.
-    #[error("no agent {name:?} is enrolled: `syncd-origin status` lists those that are")]
-    UnknownAgent { name: String },
+    #[error("no agent {name:?} is enrolled{}: `syncd-origin status` lists those that are", meant(near))]
+    UnknownAgent {
+        name: String,
+        /// An enrolled name that differs in case only.
+        near: Option<AgentName>,
+    },
+}
+
+fn meant(near: &Option<AgentName>) -> String {
+    near.as_ref().map(|near| format!(", but {near} is")).unwrap_or_default()
 }
 
 /// An issued certificate.
@@ -111,6 +121,9 @@ struct TokenRecord {
     created_ms: i64,
     expires_ms: i64,
     uses_left: u32,
+    /// Set by `token revoke`.
+    #[serde(default)]
+    is_revoked: bool,
 }
 
 /// Revoked certificates of one name.
@@ -326,7 +339,8 @@ impl Roster {
         for hash in old {
             self.remove_token(&hash);
         }
-        let token = TokenRecord { version: VERSION, created_ms: now_ms, expires_ms, uses_left: uses };
+        let (version, created_ms, uses_left) = (VERSION, now_ms, uses);
+        let token = TokenRecord { version, created_ms, expires_ms, uses_left, is_revoked: false };
         self.put_token(secret_hash, token);
     }
 
@@ -345,15 +359,17 @@ impl Roster {
         views
     }
 
-    /// Removes the only token whose ID begins with `id`.
+    /// Revokes the only token whose ID begins with `id`. It is remembered as long as an expired one, so that
+    /// a join with it can be told the reason.
     pub(super) fn revoke_token(&mut self, id: &str) -> Result<(), RosterError> {
         let wanted = id.to_ascii_lowercase();
-        let mut found =
-            self.tokens.keys().filter(|hash| !wanted.is_empty() && token_id(hash).starts_with(&wanted));
-        let (Some(hash), None) = (found.next().copied(), found.next()) else {
+        let is_it = |hash: &[u8; 32]| !wanted.is_empty() && token_id(hash).starts_with(&wanted);
+        let mut found = self.tokens.iter().filter(|(hash, token)| !token.is_revoked && is_it(hash));
+        let (Some((hash, token)), None) = (found.next(), found.next()) else {
             return Err(RosterError::UnknownTokenId { id: id.chars().take(100).collect() });
         };
-        self.remove_token(&hash);
+        let (hash, token) = (*hash, TokenRecord { is_revoked: true, uses_left: 0, ..token.clone() });
+        self.put_token(hash, token);
         Ok(())
     }
 
@@ -366,6 +382,9 @@ impl Roster {
         now_ms: i64,
     ) -> Result<&TokenRecord, RosterError> {
         let token = self.tokens.get(secret_hash).ok_or(RosterError::UnknownToken)?;
+        if token.is_revoked {
+            return Err(RosterError::RevokedToken);
+        }
         if token.uses_left == 0 {
             return Err(RosterError::SpentToken);
         }
@@ -425,7 +444,7 @@ impl Roster {
         self.check_renewal(peer, now_ms)?;
         self.admit(peer, now_ms)?;
         let Some(mut agent) = self.agents.get(&peer.name).cloned() else {
-            return Err(RosterError::UnknownAgent { name: peer.name.to_string() });
+            return Err(RosterError::UnknownAgent { name: peer.name.to_string(), near: None });
         };
         agent.certificates.push(issued(new));
         agent.drop_oldest(peer.serial, now_ms);
@@ -487,7 +506,8 @@ impl Roster {
             Undo::Nothing => {}
             Undo::Token { secret_hash } => self.remove_token(&secret_hash),
             Undo::Join { secret_hash, name, serial } => {
-                if let Some(token) = self.tokens.get(&secret_hash).cloned() {
+                if let Some(token) = self.tokens.get(&secret_hash).filter(|token| !token.is_revoked).cloned()
+                {
                     let uses_left = token.uses_left.saturating_add(1);
                     self.put_token(secret_hash, TokenRecord { uses_left, ..token });
                 }
@@ -521,7 +541,10 @@ impl Roster {
 
     /// Revokes every certificate of a name and frees the name.
     pub(super) fn revoke(&mut self, name: &str, now_ms: i64) -> Result<AgentName, RosterError> {
-        let unknown = || RosterError::UnknownAgent { name: name.to_owned() };
+        let unknown = || {
+            let near = self.agents.keys().find(|near| near.as_str().eq_ignore_ascii_case(name));
+            RosterError::UnknownAgent { name: name.to_owned(), near: near.cloned() }
+        };
         let name: AgentName = name.parse().map_err(|_| unknown())?;
         let agent = self.agents.get(&name).cloned().ok_or_else(unknown)?;
         let mut serials = self.revoked.remove(&name).map(|r| r.serials).unwrap_or_default();
@@ -609,6 +632,41 @@ mod tests {
         }
     }
 
+    #[test]
+    fn a_revoked_token_is_told_as_that_and_is_listed_no_more() {
+        let mut roster = Roster::default();
+        roster.add_token([7; 32], 3, DAY, 0);
+        let id = token_id(&[7; 32]);
+        roster.revoke_token(&id).unwrap();
+        let name: AgentName = "web1".parse().unwrap();
+        assert_eq!(roster.check_join(&[7; 32], &name, 1), Err(RosterError::RevokedToken));
+        assert_eq!(roster.check_join(&[8; 32], &name, 1), Err(RosterError::UnknownToken));
+        assert!(roster.tokens(1).is_empty());
+        assert!(
+            matches!(roster.revoke_token(&id), Err(RosterError::UnknownTokenId { .. })),
+            "once is enough"
+        );
+        // Also to the next process, until expired ones are forgotten.
+        let written = |roster: &mut Roster| -> Vec<NamedRecord> {
+            let changes = roster.take_changes().into_iter();
+            let last: BTreeMap<Vec<u8>, Option<Vec<u8>>> = changes.map(|c| (c.name, c.value)).collect();
+            last.into_iter().filter_map(|(name, value)| Some((name, value?))).collect()
+        };
+        let mut next = Roster::decode(Vec::new(), written(&mut roster), Vec::new()).unwrap();
+        assert_eq!(next.check_join(&[7; 32], &name, 1), Err(RosterError::RevokedToken));
+        next.add_token([9; 32], 1, 20 * DAY, 10 * DAY);
+        assert_eq!(next.check_join(&[7; 32], &name, 1), Err(RosterError::UnknownToken));
+    }
+
+    #[test]
+    fn a_name_in_another_case_is_proposed() {
+        let now = 40 * DAY;
+        let error = joined(now).revoke("WEB1", now).unwrap_err().to_string();
+        assert!(error.contains("no agent \"WEB1\" is enrolled, but web1 is"), "{error}");
+        let error = joined(now).revoke("web2", now).unwrap_err().to_string();
+        assert!(error.contains("no agent \"web2\" is enrolled: "), "{error}");
+    }
+
     fn joined(now: i64) -> Roster {
         let mut roster = Roster::default();
         roster.add_token([1; 32], 3, now + 10 * DAY, now);
@@ -689,7 +747,7 @@ mod tests {
             assert_eq!(refused, Err(RosterError::UnknownTokenId { id: unknown.into() }));
         }
         roster.revoke_token("0101").unwrap();
-        assert_eq!(roster.join(&[1; 32], &peer(1, DAY), &[0; 32], 5), Err(RosterError::UnknownToken));
+        assert_eq!(roster.join(&[1; 32], &peer(1, DAY), &[0; 32], 5), Err(RosterError::RevokedToken));
         roster.join(&[2; 32], &peer(1, DAY), &[0; 32], 5).unwrap();
     }
 

@@ -136,6 +136,7 @@ fn fleet_code(error: &FleetError) -> Code {
         FleetError::Refused(refused) => match refused {
             RosterError::UnknownToken
             | RosterError::ExpiredToken
+            | RosterError::RevokedToken
             | RosterError::SpentToken
             | RosterError::Revoked { .. } => Code::PermissionDenied,
             RosterError::NameTaken { .. } => Code::AlreadyExists,
