@@ -14,6 +14,7 @@ use syncd_shared::own_directory::{self, Access, DirectoryError};
 
 use crate::commit::CollectionGate;
 use crate::keys::{Keys, KeysError};
+use crate::overlap::OverlapError;
 use crate::store::{BackupStoreError, Store};
 
 /// Present in every new ext file system.
@@ -34,6 +35,9 @@ pub enum BackupError {
         /// Kind of the enclosing directory.
         mark: Mark,
     },
+    /// The directory lies inside the content tree or contains it.
+    #[error(transparent)]
+    Overlap(#[from] OverlapError),
     /// Older backups are never changed.
     #[error("{} is not empty: name a new or empty directory for each backup", path.display())]
     NotEmpty { path: PathBuf },

@@ -1,4 +1,4 @@
-//! Checks that TREE and DATA do not overlap, before anything is opened.
+//! Checks that TREE overlaps neither DATA, before anything is opened, nor a backup.
 //!
 //! A content tree that contains DATA would publish its keys, and one inside DATA would publish the store.
 //! Both are rejected, even behind a symlink or a bind mount: two paths are compared by the device of their
@@ -39,6 +39,12 @@ pub enum OverlapError {
         /// DATA.
         data: PathBuf,
     },
+    /// A backup inside TREE.
+    #[error("the backup {to} would lie inside the content tree {tree}, so that the keys would be published: give a directory outside of it", to = to.display(), tree = tree.display())]
+    BackupInTree { to: PathBuf, tree: PathBuf },
+    /// TREE inside a backup.
+    #[error("the content tree {tree} lies inside {to}: give another directory for the backup", to = to.display(), tree = tree.display())]
+    TreeInBackup { to: PathBuf, tree: PathBuf },
     /// The directory lies in another origin's DATA, or in the private part of an agent's ROOT.
     #[error("{path} lies inside {above}, {mark}: give a directory outside of it", path = path.display(), above = above.display())]
     Inside {
@@ -72,26 +78,76 @@ pub fn check_data(data: &Path) -> Result<(), OverlapError> {
 pub fn check(tree: &Path, data: &Path) -> Result<(), OverlapError> {
     check_data(data)?;
     let (Ok(real_tree), Ok(real_data)) = (tree.canonicalize(), data.canonicalize()) else { return Ok(()) };
-    let mounted = mounts::mounted();
-    let place = |path: &Path| Place::of(path, &mounted);
-    let (tree_place, data_place) = (place(&real_tree), place(&real_data));
-    let is_inside = |place: &Option<Place>, above: &Option<Place>| match (place, above) {
-        (Some(place), Some(above)) => place.is_inside(above),
-        _ => false,
+    let (tree_named, data_named) = (|| tree.to_owned(), || data.to_owned());
+    match Overlap::of(&real_tree, &real_data) {
+        Some(Overlap::InTree) => Err(OverlapError::DataInTree { data: data_named(), tree: tree_named() }),
+        Some(Overlap::AroundTree) => Err(OverlapError::TreeInData { tree: tree_named(), data: data_named() }),
+        Some(Overlap::Mounted(mount)) => Err(OverlapError::DataMounted { mount, data: data_named() }),
+        None => check_strangers(tree, &real_tree),
+    }
+}
+
+/// Rejects a directory for a backup that lies inside TREE or contains it. It need not exist yet.
+pub fn check_backup(tree: &Path, to: &Path) -> Result<(), OverlapError> {
+    let resolve = |source| OverlapError::Resolve { path: to.to_owned(), source };
+    let (Ok(real_tree), real_to) = (tree.canonicalize(), resolved(to).map_err(resolve)?) else {
+        return Ok(());
     };
-    if is_below(&real_data, &real_tree) || is_inside(&data_place, &tree_place) {
-        return Err(OverlapError::DataInTree { data: data.to_owned(), tree: tree.to_owned() });
-    }
-    if is_below(&real_tree, &real_data) || is_inside(&tree_place, &data_place) {
-        return Err(OverlapError::TreeInData { tree: tree.to_owned(), data: data.to_owned() });
-    }
-    for mount in mounted.iter().filter(|mount| mount.point.starts_with(&real_tree)) {
-        let shown = Some(Place { device: mount.device.clone(), path: mount.root.clone() });
-        if is_inside(&data_place, &shown) || is_inside(&shown, &data_place) {
-            return Err(OverlapError::DataMounted { mount: mount.point.clone(), data: data.to_owned() });
+    match Overlap::of(&real_tree, &real_to) {
+        Some(Overlap::AroundTree) => {
+            Err(OverlapError::TreeInBackup { to: to.to_owned(), tree: tree.to_owned() })
         }
+        Some(_) => Err(OverlapError::BackupInTree { to: to.to_owned(), tree: tree.to_owned() }),
+        None => Ok(()),
     }
-    check_strangers(tree, &real_tree)
+}
+
+/// Resolves the symlinks of a path of which the end may be missing.
+fn resolved(path: &Path) -> std::io::Result<PathBuf> {
+    let mut missing = Vec::new();
+    let mut above = path;
+    while above.symlink_metadata().is_err() {
+        let (Some(parent), Some(name)) = (above.parent(), above.file_name()) else { break };
+        missing.push(name);
+        above = parent;
+    }
+    let mut real = above.canonicalize()?;
+    real.extend(missing.iter().rev());
+    Ok(real)
+}
+
+/// How TREE and another directory overlap.
+#[derive(Debug, PartialEq, Eq)]
+enum Overlap {
+    InTree,
+    AroundTree,
+    /// A mount inside TREE shows the directory or a part of it.
+    Mounted(PathBuf),
+}
+
+impl Overlap {
+    /// Compares two resolved paths. `None` if neither contains the other.
+    fn of(tree: &Path, other: &Path) -> Option<Self> {
+        let mounted = mounts::mounted();
+        let place = |path: &Path| Place::of(path, &mounted);
+        let (tree_place, other_place) = (place(tree), place(other));
+        let is_inside = |place: &Option<Place>, above: &Option<Place>| match (place, above) {
+            (Some(place), Some(above)) => place.is_inside(above),
+            _ => false,
+        };
+        if is_below(other, tree) || is_inside(&other_place, &tree_place) {
+            return Some(Self::InTree);
+        }
+        if is_below(tree, other) || is_inside(&tree_place, &other_place) {
+            return Some(Self::AroundTree);
+        }
+        let shows = |mount: &&Mounted| {
+            let shown = Some(Place { device: mount.device.clone(), path: mount.root.clone() });
+            is_inside(&other_place, &shown) || is_inside(&shown, &other_place)
+        };
+        let mut below = mounted.iter().filter(|mount| mount.point.starts_with(tree));
+        below.find(shows).map(|mount| Self::Mounted(mount.point.clone()))
+    }
 }
 
 /// Rejects a TREE inside private directories of another origin or agent. The trees of a replica are allowed,
@@ -195,6 +251,21 @@ mod tests {
             let expected = if tree == "data" { "DataInTree" } else { "TreeInData" };
             assert!(format!("{error:?}").starts_with(expected), "{tree}: {error}");
         }
+    }
+
+    #[test]
+    fn a_backup_is_apart_from_the_tree_also_before_it_exists() {
+        let base = Base::new();
+        let tree = base.at("tree");
+        std::os::unix::fs::symlink(&tree, base.at("link")).unwrap();
+        for inside in ["tree/backup", "tree/sub/new/backup", "link/backup", "tree", "tree/sub"] {
+            let error = check_backup(&tree, &base.at(inside)).unwrap_err();
+            assert!(matches!(error, OverlapError::BackupInTree { .. }), "{inside}: {error}");
+        }
+        let error = check_backup(&tree, base.0.path()).unwrap_err();
+        assert!(matches!(error, OverlapError::TreeInBackup { .. }), "{error}");
+        check_backup(&tree, &base.at("backups/monday")).unwrap();
+        check_backup(&tree, &base.at("tree-backup")).unwrap();
     }
 
     #[test]

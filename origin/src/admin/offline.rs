@@ -2,14 +2,15 @@
 
 use std::collections::HashSet;
 use std::net::SocketAddr;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
-use indicatif::HumanCount;
 use syncd_shared::diff::{Change, Comparison, DiffError, DirectorySource, PartLimits};
 use syncd_shared::generation::GenerationError;
 use syncd_shared::identity::JoinToken;
+use syncd_shared::text::counted;
+use syncd_shared::tree_path::TreePathError;
 use syncd_shared::{Directory, GenerationNumber, Kind, ObjectHash, RootEntry, SignedGeneration, TreePath};
 use time::OffsetDateTime;
 
@@ -23,6 +24,7 @@ use crate::error_chain;
 use crate::fleet::registry::Registry;
 use crate::fleet::{RecordError, TokenView, token_id};
 use crate::keys::{Keys, KeysError};
+use crate::overlap;
 use crate::state::Snapshot;
 use crate::store::{CheckReport, Damage, OpenStoreError, Store, StoreError};
 
@@ -49,6 +51,9 @@ pub enum DeskError {
     /// No generation exists yet.
     #[error("there is no generation yet: run `syncd-origin serve`")]
     NoGeneration,
+    /// A path that is too long or nested too deep.
+    #[error("a path of the two trees does not hold, below {path}: run `syncd-origin check`")]
+    Path { path: TreePath, source: TreePathError },
     /// A directory object of a generation is missing.
     #[error("directory object {object} is missing: run `syncd-origin check`")]
     MissingObject { object: ObjectHash },
@@ -68,6 +73,8 @@ pub struct Desk {
     store: Arc<Store>,
     keys: Arc<Keys>,
     gate: CollectionGate,
+    /// The content tree. `None` while no origin serves.
+    tree: Option<PathBuf>,
 }
 
 /// Result of a check.
@@ -99,15 +106,16 @@ impl DirectorySource for Desk {
 }
 
 impl Desk {
-    /// Uses an open store and its keys. `gate` must be the one of its garbage collection.
-    pub fn new(store: Arc<Store>, keys: Arc<Keys>, gate: CollectionGate) -> Self {
-        Self { store, keys, gate }
+    /// Uses an open store and its keys. `gate` must be the one of its garbage collection. `tree` is the
+    /// content tree, if an origin serves it.
+    pub fn new(store: Arc<Store>, keys: Arc<Keys>, gate: CollectionGate, tree: Option<PathBuf>) -> Self {
+        Self { store, keys, gate, tree }
     }
 
     /// Opens DATA under its lock, so no origin can be serving it.
     pub fn open(data: &Path) -> Result<Self, OpenDeskError> {
         let keys = Arc::new(Keys::open(data)?);
-        Ok(Self::new(Arc::new(Store::open(data)?), keys, CollectionGate::default()))
+        Ok(Self::new(Arc::new(Store::open(data)?), keys, CollectionGate::default(), None))
     }
 
     /// Answers a request. Passes each line to `lines`, which returns whether the client is still listening,
@@ -174,6 +182,9 @@ impl Desk {
     }
 
     fn backup(&self, to: &Path, lines: &mut dyn FnMut(Reply) -> bool) -> Result<(), BackupError> {
+        if let Some(tree) = &self.tree {
+            overlap::check_backup(tree, to)?;
+        }
         let mut told = 0;
         backup::backup(&self.store, &self.keys, &self.gate, to, &mut |bytes, total_bytes| {
             if bytes - told >= PROGRESS_BYTES {
@@ -316,7 +327,7 @@ impl Desk {
     ) -> Result<(), DeskError> {
         let failed = |error| match error {
             DiffError::Source { source, .. } => source,
-            DiffError::Path { .. } => DeskError::NoGeneration,
+            DiffError::Path { path, source } => DeskError::Path { path, source },
         };
         let comparison = Comparison::of(self, from, to, PartLimits::default()).map_err(failed)?;
         let renames = comparison.renamed_directories();
@@ -369,11 +380,11 @@ impl Desk {
         }
         damages += report.damage.len();
         let text = format!(
-            "checked {} chunks, {} directories and {} files of {} generations: {}",
-            HumanCount(report.chunks),
-            HumanCount(report.directories),
-            HumanCount(report.files),
-            HumanCount(report.generations),
+            "checked {}, {} and {} of {}: {}",
+            counted(report.chunks, "chunk", "chunks"),
+            counted(report.directories, "directory", "directories"),
+            counted(report.files, "file", "files"),
+            counted(report.generations, "generation", "generations"),
             if damages == 0 { "all intact".to_owned() } else { format!("{damages} damaged") },
         );
         lines(Reply::Remark { text });
@@ -506,7 +517,7 @@ mod tests {
             label: String::new(),
         };
         writer.seal(&generation.sign(keys.signing_key())).unwrap();
-        let desk = Desk::new(store, Arc::new(keys), CollectionGate::default());
+        let desk = Desk::new(store, Arc::new(keys), CollectionGate::default(), None);
         let diff = replies(&desk, Request::Diff { from: None, to: None, pending: false });
         assert!(
             matches!(&*diff, [Reply::Diff(line)] if line.change == "added" && line.path == "current"),
@@ -515,6 +526,39 @@ mod tests {
         let history = replies(&desk, Request::History);
         let added = ChangeCounts { added: 1, ..ChangeCounts::default() };
         assert!(matches!(&*history, [Reply::History(line)] if line.changes == Some(added)), "{history:?}");
+    }
+
+    #[test]
+    fn a_path_that_no_tree_has_is_told_as_that() {
+        let data = tempfile::tempdir().unwrap();
+        let keys = Keys::create(data.path()).unwrap();
+        let store = Arc::new(Store::create(data.path()).unwrap());
+        let writer = store.writer().unwrap();
+        let metadata = Metadata { mode: 0o755, uid: 0, gid: 0, mtime: Timestamp::default() };
+        let mut root = RootEntry::empty();
+        // Longer than any path.
+        for _ in 0..40 {
+            let kind = Kind::Directory { object: root.object, totals: root.totals };
+            let entry = Entry { name: Component::new(&[b'd'; 200]).unwrap(), metadata, kind };
+            let directory = Directory::new(vec![entry]).unwrap();
+            let (object, totals) = (writer.put_directory(&directory).unwrap(), directory.totals().unwrap());
+            root = RootEntry { object, totals, ..root };
+        }
+        let generation = Generation {
+            tree_id: keys.tree_id(),
+            number: GenerationNumber::new(1).unwrap(),
+            root,
+            parent: None,
+            created_ms: 0,
+            label: String::new(),
+        };
+        writer.seal(&generation.sign(keys.signing_key())).unwrap();
+        let desk = Desk::new(store, Arc::new(keys), CollectionGate::default(), None);
+        let told = desk.answer(Request::Diff { from: None, to: None, pending: false }, &mut |_| true);
+        assert!(
+            matches!(&told, Reply::Error { message } if message.contains("a path of the two trees")),
+            "{told:?}"
+        );
     }
 
     #[test]

@@ -12,6 +12,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use syncd_shared::limits::PATH_MAX_BYTES;
+use syncd_shared::own_directory;
 use syncd_shared::rate::Bucket;
 use syncd_shared::text::one_line;
 use tokio::sync::{mpsc, watch};
@@ -66,6 +67,7 @@ pub fn init(data: &Path) -> Result<Keys, StartError> {
 pub async fn start(options: ServeOptions) -> Result<Running, StartError> {
     syncd_shared::open_files::raise_limit();
     overlap::check(&options.tree, &options.data)?;
+    own_directory::warn_of_owner(&options.data);
     let origin = Origin::open(options).await?;
     let sockets = Sockets::bind(&origin.options).await?;
     // If a later step fails, this stops the parts already started.
@@ -162,7 +164,7 @@ impl Origin {
             let answer = move || health(&state.snapshot());
             tasks.spawn(syncd_shared::health::serve(http, answer, shutdown.clone()));
         }
-        let desk = Arc::new(Desk::new(store, keys, gate));
+        let desk = Arc::new(Desk::new(store, keys, gate, Some(options.tree.clone())));
         let answering = Admin { desk, committer: committer.clone(), fleet: fleet.clone(), state };
         tasks.spawn(answering.serve(admin, shutdown.clone()));
         let http = http_address.map(tracing::field::display);
