@@ -28,6 +28,32 @@ fn healthz(address: &str) -> String {
 }
 
 #[test]
+fn waiting_for_what_is_switched_already_has_a_mended_hook_run_at_once() {
+    let scene = Scene::new("hook-mended");
+    let tree = scene.path("tree");
+    write(&tree, "index.html", "one");
+    let origin = Origin::started(&scene, &tree);
+    let broken = scene.path("broken");
+    std::fs::write(&broken, "").expect("break the hook");
+    let hook = format!("test ! -e {} || {{ echo broken >&2; exit 1; }}", broken.display());
+    let mut web1 = Agent::joined(&scene, &origin, "web1").with_options(&["--on-activate", &hook]);
+    web1.start();
+    origin.wait_connected(&["web1"]);
+    origin.cli("commit", &["--wait"]).expect_code(3);
+    // The pauses between attempts grow: after so many the next one is seconds away.
+    wait::until("five attempts", || {
+        let status = origin.cli("status", &["--json"]).expect_success().json();
+        let hook = &status["agents"][0]["hook"];
+        (hook["attempt"].as_u64() >= Some(5) && hook["outcome"] == "failed").then_some(())
+    });
+    origin.cli("commit", &["--wait"]).expect_code(3);
+    std::fs::remove_file(&broken).expect("mend the hook");
+    let outcome = origin.cli("commit", &["--wait"]).expect_success();
+    assert!(outcome.stderr.contains("nothing changed"), "{outcome:#?}");
+    assert!(outcome.stderr.contains("web1 live after"), "{outcome:#?}");
+}
+
+#[test]
 fn a_hook_that_fails_is_told_everywhere_and_what_apache_still_serves_stays() {
     let scene = Scene::new("hook-fails");
     let tree = scene.path("tree");

@@ -22,7 +22,7 @@ use super::event::{Action, Event, Violation};
 use super::messages::{self, PROTOCOL_MAX, PROTOCOL_MIN};
 use super::worker::{Command, Failure, Inline, Outcome, ReplicaState, Report, StageProgress};
 use crate::backoff::Backoff;
-use crate::hooks::HookState;
+use crate::hooks::{HookState, RunOutcome};
 use crate::status::{Drift, State};
 
 /// From the start of dialling to the origin's `Welcome`.
@@ -365,13 +365,21 @@ impl Machine {
             self.say_activated(out);
         }
         self.target = Some(Target { generation, activate: announce.activate_when_staged, inline });
-        if self.waits().is_some() {
-            // Whoever commits may have mended the hook.
-            self.retried = self.hook.as_ref().and_then(|hook| hook.run.as_ref()).map(|run| run.attempt);
-            out.push(Action::RetryHook);
-        }
+        self.retry_hook(out);
         self.say_staged(out);
         Ok(())
+    }
+
+    /// Runs a failed hook at once, because whoever commits or waits for the linked generation may have mended it.
+    fn retry_hook(&mut self, out: &mut Vec<Action>) {
+        let Some(hook) = &self.hook else { return };
+        let run = hook.run.as_ref();
+        let has_failed = hook.due.is_some() && run.is_some_and(|run| run.outcome == RunOutcome::Failed);
+        let is_live = self.target.as_ref().is_some_and(|target| self.is_live(&target.generation));
+        if (has_failed && is_live) || self.waits().is_some() {
+            self.retried = run.map(|run| run.attempt);
+            out.push(Action::RetryHook);
+        }
     }
 
     /// An announced update that does not decode is not needed: everything can be asked for by hash. The announcement

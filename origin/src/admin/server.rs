@@ -225,6 +225,12 @@ impl Admin {
         // Taken before replying, so that an agent that disconnects meanwhile is still awaited.
         let live = wait
             .map(|wait| (wait, LiveWait::new(&generation, wait.require_all, &self.fleet.view().borrow())));
+        if let Some((_, live)) = live.as_ref().filter(|_| !changed)
+            && live.awaits_a_hook(&self.fleet.view().borrow())
+        {
+            // The operator may have mended it.
+            self.fleet.announce_again();
+        }
         let ChangedTimes { indistinct, retimed } = answer.times;
         let line = GenerationLine { indistinct, retimed, ..GenerationLine::new(&generation, changed) };
         replies.send(Reply::Generation(line)).await;

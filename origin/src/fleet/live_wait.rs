@@ -135,6 +135,13 @@ impl LiveWait {
         agent.state == AgentState::Failed && agent.needs_operator || hook.is_some_and(of_this)
     }
 
+    /// Whether a failed hook keeps an awaited agent from arriving.
+    pub fn awaits_a_hook(&self, fleet: &FleetView) -> bool {
+        let has_failed =
+            |agent: &AgentView| agent.hook.as_ref().is_some_and(|hook| hook.outcome == HookOutcome::Failed);
+        self.absent(fleet).any(has_failed)
+    }
+
     /// Whether further waiting is pointless, because every agent has arrived or failed.
     pub fn is_decided(&self, fleet: &FleetView, waited: Duration) -> bool {
         if self.awaited.is_empty() && !fleet.agents.is_empty() && waited < FIRST_SECONDS {

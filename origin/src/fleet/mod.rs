@@ -203,6 +203,12 @@ impl Fleet {
         self.announced.send_replace(Some(Arc::new(generation)));
     }
 
+    /// Announces the current generation again, so that agents at once run an on-activate hook that failed for
+    /// it.
+    pub fn announce_again(&self) {
+        self.announced.send_modify(|_| ());
+    }
+
     /// The number of the announced generation.
     pub fn announced(&self) -> Option<GenerationNumber> {
         self.announced.borrow().as_ref().map(|generation| generation.number())

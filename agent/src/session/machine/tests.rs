@@ -306,6 +306,23 @@ fn a_hello_tells_of_a_hook_that_fails() {
 }
 
 #[test]
+fn an_announcement_of_what_is_switched_already_has_a_hook_that_failed_run_at_once() {
+    use RunOutcome::{Failed, Running};
+    let mut scene = Scene::new();
+    scene.welcome();
+    scene.announce(2);
+    scene.switched(2, hook(1, 1, Some(2), None));
+    let retries = |actions: &[Action]| actions.iter().any(|action| matches!(action, Action::RetryHook));
+    scene.apply(Event::Hook(hook(2, 1, Some(2), Some((2, Running)))));
+    assert!(!retries(&scene.announce(2)), "it runs");
+    scene.apply(Event::Hook(hook(3, 1, Some(2), Some((2, Failed)))));
+    let actions = scene.announce(2);
+    assert!(retries(&actions), "{actions:?}");
+    assert_eq!(hooks_told(&actions), [(2, v1::HookOutcome::Running, 0)], "the old failure is no answer");
+    assert!(!retries(&scene.announce(3)), "another one is on its way: its own run follows");
+}
+
+#[test]
 fn while_the_hook_fails_one_further_generation_is_activated_and_then_the_newest_waits() {
     use RunOutcome::{Failed, Ok};
     let mut scene = Scene::new();
