@@ -166,34 +166,28 @@ async fn accept_all(
     let all = Arc::new(Semaphore::new(HANDSHAKES_MAX));
     let registry = Registry::default();
     let mut handshakes = JoinSet::new();
-    let mut peers: HashMap<IpAddr, Peer> = HashMap::new();
+    let peers = Peers::default();
     loop {
         tokio::select! {
             () = sender.closed() => return,
-            Some(ended) = handshakes.join_next() => {
-                if let Ok(peer) = ended {
-                    forget(&mut peers, peer);
-                }
-            }
+            Some(_) = handshakes.join_next() => {}
             accepted = listener.accept(), if handshakes.len() < WAITING_MAX => match accepted {
                 Ok((tcp, address)) => {
-                    let key = peer_key(address.ip());
-                    let peer = peers.entry(key).or_default();
-                    if peer.connections >= WAITING_PER_PEER_MAX {
+                    let Some((waiting, of_peer)) = peers.admit(peer_key(address.ip())) else {
                         debug!(%address, "too many handshakes wait with this address, connection dropped");
                         continue;
-                    }
-                    peer.connections += 1;
-                    let slots = [peer.handshakes.clone(), all.clone()];
+                    };
+                    let slots = [of_peer, all.clone()];
                     let (tls, joins, registry) = (tls.clone(), joins.clone(), registry.clone());
                     let handshake = Handshake { tls, slots, joins, registry, address };
                     let sender = sender.clone();
                     handshakes.spawn(async move {
+                        // Given back also where the handshake panics.
+                        let _waiting = waiting;
                         if let Some(connection) = handshake.run(tcp).await {
                             // Fails only when nobody serves any more.
                             let _ = sender.send(Ok(connection)).await;
                         }
-                        key
                     });
                 }
                 Err(error) if is_about_one_connection(&error) => debug!(%error, "a connection broke before it was accepted"),
@@ -202,6 +196,41 @@ async fn accept_all(
                     tokio::time::sleep(ACCEPT_PAUSE).await;
                 }
             },
+        }
+    }
+}
+
+/// Counts connections whose handshake is not complete, by address.
+#[derive(Clone, Default)]
+struct Peers(Arc<Mutex<HashMap<IpAddr, Peer>>>);
+
+/// Counts as one such connection until dropped, also by a panic.
+struct Waiting {
+    peers: Peers,
+    key: IpAddr,
+}
+
+impl Peers {
+    /// Counts one more connection and returns the slots of its address. `None` if there are too many.
+    fn admit(&self, key: IpAddr) -> Option<(Waiting, Arc<Semaphore>)> {
+        let mut peers = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let peer = peers.entry(key).or_default();
+        if peer.connections >= WAITING_PER_PEER_MAX {
+            return None;
+        }
+        peer.connections = peer.connections.saturating_add(1);
+        Some((Waiting { peers: self.clone(), key }, peer.handshakes.clone()))
+    }
+}
+
+impl Drop for Waiting {
+    fn drop(&mut self) {
+        let mut peers = self.peers.0.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(peer) = peers.get_mut(&self.key) {
+            peer.connections = peer.connections.saturating_sub(1);
+            if peer.connections == 0 {
+                peers.remove(&self.key);
+            }
         }
     }
 }
@@ -335,15 +364,6 @@ fn peer_key(address: IpAddr) -> IpAddr {
     match address.to_canonical() {
         IpAddr::V6(v6) => IpAddr::V6((v6.to_bits() & !u128::from(u64::MAX)).into()),
         v4 => v4,
-    }
-}
-
-fn forget(peers: &mut HashMap<IpAddr, Peer>, key: IpAddr) {
-    if let Some(peer) = peers.get_mut(&key) {
-        peer.connections -= 1;
-        if peer.connections == 0 {
-            peers.remove(&key);
-        }
     }
 }
 

@@ -436,6 +436,9 @@ fn a_backup_is_served_from_as_it_is_and_keeps_revoked_nodes_out() {
     };
     backup(&origin, &running);
     origin.cli("backup", &[running.to_str().expect("text")]).expect_refusal(&["not empty"]);
+    let published = origin.tree.join("new/backup");
+    origin.cli("backup", &[published.to_str().expect("text")]).expect_refusal(&["inside the content tree"]);
+    assert!(!origin.tree.join("new").exists());
     origin.stop();
     backup(&origin, &stopped);
     for copy in [running, stopped] {

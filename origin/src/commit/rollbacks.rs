@@ -6,7 +6,8 @@
 //!
 //! ```text
 //! u8 version = 1
-//! u8 1, u64 target, u64 generation in effect, i64 since (Unix, ms) if there is a hold; otherwise u8 0
+//! u8 hold: 0 none, 1 keeps back the last replaced generation, 2 keeps back none
+//! with a hold: u64 target, u64 generation in effect, i64 since (Unix, ms)
 //! per replaced generation, oldest first: u64 number, 32 root hash
 //! ```
 
@@ -49,6 +50,8 @@ pub(super) struct PutAside {
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub(crate) struct Rollbacks {
     hold: Option<Hold>,
+    /// The hold keeps back the last entry of `put_aside`. False after a rollback to the current generation.
+    holds_back: bool,
     /// Oldest first, each root once.
     put_aside: Vec<PutAside>,
 }
@@ -78,10 +81,11 @@ impl Rollbacks {
 
     /// The generation replaced by the rollback that caused the hold.
     pub(super) fn held_back(&self) -> Option<PutAside> {
-        self.hold.and_then(|_| self.put_aside.last().copied())
+        self.put_aside.last().copied().filter(|_| self.holds_back)
     }
 
-    /// The record after a rollback to `target`, with `generation` in effect in place of `before`.
+    /// The record after a rollback to `target`, with `generation` in effect in place of `before`. Without
+    /// `before` it was in effect already, and an earlier hold goes on keeping back what it kept back.
     pub(super) fn rolled_back(
         &self,
         target: GenerationNumber,
@@ -91,25 +95,33 @@ impl Rollbacks {
     ) -> Self {
         let hold = Some(Hold { target, generation: generation.number(), since_ms });
         let mut put_aside = self.put_aside.clone();
+        let before = before.map(|before| PutAside { number: before.number(), root: before.root_hash() });
+        let held_back = before.or(self.held_back());
         if let Some(before) = before {
-            put_aside.retain(|aside| aside.root != before.root_hash());
-            put_aside.push(PutAside { number: before.number(), root: before.root_hash() });
+            put_aside.retain(|aside| aside.root != before.root);
+            put_aside.push(before);
         }
         put_aside.retain(|aside| aside.root != generation.root_hash());
+        let holds_back = held_back.is_some() && put_aside.last().copied() == held_back;
         let excess = put_aside.len().saturating_sub(PUT_ASIDE_MAX);
         put_aside.drain(..excess);
-        Self { hold, put_aside }
+        Self { hold, holds_back, put_aside }
     }
 
     /// The record after an operator's commit of this root.
     pub(super) fn committed(&self, root: &RootHash) -> Self {
         let mut put_aside = self.put_aside.clone();
         put_aside.retain(|aside| aside.root != *root);
-        Self { hold: None, put_aside }
+        Self { hold: None, holds_back: false, put_aside }
     }
 
     pub(super) fn encode(&self) -> Vec<u8> {
-        let mut out = vec![VERSION, u8::from(self.hold.is_some())];
+        let tag = match (self.hold, self.holds_back) {
+            (None, _) => 0,
+            (Some(_), true) => 1,
+            (Some(_), false) => 2,
+        };
+        let mut out = vec![VERSION, tag];
         if let Some(hold) = &self.hold {
             out.extend_from_slice(&hold.target.get().to_le_bytes());
             out.extend_from_slice(&hold.generation.get().to_le_bytes());
@@ -127,7 +139,7 @@ impl Rollbacks {
         let (head, mut rest) = bytes.split_first_chunk::<2>()?;
         let hold = match head {
             [VERSION, 0] => None,
-            [VERSION, 1] => {
+            [VERSION, 1 | 2] => {
                 let (target, generation) = (take_number(&mut rest)?, take_number(&mut rest)?);
                 Some(Hold { target, generation, since_ms: i64::from_le_bytes(take(&mut rest)?) })
             }
@@ -138,7 +150,8 @@ impl Rollbacks {
             let number = take_number(&mut rest)?;
             put_aside.push(PutAside { number, root: RootHash::from_bytes(take(&mut rest)?) });
         }
-        Some(Self { hold, put_aside })
+        let holds_back = head == &[VERSION, 1];
+        Some(Self { hold, holds_back, put_aside })
     }
 }
 
@@ -184,6 +197,19 @@ mod tests {
         // A rollback to it takes it back as well.
         let back = rolled.rolled_back(number(5), &generation(8, 1), Some(&generation(7, 4)), 9);
         assert_eq!(back.put_aside(&bad.root_hash()), None);
+    }
+
+    #[test]
+    fn a_rollback_to_what_is_current_keeps_back_only_what_is_held_back_already() {
+        let bad = generation(5, 1);
+        let rolled = Rollbacks::default().rolled_back(number(3), &generation(6, 3), Some(&bad), 7);
+        let again = rolled.rolled_back(number(6), &generation(6, 3), None, 8);
+        assert_eq!(again.held_back().map(|aside| aside.number), Some(number(5)), "the tree still has it");
+        let committed = again.committed(&generation(7, 4).root_hash());
+        let stays = committed.rolled_back(number(7), &generation(7, 4), None, 9);
+        assert_eq!((stays.held_back(), stays.hold().is_some()), (None, true));
+        assert_eq!(stays.put_aside(&bad.root_hash()), Some(number(5)));
+        assert_eq!(Rollbacks::decode(&stays.encode()), Some(stays));
     }
 
     #[test]

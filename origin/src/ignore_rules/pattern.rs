@@ -1,8 +1,8 @@
 //! One line of a `.syncdignore`, in git's dialect (`dir.c` and `wildmatch.c` of git 2.47).
 //!
 //! Patterns match bytes, not characters: `?` is one byte. Patterns that git accepts but that can never match
-//! (an unterminated set, an unknown class, a trailing backslash, `a//b`, `./a`) are rejected, because the
-//! author meant something else.
+//! (an unterminated set, an unknown class, a trailing backslash, `a//b`, `./a`, `a[/]b`) are rejected,
+//! because the author meant something else.
 //!
 //! Matching walks the states of the pattern in parallel, so its time is at most the product of the lengths of
 //! pattern and path.
@@ -21,6 +21,9 @@ pub enum PatternError {
     /// `[z-a]`.
     #[error("a range that ends before it begins matches nothing")]
     Range,
+    /// `a[/]b`.
+    #[error("a set with nothing but a slash matches nothing: write the slash without brackets")]
+    Slash,
     /// A trailing backslash.
     #[error("a backslash at the end escapes nothing: write \\\\ for the character itself")]
     Backslash,
@@ -270,6 +273,9 @@ fn parse_set(pattern: &[u8], begin: usize) -> Result<(Box<[bool; 256]>, usize), 
         set.iter_mut().for_each(|member| *member = !*member);
     }
     set[usize::from(b'/')] = false;
+    if !set.contains(&true) {
+        return Err(PatternError::Slash);
+    }
     Ok((set, at + 1))
 }
 

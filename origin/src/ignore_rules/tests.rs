@@ -313,7 +313,13 @@ fn rules_that_are_easily_got_wrong_are_gits() {
 fn patterns_that_name_no_path_are_refused_and_match_nothing_in_git() {
     let repository = Repository::new();
     let all = repository.published_by_git();
-    let cases: [&[u8]; 26] = [
+    let cases: [&[u8]; 32] = [
+        b"a[/]b",
+        b"a[/]x",
+        b"a[//]b/x",
+        b"[/]",
+        b"![/]x",
+        b"a[/-/]b",
         b"/",
         b"//",
         b"!",
@@ -344,7 +350,7 @@ fn patterns_that_name_no_path_are_refused_and_match_nothing_in_git() {
     for case in cases {
         let refused = Pattern::parse(case).unwrap_err();
         assert!(
-            matches!(refused, PatternError::Nothing | PatternError::Component),
+            matches!(refused, PatternError::Nothing | PatternError::Component | PatternError::Slash),
             "{}",
             case.escape_ascii()
         );

@@ -41,6 +41,24 @@ impl Enrolment for WhoAmI {
     }
 }
 
+#[tokio::test]
+async fn a_handshake_that_panics_gives_its_place_back() {
+    let (peers, key) = (Peers::default(), IpAddr::from([192, 0, 2, 1]));
+    for _ in 0..WAITING_PER_PEER_MAX + 1 {
+        let (waiting, _) = peers.admit(key).expect("a place");
+        let handshake = tokio::spawn(async move {
+            let _waiting = waiting;
+            std::panic::resume_unwind(Box::new("a defect"));
+        });
+        assert!(handshake.await.unwrap_err().is_panic());
+    }
+    assert!(peers.0.lock().unwrap().is_empty());
+    let waiting: Vec<_> = (0..WAITING_PER_PEER_MAX).map(|_| peers.admit(key).expect("a place")).collect();
+    assert!(peers.admit(key).is_none());
+    drop(waiting);
+    assert!(peers.admit(key).is_some());
+}
+
 struct Origin {
     _data: tempfile::TempDir,
     keys: Keys,
