@@ -17,7 +17,7 @@ pub enum DocumentRoot {
     LiveLink,
     /// The slot, resolved once per generation: a hook writes `Define SYNCD_LIVE` and reloads gracefully.
     Resolved,
-    /// A directory elsewhere, whose path stays and whose files change; with mod_php, as Debian sets it up.
+    /// This directory, whatever is live; with mod_php, as Debian sets it up.
     Php(PathBuf),
 }
 

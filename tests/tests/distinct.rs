@@ -119,20 +119,22 @@ fn a_browser_gets_the_new_file_with_distinct_times() {
 const PAGE: &str = "<?php echo 'part=', include __DIR__.'/part.php', ' dated=', include __DIR__.'/dated.php', \
                     ' cached=', var_export(opcache_is_script_cached(__DIR__.'/part.php'), true);";
 
-/// Has mod_php run a page with OPcache as Debian sets it up, under a path that stays, and publishes `part.php` with other
-/// content, another size and the same time, beside `dated.php` with a time of its own. What the page says once PHP has
-/// looked at the times again.
+/// Has mod_php run a page with OPcache as Debian sets it up, in a slot of the replica, and publishes `part.php` with other
+/// content, another size and the same time, beside `dated.php` with a time of its own. The page of that slot when its turn
+/// has come again and PHP has looked at the times.
 fn page_after_a_change(mtime: &str) -> String {
     let site = Site::new("opcache", mtime);
-    let root = site.scene.new_directory("document-root");
-    require_program("rsync", "rsync");
-    let copy = format!("exec rsync -a --checksum --delete \"$SYNCD_TREE/\" {}/", root.display());
-    let agent = site.agent("web1", &site.hook(&copy));
+    let mut agent = Agent::joined(&site.scene, &site.origin, "web1").with_options(&["--grace", "0s"]);
+    agent.start();
+    site.origin.wait_connected(&["web1"]);
     site.write("index.php", PAGE);
     site.write("part.php", "<?php return 'old';");
     site.write("dated.php", "<?php return 'old';");
     site.origin.commit_live();
-    let mut apache = Apache::configured(&site.scene, "apache", &agent.root, &DocumentRoot::Php(root));
+    let slot = || agent.live().canonicalize().expect("a live tree");
+    let first = slot();
+    let mut apache =
+        Apache::configured(&site.scene, "apache", &agent.root, &DocumentRoot::Php(first.clone()));
     apache.start();
     let page = || conditional(&apache, "/index.php", "X: y");
     wait::until_ok("OPcache to have the page", || match page() {
@@ -143,6 +145,13 @@ fn page_after_a_change(mtime: &str) -> String {
     site.write("dated.php", "<?php return 'new';");
     set_time(&site.tree.join("dated.php"), SECOND + 1, 0);
     site.origin.commit_live();
+    let mut further = 0;
+    wait::until("the turn of the first slot", || {
+        further += 1;
+        write(&site.tree, "further.txt", further.to_string());
+        site.origin.commit_live();
+        (slot() == first).then_some(())
+    });
     // Times are looked at every 2 s, of all files that a request includes.
     wait::until_ok("PHP to look at the times", || match page() {
         (200, body) if body.contains("dated=new") => Ok(body),
