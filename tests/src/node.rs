@@ -470,10 +470,10 @@ impl Node {
         Ok(number)
     }
 
-    /// `previous` is a sealed generation, too, where it leads anywhere.
+    /// `previous` is a sealed generation, too, where there is such a link.
     fn previous_is_whole(&self) -> Result<(), String> {
         let previous = self.agent.root.join("previous");
-        match previous.is_dir() {
+        match previous.is_symlink() {
             true => self.newest_of(&previous)?.map(drop).ok_or("previous was never sealed".into()),
             false => Ok(()),
         }
