@@ -3,6 +3,7 @@
 //! A page includes three files. Nothing old may run once a generation is live, no request may see two generations or
 //! fail, and php-fpm must keep what did not change. SYNCD_PHP=N makes N activations of each kind; 200 is the long run.
 
+use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
@@ -392,4 +393,40 @@ fn check_php_says_what_does_not_suit_the_replica() {
     node.agent.stop();
     let said = node.debian.try_lines("syncd-agent check-php --fpm /run/php/none.sock").expect_code(1);
     assert!(said.stderr.contains("no agent runs on /var/lib/syncd/agent"), "{said:#?}");
+}
+
+#[test]
+fn no_worker_from_before_takes_requests_once_the_hook_has_succeeded() {
+    const NAME: &str = "no_worker_from_before_takes_requests_once_the_hook_has_succeeded";
+    require_root("it installs a web server's configuration, in namespaces of its own");
+    if !in_own_machine_within(NAME, Duration::from_secs(300)) {
+        return;
+    }
+    // A request that lasts until Apache serves generation 2, and then for longer than the hook needs to see that.
+    let lasting = "file_put_contents($file, getmypid());\n\
+        $context = stream_context_create(['http' => ['ignore_errors' => true]]);\n\
+        do {\n\
+            usleep(10000);\n\
+            @file_get_contents('http://127.0.0.1:8876/', false, $context);\n\
+        } while (!in_array('X-Syncd-Generation: 2', $http_response_header ?? []));\n\
+        usleep(700000); echo 'done';\n";
+    let mut node = WebNode::new("php-workers", |tree| {
+        let file = tree.with_file_name("worker");
+        std::fs::write(&file, "").expect("a file");
+        std::fs::set_permissions(&file, std::fs::Permissions::from_mode(0o666)).expect("chmod");
+        write(tree, "slow.php", format!("<?php $file = '{}';\n{lasting}", file.display()));
+        write(tree, "page.html", "1");
+    });
+    node.follow("apache.md", "## The exact way");
+    node.origin.commit_live();
+    let slow = std::thread::spawn(|| http::get(ADDRESS, "/slow.php"));
+    let worker: String = syncd_tests::wait::until("a worker to be busy", || {
+        std::fs::read_to_string(node.scene().path("worker")).ok().filter(|worker| !worker.is_empty())
+    });
+    write(&node.origin.tree, "page.html", "2");
+    node.origin.commit_live();
+    // A zombie has no program any more.
+    assert!(std::fs::read_link(format!("/proc/{worker}/exe")).is_err(), "the worker from before is there");
+    let answer = slow.join().expect("no panic").expect("an answer");
+    assert_eq!(answer.body, b"done", "what was under way has ended as it should");
 }
