@@ -66,7 +66,7 @@ function invalidate(string $scope, string $tree): int
     return $forgotten + count(array_filter(array_filter(array_keys($cached), $below), 'forget'));
 }
 
-// What `check-php` judges; the code of each slot counts where it is cached now.
+// The settings that `check-php` judges, and the cached code of the slot that has most.
 function settings(string $slots): array
 {
     $status = opcache_get_status(true) ?: [];

@@ -6,7 +6,7 @@ use crate::{Agent, Debian, Origin, Scene, instructions, wait};
 
 /// The site of the node.
 pub const SITE: &str = "http://localhost";
-/// Where Apache says which generation it serves.
+/// Apache's answer here says which generation it serves.
 const PROBE: &str = "http://127.0.0.1:8876/";
 
 /// The node, in the namespaces of its test ([`crate::trouble::in_own_machine`]).

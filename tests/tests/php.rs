@@ -42,7 +42,7 @@ impl Site {
         newest.unwrap_or(self.all_change_until)
     }
 
-    /// What a request must see of `version`.
+    /// The page of `version`.
     fn page(self, version: u64) -> String {
         let stamps: String = (0..3).map(|n| format!("[{}]", self.stamp(version, n))).collect();
         format!("version {version} {stamps} end of {version}")
@@ -76,7 +76,7 @@ impl Site {
     }
 }
 
-/// What the clients saw.
+/// Counts and complaints of all clients.
 #[derive(Default)]
 struct Tally {
     stop: AtomicBool,
@@ -171,7 +171,7 @@ enum Php {
 }
 
 /// How long a slot rests, and how long an activation takes at least: few enough slots rest that they take turns often.
-/// Where timestamps count, the rest is longer than OPcache's revalidate_freq of 2 s.
+/// With timestamps the rest is longer than OPcache's revalidate_freq of 2 s.
 fn rest_and_pace(timestamps: bool) -> (&'static str, Duration) {
     if timestamps { ("3s", Duration::from_secs(1)) } else { ("500ms", Duration::from_millis(500)) }
 }

@@ -37,7 +37,7 @@ pub struct Check {
     ini: Vec<PathBuf>,
 }
 
-/// The replica, as far as PHP is concerned.
+/// Facts of the replica that PHP's settings must suit.
 #[derive(Debug)]
 struct Replica {
     /// ROOT.
@@ -50,14 +50,14 @@ struct Replica {
     code: Code,
 }
 
-/// How PHP runs: FPM keeps its OPcache for as long as its master lives, Apache's module until Apache is reloaded.
+/// FPM keeps its OPcache for as long as its master lives, Apache's module until Apache is reloaded.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Kind {
     Fpm,
     Module,
 }
 
-/// What is wrong.
+/// A setting that does not suit the replica.
 #[derive(Debug, PartialEq, Eq)]
 enum Finding {
     /// Old code would be run.
@@ -220,7 +220,7 @@ fn staleness(kind: Kind, settings: &Settings, replica: &Replica) -> Vec<Finding>
 fn room(settings: &Settings, replica: &Replica) -> Vec<Finding> {
     let mut found = Vec::new();
     let Replica { slots, code, .. } = replica;
-    // What ran is better known than what could run.
+    // Cached code is a better measure than source, much of which never runs.
     let (a_slot, how) = match settings.code_bytes {
         0 => (code.compiled_bytes(), "if all its code runs"),
         cached => (cached, "for the code that ran"),

@@ -12,7 +12,7 @@ use std::path::{Path, PathBuf};
 /// OPcache takes so many bytes for a byte of source: 3.1 for WordPress 6.4, all of it.
 const COMPILED_PER_SOURCE: u64 = 3;
 
-/// What could be run in a tree.
+/// The PHP code in a tree, run or not.
 #[derive(Debug, Default, Clone, PartialEq, Eq)]
 pub struct Code {
     /// PHP files.

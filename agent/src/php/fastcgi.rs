@@ -1,7 +1,7 @@
 //! A FastCGI client: one request a connection, an answer of bounded length, one deadline for all of it.
 //!
-//! Specification: <https://fastcgi-archives.github.io/FastCGI_Specification.html>. A record is a header of eight bytes
-//! (version, type, request id, length of content, length of padding, reserved) and its content.
+//! Specification: <https://fastcgi-archives.github.io/FastCGI_Specification.html>. A record is a header of eight
+//! bytes (version, type, request id, length of content, length of padding, reserved) and its content.
 
 use std::fmt;
 use std::io;
@@ -29,7 +29,7 @@ const STDOUT: u8 = 6;
 const STDERR: u8 = 7;
 const RESPONDER: u8 = 1;
 
-/// Where a FastCGI server listens.
+/// The address of a FastCGI server.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Address {
     /// A socket of the file system.
@@ -38,7 +38,7 @@ pub enum Address {
     Host(String),
 }
 
-/// Why a text is no [`Address`].
+/// A text that is no [`Address`].
 #[derive(Debug, thiserror::Error)]
 #[error("not a socket's absolute path, nor HOST:PORT")]
 pub struct AddressError;
@@ -68,7 +68,7 @@ impl fmt::Display for Address {
     }
 }
 
-/// Why there is no answer.
+/// A request without a complete answer.
 #[derive(Debug, thiserror::Error)]
 pub enum FastCgiError {
     /// Nobody listens, or this user may not connect.
@@ -94,12 +94,12 @@ pub enum FastCgiError {
     },
 }
 
-/// What a script said.
+/// The answer of a script.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub struct Answer {
     /// HTTP status.
     pub status: u16,
-    /// What follows the headers.
+    /// The bytes after the headers.
     pub body: Vec<u8>,
     /// The server's log of this request.
     pub errors: Vec<u8>,
@@ -253,7 +253,7 @@ mod tests {
         assert_eq!(encoded, expected);
     }
 
-    /// What a client makes of a server that sends `bytes`, and then hangs up or not.
+    /// Asks a server that sends `bytes`, and then hangs up or not.
     async fn answered(bytes: Vec<u8>, hangs_up: bool) -> Result<Answer, FastCgiError> {
         let scratch = tempfile::tempdir().unwrap();
         let path = scratch.path().join("socket");

@@ -17,7 +17,7 @@ pub struct Masters {
     /// Socket of PHP-FPM, or HOST:PORT; once for each FPM master, whichever of its pools.
     #[arg(long = "fpm", value_name = "SOCKET|HOST:PORT")]
     pub addresses: Vec<Address>,
-    /// Where packaging/php/opcache.php is installed.
+    /// The installed packaging/php/opcache.php.
     #[arg(long, default_value = "/usr/local/lib/syncd/opcache.php", value_name = "FILE")]
     pub script: PathBuf,
 }
@@ -35,21 +35,21 @@ pub struct Question<'a> {
     pub body: &'a [u8],
 }
 
-/// Why PHP-FPM did not do what it was asked.
+/// A question that PHP-FPM did not answer as it should.
 #[derive(Debug, thiserror::Error)]
 pub enum FpmError {
     /// No answer.
     #[error("PHP-FPM at {address} does not answer")]
     Ask {
-        /// Where it was asked.
+        /// The master.
         address: Address,
-        /// Why.
+        /// The cause.
         source: FastCgiError,
     },
     /// The script did not run.
     #[error("PHP-FPM at {address} can't run {}: {said}: install packaging/php/opcache.php there, readable for the pool's user", script.display())]
     Script {
-        /// Where it was asked.
+        /// The master.
         address: Address,
         /// The script.
         script: PathBuf,
@@ -59,9 +59,9 @@ pub enum FpmError {
     /// It ran and failed.
     #[error("PHP-FPM at {address}: {said}")]
     Failed {
-        /// Where it was asked.
+        /// The master.
         address: Address,
-        /// Why, on one line.
+        /// The reason, on one line.
         said: String,
     },
 }

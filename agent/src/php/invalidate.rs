@@ -1,8 +1,8 @@
 //! `syncd-agent php-invalidate`: OPcache forgets the code that a slot served before and serves no more.
 //!
-//! Needed where OPcache does not look at the times of files (`opcache.validate_timestamps=0`). Run by the on-activate
-//! hook before the web server is pointed at the slot, it makes the slot's cached code that of the new generation. All
-//! other code stays cached.
+//! Needed if OPcache does not look at the times of files (`opcache.validate_timestamps=0`). The on-activate hook
+//! runs it before the web server is pointed at the slot. The slot's cached code is then that of the new generation.
+//! All other code stays cached.
 
 #![cfg_attr(
     not(test),
@@ -27,7 +27,7 @@ use super::fpm::{self, FpmError, Masters, Question};
 /// Bytes of paths in one request. PHP takes `post_max_size` (8 MiB).
 const BATCH_BYTES: usize = 256 * 1024;
 
-// What is at a path now, for the script.
+// Kinds of path, as the script takes them: nothing or no directory, a directory, a file in a directory.
 const CHANGED: u8 = b'-';
 const DIRECTORY: u8 = b'd';
 const ALIAS: u8 = b'a';
@@ -40,12 +40,12 @@ pub struct Invalidate {
     /// The tree that is to be served. The hook's environment names it.
     #[arg(long, env = "SYNCD_TREE", value_name = "DIR")]
     tree: PathBuf,
-    /// NUL-separated paths in the tree that PHP may know otherwise [default: all]. The hook's environment names the file.
+    /// NUL-separated paths whose code changed [default: all of the tree]. The hook's environment names the file.
     #[arg(long, env = "SYNCD_SLOT_PATHS", value_name = "FILE")]
     paths: Option<PathBuf>,
 }
 
-/// Why PHP may still run old code.
+/// A reason that PHP may still run old code.
 #[derive(Debug, thiserror::Error)]
 pub enum InvalidateError {
     /// No such tree.
@@ -53,7 +53,7 @@ pub enum InvalidateError {
     Tree {
         /// `--tree`.
         path: PathBuf,
-        /// Why.
+        /// The cause.
         source: io::Error,
     },
     /// No such list.
@@ -61,7 +61,7 @@ pub enum InvalidateError {
     Paths {
         /// `--paths`.
         path: PathBuf,
-        /// Why.
+        /// The cause.
         source: io::Error,
     },
     /// A master did not do it.
@@ -69,7 +69,7 @@ pub enum InvalidateError {
     Fpm(#[from] FpmError),
 }
 
-/// What one master did.
+/// The work of one master.
 #[derive(Debug, Default)]
 struct Report {
     paths: u64,
@@ -134,12 +134,12 @@ async fn invalidate(address: &Address, options: &Invalidate, tree: &Path) -> Res
     Ok(report)
 }
 
-/// What one request is about.
+/// The subject of one request.
 #[derive(Debug, PartialEq, Eq)]
 enum Batch {
     /// As the script takes them: what is there now, the name, and NUL.
     Paths(Vec<u8>),
-    /// A symlink changed. OPcache remembers which script a path through it led to, and can't be asked for that.
+    /// A symlink changed. OPcache remembers which script a path through it led to, and does not show that.
     Everything,
 }
 
@@ -169,7 +169,7 @@ impl<I: Iterator<Item = io::Result<Vec<u8>>>> Batches<'_, I> {
     }
 
     /// A directory that was renamed as a whole is listed without what is in it, as is one whose times alone changed.
-    /// Where it took the place of a symlink, OPcache may know its files by what the symlink led to.
+    /// If it replaced a symlink, OPcache may know its files by the symlink's target.
     fn directory(&mut self, name: &[u8], batch: &mut Vec<u8>) -> io::Result<()> {
         push(batch, DIRECTORY, name);
         let is_below = |next: &io::Result<Vec<u8>>| {

@@ -14,7 +14,7 @@ const PRINT: &str = "echo json_encode(['version' => PHP_VERSION, 'ini' => (ini_g
                      + ['realpath_cache_ttl' => ini_get('realpath_cache_ttl')]], JSON_INVALID_UTF8_SUBSTITUTE);";
 const MIB: u64 = 1 << 20;
 
-/// What a PHP says of itself.
+/// Version, settings and figures of a PHP, by its own account.
 #[derive(Debug, Clone, Default, Deserialize)]
 pub struct Settings {
     /// `8.2.36`.
@@ -34,23 +34,23 @@ pub struct Settings {
     pub preloaded: Vec<PathBuf>,
 }
 
-/// Why settings are not known.
+/// Settings that could not be read.
 #[derive(Debug, thiserror::Error)]
 pub enum SettingsError {
     /// PHP did not start.
     #[error("can't run {program} for the settings in {}: install php-cli", directory.display())]
     Start {
-        /// What was run.
+        /// The program.
         program: String,
         /// `--ini`.
         directory: PathBuf,
-        /// Why.
+        /// The cause.
         source: std::io::Error,
     },
     /// It said something else.
     #[error("{program} does not tell the settings in {}: {said}", directory.display())]
     Said {
-        /// What was run.
+        /// The program.
         program: String,
         /// `--ini`.
         directory: PathBuf,
@@ -60,7 +60,7 @@ pub enum SettingsError {
 }
 
 impl Settings {
-    /// What the files in `directory` (`php.ini` and `conf.d`) say to `php-cli`. Blocks.
+    /// Has `php-cli` read the files in `directory` (`php.ini` and `conf.d`). Blocks.
     pub fn of_files(directory: &Path) -> Result<Self, SettingsError> {
         // /etc/php/8.2/apache2
         let version = directory.parent().and_then(Path::file_name).and_then(|name| name.to_str());
