@@ -1,7 +1,7 @@
 //! A FastCGI client: one request a connection, an answer of bounded length, one deadline for all of it.
 //!
-//! Specification: <https://fastcgi-archives.github.io/FastCGI_Specification.html>. A record is a header of eight
-//! bytes (version, type, request id, length of content, length of padding, reserved) and its content.
+//! Specification: <https://fastcgi-archives.github.io/FastCGI_Specification.html>. A record is a header of
+//! eight bytes (version, type, request id, length of content, length of padding, reserved) and its content.
 
 use std::fmt;
 use std::io;

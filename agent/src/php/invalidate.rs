@@ -1,8 +1,8 @@
 //! `syncd-agent php-invalidate`: OPcache forgets the code that a slot served before and serves no more.
 //!
-//! Needed if OPcache does not look at the times of files (`opcache.validate_timestamps=0`). The on-activate hook
-//! runs it before the web server is pointed at the slot. The slot's cached code is then that of the new generation.
-//! All other code stays cached.
+//! Needed if OPcache does not look at the times of files (`opcache.validate_timestamps=0`). The on-activate
+//! hook runs it before the web server is pointed at the slot. The slot's cached code is then that of the new
+//! generation. All other code stays cached.
 
 #![cfg_attr(
     not(test),
@@ -40,7 +40,8 @@ pub struct Invalidate {
     /// The tree that is to be served. The hook's environment names it.
     #[arg(long, env = "SYNCD_TREE", value_name = "DIR")]
     tree: PathBuf,
-    /// NUL-separated paths whose code changed [default: all of the tree]. The hook's environment names the file.
+    /// NUL-separated paths whose code changed [default: all of the tree]. The hook's environment names the
+    /// file.
     #[arg(long, env = "SYNCD_SLOT_PATHS", value_name = "FILE")]
     paths: Option<PathBuf>,
 }
@@ -168,8 +169,8 @@ impl<I: Iterator<Item = io::Result<Vec<u8>>>> Batches<'_, I> {
         Ok((!batch.is_empty()).then_some(Batch::Paths(batch)))
     }
 
-    /// A directory that was renamed as a whole is listed without what is in it, as is one whose times alone changed.
-    /// If it replaced a symlink, OPcache may know its files by the symlink's target.
+    /// A directory that was renamed as a whole is listed without what is in it, as is one whose times alone
+    /// changed. If it replaced a symlink, OPcache may know its files by the symlink's target.
     fn directory(&mut self, name: &[u8], batch: &mut Vec<u8>) -> io::Result<()> {
         push(batch, DIRECTORY, name);
         let is_below = |next: &io::Result<Vec<u8>>| {

@@ -20,7 +20,8 @@ pub struct Settings {
     /// `8.2.36`.
     pub version: String,
     ini: BTreeMap<String, Option<String>>,
-    /// Memory that the scripts of one slot take, of the slot that takes most; 0: none is cached, or nobody knows.
+    /// Memory that the scripts of one slot take, of the slot that takes most; 0: none is cached, or nobody
+    /// knows.
     #[serde(default)]
     pub code_bytes: u64,
     /// Scripts that OPcache has room for, where that is known.
