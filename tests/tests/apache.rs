@@ -33,7 +33,9 @@ struct Wrk {
 fn start_wrk(scene: &Scene, apache: &Apache, name: &str) -> Daemon {
     let program = require_program("wrk", "wrk");
     let url = format!("http://{}/page-1.html", apache.address);
-    Daemon::start(Command::new(program).args(["-t1", "-c2", "-d3600s", &url]), scene.directory(), name)
+    // A busy machine makes an answer late, not wrong.
+    let arguments = ["-t1", "-c2", "-d3600s", "--timeout", "60s", &url];
+    Daemon::start(Command::new(program).args(arguments), scene.directory(), name)
 }
 
 fn finish_wrk(mut wrk: Daemon) -> Wrk {
