@@ -18,10 +18,10 @@ use syncd_shared::{
     ObjectHash, RootEntry, RootHash, SignedGeneration, Timestamp, TreeId, TreePath,
 };
 
-use crate::activate::Activated;
+use crate::build::StageError;
+use crate::replica::activate::Activated;
 use crate::replica::{Replica, ReplicaOptions};
 use crate::source::{Batches, FetchError, Frames, Source};
-use crate::stage::StageError;
 
 /// Pieces are cut so small that files of a few hundred KiB have several.
 const PIECE_BYTES: usize = 64 * 1024;
@@ -485,7 +485,7 @@ impl Site {
         &mut self,
         replica: &mut Replica,
         target: &SignedGeneration,
-    ) -> Result<crate::stage::Staged, StageError> {
+    ) -> Result<crate::build::Staged, StageError> {
         replica.stage(target, None, &mut self.origin, &|_| {}, &AtomicBool::new(false))
     }
 

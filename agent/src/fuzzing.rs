@@ -14,11 +14,11 @@ use time::OffsetDateTime;
 
 use crate::hooks::{Occasion, Pending, decode_pending, encode_pending, write_lines};
 use crate::identity::{AgentIdentity, IdentityError, PendingKey};
-use crate::layout::number;
-use crate::record::{decode_generation, decode_inodes, encode_generation};
 use crate::session::event::{Action, Event};
 use crate::session::machine::{Machine, Trust};
 use crate::session::worker::{Command, Failure, Outcome, ReplicaState, Report, StageProgress};
+use crate::state::layout::number;
+use crate::state::record::{decode_generation, decode_inodes, encode_generation};
 use crate::state::slot::Slot;
 
 /// `u8` a table of the record, then a value of it.

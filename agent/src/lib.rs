@@ -6,14 +6,13 @@
 
 #![cfg_attr(not(test), deny(clippy::disallowed_methods))]
 
-pub mod activate;
 pub mod admin;
 pub mod backoff;
+pub mod build;
 pub mod cli;
 pub mod clock;
 pub mod config;
 pub mod dialer;
-pub mod disk;
 pub mod fetch;
 #[cfg(test)]
 mod fixture;
@@ -22,26 +21,14 @@ pub mod fuzzing;
 pub mod hooks;
 pub mod http;
 pub mod identity;
-mod inspect;
 pub mod join;
-pub mod layout;
-mod lost_found;
 pub mod offline;
 pub mod php;
 mod planted;
-pub mod record;
-mod recover;
 pub mod renew;
 pub mod replica;
-mod replica_work;
-mod scrub;
 pub mod service;
 pub mod session;
 pub mod source;
-pub mod spares;
-pub mod stage;
 mod state;
 pub mod status;
-mod steps;
-mod trash;
-pub mod verify;

@@ -10,7 +10,7 @@ use crate::fetch::OriginSource;
 use crate::hooks;
 use crate::identity::AgentIdentity;
 use crate::renew::Keeper;
-use crate::replica_work;
+use crate::replica::work;
 use crate::service::{self, ServiceError};
 use crate::session::worker::{Display, Failure, ReplicaWork, Verified};
 use crate::status::{AgentStatus, State};
@@ -33,7 +33,7 @@ pub enum OfflineError {
 pub fn status(root: &Path) -> Result<AgentStatus, OfflineError> {
     let options = RunOptions::new(root.to_owned());
     let identity = AgentIdentity::load(root).map_err(ServiceError::from)?;
-    let replica = replica_work::open_as_before(&options).map_err(ServiceError::from)?;
+    let replica = work::open_as_before(&options).map_err(ServiceError::from)?;
     let held = replica.state();
     let live = held.live.as_ref().map(|g| g.number().get());
     // The hook's command is the running agent's alone: what is due is all that is known here.
@@ -61,7 +61,7 @@ pub async fn verify(root: &Path) -> Result<Verified, OfflineError> {
     let keeper = Keeper::new(root.to_owned(), identity, None).map_err(ServiceError::from)?;
     let mut source = OriginSource::new(Runtime::current(), keeper.dialer(), None);
     let work = move || {
-        let mut replica = replica_work::open_as_before(&options).map_err(ServiceError::from)?;
+        let mut replica = work::open_as_before(&options).map_err(ServiceError::from)?;
         let shown = Display::new("verification");
         let never = AtomicBool::new(false);
         let verified = ReplicaWork::verify(&mut replica, &mut source, &|now| shown.show(now), &never)?;

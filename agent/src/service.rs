@@ -26,8 +26,9 @@ use crate::identity::{AgentIdentity, IdentityError};
 use crate::renew::Keeper;
 use crate::session::worker::{Hooks, ReplicaWork};
 use crate::session::{Handle, Parts, Session, SessionError};
+use crate::state::layout;
 use crate::status::{AgentStatus, RunSettings, State};
-use crate::{admin, hooks, http, layout};
+use crate::{admin, hooks, http};
 
 /// Everything but the session is given so long to end.
 const STOP_LIMIT: Duration = Duration::from_secs(5);
@@ -115,7 +116,7 @@ pub async fn start(options: RunOptions) -> Result<Running, ServiceError> {
     let identity = AgentIdentity::load(&options.root)?;
     own_directory::warn_of_owner(&options.root);
     let opening = options.clone();
-    let replica = tokio::task::spawn_blocking(move || crate::replica_work::open(&opening))
+    let replica = tokio::task::spawn_blocking(move || crate::replica::work::open(&opening))
         .await
         .map_err(|_| ServiceError::Panicked)??;
     start_with(options, identity, replica).await

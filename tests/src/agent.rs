@@ -229,7 +229,11 @@ impl Agent {
     /// agent sets the owner's bits of a closed directory while it works there, and a kill leaves them set until `verify`
     /// finds that: they do not count.
     pub fn differences(&self, expected: &Facts, tree: &Path) -> std::io::Result<Vec<String>> {
-        let mut actual = oracle::try_facts(tree)?;
+        Ok(self.differences_of(expected, oracle::try_facts(tree)?))
+    }
+
+    /// The same of a tree that was walked already.
+    pub fn differences_of(&self, expected: &Facts, mut actual: Facts) -> Vec<String> {
         if self.is_unprivileged() {
             for (path, fact) in &mut actual {
                 if let Some(meant) = expected.get(path)
@@ -240,7 +244,7 @@ impl Agent {
                 }
             }
         }
-        Ok(oracle::differences(expected, &actual))
+        oracle::differences(expected, &actual)
     }
 
     /// Whether it runs under a user of its own.

@@ -457,17 +457,21 @@ impl Node {
 
     /// The generation that is live, which must be one that was sealed, and not older than `floor`.
     pub fn complete(&self, floor: u64) -> Result<u64, String> {
-        if std::fs::read_link(self.agent.live()).is_err() {
+        let link = || std::fs::read_link(self.agent.live());
+        let Ok(slot) = link() else {
             return match floor {
                 0 => Ok(0),
                 _ => Err(format!("generation {floor} was live, now nothing is")),
             };
+        };
+        match self.newest_of(&self.agent.root.join(&slot)) {
+            Ok(Some(number)) if number >= floor => Ok(number),
+            // A slot that is no longer live may be changed while it is walked.
+            _ if link().is_ok_and(|now| now != slot) => self.complete(floor),
+            Ok(Some(number)) => Err(format!("generation {floor} was live, now {number} is")),
+            Ok(None) => Err("what is live was never sealed".into()),
+            Err(error) => Err(error),
         }
-        let number = self.newest_of(&self.agent.live())?.ok_or("what is live was never sealed")?;
-        if number < floor {
-            return Err(format!("generation {floor} was live, now {number} is"));
-        }
-        Ok(number)
     }
 
     /// `previous` is a sealed generation, too, where there is such a link.
@@ -481,13 +485,9 @@ impl Node {
 
     /// The newest generation that is exactly this tree.
     fn newest_of(&self, tree: &Path) -> Result<Option<u64>, String> {
-        for (number, expected) in self.known.iter().rev() {
-            let differences = self.agent.differences(expected, tree);
-            if differences.map_err(|error| format!("{}: {error}", tree.display()))?.is_empty() {
-                return Ok(Some(*number));
-            }
-        }
-        Ok(None)
+        let actual = try_facts(tree).map_err(|error| format!("{}: {error}", tree.display()))?;
+        let is_it = |expected: &Facts| self.agent.differences_of(expected, actual.clone()).is_empty();
+        Ok(self.known.iter().rev().find(|(_, expected)| is_it(expected)).map(|(number, _)| *number))
     }
 }
 

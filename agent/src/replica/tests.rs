@@ -15,14 +15,14 @@ use std::sync::atomic::AtomicBool;
 
 use syncd_shared::{ContentHash, ContentTag, RootEntry};
 
-use crate::activate::ActivationContext;
-use crate::disk::fault;
+use crate::build::StageError;
 use crate::fixture::{Site, path, snapshot, snapshot_below};
 use crate::replica::Replica;
+use crate::replica::activate::ActivationContext;
+use crate::replica::maintain::Upkept;
+use crate::replica::verify::Damage;
 use crate::source::FetchError;
-use crate::spares::Upkept;
-use crate::stage::StageError;
-use crate::verify::Damage;
+use crate::state::disk::fault;
 
 fn inode(path: &Path) -> u64 {
     path.symlink_metadata().unwrap().ino()
@@ -276,7 +276,7 @@ fn a_failing_hook_keeps_the_old_generation_and_the_staged_tree() {
     let target = site.origin.seal(&site.tree());
     let staged = site.stage(&mut replica, &target).unwrap();
     let error = replica.activate(staged, &mut |_| Err("config test failed".into())).unwrap_err();
-    let crate::activate::ActivateError::Hook { staged, .. } = error else { panic!("{error}") };
+    let crate::replica::activate::ActivateError::Hook { staged, .. } = error else { panic!("{error}") };
     assert_eq!(site.live_number(), 1);
     replica.activate(*staged, &mut |_| Ok(())).unwrap();
     site.assert_live_is_tree();

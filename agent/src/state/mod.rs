@@ -2,13 +2,22 @@
 //!
 //! [`slots`] changes states, [`trees`] is the view that building works with. Nothing above is imported.
 
+pub(crate) mod cursor;
+pub mod disk;
+pub(crate) mod hashing;
+pub(crate) mod history;
+pub mod layout;
+pub(crate) mod lost_found;
+pub mod record;
+pub(crate) mod scan;
 pub(crate) mod slot;
 pub(crate) mod slots;
 pub(crate) mod syncing;
+pub(crate) mod trash;
 pub(crate) mod trees;
 
-use crate::disk::DiskError;
-use crate::record::RecordError;
+use crate::state::disk::DiskError;
+use crate::state::record::RecordError;
 
 /// Why a slot did not change its state.
 #[derive(Debug, thiserror::Error)]

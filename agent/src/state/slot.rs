@@ -2,7 +2,7 @@
 
 use syncd_shared::{RootEntry, SignedGeneration};
 
-use crate::record::{RecordError, decode_generation, encode_generation};
+use crate::state::record::{RecordError, decode_generation, encode_generation};
 
 /// What the tree of a slot is. [`super::slots`] has the transitions.
 #[derive(Debug, Clone, PartialEq, Eq)]

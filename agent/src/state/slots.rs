@@ -36,11 +36,13 @@ use std::time::{Duration, Instant};
 use syncd_shared::{RootEntry, SignedGeneration, Timestamp};
 
 use crate::clock::Clock;
-use crate::disk::{Dir, DiskError, Owners};
-use crate::layout::{LIVE, Layout, PREVIOUS, number, slot_name};
 use crate::planted::{self, Bug};
-use crate::record::{Change, InodeChanges, Known, Record, RecordError, decode_generation, encode_generation};
 use crate::state::SlotError;
+use crate::state::disk::{Dir, DiskError, Owners};
+use crate::state::layout::{LIVE, Layout, PREVIOUS, number, slot_name};
+use crate::state::record::{
+    Change, InodeChanges, Known, Record, RecordError, decode_generation, encode_generation,
+};
 use crate::state::slot::{FormerTree, Slot};
 use crate::state::syncing::Syncing;
 use crate::state::trees::Trees;

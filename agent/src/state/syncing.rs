@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::thread::JoinHandle;
 
-use crate::disk::DiskError;
+use crate::state::disk::DiskError;
 
 /// Being made durable; `None`: it is durable. Dropped, it is waited for.
 #[derive(Debug, Default)]

@@ -6,10 +6,10 @@ use std::sync::Arc;
 
 use syncd_shared::{RootEntry, SignedGeneration};
 
-use crate::disk::{Dir, DiskError, Owners};
-use crate::layout::Layout;
-use crate::record::{Record, RecordError};
-use crate::stage::cursor::LiveTree;
+use crate::state::cursor::{LiveTree, TreeError};
+use crate::state::disk::{Dir, DiskError, Owners};
+use crate::state::layout::Layout;
+use crate::state::record::Record;
 
 /// See the module.
 #[derive(Debug, Clone)]
@@ -19,15 +19,6 @@ pub(crate) struct Trees {
     pub owners: Owners,
     live: Option<u64>,
     held: Vec<(u64, SignedGeneration)>,
-}
-
-/// Why the live tree can't be read from.
-#[derive(Debug, thiserror::Error)]
-pub(crate) enum LiveTreeError {
-    #[error(transparent)]
-    Disk(#[from] DiskError),
-    #[error(transparent)]
-    Record(#[from] RecordError),
 }
 
 impl Trees {
@@ -70,7 +61,7 @@ impl Trees {
     }
 
     /// The live tree as something to link from; `root` is its root.
-    pub fn live_tree(&self, root: &RootEntry) -> Result<LiveTree<'_>, LiveTreeError> {
+    pub fn live_tree(&self, root: &RootEntry) -> Result<LiveTree<'_>, TreeError> {
         Ok(LiveTree::open(&self.record, root, self.open_live()?, self.owners)?)
     }
 }

@@ -5,6 +5,7 @@ use std::os::unix::fs::symlink;
 use std::path::PathBuf;
 use std::sync::atomic::AtomicBool;
 
+use syncd_agent::build::Staged;
 use syncd_agent::hooks::Changed;
 use syncd_agent::replica::Replica;
 use syncd_agent::session::worker::{
@@ -12,7 +13,6 @@ use syncd_agent::session::worker::{
     Verified,
 };
 use syncd_agent::source::Source;
-use syncd_agent::stage::Staged;
 use syncd_shared::SignedGeneration;
 use walkdir::WalkDir;
 

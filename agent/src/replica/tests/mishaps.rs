@@ -1,9 +1,9 @@
 //! What goes wrong while the process lives on: it has to get over it without a restart.
 
 use super::*;
-use crate::layout::LayoutError;
 use crate::replica::OpenReplicaError;
 use crate::session::worker::ReplicaWork;
+use crate::state::layout::LayoutError;
 
 /// A small file system of its own under ROOT, where this process may mount one.
 struct SmallDisk(std::path::PathBuf);

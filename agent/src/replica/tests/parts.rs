@@ -1,8 +1,8 @@
 //! Updates that come and are made part by part.
 
 use super::*;
+use crate::build::Staged;
 use crate::source::FetchError;
-use crate::stage::Staged;
 
 /// Changes that lie across parts, however small these are.
 fn edit_much(site: &Site) {

@@ -67,7 +67,7 @@ fn a_content_that_came_back_is_linked_anew_in_a_tree_that_was_retired_before() {
 #[test]
 fn a_spare_that_was_left_behind_is_not_taken_for_ready_where_a_content_came_back() {
     let (mut site, mut replica) = settled();
-    replica.upkeep.spares_wanted = 3;
+    replica.upkeep.spares.wanted = 3;
     site.settle(&mut replica);
     assert_eq!(replica.status().spares, 3);
     let first = site.origin.last().generation().root;
@@ -101,9 +101,9 @@ fn names_that_came_into_a_retired_tree_are_found_also_where_its_times_were_put_b
     std::fs::write(retired.join("index.php"), "x").unwrap();
     std::fs::File::open(&retired).unwrap().set_modified(shown).unwrap();
     replica.options.grace = Duration::ZERO;
-    replica.upkeep.spares_wanted = 3;
+    replica.upkeep.spares.wanted = 3;
     // As after many retired trees: only the directories are looked at.
-    replica.upkeep.inspected_whole = Some(Instant::now());
+    replica.upkeep.retired.inspected_whole = Some(Instant::now());
     site.settle(&mut replica);
     assert_eq!(replica.status().drift.map(|drift| drift.paths), Some(3));
     let kept = site.root().join("lost+found/1");

@@ -4,6 +4,7 @@ use std::time::{Duration, Instant};
 
 use super::*;
 use crate::clock::Clock;
+use crate::replica::scrub::Pass;
 use crate::status::Drift;
 
 /// Everything below lost+found: path, and content of files.
@@ -85,7 +86,7 @@ fn what_visitors_wrote_is_kept_and_reported_once_a_tree_is_recycled_or_thrown_aw
     for spares_wanted in [3, 0] {
         let (site, mut replica) = with_a_retired_tree();
         let names = deface(&site.generation(1));
-        replica.upkeep.spares_wanted = spares_wanted;
+        replica.upkeep.spares.wanted = spares_wanted;
         replica.options.grace = Duration::ZERO;
         site.settle(&mut replica);
         assert_eq!(kept(&site), files(DEFACED), "{spares_wanted} spares wanted");
@@ -189,7 +190,7 @@ fn a_directory_that_left_the_tree_and_came_back_is_no_local_change() {
         replica.options.keep = 1;
         replica.options.grace = Duration::from_secs(3600);
         // A third tree, left behind at the first generation, has the old inodes, too: none of them can be linked again.
-        replica.upkeep.spares_wanted = 3;
+        replica.upkeep.spares.wanted = 3;
         site.settle(&mut replica);
         let (docs, away) = (site.tree().join("docs"), site.temp.path().join("away"));
         let before = inode(&site.live().join("docs/0/page-0.html"));
@@ -202,7 +203,7 @@ fn a_directory_that_left_the_tree_and_came_back_is_no_local_change() {
             drop(replica);
             site.options.keep = 1;
             replica = site.open();
-            replica.upkeep.spares_wanted = 4;
+            replica.upkeep.spares.wanted = 4;
         }
         replica.options.grace = Duration::ZERO;
         let mut inspected = 0;
@@ -252,7 +253,7 @@ fn a_file_edited_in_place_is_kept_and_reported_once_though_every_tree_has_it() {
     for content in ["second", "third", "fourth"] {
         site.write("docs/0/page-0.html", content);
         site.publish(&mut replica);
-        replica.upkeep.inspected_whole = None;
+        replica.upkeep.retired.inspected_whole = None;
         site.settle(&mut replica);
         let found = drift(&replica).unwrap();
         assert_eq!((found.generation, found.paths, found.lost), (1, 1, 0), "{content}: {found}");
@@ -287,7 +288,7 @@ fn a_kill_at_any_step_loses_nothing_that_a_visitor_wrote() {
         std::fs::create_dir(tree.join("docs/cache")).unwrap();
         std::fs::write(tree.join("docs/cache/entry"), "cached").unwrap();
         // Thrown away in one round, recycled in the next.
-        replica.upkeep.spares_wanted = if changes % 2 == 0 { 3 } else { 0 };
+        replica.upkeep.spares.wanted = if changes % 2 == 0 { 3 } else { 0 };
         replica.options.grace = Duration::ZERO;
         replica.upkeep.last_write = Some(replica.options.clock.now());
         fault::arm(Some(changes));
@@ -337,7 +338,7 @@ fn one_pass(replica: &mut Replica, clock: &Clock, now: &mut Instant) -> (usize, 
             continue;
         };
         steps += 1;
-        if damaged.is_some() || replica.slots.record().verification().unwrap().unwrap().is_over() {
+        if damaged.is_some() || replica.slots.record().verification::<Pass>().unwrap().unwrap().is_over() {
             return (steps, damaged.map(|path| path.to_string()));
         }
     }
@@ -393,11 +394,11 @@ fn a_slow_verification_goes_on_where_the_last_process_was_and_through_updates() 
     now += Duration::from_secs(1);
     clock.set(now);
     replica.maintain(&AtomicBool::new(false)).unwrap();
-    let at = replica.slots.record().verification().unwrap();
+    let at = replica.slots.record().verification::<Pass>().unwrap();
     assert!(!at.as_ref().unwrap().is_over());
     drop(replica);
     let (mut replica, clock, mut now) = scrubbed(&site);
-    assert_eq!(replica.slots.record().verification().unwrap(), at);
+    assert_eq!(replica.slots.record().verification::<Pass>().unwrap(), at);
     // What it had read leaves the tree.
     std::fs::remove_dir_all(site.tree().join("pages/0")).unwrap();
     let every = replica.options.verify_every.take();

@@ -15,10 +15,10 @@ use rustix::fs::FileType;
 use syncd_shared::SignedGeneration;
 
 use super::Slots;
-use crate::disk::DiskError;
-use crate::layout::{LIVE_NEXT, PREVIOUS, PREVIOUS_NEXT, number};
-use crate::record::{Known, Record, RecordError};
-use crate::recover::prove;
+use crate::state::disk::DiskError;
+use crate::state::layout::{LIVE_NEXT, PREVIOUS, PREVIOUS_NEXT, number};
+use crate::state::record::{Known, Record, RecordError};
+use crate::state::scan::prove;
 use crate::state::slot::Slot;
 
 /// Why what is there could not be told.

@@ -1,0 +1,694 @@
+//! Content that arrived or was copied: `staging/incoming`, one file for each content, verified when it gets its name.
+//!
+//! Nothing here is part of a tree yet, so an interrupted transfer touches no tree, and the next attempt, also for
+//! another target, finds what came. What an earlier process left is hashed again before it counts: a power cut may
+//! have emptied it.
+
+#![cfg_attr(not(test), deny(clippy::arithmetic_side_effects, clippy::indexing_slicing))]
+
+use std::collections::{BTreeMap, HashMap, HashSet};
+use std::io::Read;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
+
+use rustix::fs::FileType;
+use syncd_shared::diff::{Change, Comparison};
+use syncd_shared::stored_frame::{FrameBuffer, StoredFrame};
+use syncd_shared::wire::WireError;
+use syncd_shared::{ContentHash, ContentTag, Kind, Metadata};
+
+use crate::build::StageError;
+use crate::build::space::Demand;
+use crate::state::disk::{self, Dir, DiskError, Owners};
+use crate::state::hashing::{hash_file, hash_stretch};
+use crate::state::layout::{INCOMING, Layout};
+use crate::state::record::Record;
+
+/// Directories that arriving files are spread over, so that workers don't wait for each other.
+const FANS: usize = 16;
+const FAN_NAMES: &[u8; FANS] = b"0123456789abcdef";
+const BUFFER_BYTES: usize = 128 * 1024;
+/// Files up to this are copied by way of memory.
+const SMALL_BYTES: u64 = BUFFER_BYTES as u64;
+/// Stretches of a file that wait for what comes before them: what comes in order, more or less, has a few.
+const AHEAD_MOST: usize = 32 * 1024;
+/// A directory above this is not emptied name by name.
+const SMALL_DIRECTORY_BYTES: u64 = 16 * 1024;
+
+/// Content that is wanted.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Wanted {
+    /// Its length in bytes, never 0.
+    pub size: u64,
+    /// What its first user will look like: set while the file is open anyway.
+    pub metadata: Metadata,
+    /// Paths that need it.
+    pub users: u32,
+}
+
+/// Content that is there.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Arrived {
+    /// Inode of its file.
+    pub inode: u64,
+    /// Metadata that the file has already.
+    pub dressed: Option<Metadata>,
+}
+
+/// A file of which pieces come one by one, in any order, each byte once.
+struct Partial {
+    /// Its name until it is whole: no other attempt at this content has had it.
+    name: String,
+    hasher: blake3::Hasher,
+    /// Bytes written from its start on, and hashed.
+    hashed: u64,
+    /// Stretches written behind that, with gaps between them: start -> end.
+    ahead: BTreeMap<u64, u64>,
+    /// Nothing more goes into it: it is whole, or was given up.
+    closed: bool,
+}
+
+impl Partial {
+    /// Whether nothing was written between these offsets, and there is room to remember that something will be.
+    fn is_free(&self, start: u64, end: u64) -> bool {
+        let before = self.ahead.range(..end).next_back();
+        start >= self.hashed && before.is_none_or(|(_, end)| *end <= start) && self.ahead.len() < AHEAD_MOST
+    }
+
+    /// A free stretch was written to `file`. It is hashed once all before it is.
+    fn wrote(&mut self, start: u64, bytes: &[u8], file: &std::fs::File) -> std::io::Result<()> {
+        let mut end = start.saturating_add(bytes.len() as u64);
+        if start == self.hashed {
+            self.hasher.update(bytes);
+            self.hashed = end;
+            if let Some(end) = self.ahead.remove(&end) {
+                hash_stretch(file, self.hashed, end, &mut self.hasher)?;
+                self.hashed = end;
+            }
+            return Ok(());
+        }
+        if let Some(after) = self.ahead.remove(&end) {
+            end = after;
+        }
+        match self.ahead.range_mut(..start).next_back() {
+            Some((_, before)) if *before == start => *before = end,
+            _ => drop(self.ahead.insert(start, end)),
+        }
+        Ok(())
+    }
+}
+
+/// The directory, and what is in it. Shared by the workers.
+pub(crate) struct Incoming {
+    dir: Dir,
+    fans: [OnceLock<Dir>; FANS],
+    owners: Owners,
+    arrived: Mutex<HashMap<ContentHash, Arrived>>,
+    /// Whole contents that were written, or are being written by a worker.
+    written: Mutex<HashSet<ContentHash>>,
+    partial: Mutex<HashMap<ContentHash, Arc<Mutex<Partial>>>>,
+    /// Files of pieces that were begun.
+    parts: AtomicU64,
+    /// Whether files may be there that nobody has looked at.
+    leftovers: AtomicBool,
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+fn failed(doing: &'static str, dir: &Dir, name: &str) -> impl Fn(std::io::Error) -> DiskError {
+    move |source| dir.failed_at(doing, name.as_bytes(), source)
+}
+
+impl Incoming {
+    /// Opens it; half files of an earlier process go, whole ones wait to be hashed.
+    pub fn open(layout: &Layout, owners: Owners) -> Result<Self, DiskError> {
+        let dir = layout.staging.ensure_dir(INCOMING, 0o700)?;
+        let mut leftovers = false;
+        for fan in dir.list()? {
+            let fan_dir = dir.open_dir(&fan.name)?;
+            for file in fan_dir.list()? {
+                // Whoever worked in a tree when a file was taken from it may have put a directory in its place.
+                let is_file = match file.directory {
+                    Some(directory) => !directory,
+                    None => fan_dir.stat(&file.name)?.is_some_and(|s| s.kind == FileType::RegularFile),
+                };
+                match content_named(&file.name).filter(|_| is_file) {
+                    Some(_) => leftovers = true,
+                    None => layout.remove(&fan_dir, &file.name)?,
+                }
+            }
+        }
+        Ok(Self {
+            dir,
+            fans: Default::default(),
+            owners,
+            arrived: Mutex::default(),
+            written: Mutex::default(),
+            partial: Mutex::default(),
+            parts: AtomicU64::new(0),
+            leftovers: AtomicBool::new(leftovers),
+        })
+    }
+
+    #[cfg_attr(not(test), expect(clippy::indexing_slicing, reason = "one for each value of half a byte"))]
+    fn fan(&self, hash: ContentHash) -> Result<&Dir, DiskError> {
+        let index = usize::from(hash.as_bytes()[0] >> 4);
+        let (fan, name) = (&self.fans[index], &FAN_NAMES[index..=index]);
+        if let Some(dir) = fan.get() {
+            return Ok(dir);
+        }
+        // Two workers may come here at once.
+        let dir = match self.dir.ensure_dir(name, 0o700) {
+            Err(e) if e.source.kind() == std::io::ErrorKind::AlreadyExists => self.dir.open_dir(name),
+            other => other,
+        }?;
+        Ok(fan.get_or_init(|| dir))
+    }
+
+    /// Whether content is there, verified. What an earlier attempt left is hashed now.
+    pub fn has(&self, hash: ContentHash, size: u64) -> Result<bool, StageError> {
+        if lock(&self.arrived).contains_key(&hash) {
+            return Ok(true);
+        }
+        if !self.leftovers.load(Ordering::Relaxed) {
+            return Ok(false);
+        }
+        let (fan, name) = (self.fan(hash)?, hash.to_string());
+        let file = match fan.open_file(name.as_bytes()) {
+            Err(e) if e.is_absent() => return Ok(false),
+            other => other?,
+        };
+        disk::drop_cached(&file);
+        let stat = disk::stat_file(&file).map_err(failed("inspect", fan, &name))?;
+        if stat.kind == FileType::Directory {
+            // Removed when the next attempt opens this.
+            return Err(fan
+                .failed_at("read", name.as_bytes(), std::io::ErrorKind::IsADirectory.into())
+                .into());
+        }
+        if stat.size == size && hash_file(&file).map_err(failed("read", fan, &name))? == hash {
+            lock(&self.arrived).insert(hash, Arrived { inode: stat.inode, dressed: None });
+            return Ok(true);
+        }
+        fan.unlink(name.as_bytes())?;
+        Ok(false)
+    }
+
+    /// What is known about content that is there.
+    pub fn arrived(&self, hash: ContentHash) -> Option<Arrived> {
+        lock(&self.arrived).get(&hash).copied()
+    }
+
+    /// Writes one whole content that was verified in memory, under its name at once: what a crash leaves is hashed before
+    /// it counts. `false`: another worker does.
+    fn put_whole(&self, hash: ContentHash, bytes: &[u8], wanted: &Wanted) -> Result<bool, StageError> {
+        if !lock(&self.written).insert(hash) {
+            return Ok(false);
+        }
+        let (fan, name) = (self.fan(hash)?, hash.to_string());
+        let file = create_anew(fan, &name, wanted.metadata.mode)?;
+        write_whole(&file, bytes).map_err(failed("write", fan, &name))?;
+        let inode = disk::dress(&file, &wanted.metadata, self.owners).map_err(failed(
+            "set the metadata of",
+            fan,
+            &name,
+        ))?;
+        lock(&self.arrived).insert(hash, Arrived { inode, dressed: Some(wanted.metadata) });
+        Ok(true)
+    }
+
+    fn finish(
+        &self,
+        hash: ContentHash,
+        fan: &Dir,
+        file: &std::fs::File,
+        part: &str,
+        name: &str,
+        wanted: &Wanted,
+    ) -> Result<(), StageError> {
+        let inode = disk::dress(file, &wanted.metadata, self.owners).map_err(failed(
+            "set the metadata of",
+            fan,
+            part,
+        ))?;
+        fan.rename(part.as_bytes(), fan, name.as_bytes())?;
+        lock(&self.arrived).insert(hash, Arrived { inode, dressed: Some(wanted.metadata) });
+        Ok(())
+    }
+
+    /// Takes the wanted pieces of a frame. Returns the contents that are whole now, and bytes taken.
+    pub fn store(
+        &self,
+        frame: &StoredFrame,
+        buffer: &mut FrameBuffer,
+        content: &dyn Fn(ContentTag) -> Option<ContentHash>,
+        wanted: &HashMap<ContentHash, Wanted>,
+    ) -> Result<(u64, u64), StageError> {
+        let bytes = buffer.decompress(frame).map_err(StageError::Frame)?;
+        let (mut whole, mut taken) = (0u64, 0u64);
+        for piece in &frame.pieces {
+            let slice = stretch(bytes, piece.frame_offset as usize, piece.length_bytes as usize)?;
+            let Some(file) = content(piece.file) else { continue };
+            let (contents, bytes) = self.put(file, piece.file_offset, slice, wanted)?;
+            whole = contents.saturating_add(whole);
+            taken = bytes.saturating_add(taken);
+        }
+        Ok((whole, taken))
+    }
+
+    /// Takes a stretch of a content, if it is wanted and lacking. Returns the contents that are whole now, and bytes
+    /// taken.
+    pub fn put(
+        &self,
+        hash: ContentHash,
+        offset: u64,
+        bytes: &[u8],
+        wanted: &HashMap<ContentHash, Wanted>,
+    ) -> Result<(u64, u64), StageError> {
+        let Some(want) = wanted.get(&hash) else { return Ok((0, 0)) };
+        if lock(&self.arrived).contains_key(&hash) {
+            return Ok((0, 0));
+        }
+        let taken = bytes.len() as u64;
+        if taken == want.size && offset == 0 {
+            let actual = ContentHash::of(bytes);
+            if actual != hash {
+                return Err(StageError::Content { expected: hash, actual });
+            }
+            return Ok(if self.put_whole(hash, bytes, want)? { (1, taken) } else { (0, 0) });
+        }
+        Ok((u64::from(self.put_piece(hash, offset, bytes, want)?), taken))
+    }
+
+    /// Forgets the stretches that came of a content that was not made whole: the next one starts it anew.
+    pub fn drop_part(&self, hash: ContentHash) {
+        let partial = lock(&self.partial).remove(&hash);
+        if let Some(partial) = partial {
+            let mut partial = lock(&partial);
+            partial.closed = true;
+            // What is left lying is removed with the directory.
+            let _ = self.fan(hash).map(|fan| fan.unlink(partial.name.as_bytes()));
+        }
+    }
+
+    /// [`Incoming::drop_part`] of all contents.
+    pub fn drop_parts(&self) {
+        let all: Vec<_> = lock(&self.partial).keys().copied().collect();
+        all.into_iter().for_each(|hash| self.drop_part(hash));
+    }
+
+    /// Writes a stretch of a content; whether it is whole now, and verified. A stretch that has come already is refused:
+    /// what was hashed is not written again.
+    pub fn put_piece(
+        &self,
+        hash: ContentHash,
+        offset: u64,
+        bytes: &[u8],
+        want: &Wanted,
+    ) -> Result<bool, StageError> {
+        let outside = || StageError::PieceOutside { content: hash, size: want.size, offset };
+        let end = offset.checked_add(bytes.len() as u64).ok_or_else(outside)?;
+        if bytes.is_empty() || end > want.size {
+            return Err(outside());
+        }
+        let (fan, name) = (self.fan(hash)?, hash.to_string());
+        loop {
+            if lock(&self.arrived).contains_key(&hash) {
+                return Ok(false);
+            }
+            let shared = lock(&self.partial).entry(hash).or_insert_with(|| self.begin(&name)).clone();
+            let mut partial = lock(&shared);
+            if partial.closed {
+                // Another thread was done with it just now.
+                continue;
+            }
+            if !partial.is_free(offset, end) {
+                return Err(outside());
+            }
+            let part = partial.name.clone();
+            let file = match (partial.hashed, partial.ahead.is_empty()) {
+                // Whatever its mode will be, it is opened again for the next stretch.
+                (0, true) => {
+                    let file = create_anew(fan, &part, want.metadata.mode | 0o600)?;
+                    // Zeros are not written.
+                    file.set_len(want.size).map_err(failed("write", fan, &part))?;
+                    file
+                }
+                _ => fan.open_file_for_write(part.as_bytes())?,
+            };
+            disk::write_sparse_at(&file, bytes, offset).map_err(failed("write", fan, &part))?;
+            partial.wrote(offset, bytes, &file).map_err(failed("read", fan, &part))?;
+            if partial.hashed < want.size {
+                return Ok(false);
+            }
+            let actual = ContentHash::finish(&partial.hasher);
+            let result = match actual == hash {
+                true => self.finish(hash, fan, &file, &part, &name, want),
+                false => {
+                    fan.unlink(part.as_bytes())?;
+                    Err(StageError::Content { expected: hash, actual })
+                }
+            };
+            // Under its lock: whoever waits for it looks anew, and finds the content there, or begins afresh.
+            partial.closed = true;
+            lock(&self.partial).remove(&hash);
+            return result.map(|()| true);
+        }
+    }
+
+    fn begin(&self, name: &str) -> Arc<Mutex<Partial>> {
+        let number = self.parts.fetch_add(1, Ordering::Relaxed);
+        let (name, hasher) = (format!("{name}.part{number}"), blake3::Hasher::new());
+        Arc::new(Mutex::new(Partial { name, hasher, hashed: 0, ahead: BTreeMap::new(), closed: false }))
+    }
+
+    /// Copies content that this node has under another name, verified on the way; whether it was that content. Contents
+    /// that differ may be copied at the same time.
+    pub fn copy(
+        &self,
+        hash: ContentHash,
+        wanted: &Wanted,
+        dir: &Dir,
+        name: &[u8],
+    ) -> Result<bool, StageError> {
+        let (fan, own) = (self.fan(hash)?, hash.to_string());
+        let part = format!("{own}.part");
+        let Ok(from) = dir.open_file(name) else { return Ok(false) };
+        match disk::stat_file(&from) {
+            Ok(s) if s.kind == FileType::RegularFile && s.size == wanted.size => {}
+            _ => return Ok(false),
+        }
+        if wanted.size <= SMALL_BYTES {
+            let mut bytes = Vec::with_capacity(wanted.size as usize);
+            (&from).take(wanted.size).read_to_end(&mut bytes).map_err(failed("read", dir, &own))?;
+            return Ok(ContentHash::of(&bytes) == hash && self.put_whole(hash, &bytes, wanted)?);
+        }
+        let file = create_anew(fan, &part, wanted.metadata.mode)?;
+        disk::copy(&from, &file).map_err(failed("copy to", fan, &part))?;
+        if hash_file(&file).map_err(failed("read", fan, &part))? != hash {
+            fan.unlink(part.as_bytes())?;
+            return Ok(false);
+        }
+        self.finish(hash, fan, &file, &part, &own, wanted)?;
+        Ok(true)
+    }
+
+    /// Takes a file out of a tree that an interrupted attempt left, if it is this content; whether it was.
+    pub fn salvage(&self, hash: ContentHash, size: u64, dir: &Dir, name: &[u8]) -> Result<bool, StageError> {
+        let Some(stat) = dir.stat(name)? else { return Ok(false) };
+        if stat.kind != FileType::RegularFile || stat.size != size || stat.links != 1 {
+            return Ok(false);
+        }
+        let Ok(file) = dir.open_file(name) else { return Ok(false) };
+        disk::drop_cached(&file);
+        if hash_file(&file).map_err(failed("read", dir, &String::from_utf8_lossy(name)))? != hash {
+            return Ok(false);
+        }
+        dir.make_writable()?;
+        dir.rename(name, self.fan(hash)?, hash.to_string().as_bytes())?;
+        // Hashed once more when it is needed: what is known of each takes memory.
+        self.leftovers.store(true, Ordering::Relaxed);
+        Ok(true)
+    }
+
+    /// All that arrived is in its place: what comes again is written again.
+    pub fn end_part(&self) {
+        lock(&self.written).clear();
+        lock(&self.partial).clear();
+    }
+
+    /// Puts content into a tree: the file itself for its last user, in the place of what is at the name, else a copy under
+    /// a free name. The inode number of what is there now.
+    pub fn place(
+        &self,
+        hash: ContentHash,
+        metadata: &Metadata,
+        last: bool,
+        to: &Dir,
+        name: &[u8],
+    ) -> Result<u64, StageError> {
+        let arrived = self.arrived(hash).ok_or(StageError::Missing { content: hash })?;
+        let (fan, own) = (self.fan(hash)?, hash.to_string());
+        if last {
+            fan.rename(own.as_bytes(), to, name)?;
+            lock(&self.arrived).remove(&hash);
+            if arrived.dressed != Some(*metadata) {
+                to.set_metadata(name, metadata, self.owners, false)?;
+            }
+            return Ok(arrived.inode);
+        }
+        let from = fan.open_file(own.as_bytes())?;
+        let file = to.create_file(name)?;
+        disk::copy(&from, &file).map_err(failed("copy to", to, &String::from_utf8_lossy(name)))?;
+        Ok(disk::dress(&file, metadata, self.owners).map_err(failed(
+            "set the metadata of",
+            to,
+            &String::from_utf8_lossy(name),
+        ))?)
+    }
+
+    /// Bytes and files that are in it, whatever they are worth.
+    pub fn present(&self) -> Result<Demand, DiskError> {
+        let mut present = Demand::default();
+        for fan in self.dir.list()? {
+            let fan_dir = self.dir.open_dir(&fan.name)?;
+            for file in fan_dir.list()? {
+                let size = fan_dir.stat(&file.name)?.map_or(0, |s| s.size);
+                present.bytes = present.bytes.saturating_add(size);
+                present.inodes = present.inodes.saturating_add(1);
+            }
+        }
+        Ok(present)
+    }
+
+    /// Removes content that the second tree does not need where the first has other: what was left of another target.
+    pub fn purge(&self, layout: &Layout, comparison: &Comparison<&Record>) -> Result<(), StageError> {
+        let mut there = HashSet::new();
+        for fan in self.dir.list()? {
+            let names = self.dir.open_dir(&fan.name)?.list()?;
+            there.extend(names.iter().filter_map(|file| content_named(&file.name)));
+        }
+        if there.is_empty() {
+            return Ok(());
+        }
+        comparison.each(|change| {
+            if let Change::Added { entry, .. } | Change::Modified { to: entry, .. } = change
+                && let Kind::File { content, .. } = entry.kind
+            {
+                there.remove(&content);
+            }
+            true
+        })?;
+        for hash in there {
+            layout.remove(self.fan(hash)?, hash.to_string().as_bytes())?;
+            lock(&self.arrived).remove(&hash);
+        }
+        Ok(())
+    }
+
+    /// Removes everything that is in it. A directory never shrinks on ext4, and listing one that once held many names
+    /// costs milliseconds for ever: none is kept, and large ones are left to the trash.
+    pub fn clear(self, layout: &Layout) -> Result<(), DiskError> {
+        for fan in self.dir.list()? {
+            let fan_dir = self.dir.open_dir(&fan.name)?;
+            if fan_dir.stat_self()?.size > SMALL_DIRECTORY_BYTES {
+                return layout.discard(&layout.staging, INCOMING);
+            }
+            for file in fan_dir.list()? {
+                layout.remove(&fan_dir, &file.name)?;
+            }
+            self.dir.remove_dir(&fan.name)?;
+        }
+        Ok(())
+    }
+}
+
+/// A stretch of what a frame brought. That it lies inside was checked when the frame was read.
+pub(crate) fn stretch(bytes: &[u8], start: usize, length: usize) -> Result<&[u8], StageError> {
+    let stretch = bytes.get(start..).and_then(|bytes| bytes.get(..length));
+    stretch.ok_or(StageError::Frame(WireError::PieceRange))
+}
+
+/// The content that a file is named by.
+fn content_named(name: &[u8]) -> Option<ContentHash> {
+    std::str::from_utf8(name).ok()?.parse().ok()
+}
+
+/// Writes a whole content to a new file, with holes where it is zeros.
+pub(crate) fn write_whole(file: &std::fs::File, bytes: &[u8]) -> std::io::Result<()> {
+    disk::write_sparse_at(file, bytes, 0)?;
+    // Whatever ends in a block of zeros ends in one.
+    if bytes.last() == Some(&0) { file.set_len(bytes.len() as u64) } else { Ok(()) }
+}
+
+/// A new file for content that arrives, in the place of one that was cut off.
+fn create_anew(fan: &Dir, name: &str, mode: u16) -> Result<std::fs::File, DiskError> {
+    match fan.create_file_with(name.as_bytes(), mode.into()) {
+        Err(e) if e.source.kind() == std::io::ErrorKind::AlreadyExists => {
+            fan.unlink(name.as_bytes())?;
+            fan.create_file_with(name.as_bytes(), mode.into())
+        }
+        other => other,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use syncd_shared::Timestamp;
+
+    use super::*;
+
+    fn incoming() -> (tempfile::TempDir, Incoming) {
+        let temp = tempfile::tempdir().unwrap();
+        let layout = Layout::open(temp.path()).unwrap();
+        let incoming = Incoming::open(&layout, Owners::new(None)).unwrap();
+        (temp, incoming)
+    }
+
+    fn wanted(size: u64, mode: u16) -> Wanted {
+        let metadata = Metadata { mode, uid: 0, gid: 0, mtime: Timestamp::default() };
+        Wanted { size, metadata, users: 1 }
+    }
+
+    /// What lies in the directory: names and contents.
+    fn files(temp: &tempfile::TempDir) -> Vec<(String, Vec<u8>)> {
+        let fans = std::fs::read_dir(temp.path().join("staging/incoming")).unwrap();
+        let files = fans.flat_map(|fan| std::fs::read_dir(fan.unwrap().path()).unwrap());
+        let file = |file: std::io::Result<std::fs::DirEntry>| {
+            let path = file.unwrap().path();
+            (path.file_name().unwrap().to_string_lossy().into_owned(), std::fs::read(path).unwrap())
+        };
+        files.map(file).collect()
+    }
+
+    /// Space on disk of the files in the directory.
+    fn allocated(temp: &tempfile::TempDir) -> u64 {
+        use std::os::unix::fs::MetadataExt;
+        let fans = std::fs::read_dir(temp.path().join("staging/incoming")).unwrap();
+        let files = fans.flat_map(|fan| std::fs::read_dir(fan.unwrap().path()).unwrap());
+        files.map(|file| file.unwrap().metadata().unwrap().blocks() * 512).sum()
+    }
+
+    #[test]
+    fn holes_stay_holes_whole_in_pieces_and_copied() {
+        let mut content = vec![0u8; 3_000_001];
+        for at in [5_000, 1_000_000, 2_000_003] {
+            content[at..at + 3].copy_from_slice(b"abc");
+        }
+        let (hash, wanted) = (ContentHash::of(&content), wanted(content.len() as u64, 0o600));
+        let is_right = |temp: &tempfile::TempDir, how: &str| {
+            assert_eq!(files(temp), [(hash.to_string(), content.clone())], "{how}");
+            assert!(allocated(temp) <= 8 * 4096, "{how}: {}", allocated(temp));
+        };
+        let (temp, whole) = incoming();
+        whole.put_whole(hash, &content, &wanted).unwrap();
+        is_right(&temp, "whole");
+        for pieces in [[0, 1, 2, 3], [3, 1, 0, 2]] {
+            let (temp, incoming) = incoming();
+            for piece in pieces {
+                let start = piece * 750_001;
+                let end = content.len().min(start + 750_001);
+                incoming.put_piece(hash, start as u64, &content[start..end], &wanted).unwrap();
+            }
+            is_right(&temp, "pieces");
+        }
+        let (copied_temp, copied) = incoming();
+        let fan = Dir::open_path(&temp.path().join("staging/incoming").join(&hash.to_string()[..1])).unwrap();
+        assert!(copied.copy(hash, &wanted, &fan, hash.to_string().as_bytes()).unwrap());
+        is_right(&copied_temp, "copied");
+        // Nothing but zeros, and shorter than a block.
+        for bytes in [vec![0u8; 8192], vec![0u8; 100]] {
+            let (temp, incoming) = self::incoming();
+            let hash = ContentHash::of(&bytes);
+            incoming.put_whole(hash, &bytes, &wanted).unwrap();
+            assert_eq!(files(&temp), [(hash.to_string(), bytes)]);
+        }
+    }
+
+    #[test]
+    fn what_was_hashed_is_not_written_again() {
+        let content = b"0123456789abcdefghij";
+        let hash = ContentHash::of(content);
+        let (hello, other) = (&content[..10], &content[10..]);
+        let pieces: [&[(u64, &[u8], bool)]; 4] = [
+            &[(0, hello, true), (0, b"junk!", false), (10, other, true)],
+            &[(10, other, true), (12, b"junk!", false), (5, b"junk!!", false), (0, hello, true)],
+            &[(0, hello, true), (9, b"J", false), (10, b"", false), (19, b"JJ", false), (10, other, true)],
+            &[
+                (15, &content[15..], true),
+                (5, &content[5..10], true),
+                (4, b"JJ", false),
+                (0, &content[..5], true),
+                (9, b"JJ", false),
+                (10, &content[10..15], true),
+                (0, b"J", true),
+            ],
+        ];
+        for pieces in pieces {
+            let (temp, incoming) = incoming();
+            for (offset, bytes, taken) in pieces {
+                let put = incoming.put_piece(hash, *offset, bytes, &wanted(20, 0o444));
+                assert_eq!(put.is_ok(), *taken, "{offset}: {put:?}");
+            }
+            assert!(incoming.arrived(hash).is_some());
+            assert_eq!(files(&temp), [(hash.to_string(), content.to_vec())]);
+        }
+    }
+
+    #[test]
+    fn a_part_that_was_given_up_or_is_wrong_starts_anew() {
+        let content = vec![7; 300_000];
+        let (hash, wanted) = (ContentHash::of(&content), wanted(300_000, 0o640));
+        let (temp, incoming) = incoming();
+        assert!(!incoming.put_piece(hash, 100_000, &content[100_000..200_000], &wanted).unwrap());
+        incoming.drop_part(hash);
+        assert!(files(&temp).is_empty());
+        let wrong = vec![8; 300_000];
+        assert!(!incoming.put_piece(hash, 0, &wrong[..150_000], &wanted).unwrap());
+        assert!(incoming.put_piece(hash, 150_000, &wrong[150_000..], &wanted).is_err());
+        assert!(files(&temp).is_empty());
+        for start in [200_000, 0, 100_000] {
+            let whole =
+                incoming.put_piece(hash, start as u64, &content[start..start + 100_000], &wanted).unwrap();
+            assert_eq!(whole, start == 100_000);
+        }
+        assert_eq!(files(&temp), [(hash.to_string(), content)]);
+    }
+
+    #[test]
+    fn threads_that_give_up_and_begin_at_once_leave_nothing_unverified() {
+        let content: Vec<u8> = (0..400_000u32).map(|i| (i / 700) as u8).collect();
+        let (hash, wanted) = (ContentHash::of(&content), wanted(400_000, 0o600));
+        let (temp, incoming) = incoming();
+        std::thread::scope(|scope| {
+            for thread in 0..4usize {
+                let (incoming, content) = (&incoming, &content);
+                scope.spawn(move || {
+                    for round in 0..200usize {
+                        let start = (thread + round) % 4 * 100_000;
+                        // Refused where another thread wrote it; nothing else goes wrong.
+                        match incoming.put_piece(
+                            hash,
+                            start as u64,
+                            &content[start..start + 100_000],
+                            &wanted,
+                        ) {
+                            Ok(_) | Err(StageError::PieceOutside { .. }) => {}
+                            Err(error) => panic!("{error:?}"),
+                        }
+                        if round % 7 == thread {
+                            incoming.drop_part(hash);
+                        }
+                    }
+                });
+            }
+        });
+        for start in [0, 100_000, 200_000, 300_000] {
+            let _ = incoming.put_piece(hash, start as u64, &content[start..start + 100_000], &wanted);
+        }
+        let whole = files(&temp).into_iter().find(|(name, _)| *name == hash.to_string());
+        assert_eq!(whole.map(|(_, bytes)| bytes == content), Some(true));
+    }
+}

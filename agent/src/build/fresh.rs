@@ -1,0 +1,568 @@
+//! A whole new tree, where the node has nothing to build on: the first sync.
+//!
+//! ```text
+//! walk       directories are made, their files gathered into windows, in path order
+//! ask        one batch of contents a window, a few windows ahead of the answers
+//! receive    workers verify each content and write it straight to its place
+//! settle     once a window is answered: contents in many pieces, copies of equal files; inode numbers to the record;
+//!            owner, mode and times of a directory, when nothing more is put into it
+//! ```
+//!
+//! Memory follows the windows, not the tree. What an interrupted attempt left is hashed before it counts. Until the activation nothing knows of the tree: inode numbers go to the record ahead of it, because no
+//! tree is live that they could be mistaken for.
+
+use std::collections::{HashMap, VecDeque};
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+
+use rustix::fs::FileType;
+use syncd_shared::diff::DirectorySource;
+use syncd_shared::stored_frame::StoredFrame;
+use syncd_shared::wire::{Frame, ObjectsBatch};
+use syncd_shared::{Directory, Entry, Kind, Metadata, ObjectHash, SignedGeneration, TreePath};
+use tokio::sync::mpsc::{UnboundedSender, unbounded_channel};
+
+use crate::build::allowance::Allowance;
+use crate::build::content::Incoming;
+use crate::build::manifest;
+use crate::build::repeats::Copies;
+use crate::build::space::Demand;
+use crate::build::window::{Done, Item, Shared, Window, Workers};
+use crate::build::{Job, StageError, StageProgress};
+use crate::source::{FetchError, Frames, Source};
+use crate::state::cursor::DirCursor;
+use crate::state::disk::{self, Dir, DiskError, Owners};
+use crate::state::hashing::hash_file;
+use crate::state::record::Record;
+use crate::state::trees::Trees;
+
+/// Windows that are asked for before the first of them is answered.
+const WINDOWS_AHEAD: usize = 3;
+/// Entries that are looked at, and directories that are made, between two frames, more or less.
+const GATHERED_ENTRIES: usize = 512;
+/// Bytes of what an earlier attempt left that are hashed in the time of an entry.
+const HASHED_BYTES: u64 = 64 * 1024;
+/// Inode numbers that are collected before they go to the record.
+const PERSIST_INODES: usize = 64 * 1024;
+
+/// A first sync to a slot.
+pub(crate) struct FirstSync<'a> {
+    pub trees: &'a Trees,
+    pub job: Job<'a>,
+    pub slot: u64,
+    /// An earlier attempt was interrupted in the tree.
+    pub resumes: bool,
+}
+
+impl FirstSync<'_> {
+    /// Builds the tree; content bytes and files that came. `gives_way` makes room where the target does not fit.
+    pub fn run(
+        &self,
+        gives_way: &mut dyn FnMut() -> Result<(), StageError>,
+        source: &mut dyn Source,
+    ) -> Result<(u64, u64), StageError> {
+        let Self { trees, job, slot, resumes } = *self;
+        let root = job.target.generation().root;
+        let space = || trees.layout.staging.space();
+        let block_bytes = space()?.block_bytes;
+        let (demand, repeats) = manifest::obtain_whole(&trees.record, &root, block_bytes, source)?;
+        let incoming = Incoming::open(&trees.layout, trees.owners)?;
+        let tree = trees.open(slot)?;
+        if demand.check(&space()?, Default::default()).is_err() {
+            // What interrupted attempts left counts; of other targets it makes room.
+            gives_way()?;
+            let mut present = incoming.present()?;
+            taken_by(&trees.record, tree.reopen()?, root.object, block_bytes, &mut present)?;
+            demand.check(&space()?, present)?;
+        }
+        trees.record.clear_inodes()?;
+        let shared = Shared::new(&incoming, &tree, trees.owners, job.cancel, root.totals)?;
+        let mut walk = Walk {
+            trees,
+            tree: tree.reopen()?,
+            resumes,
+            waiting: vec![(TreePath::root(), root.object, root.metadata)],
+            current: None,
+            entered: Vec::new(),
+        };
+        let mut build = Build {
+            trees,
+            shared: &shared,
+            lists: HashMap::new(),
+            whole: Vec::new(),
+            whole_inodes: 0,
+            narrow: Vec::new(),
+            copies: Copies::of(repeats),
+        };
+        build.run(&mut walk, job.target, source, job.progress)?;
+        let done = shared.done();
+        incoming.clear(&trees.layout)?;
+        Ok((done.bytes_done, done.files_done))
+    }
+}
+
+/// Goes through the manifest in path order, makes directories, and gathers their files.
+struct Walk<'a> {
+    trees: &'a Trees,
+    tree: Dir,
+    resumes: bool,
+    /// Directories still to be entered, the next one last.
+    waiting: Vec<(TreePath, ObjectHash, Metadata)>,
+    /// The directory that the last window ended in, and its next entry.
+    current: Option<(Arc<TreePath>, Arc<Directory>, usize)>,
+    /// Directories entered, by ordinal.
+    entered: Vec<(Arc<TreePath>, ObjectHash)>,
+}
+
+impl Walk<'_> {
+    /// Makes what directories are in a directory; how many.
+    fn enter(&mut self, path: TreePath, object: ObjectHash) -> Result<usize, StageError> {
+        let directory = self.trees.record.directory(&object)?;
+        if self.resumes {
+            self.remove_strangers(&path, &directory)?;
+        }
+        let dir = self.open(&path)?;
+        let mut below = Vec::new();
+        for entry in directory.entries() {
+            if let Kind::Directory { object, .. } = entry.kind {
+                let metadata = entry.metadata;
+                match dir.make_dir(entry.name.as_bytes()) {
+                    Err(e) if e.source.kind() == std::io::ErrorKind::AlreadyExists => {}
+                    other => other?,
+                }
+                let path = path.join(&entry.name).map_err(|source| StageError::Path { source })?;
+                below.push((path, object, metadata));
+            }
+        }
+        let made = below.len();
+        self.waiting.extend(below.into_iter().rev());
+        let path = Arc::new(path);
+        self.entered.push((path.clone(), object));
+        self.current = Some((path, directory, 0));
+        Ok(made)
+    }
+
+    fn open(&self, path: &TreePath) -> Result<Dir, DiskError> {
+        Ok(if path.is_root() { self.tree.reopen()? } else { self.tree.open_dir(path.as_bytes())? })
+    }
+
+    /// What an interrupted attempt left for another target, or what somebody put there.
+    fn remove_strangers(&self, path: &TreePath, directory: &Directory) -> Result<(), StageError> {
+        let dir = self.open(path)?;
+        dir.make_writable()?;
+        for listed in dir.names()? {
+            let listed = listed?;
+            let expected = syncd_shared::Component::new(&listed.name)
+                .ok()
+                .and_then(|name| directory.get(&name).map(Entry::is_directory));
+            let stat = dir.stat(&listed.name)?;
+            let is_directory = stat.is_some_and(|s| s.kind == FileType::Directory);
+            if expected == Some(is_directory) {
+                continue;
+            }
+            self.trees.layout.remove(&dir, &listed.name)?;
+        }
+        Ok(())
+    }
+}
+
+impl Walk<'_> {
+    /// The entry that has this ordinal and index.
+    fn entry(&self, (directory, entry): (u32, u32)) -> Result<Option<(&TreePath, Entry)>, StageError> {
+        let Some((path, object)) = self.entered.get(directory as usize) else { return Ok(None) };
+        let manifest = self.trees.record.directory(object)?;
+        Ok(manifest.entries().get(entry as usize).map(|entry| (&**path, entry.clone())))
+    }
+}
+
+/// Inode numbers of a directory, and how many are still to come.
+struct List {
+    path: Arc<TreePath>,
+    /// Of the directory.
+    metadata: Metadata,
+    inodes: Vec<u64>,
+    left: usize,
+}
+
+/// Windows that are asked for and not answered, the oldest first, and the one that is being gathered.
+struct Asked {
+    windows: VecDeque<Arc<Window>>,
+    gathered: Window,
+    ask: UnboundedSender<ObjectsBatch>,
+    /// What the origin may send for all that was asked for so far.
+    allowance: Allowance,
+}
+
+impl Asked {
+    /// Asks for what is gathered, and begins the next window.
+    fn ask(&mut self, walk: &Walk<'_>) {
+        let next = self.gathered.next();
+        let window = std::mem::replace(&mut self.gathered, next);
+        if window.items.is_empty() {
+            return;
+        }
+        if !window.wanted.is_empty() {
+            self.allowance.add(Allowance::of_contents(window.items.len() as u64, window.bytes()));
+            let (files_of, early) = (window.files_of(&walk.entered), window.apart);
+            // A stream that broke says so where it is read.
+            let _ = self.ask.send(ObjectsBatch { files_of, early, ..ObjectsBatch::default() });
+        }
+        self.windows.push_back(Arc::new(window));
+    }
+}
+
+struct Build<'a> {
+    trees: &'a Trees,
+    shared: &'a Shared<'a>,
+    lists: HashMap<u32, List>,
+    /// Lists that are complete and not in the record.
+    whole: Vec<(TreePath, Vec<u64>)>,
+    whole_inodes: usize,
+    /// Complete directories whose mode keeps their owner out: nobody but root would get at what is below them.
+    narrow: Vec<(Arc<TreePath>, Metadata)>,
+    copies: Copies,
+}
+
+impl Build<'_> {
+    fn run(
+        &mut self,
+        walk: &mut Walk<'_>,
+        target: &SignedGeneration,
+        source: &mut dyn Source,
+        progress: &dyn Fn(StageProgress),
+    ) -> Result<(), StageError> {
+        let (ask, batches) = unbounded_channel();
+        let (mut batches, mut frames) = (Some(batches), None);
+        let mut asked = Asked {
+            windows: VecDeque::new(),
+            gathered: Window::first(),
+            ask,
+            allowance: Allowance::default(),
+        };
+        let shared = self.shared;
+        std::thread::scope(|scope| {
+            let workers = Workers::start(scope, shared);
+            let mut answered: Option<Arc<Window>> = None;
+            loop {
+                // The one after it is asked for, too: what lies in frames of both comes at once.
+                while asked.windows.len() < 2 && self.gather(walk, &mut asked)? {}
+                let Some(window) = asked.windows.front().cloned() else { break };
+                if !window.wanted.is_empty() {
+                    let frames = match &mut frames {
+                        Some(frames) => frames,
+                        none => {
+                            let batches = batches.take().ok_or(FetchError::Disconnected(None));
+                            let batches = batches.map_err(StageError::Fetch)?;
+                            let started = source.objects(target.root_hash(), batches);
+                            none.insert(started.map_err(StageError::Fetch)?)
+                        }
+                    };
+                    while !shared.failed()
+                        && let Some(frame) = next_of(frames, &mut asked.allowance, shared)?
+                        && workers.take(frame, asked.windows.iter()) == Done::Taken
+                    {
+                        progress(shared.done());
+                        if asked.windows.len() < WINDOWS_AHEAD {
+                            self.gather(walk, &mut asked)?;
+                        }
+                    }
+                }
+                if shared.failed() {
+                    break;
+                }
+                asked.windows.pop_front();
+                // The window before: its frames are written while this one came.
+                if let Some(before) = answered.replace(window) {
+                    self.settle(&before, walk)?;
+                }
+            }
+            if let (Some(last), false) = (answered, shared.failed()) {
+                self.settle(&last, walk)?;
+            }
+            workers.finish()
+        })?;
+        self.persist()?;
+        // What is below comes later in the order of paths.
+        self.narrow.sort_by(|a, b| b.0.as_bytes().cmp(a.0.as_bytes()));
+        for (path, metadata) in std::mem::take(&mut self.narrow) {
+            walk.open(&path)?.set_own_metadata(&metadata, self.trees.owners)?;
+        }
+        progress(shared.done());
+        Ok(())
+    }
+
+    /// Goes on with the window that is being gathered, by some entries; asks for it once it is full, or the tree at its
+    /// end. What an earlier attempt left, empty files and symlinks are dealt with on the way. Whether there is more to
+    /// gather.
+    fn gather(&mut self, walk: &mut Walk<'_>, asked: &mut Asked) -> Result<bool, StageError> {
+        if self.shared.cancel.load(Ordering::Relaxed) {
+            return Err(StageError::Cancelled);
+        }
+        let mut left = GATHERED_ENTRIES;
+        while left > 0 && !asked.gathered.is_full() {
+            if walk.current.is_none() {
+                let Some((path, object, metadata)) = walk.waiting.pop() else {
+                    asked.ask(walk);
+                    return Ok(false);
+                };
+                left = left.saturating_sub(walk.enter(path, object)?.saturating_add(1));
+                self.open_list(walk, metadata)?;
+            }
+            self.gather_directory(walk, asked, &mut left)?;
+        }
+        if asked.gathered.is_full() {
+            asked.ask(walk);
+        }
+        Ok(true)
+    }
+
+    fn open_list(&mut self, walk: &Walk<'_>, metadata: Metadata) -> Result<(), StageError> {
+        let Some((path, directory, _)) = &walk.current else { return Ok(()) };
+        let ordinal = walk.entered.len() as u32 - 1;
+        let left = directory.entries().iter().filter(|e| !e.is_directory()).count();
+        let list = List { path: path.clone(), metadata, inodes: vec![0; directory.entries().len()], left };
+        if left == 0 {
+            return self.keep(list, walk);
+        }
+        self.lists.insert(ordinal, list);
+        Ok(())
+    }
+
+    /// Takes entries of the current directory, so many at most, until the window is full or the directory at its end.
+    fn gather_directory(
+        &mut self,
+        walk: &mut Walk<'_>,
+        asked: &mut Asked,
+        left: &mut usize,
+    ) -> Result<(), StageError> {
+        let window = &mut asked.gathered;
+        let Some((path, directory, start)) = walk.current.take() else { return Ok(()) };
+        let ordinal = walk.entered.len() as u32 - 1;
+        let mut dir = None;
+        for (index, entry) in directory.entries().iter().enumerate().skip(start) {
+            if window.is_full() || *left == 0 {
+                walk.current = Some((path, directory.clone(), index));
+                return Ok(());
+            }
+            *left = left.saturating_sub(1);
+            if entry.is_directory() {
+                continue;
+            }
+            if walk.resumes || !matches!(entry.kind, Kind::File { size: 1.., .. }) {
+                let dir = match &mut dir {
+                    Some(dir) => dir,
+                    none => none.insert(walk.open(&path)?),
+                };
+                if let (true, Kind::File { size, .. }) = (walk.resumes, &entry.kind) {
+                    *left = left.saturating_sub((*size / HASHED_BYTES) as usize);
+                }
+                if let Some(inode) = self.made_at_once(dir, entry, walk.resumes)? {
+                    self.list_inode(ordinal, index as u32, inode, walk)?;
+                    continue;
+                }
+            }
+            if let Some(item) = Item::new(&path, ordinal, index as u32, entry) {
+                window.apart &= !asked.windows.iter().any(|window| window.has_tag_of_another(&item));
+                if window.has_tag_of_another(&item) {
+                    // Contents of one tag are not asked for at once.
+                    window.close();
+                    walk.current = Some((path, directory.clone(), index));
+                    return Ok(());
+                }
+                self.add(item, walk, window)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Takes a file whose content is to be fetched, unless another of the tree or an earlier attempt has it.
+    fn add(&mut self, mut item: Item, walk: &Walk<'_>, window: &mut Window) -> Result<(), StageError> {
+        if let Some(twin) = self.copies.find(&item)
+            && let Some((_, there)) = walk.entry(twin)?
+            && matches!(there.kind, Kind::File { content, .. } if content == item.content)
+        {
+            item.same_as = Some(twin);
+            window.items.push(item);
+            return Ok(());
+        }
+        self.copies.expect(&item);
+        if self.shared.incoming.has(item.content, item.size)? {
+            self.shared.found(item.size);
+            window.items.push(item);
+        } else {
+            window.ask(item);
+        }
+        Ok(())
+    }
+
+    /// Symlinks, empty files, and what an earlier attempt left. The inode number of what is there now.
+    fn made_at_once(&mut self, dir: &Dir, entry: &Entry, resumes: bool) -> Result<Option<u64>, StageError> {
+        let name = entry.name.as_bytes();
+        if resumes {
+            if let Some(inode) = self.left_there(dir, entry)? {
+                return Ok(Some(inode));
+            }
+            dir.unlink(name)?;
+        }
+        match &entry.kind {
+            Kind::File { size: 1.., .. } | Kind::Directory { .. } => return Ok(None),
+            Kind::Symlink { target } => dir.symlink(target, name)?,
+            Kind::File { .. } => drop(dir.create_file(name)?),
+        }
+        dir.set_metadata(
+            name,
+            &entry.metadata,
+            self.trees.owners,
+            matches!(entry.kind, Kind::Symlink { .. }),
+        )?;
+        Ok(Some(dir.stat(name)?.map_or(0, |s| s.inode)))
+    }
+
+    /// The inode number of a file that an earlier attempt left whole.
+    fn left_there(&self, dir: &Dir, entry: &Entry) -> Result<Option<u64>, StageError> {
+        let name = entry.name.as_bytes();
+        let Kind::File { content, size } = entry.kind else { return Ok(None) };
+        let Some(stat) = dir.stat(name)? else { return Ok(None) };
+        if size == 0 || stat.kind != FileType::RegularFile || (stat.size, stat.links) != (size, 1) {
+            return Ok(None);
+        }
+        let Ok(file) = dir.open_file(name) else { return Ok(None) };
+        disk::drop_cached(&file);
+        if !hash_file(&file).is_ok_and(|hash| hash == content) {
+            return Ok(None);
+        }
+        dir.set_metadata(name, &entry.metadata, self.trees.owners, false)?;
+        self.shared.found(size);
+        Ok(Some(stat.inode))
+    }
+
+    /// Completes a window that was answered.
+    fn settle(&mut self, window: &Window, walk: &Walk<'_>) -> Result<(), StageError> {
+        window.wait();
+        if self.shared.failed() {
+            // Told by the end of the worker that failed.
+            return Ok(());
+        }
+        for item in &window.items {
+            let mut inode = item.inode.load(Ordering::Relaxed);
+            if inode == 0 {
+                let dir = walk.open(&item.path)?;
+                let name = item.name.as_bytes();
+                inode = match item.same_as {
+                    Some(twin) => copy_placed(walk, item, twin, &dir, self.trees.owners)?,
+                    // It came in pieces, or waited in incoming.
+                    None => self.shared.incoming.place(item.content, &item.metadata, true, &dir, name)?,
+                };
+            }
+            self.copies.came(item);
+            self.list_inode(item.directory, item.entry, inode, walk)?;
+        }
+        Ok(())
+    }
+
+    fn list_inode(
+        &mut self,
+        directory: u32,
+        entry: u32,
+        inode: u64,
+        walk: &Walk<'_>,
+    ) -> Result<(), StageError> {
+        let Some(list) = self.lists.get_mut(&directory) else { return Ok(()) };
+        if let Some(slot) = list.inodes.get_mut(entry as usize) {
+            *slot = inode;
+        }
+        list.left = list.left.saturating_sub(1);
+        match list.left {
+            0 => self.lists.remove(&directory).map_or(Ok(()), |list| self.keep(list, walk)),
+            _ => Ok(()),
+        }
+    }
+
+    /// Takes a directory that all is in.
+    fn keep(&mut self, list: List, walk: &Walk<'_>) -> Result<(), StageError> {
+        if list.path.is_root() {
+            // It has its own when it is to be live.
+        } else if list.metadata.mode & 0o700 == 0o700 || rustix::process::geteuid().is_root() {
+            walk.open(&list.path)?.set_own_metadata(&list.metadata, self.trees.owners)?;
+        } else {
+            self.narrow.push((list.path.clone(), list.metadata));
+        }
+        self.whole_inodes += list.inodes.len();
+        self.whole.push((TreePath::clone(&list.path), list.inodes));
+        if self.whole_inodes >= PERSIST_INODES { self.persist() } else { Ok(()) }
+    }
+
+    fn persist(&mut self) -> Result<(), StageError> {
+        self.whole_inodes = 0;
+        Ok(self.trees.record.put_inodes(std::mem::take(&mut self.whole))?)
+    }
+}
+
+/// The next frame of a window; `None` once it is answered.
+fn next_of(
+    frames: &mut Frames,
+    allowance: &mut Allowance,
+    shared: &Shared<'_>,
+) -> Result<Option<StoredFrame>, StageError> {
+    loop {
+        if shared.cancel.load(Ordering::Relaxed) {
+            return Err(StageError::Cancelled);
+        }
+        let frame = frames.next().unwrap_or(Err(FetchError::Disconnected(None)));
+        match allowance.taken(frame.map_err(StageError::Fetch)?)? {
+            Frame::Stored(frame) => return Ok(Some(frame)),
+            Frame::End { missing, .. } => {
+                return match missing.first() {
+                    None => Ok(None),
+                    Some(content) => {
+                        let content = syncd_shared::ContentHash::from_bytes(*content);
+                        Err(StageError::Fetch(FetchError::MissingContent { content }))
+                    }
+                };
+            }
+            _ => {}
+        }
+    }
+}
+
+/// Copies the file that another entry has, which is in its place already. The inode number of the copy.
+fn copy_placed(
+    walk: &Walk<'_>,
+    item: &Item,
+    twin: (u32, u32),
+    to: &Dir,
+    owners: Owners,
+) -> Result<u64, StageError> {
+    let missing = || StageError::Missing { content: item.content };
+    let (path, there) = walk.entry(twin)?.ok_or_else(missing)?;
+    let from = walk.open(path)?.open_file(there.name.as_bytes())?;
+    let file = to.create_file_with(item.name.as_bytes(), item.metadata.mode.into())?;
+    disk::copy(&from, &file).map_err(|e| to.failed_at("copy to", item.name.as_bytes(), e))?;
+    let dressed = disk::dress(&file, &item.metadata, owners);
+    Ok(dressed.map_err(|e| to.failed_at("set the metadata of", item.name.as_bytes(), e))?)
+}
+
+/// What a tree that was interrupted takes up already. Names that the target does not have are no part of it.
+fn taken_by(
+    record: &Record,
+    tree: Dir,
+    root: ObjectHash,
+    block_bytes: u64,
+    taken: &mut Demand,
+) -> Result<(), StageError> {
+    let mut dirs = DirCursor::new(tree);
+    let mut waiting = vec![(TreePath::root(), root)];
+    while let Some((path, object)) = waiting.pop() {
+        let Ok(dir) = dirs.at(&path) else { continue };
+        for entry in record.directory(&object)?.entries() {
+            let Ok(Some(stat)) = dir.stat(entry.name.as_bytes()) else { continue };
+            if let Kind::Directory { object, .. } = entry.kind {
+                taken.add(1, block_bytes);
+                waiting.push((path.join(&entry.name).map_err(|source| StageError::Path { source })?, object));
+            } else {
+                taken.add(if stat.kind == FileType::RegularFile { stat.size } else { 0 }, block_bytes);
+            }
+        }
+    }
+    Ok(())
+}

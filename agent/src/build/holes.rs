@@ -1,0 +1,115 @@
+//! What the tree that is built on lacks, because the live tree no longer is what was activated.
+
+use syncd_shared::diff::{Change, DirectorySource, Part, PartLimits, Rename};
+use syncd_shared::manifest_cursor::ManifestCursor;
+use syncd_shared::{Entry, ObjectHash, RootEntry, TreePath};
+
+use crate::build::StageError;
+use crate::state::record::{Record, RecordError};
+
+/// Files and symlinks of the live tree's manifest: 8 bytes each, and their directories.
+#[derive(Debug, Default)]
+pub(crate) struct Holes {
+    /// In the order in which they were found; one may come again.
+    directories: Vec<(TreePath, ObjectHash)>,
+    /// Index of the directory, index of the entry there.
+    entries: Vec<(u32, u32)>,
+}
+
+impl Holes {
+    /// Takes an entry of a directory.
+    pub fn add(&mut self, directory: &TreePath, object: &ObjectHash, entry: usize) {
+        if self.directories.last().is_none_or(|(last, _)| last != directory) {
+            self.directories.push((directory.clone(), *object));
+        }
+        self.entries.push((self.directories.len() as u32 - 1, entry as u32));
+    }
+
+    pub fn is_empty(&self) -> bool {
+        self.entries.is_empty()
+    }
+
+    pub fn len(&self) -> usize {
+        self.entries.len()
+    }
+
+    /// Where the first of them is.
+    pub fn first(&self, record: &Record) -> Result<Option<TreePath>, StageError> {
+        Ok(self.get(record, 0)?.map(|(path, _)| path))
+    }
+
+    fn get(&self, record: &Record, at: usize) -> Result<Option<(TreePath, Entry)>, StageError> {
+        let Some(&(directory, entry)) = self.entries.get(at) else { return Ok(None) };
+        let Some((parent, object)) = self.directories.get(directory as usize) else { return Ok(None) };
+        let directory = record.directory(object)?;
+        let Some(entry) = directory.entries().get(entry as usize) else { return Ok(None) };
+        let path = parent.join(&entry.name).map_err(|source| StageError::Path { source })?;
+        Ok(Some((path, entry.clone())))
+    }
+
+    /// What a tree at `to` lacks of them once it is patched, though the manifests agree on it.
+    pub fn parts<'a>(
+        &'a self,
+        record: &'a Record,
+        renames: &'a [Rename],
+        to: &RootEntry,
+        limits: PartLimits,
+    ) -> Result<Filling<'a>, RecordError> {
+        let to = ManifestCursor::new(record, to)?;
+        Ok(Filling { holes: self, record, renames, to, limits, next: 0 })
+    }
+}
+
+/// Parts of what is lacking.
+pub(crate) struct Filling<'a> {
+    holes: &'a Holes,
+    record: &'a Record,
+    renames: &'a [Rename],
+    to: ManifestCursor<'a, Record>,
+    limits: PartLimits,
+    next: usize,
+}
+
+impl Filling<'_> {
+    fn part(&mut self) -> Result<Part<'static>, StageError> {
+        let mut changes = Vec::new();
+        let mut parent: Option<TreePath> = None;
+        while changes.len() < self.limits.changes
+            && let Some((path, entry)) = self.holes.get(self.record, self.next)?
+        {
+            self.next += 1;
+            let moved = self.renames.iter().find_map(|rename| path.rebase(&rename.from, &rename.to));
+            let path = moved.unwrap_or(path);
+            if self.to.entry(&path)?.as_ref() != Some(&entry) {
+                continue;
+            }
+            // What is put there changes the time of its directory, which then has to be set again.
+            let own = path.parent();
+            if own != parent {
+                if let Some(path) = &own
+                    && let Some(entry) = self.to.entry(path)?
+                {
+                    changes.push(Change::Modified { path: path.clone(), from: entry.clone(), to: entry });
+                }
+                parent = own;
+            }
+            changes.push(Change::Added { path, entry });
+        }
+        Ok(Part { changes: changes.into(), is_last: self.next >= self.holes.len() })
+    }
+}
+
+impl Iterator for Filling<'_> {
+    type Item = Result<Part<'static>, StageError>;
+
+    fn next(&mut self) -> Option<Self::Item> {
+        if self.next >= self.holes.len() {
+            return None;
+        }
+        let part = self.part();
+        if part.is_err() {
+            self.next = self.holes.len();
+        }
+        Some(part)
+    }
+}

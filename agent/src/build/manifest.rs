@@ -1,0 +1,330 @@
+//! Gets the target's manifest: every directory object of it in the record, verified, before any content is asked for.
+
+#![cfg_attr(not(test), deny(clippy::arithmetic_side_effects, clippy::indexing_slicing))]
+
+use std::cell::RefCell;
+use std::collections::HashMap;
+use std::sync::Arc;
+
+use syncd_shared::diff::{Comparison, DiffError, DirectorySource, PartLimits};
+use syncd_shared::limits::OBJECTS_BATCH_MAX;
+use syncd_shared::wire::{DirectoryPatch, Frame, ObjectsBatch};
+use syncd_shared::{Directory, Kind, ObjectHash, RootEntry, RootHash, Totals};
+
+use crate::build::StageError;
+use crate::build::allowance::Allowance;
+use crate::build::repeats::Repeats;
+use crate::build::space::Demand;
+use crate::source::{FetchError, Frames, Source, all_of};
+use crate::state::record::{Record, RecordError};
+
+/// Canonical bytes of directory objects that are collected before they go to the record.
+const KEEP_BYTES: usize = 512 * 1024;
+/// Of what went to the record: after so many bytes it is made durable.
+const PERSIST_BYTES: usize = 4 * 1024 * 1024;
+
+/// What differs from the live tree, and the rest of the update's frames where the origin sent one.
+pub(crate) struct Manifest<'a> {
+    pub comparison: Comparison<&'a Record>,
+    pub update: Option<Frames>,
+}
+
+/// Directory objects of the record, with every directory's totals held against what its parent says of it.
+struct Checked<'a> {
+    record: &'a Record,
+    expected: RefCell<HashMap<ObjectHash, Totals>>,
+}
+
+impl DirectorySource for Checked<'_> {
+    type Error = RecordError;
+
+    fn directory(&self, hash: &ObjectHash) -> Result<Arc<Directory>, RecordError> {
+        let directory = self.record.directory(hash)?;
+        let mut expected = self.expected.borrow_mut();
+        if let Some(said) = expected.get(hash)
+            && directory.totals() != Some(*said)
+        {
+            return Err(RecordError::Totals { object: *hash });
+        }
+        for entry in directory.entries() {
+            if let Kind::Directory { object, totals } = entry.kind
+                && *expected.entry(object).or_insert(totals) != totals
+            {
+                return Err(RecordError::Totals { object });
+            }
+        }
+        Ok(directory)
+    }
+}
+
+/// Compares two trees of the record; the second one's totals are held against what its directories sum up to.
+pub(crate) fn compare<'a>(
+    record: &'a Record,
+    from: &RootEntry,
+    to: &RootEntry,
+    part: PartLimits,
+) -> Result<Comparison<&'a Record>, DiffError<RecordError>> {
+    let expected = RefCell::new(HashMap::from([(to.object, to.totals), (from.object, from.totals)]));
+    Ok(Comparison::of(Checked { record, expected }, from, to, part)?.reading(record))
+}
+
+/// Whether a comparison failed for want of directory objects.
+fn is_unknown(error: &DiffError<RecordError>) -> bool {
+    let DiffError::Source { source, .. } = error else { return false };
+    // A damaged object is one that has to be fetched again.
+    matches!(source, RecordError::Unknown { .. } | RecordError::Directory(_))
+}
+
+/// Gets whatever is lacking of the manifest of `to`. `from` is the live tree.
+pub(crate) fn obtain<'a>(
+    record: &'a Record,
+    from: Option<&RootEntry>,
+    to: &RootEntry,
+    part: PartLimits,
+    inline: Option<(RootHash, Vec<Frame>)>,
+    source: &mut dyn Source,
+) -> Result<Manifest<'a>, StageError> {
+    let empty = RootEntry::empty();
+    let basis = from.unwrap_or(&empty);
+    source.expect(&to.totals.covering(basis.totals));
+    match compare(record, basis, to, part) {
+        Ok(comparison) => return Ok(Manifest { comparison, update: None }),
+        Err(e) if !is_unknown(&e) => return Err(e.into()),
+        Err(_) => {}
+    }
+    if let Some(from) = from
+        && let Some(update) = update_frames(from, to, inline, source)?
+    {
+        match patched(record, from, to, part, update) {
+            Ok(manifest) => return Ok(manifest),
+            Err(e) if e.is_transient() => return Err(e),
+            Err(e) => {
+                tracing::warn!(error = &e as &dyn std::error::Error, "update refused, fetching by hash")
+            }
+        }
+        fetch_unknown(record, to, source)?;
+        if let Ok(comparison) = compare(record, from, to, part) {
+            return Ok(Manifest { comparison, update: None });
+        }
+    }
+    let batch = ObjectsBatch { directories: vec![to.object], recursive: true, ..ObjectsBatch::default() };
+    fetch_directories(record, to, vec![batch], source)?;
+    Ok(Manifest { comparison: compare(record, basis, to, part)?, update: None })
+}
+
+/// Gets the whole manifest of `to` where there is nothing to compare it with, adds up what its files take, and notes
+/// which contents come more than once.
+pub(crate) fn obtain_whole(
+    record: &Record,
+    to: &RootEntry,
+    block_bytes: u64,
+    source: &mut dyn Source,
+) -> Result<(Demand, Repeats), StageError> {
+    source.expect(&to.totals);
+    match demand_of(record, to, block_bytes) {
+        Err(RecordError::Unknown { .. } | RecordError::Directory(_)) => {}
+        other => return Ok(other?),
+    }
+    let batch = ObjectsBatch { directories: vec![to.object], recursive: true, ..ObjectsBatch::default() };
+    fetch_directories(record, to, vec![batch], source)?;
+    Ok(demand_of(record, to, block_bytes)?)
+}
+
+/// What a new tree takes; every directory of it is read, and its totals held against what its parent says.
+fn demand_of(record: &Record, to: &RootEntry, block_bytes: u64) -> Result<(Demand, Repeats), RecordError> {
+    let expected = RefCell::new(HashMap::from([(to.object, to.totals)]));
+    let checked = Checked { record, expected };
+    let (mut demand, mut repeats) = (Demand::default(), Repeats::of(to.totals.files));
+    let mut waiting = vec![to.object];
+    while let Some(object) = waiting.pop() {
+        for entry in checked.directory(&object)?.entries() {
+            match entry.kind {
+                Kind::Directory { object, .. } => {
+                    demand.add(1, block_bytes);
+                    waiting.push(object);
+                }
+                Kind::File { size, content } => {
+                    demand.add(size, block_bytes);
+                    repeats.see(&content);
+                }
+                Kind::Symlink { .. } => demand.add(0, block_bytes),
+            }
+        }
+    }
+    Ok((demand, repeats))
+}
+
+fn update_frames(
+    from: &RootEntry,
+    to: &RootEntry,
+    inline: Option<(RootHash, Vec<Frame>)>,
+    source: &mut dyn Source,
+) -> Result<Option<Frames>, StageError> {
+    let from = from.hash();
+    match inline {
+        Some((basis, frames)) if basis == from => Ok(Some(Box::new(frames.into_iter().map(Ok)))),
+        _ => match source.update(from, to.hash()) {
+            Ok(frames) => Ok(Some(frames)),
+            Err(FetchError::UnknownRoot { .. }) => Ok(None),
+            Err(e) => Err(StageError::Fetch(e)),
+        },
+    }
+}
+
+/// Applies an update's patches; they come before everything else.
+fn patched<'a>(
+    record: &'a Record,
+    from: &RootEntry,
+    to: &RootEntry,
+    part: PartLimits,
+    mut frames: Frames,
+) -> Result<Manifest<'a>, StageError> {
+    let mut objects = Objects { record, made: Vec::new(), bytes: 0, kept: 0 };
+    let mut allowance = Allowance::of_manifest(&to.totals);
+    let next = loop {
+        let frame = frames.next();
+        if let Some(Ok(frame)) = &frame {
+            allowance.take(frame)?;
+        }
+        match frame {
+            Some(Ok(Frame::Patches(patches))) => {
+                for patch in &patches {
+                    objects.apply(patch)?;
+                }
+            }
+            Some(Ok(Frame::Directories(list))) => {
+                for bytes in list {
+                    objects.keep(Directory::hash_of(&bytes), bytes)?;
+                }
+            }
+            other => break other,
+        }
+    };
+    objects.finish()?;
+    let comparison = compare(record, from, to, part)?;
+    Ok(Manifest { comparison, update: Some(Box::new(next.into_iter().chain(frames))) })
+}
+
+/// Directory objects on their way to the record.
+struct Objects<'a> {
+    record: &'a Record,
+    made: Vec<(ObjectHash, Vec<u8>)>,
+    bytes: usize,
+    /// Bytes in the record since it was last made durable.
+    kept: usize,
+}
+
+impl Objects<'_> {
+    fn apply(&mut self, patch: &DirectoryPatch) -> Result<(), StageError> {
+        let from = match &patch.from {
+            None => Arc::default(),
+            Some(hash) => match self.made.iter().rev().find(|(made, _)| made == hash) {
+                Some((_, bytes)) => Directory::decode_verified(bytes, *hash).map_err(RecordError::from)?,
+                None => self.record.directory(hash)?,
+            },
+        };
+        let (_, bytes) = patch.apply(&from).map_err(StageError::Frame)?;
+        self.keep(patch.to, bytes)
+    }
+
+    /// Takes an object whose hash is known to be that of its bytes.
+    fn keep(&mut self, hash: ObjectHash, bytes: Vec<u8>) -> Result<(), StageError> {
+        self.bytes = self.bytes.saturating_add(bytes.len());
+        self.made.push((hash, bytes));
+        if self.bytes >= KEEP_BYTES {
+            self.kept = self.kept.saturating_add(std::mem::take(&mut self.bytes));
+            let durable = self.kept >= PERSIST_BYTES;
+            self.record.put_directories(&std::mem::take(&mut self.made), durable)?;
+            self.kept = if durable { 0 } else { self.kept };
+        }
+        Ok(())
+    }
+
+    /// What is left becomes durable with the activation.
+    fn finish(self) -> Result<(), StageError> {
+        Ok(self.record.put_directories(&self.made, false)?)
+    }
+}
+
+/// Asks for directory objects and keeps those that came. Returns their hashes.
+fn fetch_directories(
+    record: &Record,
+    to: &RootEntry,
+    batches: Vec<ObjectsBatch>,
+    source: &mut dyn Source,
+) -> Result<Vec<Arc<Directory>>, StageError> {
+    let answers = batches.len();
+    let keep_decoded = batches.iter().all(|b| !b.recursive);
+    let mut frames = source.objects(to.hash(), all_of(batches)).map_err(StageError::Fetch)?;
+    let mut objects = Objects { record, made: Vec::new(), bytes: 0, kept: 0 };
+    let mut allowance = Allowance::of_manifest(&to.totals);
+    let (mut ended, mut total, mut came) = (0usize, 0u64, Vec::new());
+    let most = to.totals.entries;
+    while ended < answers {
+        let frame = frames.next().unwrap_or(Err(FetchError::Disconnected(None)));
+        let frame = frame.map_err(StageError::Fetch)?;
+        allowance.take(&frame)?;
+        match frame {
+            Frame::Directories(list) => {
+                for bytes in list {
+                    // No more objects than the signed totals allow, whatever is sent.
+                    total = total.saturating_add(1);
+                    if total > most.saturating_add(1) {
+                        return Err(StageError::TooManyObjects { limit: most });
+                    }
+                    if keep_decoded {
+                        came.push(Arc::new(
+                            Directory::decode_within(&bytes, most).map_err(RecordError::from)?,
+                        ));
+                    } else {
+                        Directory::check(&bytes, most).map_err(RecordError::from)?;
+                    }
+                    let hash = Directory::hash_of(&bytes);
+                    objects.keep(hash, bytes)?;
+                }
+            }
+            Frame::End { missing, .. } => {
+                ended = ended.saturating_add(1);
+                if let Some(object) = missing.first() {
+                    let object = ObjectHash::from_bytes(*object);
+                    return Err(StageError::Fetch(FetchError::MissingDirectory { object }));
+                }
+            }
+            Frame::Patches(_) | Frame::Stored(_) | Frame::Delta(_) | Frame::Local { .. } | Frame::PartEnd => {
+            }
+        }
+    }
+    objects.finish()?;
+    Ok(came)
+}
+
+/// Asks, level by level, for directory objects that the record does not have.
+fn fetch_unknown(record: &Record, to: &RootEntry, source: &mut dyn Source) -> Result<(), StageError> {
+    let mut level = vec![to.object];
+    while !level.is_empty() {
+        let mut unknown = Vec::new();
+        for hash in level {
+            if !record.has_directory(&hash)? {
+                unknown.push(hash);
+            }
+        }
+        unknown.sort_unstable();
+        unknown.dedup();
+        if unknown.is_empty() {
+            return Ok(());
+        }
+        let batch =
+            |hashes: &[ObjectHash]| ObjectsBatch { directories: hashes.to_vec(), ..ObjectsBatch::default() };
+        let batches = unknown.chunks(OBJECTS_BATCH_MAX).map(batch).collect();
+        let came = fetch_directories(record, to, batches, source)?;
+        level = came
+            .iter()
+            .flat_map(|d| d.entries())
+            .filter_map(|e| match e.kind {
+                Kind::Directory { object, .. } => Some(object),
+                _ => None,
+            })
+            .collect();
+    }
+    Ok(())
+}

@@ -1,0 +1,533 @@
+//! Where every file of a part of an update comes from: a link, a copy, the origin.
+
+use std::collections::{HashMap, HashSet};
+use std::sync::OnceLock;
+use std::sync::atomic::AtomicU64;
+
+use syncd_shared::diff::{Change, DirectorySource, Part, Released};
+use syncd_shared::limits::{OBJECTS_BATCH_BYTES, OBJECTS_BATCH_MAX};
+use syncd_shared::manifest_cursor::ManifestCursor;
+use syncd_shared::wire::ObjectsBatch;
+use syncd_shared::{ContentHash, ContentTag, Entry, Kind, RootEntry, TreePath};
+
+use crate::build::allowance::Allowance;
+use crate::build::content::{Incoming, Wanted};
+use crate::build::delta::Bases;
+use crate::build::patch::Supply;
+use crate::build::receive::Reception;
+use crate::build::writeback::Writeback;
+use crate::build::{Job, StageError, StageProgress};
+use crate::source::{FetchError, Frames, Source, all_of};
+use crate::state::cursor::{DirCursor, LiveTree, looks_like};
+use crate::state::disk::{self, Dir};
+use crate::state::hashing::hash_file;
+use crate::state::record::Record;
+use crate::state::trees::Trees;
+
+/// Threads that copy what the node has.
+const COPIERS_MAX: usize = 4;
+/// Contents that one of them copies at least.
+const COPIES_LEAST: usize = 512;
+
+/// The slot of a tree that this node holds.
+type Tree = u64;
+
+/// How one changed entry comes to be.
+#[derive(Debug, Clone)]
+enum Origin {
+    /// Nothing to do, or made on the spot: directories, symlinks, empty files.
+    Made,
+    /// The inode that a tree has there.
+    Link(Tree, TreePath),
+    /// A file of `staging/incoming`.
+    Incoming(ContentHash),
+}
+
+/// The plan for one part.
+pub(crate) struct Plan<'a> {
+    incoming: &'a Incoming,
+    part: &'a Part<'a>,
+    origins: Vec<Origin>,
+    wanted: HashMap<ContentHash, Wanted>,
+    /// Keys of `wanted`, by first use in path order.
+    order: Vec<ContentHash>,
+    /// Not there yet.
+    lacking: Vec<ContentHash>,
+}
+
+/// Where contents are on this node, as one thread looks for them.
+struct Elsewhere<'a> {
+    trees: &'a Trees,
+    copies: &'a HashMap<ContentHash, (Tree, &'a TreePath)>,
+    released: &'a Released<'a, &'a Record>,
+    open: HashMap<Tree, Option<DirCursor>>,
+}
+
+impl Elsewhere<'_> {
+    /// Copies a content to `incoming`; whether it was found.
+    fn copy(
+        &mut self,
+        content: ContentHash,
+        wanted: &Wanted,
+        incoming: &Incoming,
+    ) -> Result<bool, StageError> {
+        let own = self.copies.get(&content).map(|(tree, path)| Ok((*tree, (*path).clone())));
+        let live = self.trees.live_slot().unwrap_or(0);
+        let of_live = self.released.files(content).map(|file| Ok((live, file?.path)));
+        for place in own.into_iter().chain(of_live) {
+            let (tree, path) = place.map_err(StageError::Diff)?;
+            let Some((parent, name)) = path.split_last() else { continue };
+            let trees = self.trees;
+            let open = || trees.open(tree).ok().map(DirCursor::new);
+            let cursor = self.open.entry(tree).or_insert_with(open);
+            if let Some(Ok(dir)) = cursor.as_mut().map(|cursor| cursor.at(&parent))
+                && incoming.copy(content, wanted, dir, name.as_bytes())?
+            {
+                return Ok(true);
+            }
+        }
+        Ok(false)
+    }
+}
+
+/// A held tree, to take files from that have been there under the same path.
+struct Held<'a> {
+    slot: u64,
+    manifest: ManifestCursor<'a, Record>,
+    dirs: DirCursor,
+}
+
+impl<'a> Plan<'a> {
+    /// Looks at what this node has. Contents that it has are copied to `incoming`, verified.
+    pub fn make(
+        trees: &Trees,
+        from: Option<&RootEntry>,
+        part: &'a Part<'a>,
+        released: &mut Released<'_, &Record>,
+        incoming: &'a Incoming,
+        are_holes: bool,
+    ) -> Result<Self, StageError> {
+        let mut live = from.map(|root| trees.live_tree(root)).transpose()?;
+        let mut held = held_trees(trees);
+        let live_slot = trees.live_slot().unwrap_or(0);
+        let mut plan = Self {
+            incoming,
+            part,
+            origins: Vec::new(),
+            wanted: HashMap::new(),
+            order: Vec::new(),
+            lacking: Vec::new(),
+        };
+        let mut copies: HashMap<ContentHash, (Tree, &TreePath)> = HashMap::new();
+        for change in part.changes.iter() {
+            let origin = match change {
+                Change::Removed { .. } => Origin::Made,
+                Change::Added { path, entry } | Change::Modified { path, to: entry, .. } => {
+                    if let Kind::File { content, .. } = &entry.kind
+                        && (are_holes || has_other_metadata(change))
+                    {
+                        // Of a hole only its inode or metadata may be wrong. What is copied is hashed.
+                        copies.entry(*content).or_insert((live_slot, path));
+                    }
+                    plan.origin(path, entry, live.as_mut(), &mut held, released, &mut copies, trees)?
+                }
+            };
+            plan.origins.push(origin);
+        }
+        plan.copy(trees, &copies, released)?;
+        Ok(plan)
+    }
+
+    #[allow(clippy::too_many_arguments)]
+    fn origin(
+        &mut self,
+        path: &'a TreePath,
+        entry: &Entry,
+        live: Option<&mut LiveTree<'_>>,
+        held: &mut [Held<'_>],
+        released: &mut Released<'_, &Record>,
+        copies: &mut HashMap<ContentHash, (Tree, &'a TreePath)>,
+        trees: &Trees,
+    ) -> Result<Origin, StageError> {
+        let Kind::File { content, size } = entry.kind else { return Ok(Origin::Made) };
+        if size == 0 {
+            return Ok(Origin::Made);
+        }
+        // A renamed file: its old name goes, so its inode may go on under the new one, once.
+        if let Some(live) = live
+            && let Some(old) = released.like(content, &entry.metadata)?
+            && live.checked(&old.path, entry)?.is_some()
+        {
+            released.take(&old);
+            return Ok(Origin::Link(trees.live_slot().unwrap_or(0), old.path));
+        }
+        for index in 0..held.len() {
+            let tree = &mut held[index];
+            let slot = tree.slot;
+            match tree.manifest.entry(path)? {
+                Some(there)
+                    if there == *entry
+                        && tree.is_intact(path, entry, trees)?
+                        && is_only_there(held, index, path)? =>
+                {
+                    return Ok(Origin::Link(slot, path.clone()));
+                }
+                Some(Entry { kind: Kind::File { content: c, .. }, .. }) if c == content => {
+                    copies.entry(content).or_insert((slot, path));
+                }
+                _ => {}
+            }
+        }
+        let wanted = self.wanted.entry(content).or_insert_with(|| {
+            self.order.push(content);
+            Wanted { size, metadata: entry.metadata, users: 0 }
+        });
+        if wanted.size != size {
+            return Err(StageError::Missing { content });
+        }
+        wanted.users += 1;
+        Ok(Origin::Incoming(content))
+    }
+
+    /// Copies what the node has elsewhere; what is left is lacking.
+    fn copy(
+        &mut self,
+        trees: &Trees,
+        copies: &HashMap<ContentHash, (Tree, &TreePath)>,
+        released: &Released<'_, &Record>,
+    ) -> Result<(), StageError> {
+        let Self { incoming, wanted, order, .. } = self;
+        let copy = |contents: &[ContentHash]| {
+            let mut elsewhere = Elsewhere { trees, copies, released, open: HashMap::new() };
+            let mut lacking = Vec::new();
+            for content in contents {
+                if let Some(wanted) = wanted.get(content)
+                    && !incoming.has(*content, wanted.size)?
+                    && !elsewhere.copy(*content, wanted, incoming)?
+                {
+                    lacking.push(*content);
+                }
+            }
+            Ok::<_, StageError>(lacking)
+        };
+        let each = order.len().div_ceil(syncd_shared::threads::at_most(COPIERS_MAX)).max(COPIES_LEAST);
+        if order.len() <= each {
+            self.lacking = copy(order)?;
+            return Ok(());
+        }
+        let copied = std::thread::scope(|scope| {
+            let copiers: Vec<_> =
+                order.chunks(each).map(|contents| scope.spawn(move || copy(contents))).collect();
+            let join = |copier: std::thread::ScopedJoinHandle<'_, _>| {
+                copier.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
+            };
+            copiers.into_iter().map(join).collect::<Result<Vec<_>, _>>()
+        });
+        self.lacking = copied?.concat();
+        Ok(())
+    }
+
+    /// Fetches what is lacking. Returns what came. Of `update` this part is taken; it is gone where
+    /// it has ended, or was refused.
+    pub fn fetch(
+        &mut self,
+        trees: &Trees,
+        job: Job<'_>,
+        update: &mut Option<Frames>,
+        source: &mut dyn Source,
+    ) -> Result<StageProgress, StageError> {
+        let Job { progress, cancel, .. } = job;
+        let root = job.target.root_hash();
+        if self.lacking.is_empty() && (self.part.is_last || update.is_none()) {
+            return Ok(StageProgress::default());
+        }
+        let bytes_total = self.lacking.iter().filter_map(|c| self.wanted.get(c)).map(|w| w.size).sum();
+        let live = trees.live_root();
+        let mut reception = Reception {
+            incoming: self.incoming,
+            wanted: &self.wanted,
+            cancel,
+            files_done: AtomicU64::new(0),
+            bytes_done: AtomicU64::new(0),
+            files_total: self.lacking.len() as u64,
+            bytes_total,
+            writeback: Writeback::new(&trees.layout.staging)?,
+            bases: live.map(|live| Bases::new(trees, live, &self.part.changes)),
+            tags: OnceLock::new(),
+        };
+        progress(reception.done());
+        if let Some(mut frames) = update.take() {
+            match reception.receive(&mut frames, 1, allowance_of(self.part), progress) {
+                Ok(not_sent) => {
+                    *update = not_sent.more.then_some(frames);
+                    copy_named(trees, self.incoming, &self.wanted, &not_sent.local)?;
+                }
+                Err(e) if e.is_transient() => return Err(e),
+                Err(e) => {
+                    tracing::warn!(error = &e as &dyn std::error::Error, "update refused, fetching by hash");
+                }
+            }
+        }
+        // What came of contents that are not whole is no use to the general path.
+        self.incoming.drop_parts();
+        let mut lacking = Vec::new();
+        for content in std::mem::take(&mut self.lacking) {
+            if self.incoming.arrived(content).is_none() {
+                lacking.push(content);
+            }
+        }
+        if !lacking.is_empty() {
+            lacking = copy_from_live(trees, self.incoming, &self.wanted, lacking)?;
+        }
+        if !lacking.is_empty() {
+            // An origin answers an agent's requests one by one: what is left of the update would hold this one up.
+            *update = None;
+        }
+        // Contents of one tag are never asked for at once.
+        let mut waiting = lacking.clone();
+        while !waiting.is_empty() {
+            let mut tags = HashMap::new();
+            let (round, rest): (Vec<_>, Vec<_>) = waiting
+                .into_iter()
+                .partition(|content| *tags.entry(ContentTag::of(content)).or_insert(*content) == *content);
+            waiting = rest;
+            reception.tags = OnceLock::from(tags);
+            let batches = batches(&round, &self.wanted);
+            let answers = batches.len();
+            let mut frames = source.objects(root, all_of(batches)).map_err(StageError::Fetch)?;
+            let sizes = round.iter().filter_map(|content| self.wanted.get(content)).map(|wanted| wanted.size);
+            let allowance = Allowance::of_contents(round.len() as u64, sizes.sum());
+            let not_sent = reception.receive(&mut frames, answers, allowance, progress)?;
+            if let Some(content) = not_sent.missing.first() {
+                let content = ContentHash::from_bytes(*content);
+                return Err(StageError::Fetch(FetchError::MissingContent { content }));
+            }
+        }
+        let done = reception.done();
+        progress(done);
+        match lacking.iter().find(|c| self.incoming.arrived(**c).is_none()) {
+            Some(content) => Err(StageError::Missing { content: *content }),
+            None => Ok(done),
+        }
+    }
+
+    /// What puts the files into the tree.
+    pub fn supply(&mut self, trees: &Trees) -> Result<PlanSupply<'_>, StageError> {
+        let mut open = HashMap::new();
+        for origin in &self.origins {
+            if let Origin::Link(tree, _) = origin
+                && !open.contains_key(tree)
+            {
+                open.insert(*tree, DirCursor::new(trees.open(*tree)?));
+            }
+        }
+        Ok(PlanSupply {
+            incoming: self.incoming,
+            origins: &self.origins,
+            wanted: &mut self.wanted,
+            open,
+            owners: trees.owners,
+        })
+    }
+}
+
+/// Files and symlinks by plan.
+pub(crate) struct PlanSupply<'a> {
+    incoming: &'a Incoming,
+    origins: &'a [Origin],
+    wanted: &'a mut HashMap<ContentHash, Wanted>,
+    open: HashMap<Tree, DirCursor>,
+    owners: disk::Owners,
+}
+
+impl Supply for PlanSupply<'_> {
+    fn replaces(&self, change: usize) -> bool {
+        // The file itself is renamed there; copies for several users are made under free names.
+        match &self.origins[change] {
+            Origin::Incoming(content) => self.wanted.get(content).is_some_and(|wanted| wanted.users == 1),
+            _ => false,
+        }
+    }
+
+    fn put(
+        &mut self,
+        change: usize,
+        _: &TreePath,
+        entry: &Entry,
+        dir: &Dir,
+        name: &[u8],
+    ) -> Result<u64, StageError> {
+        match (&self.origins[change], &entry.kind) {
+            (Origin::Link(tree, from), _) => {
+                if let Some((parent, own)) = from.split_last()
+                    && let Some(cursor) = self.open.get_mut(tree)
+                {
+                    cursor.at(&parent)?.link(own.as_bytes(), dir, name)?;
+                }
+            }
+            (Origin::Incoming(content), _) => {
+                let wanted = self.wanted.get_mut(content).ok_or(StageError::Missing { content: *content })?;
+                wanted.users = wanted.users.saturating_sub(1);
+                return self.incoming.place(*content, &entry.metadata, wanted.users == 0, dir, name);
+            }
+            (_, Kind::Symlink { target }) => {
+                dir.symlink(target, name)?;
+                dir.set_metadata(name, &entry.metadata, self.owners, true)?;
+            }
+            _ => {
+                drop(dir.create_file(name)?);
+                dir.set_metadata(name, &entry.metadata, self.owners, false)?;
+            }
+        }
+        Ok(dir.stat(name)?.map_or(0, |s| s.inode))
+    }
+}
+
+/// For all that a part may bring, also what this node has: it is read to its end.
+fn allowance_of(part: &Part<'_>) -> Allowance {
+    let sizes = part.changes.iter().filter_map(|change| match change {
+        Change::Added { entry, .. } | Change::Modified { to: entry, .. } => match entry.kind {
+            Kind::File { size, .. } => Some(size),
+            _ => None,
+        },
+        Change::Removed { .. } => None,
+    });
+    let (files, bytes) = sizes
+        .fold((0u64, 0u64), |(files, bytes), size| (files.saturating_add(1), bytes.saturating_add(size)));
+    Allowance::of_contents(files, bytes)
+}
+
+/// Whether a file only gets other metadata.
+fn has_other_metadata(change: &Change) -> bool {
+    let Change::Modified { from, to, .. } = change else { return false };
+    matches!(
+        (&from.kind, &to.kind),
+        (Kind::File { content, .. }, Kind::File { content: other, .. }) if content == other
+    )
+}
+
+/// Whether the inode that `held[index]` has at `path` has no other name than this path in held trees. With another one
+/// it may be in the tree that is built already, under another path: two names of one tree are never one inode.
+fn is_only_there(held: &mut [Held<'_>], index: usize, path: &TreePath) -> Result<bool, StageError> {
+    let Some(stat) = held[index].stat(path)? else { return Ok(false) };
+    let mut names = 0;
+    for tree in held {
+        names += u64::from(tree.stat(path)?.is_some_and(|s| s.inode == stat.inode));
+    }
+    Ok(names == stat.links)
+}
+
+impl Held<'_> {
+    fn stat(&mut self, path: &TreePath) -> Result<Option<disk::Stat>, StageError> {
+        let Some((parent, name)) = path.split_last() else { return Ok(None) };
+        match self.dirs.at(&parent) {
+            // What this user may not look at is no place to take from.
+            Ok(dir) => {
+                Ok(dir.stat(name.as_bytes()).or_else(|e| if e.is_denied() { Ok(None) } else { Err(e) })?)
+            }
+            // Another kind of file, or nothing.
+            Err(_) => Ok(None),
+        }
+    }
+
+    /// Whether the file at `path` has the content and metadata that the manifest says. Reads it.
+    fn is_intact(&mut self, path: &TreePath, entry: &Entry, trees: &Trees) -> Result<bool, StageError> {
+        let (Some((parent, name)), Kind::File { content, .. }) = (path.split_last(), &entry.kind) else {
+            return Ok(false);
+        };
+        let Ok(dir) = self.dirs.at(&parent) else { return Ok(false) };
+        let Ok(there) = dir.stat(name.as_bytes()) else { return Ok(false) };
+        if !there.is_some_and(|s| looks_like(entry, &s, trees.owners)) {
+            return Ok(false);
+        }
+        let Ok(file) = dir.open_file(name.as_bytes()) else { return Ok(false) };
+        Ok(hash_file(&file).is_ok_and(|hash| hash == *content))
+    }
+}
+
+fn held_trees(trees: &Trees) -> Vec<Held<'_>> {
+    let mut held = Vec::new();
+    for (slot, generation) in trees.others() {
+        // A manifest or tree that is no longer whole is no place to take from.
+        if let Ok(manifest) = ManifestCursor::new(&*trees.record, &generation.generation().root)
+            && let Ok(dir) = trees.open(*slot)
+        {
+            held.push(Held { slot: *slot, manifest, dirs: DirCursor::new(dir) });
+        }
+    }
+    held
+}
+
+/// Copies what the origin says is in the live tree.
+fn copy_named(
+    trees: &Trees,
+    incoming: &Incoming,
+    wanted: &HashMap<ContentHash, Wanted>,
+    named: &[(ContentHash, TreePath)],
+) -> Result<(), StageError> {
+    let Some(live) = trees.live_root() else { return Ok(()) };
+    let mut tree = trees.live_tree(&live)?;
+    for (content, path) in named {
+        if let Some(want) = wanted.get(content)
+            && incoming.arrived(*content).is_none()
+            && let Some((parent, name)) = path.split_last()
+            && let Ok(dir) = tree.dir(&parent)
+        {
+            incoming.copy(*content, want, dir, name.as_bytes())?;
+        }
+    }
+    Ok(())
+}
+
+/// Looks through the live tree's manifest for contents, and copies them. What is still lacking. Cost follows the tree:
+/// only where the origin could not say what differs.
+fn copy_from_live(
+    trees: &Trees,
+    incoming: &Incoming,
+    wanted: &HashMap<ContentHash, Wanted>,
+    lacking: Vec<ContentHash>,
+) -> Result<Vec<ContentHash>, StageError> {
+    let Some(live) = trees.live_root() else { return Ok(lacking) };
+    let mut sought: HashSet<ContentHash> = lacking.iter().copied().collect();
+    let mut found = Vec::new();
+    let mut waiting = vec![(TreePath::root(), live.object)];
+    while let Some((path, object)) = waiting.pop() {
+        if sought.is_empty() {
+            break;
+        }
+        let Ok(directory) = trees.record.directory(&object) else { continue };
+        for entry in directory.entries() {
+            let path = path.join(&entry.name).map_err(|source| StageError::Path { source })?;
+            match entry.kind {
+                Kind::Directory { object, .. } => waiting.push((path, object)),
+                Kind::File { content, .. } if sought.remove(&content) => found.push((content, path)),
+                _ => {}
+            }
+        }
+    }
+    found.sort_by(|a, b| a.1.cmp(&b.1));
+    copy_named(trees, incoming, wanted, &found)?;
+    Ok(lacking.into_iter().filter(|c| incoming.arrived(*c).is_none()).collect())
+}
+
+/// Requests that are bounded in number and bytes.
+fn batches(lacking: &[ContentHash], wanted: &HashMap<ContentHash, Wanted>) -> Vec<ObjectsBatch> {
+    let mut batches = Vec::new();
+    let (mut files, mut bytes) = (Vec::new(), 0u64);
+    for content in lacking {
+        let size = wanted.get(content).map_or(0, |w| w.size);
+        if !files.is_empty()
+            && (files.len() == OBJECTS_BATCH_MAX || bytes.saturating_add(size) > OBJECTS_BATCH_BYTES)
+        {
+            let files = std::mem::take(&mut files);
+            batches.push(ObjectsBatch { files, ..ObjectsBatch::default() });
+            bytes = 0;
+        }
+        files.push(*content);
+        bytes = bytes.saturating_add(size);
+    }
+    if !files.is_empty() {
+        batches.push(ObjectsBatch { files, ..ObjectsBatch::default() });
+    }
+    batches
+}

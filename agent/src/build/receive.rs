@@ -1,0 +1,191 @@
+//! Takes what the origin sends to `staging/incoming`, on a few threads where it is much.
+
+#![cfg_attr(not(test), deny(clippy::arithmetic_side_effects, clippy::indexing_slicing))]
+
+use std::collections::HashMap;
+use std::sync::OnceLock;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+
+use syncd_shared::delta::DeltaFrame;
+use syncd_shared::stored_frame::{FrameBuffer, StoredFrame};
+use syncd_shared::wire::Frame;
+use syncd_shared::{ContentHash, ContentTag, TreePath};
+
+use crate::build::allowance::Allowance;
+use crate::build::content::{Incoming, Wanted};
+use crate::build::delta::{Assembler, Bases};
+use crate::build::queue::{Waiting, queue};
+use crate::build::writeback::Writeback;
+use crate::build::{StageError, StageProgress};
+use crate::source::FetchError;
+
+/// Threads that decompress, hash and write.
+const WORKERS_MAX: usize = 4;
+/// Frames that wait for each worker, at most 1 MiB compressed each: with what the workers hold about 20 MiB.
+const WAITING_FRAMES: usize = 3;
+/// Below this much content everything happens on the calling thread.
+const INLINE_BYTES: u64 = 1024 * 1024;
+
+/// What is received, and where it goes.
+pub(crate) struct Reception<'a> {
+    pub incoming: &'a Incoming,
+    pub wanted: &'a HashMap<ContentHash, Wanted>,
+    pub cancel: &'a AtomicBool,
+    pub files_done: AtomicU64,
+    pub bytes_done: AtomicU64,
+    pub files_total: u64,
+    pub bytes_total: u64,
+    pub writeback: Writeback,
+    /// What deltas are made against; `None`: they are ignored, and what they would bring is fetched by hash.
+    pub bases: Option<Bases<'a>>,
+    /// What was asked for, by tag; until it is set: all that is wanted.
+    pub tags: OnceLock<HashMap<ContentTag, ContentHash>>,
+}
+
+/// Bytes for a worker.
+enum Parcel {
+    Stored(StoredFrame),
+    Delta(DeltaFrame),
+}
+
+/// What a worker keeps from parcel to parcel.
+#[derive(Default)]
+struct Workbench<'a> {
+    buffer: FrameBuffer,
+    assembler: Option<Assembler<'a>>,
+}
+
+/// Contents that the answer did not bring as bytes.
+#[derive(Debug, Default)]
+pub(crate) struct NotSent {
+    /// The tree that is updated from has them there.
+    pub local: Vec<(ContentHash, TreePath)>,
+    /// The origin does not have them.
+    pub missing: Vec<[u8; 32]>,
+    /// It was a part of an update, and more of it is to come.
+    pub more: bool,
+}
+
+impl Reception<'_> {
+    /// Reads until `answers` requests are answered, or a part of an update is.
+    pub fn receive(
+        &self,
+        frames: &mut dyn Iterator<Item = Result<Frame, FetchError>>,
+        answers: usize,
+        allowance: Allowance,
+        progress: &dyn Fn(StageProgress),
+    ) -> Result<NotSent, StageError> {
+        if self.bytes_total <= INLINE_BYTES {
+            let mut bench = Workbench::default();
+            return self.read(frames, answers, allowance, progress, &mut |parcel| {
+                self.store(parcel, &mut bench).map(|()| true)
+            });
+        }
+        let workers = syncd_shared::threads::at_most(WORKERS_MAX);
+        let failed = AtomicBool::new(false);
+        let work = |mut waiting: Waiting<Parcel>| {
+            let mut bench = Workbench::default();
+            let result = waiting.try_for_each(|parcel| self.store(parcel, &mut bench));
+            failed.fetch_or(result.is_err(), Ordering::Relaxed);
+            result
+        };
+        let work = &work;
+        std::thread::scope(|scope| {
+            let (sender, waiting) = queue::<Parcel>(WAITING_FRAMES.saturating_mul(workers));
+            let start = |waiting| scope.spawn(move || work(waiting));
+            let handles: Vec<_> = std::iter::repeat_n(waiting, workers).map(start).collect();
+            let read = self.read(frames, answers, allowance, progress, &mut |parcel| {
+                Ok(!failed.load(Ordering::Relaxed) && sender.send(parcel).is_ok())
+            });
+            drop(sender);
+            for handle in handles {
+                match handle.join() {
+                    Ok(result) => result?,
+                    Err(panic) => std::panic::resume_unwind(panic),
+                }
+            }
+            read
+        })
+    }
+
+    fn read(
+        &self,
+        frames: &mut dyn Iterator<Item = Result<Frame, FetchError>>,
+        answers: usize,
+        mut allowance: Allowance,
+        progress: &dyn Fn(StageProgress),
+        store: &mut dyn FnMut(Parcel) -> Result<bool, StageError>,
+    ) -> Result<NotSent, StageError> {
+        let mut not_sent = NotSent::default();
+        let mut ended = 0usize;
+        while ended < answers {
+            if self.cancel.load(Ordering::Relaxed) {
+                return Err(StageError::Cancelled);
+            }
+            match frames.next() {
+                None => return Err(StageError::Fetch(FetchError::Disconnected(None))),
+                Some(frame) => match allowance.taken(frame.map_err(StageError::Fetch)?)? {
+                    frame @ (Frame::Stored(_) | Frame::Delta(_)) => {
+                        let parcel = match frame {
+                            Frame::Delta(frame) => Parcel::Delta(frame),
+                            Frame::Stored(frame) => Parcel::Stored(frame),
+                            _ => continue,
+                        };
+                        if !store(parcel)? {
+                            // The worker's error is told by its join.
+                            return Ok(not_sent);
+                        }
+                        progress(self.done());
+                    }
+                    Frame::Local { file, source } => not_sent.local.push((file, source)),
+                    Frame::End { missing, .. } => {
+                        not_sent.missing.extend(missing);
+                        ended = ended.saturating_add(1);
+                    }
+                    Frame::PartEnd => {
+                        not_sent.more = true;
+                        break;
+                    }
+                    Frame::Directories(_) | Frame::Patches(_) => {}
+                },
+            }
+        }
+        Ok(not_sent)
+    }
+
+    /// The content that a tag is of, if it is asked for.
+    pub fn content(&self, tag: ContentTag) -> Option<ContentHash> {
+        let tags = self.tags.get_or_init(|| self.wanted.keys().map(|c| (ContentTag::of(c), *c)).collect());
+        tags.get(&tag).copied()
+    }
+
+    fn store<'b>(&'b self, parcel: Parcel, bench: &mut Workbench<'b>) -> Result<(), StageError> {
+        let (files, bytes) = match (parcel, &self.bases) {
+            (Parcel::Stored(frame), _) => {
+                self.incoming.store(&frame, &mut bench.buffer, &|tag| self.content(tag), self.wanted)?
+            }
+            (Parcel::Delta(_), None) => (0, 0),
+            (Parcel::Delta(frame), Some(bases)) => {
+                let assembler = match &mut bench.assembler {
+                    Some(assembler) => assembler,
+                    none => none.insert(Assembler::new(bases)?),
+                };
+                assembler.take(frame, self)?
+            }
+        };
+        self.files_done.fetch_add(files, Ordering::Relaxed);
+        self.bytes_done.fetch_add(bytes, Ordering::Relaxed);
+        self.writeback.wrote(bytes);
+        Ok(())
+    }
+
+    /// How far it is.
+    pub fn done(&self) -> StageProgress {
+        StageProgress {
+            files_done: self.files_done.load(Ordering::Relaxed),
+            files_total: self.files_total,
+            bytes_done: self.bytes_done.load(Ordering::Relaxed),
+            bytes_total: self.bytes_total,
+        }
+    }
+}

@@ -1,0 +1,436 @@
+//! Makes a staged generation live.
+//!
+//! Order: (descriptor for the sync opened before the first write, staged, verified) -> hook -> the root of the tree gets
+//! its metadata -> the new links under their temporary names -> `syncfs`, or each of a few paths -> one commit of the
+//! record: what the slot holds, live, accepted -> links renamed over `previous` and `live` -> ROOT synced -> reported. The
+//! tree keeps its path. A crash before the commit leaves the old generation, a crash after it is rolled forward when the
+//! replica is opened. An error of the sync throws away what was staged: pages that could not be written are clean
+//! afterwards, and a second sync would succeed without them.
+
+use std::collections::BTreeSet;
+use std::path::PathBuf;
+
+use rustix::fs::FileType;
+use syncd_proto::v1::RetryClass;
+use syncd_shared::diff::{Change, Comparison, DiffError, PartLimits};
+use syncd_shared::generation::GenerationError;
+use syncd_shared::manifest_cursor::ManifestCursor;
+use syncd_shared::{Entry, RootEntry, SignedGeneration, Timestamp, TreePath};
+
+use crate::build::Staged;
+use crate::planted::{self, Bug};
+use crate::replica::Replica;
+use crate::session::worker::Changes;
+use crate::state::SlotError;
+use crate::state::disk::DiskError;
+use crate::state::record::{Record, RecordError};
+use crate::state::slot::Slot;
+use crate::state::slots::Switch;
+
+/// Up to this many changed paths are synced one by one.
+const SYNC_EACH_MAX: usize = 48;
+
+/// Why a hook failed.
+pub type HookFailure = Box<dyn std::error::Error + Send + Sync>;
+
+/// What a hook is told before activation.
+#[derive(Debug)]
+pub struct ActivationContext<'a> {
+    /// What is about to be live.
+    pub target: &'a SignedGeneration,
+    /// What is live.
+    pub previous: Option<&'a SignedGeneration>,
+    /// Paths that differ.
+    pub changed_paths: ChangedPaths<'a>,
+    /// Paths that differ from what the slot served, as far as a web server may have cached it.
+    pub slot_paths: SlotPaths<'a>,
+    /// Where the staged tree is, and stays.
+    pub staged_tree: PathBuf,
+}
+
+/// Paths at which the manifests of what is live and of what is about to be differ, read when they are asked for.
+#[derive(Debug)]
+pub struct ChangedPaths<'a> {
+    record: &'a Record,
+    from: RootEntry,
+    to: RootEntry,
+    part: PartLimits,
+}
+
+impl ChangedPaths<'_> {
+    /// Shows each once, in path order. A directory that is renamed whole is shown under both names, and not what is in it.
+    pub fn each(&self, show: &mut dyn FnMut(&TreePath)) -> Result<(), DiffError<RecordError>> {
+        let mut last = None;
+        Comparison::of(self.record, &self.from, &self.to, self.part)?.each(|change| {
+            let path = change.path();
+            if last.as_ref() != Some(path) {
+                show(path);
+                last = Some(path.clone());
+            }
+            true
+        })
+    }
+}
+
+/// Paths of files and symlinks at which a slot's new tree differs from those that were served under its path since the
+/// on-activate hook last succeeded for it, read when they are asked for.
+#[derive(Debug)]
+pub struct SlotPaths<'a> {
+    record: &'a Record,
+    served: &'a [RootEntry],
+    to: RootEntry,
+    part: PartLimits,
+}
+
+impl SlotPaths<'_> {
+    /// Shows each, those that are gone too; some more than once. Nothing where it is not known what was served.
+    pub fn each(&self, show: &mut dyn FnMut(&TreePath)) -> Result<(), DiffError<RecordError>> {
+        self.served.iter().try_for_each(|from| self.since(from, show))
+    }
+
+    fn since(&self, from: &RootEntry, show: &mut dyn FnMut(&TreePath)) -> Result<(), DiffError<RecordError>> {
+        let comparison = Comparison::of(self.record, from, &self.to, self.part)?;
+        comparison.each(|change| {
+            let (before, after) = match change {
+                Change::Added { entry, .. } => (None, Some(entry)),
+                Change::Removed { entry, .. } => (Some(entry), None),
+                Change::Modified { from, to, .. } => (Some(from), Some(to)),
+            };
+            if [before, after].into_iter().flatten().any(|entry| !entry.is_directory()) {
+                show(change.path());
+            }
+            true
+        })?;
+        for rename in comparison.renamed_directories() {
+            self.files_below(&rename.to, &mut |path| {
+                show(path);
+                path.rebase(&rename.to, &rename.from).iter().for_each(&mut *show);
+            })?;
+        }
+        Ok(())
+    }
+
+    fn files_below(
+        &self,
+        directory: &TreePath,
+        show: &mut dyn FnMut(&TreePath),
+    ) -> Result<(), DiffError<RecordError>> {
+        let failed = |source| DiffError::Source { path: directory.clone(), source };
+        let mut manifest = ManifestCursor::new(self.record, &self.to).map_err(failed)?;
+        let mut waiting = vec![directory.clone()];
+        while let Some(path) = waiting.pop() {
+            let Some((_, directory)) = manifest.directory(&path).map_err(failed)? else { continue };
+            for entry in directory.entries() {
+                let below = |source| DiffError::Path { path: path.clone(), source };
+                let path = path.join(&entry.name).map_err(below)?;
+                if entry.is_directory() {
+                    waiting.push(path);
+                } else {
+                    show(&path);
+                }
+            }
+        }
+        Ok(())
+    }
+}
+
+/// What was activated.
+#[derive(Debug, Clone)]
+pub struct Activated {
+    /// What is live now.
+    pub generation: SignedGeneration,
+    /// What was live before.
+    pub previous: Option<SignedGeneration>,
+    /// No spare had been ready.
+    pub spare_miss: bool,
+}
+
+/// Why a staged generation is not live.
+#[derive(Debug, thiserror::Error)]
+pub enum ActivateError {
+    /// The hook said no. The tree stays staged.
+    #[error("the hook before activation of generation {} failed", staged.target.number())]
+    Hook {
+        /// What it said.
+        #[source]
+        source: HookFailure,
+        /// To try again.
+        staged: Box<Staged>,
+    },
+    /// Another generation became live since it was staged: stage again.
+    #[error("generation {number} was staged on another live generation")]
+    Outdated {
+        /// Its number.
+        number: u64,
+    },
+    /// It may not follow the accepted generation.
+    #[error("refuse generation")]
+    Refused(#[from] GenerationError),
+    /// The kernel could not write what was staged; it was thrown away.
+    #[error("make generation {number} durable")]
+    Sync {
+        /// Its number.
+        number: u64,
+        /// What the kernel said.
+        #[source]
+        source: DiskError,
+    },
+    /// A system call failed.
+    #[error("switch to the staged generation")]
+    Disk(#[from] DiskError),
+    /// The record failed. Open the replica again.
+    #[error("record the activation")]
+    Record(#[from] RecordError),
+}
+
+impl From<SlotError> for ActivateError {
+    fn from(error: SlotError) -> Self {
+        match error {
+            SlotError::Disk(e) => e.into(),
+            SlotError::Record(e) => e.into(),
+        }
+    }
+}
+
+impl ActivateError {
+    /// What the origin and the caller are to make of it.
+    pub fn retry_class(&self) -> RetryClass {
+        match self {
+            Self::Refused(_) => RetryClass::Operator,
+            Self::Disk(e) if e.is_full() => RetryClass::Operator,
+            Self::Sync { source, .. } if source.is_full() => RetryClass::Operator,
+            Self::Record(_) => RetryClass::Operator,
+            Self::Hook { .. } | Self::Outdated { .. } | Self::Disk(_) | Self::Sync { .. } => {
+                RetryClass::Retry
+            }
+        }
+    }
+}
+
+impl Replica {
+    /// Makes a staged generation live; durable when this returns. Not cancellable. `before` is called once everything is
+    /// verified; its error keeps the old generation live.
+    pub fn activate(
+        &mut self,
+        mut staged: Staged,
+        before: &mut dyn FnMut(&ActivationContext<'_>) -> Result<(), HookFailure>,
+    ) -> Result<Activated, ActivateError> {
+        let number = staged.target.number().get();
+        staged.target.may_follow(self.slots.accepted())?;
+        let Some(slot) = staged.slot else {
+            return Ok(activated(staged, None));
+        };
+        let live = self.slots.live().map(|live| live.number().get());
+        if staged.basis != live || self.slots.state(slot) != Some(&Slot::Building) {
+            return Err(ActivateError::Outdated { number });
+        }
+        if let Err(source) = before(&self.context(&staged, slot)) {
+            return Err(ActivateError::Hook { source, staged: Box::new(staged) });
+        }
+        self.upkeep.last_write = Some(self.options.clock.now());
+        self.upkeep.trash.owes_share = true;
+        let previous = self.slots.live().cloned();
+        let switched = self.switch(&mut staged, slot);
+        if switched.is_err() {
+            // The record may have it already: recovery then finishes the switch.
+            self.slots.unsettle();
+        }
+        let finished = switched?;
+        match &previous {
+            Some(previous) => {
+                let (from, touched) = (previous.number().get(), staged.touched.take());
+                self.upkeep.history.add(from, number, Some(finished), touched);
+            }
+            None => self.upkeep.history.forget(),
+        }
+        self.upkeep.damaged = false;
+        self.publish();
+        Ok(activated(staged, previous))
+    }
+
+    fn context<'a>(&'a self, staged: &'a Staged, slot: u64) -> ActivationContext<'a> {
+        let (record, part) = (&**self.slots.record(), self.options.part);
+        let (live, to) = (self.slots.live(), staged.target.generation().root);
+        let from = live.map_or_else(RootEntry::empty, |live| live.generation().root);
+        let served = self.slots.served(slot).unwrap_or_default();
+        ActivationContext {
+            target: &staged.target,
+            previous: live,
+            changed_paths: ChangedPaths { record, from, to, part },
+            slot_paths: SlotPaths { record, served, to, part },
+            staged_tree: self.slots.path(slot),
+        }
+    }
+
+    /// What differs between two generations that the record has. Without an earlier one everything is new.
+    pub(crate) fn changes_between(
+        &self,
+        previous: Option<&SignedGeneration>,
+        live: &SignedGeneration,
+    ) -> Result<Changes, DiffError<RecordError>> {
+        let to = live.generation().root;
+        let Some(previous) = previous else {
+            let (added, bytes) = (to.totals.files, to.totals.bytes);
+            return Ok(Changes { added, bytes, ..Changes::default() });
+        };
+        let record = &**self.slots.record();
+        let comparison = Comparison::of(record, &previous.generation().root, &to, self.options.part)?;
+        let mut changes = Changes::default();
+        comparison.each(|change| {
+            // Of a directory that moved as a whole the files are counted, of others each comes by itself.
+            let files = |path: &TreePath, entry: &Entry| match entry.is_directory() {
+                false => 1,
+                true => {
+                    let moved = comparison.renamed_directories().iter();
+                    let mut moved = moved.filter(|moved| moved.from == *path || moved.to == *path);
+                    moved.next().map_or(0, |_| entry.totals().files)
+                }
+            };
+            match change {
+                Change::Added { path, entry } => {
+                    changes.added += files(path, entry);
+                    changes.bytes += if entry.is_directory() { 0 } else { entry.totals().bytes };
+                }
+                Change::Removed { path, entry } => changes.removed += files(path, entry),
+                Change::Modified { to, .. } if !to.is_directory() => {
+                    changes.changed += 1;
+                    changes.bytes += to.totals().bytes;
+                }
+                Change::Modified { .. } => {}
+            }
+            true
+        })?;
+        Ok(changes)
+    }
+
+    /// When the tree was changed last, before anybody could reach it.
+    fn switch(&mut self, staged: &mut Staged, slot: u64) -> Result<Timestamp, ActivateError> {
+        let number = staged.target.number().get();
+        let outlived = self.outlived_spares(staged)?;
+        if staged.signed.is_none() {
+            // With the tree: only what is built on a spare is synced path by path.
+            self.slots.write_signed(slot, &staged.target)?;
+        }
+        let finished = self.slots.reveal(slot, &staged.target.generation().root)?;
+        let durable = match planted::has(Bug::SwapFirst) {
+            true => Ok(()),
+            false => self.make_durable(staged, slot),
+        };
+        if let Err(source) = durable {
+            self.distrust_staged()?;
+            return Err(ActivateError::Sync { number, source });
+        }
+        let switch = Switch { slot, target: &staged.target, inodes: &staged.inodes, outlived: &outlived };
+        self.slots.prepare_switch(&switch)?;
+        self.slots.commit_switch(&switch, self.options.clock.now())?;
+        self.slots.finish_switch()?;
+        if planted::has(Bug::SwapFirst) {
+            self.make_durable(staged, slot)?;
+        }
+        Ok(finished)
+    }
+
+    /// Spares that were left behind and have, under a name that this activation changes, what the target has there, in
+    /// another inode: what differs between the manifests no longer says what differs between the trees.
+    fn outlived_spares(&self, staged: &Staged) -> Result<Vec<u64>, RecordError> {
+        let from = self.slots.live().map(|live| live.generation().root);
+        let behind = self.slots.spares().filter(|(_, root)| Some(**root) != from);
+        let mut outlived = Vec::new();
+        for (slot, root) in behind {
+            // Directories that moved as a whole are not looked into, nor are very many changes.
+            if staged.touched.is_none() || self.came_back(staged, root)? {
+                outlived.push(slot);
+            }
+        }
+        Ok(outlived)
+    }
+
+    /// Whether a tree has one of the changed names as the target has it.
+    fn came_back(&self, staged: &Staged, root: &RootEntry) -> Result<bool, RecordError> {
+        let record = &**self.slots.record();
+        let mut before = ManifestCursor::new(record, root)?;
+        let mut after = ManifestCursor::new(record, &staged.target.generation().root)?;
+        for path in staged.changed.iter().flatten() {
+            let Some((parent, name)) = path.split_last() else { continue };
+            let (Some((_, before)), Some((_, after))) =
+                (before.directory(&parent)?, after.directory(&parent)?)
+            else {
+                continue;
+            };
+            let entry = after.get(&name).filter(|entry| !entry.is_directory());
+            if entry.is_some() && before.get(&name) == entry {
+                return Ok(true);
+            }
+        }
+        Ok(false)
+    }
+
+    /// Makes the tree of a slot durable, with its signed record. Where only a few paths of a spare changed they are synced
+    /// one by one: `syncfs` also waits for what everybody else on the file system has written.
+    fn make_durable(&self, staged: &mut Staged, slot: u64) -> Result<(), DiskError> {
+        let is_kept = staged.signed.is_some();
+        staged.signed.take().unwrap_or_default().wait()?;
+        let few = staged.changed.as_deref().filter(|changed| changed.len() <= SYNC_EACH_MAX);
+        let Some(changed) = few.filter(|_| staged.durable_basis && is_kept) else {
+            return staged.sync.sync_file_system();
+        };
+        let tree = self.slots.open(slot)?;
+        let open = |path: &TreePath| match path.is_root() {
+            true => tree.reopen(),
+            false => tree.open_dir(path.as_bytes()),
+        };
+        let mut directories = BTreeSet::from([TreePath::root()]);
+        for path in changed {
+            let Some((parent, name)) = path.split_last() else { continue };
+            match open(&parent) {
+                Ok(directory) => match directory.stat(name.as_bytes())?.map(|stat| stat.kind) {
+                    Some(FileType::RegularFile) => directory.sync_file(name.as_bytes())?,
+                    Some(FileType::Directory) => directories.extend([path.clone()]),
+                    // Symlinks and what is gone are a matter of the directory alone.
+                    _ => {}
+                },
+                // Gone with it: a matter of the nearest directory that is not.
+                Err(e) if e.is_no_directory() => {}
+                Err(e) => return Err(e),
+            }
+            directories.insert(parent);
+        }
+        // Deepest first, so that nothing durable leads to what is not.
+        for path in directories.iter().rev() {
+            match open(path) {
+                Ok(directory) => directory.sync_names()?,
+                Err(e) if e.is_no_directory() => {}
+                Err(e) => return Err(e),
+            }
+        }
+        Ok(())
+    }
+
+    /// Puts a tree in the place of the live tree of the same number. What was there rests in the slot of the other.
+    pub(crate) fn exchange(&mut self, staged: &Staged, slot: u64) -> Result<(), ActivateError> {
+        let number = staged.target.number().get();
+        self.slots.reveal(slot, &staged.target.generation().root)?;
+        if let Err(source) = staged.sync.sync_file_system() {
+            self.distrust_staged()?;
+            return Err(ActivateError::Sync { number, source });
+        }
+        let exchanged = self.slots.exchange(slot, &staged.inodes, self.options.clock.now());
+        if exchanged.is_err() {
+            self.slots.unsettle();
+        }
+        Ok(exchanged?)
+    }
+
+    /// Throws away everything that was written for an activation and not synced.
+    fn distrust_staged(&mut self) -> Result<(), SlotError> {
+        for slot in self.slots.buildings().into_iter().chain(self.slots.partials()) {
+            self.slots.discard(slot)?;
+        }
+        let layout = self.slots.layout();
+        Ok(layout.discard(&layout.staging, crate::state::layout::INCOMING)?)
+    }
+}
+
+fn activated(staged: Staged, previous: Option<SignedGeneration>) -> Activated {
+    Activated { previous, spare_miss: staged.spare_miss, generation: staged.target }
+}

@@ -1,0 +1,142 @@
+//! What an update is built on: a spare at the live root, else a tree that is made one, else a farm of links.
+
+use std::collections::HashSet;
+use std::sync::atomic::AtomicBool;
+
+use syncd_shared::{Entry, RootEntry, TreePath};
+
+use crate::build::StageError;
+use crate::build::conform::{Conform, Conformed, Retired, Since};
+use crate::build::holes::Holes;
+use crate::build::manifest::compare;
+use crate::build::patch::{Patch, Supply};
+use crate::replica::Replica;
+use crate::state::cursor::LiveTree;
+use crate::state::disk::Dir;
+
+/// What the tree is built on.
+pub(super) enum Base {
+    /// A spare at the live root.
+    Spare(u64),
+    /// A building, at the live root but for holes; `farm`: every name of it was looked at.
+    Building { slot: u64, holes: Holes, farm: bool },
+}
+
+impl Replica {
+    /// Something to build on: a spare at the live root, else a farm of links.
+    pub(super) fn base(
+        &mut self,
+        from: Option<&RootEntry>,
+        distrusted: Option<&HashSet<TreePath>>,
+        cancel: &AtomicBool,
+    ) -> Result<Base, StageError> {
+        let Some(from) = from else {
+            self.discard_buildings()?;
+            let slot = self.slots.make()?;
+            return Ok(Base::Building { slot, holes: Holes::default(), farm: false });
+        };
+        if distrusted.is_none() {
+            if let Some(slot) = self.slots.spare_at(from) {
+                return Ok(Base::Spare(slot));
+            }
+            if let Some((slot, root)) = self.slots.lowest_spare() {
+                self.slots.open_up(slot)?;
+                if self.catch_up(slot, &root, from)? {
+                    return Ok(Base::Building { slot, holes: Holes::default(), farm: false });
+                }
+            }
+        }
+        let slot = self.something_to_conform(cancel)?;
+        let conformed = self.conform(slot, from, distrusted, cancel)?;
+        Ok(Base::Building { slot, holes: conformed.holes, farm: true })
+    }
+
+    /// A building, the one that takes the least to be made a copy of the live tree.
+    fn something_to_conform(&mut self, cancel: &AtomicBool) -> Result<u64, StageError> {
+        if let Some(slot) = self.slots.buildings().first() {
+            return Ok(*slot);
+        }
+        if let Some((slot, _)) = self.slots.lowest_spare() {
+            self.slots.open_up(slot)?;
+            return Ok(slot);
+        }
+        // Cheaper than a new farm, and every name is looked at in either.
+        if let Some((slot, _)) = self.slots.retired().first() {
+            self.inspect_retired(*slot, true, cancel)?;
+            return Ok(*slot);
+        }
+        Ok(self.slots.make()?)
+    }
+
+    /// Makes a building a copy of the live tree by links.
+    pub(crate) fn conform(
+        &mut self,
+        slot: u64,
+        live_root: &RootEntry,
+        distrusted: Option<&HashSet<TreePath>>,
+        cancel: &AtomicBool,
+    ) -> Result<Conformed, StageError> {
+        let number = self.slots.live().map_or(0, |live| live.number().get());
+        // Once: an interrupted attempt leaves another tree.
+        let was = self.upkeep.retired.was.remove(&slot).filter(|_| distrusted.is_none());
+        let steps = &self.upkeep.history;
+        let was = was.map(|tree| {
+            let since = steps.finished(tree.number).zip(steps.between(tree.number, number));
+            let since = since.map(|(finished, touched)| Since { finished, touched });
+            Retired { root: tree.root, since }
+        });
+        let trees = self.slots.trees();
+        let conform = Conform { trees: &trees, live: trees.open_live()?, distrusted, was, cancel };
+        match conform.run(&trees.open(slot)?, live_root) {
+            Err(StageError::Disk(error)) if error.is_denied() => {
+                // Another user's directory can't be moved out of it, nor can a mount: a farm of links has neither.
+                let error = &error as &dyn std::error::Error;
+                tracing::warn!(error, "a tree can't be built on, another is begun");
+                self.slots.begin_anew(slot)?;
+                Conform { was: None, ..conform }.run(&trees.open(slot)?, live_root)
+            }
+            other => other,
+        }
+    }
+
+    /// Brings a building from exactly `from` to the live root by links alone. `false`: the live tree is not what was
+    /// activated, and the building is neither.
+    pub(crate) fn catch_up(&self, slot: u64, from: &RootEntry, to: &RootEntry) -> Result<bool, StageError> {
+        let trees = self.slots.trees();
+        let comparison = compare(&trees.record, from, to, self.options.part)?;
+        let mut links = LinkSupply { live: trees.live_tree(to)?, damaged: false };
+        let renames = comparison.renamed_directories();
+        let mut patch = Patch::start(&trees.layout, trees.owners, slot, renames, trees.open(slot)?)?;
+        for part in comparison.parts() {
+            patch.part(&trees.layout, &part?.changes, &mut links)?;
+        }
+        patch.finish()?;
+        Ok(!links.damaged)
+    }
+
+    /// Throws away all trees that are being built.
+    pub(crate) fn discard_buildings(&mut self) -> Result<(), StageError> {
+        self.slots.buildings().into_iter().try_for_each(|slot| Ok(self.slots.discard(slot)?))
+    }
+}
+
+/// Everything is in the live tree under the same path.
+struct LinkSupply<'a> {
+    live: LiveTree<'a>,
+    damaged: bool,
+}
+
+impl Supply for LinkSupply<'_> {
+    fn put(
+        &mut self,
+        _: usize,
+        path: &TreePath,
+        entry: &Entry,
+        dir: &Dir,
+        name: &[u8],
+    ) -> Result<u64, StageError> {
+        let linked = self.live.link(path, entry, dir, name)?;
+        self.damaged |= linked.is_none();
+        Ok(linked.unwrap_or(0))
+    }
+}

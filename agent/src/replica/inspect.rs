@@ -1,0 +1,439 @@
+//! Looks through trees that go out of use for files that no manifest explains, and keeps them.
+//!
+//! A tree that was live may hold what visitors wrote there: files of their own, and changed ones. Before it is patched
+//! into a spare or thrown away it is compared with its OWN manifest, never with the live tree: a directory that left the
+//! tree and came back has new inodes there, and nobody changed anything. What differs moves to
+//! [`crate::state::lost_found`], directories whole, and is reported once, with a count. Trees share inodes, so that a file edited
+//! in place is edited in all of them: it is kept and reported with the first, and removed from the others.
+//!
+//! ```text
+//! held --retire--> retired --inspect--> building (recycled), or trash
+//! ```
+//!
+//! Where the process saw the tree's activation, a directory that was not changed since has the names that it had then,
+//! and is not listed: the cost follows the directories. Files that were changed in place don't show in their directory,
+//! so from time to time, and after a start, every name is looked at ([`WHOLE_EVERY`]). A crash leaves the tree
+//! retired, to be inspected again.
+
+use std::collections::HashSet;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+use rustix::fs::FileType;
+use syncd_shared::diff::DirectorySource;
+use syncd_shared::{Directory, Entry, Kind, RootEntry, Timestamp, TreePath};
+
+use crate::build::StageError;
+use crate::replica::Replica;
+use crate::state::cursor::{DirCursor, LiveTree};
+use crate::state::disk::{Dir, Stat};
+use crate::state::hashing::hash_file;
+use crate::state::layout::Layout;
+use crate::state::lost_found::LostFound;
+use crate::state::record::{Record, RecordError};
+use crate::state::slot::{FormerTree, Slot};
+use crate::status::{Drift, shown};
+
+/// Every name of a retired tree is looked at when this long none was looked at as a whole.
+const WHOLE_EVERY: Duration = Duration::from_secs(600);
+
+/// Foreign names of one directory that are kept; what is beyond them is only counted.
+const NAMES_MAX: usize = 64 * 1024;
+
+/// What an inspection found.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct Found {
+    /// Names that are not what the manifest says: a directory that it does not have counts as one.
+    paths: u64,
+    /// The first of them.
+    first: Option<TreePath>,
+    /// Names that moved to lost+found.
+    kept: u64,
+    /// Those among them that the manifest does not have.
+    strangers: u64,
+    /// Names that could not be kept.
+    lost: u64,
+    /// Files that were kept of another generation's tree already. They are gone from this one, and not counted.
+    repeats: HashSet<TreePath>,
+    /// One of those generations.
+    kept_before: Option<u64>,
+}
+
+/// lost+found, once there is something for it.
+struct Keeper<'a> {
+    lost: LostFound<'a>,
+    /// The record knows that something is kept.
+    is_announced: bool,
+}
+
+/// One tree, and what is known of it.
+struct Inspection<'a> {
+    layout: &'a Layout,
+    record: &'a Record,
+    tree: FormerTree,
+    /// When this process changed the tree last; `None`: not known, every name is looked at.
+    finished: Option<Timestamp>,
+    /// Look at every name all the same.
+    whole: bool,
+    /// Generation that is live.
+    live: u64,
+    /// Files that are known to be damaged though they look right.
+    distrusted: Option<&'a HashSet<TreePath>>,
+    cancel: &'a AtomicBool,
+}
+
+/// A directory that is looked into.
+struct Place<'a> {
+    path: &'a TreePath,
+    manifest: &'a Directory,
+    /// Whether nobody changed the names in it since the tree became live.
+    is_untouched: bool,
+}
+
+impl Inspection<'_> {
+    /// Inspects the tree `dir`, and adds to `found`, also before an error. `live` is what inodes are compared with in
+    /// directories that somebody else changed.
+    fn run(&self, dir: Dir, live: &mut LiveTree<'_>, found: &mut Found) -> Result<(), StageError> {
+        let mut keeper = None;
+        let mut cursor = DirCursor::new(dir);
+        let mut waiting = vec![(TreePath::root(), self.tree.root.object)];
+        while let Some((path, object)) = waiting.pop() {
+            if self.cancel.load(Ordering::Relaxed) {
+                return Err(StageError::Cancelled);
+            }
+            let dir = match cursor.at(&path) {
+                Ok(dir) => dir,
+                // Seen where its name is. This user can't look into what nobody may enter.
+                Err(e) if e.is_no_directory() || e.is_denied() => continue,
+                Err(e) => return Err(e.into()),
+            };
+            let manifest = match self.record.directory(&object) {
+                // Of a record that was lost.
+                Err(RecordError::Unknown { .. }) => continue,
+                other => other?,
+            };
+            let ctime = dir.stat_self()?.ctime;
+            // Its owner and mode were changed.
+            let is_untouched = self.finished.is_some_and(|finished| ctime <= finished) && !path.is_root();
+            if self.whole || !is_untouched {
+                let place = Place { path: &path, manifest: &manifest, is_untouched };
+                match self.names(&place, dir, live, &mut keeper, found) {
+                    // Another user's, in the place of the directory that was activated.
+                    Err(StageError::Disk(e)) if e.is_denied() => {
+                        found.note(Some(path.clone()));
+                        found.lost += 1;
+                    }
+                    other => other?,
+                }
+            }
+            for entry in manifest.entries().iter().rev() {
+                if let Kind::Directory { object, .. } = entry.kind {
+                    waiting.push((join(&path, entry)?, object));
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn names<'l>(
+        &'l self,
+        place: &Place<'_>,
+        dir: &Dir,
+        live: &mut LiveTree<'_>,
+        keeper: &mut Option<Keeper<'l>>,
+        found: &mut Found,
+    ) -> Result<(), StageError> {
+        let mut changed: Vec<Vec<u8>> = Vec::new();
+        for listed in dir.names()? {
+            let listed = listed?;
+            let name = syncd_shared::Component::new(&listed.name).ok();
+            if name.is_some_and(|name| place.manifest.get(&name).is_some()) {
+                continue;
+            }
+            match changed.len() < NAMES_MAX {
+                true => changed.push(listed.name),
+                false => {
+                    found.note(None);
+                    found.lost += 1;
+                }
+            }
+        }
+        for entry in place.manifest.entries() {
+            let name = entry.name.as_bytes();
+            match dir.stat(name)? {
+                Some(stat) if self.is_right(place, entry, dir, &stat, live)? => {}
+                Some(_) => changed.push(name.to_vec()),
+                None => found.note_missing(join(place.path, entry)?),
+            }
+        }
+        changed.sort_unstable();
+        for name in changed {
+            let keeper = match &mut *keeper {
+                Some(keeper) => keeper,
+                none => {
+                    let lost = LostFound::open(self.layout, self.cancel)?;
+                    none.insert(Keeper { lost, is_announced: false })
+                }
+            };
+            self.take_out(place, dir, &name, keeper, found)?;
+        }
+        Ok(())
+    }
+
+    /// Moves a name that is not what the manifest says to lost+found, or removes it where that has the file already.
+    fn take_out(
+        &self,
+        place: &Place<'_>,
+        dir: &Dir,
+        name: &[u8],
+        keeper: &mut Keeper<'_>,
+        found: &mut Found,
+    ) -> Result<(), StageError> {
+        let component = syncd_shared::Component::new(name).ok();
+        let path = component.as_ref().and_then(|name| place.path.join(name).ok());
+        let holder = keeper.lost.holder(dir, name)?.filter(|holder| *holder != self.tree.number);
+        if holder.is_some() && dir.unlink(name).is_ok() {
+            found.kept_before = holder;
+            found.repeats.extend(path);
+            return Ok(());
+        }
+        found.note(path);
+        if !keeper.is_announced {
+            // A crash between this and the report must not leave files there that nobody heard of.
+            let found = Found { kept: 1, ..found.clone() };
+            self.record.set_drift(Some(&drift(self.layout, self.tree.number, self.live, &found)))?;
+            keeper.is_announced = true;
+        }
+        match keeper.lost.keep(self.tree.number, place.path, dir, name) {
+            Ok(true) => {
+                let is_stranger = component.is_none_or(|name| place.manifest.get(&name).is_none());
+                found.kept += 1;
+                found.strangers += u64::from(is_stranger);
+            }
+            Ok(false) => found.lost += 1,
+            Err(StageError::Disk(e)) if e.is_full() || e.is_denied() => found.lost += 1,
+            Err(e) => return Err(e),
+        }
+        Ok(())
+    }
+
+    /// Whether a name still is what the manifest says. Owner and mode don't count: they take nothing along.
+    fn is_right(
+        &self,
+        place: &Place<'_>,
+        entry: &Entry,
+        dir: &Dir,
+        stat: &Stat,
+        live: &mut LiveTree<'_>,
+    ) -> Result<bool, StageError> {
+        let name = entry.name.as_bytes();
+        match &entry.kind {
+            Kind::Directory { .. } => Ok(stat.kind == FileType::Directory),
+            Kind::Symlink { target } => {
+                Ok(stat.kind == FileType::Symlink && dir.read_link(name)? == **target)
+            }
+            Kind::File { content, size } => {
+                let looks_right = stat.kind == FileType::RegularFile
+                    && stat.size == *size
+                    && stat.mtime == entry.metadata.mtime;
+                let path = join(place.path, entry)?;
+                if !looks_right || self.distrusted.is_some_and(|paths| paths.contains(&path)) {
+                    return Ok(false);
+                }
+                // Another file may have been put there with the same time.
+                if place.is_untouched || live.inode(&path)? == Some(stat.inode) {
+                    return Ok(true);
+                }
+                Ok(dir.open_file(name).is_ok_and(|file| hash_file(&file).is_ok_and(|hash| hash == *content)))
+            }
+        }
+    }
+}
+
+impl Found {
+    fn note(&mut self, path: Option<TreePath>) {
+        self.paths += 1;
+        if self.first.is_none() {
+            self.first = path;
+        }
+    }
+
+    fn note_missing(&mut self, path: TreePath) {
+        if !self.repeats.contains(&path) {
+            self.note(Some(path));
+        }
+    }
+
+    /// Whether the tree was as its manifest says.
+    pub fn is_nothing(&self) -> bool {
+        self.paths == 0 && self.repeats.is_empty()
+    }
+
+    /// Names that could not be kept.
+    pub fn lost(&self) -> u64 {
+        self.lost
+    }
+
+    /// What the next inspection of the tree adds to. It finds all but strangers that moved: the place of any other name
+    /// that moved is empty now. `before`: what this one added to.
+    fn moved(self, before: &Self) -> Self {
+        let (paths, lost) = (self.strangers, before.lost);
+        Self { paths, first: self.first.filter(|_| paths > 0), lost, ..self }
+    }
+
+    /// Where what was found is, or what was found of it before.
+    pub fn kept_anywhere(&self, layout: &Layout, generation: u64) -> Option<String> {
+        let before = || Some(directory_of(layout, self.kept_before?));
+        self.kept_in(layout, generation).or_else(before)
+    }
+
+    fn kept_in(&self, layout: &Layout, generation: u64) -> Option<String> {
+        (self.kept > 0).then(|| directory_of(layout, generation))
+    }
+
+    /// What was kept is thrown away.
+    pub fn gave_way(&mut self) {
+        self.lost += std::mem::take(&mut self.kept);
+    }
+}
+
+impl Replica {
+    /// Inspects a retired tree and recycles it, or throws it away where there are trees enough to build on. Local changes
+    /// that it had; the slot that it has as a building.
+    pub(crate) fn inspect_retired(
+        &mut self,
+        slot: u64,
+        recycle: bool,
+        cancel: &AtomicBool,
+    ) -> Result<Option<Drift>, StageError> {
+        let Some(Slot::Retired(tree)) = self.slots.state(slot).cloned() else { return Ok(None) };
+        let clock = &self.options.clock;
+        let last = self.upkeep.retired.inspected_whole;
+        let whole = last.is_none_or(|at| clock.since(at) >= WHOLE_EVERY);
+        if whole {
+            // Also where updates keep it from being finished: the next one is to have a chance.
+            self.upkeep.retired.inspected_whole = Some(clock.now());
+        }
+        self.slots.close(slot)?;
+        let dir = self.slots.open(slot)?;
+        let drift = self.inspect(slot, tree, dir, whole, cancel)?;
+        if recycle {
+            self.slots.recycle(slot)?;
+            self.upkeep.retired.was.insert(slot, tree);
+        } else {
+            self.slots.discard(slot)?;
+        }
+        let found = self.upkeep.retired.inspected.remove(&(slot, tree.number)).unwrap_or_default();
+        if drift.is_none() && found.repeats.is_empty() {
+            self.drift_ended(tree.number)?;
+        }
+        Ok(drift)
+    }
+
+    /// Inspects a tree that was live, and keeps and reports what it finds. What moved before an error is reported, too:
+    /// the next inspection does not see it, and adds to it.
+    fn inspect(
+        &mut self,
+        slot: u64,
+        tree: FormerTree,
+        dir: Dir,
+        whole: bool,
+        cancel: &AtomicBool,
+    ) -> Result<Option<Drift>, StageError> {
+        let before = self.upkeep.retired.inspected.get(&(slot, tree.number)).cloned().unwrap_or_default();
+        let mut found = before.clone();
+        let looked = self.look_through(tree, dir, whole, None, &mut found, cancel);
+        let drift = self.drift_of(&tree, &found);
+        let is_due = looked.is_ok() || found.kept > before.kept;
+        self.upkeep.retired.inspected.insert((slot, tree.number), found.moved(&before));
+        if let Some(drift) = drift.as_ref().filter(|drift| is_due && !self.is_told(drift)) {
+            self.found_drift(drift.clone())?;
+        }
+        looked.map(|()| drift)
+    }
+
+    /// Inspects a tree that was live, keeps what it finds, and adds it to `found`, also before an error.
+    pub(crate) fn look_through(
+        &self,
+        tree: FormerTree,
+        dir: Dir,
+        whole: bool,
+        distrusted: Option<&HashSet<TreePath>>,
+        found: &mut Found,
+        cancel: &AtomicBool,
+    ) -> Result<(), StageError> {
+        let trees = self.slots.trees();
+        let live = trees.live().map(|live| live.generation());
+        let (number, root) = live.map_or((tree.number, RootEntry::empty()), |g| (g.number.get(), g.root));
+        let finished = self.upkeep.history.finished(tree.number).filter(|_| distrusted.is_none());
+        let (layout, record) = (&*trees.layout, &*trees.record);
+        let inspection =
+            Inspection { layout, record, tree, finished, whole, live: number, distrusted, cancel };
+        inspection.run(dir, &mut trees.live_tree(&root)?, found)
+    }
+
+    /// What is to be reported of a tree; `None`: nothing.
+    pub(crate) fn drift_of(&self, tree: &FormerTree, found: &Found) -> Option<Drift> {
+        let live = self.slots.live().map_or(tree.number, |live| live.number().get());
+        (found.paths > 0).then(|| drift(self.slots.layout(), tree.number, live, found))
+    }
+
+    /// Whether this is what was reported last, whatever was live then.
+    fn is_told(&self, drift: &Drift) -> bool {
+        self.drift.as_ref().is_some_and(|told| Drift { live: told.live, ..drift.clone() } == *told)
+    }
+
+    /// Keeps what is to be reported of local changes, and says it once.
+    pub(crate) fn found_drift(&mut self, drift: Drift) -> Result<(), RecordError> {
+        let Drift { generation, paths, first, kept, lost, .. } = &drift;
+        let kept = kept.as_deref();
+        tracing::warn!(
+            generation,
+            paths,
+            first,
+            kept,
+            lost,
+            "files were changed locally in a tree of syncd's"
+        );
+        self.drift = Some(drift.clone());
+        self.publish();
+        self.slots.record().set_drift(Some(&drift))
+    }
+
+    /// A tree without local changes ends a report that was made before it became live.
+    fn drift_ended(&mut self, number: u64) -> Result<(), RecordError> {
+        match &self.drift {
+            Some(drift) if number > drift.live => self.acknowledge_drift(),
+            _ => Ok(()),
+        }
+    }
+
+    /// What was reported is past.
+    pub(crate) fn acknowledge_drift(&mut self) -> Result<(), RecordError> {
+        if self.drift.take().is_some() {
+            self.slots.record().set_drift::<Drift>(None)?;
+            self.publish();
+        }
+        Ok(())
+    }
+}
+
+fn drift(layout: &Layout, generation: u64, live: u64, found: &Found) -> Drift {
+    Drift {
+        generation,
+        paths: found.paths,
+        first: found.first.as_ref().map(shown).unwrap_or_default(),
+        kept: found.kept_in(layout, generation),
+        lost: found.lost,
+        live,
+    }
+}
+
+/// Where lost+found keeps what a generation's tree had.
+fn directory_of(layout: &Layout, generation: u64) -> String {
+    layout.root.path().join("lost+found").join(generation.to_string()).display().to_string()
+}
+
+fn join(path: &TreePath, entry: &Entry) -> Result<TreePath, StageError> {
+    path.join(&entry.name).map_err(|source| StageError::Path { source })
+}

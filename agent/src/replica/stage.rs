@@ -1,0 +1,294 @@
+//! Has targets built: where, on what, and what gives way for them.
+
+use std::collections::HashSet;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use syncd_shared::diff::{Change, Comparison, Released};
+use syncd_shared::wire::Frame;
+use syncd_shared::{Kind, RootEntry, RootHash, SignedGeneration, TreePath};
+
+use crate::build::content::Incoming;
+use crate::build::fresh::FirstSync;
+use crate::build::holes::Holes;
+use crate::build::inodes::InodeLists;
+use crate::build::patch::Patch;
+use crate::build::plan::Plan;
+use crate::build::{Job, StageError, StageProgress, Staged, manifest, space};
+use crate::replica::Replica;
+use crate::replica::base::Base;
+use crate::source::Source;
+use crate::state::cursor::DirCursor;
+use crate::state::disk::Dir;
+use crate::state::history::Touched;
+use crate::state::record::Record;
+use crate::state::syncing::Syncing;
+
+/// An update that came with its announcement, and the root that it starts from.
+type Inline = Option<(RootHash, Vec<Frame>)>;
+
+/// The tree that an update goes to.
+struct Ground {
+    slot: u64,
+    /// Nothing in it was touched yet.
+    is_spare: bool,
+    /// The copy of the signed record, where it was written ahead.
+    signed: Option<Syncing>,
+    /// What the live tree can't give it.
+    holes: Holes,
+    /// No spare was ready.
+    spare_miss: bool,
+}
+
+impl Replica {
+    /// Builds `target` beside the live tree. `inline` is an update that came with the announcement, and the root that it
+    /// starts from. Blocks; `cancel` is looked at often.
+    ///
+    /// An error leaves the live tree as it was and keeps what arrived.
+    pub fn stage(
+        &mut self,
+        target: &SignedGeneration,
+        inline: Option<(RootHash, Vec<Frame>)>,
+        source: &mut dyn Source,
+        progress: &dyn Fn(StageProgress),
+        cancel: &AtomicBool,
+    ) -> Result<Staged, StageError> {
+        target.may_follow(self.slots.accepted())?;
+        self.forget_lost_live()?;
+        let sync = self.slots.layout().staging.reopen()?;
+        let job = Job { target, progress, cancel };
+        if self.slots.live().is_some_and(|live| live.number() == target.number()) {
+            return Ok(Staged::new(target, None, Some(target.number().get()), sync));
+        }
+        if self.slots.held().next().is_none() {
+            let built = self.build_first(job, source, sync);
+            if matches!(&built, Err(StageError::Disk(error)) if error.is_denied()) {
+                // Something in what was left of a tree is another user's: the next attempt begins with nothing.
+                self.discard_buildings()?;
+            }
+            return built;
+        }
+        self.build(job, inline, source, None, sync)
+    }
+
+    /// Where the live tree was deleted under the agent, there is nothing to build on: all is staged anew.
+    fn forget_lost_live(&mut self) -> Result<(), StageError> {
+        let live = self.slots.live().map(|live| live.number().get());
+        self.slots.forget_absent()?;
+        if let (Some(live), None) = (live, self.slots.live()) {
+            tracing::warn!(generation = live, "the live tree is gone: it is fetched again");
+            self.upkeep.history.forget();
+        }
+        Ok(())
+    }
+
+    /// Builds the target where nothing is live and no other generation is held.
+    fn build_first(
+        &mut self,
+        job: Job<'_>,
+        source: &mut dyn Source,
+        sync: Dir,
+    ) -> Result<Staged, StageError> {
+        let trees = self.slots.trees();
+        let (slot, resumes) = self.first_slot()?;
+        let mut gives_way = || self.lost_found_gives_way(job.cancel).map(drop);
+        let first = FirstSync { trees: &trees, job, slot, resumes };
+        let fetched = first.run(&mut gives_way, source)?;
+        Ok(Staged { fetched, changed: None, ..Staged::new(job.target, Some(slot), None, sync) })
+    }
+
+    /// The tree of a first sync; whether an earlier attempt was interrupted in it.
+    fn first_slot(&mut self) -> Result<(u64, bool), StageError> {
+        self.slots.end_parts()?;
+        let buildings = self.slots.buildings();
+        for slot in buildings.iter().skip(1) {
+            self.slots.discard(*slot)?;
+        }
+        match buildings.first() {
+            Some(slot) => Ok((*slot, true)),
+            None => Ok((self.slots.make()?, false)),
+        }
+    }
+
+    /// Builds the target from the live tree. To heal that, every name is looked at, and its files at `distrusted` are not
+    /// trusted.
+    pub(crate) fn build(
+        &mut self,
+        job: Job<'_>,
+        inline: Inline,
+        source: &mut dyn Source,
+        distrusted: Option<&HashSet<TreePath>>,
+        sync: Dir,
+    ) -> Result<Staged, StageError> {
+        let from = self.slots.live().map(|live| live.generation().root);
+        let early = self.early_spare(job, from.filter(|_| inline.is_some() && distrusted.is_none()))?;
+        let (record, limits) = (self.slots.record().clone(), self.options.part);
+        let to = job.target.generation().root;
+        let manifest = manifest::obtain(&record, from.as_ref(), &to, limits, inline, source)?;
+        let (comparison, update) = (manifest.comparison, manifest.update);
+        let mut released = comparison.released()?;
+        let incoming = Incoming::open(self.slots.layout(), self.slots.owners())?;
+        self.salvage(&comparison, &incoming)?;
+        self.slots.end_parts()?;
+        let kept = early.as_ref().map(|(slot, _)| *slot);
+        self.check_space(&comparison, &mut released, from.as_ref(), kept, &incoming, job.cancel)?;
+        let mut ground = self.ground(job, from.as_ref(), early, distrusted)?;
+        let holes = std::mem::take(&mut ground.holes);
+        // The update brings only what differs; the general path brings all.
+        let mut update = update.filter(|_| holes.is_empty());
+        let touched = if holes.is_empty() { Touched::by(&comparison)? } else { None };
+        let (trees, renames) = (self.slots.trees(), comparison.renamed_directories());
+        let mut inodes = InodeLists::new(&record, from.as_ref(), &to, renames)?;
+        let durable_basis = ground.is_spare && renames.is_empty();
+        let (mut done, mut patch, mut changed) = (StageProgress::default(), None, None);
+        let of_update = comparison.parts().map(|part| Ok::<_, StageError>((part?, false)));
+        let filling = holes.parts(&record, renames, &to, limits)?.map(|part| Ok((part?, true)));
+        for part in of_update.chain(filling) {
+            let (part, are_holes) = part?;
+            let mut plan = Plan::make(&trees, from.as_ref(), &part, &mut released, &incoming, are_holes)?;
+            let progress = |now| (job.progress)(done.and(now));
+            let so_far = Job { progress: &progress, ..job };
+            let came = plan.fetch(&trees, so_far, &mut update, source)?;
+            done = done.and(came);
+            if job.cancel.load(Ordering::Relaxed) {
+                return Err(StageError::Cancelled);
+            }
+            let patch = match &mut patch {
+                Some(patch) => patch,
+                none => {
+                    self.break_ground(job, &mut ground, part.is_last && holes.is_empty())?;
+                    let tree = trees.open(ground.slot)?;
+                    none.insert(Patch::start(&trees.layout, trees.owners, ground.slot, renames, tree)?)
+                }
+            };
+            let placed = patch.part(&trees.layout, &part.changes, &mut plan.supply(&trees)?)?;
+            incoming.end_part();
+            inodes.add(&part.changes, &placed)?;
+            if comparison.is_small() && !are_holes {
+                let mut paths: Vec<_> = part.changes.iter().map(|change| change.path().clone()).collect();
+                paths.dedup();
+                changed = Some(paths);
+            }
+        }
+        patch.map_or(Ok(()), Patch::finish)?;
+        self.slots.end_parts()?;
+        incoming.clear(&trees.layout)?;
+        let basis = self.slots.live().map(|live| live.number().get());
+        let (signed, spare_miss) = (ground.signed, ground.spare_miss);
+        let (inodes, fetched) = (inodes.finish(), (done.bytes_done, done.files_done));
+        let staged = Staged::new(job.target, Some(ground.slot), basis, sync);
+        Ok(Staged { durable_basis, changed, touched, signed, inodes, spare_miss, fetched, ..staged })
+    }
+
+    /// The spare at `root` that an update which came inside its announcement will be built on. The copy of its signed
+    /// record is written ahead of what else the update takes.
+    fn early_spare(
+        &self,
+        job: Job<'_>,
+        root: Option<RootEntry>,
+    ) -> Result<Option<(u64, Syncing)>, StageError> {
+        let slot = root.and_then(|root| self.slots.spare_at(&root));
+        Ok(slot
+            .map(|slot| Ok::<_, StageError>((slot, self.slots.keep_signed(slot, job.target)?)))
+            .transpose()?)
+    }
+
+    /// The tree to build in. `early` is the spare that was chosen already.
+    fn ground(
+        &mut self,
+        job: Job<'_>,
+        from: Option<&RootEntry>,
+        early: Option<(u64, Syncing)>,
+        distrusted: Option<&HashSet<TreePath>>,
+    ) -> Result<Ground, StageError> {
+        let spare = |slot, signed| Ground {
+            slot,
+            is_spare: true,
+            signed,
+            holes: Holes::default(),
+            spare_miss: false,
+        };
+        if let Some((slot, signed)) = early {
+            return Ok(spare(slot, Some(signed)));
+        }
+        let (slot, holes, farm) = match self.base(from, distrusted, job.cancel)? {
+            Base::Spare(slot) => return Ok(spare(slot, None)),
+            Base::Building { slot, holes, farm } => (slot, holes, farm),
+        };
+        let spare_miss = farm && distrusted.is_none();
+        if spare_miss {
+            self.count_spare_miss();
+        }
+        if !holes.is_empty() {
+            tracing::warn!(paths = holes.len(), "live files are not what was activated: fetched again");
+        }
+        Ok(Ground { slot, is_spare: false, signed: None, holes, spare_miss })
+    }
+
+    /// The tree is about to be changed: from here on nobody trusts it. What comes in parts is recorded as such.
+    fn break_ground(&mut self, job: Job<'_>, ground: &mut Ground, at_once: bool) -> Result<(), StageError> {
+        if std::mem::take(&mut ground.is_spare) {
+            if ground.signed.is_none() {
+                ground.signed = Some(self.slots.keep_signed(ground.slot, job.target)?);
+            }
+            self.slots.open_up(ground.slot)?;
+        }
+        if !at_once {
+            self.slots.begin_parts(ground.slot)?;
+        }
+        Ok(())
+    }
+
+    fn check_space(
+        &mut self,
+        comparison: &Comparison<&Record>,
+        released: &mut Released<'_, &Record>,
+        from: Option<&RootEntry>,
+        kept: Option<u64>,
+        incoming: &Incoming,
+        cancel: &AtomicBool,
+    ) -> Result<(), StageError> {
+        let space = self.slots.layout().staging.space()?;
+        let mut demand = space::Demand::of(comparison, released, space.block_bytes)?;
+        if let Some(from) = from
+            && self.slots.spares().next().is_none()
+            && self.slots.buildings().is_empty()
+        {
+            demand.add_farm(from, space.block_bytes);
+        }
+        if demand.check(&space, space::Demand::default()).is_ok() {
+            return Ok(());
+        }
+        // What interrupted attempts left of this target counts, what they left of others makes room.
+        incoming.purge(self.slots.layout(), comparison)?;
+        if from.is_none() {
+            self.discard_buildings()?;
+        }
+        let fits =
+            |replica: &Self| demand.check(&replica.slots.layout().staging.space()?, incoming.present()?);
+        self.make_room(kept, &fits, cancel)
+    }
+
+    /// Takes new files out of trees that an earlier attempt was interrupted in.
+    fn salvage(&self, comparison: &Comparison<&Record>, incoming: &Incoming) -> Result<(), StageError> {
+        for slot in self.slots.buildings().into_iter().chain(self.slots.partials()) {
+            let mut tree = DirCursor::new(self.slots.open(slot)?);
+            for part in comparison.parts() {
+                for change in part?.changes.iter() {
+                    let (Change::Added { path, entry } | Change::Modified { path, to: entry, .. }) = change
+                    else {
+                        continue;
+                    };
+                    if let Kind::File { content, size } = entry.kind
+                        && size > 0
+                        && let Some((parent, name)) = path.split_last()
+                        && let Ok(dir) = tree.at(&parent)
+                        && !incoming.has(content, size)?
+                    {
+                        incoming.salvage(content, size, dir, name.as_bytes())?;
+                    }
+                }
+            }
+        }
+        Ok(())
+    }
+}

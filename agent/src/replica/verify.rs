@@ -1,0 +1,474 @@
+//! Re-hashes the live tree, reports drift, and heals it.
+//!
+//! Nothing is repaired in place: a new tree is staged in which every damaged name is replaced, and exchanged with the
+//! live one atomically under the same number. Extra and changed files move to [`crate::state::lost_found`]; the tree that they
+//! were in rests for the grace, then is recycled.
+
+use std::collections::HashSet;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Mutex, PoisonError};
+
+use rustix::fs::FileType;
+use syncd_shared::diff::DirectorySource;
+use syncd_shared::{ContentHash, Entry, Kind, Metadata, ObjectHash, RootEntry, RootHash, Totals, TreePath};
+
+use crate::build::queue::queue;
+use crate::build::{Job, StageError, StageProgress};
+use crate::replica::Replica;
+use crate::replica::activate::ActivateError;
+use crate::replica::inspect::Found;
+use crate::session::worker::DRIFT_SHOWN_MAX;
+use crate::source::{Batches, FetchError, Frames, Source};
+use crate::state::cursor::DirCursor;
+use crate::state::disk::{Dir, DiskError};
+use crate::state::hashing::hash_file;
+use crate::state::record::{InodeChanges, RecordError};
+use crate::state::slot::Slot;
+use crate::state::trees::Trees;
+use crate::status;
+
+/// Threads that hash.
+const WORKERS_MAX: usize = 4;
+/// Files that wait for them; each keeps its directory open.
+const WAITING_FILES: usize = 32;
+
+/// What is wrong with a path.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Damage {
+    /// It is not there.
+    Missing,
+    /// No manifest has it.
+    Extra,
+    /// It is another kind of file.
+    Kind,
+    /// Its content, or where it points to, differs.
+    Content,
+    /// Its mode, owner or time differ.
+    Metadata,
+    /// It could not be read.
+    Unreadable,
+}
+
+/// A path that is no longer what the manifest says.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Drift {
+    /// Where.
+    pub path: TreePath,
+    /// What is wrong.
+    pub what: Damage,
+}
+
+/// How far a check is.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct VerifyProgress {
+    /// Files that were checked.
+    pub files_done: u64,
+    /// Files that the tree has.
+    pub files_total: u64,
+    /// Bytes of those files.
+    pub bytes_done: u64,
+    /// Bytes that the tree has.
+    pub bytes_total: u64,
+}
+
+/// What a check found.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct VerifyReport {
+    /// Files that were checked: all that the manifest has, also those that are missing or damaged.
+    pub files: u64,
+    /// Bytes of those files, by the manifest.
+    pub bytes: u64,
+    /// How many paths were wrong.
+    pub drifted: u64,
+    /// What was wrong, in path order, at most [`DRIFT_SHOWN_MAX`] of it.
+    pub drift: Vec<Drift>,
+    /// Whether the live tree was replaced by a whole one.
+    pub healed: bool,
+    /// Where extra and changed files are now.
+    pub kept: Option<String>,
+}
+
+/// What a check found, and the files that are not to be linked from the live tree again though they look right.
+#[derive(Default)]
+struct Checked {
+    report: VerifyReport,
+    distrusted: HashSet<TreePath>,
+}
+
+/// Why a check did not finish.
+#[derive(Debug, thiserror::Error)]
+pub enum VerifyError {
+    /// Nothing is live, or nothing is known about what is.
+    #[error("no generation is live: run the agent until one is")]
+    NothingLive,
+    /// The record failed.
+    #[error("read the manifest")]
+    Record(#[from] RecordError),
+    /// The live tree could not be read.
+    #[error("read the live tree")]
+    Disk(#[from] DiskError),
+    /// The tree that replaces it could not be built.
+    #[error("stage a whole tree")]
+    Stage(#[from] StageError),
+    /// It could not be switched to.
+    #[error("switch to the whole tree")]
+    Activate(#[from] ActivateError),
+    /// The agent stops.
+    #[error("the check was cancelled")]
+    Cancelled,
+}
+
+/// No origin at hand: what the node itself has must do.
+struct NoSource;
+
+impl Source for NoSource {
+    fn update(&mut self, from: RootHash, _: RootHash) -> Result<Frames, FetchError> {
+        Err(FetchError::UnknownRoot { root: from })
+    }
+
+    fn objects(&mut self, _: RootHash, _: Batches) -> Result<Frames, FetchError> {
+        Err(FetchError::Disconnected(None))
+    }
+}
+
+/// A file to be hashed.
+struct FileJob {
+    dir: Arc<Dir>,
+    path: TreePath,
+    entry: Entry,
+}
+
+/// Counts files that were checked, from any thread.
+#[derive(Default)]
+struct CheckedFiles {
+    files: AtomicU64,
+    bytes: AtomicU64,
+}
+
+impl CheckedFiles {
+    fn add(&self, totals: Totals) {
+        self.files.fetch_add(totals.files, Ordering::Relaxed);
+        self.bytes.fetch_add(totals.bytes, Ordering::Relaxed);
+    }
+}
+
+impl Replica {
+    /// Records the inodes that the live tree has now. It must have been verified.
+    fn adopt_live_inodes(&mut self) -> Result<(), VerifyError> {
+        let trees = self.slots.trees();
+        let root = trees.live_root().ok_or(VerifyError::NothingLive)?;
+        let mut inodes = InodeChanges { clear: true, ..InodeChanges::default() };
+        let mut dirs = DirCursor::new(trees.open_live()?);
+        let mut waiting = vec![(TreePath::root(), root.object)];
+        while let Some((path, object)) = waiting.pop() {
+            let dir = dirs.at(&path)?;
+            let mut list = Vec::new();
+            for entry in trees.record.directory(&object)?.entries() {
+                if let Kind::Directory { object, .. } = entry.kind {
+                    let path = path.join(&entry.name).map_err(|source| StageError::Path { source })?;
+                    waiting.push((path, object));
+                    list.push(0);
+                } else {
+                    list.push(dir.stat(entry.name.as_bytes())?.map_or(0, |s| s.inode));
+                }
+            }
+            inodes.put.push((path, list));
+        }
+        Ok(trees.record.set_inodes(&inodes)?)
+    }
+
+    /// Checks every byte and attribute of the live tree, and heals what it can: without a source from what the node has
+    /// elsewhere. Owners count where this process may set them.
+    pub fn verify(
+        &mut self,
+        source: Option<&mut dyn Source>,
+        progress: &dyn Fn(VerifyProgress),
+        cancel: &AtomicBool,
+    ) -> Result<VerifyReport, VerifyError> {
+        let Checked { mut report, distrusted } = self.check(progress, cancel)?;
+        if report.drifted == 0 {
+            if self.upkeep.damaged {
+                // Whole, but of other inodes than were recorded: copied from elsewhere, or healed just before a crash.
+                self.adopt_live_inodes()?;
+                self.upkeep.history.forget();
+            }
+            self.upkeep.damaged = false;
+            self.upkeep.owner.differs = false;
+            self.acknowledge_drift()?;
+            self.was_verified(true)?;
+            return Ok(report);
+        }
+        let mut nothing = NoSource;
+        let without = source.is_none();
+        let source = source.unwrap_or(&mut nothing);
+        let healed = match self.heal(&distrusted, source, cancel) {
+            Err(VerifyError::Stage(StageError::Fetch(FetchError::Disconnected(None)))) if without => None,
+            healed => Some(healed?),
+        };
+        report.healed = healed.is_some();
+        let given = healed.is_some() && std::mem::take(&mut self.upkeep.owner.differs);
+        let metadata_only = report.drift.iter().all(|drift| drift.what == Damage::Metadata);
+        if given && metadata_only && distrusted.is_empty() && matches!(healed, Some(None)) {
+            // Of an earlier run with another owner: nobody changed anything.
+            self.was_verified(true)?;
+            return Ok(report);
+        }
+        let live = self.slots.live().map_or(0, |live| live.number().get());
+        let found = healed.flatten().unwrap_or_default();
+        let (kept, lost) = (found.kept_anywhere(self.slots.layout(), live), found.lost());
+        report.kept = kept.clone();
+        let first = report.drift.first();
+        self.found_drift(status::Drift {
+            generation: live,
+            paths: report.drifted,
+            first: first.map(|drift| status::shown(&drift.path)).unwrap_or_default(),
+            kept,
+            lost,
+            live,
+        })?;
+        self.was_verified(report.healed)?;
+        Ok(report)
+    }
+
+    fn check(&self, progress: &dyn Fn(VerifyProgress), cancel: &AtomicBool) -> Result<Checked, VerifyError> {
+        let trees = self.slots.trees();
+        let root = trees.live_root().ok_or(VerifyError::NothingLive)?;
+        let dir = trees.open_live()?;
+        let workers = syncd_shared::threads::at_most(WORKERS_MAX);
+        let checked_files = CheckedFiles::default();
+        let checked = Mutex::new(Checked::default());
+        let (sender, waiting) = queue::<FileJob>(WAITING_FILES);
+        let found = |path: &TreePath, what| {
+            let mut checked = checked.lock().unwrap_or_else(PoisonError::into_inner);
+            checked.report.drifted += 1;
+            if checked.report.drift.len() < DRIFT_SHOWN_MAX {
+                checked.report.drift.push(Drift { path: path.clone(), what });
+            }
+            // Everything else shows in what a name is, without its bytes.
+            if matches!(what, Damage::Content | Damage::Unreadable) {
+                checked.distrusted.insert(path.clone());
+            }
+        };
+        std::thread::scope(|scope| {
+            for _ in 0..workers {
+                let waiting = waiting.clone();
+                let (found, checked_files) = (&found, &checked_files);
+                scope.spawn(move || {
+                    for job in waiting {
+                        let Kind::File { content, .. } = job.entry.kind else { continue };
+                        if let Some(what) = content_damage(&job, content) {
+                            found(&job.path, what);
+                        }
+                        checked_files.add(job.entry.totals());
+                    }
+                });
+            }
+            // So that the walk ends when all workers have: a panic is told by the scope.
+            drop(waiting);
+            let walk = Walk {
+                trees: &trees,
+                found: &found,
+                checked_files: &checked_files,
+                jobs: &sender,
+                cancel,
+                tick: &|| {
+                    progress(VerifyProgress {
+                        files_done: checked_files.files.load(Ordering::Relaxed),
+                        files_total: root.totals.files,
+                        bytes_done: checked_files.bytes.load(Ordering::Relaxed),
+                        bytes_total: root.totals.bytes,
+                    });
+                },
+            };
+            let walked = walk.tree(dir, &root);
+            drop(sender);
+            walked
+        })?;
+        let mut checked = checked.into_inner().unwrap_or_else(PoisonError::into_inner);
+        checked.report.drift.sort_by(|a, b| a.path.cmp(&b.path));
+        checked.report.files = checked_files.files.into_inner();
+        checked.report.bytes = checked_files.bytes.into_inner();
+        Ok(checked)
+    }
+
+    fn heal(
+        &mut self,
+        distrusted: &HashSet<TreePath>,
+        source: &mut dyn Source,
+        cancel: &AtomicBool,
+    ) -> Result<Option<Found>, VerifyError> {
+        let live = self.slots.live().cloned().ok_or(VerifyError::NothingLive)?;
+        let sync = self.slots.layout().staging.reopen().map_err(StageError::from)?;
+        // Spares have the same inodes: they are looked at again, name by name.
+        for slot in self.slots.spares().map(|(slot, _)| slot).collect::<Vec<_>>() {
+            self.slots.open_up(slot).map_err(StageError::from)?;
+        }
+        let progress = |_: StageProgress| {};
+        let job = Job { target: &live, progress: &progress, cancel };
+        let staged = self.build(job, None, source, Some(distrusted), sync)?;
+        let mut found = None;
+        if let Some(slot) = staged.slot {
+            self.exchange(&staged, slot)?;
+            found = self.keep_damaged(slot, distrusted).unwrap_or_else(|error| {
+                // It is looked through again when its grace is over.
+                tracing::warn!(error = &error as &dyn std::error::Error, "damaged files were not kept");
+                None
+            });
+        }
+        // Trees that were retired before have the files that were damaged.
+        self.upkeep.history.forget();
+        self.upkeep.damaged = false;
+        self.publish();
+        Ok(found)
+    }
+
+    /// Moves what was wrong out of the tree that was in the live tree's place. Nothing that its manifest has is touched:
+    /// whoever still is in it finds that.
+    fn keep_damaged(&self, slot: u64, distrusted: &HashSet<TreePath>) -> Result<Option<Found>, StageError> {
+        let Some(Slot::Resting(tree)) = self.slots.state(slot).cloned() else { return Ok(None) };
+        let dir = self.slots.open(slot)?;
+        let (mut found, cancel) = (Found::default(), AtomicBool::new(false));
+        if let Err(error) = self.look_through(tree, dir, true, Some(distrusted), &mut found, &cancel) {
+            // It is looked through again when its grace is over.
+            tracing::warn!(error = &error as &dyn std::error::Error, "damaged files were not all kept");
+        }
+        Ok(Some(found).filter(|found| !found.is_nothing()))
+    }
+}
+
+struct Walk<'a> {
+    trees: &'a Trees,
+    found: &'a dyn Fn(&TreePath, Damage),
+    checked_files: &'a CheckedFiles,
+    jobs: &'a std::sync::mpsc::SyncSender<FileJob>,
+    cancel: &'a AtomicBool,
+    tick: &'a dyn Fn(),
+}
+
+/// A directory that is still to be looked at.
+struct Waiting {
+    path: TreePath,
+    object: ObjectHash,
+    metadata: Metadata,
+    totals: Totals,
+}
+
+impl Walk<'_> {
+    /// Looks at every name of the tree; no directory that the manifest does not have is looked into.
+    fn tree(&self, dir: Dir, root: &RootEntry) -> Result<(), VerifyError> {
+        let mut dirs = DirCursor::new(dir);
+        let RootEntry { object, metadata, totals } = *root;
+        let mut waiting = vec![Waiting { path: TreePath::root(), object, metadata, totals }];
+        while let Some(next) = waiting.pop() {
+            if self.cancel.load(Ordering::Relaxed) {
+                return Err(VerifyError::Cancelled);
+            }
+            (self.tick)();
+            match dirs.at(&next.path).cloned() {
+                Ok(dir) => {
+                    let first = waiting.len();
+                    self.directory(&next, &dir, &mut waiting)?;
+                    waiting[first..].reverse();
+                }
+                Err(_) => self.damaged(&next.path, next.totals, Damage::Unreadable),
+            }
+        }
+        Ok(())
+    }
+
+    /// Reports a name; the files that it has by the manifest are checked with it.
+    fn damaged(&self, path: &TreePath, totals: Totals, what: Damage) {
+        (self.found)(path, what);
+        self.checked_files.add(totals);
+    }
+
+    /// Looks at the names of one directory; adds those in it to `waiting`.
+    fn directory(
+        &self,
+        Waiting { path, object, metadata, .. }: &Waiting,
+        dir: &Arc<Dir>,
+        waiting: &mut Vec<Waiting>,
+    ) -> Result<(), VerifyError> {
+        let stat = dir.stat_self()?;
+        if stat.mtime != metadata.mtime || !self.trees.owners.agree(&stat, metadata) {
+            (self.found)(path, Damage::Metadata);
+        }
+        let manifest = self.trees.record.directory(object)?;
+        if self.strangers(path, dir, &manifest).is_err() {
+            (self.found)(path, Damage::Unreadable);
+        }
+        for entry in manifest.entries() {
+            let path = path.join(&entry.name).map_err(|source| StageError::Path { source })?;
+            let name = entry.name.as_bytes();
+            let stat = match dir.stat(name) {
+                Ok(Some(stat)) => stat,
+                Ok(None) => {
+                    self.damaged(&path, entry.totals(), Damage::Missing);
+                    continue;
+                }
+                Err(_) => {
+                    self.damaged(&path, entry.totals(), Damage::Unreadable);
+                    continue;
+                }
+            };
+            match (&entry.kind, stat.kind) {
+                (Kind::Directory { object, .. }, FileType::Directory) => {
+                    let (object, metadata, totals) = (*object, entry.metadata, entry.totals());
+                    waiting.push(Waiting { path, object, metadata, totals });
+                }
+                (Kind::File { size, .. }, FileType::RegularFile) if *size == stat.size => {
+                    if stat.mtime != entry.metadata.mtime || !self.trees.owners.agree(&stat, &entry.metadata)
+                    {
+                        (self.found)(&path, Damage::Metadata);
+                    }
+                    // Where all workers are gone, the scope says why.
+                    let _ = self.jobs.send(FileJob { dir: dir.clone(), path, entry: entry.clone() });
+                }
+                (Kind::File { .. }, FileType::RegularFile) => {
+                    self.damaged(&path, entry.totals(), Damage::Content);
+                }
+                (Kind::Symlink { target }, FileType::Symlink) => {
+                    let points_to = dir.read_link(name);
+                    if points_to.is_err() {
+                        (self.found)(&path, Damage::Unreadable);
+                    } else if points_to.is_ok_and(|points_to| points_to != **target) {
+                        (self.found)(&path, Damage::Content);
+                    } else if stat.mtime != entry.metadata.mtime
+                        || !self.trees.owners.agree(&stat, &entry.metadata)
+                    {
+                        (self.found)(&path, Damage::Metadata);
+                    }
+                }
+                _ => self.damaged(&path, entry.totals(), Damage::Kind),
+            }
+        }
+        Ok(())
+    }
+
+    fn strangers(
+        &self,
+        path: &TreePath,
+        dir: &Dir,
+        manifest: &syncd_shared::Directory,
+    ) -> Result<(), DiskError> {
+        for listed in dir.names()? {
+            let Ok(name) = syncd_shared::Component::new(&listed?.name) else { continue };
+            if manifest.get(&name).is_none() {
+                let extra = path.join(&name).unwrap_or_else(|_| path.clone());
+                (self.found)(&extra, Damage::Extra);
+            }
+        }
+        Ok(())
+    }
+}
+
+fn content_damage(job: &FileJob, expected: ContentHash) -> Option<Damage> {
+    let Ok(file) = job.dir.open_file(job.entry.name.as_bytes()) else { return Some(Damage::Unreadable) };
+    crate::state::disk::drop_cached(&file);
+    match hash_file(&file) {
+        Ok(actual) if actual == expected => None,
+        Ok(_) => Some(Damage::Content),
+        Err(_) => Some(Damage::Unreadable),
+    }
+}

@@ -1,0 +1,295 @@
+//! The replica as the session's worker uses it.
+
+use std::io;
+use std::path::PathBuf;
+use std::sync::atomic::AtomicBool;
+use std::time::Duration;
+
+use syncd_proto::v1::RetryClass;
+use syncd_shared::text::{counted, error_chain};
+use syncd_shared::{GenerationNumber, SignedGeneration, TreePath};
+
+use crate::build::{self, StageError, Staged};
+use crate::config::RunOptions;
+use crate::hooks::{Changed, Occasion};
+use crate::planted;
+use crate::replica::activate::{ActivateError, ActivationContext};
+use crate::replica::maintain::{Maintained, Upkept};
+use crate::replica::verify::{Damage, VerifyError, VerifyProgress, VerifyReport};
+use crate::replica::{OpenReplicaError, Replica, ReplicaOptions};
+use crate::session::worker::{
+    BeforeSwitch, Changes, Drifted, Failure, Inline, Maintenance, NotActivated, ReplicaState, ReplicaWork,
+    StageProgress, Verified,
+};
+use crate::source::{FetchError, Source};
+
+/// Priority of background work; 19 is the lowest there is.
+const BACKGROUND_NICE: i32 = 19;
+/// After maintenance failed.
+const MAINTAIN_RETRY: Duration = Duration::from_secs(30);
+
+/// Opens the replica that `options` speak of, and recovers it. From here on this process may have as many files open as
+/// its hard limit allows.
+pub(crate) fn open(options: &RunOptions) -> Result<Replica, OpenReplicaError> {
+    syncd_shared::open_files::raise_limit();
+    Replica::open(&options.root, replica_options(options))
+}
+
+/// The same for a command while no agent runs: everything belongs to whom it belonged to when one ran last.
+pub(crate) fn open_as_before(options: &RunOptions) -> Result<Replica, OpenReplicaError> {
+    syncd_shared::open_files::raise_limit();
+    let as_before = ReplicaOptions { owner_as_before: true, ..replica_options(options) };
+    Replica::open(&options.root, as_before)
+}
+
+fn replica_options(options: &RunOptions) -> ReplicaOptions {
+    ReplicaOptions {
+        keep: usize::try_from(options.keep).unwrap_or(usize::MAX),
+        grace: options.grace,
+        owner: options.owner.map(|owner| (owner.uid, owner.gid)),
+        verify_every: Some(options.verify_every).filter(|every| !every.is_zero()),
+        ..ReplicaOptions::default()
+    }
+}
+
+fn stage_failure(error: &StageError) -> Failure {
+    match error {
+        StageError::Cancelled => Failure::superseded(),
+        error => Failure::new(error.retry_class(), error),
+    }
+}
+
+fn progress_of(progress: build::StageProgress) -> StageProgress {
+    let build::StageProgress { files_done, files_total, bytes_done, bytes_total } = progress;
+    StageProgress { files_done, files_total, bytes_done, bytes_total }
+}
+
+impl ReplicaWork for Replica {
+    type Staged = Staged;
+
+    fn state(&self) -> ReplicaState {
+        let status = self.status();
+        ReplicaState {
+            live: status.live,
+            accepted: status.accepted,
+            held: status.held,
+            generations: status.generations.into_iter().filter_map(GenerationNumber::new).collect(),
+            spares: status.spares as u64,
+            spare_misses: status.spare_misses,
+            drift: status.drift,
+            hook: None,
+        }
+    }
+
+    fn stage(
+        &mut self,
+        generation: &SignedGeneration,
+        inline: Option<Inline>,
+        source: &mut dyn Source,
+        progress: &dyn Fn(StageProgress),
+        cancel: &AtomicBool,
+    ) -> Result<Staged, Failure> {
+        self.revive().map_err(|error| Failure::new(RetryClass::Retry, &error))?;
+        let inline = inline.map(|inline| (inline.from, inline.frames));
+        let progress = |now| progress(progress_of(now));
+        self.stage(generation, inline, source, &progress, cancel).map_err(|error| {
+            self.note_failure(&error);
+            stage_failure(&error)
+        })
+    }
+
+    fn activate(
+        &mut self,
+        staged: Staged,
+        before: &mut BeforeSwitch<'_>,
+    ) -> Result<(), NotActivated<Staged>> {
+        let live: PathBuf = self.root().join("live");
+        let mut told = |context: &ActivationContext<'_>| {
+            let previous = context.previous.map(|generation| generation.number().get());
+            let occasion = Occasion::of(context.target, previous, context.staged_tree.clone(), live.clone());
+            let all =
+                |show: &mut dyn FnMut(&TreePath)| context.changed_paths.each(show).map_err(io::Error::other);
+            let slot =
+                |show: &mut dyn FnMut(&TreePath)| context.slot_paths.each(show).map_err(io::Error::other);
+            Ok(before(occasion, &Changed { all: &all, slot: &slot })?)
+        };
+        let target = staged.target.clone();
+        match self.activate(staged, &mut told) {
+            Ok(_) => Ok(()),
+            Err(ActivateError::Hook { source, staged }) => {
+                let failure =
+                    Failure { retry: Some(RetryClass::Retry), reason: error_chain(source.as_ref()) };
+                Err(NotActivated { failure, staged: Some(*staged) })
+            }
+            Err(error) => {
+                self.note_failure(&error);
+                // It may have come far enough to be finished.
+                if self.slots.is_unsettled() && self.revive().is_ok() && self.slots.live() == Some(&target) {
+                    tracing::warn!(
+                        error = error_chain(&error),
+                        "an error in the switch, which was finished all the same"
+                    );
+                    return Ok(());
+                }
+                Err(NotActivated { failure: Failure::new(error.retry_class(), &error), staged: None })
+            }
+        }
+    }
+
+    fn is_settled(&self) -> bool {
+        !self.slots.is_unsettled()
+    }
+
+    fn protect(&mut self, from: Option<u64>) {
+        self.slots.protect_from(from, self.options.clock.now());
+    }
+
+    fn hook_succeeded(&mut self) {
+        if let Err(error) = self.slots.hook_succeeded() {
+            tracing::warn!(
+                error = error_chain(&error),
+                "what a slot has served is not known as closely as it could"
+            );
+        }
+    }
+
+    fn changes(&self, previous: Option<&SignedGeneration>, live: &SignedGeneration) -> Option<Changes> {
+        self.changes_between(previous, live)
+            .map_err(|error| {
+                tracing::debug!(error = error_chain(&error), "generations not compared for the log")
+            })
+            .ok()
+    }
+
+    fn bound(&mut self) {
+        self.bound_retired();
+        self.bound_trash();
+    }
+
+    fn end(&mut self) {
+        if let Err(error) = self.slots.end() {
+            tracing::warn!(error = error_chain(&error), "a spare will have to be looked at again");
+        }
+    }
+
+    fn maintain(&mut self, cancel: &AtomicBool) -> Maintenance {
+        if let Err(error) = self.revive() {
+            tracing::warn!(error = error_chain(&error), "the record can't be opened, it will be tried again");
+            return Maintenance { again: Some(planted::pause(MAINTAIN_RETRY)), ..Maintenance::default() };
+        }
+        match maintain_quietly(self, cancel) {
+            Ok(Maintained { did, next }) => {
+                let verify = owner_is_due(self) || is_damaged(&did);
+                let whole = did == Upkept::SpareBuilt;
+                Maintenance { again: next, trouble: trouble(&did), whole, verify }
+            }
+            Err(StageError::Cancelled) => {
+                Maintenance { again: Some(Duration::ZERO), ..Maintenance::default() }
+            }
+            Err(error) => {
+                self.note_failure(&error);
+                tracing::warn!(error = error_chain(&error), "maintenance failed, it will be tried again");
+                Maintenance { again: Some(planted::pause(MAINTAIN_RETRY)), ..Maintenance::default() }
+            }
+        }
+    }
+
+    fn verify(
+        &mut self,
+        source: &mut dyn Source,
+        progress: &dyn Fn(StageProgress),
+        cancel: &AtomicBool,
+    ) -> Result<Verified, Failure> {
+        self.revive().map_err(|error| Failure::new(RetryClass::Retry, &error))?;
+        let progress = |now: VerifyProgress| {
+            let VerifyProgress { files_done, files_total, bytes_done, bytes_total } = now;
+            progress(StageProgress { files_done, files_total, bytes_done, bytes_total });
+        };
+        let report = match self.verify(Some(source), &progress, cancel) {
+            // Without the origin it is still to be told what drifted.
+            Err(VerifyError::Stage(StageError::Fetch(error))) if !matches!(error, FetchError::Superseded) => {
+                tracing::warn!(error = error_chain(&error), "drift can't be healed from the origin");
+                self.verify(None, &progress, cancel)
+            }
+            report => report,
+        };
+        report.map(verified).map_err(|error| match error {
+            VerifyError::Cancelled | VerifyError::Stage(StageError::Cancelled) => Failure::superseded(),
+            error => {
+                self.note_failure(&error);
+                Failure::new(RetryClass::Operator, &error)
+            }
+        })
+    }
+}
+
+/// A step of background work on a thread of its own with the lowest priority: a thread without privileges can lower its
+/// priority, but not raise it again.
+fn maintain_quietly(replica: &mut Replica, cancel: &AtomicBool) -> Result<Maintained, StageError> {
+    std::thread::scope(|scope| {
+        let quiet = std::thread::Builder::new().name("background".into()).spawn_scoped(scope, || {
+            // The kernel derives the priority of the disk's requests from it, too.
+            let own = Some(rustix::thread::gettid());
+            if let Err(error) = rustix::process::setpriority_process(own, BACKGROUND_NICE) {
+                tracing::debug!(error = %error, "background work has normal priority");
+            }
+            replica.maintain(cancel)
+        });
+        match quiet.map(|thread| thread.join()) {
+            Ok(Ok(done)) => done,
+            Ok(Err(panic)) => std::panic::resume_unwind(panic),
+            // No thread to be had: the next attempt may find one.
+            Err(_) => Err(StageError::Cancelled),
+        }
+    })
+}
+
+fn verified(report: VerifyReport) -> Verified {
+    let what = |damage| match damage {
+        Damage::Missing => "missing",
+        Damage::Extra => "extra",
+        Damage::Kind => "kind",
+        Damage::Content => "content",
+        Damage::Metadata => "metadata",
+        Damage::Unreadable => "unreadable",
+    };
+    let shown = report.drift.iter();
+    Verified {
+        files: report.files,
+        bytes: report.bytes,
+        drifted: report.drifted,
+        drift: shown.map(|d| Drifted { path: d.path.to_string(), what: what(d.what).to_owned() }).collect(),
+        healed: report.healed,
+        kept: report.kept,
+    }
+}
+
+/// Whether a step of maintenance found that a file of the live tree is not what it was.
+fn is_damaged(did: &Upkept) -> bool {
+    let Upkept::Reread { damaged: Some(path) } = did else { return false };
+    tracing::warn!(%path, "a file of the live tree was changed behind its back: everything is verified now");
+    true
+}
+
+/// Whether files have to be given another owner; asked for once, what fails is left to the slow verification.
+fn owner_is_due(replica: &mut Replica) -> bool {
+    let due = std::mem::take(&mut replica.upkeep.owner.due);
+    if due {
+        tracing::info!(
+            "the agent runs with another owner than before: everything is verified and given to it now"
+        );
+    }
+    due
+}
+
+/// What a person should know of a step of maintenance.
+fn trouble(did: &Upkept) -> Option<String> {
+    match did {
+        Upkept::LiveDamaged { paths, first } => Some(format!(
+            "{} of the live tree changed locally (first {}): run `syncd-agent verify`",
+            counted(*paths as u64, "path", "paths"),
+            first.as_ref()?
+        )),
+        _ => None,
+    }
+}

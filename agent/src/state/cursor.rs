@@ -1,0 +1,154 @@
+//! Walks through trees in path order without opening or reading one directory twice.
+
+use std::sync::Arc;
+
+use rustix::fs::FileType;
+use syncd_shared::manifest_cursor::ManifestCursor;
+use syncd_shared::{Component, Directory, Entry, Kind, RootEntry, TreePath};
+
+use crate::state::disk::{Dir, DiskError, Owners, Stat};
+use crate::state::record::{Record, RecordError};
+
+/// Why a tree that is held can't be read from.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum TreeError {
+    #[error(transparent)]
+    Disk(#[from] DiskError),
+    #[error(transparent)]
+    Record(#[from] RecordError),
+}
+
+/// Directories below the root that a cursor has open at most.
+const OPEN_MAX: usize = 8;
+
+/// Open directories of a tree: its root, and the last few on the way to where the last call was. So descriptors do not
+/// follow the tree's depth.
+pub(crate) struct DirCursor {
+    root: Arc<Dir>,
+    /// Names from the root down, and their directories; `None` for all but the last [`OPEN_MAX`] at most.
+    stack: Vec<(Component, Option<Arc<Dir>>)>,
+    /// Index of the first that is open; the length of `stack` where none is.
+    open_from: usize,
+}
+
+impl DirCursor {
+    pub fn new(root: Dir) -> Self {
+        Self { root: Arc::new(root), stack: Vec::new(), open_from: 0 }
+    }
+
+    /// The directory at `path`.
+    pub fn at(&mut self, path: &TreePath) -> Result<&Arc<Dir>, DiskError> {
+        let mut depth = 0;
+        for name in path.components() {
+            if self.stack.get(depth).is_none_or(|(there, _)| *there != name) {
+                self.truncate(depth);
+                let dir = Arc::new(self.last()?.open_dir(name.as_bytes())?);
+                self.stack.push((name, Some(dir)));
+                if self.stack.len() - self.open_from > OPEN_MAX {
+                    self.stack[self.open_from].1 = None;
+                    self.open_from += 1;
+                }
+            }
+            depth += 1;
+        }
+        self.truncate(depth);
+        self.last()
+    }
+
+    fn truncate(&mut self, depth: usize) {
+        self.stack.truncate(depth);
+        self.open_from = self.open_from.min(depth);
+    }
+
+    /// The directory that the stack ends in, opened again where it was closed to save descriptors.
+    fn last(&mut self) -> Result<&Arc<Dir>, DiskError> {
+        if self.open_from == self.stack.len()
+            && let Some(last) = self.stack.len().checked_sub(1)
+        {
+            let path = self.stack.iter().map(|(name, _)| name.as_bytes()).collect::<Vec<_>>().join(&b'/');
+            self.stack[last].1 = Some(Arc::new(self.root.open_dir(&path)?));
+            self.open_from = last;
+        }
+        Ok(self.stack.last().and_then(|(_, dir)| dir.as_ref()).unwrap_or(&self.root))
+    }
+
+    /// Forgets what is open: after a directory was moved or replaced.
+    pub fn reset(&mut self) {
+        self.truncate(0);
+    }
+}
+
+/// Whether what is on disk can be what the entry says, without reading it.
+pub(crate) fn looks_like(entry: &Entry, stat: &Stat, owners: Owners) -> bool {
+    let kind = match &entry.kind {
+        Kind::File { size, .. } => stat.kind == FileType::RegularFile && stat.size == *size,
+        Kind::Symlink { target } => stat.kind == FileType::Symlink && stat.size == target.len() as u64,
+        Kind::Directory { .. } => false,
+    };
+    kind && stat.mtime == entry.metadata.mtime && owners.agree(stat, &entry.metadata)
+}
+
+/// The live tree as something to link from: files on disk, their manifest, the inodes they were activated with.
+pub(crate) struct LiveTree<'a> {
+    record: &'a Record,
+    dirs: DirCursor,
+    manifest: ManifestCursor<'a, Record>,
+    owners: Owners,
+    current: Option<(TreePath, Arc<Directory>, Vec<u64>)>,
+}
+
+impl<'a> LiveTree<'a> {
+    pub fn open(record: &'a Record, root: &RootEntry, dir: Dir, owners: Owners) -> Result<Self, RecordError> {
+        let manifest = ManifestCursor::new(record, root)?;
+        Ok(Self { record, dirs: DirCursor::new(dir), manifest, owners, current: None })
+    }
+
+    /// Inode that was activated at `path`; `None` where nothing is known.
+    pub fn inode(&mut self, path: &TreePath) -> Result<Option<u64>, RecordError> {
+        let Some((parent, name)) = path.split_last() else { return Ok(None) };
+        if self.current.as_ref().is_none_or(|(at, ..)| *at != parent) {
+            let directory =
+                self.manifest.directory(&parent)?.map(|(_, directory)| directory).unwrap_or_default();
+            let inodes = self.record.inodes(&parent)?.unwrap_or_default();
+            self.current = Some((parent, directory, inodes));
+        }
+        let Some((_, directory, inodes)) = &self.current else { return Ok(None) };
+        let index = directory.entries().binary_search_by(|e| e.name.cmp(&name));
+        Ok(index.ok().and_then(|i| inodes.get(i)).copied().filter(|i| *i != 0))
+    }
+
+    /// Links the file or symlink at `path` into `to`, if it is still what was activated there. Its inode number.
+    pub fn link(
+        &mut self,
+        path: &TreePath,
+        entry: &Entry,
+        to: &Dir,
+        name: &[u8],
+    ) -> Result<Option<u64>, TreeError> {
+        let Some(inode) = self.checked(path, entry)? else { return Ok(None) };
+        let Some((parent, own)) = path.split_last() else { return Ok(None) };
+        self.dirs.at(&parent)?.link(own.as_bytes(), to, name)?;
+        Ok(Some(inode))
+    }
+
+    /// Whether the file or symlink at `path` is still what was activated there: inode, size, time, owner, mode.
+    pub fn checked(&mut self, path: &TreePath, entry: &Entry) -> Result<Option<u64>, TreeError> {
+        let Some((parent, name)) = path.split_last() else { return Ok(None) };
+        let Some(inode) = self.inode(path)? else { return Ok(None) };
+        let dir = match self.dirs.at(&parent) {
+            Ok(dir) => dir,
+            Err(_) => return Ok(None),
+        };
+        let stat = match dir.stat(name.as_bytes()) {
+            // Somebody else's, in the place of the directory that was activated.
+            Err(e) if e.is_denied() => None,
+            other => other?,
+        };
+        Ok(stat.filter(|s| s.inode == inode && looks_like(entry, s, self.owners)).map(|_| inode))
+    }
+
+    /// The open directory at `path`, for reading.
+    pub fn dir(&mut self, path: &TreePath) -> Result<&Dir, DiskError> {
+        Ok(&**self.dirs.at(path)?)
+    }
+}

@@ -1,0 +1,46 @@
+//! Hashes of files, read without mapping them.
+
+use std::cell::RefCell;
+use std::os::unix::fs::FileExt;
+
+use syncd_shared::ContentHash;
+
+const BUFFER_BYTES: usize = 128 * 1024;
+
+/// Hashes a file from its start, without mapping it: a mapped file that is truncated kills its reader.
+pub(crate) fn hash_file(file: &std::fs::File) -> std::io::Result<ContentHash> {
+    let mut hasher = blake3::Hasher::new();
+    hash_stretch(file, 0, u64::MAX, &mut hasher)?;
+    Ok(ContentHash::finish(&hasher))
+}
+
+/// Hashes what a file has from one offset to another, or to its end.
+pub(crate) fn hash_stretch(
+    file: &std::fs::File,
+    start: u64,
+    end: u64,
+    hasher: &mut blake3::Hasher,
+) -> std::io::Result<()> {
+    thread_local! {
+        // Memory for each call costs more than hashing a small file.
+        static BUFFER: RefCell<Vec<u8>> = RefCell::new(vec![0; BUFFER_BYTES]);
+    }
+    BUFFER.with_borrow_mut(|buffer| {
+        let mut at = start;
+        while at < end {
+            let most =
+                usize::try_from(end.saturating_sub(at)).map_or(buffer.len(), |most| most.min(buffer.len()));
+            let Some(room) = buffer.get_mut(..most) else { break };
+            match file.read_at(room, at) {
+                Ok(0) => break,
+                Ok(n) => {
+                    hasher.update(room.get(..n).unwrap_or(room));
+                    at = at.saturating_add(n as u64);
+                }
+                Err(e) if e.kind() == std::io::ErrorKind::Interrupted => {}
+                Err(e) => return Err(e),
+            }
+        }
+        Ok(())
+    })
+}

@@ -1,0 +1,158 @@
+//! Which directories the last activations changed, so that a retired tree need not be looked at as a whole.
+//!
+//! Names that no activation since has touched are, in a tree that was live then, links to the same inodes as in the live
+//! tree. Lost with the process; forgotten where the live tree is exchanged or was found damaged.
+
+use std::collections::{HashSet, VecDeque};
+
+use syncd_shared::diff::{Change, Comparison, DiffError};
+use syncd_shared::{Timestamp, TreePath};
+
+use crate::state::record::{Record, RecordError};
+
+/// Activations that are remembered: more than trees wait to be recycled.
+const STEPS_MAX: usize = 16;
+/// Directories of one activation that are remembered.
+const DIRECTORIES_MAX: usize = 4_096;
+
+/// See the module.
+#[derive(Debug, Default)]
+pub(crate) struct Steps(VecDeque<Step>);
+
+#[derive(Debug)]
+struct Step {
+    from: u64,
+    to: u64,
+    finished: Timestamp,
+    touched: Touched,
+}
+
+/// What activations changed.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub(crate) struct Touched {
+    /// Directories in which files and symlinks came, went or changed.
+    pub names: HashSet<TreePath>,
+    /// Directories that came, went, or were something else before.
+    pub remade: HashSet<TreePath>,
+}
+
+impl Touched {
+    /// By an update; `None`: too much, or directories moved as a whole.
+    pub fn by(comparison: &Comparison<&Record>) -> Result<Option<Self>, DiffError<RecordError>> {
+        if !comparison.is_small() || !comparison.renamed_directories().is_empty() {
+            return Ok(None);
+        }
+        let mut touched = Self::default();
+        let is_within = |touched: &Self| touched.names.len() + touched.remade.len() <= DIRECTORIES_MAX;
+        comparison.each(|change| {
+            let (path, directories) = match change {
+                Change::Added { path, entry } | Change::Removed { path, entry } => {
+                    (path, entry.is_directory())
+                }
+                // Its time, owner or mode: looked at in any case.
+                Change::Modified { from, to, .. } if from.is_directory() && to.is_directory() => return true,
+                Change::Modified { path, from, to } => (path, from.is_directory() || to.is_directory()),
+            };
+            touched.names.extend(path.parent());
+            if directories {
+                touched.remade.insert(path.clone());
+            }
+            is_within(&touched)
+        })?;
+        Ok(Some(touched).filter(is_within))
+    }
+
+    fn add(&mut self, other: &Self) {
+        self.names.extend(other.names.iter().cloned());
+        self.remade.extend(other.remade.iter().cloned());
+    }
+}
+
+impl Steps {
+    /// Generation `to`, last changed at `finished`, took the place of `from`. `None`: either is not known.
+    pub fn add(&mut self, from: u64, to: u64, finished: Option<Timestamp>, touched: Option<Touched>) {
+        let (Some(touched), Some(finished)) = (touched, finished) else { return self.forget() };
+        if self.0.len() == STEPS_MAX {
+            self.0.pop_front();
+        }
+        self.0.push_back(Step { from, to, finished, touched });
+    }
+
+    /// When the tree of a generation was last changed by this process.
+    pub fn finished(&self, generation: u64) -> Option<Timestamp> {
+        self.0.iter().find(|step| step.to == generation).map(|step| step.finished)
+    }
+
+    /// Nothing is known any more.
+    pub fn forget(&mut self) {
+        self.0.clear();
+    }
+
+    /// All that changed on the way from one generation to another; `None`: not known.
+    pub fn between(&self, from: u64, to: u64) -> Option<Touched> {
+        let mut at = from;
+        let mut all = Touched::default();
+        for step in self.0.iter().skip_while(|step| step.from != from) {
+            if at == to {
+                break;
+            }
+            if step.from != at {
+                return None;
+            }
+            all.add(&step.touched);
+            at = step.to;
+        }
+        (at == to).then_some(all)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn path(name: &str) -> TreePath {
+        TreePath::from_bytes(name.as_bytes()).unwrap()
+    }
+
+    fn touched(names: &[&str]) -> Touched {
+        Touched { names: names.iter().map(|name| path(name)).collect(), ..Touched::default() }
+    }
+
+    fn at(seconds: u64) -> Option<Timestamp> {
+        Some(Timestamp { seconds: seconds as i64, nanoseconds: 0 })
+    }
+
+    #[test]
+    fn what_changed_adds_up_along_the_way() {
+        let mut steps = Steps::default();
+        steps.add(1, 2, at(2), Some(touched(&["a"])));
+        steps.add(2, 5, at(5), Some(Touched { remade: HashSet::from([path("c")]), ..touched(&["b"]) }));
+        steps.add(5, 6, at(6), Some(touched(&["d", "b"])));
+        let expected = Touched { remade: HashSet::from([path("c")]), ..touched(&["b", "d"]) };
+        assert_eq!(steps.between(2, 6), Some(expected));
+        assert_eq!(steps.between(6, 6), Some(Touched::default()));
+        assert_eq!((steps.finished(5), steps.finished(1)), (at(5), None));
+    }
+
+    #[test]
+    fn a_way_with_a_gap_is_not_known() {
+        let mut steps = Steps::default();
+        steps.add(1, 2, at(2), Some(touched(&["a"])));
+        steps.add(3, 4, at(4), Some(touched(&["b"])));
+        assert_eq!(steps.between(1, 4), None);
+        assert_eq!(steps.between(0, 4), None);
+        assert_eq!(steps.between(3, 5), None);
+        steps.add(4, 5, at(5), None);
+        assert_eq!(steps.between(3, 4), None);
+    }
+
+    #[test]
+    fn old_activations_are_forgotten() {
+        let mut steps = Steps::default();
+        for number in 1..40 {
+            steps.add(number, number + 1, at(number), Some(touched(&["a"])));
+        }
+        assert_eq!(steps.between(1, 40), None);
+        assert!(steps.between(30, 40).is_some());
+    }
+}

@@ -1,0 +1,495 @@
+//! ROOT: what is in it, who may open it, and what its names mean.
+//!
+//! ```text
+//! ROOT/live                     -> slots/K, the web server's document root
+//! ROOT/previous                 -> slots/J, what was live before, as long as that is kept; never a tree that is changed
+//! ROOT/live.next, previous.next the links that are about to be renamed over them
+//! ROOT/slots/K                  a tree; it keeps this path whatever becomes of it ([`crate::state::slots`])
+//! ROOT/generations/N            -> ../slots/K, for people: made again from the record at each start
+//! ROOT/staging/aside-K-I        renamed out of the tree of slot K for a moment
+//! ROOT/staging/incoming/H/HASH  whole content that was verified when it got this name; HASH.part while it arrives
+//! ROOT/trash/K                  deleted later ([`crate::state::trash`])
+//! ROOT/lost+found/N/PATH        files of visitors that were in a tree ([`crate::state::lost_found`])
+//! ROOT/state/lock               locked while an agent runs, holds its pid
+//! ROOT/state/record.redb        the record
+//! ROOT/state/signed/K           record and signature of the generation in slot K, in case the record is lost
+//! ```
+//!
+//! The root directory of a tree that is not served belongs to the agent and has mode 0700 ([`Layout::close`]): whoever
+//! may read `slots/` can't enter it.
+//!
+//! One process holds the lock and only it changes anything here. After a crash names tell how far it came
+//! ([`crate::state::scan`]).
+
+#![cfg_attr(
+    not(test),
+    expect(clippy::disallowed_methods, reason = "ROOT, which the operator names, and the lock in it")
+)]
+
+use std::fs::{File, OpenOptions};
+use std::io::{Read, Seek, Write};
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::{Path, PathBuf};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use rustix::fs::{FileType, FlockOperation, OFlags};
+use rustix::io::Errno;
+use syncd_shared::marks::{self, Mark};
+use syncd_shared::own_directory::{self, Access, DirectoryError, Inspected};
+
+use crate::planted::{self, Bug};
+use crate::state::disk::{Dir, DiskError};
+use crate::state::trash::Trash;
+
+/// The document root, a symlink.
+pub(crate) const LIVE: &[u8] = b"live";
+/// Its successor, for a moment.
+pub(crate) const LIVE_NEXT: &[u8] = b"live.next";
+/// What was live before, a symlink.
+pub(crate) const PREVIOUS: &[u8] = b"previous";
+/// Its successor, for a moment.
+pub(crate) const PREVIOUS_NEXT: &[u8] = b"previous.next";
+const SLOTS: &[u8] = b"slots";
+const GENERATIONS: &[u8] = b"generations";
+const STAGING: &[u8] = b"staging";
+const TRASH: &[u8] = b"trash";
+const STATE: &[u8] = b"state";
+/// Files that visitors left in trees ([`crate::state::lost_found`]).
+pub(crate) const LOST_FOUND: &[u8] = b"lost+found";
+/// Content that arrived, in [`Layout::staging`].
+pub(crate) const INCOMING: &[u8] = b"incoming";
+/// Signed generation records, in `ROOT/state`.
+pub(crate) const SIGNED: &[u8] = b"signed";
+/// The record, in `ROOT/state`.
+pub(crate) const RECORD: &str = "record.redb";
+/// Foreign names that an error lists.
+const FOREIGN_SHOWN: usize = 5;
+
+/// How long a holder of the lock may keep a newcomer waiting before it is refused.
+const LOCK_PATIENCE: Duration = Duration::from_secs(2);
+const LOCK_RETRY: Duration = Duration::from_millis(20);
+
+/// Why ROOT can't be used.
+#[derive(Debug, thiserror::Error)]
+pub enum LayoutError {
+    /// A system call failed.
+    #[error("open the replica")]
+    Disk(#[from] DiskError),
+    /// ROOT or a directory in it could not be made.
+    #[error("create {}", path.display())]
+    Create {
+        /// What.
+        path: PathBuf,
+        /// Why.
+        #[source]
+        source: std::io::Error,
+    },
+    /// ROOT has files that are not syncd's.
+    #[error("{} holds other files ({}): give an empty directory as --root", root.display(), names.join(", "))]
+    Foreign {
+        /// ROOT.
+        root: PathBuf,
+        /// Some of them.
+        names: Vec<String>,
+    },
+    /// ROOT lies in a directory that another origin or agent manages.
+    #[error("{} lies inside {}, {mark}: give a --root outside of it", root.display(), above.display())]
+    Inside {
+        /// ROOT.
+        root: PathBuf,
+        /// The other directory.
+        above: PathBuf,
+        /// What it is.
+        mark: Mark,
+    },
+    /// ROOT has names that only older builds made.
+    #[error(
+        "{} was written by an older build of syncd: move it away and join again, nothing was changed",
+        root.display()
+    )]
+    OlderBuild {
+        /// ROOT.
+        root: PathBuf,
+    },
+    /// `live` or `previous` is something else than the symlink that syncd makes.
+    #[error("{} is not a symlink of syncd's: move it away, nothing was changed", path.display())]
+    LinkOccupied {
+        /// Its path.
+        path: PathBuf,
+    },
+    /// Others own it.
+    #[error(transparent)]
+    Own(#[from] DirectoryError),
+    /// Another agent runs on this ROOT.
+    #[error("{} is in use by another agent (pid {pid})", root.display())]
+    Locked {
+        /// ROOT.
+        root: PathBuf,
+        /// Its process id, as it wrote it; 0 where it can't be read.
+        pid: u32,
+    },
+    /// Parts of ROOT are on different file systems, so that nothing can be renamed or linked between them.
+    #[error("{} is on another file system than {}: both must be on one", part.display(), root.display())]
+    OtherFileSystem {
+        /// ROOT.
+        root: PathBuf,
+        /// The part.
+        part: PathBuf,
+    },
+}
+
+/// Open directories of a locked ROOT.
+#[derive(Debug)]
+pub(crate) struct Layout {
+    pub root: Dir,
+    pub slots: Dir,
+    pub generations: Dir,
+    pub staging: Dir,
+    pub trash: Trash,
+    pub signed: Dir,
+    path: PathBuf,
+    _lock: File,
+}
+
+impl Layout {
+    /// Opens ROOT, or makes it. Changes nothing where it refuses.
+    pub fn open(path: &Path) -> Result<Self, LayoutError> {
+        let create = |e| LayoutError::Create { path: path.to_path_buf(), source: e };
+        if let Some((above, mark)) = marks::above(path).map_err(create)? {
+            return Err(LayoutError::Inside { root: path.to_path_buf(), above, mark });
+        }
+        if !path.try_exists().map_err(create)? {
+            own_directory::claim(path, Access::Served)?;
+        }
+        let root = Dir::open_path(path)?;
+        refuse_foreign(&root, path)?;
+        refuse_older(&root, path)?;
+        refuse_occupied(&root, path)?;
+        let inspected = inspect_parts(&root, path)?;
+        let state = root.ensure_dir(STATE, 0o700)?;
+        let lock = lock(path)?;
+        // Nothing is refused from here on.
+        inspected.into_iter().try_for_each(Inspected::mend)?;
+        let slots = root.ensure_dir(SLOTS, 0o755)?;
+        let generations = root.ensure_dir(GENERATIONS, 0o755)?;
+        let staging = root.ensure_dir(STAGING, 0o700)?;
+        let trash = Trash::open(root.ensure_dir(TRASH, 0o700)?)?;
+        let signed = state.ensure_dir(SIGNED, 0o700)?;
+        Ok(Self { root, slots, generations, staging, trash, signed, path: path.to_path_buf(), _lock: lock })
+    }
+
+    /// Where the record is.
+    pub fn record_path(&self) -> PathBuf {
+        self.path.join("state").join(RECORD)
+    }
+
+    /// The slot that `live` names, if it is a link that syncd made.
+    pub fn live_slot(&self) -> Result<Option<u64>, DiskError> {
+        self.linked_slot(LIVE)
+    }
+
+    /// The slot that a link of ROOT names.
+    pub fn linked_slot(&self, name: &[u8]) -> Result<Option<u64>, DiskError> {
+        match self.root.stat(name)? {
+            Some(stat) if stat.kind == FileType::Symlink => {
+                Ok(self.root.read_link(name)?.strip_prefix(b"slots/").and_then(number))
+            }
+            _ => Ok(None),
+        }
+    }
+
+    /// Makes new links under their temporary names: `previous` only where there is one to be.
+    pub fn prepare_links(&self, live: u64, previous: Option<u64>) -> Result<(), DiskError> {
+        self.prepare_link(live, LIVE_NEXT)?;
+        previous.map_or(Ok(()), |slot| self.prepare_link(slot, PREVIOUS_NEXT))
+    }
+
+    /// Makes `previous` name a slot. Durable with the next sync of ROOT.
+    pub fn point_previous(&self, slot: u64) -> Result<(), DiskError> {
+        self.prepare_link(slot, PREVIOUS_NEXT)?;
+        self.root.rename(PREVIOUS_NEXT, &self.root, PREVIOUS)
+    }
+
+    fn prepare_link(&self, slot: u64, name: &[u8]) -> Result<(), DiskError> {
+        self.root.unlink(name)?;
+        self.root.symlink(format!("slots/{slot}").as_bytes(), name)
+    }
+
+    /// Renames the prepared links over `previous` and then `live`, and makes both durable. In this order, so that a page
+    /// of the old tree that asks for a file of its own finds it through `previous` at every instant.
+    pub fn switch_links(&self, previous: bool) -> Result<(), DiskError> {
+        if previous {
+            self.root.rename(PREVIOUS_NEXT, &self.root, PREVIOUS)?;
+        }
+        if self.root.stat(LIVE)?.is_some_and(|s| s.kind == FileType::Directory) {
+            // Empty, or opening would have been refused.
+            self.root.remove_dir(LIVE)?;
+        }
+        self.root.rename(LIVE_NEXT, &self.root, LIVE)?;
+        if planted::has(Bug::NoRootSync) {
+            return Ok(());
+        }
+        self.root.sync_names()
+    }
+
+    /// Makes `generations/N` name a slot; `None`: removes the link. Not durable: it is for people.
+    pub fn link_generation(&self, number: u64, slot: Option<u64>) -> Result<(), DiskError> {
+        let name = number.to_string().into_bytes();
+        self.generations.unlink(&name)?;
+        match slot {
+            Some(slot) => self.generations.symlink(format!("../slots/{slot}").as_bytes(), &name),
+            None => Ok(()),
+        }
+    }
+
+    /// The directory of a slot.
+    pub fn slot(&self, slot: u64) -> Result<Dir, DiskError> {
+        self.slots.open_dir(&slot_name(slot))
+    }
+
+    /// Where a slot is.
+    pub fn slot_path(&self, slot: u64) -> PathBuf {
+        self.slots.path().join(slot.to_string())
+    }
+
+    /// Lets nobody else into the tree of a slot by its path. Its root gets its metadata back when it is to be live.
+    pub fn close(&self, slot: u64) -> Result<(), DiskError> {
+        self.slot(slot)?.make_private()
+    }
+
+    /// Throws away what a patch that failed had moved out of its tree for a moment.
+    pub fn discard_asides(&self) -> Result<(), DiskError> {
+        for listed in self.staging.list()? {
+            if listed.name.starts_with(b"aside-") {
+                self.discard(&self.staging, &listed.name)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Removes a name: a directory goes to the trash whole.
+    pub fn remove(&self, dir: &Dir, name: &[u8]) -> Result<(), DiskError> {
+        match dir.unlink(name) {
+            Err(e) if e.source.raw_os_error() == Some(Errno::ISDIR.raw_os_error()) => self.discard(dir, name),
+            other => other.map(drop),
+        }
+    }
+
+    /// Moves a name to the trash, whatever is below it. The cost does not depend on that.
+    pub fn discard(&self, dir: &Dir, name: &[u8]) -> Result<(), DiskError> {
+        self.trash.take(dir, name)
+    }
+}
+
+/// The number that a name is, in the one way that numbers are written.
+pub(crate) fn number(name: &[u8]) -> Option<u64> {
+    let text = std::str::from_utf8(name).ok()?;
+    let number: u64 = text.parse().ok()?;
+    (number.to_string() == text).then_some(number)
+}
+
+/// The name of a slot in [`Layout::slots`] and [`Layout::signed`].
+pub(crate) fn slot_name(slot: u64) -> Vec<u8> {
+    slot.to_string().into_bytes()
+}
+
+/// The tree that the link `live` names; the link itself where that can't be read.
+pub(crate) fn live_tree(link: &Path) -> PathBuf {
+    let target = std::fs::read_link(link).ok();
+    target.and_then(|target| Some(link.parent()?.join(target))).unwrap_or_else(|| link.to_owned())
+}
+
+/// Refuses what a build left that renamed its trees, before anything is changed.
+fn refuse_older(root: &Dir, path: &Path) -> Result<(), LayoutError> {
+    let older = || LayoutError::OlderBuild { root: path.to_path_buf() };
+    if root.stat(LIVE)?.is_some_and(|stat| stat.kind == FileType::Symlink)
+        && root.read_link(LIVE)?.starts_with(b"generations/")
+    {
+        return Err(older());
+    }
+    let prefixes = ["spare-", "drawn-", "building-", "partial-", "resting-", "retired-"];
+    let is_staged = |name: &[u8]| prefixes.iter().any(|prefix| name.starts_with(prefix.as_bytes()));
+    let is_kept = |name: &[u8]| number(name).is_some();
+    for (part, is_tree) in [(STAGING, &is_staged as &dyn Fn(&[u8]) -> bool), (GENERATIONS, &is_kept)] {
+        let dir = match root.open_dir(part) {
+            Ok(dir) => dir,
+            Err(e) if e.is_no_directory() => continue,
+            Err(e) => return Err(e.into()),
+        };
+        for listed in dir.list()?.iter().filter(|listed| is_tree(&listed.name)) {
+            if dir.stat(&listed.name)?.is_some_and(|stat| stat.kind == FileType::Directory) {
+                return Err(older());
+            }
+        }
+    }
+    Ok(())
+}
+
+fn refuse_foreign(root: &Dir, path: &Path) -> Result<(), LayoutError> {
+    let names: Vec<Vec<u8>> = root.list()?.into_iter().map(|l| l.name).collect();
+    if names.iter().any(|n| n == STATE) {
+        return Ok(());
+    }
+    let ours = [LIVE, LIVE_NEXT, PREVIOUS, PREVIOUS_NEXT, SLOTS, GENERATIONS, STAGING, TRASH, LOST_FOUND];
+    let mut foreign: Vec<String> = names
+        .iter()
+        .filter(|n| !ours.contains(&n.as_slice()))
+        .map(|n| n.escape_ascii().to_string())
+        .collect();
+    foreign.sort_unstable();
+    foreign.truncate(FOREIGN_SHOWN);
+    match foreign.is_empty() {
+        true => Ok(()),
+        false => Err(LayoutError::Foreign { root: path.to_path_buf(), names: foreign }),
+    }
+}
+
+fn refuse_occupied(root: &Dir, path: &Path) -> Result<(), LayoutError> {
+    for (name, at) in [(LIVE, "live"), (PREVIOUS, "previous")] {
+        let ours = match root.stat(name)? {
+            None => true,
+            Some(stat) if stat.kind == FileType::Symlink => {
+                root.read_link(name)?.strip_prefix(b"slots/").and_then(number).is_some()
+            }
+            Some(stat) if stat.kind == FileType::Directory && name == LIVE => {
+                root.open_dir(name)?.list()?.is_empty()
+            }
+            Some(_) => false,
+        };
+        if !ours {
+            return Err(LayoutError::LinkOccupied { path: path.join(at) });
+        }
+    }
+    Ok(())
+}
+
+/// Refuses ROOT, and directories in it, that belong to another user or lie on another file system than ROOT.
+fn inspect_parts(root: &Dir, path: &Path) -> Result<Vec<Inspected>, LayoutError> {
+    let elsewhere = |part| LayoutError::OtherFileSystem { root: path.to_path_buf(), part };
+    let mut inspected = vec![own_directory::inspect(path, Access::Served)?];
+    let device = root.stat_self()?.device;
+    for (name, access) in [
+        (STATE, Access::Private),
+        (STAGING, Access::Private),
+        (TRASH, Access::Private),
+        (SLOTS, Access::Served),
+        (GENERATIONS, Access::Served),
+    ] {
+        let part = match root.open_dir(name) {
+            Ok(part) => part,
+            Err(e) if e.is_absent() => continue,
+            Err(e) if e.source.raw_os_error() == Some(Errno::XDEV.raw_os_error()) => {
+                return Err(elsewhere(e.path));
+            }
+            Err(e) => return Err(e.into()),
+        };
+        if part.stat_self()?.device != device {
+            return Err(elsewhere(part.path().to_path_buf()));
+        }
+        inspected.push(own_directory::inspect(part.path(), access)?);
+    }
+    Ok(inspected)
+}
+
+fn lock(root: &Path) -> Result<File, LayoutError> {
+    let path = root.join("state").join("lock");
+    let failed = |source| LayoutError::Create { path: path.clone(), source };
+    let mut file = OpenOptions::new()
+        .read(true)
+        .write(true)
+        .create(true)
+        .truncate(false)
+        .mode(0o600)
+        .custom_flags(OFlags::NOFOLLOW.bits() as i32)
+        .open(&path)
+        .map_err(failed)?;
+    // A command like `status` holds the lock for a moment: it must not fail a `run` that starts at the same time.
+    let deadline = Instant::now() + LOCK_PATIENCE;
+    let result = loop {
+        match rustix::fs::flock(&file, FlockOperation::NonBlockingLockExclusive) {
+            Err(rustix::io::Errno::WOULDBLOCK) if Instant::now() < deadline => thread::sleep(LOCK_RETRY),
+            result => break result,
+        }
+    };
+    if let Err(e) = result {
+        if e != rustix::io::Errno::WOULDBLOCK {
+            return Err(failed(e.into()));
+        }
+        let mut text = String::new();
+        let _ = file.read_to_string(&mut text);
+        let pid = text.trim().parse().unwrap_or(0);
+        return Err(LayoutError::Locked { root: root.to_path_buf(), pid });
+    }
+    file.set_len(0).and_then(|()| file.rewind()).map_err(failed)?;
+    writeln!(file, "{}", std::process::id()).map_err(failed)?;
+    Ok(file)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::PermissionsExt;
+
+    use super::*;
+
+    #[test]
+    fn an_absent_root_is_made_and_a_second_agent_is_told_who_holds_it() {
+        let temp = tempfile::tempdir().unwrap();
+        let path = temp.path().join("new/agent");
+        let layout = Layout::open(&path).unwrap();
+        assert_eq!(layout.live_slot().unwrap(), None);
+        match Layout::open(&path) {
+            Err(LayoutError::Locked { pid, .. }) => assert_eq!(pid, std::process::id()),
+            other => panic!("{other:?}"),
+        }
+        drop(layout);
+        assert!(Layout::open(&path).is_ok());
+    }
+
+    #[test]
+    fn a_root_that_is_refused_keeps_its_modes() {
+        let temp = tempfile::tempdir().unwrap();
+        let path = temp.path().join("agent");
+        let layout = Layout::open(&path).unwrap();
+        let loose = |name: &str| {
+            std::fs::set_permissions(path.join(name), PermissionsExt::from_mode(0o777)).unwrap();
+        };
+        let mode = |name: &str| std::fs::metadata(path.join(name)).unwrap().permissions().mode() & 0o777;
+        ["", "state", "generations"].iter().for_each(|name| loose(name));
+        assert!(matches!(Layout::open(&path), Err(LayoutError::Locked { .. })));
+        assert_eq!(["", "state", "generations"].map(mode), [0o777; 3]);
+        drop(layout);
+        drop(Layout::open(&path).unwrap());
+        assert_eq!(["", "state", "generations"].map(mode), [0o755, 0o700, 0o755]);
+    }
+
+    #[test]
+    fn a_root_is_recognised_and_takes_no_other_root_into_it() {
+        let temp = tempfile::tempdir().unwrap();
+        let path = temp.path().join("agent");
+        drop(Layout::open(&path).unwrap());
+        assert_eq!(marks::of(&path), Some(Mark::AgentRoot));
+        let inside = path.join("slots/1/agent");
+        let error = Layout::open(&inside).unwrap_err();
+        assert!(matches!(error, LayoutError::Inside { mark: Mark::AgentRoot, .. }), "{error}");
+        assert!(!inside.exists(), "nothing is made where it is refused");
+    }
+
+    #[test]
+    fn what_someone_else_keeps_there_is_refused_and_untouched() {
+        let temp = tempfile::tempdir().unwrap();
+        std::fs::write(temp.path().join("thesis.txt"), "x").unwrap();
+        std::fs::set_permissions(temp.path(), PermissionsExt::from_mode(0o775)).unwrap();
+        let error = Layout::open(temp.path()).unwrap_err();
+        assert!(matches!(&error, LayoutError::Foreign { names, .. } if names == &["thesis.txt"]), "{error}");
+        assert_eq!(std::fs::read_dir(temp.path()).unwrap().count(), 1);
+        assert_eq!(std::fs::metadata(temp.path()).unwrap().permissions().mode() & 0o777, 0o775);
+
+        let temp = tempfile::tempdir().unwrap();
+        std::fs::create_dir(temp.path().join("live")).unwrap();
+        assert!(Layout::open(temp.path()).is_ok());
+        std::fs::write(temp.path().join("live/index.html"), "x").unwrap();
+        assert!(matches!(Layout::open(temp.path()), Err(LayoutError::LinkOccupied { .. })));
+        assert!(temp.path().join("live/index.html").exists());
+    }
+}

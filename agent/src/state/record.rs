@@ -1,0 +1,715 @@
+//! The record: what the agent knows about its trees, in one transactional file.
+//!
+//! | table | key | value |
+//! | --- | --- | --- |
+//! | meta | `format`, `live`, `previous` | number, little endian; the links' slots |
+//! | signed | `accepted` | signature, then the generation's canonical bytes |
+//! | slots | K of `slots/K` | its state ([`crate::state::slot::Slot::row`]) |
+//! | served | K of `slots/K` | canonical bytes of the roots that it served since, and with, the on-activate hook's last success; none: not known |
+//! | directories | object hash | canonical bytes of a directory object |
+//! | inodes | path of a directory of the live tree | inode numbers in entry order, little endian; 0: a directory |
+//! | notes | `drift`, `verification`, `owner` | JSON of local changes, of how far the slow verification is, of user and group |
+//!
+//! Only [`crate::replica`] and what it is made of opens it. A crash leaves the state of the last durable commit.
+//! Directory objects are held against their hash whenever they are read, inode numbers against the disk whenever they
+//! are used; the whole file is checked when it is opened, and moved aside where it is damaged: the trees stay, and what
+//! is known about them is then built again from them.
+
+#![cfg_attr(
+    not(test),
+    expect(clippy::disallowed_methods, reason = "the record, which has one name below ROOT/state")
+)]
+
+use std::collections::{BTreeMap, HashMap, HashSet};
+use std::io;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, PoisonError};
+
+use redb::{Database, Durability, ReadableDatabase, ReadableTable, TableDefinition, WriteTransaction};
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+use syncd_shared::diff::DirectorySource;
+use syncd_shared::directory::DecodeDirectoryError;
+use syncd_shared::generation::GenerationError;
+use syncd_shared::tree::{DecodeRootError, ROOT_ENTRY_BYTES};
+use syncd_shared::write_again::write_again;
+use syncd_shared::{Directory, ObjectHash, RootEntry, SignedGeneration, TreePath};
+
+use crate::state::slot::Slot;
+
+const META: TableDefinition<'_, &str, u64> = TableDefinition::new("meta");
+const SIGNED: TableDefinition<'_, &str, &[u8]> = TableDefinition::new("signed");
+const SLOTS: TableDefinition<'_, u64, &[u8]> = TableDefinition::new("slots");
+const SERVED: TableDefinition<'_, u64, &[u8]> = TableDefinition::new("served");
+const DIRECTORIES: TableDefinition<'_, &[u8; 32], &[u8]> = TableDefinition::new("directories");
+const INODES: TableDefinition<'_, &[u8], &[u8]> = TableDefinition::new("inodes");
+const NOTES: TableDefinition<'_, &str, &[u8]> = TableDefinition::new("notes");
+
+/// Version of the tables above.
+const FORMAT: u64 = 2;
+/// What builds wrote that renamed their trees.
+const OLDER_FORMAT: u64 = 1;
+/// Memory that the database may use for pages, in bytes.
+const CACHE_BYTES: usize = 8 * 1024 * 1024;
+/// Decoded directories are kept up to this many entries.
+const CACHED_ENTRIES: usize = 20_000;
+
+/// Why the record could not be used.
+#[derive(Debug, thiserror::Error)]
+pub enum RecordError {
+    /// The database failed.
+    #[error("{doing} in the record")]
+    Database {
+        /// What was being done.
+        doing: &'static str,
+        /// Why it failed.
+        #[source]
+        source: Box<redb::Error>,
+    },
+    /// Written by another version of syncd.
+    #[error("the record has format {actual}, this agent reads {FORMAT}: use the agent that wrote it")]
+    Format {
+        /// Format found.
+        actual: u64,
+    },
+    /// Written by a build whose trees this one does not know.
+    #[error("the record was written by an older build of syncd: move ROOT away and join again")]
+    OlderBuild,
+    /// The state of a slot is none.
+    #[error("read the state of a slot from the record")]
+    Row,
+    /// A damaged record could not be moved out of the way.
+    #[error("move the damaged record {} aside", path.display())]
+    MoveAside {
+        /// The record.
+        path: PathBuf,
+        /// Why.
+        #[source]
+        source: std::io::Error,
+    },
+    /// A generation in it is none.
+    #[error("read a generation from the record")]
+    Generation(#[from] GenerationError),
+    /// A root entry in it is none.
+    #[error("read a root entry from the record")]
+    Root(#[from] DecodeRootError),
+    /// A directory object in it is damaged.
+    #[error("read a directory object from the record")]
+    Directory(#[from] DecodeDirectoryError),
+    /// A directory whose entries do not sum up to what its parent says.
+    #[error("directory object {object} has other totals than its parent says")]
+    Totals {
+        /// The object.
+        object: ObjectHash,
+    },
+    /// A directory object is not in it.
+    #[error("the record has no directory object {object}")]
+    Unknown {
+        /// The object.
+        object: ObjectHash,
+    },
+}
+
+impl RecordError {
+    fn database<E: Into<redb::Error>>(doing: &'static str) -> impl Fn(E) -> Self {
+        move |e| Self::Database { doing, source: Box::new(e.into()) }
+    }
+}
+
+/// Everything small that the record knows.
+#[derive(Debug, Default, Clone, PartialEq, Eq)]
+pub(crate) struct Known {
+    /// The slot that `live` names.
+    pub live: Option<u64>,
+    /// The slot that `previous` names.
+    pub previous: Option<u64>,
+    /// The highest generation ever accepted.
+    pub accepted: Option<SignedGeneration>,
+    pub slots: BTreeMap<u64, Slot>,
+    /// Roots that a slot served since the on-activate hook last succeeded for it, and the one that it succeeded for; none
+    /// of them: not known.
+    pub served: BTreeMap<u64, Vec<RootEntry>>,
+}
+
+/// What one transaction changes of what is [`Known`].
+#[derive(Debug, Default)]
+pub(crate) struct Change<'a> {
+    /// New states; one without a row removes what there was.
+    pub slots: Vec<(u64, &'a Slot)>,
+    /// `live` names this slot from now on, and this generation, which it holds, is accepted.
+    pub live: Option<(u64, &'a SignedGeneration)>,
+    /// `previous` names this slot from now on, or none.
+    pub previous: Option<Option<u64>>,
+    /// Of the live tree.
+    pub inodes: Option<&'a InodeChanges>,
+    /// What a slot served.
+    pub served: Option<(u64, &'a [RootEntry])>,
+}
+
+/// A change of what is known about the live tree's inodes.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct InodeChanges {
+    /// Directories that moved with everything below them.
+    pub moved: Vec<(TreePath, TreePath)>,
+    /// Directories that are gone, each named.
+    pub removed: Vec<TreePath>,
+    /// New lists.
+    pub put: Vec<(TreePath, Vec<u64>)>,
+    /// Forget all that was known before.
+    pub clear: bool,
+}
+
+/// The open record.
+pub(crate) struct Record {
+    database: Database,
+    cache: Mutex<DirectoryCache>,
+}
+
+#[derive(Default)]
+struct DirectoryCache {
+    directories: HashMap<ObjectHash, Arc<Directory>>,
+    entries: usize,
+}
+
+impl std::fmt::Debug for Record {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Record")
+    }
+}
+
+fn open_checked(path: &Path) -> Result<Database, redb::DatabaseError> {
+    let mut builder = Database::builder();
+    builder.set_cache_size(CACHE_BYTES).set_check_integrity_on_open(true);
+    builder.create(path)
+}
+
+impl Record {
+    /// Opens the record or makes an empty one. A damaged one is moved aside; its new name comes with the empty one that
+    /// takes its place.
+    pub fn open(path: &Path) -> Result<(Self, Option<PathBuf>), RecordError> {
+        let mut moved = None;
+        let database = match open_checked(path) {
+            Ok(database) => database,
+            Err(redb::DatabaseError::Storage(redb::StorageError::Io(e)))
+                if e.kind() != std::io::ErrorKind::InvalidData
+                    && e.kind() != std::io::ErrorKind::UnexpectedEof =>
+            {
+                return Err(RecordError::database("open")(redb::StorageError::Io(e)));
+            }
+            Err(
+                redb::DatabaseError::Storage(redb::StorageError::Corrupted(_) | redb::StorageError::Io(_))
+                | redb::DatabaseError::RepairAborted,
+            ) => {
+                moved = Some(move_aside(path)?);
+                open_checked(path).map_err(RecordError::database("open"))?
+            }
+            Err(e) => return Err(RecordError::database("open")(e)),
+        };
+        let record = Self { database, cache: Mutex::default() };
+        record.prepare()?;
+        Ok((record, moved))
+    }
+
+    /// Opens the file anew. After an error of the disk the database refuses everything, also when there is space again;
+    /// where this fails nothing may be asked of the record before it has succeeded.
+    pub fn reopen(record: &mut Arc<Self>, path: &Path) -> Result<(), RecordError> {
+        let nothing = redb::backends::InMemoryBackend::new();
+        // The old one has to be closed first: it locks the file.
+        let database =
+            Database::builder().create_with_backend(nothing).map_err(RecordError::database("close"))?;
+        *record = Arc::new(Self { database, cache: Mutex::default() });
+        match write_again(path) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => {
+                return Err(RecordError::database("write")(redb::StorageError::Io(error)));
+            }
+            _ => {}
+        }
+        let (opened, moved) = Self::open(path)?;
+        if let Some(moved) = &moved {
+            tracing::warn!(path = %moved.display(), "the record was damaged and moved aside");
+        }
+        *record = Arc::new(opened);
+        Ok(())
+    }
+
+    fn prepare(&self) -> Result<(), RecordError> {
+        let doing = RecordError::database::<redb::Error>("prepare");
+        let write = self.begin(true)?;
+        let format = {
+            let mut meta = write.open_table(META).map_err(|e| doing(e.into()))?;
+            write.open_table(SIGNED).map_err(|e| doing(e.into()))?;
+            write.open_table(SLOTS).map_err(|e| doing(e.into()))?;
+            write.open_table(SERVED).map_err(|e| doing(e.into()))?;
+            write.open_table(DIRECTORIES).map_err(|e| doing(e.into()))?;
+            write.open_table(INODES).map_err(|e| doing(e.into()))?;
+            write.open_table(NOTES).map_err(|e| doing(e.into()))?;
+            let found = meta.get("format").map_err(|e| doing(e.into()))?.map(|v| v.value());
+            if found.is_none() {
+                meta.insert("format", FORMAT).map_err(|e| doing(e.into()))?;
+            }
+            found
+        };
+        match format {
+            None => commit(write),
+            Some(FORMAT) => Ok(()),
+            Some(OLDER_FORMAT) => Err(RecordError::OlderBuild),
+            Some(actual) => Err(RecordError::Format { actual }),
+        }
+    }
+
+    fn begin(&self, durable: bool) -> Result<WriteTransaction, RecordError> {
+        let mut write = self.database.begin_write().map_err(RecordError::database("begin"))?;
+        if !durable {
+            write
+                .set_durability(Durability::None)
+                .map_err(|e| RecordError::database("begin")(redb_error(e)))?;
+        }
+        Ok(write)
+    }
+
+    /// Reads everything small.
+    pub fn known(&self) -> Result<Known, RecordError> {
+        let doing = RecordError::database::<redb::Error>("read what is known");
+        let read = self.database.begin_read().map_err(|e| doing(e.into()))?;
+        let meta = read.open_table(META).map_err(|e| doing(e.into()))?;
+        let mut known = Known {
+            live: meta.get("live").map_err(|e| doing(e.into()))?.map(|v| v.value()),
+            previous: meta.get("previous").map_err(|e| doing(e.into()))?.map(|v| v.value()),
+            ..Known::default()
+        };
+        let signed = read.open_table(SIGNED).map_err(|e| doing(e.into()))?;
+        if let Some(accepted) = signed.get("accepted").map_err(|e| doing(e.into()))? {
+            known.accepted = Some(decode_generation(accepted.value())?);
+        }
+        let slots = read.open_table(SLOTS).map_err(|e| doing(e.into()))?;
+        for item in slots.iter().map_err(|e| doing(e.into()))? {
+            let (slot, row) = item.map_err(|e| doing(e.into()))?;
+            known.slots.insert(slot.value(), Slot::decode(row.value())?);
+        }
+        let served = read.open_table(SERVED).map_err(|e| doing(e.into()))?;
+        for item in served.iter().map_err(|e| doing(e.into()))? {
+            let (slot, roots) = item.map_err(|e| doing(e.into()))?;
+            let roots = roots.value().chunks(ROOT_ENTRY_BYTES).map(RootEntry::decode);
+            known.served.insert(slot.value(), roots.collect::<Result<_, _>>()?);
+        }
+        Ok(known)
+    }
+
+    /// Makes one change of what is known, as a whole. Where it is not durable it is so with the next durable one.
+    pub fn apply(&self, change: &Change<'_>, durable: bool) -> Result<(), RecordError> {
+        let write = self.begin(durable)?;
+        apply_change(&write, change).map_err(RecordError::database("change what is known"))?;
+        commit(write)
+    }
+
+    /// Replaces all that is known by what recovery found: durable.
+    pub fn restore(&self, known: &Known) -> Result<(), RecordError> {
+        let write = self.begin(true)?;
+        restore_known(&write, known).map_err(RecordError::database("restore what is known"))?;
+        commit(write)
+    }
+
+    /// Replaces or adds inode numbers of the live tree: durable.
+    pub fn set_inodes(&self, inodes: &InodeChanges) -> Result<(), RecordError> {
+        self.apply(&Change { inodes: Some(inodes), ..Change::default() }, true)
+    }
+
+    /// Keeps verified directory objects. Not durable before the next durable commit unless asked for.
+    pub fn put_directories(
+        &self,
+        objects: &[(ObjectHash, Vec<u8>)],
+        durable: bool,
+    ) -> Result<(), RecordError> {
+        let doing = RecordError::database::<redb::Error>("keep directory objects");
+        let write = self.begin(durable)?;
+        {
+            let mut table = write.open_table(DIRECTORIES).map_err(|e| doing(e.into()))?;
+            for (hash, bytes) in objects {
+                table.insert(hash.as_bytes(), bytes.as_slice()).map_err(|e| doing(e.into()))?;
+            }
+        }
+        commit(write)
+    }
+
+    /// Whether a directory object is there.
+    pub fn has_directory(&self, hash: &ObjectHash) -> Result<bool, RecordError> {
+        let doing = RecordError::database::<redb::Error>("look for a directory object");
+        let read = self.database.begin_read().map_err(|e| doing(e.into()))?;
+        let table = read.open_table(DIRECTORIES).map_err(|e| doing(e.into()))?;
+        Ok(table.get(hash.as_bytes()).map_err(|e| doing(e.into()))?.is_some())
+    }
+
+    /// Inode numbers of a directory of the live tree, in entry order; `None`: nothing is known.
+    pub fn inodes(&self, path: &TreePath) -> Result<Option<Vec<u64>>, RecordError> {
+        let doing = RecordError::database::<redb::Error>("read inode numbers");
+        let read = self.database.begin_read().map_err(|e| doing(e.into()))?;
+        let table = read.open_table(INODES).map_err(|e| doing(e.into()))?;
+        let found = table.get(path.as_bytes()).map_err(|e| doing(e.into()))?;
+        Ok(found.map(|v| decode_inodes(v.value())))
+    }
+
+    /// Forgets all inode numbers: no tree is live. Not durable before the next durable commit.
+    pub fn clear_inodes(&self) -> Result<(), RecordError> {
+        let write = self.begin(false)?;
+        let changes = InodeChanges { clear: true, ..InodeChanges::default() };
+        apply_inodes(&write, &changes).map_err(RecordError::database("forget inode numbers"))?;
+        commit(write)
+    }
+
+    /// Inode numbers of directories of a tree that will be live. Not durable before the next durable commit.
+    pub fn put_inodes(&self, lists: Vec<(TreePath, Vec<u64>)>) -> Result<(), RecordError> {
+        let write = self.begin(false)?;
+        let changes = InodeChanges { put: lists, ..InodeChanges::default() };
+        apply_inodes(&write, &changes).map_err(RecordError::database("record inode numbers"))?;
+        commit(write)
+    }
+
+    /// What was found last of local changes.
+    pub fn drift<T: DeserializeOwned>(&self) -> Result<Option<T>, RecordError> {
+        // What can't be read was written by another version: what it told is in the log.
+        self.note("drift")
+    }
+
+    /// Keeps what was found last of local changes, durably.
+    pub fn set_drift<T: Serialize>(&self, drift: Option<&T>) -> Result<(), RecordError> {
+        self.set_note("drift", drift, true)
+    }
+
+    /// How far the slow verification is.
+    pub fn verification<T: DeserializeOwned>(&self) -> Result<Option<T>, RecordError> {
+        self.note("verification")
+    }
+
+    /// Keeps how far the slow verification is. Unless asked for, not durable before the next durable commit.
+    pub fn set_verification<T: Serialize>(&self, pass: &T, durable: bool) -> Result<(), RecordError> {
+        self.set_note("verification", Some(pass), durable)
+    }
+
+    /// Whom everything was to belong to when the agent ran last; `None`: to whom the manifest says.
+    pub fn owner(&self) -> Result<Option<(u32, u32)>, RecordError> {
+        self.note("owner")
+    }
+
+    /// Keeps whom everything is to belong to; durable when this returns.
+    pub fn set_owner(&self, owner: Option<(u32, u32)>) -> Result<(), RecordError> {
+        self.set_note("owner", owner.as_ref(), true)
+    }
+
+    fn note<T: DeserializeOwned>(&self, key: &str) -> Result<Option<T>, RecordError> {
+        let doing = RecordError::database::<redb::Error>("read a note");
+        let read = self.database.begin_read().map_err(|e| doing(e.into()))?;
+        let notes = read.open_table(NOTES).map_err(|e| doing(e.into()))?;
+        let json = notes.get(key).map_err(|e| doing(e.into()))?;
+        Ok(json.and_then(|json| serde_json::from_slice(json.value()).ok()))
+    }
+
+    fn set_note<T: Serialize>(&self, key: &str, note: Option<&T>, durable: bool) -> Result<(), RecordError> {
+        let doing = RecordError::database::<redb::Error>("keep a note");
+        let write = self.begin(durable)?;
+        {
+            let mut table = write.open_table(NOTES).map_err(|e| doing(e.into()))?;
+            // Numbers and text: nothing that JSON refuses.
+            match note.and_then(|note| serde_json::to_vec(note).ok()) {
+                Some(json) => drop(table.insert(key, json.as_slice()).map_err(|e| doing(e.into()))?),
+                None => drop(table.remove(key).map_err(|e| doing(e.into()))?),
+            }
+        }
+        commit(write)
+    }
+
+    /// Forgets directory objects that none of these trees has. Cost follows the record's size. How many went.
+    pub fn sweep(&self, roots: &[RootEntry]) -> Result<u64, RecordError> {
+        let mut keep = HashSet::new();
+        let mut wanted: Vec<ObjectHash> = roots.iter().map(|r| r.object).collect();
+        while let Some(hash) = wanted.pop() {
+            if !keep.insert(hash) {
+                continue;
+            }
+            match self.directory(&hash) {
+                Ok(directory) => wanted.extend(directory.entries().iter().filter_map(|e| match e.kind {
+                    syncd_shared::Kind::Directory { object, .. } => Some(object),
+                    _ => None,
+                })),
+                Err(RecordError::Unknown { .. }) => {}
+                Err(e) => return Err(e),
+            }
+        }
+        let doing = RecordError::database::<redb::Error>("forget directory objects");
+        let write = self.begin(true)?;
+        let mut gone = 0;
+        write
+            .open_table(DIRECTORIES)
+            .map_err(|e| doing(e.into()))?
+            .retain(|hash, _| {
+                let kept = keep.contains(&ObjectHash::from_bytes(*hash));
+                gone += u64::from(!kept);
+                kept
+            })
+            .map_err(|e| doing(e.into()))?;
+        commit(write)?;
+        Ok(gone)
+    }
+
+    fn remember(&self, hash: ObjectHash, directory: &Arc<Directory>) {
+        let mut cache = self.cache.lock().unwrap_or_else(PoisonError::into_inner);
+        if cache.entries + directory.entries().len() > CACHED_ENTRIES {
+            *cache = DirectoryCache::default();
+        }
+        cache.entries += directory.entries().len() + 1;
+        cache.directories.insert(hash, directory.clone());
+    }
+}
+
+impl DirectorySource for Record {
+    type Error = RecordError;
+
+    fn directory(&self, hash: &ObjectHash) -> Result<Arc<Directory>, RecordError> {
+        let cached = |cache: &Mutex<DirectoryCache>| {
+            cache.lock().unwrap_or_else(PoisonError::into_inner).directories.get(hash).cloned()
+        };
+        if let Some(directory) = cached(&self.cache) {
+            return Ok(directory);
+        }
+        let doing = RecordError::database::<redb::Error>("read a directory object");
+        let read = self.database.begin_read().map_err(|e| doing(e.into()))?;
+        let table = read.open_table(DIRECTORIES).map_err(|e| doing(e.into()))?;
+        let directory = match table.get(hash.as_bytes()).map_err(|e| doing(e.into()))? {
+            Some(bytes) => Directory::decode_verified(bytes.value(), *hash)?,
+            None if *hash == Directory::default().hash() => Arc::default(),
+            None => return Err(RecordError::Unknown { object: *hash }),
+        };
+        self.remember(*hash, &directory);
+        Ok(directory)
+    }
+}
+
+fn redb_error(_: redb::SetDurabilityError) -> redb::Error {
+    redb::Error::Corrupted("durability of a transaction with savepoints".into())
+}
+
+fn commit(write: WriteTransaction) -> Result<(), RecordError> {
+    crate::state::disk::fault::point()
+        .map_err(|e| RecordError::database("commit")(redb::StorageError::Io(e.into())))?;
+    write.commit().map_err(RecordError::database("commit"))
+}
+
+fn apply_change(write: &WriteTransaction, change: &Change<'_>) -> Result<(), redb::Error> {
+    let mut slots = write.open_table(SLOTS)?;
+    for (slot, state) in &change.slots {
+        match state.row() {
+            Some(row) => drop(slots.insert(slot, row.as_slice())?),
+            None => drop(slots.remove(slot)?),
+        }
+    }
+    let mut meta = write.open_table(META)?;
+    if let Some((slot, accepted)) = change.live {
+        meta.insert("live", slot)?;
+        let mut signed = write.open_table(SIGNED)?;
+        signed.insert("accepted", encode_generation(accepted).as_slice())?;
+    }
+    match change.previous {
+        Some(Some(slot)) => drop(meta.insert("previous", slot)?),
+        Some(None) => drop(meta.remove("previous")?),
+        None => {}
+    }
+    if let Some((slot, roots)) = change.served {
+        write.open_table(SERVED)?.insert(slot, encode_roots(roots).as_slice())?;
+    }
+    change.inodes.map_or(Ok(()), |inodes| apply_inodes(write, inodes))
+}
+
+fn restore_known(write: &WriteTransaction, known: &Known) -> Result<(), redb::Error> {
+    let mut meta = write.open_table(META)?;
+    for (key, value) in [("live", known.live), ("previous", known.previous)] {
+        match value {
+            Some(slot) => drop(meta.insert(key, slot)?),
+            None => drop(meta.remove(key)?),
+        }
+    }
+    let mut signed = write.open_table(SIGNED)?;
+    match &known.accepted {
+        Some(accepted) => drop(signed.insert("accepted", encode_generation(accepted).as_slice())?),
+        None => drop(signed.remove("accepted")?),
+    }
+    let mut slots = write.open_table(SLOTS)?;
+    slots.retain(|_, _| false)?;
+    for (slot, state) in &known.slots {
+        if let Some(row) = state.row() {
+            slots.insert(slot, row.as_slice())?;
+        }
+    }
+    let mut served = write.open_table(SERVED)?;
+    served.retain(|_, _| false)?;
+    for (slot, roots) in &known.served {
+        served.insert(slot, encode_roots(roots).as_slice())?;
+    }
+    Ok(())
+}
+
+fn encode_roots(roots: &[RootEntry]) -> Vec<u8> {
+    roots.iter().flat_map(RootEntry::encode).collect()
+}
+
+fn apply_inodes(write: &WriteTransaction, changes: &InodeChanges) -> Result<(), redb::Error> {
+    let mut table = write.open_table(INODES)?;
+    if changes.clear {
+        table.retain(|_, _| false)?;
+    }
+    let mut moved: Vec<(Vec<u8>, Vec<u8>)> = Vec::new();
+    for (from, to) in &changes.moved {
+        let first = moved.len();
+        let (start, below) = (from.as_bytes(), [from.as_bytes(), b"/"].concat());
+        if let Some(own) = table.get(start)? {
+            moved.push((start.to_vec(), own.value().to_vec()));
+        }
+        for item in table.range(below.as_slice()..)? {
+            let (key, value) = item?;
+            if !key.value().starts_with(&below) {
+                break;
+            }
+            moved.push((key.value().to_vec(), value.value().to_vec()));
+        }
+        for (key, _) in &mut moved[first..] {
+            table.remove(key.as_slice())?;
+            *key = [to.as_bytes(), &key[start.len()..]].concat();
+        }
+    }
+    for path in &changes.removed {
+        table.remove(path.as_bytes())?;
+    }
+    for (key, value) in &moved {
+        table.insert(key.as_slice(), value.as_slice())?;
+    }
+    for (path, inodes) in &changes.put {
+        let bytes: Vec<u8> = inodes.iter().flat_map(|i| i.to_le_bytes()).collect();
+        table.insert(path.as_bytes(), bytes.as_slice())?;
+    }
+    Ok(())
+}
+
+pub(crate) fn decode_inodes(bytes: &[u8]) -> Vec<u64> {
+    bytes.as_chunks::<8>().0.iter().map(|b| u64::from_le_bytes(*b)).collect()
+}
+
+/// Signature and canonical bytes, as the record and `state/signed` keep them.
+pub(crate) fn encode_generation(generation: &SignedGeneration) -> Vec<u8> {
+    [generation.signature().as_slice(), generation.record()].concat()
+}
+
+/// Reads what [`encode_generation`] wrote.
+pub(crate) fn decode_generation(bytes: &[u8]) -> Result<SignedGeneration, GenerationError> {
+    let (signature, record) = bytes.split_first_chunk::<64>().ok_or(GenerationError::Length)?;
+    SignedGeneration::from_store(record, *signature)
+}
+
+fn move_aside(path: &Path) -> Result<PathBuf, RecordError> {
+    let to = (1u64..)
+        .map(|n| path.with_extension(format!("redb.damaged-{n}")))
+        .find(|p| !p.exists())
+        .unwrap_or_else(|| path.with_extension("redb.damaged"));
+    std::fs::rename(path, &to)
+        .map_err(|source| RecordError::MoveAside { path: path.to_path_buf(), source })?;
+    Ok(to)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn path(text: &str) -> TreePath {
+        TreePath::from_bytes(text.as_bytes()).unwrap()
+    }
+
+    #[test]
+    fn a_renamed_directory_takes_its_inodes_along() {
+        let temp = tempfile::tempdir().unwrap();
+        let (record, _) = Record::open(&temp.path().join("r")).unwrap();
+        let put =
+            ["a", "a/b", "a/b/c", "a.x", "z"].iter().zip(1..).map(|(p, i)| (path(p), vec![i])).collect();
+        record.set_inodes(&InodeChanges { put, ..Default::default() }).unwrap();
+        let moved = vec![(path("a/b"), path("q")), (path("z"), path("a/b"))];
+        record.set_inodes(&InodeChanges { moved, ..Default::default() }).unwrap();
+        let read = |p| record.inodes(&path(p)).unwrap();
+        assert_eq!(read("q"), Some(vec![2]));
+        assert_eq!(read("q/c"), Some(vec![3]));
+        assert_eq!(read("a/b"), Some(vec![5]));
+        assert_eq!(read("a/b/c"), None);
+        assert_eq!(read("a.x"), Some(vec![4]));
+        assert_eq!(read("z"), None);
+    }
+
+    #[test]
+    fn a_damaged_record_is_moved_aside() {
+        let temp = tempfile::tempdir().unwrap();
+        let file = temp.path().join("record.redb");
+        let (record, moved) = Record::open(&file).unwrap();
+        assert_eq!(moved, None);
+        let objects: Vec<_> =
+            (0..200u32).map(|i| (ObjectHash::from_bytes([i as u8; 32]), vec![i as u8; 2000])).collect();
+        record.put_directories(&objects, true).unwrap();
+        drop(record);
+        let whole = std::fs::read(&file).unwrap();
+        let mut flipped = whole.clone();
+        for at in (8192..flipped.len()).step_by(512) {
+            flipped[at] ^= 0x55;
+        }
+        for damaged in [&whole[..whole.len() / 2], &whole[..100], b"not a record", &flipped] {
+            std::fs::write(&file, damaged).unwrap();
+            let (record, moved) = Record::open(&file).unwrap();
+            assert!(moved.is_some_and(|m| m.exists()));
+            assert!(record.known().unwrap().slots.is_empty());
+            drop(record);
+        }
+    }
+
+    /// Bytes that this thread has handed to the kernel to write.
+    fn written_by_this_thread() -> u64 {
+        let io = std::fs::read_to_string("/proc/thread-self/io").unwrap();
+        io.lines().find_map(|line| line.strip_prefix("wchar: ")).unwrap().parse().unwrap()
+    }
+
+    #[test]
+    fn a_reopened_record_has_what_was_durable_and_all_of_it_is_written_again() {
+        let temp = tempfile::tempdir().unwrap();
+        let file = temp.path().join("record.redb");
+        let mut record = Arc::new(Record::open(&file).unwrap().0);
+        let object = |n: u32| (ObjectHash::from_bytes([n as u8; 32]), vec![n as u8; 20_000]);
+        record.put_directories(&(0..100).map(object).collect::<Vec<_>>(), true).unwrap();
+        // The disk fails a commit.
+        crate::state::disk::fault::arm(Some(0));
+        let refused = record.put_directories(&[object(200)], true);
+        crate::state::disk::fault::arm(None);
+        assert!(matches!(refused, Err(RecordError::Database { .. })), "{refused:?}");
+
+        let before = written_by_this_thread();
+        Record::reopen(&mut record, &file).unwrap();
+        let length = std::fs::metadata(&file).unwrap().len();
+        let written = written_by_this_thread() - before;
+        assert!(length > 2_000_000 && written >= length, "{written} of {length} bytes");
+        assert!((0..100).all(|n| record.has_directory(&object(n).0).unwrap()));
+        assert!(!record.has_directory(&object(200).0).unwrap());
+        record.put_directories(&[object(200)], true).unwrap();
+        drop(record);
+        let (record, moved) = Record::open(&file).unwrap();
+        assert!(moved.is_none() && record.has_directory(&object(200).0).unwrap());
+    }
+
+    #[test]
+    fn a_record_that_can_not_be_reopened_knows_nothing_until_it_can() {
+        let temp = tempfile::tempdir().unwrap();
+        let file = temp.path().join("record.redb");
+        let mut record = Arc::new(Record::open(&file).unwrap().0);
+        let object = (ObjectHash::from_bytes([1; 32]), vec![1; 2000]);
+        record.put_directories(std::slice::from_ref(&object), true).unwrap();
+        // Something that no file can be opened in the place of.
+        let away = temp.path().join("away");
+        std::fs::rename(&file, &away).unwrap();
+        std::fs::create_dir(&file).unwrap();
+        assert!(Record::reopen(&mut record, &file).is_err());
+        assert!(!record.has_directory(&object.0).unwrap_or(false));
+        std::fs::remove_dir(&file).unwrap();
+        std::fs::rename(&away, &file).unwrap();
+        Record::reopen(&mut record, &file).unwrap();
+        assert!(record.has_directory(&object.0).unwrap());
+    }
+}

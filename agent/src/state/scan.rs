@@ -1,0 +1,130 @@
+//! The manifest of a tree on disk, where the record that described it is lost.
+
+use syncd_shared::{Component, Directory, Entry, Kind, Metadata, ObjectHash, RootEntry, Totals, TreePath};
+
+use crate::state::cursor::DirCursor;
+use crate::state::disk::{Dir, DiskError, Stat};
+use crate::state::hashing::hash_file;
+use crate::state::record::{InodeChanges, Record, RecordError};
+
+/// Whether the tree `dir` is exactly `root`. If so, its manifest and inodes are in the record, durably. Reads all of it.
+pub(crate) fn prove(record: &Record, dir: Dir, root: &RootEntry) -> Result<bool, RecordError> {
+    let mut scan = Scan::default();
+    let is_whole = scan.tree(dir, root.totals.entries).is_ok_and(|object| object == root.object);
+    if is_whole {
+        scan.keep(record)?;
+    }
+    Ok(is_whole)
+}
+
+/// The manifest of a tree on disk.
+#[derive(Default)]
+struct Scan {
+    objects: Vec<(ObjectHash, Vec<u8>)>,
+    inodes: Vec<(TreePath, Vec<u64>)>,
+}
+
+/// A tree on disk that no manifest describes.
+#[derive(Debug, thiserror::Error)]
+enum ScanError {
+    #[error("read the tree")]
+    Disk(#[from] DiskError),
+    #[error("read a file")]
+    Read(#[from] std::io::Error),
+    #[error("a name or path that no manifest has")]
+    Path(#[from] syncd_shared::tree_path::TreePathError),
+    #[error("a name that is no file, directory or symlink")]
+    Kind,
+    #[error("more names than the {expected} that were signed")]
+    Surplus { expected: u64 },
+}
+
+/// A directory that is being read.
+struct Level {
+    path: TreePath,
+    /// Its entry in the directory above; that of the root is not looked at.
+    name: Option<Component>,
+    metadata: Metadata,
+    /// Names still to be looked at.
+    names: Vec<Component>,
+    /// Entries that were looked at, and their inode numbers.
+    found: Vec<(Entry, u64)>,
+}
+
+impl Scan {
+    /// The hash of a tree that was signed with so many names: with more it is another, however many they are.
+    fn tree(&mut self, root: Dir, expected: u64) -> Result<ObjectHash, ScanError> {
+        let metadata = metadata_of(&root.stat_self()?);
+        let (mut dirs, mut left) = (DirCursor::new(root), expected);
+        let mut list = |dir: &Dir| {
+            let mut names = Vec::new();
+            for listed in dir.names()? {
+                left = left.checked_sub(1).ok_or(ScanError::Surplus { expected })?;
+                names.push(Component::new(&listed?.name)?);
+            }
+            Ok::<_, ScanError>(names)
+        };
+        let names = list(dirs.at(&TreePath::root())?)?;
+        let root = Level { path: TreePath::root(), name: None, metadata, names, found: Vec::new() };
+        let mut way = vec![root];
+        loop {
+            let level = way.last_mut().ok_or(ScanError::Kind)?;
+            if let Some(name) = level.names.pop() {
+                let dir = dirs.at(&level.path)?;
+                let stat = dir.stat(name.as_bytes())?.ok_or(ScanError::Kind)?;
+                if stat.kind == rustix::fs::FileType::Directory {
+                    let (path, metadata) = (level.path.join(&name)?, metadata_of(&stat));
+                    let names = list(dirs.at(&path)?)?;
+                    way.push(Level { path, name: Some(name), metadata, names, found: Vec::new() });
+                } else {
+                    let kind = leaf(dir, name.as_bytes(), &stat)?;
+                    level.found.push((Entry { name, metadata: metadata_of(&stat), kind }, stat.inode));
+                }
+            } else if let Some(Level { path, name, metadata, found, .. }) = way.pop() {
+                let (object, totals) = self.directory(path, found)?;
+                let (Some(above), Some(name)) = (way.last_mut(), name) else { return Ok(object) };
+                let kind = Kind::Directory { object, totals };
+                above.found.push((Entry { name, metadata, kind }, 0));
+            }
+        }
+    }
+
+    /// A directory with all its entries.
+    fn directory(
+        &mut self,
+        path: TreePath,
+        mut found: Vec<(Entry, u64)>,
+    ) -> Result<(ObjectHash, Totals), ScanError> {
+        found.sort_by(|a, b| a.0.name.cmp(&b.0.name));
+        let (entries, inodes): (Vec<_>, Vec<_>) = found.into_iter().unzip();
+        let directory = Directory::new(entries).map_err(|_| ScanError::Kind)?;
+        let totals = directory.totals().ok_or(ScanError::Kind)?;
+        let bytes = directory.encode();
+        let hash = Directory::hash_of(&bytes);
+        self.objects.push((hash, bytes));
+        self.inodes.push((path, inodes));
+        Ok((hash, totals))
+    }
+
+    fn keep(self, record: &Record) -> Result<(), RecordError> {
+        record.put_directories(&self.objects, false)?;
+        let inodes = InodeChanges { put: self.inodes, clear: true, ..InodeChanges::default() };
+        record.set_inodes(&inodes)
+    }
+}
+
+fn metadata_of(stat: &Stat) -> Metadata {
+    let mode = if stat.kind == rustix::fs::FileType::Symlink { 0o777 } else { stat.mode as u16 };
+    Metadata { mode, uid: stat.uid, gid: stat.gid, mtime: stat.mtime }
+}
+
+fn leaf(dir: &Dir, name: &[u8], stat: &Stat) -> Result<Kind, ScanError> {
+    match stat.kind {
+        rustix::fs::FileType::RegularFile => {
+            let content = hash_file(&dir.open_file(name)?)?;
+            Ok(Kind::File { content, size: stat.size })
+        }
+        rustix::fs::FileType::Symlink => Ok(Kind::Symlink { target: dir.read_link(name)?.into() }),
+        _ => Err(ScanError::Kind),
+    }
+}

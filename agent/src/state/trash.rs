@@ -1,0 +1,253 @@
+//! ROOT/trash: what is deleted later, a bounded number of names at a time.
+//!
+//! ```text
+//! trash/N        a file or a tree; numbers never come again while the process lives
+//! trash/stuck-N  something in it can't be removed; tried again at the next start, hourly, and when space is short
+//! ```
+//!
+//! Who may write to one directory of a live tree decides how deep, wide and closed the trees here are. So a walk keeps
+//! at most [`OPEN_MAX`] directories open; a directory deeper than that is renamed to `trash/N` and has its own turn, so
+//! that no path grows. Names are read as they are removed. An entry that can't be removed keeps back only the tree that
+//! it is in. A crash leaves names here, and nothing else refers to them.
+
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+
+use rustix::io::Errno;
+
+use crate::state::disk::{Dir, DiskError, Listed, Names};
+use crate::state::layout::number;
+
+/// Directories of one tree that are open at once, each with two descriptors.
+const OPEN_MAX: usize = 12;
+/// Begins the name of what can't be removed.
+const STUCK: &[u8] = b"stuck-";
+
+/// The trash of a locked ROOT.
+#[derive(Debug)]
+pub(crate) struct Trash {
+    dir: Dir,
+    /// Number of the next name.
+    next: AtomicU64,
+    /// Names that wait to be removed, stuck ones left out.
+    waiting: AtomicU64,
+    stuck: AtomicU64,
+}
+
+/// How far one walk may go.
+struct Limits<'a> {
+    /// Names that may still be removed or renamed.
+    left: usize,
+    cancel: &'a AtomicBool,
+}
+
+impl Limits<'_> {
+    fn is_reached(&self) -> bool {
+        self.left == 0 || self.cancel.load(Ordering::Relaxed)
+    }
+}
+
+/// A directory that is being emptied.
+struct Level {
+    dir: Dir,
+    names: Names,
+    /// Its own name, in the directory above.
+    name: Vec<u8>,
+    /// Whether a name was removed since they are read.
+    is_moving: bool,
+}
+
+impl Level {
+    fn open(above: &Dir, name: &[u8]) -> Result<Self, DiskError> {
+        let dir = above.open_dir(name)?;
+        dir.make_writable()?;
+        Ok(Self { names: dir.names()?, dir, name: name.to_vec(), is_moving: false })
+    }
+}
+
+impl Trash {
+    /// Takes the open directory ROOT/trash, and counts what is in it.
+    pub fn open(dir: Dir) -> Result<Self, DiskError> {
+        let (mut last, mut waiting, mut stuck) = (0, 0, 0);
+        for listed in dir.names()? {
+            let name = listed?.name;
+            match name.strip_prefix(STUCK) {
+                Some(_) => stuck += 1,
+                None => waiting += 1,
+            }
+            last = last.max(number(name.strip_prefix(STUCK).unwrap_or(&name)).unwrap_or(0));
+        }
+        let [next, waiting, stuck] = [last + 1, waiting, stuck].map(AtomicU64::new);
+        let trash = Self { dir, next, waiting, stuck };
+        trash.retry_stuck()?;
+        Ok(trash)
+    }
+
+    /// Whether nothing is there that can be removed.
+    pub fn is_empty(&self) -> bool {
+        self.waiting.load(Ordering::Relaxed) == 0
+    }
+
+    /// Whether something is there that could not be removed.
+    pub fn is_stuck(&self) -> bool {
+        self.stuck.load(Ordering::Relaxed) > 0
+    }
+
+    /// Moves a name here; one that is gone is no error.
+    pub fn take(&self, dir: &Dir, name: &[u8]) -> Result<(), DiskError> {
+        loop {
+            let number = self.next.fetch_add(1, Ordering::Relaxed).to_string();
+            match dir.rename_new(name, &self.dir, number.as_bytes()) {
+                Ok(()) => {
+                    self.waiting.fetch_add(1, Ordering::Relaxed);
+                    return Ok(());
+                }
+                Err(e) if e.is_absent() => return Ok(()),
+                Err(e) if e.source.kind() == std::io::ErrorKind::AlreadyExists => {}
+                Err(e) => return Err(e),
+            }
+        }
+    }
+
+    /// Has what could not be removed tried again.
+    pub fn retry_stuck(&self) -> Result<(), DiskError> {
+        if !self.is_stuck() {
+            return Ok(());
+        }
+        for listed in self.dir.names()? {
+            let name = listed?.name;
+            if name.starts_with(STUCK) {
+                self.take(&self.dir, &name)?;
+                self.stuck.fetch_sub(1, Ordering::Relaxed);
+            }
+        }
+        Ok(())
+    }
+
+    /// Removes at most `most` names, those of directories counted. How many it was; fewer than `most` where the trash is
+    /// empty but for what is stuck, or `cancel` was set. An error is one that keeps everything from being removed.
+    pub fn empty(&self, most: usize, cancel: &AtomicBool) -> Result<usize, DiskError> {
+        let mut limits = Limits { left: most, cancel };
+        // Directories that were renamed to here meanwhile may not have been listed.
+        while !self.is_empty() && !limits.is_reached() {
+            let before = limits.left;
+            for listed in self.dir.names()? {
+                let listed = listed?;
+                if listed.name.starts_with(STUCK) {
+                    continue;
+                }
+                if limits.is_reached() {
+                    break;
+                }
+                match self.remove(&listed, &mut limits) {
+                    Ok(true) => drop(self.waiting.fetch_sub(1, Ordering::Relaxed)),
+                    Ok(false) => {}
+                    Err(error) => self.set_aside(&listed.name, error)?,
+                }
+            }
+            if limits.left == before && !limits.is_reached() {
+                // The count was wrong: somebody else removed names here.
+                self.waiting.store(0, Ordering::Relaxed);
+            }
+        }
+        Ok(most - limits.left)
+    }
+
+    /// Lets the rest of the trash be removed. Fails with `error` where that is what fails.
+    fn set_aside(&self, name: &[u8], error: DiskError) -> Result<(), DiskError> {
+        let stuck = [STUCK, name].concat();
+        if self.dir.rename_new(name, &self.dir, &stuck).is_err() {
+            return Err(error);
+        }
+        self.waiting.fetch_sub(1, Ordering::Relaxed);
+        self.stuck.fetch_add(1, Ordering::Relaxed);
+        let path = self.dir.path().join(String::from_utf8_lossy(&stuck).as_ref());
+        let error = &error as &dyn std::error::Error;
+        tracing::warn!(path = %path.display(), error, "can't be deleted, remove it by hand or free it");
+        Ok(())
+    }
+
+    /// Removes one name of the trash and what is below it. `false`: a limit was reached before it was gone. An error is
+    /// the first of those that were met; all that can be removed is removed all the same.
+    fn remove(&self, listed: &Listed, limits: &mut Limits<'_>) -> Result<bool, DiskError> {
+        let (mut open, mut failed) = (Vec::<Level>::new(), None);
+        match self.remove_or_open(&self.dir, listed, true, limits)? {
+            Some(level) => open.push(level),
+            None => return Ok(true),
+        }
+        while let Some(mut level) = open.pop() {
+            if limits.is_reached() {
+                return Ok(false);
+            }
+            match level.names.next() {
+                Some(Ok(listed)) => {
+                    let below = self.remove_or_open(&level.dir, &listed, open.len() + 1 < OPEN_MAX, limits);
+                    level.is_moving |= matches!(below, Ok(None));
+                    open.push(level);
+                    match below {
+                        Ok(below) => open.extend(below),
+                        Err(error) => drop(failed.get_or_insert(error)),
+                    }
+                }
+                ended => {
+                    if let Some(Err(error)) = ended {
+                        failed.get_or_insert(error);
+                    }
+                    let above = open.last().map_or(&self.dir, |above| &above.dir);
+                    match above.remove_dir(&level.name) {
+                        Ok(_) => {
+                            limits.left = limits.left.saturating_sub(1);
+                            open.iter_mut().last().into_iter().for_each(|above| above.is_moving = true);
+                        }
+                        // Not every file system lists all names while some are removed.
+                        Err(error) if errno(&error) == Some(Errno::NOTEMPTY) && level.is_moving => {
+                            level.is_moving = false;
+                            level.names = level.dir.names()?;
+                            open.push(level);
+                        }
+                        Err(error) => drop(failed.get_or_insert(error)),
+                    }
+                }
+            }
+        }
+        failed.map_or(Ok(true), Err)
+    }
+
+    /// Removes a name, or opens the directory that it is. One that may not be opened is moved up to the trash.
+    fn remove_or_open(
+        &self,
+        dir: &Dir,
+        listed: &Listed,
+        may_open: bool,
+        limits: &mut Limits<'_>,
+    ) -> Result<Option<Level>, DiskError> {
+        let name = &listed.name;
+        let mut removed = match listed.directory {
+            Some(true) => dir.remove_dir(name),
+            _ => dir.unlink(name),
+        };
+        // The listing does not say, or it is something else since.
+        removed = match removed {
+            Err(e) if errno(&e) == Some(Errno::ISDIR) => dir.remove_dir(name),
+            Err(e) if errno(&e) == Some(Errno::NOTDIR) => dir.unlink(name),
+            other => other,
+        };
+        match removed {
+            Err(e) if errno(&e) == Some(Errno::NOTEMPTY) => {
+                if may_open {
+                    return Level::open(dir, name).map(Some);
+                }
+                self.take(dir, name)?;
+            }
+            other => drop(other?),
+        }
+        limits.left = limits.left.saturating_sub(1);
+        Ok(None)
+    }
+}
+
+fn errno(error: &DiskError) -> Option<Errno> {
+    Errno::from_io_error(&error.source)
+}
+
+#[cfg(test)]
+mod tests;
