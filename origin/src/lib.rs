@@ -28,6 +28,7 @@ mod planted;
 pub mod scan;
 pub mod serve;
 pub mod service;
+pub mod source;
 pub mod state;
 pub mod store;
 mod tree_objects;

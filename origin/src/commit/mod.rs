@@ -181,7 +181,6 @@ impl Committer {
             schedule,
             watch,
             view: view_sender,
-            pending: Hints::default(),
             scanning: true,
             trouble: None,
             waits: None,
@@ -255,16 +254,16 @@ impl Job {
     }
 
     /// Runs the job. Blocks.
-    fn run(self, sealer: &mut Sealer, hints: &mut Hints) -> (Result<Outcome, CommitError>, Option<Reply>) {
+    fn run(self, sealer: &mut Sealer) -> (Result<Outcome, CommitError>, Option<Reply>) {
         let (result, reply) = match self {
-            Self::Scan(busy) => (sealer.withhold(&busy, hints).and_then(|()| sealer.scan(hints)), None),
-            Self::Publish(busy) => (sealer.withhold(&busy, hints).and_then(|()| sealer.publish(hints)), None),
-            Self::Observed(generation) => (sealer.observe(*generation, hints), None),
+            Self::Scan(busy) => (sealer.withhold(&busy).and_then(|()| sealer.scan()), None),
+            Self::Publish(busy) => (sealer.withhold(&busy).and_then(|()| sealer.publish()), None),
+            Self::Observed(generation) => (sealer.observe(*generation), None),
             Self::Collect => (sealer.collect_garbage(), None),
-            Self::Request(Request::Commit { options, reply }) => (sealer.commit(hints, options), Some(reply)),
+            Self::Request(Request::Commit { options, reply }) => (sealer.commit(options), Some(reply)),
             Self::Request(Request::Rollback { number, reply }) => (sealer.rollback(number), Some(reply)),
-            Self::Request(Request::Preview { reply }) => (sealer.preview(hints), Some(reply)),
-            Self::Request(Request::Mend { report, reply }) => (sealer.mend(&report, hints), Some(reply)),
+            Self::Request(Request::Preview { reply }) => (sealer.preview(), Some(reply)),
+            Self::Request(Request::Mend { report, reply }) => (sealer.mend(&report), Some(reply)),
         };
         let result = result.map_err(|error| match error {
             CommitError::Scan(ScanError::Cancelled) => CommitError::Stopping,
@@ -279,8 +278,6 @@ struct Done {
     sealer: Sealer,
     result: Result<Outcome, CommitError>,
     reply: Option<Reply>,
-    /// Hints that the job did not process.
-    unserved: Hints,
     scans: bool,
     started: Instant,
 }
@@ -291,8 +288,6 @@ struct Owner {
     watch: Arc<Watch>,
     schedule: Schedule,
     view: watch::Sender<OriginView>,
-    /// Changes not scanned yet.
-    pending: Hints,
     /// Whether the whole tree is being walked.
     scanning: bool,
     /// Error of the last job.
@@ -316,7 +311,7 @@ impl Owner {
         mut fleet: watch::Receiver<Arc<FleetView>>,
     ) {
         // Initially the watch hints at everything.
-        self.pending.merge(self.watch.take());
+        self.note(self.watch.take());
         let mut running = Some(self.spawn(Job::Scan(Vec::new())));
         loop {
             let idle = running.is_none();
@@ -355,7 +350,7 @@ impl Owner {
                         Some(Due::Scan) => running = Some(self.spawn(Job::Scan(self.busy(now)))),
                         Some(Due::Reconcile) => {
                             // Changes found by it are published after the usual quiet time.
-                            self.pending.merge(Hints::everything(Reason::Reconcile));
+                            self.note(Hints::everything(Reason::Reconcile));
                             running = Some(self.spawn(Job::Scan(self.busy(now))));
                         }
                         Some(Due::Collect) => running = Some(self.spawn(Job::Collect)),
@@ -364,6 +359,17 @@ impl Owner {
                 }
             }
         }
+    }
+
+    /// Keeps changes for the next job that scans. No job runs.
+    fn note(&mut self, hints: Hints) {
+        self.sealer.as_mut().expect("no job runs").source().note(hints);
+    }
+
+    /// A few of the paths that are to be scanned. No job runs.
+    fn examples(&mut self) -> String {
+        let paths = self.sealer.as_mut().expect("no job runs").source().pending();
+        if paths.is_empty() { "many places".into() } else { some(paths.iter()) }
     }
 
     fn hinted(&mut self) {
@@ -379,7 +385,7 @@ impl Owner {
         } else {
             self.schedule.busy(now);
         }
-        self.pending.merge(hints);
+        self.note(hints);
         if self.schedule.restless(now) {
             self.note_unrest();
         }
@@ -413,24 +419,18 @@ impl Owner {
 
     fn spawn(&mut self, job: Job) -> tokio::task::JoinHandle<Done> {
         let mut sealer = self.sealer.take().expect("one job at a time");
-        let mut hints = std::mem::take(&mut self.pending);
         let scans = job.scans();
-        if !scans {
-            // Kept for the next job that scans.
-            self.pending = std::mem::take(&mut hints);
-        }
-        self.scanning = hints.everything.is_some();
+        self.scanning = scans && sealer.source().reads_everything();
         self.show(sealer.current().cloned());
         let started = Instant::now();
         tokio::task::spawn_blocking(move || {
-            let (result, reply) = job.run(&mut sealer, &mut hints);
-            Done { sealer, result, reply, unserved: hints, scans, started }
+            let (result, reply) = job.run(&mut sealer);
+            Done { sealer, result, reply, scans, started }
         })
     }
 
     fn apply(&mut self, mut done: Done) {
         let now = Instant::now();
-        self.pending.merge(done.unserved);
         if let Some(changing) = &mut self.changing {
             changing.unrest.resume(now.saturating_duration_since(done.started), now);
         }
@@ -446,8 +446,8 @@ impl Owner {
                 let left = Leftover {
                     published,
                     unpublished: done.sealer.has_unpublished(),
-                    racy: done.sealer.racy(),
-                    linked: done.sealer.has_links(),
+                    racy: done.sealer.source().is_racy(),
+                    linked: done.sealer.source().has_silent_changes(),
                 };
                 self.schedule.settled(left, now);
                 if let Outcome::Sealed(generation) = outcome {
@@ -500,7 +500,7 @@ impl Owner {
         let reason = format!(
             "the tree has not been quiet for long enough to be published; it keeps changing at {}. List in .syncdignore \
              what is no content; writers that pause need --trigger manual",
-            if changing.is_empty() { examples(&self.pending) } else { some(changing.into_iter()) }
+            if changing.is_empty() { self.examples() } else { some(changing.into_iter()) }
         );
         if self.unrest.is_none() {
             tracing::warn!("{reason}");
@@ -574,15 +574,4 @@ impl Changing {
 /// A few paths, for people.
 fn some<'a>(paths: impl Iterator<Item = &'a TreePath>) -> String {
     crate::scan::Paths(paths.cloned().collect()).to_string()
-}
-
-/// A few of the paths named by hints.
-fn examples(hints: &Hints) -> String {
-    let names = hints
-        .names
-        .iter()
-        .flat_map(|(directory, names)| names.iter().filter_map(|name| directory.join(name).ok()));
-    let places: Vec<TreePath> =
-        names.chain(hints.directories.iter().cloned()).chain(hints.subtrees.iter().cloned()).collect();
-    if places.is_empty() { "many places".into() } else { some(places.iter()) }
 }

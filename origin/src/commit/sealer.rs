@@ -1,13 +1,11 @@
 //! The blocking part of a commit: flush, scan, store, sign, seal. One job at a time; all calls block.
 
 use std::collections::BTreeSet;
-use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use syncd_shared::diff::DiffError;
 use syncd_shared::generation::check_label;
-use syncd_shared::progress::Progress;
 use syncd_shared::{Generation, GenerationNumber, RootEntry, SignedGeneration, TreePath};
 
 use tokio_util::sync::CancellationToken;
@@ -23,17 +21,17 @@ use super::scan_base::{ScanBase, forget_damaged};
 use crate::fleet::Fleet;
 use crate::keys::Keys;
 use crate::planted;
-use crate::scan::{self, Links, Notices, Scan, ScanError, ScanOptions, Scope, Withheld, guard};
+use crate::scan::{ScanError, ScanOptions, Withheld, guard};
+use crate::source::{Found, Look, LookEnd, TreeSource};
 use crate::store::{CheckReport, Retention, Store, StoreError, Writer};
 use crate::tree_objects::TreeObjects;
-use crate::watch::{Hints, Reason, Watch};
+use crate::watch::Reason;
 
 /// Dependencies of the sealer.
 pub struct Parts {
-    pub tree: PathBuf,
+    pub source: Box<dyn TreeSource>,
     pub options: ScanOptions,
     pub store: Arc<Store>,
-    pub watch: Arc<Watch>,
     pub keys: Arc<Keys>,
     /// Extent of the history.
     pub retention: Retention,
@@ -48,20 +46,12 @@ pub struct Parts {
 /// Scans the tree and seals generations.
 pub struct Sealer {
     parts: Parts,
-    notices: Notices,
-    links: Links,
-    /// Files to withhold in the next scan.
-    withheld: Withheld,
     /// The last scanned tree, which may be unpublished.
     base: Option<ScanBase>,
     current: Option<SignedGeneration>,
     /// The highest generation of this origin that an agent holds and the store does not have. Also stored
     /// (`observed`).
     observed: Option<SignedGeneration>,
-    /// Directories of which only the times changed. They are included in the next scan of anything else.
-    times_only: BTreeSet<TreePath>,
-    /// Files that must be read again.
-    racy: Hints,
     /// Whether the outcome of a failed seal is unknown. After a disk error it may be durable.
     doubtful: bool,
     rollbacks: Rollbacks,
@@ -86,14 +76,9 @@ impl Sealer {
         let distinct = DistinctTimes::load(&parts.store, parts.options.mtime)?;
         Ok(Self {
             parts,
-            notices: Notices::default(),
-            links: Links::default(),
-            withheld: Withheld::new(),
             base,
             observed: observed.filter(|o| is_news(current.as_ref(), o)),
             current,
-            times_only: BTreeSet::new(),
-            racy: Hints::default(),
             doubtful: false,
             rollbacks,
             distinct,
@@ -107,20 +92,15 @@ impl Sealer {
         self.current.as_ref()
     }
 
-    /// Whether files were read so soon after a change that they must be read again.
-    pub fn racy(&self) -> bool {
-        !self.racy.is_empty()
+    /// The source of the tree.
+    pub fn source(&mut self) -> &mut dyn TreeSource {
+        &mut *self.parts.source
     }
 
     /// Whether there are unpublished changes that need no operator to publish.
     pub fn has_unpublished(&self) -> bool {
         self.publishes_by_itself()
             && self.base.as_ref().is_some_and(|base| base.unpublished && !self.is_current(&base.root))
-    }
-
-    /// Whether there are files with several names, whose changes may cause no event.
-    pub(super) fn has_links(&self) -> bool {
-        !self.links.is_empty()
     }
 
     pub(super) fn fleet(&self) -> &Fleet {
@@ -143,20 +123,20 @@ impl Sealer {
     }
 
     /// Makes the next [`Sealer::scan`] or [`Sealer::publish`] take these files from the current generation.
-    /// Also hints at each of them.
-    pub(super) fn withhold(&mut self, busy: &[TreePath], hints: &mut Hints) -> Result<(), CommitError> {
-        self.withheld.clear();
+    pub(super) fn withhold(&mut self, busy: &[TreePath]) -> Result<(), CommitError> {
+        self.parts.source.withhold(Withheld::new());
         let objects = TreeObjects::Store(&self.parts.store);
         let root = self.current.as_ref().map(|current| current.generation().root);
+        let mut withheld = Withheld::new();
         for path in busy {
             let entry = root.map(|root| objects.entry_at(&root, path)).transpose();
             let entry = entry.map_err(|source| {
                 let source = DiffError::Source { path: path.clone(), source };
                 ScanError::Guard { source }
             })?;
-            self.withheld.insert(path.clone(), entry.flatten());
-            hints.add_path(path);
+            withheld.insert(path.clone(), entry.flatten());
         }
+        self.parts.source.withhold(withheld);
         Ok(())
     }
 
@@ -174,42 +154,40 @@ impl Sealer {
         self.observed.is_none() && self.rollbacks.hold().is_none()
     }
 
-    /// Updates stat records and store from the tree. Removes processed hints from `hints`.
-    pub fn scan(&mut self, hints: &mut Hints) -> Result<Outcome, CommitError> {
+    /// Brings the store up to the tree.
+    pub fn scan(&mut self) -> Result<Outcome, CommitError> {
         if self.base.is_none() || self.current.is_none() {
-            hints.merge(Hints::everything(Reason::Start));
+            self.parts.source.reread(Reason::Start);
         }
-        self.run(hints, Publish::No)
+        self.run(Publish::No)
     }
 
     /// Publishes changes since the last scan, unless an operator is required.
-    pub fn publish(&mut self, hints: &mut Hints) -> Result<Outcome, CommitError> {
+    pub fn publish(&mut self) -> Result<Outcome, CommitError> {
         let publish = if self.publishes_by_itself() { Publish::Changes } else { Publish::No };
-        self.run(hints, publish)
+        self.run(publish)
     }
 
     /// Publishes the tree as of the time of the call.
-    pub fn commit(&mut self, hints: &mut Hints, options: CommitOptions) -> Result<Outcome, CommitError> {
+    pub fn commit(&mut self, options: CommitOptions) -> Result<Outcome, CommitError> {
         // An earlier job may have failed before its scan.
-        self.withheld.clear();
+        self.parts.source.withhold(Withheld::new());
         let CommitOptions { label, allow_mass_deletion, rescan } = options;
         check_label(&label)?;
-        self.parts.watch.flush();
-        hints.merge(self.parts.watch.take());
+        self.parts.source.catch_up();
         if rescan {
-            hints.merge(Hints::everything(Reason::Rescan));
+            self.parts.source.reread(Reason::Rescan);
         }
         (self.parts.options.allow_mass_deletion, self.parts.options.read_all) = (allow_mass_deletion, rescan);
-        let result = self.run(hints, Publish::Tree { label });
+        let result = self.run(Publish::Tree { label });
         (self.parts.options.allow_mass_deletion, self.parts.options.read_all) = (false, false);
         result
     }
 
     /// Scans the tree as of the time of the call and publishes nothing.
-    pub fn preview(&mut self, hints: &mut Hints) -> Result<Outcome, CommitError> {
-        self.parts.watch.flush();
-        hints.merge(self.parts.watch.take());
-        let outcome = self.scan(hints)?;
+    pub fn preview(&mut self) -> Result<Outcome, CommitError> {
+        self.parts.source.catch_up();
+        let outcome = self.scan()?;
         Ok(self.base.as_ref().map_or(outcome, |base| Outcome::Found(base.root)))
     }
 
@@ -250,7 +228,7 @@ impl Sealer {
 
     /// Handles a generation that an agent holds, signed by this origin's key and unknown to its store. Its
     /// number is never reused, not even after a restart. If the tree matches it, its record is restored.
-    pub fn observe(&mut self, observed: SignedGeneration, hints: &mut Hints) -> Result<Outcome, CommitError> {
+    pub fn observe(&mut self, observed: SignedGeneration) -> Result<Outcome, CommitError> {
         if !is_news(self.current.as_ref(), &observed)
             || self.observed.as_ref().is_some_and(|o| o.number() >= observed.number())
         {
@@ -262,15 +240,15 @@ impl Sealer {
         );
         observed::save(&self.parts.store, &observed)?;
         self.observed = Some(observed);
-        self.run(hints, Publish::No)
+        self.run(Publish::No)
     }
 
     /// Stores again, after a check found damage, the content that the tree still has.
-    pub fn mend(&mut self, report: &CheckReport, hints: &mut Hints) -> Result<Outcome, CommitError> {
+    pub fn mend(&mut self, report: &CheckReport) -> Result<Outcome, CommitError> {
         forget_damaged(&self.parts.store, report)?;
         self.base = ScanBase::load(&self.parts.store)?;
-        hints.merge(Hints::everything(Reason::Start));
-        self.run(hints, Publish::No)
+        self.parts.source.reread(Reason::Start);
+        self.run(Publish::No)
     }
 
     /// Retires old generations and rewrites packs with little live data. Does nothing while the whole store
@@ -294,38 +272,22 @@ impl Sealer {
         Ok(Outcome::Scanned)
     }
 
-    /// Scans changes and draws the conclusion. After an error `hints` has everything that remains to be
-    /// scanned.
-    fn run(&mut self, hints: &mut Hints, publish: Publish) -> Result<Outcome, CommitError> {
+    /// Looks at changes of the tree and draws the conclusion.
+    fn run(&mut self, publish: Publish) -> Result<Outcome, CommitError> {
         self.resolve_doubt()?;
-        let mut scope = Scope::from(std::mem::take(hints));
-        if !self.links.is_empty() && !matches!(scope, Scope::Everything) {
-            // If TREE is missing, the scan reports it.
-            scope.add(
-                self.parts.tree.canonicalize().map(|root| self.links.changed(&root)).unwrap_or_default(),
-            );
-        }
-        if matches!(publish, Publish::No) || !scope.is_empty() {
-            scope.add(std::mem::take(&mut self.racy));
-        }
-        let result = if scope.is_empty() {
-            self.without_changes(&publish)
-        } else {
-            scope.add_metadata_of(std::mem::take(&mut self.times_only));
+        let result = if self.parts.source.begin(matches!(publish, Publish::No)) {
             let started = std::time::Instant::now();
-            let scanned = self.scanned(scope, &publish);
+            let scanned = self.scanned(&publish);
             syncd_allocator::give_back_after(started);
             scanned
+        } else {
+            self.without_changes(&publish)
         };
-        // Withheld files are scanned again, whatever the result.
-        std::mem::take(&mut self.withheld).keys().for_each(|path| hints.add_path(path));
-        match &result {
-            Ok(_) => {}
-            // A failed scan returns its scope to the watch.
-            Err(CommitError::Scan(_)) => hints.merge(self.parts.watch.take()),
-            // The scan's results were lost with the writer that held them.
-            Err(_) => hints.merge(Hints::everything(Reason::Reconcile)),
-        }
+        self.parts.source.end(match &result {
+            Ok(_) => LookEnd::Kept,
+            Err(CommitError::Scan(_)) => LookEnd::Refused,
+            Err(_) => LookEnd::Lost,
+        });
         result
     }
 
@@ -337,40 +299,21 @@ impl Sealer {
         }
     }
 
-    fn scanned(&mut self, scope: Scope, publish: &Publish) -> Result<Outcome, CommitError> {
-        let started = std::time::Instant::now();
-        let everything = matches!(scope, Scope::Everything);
+    fn scanned(&mut self, publish: &Publish) -> Result<Outcome, CommitError> {
         let writer = self.parts.store.writer()?;
-        let progress = if everything { Progress::start("scanning", None) } else { Progress::hidden() };
         let no_mounts = BTreeSet::new();
-        let scan = Scan {
-            tree: &self.parts.tree,
-            writer: &writer,
-            watch: Some(&self.parts.watch),
-            options: &self.parts.options,
+        let look = Look {
+            base: self.base.as_ref().map(|base| base.root),
             mounts: self.base.as_ref().map_or(&no_mounts, |base| &base.mounts),
-            withheld: &self.withheld,
-            links: &self.links,
-            notices: &self.notices,
-            progress: &progress,
+            writer: &writer,
+            options: &self.parts.options,
             cancel: &self.parts.cancel,
         };
-        let outcome = scan::scan(&scan, self.base.as_ref().map(|b| b.root), scope)?;
-        progress.finish();
-        tracing::debug!(
-            files_read = outcome.files_read,
-            bytes_read = outcome.bytes_read,
-            directories = outcome.directories_listed,
-            changed = outcome.changed,
-            elapsed_ms = started.elapsed().as_millis() as u64,
-            "scanned"
-        );
-        self.racy = outcome.racy;
-        self.times_only = outcome.times_only;
-        let unpublished = outcome.changed || self.base.as_ref().is_none_or(|b| b.unpublished);
-        let unpublished = unpublished && !self.is_current(&outcome.root);
-        let base = ScanBase { root: outcome.root, unpublished, mounts: outcome.mounts };
-        let news = outcome.records_changed || self.base.as_ref() != Some(&base);
+        let Found { root, mounts, changed, records_changed } = self.parts.source.look(&look)?;
+        let unpublished = changed || self.base.as_ref().is_none_or(|b| b.unpublished);
+        let unpublished = unpublished && !self.is_current(&root);
+        let base = ScanBase { root, unpublished, mounts };
+        let news = records_changed || self.base.as_ref() != Some(&base);
         self.conclude(news.then_some(writer), base, publish)
     }
 

@@ -29,6 +29,7 @@ use crate::overlap;
 pub use crate::overlap::OverlapError;
 use crate::plan::{PlanBudget, Planner};
 use crate::serve::{self, Services};
+use crate::source::WorkTree;
 use crate::state::OriginState;
 use crate::store::Store;
 use crate::watch::Watch;
@@ -117,10 +118,9 @@ impl Origin {
         let watch = Arc::new(Watch::start(&options.tree, &options.data, options.poll)?);
         let gate = CollectionGate::default();
         let sealer = Sealer::open(Parts {
-            tree: options.tree.clone(),
+            source: Box::new(WorkTree::new(options.tree.clone(), watch.clone())),
             options: options.scan(),
             store: store.clone(),
-            watch: watch.clone(),
             keys: keys.clone(),
             retention: options.retention,
             fleet: fleet.clone(),

@@ -4,7 +4,6 @@ use std::fs;
 
 use syncd_agent::session::event::Event as Heard;
 use syncd_origin::commit::{CommitOptions, Outcome};
-use syncd_origin::watch::Hints;
 use syncd_shared::{GenerationNumber, RootHash};
 
 use crate::origin::{Origin, copy_directory};
@@ -69,7 +68,7 @@ impl World {
             return if must { Err(self.violation("no origin to commit with")) } else { Ok(()) };
         };
         let options = CommitOptions { allow_mass_deletion: true, ..CommitOptions::default() };
-        let result = origin.sealer.commit(&mut Hints::default(), options);
+        let result = origin.sealer.commit(options);
         self.count("commits");
         self.sealed("commit", result.map_err(|e| format!("{e}: {e:?}")), true)
     }
@@ -239,7 +238,7 @@ impl World {
             && let Ok(generation) = origin.observed.try_recv()
         {
             let number = generation.number();
-            let result = origin.sealer.observe(generation, &mut Hints::default());
+            let result = origin.sealer.observe(generation);
             self.count("observed generations");
             self.sealed(&format!("observing {number}"), result.map_err(|e| e.to_string()), false)?;
         }

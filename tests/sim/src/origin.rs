@@ -12,6 +12,7 @@ use syncd_origin::keys::Keys;
 use syncd_origin::plan::{PlanBudget, Planner};
 use syncd_origin::scan::ScanOptions;
 use syncd_origin::serve::Services;
+use syncd_origin::source::WorkTree;
 use syncd_origin::store::Store;
 use syncd_origin::watch::Watch;
 use syncd_shared::SignedGeneration;
@@ -68,10 +69,9 @@ impl Origin {
         let fleet = Fleet::start(records, keys.clone(), observed_sender, shutdown.clone(), &tasks)?;
         let watch = Arc::new(Watch::start(tree, data, POLL)?);
         let mut sealer = Sealer::open(Parts {
-            tree: tree.to_path_buf(),
+            source: Box::new(WorkTree::new(tree.to_path_buf(), watch.clone())),
             options: ScanOptions { allow_mass_deletion: true, ..ScanOptions::default() },
             store: store.clone(),
-            watch: watch.clone(),
             keys: keys.clone(),
             retention: Default::default(),
             fleet: fleet.clone(),
@@ -81,7 +81,8 @@ impl Origin {
         if let Some(current) = sealer.current() {
             fleet.announce(current.clone());
         }
-        sealer.scan(&mut watch.take()).context("the first scan")?;
+        sealer.source().note(watch.take());
+        sealer.scan().context("the first scan")?;
         let services = Services { keys, fleet, planner, limit: None };
         Ok(Self { services, sealer, observed, store, killed, shutdown, tasks })
     }

@@ -1,0 +1,146 @@
+//! A directory as the source of trees: hints of the watch say where to look, the scan looks.
+
+use std::collections::BTreeSet;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Instant;
+
+use syncd_shared::TreePath;
+use syncd_shared::progress::Progress;
+
+use super::{Found, Look, LookEnd, TreeSource};
+use crate::scan::{self, Links, Notices, Scan, ScanError, Scope, Withheld};
+use crate::watch::{Hints, Reason, Watch};
+
+/// See the module.
+pub struct WorkTree {
+    tree: PathBuf,
+    watch: Arc<Watch>,
+    notices: Notices,
+    links: Links,
+    /// Changes for the next look.
+    pending: Hints,
+    /// Scope of the look that has begun.
+    scope: Scope,
+    /// Files to withhold in the next look.
+    withheld: Withheld,
+    /// Directories of which only the times changed. They are included in the next scan of anything else.
+    times_only: BTreeSet<TreePath>,
+    /// Files that must be read again.
+    racy: Hints,
+}
+
+impl WorkTree {
+    /// The directory `tree`, of which `watch` reports changes.
+    pub fn new(tree: PathBuf, watch: Arc<Watch>) -> Self {
+        Self {
+            tree,
+            watch,
+            notices: Notices::default(),
+            links: Links::default(),
+            pending: Hints::default(),
+            scope: Hints::default().into(),
+            withheld: Withheld::new(),
+            times_only: BTreeSet::new(),
+            racy: Hints::default(),
+        }
+    }
+}
+
+impl TreeSource for WorkTree {
+    fn note(&mut self, hints: Hints) {
+        self.pending.merge(hints);
+    }
+
+    fn catch_up(&mut self) {
+        self.watch.flush();
+        self.pending.merge(self.watch.take());
+    }
+
+    fn reread(&mut self, reason: Reason) {
+        self.pending.merge(Hints::everything(reason));
+    }
+
+    fn withhold(&mut self, files: Withheld) {
+        files.keys().for_each(|path| self.pending.add_path(path));
+        self.withheld = files;
+    }
+
+    fn begin(&mut self, thorough: bool) -> bool {
+        let mut scope = Scope::from(std::mem::take(&mut self.pending));
+        if !self.links.is_empty() && !matches!(scope, Scope::Everything) {
+            // If TREE is missing, the scan reports it.
+            scope.add(self.tree.canonicalize().map(|root| self.links.changed(&root)).unwrap_or_default());
+        }
+        if thorough || !scope.is_empty() {
+            scope.add(std::mem::take(&mut self.racy));
+        }
+        self.scope = scope;
+        !self.scope.is_empty()
+    }
+
+    fn look(&mut self, look: &Look<'_>) -> Result<Found, ScanError> {
+        let started = Instant::now();
+        let mut scope = std::mem::replace(&mut self.scope, Hints::default().into());
+        scope.add_metadata_of(std::mem::take(&mut self.times_only));
+        let everything = matches!(scope, Scope::Everything);
+        let progress = if everything { Progress::start("scanning", None) } else { Progress::hidden() };
+        let scan = Scan {
+            tree: &self.tree,
+            writer: look.writer,
+            watch: Some(&self.watch),
+            options: look.options,
+            mounts: look.mounts,
+            withheld: &self.withheld,
+            links: &self.links,
+            notices: &self.notices,
+            progress: &progress,
+            cancel: look.cancel,
+        };
+        let outcome = scan::scan(&scan, look.base, scope)?;
+        progress.finish();
+        tracing::debug!(
+            files_read = outcome.files_read,
+            bytes_read = outcome.bytes_read,
+            directories = outcome.directories_listed,
+            changed = outcome.changed,
+            elapsed_ms = started.elapsed().as_millis() as u64,
+            "scanned"
+        );
+        self.racy = outcome.racy;
+        self.times_only = outcome.times_only;
+        let scan::Outcome { root, mounts, changed, records_changed, .. } = outcome;
+        Ok(Found { root, mounts, changed, records_changed })
+    }
+
+    fn end(&mut self, end: LookEnd) {
+        // Withheld files are scanned again, whatever the result.
+        std::mem::take(&mut self.withheld).keys().for_each(|path| self.pending.add_path(path));
+        match end {
+            LookEnd::Kept => {}
+            // A failed scan returns its scope to the watch.
+            LookEnd::Refused => self.pending.merge(self.watch.take()),
+            LookEnd::Lost => self.reread(Reason::Reconcile),
+        }
+    }
+
+    fn is_racy(&self) -> bool {
+        !self.racy.is_empty()
+    }
+
+    fn has_silent_changes(&self) -> bool {
+        !self.links.is_empty()
+    }
+
+    fn reads_everything(&self) -> bool {
+        self.pending.everything.is_some()
+    }
+
+    fn pending(&self) -> Vec<TreePath> {
+        let Hints { names, directories, subtrees, .. } = &self.pending;
+        let names = names
+            .iter()
+            .flat_map(|(directory, names)| names.iter().filter_map(|name| directory.join(name).ok()));
+        names.chain(directories.iter().cloned()).chain(subtrees.iter().cloned()).collect()
+    }
+}
