@@ -52,6 +52,7 @@ daemon-reload) ;;
 "restart apache2") ! is_active || stop; start ;;
 "reload apache2") is_active && apache2ctl graceful ;;
 "try-reload-or-restart apache2") ! is_active || apache2ctl graceful ;;
+"show --property MainPID --value apache2") cat /run/apache2/apache2.pid ;;
 "is-active apache2") if is_active; then echo active; else echo inactive; exit 3; fi ;;
 "restart syncd-agent") : >"$(dirname "$0")/restart-agent" ;;
 *) echo "systemctl $*: not known here" >&2; exit 2 ;;
@@ -129,13 +130,15 @@ impl Debian {
         command
     }
 
-    /// What a program's command line begins with so that it finds this machine's tools and has the variables of a file
-    /// as systemd's `EnvironmentFile=-` has it.
+    /// What the agent's command line begins with so that it finds this machine's tools, has the variables of a file as
+    /// systemd's `EnvironmentFile=-` has it, and may do no more than its unit lets it.
     pub fn environment(&self, file: &str) -> Vec<std::ffi::OsString> {
         let variables = fs::read_to_string(file).unwrap_or_default();
         let unquoted = |line: &str| line.replace('\'', "");
         let lines = variables.lines().map(unquoted);
-        ["env".to_owned(), format!("PATH={}", self.path)].into_iter().chain(lines).map(Into::into).collect()
+        let set = ["setpriv".to_owned(), format!("--bounding-set={}", bounding_set())];
+        let path = ["env".to_owned(), format!("PATH={}", self.path)];
+        set.into_iter().chain(path).chain(lines).map(Into::into).collect()
     }
 
     /// Whether the guide had the agent restarted since this was last asked.
@@ -189,6 +192,16 @@ impl Drop for Debian {
         // The scene's directory can't be removed below a mount of its own parts.
         let _ = run(&mut self.shell("systemctl stop apache2 || :\numount -l /var/lib/syncd /var/lib /etc"));
     }
+}
+
+/// The capabilities of the agent's unit, as setpriv takes them.
+fn bounding_set() -> String {
+    const UNIT: &str = include_str!("../../packaging/syncd-agent.service");
+    let line = UNIT.lines().find_map(|line| line.strip_prefix("CapabilityBoundingSet="));
+    let names = line.expect("the unit bounds capabilities").split(' ');
+    names.fold("-all".to_owned(), |set, name| {
+        format!("{set},+{}", name.trim_start_matches("CAP_").to_lowercase())
+    })
 }
 
 /// The blocks of commands (```` ```sh ````) below a heading of a page of the guide, up to the next heading of that level.
