@@ -186,10 +186,8 @@ impl Replica {
         job: Job<'_>,
         root: Option<RootEntry>,
     ) -> Result<Option<(u64, Syncing)>, StageError> {
-        let slot = root.and_then(|root| self.slots.spare_at(&root));
-        Ok(slot
-            .map(|slot| Ok::<_, StageError>((slot, self.slots.keep_signed(slot, job.target)?)))
-            .transpose()?)
+        let Some(slot) = root.and_then(|root| self.slots.spare_at(&root)) else { return Ok(None) };
+        Ok(Some((slot, self.slots.keep_signed(slot, job.target)?)))
     }
 
     /// The tree to build in. `early` is the spare that was chosen already.
