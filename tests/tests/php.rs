@@ -16,7 +16,7 @@ use syncd_tests::{WebNode, http, require_root};
 
 const ADDRESS: &str = "127.0.0.1:80";
 /// Activations of each kind, unless SYNCD_PHP says otherwise.
-const ACTIVATIONS: u64 = 16;
+const ACTIVATIONS: u64 = 12;
 const CLIENTS: usize = 3;
 
 /// A script that is included, and how.
