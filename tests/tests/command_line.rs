@@ -89,7 +89,7 @@ fn a_wrong_value_is_told_with_its_option_its_source_and_an_example() {
         (origin, "listen", "SYNCD_LISTEN", "0.0.0.0:8873"),
         (origin, "http", "SYNCD_ORIGIN_HTTP", "0.0.0.0:8873"),
         (origin, "admin-group", "SYNCD_ADMIN_GROUP", "give a number"),
-        (agent, "keep", "SYNCD_KEEP", "3"),
+        (agent, "keep", "SYNCD_KEEP", "2"),
         (agent, "grace", "SYNCD_GRACE", "150s"),
         (agent, "verify-every", "SYNCD_VERIFY_EVERY", "7d"),
         (agent, "swap", "SYNCD_SWAP", "symlink"),
