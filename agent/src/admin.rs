@@ -16,8 +16,9 @@ use tokio_util::sync::CancellationToken;
 
 use crate::renew::Keeper;
 use crate::session::Handle;
-use crate::session::worker::{StageProgress, Verified};
+use crate::session::worker::Verified;
 use crate::status::AgentStatus;
+use crate::status::StageProgress;
 
 /// Clients at once.
 const CLIENTS_MAX: usize = 32;

@@ -16,10 +16,12 @@ use crate::hooks::{Occasion, Pending, decode_pending, encode_pending, write_line
 use crate::identity::{AgentIdentity, IdentityError, PendingKey};
 use crate::session::event::{Action, Event};
 use crate::session::machine::{Machine, Trust};
-use crate::session::worker::{Command, Failure, Outcome, ReplicaState, Report, StageProgress};
-use crate::state::layout::number;
-use crate::state::record::{decode_generation, decode_inodes, encode_generation};
+use crate::session::worker::{Command, Failure, Outcome, ReplicaState, Report};
+use crate::state::number;
+use crate::state::record::decode_inodes;
 use crate::state::slot::Slot;
+use crate::state::slot::{decode_generation, encode_generation};
+use crate::status::StageProgress;
 
 /// `u8` a table of the record, then a value of it.
 pub fn record_value(bytes: &[u8]) {

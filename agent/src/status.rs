@@ -2,12 +2,12 @@
 
 use std::fmt;
 
+use indicatif::HumanBytes;
 use serde::{Deserialize, Serialize};
 use syncd_proto::v1::AgentState;
-use syncd_shared::text::counted;
+use syncd_shared::progress::percent;
+use syncd_shared::text::{counted, counted_of};
 use syncd_shared::{HookStatus, TreePath};
-
-use crate::session::worker::StageProgress;
 
 /// The JSON of `syncd-agent status --json`: scripts depend on its names.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -237,6 +237,43 @@ impl AgentStatus {
     /// How far [`Self::generation`] got: `switched` while the on-activate hook is due, else `live`.
     pub fn reached(&self) -> State {
         if self.hook.as_ref().is_some_and(|hook| !hook.is_live()) { State::Switched } else { State::Live }
+    }
+}
+
+/// How far staging or verifying is.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct StageProgress {
+    /// Files done.
+    pub files_done: u64,
+    /// Files in all; 0: not known.
+    pub files_total: u64,
+    /// Bytes of content done.
+    pub bytes_done: u64,
+    /// Bytes of content in all; 0: not known.
+    pub bytes_total: u64,
+}
+
+/// `652 of 2,594 files, 10.30 MiB of 53.10 MiB, 19 %`, without what is not known.
+impl fmt::Display for StageProgress {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { files_done, files_total, bytes_done, bytes_total } = *self;
+        let files_total = Some(files_total).filter(|total| *total > 0);
+        let files = counted_of(files_done, files_total, "file", "files");
+        write!(f, "{files}, {}", HumanBytes(bytes_done))?;
+        if bytes_total > 0 {
+            write!(f, " of {}", HumanBytes(bytes_total))?;
+        }
+        match percent(bytes_done, bytes_total) {
+            Some(percent) => write!(f, ", {percent} %"),
+            None => Ok(()),
+        }
+    }
+}
+
+impl StageProgress {
+    /// Whether content is still to come.
+    pub fn is_fetching(&self) -> bool {
+        self.bytes_done < self.bytes_total
     }
 }
 

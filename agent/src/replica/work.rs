@@ -19,9 +19,10 @@ use crate::replica::verify::{Damage, VerifyError, VerifyProgress, VerifyReport};
 use crate::replica::{OpenReplicaError, Replica, ReplicaOptions};
 use crate::session::worker::{
     BeforeSwitch, Changes, Drifted, Failure, Inline, Maintenance, NotActivated, ReplicaState, ReplicaWork,
-    StageProgress, Verified,
+    Verified,
 };
 use crate::source::{FetchError, Source};
+use crate::status::StageProgress;
 
 /// Priority of background work; 19 is the lowest there is.
 const BACKGROUND_NICE: i32 = 19;

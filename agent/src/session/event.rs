@@ -7,8 +7,9 @@ use syncd_shared::identity::signing::SuccessionError;
 use syncd_shared::wire::WireError;
 
 use super::messages::{PROTOCOL_MAX, PROTOCOL_MIN};
-use super::worker::{Command, Failure, Report, StageProgress, Verified};
+use super::worker::{Command, Failure, Report, Verified};
 use crate::hooks::HookState;
+use crate::status::StageProgress;
 
 /// What an origin did that no origin does. The connection is closed.
 #[derive(Debug, thiserror::Error)]

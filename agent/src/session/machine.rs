@@ -20,9 +20,10 @@ use syncd_shared::{Generation, GenerationNumber, HookStatus, RootHash, SignedGen
 
 use super::event::{Action, Event, Violation};
 use super::messages::{self, PROTOCOL_MAX, PROTOCOL_MIN};
-use super::worker::{Command, Failure, Inline, Outcome, ReplicaState, Report, StageProgress};
+use super::worker::{Command, Failure, Inline, Outcome, ReplicaState, Report};
 use crate::backoff::Backoff;
 use crate::hooks::{HookState, RunOutcome};
+use crate::status::StageProgress;
 use crate::status::{Drift, State};
 
 /// From the start of dialling to the origin's `Welcome`.

@@ -65,12 +65,11 @@ use tokio_util::sync::CancellationToken;
 
 use self::event::{Action, Event};
 use self::machine::{Machine, Trust};
-use self::worker::{
-    Cancellation, Failure, Hooks, OpenSource, ReplicaState, ReplicaWork, StageProgress, Verified, Worker,
-};
+use self::worker::{Cancellation, Failure, Hooks, OpenSource, ReplicaState, ReplicaWork, Verified, Worker};
 use crate::dialer::Dialer;
 use crate::hooks::{AfterHook, HookState};
 use crate::status::AgentStatus;
+use crate::status::StageProgress;
 
 /// Messages to the origin that wait for the connection; more than one conversation ever has at once.
 const OUTBOX: usize = 32;

@@ -11,8 +11,8 @@ use indicatif::HumanBytes;
 use serde::{Deserialize, Serialize};
 use syncd_proto::v1::RetryClass;
 use syncd_shared::limits::LABEL_MAX_BYTES;
-use syncd_shared::progress::{Progress, percent};
-use syncd_shared::text::{counted_of, error_chain, one_line};
+use syncd_shared::progress::Progress;
+use syncd_shared::text::{error_chain, one_line};
 use syncd_shared::wire::Frame;
 use syncd_shared::{GenerationNumber, RootHash, SignedGeneration};
 use tokio::sync::mpsc;
@@ -20,7 +20,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::hooks::{AfterHook, Changed, Hook, HookError, HookState, Occasion};
 use crate::source::Source;
-use crate::status::Drift;
+use crate::status::{Drift, StageProgress};
 
 /// What is called before a switch, with the changed paths; its error prevents the switch.
 pub type BeforeSwitch<'a> = dyn FnMut(Occasion, &Changed<'_>) -> Result<(), HookError> + 'a;
@@ -136,43 +136,6 @@ pub struct Inline {
     pub from: RootHash,
     /// All of it, [`Frame::End`] included.
     pub frames: Vec<Frame>,
-}
-
-/// How far staging or verifying is.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub struct StageProgress {
-    /// Files done.
-    pub files_done: u64,
-    /// Files in all; 0: not known.
-    pub files_total: u64,
-    /// Bytes of content done.
-    pub bytes_done: u64,
-    /// Bytes of content in all; 0: not known.
-    pub bytes_total: u64,
-}
-
-/// `652 of 2,594 files, 10.30 MiB of 53.10 MiB, 19 %`, without what is not known.
-impl fmt::Display for StageProgress {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { files_done, files_total, bytes_done, bytes_total } = *self;
-        let files_total = Some(files_total).filter(|total| *total > 0);
-        let files = counted_of(files_done, files_total, "file", "files");
-        write!(f, "{files}, {}", HumanBytes(bytes_done))?;
-        if bytes_total > 0 {
-            write!(f, " of {}", HumanBytes(bytes_total))?;
-        }
-        match percent(bytes_done, bytes_total) {
-            Some(percent) => write!(f, ", {percent} %"),
-            None => Ok(()),
-        }
-    }
-}
-
-impl StageProgress {
-    /// Whether content is still to come.
-    pub fn is_fetching(&self) -> bool {
-        self.bytes_done < self.bytes_total
-    }
 }
 
 /// What a verification found: the JSON of `syncd-agent verify --json`.

@@ -40,6 +40,7 @@ use syncd_shared::own_directory::{self, Access, DirectoryError, Inspected};
 
 use crate::planted::{self, Bug};
 use crate::state::disk::{Dir, DiskError};
+use crate::state::number;
 use crate::state::trash::Trash;
 
 /// The document root, a symlink.
@@ -280,13 +281,6 @@ impl Layout {
     pub fn discard(&self, dir: &Dir, name: &[u8]) -> Result<(), DiskError> {
         self.trash.take(dir, name)
     }
-}
-
-/// The number that a name is, in the one way that numbers are written.
-pub(crate) fn number(name: &[u8]) -> Option<u64> {
-    let text = std::str::from_utf8(name).ok()?;
-    let number: u64 = text.parse().ok()?;
-    (number.to_string() == text).then_some(number)
 }
 
 /// The name of a slot in [`Layout::slots`] and [`Layout::signed`].

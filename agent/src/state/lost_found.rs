@@ -17,7 +17,8 @@ use syncd_shared::TreePath;
 
 use crate::build::StageError;
 use crate::state::disk::{Dir, DiskError, Names, Stat};
-use crate::state::layout::{LOST_FOUND, Layout, number};
+use crate::state::layout::{LOST_FOUND, Layout};
+use crate::state::number;
 
 /// Share of the file system that may be taken.
 const SHARE: u64 = 100;

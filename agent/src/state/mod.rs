@@ -29,3 +29,10 @@ pub enum SlotError {
     #[error(transparent)]
     Record(#[from] RecordError),
 }
+
+/// The number that a name is, in the one way that numbers are written.
+pub(crate) fn number(name: &[u8]) -> Option<u64> {
+    let text = std::str::from_utf8(name).ok()?;
+    let number: u64 = text.parse().ok()?;
+    (number.to_string() == text).then_some(number)
+}

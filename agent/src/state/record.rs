@@ -35,7 +35,7 @@ use syncd_shared::tree::{DecodeRootError, ROOT_ENTRY_BYTES};
 use syncd_shared::write_again::write_again;
 use syncd_shared::{Directory, ObjectHash, RootEntry, SignedGeneration, TreePath};
 
-use crate::state::slot::Slot;
+use crate::state::slot::{RowError, Slot, decode_generation, encode_generation};
 
 const META: TableDefinition<'_, &str, u64> = TableDefinition::new("meta");
 const SIGNED: TableDefinition<'_, &str, &[u8]> = TableDefinition::new("signed");
@@ -77,7 +77,7 @@ pub enum RecordError {
     OlderBuild,
     /// The state of a slot is none.
     #[error("read the state of a slot from the record")]
-    Row,
+    Row(#[from] RowError),
     /// A damaged record could not be moved out of the way.
     #[error("move the damaged record {} aside", path.display())]
     MoveAside {
@@ -589,17 +589,6 @@ fn apply_inodes(write: &WriteTransaction, changes: &InodeChanges) -> Result<(), 
 
 pub(crate) fn decode_inodes(bytes: &[u8]) -> Vec<u64> {
     bytes.as_chunks::<8>().0.iter().map(|b| u64::from_le_bytes(*b)).collect()
-}
-
-/// Signature and canonical bytes, as the record and `state/signed` keep them.
-pub(crate) fn encode_generation(generation: &SignedGeneration) -> Vec<u8> {
-    [generation.signature().as_slice(), generation.record()].concat()
-}
-
-/// Reads what [`encode_generation`] wrote.
-pub(crate) fn decode_generation(bytes: &[u8]) -> Result<SignedGeneration, GenerationError> {
-    let (signature, record) = bytes.split_first_chunk::<64>().ok_or(GenerationError::Length)?;
-    SignedGeneration::from_store(record, *signature)
 }
 
 fn move_aside(path: &Path) -> Result<PathBuf, RecordError> {

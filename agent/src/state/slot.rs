@@ -1,8 +1,8 @@
 //! The state of one slot, and how the record spells it.
 
+use syncd_shared::generation::GenerationError;
+use syncd_shared::tree::DecodeRootError;
 use syncd_shared::{RootEntry, SignedGeneration};
-
-use crate::state::record::{RecordError, decode_generation, encode_generation};
 
 /// What the tree of a slot is. [`super::slots`] has the transitions.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -34,6 +34,20 @@ pub(crate) struct FormerTree {
     pub root: RootEntry,
 }
 
+/// Why a row of the record is no state.
+#[derive(Debug, thiserror::Error)]
+pub enum RowError {
+    /// A generation in it is none.
+    #[error("read a generation")]
+    Generation(#[from] GenerationError),
+    /// A root entry in it is none.
+    #[error("read a root entry")]
+    Root(#[from] DecodeRootError),
+    /// It is too short, or of no kind that there is.
+    #[error("no state has this form")]
+    Form,
+}
+
 const PARTIAL: u8 = 1;
 const SPARE: u8 = 2;
 const HELD: u8 = 3;
@@ -58,12 +72,12 @@ impl Slot {
     }
 
     /// Reads what [`Self::row`] wrote.
-    pub fn decode(row: &[u8]) -> Result<Self, RecordError> {
-        let (kind, value) = row.split_first().ok_or(RecordError::Row)?;
+    pub fn decode(row: &[u8]) -> Result<Self, RowError> {
+        let (kind, value) = row.split_first().ok_or(RowError::Form)?;
         let former = || {
-            let (number, root) = value.split_first_chunk::<8>().ok_or(RecordError::Row)?;
+            let (number, root) = value.split_first_chunk::<8>().ok_or(RowError::Form)?;
             let number = u64::from_le_bytes(*number);
-            Ok::<_, RecordError>(FormerTree { number, root: RootEntry::decode(root)? })
+            Ok::<_, RowError>(FormerTree { number, root: RootEntry::decode(root)? })
         };
         Ok(match *kind {
             PARTIAL => Self::Partial,
@@ -72,7 +86,7 @@ impl Slot {
             RESTING => Self::Resting(former()?),
             RETIRED => Self::Retired(former()?),
             UNKNOWN => Self::Unknown,
-            _ => return Err(RecordError::Row),
+            _ => return Err(RowError::Form),
         })
     }
 
@@ -91,4 +105,15 @@ impl Slot {
             _ => None,
         }
     }
+}
+
+/// Signature and canonical bytes, as the record and `state/signed` keep them.
+pub(crate) fn encode_generation(generation: &SignedGeneration) -> Vec<u8> {
+    [generation.signature().as_slice(), generation.record()].concat()
+}
+
+/// Reads what [`encode_generation`] wrote.
+pub(crate) fn decode_generation(bytes: &[u8]) -> Result<SignedGeneration, GenerationError> {
+    let (signature, record) = bytes.split_first_chunk::<64>().ok_or(GenerationError::Length)?;
+    SignedGeneration::from_store(record, *signature)
 }

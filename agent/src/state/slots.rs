@@ -39,11 +39,11 @@ use crate::clock::Clock;
 use crate::planted::{self, Bug};
 use crate::state::SlotError;
 use crate::state::disk::{Dir, DiskError, Owners};
-use crate::state::layout::{LIVE, Layout, PREVIOUS, number, slot_name};
-use crate::state::record::{
-    Change, InodeChanges, Known, Record, RecordError, decode_generation, encode_generation,
-};
+use crate::state::layout::{LIVE, Layout, PREVIOUS, slot_name};
+use crate::state::number;
+use crate::state::record::{Change, InodeChanges, Known, Record, RecordError};
 use crate::state::slot::{FormerTree, Slot};
+use crate::state::slot::{decode_generation, encode_generation};
 use crate::state::syncing::Syncing;
 use crate::state::trees::Trees;
 

@@ -15,7 +15,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use rustix::io::Errno;
 
 use crate::state::disk::{Dir, DiskError, Listed, Names};
-use crate::state::layout::number;
+use crate::state::number;
 
 /// Directories of one tree that are open at once, each with two descriptors.
 const OPEN_MAX: usize = 12;

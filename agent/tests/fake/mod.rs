@@ -17,10 +17,10 @@ use syncd_agent::identity::AgentIdentity;
 use syncd_agent::join::{self, JoinOptions};
 use syncd_agent::service::{self, RunOptions, Running};
 use syncd_agent::session::worker::{
-    BeforeSwitch, Failure, Inline, Maintenance, NotActivated, ReplicaState, ReplicaWork, StageProgress,
-    Verified,
+    BeforeSwitch, Failure, Inline, Maintenance, NotActivated, ReplicaState, ReplicaWork, Verified,
 };
 use syncd_agent::source::Source;
+use syncd_agent::status::StageProgress;
 use syncd_proto::v1;
 use syncd_proto::v1::agent_message::Message as FromAgent;
 use syncd_proto::v1::enrolment_server::{Enrolment, EnrolmentServer};

@@ -9,10 +9,10 @@ use syncd_agent::build::Staged;
 use syncd_agent::hooks::Changed;
 use syncd_agent::replica::Replica;
 use syncd_agent::session::worker::{
-    BeforeSwitch, Failure, Inline, Maintenance, NotActivated, ReplicaState, ReplicaWork, StageProgress,
-    Verified,
+    BeforeSwitch, Failure, Inline, Maintenance, NotActivated, ReplicaState, ReplicaWork, Verified,
 };
 use syncd_agent::source::Source;
+use syncd_agent::status::StageProgress;
 use syncd_shared::SignedGeneration;
 use walkdir::WalkDir;
 

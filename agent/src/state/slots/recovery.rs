@@ -16,7 +16,8 @@ use syncd_shared::SignedGeneration;
 
 use super::Slots;
 use crate::state::disk::DiskError;
-use crate::state::layout::{LIVE_NEXT, PREVIOUS, PREVIOUS_NEXT, number};
+use crate::state::layout::{LIVE_NEXT, PREVIOUS, PREVIOUS_NEXT};
+use crate::state::number;
 use crate::state::record::{Known, Record, RecordError};
 use crate::state::scan::prove;
 use crate::state::slot::Slot;
