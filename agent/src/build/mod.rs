@@ -35,7 +35,7 @@ pub(crate) mod space;
 mod window;
 mod writeback;
 
-use std::sync::atomic::AtomicBool;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use indicatif::HumanBytes;
 use syncd_proto::v1::RetryClass;
@@ -219,6 +219,13 @@ pub(crate) struct Job<'a> {
     pub progress: &'a dyn Fn(StageProgress),
     /// Looked at often.
     pub cancel: &'a AtomicBool,
+}
+
+impl Job<'_> {
+    /// Fails where it was cancelled.
+    pub fn go_on(&self) -> Result<(), StageError> {
+        if self.cancel.load(Ordering::Relaxed) { Err(StageError::Cancelled) } else { Ok(()) }
+    }
 }
 
 /// A complete, verified tree that waits to be activated. Dropped, it is recycled.

@@ -1,7 +1,7 @@
 //! Has targets built: where, on what, and what gives way for them.
 
 use std::collections::HashSet;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::AtomicBool;
 
 use syncd_shared::diff::{Change, Comparison, Released};
 use syncd_shared::wire::Frame;
@@ -127,10 +127,8 @@ impl Replica {
         let (comparison, update) = (manifest.comparison, manifest.update);
         let mut released = comparison.released()?;
         let incoming = Incoming::open(self.slots.layout(), self.slots.owners())?;
-        self.salvage(&comparison, &incoming)?;
-        self.slots.end_parts()?;
         let kept = early.as_ref().map(|(slot, _)| *slot);
-        self.check_space(&comparison, &mut released, from.as_ref(), kept, &incoming, job.cancel)?;
+        self.make_ready(&comparison, &mut released, from.as_ref(), kept, &incoming, job.cancel)?;
         let mut ground = self.ground(job, from.as_ref(), early, distrusted)?;
         let holes = std::mem::take(&mut ground.holes);
         // The update brings only what differs; the general path brings all.
@@ -149,14 +147,11 @@ impl Replica {
             let so_far = Job { progress: &progress, ..job };
             let came = plan.fetch(&trees, so_far, &mut update, source)?;
             done = done.and(came);
-            if job.cancel.load(Ordering::Relaxed) {
-                return Err(StageError::Cancelled);
-            }
+            job.go_on()?;
             let patch = match &mut patch {
                 Some(patch) => patch,
                 none => {
-                    self.break_ground(job, &mut ground, part.is_last && holes.is_empty())?;
-                    let tree = trees.open(ground.slot)?;
+                    let tree = self.break_ground(job, &mut ground, part.is_last && holes.is_empty())?;
                     none.insert(Patch::start(&trees.layout, trees.owners, ground.slot, renames, tree)?)
                 }
             };
@@ -164,18 +159,16 @@ impl Replica {
             incoming.end_part();
             inodes.add(&part.changes, &placed)?;
             if comparison.is_small() && !are_holes {
-                let mut paths: Vec<_> = part.changes.iter().map(|change| change.path().clone()).collect();
-                paths.dedup();
-                changed = Some(paths);
+                changed = Some(paths_of(&part.changes));
             }
         }
         patch.map_or(Ok(()), Patch::finish)?;
         self.slots.end_parts()?;
         incoming.clear(&trees.layout)?;
         let basis = self.slots.live().map(|live| live.number().get());
-        let (signed, spare_miss) = (ground.signed, ground.spare_miss);
+        let Ground { slot, signed, spare_miss, .. } = ground;
         let (inodes, fetched) = (inodes.finish(), (done.bytes_done, done.files_done));
-        let staged = Staged::new(job.target, Some(ground.slot), basis, sync);
+        let staged = Staged::new(job.target, Some(slot), basis, sync);
         Ok(Staged { durable_basis, changed, touched, signed, inodes, spare_miss, fetched, ..staged })
     }
 
@@ -223,7 +216,7 @@ impl Replica {
     }
 
     /// The tree is about to be changed: from here on nobody trusts it. What comes in parts is recorded as such.
-    fn break_ground(&mut self, job: Job<'_>, ground: &mut Ground, at_once: bool) -> Result<(), StageError> {
+    fn break_ground(&mut self, job: Job<'_>, ground: &mut Ground, at_once: bool) -> Result<Dir, StageError> {
         if std::mem::take(&mut ground.is_spare) {
             if ground.signed.is_none() {
                 ground.signed = Some(self.slots.keep_signed(ground.slot, job.target)?);
@@ -233,10 +226,11 @@ impl Replica {
         if !at_once {
             self.slots.begin_parts(ground.slot)?;
         }
-        Ok(())
+        Ok(self.slots.open(ground.slot)?)
     }
 
-    fn check_space(
+    /// Takes what earlier attempts left, and sees to it that the update fits. `kept` is the spare that it is built on.
+    fn make_ready(
         &mut self,
         comparison: &Comparison<&Record>,
         released: &mut Released<'_, &Record>,
@@ -245,6 +239,8 @@ impl Replica {
         incoming: &Incoming,
         cancel: &AtomicBool,
     ) -> Result<(), StageError> {
+        self.salvage(comparison, incoming)?;
+        self.slots.end_parts()?;
         let space = self.slots.layout().staging.space()?;
         let mut demand = space::Demand::of(comparison, released, space.block_bytes)?;
         if let Some(from) = from
@@ -289,4 +285,11 @@ impl Replica {
         }
         Ok(())
     }
+}
+
+/// Paths of changes, each once.
+fn paths_of(changes: &[Change]) -> Vec<TreePath> {
+    let mut paths: Vec<_> = changes.iter().map(|change| change.path().clone()).collect();
+    paths.dedup();
+    paths
 }

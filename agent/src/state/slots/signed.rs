@@ -1,0 +1,70 @@
+//! Copies of signed records beside the record: of what a slot holds, or is about to.
+
+use std::io::Read;
+use std::os::unix::fs::FileExt;
+
+use syncd_shared::SignedGeneration;
+use syncd_shared::limits::GENERATION_RECORD_MAX_BYTES;
+
+use super::Slots;
+use crate::state::disk::DiskError;
+use crate::state::layout::slot_name;
+use crate::state::slot::{decode_generation, encode_generation};
+use crate::state::syncing::Syncing;
+
+/// Copies are as long as a multiple of this: one that is written over keeps its length.
+const BLOCK_BYTES: usize = 512;
+
+impl Slots {
+    /// Writes the copy of the signed record of what `slot` will hold; whether it is a new name. Not durable. What is
+    /// linked has its copy already.
+    pub fn write_signed(&self, slot: u64, generation: &SignedGeneration) -> Result<bool, DiskError> {
+        let (signed, name) = (&self.layout.signed, slot_name(slot));
+        let (file, is_new) = match signed.open_file_for_write(&name) {
+            Err(e) if e.is_absent() => (signed.create_file(&name)?, true),
+            other => (other?, false),
+        };
+        let failed = |source| signed.failed_at("write", &name, source);
+        let record = encode_generation(generation);
+        let mut bytes = (record.len() as u32).to_le_bytes().to_vec();
+        bytes.extend_from_slice(&record);
+        bytes.resize(bytes.len().next_multiple_of(BLOCK_BYTES), 0);
+        file.write_all_at(&bytes, 0).map_err(failed)?;
+        if file.metadata().map_err(failed)?.len() != bytes.len() as u64 {
+            file.set_len(bytes.len() as u64).map_err(failed)?;
+        }
+        Ok(is_new)
+    }
+
+    /// The same, and has a thread make it durable.
+    pub fn keep_signed(&self, slot: u64, generation: &SignedGeneration) -> Result<Syncing, DiskError> {
+        let is_new = self.write_signed(slot, generation)?;
+        let (signed, name) = (self.layout.signed.reopen()?, slot_name(slot));
+        Syncing::start(move || {
+            signed.sync_content(&name)?;
+            if is_new { signed.sync_names() } else { Ok(()) }
+        })
+    }
+
+    /// The signed record's copy of a slot; `None`: there is none that can be read.
+    pub(super) fn read_signed(&self, slot: u64) -> Result<Option<SignedGeneration>, DiskError> {
+        let (signed, name) = (&self.layout.signed, slot_name(slot));
+        let file = match signed.open_file(&name) {
+            Ok(file) => file,
+            Err(e) if e.is_absent() => return Ok(None),
+            Err(e) => return Err(e),
+        };
+        let mut bytes = Vec::new();
+        let limit = 4 + 64 + GENERATION_RECORD_MAX_BYTES + BLOCK_BYTES;
+        file.take(limit as u64)
+            .read_to_end(&mut bytes)
+            .map_err(|source| signed.failed_at("read", &name, source))?;
+        Ok(decode_signed(&bytes))
+    }
+}
+
+/// Reads what [`Slots::write_signed`] wrote.
+fn decode_signed(bytes: &[u8]) -> Option<SignedGeneration> {
+    let (length, rest) = bytes.split_first_chunk::<4>()?;
+    decode_generation(rest.get(..u32::from_le_bytes(*length) as usize)?).ok()
+}
