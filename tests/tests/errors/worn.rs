@@ -111,8 +111,12 @@ fn content_is_never_lost(name: &str, mount: impl FnOnce(&Path) -> Mount) {
     let scenario = Scenario::from("one file", &node.save("wide.image"), newest);
     write(&tree, "index.html", marked(WIDE_FILES, 20_000));
     let newest = node.commit();
-    // The first sync is that of the spare's name, before any content: ext4 writes a file that replaces another at once.
-    let one = |point: &Point| ["draw", "replica"].contains(&point.thread.as_str()) && point.call == "fsync";
+    // The first sync is that of the signed record, or of the spare's row, before any content: ext4 writes a file that
+    // replaces another at once.
+    let one = |point: &Point| {
+        ["syncing", "replica"].contains(&point.thread.as_str())
+            && ["fsync", "fdatasync"].contains(&point.call)
+    };
     let ended = wear_out(&mut node, &wear, &scenario, one);
     println!("{name}, one file: {} writes refused; {:?} is live after a cut", ended.refusals, ended.whole);
     assert!(ended.refusals > 0 && ended.reported, "{ended:?}");
