@@ -165,9 +165,9 @@ impl Layout {
         }
         let root = Dir::open_path(path)?;
         refuse_foreign(&root, path)?;
+        let inspected = inspect_parts(&root, path)?;
         refuse_older(&root, path)?;
         refuse_occupied(&root, path)?;
-        let inspected = inspect_parts(&root, path)?;
         let state = root.ensure_dir(STATE, 0o700)?;
         let lock = lock(path)?;
         // Nothing is refused from here on.
@@ -467,6 +467,25 @@ mod tests {
         let error = Layout::open(&inside).unwrap_err();
         assert!(matches!(error, LayoutError::Inside { mark: Mark::AgentRoot, .. }), "{error}");
         assert!(!inside.exists(), "nothing is made where it is refused");
+    }
+
+    #[test]
+    fn what_an_older_build_left_is_refused_and_untouched() {
+        let older: [fn(&Path); 3] = [
+            |root| std::os::unix::fs::symlink("generations/7", root.join("live")).unwrap(),
+            |root| std::fs::create_dir_all(root.join("generations/7")).unwrap(),
+            |root| std::fs::create_dir_all(root.join("staging/spare-1")).unwrap(),
+        ];
+        for leave in older {
+            let temp = tempfile::tempdir().unwrap();
+            std::fs::create_dir(temp.path().join("state")).unwrap();
+            leave(temp.path());
+            let before = std::fs::read_dir(temp.path()).unwrap().count();
+            let error = Layout::open(temp.path()).unwrap_err();
+            assert!(matches!(error, LayoutError::OlderBuild { .. }), "{error}");
+            assert!(error.to_string().contains("move it away and join again"), "{error}");
+            assert_eq!(std::fs::read_dir(temp.path()).unwrap().count(), before);
+        }
     }
 
     #[test]
