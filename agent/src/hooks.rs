@@ -496,6 +496,8 @@ struct Inner {
     under_way: Option<UnderWay>,
     /// Whether the record speaks of an activation that this process saw succeed.
     witnessed: bool,
+    /// The generation that the hook has succeeded for since [`AfterHook::take_success`] was asked last.
+    success: Option<u64>,
 }
 
 #[derive(Debug, Clone, Copy)]
@@ -613,6 +615,11 @@ impl AfterHook {
         }
         // A web server goes forward only: each of these is a lower bound.
         Some(state.succeeded.max(under_way.and_then(|u| u.succeeded)).unwrap_or(0))
+    }
+
+    /// The generation that the hook has succeeded for since this was asked last, if it has.
+    pub fn take_success(&self) -> Option<u64> {
+        lock(&self.inner).success.take()
     }
 
     /// To be called before the switch; survives a power cut. What was due before stays due. [`AfterHook::settle`] must
@@ -767,7 +774,7 @@ impl AfterHook {
         }
         self.hook.run_with_input(occasion, lines, Some(&slot_paths))?;
         let elapsed = started.elapsed();
-        let inner = lock(&self.inner);
+        let mut inner = lock(&self.inner);
         // An activation that was noted meanwhile stays due, with all paths: at least once.
         let told = if inner.under_way.is_some() { self.earlier() } else { self.record.clone() };
         let is_newest = match self.load(&told)? {
@@ -779,6 +786,7 @@ impl AfterHook {
             }
             other => other.is_none(),
         };
+        inner.success = Some(occasion.generation);
         self.change(|state| {
             if is_newest {
                 state.due = None;

@@ -54,6 +54,42 @@ fn waiting_for_what_is_switched_already_has_a_mended_hook_run_at_once() {
 }
 
 #[test]
+fn healing_has_the_hook_run_again_for_every_path() {
+    let scene = Scene::new("hook-healing");
+    let tree = scene.path("tree");
+    for name in ["index.html", "login.php", "other.html"] {
+        write(&tree, name, name);
+    }
+    let origin = Origin::started(&scene, &tree);
+    let runs = scene.path("runs");
+    let hook = format!(
+        "{{ echo generation $SYNCD_GENERATION, paths $(wc -l), slot $(wc -c < $SYNCD_SLOT_PATHS); }} >> {}",
+        runs.display()
+    );
+    let mut web1 = Agent::joined(&scene, &origin, "web1").with_options(&["--on-activate", &hook]);
+    web1.start();
+    origin.wait_connected(&["web1"]);
+    origin.commit_live();
+    let told = || std::fs::read_to_string(&runs).unwrap_or_default();
+    let first = told();
+    assert_eq!(first.lines().count(), 1, "{first}");
+    std::fs::write(web1.root.join("live/login.php"), "a back door").expect("edit the live tree");
+    let outcome = web1.cli("verify", &[]);
+    assert!(outcome.stdout.contains("healed"), "{outcome:#?}");
+    wait::until("the hook's second run", || (told().lines().count() == 2).then_some(()));
+    let (first, second) = (first.trim_end().to_owned(), told());
+    assert_eq!(
+        second.lines().collect::<Vec<_>>(),
+        [first.as_str(), first.as_str()],
+        "all paths, slot unknown"
+    );
+    wait::until("the node is live again", || {
+        let status = origin.cli("status", &["--json"]).expect_success().json();
+        (status["agents"][0]["hook"]["outcome"] == "ok").then_some(())
+    });
+}
+
+#[test]
 fn a_hook_that_fails_is_told_everywhere_and_what_apache_still_serves_stays() {
     let scene = Scene::new("hook-fails");
     let tree = scene.path("tree");

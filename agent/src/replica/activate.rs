@@ -57,7 +57,11 @@ pub struct ChangedPaths<'a> {
     part: PartLimits,
 }
 
-impl ChangedPaths<'_> {
+impl<'a> ChangedPaths<'a> {
+    /// Every path of a tree.
+    pub(super) fn everything(record: &'a Record, to: RootEntry, part: PartLimits) -> Self {
+        Self { record, from: RootEntry::empty(), to, part }
+    }
     /// Shows each once, in path order. A directory that is renamed whole is shown under both names, and not what is in it.
     pub fn each(&self, show: &mut dyn FnMut(&TreePath)) -> Result<(), DiffError<RecordError>> {
         let mut last = None;
@@ -221,7 +225,7 @@ impl Replica {
             return Ok(activated(staged, None));
         };
         let live = self.slots.live().map(|live| live.number().get());
-        if staged.basis != live || self.slots.state(slot) != Some(&Slot::Building) {
+        if staged.basis != live || self.slots.state(slot) != Some(&Slot::Staged) {
             return Err(ActivateError::Outdated { number });
         }
         if let Err(source) = before(&self.context(&staged, slot)) {
@@ -423,6 +427,7 @@ impl Replica {
 
     /// Throws away everything that was written for an activation and not synced.
     fn distrust_staged(&mut self) -> Result<(), SlotError> {
+        self.slots.unstage();
         for slot in self.slots.buildings().into_iter().chain(self.slots.partials()) {
             self.slots.discard(slot)?;
         }

@@ -317,6 +317,10 @@ impl Replica {
         self.slots.close(slot)?;
         let dir = self.slots.open(slot)?;
         let drift = self.inspect(slot, tree, dir, whole, cancel)?;
+        let found = self.upkeep.retired.inspected.get(&(slot, tree.number)).cloned().unwrap_or_default();
+        if drift.is_some() || !found.is_nothing() {
+            self.slots.distrust_served(slot)?;
+        }
         if recycle {
             self.slots.recycle(slot)?;
             self.upkeep.retired.was.insert(slot, tree);

@@ -53,6 +53,7 @@ impl Replica {
         cancel: &AtomicBool,
     ) -> Result<Staged, StageError> {
         target.may_follow(self.slots.accepted())?;
+        self.slots.unstage();
         self.forget_lost_live()?;
         let sync = self.slots.layout().staging.reopen()?;
         let job = Job { target, progress, cancel };
@@ -93,6 +94,7 @@ impl Replica {
         let mut gives_way = || self.lost_found_gives_way(job.cancel).map(drop);
         let first = FirstSync { trees: &trees, job, slot, resumes };
         let fetched = first.run(&mut gives_way, source)?;
+        self.slots.stage(slot);
         Ok(Staged { fetched, changed: None, ..Staged::new(job.target, Some(slot), None, sync) })
     }
 
@@ -165,6 +167,7 @@ impl Replica {
         patch.map_or(Ok(()), Patch::finish)?;
         self.slots.end_parts()?;
         incoming.clear(&trees.layout)?;
+        self.slots.stage(ground.slot);
         let basis = self.slots.live().map(|live| live.number().get());
         let Ground { slot, signed, spare_miss, .. } = ground;
         let (inodes, fetched) = (inodes.finish(), (done.bytes_done, done.files_done));

@@ -12,13 +12,14 @@ use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::{MetadataExt, PermissionsExt, symlink};
 use std::path::Path;
 use std::sync::atomic::AtomicBool;
+use std::time::Duration;
 
 use syncd_shared::{ContentHash, ContentTag, RootEntry};
 
 use crate::build::StageError;
 use crate::fixture::{Site, path, snapshot, snapshot_below};
 use crate::replica::Replica;
-use crate::replica::activate::ActivationContext;
+use crate::replica::activate::{ActivateError, ActivationContext};
 use crate::replica::maintain::Upkept;
 use crate::replica::verify::Damage;
 use crate::source::FetchError;
@@ -276,7 +277,7 @@ fn a_failing_hook_keeps_the_old_generation_and_the_staged_tree() {
     let target = site.origin.seal(&site.tree());
     let staged = site.stage(&mut replica, &target).unwrap();
     let error = replica.activate(staged, &mut |_| Err("config test failed".into())).unwrap_err();
-    let crate::replica::activate::ActivateError::Hook { staged, .. } = error else { panic!("{error}") };
+    let ActivateError::Hook { staged, .. } = error else { panic!("{error}") };
     assert_eq!(site.live_number(), 1);
     replica.activate(*staged, &mut |_| Ok(())).unwrap();
     site.assert_live_is_tree();
@@ -706,4 +707,82 @@ fn a_kill_at_any_change_of_healing_leaves_a_complete_tree() {
         }
         changes += 1;
     }
+}
+
+#[test]
+fn what_was_staged_is_not_activated_after_healing_has_begun() {
+    let mut site = Site::new();
+    for i in 0..6000 {
+        site.write(&format!("zzz/{}/{i}", i % 60), "x");
+    }
+    site.furnish();
+    let mut replica = site.open();
+    site.publish(&mut replica);
+    site.settle(&mut replica);
+    edit(&site);
+    let target = site.origin.seal(&site.tree());
+    let staged = site.stage(&mut replica, &target).unwrap();
+    let error = replica.activate(staged, &mut |_| Err("config test failed".into())).unwrap_err();
+    let ActivateError::Hook { staged, .. } = error else { panic!("{error}") };
+    let tree = replica.slots.path(staged.slot.unwrap());
+    assert!(tree.join("chapters").exists());
+    std::fs::remove_file(site.live().join("docs/1/page-4.html")).unwrap();
+    let cancel = AtomicBool::new(false);
+    let report = std::thread::scope(|scope| {
+        scope.spawn(|| {
+            let end = std::time::Instant::now() + std::time::Duration::from_secs(20);
+            while tree.join("chapters").exists() && std::time::Instant::now() < end {}
+            cancel.store(true, std::sync::atomic::Ordering::Relaxed);
+        });
+        replica.verify(Some(&mut site.origin), &|_| {}, &cancel)
+    });
+    assert!(report.is_err(), "{report:?}");
+    let activated = replica.activate(*staged, &mut |_| Ok(()));
+    assert!(matches!(activated, Err(ActivateError::Outdated { .. })), "{activated:?}");
+    // Staged anew it is complete.
+    let staged = site.stage(&mut replica, &target).unwrap();
+    replica.activate(staged, &mut |_| Ok(())).unwrap();
+    site.assert_live_is_tree();
+}
+
+#[test]
+fn healing_forgets_what_a_slot_served() {
+    let (mut site, mut replica) = settled();
+    let number = replica.status().live.unwrap().number().get();
+    replica.slots.hook_succeeded(number).unwrap();
+    let slot = replica.slots.live_slot().unwrap();
+    assert!(replica.slots.served(slot).is_some());
+    std::fs::write(site.live().join("docs/1/page-4.html"), "defaced").unwrap();
+    let report = replica.verify(Some(&mut site.origin), &|_| {}, &AtomicBool::new(false)).unwrap();
+    assert!(report.healed);
+    assert!(replica.slots.served(slot).is_none());
+}
+
+#[test]
+fn a_slot_with_local_damage_is_not_known_to_have_served_anything() {
+    let mut site = Site::new();
+    site.furnish();
+    site.options.keep = 1;
+    site.options.grace = Duration::ZERO;
+    let mut replica = site.open();
+    site.publish(&mut replica);
+    site.settle(&mut replica);
+    let succeeded = |replica: &mut Replica| {
+        let number = replica.status().live.unwrap().number().get();
+        replica.slots.hook_succeeded(number).unwrap();
+    };
+    succeeded(&mut replica);
+    let slot = replica.slots.live_slot().unwrap();
+    // A web server may have cached it under this slot's path.
+    std::fs::remove_file(site.live().join("docs/1/page-4.html")).unwrap();
+    std::fs::write(site.live().join("docs/1/page-4.html"), "backdoor").unwrap();
+    site.write("docs/0/page-0.html", "second");
+    site.publish(&mut replica);
+    succeeded(&mut replica);
+    assert!(replica.slots.served(slot).is_some());
+    site.settle(&mut replica);
+    assert!(replica.status().drift.is_some());
+    assert_eq!(replica.slots.served(slot), None);
+    drop(replica);
+    assert_eq!(site.open().slots.served(slot), None, "after a restart");
 }

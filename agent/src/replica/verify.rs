@@ -300,7 +300,8 @@ impl Replica {
     ) -> Result<Option<Found>, VerifyError> {
         let live = self.slots.live().cloned().ok_or(VerifyError::NothingLive)?;
         let sync = self.slots.layout().staging.reopen().map_err(StageError::from)?;
-        // Spares have the same inodes: they are looked at again, name by name.
+        // What is staged was built from links to the same inodes, and so were spares: they are looked at again, name by name.
+        self.slots.unstage();
         for slot in self.slots.spares().map(|(slot, _)| slot).collect::<Vec<_>>() {
             self.slots.open_up(slot).map_err(StageError::from)?;
         }

@@ -7,13 +7,13 @@ use std::time::Duration;
 
 use syncd_proto::v1::RetryClass;
 use syncd_shared::text::{counted, error_chain};
-use syncd_shared::{GenerationNumber, SignedGeneration, TreePath};
+use syncd_shared::{GenerationNumber, RootEntry, SignedGeneration, TreePath};
 
 use crate::build::{self, StageError, Staged};
 use crate::config::RunOptions;
 use crate::hooks::{Changed, Occasion};
 use crate::planted;
-use crate::replica::activate::{ActivateError, ActivationContext};
+use crate::replica::activate::{ActivateError, ActivationContext, ChangedPaths};
 use crate::replica::maintain::{Maintained, Upkept};
 use crate::replica::verify::{Damage, VerifyError, VerifyProgress, VerifyReport};
 use crate::replica::{OpenReplicaError, Replica, ReplicaOptions};
@@ -145,13 +145,22 @@ impl ReplicaWork for Replica {
         self.slots.protect_from(from, self.options.clock.now());
     }
 
-    fn hook_succeeded(&mut self) {
-        if let Err(error) = self.slots.hook_succeeded() {
+    fn hook_succeeded(&mut self, generation: u64) {
+        if let Err(error) = self.slots.hook_succeeded(generation) {
             tracing::warn!(
                 error = error_chain(&error),
                 "what a slot has served is not known as closely as it could"
             );
         }
+    }
+
+    fn note_healed(&self, note: &mut BeforeSwitch<'_>) -> Result<(), Failure> {
+        let Some((occasion, root)) = self.live_occasion() else { return Ok(()) };
+        let paths = ChangedPaths::everything(self.slots.record(), root, self.options.part);
+        let all = |show: &mut dyn FnMut(&TreePath)| paths.each(show).map_err(io::Error::other);
+        let unknown = |_: &mut dyn FnMut(&TreePath)| Ok(());
+        note(occasion, &Changed { all: &all, slot: &unknown })
+            .map_err(|error| Failure::new(RetryClass::Retry, &error))
     }
 
     fn changes(&self, previous: Option<&SignedGeneration>, live: &SignedGeneration) -> Option<Changes> {
@@ -221,6 +230,16 @@ impl ReplicaWork for Replica {
                 Failure::new(RetryClass::Operator, &error)
             }
         })
+    }
+}
+
+impl Replica {
+    /// The live tree as a hook is told of it that runs again for it, and its root.
+    fn live_occasion(&self) -> Option<(Occasion, RootEntry)> {
+        let live = self.slots.live()?;
+        let tree = self.slots.path(self.slots.live_slot()?);
+        let occasion = Occasion::of(live, Some(live.number().get()), tree, self.root().join("live"));
+        Some((occasion, live.generation().root))
     }
 }
 

@@ -61,8 +61,14 @@ pub trait ReplicaWork: Send + 'static {
     /// alone. Called before each command, and between a switch and everything that follows from it.
     fn protect(&mut self, _from: Option<u64>) {}
 
-    /// The on-activate hook has succeeded for what is live.
-    fn hook_succeeded(&mut self) {}
+    /// The on-activate hook has succeeded for this generation. Said once for each run, and late: another one may be live.
+    fn hook_succeeded(&mut self, _generation: u64) {}
+
+    /// Files of the live tree were healed, and a web server may have cached what was wrong: calls `note` for what is live,
+    /// with every path, so that the on-activate hook runs again.
+    fn note_healed(&self, _note: &mut BeforeSwitch<'_>) -> Result<(), Failure> {
+        Ok(())
+    }
 
     /// Bounds what piles up where no time is left for [`Self::maintain`]: after each report, for which somebody waits.
     fn bound(&mut self) {}
@@ -428,8 +434,9 @@ impl<R: ReplicaWork> Bench<R> {
         let Some(after) = &self.hooks.after else { return self.replica.protect(None) };
         let from = after.protected();
         self.replica.protect(from);
-        if from.is_none() {
-            self.replica.hook_succeeded();
+        // A run that has succeeded, not the mere absence of one that is due: without one nothing was invalidated.
+        if let Some(generation) = after.take_success() {
+            self.replica.hook_succeeded(generation);
         }
     }
 
@@ -488,8 +495,24 @@ impl<R: ReplicaWork> Bench<R> {
             Command::Maintain => Ok(Outcome::Maintained(self.replica.maintain(cancel))),
             Command::Verify => {
                 let mut source = (self.open_source)(cancellation.transfers.clone());
-                self.replica.verify(source.as_mut(), &progress, cancel).map(Outcome::Verified)
+                let verified = self.replica.verify(source.as_mut(), &progress, cancel)?;
+                if verified.healed {
+                    self.run_hook_after_healing();
+                }
+                Ok(Outcome::Verified(verified))
             }
+        }
+    }
+
+    fn run_hook_after_healing(&self) {
+        let Some(after) = &self.hooks.after else { return };
+        let noted = self.replica.note_healed(&mut |occasion, changed| after.note(occasion, changed));
+        after.settle(noted.is_ok());
+        if let Err(failure) = noted {
+            tracing::warn!(
+                error = failure.reason,
+                "the on-activate hook is not run after healing: a web server may have cached what was wrong"
+            );
         }
     }
 

@@ -513,7 +513,11 @@ fn apply_change(write: &WriteTransaction, change: &Change<'_>) -> Result<(), red
         None => {}
     }
     if let Some((slot, roots)) = change.served {
-        write.open_table(SERVED)?.insert(slot, encode_roots(roots).as_slice())?;
+        let mut served = write.open_table(SERVED)?;
+        match roots.is_empty() {
+            true => drop(served.remove(slot)?),
+            false => drop(served.insert(slot, encode_roots(roots).as_slice())?),
+        }
     }
     change.inodes.map_or(Ok(()), |inodes| apply_inodes(write, inodes))
 }

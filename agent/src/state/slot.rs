@@ -9,6 +9,8 @@ use syncd_shared::{RootEntry, SignedGeneration};
 pub(crate) enum Slot {
     /// Being built or patched, or left so by a crash. Never trusted: files are taken from it by hash alone. No row.
     Building,
+    /// Complete and verified, and waits to be activated: nobody builds in it meanwhile. No row.
+    Staged,
     /// Built part by part: it has content that is nowhere else, and background work leaves it alone.
     Partial,
     /// Complete, at this root, never linked.
@@ -60,7 +62,7 @@ impl Slot {
     pub fn row(&self) -> Option<Vec<u8>> {
         let former = |tree: &FormerTree| [&tree.number.to_le_bytes()[..], &tree.root.encode()].concat();
         let (kind, value) = match self {
-            Self::Building | Self::Drawn(_) => return None,
+            Self::Building | Self::Staged | Self::Drawn(_) => return None,
             Self::Partial => (PARTIAL, Vec::new()),
             Self::Spare(root) => (SPARE, root.encode()),
             Self::Held(generation) => (HELD, encode_generation(generation)),

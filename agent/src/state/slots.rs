@@ -12,7 +12,9 @@
 //! | drawn | [`Slots::draw`] of another, [`Slots::end`] | spare | its row |
 //! | spare, drawn | [`Slots::open_up`], before it is changed | building | its row is gone |
 //! | spare, drawn | an activation outlives it, or heals | building | its row is gone |
-//! | building | [`Slots::prepare_switch`], `commit_switch`, `finish_switch` | held, live | the tree, before; row, accepted and live, at once; then the links |
+//! | building | [`Slots::stage`], all of it is verified | staged | nothing |
+//! | staged | [`Slots::unstage`]: another target is staged, or the live tree healed | building | nothing |
+//! | staged | [`Slots::prepare_switch`], `commit_switch`, `finish_switch` | held, live | the tree, before; row, accepted and live, at once; then the links |
 //! | held | another is activated | held | `previous` names it |
 //! | held | [`Slots::retire`] | retired | `previous` does not name it; its row |
 //! | building, beside a damaged live tree | [`Slots::exchange`] of the two directories | resting | its row, before they are exchanged |
@@ -116,7 +118,6 @@ impl Slots {
         self.known.slots.get(&slot)
     }
 
-    #[cfg(test)]
     pub fn live_slot(&self) -> Option<u64> {
         self.known.live
     }
@@ -362,6 +363,18 @@ impl Slots {
         self.set(slot, Slot::Partial, true)
     }
 
+    /// A building is complete and verified. Until it is activated, or [`Slots::unstage`], nobody builds in it.
+    pub fn stage(&mut self, slot: u64) {
+        self.known.slots.insert(slot, Slot::Staged);
+    }
+
+    /// What is staged is a building like all others, and can't be activated any more.
+    pub fn unstage(&mut self) {
+        for state in self.known.slots.values_mut().filter(|state| **state == Slot::Staged) {
+            *state = Slot::Building;
+        }
+    }
+
     /// What was made part by part is a building like all others.
     pub fn end_parts(&mut self) -> Result<(), RecordError> {
         self.partials().into_iter().try_for_each(|slot| self.set(slot, Slot::Building, false))
@@ -546,6 +559,15 @@ impl Slots {
         self.layout.close(slot)
     }
 
+    /// Files were changed behind this slot's path: nobody knows what a web server has cached of them. Durable.
+    pub fn distrust_served(&mut self, slot: u64) -> Result<(), RecordError> {
+        if self.served(slot).is_some() {
+            self.record.apply(&Change { served: Some((slot, &[])), ..Change::default() }, true)?;
+            self.known.served.remove(&slot);
+        }
+        Ok(())
+    }
+
     /// A tree that was inspected may be built on.
     pub fn recycle(&mut self, slot: u64) -> Result<(), RecordError> {
         self.set(slot, Slot::Building, true)
@@ -565,9 +587,13 @@ impl Slots {
         self.known.served.get(&slot).map(Vec::as_slice)
     }
 
-    /// The on-activate hook has succeeded for what is live. Need not be durable: what is not known is more than what is.
-    pub fn hook_succeeded(&mut self) -> Result<(), RecordError> {
+    /// The on-activate hook has succeeded for a generation: if it is live, what else was cached of its slot is known no
+    /// more. Need not be durable: what is not known is more than what is.
+    pub fn hook_succeeded(&mut self, generation: u64) -> Result<(), RecordError> {
         let (Some(slot), Some(live)) = (self.known.live, self.live()) else { return Ok(()) };
+        if live.number().get() != generation {
+            return Ok(());
+        }
         let served = vec![live.generation().root];
         if self.served(slot) != Some(&served) {
             self.record.apply(&Change { served: Some((slot, &served)), ..Change::default() }, false)?;
