@@ -1,4 +1,4 @@
-//! How much an origin may send for what was asked, so that an answer without end ends.
+//! Bounds the bytes and frames that an origin may send in answer to a request.
 
 #![cfg_attr(not(test), deny(clippy::arithmetic_side_effects, clippy::indexing_slicing))]
 
@@ -7,14 +7,14 @@ use syncd_shared::wire::Frame;
 
 use crate::build::StageError;
 
-/// What a frame counts at least: one that brings nothing is not for nothing.
+/// Each frame counts as at least this many bytes, so that frames without content also use the allowance up.
 const FRAME_LEAST_BYTES: u64 = 4 * 1024;
-/// Sent beyond what was asked, without being refused: frames go out whole where most of them is wanted.
+/// Granted on top of every request: a frame is sent whole when most of it is wanted.
 const SLACK_BYTES: u64 = 16 * 1024 * 1024;
-/// Canonical bytes of the longest entry: a name, a symlink's target, and what goes with them.
+/// Upper bound of the canonical bytes of one entry: name, symlink target, metadata.
 const ENTRY_MOST_BYTES: u64 = 4 * 1024 + 512;
 
-/// Counts what came against what may come.
+/// Compares what has arrived with what may arrive.
 #[derive(Debug, Default)]
 pub(super) struct Allowance {
     limit: u64,
@@ -22,17 +22,17 @@ pub(super) struct Allowance {
 }
 
 impl Allowance {
-    /// For the answers that bring these contents.
+    /// Allows answers that carry these contents. `bytes` is the sum of their lengths.
     pub fn of_contents(files: u64, bytes: u64) -> Self {
         Self::of(bytes.saturating_mul(2), files, 2 * FRAME_LEAST_BYTES)
     }
 
-    /// For what was asked for on the same stream later, too.
+    /// Extends the allowance by a later request on the same stream.
     pub fn add(&mut self, other: Self) {
         self.limit = self.limit.saturating_add(other.limit);
     }
 
-    /// For the answers that bring a manifest with these totals.
+    /// Allows answers that carry a manifest with these totals.
     pub fn of_manifest(totals: &Totals) -> Self {
         Self::of(0, totals.entries, ENTRY_MOST_BYTES + FRAME_LEAST_BYTES)
     }
@@ -42,13 +42,13 @@ impl Allowance {
         Self { limit, spent: 0 }
     }
 
-    /// [`Allowance::take`], and the frame back.
+    /// Like [`Allowance::take`], but returns the frame.
     pub fn taken(&mut self, frame: Frame) -> Result<Frame, StageError> {
         self.take(&frame)?;
         Ok(frame)
     }
 
-    /// Counts a frame; an error once there were too many.
+    /// Counts a frame. Fails with [`StageError::TooMuch`] once the limit is exceeded.
     pub fn take(&mut self, frame: &Frame) -> Result<(), StageError> {
         let bytes = match frame {
             Frame::Directories(objects) => objects.iter().map(Vec::len).sum(),

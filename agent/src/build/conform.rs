@@ -1,16 +1,18 @@
-//! Makes a directory on disk, whatever is in it, a copy of the live tree by hard links.
+//! Makes a directory a copy of the live tree by hard links, whatever the directory contains.
 //!
-//! An empty directory becomes a farm of links, a retired tree or what a crash left becomes a spare. Every name is
-//! looked at: what has not the inode, size and time that the live tree was activated with is replaced, what does not
-//! belong there goes. So nothing that was planted, edited or half built comes back to life. Files of visitors were moved
-//! away before ([`crate::replica::inspect`]). Cost follows the tree: off the path of a commit, except where a spare is missing.
+//! An empty directory becomes a farm of links. A retired tree, or a tree that a crash left half built,
+//! becomes a spare. Every name is checked. An entry that differs in inode, size or time from what was
+//! activated is replaced, and an entry that the manifest does not have is removed. No planted, edited or
+//! half-built file becomes live again. Files that visitors wrote are moved away before
+//! ([`crate::replica::inspect`]). The cost follows the tree, so this runs off the path of a commit, except
+//! when no spare is ready.
 //!
-//! A retired tree of which is known what has changed since ([`crate::state::history`]) is as good as a spare, which is not looked at
-//! again either: where a directory is none of those, and was not changed since the tree became live, no name in it was, by
-//! nobody, and only directories below are looked at. The cost follows the directories.
+//! [`crate::state::history`] may know what has changed since a tree was retired. Then only directories are
+//! checked: a directory that no change has touched, and whose ctime is older than the retirement, still has
+//! its names. The cost follows the number of directories.
 //!
-//! No directory that the manifest does not have is looked into: it is moved away whole. So neither memory, stack nor
-//! descriptors follow what somebody put into a tree.
+//! A directory that the manifest does not have is moved away whole and never read. Memory, stack and
+//! descriptors therefore do not grow with what somebody put into a tree.
 
 use std::collections::HashSet;
 use std::sync::Arc;
@@ -28,86 +30,85 @@ use crate::state::history::Touched;
 use crate::state::record::RecordError;
 use crate::state::trees::Trees;
 
-/// What was found on the way.
 #[derive(Debug, Default)]
 pub(crate) struct Conformed {
-    /// Files and symlinks that could not be linked, because the live tree itself no longer is what was activated.
+    /// Files and symlinks that could not be linked: the live tree itself no longer has what was activated.
     pub holes: Holes,
 }
 
 pub(crate) struct Conform<'a> {
     pub trees: &'a Trees,
-    /// The live tree, where links come from.
+    /// Source of the links.
     pub live: Dir,
-    /// Paths that are not to be linked even if they look right.
+    /// Paths to replace even where they look right.
     pub distrusted: Option<&'a HashSet<TreePath>>,
-    /// What is known of a tree that was retired.
+    /// History of the directory, when it is a retired tree.
     pub was: Option<Retired>,
     pub cancel: &'a AtomicBool,
 }
 
 /// A tree that was live before.
 pub(crate) struct Retired {
-    /// Its manifest.
+    /// Manifest of the tree.
     pub root: RootEntry,
-    /// What happened since; `None`: not known.
+    /// Changes since the tree was retired; `None`: unknown.
     pub since: Option<Since>,
 }
 
 /// What happened since a tree was live.
 pub(crate) struct Since {
-    /// When this process changed the tree last.
+    /// Time at which this process last changed the tree.
     pub finished: Timestamp,
-    /// What activations have changed since.
+    /// Changes made by activations since.
     pub touched: Touched,
 }
 
-/// The tree that is made, and the live tree.
+/// Cursors into the tree being made and the live tree.
 struct Pair {
     made: DirCursor,
     live: DirCursor,
 }
 
-/// A directory that is made, and its counterpart in the live tree.
+/// A directory of the tree being made, with its counterpart in the live tree.
 struct Place<'a> {
     path: &'a TreePath,
     dir: &'a Dir,
-    /// `None`: it is gone from the live tree, with all that was in it.
+    /// `None`: the live tree no longer has the directory.
     live: Option<&'a Dir>,
-    /// It was just made: nothing is in it.
+    /// The directory was just created, so it is empty.
     is_new: bool,
 }
 
-/// A directory that is on its way.
+/// A directory whose entries are being visited.
 struct Entered {
     path: TreePath,
     object: ObjectHash,
     metadata: Metadata,
     manifest: Arc<Directory>,
-    /// What the directory was, where no name in it was changed since.
+    /// Former manifest entry of the directory, when no name in it has changed since.
     was: Option<Arc<Directory>>,
-    /// Only directories in it are looked at; the directory itself is as it should be.
+    /// Only subdirectories are visited: the directory itself is already right.
     is_whole: bool,
     is_new: bool,
     has_live: bool,
-    /// Inode numbers of its entries in the live tree.
+    /// Inode numbers of the entries in the live tree.
     inodes: Vec<u64>,
-    /// Index of the entry that is next.
+    /// Index of the next entry.
     next: usize,
 }
 
-/// A directory that comes next.
+/// A directory to enter next.
 struct Next<'a> {
     path: TreePath,
     object: &'a ObjectHash,
     metadata: &'a Metadata,
-    /// It was just made: nothing is in it.
+    /// The directory was just created, so it is empty.
     is_new: bool,
-    /// What it was when the tree was retired.
+    /// Former state of the directory, when the tree was retired.
     was: Option<Was>,
 }
 
-/// A directory as a manifest has it.
+/// A directory as described by a manifest.
 #[derive(Clone, Copy)]
 struct Was {
     object: ObjectHash,
@@ -124,7 +125,7 @@ impl Was {
 }
 
 impl Conform<'_> {
-    /// Makes `dir` a copy of `root`, the live tree.
+    /// Makes `dir` a copy of `root`, which is the manifest of the live tree.
     pub fn run(&self, dir: &Dir, root: &RootEntry) -> Result<Conformed, StageError> {
         let mut found = Conformed::default();
         let (made, live) = (DirCursor::new(dir.reopen()?), DirCursor::new(self.live.reopen()?));
@@ -146,7 +147,7 @@ impl Conform<'_> {
         Ok(found)
     }
 
-    /// Begins with a directory: what the manifest does not have goes.
+    /// Enters a directory and removes what the manifest does not have.
     fn enter(&self, next: Next<'_>, trees: &mut Pair) -> Result<Entered, StageError> {
         let Next { path, object, metadata, is_new, was } = next;
         let manifest = self.trees.record.directory(object)?;
@@ -157,7 +158,7 @@ impl Conform<'_> {
         let is_whole = match (&was, self.since()) {
             (Some(was), Some(since)) => {
                 !since.touched.names.contains(&path)
-                    // Another owner and mode kept everybody out of it meanwhile.
+                    // The root of a retired tree has another owner and mode, which keep everybody out.
                     && !path.is_root()
                     && same_metadata
                     && same_names(was, &manifest)
@@ -176,7 +177,8 @@ impl Conform<'_> {
         Ok(Entered { path, object, metadata, manifest, was, is_whole, is_new, has_live, inodes, next: 0 })
     }
 
-    /// Goes on in a directory up to the next one in it, which is entered. `None`: it is done, with its metadata.
+    /// Continues in a directory and returns the next subdirectory. `None`: the directory is done and has its
+    /// metadata.
     fn go_on(
         &self,
         entered: &mut Entered,
@@ -210,7 +212,7 @@ impl Conform<'_> {
             let next = Next { path, object, metadata: &entry.metadata, is_new, was };
             return self.enter(next, trees).map(Some);
         }
-        // The root has its own when it is to be live.
+        // The root gets its metadata when the tree is activated.
         if !entered.is_whole && !entered.path.is_root() {
             dir.set_own_metadata(&entered.metadata, self.trees.owners)?;
         }
@@ -221,7 +223,7 @@ impl Conform<'_> {
         self.was.as_ref()?.since.as_ref()
     }
 
-    /// What a directory was, where no name in it was changed since.
+    /// The former manifest of a directory, when no name in it has changed since.
     fn unchanged(
         &self,
         path: &TreePath,
@@ -249,7 +251,8 @@ impl Conform<'_> {
     }
 
     fn remove_strangers(&self, dir: &Dir, manifest: &Directory) -> Result<(), StageError> {
-        // Not every file system lists all names while some are removed.
+        // Some file systems skip names in a listing while others are being removed, so the directory is
+        // listed twice.
         for _ in 0..2 {
             let mut removed = false;
             for listed in dir.names()? {
@@ -268,7 +271,7 @@ impl Conform<'_> {
         Ok(())
     }
 
-    /// Makes sure that there is a directory of this name; whether it was just made.
+    /// Makes sure that a directory of this name exists. Returns whether it was just created.
     fn child(&self, place: &Place<'_>, entry: &Entry) -> Result<bool, StageError> {
         let name = entry.name.as_bytes();
         if !place.is_new {
@@ -300,7 +303,7 @@ impl Conform<'_> {
         };
         let live_is_right = || match place.live {
             Some(live) => match live.stat(name) {
-                // Somebody else's, in the place of the directory that was activated.
+                // A foreign directory, mounted or moved over the one that was activated.
                 Err(e) if e.is_denied() => Ok(false),
                 other => Ok::<_, DiskError>(other?.as_ref().is_some_and(is_right)),
             },
@@ -308,7 +311,8 @@ impl Conform<'_> {
         };
         if !place.is_new {
             let there = place.dir.stat(name)?;
-            // What is to be healed was hashed where it is live, and nowhere else.
+            // Healing hashed only the live files, so a file counts only while the live tree has the same
+            // inode.
             if there.as_ref().is_some_and(is_right) && (self.distrusted.is_none() || live_is_right()?) {
                 return Ok(());
             }
@@ -327,7 +331,8 @@ impl Conform<'_> {
     }
 }
 
-/// Whether two directories have the same names, files and symlinks; directories may differ in what they have.
+/// Whether two directories have the same names, files and symlinks. Subdirectories may differ in their
+/// contents.
 fn same_names(was: &Directory, now: &Directory) -> bool {
     let same = |(was, now): (&Entry, &Entry)| {
         was == now || (was.name == now.name && was.is_directory() && now.is_directory())

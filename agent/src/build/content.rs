@@ -1,8 +1,9 @@
-//! Content that arrived or was copied: `staging/incoming`, one file for each content, verified when it gets its name.
+//! Keeps content that arrived or was copied in `staging/incoming`: one file for each content, named by its
+//! hash.
 //!
-//! Nothing here is part of a tree yet, so an interrupted transfer touches no tree, and the next attempt, also for
-//! another target, finds what came. What an earlier process left is hashed again before it counts: a power cut may
-//! have emptied it.
+//! Files here are not part of a tree, so an interrupted transfer touches no tree. The next attempt finds what
+//! has arrived, also when it has another target. A file gets its name once it is verified. Files that an
+//! earlier process left are hashed again before they count, because a power cut may have emptied them.
 
 #![cfg_attr(not(test), deny(clippy::arithmetic_side_effects, clippy::indexing_slicing))]
 
@@ -24,58 +25,58 @@ use crate::state::hashing::{hash_file, hash_stretch};
 use crate::state::layout::{INCOMING, Layout};
 use crate::state::record::Record;
 
-/// Directories that arriving files are spread over, so that workers don't wait for each other.
+/// Number of directories that arriving files are spread over, so that workers do not wait for each other.
 const FANS: usize = 16;
 const FAN_NAMES: &[u8; FANS] = b"0123456789abcdef";
 const BUFFER_BYTES: usize = 128 * 1024;
-/// Files up to this are copied by way of memory.
+/// Files of at most this size are copied through memory.
 const SMALL_BYTES: u64 = BUFFER_BYTES as u64;
-/// Stretches of a file that wait for what comes before them: what comes in order, more or less, has a few.
+/// Limit of the stretches of one file that wait for bytes before them. Pieces arrive nearly in order, so a
+/// few suffice.
 const AHEAD_MOST: usize = 32 * 1024;
-/// A directory above this is not emptied name by name.
+/// A larger directory is moved to the trash instead of being emptied name by name.
 const SMALL_DIRECTORY_BYTES: u64 = 16 * 1024;
 
-/// Content that is wanted.
+/// Content to be obtained.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Wanted {
-    /// Its length in bytes, never 0.
+    /// Length in bytes, never 0.
     pub size: u64,
-    /// What its first user will look like: set while the file is open anyway.
+    /// Metadata of the first user, set while the file is open.
     pub metadata: Metadata,
-    /// Paths that need it.
+    /// Number of paths that need it.
     pub users: u32,
 }
 
-/// Content that is there.
+/// Verified content in `incoming`.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Arrived {
-    /// Inode of its file.
     pub inode: u64,
-    /// Metadata that the file has already.
+    /// Metadata that the file already has.
     pub dressed: Option<Metadata>,
 }
 
-/// A file of which pieces come one by one, in any order, each byte once.
+/// A file that is written piece by piece, in any order, each byte once.
 struct Partial {
-    /// Its name until it is whole: no other attempt at this content has had it.
+    /// Name until the content is complete. Every attempt at a content uses a new name.
     name: String,
     hasher: blake3::Hasher,
-    /// Bytes written from its start on, and hashed.
+    /// Number of leading bytes that are written and hashed.
     hashed: u64,
-    /// Stretches written behind that, with gaps between them: start -> end.
+    /// Stretches written beyond `hashed`, with gaps between them: start -> end.
     ahead: BTreeMap<u64, u64>,
-    /// Nothing more goes into it: it is whole, or was given up.
+    /// No more pieces are accepted: the content is complete, or was given up.
     closed: bool,
 }
 
 impl Partial {
-    /// Whether nothing was written between these offsets, and there is room to remember that something will be.
+    /// Whether nothing was written between these offsets, and one more stretch can be remembered.
     fn is_free(&self, start: u64, end: u64) -> bool {
         let before = self.ahead.range(..end).next_back();
         start >= self.hashed && before.is_none_or(|(_, end)| *end <= start) && self.ahead.len() < AHEAD_MOST
     }
 
-    /// A free stretch was written to `file`. It is hashed once all before it is.
+    /// Notes that a free stretch was written to `file`, and hashes all that is now contiguous.
     fn wrote(&mut self, start: u64, bytes: &[u8], file: &std::fs::File) -> std::io::Result<()> {
         let mut end = start.saturating_add(bytes.len() as u64);
         if start == self.hashed {
@@ -98,18 +99,18 @@ impl Partial {
     }
 }
 
-/// The directory, and what is in it. Shared by the workers.
+/// The directory `staging/incoming`. Shared by the workers.
 pub(crate) struct Incoming {
     dir: Dir,
     fans: [OnceLock<Dir>; FANS],
     owners: Owners,
     arrived: Mutex<HashMap<ContentHash, Arrived>>,
-    /// Whole contents that were written, or are being written by a worker.
+    /// Complete contents that were written, or that a worker is writing.
     written: Mutex<HashSet<ContentHash>>,
     partial: Mutex<HashMap<ContentHash, Arc<Mutex<Partial>>>>,
-    /// Files of pieces that were begun.
+    /// Number of partial files begun, which makes their names unique.
     parts: AtomicU64,
-    /// Whether files may be there that nobody has looked at.
+    /// Whether the directory may have files that were not yet looked at.
     leftovers: AtomicBool,
 }
 
@@ -122,14 +123,16 @@ fn failed(doing: &'static str, dir: &Dir, name: &str) -> impl Fn(std::io::Error)
 }
 
 impl Incoming {
-    /// Opens it; half files of an earlier process go, whole ones wait to be hashed.
+    /// Opens the directory. Removes partial files of an earlier process; complete files are hashed when they
+    /// are asked for.
     pub fn open(layout: &Layout, owners: Owners) -> Result<Self, DiskError> {
         let dir = layout.staging.ensure_dir(INCOMING, 0o700)?;
         let mut leftovers = false;
         for fan in dir.list()? {
             let fan_dir = dir.open_dir(&fan.name)?;
             for file in fan_dir.list()? {
-                // Whoever worked in a tree when a file was taken from it may have put a directory in its place.
+                // A file moved here from a tree may have been replaced by a directory: somebody may have had
+                // the tree open.
                 let is_file = match file.directory {
                     Some(directory) => !directory,
                     None => fan_dir.stat(&file.name)?.is_some_and(|s| s.kind == FileType::RegularFile),
@@ -159,7 +162,7 @@ impl Incoming {
         if let Some(dir) = fan.get() {
             return Ok(dir);
         }
-        // Two workers may come here at once.
+        // Two workers may create it at the same time.
         let dir = match self.dir.ensure_dir(name, 0o700) {
             Err(e) if e.source.kind() == std::io::ErrorKind::AlreadyExists => self.dir.open_dir(name),
             other => other,
@@ -167,7 +170,7 @@ impl Incoming {
         Ok(fan.get_or_init(|| dir))
     }
 
-    /// Whether content is there, verified. What an earlier attempt left is hashed now.
+    /// Whether verified content is here. Hashes a file that an earlier attempt left.
     pub fn has(&self, hash: ContentHash, size: u64) -> Result<bool, StageError> {
         if lock(&self.arrived).contains_key(&hash) {
             return Ok(true);
@@ -183,7 +186,7 @@ impl Incoming {
         disk::drop_cached(&file);
         let stat = disk::stat_file(&file).map_err(failed("inspect", fan, &name))?;
         if stat.kind == FileType::Directory {
-            // Removed when the next attempt opens this.
+            // The next attempt removes it when it opens the directory.
             return Err(fan
                 .failed_at("read", name.as_bytes(), std::io::ErrorKind::IsADirectory.into())
                 .into());
@@ -196,13 +199,13 @@ impl Incoming {
         Ok(false)
     }
 
-    /// What is known about content that is there.
+    /// Describes content that is here.
     pub fn arrived(&self, hash: ContentHash) -> Option<Arrived> {
         lock(&self.arrived).get(&hash).copied()
     }
 
-    /// Writes one whole content that was verified in memory, under its name at once: what a crash leaves is hashed before
-    /// it counts. `false`: another worker does.
+    /// Writes one complete content, verified in memory, directly under its name: after a crash it is hashed
+    /// again before it counts. Returns `false` when another worker writes it.
     fn put_whole(&self, hash: ContentHash, bytes: &[u8], wanted: &Wanted) -> Result<bool, StageError> {
         if !lock(&self.written).insert(hash) {
             return Ok(false);
@@ -238,7 +241,7 @@ impl Incoming {
         Ok(())
     }
 
-    /// Takes the wanted pieces of a frame. Returns the contents that are whole now, and bytes taken.
+    /// Stores the wanted pieces of a frame. Returns the number of contents completed and of bytes stored.
     pub fn store(
         &self,
         frame: &StoredFrame,
@@ -258,8 +261,8 @@ impl Incoming {
         Ok((whole, taken))
     }
 
-    /// Takes a stretch of a content, if it is wanted and lacking. Returns the contents that are whole now, and bytes
-    /// taken.
+    /// Stores a stretch of a content that is wanted and missing. Returns the number of contents completed and
+    /// of bytes stored.
     pub fn put(
         &self,
         hash: ContentHash,
@@ -282,25 +285,25 @@ impl Incoming {
         Ok((u64::from(self.put_piece(hash, offset, bytes, want)?), taken))
     }
 
-    /// Forgets the stretches that came of a content that was not made whole: the next one starts it anew.
+    /// Forgets the pieces of an incomplete content: the next piece starts it anew.
     pub fn drop_part(&self, hash: ContentHash) {
         let partial = lock(&self.partial).remove(&hash);
         if let Some(partial) = partial {
             let mut partial = lock(&partial);
             partial.closed = true;
-            // What is left lying is removed with the directory.
+            // A file that stays is removed with the directory.
             let _ = self.fan(hash).map(|fan| fan.unlink(partial.name.as_bytes()));
         }
     }
 
-    /// [`Incoming::drop_part`] of all contents.
+    /// Forgets the pieces of all incomplete contents.
     pub fn drop_parts(&self) {
         let all: Vec<_> = lock(&self.partial).keys().copied().collect();
         all.into_iter().for_each(|hash| self.drop_part(hash));
     }
 
-    /// Writes a stretch of a content; whether it is whole now, and verified. A stretch that has come already is refused:
-    /// what was hashed is not written again.
+    /// Writes a stretch of a content. Returns whether the content is now complete and verified. Refuses a
+    /// stretch that has already arrived: bytes that were hashed are never written again.
     pub fn put_piece(
         &self,
         hash: ContentHash,
@@ -321,7 +324,7 @@ impl Incoming {
             let shared = lock(&self.partial).entry(hash).or_insert_with(|| self.begin(&name)).clone();
             let mut partial = lock(&shared);
             if partial.closed {
-                // Another thread was done with it just now.
+                // Another thread has just completed or dropped it.
                 continue;
             }
             if !partial.is_free(offset, end) {
@@ -329,10 +332,10 @@ impl Incoming {
             }
             let part = partial.name.clone();
             let file = match (partial.hashed, partial.ahead.is_empty()) {
-                // Whatever its mode will be, it is opened again for the next stretch.
+                // The mode is writable in any case, because the file is opened again for the next stretch.
                 (0, true) => {
                     let file = create_anew(fan, &part, want.metadata.mode | 0o600)?;
-                    // Zeros are not written.
+                    // Zeros are not written, so the length is set here.
                     file.set_len(want.size).map_err(failed("write", fan, &part))?;
                     file
                 }
@@ -351,7 +354,8 @@ impl Incoming {
                     Err(StageError::Content { expected: hash, actual })
                 }
             };
-            // Under its lock: whoever waits for it looks anew, and finds the content there, or begins afresh.
+            // Removed while its lock is held: a thread that waits for the lock finds the content here, or
+            // starts anew.
             partial.closed = true;
             lock(&self.partial).remove(&hash);
             return result.map(|()| true);
@@ -364,8 +368,8 @@ impl Incoming {
         Arc::new(Mutex::new(Partial { name, hasher, hashed: 0, ahead: BTreeMap::new(), closed: false }))
     }
 
-    /// Copies content that this node has under another name, verified on the way; whether it was that content. Contents
-    /// that differ may be copied at the same time.
+    /// Copies content that this node has under another name and verifies it on the way. Returns whether it
+    /// had that hash. Different contents may be copied concurrently.
     pub fn copy(
         &self,
         hash: ContentHash,
@@ -395,7 +399,8 @@ impl Incoming {
         Ok(true)
     }
 
-    /// Takes a file out of a tree that an interrupted attempt left, if it is this content; whether it was.
+    /// Moves a file here from a tree that an interrupted attempt left, if it has this content. Returns
+    /// whether it had.
     pub fn salvage(&self, hash: ContentHash, size: u64, dir: &Dir, name: &[u8]) -> Result<bool, StageError> {
         let Some(stat) = dir.stat(name)? else { return Ok(false) };
         if stat.kind != FileType::RegularFile || stat.size != size || stat.links != 1 {
@@ -408,19 +413,19 @@ impl Incoming {
         }
         dir.make_writable()?;
         dir.rename(name, self.fan(hash)?, hash.to_string().as_bytes())?;
-        // Hashed once more when it is needed: what is known of each takes memory.
+        // The file is hashed again when it is needed, because remembering each one takes memory.
         self.leftovers.store(true, Ordering::Relaxed);
         Ok(true)
     }
 
-    /// All that arrived is in its place: what comes again is written again.
+    /// Ends a part: its contents are all in place, so a content that arrives again is written again.
     pub fn end_part(&self) {
         lock(&self.written).clear();
         lock(&self.partial).clear();
     }
 
-    /// Puts content into a tree: the file itself for its last user, in the place of what is at the name, else a copy under
-    /// a free name. The inode number of what is there now.
+    /// Puts content into a tree and returns the inode number at `name`. The last user gets the file itself,
+    /// in place of what is at the name. Other users get a copy under a free name.
     pub fn place(
         &self,
         hash: ContentHash,
@@ -449,7 +454,7 @@ impl Incoming {
         ))?)
     }
 
-    /// Bytes and files that are in it, whatever they are worth.
+    /// Bytes and files in the directory, verified or not.
     pub fn present(&self) -> Result<Demand, DiskError> {
         let mut present = Demand::default();
         for fan in self.dir.list()? {
@@ -463,7 +468,7 @@ impl Incoming {
         Ok(present)
     }
 
-    /// Removes content that the second tree does not need where the first has other: what was left of another target.
+    /// Removes content that `comparison` does not bring: leftovers of another target.
     pub fn purge(&self, layout: &Layout, comparison: &Comparison<&Record>) -> Result<(), StageError> {
         let mut there = HashSet::new();
         for fan in self.dir.list()? {
@@ -488,8 +493,9 @@ impl Incoming {
         Ok(())
     }
 
-    /// Removes everything that is in it. A directory never shrinks on ext4, and listing one that once held many names
-    /// costs milliseconds for ever: none is kept, and large ones are left to the trash.
+    /// Removes everything in the directory. A directory never shrinks on ext4, and listing one that once held
+    /// many names costs milliseconds from then on. So no directory is kept, and large ones are moved to the
+    /// trash.
     pub fn clear(self, layout: &Layout) -> Result<(), DiskError> {
         for fan in self.dir.list()? {
             let fan_dir = self.dir.open_dir(&fan.name)?;
@@ -505,25 +511,25 @@ impl Incoming {
     }
 }
 
-/// A stretch of what a frame brought. That it lies inside was checked when the frame was read.
+/// A stretch of a decoded frame. The bounds were checked when the frame was read.
 pub(crate) fn stretch(bytes: &[u8], start: usize, length: usize) -> Result<&[u8], StageError> {
     let stretch = bytes.get(start..).and_then(|bytes| bytes.get(..length));
     stretch.ok_or(StageError::Frame(WireError::PieceRange))
 }
 
-/// The content that a file is named by.
+/// Parses the content hash from a file name.
 fn content_named(name: &[u8]) -> Option<ContentHash> {
     std::str::from_utf8(name).ok()?.parse().ok()
 }
 
-/// Writes a whole content to a new file, with holes where it is zeros.
+/// Writes a complete content to a new file and leaves holes in place of zeros.
 pub(crate) fn write_whole(file: &std::fs::File, bytes: &[u8]) -> std::io::Result<()> {
     disk::write_sparse_at(file, bytes, 0)?;
-    // Whatever ends in a block of zeros ends in one.
+    // The last block may be a hole, which does not extend the file.
     if bytes.last() == Some(&0) { file.set_len(bytes.len() as u64) } else { Ok(()) }
 }
 
-/// A new file for content that arrives, in the place of one that was cut off.
+/// Creates a file for arriving content, in place of one that was cut off.
 fn create_anew(fan: &Dir, name: &str, mode: u16) -> Result<std::fs::File, DiskError> {
     match fan.create_file_with(name.as_bytes(), mode.into()) {
         Err(e) if e.source.kind() == std::io::ErrorKind::AlreadyExists => {
@@ -552,7 +558,7 @@ mod tests {
         Wanted { size, metadata, users: 1 }
     }
 
-    /// What lies in the directory: names and contents.
+    /// Names and contents of the files in the directory.
     fn files(temp: &tempfile::TempDir) -> Vec<(String, Vec<u8>)> {
         let fans = std::fs::read_dir(temp.path().join("staging/incoming")).unwrap();
         let files = fans.flat_map(|fan| std::fs::read_dir(fan.unwrap().path()).unwrap());
@@ -563,7 +569,7 @@ mod tests {
         files.map(file).collect()
     }
 
-    /// Space on disk of the files in the directory.
+    /// Bytes that the files in the directory occupy on disk.
     fn allocated(temp: &tempfile::TempDir) -> u64 {
         use std::os::unix::fs::MetadataExt;
         let fans = std::fs::read_dir(temp.path().join("staging/incoming")).unwrap();
@@ -598,7 +604,7 @@ mod tests {
         let fan = Dir::open_path(&temp.path().join("staging/incoming").join(&hash.to_string()[..1])).unwrap();
         assert!(copied.copy(hash, &wanted, &fan, hash.to_string().as_bytes()).unwrap());
         is_right(&copied_temp, "copied");
-        // Nothing but zeros, and shorter than a block.
+        // Zeros alone, of several blocks and of less than one.
         for bytes in [vec![0u8; 8192], vec![0u8; 100]] {
             let (temp, incoming) = self::incoming();
             let hash = ContentHash::of(&bytes);
@@ -668,7 +674,7 @@ mod tests {
                 scope.spawn(move || {
                     for round in 0..200usize {
                         let start = (thread + round) % 4 * 100_000;
-                        // Refused where another thread wrote it; nothing else goes wrong.
+                        // A stretch that another thread wrote is refused; no other error may occur.
                         match incoming.put_piece(
                             hash,
                             start as u64,

@@ -1,8 +1,8 @@
-//! Makes new content from what the live tree has, as delta frames say.
+//! Makes new content from content of the live tree, as delta frames describe.
 //!
-//! Bases are taken from the live tree only, and only files that still are what was activated. Nothing that is decoded
-//! is trusted: it counts once the whole content has its hash. Where it has not, because a basis was damaged or the
-//! origin lied, that content is left lacking, and the general path brings it.
+//! Bases are taken only from the live tree, and only from files that are still what was activated. Decoded
+//! bytes are not trusted until the whole content has its hash. If the hash differs, because a basis was
+//! damaged or the origin lied, the content stays missing and is fetched by hash.
 
 #![cfg_attr(not(test), deny(clippy::arithmetic_side_effects, clippy::indexing_slicing))]
 
@@ -25,24 +25,24 @@ use crate::state::disk;
 use crate::state::record::Record;
 use crate::state::trees::Trees;
 
-/// What is copied at a time.
+/// Bytes copied at a time.
 const COPY_BYTES: usize = 512 * 1024;
-/// Bases that are opened together, so that the disk reads them together.
+/// Bases opened together, so that the kernel can read them together.
 const BASES_AHEAD: usize = 64;
 
-/// The live tree as what deltas are made against. Shared by the workers.
+/// The live tree as the base of deltas. Shared by the workers.
 pub(crate) struct Bases<'a> {
     trees: &'a Trees,
     live: RootEntry,
     changes: &'a [Change],
-    /// Contents that the part removes or replaces: index of their first change.
+    /// Contents that this part removes or replaces -> index of their first change.
     released: OnceLock<HashMap<ContentTag, usize>>,
-    /// Contents that the part brings: index of their first change.
+    /// Contents that this part brings -> index of their first change.
     brought: OnceLock<HashMap<ContentTag, usize>>,
 }
 
 impl<'a> Bases<'a> {
-    /// Of the live tree `live`, which the changes of this part start from.
+    /// Bases in the live tree `live`, to which `changes` apply.
     pub fn new(trees: &'a Trees, live: RootEntry, changes: &'a [Change]) -> Self {
         Self { trees, live, changes, released: OnceLock::new(), brought: OnceLock::new() }
     }
@@ -52,7 +52,7 @@ impl<'a> Bases<'a> {
         old(self.changes.get(*index.get(&tag)?)?)
     }
 
-    /// What a new content replaces at its first path.
+    /// The file that a new content replaces at its first path.
     fn replacement(&self, tag: ContentTag) -> Option<Replacement> {
         let index = self.brought.get_or_init(|| self.index(brought));
         let change = self.changes.get(*index.get(&tag)?)?;
@@ -77,7 +77,7 @@ impl<'a> Bases<'a> {
     }
 }
 
-/// What a change brings; nothing where it is metadata alone.
+/// The entry that a change brings; `None` where only metadata changes.
 fn brought(change: &Change) -> Option<&Entry> {
     match change {
         Change::Added { entry, .. } => Some(entry),
@@ -93,24 +93,20 @@ fn old(change: &Change) -> Option<(&TreePath, &Entry)> {
     }
 }
 
-/// A stretch of a new content on its way to `incoming`.
+/// A stretch of new content for `incoming`.
 enum Part<'f> {
-    /// Decoded bytes.
-    Decoded {
-        start: usize,
-        length: usize,
-    },
+    Decoded { start: usize, length: usize },
     Copied(&'f DeltaCopy),
 }
 
-/// Works through delta frames on one thread.
+/// Decodes delta frames. One for each thread.
 pub(crate) struct Assembler<'a> {
     bases: &'a Bases<'a>,
     tree: LiveTree<'a>,
     manifest: ManifestCursor<'a, Record>,
-    /// The basis that was opened last.
+    /// The basis opened last.
     open: Option<(BasisFile, Option<Arc<File>>)>,
-    /// What bases were read to; more of it than the last frame has.
+    /// Bytes of the bases. May be longer than the current frame needs.
     prefix: Vec<u8>,
     decoded: Vec<u8>,
     buffer: Vec<u8>,
@@ -129,7 +125,7 @@ impl<'a> Assembler<'a> {
         })
     }
 
-    /// Takes what a frame brings. Returns the contents that are whole now, and bytes taken.
+    /// Stores what a frame brings. Returns the number of contents completed and of bytes stored.
     pub fn take(&mut self, mut frame: DeltaFrame, to: &Reception<'_>) -> Result<(u64, u64), StageError> {
         frame.resolve(&|tag| self.bases.replacement(tag)).map_err(StageError::Frame)?;
         let parts = parts(&frame, to);
@@ -179,8 +175,9 @@ impl<'a> Assembler<'a> {
         Ok((whole, taken))
     }
 
-    /// Reads all bases to the start of `prefix`, one after the other; how long they are. A basis that is not what was
-    /// activated is read as zeros: contents that use it will not have their hashes, the others will.
+    /// Reads all bases one after the other to the start of `prefix`, and returns their total length. A basis
+    /// that is no longer what was activated is read as zeros: contents that use it fail their hash, the
+    /// others do not.
     fn read_prefix(&mut self, bases: &[Basis]) -> Result<usize, StageError> {
         let mut prefix = std::mem::take(&mut self.prefix);
         let mut start = 0usize;
@@ -195,12 +192,12 @@ impl<'a> Assembler<'a> {
             }
             for (basis, file) in bases.iter().zip(&files) {
                 let end = start.saturating_add(basis.length_bytes as usize);
-                // What an earlier frame left there is read over.
+                // Bytes of an earlier frame are overwritten.
                 if prefix.len() < end {
                     prefix.resize(end, 0);
                 }
                 if let Some(bytes) = prefix.get_mut(start..end) {
-                    // What is cut off here is found by the hash, too.
+                    // A basis that was truncated since is also found by the hash.
                     let read =
                         file.as_ref().is_some_and(|file| file.read_exact_at(bytes, basis.offset).is_ok());
                     if !read {
@@ -233,7 +230,7 @@ impl<'a> Assembler<'a> {
         result
     }
 
-    /// The basis file, open; `None` where the live tree no longer has what was activated there.
+    /// Opens a basis file. `None`: the live tree no longer has what was activated there.
     fn file(&mut self, file: &BasisFile) -> Result<Option<Arc<File>>, StageError> {
         if self.open.as_ref().is_none_or(|(open, _)| open != file) {
             let found = self.find(file)?;
@@ -295,7 +292,7 @@ fn copy_stretch(
     Ok((whole, done))
 }
 
-/// What of a frame is wanted and lacking, each file's parts in order.
+/// The wanted and missing pieces of a frame, in order within each file.
 fn parts<'f>(frame: &'f DeltaFrame, to: &Reception<'_>) -> Vec<(ContentHash, u64, Part<'f>)> {
     let lacking = |tag| to.content(tag).filter(|content| to.incoming.arrived(*content).is_none());
     let mut parts = Vec::with_capacity(frame.pieces.len().saturating_add(frame.copies.len()));

@@ -1,15 +1,16 @@
-//! A whole new tree, where the node has nothing to build on: the first sync.
+//! Builds a whole new tree when the node has nothing to build on: the first sync.
 //!
 //! ```text
 //! walk       directories are made, their files gathered into windows, in path order
-//! ask        one batch of contents a window, a few windows ahead of the answers
+//! ask        one batch of contents for each window, a few windows ahead of the answers
 //! receive    workers verify each content and write it straight to its place
 //! settle     once a window is answered: contents in many pieces, copies of equal files; inode numbers to the record;
 //!            owner, mode and times of a directory, when nothing more is put into it
 //! ```
 //!
-//! Memory follows the windows, not the tree. What an interrupted attempt left is hashed before it counts. Until the activation nothing knows of the tree: inode numbers go to the record ahead of it, because no
-//! tree is live that they could be mistaken for.
+//! Memory follows the windows, not the tree. Files that an interrupted attempt left are hashed before they
+//! count. Nothing refers to the tree until it is activated. Its inode numbers may go to the record earlier,
+//! because no other tree is live that they could be mistaken for.
 
 use std::collections::{HashMap, VecDeque};
 use std::sync::Arc;
@@ -36,26 +37,27 @@ use crate::state::hashing::hash_file;
 use crate::state::record::Record;
 use crate::state::trees::Trees;
 
-/// Windows that are asked for before the first of them is answered.
+/// Windows asked for before the first of them is answered.
 const WINDOWS_AHEAD: usize = 3;
-/// Entries that are looked at, and directories that are made, between two frames, more or less.
+/// Approximate number of entries visited and directories made between two frames.
 const GATHERED_ENTRIES: usize = 512;
-/// Bytes of what an earlier attempt left that are hashed in the time of an entry.
+/// Bytes of leftover files whose hashing counts as one entry.
 const HASHED_BYTES: u64 = 64 * 1024;
-/// Inode numbers that are collected before they go to the record.
+/// Inode numbers collected before they are written to the record.
 const PERSIST_INODES: usize = 64 * 1024;
 
-/// A first sync to a slot.
+/// A first sync into one slot.
 pub(crate) struct FirstSync<'a> {
     pub trees: &'a Trees,
     pub job: Job<'a>,
     pub slot: u64,
-    /// An earlier attempt was interrupted in the tree.
+    /// An earlier attempt was interrupted in this tree.
     pub resumes: bool,
 }
 
 impl FirstSync<'_> {
-    /// Builds the tree; content bytes and files that came. `gives_way` makes room where the target does not fit.
+    /// Builds the tree. Returns the content bytes and files fetched. `gives_way` frees space when the target
+    /// does not fit.
     pub fn run(
         &self,
         gives_way: &mut dyn FnMut() -> Result<(), StageError>,
@@ -69,7 +71,7 @@ impl FirstSync<'_> {
         let incoming = Incoming::open(&trees.layout, trees.owners)?;
         let tree = trees.open(slot)?;
         if demand.check(&space()?, Default::default()).is_err() {
-            // What interrupted attempts left counts; of other targets it makes room.
+            // Leftovers of this target count as present. `gives_way` removes those of other targets.
             gives_way()?;
             let mut present = incoming.present()?;
             taken_by(&trees.record, tree.reopen()?, root.object, block_bytes, &mut present)?;
@@ -101,21 +103,21 @@ impl FirstSync<'_> {
     }
 }
 
-/// Goes through the manifest in path order, makes directories, and gathers their files.
+/// Walks the manifest in path order, makes directories and gathers their files.
 struct Walk<'a> {
     trees: &'a Trees,
     tree: Dir,
     resumes: bool,
     /// Directories still to be entered, the next one last.
     waiting: Vec<(TreePath, ObjectHash, Metadata)>,
-    /// The directory that the last window ended in, and its next entry.
+    /// The directory in which the last window ended, and the index of its next entry.
     current: Option<(Arc<TreePath>, Arc<Directory>, usize)>,
     /// Directories entered, by ordinal.
     entered: Vec<(Arc<TreePath>, ObjectHash)>,
 }
 
 impl Walk<'_> {
-    /// Makes what directories are in a directory; how many.
+    /// Makes the subdirectories of a directory. Returns their number.
     fn enter(&mut self, path: TreePath, object: ObjectHash) -> Result<usize, StageError> {
         let directory = self.trees.record.directory(&object)?;
         if self.resumes {
@@ -146,7 +148,7 @@ impl Walk<'_> {
         Ok(if path.is_root() { self.tree.reopen()? } else { self.tree.open_dir(path.as_bytes())? })
     }
 
-    /// What an interrupted attempt left for another target, or what somebody put there.
+    /// Removes what an interrupted attempt left for another target, and what somebody put there.
     fn remove_strangers(&self, path: &TreePath, directory: &Directory) -> Result<(), StageError> {
         let dir = self.open(path)?;
         dir.make_writable()?;
@@ -167,7 +169,7 @@ impl Walk<'_> {
 }
 
 impl Walk<'_> {
-    /// The entry that has this ordinal and index.
+    /// The entry with this directory ordinal and index.
     fn entry(&self, (directory, entry): (u32, u32)) -> Result<Option<(&TreePath, Entry)>, StageError> {
         let Some((path, object)) = self.entered.get(directory as usize) else { return Ok(None) };
         let manifest = self.trees.record.directory(object)?;
@@ -175,26 +177,26 @@ impl Walk<'_> {
     }
 }
 
-/// Inode numbers of a directory, and how many are still to come.
+/// Inode numbers of a directory, and how many are still missing.
 struct List {
     path: Arc<TreePath>,
-    /// Of the directory.
+    /// Metadata of the directory.
     metadata: Metadata,
     inodes: Vec<u64>,
     left: usize,
 }
 
-/// Windows that are asked for and not answered, the oldest first, and the one that is being gathered.
+/// Windows asked for but not answered, the oldest first, and the window being gathered.
 struct Asked {
     windows: VecDeque<Arc<Window>>,
     gathered: Window,
     ask: UnboundedSender<ObjectsBatch>,
-    /// What the origin may send for all that was asked for so far.
+    /// What the origin may send for everything asked for so far.
     allowance: Allowance,
 }
 
 impl Asked {
-    /// Asks for what is gathered, and begins the next window.
+    /// Asks for the gathered window and begins the next one.
     fn ask(&mut self, walk: &Walk<'_>) {
         let next = self.gathered.next();
         let window = std::mem::replace(&mut self.gathered, next);
@@ -204,7 +206,7 @@ impl Asked {
         if !window.wanted.is_empty() {
             self.allowance.add(Allowance::of_contents(window.items.len() as u64, window.bytes()));
             let (files_of, early) = (window.files_of(&walk.entered), window.apart);
-            // A stream that broke says so where it is read.
+            // A broken stream is reported where its answers are read.
             let _ = self.ask.send(ObjectsBatch { files_of, early, ..ObjectsBatch::default() });
         }
         self.windows.push_back(Arc::new(window));
@@ -215,10 +217,11 @@ struct Build<'a> {
     trees: &'a Trees,
     shared: &'a Shared<'a>,
     lists: HashMap<u32, List>,
-    /// Lists that are complete and not in the record.
+    /// Complete lists that are not yet in the record.
     whole: Vec<(TreePath, Vec<u64>)>,
     whole_inodes: usize,
-    /// Complete directories whose mode keeps their owner out: nobody but root would get at what is below them.
+    /// Complete directories whose mode denies their owner access: only root could still reach what is below
+    /// them.
     narrow: Vec<(Arc<TreePath>, Metadata)>,
     copies: Copies,
 }
@@ -244,7 +247,7 @@ impl Build<'_> {
             let workers = Workers::start(scope, shared);
             let mut answered: Option<Arc<Window>> = None;
             loop {
-                // The one after it is asked for, too: what lies in frames of both comes at once.
+                // The next window is asked for as well, so that a frame with contents of both arrives once.
                 while asked.windows.len() < 2 && self.gather(walk, &mut asked)? {}
                 let Some(window) = asked.windows.front().cloned() else { break };
                 if !window.wanted.is_empty() {
@@ -271,7 +274,7 @@ impl Build<'_> {
                     break;
                 }
                 asked.windows.pop_front();
-                // The window before: its frames are written while this one came.
+                // The frames of the window before were written while this one arrived.
                 if let Some(before) = answered.replace(window) {
                     self.settle(&before, walk)?;
                 }
@@ -282,7 +285,7 @@ impl Build<'_> {
             workers.finish()
         })?;
         self.persist()?;
-        // What is below comes later in the order of paths.
+        // Children come later in path order, so they are set first.
         self.narrow.sort_by(|a, b| b.0.as_bytes().cmp(a.0.as_bytes()));
         for (path, metadata) in std::mem::take(&mut self.narrow) {
             walk.open(&path)?.set_own_metadata(&metadata, self.trees.owners)?;
@@ -291,8 +294,8 @@ impl Build<'_> {
         Ok(())
     }
 
-    /// Goes on with the window that is being gathered, by some entries; asks for it once it is full, or the tree at its
-    /// end. What an earlier attempt left, empty files and symlinks are dealt with on the way. Whether there is more to
+    /// Adds some entries to the window being gathered, and asks for it when it is full or the tree ends.
+    /// Leftover files, empty files and symlinks are handled directly. Returns whether there is more to
     /// gather.
     fn gather(&mut self, walk: &mut Walk<'_>, asked: &mut Asked) -> Result<bool, StageError> {
         if self.shared.cancel.load(Ordering::Relaxed) {
@@ -328,7 +331,8 @@ impl Build<'_> {
         Ok(())
     }
 
-    /// Takes entries of the current directory, so many at most, until the window is full or the directory at its end.
+    /// Takes at most a given number of entries of the current directory, until the window is full or the
+    /// directory ends.
     fn gather_directory(
         &mut self,
         walk: &mut Walk<'_>,
@@ -364,7 +368,7 @@ impl Build<'_> {
             if let Some(item) = Item::new(&path, ordinal, index as u32, entry) {
                 window.apart &= !asked.windows.iter().any(|window| window.has_tag_of_another(&item));
                 if window.has_tag_of_another(&item) {
-                    // Contents of one tag are not asked for at once.
+                    // Two contents with the same tag are not asked for at once.
                     window.close();
                     walk.current = Some((path, directory.clone(), index));
                     return Ok(());
@@ -375,7 +379,7 @@ impl Build<'_> {
         Ok(())
     }
 
-    /// Takes a file whose content is to be fetched, unless another of the tree or an earlier attempt has it.
+    /// Adds a file to fetch, unless another file of the tree or an earlier attempt has its content.
     fn add(&mut self, mut item: Item, walk: &Walk<'_>, window: &mut Window) -> Result<(), StageError> {
         if let Some(twin) = self.copies.find(&item)
             && let Some((_, there)) = walk.entry(twin)?
@@ -395,7 +399,8 @@ impl Build<'_> {
         Ok(())
     }
 
-    /// Symlinks, empty files, and what an earlier attempt left. The inode number of what is there now.
+    /// Makes symlinks and empty files, and takes over leftover files. Returns the inode number of what is
+    /// there now.
     fn made_at_once(&mut self, dir: &Dir, entry: &Entry, resumes: bool) -> Result<Option<u64>, StageError> {
         let name = entry.name.as_bytes();
         if resumes {
@@ -418,7 +423,7 @@ impl Build<'_> {
         Ok(Some(dir.stat(name)?.map_or(0, |s| s.inode)))
     }
 
-    /// The inode number of a file that an earlier attempt left whole.
+    /// Inode number of a complete file that an earlier attempt left.
     fn left_there(&self, dir: &Dir, entry: &Entry) -> Result<Option<u64>, StageError> {
         let name = entry.name.as_bytes();
         let Kind::File { content, size } = entry.kind else { return Ok(None) };
@@ -440,7 +445,7 @@ impl Build<'_> {
     fn settle(&mut self, window: &Window, walk: &Walk<'_>) -> Result<(), StageError> {
         window.wait();
         if self.shared.failed() {
-            // Told by the end of the worker that failed.
+            // The worker that failed reports the error when it is joined.
             return Ok(());
         }
         for item in &window.items {
@@ -450,7 +455,7 @@ impl Build<'_> {
                 let name = item.name.as_bytes();
                 inode = match item.same_as {
                     Some(twin) => copy_placed(walk, item, twin, &dir, self.trees.owners)?,
-                    // It came in pieces, or waited in incoming.
+                    // The content arrived in pieces, or was already in `incoming`.
                     None => self.shared.incoming.place(item.content, &item.metadata, true, &dir, name)?,
                 };
             }
@@ -478,10 +483,10 @@ impl Build<'_> {
         }
     }
 
-    /// Takes a directory that all is in.
+    /// Takes a directory whose entries are all in place.
     fn keep(&mut self, list: List, walk: &Walk<'_>) -> Result<(), StageError> {
         if list.path.is_root() {
-            // It has its own when it is to be live.
+            // The root gets its metadata when the tree is activated.
         } else if list.metadata.mode & 0o700 == 0o700 || rustix::process::geteuid().is_root() {
             walk.open(&list.path)?.set_own_metadata(&list.metadata, self.trees.owners)?;
         } else {
@@ -498,7 +503,7 @@ impl Build<'_> {
     }
 }
 
-/// The next frame of a window; `None` once it is answered.
+/// The next frame of a window; `None` once the window is answered.
 fn next_of(
     frames: &mut Frames,
     allowance: &mut Allowance,
@@ -525,7 +530,7 @@ fn next_of(
     }
 }
 
-/// Copies the file that another entry has, which is in its place already. The inode number of the copy.
+/// Copies the file of another entry that is already in place. Returns the inode number of the copy.
 fn copy_placed(
     walk: &Walk<'_>,
     item: &Item,
@@ -542,7 +547,8 @@ fn copy_placed(
     Ok(dressed.map_err(|e| to.failed_at("set the metadata of", item.name.as_bytes(), e))?)
 }
 
-/// What a tree that was interrupted takes up already. Names that the target does not have are no part of it.
+/// Bytes and inodes that an interrupted tree already takes up. Names that the target does not have do not
+/// count.
 fn taken_by(
     record: &Record,
     tree: Dir,

@@ -1,4 +1,4 @@
-//! What the tree that is built on lacks, because the live tree no longer is what was activated.
+//! Records which entries the basis tree is missing because the live tree is no longer what was activated.
 
 use syncd_shared::diff::{Change, DirectorySource, Part, PartLimits, Rename};
 use syncd_shared::manifest_cursor::ManifestCursor;
@@ -7,17 +7,17 @@ use syncd_shared::{Entry, ObjectHash, RootEntry, TreePath};
 use crate::build::StageError;
 use crate::state::record::{Record, RecordError};
 
-/// Files and symlinks of the live tree's manifest: 8 bytes each, and their directories.
+/// Missing files and symlinks of the live tree's manifest: 8 bytes each, plus their directories.
 #[derive(Debug, Default)]
 pub(crate) struct Holes {
-    /// In the order in which they were found; one may come again.
+    /// In the order in which they were found; a directory may occur again.
     directories: Vec<(TreePath, ObjectHash)>,
-    /// Index of the directory, index of the entry there.
+    /// Index of the directory, index of the entry in it.
     entries: Vec<(u32, u32)>,
 }
 
 impl Holes {
-    /// Takes an entry of a directory.
+    /// Adds an entry of a directory.
     pub fn add(&mut self, directory: &TreePath, object: &ObjectHash, entry: usize) {
         if self.directories.last().is_none_or(|(last, _)| last != directory) {
             self.directories.push((directory.clone(), *object));
@@ -33,7 +33,7 @@ impl Holes {
         self.entries.len()
     }
 
-    /// Where the first of them is.
+    /// Path of the first missing entry.
     pub fn first(&self, record: &Record) -> Result<Option<TreePath>, StageError> {
         Ok(self.get(record, 0)?.map(|(path, _)| path))
     }
@@ -47,7 +47,8 @@ impl Holes {
         Ok(Some((path, entry.clone())))
     }
 
-    /// What a tree at `to` lacks of them once it is patched, though the manifests agree on it.
+    /// Parts with the entries that a tree at `to` still misses after it is patched: those on which both
+    /// manifests agree.
     pub fn parts<'a>(
         &'a self,
         record: &'a Record,
@@ -60,7 +61,7 @@ impl Holes {
     }
 }
 
-/// Parts of what is lacking.
+/// Iterates over parts of the missing entries.
 pub(crate) struct Filling<'a> {
     holes: &'a Holes,
     record: &'a Record,
@@ -83,7 +84,8 @@ impl Filling<'_> {
             if self.to.entry(&path)?.as_ref() != Some(&entry) {
                 continue;
             }
-            // What is put there changes the time of its directory, which then has to be set again.
+            // Putting a file there changes the time of its directory, so the directory's metadata is set
+            // again.
             let own = path.parent();
             if own != parent {
                 if let Some(path) = &own

@@ -1,4 +1,4 @@
-//! What the record is told about the inodes of a tree that was staged.
+//! Collects the inode numbers of a staged tree for the record.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -12,7 +12,7 @@ use crate::state::record::{InodeChanges, Record, RecordError};
 /// A directory of the new tree, and its list.
 type Listed<'l> = (Arc<Directory>, &'l mut Vec<u64>);
 
-/// Lists for every directory in which a name changed: 8 bytes a name.
+/// Inode lists of every directory in which a name changed: 8 bytes a name.
 pub(crate) struct InodeLists<'a> {
     record: &'a Record,
     before: Option<ManifestCursor<'a, Record>>,
@@ -23,7 +23,7 @@ pub(crate) struct InodeLists<'a> {
 }
 
 impl<'a> InodeLists<'a> {
-    /// Of a tree at `to` that is built on one at `from`, in which nothing is changed yet.
+    /// Prepares lists for a tree at `to` that is built on an unchanged tree at `from`.
     pub fn new(
         record: &'a Record,
         from: Option<&RootEntry>,
@@ -40,7 +40,7 @@ impl<'a> InodeLists<'a> {
         Ok(new)
     }
 
-    /// Takes a part; `placed` are the inode numbers by index in it.
+    /// Takes the changes of a part; `placed` has their inode numbers by index.
     pub fn add(&mut self, changes: &[Change], placed: &[u64]) -> Result<(), RecordError> {
         for (change, inode) in changes.iter().zip(placed) {
             let Some((parent, name)) = change.path().split_last() else { continue };
@@ -65,7 +65,7 @@ impl<'a> InodeLists<'a> {
         Ok(())
     }
 
-    /// What is to be recorded.
+    /// Returns the lists to be recorded.
     pub fn finish(self) -> InodeChanges {
         let mut put: Vec<_> = self.lists.into_iter().collect();
         put.sort_unstable_by(|(a, _), (b, _)| a.cmp(b));
@@ -77,7 +77,8 @@ impl<'a> InodeLists<'a> {
         }
     }
 
-    /// A directory of the new tree and its list, made of what was known before; `None`: it has none there.
+    /// A directory of the new tree and its list, which starts from the known numbers. `None`: the new tree
+    /// has no such directory.
     fn list(&mut self, path: &TreePath) -> Result<Option<Listed<'_>>, RecordError> {
         let Some((_, directory)) = self.after.directory(path)? else { return Ok(None) };
         if !self.lists.contains_key(path) {
@@ -96,7 +97,7 @@ impl<'a> InodeLists<'a> {
     }
 }
 
-/// Where a directory was that was renamed, or is in one that was.
+/// Former path of a directory that was renamed, or that is below a renamed one.
 fn was(renames: &[Rename], path: &TreePath) -> Option<TreePath> {
     let mut above = Some(path.clone()).filter(|_| !renames.is_empty())?;
     loop {
@@ -108,7 +109,7 @@ fn was(renames: &[Rename], path: &TreePath) -> Option<TreePath> {
     }
 }
 
-/// Inode numbers of names that two directories have; 0 for the others, and for directories.
+/// Carries over the inode numbers of names that both directories have; 0 for other names and for directories.
 fn carried(old: &Directory, inodes: &[u64], new: &Directory) -> Vec<u64> {
     let mut known = old.entries().iter().zip(inodes).peekable();
     let inode = |entry: &Entry| {

@@ -1,4 +1,5 @@
-//! Gets the target's manifest: every directory object of it in the record, verified, before any content is asked for.
+//! Obtains the target's manifest: every directory object, verified, is in the record before any content is
+//! asked for.
 
 #![cfg_attr(not(test), deny(clippy::arithmetic_side_effects, clippy::indexing_slicing))]
 
@@ -18,18 +19,19 @@ use crate::build::space::Demand;
 use crate::source::{FetchError, Frames, Source, all_of};
 use crate::state::record::{Record, RecordError};
 
-/// Canonical bytes of directory objects that are collected before they go to the record.
+/// Canonical bytes of directory objects collected before they are written to the record.
 const KEEP_BYTES: usize = 512 * 1024;
-/// Of what went to the record: after so many bytes it is made durable.
+/// Bytes written to the record before they are made durable.
 const PERSIST_BYTES: usize = 4 * 1024 * 1024;
 
-/// What differs from the live tree, and the rest of the update's frames where the origin sent one.
+/// The differences from the live tree, and the remaining frames of an update if the origin sent one.
 pub(crate) struct Manifest<'a> {
     pub comparison: Comparison<&'a Record>,
     pub update: Option<Frames>,
 }
 
-/// Directory objects of the record, with every directory's totals held against what its parent says of it.
+/// Directory objects of the record. The totals of each directory are checked against those in its parent's
+/// entry.
 struct Checked<'a> {
     record: &'a Record,
     expected: RefCell<HashMap<ObjectHash, Totals>>,
@@ -57,7 +59,7 @@ impl DirectorySource for Checked<'_> {
     }
 }
 
-/// Compares two trees of the record; the second one's totals are held against what its directories sum up to.
+/// Compares two trees of the record and checks the totals of the second one.
 pub(crate) fn compare<'a>(
     record: &'a Record,
     from: &RootEntry,
@@ -68,14 +70,14 @@ pub(crate) fn compare<'a>(
     Ok(Comparison::of(Checked { record, expected }, from, to, part)?.reading(record))
 }
 
-/// Whether a comparison failed for want of directory objects.
+/// Whether a comparison failed because directory objects are missing.
 fn is_unknown(error: &DiffError<RecordError>) -> bool {
     let DiffError::Source { source, .. } = error else { return false };
-    // A damaged object is one that has to be fetched again.
+    // A damaged object has to be fetched again.
     matches!(source, RecordError::Unknown { .. } | RecordError::Directory(_))
 }
 
-/// Gets whatever is lacking of the manifest of `to`. `from` is the live tree.
+/// Fetches whatever is missing of the manifest of `to`. `from` is the live tree.
 pub(crate) fn obtain<'a>(
     record: &'a Record,
     from: Option<&RootEntry>,
@@ -112,8 +114,8 @@ pub(crate) fn obtain<'a>(
     Ok(Manifest { comparison: compare(record, basis, to, part)?, update: None })
 }
 
-/// Gets the whole manifest of `to` where there is nothing to compare it with, adds up what its files take, and notes
-/// which contents come more than once.
+/// Fetches the whole manifest of `to` when there is no tree to compare it with. Adds up the space its files
+/// need, and notes which contents occur more than once.
 pub(crate) fn obtain_whole(
     record: &Record,
     to: &RootEntry,
@@ -130,7 +132,7 @@ pub(crate) fn obtain_whole(
     Ok(demand_of(record, to, block_bytes)?)
 }
 
-/// What a new tree takes; every directory of it is read, and its totals held against what its parent says.
+/// Space that a new tree needs. Reads every directory of the tree and checks its totals.
 fn demand_of(record: &Record, to: &RootEntry, block_bytes: u64) -> Result<(Demand, Repeats), RecordError> {
     let expected = RefCell::new(HashMap::from([(to.object, to.totals)]));
     let checked = Checked { record, expected };
@@ -171,7 +173,7 @@ fn update_frames(
     }
 }
 
-/// Applies an update's patches; they come before everything else.
+/// Applies an update's patches, which precede its other frames.
 fn patched<'a>(
     record: &'a Record,
     from: &RootEntry,
@@ -205,12 +207,12 @@ fn patched<'a>(
     Ok(Manifest { comparison, update: Some(Box::new(next.into_iter().chain(frames))) })
 }
 
-/// Directory objects on their way to the record.
+/// Directory objects to be written to the record.
 struct Objects<'a> {
     record: &'a Record,
     made: Vec<(ObjectHash, Vec<u8>)>,
     bytes: usize,
-    /// Bytes in the record since it was last made durable.
+    /// Bytes written to the record since it was last made durable.
     kept: usize,
 }
 
@@ -227,7 +229,7 @@ impl Objects<'_> {
         self.keep(patch.to, bytes)
     }
 
-    /// Takes an object whose hash is known to be that of its bytes.
+    /// Takes an object whose hash was verified.
     fn keep(&mut self, hash: ObjectHash, bytes: Vec<u8>) -> Result<(), StageError> {
         self.bytes = self.bytes.saturating_add(bytes.len());
         self.made.push((hash, bytes));
@@ -240,13 +242,13 @@ impl Objects<'_> {
         Ok(())
     }
 
-    /// What is left becomes durable with the activation.
+    /// Writes the rest, which becomes durable with the activation.
     fn finish(self) -> Result<(), StageError> {
         Ok(self.record.put_directories(&self.made, false)?)
     }
 }
 
-/// Asks for directory objects and keeps those that came. Returns their hashes.
+/// Fetches directory objects and keeps those that arrive. Returns their hashes.
 fn fetch_directories(
     record: &Record,
     to: &RootEntry,
@@ -267,7 +269,7 @@ fn fetch_directories(
         match frame {
             Frame::Directories(list) => {
                 for bytes in list {
-                    // No more objects than the signed totals allow, whatever is sent.
+                    // Accepts no more objects than the signed totals allow.
                     total = total.saturating_add(1);
                     if total > most.saturating_add(1) {
                         return Err(StageError::TooManyObjects { limit: most });
@@ -298,7 +300,7 @@ fn fetch_directories(
     Ok(came)
 }
 
-/// Asks, level by level, for directory objects that the record does not have.
+/// Fetches, level by level, the directory objects that the record does not have.
 fn fetch_unknown(record: &Record, to: &RootEntry, source: &mut dyn Source) -> Result<(), StageError> {
     let mut level = vec![to.object];
     while !level.is_empty() {

@@ -1,22 +1,23 @@
-//! Builds a complete, verified tree of a target generation beside the live one. [`crate::replica`] says where, and moves
-//! slots from state to state; nothing here knows more than [`crate::state::trees::Trees`].
+//! Builds a complete, verified tree of a target generation beside the live one. [`crate::replica`] chooses
+//! the slot and changes slots' states; this module knows only [`crate::state::trees::Trees`].
 //!
 //! ```text
-//! manifest   directory objects that are lacking, verified, into the record
+//! manifest   missing directory objects, verified, into the record
 //! space      what the difference needs against what is free
-//! content    what is lacking under any name, into staging/incoming, verified
-//! tree       a spare (or, counted, a new farm of links) is patched where it is
+//! content    content that is missing under any name, into staging/incoming, verified
+//! tree       a spare (or, counted, a new farm of links) is patched in place
 //! ```
 //!
-//! Of an update that changes very many files, content and tree come in turn, part by part of what differs
+//! An update that changes very many files alternates between content and tree, part by part
 //! ([`syncd_shared::diff::Parts`]): memory follows a part, not the update.
 //!
-//! The first sync has nothing to build on and goes another way: [`fresh`].
+//! The first sync has nothing to build on and works differently: [`fresh`].
 //!
-//! Until the last step no tree is touched: whatever interrupts it, what arrived stays in `incoming` and is found by the
-//! next attempt, for this target or a newer one. After a crash in the last step the tree is neither: new files are taken
-//! out of it by hash, and it is made a spare again. Of an update in parts it is recorded as partial meanwhile, which nobody
-//! else touches: what came of it is found there by the next attempt.
+//! No tree is touched before the last step. After an interruption, content that arrived stays in `incoming`,
+//! and the next attempt finds it, for this target or a newer one. After a crash in the last step the tree is
+//! neither old nor new. Its new files are taken out by hash, and it is made a spare again. The tree of an
+//! update in parts is recorded as partial meanwhile. Nothing else uses a partial tree, and the next attempt
+//! finds the finished parts in it.
 
 mod allowance;
 pub(crate) mod conform;
@@ -53,7 +54,7 @@ use crate::state::history::Touched;
 use crate::state::record::{InodeChanges, RecordError};
 use crate::state::syncing::Syncing;
 
-/// Why a target could not be staged. Nothing that is served was touched.
+/// Reason why a target could not be staged. Nothing that is served was touched.
 #[derive(Debug, thiserror::Error)]
 pub enum StageError {
     /// The generation may not follow the accepted one.
@@ -65,7 +66,7 @@ pub enum StageError {
     /// The record failed.
     #[error("use the record")]
     Record(#[from] RecordError),
-    /// The origin did not deliver.
+    /// The origin failed to deliver.
     #[error("fetch from the origin")]
     Fetch(#[source] FetchError),
     /// The manifests could not be compared.
@@ -74,50 +75,50 @@ pub enum StageError {
     /// A frame or patch was damaged.
     #[error("read what the origin sent")]
     Frame(#[source] WireError),
-    /// A tree that is nested too deep.
+    /// The tree is nested too deep.
     #[error("invalid path in the manifest")]
     Path {
-        /// What is wrong.
+        /// The defect of the path.
         #[source]
         source: TreePathError,
     },
-    /// Content is not what its hash says.
+    /// Content does not have the expected hash.
     #[error("content hashes to {actual}, expected {expected}")]
     Content {
-        /// Hash it was asked for by.
+        /// Hash that was asked for.
         expected: ContentHash,
-        /// Hash of what came.
+        /// Hash of the content that arrived.
         actual: ContentHash,
     },
-    /// A piece that is not part of its file.
+    /// A piece lies outside its file.
     #[error("piece at {offset} lies outside of content {content} of {size} bytes")]
     PieceOutside {
-        /// The file.
+        /// Hash of the file.
         content: ContentHash,
-        /// Its length.
+        /// Length of the file in bytes.
         size: u64,
-        /// Where the piece was to go.
+        /// Offset of the piece in bytes.
         offset: u64,
     },
-    /// More directory objects than the signed totals allow.
+    /// The origin sent more directory objects than the signed totals allow.
     #[error("the origin sent more than {limit} directory objects")]
     TooManyObjects {
-        /// Entries that the tree has.
+        /// Number of entries of the tree.
         limit: u64,
     },
-    /// More bytes, or more frames, than what was asked for can take.
+    /// The origin sent more bytes or frames than an answer can take.
     #[error("the origin sent more than {limit_bytes} bytes for what was asked")]
     TooMuch {
-        /// What would have been taken.
+        /// Largest number of bytes accepted.
         limit_bytes: u64,
     },
-    /// Content that was asked for did not come.
+    /// The origin did not send content that was asked for.
     #[error("the origin did not send content {content}")]
     Missing {
-        /// The content.
+        /// Hash of the content.
         content: ContentHash,
     },
-    /// Too little free space; nothing was written.
+    /// Too little free space. Nothing was written.
     #[error(
         "{} are needed on the file system of --root, {} are free, and nothing more may be given up: \
          free space, enlarge it, or keep fewer generations (--keep)",
@@ -126,10 +127,10 @@ pub enum StageError {
     NoSpace {
         /// Bytes needed.
         wanted_bytes: u64,
-        /// Bytes free, less a reserve.
+        /// Bytes free, minus a reserve.
         available_bytes: u64,
     },
-    /// Too few free inodes; nothing was written.
+    /// Too few free inodes. Nothing was written.
     #[error(
         "{wanted} inodes are needed on the file system of --root, {available} are free: remove files or enlarge it"
     )]
@@ -139,7 +140,7 @@ pub enum StageError {
         /// Inodes free.
         available: u64,
     },
-    /// A newer target, or the agent stops.
+    /// Staging was cancelled by a newer target or by shutdown.
     #[error("staging was cancelled")]
     Cancelled,
 }
@@ -163,7 +164,7 @@ impl From<TreeError> for StageError {
 }
 
 impl StageError {
-    /// What the origin and the caller are to make of it.
+    /// How the origin and the caller should react to the error.
     pub fn retry_class(&self) -> RetryClass {
         match self {
             Self::Refused(_) | Self::NoSpace { .. } | Self::NoInodes { .. } => RetryClass::Operator,
@@ -175,7 +176,7 @@ impl StageError {
         }
     }
 
-    /// Whether the same request can succeed later: another way to the target is not to be tried now.
+    /// Whether the same request may succeed later. If so, the other way to the target is not tried now.
     pub(crate) fn is_transient(&self) -> bool {
         matches!(
             self,
@@ -187,21 +188,21 @@ impl StageError {
     }
 }
 
-/// How far staging is; of an update in parts, what the parts so far fetch.
+/// Progress of staging. For an update in parts, the totals count the parts so far.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct StageProgress {
     /// Contents that arrived and were verified.
     pub files_done: u64,
-    /// Contents that are fetched.
+    /// Contents to fetch.
     pub files_total: u64,
     /// Content bytes that arrived.
     pub bytes_done: u64,
-    /// Content bytes that are fetched.
+    /// Content bytes to fetch.
     pub bytes_total: u64,
 }
 
 impl StageProgress {
-    /// With what comes after it.
+    /// Adds the progress of the next part.
     pub(crate) fn and(self, next: Self) -> Self {
         Self {
             files_done: self.files_done.saturating_add(next.files_done),
@@ -212,48 +213,48 @@ impl StageProgress {
     }
 }
 
-/// What is to be built.
+/// The target to build, with progress and cancellation.
 #[derive(Clone, Copy)]
 pub(crate) struct Job<'a> {
     pub target: &'a SignedGeneration,
     pub progress: &'a dyn Fn(StageProgress),
-    /// Looked at often.
+    /// Checked often.
     pub cancel: &'a AtomicBool,
 }
 
 impl Job<'_> {
-    /// Fails where it was cancelled.
+    /// Fails with [`StageError::Cancelled`] if the job was cancelled.
     pub fn go_on(&self) -> Result<(), StageError> {
         if self.cancel.load(Ordering::Relaxed) { Err(StageError::Cancelled) } else { Ok(()) }
     }
 }
 
-/// A complete, verified tree that waits to be activated. Dropped, it is recycled.
+/// A complete, verified tree that waits to be activated. It is recycled when dropped.
 #[derive(Debug)]
 pub struct Staged {
     pub(crate) target: SignedGeneration,
-    /// The slot that it is in; `None`: the target is live already.
+    /// Slot of the tree; `None`: the target is already live.
     pub(crate) slot: Option<u64>,
-    /// Opened before the first write.
+    /// Opened before the first write, so that syncing it reports every write error.
     pub(crate) sync: Dir,
-    /// Paths that differ from the live tree; `None`: too many to be held.
+    /// Paths that differ from the live tree; `None`: too many to keep.
     pub(crate) changed: Option<Vec<TreePath>>,
-    /// It was built on a spare, which was durable, and everything that was done to it is at `changed`.
+    /// The tree was built on a durable spare, and every change to it is listed in `changed`.
     pub(crate) durable_basis: bool,
-    /// What it changes; `None`: not known.
+    /// Names that the activation changes; `None`: unknown.
     pub(crate) touched: Option<Touched>,
-    /// The copy of its signed record, as the disk gets it; `None`: there is none yet.
+    /// Copy of the signed generation, on its way to the disk; `None`: there is none yet.
     pub(crate) signed: Option<Syncing>,
     pub(crate) inodes: InodeChanges,
     pub(crate) spare_miss: bool,
-    /// What the tree was built from, to see that it still is live.
+    /// Generation of the tree that this one was built from, to check that it is still live.
     pub(crate) basis: Option<u64>,
-    /// Content bytes and files that came from the origin.
+    /// Content bytes and files fetched from the origin.
     pub(crate) fetched: (u64, u64),
 }
 
 impl Staged {
-    /// Of a tree in `slot` that was built from `basis`, as far as nothing more is known about it.
+    /// Describes a tree in `slot` built from `basis`. The other fields have their defaults.
     pub(crate) fn new(target: &SignedGeneration, slot: Option<u64>, basis: Option<u64>, sync: Dir) -> Self {
         Self {
             target: target.clone(),
@@ -270,17 +271,16 @@ impl Staged {
         }
     }
 
-    /// What it is.
     pub fn target(&self) -> &SignedGeneration {
         &self.target
     }
 
-    /// Content bytes that came from the origin.
+    /// Content bytes fetched from the origin.
     pub fn fetched_bytes(&self) -> u64 {
         self.fetched.0
     }
 
-    /// Contents that came from the origin.
+    /// Number of contents fetched from the origin.
     pub fn fetched_files(&self) -> u64 {
         self.fetched.1
     }

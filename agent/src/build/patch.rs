@@ -1,8 +1,9 @@
-//! Turns a tree on disk that is exactly one root into exactly another, touching only what differs.
+//! Turns a tree on disk from exactly one root into exactly another, and touches only what differs.
 //!
-//! Order: directories that are renamed whole step aside; of every part, removals deepest first, additions in path order
-//! (what stepped aside goes to its place); then the metadata of every directory that changed, children before parents. A
-//! tree that this was interrupted in is neither, and is never trusted again: [`crate::build::conform`] makes a spare of it.
+//! First, directories that are renamed whole are moved aside. Then, for each part, removals run deepest first
+//! and additions in path order, which includes the directories that were moved aside. At the end every
+//! changed directory gets its metadata, children before parents. After an interruption the tree is neither
+//! root and is never trusted again: [`crate::build::conform`] makes it a spare.
 
 use std::collections::HashSet;
 
@@ -14,15 +15,14 @@ use crate::state::cursor::DirCursor;
 use crate::state::disk::{Dir, DiskError, Owners};
 use crate::state::layout::Layout;
 
-/// Puts files and symlinks into the tree.
 pub(crate) trait Supply {
-    /// Whether [`Supply::put`] replaces what is at the name of this change; else the name is made free before.
+    /// Whether [`Supply::put`] replaces an existing file for this change. Otherwise the name is freed first.
     fn replaces(&self, _change: usize) -> bool {
         false
     }
 
-    /// Makes `entry` appear under the name `name` of `dir`, with all its metadata. `change` is its index in the
-    /// part. Returns its inode number.
+    /// Creates `entry` under `name` in `dir`, with all its metadata. `change` is its index in the part.
+    /// Returns the inode number.
     fn put(
         &mut self,
         change: usize,
@@ -33,22 +33,22 @@ pub(crate) trait Supply {
     ) -> Result<u64, StageError>;
 }
 
-/// The patching of one tree, part by part.
+/// Patches one tree, part by part.
 pub(crate) struct Patch<'a> {
     owners: Owners,
-    /// The slot that is patched.
+    /// Slot of the tree.
     slot: u64,
     renames: &'a [Rename],
     renamed_from: HashSet<&'a TreePath>,
     cursor: DirCursor,
-    /// A directory that was removed with all that is in it, of which parts to come say the rest.
+    /// A directory that was removed whole, whose remaining entries are named by later parts.
     gone: Option<TreePath>,
-    /// Directories whose metadata is to be set when nothing more is put into them.
+    /// Directories whose metadata is set once nothing more is put into them.
     directories: Vec<(TreePath, Metadata)>,
 }
 
 impl<'a> Patch<'a> {
-    /// Begins with `tree`: the directories that are renamed whole step aside.
+    /// Starts on `tree` and moves aside the directories that are renamed whole.
     pub fn start(
         layout: &Layout,
         owners: Owners,
@@ -65,7 +65,8 @@ impl<'a> Patch<'a> {
         Ok(patch)
     }
 
-    /// Does a part. Inode numbers of what was put, by index in `changes`; 0 for everything else.
+    /// Applies a part. Returns the inode numbers of new files by index in `changes`, 0 for every other
+    /// change.
     pub fn part(
         &mut self,
         layout: &Layout,
@@ -85,7 +86,8 @@ impl<'a> Patch<'a> {
         Ok(inodes)
     }
 
-    /// Ends, but for the metadata of the root: it has that when it is to be live.
+    /// Sets the metadata of all changed directories except the root, which gets its metadata when it is
+    /// activated.
     pub fn finish(mut self) -> Result<(), StageError> {
         self.directories.sort_unstable_by(|(a, _), (b, _)| a.cmp(b));
         for (path, metadata) in self.directories.iter().rev() {
@@ -104,7 +106,7 @@ impl<'a> Patch<'a> {
                 let aside = self.aside(index);
                 let dir = self.cursor.at(&parent)?;
                 dir.make_writable()?;
-                // Its own metadata is set again where it goes: there it counts as added.
+                // The metadata is set again at the new path, where the directory counts as added.
                 dir.open_dir(name.as_bytes())?.make_writable()?;
                 dir.rename_new(name.as_bytes(), &layout.staging, &aside)?;
             }
@@ -172,7 +174,7 @@ impl<'a> Patch<'a> {
     }
 }
 
-/// The removed directory that the last path of a part lies in.
+/// The removed directory that contains the last path of a part.
 fn removed_with(changes: &[Change], last: &TreePath, before: Option<TreePath>) -> Option<TreePath> {
     if before.as_ref().is_some_and(|gone| last.starts_with(gone)) {
         return before;
@@ -186,7 +188,7 @@ fn removed_with(changes: &[Change], last: &TreePath, before: Option<TreePath>) -
 fn remove_directory(layout: &Layout, dir: &Dir, name: &[u8]) -> Result<(), DiskError> {
     dir.make_writable()?;
     match dir.remove_dir(name) {
-        // Something is in it that no manifest has, or that a part to come has.
+        // The directory holds an entry that no manifest has, or one that a later part names.
         Err(e) if e.source.kind() == std::io::ErrorKind::DirectoryNotEmpty => layout.discard(dir, name),
         other => other.map(|_| ()),
     }

@@ -1,4 +1,4 @@
-//! Where every file of a part of an update comes from: a link, a copy, the origin.
+//! Decides where every file of a part of an update comes from: a link, a copy, or the origin.
 
 use std::collections::{HashMap, HashSet};
 use std::sync::OnceLock;
@@ -24,26 +24,26 @@ use crate::state::hashing::hash_file;
 use crate::state::record::Record;
 use crate::state::trees::Trees;
 
-/// Threads that copy what the node has.
+/// Threads that copy content which the node has.
 const COPIERS_MAX: usize = 4;
-/// Contents that one of them copies at least.
+/// Smallest number of contents that justifies another copying thread.
 const COPIES_LEAST: usize = 512;
 
-/// The slot of a tree that this node holds.
+/// Slot of a tree that this node holds.
 type Tree = u64;
 
-/// How one changed entry comes to be.
+/// Source of one changed entry.
 #[derive(Debug, Clone)]
 enum Origin {
-    /// Nothing to do, or made on the spot: directories, symlinks, empty files.
+    /// Nothing to do, or made directly: directories, symlinks, empty files.
     Made,
-    /// The inode that a tree has there.
+    /// The inode at this path of a held tree.
     Link(Tree, TreePath),
-    /// A file of `staging/incoming`.
+    /// A file in `staging/incoming`.
     Incoming(ContentHash),
 }
 
-/// The plan for one part.
+/// Plan for one part.
 pub(crate) struct Plan<'a> {
     incoming: &'a Incoming,
     part: &'a Part<'a>,
@@ -51,11 +51,11 @@ pub(crate) struct Plan<'a> {
     wanted: HashMap<ContentHash, Wanted>,
     /// Keys of `wanted`, by first use in path order.
     order: Vec<ContentHash>,
-    /// Not there yet.
+    /// Contents that have not arrived yet.
     lacking: Vec<ContentHash>,
 }
 
-/// Where contents are on this node, as one thread looks for them.
+/// Places on this node where one thread looks for contents.
 struct Elsewhere<'a> {
     trees: &'a Trees,
     copies: &'a HashMap<ContentHash, (Tree, &'a TreePath)>,
@@ -64,7 +64,7 @@ struct Elsewhere<'a> {
 }
 
 impl Elsewhere<'_> {
-    /// Copies a content to `incoming`; whether it was found.
+    /// Copies a content to `incoming`. Returns whether it was found.
     fn copy(
         &mut self,
         content: ContentHash,
@@ -90,7 +90,7 @@ impl Elsewhere<'_> {
     }
 }
 
-/// A held tree, to take files from that have been there under the same path.
+/// A held tree whose files are reused under the same path.
 struct Held<'a> {
     slot: u64,
     manifest: ManifestCursor<'a, Record>,
@@ -98,7 +98,7 @@ struct Held<'a> {
 }
 
 impl<'a> Plan<'a> {
-    /// Looks at what this node has. Contents that it has are copied to `incoming`, verified.
+    /// Makes a plan and copies contents that this node has to `incoming`, verified.
     pub fn make(
         trees: &Trees,
         from: Option<&RootEntry>,
@@ -126,7 +126,8 @@ impl<'a> Plan<'a> {
                     if let Kind::File { content, .. } = &entry.kind
                         && (are_holes || has_other_metadata(change))
                     {
-                        // Of a hole only its inode or metadata may be wrong. What is copied is hashed.
+                        // The hole may be only in inode or metadata, so the content is still worth a copy.
+                        // Copies are verified by hash.
                         copies.entry(*content).or_insert((live_slot, path));
                     }
                     plan.origin(path, entry, live.as_mut(), &mut held, released, &mut copies, trees)?
@@ -153,7 +154,7 @@ impl<'a> Plan<'a> {
         if size == 0 {
             return Ok(Origin::Made);
         }
-        // A renamed file: its old name goes, so its inode may go on under the new one, once.
+        // A renamed file loses its old name, so its inode can be linked under the new one, once.
         if let Some(live) = live
             && let Some(old) = released.like(content, &entry.metadata)?
             && live.checked(&old.path, entry)?.is_some()
@@ -189,7 +190,7 @@ impl<'a> Plan<'a> {
         Ok(Origin::Incoming(content))
     }
 
-    /// Copies what the node has elsewhere; what is left is lacking.
+    /// Copies contents that the node has elsewhere. The rest stays missing.
     fn copy(
         &mut self,
         trees: &Trees,
@@ -227,8 +228,8 @@ impl<'a> Plan<'a> {
         Ok(())
     }
 
-    /// Fetches what is lacking. Returns what came. Of `update` this part is taken; it is gone where
-    /// it has ended, or was refused.
+    /// Fetches the missing contents. Returns what arrived. Reads this part from `update`, and sets `update`
+    /// to `None` when it has ended or was refused.
     pub fn fetch(
         &mut self,
         trees: &Trees,
@@ -268,7 +269,7 @@ impl<'a> Plan<'a> {
                 }
             }
         }
-        // What came of contents that are not whole is no use to the general path.
+        // The general path cannot use pieces of incomplete contents.
         self.incoming.drop_parts();
         let mut lacking = Vec::new();
         for content in std::mem::take(&mut self.lacking) {
@@ -280,10 +281,11 @@ impl<'a> Plan<'a> {
             lacking = copy_from_live(trees, self.incoming, &self.wanted, lacking)?;
         }
         if !lacking.is_empty() {
-            // An origin answers an agent's requests one by one: what is left of the update would hold this one up.
+            // The origin answers an agent's requests one by one, so the rest of the update would delay this
+            // request.
             *update = None;
         }
-        // Contents of one tag are never asked for at once.
+        // Two contents with the same tag are never asked for at once.
         let mut waiting = lacking.clone();
         while !waiting.is_empty() {
             let mut tags = HashMap::new();
@@ -311,7 +313,7 @@ impl<'a> Plan<'a> {
         }
     }
 
-    /// What puts the files into the tree.
+    /// Returns the supply that puts the files into the tree.
     pub fn supply(&mut self, trees: &Trees) -> Result<PlanSupply<'_>, StageError> {
         let mut open = HashMap::new();
         for origin in &self.origins {
@@ -331,7 +333,7 @@ impl<'a> Plan<'a> {
     }
 }
 
-/// Files and symlinks by plan.
+/// Supplies files and symlinks according to the plan.
 pub(crate) struct PlanSupply<'a> {
     incoming: &'a Incoming,
     origins: &'a [Origin],
@@ -342,7 +344,7 @@ pub(crate) struct PlanSupply<'a> {
 
 impl Supply for PlanSupply<'_> {
     fn replaces(&self, change: usize) -> bool {
-        // The file itself is renamed there; copies for several users are made under free names.
+        // The file itself is renamed into place. Copies for several users are made under free names.
         match &self.origins[change] {
             Origin::Incoming(content) => self.wanted.get(content).is_some_and(|wanted| wanted.users == 1),
             _ => false,
@@ -383,7 +385,8 @@ impl Supply for PlanSupply<'_> {
     }
 }
 
-/// For all that a part may bring, also what this node has: it is read to its end.
+/// Allows everything that a part may bring, including content that this node has, because the part is read to
+/// its end.
 fn allowance_of(part: &Part<'_>) -> Allowance {
     let sizes = part.changes.iter().filter_map(|change| match change {
         Change::Added { entry, .. } | Change::Modified { to: entry, .. } => match entry.kind {
@@ -397,7 +400,7 @@ fn allowance_of(part: &Part<'_>) -> Allowance {
     Allowance::of_contents(files, bytes)
 }
 
-/// Whether a file only gets other metadata.
+/// Whether a change affects only the metadata of a file.
 fn has_other_metadata(change: &Change) -> bool {
     let Change::Modified { from, to, .. } = change else { return false };
     matches!(
@@ -406,8 +409,9 @@ fn has_other_metadata(change: &Change) -> bool {
     )
 }
 
-/// Whether the inode that `held[index]` has at `path` has no other name than this path in held trees. With another one
-/// it may be in the tree that is built already, under another path: two names of one tree are never one inode.
+/// Whether the inode that `held[index]` has at `path` has no other name in the held trees. An inode with
+/// another name may already be in the new tree under another path, and two names of one tree never share an
+/// inode.
 fn is_only_there(held: &mut [Held<'_>], index: usize, path: &TreePath) -> Result<bool, StageError> {
     let Some(stat) = held[index].stat(path)? else { return Ok(false) };
     let mut names = 0;
@@ -421,16 +425,16 @@ impl Held<'_> {
     fn stat(&mut self, path: &TreePath) -> Result<Option<disk::Stat>, StageError> {
         let Some((parent, name)) = path.split_last() else { return Ok(None) };
         match self.dirs.at(&parent) {
-            // What this user may not look at is no place to take from.
+            // A directory that this user may not read is not used.
             Ok(dir) => {
                 Ok(dir.stat(name.as_bytes()).or_else(|e| if e.is_denied() { Ok(None) } else { Err(e) })?)
             }
-            // Another kind of file, or nothing.
+            // The path is missing, or is not a directory.
             Err(_) => Ok(None),
         }
     }
 
-    /// Whether the file at `path` has the content and metadata that the manifest says. Reads it.
+    /// Whether the file at `path` has the content and metadata given by the manifest. Reads the file.
     fn is_intact(&mut self, path: &TreePath, entry: &Entry, trees: &Trees) -> Result<bool, StageError> {
         let (Some((parent, name)), Kind::File { content, .. }) = (path.split_last(), &entry.kind) else {
             return Ok(false);
@@ -448,7 +452,7 @@ impl Held<'_> {
 fn held_trees(trees: &Trees) -> Vec<Held<'_>> {
     let mut held = Vec::new();
     for (slot, generation) in trees.others() {
-        // A manifest or tree that is no longer whole is no place to take from.
+        // A tree that is damaged, or has no readable manifest, is not used.
         if let Ok(manifest) = ManifestCursor::new(&*trees.record, &generation.generation().root)
             && let Ok(dir) = trees.open(*slot)
         {
@@ -458,7 +462,7 @@ fn held_trees(trees: &Trees) -> Vec<Held<'_>> {
     held
 }
 
-/// Copies what the origin says is in the live tree.
+/// Copies the contents that the origin says are in the live tree.
 fn copy_named(
     trees: &Trees,
     incoming: &Incoming,
@@ -479,8 +483,8 @@ fn copy_named(
     Ok(())
 }
 
-/// Looks through the live tree's manifest for contents, and copies them. What is still lacking. Cost follows the tree:
-/// only where the origin could not say what differs.
+/// Searches the live tree's manifest for contents, and copies them. Returns those still missing. The cost
+/// follows the tree, so this runs only where the origin could not name the differences.
 fn copy_from_live(
     trees: &Trees,
     incoming: &Incoming,
@@ -510,7 +514,7 @@ fn copy_from_live(
     Ok(lacking.into_iter().filter(|c| incoming.arrived(*c).is_none()).collect())
 }
 
-/// Requests that are bounded in number and bytes.
+/// Splits a request into batches of bounded number and size.
 fn batches(lacking: &[ContentHash], wanted: &HashMap<ContentHash, Wanted>) -> Vec<ObjectsBatch> {
     let mut batches = Vec::new();
     let (mut files, mut bytes) = (Vec::new(), 0u64);

@@ -1,15 +1,16 @@
-//! Work for a few threads: who is free takes what has waited longest.
+//! A queue of work for a few threads: a free thread takes the oldest item.
 
 #![cfg_attr(not(test), deny(clippy::arithmetic_side_effects, clippy::indexing_slicing))]
 
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 use std::sync::{Arc, Mutex, PoisonError};
 
-/// The end that threads take from, each with a clone of its own. Ends when the sender is gone and all is taken.
+/// Receiving end, which each thread clones. Ends when the sender is dropped and the queue is empty.
 #[derive(Debug)]
 pub(crate) struct Waiting<T>(Arc<Mutex<Receiver<T>>>);
 
-/// A queue in which so many wait at most; sending blocks meanwhile, and fails when nobody takes any more.
+/// Creates a queue that holds at most `most` items. Sending blocks while it is full, and fails when no
+/// receiver is left.
 pub(crate) fn queue<T>(most: usize) -> (SyncSender<T>, Waiting<T>) {
     let (sender, receiver) = sync_channel(most);
     (sender, Waiting(Arc::new(Mutex::new(receiver))))
@@ -25,7 +26,7 @@ impl<T> Iterator for Waiting<T> {
     type Item = T;
 
     fn next(&mut self) -> Option<T> {
-        // Who waits for work holds the lock: the others wait for that thread to get some.
+        // The lock is held while waiting: other threads wait for the lock instead of the queue.
         self.0.lock().unwrap_or_else(PoisonError::into_inner).recv().ok()
     }
 }

@@ -1,4 +1,4 @@
-//! Takes what the origin sends to `staging/incoming`, on a few threads where it is much.
+//! Stores what the origin sends in `staging/incoming`, on a few threads when there is much of it.
 
 #![cfg_attr(not(test), deny(clippy::arithmetic_side_effects, clippy::indexing_slicing))]
 
@@ -21,12 +21,13 @@ use crate::source::FetchError;
 
 /// Threads that decompress, hash and write.
 const WORKERS_MAX: usize = 4;
-/// Frames that wait for each worker, at most 1 MiB compressed each: with what the workers hold about 20 MiB.
+/// Frames that wait for each worker, at most 1 MiB compressed each. About 20 MiB with those that the workers
+/// hold.
 const WAITING_FRAMES: usize = 3;
-/// Below this much content everything happens on the calling thread.
+/// Answers with less content than this are processed on the calling thread.
 const INLINE_BYTES: u64 = 1024 * 1024;
 
-/// What is received, and where it goes.
+/// The contents expected, and where to put them.
 pub(crate) struct Reception<'a> {
     pub incoming: &'a Incoming,
     pub wanted: &'a HashMap<ContentHash, Wanted>,
@@ -36,38 +37,38 @@ pub(crate) struct Reception<'a> {
     pub files_total: u64,
     pub bytes_total: u64,
     pub writeback: Writeback,
-    /// What deltas are made against; `None`: they are ignored, and what they would bring is fetched by hash.
+    /// Base of deltas; `None`: deltas are ignored, and their contents are fetched by hash.
     pub bases: Option<Bases<'a>>,
-    /// What was asked for, by tag; until it is set: all that is wanted.
+    /// Contents asked for, by tag. Until it is set, all of `wanted`.
     pub tags: OnceLock<HashMap<ContentTag, ContentHash>>,
 }
 
-/// Bytes for a worker.
+/// A frame for a worker.
 enum Parcel {
     Stored(StoredFrame),
     Delta(DeltaFrame),
 }
 
-/// What a worker keeps from parcel to parcel.
+/// State that a worker keeps between frames.
 #[derive(Default)]
 struct Workbench<'a> {
     buffer: FrameBuffer,
     assembler: Option<Assembler<'a>>,
 }
 
-/// Contents that the answer did not bring as bytes.
+/// Contents that the answer did not carry.
 #[derive(Debug, Default)]
 pub(crate) struct NotSent {
-    /// The tree that is updated from has them there.
+    /// Contents that the tree being updated has, with their paths there.
     pub local: Vec<(ContentHash, TreePath)>,
-    /// The origin does not have them.
+    /// Contents that the origin does not have.
     pub missing: Vec<[u8; 32]>,
-    /// It was a part of an update, and more of it is to come.
+    /// The answer was a part of an update, and more parts follow.
     pub more: bool,
 }
 
 impl Reception<'_> {
-    /// Reads until `answers` requests are answered, or a part of an update is.
+    /// Reads until `answers` requests are answered, or until a part of an update ends.
     pub fn receive(
         &self,
         frames: &mut dyn Iterator<Item = Result<Frame, FetchError>>,
@@ -132,7 +133,7 @@ impl Reception<'_> {
                             _ => continue,
                         };
                         if !store(parcel)? {
-                            // The worker's error is told by its join.
+                            // The worker reports its error when it is joined.
                             return Ok(not_sent);
                         }
                         progress(self.done());
@@ -153,7 +154,7 @@ impl Reception<'_> {
         Ok(not_sent)
     }
 
-    /// The content that a tag is of, if it is asked for.
+    /// The content with this tag, if it was asked for.
     pub fn content(&self, tag: ContentTag) -> Option<ContentHash> {
         let tags = self.tags.get_or_init(|| self.wanted.keys().map(|c| (ContentTag::of(c), *c)).collect());
         tags.get(&tag).copied()
@@ -179,7 +180,6 @@ impl Reception<'_> {
         Ok(())
     }
 
-    /// How far it is.
     pub fn done(&self) -> StageProgress {
         StageProgress {
             files_done: self.files_done.load(Ordering::Relaxed),

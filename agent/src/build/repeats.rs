@@ -1,7 +1,8 @@
-//! Which contents a new tree has more than once, in memory that does not follow the tree.
+//! Tells which contents a new tree has more than once, in memory that does not follow the tree.
 //!
-//! A first sync fetches a content once and copies it to its other places. Most contents have one place: they are told
-//! apart by two bits each, set while the manifest is read, and only what may come again is remembered by place.
+//! A first sync fetches a content once and copies it to its other places. Most contents have one place. Two
+//! bits for each content, set while the manifest is read, rule those out. Only the places of contents that
+//! may repeat are remembered.
 
 use std::collections::HashMap;
 
@@ -9,14 +10,15 @@ use syncd_shared::ContentHash;
 
 use crate::build::window::Item;
 
-/// Bits for each file: of a tree without repeats a sixteenth is remembered in vain.
+/// Bits for each file: in a tree without repeats, one file in sixteen is remembered needlessly.
 const BITS_A_FILE: u64 = 16;
-/// Bits of one filter at most, 4 MiB: for two million files.
+/// Largest size of one filter, 4 MiB: enough for two million files.
 const BITS_MAX: u64 = 32 * 1024 * 1024;
-/// Places that are remembered. What repeats beyond them is fetched again where it is not under way just then.
+/// Limit of remembered places. A repeat beyond it is fetched again, unless its content is being fetched at
+/// that moment.
 const PLACES_MAX: usize = if cfg!(test) { 1_000 } else { 400_000 };
 
-/// Contents by a few bits of their hash.
+/// A set of contents, each represented by a few bits of its hash.
 #[derive(Debug)]
 struct Filter(Vec<u64>);
 
@@ -25,10 +27,10 @@ impl Filter {
         Self(vec![0; (bits / 64) as usize])
     }
 
-    /// Its word, and its bit there.
+    /// Index of the word, and the bit in it.
     fn place(&self, content: &ContentHash) -> (usize, u64) {
         let bits = prefix(content);
-        // The length is a power of two.
+        // The number of words is a power of two.
         ((bits / 64) as usize & self.0.len().saturating_sub(1), 1 << (bits % 64))
     }
 
@@ -37,7 +39,7 @@ impl Filter {
         self.0.get(word).is_some_and(|word| word & bit != 0)
     }
 
-    /// Whether it, or another one of the same bits, was there.
+    /// Adds a content. Returns whether it, or another content with the same bits, was in the set.
     fn add(&mut self, content: &ContentHash) -> bool {
         let (word, bit) = self.place(content);
         let Some(word) = self.0.get_mut(word) else { return false };
@@ -47,7 +49,7 @@ impl Filter {
     }
 }
 
-/// Contents of a tree that may have several places in it: all that have, and few others.
+/// Contents that may have several places in a tree: every one that has, and a few others.
 #[derive(Debug)]
 pub(crate) struct Repeats {
     once: Filter,
@@ -55,13 +57,13 @@ pub(crate) struct Repeats {
 }
 
 impl Repeats {
-    /// Of a tree with so many files, none of which was seen yet.
+    /// Starts empty for a tree with `files` files.
     pub fn of(files: u64) -> Self {
         let bits = files.saturating_mul(BITS_A_FILE).clamp(64, BITS_MAX).next_power_of_two();
         Self { once: Filter::new(bits), again: Filter::new(bits) }
     }
 
-    /// A file of the tree.
+    /// Notes a file of the tree.
     pub fn see(&mut self, content: &ContentHash) {
         if self.once.add(content) {
             self.again.add(content);
@@ -69,24 +71,25 @@ impl Repeats {
     }
 }
 
-/// Where contents are that were placed and may come again, or are under way. A few bytes each: what is found is held
-/// against the manifest.
+/// Places of contents that may repeat, either already in place or on their way. A few bytes each: a place
+/// found here has to be checked against the manifest.
 #[derive(Debug)]
 pub(crate) struct Copies {
     repeated: Filter,
     placed: HashMap<u64, (u32, u32)>,
-    /// What is asked for or waits in `incoming`, until it is in its place: no content is wanted twice at once.
+    /// Contents asked for or in `incoming`, until they are in place, so that no content is asked for twice at
+    /// once.
     under_way: HashMap<u64, (u32, u32)>,
 }
 
 impl Copies {
-    /// Nothing is placed yet.
+    /// Starts with no content in place.
     pub fn of(repeats: Repeats) -> Self {
         Self { repeated: repeats.again, placed: HashMap::new(), under_way: HashMap::new() }
     }
 
-    /// The directory and entry that may have this content, or be about to; remembers `item` where none has and others
-    /// will.
+    /// Returns the directory and entry that may have this content, or may soon have it. If there is none,
+    /// remembers `item` for later repeats.
     pub fn find(&mut self, item: &Item) -> Option<(u32, u32)> {
         if !self.repeated.has(&item.content) {
             return None;
@@ -99,14 +102,14 @@ impl Copies {
         there
     }
 
-    /// The item's content is to come, or is in `incoming`.
+    /// Notes that the item's content was asked for, or is in `incoming`.
     pub fn expect(&mut self, item: &Item) {
         if self.repeated.has(&item.content) {
             self.under_way.entry(prefix(&item.content)).or_insert((item.directory, item.entry));
         }
     }
 
-    /// The item is in its place.
+    /// Notes that the item is in place.
     pub fn came(&mut self, item: &Item) {
         let key = prefix(&item.content);
         if self.under_way.get(&key) == Some(&(item.directory, item.entry)) {

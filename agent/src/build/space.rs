@@ -1,4 +1,4 @@
-//! Whether a target fits, before its first byte is written.
+//! Checks whether a target fits before its first byte is written.
 
 use syncd_shared::diff::{Change, Comparison, Released};
 use syncd_shared::{Kind, RootEntry};
@@ -7,11 +7,11 @@ use crate::build::StageError;
 use crate::state::disk::Space;
 use crate::state::record::Record;
 
-/// Free space that is left alone: this share of the file system, at most [`RESERVE_MAX_BYTES`].
+/// Fraction of the file system that stays free, at most [`RESERVE_MAX_BYTES`].
 const RESERVE_SHARE: u64 = 64;
 const RESERVE_MAX_BYTES: u64 = 64 * 1024 * 1024;
 
-/// What staging will take up.
+/// Space that staging will take.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub(crate) struct Demand {
     pub bytes: u64,
@@ -19,8 +19,8 @@ pub(crate) struct Demand {
 }
 
 impl Demand {
-    /// Upper bound for an update: each file that changes is a new one, unless it is only renamed. Nothing of `released` is
-    /// taken when this returns.
+    /// Computes an upper bound for an update: each changed file counts as new, unless it is only renamed.
+    /// Nothing of `released` remains taken.
     pub fn of(
         comparison: &Comparison<&Record>,
         released: &mut Released<'_, &Record>,
@@ -47,21 +47,21 @@ impl Demand {
         Ok(demand)
     }
 
-    /// Adds a farm of links: its directories.
+    /// Adds the directories of a farm of links.
     pub fn add_farm(&mut self, live: &RootEntry, block_bytes: u64) {
         let directories = live.totals.entries.saturating_sub(live.totals.files);
         self.inodes = self.inodes.saturating_add(directories);
         self.bytes = self.bytes.saturating_add(directories.saturating_mul(block_bytes));
     }
 
-    /// Adds a file of so many bytes.
+    /// Adds a file of `bytes` bytes.
     pub fn add(&mut self, bytes: u64, block_bytes: u64) {
         let blocks = bytes.div_ceil(block_bytes).saturating_mul(block_bytes);
         self.bytes = self.bytes.saturating_add(blocks);
         self.inodes = self.inodes.saturating_add(1);
     }
 
-    /// Refuses what does not fit. `present` came before.
+    /// Fails if the demand does not fit. `present` is the part that is already on disk.
     pub fn check(&self, space: &Space, present: Self) -> Result<(), StageError> {
         let reserve = (space.total_bytes / RESERVE_SHARE).min(RESERVE_MAX_BYTES);
         let wanted_bytes = self.bytes.saturating_sub(present.bytes);

@@ -1,4 +1,4 @@
-//! Files of a new tree that are asked for together, and the threads that write them.
+//! Groups files of a new tree whose contents are asked for together, and runs the threads that write them.
 
 #![cfg_attr(not(test), deny(clippy::arithmetic_side_effects, clippy::indexing_slicing))]
 
@@ -23,32 +23,31 @@ use crate::state::disk::{self, Dir, DiskError, Owners};
 const WORKERS_MAX: usize = 4;
 /// Frames that wait for each worker, at most 1 MiB compressed each.
 const WAITING_FRAMES: usize = 2;
-/// Content bytes that the first window of a tree takes.
+/// Content bytes in the first window of a tree.
 const FIRST_BYTES: u64 = if cfg!(test) { 16 * 1024 } else { OBJECTS_BATCH_BYTES / 8 };
 /// Directories that a worker keeps open.
 const OPEN_DIRECTORIES: usize = 8;
 
-/// A file that is to be put into the tree.
+/// A file to put into the tree.
 #[derive(Debug)]
 pub(crate) struct Item {
-    /// Its directory.
     pub path: Arc<TreePath>,
-    /// Ordinal of its directory.
+    /// Ordinal of the directory.
     pub directory: u32,
-    /// Index in its directory.
+    /// Index of the entry in its directory.
     pub entry: u32,
     pub name: Component,
     pub content: ContentHash,
     pub size: u64,
     pub metadata: Metadata,
-    /// Another file of the tree, by ordinal of its directory and index in it, that has this content.
+    /// Another file of the tree with the same content: the ordinal of its directory and its index there.
     pub same_as: Option<(u32, u32)>,
-    /// Inode number of what was put there; 0: nothing yet.
+    /// Inode number of the file in its place; 0: not there yet.
     pub inode: AtomicU64,
 }
 
 impl Item {
-    /// `None` for what is no file.
+    /// `None` if the entry is not a file.
     pub fn new(path: &Arc<TreePath>, directory: u32, entry: u32, file: &Entry) -> Option<Self> {
         let Kind::File { content, size } = file.kind else { return None };
         let (name, metadata) = (file.name.clone(), file.metadata);
@@ -57,32 +56,32 @@ impl Item {
     }
 }
 
-/// See the module.
+/// A group of files whose contents are asked for in one batch.
 #[derive(Debug)]
 pub(crate) struct Window {
-    /// Content bytes that it takes.
+    /// Limit of content bytes.
     bytes_most: u64,
-    /// Whether no other window that is under way has a content of the same name in frames.
+    /// Whether no other pending window asks for a content with the same tag.
     pub apart: bool,
     pub items: Vec<Item>,
-    /// Contents that are asked for -> the item that they are for.
+    /// Tags of the contents asked for -> index of the item.
     pub wanted: HashMap<ContentTag, u32>,
-    /// The items that contents are asked for, in path order.
+    /// Indexes of the items whose contents are asked for, in path order.
     order: Vec<u32>,
     bytes: u64,
     closed: bool,
-    /// Frames that workers have not written.
+    /// Number of frames that workers have not written yet.
     unwritten: Mutex<usize>,
     written: Condvar,
 }
 
 impl Window {
-    /// The first one of a tree: small, so that the origin has something to do soon.
+    /// The first window of a tree: small, so that the origin starts early.
     pub fn first() -> Self {
         Self::of(FIRST_BYTES)
     }
 
-    /// The one after this: twice as large, up to a whole batch.
+    /// The next window: twice as large, up to a whole batch.
     pub fn next(&self) -> Self {
         Self::of(self.bytes_most.saturating_mul(2).min(OBJECTS_BATCH_BYTES))
     }
@@ -92,22 +91,22 @@ impl Window {
         Self { bytes_most, apart: true, items, wanted, order, bytes: 0, closed: false, unwritten, written }
     }
 
-    /// Whether no more should be asked for together.
+    /// Whether no more contents should be added.
     pub fn is_full(&self) -> bool {
         self.closed || self.items.len() >= OBJECTS_BATCH_MAX || self.bytes >= self.bytes_most
     }
 
-    /// Content bytes that are asked for.
+    /// Content bytes asked for.
     pub fn bytes(&self) -> u64 {
         self.bytes
     }
 
-    /// Takes no more.
+    /// Marks the window as full.
     pub fn close(&mut self) {
         self.closed = true;
     }
 
-    /// Whether another content is asked for that answers would name like this one.
+    /// Whether another content with the same tag is asked for.
     pub fn has_tag_of_another(&self, item: &Item) -> bool {
         let asked = self.wanted.get(&ContentTag::of(&item.content));
         asked.and_then(|index| self.item(*index)).is_some_and(|asked| asked.content != item.content)
@@ -121,7 +120,7 @@ impl Window {
         self.wanted.get(&piece.file).and_then(|index| self.item(*index))
     }
 
-    /// What is asked for, by directory; `entered` has the directories by ordinal.
+    /// Files asked for, grouped by directory; `entered` lists the directories by ordinal.
     pub fn files_of(&self, entered: &[(Arc<TreePath>, ObjectHash)]) -> Vec<DirectoryFiles> {
         let items = self.order.iter().filter_map(|index| self.item(*index)).collect::<Vec<_>>();
         let by_directory = items.chunk_by(|a, b| a.directory == b.directory);
@@ -132,7 +131,7 @@ impl Window {
         files.collect()
     }
 
-    /// Takes a file whose content is to be asked for.
+    /// Adds a file whose content is to be asked for.
     pub fn ask(&mut self, item: Item) {
         let index = self.items.len() as u32;
         self.wanted.insert(ContentTag::of(&item.content), index);
@@ -141,7 +140,7 @@ impl Window {
         self.items.push(item);
     }
 
-    /// Blocks until everything that was handed to workers is written.
+    /// Blocks until every frame handed to the workers is written.
     pub fn wait(&self) {
         let mut unwritten = lock(&self.unwritten);
         while *unwritten > 0 {
@@ -165,7 +164,7 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// What all who build a tree share.
+/// State shared by the threads that build a tree.
 pub(crate) struct Shared<'a> {
     pub incoming: &'a Incoming,
     pub cancel: &'a AtomicBool,
@@ -200,7 +199,6 @@ impl<'a> Shared<'a> {
         })
     }
 
-    /// How far it is.
     pub fn done(&self) -> StageProgress {
         StageProgress {
             files_done: self.files_done.load(Ordering::Relaxed),
@@ -210,13 +208,13 @@ impl<'a> Shared<'a> {
         }
     }
 
-    /// A file was there already.
+    /// Counts a file that was already there.
     pub fn found(&self, bytes: u64) {
         self.files_done.fetch_add(1, Ordering::Relaxed);
         self.bytes_done.fetch_add(bytes, Ordering::Relaxed);
     }
 
-    /// Whether a worker gave up.
+    /// Whether a worker failed.
     pub fn failed(&self) -> bool {
         self.failed.load(Ordering::Relaxed)
     }
@@ -226,8 +224,8 @@ impl<'a> Shared<'a> {
         let bytes = bench.buffer.decompress(frame).map_err(StageError::Frame)?;
         let item = |piece: &Piece| job.windows.iter().find_map(|window| window.item_of(piece));
         let mut pieces: Vec<_> = frame.pieces.iter().filter_map(|p| Some((item(p)?, p))).collect();
-        // What lies together because it resembles each other is of many directories: each is opened once. Pieces of one
-        // file stay in order.
+        // A frame groups similar contents, often of many directories. Sorting opens each directory once and
+        // keeps the pieces of a file in order.
         pieces.sort_by_key(|(item, _)| item.directory);
         for (item, piece) in pieces {
             if item.inode.load(Ordering::Relaxed) != 0 {
@@ -264,14 +262,14 @@ impl<'a> Shared<'a> {
     }
 }
 
-/// What a worker keeps from frame to frame.
+/// State that a worker keeps between frames.
 #[derive(Default)]
 struct Workbench {
     buffer: FrameBuffer,
     open: OpenDirectories,
 }
 
-/// Directories that a worker was in lately, the latest last.
+/// Directories that a worker used last, the latest at the end.
 #[derive(Default)]
 struct OpenDirectories(Vec<(u32, Dir)>);
 
@@ -298,15 +296,15 @@ impl OpenDirectories {
     }
 }
 
-/// Whether a frame was taken.
+/// Whether a worker took a frame.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Done {
     Taken,
-    /// No worker is left: [`Workers::finish`] says why.
+    /// No worker is left; [`Workers::finish`] returns the error.
     Failed,
 }
 
-/// A frame of some windows, unwritten until this is dropped.
+/// A frame for some windows. Counts as unwritten until it is dropped.
 struct Job {
     frame: StoredFrame,
     windows: Vec<Arc<Window>>,
@@ -328,7 +326,7 @@ impl Drop for Job {
     }
 }
 
-/// Threads that write frames.
+/// The threads that write frames.
 pub(crate) struct Workers<'scope> {
     sender: SyncSender<Job>,
     handles: Vec<ScopedJoinHandle<'scope, Result<(), StageError>>>,
@@ -341,7 +339,7 @@ impl<'scope> Workers<'scope> {
         let work = |waiting: Waiting<Job>| {
             let mut bench = Workbench::default();
             let mut result = Ok(());
-            // Also after an error everything is taken, so that nobody waits for it.
+            // After an error the remaining frames are still taken, so that no sender blocks.
             for job in waiting {
                 if result.is_ok() {
                     result = shared.store(&job, &mut bench);
@@ -359,7 +357,7 @@ impl<'scope> Workers<'scope> {
         Self { sender, handles: (0..count).map(start).collect() }
     }
 
-    /// Gives a frame that has contents of these windows to a worker; blocks while all are busy and enough wait.
+    /// Hands a frame with contents of these windows to a worker. Blocks while the queue is full.
     pub fn take<'w>(&self, frame: StoredFrame, windows: impl Iterator<Item = &'w Arc<Window>>) -> Done {
         match self.sender.send(Job::new(frame, windows)) {
             Ok(()) => Done::Taken,
@@ -367,7 +365,7 @@ impl<'scope> Workers<'scope> {
         }
     }
 
-    /// Waits for the workers; the first error of one.
+    /// Waits for the workers. Returns the first error.
     pub fn finish(self) -> Result<(), StageError> {
         drop(self.sender);
         for handle in self.handles {

@@ -1,7 +1,8 @@
-//! Has the kernel write while content still arrives, so that the one `syncfs` before the switch finds little to do.
+//! Starts writeback while content still arrives, so that the single `syncfs` before the switch has little
+//! left to do.
 //!
-//! What becomes durable early is nothing that anybody counts on, and an error that is met here is told again by the
-//! descriptor that the activation syncs.
+//! Nothing relies on the early writes. An error that occurs here is reported again through the descriptor
+//! that the activation syncs.
 
 use std::sync::OnceLock;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -10,17 +11,17 @@ use std::thread::JoinHandle;
 
 use crate::state::disk::{Dir, DiskError};
 
-/// Content bytes after which the kernel is asked to write.
+/// Content bytes between two requests to the kernel.
 const BATCH_BYTES: u64 = 64 * 1024 * 1024;
 
-/// See the module. Shared by the workers.
+/// Shared by the workers.
 pub(crate) struct Writeback {
     directory: Dir,
     written: AtomicU64,
     thread: OnceLock<Option<Waiter>>,
 }
 
-/// The thread that waits for the kernel. It ends with the [`Writeback`], whose end waits for it.
+/// The thread that waits for the kernel. Dropping [`Writeback`] joins it.
 struct Waiter {
     wake: SyncSender<()>,
     thread: JoinHandle<()>,
@@ -28,7 +29,7 @@ struct Waiter {
 
 impl Drop for Writeback {
     fn drop(&mut self) {
-        // What it waits for, the activation that follows would wait for.
+        // The activation that follows would have to wait for the same writes.
         if let Some(Waiter { wake, thread }) = self.thread.take().flatten() {
             drop(wake);
             if thread.join().is_err() {
@@ -39,18 +40,18 @@ impl Drop for Writeback {
 }
 
 impl Writeback {
-    /// For the file system of `directory`.
+    /// Works on the file system of `directory`.
     pub fn new(directory: &Dir) -> Result<Self, DiskError> {
         Ok(Self { directory: directory.reopen()?, written: AtomicU64::new(0), thread: OnceLock::new() })
     }
 
-    /// So many bytes of content were written.
+    /// Notes that content bytes were written.
     pub fn wrote(&self, bytes: u64) {
         let before = self.written.fetch_add(bytes, Ordering::Relaxed);
         if before / BATCH_BYTES != before.saturating_add(bytes) / BATCH_BYTES
             && let Some(waiter) = self.thread.get_or_init(|| self.start())
         {
-            // Where it still waits it goes once more: that is enough.
+            // If a request is pending already, that one is enough.
             let _ = waiter.wake.try_send(());
         }
     }
@@ -60,7 +61,7 @@ impl Writeback {
         let (wake, woken) = sync_channel(1);
         let run = move || {
             for () in woken {
-                // An error is the activation's to tell.
+                // The activation reports errors.
                 let _ = directory.sync_file_system();
             }
         };
