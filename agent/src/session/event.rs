@@ -1,4 +1,4 @@
-//! What the session hears, and what it decides: the vocabulary of [`super::machine`].
+//! Events that reach the session and actions that it decides on: the vocabulary of [`super::machine`].
 
 use ed25519_dalek::VerifyingKey;
 use syncd_proto::v1;
@@ -11,72 +11,72 @@ use super::worker::{Command, Failure, Report, Verified};
 use crate::hooks::HookState;
 use crate::status::StageProgress;
 
-/// What an origin did that no origin does. The connection is closed.
+/// Message that no correct origin sends. The connection is closed.
 #[derive(Debug, thiserror::Error)]
 pub enum Violation {
-    /// Nothing in it.
+    /// The message is empty.
     #[error("the origin sent a message without content")]
     Empty,
-    /// Not now.
+    /// The message is not allowed in this state.
     #[error("the origin sent a message out of order")]
     Order,
-    /// A version that this agent does not speak.
+    /// The origin speaks a protocol version that this agent does not.
     #[error(
         "the origin speaks protocol version {actual}, this agent {PROTOCOL_MIN} to {PROTOCOL_MAX}: update the older side"
     )]
     Protocol {
-        /// The version.
+        /// Version of the origin.
         actual: u32,
     },
-    /// Frames that are none.
+    /// The announced update contains malformed frames.
     #[error("the origin announced a malformed update")]
     Update(#[from] WireError),
-    /// The chain of keys does not hold.
+    /// The chain of signing keys is invalid.
     #[error("the origin's signing key can't be followed")]
     Successions(#[from] SuccessionError),
 }
 
-/// What happened.
+/// Input of the state machine.
 #[derive(Debug)]
 pub enum Event {
-    /// The origin said something.
+    /// A message arrived from the origin.
     Message(v1::OriginMessage),
-    /// The connection is gone, or did not come about.
+    /// The connection broke, or could not be made. Contains the reason for people.
     Lost(String),
-    /// The worker said something.
+    /// The worker sent a report.
     Report(Report),
-    /// The on-activate hook began, ended, or is due.
+    /// The on-activate hook began, ended, or became due.
     Hook(HookState),
-    /// Someone wants the replica verified.
+    /// A verification was requested.
     Verify,
     /// The certificate was renewed, or the node joined again.
     Renewed,
     /// A deadline passed.
     Tick,
-    /// SIGTERM.
+    /// The agent was asked to stop.
     Stop,
 }
 
-/// What is to be done.
+/// Output of the state machine.
 #[derive(Debug)]
 pub enum Action {
-    /// Connect, and say this first.
+    /// Connect, and send this first.
     Dial(Box<v1::Hello>),
-    /// Give the connection up.
+    /// Close the connection.
     Hang,
-    /// Say it to the origin.
+    /// Send a message to the origin.
     Send(ToOrigin),
     /// Give the idle worker a command.
     Start(Box<Command>),
-    /// End what the worker is doing.
+    /// Cancel the worker's command.
     Cancel,
-    /// Run the on-activate hook now, whatever pause it has after a failure.
+    /// Run the on-activate hook now, without the pause after a failure.
     RetryHook,
     /// Trust this key from now on, also after a restart.
     Pin(VerifyingKey),
-    /// Tell who asked for a verification.
+    /// Report progress to those who requested a verification.
     Verifying(StageProgress),
-    /// Tell who asked for a verification; `Err`: it failed.
+    /// Report the result to those who requested a verification; `Err`: it failed.
     Verified(Result<Verified, Failure>),
     /// The worker is idle and nothing more will be done.
     Stopped,

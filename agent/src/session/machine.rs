@@ -1,5 +1,5 @@
-//! What the session does next: events in, actions out. No IO, no clock, no task in here; the states and their
-//! transitions are told in [`super`].
+//! Decides what the session does next: events in, actions out. It does no IO, reads no clock and spawns no
+//! task. [`super`] describes the states and transitions.
 
 #![cfg_attr(not(test), deny(clippy::indexing_slicing))]
 
@@ -26,27 +26,28 @@ use crate::hooks::{HookState, RunOutcome};
 use crate::status::StageProgress;
 use crate::status::{Drift, State};
 
-/// From the start of dialling to the origin's `Welcome`.
+/// Limit from the start of dialling to the origin's `Welcome`.
 pub(crate) const GREETING_TIMEOUT: Duration = Duration::from_secs(20);
-/// Heartbeats that may stay unanswered.
+/// Unanswered heartbeats after which the connection counts as broken.
 const MISSED_HEARTBEATS: u32 = 3;
-/// Bounds of the interval that a `Welcome` may ask for, and what it gets if it asks for none.
+/// Bounds of the heartbeat interval that a `Welcome` may ask for, and the interval if it asks for none.
 const HEARTBEAT_SHORTEST: Duration = Duration::from_millis(100);
 const HEARTBEAT_LONGEST: Duration = Duration::from_secs(60);
 const HEARTBEAT_DEFAULT: Duration = Duration::from_secs(10);
-/// A connection that lasted so long was a success: the next pause is a short one.
+/// A connection that lasted this long was a success, so the next pause is short.
 const SETTLED: Duration = Duration::from_secs(5);
-/// Of an update that takes longer than this the origin hears how far it is, and then at most so often.
+/// The origin gets no progress of an update that takes less than this.
 const PROGRESS_DELAY: Duration = Duration::from_millis(100);
 const PROGRESS_INTERVAL: Duration = Duration::from_secs(1);
-/// After an activation, before what can wait is done.
+/// Pause between an activation and maintenance.
 const MAINTAIN_DELAY: Duration = Duration::from_millis(200);
-/// Generations that may be switched and not live while the on-activate hook fails: the one that it fails for, and one
-/// that may mend it. Their trees, and the one that it last succeeded for, are kept.
+/// While the on-activate hook fails, this many generations may be switched without being live: the one for
+/// which it fails, and one that may fix it. Their trees are kept, and so is the tree for which the hook last
+/// succeeded.
 const SWITCHED_MAX_FAILING: usize = 2;
-/// The same while the hook has not failed: it is slower than the commits.
+/// The same limit while the hook has not failed but is slower than the commits.
 const SWITCHED_MAX: usize = 8;
-/// Of an origin's version so much is kept, in bytes.
+/// Bytes kept of the origin's version.
 const VERSION_MAX_BYTES: usize = 64;
 
 /// The connection to the origin.
@@ -66,7 +67,7 @@ struct Up {
     heard: Instant,
 }
 
-/// What the worker does.
+/// Work of the worker.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Job {
     Update { number: GenerationNumber, root: RootHash },
@@ -89,34 +90,33 @@ impl Target {
     }
 }
 
-/// What is fixed while the agent runs.
+/// Facts that stay fixed while the agent runs.
 #[derive(Debug, Clone)]
 pub struct Trust {
-    /// The tree.
     pub tree_id: TreeId,
-    /// What its generations must be signed with.
+    /// Key that generations must be signed with.
     pub signing_key: VerifyingKey,
-    /// Differs after every boot of the node.
+    /// Changes with every boot of the node.
     pub boot_id: String,
 }
 
-/// The session's state. See [`super`].
+/// State of the session. See [`super`].
 #[derive(Debug)]
 pub struct Machine {
     trust: Trust,
     replica: ReplicaState,
     link: Link,
-    /// What the last hello showed as live.
+    /// The live generation sent in the last hello.
     shown: Option<(GenerationNumber, RootHash)>,
     /// `None`: no on-activate hook is set.
     hook: Option<HookState>,
-    /// What the origin heard of the hook last.
+    /// The hook report last sent to the origin.
     hook_told: Option<v1::HookReport>,
-    /// The announced generation that was said to wait for the hook.
+    /// Number of the announced generation for which waiting for the hook was logged.
     waits_logged: Option<u64>,
-    /// The failed attempt after which the hook was told to run again at once.
+    /// Attempt of the hook whose failure led to an immediate retry.
     retried: Option<u32>,
-    /// Local changes that it told of.
+    /// Local changes last reported to the origin.
     shown_drift: Option<Drift>,
     redial: Backoff,
     target: Option<Target>,
@@ -125,7 +125,7 @@ pub struct Machine {
     cancelled: bool,
     activating: bool,
     progress: Option<StageProgress>,
-    /// When the origin is to hear of the update that is under way.
+    /// Time at which the progress of the current update is reported next.
     tell_at: Option<Instant>,
     retry: Backoff,
     retry_operator: Backoff,
@@ -137,12 +137,12 @@ pub struct Machine {
     link_error: Option<String>,
     work_error: Option<String>,
     drift_error: Option<String>,
-    /// What maintenance found in the live tree, until it is whole.
+    /// Fault found in the live tree by maintenance. Cleared once the tree is whole.
     live_error: Option<String>,
 }
 
 impl Machine {
-    /// Follows nothing yet; dials at the first event.
+    /// Creates a machine without a target. It dials at the first event.
     pub fn new(trust: Trust, replica: ReplicaState, now: Instant) -> Self {
         Self {
             trust,
@@ -176,7 +176,7 @@ impl Machine {
         }
     }
 
-    /// The same with jitter from `seed` instead of the machine's randomness.
+    /// Takes jitter from `seed` instead of the machine's randomness.
     pub fn seeded(mut self, seed: u64) -> Self {
         let pauses = [&mut self.redial, &mut self.retry, &mut self.retry_operator];
         for (pause, own) in pauses.into_iter().zip(0..) {
@@ -185,7 +185,7 @@ impl Machine {
         self
     }
 
-    /// Takes one event to its consequences.
+    /// Applies one event and returns the resulting actions.
     pub fn apply(&mut self, event: Event, now: Instant) -> Vec<Action> {
         let mut out = Vec::new();
         match event {
@@ -209,7 +209,7 @@ impl Machine {
         out
     }
 
-    /// When to come back with [`Event::Tick`] at the latest.
+    /// Latest time for the next [`Event::Tick`].
     pub fn deadline(&self) -> Option<Instant> {
         let link = match &self.link {
             _ if self.stopping => None,
@@ -224,27 +224,26 @@ impl Machine {
         [link, retry, maintain, tell].into_iter().flatten().min()
     }
 
-    /// What the web server reads.
     pub fn replica(&self) -> &ReplicaState {
         &self.replica
     }
 
-    /// Whether the origin has greeted back.
+    /// Whether the origin has answered with a `Welcome`.
     pub fn is_connected(&self) -> bool {
         matches!(self.link, Link::Up(_))
     }
 
-    /// How far the update that is under way is.
+    /// Progress of the current update.
     pub fn progress(&self) -> Option<StageProgress> {
         self.progress.filter(|_| matches!(self.job, Some(Job::Update { .. })))
     }
 
-    /// Version of the origin, as its last welcome said.
+    /// Version of the origin, taken from its last `Welcome`.
     pub fn origin_version(&self) -> Option<&str> {
         self.origin_version.as_deref()
     }
 
-    /// The last thing that went wrong and was not put right.
+    /// The last fault that still lasts.
     pub fn error(&self) -> Option<String> {
         let hook = || self.hook_status()?.trouble();
         let local = || self.drift_error.clone().or_else(|| self.live_error.clone());
@@ -252,7 +251,7 @@ impl Machine {
         self.work_error.clone().or_else(hook).or_else(others)
     }
 
-    /// What a status says of the on-activate hook; `None`: it was never due.
+    /// Status of the on-activate hook; `None`: it was never due.
     pub fn hook_status(&self) -> Option<HookStatus> {
         HookStatus::from_report(&self.hook_report()?).ok()
     }
@@ -260,13 +259,13 @@ impl Machine {
     fn hook_report(&self) -> Option<v1::HookReport> {
         let mut report = messages::hook_report(self.hook.as_ref()?, self.waits())?;
         if report.outcome() == v1::HookOutcome::Failed && self.retried == Some(report.attempt) {
-            // As good as started: an old failure is no answer to a new announcement.
+            // The hook is about to run, so the old failure is no answer to the new announcement.
             report.set_outcome(v1::HookOutcome::Running);
         }
         Some(report)
     }
 
-    /// What a status says.
+    /// State for the status.
     pub fn state(&self) -> State {
         match (self.job, self.progress) {
             (Some(Job::Update { .. }), _) if self.activating => State::Staged,
@@ -331,7 +330,7 @@ impl Machine {
         tracing::info!(generation, "connected to the origin");
         self.tell_at = self.tell_at.map(|_| now);
         if self.replica.live.as_ref().map(|l| (l.number(), l.root_hash())) != self.shown {
-            // Activated since the hello was said.
+            // It was activated after the hello was sent.
             self.say_activated(out);
         }
         if self.replica.drift != self.shown_drift {
@@ -345,7 +344,7 @@ impl Machine {
         let generation = match self.verified(&message) {
             Ok(generation) => generation,
             Err(error) => {
-                // Not to be believed, only repeated.
+                // The number is not verified; it only names the generation in the report.
                 let number = Generation::decode(&message.record).map_or(0, |g| g.number.get());
                 self.failed(number, Failure::new(RetryClass::Operator, &error), out);
                 return Ok(());
@@ -371,7 +370,8 @@ impl Machine {
         Ok(())
     }
 
-    /// Runs a failed hook at once, because whoever commits or waits for the linked generation may have mended it.
+    /// Runs a failed hook at once: whoever commits, or waits for the linked generation, may have fixed the
+    /// cause.
     fn retry_hook(&mut self, out: &mut Vec<Action>) {
         let Some(hook) = &self.hook else { return };
         let run = hook.run.as_ref();
@@ -383,8 +383,8 @@ impl Machine {
         }
     }
 
-    /// An announced update that does not decode is not needed: everything can be asked for by hash. The announcement
-    /// stands, or the origin would send the same again with the next connection.
+    /// Drops an announced update that does not decode: everything can be fetched by hash. The announcement
+    /// stands, because the origin would send the same again after a reconnect.
     fn drop_inline(&self, generation: GenerationNumber, error: &Violation, out: &mut Vec<Action>) {
         let reason = error_chain(error);
         tracing::warn!(%generation, error = reason, "the update is dropped, what is missing is asked for");
@@ -392,7 +392,8 @@ impl Machine {
         self.send(ToOrigin::Failed(v1::Failed { generation, retry, reason }), out);
     }
 
-    /// What was announced while a newer generation was on its way in, and may not follow it.
+    /// Drops a target that may no longer follow: it was announced while a newer generation was being
+    /// activated.
     fn drop_outdated_target(&mut self, out: &mut Vec<Action>) {
         let Some(target) = &self.target else { return };
         if let Err(error) = target.generation.may_follow(self.replica.accepted.as_ref()) {
@@ -402,7 +403,7 @@ impl Machine {
         }
     }
 
-    /// Everything that is checked before the file system is touched.
+    /// Checks everything that can be checked before the file system is touched.
     fn verified(&self, message: &v1::SignedGeneration) -> Result<SignedGeneration, GenerationError> {
         let Trust { tree_id, signing_key, .. } = &self.trust;
         let generation =
@@ -420,7 +421,7 @@ impl Machine {
             {
                 target.activate = true;
             }
-            // Of a generation that was superseded on the way.
+            // Refers to a generation that was superseded meanwhile.
             _ => tracing::debug!(generation = activate.generation, "told to activate what is not announced"),
         }
         Ok(())
@@ -447,7 +448,7 @@ impl Machine {
                 self.finished(job, outcome, cancelled, now, out);
                 self.drop_outdated_target(out);
                 if !was_live && self.target_is_live() && self.work_error.take().is_some() {
-                    // What had failed was durable all the same, and recovery has finished it.
+                    // The failed activation was durable after all, and recovery has finished it.
                     self.retry_at = None;
                     self.say_activated(out);
                 }
@@ -478,7 +479,7 @@ impl Machine {
                 self.say_activated(out);
             }
             (_, Outcome::Maintained(maintenance)) => {
-                // What was interrupted goes on as soon as there is nothing better to do.
+                // Interrupted maintenance continues soon.
                 let again = if cancelled { Some(MAINTAIN_DELAY) } else { maintenance.again };
                 self.maintain_at = again.map(|pause| now + pause);
                 self.verify_wanted |= maintenance.verify;
@@ -497,7 +498,7 @@ impl Machine {
                 out.push(Action::Verified(Ok(verified)));
             }
             (Some(Job::Verify), Outcome::Failed(failure)) => {
-                // Interrupted by an update: starts again after it.
+                // A verification interrupted by an update starts again after it.
                 if failure.retry.is_some() || !cancelled || self.stopping {
                     self.verify_wanted = false;
                     out.push(Action::Verified(Err(failure)));
@@ -536,7 +537,7 @@ impl Machine {
         if let Some(target) = &mut self.target
             && target.is(number, root)
         {
-            // It is of no use, or part of what failed.
+            // The inline update did not fit, or is part of what failed.
             target.inline = None;
         }
         let Some(class) = failure.retry.filter(|_| !cancelled) else { return };
@@ -545,7 +546,7 @@ impl Machine {
         self.failed(number.get(), failure, out);
     }
 
-    /// Tells the origin, and keeps it for `status`.
+    /// Reports a failure to the origin, and keeps it for `status`.
     fn failed(&mut self, generation: u64, failure: Failure, out: &mut Vec<Action>) {
         tracing::warn!(generation, error = failure.reason, "update failed");
         let retry = failure.retry.unwrap_or(RetryClass::Retry).into();
@@ -561,7 +562,7 @@ impl Machine {
         }
     }
 
-    /// What is over in a moment is told when it is over.
+    /// Reports the progress of an update that has taken long enough.
     fn tell(&mut self, now: Instant, out: &mut Vec<Action>) {
         let Some(Job::Update { number, .. }) = self.job else { return };
         if !self.is_connected() || self.tell_at.is_none_or(|at| now < at) {
@@ -648,7 +649,7 @@ impl Machine {
         }
     }
 
-    /// Gives the worker its next command, or ends what it does for something that matters more.
+    /// Gives the worker its next command, or cancels the current one for something more important.
     fn schedule(&mut self, now: Instant, out: &mut Vec<Action>) {
         self.retry_at = self.retry_at.filter(|at| now < *at);
         if let Some(job) = self.job {
@@ -680,20 +681,20 @@ impl Machine {
         }
     }
 
-    /// Whether a generation was announced that is not live, waits for no barrier and no hook, and did not fail just now.
+    /// Whether an announced generation is not live, waits for no barrier or hook, and has not just failed.
     fn update_is_due(&self) -> bool {
         let Some(target) = &self.target else { return false };
         let waits = !target.activate && self.staged.is_some_and(|(number, root)| target.is(number, root));
         !self.is_live(&target.generation) && self.retry_at.is_none() && !waits && self.waits().is_none()
     }
 
-    /// What is switched and not live: the hook has not succeeded for it.
+    /// The generation that is switched but not live, because the hook has not succeeded for it.
     fn hook_due(&self) -> Option<u64> {
         self.hook.as_ref()?.due
     }
 
-    /// The announced generation, where it is not even staged before the hook has succeeded: whatever the web server may
-    /// still serve is kept, and that is bounded.
+    /// The announced generation, when it may not even be staged before the hook succeeds. Trees that the web
+    /// server may still serve are kept, and their number is limited.
     fn waits(&self) -> Option<u64> {
         let hook = self.hook.as_ref()?;
         let target = self.target.as_ref().filter(|target| !self.is_live(&target.generation))?;
@@ -704,13 +705,13 @@ impl Machine {
         (switched >= most).then(|| target.generation.number().get())
     }
 
-    /// News of the hook come from its task and with what the worker did; what is older than what is known is dropped.
+    /// Takes the hook's state from its task or from the worker's report, whichever is newer.
     fn hook_changed(&mut self, state: HookState, now: Instant) {
         if self.hook.as_ref().is_some_and(|known| known.revision >= state.revision) {
             return;
         }
         if state.due.is_none() && self.hook_due().is_some() {
-            // The grace of the trees that the web server has left begins.
+            // The grace period of the trees that the web server no longer uses begins.
             let soon = now + MAINTAIN_DELAY;
             self.maintain_at = Some(self.maintain_at.map_or(soon, |at| at.min(soon)));
         }
@@ -720,7 +721,7 @@ impl Machine {
         self.hook = Some(state);
     }
 
-    /// Tells the origin what it has not heard yet of the hook.
+    /// Sends the origin what has changed about the hook.
     fn tell_hook(&mut self, out: &mut Vec<Action>) {
         let Some(report) = self.hook_report() else { return };
         if let Some(number) = self.waits()
@@ -730,7 +731,7 @@ impl Machine {
             tracing::warn!(generation = number, error, "not activated");
         }
         let live = self.replica.live.as_ref().map(|live| live.number().get());
-        // Of a switch that is just being reported the origin hears when that is done.
+        // A switch that is being reported comes first; the hook follows it.
         if !self.is_connected() || live < Some(report.generation) || self.hook_told.as_ref() == Some(&report)
         {
             return;
@@ -783,7 +784,7 @@ impl Machine {
         }
     }
 
-    /// After a reconnect the origin does not know that the tree is staged already.
+    /// Reports again, after a reconnect, that the tree is staged.
     fn say_staged(&self, out: &mut Vec<Action>) {
         if let (Some((number, root)), Some(target)) = (self.staged, &self.target)
             && target.is(number, root)
@@ -793,7 +794,7 @@ impl Machine {
     }
 
     fn send(&self, message: ToOrigin, out: &mut Vec<Action>) {
-        // What is not said now, the next Hello and the answer to its announcement say.
+        // A message lost here is covered by the next `Hello` and the answer to its announcement.
         if self.is_connected() {
             out.push(Action::Send(message));
         }

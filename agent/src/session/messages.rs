@@ -1,4 +1,4 @@
-//! What the agent says of itself on the control stream, and how announced updates are read.
+//! Builds the agent's messages on the control stream, and reads announced updates.
 
 #![cfg_attr(not(test), deny(clippy::arithmetic_side_effects, clippy::indexing_slicing))]
 
@@ -15,16 +15,16 @@ use super::worker::{Inline, ReplicaState};
 use crate::hooks::{HookState, RunOutcome};
 use crate::status::Drift;
 
-/// Versions of the protocol that this agent speaks.
+/// Oldest version of the protocol that this agent speaks.
 pub const PROTOCOL_MIN: u32 = 1;
-/// See [`PROTOCOL_MIN`].
+/// Newest version of the protocol that this agent speaks.
 pub const PROTOCOL_MAX: u32 = 1;
-/// Uncompressed directories and patches of an announced update, beyond one directory that may be large.
+/// Uncompressed bytes of directories and patches in an announced update, on top of one large directory.
 const INLINE_DIRECTORIES_MAX_BYTES: usize = 8 * 1024 * 1024;
-/// Optional abilities that this agent names.
+/// Optional features that this agent announces.
 pub(crate) const FEATURES: &[&str] = &[FEATURE_DELTAS];
 
-/// The first message on a stream.
+/// First message on a stream.
 pub(super) fn hello(boot_id: &str, replica: &ReplicaState, hook: Option<v1::HookReport>) -> v1::Hello {
     let live = replica.live.as_ref();
     let held = replica.held.iter().filter(|h| live.is_none_or(|l| l.number() != h.number()));
@@ -42,7 +42,7 @@ pub(super) fn hello(boot_id: &str, replica: &ReplicaState, hook: Option<v1::Hook
     }
 }
 
-/// What stands in the status; the origin shows it, too.
+/// Reports local changes, which both this agent's status and the origin's show.
 pub(super) fn drift(drift: Option<&Drift>) -> ToOrigin {
     ToOrigin::Drift(drift.map(drift_report).unwrap_or_default())
 }
@@ -64,12 +64,13 @@ fn signed(generation: &SignedGeneration) -> v1::SignedGeneration {
     }
 }
 
-/// A tree is complete and verified.
+/// Reports that a tree is complete and verified.
 pub(super) fn staged(number: GenerationNumber, root: RootHash) -> ToOrigin {
     ToOrigin::Staged(v1::Staged { generation: number.get(), root: Bytes::copy_from_slice(root.as_bytes()) })
 }
 
-/// A generation is linked and durable; `hook_due`: it is not live before the on-activate hook has succeeded.
+/// Reports that a generation is linked and durable. With `hook_due` it is live only once the on-activate hook
+/// has succeeded.
 pub(super) fn activated(live: &SignedGeneration, spare_misses: u64, hook_due: bool) -> ToOrigin {
     ToOrigin::Activated(v1::Activated {
         generation: live.number().get(),
@@ -79,8 +80,8 @@ pub(super) fn activated(live: &SignedGeneration, spare_misses: u64, hook_due: bo
     })
 }
 
-/// How the on-activate hook fares; `None`: it was never due. `waits`: the announced generation that is not activated
-/// before the hook succeeds.
+/// Reports the state of the on-activate hook; `None`: it was never due. `waits` is the announced generation
+/// that is activated only once the hook succeeds.
 pub(super) fn hook_report(state: &HookState, waits: Option<u64>) -> Option<v1::HookReport> {
     let succeeded = state.succeeded.unwrap_or(0);
     let run = state.run.as_ref();
@@ -95,7 +96,7 @@ pub(super) fn hook_report(state: &HookState, waits: Option<u64>) -> Option<v1::H
             ..v1::HookReport::default()
         });
     };
-    // A run for an earlier generation tells nothing of this one.
+    // A run for an earlier generation is no evidence for this one.
     let run = run.filter(|run| run.generation == due && run.outcome != RunOutcome::Ok);
     let outcome = match run.map(|run| run.outcome) {
         Some(RunOutcome::Running) => v1::HookOutcome::Running,
@@ -113,10 +114,11 @@ pub(super) fn hook_report(state: &HookState, waits: Option<u64>) -> Option<v1::H
     })
 }
 
-/// An update that came with its announcement, between trees that do not exceed these totals.
+/// Decodes an update that came with its announcement, between trees that do not exceed these totals.
 pub(super) fn inline_update(update: v1::InlineUpdate, totals: &Totals) -> Result<Inline, WireError> {
     let from = root_hash(&update.from_root, "from_root")?;
-    // All of it is decoded at once: together no more than the largest directory, and patches of some small ones.
+    // The frames are decoded together, so the limit holds for their sum: the largest directory and patches of
+    // some small ones.
     let limit = directory_object_max_bytes(totals).saturating_add(INLINE_DIRECTORIES_MAX_BYTES) as u64;
     let directories = update.frames.iter().map(|frame| match &frame.frame {
         Some(F::Directories(objects)) => u64::from(objects.uncompressed_bytes),

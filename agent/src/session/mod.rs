@@ -1,9 +1,10 @@
-//! The agent's conversation with its origin, and what it does about it.
+//! Holds the agent's conversation with its origin, and starts the work that follows from it.
 //!
-//! One task owns everything: it waits for the origin, the worker, timers, `verify` requests and the stop signal; each
-//! event is applied at once and without waiting ([`machine`], which is pure), and yields actions that this task
-//! performs. The replica lives on a thread of its own ([`worker`]) and is given one command at a time, so that a slow
-//! disk never keeps a heartbeat from going out. Bulk bytes have a connection of their own ([`crate::fetch`]).
+//! One task owns all state. It waits for the origin, the worker, timers, `verify` requests and the stop
+//! signal. Each event is applied at once and without waiting ([`machine`], which is pure) and yields actions
+//! that this task performs. The replica lives on a thread of its own ([`worker`]) and gets one command at a
+//! time, so that a slow disk never delays a heartbeat. Bulk bytes use a separate connection
+//! ([`crate::fetch`]).
 //!
 //! ```text
 //!  origin ==control stream==> link task --+                  +--> link task ==> origin
@@ -13,34 +14,35 @@
 //!  worker thread --progress, outcome------+
 //! ```
 //!
-//! Two states run side by side, since an update goes on while the connection is gone.
+//! Two state machines run side by side, because an update continues while the connection is down.
 //!
 //! | connection | event | then |
 //! | --- | --- | --- |
 //! | down | pause over (200 ms to 15 s, jittered) | dial, send `Hello`: greeting |
 //! | greeting | `Welcome` of a known version | pin successors of the signing key: up |
 //! | greeting | anything else, or nothing in time | down |
-//! | up | `Announce` | signature, tree, number checked; it is the target, whatever was before |
+//! | up | `Announce` | check signature, tree and number; the generation replaces the target |
 //! | up | `Activate` of the target | the target may go live |
 //! | up | interval over | `Heartbeat` |
-//! | up | nothing heard for three intervals, stream ends, a message no origin sends | down |
+//! | up | nothing received for three intervals, end of stream, a message no origin sends | down |
 //! | any but down | certificate renewed, or joined again | down, and dial at once |
-//! | greeting, up | the origin says that the certificate does not hold | down; meanwhile it is renewed |
+//! | greeting, up | the origin rejects the certificate | down, and renew the certificate |
 //!
 //! | worker | event | then |
 //! | --- | --- | --- |
-//! | idle | target not live, no pause after a failure | `Update`; or `Activate`, where it is staged and may go live |
-//! | idle | else: verify wanted, or maintenance due | `Verify`, `Maintain` |
-//! | update, not activating | another target, stop | cancelled, then idle |
+//! | idle | target not live, no pause after a failure | `Update`; `Activate` if the target is staged and may go live |
+//! | idle | otherwise: verification requested, or maintenance due | `Verify`, `Maintain` |
+//! | update, not activating | another target, stop | cancel, then idle |
 //! | update | takes longer than 100 ms | `Progress`, then once a second |
 //! | update | done | `Activated` (or `Staged`, before a barrier): idle, maintenance due |
 //! | any | the on-activate hook is due, runs, ended | `HookReport`; live once it has succeeded |
-//! | idle | hook fails, and one further generation was activated since | no `Update` before it succeeds; `HookReport` says what waits |
-//! | update | failed | `Failed` with its retry class: idle, a pause (1 s to 60 s; 15 s to 5 min where a person must act) |
-//! | verify, maintain | target not live | cancelled, then idle; both go on after the update |
-//! | activating | anything | nothing: it runs to its end |
+//! | idle | hook fails, and one further generation was activated since | no `Update` before the hook succeeds; `HookReport` names the waiting generation |
+//! | update | failed | `Failed` with its retry class: idle, a pause (1 s to 60 s; 15 s to 5 min if a person must act) |
+//! | verify, maintain | target not live | cancel, then idle; both continue after the update |
+//! | activating | anything | nothing: activation always completes |
 //!
-//! After a crash nothing in here matters: the replica's own record tells the next `Hello`, the origin announces again.
+//! No state here survives a crash. The next `Hello` is made from the replica's record, and the origin
+//! announces again.
 
 pub mod event;
 pub mod machine;
@@ -71,53 +73,53 @@ use crate::hooks::{AfterHook, HookState};
 use crate::status::AgentStatus;
 use crate::status::StageProgress;
 
-/// Messages to the origin that wait for the connection; more than one conversation ever has at once.
+/// Messages to the origin that wait for the connection: more than one conversation ever has at once.
 const OUTBOX: usize = 32;
 /// Messages of the origin that wait to be applied.
 const INBOX: usize = 16;
 
-/// What a session is made of.
+/// Parts that a session is assembled from.
 pub struct Parts<R> {
-    /// The replica; the session's worker is the only one to touch it from now on.
+    /// The replica. From now on only the session's worker uses it.
     pub replica: R,
-    /// Where staging gets what the node lacks.
+    /// Opens the source of missing objects.
     pub open_source: OpenSource,
     /// Commands around an activation.
     pub hooks: Hooks,
-    /// How to reach the origin.
+    /// Connects to the origin.
     pub dialer: Dialer,
-    /// The tree that is followed.
+    /// Tree to follow.
     pub tree_id: TreeId,
-    /// What its generations must be signed with.
+    /// Key that generations must be signed with.
     pub signing_key: VerifyingKey,
-    /// Makes a new signing key outlast a restart.
+    /// Makes a new signing key survive a restart.
     pub pin: Box<dyn FnMut(VerifyingKey) + Send>,
-    /// Places: what a status says and the session does not change.
+    /// Fields of the status that the session does not change, such as paths and names.
     pub about: AgentStatus,
 }
 
-/// Someone wants the replica verified, and is told how it goes.
+/// A request to verify the replica.
 #[derive(Debug)]
 pub struct VerifyRequest {
-    /// How far it is.
+    /// Receives progress.
     pub progress: watch::Sender<StageProgress>,
-    /// What came of it.
+    /// Receives the result.
     pub result: oneshot::Sender<Result<Verified, Failure>>,
 }
 
-/// Where others read what the session is at, and ask something of it.
+/// Gives others access to the session: its status, and requests to it.
 #[derive(Debug, Clone)]
 pub struct Handle {
-    /// The status, always current.
+    /// The current status.
     pub status: watch::Receiver<AgentStatus>,
-    /// What the web server reads.
+    /// The live generation.
     pub live: watch::Receiver<Option<SignedGeneration>>,
     verify: mpsc::Sender<VerifyRequest>,
 }
 
 impl Handle {
-    /// Verifies the replica: waits for its turn, and starts over when an update comes in between. `None`: the agent
-    /// stopped. Cancel safe; the verification itself goes on.
+    /// Verifies the replica once the worker is free; starts over after an update. `None`: the agent stopped.
+    /// Cancel safe; the verification itself continues.
     pub async fn verify(&self, progress: watch::Sender<StageProgress>) -> Option<Result<Verified, Failure>> {
         let (result, answer) = oneshot::channel();
         self.verify.send(VerifyRequest { progress, result }).await.ok()?;
@@ -125,18 +127,18 @@ impl Handle {
     }
 }
 
-/// Why a session ended before it was told to.
+/// Reason why a session ended on its own.
 #[derive(Debug, thiserror::Error)]
 pub enum SessionError {
-    /// No thread.
+    /// The worker thread could not be started.
     #[error("can't start the replica's thread")]
     Thread(#[source] std::io::Error),
-    /// A defect: the thread panicked.
+    /// The worker thread panicked, which is a defect.
     #[error("the replica's thread has ended unexpectedly: start the agent again and report this")]
     WorkerEnded,
 }
 
-/// The owner task's state.
+/// State of the session task.
 pub struct Session {
     machine: Machine,
     worker: Worker,
@@ -146,7 +148,7 @@ pub struct Session {
     pin: Box<dyn FnMut(VerifyingKey) + Send>,
     status: watch::Sender<AgentStatus>,
     live: watch::Sender<Option<SignedGeneration>>,
-    /// The on-activate hook and how it fares; `None`: none is set.
+    /// The on-activate hook; `None`: none is set.
     after: Option<Arc<AfterHook>>,
     hook: Option<watch::Receiver<HookState>>,
     requests: mpsc::Receiver<VerifyRequest>,
@@ -154,7 +156,7 @@ pub struct Session {
     last_contact: Option<OffsetDateTime>,
 }
 
-/// What the owner task waits for, and what came.
+/// Input of the session task.
 enum Input {
     Event(Event),
     Verify(VerifyRequest),
@@ -162,7 +164,7 @@ enum Input {
 }
 
 impl Session {
-    /// Starts the worker; the conversation begins with [`Session::run`].
+    /// Starts the worker. The conversation begins with [`Session::run`].
     pub fn new<R: ReplicaWork>(parts: Parts<R>) -> Result<(Self, Handle), SessionError> {
         let after = parts.hooks.after.clone();
         let hook = after.as_ref().map(|after| after.state());
@@ -193,7 +195,7 @@ impl Session {
         Ok((session, handle))
     }
 
-    /// Follows the origin until `stop`; an activation in flight is finished first. Not cancel safe.
+    /// Follows the origin until `stop`. Finishes an activation that has begun. Not cancel safe.
     pub async fn run(mut self, stop: CancellationToken) -> Result<(), SessionError> {
         let mut stopping = false;
         let mut event = Event::Tick;
@@ -224,7 +226,7 @@ impl Session {
         }
     }
 
-    /// The next event. Cancel safe.
+    /// Waits for the next event. Cancel safe.
     async fn input(&mut self, stop: &CancellationToken, stopping: bool) -> Input {
         let deadline = self.machine.deadline();
         tokio::select! {
@@ -269,7 +271,7 @@ impl Session {
             }
             Action::Verified(result) => {
                 for request in self.waiting.drain(..) {
-                    // Who asked may have gone.
+                    // The requester may be gone.
                     let _ = request.result.send(result.clone());
                 }
             }
@@ -313,7 +315,7 @@ impl Session {
     }
 }
 
-/// Cancel safe.
+/// Waits for a change of the hook's state. Cancel safe.
 async fn hook_changed(hook: &mut Option<watch::Receiver<HookState>>) -> HookState {
     if let Some(hook) = hook
         && hook.changed().await.is_ok()
@@ -330,13 +332,13 @@ async fn until(deadline: Option<Instant>) {
     }
 }
 
-/// Differs after every boot of the node.
+/// Identifies the current boot of the node.
 #[cfg_attr(not(test), expect(clippy::disallowed_methods, reason = "a file of the kernel"))]
 fn boot_id() -> String {
     std::fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap_or_default().trim().to_owned()
 }
 
-/// The control stream; dropping it closes the connection.
+/// The control stream. Dropping it closes the connection.
 struct Link {
     outbox: mpsc::Sender<v1::AgentMessage>,
     inbox: mpsc::Receiver<Event>,
@@ -356,7 +358,7 @@ impl Link {
     fn send(&self, message: ToOrigin) {
         let message = v1::AgentMessage { message: Some(message) };
         if self.outbox.try_send(message).is_err() {
-            // The connection is dead or as good as dead: the heartbeat finds out.
+            // The connection is dead or stuck; the heartbeat will notice.
             tracing::debug!("message to the origin dropped");
         }
     }
@@ -377,7 +379,7 @@ async fn hear(link: &mut Option<Link>) -> Event {
     }
 }
 
-/// Connects, sends what is in the outbox, hands on what comes; ends with [`Event::Lost`].
+/// Connects, sends the outbox and passes on what arrives. Ends with [`Event::Lost`].
 async fn converse(
     mut dialer: Dialer,
     to_send: mpsc::Receiver<v1::AgentMessage>,
@@ -400,7 +402,8 @@ async fn converse(
     let _ = events.send(Event::Lost(lost)).await;
 }
 
-/// For a person: a status that the transport made up has a source, one that the origin sent has none.
+/// Describes a status for people. A status made by the transport has a source; one sent by the origin has
+/// none.
 fn lost(dialer: &Dialer, status: &tonic::Status) -> String {
     if status.code() == tonic::Code::Unauthenticated {
         dialer.report_expired();

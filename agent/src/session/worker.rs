@@ -1,5 +1,5 @@
-//! The one thread that touches the replica. Staging, activating, maintaining and verifying block for as long as they
-//! take; the session hands over one command at a time and goes on answering the origin.
+//! Runs the only thread that touches the replica. Staging, activation, maintenance and verification block it.
+//! The session hands over one command at a time and keeps answering the origin.
 
 use std::fmt;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -22,19 +22,18 @@ use crate::hooks::{AfterHook, Changed, Hook, HookError, HookState, Occasion};
 use crate::source::Source;
 use crate::status::{Drift, StageProgress};
 
-/// What is called before a switch, with the changed paths; its error prevents the switch.
+/// Called before a switch with the changed paths. An error prevents the switch.
 pub type BeforeSwitch<'a> = dyn FnMut(Occasion, &Changed<'_>) -> Result<(), HookError> + 'a;
 
-/// What the session asks of a replica. [`crate::replica::Replica`] answers; tests have one that fails and dawdles on
-/// demand. Everything blocks.
+/// Operations of a replica that the session uses. [`crate::replica::Replica`] implements them. Tests use an
+/// implementation that fails and delays on demand. Every method blocks.
 pub trait ReplicaWork: Send + 'static {
     /// A complete, verified tree that is not live yet.
     type Staged: Send;
 
-    /// What there is.
     fn state(&self) -> ReplicaState;
 
-    /// Builds and verifies the tree of `generation`. `cancel` is looked at between files.
+    /// Builds and verifies the tree of `generation`. Checks `cancel` between files.
     fn stage(
         &mut self,
         generation: &SignedGeneration,
@@ -44,47 +43,49 @@ pub trait ReplicaWork: Send + 'static {
         cancel: &AtomicBool,
     ) -> Result<Self::Staged, Failure>;
 
-    /// Makes it live, durably. `before` is called before anything is switched, with the changed paths; where it fails,
-    /// nothing is switched and what was staged comes back. Not cancellable.
+    /// Makes a tree live, durably. Calls `before` with the changed paths before anything is switched. If it
+    /// fails, nothing is switched and the staged tree is returned. Not cancellable.
     fn activate(
         &mut self,
         staged: Self::Staged,
         before: &mut BeforeSwitch<'_>,
     ) -> Result<(), NotActivated<Self::Staged>>;
 
-    /// Whether it is known what an activation that failed has come to: `false` until the record could be opened again.
+    /// Whether the result of a failed activation is known: `false` until the record could be opened again.
     fn is_settled(&self) -> bool {
         true
     }
 
-    /// A web server may still serve generations from this number on: their trees stay as they are. `None`: what is live
-    /// alone. Called before each command, and between a switch and everything that follows from it.
+    /// Keeps the trees of all generations from this number on, because a web server may still serve them.
+    /// `None`: only the live tree. Called before each command, and right after a switch.
     fn protect(&mut self, _from: Option<u64>) {}
 
-    /// The on-activate hook has succeeded for this generation. Said once for each run, and late: another one may be live.
+    /// Notes that the on-activate hook has succeeded for a generation. Called once for each run, possibly
+    /// late: another generation may be live.
     fn hook_succeeded(&mut self, _generation: u64) {}
 
-    /// Files of the live tree were healed, and a web server may have cached what was wrong: calls `note` for what is live,
-    /// with every path, so that the on-activate hook runs again.
+    /// Calls `note` with the live generation and every path, if files of the live tree were healed. A web
+    /// server may have cached wrong content, so the on-activate hook runs again.
     fn note_healed(&self, _note: &mut BeforeSwitch<'_>) -> Result<(), Failure> {
         Ok(())
     }
 
-    /// Bounds what piles up where no time is left for [`Self::maintain`]: after each report, for which somebody waits.
+    /// Limits retired trees when there is no time for [`Self::maintain`]. Called after each report, so that
+    /// nobody waits for it.
     fn bound(&mut self) {}
 
-    /// What differs between what was live before and what is live: for the log. Costs what comparing the two costs.
+    /// Compares the former with the live generation, for the log. Takes as long as the comparison.
     fn changes(&self, _previous: Option<&SignedGeneration>, _live: &SignedGeneration) -> Option<Changes> {
         None
     }
 
-    /// The process ends in order: what the next start would have to look at again is left so that it need not.
+    /// Called when the process ends in order. Saves what the next start would otherwise have to check again.
     fn end(&mut self) {}
 
-    /// Does a step of what can wait: spares, old trees.
+    /// Does one step of maintenance: spares, old trees.
     fn maintain(&mut self, cancel: &AtomicBool) -> Maintenance;
 
-    /// Re-hashes everything and heals what drifted.
+    /// Hashes all files again and heals those that drifted.
     fn verify(
         &mut self,
         source: &mut dyn Source,
@@ -93,41 +94,39 @@ pub trait ReplicaWork: Send + 'static {
     ) -> Result<Verified, Failure>;
 }
 
-/// What a replica holds.
+/// State of a replica.
 #[derive(Debug, Clone, Default)]
 pub struct ReplicaState {
-    /// What the web server reads.
+    /// The live generation.
     pub live: Option<SignedGeneration>,
     /// The highest generation ever accepted.
     pub accepted: Option<SignedGeneration>,
-    /// Other complete trees.
+    /// Generations of other complete trees.
     pub held: Vec<SignedGeneration>,
     /// Numbers of all complete trees, ascending.
     pub generations: Vec<GenerationNumber>,
-    /// Spares that are ready.
+    /// Number of spares that are ready.
     pub spares: u64,
-    /// Updates so far that found no spare.
+    /// Number of updates so far that found no spare.
     pub spare_misses: u64,
-    /// Local changes that were found last.
+    /// Local changes found by the last inspection.
     pub drift: Option<Drift>,
-    /// How the on-activate hook fares, filled in by the worker; `None`: none is set.
+    /// State of the on-activate hook, filled in by the worker; `None`: none is set.
     pub hook: Option<HookState>,
 }
 
 /// Files and symlinks that differ between two generations.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Changes {
-    /// New names.
     pub added: u64,
-    /// Names that stayed, with another content, target or metadata.
+    /// Names with another content, target or metadata.
     pub changed: u64,
-    /// Names that are gone.
     pub removed: u64,
-    /// Content bytes of what is new or changed.
+    /// Content bytes of added and changed files.
     pub bytes: u64,
 }
 
-/// `+1 ~2 -3, 4.50 KiB`
+/// Written as `+1 ~2 -3, 4.50 KiB`.
 impl fmt::Display for Changes {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Self { added, changed, removed, bytes } = self;
@@ -140,139 +139,138 @@ impl fmt::Display for Changes {
 pub struct Inline {
     /// The root that it starts from.
     pub from: RootHash,
-    /// All of it, [`Frame::End`] included.
+    /// All frames of the update, including [`Frame::End`].
     pub frames: Vec<Frame>,
 }
 
-/// What a verification found: the JSON of `syncd-agent verify --json`.
+/// Result of a verification: the JSON of `syncd-agent verify --json`.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Verified {
     /// Files read.
     pub files: u64,
     /// Bytes read.
     pub bytes: u64,
-    /// How many paths had drifted.
+    /// Number of paths that had drifted.
     pub drifted: u64,
-    /// The first [`DRIFT_SHOWN_MAX`] of them.
+    /// The first [`DRIFT_SHOWN_MAX`] of these paths.
     pub drift: Vec<Drifted>,
-    /// Whether they are as they should be again.
+    /// Whether all of them were healed.
     pub healed: bool,
-    /// Where extra and changed files are now; `None`: nothing is kept.
+    /// Directory with the extra and changed files; `None`: nothing was kept.
     pub kept: Option<String>,
 }
 
-/// Paths of drift that are named; beyond that they are only counted.
+/// Limit of drifted paths that are named. Others are only counted.
 pub const DRIFT_SHOWN_MAX: usize = 10_000;
 
-/// A path whose file is not what the manifest says.
+/// A path whose file differs from the manifest.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Drifted {
-    /// The path, escaped for reading.
+    /// The path, escaped for display.
     pub path: String,
     /// `missing`, `extra`, `kind`, `content`, `metadata` or `unreadable`.
     pub what: String,
 }
 
 impl Verified {
-    /// Whether the live tree is what its manifest says.
+    /// Whether the live tree now matches its manifest.
     pub fn is_whole(&self) -> bool {
         self.drifted == 0 || self.healed
     }
 }
 
-/// What maintenance leaves to be done.
+/// Result of a maintenance step.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Maintenance {
-    /// When there will be more to do; `None`: after the next activation.
+    /// Pause before the next step; `None`: none is due before the next activation.
     pub again: Option<Duration>,
-    /// What a person should know: local changes that were found.
+    /// Local changes that were found, for people.
     pub trouble: Option<String>,
-    /// The live tree was looked through, and is what was activated: earlier trouble is over.
+    /// The live tree was inspected and is as activated, so an earlier fault is over.
     pub whole: bool,
-    /// Everything is to be re-hashed and healed: a file of the live tree is not what it was.
+    /// A file of the live tree was changed, so everything has to be hashed again and healed.
     pub verify: bool,
 }
 
-/// Why the worker did not do what it was told: what the retry code, the origin and a person need of it.
+/// Reason why the worker did not complete a command, for retries, the origin and people.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("{reason}")]
 pub struct Failure {
-    /// Decides what happens next; `None`: it was cancelled, which is no failure.
+    /// Decides how to retry; `None`: the command was cancelled, which is no failure.
     pub retry: Option<RetryClass>,
-    /// The chain of causes.
+    /// The error and its causes, in one text.
     pub reason: String,
 }
 
 impl Failure {
-    /// Of an error, with its class.
+    /// Describes an error and its retry class.
     pub fn new(retry: RetryClass, error: &(dyn std::error::Error + 'static)) -> Self {
         Self { retry: Some(retry), reason: error_chain(error) }
     }
 
-    /// Cancelled.
+    /// Describes a cancelled command.
     pub fn superseded() -> Self {
         Self { retry: None, reason: "abandoned for a newer generation".into() }
     }
 }
 
-/// Why a staged tree is not live.
+/// Reason why a staged tree is not live.
 #[derive(Debug)]
 pub struct NotActivated<S> {
-    /// What went wrong.
     pub failure: Failure,
-    /// The tree, where it is as good as before.
+    /// The staged tree, if it can still be activated.
     pub staged: Option<S>,
 }
 
-/// What the worker is told.
+/// Command for the worker.
 #[derive(Debug)]
 pub enum Command {
-    /// Stage, and go on to activate if so told.
+    /// Stage a generation, and activate it if `activate` is set.
     Update {
-        /// What is to be built.
+        /// Generation to build.
         generation: Box<SignedGeneration>,
-        /// The update that came with its announcement.
+        /// Update that came with the announcement.
         inline: Option<Inline>,
-        /// Go on without being told.
+        /// Activate without a further command.
         activate: bool,
     },
-    /// Activate what is staged.
+    /// Activate the staged tree.
     Activate,
-    /// Do what can wait.
+    /// Do a step of maintenance.
     Maintain,
-    /// Re-hash everything.
+    /// Hash everything again.
     Verify,
 }
 
-/// What the worker tells.
+/// Report of the worker.
 #[derive(Debug)]
 pub enum Report {
-    /// On the way; may be lost.
+    /// Progress of a command; may be lost.
     Progress(StageProgress),
-    /// Staged, and going on to activate.
+    /// The tree is staged and is now being activated.
     Activating,
-    /// The command is done; the worker is idle.
+    /// The command ended; the worker is idle.
     Done(Outcome, Box<ReplicaState>),
 }
 
-/// How a command ended.
+/// Result of a command.
 #[derive(Debug)]
 pub enum Outcome {
-    /// The tree is complete, and waits.
+    /// The tree is complete and waits.
     Staged,
-    /// It is live and durable.
+    /// The tree is live and durable.
     Activated,
-    /// A step of what can wait is done.
+    /// A step of maintenance is done.
     Maintained(Maintenance),
-    /// Everything was re-hashed.
+    /// Everything was hashed again.
     Verified(Verified),
-    /// Not done.
+    /// The command failed.
     Failed(Failure),
-    /// Not activated, and still staged.
+    /// The activation was refused; the tree is still staged.
     Declined(Failure),
 }
 
-/// Ends what the worker is doing, where it may be ended.
+/// Cancels the worker's command, unless it is activating.
 #[derive(Debug, Clone, Default)]
 pub struct Cancellation {
     flag: Arc<AtomicBool>,
@@ -280,38 +278,35 @@ pub struct Cancellation {
 }
 
 impl Cancellation {
-    /// From now on.
     pub fn cancel(&self) {
         self.flag.store(true, Ordering::Relaxed);
         self.transfers.cancel();
     }
 
-    /// Whether it was.
     pub fn is_cancelled(&self) -> bool {
         self.transfers.is_cancelled()
     }
 }
 
-/// The hooks around an activation.
 #[derive(Debug, Clone, Default)]
 pub struct Hooks {
-    /// Has to succeed, or the old generation stays.
+    /// Must succeed, or the old generation stays.
     pub before: Option<Hook>,
-    /// Is run by a task of its own.
+    /// Runs in a task of its own.
     pub after: Option<Arc<AfterHook>>,
 }
 
 impl Hooks {
-    /// How the on-activate hook fares; `None`: none is set.
+    /// State of the on-activate hook; `None`: none is set.
     pub fn state(&self) -> Option<HookState> {
         self.after.as_ref().map(|after| after.state().borrow().clone())
     }
 }
 
-/// Makes the source of one command, whose transfers end with the token.
+/// Opens the source for one command. Cancelling the token ends its transfers.
 pub type OpenSource = Box<dyn FnMut(CancellationToken) -> Box<dyn Source> + Send>;
 
-/// The session's end of the worker.
+/// The session's handle to the worker thread.
 pub(crate) struct Worker {
     commands: mpsc::Sender<(Command, Cancellation)>,
     pub(crate) reports: mpsc::Receiver<Report>,
@@ -350,23 +345,23 @@ impl Worker {
     }
 }
 
-/// The thread's side: everything blocks.
+/// The worker thread's state. Every method blocks.
 pub struct Bench<R: ReplicaWork> {
     replica: R,
     staged: Option<R::Staged>,
     open_source: OpenSource,
     hooks: Hooks,
-    /// The generation of an activation of which is not known yet whether it happened.
+    /// Generation of an activation whose result is not yet known.
     doubtful: Option<u64>,
-    /// When the last update was begun.
+    /// Start of the last update.
     began: Instant,
-    /// A switch that the log is to tell of once its report is out: what was live before, and how long it took.
+    /// A switch to be logged once its report is sent: the former generation, and the duration.
     switched: Option<(Option<SignedGeneration>, Duration)>,
     outbox: mpsc::Sender<Report>,
 }
 
 impl<R: ReplicaWork> Bench<R> {
-    /// Works on `replica`; reports on the way go to `outbox`.
+    /// Works on `replica` and sends progress to `outbox`.
     pub fn new(replica: R, open_source: OpenSource, hooks: Hooks, outbox: mpsc::Sender<Report>) -> Self {
         Self {
             replica,
@@ -380,7 +375,6 @@ impl<R: ReplicaWork> Bench<R> {
         }
     }
 
-    /// The replica.
     pub fn replica(&self) -> &R {
         &self.replica
     }
@@ -396,7 +390,7 @@ impl<R: ReplicaWork> Bench<R> {
         self.replica.end();
     }
 
-    /// To be called after each [`Self::perform`], once its report is out.
+    /// Does what can follow a report. Call it after each [`Self::perform`], once the report is sent.
     pub fn bound(&mut self) {
         if let Some((previous, took)) = self.switched.take() {
             self.log_switch(previous.as_ref(), took);
@@ -419,7 +413,7 @@ impl<R: ReplicaWork> Bench<R> {
         tracing::info!("generation {number}{label} is {reached}: {changes}{:.2} s", took.as_secs_f64());
     }
 
-    /// Does what it is told; [`Report::Done`].
+    /// Executes a command and returns [`Report::Done`].
     pub fn perform(&mut self, command: Command, cancellation: &Cancellation) -> Report {
         self.protect();
         let outcome = self.execute(command, cancellation).unwrap_or_else(Outcome::Failed);
@@ -429,12 +423,13 @@ impl<R: ReplicaWork> Bench<R> {
         Report::Done(outcome, state)
     }
 
-    /// Passes on which trees a web server may still serve. A hook that succeeds meanwhile only makes them fewer.
+    /// Tells the replica which trees a web server may still serve. A success of the hook meanwhile only
+    /// reduces their number.
     fn protect(&mut self) {
         let Some(after) = &self.hooks.after else { return self.replica.protect(None) };
         let from = after.protected();
         self.replica.protect(from);
-        // A run that has succeeded, not the mere absence of one that is due: without one nothing was invalidated.
+        // Only a run that succeeded counts. Without a run nothing was invalidated, even if none is due.
         if let Some(generation) = after.take_success() {
             self.replica.hook_succeeded(generation);
         }
@@ -459,7 +454,7 @@ impl<R: ReplicaWork> Bench<R> {
         let outbox = self.outbox.clone();
         let progress = move |progress| {
             shown.show(progress);
-            // The next one tells more.
+            // Progress may be lost: the next report supersedes it.
             let _ = outbox.try_send(Report::Progress(progress));
         };
         match command {
@@ -489,7 +484,7 @@ impl<R: ReplicaWork> Bench<R> {
             }
             Command::Activate => match self.staged.take() {
                 Some(staged) => self.activate(staged),
-                // Told to stage anew.
+                // The origin's next command stages anew.
                 None => Err(Failure { retry: Some(RetryClass::Retry), reason: "nothing is staged".into() }),
             },
             Command::Maintain => Ok(Outcome::Maintained(self.replica.maintain(cancel))),
@@ -516,7 +511,8 @@ impl<R: ReplicaWork> Bench<R> {
         }
     }
 
-    /// The hook of an activation that failed half way runs once recovery has finished it, and not where it took it back.
+    /// Settles the hook of an activation that failed half way: it runs if recovery finished the activation,
+    /// and is dropped if recovery undid it.
     fn resolve_doubt(&mut self, state: &ReplicaState) {
         if self.doubtful.is_some() && self.replica.is_settled() {
             let live = state.live.as_ref().map(|live| live.number().get());
@@ -545,7 +541,8 @@ impl<R: ReplicaWork> Bench<R> {
         if activated.is_ok() {
             self.switched = Some((previous, self.began.elapsed()));
         }
-        // Before the hook is run: the grace of what was live begins when it has succeeded.
+        // Called before the hook runs, because the grace period of the former trees begins when it has
+        // succeeded.
         self.protect();
         self.doubtful = noted.filter(|_| activated.is_err() && !self.replica.is_settled());
         if let (Some(after), None) = (&self.hooks.after, self.doubtful) {
@@ -562,7 +559,7 @@ impl<R: ReplicaWork> Bench<R> {
     }
 }
 
-/// Progress for people: of work that takes longer than a moment only.
+/// Shows progress to people, for work that takes longer than a moment.
 pub(crate) struct Display {
     action: &'static str,
     started: Instant,
@@ -592,7 +589,7 @@ impl Display {
 }
 
 impl Display {
-    /// The work is complete. Dropped without this, it was interrupted.
+    /// Marks the work as complete. Dropping the display without this call shows it as interrupted.
     pub(crate) fn finish(&self) {
         if let Some(shown) = self.shown.lock().unwrap_or_else(PoisonError::into_inner).take() {
             shown.finish();

@@ -1,4 +1,4 @@
-//! Orders of events that the suites with real processes meet by chance only.
+//! Orders of events that the suites with real processes meet only by chance.
 
 use bytes::Bytes;
 use ed25519_dalek::SigningKey;
@@ -17,7 +17,7 @@ struct Scene {
 }
 
 impl Scene {
-    /// An agent with generation 1 live, which has just dialled.
+    /// An agent with generation 1 live that has just dialled.
     fn new() -> Self {
         let key = SigningKey::from_bytes(&[3; 32]);
         let trust = Trust { tree_id: TREE, signing_key: key.verifying_key(), boot_id: "boot".into() };
@@ -47,7 +47,7 @@ impl Scene {
         self.apply(Event::Message(v1::OriginMessage { message: Some(FromOrigin::Announce(announce)) }))
     }
 
-    /// The connection breaks while generation 2 is staged, and is dialled again.
+    /// Breaks the connection while generation 2 is staged, and dials again.
     fn redialled_in_an_update() -> Self {
         let mut scene = Self::new();
         scene.welcome();
@@ -61,7 +61,7 @@ impl Scene {
         scene
     }
 
-    /// The on-activate hook is due for `number`, which is switched.
+    /// Switches to `number`, for which the on-activate hook is due.
     fn switched(&mut self, number: u64, hook: HookState) -> Vec<Action> {
         let generations = (1..=number).filter_map(GenerationNumber::new).collect();
         let state = ReplicaState { hook: Some(hook), generations, ..holding(&generation(&self.key, number)) };
@@ -89,7 +89,7 @@ fn holding(generation: &SignedGeneration) -> ReplicaState {
     }
 }
 
-/// A hook that last succeeded for `succeeded`; `run`: for which generation it ran last, and how that went.
+/// State of a hook that last succeeded for `succeeded`. `run` is the generation and outcome of its last run.
 fn hook(revision: u64, succeeded: u64, due: Option<u64>, run: Option<(u64, RunOutcome)>) -> HookState {
     let run = run.map(|(generation, outcome)| HookRun {
         generation,
@@ -102,7 +102,7 @@ fn hook(revision: u64, succeeded: u64, due: Option<u64>, run: Option<(u64, RunOu
     HookState { revision, due, succeeded: Some(succeeded), run, failing }
 }
 
-/// `(generation, outcome, waits)` of what the origin hears of the hook.
+/// `(generation, outcome, waits)` of the hook reports sent to the origin.
 fn hooks_told(actions: &[Action]) -> Vec<(u64, v1::HookOutcome, u64)> {
     let told = actions.iter().filter_map(|action| match action {
         Action::Send(ToOrigin::Hook(report)) => Some((report.generation, report.outcome(), report.waits)),
@@ -121,7 +121,7 @@ fn starts_update(actions: &[Action]) -> Option<u64> {
     })
 }
 
-/// What the hello of a dial shows as live.
+/// The live generation in the hello of a dial.
 fn shown_live(actions: &[Action]) -> Option<u64> {
     let hello = actions.iter().find_map(|action| match action {
         Action::Dial(hello) => Some(hello),
@@ -130,7 +130,7 @@ fn shown_live(actions: &[Action]) -> Option<u64> {
     Some(Generation::decode(&hello?.live.as_ref()?.record).unwrap().number.get())
 }
 
-/// Numbers that are reported as live.
+/// Numbers reported as live.
 fn reported(actions: &[Action]) -> Vec<u64> {
     let numbers = actions.iter().filter_map(|action| match action {
         Action::Send(ToOrigin::Activated(activated)) => Some(activated.generation),
@@ -139,7 +139,8 @@ fn reported(actions: &[Action]) -> Vec<u64> {
     numbers.collect()
 }
 
-/// What the origin hears, but for heartbeats: `(state, files done)` of progress, numbers of what is live.
+/// Messages to the origin, without heartbeats: `(state, files done)` of progress, and numbers reported as
+/// live.
 fn told(actions: &[Action]) -> (Vec<(i32, u64)>, Vec<u64>) {
     let progress = actions.iter().filter_map(|action| match action {
         Action::Send(ToOrigin::Progress(progress)) => Some((progress.state, progress.files_done)),
@@ -172,7 +173,7 @@ fn an_update_that_takes_its_time_is_told_now_and_then() {
     scene.welcome();
     scene.announce(2);
     let of = |state: State, files: u64| (vec![(i32::from(state.to_message()), files)], vec![]);
-    // Also where nothing is heard of it.
+    // Progress is reported also when the worker sends none.
     assert_eq!(scene.machine.deadline(), Some(scene.now + PROGRESS_DELAY));
     scene.now += PROGRESS_DELAY;
     assert_eq!(told(&scene.apply(Event::Tick)), of(State::Staging, 0));
@@ -183,7 +184,7 @@ fn an_update_that_takes_its_time_is_told_now_and_then() {
     assert_eq!(told(&scene.apply(Event::Report(Report::Activating))), (vec![], vec![]));
     scene.now += PROGRESS_INTERVAL;
     assert_eq!(told(&scene.apply(Event::Tick)), of(State::Staged, 1));
-    // Whoever has just connected hears it at once.
+    // A new connection gets the progress at once.
     scene.apply(Event::Lost("cut".into()));
     scene.now += Duration::from_secs(60);
     scene.apply(Event::Tick);
@@ -203,7 +204,7 @@ fn what_the_hello_showed_is_not_reported_again() {
     let mut scene = Scene::redialled_in_an_update();
     assert!(reported(&scene.welcome()).is_empty());
     assert_eq!(reported(&scene.activated(2)), [2]);
-    // Nor after the next hello, which shows it.
+    // The hello shows it as live, so it is not reported again.
     scene.apply(Event::Lost("cut".into()));
     scene.now += Duration::from_secs(60);
     assert_eq!(shown_live(&scene.apply(Event::Tick)), Some(2));
@@ -215,7 +216,7 @@ fn what_was_announced_while_a_newer_one_was_activated_is_refused() {
     let mut scene = Scene::new();
     scene.welcome();
     scene.announce(3);
-    // Not older than what is live, and the newer one can't be stopped any more.
+    // It is older than the live generation, and the newer activation can no longer be stopped.
     scene.announce(2);
     let actions = scene.activated(3);
     assert!(!actions.iter().any(|action| matches!(action, Action::Start(_))), "{actions:?}");
@@ -232,7 +233,7 @@ fn an_announced_update_that_does_not_decode_is_dropped_and_the_general_path_is_t
         record: Bytes::copy_from_slice(generation.record()),
         signature: Bytes::copy_from_slice(generation.signature()),
     };
-    // Each is within its bounds, all of them are not.
+    // Each frame is within its bounds; their sum is not.
     let objects = v1::DirectoryObjects { compressed: Bytes::new(), uncompressed_bytes: 1 << 20 };
     let frame = v1::FetchFrame { item: 0, frame: Some(v1::fetch_frame::Frame::Directories(objects)) };
     let from_root = Bytes::copy_from_slice(RootEntry::empty().hash().as_bytes());
@@ -240,7 +241,7 @@ fn an_announced_update_that_does_not_decode_is_dropped_and_the_general_path_is_t
     let announce = v1::Announce { generation: Some(message), activate_when_staged: true, update };
     let message = v1::OriginMessage { message: Some(FromOrigin::Announce(announce)) };
     let actions = scene.apply(Event::Message(message));
-    // The same would come with the next connection: that is no way to be live.
+    // The next connection would bring the same announcement, so hanging up would not help.
     assert!(!actions.iter().any(|action| matches!(action, Action::Hang)), "{actions:?}");
     let is_general = |action: &Action| match action {
         Action::Start(command) => matches!(command.as_ref(), Command::Update { inline: None, .. }),
@@ -264,7 +265,8 @@ fn a_node_is_switched_until_its_hook_has_succeeded() {
     let mut scene = Scene::new();
     scene.welcome();
     scene.announce(2);
-    // The hook's task may be faster than the worker: of a switch that was not reported nothing is told.
+    // The hook's task may be faster than the worker. Nothing is reported about a switch before the switch
+    // itself.
     let early = scene.apply(Event::Hook(hook(2, 1, Some(2), Some((2, Running)))));
     assert_eq!(hooks_told(&early), []);
     let actions = scene.switched(2, hook(1, 1, Some(2), None));
@@ -336,7 +338,8 @@ fn while_the_hook_fails_one_further_generation_is_activated_and_then_the_newest_
     for (number, attempt) in [(4, 1), (5, 2)] {
         let actions = scene.announce(number);
         assert_eq!(starts_update(&actions), None);
-        // Whoever committed may have mended the hook: it is run at once, and that it had failed is no answer.
+        // The commit may have fixed the hook, so it runs at once, and its earlier failure is not reported
+        // again.
         assert!(actions.iter().any(|action| matches!(action, Action::RetryHook)), "{actions:?}");
         assert_eq!(hooks_told(&actions), [(3, v1::HookOutcome::Running, number)]);
         for (step, outcome) in [(1, RunOutcome::Running), (2, Failed)] {
@@ -385,7 +388,7 @@ fn drifted(generation: &SignedGeneration, paths: u64) -> ReplicaState {
     ReplicaState { drift: (paths > 0).then_some(drift), ..holding(generation) }
 }
 
-/// Counts of what the origin hears of local changes.
+/// Counts of local changes reported to the origin.
 fn drift_told(actions: &[Action]) -> Vec<u64> {
     let paths = actions.iter().filter_map(|action| match action {
         Action::Send(ToOrigin::Drift(drift)) => Some(drift.paths),
@@ -407,7 +410,7 @@ fn the_origin_hears_of_local_changes_once_and_of_their_end() {
     };
     assert_eq!(maintained(&mut scene, 3), [3]);
     assert!(maintained(&mut scene, 3).is_empty());
-    // To an origin that was not there every hello tells it.
+    // Every hello reports it to an origin that was away.
     scene.apply(Event::Lost("cut".into()));
     scene.now += Duration::from_secs(60);
     assert_eq!(drift_told(&scene.apply(Event::Tick)), [3]);
