@@ -1,7 +1,8 @@
-//! What commands ask of a running agent, over `ROOT/state/agent.sock`.
+//! Protocol between commands and a running agent, over `ROOT/state/agent.sock`.
 //!
-//! A request is one line of JSON, answered by lines of JSON; the last tells the end ([`Reply::Verified`],
-//! [`Reply::Status`], [`Reply::Adopted`], [`Reply::Error`]). Mode 0600: whoever may open the socket may ask.
+//! A request is one line of JSON. The answer consists of lines of JSON. The last one is [`Reply::Verified`],
+//! [`Reply::Status`], [`Reply::Adopted`] or [`Reply::Error`]. The socket has mode 0600, and every user who
+//! may open it may send requests.
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -20,23 +21,23 @@ use crate::session::worker::Verified;
 use crate::status::AgentStatus;
 use crate::status::StageProgress;
 
-/// Clients at once.
+/// Largest number of clients at a time.
 const CLIENTS_MAX: usize = 32;
-/// Progress lines come this often.
+/// Interval between progress lines.
 const PROGRESS_EVERY: Duration = Duration::from_millis(500);
 
-/// The socket of the agent on `root`.
+/// Path of the admin socket of the agent on `root`.
 pub fn socket_path(root: &Path) -> PathBuf {
     root.join("state").join("agent.sock")
 }
 
-/// Whether nobody serves the socket, so that the replica may be opened by whoever asks.
+/// Whether no agent serves the socket, so that the command may open the replica itself.
 pub(crate) fn nobody_serves(error: &LocalSocketError) -> bool {
     use std::io::ErrorKind::{ConnectionRefused, NotFound};
     matches!(error, LocalSocketError::NotServed { source, .. } if matches!(source.kind(), NotFound | ConnectionRefused))
 }
 
-/// What is asked.
+/// A command's request.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 #[serde(tag = "request", rename_all = "snake_case")]
 pub enum Request {
@@ -44,9 +45,9 @@ pub enum Request {
     Status,
     /// `verify`.
     Verify,
-    /// `join`, which has a new identity for the running agent.
+    /// `join`, with a new identity for the running agent.
     Adopt {
-        /// Its text, as it is stored.
+        /// The identity's text, as it is stored.
         identity: String,
     },
 }
@@ -55,22 +56,22 @@ pub enum Request {
 #[derive(Debug, Clone, Serialize, Deserialize)]
 #[serde(tag = "reply", rename_all = "snake_case")]
 pub enum Reply {
-    /// To `status`.
+    /// Answer to `status`.
     Status(Box<AgentStatus>),
-    /// `verify` goes on.
+    /// Progress of `verify`.
     Progress(StageProgress),
-    /// To `verify`.
+    /// Result of `verify`.
     Verified(Verified),
-    /// To `join`: the new identity is stored, and the agent connects with it.
+    /// Answer to `join`: the new identity is stored and in use.
     Adopted,
-    /// It failed.
+    /// The request failed.
     Error {
         /// One line that says what to do next.
         message: String,
     },
 }
 
-/// Answers until `stop`.
+/// Answers requests until `stop`.
 pub async fn serve(listener: LocalListener, session: Handle, keeper: Arc<Keeper>, stop: CancellationToken) {
     let mut clients = JoinSet::new();
     loop {
@@ -107,7 +108,7 @@ async fn adopt(keeper: Arc<Keeper>, identity: String) -> Reply {
     let adopted = tokio::task::spawn_blocking(move || keeper.adopt(&identity)).await;
     match adopted {
         Ok(Ok(())) => {
-            tracing::info!("took up a new identity: this node has joined again");
+            tracing::info!("this node has joined again: the new identity is in use");
             Reply::Adopted
         }
         Ok(Err(error)) => Reply::Error { message: error_chain(&error) },

@@ -1,4 +1,4 @@
-//! Pauses between attempts: doubled each time, capped, jittered, reset on success.
+//! Computes pauses between attempts: doubled each time, capped, jittered, reset on success.
 
 use std::time::Duration;
 
@@ -8,22 +8,23 @@ pub struct Backoff {
     shortest: Duration,
     longest: Duration,
     attempts: u32,
-    /// State of the jitter where it is given.
+    /// State of the jitter's generator; `None`: the machine's randomness.
     given: Option<u64>,
 }
 
 impl Backoff {
-    /// Pauses from `shortest` to `longest`, before jitter.
+    /// Sets the bounds, before jitter.
     pub const fn new(shortest: Duration, longest: Duration) -> Self {
         Self { shortest, longest, attempts: 0, given: None }
     }
 
-    /// Jitter from this seed instead of the machine's randomness.
+    /// Takes jitter from this seed instead of the machine's randomness.
     pub const fn seeded(self, seed: u64) -> Self {
         Self { given: Some(seed), ..self }
     }
 
-    /// The next pause: between half of and the whole of the doubled one, so that a fleet does not come back at once.
+    /// The next pause: half to all of the doubled pause, so that the agents of a fleet do not return at the
+    /// same time.
     pub fn pause(&mut self) -> Duration {
         let whole = self.shortest.saturating_mul(1 << self.attempts.min(20)).min(self.longest);
         self.attempts = self.attempts.saturating_add(1);
@@ -32,18 +33,18 @@ impl Backoff {
 
     fn fraction(&mut self) -> f64 {
         let Some(state) = &mut self.given else { return random_fraction() };
-        // Knuth's multiplier; the high bits are the good ones.
+        // Knuth's multiplier. The high bits are the random ones.
         *state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
         (*state >> 32) as f64 / (f64::from(u32::MAX) + 1.0)
     }
 
-    /// The next pause is a short one again.
+    /// Makes the next pause a short one again.
     pub fn reset(&mut self) {
         self.attempts = 0;
     }
 }
 
-/// A number from 0 up to 1. Without a source of randomness it is one half.
+/// A random number of at least 0 and less than 1. One half if there is no source of randomness.
 pub fn random_fraction() -> f64 {
     getrandom::u32().map_or(0.5, |n| f64::from(n) / (f64::from(u32::MAX) + 1.0))
 }

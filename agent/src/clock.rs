@@ -1,28 +1,27 @@
-//! The clock that graces and pauses of a replica go by: the machine's, or one that somebody else moves.
+//! Clock for grace periods and pauses of a replica: the machine's, or one that tests and simulations advance.
 
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-/// Tells the time since some moment; never goes back.
+/// Monotonic clock.
 #[derive(Debug, Clone, Default)]
 pub struct Clock {
     given: Option<Arc<Mutex<Instant>>>,
 }
 
 impl Clock {
-    /// Stands still until [`Self::set`], for all its clones.
+    /// Creates a clock that stands still until [`Self::set`]. Its clones share the time.
     pub fn given(now: Instant) -> Self {
         Self { given: Some(Arc::new(Mutex::new(now))) }
     }
 
-    /// Moves a given clock on; the machine's goes by itself.
+    /// Advances a clock made by [`Self::given`]. Has no effect on the machine's clock.
     pub fn set(&self, now: Instant) {
         if let Some(given) = &self.given {
             *given.lock().unwrap_or_else(PoisonError::into_inner) = now;
         }
     }
 
-    /// The time.
     pub fn now(&self) -> Instant {
         match &self.given {
             Some(given) => *given.lock().unwrap_or_else(PoisonError::into_inner),
@@ -30,7 +29,7 @@ impl Clock {
         }
     }
 
-    /// Time gone by since `then`.
+    /// Time elapsed since `then`; zero if `then` is in the future.
     pub fn since(&self, then: Instant) -> Duration {
         self.now().saturating_duration_since(then)
     }

@@ -1,4 +1,4 @@
-//! What an agent is told: the options of `syncd-agent run`, however they were given.
+//! Options of `syncd-agent run`, from command line, environment and file.
 
 #![cfg_attr(not(test), expect(clippy::disallowed_methods, reason = "paths of the operator"))]
 
@@ -21,43 +21,42 @@ pub const ROOT: &str = "/var/lib/syncd/agent";
 pub const HTTP: SocketAddr = SocketAddr::new(std::net::IpAddr::V4(std::net::Ipv4Addr::LOCALHOST), 8875);
 /// Default of `--keep`.
 pub const KEEP: u32 = 2;
-/// Default of `--grace`: PHP's realpath cache lives 120 s.
+/// Default of `--grace`. Longer than the default lifetime of PHP's realpath cache, 120 s.
 pub const GRACE: Duration = Duration::from_secs(150);
 
 /// Default of `--verify-every`.
 pub const VERIFY_EVERY: Duration = Duration::from_secs(7 * 24 * 60 * 60);
 
-/// Everything `syncd-agent run` can be told.
+/// All options of `syncd-agent run`.
 #[derive(Debug, Clone)]
 pub struct RunOptions {
-    /// ROOT.
     pub root: PathBuf,
-    /// HOST:PORT; where the node joined if absent.
+    /// HOST:PORT; by default, where the node joined.
     pub origin: Option<String>,
-    /// Where health is answered; port 0 picks a free one.
+    /// Address of the health page. Port 0 picks a free port.
     pub http: SocketAddr,
-    /// Whether a taken HTTP port is an error (it was asked for) or a warning (it is the default).
+    /// Whether a taken HTTP port is an error (given by the operator) or a warning (the default).
     pub http_required: bool,
-    /// Generations that are kept.
+    /// Number of generations to keep.
     pub keep: u32,
-    /// How long a retired tree is left alone.
+    /// Grace period during which a retired tree is left alone.
     pub grace: Duration,
-    /// Pause between two slow verifications of the live tree; zero: there are none.
+    /// Pause between two background verifications of the live tree; zero: none.
     pub verify_every: Duration,
-    /// Whom everything is to belong to, instead of whom the manifest says.
+    /// Owner of all files, in place of the owner in the manifest.
     pub owner: Option<Owner>,
-    /// Run by `sh -c` before an activation.
+    /// Command that `sh -c` runs before an activation.
     pub before_activate: Option<String>,
-    /// Run by `sh -c` after an activation.
+    /// Command that `sh -c` runs after an activation.
     pub on_activate: Option<String>,
-    /// How long a hook may take.
+    /// Time limit of a hook.
     pub hook_timeout: Duration,
-    /// Limit on bulk bytes.
+    /// Limit of the rate at which bulk bytes are received.
     pub bwlimit: Option<Rate>,
 }
 
 impl RunOptions {
-    /// The defaults, on `root`.
+    /// Default options on `root`.
     pub fn new(root: PathBuf) -> Self {
         Self {
             root,
@@ -76,22 +75,22 @@ impl RunOptions {
     }
 }
 
-/// `--owner USER:GROUP`.
+/// Value of `--owner USER:GROUP`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Owner {
-    /// Numeric user.
+    /// Numeric user id.
     pub uid: u32,
-    /// Numeric group.
+    /// Numeric group id.
     pub gid: u32,
 }
 
-/// Why `--owner` was refused.
+/// Reason why `--owner` was refused.
 #[derive(Debug, thiserror::Error)]
 pub enum OwnerError {
-    /// Not of the form.
+    /// The value has another form.
     #[error("an owner is USER:GROUP, names or numbers, as in www-data:www-data or 33:33")]
     Form,
-    /// No such name here.
+    /// This machine has no such user or group.
     #[error(transparent)]
     Unknown(#[from] UnknownAccountError),
 }
@@ -109,39 +108,40 @@ impl FromStr for Owner {
     }
 }
 
-/// Why hooks are not taken from a configuration file.
+/// Reason why hooks are not taken from a configuration file.
 #[derive(Debug, thiserror::Error)]
 pub enum TrustError {
-    /// It could not be looked at.
-    #[error("can't look at {}", path.display())]
+    /// The metadata could not be read.
+    #[error("can't read the permissions of {}", path.display())]
     Stat {
-        /// The file.
+        /// Path of the file or directory.
         path: PathBuf,
-        /// Why.
+        /// The cause.
         source: io::Error,
     },
-    /// Others could have commands run.
+    /// Other users can write the file, and could have commands run.
     #[error("{path} sets hooks and can be written by others: chown it to the agent's user and chmod go-w it", path = path.display())]
     Writable {
-        /// The file.
+        /// Path of the file.
         path: PathBuf,
     },
-    /// Others could put another file in its place.
+    /// Other users could replace the file.
     #[error(
         "{file} sets hooks and lies below {path}, where others can put files: keep it where only root and the agent's user may write",
         file = file.display(), path = path.display()
     )]
     Replaceable {
-        /// The file.
+        /// Path of the file.
         file: PathBuf,
-        /// The directory.
+        /// Path of the directory.
         path: PathBuf,
     },
 }
 
-/// Whether hooks may be taken from this file: only its owner can write it, who is this process's user or root, and the
-/// same holds for every directory above it, as ssh wants it. A directory with the sticky bit (`/tmp`) will do above
-/// those, since what is in it can't be renamed by others. Symlinks are resolved first.
+/// Checks whether hooks may be taken from this file. Only its owner may be able to write it, and the owner
+/// must be root or this process's user. The same applies to every directory above it, as in ssh. Higher up, a
+/// directory with the sticky bit (`/tmp`) is allowed, because other users cannot rename its entries. Symlinks
+/// are resolved first.
 pub fn check_trusted(path: &Path) -> Result<(), TrustError> {
     let stat =
         |path: &Path| fs::metadata(path).map_err(|source| TrustError::Stat { path: path.to_owned(), source });

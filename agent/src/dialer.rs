@@ -1,4 +1,4 @@
-//! How the agent reaches its origin: an address, and the certificate that is current.
+//! Connects to the origin, with its current address and the current certificate.
 
 use std::sync::Arc;
 
@@ -7,19 +7,20 @@ use syncd_shared::rate::{Bucket, Rate};
 use tokio::sync::{Notify, watch};
 use tonic::transport::Channel;
 
-/// Where to go, and who goes there. Replaced as one when the certificate is renewed or the node joins again.
+/// Address and credentials for the origin. Replaced as a whole when the certificate is renewed or the node
+/// joins again.
 #[derive(Debug, Clone)]
 pub struct Route {
-    /// The origin, HOST:PORT.
+    /// Address of the origin, HOST:PORT.
     pub address: String,
-    /// This agent's name there.
+    /// Name under which this agent is enrolled.
     pub name: AgentName,
-    /// What to show, and whom to trust.
+    /// Own certificate and key, and the authority to trust.
     pub tls: ClientTls,
 }
 
-/// Makes connections to the origin. Clones share nothing but where to go: each call of [`Dialer::dial`] is a TCP
-/// connection of its own.
+/// Connects to the origin. Clones share only the route: each call of [`Dialer::dial`] opens its own TCP
+/// connection.
 #[derive(Debug, Clone)]
 pub struct Dialer {
     route: watch::Receiver<Route>,
@@ -28,39 +29,38 @@ pub struct Dialer {
 }
 
 impl Dialer {
-    /// By the newest route. `expired` wakes who renews the certificate.
+    /// Uses the newest route. `expired` wakes the task that renews the certificate.
     pub fn new(route: watch::Receiver<Route>, expired: Arc<Notify>) -> Self {
         Self { route, expired, limit: None }
     }
 
-    /// Reads from connections no faster than this bucket allows, all clones together.
+    /// Limits the rate at which connections are read, for all clones together.
     pub fn limited(self, limit: Option<Rate>) -> Self {
         Self { limit: limit.map(|rate| Arc::new(Bucket::new(rate))), ..self }
     }
 
-    /// The newest route, whether it was dialled or not.
+    /// The newest route, dialled or not.
     pub fn route(&self) -> Route {
         self.route.borrow().clone()
     }
 
-    /// Whether the route has changed since this dialer (this clone) dialled last.
+    /// Whether the route has changed since this clone last dialled.
     pub fn is_outdated(&self) -> bool {
         self.route.has_changed().unwrap_or(false)
     }
 
-    /// Waits for a new route; for ever where nothing changes it any more. Cancel safe.
+    /// Waits for a new route. Waits for ever if the route can no longer change. Cancel safe.
     pub async fn outdated(&mut self) {
         if self.route.changed().await.is_err() {
             std::future::pending().await
         }
     }
 
-    /// Reports that the origin said of this agent's certificate that it does not hold: it is renewed at once.
+    /// Reports that the origin rejected this agent's certificate, so that it is renewed at once.
     pub fn report_expired(&self) {
         self.expired.notify_one();
     }
 
-    /// Connects. Cancel safe.
     pub async fn dial(&mut self) -> Result<Channel, ConnectError> {
         let Route { address, tls, .. } = self.route.borrow_and_update().clone();
         connect_limited(&address, tls, self.limit.clone()).await

@@ -1,11 +1,12 @@
-//! Bulk bytes from the origin, on a TCP connection of their own.
+//! Fetches bulk bytes from the origin over a separate TCP connection.
 //!
-//! An async task pumps frames from the gRPC stream into a short bounded channel; staging takes them from its blocking
-//! thread, and decodes them there. What waits is bounded by [`FRAMES_AHEAD`], [`BYTES_AHEAD`] and the HTTP/2 windows: a
-//! slow disk slows the origin down, it does not fill memory. Dropping the frames ends the task and resets the stream.
+//! An async task moves frames from the gRPC stream into a short bounded channel. Staging takes and decodes
+//! them on its blocking thread. [`FRAMES_AHEAD`], [`BYTES_AHEAD`] and the HTTP/2 windows bound the frames
+//! that wait, so a slow disk slows the origin down instead of filling memory. Dropping the frames ends the
+//! task and resets the stream.
 //!
-//! An update that breaks off is resumed once from the item that is due; any progress earns another attempt. The
-//! general path is not resumed here: staging asks again for what it still lacks.
+//! An update that breaks off is resumed once, at the next expected item. Any progress allows another attempt.
+//! The general path is not resumed here: staging asks again for what is missing.
 
 #![cfg_attr(not(test), deny(clippy::arithmetic_side_effects, clippy::indexing_slicing))]
 
@@ -38,17 +39,18 @@ use crate::dialer::Dialer;
 use crate::session::messages::FEATURES;
 use crate::source::{Batches, FetchError, Frames, Source};
 
-/// Frames received and not yet taken by staging.
+/// Frames received but not yet taken by staging.
 const FRAMES_AHEAD: usize = 4;
-/// While frames of so many bytes wait or are being used, no further one is received. Frames of content never come to
-/// that; of large directory objects there is one at a time.
+/// No further frame is received while this many bytes wait or are being used. Frames of content never reach
+/// the limit; a large directory object fills it alone.
 const BYTES_AHEAD: u64 = 8 * 1024 * 1024;
-/// How long the connection stays open for the next transfer. A fleet at rest costs its origin one connection each.
+/// Time for which an idle connection stays open. Without transfers, each agent has one connection to its
+/// origin.
 const LINGER: Duration = Duration::from_secs(30);
-/// What a message has beyond the directory object in it, and what a message without one may have, in bytes: frames of
-/// content, uncompressed at most 1 MiB, with what says where their pieces lie.
+/// Overhead of a message with a directory object, and limit in bytes of one without: a frame of content of at
+/// most 1 MiB uncompressed, with the list of its pieces.
 const MESSAGE_BYTES: usize = 4 * DIRECTORY_FRAME_BYTES;
-/// An origin that sends nothing for so long is given up; encoding an update takes seconds, not minutes.
+/// Time without data after which the origin is given up. Encoding an update takes seconds, not minutes.
 const STALL: Duration = Duration::from_secs(120);
 
 /// The origin as a [`Source`]. Clones share one connection.
@@ -56,10 +58,10 @@ const STALL: Duration = Duration::from_secs(120);
 pub struct OriginSource {
     runtime: Handle,
     link: Arc<Mutex<Link>>,
-    /// Transfers that were ever started.
+    /// Number of transfers ever started.
     transfers: Arc<AtomicU64>,
     abandoned: CancellationToken,
-    /// No tree that answers are about exceeds these.
+    /// Limits of the trees that answers refer to.
     totals: Totals,
 }
 
@@ -69,8 +71,9 @@ struct Link {
 }
 
 impl OriginSource {
-    /// Connects when it is first asked, and hangs up [`LINGER`] after the last transfer; `limit` holds for what is read
-    /// from the connection. `runtime` drives the connection; the calls of [`Source`] block other threads.
+    /// Connects on the first request, and disconnects [`LINGER`] after the last transfer. `limit` applies to
+    /// reading from the connection. `runtime` drives the connection; the methods of [`Source`] block other
+    /// threads.
     pub fn new(runtime: Handle, dialer: Dialer, limit: Option<Rate>) -> Self {
         Self {
             runtime,
@@ -81,7 +84,8 @@ impl OriginSource {
         }
     }
 
-    /// The same origin, whose transfers end with [`FetchError::Superseded`] once `abandoned` is cancelled.
+    /// Returns the same source, whose transfers fail with [`FetchError::Superseded`] once `abandoned` is
+    /// cancelled.
     pub fn until(&self, abandoned: CancellationToken) -> Self {
         Self { abandoned, ..self.clone() }
     }
@@ -136,7 +140,7 @@ impl Source for OriginSource {
 
     fn update(&mut self, from: RootHash, to: RootHash) -> Result<Frames, FetchError> {
         let mut received = self.start(Requests::Update { from, to });
-        // A refusal is the answer to the call.
+        // A refusal arrives as the first frame, and becomes the result of the call.
         received.first = received.receiver.blocking_recv().transpose()?;
         Ok(Box::new(received))
     }
@@ -167,18 +171,18 @@ impl Stream for Messages {
     }
 }
 
-/// What was asked.
+/// The request that a transfer answers.
 enum Requests {
     Update {
         from: RootHash,
         to: RootHash,
     },
-    /// `None` once they were handed to a stream.
+    /// `None` once the batches were handed to a stream.
     Objects {
         root: RootHash,
         batches: Option<Batches>,
     },
-    /// An update that has come to its end.
+    /// The update is complete.
     Answered {
         root: RootHash,
     },
@@ -218,7 +222,7 @@ struct Transfer {
     _lease: Lease,
 }
 
-/// Keeps the connection for as long as its transfer runs, and a little longer.
+/// Keeps the connection open during a transfer and for [`LINGER`] afterwards.
 struct Lease {
     source: OriginSource,
     number: u64,
@@ -237,7 +241,7 @@ impl Drop for Lease {
             (self.source.link.clone(), self.source.transfers.clone(), self.number);
         self.source.runtime.spawn(async move {
             tokio::time::sleep(LINGER).await;
-            // A transfer that was started since sees to it; one that still runs keeps its connection.
+            // A later transfer closes the connection itself. A transfer that still runs keeps its own handle.
             if transfers.load(Ordering::Relaxed) == number {
                 link.lock().await.channel = None;
             }
@@ -246,7 +250,7 @@ impl Drop for Lease {
 }
 
 impl Transfer {
-    /// The next frame in order; `None` when an update has come to its end. Not cancel safe.
+    /// Returns the next frame in order; `None` once an update is complete. Not cancel safe.
     async fn next(&mut self) -> Option<Result<v1::FetchFrame, FetchError>> {
         if matches!(self.requests, Requests::Answered { .. }) {
             return None;
@@ -271,7 +275,7 @@ impl Transfer {
     }
 
     fn may_resume(&self) -> bool {
-        // Without a first answer there is nothing to resume: the session's backoff decides.
+        // Without any item there is nothing to resume, so the session's backoff applies.
         matches!(self.requests, Requests::Update { .. }) && !self.resumed && self.next_item > 0
     }
 
@@ -314,7 +318,7 @@ impl Transfer {
         self.next_item = self.next_item.saturating_add(1);
         self.resumed = false;
         if matches!(&frame.frame, Some(FrameKind::End(end)) if !end.more) {
-            // An update is one answer; of objects the receiver knows how many it asked for.
+            // An update is one answer. For objects, the receiver knows how many batches it asked for.
             if let Requests::Update { to, .. } = self.requests {
                 self.requests = Requests::Answered { root: to };
             }
@@ -324,7 +328,7 @@ impl Transfer {
     }
 }
 
-/// What a status means: one that the origin sent has no source, one that the transport made up has.
+/// Maps a status to an error. A status sent by the origin has no source; one made by the transport has.
 pub fn refused(status: Status, root: RootHash) -> FetchError {
     let of_transport = std::error::Error::source(&status).is_some();
     match status.code() {
@@ -337,10 +341,10 @@ pub fn refused(status: Status, root: RootHash) -> FetchError {
     }
 }
 
-/// A frame, and how long it was as a message.
+/// A frame, and the length of its message in bytes.
 type Counted = (v1::FetchFrame, u64);
 
-/// Bytes of the frames that were received and are not done with.
+/// Bytes of received frames that are still in use.
 #[derive(Default)]
 struct Ahead {
     bytes: AtomicU64,
@@ -359,7 +363,7 @@ impl Ahead {
         self.released.notify_one();
     }
 
-    /// Waits until another frame may be received. Cancel safe; for one task at a time.
+    /// Waits until another frame may be received. Only one task may wait. Cancel safe.
     async fn room(&self) {
         while self.bytes.load(Ordering::SeqCst) >= BYTES_AHEAD {
             self.released.notified().await;
@@ -374,7 +378,7 @@ struct Received {
     pump: AbortHandle,
     totals: Totals,
     ahead: Arc<Ahead>,
-    /// Of the frame that was taken last.
+    /// Bytes of the frame taken last.
     used_bytes: u64,
     ended: bool,
 }

@@ -1,4 +1,4 @@
-//! A small origin made of directories, for tests.
+//! An origin made of directories, for tests.
 
 use std::collections::{HashMap, HashSet};
 use std::os::unix::ffi::OsStrExt;
@@ -23,7 +23,7 @@ use crate::replica::activate::Activated;
 use crate::replica::{Replica, ReplicaOptions};
 use crate::source::{Batches, FetchError, Frames, Source};
 
-/// Pieces are cut so small that files of a few hundred KiB have several.
+/// Small enough that files of a few hundred KiB have several pieces.
 const PIECE_BYTES: usize = 64 * 1024;
 
 /// Keeps everything that was ever sealed.
@@ -33,27 +33,27 @@ pub(crate) struct Origin {
     contents: HashMap<ContentHash, Vec<u8>>,
     roots: HashMap<RootHash, RootEntry>,
     sealed: Vec<SignedGeneration>,
-    /// Contents that were sent, in order.
+    /// Contents sent, in order.
     pub sent: Sent,
-    /// Updates are refused: the general path is taken.
+    /// Refuses updates, so that the general path is taken.
     pub forgetful: bool,
-    /// The connection breaks after this many content frames.
+    /// Breaks the connection after this many content frames.
     pub breaks_after: Option<usize>,
-    /// Updates break before their last frame.
+    /// Breaks updates before their last frame.
     pub updates_break: bool,
-    /// Sealing what was sealed last makes no new generation.
+    /// Makes no new generation when the same root is sealed again.
     pub reseal_is_noop: bool,
-    /// Large files come with their pieces in reverse.
+    /// Sends the pieces of large files in reverse order.
     pub backwards: bool,
-    /// Updates bring replaced files as deltas.
+    /// Sends replaced files as deltas in updates.
     pub deltas: bool,
-    /// Deltas are made against other bytes than the tree had.
+    /// Makes deltas against bytes that the tree did not have.
     pub lies: bool,
-    /// Of updates.
+    /// Limits of a part of an update.
     pub part: PartLimits,
 }
 
-/// Shared with answers that are being given.
+/// Shared with answers that are being sent.
 #[derive(Default, Clone)]
 pub(crate) struct Sent(Arc<Mutex<Vec<ContentHash>>>);
 
@@ -125,7 +125,7 @@ impl Origin {
         self.seal_root(RootEntry { object, totals, metadata: metadata(path) })
     }
 
-    /// Seals a root again: a rollback.
+    /// Seals a root again, as in a rollback.
     pub fn seal_root(&mut self, root: RootEntry) -> SignedGeneration {
         if let Some(last) = self.sealed.last()
             && self.reseal_is_noop
@@ -147,7 +147,7 @@ impl Origin {
         generation
     }
 
-    /// What was sealed last.
+    /// The last generation sealed.
     pub fn last(&self) -> &SignedGeneration {
         self.sealed.last().unwrap()
     }
@@ -195,7 +195,8 @@ impl Origin {
         frames
     }
 
-    /// Every replaced file as two copies and a delta between them, where it is large enough. What is made so.
+    /// Encodes every large enough replaced file as two copies and a delta between them. Returns the contents
+    /// encoded this way.
     fn delta_frames(
         &self,
         part: &Part<'_>,
@@ -323,7 +324,7 @@ impl Source for Origin {
         let origin = self.clone();
         let mut request = 0;
         let (mut next, mut came_early) = (None::<ObjectsBatch>, HashSet::new());
-        // Each batch is looked at when the answers before it were taken, as on the wire.
+        // As on the wire, a batch is read only once the answers before it were taken.
         let answers = std::iter::from_fn(move || {
             let batch = next.take().or_else(|| batches.blocking_recv())?;
             let mut frames = Vec::new();
@@ -336,7 +337,7 @@ impl Source for Origin {
             }
             let mut files = origin.files_of(&batch);
             files.retain(|content| !came_early.remove(content));
-            // Half of what is asked for next comes now, in one frame with the last of this batch.
+            // Half of the next batch is sent early, in one frame with the end of this batch.
             next = batches.try_recv().ok();
             if let Some(next) = next.as_ref().filter(|next| next.early) {
                 let early = origin.files_of(next);
@@ -355,7 +356,7 @@ impl Source for Origin {
     }
 }
 
-/// Contents that a part brings and the first tree does not have where the update takes something away.
+/// Contents that a part brings and that the first tree does not release.
 fn wanted_of(part: &Part<'_>, released: &Released<'_, &Origin>) -> Vec<ContentHash> {
     let mut wanted = Vec::new();
     for change in part.changes.iter() {
@@ -391,7 +392,7 @@ impl Site {
         Self::in_directory(tempfile::tempdir().unwrap())
     }
 
-    /// On a file system without a disk, where there is one: for what is done hundreds of times.
+    /// In memory if possible, for tests with hundreds of steps.
     pub fn in_memory() -> Self {
         Self::in_directory(tempfile::tempdir_in("/dev/shm").or_else(|_| tempfile::tempdir()).unwrap())
     }
@@ -403,7 +404,7 @@ impl Site {
         site
     }
 
-    /// Updates come in parts of so many changes.
+    /// Limits a part of an update to this many changes.
     pub fn in_parts_of(mut self, changes: usize) -> Self {
         self.origin.part.changes = changes;
         self.options.part.changes = changes;
@@ -429,12 +430,12 @@ impl Site {
         std::fs::write(path, content).unwrap();
     }
 
-    /// The directory of a generation that is held.
+    /// Directory of a held generation.
     pub fn generation(&self, number: u64) -> PathBuf {
         self.root().join(format!("generations/{number}")).canonicalize().unwrap()
     }
 
-    /// Generations that people find.
+    /// Numbers listed in `generations/`.
     pub fn generations(&self) -> Vec<u64> {
         let items = std::fs::read_dir(self.root().join("generations")).unwrap();
         let mut numbers: Vec<u64> =
@@ -443,7 +444,7 @@ impl Site {
         numbers
     }
 
-    /// Number of the generation that `live` names.
+    /// Number of the generation that `live` points to.
     pub fn live_number(&self) -> u64 {
         let live = self.live().canonicalize().unwrap();
         let is_live = |number: &u64| self.generation(*number) == live;
@@ -464,7 +465,7 @@ impl Site {
         Replica::open(&self.root(), self.options.clone()).unwrap()
     }
 
-    /// A tree with a bit of everything.
+    /// Fills the tree with entries of every kind.
     pub fn furnish(&self) {
         for i in 0..20 {
             self.write(&format!("docs/{}/page-{i}.html", i % 3), format!("<p>{i}</p>"));
@@ -500,7 +501,7 @@ impl Site {
         replica.activate(staged, &mut |_| Ok(())).unwrap()
     }
 
-    /// Background work until there is none left.
+    /// Runs maintenance until nothing is left to do.
     pub fn settle(&self, replica: &mut Replica) {
         replica.upkeep.last_write = None;
         for _ in 0..200 {
@@ -517,12 +518,12 @@ impl Site {
     }
 }
 
-/// Every name below a directory, but not itself, with all that is replicated of it: nobody may enter what is not live.
+/// Like [`snapshot`], without the directory itself: a tree that is not live has a closed root.
 pub(crate) fn snapshot_below(root: &Path) -> Vec<String> {
     snapshot(root).split_off(1)
 }
 
-/// Every name below a directory with all that is replicated of it.
+/// Every name below a directory, with everything that is replicated about it.
 pub(crate) fn snapshot(root: &Path) -> Vec<String> {
     fn walk(root: &Path, path: &Path, out: &mut Vec<String>) {
         let meta = metadata(path);
@@ -544,7 +545,7 @@ pub(crate) fn snapshot(root: &Path) -> Vec<String> {
     out
 }
 
-/// Runs `body` as a user without privileges, also where this process is root: on a thread that has become nobody.
+/// Runs `body` without privileges, on a thread that becomes nobody if this process is root.
 pub(crate) fn as_somebody<T: Send>(body: impl FnOnce() -> T + Send) -> T {
     use rustix::process::{Gid, Uid};
     std::thread::scope(|scope| {
@@ -561,12 +562,12 @@ pub(crate) fn as_somebody<T: Send>(body: impl FnOnce() -> T + Send) -> T {
     })
 }
 
-/// Gives all below a directory, and itself, to the user of [`as_somebody`].
+/// Gives a directory and everything below it to the user of [`as_somebody`].
 pub(crate) fn somebody_owns(path: &Path) {
     give(path, 65_534);
 }
 
-/// Gives all below a directory, and itself, to a user.
+/// Gives a directory and everything below it to a user.
 pub(crate) fn give(path: &Path, user: u32) {
     if path.symlink_metadata().unwrap().is_dir() {
         std::fs::read_dir(path).unwrap().for_each(|item| give(&item.unwrap().path(), user));
@@ -574,7 +575,7 @@ pub(crate) fn give(path: &Path, user: u32) {
     std::os::unix::fs::lchown(path, Some(user), Some(user)).unwrap();
 }
 
-/// Makes a chain of directories, longer than any path may be.
+/// Makes a chain of directories that is longer than any path may be.
 pub(crate) fn deepen(path: &Path, levels: usize, name: &[u8]) {
     use rustix::fs::{CWD, Mode, OFlags, mkdirat, openat};
     let flags = OFlags::DIRECTORY | OFlags::RDONLY | OFlags::CLOEXEC;
@@ -585,7 +586,7 @@ pub(crate) fn deepen(path: &Path, levels: usize, name: &[u8]) {
     }
 }
 
-/// Runs one ignored test of this program in a process of its own, which may have 256 files open.
+/// Runs one ignored test in a process of its own, with at most 256 open files.
 #[track_caller]
 pub(crate) fn alone_with_few_descriptors(test: &str) {
     let program = std::env::current_exe().unwrap();
@@ -596,12 +597,12 @@ pub(crate) fn alone_with_few_descriptors(test: &str) {
     assert!(ran.status.success() && said.contains("1 passed"), "{said}\n{errors}");
 }
 
-/// Descriptors that this process has open.
+/// Number of descriptors that this process has open.
 pub(crate) fn open_descriptors() -> usize {
     std::fs::read_dir("/proc/self/fd").unwrap().count()
 }
 
-/// The most memory that this process has had.
+/// Peak resident memory of this process.
 pub(crate) fn peak_memory_kib() -> u64 {
     let status = std::fs::read_to_string("/proc/self/status").unwrap();
     let peak = status.lines().find_map(|line| line.strip_prefix("VmHWM:")).unwrap();

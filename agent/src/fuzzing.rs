@@ -1,5 +1,5 @@
-//! What the agent reads from its record and hears from an origin, as functions over any bytes: for the fuzz targets
-//! alone.
+//! Entry points for the fuzz targets: everything that the agent reads from its record or receives from an
+//! origin, as functions of arbitrary bytes.
 
 use std::path::Path;
 use std::time::{Duration, Instant};
@@ -23,7 +23,7 @@ use crate::state::slot::Slot;
 use crate::state::slot::{decode_generation, encode_generation};
 use crate::status::StageProgress;
 
-/// `u8` a table of the record, then a value of it.
+/// Decodes a value of the record. The first byte selects the table.
 pub fn record_value(bytes: &[u8]) {
     let Some((table, value)) = bytes.split_first() else { return };
     match table % 3 {
@@ -41,7 +41,7 @@ pub fn record_value(bytes: &[u8]) {
     }
 }
 
-/// The identity file.
+/// Parses an identity file.
 pub fn identity(text: &str) {
     let path = Path::new("identity");
     let Ok(identity) = AgentIdentity::from_text(text, path) else { return };
@@ -56,7 +56,7 @@ pub fn identity(text: &str) {
     let _ = (identity.needs_renewal(own.not_before), identity.expired(OffsetDateTime::UNIX_EPOCH));
 }
 
-/// The text of the identity that a join gave.
+/// Makes the text of an identity from the answer to a join.
 pub fn some_identity(
     token: &JoinToken,
     key: KeyPair,
@@ -74,7 +74,7 @@ pub fn some_identity(
     Ok(joined.to_text())
 }
 
-/// What an origin answers to a join, then to a renewal. What is believed is what the token names, and for this key.
+/// Checks the answers to a join and to a renewal. An accepted answer must match the token and this key.
 pub fn join_answer(
     token: &JoinToken,
     key: impl Fn() -> KeyPair,
@@ -91,7 +91,7 @@ pub fn join_answer(
     Ok(())
 }
 
-/// Names in ROOT, states of slots, and the record of a hook that is due.
+/// Parses names in ROOT, states of slots, and the record of a due hook. The first byte selects which.
 pub fn state_file(bytes: &[u8]) {
     let Some((which, bytes)) = bytes.split_first() else { return };
     match which % 3 {
@@ -111,7 +111,7 @@ pub fn state_file(bytes: &[u8]) {
             let Ok(pending) = decode_pending(first) else { return };
             let encoded = encode_pending(&pending).expect("it came from text");
             assert_eq!(decode_pending(&encoded).expect("what was written"), pending);
-            // What is due stays due, whatever is in it.
+            // The lines of a record survive, whatever they contain.
             let mut out = Vec::new();
             let mut earlier = lines;
             write_lines(&mut out, &|_| Ok(()), Some(&mut earlier)).expect("it fits memory");
@@ -120,7 +120,7 @@ pub fn state_file(bytes: &[u8]) {
     }
 }
 
-/// The record of a hook that is due.
+/// Makes the record of a due hook.
 pub fn some_due(occasion: &Occasion, lines: &[Vec<u8>]) -> Vec<u8> {
     let pending = Pending { occasion: occasion.clone(), succeeded: occasion.previous };
     let mut due = encode_pending(&pending).unwrap_or_default();
@@ -128,10 +128,12 @@ pub fn some_due(occasion: &Occasion, lines: &[Vec<u8>]) -> Vec<u8> {
     due
 }
 
-/// A whole session: events, each `u8` kind, `u16` length, bytes. Kind 0: the origin says this; 1: the connection is
-/// lost; 2: so many milliseconds pass; 3 and 4: what the worker does succeeds, fails; 5: it is on its way.
+/// Runs a whole session. Each event is a `u8` kind, a `u16` length, and bytes. Kinds: 0, a message of the
+/// origin; 1, the connection is lost; 2, a number of milliseconds passes; 3 and 4, the worker's command
+/// succeeds, fails; 5, the worker reports progress.
 ///
-/// The replica may only ever be told to build what `key` signed for `tree_id`, and never something older.
+/// The replica must never be told to build a generation that `key` did not sign for `tree_id`, or an older
+/// one.
 pub fn session(tree_id: TreeId, key: VerifyingKey, mut bytes: &[u8]) {
     let trust = Trust { tree_id, signing_key: key, boot_id: "boot".into() };
     let mut now = Instant::now();

@@ -1,8 +1,9 @@
 //! Health over HTTP ([`syncd_shared::health`]), for load balancers and monitors.
 //!
-//! `GET /healthz`: 200 while a complete generation is linked, whether or not the origin can be reached and the on-activate
-//! hook succeeds, since the node serves either way; 503 before the first. The body tells which generation, whether it is
-//! live or only switched, and whether there is a connection.
+//! `GET /healthz` returns 200 while a complete generation is linked, and 503 before the first one. Whether
+//! the origin can be reached or the on-activate hook succeeds does not matter, since the node serves either
+//! way. The body names the generation and says whether it is live or only switched, and whether the agent is
+//! connected.
 
 use std::io;
 use std::net::SocketAddr;
@@ -13,21 +14,21 @@ use tokio::net::TcpListener;
 
 use crate::status::{AgentStatus, State};
 
-/// No place to answer.
+/// The address could not be bound.
 #[derive(Debug, thiserror::Error)]
 #[error("can't listen for HTTP on {address}: choose another with --http")]
 pub struct BindError {
-    /// What was tried.
+    /// Address that was tried.
     address: SocketAddr,
     source: io::Error,
 }
 
-/// Binds; port 0 picks a free one.
+/// Binds the address. Port 0 picks a free port.
 pub async fn bind(address: SocketAddr) -> Result<TcpListener, BindError> {
     TcpListener::bind(address).await.map_err(|source| BindError { address, source })
 }
 
-/// What `GET /healthz` answers.
+/// Answer to `GET /healthz`.
 pub fn health(status: &AgentStatus) -> Health {
     let connection = if status.connected { "connected" } else { "not connected" };
     let hook = status.hook.as_ref().and_then(HookStatus::line);

@@ -1,13 +1,13 @@
-//! Who this agent is and whom it trusts.
+//! Holds this agent's name, key and certificate, and the keys that it trusts.
 //!
 //! ```text
 //! ROOT/state/identity/          0700
 //! ROOT/state/identity/identity  0600: the line that marks private files, then JSON, version 1
 //! ```
 //!
-//! Everything is in one file, because key, certificate and trust must change together: the file is replaced in one
-//! step, and a crash leaves the old identity or the new one. Only the running agent writes it, or `join`
-//! while none runs.
+//! Everything is in one file, because key, certificate and trust must change together. The file is replaced
+//! in one step, so a crash leaves the old identity or the new one. Only the running agent writes the file, or
+//! `join` while none runs.
 
 use std::io;
 use std::path::{Path, PathBuf};
@@ -32,64 +32,64 @@ const VERSION: u32 = 1;
 const DIRECTORY: &str = "state/identity";
 const FILE: &str = "identity";
 
-/// Why there is no identity.
+/// Reason why an identity could not be loaded or made.
 #[derive(Debug, thiserror::Error)]
 pub enum IdentityError {
-    /// This root never joined.
+    /// No origin was joined from this root.
     #[error("no origin was joined yet: run `syncd-agent join HOST:PORT --root {root}` with a token from `syncd-origin token`", root = root.display())]
     NotJoined {
         /// The agent's root directory.
         root: PathBuf,
     },
-    /// Not what this version writes.
+    /// The file cannot be parsed.
     #[error("{path} is damaged: join again with a new token", path = path.display())]
     Damaged {
-        /// The file.
+        /// Path of the file.
         path: PathBuf,
     },
-    /// Of another version.
+    /// The file has an unsupported version.
     #[error("{path} is of version {actual}, expected {VERSION}: use the syncd-agent that wrote it", path = path.display())]
     Version {
-        /// The file.
+        /// Path of the file.
         path: PathBuf,
         /// Version found.
         actual: u32,
     },
-    /// The origin answered a join or renewal with something that does not belong to what was asked.
-    #[error("the origin's answer does not hold: {0}")]
+    /// The origin answered a join or renewal with something that does not match the request.
+    #[error("the origin's answer is invalid: {0}")]
     Answer(AnswerFault),
-    /// Others own its directory.
+    /// The directory belongs to another user.
     #[error(transparent)]
     Directory(#[from] DirectoryError),
-    /// Reading or writing.
+    /// The file could not be read or written.
     #[error(transparent)]
     File(#[from] FileError),
-    /// Making a key, or reading a certificate.
+    /// A key could not be made, or a certificate could not be read.
     #[error(transparent)]
     Authority(#[from] AuthorityError),
-    /// The parts don't belong together.
+    /// The parts of the identity do not match.
     #[error(transparent)]
     Tls(#[from] TlsError),
 }
 
-/// What is wrong with an origin's answer.
+/// Mismatch in an origin's answer.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub enum AnswerFault {
-    /// The authority's certificate is not the one that the token pins.
+    /// The token pins another certificate of the authority.
     #[error("its authority is not the one that the token names")]
     Authority,
-    /// The signing key is not the one that the token pins.
+    /// The token pins another signing key.
     #[error("its signing key is not the one that the token names")]
     SigningKey,
-    /// The certificate is not for this agent's key.
+    /// The certificate is for another key.
     #[error("the certificate is not for this agent's key")]
     Key,
-    /// The certificate is in another name than before.
+    /// The certificate has another name than before.
     #[error("the certificate is in another name")]
     Name,
 }
 
-/// A key that waits for its certificate.
+/// A key whose certificate has not been issued yet.
 #[derive(Debug)]
 pub struct PendingKey {
     key: KeyPair,
@@ -97,25 +97,25 @@ pub struct PendingKey {
 }
 
 impl PendingKey {
-    /// A new random key.
+    /// Generates a random key.
     pub fn generate() -> Result<Self, IdentityError> {
         let key = generate_key()?;
         let request = certificate_request(&key)?;
         Ok(Self { key, request })
     }
 
-    /// A key that needs no request any more.
+    /// Wraps a key that needs no request.
     pub(crate) fn of(key: KeyPair) -> Self {
         Self { key, request: Vec::new() }
     }
 
-    /// The PKCS#10 request to send, DER.
+    /// PKCS#10 request in DER.
     pub fn request(&self) -> &[u8] {
         &self.request
     }
 }
 
-/// Who this agent is: complete and usable.
+/// A complete, usable identity.
 #[derive(Debug)]
 pub struct AgentIdentity {
     tree_id: TreeId,
@@ -127,14 +127,14 @@ pub struct AgentIdentity {
     own: PeerIdentity,
 }
 
-/// Keys that were trusted, oldest first; the last is the current one.
+/// Trusted keys, oldest first; the last one is current.
 #[derive(Debug, Clone)]
 struct SigningKeys {
     earlier: Vec<VerifyingKey>,
     current: VerifyingKey,
 }
 
-/// The file, version 1.
+/// Contents of the file, version 1.
 #[derive(Serialize, Deserialize)]
 struct Stored {
     version: u32,
@@ -154,8 +154,9 @@ struct StoredVersion {
 }
 
 impl AgentIdentity {
-    /// What the origin answered to a `Join`: `certificate`, `ca_certificate` and `signing_key` as in the message. Holds
-    /// it against what the token pins and against the key that was sent. Not stored yet.
+    /// Builds an identity from the origin's answer to `Join`: `certificate`, `ca_certificate` and
+    /// `signing_key` as in the message. Checks it against the token and the key that was sent. Does not store
+    /// it.
     pub fn joined(
         token: &JoinToken,
         origin_address: &str,
@@ -176,7 +177,7 @@ impl AgentIdentity {
         Self::assemble(token.tree_id, origin_address, pending.key, certificate, authority, signing_keys)
     }
 
-    /// This identity with the certificate that the origin answered to a `Renew`. Not stored yet.
+    /// Builds an identity with the certificate from the answer to `Renew`. Does not store it.
     pub fn renewed(&self, pending: PendingKey, certificate: &[u8]) -> Result<Self, IdentityError> {
         let certificate = CertificateDer::from(certificate.to_vec());
         let authority = self.authority.clone();
@@ -205,7 +206,7 @@ impl AgentIdentity {
         let own = peer_identity(&certificate)?;
         let origin_address = origin_address.to_owned();
         let identity = Self { tree_id, origin_address, key, certificate, authority, signing_keys, own };
-        // Refuses a certificate that is not for this key.
+        // Fails if the certificate is not for this key.
         identity.tls().map_err(|_| IdentityError::Answer(AnswerFault::Key))?;
         Ok(identity)
     }
@@ -222,7 +223,7 @@ impl AgentIdentity {
         Self::from_text(&text, &path)
     }
 
-    /// From what [`AgentIdentity::to_text`] made; `path` is what errors say.
+    /// Parses the output of [`AgentIdentity::to_text`]. Errors name `path`.
     pub(crate) fn from_text(text: &str, path: &Path) -> Result<Self, IdentityError> {
         let damaged = || IdentityError::Damaged { path: path.to_owned() };
         let found: StoredVersion = serde_json::from_str(text).map_err(|_| damaged())?;
@@ -245,7 +246,7 @@ impl AgentIdentity {
         .map_err(|_| damaged())
     }
 
-    /// Replaces the identity under `root`, durably and in one step.
+    /// Replaces the identity under `root`, durably and atomically.
     pub fn store(&self, root: &Path) -> Result<(), IdentityError> {
         let directory = root.join(DIRECTORY);
         for private in [&root.join("state"), &directory] {
@@ -258,7 +259,7 @@ impl AgentIdentity {
         Ok(())
     }
 
-    /// What is in the file.
+    /// The file's contents.
     pub(crate) fn to_text(&self) -> String {
         let stored = Stored {
             version: VERSION,
@@ -275,42 +276,42 @@ impl AgentIdentity {
         text
     }
 
-    /// The tree that it follows.
     pub fn tree_id(&self) -> TreeId {
         self.tree_id
     }
 
-    /// Its name, as the origin's certificate has it.
+    /// The agent's name, as in its certificate.
     pub fn name(&self) -> &AgentName {
         &self.own.name
     }
 
-    /// Its certificate: name, serial, validity.
+    /// Name, serial number and validity of the certificate.
     pub fn certificate(&self) -> &PeerIdentity {
         &self.own
     }
 
-    /// Where it joined, HOST:PORT.
+    /// Address of the origin that was joined, HOST:PORT.
     pub fn origin_address(&self) -> &str {
         &self.origin_address
     }
 
-    /// Follows the origin to another address, from the next [`AgentIdentity::store`] on.
+    /// Changes the origin's address. Takes effect on disk with the next [`AgentIdentity::store`].
     pub fn set_origin_address(&mut self, address: &str) {
         address.clone_into(&mut self.origin_address);
     }
 
-    /// What a new generation must be signed with.
+    /// Key that new generations must be signed with.
     pub fn signing_key(&self) -> &VerifyingKey {
         &self.signing_keys.current
     }
 
-    /// All keys that were trusted, oldest first: what a generation that was accepted before is signed with.
+    /// All keys ever trusted, oldest first. Generations accepted earlier may be signed with any of them.
     pub fn signing_keys(&self) -> impl Iterator<Item = &VerifyingKey> {
         self.signing_keys.earlier.iter().chain([&self.signing_keys.current])
     }
 
-    /// Trusts a successor that `verify_successions` led to, from the next [`AgentIdentity::store`] on.
+    /// Trusts a successor found by `verify_successions`. Takes effect on disk with the next
+    /// [`AgentIdentity::store`].
     pub fn set_signing_key(&mut self, key: VerifyingKey) {
         if key != self.signing_keys.current {
             self.signing_keys.earlier.push(self.signing_keys.current);
@@ -318,22 +319,22 @@ impl AgentIdentity {
         }
     }
 
-    /// The TLS configuration to connect with.
+    /// TLS configuration for connections to the origin.
     pub fn tls(&self) -> Result<ClientTls, TlsError> {
         ClientTls::enrolled(self.tree_id, &self.authority, &self.certificate, &self.key)
     }
 
-    /// Whether two thirds of the certificate's life are over.
+    /// Whether two thirds of the certificate's life have passed.
     pub fn needs_renewal(&self, now: OffsetDateTime) -> bool {
         now >= self.renewal_time()
     }
 
-    /// When two thirds of the certificate's life are over.
+    /// Time at which two thirds of the certificate's life have passed.
     pub fn renewal_time(&self) -> OffsetDateTime {
         self.own.not_before + (self.own.not_after - self.own.not_before) * 2 / 3
     }
 
-    /// Whether the certificate does not hold any more, by this machine's clock. It is renewed all the same.
+    /// Whether the certificate has expired, by this machine's clock. It can still be renewed.
     pub fn expired(&self, now: OffsetDateTime) -> bool {
         now > self.own.not_after
     }

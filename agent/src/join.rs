@@ -1,8 +1,9 @@
-//! `syncd-agent join`: how a node becomes an agent, or becomes it again.
+//! `syncd-agent join`: enrols a node as an agent, or enrols it again.
 //!
-//! The origin is pinned by the token before the secret is sent. Only the identity file is written; a replica that is
-//! there stays as it is, so that a node whose certificate was revoked goes on where it was, under the name that it had.
-//! While an agent runs on ROOT the file is its own: it is handed the new identity, stores it and connects with it.
+//! The token pins the origin, which is verified before the secret is sent. Only the identity file is written.
+//! An existing replica stays as it is, so a node whose certificate was revoked continues where it was, under
+//! its former name. While an agent runs on ROOT, the agent owns the identity file: it gets the new identity,
+//! stores it and connects with it.
 
 #![cfg_attr(not(test), expect(clippy::disallowed_methods, reason = "ROOT, which the operator names"))]
 
@@ -26,52 +27,52 @@ use crate::admin::{Reply, Request, nobody_serves, socket_path};
 use crate::backoff::Backoff;
 use crate::identity::{AgentIdentity, IdentityError, PendingKey};
 
-/// How long a node waits for its turn where many join at once.
+/// Longest wait for a free place, when many nodes join at once.
 const PATIENCE: Duration = Duration::from_secs(20);
-/// Pauses between its attempts.
+/// Shortest and longest pause between attempts.
 const PAUSES: [Duration; 2] = [Duration::from_millis(100), Duration::from_secs(2)];
 
-/// What joining takes.
+/// Input of [`join`].
 #[derive(Debug, Clone)]
 pub struct JoinOptions {
-    /// The origin, HOST:PORT; remembered.
+    /// Address of the origin, HOST:PORT. Stored in the identity.
     pub address: String,
-    /// ROOT; made if it is missing.
+    /// ROOT. Created if it is missing.
     pub root: PathBuf,
-    /// From `syncd-origin token`.
+    /// Token from `syncd-origin token`.
     pub token: JoinToken,
-    /// The name wished for; without one it is what ROOT has, or else this machine's.
+    /// Requested name. By default the name that ROOT has, or this machine's host name.
     pub name: Option<AgentName>,
-    /// Whether it may be another one than ROOT has.
+    /// Whether the name may differ from the one that ROOT has.
     pub rename: bool,
 }
 
-/// A node that has joined.
+/// Result of [`join`].
 #[derive(Debug)]
 pub struct Joined {
-    /// Who it is now.
+    /// The new identity.
     pub identity: AgentIdentity,
-    /// Its name before, if it had joined before.
+    /// Former name, if the node had joined before.
     pub earlier_name: Option<AgentName>,
-    /// Whether an agent runs on ROOT; it has taken up the new identity.
+    /// Whether an agent runs on ROOT. It already uses the new identity.
     pub is_running: bool,
 }
 
-/// Why a node did not join.
+/// Reason why a node did not join.
 #[derive(Debug, thiserror::Error)]
 pub enum JoinError {
-    /// The root directory is not what it must be.
+    /// The root directory could not be created or read.
     #[error("can't make the root directory {}", path.display())]
     Root {
-        /// The directory.
+        /// Path of the directory.
         path: PathBuf,
-        /// Why.
+        /// The cause.
         source: io::Error,
     },
-    /// Someone else's files.
+    /// The root directory contains foreign files.
     #[error("{} holds files that are not syncd's: give an empty directory with --root", path.display())]
     ForeignFiles {
-        /// The directory.
+        /// Path of the directory.
         path: PathBuf,
     },
     /// ROOT lies in a directory that another origin or agent manages.
@@ -79,79 +80,80 @@ pub enum JoinError {
     Inside {
         /// ROOT.
         path: PathBuf,
-        /// The other directory.
+        /// The managed directory above ROOT.
         above: PathBuf,
-        /// What it is.
+        /// What manages that directory.
         mark: Mark,
     },
-    /// The replica is of another tree.
+    /// The replica belongs to another tree.
     #[error("{} is a replica of tree {has}, the token is for tree {wants}: give another --root", path.display())]
     OtherTree {
-        /// The directory.
+        /// Path of the replica.
         path: PathBuf,
-        /// What it is a replica of.
+        /// Tree of the replica.
         has: TreeId,
-        /// What the token is for.
+        /// Tree of the token.
         wants: TreeId,
     },
-    /// Changing the name leaves the old one enrolled, which must be meant.
+    /// The name would change, which needs `--rename`: the old name stays enrolled.
     #[error(
         "{} is {has} already: leave out --name to stay {has}, or add --rename to become {wants} (then {has} stays enrolled \
          until `syncd-origin revoke {has}`)",
         path.display()
     )]
     OtherName {
-        /// The directory.
+        /// ROOT.
         path: PathBuf,
-        /// The name that it has.
+        /// Current name.
         has: AgentName,
-        /// The name that was asked for.
+        /// Requested name.
         wants: AgentName,
     },
-    /// Neither ROOT nor this machine has a name that can be used.
+    /// Neither ROOT nor this machine has a valid name.
     #[error("this host has no usable name: give one with --name")]
     NoName,
-    /// An agent runs on ROOT and could not be handed the new identity, which is stored.
-    #[error("joined, but the running agent did not take it up: restart it")]
+    /// An agent runs on ROOT and could not be reached. The new identity is stored.
+    #[error("joined, but the running agent does not use the new identity yet: restart it")]
     HandOver(#[source] LocalSocketError),
     /// The running agent refused the new identity.
-    #[error("joined, but the running agent did not take it up: {message}")]
+    #[error("joined, but the running agent refused the new identity: {message}")]
     NotAdopted {
-        /// What it said.
+        /// Reply of the agent.
         message: String,
     },
-    /// Others own the root directory.
+    /// The root directory belongs to another user.
     #[error(transparent)]
     Directory(#[from] DirectoryError),
-    /// Others were before it for all of the time.
+    /// The origin had no free place for the whole wait.
     #[error("too many nodes join at once from this address, or in all: join again when they are done")]
     Crowded(#[source] ConnectError),
-    /// The token pins another origin than the one that answers.
+    /// The token pins another origin than the one that answered.
     #[error(
         "this token was made by another origin than the one at {address}: run `syncd-origin token` there, or check the address"
     )]
     OtherOrigin {
-        /// What was dialled.
+        /// Address that was dialled.
         address: String,
-        /// What does not hold.
+        /// The check that failed.
         #[source]
         source: ConnectError,
     },
-    /// No connection.
+    /// The connection failed.
     #[error(transparent)]
     Connect(#[from] ConnectError),
-    /// No TLS configuration.
+    /// The TLS configuration is invalid.
     #[error(transparent)]
     Tls(#[from] TlsError),
-    /// The origin said no.
+    /// The origin refused.
     #[error("the origin refused to let this node join")]
     Refused(#[source] tonic::Status),
-    /// Its answer does not hold, or can't be stored.
+    /// The origin's answer is invalid, or could not be stored.
     #[error(transparent)]
     Identity(#[from] IdentityError),
 }
 
-/// Joins, and stores the identity durably. Not cancel safe: a token may be spent without the identity being stored.
+/// Joins, and stores the identity durably. Not cancel safe: the token may be used up before the identity is
+/// stored.
 pub async fn join(options: JoinOptions) -> Result<Joined, JoinError> {
     let before = check_root(&options.root, options.token.tree_id)?;
     let earlier_name = before.map(|before| before.name().clone());
@@ -165,7 +167,7 @@ pub async fn join(options: JoinOptions) -> Result<Joined, JoinError> {
         name: Bytes::copy_from_slice(name.as_str().as_bytes()),
         certificate_request: Bytes::copy_from_slice(pending.request()),
     };
-    // Before the token is spent: what would keep the identity from being stored.
+    // Errors that would prevent storing the identity are found before the token is used up.
     let _leftovers = Leftovers::of(options.root.join("state"));
     own_directory::claim(&options.root, Access::Served)?;
     own_directory::claim_inside(&options.root.join("state"), Access::Private)?;
@@ -182,8 +184,8 @@ pub async fn join(options: JoinOptions) -> Result<Joined, JoinError> {
     Ok(Joined { identity, earlier_name, is_running })
 }
 
-/// Directories that did not exist, deepest first. Dropped, those that are still empty are removed: a node that was
-/// refused finds nothing new.
+/// Directories that were created, deepest first. Dropping this removes those that are still empty, so a
+/// refused join leaves nothing behind.
 struct Leftovers(Vec<PathBuf>);
 
 impl Leftovers {
@@ -195,7 +197,7 @@ impl Leftovers {
 
 impl Drop for Leftovers {
     fn drop(&mut self) {
-        // Where an identity was stored nothing is empty.
+        // A stored identity keeps its directories from being removed.
         let _ = self.0.iter().try_for_each(fs::remove_dir);
     }
 }
@@ -209,19 +211,20 @@ fn choose_name(options: &JoinOptions, has: Option<&AgentName>) -> Result<AgentNa
     }
 }
 
-/// Has the agent that runs on `root` take up a new identity, or stores it where none runs. Returns whether one runs.
+/// Hands a new identity to the agent that runs on `root`, or stores it if none runs. Returns whether one
+/// runs.
 async fn hand_over(root: &Path, identity: &AgentIdentity) -> Result<bool, JoinError> {
     match ask_to_adopt(root, identity).await {
         Ok(()) => return Ok(true),
         Err(JoinError::HandOver(error)) if nobody_serves(&error) => identity.store(root)?,
-        // The token is spent: what it brought must not be lost.
+        // The token is used up, so the identity must not be lost.
         Err(error @ JoinError::HandOver(_)) => {
             identity.store(root)?;
             return Err(error);
         }
         Err(error) => return Err(error),
     }
-    // An agent that was started in between has read the file before or after it was replaced.
+    // An agent started meanwhile may have read the old file or the new one, so it is asked again.
     match ask_to_adopt(root, identity).await {
         Err(JoinError::HandOver(error)) if nobody_serves(&error) => Ok(false),
         asked => asked.map(|()| true),
@@ -238,7 +241,7 @@ async fn ask_to_adopt(root: &Path, identity: &AgentIdentity) -> Result<(), JoinE
     }
 }
 
-/// Connects, and waits for its turn where the origin has no room. Cancel safe.
+/// Connects. Waits for a free place if the origin has none. Cancel safe.
 async fn connect_in_turn(address: &str, tls: ClientTls) -> Result<Channel, JoinError> {
     let started = Instant::now();
     let [shortest, longest] = PAUSES;
@@ -249,7 +252,7 @@ async fn connect_in_turn(address: &str, tls: ClientTls) -> Result<Channel, JoinE
                 return Err(JoinError::Crowded(error));
             }
             Err(error @ ConnectError::Busy { .. }) => {
-                tracing::info!(%error, "waiting for a turn");
+                tracing::info!(%error, "waiting for a free place at the origin");
                 tokio::time::sleep(pauses.pause()).await;
             }
             Err(source @ ConnectError::WrongOrigin { .. }) => {
@@ -260,7 +263,7 @@ async fn connect_in_turn(address: &str, tls: ClientTls) -> Result<Channel, JoinE
     }
 }
 
-/// Refuses a directory of someone else's, and a replica of another tree. Returns the identity that is there.
+/// Refuses a foreign directory and a replica of another tree. Returns the identity found there.
 fn check_root(root: &Path, wants: TreeId) -> Result<Option<AgentIdentity>, JoinError> {
     let read_error = |source| JoinError::Root { path: root.to_owned(), source };
     if let Some((above, mark)) = marks::above(root).map_err(read_error)? {
@@ -271,7 +274,7 @@ fn check_root(root: &Path, wants: TreeId) -> Result<Option<AgentIdentity>, JoinE
             return Err(JoinError::OtherTree { path: root.to_owned(), has: before.tree_id(), wants });
         }
         Ok(before) => return Ok(Some(before)),
-        // A damaged identity is what joining again is for.
+        // Joining again replaces a damaged identity.
         Err(IdentityError::Damaged { .. }) => return Ok(None),
         Err(IdentityError::NotJoined { .. }) => {}
         Err(error) => return Err(error.into()),
@@ -283,7 +286,7 @@ fn check_root(root: &Path, wants: TreeId) -> Result<Option<AgentIdentity>, JoinE
     };
     for entry in entries {
         let name = entry.map_err(read_error)?.file_name();
-        // A file system of its own has this directory.
+        // The root of a file system has this directory.
         if name != "lost+found" && name != "state" {
             return Err(JoinError::ForeignFiles { path: root.to_owned() });
         }
@@ -291,7 +294,8 @@ fn check_root(root: &Path, wants: TreeId) -> Result<Option<AgentIdentity>, JoinE
     Ok(None)
 }
 
-/// The name of this machine, as far as it may be an agent's: up to the first dot, other characters as "-".
+/// Turns the host name into an agent's name: the part before the first dot, with "-" in place of invalid
+/// characters.
 pub fn default_name() -> Option<AgentName> {
     let system = rustix::system::uname();
     let node = system.nodename().to_string_lossy().to_ascii_lowercase();

@@ -1,8 +1,8 @@
-//! The agent of syncd: keeps a full, verified, atomically switched replica of the origin's content tree.
+//! The agent of syncd keeps a full, verified, atomically switched replica of the origin's content tree.
 //!
-//! [`service`] runs an agent: [`session`] follows the origin and tells its worker what to do, [`fetch`] brings bulk
-//! bytes, [`hooks`] are run around an activation, [`renew`] keeps the certificate, [`admin`] and [`http`] answer
-//! questions. [`join`] makes a node an agent.
+//! [`service`] runs an agent. [`session`] follows the origin and commands its worker, [`fetch`] transfers
+//! bulk bytes, [`hooks`] runs commands around an activation, and [`renew`] keeps the certificate current.
+//! [`admin`] and [`http`] answer questions. [`join`] enrols a node.
 
 #![cfg_attr(not(test), deny(clippy::disallowed_methods))]
 

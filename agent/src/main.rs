@@ -1,4 +1,4 @@
-//! `syncd-agent`: see the library.
+//! The binary `syncd-agent`; everything is in the library.
 
 use std::process::ExitCode;
 

@@ -1,4 +1,4 @@
-//! `status` and `verify` while no agent runs: the replica is opened here, under its lock.
+//! `status` and `verify` while no agent runs. The command opens the replica itself and holds its lock.
 
 use std::path::Path;
 use std::sync::atomic::AtomicBool;
@@ -15,28 +15,28 @@ use crate::service::{self, ServiceError};
 use crate::session::worker::{Display, Failure, ReplicaWork, Verified};
 use crate::status::{AgentStatus, State};
 
-/// Why a command could not do its work on a replica.
+/// Reason why a command could not use a replica.
 #[derive(Debug, thiserror::Error)]
 pub enum OfflineError {
-    /// The replica or the identity can't be opened.
+    /// The replica or the identity could not be opened.
     #[error(transparent)]
     Service(#[from] ServiceError),
-    /// It was not verified.
+    /// The verification failed.
     #[error(transparent)]
     Verify(#[from] Failure),
-    /// A defect: the thread panicked.
+    /// The verifying thread panicked, which is a defect.
     #[error("the verification has ended unexpectedly: report this")]
     Panicked,
 }
 
-/// What the record says. Blocks.
+/// Reads the status from the record. Blocks.
 pub fn status(root: &Path) -> Result<AgentStatus, OfflineError> {
     let options = RunOptions::new(root.to_owned());
     let identity = AgentIdentity::load(root).map_err(ServiceError::from)?;
     let replica = work::open_as_before(&options).map_err(ServiceError::from)?;
     let held = replica.state();
     let live = held.live.as_ref().map(|g| g.number().get());
-    // The hook's command is the running agent's alone: what is due is all that is known here.
+    // Only a running agent knows the hook's command, so only the due generation is known here.
     let hook = hooks::left_due(&root.join("state"), live);
     let reached = if hook.is_some() { State::Switched } else { State::Live };
     Ok(AgentStatus {
@@ -54,7 +54,7 @@ pub fn status(root: &Path) -> Result<AgentStatus, OfflineError> {
     })
 }
 
-/// Re-hashes everything, and heals from the origin what it can. Not cancel safe.
+/// Hashes all files again, and heals what can be healed from the origin. Not cancel safe.
 pub async fn verify(root: &Path) -> Result<Verified, OfflineError> {
     let options = RunOptions::new(root.to_owned());
     let identity = AgentIdentity::load(root).map_err(ServiceError::from)?;

@@ -1,27 +1,27 @@
-//! What tests may change in a debug build. A release build has none of it: the functions below are constants there.
+//! Switches for tests, in debug builds only. In release builds the functions below are constants.
 //!
-//! `SYNCD_PLANTED` names a bug that this process is to have, so that a test can see its oracle find it.
-//! `SYNCD_HASTY` makes the pauses after errors short, so that a test can make some thousand errors.
+//! `SYNCD_PLANTED` gives this process a bug, so that a test can see its oracle find the bug. `SYNCD_HASTY`
+//! shortens the pauses after errors, so that a test can cause thousands of errors.
 
 use std::time::Duration;
 
-/// A step of an activation that is done wrongly.
+/// A defect in one step.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[cfg_attr(not(debug_assertions), allow(dead_code))]
 pub(crate) enum Bug {
-    /// `syncfs` is left out.
+    /// `syncfs` is not called.
     NoSyncfs,
     /// ROOT is not synced after the switch.
     NoRootSync,
-    /// The switch comes before what it leads to is durable.
+    /// The switch comes before the new tree is durable.
     SwapFirst,
-    /// A sync that failed is made again, and its second answer believed.
+    /// A failed sync is repeated, and the second result is trusted.
     SyncAgain,
-    /// The row of a spare is not gone durably before the tree is changed.
+    /// A tree is changed before the removal of its spare row is durable.
     RowLate,
-    /// `previous` goes on naming a tree that is changed.
+    /// `previous` still names a tree that is being changed.
     PreviousStays,
-    /// Trees that a failing on-activate hook may have left a web server on are taken like others.
+    /// Trees that a web server may still serve, because the on-activate hook fails, are recycled like others.
     Unprotected,
 }
 
@@ -42,13 +42,13 @@ pub(crate) fn has(bug: Bug) -> bool {
     *PLANTED == Some(bug)
 }
 
-/// Whether this process has this bug.
+/// Whether this process has this bug: never in a release build.
 #[cfg(not(debug_assertions))]
 pub(crate) const fn has(_: Bug) -> bool {
     false
 }
 
-/// A pause after an error.
+/// Shortens a pause after an error if `SYNCD_HASTY` is set.
 #[cfg(debug_assertions)]
 pub(crate) fn pause(pause: Duration) -> Duration {
     static HASTY: std::sync::LazyLock<bool> =
@@ -56,7 +56,7 @@ pub(crate) fn pause(pause: Duration) -> Duration {
     if *HASTY { pause / 50 } else { pause }
 }
 
-/// A pause after an error.
+/// Returns the pause unchanged in a release build.
 #[cfg(not(debug_assertions))]
 pub(crate) const fn pause(pause: Duration) -> Duration {
     pause

@@ -1,10 +1,10 @@
-//! The agent's identity while it runs: read by everything that connects, replaced when the certificate is renewed, when
-//! the origin's signing key changes, or when the node joins again.
+//! Owns the agent's identity while it runs. Every connection reads it. It is replaced when the certificate is
+//! renewed, when the origin's signing key changes, or when the node joins again.
 //!
-//! Renewal begins at two thirds of the certificate's life, with up to a twentieth of it as jitter, or when the origin
-//! says that the certificate does not hold, and is retried until it works; meanwhile the replica serves. A certificate
-//! that has expired is renewed like any other, unless it was revoked. Whoever watches the [`Route`] reconnects with the
-//! new certificate.
+//! Renewal starts after two thirds of the certificate's life, plus a jitter of at most a twentieth, or when
+//! the origin rejects the certificate. It is retried until it succeeds; the replica keeps serving meanwhile.
+//! An expired certificate can still be renewed unless it was revoked. Users of the [`Route`] reconnect with
+//! the new certificate.
 
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -26,46 +26,46 @@ use crate::backoff::{Backoff, random_fraction};
 use crate::dialer::{Dialer, Route};
 use crate::identity::{AgentIdentity, IdentityError, PendingKey};
 
-/// The clock is looked at so often, since it may be set at any time.
+/// Interval between checks of the clock, which may be set at any time.
 const LOOK: Duration = Duration::from_secs(600);
 
-/// Why a certificate was not renewed.
+/// Reason why a certificate was not renewed.
 #[derive(Debug, thiserror::Error)]
 pub enum RenewError {
-    /// No connection.
+    /// The connection failed.
     #[error(transparent)]
     Connect(#[from] ConnectError),
-    /// The origin said no.
+    /// The origin refused.
     #[error(
         "the origin refused to renew this agent's certificate: if it was revoked, join again with a new token"
     )]
     Refused(#[source] tonic::Status),
-    /// Its answer does not hold, or can't be stored.
+    /// The origin's answer is invalid, or could not be stored.
     #[error(transparent)]
     Identity(#[from] IdentityError),
 }
 
-/// Why a new identity was not taken up.
+/// Reason why a new identity was refused.
 #[derive(Debug, thiserror::Error)]
 pub enum AdoptError {
-    /// The replica is of another tree.
+    /// The replica belongs to another tree.
     #[error("this agent follows tree {has}, the new identity is for tree {wants}")]
     OtherTree {
-        /// The tree of the replica.
+        /// Tree of the replica.
         has: TreeId,
-        /// The tree of the identity.
+        /// Tree of the new identity.
         wants: TreeId,
     },
-    /// It is malformed, or can't be stored.
+    /// The new identity is malformed, or could not be stored.
     #[error(transparent)]
     Identity(#[from] IdentityError),
 }
 
-/// The one owner of the identity file while the agent runs.
+/// Owner of the identity file while the agent runs.
 #[derive(Debug)]
 pub struct Keeper {
     root: PathBuf,
-    /// `--origin`, which wins over where the node joined.
+    /// `--origin`, which takes precedence over the address in the identity.
     origin: Option<String>,
     identity: Mutex<AgentIdentity>,
     route: watch::Sender<Route>,
@@ -73,19 +73,19 @@ pub struct Keeper {
 }
 
 impl Keeper {
-    /// Keeps the identity of `root`, whose origin is at `origin` or, without one, where the node joined.
+    /// Keeps the identity of `root`. The origin is at `origin`, or at the address in the identity.
     pub fn new(root: PathBuf, identity: AgentIdentity, origin: Option<String>) -> Result<Self, TlsError> {
         let route = watch::Sender::new(route(&identity, origin.as_deref())?);
         Ok(Self { root, origin, identity: Mutex::new(identity), route, expired: Arc::default() })
     }
 
-    /// Dials by the newest identity.
+    /// Returns a dialer that always uses the newest identity.
     pub fn dialer(&self) -> Dialer {
         Dialer::new(self.route.subscribe(), self.expired.clone())
     }
 
-    /// Takes up the identity with which this node joined again: stores it, and has everything reconnect with it. `text`
-    /// is what [`AgentIdentity::to_text`] made. Blocks for a few milliseconds.
+    /// Takes over the identity of a repeated join: stores it, and makes every connection use it. `text` is
+    /// the output of [`AgentIdentity::to_text`]. Blocks for a few milliseconds.
     pub fn adopt(&self, text: &str) -> Result<(), AdoptError> {
         let new = AgentIdentity::from_text(text, Path::new("the new identity"))?;
         let mut identity = self.identity();
@@ -110,7 +110,7 @@ impl Keeper {
         identity.store(&self.root)
     }
 
-    /// Renews whenever it is due or the origin asks for it, until `stop`.
+    /// Renews the certificate when it is due or the origin rejects it, until `stop`.
     pub async fn serve(&self, stop: CancellationToken) {
         let mut dialer = self.dialer();
         let jitter = random_fraction();
@@ -130,7 +130,7 @@ impl Keeper {
                             error = error_chain(&error),
                             "certificate not renewed, will try again"
                         );
-                        // What the origin says meanwhile is heard afterwards.
+                        // A request to renew that arrives during the pause is handled after it.
                         if stop.run_until_cancelled(tokio::time::sleep(backoff.pause())).await.is_none() {
                             return;
                         }
@@ -165,7 +165,8 @@ impl Keeper {
             .clamp(Duration::from_millis(100), LOOK)
     }
 
-    /// Gets a new certificate for a new key, and stores both. Cancel safe: until it is stored the old one serves.
+    /// Obtains a certificate for a new key, and stores both. Cancel safe: the old certificate is used until
+    /// then.
     async fn renew(&self, dialer: &mut Dialer) -> Result<(), RenewError> {
         let pending = PendingKey::generate()?;
         let channel = dialer.dial().await?;

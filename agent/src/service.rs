@@ -1,6 +1,7 @@
-//! A running agent: session, worker, renewal, hooks, admin socket and health page, started and stopped together.
+//! Assembles a running agent: starts and stops session, worker, renewal, hooks, admin socket and health page
+//! together.
 //!
-//! Several agents may run in one process, on roots of their own; the quickstart and the tests do that.
+//! One process may run several agents, each on its own root; the quickstart and the tests do.
 
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -30,36 +31,36 @@ use crate::state::layout;
 use crate::status::{AgentStatus, RunSettings, State};
 use crate::{admin, hooks, http};
 
-/// Everything but the session is given so long to end.
+/// Time for everything except the session to stop.
 const STOP_LIMIT: Duration = Duration::from_secs(5);
 
-/// Why an agent does not run.
+/// Reason why an agent does not run.
 #[derive(Debug, thiserror::Error)]
 pub enum ServiceError {
-    /// It does not know who it is.
+    /// The identity could not be loaded.
     #[error(transparent)]
     Identity(#[from] IdentityError),
-    /// The parts of its identity don't belong together.
+    /// The parts of the identity do not match.
     #[error(transparent)]
     Tls(#[from] TlsError),
-    /// Its replica can't be opened.
+    /// The replica could not be opened.
     #[error(transparent)]
     Replica(#[from] crate::replica::OpenReplicaError),
-    /// The HTTP port that was asked for is taken.
+    /// The HTTP port given by the operator could not be bound.
     #[error(transparent)]
     Http(#[from] BindError),
-    /// No admin socket.
+    /// The admin socket could not be created.
     #[error(transparent)]
     Socket(#[from] LocalSocketError),
-    /// It ended by itself.
+    /// The session ended on its own.
     #[error(transparent)]
     Session(#[from] SessionError),
-    /// A defect: a task panicked.
+    /// A task panicked, which is a defect.
     #[error("a task of the agent has ended unexpectedly: start the agent again and report this")]
     Panicked,
 }
 
-/// An agent that runs until it is stopped or dropped.
+/// A running agent. Dropping it stops the agent.
 #[derive(Debug)]
 pub struct Running {
     session: Handle,
@@ -70,37 +71,37 @@ pub struct Running {
 }
 
 impl Running {
-    /// What the agent says of itself, always current.
+    /// The current status.
     pub fn status(&self) -> watch::Receiver<AgentStatus> {
         self.session.status.clone()
     }
 
-    /// Where health is answered; `None`: the default port was taken.
+    /// Address of the health page; `None`: the default port was taken.
     pub fn http_address(&self) -> Option<SocketAddr> {
         self.http_address
     }
 
-    /// Asks things of the session.
+    /// Handle of the session.
     pub fn session(&self) -> &Handle {
         &self.session
     }
 
-    /// Waits until the agent ends by itself, which it does only on a defect. Cancel safe.
+    /// Waits until the agent ends on its own, which only a defect causes. Cancel safe.
     pub async fn ended(&mut self) -> Result<(), ServiceError> {
         Ok((&mut self.task).await.map_err(|_| ServiceError::Panicked)??)
     }
 
-    /// Stops: finishes an activation in flight, ends everything else at once. Not cancel safe.
+    /// Finishes an activation in progress and stops everything else at once. Not cancel safe.
     pub async fn stop(mut self) {
         self.stop.cancel();
         if !self.task.is_finished()
             && let Err(error) = self.ended().await
         {
-            tracing::error!(error = error_chain(&error), "the agent did not stop in order");
+            tracing::error!(error = error_chain(&error), "the agent did not stop cleanly");
         }
         self.others.close();
         if tokio::time::timeout(STOP_LIMIT, self.others.wait()).await.is_err() {
-            tracing::warn!(tasks = self.others.len(), "tasks are left behind");
+            tracing::warn!(tasks = self.others.len(), "some tasks did not stop in time");
         }
     }
 }
@@ -111,7 +112,8 @@ impl Drop for Running {
     }
 }
 
-/// Starts the agent on a root that has joined. Recovery, which needs no origin, is done when this returns.
+/// Starts the agent on a root that has joined. Recovery, which needs no origin, is complete when this
+/// returns.
 pub async fn start(options: RunOptions) -> Result<Running, ServiceError> {
     let identity = AgentIdentity::load(&options.root)?;
     own_directory::warn_of_owner(&options.root);
@@ -122,7 +124,7 @@ pub async fn start(options: RunOptions) -> Result<Running, ServiceError> {
     start_with(options, identity, replica).await
 }
 
-/// Starts the agent with a replica that is open already.
+/// Starts the agent with an open replica.
 pub async fn start_with<R: ReplicaWork>(
     options: RunOptions,
     identity: AgentIdentity,
@@ -177,13 +179,13 @@ async fn listen_http(options: &RunOptions) -> Result<Option<TcpListener>, Servic
         Ok(listener) => Ok(Some(listener)),
         Err(error) if options.http_required => Err(error.into()),
         Err(error) => {
-            tracing::warn!(error = error_chain(&error), "no health page");
+            tracing::warn!(error = error_chain(&error), "there is no health page");
             Ok(None)
         }
     }
 }
 
-/// A status before anything has happened.
+/// Status before any event.
 pub(crate) fn about(options: &RunOptions, identity: &AgentIdentity) -> AgentStatus {
     AgentStatus {
         name: identity.name().to_string(),
@@ -213,14 +215,17 @@ pub(crate) fn about(options: &RunOptions, identity: &AgentIdentity) -> AgentStat
     }
 }
 
-/// The hooks of a replica that is open, with this generation live. What is due of a hook that is not set any more is
-/// dropped.
+/// Creates the hooks of an open replica, where generation `live` is live. If the on-activate hook is no
+/// longer set, drops what was due.
 fn hooks(options: &RunOptions, live: Option<u64>) -> Hooks {
     let state = options.root.join("state");
     if options.on_activate.is_none()
         && let Err(error) = hooks::forget(&state)
     {
-        tracing::warn!(error = error_chain(&error), "the record of an on-activate hook that is gone stays");
+        tracing::warn!(
+            error = error_chain(&error),
+            "can't remove the record of an on-activate hook that is no longer set"
+        );
     }
     let hook = |name, command: &Option<String>| {
         command.as_ref().map(|command| Hook::new(name, command.clone(), options.hook_timeout, &state))

@@ -1,42 +1,45 @@
-//! Where staging gets what the node lacks. The network side is [`crate::fetch`]; tests give their own.
+//! Interface through which staging gets objects that the node does not have. [`crate::fetch`] implements it
+//! over the network; tests have their own implementations.
 
 use syncd_shared::wire::{Frame, ObjectsBatch, WireError};
 use syncd_shared::{ContentHash, ObjectHash, RootHash, Totals};
 use tokio::sync::mpsc::{UnboundedReceiver, unbounded_channel};
 
-/// Frames in the order they came. Dropping it ends the transfer. `next` blocks.
+/// Frames in the order of arrival. `next` blocks. Dropping the iterator ends the transfer.
 pub type Frames = Box<dyn Iterator<Item = Result<Frame, FetchError>> + Send>;
 
-/// What is asked for, in turn. Whoever asks says more while answers come, and bounds what is unanswered.
+/// Batches to ask for, in order. The sender adds batches while answers arrive, and limits how many are
+/// unanswered.
 pub type Batches = UnboundedReceiver<ObjectsBatch>;
 
-/// Batches that are all known.
+/// Turns a complete list of batches into a stream of them.
 pub fn all_of(batches: impl IntoIterator<Item = ObjectsBatch>) -> Batches {
     let (sender, receiver) = unbounded_channel();
-    // The receiver is at hand: nothing is refused.
+    // The receiver exists, so sending cannot fail.
     batches.into_iter().for_each(|batch| drop(sender.send(batch)));
     receiver
 }
 
-/// The origin, as staging sees it. All calls block: never call from an async task.
+/// Source of objects. All calls block and must not be made from an async task.
 pub trait Source: Send {
-    /// From now on no tree that answers are about exceeds these totals, which are signed: what can't be part of it is
-    /// refused before memory is taken for it. Until then no directory is taken that has entries.
+    /// Sets the signed totals of the trees that answers refer to. Anything that cannot belong to such a tree
+    /// is refused before memory is allocated for it. Before this call, only empty directories are accepted.
     fn expect(&mut self, _totals: &Totals) {}
 
-    /// Everything that takes a replica from one root to another. Ends with [`Frame::End`]; an origin that does not know
-    /// `from` answers [`FetchError::UnknownRoot`], and the general path serves.
+    /// Asks for everything that takes a replica from one root to another. The answer ends with
+    /// [`Frame::End`]. If the origin does not know `from`, it returns [`FetchError::UnknownRoot`], and the
+    /// general path is used.
     fn update(&mut self, from: RootHash, to: RootHash) -> Result<Frames, FetchError>;
 
-    /// The general path: batches are asked for in turn and answered in order, each answer closed by [`Frame::End`].
-    /// Everything asked for is part of `root`. The first batch is to be there at the call.
+    /// Asks for objects by hash: the general path. Batches are answered in order, and [`Frame::End`] ends
+    /// each answer. Every object must be part of `root`. The first batch must be available at the call.
     fn objects(&mut self, root: RootHash, batches: Batches) -> Result<Frames, FetchError>;
 }
 
-/// Why the origin did not deliver.
+/// Reason why the origin did not deliver.
 #[derive(Debug, thiserror::Error)]
 pub enum FetchError {
-    /// Not connected, or the connection broke; what was received and verified stays.
+    /// Not connected, or the connection broke. Objects already received and verified are kept.
     #[error("connection to the origin lost")]
     Disconnected(#[source] Option<tonic::Status>),
     /// The origin does not know the root that an update starts from.
@@ -48,19 +51,19 @@ pub enum FetchError {
     /// The origin refused.
     #[error("the origin refused the request")]
     Refused(#[source] tonic::Status),
-    /// What came is no well-formed frame.
+    /// A received frame is malformed.
     #[error("the origin sent a malformed frame")]
     Malformed(#[from] WireError),
-    /// A content that the origin should have is gone.
+    /// The origin does not have a content that was asked for.
     #[error("the origin has no content {content}")]
     MissingContent {
-        /// The content asked for.
+        /// Hash of the content.
         content: ContentHash,
     },
-    /// A directory object that the origin should have is gone.
+    /// The origin does not have a directory object that was asked for.
     #[error("the origin has no directory object {object}")]
     MissingDirectory {
-        /// The object asked for.
+        /// Hash of the object.
         object: ObjectHash,
     },
     /// A newer generation was announced, or the agent stops.

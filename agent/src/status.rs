@@ -1,4 +1,4 @@
-//! What an agent says of itself: `syncd-agent status`, the health page, the admin socket.
+//! Status of an agent, for `syncd-agent status`, the health page and the admin socket.
 
 use std::fmt;
 
@@ -9,52 +9,53 @@ use syncd_shared::progress::percent;
 use syncd_shared::text::{counted, counted_of};
 use syncd_shared::{HookStatus, TreePath};
 
-/// The JSON of `syncd-agent status --json`: scripts depend on its names.
+/// JSON of `syncd-agent status --json`. Scripts depend on the names.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct AgentStatus {
     /// The agent's name at the origin.
     pub name: String,
-    /// ROOT.
+    /// ROOT, absolute.
     pub root_directory: String,
-    /// HOST:PORT.
+    /// Address of the origin, HOST:PORT.
     pub origin: String,
     /// Whether the control stream is up.
     pub connected: bool,
-    /// The live generation.
+    /// Number of the live generation.
     pub generation: Option<u64>,
-    /// Its root hash, hexadecimal.
+    /// Root hash of the live generation, hexadecimal.
     pub root: Option<String>,
-    /// What the web server reads.
+    /// Path that the web server reads.
     pub live: String,
-    /// What the agent is at.
+    /// Current state.
     pub state: State,
     /// The highest generation ever accepted.
     pub accepted: Option<u64>,
-    /// Complete trees, oldest first.
+    /// Generations with a complete tree, oldest first.
     pub generations: Vec<u64>,
-    /// Spares that are ready.
+    /// Number of spares that are ready.
     pub spares: u64,
-    /// Whether an agent runs on ROOT; `false`: this was read from its record.
+    /// Whether an agent runs on ROOT; `false`: the status was read from the record.
     pub running: bool,
-    /// How far the update that is under way is.
+    /// Progress of the current update.
     pub progress: Option<StageProgress>,
     /// Version of the agent.
     pub version: String,
-    /// Version of the origin, where it was reached since the agent started.
+    /// Version of the origin; `None`: not reached since the agent started.
     pub origin_version: Option<String>,
-    /// When the origin was last heard, RFC 3339, UTC; since the agent started.
+    /// Time of the last message from the origin, RFC 3339, UTC; `None`: none since the agent started.
     pub last_contact: Option<String>,
-    /// What went wrong last, until it works again.
+    /// The last fault, while it lasts.
     pub error: Option<String>,
-    /// The on-activate hook of the newest activation; `None`: none is set, or none was due since the agent started.
+    /// The on-activate hook for the newest activation; `None`: none is set, or none was due since the agent
+    /// started.
     pub hook: Option<HookStatus>,
-    /// Files that were changed locally, until a later tree is without any.
+    /// Local changes found, until a later tree has none.
     pub drift: Option<Drift>,
-    /// Options of the running agent that the web server's settings must suit.
+    /// Options of the running agent that the web server's settings depend on.
     pub settings: Option<RunSettings>,
 }
 
-/// Some of what `run` was told.
+/// Some options of `run`.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct RunSettings {
     /// `--keep`.
@@ -65,33 +66,33 @@ pub struct RunSettings {
     pub on_activate: Option<String>,
 }
 
-/// Files of a tree on this node that are not what the manifest says, as they were found last.
+/// Local changes found by the last inspection: files on this node that differ from the manifest.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Drift {
-    /// Generation that the tree was.
+    /// Generation of the tree.
     pub generation: u64,
-    /// How many names; a directory that the manifest does not have counts as one.
+    /// Number of names that differ. A directory that the manifest does not have counts as one.
     pub paths: u64,
-    /// The first of them, as [`shown`] gives it.
+    /// The first of these names, as formatted by [`shown`].
     pub first: String,
-    /// Where they are now; `None`: nothing is kept.
+    /// Directory where the files are kept; `None`: nothing was kept.
     pub kept: Option<String>,
-    /// Names that are not kept: too large, not to be moved by this user, or deleted since for want of space.
+    /// Number of names not kept: too large, not movable by this user, or deleted later to free space.
     pub lost: u64,
-    /// Generation that was live when they were found.
+    /// Generation that was live at the inspection.
     pub live: u64,
 }
 
-/// A path of a tree for a person: escaped, and the root in words.
+/// Formats a path of a tree for people: escaped, with words for the root.
 pub(crate) fn shown(path: &TreePath) -> String {
     if path.is_root() { ROOT_SHOWN.to_owned() } else { path.to_string() }
 }
 
-/// The root of a tree, for a person.
+/// Text for the root of a tree.
 pub(crate) const ROOT_SHOWN: &str = "the tree's root";
 
 impl fmt::Display for Drift {
-    /// One line.
+    /// Writes one line.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Self { generation, paths, first, kept, lost, .. } = self;
         let changes = counted(*paths, "local change", "local changes");
@@ -106,28 +107,28 @@ impl fmt::Display for Drift {
     }
 }
 
-/// What the agent is at.
+/// State of the agent.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum State {
-    /// Nothing was ever live.
+    /// No generation was ever live.
     Empty,
-    /// Receiving an update.
+    /// An update is being received.
     Fetching,
-    /// Building a tree.
+    /// A tree is being built.
     Staging,
-    /// A tree is complete and waits to be activated.
+    /// A complete tree waits to be activated.
     Staged,
-    /// The tree is linked and durable, and the on-activate hook has not succeeded for it.
+    /// The tree is linked and durable, but the on-activate hook has not succeeded for it.
     Switched,
-    /// The announced generation is live, or none newer is known.
+    /// The announced generation is live, or no newer one is known.
     Live,
-    /// The announced generation could not be made live; it is tried again.
+    /// The announced generation could not be made live; the agent retries.
     Failed,
 }
 
 impl State {
-    /// For a message.
+    /// Converts the state for the wire.
     pub fn to_message(self) -> AgentState {
         match self {
             Self::Empty => AgentState::Empty,
@@ -155,19 +156,20 @@ impl fmt::Display for State {
     }
 }
 
-/// What `status --check` ends with.
+/// Result of `status --check`, with its exit code.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Verdict {
-    /// 0: what the origin announced last is live.
+    /// 0: the newest announced generation is live.
     Well,
-    /// 1: nothing is live, or no agent runs.
+    /// 1: no generation is live, or no agent runs.
     NotServing,
-    /// 3: a generation is live, but the origin is not reached, another generation is on its way, or something is wrong.
+    /// 3: a generation is live, but the origin is unreachable, another generation is on its way, or there is
+    /// a fault.
     NotFollowing,
 }
 
 impl AgentStatus {
-    /// How the agent is.
+    /// Judges the status for `status --check`.
     pub fn verdict(&self) -> Verdict {
         if !self.running || self.generation.is_none() {
             return Verdict::NotServing;
@@ -178,7 +180,7 @@ impl AgentStatus {
 }
 
 impl fmt::Display for AgentStatus {
-    /// For a person, at a glance.
+    /// Writes a short summary for people.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let connection = match (self.running, self.connected) {
             (true, true) => "connected",
@@ -234,26 +236,26 @@ impl fmt::Display for AgentStatus {
 }
 
 impl AgentStatus {
-    /// How far [`Self::generation`] got: `switched` while the on-activate hook is due, else `live`.
+    /// How far the current [`Self::generation`] is: `switched` while the on-activate hook is due, otherwise
+    /// `live`.
     pub fn reached(&self) -> State {
         if self.hook.as_ref().is_some_and(|hook| !hook.is_live()) { State::Switched } else { State::Live }
     }
 }
 
-/// How far staging or verifying is.
+/// Progress of staging or verifying.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct StageProgress {
-    /// Files done.
     pub files_done: u64,
-    /// Files in all; 0: not known.
+    /// Total number of files; 0: unknown.
     pub files_total: u64,
-    /// Bytes of content done.
+    /// Content bytes done.
     pub bytes_done: u64,
-    /// Bytes of content in all; 0: not known.
+    /// Total number of content bytes; 0: unknown.
     pub bytes_total: u64,
 }
 
-/// `652 of 2,594 files, 10.30 MiB of 53.10 MiB, 19 %`, without what is not known.
+/// Written as `652 of 2,594 files, 10.30 MiB of 53.10 MiB, 19 %`, without unknown parts.
 impl fmt::Display for StageProgress {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Self { files_done, files_total, bytes_done, bytes_total } = *self;
@@ -271,7 +273,7 @@ impl fmt::Display for StageProgress {
 }
 
 impl StageProgress {
-    /// Whether content is still to come.
+    /// Whether content is still missing.
     pub fn is_fetching(&self) -> bool {
         self.bytes_done < self.bytes_total
     }
@@ -306,7 +308,7 @@ pub(crate) mod tests {
         }
     }
 
-    /// The hook has failed for the generation of [`sample`].
+    /// Status in which the hook has failed for the generation of [`sample`].
     pub(crate) fn failing() -> AgentStatus {
         let hook = HookStatus {
             generation: 42,
@@ -326,7 +328,7 @@ pub(crate) mod tests {
         assert!(text.starts_with("web1: generation 42 is switched\n"), "{text}");
         let hook = "hook         hook failed: exit status: 1: AH00526 (attempt 2); the web server may still serve generation 41";
         assert!(text.contains(hook), "{text}");
-        // Also while the next one is on its way.
+        // The same while the next generation is on its way.
         let text = AgentStatus { state: State::Fetching, ..failing() }.to_string();
         assert!(text.starts_with("web1: generation 42 is switched, the next is fetching\n"), "{text}");
     }

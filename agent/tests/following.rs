@@ -1,4 +1,4 @@
-//! An agent follows an origin: the whole agent but the replica, over real TLS, with an origin that misbehaves on demand.
+//! A whole agent, except for its replica, follows an origin over real TLS; the origin misbehaves on demand.
 
 #![allow(clippy::unwrap_used)]
 
@@ -134,7 +134,7 @@ async fn a_barrier_holds_until_activate() {
     assert!(matches!(conversation.hear().await, Some(FromAgent::Staged(staged)) if staged.generation == 1));
     assert_eq!(agent.status().borrow().generation, None);
 
-    // Told again after a reconnect, it does not stage again.
+    // When the generation is announced again after a reconnect, the agent does not stage it again.
     origin.cut();
     let mut conversation = origin.welcomed().await;
     conversation.announce(&generation, false).await;
@@ -253,7 +253,7 @@ async fn an_update_that_breaks_off_resumes_at_the_item_that_is_due() {
     let asked = [Asked::Update { first_item: 0 }, Asked::Update { first_item: 7 }];
     assert_eq!(*origin.asked.lock().unwrap(), asked);
 
-    // Items out of order are an error, and so is a stream that ends too early twice.
+    // Items out of order are an error. So is a stream that ends too early twice.
     origin.answer(vec![local(1)], None);
     conversation.announce(&origin.generation(2), true).await;
     let failed = conversation.hear_failed().await;
@@ -367,7 +367,7 @@ async fn a_refused_certificate_is_told_in_the_status_and_the_replica_stays() {
     let told =
         status.wait_for(|s| s.error.as_ref().is_some_and(|e| e.contains("join again with a new token")));
     assert_eq!(soon("told", told).await.unwrap().generation, Some(1));
-    // A new token makes it an agent again; the replica is not touched.
+    // A new token makes it an agent again, and the replica is not touched.
     origin.admit(true);
     origin.welcomed().await;
     agent.stop().await;

@@ -167,7 +167,7 @@ impl<'a> Assembler<'a> {
                     taken = bytes.saturating_add(taken);
                 }
                 Err(StageError::Content { expected, actual }) => {
-                    tracing::warn!(%expected, %actual, "a delta made other content: it is fetched whole");
+                    tracing::warn!(%expected, %actual, "a delta produced other content, which is now fetched whole");
                 }
                 Err(error) => return Err(error),
             }

@@ -81,7 +81,7 @@ pub async fn run(options: Check, root: &Path, running: RunSettings) -> anyhow::R
     if masters.addresses.is_empty() && ini.is_empty() {
         bail!("no PHP: name each FPM master with --fpm, and the settings of mod_php with --ini");
     }
-    let root = fs::canonicalize(root).with_context(|| format!("can't look at {}", root.display()))?;
+    let root = fs::canonicalize(root).with_context(|| format!("can't read {}", root.display()))?;
     let replica = Replica::of(root, running)?;
     let slots = replica.root.join("slots");
     let mut findings = Vec::new();
@@ -128,7 +128,7 @@ fn show(name: &str, kind: Kind, settings: &Settings, replica: &Replica) -> anyho
 impl Replica {
     fn of(root: PathBuf, running: RunSettings) -> anyhow::Result<Self> {
         let live = root.join("live");
-        let code = Code::of(&live).with_context(|| format!("can't look at {}", live.display()))?;
+        let code = Code::of(&live).with_context(|| format!("can't read {}", live.display()))?;
         let is_slot = |name: &str| name.bytes().all(|byte| byte.is_ascii_digit());
         let on_disk = fs::read_dir(root.join("slots")).map_or(0, |names| {
             names.flatten().filter(|entry| entry.file_name().to_str().is_some_and(is_slot)).count() as u64

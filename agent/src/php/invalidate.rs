@@ -50,7 +50,7 @@ pub struct Invalidate {
 #[derive(Debug, thiserror::Error)]
 pub enum InvalidateError {
     /// No such tree.
-    #[error("can't look at the tree {}", path.display())]
+    #[error("can't read the tree {}", path.display())]
     Tree {
         /// `--tree`.
         path: PathBuf,

@@ -49,7 +49,7 @@ pub enum SettingsError {
         source: std::io::Error,
     },
     /// It said something else.
-    #[error("{program} does not tell the settings in {}: {said}", directory.display())]
+    #[error("{program} does not print the settings in {}: {said}", directory.display())]
     Said {
         /// The program.
         program: String,

@@ -387,7 +387,7 @@ impl Machine {
     /// stands, because the origin would send the same again after a reconnect.
     fn drop_inline(&self, generation: GenerationNumber, error: &Violation, out: &mut Vec<Action>) {
         let reason = error_chain(error);
-        tracing::warn!(%generation, error = reason, "the update is dropped, what is missing is asked for");
+        tracing::warn!(%generation, error = reason, "the update is dropped: missing objects are fetched by hash");
         let (generation, retry) = (generation.get(), RetryClass::Resync.into());
         self.send(ToOrigin::Failed(v1::Failed { generation, retry, reason }), out);
     }
@@ -422,7 +422,10 @@ impl Machine {
                 target.activate = true;
             }
             // Refers to a generation that was superseded meanwhile.
-            _ => tracing::debug!(generation = activate.generation, "told to activate what is not announced"),
+            _ => tracing::debug!(
+                generation = activate.generation,
+                "asked to activate a generation that was not announced"
+            ),
         }
         Ok(())
     }
@@ -591,7 +594,7 @@ impl Machine {
         if was_up && !self.stopping {
             tracing::info!(
                 reason,
-                "disconnected from the origin: what is live stays, and it is dialled again"
+                "disconnected from the origin: the live generation stays, and the agent reconnects"
             );
         } else if !self.stopping && self.link_error.as_ref() != Some(&reason) {
             tracing::warn!(error = reason, "not connected to the origin");
@@ -607,7 +610,7 @@ impl Machine {
 
     fn renewed(&mut self, now: Instant, out: &mut Vec<Action>) {
         if !matches!(self.link, Link::Down { .. }) {
-            tracing::info!("the origin is dialled again with a new certificate");
+            tracing::info!("reconnecting to the origin with a new certificate");
             out.push(Action::Hang);
         }
         self.link = Link::Down { redial_at: now };

@@ -1,4 +1,4 @@
-//! An origin that does what a test says, over real TLS, and a replica that dawdles and fails on demand.
+//! An origin that does what a test asks for, over real TLS, and a replica that delays and fails on demand.
 
 #![allow(dead_code)]
 
@@ -42,7 +42,7 @@ use tonic::transport::server::Connected;
 use tonic::{Request, Response, Status, Streaming};
 
 pub const TREE: TreeId = TreeId::from_bytes([9; 16]);
-/// Nothing here takes longer unless it is broken.
+/// Deadline that only a broken test reaches.
 pub const PATIENCE: Duration = Duration::from_secs(20);
 
 pub async fn soon<T>(what: &str, future: impl Future<Output = T>) -> T {
@@ -89,13 +89,13 @@ impl AsyncWrite for Wire {
     }
 }
 
-/// What a fetch is answered: frames, then an end of the stream or a status.
+/// Answer to a fetch: frames, then the end of the stream or a status.
 pub struct Answer {
     pub frames: Vec<v1::FetchFrame>,
     pub status: Option<Status>,
 }
 
-/// What an agent asked for on a fetch stream.
+/// Request of an agent on a fetch stream.
 #[derive(Debug, Clone, PartialEq)]
 pub enum Asked {
     Update { first_item: u64 },
@@ -169,7 +169,7 @@ impl FakeOrigin {
         Self { address, authority, signing_key, token, answers, asked, conversations, cut, admit }
     }
 
-    /// Breaks every connection there is; new ones are accepted.
+    /// Breaks all connections; new ones are accepted.
     pub fn cut(&self) {
         std::mem::take(&mut *self.cut.lock().unwrap()).cancel();
     }
@@ -211,7 +211,7 @@ impl FakeOrigin {
         join::join(options).await.unwrap().identity
     }
 
-    /// An agent with a fake replica.
+    /// Starts an agent with a fake replica.
     pub async fn agent(&self, root: &std::path::Path, replica: &FakeReplica) -> Running {
         let identity = self.join(root).await;
         self.agent_with(RunOptions::new(root.to_owned()), identity, replica).await
@@ -228,12 +228,12 @@ impl FakeOrigin {
         service::start_with(options, identity, replica.clone()).await.unwrap()
     }
 
-    /// The next agent that subscribes.
+    /// Waits for the next agent that subscribes.
     pub async fn conversation(&mut self) -> Conversation {
         soon("an agent subscribes", self.conversations.recv()).await.unwrap()
     }
 
-    /// The next agent that subscribes, welcomed.
+    /// Waits for the next agent that subscribes, and welcomes it.
     pub async fn welcomed(&mut self) -> Conversation {
         let mut conversation = self.conversation().await;
         conversation.hello = Some(conversation.hear_hello().await);
@@ -369,7 +369,7 @@ impl Conversation {
         .await;
     }
 
-    /// The next message that is neither heartbeat (answered) nor progress.
+    /// Waits for the next message except heartbeats, which it answers, and progress.
     pub async fn hear(&mut self) -> Option<FromAgent> {
         loop {
             match soon("the agent says something", self.from_agent.message()).await.ok()??.message.unwrap() {
@@ -401,7 +401,7 @@ impl Conversation {
         }
     }
 
-    /// Waits until the on-activate hook ended in this way.
+    /// Waits until the on-activate hook ended with this outcome.
     pub async fn hear_hook(&mut self, outcome: v1::HookOutcome) -> v1::HookReport {
         loop {
             match self.hear().await {
@@ -412,7 +412,7 @@ impl Conversation {
         }
     }
 
-    /// Like [`Conversation::hear_activated`], where others may come before.
+    /// Like [`Conversation::hear_activated`], but skips messages before it.
     pub async fn hear_activated_at_last(&mut self, number: u64) {
         loop {
             match self.hear().await {
@@ -451,7 +451,7 @@ pub struct FakeReplica {
 #[derive(Default)]
 pub struct FakeReplicaState {
     pub state: ReplicaState,
-    /// Staging these blocks until it is cancelled.
+    /// Numbers whose staging blocks until it is cancelled.
     pub stuck: Vec<u64>,
     /// Staging blocks while this is set.
     pub gate: bool,
@@ -459,7 +459,7 @@ pub struct FakeReplicaState {
     pub staged: Vec<u64>,
     pub activated: Vec<u64>,
     pub verified: u64,
-    /// Takes an update of the source before it is done.
+    /// Staging takes an update from the source.
     pub fetches: bool,
     pub frames: u64,
 }
