@@ -14,14 +14,18 @@
 //! and is not listed: the cost follows the directories. Files that were changed in place don't show in their directory,
 //! so from time to time, and after a start, every name is looked at ([`WHOLE_EVERY`]). A crash leaves the tree
 //! retired, to be inspected again.
+//!
+//! After the record was lost nobody knows for certain what a tree was, and its manifest may be gone. There the live
+//! manifest explains a name, too. What neither explains moves to lost+found, and what is missing is not reported.
 
 use std::collections::HashSet;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use rustix::fs::FileType;
 use syncd_shared::diff::DirectorySource;
-use syncd_shared::{Directory, Entry, Kind, RootEntry, Timestamp, TreePath};
+use syncd_shared::{Component, Directory, Entry, Kind, ObjectHash, RootEntry, Timestamp, TreePath};
 
 use crate::build::StageError;
 use crate::replica::Replica;
@@ -49,7 +53,7 @@ pub(crate) struct Found {
     first: Option<TreePath>,
     /// Names that moved to lost+found.
     kept: u64,
-    /// Those among them that the manifest does not have.
+    /// Those among them that leave no place that an inspection would find empty.
     strangers: u64,
     /// Names that could not be kept.
     lost: u64,
@@ -85,9 +89,51 @@ struct Inspection<'a> {
 /// A directory that is looked into.
 struct Place<'a> {
     path: &'a TreePath,
-    manifest: &'a Directory,
+    manifests: &'a Manifests,
     /// Whether nobody changed the names in it since the tree became live.
     is_untouched: bool,
+}
+
+/// What explains the names of a directory.
+struct Manifests {
+    /// Its own manifest; `None`: not known.
+    own: Option<Arc<Directory>>,
+    /// That of the live tree, where the own one is not known for certain.
+    live: Option<Arc<Directory>>,
+}
+
+impl Manifests {
+    fn all(&self) -> impl Iterator<Item = &Directory> {
+        self.own.iter().chain(&self.live).map(|directory| &**directory)
+    }
+
+    /// What a name may be.
+    fn entries(&self, name: &Component) -> impl Iterator<Item = &Entry> {
+        self.all().filter_map(|directory| directory.get(name))
+    }
+
+    /// Names that are explained, each once.
+    fn names(&self) -> Vec<&Component> {
+        let mut names: Vec<_> = self.all().flat_map(Directory::entries).map(|entry| &entry.name).collect();
+        names.sort_unstable();
+        names.dedup();
+        names
+    }
+
+    /// Directories below, and their own objects where those are known.
+    fn below(&self) -> Vec<(&Component, Option<ObjectHash>)> {
+        let is_known = |name: &&Component| self.entries(name).any(Entry::is_directory);
+        let own = |name| match self.own.as_ref()?.get(name)?.kind {
+            Kind::Directory { object, .. } => Some(object),
+            _ => None,
+        };
+        self.names().into_iter().filter(is_known).map(|name| (name, own(name))).collect()
+    }
+
+    /// Whether a name that is not there is missing.
+    fn is_certain(&self) -> bool {
+        self.live.is_none()
+    }
 }
 
 impl Inspection<'_> {
@@ -96,7 +142,7 @@ impl Inspection<'_> {
     fn run(&self, dir: Dir, live: &mut LiveTree<'_>, found: &mut Found) -> Result<(), StageError> {
         let mut keeper = None;
         let mut cursor = DirCursor::new(dir);
-        let mut waiting = vec![(TreePath::root(), self.tree.root.object)];
+        let mut waiting = vec![(TreePath::root(), Some(self.tree.root.object))];
         while let Some((path, object)) = waiting.pop() {
             if self.cancel.load(Ordering::Relaxed) {
                 return Err(StageError::Cancelled);
@@ -107,16 +153,12 @@ impl Inspection<'_> {
                 Err(e) if e.is_no_directory() || e.is_denied() => continue,
                 Err(e) => return Err(e.into()),
             };
-            let manifest = match self.record.directory(&object) {
-                // Of a record that was lost.
-                Err(RecordError::Unknown { .. }) => continue,
-                other => other?,
-            };
+            let manifests = self.manifests(&path, object, live)?;
             let ctime = dir.stat_self()?.ctime;
             // Its owner and mode were changed.
             let is_untouched = self.finished.is_some_and(|finished| ctime <= finished) && !path.is_root();
             if self.whole || !is_untouched {
-                let place = Place { path: &path, manifest: &manifest, is_untouched };
+                let place = Place { path: &path, manifests: &manifests, is_untouched };
                 match self.names(&place, dir, live, &mut keeper, found) {
                     // Another user's, in the place of the directory that was activated.
                     Err(StageError::Disk(e)) if e.is_denied() => {
@@ -126,13 +168,27 @@ impl Inspection<'_> {
                     other => other?,
                 }
             }
-            for entry in manifest.entries().iter().rev() {
-                if let Kind::Directory { object, .. } = entry.kind {
-                    waiting.push((join(&path, entry)?, object));
-                }
+            for (name, object) in manifests.below().into_iter().rev() {
+                waiting.push((join(&path, name)?, object));
             }
         }
         Ok(())
+    }
+
+    fn manifests(
+        &self,
+        path: &TreePath,
+        object: Option<ObjectHash>,
+        live: &mut LiveTree<'_>,
+    ) -> Result<Manifests, RecordError> {
+        let own = match object.map(|object| self.record.directory(&object)).transpose() {
+            // Of a record that was lost.
+            Err(RecordError::Unknown { .. }) => None,
+            other => other?,
+        };
+        let is_certain = self.tree.is_certain && own.is_some();
+        let live = if is_certain { None } else { Some(live.directory(path)?.unwrap_or_default()) };
+        Ok(Manifests { own, live })
     }
 
     fn names<'l>(
@@ -146,8 +202,8 @@ impl Inspection<'_> {
         let mut changed: Vec<Vec<u8>> = Vec::new();
         for listed in dir.names()? {
             let listed = listed?;
-            let name = syncd_shared::Component::new(&listed.name).ok();
-            if name.is_some_and(|name| place.manifest.get(&name).is_some()) {
+            let name = Component::new(&listed.name).ok();
+            if name.is_some_and(|name| place.manifests.entries(&name).next().is_some()) {
                 continue;
             }
             match changed.len() < NAMES_MAX {
@@ -158,12 +214,12 @@ impl Inspection<'_> {
                 }
             }
         }
-        for entry in place.manifest.entries() {
-            let name = entry.name.as_bytes();
-            match dir.stat(name)? {
-                Some(stat) if self.is_right(place, entry, dir, &stat, live)? => {}
-                Some(_) => changed.push(name.to_vec()),
-                None => found.note_missing(join(place.path, entry)?),
+        for name in place.manifests.names() {
+            match dir.stat(name.as_bytes())? {
+                Some(stat) if self.is_explained(place, name, dir, &stat, live)? => {}
+                Some(_) => changed.push(name.as_bytes().to_vec()),
+                None if place.manifests.is_certain() => found.note_missing(join(place.path, name)?),
+                None => {}
             }
         }
         changed.sort_unstable();
@@ -189,7 +245,7 @@ impl Inspection<'_> {
         keeper: &mut Keeper<'_>,
         found: &mut Found,
     ) -> Result<(), StageError> {
-        let component = syncd_shared::Component::new(name).ok();
+        let component = Component::new(name).ok();
         let path = component.as_ref().and_then(|name| place.path.join(name).ok());
         let holder = keeper.lost.holder(dir, name)?.filter(|holder| *holder != self.tree.number);
         if holder.is_some() && dir.unlink(name).is_ok() {
@@ -206,7 +262,9 @@ impl Inspection<'_> {
         }
         match keeper.lost.keep(self.tree.number, place.path, dir, name) {
             Ok(true) => {
-                let is_stranger = component.is_none_or(|name| place.manifest.get(&name).is_none());
+                let manifests = &place.manifests;
+                let has_no_place = |name: &Component| manifests.entries(name).next().is_none();
+                let is_stranger = !manifests.is_certain() || component.as_ref().is_none_or(has_no_place);
                 found.kept += 1;
                 found.strangers += u64::from(is_stranger);
             }
@@ -215,6 +273,23 @@ impl Inspection<'_> {
             Err(e) => return Err(e),
         }
         Ok(())
+    }
+
+    /// Whether a name is what one of the manifests says.
+    fn is_explained(
+        &self,
+        place: &Place<'_>,
+        name: &Component,
+        dir: &Dir,
+        stat: &Stat,
+        live: &mut LiveTree<'_>,
+    ) -> Result<bool, StageError> {
+        for entry in place.manifests.entries(name) {
+            if self.is_right(place, entry, dir, stat, live)? {
+                return Ok(true);
+            }
+        }
+        Ok(false)
     }
 
     /// Whether a name still is what the manifest says. Owner and mode don't count: they take nothing along.
@@ -236,7 +311,7 @@ impl Inspection<'_> {
                 let looks_right = stat.kind == FileType::RegularFile
                     && stat.size == *size
                     && stat.mtime == entry.metadata.mtime;
-                let path = join(place.path, entry)?;
+                let path = join(place.path, &entry.name)?;
                 if !looks_right || self.distrusted.is_some_and(|paths| paths.contains(&path)) {
                     return Ok(false);
                 }
@@ -309,10 +384,16 @@ impl Replica {
         let Some(Slot::Retired(tree)) = self.slots.state(slot).cloned() else { return Ok(None) };
         let clock = &self.options.clock;
         let last = self.upkeep.retired.inspected_whole;
-        let whole = last.is_none_or(|at| clock.since(at) >= WHOLE_EVERY);
+        let whole = !tree.is_certain || last.is_none_or(|at| clock.since(at) >= WHOLE_EVERY);
         if whole {
             // Also where updates keep it from being finished: the next one is to have a chance.
             self.upkeep.retired.inspected_whole = Some(clock.now());
+        }
+        if !tree.is_certain {
+            tracing::info!(
+                slot,
+                "the record of this tree was lost: files that neither its generation nor the live one has are kept"
+            );
         }
         self.slots.close(slot)?;
         let dir = self.slots.open(slot)?;
@@ -323,12 +404,14 @@ impl Replica {
         }
         if recycle {
             self.slots.recycle(slot)?;
-            self.upkeep.retired.was.insert(slot, tree);
+            if tree.is_certain {
+                self.upkeep.retired.was.insert(slot, tree);
+            }
         } else {
             self.slots.discard(slot)?;
         }
         let found = self.upkeep.retired.inspected.remove(&(slot, tree.number)).unwrap_or_default();
-        if drift.is_none() && found.repeats.is_empty() {
+        if drift.is_none() && found.repeats.is_empty() && tree.is_certain {
             self.drift_ended(tree.number)?;
         }
         Ok(drift)
@@ -369,7 +452,8 @@ impl Replica {
         let trees = self.slots.trees();
         let live = trees.live().map(|live| live.generation());
         let (number, root) = live.map_or((tree.number, RootEntry::empty()), |g| (g.number.get(), g.root));
-        let finished = self.upkeep.history.finished(tree.number).filter(|_| distrusted.is_none());
+        let finished =
+            self.upkeep.history.finished(tree.number).filter(|_| distrusted.is_none() && tree.is_certain);
         let (layout, record) = (&*trees.layout, &*trees.record);
         let inspection =
             Inspection { layout, record, tree, finished, whole, live: number, distrusted, cancel };
@@ -438,6 +522,6 @@ fn directory_of(layout: &Layout, generation: u64) -> String {
     layout.root.path().join("lost+found").join(generation.to_string()).display().to_string()
 }
 
-fn join(path: &TreePath, entry: &Entry) -> Result<TreePath, StageError> {
-    path.join(&entry.name).map_err(|source| StageError::Path { source })
+fn join(path: &TreePath, name: &Component) -> Result<TreePath, StageError> {
+    path.join(name).map_err(|source| StageError::Path { source })
 }

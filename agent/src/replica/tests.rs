@@ -3,6 +3,7 @@
 mod closed;
 mod deltas;
 mod foreign;
+mod lost_record;
 mod mishaps;
 mod parts;
 mod recycled;

@@ -103,6 +103,11 @@ impl<'a> LiveTree<'a> {
         Ok(Self { record, dirs: DirCursor::new(dir), manifest, owners, current: None })
     }
 
+    /// What the manifest has in the directory at `path`; `None`: it has no directory there.
+    pub fn directory(&mut self, path: &TreePath) -> Result<Option<Arc<Directory>>, RecordError> {
+        Ok(self.manifest.directory(path)?.map(|(_, directory)| directory))
+    }
+
     /// Inode that was activated at `path`; `None` where nothing is known.
     pub fn inode(&mut self, path: &TreePath) -> Result<Option<u64>, RecordError> {
         let Some((parent, name)) = path.split_last() else { return Ok(None) };

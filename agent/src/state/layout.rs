@@ -259,6 +259,12 @@ impl Layout {
         self.slot(slot)?.make_private()
     }
 
+    /// Whether only the agent may enter the tree of a slot.
+    pub fn is_closed(&self, slot: u64) -> Result<bool, DiskError> {
+        let stat = self.slot(slot)?.stat_self()?;
+        Ok(stat.mode == 0o700 && stat.uid == rustix::process::geteuid().as_raw())
+    }
+
     /// Throws away what a patch that failed had moved out of its tree for a moment.
     pub fn discard_asides(&self) -> Result<(), DiskError> {
         for listed in self.staging.list()? {

@@ -23,17 +23,29 @@ pub(crate) enum Slot {
     Resting(FormerTree),
     /// Was live; its grace is over, and it waits to be inspected.
     Retired(FormerTree),
-    /// May have been served before the record was lost: nothing is known about it. Left alone for the grace.
-    Unknown,
+    /// May have been served before the record was lost. Left alone for the grace.
+    Unknown(FormerTree),
 }
 
 /// A tree that was live.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct FormerTree {
-    /// Generation that it was.
+    /// Generation that it was; 0: not known.
     pub number: u64,
-    /// Its manifest.
+    /// Its manifest; that of an empty tree where the generation is not known.
     pub root: RootEntry,
+    /// The record said so. Otherwise it was lost, and the copy of the slot's signed record says so: the tree may also be
+    /// of an earlier or a later generation.
+    pub is_certain: bool,
+}
+
+impl FormerTree {
+    /// A tree whose record was lost, by the copy of its slot's signed record.
+    pub fn presumed(generation: Option<&SignedGeneration>) -> Self {
+        let root = generation.map_or_else(RootEntry::empty, |generation| generation.generation().root);
+        let number = generation.map_or(0, |generation| generation.number().get());
+        Self { number, root, is_certain: false }
+    }
 }
 
 /// Why a row of the record is no state.
@@ -56,6 +68,7 @@ const HELD: u8 = 3;
 const RESTING: u8 = 4;
 const RETIRED: u8 = 5;
 const UNKNOWN: u8 = 6;
+const RETIRED_UNKNOWN: u8 = 7;
 
 impl Slot {
     /// The row of the record; `None`: a slot in this state has none.
@@ -67,8 +80,8 @@ impl Slot {
             Self::Spare(root) => (SPARE, root.encode()),
             Self::Held(generation) => (HELD, encode_generation(generation)),
             Self::Resting(tree) => (RESTING, former(tree)),
-            Self::Retired(tree) => (RETIRED, former(tree)),
-            Self::Unknown => (UNKNOWN, Vec::new()),
+            Self::Retired(tree) => (if tree.is_certain { RETIRED } else { RETIRED_UNKNOWN }, former(tree)),
+            Self::Unknown(tree) => (UNKNOWN, former(tree)),
         };
         Some([&[kind], value.as_slice()].concat())
     }
@@ -76,18 +89,19 @@ impl Slot {
     /// Reads what [`Self::row`] wrote.
     pub fn decode(row: &[u8]) -> Result<Self, RowError> {
         let (kind, value) = row.split_first().ok_or(RowError::Form)?;
-        let former = || {
+        let former = |is_certain| {
             let (number, root) = value.split_first_chunk::<8>().ok_or(RowError::Form)?;
             let number = u64::from_le_bytes(*number);
-            Ok::<_, RowError>(FormerTree { number, root: RootEntry::decode(root)? })
+            Ok::<_, RowError>(FormerTree { number, root: RootEntry::decode(root)?, is_certain })
         };
         Ok(match *kind {
             PARTIAL => Self::Partial,
             SPARE => Self::Spare(RootEntry::decode(value)?),
             HELD => Self::Held(Box::new(decode_generation(value)?)),
-            RESTING => Self::Resting(former()?),
-            RETIRED => Self::Retired(former()?),
-            UNKNOWN => Self::Unknown,
+            RESTING => Self::Resting(former(true)?),
+            RETIRED => Self::Retired(former(true)?),
+            RETIRED_UNKNOWN => Self::Retired(former(false)?),
+            UNKNOWN => Self::Unknown(former(false)?),
             _ => return Err(RowError::Form),
         })
     }

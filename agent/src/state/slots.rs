@@ -20,7 +20,7 @@
 //! | building, beside a damaged live tree | [`Slots::exchange`] of the two directories | resting | its row, before they are exchanged |
 //! | resting | [`Slots::end_rest`] | retired | its row |
 //! | retired | [`Slots::recycle`], inspected | building | its row is gone |
-//! | unknown | [`Slots::end_rest`] | building | its row is gone |
+//! | unknown | [`Slots::end_rest`] | retired | its row |
 //! | any but held | [`Slots::discard`] | | its row is gone, before |
 //! | any | [`Slots::forget_absent`]: its directory is gone | | its row is gone |
 //!
@@ -174,7 +174,7 @@ impl Slots {
     /// Trees that were live and still have their own manifest to be compared with.
     pub fn former(&self) -> impl Iterator<Item = (u64, FormerTree)> {
         self.in_state(|state| match state {
-            Slot::Resting(tree) | Slot::Retired(tree) => Some(*tree),
+            Slot::Resting(tree) | Slot::Retired(tree) | Slot::Unknown(tree) => Some(*tree),
             _ => None,
         })
     }
@@ -192,7 +192,7 @@ impl Slots {
 
     /// Trees that nobody may touch before their grace is over, though they are no generations that are kept.
     pub fn resting(&self) -> Vec<u64> {
-        let resting = |state: &Slot| matches!(state, Slot::Resting(_) | Slot::Unknown).then_some(());
+        let resting = |state: &Slot| matches!(state, Slot::Resting(_) | Slot::Unknown(_)).then_some(());
         self.in_state(resting).map(|(slot, ())| slot).collect()
     }
 
@@ -248,7 +248,7 @@ impl Slots {
         let Some(from) = self.protected.filter(|_| !planted::has(Bug::Unprotected)) else { return false };
         match self.state(slot) {
             Some(Slot::Held(generation)) => generation.number().get() >= from,
-            Some(Slot::Unknown) => true,
+            Some(Slot::Unknown(_)) => true,
             _ => false,
         }
     }
@@ -493,7 +493,7 @@ impl Slots {
         let (Some(live), Some(generation)) = (self.known.live, self.live()) else { return Ok(()) };
         let (number, root) = (generation.number().get(), generation.generation().root);
         // Before they are exchanged: what has this row is never taken for anything but a tree in use.
-        self.set(slot, Slot::Resting(FormerTree { number, root }), true)?;
+        self.set(slot, Slot::Resting(FormerTree { number, root, is_certain: true }), true)?;
         self.rests.insert(slot, now);
         let slots = &self.layout.slots;
         slots.exchange(&slot_name(slot), slots, &slot_name(live))?;
@@ -521,7 +521,7 @@ impl Slots {
         let (number, root) = (generation.number().get(), generation.generation().root);
         self.unlink_previous(slot)?;
         self.layout.link_generation(number, None)?;
-        self.set(slot, Slot::Retired(FormerTree { number, root }), true)?;
+        self.set(slot, Slot::Retired(FormerTree { number, root, is_certain: true }), true)?;
         self.rests.remove(&slot);
         Ok(())
     }
@@ -542,11 +542,7 @@ impl Slots {
     pub fn end_rest(&mut self, slot: u64) -> Result<(), SlotError> {
         self.unlink_previous(slot)?;
         let state = match self.state(slot) {
-            Some(Slot::Resting(tree)) => Slot::Retired(*tree),
-            Some(Slot::Unknown) => {
-                self.layout.close(slot)?;
-                Slot::Building
-            }
+            Some(Slot::Resting(tree) | Slot::Unknown(tree)) => Slot::Retired(*tree),
             _ => return Ok(()),
         };
         self.set(slot, state, true)?;

@@ -8,7 +8,7 @@ use crate::replica::scrub::Pass;
 use crate::status::Drift;
 
 /// Everything below lost+found: path, and content of files.
-fn kept(site: &Site) -> Vec<(String, String)> {
+pub(super) fn kept(site: &Site) -> Vec<(String, String)> {
     let root = site.root().join("lost+found");
     let mut found = Vec::new();
     let mut waiting = vec![root.clone()];
@@ -32,7 +32,7 @@ fn kept(site: &Site) -> Vec<(String, String)> {
     found
 }
 
-fn files(expected: &[(&str, &str)]) -> Vec<(String, String)> {
+pub(super) fn files(expected: &[(&str, &str)]) -> Vec<(String, String)> {
     expected.iter().map(|(path, content)| ((*path).to_owned(), (*content).to_owned())).collect()
 }
 

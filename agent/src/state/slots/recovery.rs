@@ -6,7 +6,7 @@
 //! | a row without its slot | forgotten, but for the accepted generation |
 //! | `live`, `previous` or `generations/N` not as the record says | rolled forward: made so |
 //! | `aside-*`, `*.next` | rubbish |
-//! | no record (lost, damaged), or one that does not hold what `live` names; `live` names a tree | its signed record is read from `state/signed`, its manifest built from its files; where that gives the signed root it is held again, else it is served and the next target is staged as a first sync. Other trees are unknown: a web server may be on them |
+//! | no record (lost, damaged), or one that does not hold what `live` names; `live` names a tree | its signed record is read from `state/signed`, its manifest built from its files; where that gives the signed root it is held again, else it is served and the next target is staged as a first sync. Other trees are unknown: a web server may be on them, and they may have files of visitors |
 
 use std::collections::BTreeSet;
 use std::time::Instant;
@@ -20,7 +20,7 @@ use crate::state::layout::{LIVE_NEXT, PREVIOUS, PREVIOUS_NEXT};
 use crate::state::number;
 use crate::state::record::{Known, Record, RecordError};
 use crate::state::scan::prove;
-use crate::state::slot::Slot;
+use crate::state::slot::{FormerTree, Slot};
 
 /// Why what is there could not be told.
 #[derive(Debug, thiserror::Error)]
@@ -54,7 +54,7 @@ impl Slots {
         let held = |slot: &u64| is_held(&known, *slot);
         known.live = known.live.filter(held).or(linked.filter(held));
         let kept = |known: &Known, slot: u64| {
-            is_held(known, slot) || matches!(known.slots.get(&slot), Some(Slot::Unknown))
+            is_held(known, slot) || matches!(known.slots.get(&slot), Some(Slot::Unknown(_)))
         };
         known.previous = known.previous.filter(|slot| known.live != Some(*slot) && kept(&known, *slot));
         if known != before {
@@ -99,7 +99,13 @@ impl Slots {
         accepted: Option<SignedGeneration>,
     ) -> Result<Known, RecoverError> {
         let mut known = Known { accepted, ..Known::default() };
-        known.slots = present.iter().map(|slot| (*slot, Slot::Unknown)).collect();
+        for slot in present {
+            let generation = self.read_signed(*slot)?;
+            // Without a copy it was never about to be activated: one that is closed is a building.
+            if generation.is_some() || !self.layout.is_closed(*slot)? {
+                known.slots.insert(*slot, Slot::Unknown(FormerTree::presumed(generation.as_ref())));
+            }
+        }
         let Some(generation) = self.read_signed(linked)? else { return Ok(known) };
         if known.accepted.as_ref().is_none_or(|accepted| accepted.number() < generation.number()) {
             known.accepted = Some(generation.clone());
@@ -125,7 +131,8 @@ impl Slots {
         let mut rests = std::mem::take(&mut self.rests);
         rests.retain(|slot, _| {
             let state = self.state(*slot);
-            !self.is_in_use(*slot) && matches!(state, Some(Slot::Held(_) | Slot::Resting(_) | Slot::Unknown))
+            !self.is_in_use(*slot)
+                && matches!(state, Some(Slot::Held(_) | Slot::Resting(_) | Slot::Unknown(_)))
         });
         self.rests = rests;
         self.protect_from(self.protected, now);
@@ -188,6 +195,6 @@ impl Slots {
 
 /// Whether the record is none of these trees: what `live` names is there, and the record does not hold it.
 fn is_lost(known: &Known, linked: u64, present: &BTreeSet<u64>) -> bool {
-    let is_served = matches!(known.slots.get(&linked), Some(Slot::Held(_) | Slot::Unknown));
+    let is_served = matches!(known.slots.get(&linked), Some(Slot::Held(_) | Slot::Unknown(_)));
     known.accepted.is_none() || (present.contains(&linked) && !is_served)
 }

@@ -1,0 +1,102 @@
+//! What was served before the record was lost: nothing in it goes to the trash that no manifest explains.
+
+use super::visitors::{files, kept};
+use super::*;
+
+/// The record is gone while no agent runs, and the agent starts again. Only the live generation is to be kept.
+fn lose_the_record(site: &Site, replica: Replica) -> Replica {
+    drop(replica);
+    std::fs::remove_file(site.root().join("state/record.redb")).unwrap();
+    let mut replica = site.open();
+    replica.options.keep = 1;
+    replica
+}
+
+/// The live tree of generation 1 with a file of a visitor's, and without one that a visitor deleted.
+fn visited() -> (Site, Replica) {
+    let (site, replica) = settled();
+    std::fs::write(site.live().join("docs/1/upload.jpg"), "a picture").unwrap();
+    std::fs::remove_file(site.live().join("empty")).unwrap();
+    let replica = lose_the_record(&site, replica);
+    assert_eq!(replica.status().live, None);
+    (site, replica)
+}
+
+#[test]
+fn a_visitors_file_in_the_live_tree_is_kept_though_the_record_is_lost() {
+    let (mut site, mut replica) = visited();
+    let target = site.origin.last().clone();
+    site.follow(&mut replica, &target);
+    site.settle(&mut replica);
+    site.assert_live_is_tree();
+    assert_eq!(kept(&site), files(&[("1/docs/1/upload.jpg", "a picture")]));
+    let drift = replica.status().drift.unwrap();
+    assert_eq!((drift.generation, drift.paths, drift.lost, drift.live), (1, 1, 0, 1));
+    assert_eq!(drift.first, "docs/1/upload.jpg");
+    assert_tidy(&site, &replica);
+}
+
+#[test]
+fn what_the_next_generation_does_not_explain_is_kept_where_the_manifest_is_lost_with_the_record() {
+    let (mut site, mut replica) = visited();
+    site.write("docs/0/page-0.html", "second");
+    std::fs::rename(site.tree().join("docs/2"), site.tree().join("moved")).unwrap();
+    site.publish(&mut replica);
+    site.settle(&mut replica);
+    let kept = kept(&site);
+    let has = |name: &str, content: &str| kept.contains(&(name.to_owned(), content.to_owned()));
+    assert!(has("1/docs/1/upload.jpg", "a picture"), "{kept:?}");
+    // Nobody knows any more that these were not a visitor's.
+    assert!(has("1/docs/0/page-0.html", "<p>0</p>"), "{kept:?}");
+    assert!(has("1/docs/2/page-2.html", "<p>2</p>"), "{kept:?}");
+    assert_eq!(kept.iter().filter(|(path, _)| !path.starts_with("1/docs/2/")).count(), 2, "{kept:?}");
+    assert_eq!(replica.status().drift.unwrap().paths, 3);
+    assert_tidy(&site, &replica);
+}
+
+#[test]
+fn without_any_copy_of_its_signed_record_a_tree_is_compared_with_the_live_one() {
+    let (mut site, replica) = settled();
+    std::fs::write(site.live().join("docs/1/upload.jpg"), "a picture").unwrap();
+    std::fs::remove_dir_all(site.root().join("state/signed")).unwrap();
+    let mut replica = lose_the_record(&site, replica);
+    let target = site.origin.last().clone();
+    site.follow(&mut replica, &target);
+    site.settle(&mut replica);
+    assert_eq!(kept(&site), files(&[("0/docs/1/upload.jpg", "a picture")]));
+    assert_eq!(replica.status().drift.unwrap().generation, 0);
+}
+
+#[test]
+fn trees_beside_a_live_one_that_is_proven_are_inspected_too() {
+    let (mut site, mut replica) = settled();
+    replica.options.grace = Duration::from_secs(3600);
+    site.write("docs/0/page-0.html", "second");
+    site.publish(&mut replica);
+    std::fs::write(site.generation(1).join("docs/1/upload.jpg"), "a picture").unwrap();
+    let mut replica = lose_the_record(&site, replica);
+    assert_eq!(replica.status().live.unwrap().number().get(), 2);
+    site.settle(&mut replica);
+    let expected = [("1/docs/0/page-0.html", "<p>0</p>"), ("1/docs/1/upload.jpg", "a picture")];
+    assert_eq!(kept(&site), files(&expected), "spares have what the live tree has");
+    assert_tidy(&site, &replica);
+}
+
+#[test]
+fn a_tree_that_is_unknown_stays_so_until_it_is_inspected_also_after_a_restart() {
+    let (mut site, mut replica) = visited();
+    replica.options.grace = Duration::from_secs(3600);
+    let target = site.origin.last().clone();
+    site.follow(&mut replica, &target);
+    site.settle(&mut replica);
+    assert_eq!(kept(&site), files(&[]));
+    drop(replica);
+    let mut replica = site.open();
+    // Out of use, and not inspected before the next start.
+    replica.slots.resting().into_iter().for_each(|slot| replica.slots.end_rest(slot).unwrap());
+    assert!(!replica.slots.retired().is_empty());
+    drop(replica);
+    let mut replica = site.open();
+    site.settle(&mut replica);
+    assert_eq!(kept(&site), files(&[("1/docs/1/upload.jpg", "a picture")]));
+}
