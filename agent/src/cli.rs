@@ -350,7 +350,10 @@ async fn verify(root: &Path, json: bool) -> anyhow::Result<ExitCode> {
             loop {
                 match replies.next().await? {
                     Some(Reply::Progress(progress)) => shown.show(progress),
-                    Some(Reply::Verified(verified)) => break verified,
+                    Some(Reply::Verified(verified)) => {
+                        shown.finish();
+                        break verified;
+                    }
                     Some(Reply::Error { message }) => bail!("{message}"),
                     Some(Reply::Status(_) | Reply::Adopted) => {
                         bail!("the running agent is of another version: restart it")
