@@ -43,6 +43,8 @@ fn build() {
         "syncd-sim",
         "-p",
         "syncd-endurance",
+        "-p",
+        "syncd-quickstart",
         "--bins",
     ]);
     cargo.arg("--manifest-path").arg(concat!(env!("CARGO_MANIFEST_DIR"), "/../Cargo.toml"));
