@@ -33,7 +33,7 @@ pub enum OfflineError {
 pub fn status(root: &Path) -> Result<AgentStatus, OfflineError> {
     let options = RunOptions::new(root.to_owned());
     let identity = AgentIdentity::load(root).map_err(ServiceError::from)?;
-    let replica = work::open_as_before(&options).map_err(ServiceError::from)?;
+    let replica = work::open_as_before(&options, work::signers(&identity)).map_err(ServiceError::from)?;
     let held = replica.state();
     let live = held.live.as_ref().map(|g| g.number().get());
     // Only a running agent knows the hook's command, so only the due generation is known here.
@@ -58,10 +58,11 @@ pub fn status(root: &Path) -> Result<AgentStatus, OfflineError> {
 pub async fn verify(root: &Path) -> Result<Verified, OfflineError> {
     let options = RunOptions::new(root.to_owned());
     let identity = AgentIdentity::load(root).map_err(ServiceError::from)?;
+    let signers = work::signers(&identity);
     let keeper = Keeper::new(root.to_owned(), identity, None).map_err(ServiceError::from)?;
     let mut source = OriginSource::new(Runtime::current(), keeper.dialer(), None);
     let work = move || {
-        let mut replica = work::open_as_before(&options).map_err(ServiceError::from)?;
+        let mut replica = work::open_as_before(&options, signers).map_err(ServiceError::from)?;
         let shown = Display::new("verification");
         let never = AtomicBool::new(false);
         let verified = ReplicaWork::verify(&mut replica, &mut source, &|now| shown.show(now), &never)?;

@@ -25,6 +25,7 @@ use crate::hooks::{AfterHook, Hook, HookName, Occasion};
 use crate::http::BindError;
 use crate::identity::{AgentIdentity, IdentityError};
 use crate::renew::Keeper;
+use crate::replica::work;
 use crate::session::worker::{Hooks, ReplicaWork};
 use crate::session::{Handle, Parts, Session, SessionError};
 use crate::state::layout;
@@ -118,7 +119,8 @@ pub async fn start(options: RunOptions) -> Result<Running, ServiceError> {
     let identity = AgentIdentity::load(&options.root)?;
     own_directory::warn_of_owner(&options.root);
     let opening = options.clone();
-    let replica = tokio::task::spawn_blocking(move || crate::replica::work::open(&opening))
+    let signers = work::signers(&identity);
+    let replica = tokio::task::spawn_blocking(move || work::open(&opening, signers))
         .await
         .map_err(|_| ServiceError::Panicked)??;
     start_with(options, identity, replica).await

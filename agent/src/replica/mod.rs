@@ -33,6 +33,7 @@ use crate::state::history::Steps;
 use crate::state::layout::{Layout, LayoutError};
 use crate::state::record::{Record, RecordError};
 use crate::state::slot::FormerTree;
+pub use crate::state::slots::Signers;
 use crate::state::slots::{RecoverError, Slots};
 use crate::status::Drift;
 
@@ -45,6 +46,8 @@ pub struct ReplicaOptions {
     pub grace: Duration,
     /// Who owns every file, where it is not who the manifest says.
     pub owner: Option<(u32, u32)>,
+    /// Whose signatures count in the copies of signed records; `None`: they are not verified again.
+    pub signers: Option<Signers>,
     /// Go by the owner that the agent ran with last instead of `owner`, which is remembered otherwise.
     pub owner_as_before: bool,
     /// Of one part of an update, which is held in memory while it is made.
@@ -61,6 +64,7 @@ impl Default for ReplicaOptions {
             keep: 2,
             grace: Duration::from_secs(150),
             owner: None,
+            signers: None,
             owner_as_before: false,
             verify_every: None,
             part: PartLimits::default(),
@@ -229,7 +233,7 @@ impl Replica {
         let drift = record.drift()?;
         let protected = crate::hooks::protected(&root.join("state"));
         let mut replica = Self {
-            slots: Slots::new(record, layout, Owners::new(options.owner), protected),
+            slots: Slots::new(record, layout, Owners::new(options.owner), protected, options.signers.clone()),
             options,
             upkeep,
             drift,

@@ -12,11 +12,12 @@ use syncd_shared::{GenerationNumber, RootEntry, SignedGeneration, TreePath};
 use crate::build::{self, StageError, Staged};
 use crate::config::RunOptions;
 use crate::hooks::{Changed, Occasion};
+use crate::identity::AgentIdentity;
 use crate::planted;
 use crate::replica::activate::{ActivateError, ActivationContext, ChangedPaths};
 use crate::replica::maintain::{Maintained, Upkept};
 use crate::replica::verify::{Damage, VerifyError, VerifyProgress, VerifyReport};
-use crate::replica::{OpenReplicaError, Replica, ReplicaOptions};
+use crate::replica::{OpenReplicaError, Replica, ReplicaOptions, Signers};
 use crate::session::worker::{
     BeforeSwitch, Changes, Drifted, Failure, Inline, Maintenance, NotActivated, ReplicaState, ReplicaWork,
     Verified,
@@ -31,20 +32,26 @@ const MAINTAIN_RETRY: Duration = Duration::from_secs(30);
 
 /// Opens the replica that `options` speak of, and recovers it. From here on this process may have as many files open as
 /// its hard limit allows.
-pub(crate) fn open(options: &RunOptions) -> Result<Replica, OpenReplicaError> {
+pub(crate) fn open(options: &RunOptions, signers: Signers) -> Result<Replica, OpenReplicaError> {
     syncd_shared::open_files::raise_limit();
-    Replica::open(&options.root, replica_options(options))
+    Replica::open(&options.root, replica_options(options, signers))
 }
 
 /// The same for a command while no agent runs: everything belongs to whom it belonged to when one ran last.
-pub(crate) fn open_as_before(options: &RunOptions) -> Result<Replica, OpenReplicaError> {
+pub(crate) fn open_as_before(options: &RunOptions, signers: Signers) -> Result<Replica, OpenReplicaError> {
     syncd_shared::open_files::raise_limit();
-    let as_before = ReplicaOptions { owner_as_before: true, ..replica_options(options) };
+    let as_before = ReplicaOptions { owner_as_before: true, ..replica_options(options, signers) };
     Replica::open(&options.root, as_before)
 }
 
-fn replica_options(options: &RunOptions) -> ReplicaOptions {
+/// Whose signatures a node trusts, and trusted.
+pub(crate) fn signers(identity: &AgentIdentity) -> Signers {
+    Signers { tree_id: identity.tree_id(), keys: identity.signing_keys().copied().collect() }
+}
+
+fn replica_options(options: &RunOptions, signers: Signers) -> ReplicaOptions {
     ReplicaOptions {
+        signers: Some(signers),
         keep: usize::try_from(options.keep).unwrap_or(usize::MAX),
         grace: options.grace,
         owner: options.owner.map(|owner| (owner.uid, owner.gid)),

@@ -48,6 +48,7 @@ use crate::state::slot::{FormerTree, Slot};
 use crate::state::trees::Trees;
 
 pub(crate) use recovery::RecoverError;
+pub use signed::Signers;
 
 /// Roots that are remembered of a slot that was served without the hook's success. Beyond, it is not known any more.
 const SERVED_MAX: usize = 8;
@@ -64,6 +65,8 @@ pub(crate) struct Slots {
     rests: HashMap<u64, Instant>,
     /// A web server may still serve generations from this number on: the on-activate hook is due.
     protected: Option<u64>,
+    /// Whose signatures count in copies of signed records.
+    signers: Option<Signers>,
     /// The slot that `live` names on disk: another than the record's live one where nothing is known about that.
     linked: Option<u64>,
     /// What is known in memory may not be what is on disk: [`Slots::reopen`] comes before anything else.
@@ -81,7 +84,13 @@ pub(crate) struct Switch<'a> {
 
 impl Slots {
     /// Of a record and a layout that were just opened: nothing is known before [`Slots::recover`].
-    pub fn new(record: Record, layout: Layout, owners: Owners, protected: Option<u64>) -> Self {
+    pub fn new(
+        record: Record,
+        layout: Layout,
+        owners: Owners,
+        protected: Option<u64>,
+        signers: Option<Signers>,
+    ) -> Self {
         Self {
             record: Arc::new(record),
             layout: Arc::new(layout),
@@ -89,6 +98,7 @@ impl Slots {
             known: Known::default(),
             rests: HashMap::new(),
             protected,
+            signers,
             linked: None,
             unsettled: false,
         }

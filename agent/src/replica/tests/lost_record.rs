@@ -2,6 +2,7 @@
 
 use super::visitors::{files, kept};
 use super::*;
+use crate::replica::Signers;
 
 /// The record is gone while no agent runs, and the agent starts again. Only the live generation is to be kept.
 fn lose_the_record(site: &Site, replica: Replica) -> Replica {
@@ -99,4 +100,33 @@ fn a_tree_that_is_unknown_stays_so_until_it_is_inspected_also_after_a_restart() 
     let mut replica = site.open();
     site.settle(&mut replica);
     assert_eq!(kept(&site), files(&[("1/docs/1/upload.jpg", "a picture")]));
+}
+
+#[test]
+fn the_highest_copy_that_the_origin_signed_is_accepted_after_a_power_cut_and_the_loss_of_the_record() {
+    let (mut site, mut replica) = settled();
+    site.write("docs/0/page-0.html", "second");
+    site.publish(&mut replica);
+    let slot = |number: u64| site.generation(number).file_name().unwrap().to_str().unwrap().to_owned();
+    let (first, second) = (slot(1), slot(2));
+    let stranger = ed25519_dalek::SigningKey::from_bytes(&[8; 32]);
+    let target = site.origin.last().generation().clone();
+    let forged =
+        syncd_shared::Generation { number: syncd_shared::GenerationNumber::new(9).unwrap(), ..target };
+    let forged = forged.sign(&stranger);
+    // Of a slot that nothing uses.
+    replica.slots.write_signed(7, &forged).unwrap();
+    drop(replica);
+    // The cut came after the commit of the record, and before `live` was renamed.
+    std::fs::remove_file(site.live()).unwrap();
+    symlink(format!("slots/{first}"), site.live()).unwrap();
+    let signed = site.root().join("state/signed");
+    std::fs::write(signed.join("8"), "torn").unwrap();
+    std::fs::remove_file(site.root().join("state/record.redb")).unwrap();
+    let keys = vec![ed25519_dalek::SigningKey::from_bytes(&[9; 32]).verifying_key()];
+    site.options.signers = Some(Signers { tree_id: syncd_shared::TreeId::from_bytes([1; 16]), keys });
+    let replica = site.open();
+    let number = |generation: Option<syncd_shared::SignedGeneration>| generation.map(|g| g.number().get());
+    assert_eq!(number(replica.status().live), Some(1));
+    assert_eq!(number(replica.status().accepted), Some(2), "of slots/{second}");
 }

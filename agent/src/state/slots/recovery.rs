@@ -90,8 +90,8 @@ impl Slots {
         Ok(present)
     }
 
-    /// What is on disk, as far as that proves anything. What the copy of the signed record says was accepted, since it is
-    /// linked.
+    /// Builds what is known from what is on disk, as far as that proves anything. Takes the highest copy of a signed
+    /// record as accepted: after a power cut `live` may name an older one.
     fn rebuild(
         &self,
         linked: u64,
@@ -106,10 +106,14 @@ impl Slots {
                 known.slots.insert(*slot, Slot::Unknown(FormerTree::presumed(generation.as_ref())));
             }
         }
-        let Some(generation) = self.read_signed(linked)? else { return Ok(known) };
-        if known.accepted.as_ref().is_none_or(|accepted| accepted.number() < generation.number()) {
-            known.accepted = Some(generation.clone());
+        let linked_generation = self.read_signed(linked)?;
+        let copies = self.verified_copies()?;
+        for generation in linked_generation.iter().chain(&copies) {
+            if known.accepted.as_ref().is_none_or(|accepted| accepted.number() < generation.number()) {
+                known.accepted = Some(generation.clone());
+            }
         }
+        let Some(generation) = linked_generation else { return Ok(known) };
         let number = generation.number().get();
         if present.contains(&linked) {
             tracing::info!(generation = number, "building the record from the live tree");

@@ -3,17 +3,35 @@
 use std::io::Read;
 use std::os::unix::fs::FileExt;
 
-use syncd_shared::SignedGeneration;
+use ed25519_dalek::VerifyingKey;
 use syncd_shared::limits::GENERATION_RECORD_MAX_BYTES;
+use syncd_shared::{SignedGeneration, TreeId};
 
 use super::Slots;
 use crate::state::disk::DiskError;
 use crate::state::layout::slot_name;
+use crate::state::number;
 use crate::state::slot::{decode_generation, encode_generation};
 use crate::state::syncing::Syncing;
 
 /// Copies are as long as a multiple of this: one that is written over keeps its length.
 const BLOCK_BYTES: usize = 512;
+
+/// The origin whose signatures count.
+#[derive(Debug, Clone)]
+pub struct Signers {
+    /// Its tree.
+    pub tree_id: TreeId,
+    /// All keys that it ever signed with, as far as this node trusts them.
+    pub keys: Vec<VerifyingKey>,
+}
+
+impl Signers {
+    fn has_signed(&self, generation: &SignedGeneration) -> bool {
+        let (record, signature) = (generation.record(), generation.signature());
+        self.keys.iter().any(|key| SignedGeneration::verify(record, signature, self.tree_id, key).is_ok())
+    }
+}
 
 impl Slots {
     /// Writes the copy of the signed record of what `slot` will hold; whether it is a new name. Not durable. What is
@@ -44,6 +62,16 @@ impl Slots {
             signed.sync_content(&name)?;
             if is_new { signed.sync_names() } else { Ok(()) }
         })
+    }
+
+    /// All copies that the origin has signed. A damaged one may decode and have any number, which nothing could follow.
+    pub(super) fn verified_copies(&self) -> Result<Vec<SignedGeneration>, DiskError> {
+        let mut copies = Vec::new();
+        for listed in self.layout.signed.list()? {
+            let copy = number(&listed.name).map(|slot| self.read_signed(slot)).transpose()?.flatten();
+            copies.extend(copy.filter(|copy| self.signers.as_ref().is_none_or(|s| s.has_signed(copy))));
+        }
+        Ok(copies)
     }
 
     /// The signed record's copy of a slot; `None`: there is none that can be read.
