@@ -707,8 +707,10 @@ pub fn will_read(file: &File, offset: u64, length: u64) {
 /// Copies a whole file into an empty one, with its holes: by reflink, else inside the kernel, else through memory.
 pub fn copy(from: &File, to: &File) -> io::Result<()> {
     fault::point()?;
-    if rustix::fs::ioctl_ficlone(to, from).is_ok() {
-        return Ok(());
+    match rustix::fs::ioctl_ficlone(to, from) {
+        Ok(()) => return Ok(()),
+        Err(error) if is_damage(error) => return Err(error.into()),
+        Err(_) => {}
     }
     let stat = stat_file(from)?;
     if stat.allocated_bytes < stat.size {
@@ -716,6 +718,12 @@ pub fn copy(from: &File, to: &File) -> io::Result<()> {
     }
     let (mut from, mut to) = (from, to);
     io::copy(&mut from, &mut to).map(|_| ())
+}
+
+/// Whether a failed reflink is a fault of the disk, which must be reported. Any other error means that the file
+/// system has no reflinks, or none here (XFS reports ENOSPC where only reflinks have no room): a copy may succeed.
+fn is_damage(error: Errno) -> bool {
+    matches!(error, Errno::IO | Errno::ROFS)
 }
 
 /// Copies what is not a hole of a file of `size` bytes.
@@ -859,6 +867,22 @@ mod tests {
             Metadata { mode: 0o777, uid: 0, gid: 0, mtime: Timestamp { seconds: 0, nanoseconds: 0 } };
         assert!(dir.set_metadata(b"name", &metadata, Owners::new(None), false).is_err());
         assert_eq!(std::fs::metadata(temp.path().join("secret")).unwrap().mode(), before);
+    }
+
+    #[test]
+    fn a_reflink_is_done_without_unless_the_disk_is_damaged() {
+        let temp = tempfile::tempdir().unwrap();
+        let file = |name: &str| File::create_new(temp.path().join(name)).unwrap();
+        std::fs::write(temp.path().join("from"), "content").unwrap();
+        let from = File::open(temp.path().join("from")).unwrap();
+        copy(&from, &file("to")).unwrap();
+        assert_eq!(std::fs::read(temp.path().join("to")).unwrap(), b"content");
+        for error in [Errno::IO, Errno::ROFS] {
+            assert!(is_damage(error), "{error}");
+        }
+        for error in [Errno::OPNOTSUPP, Errno::XDEV, Errno::INVAL, Errno::NOTTY, Errno::NOSPC, Errno::AGAIN] {
+            assert!(!is_damage(error), "{error}");
+        }
     }
 
     #[test]
