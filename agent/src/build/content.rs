@@ -126,10 +126,16 @@ impl Incoming {
     /// Opens the directory. Removes partial files of an earlier process; complete files are hashed when they
     /// are asked for.
     pub fn open(layout: &Layout, owners: Owners) -> Result<Self, DiskError> {
-        let dir = layout.staging.ensure_dir(INCOMING, 0o700)?;
+        let dir = layout.own_dir(&layout.staging, INCOMING)?;
         let mut leftovers = false;
         for fan in dir.list()? {
-            let fan_dir = dir.open_dir(&fan.name)?;
+            let fan_dir = match dir.open_dir(&fan.name) {
+                Err(e) if e.is_no_directory() => {
+                    layout.remove(&dir, &fan.name)?;
+                    continue;
+                }
+                other => other?,
+            };
             for file in fan_dir.list()? {
                 // A file moved here from a tree may have been replaced by a directory: somebody may have had
                 // the tree open.

@@ -6,6 +6,7 @@ mod foreign;
 mod lost_record;
 mod mishaps;
 mod parts;
+mod planted;
 mod recycled;
 mod visitors;
 

@@ -10,6 +10,7 @@
 //! ROOT/staging/incoming/H/HASH  whole content that was verified when it got this name; HASH.part while it arrives
 //! ROOT/trash/K                  deleted later ([`crate::state::trash`])
 //! ROOT/lost+found/N/PATH        files of visitors that were in a tree ([`crate::state::lost_found`])
+//! ROOT/lost+found/0/NAME        lay where the agent makes a name itself ([`foreign`])
 //! ROOT/state/lock               locked while an agent runs, holds its pid
 //! ROOT/state/record.redb        the record
 //! ROOT/state/signed/K           record and signature of the generation in slot K, in case the record is lost
@@ -25,6 +26,8 @@
     not(test),
     expect(clippy::disallowed_methods, reason = "ROOT, which the operator names, and the lock in it")
 )]
+
+pub(crate) mod foreign;
 
 use std::fs::{File, OpenOptions};
 use std::io::{Read, Seek, Write};
@@ -209,38 +212,57 @@ impl Layout {
     /// Makes `previous` name a slot. Durable with the next sync of ROOT.
     pub fn point_previous(&self, slot: u64) -> Result<(), DiskError> {
         self.prepare_link(slot, PREVIOUS_NEXT)?;
-        self.root.rename(PREVIOUS_NEXT, &self.root, PREVIOUS)
+        self.put_link(PREVIOUS_NEXT, PREVIOUS)
     }
 
     fn prepare_link(&self, slot: u64, name: &[u8]) -> Result<(), DiskError> {
-        self.root.unlink(name)?;
+        self.free(&self.root, name)?;
         self.root.symlink(format!("slots/{slot}").as_bytes(), name)
+    }
+
+    fn put_link(&self, prepared: &[u8], name: &[u8]) -> Result<(), DiskError> {
+        self.free_but_for_link(&self.root, name)?;
+        self.root.rename(prepared, &self.root, name)
     }
 
     /// Renames the prepared links over `previous` and then `live`, and makes both durable. In this order, so that a page
     /// of the old tree that asks for a file of its own finds it through `previous` at every instant.
     pub fn switch_links(&self, previous: bool) -> Result<(), DiskError> {
         if previous {
-            self.root.rename(PREVIOUS_NEXT, &self.root, PREVIOUS)?;
+            self.put_link(PREVIOUS_NEXT, PREVIOUS)?;
         }
         if self.root.stat(LIVE)?.is_some_and(|s| s.kind == FileType::Directory) {
-            // Empty, or opening would have been refused.
-            self.root.remove_dir(LIVE)?;
+            // Empty, unless somebody made it since ROOT was opened.
+            let _ = self.root.remove_dir(LIVE);
         }
-        self.root.rename(LIVE_NEXT, &self.root, LIVE)?;
+        self.put_link(LIVE_NEXT, LIVE)?;
         if planted::has(Bug::NoRootSync) {
             return Ok(());
         }
         self.root.sync_names()
     }
 
-    /// Makes `generations/N` name a slot; `None`: removes the link. Not durable: it is for people.
+    /// Makes `generations/N` name a slot; `None`: removes the link. Not durable: it is for people. Where somebody else's
+    /// mount keeps the name, there is no link.
     pub fn link_generation(&self, number: u64, slot: Option<u64>) -> Result<(), DiskError> {
         let name = number.to_string().into_bytes();
-        self.generations.unlink(&name)?;
-        match slot {
-            Some(slot) => self.generations.symlink(format!("../slots/{slot}").as_bytes(), &name),
-            None => Ok(()),
+        let linked = match slot {
+            Some(slot) => self
+                .free(&self.generations, &name)
+                .and_then(|()| self.generations.symlink(format!("../slots/{slot}").as_bytes(), &name)),
+            // What is no link is in nobody's way.
+            None => match self.generations.stat(&name)? {
+                Some(stat) if stat.kind == FileType::Symlink => self.generations.unlink(&name).map(drop),
+                _ => Ok(()),
+            },
+        };
+        match linked {
+            Err(error) if error.is_denied() => {
+                let error = &error as &dyn std::error::Error;
+                tracing::warn!(generation = number, error, "the generation has no link below generations/");
+                Ok(())
+            }
+            other => other,
         }
     }
 
@@ -300,9 +322,12 @@ pub(crate) fn live_tree(link: &Path) -> PathBuf {
     target.and_then(|target| Some(link.parent()?.join(target))).unwrap_or_else(|| link.to_owned())
 }
 
-/// Refuses what a build left that renamed its trees, before anything is changed.
+/// Refuses what a build left that renamed its trees, before anything is changed. Such a build made no slots.
 fn refuse_older(root: &Dir, path: &Path) -> Result<(), LayoutError> {
     let older = || LayoutError::OlderBuild { root: path.to_path_buf() };
+    if root.stat(SLOTS)?.is_some() {
+        return Ok(());
+    }
     if root.stat(LIVE)?.is_some_and(|stat| stat.kind == FileType::Symlink)
         && root.read_link(LIVE)?.starts_with(b"generations/")
     {

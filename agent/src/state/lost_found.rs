@@ -2,6 +2,7 @@
 //!
 //! ```text
 //! ROOT/lost+found/N/PATH   was at PATH in the tree of generation N, and no manifest explains it
+//! ROOT/lost+found/0/PATH   the same of a tree whose generation is not known, and what was in no tree
 //! ```
 //!
 //! Everything gets here by one rename, directories whole, and keeps its owner, mode and times. The directory has mode
@@ -17,6 +18,7 @@ use syncd_shared::TreePath;
 
 use crate::build::StageError;
 use crate::state::disk::{Dir, DiskError, Names, Stat};
+use crate::state::layout::foreign::rename_free;
 use crate::state::layout::{LOST_FOUND, Layout};
 use crate::state::number;
 
@@ -28,10 +30,6 @@ const ENTRIES_MAX: u64 = 100_000;
 const ENTRY_LEAST_BYTES: u64 = 4096;
 /// Levels of a directory that are looked into to know its size, with two descriptors each.
 const LEVELS_MAX: usize = 64;
-/// Names that are tried where one is taken.
-const NAMES_TRIED: u32 = 1_000;
-/// Longest name that a number is still appended to, in bytes.
-const NAME_MAX_BYTES: usize = 240;
 
 /// The directory, and how much of it is taken.
 pub(crate) struct LostFound<'a> {
@@ -48,7 +46,7 @@ pub(crate) struct LostFound<'a> {
 impl<'a> LostFound<'a> {
     /// Opens it, or creates it. The cost follows what is in it; `cancel` stops this, and each [`Self::keep`].
     pub fn open(layout: &'a Layout, cancel: &'a AtomicBool) -> Result<Self, StageError> {
-        let dir = layout.root.ensure_dir(LOST_FOUND, 0o700)?;
+        let dir = layout.lost_found()?;
         let limit_bytes = dir.space()?.total_bytes / SHARE;
         let (mut taken, mut linked) = (Vec::new(), HashMap::new());
         let scale = Scale { of_bytes: limit_bytes, cancel };
@@ -95,7 +93,7 @@ impl<'a> LostFound<'a> {
             return Ok(false);
         };
         self.make_room(generation, bytes)?;
-        let mut to = self.dir.ensure_dir(generation.to_string().as_bytes(), 0o700)?;
+        let mut to = self.layout.own_dir(&self.dir, generation.to_string().as_bytes())?;
         for component in parent.components() {
             to = match to.ensure_dir(component.as_bytes(), 0o700) {
                 // A file was kept under the name of a directory.
@@ -156,22 +154,6 @@ fn generations(dir: &Dir) -> Result<Vec<u64>, DiskError> {
     let mut kept: Vec<u64> = dir.list()?.iter().filter_map(|listed| number(&listed.name)).collect();
     kept.sort_unstable();
     Ok(kept)
-}
-
-/// Moves a name under the first free name like it; `false`: this user may not.
-fn rename_free(from: &Dir, name: &[u8], to: &Dir) -> Result<bool, DiskError> {
-    let short = name.get(..NAME_MAX_BYTES).unwrap_or(name);
-    let others = (1..NAMES_TRIED).map(|n| [short, format!(".{n}").as_bytes()].concat());
-    for free in std::iter::once(name.to_vec()).chain(others) {
-        match from.rename_new(name, to, &free) {
-            Ok(()) => return Ok(true),
-            Err(e) if e.source.kind() == std::io::ErrorKind::AlreadyExists => {}
-            // A directory of somebody else's, and no right to change where it is.
-            Err(e) if e.is_denied() => return Ok(false),
-            Err(e) => return Err(e),
-        }
-    }
-    Ok(false)
 }
 
 /// What an entry counts at least, where so much may be taken.

@@ -42,7 +42,6 @@ use crate::planted::{self, Bug};
 use crate::state::SlotError;
 use crate::state::disk::{Dir, DiskError, Owners};
 use crate::state::layout::{LIVE, Layout, PREVIOUS, slot_name};
-use crate::state::number;
 use crate::state::record::{Change, InodeChanges, Known, Record, RecordError};
 use crate::state::slot::{FormerTree, Slot};
 use crate::state::trees::Trees;
@@ -411,8 +410,7 @@ impl Slots {
 
     /// Forgets trees whose directories are gone, by somebody else's hand.
     pub fn forget_absent(&mut self) -> Result<(), SlotError> {
-        let listed = self.layout.slots.list()?;
-        let present: Vec<u64> = listed.iter().filter_map(|listed| number(&listed.name)).collect();
+        let (present, _) = self.present()?;
         let absent: Vec<u64> =
             self.known.slots.keys().copied().filter(|slot| !present.contains(slot)).collect();
         absent.into_iter().try_for_each(|slot| self.forget(slot))
@@ -541,7 +539,7 @@ impl Slots {
         if self.known.previous != Some(slot) || planted::has(Bug::PreviousStays) {
             return Ok(());
         }
-        self.layout.root.unlink(PREVIOUS)?;
+        self.layout.free(&self.layout.root, PREVIOUS)?;
         self.layout.root.sync_names()?;
         self.record.apply(&Change { previous: Some(None), ..Change::default() }, true)?;
         self.known.previous = None;

@@ -44,7 +44,11 @@ impl Slots {
     pub fn recover(&mut self, now: Instant) -> Result<(), RecoverError> {
         let before = self.record.known()?;
         let linked = self.layout.live_slot()?;
-        let present = self.present()?;
+        let (present, others) = self.present()?;
+        for name in others {
+            let path = self.layout.slots.path().join(name.escape_ascii().to_string());
+            tracing::warn!(path = %path.display(), "not a slot: left alone");
+        }
         let mut known = before.clone();
         if let Some(linked) = linked.filter(|linked| is_lost(&before, *linked, &present)) {
             known = self.rebuild(linked, &present, before.accepted.clone())?;
@@ -73,21 +77,18 @@ impl Slots {
         Ok(self.recover_signed()?)
     }
 
-    /// Slots that there are. What is no directory is none of them.
-    fn present(&self) -> Result<BTreeSet<u64>, DiskError> {
-        let mut present = BTreeSet::new();
+    /// Slots that there are, and other names beside them. What is no directory is no slot.
+    pub(super) fn present(&self) -> Result<(BTreeSet<u64>, Vec<Vec<u8>>), DiskError> {
+        let (mut present, mut others) = (BTreeSet::new(), Vec::new());
         for listed in self.layout.slots.list()? {
             let stat = self.layout.slots.stat(&listed.name)?;
             let is_directory = stat.is_some_and(|stat| stat.kind == FileType::Directory);
             match number(&listed.name).filter(|number| *number > 0 && is_directory) {
                 Some(slot) => drop(present.insert(slot)),
-                None => {
-                    let path = self.layout.slots.path().join(listed.name.escape_ascii().to_string());
-                    tracing::warn!(path = %path.display(), "not a slot: left alone");
-                }
+                None => others.push(listed.name),
             }
         }
-        Ok(present)
+        Ok((present, others))
     }
 
     /// Builds what is known from what is on disk, as far as that proves anything. Takes the highest copy of a signed
@@ -171,7 +172,7 @@ impl Slots {
         for (number, slot) in generations {
             layout.link_generation(number, Some(slot))?;
         }
-        layout.root.unlink(PREVIOUS_NEXT)?;
+        layout.free(&layout.root, PREVIOUS_NEXT)?;
         match known.live {
             // After an error the link may be there and not be durable, and a sync that failed is not to be made again.
             Some(live) if self.unsettled || layout.live_slot()? != Some(live) => {
@@ -181,7 +182,7 @@ impl Slots {
             // Nor need it be after a kill.
             _ => layout.root.sync_names()?,
         }
-        layout.root.unlink(LIVE_NEXT).map(drop)
+        layout.free(&layout.root, LIVE_NEXT)
     }
 
     /// Copies of signed records of slots that are gone go too.
@@ -190,7 +191,7 @@ impl Slots {
         for listed in self.layout.signed.list()? {
             let slot = number(&listed.name);
             if !slot.is_some_and(|slot| self.known.slots.contains_key(&slot) || Some(slot) == linked) {
-                self.layout.signed.unlink(&listed.name)?;
+                self.layout.remove(&self.layout.signed, &listed.name)?;
             }
         }
         Ok(())

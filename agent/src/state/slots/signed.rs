@@ -4,6 +4,7 @@ use std::io::Read;
 use std::os::unix::fs::FileExt;
 
 use ed25519_dalek::VerifyingKey;
+use rustix::fs::FileType;
 use syncd_shared::limits::GENERATION_RECORD_MAX_BYTES;
 use syncd_shared::{SignedGeneration, TreeId};
 
@@ -38,6 +39,9 @@ impl Slots {
     /// linked has its copy already.
     pub fn write_signed(&self, slot: u64, generation: &SignedGeneration) -> Result<bool, DiskError> {
         let (signed, name) = (&self.layout.signed, slot_name(slot));
+        if signed.stat(&name)?.is_some_and(|stat| stat.kind != FileType::RegularFile) {
+            self.layout.remove(signed, &name)?;
+        }
         let (file, is_new) = match signed.open_file_for_write(&name) {
             Err(e) if e.is_absent() => (signed.create_file(&name)?, true),
             other => (other?, false),
@@ -79,9 +83,12 @@ impl Slots {
         let (signed, name) = (&self.layout.signed, slot_name(slot));
         let file = match signed.open_file(&name) {
             Ok(file) => file,
-            Err(e) if e.is_absent() => return Ok(None),
+            Err(e) if e.is_no_directory() => return Ok(None),
             Err(e) => return Err(e),
         };
+        if signed.stat(&name)?.is_none_or(|stat| stat.kind != FileType::RegularFile) {
+            return Ok(None);
+        }
         let mut bytes = Vec::new();
         let limit = 4 + 64 + GENERATION_RECORD_MAX_BYTES + BLOCK_BYTES;
         file.take(limit as u64)
