@@ -43,6 +43,6 @@ pub use debian::{Debian, instructions};
 pub use origin::{FleetMember, Origin, OriginStatus};
 pub use process::{Daemon, Outcome};
 pub use scene::{Scene, is_root, require_program, require_root};
-pub use seeded::Seeded;
+pub use seeded::{Seeded, assert_none};
 pub use web_node::WebNode;
 pub use wrong_clock::WrongClock;

@@ -1,28 +1,39 @@
 //! Randomness that can be repeated.
 
 /// SplitMix64 (Steele, Lea, Flood 2014): one word of state, good enough to pick operations and moments.
-pub struct Seeded(u64);
+pub struct Seeded {
+    state: u64,
+    /// What repeats the run; printed last if the test fails.
+    repeat: Option<String>,
+}
+
+/// Variables that choose a run, beside the seed.
+const CHOICES: [&str; 3] = ["SYNCD_SWEEP", "SYNCD_KINDS", "SYNCD_CASES"];
 
 impl Seeded {
-    /// Takes the seed from `SYNCD_SEED`, else from the clock, and prints it, so that a failure can be repeated.
+    /// Takes the seed from `SYNCD_SEED`, else from the clock, and prints it, so that a failure can be repeated. A test
+    /// that makes this its first local variable prints it again as the last line of a failure: a cut log shows it.
     pub fn announced(what: &str) -> Self {
         let seed = match std::env::var("SYNCD_SEED") {
             Ok(text) => text.parse().expect("SYNCD_SEED is a number"),
             Err(_) => std::time::UNIX_EPOCH.elapsed().map_or(1, |d| d.as_nanos() as u64),
         };
         println!("{what}: SYNCD_SEED={seed}");
-        Self(seed)
+        let choices =
+            CHOICES.iter().filter_map(|name| Some(format!(" {name}='{}'", std::env::var(name).ok()?)));
+        let repeat = Some(format!("{what}: repeat with SYNCD_SEED={seed}{}", choices.collect::<String>()));
+        Self { state: seed, repeat }
     }
 
     /// Starts from this seed.
     pub fn new(seed: u64) -> Self {
-        Self(seed)
+        Self { state: seed, repeat: None }
     }
 
     /// The next 64 random bits.
     pub fn next_u64(&mut self) -> u64 {
-        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let mut z = self.0;
+        self.state = self.state.wrapping_add(0x9e37_79b9_7f4a_7c15);
+        let mut z = self.state;
         z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
         z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
         z ^ (z >> 31)
@@ -69,6 +80,27 @@ impl Seeded {
     }
 }
 
+impl Drop for Seeded {
+    fn drop(&mut self) {
+        if let Some(repeat) = self.repeat.as_ref().filter(|_| std::thread::panicking()) {
+            println!("{repeat}");
+        }
+    }
+}
+
+/// Fails with all complaints; their first lines, which name the cases, come once more at the end.
+#[track_caller]
+pub fn assert_none(complaints: &[String]) {
+    let cases: Vec<&str> = complaints.iter().filter_map(|complaint| complaint.lines().next()).collect();
+    assert!(
+        complaints.is_empty(),
+        "complaints:\n{}\n{} complaints:\n{}",
+        complaints.join("\n"),
+        complaints.len(),
+        cases.join("\n")
+    );
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -78,5 +110,15 @@ mod tests {
         let (mut a, mut b) = (Seeded::new(7), Seeded::new(7));
         assert_eq!(a.bytes(1000), b.bytes(1000));
         assert_ne!(Seeded::new(8).next_u64(), a.next_u64());
+    }
+
+    #[test]
+    fn a_failure_ends_with_the_cases() {
+        assert_none(&[]);
+        let complaints =
+            ["first, case 1: wrong\nits log".to_owned(), "second, case 2: gone\nits log".to_owned()];
+        let failure = std::panic::catch_unwind(|| assert_none(&complaints)).expect_err("complaints");
+        let text = failure.downcast::<String>().expect("a text");
+        assert!(text.ends_with("2 complaints:\nfirst, case 1: wrong\nsecond, case 2: gone"), "{text}");
     }
 }
