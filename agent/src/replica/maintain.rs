@@ -101,7 +101,7 @@ impl Replica {
     }
 
     fn step(&mut self, cancel: &AtomicBool) -> Result<Upkept, StageError> {
-        self.slots.forget_absent()?;
+        self.slots.forget_absent(self.options.clock.now())?;
         if let Some(live) = self.slots.live().map(|l| l.generation().root) {
             if let Some(number) = self.retire_oldest()? {
                 return Ok(Upkept::Retired(number));
@@ -224,6 +224,7 @@ impl Replica {
     /// Takes one tree out of use that may be: it then waits to be inspected. Its generation, where that was kept.
     fn retire_oldest(&mut self) -> Result<Option<u64>, StageError> {
         let (clock, grace) = (self.options.clock.clone(), self.options.grace);
+        self.slots.release_gone(&clock, grace)?;
         for slot in self.slots.resting() {
             if self.slots.may_be_taken(slot, &clock, grace) {
                 self.slots.end_rest(slot)?;
@@ -318,7 +319,7 @@ impl Replica {
         let (clock, grace) = (&self.options.clock, self.options.grace);
         let rest = |slot: &u64| self.slots.rest(*slot, clock, grace);
         let retired = excess.first().and_then(rest);
-        let resting = self.slots.resting().iter().filter_map(rest).min();
+        let resting = self.slots.resting().iter().chain(&self.slots.gone()).filter_map(rest).min();
         let live = self.slots.live().map(|live| live.generation().root);
         let behind = self.slots.spares().any(|(_, root)| Some(*root) != live);
         let trash = (behind || !self.slots.layout().trash.is_empty())

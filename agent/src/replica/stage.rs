@@ -74,7 +74,7 @@ impl Replica {
     /// Where the live tree was deleted under the agent, there is nothing to build on: all is staged anew.
     fn forget_lost_live(&mut self) -> Result<(), StageError> {
         let live = self.slots.live().map(|live| live.number().get());
-        self.slots.forget_absent()?;
+        self.slots.forget_absent(self.options.clock.now())?;
         if let (Some(live), None) = (live, self.slots.live()) {
             tracing::warn!(generation = live, "the live tree is gone: it is fetched again");
             self.upkeep.history.forget();

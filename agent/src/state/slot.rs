@@ -25,6 +25,9 @@ pub(crate) enum Slot {
     Retired(FormerTree),
     /// May have been served before the record was lost. Left alone for the grace.
     Unknown(FormerTree),
+    /// Was live as this generation, and somebody deleted the directory. Its number waits until no web server can be
+    /// pointed at its path.
+    Gone(u64),
 }
 
 /// A tree that was live.
@@ -69,6 +72,7 @@ const RESTING: u8 = 4;
 const RETIRED: u8 = 5;
 const UNKNOWN: u8 = 6;
 const RETIRED_UNKNOWN: u8 = 7;
+const GONE: u8 = 8;
 
 impl Slot {
     /// The row of the record; `None`: a slot in this state has none.
@@ -82,6 +86,7 @@ impl Slot {
             Self::Resting(tree) => (RESTING, former(tree)),
             Self::Retired(tree) => (if tree.is_certain { RETIRED } else { RETIRED_UNKNOWN }, former(tree)),
             Self::Unknown(tree) => (UNKNOWN, former(tree)),
+            Self::Gone(number) => (GONE, number.to_le_bytes().to_vec()),
         };
         Some([&[kind], value.as_slice()].concat())
     }
@@ -102,6 +107,7 @@ impl Slot {
             RETIRED => Self::Retired(former(true)?),
             RETIRED_UNKNOWN => Self::Retired(former(false)?),
             UNKNOWN => Self::Unknown(former(false)?),
+            GONE => Self::Gone(u64::from_le_bytes(value.try_into().map_err(|_| RowError::Form)?)),
             _ => return Err(RowError::Form),
         })
     }

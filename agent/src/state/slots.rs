@@ -22,11 +22,15 @@
 //! | retired | [`Slots::recycle`], inspected | building | its row is gone |
 //! | unknown | [`Slots::end_rest`] | retired | its row |
 //! | any but held | [`Slots::discard`] | | its row is gone, before |
-//! | any | [`Slots::forget_absent`]: its directory is gone | | its row is gone |
+//! | held, resting, unknown | [`Slots::forget_absent`]: its directory is gone | gone | its row |
+//! | any other | [`Slots::forget_absent`]: its directory is gone | | its row is gone |
+//! | gone | [`Slots::release_gone`]: no web server can be pointed at its path | | its row is gone |
+//! | gone | [`Slots::forget_absent`]: its directory is back | unknown | its row |
 //!
 //! A row is gone durably before the tree is changed, and before another tree may have its number: else a crash would
 //! leave a tree that the record calls something that it is not.
 
+mod absent;
 mod recovery;
 mod signed;
 
@@ -236,7 +240,8 @@ impl Slots {
     /// trees that it has left begins now.
     pub fn protect_from(&mut self, from: Option<u64>, now: Instant) {
         self.protected = from;
-        let former: Vec<u64> = self.generations().into_values().chain(self.resting()).collect();
+        let former: Vec<u64> =
+            self.generations().into_values().chain(self.resting()).chain(self.gone()).collect();
         for slot in former {
             if self.is_in_use(slot) || self.may_be_served(slot) {
                 self.rests.remove(&slot);
@@ -257,6 +262,7 @@ impl Slots {
         let Some(from) = self.protected.filter(|_| !planted::has(Bug::Unprotected)) else { return false };
         match self.state(slot) {
             Some(Slot::Held(generation)) => generation.number().get() >= from,
+            Some(Slot::Gone(number)) => *number >= from,
             Some(Slot::Unknown(_)) => true,
             _ => false,
         }
@@ -408,30 +414,6 @@ impl Slots {
         Ok(())
     }
 
-    /// Forgets trees whose directories are gone, by somebody else's hand.
-    pub fn forget_absent(&mut self) -> Result<(), SlotError> {
-        let (present, _) = self.present()?;
-        let absent: Vec<u64> =
-            self.known.slots.keys().copied().filter(|slot| !present.contains(slot)).collect();
-        absent.into_iter().try_for_each(|slot| self.forget(slot))
-    }
-
-    fn forget(&mut self, slot: u64) -> Result<(), SlotError> {
-        let was_live = self.known.live == Some(slot);
-        if let Some(generation) = self.state(slot).and_then(Slot::held) {
-            self.layout.link_generation(generation.number().get(), None)?;
-        }
-        self.unlink_previous(slot)?;
-        self.set(slot, Slot::Building, true)?;
-        self.known.slots.remove(&slot);
-        self.rests.remove(&slot);
-        if was_live {
-            self.known.live = None;
-            self.record.restore(&self.known)?;
-        }
-        Ok(())
-    }
-
     // The switch.
 
     /// Gives the root of a tree its metadata: from here on others may enter it. When anything in the tree was changed last.
@@ -443,7 +425,8 @@ impl Slots {
 
     /// What `live` names, also where nothing is known about it, and is there.
     fn outgoing(&self) -> Option<u64> {
-        self.known.live.or(self.linked).filter(|slot| self.known.slots.contains_key(slot))
+        let is_there = |slot: &u64| self.known.slots.contains_key(slot) && !self.is_gone(*slot);
+        self.known.live.or(self.linked).filter(is_there)
     }
 
     /// Makes the new links under their temporary names, and the one for people.

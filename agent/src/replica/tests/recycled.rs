@@ -456,3 +456,80 @@ fn updates_without_a_pause_let_the_trash_grow_no_further_than_they_fill_it() {
     assert_eq!(names(&trash), [""; 0]);
     assert!(replica.slots.layout().trash.is_empty());
 }
+
+#[test]
+fn the_number_of_a_tree_that_was_deleted_by_hand_waits_for_the_hook() {
+    let (mut site, mut replica) = settled();
+    site.write("docs/0/page-0.html", "second");
+    site.publish(&mut replica);
+    let served = site.generation(1);
+    drop(replica);
+    let due = leave_due(&site);
+    std::fs::remove_dir_all(&served).unwrap();
+    for is_restarted in [true, false] {
+        let mut replica = site.open();
+        if !is_restarted {
+            site.write("docs/0/page-0.html", "third");
+            site.publish(&mut replica);
+        }
+        site.settle(&mut replica);
+        assert_eq!(replica.status().spares, 2);
+        assert!(!served.exists(), "Apache may still look there");
+    }
+    // The hook has succeeded.
+    std::fs::remove_file(due).unwrap();
+    let mut replica = site.open();
+    site.settle(&mut replica);
+    replica.options.keep = 20;
+    for round in 0..4 {
+        site.write("docs/0/page-0.html", format!("round {round}"));
+        site.publish(&mut replica);
+        site.settle(&mut replica);
+    }
+    assert!(served.exists());
+    assert_tidy(&site, &replica);
+}
+
+#[test]
+fn where_the_live_tree_was_deleted_by_hand_nothing_is_built_in_its_place_before_the_hook_succeeded() {
+    let (mut site, mut replica) = settled();
+    let served = site.generation(1);
+    std::fs::remove_dir_all(&served).unwrap();
+    let target = site.origin.last().clone();
+    let staged = site.stage(&mut replica, &target).unwrap();
+    // As the hook's note has it.
+    replica.protect(Some(0));
+    replica.activate(staged, &mut |_| Ok(())).unwrap();
+    site.assert_live_is_tree();
+    site.settle(&mut replica);
+    assert!(!served.exists());
+    assert!(!site.root().join("previous").is_symlink(), "to nothing");
+    replica.protect(None);
+    site.settle(&mut replica);
+    assert!(replica.slots.gone().is_empty());
+}
+
+#[test]
+fn a_tree_that_comes_back_after_it_was_deleted_is_inspected() {
+    let (site, mut replica) = with_a_gone_tree();
+    let (served, away) = (site.root().join("slots/1"), site.temp.path().join("away"));
+    std::fs::write(away.join("docs/1/upload.jpg"), "a picture").unwrap();
+    std::fs::rename(&away, &served).unwrap();
+    replica.options.grace = Duration::ZERO;
+    site.settle(&mut replica);
+    let kept = super::visitors::kept(&site);
+    assert!(kept.iter().any(|(path, _)| path == "1/docs/1/upload.jpg"), "{kept:?}");
+    assert_tidy(&site, &replica);
+}
+
+/// Generation 2 is live, and the tree of generation 1, of which the grace is not over, was moved away.
+fn with_a_gone_tree() -> (Site, Replica) {
+    let (mut site, mut replica) = settled();
+    replica.options.grace = Duration::from_secs(3600);
+    site.write("docs/0/page-0.html", "second");
+    site.publish(&mut replica);
+    std::fs::rename(site.generation(1), site.temp.path().join("away")).unwrap();
+    site.settle(&mut replica);
+    assert_eq!(replica.slots.gone(), [1]);
+    (site, replica)
+}

@@ -3,7 +3,7 @@
 //! | found | done |
 //! | --- | --- |
 //! | a slot without a row | a building: a tree of an activation that did not commit, or left by a crash |
-//! | a row without its slot | forgotten, but for the accepted generation |
+//! | a row without its slot | forgotten, but for the accepted generation; its number waits where a web server may be pointed at it |
 //! | `live`, `previous` or `generations/N` not as the record says | rolled forward: made so |
 //! | `aside-*`, `*.next` | rubbish |
 //! | no record (lost, damaged), or one that does not hold what `live` names; `live` names a tree | its signed record is read from `state/signed`, its manifest built from its files; where that gives the signed root it is held again, else it is served and the next target is staged as a first sync. Other trees are unknown: a web server may be on them, and they may have files of visitors |
@@ -15,6 +15,7 @@ use rustix::fs::FileType;
 use syncd_shared::SignedGeneration;
 
 use super::Slots;
+use super::absent::without_absent;
 use crate::state::disk::DiskError;
 use crate::state::layout::{LIVE_NEXT, PREVIOUS, PREVIOUS_NEXT};
 use crate::state::number;
@@ -53,7 +54,7 @@ impl Slots {
         if let Some(linked) = linked.filter(|linked| is_lost(&before, *linked, &present)) {
             known = self.rebuild(linked, &present, before.accepted.clone())?;
         }
-        known.slots.retain(|slot, _| present.contains(slot));
+        without_absent(&mut known, &present);
         let is_held = |known: &Known, slot: u64| matches!(known.slots.get(&slot), Some(Slot::Held(_)));
         let held = |slot: &u64| is_held(&known, *slot);
         known.live = known.live.filter(held).or(linked.filter(held));
@@ -137,7 +138,7 @@ impl Slots {
         rests.retain(|slot, _| {
             let state = self.state(*slot);
             !self.is_in_use(*slot)
-                && matches!(state, Some(Slot::Held(_) | Slot::Resting(_) | Slot::Unknown(_)))
+                && matches!(state, Some(Slot::Held(_) | Slot::Resting(_) | Slot::Unknown(_) | Slot::Gone(_)))
         });
         self.rests = rests;
         self.protect_from(self.protected, now);
