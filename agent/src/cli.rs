@@ -1,4 +1,5 @@
-//! The command line: a contract, see the README. Results go to standard output, everything else to standard error.
+//! The command line, a contract described in the README. Results go to standard output, everything else to
+//! standard error.
 
 #![cfg_attr(not(test), expect(clippy::disallowed_methods, reason = "paths of the operator"))]
 
@@ -28,8 +29,44 @@ use crate::session::worker::{Display, Drifted, Verified};
 use crate::status::{self, AgentStatus, Verdict};
 use crate::{offline, php, service};
 
-const EXIT_CODES: &str = "Exit codes: 0 done; 1 failed; 2 wrong usage; 141 nobody reads the output; `status --check` has \
-                          its own.\nSYNCD_LOG=debug logs more. See also: syncd-origin.";
+const EXIT_CODES: &str = "Exit codes: 0 success; 1 failure; 2 wrong usage; 141 standard output was closed. `status --check` \
+                          has its own.\nSYNCD_LOG=debug logs more. See also: syncd-origin.";
+
+const JOIN_HELP: &str = "\
+Examples:
+  SYNCD_TOKEN=syncd1-... syncd-agent join origin.example.org:8873
+  syncd-agent join origin.example.org:8873 --token-file - < token
+
+A node whose certificate was revoked joins again with a new token, and keeps its content.";
+const RUN_HELP: &str = "\
+Examples:
+  syncd-agent run
+  syncd-agent run --on-activate 'systemctl reload apache2' --owner root:root
+
+TIME is a number with a unit, as in 500ms, 30s or 7d. RATE is bytes per second; K, M and G are \
+powers of 1,024.
+
+SIGTERM stops cleanly. SIGHUP does not reload options.";
+const STATUS_HELP: &str = "\
+Examples:
+  syncd-agent status
+  syncd-agent status --check > /dev/null || echo 'look at this node'";
+const PHP_INVALIDATE_HELP: &str = "\
+Examples:
+  syncd-agent run --on-activate 'syncd-agent php-invalidate --fpm /run/php/php8.2-fpm.sock && /usr/local/lib/syncd/apache-live'
+
+Exit codes: 0 success; 1 a PHP-FPM may still run old code.";
+const CHECK_PHP_HELP: &str = "\
+Examples:
+  syncd-agent check-php --fpm /run/php/php8.2-fpm.sock
+  syncd-agent check-php --ini /etc/php/8.2/apache2
+
+Exit codes: 0 the settings suit; 1 they do not, or the check failed; 3 warnings only.";
+const VERIFY_HELP: &str = "\
+Examples:
+  syncd-agent verify --json
+
+Exit codes: 0 success, all differences healed; 1 failure, or a file could not be healed.";
 
 /// Keeps a full, verified, atomically switched replica of an origin's content tree.
 #[derive(Debug, Parser)]
@@ -41,7 +78,7 @@ pub struct Cli {
 
 #[derive(Debug, Args)]
 struct Place {
-    /// Where the agent keeps its replica; the web server reads ROOT/live.
+    /// Directory of the replica. The web server reads ROOT/live.
     #[arg(long, env = "SYNCD_ROOT", default_value = config::ROOT, value_name = "DIR")]
     root: PathBuf,
     /// TOML file with defaults for these options.
@@ -51,50 +88,38 @@ struct Place {
 
 #[derive(Debug, Subcommand)]
 enum Command {
-    /// Enrol this node. Run again with a new token, once its name was revoked, it enrols the node anew and keeps its
-    /// content.
-    #[command(
-        after_help = "Examples:\n  SYNCD_TOKEN=syncd1-... syncd-agent join origin.example.org:8873\n  syncd-agent join origin.example.org:8873 --token-file - < token"
-    )]
+    /// Enrol this node with a token from `syncd-origin token`.
+    #[command(after_help = JOIN_HELP)]
     Join(Join),
-    /// Follow the origin and keep the replica, until SIGTERM.
-    #[command(
-        after_help = "Examples:\n  syncd-agent run\n  syncd-agent run --on-activate 'systemctl reload apache2' --owner root:root\n\nSIGTERM stops in order; SIGHUP changes nothing."
-    )]
+    /// Follow the origin and keep the replica up to date, until SIGTERM.
+    #[command(after_help = RUN_HELP)]
     Run(Box<Run>),
-    /// Show what is live, and how the agent is.
-    #[command(
-        after_help = "Examples:\n  syncd-agent status\n  syncd-agent status --check > /dev/null || echo look"
-    )]
+    /// Show the live generation and the state of the agent.
+    #[command(after_help = STATUS_HELP)]
     Status {
         #[command(flatten)]
         place: Place,
         /// Print JSON.
         #[arg(long)]
         json: bool,
-        /// Exit with 1 if nothing is live or no agent runs, with 3 if what is live is not known to be the newest.
+        /// Exit with 1 if nothing is live or no agent runs. Exit with 3 if a newer generation may exist, or
+        /// if something is wrong.
         #[arg(long)]
         check: bool,
     },
-    /// Have PHP-FPM forget the code that the tree no longer has; for the on-activate hook.
-    #[command(
-        after_help = "Examples:\n  syncd-agent run --on-activate 'syncd-agent php-invalidate --fpm /run/php/php8.2-fpm.sock && /usr/local/lib/syncd/apache-live'\n\nExit code 1: a PHP-FPM may still run old code."
-    )]
+    /// Make PHP-FPM forget cached code that has changed. For use in the on-activate hook.
+    #[command(after_help = PHP_INVALIDATE_HELP)]
     PhpInvalidate(php::invalidate::Invalidate),
-    /// Check that the settings of PHP suit the replica that a running agent keeps.
-    #[command(
-        after_help = "Examples:\n  syncd-agent check-php --fpm /run/php/php8.2-fpm.sock\n  syncd-agent check-php --ini /etc/php/8.2/apache2\n\nExit codes: 0 well; 1 refused or failed; 3 warnings."
-    )]
+    /// Check that the settings of PHP suit the replica of the running agent.
+    #[command(after_help = CHECK_PHP_HELP)]
     CheckPhp {
         #[command(flatten)]
         place: Place,
         #[command(flatten)]
         check: php::check::Check,
     },
-    /// Hash every file of the replica, and heal what drifted.
-    #[command(
-        after_help = "Examples:\n  syncd-agent verify --json\n\nExit code 1: something drifted and could not be healed."
-    )]
+    /// Hash every file of the replica, and heal files that differ from the manifest.
+    #[command(after_help = VERIFY_HELP)]
     Verify {
         #[command(flatten)]
         place: Place,
@@ -106,21 +131,21 @@ enum Command {
 
 #[derive(Debug, Args)]
 struct Join {
-    /// Where the origin listens.
+    /// Address of the origin.
     #[arg(value_name = "HOST:PORT")]
     address: String,
     #[command(flatten)]
     place: Place,
-    /// The token; other users see it in the process list, unlike SYNCD_TOKEN and --token-file.
+    /// Join token. Other users can see it in the process list: prefer SYNCD_TOKEN or --token-file.
     #[arg(long, env = "SYNCD_TOKEN", hide_env_values = true, value_name = "TOKEN")]
     token: Option<String>,
-    /// File that holds the token; `-` is standard input.
+    /// File with the join token; `-` is standard input.
     #[arg(long, value_name = "FILE", env = "SYNCD_TOKEN_FILE")]
     token_file: Option<PathBuf>,
-    /// The agent's name [default: the one ROOT has, or else the host's name].
+    /// Name of the agent [default: the name that ROOT has, otherwise the host name].
     #[arg(long, env = "SYNCD_NAME")]
     name: Option<AgentName>,
-    /// Join again under another name than ROOT has; the old one stays enrolled until it is revoked.
+    /// Allow another name than ROOT has. The old name stays enrolled until it is revoked.
     #[arg(long)]
     rename: bool,
 }
@@ -129,52 +154,55 @@ struct Join {
 struct Run {
     #[command(flatten)]
     place: Place,
-    /// The origin [default: where this node joined].
+    /// Address of the origin [default: the address that this node joined].
     #[arg(long, env = "SYNCD_ORIGIN", value_name = "HOST:PORT")]
     origin: Option<String>,
-    /// Where health is answered [default: 127.0.0.1:8875].
+    /// Address of the health page [default: 127.0.0.1:8875].
     #[arg(long, env = "SYNCD_AGENT_HTTP", value_name = "ADDR:PORT", value_parser = listen_address)]
     http: Option<SocketAddr>,
-    /// How `live` is switched.
+    /// How ROOT/live is switched.
     #[arg(long, env = "SYNCD_SWAP", value_enum, default_value = "symlink")]
     swap: Swap,
-    /// Generations that are kept.
+    /// Number of generations to keep, the live one included.
     #[arg(long, env = "SYNCD_KEEP", default_value_t = config::KEEP, value_name = "N",
           value_parser = clap::value_parser!(u32).range(1..=64))]
     keep: u32,
-    /// How long a tree is left alone after it was live.
+    /// Time for which a tree is not reused after it was live.
     #[arg(long, env = "SYNCD_GRACE", default_value = "150s", value_name = "TIME",
           value_parser = parse_time)]
     grace: Duration,
-    /// How often every file of the live tree is read again, slowly, to find and heal what was edited on the node; 0: never.
+    /// Interval at which every file of the live tree is hashed in the background, and healed if it was edited
+    /// on the node. 0 means never.
     #[arg(long, env = "SYNCD_VERIFY_EVERY", default_value = "7d", value_name = "TIME", value_parser = every)]
     verify_every: Duration,
-    /// Give everything to this owner instead of the tree's.
+    /// Owner of all files, as in www-data:www-data or 33:33 [default: the owners in the content tree].
     #[arg(long, env = "SYNCD_OWNER", value_name = "USER:GROUP")]
     owner: Option<Owner>,
-    /// Run by `sh -c` after each activation, with the changed paths on standard input.
+    /// Command to run with `sh -c` after each activation. Gets the changed paths on standard input.
     #[arg(long, env = "SYNCD_ON_ACTIVATE", value_name = "CMD")]
     on_activate: Option<String>,
-    /// Run by `sh -c` before each activation; if it fails, the old generation stays live.
+    /// Command to run with `sh -c` before each activation. If it fails, the old generation stays live.
     #[arg(long, env = "SYNCD_BEFORE_ACTIVATE", value_name = "CMD")]
     before_activate: Option<String>,
-    /// How long a hook may take.
+    /// Time limit of a hook. A hook that takes longer is killed and counts as failed.
     #[arg(long, env = "SYNCD_HOOK_TIMEOUT", default_value = "60s", value_name = "TIME",
           value_parser = parse_time)]
     hook_timeout: Duration,
-    /// Bytes a second to receive at most, as in 10M. They come compressed: the progress shown counts content.
+    /// Limit of the bytes per second received, as in 10M [default: unlimited]. Counts compressed bytes; the
+    /// progress shown counts content.
     #[arg(long, env = "SYNCD_AGENT_BWLIMIT", value_name = "RATE")]
     bwlimit: Option<Rate>,
 }
 
 #[derive(Debug, Clone, Copy, ValueEnum)]
 enum Swap {
-    /// `live` is a symlink.
+    /// ROOT/live is a symlink that is replaced atomically.
     Symlink,
 }
 
 impl Cli {
-    /// Parses the command line over environment, configuration file and defaults. Wrong usage ends the process with 2.
+    /// Parses the command line over environment, configuration file and defaults. Wrong usage ends the
+    /// process with 2.
     pub fn from_process() -> Self {
         Self::from_arguments(std::env::args_os()).unwrap_or_else(|error| error.exit())
     }
@@ -201,7 +229,7 @@ pub fn run(cli: Cli) -> anyhow::Result<ExitCode> {
             Command::Verify { place, json } => verify(&place.root, json).await,
         }
     });
-    // What still blocks a thread was told to stop and has had its time.
+    // Threads that are still blocked were told to stop and have had their time.
     runtime.shutdown_timeout(Duration::from_secs(2));
     result
 }
@@ -243,7 +271,7 @@ fn read_token(join: &Join) -> anyhow::Result<JoinToken> {
     Ok(text.trim().parse()?)
 }
 
-/// A time, or 0.
+/// Parses a time, or 0.
 fn every(text: &str) -> Result<Duration, ParseTimeError> {
     if text == "0" { Ok(Duration::ZERO) } else { parse_time(text) }
 }
@@ -297,7 +325,7 @@ async fn run_until_signal(run: Run) -> anyhow::Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
-/// The status of the running agent; `None`: none runs.
+/// Status of the running agent; `None`: no agent runs.
 async fn running_status(root: &Path) -> anyhow::Result<Option<AgentStatus>> {
     let socket = admin::socket_path(root);
     match local_socket::request_one::<_, Reply>(&socket, &Request::Status).await {

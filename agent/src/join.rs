@@ -82,7 +82,7 @@ pub enum JoinError {
         path: PathBuf,
         /// The managed directory above ROOT.
         above: PathBuf,
-        /// What manages that directory.
+        /// Manager of that directory: an origin or an agent.
         mark: Mark,
     },
     /// The replica belongs to another tree.

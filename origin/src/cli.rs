@@ -44,11 +44,62 @@ const TOKEN_LIFE_MAX: Duration = Duration::from_secs(30 * 24 * 60 * 60);
 /// Default of `--http`.
 pub const HTTP: &str = "127.0.0.1:8874";
 
-const EXIT_CODES: &str = "Exit codes: 0 done; 1 failed; 2 wrong usage; 3 sealed, but not live on every node that was \
-                          waited for; 141 nobody reads the output.\nSYNCD_LOG=debug logs more. See also: syncd-agent.";
+const EXIT_CODES: &str = "Exit codes: 0 success; 1 failure; 2 wrong usage; 3 sealed, but not live on every node that was \
+                          waited for; 141 standard output was closed.\n\
+                          SYNCD_LOG=debug logs more. See also: syncd-agent.";
 
-/// Push replication of web content: watches one content tree, seals it into signed generations, serves them
-/// to agents.
+const SERVE_HELP: &str = "\
+Examples:
+  syncd-origin serve --tree /srv/site
+  syncd-origin serve --tree /srv/site --trigger manual --admin-group deploy
+
+TIME is a number with a unit, as in 500ms, 30s or 5m. SIZE and RATE are bytes, and bytes per second; \
+K, M and G are powers of 1,024.
+
+Files named by .syncdignore files in the tree are not published. SIGTERM stops cleanly. SIGHUP does \
+not reload options.";
+const TOKEN_HELP: &str = "\
+Examples:
+  syncd-origin token
+  syncd-origin token --ttl 1day --uses 10
+  syncd-origin token list";
+const COMMIT_HELP: &str = "\
+Examples:
+  syncd-origin commit -m 'release 7' --wait
+  syncd-origin commit --wait=5m --require-all --json
+
+A commit ends the hold that a rollback leaves.
+
+Exit codes: 0 success; 1 failure; 3 sealed, but not live on every node that was waited for.";
+const STATUS_HELP: &str = "\
+Examples:
+  syncd-origin status --watch
+  syncd-origin status --check > /dev/null || echo 'look at the origin'";
+const HISTORY_HELP: &str = "\
+Examples:
+  syncd-origin history
+  syncd-origin history --json | tail -1
+
+An asterisk (*) marks the published generation. Changes are new (+), changed (~) and removed (-) paths.";
+const DIFF_HELP: &str = "\
+Examples:
+  syncd-origin diff
+  syncd-origin diff 41 43 --stat
+  syncd-origin diff --pending";
+const ROLLBACK_HELP: &str = "\
+Examples:
+  syncd-origin rollback 41 --wait
+
+After a rollback nothing is published automatically until the next commit. Exit codes are those of \
+commit.";
+const BACKUP_HELP: &str = "\
+Examples:
+  syncd-origin backup /mnt/backup/syncd-origin
+
+To restore, run `syncd-origin serve` with the copy as --data.";
+
+/// Replicates web content: watches a content tree, seals it into signed generations, and serves them to
+/// agents.
 #[derive(Debug, Parser)]
 #[command(name = "syncd-origin", version, max_term_width = 100, after_help = EXIT_CODES)]
 pub struct Cli {
@@ -58,7 +109,7 @@ pub struct Cli {
 
 #[derive(Debug, Args)]
 struct Data {
-    /// Where the origin keeps its keys and its store.
+    /// Data directory of the origin: keys and store.
     #[arg(long, env = "SYNCD_DATA", default_value = DATA, value_name = "DIR", global = true)]
     data: PathBuf,
     /// TOML file with defaults for these options.
@@ -75,11 +126,11 @@ struct Json {
 
 #[derive(Debug, Args)]
 struct WaitArgs {
-    /// Wait until every connected agent has the generation live, its hook included, at most this long; 60s
-    /// where no TIME is given. Exit code 3: not all have.
+    /// Wait until the generation is live on every connected agent, hook included, for at most TIME [default
+    /// TIME: 60s]. Exits with 3 if some agent is not live by then.
     #[arg(long, value_name = "TIME", num_args = 0..=1, require_equals = true, default_missing_value = "60s", value_parser = parse_time)]
     wait: Option<Duration>,
-    /// Enrolled but unreachable agents fail it too.
+    /// Exit with 3 also if an enrolled agent is unreachable.
     #[arg(long, requires = "wait")]
     require_all: bool,
 }
@@ -96,80 +147,71 @@ impl WaitArgs {
 
 #[derive(Debug, Subcommand)]
 enum Command {
-    /// Make keys and an empty store.
+    /// Create a data directory with new keys and an empty store.
     #[command(after_help = "Examples:\n  syncd-origin init --host origin.example.org")]
     Init {
         #[command(flatten)]
         data: Data,
-        /// Name or address that agents will dial, for the printed join command.
+        /// Host name or IP address at which agents reach this origin, for the join command that is printed.
         #[arg(long, env = "SYNCD_HOST", value_name = "NAME|IP")]
         host: Option<String>,
     },
-    /// Watch the tree, seal it, serve agents.
-    #[command(
-        after_help = "Examples:\n  syncd-origin serve --tree /srv/site\n  syncd-origin serve --tree /srv/site --trigger manual --admin-group deploy\n\nSIGTERM stops in order; SIGHUP changes nothing. What .syncdignore files in the tree name is left out."
-    )]
+    /// Watch a content tree, publish its changes and serve agents, until SIGTERM.
+    #[command(after_help = SERVE_HELP)]
     Serve(Box<Serve>),
     /// Print a join token for new agents.
-    #[command(
-        after_help = "Examples:\n  syncd-origin token\n  syncd-origin token --ttl 1day --uses 10\n  syncd-origin token list"
-    )]
+    #[command(after_help = TOKEN_HELP)]
     Token {
         #[command(flatten)]
         data: Data,
-        /// How long it is good for: 1s to 30days.
+        /// Lifetime of the token, from 1s to 30days.
         #[arg(long, default_value = "1h", value_name = "TIME", value_parser = token_life)]
         ttl: Duration,
-        /// How many agents may join with it.
+        /// Number of agents that may join with the token.
         #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..))]
         uses: u32,
         #[command(subcommand)]
         action: Option<TokenAction>,
     },
-    /// Publish the tree as it is now; prints the generation's number. Ends the hold that a rollback left.
-    #[command(
-        after_help = "Examples:\n  syncd-origin commit -m 'release 7' --wait\n  syncd-origin commit --wait=5m --require-all --json\n\n--wait alone waits 60 s. Exit code 0: done; 1: failed; 3: sealed, but not live on every node waited for."
-    )]
+    /// Publish the tree as it is now, and print the number of the new generation.
+    #[command(after_help = COMMIT_HELP)]
     Commit {
         #[command(flatten)]
         data: Data,
         /// Label of the generation: one line of text.
-        #[arg(short = 'm', long = "label", default_value = "", value_name = "LABEL", value_parser = label)]
+        #[arg(short = 'm', long = "label", default_value = "", hide_default_value = true, value_name = "LABEL", value_parser = label)]
         label: String,
         #[command(flatten)]
         wait: WaitArgs,
-        /// Publish even if the tree became empty, lost more than half of its entries (of at least 20) or of
-        /// its bytes (in at least 20 files), or lost a mount.
+        /// Publish even if the tree became empty, lost more than half of its entries (if it had at least 20)
+        /// or of its bytes (if it had at least 20 files), or lost a mount.
         #[arg(long)]
         allow_mass_deletion: bool,
-        /// Read every file again, whatever its times say: finds what is no event, as writes through memory
-        /// maps. Takes as long as reading the whole tree.
+        /// Read every file, even if its times are unchanged. Finds changes that cause no event, such as
+        /// writes through a memory map. Takes as long as reading the whole tree.
         #[arg(long)]
         rescan: bool,
         #[command(flatten)]
         json: Json,
     },
-    /// Show the generation, the agents and how far they are.
-    #[command(
-        after_help = "Examples:\n  syncd-origin status --watch\n  syncd-origin status --check > /dev/null || echo look"
-    )]
+    /// Show the current generation and the state of every agent.
+    #[command(after_help = STATUS_HELP)]
     Status {
         #[command(flatten)]
         data: Data,
         #[command(flatten)]
         json: Json,
-        /// Show it again every second.
+        /// Repeat every second.
         #[arg(long)]
         watch: bool,
-        /// Exit with 1 if nothing new is published (held, waiting, stopped, no generation), with 3 if an
-        /// enrolled agent does not have the current generation live or no agent is enrolled.
+        /// Exit with 1 if nothing new is published (held, waiting, stopped, or no generation yet). Exit with
+        /// 3 if no agent is enrolled, or if an enrolled agent is in trouble or not live on the current
+        /// generation.
         #[arg(long, conflicts_with = "watch")]
         check: bool,
     },
     /// List the retained generations.
-    #[command(
-        after_help = "Examples:\n  syncd-origin history\n  syncd-origin history --json | tail -1\n\n* marks what is published; changes are new (+), changed (~) and removed (-) paths."
-    )]
+    #[command(after_help = HISTORY_HELP)]
     History {
         #[command(flatten)]
         data: Data,
@@ -177,34 +219,31 @@ enum Command {
         json: Json,
     },
     /// List the paths that differ between two generations.
-    #[command(
-        after_help = "Examples:\n  syncd-origin diff\n  syncd-origin diff 41 43 --stat\n  syncd-origin diff --pending"
-    )]
+    #[command(after_help = DIFF_HELP)]
     Diff {
         #[command(flatten)]
         data: Data,
-        /// Generation; the one before TO if absent.
+        /// First generation to compare [default: the one before TO].
         #[arg(value_parser = generation_number)]
         from: Option<u64>,
-        /// Generation; the current one if absent.
+        /// Second generation to compare [default: the current one].
         #[arg(value_parser = generation_number)]
         to: Option<u64>,
-        /// What a commit would publish now: from the current generation to the tree.
+        /// Compare the current generation with the tree: lists what a commit would publish now.
         #[arg(long, conflicts_with_all = ["from", "to"])]
         pending: bool,
-        /// Print only how much differs.
+        /// Print only the totals.
         #[arg(long)]
         stat: bool,
         #[command(flatten)]
         json: Json,
     },
-    /// Publish the tree of an earlier generation as a new generation; then nothing is published automatically
-    /// until the next commit.
-    #[command(after_help = "Examples:\n  syncd-origin rollback 41 --wait\n\nExit codes are those of commit.")]
+    /// Publish the tree of an earlier generation again, as a new generation.
+    #[command(after_help = ROLLBACK_HELP)]
     Rollback {
         #[command(flatten)]
         data: Data,
-        /// The generation whose tree is wanted back.
+        /// Generation whose tree is published again.
         #[arg(value_parser = generation_number)]
         generation: u64,
         #[command(flatten)]
@@ -212,7 +251,7 @@ enum Command {
         #[command(flatten)]
         json: Json,
     },
-    /// Shut an agent out; its name is free again.
+    /// Shut out an agent: its certificate is refused, and its name is free again.
     #[command(after_help = "Examples:\n  syncd-origin revoke web2")]
     Revoke {
         #[command(flatten)]
@@ -220,15 +259,15 @@ enum Command {
         /// Name of the agent.
         agent: String,
     },
-    /// Copy the data directory, as it is now, to a new or empty directory: serve from it to restore.
-    #[command(after_help = "Examples:\n  syncd-origin backup /mnt/backup/syncd-origin")]
+    /// Copy the data directory, as it is now, to a new or empty directory.
+    #[command(after_help = BACKUP_HELP)]
     Backup {
         #[command(flatten)]
         data: Data,
-        /// Where to; the origin that serves writes it.
+        /// Directory for the copy. A running origin writes it, so its user needs access.
         directory: PathBuf,
     },
-    /// Verify every byte of the store.
+    /// Read the whole store and verify every byte.
     #[command(after_help = "Examples:\n  syncd-origin check")]
     Check {
         #[command(flatten)]
@@ -238,14 +277,14 @@ enum Command {
 
 #[derive(Debug, Subcommand)]
 enum TokenAction {
-    /// List the tokens that are good, without their secrets.
+    /// List the valid tokens, without their secrets.
     List {
         #[command(flatten)]
         json: Json,
     },
-    /// Make a token worthless.
+    /// Make a token invalid.
     Revoke {
-        /// ID that `token list` shows, or its beginning.
+        /// ID of the token, as shown by `token list`, or the start of the ID.
         id: String,
     },
 }
@@ -257,78 +296,78 @@ fn token_life(text: &str) -> Result<Duration, String> {
     if life == whole && (Duration::from_secs(1)..=TOKEN_LIFE_MAX).contains(&life) {
         Ok(life)
     } else {
-        Err("a token is good for a whole number of seconds, from 1s to 30days".into())
+        Err("the lifetime of a token is a whole number of seconds, from 1s to 30days".into())
     }
 }
 
 #[derive(Debug, Args)]
 struct Serve {
-    /// The content tree.
+    /// Content tree to publish.
     #[arg(long, env = "SYNCD_TREE", value_name = "DIR")]
     tree: PathBuf,
     #[command(flatten)]
     data: Data,
-    /// Where agents dial.
+    /// Address to listen on for agents.
     #[arg(long, env = "SYNCD_LISTEN", default_value = LISTEN, value_name = "ADDR:PORT", value_parser = listen_address)]
     listen: SocketAddr,
-    /// Where health is answered [default: 127.0.0.1:8874].
+    /// Address of the health page [default: 127.0.0.1:8874].
     #[arg(long, env = "SYNCD_ORIGIN_HTTP", value_name = "ADDR:PORT", value_parser = listen_address)]
     http: Option<SocketAddr>,
-    /// When changes are published.
+    /// When to publish changes.
     #[arg(long, env = "SYNCD_TRIGGER", value_enum, default_value = "settle")]
     trigger: TriggerName,
-    /// The tree is published when it was quiet for this long.
+    /// Time without changes after which the tree is published.
     #[arg(long, env = "SYNCD_SETTLE", default_value = "500ms", value_name = "TIME", value_parser = parse_time)]
     settle: Duration,
-    /// If the tree does not become quiet for this long, warn and name the path that keeps changing. A file
-    /// that is written and not closed holds the tree back for at most this long after its last write.
+    /// Time after which a tree that keeps changing causes a warning, which names the path. A file that is
+    /// open for writing delays publishing for at most this long after its last write.
     #[arg(long, env = "SYNCD_SETTLE_MAX", default_value = "30s", value_name = "TIME", value_parser = parse_time)]
     settle_max: Duration,
-    /// A file that keeps changing for this long no longer holds back the others: they are published, and it
-    /// stays as it was published until it is quiet.
+    /// Time after which a file that keeps changing no longer delays the others. They are published, and the
+    /// file stays as last published until it is quiet.
     #[arg(long, env = "SYNCD_SETTLE_MAX_PUBLISH", default_value = "5m", value_name = "TIME", value_parser = parse_time)]
     settle_max_publish: Duration,
-    /// How often parts of the tree that send no events (network file systems) are walked.
+    /// Interval at which the parts of the tree that send no events, such as network file systems, are walked.
     #[arg(long, env = "SYNCD_POLL", default_value = "10s", value_name = "TIME", value_parser = parse_time)]
     poll: Duration,
-    /// `keep`: files whose content and mode are unchanged keep the modification time already published. `distinct`: files
-    /// whose content is unchanged keep it, and a file that changed gets the next second where its own is not later, so that
-    /// PHP, browsers and caches see the change.
+    /// Modification time that a file is published with.
     #[arg(long, env = "SYNCD_MTIME", value_enum, default_value = "tree")]
     mtime: MtimePolicy,
-    /// `inside`: refuse symlinks that leave the tree.
+    /// Symlinks to publish.
     #[arg(long, env = "SYNCD_SYMLINKS", value_enum, default_value = "verbatim")]
     symlinks: SymlinkPolicy,
-    /// This many of the newest generations stay, whatever their age and size.
+    /// Number of newest generations to keep, whatever their age and size.
     #[arg(long, env = "SYNCD_KEEP_GENERATIONS", default_value_t = 10, value_name = "N",
           value_parser = clap::value_parser!(u32).range(1..))]
     keep_generations: u32,
-    /// History reaches back so far: all of the last hour, then one generation an hour for a day, then one a
-    /// day.
+    /// Days of history to keep: every generation of the last hour, one for each hour of the last day, then
+    /// one for each day.
     #[arg(long, env = "SYNCD_KEEP_DAYS", default_value_t = 7, value_name = "DAYS")]
     keep_days: u32,
-    /// History takes at most so much, as in 20G; the oldest generations give way [default: no bound].
+    /// Space that the history may take, as in 20G. The oldest generations are retired first [default:
+    /// unlimited].
     #[arg(long, env = "SYNCD_KEEP_BYTES", value_name = "SIZE")]
     keep_bytes: Option<ByteSize>,
-    /// Bytes a second to all agents together, as in 10M.
+    /// Limit of the bytes per second sent to all agents together, as in 10M [default: unlimited].
     #[arg(long, env = "SYNCD_ORIGIN_BWLIMIT", value_name = "RATE")]
     bwlimit: Option<Rate>,
-    /// Members of this group may use every command (commit, token, revoke ...), not only root and the user of
-    /// this process.
+    /// Group whose members may use every command (commit, token, revoke ...), in addition to root and the
+    /// user of this process.
     #[arg(long, env = "SYNCD_ADMIN_GROUP", value_name = "GROUP", value_parser = group_id)]
     admin_group: Option<u32>,
 }
 
 #[derive(Debug, Clone, Copy, ValueEnum)]
 enum TriggerName {
-    /// When the tree has been quiet.
+    /// Once the tree has been quiet for --settle.
     Settle,
-    /// On `syncd-origin commit`.
+    /// Only on `syncd-origin commit`.
     Manual,
 }
 
 impl Cli {
-    /// Parses the command line over environment, configuration file and defaults. Wrong usage ends the process with 2.
+    /// Parses the command line over environment, configuration file and defaults. Wrong usage ends the
+    /// process with 2.
     pub fn from_process() -> Result<Self, ConfigError> {
         Self::from_arguments(std::env::args_os().collect())
             .map(|parsed| parsed.unwrap_or_else(|error| error.exit()))

@@ -55,7 +55,7 @@ pub(crate) struct Retired {
     pub since: Option<Since>,
 }
 
-/// What happened since a tree was live.
+/// Changes since a tree was live.
 pub(crate) struct Since {
     /// Time at which this process last changed the tree.
     pub finished: Timestamp,

@@ -4,8 +4,8 @@
 //! walk       directories are made, their files gathered into windows, in path order
 //! ask        one batch of contents for each window, a few windows ahead of the answers
 //! receive    workers verify each content and write it straight to its place
-//! settle     once a window is answered: contents in many pieces, copies of equal files; inode numbers to the record;
-//!            owner, mode and times of a directory, when nothing more is put into it
+//! settle     once a window is answered: contents in many pieces, copies of equal files; inode numbers to
+//!            the record; owner, mode and times of a directory, when nothing more is put into it
 //! ```
 //!
 //! Memory follows the windows, not the tree. Files that an interrupted attempt left are hashed before they
@@ -191,7 +191,7 @@ struct Asked {
     windows: VecDeque<Arc<Window>>,
     gathered: Window,
     ask: UnboundedSender<ObjectsBatch>,
-    /// What the origin may send for everything asked for so far.
+    /// Limit of the answers to everything asked for so far.
     allowance: Allowance,
 }
 

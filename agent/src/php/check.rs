@@ -32,7 +32,8 @@ const SCRIPT_MAX_BYTES: u64 = 1 << 20;
 pub struct Check {
     #[command(flatten)]
     masters: Masters,
-    /// Directory with the php.ini and conf.d of mod_php, as in /etc/php/8.2/apache2.
+    /// Directory with the php.ini and conf.d of mod_php, as in /etc/php/8.2/apache2. Give it once for each
+    /// PHP.
     #[arg(long, value_name = "DIR")]
     ini: Vec<PathBuf>,
 }

@@ -14,10 +14,11 @@ use super::fastcgi::{self, Address, FastCgiError};
 /// How the script is reached.
 #[derive(Debug, Args)]
 pub struct Masters {
-    /// Socket of PHP-FPM, or HOST:PORT; once for each FPM master, whichever of its pools.
+    /// Address of a PHP-FPM master: the socket or HOST:PORT of any of its pools. Give it once for each
+    /// master.
     #[arg(long = "fpm", value_name = "SOCKET|HOST:PORT")]
     pub addresses: Vec<Address>,
-    /// The installed packaging/php/opcache.php.
+    /// Installed copy of packaging/php/opcache.php.
     #[arg(long, default_value = "/usr/local/lib/syncd/opcache.php", value_name = "FILE")]
     pub script: PathBuf,
 }

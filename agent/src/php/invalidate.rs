@@ -37,11 +37,11 @@ const ALIAS: u8 = b'a';
 pub struct Invalidate {
     #[command(flatten)]
     masters: Masters,
-    /// The tree that is to be served. The hook's environment names it.
+    /// Tree that is about to be served. Set in the environment of hooks.
     #[arg(long, env = "SYNCD_TREE", value_name = "DIR")]
     tree: PathBuf,
-    /// NUL-separated paths whose code changed [default: all of the tree]. The hook's environment names the
-    /// file.
+    /// File with the NUL-separated paths whose code changed [default: every path of the tree]. Set in the
+    /// environment of hooks.
     #[arg(long, env = "SYNCD_SLOT_PATHS", value_name = "FILE")]
     paths: Option<PathBuf>,
 }

@@ -65,22 +65,24 @@ const PAUSE_MAX: Duration = Duration::from_millis(500);
 /// Source of a file's modification time.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, clap::ValueEnum)]
 pub enum MtimePolicy {
-    /// That of the tree.
+    /// The time in the content tree.
     #[default]
     Tree,
-    /// That of the base, where content and mode are those of the base.
+    /// The time already published if content and mode are unchanged, otherwise the time in the content
+    /// tree.
     Keep,
-    /// The published time for unchanged content, a later second than before for changed content.
+    /// The time already published if the content is unchanged, otherwise a later second than before, so that
+    /// PHP, browsers and caches notice the change.
     Distinct,
 }
 
 /// Symlinks to publish.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, clap::ValueEnum)]
 pub enum SymlinkPolicy {
-    /// All, as they are.
+    /// All symlinks, unchanged.
     #[default]
     Verbatim,
-    /// Those that stay in the tree; others fail the scan.
+    /// Only symlinks that stay in the tree: any other makes publishing fail.
     Inside,
 }
 
