@@ -1,27 +1,31 @@
-//! Commands that the operator has run around an activation.
+//! Runs the operator's commands around an activation.
 //!
-//! They come from the agent's own command line or configuration, never from the wire, and are run by `sh -c` in a
-//! process group of their own. When the time is up, everything that they started is killed ([`processes`]). Both get the changed paths on standard input, one a
-//! line, relative to the tree; in a name a newline is written `\n` and a backslash `\\`, every other byte as it is. The
-//! environment tells the rest ([`Occasion`]); other `SYNCD_` variables of the agent are not passed on.
+//! The commands come from the agent's own command line or configuration, never from the wire. `sh -c` runs
+//! each in a process group of its own. At the time limit, everything that the command started is killed
+//! ([`processes`]). Both hooks get the changed paths on standard input, one for each line, relative to the
+//! tree. In a name, a newline is written as `\n` and a backslash as `\\`; every other byte is unchanged. The
+//! environment describes the activation ([`Occasion`]). Other `SYNCD_` variables of the agent are not passed
+//! on.
 //!
-//! *Before* runs while the old generation is live; if it fails the old one stays. *After* runs at least once for every
-//! activation: what is due is written durably to `ROOT/state/on-activate.pending` before the switch, and removed when
-//! the hook succeeded. A crash in between leaves the file, and the next start runs the hook. Activations whose hook
-//! failed are merged: the next run gets the paths of all of them.
+//! *Before* runs while the old generation is live. If it fails, the old generation stays. *After* runs at
+//! least once for every activation: what is due is written durably to `ROOT/state/on-activate.pending` before
+//! the switch, and removed once the hook has succeeded. A crash in between leaves the file, and the next
+//! start runs the hook. Activations whose hook failed are merged: the next run gets the paths of all of them.
 //!
-//! A node is *live* once *after* has succeeded. Until then a web server may still serve the generation that the hook
-//! last succeeded for, or any after it: their trees are neither recycled nor deleted ([`AfterHook::protected`], which
-//! the record outlasts restarts for). [`HookState`] tells everybody else how the hook fares.
+//! A node is *live* once *after* has succeeded. Until then a web server may still serve the generation for
+//! which the hook last succeeded, or a later one. The trees of these generations are neither recycled nor
+//! deleted ([`AfterHook::protected`]), also after a restart, because the record has their lowest number.
+//! [`HookState`] describes the hook to the rest of the agent.
 //!
-//! A web server that caches files by their full path is to forget, in the slot that is live, what that slot's path showed
-//! before: those paths are in a file of their own, `on-activate.slot-paths.N` for generation N, each followed by a NUL. It
-//! is empty where nobody knows, which means everything. The hook finds its name in `SYNCD_SLOT_PATHS`.
+//! A web server that caches files by their full path has to forget, in the live slot, what that slot's path
+//! showed before. Those paths are in a separate file, `on-activate.slot-paths.N` for generation N, each
+//! followed by a NUL. The file is empty if the paths are unknown, which means all of them. The hook finds the
+//! file's name in `SYNCD_SLOT_PATHS`.
 //!
-//! `on-activate.pending`: one line of JSON (the [`Occasion`], and the generation that the hook last succeeded for), then
-//! the changed paths as on standard input, in path order. `on-activate.earlier`: what it was before an activation that is
-//! under way. Paths are never all in memory: standard input is a file. An agent that runs without the hook removes both
-//! ([`forget`]).
+//! `on-activate.pending` has one line of JSON (the [`Occasion`], and the generation for which the hook last
+//! succeeded), then the changed paths in path order, in the format of standard input. `on-activate.earlier`
+//! is the former content of that file while an activation is in progress. Standard input is a file, so the
+//! paths are never all in memory. An agent that runs without the hook removes both files ([`forget`]).
 
 #![cfg_attr(
     not(test),
@@ -57,20 +61,20 @@ use tokio_util::sync::CancellationToken;
 use self::processes::Mark;
 use crate::backoff::Backoff;
 
-/// How long a hook may take unless the operator says otherwise.
+/// Default time limit of a hook.
 pub const DEFAULT_TIMEOUT: Duration = Duration::from_secs(60);
-/// Bytes of a hook's error output that are kept for the report.
+/// Bytes of a hook's error output kept for the report.
 const TAIL_BYTES: usize = 1024;
 const PENDING: &str = "on-activate.pending";
-/// Paths that a slot's caches are to forget, before the number of the generation.
+/// Prefix of the files with paths that a slot's caches have to forget. The generation's number follows.
 const SLOT_PATHS: &str = "on-activate.slot-paths.";
-/// Paths for the hook before an activation, while it starts.
+/// Temporary file with the paths for the hook before an activation.
 const CHANGED: &str = "before-activate.paths";
 
-/// Shows every changed path once, in path order.
+/// Calls a function with every changed path once, in path order.
 pub type Paths<'a> = dyn Fn(&mut dyn FnMut(&TreePath)) -> io::Result<()> + 'a;
 
-/// The two hooks, by their options.
+/// The two hooks, named by their options.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum HookName {
     /// `--before-activate`.
@@ -88,73 +92,73 @@ impl fmt::Display for HookName {
     }
 }
 
-/// What an activation changes.
+/// Changes made by an activation.
 pub struct Changed<'a> {
-    /// Paths that differ from what was live.
+    /// Paths that differ from the live tree.
     pub all: &'a Paths<'a>,
-    /// Paths of files and symlinks that differ from what the slot served since the hook last succeeded for it; none where
-    /// that is not known.
+    /// Paths of files and symlinks that differ from what the slot served since the hook last succeeded for
+    /// it; none if that is unknown.
     pub slot: &'a Paths<'a>,
 }
 
-/// Why a hook did not do its work.
+/// Reason why a hook failed.
 #[derive(Debug, thiserror::Error)]
 pub enum HookError {
-    /// No shell, no process.
+    /// The shell could not be started.
     #[error("can't start the {hook} hook")]
     Start {
-        /// Which.
+        /// Name of the hook.
         hook: HookName,
-        /// Why.
+        /// The cause.
         source: io::Error,
     },
-    /// What it is to be told could not be written down.
+    /// The changed paths could not be written.
     #[error("can't list the changed paths for the {hook} hook in {path}")]
     List {
-        /// Which.
+        /// Name of the hook.
         hook: HookName,
-        /// The file.
+        /// Path of the list.
         path: PathBuf,
-        /// Why.
+        /// The cause.
         source: io::Error,
     },
-    /// It ended, and not with 0.
+    /// The command ended with another exit code than 0.
     #[error("{hook} hook failed: {}", self.brief())]
     Failed {
-        /// Which.
+        /// Name of the hook.
         hook: HookName,
         /// Exit code or signal.
         status: ExitStatus,
-        /// The end of its error output.
+        /// End of the error output.
         output: String,
     },
-    /// It was killed.
+    /// The command was killed at its time limit.
     #[error("{hook} hook failed: {}", self.brief())]
     TimedOut {
-        /// Which.
+        /// Name of the hook.
         hook: HookName,
-        /// What it was given.
+        /// The time limit.
         limit: Duration,
-        /// The end of its error output.
+        /// End of the error output.
         output: String,
     },
-    /// What is due could not be recorded.
+    /// The record of what is due could not be written.
     #[error("can't record in {path} that the on-activate hook is due")]
     Record {
-        /// The file.
+        /// Path of the record.
         path: PathBuf,
-        /// Why.
+        /// The cause.
         source: io::Error,
     },
-    /// The record of what is due can't be read.
+    /// The record of what is due could not be read.
     #[error(
         "can't read {path}, which says what the on-activate hook is due for: remove the file and run the hook's \
          command by hand; the next activation runs it again"
     )]
     Unreadable {
-        /// The file.
+        /// Path of the record.
         path: PathBuf,
-        /// Why.
+        /// The cause.
         source: io::Error,
     },
 }
@@ -164,7 +168,8 @@ fn separator(output: &str) -> &'static str {
 }
 
 impl HookError {
-    /// How it failed, on one line, for who knows which hook it was: exit code or signal, and its last words.
+    /// Describes the failure on one line without the hook's name: exit code or signal, and the end of the
+    /// error output.
     fn brief(&self) -> String {
         match self {
             Self::Failed { status, output, .. } => format!("{status}{}{output}", separator(output)),
@@ -176,25 +181,25 @@ impl HookError {
     }
 }
 
-/// The activation that a hook is run for; its environment.
+/// The activation for which a hook runs. Passed in its environment.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Occasion {
     /// `SYNCD_GENERATION`.
     pub generation: u64,
-    /// `SYNCD_ROOT_HASH`: hexadecimal. (`SYNCD_ROOT` is ROOT, as everywhere.)
+    /// `SYNCD_ROOT_HASH`, hexadecimal. (`SYNCD_ROOT` is ROOT everywhere.)
     pub root: String,
-    /// `SYNCD_LABEL`: may be empty.
+    /// `SYNCD_LABEL`; may be empty.
     pub label: String,
     /// `SYNCD_PREVIOUS`: the generation that was live before; empty if none was.
     pub previous: Option<u64>,
-    /// `SYNCD_TREE`: the directory of its slot, also before the switch.
+    /// `SYNCD_TREE`: the directory of the slot, which stays the same at the switch.
     pub tree: PathBuf,
-    /// `SYNCD_LIVE`: what the web server reads.
+    /// `SYNCD_LIVE`: path that the web server reads.
     pub live: PathBuf,
 }
 
 impl Occasion {
-    /// For `generation`, whose tree is at `tree`.
+    /// Describes the activation of `generation`, whose tree is at `tree`.
     pub fn of(generation: &SignedGeneration, previous: Option<u64>, tree: PathBuf, live: PathBuf) -> Self {
         Self {
             generation: generation.number().get(),
@@ -225,7 +230,7 @@ impl Occasion {
     }
 }
 
-/// A path as a line: newline and backslash escaped, everything else as it is.
+/// Encodes a path as a line: newline and backslash are escaped, other bytes are unchanged.
 fn line(path: &TreePath) -> Vec<u8> {
     let mut out = Vec::with_capacity(path.as_bytes().len() + 1);
     for byte in path.as_bytes() {
@@ -239,7 +244,7 @@ fn line(path: &TreePath) -> Vec<u8> {
     out
 }
 
-/// The path that a line is of.
+/// Decodes a line to its path.
 fn path_of(line: &[u8]) -> Option<TreePath> {
     let mut bytes = line.strip_suffix(b"\n").unwrap_or(line).iter();
     let mut path = Vec::with_capacity(line.len());
@@ -252,7 +257,7 @@ fn path_of(line: &[u8]) -> Option<TreePath> {
     TreePath::from_bytes(&path).ok()
 }
 
-/// Writes the paths as lines, and among them the lines of `earlier`, which are in path order, too.
+/// Writes the paths as lines and merges in the lines of `earlier`, which are also in path order.
 pub(crate) fn write_lines(
     out: &mut dyn Write,
     paths: &Paths<'_>,
@@ -273,7 +278,7 @@ pub(crate) fn write_lines(
     Ok(())
 }
 
-/// Lines that were written before.
+/// Lines of an earlier record.
 struct Lines<'a> {
     from: Option<&'a mut dyn BufRead>,
     next: Option<(Vec<u8>, Option<TreePath>)>,
@@ -292,7 +297,7 @@ impl Lines<'_> {
         Ok(())
     }
 
-    /// Writes what comes before `path`, and leaves out what it is.
+    /// Writes the lines that come before `path`, and drops the line of `path` itself.
     fn write_up_to(&mut self, path: &TreePath, out: &mut dyn Write) -> io::Result<()> {
         while let Some((line, there)) =
             self.next.take_if(|(_, there)| there.as_ref().is_none_or(|t| t <= path))
@@ -306,7 +311,7 @@ impl Lines<'_> {
     }
 }
 
-/// One command of the operator's.
+/// One hook with its command.
 #[derive(Debug, Clone)]
 pub struct Hook {
     name: HookName,
@@ -317,19 +322,19 @@ pub struct Hook {
 }
 
 impl Hook {
-    /// `command` is given to `sh -c`; `state` is `ROOT/state`.
+    /// Creates a hook whose `command` is given to `sh -c`. `state` is `ROOT/state`.
     pub fn new(name: HookName, command: String, timeout: Duration, state: &Path) -> Self {
         Self { name, command, timeout, state: state.to_path_buf() }
     }
 
-    /// Runs it and waits. Blocks up to its timeout.
+    /// Runs the hook and waits for it. Blocks until the time limit at most.
     pub fn run(&self, occasion: &Occasion, paths: &Paths<'_>) -> Result<(), HookError> {
         let path = self.state.join(CHANGED);
         let listed = || {
             let mut out = BufWriter::new(
                 File::options().read(true).write(true).create(true).truncate(true).open(&path)?,
             );
-            // Gone with the last who has it open.
+            // The file stays until the last process closes it.
             fs::remove_file(&path)?;
             write_lines(&mut out, paths, None)?;
             let mut file = out.into_inner().map_err(io::IntoInnerError::into_error)?;
@@ -341,7 +346,7 @@ impl Hook {
         self.run_with_input(occasion, input, None)
     }
 
-    /// `input` is read from where it is.
+    /// Reads `input` from its current position.
     fn run_with_input(
         &self,
         occasion: &Occasion,
@@ -363,7 +368,7 @@ impl Hook {
             .env(processes::VARIABLE, mark.value())
             .current_dir("/")
             .stdin(input)
-            // Standard output is for results of syncd-agent itself.
+            // Standard output is reserved for the results of syncd-agent.
             .stdout(io::stderr())
             .stderr(Stdio::piped())
             .process_group(0)
@@ -378,7 +383,8 @@ impl Hook {
     }
 }
 
-/// The end of a hook's error output, read by a thread that outlives a hook which leaves children behind.
+/// Collects the end of a hook's error output. A separate thread reads it, because children of the hook may
+/// keep the pipe open.
 struct Output {
     tail: Arc<Mutex<Vec<u8>>>,
     closed: mpsc::Receiver<()>,
@@ -405,7 +411,7 @@ impl Output {
     }
 
     fn tail(&self) -> String {
-        // What a child left behind still writes is not waited for.
+        // Output of a child that is still running is not waited for.
         let _ = self.closed.recv_timeout(Duration::from_millis(200));
         one_line(String::from_utf8_lossy(&lock(&self.tail)).trim(), REASON_MAX_BYTES)
     }
@@ -415,7 +421,7 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// `None`: it took too long, and everything that carries its `mark` is gone.
+/// Waits for the hook. `None`: the limit passed, and everything that carries its `mark` was killed.
 fn wait(child: &mut Child, limit: Duration, mark: &Mark) -> io::Result<Option<ExitStatus>> {
     let started = Instant::now();
     let mut pause = Duration::from_millis(1);
@@ -425,7 +431,7 @@ fn wait(child: &mut Child, limit: Duration, mark: &Mark) -> io::Result<Option<Ex
         }
         if started.elapsed() >= limit {
             if let Some(group) = i32::try_from(child.id()).ok().and_then(Pid::from_raw) {
-                // The leader is not reaped yet, so that the id is still its own.
+                // The leader is not reaped yet, so no other process can have its id.
                 let _ = kill_process_group(group, Signal::KILL);
                 mark.kill_all(group);
             }
@@ -437,49 +443,50 @@ fn wait(child: &mut Child, limit: Duration, mark: &Mark) -> io::Result<Option<Ex
     }
 }
 
-/// How one run of the on-activate hook went.
+/// One run of the on-activate hook.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct HookRun {
-    /// What it was run for.
+    /// Generation for which it ran.
     pub generation: u64,
-    /// Whether it is over, and how it ended.
+    /// Whether it has ended, and how.
     pub outcome: RunOutcome,
-    /// How long the last run took that ended, in milliseconds.
+    /// Duration of the last run that ended, in milliseconds.
     pub duration_ms: u64,
-    /// How the last run failed: one line of bounded length, empty after a success.
+    /// Reason why the last run failed: one line of bounded length, empty after a success.
     pub output: String,
-    /// Runs for this generation since the agent started, this one among them.
+    /// Number of runs for this generation since the agent started, including this one.
     pub attempt: u32,
 }
 
-/// See [`HookRun`].
+/// Outcome of a [`HookRun`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum RunOutcome {
-    /// Not over.
+    /// The run has not ended.
     Running,
-    /// It exited with 0.
+    /// The command exited with 0.
     Ok,
-    /// It did not; it is run again.
+    /// The command failed, and will run again.
     Failed,
 }
 
-/// What is known of the on-activate hook.
+/// State of the on-activate hook.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct HookState {
-    /// Grows with every change: of two states the higher one is the newer.
+    /// Increases with every change: the state with the higher revision is newer.
     pub revision: u64,
-    /// The generation that is switched and that the hook has not succeeded for. `None`: what is switched is live.
+    /// Generation that is switched but for which the hook has not succeeded. `None`: the switched generation
+    /// is live.
     pub due: Option<u64>,
-    /// The generation that the hook last succeeded for, as far as that is known: a web server may still be on it.
+    /// Generation for which the hook last succeeded, if known. A web server may still serve it.
     pub succeeded: Option<u64>,
-    /// The run that is under way, or the last one.
+    /// The current run, or the last one.
     pub run: Option<HookRun>,
-    /// The last run failed, or what is due was left by an earlier process: nobody knows whether it will succeed.
+    /// The last run failed, or an earlier process left the hook due: the next run may fail as well.
     pub failing: bool,
 }
 
-/// The on-activate hook with its record of what is due. Shared by the worker, which notes activations, and the task
-/// that runs the hook.
+/// The on-activate hook with its record of what is due. Shared by the worker, which notes activations, and
+/// the task that runs the hook.
 #[derive(Debug)]
 pub struct AfterHook {
     hook: Hook,
@@ -492,11 +499,11 @@ pub struct AfterHook {
 
 #[derive(Debug, Default)]
 struct Inner {
-    /// The activation that is under way: noted, and not settled.
+    /// The current activation: noted, but not settled.
     under_way: Option<UnderWay>,
-    /// Whether the record speaks of an activation that this process saw succeed.
+    /// Whether the record describes an activation that succeeded in this process.
     witnessed: bool,
-    /// The generation that the hook has succeeded for since [`AfterHook::take_success`] was asked last.
+    /// Generation for which the hook has succeeded since the last call of [`AfterHook::take_success`].
     success: Option<u64>,
 }
 
@@ -506,27 +513,26 @@ struct UnderWay {
     succeeded: Option<u64>,
 }
 
-/// What is due.
+/// A hook that is due.
 #[derive(Debug)]
 struct Due {
     pending: Pending,
-    /// At the first line.
+    /// Positioned at the first line.
     lines: BufReader<File>,
     /// Device and inode of the record.
     id: (u64, u64),
 }
 
-/// The first line of a record.
+/// First line of a record.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Pending {
-    /// The activation.
     #[serde(flatten)]
     pub occasion: Occasion,
-    /// The generation that the hook last succeeded for; `None`: none that is known.
+    /// Generation for which the hook last succeeded; `None`: none is known.
     pub succeeded: Option<u64>,
 }
 
-/// What comes after the first line are paths.
+/// Parses the first line of a record. The lines after it are paths.
 pub(crate) fn decode_pending(line: &[u8]) -> serde_json::Result<Pending> {
     serde_json::from_slice(line)
 }
@@ -537,8 +543,8 @@ pub(crate) fn encode_pending(pending: &Pending) -> serde_json::Result<Vec<u8>> {
     Ok(bytes)
 }
 
-/// The lowest generation that a web server may still serve, as the record in `state` (`ROOT/state`) tells after a
-/// restart; `None`: no hook is due. A record that can't be read protects everything.
+/// Lowest generation that a web server may still serve, as recorded in `state` (`ROOT/state`); `None`: no
+/// hook is due. An unreadable record protects everything.
 pub(crate) fn protected(state: &Path) -> Option<u64> {
     match load(&state.join(PENDING)) {
         Ok(due) => due.map(|due| due.pending.succeeded.unwrap_or(0)),
@@ -549,13 +555,13 @@ pub(crate) fn protected(state: &Path) -> Option<u64> {
     }
 }
 
-/// The hook that a process which is gone has left due below `state` (`ROOT/state`), for the generation that is live.
+/// Status of the hook that an earlier process left due in `state` (`ROOT/state`), for the live generation.
 pub(crate) fn left_due(state: &Path, live: Option<u64>) -> Option<HookStatus> {
     let succeeded = protected(state)?;
     Some(HookStatus::due(live?, (succeeded > 0).then_some(succeeded)))
 }
 
-/// Drops what is due below `state` (`ROOT/state`): the agent runs without the hook.
+/// Drops what is due in `state` (`ROOT/state`), because the agent runs without the hook.
 pub(crate) fn forget(state: &Path) -> io::Result<()> {
     let record = state.join(PENDING);
     if record.try_exists()? {
@@ -566,7 +572,7 @@ pub(crate) fn forget(state: &Path) -> io::Result<()> {
     remove_slot_paths(state, None)
 }
 
-/// Removes the lists of paths that no hook is due for any more: all but that of one generation.
+/// Removes the lists of paths for which no hook is due: all except the list of generation `but`.
 fn remove_slot_paths(state: &Path, but: Option<u64>) -> io::Result<()> {
     for item in fs::read_dir(state)? {
         let name = item?.file_name();
@@ -579,7 +585,7 @@ fn remove_slot_paths(state: &Path, but: Option<u64>) -> io::Result<()> {
 }
 
 impl AfterHook {
-    /// Nothing is due but what an earlier process has left; `live` is the generation that is linked now.
+    /// Reads what an earlier process left due. `live` is the generation that is linked now.
     pub fn new(hook: Hook, live: Option<u64>) -> Self {
         let record = hook.state.join(PENDING);
         let state = match load(&record) {
@@ -600,12 +606,12 @@ impl AfterHook {
         }
     }
 
-    /// How the hook fares, now and whenever that changes.
+    /// The state of the hook, and its changes.
     pub fn state(&self) -> watch::Receiver<HookState> {
         self.state.subscribe()
     }
 
-    /// The lowest generation that a web server may still serve besides the one that is live; `None`: no other.
+    /// Lowest generation that a web server may still serve besides the live one; `None`: none.
     pub fn protected(&self) -> Option<u64> {
         let inner = lock(&self.inner);
         let state = self.state.borrow();
@@ -613,23 +619,23 @@ impl AfterHook {
         if state.due.is_none() && under_way.is_none() {
             return None;
         }
-        // A web server goes forward only: each of these is a lower bound.
+        // A web server only goes forward, so each of these numbers is a lower bound.
         Some(state.succeeded.max(under_way.and_then(|u| u.succeeded)).unwrap_or(0))
     }
 
-    /// The generation that the hook has succeeded for since this was asked last, if it has.
+    /// Takes the generation for which the hook has succeeded since the last call.
     pub fn take_success(&self) -> Option<u64> {
         lock(&self.inner).success.take()
     }
 
-    /// To be called before the switch; survives a power cut. What was due before stays due. [`AfterHook::settle`] must
-    /// follow.
+    /// Records that the hook is due, durably. Call it before the switch, and [`AfterHook::settle`] after it.
+    /// What was due before stays due.
     pub fn note(&self, occasion: Occasion, changed: &Changed<'_>) -> Result<(), HookError> {
         let mut inner = lock(&self.inner);
         let mut before = self.load(&self.record)?;
         let succeeded = {
             let state = self.state.borrow();
-            // Where nothing is due the hook has succeeded for what is live, or it was not set then.
+            // If nothing is due, the hook has succeeded for the live generation, or was not set at that time.
             if state.due.is_some() { state.succeeded } else { occasion.previous }
         };
         let pending = Pending { occasion, succeeded };
@@ -646,7 +652,7 @@ impl AfterHook {
         Ok(())
     }
 
-    /// To be called when the activation ended: runs what is due, and forgets the activation if it failed.
+    /// Call it when the activation has ended: runs the hook, or forgets the activation if it failed.
     pub fn settle(&self, activated: bool) {
         let mut inner = lock(&self.inner);
         inner.witnessed |= activated;
@@ -661,13 +667,13 @@ impl AfterHook {
                 },
             };
             if let Err(error) = settled {
-                // The hook then runs once more than it should: allowed.
+                // The hook then runs once more than needed, which is allowed.
                 tracing::warn!(error = error_chain(&error), "on-activate record not restored");
             }
             if activated {
                 self.change(|state| {
                     state.due = Some(under_way.generation);
-                    // A run for an earlier one may have succeeded meanwhile.
+                    // A run for an earlier generation may have succeeded meanwhile.
                     state.succeeded = state.succeeded.max(under_way.succeeded);
                 });
             }
@@ -676,13 +682,14 @@ impl AfterHook {
         self.retry();
     }
 
-    /// What is due is run now, whatever pause it has after a failure.
+    /// Runs a due hook now, without the pause after a failure.
     pub fn retry(&self) {
         self.notified.notify_one();
     }
 
-    /// Runs the hook whenever it is due, until `stop`. `live` says what is live really: after a crash the record may
-    /// speak of an activation that never came. Failures are tried again; [`AfterHook::state`] tells of them.
+    /// Runs the hook whenever it is due, until `stop`. `live` returns the actual live generation, because
+    /// after a crash the record may describe an activation that never happened. Failures are retried and
+    /// reported by [`AfterHook::state`].
     pub async fn serve(
         self: Arc<Self>,
         live: impl Fn() -> Option<Occasion> + Send + Sync + 'static,
@@ -738,16 +745,16 @@ impl AfterHook {
         done.map(|()| true)
     }
 
-    /// What is to be run now, and for which activation.
+    /// Takes what is due, with the activation to run for.
     fn take_due(&self, live: Option<Occasion>) -> Result<Option<(Occasion, Due)>, HookError> {
         let inner = lock(&self.inner);
         if inner.under_way.is_some() {
-            // Whatever is recorded belongs to a switch that is still to come.
+            // The record belongs to a switch that has not happened yet.
             return Ok(None);
         }
         let due = self.load(&self.record)?;
         let Some(due) = due else {
-            // Nothing is due, also where somebody else has removed the record.
+            // Nothing is due, or somebody has removed the record.
             if self.state.borrow().due.is_some() {
                 self.change(|state| (state.due, state.failing) = (None, false));
             }
@@ -765,17 +772,18 @@ impl AfterHook {
     fn run_taken(&self, occasion: &Occasion, due: Due, started: Instant) -> Result<(), HookError> {
         let failed = |source| self.record_error(source);
         let lines = due.lines.into_inner();
-        // Held open: as long as it is, no other record has its number.
+        // Kept open so that no other record can get its inode number.
         let _held = lines.try_clone().map_err(failed)?;
         let mut slot_paths = self.slot_paths(occasion.generation);
         if !slot_paths.try_exists().map_err(failed)? {
-            // Of an activation that nobody noted: everything.
+            // Nobody noted this activation, so every path may have changed.
             slot_paths = PathBuf::from("/dev/null");
         }
         self.hook.run_with_input(occasion, lines, Some(&slot_paths))?;
         let elapsed = started.elapsed();
         let mut inner = lock(&self.inner);
-        // An activation that was noted meanwhile stays due, with all paths: at least once.
+        // An activation noted during the run stays due with all its paths, so that the hook runs at least
+        // once.
         let told = if inner.under_way.is_some() { self.earlier() } else { self.record.clone() };
         let is_newest = match self.load(&told)? {
             Some(now) if now.id == due.id => {
@@ -803,7 +811,7 @@ impl AfterHook {
         Ok(())
     }
 
-    /// A run begins. What is known of the last one stays until this one has ended.
+    /// Notes that a run begins. What is known about the last run stays until this one ends.
     fn started(&self, generation: u64) {
         let _inner = lock(&self.inner);
         self.change(|state| {
@@ -830,7 +838,7 @@ impl AfterHook {
         });
     }
 
-    /// The lock of `inner` is held.
+    /// Changes the state. The caller holds the lock of `inner`.
     fn change(&self, change: impl FnOnce(&mut HookState)) {
         self.state.send_modify(|state| {
             state.revision += 1;
@@ -842,7 +850,7 @@ impl AfterHook {
         self.hook.state.join(format!("{SLOT_PATHS}{generation}"))
     }
 
-    /// On disk when this returns; its name is so with the record's.
+    /// Saves the paths durably. The file's name becomes durable with the record's.
     fn save_slot_paths(&self, generation: u64, paths: &Paths<'_>) -> io::Result<()> {
         let mut out = BufWriter::new(File::create(self.slot_paths(generation))?);
         let mut written = Ok(());
@@ -859,7 +867,7 @@ impl AfterHook {
         self.record.with_extension("earlier")
     }
 
-    /// Replaces the record; it is on disk, under its name, when this returns.
+    /// Replaces the record durably, with its name.
     fn save(
         &self,
         pending: &Pending,
@@ -895,7 +903,7 @@ fn load(record: &Path) -> io::Result<Option<Due>> {
     let mut first = Vec::new();
     lines.read_until(b'\n', &mut first)?;
     let pending = decode_pending(&first)?;
-    // What the hook reads begins here, whatever was buffered.
+    // The hook starts reading here, whatever was buffered.
     lines.seek(SeekFrom::Start(first.len() as u64))?;
     Ok(Some(Due { pending, lines, id: (stat.dev(), stat.ino()) }))
 }
@@ -994,7 +1002,7 @@ mod tests {
         let scratch = tempfile::tempdir().unwrap();
         let pids = scratch.path().join("pids");
         let command = format!("sleep 600 & echo $! >> {}; sleep 600", pids.display());
-        // On a busy machine the child may not have started when the time is up.
+        // On a busy machine the child may not have started within the limit.
         let started = [100, 2_000, 8_000, 32_000].into_iter().find_map(|limit_ms| {
             let hook = Hook::new(
                 HookName::OnActivate,
@@ -1019,7 +1027,7 @@ mod tests {
         let command = format!(
             "setsid -f sh -c '{child}'; setsid nohup sh -c '{child}' & setsid sh -c '{child}; :' & sleep 600"
         );
-        // On a busy machine the children may not have started when the time is up: then once more, with more time.
+        // On a busy machine the children may not have started within the limit, so the limit is raised.
         let started = [500, 2_000, 8_000, 32_000].into_iter().find_map(|limit_ms| {
             let hook = Hook::new(
                 HookName::OnActivate,
@@ -1069,7 +1077,7 @@ mod tests {
         assert_eq!(merged(b"a\na/b\nz\n", &[b"a", b"a/c", b"b"]), "a\na/b\na/c\nb\nz\n");
         assert_eq!(merged(b"", &[b"x\ny", b"z\\"]), "x\\ny\nz\\\\\n");
         assert_eq!(merged(b"x\\ny\nz\\\\\n", &[b"x\ny", b"z\\"]), "x\\ny\nz\\\\\n");
-        // What is no path stays as well, and so does what is in another order.
+        // Lines that are no valid paths are kept, and so are lines in another order.
         assert_eq!(merged(b"../up\nb\na\nb", &[b"a"]), "../up\na\nb\na\nb");
     }
 
@@ -1126,7 +1134,7 @@ mod tests {
             assert_eq!(run.output, "exit status: 1: no");
         }
         assert_eq!(activate(&failing, 7), Some(5));
-        // The agent starts again, with a hook that was mended.
+        // The agent starts again with a repaired hook.
         assert_eq!(protected(scratch.path()), Some(5));
         let mended = AfterHook::new(hook("exit 0", scratch.path()), Some(7));
         assert!(mended.state().borrow().failing, "until it is known better");
@@ -1169,7 +1177,7 @@ mod tests {
             Some(6),
         );
         after.note(occasion(7), &changed(&*paths(&[b"a"]))).unwrap();
-        // A crash: the agent starts again.
+        // After a crash the agent starts again.
         let after = AfterHook::new(after.hook.clone(), Some(6));
         after.run_due(Some(occasion(6))).unwrap();
         assert_eq!(fs::read_to_string(out).unwrap(), "6\n");

@@ -1,9 +1,10 @@
 //! Finds and kills everything that one run of a hook started.
 //!
-//! Killing the hook's process group misses a child that made a session of its own (`setsid`, most daemons). Every run
-//! therefore has a [`Mark`] in its environment, which all of its processes inherit. When the time is up, `/proc` is
-//! searched for processes that carry the mark or descend from one that does. A process escapes only if it clears its
-//! environment and leaves its parents as well, as `service NAME start` does on purpose.
+//! Killing the hook's process group misses a child that made a session of its own (`setsid`, most daemons).
+//! Every run therefore has a [`Mark`] in its environment, which all of its processes inherit. At the time
+//! limit, `/proc` is searched for processes that carry the mark or descend from one that does. A process
+//! escapes only if it clears its environment and leaves its parents as well, as `service NAME start` does on
+//! purpose.
 
 use std::collections::HashSet;
 use std::ffi::OsString;
@@ -15,12 +16,12 @@ use std::time::{Duration, Instant, SystemTime};
 
 use rustix::process::{Pid, PidfdFlags, Signal, getpid, pidfd_open, pidfd_send_signal};
 
-/// The variable that marks the processes of a run.
+/// Variable that marks the processes of a run.
 pub(super) const VARIABLE: &str = "SYNCD_HOOK_RUN";
-/// How long killed processes may take to go; a process in an uninterruptible call can take longer.
+/// Time for killed processes to end. A process in an uninterruptible call can take longer.
 const PATIENCE: Duration = Duration::from_secs(2);
 
-/// One run's own value of [`VARIABLE`]: never used twice on a machine.
+/// Value of [`VARIABLE`] for one run, never used twice on a machine.
 #[derive(Debug)]
 pub(super) struct Mark(String);
 
@@ -36,12 +37,12 @@ impl Mark {
         &self.0
     }
 
-    /// Kills all processes of the run and waits until they are gone. `shell` is the hook's first process, which the
-    /// caller has not reaped yet. Blocks for at most about [`PATIENCE`].
+    /// Kills all processes of the run and waits until they are gone. `shell` is the hook's first process,
+    /// which the caller has not reaped yet. Blocks for about [`PATIENCE`] at most.
     pub(super) fn kill_all(&self, shell: Pid) {
         let started = Instant::now();
         loop {
-            // A process that is forked while the others are killed carries the mark too: the next search finds it.
+            // A process forked during the kills also carries the mark, so the next search finds it.
             let left = match search() {
                 Ok(processes) => self.select(processes, shell),
                 Err(error) => {
@@ -60,7 +61,7 @@ impl Mark {
         }
     }
 
-    /// The run's processes among all `others`.
+    /// Selects the processes of this run.
     fn select(&self, mut others: Vec<Process>, shell: Pid) -> Vec<Process> {
         let variable = format!("{VARIABLE}={}", self.0);
         let marked = |process: &Process| {
@@ -83,20 +84,21 @@ impl Mark {
     }
 }
 
-/// The agent's own variables, which no hook inherits: options and secrets of the agent (`SYNCD_TOKEN`) are not the
-/// hook's, and what a hook is told ([`super::Occasion`]) is set anew.
+/// Variables of the agent that no hook inherits: options and secrets (`SYNCD_TOKEN`). The variables of
+/// [`super::Occasion`] are set anew.
 pub(super) fn withheld(names: impl Iterator<Item = OsString>) -> impl Iterator<Item = OsString> {
     names.filter(|name| name.as_encoded_bytes().starts_with(b"SYNCD_"))
 }
 
-/// A running process. Zombies are left out: they have ended.
+/// A running process. Zombies are left out, because they have ended.
 #[derive(Debug)]
 struct Process {
     pid: Pid,
     parent: Option<Pid>,
-    /// Clock ticks from the boot to its start: tells it from a later process of the same number.
+    /// Clock ticks between boot and start of the process: distinguishes it from a later process with the same
+    /// id.
     started: u64,
-    /// NUL-separated; empty where it may not be read.
+    /// NUL-separated; empty if it may not be read.
     environment: Vec<u8>,
 }
 
@@ -105,7 +107,7 @@ fn search() -> io::Result<Vec<Process>> {
     for entry in fs::read_dir("/proc")? {
         let name = entry?.file_name();
         let pid = name.to_str().and_then(|name| name.parse().ok()).and_then(Pid::from_raw);
-        // One that has gone meanwhile needs no killing.
+        // A process that ended meanwhile is skipped.
         found.extend(pid.and_then(look_at));
     }
     Ok(found)
@@ -119,7 +121,8 @@ fn look_at(pid: Pid) -> Option<Process> {
     (!matches!(state, "Z" | "X")).then_some(Process { pid, parent, started, environment })
 }
 
-/// State, parent and start of `/proc/PID/stat` (proc(5)). The name before them may contain blanks and parentheses.
+/// State, parent and start time in `/proc/PID/stat` (proc(5)). The name before them may contain blanks and
+/// parentheses.
 fn fields(stat: &str) -> Option<(&str, Option<Pid>, u64)> {
     let mut fields = stat.rsplit_once(')')?.1.split_whitespace();
     let state = fields.next()?;
@@ -129,7 +132,7 @@ fn fields(stat: &str) -> Option<(&str, Option<Pid>, u64)> {
 
 impl Process {
     fn kill(&self) {
-        // The descriptor stands for one process. If that is still the one that was found, no other can be hit.
+        // The descriptor refers to one process. If that is still the process found, no other one can be hit.
         let Ok(descriptor) = pidfd_open(self.pid, PidfdFlags::empty()) else { return };
         if look_at(self.pid).is_some_and(|now| now.started == self.started) {
             let _ = pidfd_send_signal(descriptor, Signal::KILL);

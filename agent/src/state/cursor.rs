@@ -1,4 +1,4 @@
-//! Walks through trees in path order without opening or reading one directory twice.
+//! Walks through trees in path order without opening or reading a directory twice.
 
 use std::sync::Arc;
 
@@ -9,7 +9,7 @@ use syncd_shared::{Component, Directory, Entry, Kind, RootEntry, TreePath};
 use crate::state::disk::{Dir, DiskError, Owners, Stat};
 use crate::state::record::{Record, RecordError};
 
-/// Why a tree that is held can't be read from.
+/// Reason why a held tree could not be read.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum TreeError {
     #[error(transparent)]
@@ -18,16 +18,17 @@ pub(crate) enum TreeError {
     Record(#[from] RecordError),
 }
 
-/// Directories below the root that a cursor has open at most.
+/// Directories below the root that a cursor keeps open.
 const OPEN_MAX: usize = 8;
 
-/// Open directories of a tree: its root, and the last few on the way to where the last call was. So descriptors do not
-/// follow the tree's depth.
+/// Open directories of a tree: the root, and the last few on the path of the last call. The number of
+/// descriptors does not follow the tree's depth.
 pub(crate) struct DirCursor {
     root: Arc<Dir>,
-    /// Names from the root down, and their directories; `None` for all but the last [`OPEN_MAX`] at most.
+    /// Names from the root down, with their directories. Only the last [`OPEN_MAX`] may be open; the others
+    /// are `None`.
     stack: Vec<(Component, Option<Arc<Dir>>)>,
-    /// Index of the first that is open; the length of `stack` where none is.
+    /// Index of the first open directory; the length of `stack` if none is open.
     open_from: usize,
 }
 
@@ -36,7 +37,7 @@ impl DirCursor {
         Self { root: Arc::new(root), stack: Vec::new(), open_from: 0 }
     }
 
-    /// The directory at `path`.
+    /// Opens the directory at `path`.
     pub fn at(&mut self, path: &TreePath) -> Result<&Arc<Dir>, DiskError> {
         let mut depth = 0;
         for name in path.components() {
@@ -60,7 +61,7 @@ impl DirCursor {
         self.open_from = self.open_from.min(depth);
     }
 
-    /// The directory that the stack ends in, opened again where it was closed to save descriptors.
+    /// The directory at the end of the stack. Opens it again if it was closed to save descriptors.
     fn last(&mut self) -> Result<&Arc<Dir>, DiskError> {
         if self.open_from == self.stack.len()
             && let Some(last) = self.stack.len().checked_sub(1)
@@ -72,13 +73,13 @@ impl DirCursor {
         Ok(self.stack.last().and_then(|(_, dir)| dir.as_ref()).unwrap_or(&self.root))
     }
 
-    /// Forgets what is open: after a directory was moved or replaced.
+    /// Closes all directories. Needed after a directory was moved or replaced.
     pub fn reset(&mut self) {
         self.truncate(0);
     }
 }
 
-/// Whether what is on disk can be what the entry says, without reading it.
+/// Whether a file on disk may be what the entry describes, judged by its metadata.
 pub(crate) fn looks_like(entry: &Entry, stat: &Stat, owners: Owners) -> bool {
     let kind = match &entry.kind {
         Kind::File { size, .. } => stat.kind == FileType::RegularFile && stat.size == *size,
@@ -88,7 +89,7 @@ pub(crate) fn looks_like(entry: &Entry, stat: &Stat, owners: Owners) -> bool {
     kind && stat.mtime == entry.metadata.mtime && owners.agree(stat, &entry.metadata)
 }
 
-/// The live tree as something to link from: files on disk, their manifest, the inodes they were activated with.
+/// The live tree as a source of links: its files, their manifest, and the inodes that were activated.
 pub(crate) struct LiveTree<'a> {
     record: &'a Record,
     dirs: DirCursor,
@@ -103,12 +104,12 @@ impl<'a> LiveTree<'a> {
         Ok(Self { record, dirs: DirCursor::new(dir), manifest, owners, current: None })
     }
 
-    /// What the manifest has in the directory at `path`; `None`: it has no directory there.
+    /// Manifest of the directory at `path`; `None`: the live tree has no such directory.
     pub fn directory(&mut self, path: &TreePath) -> Result<Option<Arc<Directory>>, RecordError> {
         Ok(self.manifest.directory(path)?.map(|(_, directory)| directory))
     }
 
-    /// Inode that was activated at `path`; `None` where nothing is known.
+    /// Inode activated at `path`; `None`: unknown.
     pub fn inode(&mut self, path: &TreePath) -> Result<Option<u64>, RecordError> {
         let Some((parent, name)) = path.split_last() else { return Ok(None) };
         if self.current.as_ref().is_none_or(|(at, ..)| *at != parent) {
@@ -122,7 +123,8 @@ impl<'a> LiveTree<'a> {
         Ok(index.ok().and_then(|i| inodes.get(i)).copied().filter(|i| *i != 0))
     }
 
-    /// Links the file or symlink at `path` into `to`, if it is still what was activated there. Its inode number.
+    /// Links the file or symlink at `path` into `to` if it is still what was activated. Returns its inode
+    /// number.
     pub fn link(
         &mut self,
         path: &TreePath,
@@ -136,7 +138,7 @@ impl<'a> LiveTree<'a> {
         Ok(Some(inode))
     }
 
-    /// Whether the file or symlink at `path` is still what was activated there: inode, size, time, owner, mode.
+    /// Inode of the file or symlink at `path`, if inode, size, time, owner and mode are still as activated.
     pub fn checked(&mut self, path: &TreePath, entry: &Entry) -> Result<Option<u64>, TreeError> {
         let Some((parent, name)) = path.split_last() else { return Ok(None) };
         let Some(inode) = self.inode(path)? else { return Ok(None) };
@@ -145,14 +147,14 @@ impl<'a> LiveTree<'a> {
             Err(_) => return Ok(None),
         };
         let stat = match dir.stat(name.as_bytes()) {
-            // Somebody else's, in the place of the directory that was activated.
+            // A foreign directory in place of the one that was activated.
             Err(e) if e.is_denied() => None,
             other => other?,
         };
         Ok(stat.filter(|s| s.inode == inode && looks_like(entry, s, self.owners)).map(|_| inode))
     }
 
-    /// The open directory at `path`, for reading.
+    /// Opens the directory at `path` for reading.
     pub fn dir(&mut self, path: &TreePath) -> Result<&Dir, DiskError> {
         Ok(&**self.dirs.at(path)?)
     }

@@ -1,14 +1,14 @@
-//! Every call that changes or syncs a file, by directory descriptor and single name.
+//! Makes every call that changes or syncs a file, by directory descriptor and single name.
 //!
-//! Nothing here follows a symlink, crosses a mount, or opens anything outside the directory that it was given: a
-//! manifest, however hostile, can't make the agent write elsewhere, and a mount inside a tree is never emptied. What
-//! survives a power cut is said at each call; where nothing is said, nothing does until [`Dir::sync_file_system`]
-//! returned.
+//! No call follows a symlink, crosses a mount, or opens anything outside the given directory. A hostile
+//! manifest therefore cannot make the agent write elsewhere, and a mount inside a tree is never emptied. Each
+//! call says what survives a power cut. A call that says nothing guarantees nothing until
+//! [`Dir::sync_file_system`] has returned.
 //!
-//! An agent without privileges owns its files, but their modes may keep it out (0311, 0000). A call that the kernel
-//! refuses for that is made again with the owner's bits set for that moment ([`with_access`]): callers need not know
-//! modes. The bits of group and others never change. A crash in that moment leaves the owner's bits set, which `verify`
-//! reports.
+//! An agent without privileges owns its files, but their modes may deny it access (0311, 0000). A call that
+//! the kernel refuses for this reason is repeated with the owner's bits set for its duration
+//! ([`with_access`]), so callers need not know modes. The bits of group and others never change. A crash
+//! during such a call leaves the owner's bits set, and `verify` reports this.
 
 use std::ffi::CStr;
 use std::fs::File;
@@ -28,15 +28,15 @@ use syncd_shared::{Metadata, Timestamp};
 
 use crate::planted::{self, Bug};
 
-/// A system call that failed, on what.
+/// Failure of a system call.
 #[derive(Debug, thiserror::Error)]
 #[error("{doing} {}", path.display())]
 pub struct DiskError {
-    /// What was being done.
+    /// Operation, as the start of a message.
     pub doing: &'static str,
-    /// To what.
+    /// Path of the file, for messages.
     pub path: PathBuf,
-    /// What the kernel said.
+    /// Error of the kernel.
     #[source]
     pub source: io::Error,
 }
@@ -47,36 +47,36 @@ impl DiskError {
         [Errno::NOSPC, Errno::DQUOT].iter().any(|e| self.source.raw_os_error() == Some(e.raw_os_error()))
     }
 
-    /// Whether the kernel could not write: nothing that was written since the last sync may be trusted.
+    /// Whether the kernel failed to write: nothing written since the last sync may be trusted.
     pub fn is_write_back(&self) -> bool {
         self.source.raw_os_error() == Some(Errno::IO.raw_os_error())
     }
 
-    /// Whether there is no such name.
+    /// Whether the name does not exist.
     pub fn is_absent(&self) -> bool {
         self.source.kind() == io::ErrorKind::NotFound
     }
 
-    /// Whether this user may not do it, or somebody made it impossible: a directory of somebody else's, a mount, names
+    /// Whether this user may not do it, or another user prevents it: a foreign directory, a mount, or names
     /// that appear while a directory is emptied.
     pub fn is_denied(&self) -> bool {
         let errno = Errno::from_io_error(&self.source);
         matches!(errno, Some(Errno::ACCESS | Errno::PERM | Errno::BUSY | Errno::XDEV | Errno::NOTEMPTY))
     }
 
-    /// Whether there is no directory of that name: nothing, or something else.
+    /// Whether the name is missing or is not a directory.
     pub fn is_no_directory(&self) -> bool {
         let errno = Errno::from_io_error(&self.source);
         matches!(errno, Some(Errno::NOENT | Errno::NOTDIR | Errno::LOOP))
     }
 }
 
-/// What the kernel says of a name.
+/// Metadata of a name.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Stat {
     /// Kind of file.
     pub kind: FileType,
-    /// File system that it is on.
+    /// Number of the file system.
     pub device: u64,
     /// Inode number.
     pub inode: u64,
@@ -84,17 +84,17 @@ pub struct Stat {
     pub size: u64,
     /// Permission, sticky and set-id bits.
     pub mode: u32,
-    /// Owner.
+    /// User id of the owner.
     pub uid: u32,
-    /// Group.
+    /// Group id.
     pub gid: u32,
     /// Modification time.
     pub mtime: Timestamp,
-    /// When anything of it was changed last; nobody can set it.
+    /// Time of the last change of any kind, which no program can set.
     pub ctime: Timestamp,
-    /// Names that the inode has.
+    /// Number of names of the inode.
     pub links: u64,
-    /// Space that it takes on disk, in bytes: less than its size where it has holes.
+    /// Bytes allocated on disk: less than the size if the file has holes.
     pub allocated_bytes: u64,
 }
 
@@ -111,7 +111,7 @@ impl Stat {
             mtime: Timestamp { seconds: stat.st_mtime, nanoseconds: stat.st_mtime_nsec as u32 },
             ctime: Timestamp { seconds: stat.st_ctime, nanoseconds: stat.st_ctime_nsec as u32 },
             links: stat.st_nlink,
-            // The kernel counts in units of 512 bytes, whatever the file system.
+            // The kernel counts in units of 512 bytes on every file system.
             allocated_bytes: (stat.st_blocks as u64).saturating_mul(512),
         }
     }
@@ -120,17 +120,17 @@ impl Stat {
 /// Free space of a file system.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Space {
-    /// All of it.
+    /// Size of the file system in bytes.
     pub total_bytes: u64,
-    /// What this process may still use.
+    /// Bytes that this process may still use.
     pub free_bytes: u64,
-    /// Unit of allocation.
+    /// Allocation unit in bytes.
     pub block_bytes: u64,
-    /// Inodes that may still be made; `None` where the file system has no such limit.
+    /// Inodes that may still be created; `None`: the file system has no limit.
     pub free_inodes: Option<u64>,
 }
 
-/// Whose files replicated files are.
+/// Decides who owns replicated files.
 #[derive(Debug, Clone, Copy)]
 pub struct Owners {
     fixed: Option<(u32, u32)>,
@@ -138,18 +138,18 @@ pub struct Owners {
 }
 
 impl Owners {
-    /// Everything belongs to `fixed` or, without it, to whom the manifest says; to the agent's user where that is not
-    /// permitted.
+    /// Gives everything to `fixed`, or to the owner in the manifest. Without the privilege to change owners,
+    /// everything belongs to the agent's user.
     pub fn new(fixed: Option<(u32, u32)>) -> Self {
         Self { fixed, may_chown: rustix::process::geteuid().is_root() }
     }
 
-    /// User and group of an entry on this node; `None`: as it comes.
+    /// User and group of an entry on this node; `None`: the agent's user.
     pub fn of(&self, metadata: &Metadata) -> Option<(u32, u32)> {
         self.may_chown.then(|| self.fixed.unwrap_or((metadata.uid, metadata.gid)))
     }
 
-    /// Whether a file has the owner and mode that it should have.
+    /// Whether a file has the right owner and mode.
     pub fn agree(&self, stat: &Stat, metadata: &Metadata) -> bool {
         let owner = self.of(metadata).is_none_or(|owner| owner == (stat.uid, stat.gid));
         owner && (stat.kind == FileType::Symlink || stat.mode == u32::from(metadata.mode))
@@ -161,20 +161,19 @@ impl Owners {
 pub struct Dir {
     fd: OwnedFd,
     path: PathBuf,
-    /// Its mode denies this user to list it: the descriptor only leads to it (`O_PATH`).
+    /// The mode denies this user to list the directory, so the descriptor is an `O_PATH` one.
     is_unlisted: bool,
 }
 
-/// One name in a directory listing.
+/// A name in a directory listing.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Listed {
-    /// The name.
     pub name: Vec<u8>,
-    /// Whether the listing says that it is a directory. `None`: it doesn't say.
+    /// Whether the entry is a directory; `None`: the listing does not say.
     pub directory: Option<bool>,
 }
 
-/// The names in a directory, read as they are asked for: memory does not follow their number.
+/// The names in a directory, read on demand, so that memory does not follow their number.
 #[derive(Debug)]
 pub struct Names {
     stream: rustix::fs::Dir,
@@ -211,7 +210,7 @@ fn times(mtime: Timestamp) -> Timestamps {
 }
 
 impl Dir {
-    /// Opens a directory by any path: ROOT itself.
+    /// Opens a directory by any path: used for ROOT itself.
     pub fn open_path(path: &Path) -> Result<Self, DiskError> {
         let flags = OFlags::DIRECTORY | OFlags::CLOEXEC | OFlags::RDONLY;
         match rustix::fs::openat(CWD, path, flags, Mode::empty()) {
@@ -220,7 +219,7 @@ impl Dir {
         }
     }
 
-    /// Where it was when it was opened. For messages only.
+    /// Path at the time of opening, for messages only.
     pub fn path(&self) -> &Path {
         &self.path
     }
@@ -240,8 +239,8 @@ impl Dir {
         })
     }
 
-    /// Makes a call that looks up, makes or removes a name in this directory, also where its mode denies that to its
-    /// owner.
+    /// Makes a call that looks up, creates or removes a name in this directory, even if the mode denies that
+    /// to the owner.
     fn inside<T>(&self, call: impl Fn() -> Result<T, Errno>) -> Result<T, Errno> {
         match call() {
             Err(Errno::ACCESS) => with_access(&[self.fd.as_fd()], call),
@@ -249,7 +248,7 @@ impl Dir {
         }
     }
 
-    /// Opens a directory in this one, whatever its mode; `name` may be a path of several names.
+    /// Opens a subdirectory, whatever its mode. `name` may be a path of several names.
     pub fn open_dir(&self, name: &[u8]) -> Result<Self, DiskError> {
         self.enter(name).map_err(|e| self.failed("open directory", name, e))
     }
@@ -260,7 +259,7 @@ impl Dir {
             Err(Errno::ACCESS) => {}
             other => return other.map(|fd| open(fd, false)),
         }
-        // One on the way may be what denies it.
+        // A directory on the way may be the one that denies access.
         if let Some(end) = name.iter().position(|byte| *byte == b'/') {
             let (first, rest) = name.split_at(end);
             return self.enter(first)?.enter(&rest[1..]);
@@ -273,7 +272,7 @@ impl Dir {
         }
     }
 
-    /// Opens it again: another descriptor of the same directory, with write-back errors counted from now.
+    /// Opens the directory again. The new descriptor reports write-back errors from now on.
     pub fn reopen(&self) -> Result<Self, DiskError> {
         self.open_dir(b".")
     }
@@ -296,18 +295,18 @@ impl Dir {
         with_access(&[file.as_fd()], || rustix::fs::openat(CWD, by_descriptor(&file), flags, Mode::empty()))
     }
 
-    /// Opens a regular file that has not been in a live tree for writing.
+    /// Opens a regular file for writing. The file must never have been in a live tree.
     pub fn open_file_for_write(&self, name: &[u8]) -> Result<File, DiskError> {
         fault::point().map_err(|e| self.failed("open", name, e))?;
         self.open_any(name, OFlags::RDWR).map(File::from).map_err(|e| self.failed("open", name, e))
     }
 
-    /// Creates a file that must not be there yet, readable and writable by this user.
+    /// Creates a file, readable and writable by this user. The name must be free.
     pub fn create_file(&self, name: &[u8]) -> Result<File, DiskError> {
         self.create_file_with(name, 0o600)
     }
 
-    /// Creates a file that must not be there yet, in a tree that nobody else enters. Its mode is what the umask leaves of
+    /// Creates a file in a tree that nobody else can enter. The name must be free. The umask applies to
     /// `mode`.
     pub fn create_file_with(&self, name: &[u8], mode: u32) -> Result<File, DiskError> {
         let flags = OFlags::RDWR | OFlags::CREATE | OFlags::EXCL;
@@ -319,12 +318,12 @@ impl Dir {
             .map_err(|e| self.failed("create", name, e))
     }
 
-    /// The error of something that was done to the open file `name`.
+    /// Builds the error of an operation on the open file `name`.
     pub fn failed_at(&self, doing: &'static str, name: &[u8], source: io::Error) -> DiskError {
         DiskError { doing, path: self.at(name), source }
     }
 
-    /// Creates a directory of mode 0700, and does not open it.
+    /// Creates a directory with mode 0700, without opening it.
     pub fn make_dir(&self, name: &[u8]) -> Result<(), DiskError> {
         fault::point()
             .and_then(|()| {
@@ -334,7 +333,7 @@ impl Dir {
             .map_err(|e| self.failed("create directory", name, e))
     }
 
-    /// Creates a directory; mode 0700 or as asked for, whatever the umask.
+    /// Creates a directory with the given mode, whatever the umask.
     pub fn create_dir(&self, name: &[u8], mode: u32) -> Result<Self, DiskError> {
         self.make_dir(name)?;
         let dir = self.open_dir(name)?;
@@ -353,7 +352,7 @@ impl Dir {
         }
     }
 
-    /// Gives the inode of `name` another name, which must be free. Symlinks are linked, not followed.
+    /// Gives the inode of `name` another name, which must be free. A symlink is linked, not followed.
     pub fn link(&self, name: &[u8], to: &Dir, to_name: &[u8]) -> Result<(), DiskError> {
         fault::point()
             .and_then(|()| {
@@ -366,7 +365,7 @@ impl Dir {
             .map_err(|e| to.failed("link", to_name, e))
     }
 
-    /// Renames; what is at the new name is replaced atomically. Durable once both directories are synced.
+    /// Renames atomically and replaces an existing name. Durable once both directories are synced.
     pub fn rename(&self, name: &[u8], to: &Dir, to_name: &[u8]) -> Result<(), DiskError> {
         fault::point()
             .and_then(|()| self.moving(name, to, to_name, RenameFlags::empty()))
@@ -387,7 +386,7 @@ impl Dir {
             .map_err(|e| other.failed("exchange", other_name, e))
     }
 
-    /// Renames. A directory that gets another parent must be writable itself.
+    /// Renames. A directory that moves to another parent must be writable itself.
     fn moving(&self, name: &[u8], to: &Dir, to_name: &[u8], flags: RenameFlags) -> Result<(), Errno> {
         let rename = || match flags.is_empty() {
             true => rustix::fs::renameat(&self.fd, name, &to.fd, to_name),
@@ -405,12 +404,12 @@ impl Dir {
         with_access(&inodes, rename)
     }
 
-    /// Removes a name that is no directory; whether it was there.
+    /// Removes a name that is not a directory. Returns whether it existed.
     pub fn unlink(&self, name: &[u8]) -> Result<bool, DiskError> {
         self.unlink_with(name, AtFlags::empty())
     }
 
-    /// Removes an empty directory; whether it was there.
+    /// Removes an empty directory. Returns whether it existed.
     pub fn remove_dir(&self, name: &[u8]) -> Result<bool, DiskError> {
         self.unlink_with(name, AtFlags::REMOVEDIR)
     }
@@ -424,21 +423,21 @@ impl Dir {
         }
     }
 
-    /// Creates a symlink; the name must be free.
+    /// Creates a symlink. The name must be free.
     pub fn symlink(&self, target: &[u8], name: &[u8]) -> Result<(), DiskError> {
         fault::point()
             .and_then(|()| self.inside(|| one_at_a_time(|| rustix::fs::symlinkat(target, &self.fd, name))))
             .map_err(|e| self.failed("create symlink", name, e))
     }
 
-    /// Where a symlink points to.
+    /// Target of a symlink.
     pub fn read_link(&self, name: &[u8]) -> Result<Vec<u8>, DiskError> {
         self.inside(|| rustix::fs::readlinkat(&self.fd, name, Vec::new()))
             .map(|target| target.into_bytes())
             .map_err(|e| self.failed("read symlink", name, e))
     }
 
-    /// What is at a name, not followed; `None`: nothing.
+    /// Metadata of a name, without following symlinks; `None`: the name does not exist.
     pub fn stat(&self, name: &[u8]) -> Result<Option<Stat>, DiskError> {
         match self.inside(|| rustix::fs::statat(&self.fd, name, AtFlags::SYMLINK_NOFOLLOW)) {
             Ok(stat) => Ok(Some(Stat::from_kernel(&stat))),
@@ -447,19 +446,20 @@ impl Dir {
         }
     }
 
-    /// What this directory is.
     pub fn stat_self(&self) -> Result<Stat, DiskError> {
         rustix::fs::fstat(&self.fd).map(|s| Stat::from_kernel(&s)).map_err(|e| self.failed("inspect", b"", e))
     }
 
-    /// All names, in no order. For directories that only this user changes; elsewhere see [`Dir::names`].
+    /// Lists all names, unordered. For directories that only this user changes; use [`Dir::names`] for
+    /// others.
     pub fn list(&self) -> Result<Vec<Listed>, DiskError> {
         self.names()?.collect()
     }
 
-    /// Its names one by one, in no order. A name that is made or removed meanwhile may be among them or not.
+    /// Iterates over the names, unordered. A name created or removed meanwhile may be included or not.
     pub fn names(&self) -> Result<Names, DiskError> {
-        // Not of this descriptor: its place in the listing is one for all who read it, and it may only lead there.
+        // A new descriptor is needed: this one shares its position with all its users, and may be an `O_PATH`
+        // one.
         let flags = OFlags::DIRECTORY | OFlags::RDONLY;
         self.inside(|| self.open_at(b".", flags, Mode::empty()))
             .and_then(rustix::fs::Dir::new)
@@ -467,7 +467,7 @@ impl Dir {
             .map_err(|e| self.failed("list", b"", e))
     }
 
-    /// Gives a name that has not been in a live tree its owner, mode and, last, its times.
+    /// Sets owner, mode and, last, times of a name that has never been in a live tree.
     pub fn set_metadata(
         &self,
         name: &[u8],
@@ -477,7 +477,7 @@ impl Dir {
     ) -> Result<(), DiskError> {
         let failed = |e| self.failed("set the metadata of", name, e);
         if !symlink {
-            // By descriptor: a change of mode by name follows a symlink that someone put there meanwhile.
+            // By descriptor, because changing the mode by name would follow a symlink put there meanwhile.
             let file = self.open_file(name)?;
             return set_metadata_of(file.as_fd(), metadata, owners).map_err(failed);
         }
@@ -492,13 +492,13 @@ impl Dir {
             .map_err(failed)
     }
 
-    /// Gives this directory its owner, mode and, last, its times.
+    /// Sets owner, mode and, last, times of this directory.
     pub fn set_own_metadata(&self, metadata: &Metadata, owners: Owners) -> Result<(), DiskError> {
         self.listed(|fd| set_metadata_of(fd, metadata, owners))
             .map_err(|e| self.failed("set the metadata of", b"", e))
     }
 
-    /// Makes a call that needs a descriptor of which the directory could be read.
+    /// Makes a call that needs a descriptor with which the directory can be read.
     fn listed<T>(&self, call: impl FnOnce(BorrowedFd<'_>) -> Result<T, Errno>) -> Result<T, Errno> {
         match self.is_unlisted {
             false => call(self.fd.as_fd()),
@@ -506,9 +506,9 @@ impl Dir {
         }
     }
 
-    /// Lets this user change what is in this directory of a tree that nobody else uses. Its metadata is set again when
-    /// it is done. Saves the detour that every call takes where the mode denies it; a directory of somebody else's is
-    /// left as it is.
+    /// Gives this user write access to a directory of a tree that nobody else uses. Its metadata is set again
+    /// at the end. This saves every later call the detour through [`with_access`]. A foreign directory is
+    /// left unchanged.
     pub fn make_writable(&self) -> Result<(), DiskError> {
         if rustix::process::geteuid().is_root() {
             return Ok(());
@@ -523,7 +523,7 @@ impl Dir {
         }
     }
 
-    /// Lets nobody else into this directory: it belongs to this user, with mode 0700.
+    /// Closes this directory to other users: sets this user as owner, and mode 0700.
     pub fn make_private(&self) -> Result<(), DiskError> {
         let failed = |e| self.failed("set the mode of", b"", e);
         let user = rustix::process::geteuid();
@@ -533,13 +533,13 @@ impl Dir {
             self.listed(|fd| rustix::fs::fchown(fd, Some(user), Some(group))).map_err(failed)?;
         }
         match set_mode(self.fd.as_fd(), 0o700) {
-            // Somebody else's: an agent without privileges made no such directory.
+            // A foreign directory, which an agent without privileges did not create.
             Err(Errno::PERM) => Ok(()),
             other => other.map_err(failed),
         }
     }
 
-    /// Free space of the file system that this directory is on.
+    /// Free space of the directory's file system.
     pub fn space(&self) -> Result<Space, DiskError> {
         let s = rustix::fs::fstatvfs(&self.fd).map_err(|e| self.failed("ask for free space of", b"", e))?;
         Ok(Space {
@@ -550,8 +550,8 @@ impl Dir {
         })
     }
 
-    /// Makes a file's content and metadata durable; its name is made so by its directory's [`Dir::sync_names`]. Reports
-    /// write-back errors that nobody was told of.
+    /// Makes a file's content and metadata durable. [`Dir::sync_names`] of its directory does the same for
+    /// its name. Reports write-back errors not reported before.
     pub fn sync_file(&self, name: &[u8]) -> Result<(), DiskError> {
         let file = self.open_file(name)?;
         fault::point()
@@ -559,7 +559,7 @@ impl Dir {
             .map_err(|e| self.failed("sync", name, e))
     }
 
-    /// Makes a file's content durable where its name is. Its times may stay behind.
+    /// Makes a file's content durable, but not its name or times.
     pub fn sync_content(&self, name: &[u8]) -> Result<(), DiskError> {
         let file = self.open_file(name)?;
         fault::point()
@@ -567,16 +567,16 @@ impl Dir {
             .map_err(|e| self.failed("sync", name, e))
     }
 
-    /// Makes the names in this directory durable. Says nothing about what they name.
+    /// Makes the names in this directory durable, but not the files that they refer to.
     pub fn sync_names(&self) -> Result<(), DiskError> {
         fault::point()
             .and_then(|()| self.listed(|fd| retry(|| rustix::fs::fsync(fd))))
             .map_err(|e| self.failed("sync directory", b"", e))
     }
 
-    /// Makes everything on this file system durable that was written before. Reports write-back errors since THIS
-    /// descriptor was opened, once: an error means that nothing written since then may be trusted, and a second call
-    /// that succeeds changes nothing about that.
+    /// Makes everything written to this file system before the call durable. Reports, once, write-back errors
+    /// since THIS descriptor was opened. After an error nothing written since then may be trusted, even if a
+    /// second call succeeds.
     pub fn sync_file_system(&self) -> Result<(), DiskError> {
         if planted::has(Bug::NoSyncfs) {
             return Ok(());
@@ -590,24 +590,24 @@ impl Dir {
     }
 }
 
-/// The path by which an open file can be named, also one that is only led to. What it leads to is what was opened.
+/// A path that names an open file, even one opened with `O_PATH`.
 fn by_descriptor(fd: &impl AsRawFd) -> String {
     format!("/proc/self/fd/{}", fd.as_raw_fd())
 }
 
 fn set_mode(fd: BorrowedFd<'_>, mode: u32) -> Result<(), Errno> {
-    // fchmod refuses descriptors that only lead to a file.
+    // fchmod refuses `O_PATH` descriptors.
     rustix::fs::chmod(by_descriptor(&fd), Mode::from_raw_mode(mode))
 }
 
-/// An inode whose owner has all access until this is dropped.
+/// An inode whose owner has full access until this is dropped.
 struct Lifted<'a> {
     fd: BorrowedFd<'a>,
     mode: u32,
 }
 
 impl<'a> Lifted<'a> {
-    /// `None`: its mode denies its owner nothing, or it is somebody else's.
+    /// `None`: the mode denies the owner nothing, or the inode belongs to another user.
     fn lift(fd: BorrowedFd<'a>) -> Option<Self> {
         let stat = Stat::from_kernel(&rustix::fs::fstat(fd).ok()?);
         let wanted = match stat.kind {
@@ -631,8 +631,8 @@ impl Drop for Lifted<'_> {
     }
 }
 
-/// Makes a call that was refused with the owner's bits of some inodes set. Their modes are as before when it returns.
-/// One call at a time: another thread must not take a mode that is lifted for the file's own.
+/// Repeats a refused call with the owner's bits of some inodes set, and restores their modes afterwards. Only
+/// one call at a time, because another thread must not mistake a temporary mode for the real one.
 fn with_access<T>(inodes: &[BorrowedFd<'_>], call: impl FnOnce() -> Result<T, Errno>) -> Result<T, Errno> {
     static LIFTING: Mutex<()> = Mutex::new(());
     let _one = LIFTING.lock().unwrap_or_else(PoisonError::into_inner);
@@ -640,7 +640,7 @@ fn with_access<T>(inodes: &[BorrowedFd<'_>], call: impl FnOnce() -> Result<T, Er
     call()
 }
 
-/// Gives an open file or directory its owner, mode and, last, its times.
+/// Sets owner, mode and, last, times of an open file or directory.
 fn set_metadata_of(fd: BorrowedFd<'_>, metadata: &Metadata, owners: Owners) -> Result<(), Errno> {
     fault::point()?;
     if let Some((uid, gid)) = owners.of(metadata) {
@@ -650,7 +650,8 @@ fn set_metadata_of(fd: BorrowedFd<'_>, metadata: &Metadata, owners: Owners) -> R
     rustix::fs::futimens(fd, &times(metadata.mtime))
 }
 
-/// Gives an open file that has not been in a live tree its metadata, as far as it has not got it. Its inode number.
+/// Sets those parts of the metadata of an open file that differ. The file must never have been in a live
+/// tree. Returns its inode number.
 pub fn dress(file: &File, metadata: &Metadata, owners: Owners) -> io::Result<u64> {
     fault::point()?;
     let stat = Stat::from_kernel(&rustix::fs::fstat(file)?);
@@ -662,32 +663,32 @@ pub fn dress(file: &File, metadata: &Metadata, owners: Owners) -> io::Result<u64
     Ok(stat.inode)
 }
 
-/// What an open file is.
+/// Metadata of an open file.
 pub fn stat_file(file: &File) -> io::Result<Stat> {
     Ok(Stat::from_kernel(&rustix::fs::fstat(file)?))
 }
 
-/// Forgets cached pages that are on disk already, so that what is read next is what the disk has.
+/// Drops cached pages that are already on disk, so that the next read comes from the disk.
 pub fn drop_cached(file: &File) {
-    // A hint: where the kernel refuses it, the cached bytes are read.
+    // Only a hint: if the kernel refuses it, cached bytes are read.
     let _ = rustix::fs::fadvise(file, 0, None, rustix::fs::Advice::DontNeed);
 }
 
-/// Forgets the cached pages of a stretch of a file.
+/// Drops the cached pages of a stretch of a file.
 pub fn drop_cached_at(file: &File, offset: u64, bytes: u64) {
-    // A hint.
+    // Only a hint.
     let length = std::num::NonZeroU64::new(bytes);
     let _ =
         length.map(|length| rustix::fs::fadvise(file, offset, Some(length), rustix::fs::Advice::DontNeed));
 }
 
-/// Has the kernel read no more of a file than it is asked for.
+/// Turns off readahead for a file.
 pub fn read_at_random(file: &File) {
-    // A hint.
+    // Only a hint.
     let _ = rustix::fs::fadvise(file, 0, None, rustix::fs::Advice::Random);
 }
 
-/// Reads what the page cache has of a file at `offset`; `None`: it has nothing there, or the file system can't tell.
+/// Reads cached bytes of a file at `offset`; `None`: nothing is cached there, or the file system cannot tell.
 pub fn read_cached_at(file: &File, buffer: &mut [u8], offset: u64) -> io::Result<Option<usize>> {
     let flags = rustix::io::ReadWriteFlags::NOWAIT;
     match rustix::io::preadv2(file, &mut [io::IoSliceMut::new(buffer)], offset, flags) {
@@ -697,14 +698,15 @@ pub fn read_cached_at(file: &File, buffer: &mut [u8], offset: u64) -> io::Result
     }
 }
 
-/// Has the kernel read a stretch of a file that will be read soon.
+/// Starts reading a stretch of a file ahead of use.
 pub fn will_read(file: &File, offset: u64, length: u64) {
-    // A hint.
+    // Only a hint.
     let _ =
         rustix::fs::fadvise(file, offset, std::num::NonZeroU64::new(length), rustix::fs::Advice::WillNeed);
 }
 
-/// Copies a whole file into an empty one, with its holes: by reflink, else inside the kernel, else through memory.
+/// Copies a whole file, with its holes, into an empty one: by reflink, otherwise in the kernel, otherwise
+/// through memory.
 pub fn copy(from: &File, to: &File) -> io::Result<()> {
     fault::point()?;
     match rustix::fs::ioctl_ficlone(to, from) {
@@ -721,19 +723,20 @@ pub fn copy(from: &File, to: &File) -> io::Result<()> {
 }
 
 /// Whether a failed reflink is a fault of the disk, which must be reported. Any other error means that the file
-/// system has no reflinks, or none here (XFS reports ENOSPC where only reflinks have no room): a copy may succeed.
+/// system has no reflinks, or none here (XFS reports ENOSPC where only reflinks have no room): a copy may
+/// succeed.
 fn is_damage(error: Errno) -> bool {
     matches!(error, Errno::IO | Errno::ROFS)
 }
 
-/// Copies what is not a hole of a file of `size` bytes.
+/// Copies the data of a file of `size` bytes, without its holes.
 fn copy_data(mut from: &File, mut to: &File, size: u64) -> io::Result<()> {
     to.set_len(size)?;
     let mut at = 0;
     while at < size {
         let start = match rustix::fs::seek(from, rustix::fs::SeekFrom::Data(at)) {
             Ok(start) => start,
-            // Nothing but a hole is left.
+            // Only a hole is left.
             Err(Errno::NXIO) => break,
             Err(e) => return Err(e.into()),
         };
@@ -746,11 +749,11 @@ fn copy_data(mut from: &File, mut to: &File, size: u64) -> io::Result<()> {
     Ok(())
 }
 
-/// What is left out of a file where it is zeros.
+/// Size of the aligned blocks that become holes if they are zero.
 const HOLE_BYTES: usize = 4096;
 
-/// Writes a stretch of a new file, to where nothing was written before. Aligned blocks of zeros stay holes: where the
-/// stretch ends the file, the caller gives it its length.
+/// Writes a stretch of a new file where nothing was written before. Aligned blocks of zeros become holes. If
+/// the stretch ends the file, the caller sets the file's length.
 pub fn write_sparse_at(file: &File, bytes: &[u8], offset: u64) -> io::Result<()> {
     const ZEROS: [u8; HOLE_BYTES] = [0; HOLE_BYTES];
     let write = |start: usize, end: usize| match bytes.get(start..end) {
@@ -770,28 +773,29 @@ pub fn write_sparse_at(file: &File, bytes: &[u8], offset: u64) -> io::Result<()>
     write(written, bytes.len())
 }
 
-/// Has one thread at a time make an inode. Where two do so at once in one block of its inode table, ext4 takes the other's
-/// inode for one that was there before, and reads the block: behind all writes that are under way.
+/// Lets one thread at a time create an inode. If two threads create inodes in one block of the inode table,
+/// ext4 takes the other thread's inode for an existing one. It then reads the block from disk, which has to
+/// wait for all pending writes.
 fn one_at_a_time<T>(make: impl FnOnce() -> T) -> T {
     static MAKING: Mutex<()> = Mutex::new(());
     let _making = MAKING.lock().unwrap_or_else(PoisonError::into_inner);
     make()
 }
 
-/// Retries of a call that the kernel answers with EAGAIN.
+/// Limit of retries after EAGAIN.
 const AGAIN_RETRIES: u32 = 100;
-/// Retries that follow at once; there is a pause before each later one.
+/// Number of retries without a pause. Later retries follow a pause.
 const AGAIN_AT_ONCE: u32 = 10;
 const AGAIN_PAUSE: Duration = Duration::from_micros(100);
 
-/// Retries an interrupted call. EAGAIN is retried at most [`AGAIN_RETRIES`] times, and then is the error.
+/// Retries an interrupted call. Retries EAGAIN at most [`AGAIN_RETRIES`] times, then returns it.
 fn retry<T>(mut call: impl FnMut() -> Result<T, Errno>) -> Result<T, Errno> {
     let mut tries = 0;
     loop {
         match call() {
             Err(Errno::INTR) => {}
-            // openat2 answers EAGAIN when a rename elsewhere races with RESOLVE_BENEATH. It also does so while somebody
-            // else has a lease on the file, which can last as long as they like.
+            // openat2 returns EAGAIN if a rename elsewhere races with RESOLVE_BENEATH. It also does so while
+            // another process has a lease on the file, for any length of time.
             Err(Errno::AGAIN) if tries < AGAIN_RETRIES => {
                 tries += 1;
                 match tries < AGAIN_AT_ONCE {
@@ -804,7 +808,7 @@ fn retry<T>(mut call: impl FnMut() -> Result<T, Errno>) -> Result<T, Errno> {
     }
 }
 
-/// Stops a test as a kill would, before any chosen change to the disk.
+/// Stops a test before any chosen change to the disk, as a kill would.
 pub(crate) mod fault {
     use rustix::io::Errno;
 
@@ -819,8 +823,8 @@ pub(crate) mod fault {
         static LEFT: std::cell::Cell<Option<u64>> = const { std::cell::Cell::new(None) };
     }
 
-    /// Every change that this thread makes to the disk passes here. After the chosen one, all fail: the process is
-    /// dead.
+    /// Called before every change that this thread makes to the disk. All calls after the chosen one fail, as
+    /// if the process were dead.
     #[cfg(test)]
     pub(crate) fn point() -> Result<(), Errno> {
         match LEFT.get() {
@@ -833,7 +837,7 @@ pub(crate) mod fault {
         }
     }
 
-    /// Lets `changes` more happen; `None`: all.
+    /// Allows `changes` more changes; `None`: all.
     #[cfg(test)]
     pub(crate) fn arm(changes: Option<u64>) {
         LEFT.set(changes);
@@ -908,7 +912,7 @@ sys.stdin.read()";
         assert_eq!(line, "leased\n");
         let dir = Dir::open_path(temp.path()).unwrap();
         let error = dir.open_file(b"leased").unwrap_err();
-        // The lease is not over: the kernel has not waited for its end.
+        // The lease has not ended: the kernel did not wait for it.
         assert_eq!(error.source.raw_os_error(), Some(Errno::AGAIN.raw_os_error()));
         drop(holder.stdin.take());
         holder.wait().unwrap();

@@ -1,4 +1,4 @@
-//! Hashes of files, read without mapping them.
+//! Hashes files.
 
 use std::cell::RefCell;
 use std::os::unix::fs::FileExt;
@@ -7,14 +7,14 @@ use syncd_shared::ContentHash;
 
 const BUFFER_BYTES: usize = 128 * 1024;
 
-/// Hashes a file from its start, without mapping it: a mapped file that is truncated kills its reader.
+/// Hashes a whole file. The file is read, not mapped: truncating a mapped file would kill the process.
 pub(crate) fn hash_file(file: &std::fs::File) -> std::io::Result<ContentHash> {
     let mut hasher = blake3::Hasher::new();
     hash_stretch(file, 0, u64::MAX, &mut hasher)?;
     Ok(ContentHash::finish(&hasher))
 }
 
-/// Hashes what a file has from one offset to another, or to its end.
+/// Hashes a file from `start` to `end`, or to its end.
 pub(crate) fn hash_stretch(
     file: &std::fs::File,
     start: u64,
@@ -22,7 +22,7 @@ pub(crate) fn hash_stretch(
     hasher: &mut blake3::Hasher,
 ) -> std::io::Result<()> {
     thread_local! {
-        // Memory for each call costs more than hashing a small file.
+        // Allocating a buffer for each call would cost more than hashing a small file.
         static BUFFER: RefCell<Vec<u8>> = RefCell::new(vec![0; BUFFER_BYTES]);
     }
     BUFFER.with_borrow_mut(|buffer| {

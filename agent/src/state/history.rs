@@ -1,7 +1,9 @@
-//! Which directories the last activations changed, so that a retired tree need not be looked at as a whole.
+//! Remembers which directories the last activations changed, so that a retired tree need not be inspected as
+//! a whole.
 //!
-//! Names that no activation since has touched are, in a tree that was live then, links to the same inodes as in the live
-//! tree. Lost with the process; forgotten where the live tree is exchanged or was found damaged.
+//! In a tree that was live, every name that no later activation touched still links the same inode as in the
+//! live tree. The memory is lost with the process, and cleared when the live tree is exchanged or found
+//! damaged.
 
 use std::collections::{HashSet, VecDeque};
 
@@ -10,12 +12,12 @@ use syncd_shared::{Timestamp, TreePath};
 
 use crate::state::record::{Record, RecordError};
 
-/// Activations that are remembered: more than trees wait to be recycled.
+/// Number of activations remembered: more than the trees that wait to be recycled.
 const STEPS_MAX: usize = 16;
-/// Directories of one activation that are remembered.
+/// Limit of the directories remembered for one activation.
 const DIRECTORIES_MAX: usize = 4_096;
 
-/// See the module.
+/// The remembered activations, oldest first.
 #[derive(Debug, Default)]
 pub(crate) struct Steps(VecDeque<Step>);
 
@@ -27,17 +29,17 @@ struct Step {
     touched: Touched,
 }
 
-/// What activations changed.
+/// Directories changed by activations.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub(crate) struct Touched {
-    /// Directories in which files and symlinks came, went or changed.
+    /// Directories in which files or symlinks were added, removed or changed.
     pub names: HashSet<TreePath>,
-    /// Directories that came, went, or were something else before.
+    /// Directories that were added, removed, or were another kind of file before.
     pub remade: HashSet<TreePath>,
 }
 
 impl Touched {
-    /// By an update; `None`: too much, or directories moved as a whole.
+    /// Directories changed by an update; `None`: too many, or directories were renamed whole.
     pub fn by(comparison: &Comparison<&Record>) -> Result<Option<Self>, DiffError<RecordError>> {
         if !comparison.is_small() || !comparison.renamed_directories().is_empty() {
             return Ok(None);
@@ -49,7 +51,7 @@ impl Touched {
                 Change::Added { path, entry } | Change::Removed { path, entry } => {
                     (path, entry.is_directory())
                 }
-                // Its time, owner or mode: looked at in any case.
+                // Only its metadata changed, which is checked in any case.
                 Change::Modified { from, to, .. } if from.is_directory() && to.is_directory() => return true,
                 Change::Modified { path, from, to } => (path, from.is_directory() || to.is_directory()),
             };
@@ -69,7 +71,7 @@ impl Touched {
 }
 
 impl Steps {
-    /// Generation `to`, last changed at `finished`, took the place of `from`. `None`: either is not known.
+    /// Notes that generation `to`, last changed at `finished`, replaced `from`. `None`: unknown.
     pub fn add(&mut self, from: u64, to: u64, finished: Option<Timestamp>, touched: Option<Touched>) {
         let (Some(touched), Some(finished)) = (touched, finished) else { return self.forget() };
         if self.0.len() == STEPS_MAX {
@@ -78,17 +80,17 @@ impl Steps {
         self.0.push_back(Step { from, to, finished, touched });
     }
 
-    /// When the tree of a generation was last changed by this process.
+    /// Time at which this process last changed the tree of a generation.
     pub fn finished(&self, generation: u64) -> Option<Timestamp> {
         self.0.iter().find(|step| step.to == generation).map(|step| step.finished)
     }
 
-    /// Nothing is known any more.
+    /// Forgets everything.
     pub fn forget(&mut self) {
         self.0.clear();
     }
 
-    /// All that changed on the way from one generation to another; `None`: not known.
+    /// All changes between two generations; `None`: unknown.
     pub fn between(&self, from: u64, to: u64) -> Option<Touched> {
         let mut at = from;
         let mut all = Touched::default();

@@ -1,26 +1,26 @@
-//! ROOT: what is in it, who may open it, and what its names mean.
+//! Layout of ROOT: what its names mean, and who may open them.
 //!
 //! ```text
 //! ROOT/live                     -> slots/K, the web server's document root
-//! ROOT/previous                 -> slots/J, what was live before, as long as that is kept; never a tree that is changed
+//! ROOT/previous                 -> slots/J, the tree that was live before, while it is kept; it is never changed
 //! ROOT/live.next, previous.next the links that are about to be renamed over them
-//! ROOT/slots/K                  a tree; it keeps this path whatever becomes of it ([`crate::state::slots`])
+//! ROOT/slots/K                  a tree; it keeps this path in every state ([`crate::state::slots`])
 //! ROOT/generations/N            -> ../slots/K, for people: made again from the record at each start
-//! ROOT/staging/aside-K-I        renamed out of the tree of slot K for a moment
-//! ROOT/staging/incoming/H/HASH  whole content that was verified when it got this name; HASH.part while it arrives
+//! ROOT/staging/aside-K-I        temporarily renamed out of the tree of slot K
+//! ROOT/staging/incoming/H/HASH  complete content, verified when it got this name; HASH.part while it arrives
 //! ROOT/trash/K                  deleted later ([`crate::state::trash`])
 //! ROOT/lost+found/N/PATH        files of visitors that were in a tree ([`crate::state::lost_found`])
-//! ROOT/lost+found/0/NAME        lay where the agent makes a name itself ([`foreign`])
-//! ROOT/state/lock               locked while an agent runs, holds its pid
+//! ROOT/lost+found/0/NAME        was at a name that the agent creates itself ([`foreign`])
+//! ROOT/state/lock               locked while an agent runs, contains its pid
 //! ROOT/state/record.redb        the record
 //! ROOT/state/signed/K           record and signature of the generation in slot K, in case the record is lost
 //! ```
 //!
-//! The root directory of a tree that is not served belongs to the agent and has mode 0700 ([`Layout::close`]): whoever
-//! may read `slots/` can't enter it.
+//! The root directory of a tree that is not served belongs to the agent and has mode 0700
+//! ([`Layout::close`]), so that users who can read `slots/` cannot enter it.
 //!
-//! One process holds the lock and only it changes anything here. After a crash names tell how far it came
-//! ([`crate::state::scan`]).
+//! One process holds the lock, and only that process changes anything here. After a crash the names show how
+//! far it came ([`crate::state::scan`]).
 
 #![cfg_attr(
     not(test),
@@ -48,53 +48,53 @@ use crate::state::trash::Trash;
 
 /// The document root, a symlink.
 pub(crate) const LIVE: &[u8] = b"live";
-/// Its successor, for a moment.
+/// Temporary name of the new `live`.
 pub(crate) const LIVE_NEXT: &[u8] = b"live.next";
-/// What was live before, a symlink.
+/// The tree that was live before, a symlink.
 pub(crate) const PREVIOUS: &[u8] = b"previous";
-/// Its successor, for a moment.
+/// Temporary name of the new `previous`.
 pub(crate) const PREVIOUS_NEXT: &[u8] = b"previous.next";
 const SLOTS: &[u8] = b"slots";
 const GENERATIONS: &[u8] = b"generations";
 const STAGING: &[u8] = b"staging";
 const TRASH: &[u8] = b"trash";
 const STATE: &[u8] = b"state";
-/// Files that visitors left in trees ([`crate::state::lost_found`]).
+/// Directory for files that visitors left in trees ([`crate::state::lost_found`]).
 pub(crate) const LOST_FOUND: &[u8] = b"lost+found";
-/// Content that arrived, in [`Layout::staging`].
+/// Directory for arriving content, in [`Layout::staging`].
 pub(crate) const INCOMING: &[u8] = b"incoming";
-/// Signed generation records, in `ROOT/state`.
+/// Directory of the signed generation records, in `ROOT/state`.
 pub(crate) const SIGNED: &[u8] = b"signed";
-/// The record, in `ROOT/state`.
+/// Name of the record, in `ROOT/state`.
 pub(crate) const RECORD: &str = "record.redb";
-/// Foreign names that an error lists.
+/// Number of foreign names that an error lists.
 const FOREIGN_SHOWN: usize = 5;
 
-/// How long a holder of the lock may keep a newcomer waiting before it is refused.
+/// How long a start waits for another holder of the lock.
 const LOCK_PATIENCE: Duration = Duration::from_secs(2);
 const LOCK_RETRY: Duration = Duration::from_millis(20);
 
-/// Why ROOT can't be used.
+/// Reason why ROOT cannot be used.
 #[derive(Debug, thiserror::Error)]
 pub enum LayoutError {
     /// A system call failed.
     #[error("open the replica")]
     Disk(#[from] DiskError),
-    /// ROOT or a directory in it could not be made.
+    /// ROOT or a directory in it could not be created.
     #[error("create {}", path.display())]
     Create {
-        /// What.
+        /// Path of the directory.
         path: PathBuf,
-        /// Why.
+        /// The cause.
         #[source]
         source: std::io::Error,
     },
-    /// ROOT has files that are not syncd's.
+    /// ROOT contains foreign files.
     #[error("{} holds other files ({}): give an empty directory as --root", root.display(), names.join(", "))]
     Foreign {
         /// ROOT.
         root: PathBuf,
-        /// Some of them.
+        /// Some of these names.
         names: Vec<String>,
     },
     /// ROOT lies in a directory that another origin or agent manages.
@@ -102,12 +102,12 @@ pub enum LayoutError {
     Inside {
         /// ROOT.
         root: PathBuf,
-        /// The other directory.
+        /// The managed directory above ROOT.
         above: PathBuf,
-        /// What it is.
+        /// Manager of that directory: an origin or an agent.
         mark: Mark,
     },
-    /// ROOT has names that only older builds made.
+    /// ROOT contains names that only older builds made.
     #[error(
         "{} was written by an older build of syncd: move it away and join again, nothing was changed",
         root.display()
@@ -116,13 +116,13 @@ pub enum LayoutError {
         /// ROOT.
         root: PathBuf,
     },
-    /// `live` or `previous` is something else than the symlink that syncd makes.
+    /// `live` or `previous` exists, but is not a symlink that syncd made.
     #[error("{} is not a symlink of syncd's: move it away, nothing was changed", path.display())]
     LinkOccupied {
-        /// Its path.
+        /// Path of the name.
         path: PathBuf,
     },
-    /// Others own it.
+    /// ROOT, or a directory in it, belongs to another user.
     #[error(transparent)]
     Own(#[from] DirectoryError),
     /// Another agent runs on this ROOT.
@@ -130,15 +130,15 @@ pub enum LayoutError {
     Locked {
         /// ROOT.
         root: PathBuf,
-        /// Its process id, as it wrote it; 0 where it can't be read.
+        /// Process id of that agent, as written in the lock file; 0 if it cannot be read.
         pid: u32,
     },
-    /// Parts of ROOT are on different file systems, so that nothing can be renamed or linked between them.
+    /// Parts of ROOT are on different file systems, so files cannot be renamed or linked between them.
     #[error("{} is on another file system than {}: both must be on one", part.display(), root.display())]
     OtherFileSystem {
         /// ROOT.
         root: PathBuf,
-        /// The part.
+        /// The part on another file system.
         part: PathBuf,
     },
 }
@@ -157,7 +157,7 @@ pub(crate) struct Layout {
 }
 
 impl Layout {
-    /// Opens ROOT, or makes it. Changes nothing where it refuses.
+    /// Opens ROOT, or creates it. Changes nothing if it fails.
     pub fn open(path: &Path) -> Result<Self, LayoutError> {
         let create = |e| LayoutError::Create { path: path.to_path_buf(), source: e };
         if let Some((above, mark)) = marks::above(path).map_err(create)? {
@@ -173,7 +173,7 @@ impl Layout {
         refuse_occupied(&root, path)?;
         let state = root.ensure_dir(STATE, 0o700)?;
         let lock = lock(path)?;
-        // Nothing is refused from here on.
+        // No check fails from here on.
         inspected.into_iter().try_for_each(Inspected::mend)?;
         let slots = root.ensure_dir(SLOTS, 0o755)?;
         let generations = root.ensure_dir(GENERATIONS, 0o755)?;
@@ -183,17 +183,16 @@ impl Layout {
         Ok(Self { root, slots, generations, staging, trash, signed, path: path.to_path_buf(), _lock: lock })
     }
 
-    /// Where the record is.
     pub fn record_path(&self) -> PathBuf {
         self.path.join("state").join(RECORD)
     }
 
-    /// The slot that `live` names, if it is a link that syncd made.
+    /// Slot that `live` names, if it is a link made by syncd.
     pub fn live_slot(&self) -> Result<Option<u64>, DiskError> {
         self.linked_slot(LIVE)
     }
 
-    /// The slot that a link of ROOT names.
+    /// Slot that a link in ROOT names.
     pub fn linked_slot(&self, name: &[u8]) -> Result<Option<u64>, DiskError> {
         match self.root.stat(name)? {
             Some(stat) if stat.kind == FileType::Symlink => {
@@ -203,13 +202,14 @@ impl Layout {
         }
     }
 
-    /// Makes new links under their temporary names: `previous` only where there is one to be.
+    /// Creates new links under their temporary names. Creates the one for `previous` only if there will be
+    /// one.
     pub fn prepare_links(&self, live: u64, previous: Option<u64>) -> Result<(), DiskError> {
         self.prepare_link(live, LIVE_NEXT)?;
         previous.map_or(Ok(()), |slot| self.prepare_link(slot, PREVIOUS_NEXT))
     }
 
-    /// Makes `previous` name a slot. Durable with the next sync of ROOT.
+    /// Points `previous` to a slot. Durable with the next sync of ROOT.
     pub fn point_previous(&self, slot: u64) -> Result<(), DiskError> {
         self.prepare_link(slot, PREVIOUS_NEXT)?;
         self.put_link(PREVIOUS_NEXT, PREVIOUS)
@@ -225,14 +225,14 @@ impl Layout {
         self.root.rename(prepared, &self.root, name)
     }
 
-    /// Renames the prepared links over `previous` and then `live`, and makes both durable. In this order, so that a page
-    /// of the old tree that asks for a file of its own finds it through `previous` at every instant.
+    /// Renames the prepared links over `previous` and then `live`, durably. In this order, a page of the old
+    /// tree always finds its files through `previous`.
     pub fn switch_links(&self, previous: bool) -> Result<(), DiskError> {
         if previous {
             self.put_link(PREVIOUS_NEXT, PREVIOUS)?;
         }
         if self.root.stat(LIVE)?.is_some_and(|s| s.kind == FileType::Directory) {
-            // Empty, unless somebody made it since ROOT was opened.
+            // The directory is empty, unless somebody made it since ROOT was opened.
             let _ = self.root.remove_dir(LIVE);
         }
         self.put_link(LIVE_NEXT, LIVE)?;
@@ -242,8 +242,8 @@ impl Layout {
         self.root.sync_names()
     }
 
-    /// Makes `generations/N` name a slot; `None`: removes the link. Not durable: it is for people. Where somebody else's
-    /// mount keeps the name, there is no link.
+    /// Points `generations/N` to a slot; `None`: removes the link. Not durable, because it is only for
+    /// people. If a foreign mount occupies the name, there is no link.
     pub fn link_generation(&self, number: u64, slot: Option<u64>) -> Result<(), DiskError> {
         let name = number.to_string().into_bytes();
         let linked = match slot {
@@ -266,17 +266,17 @@ impl Layout {
         }
     }
 
-    /// The directory of a slot.
+    /// Opens the directory of a slot.
     pub fn slot(&self, slot: u64) -> Result<Dir, DiskError> {
         self.slots.open_dir(&slot_name(slot))
     }
 
-    /// Where a slot is.
+    /// Path of a slot.
     pub fn slot_path(&self, slot: u64) -> PathBuf {
         self.slots.path().join(slot.to_string())
     }
 
-    /// Lets nobody else into the tree of a slot by its path. Its root gets its metadata back when it is to be live.
+    /// Closes the tree of a slot to other users. Its root gets its real metadata when the tree is activated.
     pub fn close(&self, slot: u64) -> Result<(), DiskError> {
         self.slot(slot)?.make_private()
     }
@@ -287,7 +287,7 @@ impl Layout {
         Ok(stat.mode == 0o700 && stat.uid == rustix::process::geteuid().as_raw())
     }
 
-    /// Throws away what a patch that failed had moved out of its tree for a moment.
+    /// Moves what a failed patch had set aside to the trash.
     pub fn discard_asides(&self) -> Result<(), DiskError> {
         for listed in self.staging.list()? {
             if listed.name.starts_with(b"aside-") {
@@ -297,7 +297,7 @@ impl Layout {
         Ok(())
     }
 
-    /// Removes a name: a directory goes to the trash whole.
+    /// Removes a name. A directory is moved to the trash as a whole.
     pub fn remove(&self, dir: &Dir, name: &[u8]) -> Result<(), DiskError> {
         match dir.unlink(name) {
             Err(e) if e.source.raw_os_error() == Some(Errno::ISDIR.raw_os_error()) => self.discard(dir, name),
@@ -305,24 +305,24 @@ impl Layout {
         }
     }
 
-    /// Moves a name to the trash, whatever is below it. The cost does not depend on that.
+    /// Moves a name to the trash. The cost does not depend on what is below it.
     pub fn discard(&self, dir: &Dir, name: &[u8]) -> Result<(), DiskError> {
         self.trash.take(dir, name)
     }
 }
 
-/// The name of a slot in [`Layout::slots`] and [`Layout::signed`].
+/// Name of a slot in [`Layout::slots`] and [`Layout::signed`].
 pub(crate) fn slot_name(slot: u64) -> Vec<u8> {
     slot.to_string().into_bytes()
 }
 
-/// The tree that the link `live` names; the link itself where that can't be read.
+/// Path of the tree that the link `live` names; the link itself if it cannot be read.
 pub(crate) fn live_tree(link: &Path) -> PathBuf {
     let target = std::fs::read_link(link).ok();
     target.and_then(|target| Some(link.parent()?.join(target))).unwrap_or_else(|| link.to_owned())
 }
 
-/// Refuses what a build left that renamed its trees, before anything is changed. Such a build made no slots.
+/// Refuses a ROOT of an older build, before anything is changed. Older builds made no slots.
 fn refuse_older(root: &Dir, path: &Path) -> Result<(), LayoutError> {
     let older = || LayoutError::OlderBuild { root: path.to_path_buf() };
     if root.stat(SLOTS)?.is_some() {
@@ -389,7 +389,7 @@ fn refuse_occupied(root: &Dir, path: &Path) -> Result<(), LayoutError> {
     Ok(())
 }
 
-/// Refuses ROOT, and directories in it, that belong to another user or lie on another file system than ROOT.
+/// Refuses ROOT, or a directory in it, if it belongs to another user or is on another file system than ROOT.
 fn inspect_parts(root: &Dir, path: &Path) -> Result<Vec<Inspected>, LayoutError> {
     let elsewhere = |part| LayoutError::OtherFileSystem { root: path.to_path_buf(), part };
     let mut inspected = vec![own_directory::inspect(path, Access::Served)?];
@@ -429,7 +429,7 @@ fn lock(root: &Path) -> Result<File, LayoutError> {
         .custom_flags(OFlags::NOFOLLOW.bits() as i32)
         .open(&path)
         .map_err(failed)?;
-    // A command like `status` holds the lock for a moment: it must not fail a `run` that starts at the same time.
+    // A command like `status` holds the lock briefly, which must not make a simultaneous `run` fail.
     let deadline = Instant::now() + LOCK_PATIENCE;
     let result = loop {
         match rustix::fs::flock(&file, FlockOperation::NonBlockingLockExclusive) {

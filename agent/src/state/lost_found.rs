@@ -1,14 +1,16 @@
-//! `ROOT/lost+found`: files of visitors that were in a tree of syncd's when it went out of use.
+//! `ROOT/lost+found`: files of visitors that were in a tree of syncd's when the tree went out of use.
 //!
 //! ```text
 //! ROOT/lost+found/N/PATH   was at PATH in the tree of generation N, and no manifest explains it
 //! ROOT/lost+found/0/PATH   the same of a tree whose generation is not known, and what was in no tree
 //! ```
 //!
-//! Everything gets here by one rename, directories whole, and keeps its owner, mode and times. The directory has mode
-//! 0700: nothing in it is served. It takes at most a hundredth of the file system, and has at most [`ENTRIES_MAX`] entries
-//! of generations: opening it looks at each. The oldest generations go first, and all of them go before an update is refused for want of space. Names that are no numbers are left alone: where ROOT is
-//! a file system of its own, `fsck` keeps files here, too. A crash leaves a path in the tree or here, never in both.
+//! Each name is moved here by one rename, directories as a whole, and keeps its owner, mode and times. The
+//! directory has mode 0700, so nothing in it is served. It may use one hundredth of the file system, and hold
+//! at most [`ENTRIES_MAX`] entries, because opening it visits each one. The oldest generations are dropped
+//! first. All of them are dropped before an update is refused for lack of space. Names that are not numbers
+//! are left alone: if ROOT is a file system of its own, `fsck` also keeps files here. A crash leaves a path
+//! in the tree or here, never in both.
 
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -22,29 +24,30 @@ use crate::state::layout::foreign::rename_free;
 use crate::state::layout::{LOST_FOUND, Layout};
 use crate::state::number;
 
-/// Share of the file system that may be taken.
+/// Fraction of the file system that may be used.
 const SHARE: u64 = 100;
-/// Entries that are kept at most. Each counts at least this share of what may be taken.
+/// Limit of entries. Each counts as at least this fraction of the space that may be used.
 const ENTRIES_MAX: u64 = 100_000;
-/// What an entry counts at least on a small file system: names and inodes take space, too.
+/// Minimum size of an entry on a small file system, because names and inodes take space as well.
 const ENTRY_LEAST_BYTES: u64 = 4096;
-/// Levels of a directory that are looked into to know its size, with two descriptors each.
+/// Levels of a directory that are visited to find its size, each with two descriptors.
 const LEVELS_MAX: usize = 64;
 
-/// The directory, and how much of it is taken.
+/// The directory, and the space used in it.
 pub(crate) struct LostFound<'a> {
     layout: &'a Layout,
     dir: Dir,
     limit_bytes: u64,
-    /// Generations that have something here, oldest first, and its bytes.
+    /// Generations with entries here, oldest first, and their bytes.
     taken: Vec<(u64, u64)>,
-    /// Inodes here that have other names, too, and the generation that has them.
+    /// Inodes here that also have other names -> generation under which they are kept.
     linked: HashMap<u64, u64>,
     cancel: &'a AtomicBool,
 }
 
 impl<'a> LostFound<'a> {
-    /// Opens it, or creates it. The cost follows what is in it; `cancel` stops this, and each [`Self::keep`].
+    /// Opens or creates the directory. The cost follows its contents. `cancel` stops this call, and each
+    /// [`Self::keep`].
     pub fn open(layout: &'a Layout, cancel: &'a AtomicBool) -> Result<Self, StageError> {
         let dir = layout.lost_found()?;
         let limit_bytes = dir.space()?.total_bytes / SHARE;
@@ -62,22 +65,22 @@ impl<'a> LostFound<'a> {
         Ok(Self { layout, dir, limit_bytes, taken, linked, cancel })
     }
 
-    /// The generation under which this very file is kept already: trees share the inodes of their files, and a file
-    /// that was edited in place is edited in all of them.
+    /// Generation under which this same file is already kept. Trees share inodes, so a file edited in place
+    /// is edited in all of them.
     pub fn holder(&self, from: &Dir, name: &[u8]) -> Result<Option<u64>, DiskError> {
         let stat = from.stat(name)?.filter(has_other_names);
         Ok(stat.and_then(|stat| self.linked.get(&stat.inode).copied()))
     }
 
-    /// Holds at most so many bytes.
+    /// Lowers the limit to `limit_bytes`.
     #[cfg(test)]
     pub fn with_limit(self, limit_bytes: u64) -> Self {
         Self { limit_bytes, ..self }
     }
 
-    /// Moves the name `name` of `from`, which is the directory at `parent` of a generation's tree, here. `false`: it is
-    /// larger than all that may be kept, nested too deep for its size to be known, or may not be moved by this user; it
-    /// is where it was.
+    /// Moves `name` here from the directory `from`, which is at `parent` in a generation's tree. Returns
+    /// `false` and leaves the name where it is if it is larger than the limit, nested too deep to measure, or
+    /// not movable by this user.
     pub fn keep(
         &mut self,
         generation: u64,
@@ -96,7 +99,7 @@ impl<'a> LostFound<'a> {
         let mut to = self.layout.own_dir(&self.dir, generation.to_string().as_bytes())?;
         for component in parent.components() {
             to = match to.ensure_dir(component.as_bytes(), 0o700) {
-                // A file was kept under the name of a directory.
+                // A file was kept under the name of this directory.
                 Err(e) if e.is_no_directory() => return Ok(false),
                 other => other?,
             };
@@ -113,7 +116,7 @@ impl<'a> LostFound<'a> {
         Ok(true)
     }
 
-    /// Throws the oldest generations but `generation` away until `bytes` more fit.
+    /// Drops the oldest generations, except `generation`, until `bytes` more fit.
     fn make_room(&mut self, generation: u64, bytes: u64) -> Result<(), DiskError> {
         while self.taken.iter().map(|(_, bytes)| bytes).sum::<u64>().saturating_add(bytes) > self.limit_bytes
             && let Some(index) = self.taken.iter().position(|(of, _)| *of != generation)
@@ -132,7 +135,7 @@ impl<'a> LostFound<'a> {
     }
 }
 
-/// Throws everything away that was kept, for want of space; whether there was anything.
+/// Drops everything kept here, to free space. Returns whether there was anything.
 pub(crate) fn give_way(layout: &Layout) -> Result<bool, DiskError> {
     let dir = match layout.root.open_dir(LOST_FOUND) {
         Ok(dir) => dir,
@@ -149,14 +152,14 @@ pub(crate) fn give_way(layout: &Layout) -> Result<bool, DiskError> {
     Ok(!kept.is_empty())
 }
 
-/// Generations of which something is kept, oldest first.
+/// Generations with entries here, oldest first.
 fn generations(dir: &Dir) -> Result<Vec<u64>, DiskError> {
     let mut kept: Vec<u64> = dir.list()?.iter().filter_map(|listed| number(&listed.name)).collect();
     kept.sort_unstable();
     Ok(kept)
 }
 
-/// What an entry counts at least, where so much may be taken.
+/// Minimum size of an entry, if `limit_bytes` may be used.
 fn entry_least(limit_bytes: u64) -> u64 {
     ENTRY_LEAST_BYTES.max(limit_bytes.div_ceil(ENTRIES_MAX))
 }
@@ -165,16 +168,16 @@ fn has_other_names(stat: &Stat) -> bool {
     stat.kind == FileType::RegularFile && stat.links > 1
 }
 
-/// Weighs what may be kept.
+/// Measures what is to be kept.
 struct Scale<'a> {
-    /// An entry counts as its share of so many bytes, at least.
+    /// Limit from which the minimum size of an entry follows.
     of_bytes: u64,
     cancel: &'a AtomicBool,
 }
 
 impl Scale<'_> {
-    /// Bytes that a name takes, with all below it; `None`: more than `limit_bytes`, more than [`LEVELS_MAX`] levels, or
-    /// nobody may look. Everything that is weighed is `seen`.
+    /// Bytes used by a name and everything below it; `None`: more than `limit_bytes`, more than
+    /// [`LEVELS_MAX`] levels, or not accessible. Every measured inode is passed to `seen`.
     fn weigh(
         &self,
         dir: &Dir,
@@ -312,7 +315,7 @@ mod tests {
         assert!(lost.keep(1, &TreePath::root(), &tree, b"some").unwrap());
         let taken_bytes: u64 = lost.taken.iter().map(|(_, bytes)| bytes).sum();
         assert!(taken_bytes / 100 * ENTRIES_MAX >= limit_bytes, "{taken_bytes}");
-        // What is there counts the same to the next process.
+        // The next process measures the same size.
         let name = b"1";
         let scale = Scale { of_bytes: limit_bytes, cancel: &NEVER };
         let dir = Dir::open_path(&kept).unwrap();
@@ -357,7 +360,7 @@ mod tests {
         assert!(!lost.keep(1, &TreePath::root(), &tree, b"many").unwrap());
         let mut lost = lost.with_limit(1_000_000);
         assert!(lost.keep(1, &TreePath::root(), &tree, b"many").unwrap());
-        // Somebody else's.
+        // A foreign file.
         std::fs::write(kept.join("#12345"), "fsck").unwrap();
         assert!(give_way(&layout).unwrap());
         assert!(!give_way(&layout).unwrap());

@@ -1,6 +1,7 @@
-//! What a replica has: its slots and the record of them, behind one owner.
+//! State of a replica: its slots and their record, behind one owner.
 //!
-//! [`slots`] changes states, [`trees`] is the view that building works with. Nothing above is imported.
+//! [`slots`] changes states. [`trees`] is the read-only view used for building. This module imports nothing
+//! from the layers above.
 
 pub(crate) mod cursor;
 pub mod disk;
@@ -19,7 +20,7 @@ pub(crate) mod trees;
 use crate::state::disk::DiskError;
 use crate::state::record::RecordError;
 
-/// Why a slot did not change its state.
+/// Reason why a slot did not change its state.
 #[derive(Debug, thiserror::Error)]
 pub enum SlotError {
     /// A system call failed.
@@ -30,7 +31,7 @@ pub enum SlotError {
     Record(#[from] RecordError),
 }
 
-/// The number that a name is, in the one way that numbers are written.
+/// Parses a name that is a number in canonical form.
 pub(crate) fn number(name: &[u8]) -> Option<u64> {
     let text = std::str::from_utf8(name).ok()?;
     let number: u64 = text.parse().ok()?;

@@ -1,4 +1,4 @@
-//! The manifest of a tree on disk, where the record that described it is lost.
+//! Builds the manifest of a tree on disk after its record was lost.
 
 use syncd_shared::{Component, Directory, Entry, Kind, Metadata, ObjectHash, RootEntry, Totals, TreePath};
 
@@ -7,7 +7,8 @@ use crate::state::disk::{Dir, DiskError, Stat};
 use crate::state::hashing::hash_file;
 use crate::state::record::{InodeChanges, Record, RecordError};
 
-/// Whether the tree `dir` is exactly `root`. If so, its manifest and inodes are in the record, durably. Reads all of it.
+/// Whether the tree `dir` is exactly `root`. If so, puts its manifest and inodes into the record, durably.
+/// Reads the whole tree.
 pub(crate) fn prove(record: &Record, dir: Dir, root: &RootEntry) -> Result<bool, RecordError> {
     let mut scan = Scan::default();
     let is_whole = scan.tree(dir, root.totals.entries).is_ok_and(|object| object == root.object);
@@ -17,14 +18,14 @@ pub(crate) fn prove(record: &Record, dir: Dir, root: &RootEntry) -> Result<bool,
     Ok(is_whole)
 }
 
-/// The manifest of a tree on disk.
+/// Manifest of a tree on disk, as far as it was read.
 #[derive(Default)]
 struct Scan {
     objects: Vec<(ObjectHash, Vec<u8>)>,
     inodes: Vec<(TreePath, Vec<u64>)>,
 }
 
-/// A tree on disk that no manifest describes.
+/// Reason why a tree on disk has no manifest.
 #[derive(Debug, thiserror::Error)]
 enum ScanError {
     #[error("read the tree")]
@@ -39,20 +40,21 @@ enum ScanError {
     Surplus { expected: u64 },
 }
 
-/// A directory that is being read.
+/// A directory being read.
 struct Level {
     path: TreePath,
-    /// Its entry in the directory above; that of the root is not looked at.
+    /// Entry in the parent directory; not used for the root.
     name: Option<Component>,
     metadata: Metadata,
-    /// Names still to be looked at.
+    /// Names still to be read.
     names: Vec<Component>,
-    /// Entries that were looked at, and their inode numbers.
+    /// Entries read so far, with their inode numbers.
     found: Vec<(Entry, u64)>,
 }
 
 impl Scan {
-    /// The hash of a tree that was signed with so many names: with more it is another, however many they are.
+    /// Hashes a tree that was signed with `expected` names. Stops as soon as there are more, because then it
+    /// is another tree.
     fn tree(&mut self, root: Dir, expected: u64) -> Result<ObjectHash, ScanError> {
         let metadata = metadata_of(&root.stat_self()?);
         let (mut dirs, mut left) = (DirCursor::new(root), expected);
@@ -89,7 +91,7 @@ impl Scan {
         }
     }
 
-    /// A directory with all its entries.
+    /// Stores a directory with all its entries.
     fn directory(
         &mut self,
         path: TreePath,

@@ -1,29 +1,31 @@
-//! The state of one slot, and how the record spells it.
+//! State of a slot, and its encoding in the record.
 
 use syncd_shared::generation::GenerationError;
 use syncd_shared::tree::DecodeRootError;
 use syncd_shared::{RootEntry, SignedGeneration};
 
-/// What the tree of a slot is. [`super::slots`] has the transitions.
+/// State of the tree in a slot. [`super::slots`] has the transitions.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum Slot {
-    /// Being built or patched, or left so by a crash. Never trusted: files are taken from it by hash alone. No row.
+    /// Being built or patched, or left so by a crash. Never trusted: only files whose hash is right are taken
+    /// from it. No row.
     Building,
-    /// Complete and verified, and waits to be activated: nobody builds in it meanwhile. No row.
+    /// Complete, verified and waiting to be activated. Nothing builds in it meanwhile. No row.
     Staged,
-    /// Built part by part: it has content that is nowhere else, and background work leaves it alone.
+    /// Built part by part. It has content that is nowhere else, so background work leaves it alone.
     Partial,
-    /// Complete, at this root, never linked.
+    /// Complete at this root, but never linked.
     Spare(RootEntry),
-    /// A spare whose row is gone, durably: this process may change it at any time, and the next one won't trust it. No row.
+    /// A spare whose row was durably removed: this process may change it at any time, and the next process
+    /// does not trust it. No row.
     Drawn(RootEntry),
-    /// The tree of a generation: live, or kept after it was.
+    /// The tree of a generation: live, or kept since it was live.
     Held(Box<SignedGeneration>),
-    /// Was in the live tree's place until that was healed. Left alone for the grace.
+    /// Was in the live tree's place before that was healed. Left alone for the grace period.
     Resting(FormerTree),
-    /// Was live; its grace is over, and it waits to be inspected.
+    /// Was live, and its grace period is over. It waits to be inspected.
     Retired(FormerTree),
-    /// May have been served before the record was lost. Left alone for the grace.
+    /// May have been served before the record was lost. Left alone for the grace period.
     Unknown(FormerTree),
     /// Was live as this generation, and somebody deleted the directory. Its number waits until no web server can be
     /// pointed at its path.
@@ -33,17 +35,18 @@ pub(crate) enum Slot {
 /// A tree that was live.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct FormerTree {
-    /// Generation that it was; 0: not known.
+    /// Number of its generation; 0: unknown.
     pub number: u64,
-    /// Its manifest; that of an empty tree where the generation is not known.
+    /// Root of its manifest; an empty tree if the generation is unknown.
     pub root: RootEntry,
-    /// The record said so. Otherwise it was lost, and the copy of the slot's signed record says so: the tree may also be
-    /// of an earlier or a later generation.
+    /// Whether the record confirms the generation. Otherwise the record was lost, and the generation comes
+    /// from the copy of the slot's signed record. The tree may then be that of an earlier or later
+    /// generation.
     pub is_certain: bool,
 }
 
 impl FormerTree {
-    /// A tree whose record was lost, by the copy of its slot's signed record.
+    /// Describes a tree whose record was lost, from the copy of its slot's signed record.
     pub fn presumed(generation: Option<&SignedGeneration>) -> Self {
         let root = generation.map_or_else(RootEntry::empty, |generation| generation.generation().root);
         let number = generation.map_or(0, |generation| generation.number().get());
@@ -51,16 +54,16 @@ impl FormerTree {
     }
 }
 
-/// Why a row of the record is no state.
+/// Reason why a row of the record cannot be decoded.
 #[derive(Debug, thiserror::Error)]
 pub enum RowError {
-    /// A generation in it is none.
+    /// The row contains an invalid generation.
     #[error("read a generation")]
     Generation(#[from] GenerationError),
-    /// A root entry in it is none.
+    /// The row contains an invalid root entry.
     #[error("read a root entry")]
     Root(#[from] DecodeRootError),
-    /// It is too short, or of no kind that there is.
+    /// The row is too short or has an unknown kind.
     #[error("no state has this form")]
     Form,
 }
@@ -75,7 +78,7 @@ const RETIRED_UNKNOWN: u8 = 7;
 const GONE: u8 = 8;
 
 impl Slot {
-    /// The row of the record; `None`: a slot in this state has none.
+    /// Encodes the row for the record; `None`: slots in this state have no row.
     pub fn row(&self) -> Option<Vec<u8>> {
         let former = |tree: &FormerTree| [&tree.number.to_le_bytes()[..], &tree.root.encode()].concat();
         let (kind, value) = match self {
@@ -91,7 +94,7 @@ impl Slot {
         Some([&[kind], value.as_slice()].concat())
     }
 
-    /// Reads what [`Self::row`] wrote.
+    /// Decodes a row made by [`Self::row`].
     pub fn decode(row: &[u8]) -> Result<Self, RowError> {
         let (kind, value) = row.split_first().ok_or(RowError::Form)?;
         let former = |is_certain| {
@@ -112,7 +115,7 @@ impl Slot {
         })
     }
 
-    /// The root that a spare is at.
+    /// Root of a spare.
     pub fn spare(&self) -> Option<&RootEntry> {
         match self {
             Self::Spare(root) | Self::Drawn(root) => Some(root),
@@ -120,7 +123,7 @@ impl Slot {
         }
     }
 
-    /// The generation that is held.
+    /// The held generation.
     pub fn held(&self) -> Option<&SignedGeneration> {
         match self {
             Self::Held(generation) => Some(generation),
@@ -129,12 +132,12 @@ impl Slot {
     }
 }
 
-/// Signature and canonical bytes, as the record and `state/signed` keep them.
+/// Encodes signature and canonical bytes, as in the record and in `state/signed`.
 pub(crate) fn encode_generation(generation: &SignedGeneration) -> Vec<u8> {
     [generation.signature().as_slice(), generation.record()].concat()
 }
 
-/// Reads what [`encode_generation`] wrote.
+/// Decodes the output of [`encode_generation`].
 pub(crate) fn decode_generation(bytes: &[u8]) -> Result<SignedGeneration, GenerationError> {
     let (signature, record) = bytes.split_first_chunk::<64>().ok_or(GenerationError::Length)?;
     SignedGeneration::from_store(record, *signature)

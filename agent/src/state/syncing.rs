@@ -1,16 +1,16 @@
-//! Something that a thread has the disk write while others go on.
+//! Makes something durable on a thread while other work continues.
 
 use std::sync::Arc;
 use std::thread::JoinHandle;
 
 use crate::state::disk::DiskError;
 
-/// Being made durable; `None`: it is durable. Dropped, it is waited for.
+/// A sync in progress; `None`: it is done. Dropping waits for it.
 #[derive(Debug, Default)]
 pub(crate) struct Syncing(Option<JoinHandle<Result<(), DiskError>>>);
 
 impl Syncing {
-    /// Has it done by a thread, or at once where there is none to be had.
+    /// Runs the sync on a thread, or directly if no thread can be started.
     pub fn start(run: impl Fn() -> Result<(), DiskError> + Send + Sync + 'static) -> Result<Self, DiskError> {
         let shared = Arc::new(run);
         let thread = shared.clone();
@@ -30,7 +30,7 @@ impl Syncing {
 impl Drop for Syncing {
     fn drop(&mut self) {
         if let Some(thread) = self.0.take() {
-            // Whoever drops it has an error of its own to tell.
+            // The caller that drops it already reports another error.
             let _ = thread.join();
         }
     }

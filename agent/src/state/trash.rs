@@ -1,14 +1,14 @@
-//! ROOT/trash: what is deleted later, a bounded number of names at a time.
+//! ROOT/trash: names that are deleted later, a bounded number at a time.
 //!
 //! ```text
-//! trash/N        a file or a tree; numbers never come again while the process lives
-//! trash/stuck-N  something in it can't be removed; tried again at the next start, hourly, and when space is short
+//! trash/N        a file or a tree; numbers are not reused while the process lives
+//! trash/stuck-N  contains something that cannot be removed; retried at the next start, hourly, and when space is short
 //! ```
 //!
-//! Who may write to one directory of a live tree decides how deep, wide and closed the trees here are. So a walk keeps
-//! at most [`OPEN_MAX`] directories open; a directory deeper than that is renamed to `trash/N` and has its own turn, so
-//! that no path grows. Names are read as they are removed. An entry that can't be removed keeps back only the tree that
-//! it is in. A crash leaves names here, and nothing else refers to them.
+//! Users who can write to a directory of a live tree decide how deep, wide and closed the trees here are. A
+//! walk therefore keeps at most [`OPEN_MAX`] directories open. A deeper directory is renamed to `trash/N` and
+//! removed on its own, so no path grows. Names are read as they are removed. An entry that cannot be removed
+//! holds up only its own tree. A crash leaves names here, and nothing else refers to them.
 
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
@@ -17,9 +17,9 @@ use rustix::io::Errno;
 use crate::state::disk::{Dir, DiskError, Listed, Names};
 use crate::state::number;
 
-/// Directories of one tree that are open at once, each with two descriptors.
+/// Directories of one tree open at a time, each with two descriptors.
 const OPEN_MAX: usize = 12;
-/// Begins the name of what can't be removed.
+/// Prefix of names that could not be removed.
 const STUCK: &[u8] = b"stuck-";
 
 /// The trash of a locked ROOT.
@@ -28,12 +28,12 @@ pub(crate) struct Trash {
     dir: Dir,
     /// Number of the next name.
     next: AtomicU64,
-    /// Names that wait to be removed, stuck ones left out.
+    /// Number of names to be removed, except stuck ones.
     waiting: AtomicU64,
     stuck: AtomicU64,
 }
 
-/// How far one walk may go.
+/// Limits of one walk.
 struct Limits<'a> {
     /// Names that may still be removed or renamed.
     left: usize,
@@ -50,9 +50,9 @@ impl Limits<'_> {
 struct Level {
     dir: Dir,
     names: Names,
-    /// Its own name, in the directory above.
+    /// Name in the parent directory.
     name: Vec<u8>,
-    /// Whether a name was removed since they are read.
+    /// Whether a name was removed since the listing was started.
     is_moving: bool,
 }
 
@@ -65,7 +65,7 @@ impl Level {
 }
 
 impl Trash {
-    /// Takes the open directory ROOT/trash, and counts what is in it.
+    /// Takes the open directory ROOT/trash and counts its names.
     pub fn open(dir: Dir) -> Result<Self, DiskError> {
         let (mut last, mut waiting, mut stuck) = (0, 0, 0);
         for listed in dir.names()? {
@@ -82,17 +82,17 @@ impl Trash {
         Ok(trash)
     }
 
-    /// Whether nothing is there that can be removed.
+    /// Whether the trash has nothing that can be removed.
     pub fn is_empty(&self) -> bool {
         self.waiting.load(Ordering::Relaxed) == 0
     }
 
-    /// Whether something is there that could not be removed.
+    /// Whether something could not be removed.
     pub fn is_stuck(&self) -> bool {
         self.stuck.load(Ordering::Relaxed) > 0
     }
 
-    /// Moves a name here; one that is gone is no error.
+    /// Moves a name here. A missing name is not an error.
     pub fn take(&self, dir: &Dir, name: &[u8]) -> Result<(), DiskError> {
         loop {
             let number = self.next.fetch_add(1, Ordering::Relaxed).to_string();
@@ -108,7 +108,7 @@ impl Trash {
         }
     }
 
-    /// Has what could not be removed tried again.
+    /// Makes stuck names removable again, for a retry.
     pub fn retry_stuck(&self) -> Result<(), DiskError> {
         if !self.is_stuck() {
             return Ok(());
@@ -123,11 +123,12 @@ impl Trash {
         Ok(())
     }
 
-    /// Removes at most `most` names, those of directories counted. How many it was; fewer than `most` where the trash is
-    /// empty but for what is stuck, or `cancel` was set. An error is one that keeps everything from being removed.
+    /// Removes at most `most` names, including those in directories, and returns their number. It is less
+    /// than `most` if only stuck names are left, or if `cancel` was set. Fails only if nothing at all can be
+    /// removed.
     pub fn empty(&self, most: usize, cancel: &AtomicBool) -> Result<usize, DiskError> {
         let mut limits = Limits { left: most, cancel };
-        // Directories that were renamed to here meanwhile may not have been listed.
+        // Directories renamed to here meanwhile may not have been listed.
         while !self.is_empty() && !limits.is_reached() {
             let before = limits.left;
             for listed in self.dir.names()? {
@@ -145,14 +146,14 @@ impl Trash {
                 }
             }
             if limits.left == before && !limits.is_reached() {
-                // The count was wrong: somebody else removed names here.
+                // The count was wrong, because somebody else removed names here.
                 self.waiting.store(0, Ordering::Relaxed);
             }
         }
         Ok(most - limits.left)
     }
 
-    /// Lets the rest of the trash be removed. Fails with `error` where that is what fails.
+    /// Marks a name as stuck so that the rest can be removed. Returns `error` if that fails.
     fn set_aside(&self, name: &[u8], error: DiskError) -> Result<(), DiskError> {
         let stuck = [STUCK, name].concat();
         if self.dir.rename_new(name, &self.dir, &stuck).is_err() {
@@ -166,8 +167,8 @@ impl Trash {
         Ok(())
     }
 
-    /// Removes one name of the trash and what is below it. `false`: a limit was reached before it was gone. An error is
-    /// the first of those that were met; all that can be removed is removed all the same.
+    /// Removes one name of the trash and everything below it. Returns `false` if a limit was reached first.
+    /// Returns the first error, but removes everything that can be removed.
     fn remove(&self, listed: &Listed, limits: &mut Limits<'_>) -> Result<bool, DiskError> {
         let (mut open, mut failed) = (Vec::<Level>::new(), None);
         match self.remove_or_open(&self.dir, listed, true, limits)? {
@@ -198,7 +199,7 @@ impl Trash {
                             limits.left = limits.left.saturating_sub(1);
                             open.iter_mut().last().into_iter().for_each(|above| above.is_moving = true);
                         }
-                        // Not every file system lists all names while some are removed.
+                        // Some file systems skip names in a listing while others are being removed.
                         Err(error) if errno(&error) == Some(Errno::NOTEMPTY) && level.is_moving => {
                             level.is_moving = false;
                             level.names = level.dir.names()?;
@@ -212,7 +213,8 @@ impl Trash {
         failed.map_or(Ok(true), Err)
     }
 
-    /// Removes a name, or opens the directory that it is. One that may not be opened is moved up to the trash.
+    /// Removes a name, or opens it if it is a directory. A directory that may not be opened is moved up to
+    /// the trash.
     fn remove_or_open(
         &self,
         dir: &Dir,
@@ -225,7 +227,7 @@ impl Trash {
             Some(true) => dir.remove_dir(name),
             _ => dir.unlink(name),
         };
-        // The listing does not say, or it is something else since.
+        // The listing gives no kind, or the name has changed since.
         removed = match removed {
             Err(e) if errno(&e) == Some(Errno::ISDIR) => dir.remove_dir(name),
             Err(e) if errno(&e) == Some(Errno::NOTDIR) => dir.unlink(name),

@@ -1,6 +1,8 @@
-//! The trees of a replica as building and reading them see them: what is live, what else is held, their manifests.
+//! Read-only view of a replica's trees for building and reading: the live tree, the other held trees, and
+//! their manifests.
 //!
-//! A view of one moment, which changes nothing. It keeps the record open: nobody holds it while that is opened anew.
+//! The view describes one moment and keeps the record open, so it must be dropped before the record is
+//! reopened.
 
 use std::sync::Arc;
 
@@ -11,7 +13,7 @@ use crate::state::disk::{Dir, DiskError, Owners};
 use crate::state::layout::Layout;
 use crate::state::record::Record;
 
-/// See the module.
+/// View of a replica's trees.
 #[derive(Debug, Clone)]
 pub(crate) struct Trees {
     pub record: Arc<Record>,
@@ -44,7 +46,7 @@ impl Trees {
         self.live
     }
 
-    /// Other generations that are held, and their slots, the newest first.
+    /// Other held generations with their slots, the newest first.
     pub fn others(&self) -> Vec<&(u64, SignedGeneration)> {
         let mut others: Vec<_> = self.held.iter().filter(|(slot, _)| Some(*slot) != self.live).collect();
         others.sort_unstable_by_key(|(_, generation)| std::cmp::Reverse(generation.number()));
@@ -55,12 +57,12 @@ impl Trees {
         self.layout.slot(slot)
     }
 
-    /// The directory of the live tree. There must be one.
+    /// Opens the live tree, which must exist.
     pub fn open_live(&self) -> Result<Dir, DiskError> {
         self.open(self.live.unwrap_or(0))
     }
 
-    /// The live tree as something to link from; `root` is its root.
+    /// The live tree as a source of links; `root` is its root.
     pub fn live_tree(&self, root: &RootEntry) -> Result<LiveTree<'_>, TreeError> {
         Ok(LiveTree::open(&self.record, root, self.open_live()?, self.owners)?)
     }

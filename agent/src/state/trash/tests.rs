@@ -43,7 +43,7 @@ fn deep_trees_alone() {
         deepen(&temp.path().join("tree"), levels, name.as_bytes());
         take(&trash, temp.path(), "tree");
         let removed = emptied(&trash);
-        // One in so many is renamed on the way, and counted for that.
+        // Some directories are renamed on the way, and count twice.
         assert!((levels..levels * 5 / 4).contains(&removed), "{removed} of {levels}");
         assert_eq!(names(temp.path()), [""; 0]);
     }
@@ -136,11 +136,11 @@ fn what_can_not_be_removed_keeps_back_only_its_own_tree() {
         for tree in ["a", "b", "c"] {
             take(&trash, root, tree);
         }
-        // Three times nine names, less what leads to theirs: the tree and a directory.
+        // Three times nine names, without the two that lead to the foreign one: the tree and a directory.
         assert_eq!(emptied(&trash), 3 * 7 - 2);
         assert_eq!(names(root), ["stuck-2"]);
         assert!(trash.is_empty() && trash.is_stuck());
-        // What comes later is removed all the same, and this is not looked at.
+        // A later name is removed all the same, and the stuck one is not visited.
         std::fs::write(root.join("later"), "x").unwrap();
         take(&trash, root, "later");
         assert_eq!(emptied(&trash), 1);
