@@ -5,15 +5,15 @@
 //! | meta | `format`, `live`, `previous` | number, little endian; the links' slots |
 //! | signed | `accepted` | signature, then the generation's canonical bytes |
 //! | slots | K of `slots/K` | its state ([`crate::state::slot::Slot::row`]) |
-//! | served | K of `slots/K` | canonical bytes of the roots that it served since, and with, the on-activate hook's last success; none: not known |
+//! | served | K of `slots/K` | canonical bytes of the roots that the slot served since the on-activate hook last succeeded for it, including that root; none: unknown |
 //! | directories | object hash | canonical bytes of a directory object |
 //! | inodes | path of a directory of the live tree | inode numbers in entry order, little endian; 0: a directory |
-//! | notes | `drift`, `verification`, `owner` | JSON of local changes, of how far the slow verification is, of user and group |
+//! | notes | `drift`, `verification`, `owner` | JSON of local changes, of the progress of background verification, of user and group |
 //!
-//! Only [`crate::replica`] and what it is made of opens it. A crash leaves the state of the last durable commit.
-//! Directory objects are held against their hash whenever they are read, inode numbers against the disk whenever they
-//! are used; the whole file is checked when it is opened, and moved aside where it is damaged: the trees stay, and what
-//! is known about them is then built again from them.
+//! Only [`crate::replica`] and its parts open the record. A crash leaves the state of the last durable
+//! commit. Directory objects are checked against their hash on every read, and inode numbers against the disk
+//! on every use. The whole file is checked when it is opened. A damaged file is moved aside; the trees stay,
+//! and the record is rebuilt from them.
 
 #![cfg_attr(
     not(test),
@@ -45,67 +45,67 @@ const DIRECTORIES: TableDefinition<'_, &[u8; 32], &[u8]> = TableDefinition::new(
 const INODES: TableDefinition<'_, &[u8], &[u8]> = TableDefinition::new("inodes");
 const NOTES: TableDefinition<'_, &str, &[u8]> = TableDefinition::new("notes");
 
-/// Version of the tables above.
+/// Version of these tables.
 const FORMAT: u64 = 2;
-/// What builds wrote that renamed their trees.
+/// Version written by builds that renamed their trees.
 const OLDER_FORMAT: u64 = 1;
-/// Memory that the database may use for pages, in bytes.
+/// Limit of memory for the database's pages, in bytes.
 const CACHE_BYTES: usize = 8 * 1024 * 1024;
-/// Decoded directories are kept up to this many entries.
+/// Limit of cached directories, in entries.
 const CACHED_ENTRIES: usize = 20_000;
 
-/// Why the record could not be used.
+/// Reason why the record could not be used.
 #[derive(Debug, thiserror::Error)]
 pub enum RecordError {
     /// The database failed.
     #[error("{doing} in the record")]
     Database {
-        /// What was being done.
+        /// Operation, as the start of a message.
         doing: &'static str,
-        /// Why it failed.
+        /// The cause.
         #[source]
         source: Box<redb::Error>,
     },
-    /// Written by another version of syncd.
+    /// Another version of syncd wrote the record.
     #[error("the record has format {actual}, this agent reads {FORMAT}: use the agent that wrote it")]
     Format {
         /// Format found.
         actual: u64,
     },
-    /// Written by a build whose trees this one does not know.
+    /// An older build wrote the record, whose trees this build cannot use.
     #[error("the record was written by an older build of syncd: move ROOT away and join again")]
     OlderBuild,
-    /// The state of a slot is none.
+    /// The state of a slot cannot be decoded.
     #[error("read the state of a slot from the record")]
     Row(#[from] RowError),
-    /// A damaged record could not be moved out of the way.
+    /// A damaged record could not be moved aside.
     #[error("move the damaged record {} aside", path.display())]
     MoveAside {
-        /// The record.
+        /// Path of the record.
         path: PathBuf,
-        /// Why.
+        /// The cause.
         #[source]
         source: std::io::Error,
     },
-    /// A generation in it is none.
+    /// A stored generation is invalid.
     #[error("read a generation from the record")]
     Generation(#[from] GenerationError),
-    /// A root entry in it is none.
+    /// A stored root entry is invalid.
     #[error("read a root entry from the record")]
     Root(#[from] DecodeRootError),
-    /// A directory object in it is damaged.
+    /// A stored directory object is damaged.
     #[error("read a directory object from the record")]
     Directory(#[from] DecodeDirectoryError),
-    /// A directory whose entries do not sum up to what its parent says.
+    /// The entries of a directory do not add up to the totals in its parent.
     #[error("directory object {object} has other totals than its parent says")]
     Totals {
-        /// The object.
+        /// Hash of the directory object.
         object: ObjectHash,
     },
-    /// A directory object is not in it.
+    /// A directory object is missing.
     #[error("the record has no directory object {object}")]
     Unknown {
-        /// The object.
+        /// Hash of the directory object.
         object: ObjectHash,
     },
 }
@@ -116,46 +116,46 @@ impl RecordError {
     }
 }
 
-/// Everything small that the record knows.
+/// State that is kept in memory as well.
 #[derive(Debug, Default, Clone, PartialEq, Eq)]
 pub(crate) struct Known {
-    /// The slot that `live` names.
+    /// Slot that `live` names.
     pub live: Option<u64>,
-    /// The slot that `previous` names.
+    /// Slot that `previous` names.
     pub previous: Option<u64>,
     /// The highest generation ever accepted.
     pub accepted: Option<SignedGeneration>,
     pub slots: BTreeMap<u64, Slot>,
-    /// Roots that a slot served since the on-activate hook last succeeded for it, and the one that it succeeded for; none
-    /// of them: not known.
+    /// Roots that a slot served since the on-activate hook last succeeded for it, including that root.
+    /// Missing: unknown.
     pub served: BTreeMap<u64, Vec<RootEntry>>,
 }
 
-/// What one transaction changes of what is [`Known`].
+/// Change of [`Known`] in one transaction.
 #[derive(Debug, Default)]
 pub(crate) struct Change<'a> {
-    /// New states; one without a row removes what there was.
+    /// New states. A state without a row removes the old row.
     pub slots: Vec<(u64, &'a Slot)>,
-    /// `live` names this slot from now on, and this generation, which it holds, is accepted.
+    /// New slot of `live`, and its generation, which also becomes the accepted one.
     pub live: Option<(u64, &'a SignedGeneration)>,
-    /// `previous` names this slot from now on, or none.
+    /// New slot of `previous`, or its removal.
     pub previous: Option<Option<u64>>,
-    /// Of the live tree.
+    /// Change of the live tree's inodes.
     pub inodes: Option<&'a InodeChanges>,
-    /// What a slot served.
+    /// New list of the roots that a slot served.
     pub served: Option<(u64, &'a [RootEntry])>,
 }
 
-/// A change of what is known about the live tree's inodes.
+/// Change of the live tree's inode numbers.
 #[derive(Debug, Clone, Default)]
 pub(crate) struct InodeChanges {
-    /// Directories that moved with everything below them.
+    /// Directories that were renamed with everything below them.
     pub moved: Vec<(TreePath, TreePath)>,
-    /// Directories that are gone, each named.
+    /// Directories that were removed, each one listed.
     pub removed: Vec<TreePath>,
     /// New lists.
     pub put: Vec<(TreePath, Vec<u64>)>,
-    /// Forget all that was known before.
+    /// Removes all earlier lists first.
     pub clear: bool,
 }
 
@@ -184,8 +184,8 @@ fn open_checked(path: &Path) -> Result<Database, redb::DatabaseError> {
 }
 
 impl Record {
-    /// Opens the record or makes an empty one. A damaged one is moved aside; its new name comes with the empty one that
-    /// takes its place.
+    /// Opens the record, or creates an empty one. A damaged record is moved aside and replaced by an empty
+    /// one. Returns its new name.
     pub fn open(path: &Path) -> Result<(Self, Option<PathBuf>), RecordError> {
         let mut moved = None;
         let database = match open_checked(path) {
@@ -210,11 +210,11 @@ impl Record {
         Ok((record, moved))
     }
 
-    /// Opens the file anew. After an error of the disk the database refuses everything, also when there is space again;
-    /// where this fails nothing may be asked of the record before it has succeeded.
+    /// Closes and reopens the file. After a disk error the database refuses every operation, even once there
+    /// is space again. If this fails, the record must not be used before a later call succeeds.
     pub fn reopen(record: &mut Arc<Self>, path: &Path) -> Result<(), RecordError> {
         let nothing = redb::backends::InMemoryBackend::new();
-        // The old one has to be closed first: it locks the file.
+        // The old database holds a lock on the file, so it is closed first.
         let database =
             Database::builder().create_with_backend(nothing).map_err(RecordError::database("close"))?;
         *record = Arc::new(Self { database, cache: Mutex::default() });
@@ -267,7 +267,7 @@ impl Record {
         Ok(write)
     }
 
-    /// Reads everything small.
+    /// Reads all of [`Known`].
     pub fn known(&self) -> Result<Known, RecordError> {
         let doing = RecordError::database::<redb::Error>("read what is known");
         let read = self.database.begin_read().map_err(|e| doing(e.into()))?;
@@ -295,26 +295,26 @@ impl Record {
         Ok(known)
     }
 
-    /// Makes one change of what is known, as a whole. Where it is not durable it is so with the next durable one.
+    /// Applies one change atomically. A change that is not durable becomes so with the next durable one.
     pub fn apply(&self, change: &Change<'_>, durable: bool) -> Result<(), RecordError> {
         let write = self.begin(durable)?;
         apply_change(&write, change).map_err(RecordError::database("change what is known"))?;
         commit(write)
     }
 
-    /// Replaces all that is known by what recovery found: durable.
+    /// Replaces [`Known`] by the result of recovery, durably.
     pub fn restore(&self, known: &Known) -> Result<(), RecordError> {
         let write = self.begin(true)?;
         restore_known(&write, known).map_err(RecordError::database("restore what is known"))?;
         commit(write)
     }
 
-    /// Replaces or adds inode numbers of the live tree: durable.
+    /// Replaces or adds inode numbers of the live tree, durably.
     pub fn set_inodes(&self, inodes: &InodeChanges) -> Result<(), RecordError> {
         self.apply(&Change { inodes: Some(inodes), ..Change::default() }, true)
     }
 
-    /// Keeps verified directory objects. Not durable before the next durable commit unless asked for.
+    /// Stores verified directory objects. Unless `durable`, they become durable with the next durable commit.
     pub fn put_directories(
         &self,
         objects: &[(ObjectHash, Vec<u8>)],
@@ -331,7 +331,7 @@ impl Record {
         commit(write)
     }
 
-    /// Whether a directory object is there.
+    /// Whether a directory object is stored.
     pub fn has_directory(&self, hash: &ObjectHash) -> Result<bool, RecordError> {
         let doing = RecordError::database::<redb::Error>("look for a directory object");
         let read = self.database.begin_read().map_err(|e| doing(e.into()))?;
@@ -339,7 +339,7 @@ impl Record {
         Ok(table.get(hash.as_bytes()).map_err(|e| doing(e.into()))?.is_some())
     }
 
-    /// Inode numbers of a directory of the live tree, in entry order; `None`: nothing is known.
+    /// Inode numbers of a directory of the live tree, in entry order; `None`: unknown.
     pub fn inodes(&self, path: &TreePath) -> Result<Option<Vec<u64>>, RecordError> {
         let doing = RecordError::database::<redb::Error>("read inode numbers");
         let read = self.database.begin_read().map_err(|e| doing(e.into()))?;
@@ -348,7 +348,7 @@ impl Record {
         Ok(found.map(|v| decode_inodes(v.value())))
     }
 
-    /// Forgets all inode numbers: no tree is live. Not durable before the next durable commit.
+    /// Removes all inode numbers, when no tree is live. Becomes durable with the next durable commit.
     pub fn clear_inodes(&self) -> Result<(), RecordError> {
         let write = self.begin(false)?;
         let changes = InodeChanges { clear: true, ..InodeChanges::default() };
@@ -356,7 +356,7 @@ impl Record {
         commit(write)
     }
 
-    /// Inode numbers of directories of a tree that will be live. Not durable before the next durable commit.
+    /// Stores inode numbers for a tree that will be live. Becomes durable with the next durable commit.
     pub fn put_inodes(&self, lists: Vec<(TreePath, Vec<u64>)>) -> Result<(), RecordError> {
         let write = self.begin(false)?;
         let changes = InodeChanges { put: lists, ..InodeChanges::default() };
@@ -364,33 +364,34 @@ impl Record {
         commit(write)
     }
 
-    /// What was found last of local changes.
+    /// Local changes found by the last inspection.
     pub fn drift<T: DeserializeOwned>(&self) -> Result<Option<T>, RecordError> {
-        // What can't be read was written by another version: what it told is in the log.
+        // A note that cannot be read was written by another version, and is ignored: the log has its content.
         self.note("drift")
     }
 
-    /// Keeps what was found last of local changes, durably.
+    /// Stores the local changes found, durably.
     pub fn set_drift<T: Serialize>(&self, drift: Option<&T>) -> Result<(), RecordError> {
         self.set_note("drift", drift, true)
     }
 
-    /// How far the slow verification is.
+    /// Progress of the background verification.
     pub fn verification<T: DeserializeOwned>(&self) -> Result<Option<T>, RecordError> {
         self.note("verification")
     }
 
-    /// Keeps how far the slow verification is. Unless asked for, not durable before the next durable commit.
+    /// Stores the progress of the background verification. Unless `durable`, it becomes durable with the next
+    /// durable commit.
     pub fn set_verification<T: Serialize>(&self, pass: &T, durable: bool) -> Result<(), RecordError> {
         self.set_note("verification", Some(pass), durable)
     }
 
-    /// Whom everything was to belong to when the agent ran last; `None`: to whom the manifest says.
+    /// Owner of all files in the last run of the agent; `None`: the owner in the manifest.
     pub fn owner(&self) -> Result<Option<(u32, u32)>, RecordError> {
         self.note("owner")
     }
 
-    /// Keeps whom everything is to belong to; durable when this returns.
+    /// Stores the owner of all files, durably.
     pub fn set_owner(&self, owner: Option<(u32, u32)>) -> Result<(), RecordError> {
         self.set_note("owner", owner.as_ref(), true)
     }
@@ -408,7 +409,7 @@ impl Record {
         let write = self.begin(durable)?;
         {
             let mut table = write.open_table(NOTES).map_err(|e| doing(e.into()))?;
-            // Numbers and text: nothing that JSON refuses.
+            // Notes consist of numbers and text, which JSON can always represent.
             match note.and_then(|note| serde_json::to_vec(note).ok()) {
                 Some(json) => drop(table.insert(key, json.as_slice()).map_err(|e| doing(e.into()))?),
                 None => drop(table.remove(key).map_err(|e| doing(e.into()))?),
@@ -417,7 +418,8 @@ impl Record {
         commit(write)
     }
 
-    /// Forgets directory objects that none of these trees has. Cost follows the record's size. How many went.
+    /// Removes directory objects that none of these trees needs, and returns their number. The cost follows
+    /// the record's size.
     pub fn sweep(&self, roots: &[RootEntry]) -> Result<u64, RecordError> {
         let mut keep = HashSet::new();
         let mut wanted: Vec<ObjectHash> = roots.iter().map(|r| r.object).collect();
@@ -655,7 +657,7 @@ mod tests {
         }
     }
 
-    /// Bytes that this thread has handed to the kernel to write.
+    /// Bytes that this thread has passed to the kernel for writing.
     fn written_by_this_thread() -> u64 {
         let io = std::fs::read_to_string("/proc/thread-self/io").unwrap();
         io.lines().find_map(|line| line.strip_prefix("wchar: ")).unwrap().parse().unwrap()
@@ -668,7 +670,7 @@ mod tests {
         let mut record = Arc::new(Record::open(&file).unwrap().0);
         let object = |n: u32| (ObjectHash::from_bytes([n as u8; 32]), vec![n as u8; 20_000]);
         record.put_directories(&(0..100).map(object).collect::<Vec<_>>(), true).unwrap();
-        // The disk fails a commit.
+        // The disk fails during a commit.
         crate::state::disk::fault::arm(Some(0));
         let refused = record.put_directories(&[object(200)], true);
         crate::state::disk::fault::arm(None);
@@ -694,7 +696,7 @@ mod tests {
         let mut record = Arc::new(Record::open(&file).unwrap().0);
         let object = (ObjectHash::from_bytes([1; 32]), vec![1; 2000]);
         record.put_directories(std::slice::from_ref(&object), true).unwrap();
-        // Something that no file can be opened in the place of.
+        // A directory in place of the file prevents opening it.
         let away = temp.path().join("away");
         std::fs::rename(&file, &away).unwrap();
         std::fs::create_dir(&file).unwrap();

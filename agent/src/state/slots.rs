@@ -1,34 +1,36 @@
-//! The slots of a replica: every change of what a tree is, in the record, in memory and in the links.
+//! Owns the slots of a replica: makes every change of a tree's state, in the record, in memory and in the
+//! links.
 //!
-//! A tree lives in `slots/K` and keeps that path. What it is stands in the record; a directory without a row is a
-//! building, a row without a directory is forgotten ([`recovery`]). Nobody else writes rows, makes or links slots.
+//! A tree lives in `slots/K` and keeps that path. The record has its state. A directory without a row is a
+//! building, and a row without a directory is forgotten ([`recovery`]). No other module writes rows, or
+//! creates or links slots.
 //!
 //! | from | what happens | to | durable when it returns |
 //! | --- | --- | --- | --- |
-//! | | [`Slots::make`] | building | nothing: what is built there is synced before it counts |
-//! | building | [`Slots::begin_parts`], [`Slots::end_parts`] | partial, and back | its row; its end need not be |
+//! | | [`Slots::make`] | building | nothing: the content is synced before it counts |
+//! | building | [`Slots::begin_parts`], [`Slots::end_parts`] | partial, and back | the row; the end need not be |
 //! | building | [`Slots::complete`] at the live root | spare | the tree, then its row |
-//! | spare | [`Slots::draw`], ahead of need | drawn | its row is gone |
+//! | spare | [`Slots::draw`], ahead of need | drawn | the removal of its row |
 //! | drawn | [`Slots::draw`] of another, [`Slots::end`] | spare | its row |
-//! | spare, drawn | [`Slots::open_up`], before it is changed | building | its row is gone |
-//! | spare, drawn | an activation outlives it, or heals | building | its row is gone |
-//! | building | [`Slots::stage`], all of it is verified | staged | nothing |
+//! | spare, drawn | [`Slots::open_up`], before it is changed | building | the removal of its row |
+//! | spare, drawn | an activation outlives it, or heals | building | the removal of its row |
+//! | building | [`Slots::stage`], everything is verified | staged | nothing |
 //! | staged | [`Slots::unstage`]: another target is staged, or the live tree healed | building | nothing |
-//! | staged | [`Slots::prepare_switch`], `commit_switch`, `finish_switch` | held, live | the tree, before; row, accepted and live, at once; then the links |
+//! | staged | [`Slots::prepare_switch`], `commit_switch`, `finish_switch` | held, live | the tree first; then row, accepted and live at once; then the links |
 //! | held | another is activated | held | `previous` names it |
-//! | held | [`Slots::retire`] | retired | `previous` does not name it; its row |
+//! | held | [`Slots::retire`] | retired | `previous` no longer names it; its row |
 //! | building, beside a damaged live tree | [`Slots::exchange`] of the two directories | resting | its row, before they are exchanged |
 //! | resting | [`Slots::end_rest`] | retired | its row |
-//! | retired | [`Slots::recycle`], inspected | building | its row is gone |
+//! | retired | [`Slots::recycle`], inspected | building | the removal of its row |
 //! | unknown | [`Slots::end_rest`] | retired | its row |
-//! | any but held | [`Slots::discard`] | | its row is gone, before |
-//! | held, resting, unknown | [`Slots::forget_absent`]: its directory is gone | gone | its row |
-//! | any other | [`Slots::forget_absent`]: its directory is gone | | its row is gone |
-//! | gone | [`Slots::release_gone`]: no web server can be pointed at its path | | its row is gone |
+//! | any but held | [`Slots::discard`] | | the removal of its row, first |
+//! | held, resting, unknown | [`Slots::forget_absent`]: its directory is missing | gone | its row |
+//! | any other | [`Slots::forget_absent`]: its directory is missing | | the removal of its row |
+//! | gone | [`Slots::release_gone`]: no web server can be pointed at its path | | the removal of its row |
 //! | gone | [`Slots::forget_absent`]: its directory is back | unknown | its row |
 //!
-//! A row is gone durably before the tree is changed, and before another tree may have its number: else a crash would
-//! leave a tree that the record calls something that it is not.
+//! A row is removed durably before its tree is changed, and before another tree may get its number. Otherwise
+//! a crash would leave a tree that contradicts its row.
 
 mod absent;
 mod recovery;
@@ -53,40 +55,42 @@ use crate::state::trees::Trees;
 pub(crate) use recovery::RecoverError;
 pub use signed::Signers;
 
-/// Roots that are remembered of a slot that was served without the hook's success. Beyond, it is not known any more.
+/// Limit of the roots remembered for a slot that was served without a success of the hook. Beyond it they
+/// count as unknown.
 const SERVED_MAX: usize = 8;
 
-/// See the module.
+/// The slots of a replica and their record.
 #[derive(Debug)]
 pub(crate) struct Slots {
-    // Closed before the lock of ROOT is given up with `layout`: who waits for that opens the record at once.
+    // Dropped before `layout`, which releases the lock of ROOT: the next process opens the record at once.
     record: Arc<Record>,
     layout: Arc<Layout>,
     owners: Owners,
     known: Known,
-    /// When a tree stopped being live, or a damaged one was exchanged, as far as this process knows.
+    /// Time at which a tree stopped being live, or a damaged one was exchanged, if this process knows it.
     rests: HashMap<u64, Instant>,
-    /// A web server may still serve generations from this number on: the on-activate hook is due.
+    /// Lowest generation that a web server may still serve, because the on-activate hook is due.
     protected: Option<u64>,
-    /// Whose signatures count in copies of signed records.
+    /// Keys whose signatures count in copies of signed records.
     signers: Option<Signers>,
-    /// The slot that `live` names on disk: another than the record's live one where nothing is known about that.
+    /// Slot that `live` names on disk. Differs from the record's live slot if nothing is known about that
+    /// slot.
     linked: Option<u64>,
-    /// What is known in memory may not be what is on disk: [`Slots::reopen`] comes before anything else.
+    /// Memory may differ from the disk: [`Slots::reopen`] must come first.
     unsettled: bool,
 }
 
-/// A tree that becomes live.
+/// Switch to a new live tree.
 pub(crate) struct Switch<'a> {
     pub slot: u64,
     pub target: &'a SignedGeneration,
     pub inodes: &'a InodeChanges,
-    /// Spares that can't be patched any more by what differs between manifests.
+    /// Spares that can no longer be patched by the differences between manifests.
     pub outlived: &'a [u64],
 }
 
 impl Slots {
-    /// Of a record and a layout that were just opened: nothing is known before [`Slots::recover`].
+    /// Takes an opened record and layout. Nothing is known before [`Slots::recover`].
     pub fn new(
         record: Record,
         layout: Layout,
@@ -119,13 +123,13 @@ impl Slots {
         self.owners
     }
 
-    /// What building and reading works with: as it is now, and no later.
+    /// Returns the view of the current moment, for building and reading.
     pub fn trees(&self) -> Trees {
         let held = self.held().map(|(slot, generation)| (slot, generation.clone())).collect();
         Trees::new(self.record.clone(), self.layout.clone(), self.owners, self.known.live, held)
     }
 
-    // What there is.
+    // Queries.
 
     pub fn state(&self, slot: u64) -> Option<&Slot> {
         self.known.slots.get(&slot)
@@ -151,12 +155,12 @@ impl Slots {
         self.known.slots.iter().filter_map(move |(slot, state)| Some((*slot, of(state)?)))
     }
 
-    /// Generations whose trees are complete, the live one among them.
+    /// Generations with complete trees, including the live one.
     pub fn held(&self) -> impl Iterator<Item = (u64, &SignedGeneration)> {
         self.in_state(Slot::held)
     }
 
-    /// Held generations by number, and their slots.
+    /// Numbers of held generations -> slots.
     pub fn generations(&self) -> BTreeMap<u64, u64> {
         self.held().map(|(slot, generation)| (generation.number().get(), slot)).collect()
     }
@@ -166,12 +170,12 @@ impl Slots {
         self.in_state(Slot::spare)
     }
 
-    /// The lowest spare at this root.
+    /// The lowest slot with a spare at this root.
     pub fn spare_at(&self, root: &RootEntry) -> Option<u64> {
         self.spares().find(|(_, at)| *at == root).map(|(slot, _)| slot)
     }
 
-    /// The lowest spare, whatever root it is at.
+    /// The lowest slot with a spare, and its root.
     pub fn lowest_spare(&self) -> Option<(u64, RootEntry)> {
         self.spares().next().map(|(slot, root)| (slot, *root))
     }
@@ -184,7 +188,7 @@ impl Slots {
         self.in_state(|state| (*state == Slot::Partial).then_some(())).map(|(slot, ())| slot).collect()
     }
 
-    /// Trees that were live and still have their own manifest to be compared with.
+    /// Trees that were live, whose manifests are still needed for comparison.
     pub fn former(&self) -> impl Iterator<Item = (u64, FormerTree)> {
         self.in_state(|state| match state {
             Slot::Resting(tree) | Slot::Retired(tree) | Slot::Unknown(tree) => Some(*tree),
@@ -203,7 +207,8 @@ impl Slots {
         trees
     }
 
-    /// Trees that nobody may touch before their grace is over, though they are no generations that are kept.
+    /// Trees that must not be changed before their grace period is over, although they are not kept
+    /// generations.
     pub fn resting(&self) -> Vec<u64> {
         let resting = |state: &Slot| matches!(state, Slot::Resting(_) | Slot::Unknown(_)).then_some(());
         self.in_state(resting).map(|(slot, ())| slot).collect()
@@ -229,15 +234,15 @@ impl Slots {
         self.unsettled
     }
 
-    /// The record, or a link, may not be as it is known to be.
+    /// Notes that the record or a link may differ from memory.
     pub fn unsettle(&mut self) {
         self.unsettled = true;
     }
 
-    // Who may be touched.
+    // Protection of trees that may be served.
 
-    /// From now on a web server may serve generations from this number on; `None`: what is live alone. The grace of
-    /// trees that it has left begins now.
+    /// Notes that a web server may still serve generations from this number on; `None`: only the live one.
+    /// The grace period of trees that it no longer serves begins now.
     pub fn protect_from(&mut self, from: Option<u64>, now: Instant) {
         self.protected = from;
         let former: Vec<u64> =
@@ -251,13 +256,13 @@ impl Slots {
         }
     }
 
-    /// Whether `live` names it, or will.
+    /// Whether `live` names this slot, or will name it.
     fn is_in_use(&self, slot: u64) -> bool {
         [self.known.live, self.linked].contains(&Some(slot))
     }
 
-    /// Whether a web server may still serve this tree although another is live: the on-activate hook has not succeeded
-    /// since. Such a tree is never changed, whatever else is lacking.
+    /// Whether a web server may still serve this tree although another one is live, because the on-activate
+    /// hook has not succeeded since. Such a tree is never changed, even to free space.
     pub fn may_be_served(&self, slot: u64) -> bool {
         let Some(from) = self.protected.filter(|_| !planted::has(Bug::Unprotected)) else { return false };
         match self.state(slot) {
@@ -268,21 +273,21 @@ impl Slots {
         }
     }
 
-    /// How long a tree still rests; `None`: it is in use, or nobody knows when it went out of use.
+    /// Remaining grace period of a tree; `None`: it is in use, or its start is unknown.
     pub fn rest(&self, slot: u64, clock: &Clock, grace: Duration) -> Option<Duration> {
         Some(grace.saturating_sub(clock.since(*self.rests.get(&slot)?)))
     }
 
-    /// Whether a tree that was served may be changed: another is live, no hook has left a web server on it, and it has
-    /// rested for the grace. The one place that decides it.
+    /// Whether a tree that was served may be changed: another one is live, no due hook may have left a web
+    /// server on it, and its grace period is over. Only this function decides that.
     pub fn may_be_taken(&self, slot: u64, clock: &Clock, grace: Duration) -> bool {
         !self.is_in_use(slot)
             && !self.may_be_served(slot)
             && self.rest(slot, clock, grace) == Some(Duration::ZERO)
     }
 
-    /// Trees beyond the `keep` newest that no web server may be on, the oldest first. Their grace begins here where it is
-    /// not known.
+    /// Trees beyond the `keep` newest that no web server can serve, the oldest first. Starts their grace
+    /// period if its start is unknown.
     pub fn excess(&mut self, keep: usize, now: Instant) -> Vec<u64> {
         let live = self.known.live;
         let others: Vec<u64> = self.generations().into_values().filter(|slot| Some(*slot) != live).collect();
@@ -297,7 +302,7 @@ impl Slots {
 
     // Buildings and spares.
 
-    /// A new, empty tree under the lowest number that is free.
+    /// Creates an empty tree under the lowest free number.
     pub fn make(&mut self) -> Result<u64, DiskError> {
         let linked = [self.layout.linked_slot(LIVE)?, self.layout.linked_slot(PREVIOUS)?];
         let mut slot = 0;
@@ -307,7 +312,7 @@ impl Slots {
                 continue;
             }
             match self.layout.slots.make_dir(&slot_name(slot)) {
-                // Somebody else's.
+                // A foreign name.
                 Err(e) if e.source.kind() == std::io::ErrorKind::AlreadyExists => {}
                 Err(e) => return Err(e),
                 Ok(()) => break,
@@ -317,7 +322,7 @@ impl Slots {
         Ok(slot)
     }
 
-    /// Records a new state, and knows it once that is done.
+    /// Records a new state, and adopts it in memory afterwards.
     fn set(&mut self, slot: u64, state: Slot, durable: bool) -> Result<(), RecordError> {
         let change = Change { slots: vec![(slot, &state)], ..Change::default() };
         self.record.apply(&change, durable)?;
@@ -325,7 +330,7 @@ impl Slots {
         Ok(())
     }
 
-    /// A spare is about to be changed: from here on, and after a crash, nobody trusts it.
+    /// Marks a spare as a building before it is changed, so that nobody trusts it, also after a crash.
     pub fn open_up(&mut self, slot: u64) -> Result<(), SlotError> {
         match self.state(slot) {
             Some(Slot::Drawn(_)) => drop(self.known.slots.insert(slot, Slot::Building)),
@@ -334,8 +339,8 @@ impl Slots {
         Ok(())
     }
 
-    /// A building is complete at `root`. `sync` was opened before it was begun. One that can't be made durable is thrown
-    /// away.
+    /// Marks a building as a complete spare at `root`. `sync` must have been opened before the building was
+    /// started. A building that cannot be made durable is discarded.
     pub fn complete(&mut self, slot: u64, root: &RootEntry, sync: &Dir) -> Result<(), SlotError> {
         if let Err(e) = sync.sync_file_system() {
             self.discard(slot)?;
@@ -344,7 +349,7 @@ impl Slots {
         Ok(self.set(slot, Slot::Spare(*root), true)?)
     }
 
-    /// Draws a spare for an update that is still to come. Others that were drawn are spares again.
+    /// Draws a spare for the next update. Other drawn spares become plain spares again.
     pub fn draw(&mut self, slot: u64) -> Result<(), RecordError> {
         let Some(root) = self.state(slot).and_then(Slot::spare).copied() else { return Ok(()) };
         let mut states = self.undrawn();
@@ -352,7 +357,8 @@ impl Slots {
         self.set_all(states)
     }
 
-    /// The process ends in order: drawn spares have their rows again, so that the next start knows them.
+    /// Called when the process ends in order: drawn spares get their rows back, so that the next start knows
+    /// them.
     pub fn end(&mut self) -> Result<(), RecordError> {
         let states = self.undrawn();
         if states.is_empty() { Ok(()) } else { self.set_all(states) }
@@ -373,29 +379,30 @@ impl Slots {
         Ok(())
     }
 
-    /// A building gets content, part by part, that is nowhere else.
+    /// Marks a building that gets content which is nowhere else, part by part.
     pub fn begin_parts(&mut self, slot: u64) -> Result<(), RecordError> {
         self.set(slot, Slot::Partial, true)
     }
 
-    /// A building is complete and verified. Until it is activated, or [`Slots::unstage`], nobody builds in it.
+    /// Marks a building as complete and verified. Nothing builds in it until it is activated, or until
+    /// [`Slots::unstage`].
     pub fn stage(&mut self, slot: u64) {
         self.known.slots.insert(slot, Slot::Staged);
     }
 
-    /// What is staged is a building like all others, and can't be activated any more.
+    /// Turns the staged tree back into a building, which cannot be activated.
     pub fn unstage(&mut self) {
         for state in self.known.slots.values_mut().filter(|state| **state == Slot::Staged) {
             *state = Slot::Building;
         }
     }
 
-    /// What was made part by part is a building like all others.
+    /// Turns partial trees back into buildings.
     pub fn end_parts(&mut self) -> Result<(), RecordError> {
         self.partials().into_iter().try_for_each(|slot| self.set(slot, Slot::Building, false))
     }
 
-    /// Moves a tree to the trash, and frees its number.
+    /// Moves a tree to the trash and frees its number.
     pub fn discard(&mut self, slot: u64) -> Result<(), SlotError> {
         if self.state(slot).is_some_and(|state| state.row().is_some()) {
             self.set(slot, Slot::Building, true)?;
@@ -405,7 +412,7 @@ impl Slots {
         Ok(())
     }
 
-    /// Puts an empty directory in the place of a building.
+    /// Replaces a building by an empty directory.
     pub fn begin_anew(&mut self, slot: u64) -> Result<(), DiskError> {
         self.layout.discard(&self.layout.slots, &slot_name(slot))?;
         self.known.slots.remove(&slot);
@@ -416,27 +423,29 @@ impl Slots {
 
     // The switch.
 
-    /// Gives the root of a tree its metadata: from here on others may enter it. When anything in the tree was changed last.
+    /// Gives the root of a tree its metadata, so that others may enter the tree. Returns the time of the
+    /// tree's last change.
     pub fn reveal(&self, slot: u64, root: &RootEntry) -> Result<Timestamp, DiskError> {
         let dir = self.open(slot)?;
         dir.set_own_metadata(&root.metadata, self.owners)?;
         Ok(dir.stat_self()?.ctime)
     }
 
-    /// What `live` names, also where nothing is known about it, and is there.
+    /// Slot that `live` names, if it exists, even if nothing is known about it.
     fn outgoing(&self) -> Option<u64> {
         let is_there = |slot: &u64| self.known.slots.contains_key(slot) && !self.is_gone(*slot);
         self.known.live.or(self.linked).filter(is_there)
     }
 
-    /// Makes the new links under their temporary names, and the one for people.
+    /// Creates the new links under their temporary names, and the link in `generations/`.
     pub fn prepare_switch(&mut self, switch: &Switch<'_>) -> Result<(), DiskError> {
         let previous = self.outgoing().or(self.known.previous);
         self.layout.prepare_links(switch.slot, previous)?;
         self.layout.link_generation(switch.target.number().get(), Some(switch.slot))
     }
 
-    /// Commits the switch: a crash after this is rolled forward. The tree, and its signed record's copy, are durable.
+    /// Commits the switch: recovery completes it after a crash. The tree and the copy of its signed record
+    /// are durable.
     pub fn commit_switch(&mut self, switch: &Switch<'_>, now: Instant) -> Result<(), SlotError> {
         let Switch { slot, target, inodes, outlived } = *switch;
         let outgoing = self.outgoing();
@@ -470,20 +479,21 @@ impl Slots {
         Ok(())
     }
 
-    /// Renames the links to where they belong, durably.
+    /// Renames the links into place, durably.
     pub fn finish_switch(&mut self) -> Result<(), DiskError> {
         self.layout.switch_links(self.known.previous.is_some())?;
         self.linked = self.known.live;
         Ok(())
     }
 
-    /// Puts a tree in the place of the live tree, whose generation it is, too. What was there rests in its slot.
+    /// Exchanges a tree with the live tree, and makes it the tree of that generation. The former live tree
+    /// rests in the other slot.
     ///
-    /// All is durable but the tree itself, which was made so before.
+    /// Everything is durable on return. The tree itself must have been made durable before.
     pub fn exchange(&mut self, slot: u64, inodes: &InodeChanges, now: Instant) -> Result<(), SlotError> {
         let (Some(live), Some(generation)) = (self.known.live, self.live()) else { return Ok(()) };
         let (number, root) = (generation.number().get(), generation.generation().root);
-        // Before they are exchanged: what has this row is never taken for anything but a tree in use.
+        // Recorded before the exchange: a tree with this row always counts as in use.
         self.set(slot, Slot::Resting(FormerTree { number, root, is_certain: true }), true)?;
         self.rests.insert(slot, now);
         let slots = &self.layout.slots;
@@ -493,7 +503,7 @@ impl Slots {
         let change = Change {
             slots: spares.iter().map(|slot| (*slot, &Slot::Building)).collect(),
             inodes: Some(inodes),
-            // Whoever cached a damaged file is to forget it.
+            // A web server may have cached a damaged file, so it has to forget every file of the slot.
             served: Some((live, &[])),
             ..Change::default()
         };
@@ -505,8 +515,8 @@ impl Slots {
 
     // Trees that were live.
 
-    /// Takes a generation that nobody is served from any more out of use: it waits to be inspected, and is closed then. A
-    /// crash that leaves it held must not leave it closed.
+    /// Takes a generation out of use that no web server serves. The tree waits to be inspected, and is closed
+    /// at that time: after a crash it may still be held, and must not be closed.
     pub fn retire(&mut self, slot: u64) -> Result<(), SlotError> {
         let Some(generation) = self.state(slot).and_then(Slot::held) else { return Ok(()) };
         let (number, root) = (generation.number().get(), generation.generation().root);
@@ -517,7 +527,7 @@ impl Slots {
         Ok(())
     }
 
-    /// `previous` does not name this slot any more, durably.
+    /// Removes `previous` if it names this slot, durably.
     fn unlink_previous(&mut self, slot: u64) -> Result<(), SlotError> {
         if self.known.previous != Some(slot) || planted::has(Bug::PreviousStays) {
             return Ok(());
@@ -529,7 +539,7 @@ impl Slots {
         Ok(())
     }
 
-    /// The grace of a tree that was no generation any more is over.
+    /// Ends the grace period of a tree that was no longer a generation.
     pub fn end_rest(&mut self, slot: u64) -> Result<(), SlotError> {
         self.unlink_previous(slot)?;
         let state = match self.state(slot) {
@@ -541,12 +551,13 @@ impl Slots {
         Ok(())
     }
 
-    /// Nobody else may enter a tree that is about to be inspected: what is found out stays so.
+    /// Closes a tree to other users before it is inspected, so that the result stays true.
     pub fn close(&self, slot: u64) -> Result<(), DiskError> {
         self.layout.close(slot)
     }
 
-    /// Files were changed behind this slot's path: nobody knows what a web server has cached of them. Durable.
+    /// Notes that files were changed in this slot, so that nothing is known about what a web server has
+    /// cached. Durable.
     pub fn distrust_served(&mut self, slot: u64) -> Result<(), RecordError> {
         if self.served(slot).is_some() {
             self.record.apply(&Change { served: Some((slot, &[])), ..Change::default() }, true)?;
@@ -555,12 +566,12 @@ impl Slots {
         Ok(())
     }
 
-    /// A tree that was inspected may be built on.
+    /// Makes an inspected tree available for building.
     pub fn recycle(&mut self, slot: u64) -> Result<(), RecordError> {
         self.set(slot, Slot::Building, true)
     }
 
-    // What a slot served.
+    // Roots served by a slot.
 
     fn know_served(&mut self, slot: u64, roots: Vec<RootEntry>) {
         match roots.is_empty() {
@@ -569,13 +580,13 @@ impl Slots {
         };
     }
 
-    /// Roots that a web server may have cached files of under this slot's path; `None`: nobody knows.
+    /// Roots whose files a web server may have cached under this slot's path; `None`: unknown.
     pub fn served(&self, slot: u64) -> Option<&[RootEntry]> {
         self.known.served.get(&slot).map(Vec::as_slice)
     }
 
-    /// The on-activate hook has succeeded for a generation: if it is live, what else was cached of its slot is known no
-    /// more. Need not be durable: what is not known is more than what is.
+    /// Notes that the on-activate hook has succeeded for a generation. If it is live, a web server caches
+    /// nothing else of its slot. Need not be durable: if it is lost, more paths than needed are forgotten.
     pub fn hook_succeeded(&mut self, generation: u64) -> Result<(), RecordError> {
         let (Some(slot), Some(live)) = (self.known.live, self.live()) else { return Ok(()) };
         if live.number().get() != generation {

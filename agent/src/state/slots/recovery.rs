@@ -1,12 +1,12 @@
-//! Opening after anything: the record says what each slot is, and the links are made so. Idempotent, needs no origin.
+//! Recovers from any state on disk: makes the links match the record. Idempotent; needs no origin.
 //!
 //! | found | done |
 //! | --- | --- |
-//! | a slot without a row | a building: a tree of an activation that did not commit, or left by a crash |
-//! | a row without its slot | forgotten, but for the accepted generation; its number waits where a web server may be pointed at it |
-//! | `live`, `previous` or `generations/N` not as the record says | rolled forward: made so |
-//! | `aside-*`, `*.next` | rubbish |
-//! | no record (lost, damaged), or one that does not hold what `live` names; `live` names a tree | its signed record is read from `state/signed`, its manifest built from its files; where that gives the signed root it is held again, else it is served and the next target is staged as a first sync. Other trees are unknown: a web server may be on them, and they may have files of visitors |
+//! | a slot without a row | becomes a building: an activation did not commit, or a crash left it |
+//! | a row without its slot | forgotten, except for the accepted generation; its number stays reserved while a web server may be pointed at it |
+//! | `live`, `previous` or `generations/N` differ from the record | rolled forward to match it |
+//! | `aside-*`, `*.next` | deleted |
+//! | no record (lost, damaged), or one that does not hold the existing tree that `live` names | the signed record is read from `state/signed`, and the manifest is built from the files. If it has the signed root, the tree is held again. Otherwise the tree is served, and the next target is staged as a first sync. Other trees are unknown: a web server may serve them, and they may have files of visitors |
 
 use std::collections::BTreeSet;
 use std::time::Instant;
@@ -23,7 +23,7 @@ use crate::state::record::{Known, Record, RecordError};
 use crate::state::scan::prove;
 use crate::state::slot::{FormerTree, Slot};
 
-/// Why what is there could not be told.
+/// Reason why recovery failed.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum RecoverError {
     #[error(transparent)]
@@ -33,7 +33,7 @@ pub(crate) enum RecoverError {
 }
 
 impl Slots {
-    /// Opens the record anew and recovers, as at a start.
+    /// Reopens the record and recovers, as at a start.
     pub fn reopen(&mut self, now: Instant) -> Result<(), RecoverError> {
         Record::reopen(&mut self.record, &self.layout.record_path())?;
         self.recover(now)?;
@@ -41,7 +41,7 @@ impl Slots {
         Ok(())
     }
 
-    /// See the module.
+    /// Recovers as described in the module.
     pub fn recover(&mut self, now: Instant) -> Result<(), RecoverError> {
         let before = self.record.known()?;
         let linked = self.layout.live_slot()?;
@@ -72,13 +72,13 @@ impl Slots {
         self.linked = self.known.live.or(linked);
         self.recover_rests(now);
         self.recover_links()?;
-        // One that an activation had revealed and did not commit.
+        // An activation may have opened its tree to others without committing.
         self.buildings().into_iter().try_for_each(|slot| self.layout.close(slot))?;
         self.layout.discard_asides()?;
         Ok(self.recover_signed()?)
     }
 
-    /// Slots that there are, and other names beside them. What is no directory is no slot.
+    /// Existing slots, and the names beside them. A name that is not a directory is not a slot.
     pub(super) fn present(&self) -> Result<(BTreeSet<u64>, Vec<Vec<u8>>), DiskError> {
         let (mut present, mut others) = (BTreeSet::new(), Vec::new());
         for listed in self.layout.slots.list()? {
@@ -92,8 +92,8 @@ impl Slots {
         Ok((present, others))
     }
 
-    /// Builds what is known from what is on disk, as far as that proves anything. Takes the highest copy of a signed
-    /// record as accepted: after a power cut `live` may name an older one.
+    /// Rebuilds [`Known`] from what is proved by the disk. Accepts the highest generation among the copies of
+    /// signed records, because after a power cut `live` may name an older one.
     fn rebuild(
         &self,
         linked: u64,
@@ -103,7 +103,7 @@ impl Slots {
         let mut known = Known { accepted, ..Known::default() };
         for slot in present {
             let generation = self.read_signed(*slot)?;
-            // Without a copy it was never about to be activated: one that is closed is a building.
+            // A closed tree without a copy was never about to be activated, so it is a building.
             if generation.is_some() || !self.layout.is_closed(*slot)? {
                 known.slots.insert(*slot, Slot::Unknown(FormerTree::presumed(generation.as_ref())));
             }
@@ -132,7 +132,7 @@ impl Slots {
         Ok(known)
     }
 
-    /// Graces that this process knows of go on; where it knows of none they begin now.
+    /// Keeps the grace periods that this process knows. All others begin now.
     fn recover_rests(&mut self, now: Instant) {
         let mut rests = std::mem::take(&mut self.rests);
         rests.retain(|slot, _| {
@@ -175,18 +175,19 @@ impl Slots {
         }
         layout.free(&layout.root, PREVIOUS_NEXT)?;
         match known.live {
-            // After an error the link may be there and not be durable, and a sync that failed is not to be made again.
+            // After an error the link may exist without being durable, and a failed sync must not be
+            // repeated.
             Some(live) if self.unsettled || layout.live_slot()? != Some(live) => {
                 layout.prepare_links(live, None)?;
                 layout.switch_links(false)?;
             }
-            // Nor need it be after a kill.
+            // After a kill the link may not be durable either.
             _ => layout.root.sync_names()?,
         }
         layout.free(&layout.root, LIVE_NEXT)
     }
 
-    /// Copies of signed records of slots that are gone go too.
+    /// Removes copies of signed records whose slots are gone.
     fn recover_signed(&self) -> Result<(), DiskError> {
         let linked = self.layout.live_slot()?;
         for listed in self.layout.signed.list()? {
@@ -199,7 +200,8 @@ impl Slots {
     }
 }
 
-/// Whether the record is none of these trees: what `live` names is there, and the record does not hold it.
+/// Whether the record does not describe these trees: the tree that `live` names exists, but the record does
+/// not hold it.
 fn is_lost(known: &Known, linked: u64, present: &BTreeSet<u64>) -> bool {
     let is_served = matches!(known.slots.get(&linked), Some(Slot::Held(_) | Slot::Unknown(_)));
     known.accepted.is_none() || (present.contains(&linked) && !is_served)

@@ -1,4 +1,5 @@
-//! Copies of signed records beside the record: of what a slot holds, or is about to.
+//! Keeps copies of signed generation records beside the record: one for each slot that holds a generation, or
+//! will.
 
 use std::io::Read;
 use std::os::unix::fs::FileExt;
@@ -15,15 +16,14 @@ use crate::state::number;
 use crate::state::slot::{decode_generation, encode_generation};
 use crate::state::syncing::Syncing;
 
-/// Copies are as long as a multiple of this: one that is written over keeps its length.
+/// Copies are padded to a multiple of this, so that overwriting a copy keeps its length.
 const BLOCK_BYTES: usize = 512;
 
-/// The origin whose signatures count.
+/// The origin's tree and keys, to verify signatures.
 #[derive(Debug, Clone)]
 pub struct Signers {
-    /// Its tree.
     pub tree_id: TreeId,
-    /// All keys that it ever signed with, as far as this node trusts them.
+    /// All keys with which the origin has ever signed and that this node trusts.
     pub keys: Vec<VerifyingKey>,
 }
 
@@ -35,8 +35,8 @@ impl Signers {
 }
 
 impl Slots {
-    /// Writes the copy of the signed record of what `slot` will hold; whether it is a new name. Not durable. What is
-    /// linked has its copy already.
+    /// Writes the copy for the generation that `slot` will hold. Returns whether its name is new. Not
+    /// durable. A linked slot already has its copy.
     pub fn write_signed(&self, slot: u64, generation: &SignedGeneration) -> Result<bool, DiskError> {
         let (signed, name) = (&self.layout.signed, slot_name(slot));
         if signed.stat(&name)?.is_some_and(|stat| stat.kind != FileType::RegularFile) {
@@ -58,7 +58,7 @@ impl Slots {
         Ok(is_new)
     }
 
-    /// The same, and has a thread make it durable.
+    /// Writes the copy, and makes it durable on a thread.
     pub fn keep_signed(&self, slot: u64, generation: &SignedGeneration) -> Result<Syncing, DiskError> {
         let is_new = self.write_signed(slot, generation)?;
         let (signed, name) = (self.layout.signed.reopen()?, slot_name(slot));
@@ -68,7 +68,8 @@ impl Slots {
         })
     }
 
-    /// All copies that the origin has signed. A damaged one may decode and have any number, which nothing could follow.
+    /// All copies with a valid signature. An unverified copy could contain any number, which no generation
+    /// could follow.
     pub(super) fn verified_copies(&self) -> Result<Vec<SignedGeneration>, DiskError> {
         let mut copies = Vec::new();
         for listed in self.layout.signed.list()? {
@@ -78,7 +79,7 @@ impl Slots {
         Ok(copies)
     }
 
-    /// The signed record's copy of a slot; `None`: there is none that can be read.
+    /// Copy of the signed record of a slot; `None`: there is no readable copy.
     pub(super) fn read_signed(&self, slot: u64) -> Result<Option<SignedGeneration>, DiskError> {
         let (signed, name) = (&self.layout.signed, slot_name(slot));
         let file = match signed.open_file(&name) {
@@ -98,7 +99,7 @@ impl Slots {
     }
 }
 
-/// Reads what [`Slots::write_signed`] wrote.
+/// Decodes the output of [`Slots::write_signed`].
 fn decode_signed(bytes: &[u8]) -> Option<SignedGeneration> {
     let (length, rest) = bytes.split_first_chunk::<4>()?;
     decode_generation(rest.get(..u32::from_le_bytes(*length) as usize)?).ok()
