@@ -1,11 +1,13 @@
 //! Makes a staged generation live.
 //!
-//! Order: (descriptor for the sync opened before the first write, staged, verified) -> hook -> the root of the tree gets
-//! its metadata -> the new links under their temporary names -> `syncfs`, or each of a few paths -> one commit of the
-//! record: what the slot holds, live, accepted -> links renamed over `previous` and `live` -> ROOT synced -> reported. The
-//! tree keeps its path. A crash before the commit leaves the old generation, a crash after it is rolled forward when the
-//! replica is opened. An error of the sync throws away what was staged: pages that could not be written are clean
-//! afterwards, and a second sync would succeed without them.
+//! Order: (descriptor for the sync opened before the first write, staged, verified) -> hook -> the root of
+//! the tree gets its metadata -> the new links under their temporary names -> `syncfs`, or a sync of each of
+//! a few paths -> one commit of the record: what the slot holds, live, accepted -> links renamed over
+//! `previous` and `live` -> ROOT synced -> reported.
+//!
+//! The tree keeps its path. A crash before the commit leaves the old generation. A crash after it is rolled
+//! forward when the replica is opened. If the sync fails, the staged tree is discarded: pages that could not
+//! be written are marked clean, so a second sync would succeed without them.
 
 use std::collections::BTreeSet;
 use std::path::PathBuf;
@@ -27,28 +29,28 @@ use crate::state::record::{Record, RecordError};
 use crate::state::slot::Slot;
 use crate::state::slots::Switch;
 
-/// Up to this many changed paths are synced one by one.
+/// Number of changed paths up to which each is synced separately.
 const SYNC_EACH_MAX: usize = 48;
 
-/// Why a hook failed.
+/// Reason why a hook failed.
 pub type HookFailure = Box<dyn std::error::Error + Send + Sync>;
 
-/// What a hook is told before activation.
+/// Description of an activation for a hook.
 #[derive(Debug)]
 pub struct ActivationContext<'a> {
-    /// What is about to be live.
+    /// The generation to activate.
     pub target: &'a SignedGeneration,
-    /// What is live.
+    /// The live generation.
     pub previous: Option<&'a SignedGeneration>,
-    /// Paths that differ.
+    /// Paths that differ between them.
     pub changed_paths: ChangedPaths<'a>,
-    /// Paths that differ from what the slot served, as far as a web server may have cached it.
+    /// Paths that differ from what the slot served, as far as a web server may have cached them.
     pub slot_paths: SlotPaths<'a>,
-    /// Where the staged tree is, and stays.
+    /// Path of the staged tree, which does not change.
     pub staged_tree: PathBuf,
 }
 
-/// Paths at which the manifests of what is live and of what is about to be differ, read when they are asked for.
+/// Paths at which the manifests of two generations differ, read on demand.
 #[derive(Debug)]
 pub struct ChangedPaths<'a> {
     record: &'a Record,
@@ -62,7 +64,8 @@ impl<'a> ChangedPaths<'a> {
     pub(super) fn everything(record: &'a Record, to: RootEntry, part: PartLimits) -> Self {
         Self { record, from: RootEntry::empty(), to, part }
     }
-    /// Shows each once, in path order. A directory that is renamed whole is shown under both names, and not what is in it.
+    /// Shows each path once, in path order. A directory that is renamed whole is shown under both names,
+    /// without its contents.
     pub fn each(&self, show: &mut dyn FnMut(&TreePath)) -> Result<(), DiffError<RecordError>> {
         let mut last = None;
         Comparison::of(self.record, &self.from, &self.to, self.part)?.each(|change| {
@@ -76,8 +79,8 @@ impl<'a> ChangedPaths<'a> {
     }
 }
 
-/// Paths of files and symlinks at which a slot's new tree differs from those that were served under its path since the
-/// on-activate hook last succeeded for it, read when they are asked for.
+/// Paths of files and symlinks at which a slot's new tree differs from those that were served under its path
+/// since the on-activate hook last succeeded for it. Read on demand.
 #[derive(Debug)]
 pub struct SlotPaths<'a> {
     record: &'a Record,
@@ -87,7 +90,8 @@ pub struct SlotPaths<'a> {
 }
 
 impl SlotPaths<'_> {
-    /// Shows each, those that are gone too; some more than once. Nothing where it is not known what was served.
+    /// Shows each path, including removed ones; some are shown more than once. Shows none if it is unknown
+    /// what was served.
     pub fn each(&self, show: &mut dyn FnMut(&TreePath)) -> Result<(), DiffError<RecordError>> {
         self.served.iter().try_for_each(|from| self.since(from, show))
     }
@@ -138,51 +142,51 @@ impl SlotPaths<'_> {
     }
 }
 
-/// What was activated.
+/// Result of an activation.
 #[derive(Debug, Clone)]
 pub struct Activated {
-    /// What is live now.
+    /// The live generation.
     pub generation: SignedGeneration,
-    /// What was live before.
+    /// The generation that was live before.
     pub previous: Option<SignedGeneration>,
-    /// No spare had been ready.
+    /// No spare was ready.
     pub spare_miss: bool,
 }
 
-/// Why a staged generation is not live.
+/// Reason why a staged generation is not live.
 #[derive(Debug, thiserror::Error)]
 pub enum ActivateError {
-    /// The hook said no. The tree stays staged.
+    /// The hook refused. The tree stays staged.
     #[error("the hook before activation of generation {} failed", staged.target.number())]
     Hook {
-        /// What it said.
+        /// Error of the hook.
         #[source]
         source: HookFailure,
-        /// To try again.
+        /// The staged tree, for a retry.
         staged: Box<Staged>,
     },
-    /// Another generation became live since it was staged: stage again.
+    /// Another generation became live since staging: stage again.
     #[error("generation {number} was staged on another live generation")]
     Outdated {
-        /// Its number.
+        /// Number of the generation.
         number: u64,
     },
-    /// It may not follow the accepted generation.
+    /// The generation may not follow the accepted one.
     #[error("refuse generation")]
     Refused(#[from] GenerationError),
-    /// The kernel could not write what was staged; it was thrown away.
+    /// The kernel could not write the staged tree, which was discarded.
     #[error("make generation {number} durable")]
     Sync {
-        /// Its number.
+        /// Number of the generation.
         number: u64,
-        /// What the kernel said.
+        /// Error of the kernel.
         #[source]
         source: DiskError,
     },
     /// A system call failed.
     #[error("switch to the staged generation")]
     Disk(#[from] DiskError),
-    /// The record failed. Open the replica again.
+    /// The record failed. The replica has to be reopened.
     #[error("record the activation")]
     Record(#[from] RecordError),
 }
@@ -197,7 +201,7 @@ impl From<SlotError> for ActivateError {
 }
 
 impl ActivateError {
-    /// What the origin and the caller are to make of it.
+    /// How the origin and the caller should react to the error.
     pub fn retry_class(&self) -> RetryClass {
         match self {
             Self::Refused(_) => RetryClass::Operator,
@@ -212,8 +216,8 @@ impl ActivateError {
 }
 
 impl Replica {
-    /// Makes a staged generation live; durable when this returns. Not cancellable. `before` is called once everything is
-    /// verified; its error keeps the old generation live.
+    /// Makes a staged generation live, durably. Not cancellable. Calls `before` once everything is verified;
+    /// its error keeps the old generation live.
     pub fn activate(
         &mut self,
         mut staged: Staged,
@@ -236,7 +240,7 @@ impl Replica {
         let previous = self.slots.live().cloned();
         let switched = self.switch(&mut staged, slot);
         if switched.is_err() {
-            // The record may have it already: recovery then finishes the switch.
+            // The record may already have the switch: recovery then completes it.
             self.slots.unsettle();
         }
         let finished = switched?;
@@ -266,7 +270,8 @@ impl Replica {
         }
     }
 
-    /// What differs between two generations that the record has. Without an earlier one everything is new.
+    /// Counts the differences between two generations in the record. Without an earlier one everything is
+    /// new.
     pub(crate) fn changes_between(
         &self,
         previous: Option<&SignedGeneration>,
@@ -281,7 +286,8 @@ impl Replica {
         let comparison = Comparison::of(record, &previous.generation().root, &to, self.options.part)?;
         let mut changes = Changes::default();
         comparison.each(|change| {
-            // Of a directory that moved as a whole the files are counted, of others each comes by itself.
+            // For a directory that was renamed whole, its files are counted. In other directories each change
+            // is listed.
             let files = |path: &TreePath, entry: &Entry| match entry.is_directory() {
                 false => 1,
                 true => {
@@ -307,12 +313,12 @@ impl Replica {
         Ok(changes)
     }
 
-    /// When the tree was changed last, before anybody could reach it.
+    /// Switches to the tree. Returns the time of its last change before anybody could enter it.
     fn switch(&mut self, staged: &mut Staged, slot: u64) -> Result<Timestamp, ActivateError> {
         let number = staged.target.number().get();
         let outlived = self.outlived_spares(staged)?;
         if staged.signed.is_none() {
-            // With the tree: only what is built on a spare is synced path by path.
+            // Synced with the tree: only a tree built on a spare is synced path by path.
             self.slots.write_signed(slot, &staged.target)?;
         }
         let finished = self.slots.reveal(slot, &staged.target.generation().root)?;
@@ -334,14 +340,14 @@ impl Replica {
         Ok(finished)
     }
 
-    /// Spares that were left behind and have, under a name that this activation changes, what the target has there, in
-    /// another inode: what differs between the manifests no longer says what differs between the trees.
+    /// Spares at an older root that have, under a changed name, the same entry as the target, but another
+    /// inode. For these, the differences between manifests no longer describe the differences between trees.
     fn outlived_spares(&self, staged: &Staged) -> Result<Vec<u64>, RecordError> {
         let from = self.slots.live().map(|live| live.generation().root);
         let behind = self.slots.spares().filter(|(_, root)| Some(**root) != from);
         let mut outlived = Vec::new();
         for (slot, root) in behind {
-            // Directories that moved as a whole are not looked into, nor are very many changes.
+            // Directories that were renamed whole, and very many changes, are not examined.
             if staged.touched.is_none() || self.came_back(staged, root)? {
                 outlived.push(slot);
             }
@@ -369,8 +375,8 @@ impl Replica {
         Ok(false)
     }
 
-    /// Makes the tree of a slot durable, with its signed record. Where only a few paths of a spare changed they are synced
-    /// one by one: `syncfs` also waits for what everybody else on the file system has written.
+    /// Makes the tree of a slot durable, with its signed record. If only a few paths of a spare changed, each
+    /// is synced: `syncfs` would also wait for writes of everybody else on the file system.
     fn make_durable(&self, staged: &mut Staged, slot: u64) -> Result<(), DiskError> {
         let is_kept = staged.signed.is_some();
         staged.signed.take().unwrap_or_default().wait()?;
@@ -390,16 +396,16 @@ impl Replica {
                 Ok(directory) => match directory.stat(name.as_bytes())?.map(|stat| stat.kind) {
                     Some(FileType::RegularFile) => directory.sync_file(name.as_bytes())?,
                     Some(FileType::Directory) => directories.extend([path.clone()]),
-                    // Symlinks and what is gone are a matter of the directory alone.
+                    // For symlinks and removed names, syncing the directory is enough.
                     _ => {}
                 },
-                // Gone with it: a matter of the nearest directory that is not.
+                // The directory was removed as well: the nearest existing one is synced.
                 Err(e) if e.is_no_directory() => {}
                 Err(e) => return Err(e),
             }
             directories.insert(parent);
         }
-        // Deepest first, so that nothing durable leads to what is not.
+        // Deepest first, so that nothing durable refers to something that is not.
         for path in directories.iter().rev() {
             match open(path) {
                 Ok(directory) => directory.sync_names()?,
@@ -410,7 +416,7 @@ impl Replica {
         Ok(())
     }
 
-    /// Puts a tree in the place of the live tree of the same number. What was there rests in the slot of the other.
+    /// Exchanges a tree with the live tree of the same number. The former live tree rests in the other slot.
     pub(crate) fn exchange(&mut self, staged: &Staged, slot: u64) -> Result<(), ActivateError> {
         let number = staged.target.number().get();
         self.slots.reveal(slot, &staged.target.generation().root)?;
@@ -425,7 +431,7 @@ impl Replica {
         Ok(exchanged?)
     }
 
-    /// Throws away everything that was written for an activation and not synced.
+    /// Discards everything that was written for an activation and not synced.
     fn distrust_staged(&mut self) -> Result<(), SlotError> {
         self.slots.unstage();
         for slot in self.slots.buildings().into_iter().chain(self.slots.partials()) {

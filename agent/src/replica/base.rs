@@ -1,4 +1,5 @@
-//! What an update is built on: a spare at the live root, else a tree that is made one, else a farm of links.
+//! Chooses the tree that an update is built on: a spare at the live root, otherwise a tree that is turned
+//! into one, otherwise a farm of links.
 
 use std::collections::HashSet;
 use std::sync::atomic::AtomicBool;
@@ -14,16 +15,16 @@ use crate::replica::Replica;
 use crate::state::cursor::LiveTree;
 use crate::state::disk::Dir;
 
-/// What the tree is built on.
+/// Base of an update.
 pub(super) enum Base {
     /// A spare at the live root.
     Spare(u64),
-    /// A building, at the live root but for holes; `farm`: every name of it was looked at.
+    /// A building at the live root, except for holes. `farm`: every name of it was checked.
     Building { slot: u64, holes: Holes, farm: bool },
 }
 
 impl Replica {
-    /// Something to build on: a spare at the live root, else a farm of links.
+    /// Obtains a base: a spare at the live root, otherwise a farm of links.
     pub(super) fn base(
         &mut self,
         from: Option<&RootEntry>,
@@ -51,7 +52,7 @@ impl Replica {
         Ok(Base::Building { slot, holes: conformed.holes, farm: true })
     }
 
-    /// A building, the one that takes the least to be made a copy of the live tree.
+    /// The building that takes the least work to become a copy of the live tree.
     fn something_to_conform(&mut self, cancel: &AtomicBool) -> Result<u64, StageError> {
         if let Some(slot) = self.slots.buildings().first() {
             return Ok(*slot);
@@ -60,7 +61,7 @@ impl Replica {
             self.slots.open_up(slot)?;
             return Ok(slot);
         }
-        // Cheaper than a new farm, and every name is looked at in either.
+        // Cheaper than a new farm. Every name is checked in both cases.
         if let Some((slot, _)) = self.slots.retired().first() {
             self.inspect_retired(*slot, true, cancel)?;
             return Ok(*slot);
@@ -77,7 +78,7 @@ impl Replica {
         cancel: &AtomicBool,
     ) -> Result<Conformed, StageError> {
         let number = self.slots.live().map_or(0, |live| live.number().get());
-        // Once: an interrupted attempt leaves another tree.
+        // Used only once, because an interrupted attempt leaves another tree.
         let was = self.upkeep.retired.was.remove(&slot).filter(|_| distrusted.is_none());
         let steps = &self.upkeep.history;
         let was = was.map(|tree| {
@@ -89,7 +90,7 @@ impl Replica {
         let conform = Conform { trees: &trees, live: trees.open_live()?, distrusted, was, cancel };
         match conform.run(&trees.open(slot)?, live_root) {
             Err(StageError::Disk(error)) if error.is_denied() => {
-                // Another user's directory can't be moved out of it, nor can a mount: a farm of links has neither.
+                // A foreign directory or a mount cannot be removed. A new farm of links has neither.
                 let error = &error as &dyn std::error::Error;
                 tracing::warn!(error, "a tree can't be built on, another is begun");
                 self.slots.begin_anew(slot)?;
@@ -99,8 +100,8 @@ impl Replica {
         }
     }
 
-    /// Brings a building from exactly `from` to the live root by links alone. `false`: the live tree is not what was
-    /// activated, and the building is neither.
+    /// Updates a building from exactly `from` to the live root by links alone. Returns `false` if the live
+    /// tree is not what was activated: the building is then at neither root.
     pub(crate) fn catch_up(&self, slot: u64, from: &RootEntry, to: &RootEntry) -> Result<bool, StageError> {
         let trees = self.slots.trees();
         let comparison = compare(&trees.record, from, to, self.options.part)?;
@@ -114,13 +115,13 @@ impl Replica {
         Ok(!links.damaged)
     }
 
-    /// Throws away all trees that are being built.
+    /// Discards all buildings.
     pub(crate) fn discard_buildings(&mut self) -> Result<(), StageError> {
         self.slots.buildings().into_iter().try_for_each(|slot| Ok(self.slots.discard(slot)?))
     }
 }
 
-/// Everything is in the live tree under the same path.
+/// Supplies everything from the live tree under the same path.
 struct LinkSupply<'a> {
     live: LiveTree<'a>,
     damaged: bool,

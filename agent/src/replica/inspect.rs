@@ -1,22 +1,24 @@
-//! Looks through trees that go out of use for files that no manifest explains, and keeps them.
+//! Inspects trees that go out of use for files that no manifest explains, and keeps those files.
 //!
-//! A tree that was live may hold what visitors wrote there: files of their own, and changed ones. Before it is patched
-//! into a spare or thrown away it is compared with its OWN manifest, never with the live tree: a directory that left the
-//! tree and came back has new inodes there, and nobody changed anything. What differs moves to
-//! [`crate::state::lost_found`], directories whole, and is reported once, with a count. Trees share inodes, so that a file edited
-//! in place is edited in all of them: it is kept and reported with the first, and removed from the others.
+//! A tree that was live may contain files that visitors wrote or changed. Before it is patched into a spare
+//! or discarded, it is compared with its OWN manifest, never with the live tree: a directory that was removed
+//! and came back has new inodes in the live tree, although nobody changed anything. Every difference moves to
+//! [`crate::state::lost_found`], directories as a whole, and is counted in one report. Trees share inodes, so
+//! a file edited in place is edited in all of them. Such a file is kept and reported with the first tree, and
+//! removed from the others.
 //!
 //! ```text
 //! held --retire--> retired --inspect--> building (recycled), or trash
 //! ```
 //!
-//! Where the process saw the tree's activation, a directory that was not changed since has the names that it had then,
-//! and is not listed: the cost follows the directories. Files that were changed in place don't show in their directory,
-//! so from time to time, and after a start, every name is looked at ([`WHOLE_EVERY`]). A crash leaves the tree
-//! retired, to be inspected again.
+//! If this process saw the tree's activation, a directory that was not changed since still has the same
+//! names, and is not listed. The cost then follows the directories. Files changed in place do not show in
+//! their directory, so from time to time, and after a start, every name is checked ([`WHOLE_EVERY`]). A crash
+//! leaves the tree retired, to be inspected again.
 //!
-//! After the record was lost nobody knows for certain what a tree was, and its manifest may be gone. There the live
-//! manifest explains a name, too. What neither explains moves to lost+found, and what is missing is not reported.
+//! After the record was lost, the generation of a tree is uncertain, and its manifest may be missing. The
+//! live manifest may then explain a name as well. A name that neither manifest explains moves to lost+found,
+//! and missing names are not reported.
 
 use std::collections::HashSet;
 use std::sync::Arc;
@@ -38,67 +40,68 @@ use crate::state::record::{Record, RecordError};
 use crate::state::slot::{FormerTree, Slot};
 use crate::status::{Drift, shown};
 
-/// Every name of a retired tree is looked at when this long none was looked at as a whole.
+/// Interval at which one retired tree is inspected with every name checked.
 const WHOLE_EVERY: Duration = Duration::from_secs(600);
 
-/// Foreign names of one directory that are kept; what is beyond them is only counted.
+/// Foreign names of one directory that are kept. Others are only counted.
 const NAMES_MAX: usize = 64 * 1024;
 
-/// What an inspection found.
+/// Findings of an inspection.
 #[derive(Debug, Clone, Default)]
 pub(crate) struct Found {
-    /// Names that are not what the manifest says: a directory that it does not have counts as one.
+    /// Number of names that differ from the manifest. A directory that the manifest does not have counts as
+    /// one.
     paths: u64,
-    /// The first of them.
+    /// The first of these names.
     first: Option<TreePath>,
-    /// Names that moved to lost+found.
+    /// Number of names moved to lost+found.
     kept: u64,
-    /// Those among them that leave no place that an inspection would find empty.
+    /// Kept names that no manifest has: the next inspection does not find their place empty.
     strangers: u64,
-    /// Names that could not be kept.
+    /// Number of names that could not be kept.
     lost: u64,
-    /// Files that were kept of another generation's tree already. They are gone from this one, and not counted.
+    /// Files already kept from another generation's tree. They are removed from this one, and not counted.
     repeats: HashSet<TreePath>,
     /// One of those generations.
     kept_before: Option<u64>,
 }
 
-/// lost+found, once there is something for it.
+/// Opens lost+found on first use.
 struct Keeper<'a> {
     lost: LostFound<'a>,
-    /// The record knows that something is kept.
+    /// The record already notes that something is kept.
     is_announced: bool,
 }
 
-/// One tree, and what is known of it.
+/// Inspection of one tree.
 struct Inspection<'a> {
     layout: &'a Layout,
     record: &'a Record,
     tree: FormerTree,
-    /// When this process changed the tree last; `None`: not known, every name is looked at.
+    /// Time at which this process last changed the tree; `None`: unknown, so every name is checked.
     finished: Option<Timestamp>,
-    /// Look at every name all the same.
+    /// Check every name in any case.
     whole: bool,
-    /// Generation that is live.
+    /// Number of the live generation.
     live: u64,
-    /// Files that are known to be damaged though they look right.
+    /// Files known to be damaged although their metadata is right.
     distrusted: Option<&'a HashSet<TreePath>>,
     cancel: &'a AtomicBool,
 }
 
-/// A directory that is looked into.
+/// A directory being inspected.
 struct Place<'a> {
     path: &'a TreePath,
     manifests: &'a Manifests,
-    /// Whether nobody changed the names in it since the tree became live.
+    /// Whether nobody changed names in it since the tree became live.
     is_untouched: bool,
 }
 
-/// What explains the names of a directory.
+/// Manifests that may explain the names of a directory.
 struct Manifests {
-    /// Its own manifest; `None`: not known.
+    /// The tree's own manifest; `None`: unknown.
     own: Option<Arc<Directory>>,
-    /// That of the live tree, where the own one is not known for certain.
+    /// The live tree's manifest, if the own one is not certain.
     live: Option<Arc<Directory>>,
 }
 
@@ -107,12 +110,12 @@ impl Manifests {
         self.own.iter().chain(&self.live).map(|directory| &**directory)
     }
 
-    /// What a name may be.
+    /// Entries that a name may match.
     fn entries(&self, name: &Component) -> impl Iterator<Item = &Entry> {
         self.all().filter_map(|directory| directory.get(name))
     }
 
-    /// Names that are explained, each once.
+    /// Names that a manifest has, each once.
     fn names(&self) -> Vec<&Component> {
         let mut names: Vec<_> = self.all().flat_map(Directory::entries).map(|entry| &entry.name).collect();
         names.sort_unstable();
@@ -120,7 +123,7 @@ impl Manifests {
         names
     }
 
-    /// Directories below, and their own objects where those are known.
+    /// Subdirectories, with their own objects if known.
     fn below(&self) -> Vec<(&Component, Option<ObjectHash>)> {
         let is_known = |name: &&Component| self.entries(name).any(Entry::is_directory);
         let own = |name| match self.own.as_ref()?.get(name)?.kind {
@@ -130,15 +133,15 @@ impl Manifests {
         self.names().into_iter().filter(is_known).map(|name| (name, own(name))).collect()
     }
 
-    /// Whether a name that is not there is missing.
+    /// Whether an absent name counts as missing.
     fn is_certain(&self) -> bool {
         self.live.is_none()
     }
 }
 
 impl Inspection<'_> {
-    /// Inspects the tree `dir`, and adds to `found`, also before an error. `live` is what inodes are compared with in
-    /// directories that somebody else changed.
+    /// Inspects the tree `dir`, and adds to `found`, even if it fails. In directories that somebody changed,
+    /// inodes are compared with those of `live`.
     fn run(&self, dir: Dir, live: &mut LiveTree<'_>, found: &mut Found) -> Result<(), StageError> {
         let mut keeper = None;
         let mut cursor = DirCursor::new(dir);
@@ -149,18 +152,19 @@ impl Inspection<'_> {
             }
             let dir = match cursor.at(&path) {
                 Ok(dir) => dir,
-                // Seen where its name is. This user can't look into what nobody may enter.
+                // Counted with its name in the parent. This user cannot read a directory that is closed to
+                // everybody.
                 Err(e) if e.is_no_directory() || e.is_denied() => continue,
                 Err(e) => return Err(e.into()),
             };
             let manifests = self.manifests(&path, object, live)?;
             let ctime = dir.stat_self()?.ctime;
-            // Its owner and mode were changed.
+            // Owner and mode of the root were changed, so its ctime proves nothing.
             let is_untouched = self.finished.is_some_and(|finished| ctime <= finished) && !path.is_root();
             if self.whole || !is_untouched {
                 let place = Place { path: &path, manifests: &manifests, is_untouched };
                 match self.names(&place, dir, live, &mut keeper, found) {
-                    // Another user's, in the place of the directory that was activated.
+                    // A foreign directory in place of the one that was activated.
                     Err(StageError::Disk(e)) if e.is_denied() => {
                         found.note(Some(path.clone()));
                         found.lost += 1;
@@ -182,7 +186,7 @@ impl Inspection<'_> {
         live: &mut LiveTree<'_>,
     ) -> Result<Manifests, RecordError> {
         let own = match object.map(|object| self.record.directory(&object)).transpose() {
-            // Of a record that was lost.
+            // The record was lost, and the object with it.
             Err(RecordError::Unknown { .. }) => None,
             other => other?,
         };
@@ -236,7 +240,7 @@ impl Inspection<'_> {
         Ok(())
     }
 
-    /// Moves a name that is not what the manifest says to lost+found, or removes it where that has the file already.
+    /// Moves a name that differs from the manifest to lost+found, or removes it if that file is already kept.
     fn take_out(
         &self,
         place: &Place<'_>,
@@ -255,7 +259,7 @@ impl Inspection<'_> {
         }
         found.note(path);
         if !keeper.is_announced {
-            // A crash between this and the report must not leave files there that nobody heard of.
+            // After a crash, no file may be in lost+found without a report.
             let found = Found { kept: 1, ..found.clone() };
             self.record.set_drift(Some(&drift(self.layout, self.tree.number, self.live, &found)))?;
             keeper.is_announced = true;
@@ -275,7 +279,7 @@ impl Inspection<'_> {
         Ok(())
     }
 
-    /// Whether a name is what one of the manifests says.
+    /// Whether one of the manifests explains a name.
     fn is_explained(
         &self,
         place: &Place<'_>,
@@ -292,7 +296,7 @@ impl Inspection<'_> {
         Ok(false)
     }
 
-    /// Whether a name still is what the manifest says. Owner and mode don't count: they take nothing along.
+    /// Whether a name still matches the manifest. Owner and mode do not count, because they are not data.
     fn is_right(
         &self,
         place: &Place<'_>,
@@ -339,24 +343,25 @@ impl Found {
         }
     }
 
-    /// Whether the tree was as its manifest says.
+    /// Whether the tree matched its manifest.
     pub fn is_nothing(&self) -> bool {
         self.paths == 0 && self.repeats.is_empty()
     }
 
-    /// Names that could not be kept.
+    /// Number of names that could not be kept.
     pub fn lost(&self) -> u64 {
         self.lost
     }
 
-    /// What the next inspection of the tree adds to. It finds all but strangers that moved: the place of any other name
-    /// that moved is empty now. `before`: what this one added to.
+    /// Converts the findings so that the next inspection of the tree can add to them. It will find everything
+    /// that moved, except names without a manifest entry, because the other places are now empty. `before` is
+    /// what this inspection added to.
     fn moved(self, before: &Self) -> Self {
         let (paths, lost) = (self.strangers, before.lost);
         Self { paths, first: self.first.filter(|_| paths > 0), lost, ..self }
     }
 
-    /// Where what was found is, or what was found of it before.
+    /// Directory where the findings are kept, from this tree or an earlier one.
     pub fn kept_anywhere(&self, layout: &Layout, generation: u64) -> Option<String> {
         let before = || Some(directory_of(layout, self.kept_before?));
         self.kept_in(layout, generation).or_else(before)
@@ -366,15 +371,15 @@ impl Found {
         (self.kept > 0).then(|| directory_of(layout, generation))
     }
 
-    /// What was kept is thrown away.
+    /// Counts the kept files as lost, because they were deleted to free space.
     pub fn gave_way(&mut self) {
         self.lost += std::mem::take(&mut self.kept);
     }
 }
 
 impl Replica {
-    /// Inspects a retired tree and recycles it, or throws it away where there are trees enough to build on. Local changes
-    /// that it had; the slot that it has as a building.
+    /// Inspects a retired tree. Recycles it, or discards it if there are enough trees to build on. Returns
+    /// its local changes, and its slot if it is now a building.
     pub(crate) fn inspect_retired(
         &mut self,
         slot: u64,
@@ -386,7 +391,7 @@ impl Replica {
         let last = self.upkeep.retired.inspected_whole;
         let whole = !tree.is_certain || last.is_none_or(|at| clock.since(at) >= WHOLE_EVERY);
         if whole {
-            // Also where updates keep it from being finished: the next one is to have a chance.
+            // Noted even if updates interrupt the inspection, so that other trees get their turn.
             self.upkeep.retired.inspected_whole = Some(clock.now());
         }
         if !tree.is_certain {
@@ -417,8 +422,8 @@ impl Replica {
         Ok(drift)
     }
 
-    /// Inspects a tree that was live, and keeps and reports what it finds. What moved before an error is reported, too:
-    /// the next inspection does not see it, and adds to it.
+    /// Inspects a tree that was live, keeps what it finds and reports it. Files moved before an error are
+    /// reported as well, because the next inspection, which adds to the report, does not see them.
     fn inspect(
         &mut self,
         slot: u64,
@@ -439,7 +444,7 @@ impl Replica {
         looked.map(|()| drift)
     }
 
-    /// Inspects a tree that was live, keeps what it finds, and adds it to `found`, also before an error.
+    /// Inspects a tree that was live, keeps what it finds, and adds it to `found`, even if it fails.
     pub(crate) fn look_through(
         &self,
         tree: FormerTree,
@@ -460,18 +465,18 @@ impl Replica {
         inspection.run(dir, &mut trees.live_tree(&root)?, found)
     }
 
-    /// What is to be reported of a tree; `None`: nothing.
+    /// Report of a tree's local changes; `None`: there are none.
     pub(crate) fn drift_of(&self, tree: &FormerTree, found: &Found) -> Option<Drift> {
         let live = self.slots.live().map_or(tree.number, |live| live.number().get());
         (found.paths > 0).then(|| drift(self.slots.layout(), tree.number, live, found))
     }
 
-    /// Whether this is what was reported last, whatever was live then.
+    /// Whether the same was reported last, under any live generation.
     fn is_told(&self, drift: &Drift) -> bool {
         self.drift.as_ref().is_some_and(|told| Drift { live: told.live, ..drift.clone() } == *told)
     }
 
-    /// Keeps what is to be reported of local changes, and says it once.
+    /// Stores the local changes, and logs them once.
     pub(crate) fn found_drift(&mut self, drift: Drift) -> Result<(), RecordError> {
         let Drift { generation, paths, first, kept, lost, .. } = &drift;
         let kept = kept.as_deref();
@@ -488,7 +493,7 @@ impl Replica {
         self.slots.record().set_drift(Some(&drift))
     }
 
-    /// A tree without local changes ends a report that was made before it became live.
+    /// Ends an earlier report when a later tree has no local changes.
     fn drift_ended(&mut self, number: u64) -> Result<(), RecordError> {
         match &self.drift {
             Some(drift) if number > drift.live => self.acknowledge_drift(),
@@ -496,7 +501,7 @@ impl Replica {
         }
     }
 
-    /// What was reported is past.
+    /// Clears the last report.
     pub(crate) fn acknowledge_drift(&mut self) -> Result<(), RecordError> {
         if self.drift.take().is_some() {
             self.slots.record().set_drift::<Drift>(None)?;
@@ -517,7 +522,7 @@ fn drift(layout: &Layout, generation: u64, live: u64, found: &Found) -> Drift {
     }
 }
 
-/// Where lost+found keeps what a generation's tree had.
+/// Directory in lost+found for files of a generation's tree.
 fn directory_of(layout: &Layout, generation: u64) -> String {
     layout.root.path().join("lost+found").join(generation.to_string()).display().to_string()
 }

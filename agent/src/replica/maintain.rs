@@ -1,12 +1,17 @@
-//! Background work: spares that are ready for the next update, old trees, the trash.
+//! Background work: spares for the next update, old trees, and the trash.
 //!
-//! One bounded step a call, so that an update never waits long for it. In order: trees beyond `--keep` that no web server
-//! can be on any more ([`crate::state::slots::Slots::may_be_taken`]) and whose grace is over are inspected ([`crate::replica::inspect`]) and become
-//! buildings (while spares are lacking) or trash; spares are brought to the live root by what differs;
-//! buildings are made spares, every name looked at; with nothing to recycle a farm of links is built; one spare is drawn
-//! for the next update; the trash is emptied a little, but not while files are being written: ext4 then searches past
-//! the inodes that were just freed and creates new files several times slower. Where commits leave no such pause, each
-//! update is followed by a share of it.
+//! Each call does one bounded step, so that an update never waits long for it. In order:
+//!
+//! 1. Trees beyond `--keep` that no web server can serve ([`crate::state::slots::Slots::may_be_taken`]) are
+//!    inspected after their grace period ([`crate::replica::inspect`]). They become buildings while spares
+//!    are missing, and trash otherwise.
+//! 2. Spares are updated to the live root by the differences.
+//! 3. Buildings are made spares, with every name checked. If there is nothing to recycle, a farm of links is
+//!    built.
+//! 4. One spare is drawn for the next update.
+//! 5. Part of the trash is deleted, but not while files are being written: ext4 would then search past the
+//!    inodes just freed, and create new files several times slower. If commits leave no pause, a share is
+//!    deleted after each update.
 
 use std::sync::atomic::AtomicBool;
 use std::time::Duration;
@@ -20,75 +25,75 @@ use crate::state::disk::{Dir, DiskError};
 use crate::state::slot::Slot;
 use crate::status::Drift;
 
-/// Spares that are kept ready, at the live root.
+/// Number of spares to keep ready at the live root.
 pub(crate) const SPARES: usize = 2;
-/// Trees to build on that are kept at hand at most, where commits came so fast that spares were lacking.
+/// Limit of the trees to build on, if fast commits have left too few spares.
 pub(crate) const SPARES_MAX: usize = 8;
-/// After so long without a lack one fewer is kept.
+/// Time without a missing spare after which one fewer is kept.
 const EASE: Duration = Duration::from_secs(3600);
-/// Retired trees that wait for their grace at most.
+/// Limit of the retired trees that wait for their grace period.
 const RETIRED_MAX: usize = 8;
-/// Nothing is deleted for this long after files were written for an activation.
+/// Time after writing files for an activation during which nothing is deleted.
 const QUIET: Duration = Duration::from_secs(5);
 /// Names deleted in one step.
 const TRASH_STEP: usize = 2_000;
-/// Names deleted after an update, where updates leave no pause: more than an update usually puts into the trash.
+/// Names deleted after an update if updates leave no pause: more than an update usually moves to the trash.
 const TRASH_SHARE: usize = 64;
 /// The same once the trash has not been empty for [`TRASH_PATIENCE`].
 const TRASH_SHARE_LATE: usize = 1_000;
 const TRASH_PATIENCE: Duration = Duration::from_secs(60);
-/// What could not be deleted is tried again after this.
+/// Pause before stuck names are retried.
 const STUCK_RETRY: Duration = Duration::from_secs(3600);
-/// Generations dropped before unused directory objects are swept out of the record.
+/// Generations dropped between two sweeps of unused directory objects.
 const SWEEP_AFTER: u32 = 32;
 
-/// What one step of background work did.
+/// Result of one step of background work.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Upkept {
     /// There was nothing to do.
     Nothing,
     /// A retired generation is out of use, and waits to be inspected.
     Retired(u64),
-    /// A spare was brought to the live root by what differs.
+    /// A spare was updated to the live root by the differences.
     CaughtUp,
     /// A spare was made.
     SpareBuilt,
-    /// A retired tree was inspected, and recycled or thrown away.
+    /// A retired tree was inspected, and recycled or discarded.
     Inspected {
-        /// Local changes that it had.
+        /// Local changes found in the tree.
         drift: Option<Drift>,
     },
-    /// The live tree is not what was activated: no spare can be made of it before `verify` healed it.
+    /// The live tree is not what was activated, so no spare can be made before `verify` has healed it.
     LiveDamaged {
-        /// How many.
+        /// Number of paths that differ.
         paths: usize,
-        /// The first of them.
+        /// The first of these paths.
         first: Option<TreePath>,
     },
     /// A spare was drawn for the next update.
     Drawn,
     /// Names were deleted from the trash.
     Emptied(usize),
-    /// A part of the live tree was read again.
+    /// Part of the live tree was read again.
     Reread {
-        /// What is damaged: everything is to be verified now.
+        /// A damaged path: a whole verification is needed now.
         damaged: Option<TreePath>,
     },
-    /// Directory objects that no tree has were forgotten.
+    /// Unused directory objects were removed.
     Swept(u64),
 }
 
-/// What is to be done next.
+/// Result of a call, and the time of the next one.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Maintained {
-    /// What was done.
+    /// The step that was done.
     pub did: Upkept,
-    /// When to call again; `None`: after the next activation.
+    /// Pause before the next call; `None`: none is needed before the next activation.
     pub next: Option<Duration>,
 }
 
 impl Replica {
-    /// One step of background work. Blocks; `cancel` stops it between directories.
+    /// Does one step of background work. Blocks; `cancel` stops it between directories.
     pub fn maintain(&mut self, cancel: &AtomicBool) -> Result<Maintained, StageError> {
         let did = self.step(cancel);
         self.publish();
@@ -147,14 +152,15 @@ impl Replica {
         Ok(emptied)
     }
 
-    /// Deletes all of it, now.
+    /// Empties the whole trash now.
     pub(crate) fn empty_trash(&self, cancel: &AtomicBool) -> Result<(), DiskError> {
         let trash = &self.slots.layout().trash;
         trash.retry_stuck()?;
         trash.empty(usize::MAX, cancel).map(drop)
     }
 
-    /// Updates that come without a pause leave no time for background work: after each, a share of the trash is deleted.
+    /// Deletes a share of the trash after an update, for updates that come without a pause and leave no time
+    /// for background work.
     pub(crate) fn bound_trash(&mut self) {
         if !std::mem::take(&mut self.upkeep.trash.owes_share) || self.slots.layout().trash.is_empty() {
             return;
@@ -168,7 +174,7 @@ impl Replica {
         }
     }
 
-    /// Trees to build on that are kept at hand.
+    /// Number of trees to build on that should be ready.
     fn spares_wanted(&mut self) -> usize {
         let upkeep = &mut self.upkeep;
         if upkeep.spares.missed.is_some_and(|at| self.options.clock.since(at) >= EASE) {
@@ -182,12 +188,12 @@ impl Replica {
         self.upkeep.last_write.is_none_or(|at| self.options.clock.since(at) >= QUIET)
     }
 
-    /// Trees beyond those that are kept, oldest first. Those that a web server may still serve are none of them.
+    /// Trees beyond those that are kept, oldest first, without those that a web server may still serve.
     fn excess(&mut self) -> Vec<u64> {
         self.slots.excess(self.options.keep, self.options.clock.now())
     }
 
-    /// Draws the lowest spare at the live root for the next update, where it is not; whether it did.
+    /// Draws the lowest spare at the live root for the next update. Returns whether it was not drawn yet.
     fn draw_ahead(&mut self, live: &RootEntry) -> Result<bool, StageError> {
         let lowest = self.slots.spare_at(live);
         match lowest.filter(|slot| matches!(self.slots.state(*slot), Some(Slot::Spare(_)))) {
@@ -196,13 +202,14 @@ impl Replica {
         }
     }
 
-    /// Updates that come without a pause leave no time for background work: what waits is bounded all the same.
+    /// Recycles retired trees beyond the limit after an update, when updates leave no time for background
+    /// work.
     pub(crate) fn bound_retired(&mut self) {
         let bounded = match self.excess().len() > RETIRED_MAX {
             true => self.retire_oldest().map(drop),
             false => Ok(()),
         };
-        // A floor that always makes progress: the cost follows the directories of one tree.
+        // This limit always makes progress. Its cost follows the directories of one tree.
         let retired = self.slots.retired();
         let waiting = retired.first().filter(|_| retired.len() > RETIRED_MAX);
         let bounded = bounded.and_then(|()| match waiting {
@@ -214,14 +221,15 @@ impl Replica {
         }
     }
 
-    /// Inspects a retired tree; it is recycled while spares are lacking, else thrown away.
+    /// Inspects a retired tree. Recycles it while spares are missing, and discards it otherwise.
     fn dispose(&mut self, slot: u64, cancel: &AtomicBool) -> Result<Option<Drift>, StageError> {
         let at_hand = self.slots.spares().count() + self.slots.buildings().len();
         let recycle = at_hand < self.spares_wanted();
         self.inspect_retired(slot, recycle, cancel)
     }
 
-    /// Takes one tree out of use that may be: it then waits to be inspected. Its generation, where that was kept.
+    /// Takes one tree out of use if possible; it then waits to be inspected. Returns its generation if it was
+    /// a kept one.
     fn retire_oldest(&mut self) -> Result<Option<u64>, StageError> {
         let (clock, grace) = (self.options.clock.clone(), self.options.grace);
         self.slots.release_gone(&clock, grace)?;
@@ -249,13 +257,14 @@ impl Replica {
         self.slots.retire(slot)
     }
 
-    /// One step towards enough spares at the live root; `None`: there are enough, or none can be made now.
+    /// Does one step towards enough spares at the live root; `None`: there are enough, or none can be made
+    /// now.
     fn ready_spare(&mut self, live: &RootEntry, cancel: &AtomicBool) -> Result<Option<Upkept>, StageError> {
         self.slots.layout().discard_asides()?;
         let sync = self.slots.layout().staging.reopen()?;
         let behind = self.slots.spares().find(|(_, root)| *root != live).map(|(s, r)| (s, *r));
         let ready = self.slots.spares().filter(|(_, root)| *root == live).count();
-        // Further ones only when commits have come to rest: they keep old content until then.
+        // Spares beyond that are updated only once commits pause, because they hold old content until then.
         if let Some((slot, root)) = behind.filter(|_| ready < SPARES || self.is_quiet()) {
             self.slots.open_up(slot)?;
             if self.catch_up(slot, &root, live)? {
@@ -278,7 +287,7 @@ impl Replica {
         }
         let slot = match self.slots.buildings().first() {
             Some(slot) => *slot,
-            // Enough trees are about to be recycled.
+            // Enough trees will be recycled soon.
             None if spares > 0 && spares + self.excess().len() >= wanted => return Ok(None),
             None => self.slots.make()?,
         };
@@ -294,7 +303,7 @@ impl Replica {
     ) -> Result<Upkept, StageError> {
         let conformed = match self.conform(slot, live, None, cancel) {
             Err(StageError::Disk(e)) if e.is_full() => {
-                // A farm that does not fit must not stand in the way of the next update.
+                // A farm that does not fit must not block the next update.
                 self.slots.discard(slot)?;
                 return Err(e.into());
             }

@@ -1,9 +1,11 @@
-//! An agent's local state: its generations, its staging area, its record, behind one owner.
+//! An agent's local state behind one owner: generations, staging area and record.
 //!
-//! All calls block and are made from one thread at a time; [`StatusHandle`] is read from anywhere. Opening recovers
-//! ([`crate::state::scan`]); [`crate::build`] builds, [`crate::replica::activate`] switches, [`crate::replica::maintain`] prepares and tidies,
-//! [`crate::replica::inspect`] keeps what visitors left in old trees, [`crate::replica::scrub`] reads the live one again,
-//! [`crate::replica::verify`] checks and heals. Layout and what a crash leaves: [`crate::state::layout`].
+//! All calls block, and all are made from one thread at a time. Any thread may read the [`StatusHandle`].
+//! Opening recovers ([`crate::state::scan`]), and [`crate::build`] builds trees. [`crate::replica::activate`]
+//! switches to a tree, [`crate::replica::maintain`] prepares spares and tidies up, and
+//! [`crate::replica::inspect`] keeps files that visitors left in old trees. [`crate::replica::scrub`]
+//! re-reads the live tree, and [`crate::replica::verify`] checks and heals it. [`crate::state::layout`]
+//! describes the files in ROOT, and what a crash leaves.
 
 pub mod activate;
 mod base;
@@ -37,24 +39,24 @@ pub use crate::state::slots::Signers;
 use crate::state::slots::{RecoverError, Slots};
 use crate::status::Drift;
 
-/// How a replica is kept.
+/// Options of a replica.
 #[derive(Debug, Clone)]
 pub struct ReplicaOptions {
-    /// Complete generations that are kept, the live one among them; at least 1.
+    /// Number of complete generations to keep, including the live one; at least 1.
     pub keep: usize,
-    /// How long a tree that was live is left alone.
+    /// Grace period during which a tree that was live is left alone.
     pub grace: Duration,
-    /// Who owns every file, where it is not who the manifest says.
+    /// Owner of all files; `None`: the owner in the manifest.
     pub owner: Option<(u32, u32)>,
-    /// Whose signatures count in the copies of signed records; `None`: they are not verified again.
+    /// Keys to verify the copies of signed records; `None`: the copies are not verified.
     pub signers: Option<Signers>,
-    /// Go by the owner that the agent ran with last instead of `owner`, which is remembered otherwise.
+    /// Use the owner of the agent's last run instead of `owner`. Otherwise `owner` is remembered.
     pub owner_as_before: bool,
-    /// Of one part of an update, which is held in memory while it is made.
+    /// Limits of one part of an update, which is kept in memory while it is applied.
     pub part: PartLimits,
-    /// Pause between two slow verifications of the live tree; `None`: there are none.
+    /// Pause between two background verifications of the live tree; `None`: there are none.
     pub verify_every: Option<Duration>,
-    /// What graces and pauses go by.
+    /// Clock for grace periods and pauses.
     pub clock: Clock,
 }
 
@@ -73,16 +75,16 @@ impl Default for ReplicaOptions {
     }
 }
 
-/// Why a replica could not be opened. Nothing was changed, or only what recovery may change.
+/// Reason why a replica could not be opened. Nothing was changed, except by recovery.
 #[derive(Debug, thiserror::Error)]
 pub enum OpenReplicaError {
-    /// ROOT can't be used.
+    /// ROOT cannot be used.
     #[error(transparent)]
     Layout(#[from] LayoutError),
-    /// The record can't be used.
+    /// The record cannot be used.
     #[error("open the record")]
     Record(#[from] RecordError),
-    /// A system call failed in recovery.
+    /// A system call failed during recovery.
     #[error("recover the replica")]
     Disk(#[from] DiskError),
 }
@@ -96,24 +98,24 @@ impl From<RecoverError> for OpenReplicaError {
     }
 }
 
-/// What a replica has.
+/// Status of a replica.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct ReplicaStatus {
-    /// What the web server reads.
+    /// The live generation.
     pub live: Option<SignedGeneration>,
     /// The highest generation ever accepted.
     pub accepted: Option<SignedGeneration>,
-    /// Other complete trees, newest first, at most [`HELD_GENERATIONS_MAX`].
+    /// Generations of other complete trees, newest first, at most [`HELD_GENERATIONS_MAX`].
     pub held: Vec<SignedGeneration>,
-    /// Numbers of all complete trees, ascending, the live one among them.
+    /// Numbers of all complete trees, ascending, including the live one.
     pub generations: Vec<u64>,
-    /// Spares that are ready.
+    /// Number of spares that are ready.
     pub spares: usize,
-    /// Times a new farm of links had to be built since the process started.
+    /// Number of farms of links built because no spare was ready, since the process started.
     pub spare_misses: u64,
-    /// Retired trees that were taken before their grace was over, since the process started.
+    /// Number of retired trees reused before their grace period was over, since the process started.
     pub recycled_early: u64,
-    /// Local changes that were found last, until a later tree is without any.
+    /// Local changes found by the last inspection, until a later tree has none.
     pub drift: Option<Drift>,
 }
 
@@ -122,7 +124,7 @@ pub struct ReplicaStatus {
 pub struct StatusHandle(Arc<Mutex<ReplicaStatus>>);
 
 impl StatusHandle {
-    /// What it has now.
+    /// The current status.
     pub fn get(&self) -> ReplicaStatus {
         self.0.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
@@ -134,37 +136,37 @@ pub struct Replica {
     pub(crate) slots: Slots,
     pub(crate) options: ReplicaOptions,
     pub(crate) upkeep: Upkeep,
-    /// Local changes that were found last, until a later tree is without any.
+    /// Local changes found by the last inspection, until a later tree has none.
     pub(crate) drift: Option<Drift>,
     status: StatusHandle,
     root: PathBuf,
 }
 
-/// What background work goes by, by purpose. Lost with the process.
+/// State of background work, by purpose. Lost with the process.
 #[derive(Debug, Default)]
 pub(crate) struct Upkeep {
     pub spares: SparePolicy,
     pub retired: RetiredTrees,
-    /// What the last activations changed.
+    /// Changes made by the last activations.
     pub history: Steps,
     pub trash: TrashPace,
     pub owner: OwnerChange,
-    /// The slow verification.
+    /// State of the background verification.
     pub scrub: Scrub,
-    /// When files were last written for an activation.
+    /// Time at which files were last written for an activation.
     pub last_write: Option<Instant>,
-    /// The live tree was found not to be what was activated: no spare can be made before that is healed.
+    /// The live tree is not what was activated, so no spare can be made before it is healed.
     pub damaged: bool,
 }
 
-/// How many trees to build on are kept at hand.
+/// Number of spares to keep ready.
 #[derive(Debug)]
 pub(crate) struct SparePolicy {
-    /// Times that a new farm of links had to be built.
+    /// Number of farms of links built because no spare was ready.
     pub misses: u64,
-    /// More than [`SPARES`] where they were lacking lately.
+    /// Number of spares to keep ready. Exceeds [`SPARES`] if there were recently too few.
     pub wanted: usize,
-    /// When a spare was lacking, or when one fewer was wanted since.
+    /// Time at which a spare was last missing, or at which the number was last reduced.
     pub missed: Option<Instant>,
 }
 
@@ -174,43 +176,43 @@ impl Default for SparePolicy {
     }
 }
 
-/// What is known of trees that went out of use.
+/// State of trees that went out of use.
 #[derive(Debug, Default)]
 pub(crate) struct RetiredTrees {
-    /// Trees that were taken before their grace was over.
+    /// Number of trees reused before their grace period was over.
     pub recycled_early: u64,
-    /// When one was last looked at name by name.
+    /// Time of the last inspection that visited every name.
     pub inspected_whole: Option<Instant>,
-    /// What moved out of those whose inspection is not over, by slot and generation.
+    /// Findings of unfinished inspections, by slot and generation.
     pub inspected: HashMap<(u64, u64), Found>,
-    /// What buildings were before they were recycled, by slot.
+    /// Former state of buildings before they were recycled, by slot.
     pub was: HashMap<u64, FormerTree>,
     /// Generations dropped since directory objects were last swept.
     pub dropped: u32,
 }
 
-/// When the trash is emptied.
+/// State of emptying the trash.
 #[derive(Debug, Default)]
 pub(crate) struct TrashPace {
     /// An update was activated, and no share of the trash was deleted for it.
     pub owes_share: bool,
-    /// Since when the trash has not been empty after an update.
+    /// Time since which the trash has not been empty after an update.
     pub since: Option<Instant>,
-    /// When what can't be deleted was tried last, or this process began.
+    /// Time of the last attempt to delete stuck names, or start of this process.
     pub stuck_tried: Option<Instant>,
 }
 
 /// The agent runs with another `--owner` than before.
 #[derive(Debug, Default)]
 pub(crate) struct OwnerChange {
-    /// Files may still have the owner of an earlier run, which is no local change.
+    /// Files may still have the owner of an earlier run, which is not a local change.
     pub differs: bool,
-    /// They are to be given the present one by a whole verification.
+    /// A whole verification has to give the files their new owner.
     pub due: bool,
 }
 
 impl Replica {
-    /// Opens ROOT, creating what is absent, locks it and recovers. Needs no origin.
+    /// Opens ROOT, creates what is missing, locks it and recovers. Needs no origin.
     pub fn open(root: &Path, mut options: ReplicaOptions) -> Result<Self, OpenReplicaError> {
         let layout = Layout::open(root)?;
         let (record, damaged) = Record::open(&layout.record_path())?;
@@ -245,7 +247,7 @@ impl Replica {
         Ok(replica)
     }
 
-    /// Opens the record anew and recovers, as at a start, where an error of the disk came in between.
+    /// Reopens the record and recovers, as at a start, if there was a disk error.
     pub(crate) fn revive(&mut self) -> Result<(), OpenReplicaError> {
         if self.slots.is_unsettled() {
             self.upkeep.history.forget();
@@ -255,7 +257,7 @@ impl Replica {
         Ok(())
     }
 
-    /// Looks whether an error was one after which the record has to be opened anew.
+    /// Notes whether an error requires reopening the record.
     pub(crate) fn note_failure(&mut self, error: &(dyn std::error::Error + 'static)) {
         let chain = std::iter::successors(Some(error), |error| error.source());
         let mut records = chain.filter_map(|error| error.downcast_ref::<RecordError>());
@@ -264,12 +266,11 @@ impl Replica {
         }
     }
 
-    /// What the replica has.
     pub fn status(&self) -> ReplicaStatus {
         self.status.get()
     }
 
-    /// To read the status from another thread.
+    /// Gives other threads access to the status.
     pub fn status_handle(&self) -> StatusHandle {
         self.status.clone()
     }
@@ -286,7 +287,7 @@ impl Replica {
         self.publish();
     }
 
-    /// Lets readers of the status see what changed.
+    /// Publishes the current status to its readers.
     pub(crate) fn publish(&self) {
         let live = self.slots.live().cloned();
         let mut held: Vec<_> = self.slots.held().map(|(_, generation)| generation.clone()).collect();

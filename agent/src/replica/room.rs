@@ -1,10 +1,11 @@
-//! What gives way where a target does not fit.
+//! Frees space when a target does not fit.
 //!
-//! In this order, each step only while there still is too little: what waits to be deleted, lost+found, trees to build
-//! on but the one that the update needs, retired trees, kept generations, oldest first. Never the live tree, and never one
-//! that a web server may still read or the node would return to: one that was live within the grace, or that a failing
-//! hook left it on. So the newest other one goes last, once the live one has stood for the grace with its hook succeeded:
-//! a disk that two generations fill must not end all updates. Where nothing more may go the target is refused.
+//! Each step runs only while space is still missing. In order: the trash, lost+found, spares other than the
+//! one that the update needs, retired trees, and kept generations from the oldest. The live tree never goes.
+//! Neither does a tree that a web server may still read: one that was live within the grace period, or that a
+//! failing hook may have left it on. The newest other generation goes last, once the live one has been live
+//! for the grace period and its hook has succeeded. Without this last step, a disk that two generations fill
+//! would block all updates. If nothing more may go, the target is refused.
 
 use std::sync::atomic::AtomicBool;
 
@@ -14,7 +15,8 @@ use crate::replica::inspect::Found;
 use crate::state::lost_found;
 
 impl Replica {
-    /// Makes room until `fits`. Its error where nothing more may go. `base` is the spare that the update is built on.
+    /// Frees space until `fits` succeeds. Returns its error if nothing more may go. `base` is the spare that
+    /// the update is built on.
     pub(crate) fn make_room(
         &mut self,
         base: Option<u64>,
@@ -46,7 +48,7 @@ impl Replica {
             } else {
                 return fits(self);
             }
-            // What was found in it goes the way of everything else there.
+            // Its findings go the same way as the rest of lost+found.
             self.lost_found_gives_way(cancel)?;
             if fits(self).is_ok() {
                 return Ok(());
@@ -54,11 +56,11 @@ impl Replica {
         }
     }
 
-    /// Deletes what lost+found and the trash have; whether lost+found had anything. The report of local changes then
-    /// counts it as not kept.
+    /// Deletes the contents of lost+found and of the trash. Returns whether lost+found had any. The report of
+    /// local changes then counts them as not kept.
     pub(super) fn lost_found_gives_way(&mut self, cancel: &AtomicBool) -> Result<bool, StageError> {
         let had_any = lost_found::give_way(self.slots.layout())?;
-        // First: the record needs space, too.
+        // Comes first, because the record needs space as well.
         self.empty_trash(cancel)?;
         self.upkeep.retired.inspected.values_mut().for_each(Found::gave_way);
         if let Some(drift) = &mut self.drift
@@ -71,7 +73,7 @@ impl Replica {
         Ok(had_any)
     }
 
-    /// Throws away all trees to build on but one. How many.
+    /// Discards all trees to build on except one. Returns their number.
     fn give_up_spares(&mut self, base: Option<u64>) -> Result<usize, StageError> {
         let live = self.slots.live().map(|live| live.generation().root);
         let ready = live.and_then(|root| self.slots.spare_at(&root));
@@ -92,10 +94,10 @@ impl Replica {
         Ok(buildings.len())
     }
 
-    /// The oldest generation that may go although it is to be kept, and its slot.
+    /// The oldest generation that may go although it should be kept, and its slot.
     fn oldest_dispensable(&mut self) -> Option<(u64, u64)> {
         let (clock, grace) = (self.options.clock.clone(), self.options.grace);
-        // Of all that are no longer live the grace has begun.
+        // Starts the grace period of every generation that is not live.
         self.slots.excess(1, clock.now());
         let generations = self.slots.generations();
         generations.into_iter().find(|(_, slot)| self.slots.may_be_taken(*slot, &clock, grace))

@@ -1,14 +1,16 @@
-//! Reads the live tree again, slowly and for ever, so that files that were edited behind its back are found.
+//! Background verification: re-reads the live tree slowly and continuously, to find files that were edited
+//! behind its back.
 //!
-//! Whoever owns a file on a node may edit it in place and put its time back; every tree links that inode, and nothing
-//! that an update looks at has changed. So a pass (`--verify-every`, weekly) reads each file of the live tree, which is
-//! each inode once: spares have no others. Names that no manifest has are reported when the pass ends, and left where
-//! they are. Anything else starts a whole verification at once ([`crate::replica::verify`]), which reports, heals and keeps.
+//! A user who owns a file on a node may edit it in place and restore its time. Every tree links that inode,
+//! and no check of an update notices. A pass (`--verify-every`, weekly) therefore reads each file of the live
+//! tree. That covers every inode once, because spares have no others. Names that no manifest has are reported
+//! at the end of the pass and left in place. Any other difference starts a whole verification at once
+//! ([`crate::replica::verify`]), which reports, heals and keeps files.
 //!
-//! A pass yields to everything: it goes on in steps of [`STEP_BYTES`] with a pause after each, which an update cancels.
-//! Where it is stands in the record: lost with a power cut is a minute of it, a generation that becomes live meanwhile
-//! changes nothing about it, because an update verifies what it brings. What was not in the page cache is dropped from
-//! it again, what was there stays.
+//! A pass yields to all other work: it proceeds in steps of [`STEP_BYTES`] with a pause after each, and an
+//! update cancels a step. Its position is kept in the record, and a power cut loses about a minute. A new
+//! live generation does not restart it, because an update verifies what it brings. Pages that were not cached
+//! before are dropped from the page cache again; pages that were cached stay.
 
 use std::fs::File;
 use std::os::unix::fs::FileExt;
@@ -28,39 +30,39 @@ use crate::state::disk;
 use crate::state::record::{Record, RecordError};
 use crate::status::Drift;
 
-/// Bytes that a step reads at most.
+/// Limit of bytes read in a step.
 const STEP_BYTES: u64 = 4 * 1024 * 1024;
-/// Entries that a step looks at.
+/// Entries visited in a step.
 const STEP_ENTRIES: usize = 500;
-/// After each step: 8 MiB a second at most.
+/// Pause after each step, which limits reading to 8 MiB per second.
 const PAUSE: Duration = Duration::from_millis(500);
-/// Where a pass is is made durable this often.
+/// Interval at which the position of a pass is made durable.
 const DURABLE_EVERY: Duration = Duration::from_secs(60);
-/// Damage that could not be healed is looked at again after this long.
+/// Pause before damage that could not be healed is checked again.
 const UNHEALED: Duration = Duration::from_secs(3600);
 
-/// How far the pass is, as the record keeps it.
+/// Progress of a pass, as kept in the record.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Pass {
-    /// When the next one may begin, in seconds since 1970.
+    /// Earliest start of the next pass, in seconds since 1970.
     due_s: u64,
-    /// Path of the last entry that was looked at; `None`: between two passes.
+    /// Path of the last entry visited; `None`: no pass is in progress.
     at: Option<Vec<u8>>,
-    /// Names so far that no manifest has.
+    /// Number of names so far that no manifest has.
     strangers: u64,
-    /// The first of them, escaped.
+    /// The first of these names, escaped.
     first: String,
 }
 
-/// What a pass goes by in memory.
+/// State of the background verification in memory.
 #[derive(Debug, Default)]
 pub(crate) struct Scrub {
     pass: Option<Pass>,
-    /// The last step.
+    /// Time of the last step.
     stepped: Option<Instant>,
-    /// When the pass was last made durable.
+    /// Time at which the pass was last made durable.
     durable: Option<Instant>,
-    /// A file larger than a step, and how far it is.
+    /// A file larger than a step, and the position in it.
     large: Option<Large>,
 }
 
@@ -77,14 +79,14 @@ impl std::fmt::Debug for Large {
     }
 }
 
-/// Entries of a manifest in path order, directories before what is in them.
+/// Walks the entries of a manifest in path order, directories before their contents.
 struct Walk<'a> {
     record: &'a Record,
     levels: Vec<(TreePath, Arc<Directory>, usize)>,
 }
 
 impl<'a> Walk<'a> {
-    /// Goes on after `at`, whether or not that is still there.
+    /// Continues after `at`, whether or not it still exists.
     fn after(record: &'a Record, root: &RootEntry, at: &TreePath) -> Result<Self, StageError> {
         let mut levels = vec![(TreePath::root(), record.directory(&root.object)?, 0)];
         for name in at.components() {
@@ -119,23 +121,23 @@ impl<'a> Walk<'a> {
     }
 }
 
-/// What became of a file.
+/// Result of reading a file.
 enum Read {
     Right,
     Wrong,
-    /// There is more of it.
+    /// The file continues in the next step.
     Begun,
 }
 
 impl Replica {
-    /// How long until the next step; `None`: none will come.
+    /// Time until the next step; `None`: there will be none.
     pub(crate) fn scrub_due(&self) -> Option<Duration> {
         self.options.verify_every?;
         self.slots.live()?;
         let scrub = &self.upkeep.scrub;
         let pause =
             scrub.stepped.map_or(Duration::ZERO, |at| PAUSE.saturating_sub(self.options.clock.since(at)));
-        // How far it is has to be read first.
+        // The progress has to be read from the record first.
         let Some(pass) = &scrub.pass else { return Some(pause) };
         let rest = match pass.at {
             Some(_) => Duration::ZERO,
@@ -144,7 +146,7 @@ impl Replica {
         Some(rest.max(pause))
     }
 
-    /// One step of the pass, where it is due.
+    /// Does one step of the pass if it is due.
     pub(crate) fn scrub(&mut self, cancel: &AtomicBool) -> Result<Option<Upkept>, StageError> {
         let (Some(every), Some(live)) = (self.options.verify_every, self.slots.live().cloned()) else {
             return Ok(None);
@@ -154,10 +156,10 @@ impl Replica {
         }
         let mut pass = match self.upkeep.scrub.pass.take() {
             Some(pass) => pass,
-            // What was just synced was verified when it came.
+            // A tree that has just been synced was verified on arrival.
             None => self.slots.record().verification()?.unwrap_or_else(|| Pass::begin_in(every)),
         };
-        // A clock that was far ahead once must not put it off for ever.
+        // A clock that was once far ahead must not postpone the pass for ever.
         pass.due_s = pass.due_s.min(now_s().saturating_add(every.as_secs()));
         if pass.at.is_none() && pass.due_s > now_s() {
             self.keep_pass(pass)?;
@@ -232,7 +234,7 @@ impl Replica {
         };
         let Some(stat) = dir.stat(name.as_bytes())? else { return Ok(Read::Wrong) };
         match &entry.kind {
-            // Its owner, mode and time follow what is done in it.
+            // Owner, mode and time of a directory change with its contents.
             Kind::Directory { .. } if stat.kind == rustix::fs::FileType::Directory => Ok(Read::Right),
             Kind::Symlink { target } if looks_like(entry, &stat, self.slots.owners()) => {
                 match dir.read_link(name.as_bytes())? == **target {
@@ -248,7 +250,7 @@ impl Replica {
         }
     }
 
-    /// Names in a directory that its manifest does not have.
+    /// Counts names in a directory that its manifest does not have.
     fn count_strangers(
         &self,
         pass: &mut Pass,
@@ -257,7 +259,7 @@ impl Replica {
         object: syncd_shared::ObjectHash,
     ) -> Result<(), StageError> {
         let manifest = self.slots.record().directory(&object)?;
-        // What is there instead of it is seen elsewhere.
+        // If it is not a directory, another check notices.
         let Ok(dir) = dirs.at(path) else { return Ok(()) };
         for listed in dir.names()? {
             let listed = listed?;
@@ -302,7 +304,8 @@ impl Replica {
         Ok(())
     }
 
-    /// Everything was read just now, by a whole verification. Where it could not heal, the next pass comes soon.
+    /// Notes that a whole verification has just read everything. If it could not heal, the next pass comes
+    /// soon.
     pub(crate) fn was_verified(&mut self, is_whole: bool) -> Result<(), RecordError> {
         let Some(every) = self.options.verify_every else { return Ok(()) };
         self.upkeep.scrub.large = None;
@@ -311,7 +314,7 @@ impl Replica {
 }
 
 impl Pass {
-    /// Whether none is under way.
+    /// Whether no pass is in progress.
     #[cfg(test)]
     pub fn is_over(&self) -> bool {
         self.at.is_none()
@@ -322,21 +325,21 @@ impl Pass {
     }
 }
 
-/// How a step ended.
+/// Result of a step.
 enum Step {
     OnTheWay,
     Ended,
     Damaged(TreePath),
 }
 
-/// Reads files, and counts what was read.
+/// Reads files, and counts the bytes read.
 struct Reader {
     bytes: u64,
     large: Option<Large>,
 }
 
 impl Reader {
-    /// Reads a file, or goes on with it, as far as the step may.
+    /// Reads a file, or continues with it, within the limit of the step.
     fn read(
         &mut self,
         file: &File,

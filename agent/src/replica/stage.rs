@@ -1,4 +1,4 @@
-//! Has targets built: where, on what, and what gives way for them.
+//! Has targets built: chooses the slot and the base, and frees space.
 
 use std::collections::HashSet;
 use std::sync::atomic::AtomicBool;
@@ -26,24 +26,24 @@ use crate::state::syncing::Syncing;
 /// An update that came with its announcement, and the root that it starts from.
 type Inline = Option<(RootHash, Vec<Frame>)>;
 
-/// The tree that an update goes to.
+/// The tree that an update is applied to.
 struct Ground {
     slot: u64,
-    /// Nothing in it was touched yet.
+    /// Nothing in the tree has been changed yet.
     is_spare: bool,
-    /// The copy of the signed record, where it was written ahead.
+    /// Copy of the signed record, if it was written ahead.
     signed: Option<Syncing>,
-    /// What the live tree can't give it.
+    /// Entries that the live tree cannot provide.
     holes: Holes,
     /// No spare was ready.
     spare_miss: bool,
 }
 
 impl Replica {
-    /// Builds `target` beside the live tree. `inline` is an update that came with the announcement, and the root that it
-    /// starts from. Blocks; `cancel` is looked at often.
+    /// Builds `target` beside the live tree. `inline` is an update that came with the announcement, and the
+    /// root that it starts from. Blocks, and checks `cancel` often.
     ///
-    /// An error leaves the live tree as it was and keeps what arrived.
+    /// An error leaves the live tree unchanged and keeps the content that arrived.
     pub fn stage(
         &mut self,
         target: &SignedGeneration,
@@ -63,7 +63,7 @@ impl Replica {
         if self.slots.held().next().is_none() {
             let built = self.build_first(job, source, sync);
             if matches!(&built, Err(StageError::Disk(error)) if error.is_denied()) {
-                // Something in what was left of a tree is another user's: the next attempt begins with nothing.
+                // A leftover tree contains something foreign, so the next attempt starts from nothing.
                 self.discard_buildings()?;
             }
             return built;
@@ -71,7 +71,8 @@ impl Replica {
         self.build(job, inline, source, None, sync)
     }
 
-    /// Where the live tree was deleted under the agent, there is nothing to build on: all is staged anew.
+    /// If the live tree was deleted behind the agent's back, there is nothing to build on: everything is
+    /// staged anew.
     fn forget_lost_live(&mut self) -> Result<(), StageError> {
         let live = self.slots.live().map(|live| live.number().get());
         self.slots.forget_absent(self.options.clock.now())?;
@@ -82,7 +83,7 @@ impl Replica {
         Ok(())
     }
 
-    /// Builds the target where nothing is live and no other generation is held.
+    /// Builds the target when nothing is live and no other generation is held.
     fn build_first(
         &mut self,
         job: Job<'_>,
@@ -98,7 +99,7 @@ impl Replica {
         Ok(Staged { fetched, changed: None, ..Staged::new(job.target, Some(slot), None, sync) })
     }
 
-    /// The tree of a first sync; whether an earlier attempt was interrupted in it.
+    /// Slot for a first sync, and whether an earlier attempt was interrupted in it.
     fn first_slot(&mut self) -> Result<(u64, bool), StageError> {
         self.slots.end_parts()?;
         let buildings = self.slots.buildings();
@@ -111,8 +112,8 @@ impl Replica {
         }
     }
 
-    /// Builds the target from the live tree. To heal that, every name is looked at, and its files at `distrusted` are not
-    /// trusted.
+    /// Builds the target from the live tree. When healing, every name is checked, and files at `distrusted`
+    /// are not linked.
     pub(crate) fn build(
         &mut self,
         job: Job<'_>,
@@ -133,7 +134,7 @@ impl Replica {
         self.make_ready(&comparison, &mut released, from.as_ref(), kept, &incoming, job.cancel)?;
         let mut ground = self.ground(job, from.as_ref(), early, distrusted)?;
         let holes = std::mem::take(&mut ground.holes);
-        // The update brings only what differs; the general path brings all.
+        // The update carries only differences, so only the general path can fill holes.
         let mut update = update.filter(|_| holes.is_empty());
         let touched = if holes.is_empty() { Touched::by(&comparison)? } else { None };
         let (trees, renames) = (self.slots.trees(), comparison.renamed_directories());
@@ -175,8 +176,8 @@ impl Replica {
         Ok(Staged { durable_basis, changed, touched, signed, inodes, spare_miss, fetched, ..staged })
     }
 
-    /// The spare at `root` that an update which came inside its announcement will be built on. The copy of its signed
-    /// record is written ahead of what else the update takes.
+    /// The spare at `root` on which an update from an announcement will be built. Writes the copy of its
+    /// signed record ahead of the rest.
     fn early_spare(
         &self,
         job: Job<'_>,
@@ -186,7 +187,7 @@ impl Replica {
         Ok(Some((slot, self.slots.keep_signed(slot, job.target)?)))
     }
 
-    /// The tree to build in. `early` is the spare that was chosen already.
+    /// Chooses the tree to build in. `early` is a spare that was already chosen.
     fn ground(
         &mut self,
         job: Job<'_>,
@@ -218,7 +219,8 @@ impl Replica {
         Ok(Ground { slot, is_spare: false, signed: None, holes, spare_miss })
     }
 
-    /// The tree is about to be changed: from here on nobody trusts it. What comes in parts is recorded as such.
+    /// Notes that the tree is about to be changed, so that nobody trusts it. An update in parts is recorded
+    /// as partial.
     fn break_ground(&mut self, job: Job<'_>, ground: &mut Ground, at_once: bool) -> Result<Dir, StageError> {
         if std::mem::take(&mut ground.is_spare) {
             if ground.signed.is_none() {
@@ -232,7 +234,8 @@ impl Replica {
         Ok(self.slots.open(ground.slot)?)
     }
 
-    /// Takes what earlier attempts left, and sees to it that the update fits. `kept` is the spare that it is built on.
+    /// Takes over leftovers of earlier attempts, and makes sure that the update fits. `kept` is the spare
+    /// that it is built on.
     fn make_ready(
         &mut self,
         comparison: &Comparison<&Record>,
@@ -255,7 +258,7 @@ impl Replica {
         if demand.check(&space, space::Demand::default()).is_ok() {
             return Ok(());
         }
-        // What interrupted attempts left of this target counts, what they left of others makes room.
+        // Leftovers of this target count as present; those of others are removed.
         incoming.purge(self.slots.layout(), comparison)?;
         if from.is_none() {
             self.discard_buildings()?;
@@ -265,7 +268,7 @@ impl Replica {
         self.make_room(kept, &fits, cancel)
     }
 
-    /// Takes new files out of trees that an earlier attempt was interrupted in.
+    /// Takes new files out of trees in which an earlier attempt was interrupted.
     fn salvage(&self, comparison: &Comparison<&Record>, incoming: &Incoming) -> Result<(), StageError> {
         for slot in self.slots.buildings().into_iter().chain(self.slots.partials()) {
             let mut tree = DirCursor::new(self.slots.open(slot)?);

@@ -1,8 +1,8 @@
-//! Re-hashes the live tree, reports drift, and heals it.
+//! Hashes the live tree again, reports drift, and heals it.
 //!
-//! Nothing is repaired in place: a new tree is staged in which every damaged name is replaced, and exchanged with the
-//! live one atomically under the same number. Extra and changed files move to [`crate::state::lost_found`]; the tree that they
-//! were in rests for the grace, then is recycled.
+//! Nothing is repaired in place. A new tree is staged in which every damaged name is replaced, and exchanged
+//! atomically with the live one under the same number. Extra and changed files move to
+//! [`crate::state::lost_found`]. The damaged tree rests for the grace period, and is then recycled.
 
 use std::collections::HashSet;
 use std::sync::Arc;
@@ -30,76 +30,75 @@ use crate::status;
 
 /// Threads that hash.
 const WORKERS_MAX: usize = 4;
-/// Files that wait for them; each keeps its directory open.
+/// Files that wait for these threads; each keeps its directory open.
 const WAITING_FILES: usize = 32;
 
-/// What is wrong with a path.
+/// Kind of a difference.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Damage {
-    /// It is not there.
+    /// The name is missing.
     Missing,
-    /// No manifest has it.
+    /// No manifest has the name.
     Extra,
-    /// It is another kind of file.
+    /// The name is another kind of file.
     Kind,
-    /// Its content, or where it points to, differs.
+    /// The content, or the target of a symlink, differs.
     Content,
-    /// Its mode, owner or time differ.
+    /// Mode, owner or time differ.
     Metadata,
-    /// It could not be read.
+    /// The file could not be read.
     Unreadable,
 }
 
-/// A path that is no longer what the manifest says.
+/// A path that differs from the manifest.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Drift {
-    /// Where.
     pub path: TreePath,
-    /// What is wrong.
+    /// Kind of the difference.
     pub what: Damage,
 }
 
-/// How far a check is.
+/// Progress of a check.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct VerifyProgress {
-    /// Files that were checked.
+    /// Files checked.
     pub files_done: u64,
-    /// Files that the tree has.
+    /// Total number of files.
     pub files_total: u64,
-    /// Bytes of those files.
+    /// Bytes of the files checked.
     pub bytes_done: u64,
-    /// Bytes that the tree has.
+    /// Total number of bytes.
     pub bytes_total: u64,
 }
 
-/// What a check found.
+/// Result of a check.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct VerifyReport {
-    /// Files that were checked: all that the manifest has, also those that are missing or damaged.
+    /// Files checked: all files of the manifest, including missing and damaged ones.
     pub files: u64,
-    /// Bytes of those files, by the manifest.
+    /// Bytes of these files, by the manifest.
     pub bytes: u64,
-    /// How many paths were wrong.
+    /// Number of paths that differed.
     pub drifted: u64,
-    /// What was wrong, in path order, at most [`DRIFT_SHOWN_MAX`] of it.
+    /// Differences in path order, at most [`DRIFT_SHOWN_MAX`].
     pub drift: Vec<Drift>,
     /// Whether the live tree was replaced by a whole one.
     pub healed: bool,
-    /// Where extra and changed files are now.
+    /// Directory of the extra and changed files that were kept.
     pub kept: Option<String>,
 }
 
-/// What a check found, and the files that are not to be linked from the live tree again though they look right.
+/// Result of a check, with the files that must not be linked again although their metadata is right.
 #[derive(Default)]
 struct Checked {
     report: VerifyReport,
     distrusted: HashSet<TreePath>,
 }
 
-/// Why a check did not finish.
+/// Reason why a check did not complete.
 #[derive(Debug, thiserror::Error)]
 pub enum VerifyError {
-    /// Nothing is live, or nothing is known about what is.
+    /// Nothing is live, or nothing is known about the live tree.
     #[error("no generation is live: run the agent until one is")]
     NothingLive,
     /// The record failed.
@@ -108,10 +107,10 @@ pub enum VerifyError {
     /// The live tree could not be read.
     #[error("read the live tree")]
     Disk(#[from] DiskError),
-    /// The tree that replaces it could not be built.
+    /// The replacement tree could not be built.
     #[error("stage a whole tree")]
     Stage(#[from] StageError),
-    /// It could not be switched to.
+    /// The switch to the replacement tree failed.
     #[error("switch to the whole tree")]
     Activate(#[from] ActivateError),
     /// The agent stops.
@@ -119,7 +118,7 @@ pub enum VerifyError {
     Cancelled,
 }
 
-/// No origin at hand: what the node itself has must do.
+/// Source for verification without an origin: only what the node itself has.
 struct NoSource;
 
 impl Source for NoSource {
@@ -139,7 +138,7 @@ struct FileJob {
     entry: Entry,
 }
 
-/// Counts files that were checked, from any thread.
+/// Counts checked files, from any thread.
 #[derive(Default)]
 struct CheckedFiles {
     files: AtomicU64,
@@ -154,7 +153,7 @@ impl CheckedFiles {
 }
 
 impl Replica {
-    /// Records the inodes that the live tree has now. It must have been verified.
+    /// Records the current inodes of the live tree, which must have been verified.
     fn adopt_live_inodes(&mut self) -> Result<(), VerifyError> {
         let trees = self.slots.trees();
         let root = trees.live_root().ok_or(VerifyError::NothingLive)?;
@@ -178,8 +177,8 @@ impl Replica {
         Ok(trees.record.set_inodes(&inodes)?)
     }
 
-    /// Checks every byte and attribute of the live tree, and heals what it can: without a source from what the node has
-    /// elsewhere. Owners count where this process may set them.
+    /// Checks every byte and attribute of the live tree, and heals what it can. Without a source, it heals
+    /// from what the node has elsewhere. Owners are checked only if this process may set them.
     pub fn verify(
         &mut self,
         source: Option<&mut dyn Source>,
@@ -189,7 +188,8 @@ impl Replica {
         let Checked { mut report, distrusted } = self.check(progress, cancel)?;
         if report.drifted == 0 {
             if self.upkeep.damaged {
-                // Whole, but of other inodes than were recorded: copied from elsewhere, or healed just before a crash.
+                // The content is right, but the inodes differ from the record: the tree was copied, or healed
+                // just before a crash.
                 self.adopt_live_inodes()?;
                 self.upkeep.history.forget();
             }
@@ -210,7 +210,7 @@ impl Replica {
         let given = healed.is_some() && std::mem::take(&mut self.upkeep.owner.differs);
         let metadata_only = report.drift.iter().all(|drift| drift.what == Damage::Metadata);
         if given && metadata_only && distrusted.is_empty() && matches!(healed, Some(None)) {
-            // Of an earlier run with another owner: nobody changed anything.
+            // The owner is that of an earlier run, so nobody changed anything.
             self.was_verified(true)?;
             return Ok(report);
         }
@@ -245,7 +245,7 @@ impl Replica {
             if checked.report.drift.len() < DRIFT_SHOWN_MAX {
                 checked.report.drift.push(Drift { path: path.clone(), what });
             }
-            // Everything else shows in what a name is, without its bytes.
+            // Other kinds of damage show in the metadata.
             if matches!(what, Damage::Content | Damage::Unreadable) {
                 checked.distrusted.insert(path.clone());
             }
@@ -264,7 +264,7 @@ impl Replica {
                     }
                 });
             }
-            // So that the walk ends when all workers have: a panic is told by the scope.
+            // The walk must end when all workers have. The scope reports their panic.
             drop(waiting);
             let walk = Walk {
                 trees: &trees,
@@ -300,7 +300,7 @@ impl Replica {
     ) -> Result<Option<Found>, VerifyError> {
         let live = self.slots.live().cloned().ok_or(VerifyError::NothingLive)?;
         let sync = self.slots.layout().staging.reopen().map_err(StageError::from)?;
-        // What is staged was built from links to the same inodes, and so were spares: they are looked at again, name by name.
+        // The staged tree and the spares link the same inodes, so every name of them is checked again.
         self.slots.unstage();
         for slot in self.slots.spares().map(|(slot, _)| slot).collect::<Vec<_>>() {
             self.slots.open_up(slot).map_err(StageError::from)?;
@@ -312,26 +312,26 @@ impl Replica {
         if let Some(slot) = staged.slot {
             self.exchange(&staged, slot)?;
             found = self.keep_damaged(slot, distrusted).unwrap_or_else(|error| {
-                // It is looked through again when its grace is over.
+                // The tree is inspected again when its grace period is over.
                 tracing::warn!(error = &error as &dyn std::error::Error, "damaged files were not kept");
                 None
             });
         }
-        // Trees that were retired before have the files that were damaged.
+        // Trees retired earlier contain the damaged files as well.
         self.upkeep.history.forget();
         self.upkeep.damaged = false;
         self.publish();
         Ok(found)
     }
 
-    /// Moves what was wrong out of the tree that was in the live tree's place. Nothing that its manifest has is touched:
-    /// whoever still is in it finds that.
+    /// Moves what was wrong out of the tree that was live. Names that its manifest has stay in place, for
+    /// users that still have it open.
     fn keep_damaged(&self, slot: u64, distrusted: &HashSet<TreePath>) -> Result<Option<Found>, StageError> {
         let Some(Slot::Resting(tree)) = self.slots.state(slot).cloned() else { return Ok(None) };
         let dir = self.slots.open(slot)?;
         let (mut found, cancel) = (Found::default(), AtomicBool::new(false));
         if let Err(error) = self.look_through(tree, dir, true, Some(distrusted), &mut found, &cancel) {
-            // It is looked through again when its grace is over.
+            // The tree is inspected again when its grace period is over.
             tracing::warn!(error = &error as &dyn std::error::Error, "damaged files were not all kept");
         }
         Ok(Some(found).filter(|found| !found.is_nothing()))
@@ -347,7 +347,7 @@ struct Walk<'a> {
     tick: &'a dyn Fn(),
 }
 
-/// A directory that is still to be looked at.
+/// A directory still to be visited.
 struct Waiting {
     path: TreePath,
     object: ObjectHash,
@@ -356,7 +356,7 @@ struct Waiting {
 }
 
 impl Walk<'_> {
-    /// Looks at every name of the tree; no directory that the manifest does not have is looked into.
+    /// Visits every name of the tree. Directories that the manifest does not have are not entered.
     fn tree(&self, dir: Dir, root: &RootEntry) -> Result<(), VerifyError> {
         let mut dirs = DirCursor::new(dir);
         let RootEntry { object, metadata, totals } = *root;
@@ -378,13 +378,13 @@ impl Walk<'_> {
         Ok(())
     }
 
-    /// Reports a name; the files that it has by the manifest are checked with it.
+    /// Reports a name. Its files in the manifest count as checked.
     fn damaged(&self, path: &TreePath, totals: Totals, what: Damage) {
         (self.found)(path, what);
         self.checked_files.add(totals);
     }
 
-    /// Looks at the names of one directory; adds those in it to `waiting`.
+    /// Checks the names of one directory, and adds its subdirectories to `waiting`.
     fn directory(
         &self,
         Waiting { path, object, metadata, .. }: &Waiting,
@@ -423,7 +423,7 @@ impl Walk<'_> {
                     {
                         (self.found)(&path, Damage::Metadata);
                     }
-                    // Where all workers are gone, the scope says why.
+                    // If all workers have ended, the scope reports the reason.
                     let _ = self.jobs.send(FileJob { dir: dir.clone(), path, entry: entry.clone() });
                 }
                 (Kind::File { .. }, FileType::RegularFile) => {

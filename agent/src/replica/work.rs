@@ -1,4 +1,4 @@
-//! The replica as the session's worker uses it.
+//! Implements the session worker's interface to a replica.
 
 use std::io;
 use std::path::PathBuf;
@@ -25,26 +25,26 @@ use crate::session::worker::{
 use crate::source::{FetchError, Source};
 use crate::status::StageProgress;
 
-/// Priority of background work; 19 is the lowest there is.
+/// Priority of background work; 19 is the lowest.
 const BACKGROUND_NICE: i32 = 19;
-/// After maintenance failed.
+/// Pause after failed maintenance.
 const MAINTAIN_RETRY: Duration = Duration::from_secs(30);
 
-/// Opens the replica that `options` speak of, and recovers it. From here on this process may have as many files open as
-/// its hard limit allows.
+/// Opens the replica of `options` and recovers it. Raises this process's limit of open files to the hard
+/// limit.
 pub(crate) fn open(options: &RunOptions, signers: Signers) -> Result<Replica, OpenReplicaError> {
     syncd_shared::open_files::raise_limit();
     Replica::open(&options.root, replica_options(options, signers))
 }
 
-/// The same for a command while no agent runs: everything belongs to whom it belonged to when one ran last.
+/// Like [`open`], for a command while no agent runs: keeps the owner of the agent's last run.
 pub(crate) fn open_as_before(options: &RunOptions, signers: Signers) -> Result<Replica, OpenReplicaError> {
     syncd_shared::open_files::raise_limit();
     let as_before = ReplicaOptions { owner_as_before: true, ..replica_options(options, signers) };
     Replica::open(&options.root, as_before)
 }
 
-/// Whose signatures a node trusts, and trusted.
+/// The tree and all keys that this node trusts or has trusted.
 pub(crate) fn signers(identity: &AgentIdentity) -> Signers {
     Signers { tree_id: identity.tree_id(), keys: identity.signing_keys().copied().collect() }
 }
@@ -131,7 +131,7 @@ impl ReplicaWork for Replica {
             }
             Err(error) => {
                 self.note_failure(&error);
-                // It may have come far enough to be finished.
+                // The switch may have progressed far enough to be completed.
                 if self.slots.is_unsettled() && self.revive().is_ok() && self.slots.live() == Some(&target) {
                     tracing::warn!(
                         error = error_chain(&error),
@@ -223,7 +223,7 @@ impl ReplicaWork for Replica {
             progress(StageProgress { files_done, files_total, bytes_done, bytes_total });
         };
         let report = match self.verify(Some(source), &progress, cancel) {
-            // Without the origin it is still to be told what drifted.
+            // Drift is reported even if the origin cannot be reached.
             Err(VerifyError::Stage(StageError::Fetch(error))) if !matches!(error, FetchError::Superseded) => {
                 tracing::warn!(error = error_chain(&error), "drift can't be healed from the origin");
                 self.verify(None, &progress, cancel)
@@ -241,7 +241,7 @@ impl ReplicaWork for Replica {
 }
 
 impl Replica {
-    /// The live tree as a hook is told of it that runs again for it, and its root.
+    /// The live generation as described to a hook that runs again, and its root.
     fn live_occasion(&self) -> Option<(Occasion, RootEntry)> {
         let live = self.slots.live()?;
         let tree = self.slots.path(self.slots.live_slot()?);
@@ -250,12 +250,12 @@ impl Replica {
     }
 }
 
-/// A step of background work on a thread of its own with the lowest priority: a thread without privileges can lower its
-/// priority, but not raise it again.
+/// Does a step of background work on a new thread with the lowest priority. A thread without privileges can
+/// lower its priority, but not raise it again.
 fn maintain_quietly(replica: &mut Replica, cancel: &AtomicBool) -> Result<Maintained, StageError> {
     std::thread::scope(|scope| {
         let quiet = std::thread::Builder::new().name("background".into()).spawn_scoped(scope, || {
-            // The kernel derives the priority of the disk's requests from it, too.
+            // The kernel derives the priority of disk requests from it as well.
             let own = Some(rustix::thread::gettid());
             if let Err(error) = rustix::process::setpriority_process(own, BACKGROUND_NICE) {
                 tracing::debug!(error = %error, "background work has normal priority");
@@ -265,7 +265,7 @@ fn maintain_quietly(replica: &mut Replica, cancel: &AtomicBool) -> Result<Mainta
         match quiet.map(|thread| thread.join()) {
             Ok(Ok(done)) => done,
             Ok(Err(panic)) => std::panic::resume_unwind(panic),
-            // No thread to be had: the next attempt may find one.
+            // No thread could be started. The next attempt may succeed.
             Err(_) => Err(StageError::Cancelled),
         }
     })
@@ -291,14 +291,15 @@ fn verified(report: VerifyReport) -> Verified {
     }
 }
 
-/// Whether a step of maintenance found that a file of the live tree is not what it was.
+/// Whether a maintenance step found a changed file in the live tree.
 fn is_damaged(did: &Upkept) -> bool {
     let Upkept::Reread { damaged: Some(path) } = did else { return false };
     tracing::warn!(%path, "a file of the live tree was changed behind its back: everything is verified now");
     true
 }
 
-/// Whether files have to be given another owner; asked for once, what fails is left to the slow verification.
+/// Whether files have to be given another owner. Returns `true` once; background verification retries what
+/// fails.
 fn owner_is_due(replica: &mut Replica) -> bool {
     let due = std::mem::take(&mut replica.upkeep.owner.due);
     if due {
@@ -309,7 +310,7 @@ fn owner_is_due(replica: &mut Replica) -> bool {
     due
 }
 
-/// What a person should know of a step of maintenance.
+/// Trouble found by a maintenance step, for people.
 fn trouble(did: &Upkept) -> Option<String> {
     match did {
         Upkept::LiveDamaged { paths, first } => Some(format!(
