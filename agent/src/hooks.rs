@@ -629,7 +629,7 @@ impl AfterHook {
     }
 
     /// Records that the hook is due, durably. Call it before the switch, and [`AfterHook::settle`] after it.
-    /// What was due before stays due.
+    /// An earlier activation stays due.
     pub fn note(&self, occasion: Occasion, changed: &Changed<'_>) -> Result<(), HookError> {
         let mut inner = lock(&self.inner);
         let mut before = self.load(&self.record)?;
@@ -811,7 +811,7 @@ impl AfterHook {
         Ok(())
     }
 
-    /// Notes that a run begins. What is known about the last run stays until this one ends.
+    /// Notes that a run begins. The result of the last run stays until this one ends.
     fn started(&self, generation: u64) {
         let _inner = lock(&self.inner);
         self.change(|state| {

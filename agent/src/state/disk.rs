@@ -722,9 +722,8 @@ pub fn copy(from: &File, to: &File) -> io::Result<()> {
     io::copy(&mut from, &mut to).map(|_| ())
 }
 
-/// Whether a failed reflink is a fault of the disk, which must be reported. Any other error means that the file
-/// system has no reflinks, or none here (XFS reports ENOSPC where only reflinks have no room): a copy may
-/// succeed.
+/// Whether a failed reflink is a fault of the disk, which must be reported. After any other error a copy may
+/// succeed: the file system has no reflinks, or no room for them (for which XFS reports ENOSPC).
 fn is_damage(error: Errno) -> bool {
     matches!(error, Errno::IO | Errno::ROFS)
 }

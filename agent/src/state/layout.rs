@@ -2,7 +2,7 @@
 //!
 //! ```text
 //! ROOT/live                     -> slots/K, the web server's document root
-//! ROOT/previous                 -> slots/J, the tree that was live before, while it is kept; it is never changed
+//! ROOT/previous                 -> slots/J, the tree that was live before, while it is kept; never changed
 //! ROOT/live.next, previous.next the links that are about to be renamed over them
 //! ROOT/slots/K                  a tree; it keeps this path in every state ([`crate::state::slots`])
 //! ROOT/generations/N            -> ../slots/K, for people: made again from the record at each start
@@ -250,7 +250,7 @@ impl Layout {
             Some(slot) => self
                 .free(&self.generations, &name)
                 .and_then(|()| self.generations.symlink(format!("../slots/{slot}").as_bytes(), &name)),
-            // What is no link is in nobody's way.
+            // Only links are removed here.
             None => match self.generations.stat(&name)? {
                 Some(stat) if stat.kind == FileType::Symlink => self.generations.unlink(&name).map(drop),
                 _ => Ok(()),

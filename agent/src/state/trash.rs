@@ -2,7 +2,8 @@
 //!
 //! ```text
 //! trash/N        a file or a tree; numbers are not reused while the process lives
-//! trash/stuck-N  contains something that cannot be removed; retried at the next start, hourly, and when space is short
+//! trash/stuck-N  contains something that cannot be removed; retried at the next start, hourly, and when
+//!                space is short
 //! ```
 //!
 //! Users who can write to a directory of a live tree decide how deep, wide and closed the trees here are. A

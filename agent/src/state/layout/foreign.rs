@@ -1,29 +1,29 @@
-//! What somebody else put under names that the agent makes itself.
+//! Frees names in ROOT that the agent needs and that somebody else has used.
 //!
-//! Links are the agent's own, and are removed. Everything else keeps its bytes: it moves to `lost+found/0`, where
-//! nobody knows a generation for it. One that this user may not move there goes to the trash, or stays beside its
-//! place under another name. A mount can't be moved, and is the error.
+//! A link belongs to the agent and is removed. Anything else keeps its bytes and moves to `lost+found/0`,
+//! because its generation is unknown. If this user may not move it there, it goes to the trash, or stays in
+//! its directory under another name. A mount cannot be moved, which is an error.
 
 use rustix::fs::FileType;
 
 use super::{LOST_FOUND, Layout};
 use crate::state::disk::{Dir, DiskError};
 
-/// Names that are tried where one is taken.
+/// Number of names tried if a name is taken.
 const NAMES_TRIED: u32 = 1_000;
-/// Longest name that a number is still appended to, in bytes.
+/// Longest name to which a number is still appended, in bytes.
 const NAME_MAX_BYTES: usize = 240;
-/// Directory of `lost+found` for what was in no tree.
+/// Directory of `lost+found` for files that were in no tree.
 const IN_NO_TREE: &[u8] = b"0";
 
 impl Layout {
-    /// Frees a name for a link: a link is removed, anything else moves away.
+    /// Frees a name for a link: removes a link, and moves anything else away.
     pub fn free(&self, dir: &Dir, name: &[u8]) -> Result<(), DiskError> {
         self.free_but_for_link(dir, name)?;
         dir.unlink(name).map(drop)
     }
 
-    /// Frees a name that a link is about to be renamed over. A link stays.
+    /// Frees a name over which a link will be renamed. Keeps an existing link.
     pub fn free_but_for_link(&self, dir: &Dir, name: &[u8]) -> Result<(), DiskError> {
         match dir.stat(name)? {
             Some(stat) if stat.kind != FileType::Symlink => self.set_aside(dir, name),
@@ -31,7 +31,7 @@ impl Layout {
         }
     }
 
-    /// The directory of a name that the agent makes itself. What lies there and is none gets another name beside it.
+    /// Opens or creates a directory of the agent. A name that is not a directory is renamed in place first.
     pub fn own_dir(&self, dir: &Dir, name: &[u8]) -> Result<Dir, DiskError> {
         match dir.ensure_dir(name, 0o700) {
             Err(e) if e.is_no_directory() => {
@@ -43,7 +43,7 @@ impl Layout {
         }
     }
 
-    /// `lost+found`, made where it is missing.
+    /// Opens or creates `lost+found`.
     pub fn lost_found(&self) -> Result<Dir, DiskError> {
         self.own_dir(&self.root, LOST_FOUND)
     }
@@ -58,7 +58,7 @@ impl Layout {
         }
         match self.discard(dir, name) {
             Ok(()) => warn(dir, name, "the trash"),
-            // A directory of another user's may get another name, and no other parent.
+            // The directory of another user may be renamed, but not moved to another parent.
             Err(e) if e.is_denied() => match rename_free(dir, name, dir)? {
                 true => warn(dir, name, "beside it"),
                 false => return Err(e),
@@ -74,7 +74,7 @@ fn warn(dir: &Dir, name: &[u8], to: &str) {
     tracing::warn!(path = %path.display(), to, "somebody else put this where syncd makes a name: moved away");
 }
 
-/// Moves a name under the first free name like it; `false`: this user may not.
+/// Moves a name to the first free name like it. Returns `false` if this user may not move it.
 pub(crate) fn rename_free(from: &Dir, name: &[u8], to: &Dir) -> Result<bool, DiskError> {
     let short = name.get(..NAME_MAX_BYTES).unwrap_or(name);
     let others = (1..NAMES_TRIED).map(|n| [short, format!(".{n}").as_bytes()].concat());
@@ -82,7 +82,7 @@ pub(crate) fn rename_free(from: &Dir, name: &[u8], to: &Dir) -> Result<bool, Dis
         match from.rename_new(name, to, &free) {
             Ok(()) => return Ok(true),
             Err(e) if e.source.kind() == std::io::ErrorKind::AlreadyExists => {}
-            // A directory of somebody else's, and no right to change where it is.
+            // A foreign directory, and no right to change its parent.
             Err(e) if e.is_denied() => return Ok(false),
             Err(e) => return Err(e),
         }
