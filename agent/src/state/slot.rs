@@ -27,8 +27,8 @@ pub(crate) enum Slot {
     Retired(FormerTree),
     /// May have been served before the record was lost. Left alone for the grace period.
     Unknown(FormerTree),
-    /// Was live as this generation, and somebody deleted the directory. Its number waits until no web server can be
-    /// pointed at its path.
+    /// Was live as this generation, and somebody removed its directory. The slot's number stays reserved
+    /// until no web server can be pointed at its path.
     Gone(u64),
 }
 

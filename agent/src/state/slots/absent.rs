@@ -1,4 +1,4 @@
-//! Trees whose directories are gone by somebody else's hand, and the numbers that they leave.
+//! Handles trees whose directories somebody has removed, and the numbers of their slots.
 
 use std::collections::BTreeSet;
 use std::time::{Duration, Instant};
@@ -10,8 +10,8 @@ use crate::state::record::Known;
 use crate::state::slot::{FormerTree, Slot};
 
 impl Slots {
-    /// Forgets trees whose directories are gone. A web server may still be pointed at the path of one that was live:
-    /// nothing is built there before [`Self::release_gone`].
+    /// Forgets trees whose directories are missing. A web server may still be pointed at the path of a tree
+    /// that was live, so nothing is built there before [`Self::release_gone`].
     pub fn forget_absent(&mut self, now: Instant) -> Result<(), SlotError> {
         let (present, _) = self.present()?;
         let absent = |slot: &u64| !present.contains(slot) && !self.is_gone(*slot);
@@ -51,7 +51,7 @@ impl Slots {
         Ok(())
     }
 
-    /// Frees the numbers of trees that are gone and that no web server can be pointed at any more.
+    /// Frees the numbers of removed trees at whose paths no web server can be pointed any more.
     pub fn release_gone(&mut self, clock: &Clock, grace: Duration) -> Result<(), SlotError> {
         for slot in self.gone() {
             if self.may_be_taken(slot, clock, grace) {
@@ -63,7 +63,7 @@ impl Slots {
         Ok(())
     }
 
-    /// Numbers of trees that are gone.
+    /// Numbers of removed trees.
     pub fn gone(&self) -> Vec<u64> {
         self.in_state(|state| matches!(state, Slot::Gone(_)).then_some(())).map(|(slot, ())| slot).collect()
     }
@@ -73,7 +73,7 @@ impl Slots {
     }
 }
 
-/// What a record knows once it is seen which trees there are.
+/// Removes missing slots from what a record knows.
 pub(super) fn without_absent(known: &mut Known, present: &BTreeSet<u64>) {
     let absent: Vec<u64> = known.slots.keys().copied().filter(|slot| !present.contains(slot)).collect();
     for slot in absent {
@@ -84,12 +84,12 @@ pub(super) fn without_absent(known: &mut Known, present: &BTreeSet<u64>) {
     }
 }
 
-/// What becomes of a tree whose directory is gone; `None`: nobody was ever pointed at it, or not any more.
+/// State of a tree whose directory is missing; `None`: no web server is pointed at it.
 fn gone(state: &Slot) -> Option<Slot> {
     match state {
         Slot::Held(generation) => Some(Slot::Gone(generation.number().get())),
         Slot::Resting(tree) => Some(Slot::Gone(tree.number)),
-        // Its number is a guess.
+        // The number of its generation is uncertain.
         Slot::Unknown(_) => Some(Slot::Gone(u64::MAX)),
         Slot::Gone(number) => Some(Slot::Gone(*number)),
         _ => None,
