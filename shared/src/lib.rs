@@ -39,6 +39,7 @@ pub mod threads;
 pub mod time_span;
 pub mod tree;
 pub mod tree_path;
+pub mod update_file;
 pub mod wire;
 pub mod write_again;
 

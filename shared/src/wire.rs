@@ -21,6 +21,7 @@ use crate::limits::{
 };
 use crate::stored_frame::StoredFrame;
 use crate::tree_path::{Component, TreePath, TreePathError};
+use crate::update_file::UpdateFileError;
 
 pub(crate) use fields::Fields;
 
@@ -77,6 +78,11 @@ pub enum WireError {
     /// Decompressed data has another length than announced.
     #[error("decompressed to {actual} bytes, expected {expected}")]
     Length { expected: usize, actual: usize },
+    #[error(transparent)]
+    UpdateFile(#[from] UpdateFileError),
+    /// An announcement whose update leads elsewhere.
+    #[error("an update to {to}, which is not what was announced")]
+    OtherUpdate { to: RootHash },
     /// Bytes that are not a message.
     #[error("malformed message")]
     Decode(#[from] prost::DecodeError),

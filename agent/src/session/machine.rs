@@ -352,7 +352,9 @@ impl Machine {
         };
         let live = self.replica.live.as_ref().map(|live| live.generation().root.totals);
         let totals = generation.generation().root.totals.covering(live.unwrap_or_default());
-        let inline = announce.update.map(|update| messages::inline_update(update, &totals)).transpose();
+        let file = Some(announce.update_file).filter(|file| !file.is_empty());
+        let root = generation.root_hash();
+        let inline = file.map(|file| messages::inline_update(&file, &root, &totals)).transpose();
         let inline = inline.unwrap_or_else(|error| {
             self.drop_inline(generation.number(), &Violation::Update(error), out);
             None

@@ -3,13 +3,14 @@
 #![cfg_attr(not(test), deny(clippy::arithmetic_side_effects, clippy::indexing_slicing))]
 
 use bytes::Bytes;
+use prost::Message;
 use syncd_proto::v1;
 use syncd_proto::v1::agent_message::Message as ToOrigin;
 use syncd_proto::v1::fetch_frame::Frame as F;
 use syncd_shared::limits::{HELD_GENERATIONS_MAX, REASON_MAX_BYTES, directory_object_max_bytes};
 use syncd_shared::text::one_line;
-use syncd_shared::wire::{FEATURE_DELTAS, Frame, WireError, root_hash};
-use syncd_shared::{GenerationNumber, RootHash, SignedGeneration, Totals};
+use syncd_shared::wire::{FEATURE_DELTAS, Frame, WireError};
+use syncd_shared::{GenerationNumber, RootHash, SignedGeneration, Totals, update_file};
 
 use super::worker::{Inline, ReplicaState};
 use crate::hooks::{HookState, RunOutcome};
@@ -114,13 +115,17 @@ pub(super) fn hook_report(state: &HookState, waits: Option<u64>) -> Option<v1::H
     })
 }
 
-/// Decodes an update that came with its announcement, between trees that do not exceed these totals.
-pub(super) fn inline_update(update: v1::InlineUpdate, totals: &Totals) -> Result<Inline, WireError> {
-    let from = root_hash(&update.from_root, "from_root")?;
+/// Reads the update file of an announcement of `to`, between trees that do not exceed these totals.
+pub(super) fn inline_update(file: &Bytes, to: &RootHash, totals: &Totals) -> Result<Inline, WireError> {
+    let (index, frames) = update_file::read_whole(file)?;
+    if index.to() != *to {
+        return Err(WireError::OtherUpdate { to: index.to() });
+    }
+    let frames = frames.into_iter().map(v1::FetchFrame::decode).collect::<Result<Vec<_>, _>>()?;
     // The frames are decoded together, so the limit holds for their sum: the largest directory and patches of
     // some small ones.
     let limit = directory_object_max_bytes(totals).saturating_add(INLINE_DIRECTORIES_MAX_BYTES) as u64;
-    let directories = update.frames.iter().map(|frame| match &frame.frame {
+    let directories = frames.iter().map(|frame| match &frame.frame {
         Some(F::Directories(objects)) => u64::from(objects.uncompressed_bytes),
         Some(F::Patches(patches)) => u64::from(patches.uncompressed_bytes),
         _ => 0,
@@ -129,6 +134,6 @@ pub(super) fn inline_update(update: v1::InlineUpdate, totals: &Totals) -> Result
     if actual > limit {
         return Err(WireError::Limit { what: "directories of an announced update", actual, limit });
     }
-    let frames = update.frames.into_iter().map(|frame| Frame::from_message_within(frame, totals));
-    Ok(Inline { from, frames: frames.collect::<Result<_, _>>()? })
+    let frames = frames.into_iter().map(|frame| Frame::from_message_within(frame, totals));
+    Ok(Inline { from: index.from(), frames: frames.collect::<Result<_, _>>()? })
 }

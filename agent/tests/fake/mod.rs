@@ -364,7 +364,7 @@ impl Conversation {
         self.say(ToAgent::Announce(v1::Announce {
             generation: Some(generation),
             activate_when_staged,
-            update: None,
+            update_file: Bytes::new(),
         }))
         .await;
     }

@@ -9,8 +9,8 @@ use clap::{ArgMatches, Command, CommandFactory};
 use prost::Message;
 use syncd_proto::v1;
 use syncd_proto::v1::origin_message::Message as FromOrigin;
-use syncd_shared::SignedGeneration;
 use syncd_shared::config_file::from_text;
+use syncd_shared::{RootEntry, SignedGeneration, update_file};
 
 use super::wire::hash;
 use crate::mutation::{mutate, number};
@@ -64,14 +64,15 @@ fn announce(u: &mut Unstructured<'_>) -> Result<v1::Announce> {
         record: Bytes::copy_from_slice(signed.record()),
         signature: Bytes::copy_from_slice(signed.signature()),
     };
-    let update = if u.arbitrary()? {
+    let update_file = if u.arbitrary()? {
         let end = v1::fetch_frame::Frame::End(v1::BatchEnd::default());
-        let frames = vec![v1::FetchFrame { item: 0, frame: Some(end) }];
-        Some(v1::InlineUpdate { from_root: hash(u)?, frames })
+        let frame = v1::FetchFrame { item: 0, frame: Some(end) }.encode_to_vec();
+        let root = signed.generation().root.hash();
+        update_file::write_whole(&RootEntry::empty().hash(), &root, &[frame]).expect("fits")
     } else {
-        None
+        Bytes::new()
     };
-    Ok(v1::Announce { generation: Some(generation), activate_when_staged: u.arbitrary()?, update })
+    Ok(v1::Announce { generation: Some(generation), activate_when_staged: u.arbitrary()?, update_file })
 }
 
 fn put(out: &mut Vec<u8>, kind: u8, body: &[u8]) {

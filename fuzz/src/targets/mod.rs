@@ -21,6 +21,7 @@ pub const TARGETS: &[Target] = &[
     Target { name: "stored_frame", decode: wire::stored_frame, generate: wire::any_stored_frame },
     Target { name: "patches", decode: wire::patches, generate: wire::any_patches },
     Target { name: "fetch_request", decode: wire::fetch_request, generate: wire::any_fetch_request },
+    Target { name: "update_file", decode: wire::update_file, generate: wire::any_update_file },
     Target { name: "delta_places", decode: delta::places, generate: delta::any_places },
     Target { name: "delta_restore", decode: delta::restore, generate: delta::any_encoded },
     Target { name: "chunk_list", decode: disk::chunk_list, generate: disk::any_chunk_list },

@@ -9,7 +9,7 @@ use syncd_shared::Kind;
 use syncd_shared::limits::{FRAME_MAX_BYTES, FRAME_PIECES_MAX, OBJECTS_BATCH_MAX};
 use syncd_shared::stored_frame::FrameBuffer;
 use syncd_shared::wire::{DirectoryPatch, Frame, ObjectsBatch, WireError};
-use syncd_shared::{Directory, ObjectHash, RootHash};
+use syncd_shared::{Directory, ObjectHash, RootHash, update_file};
 
 use crate::mutation::{mutate, number};
 use crate::values::{self, bytes, compressed, sampled};
@@ -35,6 +35,25 @@ pub(super) fn fetch_frame(input: &[u8]) {
         Ok(Frame::End { missing, .. }) => assert!(missing.len() <= OBJECTS_BATCH_MAX),
         Ok(Frame::Local { .. } | Frame::PartEnd) | Err(_) => {}
     }
+}
+
+/// An update file in memory.
+pub(super) fn update_file(input: &[u8]) {
+    let Ok((index, frames)) = update_file::read_whole(&Bytes::copy_from_slice(input)) else { return };
+    assert!(frames.iter().zip(index.frames()).all(|(frame, place)| place.is_of(frame)));
+    let again =
+        update_file::write_whole(&index.from(), &index.to(), &frames).expect("it was within the limits");
+    assert_eq!(&again[..], input);
+}
+
+pub(super) fn any_update_file(u: &mut Unstructured<'_>) -> Result<Vec<u8>> {
+    let (from, to) = (RootHash::from_bytes(u.arbitrary()?), RootHash::from_bytes(u.arbitrary()?));
+    let mut frames = Vec::new();
+    for _ in 0..u.int_in_range(0..=4u8)? {
+        frames.push(bytes(u, 100)?);
+    }
+    let file = update_file::write_whole(&from, &to, &frames).expect("fits");
+    mutate(u, file.to_vec())
 }
 
 pub(super) fn any_fetch_frame(u: &mut Unstructured<'_>) -> Result<Vec<u8>> {

@@ -5,6 +5,7 @@ use std::path::PathBuf;
 
 use syncd_shared::delta::EncodeError;
 use syncd_shared::diff::DiffError;
+use syncd_shared::update_file::UpdateFileError;
 use syncd_shared::{ContentHash, RootHash};
 
 use super::contents::{DirectoryError, ReadError};
@@ -32,6 +33,8 @@ pub enum PlanError {
     Compress(#[source] io::Error),
     #[error(transparent)]
     Encode(#[from] EncodeError),
+    #[error(transparent)]
+    UpdateFile(#[from] UpdateFileError),
     /// Writing or reading the spool failed.
     #[error("using the spool file {path} failed")]
     Spool {

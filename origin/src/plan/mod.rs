@@ -192,7 +192,7 @@ impl Inner {
         if let Ok(Some(root)) = self.contents.root(&to) {
             self.last_tree.forget_others(&root.object);
         }
-        let mut writer = self.spool.writer(publish);
+        let mut writer = self.spool.writer(&from, &to, publish);
         let encoded = update::encode(&*self.contents, from, to, self.budget.part, &mut |frame| {
             if self.stopped.load(Ordering::Relaxed) {
                 return Err(PlanError::Interrupted);

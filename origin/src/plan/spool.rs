@@ -1,10 +1,9 @@
 //! Stores encoded updates, so that every agent gets the same bytes: small ones in memory, others in
 //! DATA/spool.
 //!
-//! A spool file is a sequence of encoded messages without framing; their positions are known only in memory.
-//! Agents read a file while the rest of it is still being encoded. Files belong to the process that wrote
-//! them. They are removed with the last user of their update, and [`Spool::create`] removes files left by a
-//! crash.
+//! Both are update files ([`syncd_shared::update_file`]). Agents read a file while the rest of it is still
+//! being encoded, before it has its table. Files belong to the process that wrote them. They are removed with
+//! the last user of their update, and [`Spool::create`] removes files left by a crash.
 
 use std::fs::{self, File};
 use std::os::unix::fs::FileExt;
@@ -15,7 +14,9 @@ use std::sync::{Arc, Mutex, PoisonError, RwLock, Weak};
 use bytes::Bytes;
 use prost::Message;
 use syncd_proto::v1;
+use syncd_shared::RootHash;
 use syncd_shared::limits::INLINE_UPDATE_MAX_BYTES;
+use syncd_shared::update_file::{Builder, FramePlace};
 use tokio::sync::watch;
 
 use super::error::PlanError;
@@ -49,8 +50,15 @@ impl Spool {
     }
 
     /// `publish` receives an update that is too large for memory as soon as it can be read.
-    pub(super) fn writer<'a>(&'a self, publish: &'a dyn Fn(Arc<EncodedUpdate>)) -> SpoolWriter<'a> {
-        SpoolWriter { spool: self, publish, memory: Vec::new(), bytes: 0, spooled: None }
+    pub(super) fn writer<'a>(
+        &'a self,
+        from: &RootHash,
+        to: &RootHash,
+        publish: &'a dyn Fn(Arc<EncodedUpdate>),
+    ) -> SpoolWriter<'a> {
+        let builder = Builder::new(from, to);
+        let memory = builder.header().to_vec();
+        SpoolWriter { spool: self, publish, builder, memory, places: Vec::new(), spooled: None }
     }
 }
 
@@ -59,7 +67,7 @@ impl Spool {
 struct SpoolFile {
     file: File,
     path: PathBuf,
-    messages: RwLock<Vec<Arc<Spooled>>>,
+    frames: RwLock<Vec<Arc<Spooled>>>,
     written: watch::Sender<Written>,
 }
 
@@ -72,16 +80,15 @@ struct Written {
     end: Option<Result<(), Arc<PlanError>>>,
 }
 
-/// One message of a spool file.
+/// One frame of a spool file.
 #[derive(Debug)]
 struct Spooled {
-    start: u64,
-    length: usize,
-    /// Shared by agents that are sent the message at the same time.
+    place: FramePlace,
+    /// Shared by agents that are sent the frame at the same time.
     read: Mutex<Weak<Vec<u8>>>,
 }
 
-/// A message in memory while at least one agent is sent it.
+/// A frame in memory while at least one agent is sent it.
 struct Shared(Arc<Vec<u8>>);
 
 impl AsRef<[u8]> for Shared {
@@ -98,28 +105,33 @@ impl Drop for SpoolFile {
     }
 }
 
-/// Takes messages in order. Dropping it before [`SpoolWriter::finish`] ends the update for its readers with
-/// an error.
+/// Takes frames in order. Dropping it before [`SpoolWriter::finish`] ends the update for its readers with an
+/// error.
 pub(super) struct SpoolWriter<'a> {
     spool: &'a Spool,
     publish: &'a dyn Fn(Arc<EncodedUpdate>),
-    memory: Vec<Bytes>,
-    bytes: u64,
+    builder: Builder,
+    /// The file so far, until it is spooled.
+    memory: Vec<u8>,
+    places: Vec<FramePlace>,
     spooled: Option<Arc<EncodedUpdate>>,
 }
 
 impl SpoolWriter<'_> {
     pub(super) fn push(&mut self, frame: &v1::FetchFrame) -> Result<(), PlanError> {
-        let bytes = Bytes::from(frame.encode_to_vec());
-        self.bytes += bytes.len() as u64;
-        if self.bytes > self.spool.file_max_bytes {
+        let bytes = frame.encode_to_vec();
+        let place = self.builder.add(&bytes)?;
+        if self.builder.file_bytes() > self.spool.file_max_bytes {
             return Err(PlanError::TooLarge { limit: self.spool.file_max_bytes });
         }
         if let Some(file) = self.file() {
-            return file.append(&bytes);
+            file.write(&bytes, place.range().start)?;
+            file.add(&[place]);
+            return Ok(());
         }
-        self.memory.push(bytes);
-        if self.bytes > INLINE_UPDATE_MAX_BYTES as u64 {
+        self.memory.extend(bytes);
+        self.places.push(place);
+        if self.builder.file_bytes() > INLINE_UPDATE_MAX_BYTES as u64 {
             self.spill()?;
         }
         Ok(())
@@ -141,9 +153,10 @@ impl SpoolWriter<'_> {
             .create_new(true)
             .open(&path)
             .map_err(|source| PlanError::Spool { path: path.clone(), source })?;
-        let (messages, written) = Default::default();
-        let file = SpoolFile { file, path, messages, written };
-        std::mem::take(&mut self.memory).iter().try_for_each(|bytes| file.append(bytes))?;
+        let (frames, written) = Default::default();
+        let file = SpoolFile { file, path, frames, written };
+        file.write(&std::mem::take(&mut self.memory), 0)?;
+        file.add(&std::mem::take(&mut self.places));
         let update = Arc::new(EncodedUpdate(Place::Spooled(file)));
         (self.publish)(update.clone());
         self.spooled = Some(update);
@@ -155,14 +168,27 @@ impl SpoolWriter<'_> {
         mut self,
         encoded: Result<(), PlanError>,
     ) -> Result<Arc<EncodedUpdate>, Arc<PlanError>> {
-        let encoded = encoded.map_err(Arc::new);
+        let complete = encoded.and_then(|()| self.complete()).map_err(Arc::new);
         if let Some(file) = self.file() {
-            file.end(encoded.clone());
+            file.end(complete.clone());
         }
-        let spooled = self.spooled.take();
-        encoded?;
-        Ok(spooled
-            .unwrap_or_else(|| Arc::new(EncodedUpdate(Place::Memory(std::mem::take(&mut self.memory))))))
+        complete?;
+        let memory =
+            Place::Memory { file: std::mem::take(&mut self.memory).into(), frames: self.places.clone() };
+        Ok(self.spooled.take().unwrap_or_else(|| Arc::new(EncodedUpdate(memory))))
+    }
+
+    /// Adds the table.
+    fn complete(&mut self) -> Result<(), PlanError> {
+        let end = self.builder.file_bytes();
+        let tail = self.builder.tail();
+        match self.file() {
+            Some(file) => file.write(&tail, end.saturating_sub(tail.len() as u64)),
+            None => {
+                self.memory.extend(tail);
+                Ok(())
+            }
+        }
     }
 }
 
@@ -176,7 +202,7 @@ impl Drop for SpoolWriter<'_> {
 
 #[derive(Debug)]
 enum Place {
-    Memory(Vec<Bytes>),
+    Memory { file: Bytes, frames: Vec<FramePlace> },
     Spooled(SpoolFile),
 }
 
@@ -186,23 +212,23 @@ enum Place {
 pub struct EncodedUpdate(Place);
 
 impl EncodedUpdate {
-    /// Length of all messages so far, in bytes.
+    /// Length of the file so far, in bytes.
     pub fn bytes(&self) -> u64 {
         match &self.0 {
-            Place::Memory(frames) => frames.iter().map(|bytes| bytes.len() as u64).sum(),
+            Place::Memory { file, .. } => file.len() as u64,
             Place::Spooled(file) => file.written.borrow().bytes,
         }
     }
 
     /// Whether the update is kept in memory, with at most [`INLINE_UPDATE_MAX_BYTES`].
     pub fn is_inline(&self) -> bool {
-        matches!(self.0, Place::Memory(_))
+        matches!(self.0, Place::Memory { .. })
     }
 
     /// Whether no further messages will be added.
     pub(super) fn has_ended(&self) -> bool {
         match &self.0 {
-            Place::Memory(_) => true,
+            Place::Memory { .. } => true,
             Place::Spooled(file) => file.written.borrow().end.is_some(),
         }
     }
@@ -220,22 +246,27 @@ impl EncodedUpdate {
     pub fn item(&self, item: u64) -> Result<Option<v1::FetchFrame>, Arc<PlanError>> {
         let Ok(index) = usize::try_from(item) else { return Ok(None) };
         let bytes = match &self.0 {
-            Place::Memory(frames) => frames.get(index).cloned(),
+            Place::Memory { file, frames } => frames.get(index).map(|place| {
+                let std::ops::Range { start, end } = place.range();
+                file.slice(start as usize..end as usize)
+            }),
             Place::Spooled(file) => file.read(index)?,
         };
         let decoded = bytes.map(|bytes| v1::FetchFrame::decode(bytes).map_err(|_| self.changed()));
         decoded.transpose().map_err(Arc::new)
     }
 
-    /// All messages of an update kept in memory.
-    pub fn inline_frames(&self) -> Option<Vec<v1::FetchFrame>> {
-        let Place::Memory(frames) = &self.0 else { return None };
-        frames.iter().map(|bytes| v1::FetchFrame::decode(bytes.clone()).ok()).collect()
+    /// The update file, if it is kept in memory.
+    pub fn inline_file(&self) -> Option<Bytes> {
+        match &self.0 {
+            Place::Memory { file, .. } => Some(file.clone()),
+            Place::Spooled(_) => None,
+        }
     }
 
     fn changed(&self) -> PlanError {
         let path = match &self.0 {
-            Place::Memory(_) => PathBuf::new(),
+            Place::Memory { .. } => PathBuf::new(),
             Place::Spooled(file) => file.path.clone(),
         };
         PlanError::SpoolChanged { path }
@@ -247,20 +278,24 @@ impl SpoolFile {
         PlanError::Spool { path: self.path.clone(), source }
     }
 
-    /// Appends a message and makes it visible to readers. Called by one writer only.
-    fn append(&self, bytes: &[u8]) -> Result<(), PlanError> {
-        let start = self.written.borrow().bytes;
-        self.file.write_all_at(bytes, start).map_err(|source| self.failed(source))?;
-        let message = Arc::new(Spooled { start, length: bytes.len(), read: Mutex::default() });
-        self.messages.write().unwrap_or_else(PoisonError::into_inner).push(message);
-        self.written.send_modify(|written| {
-            written.items += 1;
-            written.bytes += bytes.len() as u64;
-        });
-        Ok(())
+    /// Called by one writer only.
+    fn write(&self, bytes: &[u8], start: u64) -> Result<(), PlanError> {
+        self.file.write_all_at(bytes, start).map_err(|source| self.failed(source))
     }
 
-    /// Records that no further messages will be added. Only the first call counts.
+    /// Makes frames visible to readers, once they are written.
+    fn add(&self, places: &[FramePlace]) {
+        let spooled = |place: &FramePlace| Arc::new(Spooled { place: *place, read: Mutex::default() });
+        let mut frames = self.frames.write().unwrap_or_else(PoisonError::into_inner);
+        frames.extend(places.iter().map(spooled));
+        drop(frames);
+        self.written.send_modify(|written| {
+            written.items += places.len() as u64;
+            written.bytes = places.last().map_or(written.bytes, |place| place.range().end);
+        });
+    }
+
+    /// Records that no further frames will be added. Only the first call counts.
     fn end(&self, end: Result<(), Arc<PlanError>>) {
         self.written.send_modify(|written| {
             written.end.get_or_insert(end);
@@ -272,14 +307,18 @@ impl SpoolFile {
         if let Some(Err(error)) = &self.written.borrow().end {
             return Err(error.clone());
         }
-        let message = self.messages.read().unwrap_or_else(PoisonError::into_inner).get(index).cloned();
-        let Some(message) = message else { return Ok(None) };
-        let mut read = message.read.lock().unwrap_or_else(PoisonError::into_inner);
+        let frame = self.frames.read().unwrap_or_else(PoisonError::into_inner).get(index).cloned();
+        let Some(frame) = frame else { return Ok(None) };
+        let mut read = frame.read.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(shared) = read.upgrade() {
             return Ok(Some(Bytes::from_owner(Shared(shared))));
         }
-        let mut bytes = vec![0; message.length];
-        self.file.read_exact_at(&mut bytes, message.start).map_err(|source| Arc::new(self.failed(source)))?;
+        let std::ops::Range { start, end } = frame.place.range();
+        let mut bytes = vec![0; (end - start) as usize];
+        self.file.read_exact_at(&mut bytes, start).map_err(|source| Arc::new(self.failed(source)))?;
+        if !frame.place.is_of(&bytes) {
+            return Err(Arc::new(PlanError::SpoolChanged { path: self.path.clone() }));
+        }
         let shared = Arc::new(bytes);
         *read = Arc::downgrade(&shared);
         Ok(Some(Bytes::from_owner(Shared(shared))))
@@ -308,7 +347,8 @@ mod tests {
 
     /// An update of which `items` messages are written, and its writer.
     fn growing<'a>(spool: &'a Spool, publish: &'a dyn Fn(Arc<EncodedUpdate>), items: u64) -> SpoolWriter<'a> {
-        let mut writer = spool.writer(publish);
+        let (from, to) = (RootHash::from_bytes([1; 32]), RootHash::from_bytes([2; 32]));
+        let mut writer = spool.writer(&from, &to, publish);
         (0..items).for_each(|item| writer.push(&frame(item)).unwrap());
         writer
     }

@@ -127,7 +127,9 @@ fn plan_code(error: &PlanError) -> Code {
         | PlanError::Damaged(_)
         | PlanError::Diff { .. }
         | PlanError::Directory(_) => Code::DataLoss,
-        PlanError::Read(_) | PlanError::Compress(_) | PlanError::Encode(_) => Code::Internal,
+        PlanError::Read(_) | PlanError::Compress(_) | PlanError::Encode(_) | PlanError::UpdateFile(_) => {
+            Code::Internal
+        }
     }
 }
 

@@ -47,7 +47,7 @@ const SPARE_MISSES_MAX: u64 = u32::MAX as u64;
 /// Longest boot ID and agent version, in bytes.
 const SHORT_TEXT_MAX_BYTES: usize = 256;
 
-type Plan = Pin<Box<dyn Future<Output = Option<(RootHash, Arc<EncodedUpdate>)>> + Send>>;
+type Plan = Pin<Box<dyn Future<Output = Option<Arc<EncodedUpdate>>> + Send>>;
 
 /// Runs a control stream to its end. `Ok` if the agent closed it. Logs both ends with the agent's name.
 pub async fn run(
@@ -287,7 +287,7 @@ impl Session {
                 let planner = self.planner.clone();
                 Box::pin(async move {
                     let update = tokio::time::timeout(INLINE_WAIT, planner.update(from, to)).await;
-                    Some((from, update.ok()?.ok()?))
+                    update.ok()?.ok()
                 })
             }
             _ => Box::pin(std::future::ready(None)),
@@ -295,18 +295,18 @@ impl Session {
         self.plan = Some((generation, plan));
     }
 
-    fn announce(&mut self, planned: (Arc<SignedGeneration>, Option<(RootHash, Arc<EncodedUpdate>)>)) {
+    fn announce(&mut self, planned: (Arc<SignedGeneration>, Option<Arc<EncodedUpdate>>)) {
         let (generation, update) = planned;
-        let inline = update.and_then(|(from, update)| {
-            let frames = update.inline_frames()?;
-            Some(v1::InlineUpdate { from_root: Bytes::copy_from_slice(from.as_bytes()), frames })
-        });
+        let file = update.and_then(|update| update.inline_file());
         let generation = v1::SignedGeneration {
             record: Bytes::copy_from_slice(generation.record()),
             signature: Bytes::copy_from_slice(generation.signature()),
         };
-        self.outbox.announce =
-            Some(v1::Announce { generation: Some(generation), activate_when_staged: true, update: inline });
+        self.outbox.announce = Some(v1::Announce {
+            generation: Some(generation),
+            activate_when_staged: true,
+            update_file: file.unwrap_or_default(),
+        });
     }
 
     /// Checks that a reported generation was announced here. A higher number was announced by an origin from
@@ -406,7 +406,7 @@ impl Session {
 /// kept.
 async fn planned(
     plan: &mut Option<(Arc<SignedGeneration>, Plan)>,
-) -> (Arc<SignedGeneration>, Option<(RootHash, Arc<EncodedUpdate>)>) {
+) -> (Arc<SignedGeneration>, Option<Arc<EncodedUpdate>>) {
     let Some((generation, future)) = plan else { return std::future::pending().await };
     let update = future.await;
     let generation = generation.clone();

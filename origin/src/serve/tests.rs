@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use bytes::Bytes;
+use prost::Message as _;
 use rcgen::KeyPair;
 use rustls::pki_types::CertificateDer;
 use syncd_proto::v1;
@@ -14,6 +15,7 @@ use syncd_proto::v1::replication_client::ReplicationClient;
 use syncd_shared::identity::authority::{certificate_request, generate_key};
 use syncd_shared::identity::{ClientTls, ConnectError, JoinToken, connect};
 use syncd_shared::limits::FETCH_MESSAGE_MAX_BYTES;
+use syncd_shared::update_file::read_whole;
 use syncd_shared::wire::{FEATURE_DELTAS, ObjectsBatch};
 use syncd_shared::{
     ContentHash, Generation, GenerationNumber, HookOutcome, HookStatus, RootEntry, RootHash, SignedGeneration,
@@ -272,6 +274,13 @@ fn site(pages: u64, extra: &[(&str, &[u8])]) -> Tree {
     site
 }
 
+/// Frames of the update file that an announcement carries.
+fn frames_of(announce: &v1::Announce, from: &RootEntry, to: &RootEntry) -> Vec<v1::FetchFrame> {
+    let (index, frames) = read_whole(&announce.update_file).expect("a small update travels along");
+    assert_eq!((index.from(), index.to()), (from.hash(), to.hash()));
+    frames.into_iter().map(|frame| v1::FetchFrame::decode(frame).unwrap()).collect()
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn two_agents_follow_by_the_general_path_and_by_an_inline_update() {
     let origin = Origin::start().await;
@@ -282,7 +291,7 @@ async fn two_agents_follow_by_the_general_path_and_by_an_inline_update() {
     origin.fleet.announce(origin.generation(1, from));
     for (node, control) in [(&web1, &mut one), (&web2, &mut two)] {
         let announce = control.announce().await;
-        assert!(announce.activate_when_staged && announce.update.is_none());
+        assert!(announce.activate_when_staged && announce.update_file.is_empty());
         assert_eq!(announce.generation, Some(message(&origin.generation(1, from))));
         assert_eq!(general_path(&origin, node, &from).await.tree(&from), first);
         control.activated(1, from.hash()).await;
@@ -294,11 +303,10 @@ async fn two_agents_follow_by_the_general_path_and_by_an_inline_update() {
     assert!(origin.fleet.retained_roots().contains(&from.hash()));
     origin.fleet.announce(origin.generation(2, to));
     for (node, control) in [(&web1, &mut one), (&web2, &mut two)] {
-        let inline = control.announce().await.update.expect("a small update travels along");
-        assert_eq!(inline.from_root.as_ref(), from.hash().as_bytes());
+        let frames = frames_of(&control.announce().await, &from, &to);
         let mut replica = general_path(&origin, node, &from).await;
         replica.replacements = replacements(&*origin.contents, &from, &to);
-        inline.frames.into_iter().for_each(|frame| replica.take(frame));
+        frames.into_iter().for_each(|frame| replica.take(frame));
         replica.assemble();
         assert_eq!(replica.tree(&to), second);
         control.activated(2, to.hash()).await;
@@ -307,7 +315,7 @@ async fn two_agents_follow_by_the_general_path_and_by_an_inline_update() {
     origin.until("web1", |a| a.generation == GenerationNumber::new(2)).await;
     origin.fleet.announce(origin.generation(3, to));
     let announce = one.announce().await;
-    assert!(announce.update.is_none());
+    assert!(announce.update_file.is_empty());
     let origin = origin.restart().await;
     let view = origin.until("web1", |a| a.generation == GenerationNumber::new(2)).await;
     assert!(!view.connected && view.root == Some(to.hash()) && view.last_seen_ms > 0);
@@ -322,7 +330,7 @@ async fn a_large_update_is_fetched_and_resumed_by_item() {
     let live = Some(message(&origin.generation(1, from)));
     origin.fleet.announce(origin.generation(2, to));
     let mut control = origin.attached(&node, v1::Hello { live, ..hello() }).await;
-    assert!(control.announce().await.update.is_none());
+    assert!(control.announce().await.update_file.is_empty());
     let frames = origin.fetch(&node, vec![update(&from, &to, 0)]).await.unwrap();
     let middle = frames.len() as u64 / 2;
     let rest = origin.fetch(&node, vec![update(&from, &to, middle)]).await.unwrap();
@@ -355,11 +363,10 @@ async fn an_agent_that_is_generations_behind_gets_one_direct_update() {
     let mut control = origin.attached(&node, v1::Hello { live, ..hello() }).await;
     let announce = control.announce().await;
     assert_eq!(announce.generation, Some(message(&origin.generation(5, roots[4]))));
-    let inline = announce.update.expect("a small update travels along");
-    assert_eq!(inline.from_root.as_ref(), roots[0].hash().as_bytes());
+    let frames = frames_of(&announce, &roots[0], &roots[4]);
     let mut replica = general_path(&origin, &node, &roots[0]).await;
     replica.replacements = replacements(&*origin.contents, &roots[0], &roots[4]);
-    inline.frames.into_iter().for_each(|frame| replica.take(frame));
+    frames.into_iter().for_each(|frame| replica.take(frame));
     replica.assemble();
     assert_eq!(replica.tree(&roots[4]), sites[4]);
 }

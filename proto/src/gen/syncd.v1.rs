@@ -207,23 +207,17 @@ pub struct KeySuccession {
     #[prost(bytes = "bytes", tag = "2")]
     pub signature: ::prost::bytes::Bytes,
 }
-#[derive(Clone, PartialEq, ::prost::Message)]
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct Announce {
     #[prost(message, optional, tag = "1")]
     pub generation: ::core::option::Option<SignedGeneration>,
     /// False: stage, report Staged, and wait for Activate.
     #[prost(bool, tag = "2")]
     pub activate_when_staged: bool,
-    /// The whole update, if it is small and starts from the agent's live root.
-    #[prost(message, optional, tag = "3")]
-    pub update: ::core::option::Option<InlineUpdate>,
-}
-#[derive(Clone, PartialEq, ::prost::Message)]
-pub struct InlineUpdate {
-    #[prost(bytes = "bytes", tag = "1")]
-    pub from_root: ::prost::bytes::Bytes,
-    #[prost(message, repeated, tag = "2")]
-    pub frames: ::prost::alloc::vec::Vec<FetchFrame>,
+    /// The whole update file (PROTOCOL.md, "Update file"), if it is small and starts from the agent's live root;
+    /// else empty.
+    #[prost(bytes = "bytes", tag = "3")]
+    pub update_file: ::prost::bytes::Bytes,
 }
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct Activate {

@@ -18,6 +18,7 @@ use syncd_proto::v1::replication_client::ReplicationClient;
 use syncd_shared::SignedGeneration;
 use syncd_shared::identity::{ClientTls, connect};
 use syncd_shared::limits::CONTROL_MESSAGE_MAX_BYTES;
+use syncd_shared::update_file::read_whole;
 use syncd_shared::wire::{FEATURE_DELTAS, Frame};
 use tokio::sync::{mpsc, watch};
 use tokio_stream::wrappers::ReceiverStream;
@@ -120,7 +121,7 @@ impl LoadAgent {
             tokio::select! {
                 message = stream.message() => match message?.map(|m| m.message) {
                     Some(Some(FromOrigin::Announce(announce))) => {
-                        self.tell(Event::Announced { inline: announce.update.is_some() });
+                        self.tell(Event::Announced { inline: !announce.update_file.is_empty() });
                         target = Some(announce);
                         retry_at = tokio::time::Instant::now();
                     }
@@ -185,17 +186,17 @@ impl LoadAgent {
         generation.may_follow(self.live.as_ref()).map_err(malformed)?;
         let root = generation.root_hash();
         let live = self.live.as_ref().map(SignedGeneration::root_hash);
-        let inline = announce
-            .update
-            .as_ref()
-            .filter(|update| live.is_some_and(|live| update.from_root.as_ref() == live.as_bytes()));
+        let file = Some(&announce.update_file).filter(|file| !file.is_empty());
+        let inline = file.map(read_whole).transpose().map_err(malformed)?;
+        let inline = inline.filter(|(index, _)| live == Some(index.from()));
         let fetched = match inline {
             _ if live == Some(root) => Fetched::default(),
-            Some(update) => {
+            Some((_, frames)) => {
                 let mut fetched = Fetched::default();
-                for frame in &update.frames {
-                    fetched.bytes += frame.encoded_len() as u64;
-                    Frame::from_message(frame.clone()).map_err(malformed)?;
+                for frame in frames {
+                    fetched.bytes += frame.len() as u64;
+                    let frame = v1::FetchFrame::decode(frame).map_err(malformed)?;
+                    Frame::from_message(frame).map_err(malformed)?;
                 }
                 fetched
             }

@@ -5,6 +5,7 @@ use prost::Message;
 use syncd_proto::v1;
 use syncd_proto::v1::agent_message::Message as ToOrigin;
 use syncd_proto::v1::origin_message::Message as ToAgent;
+use syncd_shared::update_file::{read_whole, write_whole};
 use syncd_tests::Seeded;
 
 /// One bit of a message turned over; `None`: it is no message any more.
@@ -52,20 +53,22 @@ pub fn to_agent(
                 {
                     a.signature = b.signature;
                 } else {
-                    announce.update = other.update;
+                    announce.update_file = other.update_file;
                 }
             }
             vec![lie]
         }
         (6, Some(ToAgent::Announce(announce))) => {
-            if let Some(update) = &mut announce.update
-                && let Some(at) =
-                    (!update.frames.is_empty()).then(|| random.below(update.frames.len() as u64) as usize)
+            if let Ok((index, mut frames)) = read_whole(&announce.update_file)
+                && !frames.is_empty()
             {
-                match flipped(&update.frames[at], random) {
-                    Some(frame) if random.one_in(2) => update.frames[at] = frame,
-                    _ => drop(update.frames.remove(at)),
+                let at = random.below(frames.len() as u64) as usize;
+                if random.one_in(2) {
+                    frames[at] = flip_bytes(&frames[at], random);
+                } else {
+                    frames.remove(at);
                 }
+                announce.update_file = write_whole(&index.from(), &index.to(), &frames).expect("fits");
             }
             vec![lie]
         }
@@ -132,7 +135,7 @@ pub fn name_of_origins(message: &v1::OriginMessage) -> String {
         None => "nothing".into(),
         Some(ToAgent::Welcome(_)) => "welcome".into(),
         Some(ToAgent::Announce(a)) => {
-            let inline = a.update.as_ref().map_or(0, |u| u.frames.len());
+            let inline = read_whole(&a.update_file).map_or(0, |(_, frames)| frames.len());
             let number = a.generation.as_ref().and_then(|g| syncd_shared::Generation::decode(&g.record).ok());
             format!(
                 "announce {:?} with {inline} frames",

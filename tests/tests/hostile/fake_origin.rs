@@ -170,16 +170,17 @@ pub struct Conversation {
     to_agent: mpsc::Sender<Result<v1::OriginMessage, Status>>,
 }
 
-pub fn announce(generation: &SignedGeneration, update: Option<v1::InlineUpdate>) -> ToAgent {
-    announce_bytes(generation.record(), generation.signature(), update)
+pub fn announce(generation: &SignedGeneration, update_file: Option<Bytes>) -> ToAgent {
+    announce_bytes(generation.record(), generation.signature(), update_file)
 }
 
-pub fn announce_bytes(record: &[u8], signature: &[u8], update: Option<v1::InlineUpdate>) -> ToAgent {
+pub fn announce_bytes(record: &[u8], signature: &[u8], update_file: Option<Bytes>) -> ToAgent {
     let generation = v1::SignedGeneration {
         record: Bytes::copy_from_slice(record),
         signature: Bytes::copy_from_slice(signature),
     };
-    ToAgent::Announce(v1::Announce { generation: Some(generation), activate_when_staged: true, update })
+    let update_file = update_file.unwrap_or_default();
+    ToAgent::Announce(v1::Announce { generation: Some(generation), activate_when_staged: true, update_file })
 }
 
 struct Wire(TlsStream<TcpStream>);

@@ -5,10 +5,11 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use bytes::Bytes;
+use prost::Message as _;
 use syncd_proto::v1;
 use syncd_proto::v1::fetch_frame::Frame as F;
 use syncd_proto::v1::origin_message::Message as ToAgent;
-use syncd_shared::ContentHash;
+use syncd_shared::{ContentHash, update_file};
 use syncd_tests::oracle::{fingerprint, try_facts};
 use syncd_tests::{Agent, Scene};
 
@@ -185,14 +186,23 @@ impl World {
     /// over the same connection.
     #[track_caller]
     pub fn survived(&mut self, attack: &str, version: u64, frames: impl FnOnce(&Site, &Site) -> Vec<F>) {
+        self.survived_file(attack, version, |from, to| {
+            let frames = (0..).zip(frames(from, to));
+            let frames =
+                frames.map(|(item, frame)| v1::FetchFrame { item, frame: Some(frame) }.encode_to_vec());
+            let frames = frames.collect::<Vec<_>>();
+            update_file::write_whole(&from.root().hash(), &to.root().hash(), &frames).expect("fits")
+        });
+    }
+
+    /// Like [`Self::survived`], with any bytes in place of the update file.
+    #[track_caller]
+    pub fn survived_file(&mut self, attack: &str, version: u64, file: impl FnOnce(&Site, &Site) -> Bytes) {
         let site = Arc::new(Self::version(version));
         self.origin.serve(&site, None);
-        let frames = frames(&self.site, &site);
-        let frames = (0..).zip(frames).map(|(item, frame)| v1::FetchFrame { item, frame: Some(frame) });
-        let from_root = Bytes::copy_from_slice(self.site.root().hash().as_bytes());
-        let update = v1::InlineUpdate { from_root, frames: frames.collect() };
+        let file = file(&self.site, &site);
         let generation = self.origin.sign(self.next(), site.root());
-        self.say(announce(&generation, Some(update)));
+        self.say(announce(&generation, Some(file)));
         let mut told = Vec::new();
         loop {
             let conversation = self.conversation.as_mut().expect("it is connected");

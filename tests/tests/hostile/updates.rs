@@ -1,11 +1,12 @@
 //! Attacked: encoded updates, which say how new content comes from old.
 
 use bytes::Bytes;
+use prost::Message as _;
 use syncd_proto::v1;
 use syncd_proto::v1::fetch_frame::Frame as F;
 use syncd_shared::delta::{Basis, BasisFile, DeltaCopy, DeltaEncoding, DeltaFrame, DeltaPiece, Encoded};
 use syncd_shared::wire::{DirectoryPatch, patches_message};
-use syncd_shared::{ContentHash, ContentTag, Directory, Kind, ObjectHash, TreePath};
+use syncd_shared::{ContentHash, ContentTag, Directory, Kind, ObjectHash, TreePath, update_file};
 
 use super::fake_origin::peak_mib;
 use super::lying_origin::{World, bomb, noise};
@@ -154,6 +155,21 @@ fn hostile_updates_cost_a_fetch_and_nothing_else() {
             })
         };
         vec![honest_patches(a, b), local(b"index.html"), local(b"not/there"), end()]
+    });
+    let file = |a: &Site, b: &Site| {
+        let frames = [v1::FetchFrame { item: 0, frame: Some(honest_patches(a, b)) }.encode_to_vec()];
+        update_file::write_whole(&a.root().hash(), &b.root().hash(), &frames).expect("fits")
+    };
+    world.survived_file("a file that is none", 19, |_, _| Bytes::from_static(b"no update"));
+    world.survived_file("a file cut short", 20, |a, b| file(a, b).slice(..200));
+    world.survived_file("a damaged frame", 21, |a, b| {
+        let mut bytes = file(a, b).to_vec();
+        bytes[80] ^= 1;
+        bytes.into()
+    });
+    world.survived_file("a file that leads elsewhere", 22, |a, b| file(b, a));
+    world.survived_file("a frame that is no message", 23, |a, b| {
+        update_file::write_whole(&a.root().hash(), &b.root().hash(), &[[0xff; 90]]).expect("fits")
     });
     println!("{} updates survived, peak {} MiB", world.tried(), peak_mib(world.pid()));
 }

@@ -2,7 +2,8 @@
 
 use bytes::Bytes;
 use ed25519_dalek::SigningKey;
-use syncd_shared::RootEntry;
+use prost::Message;
+use syncd_shared::{RootEntry, update_file};
 
 use super::*;
 use crate::hooks::{HookRun, RunOutcome};
@@ -43,7 +44,8 @@ impl Scene {
             record: Bytes::copy_from_slice(generation.record()),
             signature: Bytes::copy_from_slice(generation.signature()),
         };
-        let announce = v1::Announce { generation: Some(message), activate_when_staged: true, update: None };
+        let announce =
+            v1::Announce { generation: Some(message), activate_when_staged: true, update_file: Bytes::new() };
         self.apply(Event::Message(v1::OriginMessage { message: Some(FromOrigin::Announce(announce)) }))
     }
 
@@ -236,9 +238,10 @@ fn an_announced_update_that_does_not_decode_is_dropped_and_the_general_path_is_t
     // Each frame is within its bounds; their sum is not.
     let objects = v1::DirectoryObjects { compressed: Bytes::new(), uncompressed_bytes: 1 << 20 };
     let frame = v1::FetchFrame { item: 0, frame: Some(v1::fetch_frame::Frame::Directories(objects)) };
-    let from_root = Bytes::copy_from_slice(RootEntry::empty().hash().as_bytes());
-    let update = Some(v1::InlineUpdate { from_root, frames: vec![frame; 40] });
-    let announce = v1::Announce { generation: Some(message), activate_when_staged: true, update };
+    let from = RootEntry::empty().hash();
+    let frames = vec![frame.encode_to_vec(); 40];
+    let update_file = update_file::write_whole(&from, &generation.root_hash(), &frames).expect("fits");
+    let announce = v1::Announce { generation: Some(message), activate_when_staged: true, update_file };
     let message = v1::OriginMessage { message: Some(FromOrigin::Announce(announce)) };
     let actions = scene.apply(Event::Message(message));
     // The next connection would bring the same announcement, so hanging up would not help.
