@@ -708,7 +708,7 @@ impl AfterHook {
                 Ok(Err(error)) => {
                     tracing::warn!(
                         error = one_line(&error.brief(), REASON_MAX_BYTES),
-                        "on-activate hook failed, it will be tried again"
+                        "on-activate hook failed and will be retried"
                     );
                     Some(backoff.pause())
                 }

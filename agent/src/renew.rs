@@ -128,7 +128,7 @@ impl Keeper {
                     Some(Err(error)) => {
                         tracing::warn!(
                             error = error_chain(&error),
-                            "certificate not renewed, will try again"
+                            "the certificate was not renewed; the agent retries"
                         );
                         // A request to renew that arrives during the pause is handled after it.
                         if stop.run_until_cancelled(tokio::time::sleep(backoff.pause())).await.is_none() {

@@ -92,7 +92,7 @@ impl Replica {
             Err(StageError::Disk(error)) if error.is_denied() => {
                 // A foreign directory or a mount cannot be removed. A new farm of links has neither.
                 let error = &error as &dyn std::error::Error;
-                tracing::warn!(error, "a tree can't be built on, another is begun");
+                tracing::warn!(error, "a tree can't be reused: another is started");
                 self.slots.begin_anew(slot)?;
                 Conform { was: None, ..conform }.run(&trees.open(slot)?, live_root)
             }

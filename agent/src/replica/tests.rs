@@ -1,4 +1,4 @@
-//! The disk side as a whole: a tree on one side, a replica on the other.
+//! The disk side as a whole: a content tree on one side, a replica on the other.
 
 mod closed;
 mod deltas;
@@ -45,7 +45,7 @@ fn settled_in(mut site: Site) -> (Site, Replica) {
     (site, replica)
 }
 
-/// Changes of every sort.
+/// Makes changes of every kind.
 fn edit(site: &Site) {
     let tree = site.tree();
     site.write("docs/0/page-0.html", "edited");
@@ -55,7 +55,7 @@ fn edit(site: &Site) {
     std::fs::rename(tree.join("docs/2"), tree.join("chapters")).unwrap();
     std::fs::rename(tree.join("twin-a"), tree.join("renamed-twin")).unwrap();
     std::fs::set_permissions(tree.join("twin-b"), PermissionsExt::from_mode(0o600)).unwrap();
-    // Kinds change into each other.
+    // Names change from one kind of file to another.
     std::fs::remove_file(tree.join("empty")).unwrap();
     site.write("empty/now-a-directory", "x");
     std::fs::remove_dir(tree.join("hollow")).unwrap();
@@ -74,7 +74,7 @@ fn names(path: &Path) -> Vec<String> {
     names
 }
 
-/// No half-built tree, no rubbish; links and modes are as they should be.
+/// Asserts that no half-built tree and no leftovers exist, and that links and modes are right.
 fn assert_tidy(site: &Site, replica: &Replica) {
     let slots = &replica.slots;
     let known: Vec<_> = slots.held().map(|(slot, _)| slot).chain(slots.spares().map(|(s, _)| s)).collect();
@@ -94,7 +94,7 @@ fn assert_tidy(site: &Site, replica: &Replica) {
     let staging = names(&site.root().join("staging"));
     assert!(staging.iter().all(|name| name == "incoming"), "{staging:?}");
     let incoming = site.root().join("staging/incoming");
-    // Neither a directory: it would stay as large as it ever was, and be read at every update.
+    // The directory itself must be gone: it would keep its size and be read at every update.
     assert!(!incoming.exists() || names(&incoming).is_empty());
     assert!(names(&site.root().join("trash")).is_empty());
     assert!(!site.root().join("live.next").is_symlink() && !site.root().join("previous.next").is_symlink());
@@ -116,11 +116,12 @@ fn first_sync_makes_the_whole_tree_live() {
 #[test]
 fn contents_that_come_again_beyond_what_is_remembered_are_placed_all_the_same() {
     let mut site = Site::new();
-    // More that come again than are remembered.
+    // More repeats than are remembered.
     for (directory, number) in ["a", "b"].into_iter().flat_map(|d| (0..1100).map(move |n| (d, n))) {
         site.write(&format!("{directory}/{number}"), format!("again {number}"));
     }
-    // In one window, in the next, and in one that is asked for when the first is answered; all in several pieces.
+    // Repeats within one window, in the next window, and in one asked for when the first is answered; all in
+    // several pieces.
     let noise = |seed: u64, bytes: usize| -> Vec<u8> {
         let mut bytes = vec![0; bytes];
         blake3::Hasher::new().update(&seed.to_le_bytes()).finalize_xof().fill(&mut bytes);
@@ -132,7 +133,7 @@ fn contents_that_come_again_beyond_what_is_remembered_are_placed_all_the_same() 
         site.write(&format!("{fill}/two"), &again);
         site.write(&format!("{fill}/z"), noise(1 + index as u64, 66 << 20));
     }
-    // Two that an interrupted attempt has left, of which each has two places.
+    // Two contents left by an interrupted attempt, each with two places.
     let mut replica = site.open();
     let left = noise(100, 300_000);
     site.write("g/one", &left);
@@ -153,7 +154,7 @@ fn contents_that_begin_with_the_same_five_bytes_of_hash_are_told_apart() {
     const PAIR: [&str; 2] = ["page 1284966\n", "page 1691862\n"];
     let [one, other] = PAIR.map(|text| ContentTag::of(&ContentHash::of(text.as_bytes())));
     assert_eq!(one, other);
-    // In a first sync they come in two windows; an update has to fetch them by hash.
+    // In a first sync they arrive in two windows; an update has to fetch them by hash.
     for in_first_sync in [true, false] {
         let mut site = Site::new();
         site.furnish();
@@ -191,7 +192,7 @@ fn an_update_patches_a_spare_and_keeps_untouched_inodes() {
     assert_ne!(inode(&site.live().join("docs/0/page-0.html")), replaced);
     assert_eq!(site.origin.sent.len(), 6);
     assert!(changed.contains(&path("chapters")) && changed.is_sorted());
-    // The old generation is as it was.
+    // The old generation is unchanged.
     assert_eq!(std::fs::read(edited).unwrap(), b"<p>0</p>");
     site.settle(&mut replica);
     assert_eq!((replica.status().spares, replica.status().spare_misses), (2, 0));
@@ -418,7 +419,7 @@ fn a_command_verifies_by_the_owner_that_the_agent_ran_with() {
     let report = replica.verify(None, &|_| {}, &AtomicBool::new(false)).unwrap();
     assert!(report.drift.is_empty(), "{:?}", report.drift);
     drop(replica);
-    // An agent that runs without forgets it.
+    // An agent that runs without the option forgets the owner.
     site.options.owner_as_before = false;
     drop(site.open());
     site.options.owner_as_before = true;
@@ -502,7 +503,7 @@ fn retired_trees_are_bounded_and_what_is_taken_early_is_counted() {
     site.assert_live_is_tree();
 }
 
-/// Runs `test` with a ROOT on a small file system of its own; not at all where this user may not mount one.
+/// Runs `test` with a ROOT on a small file system of its own. Skips it if this user may not mount one.
 fn on_a_small_disk(options: &str, test: impl FnOnce(&mut Site, &Path)) {
     let mut site = Site::new();
     let small = site.temp.path().join("small");
@@ -543,7 +544,7 @@ fn a_full_disk_is_a_clear_error_and_the_old_generation_stays() {
     });
 }
 
-/// Updates that replace a file of 3 MB, and what is kept of each.
+/// Replaces a file of 3 MB by an update. Returns the generations kept.
 fn replace_a_large_file(site: &mut Site, replica: &mut Replica, i: u8) -> Result<Vec<u64>, StageError> {
     site.write("large.bin", vec![i; 3_000_000]);
     let target = site.origin.seal(&site.tree());
@@ -572,13 +573,13 @@ fn what_is_kept_gives_way_to_an_update_but_not_what_the_node_would_return_to() {
         }
         assert!((2..6).contains(&kept.len()), "{kept:?}");
         assert!(!root.join("lost+found/1").exists(), "it gives way before generations do");
-        // A tree that a web server may still read is never given up: the update is refused.
+        // A tree that a web server may still read is never given up, so the update is refused.
         replica.options.grace = std::time::Duration::from_secs(3600);
         let error = (10..20).find_map(|i| replace_a_large_file(site, &mut replica, i).err()).unwrap();
         assert!(matches!(error, StageError::NoSpace { .. }), "{error}");
         assert!(kept.iter().all(|number| root.join(format!("generations/{number}")).exists()));
-        // Once the grace is over it goes through, also where nothing but the live tree and the one before it is there:
-        // a disk that two releases fill must not end all updates.
+        // After the grace period the update succeeds even if only the live tree and the one before it exist:
+        // a disk that two releases fill must not block all updates.
         replica.options.grace = std::time::Duration::ZERO;
         replace_a_large_file(site, &mut replica, 21).unwrap();
         for i in 22..26 {
@@ -591,7 +592,8 @@ fn what_is_kept_gives_way_to_an_update_but_not_what_the_node_would_return_to() {
     });
 }
 
-/// Kills `work` before each of its changes to the disk in turn, and opens again each time.
+/// Stops `work` before each of its changes to the disk in turn, as a kill would, and reopens the replica each
+/// time.
 fn sweep(prepare: &dyn Fn() -> (Site, Replica), work: &dyn Fn(&mut Site, &mut Replica) -> bool) {
     let mut changes = 0;
     loop {
@@ -614,7 +616,7 @@ fn sweep(prepare: &dyn Fn() -> (Site, Replica), work: &dyn Fn(&mut Site, &mut Re
             assert_eq!(live == new, number == site.new_number(), "killed before change {changes}");
             assert!(!finished || live == new, "acknowledged and lost, killed before change {changes}");
         }
-        // It goes on by itself, and nothing stays behind.
+        // The next update succeeds without help, and nothing is left over.
         let target = site.origin.last().clone();
         site.follow(&mut replica, &target);
         assert_eq!(snapshot(&site.live().canonicalize().unwrap()), new, "change {changes}");
@@ -741,7 +743,7 @@ fn what_was_staged_is_not_activated_after_healing_has_begun() {
     assert!(report.is_err(), "{report:?}");
     let activated = replica.activate(*staged, &mut |_| Ok(()));
     assert!(matches!(activated, Err(ActivateError::Outdated { .. })), "{activated:?}");
-    // Staged anew it is complete.
+    // After staging again it is complete.
     let staged = site.stage(&mut replica, &target).unwrap();
     replica.activate(staged, &mut |_| Ok(())).unwrap();
     site.assert_live_is_tree();

@@ -135,7 +135,7 @@ impl ReplicaWork for Replica {
                 if self.slots.is_unsettled() && self.revive().is_ok() && self.slots.live() == Some(&target) {
                     tracing::warn!(
                         error = error_chain(&error),
-                        "an error in the switch, which was finished all the same"
+                        "the switch reported an error, but is complete"
                     );
                     return Ok(());
                 }
@@ -173,7 +173,10 @@ impl ReplicaWork for Replica {
     fn changes(&self, previous: Option<&SignedGeneration>, live: &SignedGeneration) -> Option<Changes> {
         self.changes_between(previous, live)
             .map_err(|error| {
-                tracing::debug!(error = error_chain(&error), "generations not compared for the log")
+                tracing::debug!(
+                    error = error_chain(&error),
+                    "the generations could not be compared for the log"
+                )
             })
             .ok()
     }
@@ -185,13 +188,13 @@ impl ReplicaWork for Replica {
 
     fn end(&mut self) {
         if let Err(error) = self.slots.end() {
-            tracing::warn!(error = error_chain(&error), "a spare will have to be looked at again");
+            tracing::warn!(error = error_chain(&error), "a spare will have to be checked again");
         }
     }
 
     fn maintain(&mut self, cancel: &AtomicBool) -> Maintenance {
         if let Err(error) = self.revive() {
-            tracing::warn!(error = error_chain(&error), "the record can't be opened, it will be tried again");
+            tracing::warn!(error = error_chain(&error), "the record can't be opened; the agent retries");
             return Maintenance { again: Some(planted::pause(MAINTAIN_RETRY)), ..Maintenance::default() };
         }
         match maintain_quietly(self, cancel) {
@@ -205,7 +208,7 @@ impl ReplicaWork for Replica {
             }
             Err(error) => {
                 self.note_failure(&error);
-                tracing::warn!(error = error_chain(&error), "maintenance failed, it will be tried again");
+                tracing::warn!(error = error_chain(&error), "maintenance failed and will be retried");
                 Maintenance { again: Some(planted::pause(MAINTAIN_RETRY)), ..Maintenance::default() }
             }
         }

@@ -626,7 +626,7 @@ impl<'a> Lifted<'a> {
 impl Drop for Lifted<'_> {
     fn drop(&mut self) {
         if let Err(error) = set_mode(self.fd, self.mode) {
-            tracing::warn!(%error, mode = self.mode, "a mode could not be set back");
+            tracing::warn!(%error, mode = self.mode, "a mode could not be restored");
         }
     }
 }

@@ -144,7 +144,7 @@ pub(crate) fn give_way(layout: &Layout) -> Result<bool, DiskError> {
     };
     let kept = generations(&dir)?;
     if let (Some(first), Some(last)) = (kept.first(), kept.last()) {
-        tracing::warn!(first, last, "space is needed: what lost+found kept of generations is thrown away");
+        tracing::warn!(first, last, "space is needed: the files kept in lost+found are deleted");
     }
     for generation in &kept {
         layout.discard(&dir, generation.to_string().as_bytes())?;

@@ -164,7 +164,7 @@ impl Trash {
         self.stuck.fetch_add(1, Ordering::Relaxed);
         let path = self.dir.path().join(String::from_utf8_lossy(&stuck).as_ref());
         let error = &error as &dyn std::error::Error;
-        tracing::warn!(path = %path.display(), error, "can't be deleted, remove it by hand or free it");
+        tracing::warn!(path = %path.display(), error, "can't be deleted: remove it by hand");
         Ok(())
     }
 

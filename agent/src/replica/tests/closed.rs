@@ -1,4 +1,4 @@
-//! Files and directories whose modes deny their owner, which an agent without privileges is.
+//! Files and directories whose modes deny access to their owner, which is an agent without privileges.
 
 use super::*;
 use crate::fixture::{as_somebody, somebody_owns};
@@ -13,7 +13,7 @@ fn noise(seed: u32, bytes: usize) -> Vec<u8> {
     (0..bytes as u32).map(|i| (i.wrapping_mul(2_654_435_761).wrapping_add(seed) >> 13) as u8).collect()
 }
 
-/// The origin's side works as root, which reads everything, and the agent's side as nobody.
+/// The origin's side works as root, which can read everything; the agent's side works as nobody.
 struct Sides {
     site: Site,
     mode: u32,
@@ -32,7 +32,8 @@ impl Sides {
         Self { site, mode }
     }
 
-    /// Closes what is to be closed, and seals. Everything is nobody's, as it is where the agent has written it.
+    /// Closes files and directories, and seals. Everything belongs to nobody, as it does when the agent has
+    /// written it.
     fn seal(&mut self) {
         let tree = self.site.tree();
         somebody_owns(self.site.temp.path());
@@ -44,7 +45,7 @@ impl Sides {
         self.site.origin.seal(&tree);
     }
 
-    /// Makes what was sealed live, and does what is to be done in the background.
+    /// Makes the last sealed generation live, and does all background work.
     fn follow(&mut self, replica: &mut Replica) {
         let Self { site, mode } = self;
         let target = site.origin.last().clone();
@@ -84,7 +85,8 @@ fn closed_files_and_directories_stop_no_update_of_an_agent_without_privileges() 
         let mut replica = sides.open();
         sides.follow(&mut replica);
         let tree = sides.site.tree();
-        // Beside it, in it, below it; the basis of a delta is a file that nobody may read.
+        // New names beside, in and below a closed directory. The base of a delta is a file that nobody may
+        // read.
         sides.site.write("docs/0/page-0.html", "second");
         let mut large = noise(1, 400_000);
         large[200_000..200_010].fill(0);
@@ -94,7 +96,7 @@ fn closed_files_and_directories_stop_no_update_of_an_agent_without_privileges() 
         sides.seal();
         sides.follow(&mut replica);
         assert_eq!(sides.verify(&mut replica), (0, false), "{mode:o}");
-        // Names that go, as a whole and one by one; a directory that is renamed.
+        // Names removed together and one by one, and a renamed directory.
         std::fs::remove_file(tree.join("closed/link")).unwrap();
         std::fs::rename(tree.join("closed/inner"), tree.join("closed/moved")).unwrap();
         sides.seal();
@@ -102,7 +104,7 @@ fn closed_files_and_directories_stop_no_update_of_an_agent_without_privileges() 
         std::fs::remove_dir_all(tree.join("closed/moved")).unwrap();
         sides.seal();
         sides.follow(&mut replica);
-        // After a restart; without the record; damaged.
+        // After a restart, without the record, and after damage.
         drop(replica);
         let mut replica = sides.open();
         sides.site.write("docs/0/page-0.html", "after a restart");
@@ -114,11 +116,11 @@ fn closed_files_and_directories_stop_no_update_of_an_agent_without_privileges() 
         assert!(replica.status().live.is_some(), "{mode:o}: its manifest is built from its files");
         std::fs::write(sides.site.live().join("closed/page"), "defaced").unwrap();
         assert_eq!(sides.verify(&mut replica), (1, true), "{mode:o}");
-        // The mode is mended.
+        // The mode is corrected.
         sides.mode = 0o755;
         sides.seal();
         sides.follow(&mut replica);
-        // All of it is gone.
+        // Everything closed is removed.
         std::fs::remove_dir_all(tree.join("closed")).unwrap();
         sides.site.write("docs/0/page-0.html", "the last");
         sides.seal();

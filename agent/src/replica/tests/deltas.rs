@@ -1,4 +1,4 @@
-//! New content made from what the live tree has.
+//! New content made from content of the live tree.
 
 use std::os::unix::fs::FileExt;
 
@@ -8,7 +8,7 @@ use super::*;
 
 const LARGE: &str = "media/large.bin";
 
-/// A settled replica of which the origin sends deltas, and edits of a large file and of small ones.
+/// A settled replica whose origin sends deltas, with edits of a large file and of small ones.
 fn edited() -> (Site, Replica) {
     let (mut site, replica) = settled();
     site.origin.deltas = true;
@@ -22,7 +22,7 @@ fn edited() -> (Site, Replica) {
     (site, replica)
 }
 
-/// Changes a live file's bytes, and leaves its inode, size and time as they were.
+/// Changes bytes of a live file without changing its inode, size or time.
 fn damage(site: &Site, name: &str, at: u64) {
     let path = site.live().join(name);
     let time = path.metadata().unwrap().modified().unwrap();
@@ -45,7 +45,7 @@ fn replaced_files_are_made_from_their_old_versions() {
 
 #[test]
 fn content_of_a_damaged_basis_is_fetched_whole_and_nothing_else() {
-    // In what is copied, in what is decoded against, in a small file.
+    // Damage in a copied range, in a range that deltas are decoded against, and in a small file.
     for (name, at) in [(LARGE, 1_000), (LARGE, 290_000), (LARGE, 699_000), ("docs/0/page-3.html", 0)] {
         let (mut site, mut replica) = edited();
         damage(&site, name, at);

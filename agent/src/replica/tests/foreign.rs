@@ -1,4 +1,4 @@
-//! What others put into a tree: names without end, and directories of theirs.
+//! Foreign names and directories put into a tree.
 
 use std::os::unix::fs::chown;
 
@@ -7,7 +7,7 @@ use crate::fixture::{
     alone_with_few_descriptors, as_somebody, deepen, open_descriptors, peak_memory_kib, somebody_owns,
 };
 
-/// Publishes `rounds` generations; each is what was sealed, and no tree is left that can't be built on.
+/// Publishes `rounds` generations. Each must match what was sealed, and every tree must stay usable.
 fn goes_on(site: &mut Site, replica: &mut Replica, rounds: std::ops::Range<u32>) {
     for round in rounds {
         site.write("docs/0/page-0.html", format!("round {round}"));
@@ -47,7 +47,7 @@ fn deep_trees_alone() {
         assert!(grown < 24 * 1024, "{grown} KiB");
     }
     assert_eq!(verified, 2);
-    // A tree that is live while the record is lost is looked at as far as it can be what was signed, and no farther.
+    // A live tree whose record is lost is read only as far as it can match what was signed.
     deepen(&site.live().join("docs"), 6_000, long.as_bytes());
     drop(replica);
     std::fs::remove_file(site.root().join("state/record.redb")).unwrap();
@@ -68,7 +68,7 @@ fn a_manifest_as_deep_as_one_may_be_needs_few_descriptors() {
 fn deep_manifest_alone() {
     let mut site = Site::in_memory();
     site.furnish();
-    // Beyond that the paths of this test would be too long.
+    // Deeper, the paths of this test would be too long.
     let depth = syncd_shared::limits::DEPTH_MAX.min(400) - 1;
     let deep = |name: &str| format!("{}{name}", "d/".repeat(depth));
     site.write(&deep("file"), "deep");
@@ -124,7 +124,7 @@ fn directories_of_another_user_stop_no_update_of_an_agent_without_privileges() {
         }
     };
     let live = site.live().canonicalize().unwrap();
-    // Beside what is there, and in its place.
+    // Beside an existing directory, and in its place.
     theirs(live.join("open/theirs"));
     std::fs::rename(live.join("open/sub"), live.join("open/aside")).unwrap();
     theirs(live.join("open/sub"));
@@ -134,7 +134,7 @@ fn directories_of_another_user_stop_no_update_of_an_agent_without_privileges() {
             site.publish(&mut replica);
             site.assert_live_is_tree();
             for _ in 0..20 {
-                // Not whole, so that no spare can be made of it.
+                // The tree is not whole, so no spare can be made from it.
                 replica.maintain(&AtomicBool::new(false)).unwrap();
             }
         }
@@ -142,7 +142,7 @@ fn directories_of_another_user_stop_no_update_of_an_agent_without_privileges() {
         assert_eq!((report.drifted, report.healed), (0, false));
         goes_on(&mut site, &mut replica, 3..6);
     });
-    // What holds theirs is left, and nothing else.
+    // Only what contains the foreign directory is left.
     let left = names(&site.root().join("trash"));
     assert!(left.len() == 1 && left[0].starts_with("stuck-"), "{left:?}");
 }

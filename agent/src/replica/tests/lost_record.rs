@@ -1,10 +1,11 @@
-//! What was served before the record was lost: nothing in it goes to the trash that no manifest explains.
+//! After the record was lost, no file that no manifest explains goes to the trash.
 
 use super::visitors::{files, kept};
 use super::*;
 use crate::replica::Signers;
 
-/// The record is gone while no agent runs, and the agent starts again. Only the live generation is to be kept.
+/// Removes the record while no agent runs, and starts the agent again. Only the live generation is to be
+/// kept.
 fn lose_the_record(site: &Site, replica: Replica) -> Replica {
     drop(replica);
     std::fs::remove_file(site.root().join("state/record.redb")).unwrap();
@@ -13,7 +14,7 @@ fn lose_the_record(site: &Site, replica: Replica) -> Replica {
     replica
 }
 
-/// The live tree of generation 1 with a file of a visitor's, and without one that a visitor deleted.
+/// The live tree of generation 1 with a file added by a visitor, and without one that a visitor deleted.
 fn visited() -> (Site, Replica) {
     let (site, replica) = settled();
     std::fs::write(site.live().join("docs/1/upload.jpg"), "a picture").unwrap();
@@ -47,7 +48,7 @@ fn what_the_next_generation_does_not_explain_is_kept_where_the_manifest_is_lost_
     let kept = kept(&site);
     let has = |name: &str, content: &str| kept.contains(&(name.to_owned(), content.to_owned()));
     assert!(has("1/docs/1/upload.jpg", "a picture"), "{kept:?}");
-    // Nobody knows any more that these were not a visitor's.
+    // Nobody can tell any more that these were not a visitor's files.
     assert!(has("1/docs/0/page-0.html", "<p>0</p>"), "{kept:?}");
     assert!(has("1/docs/2/page-2.html", "<p>2</p>"), "{kept:?}");
     assert_eq!(kept.iter().filter(|(path, _)| !path.starts_with("1/docs/2/")).count(), 2, "{kept:?}");
@@ -93,7 +94,7 @@ fn a_tree_that_is_unknown_stays_so_until_it_is_inspected_also_after_a_restart() 
     assert_eq!(kept(&site), files(&[]));
     drop(replica);
     let mut replica = site.open();
-    // Out of use, and not inspected before the next start.
+    // Out of use, but not inspected before the next start.
     replica.slots.resting().into_iter().for_each(|slot| replica.slots.end_rest(slot).unwrap());
     assert!(!replica.slots.retired().is_empty());
     drop(replica);
@@ -114,10 +115,10 @@ fn the_highest_copy_that_the_origin_signed_is_accepted_after_a_power_cut_and_the
     let forged =
         syncd_shared::Generation { number: syncd_shared::GenerationNumber::new(9).unwrap(), ..target };
     let forged = forged.sign(&stranger);
-    // Of a slot that nothing uses.
+    // In a slot that nothing uses.
     replica.slots.write_signed(7, &forged).unwrap();
     drop(replica);
-    // The cut came after the commit of the record, and before `live` was renamed.
+    // The power cut came after the record was committed and before `live` was renamed.
     std::fs::remove_file(site.live()).unwrap();
     symlink(format!("slots/{first}"), site.live()).unwrap();
     let signed = site.root().join("state/signed");

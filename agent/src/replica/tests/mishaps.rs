@@ -1,11 +1,11 @@
-//! What goes wrong while the process lives on: it has to get over it without a restart.
+//! Failures that the process survives and has to overcome without a restart.
 
 use super::*;
 use crate::replica::OpenReplicaError;
 use crate::session::worker::ReplicaWork;
 use crate::state::layout::LayoutError;
 
-/// A small file system of its own under ROOT, where this process may mount one.
+/// A small file system of its own under ROOT, if this process may mount one.
 struct SmallDisk(std::path::PathBuf);
 
 impl SmallDisk {
@@ -154,7 +154,7 @@ fn a_whole_tree_of_other_inodes_is_taken_once_it_is_verified() {
     let (mut site, mut replica) = settled();
     replica.slots.end().unwrap();
     drop(replica);
-    // Restored from a backup: all as it was, but for the inodes.
+    // Restored from a backup: everything is equal except the inodes.
     let (root, copy) = (site.root(), site.root().with_extension("copy"));
     let copied = std::process::Command::new("cp").arg("-a").arg(&root).arg(&copy).status().unwrap();
     assert!(copied.success());
@@ -193,11 +193,11 @@ fn a_first_sync_that_was_interrupted_fits_on_a_disk_that_it_nearly_fills() {
     }
     let mut replica = site.open();
     let target = site.origin.seal(&site.tree());
-    // Staged in full, and not activated: the process dies.
+    // Staged completely but not activated: the process dies.
     drop(site.stage(&mut replica, &target).unwrap());
     drop(replica);
     let mut replica = site.open();
-    // Superseded meanwhile: other content in the place of some of it.
+    // Superseded meanwhile by other content.
     std::fs::remove_file(site.tree().join("large/0.bin")).unwrap();
     std::fs::remove_file(site.tree().join("large/1.bin")).unwrap();
     site.write("large/other.bin", vec![9u8; 2_000_000]);
@@ -227,7 +227,7 @@ fn the_record_is_used_again_when_the_disk_has_space_again() {
     let Some(_disk) = SmallDisk::under(&site, "size=16m") else { return };
     let mut replica = site.open();
     site.publish(&mut replica);
-    // Fills up behind the agent's back.
+    // The disk fills up behind the agent's back.
     let ballast = site.root().join("state/ballast");
     let _ = std::fs::write(&ballast, vec![0u8; 32_000_000]);
     let objects: Vec<_> =
@@ -250,7 +250,7 @@ fn who_waits_for_the_lock_of_root_finds_the_record_closed() {
     site.open();
     let reopen = || loop {
         match Replica::open(&site.root(), site.options.clone()) {
-            // The others may hold the lock for longer than anybody waits for it.
+            // Other processes may hold the lock for longer than this process waits.
             Err(OpenReplicaError::Layout(LayoutError::Locked { .. })) => {}
             opened => break drop(opened.unwrap()),
         }

@@ -1,10 +1,10 @@
-//! Updates that come and are made part by part.
+//! Updates that arrive and are applied part by part.
 
 use super::*;
 use crate::build::Staged;
 use crate::source::FetchError;
 
-/// Changes that lie across parts, however small these are.
+/// Makes changes that span parts of any size.
 fn edit_much(site: &Site) {
     let tree = site.tree();
     for number in 0..12 {
@@ -29,7 +29,7 @@ fn edit_much_again(site: &Site) {
         site.write(&format!("aa/copies/{number}"), "one content at many places");
         site.write(&format!("zz/copies/{number}"), "one content at many places");
         std::fs::create_dir_all(tree.join("added")).unwrap();
-        // Not all, so that the directory is not renamed as a whole.
+        // One file stays, so that the directory is not renamed as a whole.
         if number > 0 {
             let (from, to) = (format!("moves/from/{number}"), format!("added/{number}"));
             std::fs::rename(tree.join(from), tree.join(to)).unwrap();
@@ -39,7 +39,7 @@ fn edit_much_again(site: &Site) {
     }
 }
 
-/// What the second generation brings of content that is nowhere in the first, and how often in parts of any size.
+/// Number of new contents in the second generation, each fetched once with parts of any size.
 const NEW: usize = 8;
 
 fn second(changes: usize) -> (Site, Replica) {
@@ -59,7 +59,7 @@ fn assert_second(site: &Site, replica: &mut Replica) {
     for spare in site.spares(replica) {
         assert_eq!(snapshot_below(&spare), snapshot_below(&site.tree()));
     }
-    // What is known of inodes holds: nothing is looked for or fetched.
+    // The recorded inodes are right: nothing is searched for or fetched.
     let report = replica.verify(None, &|_| {}, &AtomicBool::new(false)).unwrap();
     assert_eq!(report.drift, []);
 }
@@ -80,11 +80,11 @@ fn an_update_in_parts_is_the_same_as_one_in_one() {
         let places = sent.len();
         sent.sort_unstable();
         sent.dedup();
-        // Only what several parts need comes more than once.
+        // Only contents needed by several parts arrive more than once.
         assert_eq!(sent.len(), NEW, "parts of {changes}");
         assert!(if changes == 1000 { places == NEW } else { places < NEW + 24 }, "{places}");
         assert_second(&site, &mut replica);
-        // And on from there.
+        // Further updates work.
         site.write("docs/0/page-0.html", "third");
         site.publish(&mut replica);
         assert_second(&site, &mut replica);
@@ -121,7 +121,7 @@ fn an_update_in_parts_that_failed_at_any_change_succeeds_when_it_is_tried_again(
         if finished {
             return;
         }
-        // By the same process, or by the next.
+        // By the same process, or by the next one.
         if changes % 2 == 0 {
             replica.revive().unwrap();
         } else {
@@ -143,7 +143,7 @@ fn stage_second(site: &mut Site, replica: &mut Replica) -> Result<Staged, StageE
 
 #[test]
 fn what_came_before_the_origin_went_is_not_fetched_again() {
-    // What is made in the background meanwhile leaves it alone, in this process and in the next.
+    // Background work leaves the tree alone meanwhile, in this process and in the next.
     for is_next in [false, true] {
         let (mut site, mut replica) = second(5);
         site.origin.updates_break = true;
@@ -158,7 +158,7 @@ fn what_came_before_the_origin_went_is_not_fetched_again() {
         site.origin.sent.clear();
         let target = site.origin.last().clone();
         site.follow(&mut replica, &target);
-        // Only what further parts need as well.
+        // Only contents that further parts also need.
         let again = site.origin.sent.all();
         assert!(again.iter().all(|content| *content == ContentHash::of(b"one content at many places")));
         assert_second(&site, &mut replica);
@@ -196,7 +196,7 @@ fn deltas_are_made_part_by_part() {
 fn live_files_that_were_changed_are_mended_in_the_part_they_are_in() {
     for changes in [1, 6] {
         let (mut site, mut replica) = second(changes);
-        // Without spares every name is looked at.
+        // Without spares every name is checked.
         while let Some((slot, _)) = replica.slots.lowest_spare() {
             replica.slots.discard(slot).unwrap();
         }
@@ -217,7 +217,8 @@ fn what_was_changed_all_over_the_live_tree_is_healed_in_parts() {
         let (mut site, mut replica) = settled_in(site);
         let live = site.live().canonicalize().unwrap();
         for number in 0..12 {
-            // Content behind the same size and time, times, modes, what is gone, what is another kind.
+            // Changed content with unchanged size and time, changed times and modes, a removed file, and
+            // another kind of file.
             let path = live.join(format!("touched/{number}"));
             let time = path.metadata().unwrap().modified().unwrap();
             let mut content = std::fs::read(&path).unwrap();

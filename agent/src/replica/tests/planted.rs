@@ -1,4 +1,4 @@
-//! What somebody puts under names in ROOT that the agent makes itself: it moves away, and every update goes on.
+//! Foreign files under names in ROOT that the agent creates itself: they move away, and updates succeed.
 
 use super::visitors::kept;
 use super::*;
@@ -9,7 +9,7 @@ fn plant_directory(path: &Path) {
     std::fs::write(path.join("inside"), path.file_name().unwrap().as_bytes()).unwrap();
 }
 
-/// Publishes one generation after the other; each is live, and the links are as they should be.
+/// Publishes several generations, and asserts that each is live and that the links are right.
 fn goes_on(site: &mut Site, replica: &mut Replica, rounds: u32) {
     for round in 0..rounds {
         site.write("docs/0/page-0.html", format!("round {round} of {}", site.new_number()));
@@ -23,7 +23,7 @@ fn has(site: &Site, name: &str) -> bool {
     kept(site).iter().any(|(path, _)| path == name)
 }
 
-/// Names of links, each once.
+/// Names of links, one of each kind.
 const LINKS: [&str; 3] = ["live.next", "previous.next", "generations/3"];
 
 #[test]
@@ -82,7 +82,7 @@ fn files_under_the_names_of_directories_and_directories_under_those_of_files_sto
         let _ = std::fs::remove_file(&signed);
         plant_directory(&signed);
     }
-    // The names of the next slots, and that of a spare.
+    // Names of the next slots, and of a spare.
     for slot in 4..6 {
         std::fs::write(site.root().join("slots").join(slot.to_string()), "no slot").unwrap();
     }

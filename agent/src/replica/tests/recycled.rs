@@ -1,4 +1,4 @@
-//! Trees that are used again: drawn spares, retired trees, how many are kept.
+//! Reuse of trees: drawn spares, retired trees, and how many are kept.
 
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
@@ -26,7 +26,7 @@ fn inodes(root: &Path) -> BTreeMap<std::path::PathBuf, u64> {
     found
 }
 
-/// Every spare, drawn or not, is the live tree, link by link.
+/// Asserts that every spare, drawn or not, equals the live tree link by link.
 fn assert_spares_are_links(site: &Site, replica: &Replica) {
     let live = site.live().canonicalize().unwrap();
     let spares = site.spares(replica);
@@ -51,7 +51,7 @@ fn a_content_that_came_back_is_linked_anew_in_a_tree_that_was_retired_before() {
     std::fs::rename(&page, &aside).unwrap();
     site.write("docs/0/page-0.html", "second");
     site.publish(&mut replica);
-    // Nothing that the replica holds can be linked: the content comes as a new file.
+    // No tree of the replica has it to link, so the content is written to a new file.
     std::fs::remove_file(site.generation(1).join("docs/0/page-0.html")).unwrap();
     std::fs::rename(&aside, &page).unwrap();
     site.publish(&mut replica);
@@ -73,7 +73,7 @@ fn a_spare_that_was_left_behind_is_not_taken_for_ready_where_a_content_came_back
     let first = site.origin.last().generation().root;
     site.write("docs/0/page-0.html", "second");
     site.publish(&mut replica);
-    // Nothing that the replica holds can be linked: the content comes as a new file.
+    // No tree of the replica has it to link, so the content is written to a new file.
     std::fs::remove_file(site.generation(1).join("docs/0/page-0.html")).unwrap();
     let back = site.origin.seal_root(first);
     site.follow(&mut replica, &back);
@@ -102,7 +102,7 @@ fn names_that_came_into_a_retired_tree_are_found_also_where_its_times_were_put_b
     std::fs::File::open(&retired).unwrap().set_modified(shown).unwrap();
     replica.options.grace = Duration::ZERO;
     replica.upkeep.spares.wanted = 3;
-    // As after many retired trees: only the directories are looked at.
+    // As after many retired trees: only directories are checked.
     replica.upkeep.retired.inspected_whole = Some(Instant::now());
     site.settle(&mut replica);
     assert_eq!(replica.status().drift.map(|drift| drift.paths), Some(3));
@@ -122,7 +122,7 @@ fn a_tree_that_was_retired_before_live_was_healed_is_looked_at_as_a_whole() {
     site.publish(&mut replica);
     let victim = site.live().join("docs/1/page-4.html").canonicalize().unwrap();
     let mtime = victim.metadata().unwrap().modified().unwrap();
-    // In place: all trees have it, and no directory shows it.
+    // Edited in place: all trees have this inode, and no directory shows the change.
     std::fs::write(&victim, "<x>4</x>").unwrap();
     std::fs::File::options().write(true).open(&victim).unwrap().set_modified(mtime).unwrap();
     let report = replica.verify(Some(&mut site.origin), &|_| {}, &AtomicBool::new(false)).unwrap();
@@ -195,7 +195,7 @@ fn drawn_slot(replica: &Replica) -> u64 {
     drawn[0]
 }
 
-/// Slots that the record has as spares.
+/// Slots that are spares in the record.
 fn recorded_spares(replica: &Replica) -> Vec<u64> {
     let known = replica.slots.record().known().unwrap().slots.into_iter();
     known.filter(|(_, state)| state.spare().is_some()).map(|(slot, _)| slot).collect()
@@ -229,10 +229,10 @@ fn three_slots_take_turns_and_a_fourth_is_in_reserve() {
         site.settle(&mut replica);
         slots.push(replica.slots.live_slot().unwrap());
     }
-    // At first none has been retired.
+    // No tree has been retired yet.
     assert_eq!(slots, [2, 3, 1, 2, 3, 1, 2, 3, 1]);
     assert_eq!(names(&site.root().join("slots")), ["1", "2", "3", "4"]);
-    // A burst takes the reserve, too, and then three take turns again.
+    // A burst of commits also uses the reserve. Afterwards three slots take turns again.
     replica.options.grace = Duration::from_secs(3600);
     for round in 0..3 {
         site.write("docs/0/page-0.html", format!("burst {round}"));
@@ -249,7 +249,7 @@ fn three_slots_take_turns_and_a_fourth_is_in_reserve() {
     }
     let (first, second) = slots[9..].split_at(3);
     assert_eq!(first, second, "whichever they are");
-    // One more where one was lacking.
+    // One more slot if a spare was missing.
     assert!(names(&site.root().join("slots")).len() <= 5);
 }
 
@@ -272,7 +272,7 @@ fn previous_names_what_was_live_before_and_never_a_tree_that_may_be_changed() {
         replica.options.grace = Duration::ZERO;
         site.settle(&mut replica);
         assert_eq!(previous.is_symlink(), keep > 1, "kept are {keep}");
-        // The next process makes it again.
+        // The next process creates it again.
         drop(replica);
         let link = std::fs::read_link(&previous).ok();
         let _ = std::fs::remove_file(&previous);
@@ -317,7 +317,7 @@ fn what_is_written_into_a_drawn_spare_before_a_kill_does_not_come_to_life() {
     site.assert_live_is_tree();
 }
 
-/// What an agent whose on-activate hook is due for generation 2 and has succeeded for 1 leaves behind.
+/// Leaves the files of an agent whose on-activate hook is due for generation 2 and last succeeded for 1.
 fn leave_due(site: &Site) -> std::path::PathBuf {
     let record = site.root().join("state/on-activate.pending");
     let occasion =
@@ -352,7 +352,7 @@ fn trees_that_a_failing_hook_may_have_left_the_web_server_on_stay_and_their_grac
     );
     assert_eq!(replica.status().recycled_early, 0);
     assert_eq!((snapshot(&served), inodes(&served)), first);
-    // It succeeds for generation 13.
+    // The hook succeeds for generation 13.
     protect_from(&mut replica, None);
     site.settle(&mut replica);
     let left = replica.status().generations;
@@ -445,7 +445,7 @@ fn updates_without_a_pause_let_the_trash_grow_no_further_than_they_fill_it() {
         update(&mut replica, round);
         assert!(names(&trash).len() <= 40, "round {round}: {}", names(&trash).len());
     }
-    // What no share keeps up with goes faster once a minute has not been enough.
+    // If a minute of small shares was not enough, larger ones follow.
     fill(&replica, 3_000);
     update(&mut replica, 30);
     assert!(names(&trash).len() > 2_900);
@@ -497,7 +497,7 @@ fn where_the_live_tree_was_deleted_by_hand_nothing_is_built_in_its_place_before_
     std::fs::remove_dir_all(&served).unwrap();
     let target = site.origin.last().clone();
     let staged = site.stage(&mut replica, &target).unwrap();
-    // As the hook's note has it.
+    // As noted for the hook.
     replica.protect(Some(0));
     replica.activate(staged, &mut |_| Ok(())).unwrap();
     site.assert_live_is_tree();
@@ -522,7 +522,7 @@ fn a_tree_that_comes_back_after_it_was_deleted_is_inspected() {
     assert_tidy(&site, &replica);
 }
 
-/// Generation 2 is live, and the tree of generation 1, of which the grace is not over, was moved away.
+/// Generation 2 is live, and the tree of generation 1 was moved away during its grace period.
 fn with_a_gone_tree() -> (Site, Replica) {
     let (mut site, mut replica) = settled();
     replica.options.grace = Duration::from_secs(3600);

@@ -1,4 +1,5 @@
-//! What visitors of a node write into its trees: it is kept, reported, and told from what syncd did itself.
+//! Files that visitors of a node write into its trees are kept and reported, and told apart from changes made
+//! by syncd.
 
 use std::time::{Duration, Instant};
 
@@ -7,7 +8,7 @@ use crate::clock::Clock;
 use crate::replica::scrub::Pass;
 use crate::status::Drift;
 
-/// Everything below lost+found: path, and content of files.
+/// Paths and contents of all files below lost+found.
 pub(super) fn kept(site: &Site) -> Vec<(String, String)> {
     let root = site.root().join("lost+found");
     let mut found = Vec::new();
@@ -36,7 +37,7 @@ pub(super) fn files(expected: &[(&str, &str)]) -> Vec<(String, String)> {
     expected.iter().map(|(path, content)| ((*path).to_owned(), (*content).to_owned())).collect()
 }
 
-/// One generation retired, its grace not over.
+/// One retired generation whose grace period is not over.
 fn with_a_retired_tree() -> (Site, Replica) {
     let (mut site, mut replica) = settled();
     replica.options.keep = 1;
@@ -51,7 +52,7 @@ fn drift(replica: &Replica) -> Option<Drift> {
     replica.status().drift
 }
 
-/// All sorts of things that a visitor can do to a tree; how many names.
+/// Changes a tree in every way that a visitor can. Returns the number of names changed.
 fn deface(tree: &Path) -> u64 {
     std::fs::write(tree.join("shell.php"), "<?php").unwrap();
     // In a directory that the next generation does not have.
@@ -60,7 +61,7 @@ fn deface(tree: &Path) -> u64 {
     std::fs::write(tree.join("docs/2/cache/deep/er/entry"), "cached").unwrap();
     // In place: every tree has this inode.
     std::fs::write(tree.join("docs/1/page-1.html"), "edited in place").unwrap();
-    // Another file, of the same size, with the time put back.
+    // Another file of the same size, with the time restored.
     let page = tree.join("docs/1/page-4.html");
     let shown = page.metadata().unwrap().modified().unwrap();
     std::fs::remove_file(&page).unwrap();
@@ -94,7 +95,7 @@ fn what_visitors_wrote_is_kept_and_reported_once_a_tree_is_recycled_or_thrown_aw
         assert_eq!((found.generation, found.paths, found.lost, found.live), (1, names, 0, 2));
         assert_eq!(found.first, "empty", "which is missing");
         assert_eq!(found.kept.as_deref(), site.root().join("lost+found/1").to_str());
-        // Also to the next process.
+        // The next process also reports it.
         drop(replica);
         assert_eq!(drift(&site.open()), Some(found));
         assert_eq!(names_of_trees(&site), ["2"]);
@@ -171,7 +172,7 @@ fn a_report_ends_with_the_next_tree_that_is_as_it_was_left() {
     replica.options.grace = Duration::ZERO;
     site.settle(&mut replica);
     assert_eq!(drift(&replica).map(|drift| drift.generation), Some(1));
-    // The third was live when the second was found out.
+    // Generation 3 was live when the changes of generation 2 were found.
     for (content, of) in [("third", Some(2)), ("fourth", Some(2)), ("fifth", None)] {
         site.write("docs/0/page-0.html", content);
         site.publish(&mut replica);
@@ -189,7 +190,8 @@ fn a_directory_that_left_the_tree_and_came_back_is_no_local_change() {
         let (mut site, mut replica) = settled();
         replica.options.keep = 1;
         replica.options.grace = Duration::from_secs(3600);
-        // A third tree, left behind at the first generation, has the old inodes, too: none of them can be linked again.
+        // A third tree, still at the first generation, also has the old inodes: none of them can be linked
+        // again.
         replica.upkeep.spares.wanted = 3;
         site.settle(&mut replica);
         let (docs, away) = (site.tree().join("docs"), site.temp.path().join("away"));
@@ -233,7 +235,7 @@ fn what_verify_heals_is_kept_and_a_clean_one_ends_the_report() {
     assert_eq!(kept(&site), files(DEFACED));
     assert_eq!(report.kept.as_deref(), site.root().join("lost+found/1").to_str());
     let found = drift(&replica).unwrap();
-    // With the times of directories.
+    // Including the times of directories.
     assert!(found.generation == 1 && found.paths == report.drifted && found.paths > names, "{found:?}");
     let report = replica.verify(None, &|_| {}, &AtomicBool::new(false)).unwrap();
     assert_eq!((report.drifted, drift(&replica)), (0, None));
@@ -259,7 +261,7 @@ fn a_file_edited_in_place_is_kept_and_reported_once_though_every_tree_has_it() {
         assert_eq!((found.generation, found.paths, found.lost), (1, 1, 0), "{content}: {found}");
         assert_eq!(kept(&site), files(&[("1/docs/1/page-1.html", "edited in place")]), "{content}");
     }
-    // What verify finds is where it was kept first.
+    // `verify` names the directory where it was kept first.
     let report = replica.verify(Some(&mut site.origin), &|_| {}, &AtomicBool::new(false)).unwrap();
     if report.drifted > 0 {
         assert_eq!(report.kept.as_deref(), site.root().join("lost+found/1").to_str());
@@ -287,7 +289,7 @@ fn a_kill_at_any_step_loses_nothing_that_a_visitor_wrote() {
         std::fs::write(tree.join("shell.php"), "<?php").unwrap();
         std::fs::create_dir(tree.join("docs/cache")).unwrap();
         std::fs::write(tree.join("docs/cache/entry"), "cached").unwrap();
-        // Thrown away in one round, recycled in the next.
+        // Discarded in one round, recycled in the next.
         replica.upkeep.spares.wanted = if changes % 2 == 0 { 3 } else { 0 };
         replica.options.grace = Duration::ZERO;
         replica.upkeep.last_write = Some(replica.options.clock.now());
@@ -319,7 +321,7 @@ fn a_kill_at_any_step_loses_nothing_that_a_visitor_wrote() {
     assert!(changes > 10, "{changes}");
 }
 
-/// A replica whose live tree is read again all the time, and what its pauses go by.
+/// A replica whose live tree is re-read continuously, with its clock.
 fn scrubbed(site: &Site) -> (Replica, Clock, Instant) {
     let (mut replica, now) = (site.open(), Instant::now());
     let clock = Clock::given(now);
@@ -328,7 +330,8 @@ fn scrubbed(site: &Site) -> (Replica, Clock, Instant) {
     (replica, clock, now)
 }
 
-/// Steps of the slow verification up to the end of its pass, or to the first damage: how many, and what was damaged.
+/// Runs steps of the background verification until the pass ends or damage is found. Returns the number of
+/// steps, and the damage.
 fn one_pass(replica: &mut Replica, clock: &Clock, now: &mut Instant) -> (usize, Option<String>) {
     let mut steps = 0;
     for _ in 0..100 {
@@ -349,7 +352,7 @@ fn one_pass(replica: &mut Replica, clock: &Clock, now: &mut Instant) -> (usize, 
 fn a_file_edited_in_place_with_its_time_put_back_is_found_healed_and_kept() {
     let mut site = Site::new();
     site.furnish();
-    // More than a step reads.
+    // More than one step reads.
     let large: Vec<u8> =
         (0..2_500_000u32).flat_map(|i| i.wrapping_mul(2_654_435_761).to_le_bytes()).collect();
     site.write("media/larger.bin", &large);
@@ -360,7 +363,7 @@ fn a_file_edited_in_place_with_its_time_put_back_is_found_healed_and_kept() {
     let (mut replica, clock, mut now) = scrubbed(&site);
     site.settle(&mut replica);
     assert_eq!(one_pass(&mut replica, &clock, &mut now).1, None);
-    // The owner of the file does so; all trees have this inode.
+    // As the owner of the file could do; all trees have this inode.
     let file = site.live().join("media/larger.bin");
     let shown = file.metadata().unwrap().modified().unwrap();
     let opened = std::fs::File::options().write(true).open(&file).unwrap();
@@ -399,7 +402,7 @@ fn a_slow_verification_goes_on_where_the_last_process_was_and_through_updates() 
     drop(replica);
     let (mut replica, clock, mut now) = scrubbed(&site);
     assert_eq!(replica.slots.record().verification::<Pass>().unwrap(), at);
-    // What it had read leaves the tree.
+    // A part that was already read leaves the tree.
     std::fs::remove_dir_all(site.tree().join("pages/0")).unwrap();
     let every = replica.options.verify_every.take();
     site.publish(&mut replica);
@@ -407,7 +410,7 @@ fn a_slow_verification_goes_on_where_the_last_process_was_and_through_updates() 
     replica.options.verify_every = every;
     std::fs::write(site.live().join("pages/2/stranger"), "of a visitor").unwrap();
     assert_eq!(one_pass(&mut replica, &clock, &mut now), (2, None));
-    // Reported, and left where it is: the next activation takes it out of what is served.
+    // Reported and left in place: the next activation takes it out of the served tree.
     let found = drift(&replica).unwrap();
     assert_eq!((found.generation, found.paths, found.kept), (2, 1, None));
     assert_eq!(found.first, "pages/2/stranger");

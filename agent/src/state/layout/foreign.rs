@@ -71,7 +71,7 @@ impl Layout {
 
 fn warn(dir: &Dir, name: &[u8], to: &str) {
     let path = dir.path().join(name.escape_ascii().to_string());
-    tracing::warn!(path = %path.display(), to, "somebody else put this where syncd makes a name: moved away");
+    tracing::warn!(path = %path.display(), to, "a foreign file under a name that syncd needs was moved away");
 }
 
 /// Moves a name to the first free name like it. Returns `false` if this user may not move it.
