@@ -493,8 +493,14 @@ impl Slots {
     pub fn exchange(&mut self, slot: u64, inodes: &InodeChanges, now: Instant) -> Result<(), SlotError> {
         let (Some(live), Some(generation)) = (self.known.live, self.live()) else { return Ok(()) };
         let (number, root) = (generation.number().get(), generation.generation().root);
-        // Recorded before the exchange: a tree with this row always counts as in use.
-        self.set(slot, Slot::Resting(FormerTree { number, root, is_certain: true }), true)?;
+        // Recorded before the exchange: a tree with this row always counts as in use. No damaged file
+        // counts as the recorded one.
+        let state = Slot::Resting(FormerTree { number, root, is_certain: true });
+        let removed = inodes.put.iter().map(|(path, _)| path.clone()).collect();
+        let doubtful = InodeChanges { removed, ..InodeChanges::default() };
+        let change = Change { slots: vec![(slot, &state)], inodes: Some(&doubtful), ..Change::default() };
+        self.record.apply(&change, true)?;
+        self.known.slots.insert(slot, state);
         self.rests.insert(slot, now);
         let slots = &self.layout.slots;
         slots.exchange(&slot_name(slot), slots, &slot_name(live))?;

@@ -431,3 +431,35 @@ fn nothing_is_read_again_before_its_time_nor_where_that_is_off() {
     site.settle(&mut replica);
     assert!(replica.scrub_due().is_some_and(|due| due > Duration::from_secs(3000)));
 }
+
+#[test]
+fn after_a_kill_in_healing_no_damaged_file_passes_for_the_one_that_took_its_place() {
+    let (mut changes, mut exchanged) = (0, 0);
+    loop {
+        let (mut site, mut replica) = settled_in(Site::in_memory());
+        let page = site.live().join("docs/1/page-1.html");
+        let shown = page.metadata().unwrap().modified().unwrap();
+        std::fs::write(&page, "<X>1</X>").unwrap();
+        std::fs::File::options().write(true).open(&page).unwrap().set_modified(shown).unwrap();
+        fault::arm(Some(changes));
+        let report = replica.verify(Some(&mut site.origin), &|_| {}, &AtomicBool::new(false));
+        fault::arm(None);
+        drop(replica);
+        let mut replica = site.open();
+        if std::fs::read_to_string(&page).unwrap() == "<p>1</p>" {
+            exchanged += 1;
+            site.settle(&mut replica);
+            let expected = files(&[("1/docs/1/page-1.html", "<X>1</X>")]);
+            assert_eq!(kept(&site), expected, "killed before change {changes}");
+            assert!(drift(&replica).is_some(), "killed before change {changes}");
+            site.write("docs/0/page-0.html", "second");
+            site.publish(&mut replica);
+            site.assert_live_is_tree();
+        }
+        if report.is_ok() {
+            break;
+        }
+        changes += 1;
+    }
+    assert!(exchanged > 2, "{exchanged}");
+}
