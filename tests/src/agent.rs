@@ -12,50 +12,48 @@ use crate::origin::clean_environment;
 use crate::process::{Daemon, Outcome, run, tool};
 use crate::{Origin, Scene, binary, is_root, wait};
 
-/// The user of agents without privileges.
+/// User of agents without privileges.
 const SOMEBODY: &str = "nobody:nogroup";
 
-/// `syncd-agent status --json`, every field of the contract.
+/// Output of `syncd-agent status --json`, with every field of the contract.
 #[derive(Debug, Clone, Deserialize)]
 pub struct AgentStatus {
-    /// Its name.
     pub name: String,
     /// ROOT.
     pub root_directory: PathBuf,
     /// `HOST:PORT`.
     pub origin: String,
-    /// Whether its control stream is open.
+    /// Whether the control stream is open.
     pub connected: bool,
     /// The live generation.
     pub generation: Option<u64>,
-    /// The root hash of that, in hex.
+    /// Root hash of the live generation, hexadecimal.
     pub root: Option<String>,
-    /// The path of the live link.
+    /// Path of the link `live`.
     pub live: PathBuf,
     /// `empty`, `fetching`, `staging`, `staged`, `live` or `failed`.
     pub state: String,
     /// The highest number accepted.
     pub accepted: Option<u64>,
-    /// The numbers of the complete trees.
+    /// Numbers of the complete trees.
     pub generations: Vec<u64>,
-    /// Trees ready to be patched.
+    /// Number of trees ready to be patched.
     pub spares: u64,
-    /// RFC 3339.
+    /// Time in RFC 3339.
     pub last_contact: Option<String>,
-    /// Why the last update failed.
+    /// Reason why the last update failed.
     pub error: Option<String>,
 }
 
-/// An agent: its replica, and its `run` process while that runs.
+/// An agent: its replica, and its `run` process while it runs.
 pub struct Agent {
-    /// Its name in the fleet.
+    /// Name in the fleet.
     pub name: String,
     /// ROOT.
     pub root: PathBuf,
     options: Vec<String>,
-    /// How its commands become another user's; empty: they are this one's.
+    /// Prefix that runs its commands as another user; empty: this process's user.
     account: Vec<OsString>,
-    /// The program.
     program: PathBuf,
     prefix: Vec<OsString>,
     logs: PathBuf,
@@ -63,7 +61,7 @@ pub struct Agent {
 }
 
 impl Agent {
-    /// An agent in the scene's directory NAME that has not joined.
+    /// An agent in the scene's directory `name` that has not joined.
     pub fn new(scene: &Scene, name: &str) -> Self {
         Self {
             name: name.to_string(),
@@ -77,7 +75,7 @@ impl Agent {
         }
     }
 
-    /// Joins with a fresh token; does not run yet.
+    /// Joins with a new token, without running.
     #[track_caller]
     pub fn joined(scene: &Scene, origin: &Origin, name: &str) -> Self {
         let agent = Self::new(scene, name);
@@ -93,12 +91,12 @@ impl Agent {
         agent
     }
 
-    /// Has it join and run without privileges, under a user of its own, also where this process is root. That user can't
-    /// give files away: everything in its replica is its own.
+    /// Makes the agent join and run without privileges, as a user of its own, even if this process is root.
+    /// That user cannot give files away, so everything in its replica belongs to it.
     #[track_caller]
     pub fn unprivileged(mut self, scene: &Scene) -> Self {
         if is_root() {
-            // Where the programs are built need not be open to others.
+            // The build directory may be closed to other users.
             self.program = scene.path("syncd-agent");
             if !self.program.exists() {
                 std::fs::copy(binary("syncd-agent"), &self.program).expect("copy the program");
@@ -119,7 +117,7 @@ impl Agent {
         self
     }
 
-    /// The replica elsewhere than in the scene.
+    /// Places the replica outside the scene.
     pub fn at(mut self, root: &Path) -> Self {
         self.root = root.to_path_buf();
         self
@@ -147,14 +145,14 @@ impl Agent {
         command
     }
 
-    /// Starts `run`; does not wait for anything.
+    /// Starts `run` without waiting.
     #[track_caller]
     pub fn start(&mut self) {
         assert!(self.daemon.is_none(), "the agent runs already");
         self.daemon = Some(Daemon::start(&mut self.run_command(), &self.logs, &self.name));
     }
 
-    /// The running `run`.
+    /// The `run` process.
     #[track_caller]
     pub fn daemon(&mut self) -> &mut Daemon {
         self.daemon.as_mut().expect("the agent runs")
@@ -165,14 +163,14 @@ impl Agent {
         self.daemon.is_some()
     }
 
-    /// SIGKILL.
+    /// Sends SIGKILL.
     #[track_caller]
     pub fn kill9(&mut self) {
         self.daemon().kill9();
         self.daemon = None;
     }
 
-    /// SIGTERM; it must end with exit code 0.
+    /// Sends SIGTERM and asserts exit code 0.
     #[track_caller]
     pub fn stop(&mut self) {
         let code = self.daemon().stop();
@@ -199,7 +197,7 @@ impl Agent {
         command
     }
 
-    /// A tree as this agent should have it: who can't give files away owns all of them.
+    /// The tree as this agent should have it: a user who cannot give files away owns all of them.
     #[track_caller]
     pub fn expects(&self, tree: &Path) -> Facts {
         let mut facts = oracle::facts(tree);
@@ -210,14 +208,14 @@ impl Agent {
         facts
     }
 
-    /// Panics unless what is live is the same tree as `tree`, as far as this agent may make it so.
+    /// Panics unless the live tree equals `tree`, as far as this agent can make it so.
     #[track_caller]
     pub fn assert_live_is(&self, tree: &Path) {
         if self.account.is_empty() {
             return oracle::assert_same(tree, &self.live());
         }
         let expected = self.expects(tree);
-        // In the background it may lift a mode at this moment.
+        // Background work may lift a mode at this moment.
         wait::until_ok(&format!("{} to be as published", self.name), || {
             let differences = oracle::differences(&expected, &oracle::facts(&self.live()));
             if differences.is_empty() { Ok(()) } else { Err(differences.join("\n")) }
@@ -225,14 +223,14 @@ impl Agent {
         oracle::assert_no_shared_inode(&self.live());
     }
 
-    /// What differs between `tree`, which may be about to vanish, and what this agent should have. Without privileges an
-    /// agent sets the owner's bits of a closed directory while it works there, and a kill leaves them set until `verify`
-    /// finds that: they do not count.
+    /// Differences between `expected` and `tree`, which may be removed at any time. An agent without
+    /// privileges sets the owner's bits of a closed directory while it works there, and a kill leaves them
+    /// set until `verify` runs, so they do not count.
     pub fn differences(&self, expected: &Facts, tree: &Path) -> std::io::Result<Vec<String>> {
         Ok(self.differences_of(expected, oracle::try_facts(tree)?))
     }
 
-    /// The same of a tree that was walked already.
+    /// Like [`Self::differences`], for a tree that was already walked.
     pub fn differences_of(&self, expected: &Facts, mut actual: Facts) -> Vec<String> {
         if self.is_unprivileged() {
             for (path, fact) in &mut actual {
@@ -247,7 +245,7 @@ impl Agent {
         oracle::differences(expected, &actual)
     }
 
-    /// Whether it runs under a user of its own.
+    /// Whether it runs as a user of its own.
     pub fn is_unprivileged(&self) -> bool {
         !self.account.is_empty()
     }
@@ -266,7 +264,7 @@ impl Agent {
         run(&mut self.command(subcommand, args))
     }
 
-    /// `status --json`; `None` where that fails, as it may while the agent starts.
+    /// `status --json`; `None` if that fails, as it may while the agent starts.
     pub fn try_status(&self) -> Option<AgentStatus> {
         let outcome = self.cli("status", &["--json"]);
         if outcome.code == Some(0) { serde_json::from_str(&outcome.stdout).ok() } else { None }
@@ -279,13 +277,13 @@ impl Agent {
         serde_json::from_str(&outcome.stdout).unwrap_or_else(|error| panic!("{error}: {outcome:#?}"))
     }
 
-    /// The live link.
+    /// Path of the link `live`.
     pub fn live(&self) -> PathBuf {
         self.root.join("live")
     }
 
-    /// The generation that `live` leads to on disk; `None` where there is no link. The agent has run since the last cut:
-    /// the links of generations are for people, and may be old until it has.
+    /// The generation that `live` leads to on disk; `None`: there is no link. The agent must have run since
+    /// the last power cut, because the links in `generations/` may be outdated until then.
     #[track_caller]
     pub fn live_generation(&self) -> Option<u64> {
         let target = std::fs::read_link(self.live()).ok()?;
@@ -297,7 +295,7 @@ impl Agent {
         numbers.filter_map(|link| link.file_name()?.to_str()?.parse().ok()).max()
     }
 
-    /// Waits until a generation of at least this number is live, on disk and in `status`; its number.
+    /// Waits until a generation of at least this number is live, on disk and in `status`. Returns its number.
     #[track_caller]
     pub fn wait_live(&self, number: u64) -> u64 {
         wait::until_ok(&format!("{} to have generation {number} live", self.name), || {

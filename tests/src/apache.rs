@@ -1,4 +1,4 @@
-//! A real Apache with a ServerRoot, a port and a configuration of its own.
+//! A real Apache with its own ServerRoot, port and configuration.
 
 use std::fs;
 use std::net::TcpListener;
@@ -11,13 +11,13 @@ use crate::process::{Daemon, run};
 use crate::scene::{is_root, require_program};
 use crate::{Scene, http, wait};
 
-/// What DocumentRoot is.
+/// Kind of DocumentRoot.
 pub enum DocumentRoot {
-    /// Through the `live` link: every request resolves it anew.
+    /// The `live` link, which every request resolves again.
     LiveLink,
-    /// The slot, resolved once per generation: a hook writes `Define SYNCD_LIVE` and reloads gracefully.
+    /// The slot, resolved once for each generation: a hook writes `Define SYNCD_LIVE` and reloads gracefully.
     Resolved,
-    /// This directory, whatever is live; with mod_php, as Debian sets it up.
+    /// This directory, whatever is live, with mod_php as Debian configures it.
     Php(PathBuf),
 }
 
@@ -32,7 +32,7 @@ pub struct Apache {
 }
 
 impl Apache {
-    /// Writes a configuration for the replica in `root` (an agent's ROOT); does not start.
+    /// Writes a configuration for the replica in `root` (an agent's ROOT), without starting Apache.
     #[track_caller]
     pub fn configured(scene: &Scene, name: &str, root: &Path, document_root: &DocumentRoot) -> Self {
         let directory = scene.new_directory(name);
@@ -52,8 +52,8 @@ impl Apache {
         apache
     }
 
-    /// The hook for `--on-activate`: resolves the document root for the new generation, reloads gracefully, and waits
-    /// until the new configuration serves (a reload that comes while another is under way can be lost).
+    /// The `--on-activate` hook: resolves the document root for the new generation, reloads gracefully, and
+    /// waits until the new configuration serves. A reload during another reload can be lost.
     pub fn hook(&self) -> PathBuf {
         self.directory.join("reload")
     }
@@ -79,7 +79,7 @@ impl Apache {
             ),
         };
         let workers = match document_root {
-            // The modules of PHP are not made for threads.
+            // PHP's modules do not support threads.
             DocumentRoot::Php(_) => format!(
                 "LoadModule mpm_prefork_module {MODULES}/mod_mpm_prefork.so\n\
                  LoadModule php_module {}\nStartServers 2\nMaxRequestWorkers 4\n",
@@ -124,7 +124,7 @@ impl Apache {
         )
     }
 
-    /// Starts it and waits until it answers.
+    /// Starts Apache and waits until it answers.
     #[track_caller]
     pub fn start(&mut self) {
         let program = require_program("apache2", "apache2");
@@ -133,7 +133,7 @@ impl Apache {
         assert_eq!(check.code, Some(0), "the generated configuration holds: {check:#?}");
         let mut command = Command::new(program);
         command.arg("-f").arg(self.configuration()).arg("-DFOREGROUND");
-        // mpm_prefork ends by a signal to its whole group.
+        // mpm_prefork stops by a signal to its whole process group.
         command.process_group(0);
         let name = self.directory.file_name().map(|n| n.to_string_lossy().into_owned()).unwrap_or_default();
         let mut daemon = Daemon::start(&mut command, &self.logs, &name);
@@ -146,26 +146,26 @@ impl Apache {
         self.daemon = Some(daemon);
     }
 
-    /// Stops it at once.
+    /// Stops Apache at once.
     pub fn stop(&mut self) {
         if let Some(mut daemon) = self.daemon.take() {
             daemon.stop();
         }
     }
 
-    /// Stops and starts it.
+    /// Stops and starts Apache.
     #[track_caller]
     pub fn restart(&mut self) {
         self.stop();
         self.start();
     }
 
-    /// What it complained about.
+    /// Contents of the error log.
     pub fn error_log(&self) -> String {
         fs::read_to_string(self.directory.join("error.log")).unwrap_or_default()
     }
 
-    /// `GET path`, which must be answered completely with 200.
+    /// Sends `GET path`. The answer must be complete and have status 200.
     #[track_caller]
     pub fn get(&self, path: &str) -> http::Response {
         let response = http::get(&self.address, path).unwrap_or_else(|broken| panic!("GET {path}: {broken}"));
@@ -173,7 +173,7 @@ impl Apache {
         response
     }
 
-    /// Whether the server answers `path` with exactly what the file has.
+    /// Asserts that the server answers `path` with exactly the contents of the file.
     #[track_caller]
     pub fn assert_serves(&self, path: &str, file: &Path) {
         let expected = fs::read(file).expect("read the expected file");
@@ -186,7 +186,7 @@ impl Drop for Apache {
         if std::thread::panicking() {
             println!("---- Apache's error log ----\n{}----", self.error_log());
         }
-        // SIGTERM first: children of a killed parent would stay behind.
+        // SIGTERM first, because children of a killed parent would survive.
         if let Some(daemon) = &mut self.daemon {
             daemon.signal(rustix::process::Signal::TERM);
             for _ in 0..200 {
@@ -201,7 +201,7 @@ impl Drop for Apache {
 
 const MODULES: &str = "/usr/lib/apache2/modules";
 
-/// mod_php, whatever its version.
+/// The mod_php library, whatever its version.
 #[track_caller]
 fn php_module() -> PathBuf {
     let modules = fs::read_dir(MODULES).into_iter().flatten().flatten().map(|entry| entry.path());
@@ -223,7 +223,7 @@ mod tests {
     use crate::load::{Clients, page};
     use std::os::unix::fs::symlink;
 
-    /// A replica as an agent would lay it out, switched by hand.
+    /// Lays out a replica as an agent would, and switches it by hand.
     fn switch(root: &Path, number: u64) {
         let tree = root.join(format!("generations/{number}"));
         fs::create_dir_all(&tree).expect("create a tree");

@@ -1,11 +1,11 @@
-//! Where the programs under test are: beside the test executable, built by the same cargo.
+//! Finds the programs under test beside the test executable, where the same cargo built them.
 
 use std::path::PathBuf;
 use std::process::Command;
 use std::sync::OnceLock;
 
-/// The path of `syncd-origin`, `syncd-agent` or another binary of the workspace. Built once per test process unless
-/// `SYNCD_TESTS_BUILT` says that `tests/run` did it; panics where that fails.
+/// Path of `syncd-origin`, `syncd-agent` or another binary of the workspace. Builds them once for each test
+/// process, unless `SYNCD_TESTS_BUILT` says that `tests/run` has done so. Panics if the build fails.
 pub fn binary(name: &str) -> PathBuf {
     static BUILT: OnceLock<()> = OnceLock::new();
     BUILT.get_or_init(build);
@@ -14,7 +14,7 @@ pub fn binary(name: &str) -> PathBuf {
     path
 }
 
-/// `target/debug` or `target/release`, whichever this test executable is in.
+/// `target/debug` or `target/release`, wherever this test executable is.
 pub fn profile_directory() -> PathBuf {
     let executable = std::env::current_exe().expect("the path of this test executable");
     let mut directory = executable.parent().expect("an executable is in a directory").to_path_buf();

@@ -1,4 +1,4 @@
-//! Which system calls change a file system, and what.
+//! Table of the system calls that change a file system.
 
 use std::fs;
 use std::fs::File;
@@ -8,20 +8,19 @@ use std::path::{Path, PathBuf};
 use nix::libc;
 use nix::unistd::Pid;
 
-/// Longest name that is read from a traced program.
+/// Longest name read from a traced program, in bytes.
 const NAME_MAX: usize = 4096;
 const FICLONE: u64 = 0x4004_9409;
 const FICLONERANGE: u64 = 0x4020_940d;
 
-/// A system call as a thread makes it.
+/// A system call as made by a thread.
 pub(crate) struct Call {
-    /// Its number.
+    /// Number of the call.
     pub number: i64,
-    /// Its arguments.
     pub arguments: [u64; 6],
 }
 
-/// Where a call's arguments say what it changes.
+/// Position of the changed object in a call's arguments.
 #[derive(Clone, Copy)]
 enum Shape {
     /// An open file or directory.
@@ -34,7 +33,8 @@ enum Shape {
     Pair([usize; 4]),
 }
 
-/// Every call that changes a file, a name or what is durable of them. Of the calls that open, those that create or cut.
+/// Every call that changes a file, a name, or what is durable of them. Calls that open are included if they
+/// create or truncate.
 const CHANGES: &[(i64, &str, Shape)] = &[
     (libc::SYS_write, "write", Shape::File(0)),
     (libc::SYS_pwrite64, "pwrite64", Shape::File(0)),
@@ -76,7 +76,7 @@ const CHANGES: &[(i64, &str, Shape)] = &[
     (libc::SYS_utimensat, "utimensat", Shape::At(0, 1)),
 ];
 
-/// The call's name and what below `watched` it changes; `None`: nothing.
+/// Name of the call and the path below `watched` that it changes; `None`: none.
 pub(crate) fn change(who: Pid, call: &Call, watched: &Path) -> Option<(&'static str, String)> {
     let (_, name, shape) = CHANGES.iter().find(|(number, ..)| *number == call.number)?;
     let argument = |index: usize| call.arguments.get(index).copied().unwrap_or(0);
@@ -114,7 +114,7 @@ fn opened(who: Pid, fd: u64) -> Option<PathBuf> {
     fs::read_link(format!("/proc/{who}/fd/{}", fd as i32)).ok()
 }
 
-/// `name` may be absent: then it is the open file itself.
+/// A null `name` refers to the open file itself.
 fn at(who: Pid, fd: u64, name: u64) -> Option<PathBuf> {
     let directory = || match fd as i32 {
         libc::AT_FDCWD => fs::read_link(format!("/proc/{who}/cwd")).ok(),

@@ -1,9 +1,9 @@
-//! Real content in two versions, downloaded once by `apt-get download` and `npm pack` (which check what they get),
-//! unpacked once, and kept in a cache that all suites and the bench share: `SYNCD_CORPORA`, by default
-//! `target/corpora`.
+//! Real content in two versions. It is downloaded once by `apt-get download` and `npm pack`, which verify it,
+//! and unpacked once. All suites and the bench share the cache: `SYNCD_CORPORA`, by default `target/corpora`.
 //!
-//! Layout of the cache: `NAME/a`, `NAME/b` the two versions, `NAME/versions` what they are; a directory appears under
-//! its name only when it is complete. Nobody writes into it afterwards: tests work on copies ([`Corpus::copy`]).
+//! The cache has `NAME/a` and `NAME/b` for the two versions, and `NAME/versions` for their descriptions. A
+//! directory gets its name when it is complete. It is never changed afterwards: tests work on copies
+//! ([`Corpus::copy`]).
 
 use std::ffi::OsString;
 use std::fs;
@@ -19,34 +19,34 @@ use crate::Seeded;
 use crate::process::{run_within, tool};
 use crate::scene::{is_root, require_program};
 
-/// A tree and its successor.
+/// A tree in two versions.
 pub struct Corpus {
     directory: PathBuf,
 }
 
 impl Corpus {
-    /// The first version. Not to be written to.
+    /// The first version. Must not be changed.
     pub fn a(&self) -> PathBuf {
         self.directory.join("a")
     }
 
-    /// Its successor. Not to be written to.
+    /// The second version. Must not be changed.
     pub fn b(&self) -> PathBuf {
         self.directory.join("b")
     }
 
-    /// What the two versions are.
+    /// Description of the two versions.
     pub fn versions(&self) -> String {
         fs::read_to_string(self.directory.join("versions")).unwrap_or_default().trim().to_string()
     }
 
-    /// Copies a version, all metadata kept, to a new directory.
+    /// Copies a version with all metadata to a new directory.
     #[track_caller]
     pub fn copy(version: &Path, to: &Path) {
         tool("cp", [OsString::from("-a"), "--reflink=auto".into(), version.into(), to.into()]);
     }
 
-    /// Turns `tree` into `version` as a deployment would: by rsync, whole files, with deletions.
+    /// Turns `tree` into `version` as a deployment would: by rsync, with whole files and deletions.
     #[track_caller]
     pub fn deploy(version: &Path, tree: &Path) {
         let slashed = |path: &Path| format!("{}/", path.display());
@@ -73,7 +73,7 @@ pub fn wordpress() -> Corpus {
         tool("tar", [OsString::from("xzf"), archive.into(), "-C".into(), work.into()]);
         for (side, release) in [("a", "6.4"), ("b", "6.5")] {
             let to = work.join(side);
-            // The PHP files are in an archive, what a browser may ask for is beside it.
+            // The PHP files are in an archive, and the files for browsers are beside it.
             let php = work.join(format!("package/src/wordpress/wp-{release}.zip"));
             tool("unzip", [OsString::from("-q"), php.into(), "-d".into(), to.clone().into()]);
             let assets = work.join(format!("package/public/wp-{release}/."));
@@ -83,19 +83,19 @@ pub fn wordpress() -> Corpus {
     })
 }
 
-/// Debian documentation as the suites use it: the linux and Python packages, 16,500 files, 300 MB.
+/// A part of Debian's documentation for the suites: the linux and Python packages, 16,500 files, 300 MB.
 #[track_caller]
 pub fn docs_small() -> Corpus {
     corpus("docs-small", |work| debian(work, &[LINUX, PYTHON]))
 }
 
-/// Debian documentation as PEERS.md measures it: 34,851 files, 616 MB.
+/// Debian's documentation as measured in PEERS.md: 34,851 files, 616 MB.
 #[track_caller]
 pub fn docs() -> Corpus {
     corpus("docs", |work| debian(work, &[LINUX, OPENJDK, PYTHON, BOOST]))
 }
 
-/// A package, and the versions for `a` and `b`.
+/// A package, and its versions for `a` and `b`.
 type Package = (&'static str, &'static str, &'static str);
 const LINUX: Package = ("linux-doc-6.1", "6.1.190-1", "6.1.192-1");
 const OPENJDK: Package = ("openjdk-17-doc", "17.0.19+10-1~deb12u2", "17.0.21.1+2-1~deb12u1");
@@ -104,7 +104,7 @@ const BOOST: Package = ("libboost1.81-doc", "1.81.0-5+deb12u1", "1.81.0-5+deb12u
 
 fn debian(work: &Path, packages: &[Package]) -> String {
     if is_root() {
-        // Lists of another day name versions that are gone.
+        // Older lists name versions that no longer exist.
         run_within(Command::new("apt-get").args(["update", "-qq"]), Duration::from_secs(600))
             .expect_success();
     }
@@ -132,7 +132,7 @@ fn debian(work: &Path, packages: &[Package]) -> String {
     said.join(", ")
 }
 
-/// The two versions wanted, or where one is gone the two newest that are there.
+/// The two wanted versions, or the two newest available ones if one is missing.
 fn available(package: &Package) -> (String, String) {
     let listed = tool("apt-cache", ["madison", package.0]).stdout;
     let mut versions: Vec<String> = Vec::new();
@@ -150,7 +150,7 @@ fn available(package: &Package) -> (String, String) {
     (versions.get(1).unwrap_or(&newest).clone(), newest)
 }
 
-/// `many` of PEERS.md: 200,000 files of at most 4 KB, 200 a directory. Only version `a` exists.
+/// `many` of PEERS.md: 200,000 files of at most 4 KB, 200 in each directory. Only version `a` exists.
 #[track_caller]
 pub fn many(files: usize) -> Corpus {
     corpus(&format!("many-{files}"), |work| {
@@ -160,7 +160,8 @@ pub fn many(files: usize) -> Corpus {
     })
 }
 
-/// Fills the directory `root` as [`many`] is: small files made from those of `docs-small`, each with a line of its own.
+/// Fills the directory `root` like [`many`]: small files made from those of `docs-small`, each with a line of
+/// its own.
 #[track_caller]
 pub fn grow(root: &Path, files: usize) {
     let mut seeds: Vec<Vec<u8>> = Vec::new();
@@ -183,12 +184,12 @@ pub fn grow(root: &Path, files: usize) {
     }
 }
 
-/// The path of file `number` in a tree that [`grow`] made.
+/// Path of file `number` in a tree made by [`grow`].
 pub fn page(number: usize) -> PathBuf {
     format!("{:02}/{:03}/page-{number}.html", number / 200 % 32, number / 200).into()
 }
 
-/// Makes a corpus unless the cache has it. Processes that want the same one wait for each other.
+/// Makes a corpus unless the cache has it. Processes that need the same one wait for each other.
 #[track_caller]
 fn corpus(name: &str, make: impl FnOnce(&Path) -> String) -> Corpus {
     let cache = cache_directory();
@@ -222,8 +223,8 @@ fn cache_directory() -> PathBuf {
     profile.parent().map_or_else(|| profile.clone(), Path::to_path_buf).join("corpora")
 }
 
-/// Files that are equal in both versions get equal times, as a careful deployment would leave them; what changed gets
-/// a time of its own, to the nanosecond.
+/// Gives files that are equal in both versions equal times, as a careful deployment would. Every changed file
+/// gets a time of its own, to the nanosecond.
 fn align_times(a: &Path, b: &Path) {
     if !b.exists() {
         return;

@@ -1,8 +1,9 @@
-//! A Debian web server of the test's own, on which a page of the guide is followed word by word.
+//! A Debian web server for one test, on which a page of the guide is followed word by word.
 //!
-//! The test runs in namespaces of its own ([`crate::trouble::in_own_machine`]). There this module mounts copies of `/etc` and of
-//! the state of Debian's tools, and an empty `/run`, so that `a2ensite` and `apache2ctl` change nothing of the machine. systemd is not
-//! there: [`SYSTEMCTL`] does for the units of the page what it would do.
+//! The test runs in its own namespaces ([`crate::trouble::in_own_machine`]). This module mounts copies of
+//! `/etc` and of the state of Debian's tools there, and an empty `/run`, so that `a2ensite` and `apache2ctl`
+//! change nothing on the machine. systemd is missing, and [`SYSTEMCTL`] replaces it for the units of the
+//! page.
 
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
@@ -14,7 +15,8 @@ use crate::process::{Outcome, run, run_within};
 use crate::scene::require_program;
 use crate::{Scene, binary};
 
-/// `systemctl` for Apache's unit with its drop-in and for PHP-FPM's, and a note that the agent is to be restarted.
+/// `systemctl` for Apache's unit with its drop-in and for PHP-FPM's. Also notes when the agent should be
+/// restarted.
 const SYSTEMCTL: &str = r#"#!/bin/bash
 set -eu
 drop_in=/etc/systemd/system/apache2.service.d/syncd.conf
@@ -59,15 +61,15 @@ daemon-reload) ;;
 esac
 "#;
 
-/// The machine. Its processes and mounts end with the test's namespaces.
+/// The server. Its processes and mounts end with the test's namespaces.
 pub struct Debian {
     tools: PathBuf,
     path: String,
 }
 
 impl Debian {
-    /// Debian's Apache as installed, stopped. The replica's place, `/var/lib/syncd/agent`, is empty. Panics where
-    /// mounting is not allowed.
+    /// Debian's Apache as installed, stopped. The replica's directory, `/var/lib/syncd/agent`, is empty.
+    /// Panics if mounting is not permitted.
     #[track_caller]
     pub fn new(scene: &Scene) -> Self {
         require_program("apache2ctl", "apache2");
@@ -104,20 +106,20 @@ impl Debian {
         Path::new("/var/lib/syncd/agent")
     }
 
-    /// The version of the PHP that is installed, as in `8.2`.
+    /// Version of the installed PHP, as in `8.2`.
     #[track_caller]
     pub fn php(&self) -> String {
         require_program("phpquery", "php-fpm");
         self.follow("phpquery -V").only_line().to_owned()
     }
 
-    /// Runs lines of the guide as root, in a checkout of syncd; each must succeed.
+    /// Runs lines of the guide as root, in a checkout of syncd. Each must succeed.
     #[track_caller]
     pub fn follow(&self, lines: &str) -> Outcome {
         self.try_lines(lines).expect_success()
     }
 
-    /// Runs lines as [`Self::follow`] does; they may fail.
+    /// Like [`Self::follow`], but the lines may fail.
     #[track_caller]
     pub fn try_lines(&self, lines: &str) -> Outcome {
         run_within(&mut self.shell(lines), Duration::from_secs(60))
@@ -130,8 +132,8 @@ impl Debian {
         command
     }
 
-    /// What the agent's command line begins with so that it finds this machine's tools, has the variables of a file as
-    /// systemd's `EnvironmentFile=-` has it, and may do no more than its unit lets it.
+    /// Prefix of the agent's command line that provides this server's tools, the variables of a file as with
+    /// systemd's `EnvironmentFile=-`, and the capabilities of its unit.
     pub fn environment(&self, file: &str) -> Vec<std::ffi::OsString> {
         let variables = fs::read_to_string(file).unwrap_or_default();
         let unquoted = |line: &str| line.replace('\'', "");
@@ -141,31 +143,31 @@ impl Debian {
         set.into_iter().chain(path).chain(lines).map(Into::into).collect()
     }
 
-    /// Whether the guide had the agent restarted since this was last asked.
+    /// Whether the guide restarted the agent since the last call.
     pub fn agent_is_to_restart(&self) -> bool {
         fs::remove_file(self.tools.join("restart-agent")).is_ok()
     }
 
-    /// Starts the machine's Apache anew after all processes are gone and `/run` is empty.
+    /// Starts Apache as after a boot: with no processes left and an empty `/run`.
     #[track_caller]
     pub fn boot(&self, with_systemd: bool) {
         self.follow(
             "! systemctl is-active apache2 || systemctl stop apache2\nrm -rf /run/*; mkdir /run/lock",
         );
         if with_systemd {
-            // How programs learn that systemd runs: sd_booted(3).
+            // Tells programs that systemd runs: sd_booted(3).
             self.follow("mkdir -p /run/systemd/system");
         }
         self.follow("systemctl start apache2");
     }
 
-    /// `curl URL`: the status and the body; status 0 where nothing answers.
+    /// `curl URL`: status and body. Status 0: no answer.
     #[track_caller]
     pub fn curl(&self, url: &str) -> (u16, String) {
         self.curl_with(&[url])
     }
 
-    /// `curl -I URL`: the status and the headers.
+    /// `curl -I URL`: status and headers.
     #[track_caller]
     pub fn curl_head(&self, url: &str) -> (u16, String) {
         self.curl_with(&["-I", url])
@@ -179,7 +181,7 @@ impl Debian {
         (status.parse().expect("a number"), body.to_owned())
     }
 
-    /// Processes of Apache that have not ended.
+    /// Number of Apache's processes that have not ended.
     pub fn apache_processes(&self) -> usize {
         let programs = fs::read_dir("/proc").expect("list processes");
         let links = programs.filter_map(|entry| fs::read_link(entry.ok()?.path().join("exe")).ok());
@@ -189,12 +191,12 @@ impl Debian {
 
 impl Drop for Debian {
     fn drop(&mut self) {
-        // The scene's directory can't be removed below a mount of its own parts.
+        // The scene's directory cannot be removed while parts of it are mounted.
         let _ = run(&mut self.shell("systemctl stop apache2 || :\numount -l /var/lib/syncd /var/lib /etc"));
     }
 }
 
-/// The capabilities of the agent's unit, as setpriv takes them.
+/// Capabilities of the agent's unit, in the syntax of setpriv.
 fn bounding_set() -> String {
     const UNIT: &str = include_str!("../../packaging/syncd-agent.service");
     let line = UNIT.lines().find_map(|line| line.strip_prefix("CapabilityBoundingSet="));
@@ -204,7 +206,8 @@ fn bounding_set() -> String {
     })
 }
 
-/// The blocks of commands (```` ```sh ````) below a heading of a page of the guide, up to the next heading of that level.
+/// Blocks of commands (```` ```sh ````) below a heading of a page of the guide, up to the next heading of the
+/// same level.
 #[track_caller]
 pub fn instructions(page: &str, heading: &str) -> Vec<String> {
     let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../docs").join(page);

@@ -1,14 +1,15 @@
-//! A disk that refuses to write, below a file system: the error that the kernel meets long after a program's `write`
-//! succeeded, when it writes back.
+//! A disk that refuses writes, below a file system: the kernel meets the error during write-back, long after
+//! a program's `write` succeeded.
 //!
 //! ```text
 //! file system  ->  loop device  ->  one file, served by this process (FUSE)  ->  the image
 //! ```
 //!
-//! The file is a mount point itself, so the kernel asks for little more than its bytes. Writes that are refused fail with
-//! EIO and change nothing; what the file system makes of it is the real thing: it tells the next sync, and counts as written
-//! what never was. Which writes are refused is decided by what they bring, so that content can be lost and the file
-//! system's own tables stay whole. Everything ends with the process. Needs root.
+//! The file is itself a mount point, so the kernel asks for little more than its bytes. Refused writes fail
+//! with EIO and change nothing. The file system reacts as on a real disk: it reports the error to the next
+//! sync, and treats the data as written. The content of a write decides whether it is refused, so that
+//! content can be lost while the file system's own tables stay whole. Everything ends with the process. Needs
+//! root.
 
 use std::ffi::CString;
 use std::fs::{self, File};
@@ -23,33 +24,34 @@ use std::sync::{Arc, Mutex, PoisonError};
 use nix::libc;
 use rustix::mount::{MountFlags, mount};
 
-/// What each page of the content has that [`Refused::Marked`] is about.
+/// Start of each page of content to which [`Refused::Marked`] applies.
 pub const MARK: &[u8; 16] = b"a marked page of";
-/// How content lies on the disk.
+/// Unit in which content is written to the disk, in bytes.
 pub const PAGE_BYTES: usize = 4096;
 
-/// Longest write that the kernel is told to make. No request of the loop device may need two: where the first succeeds and
-/// the second is refused, the kernel's loop driver takes the short write for a whole one (seen with Linux 6.18), and the
-/// file system never hears of what the disk refused. So [`crate::mounts::Mount`] bounds requests by this, and the file
-/// system's blocks are whole pages: a request that starts within a page goes in two writes.
+/// Longest write that the kernel is allowed to make. No request of the loop device may need two writes. If
+/// the first succeeds and the second is refused, the kernel's loop driver takes the short write for a whole
+/// one (seen with Linux 6.18), and the file system never learns of the refusal. [`crate::mounts::Mount`]
+/// therefore limits requests to this size. The file system's blocks are whole pages, because a request that
+/// starts within a page takes two writes.
 pub const WRITE_BYTES: usize = 1024 * 1024;
 const HEADER_BYTES: usize = 40;
-/// Version of the protocol (`linux/fuse.h`) that is spoken.
+/// Version of the protocol (`linux/fuse.h`).
 const VERSION: [u32; 2] = [7, 31];
 
-/// What the disk refuses to write.
+/// Writes that the disk refuses.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[repr(u8)]
 pub enum Refused {
-    /// Nothing.
+    /// None.
     Nothing,
-    /// Whatever has [`MARK`] in it.
+    /// Writes that contain [`MARK`].
     Marked,
-    /// Everything.
+    /// All.
     Everything,
 }
 
-/// Turns the disk's refusal on and off, from any thread.
+/// Controls the disk's refusal, from any thread.
 #[derive(Debug, Clone, Default)]
 pub struct Wear {
     refused: Arc<AtomicU8>,
@@ -57,12 +59,12 @@ pub struct Wear {
 }
 
 impl Wear {
-    /// From now on.
+    /// Sets what is refused from now on.
     pub fn refuse(&self, what: Refused) {
         self.refused.store(what as u8, Ordering::SeqCst);
     }
 
-    /// Writes that were refused so far.
+    /// Number of writes refused so far.
     pub fn refusals(&self) -> u64 {
         self.refusals.load(Ordering::SeqCst)
     }
@@ -76,7 +78,7 @@ impl Wear {
     }
 }
 
-/// `bytes` of content, each page of it marked and unlike any other of another `seed`.
+/// Makes `bytes` of content. Each page is marked, and differs from every page of another `seed`.
 pub fn marked(seed: u64, bytes: usize) -> Vec<u8> {
     let mut content = crate::Seeded::new(seed).bytes(bytes);
     for page in content.chunks_mut(PAGE_BYTES) {
@@ -86,14 +88,14 @@ pub fn marked(seed: u64, bytes: usize) -> Vec<u8> {
     content
 }
 
-/// A file at a path of its own that has an image's bytes. What uses it has to be unmounted before this is dropped.
+/// A file with the bytes of an image. Everything that uses it must be unmounted before this is dropped.
 pub struct Device {
     path: PathBuf,
     wear: Wear,
 }
 
 impl Device {
-    /// Serves the image that is at `image` whenever the file is opened.
+    /// Serves the image at `image` whenever the file is opened.
     #[track_caller]
     pub fn of(image: &Path) -> Self {
         crate::require_root("it mounts a file system");
@@ -111,12 +113,12 @@ impl Device {
         Self { path, wear }
     }
 
-    /// The file.
+    /// Path of the file.
     pub fn path(&self) -> &Path {
         &self.path
     }
 
-    /// To have it refuse writes.
+    /// Control of the refusal.
     pub fn wear(&self) -> Wear {
         self.wear.clone()
     }
@@ -124,13 +126,13 @@ impl Device {
 
 impl Drop for Device {
     fn drop(&mut self) {
-        // Lazily: a loop device may still be letting go of it. The thread ends with the last user.
+        // Lazily, because a loop device may still be releasing it. The thread ends with the last user.
         let _ = Command::new("umount").arg("-l").arg(&self.path).status();
         let _ = fs::remove_file(&self.path);
     }
 }
 
-/// Answers the kernel, one request after the other.
+/// Answers the kernel's requests one by one.
 struct Server {
     kernel: File,
     image: PathBuf,
@@ -165,7 +167,7 @@ impl Server {
         loop {
             let length = match self.kernel.read(&mut buffer) {
                 Ok(length) => length,
-                // ENOENT: the request was taken back.
+                // ENOENT: the request was withdrawn.
                 Err(error)
                     if [libc::EINTR, libc::EAGAIN, libc::ENOENT]
                         .map(Some)
@@ -173,7 +175,7 @@ impl Server {
                 {
                     continue;
                 }
-                // Unmounted.
+                // The file was unmounted.
                 Err(_) => return,
             };
             let request = Request::of(&buffer[..length]);
@@ -185,18 +187,18 @@ impl Server {
             let total = (16 + body.len()) as u32;
             let header = [&total.to_le_bytes()[..], &(-errno).to_le_bytes(), &request.unique.to_le_bytes()];
             let message = [header.concat(), body].concat();
-            // Whoever asked may be gone.
+            // The process that asked may be gone.
             let _ = self.kernel.write(&message);
         }
     }
 
-    /// `None`: none is wanted.
+    /// `None`: no answer is expected.
     fn answer(&self, request: &Request<'_>) -> Option<io::Result<Vec<u8>>> {
         let body = request.body;
         Some(match request.operation {
             // FORGET, INTERRUPT, BATCH_FORGET
             2 | 36 | 42 => return None,
-            // GETATTR, SETATTR (times and set-id bits, which nobody looks at)
+            // GETATTR, SETATTR (times and set-id bits, which are not needed)
             3 | 4 => self.attributes(),
             // OPEN
             14 => File::options().read(true).write(true).open(&self.image).map(|file| {
@@ -247,7 +249,7 @@ impl Server {
 
     fn attributes(&self) -> io::Result<Vec<u8>> {
         let size = fs::metadata(&self.image)?.len();
-        // Good for no time; inode, size and blocks, no times; mode, one name, root's, and the size of a block.
+        // Valid for no time; inode, size and blocks, no times; mode, one name, owned by root, block size.
         let wide = [0, 0, 1, size, size.div_ceil(512), 0, 0, 0];
         let narrow = [0, 0, 0, 0o100_600, 1, 0, 0, 0, PAGE_BYTES as u32, 0];
         Ok(wide
@@ -265,7 +267,7 @@ fn greeting() -> Vec<u8> {
     for number in [VERSION[0], VERSION[1], WRITE_BYTES as u32, MAX_PAGES | BIG_WRITES] {
         body.extend(number.to_le_bytes());
     }
-    // Requests in the background, and when that is many.
+    // Number of background requests, and the number that counts as congestion.
     body.extend([16_u16, 12].iter().flat_map(|n| n.to_le_bytes()));
     body.extend([WRITE_BYTES as u32, 1].iter().flat_map(|n| n.to_le_bytes()));
     body.extend([(WRITE_BYTES / PAGE_BYTES) as u16, 0].iter().flat_map(|n| n.to_le_bytes()));

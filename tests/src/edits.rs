@@ -1,4 +1,4 @@
-//! Changes to a content tree: named ones, and random but repeatable ones.
+//! Changes a content tree: specific edits, and random but repeatable ones.
 
 use std::ffi::OsString;
 use std::fs;
@@ -11,7 +11,7 @@ use walkdir::WalkDir;
 
 use crate::{Seeded, is_root};
 
-/// Writes a file, and the directories above it.
+/// Writes a file and creates the directories above it.
 #[track_caller]
 pub fn write(tree: &Path, path: &str, content: impl AsRef<[u8]>) {
     let full = tree.join(path);
@@ -19,14 +19,14 @@ pub fn write(tree: &Path, path: &str, content: impl AsRef<[u8]>) {
     fs::write(full, content).expect("write a file");
 }
 
-/// Sets a file's or directory's time to the nanosecond.
+/// Sets the time of a file or directory, to the nanosecond.
 #[track_caller]
 pub fn set_time(path: &Path, seconds: u64, nanoseconds: u32) {
     let time = UNIX_EPOCH + Duration::new(seconds, nanoseconds);
     fs::File::open(path).and_then(|file| file.set_modified(time)).expect("set a time");
 }
 
-/// Removes whatever is there.
+/// Removes a name of any kind.
 pub fn remove(path: &Path) {
     match fs::symlink_metadata(path) {
         Ok(metadata) if metadata.is_dir() => fs::remove_dir_all(path).expect("remove a directory"),
@@ -35,7 +35,7 @@ pub fn remove(path: &Path) {
     }
 }
 
-/// A small site with a bit of everything that is replicated.
+/// Makes a small site with entries of every kind that is replicated.
 #[track_caller]
 pub fn small_site(tree: &Path, files: usize) {
     let mut random = Seeded::new(files as u64);
@@ -54,11 +54,12 @@ pub fn small_site(tree: &Path, files: usize) {
     fs::set_permissions(tree.join("index.html"), fs::Permissions::from_mode(0o600)).expect("chmod");
 }
 
-/// Modes that deny the owner of a directory something: all of it, its names, or what is below it.
+/// Modes of a directory that deny its owner something: everything, listing, or access to entries.
 const CLOSED: [u32; 4] = [0o000, 0o111, 0o311, 0o644];
 
-/// Makes or changes directories that deny their owner something, with files and a directory in each. From one `round` to
-/// the next each has other content and another mode, one goes and one comes. Only root can publish such a tree.
+/// Makes or changes directories that deny their owner something, with files and a directory in each. From one
+/// `round` to the next, each gets other content and another mode, one is removed and one is added. Only root
+/// can publish such a tree.
 #[track_caller]
 pub fn closed_directories(tree: &Path, round: usize) {
     let close = |path: &Path, mode| {
@@ -81,7 +82,7 @@ pub fn closed_directories(tree: &Path, round: usize) {
     }
 }
 
-/// Random edits of one tree. Every round changes at least one file's content.
+/// Random edits of one tree. Every round changes the content of at least one file.
 pub struct Edits {
     tree: PathBuf,
     random: Seeded,
@@ -90,23 +91,23 @@ pub struct Edits {
 }
 
 impl Edits {
-    /// Edits of `tree`, from a seed.
+    /// Edits `tree` according to a seed.
     pub fn new(tree: &Path, seed: u64) -> Self {
         Self { tree: tree.to_path_buf(), random: Seeded::new(seed), round: 0, closes: false }
     }
 
-    /// Takes their rights from owners, too, where this is root.
+    /// Also takes away owners' rights, if this process is root.
     pub fn closing(self) -> Self {
         Self { closes: true, ..self }
     }
 
-    /// 1 to `most` random operations, and one certain change of content.
+    /// Makes 1 to `most` random changes, and one certain change of content.
     pub fn round(&mut self, most: u64) {
         self.round += 1;
         for _ in 0..1 + self.random.below(most) {
             self.operation();
         }
-        // An operation may have made something else of it.
+        // An operation may have replaced it by something else.
         remove(&self.tree.join("round.txt"));
         write(&self.tree, "round.txt", format!("round {} {}\n", self.round, self.random.next_u64()));
     }
@@ -185,7 +186,7 @@ impl Edits {
             }
             10 if !metadata.is_symlink() => {
                 let open = if metadata.is_dir() { 0o711 } else { 0o640 } | self.random.below(8) as u32;
-                // Root reads what it denies its owner; a node's agent may be no more than that.
+                // Root can read what a mode denies to the owner; a node's agent may not be root.
                 let closed = [0o000, 0o111, 0o311, 0o444, 0o644];
                 let closed = self.random.pick(&closed).copied().filter(|_| is_root() && self.closes);
                 let mode = closed.filter(|_| self.random.one_in(2)).unwrap_or(open);

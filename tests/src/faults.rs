@@ -1,8 +1,9 @@
-//! Calls of the agent that fail: once, or from one on until the fault ends. What must hold meanwhile and afterwards.
+//! Makes calls of the agent fail, once or until the fault ends, and checks what must hold during and after
+//! the fault.
 //!
-//! While a fault lasts the old generation is served, and whoever looks at the agent's log or at the origin's `status`
-//! reads why. When it ends the agent converges by itself; one that could not even start is started again, as a service
-//! manager does.
+//! During a fault the old generation is served, and the agent's log or the origin's `status` shows the
+//! reason. When the fault ends, the agent converges by itself. An agent that could not start is started
+//! again, as a service manager would do.
 
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -14,13 +15,13 @@ use nix::libc;
 use crate::node::{Node, Scenario};
 use crate::tracer::{Point, Policy, Traced, Verdict};
 
-/// A fault is seen by then.
+/// Time within which a fault must be noticed.
 const NOTICED: Duration = Duration::from_secs(20);
 
-/// What fails.
+/// Kind of failure.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Fault {
-    /// ENOSPC: no space or no inodes.
+    /// ENOSPC: no space, or no inodes.
     NoSpace,
     /// EDQUOT.
     Quota,
@@ -32,12 +33,12 @@ pub enum Fault {
     OtherFileSystem,
     /// EROFS.
     ReadOnly,
-    /// Writes write a third.
+    /// Writes are cut to a third.
     Short,
 }
 
 impl Fault {
-    /// All of them.
+    /// All faults.
     pub const ALL: [Self; 7] = [
         Self::NoSpace,
         Self::Quota,
@@ -48,7 +49,7 @@ impl Fault {
         Self::Short,
     ];
 
-    /// What becomes of a call; `None`: this fault cannot hit it.
+    /// Result of a call; `None`: this fault does not apply to it.
     pub fn verdict(self, point: &Point) -> Option<Verdict> {
         let writes =
             matches!(point.call, "write" | "pwrite64" | "copy_file_range" | "fallocate" | "ftruncate");
@@ -70,7 +71,7 @@ impl Fault {
         hits.then_some(verdict)
     }
 
-    /// What a message about it says.
+    /// Words that a message about the fault contains.
     pub fn words(self) -> &'static str {
         match self {
             Self::NoSpace => "No space left on device",
@@ -87,36 +88,36 @@ impl Fault {
 /// One case.
 #[derive(Debug, Clone, Copy)]
 pub struct Failing {
-    /// What fails.
+    /// The fault.
     pub fault: Fault,
-    /// The first call that does.
+    /// Ordinal of the first call that fails.
     pub ordinal: usize,
-    /// And all later ones until the fault ends.
+    /// Whether all later calls fail as well, until the fault ends.
     pub lasts: bool,
 }
 
-/// The calls that failed.
+/// Calls that failed.
 pub(crate) type Failed = Arc<Mutex<Vec<Point>>>;
 
-/// What a case showed.
+/// Result of a case.
 #[derive(Debug, Clone, Default)]
 pub struct Seen {
-    /// Calls that failed.
+    /// Number of calls that failed.
     pub failed: usize,
-    /// The agent's log says why.
+    /// Whether the agent's log shows the reason.
     pub logged: bool,
-    /// `status` at the origin says why.
+    /// Whether the origin's `status` shows the reason.
     pub reported: bool,
-    /// The agent ended, and was started again.
+    /// Whether the agent ended and was started again.
     pub ended: bool,
-    /// All calls of the run that changed something, and those that failed.
+    /// All calls of the run that changed something, including those that failed.
     pub points: Vec<Point>,
-    /// From the end of the fault until all was well.
+    /// Time from the end of the fault until everything was in order.
     pub healing: Duration,
 }
 
 impl Node {
-    /// Runs the scenario with the fault. Err: what is wrong.
+    /// Runs the scenario with the fault. Err: the rule that was broken.
     pub fn fail(&mut self, scenario: &Scenario, failing: Failing) -> Result<Seen, String> {
         let (lasting, failed) = (Arc::new(AtomicBool::new(true)), Failed::default());
         let log = Traced::log_of(self.mount.directory());
@@ -151,7 +152,7 @@ impl Node {
         let mut seen = Seen::default();
         let words = failing.fault.words();
         let said = || std::fs::read_to_string(log).unwrap_or_default().contains(words);
-        // Until it is seen, or turns out to be none.
+        // Until the fault is noticed, or proves harmless.
         let started = Instant::now();
         let mut calm = None;
         loop {
@@ -167,7 +168,7 @@ impl Node {
             let fine = self.agent.live_generation() == Some(newest)
                 && traced.idle().is_some_and(|idle| idle.as_millis() > 300);
             if (failing.lasts && seen.reported && said()) || fine {
-                // A moment more, to see what it does next.
+                // A little longer, to see what follows.
                 if calm.get_or_insert(Instant::now()).elapsed() > Duration::from_millis(100) {
                     break;
                 }

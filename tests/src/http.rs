@@ -1,4 +1,5 @@
-//! The smallest HTTP/1.1 client that can judge a response: one request a connection, the whole answer or what broke.
+//! A minimal HTTP/1.1 client that judges responses: one request for each connection, and the whole answer or
+//! the reason why it broke.
 
 use std::io::{Read, Write};
 use std::net::TcpStream;
@@ -9,14 +10,14 @@ use std::time::Duration;
 pub struct Response {
     /// Status code.
     pub status: u16,
-    /// Status line and headers, as they came.
+    /// Status line and headers, unchanged.
     pub head: String,
-    /// Exactly as many bytes as the headers or chunks said.
+    /// Exactly as many bytes as the headers or chunks announced.
     pub body: Vec<u8>,
 }
 
 impl Response {
-    /// A header's value; names compare without case.
+    /// Value of a header. Names are compared without case.
     pub fn header(&self, name: &str) -> Option<&str> {
         header(&self.head, name)
     }
@@ -29,22 +30,22 @@ fn header<'a>(head: &'a str, name: &str) -> Option<&'a str> {
     })
 }
 
-/// Why there is no complete answer.
+/// Reason why there is no complete answer.
 pub type Broken = String;
 
-/// A request whose answer's body is read by the caller, at the caller's pace.
+/// A request whose answer is read by the caller, at any pace.
 pub struct Download {
     stream: TcpStream,
     /// Status code.
     pub status: u16,
-    /// Bytes of the body.
+    /// Length of the body in bytes.
     pub length: u64,
     head: String,
     received: Vec<u8>,
 }
 
 impl Download {
-    /// Sends `GET path` to `address` (`HOST:PORT`) and reads up to the end of the headers.
+    /// Sends `GET path` to `address` (`HOST:PORT`) and reads the headers.
     pub fn start(address: &str, path: &str) -> Result<Self, Broken> {
         let mut stream = TcpStream::connect(address).map_err(|error| format!("connect: {error}"))?;
         let limit = Some(Duration::from_secs(20));
@@ -81,12 +82,12 @@ impl Download {
         Ok(Self { stream, status, length, head, received: body })
     }
 
-    /// Bytes of the body so far.
+    /// Bytes of the body received so far.
     pub fn received(&self) -> usize {
         self.received.len()
     }
 
-    /// Reads up to `limit` bytes more; 0 at the end of the body or of the connection.
+    /// Reads at most `limit` more bytes; 0 at the end of the body or of the connection.
     pub fn read_some(&mut self, limit: usize) -> Result<usize, Broken> {
         let wanted = limit.min((self.length as usize).saturating_sub(self.received.len()));
         let mut buffer = vec![0; wanted];
@@ -106,7 +107,7 @@ impl Download {
     }
 }
 
-/// The body that was sent in chunks; `None`: it is not complete.
+/// Joins a chunked body; `None`: it is incomplete.
 fn joined(mut chunks: &[u8]) -> Option<Vec<u8>> {
     let mut body = Vec::new();
     loop {
@@ -121,7 +122,7 @@ fn joined(mut chunks: &[u8]) -> Option<Vec<u8>> {
     }
 }
 
-/// `GET path`, the whole answer.
+/// Sends `GET path` and returns the whole answer.
 pub fn get(address: &str, path: &str) -> Result<Response, Broken> {
     Download::start(address, path)?.finish()
 }

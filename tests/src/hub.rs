@@ -1,9 +1,11 @@
-//! An origin whose DATA is on a file system of its own, whose power is cut at chosen calls, and what must hold afterwards.
+//! An origin whose DATA is on a file system of its own and whose power is cut at chosen calls, with an oracle
+//! for the state afterwards.
 //!
-//! As [`crate::node`] for the origin: its calls are counted in one run of a scenario and then cut one by one. The oracle:
-//! what a command answered before the cut is still there; the newest generation is the one before or the one that was
-//! being sealed, with the root that the tree has; older generations are as they were; `check` finds every byte; the next
-//! commit works; no token lets two agents in.
+//! Like [`crate::node`], but for the origin: its calls are counted in one run of a scenario, and then cut one
+//! by one. The oracle checks that whatever a command answered before the cut is still there. The newest
+//! generation must be the one before, or the one that was being sealed, with the root of the tree. Older
+//! generations are unchanged, `check` finds every byte, the next commit works, and no token admits two
+//! agents.
 
 use std::collections::BTreeMap;
 use std::os::unix::net::UnixStream;
@@ -22,51 +24,49 @@ use crate::process::{Outcome, run};
 use crate::tracer::{Point, Policy, Traced, Verdict};
 use crate::{Origin, OriginStatus, Scene, Seeded};
 
-/// Nothing is done any more after so long without a change.
+/// Time without a change after which the origin counts as idle.
 const CALM: Duration = Duration::from_millis(900);
 const PATIENCE: Duration = Duration::from_secs(40);
 
-/// What the origin is asked to do.
+/// Work that the origin is asked to do.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Errand {
     /// Scan and seal.
     Commit,
-    /// A token, and an agent that joins with it.
+    /// Make a token, and join an agent with it.
     Join,
-    /// Garbage collection; nothing is asked.
+    /// Collect garbage, without a command.
     Collect,
 }
 
-/// What the commands of a scenario came to.
+/// Results of a scenario's commands.
 #[derive(Debug, Clone, Default)]
 pub struct Answered {
-    /// The generation that `commit` answered.
+    /// Generation returned by `commit`.
     pub sealed: Option<u64>,
-    /// The token that `token` answered.
+    /// Token returned by `token`.
     pub token: Option<String>,
-    /// Whether `join` said that it joined.
+    /// Whether `join` reported success.
     pub joined: bool,
-    /// Why a command failed.
+    /// Reasons why commands failed.
     pub refusals: Vec<String>,
 }
 
-/// The origin and its disk.
 pub struct Hub {
-    /// The origin.
     pub origin: Origin,
-    /// Its disk.
     pub mount: Mount,
-    /// A bug that it is started with.
+    /// Bug with which the origin is started.
     pub planted: Option<&'static str>,
     image: PathBuf,
-    /// Roots of all generations of the image, by number, and of the tree as it is now, by the number it will get.
+    /// Roots of all generations of the image, by number, and of the current tree, by the number that it will
+    /// get.
     roots: BTreeMap<u64, String>,
     elsewhere: PathBuf,
     agents: u32,
 }
 
 impl Hub {
-    /// Four generations on the disk, and a tree that differs from the last.
+    /// Makes a disk with four generations, and a tree that differs from the last.
     #[track_caller]
     pub fn new(scene: &Scene, mount: Mount) -> Self {
         let tree = scene.path("tree");
@@ -83,7 +83,7 @@ impl Hub {
         }
         origin.stop();
         let image = mount.save("hub.image");
-        // What the tree becomes, and what root that gives.
+        // Final state of the tree, and its root.
         for number in 0..60 {
             write(&tree, &format!("new/{}/page-{number}.html", number % 5), format!("page {number}"));
         }
@@ -126,7 +126,8 @@ impl Hub {
         traced.points()
     }
 
-    /// Runs the commands until they are done, or the origin is frozen; then cuts the power if asked to, and kills it.
+    /// Runs the commands until they are done or the origin is frozen. Then cuts the power if asked to, and
+    /// kills the origin.
     fn ask(&mut self, errand: Errand, traced: &mut Traced, linger: Duration, cut: bool) -> (bool, Answered) {
         self.agents += 1;
         let name = format!("web{}", self.agents);
@@ -149,7 +150,7 @@ impl Hub {
         (frozen, asked.join().expect("the commands end"))
     }
 
-    /// One case; the kind of call where it ended. Err: what the oracle complains of.
+    /// Runs one case. Returns the call at which it ended. Err: the oracle's complaint.
     pub fn run(&mut self, errand: Errand, case: Case) -> Result<Option<Point>, String> {
         let policy = move |point: &Point| match (point.ordinal == case.ordinal, case.after) {
             (false, _) => Verdict::Pass,
@@ -174,8 +175,9 @@ impl Hub {
         })
     }
 
-    /// An errand while a call fails. It is refused with a clear word, or done; when the fault has ended the next one works,
-    /// without a restart where the origin still runs. Calls that failed. Err: what is wrong.
+    /// Runs an errand while a call fails. The errand must be refused with a clear message, or succeed. Once
+    /// the fault has ended the next one must succeed, without a restart if the origin still runs. Returns the
+    /// number of failed calls. Err: the rule that was broken.
     pub fn fail(&mut self, errand: Errand, failing: Failing) -> Result<usize, String> {
         let (lasting, failed) = (Arc::new(AtomicBool::new(true)), Failed::default());
         let log = Traced::log_of(self.mount.directory());
@@ -223,13 +225,14 @@ impl Hub {
         match errand {
             Errand::Commit => answered.sealed = Some(self.commit_again()?),
             Errand::Join => self.join_again()?,
-            // It is collected again after half an hour, in debug builds, too; what matters until then works.
+            // The next collection is half an hour away, also in debug builds; until then other commands must
+            // work.
             Errand::Collect => drop(self.commit_again()?),
         }
         Ok(())
     }
 
-    /// Whether the generations that a hasty origin does not keep are gone.
+    /// Whether all generations that a hasty origin does not keep are gone.
     fn is_collected(&self) -> Result<bool, String> {
         let history = self.origin.cli("history", &["--json"]);
         if history.code != Some(0) {
@@ -259,7 +262,7 @@ impl Hub {
         }
     }
 
-    /// The oracle. The origin is down.
+    /// Runs the oracle. The origin must be stopped.
     pub fn judge(&mut self, errand: Errand, answered: &Answered) -> Result<(), String> {
         self.origin.start();
         let status = self.origin.status();
@@ -330,7 +333,7 @@ fn join(address: &str, token: &str, name: &str, root: &Path) -> Outcome {
     run(&mut command)
 }
 
-/// Whoever asks the origin, from another thread.
+/// Sends requests to the origin from another thread.
 struct Client {
     data: PathBuf,
     root: PathBuf,
@@ -347,7 +350,7 @@ impl Client {
 
     fn ask(&self, errand: Errand, gone: &AtomicBool) -> Answered {
         let mut answered = Answered::default();
-        // Before that a command would open DATA itself.
+        // Earlier a command would open DATA itself.
         let started = Instant::now();
         let status: Option<OriginStatus> = loop {
             if started.elapsed() > PATIENCE || gone.load(Ordering::Relaxed) {
@@ -356,7 +359,7 @@ impl Client {
             if UnixStream::connect(self.data.join("admin.sock")).is_ok() {
                 let outcome = self.cli("status", &["--json"]);
                 let status = serde_json::from_str::<OriginStatus>(&outcome.stdout).ok();
-                // One that is held says why to whoever asks for something.
+                // A held origin gives the reason in its answers.
                 let answers = |status: &OriginStatus| ["ready", "held"].contains(&status.state.as_str());
                 if outcome.code != Some(0) {
                     answered.refusals.push(outcome.stderr);

@@ -1,13 +1,14 @@
-//! The harness of the end-to-end suites and of the bench: the real binaries in processes of their own, a real Apache,
-//! real content, and oracles that share no code with syncd.
+//! Harness of the end-to-end suites and of the bench: the real binaries in processes of their own, a real
+//! Apache, real content, and oracles that share no code with syncd.
 //!
-//! [`Scene`] is one test's directory; [`Origin`] and [`Agent`] are the two programs in it, driven through their command
-//! line (DESIGN.md section 7) only; [`Apache`] serves a replica; [`corpora`] has real content in two versions;
-//! [`oracle`] compares trees; [`edits`] changes them at random, but repeatably ([`Seeded`]).
+//! [`Scene`] is one test's directory. [`Origin`] and [`Agent`] are the two programs in it, used only through
+//! their command line (DESIGN.md section 7). [`Apache`] serves a replica, and [`corpora`] provides real
+//! content in two versions. [`oracle`] compares trees, and [`edits`] changes them at random, but repeatably
+//! ([`Seeded`]).
 //!
-//! A harness function that cannot do its job panics and says what it saw: a test has nothing better to do with the
-//! error. Logs of all processes are printed when a test fails. `SYNCD_KEEP=1` keeps the directories, `SYNCD_SEED=N`
-//! repeats a random run.
+//! A harness function that fails panics and says why, because a test cannot handle the error. A failed test
+//! prints the logs of all processes. `SYNCD_KEEP=1` keeps the directories, `SYNCD_SEED=N` repeats a random
+//! run.
 
 mod agent;
 mod apache;

@@ -1,9 +1,9 @@
-//! A long link: a TCP proxy that delays, limits the rate, and counts what passes.
+//! A long link: a TCP proxy that delays, limits the rate, and counts bytes.
 //!
-//! All connections through one [`Link`] share its rate, as on a real line: whoever has bytes waits for its turn on the
-//! line, then for the way. A queue of [`QUEUE`] stands before the line, beyond which a sender is not read any more. A
-//! new connection waits for one round trip, like a SYN. Congestion control is not played: what one plain TCP connection
-//! carries through the same link ([`Link::plain_tcp_rate`]) is the measure.
+//! All connections through one [`Link`] share its rate, as on a real line. Bytes wait for their turn on the
+//! line, and then for the delay. A queue of [`QUEUE`] precedes the line, and a sender is not read while it is
+//! full. A new connection waits for one round trip, like a SYN. Congestion control is not simulated: the rate
+//! of one plain TCP connection through the same link ([`Link::plain_tcp_rate`]) is the reference.
 
 use std::collections::VecDeque;
 use std::io::{Read, Write};
@@ -13,19 +13,18 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
 
-/// What waits before the line, as time on it.
+/// Length of the queue before the line, as time on the line.
 const QUEUE: Duration = Duration::from_millis(50);
-/// Between the link and whoever connected.
+/// Buffer between the link and the connecting side.
 const SEND_BUFFER_BYTES: usize = 64 * 1024;
-/// Read at once.
+/// Bytes read at a time.
 const CHUNK_BYTES: usize = 32 * 1024;
 
-/// What a line is like, in both directions.
+/// Properties of a line, the same in both directions.
 #[derive(Debug, Clone, Copy)]
 pub struct Line {
-    /// There and back.
     pub round_trip: Duration,
-    /// Bytes a second.
+    /// Bytes per second.
     pub bytes_per_second: f64,
 }
 
@@ -36,11 +35,11 @@ pub struct Link {
     down: Arc<Mutex<Lane>>,
 }
 
-/// One direction.
+/// One direction of the link.
 #[derive(Default)]
 struct Lane {
     busy_until: Option<Instant>,
-    /// When how many bytes were delivered.
+    /// Times and sizes of deliveries.
     passed: VecDeque<(Instant, u64)>,
 }
 
@@ -62,7 +61,7 @@ impl Link {
                     let copies = near.try_clone().and_then(|n| Ok((n, far.try_clone()?)));
                     let Ok((near_too, far_too)) = copies else { return };
                     let _ = near.set_nodelay(true).and_then(|()| far.set_nodelay(true));
-                    // What lies in this buffer has not been delivered.
+                    // Bytes in this buffer have not been delivered.
                     let _ = rustix::net::sockopt::set_socket_send_buffer_size(&near, SEND_BUFFER_BYTES);
                     pass(near, far, line, up);
                     pass(far_too, near_too, line, down);
@@ -72,26 +71,26 @@ impl Link {
         link
     }
 
-    /// Where to connect to.
+    /// Address to connect to.
     pub fn address(&self) -> String {
         self.address.to_string()
     }
 
-    /// Forgets what passed.
+    /// Forgets all deliveries.
     pub fn reset(&self) {
         lock(&self.down).passed.clear();
     }
 
-    /// Bytes that were delivered since [`Self::reset`] to whoever connected, and the time from `since` to the last of
-    /// them.
+    /// Bytes delivered to the connecting side since [`Self::reset`], and the time from `since` to the last
+    /// delivery.
     pub fn delivered(&self, since: Instant) -> (u64, Duration) {
         let lane = lock(&self.down);
         let last = lane.passed.back().map_or(since, |(at, _)| *at);
         (lane.passed.iter().map(|(_, bytes)| bytes).sum(), last.saturating_duration_since(since))
     }
 
-    /// Bytes a second while the middle 90 % of what was delivered passed: without what comes before and after a bulk
-    /// transfer.
+    /// Bytes per second during the middle 90 % of the deliveries, which excludes the time before and after a
+    /// bulk transfer.
     pub fn steady_rate(&self) -> f64 {
         let lane = lock(&self.down);
         let total: u64 = lane.passed.iter().map(|(_, bytes)| bytes).sum();
@@ -106,7 +105,7 @@ impl Link {
         total as f64 * 0.9 / end.saturating_duration_since(start).as_secs_f64()
     }
 
-    /// The most that was delivered in any second, in bytes.
+    /// Largest number of bytes delivered within one second.
     pub fn fullest_second(&self) -> u64 {
         let lane = lock(&self.down);
         let (mut sum, mut most, mut first) = (0, 0, 0);
@@ -121,8 +120,8 @@ impl Link {
         most
     }
 
-    /// Bytes a second of one plain TCP connection that carries `bytes` through a link like this: from its start until
-    /// all of it is there.
+    /// Bytes per second of one plain TCP connection that transfers `bytes` through such a link, from its
+    /// start to the last byte.
     #[track_caller]
     pub fn plain_tcp_rate(line: Line, bytes: usize) -> f64 {
         let source = TcpListener::bind("127.0.0.1:0").expect("listen");
@@ -147,15 +146,14 @@ impl Link {
         bytes as f64 / started.elapsed().as_secs_f64()
     }
 
-    /// When the first deliveries came, in milliseconds since `since`, and their bytes: where a start-up spends its round
-    /// trips.
+    /// Times, in milliseconds since `since`, and sizes of the first deliveries. Shows where a start spends
+    /// its round trips.
     pub fn first(&self, count: usize, since: Instant) -> Vec<(u128, u64)> {
         let lane = lock(&self.down);
         let passed = lane.passed.iter().take(count);
         passed.map(|(at, bytes)| (at.saturating_duration_since(since).as_millis(), *bytes)).collect()
     }
 
-    /// What the line is like.
     pub fn line(&self) -> Line {
         self.line
     }
@@ -165,7 +163,7 @@ fn lock(lane: &Mutex<Lane>) -> MutexGuard<'_, Lane> {
     lane.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// Carries one direction of one connection, on two threads.
+/// Transfers one direction of one connection, on two threads.
 fn pass(from: TcpStream, to: TcpStream, line: Line, lane: Arc<Mutex<Lane>>) {
     let (on_the_way, arriving) = channel();
     let receiving_lane = lane.clone();
@@ -199,7 +197,7 @@ fn deliver(mut to: TcpStream, arriving: &Receiver<(Instant, Vec<u8>)>, lane: &Mu
         }
         lock(lane).passed.push_back((Instant::now(), chunk.len() as u64));
     }
-    // The other side's end of stream, or its disappearance.
+    // Passes on the end of the stream, or ends a broken one.
     let _ = to.shutdown(Shutdown::Write);
 }
 
@@ -211,7 +209,7 @@ mod tests {
     fn a_line_delays_and_limits() {
         let line = Line { round_trip: Duration::from_millis(60), bytes_per_second: 10e6 };
         let rate = Link::plain_tcp_rate(line, 5_000_000);
-        // Half a second on the line, two round trips at most around it.
+        // Half a second on the line, and at most two round trips.
         assert!((6.5e6..10e6).contains(&rate), "{rate}");
     }
 }

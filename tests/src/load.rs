@@ -1,8 +1,8 @@
 //! Clients that read pages while generations are switched, and judge every answer.
 //!
-//! A page says in its first line which version it is; the rest follows from that and the page's number, and its length
-//! differs from version to version. So a body that starts as one version and ends as another, is cut short or padded,
-//! cannot pass.
+//! The first line of a page names its version. The rest follows from version and page number, and every
+//! version has another length. A body that mixes two versions, or that is cut short or padded, is therefore
+//! detected.
 
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
@@ -10,7 +10,7 @@ use std::thread::JoinHandle;
 
 use crate::http;
 
-/// The content of page `number` in `version`.
+/// Content of page `number` in `version`.
 pub fn page(version: u64, number: usize) -> Vec<u8> {
     let lines = 20 + (version as usize * 37 + number * 11) % 400;
     let mut body = format!("version {version} page {number} lines {lines}\n").into_bytes();
@@ -21,7 +21,7 @@ pub fn page(version: u64, number: usize) -> Vec<u8> {
     body
 }
 
-/// The version of a page's body; `Err` where it is not wholly one version of this page.
+/// Version of a page's body; `Err`: the body is not exactly one version of this page.
 pub fn judge(number: usize, body: &[u8]) -> Result<u64, String> {
     let first = body.split(|b| *b == b'\n').next().unwrap_or_default();
     let first = String::from_utf8_lossy(first);
@@ -37,18 +37,18 @@ pub fn judge(number: usize, body: &[u8]) -> Result<u64, String> {
     }
 }
 
-/// What the clients saw.
+/// Results of the clients.
 #[derive(Debug, Default, Clone)]
 pub struct Verdict {
-    /// Answers and failures together.
+    /// Number of requests, answered or failed.
     pub requests: u64,
-    /// No complete answer, or another status than 200.
+    /// Requests without a complete answer of status 200.
     pub failed: u64,
-    /// Bodies that are not one version.
+    /// Bodies that are not exactly one version.
     pub mixed: u64,
-    /// A few of the complaints.
+    /// Some of the complaints.
     pub complaints: Vec<String>,
-    /// Highest version seen.
+    /// The highest version seen.
     pub newest: u64,
 }
 
@@ -62,7 +62,7 @@ struct Tally {
     complaints: Mutex<Vec<String>>,
 }
 
-/// Threads that request `/page-N.html` of a server over and over.
+/// Threads that repeatedly request `/page-N.html` from a server.
 pub struct Clients {
     tally: Arc<Tally>,
     threads: Vec<JoinHandle<()>>,
@@ -86,12 +86,12 @@ impl Clients {
         Self { tally, threads }
     }
 
-    /// Highest version seen so far.
+    /// The highest version seen so far.
     pub fn newest(&self) -> u64 {
         self.tally.newest.load(Ordering::Relaxed)
     }
 
-    /// Ends them and says what they saw.
+    /// Stops the clients and returns their results.
     pub fn finish(self) -> Verdict {
         self.tally.stop.store(true, Ordering::Relaxed);
         for thread in self.threads {

@@ -1,4 +1,4 @@
-//! File systems of a test's own: small ones that fill up, fresh ones for the bench. Needs root.
+//! File systems of a test's own: small ones that fill up, and fresh ones for the bench. Needs root.
 
 use std::ffi::OsString;
 use std::fs;
@@ -10,18 +10,18 @@ use crate::device::{Device, WRITE_BYTES, Wear};
 use crate::process::tool;
 use crate::scene::{require_program, require_root};
 
-/// A mounted file system; unmounted when this is dropped.
+/// A mounted file system. Dropping this unmounts it.
 pub struct Mount {
     directory: PathBuf,
     image: Option<PathBuf>,
-    /// What lies between the file system and its image.
+    /// Device between the file system and its image.
     device: Option<Device>,
     options: &'static str,
 }
 
 impl Mount {
-    /// A fresh ext4 in an image file of `mebibytes` beside `directory`, mounted there. Its blocks are of 4 KiB, as those
-    /// of any larger one are.
+    /// A fresh ext4 in an image file of `mebibytes` beside `directory`, mounted there. Its blocks are 4 KiB,
+    /// as on larger file systems.
     #[track_caller]
     pub fn ext4(directory: &Path, mebibytes: u64) -> Self {
         require_program("mkfs.ext4", "e2fsprogs");
@@ -31,20 +31,21 @@ impl Mount {
         mount
     }
 
-    /// As [`Self::ext4`], with room for only so many files and directories.
+    /// Like [`Self::ext4`], with a limit of files and directories.
     #[track_caller]
     pub fn ext4_of_inodes(directory: &Path, mebibytes: u64, inodes: u64) -> Self {
         require_program("mkfs.ext4", "e2fsprogs");
         Self::image(directory, mebibytes, "mkfs.ext4", &["-q", "-N", &inodes.to_string()])
     }
 
-    /// Mounts it anew with this option (`ro`, `rw`); no process may have anything open for writing on it.
+    /// Remounts with this option (`ro`, `rw`). No process may have a file open for writing on it.
     #[track_caller]
     pub fn remount(&self, option: &str) {
         Self::try_remount(&self.directory, option).unwrap_or_else(|why| panic!("remount {option}: {why}"));
     }
 
-    /// [`Self::remount`] of what is mounted at `directory`. Err: what the kernel says, "busy" where something is open.
+    /// Like [`Self::remount`], for the mount at `directory`. Err: the kernel's message, which contains "busy"
+    /// if a file is open.
     pub fn try_remount(directory: &Path, option: &str) -> Result<(), String> {
         let outcome = Command::new("mount")
             .args(["-o", &format!("remount,{option}")])
@@ -58,13 +59,13 @@ impl Mount {
         }
     }
 
-    /// Everything that would change it waits until it is thawed.
+    /// Freezes or thaws the file system. Changes wait while it is frozen.
     #[track_caller]
     pub fn freeze(&self, frozen: bool) {
         tool("fsfreeze", [OsString::from(if frozen { "-f" } else { "-u" }), self.directory.clone().into()]);
     }
 
-    /// A fresh xfs, as [`Self::ext4`]; at least 300 MiB, less is none to `mkfs.xfs`.
+    /// Like [`Self::ext4`], but xfs. `mkfs.xfs` needs at least 300 MiB.
     #[track_caller]
     pub fn xfs(directory: &Path, mebibytes: u64) -> Self {
         require_program("mkfs.xfs", "xfsprogs");
@@ -86,7 +87,8 @@ impl Mount {
         mount
     }
 
-    /// Puts a disk below it that can refuse to write. The file system's blocks have to be whole pages ([`WRITE_BYTES`]).
+    /// Adds a disk below the file system that can refuse writes. The file system's blocks must be whole pages
+    /// ([`WRITE_BYTES`]).
     #[track_caller]
     pub fn on_a_worn_disk(mut self) -> (Self, Wear) {
         self.detach();
@@ -97,7 +99,7 @@ impl Mount {
         (self, wear)
     }
 
-    /// Mounts it with this option from now on.
+    /// Adds this option to every later mount.
     #[track_caller]
     pub fn with_options(mut self, options: &'static str) -> Self {
         self.detach();
@@ -106,8 +108,8 @@ impl Mount {
         self
     }
 
-    /// Unmounts it, and waits until its loop device is gone: where another test's mount namespace still has a copy of the
-    /// mount, the next mount would be of the same file system, not of what the disk has.
+    /// Unmounts, and waits until the loop device is gone. If another test's mount namespace still has a copy
+    /// of the mount, the next mount would show the same file system instead of the disk's contents.
     #[track_caller]
     fn detach(&self) {
         tool("umount", [&self.directory]);
@@ -124,30 +126,31 @@ impl Mount {
             "mount",
             [OsString::from("-o"), self.options.into(), source.into(), self.directory.clone().into()],
         );
-        // It outlives the mount, and the next one to have that loop device may be another's. 0 is the driver's own.
+        // The setting outlives the mount, and another mount may get the loop device next. 0 is the driver's
+        // default.
         let most = self.device.as_ref().map_or(0, |_| WRITE_BYTES / 1024);
         let queue = loop_device_of(source).expect("a loop device").join("queue/max_sectors_kb");
         fs::write(queue, most.to_string()).expect("bound the loop device's requests");
     }
 
-    /// The moment of a power cut: from here on the disk has what it has, everything else is lost, the file system's log
-    /// in memory included. Every call on it fails until [`Self::power_up`].
+    /// Cuts the power: the disk keeps what it has, and everything else is lost, including the file system's
+    /// log in memory. Every later call fails until [`Self::power_up`].
     #[track_caller]
     pub fn cut_power(&self) {
         require_program("xfs_io", "xfsprogs");
         tool("xfs_io", [OsString::from("-x"), "-c".into(), "shutdown".into(), self.directory.clone().into()]);
     }
 
-    /// The boot after [`Self::cut_power`]: the file system is mounted anew, and recovers by its log. No process may
-    /// have anything open on it.
+    /// Boots after [`Self::cut_power`]: mounts the file system again, which recovers from its log. No process
+    /// may have anything open on it.
     #[track_caller]
     pub fn power_up(&self) {
         self.detach();
         self.attach();
     }
 
-    /// [`Self::power_up`] with nothing of the disk in memory, as after a boot of the machine. An image that lies in memory
-    /// itself stays there.
+    /// Like [`Self::power_up`], with nothing of the disk cached, as after a boot of the machine. An image
+    /// that is itself in memory stays there.
     #[track_caller]
     pub fn power_up_cold(&self) {
         let image = self.image.as_ref().expect("a file system in an image");
@@ -158,7 +161,7 @@ impl Mount {
         self.attach();
     }
 
-    /// Copies the image, unmounted for that moment, to `name` beside it.
+    /// Copies the image to `name` beside it. Unmounts it meanwhile.
     #[track_caller]
     pub fn save(&self, name: &str) -> PathBuf {
         let image = self.image.as_ref().expect("a file system in an image");
@@ -169,7 +172,7 @@ impl Mount {
         copy
     }
 
-    /// Puts a [`Self::save`]d image in the place of what is mounted.
+    /// Replaces the mounted image by one made by [`Self::save`].
     #[track_caller]
     pub fn restore(&self, saved: &Path) {
         let image = self.image.as_ref().expect("a file system in an image");
@@ -178,7 +181,7 @@ impl Mount {
         self.attach();
     }
 
-    /// Shows the directory `source` at `directory`, too.
+    /// Mounts the directory `source` at `directory` as well.
     #[track_caller]
     pub fn bind(source: &Path, directory: &Path) -> Self {
         require_root("it mounts a file system");
@@ -214,17 +217,17 @@ impl Mount {
         tool("mount", [OsString::from("-o"), options.into(), self.directory.clone().into()]);
     }
 
-    /// Where it is mounted.
+    /// Mount point.
     pub fn directory(&self) -> &Path {
         &self.directory
     }
 }
 
-/// The directory in `/sys/block` of the loop device on this file.
+/// Directory in `/sys/block` of the loop device on this file.
 fn loop_device_of(file: &Path) -> Option<PathBuf> {
     let is_backed = |device: &PathBuf| {
         let Ok(backing) = fs::read(device.join("loop/backing_file")) else { return false };
-        // A line; " (deleted)" follows where it is.
+        // One line. It ends with " (deleted)" if the file was deleted.
         let rest = backing.strip_prefix(file.as_os_str().as_bytes());
         rest.is_some_and(|rest| matches!(rest.first(), None | Some(b'\n' | b' ')))
     };
@@ -240,7 +243,7 @@ fn copy_sparsely(from: &Path, to: &Path) {
 
 impl Drop for Mount {
     fn drop(&mut self) {
-        // Lazily: a process that is still being reaped must not leave the mount behind.
+        // Lazily, so that a process that is just being reaped cannot keep the mount.
         let _ = Command::new("umount").arg("-l").arg(&self.directory).status();
         if let Some(image) = &self.image {
             let _ = fs::remove_file(image);
@@ -248,14 +251,14 @@ impl Drop for Mount {
     }
 }
 
-/// A file that lies on another file system than its name, so that it can be open for writing while that one becomes
-/// read-only. The name is free again when this is dropped.
+/// A file that is on another file system than its name, so that it can stay open for writing while the name's
+/// file system becomes read-only. Dropping this frees the name.
 pub struct Elsewhere {
     file: PathBuf,
 }
 
 impl Elsewhere {
-    /// Copies `file` into the directory `to` and mounts the copy where it was. No process may have it open.
+    /// Copies `file` into the directory `to`, and mounts the copy in its place. No process may have it open.
     #[track_caller]
     pub fn keep(file: &Path, to: &Path) -> Self {
         require_root("it mounts a file");

@@ -1,10 +1,13 @@
-//! An agent on a file system of its own, whose power is cut at chosen calls, and what must hold afterwards.
+//! An agent on a file system of its own whose power is cut at chosen calls, with an oracle for the state
+//! afterwards.
 //!
-//! A [`Scene`] is an image of the file system from before and what happens on it: the agent runs on the restored image
-//! under the [tracer](crate::tracer) until its chosen call, every thread is stopped there, the file system is shut down
-//! without a flush of its log, the agent is killed, the file system is mounted anew. Then the oracle: `live` is one
-//! sealed generation, not an older one than was reported, and so is `previous`; the agent recovers while the origin does
-//! not answer; older generations are intact; it converges when the origin does; `verify` finds nothing and nothing is left over.
+//! A [`Scenario`] is an image of the file system, and what happens on it. The agent runs on the restored
+//! image under the [tracer](crate::tracer) until the chosen call. There every thread is stopped, the file
+//! system is shut down without flushing its log, the agent is killed, and the file system is mounted again.
+//! The oracle then checks that `live` is one sealed generation, not older than the one reported, and that
+//! `previous` is one as well. The agent must recover while the origin does not answer, with older generations
+//! intact. Once the origin answers, the agent must converge, `verify` must find nothing, and nothing may be
+//! left over.
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -20,36 +23,36 @@ use crate::replica::{litter, trash_is_empty};
 use crate::tracer::{Point, Policy, Traced, Verdict};
 use crate::{Agent, AgentStatus, Origin, OriginStatus, Scene, Seeded};
 
-/// Nothing is done any more after so long without a change.
+/// Time without a change after which the agent counts as idle.
 const CALM: Duration = Duration::from_millis(700);
-/// A debug build on a busy machine is done with anything here long before.
+/// Deadline that even a debug build on a busy machine meets easily.
 const PATIENCE: Duration = Duration::from_secs(40);
-/// How long recovery may take.
+/// Limit of the time for recovery.
 pub const RECOVERY_LIMIT: Duration = Duration::from_secs(1);
-/// Files of the content tree.
+/// Number of files in the content tree.
 const FILES: usize = 30;
-/// More than are synced one by one.
+/// More changes than are synced one by one.
 const MANY_CHANGES: usize = 60;
 
-/// What the agent does from which state.
+/// Initial state of the agent, and its work.
 #[derive(Debug, Clone)]
 pub struct Scenario {
-    /// Its name in reports.
+    /// Name for reports.
     pub name: &'static str,
-    /// The file system before; none: as it is.
+    /// Image of the file system at the start; `None`: unchanged.
     pub image: Option<PathBuf>,
-    /// More options of `run`.
+    /// Further options of `run`.
     pub options: Vec<String>,
-    /// What is live in the image; 0: nothing.
+    /// Live generation in the image; 0: none.
     pub live: u64,
     /// Whether the origin answers meanwhile.
     pub origin_answers: bool,
-    /// Ends with an empty trash.
+    /// Whether it ends with an empty trash.
     pub empties_trash: bool,
 }
 
 impl Scenario {
-    /// An update from the disk in `image`, where `live` is live, by an origin that answers.
+    /// An update from the disk in `image`, where `live` is the live generation, with an origin that answers.
     pub fn from(name: &'static str, image: &Path, live: u64) -> Self {
         Self {
             name,
@@ -61,25 +64,25 @@ impl Scenario {
         }
     }
 
-    /// As this one, with one tree kept and no origin: nothing to do but to delete what is too much.
+    /// The same with `--keep 1` and no origin, so that the agent only deletes.
     pub fn left_alone(self) -> Self {
         Self { options: vec!["--keep".into(), "1".into()], origin_answers: false, ..self }
     }
 }
 
-/// Whose rights the agent of a [`Node`] has.
+/// Rights of a [`Node`]'s agent.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Rights {
-    /// Root's: no mode stops it.
+    /// Root, which no mode stops.
     Root,
-    /// A user's own. The content then has directories whose modes deny their owner something.
+    /// A user of its own. The content then has directories whose modes deny their owner something.
     User,
 }
 
-/// How the agent ends.
+/// End of the agent.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum End {
-    /// The disk keeps what it has, then the agent is killed.
+    /// The power is cut, then the agent is killed.
     PowerCut,
     /// The agent is killed.
     Kill,
@@ -88,42 +91,39 @@ pub enum End {
 /// One case of a sweep.
 #[derive(Debug, Clone, Copy)]
 pub struct Case {
-    /// Which call.
+    /// Ordinal of the call.
     pub ordinal: usize,
-    /// Right after instead of right before it.
+    /// End right after the call instead of right before it.
     pub after: bool,
-    /// What happens there.
+    /// Kind of end.
     pub end: End,
-    /// How long other threads may go on until they, too, come to change something.
+    /// Time for other threads to reach their next change.
     pub linger: Duration,
 }
 
-/// What a case showed.
+/// Result of a case.
 #[derive(Debug, Clone)]
 pub struct Shown {
-    /// Where it ended; `None`: the call never came.
+    /// Call at which it ended; `None`: the call never came.
     pub point: Option<Point>,
-    /// What was live after it.
+    /// Live generation afterwards.
     pub live: u64,
-    /// From the start of the agent to the first answer of `status`.
+    /// Time from the start of the agent to the first answer of `status`.
     pub recovery: Duration,
 }
 
-/// The origin, the agent and its disk.
 pub struct Node {
-    /// Whose content it is.
     pub origin: Origin,
-    /// The agent's disk.
+    /// Disk of the agent.
     pub mount: Mount,
-    /// The agent.
     pub agent: Agent,
-    /// A bug that the agent is started with.
+    /// Bug with which the agent is started.
     pub planted: Option<&'static str>,
-    /// How long anything may take.
+    /// Time limit of every wait.
     pub patience: Duration,
-    /// Sealed generations as this agent has them.
+    /// Sealed generations as this agent should have them.
     known: BTreeMap<u64, Facts>,
-    /// When the origin had last heard of the agent before the case.
+    /// Time at which the origin last heard from the agent before the case.
     heard_before: Option<String>,
 }
 
@@ -150,7 +150,7 @@ impl Node {
         }
     }
 
-    /// Generations 1 to 5 at the origin, and the scenarios that lead to the last.
+    /// Makes generations 1 to 5 at the origin, and the scenarios that lead to the last one.
     #[track_caller]
     pub fn new(scene: &Scene, mount: Mount, rights: Rights) -> (Self, Vec<Scenario>) {
         let tree = scene.path("tree");
@@ -190,12 +190,12 @@ impl Node {
         (node, scenarios)
     }
 
-    /// What is live when all is done.
+    /// Live generation at the end of every scenario.
     pub fn newest(&self) -> u64 {
         *self.known.keys().next_back().expect("a generation")
     }
 
-    /// Seals the tree as it is.
+    /// Seals the current tree.
     #[track_caller]
     pub fn commit(&mut self) -> u64 {
         let expected = self.agent.expects(&self.origin.tree);
@@ -204,7 +204,7 @@ impl Node {
         number
     }
 
-    /// Runs the agent until it has `number` live and its spares are ready.
+    /// Runs the agent until generation `number` is live and its spares are ready.
     #[track_caller]
     pub fn settle_at(&mut self, number: u64) {
         if !self.agent.is_running() {
@@ -226,13 +226,14 @@ impl Node {
         self.mount.save(name)
     }
 
-    /// What the agent says.
+    /// Status of the agent.
     pub fn status(&self) -> Option<AgentStatus> {
         ask_status(&self.agent.root.join("state/agent.sock"))
     }
 
-    /// Whether `status` says that this is live and nothing is left to do, and the disk agrees. Err: what is not so. There are
-    /// two spares, and another one where two were lacking: each of two kills shortly after each other costs one.
+    /// Whether this generation is live according to `status` and disk, and nothing is left to do. Err: the
+    /// reason why not. There are two spares, and another one if two were missing: two kills in quick
+    /// succession cost a spare each.
     pub fn settled(&self, status: &AgentStatus, number: u64) -> Result<(), String> {
         if status.generation != Some(number) || status.spares < 2 {
             return Err(format!("{status:?}"));
@@ -240,7 +241,7 @@ impl Node {
         litter(&self.agent.root, status)
     }
 
-    /// Waits until `check` is content, [`Self::patience`] at most; then what it complained of last.
+    /// Waits until `check` succeeds, at most [`Self::patience`]. Err: the last complaint.
     pub fn poll<T>(
         &mut self,
         what: &str,
@@ -258,7 +259,7 @@ impl Node {
         }
     }
 
-    /// Whether the origin runs, or is stopped in the middle of what it does.
+    /// Resumes or stops the origin's process.
     pub fn origin_answers(&mut self, answers: bool) {
         let signal = if answers { Signal::CONT } else { Signal::STOP };
         self.origin.daemon().signal(signal);
@@ -289,7 +290,7 @@ impl Node {
             && (!scenario.empties_trash || trash_is_empty(&self.agent.root))
     }
 
-    /// Every call that changes something in the scenario, in the order of one run to its end.
+    /// All calls of the scenario that change something, in the order of one complete run.
     #[track_caller]
     pub fn count(&mut self, scenario: &Scenario) -> Vec<Point> {
         let mut traced = self.trace(scenario, Box::new(|_| Verdict::Pass));
@@ -301,7 +302,8 @@ impl Node {
         traced.points()
     }
 
-    /// Runs the scenario up to the case's call, ends it there, and asks the oracle. Err: what the oracle complains of.
+    /// Runs the scenario up to the case's call, ends it there, and runs the oracle. Err: the oracle's
+    /// complaint.
     pub fn run(&mut self, scenario: &Scenario, case: Case) -> Result<Shown, String> {
         let point = self.end_at(scenario, case);
         let reported = self.reported(scenario)?;
@@ -321,7 +323,7 @@ impl Node {
         })
     }
 
-    /// The disk after a scenario that ended so, for a scenario that begins there.
+    /// Saves the disk after a scenario that ended at this call, as the start of another scenario.
     #[track_caller]
     pub fn crashed(&mut self, scenario: &Scenario, ordinal: usize, name: &str) -> PathBuf {
         self.end_at(scenario, Case { ordinal, after: false, end: End::PowerCut, linger: Duration::ZERO });
@@ -349,26 +351,27 @@ impl Node {
         if frozen { traced.points().into_iter().nth(case.ordinal - 1) } else { None }
     }
 
-    /// When the origin last heard of the agent, and what it then said to have live; `None` while it is connected.
+    /// Time at which the origin last heard from the agent, and the live generation reported then; `None`: it
+    /// is connected.
     fn heard(&self) -> Option<(Option<String>, u64)> {
         let status: OriginStatus = ask_status(&self.origin.data.join("admin.sock"))?;
         let member = status.agents.iter().find(|member| member.name == self.agent.name)?;
         (!member.connected).then(|| (member.last_seen.clone(), member.generation.unwrap_or(0)))
     }
 
-    /// What the agent reported live in the case; 0: nothing.
+    /// Generation that the agent reported live in the case; 0: none.
     fn reported(&mut self, scenario: &Scenario) -> Result<u64, String> {
         let (heard, generation) = self
             .poll("the origin to see the agent gone", |node| node.heard().ok_or("it is connected".into()))?;
         if heard == self.heard_before || !scenario.origin_answers { Ok(0) } else { Ok(generation) }
     }
 
-    /// The oracle.
+    /// Runs the oracle.
     fn judge(&mut self, scenario: &Scenario, reported: u64, point: Option<Point>) -> Result<Shown, String> {
         let floor = scenario.live.max(reported);
         let live = self.complete(floor)?;
         self.previous_is_whole()?;
-        // It recovers by itself.
+        // The agent recovers without help.
         let (status, recovery) = self.recover()?;
         let recovered = self.complete(live)?;
         if status.generation.unwrap_or(0) != recovered {
@@ -378,7 +381,7 @@ impl Node {
             return Err(format!("generation {recovered} is live, but {:?} accepted", status.accepted));
         }
         self.has_generations()?;
-        // It converges.
+        // The agent converges.
         self.origin_answers(true);
         let newest = self.newest();
         self.poll("the agent to converge", |node| {
@@ -390,7 +393,8 @@ impl Node {
         Ok(Shown { point, live, recovery })
     }
 
-    /// Starts the agent while its origin does not answer, until it says what it has; how long that took.
+    /// Starts the agent while its origin does not answer, and waits for its status. Returns the status and
+    /// the time taken.
     pub fn recover(&mut self) -> Result<(AgentStatus, Duration), String> {
         self.origin_answers(false);
         let started = Instant::now();
@@ -402,7 +406,7 @@ impl Node {
         Ok((status, started.elapsed()))
     }
 
-    /// `verify` finds nothing. Only modes that a crash left lifted may be found, once.
+    /// Asserts that `verify` finds nothing, except modes that a crash left changed, once.
     pub(crate) fn verifies(&mut self) -> Result<(), String> {
         let mut verified = self.agent.cli("verify", &["--json"]);
         if self.agent.is_unprivileged() && verified.code == Some(0) && verified.json()["drifted"] != 0 {
@@ -412,7 +416,7 @@ impl Node {
             return Err(format!("verify: {verified:?}"));
         }
         let live = self.agent.live_generation().ok_or("nothing is live")?;
-        // In the background a mode may be lifted for a moment.
+        // Background work may change a mode for a moment.
         self.poll("the modes that were published", |node| {
             let actual = try_facts(&node.tree(live)).map_err(|error| error.to_string())?;
             match differences(node.expected(live)?, &actual).as_slice() {
@@ -426,8 +430,8 @@ impl Node {
         self.agent.root.join(format!("generations/{number}"))
     }
 
-    /// What `status` lists is there. The status trails what the agent does by one step of it: a tree that is just being
-    /// retired is listed until the record has forgotten it, and one that stays listed is lost.
+    /// Asserts that the generations listed in `status` exist. The status lags one step behind the agent: a
+    /// tree being retired is listed until the record has forgotten it. A tree that stays listed is lost.
     pub(crate) fn has_generations(&mut self) -> Result<(), String> {
         self.poll("the listed generations", |node| {
             let status = node.status().ok_or("no status")?;
@@ -436,7 +440,7 @@ impl Node {
         })
         .and_then(|status| {
             status.generations.iter().try_for_each(|number| match self.is_generation(*number) {
-                // Retired since.
+                // Retired meanwhile.
                 Err(_) if !self.tree(*number).exists() => Ok(()),
                 checked => checked,
             })
@@ -455,7 +459,7 @@ impl Node {
         self.known.get(&number).ok_or(format!("generation {number} was never sealed"))
     }
 
-    /// The generation that is live, which must be one that was sealed, and not older than `floor`.
+    /// The live generation, which must be sealed and not older than `floor`.
     pub fn complete(&self, floor: u64) -> Result<u64, String> {
         let link = || std::fs::read_link(self.agent.live());
         let Ok(slot) = link() else {
@@ -466,7 +470,7 @@ impl Node {
         };
         match self.newest_of(&self.agent.root.join(&slot)) {
             Ok(Some(number)) if number >= floor => Ok(number),
-            // A slot that is no longer live may be changed while it is walked.
+            // A slot that is no longer live may be changed during the walk.
             _ if link().is_ok_and(|now| now != slot) => self.complete(floor),
             Ok(Some(number)) => Err(format!("generation {floor} was live, now {number} is")),
             Ok(None) => Err("what is live was never sealed".into()),
@@ -474,7 +478,7 @@ impl Node {
         }
     }
 
-    /// `previous` is a sealed generation, too, where there is such a link.
+    /// Asserts that `previous`, if it exists, is a sealed generation.
     fn previous_is_whole(&self) -> Result<(), String> {
         let previous = self.agent.root.join("previous");
         match previous.is_symlink() {
@@ -483,7 +487,7 @@ impl Node {
         }
     }
 
-    /// The newest generation that is exactly this tree.
+    /// The newest generation that equals this tree.
     fn newest_of(&self, tree: &Path) -> Result<Option<u64>, String> {
         let actual = try_facts(tree).map_err(|error| format!("{}: {error}", tree.display()))?;
         let is_it = |expected: &Facts| self.agent.differences_of(expected, actual.clone()).is_empty();
@@ -491,7 +495,7 @@ impl Node {
     }
 }
 
-/// More than the agent syncs one by one, of every kind.
+/// Makes more changes than the agent syncs one by one, of every kind.
 fn many_changes(tree: &Path) {
     for number in 0..MANY_CHANGES {
         write(tree, &format!("new/{}/page-{number}.html", number % 5), format!("page {number}"));
@@ -506,7 +510,7 @@ fn many_changes(tree: &Path) {
     write(tree, "large.bin", large);
 }
 
-/// Few enough to be synced one by one.
+/// Makes few enough changes to be synced one by one.
 fn few_changes(tree: &Path) {
     write(tree, "index.html", "the last generation");
     write(tree, "section-1/new.html", "new");

@@ -1,5 +1,5 @@
-//! Whether two trees are the same, as tools say that share no code with syncd: `rsync -anic --delete`, and a walk of
-//! our own that knows what rsync does not say (nanoseconds, hard links between names).
+//! Compares two trees with tools that share no code with syncd: `rsync -anic --delete`, and a walk that also
+//! finds what rsync does not report (nanoseconds, hard links between names).
 
 use std::collections::{BTreeMap, HashMap};
 use std::ffi::OsString;
@@ -12,36 +12,36 @@ use walkdir::WalkDir;
 
 use crate::process::tool;
 
-/// setuid and setgid are dropped on the way; the rest of the mode travels.
+/// setuid and setgid are not replicated; the other bits of the mode are.
 const MODE_MASK: u32 = 0o1777;
 
-/// What is compared of one name.
+/// Properties of a name that are compared.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Fact {
-    /// `f`, `d`, `l`, or `?` for what is never replicated.
+    /// `f`, `d`, `l`, or `?` for kinds that are never replicated.
     pub kind: char,
-    /// Permission bits and sticky bit; symlinks have none.
+    /// Permission bits and sticky bit; 0 for symlinks.
     pub mode: u32,
     /// Owner and group.
     pub owner: (u32, u32),
     /// Seconds and nanoseconds.
     pub mtime: (i64, i64),
-    /// Bytes of a file.
+    /// Size of a file in bytes.
     pub size: u64,
-    /// Symlink target, or BLAKE3 of the content.
+    /// Symlink target, or BLAKE3 hash of the content.
     pub content: Vec<u8>,
 }
 
-/// Everything in a tree, by path; the tree itself is the empty path.
+/// Everything in a tree, by path. The tree itself has the empty path.
 pub type Facts = BTreeMap<PathBuf, Fact>;
 
-/// Walks a tree; panics where it cannot. Symlinks are not followed, except by `tree` itself.
+/// Walks a tree. Panics if that fails. Follows no symlinks, except `tree` itself.
 #[track_caller]
 pub fn facts(tree: &Path) -> Facts {
     try_facts(tree).unwrap_or_else(|error| panic!("walk {}: {error}", tree.display()))
 }
 
-/// [`facts`], for trees that may change meanwhile.
+/// Like [`facts`], for trees that may change meanwhile.
 pub fn try_facts(tree: &Path) -> std::io::Result<Facts> {
     let tree = tree.canonicalize()?;
     let mut facts = Facts::new();
@@ -75,13 +75,13 @@ pub fn try_facts(tree: &Path) -> std::io::Result<Facts> {
     Ok(facts)
 }
 
-/// A hash of [`facts`]: trees with the same fingerprint are the same in everything that is replicated.
+/// Hash of [`facts`]: trees with the same fingerprint are equal in everything that is replicated.
 #[track_caller]
 pub fn fingerprint(tree: &Path) -> String {
     fingerprint_of(&facts(tree))
 }
 
-/// See [`fingerprint`].
+/// Fingerprint of a tree that was already walked.
 pub fn fingerprint_of(facts: &Facts) -> String {
     let mut hasher = blake3::Hasher::new();
     for (path, fact) in facts {
@@ -91,7 +91,7 @@ pub fn fingerprint_of(facts: &Facts) -> String {
     hasher.finalize().to_hex().to_string()
 }
 
-/// What differs, at most a dozen lines; empty where nothing does.
+/// At most a dozen differences, one for each line; empty if there are none.
 pub fn differences(expected: &Facts, actual: &Facts) -> Vec<String> {
     let mut lines = Vec::new();
     for (path, fact) in expected {
@@ -120,7 +120,7 @@ fn brief(fact: &Fact) -> String {
     )
 }
 
-/// Lines of `rsync -anic --delete EXPECTED/ ACTUAL/`: what rsync would do to make them the same.
+/// Lines of `rsync -anic --delete EXPECTED/ ACTUAL/`: the changes that rsync would make.
 #[track_caller]
 pub fn rsync_differences(expected: &Path, actual: &Path) -> String {
     let slashed = |path: &Path| {
@@ -131,8 +131,8 @@ pub fn rsync_differences(expected: &Path, actual: &Path) -> String {
     tool("rsync", [OsString::from("-anic"), "--delete".into(), slashed(expected), slashed(actual)]).stdout
 }
 
-/// Panics unless `replica` is the same tree as `expected` in content and metadata, by both oracles, and no two of its
-/// names are one file.
+/// Panics unless both oracles find `replica` equal to `expected` in content and metadata, and every name of
+/// it is a separate file.
 #[track_caller]
 pub fn assert_same(expected: &Path, replica: &Path) {
     let rsync = rsync_differences(expected, replica);
@@ -142,7 +142,7 @@ pub fn assert_same(expected: &Path, replica: &Path) {
     assert_no_shared_inode(replica);
 }
 
-/// Panics where two names of one tree are one file: an edit of one would change the other.
+/// Panics if two names of one tree are the same file, because an edit of one would change the other.
 #[track_caller]
 pub fn assert_no_shared_inode(tree: &Path) {
     let tree = tree.canonicalize().expect("resolve a tree");

@@ -9,72 +9,67 @@ use serde::Deserialize;
 use crate::process::{Daemon, Outcome, run};
 use crate::{Scene, binary, wait};
 
-/// `syncd-origin status --json`, every field of the contract.
+/// Output of `syncd-origin status --json`, with every field of the contract.
 #[derive(Debug, Clone, Deserialize)]
 pub struct OriginStatus {
-    /// 32 hex digits.
+    /// 32 hexadecimal digits.
     pub tree_id: String,
-    /// The content tree.
     pub tree: Option<PathBuf>,
-    /// Where agents dial in.
+    /// Address that agents dial.
     pub grpc_address: Option<String>,
-    /// Where the health answer is.
+    /// Address of the health page.
     pub http_address: Option<String>,
     /// `ready`, `scanning`, `held`, `waiting` or `stopped`.
     pub state: String,
-    /// The newest generation.
+    /// Number of the newest generation.
     pub generation: Option<u64>,
-    /// Its root hash in hex.
+    /// Root hash, hexadecimal.
     pub root: Option<String>,
-    /// Its label.
     pub label: Option<String>,
-    /// When it was sealed, RFC 3339.
+    /// Time of sealing, RFC 3339.
     pub created: Option<String>,
-    /// Its files.
+    /// Number of files.
     pub files: u64,
-    /// Their bytes.
+    /// Bytes in these files.
     pub bytes: u64,
-    /// The fleet.
     pub agents: Vec<FleetMember>,
 }
 
 /// One agent in `syncd-origin status --json`.
 #[derive(Debug, Clone, Deserialize)]
 pub struct FleetMember {
-    /// Its name.
     pub name: String,
-    /// Whether its control stream is open.
+    /// Whether the control stream is open.
     pub connected: bool,
-    /// Its live generation.
+    /// Number of the live generation.
     pub generation: Option<u64>,
-    /// The root hash of that.
+    /// Root hash of the live generation.
     pub root: Option<String>,
     /// `empty`, `fetching`, `staging`, `staged`, `live` or `failed`.
     pub state: String,
-    /// RFC 3339.
+    /// Time in RFC 3339.
     pub last_seen: Option<String>,
-    /// Why it failed.
+    /// Reason of the last failure.
     pub error: Option<String>,
     pub notes: Vec<String>,
-    /// Activations for which no spare was ready, since it started.
+    /// Activations without a ready spare since the agent started.
     #[serde(default)]
     pub spare_misses: u64,
 }
 
 impl OriginStatus {
-    /// The agent of this name.
+    /// The agent with this name.
     #[track_caller]
     pub fn agent(&self, name: &str) -> &FleetMember {
         self.agents.iter().find(|a| a.name == name).unwrap_or_else(|| panic!("no agent {name} in {self:?}"))
     }
 }
 
-/// The guard against mass deletions is the suite `bad_input`'s.
+/// Always given, because only the suite `bad_input` tests the guard against mass deletions.
 const WHATEVER: &str = "--allow-mass-deletion";
 
-/// An origin: its data directory, and its `serve` process while that runs.
+/// An origin: its data directory, and its `serve` process while it runs.
 pub struct Origin {
-    /// The content tree.
     pub tree: PathBuf,
     /// DATA.
     pub data: PathBuf,
@@ -87,13 +82,13 @@ pub struct Origin {
 }
 
 impl Origin {
-    /// `init` in the scene's directory `origin`; nothing runs yet.
+    /// Runs `init` in the scene's directory `origin`, without starting `serve`.
     #[track_caller]
     pub fn create(scene: &Scene, tree: &Path) -> Self {
         Self::create_named(scene, "origin", tree)
     }
 
-    /// [`Self::create`] under another name, for a second origin.
+    /// Like [`Self::create`], under another name, for a second origin.
     #[track_caller]
     pub fn create_named(scene: &Scene, name: &str, tree: &Path) -> Self {
         let origin = Self::existing(scene, name, tree);
@@ -101,7 +96,7 @@ impl Origin {
         origin
     }
 
-    /// The origin in the scene's directory `name`, which was or will be initialised by the test.
+    /// The origin in the scene's directory `name`. The test initialises it.
     pub fn existing(scene: &Scene, name: &str, tree: &Path) -> Self {
         Self {
             tree: tree.to_path_buf(),
@@ -115,7 +110,7 @@ impl Origin {
         }
     }
 
-    /// [`Self::create`] and [`Self::start`].
+    /// Like [`Self::create`], followed by [`Self::start`].
     #[track_caller]
     pub fn started(scene: &Scene, tree: &Path) -> Self {
         let mut origin = Self::create(scene, tree);
@@ -144,7 +139,8 @@ impl Origin {
         command
     }
 
-    /// Starts `serve` and waits until it answers. A restart listens at the same address, so that agents find it.
+    /// Starts `serve` and waits until it answers. A restart listens on the same address, so that agents find
+    /// it.
     #[track_caller]
     pub fn start(&mut self) {
         assert!(self.daemon.is_none(), "the origin runs already");
@@ -153,7 +149,7 @@ impl Origin {
             if let Some(status) = daemon.ended() {
                 panic!("the origin ended at once, {status}:\n{}", daemon.log());
             }
-            // Before it listens there, `status` would wait for the lock of DATA itself.
+            // Before `serve` listens on its socket, `status` would wait for the lock of DATA.
             let socket = std::os::unix::net::UnixStream::connect(self.data.join("admin.sock"));
             if socket.is_err_and(|error| error.kind() != std::io::ErrorKind::InvalidInput) {
                 return None;
@@ -171,7 +167,7 @@ impl Origin {
         &self.listen
     }
 
-    /// The running `serve`.
+    /// The `serve` process.
     #[track_caller]
     pub fn daemon(&mut self) -> &mut Daemon {
         self.daemon.as_mut().expect("the origin runs")
@@ -182,14 +178,14 @@ impl Origin {
         self.daemon.is_some()
     }
 
-    /// SIGKILL.
+    /// Sends SIGKILL.
     #[track_caller]
     pub fn kill9(&mut self) {
         self.daemon().kill9();
         self.daemon = None;
     }
 
-    /// SIGTERM; it must end with exit code 0.
+    /// Sends SIGTERM and asserts exit code 0.
     #[track_caller]
     pub fn stop(&mut self) {
         let code = self.daemon().stop();
@@ -211,25 +207,26 @@ impl Origin {
         run(&mut self.command(subcommand, args))
     }
 
-    /// `commit` without waiting for agents, whatever random edits deleted; the number.
+    /// Runs `commit` without waiting for agents and with any deletions. Returns the number.
     #[track_caller]
     pub fn commit(&self) -> u64 {
         number(&self.cli("commit", &[WHATEVER]).expect_success())
     }
 
-    /// `commit --wait`: live on every connected agent; the number.
+    /// Runs `commit --wait`, which ends when the generation is live on every connected agent. Returns the
+    /// number.
     #[track_caller]
     pub fn commit_live(&self) -> u64 {
         number(&self.cli("commit", &[WHATEVER, "--wait"]).expect_success())
     }
 
-    /// `token`.
+    /// Runs `token`.
     #[track_caller]
     pub fn token(&self) -> String {
         self.cli("token", &[]).expect_success().only_line().to_string()
     }
 
-    /// `status --json`; `None` where that fails, or is no JSON of the contract's shape yet.
+    /// `status --json`; `None` if that fails or does not have the form of the contract yet.
     pub fn try_status(&self) -> Option<OriginStatus> {
         let outcome = self.cli("status", &["--json"]);
         if outcome.code == Some(0) { serde_json::from_str(&outcome.stdout).ok() } else { None }
@@ -242,7 +239,7 @@ impl Origin {
         serde_json::from_str(&outcome.stdout).unwrap_or_else(|error| panic!("{error}: {outcome:#?}"))
     }
 
-    /// Waits until the origin sees `agents` connected.
+    /// Waits until these agents are connected.
     #[track_caller]
     pub fn wait_connected(&self, agents: &[&str]) {
         wait::until_ok("agents to connect", || {
@@ -253,7 +250,7 @@ impl Origin {
         });
     }
 
-    /// Waits until a generation of at least this number is sealed; its number.
+    /// Waits until a generation of at least this number is sealed. Returns its number.
     #[track_caller]
     pub fn wait_generation(&self, number: u64) -> u64 {
         wait::until("a generation to be sealed", || {
@@ -262,13 +259,13 @@ impl Origin {
     }
 }
 
-/// A generation's number, alone on standard output.
+/// The generation's number, which is the only line on standard output.
 #[track_caller]
 fn number(outcome: &Outcome) -> u64 {
     outcome.only_line().parse().unwrap_or_else(|_| panic!("expected a number alone: {outcome:#?}"))
 }
 
-/// Nothing of the caller's environment changes what a command means.
+/// Removes variables that would change the meaning of a command.
 pub(crate) fn clean_environment(command: &mut Command) {
     for (name, _) in std::env::vars_os() {
         if name.to_string_lossy().starts_with("SYNCD_") {

@@ -1,4 +1,4 @@
-//! Programs: run to their end with a deadline, or in the background with their output in files.
+//! Runs programs: to their end with a deadline, or in the background with their output in files.
 
 use std::ffi::OsStr;
 use std::fs::{self, File, OpenOptions};
@@ -8,33 +8,33 @@ use std::time::{Duration, Instant};
 
 use rustix::process::{Pid, Signal, kill_process};
 
-/// A command of the contract that takes longer than this hangs.
+/// Deadline of a command of the contract. A longer one hangs.
 pub const COMMAND_LIMIT: Duration = Duration::from_secs(120);
 
-/// What a finished program said.
+/// Result of a finished program.
 #[derive(Debug, Clone)]
 pub struct Outcome {
-    /// The program and its arguments, for messages.
+    /// Program and arguments, for messages.
     pub command: String,
-    /// Exit code; `None` where a signal ended it.
+    /// Exit code; `None`: a signal ended it.
     pub code: Option<i32>,
-    /// Standard output; invalid UTF-8 replaced.
+    /// Standard output, with invalid UTF-8 replaced.
     pub stdout: String,
-    /// Standard error; invalid UTF-8 replaced.
+    /// Standard error, with invalid UTF-8 replaced.
     pub stderr: String,
-    /// From start to exit.
+    /// Time from start to exit.
     pub took: Duration,
 }
 
 impl Outcome {
-    /// Panics, showing everything, unless the exit code is `code`.
+    /// Panics and shows everything unless the exit code is `code`.
     #[track_caller]
     pub fn expect_code(self, code: i32) -> Self {
         assert!(self.code == Some(code), "expected exit code {code}: {self:#?}");
         self
     }
 
-    /// Panics, showing everything, unless the exit code is 0.
+    /// Panics and shows everything unless the exit code is 0.
     #[track_caller]
     pub fn expect_success(self) -> Self {
         self.expect_code(0)
@@ -56,8 +56,9 @@ impl Outcome {
         serde_json::from_str(&self.stdout).unwrap_or_else(|error| panic!("no JSON ({error}): {self:#?}"))
     }
 
-    /// A refusal as "Bad input" wants it: exit code 1, nothing on standard output, and one line on standard error that
-    /// has all the `words` (compared without case). For programs that log before they fail, the last line counts.
+    /// Asserts a refusal: exit code 1, nothing on standard output, and one line on standard error that
+    /// contains all `words` (compared without case). If the program logs before it fails, the last line
+    /// counts.
     #[track_caller]
     pub fn expect_refusal(self, words: &[&str]) -> Self {
         let this = self.expect_code(1);
@@ -79,7 +80,7 @@ impl Outcome {
     }
 }
 
-/// Runs a program to its end, without standard input; kills it and panics where it takes longer than `limit`.
+/// Runs a program to its end, without standard input. Kills it and panics if it takes longer than `limit`.
 #[track_caller]
 pub fn run_within(command: &mut Command, limit: Duration) -> Outcome {
     let shown = show(command);
@@ -108,13 +109,13 @@ pub fn run_within(command: &mut Command, limit: Duration) -> Outcome {
     outcome
 }
 
-/// [`run_within`] the [`COMMAND_LIMIT`].
+/// Like [`run_within`], with [`COMMAND_LIMIT`].
 #[track_caller]
 pub fn run(command: &mut Command) -> Outcome {
     run_within(command, COMMAND_LIMIT)
 }
 
-/// Runs a system tool that must succeed.
+/// Runs a system tool, which must succeed.
 #[track_caller]
 pub fn tool<S: AsRef<OsStr>>(program: &str, args: impl IntoIterator<Item = S>) -> Outcome {
     run_within(Command::new(program).args(args), Duration::from_secs(600)).expect_success()
@@ -148,8 +149,8 @@ fn show(command: &Command) -> String {
     words.join(" ")
 }
 
-/// What a running program answers to `status` over its socket: the same as its command prints, without the start of a
-/// process, for tests that ask some thousand times. `None`: it does not answer.
+/// Asks a running program for its status over its socket. Gives the same answer as the command, without
+/// starting a process, for tests that ask thousands of times. `None`: there is no answer.
 pub fn ask_status<T: serde::de::DeserializeOwned>(socket: &Path) -> Option<T> {
     use std::io::{BufRead, BufReader, Write};
     let mut stream = std::os::unix::net::UnixStream::connect(socket).ok()?;
@@ -160,7 +161,7 @@ pub fn ask_status<T: serde::de::DeserializeOwned>(socket: &Path) -> Option<T> {
     serde_json::from_str(&line).ok()
 }
 
-/// A program in the background. It is killed when this is dropped; its log is printed when the test panics.
+/// A program in the background. Dropping this kills it. A panic of the test prints its log.
 pub struct Daemon {
     child: Child,
     stdout: PathBuf,
@@ -168,7 +169,7 @@ pub struct Daemon {
 }
 
 impl Daemon {
-    /// Starts it with its output appended to `NAME.out` and `NAME.err` in `directory`.
+    /// Starts it, and appends its output to `NAME.out` and `NAME.err` in `directory`.
     #[track_caller]
     pub fn start(command: &mut Command, directory: &Path, name: &str) -> Self {
         let name: String = name.replace('/', "-").chars().take(40).collect();
@@ -186,26 +187,24 @@ impl Daemon {
         Self { child, stdout, stderr }
     }
 
-    /// Process id.
     pub fn pid(&self) -> u32 {
         self.child.id()
     }
 
-    /// Sends a signal.
     pub fn signal(&self, signal: Signal) {
         if let Some(pid) = Pid::from_raw(self.child.id() as i32) {
             let _ = kill_process(pid, signal);
         }
     }
 
-    /// SIGKILL, and waits until it is gone.
+    /// Sends SIGKILL and waits until the process is gone.
     pub fn kill9(&mut self) {
         let _ = self.child.kill();
         let _ = self.child.wait();
     }
 
-    /// SIGTERM, and waits for the exit code; panics where it does not stop within 30 s. A process that was only just
-    /// started gets the time to install its handler.
+    /// Sends SIGTERM and waits for the exit code. Panics if the process does not stop within 30 s. A process
+    /// that has just started gets time to install its handler.
     #[track_caller]
     pub fn stop(&mut self) -> Option<i32> {
         let deadline = Instant::now() + Duration::from_secs(5);
@@ -216,7 +215,7 @@ impl Daemon {
         self.exit_code(Duration::from_secs(30))
     }
 
-    /// Whether SIGTERM does not simply end it; also where it is gone already.
+    /// Whether the process handles SIGTERM, or is already gone.
     fn catches_term(&self) -> bool {
         let Ok(status) = std::fs::read_to_string(format!("/proc/{}/status", self.pid())) else { return true };
         let caught = status.lines().find_map(|line| line.strip_prefix("SigCgt:")).map(str::trim);
@@ -224,14 +223,14 @@ impl Daemon {
         bits.is_none_or(|bits| bits & (1 << (Signal::TERM.as_raw() - 1)) != 0)
     }
 
-    /// SIGINT, and waits for the exit code.
+    /// Sends SIGINT and waits for the exit code.
     #[track_caller]
     pub fn interrupt(&mut self) -> Option<i32> {
         self.signal(Signal::INT);
         self.exit_code(Duration::from_secs(30))
     }
 
-    /// Waits until it exits by itself; kills it and panics after `limit`.
+    /// Waits until the process exits on its own. Kills it and panics after `limit`.
     #[track_caller]
     pub fn exit_code(&mut self, limit: Duration) -> Option<i32> {
         match wait_within(&mut self.child, limit) {
@@ -243,7 +242,7 @@ impl Daemon {
         }
     }
 
-    /// The exit status if it already ended.
+    /// Exit status, if the process has ended.
     pub fn ended(&mut self) -> Option<ExitStatus> {
         self.child.try_wait().expect("look at a child")
     }

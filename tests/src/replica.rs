@@ -1,4 +1,4 @@
-//! What may lie in an agent's ROOT when it is idle.
+//! Asserts what an idle agent's ROOT contains.
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -17,9 +17,9 @@ fn names(directory: &Path) -> Result<BTreeSet<String>, String> {
         .collect()
 }
 
-/// Waits until ROOT holds exactly what DESIGN.md section 9 lists and `status` says: slots for the generations that it
-/// names and for its spares, a link for each generation, an empty trash (which drains in the background), and nothing beside them. Panics with what is
-/// left over. The agent must run.
+/// Waits until ROOT contains exactly what DESIGN.md section 9 and `status` list: slots for the listed
+/// generations and spares, a link for each generation, an empty trash (which drains in the background), and
+/// nothing else. Panics with the names that are left over. The agent must run.
 #[track_caller]
 pub fn assert_no_litter(agent: &Agent) {
     wait::until_ok(&format!("no litter in the root of {}", agent.name), || {
@@ -30,7 +30,7 @@ pub fn assert_no_litter(agent: &Agent) {
     });
 }
 
-/// What lies in ROOT that `status` does not explain, the trash apart.
+/// Err: names in ROOT that `status` does not explain, except in the trash.
 pub fn litter(root: &Path, status: &AgentStatus) -> Result<(), String> {
     let known = ["generations", "live", "lost+found", "previous", "slots", "staging", "state", "trash"];
     if let Some(name) = names(root)?.iter().find(|name| !known.contains(&name.as_str())) {
@@ -50,7 +50,7 @@ pub fn litter(root: &Path, status: &AgentStatus) -> Result<(), String> {
         return Err(format!("the link of generation {link} leads nowhere"));
     }
     let mut staging = names(&root.join("staging"))?;
-    // Where content arrives: its directories stay, but no content may be left in them.
+    // The directories for arriving content stay, but must be empty.
     let incoming = root.join("staging/incoming");
     if staging.remove("incoming") {
         let mut left =

@@ -1,4 +1,4 @@
-//! One test's directory, and what a test may ask of its machine.
+//! One test's directory, and requirements of tests.
 
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
@@ -6,21 +6,21 @@ use std::path::{Path, PathBuf};
 
 use tempfile::TempDir;
 
-/// A directory that goes away with the test (unless `SYNCD_KEEP` is set). Anyone may enter it, so that a web server
-/// with a user of its own can serve what is in it.
+/// A directory that is removed after the test (unless `SYNCD_KEEP` is set). Every user may enter it, so that
+/// a web server with its own user can serve its contents.
 pub struct Scene {
     directory: PathBuf,
     guard: Option<TempDir>,
 }
 
 impl Scene {
-    /// A new, empty directory; `name` shows in its path.
+    /// Creates an empty directory whose path contains `name`.
     pub fn new(name: &str) -> Self {
         Self::within(&std::env::temp_dir(), name)
     }
 
-    /// A new, empty directory in memory where there is a file system for that: for images whose file systems are mounted
-    /// and cut so often that the machine's disk would be all the time it takes.
+    /// Creates an empty directory in memory if possible: for images that are mounted and cut so often that a
+    /// disk would dominate the time.
     pub fn in_memory(name: &str) -> Self {
         let memory = Path::new("/dev/shm");
         if memory.is_dir() { Self::within(memory, name) } else { Self::new(name) }
@@ -42,17 +42,17 @@ impl Scene {
         Self { directory, guard: Some(guard) }
     }
 
-    /// The directory itself.
+    /// Path of the directory.
     pub fn directory(&self) -> &Path {
         &self.directory
     }
 
-    /// A path in it.
+    /// A path in the directory.
     pub fn path(&self, name: &str) -> PathBuf {
         self.directory.join(name)
     }
 
-    /// A new directory in it.
+    /// Creates a subdirectory.
     pub fn new_directory(&self, name: &str) -> PathBuf {
         let path = self.path(name);
         fs::create_dir(&path).expect("create a directory of the test");
@@ -63,7 +63,7 @@ impl Scene {
 impl Drop for Scene {
     fn drop(&mut self) {
         if let Some(guard) = self.guard.take() {
-            // Directories that a test made unreadable for others are no obstacle to root; elsewhere leftovers stay.
+            // Root can remove directories that a test closed to others; without root, they stay.
             let _ = guard.close();
         }
     }
@@ -74,12 +74,12 @@ pub fn is_root() -> bool {
     rustix::process::geteuid().is_root()
 }
 
-/// Fails the test, saying what it lacks, unless this process is root.
+/// Fails the test with the reason unless this process is root.
 pub fn require_root(why: &str) {
     assert!(is_root(), "this test must be root: {why}");
 }
 
-/// Fails the test, saying what to install, unless `name` is a program on the search path.
+/// Fails the test with the package to install unless `name` is a program on the search path.
 pub fn require_program(name: &str, package: &str) -> PathBuf {
     let path = std::env::var_os("PATH").unwrap_or_default();
     let found = std::env::split_paths(&path)

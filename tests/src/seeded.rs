@@ -1,18 +1,19 @@
-//! Randomness that can be repeated.
+//! Repeatable randomness.
 
-/// SplitMix64 (Steele, Lea, Flood 2014): one word of state, good enough to pick operations and moments.
+/// SplitMix64 (Steele, Lea, Flood 2014): one word of state, sufficient to choose operations and times.
 pub struct Seeded {
     state: u64,
-    /// What repeats the run; printed last if the test fails.
+    /// Command that repeats the run; printed last if the test fails.
     repeat: Option<String>,
 }
 
-/// Variables that choose a run, beside the seed.
+/// Variables that select a run, in addition to the seed.
 const CHOICES: [&str; 3] = ["SYNCD_SWEEP", "SYNCD_KINDS", "SYNCD_CASES"];
 
 impl Seeded {
-    /// Takes the seed from `SYNCD_SEED`, else from the clock, and prints it, so that a failure can be repeated. A test
-    /// that makes this its first local variable prints it again as the last line of a failure: a cut log shows it.
+    /// Takes the seed from `SYNCD_SEED`, otherwise from the clock, and prints it, so that a failure can be
+    /// repeated. If this is the first local variable of a test, it is printed again as the last line of a
+    /// failure, where a truncated log still shows it.
     pub fn announced(what: &str) -> Self {
         let seed = match std::env::var("SYNCD_SEED") {
             Ok(text) => text.parse().expect("SYNCD_SEED is a number"),
@@ -44,24 +45,24 @@ impl Seeded {
         self.next_u64() % limit
     }
 
-    /// One of the items; `None` where there is none.
+    /// A random item; `None` if there are none.
     pub fn pick<'a, T>(&mut self, items: &'a [T]) -> Option<&'a T> {
         if items.is_empty() { None } else { items.get(self.below(items.len() as u64) as usize) }
     }
 
-    /// Puts the items into a random order.
+    /// Shuffles the items.
     pub fn shuffle<T>(&mut self, items: &mut [T]) {
         for last in (1..items.len()).rev() {
             items.swap(last, self.below(last as u64 + 1) as usize);
         }
     }
 
-    /// True once in `n` times.
+    /// True once in `n` times on average.
     pub fn one_in(&mut self, n: u64) -> bool {
         self.below(n) == 0
     }
 
-    /// `length` bytes, text of few words (compressible) or noise.
+    /// `length` bytes: text of few words, which compresses, or noise.
     pub fn bytes(&mut self, length: usize) -> Vec<u8> {
         const WORDS: [&str; 8] =
             ["lorem ", "ipsum ", "dolor ", "sit ", "amet ", "<p>", "</p>\n", "consectetur "];
@@ -88,7 +89,7 @@ impl Drop for Seeded {
     }
 }
 
-/// Fails with all complaints; their first lines, which name the cases, come once more at the end.
+/// Fails with all complaints. Their first lines, which name the cases, are repeated at the end.
 #[track_caller]
 pub fn assert_none(complaints: &[String]) {
     let cases: Vec<&str> = complaints.iter().filter_map(|complaint| complaint.lines().next()).collect();

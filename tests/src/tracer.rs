@@ -1,9 +1,11 @@
-//! A program whose changes to one directory are counted, stopped at or made to fail, whichever of its threads makes them.
+//! A tracer that counts a program's changes to one directory, on all threads, and stops before them or makes
+//! them fail.
 //!
-//! `strace -e inject=CALL:when=N` counts each call of each thread by itself, so a point that a second thread reaches later
-//! is never hit. This tracer stops every thread at each system call, asks a policy about those that change something
-//! below the watched directory, in one order of all threads, and freezes where the policy says so: from then on no thread
-//! changes anything, though others may still talk, and the caller cuts the power at exactly that moment. Linux on x86-64.
+//! `strace -e inject=CALL:when=N` counts the calls of each thread separately, so a call that another thread
+//! makes later is never hit. This tracer stops every thread at each system call. It asks a policy about the
+//! calls that change something below the watched directory, in one order for all threads. Where the policy
+//! says so, it freezes the program: no thread changes anything from then on, although threads may still
+//! communicate, and the caller cuts the power at exactly that moment. Linux on x86-64 only.
 
 use std::collections::HashMap;
 use std::io::Write;
@@ -23,21 +25,21 @@ use nix::unistd::Pid;
 
 use crate::calls::{self, Call};
 
-/// A call that changes something, about to be made.
+/// A call that would change something.
 #[derive(Debug, Clone)]
 pub struct Point {
-    /// Its place among all of them, from 1.
+    /// Position among all such calls, from 1.
     pub ordinal: usize,
-    /// Its name.
+    /// Name of the call.
     pub call: &'static str,
-    /// What it changes, relative to the watched directory.
+    /// Changed path, relative to the watched directory.
     pub path: String,
-    /// The thread's name.
+    /// Name of the thread.
     pub thread: String,
 }
 
 impl Point {
-    /// Call and path without numbers and hashes: the same in each run.
+    /// Call and path without numbers and hashes: the same in every run.
     pub fn label(&self) -> String {
         let mut label = format!("{} ", self.call);
         let mut digits = false;
@@ -64,18 +66,19 @@ impl Point {
     }
 }
 
-/// What becomes of a call.
+/// Decision about a call.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Verdict {
-    /// It is made.
+    /// The call is made.
     Pass,
-    /// Neither it nor any later change is made: each thread stops before its next one, until the program is killed.
+    /// Neither this call nor any later change is made: each thread stops before its next one, until the
+    /// program is killed.
     FreezeBefore,
-    /// It is made, but no later change.
+    /// The call is made, but no later change.
     FreezeAfter,
-    /// It is not made and fails so.
+    /// The call is not made, and fails with this error number.
     Fail(i32),
-    /// A write writes a third of what it was to.
+    /// A write writes a third of its bytes.
     Short,
 }
 
@@ -104,20 +107,20 @@ impl Shared {
     }
 }
 
-/// A traced program. It is killed when this is dropped.
+/// A traced program. Dropping this kills it.
 pub struct Traced {
     shared: Arc<Shared>,
     thread: Option<JoinHandle<()>>,
 }
 
 impl Traced {
-    /// Starts `command`, whose standard output and error are as it says, and asks `policy` about every call that changes
-    /// something below `watched`.
+    /// Starts `command` with the given standard output and error, and asks `policy` about every call that
+    /// changes something below `watched`.
     #[track_caller]
     pub fn start(command: &Command, watched: &Path, policy: Policy) -> Self {
         let shared = Arc::<Shared>::default();
         let own = shared.clone();
-        // It must not run before it is traced.
+        // The program must not run before it is traced.
         let mut gated = Command::new("sh");
         gated.args(["-c", "read go; exec \"$0\" \"$@\" </dev/null"]);
         gated.arg(command.get_program()).args(command.get_args());
@@ -144,7 +147,7 @@ impl Traced {
         Self { shared, thread: Some(thread) }
     }
 
-    /// Where the program's standard error goes.
+    /// Path of the file with the program's standard error.
     pub fn log_of(watched: &Path) -> PathBuf {
         watched.with_extension("log")
     }
@@ -154,22 +157,23 @@ impl Traced {
         self.shared.lock().points.clone()
     }
 
-    /// How many points there were so far.
+    /// Number of points so far.
     pub fn count(&self) -> usize {
         self.shared.lock().points.len()
     }
 
-    /// Since the last point; `None`: there was none.
+    /// Time since the last point; `None`: there was none.
     pub fn idle(&self) -> Option<Duration> {
         self.shared.lock().last.map(|at| at.elapsed())
     }
 
-    /// Whether it ended by itself, and how.
+    /// Exit status, if the program has ended on its own.
     pub fn ended(&self) -> Option<ExitStatus> {
         self.shared.lock().ended
     }
 
-    /// Waits until it is frozen or ended, or `done` says so, or `limit` is over; whether it is frozen.
+    /// Waits until the program is frozen or ended, `done` returns true, or `limit` passes. Returns whether it
+    /// is frozen.
     #[track_caller]
     pub fn wait(&self, limit: Duration, mut done: impl FnMut(&Self) -> bool) -> bool {
         let deadline = Instant::now() + limit;
@@ -197,7 +201,7 @@ impl Traced {
         }
     }
 
-    /// SIGKILL; returns when it is gone.
+    /// Kills the program and waits until it is gone.
     pub fn kill(&mut self) {
         let pid = self.shared.lock().pid;
         if let (Some(pid), None) = (pid, self.ended()) {
@@ -215,7 +219,7 @@ impl Drop for Traced {
     }
 }
 
-/// What a thread is in the middle of.
+/// System call that a thread is executing.
 #[derive(Clone, Copy)]
 enum Task {
     Outside,
@@ -319,7 +323,7 @@ impl Loop<'_> {
         resume(who, None);
     }
 
-    /// None: it stays where it is.
+    /// `None`: the thread stays stopped.
     fn enter(&mut self, who: Pid) -> Option<Verdict> {
         let Ok(mut registers) = ptrace::getregs(who) else { return Some(Verdict::Pass) };
         let r = &registers;
@@ -355,7 +359,7 @@ impl Loop<'_> {
     }
 }
 
-/// Errors: it was killed meanwhile.
+/// Errors mean that the thread was killed meanwhile.
 fn resume(who: Pid, signal: Option<Signal>) {
     let _ = ptrace::syscall(who, signal);
 }

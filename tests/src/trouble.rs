@@ -1,5 +1,5 @@
-//! Networks that fail: a proxy that resets, stalls and flips bytes in mid-frame, and a network namespace whose packets
-//! are dropped, refused, lost and slowed by the kernel.
+//! Networks that fail: a proxy that resets, stalls and flips bits in the middle of frames, and a network
+//! namespace in which the kernel drops, refuses, loses and delays packets.
 
 use std::io::{Read, Write};
 use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
@@ -13,25 +13,25 @@ use rustix::net::sockopt::{set_socket_linger, set_socket_send_buffer_size};
 
 use crate::process::run_within;
 
-/// Read at once.
+/// Bytes read at a time.
 const CHUNK_BYTES: usize = 16 * 1024;
-/// Bytes that wait in the proxy's socket: what is counted as delivered and dies with the connection.
+/// Socket buffer of the proxy: these bytes count as delivered, and are lost with the connection.
 const WAITING_BYTES: usize = 64 * 1024;
-/// A test in namespaces of its own.
+/// Deadline of a test in its own namespaces.
 const LIMIT: Duration = Duration::from_secs(300);
 
-/// What befalls a connection.
+/// Fault of a connection.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Fault {
-    /// RST to both ends.
+    /// Both ends get a RST.
     Reset,
-    /// One bit is turned over on its way to whoever connected.
+    /// One bit is flipped on the way to the connecting side.
     Flip,
-    /// Nothing passes any more, in either direction, and nobody is told.
+    /// Nothing passes any more in either direction, without an error.
     Stall,
 }
 
-/// A proxy that troubles bulk transfers. It ends with the process.
+/// A proxy that disturbs bulk transfers. It ends with the process.
 pub struct Trouble {
     address: SocketAddr,
     state: Arc<State>,
@@ -39,7 +39,7 @@ pub struct Trouble {
 
 struct State {
     to: SocketAddr,
-    /// The fault, after how many bytes of one connection it comes, and how many are left.
+    /// The fault, the number of bytes of a connection before it, and the number of faults left.
     plan: Mutex<(Fault, u64, u64)>,
     delivered: AtomicU64,
     caused: AtomicU64,
@@ -70,29 +70,29 @@ impl Trouble {
         Self { address, state }
     }
 
-    /// From now on `fault` comes after `bytes` of a connection, `times` times in all.
+    /// From now on `fault` follows `bytes` of a connection, `times` times in total.
     pub fn plan(&self, fault: Fault, bytes: u64, times: u64) {
         *self.state.plan.lock().unwrap_or_else(PoisonError::into_inner) = (fault, bytes, times);
         self.state.delivered.store(0, Ordering::Relaxed);
         self.state.caused.store(0, Ordering::Relaxed);
     }
 
-    /// Where to connect to.
+    /// Address to connect to.
     pub fn address(&self) -> String {
         self.address.to_string()
     }
 
-    /// Bytes that came to whoever connected since [`Self::plan`].
+    /// Bytes delivered to the connecting side since [`Self::plan`].
     pub fn delivered(&self) -> u64 {
         self.state.delivered.load(Ordering::Relaxed)
     }
 
-    /// Faults since [`Self::plan`].
+    /// Number of faults since [`Self::plan`].
     pub fn caused(&self) -> u64 {
         self.state.caused.load(Ordering::Relaxed)
     }
 
-    /// Connections so far.
+    /// Number of connections so far.
     pub fn connections(&self) -> u64 {
         self.state.connections.load(Ordering::Relaxed)
     }
@@ -134,14 +134,14 @@ impl State {
                         let _ = set_socket_linger(stream, Some(Duration::ZERO));
                         let _ = stream.shutdown(Shutdown::Read);
                     }
-                    // A part of a frame has passed.
+                    // Part of a frame has passed.
                     let _ = to.write_all(&chunk[..length / 2]);
                     return;
                 }
                 Some(Fault::Flip) => chunk[length / 2] ^= 1,
                 Some(Fault::Stall) => {
                     stalled.store(true, Ordering::Relaxed);
-                    // Whatever comes is lost, until both have given it up.
+                    // Everything is lost until both sides give up.
                     while let Ok(1..) = from.read(&mut chunk) {}
                     return;
                 }
@@ -155,7 +155,7 @@ impl State {
         let _ = to.shutdown(Shutdown::Write);
     }
 
-    /// The fault that is due after so many bytes of a connection, once.
+    /// Takes the fault that is due after this many bytes of a connection, once.
     fn due(&self, passed: u64) -> Option<Fault> {
         let mut plan = self.plan.lock().unwrap_or_else(PoisonError::into_inner);
         let (fault, after, left) = &mut *plan;
@@ -168,26 +168,26 @@ impl State {
     }
 }
 
-/// Runs the test of this name once more in a network namespace of its own, and says whether this process is that one:
-/// its loopback is nobody else's. Needs root.
+/// Runs the test of this name again in its own network namespace, whose loopback nobody else uses. Returns
+/// whether this process is that run. Needs root.
 #[track_caller]
 pub fn in_own_network(test: &str) -> bool {
     let inside = again_in_namespaces(test, &["--net"], LIMIT);
     if inside {
-        // Packets of a usual size: those of the loopback do not fit into a slow line's bucket.
+        // Packets of a usual size: those of the loopback device do not fit into the bucket of a slow line.
         shell("ip link set lo mtu 1500 up");
     }
     inside
 }
 
-/// [`in_own_network`], with mounts and processes of its own as well: what it mounts nobody else sees, and what it leaves
-/// running ends with it.
+/// Like [`in_own_network`], with its own mounts and processes as well. Nobody else sees its mounts, and its
+/// processes end with it.
 #[track_caller]
 pub fn in_own_machine(test: &str) -> bool {
     in_own_machine_within(test, LIMIT)
 }
 
-/// [`in_own_machine`], which may take so long.
+/// Like [`in_own_machine`], with another deadline.
 #[track_caller]
 pub fn in_own_machine_within(test: &str, limit: Duration) -> bool {
     let namespaces = ["--net", "--mount", "--pid", "--fork", "--kill-child", "--mount-proc"];
@@ -198,7 +198,8 @@ pub fn in_own_machine_within(test: &str, limit: Duration) -> bool {
     inside
 }
 
-/// Runs the test of this name once more under `unshare` with these options; whether this process is that run.
+/// Runs the test of this name again under `unshare` with these options. Returns whether this process is that
+/// run.
 #[track_caller]
 fn again_in_namespaces(test: &str, options: &[&str], limit: Duration) -> bool {
     const INSIDE: &str = "SYNCD_TESTS_INSIDE";
@@ -230,14 +231,14 @@ fn shell(line: &str) {
     assert!(status.success(), "{line} failed: this test must be root, with iptables and iproute2 installed");
 }
 
-/// What the kernel does to packets from and to a port of this namespace.
+/// Controls what the kernel does to packets from and to a port in this namespace.
 #[derive(Debug, Clone, Copy)]
 pub struct Packets {
     port: u16,
 }
 
 impl Packets {
-    /// Of the listener at `address`.
+    /// For the port of the listener at `address`.
     #[track_caller]
     pub fn of(address: &str) -> Self {
         let address: SocketAddr = address.parse().expect("an address");
@@ -250,28 +251,28 @@ impl Packets {
         }
     }
 
-    /// Nothing passes, and nobody is told.
+    /// Drops everything without an error.
     #[track_caller]
     pub fn drop_silently(self) {
         self.rule("-j DROP");
     }
 
-    /// Whoever sends gets a RST.
+    /// Answers every packet with a RST.
     #[track_caller]
     pub fn refuse(self) {
-        // The RST is a packet of this port, too.
+        // The RST is also a packet of this port.
         shell("iptables -A INPUT -i lo -p tcp --tcp-flags RST RST -j ACCEPT");
         self.rule("-j REJECT --reject-with tcp-reset");
     }
 
-    /// One packet in so many is lost.
+    /// Loses one packet in `one_in`.
     #[track_caller]
     pub fn lose(self, one_in: u32) {
         let share = 1.0 / f64::from(one_in);
         self.rule(&format!("-m statistic --mode random --probability {share} -j DROP"));
     }
 
-    /// How many packets have fallen victim to the rules.
+    /// Number of packets lost by these rules.
     #[track_caller]
     pub fn lost(self) -> u64 {
         let list = run_within(Command::new("iptables").args(["-nvxL", "INPUT"]), Duration::from_secs(10));
@@ -279,20 +280,21 @@ impl Packets {
         rules.filter_map(|line| line.split_whitespace().next()?.parse::<u64>().ok()).sum()
     }
 
-    /// Everything passes again.
+    /// Lets everything pass again.
     #[track_caller]
     pub fn heal(self) {
         shell("iptables -F INPUT");
     }
 
-    /// Gives each direction a line of its own of so many kbit/s, with a queue of 400 ms. Call it before the
-    /// connection exists: TCP that has measured the loopback floods a line that turns slow under it, and loses
-    /// most of what it sends for many seconds.
+    /// Limits each direction to this rate in kbit/s, with a queue of 400 ms. Must be called before the
+    /// connection exists: TCP that has measured the loopback floods a line that becomes slow afterwards, and
+    /// loses most of what it sends for many seconds.
     #[track_caller]
     pub fn slow_down(self, kbit_per_second: u32) {
         shell("tc qdisc add dev lo root handle 1: htb default 0");
         for (class, way) in [(1, "sport"), (2, "dport")] {
-            // The class only tells the directions apart. TBF is the line: unlike HTB it splits what TCP sends as one.
+            // The class only separates the directions. TBF is the line: unlike HTB, it splits the large
+            // segments that TCP sends.
             shell(&format!("tc class add dev lo parent 1: classid 1:{class} htb rate 10gbit"));
             let line = format!("rate {kbit_per_second}kbit burst 16kb latency 400ms");
             shell(&format!("tc qdisc add dev lo parent 1:{class} tbf {line}"));

@@ -1,17 +1,17 @@
-//! Waiting for conditions, with a deadline. No test sleeps for luck.
+//! Waits for conditions with a deadline. No test sleeps for luck.
 
 use std::time::{Duration, Instant};
 
-/// Long enough for a debug build on a busy machine; a condition that holds is seen within milliseconds all the same.
+/// Long enough for a debug build on a busy machine. A condition that holds is noticed within milliseconds.
 pub const PATIENCE: Duration = Duration::from_secs(60);
 
-/// Polls until `condition` gives a value; panics after [`PATIENCE`], naming what was waited for.
+/// Polls until `condition` returns a value. Panics after [`PATIENCE`] with the description `what`.
 #[track_caller]
 pub fn until<T>(what: &str, condition: impl FnMut() -> Option<T>) -> T {
     within(PATIENCE, what, condition)
 }
 
-/// Polls until `condition` gives a value; panics after `limit`, naming what was waited for.
+/// Polls until `condition` returns a value. Panics after `limit` with the description `what`.
 #[track_caller]
 pub fn within<T>(limit: Duration, what: &str, mut condition: impl FnMut() -> Option<T>) -> T {
     let started = Instant::now();
@@ -26,7 +26,7 @@ pub fn within<T>(limit: Duration, what: &str, mut condition: impl FnMut() -> Opt
     }
 }
 
-/// Polls until `check` is content; panics after [`PATIENCE`] with its last complaint.
+/// Polls until `check` succeeds. Panics after [`PATIENCE`] with the last complaint.
 #[track_caller]
 pub fn until_ok<T>(what: &str, mut check: impl FnMut() -> Result<T, String>) -> T {
     let started = Instant::now();

@@ -1,17 +1,16 @@
-//! A node as the guide sets it up: a Debian web server, an agent on it, and an origin.
+//! A node as configured by the guide: a Debian web server with an agent, and an origin.
 
 use std::path::Path;
 
 use crate::{Agent, Debian, Origin, Scene, instructions, wait};
 
-/// The site of the node.
+/// Address of the node's site.
 pub const SITE: &str = "http://localhost";
-/// Apache's answer here says which generation it serves.
+/// Page on which Apache names the generation that it serves.
 const PROBE: &str = "http://127.0.0.1:8876/";
 
-/// The node, in the namespaces of its test ([`crate::trouble::in_own_machine`]).
+/// The node, in its test's namespaces ([`crate::trouble::in_own_machine`]).
 pub struct WebNode {
-    /// The machine.
     pub debian: Debian,
     /// Publishes the tree.
     pub origin: Origin,
@@ -21,8 +20,8 @@ pub struct WebNode {
 }
 
 impl WebNode {
-    /// A Debian web server as installed, which runs, and an origin; the agent has joined and does not run. `fill` makes
-    /// the tree.
+    /// Starts a Debian web server as installed, and an origin. The agent has joined, but does not run. `fill`
+    /// makes the tree.
     #[track_caller]
     pub fn new(name: &str, fill: impl FnOnce(&Path)) -> Self {
         let scene = Scene::new(name);
@@ -36,19 +35,19 @@ impl WebNode {
         Self { debian, origin, agent, scene }
     }
 
-    /// Has the agent run with these options as well.
+    /// Adds options to the agent's `run`.
     #[must_use]
     pub fn with_agent_options(mut self, options: &[&str]) -> Self {
         self.agent = self.agent.with_options(options);
         self
     }
 
-    /// The directory of the test.
+    /// Directory of the test.
     pub fn scene(&self) -> &Scene {
         &self.scene
     }
 
-    /// Does what a page says below `heading`.
+    /// Follows a page of the guide below `heading`.
     #[track_caller]
     pub fn follow(&mut self, page: &str, heading: &str) {
         for block in instructions(page, heading) {
@@ -62,13 +61,13 @@ impl WebNode {
         }
     }
 
-    /// Does one block of commands of a page alone, which does not restart the agent.
+    /// Runs a single block of commands of a page, which must not restart the agent.
     #[track_caller]
     pub fn follow_step(&self, page: &str, heading: &str, index: usize) {
         self.debian.follow(&instructions(page, heading)[index]);
     }
 
-    /// As its unit would: with the variables of `/etc/syncd/agent.env`.
+    /// Starts the agent as its unit would, with the variables of `/etc/syncd/agent.env`.
     #[track_caller]
     pub fn start_agent(&mut self) {
         self.agent.under(&self.debian.environment("/etc/syncd/agent.env"));
@@ -82,7 +81,7 @@ impl WebNode {
         self.debian.curl(&format!("{SITE}{path}"))
     }
 
-    /// Waits until Apache says that it serves generation `number`, or `unknown`.
+    /// Waits until Apache reports that it serves generation `number`, or `unknown`.
     #[track_caller]
     pub fn wait_served(&self, number: impl ToString) {
         let header = format!("x-syncd-generation: {}", number.to_string());

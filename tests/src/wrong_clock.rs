@@ -1,4 +1,4 @@
-//! A machine whose clock is off: the C library's real-time clock, shifted for one process.
+//! A machine with a wrong clock: the C library's real-time clock, shifted for one process.
 
 use std::ffi::OsString;
 use std::path::PathBuf;
@@ -6,7 +6,7 @@ use std::path::PathBuf;
 use crate::Scene;
 use crate::process::tool;
 
-/// What stands between a program and the C library.
+/// Library that is loaded before the C library.
 const SOURCE: &str = r#"
 #define _GNU_SOURCE
 #include <stdlib.h>
@@ -21,13 +21,13 @@ int clock_gettime(clockid_t clock, struct timespec *now) {
 }
 "#;
 
-/// A clock that can be given to programs.
+/// A shifted clock for programs.
 pub struct WrongClock {
     library: PathBuf,
 }
 
 impl WrongClock {
-    /// Compiles what it takes, in this scene.
+    /// Compiles the library in this scene.
     #[track_caller]
     pub fn new(scene: &Scene) -> Self {
         let (source, library) = (scene.path("wrong_clock.c"), scene.path("wrong_clock.so"));
@@ -38,7 +38,7 @@ impl WrongClock {
         Self { library }
     }
 
-    /// Variables of a program whose clock is off by so many days.
+    /// Variables of a program whose clock is off by `days` days.
     pub fn variables(&self, days: i64) -> [(&'static str, OsString); 2] {
         let seconds = days * 24 * 60 * 60;
         [
@@ -47,7 +47,7 @@ impl WrongClock {
         ]
     }
 
-    /// The words before such a program: for `Agent::under` and `Origin::under`.
+    /// Prefix of such a program's command line, for `Agent::under` and `Origin::under`.
     pub fn prefix(&self, days: i64) -> Vec<OsString> {
         let assignments = self.variables(days).map(|(name, value)| {
             let mut word = OsString::from(name);
