@@ -1,4 +1,4 @@
-//! What is to be measured, and on what.
+//! Options of the bench: scenarios, trees and runs.
 
 use clap::{Parser, ValueEnum};
 use std::path::PathBuf;
@@ -6,65 +6,65 @@ use syncd_tests::corpora::{self, Corpus};
 
 use crate::report::Report;
 
-/// Measures syncd on real content beside its peers, in the same run. Needs root: every side writes to fresh
-/// loop-mounted file systems, and all of it runs in a network namespace whose counters are the wire.
+/// Measures syncd on real content beside its peers, in the same run. Needs root: all programs write to new
+/// loop-mounted file systems and run in a network namespace whose counters measure the wire.
 #[derive(Debug, Parser)]
 #[command(name = "syncd-bench", version)]
 pub struct Bench {
-    /// What to measure; everything if none is named.
+    /// Scenarios to measure [default: all].
     #[arg(value_enum)]
     pub scenarios: Vec<Scenario>,
-    /// Counted runs of each side; one more, uncounted, warms up.
+    /// Number of counted runs. One more, uncounted, warms up.
     #[arg(long, default_value_t = 5, value_parser = clap::value_parser!(u16).range(1..))]
     pub runs: u16,
-    /// Small trees: shows that it works, and nothing else.
+    /// Use small trees, to check that the bench works.
     #[arg(long)]
     pub quick: bool,
-    /// Where JSON and plots go [default: docs/bench, with --quick target/bench].
+    /// Directory for JSON and plots [default: docs/bench, with --quick target/bench].
     #[arg(long, value_name = "DIR")]
     pub out: Option<PathBuf>,
     /// Trees of `first-sync`, `first-seal` and `no-change`.
     #[arg(long, value_enum, value_delimiter = ',', default_values_t = [Tree::Docs, Tree::Many])]
     pub trees: Vec<Tree>,
-    /// MiB of each large file of `big`.
+    /// Size of each large file of `big`, in MiB.
     #[arg(long, default_value_t = 1024)]
     pub big_mib: u64,
-    /// `growth` up to a million files (needs some 20 GB of disk).
+    /// Extend `growth` to a million files (needs about 20 GB of disk).
     #[arg(long)]
     pub million: bool,
-    /// Peers that take minutes too (syncthing).
+    /// Also measure peers that take minutes (syncthing).
     #[arg(long)]
     pub slow_peers: bool,
 }
 
-/// One file in `scenarios/` each.
+/// Scenarios, each in one file of `scenarios/`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub enum Scenario {
-    /// A tree to an additional node: docs, and 200,000 small files.
+    /// First sync of an additional node: docs, and 200,000 small files.
     FirstSync,
     /// The origin's first seal of a tree, beside `cp -a`.
     FirstSeal,
-    /// docs a -> b: to an additional node, and from commit to live on the first.
+    /// docs a -> b: on an additional node, and from commit to live on the first node.
     Update,
-    /// Nothing changed, and nothing to do.
+    /// Nothing changed, or nothing to do.
     NoChange,
-    /// One changed file of 200,000 and of 1,000, `commit --wait` to live on two agents.
+    /// One changed file of 200,000 and of 1,000, `commit --wait` until live on two agents.
     OneFile,
-    /// One changed file a commit, 1 and 10 commits a second.
+    /// One changed file for each commit, at 1 and 10 commits per second.
     Sustained,
-    /// A top directory gets another name.
+    /// A directory at the top is renamed.
     Rename,
-    /// All files of 200,000 get new times, or are edited.
+    /// All of 200,000 files get new times, or are edited.
     EveryFile,
     /// Large files: scattered edits, an insertion, a database.
     Big,
-    /// An update to 1, 2, 4, 8, 16, 32 agents.
+    /// An update of 1, 2, 4, 8, 16 and 32 agents.
     FanOut,
-    /// Trees of 1,000, 10,000, 100,000 files.
+    /// Trees of 1,000, 10,000 and 100,000 files.
     Growth,
 }
 
-/// What is replicated.
+/// Content to replicate.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub enum Tree {
     /// Documentation of Debian packages: 34,851 files, 616 MB.
@@ -74,34 +74,34 @@ pub enum Tree {
 }
 
 impl Bench {
-    /// What is to be measured, in order.
+    /// Scenarios to measure, in order.
     pub fn wanted(&self) -> Vec<Scenario> {
         let all = Scenario::value_variants().iter().copied();
         all.filter(|scenario| self.scenarios.is_empty() || self.scenarios.contains(scenario)).collect()
     }
 
-    /// Runs of each side, with the uncounted one.
+    /// Number of counted runs.
     pub fn runs(&self) -> usize {
         self.runs.into()
     }
 
-    /// Where JSON and plots go.
+    /// Directory for JSON and plots.
     pub fn out(&self) -> PathBuf {
         let default = if self.quick { "target/bench" } else { "docs/bench" };
         self.out.clone().unwrap_or_else(|| default.into())
     }
 
-    /// The documentation tree, and what it is called.
+    /// The documentation tree, with its name.
     pub fn docs(&self) -> (&'static str, Corpus) {
         if self.quick { ("wordpress", corpora::wordpress()) } else { ("docs", corpora::docs()) }
     }
 
-    /// Many small files.
+    /// The tree of many small files, with its name.
     pub fn many(&self) -> (&'static str, Corpus) {
         if self.quick { ("many (1k)", corpora::many(1000)) } else { ("many (200k)", corpora::many(200_000)) }
     }
 
-    /// Makes the trees that are wanted, which may need the network.
+    /// Makes the required trees, which may need the network.
     pub fn prepare(&self) {
         for scenario in self.wanted() {
             match scenario {
@@ -116,7 +116,7 @@ impl Bench {
         }
     }
 
-    /// The trees that were asked for.
+    /// The requested trees.
     pub fn trees(&self) -> Vec<(&'static str, Corpus)> {
         let tree = |tree: &Tree| match tree {
             Tree::Docs => self.docs(),
@@ -125,7 +125,7 @@ impl Bench {
         self.trees.iter().map(tree).collect()
     }
 
-    /// An empty report that says which trees these are.
+    /// An empty report that describes these trees.
     pub fn report<'a>(
         &self,
         scenario: &str,

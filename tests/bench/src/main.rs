@@ -1,8 +1,8 @@
-//! `syncd-bench`: what it costs, beside the peers, in the same run.
+//! `syncd-bench`: measures what syncd costs beside its peers, in the same run.
 //!
-//! `cargo run --release --bin syncd-bench -- [SCENARIO...] [--runs N] [--quick] [--out DIR]` prints medians, spread and
-//! ratios, marks targets as met or missed, and writes `SCENARIO.json` and `SCENARIO.svg`. docs/performance.md says what
-//! each scenario does, and how noise is kept out.
+//! `cargo run --release --bin syncd-bench -- [SCENARIO...] [--runs N] [--quick] [--out DIR]` prints medians,
+//! spread and ratios, marks targets as met or missed, and writes `SCENARIO.json` and `SCENARIO.svg`.
+//! docs/performance.md describes each scenario, and how noise is avoided.
 
 mod bench;
 mod noise;
@@ -28,7 +28,7 @@ use crate::bench::Bench;
 use crate::report::Report;
 use crate::versions::Versions;
 
-/// What a scenario's JSON file holds.
+/// Contents of a scenario's JSON file.
 #[derive(Serialize)]
 struct Record<'a> {
     versions: &'a Versions,

@@ -1,27 +1,27 @@
-//! What must not differ between two measurements that are compared.
+//! Removes differences between measurements that are compared.
 
 use std::hint::black_box;
 use std::process::Command;
 
 use crate::processes::complete;
 
-/// Memory that docs take twice, once as files and once as the image of their file system, and more.
+/// More than twice the size of docs, which are cached as files and as the image of their file system.
 const MEMORY_BYTES: u64 = 3 * 1024 * 1024 * 1024;
-/// Free memory that is left alone, so that the kernel does not make more of what is cached.
+/// Free memory that stays untouched, so that the kernel does not drop cached data.
 const SPARED_BYTES: u64 = 1024 * 1024 * 1024;
-/// Threads that touch it.
+/// Number of threads that touch memory.
 const TOUCHERS: u64 = 2;
-/// At least as small as the machine's pages.
+/// At most the page size of the machine.
 const PAGE_BYTES: usize = 4096;
 
-/// Nobody's write-back runs inside another's window.
+/// Writes everything back, so that no write-back runs during another measurement.
 pub fn sync_all() {
     complete(&mut Command::new("sync"));
 }
 
-/// [`sync_all`], and free memory that is there: what a virtual machine has freed may have gone back to its host (free
-/// page reporting), and whoever writes next waits until the host has supplied it again. Files of the last peer were
-/// deleted just before, so that it would be chance who pays. Nothing that is cached is driven out.
+/// Like [`sync_all`], and also touches free memory. A virtual machine may have returned freed memory to its
+/// host (free page reporting), and the next writer would wait until the host supplies it again. The last
+/// peer's files have just been deleted, so chance would decide who pays for that. Nothing cached is dropped.
 pub fn settle() {
     sync_all();
     let bytes = MEMORY_BYTES.min(free_memory_bytes().saturating_sub(SPARED_BYTES));
@@ -36,7 +36,7 @@ pub fn settle() {
     });
 }
 
-/// What nobody uses, not even as a cache.
+/// Memory that is not used, not even as a cache.
 fn free_memory_bytes() -> u64 {
     let known = std::fs::read_to_string("/proc/meminfo").expect("read /proc/meminfo");
     let free = known.lines().find_map(|line| line.strip_prefix("MemFree:")?.split_whitespace().next());

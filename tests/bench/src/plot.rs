@@ -1,4 +1,5 @@
-//! One SVG a scenario: a picture a panel, bars with the range of the samples, or lines where there is an axis.
+//! One SVG for each scenario, with one picture for each panel: bars with the range of the samples, or lines
+//! if there is an axis.
 
 use std::error::Error;
 use std::path::Path;
@@ -21,7 +22,7 @@ const PEER: RGBColor = RGBColor(96, 125, 155);
 const OTHERS: [RGBColor; 5] =
     [PEER, RGBColor(40, 120, 90), RGBColor(130, 90, 160), RGBColor(150, 130, 40), RGBColor(40, 40, 40)];
 
-/// Draws everything that a report has.
+/// Draws all panels of a report.
 pub fn draw(report: &Report, path: &Path) -> Drawn {
     let heights: Vec<u32> = report.panels.iter().map(height).collect();
     let root = SVGBackend::new(path, (WIDTH, 40 + heights.iter().sum::<u32>())).into_drawing_area();
@@ -49,7 +50,7 @@ fn colour(name: &str) -> RGBColor {
     if name.starts_with("syncd") { OWN } else { PEER }
 }
 
-/// The end of an axis that shows all of this.
+/// End of an axis that shows every sample.
 fn end(panel: &Panel) -> f64 {
     let most = panel.figures.iter().flat_map(|f| f.samples.iter().copied()).fold(0.0, f64::max);
     if most > 0.0 { most * 1.12 } else { 1.0 }
@@ -66,7 +67,7 @@ fn bars(area: &Area<'_>, panel: &Panel) -> Drawn {
     chart.configure_mesh().disable_y_mesh().disable_y_axis().y_labels(0).max_light_lines(0).draw()?;
     for (place, figure) in panel.figures.iter().enumerate() {
         let Summary { median, least, most } = Summary::of(&figure.samples);
-        // The first on top.
+        // The first figure is at the top.
         let middle = (count - place) as f64 - 0.5;
         let (x, y) = chart.backend_coord(&(0.0, middle));
         let (left, top) = area.get_base_pixel();

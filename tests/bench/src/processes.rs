@@ -1,11 +1,11 @@
-//! What /proc says of processes.
+//! Reads figures of processes from /proc.
 
 use std::fs;
 use std::ops::Range;
 use std::process::{Command, Stdio};
 
-/// Runs a program that must succeed; its standard output. Waits in the kernel: what looks every few milliseconds
-/// whether it is over would add them to what is measured.
+/// Runs a program, which must succeed, and returns its standard output. Waits in the kernel, because polling
+/// would add milliseconds to the measurement.
 pub fn complete(command: &mut Command) -> String {
     let output = command.stdin(Stdio::null()).output().unwrap_or_else(|error| panic!("{command:?}: {error}"));
     let errors = String::from_utf8_lossy(&output.stderr);
@@ -13,22 +13,22 @@ pub fn complete(command: &mut Command) -> String {
     String::from_utf8_lossy(&output.stdout).trim().to_string()
 }
 
-/// Clock ticks a second of /proc/PID/stat; the same on every Linux that a node runs on (USER_HZ).
+/// Clock ticks per second in /proc/PID/stat (USER_HZ), the same on every supported Linux.
 const TICKS_PER_SECOND: f64 = 100.0;
 
-/// CPU seconds of a process so far, user and system, all threads and all children that ended; steps of 10 ms.
+/// CPU seconds of a process so far, user and system, of all threads and ended children, in steps of 10 ms.
 pub fn cpu_seconds(pid: u32) -> f64 {
     stat_seconds(pid, 11..15)
 }
 
-/// CPU seconds so far of the programs that this process started and that have ended.
+/// CPU seconds so far of ended children of this process.
 pub fn ended_children_cpu_seconds() -> f64 {
     stat_seconds(std::process::id(), 13..15)
 }
 
 fn stat_seconds(pid: u32, fields_from_state: Range<usize>) -> f64 {
     let stat = fs::read_to_string(format!("/proc/{pid}/stat")).expect("read a process's stat");
-    // The name in parentheses may hold spaces: count from its end.
+    // The name in parentheses may contain spaces, so fields are counted from its end.
     let fields: Vec<&str> = stat.rsplit(')').next().unwrap_or_default().split_whitespace().collect();
     let ticks = |index: usize| fields.get(index).and_then(|f| f.parse::<f64>().ok()).expect("ticks");
     fields_from_state.map(ticks).sum::<f64>() / TICKS_PER_SECOND
@@ -39,13 +39,13 @@ pub fn has_children(pid: u32) -> bool {
     fs::read_to_string(format!("/proc/{pid}/task/{pid}/children")).is_ok_and(|list| !list.trim().is_empty())
 }
 
-/// Peak resident memory of a process, MiB.
+/// Peak resident memory of a process in MiB.
 pub fn peak_memory_mib(pid: u32) -> f64 {
     let status = fs::read_to_string(format!("/proc/{pid}/status")).expect("read a process's status");
     kibibytes(&status, "VmHWM:") / 1024.0
 }
 
-/// Memory of this machine, MiB.
+/// Memory of this machine in MiB.
 pub fn total_memory_mib() -> u64 {
     (kibibytes(&fs::read_to_string("/proc/meminfo").unwrap_or_default(), "MemTotal:") / 1024.0) as u64
 }

@@ -1,4 +1,4 @@
-//! What a scenario measured: samples in panels, ratios, and what was to be reached.
+//! Results of a scenario: samples in panels, ratios and targets.
 
 use std::fmt;
 
@@ -6,31 +6,31 @@ use serde::{Serialize, Serializer};
 
 use crate::statistics::Summary;
 
-/// Everything that one scenario measured.
+/// All results of one scenario.
 #[derive(Debug, Default, Serialize)]
 pub struct Report {
-    /// As on the command line.
+    /// Name on the command line.
     pub scenario: String,
-    /// For people.
+    /// Title for people.
     pub title: String,
-    /// Quantities that are compared with each other.
+    /// Quantities to compare with each other.
     pub panels: Vec<Panel>,
     ratios: Vec<Ratio>,
     targets: Vec<Target>,
     notes: Vec<String>,
-    /// An uncounted run: names are noted in their order, samples are not.
+    /// In the uncounted run, names are registered in order, but samples are dropped.
     #[serde(skip)]
     warming_up: bool,
 }
 
-/// Figures of one unit, one picture of the plot.
+/// Figures with the same unit: one picture of the plot.
 #[derive(Debug, Serialize)]
 pub struct Panel {
-    /// What it shows.
+    /// Title of the panel.
     pub name: String,
-    /// Of all its figures.
+    /// Unit of all its figures.
     pub unit: &'static str,
-    /// What `x` of its figures is; `None`: they have none.
+    /// Meaning of `x`; `None`: the figures have no `x`.
     pub axis: Option<&'static str>,
     /// In the order of their first samples.
     pub figures: Vec<Figure>,
@@ -39,11 +39,11 @@ pub struct Panel {
 /// Samples of one quantity.
 #[derive(Debug)]
 pub struct Figure {
-    /// Who, or what.
+    /// Name of the program or quantity.
     pub name: String,
-    /// On the panel's axis.
+    /// Position on the panel's axis.
     pub x: Option<f64>,
-    /// One a run.
+    /// One sample for each run.
     pub samples: Vec<f64>,
 }
 
@@ -66,12 +66,12 @@ struct Target {
 }
 
 impl Report {
-    /// With nothing in it.
+    /// An empty report.
     pub fn new(scenario: &str, title: &str) -> Self {
         Self { scenario: scenario.into(), title: title.into(), ..Self::default() }
     }
 
-    /// Run 0 warms up and is not counted.
+    /// Begins a run. Run 0 warms up and is not counted.
     pub fn begin(&mut self, run: usize, runs: usize) {
         self.warming_up = run == 0;
         let warming_up = if run == 0 { " (warm-up, not counted)" } else { "" };
@@ -119,42 +119,42 @@ impl Report {
         }
     }
 
-    /// All samples of a quantity; empty where there are none.
+    /// All samples of a quantity; empty if there are none.
     pub fn samples(&self, panel: &str, name: &str, x: Option<f64>) -> &[f64] {
         let panel = self.panels.iter().find(|p| p.name == panel);
         let figure = panel.and_then(|p| p.figures.iter().find(|f| f.name == name && f.x == x));
         figure.map_or(&[], |f| &f.samples)
     }
 
-    /// The median of a quantity.
+    /// Median of a quantity.
     pub fn median(&self, panel: &str, name: &str) -> f64 {
         Summary::of(self.samples(panel, name, None)).median
     }
 
-    /// Says how many times `to` a quantity is; the ratio of the medians.
+    /// Adds the ratio of two quantities' medians, and returns it.
     pub fn ratio(&mut self, panel: &str, of: &str, to: &str) -> f64 {
         let summary = Summary::ratio(self.samples(panel, of, None), self.samples(panel, to, None));
         self.ratios.push(Ratio { panel: panel.into(), of: of.into(), to: to.into(), summary });
         summary.median
     }
 
-    /// Holds a figure against what was to be reached.
+    /// Compares a figure with its target.
     pub fn target(&mut self, name: &str, unit: &'static str, at_most: f64, actual: f64) {
         self.targets.push(Target { name: name.into(), unit, at_most, actual, met: actual <= at_most });
     }
 
-    /// [`Self::ratio`], held against what was to be reached.
+    /// Like [`Self::ratio`], and compares it with its target.
     pub fn target_ratio(&mut self, name: &str, at_most: f64, panel: &str, of: &str, to: &str) {
         let actual = self.ratio(panel, of, to);
         self.target(name, "x", at_most, actual);
     }
 
-    /// Adds what a reader must know.
+    /// Adds a remark for the reader.
     pub fn note(&mut self, note: impl Into<String>) {
         self.notes.push(note.into());
     }
 
-    /// Targets met and missed.
+    /// Number of targets met and missed.
     pub fn met_and_missed(&self) -> (usize, usize) {
         let met = self.targets.iter().filter(|target| target.met).count();
         (met, self.targets.len() - met)
@@ -197,7 +197,7 @@ impl fmt::Display for Report {
 }
 
 impl Panel {
-    /// Its name and unit.
+    /// Name and unit.
     pub fn heading(&self) -> String {
         format!("{}, {}", self.name, self.unit)
     }

@@ -1,5 +1,5 @@
-//! syncd: an origin and agents, release binaries in processes of their own, nearly always each on a file system of its
-//! own.
+//! syncd under measurement: an origin and agents, release binaries in separate processes, usually each on its
+//! own file system.
 
 use std::collections::VecDeque;
 use std::path::{Path, PathBuf};
@@ -14,19 +14,20 @@ use syncd_tests::{Agent, Daemon, Origin, Scene, wait};
 use crate::noise::settle;
 use crate::processes::{complete, cpu_seconds, peak_memory_mib};
 
-/// Longer than anything here takes.
+/// Deadline of every wait.
 const PATIENCE: Duration = Duration::from_secs(1800);
-/// How often `live` is looked at.
+/// Interval between looks at `live`.
 const LOOK: Duration = Duration::from_micros(300);
 
-/// A fresh ext4 (sparse; unlinked when it is dropped), so that nobody writes where another deleted.
+/// A new ext4 (sparse, deleted when dropped), so that no program writes where another has deleted.
 pub fn fresh_disk(scene: &Scene, name: &str) -> Mount {
-    // Inodes for two trees of a million files (a peer's source and target), at mkfs.ext4's one for 16 KiB.
+    // Enough inodes for two trees of a million files (a peer's source and target), at mkfs.ext4's one for 16
+    // KiB.
     const MEBIBYTES: u64 = 40 * 1024;
     Mount::ext4(&scene.path(name), MEBIBYTES)
 }
 
-/// What `work` gives for a new directory on a fresh disk, which is gone afterwards.
+/// Runs `work` in a new directory on a new disk, and removes the disk.
 pub fn on_fresh_disk<T>(scene: &Scene, work: impl FnOnce(&Path) -> T) -> T {
     let disk = fresh_disk(scene, "peer-disk");
     let directory = disk.directory().join("replica");
@@ -34,47 +35,45 @@ pub fn on_fresh_disk<T>(scene: &Scene, work: impl FnOnce(&Path) -> T) -> T {
     work(&directory)
 }
 
-/// An origin and its fleet. Agents end before the origin, and all before their disks.
+/// An origin and its fleet. Dropped in this order: agents, origin, disks.
 pub struct Site {
-    /// The nodes, in the order in which they joined.
+    /// The nodes, in the order of joining.
     pub nodes: VecDeque<Node>,
-    /// The origin.
     pub origin: Origin,
-    /// `None`: on the machine's own.
+    /// Disk of the origin; `None`: the machine's own.
     disk: Option<Mount>,
-    /// Logs and mount points; last, or it would delete what is on the disks.
+    /// Logs and mount points. Last, because dropping it deletes what is on the disks.
     pub scene: Scene,
 }
 
-/// What the first seal of a tree took.
+/// Result of a first seal.
 pub struct FirstSeal {
-    /// The generation.
+    /// Number of the generation.
     pub number: u64,
-    /// From the start of `serve`, which scans at once, to the answer to `commit`: sealed and durable.
+    /// Seconds from the start of `serve`, which scans at once, to the answer of `commit`: sealed and durable.
     pub took_s: f64,
-    /// The origin's.
+    /// CPU seconds of the origin.
     pub cpu_s: f64,
-    /// The origin's.
+    /// Peak memory of the origin in MiB.
     pub peak_mib: f64,
 }
 
 /// An agent on a disk of its own.
 pub struct Node {
-    /// It.
     pub agent: Agent,
     _disk: Option<Mount>,
 }
 
 impl Site {
-    /// An origin with a copy of `version`, on a disk of its own; it serves, and nothing is committed yet.
+    /// An origin with a copy of `version`, on its own disk. It serves, and nothing is committed yet.
     pub fn new(name: &str, version: &Path) -> Self {
         let mut site = Self::stopped(name, |tree| Corpus::copy(version, tree));
         site.origin.start();
         site
     }
 
-    /// The same with all of it on the machine's own file system: the syncs of a loop device take more than twice as long,
-    /// which counts where nothing but a few syncs is waited for.
+    /// The same on the machine's own file system. Syncs of a loop device take more than twice as long, which
+    /// matters if only a few syncs are waited for.
     pub fn on_machine(name: &str, version: &Path) -> Self {
         const TMPFS_MAGIC: i64 = 0x0102_1994;
         let scene = Scene::new(&format!("bench-{name}"));
@@ -94,7 +93,7 @@ impl Site {
         site
     }
 
-    /// An origin on a tree that `make` makes (the path is not there yet), on a disk of its own; it does not run yet.
+    /// An origin on a tree made by `make`, whose path does not exist yet, on its own disk. It does not run.
     pub fn stopped(name: &str, make: impl FnOnce(&Path)) -> Self {
         let scene = Scene::new(&format!("bench-{name}"));
         let disk = fresh_disk(&scene, "origin-disk");
@@ -104,12 +103,12 @@ impl Site {
         Self { nodes: VecDeque::new(), origin, scene, disk: Some(disk) }
     }
 
-    /// The first start and the first commit of an origin that does not run; afterwards it does not run either.
+    /// First start and first commit of an origin that does not run. It is stopped afterwards.
     pub fn first_seal(&mut self) -> FirstSeal {
         settle();
         let started = Instant::now();
         let mut serve = Daemon::start(&mut self.origin.serve_command(), self.scene.directory(), "first-seal");
-        // Not by asking it for its status: that waits for the lock of DATA where nobody answers yet.
+        // Without asking for the status, which would wait for the lock of DATA as long as nobody answers.
         wait::within(PATIENCE, "the origin to serve", || serve.log().contains(" serving ").then_some(()));
         let number = self.commit();
         let took_s = started.elapsed().as_secs_f64();
@@ -119,12 +118,12 @@ impl Site {
         seal
     }
 
-    /// The content tree.
+    /// Path of the content tree.
     pub fn tree(&self) -> PathBuf {
         self.origin.tree.clone()
     }
 
-    /// A node that joined and does not run yet, on a disk of its own where the origin has one.
+    /// A node that joined but does not run, on its own disk if the origin has one.
     pub fn join(&mut self, name: &str) -> &mut Node {
         if self.disk.is_none() {
             let root = self.scene.path(name);
@@ -135,7 +134,7 @@ impl Site {
         self.add(name, &root, Some(disk))
     }
 
-    /// The same, on a disk that outlives it.
+    /// The same, on a disk that outlives the node.
     pub fn join_at(&mut self, name: &str, root: &Path) -> &mut Node {
         self.add(name, root, None)
     }
@@ -147,7 +146,7 @@ impl Site {
         self.nodes.back_mut().expect("a node was added")
     }
 
-    /// Nodes that are live and have nothing more to do.
+    /// Starts nodes and waits until they are live and idle.
     pub fn join_all(&mut self, names: &[&str]) {
         for name in names {
             self.join(name).agent.start();
@@ -155,8 +154,8 @@ impl Site {
         self.rest();
     }
 
-    /// Waits until all nodes have the newest generation live, a spare, and nothing to do; then no write-back is under
-    /// way either: what comes next is nobody's preparation.
+    /// Waits until the newest generation is live on all nodes, a spare is ready and nothing is left to do.
+    /// Then waits for write-back, so that the next measurement pays for nothing else.
     pub fn rest(&mut self) {
         let generation = self.origin.status().generation;
         for node in &self.nodes {
@@ -176,17 +175,18 @@ impl Site {
         settle();
     }
 
-    /// `commit`: sealed; the number.
+    /// Runs `commit`, which ends when the generation is sealed. Returns its number.
     pub fn commit(&self) -> u64 {
         number(&complete(&mut self.origin.command("commit", &[])))
     }
 
-    /// `commit --wait`: live on every node; the number.
+    /// Runs `commit --wait`, which ends when the generation is live on every node. Returns its number.
     pub fn commit_live(&self) -> u64 {
         number(&complete(&mut self.origin.command("commit", &["--wait=600s"])))
     }
 
-    /// Seconds from now, when `commit` starts, until `live` of the first `nodes` is the new generation; its number.
+    /// Starts `commit` and measures the seconds until `live` of the first `nodes` is the new generation. Also
+    /// returns its number.
     pub fn commit_to_live(&self, nodes: usize) -> (f64, u64) {
         let started = Instant::now();
         let number = self.commit();
@@ -201,17 +201,17 @@ impl Site {
         cpu_seconds(self.origin.daemon().pid())
     }
 
-    /// Peak memory of the origin.
+    /// Peak memory of the origin in MiB.
     pub fn origin_peak_mib(&mut self) -> f64 {
         peak_memory_mib(self.origin.daemon().pid())
     }
 
-    /// The largest peak memory of a node.
+    /// Largest peak memory of a node in MiB.
     pub fn agents_peak_mib(&mut self) -> f64 {
         self.nodes.iter_mut().map(Node::peak_mib).fold(0.0, f64::max)
     }
 
-    /// Changes one small file in the middle of the tree; different in every round.
+    /// Changes one small file in the middle of the tree, differently in every round.
     pub fn edit(path: &Path, round: usize) {
         let mut content = std::fs::read(path).expect("read a page");
         content.extend_from_slice(format!("edit {round}\n").as_bytes());
@@ -220,7 +220,7 @@ impl Site {
 }
 
 impl Node {
-    /// Waits until `live` is at least this generation; looks often, and at nothing but the link.
+    /// Waits until `live` is at least this generation. Polls often, and reads only the link.
     pub fn wait_live(&self, number: u64) {
         let started = Instant::now();
         while self.agent.live_generation().is_none_or(|live| live < number) {
@@ -229,17 +229,17 @@ impl Node {
         }
     }
 
-    /// Stands still, connected, until [`Self::thaw`]; the origin gives up on it after 25 s.
+    /// Stops the process, still connected, until [`Self::thaw`]. The origin gives up on it after 25 s.
     pub fn freeze(&mut self) {
         self.agent.daemon().signal(Signal::STOP);
     }
 
-    /// Goes on.
+    /// Continues the process.
     pub fn thaw(&mut self) {
         self.agent.daemon().signal(Signal::CONT);
     }
 
-    /// Peak memory.
+    /// Peak memory in MiB.
     pub fn peak_mib(&mut self) -> f64 {
         peak_memory_mib(self.agent.daemon().pid())
     }
@@ -255,7 +255,7 @@ pub fn deploy(version: &Path, tree: &Path) {
     settle();
 }
 
-/// `mv`, then waits for write-back.
+/// Renames a directory, and waits for write-back.
 pub fn rename(from: &Path, to: &Path) {
     complete(Command::new("mv").arg("-T").arg(from).arg(to));
     settle();

@@ -1,20 +1,20 @@
-//! Medians, spread, ratios.
+//! Medians, spread and ratios.
 
 use serde::Serialize;
 
-/// What many samples come to.
+/// Summary of many samples.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize)]
 pub struct Summary {
-    /// The middle; of an even number the mean of the two in the middle. NaN of nothing.
+    /// Median: the middle sample, or the mean of the two middle ones. NaN without samples.
     pub median: f64,
-    /// The smallest.
+    /// Smallest sample.
     pub least: f64,
-    /// The largest.
+    /// Largest sample.
     pub most: f64,
 }
 
 impl Summary {
-    /// Of `samples`, in any order.
+    /// Summarizes `samples`, in any order.
     pub fn of(samples: &[f64]) -> Self {
         let mut sorted = samples.to_vec();
         sorted.sort_by(f64::total_cmp);
@@ -27,8 +27,8 @@ impl Summary {
         Self { median, least: end(sorted.first()), most: end(sorted.last()) }
     }
 
-    /// How much more one quantity is than another that was measured in turn with it: the ratio of the medians, and the
-    /// least and the most of the ratios run by run (of what there is of both).
+    /// Ratio of two quantities measured by turns: the ratio of the medians, and the smallest and largest
+    /// ratio of one run's samples (of runs that have both).
     pub fn ratio(of: &[f64], to: &[f64]) -> Self {
         let paired: Vec<f64> = of.iter().zip(to).map(|(of, to)| of / to).collect();
         let Self { least, most, .. } = Self::of(&paired);
@@ -36,7 +36,7 @@ impl Summary {
     }
 }
 
-/// The slope of the least-squares line through points (x, y): what one more of x costs.
+/// Slope of the least-squares line through points (x, y): the cost of one more unit of x.
 pub fn slope(points: &[(f64, f64)]) -> f64 {
     let n = points.len() as f64;
     let mean = |pick: fn(&(f64, f64)) -> f64| points.iter().map(pick).sum::<f64>() / n;

@@ -1,4 +1,4 @@
-//! What the bench needs around it: programs, trees, binaries, and a network namespace of its own.
+//! Prepares what the bench needs: programs, trees, binaries, and its own network namespace.
 
 use std::os::unix::process::CommandExt as _;
 use std::path::Path;
@@ -9,16 +9,16 @@ use syncd_tests::{binary, is_root};
 
 use crate::bench::{Bench, Scenario};
 
-/// Set in the process that measures.
+/// Variable that is set in the measuring process.
 const READY: &str = "SYNCD_BENCH_READY";
 
-/// Whether this process measures; else it only prepares.
+/// Whether this process measures; otherwise it only prepares.
 pub fn are_ready() -> bool {
     std::env::var_os(READY).is_some()
 }
 
-/// Installs what is missing, makes the trees, builds the binaries (all of which may need the network), then runs this
-/// program again in a network namespace, where nobody else's bytes are.
+/// Installs missing programs, makes the trees and builds the binaries, all of which may need the network.
+/// Then runs this program again in a network namespace, where no other traffic is counted.
 pub fn enter(bench: &Bench) -> anyhow::Result<ExitCode> {
     ensure!(
         is_root(),
@@ -34,7 +34,7 @@ pub fn enter(bench: &Bench) -> anyhow::Result<ExitCode> {
     Err(command.exec()).context("run unshare")
 }
 
-/// Debian packages of programs that are not there.
+/// Debian packages of missing programs.
 fn missing(bench: &Bench) -> Vec<&'static str> {
     let wanted = bench.wanted();
     let mut programs = vec![
@@ -80,13 +80,13 @@ fn install(packages: &[&str]) -> anyhow::Result<()> {
     ensure!(Path::new("/usr/bin/apt-get").exists(), by_hand());
     eprintln!("installing {}", packages.join(" "));
     let apt = |args: &[&str]| {
-        // No service is to be started by what is installed: the bench runs its own.
+        // Installing must not start services, because the bench runs its own.
         let mut command = Command::new("apt-get");
         command.args(args).env("RUNLEVEL", "1").env("DEBIAN_FRONTEND", "noninteractive");
         command.stdout(std::process::Stdio::null()).status().is_ok_and(|status| status.success())
     };
     let options = ["install", "-qq", "--yes", "--no-install-recommends"];
-    // Lists may be old: where the first attempt fails they are fetched.
+    // The package lists may be old: they are updated if the first attempt fails.
     let installed = apt(&[&options[..], packages].concat())
         || (apt(&["update", "-qq"]) && apt(&[&options[..], packages].concat()));
     ensure!(installed, by_hand());

@@ -1,4 +1,4 @@
-//! Exactly what ran.
+//! Records the exact versions measured.
 
 use std::process::Command;
 
@@ -11,15 +11,15 @@ use crate::processes::total_memory_mib;
 #[derive(Debug, Serialize)]
 pub struct Versions {
     machine: String,
-    /// The commit that the binaries were built from, where this is a checkout.
+    /// Commit of the binaries, if this is a checkout.
     commit: String,
-    /// Seconds since 1970.
+    /// Time of the measurement in seconds since 1970.
     measured_at_unix_s: u64,
     programs: Vec<String>,
 }
 
 impl Versions {
-    /// Asks the machine, git, and each program that is there.
+    /// Asks the machine, git, and each installed program.
     pub fn collect() -> Self {
         let cpus = std::thread::available_parallelism().map_or(0, usize::from);
         let kernel = std::fs::read_to_string("/proc/sys/kernel/osrelease").unwrap_or_default();
@@ -59,7 +59,7 @@ fn commit() -> String {
     asked.unwrap_or_else(|| "unknown".into())
 }
 
-/// The first line that a program says, on either output; `None` where it is not there.
+/// First line that a program prints on either output; `None`: the program is missing.
 fn first_line(words: &[&str]) -> Option<String> {
     let output = Command::new(words[0]).args(&words[1..]).output().ok()?;
     let said = [output.stdout, output.stderr].concat();

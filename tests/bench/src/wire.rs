@@ -1,16 +1,16 @@
-//! Bytes at the sockets, both directions, TLS included, and nobody's CPU spent on counting them.
+//! Counts bytes at the sockets, in both directions and with TLS, without using CPU.
 //!
-//! The bench runs in a network namespace of its own: everything that its processes say to each other crosses that
-//! namespace's loopback, once, and the kernel counts it (`/proc/net/netstat`, octets of IP packets; `/proc/net/snmp`,
-//! TCP segments). Octets less the headers of each segment are what was written to sockets. A relay in user space would
-//! cost whoever sends more bytes more of the two cores.
+//! The bench runs in its own network namespace. All traffic between its processes crosses that namespace's
+//! loopback once, where the kernel counts it (`/proc/net/netstat`: octets of IP packets; `/proc/net/snmp`:
+//! TCP segments). Octets minus the headers of each segment are the bytes written to sockets. A relay in user
+//! space would take CPU from the two cores in proportion to the bytes sent.
 
 use std::fs;
 
-/// IPv4 and TCP headers with timestamps, as on any Linux; a SYN has 8 bytes more, which stay in.
+/// IPv4 and TCP headers with timestamps, as on any Linux. The 8 more bytes of a SYN are not subtracted.
 const HEADERS_BYTES: f64 = 20.0 + 32.0;
 
-/// The counters at one moment.
+/// Values of the counters at one moment.
 pub struct Wire {
     octets: f64,
     segments: f64,
@@ -32,7 +32,7 @@ impl Wire {
     }
 }
 
-/// Two lines of one key: names, then values.
+/// Reads a value from two lines with the same key: names, then values.
 fn counter(file: &str, key: &str, name: &str) -> f64 {
     let text = fs::read_to_string(file).expect("read the kernel's network counters");
     let mut lines = text.lines().filter(|line| line.starts_with(key));
@@ -59,7 +59,8 @@ mod tests {
         let mut received = Vec::new();
         listener.accept().expect("accept").0.read_to_end(&mut received).expect("receive");
         sender.join().expect("a sender");
-        // Others may use this machine's loopback meanwhile; less than was sent it can't be.
+        // Other processes may use this machine's loopback meanwhile, so there may be more bytes, but not
+        // fewer.
         assert!(before.megabytes() > 3.99, "{}", before.megabytes());
     }
 }

@@ -1,20 +1,20 @@
-//! What must hold of all samples, and the table that shows it.
+//! Bounds that hold for all samples, and the table that shows them.
 
 use std::fmt;
 
 use crate::figures::Sample;
 
-/// The samples of a run, oldest first.
+/// Samples of a run, oldest first.
 #[derive(Debug, Default)]
 pub struct Series(Vec<Sample>);
 
-/// What a figure may be.
+/// Bound of a figure.
 #[derive(Debug, Clone, Copy)]
 enum Bound {
-    /// In every sample.
+    /// Limit of every sample.
     AtMost(u64),
-    /// The highest of the second half of the run may exceed the highest of the first half by a quarter and so much: what
-    /// grows with the number of commits exceeds it soon.
+    /// The maximum of the second half of the run may exceed that of the first half by a quarter plus this
+    /// amount. A figure that grows with the number of commits soon exceeds this.
     Level(u64),
 }
 
@@ -24,11 +24,11 @@ struct Row {
     bounds: &'static [Bound],
 }
 
-/// Of the trees of an agent: 3 are kept, 8 retired ones may wait for the end of their grace, 3 spares and two trees that are being
-/// built or checked, and the directory where content arrives.
+/// Limit of an agent's trees: 3 kept, 8 retired ones in their grace period, 3 spares, two being built or
+/// checked, and the directory for arriving content.
 const TREES: u64 = 3 + 8 + 3 + 2 + 1;
 
-/// What the commits of ten minutes bring, after which garbage is collected, and a quarter more.
+/// Content of ten minutes of commits, the interval of garbage collection, plus a quarter.
 const DATA_KIB: u64 = 104 * 1024;
 
 const ROWS: [Row; 8] = [
@@ -91,7 +91,7 @@ impl Series {
         self.0.iter().map(row.figure).collect()
     }
 
-    /// Whether all bounds hold of a run that was long enough to tell.
+    /// Whether all bounds hold for a run that was long enough.
     pub fn holds(&self) -> bool {
         let holds = |row: &Row| row.bounds.iter().all(|bound| bound.holds(&self.figures(row)));
         self.0.len() >= 4 && ROWS.iter().all(holds)

@@ -1,4 +1,4 @@
-//! What is measured while the run goes on.
+//! Figures measured during the run.
 
 use std::collections::HashSet;
 use std::fs;
@@ -12,22 +12,23 @@ use walkdir::WalkDir;
 /// One moment of the run.
 #[derive(Debug, Clone, Default)]
 pub struct Sample {
-    /// Anonymous memory, KiB.
+    /// Anonymous memory in KiB.
     pub origin_memory_kib: u64,
     pub origin_descriptors: u64,
-    /// Of the agent that is never killed.
+    /// Memory of the agent that is never killed.
     pub agent_memory_kib: u64,
     pub agent_descriptors: u64,
-    /// Complete and incomplete trees of one agent: the larger number of the two agents, as for the next ones.
+    /// Complete and incomplete trees of one agent. This figure and the next ones are the larger value of the
+    /// two agents.
     pub trees: u64,
     pub trash_names: u64,
-    /// Space that ROOT takes; a file of several names counts once.
+    /// Space used by ROOT. A file with several names counts once.
     pub root_kib: u64,
-    /// Space that DATA takes.
+    /// Space used by DATA.
     pub data_kib: u64,
 }
 
-/// Looks at all processes and directories. What vanishes meanwhile does not count.
+/// Measures all processes and directories. Files that vanish meanwhile do not count.
 pub fn sample(origin: &mut Origin, steady: &mut Agent, killed: &Agent) -> anyhow::Result<Sample> {
     let (origin_pid, agent_pid) = (origin.daemon().pid(), steady.daemon().pid());
     let roots = [&steady.root, &killed.root];

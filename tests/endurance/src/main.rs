@@ -1,7 +1,8 @@
-//! `syncd-endurance`: one origin and two agents under commits without pause, one agent killed again and again.
+//! `syncd-endurance`: one origin and two agents under continuous commits, with one agent killed repeatedly.
 //!
-//! It shows that memory, descriptors, DATA and ROOT stay bounded. `cargo run --release -p syncd-endurance` is the long
-//! run (15 minutes); the suite `endurance` runs it for 20 s. The programs are the real ones, each in a process of its own.
+//! It shows that memory, descriptors, DATA and ROOT stay bounded. The long run is `cargo run --release -p
+//! syncd-endurance` (15 minutes); the suite `endurance` runs it for 20 s. The programs are real, each in a
+//! process of its own.
 
 mod bounds;
 mod figures;
@@ -19,27 +20,27 @@ use syncd_tests::{Agent, Origin, Scene, require_program};
 
 use bounds::Series;
 
-/// Commits and kills without pause, and prints what stayed within which bound.
+/// Commits and kills continuously, and prints which figures stayed within their bounds.
 #[derive(Debug, Clone, Parser)]
 #[command(name = "syncd-endurance", version)]
 struct Options {
-    /// How long commits go on.
+    /// Duration of the commits.
     #[arg(long, default_value = "15m", value_name = "TIME")]
     duration: humantime::Duration,
-    /// From the start of one commit to the start of the next; a commit that takes longer is followed at once.
+    /// Interval between the starts of two commits. A commit that takes longer is followed at once.
     #[arg(long, default_value = "200ms", value_name = "TIME")]
     commit_every: humantime::Duration,
-    /// From one SIGKILL of the agent `web1` to the next.
+    /// Interval between two SIGKILLs of the agent `web1`.
     #[arg(long, default_value = "30s", value_name = "TIME")]
     kill_every: humantime::Duration,
-    /// Files of the tree.
+    /// Number of files in the tree.
     #[arg(long, default_value_t = 200)]
     files: usize,
 }
 
-/// Random operations a commit, at most.
+/// Largest number of random edits for each commit.
 const EDITS: u64 = 4;
-/// Samples that a run takes.
+/// Number of samples in a run.
 const SAMPLES: u32 = 60;
 
 fn main() -> anyhow::Result<ExitCode> {
@@ -48,7 +49,7 @@ fn main() -> anyhow::Result<ExitCode> {
     let scene = Scene::new("endurance");
     let tree = scene.path("tree");
     small_site(&tree, options.files);
-    // Without history, so that DATA is to stay level once garbage is collected.
+    // No history is kept, so DATA stays level once garbage is collected.
     let serve = ["--trigger", "manual", "--keep-generations", "20", "--keep-days", "0"];
     let mut origin = Origin::create(&scene, &tree).with_options(&serve);
     origin.start();
@@ -85,7 +86,7 @@ fn main() -> anyhow::Result<ExitCode> {
     );
     println!("{series}");
 
-    // Everything is right in the end, and nothing is left over.
+    // At the end everything is right, and nothing is left over.
     for agent in [&killed, &steady] {
         agent.wait_live(newest);
         assert_same(&tree, &agent.live());

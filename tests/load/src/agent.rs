@@ -1,9 +1,9 @@
-//! One agent that is true to the protocol, and stages to nowhere.
+//! One agent that follows the protocol, but discards all content.
 //!
-//! It joins with a token, keeps one control stream (hello, heartbeats, progress, activated), checks the signature of
-//! what is announced and the form of every frame, fetches on a connection of its own what is not inline, and dials
-//! again after a jittered pause, all as `syncd-agent` does. It has no replica: what it has "live" is a generation in
-//! memory.
+//! It behaves like `syncd-agent`: it joins with a token and keeps one control stream (hello, heartbeats,
+//! progress, activated). It verifies the signature of announcements and the form of every frame, fetches over
+//! a separate connection what is not inline, and reconnects after a jittered pause. It has no replica: its
+//! live generation exists only in memory.
 
 use std::time::{Duration, Instant};
 
@@ -26,29 +26,29 @@ use tonic::{Code, Status};
 
 use crate::fetch::{Fetched, fetch};
 
-/// Messages to the origin that wait for the connection.
+/// Messages to the origin that may wait for the connection.
 const OUTBOX: usize = 32;
-/// As the real agent's.
+/// Shortest and longest pause before dialling, as in the real agent.
 const REDIAL: (Duration, Duration) = (Duration::from_millis(200), Duration::from_secs(15));
-/// As the real agent's, after an update failed.
+/// Shortest and longest pause after a failed update, as in the real agent.
 const RETRY: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(60));
 
-/// What an agent tells the board.
+/// Report of an agent to the board.
 #[derive(Debug)]
 pub enum Event {
-    /// It was welcomed.
+    /// The agent was welcomed.
     Welcomed,
-    /// Its control stream is gone, or did not come about.
+    /// The control stream broke, or could not be opened.
     Lost(String),
-    /// It was told of a generation.
+    /// A generation was announced.
     Announced { inline: bool },
-    /// It told the origin that a generation is live.
+    /// The agent reported a generation live.
     Activated { number: u64, bytes: u64 },
-    /// What it was told could not be fetched.
+    /// The announced generation could not be fetched.
     Failed(String),
 }
 
-/// When, who, what.
+/// Time, index of the agent, event.
 pub type Report = (Instant, usize, Event);
 
 /// An enrolled agent.
@@ -61,7 +61,7 @@ pub struct LoadAgent {
 }
 
 impl LoadAgent {
-    /// Has nothing live yet. Tells the board by `index` what it lives through.
+    /// Creates an agent without a live generation. It reports to the board under `index`.
     pub fn new(
         index: usize,
         identity: AgentIdentity,
@@ -76,7 +76,7 @@ impl LoadAgent {
         let _ = self.board.send((Instant::now(), self.index, event));
     }
 
-    /// Follows the origin while `wanted`; in between it hangs up.
+    /// Follows the origin while `wanted`, and is disconnected otherwise.
     pub async fn run(mut self, mut wanted: watch::Receiver<bool>) {
         let mut redial = Backoff::new(REDIAL.0, REDIAL.1);
         while wanted.wait_for(|wanted| *wanted).await.is_ok() {
@@ -94,7 +94,7 @@ impl LoadAgent {
         }
     }
 
-    /// One control stream, from dialling to its end.
+    /// Runs one control stream, from dialling to its end.
     async fn follow(&mut self, redial: &mut Backoff) -> Result<(), Status> {
         let address = self.identity.origin_address().to_owned();
         let channel = connect(&address, self.tls.clone()).await.map_err(|error| {
@@ -169,7 +169,7 @@ impl LoadAgent {
         }
     }
 
-    /// Checks what is announced, receives all of it, forgets it, and says that it is live.
+    /// Verifies an announcement, receives and discards its content, and reports it live.
     async fn stage(
         &mut self,
         announce: &v1::Announce,
@@ -237,7 +237,7 @@ impl LoadAgent {
     }
 }
 
-/// What does not fit waits for nothing: the connection is dead then, as with the real agent.
+/// Drops a message that does not fit: the connection is dead then, as in the real agent.
 fn send(outbox: &mpsc::Sender<v1::AgentMessage>, message: ToOrigin) {
     let _ = outbox.try_send(v1::AgentMessage { message: Some(message) });
 }

@@ -1,4 +1,4 @@
-//! What all agents lived through, as far as the phases of the test ask for it.
+//! Collects the agents' reports for the phases of the test.
 
 use std::collections::HashMap;
 use std::time::{Duration, Instant};
@@ -8,48 +8,48 @@ use tokio::sync::mpsc;
 
 use crate::agent::{Event, Report};
 
-/// Receives reports of all agents.
+/// Receives the reports of all agents.
 pub struct Board {
     reports: mpsc::UnboundedReceiver<Report>,
     agents: usize,
 }
 
-/// One phase: when each agent was where the phase wanted it, and what went wrong on the way.
+/// Result of one phase: when each agent reached its goal, and what went wrong.
 #[derive(Debug, Default)]
 pub struct Phase {
-    /// Milliseconds from the start of the phase, one for each agent, sorted.
+    /// Milliseconds from the start of the phase to the goal, one for each agent, sorted.
     pub arrived_ms: Vec<f64>,
-    /// The same for the announcement.
+    /// Milliseconds to the announcement, likewise.
     pub announced_ms: Vec<f64>,
-    /// Announcements that had the update inside.
+    /// Number of announcements with an inline update.
     pub inline: usize,
-    /// Bytes that all agents fetched or were sent inline.
+    /// Bytes that all agents fetched or received inline.
     pub bytes: u64,
-    /// Connections lost and updates failed, by reason.
+    /// Lost connections and failed updates, by reason.
     pub mishaps: HashMap<String, usize>,
 }
 
-/// What ends a phase.
+/// Goal of a phase.
 #[derive(Debug, Clone, Copy)]
 pub enum Until {
     /// Every agent was welcomed.
     Welcomed,
-    /// Every agent has a generation of at least this number live.
+    /// A generation of at least this number is live on every agent.
     Live(u64),
 }
 
 impl Board {
-    /// For `agents` agents that report to the other end of `reports`.
+    /// For `agents` agents that report through `reports`.
     pub fn new(reports: mpsc::UnboundedReceiver<Report>, agents: usize) -> Self {
         Self { reports, agents }
     }
 
-    /// Forgets what was reported so far.
+    /// Discards the reports so far.
     pub fn clear(&mut self) {
         while self.reports.try_recv().is_ok() {}
     }
 
-    /// Collects until all agents are where `until` wants them, counted from `started`.
+    /// Collects reports until all agents reach the goal `until`. Times count from `started`.
     pub async fn phase(&mut self, started: Instant, until: Until, limit: Duration) -> anyhow::Result<Phase> {
         let mut phase = Phase::default();
         let mut arrived = vec![None; self.agents];
@@ -91,13 +91,13 @@ impl Board {
 }
 
 impl Phase {
-    /// The time by which this share of all agents (0 to 1) had arrived, in milliseconds.
+    /// Time by which this fraction of all agents (0 to 1) had arrived, in milliseconds.
     pub fn quantile_ms(&self, share: f64) -> f64 {
         quantile(&self.arrived_ms, share)
     }
 }
 
-/// Of sorted samples; NaN without any.
+/// Quantile of sorted samples; NaN without samples.
 pub fn quantile(sorted: &[f64], share: f64) -> f64 {
     let last = sorted.len().saturating_sub(1);
     sorted.get((last as f64 * share).round() as usize).copied().unwrap_or(f64::NAN)

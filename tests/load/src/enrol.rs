@@ -1,4 +1,4 @@
-//! Makes agents out of nothing: each with a key and a certificate of its own, by the real `join`.
+//! Enrols agents by the real `join`, each with its own key and certificate.
 
 use std::path::Path;
 
@@ -8,10 +8,10 @@ use syncd_agent::join::{JoinOptions, Joined, join};
 use syncd_shared::identity::JoinToken;
 use tokio::task::JoinSet;
 
-/// Joins at once; the origin admits 32 of one address, counted until their connections are closed.
+/// Simultaneous joins. The origin admits 32 from one address, counted until their connections are closed.
 const AT_ONCE: usize = 16;
 
-/// Enrols `agents` agents with one token of as many uses. Their identity files go below `roots`.
+/// Enrols `agents` agents with one token. Their identity files go below `roots`.
 pub async fn enrol(
     address: &str,
     token: &JoinToken,

@@ -1,4 +1,4 @@
-//! Bulk bytes: asked for, checked in form, counted, forgotten.
+//! Fetches bulk bytes, checks their form, counts them and discards them.
 
 use bytes::Bytes;
 use prost::Message as _;
@@ -13,14 +13,15 @@ use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Status, Streaming};
 
-/// What came.
+/// Amount received.
 #[derive(Debug, Default, Clone, Copy)]
 pub struct Fetched {
-    /// Encoded messages, in bytes.
+    /// Bytes of the encoded messages.
     pub bytes: u64,
 }
 
-/// Fetches what takes a node from `live` to `target`, on a connection of its own; from nothing by the general path.
+/// Fetches the update from `live` to `target` over a separate connection. Without `live`, takes the general
+/// path.
 pub async fn fetch(
     address: &str,
     tls: ClientTls,
@@ -65,7 +66,7 @@ pub async fn fetch(
     Ok(fetched)
 }
 
-/// One answer, to its end.
+/// Receives one answer to its end.
 async fn receive(
     answer: &mut Streaming<v1::FetchFrame>,
     fetched: &mut Fetched,
@@ -87,7 +88,7 @@ fn files_of(frame: &Frame, files: &mut Vec<ContentHash>) -> Result<(), Status> {
     for object in objects {
         let directory = Directory::decode(object).map_err(|error| Status::data_loss(error.to_string()))?;
         files.extend(directory.entries().iter().filter_map(|entry| match entry.kind {
-            // Who knows that a file is empty needs nothing for it.
+            // An empty file needs no content.
             Kind::File { content, size } if size > 0 => Some(content),
             _ => None,
         }));

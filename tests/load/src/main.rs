@@ -1,7 +1,7 @@
-//! `syncd-load`: a thousand agents that are true to the protocol, in one process, against one origin in its own.
+//! `syncd-load`: a thousand agents that follow the protocol, in one process, against one origin in its own.
 //!
-//! Real join, real mutual TLS, real control streams and fetches; only the replicas are missing. It measures what an
-//! origin spends on a fleet, and how fast a fleet follows it. `cargo run --release -p syncd-load` is the command.
+//! Joins, mutual TLS, control streams and fetches are real; only the replicas are missing. It measures what a
+//! fleet costs an origin, and how fast the fleet follows. Run it with `cargo run --release -p syncd-load`.
 
 mod agent;
 mod board;
@@ -17,31 +17,31 @@ use std::process::ExitCode;
 use anyhow::Context;
 use clap::Parser;
 
-/// Drives many agents against one origin on this machine.
+/// Runs many agents against one origin on this machine.
 #[derive(Debug, Clone, Parser)]
 #[command(name = "syncd-load", version)]
 pub struct Options {
-    /// Agents.
+    /// Number of agents.
     #[arg(long, default_value_t = 1000)]
     agents: usize,
-    /// Files of the tree.
+    /// Number of files in the tree.
     #[arg(long, default_value_t = 200)]
     files: usize,
-    /// Small updates: one changed file each.
+    /// Number of small updates, of one changed file each.
     #[arg(long, default_value_t = 10)]
     updates: usize,
-    /// New content of the medium update, in MiB; it does not compress.
+    /// New content of the medium update, in MiB. It does not compress.
     #[arg(long, default_value_t = 4)]
     medium_mib: usize,
-    /// Seconds for which nothing happens but heartbeats.
+    /// Seconds with nothing but heartbeats.
     #[arg(long, default_value_t = 30)]
     idle_s: u64,
-    /// Writes all figures here, as JSON.
+    /// Write all figures to this file, as JSON.
     #[arg(long, value_name = "FILE")]
     json: Option<PathBuf>,
 }
 
-/// Open files of one agent in each process: two connections at most, and what else there is.
+/// Open files of one agent in each process: at most two connections.
 const OPEN_FILES_PER_AGENT: u64 = 2;
 const OPEN_FILES_BESIDES: u64 = 512;
 

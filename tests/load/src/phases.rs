@@ -1,4 +1,4 @@
-//! What is measured, in order, and in what state each phase leaves origin and agents.
+//! The phases of the measurement, in order.
 
 use std::time::{Duration, Instant};
 
@@ -16,17 +16,18 @@ use crate::enrol::enrol;
 use crate::process_figures::{anonymous_kib, cpu_seconds, peak_kib};
 use crate::report::Report;
 
-/// No phase takes longer with a thousand agents on two cores.
+/// Deadline of a phase, with a thousand agents on two cores.
 const LIMIT: Duration = Duration::from_secs(180);
-/// After a phase, before memory is looked at or the next begins.
+/// Pause after a phase, before memory is read or the next phase starts.
 const SETTLE: Duration = Duration::from_secs(3);
 
-/// What must be reached.
+/// Targets.
 const SMALL_UPDATE_MS: f64 = 1000.0;
 const IDLE_AGENT_KIB: f64 = 100.0;
 const ORIGIN_PEAK_KIB: f64 = 256.0 * 1024.0;
 
-/// New content of the inline update, which does not compress, in bytes: an announcement takes a little more.
+/// New content of the inline update in bytes, which does not compress. An announcement can carry slightly
+/// more.
 const INLINE_BYTES: usize = 200 * 1024;
 
 struct Load<'a> {
@@ -97,7 +98,7 @@ impl Load<'_> {
         self.runtime.block_on(self.board.phase(started, until, LIMIT))
     }
 
-    /// Everybody connects with nothing and fetches a small tree.
+    /// First sync: every agent connects and fetches a small tree.
     fn first_sync(&mut self) -> anyhow::Result<()> {
         let number = self.origin.commit();
         let before = self.cpu()?;
@@ -113,7 +114,7 @@ impl Load<'_> {
         self.add_cpu("first sync", before, 1)
     }
 
-    /// Everybody has hung up, the origin is fresh: all connect at once. What an idle agent costs in memory.
+    /// Connect storm: all agents connect at once to a restarted origin. Measures the memory of an idle agent.
     fn connect_storm(&mut self) -> anyhow::Result<()> {
         self.wanted.send_replace(false);
         self.origin.stop();
@@ -138,7 +139,7 @@ impl Load<'_> {
         Ok(())
     }
 
-    /// One changed file at a time, at rest in between.
+    /// Small updates: one changed file at a time, with pauses.
     fn small_updates(&mut self) -> anyhow::Result<()> {
         let (mut last, mut median, mut announced, mut exits) =
             (Vec::new(), Vec::new(), Vec::new(), Vec::new());
@@ -185,7 +186,7 @@ impl Load<'_> {
         Ok(())
     }
 
-    /// `commit --wait`: when agents had it, and when the command ended.
+    /// Runs `commit --wait`. Returns when the agents had the generation, and when the command ended.
     fn commit(&mut self) -> anyhow::Result<(Phase, f64)> {
         let mut command = self.origin.command("commit", &["--wait=180s"]);
         let number = self.origin.status().generation.unwrap_or_default() + 1;
@@ -201,7 +202,8 @@ impl Load<'_> {
         Ok((phase, took.as_secs_f64() * 1000.0))
     }
 
-    /// As much as an announcement carries, to all; what remains of it in memory.
+    /// Inline update: the largest update that an announcement carries. Measures the memory that remains in
+    /// use.
     fn inline_update(&mut self) -> anyhow::Result<()> {
         let pid = self.pid();
         let before = anonymous_kib(pid)?;
@@ -216,7 +218,7 @@ impl Load<'_> {
         Ok(())
     }
 
-    /// Some megabytes that do not compress: everybody fetches.
+    /// Medium update: some megabytes that do not compress and that every agent fetches.
     fn medium_update(&mut self) -> anyhow::Result<()> {
         if self.options.medium_mib == 0 {
             return Ok(());
@@ -240,7 +242,7 @@ impl Load<'_> {
         Ok(())
     }
 
-    /// Heartbeats alone.
+    /// Idle: only heartbeats.
     fn idle(&mut self) -> anyhow::Result<()> {
         std::thread::sleep(SETTLE);
         let before = self.cpu()?;
@@ -251,7 +253,7 @@ impl Load<'_> {
         Ok(())
     }
 
-    /// The origin is killed and starts again: everybody comes back by itself.
+    /// Origin restart: the origin is killed and started, and all agents reconnect.
     fn origin_restart(&mut self) -> anyhow::Result<()> {
         self.board.clear();
         self.origin.kill9();

@@ -1,28 +1,28 @@
-//! What /proc says of a process, and the limit of open files of this one.
+//! Reads figures of processes from /proc, and raises this process's limit of open files.
 
 use std::fs;
 
 use anyhow::{Context, bail};
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 
-/// Clock ticks a second of /proc/PID/stat (USER_HZ).
+/// Clock ticks per second in /proc/PID/stat (USER_HZ).
 const TICKS_PER_SECOND: f64 = 100.0;
 
-/// CPU seconds so far, user and system, all threads; a resolution of 10 ms.
+/// CPU seconds so far, user and system, of all threads, with a resolution of 10 ms.
 pub fn cpu_seconds(pid: u32) -> anyhow::Result<f64> {
     let stat = fs::read_to_string(format!("/proc/{pid}/stat")).context("read a process's stat")?;
-    // The name in parentheses may hold spaces: count from its end.
+    // The name in parentheses may contain spaces, so fields are counted from its end.
     let fields: Vec<&str> = stat.rsplit(')').next().unwrap_or_default().split_whitespace().collect();
     let ticks = |index: usize| fields.get(index).and_then(|f| f.parse::<f64>().ok()).context("ticks");
     Ok((ticks(11)? + ticks(12)?) / TICKS_PER_SECOND)
 }
 
-/// Resident memory, KiB: anonymous pages alone, which is what connections cost.
+/// Resident anonymous memory in KiB, which is what connections cost.
 pub fn anonymous_kib(pid: u32) -> anyhow::Result<f64> {
     field(pid, "RssAnon:")
 }
 
-/// Peak resident memory, KiB.
+/// Peak resident memory in KiB.
 pub fn peak_kib(pid: u32) -> anyhow::Result<f64> {
     field(pid, "VmHWM:")
 }
@@ -34,7 +34,7 @@ fn field(pid: u32, key: &str) -> anyhow::Result<f64> {
     number.with_context(|| format!("{key} of process {pid}"))
 }
 
-/// Raises the limit of open files of this process (and of what it starts) to at least `wanted`.
+/// Raises the limit of open files of this process and its children to at least `wanted`.
 pub fn raise_open_files(wanted: u64) -> anyhow::Result<()> {
     let limit = getrlimit(Resource::Nofile);
     if limit.current.is_none_or(|current| current >= wanted) {

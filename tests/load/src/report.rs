@@ -1,4 +1,4 @@
-//! The figures of one run, for a person and as JSON.
+//! Figures of one run, for people and as JSON.
 
 use std::fmt;
 
@@ -6,7 +6,7 @@ use serde::Serialize;
 
 use crate::board::Phase;
 
-/// Figures in the order they were taken.
+/// Figures in the order of measurement.
 #[derive(Debug, Default, Serialize)]
 pub struct Report {
     /// Number of agents.
@@ -34,7 +34,7 @@ struct Target {
 }
 
 impl Report {
-    /// Empty, of this machine.
+    /// An empty report about this machine.
     pub fn new(agents: usize) -> Self {
         let cpus = std::thread::available_parallelism().map_or(0, usize::from);
         let kernel = std::fs::read_to_string("/proc/sys/kernel/osrelease").unwrap_or_default();
@@ -46,7 +46,7 @@ impl Report {
         self.figures.push(Figure { name: name.into(), value, unit });
     }
 
-    /// Adds when agents arrived, and what went wrong.
+    /// Adds the arrival times and mishaps of a phase.
     pub fn add_phase(&mut self, name: &str, phase: &Phase) {
         for (share, what) in [(0.5, "median"), (0.99, "p99"), (1.0, "last")] {
             self.add(format!("{name}: {what} agent"), "ms", phase.quantile_ms(share));
@@ -56,17 +56,17 @@ impl Report {
         }
     }
 
-    /// Holds a figure against what was to be reached.
+    /// Compares a figure with its target.
     pub fn target(&mut self, name: impl Into<String>, unit: &'static str, at_most: f64, actual: f64) {
         self.targets.push(Target { name: name.into(), at_most, actual, unit, reached: actual <= at_most });
     }
 
-    /// Adds what a reader must know.
+    /// Adds a remark for the reader.
     pub fn note(&mut self, note: impl Into<String>) {
         self.notes.push(note.into());
     }
 
-    /// Whether every target was reached.
+    /// Whether every target was met.
     pub fn all_reached(&self) -> bool {
         self.targets.iter().all(|target| target.reached)
     }

@@ -1,4 +1,4 @@
-//! What happens to the world: by hand, or told by itself.
+//! Events of the quickstart: caused by a person, or by the story.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -10,7 +10,7 @@ use anyhow::{Context as _, ensure};
 
 use crate::world::{Node, World, get};
 
-/// A line of the story. Who reads it may go away.
+/// Prints a line of the story. Errors are ignored, because the reader may go away.
 macro_rules! say {
     ($($text:tt)*) => {
         syncd_shared::output::line(format_args!($($text)*))?
@@ -53,7 +53,7 @@ pub async fn watch(world: World) -> anyhow::Result<()> {
     result
 }
 
-/// The story, by itself. Fails where anything does not hold.
+/// Runs the story. Fails if any check fails.
 pub async fn tell(mut world: World) -> anyhow::Result<()> {
     let first = world.sealed_after(0).await?;
     everywhere(&world, first).await?;

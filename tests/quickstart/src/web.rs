@@ -1,4 +1,5 @@
-//! Serves a replica's live tree over HTTP on loopback, as a web server would: opens by path, follows the link.
+//! Serves a replica's live tree over HTTP on loopback, as a web server would: opens files by path and follows
+//! the link.
 
 use std::net::SocketAddr;
 use std::path::{Component, Path, PathBuf};
@@ -8,7 +9,7 @@ use axum::Router;
 use axum::http::{StatusCode, Uri, header};
 use axum::response::{IntoResponse, Response};
 
-/// Starts serving `root`; returns where.
+/// Serves `root`. Returns the address.
 pub async fn serve(root: PathBuf) -> std::io::Result<SocketAddr> {
     let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await?;
     let address = listener.local_addr()?;

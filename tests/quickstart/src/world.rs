@@ -1,4 +1,4 @@
-//! An origin and its agents, all in this process.
+//! An origin and its agents in this process.
 
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
@@ -14,7 +14,7 @@ use syncd_origin::service::ServeOptions;
 use crate::web;
 
 const QUIET: Duration = Duration::from_millis(100);
-/// Nothing here takes longer unless it is broken.
+/// Deadline that only a defect exceeds.
 pub const PATIENCE: Duration = Duration::from_secs(60);
 
 /// A node: its agent, and the web server of its replica.
@@ -26,12 +26,12 @@ pub struct Node {
 }
 
 impl Node {
-    /// Number of the generation that is live, 0 before the first.
+    /// Number of the live generation, 0 before the first.
     pub fn generation(&self) -> u64 {
         self.agent.status().borrow().generation.unwrap_or(0)
     }
 
-    /// What the web server reads.
+    /// Path that the web server reads.
     pub fn live(&self) -> PathBuf {
         self.root.join("live")
     }
@@ -48,7 +48,7 @@ impl Node {
     }
 }
 
-/// Everything.
+/// The origin and its nodes.
 pub struct World {
     directory: PathBuf,
     pub tree: PathBuf,
@@ -58,7 +58,7 @@ pub struct World {
 }
 
 impl World {
-    /// An origin on `tree` and two nodes that have joined it with tokens.
+    /// Starts an origin on `tree`, and two nodes that join it with tokens.
     pub async fn create(directory: &Path, tree: PathBuf) -> anyhow::Result<Self> {
         let data = directory.join("origin");
         syncd_origin::service::init(&data)?;
@@ -74,7 +74,7 @@ impl World {
         self.directory.join("origin")
     }
 
-    /// Starts the origin, on the address it had before.
+    /// Starts the origin, on its former address if it had one.
     pub async fn start_origin(&mut self) -> anyhow::Result<()> {
         let loopback = SocketAddr::from(([127, 0, 0, 1], 0));
         let options = ServeOptions {
@@ -101,7 +101,6 @@ impl World {
         Ok(())
     }
 
-    /// Stops the origin.
     pub async fn stop_origin(&mut self) -> anyhow::Result<()> {
         self.origin.take().context("the origin runs")?.stop().await;
         Ok(())
@@ -116,7 +115,7 @@ impl World {
         Ok(self.origin()?.committer().view().borrow().current.as_ref().map_or(0, |g| g.number().get()))
     }
 
-    /// Waits until the origin has sealed a generation after `number`; which one.
+    /// Waits until the origin has sealed a generation after `number`. Returns its number.
     pub async fn sealed_after(&self, number: u64) -> anyhow::Result<u64> {
         let mut view = self.origin()?.committer().view();
         let sealed = view.wait_for(|v| v.current.as_ref().is_some_and(|g| g.number().get() > number));
@@ -124,7 +123,7 @@ impl World {
         self.current()
     }
 
-    /// Joins one more node with a token of its own and starts its agent.
+    /// Joins one more node with its own token, and starts its agent.
     pub async fn add_node(&mut self) -> anyhow::Result<&Node> {
         let name = format!("web{}", self.nodes.len() + 1);
         let root = self.directory.join(&name);
@@ -148,7 +147,7 @@ impl World {
         self.nodes.last().context("just added")
     }
 
-    /// Ends everything.
+    /// Stops everything.
     pub async fn stop(mut self) {
         for node in self.nodes.drain(..) {
             node.agent.stop().await;
@@ -159,7 +158,7 @@ impl World {
     }
 }
 
-/// Asks a node's web server for a page.
+/// Requests a page from a node's web server.
 pub async fn get(address: SocketAddr, path: &str) -> anyhow::Result<String> {
     use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
     let mut stream = tokio::net::TcpStream::connect(address).await?;

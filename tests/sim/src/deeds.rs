@@ -1,4 +1,4 @@
-//! What people, machines and bad luck do.
+//! Deeds of people and machines, and accidents.
 
 use std::fs;
 
@@ -10,7 +10,7 @@ use crate::origin::{Origin, copy_directory};
 use crate::world::{Event, Violation, World};
 
 impl World {
-    /// One deed, and the time of the next.
+    /// Does one deed, and sets the time of the next.
     pub async fn deed(&mut self) -> Result<(), Violation> {
         self.deeds_left = self.deeds_left.saturating_sub(1);
         if self.deeds_left > 0 {
@@ -41,7 +41,7 @@ impl World {
                 self.count("agents stopped");
                 self.note(format!("node {n} is stopped"));
                 let longest = if self.random.one_in(3) { 90_000 } else { 3_000 };
-                // What it was to take note of keeps its order: no stop ends before another.
+                // Events noted during a stop keep their order, so no stop ends before another.
                 let until = self.now_ms() + self.random.below(longest);
                 self.nodes[n].stalled_until = self.nodes[n].stalled_until.max(until);
                 Ok(())
@@ -62,7 +62,7 @@ impl World {
         self.site.round().map_err(|error| self.violation(format!("the simulation can't edit: {error}")))
     }
 
-    /// `syncd-origin commit`, where the origin runs.
+    /// Runs `syncd-origin commit` if the origin runs.
     pub fn commit(&mut self, must: bool) -> Result<(), Violation> {
         let Some(origin) = &mut self.origin else {
             return if must { Err(self.violation("no origin to commit with")) } else { Ok(()) };
@@ -102,7 +102,7 @@ impl World {
         let Some(number) = GenerationNumber::new(newest.saturating_sub(self.random.below(4))) else {
             return Ok(());
         };
-        // After a restore there may be holes.
+        // After a restore, generations may be missing.
         let Ok(Some(_)) = origin.store.generation(number) else { return Ok(()) };
         let result = origin.sealer.rollback(number);
         self.count("rollbacks");
@@ -123,7 +123,7 @@ impl World {
         (0..self.nodes.len()).try_for_each(|n| self.crash_node(n))
     }
 
-    /// All that talks to the origin is cut off, and it ends.
+    /// Cuts all connections to the origin, and ends it.
     pub async fn stop_origin(&mut self, orderly: bool) -> Result<(), Violation> {
         let Some(origin) = self.origin.take() else { return Ok(()) };
         self.note(format!("the origin ends, orderly: {orderly}"));
@@ -172,7 +172,7 @@ impl World {
         self.nodes[n].partitioned_until = until;
     }
 
-    /// RST on both ways.
+    /// Resets both directions of a connection.
     fn reset_connection(&mut self, n: usize) {
         self.count("resets");
         self.note(format!("node {n}'s connections are reset"));
@@ -185,7 +185,8 @@ impl World {
         }
     }
 
-    /// Somebody changes files of a tree that is not live any more: new inodes, since links share the live ones.
+    /// Changes files of a tree that is no longer live. Each change makes a new inode, because the live tree
+    /// shares the old ones.
     fn damage(&mut self, n: usize) -> Result<(), Violation> {
         let Some(running) = &self.nodes[n].running else { return Ok(()) };
         let live = self.nodes[n].live.map(|(number, _)| number);
@@ -200,7 +201,7 @@ impl World {
         let done = if planted { fs::write(tree.join("planted.php"), "evil") } else { Ok(()) };
         let removed =
             done.and_then(|()| fs::remove_file(&file)).and_then(|()| fs::write(&file, "not what was signed"));
-        // It may have gone to the trash meanwhile.
+        // The tree may have gone to the trash meanwhile.
         if let Err(error) = removed
             && error.kind() != std::io::ErrorKind::NotFound
         {
@@ -218,7 +219,7 @@ impl World {
         if was_up { self.start_origin() } else { Ok(()) }
     }
 
-    /// The origin's data is lost, and comes back as it was.
+    /// Loses the origin's data, and restores the backup.
     async fn restore(&mut self) -> Result<(), Violation> {
         if !self.backup.exists() {
             return Ok(());
@@ -232,7 +233,7 @@ impl World {
         if was_up { self.start_origin() } else { Ok(()) }
     }
 
-    /// The origin hears of generations that agents have and it does not know.
+    /// Tells the origin about generations that agents have and it does not know.
     pub async fn observe(&mut self) -> Result<(), Violation> {
         while let Some(origin) = &mut self.origin
             && let Ok(generation) = origin.observed.try_recv()
@@ -245,7 +246,7 @@ impl World {
         Ok(())
     }
 
-    /// A root that is not this one, where there is any.
+    /// Another root than this one, if there is one.
     pub fn another_root(&self, root: RootHash) -> RootHash {
         self.sealed.iter().map(|(_, other)| *other).find(|other| *other != root).unwrap_or(root)
     }

@@ -1,4 +1,5 @@
-//! What a network and its peers make of messages: flipped bits, replays, mixes, messages that nobody sent.
+//! Falsifies messages as networks and peers do: flipped bits, replays, mixtures, and messages that nobody
+//! sent.
 
 use bytes::Bytes;
 use prost::Message;
@@ -8,7 +9,7 @@ use syncd_proto::v1::origin_message::Message as ToAgent;
 use syncd_shared::update_file::{read_whole, write_whole};
 use syncd_tests::Seeded;
 
-/// One bit of a message turned over; `None`: it is no message any more.
+/// Flips one bit of a message; `None`: the result does not decode.
 fn flipped<M: Message + Default>(message: &M, random: &mut Seeded) -> Option<M> {
     let mut bytes = message.encode_to_vec();
     if !bytes.is_empty() {
@@ -27,7 +28,7 @@ fn flip_bytes(bytes: &Bytes, random: &mut Seeded) -> Bytes {
     bytes.into()
 }
 
-/// What comes instead of an origin's message. `heard`: what it said to anyone before.
+/// Falsifies an origin's message. `heard` contains what the origin said to anyone before.
 pub fn to_agent(
     message: &v1::OriginMessage,
     heard: &[v1::OriginMessage],
@@ -46,7 +47,7 @@ pub fn to_agent(
             vec![lie]
         }
         (5, Some(ToAgent::Announce(announce))) => {
-            // The signature, or the update, of another announcement.
+            // Takes the signature, or the update, from another announcement.
             if let Some(ToAgent::Announce(other)) = random.pick(heard).and_then(|m| m.message.clone()) {
                 if let (Some(a), Some(b), true) =
                     (&mut announce.generation, other.generation, random.one_in(2))
@@ -81,7 +82,7 @@ pub fn to_agent(
     }
 }
 
-/// What comes instead of an agent's message. `newest`: what it claims to have may be that, or what nobody sealed.
+/// Falsifies an agent's message. It may claim to have `newest`, or a generation that nobody sealed.
 pub fn to_origin(
     message: &v1::AgentMessage,
     said: &[v1::AgentMessage],
@@ -107,29 +108,29 @@ pub fn to_origin(
     }
 }
 
-/// What comes instead of a frame.
+/// Replacement of a frame.
 pub enum FrameLie {
     Instead(v1::FetchFrame),
-    /// Nothing: the next one comes in its place.
+    /// Nothing: the next frame takes its place.
     Missing,
     /// The stream breaks.
     Broken,
 }
 
-/// `other`: a frame that somebody was sent before.
+/// Falsifies a frame. `other` is a frame that some agent was sent before.
 pub fn frame(frame: &v1::FetchFrame, other: Option<&v1::FetchFrame>, random: &mut Seeded) -> FrameLie {
     match (random.below(5), other) {
         (0..=1, _) => flipped(frame, random).map_or(FrameLie::Broken, FrameLie::Instead),
         (2, Some(other)) => {
             FrameLie::Instead(v1::FetchFrame { item: frame.item, frame: other.frame.clone() })
         }
-        // After the end nothing comes unless it is asked for.
+        // After the end, nothing more arrives unless it is asked for.
         (3, _) if !crate::transfer::is_end(frame) => FrameLie::Missing,
         _ => FrameLie::Broken,
     }
 }
 
-/// One word for the trace.
+/// Names an origin's message in the trace.
 pub fn name_of_origins(message: &v1::OriginMessage) -> String {
     match &message.message {
         None => "nothing".into(),
@@ -147,7 +148,7 @@ pub fn name_of_origins(message: &v1::OriginMessage) -> String {
     }
 }
 
-/// See [`name_of_origins`].
+/// Names an agent's message in the trace.
 pub fn name_of_agents(message: &ToOrigin) -> String {
     match message {
         ToOrigin::Hello(h) => format!("hello, {} held", h.held.len()),

@@ -1,4 +1,4 @@
-//! What happens on a node: its process starts and is killed, hears, decides, says.
+//! Life of a node: its process starts, receives, decides, sends, and is killed.
 
 use std::collections::BTreeMap;
 
@@ -16,7 +16,7 @@ use crate::node::{FromWorker, ToWorker, Worker, options};
 use crate::world::{Control, Event, Running, Violation, World};
 
 impl World {
-    /// Starts the node's process: the replica is recovered, without an origin.
+    /// Starts the node's process, which recovers the replica without an origin.
     pub async fn start_node(&mut self, n: usize) -> Result<(), Violation> {
         let now = Instant::now().into_std();
         let seed = self.random.next_u64();
@@ -48,7 +48,7 @@ impl World {
         self.apply(n, Heard::Tick).await
     }
 
-    /// Kills the node's process where it stands.
+    /// Kills the node's process at its current point.
     pub fn kill_node(&mut self, n: usize) {
         self.hang_up(n);
         let node = &mut self.nodes[n];
@@ -62,7 +62,7 @@ impl World {
         }
     }
 
-    /// The agent gives the connection up. The origin hears of it, unless nothing passes.
+    /// Closes the agent's connection. The origin notices unless nothing passes.
     pub fn hang_up(&mut self, n: usize) {
         self.sequence += 1;
         self.nodes[n].connections = self.sequence;
@@ -73,7 +73,7 @@ impl World {
         }
     }
 
-    /// Has the session machine decide, and does what it says.
+    /// Lets the session machine decide, and performs its actions.
     pub async fn apply(&mut self, n: usize, heard: Heard) -> Result<(), Violation> {
         let now = Instant::now().into_std();
         self.nodes[n].clock.set(now);
@@ -101,7 +101,7 @@ impl World {
                 self.hang_up(n);
                 let connection = self.nodes[n].connections;
                 let delay = 3 * self.latency();
-                // Through a partition nothing answers.
+                // Nothing answers through a partition.
                 if self.nodes[n].partitioned_until <= self.now_ms() {
                     self.note(format!("node {n} dials"));
                     self.after(delay, Event::Dialled { node: n, connection, hello });
@@ -157,7 +157,7 @@ impl World {
         Ok(())
     }
 
-    /// A connection comes about, or is refused.
+    /// Accepts a connection, or refuses it.
     pub fn dialled(&mut self, n: usize, connection: u64, hello: v1::Hello) {
         if self.nodes[n].connections != connection || self.nodes[n].partitioned_until > self.now_ms() {
             return;
@@ -174,7 +174,7 @@ impl World {
                 async move { converse(&services, peer, ReceiverStream::new(incoming), &outgoing).await },
             );
         let message = v1::AgentMessage { message: Some(ToOrigin::Hello(hello)) };
-        // There is room for it.
+        // The channel has room for it.
         let _ = to_session.try_send(Ok(message));
         let now = self.now_ms();
         let control =
@@ -205,7 +205,7 @@ impl World {
         self.drive(n).await
     }
 
-    /// The worker's thread runs until it waits for a frame, or is done.
+    /// Runs the worker's thread until it waits for a frame or is done.
     pub async fn drive(&mut self, n: usize) -> Result<(), Violation> {
         let life = self.nodes[n].life;
         loop {
@@ -275,7 +275,7 @@ impl World {
             let live = state.live.as_ref().map(|l| l.number().get());
             self.note(format!("node {n} {text}; live {live:?}, {} spares", state.spares));
             if let Outcome::Failed(failure) | Outcome::Declined(failure) = outcome {
-                // Not part of the trace: paths and errors of the machine are in it.
+                // Not part of the trace, because it contains paths and errors of this machine.
                 if let Some(log) = &mut self.log {
                     log.push(format!("         ({})\n", failure.reason));
                 }

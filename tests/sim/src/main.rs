@@ -1,9 +1,11 @@
-//! `syncd-sim`: origin and agents in one process; network, clock and randomness follow from one seed.
+//! `syncd-sim`: origin and agents in one process, in which network, clock and randomness follow from one
+//! seed.
 //!
-//! What decides is real: the agents' session machine, staging, activation, recovery, spares and verification on real
-//! directories; the origin's scan, store, sealer, fleet, planner and conversations. Typed messages stand for TLS and
-//! HTTP/2. docs/reliability.md tells what is outside. `cargo run --release -p syncd-sim -- --seeds 10000` is the long
-//! run; `SYNCD_SEED=N` repeats one seed and prints what happened.
+//! All deciding code is real: the agents' session machine, and staging, activation, recovery, spares and
+//! verification on real directories; the origin's scan, store, sealer, fleet, planner and conversations.
+//! Typed messages replace TLS and HTTP/2. docs/reliability.md says what is not simulated. The long run is
+//! `cargo run --release -p syncd-sim -- --seeds 10000`. `SYNCD_SEED=N` repeats one seed and prints its
+//! events.
 
 mod deeds;
 mod lies;
@@ -29,32 +31,32 @@ use plant::Plant;
 use run::Run;
 use world::Tally;
 
-/// Runs seeds, and says which broke a promise.
+/// Simulates seeds, and reports which ones broke a promise.
 #[derive(Debug, Clone, Parser)]
 #[command(name = "syncd-sim", version)]
 struct Options {
-    /// The first seed.
+    /// First seed.
     #[arg(long, default_value_t = 1)]
     first: u64,
-    /// How many.
+    /// Number of seeds.
     #[arg(long, default_value_t = 500)]
     seeds: u64,
-    /// One seed alone, and everything that happens in it.
+    /// Run a single seed and print its events.
     #[arg(long, env = "SYNCD_SEED")]
     seed: Option<u64>,
-    /// Runs every seed twice; the traces must be the same.
+    /// Run every seed twice, and compare the traces.
     #[arg(long)]
     twice: bool,
-    /// A bug on purpose: success is to find it.
+    /// Plant a bug: the run succeeds if the bug is found.
     #[arg(long)]
     plant: Option<Plant>,
-    /// Seeds at a time.
+    /// Number of seeds at a time.
     #[arg(long, default_value_t = 2)]
     jobs: usize,
-    /// Where directories are made; a tmpfs is faster, and loses nothing that is looked at here.
+    /// Directory for the trees. A tmpfs is faster, and nothing that it loses is checked here.
     #[arg(long, default_value = "/dev/shm")]
     directory: PathBuf,
-    /// The trace of each seed.
+    /// Print the hash of each seed's trace.
     #[arg(long)]
     traces: bool,
 }
@@ -70,7 +72,7 @@ fn main() -> anyhow::Result<ExitCode> {
     if let Some(seed) = options.seed {
         (options.first, options.seeds, options.jobs) = (seed, 1, 1);
     }
-    // Killed nodes unwind; their scoped threads say so.
+    // The threads of killed nodes unwind, which is not reported.
     let shown = std::panic::take_hook();
     std::panic::set_hook(Box::new(move |info| {
         if !std::thread::current().name().is_some_and(|name| name.starts_with("node-")) {
@@ -91,8 +93,8 @@ fn main() -> anyhow::Result<ExitCode> {
     outcome.report(&options, started)
 }
 
-/// Threads that start from this one stay on its processor, and there is one of a kind: how much several workers had
-/// written when one of them failed would differ from run to run.
+/// Keeps the threads started by this one on one processor, with one worker each. Otherwise the amount that
+/// several workers had written when one failed would vary between runs.
 fn keep_to_one_processor(job: usize) {
     let Ok(allowed) = rustix::thread::sched_getaffinity(None) else { return };
     let allowed: Vec<usize> =

@@ -1,8 +1,8 @@
-//! One agent: the real session machine, and the real worker's bench with a real replica on a thread of its own.
+//! One agent: the real session machine, and the real worker with a real replica on a thread of its own.
 //!
-//! The thread runs only while the scheduler waits for it: it gets a command or a frame, and runs until it wants another
-//! frame or is done. So everything happens one after the other, and staging is still interrupted in its midst by
-//! whatever the scheduler lets happen before the next frame comes.
+//! The thread runs only while the scheduler waits for it. It gets a command or a frame, and runs until it
+//! needs another frame or is done. Everything therefore happens in sequence. Staging is still interrupted in
+//! the middle, by the events that the scheduler handles before the next frame.
 
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -21,17 +21,17 @@ use syncd_shared::wire::Frame;
 
 use crate::plant::{Plant, Planted};
 
-/// What the thread is told.
+/// Message to the thread.
 pub enum ToWorker {
     Do(Box<Command>, Cancellation),
     Frame(Option<Result<Frame, FetchError>>),
-    /// The activation goes on.
+    /// Continue the activation.
     Go,
     /// The process is killed.
     Die,
 }
 
-/// What the thread tells. After `Opened`, `Wait`, `Pause` and `Done` it stands still.
+/// Message from the thread. The thread stops after `Opened`, `Wait`, `Pause` and `Done`.
 pub enum FromWorker {
     Opened(Result<Box<ReplicaState>, String>),
     Ask {
@@ -44,7 +44,7 @@ pub enum FromWorker {
     Close {
         transfer: u64,
     },
-    /// In the midst of an activation: before the switch, and after it.
+    /// In the middle of an activation: before the switch, and after it.
     Pause,
     Done {
         report: Box<Report>,
@@ -52,24 +52,24 @@ pub enum FromWorker {
     },
 }
 
-/// What is fetched.
+/// Request to the origin.
 pub enum Ask {
     Update { from: RootHash, to: RootHash },
     Objects { root: RootHash, batches: Batches },
 }
 
-/// The thread, and both ways to it.
+/// The thread, with the channels to and from it.
 pub struct Worker {
     to: Sender<ToWorker>,
     from: Receiver<FromWorker>,
     thread: Option<JoinHandle<()>>,
 }
 
-/// Longer than anything that one step does, on a machine however busy.
+/// Deadline of one step, even on a very busy machine.
 const STEP: Duration = Duration::from_secs(120);
 
 impl Worker {
-    /// Opens the replica in `root`, which recovers it.
+    /// Opens and thereby recovers the replica in `root`.
     pub fn start(name: String, root: &Path, options: ReplicaOptions, plant: Option<Plant>) -> Self {
         let (to, inbox) = channel();
         let (outbox, from) = channel();
@@ -80,16 +80,16 @@ impl Worker {
     }
 
     pub fn tell(&self, message: ToWorker) {
-        // A thread that died says so where it is heard.
+        // A dead thread is noticed where its answer is expected.
         let _ = self.to.send(message);
     }
 
-    /// What it says next; `None`: it died, which only a defect does.
+    /// The thread's next message; `None`: the thread died, which only a defect causes.
     pub fn hear(&self) -> Option<FromWorker> {
         self.from.recv_timeout(STEP).ok()
     }
 
-    /// Ends it where it stands, with nothing tidied up that a killed process would leave.
+    /// Ends the thread at its current point, and tidies up nothing that a killed process would leave.
     pub fn kill(mut self) {
         self.tell(ToWorker::Die);
         if let Some(thread) = self.thread.take() {
@@ -98,7 +98,7 @@ impl Worker {
     }
 }
 
-/// What unwinds a thread that is killed in the midst of something.
+/// Payload that unwinds the thread of a killed process.
 struct Killed;
 
 fn work(
@@ -130,13 +130,13 @@ fn work(
     let open_source = Box::new(move |_| Box::new(wire.clone()) as Box<dyn Source>);
     let mut bench = Bench::new(replica, open_source, Hooks::default(), reports);
     loop {
-        // Its own statement: the lock is given back before the command runs.
+        // A separate statement, so that the lock is released before the command runs.
         let told = inbox.lock().unwrap_or_else(PoisonError::into_inner).recv();
         let Ok(ToWorker::Do(command, cancellation)) = told else { return };
         let report = Box::new(bench.perform(*command, &cancellation));
-        // A node does this when the report is out; here nothing may run beside what comes next.
+        // A node does this after sending the report. Here nothing may run in parallel with the next step.
         bench.bound();
-        // How often staging tells its progress depends on threads of its own, and may be lost in any case.
+        // The number of progress reports depends on threads of staging, and reports may be lost in any case.
         let activating =
             std::iter::from_fn(|| reported.try_recv().ok()).any(|r| matches!(r, Report::Activating));
         if outbox.send(FromWorker::Done { report, activating }).is_err() {
@@ -145,7 +145,7 @@ fn work(
     }
 }
 
-/// The origin, as the thread sees it.
+/// The origin as seen by the thread.
 #[derive(Clone)]
 struct Wire {
     inbox: Arc<Mutex<Receiver<ToWorker>>>,
@@ -158,7 +158,7 @@ impl Wire {
         let transfer = self.transfers.fetch_add(1, Ordering::Relaxed);
         let _ = self.outbox.send(FromWorker::Ask { transfer, ask });
         let mut frames = Transfer { wire: self.clone(), transfer, first: None };
-        // As over the network: a refusal is the answer to the call.
+        // As over the network, a refusal is the result of the call.
         frames.first = frames.wait().transpose()?;
         Ok(Box::new(frames))
     }
@@ -204,7 +204,7 @@ impl Drop for Transfer {
     }
 }
 
-/// How replicas of a simulation are kept.
+/// Options of the simulated replicas.
 pub fn options(keep: usize, grace: Duration, part: PartLimits, clock: &Clock) -> ReplicaOptions {
     ReplicaOptions { keep, grace, part, clock: clock.clone(), ..ReplicaOptions::default() }
 }

@@ -1,4 +1,4 @@
-//! What must hold, whatever happened (see docs/reliability.md).
+//! Rules that always hold (see docs/reliability.md).
 
 use std::fs;
 use std::path::Path;
@@ -11,7 +11,7 @@ use walkdir::WalkDir;
 use crate::world::{Violation, World};
 
 impl World {
-    /// A generation was sealed, or found to be current.
+    /// Notes that a generation was sealed, or found to be current.
     pub fn remember(&mut self, generation: &SignedGeneration, of_tree: bool) -> Result<(), Violation> {
         let (number, root) = (generation.number().get(), generation.root_hash());
         if of_tree {
@@ -37,7 +37,8 @@ impl World {
         Ok(fingerprint_of(&facts))
     }
 
-    /// `live` is exactly one sealed generation, never an older one than before; what was accepted never falls.
+    /// Checks that `live` is exactly one sealed generation and not older than before, and that the accepted
+    /// number never decreases.
     pub fn check_node(&mut self, n: usize) -> Result<(), Violation> {
         let Some(running) = &self.nodes[n].running else { return Ok(()) };
         let state = running.machine.replica();
@@ -55,7 +56,7 @@ impl World {
             && self.nodes[n].unreported
             && told_number.is_none_or(|told| ahead > told)
         {
-            // Switched, and the session has not heard of it.
+            // Switched, but the session has not been told yet.
             return self.check_ahead(n, &link, ahead);
         }
         if number != told_number {
@@ -100,7 +101,7 @@ impl World {
         Err(self.violation(format!("node {n}: {} is not what was sealed", tree.display())))
     }
 
-    /// What an agent reports live is live.
+    /// Checks that a generation reported live is live.
     pub fn check_report(&mut self, n: usize, activated: &v1::Activated) -> Result<(), Violation> {
         self.check_node(n)?;
         match self.nodes[n].live {
@@ -115,7 +116,7 @@ impl World {
         }
     }
 
-    /// Everything that a node holds is whole, and nothing else lies about.
+    /// Checks that every tree of a node is whole, and that nothing is left over.
     pub fn check_rest(&self, n: usize) -> Result<(), Violation> {
         let root = &self.nodes[n].root;
         let Some(running) = &self.nodes[n].running else { return Ok(()) };
@@ -155,7 +156,7 @@ impl World {
     }
 }
 
-/// The generation that is in a slot, as the links for people say.
+/// Generation in a slot, according to the links in `generations/`.
 fn generation_of(root: &Path, slot: &Path) -> Option<u64> {
     let target = Path::new("..").join(slot);
     let generations = root.join("generations");

@@ -1,4 +1,5 @@
-//! The origin: its real store, sealer, fleet, planner and conversations; only TLS and the committer's timers are missing.
+//! The origin: its real store, sealer, fleet, planner and conversations, without TLS and without the
+//! committer's timers.
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -21,22 +22,22 @@ use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
-/// Longer than any run: the tree's mount sends events.
+/// Longer than any run, because the tree's mount sends events.
 const POLL: Duration = Duration::from_secs(3600);
 
-/// An origin that runs.
+/// A running origin.
 pub struct Origin {
     pub services: Services,
     pub sealer: Sealer,
     pub observed: mpsc::Receiver<SignedGeneration>,
     pub store: Arc<Store>,
-    /// It was killed: what it has not written is lost.
+    /// The process was killed, so unwritten state is lost.
     killed: Arc<AtomicBool>,
     shutdown: CancellationToken,
     tasks: TaskTracker,
 }
 
-/// The records, until the process is killed.
+/// Store of the fleet's records that ends with the process.
 struct Mortal {
     store: Arc<Store>,
     killed: Arc<AtomicBool>,
@@ -57,7 +58,7 @@ impl RecordStore for Mortal {
 }
 
 impl Origin {
-    /// What `serve` does at its start, the first scan included.
+    /// Does what `serve` does at its start, including the first scan.
     pub fn start(tree: &Path, data: &Path, part: PartLimits) -> anyhow::Result<Self> {
         let keys = Arc::new(Keys::open(data).context("open the keys")?);
         let store = Arc::new(Store::open(data).context("open the store")?);
@@ -87,7 +88,7 @@ impl Origin {
         Ok(Self { services, sealer, observed, store, killed, shutdown, tasks })
     }
 
-    /// Ends it: `orderly`, or as SIGKILL does. Who talks to it has been cut off before.
+    /// Ends the origin, orderly or as SIGKILL would. Its connections must have been cut before.
     pub async fn end(self, orderly: bool) -> anyhow::Result<()> {
         let Self { services, sealer, observed, store, killed, shutdown, tasks } = self;
         killed.store(!orderly, Ordering::Relaxed);
@@ -96,7 +97,7 @@ impl Origin {
         tasks.close();
         tasks.wait().await;
         drop((services, sealer, observed));
-        // An update that is being encoded ends soon.
+        // An update being encoded ends soon.
         for _ in 0..20_000 {
             if Arc::strong_count(&store) == 1 {
                 return Ok(());
@@ -108,7 +109,7 @@ impl Origin {
     }
 }
 
-/// Replaces what is at `to` by a copy of the directory `from`.
+/// Replaces `to` by a copy of the directory `from`.
 pub fn copy_directory(from: &Path, to: &Path) -> anyhow::Result<()> {
     if to.exists() {
         std::fs::remove_dir_all(to)?;

@@ -1,4 +1,5 @@
-//! Bugs on purpose: a replica, a planner that lie. The oracle has to find them; nothing of this is in the programs.
+//! Planted bugs, in a replica and a planner that lie. The oracle has to find them. The programs contain none
+//! of them.
 
 use std::fs;
 use std::os::unix::fs::symlink;
@@ -16,16 +17,16 @@ use syncd_agent::status::StageProgress;
 use syncd_shared::SignedGeneration;
 use walkdir::WalkDir;
 
-/// A bug.
+/// A planted bug.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
 pub enum Plant {
-    /// An agent switches back to a generation that it had before.
+    /// An agent switches back to an earlier generation.
     AcceptsLower,
     /// An agent reports a generation live before it is.
     ReportsEarly,
-    /// An agent activates what is not what was signed.
+    /// An agent activates content that differs from what was signed.
     Unverified,
-    /// An agent forgets after a restart what it had accepted.
+    /// An agent forgets the accepted generation at a restart.
     ForgetsAccepted,
     /// An agent leaves files of a failed update behind.
     Litters,
@@ -33,17 +34,17 @@ pub enum Plant {
     WrongUpdate,
 }
 
-/// A replica, and what is wrong with it.
+/// A replica with a planted bug.
 pub struct Planted {
     replica: Replica,
     root: PathBuf,
     plant: Option<Plant>,
     early: Option<SignedGeneration>,
-    /// Lets other things happen, or dies.
+    /// Lets other events happen, or ends the thread.
     pause: Pause,
 }
 
-/// Stands still until the scheduler goes on.
+/// Waits until the scheduler continues.
 pub type Pause = Box<dyn Fn() + Send>;
 
 impl Planted {
@@ -51,7 +52,7 @@ impl Planted {
         Self { replica, root, plant, early: None, pause }
     }
 
-    /// After generation 2, so that there is an older one.
+    /// Whether the bug acts now: after generation 2, so that an older one exists.
     fn is_due(&self, staged_number: u64) -> bool {
         staged_number > 2
     }

@@ -1,4 +1,4 @@
-//! One seed, from an empty directory to a fleet that has converged.
+//! Runs one seed, from an empty directory to a converged fleet.
 
 use std::collections::{BTreeMap, BTreeSet, BinaryHeap};
 use std::path::Path;
@@ -20,17 +20,17 @@ use crate::plant::Plant;
 use crate::site::Site;
 use crate::world::{Event, Node, Tally, Temper, Violation, World};
 
-/// After the last fault: longer than the longest pauses and timeouts of both sides together.
+/// Time to connect after the last fault: longer than the longest pauses and timeouts of both sides together.
 const CONNECT_MS: u64 = 240_000;
-/// From the last commit until it is live everywhere.
+/// Time from the last commit until it is live everywhere.
 const CONVERGE_MS: u64 = 900_000;
-/// What can wait is done then.
+/// Time for maintenance to finish.
 const REST_MS: u64 = 120_000;
 
-/// Changes of one part of an update, in turn: most updates here have several parts, or one.
+/// Changes in one part of an update, by turns, so that most updates have several parts, or one.
 const PART_SIZES: [usize; 4] = [1, 3, 8, 1_000];
 
-/// What a run came to.
+/// Result of a run.
 pub struct Run {
     pub seed: u64,
     pub trace: String,
@@ -40,7 +40,7 @@ pub struct Run {
     pub log: Option<Vec<String>>,
 }
 
-/// How to run.
+/// Options of a run.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct Options {
     pub plant: Option<Plant>,
@@ -161,7 +161,7 @@ async fn live_through(world: &mut World) -> Result<(), Violation> {
         node.partitioned_until = node.partitioned_until.min(now + 1);
     }
     world.start_origin()?;
-    // A process that is stopped looks as connected as it was.
+    // A stopped process still counts as connected.
     let stopped = world.nodes.iter().map(|node| node.stalled_until).max().unwrap_or(0);
     world.run_until(stopped + 1_000, |_| false).await?;
     let connect = world.now_ms() + CONNECT_MS;
@@ -169,7 +169,7 @@ async fn live_through(world: &mut World) -> Result<(), Violation> {
     if !all_connected(world) {
         return Err(world.violation("not all agents came back after the faults had ended"));
     }
-    // Whoever was restored has heard of what the fleet has.
+    // A restored origin has been told by now what the fleet has.
     let settled = world.now_ms() + 20_000;
     world.run_until(settled, |_| false).await?;
     world.edit()?;
@@ -210,7 +210,7 @@ fn state(node: &Node) -> String {
     format!("{:?} {:?} {error}", node.live.map(|(number, _)| number), machine.map(|m| m.state()))
 }
 
-/// The origin knows what the fleet has, and its store is intact.
+/// Checks that the origin knows the fleet's generations, and that its store is intact.
 fn check_origin(world: &mut World) -> Result<(), Violation> {
     let Some(origin) = &world.origin else { return Err(world.violation("no origin at the end")) };
     let newest = origin.sealer.current().map(|g| g.number());

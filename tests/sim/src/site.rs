@@ -1,4 +1,5 @@
-//! The content tree and its random edits. Times are given, too: the root hash of a tree follows from the seed.
+//! The content tree and its random edits. Times are set as well, so that the root hash of a tree follows from
+//! the seed.
 
 use std::fs;
 use std::io;
@@ -10,7 +11,7 @@ use syncd_tests::Seeded;
 use walkdir::WalkDir;
 
 const FILES_MAX: usize = 20;
-/// 2023, so that no file looks as if it had changed just now.
+/// A time in 2023, so that no file seems to have just changed.
 const EPOCH_S: i64 = 1_690_000_000;
 
 /// A small content tree.
@@ -21,7 +22,7 @@ pub struct Site {
 }
 
 impl Site {
-    /// A tree of a few files.
+    /// Creates a tree of a few files.
     pub fn create(tree: &Path, seed: u64) -> io::Result<Self> {
         fs::create_dir_all(tree)?;
         let mut site = Self { tree: tree.to_path_buf(), random: Seeded::new(seed), rounds: 0 };
@@ -32,13 +33,13 @@ impl Site {
         Ok(site)
     }
 
-    /// One to five edits.
+    /// Makes one to five edits.
     pub fn round(&mut self) -> io::Result<()> {
         self.rounds += 1;
         for _ in 0..1 + self.random.below(5) {
             self.edit()?;
         }
-        // An edit may have been none.
+        // The edits may have changed nothing.
         let line = format!("round {}\n", self.rounds);
         self.write(&self.tree.join("round.txt"), line.as_bytes())?;
         self.set_times()
@@ -97,7 +98,7 @@ impl Site {
         if path.is_dir() { Ok(()) } else { self.write(&path, &content) }
     }
 
-    /// A new inode half of the time, as editors and rsync do; else in place.
+    /// Writes a new inode half of the time, as editors and rsync do, and otherwise in place.
     fn write(&self, path: &Path, content: &[u8]) -> io::Result<()> {
         let link = fs::symlink_metadata(path).is_ok_and(|m| m.is_symlink());
         if link || self.rounds % 2 == 1 {
@@ -125,7 +126,7 @@ impl Site {
             .collect()
     }
 
-    /// Gives whatever the clock of the machine has touched a time that follows from the seed.
+    /// Replaces every time taken from the machine's clock by one that follows from the seed.
     fn set_times(&mut self) -> io::Result<()> {
         for item in WalkDir::new(&self.tree).contents_first(true).sort_by_file_name() {
             let item = item?;
@@ -135,7 +136,7 @@ impl Site {
                 continue;
             }
             let nanoseconds = self.random.below(1_000_000_000) as i64;
-            // A directory's time says nothing of what it holds.
+            // The time of a directory is constant: it does not reflect the contents.
             let seconds = if item.file_type().is_dir() { EPOCH_S } else { EPOCH_S + self.rounds as i64 };
             let nanoseconds = if item.file_type().is_dir() { 0 } else { nanoseconds };
             let time = Timespec { tv_sec: seconds, tv_nsec: nanoseconds };

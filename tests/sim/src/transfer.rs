@@ -1,4 +1,4 @@
-//! Fetch streams: the origin's real answers, frame by frame, with what a bad line and bad peers do to them.
+//! Fetch streams: the origin's real answers, frame by frame, with faults of lines and peers.
 
 use std::time::Duration;
 
@@ -23,10 +23,10 @@ use crate::world::{Event, Transfer, Violation, World};
 
 type Next = Option<Result<Frame, FetchError>>;
 
-/// An agent gives up a stream that is silent for so long.
+/// Time without data after which an agent gives a stream up.
 const STALL_MS: u64 = 60_000;
 
-/// Whether an answer is complete with it.
+/// Whether this frame completes an answer.
 pub fn is_end(message: &v1::FetchFrame) -> bool {
     matches!(&message.frame, Some(v1::fetch_frame::Frame::End(end)) if !end.more)
 }
@@ -58,7 +58,7 @@ impl World {
                     features: vec![FEATURE_DELTAS.to_owned()],
                 };
                 let request = v1::FetchRequest { request: Some(Request::Update(update)) };
-                // The receiver is with the task.
+                // The task has the receiver.
                 let _ = requests.send(Ok(request));
                 (from, true, None)
             }
@@ -117,7 +117,8 @@ impl World {
         }
         let now = self.now_ms();
         if self.nodes[n].partitioned_until > now && now < since + STALL_MS && !self.is_cancelled(n) {
-            // It comes when the partition ends, or is given up before; either is found out in time.
+            // The frame arrives after the partition, or the agent gives up before. The check is repeated
+            // until then.
             let next = self.nodes[n].partitioned_until.min(now + 5_000).max(now + 1);
             self.at(next, Event::Frame { node: n, life, transfer: id, since });
             return Ok(());
@@ -153,7 +154,7 @@ impl World {
         }
     }
 
-    /// The next frame as the agent gets it.
+    /// Next frame as received by the agent.
     pub async fn next_frame(&mut self, n: usize, id: u64) -> Result<Next, Violation> {
         if self.is_cancelled(n) {
             return Ok(Some(Err(FetchError::Superseded)));
@@ -193,7 +194,7 @@ impl World {
         Ok(self.accept(n, id, message))
     }
 
-    /// What the real transport checks before staging sees a frame.
+    /// Makes the checks of the real transport, which precede staging.
     fn accept(&mut self, n: usize, id: u64, message: v1::FetchFrame) -> Next {
         let transfer = self.transfer(n, id)?;
         if message.item != transfer.next_item {
@@ -215,7 +216,8 @@ impl World {
         self.nodes[n].running.as_mut()?.transfers.get_mut(&id)
     }
 
-    /// What the origin sent. No virtual time goes by: threads of the worker may still be about to ask for it.
+    /// Next frame from the origin. No virtual time passes meanwhile, because the worker's threads may still
+    /// be about to ask for it.
     async fn message(
         &mut self,
         n: usize,
@@ -236,7 +238,7 @@ impl World {
                     transfer.tampered = true;
                     return Ok(ended);
                 }
-                // The origin is at rest, and nothing came.
+                // The origin is idle, and nothing arrived.
                 Err(_) if transfer.end_lost && round > 0 => return Ok(Err(FetchError::Disconnected(None))),
                 Err(_) if transfer.end_lost => tokio::time::sleep(Duration::from_millis(1)).await,
                 Err(_) => {}
@@ -251,14 +253,14 @@ impl World {
 }
 
 impl Transfer {
-    /// Hands on what was asked for since.
+    /// Forwards new requests.
     fn forward(&mut self) {
         let Some(batches) = &mut self.batches else { return };
         loop {
             match (batches.try_recv(), &self.requests) {
                 (Ok(batch), Some(requests)) => {
                     let request = Request::Objects(batch.to_message(self.root));
-                    // A stream that ended says so where it is read.
+                    // The end of the stream is reported where it is read.
                     let _ = requests.send(Ok(v1::FetchRequest { request: Some(request) }));
                 }
                 (Err(TryRecvError::Disconnected), _) => {

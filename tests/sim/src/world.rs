@@ -1,13 +1,13 @@
-//! The scheduler: one queue of what happens when, by virtual milliseconds, and everybody that it happens to.
+//! The scheduler: one queue of events by virtual milliseconds, and everything that they affect.
 //!
 //! ```text
-//!   deeds ──┐                       ┌──> session machine ──actions──┐
-//!   ticks ──┼──> queue ──> handle ──┤    worker, until it waits     ├──> queue: messages, frames, reports, ticks
-//!   wire  ──┘   (time, sequence)    └──> origin's conversations ────┘
+//! deeds ──┐                       ┌──> session machine ──actions──┐
+//! ticks ──┼──> queue ──> handle ──┤    worker, until it waits     ├──> queue: messages, frames, ticks
+//! wire  ──┘   (time, sequence)    └──> origin's conversations ────┘
 //! ```
 //!
-//! The tokio runtime has one thread and a clock that stands still: it moves on only when every task of the origin waits,
-//! threads of the blocking pool included. So the origin has always come to rest before the next thing happens.
+//! The tokio runtime has one thread and a paused clock. The clock advances only when every task of the origin
+//! waits, including threads of the blocking pool. The origin is therefore always idle before the next event.
 
 use std::cmp::Reverse;
 use std::collections::{BTreeMap, BTreeSet, BinaryHeap};
@@ -35,7 +35,7 @@ use crate::origin::Origin;
 use crate::plant::Plant;
 use crate::site::Site;
 
-/// Something that must never happen, or a run that got stuck.
+/// A broken rule, or a run that got stuck.
 #[derive(Debug, thiserror::Error)]
 #[error("at {at_ms} ms: {what}")]
 pub struct Violation {
@@ -43,7 +43,7 @@ pub struct Violation {
     pub what: String,
 }
 
-/// What happens.
+/// An event.
 pub enum Event {
     Deed,
     Tick {
@@ -83,7 +83,7 @@ pub enum Event {
     Start {
         node: usize,
     },
-    /// An activation goes on.
+    /// Continues an activation.
     Go {
         node: usize,
         life: u64,
@@ -91,19 +91,19 @@ pub enum Event {
     OriginUp,
 }
 
-/// The control stream of one agent, from both ends.
+/// Control stream of one agent, from both ends.
 pub struct Control {
     pub connection: u64,
     pub to_session: mpsc::Sender<Result<v1::AgentMessage, Status>>,
     pub from_session: mpsc::Receiver<v1::OriginMessage>,
     pub session: JoinHandle<Result<(), ServeError>>,
-    /// The last message on each way arrives then: what is sent later arrives later.
+    /// Arrival of the last message in each direction. Later messages arrive later.
     pub up_ms: u64,
     pub down_ms: u64,
     pub ended: bool,
 }
 
-/// A fetch stream of one agent.
+/// Fetch stream of one agent.
 pub struct Transfer {
     pub root: RootHash,
     pub is_update: bool,
@@ -112,14 +112,14 @@ pub struct Transfer {
     pub frames: mpsc::Receiver<v1::FetchFrame>,
     pub answer: JoinHandle<Result<(), ServeError>>,
     pub random: Seeded,
-    /// Not what the origin sent: how much more of it is read depends on threads.
+    /// The answer was falsified, so the amount still read depends on threads.
     pub tampered: bool,
-    /// Its end was not what the origin sent: more may never come.
+    /// The end was falsified, so no more frames may arrive.
     pub end_lost: bool,
     pub next_item: u64,
 }
 
-/// A node: its directory, and what runs on it.
+/// A node: its directory, and its process.
 pub struct Node {
     pub root: PathBuf,
     pub peer: PeerIdentity,
@@ -127,23 +127,23 @@ pub struct Node {
     pub boots: u64,
     pub life: u64,
     pub running: Option<Running>,
-    /// The connection that counts.
+    /// Number of the current connection.
     pub connections: u64,
-    /// When the session machine wants to be asked again.
+    /// Time of the session machine's next tick.
     pub tick_ms: u64,
     pub control: Option<Control>,
-    /// Until then nothing passes; what was sent arrives after it.
+    /// End of the partition. Nothing passes before; messages arrive afterwards.
     pub partitioned_until: u64,
-    /// Until then the process is stopped.
+    /// End of the process's stop.
     pub stalled_until: u64,
     pub said: Vec<v1::AgentMessage>,
-    // What the oracle remembers.
+    // Memory of the oracle.
     pub live: Option<(u64, RootHash)>,
     pub accepted: Option<GenerationNumber>,
     pub damaged: BTreeSet<u64>,
-    /// An update came as the origin sent it, to its end, in the command that runs.
+    /// The running command received an update unfalsified and to its end.
     pub intact_update: bool,
-    /// A command is done, and the session has not heard of it.
+    /// A command is done, but the session has not been told.
     pub unreported: bool,
 }
 
@@ -155,7 +155,7 @@ pub struct Running {
     pub transfers: BTreeMap<u64, Transfer>,
 }
 
-/// How faulty this world is: one in so many; 0: never.
+/// Frequency of each fault: one in this number; 0: never.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct Temper {
     pub lies: u64,
@@ -163,10 +163,10 @@ pub struct Temper {
     pub latency_ms: u64,
 }
 
-/// What was made to happen.
+/// Number of times each event was caused.
 pub type Tally = BTreeMap<&'static str, u64>;
 
-/// Everything.
+/// The whole simulation.
 pub struct World {
     pub queue: BinaryHeap<Reverse<Due>>,
     pub sequence: u64,
@@ -181,7 +181,7 @@ pub struct World {
     pub tree_id: TreeId,
     pub signing_key: ed25519_dalek::VerifyingKey,
     pub nodes: Vec<Node>,
-    /// Half-open: the agent is gone, the origin does not know.
+    /// Half-open connections: the agent is gone, and the origin has not noticed.
     pub abandoned: Vec<Control>,
     pub heard: Vec<v1::OriginMessage>,
     pub other_frame: Option<v1::FetchFrame>,
@@ -195,11 +195,11 @@ pub struct World {
     pub deeds_left: u64,
     pub keep: usize,
     pub grace: Duration,
-    /// Of updates: what comes in one part as a rule comes in many here.
+    /// Limits of a part, small enough that most updates have many parts.
     pub part: PartLimits,
 }
 
-/// An event's place in the queue.
+/// Position of an event in the queue.
 pub struct Due {
     at_ms: u64,
     sequence: u64,
@@ -235,7 +235,7 @@ impl World {
         Violation { at_ms: self.now_ms(), what: what.into() }
     }
 
-    /// Part of what two runs of one seed must have in common.
+    /// Adds a line to the trace, which must be equal in two runs of one seed.
     pub fn note(&mut self, line: impl AsRef<str>) {
         let line = format!("{:>8} {}\n", self.now_ms(), line.as_ref());
         self.trace.update(line.as_bytes());
@@ -257,13 +257,13 @@ impl World {
         self.queue.push(Reverse(Due { at_ms, sequence: self.sequence, event }));
     }
 
-    /// On the wire, one way.
+    /// Time of one message on the wire.
     pub fn latency(&mut self) -> u64 {
         let slow = if self.random.one_in(30) { 40 } else { 1 };
         1 + self.random.below(self.temper.latency_ms) * slow
     }
 
-    /// Handles what happens until nothing does before `until_ms`, or `done` says so.
+    /// Handles events until `until_ms` or until `done` returns true.
     pub async fn run_until(&mut self, until_ms: u64, done: impl Fn(&Self) -> bool) -> Result<(), Violation> {
         while !done(self) && self.queue.peek().is_some_and(|Reverse(due)| due.at_ms <= until_ms) {
             let Some(Reverse(due)) = self.queue.pop() else { break };
@@ -283,7 +283,7 @@ impl World {
         Ok(())
     }
 
-    /// When a stopped process takes note of this, if it is one.
+    /// Time at which a stopped process sees this event; `None`: it is not stopped.
     fn stalled(&self, due: &Due) -> Option<u64> {
         let node = match &due.event {
             Event::Tick { node, .. } | Event::ToAgent { node, .. } | Event::Lost { node, .. } => *node,
@@ -297,7 +297,7 @@ impl World {
     async fn handle(&mut self, event: Event) -> Result<(), Violation> {
         match event {
             Event::Deed => self.deed().await,
-            // Of several only the last is meant.
+            // Only the last of several ticks counts.
             Event::Tick { node, at_ms } if self.nodes[node].tick_ms == at_ms => {
                 self.nodes[node].tick_ms = 0;
                 self.apply(node, Heard::Tick).await
@@ -319,7 +319,7 @@ impl World {
                 let now = control.as_ref().filter(|c| c.connection == connection);
                 let control = now.or_else(|| self.abandoned.iter().find(|c| c.connection == connection));
                 if let Some(control) = control {
-                    // A session that does not read was cut off.
+                    // A session that does not read was disconnected.
                     let _ = control.to_session.try_send(Ok(*message));
                 }
                 Ok(())
@@ -344,7 +344,7 @@ impl World {
         }
     }
 
-    /// Lets the origin come to rest, and puts what it said on the wire.
+    /// Lets the origin become idle, and puts its messages on the wire.
     pub async fn settle(&mut self) -> Result<(), Violation> {
         tokio::time::sleep(Duration::from_millis(1)).await;
         for node in 0..self.nodes.len() {
@@ -376,13 +376,13 @@ impl World {
         self.nodes[node].control = Some(control);
     }
 
-    /// When something that is sent now gets through: in order, and not while there is a partition.
+    /// Arrival time of a message sent now: in order, and not during a partition.
     pub fn arrival(&mut self, node: usize, not_before: u64) -> u64 {
         let sent = self.now_ms().max(self.nodes[node].partitioned_until);
         (sent + self.latency()).max(not_before + 1)
     }
 
-    /// What an agent hears of a message.
+    /// Messages that reach an agent in place of this one.
     fn told(&mut self, message: v1::OriginMessage) -> Vec<v1::OriginMessage> {
         if matches!(message.message, Some(v1::origin_message::Message::Announce(_))) {
             self.heard.push(message.clone());

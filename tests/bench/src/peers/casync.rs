@@ -1,4 +1,4 @@
-//! casync: the source made into chunks once, then extracted from them; one machine, no network.
+//! casync: the source is split into chunks once, then extracted from them; on one machine, without a network.
 
 use std::path::Path;
 use std::process::Command;
@@ -6,7 +6,7 @@ use std::process::Command;
 use super::Cost;
 use crate::processes::complete;
 
-/// `casync make` of `source` into `store`, a new directory.
+/// Runs `casync make` of `source` into `store`, a new directory.
 pub fn make(source: &Path, store: &Path) -> Cost {
     std::fs::create_dir_all(store).expect("create a store");
     let mut command = Command::new("casync");
@@ -16,7 +16,7 @@ pub fn make(source: &Path, store: &Path) -> Cost {
     })
 }
 
-/// `casync extract` into `destination`.
+/// Runs `casync extract` into `destination`.
 pub fn extract(store: &Path, destination: &Path) -> Cost {
     let mut command = Command::new("casync");
     command.arg("extract").arg(store_option(store)).arg(store.join("tree.caidx")).arg(destination);

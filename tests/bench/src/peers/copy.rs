@@ -1,4 +1,4 @@
-//! The limits: copies on one machine, nothing compared, nothing checked.
+//! Limits of the machine: local copies, without comparing or checking anything.
 
 use std::path::Path;
 use std::process::Command;
@@ -6,7 +6,7 @@ use std::process::Command;
 use super::Cost;
 use crate::processes::complete;
 
-/// `cp -a` into `destination`, which is not there yet.
+/// Runs `cp -a` into `destination`, which must not exist.
 pub fn cp(source: &Path, destination: &Path) -> Cost {
     let mut command = Command::new("cp");
     command.args(["-a", "--reflink=never"]).arg(source).arg(destination);
@@ -15,7 +15,7 @@ pub fn cp(source: &Path, destination: &Path) -> Cost {
     })
 }
 
-/// `tar | tar` into `destination`, which is an empty directory.
+/// Runs `tar | tar` into `destination`, an empty directory.
 pub fn tar(source: &Path, destination: &Path) -> Cost {
     let mut command = Command::new("sh");
     command.args(["-c", "tar -C \"$1\" -cf - . | tar -C \"$2\" -xpf -", "sh"]).arg(source).arg(destination);

@@ -1,4 +1,4 @@
-//! lsyncd: watches a tree and starts rsync for what changed; in place, not atomic, not synced.
+//! lsyncd: watches a tree and runs rsync for changes, in place, neither atomic nor synced.
 
 use std::fs;
 use std::path::Path;
@@ -9,11 +9,12 @@ use syncd_tests::{Daemon, Scene, wait};
 
 use super::rsync::RsyncDaemon;
 
-/// Runs until it is dropped.
+/// A running lsyncd. It ends when dropped.
 pub struct Lsyncd(#[allow(dead_code, reason = "dropped, it ends")] Daemon);
 
 impl Lsyncd {
-    /// Watches `tree` and pushes to a module of the daemon without delay; waits until its first run over all is done.
+    /// Watches `tree` and pushes to a module of the daemon without delay. Waits until the initial full run is
+    /// done.
     pub fn start(scene: &Scene, tree: &Path, daemon: &RsyncDaemon, module: &str) -> Self {
         let (configuration, log) = (scene.path("lsyncd.lua"), scene.path("lsyncd.log"));
         let text = format!(

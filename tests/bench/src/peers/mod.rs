@@ -1,4 +1,4 @@
-//! Where a user would go instead.
+//! Peers: programs that a user might choose instead.
 
 pub mod casync;
 pub mod copy;
@@ -15,21 +15,21 @@ use crate::processes::{complete, ended_children_cpu_seconds};
 use crate::report::Report;
 use crate::wire::Wire;
 
-/// What a peer's work cost.
+/// Cost of a peer's work.
 #[derive(Debug, Clone, Copy)]
 pub struct Cost {
-    /// Seconds until it said that it was done.
+    /// Seconds until the peer reported the end.
     pub wall_s: f64,
-    /// And until `sync -f` of its destination was done too, as syncd's figures are.
+    /// Seconds until `sync -f` of its destination had also ended, as in syncd's figures.
     pub durable_s: f64,
-    /// Of all that took part, both ends, user and system; noise on the machine moves it less than time.
+    /// CPU seconds of all processes at both ends, user and system. Noise affects it less than time.
     pub cpu_s: f64,
-    /// At the sockets.
+    /// Megabytes at the sockets.
     pub wire_mb: f64,
 }
 
 impl Cost {
-    /// Of `work`, which writes to `destination`.
+    /// Measures `work`, which writes to `destination`.
     pub fn of(destination: &Path, work: impl FnOnce()) -> Self {
         settle();
         let (wire, cpu, started) = (Wire::now(), ended_children_cpu_seconds(), Instant::now());
@@ -40,7 +40,7 @@ impl Cost {
         Self { wall_s, cpu_s, durable_s: started.elapsed().as_secs_f64(), wire_mb: wire.megabytes() }
     }
 
-    /// Both times, and the bytes where any crossed a socket, into panels that begin with `prefix`.
+    /// Adds both times, and the bytes if any crossed a socket, to panels whose names begin with `prefix`.
     pub fn report(self, report: &mut Report, prefix: &str, name: &str) {
         let time = format!("{prefix}: time");
         report.sample(&time, "s", name, self.wall_s);
@@ -52,7 +52,7 @@ impl Cost {
     }
 }
 
-/// The name of a peer's time with `sync -f` in it.
+/// Name of a peer's time including `sync -f`.
 pub fn durable(name: &str) -> String {
     format!("{name}, sync -f")
 }

@@ -1,4 +1,4 @@
-//! rsync from a daemon on loopback, as fair as it gets: `TCP_NODELAY` on both sides.
+//! rsync from a daemon on loopback, with `TCP_NODELAY` on both sides for a fair comparison.
 
 use std::fs;
 use std::net::{TcpListener, TcpStream};
@@ -15,14 +15,14 @@ pub const PLAIN: &[&str] = &["-a"];
 /// `rsync -az` with zstd.
 pub const ZSTD: &[&str] = &["-az", "--compress-choice=zstd"];
 
-/// Serves trees under names.
+/// Daemon that serves trees as modules.
 pub struct RsyncDaemon {
     port: u16,
     daemon: Daemon,
 }
 
 impl RsyncDaemon {
-    /// Starts it and waits until it listens.
+    /// Starts the daemon and waits until it listens.
     pub fn start(scene: &Scene, modules: &[(&str, &Path)]) -> Self {
         let port = TcpListener::bind("127.0.0.1:0").and_then(|l| l.local_addr()).expect("a port").port();
         let configuration = scene.path(&format!("rsyncd-{port}.conf"));
@@ -42,19 +42,20 @@ impl RsyncDaemon {
         Self { port, daemon }
     }
 
-    /// `rsync://...` of a path in a module.
+    /// `rsync://` URL of a path in a module.
     pub fn url(&self, path: &str) -> String {
         format!("rsync://127.0.0.1:{}/{path}", self.port)
     }
 
-    /// The command that brings `path` (a module and more, with a slash at its end: the content of a directory).
+    /// Command that copies `path` (a module and a path in it; a slash at the end means the directory's
+    /// contents).
     pub fn command(&self, options: &[&str], path: &str, destination: &Path) -> Command {
         let mut command = Command::new("rsync");
         command.args(options).args(["--sockopts=TCP_NODELAY", &self.url(path)]).arg(destination);
         command
     }
 
-    /// Makes the directory `destination` the same as a module, in place: not atomic.
+    /// Makes the directory `destination` equal to a module, in place and not atomically.
     pub fn pull(&self, options: &[&str], module: &str, destination: &Path) -> Cost {
         let options = [options, &["--delete"]].concat();
         let mut command = self.command(&options, &format!("{module}/"), &slashed(destination));
@@ -63,10 +64,12 @@ impl RsyncDaemon {
         })
     }
 
-    /// The atomic form: a new directory beside the old one, hard links for what is equal, then the symlink `live` is
-    /// switched. `replica` has `1` and `live`, as [`Self::prepare_atomic`] leaves it; `2` appears.
+    /// Atomic variant: makes a new directory beside the old one, with hard links for equal files, and
+    /// switches the symlink `live`. `replica` has `1` and `live`, as made by [`Self::prepare_atomic`]; `2` is
+    /// added.
     pub fn pull_atomic(&self, options: &[&str], module: &str, replica: &Path) -> Cost {
-        // Not `../1`: rsync 3.2.7-1+deb12u5 then holds what it gets from a daemon against another basis, and discards it.
+        // Not `../1`: rsync 3.2.7-1+deb12u5 then compares data from a daemon with another basis, and discards
+        // it.
         let basis = format!("--link-dest={}", replica.join("1").display());
         let options = [options, &["--delete", &basis]].concat();
         let mut pull = self.command(&options, &format!("{module}/"), &slashed(&replica.join("2")));
@@ -80,7 +83,7 @@ impl RsyncDaemon {
         })
     }
 
-    /// With what the daemon's side used.
+    /// Measures the work, including the daemon's share.
     fn cost(&self, destination: &Path, work: impl FnOnce()) -> Cost {
         let before = self.cpu_seconds();
         let mut cost = Cost::of(destination, work);
@@ -88,13 +91,13 @@ impl RsyncDaemon {
         cost
     }
 
-    /// A replica at `version` for [`Self::pull_atomic`].
+    /// Makes a replica at `version` for [`Self::pull_atomic`].
     pub fn prepare_atomic(version: &Path, replica: &Path) {
         complete(Command::new("cp").arg("-a").arg(version).arg(replica.join("1")));
         std::os::unix::fs::symlink("1", replica.join("live")).expect("a live link");
     }
 
-    /// CPU seconds on the side of the source so far, when nobody is served any more.
+    /// CPU seconds of the source's side so far, once nobody is being served.
     pub fn cpu_seconds(&self) -> f64 {
         let pid = self.daemon.pid();
         wait::until("rsync's children to end", || (!has_children(pid)).then_some(()));

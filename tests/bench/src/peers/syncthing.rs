@@ -1,5 +1,5 @@
-//! syncthing: two instances that know of nobody but each other, from the start of both (so with the source's first
-//! scan in it) until the destination lacks nothing.
+//! syncthing: two instances that know only each other, from the start of both (including the source's first
+//! scan) until the destination is complete.
 
 use std::fs;
 use std::io::{Read as _, Write as _};
@@ -25,7 +25,7 @@ struct Instance {
 
 /// Fills `destination` from `source`.
 pub fn first_sync(scene: &Scene, source: &Path, destination: &Path) -> Cost {
-    // It keeps a marker in what it shares.
+    // syncthing keeps a marker in the directory that it shares.
     let shared = destination.parent().unwrap_or(destination).join("source");
     super::copy::cp(source, &shared);
     fs::create_dir_all(shared.join(".stfolder")).expect("create a marker");
@@ -86,14 +86,14 @@ impl Instance {
     fn start(&self, scene: &Scene) -> Daemon {
         let mut command = Command::new("syncthing");
         command.args(["serve", "--no-browser", "--no-restart", "--no-upgrade"]).env("STNOUPGRADE", "1");
-        // Without a monitor process, which would outlive the one that is ended.
+        // Without a monitor process, which would outlive the process being stopped.
         command.env("STMONITORED", "1");
         command.arg(format!("--home={}", self.home.display()));
         let name = self.home.file_name().unwrap_or_default().to_string_lossy().into_owned();
         Daemon::start(&mut command, scene.directory(), &name)
     }
 
-    /// What its REST interface answers; `None` where it does not yet.
+    /// Answer of its REST interface; `None`: it does not answer yet.
     fn get(&self, path: &str) -> Option<serde_json::Value> {
         let mut stream = TcpStream::connect(("127.0.0.1", self.gui)).ok()?;
         write!(stream, "GET {path} HTTP/1.0\r\nHost: 127.0.0.1\r\nX-API-Key: {KEY}\r\n\r\n").ok()?;

@@ -1,5 +1,5 @@
-//! Large files: 1 % scattered edits, an insertion near the front, a database. From `commit` to live, and the bytes that
-//! travel, beside rsync; how much the origin reads.
+//! Large files: 1 % scattered edits, an insertion near the start, a database. Measures the time from `commit`
+//! to live, the bytes that travel, and the bytes that the origin reads, beside rsync.
 
 use std::fs::{self, File, OpenOptions};
 use std::io::{Read as _, Write as _};
@@ -62,7 +62,7 @@ fn kind(bench: &Bench, report: &mut Report, name: &str, make: impl FnOnce(&Path)
             let copy = replica.join("copy");
             Corpus::copy(&tree, &copy);
             change(&file, &mut random);
-            // The page cache has the file when syncd comes to it, as it had the whole of it for rsync: both warm.
+            // The file is cached when syncd reads it, as it was for rsync.
             daemon.pull(PLAIN, "tree", &copy).report(report, name, "rsync -a");
         });
         settle();
@@ -84,12 +84,13 @@ fn kind(bench: &Bench, report: &mut Report, name: &str, make: impl FnOnce(&Path)
     report.sample(&memory, "MiB", "syncd-agent", site.agents_peak_mib());
 }
 
-/// What the origin reads of the changed file until it is live, as strace sees it: a run of its own, since it is slow.
+/// Bytes of the changed file that the origin reads until it is live, according to strace. A separate run,
+/// because strace is slow.
 fn bytes_read(site: &mut Site, file: &Path) -> f64 {
     let logs = site.scene.new_directory("strace");
     let mut strace = Command::new("strace");
     strace.args(["-ff", "-y", "-s", "0", "-e", "trace=read,pread64,readv,preadv,preadv2,mmap", "-o"]);
-    // A log for each thread: in one for all of them a call that is interrupted loses its file's name.
+    // One log for each thread: in a common log, an interrupted call loses the name of its file.
     strace.arg(logs.join("log")).arg("-p").arg(site.origin.daemon().pid().to_string());
     let mut strace = Daemon::start(&mut strace, site.scene.directory(), "strace");
     wait::until("strace to attach", || strace.log().contains("attached").then_some(()));
@@ -102,19 +103,19 @@ fn bytes_read(site: &mut Site, file: &Path) -> f64 {
     results.filter_map(|(call, result)| bytes_of(call, result)).sum()
 }
 
-/// What one call read: its result, or the length of a mapping.
+/// Bytes read by one call: its result, or the length of a mapping.
 fn bytes_of(call: &str, result: &str) -> Option<f64> {
     let mapped = call.split_once("mmap(").and_then(|(_, arguments)| arguments.split(',').nth(1));
     mapped.unwrap_or(result).trim().parse().ok()
 }
 
-/// Incompressible.
+/// Fills a file with incompressible bytes.
 fn noise(path: &Path, mebibytes: u64) {
     let mut source = File::open("/dev/urandom").expect("open /dev/urandom").take(mebibytes << 20);
     std::io::copy(&mut source, &mut File::create(path).expect("create a file")).expect("write a file");
 }
 
-/// 1 % of the file in writes of 4 KiB.
+/// Changes 1 % of the file, in writes of 4 KiB.
 fn scatter(path: &Path, random: &mut Seeded) {
     let file = OpenOptions::new().write(true).open(path).expect("open a file");
     let length = file.metadata().expect("stat a file").len();
@@ -124,7 +125,7 @@ fn scatter(path: &Path, random: &mut Seeded) {
     }
 }
 
-/// Lines that compress as documentation does, none of them twice.
+/// Writes lines that compress like documentation and never repeat.
 fn text(path: &Path, mebibytes: u64) {
     let mut random = Seeded::new(11);
     let mut file = std::io::BufWriter::new(File::create(path).expect("create a file"));
@@ -145,7 +146,7 @@ fn insert(path: &Path, random: &mut Seeded) {
     fs::write(path, content).expect("write a file");
 }
 
-/// An SQLite database of rows of about 500 bytes.
+/// Makes an SQLite database with rows of about 500 bytes.
 fn database(path: &Path, mebibytes: u64) {
     let rows = (mebibytes << 20) / 560;
     sqlite(
@@ -157,7 +158,7 @@ fn database(path: &Path, mebibytes: u64) {
     );
 }
 
-/// 1 % of the rows get another text.
+/// Changes the text of 1 % of the rows.
 fn update_rows(path: &Path, random: &mut Seeded) {
     let rest = random.below(100);
     sqlite(path, &format!("UPDATE page SET body = hex(randomblob(250)) WHERE id % 100 = {rest};"));

@@ -1,5 +1,5 @@
-//! Every file of a tree changes at once: a fresh checkout that gives all of them new times, and an edit of all of them.
-//! From `commit` to live on a node, beside rsync, atomic and in place.
+//! Every file of a tree changes at once: a new checkout that changes all times, and an edit of all files.
+//! Measures the time from `commit` to live on a node, beside rsync, atomic and in place.
 
 use std::fs::{self, File};
 use std::path::Path;
@@ -29,7 +29,7 @@ pub fn measure(bench: &Bench) -> Report {
         let mut site = Site::new("every-file", &corpus.a());
         site.commit();
         site.join_all(&["node1"]);
-        // What the first sync took is not counted here.
+        // A restart, so that the first sync is not counted.
         site.nodes[0].agent.kill9();
         site.nodes[0].agent.start();
         site.rest();
@@ -93,7 +93,7 @@ fn each_file(tree: &Path, change: impl Fn(&Path)) {
     settle();
 }
 
-/// Gives all files new times, and waits for write-back.
+/// Sets new times on all files, and waits for write-back.
 pub fn touch_all(tree: &Path, round: usize) {
     let time = SystemTime::now() + Duration::from_secs(round as u64);
     each_file(tree, |path| {

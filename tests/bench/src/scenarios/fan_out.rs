@@ -1,6 +1,7 @@
-//! One update of a real site to 1, 2, 4, ... 32 agents at once: what each agent more costs the origin, beside what
-//! each `rsync -a` more costs on the side of the source. Everything is on this machine, so wall time grows with the
-//! disk and the cores that the agents share; CPU of the origin is what counts.
+//! One update of a real site to 1, 2, 4, ... 32 agents at once. Measures the cost of each additional agent
+//! for the origin, beside that of each additional `rsync -a` on the side of the source. Everything runs on
+//! this machine, so wall time grows with the disk and cores that the agents share. The origin's CPU is what
+//! counts.
 
 use std::process::{Command, Stdio};
 use std::time::Instant;
@@ -30,7 +31,7 @@ pub fn measure(bench: &Bench) -> Report {
     let counts: &[usize] = if bench.quick { &[1, 2, 4] } else { &[1, 2, 4, 8, 16, 32] };
     for run in 0..=bench.runs() {
         report.begin(run, bench.runs());
-        // The warm-up warms up; it need not do so 32 times.
+        // The warm-up does not need 32 agents.
         for count in counts.iter().copied().take(if run == 0 { 2 } else { counts.len() }) {
             eprintln!("fan-out: {count} agents");
             own(&mut report, &corpus, count);

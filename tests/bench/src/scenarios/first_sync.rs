@@ -1,5 +1,5 @@
-//! A sealed tree to an additional node, from the start of the agent to live and durable, beside what a user would
-//! take instead and the limits of the machine. Every side writes to a fresh disk.
+//! First sync of a sealed tree on an additional node, from the start of the agent to live and durable, beside
+//! the alternatives of a user and the limits of the machine. Every program writes to a new disk.
 
 use std::cell::RefCell;
 use std::path::Path;
@@ -36,7 +36,7 @@ fn tree(bench: &Bench, report: &mut Report, name: &str, corpus: &Corpus) {
     let a = corpus.a();
     let mut site = Site::new("first-sync", &a);
     let number = site.commit();
-    // A restart, so that the origin's peak is of serving, not of the first scan.
+    // A restart, so that the origin's peak memory is that of serving, not of the first scan.
     site.origin.stop();
     site.origin.start();
     let site = RefCell::new(site);
@@ -104,7 +104,8 @@ fn tree(bench: &Bench, report: &mut Report, name: &str, corpus: &Corpus) {
     }
 }
 
-/// The same of a tree that is the second generation: what it shares with the first lies in the first one's frames.
+/// The same for a tree that is the second generation: content shared with the first one is in the first one's
+/// frames.
 fn late(
     bench: &Bench,
     report: &mut Report,

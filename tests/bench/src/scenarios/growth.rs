@@ -1,5 +1,6 @@
-//! Cost follows the change: the same one-file commit in trees of 1,000, 10,000, 100,000 (and a million) files, beside
-//! what grows with the tree by right (first seal, first sync) and rsync, for which everything does.
+//! Cost follows the change: the same one-file commit in trees of 1,000, 10,000, 100,000 (and a million)
+//! files, beside costs that must grow with the tree (first seal, first sync), and rsync, whose every cost
+//! does.
 
 use std::time::Instant;
 

@@ -1,4 +1,4 @@
-//! What is measured, a file each.
+//! The scenarios, one file each.
 
 mod big;
 mod every_file;

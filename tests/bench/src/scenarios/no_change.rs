@@ -1,4 +1,4 @@
-//! Nothing changed: a `commit` of nothing, and nothing to do at all, beside rsync's look at the whole tree.
+//! Nothing changed: a `commit` without changes, and an idle fleet, beside rsync's walk of the whole tree.
 
 use std::thread;
 use std::time::{Duration, Instant};
@@ -46,7 +46,7 @@ fn own(report: &mut Report, name: &str, corpus: &Corpus) {
     site.join_all(&["node1", "node2"]);
     site.commit();
     let commit = format!("syncd, commit of nothing (n = {COMMITS})");
-    // Each commit is a process of its own: what the origin itself spends is counted apart.
+    // Each commit is a separate process, so the origin's own CPU is measured separately.
     let (before, wire) = (site.origin_cpu_seconds(), Wire::now());
     for _ in 0..COMMITS {
         let started = Instant::now();
@@ -67,7 +67,7 @@ fn own(report: &mut Report, name: &str, corpus: &Corpus) {
     report.sample(&panel, "ms", "syncd-origin, 10 idle seconds", origin);
     report.sample(&panel, "ms", "syncd-agent, two, 10 idle seconds", agents);
     report.sample(&format!("{name}: wire"), "kB", "syncd, 10 idle seconds", wire.megabytes() * 1e3);
-    // 10 ms is one tick of the kernel's accounting: 0.1 %.
+    // 10 ms is one tick of the kernel's accounting, 0.1 %.
     report.target(&format!("CPU of an idle origin in 10 s, {name}"), "ms", 10.0, origin);
     report.target(&format!("CPU of two idle agents in 10 s, {name}"), "ms", 10.0, agents);
     let memory = format!("{name}: peak memory");

@@ -1,6 +1,6 @@
-//! One small file changed in a large and in a small tree: `commit --wait` to live and durable on two agents, beside
-//! rsync of that file alone (one must know which) and lsyncd, neither of which is atomic or durable. All on the machine's
-//! own file system; what was made is deleted when all is measured.
+//! One small file changed in a large and in a small tree: `commit --wait` until live and durable on two
+//! agents, beside rsync of that file alone (whose name one must know) and lsyncd. Neither of them is atomic
+//! or durable. Everything is on the machine's own file system. Files are deleted only after all measurements.
 
 use std::fs;
 use std::time::{Duration, Instant};
@@ -19,7 +19,7 @@ use crate::report::Report;
 use crate::site::Site;
 use crate::wire::Wire;
 
-/// Edits for each run that is asked for.
+/// Number of edits in each requested run.
 const EDITS_A_RUN: usize = 4;
 const SMALL: &str = "many (1k)";
 const OWN: &str = "syncd, commit --wait, two agents, durable";
@@ -35,7 +35,7 @@ pub fn measure(bench: &Bench) -> Report {
     let trees = if bench.quick {
         vec![(SMALL, &small, 1000)]
     } else {
-        // The small one first: what the large one leaves to be written back must not be in its way.
+        // The small tree first, so that write-back of the large one cannot delay it.
         vec![(SMALL, &small, 1000), (name, &many, 200_000)]
     };
     let (mut made, mut scenes) = (Vec::new(), Vec::new());
@@ -53,7 +53,7 @@ pub fn measure(bench: &Bench) -> Report {
     report
 }
 
-/// A file somewhere else in every round.
+/// Path of a file that is elsewhere in every round.
 pub fn page(round: usize, files: usize) -> std::path::PathBuf {
     corpora::page(round * 7919 % files)
 }
@@ -116,7 +116,7 @@ fn peers(report: &mut Report, scene: &Scene, name: &str, corpus: &Corpus, files:
             fs::metadata(target.join(&page)).is_ok_and(|m| m.len() == wanted).then_some(())
         });
         report.sample(&format!("{name}: time"), "ms", LSYNCD, started.elapsed().as_secs_f64() * 1e3);
-        // Its rsync still says goodbye, and lsyncd gathers what comes meanwhile.
+        // Its rsync still ends its connection, and lsyncd collects further changes.
         std::thread::sleep(Duration::from_millis(300));
         report.sample(&format!("{name}: wire"), "kB", LSYNCD, wire.megabytes() * 1e3);
     }

@@ -1,4 +1,4 @@
-//! A top directory gets another name: no content should travel.
+//! A directory at the top is renamed: no content should travel.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -27,7 +27,7 @@ pub fn measure(bench: &Bench) -> Report {
     let mut site = Site::new("rename", &a);
     site.commit();
     site.join_all(&["node1"]);
-    // There, back, and so on: every run is a rename.
+    // Forth and back, so that every run is a rename.
     for run in 0..=bench.runs() {
         report.begin(run, bench.runs());
         let tree = site.tree();
@@ -61,7 +61,8 @@ pub fn measure(bench: &Bench) -> Report {
     });
     report.target_ratio("live, times rsync -a followed by sync -f", 0.25, &time, OWN, &durable("rsync -a"));
     report.ratio(&time, OWN, "rsync -a");
-    // What is sealed of directories, announcement and handshake is no content; a file of the tree is more than that.
+    // Sealed directories, announcement and handshake are not content. One file of the tree would be more than
+    // the limit.
     let bytes = report.median(&wire, OWN) * 1e3;
     report.target("all bytes on the wire (content would be megabytes)", "kB", 64.0, bytes);
     report.sample(&format!("{name}: peak memory"), "MiB", "syncd-origin", origin);
@@ -69,7 +70,7 @@ pub fn measure(bench: &Bench) -> Report {
     report
 }
 
-/// The directory at the top, or where there is but one, below it, that has most files.
+/// The directory with the most files: at the top, or below it if there is only one.
 fn largest(tree: &Path) -> PathBuf {
     let files = |path: &Path| WalkDir::new(path).into_iter().filter_map(Result::ok).count();
     let directories = |path: &Path| -> Vec<PathBuf> {

@@ -1,5 +1,5 @@
-//! One changed file a commit, at 1 and at 10 commits a second, to live and durable on two agents; how many updates
-//! found no spare.
+//! One changed file for each commit, at 1 and at 10 commits per second, until live and durable on two agents.
+//! Also counts updates without a ready spare.
 
 use std::collections::BTreeMap;
 use std::thread;
@@ -39,12 +39,12 @@ fn at_rate(report: &mut Report, site: &mut Site, files: usize, rate: usize, seco
     let agents = || pids.iter().map(|pid| cpu_seconds(*pid)).sum::<f64>();
     let (origin_before, agents_before) = (site.origin_cpu_seconds(), agents());
     let mut commits = 0;
-    // First trees to build on run out and more are made, then those that were retired are used again.
+    // At first the trees to build on run out and more are made; later, retired trees are reused.
     for phase in ["the first half", "the second half"] {
         let misses_before = misses(site);
         let (phase_started, commits_before) = (Instant::now(), commits);
         while phase_started.elapsed() < Duration::from_secs(seconds) {
-            // One that is late is not made up for: the next begins when the one before it is live.
+            // A late commit is not made up for: the next one starts when the one before is live.
             let due = Duration::from_secs_f64((commits - commits_before) as f64 / rate as f64);
             thread::sleep(due.saturating_sub(phase_started.elapsed()));
             Site::edit(&site.tree().join(page(commits, files)), commits);

@@ -1,6 +1,6 @@
-//! docs a -> b: from `commit` to live on the first node, and to an additional node when everything is sealed and
-//! encoded already; beside rsync, atomic and in place. Origin, nodes and peers are fresh in every run, or the second
-//! run would find everything encoded.
+//! docs a -> b: from `commit` to live on the first node, and on an additional node when everything is sealed
+//! and encoded, beside rsync, atomic and in place. Origin, nodes and peers are new in every run, because
+//! otherwise the second run would find everything encoded.
 
 use std::time::Instant;
 
@@ -69,7 +69,7 @@ fn own(report: &mut Report, name: &str, corpus: &Corpus, run: usize) {
     site.commit();
     site.join_all(&["first", "additional"]);
     deploy(&corpus.b(), &site.tree());
-    // Stands still, connected, at a: what is measured later is from the announcement, not from a start.
+    // Stopped while connected at a, so that the later measurement starts at the announcement.
     site.nodes[1].freeze();
     let agents: Vec<f64> = site.nodes.iter_mut().map(|node| cpu_seconds(node.agent.daemon().pid())).collect();
     let (before, counted) = (site.origin_cpu_seconds(), Wire::now());
