@@ -89,7 +89,7 @@ pub fn docs_small() -> Corpus {
     corpus("docs-small", |work| debian(work, &[LINUX, PYTHON]))
 }
 
-/// Debian's documentation as measured in PEERS.md: 34,851 files, 616 MB.
+/// Debian's documentation as measured in docs/performance.md: 34,851 files, 616 MB.
 #[track_caller]
 pub fn docs() -> Corpus {
     corpus("docs", |work| debian(work, &[LINUX, OPENJDK, PYTHON, BOOST]))
@@ -150,7 +150,8 @@ fn available(package: &Package) -> (String, String) {
     (versions.get(1).unwrap_or(&newest).clone(), newest)
 }
 
-/// `many` of PEERS.md: 200,000 files of at most 4 KB, 200 in each directory. Only version `a` exists.
+/// Many small files, as in docs/performance.md: 200,000 files of at most 4 KB, 200 in each directory. Only
+/// version `a` exists.
 #[track_caller]
 pub fn many(files: usize) -> Corpus {
     corpus(&format!("many-{files}"), |work| {

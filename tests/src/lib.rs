@@ -2,7 +2,7 @@
 //! Apache, real content, and oracles that share no code with syncd.
 //!
 //! [`Scene`] is one test's directory. [`Origin`] and [`Agent`] are the two programs in it, used only through
-//! their command line (DESIGN.md section 7). [`Apache`] serves a replica, and [`corpora`] provides real
+//! their command line (docs/reference.md). [`Apache`] serves a replica, and [`corpora`] provides real
 //! content in two versions. [`oracle`] compares trees, and [`edits`] changes them at random, but repeatably
 //! ([`Seeded`]).
 //!

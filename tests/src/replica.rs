@@ -17,7 +17,7 @@ fn names(directory: &Path) -> Result<BTreeSet<String>, String> {
         .collect()
 }
 
-/// Waits until ROOT contains exactly what DESIGN.md section 9 and `status` list: slots for the listed
+/// Waits until ROOT contains exactly what docs/reference.md and `status` list: slots for the listed
 /// generations and spares, a link for each generation, an empty trash (which drains in the background), and
 /// nothing else. Panics with the names that are left over. The agent must run.
 #[track_caller]

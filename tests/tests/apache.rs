@@ -1,7 +1,7 @@
 //! Real Apache on each replica under load, through 200 activations.
 //!
-//! Two replicas: in front of `web1` the document root is resolved once per generation by the hook, in front of `web2`
-//! it goes through the `live` link. Each is read by `wrk` and by clients that judge every byte.
+//! There are two replicas. For `web1` the hook resolves the document root once for each generation; for
+//! `web2` it leads through the `live` link. Each is read by `wrk`, and by clients that judge every byte.
 
 use std::process::Command;
 use std::time::Duration;
@@ -22,7 +22,7 @@ const ACTIVATIONS: u64 = 200;
 const PAGES: usize = 40;
 const SLOW_BYTES: usize = 24 * 1024 * 1024;
 
-/// What `wrk` says at its end.
+/// Summary printed by `wrk`.
 #[derive(Debug, Default)]
 struct Wrk {
     requests: u64,
@@ -33,7 +33,7 @@ struct Wrk {
 fn start_wrk(scene: &Scene, apache: &Apache, name: &str) -> Daemon {
     let program = require_program("wrk", "wrk");
     let url = format!("http://{}/page-1.html", apache.address);
-    // A busy machine makes an answer late, not wrong.
+    // On a busy machine an answer may be late, but not wrong.
     let arguments = ["-t1", "-c2", "-d3600s", "--timeout", "60s", &url];
     Daemon::start(Command::new(program).args(arguments), scene.directory(), name)
 }
@@ -69,7 +69,7 @@ impl SlowReader {
         assert_eq!((download.status, download.length), (200, SLOW_BYTES as u64));
         let (hurry, told) = std::sync::mpsc::channel();
         let thread = std::thread::spawn(move || {
-            // 20 KB/s for ten minutes: more than the socket buffers hold stays with Apache until the end.
+            // 20 KB/s for ten minutes: Apache keeps more than the socket buffers hold until the end.
             while told.recv_timeout(Duration::from_millis(100)).is_err() {
                 download.read_some(2048)?;
             }
@@ -105,7 +105,7 @@ fn two_hundred_activations_under_load() {
     let scene = Scene::new("apache");
     let corpus = corpora::wordpress();
     let tree = scene.path("tree");
-    // Real content whose two versions alternate, beside the pages that are judged.
+    // Real content in two alternating versions, beside the pages that are judged.
     Corpus::copy(&corpus.a().join("wp-includes/css"), &tree);
     let slow = Seeded::new(3).bytes(SLOW_BYTES);
     write(&tree, "download.bin", &slow);
@@ -138,7 +138,7 @@ fn two_hundred_activations_under_load() {
         pages(version);
         let styles = if version % 2 == 0 { corpus.a() } else { corpus.b() };
         Corpus::deploy(&styles.join("wp-includes/css/dist"), &tree.join("dist"));
-        // The file that is being downloaded is replaced, deleted, and comes back.
+        // The file being downloaded is replaced, deleted, and restored.
         match version % 4 {
             1 => write(&tree, "download.bin", format!("version {version}")),
             2 => remove(&tree.join("download.bin")),
@@ -147,7 +147,7 @@ fn two_hundred_activations_under_load() {
         let number = origin.commit_live();
         assert_eq!(number, first + version, "every version is a generation of its own");
     }
-    // The hook may still be reloading; what it serves in the end is the last version.
+    // The hook may still be reloading; the last version must be served in the end.
     for clients in &clients {
         wait::until("the last version to be served", || (clients.newest() == ACTIVATIONS).then_some(()));
     }
@@ -161,7 +161,8 @@ fn two_hundred_activations_under_load() {
     }
     assert_eq!((judged1.failed, judged1.mixed), (0, 0), "resolved by the hook: {judged1:?}");
     assert_eq!((wrk1.bad_status, wrk1.socket_errors.as_str()), (0, ""), "resolved by the hook: {wrk1:?}");
-    // Apache stats a path and opens it later: through the link a request can straddle a switch. Rare, and counted.
+    // Apache calls stat on a path and opens it later, so through the link a request can span a switch. This
+    // is rare, and counted.
     let straddled = judged2.failed + judged2.mixed;
     println!("through the live link: {straddled} of {} requests straddled a switch", judged2.requests);
     assert!(straddled * 1000 <= judged2.requests, "more than one in a thousand: {judged2:?}");
@@ -191,14 +192,14 @@ fn assets_of_the_generation_before_are_found_and_nothing_else_of_it() {
         write(tree, "page.css", "page 1");
         write(tree, "app.1.css", "app 1");
         write(tree, "deep/er/photo (1).JPG", "photo 1");
-        // None of these is for visitors once it is gone.
+        // None of these may be served once it is removed.
         for gone in ["page.html", "data.json", "run.php", "run.php.css/run.php", ".hidden/a.css", ".a.css"] {
             write(tree, gone, "<?php echo 6 * 7;");
         }
         write(tree, "script.php.js", "<?php echo 6 * 7;");
         write(tree, "denied/.htaccess", "Require all denied\n");
         write(tree, "denied/a.css", "denied");
-        // Allowed where it is served, and ignored below `previous`.
+        // Honoured where it is served, and ignored below `previous`.
         write(
             tree,
             "handler/.htaccess",
@@ -241,7 +242,7 @@ fn assets_of_the_generation_before_are_found_and_nothing_else_of_it() {
     node.origin.commit_live();
     assert_eq!(node.get("/app.2.css").0, 200);
     assert_eq!(node.get(only_before[0]).0, 404, "one generation back, no more");
-    // The simple way has the same.
+    // The same with the simple configuration.
     node.debian.follow("a2dissite -q syncd-site-exact");
     node.follow("apache.md", "## The simple way");
     remove(&tree.join("app.2.css"));

@@ -1,4 +1,4 @@
-//! Every line of "Bad input": a clear one-line error that names the next step, exit code 1, nothing damaged.
+//! Every row of "Bad input": a clear error of one line that names the next step, exit code 1, and no damage.
 
 use std::fs;
 use std::net::TcpListener;
@@ -15,13 +15,13 @@ use syncd_tests::{Agent, Origin, Scene, binary, is_root, require_root, wait};
 
 const QUICK: Duration = Duration::from_secs(30);
 
-/// Runs `serve`, which must end by itself.
+/// Runs `serve`, which must end on its own.
 #[track_caller]
 fn refused_serve(origin: &Origin, more: &[&str]) -> Outcome {
     run_within(origin.serve_command().args(more), QUICK)
 }
 
-/// Runs `run`, which must end by itself.
+/// Runs `run`, which must end on its own.
 #[track_caller]
 fn refused_run(agent: &Agent) -> Outcome {
     run_within(&mut agent.run_command(), QUICK)
@@ -41,7 +41,7 @@ fn a_missing_tree_with_an_empty_store() {
     let scene = Scene::new("missing-tree");
     let mut origin = Origin::create(&scene, &scene.path("nowhere"));
     refused_serve(&origin, &[]).expect_refusal(&["nowhere", "--tree|create|mount"]);
-    // A file is no tree either.
+    // A file is not a tree either.
     fs::write(scene.path("nowhere"), "a file").expect("write");
     refused_serve(&origin, &[]).expect_refusal(&["nowhere", "directory"]);
     // Nothing is damaged: with a tree it works.
@@ -86,7 +86,7 @@ fn an_unreadable_tree_or_file() {
     small_site(&tree, 20);
     let mut origin = Origin::create(&scene, &tree);
     if is_root() {
-        // Root reads everything: serve as somebody who does not.
+        // Root can read everything, so `serve` runs as another user.
         for path in [scene.directory(), origin.data.as_path(), &tree] {
             tool("chown", ["-R", "nobody:nogroup", &path.display().to_string()]);
         }
@@ -107,7 +107,7 @@ fn an_unreadable_tree_or_file() {
     println!("{}", refused.stderr);
     mode(&file, 0o644);
     assert_eq!(origin.commit(), 1);
-    // The last generation stands when a later scan can't read a file.
+    // The last generation stays when a later scan cannot read a file.
     write(&tree, "section-1/page-1.html", "changed");
     mode(&file, 0o000);
     origin.cli("commit", &[]).expect_refusal(&["page-1.html"]);
@@ -129,7 +129,7 @@ fn a_data_directory_of_another_format() {
     origin.start();
     assert_eq!(origin.status().generation, Some(1));
 
-    // A directory that is none at all.
+    // A directory that is not a data directory.
     let foreign = scene.new_directory("foreign");
     write(&foreign, "precious.txt", "precious");
     let before = fingerprint(&foreign);
@@ -251,7 +251,7 @@ fn a_live_that_is_a_real_directory_with_content() {
     fresh.join(origin.address(), &origin.token()).expect_refusal(&["live", "move|empty"]);
     assert_eq!(fingerprint(&fresh.root), before, "nothing was touched");
 
-    // The same in the root of an agent that joined.
+    // The same in the root of an agent that has joined.
     let mut agent = Agent::started(&scene, &origin, "web2");
     agent.wait_live(1);
     agent.stop();
@@ -325,7 +325,7 @@ fn a_replica_or_a_key_inside_the_tree() {
     let in_tree = origin.tree.join("agent");
     let agent = Agent::new(&scene, "web1").at(&in_tree);
     agent.join(origin.address(), &origin.token()).expect_success();
-    // Before it runs, the identity alone is there.
+    // Before the agent runs, only the identity exists.
     origin.cli("commit", &[]).expect_refusal(&[
         "agent/state/identity/identity",
         "private file",
@@ -341,7 +341,7 @@ fn a_replica_or_a_key_inside_the_tree() {
     origin.cli("commit", &[]).expect_refusal(&["notes.txt", "private file"]);
     remove(&origin.tree.join("notes.txt"));
     assert_eq!(origin.commit(), 1, "nothing of it was published");
-    // Nor does an agent make its root in what is another one's.
+    // An agent does not create its root inside another one's either.
     let inside = Agent::new(&scene, "web2").at(&origin.data.join("agent"));
     inside.join(origin.address(), &origin.token()).expect_refusal(&["inside", "data directory", "--root"]);
 }
@@ -366,7 +366,7 @@ fn commit_or_rollback_with_nothing_serving() {
     origin.cli("rollback", &["1"]).expect_refusal(&["serve"]);
     origin.start();
     assert_eq!(origin.status().generation, Some(1));
-    // A socket that a killed origin left behind changes nothing.
+    // The socket that a killed origin left makes no difference.
     origin.kill9();
     origin.cli("commit", &[]).expect_refusal(&["serve"]);
 }
@@ -408,7 +408,7 @@ fn a_full_disk_at_the_agent() {
     wait::until("the origin to know", || origin.status().agent("web1").error.clone());
     assert_eq!((agent.live_generation(), fingerprint(&agent.live())), (Some(first), before), "the old stays");
 
-    // Room again: it converges by itself.
+    // With space available it converges without help.
     disk.resize(512);
     let number = origin.status().generation.expect("a generation");
     agent.wait_live(number);

@@ -1,5 +1,5 @@
-//! The contract of the command line: exit codes, JSON shapes, what goes to which stream, precedence of configuration,
-//! the admin socket.
+//! The contract of the command line: exit codes, JSON shapes, output streams, precedence of configuration,
+//! and the admin socket.
 
 use std::ffi::OsString;
 use std::fs;
@@ -315,12 +315,12 @@ fn status_has_the_shape_of_the_contract() {
     assert_eq!((said.name.as_str(), said.origin.as_str()), ("web1", origin.address()));
     assert_eq!((said.accepted, said.root, said.live), (Some(1), status.root, agent.live()));
 
-    // For people: the same facts, as text.
+    // The same facts as text.
     let text = origin.cli("status", &[]).expect_success().stdout;
     assert!(text.contains("web1") && text.contains('1'), "{text}");
     assert!(agent.cli("status", &[]).expect_success().stdout.contains("web1"));
 
-    // Without the processes the same is read from the disk.
+    // Without the processes, the same is read from the disk.
     agent.stop();
     let offline = agent.status();
     assert_eq!((offline.generation, offline.connected), (Some(1), false));
@@ -358,7 +358,7 @@ fn history_and_diff_tell_what_changed() {
     assert!(!origin.cli("diff", &["1", "3"]).expect_success().stdout.contains("section-1/page-1.html"));
 }
 
-/// A list is one JSON object a line.
+/// Asserts that a list has one JSON object for each line.
 fn assert_json_lines(outcome: &Outcome) {
     assert!(!outcome.stdout.is_empty(), "{outcome:#?}");
     for line in outcome.stdout.lines() {
@@ -454,7 +454,7 @@ fn the_admin_socket_is_private_and_its_path_may_be_long() {
     let long = format!("{}/{}", "d".repeat(100), "e".repeat(100));
     fs::create_dir_all(scene.path(&"d".repeat(100))).expect("create directories");
     let mut origin = Origin::create_named(&scene, &long, &tree);
-    // The log's name follows the origin's.
+    // The name of the log follows the origin's.
     origin.start();
     assert_eq!(origin.commit(), 1);
     assert_eq!(origin.status().state, "ready");
@@ -515,7 +515,7 @@ fn a_person_sees_who_never_came_how_far_the_others_are_and_what_changed() {
     let idle = slow.cli("status", &["--check"]).expect_code(1).stdout;
     assert!(idle.contains("agent not running") && idle.contains("generations  none"), "{idle}");
 
-    // Noise does not compress: at 50 KiB a second it takes some seconds.
+    // Noise does not compress, so at 50 KiB per second it takes some seconds.
     let noise: Vec<u8> = (0..12_000u32).flat_map(|n| *blake3::hash(&n.to_le_bytes()).as_bytes()).collect();
     write(&origin.tree, "large.bin", noise);
     origin.commit();
@@ -559,7 +559,7 @@ fn a_person_sees_who_never_came_how_far_the_others_are_and_what_changed() {
     assert!(lines.len() == 4 && lines[0].contains("changes"), "{history}");
     assert!(lines[3].starts_with('*') && lines[3].contains("+2 ~1 -1"), "{history}");
     assert!(lines[1].starts_with(' ') && lines[1].contains("first"), "{history}");
-    // Published by hand or seen in a list, times have one form.
+    // Times have the same form everywhere.
     let json = origin.cli("commit", &["--json"]).expect_success();
     assert!(json.stdout.starts_with("{\"generation\":3,\"root\":"), "{json:#?}");
     let created = json.json()["created"].as_str().map(str::len);
@@ -643,7 +643,7 @@ fn a_reader_that_goes_away_ends_a_command_quietly() {
         }
     }
     assert_eq!(origin.status().label.as_deref(), Some("first"), "the commit was done all the same");
-    // A disk that is full is told of, with what was done.
+    // A full disk is reported, together with what was done.
     write(&origin.tree, "index.html", "two");
     let full = fs::File::options().write(true).open("/dev/full").expect("open /dev/full");
     let child = origin.command("commit", &[]).stdout(full).stderr(Stdio::piped()).spawn().expect("start it");
@@ -652,7 +652,7 @@ fn a_reader_that_goes_away_ends_a_command_quietly() {
     assert_eq!(outcome.status.code(), Some(1), "{said}");
     assert!(said.contains("generation 2: standard output can't be written"), "{said}");
     assert_eq!(origin.status().generation, Some(2));
-    // What is watched in a pipe gets no codes of a screen.
+    // In a pipe, `--watch` prints no terminal codes.
     let mut watch =
         syncd_tests::Daemon::start(&mut origin.command("status", &["--watch"]), scene.directory(), "watch");
     wait::until("two statuses", || (watch.output().matches("agents ").count() >= 2).then_some(()));
@@ -690,7 +690,7 @@ fn the_origins_health_tells_of_a_first_generation_and_of_lost_data() {
     wait::until("health to tell of it", || (health().0 == 503).then_some(()));
     assert!(health().1.contains("not there any more"), "{}", health().1);
     assert!(origin.daemon().log().contains("nothing can be published"));
-    // Its socket went along; what would be sealed is not sealed into nothing.
+    // The socket was moved as well. Nothing may be sealed into a directory that is gone.
     origin.data.clone_from(&moved);
     write(&origin.tree, "index.html", "two");
     origin.cli("commit", &[]).expect_refusal(&["index.redb", "restart"]);

@@ -1,5 +1,5 @@
-//! Real content and every kind of change, replicated to two agents and compared by tools that share no code with
-//! syncd.
+//! Real content and every kind of change, replicated to two agents and compared by tools that share no code
+//! with syncd.
 
 use std::ffi::OsString;
 use std::fs;
@@ -13,12 +13,13 @@ use syncd_tests::oracle::{assert_same, facts};
 use syncd_tests::replica::assert_no_litter;
 use syncd_tests::{Agent, Origin, Scene, Seeded, is_root};
 
-/// An origin on `tree` and two agents that have its first generation live. The second has no privileges.
+/// An origin on `tree`, and two agents that have its first generation live. The second agent has no
+/// privileges.
 struct Fleet {
     origin: Origin,
     agents: Vec<Agent>,
     tree: PathBuf,
-    // Last, so that the processes end before their directory goes.
+    // Last, so that the processes end before their directory is removed.
     _scene: Scene,
 }
 
@@ -53,7 +54,7 @@ impl Fleet {
         number
     }
 
-    /// Publishes `edit`, then checks that nothing stays behind.
+    /// Publishes `edit`, and asserts that nothing is left over.
     fn edit(&self, what: &str, edit: impl FnOnce(&Path)) {
         edit(&self.tree);
         self.publish_and_compare(what);
@@ -186,7 +187,7 @@ fn a_basis_that_was_changed_on_a_node_never_reaches_the_next_generation() {
         write(tree, "large.bin", &large);
         write(tree, "small.bin", &small);
     });
-    // Content changes, size and time don't: nothing but a hash can tell.
+    // Content changes, but size and time do not: only a hash shows the difference.
     for name in ["large.bin", "small.bin", "section-1/page-1.html"] {
         let path = fleet.agents[0].live().join(name);
         let time = fs::metadata(&path).and_then(|m| m.modified()).expect("a time");
@@ -312,7 +313,7 @@ fn changes_of_metadata_alone_arrive() {
         set_time(&tree.join("section-2/page-2.html"), 5_000_000_000, 999_999_999);
     });
     if is_root() {
-        // Root reads them at the origin; what they deny to an agent that owns them must stop none of its updates.
+        // Root can read them at the origin. Modes that deny an owning agent access must not stop any update.
         for closed in [0o000, 0o111, 0o311, 0o444, 0o644] {
             fleet.edit(&format!("mode {closed:04o} of directories and a file"), |tree| {
                 write(tree, "closed/inner/page.html", format!("{closed:o}"));
@@ -466,7 +467,7 @@ fn the_settle_trigger_publishes_when_writers_rest() {
     let agent = Agent::started(&scene, &origin, "web1");
     agent.wait_live(first);
     assert_same(&tree, &agent.live());
-    // New directories are filled right away: what lands before their watches must not be missed.
+    // New directories are filled immediately: files written before the watches exist must not be missed.
     for round in 0..10 {
         let before = origin.status().generation.unwrap_or(0);
         for number in 0..40 {

@@ -1,7 +1,8 @@
 //! Snapshots of what people and scripts see: help, output, errors and every `--json`.
 //!
 //! A snapshot is a transcript. A line of standard error begins with `! `, an exit code other than 0 stands in
-//! brackets, and JSON is printed over several lines with its keys sorted. CONTRIBUTING.md says how to update them.
+//! brackets, and JSON is printed over several lines with its keys sorted. CONTRIBUTING.md says how to update
+//! snapshots.
 
 #[path = "contract/transcript.rs"]
 mod transcript;
@@ -139,7 +140,7 @@ fn following(scene: &Scene, origin: &Origin) -> Agent {
     agent
 }
 
-/// Waits until both sides report the generation live and history is measured: `status` stays as it is after it.
+/// Waits until both sides report the generation live and history is measured: `status` then stays unchanged.
 fn wait_idle(origin: &Origin, agent: &Agent, generation: u64) {
     agent.wait_live(generation);
     wait::until("the agent to be idle", || {

@@ -1,6 +1,7 @@
-//! The property: any sequence of edits, commits, rollbacks and restarts of either side, in any order, ends identical.
+//! The property: any sequence of edits, commits, rollbacks and restarts of either side, in any order, ends
+//! with identical trees.
 //!
-//! Random but repeatable: the seed is printed, `SYNCD_SEED=N` runs it again.
+//! The sequences are random but repeatable: the seed is printed, and `SYNCD_SEED=N` runs it again.
 
 use std::collections::BTreeMap;
 
@@ -13,7 +14,7 @@ struct World {
     origin: Origin,
     agents: [Agent; 2],
     edits: Edits,
-    /// What each sealed generation is on each agent, by number.
+    /// Fingerprint of each sealed generation on each agent, by number.
     sealed: BTreeMap<u64, [String; 2]>,
     story: Vec<String>,
     _scene: Scene,
@@ -25,7 +26,7 @@ impl World {
         let tree = scene.path("tree");
         small_site(&tree, 20 + random.below(120) as usize);
         let origin = Origin::started(&scene, &tree);
-        // One of them without privileges.
+        // The second one has no privileges.
         let agents = [Agent::new(&scene, "web1"), Agent::new(&scene, "web2").unprivileged(&scene)];
         let agents = agents.map(|agent| {
             let options: &[&str] = if random.one_in(2) { &["--grace", "200ms", "--keep", "2"] } else { &[] };
@@ -109,7 +110,7 @@ impl World {
         self.sealed.entry(number).or_insert(print);
     }
 
-    /// Everything up, and whatever generation is newest is what both replicas are.
+    /// Starts everything, and asserts that both replicas become the newest generation.
     fn settle(&mut self) {
         self.ensure_origin();
         for agent in &mut self.agents {

@@ -1,4 +1,4 @@
-//! The cost rule: work in proportion to what changed, as system calls show it.
+//! The cost rule: system calls show work in proportion to what changed.
 
 use std::ffi::OsString;
 use std::fs;
@@ -33,7 +33,7 @@ impl Trace {
         Self { strace, file }
     }
 
-    /// Lines that name something below `directory`.
+    /// Lines that name a path below `directory`.
     fn finish(mut self, directory: &Path) -> Vec<String> {
         self.strace.interrupt();
         lines_below(&self.file, directory)
@@ -58,7 +58,7 @@ fn site(name: &str, files: usize) -> (Scene, Origin) {
 fn commit_of_nothing_walks_nothing() {
     let (scene, mut origin) = site("commit-nothing", 400);
     origin.commit();
-    // What was read for the first generation may still be echoed by the watch.
+    // The watch may still report files read for the first generation.
     origin.commit();
     let pid = origin.daemon().pid();
     let trace = Trace::attach(&scene, pid, "commit-nothing");
@@ -106,7 +106,7 @@ fn one_changed_file_costs_the_same_in_a_crowded_directory() {
     let mut origin = Origin::started(&scene, &tree);
     let calls = ["few", "crowd"].map(|directory| {
         origin.commit();
-        // What was too fresh is read again by then, and not while calls are counted.
+        // Files that were too recent are read again by then, not while calls are counted.
         std::thread::sleep(std::time::Duration::from_millis(2500));
         origin.commit();
         let trace = Trace::attach(&scene, origin.daemon().pid(), directory);
@@ -123,8 +123,8 @@ fn one_changed_file_costs_the_same_in_a_crowded_directory() {
 fn a_restart_on_an_unchanged_tree_reads_no_file_content() {
     let (scene, mut origin) = site("restart", 300);
     origin.commit();
-    // Files that changed right before the last scan are read again, because their times cannot be trusted: let the
-    // clock move on and have them read once.
+    // Files that changed right before the last scan are read again, because their times cannot be trusted.
+    // The clock has to advance before they are read once more.
     std::thread::sleep(std::time::Duration::from_millis(2500));
     origin.stop();
     origin.start();
@@ -147,7 +147,7 @@ fn a_restart_on_an_unchanged_tree_reads_no_file_content() {
     assert!(opened.is_empty(), "{} files opened, like {:?}", opened.len(), opened.first());
 }
 
-/// Calls by which an agent waits for the disk until one changed file of a settled replica is live.
+/// Calls with which an agent waits for the disk until one changed file of a settled replica is live.
 fn syncs_of_one_changed_file(name: &str) -> Vec<String> {
     let (scene, origin) = site(name, 600);
     let mut agent = Agent::started(&scene, &origin, "web1");
@@ -169,7 +169,7 @@ fn syncs_of_one_changed_file(name: &str) -> Vec<String> {
     let end = calls[switch..].iter().position(|call| call.contains("sync(")).expect("a sync") + switch;
     let begin =
         calls[..switch].iter().rposition(|call| call.contains("page-1.html")).expect("the file's sync");
-    // The signed record's copy is written by a thread meanwhile.
+    // A thread writes the copy of the signed record meanwhile.
     let own = calls[begin..=end].iter().filter(|call| call.contains("sync(") && !call.contains("/signed"));
     own.map(ToString::to_string).collect()
 }
@@ -179,7 +179,7 @@ fn one_changed_file_waits_for_the_disk_a_few_times() {
     let syncs = syncs_of_one_changed_file("syncs");
     let listed = syncs.join("\n");
     println!("{} syncs:\n{listed}", syncs.len());
-    // The file, its directory, the root of the tree, the record, ROOT.
+    // The file, its directory, the root of the tree, the record, and ROOT.
     assert_eq!(syncs.len(), 5, "{listed}");
     assert!(!listed.contains("syncfs"), "{listed}");
 }

@@ -1,7 +1,7 @@
-//! SIGKILL of the origin at random moments, and damage to what the agent keeps. Kills and power cuts at chosen calls are in
-//! the suite `sweep`.
+//! SIGKILL of the origin at random moments, and damage to what the agent keeps. The suite `sweep` has kills
+//! and power cuts at chosen calls.
 //!
-//! The moments are random but repeatable: the seed is printed, `SYNCD_SEED=N` runs them again.
+//! The moments are random but repeatable: the seed is printed, and `SYNCD_SEED=N` runs them again.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -13,7 +13,7 @@ use syncd_tests::edits::{Edits, closed_directories, remove, small_site, write};
 use syncd_tests::replica::assert_no_litter;
 use syncd_tests::{Agent, Origin, Scene, Seeded, is_root, wait};
 
-/// An agent of this process' user and one without privileges, both of which run.
+/// Two running agents: one of this process's user, and one without privileges.
 fn two_agents(scene: &Scene, origin: &Origin, options: &[&str]) -> [Agent; 2] {
     let agents = [Agent::new(scene, "web1"), Agent::new(scene, "web2").unprivileged(scene)];
     let agents = agents.map(|agent| {
@@ -26,14 +26,14 @@ fn two_agents(scene: &Scene, origin: &Origin, options: &[&str]) -> [Agent; 2] {
     agents
 }
 
-/// Directories that deny their owner something; where this is not root nobody could publish them.
+/// Makes directories that deny their owner something. Only root could publish them.
 fn close(tree: &Path, round: usize) {
     if is_root() {
         closed_directories(tree, round);
     }
 }
 
-/// Waits a random part of `span`: the moment of the kill.
+/// Waits for a random part of `span`, until the moment of the kill.
 fn pass(random: &mut Seeded, span: Duration) {
     let moment = Duration::from_micros(random.below(span.as_micros() as u64 + 1));
     let started = Instant::now();
@@ -59,7 +59,7 @@ fn an_origin_killed_in_scan_or_seal_has_the_previous_or_the_new_generation() {
     let mut edits = Edits::new(&tree, random.next_u64()).closing();
     let mut sealed_as = BTreeMap::from([(newest, agent.expects(&tree))]);
 
-    // How long a commit takes here, with what each of the commits below has to do.
+    // Measures how long a commit takes here, with the same work as each commit below.
     edits.round(40);
     remove(&tree.join("large.bin"));
     write(&tree, "large.bin", random.bytes(2_000_000));
@@ -123,7 +123,7 @@ fn damage_in_a_retired_tree_never_comes_back_to_life_through_a_spare() {
         assert!(number > second);
         for agent in &agents {
             agent.assert_live_is(&tree);
-            // Let a spare be made of what was retired.
+            // A spare has to be made of what was retired.
             wait::until("a spare to be ready", || agent.try_status().filter(|status| status.spares >= 1));
             agent.assert_live_is(&tree);
         }
@@ -131,7 +131,7 @@ fn damage_in_a_retired_tree_never_comes_back_to_life_through_a_spare() {
     agents.iter().for_each(assert_no_litter);
 }
 
-/// Every tree that is not live gets damage of every kind that does not reach the live tree's inodes.
+/// Damages every tree that is not live, in every way that does not reach the live tree's inodes.
 fn damage_retired(agent: &Agent, round: u64) {
     let live = agent.live_generation().expect("a live generation");
     for number in agent.status().generations {
@@ -142,8 +142,8 @@ fn damage_retired(agent: &Agent, round: u64) {
     }
 }
 
-/// Damages a tree whose files are hard-linked into others: by new inodes and by names only. The agent may be taking the
-/// tree at the same moment, so nothing here insists.
+/// Damages a tree whose files are hard-linked into others: only by new inodes and names. The agent may use
+/// the tree at the same moment, so errors are ignored.
 fn damage(tree: &Path, round: u64) {
     let victim = tree.join("section-2/page-2.html");
     if let Ok(metadata) = fs::metadata(&victim) {
@@ -157,8 +157,8 @@ fn damage(tree: &Path, round: u64) {
         let _ = forge();
     }
     let _ = fs::write(tree.join(format!("planted-{round}.php")), "<?php evil");
-    // Not create_dir_all: where the agent took the tree away, its name must not come back. Nobody but root empties another
-    // user's directory.
+    // Not create_dir_all: if the agent has moved the tree away, its name must not come back. Only root can
+    // empty another user's directory.
     for planted in ["section-3/planted-directory", "section-3/planted-directory/deep"] {
         let _ = fs::create_dir(tree.join(planted));
         if let Ok(owner) = fs::metadata(tree) {

@@ -1,6 +1,6 @@
-//! Content that changes while its time does not, as packages of npm and reproducible builds have it: the web server's
-//! answers to conditional requests, and PHP's cache of compiled code. Without `--mtime distinct` both keep the old content,
-//! which these tests document.
+//! Content that changes while its time does not, as in npm packages and reproducible builds: the web server's
+//! answers to conditional requests, and PHP's cache of compiled code. Without `--mtime distinct` both keep
+//! the old content, which these tests document.
 
 use std::fs;
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
@@ -30,13 +30,13 @@ impl Site {
         Self { origin, tree, scene }
     }
 
-    /// A file with a time of long ago.
+    /// Writes a file with a time in the distant past.
     fn write(&self, path: &str, content: &str) {
         write(&self.tree, path, content);
         set_time(&self.tree.join(path), SECOND, 0);
     }
 
-    /// An executable hook.
+    /// Makes an executable hook.
     fn hook(&self, text: &str) -> String {
         let hook = self.scene.path("hook");
         fs::write(&hook, format!("#!/bin/sh\n{text}\n")).expect("write the hook");
@@ -44,7 +44,7 @@ impl Site {
         hook.display().to_string()
     }
 
-    /// An agent that runs and is connected.
+    /// Starts an agent and waits until it is connected.
     fn agent(&self, name: &str, hook: &str) -> Agent {
         let mut agent = Agent::joined(&self.scene, &self.origin, name).with_options(&["--on-activate", hook]);
         agent.start();
@@ -53,7 +53,7 @@ impl Site {
     }
 }
 
-/// `curl` with a header of a conditional request: the status and the body.
+/// Runs `curl` with a header of a conditional request. Returns status and body.
 #[track_caller]
 fn conditional(apache: &Apache, path: &str, header: &str) -> (u16, String) {
     let url = format!("http://{}{path}", apache.address);
@@ -64,8 +64,8 @@ fn conditional(apache: &Apache, path: &str, header: &str) -> (u16, String) {
     (status.parse().expect("a number"), body.to_owned())
 }
 
-/// Publishes `app.js` twice with other content and the same size and time. The answer to a browser that has the first,
-/// by its tag and by its date, and what the second commit said.
+/// Publishes `app.js` twice with different content and the same size and time. Returns the answers to a
+/// browser that has the first one, by tag and by date, and the output of the second commit.
 fn revisit(mtime: &str) -> ([(u16, String); 2], serde_json::Value) {
     let site = Site::new("conditional", mtime);
     site.write("app.js", "version = 1;");
@@ -87,7 +87,7 @@ fn revisit(mtime: &str) -> ([(u16, String); 2], serde_json::Value) {
     site.write("app.js", "version = 2;");
     let outcome = site.origin.cli("commit", &["--wait", "--json"]).expect_success();
     assert!(outcome.stderr.contains("app.js"), "{outcome:#?}");
-    // Hooks hear of the path in any case, so that caches can be purged of it.
+    // Hooks get the path in any case, so that they can purge caches.
     assert_eq!(fs::read_to_string(&changed).expect("what the hook got"), "app.js\n");
     apache.assert_serves("/app.js", &site.tree.join("app.js"));
     let times =
@@ -119,9 +119,9 @@ fn a_browser_gets_the_new_file_with_distinct_times() {
 const PAGE: &str = "<?php echo 'part=', include __DIR__.'/part.php', ' dated=', include __DIR__.'/dated.php', \
                     ' cached=', var_export(opcache_is_script_cached(__DIR__.'/part.php'), true);";
 
-/// Has mod_php run a page with OPcache as Debian sets it up, in a slot of the replica, and publishes `part.php` with other
-/// content, another size and the same time, beside `dated.php` with a time of its own. The page of that slot when its turn
-/// has come again and PHP has looked at the times.
+/// Lets mod_php run a page in a slot, with OPcache as configured by Debian. Then publishes `part.php` with
+/// other content and size and the same time, beside `dated.php` with a new time. Returns the page of that
+/// slot once it is used again and PHP has checked the times.
 fn page_after_a_change(mtime: &str) -> String {
     let site = Site::new("opcache", mtime);
     let mut agent = Agent::joined(&site.scene, &site.origin, "web1").with_options(&["--grace", "0s"]);
@@ -152,7 +152,7 @@ fn page_after_a_change(mtime: &str) -> String {
         site.origin.commit_live();
         (slot() == first).then_some(())
     });
-    // Times are looked at every 2 s, of all files that a request includes.
+    // Every 2 s PHP checks the times of all files that a request includes.
     wait::until_ok("PHP to look at the times", || match page() {
         (200, body) if body.contains("dated=new") => Ok(body),
         (status, body) => Err(format!("{status} {body}")),

@@ -1,4 +1,5 @@
-//! A short run of `syncd-endurance`: commits without pause, an agent killed again and again, and everything stays bounded.
+//! A short run of `syncd-endurance`: continuous commits, an agent that is killed repeatedly, and everything
+//! stays bounded.
 
 use std::process::Command;
 use std::time::Duration;
@@ -10,7 +11,7 @@ use syncd_tests::process::run_within;
 fn memory_descriptors_data_and_root_stay_bounded_under_commits_and_kills() {
     let mut command = Command::new(binary("syncd-endurance"));
     command.args(["--duration", "20s", "--kill-every", "4s"]).env("SYNCD_TESTS_BUILT", "1");
-    // It ends with exit code 1 where a bound is exceeded, and panics where an agent does not converge.
+    // It exits with 1 if a bound is exceeded, and panics if an agent does not converge.
     let outcome = run_within(&mut command, Duration::from_secs(300)).expect_success();
     println!("{}", outcome.stdout);
     let kills = outcome.stdout.split_once(" commits and ").and_then(|(_, rest)| rest.split(' ').next());

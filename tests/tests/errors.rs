@@ -1,8 +1,9 @@
 //! The error sweep: calls by which the real agent changes its disk fail, once or until the fault ends.
 //!
-//! As in the crash sweep each call of a counted run is a case, with each error that it can give. A share of the cases runs
-//! by default; `SYNCD_SEED=N` repeats the choice, `SYNCD_SWEEP=N` takes N cases on each file system (of each errand of the
-//! origin), `SYNCD_SWEEP=full` all, `SYNCD_KINDS='Disk ioctl'` only those whose fault and call contain that text:
+//! As in the crash sweep, each call of a counted run is a case, with each error that it can return. A sample
+//! of the cases runs by default. `SYNCD_SEED=N` repeats the sample. `SYNCD_SWEEP=N` runs N cases on each file
+//! system (and of each errand of the origin), and `SYNCD_SWEEP=full` runs all. `SYNCD_KINDS='Disk ioctl'`
+//! runs only those whose fault and call contain that text:
 //!
 //! ```text
 //! SYNCD_SWEEP=full ./tests/run errors
@@ -25,12 +26,12 @@ use syncd_tests::oracle::{assert_same, fingerprint};
 use syncd_tests::tracer::{Point, Traced, Verdict};
 use syncd_tests::{Agent, Origin, Scene, Seeded, assert_none, wait};
 
-/// Cases of the agent on ext4 unless `SYNCD_SWEEP` says otherwise, on xfs, and of one without privileges.
+/// Number of cases by default: of the agent on ext4, on xfs, and without privileges.
 const SHARE: [usize; 3] = [45, 24, 18];
-/// Cases of each of the origin's errands, likewise.
+/// Number of cases of each of the origin's errands, likewise.
 const ORIGIN_SHARE: [usize; 2] = [10, 4];
 
-/// How many cases: `usual`, or what `SYNCD_SWEEP` says.
+/// Number of cases: `usual`, or the value of `SYNCD_SWEEP`.
 fn share(usual: usize) -> usize {
     match std::env::var("SYNCD_SWEEP") {
         Ok(text) if text == "full" => usize::MAX,
@@ -47,7 +48,8 @@ fn xfs(scene: &Scene) -> Mount {
     Mount::xfs(&scene.path("disk"), 320)
 }
 
-/// Every call with every fault that can hit it, by fault and kind of call; only those that `SYNCD_KINDS` asks for.
+/// Every call with every fault that applies to it, by fault and kind of call. Only those selected by
+/// `SYNCD_KINDS`.
 fn kinds_of(points: &[Point]) -> BTreeMap<String, Vec<Failing>> {
     let wanted = std::env::var("SYNCD_KINDS").unwrap_or_default();
     let mut kinds = BTreeMap::<String, Vec<Failing>>::new();
@@ -65,7 +67,7 @@ fn kinds_of(points: &[Point]) -> BTreeMap<String, Vec<Failing>> {
     kinds
 }
 
-/// A kind of case at random, then one of them.
+/// Picks a kind of case at random, and then one of its cases.
 fn draw(kinds: &mut BTreeMap<String, Vec<Failing>>, random: &mut Seeded) -> Option<Failing> {
     let names: Vec<String> = kinds.keys().cloned().collect();
     let name = random.pick(&names)?;
@@ -77,7 +79,7 @@ fn draw(kinds: &mut BTreeMap<String, Vec<Failing>>, random: &mut Seeded) -> Opti
     Some(failing)
 }
 
-/// Fails the agent's calls in every scenario that has an origin.
+/// Makes the agent's calls fail in every scenario that has an origin.
 fn sweep_the_agent(name: &str, mount: impl FnOnce(&Scene) -> Mount, rights: Rights, usual: usize) {
     let mut random = Seeded::announced(name);
     let scene = Scene::in_memory(name);
@@ -115,7 +117,8 @@ fn sweep_the_agent(name: &str, mount: impl FnOnce(&Scene) -> Mount, rights: Righ
         );
     }
     println!("{name}: {all} cases in {:.0} s", started.elapsed().as_secs_f64());
-    // Before the panic, so that its end is not hidden by their logs: each complaint has its part of them.
+    // Dropped before the panic, whose message would otherwise be hidden by the logs. Each complaint contains
+    // its part of them.
     drop(node);
     assert_none(&complaints);
 }
@@ -135,7 +138,7 @@ fn no_error_of_a_disk_stops_an_agent_without_privileges() {
     sweep_the_agent("errors-user", ext4, Rights::User, SHARE[2]);
 }
 
-/// Fails the origin's calls in each of its errands.
+/// Makes the origin's calls fail in each of its errands.
 fn sweep_the_origin(name: &str, mount: impl FnOnce(&Scene) -> Mount, usual: usize) {
     let mut random = Seeded::announced(name);
     let scene = Scene::in_memory(name);
@@ -161,7 +164,8 @@ fn sweep_the_origin(name: &str, mount: impl FnOnce(&Scene) -> Mount, usual: usiz
         println!("{name}, {errand:?}: {tried} of {counted} cases, {failed} calls failed");
     }
     println!("{name}: {:.0} s", started.elapsed().as_secs_f64());
-    // Before the panic, so that its end is not hidden by their logs: each complaint has its part of them.
+    // Dropped before the panic, whose message would otherwise be hidden by the logs. Each complaint contains
+    // its part of them.
     drop(hub);
     assert_none(&complaints);
 }
@@ -176,7 +180,7 @@ fn no_error_under_data_on_xfs_loses_a_generation_or_a_token() {
     sweep_the_origin("errors-origin-xfs", xfs, ORIGIN_SHARE[1]);
 }
 
-/// Whether a call is made where content arrives or where it goes.
+/// Whether a call changes arriving content or a tree.
 fn is_content(point: &Point) -> bool {
     ["staging/", "slots/"].iter().any(|place| point.path.contains(place))
 }
@@ -208,7 +212,7 @@ fn what_a_failed_sync_left_is_never_taken_for_durable() {
     }
 }
 
-/// An agent that waits a moment only after an error.
+/// An agent that waits only briefly after an error.
 fn hasty(scene: &Scene, origin: &Origin, root: &std::path::Path) -> Agent {
     let mut agent = Agent::new(scene, "web1").at(root).with_options(&["--grace", "0s"]);
     agent.join(origin.address(), &origin.token()).expect_success();
@@ -216,7 +220,7 @@ fn hasty(scene: &Scene, origin: &Origin, root: &std::path::Path) -> Agent {
     agent
 }
 
-/// Waits until the agent and the origin say that `word`.
+/// Waits until the agent's and the origin's status contain `word`.
 fn wait_error(origin: &Origin, agent: &Agent, word: &str) {
     let says = |said: Option<String>| said.filter(|said| said.to_lowercase().contains(word));
     wait::until("the agent to say so", || says(agent.try_status()?.error));
@@ -248,7 +252,7 @@ fn a_full_inode_table_and_a_full_disk_keep_the_old_generation() {
     let second = origin.status().generation.expect("a generation");
     agent.wait_live(second);
     assert_same(&tree, &agent.live());
-    // Someone else takes all the space.
+    // Another program takes all the space.
     let ballast = disk.directory().join("ballast");
     let filled: std::io::Result<()> = std::fs::File::create(&ballast).and_then(|mut file| {
         loop {
@@ -286,7 +290,8 @@ fn a_hung_disk_holds_up_nothing_but_the_update() {
     disk.freeze(true);
     write(&tree, "index.html", "second");
     let second = origin.commit();
-    // Longer than the origin takes to miss an agent that has fallen silent would be long for a test: a few heartbeats.
+    // Waiting until the origin misses a silent agent would take too long for a test; a few heartbeats
+    // suffice.
     let started = Instant::now();
     while started.elapsed().as_secs() < 3 {
         let status = origin.status();
@@ -328,8 +333,8 @@ fn a_read_only_disk_is_named_and_served_from() {
     assert_same(&tree, &agent.live());
 }
 
-/// A disk that becomes read-only under a running agent. The kernel refuses that while anything on it is open for writing:
-/// the agent's record and lock lie elsewhere here.
+/// A disk that becomes read-only under a running agent. The kernel refuses that while a file on it is open
+/// for writing, so the agent's record and lock are elsewhere.
 #[test]
 fn a_disk_that_becomes_read_only_is_served_from_until_it_no_longer_is() {
     const WORDS: &str = "Read-only file system";
@@ -348,7 +353,7 @@ fn a_disk_that_becomes_read_only_is_served_from_until_it_no_longer_is() {
     let kept = scene.new_directory("kept");
     let state = node.agent.root.join("state");
     let _elsewhere = ["record.redb", "lock"].map(|name| Elsewhere::keep(&state.join(name), &kept));
-    // While it is idle.
+    // While the agent is idle.
     node.settle_at(first);
     wait::until_ok("nothing to be open", || Mount::try_remount(&disk, "ro"));
     write(&tree, "index.html", "second");
@@ -359,7 +364,7 @@ fn a_disk_that_becomes_read_only_is_served_from_until_it_no_longer_is() {
     node.mount.remount("rw");
     node.settle_at(second);
     node.agent.stop();
-    // While it stages.
+    // While the agent stages.
     for number in 0..300 {
         write(&tree, &format!("many/{}/{number}.html", number % 7), format!("page {number}"));
     }

@@ -1,4 +1,4 @@
-//! A fleet of agents that are true to the protocol, driven by `syncd-load`: all of it works, within generous bounds.
+//! A fleet of agents that follow the protocol, run by `syncd-load`: everything works, within generous bounds.
 
 use std::process::Command;
 use std::time::Duration;
@@ -15,7 +15,7 @@ fn a_hundred_agents_connect_follow_and_come_back() {
     let mut command = Command::new(binary("syncd-load"));
     command.args(["--agents", AGENTS, "--updates", "3", "--medium-mib", "2", "--idle-s", "2", "--json"]);
     command.arg(&json).env("SYNCD_TESTS_BUILT", "1");
-    // It ends with an error where an agent does not arrive, and with exit code 1 where a target is missed.
+    // It fails if an agent does not arrive, and exits with 1 if a target is missed.
     let outcome = run_within(&mut command, Duration::from_secs(600)).expect_success();
     println!("{}", outcome.stdout);
     let report = std::fs::read_to_string(&json).expect("read the figures");
@@ -27,7 +27,7 @@ fn a_hundred_agents_connect_follow_and_come_back() {
     };
     assert_eq!(figure("small updates: share sent inside the announcement"), 100.0);
     assert!(figure("medium update: bytes to all agents") >= 200.0);
-    // A storm from one address is served in turn: nobody is refused.
+    // A storm from one address is served by turns, and no agent is refused.
     let storms = report["notes"].as_array().expect("notes").iter().filter_map(|note| note.as_str());
     let refused: Vec<&str> = storms.filter(|note| note.starts_with("connect storm")).collect();
     assert!(refused.is_empty(), "{refused:?}");

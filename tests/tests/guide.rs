@@ -1,5 +1,5 @@
-//! Pages of the guide, followed word by word on a Debian web server with mod_php: docs/apache.md,
-//! and of docs/php.md what the suite `php` does not follow.
+//! Pages of the guide, followed word by word on a Debian web server with mod_php: docs/apache.md, and those
+//! parts of docs/php.md that the suite `php` does not follow.
 
 use std::fs;
 use std::path::Path;
@@ -10,7 +10,7 @@ use syncd_tests::trouble::in_own_machine;
 use syncd_tests::{WebNode, require_root, wait};
 
 const PAGE: &str = "apache.md";
-/// More than Apache has workers, so that most of them are asked.
+/// More requests than Apache has workers, so that most workers answer one.
 const REQUESTS: usize = 12;
 
 fn node(name: &str) -> WebNode {
@@ -20,21 +20,21 @@ fn node(name: &str) -> WebNode {
     })
 }
 
-/// A page, and a script that includes another one.
+/// Writes a page, and a script that includes another one.
 fn release(tree: &Path, number: u64) {
     write(tree, "page.html", format!("release {number}"));
     write(tree, "index.php", "<?php require __DIR__ . '/inc/release.php'; echo release();");
     write(tree, "inc/release.php", format!("<?php function release() {{ return 'release {number}'; }}"));
 }
 
-/// Publishes release `number`, which becomes the generation of that number.
+/// Publishes release `number`, which becomes the generation with that number.
 fn publish(node: &WebNode, number: u64) {
     release(&node.origin.tree, number);
     assert_eq!(node.origin.commit(), number);
     node.agent.wait_live(number);
 }
 
-/// The releases that so many requests are answered from.
+/// Releases shown in the answers to [`REQUESTS`] requests.
 fn releases(node: &WebNode) -> Vec<String> {
     (0..REQUESTS).map(|_| node.get("/").1).collect()
 }
@@ -62,7 +62,7 @@ fn the_simple_way_serves_static_files_at_once_and_php_with_two_settings() {
     node.follow("php.md", "## Through the link");
     wait::until("PHP to run", || releases(&node).iter().all(|r| r == "release 2").then_some(()));
     publish(&node, 3);
-    // With Debian's settings the old release runs for 90 to 120 s.
+    // With Debian's settings the old release would run for 90 to 120 s.
     wait::within(Duration::from_secs(45), "PHP to run the new release alone", || {
         releases(&node).iter().all(|r| r == "release 3").then_some(())
     });
@@ -93,7 +93,7 @@ fn the_exact_way_serves_what_the_hook_says_and_never_starts_apache() {
     node.wait_served(2);
     assert_eq!(releases(&node), ["release 2"; REQUESTS], "PHP runs nothing old once the hook has succeeded");
 
-    // A broken configuration: Apache's own words reach the operator, Apache serves on.
+    // A broken configuration: the operator sees Apache's message, and Apache continues to serve.
     let broken = "/etc/apache2/conf-enabled/broken.conf";
     fs::write(broken, "NoSuchDirective\n").expect("break Apache's configuration");
     publish(&node, 3);
@@ -118,7 +118,7 @@ fn the_exact_way_serves_what_the_hook_says_and_never_starts_apache() {
         wait::until("Apache to be gone", || (node.debian.apache_processes() == 0).then_some(()));
         let log = node.agent.daemon().log();
         assert!(log.contains(&format!("Apache is stopped; it will serve generation {number}")), "{log}");
-        // A boot without origin and agent: Apache serves what is live.
+        // A boot without origin and agent: Apache serves the live generation.
         node.agent.stop();
         node.debian.boot(with_systemd);
         node.wait_served(number);

@@ -1,5 +1,5 @@
-//! The on-activate hook is part of the truth: with the document root resolved by the hook, a hook that fails leaves
-//! Apache on the old generation, which everybody is told and which stays complete.
+//! The on-activate hook decides what is live. If the hook that resolves the document root fails, Apache stays
+//! on the old generation, which is reported everywhere and stays complete.
 
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use syncd_tests::edits::{remove, write};
 use syncd_tests::{Agent, Apache, DocumentRoot, Origin, Scene, Seeded, http, wait};
 
-/// A hook that does what `real` does, but for as long as `broken` exists.
+/// A hook that behaves like `real`, but fails while `broken` exists.
 fn breakable(scene: &Scene, real: &Path, broken: &Path) -> PathBuf {
     let hook = scene.path("hook");
     let text = format!(
@@ -40,7 +40,7 @@ fn waiting_for_what_is_switched_already_has_a_mended_hook_run_at_once() {
     web1.start();
     origin.wait_connected(&["web1"]);
     origin.cli("commit", &["--wait"]).expect_code(3);
-    // The pauses between attempts grow: after so many the next one is seconds away.
+    // The pauses between attempts grow: after five attempts the next one is seconds away.
     wait::until("five attempts", || {
         let status = origin.cli("status", &["--json"]).expect_success().json();
         let hook = &status["agents"][0]["hook"];
@@ -101,7 +101,7 @@ fn a_hook_that_fails_is_told_everywhere_and_what_apache_still_serves_stays() {
     let broken = scene.path("broken");
     let hook = breakable(&scene, &apache.hook(), &broken);
     let command = hook.display().to_string();
-    // As greedy as an agent can be: nothing is kept, nothing rests.
+    // With the tightest options: nothing is kept, and nothing rests.
     let mut web1 = web1.with_options(&["--on-activate", &command, "--keep", "1", "--grace", "0s"]);
     web1.start();
     let _web2 = Agent::started(&scene, &origin, "web2");
@@ -138,7 +138,7 @@ fn a_hook_that_fails_is_told_everywhere_and_what_apache_still_serves_stays() {
     let text = web1.cli("status", &[]).expect_success().stdout;
     assert!(text.starts_with("web1: generation 2 is switched") && text.contains("hook failed"), "{text}");
 
-    // One further generation is activated, the others wait; a kill changes nothing.
+    // One further generation is activated, and the others wait. A kill changes nothing.
     for number in 3..8 {
         write(&tree, "index.html", format!("version {number}"));
         let outcome = origin.cli("commit", &["--wait"]).expect_code(3);
@@ -158,7 +158,7 @@ fn a_hook_that_fails_is_told_everywhere_and_what_apache_still_serves_stays() {
     }
     assert_eq!(web1.status().generations, [1, 2, 3]);
 
-    // Mended: the next commit has it run at once.
+    // The hook is repaired: the next commit runs it at once.
     remove(&broken);
     write(&tree, "index.html", "eight");
     let outcome = origin.cli("commit", &["--wait"]).expect_success();
@@ -192,7 +192,7 @@ fn an_agent_that_runs_without_the_hook_drops_what_was_due() {
     agent.stop();
 }
 
-/// How many lines of a log have all of these.
+/// Number of lines in a log that contain all of these.
 fn lines_with(log: &str, parts: &[&str]) -> usize {
     log.lines().filter(|line| parts.iter().all(|part| line.contains(part))).count()
 }
@@ -220,7 +220,7 @@ fn the_logs_of_both_sides_tell_what_happened_once() {
         (lines_with(&hooked.daemon().log(), &switched) > 0).then_some(())
     });
 
-    // The agent dials again and again, and says once what is the matter.
+    // The agent keeps dialling, and reports the problem once.
     let connected = origin.daemon().log();
     for (agent, name) in [(&mut plain, "agent=web1"), (&mut hooked, "agent=web2")] {
         assert_eq!(lines_with(&connected, &["INFO", "agent connected", name]), 1, "{connected}");

@@ -1,5 +1,5 @@
-//! Peers that speak the real protocol over real TLS and mean harm: an origin that lies, agents that attack, and a
-//! web-server user that tampers with the node. FAULTS: the table of hostile input.
+//! Malicious peers that speak the real protocol over real TLS: an origin that lies, agents that attack, and a
+//! web server's user who tampers with the node. docs/security.md says what is promised.
 
 #[path = "hostile/announcements.rs"]
 mod announcements;

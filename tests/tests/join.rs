@@ -1,4 +1,4 @@
-//! Enrolment through the real command line: node three, tokens, names, certificates, revocation.
+//! Enrolment through the real command line: a third node, tokens, names, certificates, revocation.
 
 use std::process::Command;
 use std::time::Duration;
@@ -94,7 +94,7 @@ fn a_damaged_token_is_refused() {
     for bad in ["nonsense", &token[..token.len() / 2], guessed.as_str()] {
         Agent::new(&scene, "web1").join(origin.address(), bad).expect_refusal(&["token"]);
     }
-    // None of that spent it.
+    // None of that used up the token.
     Agent::new(&scene, "web1").join(origin.address(), &token).expect_success();
 }
 
@@ -107,7 +107,7 @@ fn a_token_of_another_origin_is_never_sent() {
     other.start();
     let token = other.token();
     Agent::new(&scene, "web1").join(origin.address(), &token).expect_refusal(&["token|origin"]);
-    // The secret did not reach the wrong origin, nor was it spent at the right one.
+    // The secret did not reach the wrong origin, and was not used up at the right one.
     Agent::new(&scene, "web2").join(other.address(), &token).expect_success();
 }
 
@@ -172,7 +172,7 @@ fn joining_again_keeps_the_replica() {
 #[test]
 fn nothing_is_said_to_a_stranger() {
     let (_scene, origin) = site("stranger");
-    // Plain HTTP/2, plain HTTP/1, and silence all get nothing, and the fleet goes on.
+    // Plain HTTP/2, plain HTTP/1 and noise get nothing, and the fleet continues.
     for hello in [&b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"[..], b"GET / HTTP/1.1\r\nHost: x\r\n\r\n", b"\x00"] {
         use std::io::{Read, Write};
         let mut stream = std::net::TcpStream::connect(origin.address()).expect("connect");
@@ -200,7 +200,7 @@ fn two_agents_with_one_certificate_are_seen() {
     );
     agent.start();
     origin.wait_connected(&["web1"]);
-    // Another machine has another boot id; here a mount namespace shows it one.
+    // Another machine has another boot id, which a mount namespace simulates here.
     require_root("it makes a mount namespace");
     let boot_id = scene.path("boot_id");
     std::fs::write(&boot_id, "6ba7b810-9dad-11d1-80b4-00c04fd430c8\n").expect("write a boot id");
@@ -220,7 +220,7 @@ fn two_agents_with_one_certificate_are_seen() {
     assert!(agent.live_generation() == Some(number) && clone.live_generation() == Some(number));
 }
 
-/// Longer than the authority lives.
+/// Longer than the life of the authority.
 const TEN_YEARS_DAYS: i64 = 3_660;
 
 #[test]
@@ -237,7 +237,7 @@ fn a_clock_that_is_off_by_ten_years_stops_nobody_from_serving() {
         });
     };
     for days in [TEN_YEARS_DAYS, -TEN_YEARS_DAYS] {
-        // The node's: it serves, says what to look at, and follows again once the clock is right.
+        // The node's clock: it serves, says what to check, and follows again once the clock is right.
         agent.stop();
         agent.under(&clock.prefix(days));
         let before = fingerprint(&agent.live());
@@ -251,8 +251,8 @@ fn a_clock_that_is_off_by_ten_years_stops_nobody_from_serving() {
         agent.start();
         number = origin.status().generation.expect("a generation");
         agent.wait_live(number);
-        // The origin's: it issues nothing outside of its authority's life, agents serve, commits are numbered on, and
-        // all follow once it is right.
+        // The origin's clock: it issues no certificate outside its authority's life, agents serve, numbers of
+        // commits continue, and all follow once the clock is right.
         origin.stop();
         origin.under(&clock.prefix(days));
         origin.start();
@@ -284,7 +284,7 @@ fn a_fleet_whose_origin_was_down_for_two_months_goes_on_by_itself() {
     let number = origin.commit_live();
     agents.iter_mut().for_each(Agent::stop);
     origin.stop();
-    // Two months later: one node starts long before the origin, the other one after it.
+    // Two months later one node starts long before the origin, and the other one after it.
     let later = clock.prefix(61);
     agents.iter_mut().for_each(|agent| agent.under(&later));
     agents[0].start();
@@ -301,7 +301,7 @@ fn a_fleet_whose_origin_was_down_for_two_months_goes_on_by_itself() {
         assert_same(&origin.tree, &agent.live());
     }
     assert_eq!(agents[1].status().error, None);
-    // The clocks were wrong all the time: a certificate that does not hold yet is renewed as well.
+    // The clocks were wrong from the start: a certificate that is not valid yet is renewed as well.
     agents.iter_mut().for_each(Agent::stop);
     origin.stop();
     agents.iter_mut().for_each(|agent| agent.under(&[]));
@@ -309,7 +309,7 @@ fn a_fleet_whose_origin_was_down_for_two_months_goes_on_by_itself() {
     origin.start();
     agents.iter_mut().for_each(Agent::start);
     origin.wait_connected(&["web1", "web2"]);
-    // A name does not become free by expiry.
+    // Expiry does not free a name.
     origin.stop();
     origin.under(&later);
     origin.start();
@@ -331,7 +331,7 @@ fn a_running_agent_that_joins_again_keeps_its_name_and_takes_up_the_new_identity
         command.args(["join", origin.address(), "--token", token, "--root"]).arg(&agent.root).args(options);
         run(&mut command)
     };
-    // Another name must be meant; this takes nothing from the token.
+    // Another name needs `--rename`; the refusal does not use up the token.
     join(&token, &["--name", "web2"]).expect_refusal(&["web1", "--rename"]);
     assert_eq!(join(&token, &[]).expect_success().only_line(), "web1");
     origin.wait_connected(&["web1"]);
@@ -355,7 +355,7 @@ fn modes_do_not_depend_on_the_umask_and_are_mended() {
         let (tree, data, root) = (scene.path("tree"), scene.path("origin"), scene.path("lib/web1"));
         small_site(&tree, 5);
         if umask == "000" {
-            // Made before, for everybody.
+            // Created beforehand, accessible to all.
             for directory in [&data, &root] {
                 std::fs::create_dir_all(directory).expect("make a directory");
                 std::fs::set_permissions(directory, PermissionsExt::from_mode(0o777)).expect("set a mode");

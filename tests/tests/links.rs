@@ -1,4 +1,5 @@
-//! Long links, fat and thin, and `--bwlimit`: measured at the socket, against plain TCP on the same link.
+//! Long links, fast and slow, and `--bwlimit`: measured at the socket, and compared with plain TCP on the
+//! same link.
 
 use std::path::Path;
 use std::time::{Duration, Instant};
@@ -9,10 +10,10 @@ use syncd_tests::oracle::assert_same;
 use syncd_tests::{Agent, Origin, Scene, wait};
 
 const ROUND_TRIP: Duration = Duration::from_millis(80);
-/// No line at all: what the machine carries.
+/// No limit: the speed of the machine.
 const OPEN: Line = Line { round_trip: Duration::ZERO, bytes_per_second: 2e9 };
 
-/// A tree whose content does not compress.
+/// Fills a tree with content that does not compress.
 fn noise(tree: &Path, files: usize, bytes_each: usize) {
     for number in 0..files {
         let mut content = vec![0; bytes_each];
@@ -21,7 +22,7 @@ fn noise(tree: &Path, files: usize, bytes_each: usize) {
     }
 }
 
-/// An agent that reaches the origin through `line`, before it runs.
+/// An agent that reaches the origin through `line`. It does not run yet.
 fn behind(scene: &Scene, origin: &Origin, line: Line) -> (Agent, Link) {
     let link = Link::new(origin.address(), line);
     let agent = Agent::new(scene, "far");
@@ -30,7 +31,7 @@ fn behind(scene: &Scene, origin: &Origin, line: Line) -> (Agent, Link) {
     (agent, link)
 }
 
-/// Runs the agent until the generation is live; the time that took.
+/// Runs the agent until the generation is live. Returns the time taken.
 fn sync(agent: &mut Agent, number: u64) -> Duration {
     let started = Instant::now();
     agent.start();
@@ -38,7 +39,8 @@ fn sync(agent: &mut Agent, number: u64) -> Duration {
     started.elapsed()
 }
 
-/// First sync through `line`, as a share of what plain TCP carries: from the start of the agent to the last byte.
+/// First sync through `line`, as a fraction of the rate of plain TCP, from the start of the agent to the last
+/// byte.
 fn fill(name: &str, line: Line, files: usize, bytes_each: usize) -> f64 {
     let scene = Scene::new(name);
     let tree = scene.path("tree");
@@ -74,7 +76,7 @@ fn peak_mib(pid: u32) -> f64 {
     kib.unwrap_or(f64::NAN) / 1024.0
 }
 
-/// Megabytes a second of the fat link; `SYNCD_LINK_MBYTES` for other figures than the suite's.
+/// Rate of the fast link in bytes per second, from `SYNCD_LINK_MBYTES` in megabytes per second.
 fn fat_rate() -> f64 {
     std::env::var("SYNCD_LINK_MBYTES").ok().and_then(|text| text.parse().ok()).unwrap_or(25.0) * 1e6
 }
@@ -85,7 +87,7 @@ fn one_agent_fills_a_long_fat_link() {
     let seconds = 6.0;
     let files = (line.bytes_per_second * seconds / f64::from(2 << 20)) as usize;
     let share = fill("fat", line, files, 2 << 20);
-    // The target is 0.8, held by the bench on a quiet machine with a release build.
+    // The target is 0.8, which the bench checks on a quiet machine with a release build.
     assert!(share >= 0.65, "{:.0} % of plain TCP", share * 100.0);
 }
 
@@ -96,7 +98,7 @@ fn one_agent_fills_a_long_thin_link() {
     assert!(share >= 0.65, "{:.0} % of plain TCP", share * 100.0);
 }
 
-/// The rate in the middle of a transfer, and the fullest second of it, both in bytes.
+/// Rate in the middle of a transfer, and its fullest second, both in bytes.
 fn limited(name: &str, at_origin: &[&str], at_agent: &[&str]) -> (f64, f64) {
     let scene = Scene::new(name);
     let tree = scene.path("tree");
@@ -115,8 +117,9 @@ fn limited(name: &str, at_origin: &[&str], at_agent: &[&str]) -> (f64, f64) {
     figures
 }
 
-/// `--bwlimit 4M` holds within 10 % over the transfer. The fullest second may have what a bucket lets through at once
-/// (a tenth of a second), and a frame at the origin, or what the agent's receive buffer takes in at the start.
+/// Asserts that `--bwlimit 4M` holds within 10 % during the transfer. The fullest second may also contain one
+/// burst of the bucket (a tenth of a second), and a frame at the origin, or the agent's receive buffer at the
+/// start.
 fn assert_four_mebibytes((rate, fullest): (f64, f64)) {
     let wanted = 4.0 * 1048576.0;
     assert!((rate / wanted - 1.0).abs() <= 0.1, "{rate} bytes a second in the middle, {wanted} wanted");

@@ -1,7 +1,9 @@
-//! Networks that fail under real processes: partitions, resets, stalls, flipped bytes, loss, slow lines, stopped agents.
+//! Networks that fail under real processes: partitions, resets, stalls, flipped bits, loss, slow lines,
+//! stopped agents.
 //!
-//! What must happen: it is noticed within the keepalive, the fleet comes back by itself, what was verified is not fetched
-//! again, others are not held up. A thousand reconnects at once are the suite `fleet`'s (`syncd-load`).
+//! A failure must be noticed within the keepalive. The fleet recovers without help, verified content is not
+//! fetched again, and other agents are not delayed. The suite `fleet` (`syncd-load`) tests a thousand
+//! simultaneous reconnects.
 
 use std::time::{Duration, Instant};
 
@@ -11,25 +13,26 @@ use syncd_tests::oracle::assert_same;
 use syncd_tests::trouble::{Fault, Packets, Trouble, in_own_network};
 use syncd_tests::{Agent, Origin, Scene, require_root, wait};
 
-/// HTTP/2's keepalive: a ping after 15 s of silence, 10 s for its answer; and what a busy machine adds.
+/// HTTP/2's keepalive: a ping after 15 s of silence, and 10 s for its answer; plus an allowance for a busy
+/// machine.
 const KEEPALIVE: Duration = Duration::from_secs(25 + 10);
-/// Whoever is answered by a RST knows at its first packet, the ping.
+/// A peer that gets a RST notices at its first packet, the ping.
 const PING: Duration = Duration::from_secs(15 + 7);
 /// The longest pause between attempts is 15 s.
 const BACK: Duration = Duration::from_secs(15 + 15);
 
-/// What may be lost of a connection that breaks: the message that it broke in, of 1 MiB, and what lay in sockets. What the
-/// agent has read is used.
+/// Bytes that a broken connection may lose: the message that it broke in, of 1 MiB, and the contents of
+/// socket buffers. Data that the agent has read is used.
 const CUT_BYTES: u64 = 1_500_000;
 
-/// Content that does not compress.
+/// Makes content that does not compress.
 fn noise(seed: u64, bytes: usize) -> Vec<u8> {
     let mut content = vec![0; bytes];
     blake3::Hasher::new().update(&seed.to_le_bytes()).finalize_xof().fill(&mut content);
     content
 }
 
-/// An origin with a small site and one agent that has it live.
+/// An origin with a small site, and one agent that has it live.
 fn pair(scene: &Scene) -> (Origin, Agent) {
     let tree = scene.path("tree");
     small_site(&tree, 20);
@@ -44,7 +47,7 @@ fn is_connected(origin: &Origin) -> bool {
     origin.status().agent("web1").connected
 }
 
-/// How long until both sides say that they are not connected.
+/// Time until both sides report that they are not connected.
 fn noticed_after(origin: &Origin, agent: &Agent) -> (Duration, Duration) {
     let started = Instant::now();
     let (mut at_origin, mut at_agent) = (None, None);
@@ -59,7 +62,8 @@ fn noticed_after(origin: &Origin, agent: &Agent) -> (Duration, Duration) {
     })
 }
 
-/// A commit while nothing passes is live soon after the partition; one update takes the agent over all of them.
+/// Asserts that a commit made during a partition is live soon after it, and that one update covers all such
+/// commits.
 fn assert_comes_back(origin: &Origin, agent: &Agent, packets: Packets) {
     for round in 0..3 {
         write(&origin.tree, "changed.html", format!("round {round}\n"));
@@ -121,7 +125,7 @@ fn a_node_that_lost_its_power_takes_its_place_again_at_once() {
     let scene = Scene::new("half-open");
     let (origin, mut agent) = pair(&scene);
     let packets = Packets::of(origin.address());
-    // No FIN reaches the origin: to it the connection is as good as before.
+    // No FIN reaches the origin, so the connection still looks intact.
     packets.drop_silently();
     agent.kill9();
     assert!(is_connected(&origin), "half-open");
@@ -155,8 +159,8 @@ fn a_connection_that_died_without_a_word_is_given_up_within_the_keepalive() {
     assert!(started.elapsed() <= KEEPALIVE, "{:?}", started.elapsed());
 }
 
-/// A first sync of `files` files of `bytes` each through a proxy that plays `fault` `times` times, each after `after`
-/// bytes of a connection. The bytes that came, and those that there are.
+/// First sync of `files` files of `bytes` each, through a proxy that causes `fault` `times` times, each after
+/// `after` bytes of a connection. Returns the bytes that arrived, and the bytes of the content.
 fn sync_through(
     name: &str,
     fault: Fault,
@@ -234,7 +238,7 @@ fn an_update_gets_through_five_percent_loss() {
     assert_same(&origin.tree, &agent.live());
 }
 
-/// How many of the origin's pings the agent has answered, from its log.
+/// Number of the origin's pings that the agent has answered, from its log.
 fn pings_answered(agent: &mut Agent) -> usize {
     agent.daemon().log().matches("send frame=Ping { ack: true").count()
 }
@@ -243,7 +247,7 @@ fn pings_answered(agent: &mut Agent) -> usize {
 fn a_thin_line_carries_an_update_and_the_heartbeats_beside_it() {
     const KBIT_PER_SECOND: u32 = 384;
     const BYTES: usize = 2_400_000;
-    // The line is full for longer than the keepalive, so that its pings must get through.
+    // The line is full for longer than the keepalive, so its pings must get through.
     const { assert!(BYTES as u64 * 8 / KBIT_PER_SECOND as u64 > KEEPALIVE.as_millis() as u64) };
     require_root("network namespace");
     if !in_own_network("a_thin_line_carries_an_update_and_the_heartbeats_beside_it") {
@@ -312,7 +316,7 @@ fn a_stopped_agent_holds_nobody_up_and_costs_no_memory() {
     let before: Vec<Duration> = (0..4).map(|n| round(n, &agents)).collect();
     agents[0].daemon().signal(Signal::STOP);
     let others = &agents[1..];
-    // It may have been in the midst of something.
+    // It may have been in the middle of something.
     round(99, others);
     let after: Vec<Duration> = (100..110).map(|n| round(n, others)).collect();
     let (median_before, median_after) = (median(before), median(after));

@@ -1,7 +1,9 @@
-//! PHP under load, through activations: php-fpm and mod_php, with and without timestamps, as docs/php.md sets them up.
+//! PHP under load through activations: php-fpm and mod_php, with and without timestamps, as configured by
+//! docs/php.md.
 //!
-//! A page includes three files. Nothing old may run once a generation is live, no request may see two generations or
-//! fail, and php-fpm must keep what did not change. SYNCD_PHP=N makes N activations of each kind; 200 is the long run.
+//! A page includes three files. Once a generation is live, no old code may run. No request may see two
+//! generations or fail, and php-fpm must keep unchanged code cached. `SYNCD_PHP=N` makes N activations of
+//! each kind; 200 is the long run.
 
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
@@ -15,25 +17,25 @@ use syncd_tests::trouble::in_own_machine_within;
 use syncd_tests::{WebNode, http, require_root};
 
 const ADDRESS: &str = "127.0.0.1:80";
-/// Activations of each kind, unless SYNCD_PHP says otherwise.
+/// Activations of each kind, unless `SYNCD_PHP` is set.
 const ACTIVATIONS: u64 = 12;
 const CLIENTS: usize = 3;
 
-/// A script that is included, and how.
+/// Included scripts, and the expressions that include them.
 const INCLUDED: [(&str, &str); 3] = [
     ("inc/a.php", "__DIR__ . '/inc/a.php'"),
     ("inc/b.php", "'inc/b.php'"),
     ("inc/c.php", "$_SERVER['DOCUMENT_ROOT'] . '/inc/c.php'"),
 ];
 
-/// A site whose first half of versions change every script, and the others one script each.
+/// A site in which each version of the first half changes every script, and each later version changes one.
 #[derive(Debug, Clone, Copy)]
 struct Site {
     all_change_until: u64,
 }
 
 impl Site {
-    /// The version in which included script `n` got its content of `version`.
+    /// Version in which included script `n` got the content that it has in `version`.
     fn stamp(self, version: u64, n: u64) -> u64 {
         if version <= self.all_change_until {
             return version;
@@ -42,13 +44,14 @@ impl Site {
         newest.unwrap_or(self.all_change_until)
     }
 
-    /// The page of `version`.
+    /// Page of `version`.
     fn page(self, version: u64) -> String {
         let stamps: String = (0..3).map(|n| format!("[{}]", self.stamp(version, n))).collect();
         format!("version {version} {stamps} end of {version}")
     }
 
-    /// Writes what differs from the version before. Times are long past, or PHP would not cache yet, and differ by a second.
+    /// Writes the differences from the version before. Times are in the distant past, because PHP would not
+    /// cache yet, and differ by a second.
     fn write(self, tree: &Path, version: u64) {
         if version == 0 {
             let includes: String = INCLUDED
@@ -80,7 +83,7 @@ impl Site {
 #[derive(Default)]
 struct Tally {
     stop: AtomicBool,
-    /// Everybody was told that this version is live.
+    /// Version that was reported live everywhere.
     live: AtomicU64,
     requests: AtomicU64,
     failed: AtomicU64,
@@ -136,7 +139,7 @@ impl Clients {
         Self { tally: tally.clone(), threads: (0..CLIENTS).map(spawn).collect() }
     }
 
-    /// Panics unless every request was answered as it should.
+    /// Panics unless every request was answered correctly.
     #[track_caller]
     fn finish(self, name: &str) {
         self.tally.stop.store(true, Ordering::Relaxed);
@@ -170,13 +173,13 @@ enum Php {
     Module,
 }
 
-/// How long a slot rests, and how long an activation takes at least: few enough slots rest that they take turns often.
-/// With timestamps the rest is longer than OPcache's revalidate_freq of 2 s.
+/// Grace period of a slot, and shortest duration of an activation: few enough slots rest that they are reused
+/// often. With timestamps the grace period exceeds OPcache's revalidate_freq of 2 s.
 fn rest_and_pace(timestamps: bool) -> (&'static str, Duration) {
     if timestamps { ("3s", Duration::from_secs(1)) } else { ("500ms", Duration::from_millis(500)) }
 }
 
-/// Sets the node up as the guide says. What is live then is version 0.
+/// Configures the node as the guide says, with version 0 live.
 fn node(name: &str, php: Php, timestamps: bool, site: Site) -> WebNode {
     let mut node = WebNode::new(name, |tree| site.write(tree, 0));
     node.follow("apache.md", "## The exact way");
@@ -186,7 +189,7 @@ fn node(name: &str, php: Php, timestamps: bool, site: Site) -> WebNode {
     if !timestamps {
         without_timestamps(&mut node, php);
     }
-    // The guide's checks are about the default.
+    // The guide's checks assume the default.
     node.agent.stop();
     let mut node = node.with_agent_options(&["--grace", rest_and_pace(timestamps).0]);
     node.start_agent();
@@ -196,7 +199,7 @@ fn node(name: &str, php: Php, timestamps: bool, site: Site) -> WebNode {
 fn without_timestamps(node: &mut WebNode, php: Php) {
     match php {
         Php::Fpm => node.follow("php.md", "## Without timestamps"),
-        // The first step is all.
+        // Only the first step applies.
         Php::Module => node.follow_step("php.md", "## Without timestamps", 0),
     }
 }
@@ -207,7 +210,7 @@ fn activations() -> u64 {
         .map_or(ACTIVATIONS, |number| number.parse().expect("SYNCD_PHP is a number"))
 }
 
-/// The test of this name.
+/// Runs the test of this name.
 fn activations_under_load(name: &str, php: Php, timestamps: bool) {
     require_root("it installs a web server's configuration, in namespaces of its own");
     if !in_own_machine_within(name, Duration::from_secs(300 + 5 * activations())) {
@@ -261,7 +264,7 @@ fn mod_php_without_timestamps() {
     activations_under_load("mod_php_without_timestamps", Php::Module, false);
 }
 
-/// A node with php-fpm that never looks at files again, Apache on slot 1, and no agent that runs.
+/// A node with php-fpm that never checks files again, Apache on slot 1, and no running agent.
 fn node_with_a_tree_by_hand(name: &str) -> (WebNode, std::path::PathBuf) {
     let node = WebNode::new(name, |tree| write(tree, "index.html", "unused"));
     let tree = node.agent.root.join("slots/1");
@@ -329,13 +332,13 @@ fn php_fpm_forgets_what_changed_and_nothing_else() {
     invalidate(&["link"], "").expect_success();
     assert_eq!(page().1, "new two old ");
 
-    // A slot that PHP never served: what was below its path before.
+    // A slot that PHP never served: cached code below its path is dropped.
     script("same.php", "newer");
     let said = invalidate(&[], "").expect_success();
     assert_eq!(said.stdout, format!("{socket}: 0 changed paths, OPcache forgot 4 scripts\n"));
     assert_eq!(page().1, "new two newer ");
 
-    // Somebody who does not answer fails the hook, the others forget all the same.
+    // A PHP-FPM that does not answer fails the hook, but the others still drop the code.
     script("changed.php", "newest");
     let said = invalidate(&["changed.php"], "--fpm /run/php/none.sock").expect_code(1);
     assert!(
@@ -346,7 +349,7 @@ fn php_fpm_forgets_what_changed_and_nothing_else() {
     let said = invalidate(&["changed.php"], "--script /none.php").expect_code(1);
     assert!(said.stderr.contains("can't run /none.php: File not found."), "{said:#?}");
 
-    // The web gets nothing out of the script.
+    // The web cannot use the script.
     std::fs::copy("/usr/local/lib/syncd/opcache.php", tree.join("opcache.php")).expect("copy");
     assert_eq!(node.get("/opcache.php"), (403, "refused: only syncd-agent may ask\n".to_owned()));
 }
@@ -402,7 +405,7 @@ fn no_worker_from_before_takes_requests_once_the_hook_has_succeeded() {
     if !in_own_machine_within(NAME, Duration::from_secs(300)) {
         return;
     }
-    // A request that lasts until Apache serves generation 2, and then for longer than the hook needs to see that.
+    // A request that lasts until Apache serves generation 2, and then longer than the hook needs to notice.
     let lasting = "file_put_contents($file, getmypid());\n\
         $context = stream_context_create(['http' => ['ignore_errors' => true]]);\n\
         do {\n\
@@ -425,7 +428,7 @@ fn no_worker_from_before_takes_requests_once_the_hook_has_succeeded() {
     });
     write(&node.origin.tree, "page.html", "2");
     node.origin.commit_live();
-    // A zombie has no program any more.
+    // A zombie no longer has a program.
     assert!(std::fs::read_link(format!("/proc/{worker}/exe")).is_err(), "the worker from before is there");
     let answer = slow.join().expect("no panic").expect("an answer");
     assert_eq!(answer.body, b"done", "what was under way has ended as it should");

@@ -1,5 +1,5 @@
-//! The promise: when the origin is gone, with its tree and its data, the nodes go on serving, through restarts, and
-//! converge when an origin is back.
+//! The promise: when the origin is lost, with its tree and its data, the nodes continue to serve, through
+//! restarts, and converge once an origin is back.
 
 use std::ffi::OsString;
 use std::fs;
@@ -55,7 +55,7 @@ impl Site {
         }
     }
 
-    /// Copies DATA and the tree while the origin is down.
+    /// Copies DATA and the tree while the origin is stopped.
     fn back_up(&mut self, name: &str) {
         self.origin.stop();
         let directory = self.scene.new_directory(name);
@@ -65,7 +65,7 @@ impl Site {
         self.origin.wait_connected(&["web1", "web2"]);
     }
 
-    /// SIGKILL, and nothing of it is left.
+    /// Kills the origin and removes everything of it.
     fn lose_the_origin(&mut self) {
         self.origin.kill9();
         tool("rm", [OsString::from("-rf"), self.origin.data.clone().into(), self.origin.tree.clone().into()]);
@@ -136,7 +136,7 @@ fn an_origin_restored_from_before_the_agents_never_reuses_a_number() {
     let newest = [3, 4, 5].map(|n| site.publish(&format!("generation {n}")))[2];
     site.lose_the_origin();
 
-    // Data and tree are from before: the agents keep what they have until an operator commits.
+    // Data and tree are older, so agents keep their generation until an operator commits.
     let backup = site.scene.path("backup");
     site.restore(&backup.join("data"), &backup.join("tree"));
     site.origin.wait_connected(&["web1", "web2"]);
@@ -163,7 +163,7 @@ fn an_origin_restored_from_before_the_agents_adopts_the_generation_that_its_tree
     site.publish("generation two");
     site.back_up("backup");
     let newest = [3, 4].map(|n| site.publish(&format!("generation {n}")))[1];
-    // The tree survived on a volume of its own; the data did not.
+    // The tree survived on its own volume, but the data did not.
     let survivor = site.scene.path("survivor");
     copy(&site.origin.tree, &survivor);
     site.lose_the_origin();

@@ -1,9 +1,10 @@
-//! How long an agent takes from its start to its answer after a power cut in each thing that it does, with no origin to help.
+//! Time from the start of an agent to its answer after a power cut in each of its activities, without an
+//! origin.
 //!
-//! By default on a small tree with directories that deny their owner something, by an agent without privileges, and
-//! untimed. The figures of docs/reliability.md are those of 34,851 files, a release build and
-//! a file system that is mounted anew before the agent starts. Its image is in memory: what an agent reads of it is shown, and
-//! takes longer on a disk.
+//! By default this runs untimed on a small tree with directories that deny their owner something, with an
+//! agent without privileges. The figures of docs/reliability.md come from 34,851 files, a release build, and
+//! a file system that is mounted again before the agent starts. Its image is in memory. The bytes that an
+//! agent reads are shown, because reading takes longer on a disk.
 //!
 //! ```text
 //! SYNCD_RECOVERY=docs cargo test --release -p syncd-tests --test recovery -- --nocapture
@@ -21,23 +22,23 @@ use syncd_tests::node::{Node, Rights, Scenario};
 use syncd_tests::tracer::{Point, Verdict};
 use syncd_tests::{Scene, Seeded};
 
-/// A traced run of a large tree.
+/// Deadline of a traced run of a large tree.
 const PATIENCE: Duration = Duration::from_secs(300);
-/// Of a large tree's paths; small trees have the crash early in what they do.
+/// Number of paths after which a large tree's crash happens; in small trees it happens early.
 const DEEP: usize = 9_000;
 
 /// A moment in a scenario.
 struct Moment {
     what: &'static str,
     scenario: Scenario,
-    /// How many calls that fit go before it.
+    /// Number of matching calls before it.
     skip: usize,
     fits: fn(&Point) -> bool,
-    /// What must be live after it.
+    /// Generations that may be live afterwards.
     live: [u64; 2],
 }
 
-/// Freezes the agent at the moment and cuts the power. Err: it never came.
+/// Freezes the agent at the moment and cuts the power. Err: the moment never came.
 fn cut_at(node: &mut Node, moment: &Moment) -> Result<(), String> {
     let seen = Arc::new(AtomicUsize::new(0));
     let (counted, fits, skip) = (seen.clone(), moment.fits, moment.skip);
@@ -56,7 +57,7 @@ fn cut_at(node: &mut Node, moment: &Moment) -> Result<(), String> {
     if frozen { Ok(()) } else { Err(format!("{} calls fitted", seen.load(Ordering::Relaxed))) }
 }
 
-/// The content of two generations, in `tree`.
+/// Content of two generations, in `tree`.
 struct Content {
     tree: PathBuf,
     corpus: Option<Corpus>,
@@ -90,7 +91,7 @@ impl Content {
         }
     }
 
-    /// The figures of the docs are those of an agent that is root.
+    /// The figures of the docs are those of an agent that runs as root.
     fn rights(&self) -> Rights {
         if self.corpus.is_some() { Rights::Root } else { Rights::User }
     }
@@ -154,7 +155,7 @@ fn moments(content: &Content, joined: &Path, one: &Path, two: &Path) -> Vec<Mome
     ]
 }
 
-/// How long the agent took until it answered, and what of the machine.
+/// Time until the agent answered, and the resources used.
 fn cost(node: &mut Node, took: Duration) -> String {
     let pid = node.agent.daemon().pid();
     let read = |name: &str| std::fs::read_to_string(format!("/proc/{pid}/{name}")).unwrap_or_default();

@@ -1,7 +1,7 @@
-//! Origin and agents in one process, on a network, a clock and randomness that one seed decides (`syncd-sim`).
+//! Origin and agents in one process, where network, clock and randomness follow from one seed (`syncd-sim`).
 //!
-//! `SYNCD_SEED=N cargo run -p syncd-sim` repeats a seed and prints what happened; `cargo run --release -p syncd-sim --
-//! --seeds 10000` is the long run.
+//! `SYNCD_SEED=N cargo run -p syncd-sim` repeats a seed and prints its events. The long run is `cargo run
+//! --release -p syncd-sim -- --seeds 10000`.
 
 use std::process::Command;
 use std::time::Duration;
@@ -14,7 +14,7 @@ const DEADLINE: Duration = Duration::from_secs(900);
 #[track_caller]
 fn simulate(arguments: &[&str]) -> String {
     let mut command = Command::new(binary("syncd-sim"));
-    // A seed of another suite is not meant.
+    // `SYNCD_SEED` may be meant for another suite.
     command.args(arguments).env_remove("SYNCD_SEED");
     let outcome = run_within(&mut command, DEADLINE).expect_success();
     println!("{}", outcome.stdout);
@@ -31,7 +31,7 @@ fn a_seed_gives_the_same_trace_every_time() {
     simulate(&["--seeds", "20", "--twice"]);
 }
 
-/// The simulation says success where it finds the bug that it was told to plant.
+/// The simulation succeeds if it finds the bug that it was told to plant.
 #[test]
 fn planted_bugs_are_found() {
     for bug in ["accepts-lower", "reports-early", "unverified", "forgets-accepted", "litters", "wrong-update"]

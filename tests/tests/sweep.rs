@@ -1,17 +1,19 @@
-//! The crash sweep: power cuts and kills at every call by which the real agent changes its disk, on ext4 and xfs.
+//! The crash sweep: power cuts and kills at every call by which the real agent changes its disk, on ext4 and
+//! xfs.
 //!
-//! One run of each scenario counts the calls of all threads in their order; each call is then one case: the same scenario
-//! on the same image, up to right before (for syncs and renames also right after) that call. A share of the cases runs by
-//! default, chosen by kind of call and then at random; `SYNCD_SEED=N` repeats the choice, `SYNCD_SWEEP=N` takes N cases
-//! on each file system, `SYNCD_SWEEP=full` takes all of them:
+//! One run of each scenario counts the calls of all threads in order. Each call is then one case: the same
+//! scenario on the same image, up to right before that call, and for syncs and renames also right after it. A
+//! sample of the cases runs by default, chosen by kind of call and then at random. `SYNCD_SEED=N` repeats the
+//! sample, `SYNCD_SWEEP=N` runs N cases on each file system, and `SYNCD_SWEEP=full` runs all of them:
 //!
 //! ```text
 //! SYNCD_SWEEP=full ./tests/run sweep
 //! ```
 //!
-//! A long run is made in several lanes, each with an origin, an agent and a disk of its own: a case waits more than it works.
-//! While the file that `SYNCD_PAUSE` names exists no case begins. `SYNCD_CASES='large update@661@before, recovery before the
-//! switch@rename@after'` makes only these, by number or by a part of the call's label, each some times.
+//! A long run uses several lanes, each with its own origin, agent and disk, because a case mostly waits. No
+//! case starts while the file named by `SYNCD_PAUSE` exists. `SYNCD_CASES='large update@661@before, recovery
+//! before the switch@rename@after'` runs only these cases, several times each, selected by number or by part
+//! of the call's label.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::{Duration, Instant};
@@ -24,35 +26,35 @@ use syncd_tests::process::tool;
 use syncd_tests::tracer::Point;
 use syncd_tests::{Scene, Seeded, assert_none};
 
-/// Cases on each file system unless `SYNCD_SWEEP` says otherwise.
+/// Number of cases on each file system, unless `SYNCD_SWEEP` is set.
 const SHARE: usize = 91;
-/// Cases of an agent without privileges, likewise.
+/// Number of cases of an agent without privileges, likewise.
 const USER_SHARE: usize = 42;
-/// Of so many cases one is a kill without a power cut.
+/// One case in this number is a kill without a power cut.
 const KILL_SHARE: u64 = 8;
-/// A planted bug has to be found within so many cases.
+/// Number of cases within which a planted bug must be found.
 const PLANTED_SHARE: usize = 40;
-/// Kills while a tree is changed that was live before.
+/// Number of kills while a tree is changed that was live before.
 const PREVIOUS_SHARE: usize = 20;
-/// How long other threads may go on talking in a part of the cases.
+/// Time for other threads to communicate, in some of the cases.
 const LINGER: Duration = Duration::from_millis(40);
 
-/// A run of more cases than this is made in lanes.
+/// A run with more cases uses several lanes.
 const LANE_CASES: usize = 400;
-/// Lanes of a long run on one file system.
+/// Number of lanes of a long run on one file system.
 const LANES: usize = 4;
-/// How often a case of `SYNCD_CASES` is made.
+/// Number of times that each case of `SYNCD_CASES` runs.
 const REPEATS: usize = 10;
 
-/// Cases of each of the origin's scenarios unless `SYNCD_SWEEP` says otherwise.
+/// Number of cases of each of the origin's scenarios, unless `SYNCD_SWEEP` is set.
 const ORIGIN_SHARE: usize = 20;
 
-/// Cuts without a fresh image in between.
+/// Number of cuts without restoring the image.
 const CHAIN: usize = 16;
-/// About as many calls as an update and the background work after it make.
+/// Approximate number of calls of an update and the background work after it.
 const CHAIN_CALLS: u64 = 400;
 
-/// How many cases: `usual`, or what `SYNCD_SWEEP` says; `None`: all.
+/// Number of cases: `usual`, or the value of `SYNCD_SWEEP`; `None`: all.
 fn share(usual: usize) -> Option<usize> {
     match std::env::var("SYNCD_SWEEP") {
         Ok(text) if text == "full" => None,
@@ -61,7 +63,7 @@ fn share(usual: usize) -> Option<usize> {
     }
 }
 
-/// One of several that share the calls among them.
+/// One of several lanes that share the calls.
 #[derive(Debug, Clone, Copy)]
 struct Lane {
     number: usize,
@@ -69,11 +71,11 @@ struct Lane {
 }
 
 impl Lane {
-    /// The only one.
+    /// The only lane.
     const ALL: Self = Self { number: 0, of: 1 };
 }
 
-/// Cases of a scenario that were asked for by name; `None`: none was.
+/// Cases of a scenario that `SYNCD_CASES` selects; `None`: it is not set.
 fn asked_for(scenario: &str, points: &[Point]) -> Option<Vec<Case>> {
     let list = std::env::var("SYNCD_CASES").ok()?;
     let mut cases = Vec::new();
@@ -97,7 +99,7 @@ fn asked_for(scenario: &str, points: &[Point]) -> Option<Vec<Case>> {
     Some(cases)
 }
 
-/// Lets something else have the machine.
+/// Waits while other work needs the machine.
 fn make_way() {
     let Some(sign) = std::env::var_os("SYNCD_PAUSE") else { return };
     while std::path::Path::new(&sign).exists() {
@@ -123,7 +125,7 @@ fn cases(points: &[Point], lane: Lane, random: &mut Seeded) -> BTreeMap<String, 
     kinds
 }
 
-/// `most` of the lane's cases: a kind of call at random, then one of its cases.
+/// Chooses `most` of the lane's cases: a kind of call at random, and then one of its cases.
 fn choose(points: &[Point], most: Option<usize>, lane: Lane, random: &mut Seeded) -> Vec<Case> {
     let mut kinds = cases(points, lane, random);
     let mut chosen = Vec::new();
@@ -139,14 +141,14 @@ fn choose(points: &[Point], most: Option<usize>, lane: Lane, random: &mut Seeded
     chosen
 }
 
-/// One scenario's part of a sweep.
+/// A scenario's part of a sweep.
 struct Part {
     scenario: Scenario,
     points: Vec<Point>,
     cases: Vec<Case>,
 }
 
-/// Counts each scenario and chooses the lane's part of its cases.
+/// Counts each scenario and chooses the lane's cases.
 fn parts(
     node: &mut Node,
     scenarios: Vec<Scenario>,
@@ -164,7 +166,7 @@ fn parts(
     parts
 }
 
-/// Scenarios that begin where a power cut ended another: recovery at the start.
+/// Scenarios that start where a power cut ended another one: recovery at the start.
 fn recoveries(node: &mut Node, scenarios: &[Scenario]) -> Vec<Scenario> {
     let mut found = Vec::new();
     for (name, from, call) in [
@@ -184,7 +186,7 @@ fn recoveries(node: &mut Node, scenarios: &[Scenario]) -> Vec<Scenario> {
     found
 }
 
-/// What a sweep did.
+/// Results of a sweep.
 #[derive(Default)]
 struct Tally {
     cases: usize,
@@ -222,7 +224,7 @@ impl Tally {
     }
 }
 
-/// One lane's part of a sweep.
+/// Runs one lane of a sweep.
 fn sweep_lane(sweep: Sweep, lane: Lane, seed: u64) -> Tally {
     let mut random = Seeded::new(seed);
     let started = Instant::now();
@@ -239,7 +241,7 @@ fn sweep_lane(sweep: Sweep, lane: Lane, seed: u64) -> Tally {
         .enumerate()
         .flat_map(|(at, part)| part.cases.iter().map(move |case| (at, *case)))
         .collect();
-    // A long run that is ended early has been everywhere.
+    // In random order, so that a long run that is stopped early has covered everything.
     random.shuffle(&mut order);
     for (done, (at, case)) in order.iter().enumerate() {
         make_way();
@@ -288,7 +290,7 @@ impl FileSystem {
     }
 }
 
-/// What is swept.
+/// Parameters of a sweep.
 #[derive(Debug, Clone, Copy)]
 struct Sweep {
     file_system: FileSystem,
@@ -339,7 +341,7 @@ fn run(sweep: Sweep) {
     );
     assert_none(&all.complaints);
     assert!(all.fired * 10 >= all.cases * 9, "the scenarios are not repeatable: {} fired", all.fired);
-    // Lanes wait for each other.
+    // Lanes wait for each other, so times of a long run do not count.
     assert!(long || at(95) < RECOVERY_LIMIT, "recovery takes too long");
 }
 
@@ -379,7 +381,7 @@ fn cuts_one_after_another_leave_one_complete_generation_live() {
         };
         let shown = node.run(&scenario, case).unwrap_or_else(|complaint| panic!("cut {round}: {complaint}"));
         fired += usize::from(shown.point.is_some());
-        // From what that left, with another change.
+        // Continues from the resulting state with another change.
         scenario = Scenario { name: "chain", image: None, live: node.newest(), ..scenario };
         edits.round(30);
         node.commit();
@@ -399,7 +401,7 @@ fn planted_bugs_are_caught() {
         let parts = parts(&mut node, scenarios.clone(), None, Lane::ALL, &mut random);
         let mut caught = None;
         for Part { scenario, points, cases } in &parts {
-            // Where it matters: from the switch on, in random order.
+            // The relevant calls, from the switch on, in random order.
             let switch = points.iter().find(|p| p.call == "renameat" && p.path.contains("live.next"));
             let switch = switch.expect("a switch").ordinal;
             let near =
@@ -417,8 +419,8 @@ fn planted_bugs_are_caught() {
     }
 }
 
-/// Cuts an update just before its switch, takes one of its changes back and has another update built: whether the oracle
-/// is content with what is live then.
+/// Cuts an update right before its switch, reverts one of its changes and builds another update. Returns the
+/// oracle's result for what is then live.
 fn live_after_a_change_was_taken_back(node: &mut Node, scenario: &Scenario) -> Result<u64, String> {
     let points = node.count(scenario);
     let switch = points.iter().find(|p| p.call == "symlinkat" && p.path.contains("live.next"));
@@ -469,7 +471,7 @@ fn previous_never_names_a_tree_that_is_changed() {
         let in_a_tree = |p: &&Point| p.thread == "background" && p.path.contains("slots/");
         let mut there: Vec<usize> = points.iter().filter(in_a_tree).map(|point| point.ordinal).collect();
         random.shuffle(&mut there);
-        // Killed: after a power cut most of what was changed would be as it was before.
+        // Killed, because after a power cut most changes would be reverted.
         let case = |ordinal| Case { ordinal, after: true, end: End::Kill, linger: Duration::ZERO };
         let chosen = there.into_iter().take(PREVIOUS_SHARE).map(case);
         let complaint = chosen.filter_map(|case| node.run(&scenario, case).err()).next();
@@ -511,7 +513,7 @@ fn no_cut_at_the_origin_loses_what_was_answered() {
         );
     }
     println!("{what}: {:.0} s", started.elapsed().as_secs_f64());
-    // Before the panic, so that its end is not hidden by their logs.
+    // Dropped before the panic, whose message would otherwise be hidden by the logs.
     drop(hub);
     assert_none(&complaints);
 }
@@ -524,7 +526,7 @@ fn a_commit_that_is_answered_early_is_caught() {
     let mut hub = Hub::new(&scene, mount);
     hub.planted = Some("answer-early");
     let points = hub.count(Errand::Commit);
-    // The last calls of a commit, or the moment after it.
+    // The last calls of a commit, and the moment after it.
     let late = &points[points.len().saturating_sub(PLANTED_SHARE)..];
     let mut cases =
         vec![Case { ordinal: usize::MAX, after: false, end: End::PowerCut, linger: Duration::ZERO }];

@@ -1,7 +1,8 @@
-//! syncd in one command: an origin and two agents in one process, on loopback, with real tokens over real TLS.
+//! syncd in one command: an origin and two agents in one process, on loopback, with real tokens over real
+//! TLS.
 //!
-//! `cargo run --release --bin syncd-quickstart [-- TREE]`; `--once` tells the story by itself and exits 0 only if it
-//! all held.
+//! Run it with `cargo run --release --bin syncd-quickstart [-- TREE]`. With `--once` it runs through a story
+//! without a person, and exits with 0 only if every check passed.
 
 mod site;
 mod story;

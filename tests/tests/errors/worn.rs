@@ -1,4 +1,5 @@
-//! Disks that fail for real, below the file system: the kernel has taken the content and can't write it back.
+//! Disks that really fail, below the file system: the kernel has accepted the content and cannot write it
+//! back.
 
 use std::path::Path;
 use std::process::Command;
@@ -12,23 +13,23 @@ use syncd_tests::tracer::{Point, Traced, Verdict};
 use syncd_tests::{Origin, Scene, wait};
 
 const PATIENCE: Duration = Duration::from_secs(60);
-/// Of two pages each.
+/// Number of files of two pages each.
 const WIDE_FILES: u64 = 200;
 
-/// What a run on a disk that refused content came to.
+/// Result of a run on a disk that refused content.
 #[derive(Debug)]
 struct Ended {
-    /// Writes that the disk refused.
+    /// Number of writes that the disk refused.
     refusals: u64,
-    /// The error was at the origin's `status` while the old generation was served.
+    /// Whether the origin's `status` showed the error while the old generation was served.
     reported: bool,
-    /// What of the newest generation is left after a power cut right after it was said to be live.
+    /// State of the newest generation after a power cut right after it was reported live.
     whole: Result<u64, String>,
     log: String,
 }
 
-/// Runs the scenario on a disk that refuses marked content from the first sync of an activation on, until the origin shows
-/// the error or the generation is said to be live. Then the power is cut.
+/// Runs the scenario on a disk that refuses marked content from the first sync of an activation on, until the
+/// origin shows the error or the generation is reported live. Then cuts the power.
 fn wear_out(node: &mut Node, wear: &Wear, scenario: &Scenario, is_sync: fn(&Point) -> bool) -> Ended {
     let newest = node.newest();
     let log = Traced::log_of(node.mount.directory());
@@ -83,7 +84,7 @@ fn content_is_never_lost(name: &str, mount: impl FnOnce(&Path) -> Mount) {
     let tree = node.origin.tree.clone();
     widen(&tree);
     let newest = node.commit();
-    // The agent's own: whatever syncs next is the activation's.
+    // Only the agent's own calls: the next sync is that of the activation.
     let whole = |point: &Point| point.thread == "replica" && point.call == "syncfs";
     for scenario in scenarios.iter().filter(|s| ["first sync", "large update"].contains(&s.name)) {
         node.planted = None;
@@ -94,7 +95,7 @@ fn content_is_never_lost(name: &str, mount: impl FnOnce(&Path) -> Mount) {
         );
         assert!(ended.refusals > 0 && ended.reported, "{ended:?}");
         assert_eq!(ended.whole, Ok(newest), "{}", ended.log);
-        // What believes the second answer of a sync loses content, and the oracle sees it.
+        // An agent that believes the second result of a sync loses content, and the oracle notices.
         node.planted = Some("sync-again");
         let ended = wear_out(&mut node, &wear, scenario, whole);
         println!(
@@ -111,8 +112,8 @@ fn content_is_never_lost(name: &str, mount: impl FnOnce(&Path) -> Mount) {
     let scenario = Scenario::from("one file", &node.save("wide.image"), newest);
     write(&tree, "index.html", marked(WIDE_FILES, 20_000));
     let newest = node.commit();
-    // The first sync is that of the signed record, or of the spare's row, before any content: ext4 writes a file that
-    // replaces another at once.
+    // The first sync is that of the signed record, or of the spare's row, before any content: ext4 writes a
+    // file that replaces another one at once.
     let one = |point: &Point| {
         ["syncing", "replica"].contains(&point.thread.as_str())
             && ["fsync", "fdatasync"].contains(&point.call)
@@ -133,7 +134,7 @@ fn content_that_xfs_could_not_write_is_never_reported_live() {
     content_is_never_lost("worn-xfs", |directory| Mount::xfs(directory, 320));
 }
 
-/// Where ext4 can't write its log it gives up and changes nothing any more until it is mounted anew.
+/// If ext4 cannot write its log, it stops all changes until it is mounted again.
 #[test]
 fn a_file_system_that_gave_up_is_served_from_until_it_is_mounted_anew() {
     let scene = Scene::in_memory("worn-log");
@@ -157,7 +158,7 @@ fn a_file_system_that_gave_up_is_served_from_until_it_is_mounted_anew() {
         error(&node).filter(|error| error.contains("Read-only file system"))
     });
     wear.refuse(Refused::Nothing);
-    // The disk is well again, the file system is not.
+    // The disk works again, but the file system does not.
     let started = Instant::now();
     while started.elapsed() < Duration::from_secs(2) {
         assert_eq!(node.complete(scenario.live), Ok(scenario.live), "{}", said());
@@ -173,8 +174,9 @@ fn a_file_system_that_gave_up_is_served_from_until_it_is_mounted_anew() {
     assert!(said().contains("Read-only file system"), "{}", said());
 }
 
-/// What an interrupted update left may have failed to reach the disk, and somebody else may have been told so: the file
-/// system's error is told to each descriptor that was open then, and to the first that is opened afterwards.
+/// Leftovers of an interrupted update may have failed to reach the disk, and another program may have been
+/// told: the file system reports the error to each descriptor that was open at the time, and to the first one
+/// opened afterwards.
 #[test]
 fn what_an_interrupted_update_left_is_read_from_the_disk() {
     let scene = Scene::in_memory("worn-leftovers");
@@ -208,7 +210,8 @@ fn what_an_interrupted_update_left_is_read_from_the_disk() {
     }
 }
 
-/// The origin's packs, likewise: a commit whose content did not reach the disk is refused, and the next one stores it anew.
+/// The origin's packs, likewise: a commit whose content did not reach the disk is refused, and the next
+/// commit stores it again.
 fn no_commit_is_answered_too_early(name: &str, mount: impl FnOnce(&Path) -> Mount) {
     let scene = Scene::in_memory(name);
     let (disk, wear) = mount(&scene.path("disk")).on_a_worn_disk();

@@ -1,4 +1,4 @@
-//! Attacked: which generation an agent accepts.
+//! Attacks on the choice of generation that an agent accepts.
 
 use ed25519_dalek::SigningKey;
 use syncd_shared::{Metadata, TreeId};

@@ -1,5 +1,5 @@
-//! The real origin against peers that mean harm: strangers, and enrolled agents that have gone bad. An honest agent
-//! updates meanwhile, in normal time.
+//! The real origin against malicious peers: strangers, and enrolled agents that have turned malicious.
+//! Meanwhile an honest agent updates in normal time.
 
 use std::io::{Read, Write};
 use std::net::TcpStream;
@@ -30,9 +30,9 @@ use x509_parser::prelude::{FromDer, X509Certificate};
 
 use super::fake_origin::peak_mib;
 
-/// What the origin may take while it is attacked.
+/// Limit of the origin's memory during an attack.
 pub const MEMORY_MAX_MIB: u64 = 256;
-/// Normal time for a small update, on a busy machine and in a debug build.
+/// Normal time for a small update, on a busy machine with a debug build.
 pub const NORMAL: Duration = Duration::from_secs(15);
 
 pub struct World {
@@ -44,7 +44,7 @@ pub struct World {
 }
 
 impl World {
-    /// With a large file among the small ones.
+    /// A world with one large file and many small ones.
     pub fn new(name: &str) -> Self {
         let scene = Scene::new(name);
         let tree = scene.path("tree");
@@ -55,7 +55,7 @@ impl World {
         Self::of(scene)
     }
 
-    /// With small files alone.
+    /// A world with only small files.
     pub fn small(name: &str) -> Self {
         let scene = Scene::new(name);
         small_site(&scene.path("tree"), 60);
@@ -79,7 +79,7 @@ impl World {
         self.origin.daemon().log()
     }
 
-    /// The fleet works as ever, and the origin's memory is bounded.
+    /// Asserts that the fleet works normally, and that the origin's memory is bounded.
     #[track_caller]
     pub fn unharmed(&mut self, attack: &str) {
         self.changes += 1;
@@ -114,7 +114,7 @@ impl World {
         })
     }
 
-    /// An agent that was enrolled properly, and goes bad now.
+    /// Enrols an agent properly; it turns malicious afterwards.
     pub fn enrolled(&self, name: &str) -> BadAgent {
         let token = self.token();
         let key = generate_key().expect("a key");
@@ -138,7 +138,7 @@ pub struct BadAgent {
     pub papers: Option<Papers>,
 }
 
-/// What an agent gets when it joins.
+/// Documents that an agent gets when it joins.
 pub struct Papers {
     pub tree_id: TreeId,
     pub authority: CertificateDer<'static>,
@@ -151,12 +151,12 @@ impl BadAgent {
         connect(&self.address, self.tls.clone()).await.map_err(|error| format!("{error:?}"))
     }
 
-    /// A control stream after its welcome, and what keeps it open.
+    /// Opens a control stream and waits for its welcome. Returns both directions, which keep it open.
     async fn subscribed(&self) -> (mpsc::Sender<v1::AgentMessage>, Streaming<v1::OriginMessage>) {
         self.subscribed_as("bad", "").await
     }
 
-    /// The same, with words of its own.
+    /// The same, with a chosen boot id and version.
     pub async fn subscribed_as(
         &self,
         boot_id: &str,
@@ -213,7 +213,7 @@ fn joining_gives_nothing_away() {
         assert!(matches!(code, Code::InvalidArgument | Code::OutOfRange), "{code:?}");
         tried += 1;
     }
-    // A request for an authority that may serve and sign, in other names.
+    // A request for an authority that may serve and sign, under other names.
     let greedy = KeyPair::generate().expect("a key");
     let mut params = CertificateParams::new(vec!["origin.example".to_owned()]).expect("parameters");
     params.distinguished_name.push(DnType::CommonName, "honest");
@@ -221,7 +221,7 @@ fn joining_gives_nothing_away() {
     params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ServerAuth];
     let greedy_request = params.serialize_request(&greedy);
     let der = greedy_request.map(|request| request.der().to_vec()).unwrap_or_else(|_| {
-        // rcgen writes no request for an authority: names and usage remain.
+        // rcgen cannot write a request for an authority, so names and usage remain.
         let mut params = CertificateParams::new(vec!["origin.example".to_owned()]).expect("parameters");
         params.distinguished_name.push(DnType::CommonName, "honest");
         params.serialize_request(&greedy).expect("a request").der().to_vec()
@@ -250,7 +250,7 @@ fn joining_gives_nothing_away() {
 fn who_is_not_of_the_fleet_is_refused_at_once() {
     let mut world = World::new("hostile-strangers");
     let address = world.origin.address().to_owned();
-    // Plaintext, in two dialects.
+    // Plaintext of two protocols.
     for said in [&b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"[..], b"GET / HTTP/1.1\r\nHost: x\r\n\r\n"] {
         let mut tcp = TcpStream::connect(&address).expect("connect");
         tcp.set_read_timeout(Some(Duration::from_secs(5))).expect("set");
@@ -272,7 +272,7 @@ fn who_is_not_of_the_fleet_is_refused_at_once() {
         TlsConnector::from(Arc::new(old)).connect(name, tcp).await.map(drop).expect_err("refused")
     });
     assert!(refused.to_string().contains("ProtocolVersion"), "{refused}");
-    // No certificate: joining is all that is allowed.
+    // Without a certificate, only joining is allowed.
     let token = world.token();
     let codes = world.runtime.block_on(async {
         let channel = connect(&address, ClientTls::join(&token).expect("TLS")).await.expect("connected");
@@ -284,7 +284,7 @@ fn who_is_not_of_the_fleet_is_refused_at_once() {
         [subscribe.code(), fetch.code(), renew.code()]
     });
     assert_eq!(codes, [Code::Unauthenticated; 3]);
-    // A certificate of another authority that calls itself the same.
+    // A certificate of another authority with the same name.
     let now = time::OffsetDateTime::now_utc();
     let foreign = Authority::create(token.tree_id, now).expect("an authority");
     let key = generate_key().expect("a key");
@@ -301,7 +301,7 @@ fn who_is_not_of_the_fleet_is_refused_at_once() {
     let foreign = BadAgent { tls, address: address.clone(), papers: None };
     let error = world.runtime.block_on(foreign.channel()).map(drop).expect_err("refused");
     assert!(error.contains("Refused"), "{error}");
-    // Revoked, with a stream open.
+    // Revoked while a stream is open.
     let (sender, mut stream) = world.runtime.block_on(real.subscribed());
     world.origin.cli("revoke", &["real"]).expect_success();
     let ended = world.runtime.block_on(async {
@@ -350,7 +350,7 @@ fn messages_that_no_agent_sends_end_its_stream_alone() {
         });
         assert!(matches!(code, Code::InvalidArgument | Code::OutOfRange), "message {index}: {code:?}");
     }
-    // A number below the one that it reported before; a hook of what it has not.
+    // A number lower than the one reported before, and a hook of a generation that the agent does not have.
     write(&world.origin.tree, "index.html", "second");
     world.origin.commit_live();
     let ours = world.origin.status();

@@ -1,4 +1,5 @@
-//! Bounds that are counted: connections of one certificate, joins from one address, and how long somebody may not read.
+//! Limits that count: connections of one certificate, joins from one address, and the time for which a peer
+//! may not read.
 
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
@@ -20,20 +21,20 @@ use tonic::{Code, Status, Streaming};
 
 use super::bad_agent::{BadAgent, World};
 
-/// Connections of one certificate.
+/// Limit of connections with one certificate.
 const CONNECTIONS: usize = 8;
-/// Connections without a certificate from one address.
+/// Limit of connections without a certificate from one address.
 const JOINS: usize = 32;
-/// Requests that are answered at once.
+/// Limit of requests being answered.
 const TURNS: usize = 32;
-/// Who takes nothing for this long is cut off where others wait.
+/// A peer that takes nothing for this long is disconnected if others wait.
 const STALL: Duration = Duration::from_secs(15);
-/// And where nobody does.
+/// The same if no others wait.
 const STALL_ALONE: Duration = Duration::from_secs(60);
-/// What a busy machine adds.
+/// Allowance for a busy machine.
 const SLACK: Duration = Duration::from_secs(10);
 
-/// As many connections as there may be, and the refusal of one more.
+/// Opens as many connections as allowed. Returns them, and the refusal of one more.
 fn all_connections(world: &World, tls: &ClientTls, count: usize) -> (Vec<Channel>, String) {
     let address = world.origin.address();
     world.runtime.block_on(async {
@@ -46,7 +47,7 @@ fn all_connections(world: &World, tls: &ClientTls, count: usize) -> (Vec<Channel
     })
 }
 
-/// As if the node had been cloned.
+/// Reads the identity as a clone of the node would.
 fn copied_identity(agent: &Agent) -> ClientTls {
     let text = files::read(&agent.root.join("state/identity/identity")).expect("an identity");
     let json: serde_json::Value = serde_json::from_str(&text).expect("JSON");
@@ -65,7 +66,8 @@ fn the_ninth_connection_of_a_certificate_is_refused_and_the_agents_log_says_why(
     let (open, refused) = all_connections(&world, &tls, CONNECTIONS);
     println!("one more connection: {refused}");
     assert!(refused.contains("too many connections with this certificate"), "{refused}");
-    // The real agent with this certificate says so too, and goes on by itself once there is room.
+    // The real agent with this certificate reports it too, and continues without help once a connection is
+    // free.
     shared.start();
     let error = wait::until("the agent to say why", || shared.try_status().and_then(|status| status.error));
     assert!(error.contains("too many connections with this certificate"), "{error}");
@@ -87,7 +89,7 @@ fn nodes_that_join_at_once_wait_for_their_turn_and_are_told_why_in_the_end() {
         command.arg(world.scene.path(name)).stdout(Stdio::null());
         command
     };
-    // More than there is room for, all from one address.
+    // More than are allowed, all from one address.
     let started = Instant::now();
     let crowd: Vec<_> = (0..2 * JOINS)
         .map(|number| join(&format!("crowd-{number}")).spawn().expect("start a join"))
@@ -96,7 +98,7 @@ fn nodes_that_join_at_once_wait_for_their_turn_and_are_told_why_in_the_end() {
         assert!(child.wait().expect("a join ends").success(), "everybody gets a turn");
     }
     println!("{} joins at once: {:.1} s", 2 * JOINS, started.elapsed().as_secs_f64());
-    // Somebody takes all the room: a node gives up, and says what is the matter.
+    // Another peer takes all places: a node gives up and gives the reason.
     let tls = ClientTls::join(&world.token()).expect("TLS");
     let (open, refused) = all_connections(&world, &tls, JOINS);
     assert!(refused.contains("too many nodes join"), "{refused}");
@@ -105,7 +107,7 @@ fn nodes_that_join_at_once_wait_for_their_turn_and_are_told_why_in_the_end() {
     let outcome = late.join(world.origin.address(), &token);
     println!("without room: given up after {:.1} s: {}", started.elapsed().as_secs_f64(), outcome.stderr);
     outcome.expect_refusal(&["too many nodes join at once from this address", "join again"]);
-    // A connection without a certificate lives for 30 s: there is room soon.
+    // A connection without a certificate lives for 30 s, so a place is free soon.
     late.join(world.origin.address(), &token).expect_success();
     println!("room again after {:.1} s", started.elapsed().as_secs_f64());
     assert!(started.elapsed() < Duration::from_secs(30) + SLACK);
@@ -113,7 +115,7 @@ fn nodes_that_join_at_once_wait_for_their_turn_and_are_told_why_in_the_end() {
     world.unharmed("joins at once");
 }
 
-/// Asks for a file larger than all windows; reads nothing yet.
+/// Asks for a file larger than all windows, without reading.
 async fn asks(bad: &BadAgent, file: ContentHash, root: RootHash) -> (Channel, Streaming<v1::FetchFrame>) {
     let channel = bad.channel().await.expect("connected");
     let (sender, receiver) = mpsc::channel(1);
@@ -125,7 +127,7 @@ async fn asks(bad: &BadAgent, file: ContentHash, root: RootHash) -> (Channel, St
     (channel, stream)
 }
 
-/// Asks for a file under the current root; whether it came, rather than being named as missing.
+/// Asks for a file under the current root. Returns whether it came, rather than being reported as missing.
 async fn is_served(bad: &BadAgent, file: ContentHash, root: RootHash) -> bool {
     let (_channel, mut stream) = asks(bad, file, root).await;
     let (mut came, mut missing) = (false, false);
@@ -145,7 +147,7 @@ fn content_that_was_never_committed_is_not_served_by_its_hash() {
     let mut world = World::small("bound-unsealed");
     let secret = b"a password that somebody put into the tree by mistake";
     syncd_tests::edits::write(&world.origin.tree, "secret.txt", secret);
-    // Started by hand, it scans and publishes nothing: the store has the content.
+    // Started by hand, the origin scans and publishes nothing: the store has the content.
     world.origin.stop();
     world.origin.start();
     let bad = world.enrolled("bad");
@@ -156,13 +158,13 @@ fn content_that_was_never_committed_is_not_served_by_its_hash() {
     assert!(world.runtime.block_on(is_served(&bad, known, root(&world))));
     assert!(!world.runtime.block_on(is_served(&bad, file, root(&world))));
     assert!(!world.runtime.block_on(is_served(&bad, known, RootHash::from_bytes([7; 32]))));
-    // Once it is committed it is content like any other.
+    // Once committed, it is content like any other.
     world.origin.commit();
     assert!(world.runtime.block_on(is_served(&bad, file, root(&world))));
     world.unharmed("asking by hash");
 }
 
-/// Reads what came: the frames, and how it ended.
+/// Reads the remaining frames. Returns their number, and how the stream ended.
 async fn rest(stream: &mut Streaming<v1::FetchFrame>) -> (usize, Result<(), Status>) {
     let mut frames = 0;
     loop {
@@ -185,7 +187,7 @@ fn who_does_not_read_what_it_fetches_is_cut_off_sooner_where_others_wait() {
     let root: RootHash = world.origin.status().root.expect("a root").parse().expect("a hash");
     let bad: Vec<BadAgent> = (0..=TURNS).map(|number| world.enrolled(&format!("bad-{number}"))).collect();
     let (first, others) = bad.split_first().expect("some");
-    // Alone, it has a minute.
+    // If no others wait, it has a minute.
     let started = Instant::now();
     let (channel, mut alone) = world.runtime.block_on(asks(first, file, root));
     world.unharmed("one that does not read");
@@ -200,7 +202,7 @@ fn who_does_not_read_what_it_fetches_is_cut_off_sooner_where_others_wait() {
     assert_eq!(status.code(), Code::DeadlineExceeded, "{status:?}");
     println!("{frames} frames had come, then: {}", status.message());
     drop(channel);
-    // All turns are taken by agents that do not read, and another waits.
+    // All places are taken by agents that do not read, and another one waits.
     let mut held: Vec<_> = others.iter().map(|bad| world.runtime.block_on(asks(bad, file, root))).collect();
     let started = Instant::now();
     let (channel, mut waits) = world.runtime.block_on(asks(first, file, root));

@@ -1,4 +1,4 @@
-//! Attacked: the content that an agent asks for by its hash.
+//! Attacks on content that an agent fetches by hash.
 
 use std::sync::Arc;
 
@@ -13,7 +13,7 @@ use super::fake_origin::{Twist, peak_mib};
 use super::lying_origin::{World, bomb, noise};
 use super::site::stored;
 
-/// Puts frames in the place of all stored ones.
+/// Replaces all stored frames by others.
 fn instead(make: impl Fn(Vec<F>) -> Vec<F> + Send + Sync + 'static) -> Option<Twist> {
     Some(Arc::new(move |honest: Vec<F>| -> Box<dyn Iterator<Item = F> + Send> {
         let has_content = honest.iter().any(|frame| matches!(frame, F::Stored(_)));
@@ -39,7 +39,8 @@ fn endless(make: impl Fn(u64) -> F + Send + Sync + 'static, directories: bool) -
 
 #[test]
 fn content_that_does_not_hold_is_refused_and_bounded() {
-    // Before anybody connects, who would try the attack before again in the time that it takes.
+    // Made before anybody connects, because an agent would retry the previous attack during the time that it
+    // takes.
     let huge = Arc::new(noise(4, 200 << 20));
     let mut world = World::new("hostile-content");
     let other = World::version(9);

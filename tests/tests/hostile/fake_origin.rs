@@ -1,4 +1,4 @@
-//! An origin with valid keys and no conscience: real TLS, real gRPC, and whatever a test wants said.
+//! An origin with valid keys that lies: real TLS, real gRPC, and any message that a test wants.
 
 use std::io;
 use std::path::Path;
@@ -37,8 +37,8 @@ use super::site::Site;
 pub const TREE: TreeId = TreeId::from_bytes([9; 16]);
 const PATIENCE: Duration = Duration::from_secs(60);
 
-/// What becomes of an honest answer before it is sent; `None` ends the stream there. The frames that come back are sent
-/// in turn, for ever if the iterator never ends.
+/// Changes an honest answer before it is sent; `None` ends the stream. The returned frames are sent one by
+/// one, for ever if the iterator never ends.
 pub type Twist = Arc<dyn Fn(Vec<F>) -> Box<dyn Iterator<Item = F> + Send> + Send + Sync>;
 
 #[derive(Clone)]
@@ -49,7 +49,7 @@ struct Services {
     stage: Arc<Mutex<Stage>>,
 }
 
-/// What fetches are answered with.
+/// Answers to fetches.
 #[derive(Default)]
 struct Stage {
     site: Arc<Site>,
@@ -96,7 +96,7 @@ impl FakeOrigin {
         Self { runtime, address, signing_key, token, conversations, stage }
     }
 
-    /// From now on fetches are answered from this site, after `twist`.
+    /// Answers fetches from this site from now on, changed by `twist`.
     pub fn serve(&self, site: &Arc<Site>, twist: Option<Twist>) {
         *self.stage.lock().expect("not poisoned") = Stage { site: site.clone(), twist };
     }
@@ -117,7 +117,7 @@ impl FakeOrigin {
         self.generation(number, root).sign(&self.signing_key)
     }
 
-    /// The next agent that subscribes, welcomed where `welcome` says so.
+    /// Waits for the next agent that subscribes, and welcomes it if `welcome`.
     pub fn conversation(&mut self, welcome: bool) -> Conversation {
         let next = async { tokio::time::timeout(PATIENCE, self.conversations.recv()).await };
         let mut conversation = self.runtime.block_on(next).expect("in time").expect("an agent subscribes");
@@ -138,7 +138,7 @@ impl FakeOrigin {
         let _ = self.runtime.block_on(conversation.to_agent.send(Ok(message)));
     }
 
-    /// What the agent says next that counts: `None` once it has hung up.
+    /// Waits for the agent's next relevant message; `None`: it disconnected.
     pub fn hear(&self, conversation: &mut Conversation) -> Option<Heard> {
         self.runtime.block_on(async {
             loop {
@@ -157,7 +157,7 @@ impl FakeOrigin {
     }
 }
 
-/// What an agent tells of an announcement.
+/// Reaction of the agent to an announcement.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Heard {
     Activated(u64),
@@ -307,7 +307,7 @@ impl Enrolment for Services {
     }
 }
 
-/// Highest memory that a process ever had resident, in MiB.
+/// Peak resident memory of a process in MiB.
 pub fn peak_mib(pid: u32) -> u64 {
     let status =
         std::fs::read_to_string(Path::new("/proc").join(pid.to_string()).join("status")).expect("status");

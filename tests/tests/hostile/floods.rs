@@ -1,5 +1,6 @@
-//! Floods and slow loris: connections, streams, headers, resets and frames without end, of strangers and of an agent that
-//! has gone bad. The origin's memory is bounded, who does it loses the connection, an honest agent updates in normal time.
+//! Floods and slow connections: endless connections, streams, headers, resets and frames, from strangers and
+//! from a malicious agent. The origin's memory is bounded, attackers lose their connection, and an honest
+//! agent updates in normal time.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -25,7 +26,7 @@ use super::raw_http2::{
 fn floods_leave_the_rest_of_the_fleet_alone() {
     let mut world = World::new("hostile-floods");
     let address: std::net::SocketAddr = world.origin.address().parse().expect("an address");
-    // Connections from another address that say nothing, or noise.
+    // Connections from another address that send nothing, or noise.
     let silent = world.runtime.block_on(async {
         let mut open = Vec::new();
         for number in 0..1_500u32 {
@@ -41,7 +42,7 @@ fn floods_leave_the_rest_of_the_fleet_alone() {
     });
     world.unharmed("1,500 connections without a handshake");
     drop(silent);
-    // One agent dials without end.
+    // One agent dials endlessly.
     let bad = world.enrolled("bad");
     let channels = world.runtime.block_on(async {
         let mut open = Vec::new();
@@ -52,7 +53,7 @@ fn floods_leave_the_rest_of_the_fleet_alone() {
     });
     world.unharmed("60 connections of one agent");
     drop(channels);
-    // Headers beyond the limit, and streams that are opened to be reset.
+    // Headers beyond the limit, and streams that are opened and reset.
     world.runtime.block_on(async {
         if let Ok(channel) = bad.channel().await {
             for _ in 0..20 {
@@ -79,7 +80,7 @@ fn floods_leave_the_rest_of_the_fleet_alone() {
         }
     });
     world.unharmed("5,000 streams opened to be reset");
-    // Enrolled agents that fetch all at once: some ask and do not read, some do not even ask.
+    // Enrolled agents that all fetch at once: some ask and do not read, some do not even ask.
     let many: Vec<BadAgent> = (0..40).map(|number| world.enrolled(&format!("bad-{number}"))).collect();
     let large = ContentHash::of(&std::fs::read(world.origin.tree.join("large.bin")).expect("read"));
     let status = world.origin.status();
@@ -115,23 +116,23 @@ fn floods_leave_the_rest_of_the_fleet_alone() {
     drop(held);
 }
 
-/// How long floods go on; who loses the connection dials again.
+/// Duration of the floods. An attacker that loses its connection dials again.
 const FLOOD: Duration = Duration::from_secs(15);
-/// Longest life of a connection that sends no preface: ten seconds, and what a busy machine adds.
+/// Longest life of a connection without a preface: ten seconds, plus an allowance for a busy machine.
 const PREFACE_LIMIT: Duration = Duration::from_secs(10 + 5);
-/// Longest life of one that answers no ping: keepalive is 15 s and 10 s.
+/// Longest life of a connection that answers no ping: the keepalive takes 15 s and 10 s.
 const PING_LIMIT: Duration = Duration::from_secs(25 + 10);
-/// Longest life of one that takes nothing of what is written to it: a minute, and one while buffers fill. A stranger has
-/// 30 s for everything.
+/// Longest life of a connection that reads nothing: a minute, plus one while buffers fill. A stranger has 30
+/// s for everything.
 const STALL_LIMIT: Duration = Duration::from_secs(2 * 60 + 10);
-/// Longest life of one that breaks a bound.
+/// Longest life of a connection that exceeds a limit.
 const BOUND_LIMIT: Duration = Duration::from_secs(8);
 
-/// What is sent, and how long that may last.
+/// Data to send, and the longest life of its connection.
 struct Attack {
     name: &'static str,
     first: fn() -> Vec<u8>,
-    /// Sent again and again; the number counts from 0.
+    /// Sent repeatedly, with a number that counts from 0.
     then: fn(u32) -> Vec<u8>,
     pause: Duration,
     reads: bool,
@@ -225,7 +226,8 @@ const FLOODS: [Attack; 6] = [
 
 const FETCH: &str = "/syncd.v1.Replication/Fetch";
 
-/// One after the other until `until`: connections, and the longest life of one. `None` where one outlived its limit.
+/// Makes one connection after another until `until`. Returns their number and the longest life; `None`: one
+/// exceeded its limit.
 async fn run(attack: &'static Attack, dialler: Arc<Dialler>, until: Instant) -> (u32, Option<Duration>) {
     let (mut connections, mut longest) = (0, Duration::ZERO);
     loop {
@@ -247,7 +249,8 @@ async fn run(attack: &'static Attack, dialler: Arc<Dialler>, until: Instant) -> 
     }
 }
 
-/// Each of these by a stranger and by an agent with a certificate, all at once, while an honest agent updates.
+/// Runs each attack as a stranger and as an agent with a certificate, all at once, while an honest agent
+/// updates.
 fn all_at_once(world: &mut World, attacks: &'static [Attack], lasting: Duration) {
     let bad = world.enrolled("bad");
     let papers = bad.papers.expect("it joined");

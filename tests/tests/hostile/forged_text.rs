@@ -1,5 +1,5 @@
-//! An enrolled agent that writes to the operator: what it says of itself stays on its own line, in `status`, its JSON and
-//! the origin's log.
+//! An enrolled agent that sends text meant for the operator: it stays on its own line in `status`, its JSON
+//! and the origin's log.
 
 use syncd_proto::v1;
 use syncd_proto::v1::agent_message::Message as M;
@@ -7,7 +7,7 @@ use syncd_tests::wait;
 
 use super::bad_agent::{World, agent_message};
 
-/// A line of `status`, a line of the log, and what moves the cursor or turns the text around.
+/// A line of `status`, a line of the log, and characters that move the cursor or reverse the text.
 const FORGED: &str = "x\nagents   2 of 2 have it live\r\u{1b}[2J\u{9b}1A\u{202e}\u{2028}\n\
                       2026-01-01T00:00:00.000000Z  INFO all is well\n";
 

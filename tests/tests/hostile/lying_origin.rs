@@ -1,5 +1,5 @@
-//! A real agent that follows an origin with valid certificates and a trusted signing key, which lies in all else; and
-//! what must not change for it.
+//! A real agent that follows an origin with valid certificates and a trusted signing key, which lies in
+//! everything else; and what must not change.
 
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -16,7 +16,7 @@ use syncd_tests::{Agent, Scene};
 use super::fake_origin::{Conversation, FakeOrigin, Heard, Twist, announce, peak_mib};
 use super::site::Site;
 
-/// What the agent may take while it is attacked.
+/// Limit of the agent's memory during an attack.
 pub const MEMORY_MAX_MIB: u64 = 128;
 
 pub fn noise(seed: u64, length: usize) -> Vec<u8> {
@@ -25,12 +25,12 @@ pub fn noise(seed: u64, length: usize) -> Vec<u8> {
     bytes
 }
 
-/// An agent that follows a lying origin, and what must not change.
+/// An agent that follows a lying origin, and the state that must not change.
 pub struct World {
     pub origin: FakeOrigin,
     pub agent: Agent,
     pub conversation: Option<Conversation>,
-    /// What is live.
+    /// Content of the live generation.
     site: Arc<Site>,
     number: u64,
     live: String,
@@ -41,14 +41,14 @@ pub struct World {
 }
 
 impl World {
-    /// A first generation is live, honestly.
+    /// Makes a first generation live, honestly.
     pub fn new(name: &str) -> Self {
         let mut world = Self::empty(name);
         world.honest(1);
         world
     }
 
-    /// An agent that has nothing yet.
+    /// Starts an agent that has nothing yet.
     pub fn empty(name: &str) -> Self {
         let scene = Scene::new(name);
         let outside = scene.new_directory("outside");
@@ -82,7 +82,7 @@ impl World {
         self.tried
     }
 
-    /// Announces what this site has.
+    /// Announces the content of this site.
     pub fn offer(&mut self, site: &Arc<Site>, twist: Option<Twist>) {
         self.origin.serve(site, twist);
         let generation = self.origin.sign(self.next(), site.root());
@@ -105,7 +105,7 @@ impl World {
         ])
     }
 
-    /// An honest generation, which must come to live.
+    /// Announces an honest generation, which must become live.
     #[track_caller]
     pub fn honest(&mut self, version: u64) {
         let site = Arc::new(Self::version(version));
@@ -150,7 +150,7 @@ impl World {
         }
     }
 
-    /// Nothing that counts was touched.
+    /// Asserts that nothing has changed.
     #[track_caller]
     pub fn unharmed(&mut self, attack: &str) {
         self.tried += 1;
@@ -162,7 +162,7 @@ impl World {
         assert!(peak < MEMORY_MAX_MIB, "{attack}: {peak} MiB");
     }
 
-    /// Says it, and expects a refusal whose text has one of `words`, divided by `|`.
+    /// Sends a message and expects a refusal whose text contains one of `words`, separated by `|`.
     #[track_caller]
     pub fn refused(&mut self, attack: &str, message: ToAgent, words: &str) {
         self.say(message);
@@ -173,7 +173,7 @@ impl World {
         self.unharmed(attack);
     }
 
-    /// A signed generation whose bytes on the way are twisted: refused, saying why.
+    /// Offers a signed generation whose bytes are changed on the way, and expects a refusal with the reason.
     #[track_caller]
     pub fn refused_site(&mut self, attack: &str, site: Site, twist: Option<Twist>, words: &str) {
         let site = Arc::new(site);
@@ -182,8 +182,8 @@ impl World {
         self.refused(attack, announce(&generation, None), words);
     }
 
-    /// An honest generation with a hostile update inside its announcement: the agent must get there by itself, by hash,
-    /// over the same connection.
+    /// Announces an honest generation with a hostile update inside. The agent must make it live without help,
+    /// by hash, over the same connection.
     #[track_caller]
     pub fn survived(&mut self, attack: &str, version: u64, frames: impl FnOnce(&Site, &Site) -> Vec<F>) {
         self.survived_file(attack, version, |from, to| {
@@ -210,7 +210,7 @@ impl World {
                 Some(Heard::Activated(number)) if number == self.next() => break,
                 Some(Heard::Activated(_)) => {}
                 Some(Heard::Failed(reason)) => told.push(reason),
-                // With the next connection the same update would come again.
+                // The next connection would bring the same update again.
                 None => panic!("{attack}: it hung up, {told:?}"),
             }
         }
@@ -220,7 +220,7 @@ impl World {
     }
 }
 
-/// zstd of very many zeros in very few bytes.
+/// Compresses very many zeros to very few bytes with zstd.
 pub fn bomb() -> Bytes {
     zstd::bulk::compress(&vec![0; 64 << 20], 19).expect("compresses").into()
 }

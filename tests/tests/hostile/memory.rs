@@ -1,6 +1,7 @@
-//! How much memory directory objects cost an agent: those of a lying origin, and honest ones of large directories.
+//! Memory that directory objects cost an agent: those of a lying origin, and honest ones of large
+//! directories.
 //!
-//! `SYNCD_ENTRIES=1000000` makes the honest directory that large, and only prints what it took.
+//! `SYNCD_ENTRIES=1000000` makes the honest directory that large, and only prints the result.
 
 use std::sync::Arc;
 
@@ -15,10 +16,10 @@ use super::fake_origin::{Heard, Twist, peak_mib};
 use super::lying_origin::{MEMORY_MAX_MIB, World, noise};
 use super::site::{FILE, FOLDER, RawEntry, Site, named, raw_directory};
 
-/// Entries of the honest directory by default.
+/// Default number of entries of the honest directory.
 const ENTRIES: usize = 30_000;
 
-/// As of a tree of 35,000 files: what an honest origin has signed, and a lying one hides behind.
+/// Totals of a tree of 35,000 files: signed by an honest origin, and abused by a lying one.
 const ORDINARY: Totals = Totals { entries: 38_000, files: 35_000, bytes: 600_000_000 };
 
 /// A site of which only the signed totals are true.
@@ -27,14 +28,14 @@ fn site_with(totals: Totals) -> Site {
     Site { root: Some(root), ..Site::default() }
 }
 
-/// These frames, whatever is asked.
+/// Answers every request with these frames.
 fn frames(frames: Vec<F>) -> Option<Twist> {
     Some(Arc::new(move |_: Vec<F>| -> Box<dyn Iterator<Item = F> + Send> {
         Box::new(frames.clone().into_iter())
     }))
 }
 
-/// A well-formed object of nearly so many bytes, which hardly compresses.
+/// A well-formed object of nearly this size that hardly compresses.
 fn large_object(bytes: usize, seed: u64) -> Vec<u8> {
     let names: Vec<(Vec<u8>, Vec<u8>)> = (0..bytes / 320)
         .map(|number| {
@@ -55,7 +56,7 @@ fn large_object(bytes: usize, seed: u64) -> Vec<u8> {
 
 #[test]
 fn a_lying_origin_takes_no_more_memory_than_the_signed_totals_allow() {
-    // Before anybody connects, who would be silent for the time that it takes.
+    // Made before anybody connects, because an agent would be silent during the time that it takes.
     let most = directory_object_max_bytes(&ORDINARY);
     let mut objects: Vec<F> = (0..6u64)
         .map(|seed| F::Directories(directories_message([large_object(most, seed).as_slice()])))
@@ -102,7 +103,7 @@ fn a_large_directory_is_taken_within_the_same_bounds() {
     site.root = Some(RootEntry { object, metadata: FOLDER, totals });
     let bytes = site.objects[&object].len();
     let idle = peak_mib(world.pid());
-    // All of the manifest, and none of the content.
+    // The whole manifest, and no content.
     world.offer(&Arc::new(site), frames_of_directories());
     let Heard::Failed(reason) = world.hear() else { panic!("it has no content") };
     let peak = peak_mib(world.pid());
@@ -113,7 +114,7 @@ fn a_large_directory_is_taken_within_the_same_bounds() {
     assert!(asked.is_some() || peak < MEMORY_MAX_MIB, "{peak} MiB");
 }
 
-/// Directory objects as they are, and the ends of answers, which say that nothing else is there.
+/// Passes directory objects and the ends of answers, which report everything else as missing.
 fn frames_of_directories() -> Option<Twist> {
     Some(Arc::new(|honest: Vec<F>| -> Box<dyn Iterator<Item = F> + Send> {
         Box::new(honest.into_iter().filter(|frame| matches!(frame, F::Directories(_) | F::End(_))))

@@ -1,4 +1,4 @@
-//! Attacked: the control stream, by messages out of order or of another kind.
+//! Attacks on the control stream by messages out of order or of another kind.
 
 use bytes::Bytes;
 use syncd_proto::v1;
@@ -38,7 +38,7 @@ fn what_no_origin_says_ends_the_connection_and_no_more() {
     for (attack, welcomed, said) in said {
         let mut conversation = world.conversation.take().expect("it is connected");
         if !welcomed {
-            // This one was welcomed already: the next one is not.
+            // This conversation was already welcomed; the next one is not.
             drop(conversation);
             conversation = world.origin.conversation(false);
         }
@@ -50,7 +50,7 @@ fn what_no_origin_says_ends_the_connection_and_no_more() {
         let error = world.agent.status().error;
         println!("{attack}: {error:?}");
     }
-    // An update that does not decode is dropped: with the next connection the same would come again.
+    // An update that does not decode is dropped, because the next connection would bring it again.
     world.survived("a path out of the root", 3, |_, _| vec![local]);
     world.honest(4);
     println!("{} messages survived, peak {} MiB", world.tried(), peak_mib(world.pid()));

@@ -1,4 +1,4 @@
-//! HTTP/2 by hand inside real TLS: what no library sends.
+//! Handmade HTTP/2 inside real TLS: data that no library sends.
 
 use std::io;
 use std::net::SocketAddr;
@@ -22,7 +22,7 @@ pub const WINDOW_UPDATE: u8 = 8;
 pub const CONTINUATION: u8 = 9;
 pub const END_HEADERS: u8 = 4;
 
-/// Who dials: with its certificate, or as a stranger.
+/// Dials with its certificate, or as a stranger.
 pub struct Dialler {
     connector: TlsConnector,
     name: ServerName<'static>,
@@ -55,7 +55,7 @@ impl Dialler {
         }
     }
 
-    /// Who does not read has a small receive buffer, so that the origin finds it full soon.
+    /// A peer that does not read has a small receive buffer, so that the origin soon finds it full.
     pub async fn dial(&self, reads: bool) -> io::Result<Wire> {
         let socket = TcpSocket::new_v4()?;
         if !reads {
@@ -69,7 +69,7 @@ impl Dialler {
     }
 }
 
-/// A connection after TLS' handshake.
+/// A connection after the TLS handshake.
 pub struct Wire {
     read: ReadHalf<TlsStream<TcpStream>>,
     write: WriteHalf<TlsStream<TcpStream>>,
@@ -77,8 +77,8 @@ pub struct Wire {
 }
 
 impl Wire {
-    /// Sends what `next` gives, a pause before each, until it gives nothing, and reads until the origin ends the
-    /// connection: how long it lasted, `None` where it outlasted `limit`.
+    /// Sends the output of `next`, with a pause before each part, until it ends, and reads until the origin
+    /// closes the connection. Returns how long it lasted; `None`: longer than `limit`.
     pub async fn attack(
         mut self,
         pause: Duration,
@@ -110,14 +110,14 @@ impl Wire {
     }
 }
 
-/// A frame.
+/// Encodes a frame.
 pub fn frame(kind: u8, flags: u8, stream: u32, payload: &[u8]) -> Vec<u8> {
     let mut bytes = head(payload.len(), kind, flags, stream);
     bytes.extend(payload);
     bytes
 }
 
-/// The head of a frame that claims so many bytes.
+/// Encodes the header of a frame of any claimed length.
 pub fn head(length: usize, kind: u8, flags: u8, stream: u32) -> Vec<u8> {
     let mut bytes = (length as u32).to_be_bytes()[1..].to_vec();
     bytes.extend([kind, flags]);
@@ -125,12 +125,12 @@ pub fn head(length: usize, kind: u8, flags: u8, stream: u32) -> Vec<u8> {
     bytes
 }
 
-/// The preface, and settings.
+/// The preface and settings.
 pub fn hello() -> Vec<u8> {
     [PREFACE, &frame(SETTINGS, 0, 0, &[])].concat()
 }
 
-/// The headers of a call, compressed by nothing but the static table.
+/// The headers of a call, compressed only by the static table.
 pub fn call(path: &str) -> Vec<u8> {
     let text = |bytes: &mut Vec<u8>, text: &str| {
         bytes.push(text.len() as u8);

@@ -1,4 +1,4 @@
-//! A content tree in memory, as an origin would seal and serve it; or as none would.
+//! A content tree in memory, as an origin would seal and serve it, or as none would.
 
 use std::collections::{BTreeMap, HashMap};
 
@@ -16,7 +16,7 @@ pub const FILE: Metadata = Metadata { mode: 0o644, uid: 0, gid: 0, mtime: TIME }
 pub const FOLDER: Metadata = Metadata { mode: 0o755, uid: 0, gid: 0, mtime: TIME };
 const TIME: Timestamp = Timestamp { seconds: 1_700_000_000, nanoseconds: 42 };
 
-/// Everything that a root leads to.
+/// All objects reachable from a root.
 #[derive(Debug, Clone, Default)]
 pub struct Site {
     pub root: Option<RootEntry>,
@@ -25,7 +25,7 @@ pub struct Site {
 }
 
 impl Site {
-    /// Files by path.
+    /// Makes a tree of files by path.
     pub fn new<'a>(files: impl IntoIterator<Item = (&'a str, Vec<u8>)>) -> Self {
         let mut site = Self::default();
         let files: BTreeMap<&str, Vec<u8>> = files.into_iter().collect();
@@ -56,21 +56,21 @@ impl Site {
         Entry { name: named(name), metadata: FILE, kind: Kind::File { content, size: bytes.len() as u64 } }
     }
 
-    /// A directory of these entries.
+    /// Adds a directory of these entries.
     pub fn put(&mut self, entries: Vec<Entry>) -> (ObjectHash, Totals) {
         let directory = Directory::new(entries).expect("unique names");
         let totals = directory.totals().unwrap_or_default();
         (self.put_bytes(directory.encode()), totals)
     }
 
-    /// Any bytes under their hash.
+    /// Adds any bytes under their hash.
     pub fn put_bytes(&mut self, bytes: Vec<u8>) -> ObjectHash {
         let hash = Directory::hash_of(&bytes);
         self.objects.insert(hash, bytes);
         hash
     }
 
-    /// This tree with a root directory of exactly these bytes.
+    /// Replaces the root directory by exactly these bytes.
     pub fn with_root_bytes(mut self, bytes: Vec<u8>, totals: Totals) -> Self {
         let object = self.put_bytes(bytes);
         self.root = Some(RootEntry { object, metadata: FOLDER, totals });
@@ -81,7 +81,7 @@ impl Site {
         self.root.expect("a site has a root")
     }
 
-    /// An honest answer.
+    /// Answers a request honestly.
     pub fn answer(&self, request: u64, batch: &ObjectsBatch) -> Vec<F> {
         let mut frames = Vec::new();
         let mut missing = Vec::new();
@@ -128,7 +128,7 @@ impl Site {
     }
 }
 
-/// One stretch of one content in a frame of its own.
+/// One stretch of a content in a frame of its own.
 pub fn stored(file: ContentHash, file_offset: u64, bytes: &[u8]) -> StoredFrame {
     let length_bytes = bytes.len() as u32;
     StoredFrame {
@@ -146,7 +146,7 @@ pub fn folder_entry(name: &str, object: ObjectHash, totals: Totals) -> Entry {
     Entry { name: named(name), metadata: FOLDER, kind: Kind::Directory { object, totals } }
 }
 
-/// Canonical bytes of an entry, but for what a test says; no constructor makes such a one.
+/// Canonical bytes of an entry that no constructor would make.
 pub struct RawEntry<'a> {
     pub name: &'a [u8],
     pub kind: u8,

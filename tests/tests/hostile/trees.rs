@@ -1,4 +1,4 @@
-//! Attacked: the directory objects of a signed root.
+//! Attacks with the directory objects of a signed root.
 
 use syncd_shared::{ContentHash, Entry, Kind, ObjectHash, RootEntry, Totals};
 

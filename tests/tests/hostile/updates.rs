@@ -1,4 +1,4 @@
-//! Attacked: encoded updates, which say how new content comes from old.
+//! Attacks with encoded updates, which describe how new content is made from old.
 
 use bytes::Bytes;
 use prost::Message as _;
@@ -12,7 +12,7 @@ use super::fake_origin::peak_mib;
 use super::lying_origin::{World, bomb, noise};
 use super::site::Site;
 
-/// Patches that lead honestly from one site's directories to the other's.
+/// Honest patches from one site's directories to the other's.
 fn honest_patches(from: &Site, to: &Site) -> F {
     let decode = |site: &Site, hash: &ObjectHash| Directory::decode(&site.objects[hash]).expect("an object");
     let mut patches = Vec::new();
@@ -116,7 +116,7 @@ fn hostile_updates_cost_a_fetch_and_nothing_else() {
         ]
     });
     world.survived("an rsync delta that copies without end", 14, |a, b| {
-        // 0x54: COPY with eight-byte offset and length.
+        // 0x54: COPY with eight bytes each for offset and length.
         let mut raw = vec![0x72, 0x73, 0x02, 0x36];
         for _ in 0..1000 {
             raw.push(0x54);

@@ -1,5 +1,5 @@
-//! The web server's user on the node, who may write where an operator was careless, against the real agent: nothing of
-//! what it plants is ever served through a spare, and nothing is written where it points.
+//! The web server's user on the node, who can write where an operator was careless, against the real agent.
+//! Nothing that this user plants is served through a spare, and nothing is written where it points.
 
 use std::fs;
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
@@ -14,7 +14,7 @@ use syncd_tests::process::tool;
 use syncd_tests::replica::trash_is_empty;
 use syncd_tests::{Agent, Origin, Scene, require_root, wait};
 
-/// Runs a shell as www-data.
+/// Runs a shell script as www-data.
 fn as_web_user(script: &str) -> bool {
     let status = std::process::Command::new("setpriv")
         .args(["--reuid=33", "--regid=33", "--clear-groups", "sh", "-c", script])
@@ -45,7 +45,8 @@ fn what_a_web_user_plants_is_never_served() {
     fs::set_permissions(scene.directory(), open).expect("chmod");
     let tree = scene.path("tree");
     small_site(&tree, 60);
-    // Published as the web server's own: the careless case in which it may write to all of it.
+    // Published as owned by the web server's user: the careless case, in which this user can write
+    // everywhere.
     give(&tree);
     let outside = scene.new_directory("outside");
     write(&outside, "precious", "untouched");
@@ -62,19 +63,19 @@ fn what_a_web_user_plants_is_never_served() {
     };
     change("two");
     change("three");
-    // Staging is the agent's alone: its user can't even look.
+    // Staging belongs only to the agent: other users cannot even list it.
     let staging = agent.root.join("staging");
     assert!(!as_web_user(&format!("ls {}", staging.display())), "staging is closed");
-    // So is every tree that is not served, though its place is not.
+    // The same applies to every tree that is not served, although its parent is open.
     wait::until("closed spares", || {
         let spares = spares(&agent);
-        // One that was live is closed once it is looked through.
+        // A tree that was live is closed when it is inspected.
         let open = spares.iter().any(|spare| as_web_user(&format!("ls {}/", spare.display())));
         (!open && !spares.is_empty()).then_some(())
     });
     assert!(!as_web_user(&format!("echo x > {}/state/x", agent.root.display())), "so is the state");
     assert!(!as_web_user(&format!("ln -sfn /etc {}/live", agent.root.display())), "so is the root");
-    // Every directory of live and of retired trees becomes a way out, and everything is planted with a file.
+    // Every directory of live and retired trees becomes a link to the outside, and gets a planted file.
     let live = agent.live().canonicalize().expect("live");
     let number = agent.live_generation().expect("a generation");
     let generations = agent.root.join("generations");
@@ -89,7 +90,7 @@ fn what_a_web_user_plants_is_never_served() {
         let tree = tree.canonicalize().unwrap_or_default();
         assert!(as_web_user(&script) || tree != live, "the web user may write to live");
     }
-    // The agent goes on: the next generations come through spares and farms, and none has any of it.
+    // The agent continues: the next generations use spares and farms, and none contains any of it.
     for round in 0..6 {
         change(&format!("round {round}"));
         wait::until_ok("the live tree to be as published", || {
@@ -103,11 +104,12 @@ fn what_a_web_user_plants_is_never_served() {
     for spare in spares(&agent) {
         assert!(!spare.join("planted.php").exists(), "{} has what was planted", spare.display());
     }
-    // It is not destroyed in silence: it is kept where nobody may look, and one line a tree tells how much.
+    // It is not deleted silently: it is kept in a closed directory, and one line for each tree reports how
+    // much.
     let kept = agent.root.join("lost+found").join(number.to_string());
     wait::until("what was planted to be kept", || kept.join("planted.php").exists().then_some(()));
     assert!(!as_web_user(&format!("ls {}", kept.display())), "lost+found is closed");
-    // While it is live, verify says what was changed, and heals it.
+    // While it is live, `verify` reports what was changed, and heals it.
     assert!(as_web_user(&format!(
         "echo drift > {}/planted2.php",
         agent.live().canonicalize().expect("live").display()
@@ -120,23 +122,24 @@ fn what_a_web_user_plants_is_never_served() {
     assert_same(&origin.tree, &agent.live());
 }
 
-/// www-data.
+/// User id of www-data.
 const WEB_USER: u32 = 33;
-/// Directories of the content in which anybody may write.
+/// Directories of the content in which every user may write.
 const OPEN: [&str; 4] = ["uploads", "uploads/a", "uploads/b", "cache"];
 
-/// What a racing web user got done.
+/// Successful actions of a racing web user.
 #[derive(Default, Debug)]
 struct Deeds {
     swaps: usize,
     planted: usize,
-    /// In trees that the agent had taken away meanwhile.
+    /// In trees that the agent had meanwhile taken away.
     behind_the_door: usize,
     trespassed: Vec<String>,
 }
 
-/// Becomes the web server's user, this thread alone, and swaps whatever it may for ways to `outside` until `stop`. It
-/// keeps directories open, as a process does that works in them: so it is in a tree also after that was taken into staging.
+/// Becomes the web server's user, only in this thread, and replaces everything that it can by links to
+/// `outside` until `stop`. It keeps directories open, as a process working in them would, and so stays in a
+/// tree that has moved to staging.
 fn race(root: PathBuf, outside: PathBuf, stop: Arc<AtomicBool>) -> Deeds {
     use rustix::fs::{AtFlags, Mode, OFlags, mkdirat, open, renameat, symlinkat, unlinkat};
     use rustix::process::{Gid, Uid};
@@ -151,7 +154,7 @@ fn race(root: PathBuf, outside: PathBuf, stop: Arc<AtomicBool>) -> Deeds {
         if stop.load(Ordering::Relaxed) {
             break;
         }
-        // What is the agent's alone.
+        // Directories that belong only to the agent.
         for place in [".", "slots", "staging", "staging/new", "trash", "state", "generations"] {
             let at = root.join(place);
             let made = std::os::unix::fs::symlink(&outside, at.join("way-out"));
@@ -173,7 +176,7 @@ fn race(root: PathBuf, outside: PathBuf, stop: Arc<AtomicBool>) -> Deeds {
         }
         for (path, directory) in &held {
             let is_hidden = fs::symlink_metadata(path).is_err();
-            // Children of an open directory, and whatever the agent may write next to them.
+            // Children of an open directory, and names that the agent may write next to them.
             for name in ["a", "b", "page.html", "new.html", "deep"] {
                 let aside = format!("{name}.{}", round % 3);
                 let swapped = renameat(directory, name, directory, aside.as_str()).is_ok();
@@ -218,7 +221,7 @@ fn a_web_user_that_swaps_directories_meanwhile_leads_nothing_out_of_the_root() {
         write(&tree, "index.html", format!("round {round}"));
     };
     publish(0);
-    // Whoever follows a way out finds the same names there.
+    // The link's target has the same names.
     let outside = scene.new_directory("outside");
     for name in ["precious", "page.html", "new.html", "a/page.html", "inside/x.html", "deep/inside/x.html"] {
         write(&outside, name, "untouched");
@@ -248,7 +251,7 @@ fn a_web_user_that_swaps_directories_meanwhile_leads_nothing_out_of_the_root() {
     );
     assert!(deeds.trespassed.is_empty(), "{:?}", deeds.trespassed);
     assert!(deeds.swaps > 100 && deeds.behind_the_door > 0, "it did race: {deeds:?}");
-    // It is over: what is live is as published again, and nothing of it comes back.
+    // Afterwards the live tree is as published again, and nothing planted comes back.
     agent.cli("verify", &["--json"]);
     for round in 21..=24 {
         publish(round);
@@ -262,7 +265,7 @@ fn a_web_user_that_swaps_directories_meanwhile_leads_nothing_out_of_the_root() {
     assert_same(&origin.tree, &agent.live());
 }
 
-/// Becomes the web server's user, this thread alone, and makes a chain of directories.
+/// Becomes the web server's user, only in this thread, and makes a chain of directories.
 fn dig(below: PathBuf, levels: usize, name: String) {
     use rustix::fs::{CWD, Mode, OFlags, mkdirat, openat};
     let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
@@ -308,12 +311,12 @@ fn a_web_user_that_nests_directories_without_end_stops_neither_updates_nor_the_a
             assert_same(&tree, &agent.live());
         }
     }
-    // Nested too deep to be kept, it is deleted.
+    // It is nested too deep to be kept, so it is deleted.
     wait::until("the trash to be empty", || trash_is_empty(&agent.root).then_some(()));
     let peak = peak_mib(pid);
     println!("peak memory {before} MiB, then {peak} MiB");
     assert!(peak < before + 48, "{before} MiB, then {peak} MiB");
-    // It never died, or this would be another process.
+    // The agent never died: it is the same process.
     assert_eq!(agent.daemon().pid(), pid);
     assert!(agent.daemon().ended().is_none(), "{}", agent.daemon().log());
 }
