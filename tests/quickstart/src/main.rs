@@ -16,20 +16,20 @@ use anyhow::Context as _;
 use clap::Parser;
 use tracing::level_filters::LevelFilter;
 
-/// An origin and two agents in one process, so that one can look at what syncd does.
+/// Runs an origin and two agents in one process, to show what syncd does.
 #[derive(Debug, Parser)]
 #[command(name = "syncd-quickstart", version, max_term_width = 100)]
 struct Options {
-    /// Content tree to replicate; a small site in a temporary directory if absent.
+    /// Content tree to replicate [default: a small site in a temporary directory].
     tree: Option<PathBuf>,
-    /// Tell the story without a person: edit, lose the origin, get it back, add a node. Never touches TREE.
+    /// Run a story without a person: edit, lose the origin, restore it, add a node. Never touches TREE.
     #[arg(long, conflicts_with = "tree")]
     once: bool,
 }
 
 fn main() -> ExitCode {
     let options = Options::parse();
-    // The story takes the origin away, and does not need to be warned of that.
+    // The story stops the origin, which needs no warning.
     let level = if options.once { LevelFilter::ERROR } else { LevelFilter::WARN };
     syncd_shared::telemetry::init(level);
     let runtime = match tokio::runtime::Builder::new_multi_thread().enable_all().build() {
