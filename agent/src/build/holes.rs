@@ -1,4 +1,4 @@
-//! Records which entries the basis tree is missing because the live tree is no longer what was activated.
+//! Entries that the tree being patched does not have, because the live tree is no longer what was activated.
 
 use syncd_shared::diff::{Change, DirectorySource, Part, PartLimits, Rename};
 use syncd_shared::manifest_cursor::ManifestCursor;

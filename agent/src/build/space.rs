@@ -20,7 +20,7 @@ pub(crate) struct Demand {
 
 impl Demand {
     /// Computes an upper bound for an update: each changed file counts as new, unless it is only renamed.
-    /// Nothing of `released` remains taken.
+    /// On return, nothing of `released` is taken.
     pub fn of(
         comparison: &Comparison<&Record>,
         released: &mut Released<'_, &Record>,
