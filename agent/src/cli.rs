@@ -246,7 +246,7 @@ async fn enrol(join: Join) -> anyhow::Result<ExitCode> {
     };
     let Joined { identity, earlier_name, is_running } = join::join(options).await?;
     output::line(identity.name())?;
-    let next = if is_running { "the running agent has taken it up" } else { "next:" };
+    let next = if is_running { "the running agent uses the new identity" } else { "next:" };
     note(format_args!("joined tree {} as {}; {next}", identity.tree_id(), identity.name()));
     if !is_running {
         note(format_args!("  syncd-agent run --root {}", root.display()));

@@ -85,7 +85,7 @@ pub enum AnswerFault {
     #[error("the certificate is not for this agent's key")]
     Key,
     /// The certificate has another name than before.
-    #[error("the certificate is in another name")]
+    #[error("the certificate has another name")]
     Name,
 }
 

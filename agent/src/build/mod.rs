@@ -120,7 +120,7 @@ pub enum StageError {
     },
     /// Too little free space. Nothing was written.
     #[error(
-        "{} are needed on the file system of --root, {} are free, and nothing more may be given up: \
+        "{} are needed on the file system of --root, {} are free, and nothing more can be freed by syncd: \
          free space, enlarge it, or keep fewer generations (--keep)",
         HumanBytes(*wanted_bytes), HumanBytes(*available_bytes)
     )]

@@ -33,7 +33,7 @@ impl Drop for Writeback {
         if let Some(Waiter { wake, thread }) = self.thread.take().flatten() {
             drop(wake);
             if thread.join().is_err() {
-                tracing::error!("the thread that has content written has panicked");
+                tracing::error!("the thread that starts writeback has panicked");
             }
         }
     }

@@ -46,7 +46,7 @@ impl Mark {
             let left = match search() {
                 Ok(processes) => self.select(processes, shell),
                 Err(error) => {
-                    tracing::warn!(%error, "can't search /proc for what a hook left behind");
+                    tracing::warn!(%error, "can't search /proc for processes that a hook left behind");
                     return;
                 }
             };

@@ -197,7 +197,7 @@ fn staleness(kind: Kind, settings: &Settings, replica: &Replica) -> Vec<Finding>
         }
     } else if settings.revalidate_after() >= replica.grace {
         warn(format!(
-            "opcache.revalidate_freq is {} s and --grace {grace} s: code of a slot that takes its turn again may be old",
+            "opcache.revalidate_freq is {} s and --grace {grace} s: a slot that is used again may run old code",
             settings.revalidate_after().as_secs()
         ));
     }

@@ -156,7 +156,7 @@ impl ReplicaWork for Replica {
         if let Err(error) = self.slots.hook_succeeded(generation) {
             tracing::warn!(
                 error = error_chain(&error),
-                "what a slot has served is not known as closely as it could"
+                "the paths that a slot served could not be reduced: the next hook gets more than it needs"
             );
         }
     }

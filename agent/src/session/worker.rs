@@ -506,7 +506,7 @@ impl<R: ReplicaWork> Bench<R> {
         if let Err(failure) = noted {
             tracing::warn!(
                 error = failure.reason,
-                "the on-activate hook is not run after healing: a web server may have cached what was wrong"
+                "the on-activate hook is not run after healing: a web server may have cached damaged files"
             );
         }
     }

@@ -127,7 +127,7 @@ impl<'a> LostFound<'a> {
                 generation = oldest,
                 bytes = taken_bytes,
                 limit_bytes = self.limit_bytes,
-                "lost+found is full: what it kept of an old generation is thrown away"
+                "lost+found is full: the files of an old generation are deleted"
             );
             self.layout.discard(&self.dir, oldest.to_string().as_bytes())?;
         }

@@ -125,7 +125,7 @@ impl Slots {
             } else {
                 tracing::warn!(
                     generation = number,
-                    "the live tree is served, but is not exactly what was signed: the next update fetches all"
+                    "the live tree is served, but is not exactly what was signed: the next update fetches everything"
                 );
             }
         }
