@@ -190,7 +190,7 @@ mod tests {
         registry.enrol_for_test(&peer);
         registry.revoke("web1").unwrap();
         assert!(keys.backup_files().contains(&data.path().join("keys/revoked")));
-        // All that `init` names, and a new store.
+        // The files that `init` names, and a new store.
         let restored = tempfile::tempdir().unwrap();
         for file in keys.backup_files() {
             let target = restored.path().join(file.strip_prefix(data.path()).unwrap());

@@ -92,7 +92,7 @@ pub fn explain(mut error: clap::Error, command: &Command, given: &[OsString]) ->
     error
 }
 
-/// Where an option that is not on the command line has its value from.
+/// Source of the value of an option that is not on the command line.
 fn source_of(option: &Arg, long: &str, command: &Command, given: &[OsString]) -> Option<String> {
     let is_it = |argument: &OsString| {
         let name = argument.to_string_lossy();

@@ -59,7 +59,7 @@ pub enum UpdateFileError {
     Read(#[from] io::Error),
 }
 
-/// Where a frame lies in its file, and its hash.
+/// Position of a frame in its file, and its hash.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct FramePlace {
     start: u64,
@@ -93,7 +93,7 @@ impl FramePlace {
 pub struct Builder {
     header: [u8; HEADER_BYTES],
     table: Vec<u8>,
-    /// Where the next frame begins.
+    /// Offset of the next frame.
     end: u64,
 }
 

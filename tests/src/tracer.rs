@@ -3,7 +3,7 @@
 //!
 //! `strace -e inject=CALL:when=N` counts the calls of each thread separately, so a call that another thread
 //! makes later is never hit. This tracer stops every thread at each system call. It asks a policy about the
-//! calls that change something below the watched directory, in one order for all threads. Where the policy
+//! calls that change something below the watched directory, in one order for all threads. If the policy
 //! says so, it freezes the program: no thread changes anything from then on, although threads may still
 //! communicate, and the caller cuts the power at exactly that moment. Linux on x86-64 only.
 
