@@ -18,7 +18,7 @@ use rustix::process::Signal;
 use crate::edits::{closed_directories, remove, small_site, write};
 use crate::mounts::Mount;
 use crate::oracle::{Facts, differences, try_facts};
-use crate::process::{ask_status, tool};
+use crate::process::{ask_status, processor_time, tool};
 use crate::replica::{litter, trash_is_empty};
 use crate::tracer::{Point, Policy, Traced, Verdict};
 use crate::{Agent, AgentStatus, Origin, OriginStatus, Scene, Seeded};
@@ -27,8 +27,8 @@ use crate::{Agent, AgentStatus, Origin, OriginStatus, Scene, Seeded};
 const CALM: Duration = Duration::from_millis(700);
 /// Deadline that even a debug build on a busy machine meets easily.
 const PATIENCE: Duration = Duration::from_secs(40);
-/// Limit of the time for recovery.
-pub const RECOVERY_LIMIT: Duration = Duration::from_secs(1);
+/// Limit of the processor time for recovery.
+pub const RECOVERY_LIMIT: Duration = Duration::from_millis(250);
 /// Number of files in the content tree.
 const FILES: usize = 30;
 /// More changes than are synced one by one.
@@ -110,6 +110,8 @@ pub struct Shown {
     pub live: u64,
     /// Time from the start of the agent to the first answer of `status`.
     pub recovery: Duration,
+    /// Processor time of the agent until then.
+    pub processor: Duration,
 }
 
 pub struct Node {
@@ -373,6 +375,7 @@ impl Node {
         self.previous_is_whole()?;
         // The agent recovers without help.
         let (status, recovery) = self.recover()?;
+        let processor = processor_time(self.agent.daemon().pid());
         let recovered = self.complete(live)?;
         if status.generation.unwrap_or(0) != recovered {
             return Err(format!("generation {recovered} is live, status says {status:?}"));
@@ -390,7 +393,7 @@ impl Node {
         })?;
         self.complete(newest)?;
         self.verifies()?;
-        Ok(Shown { point, live, recovery })
+        Ok(Shown { point, live, recovery, processor })
     }
 
     /// Starts the agent while its origin does not answer, and waits for its status. Returns the status and
@@ -473,7 +476,7 @@ impl Node {
             // A slot that is no longer live may be changed during the walk.
             _ if link().is_ok_and(|now| now != slot) => self.complete(floor),
             Ok(Some(number)) => Err(format!("generation {floor} was live, now {number} is")),
-            Ok(None) => Err("what is live was never sealed".into()),
+            Ok(None) => Err(format!("what is live was never sealed: {}", self.nearest(&slot))),
             Err(error) => Err(error),
         }
     }
@@ -485,6 +488,19 @@ impl Node {
             true => self.newest_of(&previous)?.map(drop).ok_or("previous was never sealed".into()),
             false => Ok(()),
         }
+    }
+
+    /// Names the generation that a slot resembles most, and the differences.
+    fn nearest(&self, slot: &Path) -> String {
+        let Ok(actual) = try_facts(&self.agent.root.join(slot)) else { return "it can't be walked".into() };
+        let known = self.known.iter();
+        let differ = known.map(|(number, expected)| {
+            (self.agent.differences_of(expected, actual.clone()), number, slot.display())
+        });
+        let nearest = differ.min_by_key(|(differences, ..)| differences.len());
+        nearest.map_or_else(String::new, |(differences, number, slot)| {
+            format!("{slot} is nearest to {number}, {}", differences.join(", "))
+        })
     }
 
     /// The newest generation that equals this tree.

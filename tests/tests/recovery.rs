@@ -19,6 +19,7 @@ use syncd_tests::corpora::{self, Corpus};
 use syncd_tests::edits::{closed_directories, remove, small_site, write};
 use syncd_tests::mounts::Mount;
 use syncd_tests::node::{Node, Rights, Scenario};
+use syncd_tests::process::processor_time;
 use syncd_tests::tracer::{Point, Verdict};
 use syncd_tests::{Scene, Seeded};
 
@@ -159,11 +160,10 @@ fn moments(content: &Content, joined: &Path, one: &Path, two: &Path) -> Vec<Mome
 fn cost(node: &mut Node, took: Duration) -> String {
     let pid = node.agent.daemon().pid();
     let read = |name: &str| std::fs::read_to_string(format!("/proc/{pid}/{name}")).unwrap_or_default();
-    let (io, stat) = (read("io"), read("stat"));
+    let io = read("io");
     let bytes = io.lines().find_map(|line| line.strip_prefix("read_bytes: ")?.parse::<u64>().ok());
-    let ticks = stat.split_whitespace().skip(13).take(2).filter_map(|ticks| ticks.parse::<u64>().ok());
     let milliseconds = took.as_secs_f64() * 1000.0;
-    let (cpu, mebibytes) = (ticks.sum::<u64>() * 10, bytes.unwrap_or(0) as f64 / f64::from(1 << 20));
+    let (cpu, mebibytes) = (processor_time(pid).as_millis(), bytes.unwrap_or(0) as f64 / f64::from(1 << 20));
     format!("{milliseconds:.0} ms, {cpu} ms of processor so far, {mebibytes:.1} MiB read")
 }
 

@@ -194,6 +194,7 @@ struct Tally {
     fired: usize,
     covered: BTreeSet<String>,
     recoveries: Vec<Duration>,
+    processor: Vec<Duration>,
     complaints: Vec<String>,
 }
 
@@ -206,6 +207,7 @@ impl Tally {
                 self.fired += usize::from(shown.point.is_some());
                 self.covered.extend(shown.point.as_ref().map(Point::label));
                 self.recoveries.push(shown.recovery);
+                self.processor.push(shown.processor);
             }
             Err(complaint) => {
                 println!("COMPLAINT {complaint}");
@@ -220,6 +222,7 @@ impl Tally {
         self.fired += other.fired;
         self.covered.extend(other.covered);
         self.recoveries.extend(other.recoveries);
+        self.processor.extend(other.processor);
         self.complaints.extend(other.complaints);
     }
 }
@@ -328,9 +331,11 @@ fn run(sweep: Sweep) {
         }
     });
     all.recoveries.sort();
+    all.processor.sort();
     let at = |part: usize| all.recoveries.get(all.recoveries.len() * part / 100).copied().unwrap_or_default();
+    let processor = all.processor.get(all.processor.len() * 95 / 100).copied().unwrap_or_default();
     println!(
-        "power cuts on {sweep}: {} cases, {} power cuts, {} fired, in {:.0} s; recovery median {:?}, 95 % {:?}, longest {:?}",
+        "power cuts on {sweep}: {} cases, {} power cuts, {} fired, in {:.0} s; recovery median {:?}, 95 % {:?}, longest {:?}, 95 % took {processor:?} of processor",
         all.cases,
         all.cuts,
         all.fired,
@@ -341,8 +346,8 @@ fn run(sweep: Sweep) {
     );
     assert_none(&all.complaints);
     assert!(all.fired * 10 >= all.cases * 9, "the scenarios are not repeatable: {} fired", all.fired);
-    // Lanes wait for each other, so times of a long run do not count.
-    assert!(long || at(95) < RECOVERY_LIMIT, "recovery takes too long");
+    // Recovery walks no tree. Elapsed time would depend on the load of the machine.
+    assert!(processor < RECOVERY_LIMIT, "recovery took {processor:?} of processor");
 }
 
 #[test]
