@@ -224,8 +224,8 @@ impl Agent {
     }
 
     /// Differences between `expected` and `tree`, which may be removed at any time. An agent without
-    /// privileges sets the owner's bits of a closed directory while it works there, and a kill leaves them
-    /// set until `verify` runs, so they do not count.
+    /// privileges sets the owner's bits of a closed directory or file while it works there, and a kill leaves
+    /// them set until `verify` runs, so they do not count.
     pub fn differences(&self, expected: &Facts, tree: &Path) -> std::io::Result<Vec<String>> {
         Ok(self.differences_of(expected, oracle::try_facts(tree)?))
     }
@@ -233,14 +233,7 @@ impl Agent {
     /// Like [`Self::differences`], for a tree that was already walked.
     pub fn differences_of(&self, expected: &Facts, mut actual: Facts) -> Vec<String> {
         if self.is_unprivileged() {
-            for (path, fact) in &mut actual {
-                if let Some(meant) = expected.get(path)
-                    && fact.kind == 'd'
-                    && fact.mode == meant.mode | 0o700
-                {
-                    fact.mode = meant.mode;
-                }
-            }
+            oracle::close_lifted(expected, &mut actual);
         }
         oracle::differences(expected, &actual)
     }

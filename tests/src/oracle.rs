@@ -91,6 +91,22 @@ pub fn fingerprint_of(facts: &Facts) -> String {
     hasher.finalize().to_hex().to_string()
 }
 
+/// Sets the modes back that an agent without privileges has lifted for its own access.
+pub fn close_lifted(expected: &Facts, actual: &mut Facts) {
+    for (path, fact) in actual {
+        let lifts = match fact.kind {
+            'd' => 0o700,
+            'f' => 0o600,
+            _ => continue,
+        };
+        if let Some(meant) = expected.get(path)
+            && fact.mode == meant.mode | lifts
+        {
+            fact.mode = meant.mode;
+        }
+    }
+}
+
 /// At most a dozen differences, one for each line; empty if there are none.
 pub fn differences(expected: &Facts, actual: &Facts) -> Vec<String> {
     let mut lines = Vec::new();
@@ -224,6 +240,27 @@ mod tests {
             assert!(!differences(&facts(&a), &facts(&b)).is_empty(), "{name}");
             assert!(std::panic::catch_unwind(|| assert_same(&a, &b)).is_err(), "{name}");
         }
+    }
+
+    #[test]
+    fn only_modes_that_are_lifted_for_the_owner_are_forgiven() {
+        use std::os::unix::fs::PermissionsExt;
+        let (_guard, a, b) = pair();
+        let close = |path: &Path, mode| {
+            fs::set_permissions(path, fs::Permissions::from_mode(mode)).expect("chmod");
+        };
+        close(&a.join("d/file"), 0o000);
+        close(&a.join("d/empty"), 0o111);
+        let differ = |file, directory| {
+            close(&b.join("d/file"), file);
+            close(&b.join("d/empty"), directory);
+            let (expected, mut actual) = (facts(&a), facts(&b));
+            close_lifted(&expected, &mut actual);
+            differences(&expected, &actual).len()
+        };
+        assert_eq!(differ(0o600, 0o711), 0);
+        assert_eq!(differ(0o644, 0o755), 2);
+        assert_eq!(differ(0o400, 0o311), 2);
     }
 
     #[test]
