@@ -7,10 +7,10 @@ use std::path::{Path, PathBuf};
 use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, Mutex};
 
-use ed25519_dalek::SigningKey;
 use syncd_shared::delta::{Basis, BasisFile, DeltaCopy, DeltaFrame, DeltaPiece, Encoded};
 use syncd_shared::diff::{Change, Comparison, DirectorySource, Part, PartLimits, Released};
 use syncd_shared::directory::MODE_MASK;
+use syncd_shared::ed25519::SigningKey;
 use syncd_shared::stored_frame::{Piece, StoredFrame};
 use syncd_shared::wire::{DirectoryPatch, Frame, ObjectsBatch};
 use syncd_shared::{

@@ -4,10 +4,10 @@
 use std::path::Path;
 use std::time::{Duration, Instant};
 
-use ed25519_dalek::VerifyingKey;
 use prost::Message;
 use rcgen::KeyPair;
 use syncd_proto::v1;
+use syncd_shared::ed25519::VerifyingKey;
 use syncd_shared::identity::{JoinToken, signing};
 use syncd_shared::{RootEntry, TreeId};
 use time::OffsetDateTime;

@@ -12,11 +12,11 @@
 use std::io;
 use std::path::{Path, PathBuf};
 
-use ed25519_dalek::VerifyingKey;
 use rcgen::KeyPair;
 use rustls::pki_types::CertificateDer;
 use serde::{Deserialize, Serialize};
 use syncd_shared::TreeId;
+use syncd_shared::ed25519::VerifyingKey;
 use syncd_shared::identity::authority::{
     self, AuthorityError, certificate_from_pem, certificate_request, certificate_to_pem, generate_key,
     peer_identity,
@@ -345,7 +345,7 @@ fn path(root: &Path) -> PathBuf {
 }
 
 fn verifying_key(bytes: &[u8]) -> Option<VerifyingKey> {
-    VerifyingKey::from_bytes(bytes.try_into().ok()?).ok().filter(|key| !key.is_weak())
+    VerifyingKey::from_bytes(bytes.try_into().ok()?).ok()
 }
 
 #[cfg(test)]

@@ -11,10 +11,10 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use bytes::Bytes;
-use ed25519_dalek::VerifyingKey;
 use syncd_proto::v1;
 use syncd_proto::v1::enrolment_client::EnrolmentClient;
 use syncd_shared::TreeId;
+use syncd_shared::ed25519::VerifyingKey;
 use syncd_shared::identity::ConnectError;
 use syncd_shared::identity::tls::TlsError;
 use syncd_shared::text::error_chain;

@@ -212,7 +212,7 @@ async fn a_new_signing_key_is_followed_and_outlasts_a_restart() {
     let succession = KeySuccession::sign(fake::TREE, &origin.signing_key, new_key.verifying_key());
     let succession = v1::KeySuccession {
         new_key: Bytes::copy_from_slice(succession.new_key.as_bytes()),
-        signature: Bytes::copy_from_slice(&succession.signature.to_bytes()),
+        signature: Bytes::copy_from_slice(succession.signature.as_bytes()),
     };
     origin.signing_key = new_key;
     let mut conversation = origin.conversation().await;

@@ -5,7 +5,7 @@ use std::sync::OnceLock;
 
 use arbitrary::{Result, Unstructured};
 use bytes::Bytes;
-use ed25519_dalek::SigningKey;
+use syncd_shared::ed25519::SigningKey;
 use syncd_shared::{
     Component, ContentHash, Directory, Entry, Generation, GenerationNumber, Kind, Metadata, ObjectHash,
     RootEntry, SignedGeneration, Timestamp, Totals, TreeId,

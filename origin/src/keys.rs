@@ -32,10 +32,10 @@ use std::sync::Arc;
 use std::{fmt, fs, io};
 
 use data_encoding::HEXLOWER;
-use ed25519_dalek::{SigningKey, VerifyingKey};
 use rcgen::KeyPair;
 use rustls::ServerConfig;
 use rustls::pki_types::CertificateDer;
+use syncd_shared::ed25519::{SigningKey, VerifyingKey};
 use syncd_shared::generation::GenerationError;
 use syncd_shared::identity::JoinToken;
 use syncd_shared::identity::authority::{
@@ -453,11 +453,7 @@ fn parse_signing_key(text: &str) -> Option<SigningKey> {
 impl KeyHistory {
     fn to_text(&self) -> String {
         let line = |s: &KeySuccession| {
-            format!(
-                "{} {}\n",
-                HEXLOWER.encode(s.new_key.as_bytes()),
-                HEXLOWER.encode(&s.signature.to_bytes())
-            )
+            format!("{} {}\n", HEXLOWER.encode(s.new_key.as_bytes()), HEXLOWER.encode(s.signature.as_bytes()))
         };
         let first = format!("{}\n", HEXLOWER.encode(self.first.as_bytes()));
         std::iter::once(first).chain(self.successions.iter().map(line)).collect()

@@ -9,7 +9,7 @@
 use std::fmt;
 use std::str::FromStr;
 
-use ed25519_dalek::{Signature, Signer, SigningKey, VerifyingKey};
+use crate::ed25519::{Signature, SigningKey, VerifyingKey};
 
 use crate::directory::{DecodeDirectoryError, Reader};
 use crate::hash::RootHash;
@@ -238,7 +238,7 @@ impl Generation {
 
     pub fn sign(self, key: &SigningKey) -> SignedGeneration {
         let record = self.encode();
-        let signature = key.sign(&message(&record)).to_bytes();
+        let signature = *key.sign(&message(&record)).as_bytes();
         SignedGeneration { generation: self, record, signature }
     }
 }
@@ -267,7 +267,7 @@ impl SignedGeneration {
         if record.len() > GENERATION_RECORD_MAX_BYTES {
             return Err(GenerationError::Length);
         }
-        key.verify_strict(&message(record), &Signature::from_bytes(&signature))
+        key.verify(&message(record), &Signature::from_bytes(&signature))
             .map_err(|_| GenerationError::Signature)?;
         let generation = Generation::decode(record)?;
         if generation.tree_id != tree_id {

@@ -17,6 +17,7 @@ pub mod content_tag;
 pub mod delta;
 pub mod diff;
 pub mod directory;
+pub mod ed25519;
 pub mod generation;
 pub mod hash;
 pub mod health;

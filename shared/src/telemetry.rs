@@ -3,13 +3,15 @@
 use std::io::{self, IsTerminal, Write};
 
 use tracing::level_filters::LevelFilter;
-use tracing_subscriber::EnvFilter;
+use tracing_subscriber::filter::Targets;
+use tracing_subscriber::layer::SubscriberExt as _;
+use tracing_subscriber::util::SubscriberInitExt as _;
 
 use crate::progress::bars;
 use crate::text::write_escaped;
 
-/// Variables that set the log filter, in the syntax of `tracing_subscriber::EnvFilter`. The first one that is
-/// set wins.
+/// Variables that set the log filter, in the syntax of [`Targets`]: `TARGET=LEVEL`, separated by commas. The
+/// first one that is set wins.
 pub const FILTER_VARIABLES: [&str; 2] = ["SYNCD_LOG", "RUST_LOG"];
 
 /// Starts logging at `info` unless a variable sets another level.
@@ -18,7 +20,7 @@ pub fn start() {
 }
 
 /// Starts logging at `default` (`error`, `warn`, `info`, `debug`, `trace`, `off`) unless a variable sets
-/// another level. Invalid parts of a variable are ignored, with a line on standard error. Does nothing if
+/// another level. An invalid value of a variable is ignored, with a warning. Does nothing if
 /// logging was started before (as in tests).
 pub fn start_with_default(default: &str) {
     init(default.parse().unwrap_or(LevelFilter::INFO));
@@ -27,16 +29,21 @@ pub fn start_with_default(default: &str) {
 /// Like [`start_with_default`], for a parsed level.
 pub fn init(default: LevelFilter) {
     let said = FILTER_VARIABLES.iter().find_map(|name| std::env::var(name).ok()).unwrap_or_default();
-    let filter = EnvFilter::builder()
-        .with_default_directive(LevelFilter::WARN.into())
-        .parse_lossy(filter(&said, default));
-    // Fails only if a subscriber is already set.
-    let _ = tracing_subscriber::fmt()
-        .with_env_filter(filter)
+    let usual = || Targets::new().with_default(LevelFilter::WARN).with_target("syncd", default);
+    let (filter, wrong) = match filter(&said, default).parse::<Targets>() {
+        Ok(filter) if filter.default_level().is_none() => (filter.with_default(LevelFilter::WARN), None),
+        Ok(filter) => (filter, None),
+        Err(error) => (usual(), Some(error)),
+    };
+    let format = tracing_subscriber::fmt::layer()
         .with_target(false)
         .with_ansi(io::stderr().is_terminal())
-        .with_writer(|| AboveBars)
-        .try_init();
+        .with_writer(|| AboveBars);
+    // Fails only if a subscriber is already set.
+    let _ = tracing_subscriber::registry().with(format).with(filter).try_init();
+    if let Some(error) = wrong {
+        tracing::warn!("the log filter {said:?} is ignored: {error}");
+    }
 }
 
 /// A bare level applies to syncd's own crates. Messages of libraries below `warn` must be requested by name.

@@ -1,8 +1,8 @@
 //! Events that reach the session and actions that it decides on: the vocabulary of [`super::machine`].
 
-use ed25519_dalek::VerifyingKey;
 use syncd_proto::v1;
 use syncd_proto::v1::agent_message::Message as ToOrigin;
+use syncd_shared::ed25519::VerifyingKey;
 use syncd_shared::identity::signing::SuccessionError;
 use syncd_shared::wire::WireError;
 

@@ -5,11 +5,11 @@
 
 use std::time::{Duration, Instant};
 
-use ed25519_dalek::VerifyingKey;
 use syncd_proto::v1;
 use syncd_proto::v1::RetryClass;
 use syncd_proto::v1::agent_message::Message as ToOrigin;
 use syncd_proto::v1::origin_message::Message as FromOrigin;
+use syncd_shared::ed25519::VerifyingKey;
 use syncd_shared::generation::GenerationError;
 use syncd_shared::identity::KeySuccession;
 use syncd_shared::identity::signing::verify_successions;

@@ -52,10 +52,10 @@ pub mod worker;
 use std::sync::Arc;
 use std::time::Instant;
 
-use ed25519_dalek::VerifyingKey;
 use syncd_proto::v1;
 use syncd_proto::v1::agent_message::Message as ToOrigin;
 use syncd_proto::v1::replication_client::ReplicationClient;
+use syncd_shared::ed25519::VerifyingKey;
 use syncd_shared::limits::CONTROL_MESSAGE_MAX_BYTES;
 use syncd_shared::text::{error_chain, rfc3339};
 use syncd_shared::{SignedGeneration, TreeId};

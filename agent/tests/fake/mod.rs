@@ -11,7 +11,6 @@ use std::task::{Context, Poll};
 use std::time::Duration;
 
 use bytes::Bytes;
-use ed25519_dalek::SigningKey;
 use syncd_agent::hooks::{Changed, Occasion};
 use syncd_agent::identity::AgentIdentity;
 use syncd_agent::join::{self, JoinOptions};
@@ -26,6 +25,7 @@ use syncd_proto::v1::agent_message::Message as FromAgent;
 use syncd_proto::v1::enrolment_server::{Enrolment, EnrolmentServer};
 use syncd_proto::v1::origin_message::Message as ToAgent;
 use syncd_proto::v1::replication_server::{Replication, ReplicationServer};
+use syncd_shared::ed25519::SigningKey;
 use syncd_shared::generation::Generation;
 use syncd_shared::identity::authority::{self, Authority};
 use syncd_shared::identity::{JoinToken, PeerIdentity, signing, tls};
@@ -151,7 +151,7 @@ impl FakeOrigin {
         let asked = Arc::new(Mutex::new(Vec::new()));
         let services = Services {
             authority: authority.clone(),
-            signing_key: signing_key.verifying_key().to_bytes(),
+            signing_key: *signing_key.verifying_key().as_bytes(),
             secret: token.secret,
             conversations: sender,
             answers: answers.clone(),

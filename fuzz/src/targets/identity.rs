@@ -4,12 +4,12 @@ use std::sync::OnceLock;
 
 use arbitrary::{Result, Unstructured};
 use bytes::Bytes;
-use ed25519_dalek::SigningKey;
 use prost::Message;
 use rustls_pki_types::CertificateDer;
 use syncd_origin::fleet::fuzzing::roster;
 use syncd_origin::keys::fuzzing::{key_file as decode_key_file, some_key_files};
 use syncd_proto::v1;
+use syncd_shared::ed25519::SigningKey;
 use syncd_shared::identity::authority::{certificate_to_pem, peer_identity};
 use syncd_shared::identity::{PeerIdentity, Serial};
 use time::OffsetDateTime;

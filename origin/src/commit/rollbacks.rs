@@ -168,7 +168,7 @@ fn take_number(rest: &mut &[u8]) -> Option<GenerationNumber> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use ed25519_dalek::SigningKey;
+    use syncd_shared::ed25519::SigningKey;
     use syncd_shared::{Generation, RootEntry, TreeId};
 
     fn number(number: u64) -> GenerationNumber {

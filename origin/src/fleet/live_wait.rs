@@ -272,7 +272,7 @@ fn names(all: &[&str]) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use ed25519_dalek::SigningKey;
+    use syncd_shared::ed25519::SigningKey;
     use syncd_shared::{Generation, RootEntry, TreeId};
 
     const NOW: Duration = Duration::ZERO;

@@ -52,7 +52,7 @@ mod tests {
 
     use super::*;
     use crate::commit::OriginView;
-    use ed25519_dalek::SigningKey;
+    use syncd_shared::ed25519::SigningKey;
     use syncd_shared::{Generation, GenerationNumber, RootEntry, SignedGeneration, TreeId};
 
     fn generation(number: u64) -> SignedGeneration {

@@ -2,9 +2,9 @@
 
 use std::path::Path;
 
-use ed25519_dalek::SigningKey;
 use rcgen::KeyPair;
 use syncd_shared::TreeId;
+use syncd_shared::ed25519::SigningKey;
 use syncd_shared::identity::authority::{certificate_from_pem, certificate_to_pem};
 use syncd_shared::identity::signing::{self, KeySuccession};
 

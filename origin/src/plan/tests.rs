@@ -574,7 +574,7 @@ async fn a_sealed_generation_is_planned_from_the_real_store() {
             created_ms: 0,
             label: String::new(),
         };
-        writer.seal(&generation.sign(&ed25519_dalek::SigningKey::from_bytes(&[5; 32]))).unwrap();
+        writer.seal(&generation.sign(&syncd_shared::ed25519::SigningKey::from_bytes(&[5; 32]))).unwrap();
         root
     };
     let (small, large) = (noise(1, 700), noise(2, 300_000));

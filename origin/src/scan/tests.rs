@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::SystemTime;
 
-use ed25519_dalek::SigningKey;
+use syncd_shared::ed25519::SigningKey;
 use syncd_shared::{Component, Directory, Entry, Generation, GenerationNumber, Kind, TreeId};
 
 use crate::store::Store;

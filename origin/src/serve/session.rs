@@ -180,7 +180,7 @@ fn announced_only(number: Option<u64>, announced: Option<GenerationNumber>) -> O
 fn welcome(services: &Services) -> v1::Welcome {
     let succession = |s: &syncd_shared::identity::KeySuccession| v1::KeySuccession {
         new_key: Bytes::copy_from_slice(s.new_key.as_bytes()),
-        signature: Bytes::copy_from_slice(&s.signature.to_bytes()),
+        signature: Bytes::copy_from_slice(s.signature.as_bytes()),
     };
     v1::Welcome {
         protocol: PROTOCOL,

@@ -3,8 +3,8 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use ed25519_dalek::SigningKey;
 use syncd_shared::directory::Kind;
+use syncd_shared::ed25519::SigningKey;
 use syncd_shared::hash::ContentHash;
 use syncd_shared::{
     Component, Directory, Entry, Generation, GenerationNumber, Metadata, RootEntry, SignedGeneration,

@@ -39,7 +39,7 @@ impl StoredGeneration {
     pub fn verify(
         &self,
         tree_id: TreeId,
-        key: &ed25519_dalek::VerifyingKey,
+        key: &syncd_shared::ed25519::VerifyingKey,
     ) -> Result<SignedGeneration, GenerationError> {
         SignedGeneration::verify(&self.record, &self.signature, tree_id, key)
     }

@@ -3,7 +3,7 @@
 //! A secret key is stored as 64 hexadecimal digits (the ed25519 seed). The signature of a succession covers a
 //! domain tag, the tree_id and the new key.
 
-use ed25519_dalek::{Signature, Signer, SigningKey, VerifyingKey};
+use crate::ed25519::{Signature, SigningKey, VerifyingKey};
 
 use crate::generation::TreeId;
 
@@ -26,7 +26,7 @@ pub enum SuccessionError {
     /// More than [`SUCCESSIONS_MAX`].
     #[error("{wanted} changes of the signing key, the limit is {SUCCESSIONS_MAX}")]
     Length { wanted: usize },
-    /// A key is weak or not a point of 32 bytes, or a signature is not 64 bytes.
+    /// A key is no canonical one of 32 bytes or has small order, or a signature is not 64 bytes.
     #[error("change {index} of the signing key is malformed")]
     Malformed {
         /// Position in the chain, from 0.
@@ -66,12 +66,12 @@ impl KeySuccession {
         let malformed = SuccessionError::Malformed { index };
         let bytes: &[u8; 32] = new_key.try_into().map_err(|_| malformed.clone())?;
         let new_key = VerifyingKey::from_bytes(bytes).map_err(|_| malformed.clone())?;
-        let signature = Signature::from_slice(signature).map_err(|_| malformed.clone())?;
-        if new_key.is_weak() { Err(malformed) } else { Ok(Self { new_key, signature }) }
+        let signature: &[u8; 64] = signature.try_into().map_err(|_| malformed)?;
+        Ok(Self { new_key, signature: Signature::from_bytes(signature) })
     }
 
     fn holds(&self, tree_id: TreeId, old: &VerifyingKey) -> bool {
-        old.verify_strict(&message(tree_id, &self.new_key), &self.signature).is_ok()
+        old.verify(&message(tree_id, &self.new_key), &self.signature).is_ok()
     }
 }
 
@@ -147,7 +147,7 @@ mod tests {
     #[test]
     fn parts_come_back_and_malformed_ones_are_refused() {
         let (_, chain) = keys();
-        let (key, signature) = (chain[0].new_key.to_bytes(), chain[0].signature.to_bytes());
+        let (key, signature) = (*chain[0].new_key.as_bytes(), *chain[0].signature.as_bytes());
         assert_eq!(KeySuccession::from_parts(&key, &signature, 0), Ok(chain[0].clone()));
         let malformed = Err(SuccessionError::Malformed { index: 3 });
         assert_eq!(KeySuccession::from_parts(&key[1..], &signature, 3), malformed);

@@ -179,7 +179,7 @@ pub struct World {
     pub site: Site,
     pub origin: Option<Origin>,
     pub tree_id: TreeId,
-    pub signing_key: ed25519_dalek::VerifyingKey,
+    pub signing_key: syncd_shared::ed25519::VerifyingKey,
     pub nodes: Vec<Node>,
     /// Half-open connections: the agent is gone, and the origin has not noticed.
     pub abandoned: Vec<Control>,

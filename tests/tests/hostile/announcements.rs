@@ -1,6 +1,6 @@
 //! Attacks on the choice of generation that an agent accepts.
 
-use ed25519_dalek::SigningKey;
+use syncd_shared::ed25519::SigningKey;
 use syncd_shared::{Metadata, TreeId};
 
 use super::fake_origin::{announce, announce_bytes, peak_mib};

@@ -8,13 +8,13 @@ use std::task::{Context, Poll};
 use std::time::Duration;
 
 use bytes::Bytes;
-use ed25519_dalek::SigningKey;
 use syncd_proto::v1;
 use syncd_proto::v1::agent_message::Message as FromAgent;
 use syncd_proto::v1::enrolment_server::{Enrolment, EnrolmentServer};
 use syncd_proto::v1::fetch_frame::Frame as F;
 use syncd_proto::v1::origin_message::Message as ToAgent;
 use syncd_proto::v1::replication_server::{Replication, ReplicationServer};
+use syncd_shared::ed25519::SigningKey;
 use syncd_shared::generation::Generation;
 use syncd_shared::identity::authority::{self, Authority};
 use syncd_shared::identity::{JoinToken, signing, tls};
@@ -86,7 +86,7 @@ impl FakeOrigin {
         let stage = Arc::new(Mutex::new(Stage::default()));
         let services = Services {
             authority,
-            signing_key: signing_key.verifying_key().to_bytes(),
+            signing_key: *signing_key.verifying_key().as_bytes(),
             conversations: sender,
             stage: stage.clone(),
         };

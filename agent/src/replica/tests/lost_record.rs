@@ -110,7 +110,7 @@ fn the_highest_copy_that_the_origin_signed_is_accepted_after_a_power_cut_and_the
     site.publish(&mut replica);
     let slot = |number: u64| site.generation(number).file_name().unwrap().to_str().unwrap().to_owned();
     let (first, second) = (slot(1), slot(2));
-    let stranger = ed25519_dalek::SigningKey::from_bytes(&[8; 32]);
+    let stranger = syncd_shared::ed25519::SigningKey::from_bytes(&[8; 32]);
     let target = site.origin.last().generation().clone();
     let forged =
         syncd_shared::Generation { number: syncd_shared::GenerationNumber::new(9).unwrap(), ..target };
@@ -124,7 +124,7 @@ fn the_highest_copy_that_the_origin_signed_is_accepted_after_a_power_cut_and_the
     let signed = site.root().join("state/signed");
     std::fs::write(signed.join("8"), "torn").unwrap();
     std::fs::remove_file(site.root().join("state/record.redb")).unwrap();
-    let keys = vec![ed25519_dalek::SigningKey::from_bytes(&[9; 32]).verifying_key()];
+    let keys = vec![syncd_shared::ed25519::SigningKey::from_bytes(&[9; 32]).verifying_key()];
     site.options.signers = Some(Signers { tree_id: syncd_shared::TreeId::from_bytes([1; 16]), keys });
     let replica = site.open();
     let number = |generation: Option<syncd_shared::SignedGeneration>| generation.map(|g| g.number().get());

@@ -1,8 +1,8 @@
 //! Orders of events that the suites with real processes meet only by chance.
 
 use bytes::Bytes;
-use ed25519_dalek::SigningKey;
 use prost::Message;
+use syncd_shared::ed25519::SigningKey;
 use syncd_shared::{RootEntry, update_file};
 
 use super::*;

@@ -4,8 +4,8 @@
 use std::io::Read;
 use std::os::unix::fs::FileExt;
 
-use ed25519_dalek::VerifyingKey;
 use rustix::fs::FileType;
+use syncd_shared::ed25519::VerifyingKey;
 use syncd_shared::limits::GENERATION_RECORD_MAX_BYTES;
 use syncd_shared::{SignedGeneration, TreeId};
 
