@@ -26,6 +26,7 @@
 //! succeeded), then the changed paths in path order, in the format of standard input. `on-activate.earlier`
 //! is the former content of that file while an activation is in progress. Standard input is a file, so the
 //! paths are never all in memory. An agent that runs without the hook removes both files ([`forget`]).
+//! `on-activate.succeeded` has the command with which the hook last succeeded ([`success`]).
 
 #![cfg_attr(
     not(test),
@@ -36,6 +37,7 @@
 )]
 
 mod processes;
+mod success;
 
 use std::ffi::OsString;
 use std::fmt;
@@ -59,6 +61,7 @@ use tokio::sync::{Notify, watch};
 use tokio_util::sync::CancellationToken;
 
 use self::processes::Mark;
+pub(crate) use self::success::doubt;
 use crate::backoff::Backoff;
 
 /// Default time limit of a hook.
@@ -557,8 +560,11 @@ pub(crate) fn protected(state: &Path) -> Option<u64> {
 
 /// Status of the hook that an earlier process left due in `state` (`ROOT/state`), for the live generation.
 pub(crate) fn left_due(state: &Path, live: Option<u64>) -> Option<HookStatus> {
-    let succeeded = protected(state)?;
-    Some(HookStatus::due(live?, (succeeded > 0).then_some(succeeded)))
+    let succeeded = match protected(state) {
+        None if success::is_doubted(state) => live,
+        protected => Some(protected?).filter(|succeeded| *succeeded > 0),
+    };
+    Some(HookStatus::due(live?, succeeded))
 }
 
 /// Drops what is due in `state` (`ROOT/state`), because the agent runs without the hook.
@@ -569,6 +575,7 @@ pub(crate) fn forget(state: &Path) -> io::Result<()> {
     }
     remove(&record)?;
     remove(&record.with_extension("earlier"))?;
+    success::forget(state)?;
     remove_slot_paths(state, None)
 }
 
@@ -604,6 +611,14 @@ impl AfterHook {
             inner: Mutex::default(),
             state: watch::Sender::new(state),
         }
+    }
+
+    /// Whether nothing makes sure that the hook runs for `live`: it has not succeeded for it with its present
+    /// command and is not due, or files were healed since.
+    pub(crate) fn is_missing(&self, live: &Occasion) -> bool {
+        let Hook { state, command, .. } = &self.hook;
+        let is_due = self.state.borrow().due.is_some();
+        success::is_doubted(state) || (!is_due && !success::has_succeeded(state, live, command))
     }
 
     /// The state of the hook, and its changes.
@@ -779,11 +794,16 @@ impl AfterHook {
             // Nobody noted this activation, so every path may have changed.
             slot_paths = PathBuf::from("/dev/null");
         }
+        let (state, command) = (&self.hook.state, &self.hook.command);
+        let before = success::Before::open(state);
         self.hook.run_with_input(occasion, lines, Some(&slot_paths))?;
         let elapsed = started.elapsed();
         let mut inner = lock(&self.inner);
         // An activation noted during the run stays due with all its paths, so that the hook runs at least
         // once.
+        if let Err(error) = success::keep(state, &before, occasion, command) {
+            tracing::warn!(error = error_chain(&error), "the on-activate hook runs again at the next start");
+        }
         let told = if inner.under_way.is_some() { self.earlier() } else { self.record.clone() };
         let is_newest = match self.load(&told)? {
             Some(now) if now.id == due.id => {
@@ -1109,8 +1129,12 @@ mod tests {
         assert_eq!(names(scratch.path()), [""; 0]);
     }
 
+    /// Names in `directory` but for that of the last success.
     fn names(directory: &Path) -> Vec<String> {
-        fs::read_dir(directory).unwrap().map(|e| e.unwrap().file_name().into_string().unwrap()).collect()
+        let items = fs::read_dir(directory).unwrap();
+        let mut names: Vec<_> = items.map(|e| e.unwrap().file_name().into_string().unwrap()).collect();
+        names.retain(|name| name != "on-activate.succeeded");
+        names
     }
 
     #[test]

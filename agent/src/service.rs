@@ -145,6 +145,12 @@ pub async fn start_with<R: ReplicaWork>(
     let source = OriginSource::new(Runtime::current(), dialer.clone(), options.bwlimit);
     let live = replica.state().live.map(|live| live.number().get());
     let hooks = hooks(&options, live);
+    let (replica, hooks) = tokio::task::spawn_blocking(move || {
+        hooks.run_missing(&replica);
+        (replica, hooks)
+    })
+    .await
+    .map_err(|_| ServiceError::Panicked)?;
     let pinning = keeper.clone();
     let parts = Parts {
         replica,

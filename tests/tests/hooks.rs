@@ -192,6 +192,78 @@ fn an_agent_that_runs_without_the_hook_drops_what_was_due() {
     agent.stop();
 }
 
+#[test]
+fn a_hook_that_is_set_or_changed_later_runs_for_what_is_live_already() {
+    let scene = Scene::new("hook-later");
+    let tree = scene.path("tree");
+    for name in ["index.html", "login.php", "other.html"] {
+        write(&tree, name, name);
+    }
+    let origin = Origin::started(&scene, &tree);
+    let mut web1 = Agent::joined(&scene, &origin, "web1");
+    web1.start();
+    origin.wait_connected(&["web1"]);
+    origin.commit_live();
+    web1.stop();
+    let runs = scene.path("runs");
+    let told = || std::fs::read_to_string(&runs).unwrap_or_default();
+    let run = |name: &str| {
+        let hook = format!("echo {name} $SYNCD_GENERATION, paths $(wc -l) >> {}", runs.display());
+        let mut agent = Agent::new(&scene, "web1").with_options(&["--on-activate", &hook]);
+        agent.start();
+        origin.wait_connected(&["web1"]);
+        wait::until("the node is live", || (agent.cli("status", &["--check"]).code == Some(0)).then_some(()));
+        agent
+    };
+    // Each start but the first with a command is told of a command that has succeeded already.
+    let mut expected = String::new();
+    for (name, is_new) in [("first", true), ("first", false), ("second", true), ("second", false)] {
+        let mut agent = run(name);
+        if is_new {
+            expected += &format!("{name} 1, paths 3\n");
+        }
+        wait::until("the run of a new hook", || (told() == expected).then_some(()));
+        agent.stop();
+        assert_eq!(told(), expected);
+    }
+    // Without a hook nobody knows afterwards what a web server has.
+    let mut agent = Agent::new(&scene, "web1");
+    agent.start();
+    origin.wait_connected(&["web1"]);
+    agent.stop();
+    let mut agent = run("second");
+    expected += "second 1, paths 3\n";
+    wait::until("the run after a start without it", || (told() == expected).then_some(()));
+    agent.kill9();
+}
+
+#[test]
+fn a_hook_runs_at_the_next_start_for_what_was_healed_while_no_agent_ran() {
+    let scene = Scene::new("hook-offline");
+    let tree = scene.path("tree");
+    write(&tree, "index.html", "one");
+    write(&tree, "login.php", "one");
+    let origin = Origin::started(&scene, &tree);
+    let runs = scene.path("runs");
+    let hook = format!("{{ wc -l; wc -c < $SYNCD_SLOT_PATHS; }} >> {}", runs.display());
+    let mut web1 = Agent::joined(&scene, &origin, "web1").with_options(&["--on-activate", &hook]);
+    web1.start();
+    origin.wait_connected(&["web1"]);
+    origin.commit_live();
+    web1.stop();
+    let told = || std::fs::read_to_string(&runs).unwrap_or_default();
+    assert_eq!(told(), "2\n0\n");
+    std::fs::write(web1.root.join("live/login.php"), "a back door").expect("edit the live tree");
+    let outcome = web1.cli("verify", &[]);
+    assert!(outcome.stdout.contains("healed"), "{outcome:#?}");
+    let status = web1.cli("status", &["--json"]).expect_success().json();
+    assert_eq!(status["state"], "switched", "{status:#}");
+    assert_eq!(told(), "2\n0\n");
+    web1.start();
+    wait::until("the hook's second run", || (told() == "2\n0\n2\n0\n").then_some(()));
+    wait::until("the node is live", || (web1.status().state == "live").then_some(()));
+}
+
 /// Number of lines in a log that contain all of these.
 fn lines_with(log: &str, parts: &[&str]) -> usize {
     log.lines().filter(|line| parts.iter().all(|part| line.contains(part))).count()

@@ -310,6 +310,13 @@ impl Replica {
         let staged = self.build(job, None, source, Some(distrusted), sync)?;
         let mut found = None;
         if let Some(slot) = staged.slot {
+            // A web server may have cached what was wrong, and the process may end before anybody notes that.
+            let state = self.root().join("state");
+            crate::hooks::doubt(&state).map_err(|source| DiskError {
+                doing: "note the healing in",
+                path: state,
+                source,
+            })?;
             self.exchange(&staged, slot)?;
             found = self.keep_damaged(slot, distrusted).unwrap_or_else(|error| {
                 // The tree is inspected again when its grace period is over.

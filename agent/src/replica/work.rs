@@ -161,7 +161,7 @@ impl ReplicaWork for Replica {
         }
     }
 
-    fn note_healed(&self, note: &mut BeforeSwitch<'_>) -> Result<(), Failure> {
+    fn note_live(&self, note: &mut BeforeSwitch<'_>) -> Result<(), Failure> {
         let Some((occasion, root)) = self.live_occasion() else { return Ok(()) };
         let paths = ChangedPaths::everything(self.slots.record(), root, self.options.part);
         let all = |show: &mut dyn FnMut(&TreePath)| paths.each(show).map_err(io::Error::other);

@@ -64,9 +64,8 @@ pub trait ReplicaWork: Send + 'static {
     /// late: another generation may be live.
     fn hook_succeeded(&mut self, _generation: u64) {}
 
-    /// Calls `note` with the live generation and every path, if files of the live tree were healed. A web
-    /// server may have cached wrong content, so the on-activate hook runs again.
-    fn note_healed(&self, _note: &mut BeforeSwitch<'_>) -> Result<(), Failure> {
+    /// Calls `note` with the live generation and every path: whatever a web server has cached may be wrong.
+    fn note_live(&self, _note: &mut BeforeSwitch<'_>) -> Result<(), Failure> {
         Ok(())
     }
 
@@ -297,6 +296,31 @@ pub struct Hooks {
 }
 
 impl Hooks {
+    /// Has the on-activate hook run for the live generation where it was set or changed since it last
+    /// succeeded, or files were healed since.
+    pub(crate) fn run_missing(&self, replica: &impl ReplicaWork) {
+        let Some(after) = &self.after else { return };
+        let mut is_noted = false;
+        let noted = replica.note_live(&mut |occasion, changed| {
+            if !after.is_missing(&occasion) {
+                return Ok(());
+            }
+            is_noted = true;
+            let generation = occasion.generation;
+            tracing::info!(generation, "the on-activate hook runs again, for every path of the live tree");
+            after.note(occasion, changed)
+        });
+        if is_noted {
+            after.settle(noted.is_ok());
+        }
+        if let Err(failure) = noted {
+            tracing::warn!(
+                error = failure.reason,
+                "the on-activate hook is not run for the live tree: a web server may have cached what was wrong"
+            );
+        }
+    }
+
     /// State of the on-activate hook; `None`: none is set.
     pub fn state(&self) -> Option<HookState> {
         self.after.as_ref().map(|after| after.state().borrow().clone())
@@ -490,24 +514,11 @@ impl<R: ReplicaWork> Bench<R> {
             Command::Maintain => Ok(Outcome::Maintained(self.replica.maintain(cancel))),
             Command::Verify => {
                 let mut source = (self.open_source)(cancellation.transfers.clone());
-                let verified = self.replica.verify(source.as_mut(), &progress, cancel)?;
-                if verified.healed {
-                    self.run_hook_after_healing();
-                }
-                Ok(Outcome::Verified(verified))
+                let verified = self.replica.verify(source.as_mut(), &progress, cancel);
+                // It may have healed files before it failed.
+                self.hooks.run_missing(&self.replica);
+                Ok(Outcome::Verified(verified?))
             }
-        }
-    }
-
-    fn run_hook_after_healing(&self) {
-        let Some(after) = &self.hooks.after else { return };
-        let noted = self.replica.note_healed(&mut |occasion, changed| after.note(occasion, changed));
-        after.settle(noted.is_ok());
-        if let Err(failure) = noted {
-            tracing::warn!(
-                error = failure.reason,
-                "the on-activate hook is not run after healing: a web server may have cached damaged files"
-            );
         }
     }
 

@@ -1,11 +1,14 @@
 //! Files that visitors of a node write into its trees are kept and reported, and told apart from changes made
 //! by syncd.
 
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use super::*;
 use crate::clock::Clock;
+use crate::hooks::{AfterHook, Hook, HookName};
 use crate::replica::scrub::Pass;
+use crate::session::worker::Hooks;
 use crate::status::Drift;
 
 /// Paths and contents of all files below lost+found.
@@ -462,4 +465,24 @@ fn after_a_kill_in_healing_no_damaged_file_passes_for_the_one_that_took_its_plac
         changes += 1;
     }
     assert!(exchanged > 2, "{exchanged}");
+}
+
+#[test]
+fn the_hook_is_due_for_healed_files_also_if_the_process_ends_before_it_notes_that() {
+    let (mut site, mut replica) = settled();
+    let state = site.root().join("state");
+    let hook = || {
+        let hook = Hook::new(HookName::OnActivate, "true".into(), Duration::from_secs(20), &state);
+        Arc::new(AfterHook::new(hook, Some(1)))
+    };
+    std::fs::write(site.live().join("docs/1/page-1.html"), "defaced").unwrap();
+    assert!(replica.verify(Some(&mut site.origin), &|_| {}, &AtomicBool::new(false)).unwrap().healed);
+    drop(replica);
+    let replica = site.open();
+    let after = hook();
+    assert_eq!(after.state().borrow().due, None);
+    Hooks { before: None, after: Some(after.clone()) }.run_missing(&replica);
+    assert_eq!(after.state().borrow().due, Some(1));
+    // To the next process, too.
+    assert_eq!(hook().state().borrow().due, Some(1));
 }

@@ -1,0 +1,127 @@
+//! `ROOT/state/on-activate.succeeded`: the command with which the on-activate hook last succeeded, and the
+//! generation that was live.
+//!
+//! An agent that starts with another command, or with none recorded, runs the hook for what is live. Healing
+//! writes an empty file first, so that the hook runs for the healed files even if the process ends before it
+//! notes that. Losing this file costs one more run of the hook, so a success is not synced.
+
+use std::fs::{self, File};
+use std::io;
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
+
+use serde::{Deserialize, Serialize};
+
+use super::{Occasion, remove};
+
+const SUCCEEDED: &str = "on-activate.succeeded";
+
+/// The content of the file.
+#[derive(Debug, PartialEq, Eq, Serialize, Deserialize)]
+struct Success {
+    generation: u64,
+    root: String,
+    /// Hash of the command, which may contain secrets.
+    command: String,
+}
+
+impl Success {
+    fn of(occasion: &Occasion, command: &str) -> Self {
+        let (generation, root) = (occasion.generation, occasion.root.clone());
+        Self { generation, root, command: blake3::hash(command.as_bytes()).to_hex().to_string() }
+    }
+}
+
+/// The file when a run of the hook begins. Held open, so that no later file has its inode number.
+pub(super) struct Before(Option<File>);
+
+impl Before {
+    pub(super) fn open(state: &Path) -> Self {
+        Self(File::open(path(state)).ok())
+    }
+
+    /// Whether nobody has doubted the run meanwhile.
+    fn is_current(&self, state: &Path) -> bool {
+        let id = |metadata: fs::Metadata| (metadata.dev(), metadata.ino());
+        let now = fs::symlink_metadata(path(state)).ok().map(id);
+        now == self.0.as_ref().and_then(|file| file.metadata().ok()).map(id)
+    }
+}
+
+fn path(state: &Path) -> PathBuf {
+    state.join(SUCCEEDED)
+}
+
+/// Keeps that the hook has succeeded, unless [`doubt`] came after the run began.
+pub(super) fn keep(state: &Path, before: &Before, occasion: &Occasion, command: &str) -> io::Result<()> {
+    if !before.is_current(state) {
+        return Ok(());
+    }
+    replace(state, &serde_json::to_vec(&Success::of(occasion, command))?)
+}
+
+fn replace(state: &Path, content: &[u8]) -> io::Result<()> {
+    let temporary = path(state).with_extension("succeeded.tmp");
+    fs::write(&temporary, content)?;
+    fs::rename(temporary, path(state))
+}
+
+/// Whether the hook has succeeded with this command for what is live.
+pub(super) fn has_succeeded(state: &Path, live: &Occasion, command: &str) -> bool {
+    let kept = fs::read(path(state)).ok().and_then(|bytes| serde_json::from_slice::<Success>(&bytes).ok());
+    kept == Some(Success::of(live, command))
+}
+
+/// Makes the hook due again, durably, before files of the live tree are healed. `state` is `ROOT/state`.
+pub(crate) fn doubt(state: &Path) -> io::Result<()> {
+    replace(state, &[])?;
+    File::open(state)?.sync_all()
+}
+
+/// Whether a process that has ended left the hook due by [`doubt`].
+pub(super) fn is_doubted(state: &Path) -> bool {
+    fs::metadata(path(state)).is_ok_and(|metadata| metadata.len() == 0)
+}
+
+/// The agent runs without the hook.
+pub(super) fn forget(state: &Path) -> io::Result<()> {
+    remove(&path(state))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn live(generation: u64) -> Occasion {
+        let (root, label) = ("ab".repeat(32), String::new());
+        Occasion { generation, root, label, previous: None, tree: "/tree".into(), live: "/live".into() }
+    }
+
+    #[test]
+    fn a_success_counts_for_its_command_and_generation_alone() {
+        let state = tempfile::tempdir().unwrap();
+        let state = state.path();
+        assert!(!has_succeeded(state, &live(5), "reload"));
+        keep(state, &Before::open(state), &live(5), "reload").unwrap();
+        assert!(has_succeeded(state, &live(5), "reload"));
+        assert!(!has_succeeded(state, &live(6), "reload") && !has_succeeded(state, &live(5), "restart"));
+        fs::write(path(state), "{").unwrap();
+        assert!(!has_succeeded(state, &live(5), "reload"), "torn");
+        forget(state).unwrap();
+        assert!(!has_succeeded(state, &live(5), "reload") && !is_doubted(state));
+    }
+
+    #[test]
+    fn a_run_that_began_before_files_were_healed_ends_no_doubt() {
+        let state = tempfile::tempdir().unwrap();
+        let state = state.path();
+        for _ in 0..3 {
+            let before = Before::open(state);
+            doubt(state).unwrap();
+            keep(state, &before, &live(5), "reload").unwrap();
+            assert!(is_doubted(state) && !has_succeeded(state, &live(5), "reload"));
+            keep(state, &Before::open(state), &live(5), "reload").unwrap();
+            assert!(!is_doubted(state) && has_succeeded(state, &live(5), "reload"));
+        }
+    }
+}
