@@ -10,7 +10,7 @@ use std::process::ExitCode;
 use std::time::Duration;
 
 use anyhow::{Context as _, bail};
-use clap::{Args, CommandFactory, Parser, Subcommand, ValueEnum};
+use clap::{Args, CommandFactory, Parser, Subcommand};
 use indicatif::HumanBytes;
 use syncd_shared::address::listen_address;
 use syncd_shared::identity::{AgentName, JoinToken};
@@ -26,6 +26,7 @@ use crate::admin::{self, Reply, Request, nobody_serves};
 use crate::config::{self, Owner, RunOptions};
 use crate::join::{self, JoinOptions, Joined};
 use crate::session::worker::{Display, Drifted, Verified};
+use crate::state::swap::Swap;
 use crate::status::{self, AgentStatus, Verdict};
 use crate::{offline, php, service};
 
@@ -161,7 +162,7 @@ struct Run {
     #[arg(long, env = "SYNCD_AGENT_HTTP", value_name = "ADDR:PORT", value_parser = listen_address)]
     http: Option<SocketAddr>,
     /// How ROOT/live is switched.
-    #[arg(long, env = "SYNCD_SWAP", value_enum, default_value = "symlink")]
+    #[arg(long, env = "SYNCD_SWAP", value_enum, default_value = "link")]
     swap: Swap,
     /// Number of generations to keep, the live one included.
     #[arg(long, env = "SYNCD_KEEP", default_value_t = config::KEEP, value_name = "N",
@@ -192,12 +193,6 @@ struct Run {
     /// progress shown counts content.
     #[arg(long, env = "SYNCD_AGENT_BWLIMIT", value_name = "RATE")]
     bwlimit: Option<Rate>,
-}
-
-#[derive(Debug, Clone, Copy, ValueEnum)]
-enum Swap {
-    /// ROOT/live is a symlink that is replaced atomically.
-    Symlink,
 }
 
 impl Cli {
@@ -278,7 +273,6 @@ fn every(text: &str) -> Result<Duration, ParseTimeError> {
 
 impl Run {
     fn options(self) -> anyhow::Result<RunOptions> {
-        let Swap::Symlink = self.swap;
         if let (Some(file), true) =
             (&self.place.config, self.on_activate.is_some() || self.before_activate.is_some())
         {
@@ -289,6 +283,7 @@ impl Run {
             origin: self.origin,
             http: self.http.unwrap_or(config::HTTP),
             http_required: self.http.is_some(),
+            swap: Some(self.swap),
             keep: self.keep,
             grace: self.grace,
             verify_every: self.verify_every,
@@ -338,11 +333,11 @@ async fn running_status(root: &Path) -> anyhow::Result<Option<AgentStatus>> {
 }
 
 async fn check_php(root: &Path, check: php::check::Check) -> anyhow::Result<ExitCode> {
-    let settings = running_status(root).await?.and_then(|status| status.settings);
-    let Some(settings) = settings else {
+    let running = running_status(root).await?;
+    let Some((swap, settings)) = running.and_then(|status| Some((status.swap, status.settings?))) else {
         bail!("no agent runs on {}: start it, its options are part of what is checked", root.display())
     };
-    php::check::run(check, root, settings).await
+    php::check::run(check, root, swap, settings).await
 }
 
 async fn status(root: &Path, json: bool, check: bool) -> anyhow::Result<ExitCode> {
@@ -463,9 +458,15 @@ mod tests {
     }
 
     #[test]
+    fn live_is_a_symlink_unless_it_is_to_be_exchanged() {
+        let swap = |more| run_options(&format!("syncd-agent run --root /r{more}")).swap;
+        assert_eq!(swap(""), Some(Swap::Link));
+        assert_eq!(swap(" --swap exchange"), Some(Swap::Exchange));
+        assert_eq!(parse("syncd-agent run --root /r --swap symlink").unwrap_err().exit_code(), 2);
+    }
+
+    #[test]
     fn what_is_not_built_is_wrong_usage() {
-        let error = parse("syncd-agent run --root /r --swap exchange").unwrap_err();
-        assert_eq!(error.exit_code(), 2);
         assert_eq!(parse("syncd-agent join").unwrap_err().exit_code(), 2);
         assert_eq!(parse("syncd-agent run --keep 0").unwrap_err().exit_code(), 2);
         let error = parse("syncd-agent run --http 8875").unwrap_err();

@@ -14,6 +14,7 @@ use syncd_shared::accounts::{UnknownAccountError, group_id, user_id};
 use syncd_shared::rate::Rate;
 
 use crate::hooks;
+use crate::state::swap::Swap;
 
 /// Default of `--root`.
 pub const ROOT: &str = "/var/lib/syncd/agent";
@@ -37,6 +38,8 @@ pub struct RunOptions {
     pub http: SocketAddr,
     /// Whether a taken HTTP port is an error (given by the operator) or a warning (the default).
     pub http_required: bool,
+    /// Kind of `live`; `None`: as it is.
+    pub swap: Option<Swap>,
     /// Number of generations to keep.
     pub keep: u32,
     /// Grace period during which a retired tree is left alone.
@@ -63,6 +66,7 @@ impl RunOptions {
             origin: None,
             http: HTTP,
             http_required: false,
+            swap: None,
             keep: KEEP,
             grace: GRACE,
             verify_every: VERIFY_EVERY,

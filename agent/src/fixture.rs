@@ -22,6 +22,7 @@ use crate::build::StageError;
 use crate::replica::activate::Activated;
 use crate::replica::{Replica, ReplicaOptions};
 use crate::source::{Batches, FetchError, Frames, Source};
+use crate::state::swap::Swap;
 
 /// Small enough that files of a few hundred KiB have several pieces.
 const PIECE_BYTES: usize = 64 * 1024;
@@ -408,6 +409,12 @@ impl Site {
     pub fn in_parts_of(mut self, changes: usize) -> Self {
         self.origin.part.changes = changes;
         self.options.part.changes = changes;
+        self
+    }
+
+    /// `live` is a directory.
+    pub fn exchanging(mut self) -> Self {
+        self.options.swap = Some(Swap::Exchange);
         self
     }
 

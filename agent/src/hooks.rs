@@ -102,6 +102,8 @@ pub struct Changed<'a> {
     /// Paths of files and symlinks that differ from what the slot served since the hook last succeeded for
     /// it; none if that is unknown.
     pub slot: &'a Paths<'a>,
+    /// Path of the tree once it is live.
+    pub tree: &'a Path,
 }
 
 /// Reason why a hook failed.
@@ -195,7 +197,7 @@ pub struct Occasion {
     pub label: String,
     /// `SYNCD_PREVIOUS`: the generation that was live before; empty if none was.
     pub previous: Option<u64>,
-    /// `SYNCD_TREE`: the directory of the slot, which stays the same at the switch.
+    /// `SYNCD_TREE`: path of the tree, also before the switch.
     pub tree: PathBuf,
     /// `SYNCD_LIVE`: path that the web server reads.
     pub live: PathBuf,
@@ -653,7 +655,7 @@ impl AfterHook {
             // If nothing is due, the hook has succeeded for the live generation, or was not set at that time.
             if state.due.is_some() { state.succeeded } else { occasion.previous }
         };
-        let pending = Pending { occasion, succeeded };
+        let pending = Pending { occasion: Occasion { tree: changed.tree.to_owned(), ..occasion }, succeeded };
         let mut noted = || {
             remove(&self.earlier())?;
             if before.is_some() {
@@ -962,7 +964,7 @@ mod tests {
     }
 
     fn changed<'a>(all: &'a Paths<'a>) -> Changed<'a> {
-        Changed { all, slot: all }
+        Changed { all, slot: all, tree: Path::new("/srv/slots/1") }
     }
 
     fn paths<'a>(names: &[&[u8]]) -> Box<Paths<'a>> {

@@ -48,6 +48,7 @@ pub fn status(root: &Path) -> Result<AgentStatus, OfflineError> {
         spares: held.spares,
         drift: held.drift,
         hook,
+        swap: replica.swap(),
         running: false,
         settings: None,
         ..service::about(&options, &identity)

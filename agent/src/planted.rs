@@ -21,6 +21,8 @@ pub(crate) enum Bug {
     RowLate,
     /// `previous` still names a tree that is being changed.
     PreviousStays,
+    /// The record does not name the tree that is about to be exchanged with `live`.
+    NoComing,
     /// Trees that a web server may still serve, because the on-activate hook fails, are recycled like others.
     Unprotected,
 }
@@ -36,6 +38,7 @@ pub(crate) fn has(bug: Bug) -> bool {
             Ok("sync-again") => Some(Bug::SyncAgain),
             Ok("row-late") => Some(Bug::RowLate),
             Ok("previous-stays") => Some(Bug::PreviousStays),
+            Ok("no-coming") => Some(Bug::NoComing),
             Ok("unprotected") => Some(Bug::Unprotected),
             _ => None,
         });

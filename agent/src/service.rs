@@ -203,6 +203,7 @@ pub(crate) fn about(options: &RunOptions, identity: &AgentIdentity) -> AgentStat
         generation: None,
         root: None,
         live: one_line(&options.root.join("live").display().to_string(), PATH_MAX_BYTES),
+        swap: options.swap.unwrap_or_default(),
         state: State::Empty,
         accepted: None,
         generations: Vec::new(),

@@ -9,6 +9,8 @@ use syncd_shared::progress::percent;
 use syncd_shared::text::{counted, counted_of};
 use syncd_shared::{HookStatus, TreePath};
 
+use crate::state::swap::Swap;
+
 /// JSON of `syncd-agent status --json`. Scripts depend on the names.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct AgentStatus {
@@ -26,6 +28,8 @@ pub struct AgentStatus {
     pub root: Option<String>,
     /// Path that the web server reads.
     pub live: String,
+    /// Kind of `live`.
+    pub swap: Swap,
     /// Current state.
     pub state: State,
     /// The highest generation ever accepted.
@@ -200,7 +204,10 @@ impl fmt::Display for AgentStatus {
         if let Some(root) = &self.root {
             writeln!(f, "  root         {root}")?;
         }
-        writeln!(f, "  live         {}", self.live)?;
+        match self.swap {
+            Swap::Link => writeln!(f, "  live         {}", self.live)?,
+            Swap::Exchange => writeln!(f, "  live         {} (a directory, --swap exchange)", self.live)?,
+        }
         if let Some(progress) = &self.progress {
             writeln!(f, "  progress     {progress}")?;
         }
@@ -292,6 +299,7 @@ pub(crate) mod tests {
             generation: Some(42),
             root: Some("ab".repeat(32)),
             live: "/srv/replica/live".into(),
+            swap: Swap::Link,
             state: State::Live,
             accepted: Some(42),
             generations: vec![41, 42],
@@ -347,7 +355,7 @@ pub(crate) mod tests {
         let json = serde_json::to_string(&sample()).unwrap();
         let root = "ab".repeat(32);
         let expected = format!(
-            r#"{{"name":"web1","root_directory":"/srv/replica","origin":"host:8873","connected":true,"generation":42,"root":"{root}","live":"/srv/replica/live","state":"live","accepted":42,"generations":[41,42],"spares":2,"running":true,"progress":null,"version":"1.0","origin_version":"1.0","last_contact":"2026-11-23T04:12:02.000Z","error":null,"hook":null,"drift":null,"settings":null}}"#
+            r#"{{"name":"web1","root_directory":"/srv/replica","origin":"host:8873","connected":true,"generation":42,"root":"{root}","live":"/srv/replica/live","swap":"link","state":"live","accepted":42,"generations":[41,42],"spares":2,"running":true,"progress":null,"version":"1.0","origin_version":"1.0","last_contact":"2026-11-23T04:12:02.000Z","error":null,"hook":null,"drift":null,"settings":null}}"#
         );
         assert_eq!(json, expected);
     }

@@ -554,7 +554,7 @@ mod tests {
 
     fn incoming() -> (tempfile::TempDir, Incoming) {
         let temp = tempfile::tempdir().unwrap();
-        let layout = Layout::open(temp.path()).unwrap();
+        let layout = Layout::open(temp.path(), None).unwrap();
         let incoming = Incoming::open(&layout, Owners::new(None)).unwrap();
         (temp, incoming)
     }

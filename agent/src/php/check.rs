@@ -15,11 +15,12 @@ use anyhow::{Context as _, bail};
 use clap::Args;
 use indicatif::{HumanBytes, HumanCount};
 use syncd_shared::output::line;
-use syncd_shared::text::one_line;
+use syncd_shared::text::{counted, one_line};
 
 use super::code::Code;
 use super::fpm::{self, Masters, Question};
 use super::settings::Settings;
+use crate::state::swap::Swap;
 use crate::status::RunSettings;
 
 /// Slots besides those that hold what `--keep` keeps: one to patch, one in reserve.
@@ -43,6 +44,7 @@ pub struct Check {
 struct Replica {
     /// ROOT.
     root: PathBuf,
+    swap: Swap,
     grace: Duration,
     /// Trees that take turns.
     slots: u64,
@@ -77,17 +79,21 @@ impl fmt::Display for Finding {
 }
 
 /// Asks each PHP and judges what it says. `running`: the options of the agent on `root`.
-pub async fn run(options: Check, root: &Path, running: RunSettings) -> anyhow::Result<ExitCode> {
+pub async fn run(options: Check, root: &Path, swap: Swap, running: RunSettings) -> anyhow::Result<ExitCode> {
     let Check { masters, ini } = options;
     if masters.addresses.is_empty() && ini.is_empty() {
         bail!("no PHP: name each FPM master with --fpm, and the settings of mod_php with --ini");
     }
     let root = fs::canonicalize(root).with_context(|| format!("can't read {}", root.display()))?;
-    let replica = Replica::of(root, running)?;
-    let slots = replica.root.join("slots");
+    let replica = Replica::of(root, swap, running)?;
+    // Directory of the trees whose code is cached.
+    let trees = match swap {
+        Swap::Link => replica.root.join("slots"),
+        Swap::Exchange => replica.root.clone(),
+    };
     let mut findings = Vec::new();
     for address in &masters.addresses {
-        let question = Question { task: "settings", scope: "", tree: &slots, body: b"" };
+        let question = Question { task: "settings", scope: "", tree: &trees, body: b"" };
         let settings = fpm::ask(address, &masters.script, question).await?;
         findings.extend(show(&format!("PHP-FPM at {address}"), Kind::Fpm, &settings, &replica)?);
     }
@@ -110,9 +116,9 @@ pub async fn run(options: Check, root: &Path, running: RunSettings) -> anyhow::R
 fn show(name: &str, kind: Kind, settings: &Settings, replica: &Replica) -> anyhow::Result<Vec<Finding>> {
     let Code { files, source_bytes, .. } = replica.code;
     line(format_args!(
-        "{name}: PHP {}; {} slots of {} PHP files, {} of source",
+        "{name}: PHP {}; {} of {} PHP files, {} of source",
         one_line(&settings.version, 40),
-        replica.slots,
+        counted(replica.slots, "slot", "slots"),
         HumanCount(files),
         HumanBytes(source_bytes)
     ))?;
@@ -127,7 +133,7 @@ fn show(name: &str, kind: Kind, settings: &Settings, replica: &Replica) -> anyho
 }
 
 impl Replica {
-    fn of(root: PathBuf, running: RunSettings) -> anyhow::Result<Self> {
+    fn of(root: PathBuf, swap: Swap, running: RunSettings) -> anyhow::Result<Self> {
         let live = root.join("live");
         let code = Code::of(&live).with_context(|| format!("can't read {}", live.display()))?;
         let is_slot = |name: &str| name.bytes().all(|byte| byte.is_ascii_digit());
@@ -138,7 +144,11 @@ impl Replica {
         Ok(Self {
             root,
             grace: Duration::from_millis(running.grace_ms),
-            slots: on_disk.max(u64::from(running.keep) + SLOTS_MORE),
+            slots: match swap {
+                Swap::Link => on_disk.max(u64::from(running.keep) + SLOTS_MORE),
+                Swap::Exchange => 1,
+            },
+            swap,
             hook: with_scripts(command),
             code,
         })
@@ -195,13 +205,19 @@ fn staleness(kind: Kind, settings: &Settings, replica: &Replica) -> Vec<Finding>
                  put {mend} into the agent's --on-activate"
             ));
         }
-    } else if settings.revalidate_after() >= replica.grace {
+    } else if replica.swap == Swap::Exchange && !settings.revalidate_after().is_zero() {
+        warn(format!(
+            "opcache.revalidate_freq is {} s and live is a directory: after a switch old code runs for so long, \
+             beside new code; set opcache.revalidate_freq=0, or run the agent with --swap link",
+            settings.revalidate_after().as_secs()
+        ));
+    } else if replica.swap == Swap::Link && settings.revalidate_after() >= replica.grace {
         warn(format!(
             "opcache.revalidate_freq is {} s and --grace {grace} s: a slot that is used again may run old code",
             settings.revalidate_after().as_secs()
         ));
     }
-    if settings.paths_remembered() >= replica.grace {
+    if replica.swap == Swap::Link && settings.paths_remembered() >= replica.grace {
         warn(format!(
             "realpath_cache_ttl is {} s and --grace {grace} s: PHP may remember where a path led in an older generation",
             settings.paths_remembered().as_secs()
@@ -260,6 +276,7 @@ mod tests {
     fn replica(hook: &str) -> Replica {
         Replica {
             root: "/srv/agent".into(),
+            swap: Swap::Link,
             grace: Duration::from_secs(150),
             slots: 4,
             hook: hook.into(),
@@ -316,6 +333,18 @@ mod tests {
             &replica(""),
             &["revalidate_freq is 150 s", "realpath_cache_ttl is 600 s"],
         );
+    }
+
+    #[test]
+    fn code_of_a_directory_that_is_exchanged_is_compared_at_each_use() {
+        let exchanged = |hook| Replica { swap: Swap::Exchange, slots: 1, ..replica(hook) };
+        let at_once = settings(&[("opcache.revalidate_freq", "0"), ("realpath_cache_ttl", "600")]);
+        assert_found(Kind::Fpm, &settings(&[]), &exchanged(""), &["revalidate_freq is 2 s and live is a"]);
+        assert_found(Kind::Fpm, &at_once, &exchanged(""), &[]);
+        let off = settings(&[("opcache.validate_timestamps", "0")]);
+        assert_found(Kind::Fpm, &off, &exchanged(""), &["php-invalidate"]);
+        let invalidator = "syncd-agent php-invalidate --fpm /run/php.sock";
+        assert_found(Kind::Fpm, &off, &exchanged(invalidator), &[]);
     }
 
     #[test]

@@ -46,8 +46,10 @@ pub struct ActivationContext<'a> {
     pub changed_paths: ChangedPaths<'a>,
     /// Paths that differ from what the slot served, as far as a web server may have cached them.
     pub slot_paths: SlotPaths<'a>,
-    /// Path of the staged tree, which does not change.
+    /// Path of the staged tree.
     pub staged_tree: PathBuf,
+    /// Path of the tree once it is live.
+    pub live_tree: PathBuf,
 }
 
 /// Paths at which the manifests of two generations differ, read on demand.
@@ -260,13 +262,15 @@ impl Replica {
         let (record, part) = (&**self.slots.record(), self.options.part);
         let (live, to) = (self.slots.live(), staged.target.generation().root);
         let from = live.map_or_else(RootEntry::empty, |live| live.generation().root);
-        let served = self.slots.served(slot).unwrap_or_default();
+        let landing = self.slots.landing(slot);
+        let served = self.slots.served(landing).unwrap_or_default();
         ActivationContext {
             target: &staged.target,
             previous: live,
             changed_paths: ChangedPaths { record, from, to, part },
             slot_paths: SlotPaths { record, served, to, part },
             staged_tree: self.slots.path(slot),
+            live_tree: self.slots.path(landing),
         }
     }
 
@@ -333,7 +337,7 @@ impl Replica {
         let switch = Switch { slot, target: &staged.target, inodes: &staged.inodes, outlived: &outlived };
         self.slots.prepare_switch(&switch)?;
         self.slots.commit_switch(&switch, self.options.clock.now())?;
-        self.slots.finish_switch()?;
+        self.slots.finish_switch(&switch)?;
         if planted::has(Bug::SwapFirst) {
             self.make_durable(staged, slot)?;
         }

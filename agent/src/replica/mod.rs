@@ -37,6 +37,7 @@ use crate::state::record::{Record, RecordError};
 use crate::state::slot::FormerTree;
 pub use crate::state::slots::Signers;
 use crate::state::slots::{RecoverError, Slots};
+pub use crate::state::swap::Swap;
 use crate::status::Drift;
 
 /// Options of a replica.
@@ -52,6 +53,8 @@ pub struct ReplicaOptions {
     pub signers: Option<Signers>,
     /// Use the owner of the agent's last run instead of `owner`. Otherwise `owner` is remembered.
     pub owner_as_before: bool,
+    /// How `live` is switched; `None`: as before.
+    pub swap: Option<Swap>,
     /// Limits of one part of an update, which is kept in memory while it is applied.
     pub part: PartLimits,
     /// Pause between two background verifications of the live tree; `None`: there are none.
@@ -68,6 +71,7 @@ impl Default for ReplicaOptions {
             owner: None,
             signers: None,
             owner_as_before: false,
+            swap: None,
             verify_every: None,
             part: PartLimits::default(),
             clock: Clock::default(),
@@ -214,7 +218,7 @@ pub(crate) struct OwnerChange {
 impl Replica {
     /// Opens ROOT, creates what is missing, locks it and recovers. Needs no origin.
     pub fn open(root: &Path, mut options: ReplicaOptions) -> Result<Self, OpenReplicaError> {
-        let layout = Layout::open(root)?;
+        let layout = Layout::open(root, options.swap)?;
         let (record, damaged) = Record::open(&layout.record_path())?;
         if let Some(moved) = &damaged {
             tracing::warn!(path = %moved.display(), "the record was damaged and moved aside");
@@ -235,7 +239,14 @@ impl Replica {
         let drift = record.drift()?;
         let protected = crate::hooks::protected(&root.join("state"));
         let mut replica = Self {
-            slots: Slots::new(record, layout, Owners::new(options.owner), protected, options.signers.clone()),
+            slots: Slots::new(
+                record,
+                layout,
+                Owners::new(options.owner),
+                options.swap,
+                protected,
+                options.signers.clone(),
+            ),
             options,
             upkeep,
             drift,
@@ -273,6 +284,11 @@ impl Replica {
     /// Gives other threads access to the status.
     pub fn status_handle(&self) -> StatusHandle {
         self.status.clone()
+    }
+
+    /// How `live` is switched.
+    pub fn swap(&self) -> Swap {
+        self.slots.swap()
     }
 
     /// ROOT.

@@ -2,6 +2,7 @@
 
 mod closed;
 mod deltas;
+mod exchange;
 mod foreign;
 mod lost_record;
 mod mishaps;
@@ -80,6 +81,7 @@ fn assert_tidy(site: &Site, replica: &Replica) {
     let known: Vec<_> = slots.held().map(|(slot, _)| slot).chain(slots.spares().map(|(s, _)| s)).collect();
     let mut there: Vec<u64> =
         names(&site.root().join("slots")).iter().map(|name| name.parse().unwrap()).collect();
+    there.extend(std::fs::symlink_metadata(site.live()).is_ok_and(|live| live.is_dir()).then_some(0));
     there.sort_unstable();
     assert!(there.iter().all(|slot| known.contains(slot)), "{there:?}, known are {known:?}");
     assert_eq!(there.len(), known.len());
@@ -649,14 +651,15 @@ fn a_kill_at_any_change_of_an_update_leaves_old_or_new() {
 
 #[test]
 fn a_kill_at_any_change_of_a_first_sync_leaves_nothing_or_all() {
-    let prepare = || {
-        let mut site = Site::in_memory();
-        site.furnish();
-        site.origin.seal(&site.tree());
-        let replica = site.open();
-        (site, replica)
-    };
-    sweep(&prepare, &update);
+    sweep(&|| sealed_in(Site::in_memory()), &update);
+}
+
+/// Nothing live, one generation to follow.
+fn sealed_in(mut site: Site) -> (Site, Replica) {
+    site.furnish();
+    site.origin.seal(&site.tree());
+    let replica = site.open();
+    (site, replica)
 }
 
 #[test]
@@ -684,9 +687,13 @@ fn a_kill_at_any_change_of_background_work_leaves_old_or_new() {
 
 #[test]
 fn a_kill_at_any_change_of_healing_leaves_a_complete_tree() {
+    kill_healing(&Site::in_memory);
+}
+
+fn kill_healing(new: &dyn Fn() -> Site) {
     let mut changes = 0;
     loop {
-        let (mut site, mut replica) = settled_in(Site::in_memory());
+        let (mut site, mut replica) = settled_in(new());
         std::fs::write(site.live().join("docs/0/page-3.html"), "defaced").unwrap();
         fault::arm(Some(changes));
         let report = replica.verify(Some(&mut site.origin), &|_| {}, &AtomicBool::new(false));

@@ -56,6 +56,7 @@ fn replica_options(options: &RunOptions, signers: Signers) -> ReplicaOptions {
         grace: options.grace,
         owner: options.owner.map(|owner| (owner.uid, owner.gid)),
         verify_every: Some(options.verify_every).filter(|every| !every.is_zero()),
+        swap: options.swap,
         ..ReplicaOptions::default()
     }
 }
@@ -119,7 +120,7 @@ impl ReplicaWork for Replica {
                 |show: &mut dyn FnMut(&TreePath)| context.changed_paths.each(show).map_err(io::Error::other);
             let slot =
                 |show: &mut dyn FnMut(&TreePath)| context.slot_paths.each(show).map_err(io::Error::other);
-            Ok(before(occasion, &Changed { all: &all, slot: &slot })?)
+            Ok(before(occasion, &Changed { all: &all, slot: &slot, tree: &context.live_tree })?)
         };
         let target = staged.target.clone();
         match self.activate(staged, &mut told) {
@@ -166,7 +167,8 @@ impl ReplicaWork for Replica {
         let paths = ChangedPaths::everything(self.slots.record(), root, self.options.part);
         let all = |show: &mut dyn FnMut(&TreePath)| paths.each(show).map_err(io::Error::other);
         let unknown = |_: &mut dyn FnMut(&TreePath)| Ok(());
-        note(occasion, &Changed { all: &all, slot: &unknown })
+        let tree = occasion.tree.clone();
+        note(occasion, &Changed { all: &all, slot: &unknown, tree: &tree })
             .map_err(|error| Failure::new(RetryClass::Retry, &error))
     }
 

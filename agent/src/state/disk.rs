@@ -539,6 +539,19 @@ impl Dir {
         }
     }
 
+    /// Type of the directory's file system, such as `ext4`; `None`: unknown.
+    pub fn file_system(&self) -> Option<String> {
+        let read = |path: &str| {
+            let proc = rustix::fs::openat(CWD, path, OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty()).ok()?;
+            io::read_to_string(File::from(proc)).ok()
+        };
+        let open = read(&format!("/proc/self/fdinfo/{}", self.fd.as_raw_fd()))?;
+        let mount = open.lines().find_map(|line| line.strip_prefix("mnt_id:"))?.trim();
+        let mounts = read("/proc/self/mountinfo")?;
+        let line = mounts.lines().find(|line| line.split(' ').next() == Some(mount))?;
+        line.split_once(" - ")?.1.split(' ').next().map(str::to_owned)
+    }
+
     /// Free space of the directory's file system.
     pub fn space(&self) -> Result<Space, DiskError> {
         let s = rustix::fs::fstatvfs(&self.fd).map_err(|e| self.failed("ask for free space of", b"", e))?;

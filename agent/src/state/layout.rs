@@ -1,11 +1,11 @@
 //! Layout of ROOT: what its names mean, and who may open them.
 //!
 //! ```text
-//! ROOT/live                     -> slots/K, the web server's document root
+//! ROOT/live                     -> slots/K, the web server's document root; or the tree itself, as slot 0
 //! ROOT/previous                 -> slots/J, the tree that was live before, while it is kept; never changed
 //! ROOT/live.next, previous.next the links that are about to be renamed over them
 //! ROOT/slots/K                  a tree; it keeps this path in every state ([`crate::state::slots`])
-//! ROOT/generations/N            -> ../slots/K, for people: made again from the record at each start
+//! ROOT/generations/N            -> ../slots/K or ../live, for people: made again at each start
 //! ROOT/staging/aside-K-I        temporarily renamed out of the tree of slot K
 //! ROOT/staging/incoming/H/HASH  complete content, verified when it got this name; HASH.part while it arrives
 //! ROOT/trash/K                  deleted later ([`crate::state::trash`])
@@ -13,6 +13,7 @@
 //! ROOT/lost+found/0/NAME        was at a name that the agent creates itself ([`foreign`])
 //! ROOT/state/lock               locked while an agent runs, contains its pid
 //! ROOT/state/record.redb        the record
+//! ROOT/state/exchange           `live` may be a directory ([`crate::state::swap`])
 //! ROOT/state/signed/K           record and signature of the generation in slot K, in case the record is lost
 //! ```
 //!
@@ -40,14 +41,18 @@ use rustix::fs::{FileType, FlockOperation, OFlags};
 use rustix::io::Errno;
 use syncd_shared::marks::{self, Mark};
 use syncd_shared::own_directory::{self, Access, DirectoryError, Inspected};
+use syncd_shared::text::one_line;
 
 use crate::planted::{self, Bug};
 use crate::state::disk::{Dir, DiskError};
 use crate::state::number;
+use crate::state::swap::{self, Standing, Swap};
 use crate::state::trash::Trash;
 
-/// The document root, a symlink.
+/// The document root: a symlink, or the live tree itself.
 pub(crate) const LIVE: &[u8] = b"live";
+/// Number of the tree at `live` itself. No directory in `slots/` has it.
+pub(crate) const LIVE_SLOT: u64 = 0;
 /// Temporary name of the new `live`.
 pub(crate) const LIVE_NEXT: &[u8] = b"live.next";
 /// The tree that was live before, a symlink.
@@ -116,11 +121,23 @@ pub enum LayoutError {
         /// ROOT.
         root: PathBuf,
     },
-    /// `live` or `previous` exists, but is not a symlink that syncd made.
-    #[error("{} is not a symlink of syncd's: move it away, nothing was changed", path.display())]
+    /// `live` or `previous` exists, but syncd did not make it.
+    #[error("{} is not syncd's: move it away, nothing was changed", path.display())]
     LinkOccupied {
         /// Path of the name.
         path: PathBuf,
+    },
+    /// The kernel or the file system cannot exchange two directories.
+    #[error(
+        "--swap exchange needs the call renameat2 with RENAME_EXCHANGE, which {missing_in} does not have: \
+         use --swap link, or a --root on ext4, xfs, btrfs or tmpfs"
+    )]
+    NoExchange {
+        /// The kernel, or the file system.
+        missing_in: String,
+        /// The kernel's answer.
+        #[source]
+        source: DiskError,
     },
     /// ROOT, or a directory in it, belongs to another user.
     #[error(transparent)]
@@ -152,13 +169,15 @@ pub(crate) struct Layout {
     pub staging: Dir,
     pub trash: Trash,
     pub signed: Dir,
+    pub state: Dir,
     path: PathBuf,
     _lock: File,
 }
 
 impl Layout {
-    /// Opens ROOT, or creates it. Changes nothing if it fails.
-    pub fn open(path: &Path) -> Result<Self, LayoutError> {
+    /// Opens ROOT, or creates it. Changes nothing that existed if it fails. `swap`: what `live` is to be;
+    /// `None`: what it is.
+    pub fn open(path: &Path, swap: Option<Swap>) -> Result<Self, LayoutError> {
         let create = |e| LayoutError::Create { path: path.to_path_buf(), source: e };
         if let Some((above, mark)) = marks::above(path).map_err(create)? {
             return Err(LayoutError::Inside { root: path.to_path_buf(), above, mark });
@@ -180,16 +199,29 @@ impl Layout {
         let staging = root.ensure_dir(STAGING, 0o700)?;
         let trash = Trash::open(root.ensure_dir(TRASH, 0o700)?)?;
         let signed = state.ensure_dir(SIGNED, 0o700)?;
-        Ok(Self { root, slots, generations, staging, trash, signed, path: path.to_path_buf(), _lock: lock })
+        if swap == Some(Swap::Exchange) {
+            require_exchange(&staging)?;
+            swap::mark(&state)?;
+        }
+        let path = path.to_path_buf();
+        Ok(Self { root, slots, generations, staging, trash, signed, state, path, _lock: lock })
     }
 
     pub fn record_path(&self) -> PathBuf {
         self.path.join("state").join(RECORD)
     }
 
-    /// Slot that `live` names, if it is a link made by syncd.
+    /// Slot that `live` is, or names as a link made by syncd. An empty directory is no slot.
     pub fn live_slot(&self) -> Result<Option<u64>, DiskError> {
-        self.linked_slot(LIVE)
+        match Standing::of(&self.root)? {
+            Standing::Tree => Ok(Some(LIVE_SLOT)),
+            _ => self.linked_slot(LIVE),
+        }
+    }
+
+    /// Whether `live` is a directory.
+    pub fn live_tree_stands(&self) -> Result<bool, DiskError> {
+        Ok(self.root.stat(LIVE)?.is_some_and(|stat| stat.kind == FileType::Directory))
     }
 
     /// Slot that a link in ROOT names.
@@ -242,6 +274,53 @@ impl Layout {
         self.root.sync_names()
     }
 
+    /// Inode number of `live`, which is not followed; `None`: it does not exist.
+    pub fn live_inode(&self) -> Result<Option<u64>, DiskError> {
+        Ok(self.root.stat(LIVE)?.map(|stat| stat.inode))
+    }
+
+    /// Frees the name `live` if no tree of syncd's has it.
+    pub fn free_live(&self) -> Result<(), DiskError> {
+        if self.live_tree_stands()? {
+            // Empty, unless somebody made it since ROOT was opened.
+            let _ = self.root.remove_dir(LIVE);
+        }
+        self.free(&self.root, LIVE)
+    }
+
+    /// Exchanges `live` with `slots/K`, durably. A link that was at `live` is removed.
+    pub fn exchange_live(&self, slot: u64) -> Result<(), DiskError> {
+        self.move_live(slot)?;
+        self.discard_link(&slot_name(slot))?;
+        if planted::has(Bug::NoRootSync) {
+            return Ok(());
+        }
+        self.slots.sync_names()?;
+        self.root.sync_names()
+    }
+
+    /// Exchanges them, not durably. If one of the two names is free, the other one is renamed to it.
+    pub fn move_live(&self, slot: u64) -> Result<(), DiskError> {
+        let name = slot_name(slot);
+        match (self.live_inode()?, self.slots.stat(&name)?) {
+            (None, _) => self.slots.rename_new(&name, &self.root, LIVE),
+            (Some(_), None) => self.root.rename_new(LIVE, &self.slots, &name),
+            (Some(_), Some(_)) => self.slots.exchange(&name, &self.root, LIVE),
+        }
+    }
+
+    /// Removes a name in `slots/` if it is a link that an exchange with `live` left.
+    pub fn discard_link(&self, name: &[u8]) -> Result<(), DiskError> {
+        match self.slots.stat(name)? {
+            Some(stat)
+                if stat.kind == FileType::Symlink && self.slots.read_link(name)?.starts_with(b"slots/") =>
+            {
+                self.slots.unlink(name).map(drop)
+            }
+            _ => Ok(()),
+        }
+    }
+
     /// Points `generations/N` to a slot; `None`: removes the link. Not durable, because it is only for
     /// people. If a foreign mount occupies the name, there is no link.
     pub fn link_generation(&self, number: u64, slot: Option<u64>) -> Result<(), DiskError> {
@@ -249,7 +328,7 @@ impl Layout {
         let linked = match slot {
             Some(slot) => self
                 .free(&self.generations, &name)
-                .and_then(|()| self.generations.symlink(format!("../slots/{slot}").as_bytes(), &name)),
+                .and_then(|()| self.generations.symlink(&generation_target(slot), &name)),
             // Only links are removed here.
             None => match self.generations.stat(&name)? {
                 Some(stat) if stat.kind == FileType::Symlink => self.generations.unlink(&name).map(drop),
@@ -266,14 +345,24 @@ impl Layout {
         }
     }
 
+    /// Directory and name of the tree of a slot. No other function knows where the live tree is.
+    pub fn place(&self, slot: u64) -> (&Dir, Vec<u8>) {
+        match slot {
+            LIVE_SLOT => (&self.root, LIVE.to_vec()),
+            _ => (&self.slots, slot_name(slot)),
+        }
+    }
+
     /// Opens the directory of a slot.
     pub fn slot(&self, slot: u64) -> Result<Dir, DiskError> {
-        self.slots.open_dir(&slot_name(slot))
+        let (dir, name) = self.place(slot);
+        dir.open_dir(&name)
     }
 
     /// Path of a slot.
     pub fn slot_path(&self, slot: u64) -> PathBuf {
-        self.slots.path().join(slot.to_string())
+        let (dir, name) = self.place(slot);
+        dir.path().join(String::from_utf8_lossy(&name).as_ref())
     }
 
     /// Closes the tree of a slot to other users. Its root gets its real metadata when the tree is activated.
@@ -316,10 +405,28 @@ pub(crate) fn slot_name(slot: u64) -> Vec<u8> {
     slot.to_string().into_bytes()
 }
 
+/// Target of the link `generations/N` of a slot.
+pub(crate) fn generation_target(slot: u64) -> Vec<u8> {
+    match slot {
+        LIVE_SLOT => b"../live".to_vec(),
+        _ => format!("../slots/{slot}").into_bytes(),
+    }
+}
+
 /// Path of the tree that the link `live` names; the link itself if it cannot be read.
 pub(crate) fn live_tree(link: &Path) -> PathBuf {
     let target = std::fs::read_link(link).ok();
     target.and_then(|target| Some(link.parent()?.join(target))).unwrap_or_else(|| link.to_owned())
+}
+
+fn require_exchange(staging: &Dir) -> Result<(), LayoutError> {
+    let Some(source) = swap::refused(staging)? else { return Ok(()) };
+    let missing_in = match (Errno::from_io_error(&source.source), staging.file_system()) {
+        (Some(Errno::NOSYS), _) => "this kernel".to_owned(),
+        (_, Some(kind)) => format!("the file system of ROOT ({})", one_line(&kind, 40)),
+        _ => "the file system of ROOT".to_owned(),
+    };
+    Err(LayoutError::NoExchange { missing_in, source })
 }
 
 /// Refuses a ROOT of an older build, before anything is changed. Older builds made no slots.
@@ -371,6 +478,11 @@ fn refuse_foreign(root: &Dir, path: &Path) -> Result<(), LayoutError> {
 }
 
 fn refuse_occupied(root: &Dir, path: &Path) -> Result<(), LayoutError> {
+    let is_marked = match root.open_dir(STATE) {
+        Ok(state) => swap::is_marked(&state)?,
+        Err(e) if e.is_absent() => false,
+        Err(e) => return Err(e.into()),
+    };
     for (name, at) in [(LIVE, "live"), (PREVIOUS, "previous")] {
         let ours = match root.stat(name)? {
             None => true,
@@ -378,7 +490,7 @@ fn refuse_occupied(root: &Dir, path: &Path) -> Result<(), LayoutError> {
                 root.read_link(name)?.strip_prefix(b"slots/").and_then(number).is_some()
             }
             Some(stat) if stat.kind == FileType::Directory && name == LIVE => {
-                root.open_dir(name)?.list()?.is_empty()
+                is_marked || Standing::of(root)? == Standing::EmptyDirectory
             }
             Some(_) => false,
         };
@@ -413,6 +525,14 @@ fn inspect_parts(root: &Dir, path: &Path) -> Result<Vec<Inspected>, LayoutError>
             return Err(elsewhere(part.path().to_path_buf()));
         }
         inspected.push(own_directory::inspect(part.path(), access)?);
+    }
+    if root.stat(LIVE)?.is_some_and(|stat| stat.kind == FileType::Directory)
+        && let Err(e) = root.open_dir(LIVE)
+    {
+        return Err(match e.source.raw_os_error() == Some(Errno::XDEV.raw_os_error()) {
+            true => elsewhere(e.path),
+            false => e.into(),
+        });
     }
     Ok(inspected)
 }
@@ -461,30 +581,30 @@ mod tests {
     fn an_absent_root_is_made_and_a_second_agent_is_told_who_holds_it() {
         let temp = tempfile::tempdir().unwrap();
         let path = temp.path().join("new/agent");
-        let layout = Layout::open(&path).unwrap();
+        let layout = Layout::open(&path, None).unwrap();
         assert_eq!(layout.live_slot().unwrap(), None);
-        match Layout::open(&path) {
+        match Layout::open(&path, None) {
             Err(LayoutError::Locked { pid, .. }) => assert_eq!(pid, std::process::id()),
             other => panic!("{other:?}"),
         }
         drop(layout);
-        assert!(Layout::open(&path).is_ok());
+        assert!(Layout::open(&path, None).is_ok());
     }
 
     #[test]
     fn a_root_that_is_refused_keeps_its_modes() {
         let temp = tempfile::tempdir().unwrap();
         let path = temp.path().join("agent");
-        let layout = Layout::open(&path).unwrap();
+        let layout = Layout::open(&path, None).unwrap();
         let loose = |name: &str| {
             std::fs::set_permissions(path.join(name), PermissionsExt::from_mode(0o777)).unwrap();
         };
         let mode = |name: &str| std::fs::metadata(path.join(name)).unwrap().permissions().mode() & 0o777;
         ["", "state", "generations"].iter().for_each(|name| loose(name));
-        assert!(matches!(Layout::open(&path), Err(LayoutError::Locked { .. })));
+        assert!(matches!(Layout::open(&path, None), Err(LayoutError::Locked { .. })));
         assert_eq!(["", "state", "generations"].map(mode), [0o777; 3]);
         drop(layout);
-        drop(Layout::open(&path).unwrap());
+        drop(Layout::open(&path, None).unwrap());
         assert_eq!(["", "state", "generations"].map(mode), [0o755, 0o700, 0o755]);
     }
 
@@ -492,10 +612,10 @@ mod tests {
     fn a_root_is_recognised_and_takes_no_other_root_into_it() {
         let temp = tempfile::tempdir().unwrap();
         let path = temp.path().join("agent");
-        drop(Layout::open(&path).unwrap());
+        drop(Layout::open(&path, None).unwrap());
         assert_eq!(marks::of(&path), Some(Mark::AgentRoot));
         let inside = path.join("slots/1/agent");
-        let error = Layout::open(&inside).unwrap_err();
+        let error = Layout::open(&inside, None).unwrap_err();
         assert!(matches!(error, LayoutError::Inside { mark: Mark::AgentRoot, .. }), "{error}");
         assert!(!inside.exists(), "nothing is made where it is refused");
     }
@@ -512,7 +632,7 @@ mod tests {
             std::fs::create_dir(temp.path().join("state")).unwrap();
             leave(temp.path());
             let before = std::fs::read_dir(temp.path()).unwrap().count();
-            let error = Layout::open(temp.path()).unwrap_err();
+            let error = Layout::open(temp.path(), None).unwrap_err();
             assert!(matches!(error, LayoutError::OlderBuild { .. }), "{error}");
             assert!(error.to_string().contains("move it away and join again"), "{error}");
             assert_eq!(std::fs::read_dir(temp.path()).unwrap().count(), before);
@@ -524,16 +644,16 @@ mod tests {
         let temp = tempfile::tempdir().unwrap();
         std::fs::write(temp.path().join("thesis.txt"), "x").unwrap();
         std::fs::set_permissions(temp.path(), PermissionsExt::from_mode(0o775)).unwrap();
-        let error = Layout::open(temp.path()).unwrap_err();
+        let error = Layout::open(temp.path(), None).unwrap_err();
         assert!(matches!(&error, LayoutError::Foreign { names, .. } if names == &["thesis.txt"]), "{error}");
         assert_eq!(std::fs::read_dir(temp.path()).unwrap().count(), 1);
         assert_eq!(std::fs::metadata(temp.path()).unwrap().permissions().mode() & 0o777, 0o775);
 
         let temp = tempfile::tempdir().unwrap();
         std::fs::create_dir(temp.path().join("live")).unwrap();
-        assert!(Layout::open(temp.path()).is_ok());
+        assert!(Layout::open(temp.path(), None).is_ok());
         std::fs::write(temp.path().join("live/index.html"), "x").unwrap();
-        assert!(matches!(Layout::open(temp.path()), Err(LayoutError::LinkOccupied { .. })));
+        assert!(matches!(Layout::open(temp.path(), None), Err(LayoutError::LinkOccupied { .. })));
         assert!(temp.path().join("live/index.html").exists());
     }
 }

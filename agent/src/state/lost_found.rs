@@ -241,7 +241,7 @@ mod tests {
 
     fn layout() -> (tempfile::TempDir, Layout) {
         let temp = tempfile::tempdir().unwrap();
-        let layout = Layout::open(temp.path()).unwrap();
+        let layout = Layout::open(temp.path(), None).unwrap();
         std::fs::create_dir(temp.path().join("tree")).unwrap();
         (temp, layout)
     }

@@ -13,6 +13,7 @@ pub mod record;
 pub(crate) mod scan;
 pub(crate) mod slot;
 pub(crate) mod slots;
+pub mod swap;
 pub(crate) mod syncing;
 pub(crate) mod trash;
 pub(crate) mod trees;

@@ -2,7 +2,8 @@
 //!
 //! | table | key | value |
 //! | --- | --- | --- |
-//! | meta | `format`, `live`, `previous` | number, little endian; the links' slots |
+//! | meta | `format`, `live`, `previous` | number, little endian; the slots of `live` and `previous` |
+//! | meta | `coming`, `coming_inode` | a pending exchange with `live`: the slot, and the inode number in it |
 //! | signed | `accepted` | signature, then the generation's canonical bytes |
 //! | slots | K of `slots/K` | its state ([`crate::state::slot::Slot::row`]) |
 //! | served | K of `slots/K` | canonical bytes of the roots that the slot served since the on-activate hook last succeeded for it, including that root; none: unknown |
@@ -123,12 +124,23 @@ pub(crate) struct Known {
     pub live: Option<u64>,
     /// Slot that `previous` names.
     pub previous: Option<u64>,
+    /// Pending exchange with `live`.
+    pub coming: Option<Coming>,
     /// The highest generation ever accepted.
     pub accepted: Option<SignedGeneration>,
     pub slots: BTreeMap<u64, Slot>,
     /// Roots that a slot served since the on-activate hook last succeeded for it, including that root.
     /// Missing: unknown.
     pub served: BTreeMap<u64, Vec<RootEntry>>,
+}
+
+/// Pending exchange of `slots/K` with `live`. The names do not show whether it was done; the inode does.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Coming {
+    /// K.
+    pub slot: u64,
+    /// Inode number at `slots/K` before the exchange, and at `live` after it.
+    pub inode: u64,
 }
 
 /// Change of [`Known`] in one transaction.
@@ -140,6 +152,8 @@ pub(crate) struct Change<'a> {
     pub live: Option<(u64, &'a SignedGeneration)>,
     /// New slot of `previous`, or its removal.
     pub previous: Option<Option<u64>>,
+    /// New pending exchange with `live`, or its end.
+    pub coming: Option<Option<Coming>>,
     /// Change of the live tree's inodes.
     pub inodes: Option<&'a InodeChanges>,
     /// New list of the roots that a slot served.
@@ -275,6 +289,7 @@ impl Record {
         let mut known = Known {
             live: meta.get("live").map_err(|e| doing(e.into()))?.map(|v| v.value()),
             previous: meta.get("previous").map_err(|e| doing(e.into()))?.map(|v| v.value()),
+            coming: read_coming(&meta).map_err(|e| doing(e.into()))?,
             ..Known::default()
         };
         let signed = read.open_table(SIGNED).map_err(|e| doing(e.into()))?;
@@ -514,6 +529,9 @@ fn apply_change(write: &WriteTransaction, change: &Change<'_>) -> Result<(), red
         Some(None) => drop(meta.remove("previous")?),
         None => {}
     }
+    if let Some(coming) = change.coming {
+        put_coming(&mut meta, coming)?;
+    }
     if let Some((slot, roots)) = change.served {
         let mut served = write.open_table(SERVED)?;
         match roots.is_empty() {
@@ -532,6 +550,7 @@ fn restore_known(write: &WriteTransaction, known: &Known) -> Result<(), redb::Er
             None => drop(meta.remove(key)?),
         }
     }
+    put_coming(&mut meta, known.coming)?;
     let mut signed = write.open_table(SIGNED)?;
     match &known.accepted {
         Some(accepted) => drop(signed.insert("accepted", encode_generation(accepted).as_slice())?),
@@ -548,6 +567,25 @@ fn restore_known(write: &WriteTransaction, known: &Known) -> Result<(), redb::Er
     served.retain(|_, _| false)?;
     for (slot, roots) in &known.served {
         served.insert(slot, encode_roots(roots).as_slice())?;
+    }
+    Ok(())
+}
+
+fn read_coming(meta: &impl ReadableTable<&'static str, u64>) -> Result<Option<Coming>, redb::StorageError> {
+    let (slot, inode) = (meta.get("coming")?, meta.get("coming_inode")?);
+    Ok(slot.zip(inode).map(|(slot, inode)| Coming { slot: slot.value(), inode: inode.value() }))
+}
+
+fn put_coming(meta: &mut redb::Table<'_, &str, u64>, coming: Option<Coming>) -> Result<(), redb::Error> {
+    match coming {
+        Some(Coming { slot, inode }) => {
+            meta.insert("coming", slot)?;
+            meta.insert("coming_inode", inode)?;
+        }
+        None => {
+            meta.remove("coming")?;
+            meta.remove("coming_inode")?;
+        }
     }
     Ok(())
 }

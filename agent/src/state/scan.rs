@@ -7,15 +7,17 @@ use crate::state::disk::{Dir, DiskError, Stat};
 use crate::state::hashing::hash_file;
 use crate::state::record::{InodeChanges, Record, RecordError};
 
-/// Whether the tree `dir` is exactly `root`. If so, puts its manifest and inodes into the record, durably.
-/// Reads the whole tree.
-pub(crate) fn prove(record: &Record, dir: Dir, root: &RootEntry) -> Result<bool, RecordError> {
+/// Finds the root that the tree `dir` has exactly. If it has one of them, puts its manifest and inodes into
+/// the record, durably. Reads the whole tree, once.
+pub(crate) fn prove(record: &Record, dir: Dir, roots: &[RootEntry]) -> Result<Option<usize>, RecordError> {
     let mut scan = Scan::default();
-    let is_whole = scan.tree(dir, root.totals.entries).is_ok_and(|object| object == root.object);
-    if is_whole {
+    let most = roots.iter().map(|root| root.totals.entries).max().unwrap_or(0);
+    let object = scan.tree(dir, most).ok();
+    let proven = roots.iter().position(|root| Some(root.object) == object);
+    if proven.is_some() {
         scan.keep(record)?;
     }
-    Ok(is_whole)
+    Ok(proven)
 }
 
 /// Manifest of a tree on disk, as far as it was read.

@@ -1,7 +1,8 @@
 //! Owns the slots of a replica: makes every change of a tree's state, in the record, in memory and in the
 //! links.
 //!
-//! A tree lives in `slots/K` and keeps that path. The record has its state. A directory without a row is a
+//! A tree lives in `slots/K` and keeps that path. With `--swap exchange` the live tree is at `live`, as slot
+//! 0 ([`switch`]). The record has its state. A directory without a row is a
 //! building, and a row without a directory is forgotten ([`recovery`]). No other module writes rows, or
 //! creates or links slots.
 //!
@@ -35,29 +36,28 @@
 mod absent;
 mod recovery;
 mod signed;
+mod switch;
 
 use std::collections::{BTreeMap, HashMap};
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use syncd_shared::{RootEntry, SignedGeneration, Timestamp};
+use syncd_shared::{RootEntry, SignedGeneration};
 
 use crate::clock::Clock;
 use crate::planted::{self, Bug};
 use crate::state::SlotError;
 use crate::state::disk::{Dir, DiskError, Owners};
 use crate::state::layout::{LIVE, Layout, PREVIOUS, slot_name};
-use crate::state::record::{Change, InodeChanges, Known, Record, RecordError};
+use crate::state::record::{Change, Known, Record, RecordError};
 use crate::state::slot::{FormerTree, Slot};
+use crate::state::swap::Swap;
 use crate::state::trees::Trees;
 
 pub(crate) use recovery::RecoverError;
 pub use signed::Signers;
-
-/// Limit of the roots remembered for a slot that was served without a success of the hook. Beyond it they
-/// count as unknown.
-const SERVED_MAX: usize = 8;
+pub(crate) use switch::Switch;
 
 /// The slots of a replica and their record.
 #[derive(Debug)]
@@ -66,6 +66,9 @@ pub(crate) struct Slots {
     record: Arc<Record>,
     layout: Arc<Layout>,
     owners: Owners,
+    /// Wanted kind of `live`; `None`: as it is.
+    wanted: Option<Swap>,
+    swap: Swap,
     known: Known,
     /// Time at which a tree stopped being live, or a damaged one was exchanged, if this process knows it.
     rests: HashMap<u64, Instant>,
@@ -73,20 +76,11 @@ pub(crate) struct Slots {
     protected: Option<u64>,
     /// Keys whose signatures count in copies of signed records.
     signers: Option<Signers>,
-    /// Slot that `live` names on disk. Differs from the record's live slot if nothing is known about that
-    /// slot.
+    /// Slot that `live` is, or names on disk. Differs from the record's live slot if nothing is known about
+    /// that slot.
     linked: Option<u64>,
     /// Memory may differ from the disk: [`Slots::reopen`] must come first.
     unsettled: bool,
-}
-
-/// Switch to a new live tree.
-pub(crate) struct Switch<'a> {
-    pub slot: u64,
-    pub target: &'a SignedGeneration,
-    pub inodes: &'a InodeChanges,
-    /// Spares that can no longer be patched by the differences between manifests.
-    pub outlived: &'a [u64],
 }
 
 impl Slots {
@@ -95,6 +89,7 @@ impl Slots {
         record: Record,
         layout: Layout,
         owners: Owners,
+        swap: Option<Swap>,
         protected: Option<u64>,
         signers: Option<Signers>,
     ) -> Self {
@@ -102,6 +97,8 @@ impl Slots {
             record: Arc::new(record),
             layout: Arc::new(layout),
             owners,
+            wanted: swap,
+            swap: swap.unwrap_or_default(),
             known: Known::default(),
             rests: HashMap::new(),
             protected,
@@ -121,6 +118,11 @@ impl Slots {
 
     pub fn owners(&self) -> Owners {
         self.owners
+    }
+
+    /// How `live` is switched.
+    pub fn swap(&self) -> Swap {
+        self.swap
     }
 
     /// Returns the view of the current moment, for building and reading.
@@ -304,6 +306,13 @@ impl Slots {
 
     /// Creates an empty tree under the lowest free number.
     pub fn make(&mut self) -> Result<u64, DiskError> {
+        let slot = self.lowest_free(|slot| self.layout.slots.make_dir(&slot_name(slot)))?;
+        self.known.slots.insert(slot, Slot::Building);
+        Ok(slot)
+    }
+
+    /// The lowest free number under which `make` could create a name.
+    fn lowest_free(&self, make: impl Fn(u64) -> Result<(), DiskError>) -> Result<u64, DiskError> {
         let linked = [self.layout.linked_slot(LIVE)?, self.layout.linked_slot(PREVIOUS)?];
         let mut slot = 0;
         loop {
@@ -311,15 +320,13 @@ impl Slots {
             if self.known.slots.contains_key(&slot) || linked.contains(&Some(slot)) {
                 continue;
             }
-            match self.layout.slots.make_dir(&slot_name(slot)) {
+            match make(slot) {
                 // A foreign name.
                 Err(e) if e.source.kind() == std::io::ErrorKind::AlreadyExists => {}
                 Err(e) => return Err(e),
-                Ok(()) => break,
+                Ok(()) => return Ok(slot),
             }
         }
-        self.known.slots.insert(slot, Slot::Building);
-        Ok(slot)
     }
 
     /// Records a new state, and adopts it in memory afterwards.
@@ -421,104 +428,6 @@ impl Slots {
         Ok(())
     }
 
-    // The switch.
-
-    /// Gives the root of a tree its metadata, so that others may enter the tree. Returns the time of the
-    /// tree's last change.
-    pub fn reveal(&self, slot: u64, root: &RootEntry) -> Result<Timestamp, DiskError> {
-        let dir = self.open(slot)?;
-        dir.set_own_metadata(&root.metadata, self.owners)?;
-        Ok(dir.stat_self()?.ctime)
-    }
-
-    /// Slot that `live` names, if it exists, even if nothing is known about it.
-    fn outgoing(&self) -> Option<u64> {
-        let is_there = |slot: &u64| self.known.slots.contains_key(slot) && !self.is_gone(*slot);
-        self.known.live.or(self.linked).filter(is_there)
-    }
-
-    /// Creates the new links under their temporary names, and the link in `generations/`.
-    pub fn prepare_switch(&mut self, switch: &Switch<'_>) -> Result<(), DiskError> {
-        let previous = self.outgoing().or(self.known.previous);
-        self.layout.prepare_links(switch.slot, previous)?;
-        self.layout.link_generation(switch.target.number().get(), Some(switch.slot))
-    }
-
-    /// Commits the switch: recovery completes it after a crash. The tree and the copy of its signed record
-    /// are durable.
-    pub fn commit_switch(&mut self, switch: &Switch<'_>, now: Instant) -> Result<(), SlotError> {
-        let Switch { slot, target, inodes, outlived } = *switch;
-        let outgoing = self.outgoing();
-        let state = Slot::Held(Box::new(target.clone()));
-        let mut slots: Vec<_> = outlived.iter().map(|outlived| (*outlived, &Slot::Building)).collect();
-        slots.push((slot, &state));
-        let mut served = self.known.served.get(&slot).cloned().unwrap_or_default();
-        if !served.is_empty() && served.len() <= SERVED_MAX {
-            served.push(target.generation().root);
-        } else {
-            served.clear();
-        }
-        self.record.apply(
-            &Change {
-                slots,
-                live: Some((slot, target)),
-                previous: outgoing.map(Some),
-                inodes: Some(inodes),
-                served: Some((slot, &served)),
-            },
-            true,
-        )?;
-        self.known.slots.extend(outlived.iter().map(|outlived| (*outlived, Slot::Building)));
-        self.known.slots.insert(slot, state);
-        self.known.live = Some(slot);
-        self.known.accepted = Some(target.clone());
-        self.known.previous = outgoing.or(self.known.previous);
-        self.know_served(slot, served);
-        self.rests.remove(&slot);
-        self.rests.extend(outgoing.map(|outgoing| (outgoing, now)));
-        Ok(())
-    }
-
-    /// Renames the links into place, durably.
-    pub fn finish_switch(&mut self) -> Result<(), DiskError> {
-        self.layout.switch_links(self.known.previous.is_some())?;
-        self.linked = self.known.live;
-        Ok(())
-    }
-
-    /// Exchanges a tree with the live tree, and makes it the tree of that generation. The former live tree
-    /// rests in the other slot.
-    ///
-    /// Everything is durable on return. The tree itself must have been made durable before.
-    pub fn exchange(&mut self, slot: u64, inodes: &InodeChanges, now: Instant) -> Result<(), SlotError> {
-        let (Some(live), Some(generation)) = (self.known.live, self.live()) else { return Ok(()) };
-        let (number, root) = (generation.number().get(), generation.generation().root);
-        // Recorded before the exchange: a tree with this row always counts as in use. No damaged file
-        // counts as the recorded one.
-        let state = Slot::Resting(FormerTree { number, root, is_certain: true });
-        let removed = inodes.put.iter().map(|(path, _)| path.clone()).collect();
-        let doubtful = InodeChanges { removed, ..InodeChanges::default() };
-        let change = Change { slots: vec![(slot, &state)], inodes: Some(&doubtful), ..Change::default() };
-        self.record.apply(&change, true)?;
-        self.known.slots.insert(slot, state);
-        self.rests.insert(slot, now);
-        let slots = &self.layout.slots;
-        slots.exchange(&slot_name(slot), slots, &slot_name(live))?;
-        slots.sync_names()?;
-        let spares: Vec<u64> = self.spares().map(|(slot, _)| slot).collect();
-        let change = Change {
-            slots: spares.iter().map(|slot| (*slot, &Slot::Building)).collect(),
-            inodes: Some(inodes),
-            // A web server may have cached a damaged file, so it has to forget every file of the slot.
-            served: Some((live, &[])),
-            ..Change::default()
-        };
-        self.record.apply(&change, true)?;
-        self.known.served.remove(&live);
-        self.known.slots.extend(spares.into_iter().map(|slot| (slot, Slot::Building)));
-        Ok(())
-    }
-
     // Trees that were live.
 
     /// Takes a generation out of use that no web server serves. The tree waits to be inspected, and is closed
@@ -562,9 +471,10 @@ impl Slots {
         self.layout.close(slot)
     }
 
-    /// Notes that files were changed in this slot, so that nothing is known about what a web server has
-    /// cached. Durable.
+    /// Notes that files were changed in the tree of this slot, so that nothing is known about what a web
+    /// server has cached at the path where it was served. Durable.
     pub fn distrust_served(&mut self, slot: u64) -> Result<(), RecordError> {
+        let slot = self.landing(slot);
         if self.served(slot).is_some() {
             self.record.apply(&Change { served: Some((slot, &[])), ..Change::default() }, true)?;
             self.known.served.remove(&slot);

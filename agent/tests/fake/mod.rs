@@ -519,7 +519,8 @@ impl ReplicaWork for FakeReplica {
             Ok(())
         };
         let occasion = Occasion::of(&staged, None, "/t".into(), "/l".into());
-        if let Err(error) = before(occasion, &Changed { all: &paths, slot: &paths }) {
+        let tree = occasion.tree.clone();
+        if let Err(error) = before(occasion, &Changed { all: &paths, slot: &paths, tree: &tree }) {
             let failure = Failure::new(v1::RetryClass::Retry, &error);
             return Err(NotActivated { failure, staged: Some(staged) });
         }

@@ -46,9 +46,13 @@ fn two_names_are_one_inode(tree: &Path) -> bool {
 
 #[test]
 fn an_update_that_failed_at_any_change_succeeds_when_it_is_tried_again() {
+    fail_an_update(&Site::in_memory);
+}
+
+pub(super) fn fail_an_update(new: &dyn Fn() -> Site) {
     let mut changes = 0;
     loop {
-        let (mut site, mut replica) = settled_in(Site::in_memory());
+        let (mut site, mut replica) = settled_in(new());
         edit(&site);
         fault::arm(Some(changes));
         let finished = update(&mut site, &mut replica);

@@ -5,7 +5,9 @@
 //! | a slot without a row | becomes a building: an activation did not commit, or a crash left it |
 //! | a row without its slot | forgotten, except for the accepted generation; its number stays reserved while a web server may be pointed at it |
 //! | `live`, `previous` or `generations/N` differ from the record | rolled forward to match it |
-//! | `aside-*`, `*.next` | deleted |
+//! | a pending exchange with `live` was not done | done |
+//! | `live` is not what `--swap` asks for | converted |
+//! | `aside-*`, `*.next`, links in `slots/` | deleted |
 //! | no record (lost, damaged), or one that does not hold the existing tree that `live` names | the signed record is read from `state/signed`, and the manifest is built from the files. If it has the signed root, the tree is held again. Otherwise the tree is served, and the next target is staged as a first sync. Other trees are unknown: a web server may serve them, and they may have files of visitors |
 
 use std::collections::BTreeSet;
@@ -17,11 +19,12 @@ use syncd_shared::SignedGeneration;
 use super::Slots;
 use super::absent::without_absent;
 use crate::state::disk::DiskError;
-use crate::state::layout::{LIVE_NEXT, PREVIOUS, PREVIOUS_NEXT};
+use crate::state::layout::{LIVE_NEXT, LIVE_SLOT, PREVIOUS, PREVIOUS_NEXT, generation_target};
 use crate::state::number;
 use crate::state::record::{Known, Record, RecordError};
 use crate::state::scan::prove;
 use crate::state::slot::{FormerTree, Slot};
+use crate::state::swap::{self, Swap};
 
 /// Reason why recovery failed.
 #[derive(Debug, thiserror::Error)]
@@ -44,13 +47,19 @@ impl Slots {
     /// Recovers as described in the module.
     pub fn recover(&mut self, now: Instant) -> Result<(), RecoverError> {
         let before = self.record.known()?;
-        let linked = self.layout.live_slot()?;
-        let (present, others) = self.present()?;
+        before.coming.map_or(Ok(()), |coming| self.finish_exchange(coming))?;
+        let linked = self.find_live(&before)?;
+        self.discard_links()?;
+        let (mut present, others) = self.present()?;
         for name in others {
             let path = self.layout.slots.path().join(name.escape_ascii().to_string());
             tracing::warn!(path = %path.display(), "not a slot: left alone");
         }
-        let mut known = before.clone();
+        if linked != Some(LIVE_SLOT) {
+            present.remove(&LIVE_SLOT);
+        }
+        self.swap = self.wanted.map_or_else(|| self.swap_as_it_is(linked), Ok)?;
+        let mut known = Known { coming: None, ..before.clone() };
         if let Some(linked) = linked.filter(|linked| is_lost(&before, *linked, &present)) {
             known = self.rebuild(linked, &present, before.accepted.clone())?;
         }
@@ -75,12 +84,37 @@ impl Slots {
         // An activation may have opened its tree to others without committing.
         self.buildings().into_iter().try_for_each(|slot| self.layout.close(slot))?;
         self.layout.discard_asides()?;
+        self.adopt_swap()?;
         Ok(self.recover_signed()?)
+    }
+
+    /// Slot that `live` is or names. An empty directory is a slot only if a generation without files is live.
+    fn find_live(&self, known: &Known) -> Result<Option<u64>, DiskError> {
+        let is_held = |known: &Known| matches!(known.slots.get(&LIVE_SLOT), Some(Slot::Held(_)));
+        match self.layout.live_slot()? {
+            None if is_held(known) && self.layout.live_tree_stands()? => Ok(Some(LIVE_SLOT)),
+            found => Ok(found),
+        }
+    }
+
+    fn swap_as_it_is(&self, linked: Option<u64>) -> Result<Swap, DiskError> {
+        let is_exchanged = match linked {
+            Some(slot) => slot == LIVE_SLOT,
+            None => swap::is_marked(&self.layout.state)?,
+        };
+        Ok(if is_exchanged { Swap::Exchange } else { Swap::Link })
+    }
+
+    /// Removes links that an exchange with `live` left.
+    fn discard_links(&self) -> Result<(), DiskError> {
+        let listed = self.layout.slots.list()?;
+        listed.iter().try_for_each(|listed| self.layout.discard_link(&listed.name))
     }
 
     /// Existing slots, and the names beside them. A name that is not a directory is not a slot.
     pub(super) fn present(&self) -> Result<(BTreeSet<u64>, Vec<Vec<u8>>), DiskError> {
         let (mut present, mut others) = (BTreeSet::new(), Vec::new());
+        present.extend(self.layout.live_tree_stands()?.then_some(LIVE_SLOT));
         for listed in self.layout.slots.list()? {
             let stat = self.layout.slots.stat(&listed.name)?;
             let is_directory = stat.is_some_and(|stat| stat.kind == FileType::Directory);
@@ -104,11 +138,17 @@ impl Slots {
         for slot in present {
             let generation = self.read_signed(*slot)?;
             // A closed tree without a copy was never about to be activated, so it is a building.
-            if generation.is_some() || !self.layout.is_closed(*slot)? {
+            if *slot == linked || generation.is_some() || !self.layout.is_closed(*slot)? {
                 known.slots.insert(*slot, Slot::Unknown(FormerTree::presumed(generation.as_ref())));
             }
         }
-        let linked_generation = self.read_signed(linked)?;
+        let candidates = self.copies_of_live(linked)?;
+        let roots: Vec<_> = candidates.iter().map(|copy| copy.generation().root).collect();
+        let proven = match present.contains(&linked) && !candidates.is_empty() {
+            true => prove(&self.record, self.open(linked)?, &roots)?,
+            false => None,
+        };
+        let linked_generation = candidates.into_iter().nth(proven.unwrap_or(0));
         let copies = self.verified_copies()?;
         for generation in linked_generation.iter().chain(&copies) {
             if known.accepted.as_ref().is_none_or(|accepted| accepted.number() < generation.number()) {
@@ -119,7 +159,7 @@ impl Slots {
         let number = generation.number().get();
         if present.contains(&linked) {
             tracing::info!(generation = number, "building the record from the live tree");
-            if prove(&self.record, self.open(linked)?, &generation.generation().root)? {
+            if proven.is_some() {
                 known.live = Some(linked);
                 known.slots.insert(linked, Slot::Held(Box::new(generation)));
             } else {
@@ -158,7 +198,7 @@ impl Slots {
         let mut generations = self.generations();
         for listed in layout.generations.list()? {
             let slot = number(&listed.name).and_then(|number| generations.remove(&number).zip(Some(number)));
-            let target = slot.map(|(slot, _)| format!("../slots/{slot}").into_bytes());
+            let target = slot.map(|(slot, _)| generation_target(slot));
             let is_right = target.is_some() && layout.generations.read_link(&listed.name).ok() == target;
             match (slot, number(&listed.name)) {
                 _ if is_right => {}
@@ -177,7 +217,7 @@ impl Slots {
         match known.live {
             // After an error the link may exist without being durable, and a failed sync must not be
             // repeated.
-            Some(live) if self.unsettled || layout.live_slot()? != Some(live) => {
+            Some(live) if live != LIVE_SLOT && (self.unsettled || layout.live_slot()? != Some(live)) => {
                 layout.prepare_links(live, None)?;
                 layout.switch_links(false)?;
             }
@@ -187,8 +227,14 @@ impl Slots {
         layout.free(&layout.root, LIVE_NEXT)
     }
 
-    /// Removes copies of signed records whose slots are gone.
+    /// Removes copies of signed records whose slots are gone. Writes those again that a power cut left under
+    /// another name.
     fn recover_signed(&self) -> Result<(), DiskError> {
+        for (slot, generation) in self.held() {
+            if self.read_signed(slot)?.as_ref() != Some(generation) {
+                self.write_signed(slot, generation)?;
+            }
+        }
         let linked = self.layout.live_slot()?;
         for listed in self.layout.signed.list()? {
             let slot = number(&listed.name);

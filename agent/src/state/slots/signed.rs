@@ -11,7 +11,7 @@ use syncd_shared::{SignedGeneration, TreeId};
 
 use super::Slots;
 use crate::state::disk::DiskError;
-use crate::state::layout::slot_name;
+use crate::state::layout::{LIVE_SLOT, slot_name};
 use crate::state::number;
 use crate::state::slot::{decode_generation, encode_generation};
 use crate::state::syncing::Syncing;
@@ -75,6 +75,31 @@ impl Slots {
         for listed in self.layout.signed.list()? {
             let copy = number(&listed.name).map(|slot| self.read_signed(slot)).transpose()?.flatten();
             copies.extend(copy.filter(|copy| self.signers.as_ref().is_none_or(|s| s.has_signed(copy))));
+        }
+        Ok(copies)
+    }
+
+    /// Follows an exchange of `slot` with `live`. Need not be durable, because recovery compares the copies.
+    pub(super) fn exchange_signed(&self, slot: u64) -> Result<(), DiskError> {
+        let (signed, name, live) = (&self.layout.signed, slot_name(slot), slot_name(LIVE_SLOT));
+        match signed.stat(&live)? {
+            None => signed.rename(&name, signed, &live),
+            Some(_) => signed.exchange(&name, signed, &live),
+        }
+    }
+
+    /// Signed records that the tree of a live slot may have, the likeliest first. A crash may have left the
+    /// copy for the tree at `live` under another name.
+    pub(super) fn copies_of_live(&self, linked: u64) -> Result<Vec<SignedGeneration>, DiskError> {
+        let mut copies: Vec<_> = self.read_signed(linked)?.into_iter().collect();
+        if linked == LIVE_SLOT {
+            let mut others = Vec::new();
+            for listed in self.layout.signed.list()? {
+                let slot = number(&listed.name).filter(|slot| *slot != LIVE_SLOT);
+                others.extend(slot.map(|slot| self.read_signed(slot)).transpose()?.flatten());
+            }
+            others.sort_unstable_by_key(|copy| std::cmp::Reverse(copy.number()));
+            copies.extend(others);
         }
         Ok(copies)
     }

@@ -1,0 +1,282 @@
+//! The switch: the staged tree becomes live.
+//!
+//! With `--swap link` a tree stays at `slots/K`, and `live` is a link to it. With `--swap exchange` the live
+//! tree is at `live` itself, as slot 0. A switch exchanges it with the staged tree, and their rows move with
+//! them. A slot is a path in both cases:
+//!
+//! ```text
+//!                          live      slots/K   the record
+//! staged                   old       new       0: old, K: building
+//! commit_switch            old       new       0: new, K: old, coming: K and the inode of `new`
+//! finish_switch            new       old       the same
+//!                                              0: new, K: old
+//! ```
+//!
+//! After a crash the inode at `live` shows whether the exchange was done. If it was not, recovery does it.
+//! Healing and a change of `--swap` use the same steps. `coming` is removed once the names are durable: in a
+//! copy of ROOT, inode numbers mean nothing.
+
+use std::time::Instant;
+
+use syncd_shared::{RootEntry, SignedGeneration, Timestamp};
+
+use super::{RecoverError, Slots};
+use crate::planted::{self, Bug};
+use crate::state::SlotError;
+use crate::state::disk::DiskError;
+use crate::state::layout::{LIVE_SLOT, slot_name};
+use crate::state::record::{Change, Coming, InodeChanges, RecordError};
+use crate::state::slot::{FormerTree, Slot};
+use crate::state::swap::{self, Swap};
+
+/// Limit of the roots remembered for a slot that was served without a success of the hook. Beyond it they
+/// count as unknown.
+const SERVED_MAX: usize = 8;
+
+/// Switch to a new live tree.
+pub(crate) struct Switch<'a> {
+    pub slot: u64,
+    pub target: &'a SignedGeneration,
+    pub inodes: &'a InodeChanges,
+    /// Spares that can no longer be patched by the differences between manifests.
+    pub outlived: &'a [u64],
+}
+
+impl Slots {
+    /// Gives the root of a tree its metadata, so that others may enter the tree. Returns the time of the
+    /// tree's last change.
+    pub fn reveal(&self, slot: u64, root: &RootEntry) -> Result<Timestamp, DiskError> {
+        let dir = self.open(slot)?;
+        dir.set_own_metadata(&root.metadata, self.owners)?;
+        Ok(dir.stat_self()?.ctime)
+    }
+
+    /// Slot of a staged tree once it is live.
+    pub fn landing(&self, slot: u64) -> u64 {
+        match self.swap {
+            Swap::Link => slot,
+            Swap::Exchange => LIVE_SLOT,
+        }
+    }
+
+    /// Slot that `live` is or names, if it exists, even if nothing is known about it.
+    fn outgoing(&self) -> Option<u64> {
+        let is_there = |slot: &u64| self.known.slots.contains_key(slot) && !self.is_gone(*slot);
+        self.known.live.or(self.linked).filter(is_there)
+    }
+
+    /// Slot of the tree that is live now, once the tree of `slot` is live.
+    fn leaving(&self, slot: u64) -> Option<u64> {
+        let outgoing = self.outgoing()?;
+        Some(if self.landing(slot) == slot { outgoing } else { slot })
+    }
+
+    /// Creates the new links under their temporary names, and the link in `generations/`.
+    pub fn prepare_switch(&mut self, switch: &Switch<'_>) -> Result<(), DiskError> {
+        if self.swap == Swap::Exchange {
+            return if self.outgoing().is_none() { self.layout.free_live() } else { Ok(()) };
+        }
+        let previous = self.outgoing().or(self.known.previous);
+        self.layout.prepare_links(switch.slot, previous)?;
+        self.layout.link_generation(switch.target.number().get(), Some(switch.slot))
+    }
+
+    /// Commits the switch: recovery completes it after a crash. The tree and the copy of its signed record
+    /// are durable.
+    pub fn commit_switch(&mut self, switch: &Switch<'_>, now: Instant) -> Result<(), SlotError> {
+        let Switch { slot, target, inodes, outlived } = *switch;
+        let (landing, leaving) = (self.landing(slot), self.leaving(slot));
+        let state = Slot::Held(Box::new(target.clone()));
+        let mut slots: Vec<_> = outlived.iter().map(|outlived| (*outlived, &Slot::Building)).collect();
+        let left = leaving.filter(|_| landing != slot).and_then(|_| self.known.slots.get(&landing).cloned());
+        if landing != slot {
+            slots.push((slot, left.as_ref().unwrap_or(&Slot::Building)));
+        }
+        slots.push((landing, &state));
+        let served = self.served_with(landing, target.generation().root);
+        let coming = self.coming(slot)?;
+        self.record.apply(
+            &Change {
+                slots,
+                live: Some((landing, target)),
+                previous: leaving.map(Some),
+                coming: coming.filter(|_| !planted::has(Bug::NoComing)).map(Some),
+                inodes: Some(inodes),
+                served: Some((landing, &served)),
+            },
+            true,
+        )?;
+        self.known.slots.extend(outlived.iter().map(|outlived| (*outlived, Slot::Building)));
+        if landing != slot {
+            self.known.slots.remove(&slot);
+            self.known.slots.extend(left.map(|left| (slot, left)));
+        }
+        self.known.slots.insert(landing, state);
+        self.known.live = Some(landing);
+        self.known.accepted = Some(target.clone());
+        self.known.previous = leaving.or(self.known.previous);
+        self.know_served(landing, served);
+        self.rests.remove(&slot);
+        self.rests.extend(leaving.map(|leaving| (leaving, now)));
+        Ok(())
+    }
+
+    /// Roots whose files a web server may have cached of a slot that serves one more root.
+    fn served_with(&self, slot: u64, root: RootEntry) -> Vec<RootEntry> {
+        let mut served = self.known.served.get(&slot).cloned().unwrap_or_default();
+        if !served.is_empty() && served.len() <= SERVED_MAX {
+            served.push(root);
+        } else {
+            served.clear();
+        }
+        served
+    }
+
+    /// Exchange that makes the tree of a slot live; `None`: a link does it.
+    fn coming(&self, slot: u64) -> Result<Option<Coming>, DiskError> {
+        match self.landing(slot) == slot {
+            true => Ok(None),
+            false => Ok(Some(Coming { slot, inode: self.open(slot)?.stat_self()?.inode })),
+        }
+    }
+
+    /// Renames the links into place, or exchanges the trees, durably.
+    pub fn finish_switch(&mut self, switch: &Switch<'_>) -> Result<(), SlotError> {
+        let Switch { slot, target, .. } = *switch;
+        if self.swap == Swap::Link {
+            self.layout.switch_links(self.known.previous.is_some())?;
+            self.linked = self.known.live;
+            return Ok(());
+        }
+        let left = self.known.previous.filter(|previous| *previous == slot);
+        if left.is_some() {
+            // Before the exchange: pages of the old tree then find their files here without a gap.
+            self.layout.point_previous(slot)?;
+        }
+        self.layout.exchange_live(slot)?;
+        self.linked = self.known.live;
+        self.exchange_signed(slot)?;
+        if let Some(left) = self.state(slot).and_then(Slot::held) {
+            self.layout.link_generation(left.number().get(), Some(slot))?;
+        }
+        self.layout.link_generation(target.number().get(), Some(LIVE_SLOT))?;
+        Ok(self.forget_coming()?)
+    }
+
+    /// Ends a pending exchange whose names are durable. Need not be durable itself.
+    fn forget_coming(&self) -> Result<(), RecordError> {
+        self.record.apply(&Change { coming: Some(None), ..Change::default() }, false)
+    }
+
+    /// Exchanges a tree with the live tree, and makes it the tree of that generation. The former live tree
+    /// rests in the other slot.
+    ///
+    /// Everything is durable on return. The tree itself must have been made durable before.
+    pub fn exchange(&mut self, slot: u64, inodes: &InodeChanges, now: Instant) -> Result<(), SlotError> {
+        let (Some(live), Some(generation)) = (self.known.live, self.live()) else { return Ok(()) };
+        let (number, root) = (generation.number().get(), generation.generation().root);
+        let resting = Slot::Resting(FormerTree { number, root, is_certain: true });
+        let coming = self.coming(slot)?;
+        // Recorded before the exchange: a tree with this row always counts as in use. No damaged file
+        // counts as the recorded one.
+        let removed = inodes.put.iter().map(|(path, _)| path.clone()).collect();
+        let doubtful = InodeChanges { removed, ..InodeChanges::default() };
+        let change = Change {
+            slots: vec![(slot, &resting)],
+            coming: coming.map(Some),
+            inodes: Some(&doubtful),
+            ..Change::default()
+        };
+        self.record.apply(&change, true)?;
+        self.known.slots.insert(slot, resting);
+        self.rests.insert(slot, now);
+        match live {
+            LIVE_SLOT => self.layout.exchange_live(slot)?,
+            _ => {
+                let slots = &self.layout.slots;
+                slots.exchange(&slot_name(slot), slots, &slot_name(live))?;
+                slots.sync_names()?;
+            }
+        }
+        let spares: Vec<u64> = self.spares().map(|(slot, _)| slot).collect();
+        let change = Change {
+            slots: spares.iter().map(|slot| (*slot, &Slot::Building)).collect(),
+            coming: coming.map(|_| None),
+            inodes: Some(inodes),
+            // A web server may have cached a damaged file, so it has to forget every file of the slot.
+            served: Some((live, &[])),
+            ..Change::default()
+        };
+        self.record.apply(&change, true)?;
+        self.known.served.remove(&live);
+        self.known.slots.extend(spares.into_iter().map(|slot| (slot, Slot::Building)));
+        Ok(())
+    }
+
+    /// Finishes a pending exchange. After an error it is repeated, because a failed sync must not be.
+    pub(super) fn finish_exchange(&self, coming: Coming) -> Result<(), DiskError> {
+        let Coming { slot, inode } = coming;
+        if self.layout.live_inode()? == Some(inode) {
+            if self.unsettled {
+                self.layout.move_live(slot)?;
+                self.layout.exchange_live(slot)?;
+            }
+        } else if self.layout.slots.stat(&slot_name(slot))?.is_some_and(|stat| stat.inode == inode) {
+            self.layout.exchange_live(slot)?;
+        }
+        Ok(())
+    }
+
+    /// Makes `live` what `--swap` asks for, by one exchange of a link and a directory. It leads to the same
+    /// tree at every instant.
+    pub(super) fn adopt_swap(&mut self) -> Result<(), RecoverError> {
+        match (self.swap, self.outgoing()) {
+            (Swap::Exchange, Some(linked)) if linked != LIVE_SLOT => {
+                self.move_tree(linked, LIVE_SLOT, linked)?
+            }
+            (Swap::Link, Some(LIVE_SLOT)) => {
+                let slot = self.make_link_in_slots()?;
+                self.move_tree(LIVE_SLOT, slot, slot)?;
+            }
+            _ => {}
+        }
+        match self.swap {
+            Swap::Link => Ok(swap::unmark(&self.layout.state)?),
+            Swap::Exchange => Ok(()),
+        }
+    }
+
+    /// Moves the tree of the slot `linked` to the slot `landing`, by an exchange of `live` with `slots/SLOT`.
+    fn move_tree(&mut self, linked: u64, landing: u64, slot: u64) -> Result<(), RecoverError> {
+        let inode = self.layout.slots.stat(&slot_name(slot))?.map_or(0, |stat| stat.inode);
+        let mut known = self.known.clone();
+        let state = known.slots.remove(&linked).unwrap_or(Slot::Unknown(FormerTree::presumed(None)));
+        known.slots.insert(landing, state);
+        known.live = known.live.map(|_| landing);
+        // Nothing was served at the new path.
+        known.served.retain(|slot, _| ![linked, landing].contains(slot));
+        known.coming = Some(Coming { slot, inode });
+        self.record.restore(&known)?;
+        self.layout.exchange_live(slot)?;
+        self.known = known;
+        self.known.coming = None;
+        self.linked = Some(landing);
+        if let Some(generation) = self.state(landing).and_then(Slot::held) {
+            self.layout.link_generation(generation.number().get(), Some(landing))?;
+        }
+        self.forget_coming()?;
+        tracing::info!(path = %self.path(landing).display(), "the live tree has another path now, by --swap");
+        Ok(())
+    }
+
+    /// Creates a link under the lowest free number, durably. It names itself until the exchange with `live`.
+    fn make_link_in_slots(&self) -> Result<u64, DiskError> {
+        let slots = &self.layout.slots;
+        let slot = self.lowest_free(|slot| {
+            let name = slot_name(slot);
+            slots.symlink(&[b"slots/", &*name].concat(), &name)
+        })?;
+        slots.sync_names()?;
+        Ok(slot)
+    }
+}
