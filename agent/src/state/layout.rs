@@ -264,7 +264,7 @@ impl Layout {
             self.put_link(PREVIOUS_NEXT, PREVIOUS)?;
         }
         if self.root.stat(LIVE)?.is_some_and(|s| s.kind == FileType::Directory) {
-            // The directory is empty, unless somebody made it since ROOT was opened.
+            // The directory is empty, unless somebody has created it since ROOT was opened.
             let _ = self.root.remove_dir(LIVE);
         }
         self.put_link(LIVE_NEXT, LIVE)?;

@@ -2,7 +2,7 @@
 //!
 //! ```text
 //! ROOT/lost+found/N/PATH   was at PATH in the tree of generation N, and no manifest explains it
-//! ROOT/lost+found/0/PATH   the same of a tree whose generation is not known, and what was in no tree
+//! ROOT/lost+found/0/PATH   the same for an unknown generation, and files that were in no tree
 //! ```
 //!
 //! Each name is moved here by one rename, directories as a whole, and keeps its owner, mode and times. The
