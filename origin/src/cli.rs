@@ -495,17 +495,17 @@ fn init(data: &Path, host: Option<&str>) -> anyhow::Result<ExitCode> {
     let shown = data.display();
     // The result comes last, because a reader of the result may close the pipe after it.
     note(format_args!(
-        "The origin's keys and store are in {shown}. Whoever has these files is this origin; back them up now, and after\n\
-         each `revoke` (or everything at any time: syncd-origin backup DIR --data {shown}):"
+        "The origin's keys and store are in {shown}. Anyone who has these files can act as this origin. Back them up now,\n\
+         and after each `revoke` (or everything at any time: syncd-origin backup DIR --data {shown}):"
     ));
     for file in keys.backup_files() {
         note(format_args!("  {}", file.display()));
     }
     note(format_args!(
-        "\nNext, here, with your own tree for /srv/site:\n  syncd-origin serve --tree /srv/site --data {shown}"
+        "\nNext, on this machine, with your own tree in place of /srv/site:\n  syncd-origin serve --tree /srv/site --data {shown}"
     ));
     note(format_args!("  syncd-origin token --data {shown}"));
-    note("then on every web node, with that token; the port is the one that `serve` listens at:");
+    note("Then, on every web node, with that token. The port is the one that `serve` listens on:");
     note(format_args!("  SYNCD_TOKEN=... syncd-agent join {address} --root /var/lib/syncd/agent"));
     note("  syncd-agent run --root /var/lib/syncd/agent");
     output::line(format_args!("tree_id {}", keys.tree_id()))?;
@@ -795,7 +795,7 @@ impl Printer {
                     "  SYNCD_TOKEN={token} syncd-agent join {address} --root /var/lib/syncd/agent"
                 ));
                 output::line(token)
-                    .context("the token was made, and is lost: it expires by itself, ask for another")?;
+                    .context("the token was made but not printed: it expires on its own; make another one")?;
             }
             Reply::TokenListed(token) if json => output::line(serde_json::to_string(&token)?)?,
             Reply::TokenListed(token) => output::line(format_args!(

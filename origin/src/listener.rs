@@ -341,7 +341,7 @@ async fn tell_busy(mut stream: TlsStream<TcpStream>, busy: Busy) {
         stream.shutdown().await
     };
     if !matches!(tokio::time::timeout(BUSY_TIMEOUT, told).await, Ok(Ok(()))) {
-        debug!(?busy, "a connection too many went away before it was told so");
+        debug!(?busy, "a refused connection was closed before it got the reason");
     }
 }
 
@@ -349,7 +349,7 @@ async fn tell_busy(mut stream: TlsStream<TcpStream>, busy: Busy) {
 fn log_refusal(address: SocketAddr, error: &io::Error) {
     let tls = error.get_ref().and_then(|inner| inner.downcast_ref::<rustls::Error>());
     if let Some(rustls::Error::InvalidCertificate(rustls::CertificateError::Revoked)) = tls {
-        debug!(%address, "agent refused: who decided that has named it");
+        debug!(%address, "agent refused; the decision was logged");
     } else if let Some(rustls::Error::InvalidCertificate(reason)) = tls {
         if let Some(left_out) = REFUSED.admit() {
             warn!(%address, ?reason, left_out, "agent refused: its certificate does not hold");

@@ -52,7 +52,7 @@ pub enum DeskError {
     #[error("there is no generation yet: run `syncd-origin serve`")]
     NoGeneration,
     /// A path that is too long or nested too deep.
-    #[error("a path of the two trees does not hold, below {path}: run `syncd-origin check`")]
+    #[error("a path in one of the two trees is invalid, below {path}: run `syncd-origin check`")]
     Path { path: TreePath, source: TreePathError },
     /// A directory object of a generation is missing.
     #[error("directory object {object} is missing: run `syncd-origin check`")]
@@ -128,7 +128,7 @@ impl Desk {
             }),
             Request::History => self.history(lines),
             Request::Diff { pending: true, .. } => {
-                let message = "no origin serves this data directory, so that nobody looks at the tree: start `syncd-origin serve` first".into();
+                let message = "no origin serves this data directory, and the tree is not being watched: start `syncd-origin serve` first".into();
                 return Reply::Error { message };
             }
             Request::Diff { from, to, pending: false } => self.diff(from, to, lines),
@@ -348,8 +348,8 @@ impl Desk {
         let checked = self.check(lines)?;
         if checked.may_be_mended() {
             forget_damaged(&self.store, &checked.report)?;
-            let text = "what is damaged counts as absent now: the next `syncd-origin serve` reads the whole tree and \
-                        stores again what that still has; check again afterwards"
+            let text = "damaged objects now count as missing: the next `syncd-origin serve` reads the whole tree and \
+                        stores what it still has; check again afterwards"
                 .to_owned();
             lines(Reply::Remark { text });
         }

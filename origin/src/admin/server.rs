@@ -70,7 +70,7 @@ impl Admin {
                 Ok(client) if clients.len() < CLIENTS_MAX => {
                     clients.spawn(self.clone().attend(client, shutdown.clone()));
                 }
-                Ok(_) => tracing::warn!("more than {CLIENTS_MAX} commands at once: one was turned away"),
+                Ok(_) => tracing::warn!("more than {CLIENTS_MAX} commands at once: one was refused"),
                 Err(error) => {
                     tracing::warn!(%error, "accept a command");
                     tokio::time::sleep(Duration::from_millis(100)).await;
@@ -171,9 +171,7 @@ impl Admin {
         let found = match self.committer.preview().await.result {
             Ok(Outcome::Found(root)) => root,
             Ok(_) => {
-                return Reply::Error {
-                    message: "the tree was not looked at: see `syncd-origin status`".into(),
-                };
+                return Reply::Error { message: "the tree was not read: see `syncd-origin status`".into() };
             }
             Err(error) => return Reply::Error { message: error_chain(&error) },
         };
@@ -206,7 +204,7 @@ impl Admin {
                     "the whole tree was read again and what it still has was stored: check again to see what is left"
                         .to_owned()
                 }
-                Err(error) => format!("what is damaged was not mended: {}", error_chain(&error)),
+                Err(error) => format!("the damage was not repaired: {}", error_chain(&error)),
             };
             replies.send(Reply::Remark { text }).await;
         }

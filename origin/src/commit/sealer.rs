@@ -326,7 +326,7 @@ impl Sealer {
     ) -> Result<Outcome, CommitError> {
         if let Some(observed) = self.adoptable(&base.root) {
             let unpublished = base.unpublished && observed.root_hash() != base.root.hash();
-            tracing::info!(generation = %observed.number(), "took back a generation that the fleet has and the tree still is");
+            tracing::info!(generation = %observed.number(), "adopted a generation that the fleet has and that still equals the tree");
             let base = ScanBase { unpublished, ..base };
             return self.seal(self.or_open(writer)?, Some(base), observed, None);
         }
@@ -495,7 +495,7 @@ impl Sealer {
             if self.current.as_ref() != Some(&generation) {
                 return Err(error.into());
             }
-            tracing::warn!(generation = %generation.number(), "sealed in spite of an error of the disk");
+            tracing::warn!(generation = %generation.number(), "sealed despite a disk error");
             return Ok(Outcome::Sealed(generation));
         }
         if self.current.is_none() {
