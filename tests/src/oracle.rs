@@ -91,7 +91,7 @@ pub fn fingerprint_of(facts: &Facts) -> String {
     hasher.finalize().to_hex().to_string()
 }
 
-/// Sets the modes back that an agent without privileges has lifted for its own access.
+/// Restores the modes that an agent without privileges has changed for its own access.
 pub fn close_lifted(expected: &Facts, actual: &mut Facts) {
     for (path, fact) in actual {
         let lifts = match fact.kind {

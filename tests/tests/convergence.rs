@@ -149,7 +149,7 @@ fn any_order_of_edits_commits_rollbacks_and_restarts_ends_identical() {
         for agent in &world.agents {
             agent.wait_live(last);
             if agent.is_unprivileged() {
-                // A kill may have left a mode lifted.
+                // A kill may have left a mode changed.
                 agent.cli("verify", &[]).expect_success();
             }
             agent.assert_live_is(&world.origin.tree);
