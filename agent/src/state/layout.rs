@@ -288,10 +288,15 @@ impl Layout {
         self.free(&self.root, LIVE)
     }
 
-    /// Exchanges `live` with `slots/K`, durably. A link that was at `live` is removed.
+    /// Exchanges `live` with `slots/K`, durably, or renames it if there is no `live`. Removes a link that was
+    /// at `live`.
     pub fn exchange_live(&self, slot: u64) -> Result<(), DiskError> {
-        self.move_live(slot)?;
-        self.discard_link(&slot_name(slot))?;
+        let name = slot_name(slot);
+        match self.live_inode()? {
+            None => self.slots.rename_new(&name, &self.root, LIVE)?,
+            Some(_) => self.slots.exchange(&name, &self.root, LIVE)?,
+        }
+        self.discard_link(&name)?;
         if planted::has(Bug::NoRootSync) {
             return Ok(());
         }
@@ -299,14 +304,17 @@ impl Layout {
         self.root.sync_names()
     }
 
-    /// Exchanges them, not durably. If one of the two names is free, the other one is renamed to it.
-    pub fn move_live(&self, slot: u64) -> Result<(), DiskError> {
-        let name = slot_name(slot);
-        match (self.live_inode()?, self.slots.stat(&name)?) {
-            (None, _) => self.slots.rename_new(&name, &self.root, LIVE),
-            (Some(_), None) => self.root.rename_new(LIVE, &self.slots, &name),
-            (Some(_), Some(_)) => self.slots.exchange(&name, &self.root, LIVE),
+    /// Makes the names of an exchange durable if their sync failed. Both directories are changed first: a
+    /// second sync alone would succeed without writing anything.
+    pub fn sync_exchange_again(&self) -> Result<(), DiskError> {
+        for dir in [&self.slots, &self.root] {
+            self.free(dir, LIVE_NEXT)?;
+            // Recovery removes such a link.
+            dir.symlink(b"slots/0", LIVE_NEXT)?;
+            dir.unlink(LIVE_NEXT)?;
+            dir.sync_names()?;
         }
+        Ok(())
     }
 
     /// Removes a name in `slots/` if it is a link that an exchange with `live` left.

@@ -213,18 +213,16 @@ impl Slots {
         Ok(())
     }
 
-    /// Finishes a pending exchange. After an error it is repeated, because a failed sync must not be.
+    /// Finishes a pending exchange. One that was done is never taken back, because visitors may have seen it.
     pub(super) fn finish_exchange(&self, coming: Coming) -> Result<(), DiskError> {
         let Coming { slot, inode } = coming;
         if self.layout.live_inode()? == Some(inode) {
-            if self.unsettled {
-                self.layout.move_live(slot)?;
-                self.layout.exchange_live(slot)?;
-            }
-        } else if self.layout.slots.stat(&slot_name(slot))?.is_some_and(|stat| stat.inode == inode) {
-            self.layout.exchange_live(slot)?;
+            return if self.unsettled { self.layout.sync_exchange_again() } else { Ok(()) };
         }
-        Ok(())
+        match self.layout.slots.stat(&slot_name(slot))? {
+            Some(stat) if stat.inode == inode => self.layout.exchange_live(slot),
+            _ => Ok(()),
+        }
     }
 
     /// Makes `live` what `--swap` asks for, by one exchange of a link and a directory. It leads to the same
