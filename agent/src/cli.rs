@@ -19,7 +19,7 @@ use syncd_shared::output::note;
 use syncd_shared::rate::Rate;
 use syncd_shared::signals::Signals;
 use syncd_shared::text::{counted, error_chain};
-use syncd_shared::time_span::{ParseTimeError, parse_time};
+use syncd_shared::time_span::{parse_time, time_or_zero};
 use syncd_shared::{config_file, output};
 
 use crate::admin::{self, Reply, Request, nobody_serves};
@@ -174,7 +174,7 @@ struct Run {
     grace: Duration,
     /// Interval at which every file of the live tree is hashed in the background, and healed if it was edited
     /// on the node. 0 means never.
-    #[arg(long, env = "SYNCD_VERIFY_EVERY", default_value = "7d", value_name = "TIME", value_parser = every)]
+    #[arg(long, env = "SYNCD_VERIFY_EVERY", default_value = "7d", value_name = "TIME", value_parser = time_or_zero)]
     verify_every: Duration,
     /// Owner of all files, as in www-data:www-data or 33:33 [default: the owners in the content tree].
     #[arg(long, env = "SYNCD_OWNER", value_name = "USER:GROUP")]
@@ -264,11 +264,6 @@ fn read_token(join: &Join) -> anyhow::Result<JoinToken> {
         ),
     };
     Ok(text.trim().parse()?)
-}
-
-/// Parses a time, or 0.
-fn every(text: &str) -> Result<Duration, ParseTimeError> {
-    if text == "0" { Ok(Duration::ZERO) } else { parse_time(text) }
 }
 
 impl Run {
@@ -414,7 +409,8 @@ fn print_verified(verified: &Verified, json: bool) -> anyhow::Result<()> {
         output::line(format_args!("extra and changed files are kept in {kept}"))?;
     }
     if !verified.is_whole() {
-        note("not healed: verify again when the origin can be reached");
+        let reason = "verify again when the origin can be reached";
+        note(format_args!("not healed: {}", verified.error.as_deref().unwrap_or(reason)));
     }
     Ok(())
 }

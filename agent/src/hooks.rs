@@ -46,7 +46,7 @@ use std::io::{self, BufRead, BufReader, BufWriter, Read, Seek, SeekFrom, Write};
 use std::os::unix::fs::MetadataExt;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, ExitStatus, Stdio};
+use std::process::{Child, Command, ExitStatus};
 use std::sync::mpsc;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread;
@@ -365,7 +365,8 @@ impl Hook {
         for name in processes::withheld(std::env::vars_os().map(|(name, _)| name)) {
             command.env_remove(name);
         }
-        let mut child = command
+        let (output, end) = io::pipe().map_err(failed)?;
+        let child = command
             .arg("-c")
             .arg(&self.command)
             .envs(occasion.environment())
@@ -373,13 +374,14 @@ impl Hook {
             .env(processes::VARIABLE, mark.value())
             .current_dir("/")
             .stdin(input)
-            // Standard output is reserved for the results of syncd-agent.
-            .stdout(io::stderr())
-            .stderr(Stdio::piped())
+            .stdout(end.try_clone().map_err(failed)?)
+            .stderr(end)
             .process_group(0)
-            .spawn()
-            .map_err(failed)?;
-        let output = Output::of(&mut child);
+            .spawn();
+        // With it go this process's own ends of the pipe, or its end would never be reached.
+        drop(command);
+        let mut child = child.map_err(failed)?;
+        let output = Output::of(output);
         match wait(&mut child, self.timeout, &mark).map_err(failed)? {
             Some(status) if status.success() => Ok(()),
             Some(status) => Err(HookError::Failed { hook, status, output: output.tail() }),
@@ -388,30 +390,30 @@ impl Hook {
     }
 }
 
-/// Collects the end of a hook's error output. A separate thread reads it, because children of the hook may
-/// keep the pipe open.
+/// Collects the end of a hook's standard and error output. A separate thread reads it, because children of the
+/// hook may keep the pipe open. All of it also goes to the agent's own error output, and so to the journal.
 struct Output {
     tail: Arc<Mutex<Vec<u8>>>,
     closed: mpsc::Receiver<()>,
 }
 
 impl Output {
-    fn of(child: &mut Child) -> Self {
+    fn of(mut output: io::PipeReader) -> Self {
         let tail = Arc::new(Mutex::new(Vec::new()));
         let (sender, closed) = mpsc::sync_channel(1);
-        if let Some(mut stderr) = child.stderr.take() {
-            let tail = tail.clone();
-            thread::spawn(move || {
-                let mut buffer = [0; 4096];
-                while let Ok(length @ 1..) = stderr.read(&mut buffer) {
-                    let mut tail = lock(&tail);
-                    tail.extend_from_slice(&buffer[..length]);
-                    let excess = tail.len().saturating_sub(TAIL_BYTES);
-                    tail.drain(..excess);
-                }
-                let _ = sender.send(());
-            });
-        }
+        let kept = tail.clone();
+        thread::spawn(move || {
+            let mut buffer = [0; 4096];
+            while let Ok(length @ 1..) = output.read(&mut buffer) {
+                // The hook goes on if nobody reads the agent's log.
+                let _ = io::stderr().write_all(&buffer[..length]);
+                let mut tail = lock(&kept);
+                tail.extend_from_slice(&buffer[..length]);
+                let excess = tail.len().saturating_sub(TAIL_BYTES);
+                tail.drain(..excess);
+            }
+            let _ = sender.send(());
+        });
         Self { tail, closed }
     }
 
@@ -1009,9 +1011,11 @@ mod tests {
     #[test]
     fn a_failure_tells_exit_code_and_last_words() {
         let state = tempfile::tempdir().unwrap();
-        let hook = hook("echo syntax error >&2; exit 3", state.path());
-        let error = hook.run(&occasion(1), &paths(&[])).unwrap_err();
-        assert_eq!(error.to_string(), "on-activate hook failed: exit status: 3: syntax error");
+        for to in ["1", "2"] {
+            let hook = hook(&format!("echo syntax error >&{to}; exit 3"), state.path());
+            let error = hook.run(&occasion(1), &paths(&[])).unwrap_err();
+            assert_eq!(error.to_string(), "on-activate hook failed: exit status: 3: syntax error");
+        }
     }
 
     fn assert_gone(pid: &str) {

@@ -30,7 +30,7 @@ pub async fn bind(address: SocketAddr) -> Result<TcpListener, BindError> {
 
 /// Answer to `GET /healthz`.
 pub fn health(status: &AgentStatus) -> Health {
-    let connection = if status.connected { "connected" } else { "not connected" };
+    let connection = status.connection();
     let hook = status.hook.as_ref().and_then(HookStatus::line);
     match status.generation {
         Some(generation) if status.reached() == State::Switched => {
@@ -57,6 +57,8 @@ mod tests {
         assert_eq!(health(&status), ok("ok generation 42, connected"));
         status.connected = false;
         assert_eq!(health(&status), ok("ok generation 42, not connected"));
+        status.revoked = true;
+        assert_eq!(health(&status), ok("ok generation 42, revoked: join again with a new token"));
         status.generation = None;
         assert!(!health(&status).is_well);
     }

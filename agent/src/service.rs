@@ -200,6 +200,7 @@ pub(crate) fn about(options: &RunOptions, identity: &AgentIdentity) -> AgentStat
         root_directory: one_line(&options.root.display().to_string(), PATH_MAX_BYTES),
         origin: options.origin.clone().unwrap_or_else(|| identity.origin_address().to_owned()),
         connected: false,
+        revoked: false,
         generation: None,
         root: None,
         live: one_line(&options.root.join("live").display().to_string(), PATH_MAX_BYTES),

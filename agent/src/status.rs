@@ -22,6 +22,8 @@ pub struct AgentStatus {
     pub origin: String,
     /// Whether the control stream is up.
     pub connected: bool,
+    /// Whether the origin refuses this node's certificate for good: it has to join again.
+    pub revoked: bool,
     /// Number of the live generation.
     pub generation: Option<u64>,
     /// Root hash of the live generation, hexadecimal.
@@ -186,17 +188,14 @@ impl AgentStatus {
 impl fmt::Display for AgentStatus {
     /// Writes a short summary for people.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let connection = match (self.running, self.connected) {
-            (true, true) => "connected",
-            (true, false) => "not connected",
-            (false, _) => "agent not running",
-        };
+        let connection = if self.running { self.connection() } else { "agent not running" };
         match self.generation {
             Some(generation) => {
                 write!(f, "{}: generation {generation} is {}", self.name, self.reached())?;
                 match self.state {
                     State::Live | State::Switched => writeln!(f)?,
-                    next => writeln!(f, ", the next is {next}")?,
+                    State::Failed => writeln!(f, ", the next one failed")?,
+                    next => writeln!(f, ", the next one is {next}")?,
                 }
             }
             None => writeln!(f, "{}: nothing is live yet ({})", self.name, self.state)?,
@@ -235,7 +234,9 @@ impl fmt::Display for AgentStatus {
         if let Some(hook) = self.hook.as_ref().and_then(HookStatus::line) {
             write!(f, "\n  hook         {hook}")?;
         }
-        if let Some(error) = &self.error {
+        // The line of the hook has it already.
+        let trouble = self.hook.as_ref().and_then(HookStatus::trouble);
+        if let Some(error) = self.error.as_ref().filter(|error| trouble.as_ref() != Some(*error)) {
             write!(f, "\n  error        {error}")?;
         }
         Ok(())
@@ -243,6 +244,15 @@ impl fmt::Display for AgentStatus {
 }
 
 impl AgentStatus {
+    /// The running agent's relation to its origin, in words.
+    pub fn connection(&self) -> &'static str {
+        match (self.connected, self.revoked) {
+            (true, _) => "connected",
+            (false, true) => "revoked: join again with a new token",
+            (false, false) => "not connected",
+        }
+    }
+
     /// How far the current [`Self::generation`] is: `switched` while the on-activate hook is due, otherwise
     /// `live`.
     pub fn reached(&self) -> State {
@@ -296,6 +306,7 @@ pub(crate) mod tests {
             root_directory: "/srv/replica".into(),
             origin: "host:8873".into(),
             connected: true,
+            revoked: false,
             generation: Some(42),
             root: Some("ab".repeat(32)),
             live: "/srv/replica/live".into(),
@@ -336,9 +347,10 @@ pub(crate) mod tests {
         assert!(text.starts_with("web1: generation 42 is switched\n"), "{text}");
         let hook = "hook         hook failed: exit status: 1: AH00526 (attempt 2); the web server may still serve generation 41";
         assert!(text.contains(hook), "{text}");
+        assert_eq!(text.matches("AH00526").count(), 1, "{text}");
         // The same while the next generation is on its way.
         let text = AgentStatus { state: State::Fetching, ..failing() }.to_string();
-        assert!(text.starts_with("web1: generation 42 is switched, the next is fetching\n"), "{text}");
+        assert!(text.starts_with("web1: generation 42 is switched, the next one is fetching\n"), "{text}");
     }
 
     #[test]
@@ -355,7 +367,7 @@ pub(crate) mod tests {
         let json = serde_json::to_string(&sample()).unwrap();
         let root = "ab".repeat(32);
         let expected = format!(
-            r#"{{"name":"web1","root_directory":"/srv/replica","origin":"host:8873","connected":true,"generation":42,"root":"{root}","live":"/srv/replica/live","swap":"link","state":"live","accepted":42,"generations":[41,42],"spares":2,"running":true,"progress":null,"version":"1.0","origin_version":"1.0","last_contact":"2026-11-23T04:12:02.000Z","error":null,"hook":null,"drift":null,"settings":null}}"#
+            r#"{{"name":"web1","root_directory":"/srv/replica","origin":"host:8873","connected":true,"revoked":false,"generation":42,"root":"{root}","live":"/srv/replica/live","swap":"link","state":"live","accepted":42,"generations":[41,42],"spares":2,"running":true,"progress":null,"version":"1.0","origin_version":"1.0","last_contact":"2026-11-23T04:12:02.000Z","error":null,"hook":null,"drift":null,"settings":null}}"#
         );
         assert_eq!(json, expected);
     }
@@ -368,6 +380,8 @@ pub(crate) mod tests {
         let idle = AgentStatus { running: false, generations: Vec::new(), ..sample() }.to_string();
         assert!(idle.contains("host:8873, agent not running"), "{idle}");
         assert!(idle.contains("generations  none; spares"), "{idle}");
+        let refused = AgentStatus { connected: false, revoked: true, ..sample() }.to_string();
+        assert!(refused.contains("host:8873, revoked: join again with a new token"), "{refused}");
         let progress =
             StageProgress { files_done: 1, files_total: 2_000, bytes_done: 1 << 20, bytes_total: 4 << 20 };
         let busy = AgentStatus { progress: Some(progress), origin_version: Some("2.0".into()), ..sample() };

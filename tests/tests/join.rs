@@ -130,7 +130,8 @@ fn a_revoked_agent_is_cut_off_at_once_and_keeps_serving() {
     let mut agent = Agent::started(&scene, &origin, "web1");
     origin.wait_connected(&["web1"]);
     let number = origin.commit_live();
-    origin.cli("revoke", &["web1"]).expect_success();
+    let told = origin.cli("revoke", &["web1"]).expect_success();
+    assert!(told.stdout.is_empty() && told.stderr.starts_with("web1 is revoked: "), "{told:#?}");
     wait::until("the stream to be closed", || {
         origin.status().agents.iter().all(|member| member.name != "web1" || !member.connected).then_some(())
     });
@@ -143,6 +144,23 @@ fn a_revoked_agent_is_cut_off_at_once_and_keeps_serving() {
     assert_eq!(fingerprint(&agent.live()), before);
     assert!(!agent.status().connected);
     origin.cli("revoke", &["nobody"]).expect_refusal(&["nobody"]);
+
+    // Everywhere that a person looks, not in the log alone.
+    let said = "revoked: join again with a new token";
+    wait::until("the agent to say so", || {
+        let text = agent.cli("status", &[]).expect_success().stdout;
+        text.contains(said).then_some(())
+    });
+    assert_eq!(agent.cli("status", &["--json"]).expect_success().json()["revoked"], true);
+    std::fs::remove_file(agent.live().join("index.html")).expect("remove");
+    let verified = agent.cli("verify", &[]).expect_code(1);
+    assert!(verified.stderr.contains("revoked"), "{verified:#?}");
+    agent.join(origin.address(), &origin.token()).expect_success();
+    // What could not be healed is healed now, without being asked again.
+    wait::until("the agent to be well", || {
+        let status = agent.try_status().filter(|status| status.connected && status.error.is_none());
+        status.filter(|_| agent.live().join("index.html").exists())
+    });
 }
 
 #[test]

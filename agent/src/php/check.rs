@@ -98,6 +98,13 @@ pub async fn run(options: Check, root: &Path, swap: Swap, running: RunSettings) 
         findings.extend(show(&format!("PHP-FPM at {address}"), Kind::Fpm, &settings, &replica)?);
     }
     for directory in &ini {
+        let ini = directory.join("php.ini");
+        if !ini.is_file() {
+            bail!(
+                "there is no {}: give --ini the directory of mod_php's settings, as in /etc/php/8.2/apache2",
+                ini.display()
+            );
+        }
         let settings = Settings::of_files(directory)?;
         findings.extend(show(
             &format!("mod_php by {}", directory.display()),

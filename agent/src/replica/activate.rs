@@ -9,7 +9,7 @@
 //! forward when the replica is opened. If the sync fails, the staged tree is discarded: pages that could not
 //! be written are marked clean, so a second sync would succeed without them.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeSet, HashSet};
 use std::path::PathBuf;
 
 use rustix::fs::FileType;
@@ -283,34 +283,28 @@ impl Replica {
     ) -> Result<Changes, DiffError<RecordError>> {
         let to = live.generation().root;
         let Some(previous) = previous else {
-            let (added, bytes) = (to.totals.files, to.totals.bytes);
+            let (added, bytes) = (to.totals.entries, to.totals.bytes);
             return Ok(Changes { added, bytes, ..Changes::default() });
         };
         let record = &**self.slots.record();
         let comparison = Comparison::of(record, &previous.generation().root, &to, self.options.part)?;
         let mut changes = Changes::default();
+        let moved_from: HashSet<&TreePath> =
+            comparison.renamed_directories().iter().map(|moved| &moved.from).collect();
+        let bytes = |entry: &Entry| if entry.is_directory() { 0 } else { entry.totals().bytes };
         comparison.each(|change| {
-            // For a directory that was renamed whole, its files are counted. In other directories each change
-            // is listed.
-            let files = |path: &TreePath, entry: &Entry| match entry.is_directory() {
-                false => 1,
-                true => {
-                    let moved = comparison.renamed_directories().iter();
-                    let mut moved = moved.filter(|moved| moved.from == *path || moved.to == *path);
-                    moved.next().map_or(0, |_| entry.totals().files)
-                }
-            };
             match change {
-                Change::Added { path, entry } => {
-                    changes.added += files(path, entry);
-                    changes.bytes += if entry.is_directory() { 0 } else { entry.totals().bytes };
+                Change::Added { entry, .. } => {
+                    changes.added += 1;
+                    changes.bytes += bytes(entry);
                 }
-                Change::Removed { path, entry } => changes.removed += files(path, entry),
-                Change::Modified { to, .. } if !to.is_directory() => {
+                // A directory that moved as a whole is one addition.
+                Change::Removed { path, .. } if moved_from.contains(path) => {}
+                Change::Removed { .. } => changes.removed += 1,
+                Change::Modified { to, .. } => {
                     changes.changed += 1;
-                    changes.bytes += to.totals().bytes;
+                    changes.bytes += bytes(to);
                 }
-                Change::Modified { .. } => {}
             }
             true
         })?;

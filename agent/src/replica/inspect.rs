@@ -480,14 +480,7 @@ impl Replica {
     pub(crate) fn found_drift(&mut self, drift: Drift) -> Result<(), RecordError> {
         let Drift { generation, paths, first, kept, lost, .. } = &drift;
         let kept = kept.as_deref();
-        tracing::warn!(
-            generation,
-            paths,
-            first,
-            kept,
-            lost,
-            "files were changed locally in a tree of syncd's"
-        );
+        tracing::warn!(generation, paths, first, kept, lost, "files of the replica were changed locally");
         self.drift = Some(drift.clone());
         self.publish();
         self.slots.record().set_drift(Some(&drift))

@@ -218,7 +218,9 @@ impl Replica {
         let found = healed.flatten().unwrap_or_default();
         let (kept, lost) = (found.kept_anywhere(self.slots.layout(), live), found.lost());
         report.kept = kept.clone();
-        let first = report.drift.first();
+        // The time of a directory also differs when a name in it was changed.
+        let changed = report.drift.iter().find(|drift| drift.what != Damage::Metadata);
+        let first = changed.or_else(|| report.drift.first());
         self.found_drift(status::Drift {
             generation: live,
             paths: report.drifted,

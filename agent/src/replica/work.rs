@@ -227,15 +227,17 @@ impl ReplicaWork for Replica {
             let VerifyProgress { files_done, files_total, bytes_done, bytes_total } = now;
             progress(StageProgress { files_done, files_total, bytes_done, bytes_total });
         };
+        let mut not_healed = None;
         let report = match self.verify(Some(source), &progress, cancel) {
             // Drift is reported even if the origin cannot be reached.
             Err(VerifyError::Stage(StageError::Fetch(error))) if !matches!(error, FetchError::Superseded) => {
                 tracing::warn!(error = error_chain(&error), "drift can't be healed from the origin");
+                not_healed = Some(error_chain(&error));
                 self.verify(None, &progress, cancel)
             }
             report => report,
         };
-        report.map(verified).map_err(|error| match error {
+        report.map(|report| verified(report, not_healed)).map_err(|error| match error {
             VerifyError::Cancelled | VerifyError::Stage(StageError::Cancelled) => Failure::superseded(),
             error => {
                 self.note_failure(&error);
@@ -276,7 +278,7 @@ fn maintain_quietly(replica: &mut Replica, cancel: &AtomicBool) -> Result<Mainta
     })
 }
 
-fn verified(report: VerifyReport) -> Verified {
+fn verified(report: VerifyReport, not_healed: Option<String>) -> Verified {
     let what = |damage| match damage {
         Damage::Missing => "missing",
         Damage::Extra => "extra",
@@ -293,6 +295,7 @@ fn verified(report: VerifyReport) -> Verified {
         drift: shown.map(|d| Drifted { path: d.path.to_string(), what: what(d.what).to_owned() }).collect(),
         healed: report.healed,
         kept: report.kept,
+        error: not_healed.filter(|_| !report.healed),
     }
 }
 

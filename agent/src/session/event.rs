@@ -43,6 +43,9 @@ pub enum Event {
     Message(v1::OriginMessage),
     /// The connection broke, or could not be made. Contains the reason for people.
     Lost(String),
+    /// The origin refuses this node's certificate for good, and ended the connection. Contains the reason for
+    /// people.
+    Revoked(String),
     /// The worker sent a report.
     Report(Report),
     /// The on-activate hook began, ended, or became due.

@@ -135,6 +135,8 @@ pub struct Machine {
     stopping: bool,
     origin_version: Option<String>,
     link_error: Option<String>,
+    /// Whether the origin has refused the certificate for good, and was not reached with it since.
+    is_revoked: bool,
     work_error: Option<String>,
     drift_error: Option<String>,
     /// Fault found in the live tree by maintenance. Cleared once the tree is whole.
@@ -170,6 +172,7 @@ impl Machine {
             stopping: false,
             origin_version: None,
             link_error: None,
+            is_revoked: false,
             work_error: None,
             drift_error: None,
             live_error: None,
@@ -195,6 +198,10 @@ impl Machine {
                 }
             }
             Event::Lost(reason) => self.lost(reason, now),
+            Event::Revoked(reason) => {
+                self.is_revoked = true;
+                self.lost(reason, now);
+            }
             Event::Report(report) => self.reported(report, now, &mut out),
             Event::Hook(state) => self.hook_changed(state, now),
             Event::Verify => self.verify_wanted = true,
@@ -226,6 +233,11 @@ impl Machine {
 
     pub fn replica(&self) -> &ReplicaState {
         &self.replica
+    }
+
+    /// Whether the origin refuses this node's certificate for good.
+    pub fn is_revoked(&self) -> bool {
+        self.is_revoked
     }
 
     /// Whether the origin has answered with a `Welcome`.
@@ -324,6 +336,9 @@ impl Machine {
         let next_heartbeat = now + interval;
         self.link = Link::Up(Up { since: now, interval, next_heartbeat, sequence: 0, heard: now });
         self.link_error = None;
+        self.is_revoked = false;
+        // Damage that was found while the origin could not be reached.
+        self.verify_wanted |= self.drift_error.is_some();
         let version = one_line(&welcome.origin_version, VERSION_MAX_BYTES);
         self.origin_version = Some(version).filter(|version| !version.is_empty());
         let generation = self.replica.live.as_ref().map_or(0, |live| live.number().get());
@@ -498,7 +513,9 @@ impl Machine {
                 self.live_error = None;
                 self.drift_error = (!verified.is_whole()).then(|| {
                     let drifted = counted(verified.drifted, "path", "paths");
-                    format!("{drifted} of the live tree drifted and could not be healed")
+                    let reason =
+                        verified.error.as_ref().map(|error| format!(": {error}")).unwrap_or_default();
+                    format!("{drifted} of the live tree drifted and could not be healed{reason}")
                 });
                 out.push(Action::Verified(Ok(verified)));
             }
@@ -611,6 +628,7 @@ impl Machine {
     }
 
     fn renewed(&mut self, now: Instant, out: &mut Vec<Action>) {
+        self.is_revoked = false;
         if !matches!(self.link, Link::Down { .. }) {
             tracing::info!("reconnecting to the origin with a new certificate");
             out.push(Action::Hang);

@@ -56,6 +56,8 @@ use syncd_proto::v1;
 use syncd_proto::v1::agent_message::Message as ToOrigin;
 use syncd_proto::v1::replication_client::ReplicationClient;
 use syncd_shared::ed25519::VerifyingKey;
+use syncd_shared::identity::ConnectError;
+use syncd_shared::identity::channel::RefusedReason;
 use syncd_shared::limits::CONTROL_MESSAGE_MAX_BYTES;
 use syncd_shared::text::{error_chain, rfc3339};
 use syncd_shared::{SignedGeneration, TreeId};
@@ -219,7 +221,7 @@ impl Session {
             };
             match &event {
                 Event::Stop => stopping = true,
-                Event::Lost(_) => self.link = None,
+                Event::Lost(_) | Event::Revoked(_) => self.link = None,
                 Event::Message(_) => self.last_contact = Some(OffsetDateTime::now_utc()),
                 _ => {}
             }
@@ -287,6 +289,7 @@ impl Session {
                 name: route.name.to_string(),
                 origin: route.address,
                 connected: self.machine.is_connected(),
+                revoked: self.machine.is_revoked(),
                 generation: replica.live.as_ref().map(|g| g.number().get()),
                 root: replica.live.as_ref().map(|g| g.root_hash().to_string()),
                 state: self.machine.state(),
@@ -379,14 +382,14 @@ async fn hear(link: &mut Option<Link>) -> Event {
     }
 }
 
-/// Connects, sends the outbox and passes on what arrives. Ends with [`Event::Lost`].
+/// Connects, sends the outbox and passes on what arrives. Ends with [`Event::Lost`] or [`Event::Revoked`].
 async fn converse(
     mut dialer: Dialer,
     to_send: mpsc::Receiver<v1::AgentMessage>,
     events: mpsc::Sender<Event>,
 ) {
     let lost = match subscribe(&mut dialer, to_send).await {
-        Err(reason) => reason,
+        Err(lost) => lost,
         Ok(mut stream) => loop {
             match stream.message().await {
                 Ok(Some(message)) => {
@@ -394,32 +397,44 @@ async fn converse(
                         return;
                     }
                 }
-                Ok(None) => break "the origin ended the conversation".to_owned(),
+                Ok(None) => break Event::Lost("the origin ended the conversation".to_owned()),
                 Err(status) => break lost(&dialer, &status),
             }
         },
     };
-    let _ = events.send(Event::Lost(lost)).await;
+    let _ = events.send(lost).await;
 }
 
-/// Describes a status for people. A status made by the transport has a source; one sent by the origin has
-/// none.
-fn lost(dialer: &Dialer, status: &tonic::Status) -> String {
-    if status.code() == tonic::Code::Unauthenticated {
-        dialer.report_expired();
-    }
+/// The end of a connection by a status, described for people. A status made by the transport has a source;
+/// one sent by the origin has none.
+fn lost(dialer: &Dialer, status: &tonic::Status) -> Event {
     if std::error::Error::source(status).is_some() {
         tracing::debug!(error = error_chain(status), "control stream");
-        return "the connection to the origin broke".to_owned();
+        return Event::Lost("the connection to the origin broke".to_owned());
     }
-    format!("the origin ended the conversation: {}", error_chain(status))
+    let reason = format!("the origin ended the conversation: {}", error_chain(status));
+    match status.code() {
+        tonic::Code::PermissionDenied => return Event::Revoked(reason),
+        tonic::Code::Unauthenticated => dialer.report_expired(),
+        _ => {}
+    }
+    Event::Lost(reason)
+}
+
+/// The failure of a dial, described for people.
+fn not_reached(error: &ConnectError) -> Event {
+    let reason = error_chain(error);
+    match error {
+        ConnectError::Refused { reason: RefusedReason::Revoked, .. } => Event::Revoked(reason),
+        _ => Event::Lost(reason),
+    }
 }
 
 async fn subscribe(
     dialer: &mut Dialer,
     to_send: mpsc::Receiver<v1::AgentMessage>,
-) -> Result<tonic::Streaming<v1::OriginMessage>, String> {
-    let channel = dialer.dial().await.map_err(|error| error_chain(&error))?;
+) -> Result<tonic::Streaming<v1::OriginMessage>, Event> {
+    let channel = dialer.dial().await.map_err(|error| not_reached(&error))?;
     let mut client = ReplicationClient::new(channel)
         .max_decoding_message_size(CONTROL_MESSAGE_MAX_BYTES)
         .max_encoding_message_size(CONTROL_MESSAGE_MAX_BYTES);

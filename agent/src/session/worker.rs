@@ -114,7 +114,7 @@ pub struct ReplicaState {
     pub hook: Option<HookState>,
 }
 
-/// Files and symlinks that differ between two generations.
+/// Paths that differ between two generations: files, symlinks and directories, as `syncd-origin history` counts.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Changes {
     pub added: u64,
@@ -125,11 +125,11 @@ pub struct Changes {
     pub bytes: u64,
 }
 
-/// Written as `+1 ~2 -3, 4.50 KiB`.
+/// Written as `+1 ~2 -3 files and directories, 4.50 KiB`.
 impl fmt::Display for Changes {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Self { added, changed, removed, bytes } = self;
-        write!(f, "+{added} ~{changed} -{removed}, {}", HumanBytes(*bytes))
+        write!(f, "+{added} ~{changed} -{removed} files and directories, {}", HumanBytes(*bytes))
     }
 }
 
@@ -157,6 +157,8 @@ pub struct Verified {
     pub healed: bool,
     /// Directory with the extra and changed files; `None`: nothing was kept.
     pub kept: Option<String>,
+    /// Reason that the origin could not heal it, if it was asked.
+    pub error: Option<String>,
 }
 
 /// Limit of drifted paths that are named. Others are only counted.

@@ -1,4 +1,4 @@
-//! `ROOT/lost+found`: files of visitors that were in a tree of syncd's when the tree went out of use.
+//! `ROOT/lost+found`: files that visitors had written into a tree, moved here when the tree went out of use.
 //!
 //! ```text
 //! ROOT/lost+found/N/PATH   was at PATH in the tree of generation N, and no manifest explains it

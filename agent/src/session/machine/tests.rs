@@ -291,6 +291,21 @@ fn a_node_is_switched_until_its_hook_has_succeeded() {
 }
 
 #[test]
+fn a_revoked_node_knows_that_it_is_until_it_is_let_in_again() {
+    let mut scene = Scene::new();
+    scene.welcome();
+    assert!(!scene.machine.is_revoked());
+    scene.apply(Event::Revoked("join again".into()));
+    assert!(scene.machine.is_revoked() && !scene.machine.is_connected());
+    scene.now += Duration::from_secs(60);
+    scene.apply(Event::Tick);
+    scene.apply(Event::Lost("unreachable".into()));
+    assert!(scene.machine.is_revoked(), "no news");
+    scene.apply(Event::Renewed);
+    assert!(!scene.machine.is_revoked());
+}
+
+#[test]
 fn a_hello_tells_of_a_hook_that_fails() {
     let mut scene = Scene::new();
     scene.welcome();
