@@ -390,8 +390,9 @@ impl Hook {
     }
 }
 
-/// Collects the end of a hook's standard and error output. A separate thread reads it, because children of the
-/// hook may keep the pipe open. All of it also goes to the agent's own error output, and so to the journal.
+/// Collects the end of a hook's standard and error output. A separate thread reads it, because children of
+/// the hook may keep the pipe open. All of it also goes to the agent's own error output, and so to the
+/// journal.
 struct Output {
     tail: Arc<Mutex<Vec<u8>>>,
     closed: mpsc::Receiver<()>,

@@ -23,7 +23,7 @@ use syncd_shared::output::{self, OutputError, note};
 use syncd_shared::rate::Rate;
 use syncd_shared::signals::Signals;
 use syncd_shared::text::{counted, error_chain};
-use syncd_shared::time_span::parse_time;
+use syncd_shared::time_span::{parse_time, time_or_zero};
 
 use crate::admin;
 use crate::admin::offline::{Desk, join_address};
@@ -61,7 +61,7 @@ not reload options.";
 const TOKEN_HELP: &str = "\
 Examples:
   syncd-origin token
-  syncd-origin token --ttl 1day --uses 10
+  syncd-origin token --ttl 1d --uses 10
   syncd-origin token list";
 const COMMIT_HELP: &str = "\
 Examples:
@@ -80,7 +80,7 @@ Examples:
   syncd-origin history
   syncd-origin history --json | tail -1
 
-An asterisk (*) marks the published generation. Changes are new (+), changed (~) and removed (-) paths.";
+An asterisk (*) marks the published generation. Changes are new (+), changed (~) and removed (-) files and directories.";
 const DIFF_HELP: &str = "\
 Examples:
   syncd-origin diff
@@ -164,7 +164,7 @@ enum Command {
     Token {
         #[command(flatten)]
         data: Data,
-        /// Lifetime of the token, from 1s to 30days.
+        /// Lifetime of the token, from 1s to 30d.
         #[arg(long, default_value = "1h", value_name = "TIME", value_parser = token_life)]
         ttl: Duration,
         /// Number of agents that may join with the token.
@@ -291,13 +291,14 @@ enum TokenAction {
 
 fn token_life(text: &str) -> Result<Duration, String> {
     let life = parse_time(text).map_err(|error| error.to_string())?;
-    // The origin counts whole seconds.
-    let whole = Duration::from_secs(life.as_secs());
-    if life == whole && (Duration::from_secs(1)..=TOKEN_LIFE_MAX).contains(&life) {
-        Ok(life)
-    } else {
-        Err("the lifetime of a token is a whole number of seconds, from 1s to 30days".into())
+    if life > TOKEN_LIFE_MAX {
+        return Err("a token is good for at most 30d: make another one later".into());
     }
+    // The origin counts whole seconds.
+    if life.is_zero() || life.subsec_nanos() > 0 {
+        return Err("a token is good for whole seconds: from 1s to 30d".into());
+    }
+    Ok(life)
 }
 
 #[derive(Debug, Args)]
@@ -340,10 +341,10 @@ struct Serve {
     #[arg(long, env = "SYNCD_KEEP_GENERATIONS", default_value_t = 10, value_name = "N",
           value_parser = clap::value_parser!(u32).range(1..))]
     keep_generations: u32,
-    /// Days of history to keep: every generation of the last hour, one for each hour of the last day, then
+    /// Age of the history to keep: every generation of the last hour, one for each hour of the last day, then
     /// one for each day.
-    #[arg(long, env = "SYNCD_KEEP_DAYS", default_value_t = 7, value_name = "DAYS")]
-    keep_days: u32,
+    #[arg(long, env = "SYNCD_KEEP_FOR", default_value = "7d", value_name = "TIME", value_parser = time_or_zero)]
+    keep_for: Duration,
     /// Space that the history may take, as in 20G. The oldest generations are retired first [default:
     /// unlimited].
     #[arg(long, env = "SYNCD_KEEP_BYTES", value_name = "SIZE")]
@@ -536,7 +537,7 @@ async fn serve_until_signal(serve: Serve) -> anyhow::Result<ExitCode> {
         symlinks: serve.symlinks,
         retention: Retention {
             generations: usize::try_from(serve.keep_generations).unwrap_or(usize::MAX),
-            age: Duration::from_secs(u64::from(serve.keep_days) * 24 * 60 * 60),
+            age: serve.keep_for,
             bytes: serve.keep_bytes.map(ByteSize::bytes),
         },
         bwlimit: serve.bwlimit,
@@ -655,7 +656,8 @@ impl fmt::Display for DiffStat {
         if counts.is_empty() {
             return f.write_str("no difference");
         }
-        write!(f, "{}; {} in added and modified files", counts.join(", "), HumanBytes(bytes))
+        let counts = counts.join(", ");
+        write!(f, "files and directories: {counts}; {} in added and modified files", HumanBytes(bytes))
     }
 }
 
@@ -856,8 +858,11 @@ mod tests {
     fn wrong_values_are_refused_with_what_is_right() {
         for (line, word) in [
             ("syncd-origin diff abc", "history"),
-            ("syncd-origin token --ttl 0s", "30days"),
-            ("syncd-origin token --ttl 10years", "30days"),
+            ("syncd-origin token --ttl 0s", "whole seconds"),
+            ("syncd-origin token --ttl 1500ms", "whole seconds"),
+            ("syncd-origin token --ttl 90d", "at most 30d"),
+            ("syncd-origin token --ttl 10years", "at most 30d"),
+            ("syncd-origin serve --tree / --keep-for 7", "as in"),
             ("syncd-origin serve --tree / --listen 8873", "0.0.0.0:8873"),
             ("syncd-origin serve --tree / --admin-group no-such-group", "/etc/group"),
         ] {
@@ -885,7 +890,7 @@ mod tests {
             let line = DiffLine { change, kind, path, from: None, size, indistinct: false };
             stat.count(&line);
         }
-        let expected = "2 added, 1 removed, 1 with other metadata; 2.00 KiB in added and modified files";
+        let expected = "files and directories: 2 added, 1 removed, 1 with other metadata; 2.00 KiB in added and modified files";
         assert_eq!(stat.to_string(), expected);
     }
 }

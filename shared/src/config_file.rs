@@ -85,10 +85,12 @@ pub fn explain(mut error: clap::Error, command: &Command, given: &[OsString]) ->
     let source = source_of(option, long, &command, given);
     let mut tips: Vec<StyledStr> =
         source.into_iter().map(|source| format!("the value comes from {source}").into()).collect();
-    if let Some(value) = option.get_default_values().first() {
+    if let Some(value) = option.get_default_values().first().filter(|value| !value.is_empty()) {
         tips.push(format!("the default is --{long} {}", value.to_string_lossy()).into());
     }
-    error.insert(ContextKind::Suggested, ContextValue::StyledStrs(tips));
+    if !tips.is_empty() {
+        error.insert(ContextKind::Suggested, ContextValue::StyledStrs(tips));
+    }
     error
 }
 

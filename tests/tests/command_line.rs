@@ -83,7 +83,7 @@ fn a_wrong_value_is_told_with_its_option_its_source_and_an_example() {
         (origin, "mtime", "SYNCD_MTIME", "tree"),
         (origin, "symlinks", "SYNCD_SYMLINKS", "verbatim"),
         (origin, "keep-generations", "SYNCD_KEEP_GENERATIONS", "10"),
-        (origin, "keep-days", "SYNCD_KEEP_DAYS", "7"),
+        (origin, "keep-for", "SYNCD_KEEP_FOR", "7d"),
         (origin, "keep-bytes", "SYNCD_KEEP_BYTES", "20G"),
         (origin, "bwlimit", "SYNCD_ORIGIN_BWLIMIT", "10M"),
         (origin, "listen", "SYNCD_LISTEN", "0.0.0.0:8873"),

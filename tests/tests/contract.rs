@@ -195,7 +195,7 @@ fn tokens_and_joining() {
     let agent = Agent::new(&scene, "web1");
     let mut shown = Transcript::of(&scene);
     shown.origin(&origin, "token", &["list"]);
-    let token = shown.origin(&origin, "token", &["--ttl", "1day", "--uses", "2"]);
+    let token = shown.origin(&origin, "token", &["--ttl", "1d", "--uses", "2"]);
     shown.hide(token.trim(), "TOKEN");
     for args in [&["list"][..], &["list", "--json"], &["revoke", "nonsense"]] {
         shown.origin(&origin, "token", args);

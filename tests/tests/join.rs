@@ -156,7 +156,7 @@ fn a_revoked_agent_is_cut_off_at_once_and_keeps_serving() {
     let verified = agent.cli("verify", &[]).expect_code(1);
     assert!(verified.stderr.contains("revoked"), "{verified:#?}");
     agent.join(origin.address(), &origin.token()).expect_success();
-    // What could not be healed is healed now, without being asked again.
+    // The damage that could not be healed is healed now, without another `verify`.
     wait::until("the agent to be well", || {
         let status = agent.try_status().filter(|status| status.connected && status.error.is_none());
         status.filter(|_| agent.live().join("index.html").exists())
@@ -437,7 +437,7 @@ fn a_token_comes_with_its_join_command_and_is_listed_and_revoked() {
     for absurd in ["0s", "500ms", "1500ms", "10years"] {
         let refused = origin.cli("token", &["--ttl", absurd]);
         assert_eq!(refused.code, Some(2), "{refused:?}");
-        assert!(refused.stderr.contains("from 1s to 30days"), "{refused:?}");
+        assert!(refused.stderr.contains("30d"), "{refused:?}");
     }
 }
 

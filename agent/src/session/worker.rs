@@ -114,7 +114,7 @@ pub struct ReplicaState {
     pub hook: Option<HookState>,
 }
 
-/// Paths that differ between two generations: files, symlinks and directories, as `syncd-origin history` counts.
+/// Paths that differ between two generations: files, symlinks and directories, as in `syncd-origin history`.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Changes {
     pub added: u64,

@@ -7,5 +7,6 @@ pub mod offline;
 pub mod protocol;
 pub mod server;
 pub mod status;
+mod writable;
 
 pub use server::{Admin, socket_path};

@@ -18,15 +18,18 @@ use crate::admin::protocol::{
     ChangeCounts, DiffLine, GenerationLine, HistoryLine, Reply, Request, TokenLine,
 };
 use crate::admin::status::{AgentStatus, HoldStatus, Status};
+use crate::admin::writable::Writable;
 use crate::backup::{self, BackupError};
-use crate::commit::{CollectionGate, Rollbacks, State, forget_damaged, is_indistinct, status_warning};
+use crate::commit::{
+    CollectionGate, Preview, Rollbacks, State, forget_damaged, is_indistinct, status_warning,
+};
 use crate::error_chain;
 use crate::fleet::registry::Registry;
 use crate::fleet::{RecordError, TokenView, token_id};
 use crate::keys::{Keys, KeysError};
 use crate::overlap;
 use crate::state::Snapshot;
-use crate::store::{CheckReport, Damage, OpenStoreError, Store, StoreError};
+use crate::store::{CheckReport, Damage, OpenStoreError, Store, StoreError, UnsavedDirectories};
 
 /// Bytes of progress between two reports.
 const PROGRESS_BYTES: u64 = 64 << 20;
@@ -154,7 +157,10 @@ impl Desk {
                 Err(error) => return Reply::Error { message: error_chain(&error) },
             },
             Request::RevokeToken { id } => match Registry::new(self.store.clone()).revoke_token(&id) {
-                Ok(()) => Ok(0),
+                Ok(()) => {
+                    lines(Reply::Remark { text: revoked_token(&id) });
+                    Ok(0)
+                }
                 Err(error) => return Reply::Error { message: error_chain(&error) },
             },
             Request::Backup { directory } => match self.backup(&directory, lines) {
@@ -162,7 +168,10 @@ impl Desk {
                 Err(error) => return Reply::Error { message: error_chain(&error) },
             },
             Request::Revoke { agent } => match Registry::new(self.store.clone()).revoke(&agent) {
-                Ok(()) => Ok(0),
+                Ok(()) => {
+                    lines(Reply::Remark { text: revoked(&agent) });
+                    Ok(0)
+                }
                 Err(error) => return Reply::Error { message: error_chain(&error) },
             },
             Request::Commit { .. } | Request::Rollback { .. } => {
@@ -193,8 +202,8 @@ impl Desk {
             }
         })?;
         let text = format!(
-            "{to} is a complete copy of the data directory, keys included: keep it as secret. To restore it, move it into \
-             place and run `syncd-origin serve --data {to}`",
+            "{to} is a complete copy of the data directory, keys included: keep it as secret. To restore it: \
+             `syncd-origin serve --data {to}`, with the options that the origin had",
             to = to.display()
         );
         lines(Reply::Remark { text });
@@ -254,7 +263,7 @@ impl Desk {
         };
         let Some(parent) = self.store.generation(parent)? else { return Ok(None) };
         let parent = self.keys.verify(&parent.record, &parent.signature)?.generation().root;
-        self.compare(&parent, &generation.root, |change, _| {
+        compare(self, &parent, &generation.root, |change, _| {
             match change {
                 Change::Added { .. } => counts.added += 1,
                 Change::Removed { .. } => counts.removed += 1,
@@ -296,51 +305,17 @@ impl Desk {
             (None, Some(parent)) => self.generation(parent.get())?.generation().root,
             (None, None) => empty,
         };
-        self.diff_roots(&from, &to.generation().root, lines)
+        diff_roots(self, &from, &to.generation().root, lines)
     }
 
-    /// Lists each path that differs between two roots whose directories are in the store.
-    pub fn diff_roots(
+    /// Lists each path that differs between a generation's tree and the tree as it is now.
+    pub fn diff_pending(
         &self,
         from: &RootEntry,
-        to: &RootEntry,
+        found: &Preview,
         lines: &mut dyn FnMut(Reply) -> bool,
     ) -> Result<u8, DeskError> {
-        self.compare(from, to, |change, renamed_from| {
-            let mut line = diff_line(change);
-            if let Some(from) = renamed_from {
-                line.change = "renamed".into();
-                line.from = Some(from.to_string());
-            }
-            lines(Reply::Diff(line))
-        })?;
-        Ok(0)
-    }
-
-    /// Iterates over differences until `each` returns `false`. A directory renamed whole is one addition,
-    /// with its former path.
-    fn compare(
-        &self,
-        from: &RootEntry,
-        to: &RootEntry,
-        mut each: impl FnMut(&Change, Option<&TreePath>) -> bool,
-    ) -> Result<(), DeskError> {
-        let failed = |error| match error {
-            DiffError::Source { source, .. } => source,
-            DiffError::Path { path, source } => DeskError::Path { path, source },
-        };
-        let comparison = Comparison::of(self, from, to, PartLimits::default()).map_err(failed)?;
-        let renames = comparison.renamed_directories();
-        let gone: HashSet<&TreePath> = renames.iter().map(|rename| &rename.from).collect();
-        let told = comparison.each(|change| {
-            let renamed = match change {
-                Change::Removed { path, .. } if gone.contains(path) => return true,
-                Change::Added { path, .. } => renames.binary_search_by(|rename| rename.to.cmp(path)).ok(),
-                _ => None,
-            };
-            each(change, renamed.and_then(|index| renames.get(index)).map(|rename| &rename.from))
-        });
-        told.map_err(failed)
+        diff_roots(&WithUnsaved { desk: self, unsaved: &found.unsaved }, from, &found.root, lines)
     }
 
     /// Without a serving origin: checks, and forgets damaged content so that the next scan stores it again.
@@ -379,6 +354,12 @@ impl Desk {
             lines(Reply::Damage { damage: error_chain(damage) });
         }
         damages += report.damage.len();
+        if let Some(current) = self.latest()? {
+            let writable = Writable::of(self, &current.generation().root).remark(current.number());
+            if let Some(text) = writable {
+                lines(Reply::Remark { text });
+            }
+        }
         let text = format!(
             "checked {}, {} and {} of {}: {}",
             counted(report.chunks, "chunk", "chunks"),
@@ -392,6 +373,67 @@ impl Desk {
     }
 }
 
+/// The store, and directories of a tree that is not kept.
+struct WithUnsaved<'a> {
+    desk: &'a Desk,
+    unsaved: &'a UnsavedDirectories,
+}
+
+impl DirectorySource for WithUnsaved<'_> {
+    type Error = DeskError;
+
+    fn directory(&self, hash: &ObjectHash) -> Result<Arc<Directory>, DeskError> {
+        match self.unsaved.directory(hash)? {
+            Some(directory) => Ok(directory),
+            None => self.desk.directory(hash),
+        }
+    }
+}
+
+/// Lists each path that differs between two trees.
+fn diff_roots(
+    source: &impl DirectorySource<Error = DeskError>,
+    from: &RootEntry,
+    to: &RootEntry,
+    lines: &mut dyn FnMut(Reply) -> bool,
+) -> Result<u8, DeskError> {
+    compare(source, from, to, |change, renamed_from| {
+        let mut line = diff_line(change);
+        if let Some(from) = renamed_from {
+            line.change = "renamed".into();
+            line.from = Some(from.to_string());
+        }
+        lines(Reply::Diff(line))
+    })?;
+    Ok(0)
+}
+
+/// Iterates over differences until `each` returns `false`. A directory renamed whole is one addition, with
+/// its former path.
+fn compare(
+    source: &impl DirectorySource<Error = DeskError>,
+    from: &RootEntry,
+    to: &RootEntry,
+    mut each: impl FnMut(&Change, Option<&TreePath>) -> bool,
+) -> Result<(), DeskError> {
+    let failed = |error| match error {
+        DiffError::Source { source, .. } => source,
+        DiffError::Path { path, source } => DeskError::Path { path, source },
+    };
+    let comparison = Comparison::of(source, from, to, PartLimits::default()).map_err(failed)?;
+    let renames = comparison.renamed_directories();
+    let gone: HashSet<&TreePath> = renames.iter().map(|rename| &rename.from).collect();
+    let told = comparison.each(|change| {
+        let renamed = match change {
+            Change::Removed { path, .. } if gone.contains(path) => return true,
+            Change::Added { path, .. } => renames.binary_search_by(|rename| rename.to.cmp(path)).ok(),
+            _ => None,
+        };
+        each(change, renamed.and_then(|index| renames.get(index)).map(|rename| &rename.from))
+    });
+    told.map_err(failed)
+}
+
 /// The reply with a new token and the address to join.
 fn token_reply(token: &JoinToken, ttl_s: u64, uses: u32, keys: &Keys, bound: Option<SocketAddr>) -> Reply {
     let now = OffsetDateTime::now_utc().unix_timestamp().saturating_mul(1000);
@@ -403,6 +445,21 @@ fn token_reply(token: &JoinToken, ttl_s: u64, uses: u32, keys: &Keys, bound: Opt
     };
     let address = join_address(keys.host(), bound);
     Reply::Token { token: token.to_string(), about: TokenLine::new(&view), address }
+}
+
+/// Result of `revoke`, for a person. `name` is that of an agent that was enrolled.
+pub fn revoked(name: &str) -> String {
+    format!(
+        "{name} is revoked: its certificate is refused for ever, its name is free. The node goes on serving what it has, \
+         until you stop its web server or join it again with a new token"
+    )
+}
+
+/// Result of `token revoke`, for a person. `id` is the beginning of the ID of a token that existed.
+pub fn revoked_token(id: &str) -> String {
+    format!(
+        "token {id} is revoked: no further node joins with it. Nodes that have joined with it stay enrolled"
+    )
 }
 
 /// HOST:PORT for `join`. The host is that of `init --host`, otherwise the listening address if it is a
@@ -484,7 +541,7 @@ fn same_content(a: &Kind, b: &Kind) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use syncd_shared::{Component, Entry, Generation, Metadata, Timestamp};
+    use syncd_shared::{Component, ContentHash, Entry, Generation, Metadata, Timestamp};
 
     fn replies(desk: &Desk, request: Request) -> Vec<Reply> {
         let mut replies = Vec::new();
@@ -559,6 +616,46 @@ mod tests {
             matches!(&told, Reply::Error { message } if message.contains("a path of the two trees")),
             "{told:?}"
         );
+    }
+
+    #[test]
+    fn check_warns_of_what_others_than_the_owner_may_write() {
+        let data = tempfile::tempdir().unwrap();
+        let keys = Keys::create(data.path()).unwrap();
+        let store = Arc::new(Store::create(data.path()).unwrap());
+        let writer = store.writer().unwrap();
+        let metadata = |mode| Metadata { mode, uid: 0, gid: 0, mtime: Timestamp::default() };
+        let entry = |name: &str, mode, kind| Entry {
+            name: Component::new(name.as_bytes()).unwrap(),
+            metadata: metadata(mode),
+            kind,
+        };
+        let file = || Kind::File { content: ContentHash::of(b""), size: 0 };
+        let below = Directory::new(vec![entry("a", 0o664, file()), entry("b", 0o644, file())]).unwrap();
+        let kind = Kind::Directory {
+            object: writer.put_directory(&below).unwrap(),
+            totals: below.totals().unwrap(),
+        };
+        let link = Kind::Symlink { target: b"b".as_slice().into() };
+        let top = Directory::new(vec![entry("d", 0o777, kind), entry("link", 0o777, link)]).unwrap();
+        let object = writer.put_directory(&top).unwrap();
+        let mut root = RootEntry { object, totals: top.totals().unwrap(), ..RootEntry::empty() };
+        root.metadata.mode = 0o755;
+        let generation = Generation {
+            tree_id: keys.tree_id(),
+            number: GenerationNumber::new(1).unwrap(),
+            root,
+            parent: None,
+            created_ms: 0,
+            label: String::new(),
+        };
+        writer.seal(&generation.sign(keys.signing_key())).unwrap();
+        let desk = Desk::new(store, Arc::new(keys), CollectionGate::default(), None);
+        let told = replies(&desk, Request::Check);
+        let warning =
+            "warning: group or others may write to 2 files and directories of generation 1 (first d)";
+        let is_warning = |reply: &Reply| matches!(reply, Reply::Remark { text } if text.starts_with(warning));
+        assert!(told.iter().any(is_warning), "{told:?}");
     }
 
     #[test]

@@ -13,7 +13,7 @@ use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
-use crate::admin::offline::{Checked, Desk, DeskError};
+use crate::admin::offline::{Checked, Desk, DeskError, revoked, revoked_token};
 use crate::admin::protocol::{GenerationLine, NodeLine, Reply, Request, TokenLine, Wait};
 use crate::commit::{Answer, ChangedTimes, CommitOptions, Committer, Outcome, State};
 use crate::error_chain;
@@ -132,12 +132,18 @@ impl Admin {
                 }
                 Err(error) => Reply::Error { message: error_chain(&error) },
             },
-            Request::RevokeToken { id } => match self.fleet.revoke_token(id).await {
-                Ok(()) => Reply::Done { code: 0 },
+            Request::RevokeToken { id } => match self.fleet.revoke_token(id.clone()).await {
+                Ok(()) => {
+                    replies.send(Reply::Remark { text: revoked_token(&id) }).await;
+                    Reply::Done { code: 0 }
+                }
                 Err(error) => Reply::Error { message: error_chain(&error) },
             },
-            Request::Revoke { agent } => match self.fleet.revoke(agent).await {
-                Ok(()) => Reply::Done { code: 0 },
+            Request::Revoke { agent } => match self.fleet.revoke(agent.clone()).await {
+                Ok(()) => {
+                    replies.send(Reply::Remark { text: revoked(&agent) }).await;
+                    Reply::Done { code: 0 }
+                }
                 Err(error) => Reply::Error { message: error_chain(&error) },
             },
             Request::Check => self.check(replies).await,
@@ -169,7 +175,7 @@ impl Admin {
     /// Lists the changes that a commit would publish.
     async fn pending(&self, replies: &mut Replies) -> Reply {
         let found = match self.committer.preview().await.result {
-            Ok(Outcome::Found(root)) => root,
+            Ok(Outcome::Found(found)) => found,
             Ok(_) => {
                 return Reply::Error { message: "the tree was not read: see `syncd-origin status`".into() };
             }
@@ -178,8 +184,11 @@ impl Admin {
         let current =
             self.committer.view().borrow().current.as_ref().map(|current| current.generation().root);
         let current = current.unwrap_or_else(RootEntry::empty);
+        if let Some(reason) = &found.refused {
+            replies.send(Reply::Remark { text: format!("not published: {reason}") }).await;
+        }
         let told =
-            self.at_the_desk(replies, move |desk, lines| desk.diff_roots(&current, &found, lines)).await;
+            self.at_the_desk(replies, move |desk, lines| desk.diff_pending(&current, &found, lines)).await;
         match told {
             Some(Ok(code)) => Reply::Done { code },
             Some(Err(error)) => Reply::Error { message: error_chain(&error) },

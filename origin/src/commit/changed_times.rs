@@ -78,13 +78,13 @@ impl ChangedTimes {
         let generation = sealed.number();
         if !indistinct.is_empty() {
             let SomeFiles { files, .. } = indistinct;
-            tracing::warn!(%generation, files, %indistinct, "content changed and the second of its time did not");
+            tracing::warn!(%generation, files, %indistinct, "files have new content and the same second of modification as before");
             if let Err(error) = save(store, generation, &indistinct) {
                 tracing::warn!("keep that for the status: {}", crate::error_chain(&error));
             }
         }
         if !retimed.is_empty() {
-            tracing::info!(%generation, files = retimed.files, %retimed, "gave changed files a later second");
+            tracing::info!(%generation, files = retimed.files, %retimed, "files with new content got a later second of modification");
         }
         Self { indistinct, retimed }
     }
@@ -92,8 +92,12 @@ impl ChangedTimes {
     /// For a person, one line each.
     pub(super) fn remarks(&self) -> Vec<String> {
         let Self { indistinct, retimed } = self;
-        let retimed = (!retimed.is_empty())
-            .then(|| format!("{} changed without a later second, and got one: {retimed}", files(retimed)));
+        let retimed = (!retimed.is_empty()).then(|| {
+            format!(
+                "{} with new content and no later second of modification got the next one: {retimed}",
+                files(retimed)
+            )
+        });
         warning(indistinct).into_iter().chain(retimed).collect()
     }
 }
@@ -102,8 +106,8 @@ impl ChangedTimes {
 fn warning(indistinct: &SomeFiles) -> Option<String> {
     (!indistinct.is_empty()).then(|| {
         format!(
-            "{} changed, and the whole second of the time did not: {indistinct}. PHP, browsers and caches may keep the old \
-             content: see `serve --mtime distinct`",
+            "{} with new content and the same second of modification as before: {indistinct}. PHP, browsers and caches \
+             may keep the old content: see `serve --mtime distinct`",
             files(indistinct)
         )
     })

@@ -17,6 +17,7 @@
 
 mod brought_back;
 mod changed_times;
+mod closed_tree;
 mod collection_gate;
 mod distinct;
 mod file_changes;
@@ -45,7 +46,7 @@ use tokio_util::sync::CancellationToken;
 pub use changed_times::{ChangedTimes, SomeFiles};
 pub(crate) use changed_times::{is_indistinct, status_warning};
 pub use collection_gate::CollectionGate;
-pub use outcome::{CommitError, CommitOptions, Outcome};
+pub use outcome::{CommitError, CommitOptions, Outcome, Preview};
 pub use rollbacks::Hold;
 pub(crate) use rollbacks::Rollbacks;
 pub(crate) use scan_base::forget_damaged;
@@ -438,6 +439,10 @@ impl Owner {
         self.waits = done.sealer.waits_for_operator();
         self.hold = done.sealer.hold();
         match &done.result {
+            // A look that keeps nothing and mends nothing.
+            Ok(Outcome::Found(Preview { refused: Some(reason), .. })) => {
+                self.refused(State::Held, reason.clone(), now);
+            }
             Ok(outcome) => {
                 if done.scans {
                     self.trouble = None;
@@ -478,11 +483,14 @@ impl Owner {
     }
 
     fn failed(&mut self, error: &CommitError, now: Instant) {
-        let text = crate::error_chain(error);
         let state = match error {
             CommitError::Scan(ScanError::Unsettled { .. }) => State::Waiting,
             _ => State::Held,
         };
+        self.refused(state, crate::error_chain(error), now);
+    }
+
+    fn refused(&mut self, state: State, text: String, now: Instant) {
         let trouble = Some((state, text));
         if self.trouble != trouble {
             let text = trouble.as_ref().map(|(_, text)| text.as_str()).unwrap_or_default();

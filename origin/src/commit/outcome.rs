@@ -1,10 +1,12 @@
 //! Options of a commit, and the results of the sealer's jobs.
 
+use std::sync::Arc;
+
 use syncd_shared::generation::{GenerationError, LabelError};
 use syncd_shared::{GenerationNumber, RootEntry, SignedGeneration};
 
 use crate::scan::ScanError;
-use crate::store::{SealError, StoreError};
+use crate::store::{SealError, StoreError, UnsavedDirectories};
 
 /// Reasons that nothing was sealed. The last generation stays current.
 #[derive(Debug, thiserror::Error)]
@@ -57,8 +59,25 @@ pub enum Outcome {
     Unchanged(SignedGeneration),
     /// The job succeeded and published nothing.
     Scanned,
-    /// The tree that a commit would publish.
-    Found(RootEntry),
+    /// The tree as it is now, published or not.
+    Found(Preview),
+}
+
+/// A tree that was looked at for `diff --pending`.
+#[derive(Debug, Clone)]
+pub struct Preview {
+    pub root: RootEntry,
+    /// Its directory objects that are not in the store.
+    pub unsaved: Arc<UnsavedDirectories>,
+    /// Reason that a guard does not let it be published.
+    pub refused: Option<String>,
+}
+
+impl Preview {
+    /// A tree whose objects are in the store.
+    pub(super) fn of(root: RootEntry) -> Self {
+        Self { root, unsaved: Arc::default(), refused: None }
+    }
 }
 
 /// Options of a commit request.

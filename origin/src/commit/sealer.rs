@@ -12,10 +12,11 @@ use tokio_util::sync::CancellationToken;
 
 use super::brought_back;
 use super::changed_times::{ChangedTimes, SomeFiles};
+use super::closed_tree;
 use super::collection_gate::CollectionGate;
 use super::distinct::DistinctTimes;
 use super::observed::{self, is_news};
-use super::outcome::{CommitError, CommitOptions, Outcome};
+use super::outcome::{CommitError, CommitOptions, Outcome, Preview};
 use super::rollbacks::{Hold, Rollbacks};
 use super::scan_base::{ScanBase, forget_damaged};
 use crate::fleet::Fleet;
@@ -187,8 +188,31 @@ impl Sealer {
     /// Scans the tree as of the time of the call and publishes nothing.
     pub fn preview(&mut self) -> Result<Outcome, CommitError> {
         self.parts.source.catch_up();
-        let outcome = self.scan()?;
-        Ok(self.base.as_ref().map_or(outcome, |base| Outcome::Found(base.root)))
+        match self.scan() {
+            Ok(outcome) => {
+                let base = self.base.as_ref();
+                Ok(base.map_or(outcome, |base| Outcome::Found(Preview::of(base.root))))
+            }
+            Err(CommitError::Scan(loss)) if loss.is_loss() => self.preview_of_loss(&loss),
+            Err(error) => Err(error),
+        }
+    }
+
+    /// Looks at a tree that a guard has refused, and keeps nothing of it: the guard refuses it again.
+    fn preview_of_loss(&mut self, loss: &ScanError) -> Result<Outcome, CommitError> {
+        let refused = Some(crate::error_chain(loss));
+        if !self.parts.source.begin(true) {
+            // It was kept, and differs too much from the published tree.
+            let root = self.base.as_ref().map_or(RootEntry::empty(), |base| base.root);
+            return Ok(Outcome::Found(Preview { refused, ..Preview::of(root) }));
+        }
+        self.parts.options.preview = true;
+        let looked = self.look();
+        self.parts.options.preview = false;
+        self.parts.source.end(LookEnd::Refused);
+        let (Found { root, .. }, writer) = looked?;
+        let unsaved = Arc::new(writer.into_unsaved_directories()?);
+        Ok(Outcome::Found(Preview { root, unsaved, refused }))
     }
 
     /// Publishes the tree of an earlier generation under a new number. Afterwards nothing is published
@@ -299,7 +323,8 @@ impl Sealer {
         }
     }
 
-    fn scanned(&mut self, publish: &Publish) -> Result<Outcome, CommitError> {
+    /// Has the source look. The writer holds what it found.
+    fn look(&mut self) -> Result<(Found, Writer), CommitError> {
         let writer = self.parts.store.writer()?;
         let no_mounts = BTreeSet::new();
         let look = Look {
@@ -309,7 +334,12 @@ impl Sealer {
             options: &self.parts.options,
             cancel: &self.parts.cancel,
         };
-        let Found { root, mounts, changed, records_changed } = self.parts.source.look(&look)?;
+        let found = self.parts.source.look(&look)?;
+        Ok((found, writer))
+    }
+
+    fn scanned(&mut self, publish: &Publish) -> Result<Outcome, CommitError> {
+        let (Found { root, mounts, changed, records_changed }, writer) = self.look()?;
         let unpublished = changed || self.base.as_ref().is_none_or(|b| b.unpublished);
         let unpublished = unpublished && !self.is_current(&root);
         let base = ScanBase { root, unpublished, mounts };
@@ -511,6 +541,12 @@ impl Sealer {
         self.observed = self.observed.take().filter(|o| is_news(Some(&generation), o));
         self.parts.fleet.announce(generation.clone());
         let retimed = std::mem::take(&mut self.retimed);
+        if let Some(remark) =
+            closed_tree::remark(before.as_ref().map(|b| &b.generation().root), &generation.generation().root)
+        {
+            tracing::warn!("{remark}");
+            self.remarks.push(remark);
+        }
         self.times = ChangedTimes::of_sealed(&self.parts.store, before.as_ref(), &generation, retimed);
         Ok(Outcome::Sealed(generation))
     }

@@ -271,6 +271,7 @@ async fn a_tree_that_loses_most_is_held_until_it_is_back_or_allowed() {
     let reason = state(&origin, State::Held).await;
     assert!(reason.contains("allow-mass-deletion"), "{reason}");
     assert!(commit(&origin).await.is_err());
+    assert_pending_deletions(&site, 30).await;
     (0..30).for_each(|n| site.write(&format!("f{n}"), "back"));
     generation(&origin, 2).await;
     (0..30).for_each(|n| fs::remove_file(site.tree().join(format!("f{n}"))).unwrap());
@@ -294,6 +295,7 @@ async fn a_tree_that_goes_away_bit_by_bit_is_held_too() {
     }
     let origin = site.serve(SETTLE).await;
     state(&origin, State::Held).await;
+    assert_pending_deletions(&site, 25).await;
     assert!(matches!(
         commit(&origin).await,
         Err(CommitError::Scan(ScanError::MassDeletion { before: 40, after: 15 }))
@@ -302,6 +304,34 @@ async fn a_tree_that_goes_away_bit_by_bit_is_held_too() {
     sealed(commit_mass_deletion(&origin).await);
     sealed(rollback(&origin, 1).await);
     assert!(state(&origin, State::Held).await.contains("rollback"));
+    origin.stop().await;
+}
+
+/// `diff --pending` lists what is held, and lets nothing of it pass: a second time, and the state stays.
+async fn assert_pending_deletions(site: &Site, count: usize) {
+    for _ in 0..2 {
+        let told = site.ask(Asked::Diff { from: None, to: None, pending: true }).await;
+        let removed = |answer: &&Answer| matches!(answer, Answer::Diff(line) if line.change == "removed");
+        assert_eq!(told.iter().filter(removed).count(), count, "{told:?}");
+        let held = |answer: &Answer| matches!(answer, Answer::Remark { text } if text.contains("allow-mass-deletion"));
+        assert!(told.iter().any(held) && matches!(told.last(), Some(Answer::Done { code: 0 })), "{told:?}");
+        assert_eq!(site.status().await.state, State::Held);
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_commit_warns_of_a_tree_that_others_may_not_enter_at_each_mode() {
+    use std::os::unix::fs::PermissionsExt;
+
+    let site = Site::new(1);
+    let origin = site.serve(Trigger::Manual).await;
+    for (mode, is_told) in [(0o700, true), (0o750, true), (0o755, false)] {
+        fs::set_permissions(site.tree(), fs::Permissions::from_mode(mode)).unwrap();
+        let answer = origin.committer().commit(CommitOptions::default()).await;
+        let told = answer.remarks.iter().any(|remark| remark.contains("answers 403"));
+        assert_eq!(told, is_told, "{mode:o}: {:?}", answer.remarks);
+        sealed(answer.result);
+    }
     origin.stop().await;
 }
 

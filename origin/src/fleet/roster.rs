@@ -43,7 +43,8 @@ pub enum RosterError {
     SpentToken,
     /// An agent of that name is enrolled; case is ignored. Revoking it frees the name.
     #[error(
-        "the name {name} is taken: choose another with --name, or free it with `syncd-origin revoke {name}`"
+        "the name {name} is taken by an enrolled node: choose another with --name. If that node is gone, or is this one, \
+         free the name at the origin with `syncd-origin revoke {name}`; it shuts that node out, should it still run"
     )]
     NameTaken {
         /// The enrolled name.

@@ -58,3 +58,10 @@ pub enum PlanError {
     #[error("planning was interrupted")]
     Interrupted,
 }
+
+impl PlanError {
+    /// Whether agents run into this without anything being wrong: they request missing content by hash then.
+    pub fn is_expected(&self) -> bool {
+        matches!(self, Self::UnknownRoot { .. } | Self::TooLarge { .. } | Self::NotUnderstood)
+    }
+}

@@ -148,6 +148,19 @@ pub enum ScanError {
     Cancelled,
 }
 
+impl ScanError {
+    /// Whether a guard found that the tree lost too much to be taken for a deployment.
+    pub fn is_loss(&self) -> bool {
+        matches!(
+            self,
+            Self::Emptied { .. }
+                | Self::MassDeletion { .. }
+                | Self::MassByteLoss { .. }
+                | Self::Unmounted { .. }
+        )
+    }
+}
+
 /// Paths shown in a message.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Paths(pub Vec<TreePath>);

@@ -95,6 +95,8 @@ pub struct ScanOptions {
     pub allow_mass_deletion: bool,
     /// Reads files again even if their stat records match.
     pub read_all: bool,
+    /// Looks without guards at a tree that is not kept: the next scan finds the same again.
+    pub preview: bool,
 }
 
 /// Inputs of a scan.
@@ -160,15 +162,20 @@ pub const RACY_DELAY: Duration = Duration::from_millis(2_100);
 
 /// Scans the tree. Blocks for long, so it needs its own thread.
 ///
-/// After an error the watch holds the scope of the scan and the hints that the scan had taken.
+/// After an error or a preview the watch holds the scope of the scan and the hints that the scan had taken.
 ///
 /// # Errors
 /// See [`ScanError`]. The writer must be dropped then.
 pub fn scan(scan: &Scan<'_>, base: Option<RootEntry>, scope: Scope) -> Result<Outcome, ScanError> {
     let mut taken = hints_of(&scope);
     let result = settle(scan, base, scope, &mut taken);
-    scan.notices.tell_private();
-    if let (Err(_), Some(watch)) = (&result, scan.watch) {
+    let is_kept = result.is_ok() && !scan.options.preview;
+    if is_kept {
+        scan.notices.tell_private();
+    } else {
+        scan.notices.forget_private();
+    }
+    if let Some(watch) = scan.watch.filter(|_| !is_kept) {
         watch.put_back(taken);
     }
     result
@@ -226,7 +233,7 @@ fn settle(
         // Withheld files keep changing and are not read.
         scan.withheld.keys().for_each(|path| hints.remove_name(path));
         if hints.is_empty() {
-            if let Some(base) = base.filter(|_| !scan.options.allow_mass_deletion) {
+            if let Some(base) = base.filter(|_| !scan.options.allow_mass_deletion && !scan.options.preview) {
                 let objects = TreeObjects::Writer(scan.writer);
                 guard::check_mounts(objects, &directory, (scan.mounts, &mounts), (&base, &root))?;
                 guard::check_totals(objects, &base, &root)?;

@@ -10,8 +10,6 @@ use tracing::warn;
 
 use super::error::Paths;
 
-/// Mode bits that let everybody read and enter the tree.
-const TREE_OPEN: u16 = 0o005;
 /// Number of skipped paths remembered. Beyond that, warnings repeat.
 const REMEMBERED_MAX: usize = 100_000;
 
@@ -54,7 +52,6 @@ struct Said {
     private: BTreeSet<TreePath>,
     /// Those of them that the next warning will name.
     untold: Vec<TreePath>,
-    closed_tree: bool,
 }
 
 impl Notices {
@@ -81,6 +78,15 @@ impl Notices {
         }
     }
 
+    /// Forgets the names recorded since the last call of [`Notices::tell_private`]: the scan failed, and the
+    /// next one records them again.
+    pub(super) fn forget_private(&self) {
+        let mut said = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        for path in std::mem::take(&mut said.untold) {
+            said.private.remove(&path);
+        }
+    }
+
     /// Warns about the names recorded since the last call, in one line. Returns their number.
     pub(super) fn tell_private(&self) -> usize {
         let mut said = self.0.lock().unwrap_or_else(PoisonError::into_inner);
@@ -90,25 +96,11 @@ impl Notices {
             warn!(
                 count,
                 paths = %Paths(paths),
-                "names that are seldom meant for visitors are published: list them in .syncdignore if they are not"
+                "names that are seldom meant for visitors belong to what is published: list them in .syncdignore if they \
+                 should not"
             );
         }
         count
-    }
-
-    /// Warns once about a content tree whose own mode keeps out the users of web servers.
-    pub(super) fn tree_mode(&self, mode: u16) -> bool {
-        let mut said = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        let new = mode & TREE_OPEN != TREE_OPEN && !std::mem::replace(&mut said.closed_tree, true);
-        if new {
-            let mode = format!("{:04o}", mode & 0o777);
-            warn!(
-                %mode,
-                "others may not read or enter the content tree, nor its replicas: a web server that runs as another \
-                 user answers 403 on every node (chmod 755)"
-            );
-        }
-        new
     }
 
     /// Whether a loss was not reported yet.
@@ -150,7 +142,7 @@ mod tests {
     }
 
     #[test]
-    fn a_name_that_looks_private_is_told_once_and_a_closed_tree_too() {
+    fn a_name_that_looks_private_is_told_once() {
         let path = |p: &str| TreePath::from_bytes(p.as_bytes()).unwrap();
         let notices = Notices::default();
         for name in [".env", "a/b.sql", ".env"] {
@@ -159,9 +151,12 @@ mod tests {
         assert_eq!(notices.tell_private(), 2);
         notices.looks_private(&path("a/b.sql"));
         assert_eq!(notices.tell_private(), 0);
-        assert!(!notices.tree_mode(0o755) && !notices.tree_mode(0o775));
-        assert!(notices.tree_mode(0o700) && !notices.tree_mode(0o750));
-        assert!(Notices::default().tree_mode(0o751));
+        // A scan that failed publishes nothing, and the next one finds the name again.
+        notices.looks_private(&path("c.sql"));
+        notices.forget_private();
+        assert_eq!(notices.tell_private(), 0);
+        notices.looks_private(&path("c.sql"));
+        assert_eq!(notices.tell_private(), 1);
     }
 
     #[test]

@@ -256,9 +256,6 @@ where
         let whole = task.whole
             || seen.previous.is_none()
             || seen.record.as_ref().is_some_and(|r| !r.own.is_same(&own) || r.ignore_file != ignore_file);
-        if path.is_root() {
-            self.pass.notices.tree_mode(listing.own.full_mode);
-        }
         let rules = match &listing.ignore_file {
             Some(file) => rules.with_file(&path, &file.bytes)?,
             None => rules,

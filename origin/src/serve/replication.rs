@@ -152,7 +152,13 @@ impl Replication for Replicate {
                 () = sender.closed() => Ok(()),
             };
             if let Err(error) = result {
-                tracing::info!(agent = %peer.name, reason = %crate::error_chain(&error), "fetch stream ended");
+                let reason = crate::error_chain(&error);
+                match &error {
+                    ServeError::Plan(error) if error.is_expected() => {
+                        tracing::debug!(agent = %peer.name, reason, "no update: the agent requests content by hash");
+                    }
+                    _ => tracing::info!(agent = %peer.name, reason, "stopped sending content to the agent"),
+                }
                 let _ = fail.send(error);
             }
             let sent = turns.written_bytes().saturating_sub(before);

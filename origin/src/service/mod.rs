@@ -167,8 +167,8 @@ impl Origin {
         let desk = Arc::new(Desk::new(store, keys, gate, Some(options.tree.clone())));
         let answering = Admin { desk, committer: committer.clone(), fleet: fleet.clone(), state };
         tasks.spawn(answering.serve(admin, shutdown.clone()));
-        let http = http_address.map(tracing::field::display);
-        tracing::info!(tree = %options.tree.display(), grpc = %grpc_address, http, "serving");
+        let health = http_address.map(tracing::field::display);
+        tracing::info!(tree = %options.tree.display(), agents = %grpc_address, health, "serving");
         Ok(Running { grpc_address, http_address, committer, fleet, shutdown, tasks })
     }
 }

@@ -107,8 +107,10 @@ impl TreeSource for WorkTree {
             elapsed_ms = started.elapsed().as_millis() as u64,
             "scanned"
         );
-        self.racy = outcome.racy;
-        self.times_only = outcome.times_only;
+        if !look.options.preview {
+            self.racy = outcome.racy;
+            self.times_only = outcome.times_only;
+        }
         let scan::Outcome { root, mounts, changed, records_changed, .. } = outcome;
         Ok(Found { root, mounts, changed, records_changed })
     }

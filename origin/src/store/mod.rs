@@ -79,7 +79,7 @@ pub use pack::{Effort, FrameChunk, FrameDamage, Location, PackFrame, PackId};
 pub use read::{Chunk, ChunkTables, StoredGeneration};
 pub use records::{NamedRecord, Records};
 pub use retention::{Retention, retired};
-pub use writer::Writer;
+pub use writer::{UnsavedDirectories, Writer};
 
 use ahead::FramesAhead;
 use cache::DirectoryCache;

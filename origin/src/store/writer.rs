@@ -153,9 +153,7 @@ impl Writer {
     pub fn directory(&self, hash: &ObjectHash) -> Result<Option<Arc<Directory>>, StoreError> {
         let pending = self.pending.lock().map_err(poisoned)?.directories.get(hash).cloned();
         let Some(packed) = pending else { return self.store().directory(hash) };
-        let canonical = objects::unpack(&packed, hash)?;
-        let decoded = Directory::decode(&canonical);
-        decoded.map(|d| Some(Arc::new(d))).map_err(|source| StoreError::Directory { hash: *hash, source })
+        unpacked(&packed, hash).map(Some)
     }
 
     /// Whether the store has, or this writer has added, all of a file's content.
@@ -227,6 +225,13 @@ impl Writer {
             insert_generation(t, signed)?;
             Ok(change(&mut Records::open(t)?)?)
         })
+    }
+
+    /// Drops everything that was added except for the directory objects, which stay readable in memory. They
+    /// take at most [`PENDING_MAX_BYTES`]; what was committed early is in the store.
+    pub fn into_unsaved_directories(self) -> Result<UnsavedDirectories, StoreError> {
+        let mut pending = self.pending.lock().map_err(poisoned)?;
+        Ok(UnsavedDirectories(std::mem::take(&mut pending.directories)))
     }
 
     /// Makes everything added durable and visible without a generation: for stat records whose content is
@@ -332,6 +337,22 @@ impl Writer {
     ) -> Result<(), StoreError> {
         self.finish(also)
     }
+}
+
+/// Directory objects of a tree that was scanned and not kept, packed as in the index.
+#[derive(Debug, Default)]
+pub struct UnsavedDirectories(HashMap<ObjectHash, Vec<u8>>);
+
+impl UnsavedDirectories {
+    /// A directory object; `None` if it is not one of these.
+    pub fn directory(&self, hash: &ObjectHash) -> Result<Option<Arc<Directory>>, StoreError> {
+        self.0.get(hash).map(|packed| unpacked(packed, hash)).transpose()
+    }
+}
+
+fn unpacked(packed: &[u8], hash: &ObjectHash) -> Result<Arc<Directory>, StoreError> {
+    let decoded = Directory::decode(&objects::unpack(packed, hash)?);
+    decoded.map(Arc::new).map_err(|source| StoreError::Directory { hash: *hash, source })
 }
 
 trait Claims {

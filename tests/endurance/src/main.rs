@@ -50,7 +50,7 @@ fn main() -> anyhow::Result<ExitCode> {
     let tree = scene.path("tree");
     small_site(&tree, options.files);
     // No history is kept, so DATA stays level once garbage is collected.
-    let serve = ["--trigger", "manual", "--keep-generations", "20", "--keep-days", "0"];
+    let serve = ["--trigger", "manual", "--keep-generations", "20", "--keep-for", "0"];
     let mut origin = Origin::create(&scene, &tree).with_options(&serve);
     origin.start();
     let mut killed = Agent::started(&scene, &origin, "web1");

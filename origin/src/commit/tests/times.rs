@@ -73,7 +73,7 @@ async fn changes_without_a_new_second_are_counted_and_named() {
     let names = ["f0", "f1", "f2", "f3", "f4"].map(String::from).to_vec();
     assert_eq!(answer.times.indistinct, SomeFiles { files: 7, paths: names });
     assert_eq!(answer.times.retimed, SomeFiles::default());
-    let remark = "7 files changed, and the whole second of the time did not: f0, f1, f2, f3, f4 and 2 more.";
+    let remark = "7 files with new content and the same second of modification as before: f0, f1, f2, f3, f4 and 2 more.";
     assert!(answer.remarks[0].starts_with(remark), "{:?}", answer.remarks);
 
     let warned = |status: Status| status.warnings.iter().any(|w| w.contains(remark));
