@@ -323,6 +323,7 @@ mod tests {
                 connected,
                 generation,
                 root: generation.map(|_| RootEntry::empty().hash()),
+                staged: None,
                 hook,
                 state: if failed { AgentState::Failed } else { AgentState::Live },
                 last_seen_ms: 1,

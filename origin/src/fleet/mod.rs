@@ -3,7 +3,8 @@
 //! ```text
 //!   serve: attach, report, join, renew ──┐                 ┌──> view (watch)
 //!   admin: token, revoke ────────────────┼──> owner task ──┼──> admission (watch): who is let in
-//!   commit: announce (watch) ──────────────────> sessions  └──> records in the store, on a blocking thread
+//!   commit: announce (watch) ───────────┘                  ├──> records in the store, on a blocking thread
+//!                                                          └──> sessions: an assignment (watch) for each
 //! ```
 //!
 //! One task owns the roster and the connections. It applies commands synchronously and never waits for the
@@ -17,6 +18,7 @@ pub mod live_wait;
 mod owner;
 mod records;
 pub mod registry;
+pub mod rollout;
 mod roster;
 mod view;
 
@@ -38,8 +40,9 @@ pub(crate) use roster::token_id;
 pub use roster::{Admission, RosterError, TokenView};
 pub use view::{AgentDrift, AgentProgress, AgentState, AgentView, FleetView, RETAIN_MS};
 
-use owner::{Command, Owner, Save};
+use owner::{Attached, Command, Owner, Save};
 use registry::Registry;
+use rollout::{Assignment, Policy};
 use roster::AgentRecord;
 
 /// Length of the owner's command queue.
@@ -91,6 +94,8 @@ pub enum Report {
     Heartbeat,
     /// The agent is working on a generation.
     Progress { state: AgentState, progress: AgentProgress },
+    /// A complete tree waits for its activation.
+    Staged { generation: GenerationNumber, root: RootHash },
     /// A generation is linked and durable on the node.
     Activated {
         generation: GenerationNumber,
@@ -138,8 +143,10 @@ pub struct Attachment {
     commands: mpsc::Sender<Command>,
     /// Resolves once, when the connection must end.
     pub ended: oneshot::Receiver<EndReason>,
-    /// The newest announcement.
-    pub announced: watch::Receiver<Option<Arc<SignedGeneration>>>,
+    /// This agent's assignment: the newest value only.
+    pub assignment: watch::Receiver<Option<Assignment>>,
+    /// The newest generation of the tree. An agent may know any up to it.
+    pub newest: watch::Receiver<Option<Arc<SignedGeneration>>>,
 }
 
 impl Attachment {
@@ -167,11 +174,23 @@ impl Fleet {
         shutdown: CancellationToken,
         tasks: &TaskTracker,
     ) -> Result<Self, FleetError> {
+        Self::start_with(Policy::default(), records, keys, observed, shutdown, tasks)
+    }
+
+    /// Like [`Fleet::start`], with a rollout policy.
+    pub(crate) fn start_with(
+        policy: Policy,
+        records: Arc<dyn RecordStore>,
+        keys: Arc<Keys>,
+        observed: mpsc::Sender<SignedGeneration>,
+        shutdown: CancellationToken,
+        tasks: &TaskTracker,
+    ) -> Result<Self, FleetError> {
         let roster = Registry::new(records.clone()).load()?;
         let (commands, receiver) = mpsc::channel(COMMANDS);
         let announced = watch::Sender::new(None);
         let save: Save = Arc::new(move |changes| records.save(changes));
-        let owner = Owner::new(roster, save, observed, announced.clone());
+        let owner = Owner::new(roster, save, observed, announced.subscribe(), policy);
         let (view, admission) = (owner.view(), owner.admission());
         tasks.spawn(owner.run(receiver, shutdown));
         Ok(Self { keys, commands, view, admission, announced })
@@ -198,7 +217,7 @@ impl Fleet {
         self.view.borrow().retained_roots(now_ms())
     }
 
-    /// Announces a generation to every agent, now or when it connects. Only the newest is announced.
+    /// Announces the newest generation: the rollout policy assigns it to agents, now or when they connect.
     pub fn announce(&self, generation: SignedGeneration) {
         self.announced.send_replace(Some(Arc::new(generation)));
     }
@@ -283,9 +302,9 @@ impl Fleet {
         let (reply, answer) = oneshot::channel();
         let command = Command::Attach { peer, greeting: Box::new(greeting), reply };
         self.commands.send(command).await.map_err(|_| FleetError::Stopping)?;
-        let (connection, ended) = answer.await.map_err(|_| FleetError::Stopping)??;
-        let announced = self.announced.subscribe();
-        Ok(Attachment { name, connection, commands: self.commands.clone(), ended, announced })
+        let Attached { connection, ended, assignment } = answer.await.map_err(|_| FleetError::Stopping)??;
+        let (commands, newest) = (self.commands.clone(), self.announced.subscribe());
+        Ok(Attachment { name, connection, commands, ended, assignment, newest })
     }
 
     async fn ask(
@@ -313,6 +332,7 @@ fn agent_view(name: &AgentName, record: &AgentRecord) -> AgentView {
         connected: false,
         generation,
         root: record.root.as_ref().and_then(|root| root.parse().ok()),
+        staged: None,
         hook: None,
         state: if generation.is_some() { AgentState::Live } else { AgentState::Empty },
         last_seen_ms: record.last_seen_ms,

@@ -13,6 +13,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::records::{RecordChange, RecordError};
 use super::registry::expiry_ms;
+use super::rollout::{Assignment, Policy};
 use super::roster::{Admission, Roster, RosterError, TokenView, Undo, not_after_ms};
 use super::view::{AgentDrift, AgentState, AgentView, FleetView};
 use super::{EndReason, FleetError, Greeting, Report, agent_view, now_ms};
@@ -41,26 +42,86 @@ const SEEN_PAUSE: Duration = Duration::from_secs(2);
 
 pub(super) type Save = Arc<dyn Fn(&[RecordChange]) -> Result<(), RecordError> + Send + Sync>;
 type Reply = oneshot::Sender<Result<(), FleetError>>;
-type Attached = Result<(u64, oneshot::Receiver<EndReason>), FleetError>;
+
+/// Answer to [`Command::Attach`].
+pub(super) struct Attached {
+    /// Number of the connection.
+    pub(super) connection: u64,
+    pub(super) ended: oneshot::Receiver<EndReason>,
+    pub(super) assignment: watch::Receiver<Option<Assignment>>,
+}
 
 pub(super) enum Command {
-    AddToken { secret_hash: [u8; 32], ttl: Duration, uses: u32, reply: Reply },
-    Tokens { reply: oneshot::Sender<Vec<TokenView>> },
-    RevokeToken { id: String, reply: Reply },
-    CheckJoin { secret_hash: [u8; 32], name: AgentName, reply: Reply },
-    CheckRenewal { peer: PeerIdentity, reply: Reply },
-    Revoke { name: String, reply: Reply },
-    Join { secret_hash: [u8; 32], peer: PeerIdentity, fingerprint: [u8; 32], reply: Reply },
-    Renew { peer: PeerIdentity, new: PeerIdentity, fingerprint: [u8; 32], reply: Reply },
-    Attach { peer: PeerIdentity, greeting: Box<Greeting>, reply: oneshot::Sender<Attached> },
-    Report { name: AgentName, connection: u64, report: Report },
-    Detach { name: AgentName, connection: u64 },
+    AddToken {
+        secret_hash: [u8; 32],
+        ttl: Duration,
+        uses: u32,
+        reply: Reply,
+    },
+    Tokens {
+        reply: oneshot::Sender<Vec<TokenView>>,
+    },
+    RevokeToken {
+        id: String,
+        reply: Reply,
+    },
+    CheckJoin {
+        secret_hash: [u8; 32],
+        name: AgentName,
+        reply: Reply,
+    },
+    CheckRenewal {
+        peer: PeerIdentity,
+        reply: Reply,
+    },
+    Revoke {
+        name: String,
+        reply: Reply,
+    },
+    Join {
+        secret_hash: [u8; 32],
+        peer: PeerIdentity,
+        fingerprint: [u8; 32],
+        reply: Reply,
+    },
+    Renew {
+        peer: PeerIdentity,
+        new: PeerIdentity,
+        fingerprint: [u8; 32],
+        reply: Reply,
+    },
+    Attach {
+        peer: PeerIdentity,
+        greeting: Box<Greeting>,
+        reply: oneshot::Sender<Result<Attached, FleetError>>,
+    },
+    Report {
+        name: AgentName,
+        connection: u64,
+        report: Report,
+    },
+    Detach {
+        name: AgentName,
+        connection: u64,
+    },
 }
 
 struct Connection {
     id: u64,
     boot_id: String,
     end: oneshot::Sender<EndReason>,
+    assignment: watch::Sender<Option<Assignment>>,
+}
+
+impl Connection {
+    /// Passes the assignment to the session, if it differs or `again`.
+    fn assign(&self, assignment: Assignment, again: bool) {
+        self.assignment.send_if_modified(|assigned| {
+            let differs = assigned.as_ref() != Some(&assignment);
+            *assigned = Some(assignment);
+            differs || again
+        });
+    }
 }
 
 /// State of an agent beyond its record.
@@ -91,7 +152,12 @@ pub(super) struct Owner {
     observed: mpsc::Sender<SignedGeneration>,
     /// The highest observed generation not yet reported to the committer.
     unreported: Option<SignedGeneration>,
-    announced: watch::Sender<Option<Arc<SignedGeneration>>>,
+    newest: watch::Receiver<Option<Arc<SignedGeneration>>>,
+    policy: Policy,
+    /// The generation that was assigned last.
+    assigned: Option<Arc<SignedGeneration>>,
+    /// Whether reports may have changed assignments.
+    reassign: bool,
     view: watch::Sender<Arc<FleetView>>,
     admission: watch::Sender<Arc<Admission>>,
     next_connection: u64,
@@ -109,7 +175,8 @@ impl Owner {
         roster: Roster,
         save: Save,
         observed: mpsc::Sender<SignedGeneration>,
-        announced: watch::Sender<Option<Arc<SignedGeneration>>>,
+        newest: watch::Receiver<Option<Arc<SignedGeneration>>>,
+        policy: Policy,
     ) -> Self {
         let admission = watch::Sender::new(Arc::new(roster.admission()));
         let mut owner = Self {
@@ -122,7 +189,10 @@ impl Owner {
             in_flight: Default::default(),
             observed,
             unreported: None,
-            announced,
+            newest,
+            policy,
+            assigned: None,
+            reassign: false,
             view: watch::Sender::new(Arc::default()),
             admission,
             next_connection: 0,
@@ -158,12 +228,16 @@ impl Owner {
                     }
                     batch.drain(..).for_each(|command| self.apply(command));
                 }
+                Ok(()) = self.newest.changed() => self.announced(),
                 result = finished(&mut self.saving) => self.saved(result),
                 _ = tick.tick() => self.tick(),
                 () = due(self.publish_at) => {}
             }
             self.follow_roster();
             self.report_observed();
+            if std::mem::take(&mut self.reassign) {
+                self.assign(false);
+            }
             if !self.paused {
                 self.start_saving();
             }
@@ -193,6 +267,7 @@ impl Owner {
         let now = now_ms();
         let is_sign_of_life = matches!(command, Command::Report { report: Report::Heartbeat, .. });
         self.publish_after(if is_sign_of_life { SEEN_PAUSE } else { self.publish_pause() });
+        self.reassign |= !is_sign_of_life && self.policy.follows_reports();
         match command {
             Command::AddToken { secret_hash, ttl, uses, reply } => {
                 self.roster.add_token(secret_hash, uses, expiry_ms(now, ttl), now);
@@ -291,7 +366,37 @@ impl Owner {
         }
     }
 
-    fn attach(&mut self, peer: &PeerIdentity, greeting: Greeting, now: i64) -> Attached {
+    /// Assigns the newest generation. The same one once more is sent again to every agent.
+    fn announced(&mut self) {
+        let newest = self.newest.borrow_and_update().clone();
+        let again = newest == self.assigned;
+        self.assigned = newest;
+        self.assign(again);
+    }
+
+    /// Has the policy assign, and passes on what differs, or everything `again`.
+    fn assign(&mut self, again: bool) {
+        let Some(newest) = self.newest.borrow().clone() else { return };
+        let views: Vec<&AgentView> = self.agents.values().map(|agent| &agent.view).collect();
+        let assignments = self.policy.assign(&views, &newest);
+        for (agent, assignment) in self.agents.values().zip(assignments) {
+            if let Some(connection) = &agent.connection {
+                connection.assign(assignment, again);
+            }
+        }
+    }
+
+    /// The assignment of an agent that connects. If it depends on the others, it follows with the next batch.
+    fn first_assignment(&mut self, name: &AgentName) -> Option<Assignment> {
+        if self.policy.follows_reports() {
+            return None;
+        }
+        let newest = self.newest.borrow().clone()?;
+        let view = &self.agents.get(name)?.view;
+        self.policy.assign(&[view], &newest).pop()
+    }
+
+    fn attach(&mut self, peer: &PeerIdentity, greeting: Greeting, now: i64) -> Result<Attached, FleetError> {
         self.roster.admit(peer, now)?;
         self.roster_changed();
         if !self.agents.contains_key(&peer.name) {
@@ -302,13 +407,16 @@ impl Owner {
         agent.displace(&greeting.boot_id, now);
         self.next_connection += 1;
         let (end, ended) = oneshot::channel();
-        agent.connection = Some(Connection { id: self.next_connection, boot_id: greeting.boot_id, end });
+        let (assignment, assigned) = watch::channel(None);
+        let connection = Connection { id: self.next_connection, boot_id: greeting.boot_id, end, assignment };
+        agent.connection = Some(connection);
         agent.notes = greeting.notes;
         let view = &mut agent.view;
         view.connected = true;
         view.last_seen_ms = now;
         view.generation = greeting.live.as_ref().map(SignedGeneration::number);
         view.root = greeting.live.as_ref().map(SignedGeneration::root_hash);
+        view.staged = None;
         view.hook = greeting.hook;
         view.state = if greeting.live.is_some() { AgentState::Live } else { AgentState::Empty };
         view.error = None;
@@ -320,13 +428,17 @@ impl Owner {
         view.not_after_ms = view.not_after_ms.max(not_after_ms(peer));
         let generation = view.generation.map_or(0, GenerationNumber::get);
         tracing::info!(agent = %view.name, generation, "agent connected");
-        Ok((self.next_connection, ended))
+        let first = self.first_assignment(&peer.name);
+        if let Some(connection) = self.agents.get(&peer.name).and_then(|agent| agent.connection.as_ref()) {
+            connection.assignment.send_replace(first);
+        }
+        Ok(Attached { connection: self.next_connection, ended, assignment: assigned })
     }
 
     /// Checks for a generation above the announced one, or another one with the same number. Either means
     /// that this origin was restored from a backup.
     fn observe(&mut self, greeting: &Greeting) {
-        let ours = self.announced.borrow().clone();
+        let ours = self.newest.borrow().clone();
         for shown in [&greeting.live, &greeting.accepted].into_iter().flatten() {
             let unknown = |known: Option<&SignedGeneration>| {
                 known.is_none_or(|known| {
@@ -361,13 +473,22 @@ impl Owner {
             Report::Heartbeat => {}
             Report::Progress { state, progress } => {
                 view.state = state;
+                view.staged = view.staged.filter(|(staged, _)| staged.get() == progress.generation);
                 view.progress = Some(progress);
                 if state != AgentState::Failed {
                     view.error = None;
                     view.needs_operator = false;
                 }
             }
+            Report::Staged { generation, root } => {
+                view.state = AgentState::Staged;
+                view.staged = Some((generation, root));
+                view.progress = None;
+                view.error = None;
+                view.needs_operator = false;
+            }
             Report::Activated { generation, root, spare_misses, hook_due } => {
+                view.staged = None;
                 view.hook = due_hook(view.hook.take(), generation, hook_due);
                 view.generation = Some(generation);
                 view.root = Some(root);
@@ -382,6 +503,7 @@ impl Owner {
             Report::Drift(drift) => note_drift(view, drift),
             Report::Failed { reason, needs_operator } => {
                 view.state = AgentState::Failed;
+                view.staged = None;
                 view.error = Some(reason);
                 view.needs_operator = needs_operator;
             }
@@ -466,7 +588,7 @@ impl Owner {
         self.publish_at = None;
         self.published = Instant::now();
         let now = now_ms();
-        let ours = self.announced.borrow().as_ref().map(|g| g.number());
+        let ours = self.newest.borrow().as_ref().map(|g| g.number());
         let agents = self.agents.values().map(|agent| agent.shown(ours, now)).collect();
         let view = FleetView { agents };
         self.view.send_if_modified(|shown| {
@@ -674,7 +796,8 @@ mod tests {
         let saving = disk.clone();
         let (observed, _observed) = mpsc::channel(1);
         let save: Save = Arc::new(move |changes| saving.save(changes));
-        let owner = Owner::new(Roster::default(), save, observed, watch::Sender::new(None));
+        let (_announced, newest) = watch::channel(None);
+        let owner = Owner::new(Roster::default(), save, observed, newest, Policy::default());
         let (mut view, stop) = (owner.view(), CancellationToken::new());
         let (commands, receiver) = mpsc::channel(8);
         let task = tokio::spawn(owner.run(receiver, stop.clone()));

@@ -97,6 +97,8 @@ pub struct AgentView {
     pub generation: Option<GenerationNumber>,
     /// Root of that generation.
     pub root: Option<RootHash>,
+    /// Complete tree that waits for its activation, as last reported.
+    pub staged: Option<(GenerationNumber, RootHash)>,
     /// The on-activate hook, as last reported; `None` if none is set, or none was due since the agent
     /// started.
     pub hook: Option<HookStatus>,

@@ -1,7 +1,8 @@
 //! The control stream of one agent.
 //!
 //! ```text
-//!   hello ──> welcome ──> [ announcement changed ──> plan the update, 2 s at most ──> announce ]*
+//!   hello ──> welcome ──> [ new assignment ──> plan the update, 2 s at most ──> announce ]*
+//!                         [ the same generation, to be activated now ──> activate ]*
 //!                         [ heartbeat ──> heartbeat ]*
 //!                         [ progress, staged, activated, hook, failed ──> fleet ]*
 //! ```
@@ -33,6 +34,7 @@ use tokio_stream::StreamExt;
 use super::error::ServeError;
 use super::replication::out_of_date;
 use super::{FEATURES, FromPeer, HEARTBEAT_INTERVAL, PROTOCOL, Services, takes_updates};
+use crate::fleet::rollout::Assignment;
 use crate::fleet::{AgentDrift, AgentProgress, AgentState, Attachment, EndReason, Greeting, Report};
 use crate::plan::{EncodedUpdate, Planner};
 
@@ -102,6 +104,7 @@ async fn converse(
         accepted,
         outbox: Outbox { welcome: Some(welcome(services)), ..Outbox::default() },
         plan: None,
+        assigned: None,
         last_heard: Instant::now(),
         out_of_date: Box::pin(async move { out_of_date(&peer).await }),
         attachment,
@@ -197,11 +200,13 @@ struct Outbox {
     welcome: Option<v1::Welcome>,
     heartbeat: Option<u64>,
     announce: Option<v1::Announce>,
+    activate: Option<v1::Activate>,
 }
 
 impl Outbox {
     fn is_empty(&self) -> bool {
-        self.welcome.is_none() && self.heartbeat.is_none() && self.announce.is_none()
+        let Self { welcome, heartbeat, announce, activate } = self;
+        welcome.is_none() && heartbeat.is_none() && announce.is_none() && activate.is_none()
     }
 
     fn take(&mut self) -> Option<v1::OriginMessage> {
@@ -209,7 +214,8 @@ impl Outbox {
         let heartbeat =
             || self.heartbeat.take().map(|sequence| ToAgent::Heartbeat(v1::Heartbeat { sequence }));
         let announce = || self.announce.take().map(ToAgent::Announce);
-        let message = welcome.or_else(heartbeat).or_else(announce);
+        let activate = || self.activate.take().map(ToAgent::Activate);
+        let message = welcome.or_else(heartbeat).or_else(announce).or_else(activate);
         message.map(|message| v1::OriginMessage { message: Some(message) })
     }
 }
@@ -229,7 +235,9 @@ struct Session {
     accepted: Option<GenerationNumber>,
     outbox: Outbox,
     /// The next announcement, with the update being planned for it.
-    plan: Option<(Arc<SignedGeneration>, Plan)>,
+    plan: Option<(Assignment, Plan)>,
+    /// The assignment that the agent was told, or is about to be told.
+    assigned: Option<Assignment>,
     last_heard: Instant,
     /// Completes when the agent's certificate becomes invalid.
     out_of_date: Pin<Box<dyn Future<Output = ()> + Send>>,
@@ -241,7 +249,7 @@ impl Session {
         incoming: &mut impl FromPeer<v1::AgentMessage>,
         sender: &mpsc::Sender<v1::OriginMessage>,
     ) -> Result<(), ServeError> {
-        self.attachment.announced.mark_changed();
+        self.attachment.assignment.mark_changed();
         loop {
             tokio::select! {
                 reason = &mut self.attachment.ended => {
@@ -257,7 +265,7 @@ impl Session {
                     self.last_heard = Instant::now();
                     self.heard(message).await?;
                 }
-                Ok(()) = self.attachment.announced.changed() => self.announced(),
+                Ok(()) = self.attachment.assignment.changed() => self.reassigned(),
                 update = planned(&mut self.plan) => self.announce(update),
                 room = sender.reserve(), if !self.outbox.is_empty() => {
                     let Ok(room) = room else { return Ok(()) };
@@ -272,11 +280,19 @@ impl Session {
         }
     }
 
-    /// Handles a newer generation: unsent data of older ones is dropped.
-    fn announced(&mut self) {
-        let Some(generation) = self.attachment.announced.borrow_and_update().clone() else { return };
+    /// Handles a new assignment: unsent data of older ones is dropped.
+    fn reassigned(&mut self) {
+        let Some(assignment) = self.attachment.assignment.borrow_and_update().clone() else { return };
+        let before = self.assigned.replace(assignment.clone());
+        if before.is_some_and(|before| {
+            !before.activate && assignment.activate && before.generation == assignment.generation
+        }) {
+            return self.activate(assignment);
+        }
         self.outbox.announce = None;
+        self.outbox.activate = None;
         self.plan = None;
+        let generation = &assignment.generation;
         if self.accepted.is_some_and(|accepted| accepted > generation.number()) {
             // The agent would refuse it. The committer was warned.
             return;
@@ -292,11 +308,26 @@ impl Session {
             }
             _ => Box::pin(std::future::ready(None)),
         };
-        self.plan = Some((generation, plan));
+        self.plan = Some((assignment, plan));
     }
 
-    fn announce(&mut self, planned: (Arc<SignedGeneration>, Option<Arc<EncodedUpdate>>)) {
-        let (generation, update) = planned;
+    /// The generation that the agent was told to stage may go live. An announcement that is not sent yet is
+    /// changed instead.
+    fn activate(&mut self, assignment: Assignment) {
+        if let Some((planned, _)) = &mut self.plan {
+            *planned = assignment;
+        } else if let Some(announce) = &mut self.outbox.announce {
+            announce.activate_when_staged = true;
+        } else {
+            let (generation, root) =
+                (assignment.generation.number().get(), assignment.generation.root_hash());
+            let root = Bytes::copy_from_slice(root.as_bytes());
+            self.outbox.activate = Some(v1::Activate { generation, root });
+        }
+    }
+
+    fn announce(&mut self, planned: (Assignment, Option<Arc<EncodedUpdate>>)) {
+        let (Assignment { generation, activate }, update) = planned;
         let file = update.and_then(|update| update.inline_file());
         let generation = v1::SignedGeneration {
             record: Bytes::copy_from_slice(generation.record()),
@@ -304,7 +335,7 @@ impl Session {
         };
         self.outbox.announce = Some(v1::Announce {
             generation: Some(generation),
-            activate_when_staged: true,
+            activate_when_staged: activate,
             update_file: file.unwrap_or_default(),
         });
     }
@@ -312,7 +343,7 @@ impl Session {
     /// Checks that a reported generation was announced here. A higher number was announced by an origin from
     /// whose backup this one was restored. Only its signed record counts, which the next hello shows.
     fn known_here(&self, generation: GenerationNumber, root: RootHash) -> Result<(), ServeError> {
-        let announced = self.attachment.announced.borrow();
+        let announced = self.attachment.newest.borrow();
         let is_known = announced.as_ref().is_some_and(|ours| {
             generation < ours.number() || generation == ours.number() && root == ours.root_hash()
         });
@@ -320,13 +351,13 @@ impl Session {
     }
 
     fn newest(&self) -> Option<GenerationNumber> {
-        self.attachment.announced.borrow().as_ref().map(|announced| announced.number())
+        self.attachment.newest.borrow().as_ref().map(|newest| newest.number())
     }
 
     /// Checks reported progress and caps it at the announced totals. `None` if the generation was never
     /// announced here, which happens after this origin was restored from a backup.
     fn progress(&mut self, said: AgentProgress) -> Option<AgentProgress> {
-        let announced = self.attachment.announced.borrow().clone()?;
+        let announced = self.attachment.newest.borrow().clone()?;
         // A superseded generation that is still in progress can be larger.
         self.most = self.most.covering(announced.generation().root.totals);
         let (files, bytes) = (self.most.files, self.most.bytes);
@@ -362,9 +393,13 @@ impl Session {
                 Self::on_its_way(agent_state(p.state)?, self.progress(progress))
             }
             FromAgent::Staged(s) => {
-                root_hash(&s.root, "root")?;
-                let progress = AgentProgress { generation: s.generation, ..AgentProgress::default() };
-                Self::on_its_way(AgentState::Staged, self.progress(progress))
+                let root = root_hash(&s.root, "root")?;
+                let generation = GenerationNumber::new(s.generation);
+                match generation.filter(|generation| self.known_here(*generation, root).is_ok()) {
+                    Some(generation) => Report::Staged { generation, root },
+                    // Announced by an origin from whose backup this one was restored.
+                    None => Report::Heartbeat,
+                }
             }
             FromAgent::Activated(a) => {
                 let generation =
@@ -404,14 +439,12 @@ impl Session {
 
 /// Returns the next announcement once its update is planned, or known not to come. Cancel safe: the plan is
 /// kept.
-async fn planned(
-    plan: &mut Option<(Arc<SignedGeneration>, Plan)>,
-) -> (Arc<SignedGeneration>, Option<Arc<EncodedUpdate>>) {
-    let Some((generation, future)) = plan else { return std::future::pending().await };
+async fn planned(plan: &mut Option<(Assignment, Plan)>) -> (Assignment, Option<Arc<EncodedUpdate>>) {
+    let Some((assignment, future)) = plan else { return std::future::pending().await };
     let update = future.await;
-    let generation = generation.clone();
+    let assignment = assignment.clone();
     *plan = None;
-    (generation, update)
+    (assignment, update)
 }
 
 /// `None` if the report ends an earlier one.

@@ -29,6 +29,7 @@ use tonic::transport::Channel;
 use tonic::{Code, Status, Streaming};
 
 use super::*;
+use crate::fleet::rollout::Policy;
 use crate::fleet::{AgentProgress, AgentState, AgentView};
 use crate::plan::PlanBudget;
 use crate::plan::fixture::{MemoryReplica, MemoryStore, Tree, noise, replacements, tree};
@@ -49,19 +50,23 @@ struct Origin {
 
 impl Origin {
     async fn start() -> Self {
+        Self::start_with(Policy::default()).await
+    }
+
+    async fn start_with(policy: Policy) -> Self {
         let data = TempDir::new().unwrap();
         // Older than any certificate that the tests issue.
         Keys::create_at(data.path(), OffsetDateTime::now_utc() - time::Duration::days(400)).unwrap();
         Store::create(data.path()).unwrap();
-        Self::open(data, MemoryStore::new(1 << 20)).await
+        Self::open(data, MemoryStore::new(1 << 20), policy).await
     }
 
-    async fn open(data: TempDir, contents: Arc<MemoryStore>) -> Self {
+    async fn open(data: TempDir, contents: Arc<MemoryStore>, policy: Policy) -> Self {
         let keys = Arc::new(Keys::open(data.path()).unwrap());
         let store = Arc::new(Store::open(data.path()).unwrap());
         let (shutdown, tasks) = (CancellationToken::new(), TaskTracker::new());
         let (sender, observed) = mpsc::channel(4);
-        let fleet = Fleet::start(store, keys.clone(), sender, shutdown.clone(), &tasks).unwrap();
+        let fleet = Fleet::start_with(policy, store, keys.clone(), sender, shutdown.clone(), &tasks).unwrap();
         let planner = Planner::new(contents.clone(), data.path(), PlanBudget::default()).unwrap();
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap().to_string();
@@ -76,7 +81,7 @@ impl Origin {
         tokio::time::timeout(SOON, self.tasks.wait()).await.expect("everything ends");
         let Self { data, contents, fleet, .. } = self;
         drop(fleet);
-        Self::open(data, contents).await
+        Self::open(data, contents, Policy::default()).await
     }
 
     fn generation(&self, number: u64, root: RootEntry) -> SignedGeneration {
@@ -369,6 +374,35 @@ async fn an_agent_that_is_generations_behind_gets_one_direct_update() {
     frames.into_iter().for_each(|frame| replica.take(frame));
     replica.assemble();
     assert_eq!(replica.tree(&roots[4]), sites[4]);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_generation_that_is_to_wait_goes_live_when_the_policy_says_so() {
+    let origin = Origin::start_with(Policy::Together).await;
+    let root = origin.contents.put(&tree(&[("f", b"1")]));
+    let nodes = [origin.node("web1").await, origin.node("web2").await];
+    let mut controls = [origin.attached(&nodes[0], hello()).await, origin.attached(&nodes[1], hello()).await];
+    origin.fleet.announce(origin.generation(1, root));
+    for control in &mut controls {
+        assert!(!control.announce().await.activate_when_staged);
+    }
+    let hash = Bytes::copy_from_slice(root.hash().as_bytes());
+    let staged = || ToOrigin::Staged(v1::Staged { generation: 1, root: hash.clone() });
+    controls[0].say(staged()).await;
+    let view = origin.until("web1", |agent| agent.staged.is_some()).await;
+    assert_eq!((view.staged, view.state), (Some((GenerationNumber::FIRST, root.hash())), AgentState::Staged));
+    // Nobody is told to go on before the other one has it as well.
+    controls[0].say(ToOrigin::Heartbeat(v1::Heartbeat { sequence: 7 })).await;
+    assert!(matches!(controls[0].next().await.unwrap(), FromOrigin::Heartbeat(_)));
+    controls[1].say(staged()).await;
+    for control in &mut controls {
+        let told = control.next().await.unwrap();
+        let FromOrigin::Activate(activate) = told else { panic!("{told:?}") };
+        assert_eq!((activate.generation, &activate.root), (1, &hash));
+    }
+    controls[0].activated(1, root.hash()).await;
+    let view = origin.until("web1", |agent| agent.generation.is_some()).await;
+    assert_eq!(view.staged, None);
 }
 
 /// On one thread, so that all is announced before anything is sent.
