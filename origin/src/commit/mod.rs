@@ -1,12 +1,12 @@
 //! Turns the current content tree into generations.
 //!
-//! One owner task ([`Committer::start`]) receives everything that may cause a commit: hints of the watch,
+//! One owner task ([`Committer::start`]) receives everything that may cause a commit: changes of the source,
 //! requests of operators, timers, and generations that agents hold but this origin does not know. It makes
 //! the decisions. [`sealer::Sealer`] does the blocking work, one job at a time, on a thread of the blocking
 //! pool.
 //!
 //! ```text
-//!   hints ──┐  quiet for --settle            ┌─ sealed ──> view, fleet
+//!   changes ┐  quiet for --settle            ┌─ sealed ──> view, fleet
 //!   requests├──> schedule ──> job ──> Sealer ┤
 //!   timers ─┤                                ├─ unchanged
 //!   observed┘                                └─ held | waiting | failed: the last generation stands
@@ -54,8 +54,8 @@ pub use sealer::{Parts, Sealer};
 
 use crate::fleet::{FleetView, RETAIN_MS};
 use crate::scan::ScanError;
+use crate::source::{OpenFile, TreeSource};
 use crate::store::CheckReport;
-use crate::watch::{Hints, Reason, Watch};
 use schedule::{Due, Leftover, Schedule};
 use unrest::Unrest;
 
@@ -162,7 +162,6 @@ impl Committer {
     /// caller must then await the returned task handle.
     pub fn start(
         sealer: Sealer,
-        watch: Arc<Watch>,
         trigger: Trigger,
         observed: mpsc::Receiver<SignedGeneration>,
         shutdown: CancellationToken,
@@ -180,7 +179,6 @@ impl Committer {
         let owner = Owner {
             sealer: Some(sealer),
             schedule,
-            watch,
             view: view_sender,
             scanning: true,
             trouble: None,
@@ -286,7 +284,6 @@ struct Done {
 struct Owner {
     /// `None` while a job runs.
     sealer: Option<Sealer>,
-    watch: Arc<Watch>,
     schedule: Schedule,
     view: watch::Sender<OriginView>,
     /// Whether the whole tree is being walked.
@@ -311,8 +308,8 @@ impl Owner {
         mut observed: mpsc::Receiver<SignedGeneration>,
         mut fleet: watch::Receiver<Arc<FleetView>>,
     ) {
-        // Initially the watch hints at everything.
-        self.note(self.watch.take());
+        // At first the whole tree counts as changed.
+        self.source().take_changes();
         let mut running = Some(self.spawn(Job::Scan(Vec::new())));
         loop {
             let idle = running.is_none();
@@ -338,8 +335,8 @@ impl Owner {
                 Some(generation) = observed.recv(), if idle => {
                     running = Some(self.spawn(Job::Observed(Box::new(generation))));
                 }
-                // Jobs take the hints of changes while they run, and a commit those from before it.
-                () = self.watch.changed(), if idle => self.hinted(),
+                // Jobs take the changes that come while they run, and a commit those from before it.
+                () = changed(self.sealer.as_ref()), if idle => self.tree_changed(),
                 _ = async { fleet.wait_for(|fleet| all_heard(fleet)).await.is_ok() }, if self.schedule.is_held_back() => {
                     self.schedule.release();
                 }
@@ -351,7 +348,7 @@ impl Owner {
                         Some(Due::Scan) => running = Some(self.spawn(Job::Scan(self.busy(now)))),
                         Some(Due::Reconcile) => {
                             // Changes found by it are published after the usual quiet time.
-                            self.note(Hints::everything(Reason::Reconcile));
+                            self.source().reread();
                             running = Some(self.spawn(Job::Scan(self.busy(now))));
                         }
                         Some(Due::Collect) => running = Some(self.spawn(Job::Collect)),
@@ -362,33 +359,39 @@ impl Owner {
         }
     }
 
-    /// Keeps changes for the next job that scans. No job runs.
-    fn note(&mut self, hints: Hints) {
-        self.sealer.as_mut().expect("no job runs").source().note(hints);
+    /// The source of the tree. No job runs.
+    fn source(&mut self) -> &mut dyn TreeSource {
+        self.sealer.as_mut().expect("no job runs").source()
     }
 
     /// A few of the paths that are to be scanned. No job runs.
     fn examples(&mut self) -> String {
-        let paths = self.sealer.as_mut().expect("no job runs").source().pending();
+        let paths = self.source().pending();
         if paths.is_empty() { "many places".into() } else { some(paths.iter()) }
     }
 
-    fn hinted(&mut self) {
-        let (hints, now) = (self.watch.take(), Instant::now());
-        let others = self.changing.as_mut().is_none_or(|changing| {
-            let open = self.watch.open_files(changing.open_for);
-            changing.unrest.note(&hints, &open, now)
-        });
-        if hints.everything == Some(Reason::Polling) {
+    fn tree_changed(&mut self) {
+        let (changes, now) = (self.source().take_changes(), Instant::now());
+        let is_poll = changes.is_poll;
+        let open = self.open_files();
+        let others = self.changing.as_mut().is_none_or(|changing| changing.unrest.note(changes, &open, now));
+        if is_poll {
             self.schedule.polled(now);
         } else if others {
             self.schedule.hinted(now);
         } else {
             self.schedule.busy(now);
         }
-        self.note(hints);
         if self.schedule.restless(now) {
             self.note_unrest();
+        }
+    }
+
+    /// Files whose writers have not finished; none if nothing is published without an operator. No job runs.
+    fn open_files(&mut self) -> Vec<OpenFile> {
+        match self.changing.as_ref().map(|changing| changing.open_for) {
+            Some(idle) => self.source().open_files(idle),
+            None => Vec::new(),
         }
     }
 
@@ -399,8 +402,8 @@ impl Owner {
 
     /// Time until which an open file delays due work. Also reported in the status.
     fn open_until(&mut self, now: Instant) -> Option<Instant> {
+        let open = self.open_files();
         let changing = self.changing.as_mut()?;
-        let open = self.watch.open_files(changing.open_for);
         changing.unrest.look(&open, now);
         let busy = changing.unrest.busy(now);
         let holding: Vec<_> = open.into_iter().filter(|file| !busy.contains(&file.path)).collect();
@@ -550,6 +553,14 @@ impl Owner {
             (None, None, None, None) => (State::Ready, None),
         };
         self.view.send_replace(OriginView { state, reason, current, hold: self.hold });
+    }
+}
+
+/// Waits until the tree may have changed; for ever while a job has the sealer. Cancel safe.
+async fn changed(sealer: Option<&Sealer>) {
+    match sealer {
+        Some(sealer) => sealer.changed().await,
+        None => std::future::pending().await,
     }
 }
 

@@ -23,10 +23,9 @@ use crate::fleet::Fleet;
 use crate::keys::Keys;
 use crate::planted;
 use crate::scan::{ScanError, ScanOptions, Withheld, guard};
-use crate::source::{Found, Look, LookEnd, TreeSource};
+use crate::source::{Snapshot, SnapshotFate, SnapshotJob, TreeSource};
 use crate::store::{CheckReport, Retention, Store, StoreError, Writer};
 use crate::tree_objects::TreeObjects;
-use crate::watch::Reason;
 
 /// Dependencies of the sealer.
 pub struct Parts {
@@ -91,6 +90,11 @@ impl Sealer {
 
     pub fn current(&self) -> Option<&SignedGeneration> {
         self.current.as_ref()
+    }
+
+    /// Waits until the tree may have changed. Cancel safe.
+    pub(super) async fn changed(&self) {
+        self.parts.source.changed().await;
     }
 
     /// The source of the tree.
@@ -158,7 +162,7 @@ impl Sealer {
     /// Brings the store up to the tree.
     pub fn scan(&mut self) -> Result<Outcome, CommitError> {
         if self.base.is_none() || self.current.is_none() {
-            self.parts.source.reread(Reason::Start);
+            self.parts.source.reread();
         }
         self.run(Publish::No)
     }
@@ -177,7 +181,7 @@ impl Sealer {
         check_label(&label)?;
         self.parts.source.catch_up();
         if rescan {
-            self.parts.source.reread(Reason::Rescan);
+            self.parts.source.reread();
         }
         (self.parts.options.allow_mass_deletion, self.parts.options.read_all) = (allow_mass_deletion, rescan);
         let result = self.run(Publish::Tree { label });
@@ -207,10 +211,10 @@ impl Sealer {
             return Ok(Outcome::Found(Preview { refused, ..Preview::of(root) }));
         }
         self.parts.options.preview = true;
-        let looked = self.look();
+        let taken = self.snapshot();
         self.parts.options.preview = false;
-        self.parts.source.end(LookEnd::Refused);
-        let (Found { root, .. }, writer) = looked?;
+        self.parts.source.end(SnapshotFate::Refused);
+        let (Snapshot { root, .. }, writer) = taken?;
         let unsaved = Arc::new(writer.into_unsaved_directories()?);
         Ok(Outcome::Found(Preview { root, unsaved, refused }))
     }
@@ -271,7 +275,7 @@ impl Sealer {
     pub fn mend(&mut self, report: &CheckReport) -> Result<Outcome, CommitError> {
         forget_damaged(&self.parts.store, report)?;
         self.base = ScanBase::load(&self.parts.store)?;
-        self.parts.source.reread(Reason::Start);
+        self.parts.source.reread();
         self.run(Publish::No)
     }
 
@@ -308,9 +312,9 @@ impl Sealer {
             self.without_changes(&publish)
         };
         self.parts.source.end(match &result {
-            Ok(_) => LookEnd::Kept,
-            Err(CommitError::Scan(_)) => LookEnd::Refused,
-            Err(_) => LookEnd::Lost,
+            Ok(_) => SnapshotFate::Kept,
+            Err(CommitError::Scan(_)) => SnapshotFate::Refused,
+            Err(_) => SnapshotFate::Lost,
         });
         result
     }
@@ -323,23 +327,23 @@ impl Sealer {
         }
     }
 
-    /// Has the source look. The writer holds what it found.
-    fn look(&mut self) -> Result<(Found, Writer), CommitError> {
+    /// Takes a snapshot. The writer holds what it found.
+    fn snapshot(&mut self) -> Result<(Snapshot, Writer), CommitError> {
         let writer = self.parts.store.writer()?;
         let no_mounts = BTreeSet::new();
-        let look = Look {
+        let job = SnapshotJob {
             base: self.base.as_ref().map(|base| base.root),
             mounts: self.base.as_ref().map_or(&no_mounts, |base| &base.mounts),
             writer: &writer,
             options: &self.parts.options,
             cancel: &self.parts.cancel,
         };
-        let found = self.parts.source.look(&look)?;
-        Ok((found, writer))
+        let snapshot = self.parts.source.snapshot(&job)?;
+        Ok((snapshot, writer))
     }
 
     fn scanned(&mut self, publish: &Publish) -> Result<Outcome, CommitError> {
-        let (Found { root, mounts, changed, records_changed }, writer) = self.look()?;
+        let (Snapshot { root, mounts, changed, records_changed }, writer) = self.snapshot()?;
         let unpublished = changed || self.base.as_ref().is_none_or(|b| b.unpublished);
         let unpublished = unpublished && !self.is_current(&root);
         let base = ScanBase { root, unpublished, mounts };

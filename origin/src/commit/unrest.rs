@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 
 use syncd_shared::TreePath;
 
-use crate::watch::{Hints, OpenFile};
+use crate::source::{Changes, OpenFile};
 
 /// Maximum number of names tracked. More active names at once do not indicate a busy file.
 const FOLLOWED_MAX: usize = 4096;
@@ -38,16 +38,11 @@ impl Unrest {
 
     /// Records changes, and the files that are open and were written within `--settle-max`. Returns whether
     /// anything but busy files changed.
-    pub(super) fn note(&mut self, hints: &Hints, open: &[OpenFile], now: Instant) -> bool {
+    pub(super) fn note(&mut self, changes: Changes, open: &[OpenFile], now: Instant) -> bool {
         self.look(open, now);
-        let mut others =
-            hints.everything.is_some() || !hints.directories.is_empty() || !hints.subtrees.is_empty();
-        for (directory, names) in hints.names.iter() {
-            others |= names.is_empty();
-            for name in names {
-                let Ok(path) = directory.join(name) else { continue };
-                others |= !self.active(path, now);
-            }
+        let mut others = changes.others;
+        for name in changes.names {
+            others |= !self.active(name, now);
         }
         others
     }
@@ -100,7 +95,6 @@ impl Unrest {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use syncd_shared::Component;
 
     const QUIET: Duration = Duration::from_millis(500);
     const BUSY: Duration = Duration::from_secs(300);
@@ -109,12 +103,9 @@ mod tests {
         TreePath::from_bytes(path.as_bytes()).unwrap()
     }
 
-    fn names(names: &[&str]) -> Hints {
-        let mut hints = Hints::default();
-        for name in names {
-            hints.add_name(path("logs"), Component::new(name.as_bytes()).unwrap());
-        }
-        hints
+    fn names(names: &[&str]) -> Changes {
+        let names = names.iter().map(|name| path(&format!("logs/{name}"))).collect();
+        Changes { names, ..Changes::default() }
     }
 
     fn at(start: Instant, ms: u64) -> Instant {
@@ -125,24 +116,24 @@ mod tests {
     fn a_file_that_keeps_changing_becomes_busy_and_holds_nothing_back_then() {
         let (start, mut unrest) = (Instant::now(), Unrest::new(QUIET, BUSY));
         for ms in (0..BUSY.as_millis() as u64).step_by(400) {
-            assert!(unrest.note(&names(&["debug.log"]), &[], at(start, ms)), "{ms}");
+            assert!(unrest.note(names(&["debug.log"]), &[], at(start, ms)), "{ms}");
         }
         let now = start + BUSY;
-        assert!(!unrest.note(&names(&["debug.log"]), &[], now));
+        assert!(!unrest.note(names(&["debug.log"]), &[], now));
         assert_eq!(unrest.busy(now), [path("logs/debug.log")]);
-        assert!(unrest.note(&names(&["debug.log", "other"]), &[], now), "another one is no part of it");
-        assert!(unrest.note(&Hints { directories: [path("logs")].into(), ..Hints::default() }, &[], now));
+        assert!(unrest.note(names(&["debug.log", "other"]), &[], now), "another one is no part of it");
+        assert!(unrest.note(Changes { others: true, ..Changes::default() }, &[], now));
         // Quiet for once, it is a file as others are.
         unrest.look(&[], now + QUIET);
         assert!(unrest.busy(now + QUIET).is_empty());
-        assert!(unrest.note(&names(&["debug.log"]), &[], now + QUIET));
+        assert!(unrest.note(names(&["debug.log"]), &[], now + QUIET));
     }
 
     #[test]
     fn a_deployment_of_many_files_never_becomes_busy() {
         let (start, mut unrest) = (Instant::now(), Unrest::new(QUIET, BUSY));
         for n in 0..3_000u64 {
-            assert!(unrest.note(&names(&[&n.to_string()]), &[], at(start, n * 400)));
+            assert!(unrest.note(names(&[&n.to_string()]), &[], at(start, n * 400)));
             assert!(unrest.busy(at(start, n * 400)).is_empty() && unrest.names.len() <= 2);
         }
     }
@@ -154,7 +145,7 @@ mod tests {
         for seconds in (0..=300).step_by(10) {
             written = at(start, seconds * 1_000);
             unrest.note(
-                &names(&["open.log"]),
+                names(&["open.log"]),
                 &[OpenFile { path: path("logs/open.log"), since: start, written }],
                 written,
             );
@@ -169,16 +160,16 @@ mod tests {
     #[test]
     fn a_job_that_takes_long_does_not_make_a_file_quiet() {
         let (start, mut unrest) = (Instant::now(), Unrest::new(QUIET, BUSY));
-        unrest.note(&names(&["log"]), &[], start);
+        unrest.note(names(&["log"]), &[], start);
         unrest.resume(BUSY, start + BUSY);
-        unrest.note(&names(&["log"]), &[], start + BUSY);
+        unrest.note(names(&["log"]), &[], start + BUSY);
         assert_eq!(unrest.busy(start + BUSY), [path("logs/log")]);
     }
 
     #[test]
     fn short_jobs_do_not_keep_a_file_from_becoming_quiet() {
         let (start, mut unrest) = (Instant::now(), Unrest::new(QUIET, BUSY));
-        unrest.note(&names(&["page"]), &[], start);
+        unrest.note(names(&["page"]), &[], start);
         let took = Duration::from_millis(10);
         for ms in [200, 400] {
             unrest.resume(took, at(start, ms));
@@ -188,7 +179,7 @@ mod tests {
         unrest.look(&[], at(start, 520));
         assert!(unrest.restless().is_empty());
         // A name that changed when the job ended was not active before it.
-        unrest.note(&names(&["page"]), &[], at(start, 600));
+        unrest.note(names(&["page"]), &[], at(start, 600));
         unrest.resume(took, at(start, 600));
         unrest.look(&[], at(start, 1_100));
         assert!(unrest.restless().is_empty());

@@ -130,8 +130,7 @@ impl Origin {
         if let Some(current) = sealer.current() {
             fleet.announce(current.clone());
         }
-        let (committer, owner) =
-            Committer::start(sealer, watch.clone(), options.trigger, observed, shutdown.clone());
+        let (committer, owner) = Committer::start(sealer, options.trigger, observed, shutdown.clone());
         tasks.spawn(async move {
             if let Err(error) = owner.await {
                 tracing::error!(%error, "the committer died");

@@ -1,27 +1,42 @@
 //! Sources of the trees that are published: a [`WorkTree`] that people and CI write to.
 //!
-//! A source knows by itself what may have changed since the last look, and brings the store up to the tree
-//! when it looks. The committer decides when to look and whether the tree is sealed; it knows no file system.
+//! A source says when its tree may have changed, keeps by itself what it has to look at, and brings the store
+//! up to the tree in a snapshot. The committer decides when to take a snapshot and whether it is sealed; it
+//! knows no file system and no watch. A git repository is to be the second source.
 
 mod work_tree;
 
 use std::collections::BTreeSet;
+use std::future::Future;
 use std::path::PathBuf;
+use std::pin::Pin;
+use std::time::Duration;
 
 use syncd_shared::{RootEntry, TreePath};
 use tokio_util::sync::CancellationToken;
 
 use crate::scan::{ScanError, ScanOptions, Withheld};
 use crate::store::Writer;
-use crate::watch::{Hints, Reason};
+pub use crate::watch::OpenFile;
 
 pub use work_tree::WorkTree;
 
-/// Arguments of a look.
-pub struct Look<'a> {
-    /// The tree of the last look that was kept.
+/// Changes that a source has noticed, as far as the committer needs them to see when the tree is quiet.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Changes {
+    /// Names that may have changed.
+    pub names: Vec<TreePath>,
+    /// Whether more than these names may have changed.
+    pub others: bool,
+    /// Whether the source looks at regular intervals, so that this is no sign of a change.
+    pub is_poll: bool,
+}
+
+/// Arguments of a snapshot.
+pub struct SnapshotJob<'a> {
+    /// Tree of the last snapshot that was kept.
     pub base: Option<RootEntry>,
-    /// Mount points of the last look that was kept.
+    /// Mount points of the last snapshot that was kept.
     pub mounts: &'a BTreeSet<PathBuf>,
     /// Receives objects, contents and the source's records.
     pub writer: &'a Writer,
@@ -29,8 +44,8 @@ pub struct Look<'a> {
     pub cancel: &'a CancellationToken,
 }
 
-/// Result of a look.
-pub struct Found {
+/// Result of a snapshot.
+pub struct Snapshot {
     /// The current tree; its base if nothing changed.
     pub root: RootEntry,
     /// Mount points, if the source has any.
@@ -41,9 +56,9 @@ pub struct Found {
     pub records_changed: bool,
 }
 
-/// Fate of a look.
+/// Fate of a snapshot.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum LookEnd {
+pub enum SnapshotFate {
     /// Its result was kept, sealed or not.
     Kept,
     /// The tree could not be read in one state, or a guard refused it.
@@ -52,40 +67,46 @@ pub enum LookEnd {
     Lost,
 }
 
-/// A source of trees. All calls block, one at a time. [`TreeSource::begin`] and [`TreeSource::end`] enclose a
-/// look.
-pub trait TreeSource: Send {
-    /// Adds changes for the next look.
-    fn note(&mut self, hints: Hints);
+/// A source of trees. All calls but [`TreeSource::changed`] may block, and come one at a time.
+/// [`TreeSource::begin`] and [`TreeSource::end`] enclose a snapshot.
+pub trait TreeSource: Send + Sync {
+    /// Waits until the tree may have changed. Cancel safe.
+    fn changed(&self) -> Pin<Box<dyn Future<Output = ()> + Send + '_>>;
 
-    /// Collects all changes up to now for the next look.
+    /// Takes in what has changed, for the next snapshot. Does not block.
+    fn take_changes(&mut self) -> Changes;
+
+    /// Files whose writers have not finished, without those that were not written for `idle`. Does not block.
+    fn open_files(&self, idle: Duration) -> Vec<OpenFile>;
+
+    /// Takes in all changes made before the call.
     fn catch_up(&mut self);
 
-    /// Makes the next look read the whole tree.
-    fn reread(&mut self, reason: Reason);
+    /// Makes the next snapshot read the whole tree.
+    fn reread(&mut self);
 
-    /// Makes the next look take these files as they were published, and the one after it read them.
+    /// Makes the next snapshot take these files as they were published, and the one after it read them.
     fn withhold(&mut self, files: Withheld);
 
-    /// Begins a look. Returns whether there is anything to look at. `thorough` includes files that were read
-    /// so soon after a change that they must be read again.
+    /// Begins a snapshot. Returns whether there is anything to look at. `thorough` includes files that were
+    /// read so soon after a change that they must be read again.
     fn begin(&mut self, thorough: bool) -> bool;
 
     /// Brings the store up to the tree. Only after [`TreeSource::begin`] has returned true.
-    fn look(&mut self, look: &Look<'_>) -> Result<Found, ScanError>;
+    fn snapshot(&mut self, job: &SnapshotJob<'_>) -> Result<Snapshot, ScanError>;
 
-    /// Ends a look. Whatever was not kept is found again by the next one.
-    fn end(&mut self, end: LookEnd);
+    /// Ends a snapshot. Whatever was not kept is found again by the next one.
+    fn end(&mut self, fate: SnapshotFate);
 
     /// Whether files were read so soon after a change that they must be read again.
     fn is_racy(&self) -> bool;
 
-    /// Whether there are files whose changes may go unnoticed, so that a look is due from time to time.
+    /// Whether there are files whose changes may go unnoticed, so that a snapshot is due from time to time.
     fn has_silent_changes(&self) -> bool;
 
-    /// Whether the next look reads the whole tree.
+    /// Whether the next snapshot reads the whole tree.
     fn reads_everything(&self) -> bool;
 
-    /// Paths that the next look is to read; empty if they are not known one by one.
+    /// Paths that the next snapshot is to read; empty if they are not known one by one.
     fn pending(&self) -> Vec<TreePath>;
 }

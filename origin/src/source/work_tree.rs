@@ -1,14 +1,16 @@
 //! A directory as the source of trees: hints of the watch say where to look, the scan looks.
 
 use std::collections::BTreeSet;
+use std::future::Future;
 use std::path::PathBuf;
+use std::pin::Pin;
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use syncd_shared::TreePath;
 use syncd_shared::progress::Progress;
 
-use super::{Found, Look, LookEnd, TreeSource};
+use super::{Changes, OpenFile, Snapshot, SnapshotFate, SnapshotJob, TreeSource};
 use crate::scan::{self, Links, Notices, Scan, ScanError, Scope, Withheld};
 use crate::watch::{Hints, Reason, Watch};
 
@@ -18,11 +20,11 @@ pub struct WorkTree {
     watch: Arc<Watch>,
     notices: Notices,
     links: Links,
-    /// Changes for the next look.
+    /// Changes for the next snapshot.
     pending: Hints,
-    /// Scope of the look that has begun.
+    /// Scope of the snapshot that has begun.
     scope: Scope,
-    /// Files to withhold in the next look.
+    /// Files to withhold in the next snapshot.
     withheld: Withheld,
     /// Directories of which only the times changed. They are included in the next scan of anything else.
     times_only: BTreeSet<TreePath>,
@@ -47,9 +49,35 @@ impl WorkTree {
     }
 }
 
+/// The names among the hints, and whether there is more.
+fn changes_of(hints: &Hints) -> Changes {
+    let Hints { directories, subtrees, names, everything } = hints;
+    let mut changes = Changes {
+        names: Vec::new(),
+        others: everything.is_some() || !directories.is_empty() || !subtrees.is_empty(),
+        is_poll: *everything == Some(Reason::Polling),
+    };
+    for (directory, names) in names.iter() {
+        changes.others |= names.is_empty();
+        changes.names.extend(names.iter().filter_map(|name| directory.join(name).ok()));
+    }
+    changes
+}
+
 impl TreeSource for WorkTree {
-    fn note(&mut self, hints: Hints) {
+    fn changed(&self) -> Pin<Box<dyn Future<Output = ()> + Send + '_>> {
+        Box::pin(self.watch.changed())
+    }
+
+    fn take_changes(&mut self) -> Changes {
+        let hints = self.watch.take();
+        let changes = changes_of(&hints);
         self.pending.merge(hints);
+        changes
+    }
+
+    fn open_files(&self, idle: Duration) -> Vec<OpenFile> {
+        self.watch.open_files(idle)
     }
 
     fn catch_up(&mut self) {
@@ -57,8 +85,8 @@ impl TreeSource for WorkTree {
         self.pending.merge(self.watch.take());
     }
 
-    fn reread(&mut self, reason: Reason) {
-        self.pending.merge(Hints::everything(reason));
+    fn reread(&mut self) {
+        self.pending.merge(Hints::everything(Reason::Requested));
     }
 
     fn withhold(&mut self, files: Withheld) {
@@ -79,7 +107,7 @@ impl TreeSource for WorkTree {
         !self.scope.is_empty()
     }
 
-    fn look(&mut self, look: &Look<'_>) -> Result<Found, ScanError> {
+    fn snapshot(&mut self, job: &SnapshotJob<'_>) -> Result<Snapshot, ScanError> {
         let started = Instant::now();
         let mut scope = std::mem::replace(&mut self.scope, Hints::default().into());
         scope.add_metadata_of(std::mem::take(&mut self.times_only));
@@ -87,17 +115,17 @@ impl TreeSource for WorkTree {
         let progress = if everything { Progress::start("scanning", None) } else { Progress::hidden() };
         let scan = Scan {
             tree: &self.tree,
-            writer: look.writer,
+            writer: job.writer,
             watch: Some(&self.watch),
-            options: look.options,
-            mounts: look.mounts,
+            options: job.options,
+            mounts: job.mounts,
             withheld: &self.withheld,
             links: &self.links,
             notices: &self.notices,
             progress: &progress,
-            cancel: look.cancel,
+            cancel: job.cancel,
         };
-        let outcome = scan::scan(&scan, look.base, scope)?;
+        let outcome = scan::scan(&scan, job.base, scope)?;
         progress.finish();
         tracing::debug!(
             files_read = outcome.files_read,
@@ -107,22 +135,22 @@ impl TreeSource for WorkTree {
             elapsed_ms = started.elapsed().as_millis() as u64,
             "scanned"
         );
-        if !look.options.preview {
+        if !job.options.preview {
             self.racy = outcome.racy;
             self.times_only = outcome.times_only;
         }
         let scan::Outcome { root, mounts, changed, records_changed, .. } = outcome;
-        Ok(Found { root, mounts, changed, records_changed })
+        Ok(Snapshot { root, mounts, changed, records_changed })
     }
 
-    fn end(&mut self, end: LookEnd) {
+    fn end(&mut self, fate: SnapshotFate) {
         // Withheld files are scanned again, whatever the result.
         std::mem::take(&mut self.withheld).keys().for_each(|path| self.pending.add_path(path));
-        match end {
-            LookEnd::Kept => {}
+        match fate {
+            SnapshotFate::Kept => {}
             // A failed scan returns its scope to the watch.
-            LookEnd::Refused => self.pending.merge(self.watch.take()),
-            LookEnd::Lost => self.reread(Reason::Reconcile),
+            SnapshotFate::Refused => self.pending.merge(self.watch.take()),
+            SnapshotFate::Lost => self.reread(),
         }
     }
 

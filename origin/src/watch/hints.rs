@@ -106,12 +106,10 @@ pub enum Reason {
     CookieLost,
     /// Events do not report every change here: see [`PollReason`].
     Polling,
-    /// A periodic walk.
-    Reconcile,
+    /// A periodic walk, or a wish of an operator or of a repair.
+    Requested,
     /// A file got another name. The tree may have further names of it that caused no event.
     HardLinks,
-    /// Requested by an operator.
-    Rescan,
 }
 
 impl fmt::Display for Reason {
@@ -124,9 +122,8 @@ impl fmt::Display for Reason {
             Reason::Mounts => "a file system was mounted or unmounted inside the tree",
             Reason::CookieLost => "file system events did not come in time",
             Reason::Polling => "the tree is polled",
-            Reason::Reconcile => "it is time to reconcile",
+            Reason::Requested => "the whole tree was to be read",
             Reason::HardLinks => "a file got a further name",
-            Reason::Rescan => "a rescan was asked for",
         })
     }
 }

@@ -70,7 +70,7 @@ impl Origin {
         let fleet = Fleet::start(records, keys.clone(), observed_sender, shutdown.clone(), &tasks)?;
         let watch = Arc::new(Watch::start(tree, data, POLL)?);
         let mut sealer = Sealer::open(Parts {
-            source: Box::new(WorkTree::new(tree.to_path_buf(), watch.clone())),
+            source: Box::new(WorkTree::new(tree.to_path_buf(), watch)),
             options: ScanOptions { allow_mass_deletion: true, ..ScanOptions::default() },
             store: store.clone(),
             keys: keys.clone(),
@@ -82,7 +82,7 @@ impl Origin {
         if let Some(current) = sealer.current() {
             fleet.announce(current.clone());
         }
-        sealer.source().note(watch.take());
+        sealer.source().take_changes();
         sealer.scan().context("the first scan")?;
         let services = Services { keys, fleet, planner, limit: None };
         Ok(Self { services, sealer, observed, store, killed, shutdown, tasks })

@@ -15,7 +15,7 @@ use syncd_shared::SignedGeneration;
 
 use super::view::AgentView;
 
-/// What one agent is told.
+/// The orders for one agent.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Assignment {
     pub generation: Arc<SignedGeneration>,
