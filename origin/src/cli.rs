@@ -26,7 +26,7 @@ use syncd_shared::text::{counted, error_chain};
 use syncd_shared::time_span::{parse_time, time_or_zero};
 
 use crate::admin;
-use crate::admin::offline::{Desk, join_address};
+use crate::admin::offline::{DataDirectory, join_address};
 use crate::admin::protocol::{
     DiffLine, GenerationLine, HistoryLine, NodeLine, Reply, Request, TokenLine, Wait,
 };
@@ -587,9 +587,9 @@ async fn ask(data: &Path, request: Request, print: Print) -> anyhow::Result<Exit
         Err(LocalSocketError::NotServed { .. }) => {
             let data = data.to_owned();
             tokio::task::spawn_blocking(move || {
-                let desk = Desk::open(&data)?;
+                let directory = DataDirectory::open(&data)?;
                 let mut failed = None;
-                let last = desk.answer(request, &mut |line| match printer.take(line) {
+                let last = directory.answer(request, &mut |line| match printer.take(line) {
                     Ok(_) => true,
                     Err(error) => {
                         failed = Some(error);

@@ -38,7 +38,7 @@ const DEFAULT_PORT: u16 = 8873;
 
 /// Errors of answering a request.
 #[derive(Debug, thiserror::Error)]
-pub enum DeskError {
+pub enum AnswerError {
     /// Reading the store failed.
     #[error("read the store")]
     Store(#[from] StoreError),
@@ -64,7 +64,7 @@ pub enum DeskError {
 
 /// Errors of opening DATA.
 #[derive(Debug, thiserror::Error)]
-pub enum OpenDeskError {
+pub enum OpenDataError {
     #[error(transparent)]
     Keys(#[from] KeysError),
     #[error(transparent)]
@@ -72,7 +72,7 @@ pub enum OpenDeskError {
 }
 
 /// An open data directory.
-pub struct Desk {
+pub struct DataDirectory {
     store: Arc<Store>,
     keys: Arc<Keys>,
     gate: CollectionGate,
@@ -96,19 +96,19 @@ impl Checked {
     }
 }
 
-impl DirectorySource for Desk {
-    type Error = DeskError;
+impl DirectorySource for DataDirectory {
+    type Error = AnswerError;
 
     /// The empty directory exists without being stored, because the first generation is compared with it.
-    fn directory(&self, hash: &ObjectHash) -> Result<Arc<Directory>, DeskError> {
+    fn directory(&self, hash: &ObjectHash) -> Result<Arc<Directory>, AnswerError> {
         if *hash == RootEntry::empty().object {
             return Ok(Arc::default());
         }
-        self.store.directory(hash)?.ok_or(DeskError::MissingObject { object: *hash })
+        self.store.directory(hash)?.ok_or(AnswerError::MissingObject { object: *hash })
     }
 }
 
-impl Desk {
+impl DataDirectory {
     /// Uses an open store and its keys. `gate` must be the one of its garbage collection. `tree` is the
     /// content tree, if an origin serves it.
     pub fn new(store: Arc<Store>, keys: Arc<Keys>, gate: CollectionGate, tree: Option<PathBuf>) -> Self {
@@ -116,7 +116,7 @@ impl Desk {
     }
 
     /// Opens DATA under its lock, so no origin can be serving it.
-    pub fn open(data: &Path) -> Result<Self, OpenDeskError> {
+    pub fn open(data: &Path) -> Result<Self, OpenDataError> {
         let keys = Arc::new(Keys::open(data)?);
         Ok(Self::new(Arc::new(Store::open(data)?), keys, CollectionGate::default(), None))
     }
@@ -211,7 +211,7 @@ impl Desk {
     }
 
     /// The status of DATA while no origin serves it.
-    fn status(&self) -> Result<Status, DeskError> {
+    fn status(&self) -> Result<Status, AnswerError> {
         let current = self.latest()?;
         let agents = Registry::new(self.store.clone()).agents()?;
         let mut status = describe(&self.keys, &self.store, current.as_ref());
@@ -237,7 +237,7 @@ impl Desk {
         }
     }
 
-    fn history(&self, lines: &mut dyn FnMut(Reply) -> bool) -> Result<u8, DeskError> {
+    fn history(&self, lines: &mut dyn FnMut(Reply) -> bool) -> Result<u8, AnswerError> {
         let current = self.store.latest()?.map(|latest| latest.generation.number);
         for generation in self.store.generations()? {
             let generation = self.keys.verify(&generation.record, &generation.signature)?;
@@ -255,7 +255,7 @@ impl Desk {
     }
 
     /// Number of changes from a generation's parent; `None` if the parent is not retained.
-    fn changes(&self, generation: &SignedGeneration) -> Result<Option<ChangeCounts>, DeskError> {
+    fn changes(&self, generation: &SignedGeneration) -> Result<Option<ChangeCounts>, AnswerError> {
         let generation = generation.generation();
         let mut counts = ChangeCounts::default();
         let Some(parent) = generation.parent else {
@@ -277,13 +277,13 @@ impl Desk {
         Ok(Some(counts))
     }
 
-    fn latest(&self) -> Result<Option<SignedGeneration>, DeskError> {
+    fn latest(&self) -> Result<Option<SignedGeneration>, AnswerError> {
         let stored = self.store.latest()?;
         Ok(stored.map(|g| self.keys.verify(&g.record, &g.signature)).transpose()?)
     }
 
-    fn generation(&self, number: u64) -> Result<SignedGeneration, DeskError> {
-        let unknown = || DeskError::UnknownGeneration { number };
+    fn generation(&self, number: u64) -> Result<SignedGeneration, AnswerError> {
+        let unknown = || AnswerError::UnknownGeneration { number };
         let known = GenerationNumber::new(number).ok_or_else(unknown)?;
         let stored = self.store.generation(known)?.ok_or_else(unknown)?;
         Ok(self.keys.verify(&stored.record, &stored.signature)?)
@@ -294,10 +294,10 @@ impl Desk {
         from: Option<u64>,
         to: Option<u64>,
         lines: &mut dyn FnMut(Reply) -> bool,
-    ) -> Result<u8, DeskError> {
+    ) -> Result<u8, AnswerError> {
         let to = match to {
             Some(number) => self.generation(number)?,
-            None => self.latest()?.ok_or(DeskError::NoGeneration)?,
+            None => self.latest()?.ok_or(AnswerError::NoGeneration)?,
         };
         let empty = RootEntry::empty();
         let from = match (from, to.generation().parent) {
@@ -314,12 +314,12 @@ impl Desk {
         from: &RootEntry,
         found: &Preview,
         lines: &mut dyn FnMut(Reply) -> bool,
-    ) -> Result<u8, DeskError> {
-        diff_roots(&WithUnsaved { desk: self, unsaved: &found.unsaved }, from, &found.root, lines)
+    ) -> Result<u8, AnswerError> {
+        diff_roots(&WithUnsaved { data: self, unsaved: &found.unsaved }, from, &found.root, lines)
     }
 
     /// Without a serving origin: checks, and forgets damaged content so that the next scan stores it again.
-    fn check_and_forget(&self, lines: &mut dyn FnMut(Reply) -> bool) -> Result<u8, DeskError> {
+    fn check_and_forget(&self, lines: &mut dyn FnMut(Reply) -> bool) -> Result<u8, AnswerError> {
         let checked = self.check(lines)?;
         if checked.may_be_mended() {
             forget_damaged(&self.store, &checked.report)?;
@@ -332,7 +332,7 @@ impl Desk {
     }
 
     /// Reads every byte. Changes nothing; holds off garbage collection only.
-    pub fn check(&self, lines: &mut dyn FnMut(Reply) -> bool) -> Result<Checked, DeskError> {
+    pub fn check(&self, lines: &mut dyn FnMut(Reply) -> bool) -> Result<Checked, AnswerError> {
         let _closed = self.gate.close();
         let mut damages = 0;
         for generation in self.store.generations()? {
@@ -375,28 +375,28 @@ impl Desk {
 
 /// The store, and directories of a tree that is not kept.
 struct WithUnsaved<'a> {
-    desk: &'a Desk,
+    data: &'a DataDirectory,
     unsaved: &'a UnsavedDirectories,
 }
 
 impl DirectorySource for WithUnsaved<'_> {
-    type Error = DeskError;
+    type Error = AnswerError;
 
-    fn directory(&self, hash: &ObjectHash) -> Result<Arc<Directory>, DeskError> {
+    fn directory(&self, hash: &ObjectHash) -> Result<Arc<Directory>, AnswerError> {
         match self.unsaved.directory(hash)? {
             Some(directory) => Ok(directory),
-            None => self.desk.directory(hash),
+            None => self.data.directory(hash),
         }
     }
 }
 
 /// Lists each path that differs between two trees.
 fn diff_roots(
-    source: &impl DirectorySource<Error = DeskError>,
+    source: &impl DirectorySource<Error = AnswerError>,
     from: &RootEntry,
     to: &RootEntry,
     lines: &mut dyn FnMut(Reply) -> bool,
-) -> Result<u8, DeskError> {
+) -> Result<u8, AnswerError> {
     compare(source, from, to, |change, renamed_from| {
         let mut line = diff_line(change);
         if let Some(from) = renamed_from {
@@ -411,14 +411,14 @@ fn diff_roots(
 /// Iterates over differences until `each` returns `false`. A directory renamed whole is one addition, with
 /// its former path.
 fn compare(
-    source: &impl DirectorySource<Error = DeskError>,
+    source: &impl DirectorySource<Error = AnswerError>,
     from: &RootEntry,
     to: &RootEntry,
     mut each: impl FnMut(&Change, Option<&TreePath>) -> bool,
-) -> Result<(), DeskError> {
+) -> Result<(), AnswerError> {
     let failed = |error| match error {
         DiffError::Source { source, .. } => source,
-        DiffError::Path { path, source } => DeskError::Path { path, source },
+        DiffError::Path { path, source } => AnswerError::Path { path, source },
     };
     let comparison = Comparison::of(source, from, to, PartLimits::default()).map_err(failed)?;
     let renames = comparison.renamed_directories();
@@ -543,9 +543,9 @@ mod tests {
     use super::*;
     use syncd_shared::{Component, ContentHash, Entry, Generation, Metadata, Timestamp};
 
-    fn replies(desk: &Desk, request: Request) -> Vec<Reply> {
+    fn replies(directory: &DataDirectory, request: Request) -> Vec<Reply> {
         let mut replies = Vec::new();
-        let last = desk.answer(request, &mut |reply| {
+        let last = directory.answer(request, &mut |reply| {
             replies.push(reply);
             true
         });
@@ -574,13 +574,13 @@ mod tests {
             label: String::new(),
         };
         writer.seal(&generation.sign(keys.signing_key())).unwrap();
-        let desk = Desk::new(store, Arc::new(keys), CollectionGate::default(), None);
-        let diff = replies(&desk, Request::Diff { from: None, to: None, pending: false });
+        let directory = DataDirectory::new(store, Arc::new(keys), CollectionGate::default(), None);
+        let diff = replies(&directory, Request::Diff { from: None, to: None, pending: false });
         assert!(
             matches!(&*diff, [Reply::Diff(line)] if line.change == "added" && line.path == "current"),
             "{diff:?}"
         );
-        let history = replies(&desk, Request::History);
+        let history = replies(&directory, Request::History);
         let added = ChangeCounts { added: 1, ..ChangeCounts::default() };
         assert!(matches!(&*history, [Reply::History(line)] if line.changes == Some(added)), "{history:?}");
     }
@@ -610,8 +610,8 @@ mod tests {
             label: String::new(),
         };
         writer.seal(&generation.sign(keys.signing_key())).unwrap();
-        let desk = Desk::new(store, Arc::new(keys), CollectionGate::default(), None);
-        let told = desk.answer(Request::Diff { from: None, to: None, pending: false }, &mut |_| true);
+        let directory = DataDirectory::new(store, Arc::new(keys), CollectionGate::default(), None);
+        let told = directory.answer(Request::Diff { from: None, to: None, pending: false }, &mut |_| true);
         assert!(
             matches!(&told, Reply::Error { message } if message.contains("a path of the two trees")),
             "{told:?}"
@@ -650,8 +650,8 @@ mod tests {
             label: String::new(),
         };
         writer.seal(&generation.sign(keys.signing_key())).unwrap();
-        let desk = Desk::new(store, Arc::new(keys), CollectionGate::default(), None);
-        let told = replies(&desk, Request::Check);
+        let directory = DataDirectory::new(store, Arc::new(keys), CollectionGate::default(), None);
+        let told = replies(&directory, Request::Check);
         let warning =
             "warning: group or others may write to 2 files and directories of generation 1 (first d)";
         let is_warning = |reply: &Reply| matches!(reply, Reply::Remark { text } if text.starts_with(warning));

@@ -13,7 +13,7 @@ use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
-use crate::admin::offline::{Checked, Desk, DeskError, revoked, revoked_token};
+use crate::admin::offline::{AnswerError, Checked, DataDirectory, revoked, revoked_token};
 use crate::admin::protocol::{GenerationLine, NodeLine, Reply, Request, TokenLine, Wait};
 use crate::commit::{Answer, ChangedTimes, CommitOptions, Committer, Outcome, State};
 use crate::error_chain;
@@ -51,7 +51,7 @@ impl Replies {
 #[derive(Clone)]
 pub struct Admin {
     /// Answers requests that need only DATA.
-    pub desk: Arc<Desk>,
+    pub directory: Arc<DataDirectory>,
     pub committer: Committer,
     pub fleet: Fleet,
     pub state: OriginState,
@@ -97,7 +97,7 @@ impl Admin {
     async fn answer(&self, request: Request, replies: &mut Replies) {
         let end = match request {
             Request::Status => {
-                let status = self.desk.status_while_serving(&self.state.snapshot());
+                let status = self.directory.status_while_serving(&self.state.snapshot());
                 replies.send(Reply::Status(Box::new(status))).await;
                 Reply::Done { code: 0 }
             }
@@ -117,7 +117,7 @@ impl Admin {
                 match self.fleet.create_token(Duration::from_secs(ttl_s), uses).await {
                     Ok(token) => {
                         let bound = self.state.grpc_address;
-                        replies.send(self.desk.token(&token, ttl_s, uses, Some(bound))).await;
+                        replies.send(self.directory.token(&token, ttl_s, uses, Some(bound))).await;
                         Reply::Done { code: 0 }
                     }
                     Err(error) => Reply::Error { message: error_chain(&error) },
@@ -149,7 +149,8 @@ impl Admin {
             Request::Check => self.check(replies).await,
             Request::Diff { pending: true, .. } => self.pending(replies).await,
             request => {
-                let answer = self.at_the_desk(replies, move |desk, lines| desk.answer(request, lines)).await;
+                let answer =
+                    self.on_data(replies, move |directory, lines| directory.answer(request, lines)).await;
                 answer.unwrap_or(Reply::Error { message: "the answer was interrupted".into() })
             }
         };
@@ -157,15 +158,16 @@ impl Admin {
     }
 
     /// Runs blocking work and forwards its lines. `None` if it panicked.
-    async fn at_the_desk<T: Send + 'static>(
+    async fn on_data<T: Send + 'static>(
         &self,
         replies: &mut Replies,
-        work: impl FnOnce(&Desk, &mut dyn FnMut(Reply) -> bool) -> T + Send + 'static,
+        work: impl FnOnce(&DataDirectory, &mut dyn FnMut(Reply) -> bool) -> T + Send + 'static,
     ) -> Option<T> {
-        let desk = self.desk.clone();
+        let directory = self.directory.clone();
         let (sender, mut lines) = mpsc::channel(64);
-        let work =
-            tokio::task::spawn_blocking(move || work(&desk, &mut |line| sender.blocking_send(line).is_ok()));
+        let work = tokio::task::spawn_blocking(move || {
+            work(&directory, &mut |line| sender.blocking_send(line).is_ok())
+        });
         while let Some(line) = lines.recv().await {
             replies.send(line).await;
         }
@@ -187,8 +189,9 @@ impl Admin {
         if let Some(reason) = &found.refused {
             replies.send(Reply::Remark { text: format!("not published: {reason}") }).await;
         }
-        let told =
-            self.at_the_desk(replies, move |desk, lines| desk.diff_pending(&current, &found, lines)).await;
+        let told = self
+            .on_data(replies, move |directory, lines| directory.diff_pending(&current, &found, lines))
+            .await;
         match told {
             Some(Ok(code)) => Reply::Done { code },
             Some(Err(error)) => Reply::Error { message: error_chain(&error) },
@@ -198,10 +201,10 @@ impl Admin {
 
     /// Checks the store and, if it is damaged, stores again the content that the tree still has.
     async fn check(&self, replies: &mut Replies) -> Reply {
-        let checked: Checked = match self.at_the_desk(replies, |desk, lines| desk.check(lines)).await {
+        let checked: Checked = match self.on_data(replies, |directory, lines| directory.check(lines)).await {
             Some(Ok(checked)) => checked,
             Some(Err(error)) => {
-                let error: DeskError = error;
+                let error: AnswerError = error;
                 return Reply::Error { message: error_chain(&error) };
             }
             None => return Reply::Error { message: "the check was interrupted".into() },

@@ -176,7 +176,7 @@ impl Committer {
         let hold = sealer.hold();
         let (view_sender, view) =
             watch::channel(OriginView { state: State::Scanning, reason: None, current, hold });
-        let owner = Owner {
+        let committer = CommitterTask {
             sealer: Some(sealer),
             schedule,
             view: view_sender,
@@ -188,7 +188,7 @@ impl Committer {
             changing: Changing::of(trigger),
             shutdown,
         };
-        let task = tokio::spawn(owner.run(receiver, observed, fleet));
+        let task = tokio::spawn(committer.run(receiver, observed, fleet));
         (Self { requests, view }, task)
     }
 
@@ -281,7 +281,7 @@ struct Done {
     started: Instant,
 }
 
-struct Owner {
+struct CommitterTask {
     /// `None` while a job runs.
     sealer: Option<Sealer>,
     schedule: Schedule,
@@ -301,7 +301,7 @@ struct Owner {
     shutdown: CancellationToken,
 }
 
-impl Owner {
+impl CommitterTask {
     async fn run(
         mut self,
         mut requests: mpsc::Receiver<Request>,

@@ -15,11 +15,11 @@
 #[doc(hidden)]
 pub mod fuzzing;
 pub mod live_wait;
-mod owner;
 mod records;
 pub mod registry;
 pub mod rollout;
 mod roster;
+mod task;
 mod view;
 
 use std::collections::HashSet;
@@ -40,10 +40,10 @@ pub(crate) use roster::token_id;
 pub use roster::{Admission, RosterError, TokenView};
 pub use view::{AgentDrift, AgentProgress, AgentState, AgentView, FleetView, RETAIN_MS};
 
-use owner::{Attached, Command, Owner, Save};
 use registry::Registry;
 use rollout::{Assignment, Policy};
 use roster::AgentRecord;
+use task::{Attached, Command, FleetTask, Save};
 
 /// Length of the owner's command queue.
 const COMMANDS: usize = 256;
@@ -190,9 +190,9 @@ impl Fleet {
         let (commands, receiver) = mpsc::channel(COMMANDS);
         let announced = watch::Sender::new(None);
         let save: Save = Arc::new(move |changes| records.save(changes));
-        let owner = Owner::new(roster, save, observed, announced.subscribe(), policy);
-        let (view, admission) = (owner.view(), owner.admission());
-        tasks.spawn(owner.run(receiver, shutdown));
+        let task = FleetTask::new(roster, save, observed, announced.subscribe(), policy);
+        let (view, admission) = (task.view(), task.admission());
+        tasks.spawn(task.run(receiver, shutdown));
         Ok(Self { keys, commands, view, admission, announced })
     }
 

@@ -4,7 +4,7 @@
 //! base, and returns the current root. Only files that differ from their stat record (`stat_record`) are
 //! read. A partial scan costs the number of changed names and, in memory, the entries of changed directories
 //! and of those above them. A directory is listed if more than a few of its names may have changed or if its
-//! state is doubtful (`seen`).
+//! state is doubtful (`known_directory`).
 //!
 //! One pass (`walk`) lists directories, has a few threads read files (`pool`, `content`), and builds
 //! directory objects from the leaves up. Anything that changed, vanished or was torn during a pass is
@@ -16,20 +16,20 @@
 //! generation's root. **After a crash** only invisible data of the writer remains.
 
 mod content;
+mod content_paths;
 mod error;
 mod file_stat;
 #[doc(hidden)]
 pub mod fuzzing;
 pub(crate) mod guard;
+mod known_directory;
 mod links;
 mod listing;
 mod notices;
 mod pending;
-mod places;
 mod pool;
 mod private_names;
 mod scope;
-mod seen;
 mod stat_record;
 mod symlink_target;
 mod task;

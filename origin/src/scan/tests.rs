@@ -12,8 +12,8 @@ use syncd_shared::{Component, Directory, Entry, Generation, GenerationNumber, Ki
 
 use crate::store::Store;
 
+mod content_paths;
 mod names;
-mod places;
 mod private;
 
 /// A tree, a store, and what a commit would keep between scans.
@@ -271,7 +271,7 @@ fn a_renamed_directory_is_not_read_again() {
     let outcome = site.scan(scope);
     assert_eq!((outcome.changed, outcome.files_read), (true, 0));
     site.assert_identical();
-    // Two that change places, and one file in them.
+    // Two that change content_paths, and one file in them.
     fs::rename(site.at("z"), site.at("t")).unwrap();
     fs::rename(site.at("b"), site.at("z")).unwrap();
     fs::rename(site.at("t"), site.at("b")).unwrap();

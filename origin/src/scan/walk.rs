@@ -17,6 +17,7 @@ use tokio_util::sync::CancellationToken;
 use super::content::{Content, ContentReader};
 use super::error::ScanError;
 use super::file_stat::FileStat;
+use super::known_directory::KnownDirectory;
 use super::links::Links;
 use super::listing::{Listed, LookedUp, OpenDirectory};
 use super::notices::{Loss, Notices};
@@ -24,11 +25,10 @@ use super::pending::{Pending, Previous, really_differs, same_but_time};
 use super::pool::{Done, Job, Pool};
 use super::private_names::looks_private;
 use super::scope::{Plan, Scope};
-use super::seen::Seen;
 use super::stat_record::{Own, ReadFile, StatRecord};
 use super::symlink_target::leaves_tree;
 use super::task::{Known, Place, Task, join};
-use super::{MtimePolicy, Progress, ScanOptions, SymlinkPolicy, Withheld, places};
+use super::{MtimePolicy, Progress, ScanOptions, SymlinkPolicy, Withheld, content_paths};
 use crate::ignore_rules::{IgnoreRules, is_own};
 use crate::store::Writer;
 use crate::watch::{Hints, Watch};
@@ -137,7 +137,7 @@ where
         let record = record_before.as_deref().and_then(StatRecord::decode);
         let own = open.stat()?;
         let moved = self.moved_record(record.as_ref(), &own, source)?;
-        let seen = Seen { path, parent, own, previous, record, record_before, moved };
+        let seen = KnownDirectory { path, parent, own, previous, record, record_before, moved };
         if !task.list
             && let Some(plan) = task.plan
             && seen.is_known(plan)
@@ -197,7 +197,7 @@ where
     /// Takes everything from the base except these names and the planned subdirectories.
     fn pass_through(
         &mut self,
-        mut seen: Seen,
+        mut seen: KnownDirectory,
         names: Vec<LookedUp>,
         task: Task<'_>,
         rules: &IgnoreRules,
@@ -234,7 +234,7 @@ where
 
     fn list(
         &mut self,
-        mut seen: Seen,
+        mut seen: KnownDirectory,
         open: OpenDirectory,
         task: Task<'_>,
         rules: IgnoreRules,
@@ -479,9 +479,9 @@ where
         Ok(())
     }
 
-    fn begin(&mut self, seen: Seen, record: Option<StatRecord>) -> u64 {
+    fn begin(&mut self, seen: KnownDirectory, record: Option<StatRecord>) -> u64 {
         self.next += 1;
-        let Seen { path, parent, own, previous, record_before, .. } = seen;
+        let KnownDirectory { path, parent, own, previous, record_before, .. } = seen;
         let pending = Pending {
             path,
             parent,
@@ -538,7 +538,7 @@ where
             Some(previous) if *previous.directory == directory => previous.object,
             _ => {
                 let before = previous.as_ref().map(|previous| &*previous.directory);
-                places::tell(self.pass.writer, &path, before, &directory)?;
+                content_paths::tell(self.pass.writer, &path, before, &directory)?;
                 self.pass.writer.put_directory(&directory)?
             }
         };

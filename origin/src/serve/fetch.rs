@@ -1,7 +1,7 @@
 //! Answers fetch requests one after another, as fast as the agent reads.
 //!
 //! The store is read and data compressed in short batches on a blocking thread. No thread is held between
-//! batches, so slow agents only cost memory. [`super::turns`] decides which requests are answered
+//! batches, so slow agents only cost memory. [`super::fetch_slots`] decides which requests are answered
 //! concurrently.
 
 #![cfg_attr(not(test), deny(clippy::arithmetic_side_effects, clippy::indexing_slicing))]
@@ -19,12 +19,12 @@ use tokio_stream::StreamExt;
 use tonic::Status;
 
 use super::error::ServeError;
-use super::turns::StreamTurns;
+use super::fetch_slots::StreamSlots;
 use super::{FromPeer, Services, takes_updates};
 use crate::plan::{EncodedUpdate, ObjectsAnswer, PlanError};
 
 /// Bytes after which a batch ends.
-const TURN_BYTES: usize = 256 * 1024;
+const BATCH_BYTES: usize = 256 * 1024;
 /// Unsent bytes, about one message, up to which more is read from the store.
 const AHEAD_BYTES: u64 = 256 * 1024;
 /// An agent that requests nothing for this long is disconnected.
@@ -67,17 +67,17 @@ impl Iterator for Frames {
 /// Answers requests until the agent has no more.
 pub async fn answer(
     services: &Services,
-    turns: &StreamTurns,
+    slots: &StreamSlots,
     requests: impl FromPeer<v1::FetchRequest>,
     sender: &mpsc::Sender<v1::FetchFrame>,
 ) -> Result<(), ServeError> {
     let mut requests = Requests { stream: requests, ahead: None, ordinal: 0, updated: false };
     while let Some(request) = requests.next().await? {
-        let _turn = turns.take().await?;
+        let _slot = slots.take().await?;
         let mut frames = Some(requests.frames_of(services, request).await?);
         // An answer begun together with this one belongs to the same slot.
         while let Some(begun) = frames.take() {
-            frames = send(services, turns, begun, &mut requests, sender).await?;
+            frames = send(services, slots, begun, &mut requests, sender).await?;
         }
     }
     Ok(())
@@ -165,30 +165,30 @@ impl<S: FromPeer<v1::FetchRequest>> Requests<S> {
 /// Sends frames and waits until the kernel has accepted them. Returns the next answer, if it was begun.
 async fn send(
     services: &Services,
-    turns: &StreamTurns,
+    slots: &StreamSlots,
     mut frames: Frames,
     requests: &mut Requests<impl FromPeer<v1::FetchRequest>>,
     sender: &mpsc::Sender<v1::FetchFrame>,
 ) -> Result<Option<Frames>, ServeError> {
-    let start = turns.written_bytes();
+    let start = slots.written_bytes();
     let mut handed = 0u64;
     loop {
         // Nothing is read before there is room for it.
-        turns.written(start.saturating_add(handed.saturating_sub(AHEAD_BYTES))).await?;
-        let room = turns.taken(sender.reserve()).await?;
+        slots.written(start.saturating_add(handed.saturating_sub(AHEAD_BYTES))).await?;
+        let room = slots.taken(sender.reserve()).await?;
         let Ok(room) = room else { return Ok(None) };
         drop(room);
         frames.ready().await;
         // A slot covers only one answer while other agents wait.
         if let Frames::Objects(answer) = &mut frames
             && answer.wants_next()
-            && !turns.others_wait()
+            && !slots.others_wait()
             && let Some(request) = requests.early()
         {
             answer.set_next(requests.objects(services, &request)?);
         }
-        let turn = tokio::task::spawn_blocking(move || take_turn(frames)).await;
-        let (rest, batch) = turn.map_err(|_| PlanError::Interrupted)?;
+        let read = tokio::task::spawn_blocking(move || read_batch(frames)).await;
+        let (rest, batch) = read.map_err(|_| PlanError::Interrupted)?;
         let mut frames_sent = 0usize;
         for frame in batch {
             let frame = frame?;
@@ -197,27 +197,27 @@ async fn send(
                 limit.pass(frame_bytes).await;
             }
             handed = handed.saturating_add(frame_bytes as u64);
-            let sent = turns.taken(sender.send(frame)).await?;
+            let sent = slots.taken(sender.send(frame)).await?;
             if sent.is_err() {
                 return Ok(None);
             }
             frames_sent = frames_sent.saturating_add(1);
         }
         if frames_sent == 0 {
-            turns.written(start.saturating_add(handed)).await?;
+            slots.written(start.saturating_add(handed)).await?;
             return Ok(rest.begun());
         }
         frames = rest;
     }
 }
 
-fn take_turn(mut frames: Frames) -> (Frames, Vec<Result<v1::FetchFrame, Arc<PlanError>>>) {
+fn read_batch(mut frames: Frames) -> (Frames, Vec<Result<v1::FetchFrame, Arc<PlanError>>>) {
     let mut batch = Vec::new();
     let mut bytes = 0;
-    while bytes < TURN_BYTES
+    while bytes < BATCH_BYTES
         && let Some(frame) = frames.next()
     {
-        bytes = bytes.saturating_add(frame.as_ref().map_or(TURN_BYTES, Message::encoded_len));
+        bytes = bytes.saturating_add(frame.as_ref().map_or(BATCH_BYTES, Message::encoded_len));
         batch.push(frame);
     }
     (frames, batch)

@@ -8,17 +8,17 @@
 #![cfg_attr(not(test), deny(clippy::disallowed_methods))]
 #![cfg_attr(not(test), deny(clippy::arithmetic_side_effects, clippy::indexing_slicing))]
 
-mod body;
 mod enrolment;
 mod error;
 mod fetch;
+mod fetch_slots;
 #[doc(hidden)]
 pub mod fuzzing;
 mod replication;
+mod response_body;
 mod session;
 #[cfg(test)]
 mod tests;
-mod turns;
 
 use std::future::Future;
 use std::sync::Arc;
@@ -43,8 +43,8 @@ use crate::plan::Planner;
 
 pub use error::{ServeError, status};
 pub use fetch::answer;
+pub use fetch_slots::StreamSlots;
 pub use session::run as converse;
-pub use turns::StreamTurns;
 
 use enrolment::Enrol;
 use replication::Replicate;
@@ -104,7 +104,7 @@ pub fn serve(
     let enrolment = EnrolmentServer::new(Enrol::new(services.clone()))
         .max_decoding_message_size(ENROLMENT_MESSAGE_MAX_BYTES)
         .max_encoding_message_size(CONTROL_MESSAGE_MAX_BYTES);
-    let bodies = MapResponseLayer::new(body::put_in_place);
+    let bodies = MapResponseLayer::new(response_body::swap_in_body);
     let router = server_builder().layer(bodies).add_service(replication).add_service(enrolment);
     Ok(async move {
         let stop = shutdown.clone().cancelled_owned();

@@ -15,9 +15,9 @@ use tokio_stream::Stream;
 use tokio_util::sync::CancellationToken;
 use tonic::{Request, Response, Status, Streaming};
 
-use super::body::{Elsewhere, hand_over};
 use super::error::{ServeError, status};
-use super::turns::{Patience, TURNS, Turns};
+use super::fetch_slots::{FETCH_SLOTS, FetchSlots, SlotTimeouts};
+use super::response_body::{NoMessages, attach_body};
 use super::{Services, fetch, session};
 use crate::fleet::Fleet;
 use crate::listener::ConnectionInfo;
@@ -57,12 +57,12 @@ pub(super) fn holder<T>(request: &Request<T>, fleet: &Fleet) -> Result<PeerIdent
 pub(super) struct Replicate {
     services: Services,
     shutdown: CancellationToken,
-    turns: Turns,
+    slots: FetchSlots,
 }
 
 impl Replicate {
     pub(super) fn new(services: Services, shutdown: CancellationToken) -> Self {
-        Self { services, shutdown, turns: Turns::new(TURNS, Patience::default()) }
+        Self { services, shutdown, slots: FetchSlots::new(FETCH_SLOTS, SlotTimeouts::default()) }
     }
 }
 
@@ -108,8 +108,8 @@ fn poll_end(
 
 #[tonic::async_trait]
 impl Replication for Replicate {
-    type SubscribeStream = Elsewhere<v1::OriginMessage>;
-    type FetchStream = Elsewhere<v1::FetchFrame>;
+    type SubscribeStream = NoMessages<v1::OriginMessage>;
+    type FetchStream = NoMessages<v1::FetchFrame>;
 
     async fn subscribe(
         &self,
@@ -128,7 +128,7 @@ impl Replication for Replicate {
                 let _ = fail.send(error);
             }
         });
-        Ok(hand_over(outgoing))
+        Ok(attach_body(outgoing))
     }
 
     async fn fetch(
@@ -137,15 +137,15 @@ impl Replication for Replicate {
     ) -> Result<Response<Self::FetchStream>, Status> {
         let peer = peer(&request, &self.services.fleet).map_err(|e| status(&e))?;
         let connection = request.extensions().get::<ConnectionInfo>().map(|info| info.written.clone());
-        let turns = self.turns.stream(&peer.name, connection).map_err(|e| status(&e))?;
+        let slots = self.slots.stream(&peer.name, connection).map_err(|e| status(&e))?;
         let (sender, fail, outgoing) = Outgoing::channel();
         let (services, shutdown) = (self.services.clone(), self.shutdown.clone());
-        let all = self.turns.clone();
+        let all = self.slots.clone();
         tokio::spawn(async move {
             let mut admission = services.fleet.admission();
-            let before = turns.written_bytes();
+            let before = slots.written_bytes();
             let result = tokio::select! {
-                result = fetch::answer(&services, &turns, request.into_inner(), &sender) => result,
+                result = fetch::answer(&services, &slots, request.into_inner(), &sender) => result,
                 _ = admission.wait_for(|a| !a.admits(&peer)) => Err(ServeError::Revoked),
                 () = out_of_date(&peer) => Err(ServeError::OutOfDate),
                 () = shutdown.cancelled() => Err(ServeError::Stopping),
@@ -161,12 +161,12 @@ impl Replication for Replicate {
                 }
                 let _ = fail.send(error);
             }
-            let sent = turns.written_bytes().saturating_sub(before);
-            drop(turns);
+            let sent = slots.written_bytes().saturating_sub(before);
+            drop(slots);
             if all.has_rest(sent) {
                 tokio::task::spawn_blocking(syncd_allocator::give_back);
             }
         });
-        Ok(hand_over(outgoing))
+        Ok(attach_body(outgoing))
     }
 }

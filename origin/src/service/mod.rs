@@ -20,7 +20,7 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use crate::admin::Admin;
-use crate::admin::offline::Desk;
+use crate::admin::offline::DataDirectory;
 use crate::commit::{CollectionGate, Committer, Parts, Sealer};
 use crate::fleet::Fleet;
 use crate::http::health::health;
@@ -163,8 +163,8 @@ impl Origin {
             let answer = move || health(&state.snapshot());
             tasks.spawn(syncd_shared::health::serve(http, answer, shutdown.clone()));
         }
-        let desk = Arc::new(Desk::new(store, keys, gate, Some(options.tree.clone())));
-        let answering = Admin { desk, committer: committer.clone(), fleet: fleet.clone(), state };
+        let directory = Arc::new(DataDirectory::new(store, keys, gate, Some(options.tree.clone())));
+        let answering = Admin { directory, committer: committer.clone(), fleet: fleet.clone(), state };
         tasks.spawn(answering.serve(admin, shutdown.clone()));
         let health = http_address.map(tracing::field::display);
         tracing::info!(tree = %options.tree.display(), agents = %grpc_address, health, "serving");

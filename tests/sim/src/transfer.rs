@@ -6,7 +6,7 @@ use bytes::Bytes;
 use syncd_agent::fetch::refused;
 use syncd_agent::session::worker::Cancellation;
 use syncd_agent::source::FetchError;
-use syncd_origin::serve::{ServeError, StreamTurns, answer, status};
+use syncd_origin::serve::{ServeError, StreamSlots, answer, status};
 use syncd_proto::v1;
 use syncd_proto::v1::fetch_request::Request;
 use syncd_shared::wire::{FEATURE_DELTAS, Frame};
@@ -41,8 +41,8 @@ impl World {
                 let services = origin.services.clone();
                 tokio::spawn(async move {
                     let name = format!("web{n}").parse().map_err(|_| ServeError::Stopping)?;
-                    let turns = StreamTurns::alone(&name)?;
-                    answer(&services, &turns, UnboundedReceiverStream::new(incoming), &outgoing).await
+                    let slots = StreamSlots::alone(&name)?;
+                    answer(&services, &slots, UnboundedReceiverStream::new(incoming), &outgoing).await
                 })
             }
             None => tokio::spawn(async { Err(ServeError::Transport(Box::new(Status::unavailable("down")))) }),

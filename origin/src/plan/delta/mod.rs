@@ -1,7 +1,7 @@
 //! Deltas against the old tree: jobs that become one message each.
 //!
 //! ```text
-//! carriage   chooses how each content travels
+//! encoding_choice   chooses how each content travels
 //! jobs       groups of small files of up to 1 MiB, and pieces of large files of that size, in path order
 //! in_order   reads, encodes and compresses runs of jobs on all cores; messages keep the order of jobs
 //! ```
@@ -9,7 +9,7 @@
 //! A job names the content that it needs without holding it. Memory is therefore a few megabytes per core,
 //! whatever the size of the files and of the update.
 
-mod carriage;
+mod encoding_choice;
 mod in_order;
 mod reader;
 mod stretches;
@@ -28,7 +28,7 @@ use syncd_shared::{ContentHash, ContentTag, RootEntry};
 use super::contents::{Contents, Directories};
 use super::error::PlanError;
 use super::stored::ContentFrames;
-use carriage::{Carriages, NewFile};
+use encoding_choice::{EncodingChoice, NewFile};
 use in_order::in_order;
 use reader::{ChunkList, KeptFrames, Reader, Stretch};
 use stretches::{Part, copied_bytes, parts};
@@ -55,7 +55,7 @@ pub(super) fn encode(
     released: &Released<'_, &Directories<'_>>,
     emit: Emit<'_>,
 ) -> Result<(), PlanError> {
-    let mut chosen = Carriages::choose(contents, before, changes, released)?;
+    let mut chosen = EncodingChoice::choose(contents, before, changes, released)?;
     for (file, source) in &chosen.local {
         emit(Message::Local(v1::LocalContent {
             file: Bytes::copy_from_slice(file.as_bytes()),

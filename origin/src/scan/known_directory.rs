@@ -14,7 +14,7 @@ use super::scope::Plan;
 use super::stat_record::{Own, StatRecord};
 
 /// A directory before it is listed. See the module documentation.
-pub(super) struct Seen {
+pub(super) struct KnownDirectory {
     pub path: TreePath,
     /// `None` for the root.
     pub parent: Option<(u64, Component)>,
@@ -26,7 +26,7 @@ pub(super) struct Seen {
     pub moved: Option<(TreePath, StatRecord)>,
 }
 
-impl Seen {
+impl KnownDirectory {
     /// Whether this is the directory of base and record, so that looking up the planned names may suffice.
     pub(super) fn is_known(&self, plan: &Plan) -> bool {
         let (Some(previous), Some(record)) = (&self.previous, &self.record) else { return false };

@@ -37,7 +37,7 @@ pub(super) struct NewFile {
 
 /// Every wanted content once, by the way it travels. Each list is in path order.
 #[derive(Debug, Default)]
-pub(super) struct Carriages {
+pub(super) struct EncodingChoice {
     /// Contents that the old tree has, with their path there.
     pub local: Vec<(ContentHash, TreePath)>,
     /// Contents of at most [`DELTA_OUTPUT_MAX_BYTES`], with or without basis.
@@ -48,7 +48,7 @@ pub(super) struct Carriages {
     pub stored: Vec<ContentHash>,
 }
 
-impl Carriages {
+impl EncodingChoice {
     pub(super) fn choose(
         contents: &dyn Contents,
         before: &RootEntry,

@@ -23,10 +23,10 @@ use crate::listener::Written;
 pub(super) const STREAMS_PER_AGENT: usize = 4;
 /// Number of concurrent answers. Each has up to 3 MiB of messages in memory (one read, one being encoded, and
 /// those queued in HTTP/2), and a few MiB of chunk locations. Others wait in line.
-pub(super) const TURNS: usize = 32;
+pub(super) const FETCH_SLOTS: usize = 32;
 /// Timeouts of waiting.
 #[derive(Debug, Clone, Copy)]
-pub(super) struct Patience {
+pub(super) struct SlotTimeouts {
     /// Longest wait for a slot. Shorter than an agent waits for its first frame.
     wait: Duration,
     /// An agent that reads nothing for this long is disconnected.
@@ -37,7 +37,7 @@ pub(super) struct Patience {
     look: Duration,
 }
 
-impl Default for Patience {
+impl Default for SlotTimeouts {
     fn default() -> Self {
         let [wait, stall, stall_crowded, look] = [100, 60, 15, 1].map(Duration::from_secs);
         Self { wait, stall, stall_crowded, look }
@@ -47,18 +47,18 @@ impl Default for Patience {
 #[derive(Debug)]
 struct OfAgent {
     streams: usize,
-    turn: Arc<Semaphore>,
+    slot: Arc<Semaphore>,
 }
 
 /// All slots.
 #[derive(Clone, Debug)]
-pub(super) struct Turns {
+pub(super) struct FetchSlots {
     all: Arc<Semaphore>,
     waiting: Arc<AtomicUsize>,
     agents: Arc<Mutex<HashMap<AgentName, OfAgent>>>,
     /// Bytes sent by ended streams since [`Self::has_rest`] last returned `true`.
     sent: Arc<AtomicU64>,
-    patience: Patience,
+    timeouts: SlotTimeouts,
 }
 
 /// Sent bytes from which returning free memory is worthwhile.
@@ -67,10 +67,10 @@ const MUCH_SENT_BYTES: u64 = 16 * 1024 * 1024;
 /// Bytes that must be read within the time limit: one message.
 const STEP_BYTES: u64 = 1024 * 1024;
 
-impl Turns {
-    pub(super) fn new(turns: usize, patience: Patience) -> Self {
-        let all = Arc::new(Semaphore::new(turns));
-        Self { all, waiting: Arc::default(), agents: Arc::default(), sent: Arc::default(), patience }
+impl FetchSlots {
+    pub(super) fn new(slots: usize, timeouts: SlotTimeouts) -> Self {
+        let all = Arc::new(Semaphore::new(slots));
+        Self { all, waiting: Arc::default(), agents: Arc::default(), sent: Arc::default(), timeouts }
     }
 
     /// Opens a stream of this agent on `connection`. It counts until it is dropped.
@@ -78,17 +78,17 @@ impl Turns {
         &self,
         name: &AgentName,
         connection: Option<Written>,
-    ) -> Result<StreamTurns, ServeError> {
+    ) -> Result<StreamSlots, ServeError> {
         let mut agents = self.agents.lock().unwrap_or_else(PoisonError::into_inner);
         let of_agent = agents
             .entry(name.clone())
-            .or_insert_with(|| OfAgent { streams: 0, turn: Arc::new(Semaphore::new(1)) });
+            .or_insert_with(|| OfAgent { streams: 0, slot: Arc::new(Semaphore::new(1)) });
         if of_agent.streams >= STREAMS_PER_AGENT {
             return Err(ServeError::Busy { limit: STREAMS_PER_AGENT, of: "of one agent" });
         }
         of_agent.streams = of_agent.streams.saturating_add(1);
-        let own = of_agent.turn.clone();
-        Ok(StreamTurns { turns: self.clone(), name: name.clone(), own, connection })
+        let own = of_agent.slot.clone();
+        Ok(StreamSlots { slots: self.clone(), name: name.clone(), own, connection })
     }
 
     /// Records the end of a stream that sent this many bytes. Returns whether no stream is left and enough
@@ -104,17 +104,17 @@ impl Turns {
     }
 }
 
-impl StreamTurns {
+impl StreamSlots {
     /// A stream without competitors and without connection, for tests and simulations.
     pub fn alone(name: &AgentName) -> Result<Self, ServeError> {
-        Turns::new(TURNS, Patience::default()).stream(name, None)
+        FetchSlots::new(FETCH_SLOTS, SlotTimeouts::default()).stream(name, None)
     }
 }
 
 /// One stream, which can wait for a slot.
 #[derive(Debug)]
-pub struct StreamTurns {
-    turns: Turns,
+pub struct StreamSlots {
+    slots: FetchSlots,
     name: AgentName,
     own: Arc<Semaphore>,
     connection: Option<Written>,
@@ -122,7 +122,7 @@ pub struct StreamTurns {
 
 /// A slot, held while a request is answered.
 #[derive(Debug)]
-pub(super) struct Turn {
+pub(super) struct FetchSlot {
     _own: OwnedSemaphorePermit,
     _of_all: OwnedSemaphorePermit,
 }
@@ -135,31 +135,31 @@ impl Drop for Waiting<'_> {
     }
 }
 
-impl StreamTurns {
+impl StreamSlots {
     /// Waits for a slot. Cancel safe.
-    pub(super) async fn take(&self) -> Result<Turn, ServeError> {
-        let busy = |_| ServeError::Busy { limit: TURNS, of: "in all: try again later" };
-        let turn = async {
+    pub(super) async fn take(&self) -> Result<FetchSlot, ServeError> {
+        let busy = |_| ServeError::Busy { limit: FETCH_SLOTS, of: "in all: try again later" };
+        let slot = async {
             // The agent's own limit comes first, so that each agent waits in the common line only once.
             let own = self.own.clone().acquire_owned().await.map_err(|_| ServeError::Stopping)?;
-            self.turns.waiting.fetch_add(1, Ordering::Relaxed);
-            let waiting = Waiting(&self.turns.waiting);
-            let of_all = self.turns.all.clone().acquire_owned().await.map_err(|_| ServeError::Stopping)?;
+            self.slots.waiting.fetch_add(1, Ordering::Relaxed);
+            let waiting = Waiting(&self.slots.waiting);
+            let of_all = self.slots.all.clone().acquire_owned().await.map_err(|_| ServeError::Stopping)?;
             drop(waiting);
-            Ok(Turn { _own: own, _of_all: of_all })
+            Ok(FetchSlot { _own: own, _of_all: of_all })
         };
-        tokio::time::timeout(self.turns.patience.wait, turn).await.map_err(busy)?
+        tokio::time::timeout(self.slots.timeouts.wait, slot).await.map_err(busy)?
     }
 
     /// Whether other agents wait for a slot.
     pub(super) fn others_wait(&self) -> bool {
-        self.turns.waiting.load(Ordering::Relaxed) > 0
+        self.slots.waiting.load(Ordering::Relaxed) > 0
     }
 
     /// Waits for `taken`, which completes when the agent reads. Not cancel safe.
     pub(super) async fn taken<T>(&self, taken: impl Future<Output = T>) -> Result<T, ServeError> {
         tokio::pin!(taken);
-        let Patience { stall, stall_crowded, look, .. } = self.turns.patience;
+        let SlotTimeouts { stall, stall_crowded, look, .. } = self.slots.timeouts;
         let started = Instant::now();
         loop {
             if let Ok(value) = tokio::time::timeout(look, &mut taken).await {
@@ -174,7 +174,7 @@ impl StreamTurns {
     }
 }
 
-impl StreamTurns {
+impl StreamSlots {
     /// Bytes written by the connection.
     pub(super) fn written_bytes(&self) -> u64 {
         self.connection.as_ref().map_or(0, Written::bytes)
@@ -193,9 +193,9 @@ impl StreamTurns {
     }
 }
 
-impl Drop for StreamTurns {
+impl Drop for StreamSlots {
     fn drop(&mut self) {
-        let mut agents = self.turns.agents.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut agents = self.slots.agents.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(of_agent) = agents.get_mut(&self.name) {
             of_agent.streams = of_agent.streams.saturating_sub(1);
             if of_agent.streams == 0 {
@@ -211,7 +211,7 @@ mod tests {
 
     #[test]
     fn there_is_rest_once_after_much_was_sent_and_nobody_is_left() {
-        let all = turns(4);
+        let all = slots(4);
         let stream = |of: &str| all.stream(&name(of), None).unwrap();
         let (first, second) = (stream("a"), stream("b"));
         drop(first);
@@ -226,15 +226,15 @@ mod tests {
         text.parse().unwrap()
     }
 
-    fn turns(turns: usize) -> Turns {
+    fn slots(slots: usize) -> FetchSlots {
         let [wait, stall, stall_crowded, look] = [5_000, 2_000, 50, 10].map(Duration::from_millis);
-        Turns::new(turns, Patience { wait, stall, stall_crowded, look })
+        FetchSlots::new(slots, SlotTimeouts { wait, stall, stall_crowded, look })
     }
 
     #[tokio::test]
-    async fn one_agent_has_one_turn_and_others_theirs() {
-        let turns = turns(2);
-        let [a, again, b] = ["a", "a", "b"].map(|agent| turns.stream(&name(agent), None).unwrap());
+    async fn one_agent_has_one_slot_and_others_theirs() {
+        let slots = slots(2);
+        let [a, again, b] = ["a", "a", "b"].map(|agent| slots.stream(&name(agent), None).unwrap());
         let first = a.take().await.unwrap();
         let soon = Duration::from_millis(50);
         assert!(tokio::time::timeout(soon, again.take()).await.is_err());
@@ -245,25 +245,25 @@ mod tests {
 
     #[tokio::test]
     async fn who_takes_nothing_is_cut_off_sooner_where_others_wait() {
-        let turns = turns(1);
-        let [a, b] = ["a", "b"].map(|agent| turns.stream(&name(agent), None).unwrap());
-        let turn = a.take().await.unwrap();
+        let slots = slots(1);
+        let [a, b] = ["a", "b"].map(|agent| slots.stream(&name(agent), None).unwrap());
+        let slot = a.take().await.unwrap();
         let waits = tokio::spawn(async move { b.take().await.is_ok() });
         let started = Instant::now();
         assert!(matches!(a.taken(std::future::pending::<()>()).await, Err(ServeError::Stalled { .. })));
         assert!(started.elapsed() < Duration::from_secs(2), "not after two");
-        drop(turn);
+        drop(slot);
         assert!(waits.await.unwrap());
         assert_eq!(a.taken(std::future::ready(5)).await.unwrap(), 5);
     }
 
     #[tokio::test]
     async fn a_fifth_stream_of_one_agent_is_refused_until_one_ends() {
-        let turns = turns(1);
+        let slots = slots(1);
         let mut streams: Vec<_> =
-            (0..STREAMS_PER_AGENT).map(|_| turns.stream(&name("a"), None).unwrap()).collect();
-        assert!(matches!(turns.stream(&name("a"), None), Err(ServeError::Busy { .. })));
+            (0..STREAMS_PER_AGENT).map(|_| slots.stream(&name("a"), None).unwrap()).collect();
+        assert!(matches!(slots.stream(&name("a"), None), Err(ServeError::Busy { .. })));
         streams.pop();
-        assert!(turns.stream(&name("a"), None).is_ok());
+        assert!(slots.stream(&name("a"), None).is_ok());
     }
 }

@@ -2,8 +2,8 @@
 //!
 //! tonic encodes all messages of a stream into one buffer, which keeps the size of its largest message as
 //! long as the stream is open: a gigabyte with a thousand agents. Handlers therefore give tonic a stream
-//! without messages and attach their own body to the response ([`hand_over`]). It replaces tonic's body on
-//! the way out ([`put_in_place`]).
+//! without messages and attach their own body to the response ([`attach_body`]). It replaces tonic's body on
+//! the way out ([`swap_in_body`]).
 
 use std::pin::Pin;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -24,7 +24,7 @@ use super::replication::Outgoing;
 const PREFIX_BYTES: usize = 5;
 
 /// A stream without messages; they are in the attached body.
-pub(super) type Elsewhere<T> = Empty<Result<T, Status>>;
+pub(super) type NoMessages<T> = Empty<Result<T, Status>>;
 
 /// A body attached to a response. `Clone`, because extensions of a response must be.
 #[derive(Clone)]
@@ -36,7 +36,7 @@ struct Messages<T> {
 }
 
 /// Makes a response with an attached body of these messages.
-pub(super) fn hand_over<T: Message + 'static>(outgoing: Outgoing<T>) -> Response<Elsewhere<T>> {
+pub(super) fn attach_body<T: Message + 'static>(outgoing: Outgoing<T>) -> Response<NoMessages<T>> {
     let mut response = Response::new(tokio_stream::empty());
     let body = Body::new(Messages { outgoing, ended: false });
     response.extensions_mut().insert(Handed(Arc::new(Mutex::new(Some(body)))));
@@ -44,7 +44,7 @@ pub(super) fn hand_over<T: Message + 'static>(outgoing: Outgoing<T>) -> Response
 }
 
 /// Replaces the body of a response with the attached one, if any.
-pub(super) fn put_in_place(mut response: http::Response<Body>) -> http::Response<Body> {
+pub(super) fn swap_in_body(mut response: http::Response<Body>) -> http::Response<Body> {
     if let Some(Handed(handed)) = response.extensions_mut().remove::<Handed>()
         && let Some(body) = handed.lock().unwrap_or_else(PoisonError::into_inner).take()
     {
@@ -109,10 +109,10 @@ mod tests {
     async fn a_message_has_memory_of_its_own_and_no_more_than_it_needs() {
         let (sender, fail, outgoing) = Outgoing::channel();
         // The response as tonic would send it.
-        let (_, _, extensions) = hand_over(outgoing).into_parts();
+        let (_, _, extensions) = attach_body(outgoing).into_parts();
         let mut response = http::Response::new(Body::empty());
         *response.extensions_mut() = extensions;
-        let mut body = put_in_place(response).into_body();
+        let mut body = swap_in_body(response).into_body();
         for bytes in [1_000_000, 10] {
             let stored = v1::StoredFrame { compressed: vec![7; bytes].into(), ..Default::default() };
             let frame = v1::FetchFrame { item: 3, frame: Some(v1::fetch_frame::Frame::Stored(stored)) };

@@ -139,7 +139,7 @@ struct Agent {
 /// The sender of a command whose record must be written, and how to undo the command if that fails.
 type Waiting = (Reply, Undo);
 
-pub(super) struct Owner {
+pub(super) struct FleetTask {
     roster: Roster,
     agents: BTreeMap<AgentName, Agent>,
     save: Save,
@@ -170,7 +170,7 @@ pub(super) struct Owner {
     paused: bool,
 }
 
-impl Owner {
+impl FleetTask {
     pub(super) fn new(
         roster: Roster,
         save: Save,
@@ -179,7 +179,7 @@ impl Owner {
         policy: Policy,
     ) -> Self {
         let admission = watch::Sender::new(Arc::new(roster.admission()));
-        let mut owner = Self {
+        let mut task = Self {
             roster,
             agents: BTreeMap::new(),
             save,
@@ -201,10 +201,10 @@ impl Owner {
             publish_at: None,
             paused: false,
         };
-        owner.roster_ahead = true;
-        owner.follow_roster();
-        owner.publish();
-        owner
+        task.roster_ahead = true;
+        task.follow_roster();
+        task.publish();
+        task
     }
 
     pub(super) fn view(&self) -> watch::Receiver<Arc<FleetView>> {
@@ -797,10 +797,10 @@ mod tests {
         let (observed, _observed) = mpsc::channel(1);
         let save: Save = Arc::new(move |changes| saving.save(changes));
         let (_announced, newest) = watch::channel(None);
-        let owner = Owner::new(Roster::default(), save, observed, newest, Policy::default());
-        let (mut view, stop) = (owner.view(), CancellationToken::new());
+        let task = FleetTask::new(Roster::default(), save, observed, newest, Policy::default());
+        let (mut view, stop) = (task.view(), CancellationToken::new());
         let (commands, receiver) = mpsc::channel(8);
-        let task = tokio::spawn(owner.run(receiver, stop.clone()));
+        let task = tokio::spawn(task.run(receiver, stop.clone()));
         let ask = async |command: Box<dyn FnOnce(Reply) -> Command>| {
             let (reply, answer) = oneshot::channel();
             commands.send(command(reply)).await.ok().unwrap();
