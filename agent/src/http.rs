@@ -8,11 +8,11 @@
 use std::io;
 use std::net::SocketAddr;
 
-use syncd_shared::HookStatus;
 use syncd_shared::health::Health;
+use syncd_shared::{AgentState, HookStatus};
 use tokio::net::TcpListener;
 
-use crate::status::{AgentStatus, State};
+use crate::status::AgentStatus;
 
 /// The address could not be bound.
 #[derive(Debug, thiserror::Error)]
@@ -33,7 +33,7 @@ pub fn health(status: &AgentStatus) -> Health {
     let connection = status.connection();
     let hook = status.hook.as_ref().and_then(HookStatus::line);
     match status.generation {
-        Some(generation) if status.reached() == State::Switched => {
+        Some(generation) if status.reached() == AgentState::Switched => {
             let hook = hook.unwrap_or_default();
             let text = format!("switched to generation {generation}, not live: {hook}; {connection}");
             Health { is_well: true, text }

@@ -3,6 +3,7 @@
 use std::path::Path;
 use std::sync::atomic::AtomicBool;
 
+use syncd_shared::AgentState;
 use tokio::runtime::Handle as Runtime;
 
 use crate::config::RunOptions;
@@ -13,7 +14,7 @@ use crate::renew::Keeper;
 use crate::replica::work;
 use crate::service::{self, ServiceError};
 use crate::session::worker::{Display, Failure, ReplicaWork, Verified};
-use crate::status::{AgentStatus, State};
+use crate::status::AgentStatus;
 
 /// Reason why a command could not use a replica.
 #[derive(Debug, thiserror::Error)]
@@ -38,11 +39,11 @@ pub fn status(root: &Path) -> Result<AgentStatus, OfflineError> {
     let live = held.live.as_ref().map(|g| g.number().get());
     // Only a running agent knows the hook's command, so only the due generation is known here.
     let hook = hooks::left_due(&root.join("state"), live);
-    let reached = if hook.is_some() { State::Switched } else { State::Live };
+    let reached = if hook.is_some() { AgentState::Switched } else { AgentState::Live };
     Ok(AgentStatus {
         generation: live,
         root: held.live.as_ref().map(|g| g.root_hash().to_string()),
-        state: if held.live.is_some() { reached } else { State::Empty },
+        state: if held.live.is_some() { reached } else { AgentState::Empty },
         accepted: held.accepted.as_ref().map(|g| g.number().get()),
         generations: held.generations.iter().map(|n| n.get()).collect(),
         spares: held.spares,

@@ -7,6 +7,7 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
+use syncd_shared::AgentState;
 use syncd_shared::identity::tls::TlsError;
 use syncd_shared::limits::PATH_MAX_BYTES;
 use syncd_shared::local_socket::{LocalListener, LocalSocketError};
@@ -29,7 +30,7 @@ use crate::replica::work;
 use crate::session::worker::{Hooks, ReplicaWork};
 use crate::session::{Handle, Parts, Session, SessionError};
 use crate::state::layout;
-use crate::status::{AgentStatus, RunSettings, State};
+use crate::status::{AgentStatus, RunSettings};
 use crate::{admin, hooks, http};
 
 /// Time for everything except the session to stop.
@@ -205,7 +206,7 @@ pub(crate) fn about(options: &RunOptions, identity: &AgentIdentity) -> AgentStat
         root: None,
         live: one_line(&options.root.join("live").display().to_string(), PATH_MAX_BYTES),
         swap: options.swap.unwrap_or_default(),
-        state: State::Empty,
+        state: AgentState::Empty,
         accepted: None,
         generations: Vec::new(),
         spares: 0,

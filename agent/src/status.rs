@@ -4,10 +4,9 @@ use std::fmt;
 
 use indicatif::HumanBytes;
 use serde::{Deserialize, Serialize};
-use syncd_proto::v1::AgentState;
 use syncd_shared::progress::percent;
 use syncd_shared::text::{counted, counted_of};
-use syncd_shared::{HookStatus, TreePath};
+use syncd_shared::{AgentState, HookStatus, TreePath};
 
 use crate::state::swap::Swap;
 
@@ -33,7 +32,7 @@ pub struct AgentStatus {
     /// Kind of `live`.
     pub swap: Swap,
     /// Current state.
-    pub state: State,
+    pub state: AgentState,
     /// The highest generation ever accepted.
     pub accepted: Option<u64>,
     /// Generations with a complete tree, oldest first.
@@ -113,55 +112,6 @@ impl fmt::Display for Drift {
     }
 }
 
-/// State of the agent.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum State {
-    /// No generation was ever live.
-    Empty,
-    /// An update is being received.
-    Fetching,
-    /// A tree is being built.
-    Staging,
-    /// A complete tree waits to be activated.
-    Staged,
-    /// The tree is linked and durable, but the on-activate hook has not succeeded for it.
-    Switched,
-    /// The announced generation is live, or no newer one is known.
-    Live,
-    /// The announced generation could not be made live; the agent retries.
-    Failed,
-}
-
-impl State {
-    /// Converts the state for the wire.
-    pub fn to_message(self) -> AgentState {
-        match self {
-            Self::Empty => AgentState::Empty,
-            Self::Fetching => AgentState::Fetching,
-            Self::Staging => AgentState::Staging,
-            Self::Staged => AgentState::Staged,
-            Self::Switched => AgentState::Switched,
-            Self::Live => AgentState::Live,
-            Self::Failed => AgentState::Failed,
-        }
-    }
-}
-
-impl fmt::Display for State {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
-            Self::Empty => "empty",
-            Self::Fetching => "fetching",
-            Self::Staging => "staging",
-            Self::Staged => "staged",
-            Self::Switched => "switched",
-            Self::Live => "live",
-            Self::Failed => "failed",
-        })
-    }
-}
-
 /// Result of `status --check`, with its exit code.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Verdict {
@@ -180,7 +130,7 @@ impl AgentStatus {
         if !self.running || self.generation.is_none() {
             return Verdict::NotServing;
         }
-        let follows = self.connected && self.state == State::Live && self.error.is_none();
+        let follows = self.connected && self.state == AgentState::Live && self.error.is_none();
         if follows { Verdict::Well } else { Verdict::NotFollowing }
     }
 }
@@ -193,8 +143,8 @@ impl fmt::Display for AgentStatus {
             Some(generation) => {
                 write!(f, "{}: generation {generation} is {}", self.name, self.reached())?;
                 match self.state {
-                    State::Live | State::Switched => writeln!(f)?,
-                    State::Failed => writeln!(f, ", the next one failed")?,
+                    AgentState::Live | AgentState::Switched => writeln!(f)?,
+                    AgentState::Failed => writeln!(f, ", the next one failed")?,
                     next => writeln!(f, ", the next one is {next}")?,
                 }
             }
@@ -255,8 +205,12 @@ impl AgentStatus {
 
     /// How far the current [`Self::generation`] is: `switched` while the on-activate hook is due, otherwise
     /// `live`.
-    pub fn reached(&self) -> State {
-        if self.hook.as_ref().is_some_and(|hook| !hook.is_live()) { State::Switched } else { State::Live }
+    pub fn reached(&self) -> AgentState {
+        if self.hook.as_ref().is_some_and(|hook| !hook.is_live()) {
+            AgentState::Switched
+        } else {
+            AgentState::Live
+        }
     }
 }
 
@@ -311,7 +265,7 @@ pub(crate) mod tests {
             root: Some("ab".repeat(32)),
             live: "/srv/replica/live".into(),
             swap: Swap::Link,
-            state: State::Live,
+            state: AgentState::Live,
             accepted: Some(42),
             generations: vec![41, 42],
             spares: 2,
@@ -338,7 +292,7 @@ pub(crate) mod tests {
             succeeded: Some(41),
             waits: None,
         };
-        AgentStatus { state: State::Switched, error: hook.trouble(), hook: Some(hook), ..sample() }
+        AgentStatus { state: AgentState::Switched, error: hook.trouble(), hook: Some(hook), ..sample() }
     }
 
     #[test]
@@ -349,7 +303,7 @@ pub(crate) mod tests {
         assert!(text.contains(hook), "{text}");
         assert_eq!(text.matches("AH00526").count(), 1, "{text}");
         // The same while the next generation is on its way.
-        let text = AgentStatus { state: State::Fetching, ..failing() }.to_string();
+        let text = AgentStatus { state: AgentState::Fetching, ..failing() }.to_string();
         assert!(text.starts_with("web1: generation 42 is switched, the next one is fetching\n"), "{text}");
     }
 
@@ -395,7 +349,7 @@ pub(crate) mod tests {
         assert_eq!(sample().verdict(), Verdict::Well);
         for late in [
             AgentStatus { connected: false, ..sample() },
-            AgentStatus { state: State::Fetching, ..sample() },
+            AgentStatus { state: AgentState::Fetching, ..sample() },
             AgentStatus { error: Some("no space".into()), ..sample() },
         ] {
             assert_eq!(late.verdict(), Verdict::NotFollowing);

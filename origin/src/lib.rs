@@ -13,6 +13,7 @@
 pub mod admin;
 mod backup;
 pub mod cli;
+mod clock;
 pub mod commit;
 pub mod fleet;
 pub mod http;

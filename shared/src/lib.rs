@@ -10,6 +10,7 @@
 
 pub mod accounts;
 pub mod address;
+pub mod agent_state;
 pub mod byte_size;
 pub mod chunker;
 pub mod config_file;
@@ -44,6 +45,7 @@ pub mod update_file;
 pub mod wire;
 pub mod write_again;
 
+pub use agent_state::AgentState;
 pub use content_tag::ContentTag;
 pub use directory::{Directory, Entry, Kind, Metadata, Timestamp, Totals};
 pub use generation::{Generation, GenerationNumber, SignedGeneration, TreeId};

@@ -16,15 +16,17 @@ use syncd_shared::identity::signing::verify_successions;
 use syncd_shared::limits::REASON_MAX_BYTES;
 use syncd_shared::text::{counted, error_chain, one_line};
 use syncd_shared::wire::{WireError, root_hash};
-use syncd_shared::{Generation, GenerationNumber, HookStatus, RootHash, SignedGeneration, TreeId};
+use syncd_shared::{
+    AgentState, Generation, GenerationNumber, HookStatus, RootHash, SignedGeneration, TreeId,
+};
 
 use super::event::{Action, Event, Violation};
 use super::messages::{self, PROTOCOL_MAX, PROTOCOL_MIN};
 use super::worker::{Command, Failure, Inline, Outcome, ReplicaState, Report};
 use crate::backoff::Backoff;
 use crate::hooks::{HookState, RunOutcome};
+use crate::status::Drift;
 use crate::status::StageProgress;
-use crate::status::{Drift, State};
 
 /// Limit from the start of dialling to the origin's `Welcome`.
 pub(crate) const GREETING_TIMEOUT: Duration = Duration::from_secs(20);
@@ -278,17 +280,17 @@ impl Machine {
     }
 
     /// State for the status.
-    pub fn state(&self) -> State {
+    pub fn state(&self) -> AgentState {
         match (self.job, self.progress) {
-            (Some(Job::Update { .. }), _) if self.activating => State::Staged,
-            (Some(Job::Update { .. }), Some(progress)) if progress.is_fetching() => State::Fetching,
-            (Some(Job::Update { .. }), _) => State::Staging,
-            (Some(Job::Activate), _) => State::Staged,
-            _ if self.work_error.is_some() => State::Failed,
-            _ if self.staged.is_some() => State::Staged,
-            _ if self.replica.live.is_some() && self.hook_due().is_some() => State::Switched,
-            _ if self.replica.live.is_some() => State::Live,
-            _ => State::Empty,
+            (Some(Job::Update { .. }), _) if self.activating => AgentState::Staged,
+            (Some(Job::Update { .. }), Some(progress)) if progress.is_fetching() => AgentState::Fetching,
+            (Some(Job::Update { .. }), _) => AgentState::Staging,
+            (Some(Job::Activate), _) => AgentState::Staged,
+            _ if self.work_error.is_some() => AgentState::Failed,
+            _ if self.staged.is_some() => AgentState::Staged,
+            _ if self.replica.live.is_some() && self.hook_due().is_some() => AgentState::Switched,
+            _ if self.replica.live.is_some() => AgentState::Live,
+            _ => AgentState::Empty,
         }
     }
 

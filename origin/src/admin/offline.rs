@@ -20,6 +20,7 @@ use crate::admin::protocol::{
 use crate::admin::status::{AgentStatus, HoldStatus, Status};
 use crate::admin::writable::Writable;
 use crate::backup::{self, BackupError};
+use crate::clock::now_ms;
 use crate::commit::{
     CollectionGate, Preview, Rollbacks, State, forget_damaged, is_indistinct, status_warning,
 };
@@ -436,7 +437,7 @@ fn compare(
 
 /// The reply with a new token and the address to join.
 fn token_reply(token: &JoinToken, ttl_s: u64, uses: u32, keys: &Keys, bound: Option<SocketAddr>) -> Reply {
-    let now = OffsetDateTime::now_utc().unix_timestamp().saturating_mul(1000);
+    let now = now_ms();
     let view = TokenView {
         id: token_id(&token.secret_hash()),
         created_ms: now,

@@ -83,8 +83,7 @@ pub struct AgentStatus {
     pub generation: Option<u64>,
     /// Root hash of that generation, hexadecimal.
     pub root: Option<String>,
-    /// `empty`, `fetching`, `staging`, `staged`, `switched`, `live` or `failed`.
-    pub state: String,
+    pub state: AgentState,
     /// Progress towards another generation, if one is in progress.
     #[serde(default)]
     pub progress: Option<Progress>,
@@ -177,7 +176,7 @@ impl Status {
             agent.connected
                 && agent.generation == self.generation
                 && agent.root == self.root
-                && agent.state == AgentState::Live.name()
+                && agent.state == AgentState::Live
                 && agent.error.is_none()
                 && agent.drift.is_none()
                 && agent.notes.is_empty()
@@ -313,7 +312,7 @@ impl AgentStatus {
             connected: agent.connected,
             generation: agent.generation.map(GenerationNumber::get),
             root: agent.root.map(|r| r.to_string()),
-            state: agent.state.name().to_owned(),
+            state: agent.state,
             progress: agent.progress.filter(|_| is_under_way(agent)).map(Progress::new),
             last_seen: (agent.last_seen_ms > 0).then(|| rfc3339(agent.last_seen_ms)),
             version: agent.version.clone(),
@@ -336,7 +335,7 @@ mod tests {
             connected: true,
             generation: Some(7),
             root: Some("ab".into()),
-            state: "live".into(),
+            state: AgentState::Live,
             progress: None,
             last_seen: Some(rfc3339(1_790_000_000_000)),
             version: Some("1.0".into()),
@@ -382,7 +381,7 @@ mod tests {
         };
         let busy = AgentStatus {
             generation: Some(6),
-            state: "fetching".into(),
+            state: AgentState::Fetching,
             progress: Some(Progress::new(progress)),
             version: Some("0.9".into()),
             ..agent("web1")
@@ -404,7 +403,7 @@ mod tests {
             AgentStatus { connected: false, ..agent("b") },
             AgentStatus { generation: Some(6), ..agent("b") },
             AgentStatus { error: Some("hook failed".into()), ..agent("b") },
-            AgentStatus { state: "staging".into(), ..agent("b") },
+            AgentStatus { state: AgentState::Staging, ..agent("b") },
             AgentStatus { notes: vec!["two machines share one certificate".into()], ..agent("b") },
             AgentStatus { drift: Some(drift), ..agent("b") },
         ] {

@@ -52,6 +52,7 @@ pub(crate) use rollbacks::Rollbacks;
 pub(crate) use scan_base::forget_damaged;
 pub use sealer::{Parts, Sealer};
 
+use crate::clock::now_ms;
 use crate::fleet::{FleetView, RETAIN_MS};
 use crate::scan::ScanError;
 use crate::source::{OpenFile, TreeSource};
@@ -566,8 +567,7 @@ async fn changed(sealer: Option<&Sealer>) {
 
 /// Whether every agent seen within 30 days has reported what it holds since this origin started.
 fn all_heard(fleet: &FleetView) -> bool {
-    let now_ms = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap_or_default();
-    let now_ms = i64::try_from(now_ms.as_millis()).unwrap_or(i64::MAX);
+    let now_ms = now_ms();
     fleet.agents.iter().all(|a| a.connected || now_ms.saturating_sub(a.last_seen_ms) > RETAIN_MS)
 }
 

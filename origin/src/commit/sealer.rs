@@ -2,7 +2,6 @@
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use syncd_shared::diff::DiffError;
 use syncd_shared::generation::check_label;
@@ -19,6 +18,7 @@ use super::observed::{self, is_news};
 use super::outcome::{CommitError, CommitOptions, Outcome, Preview};
 use super::rollbacks::{Hold, Rollbacks};
 use super::scan_base::{ScanBase, forget_damaged};
+use crate::clock::now_ms;
 use crate::fleet::Fleet;
 use crate::keys::Keys;
 use crate::planted;
@@ -230,7 +230,7 @@ impl Sealer {
         {
             // The generation stays current, whatever the state of the tree.
             let current = current.clone();
-            let rollbacks = self.rollbacks.rolled_back(number, &current, None, unix_ms(SystemTime::now()));
+            let rollbacks = self.rollbacks.rolled_back(number, &current, None, now_ms());
             self.keep_rollbacks(rollbacks)?;
             self.remarks.extend(self.hold().map(|hold| hold.reason()));
             return Ok(Outcome::Unchanged(current));
@@ -284,14 +284,14 @@ impl Sealer {
     pub fn collect_garbage(&mut self) -> Result<Outcome, CommitError> {
         let gate = self.parts.gate.clone();
         let Some(_open) = gate.pass() else { return Ok(Outcome::Scanned) };
-        let now_ms = unix_ms(SystemTime::now());
+        let now = now_ms();
         let keep = self.parts.fleet.retained_roots();
         let tree = self.base.as_ref().map(|b| b.root);
         let report = self.parts.store.collect_garbage(
             planted::retention(self.parts.retention),
             &keep,
             tree.as_ref(),
-            now_ms,
+            now,
         )?;
         if !report.damaged_packs.is_empty() {
             tracing::error!(packs = ?report.damaged_packs, "the store is damaged: run `syncd-origin check`");
@@ -473,7 +473,7 @@ impl Sealer {
             number,
             root,
             parent: self.current.as_ref().map(SignedGeneration::number),
-            created_ms: unix_ms(SystemTime::now()),
+            created_ms: now_ms(),
             label,
         };
         Ok(generation.sign(self.parts.keys.signing_key()))
@@ -567,9 +567,4 @@ enum Publish {
         /// Label of the new generation.
         label: String,
     },
-}
-
-fn unix_ms(time: SystemTime) -> i64 {
-    let since = time.duration_since(UNIX_EPOCH).unwrap_or(Duration::ZERO);
-    i64::try_from(since.as_millis()).unwrap_or(i64::MAX)
 }

@@ -170,7 +170,7 @@ impl LiveWait {
             return self.awaited.is_empty().then(|| "no agent is connected yet".to_owned());
         }
         let shown = absent.iter().take(NAMES_MAX).map(|agent| {
-            let does = if agent.connected { agent.state.name() } else { "unreachable" };
+            let does = if agent.connected { agent.state.to_string() } else { "unreachable".to_owned() };
             format!("{} ({does}, {})", agent.name, still_at(agent))
         });
         let shown: Vec<_> = shown.collect();

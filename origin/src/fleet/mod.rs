@@ -24,7 +24,7 @@ mod view;
 
 use std::collections::HashSet;
 use std::sync::Arc;
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::Duration;
 
 use syncd_shared::generation::GenerationError;
 use syncd_shared::identity::{AgentName, JoinToken, PeerIdentity};
@@ -33,12 +33,14 @@ use tokio::sync::{mpsc, oneshot, watch};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
+use crate::clock::now_ms;
 use crate::keys::{Keys, KeysError};
 
 pub use records::{NamedRecord, RecordChange, RecordError, RecordStore};
 pub(crate) use roster::token_id;
 pub use roster::{Admission, RosterError, TokenView};
-pub use view::{AgentDrift, AgentProgress, AgentState, AgentView, FleetView, RETAIN_MS};
+pub use syncd_shared::AgentState;
+pub use view::{AgentDrift, AgentProgress, AgentView, FleetView, RETAIN_MS};
 
 use registry::Registry;
 use rollout::{Assignment, Policy};
@@ -315,12 +317,6 @@ impl Fleet {
         self.commands.send(command(reply)).await.map_err(|_| FleetError::Stopping)?;
         answer.await.map_err(|_| FleetError::Stopping)?
     }
-}
-
-/// Milliseconds since 1970 by this machine's clock.
-fn now_ms() -> i64 {
-    let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-    i64::try_from(since.as_millis()).unwrap_or(i64::MAX)
 }
 
 /// The view of an unconnected agent, from its record.

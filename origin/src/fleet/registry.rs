@@ -11,7 +11,8 @@ use syncd_shared::identity::PeerIdentity;
 use super::records::{RecordError, RecordStore};
 use super::roster::{AGENTS, REVOKED, Roster, TOKENS, TokenView};
 use super::view::AgentView;
-use super::{FleetError, agent_view, now_ms};
+use super::{FleetError, agent_view};
+use crate::clock::now_ms;
 use crate::keys::Keys;
 
 /// The fleet's records. Beside a running [`super::Fleet`], it must only be used for reading.

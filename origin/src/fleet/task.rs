@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use syncd_shared::identity::{AgentName, PeerIdentity};
-use syncd_shared::{GenerationNumber, HookStatus, SignedGeneration};
+use syncd_shared::{AgentState, GenerationNumber, HookStatus, SignedGeneration};
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::JoinHandle;
 use tokio::time::{Instant, MissedTickBehavior};
@@ -15,8 +15,9 @@ use super::records::{RecordChange, RecordError};
 use super::registry::expiry_ms;
 use super::rollout::{Assignment, Policy};
 use super::roster::{Admission, Roster, RosterError, TokenView, Undo, not_after_ms};
-use super::view::{AgentDrift, AgentState, AgentView, FleetView};
-use super::{EndReason, FleetError, Greeting, Report, agent_view, now_ms};
+use super::view::{AgentDrift, AgentView, FleetView};
+use super::{EndReason, FleetError, Greeting, Report, agent_view};
+use crate::clock::now_ms;
 
 /// Interval of writing the generations of agents.
 const WRITE_BEHIND: Duration = Duration::from_secs(5);

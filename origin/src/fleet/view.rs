@@ -3,45 +3,10 @@
 use std::collections::HashSet;
 
 use syncd_shared::text::counted;
-use syncd_shared::{GenerationNumber, HookStatus, RootHash};
+use syncd_shared::{AgentState, GenerationNumber, HookStatus, RootHash};
 
 /// Roots held by agents seen within this time are retained, in milliseconds.
 pub const RETAIN_MS: i64 = 30 * 24 * 60 * 60 * 1000;
-
-/// State of an agent.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub enum AgentState {
-    /// No generation yet, or no contact since this origin started.
-    #[default]
-    Empty,
-    /// Fetching missing content.
-    Fetching,
-    /// Building a tree.
-    Staging,
-    /// A complete tree waits for activation.
-    Staged,
-    /// The announced generation is linked and durable, but the on-activate hook has not succeeded yet.
-    Switched,
-    /// The announced generation is live.
-    Live,
-    /// The last task failed.
-    Failed,
-}
-
-impl AgentState {
-    /// Name in `status --json`.
-    pub fn name(self) -> &'static str {
-        match self {
-            Self::Empty => "empty",
-            Self::Fetching => "fetching",
-            Self::Staging => "staging",
-            Self::Staged => "staged",
-            Self::Switched => "switched",
-            Self::Live => "live",
-            Self::Failed => "failed",
-        }
-    }
-}
 
 /// Progress of an agent towards a generation.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]

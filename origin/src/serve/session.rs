@@ -390,7 +390,7 @@ impl Session {
                     files_total: p.files_total,
                     bytes_total: p.bytes_total,
                 };
-                Self::on_its_way(agent_state(p.state)?, self.progress(progress))
+                Self::on_its_way(AgentState::from_message(p.state)?, self.progress(progress))
             }
             FromAgent::Staged(s) => {
                 let root = root_hash(&s.root, "root")?;
@@ -455,17 +455,4 @@ fn drift_of(drift: v1::DriftReport) -> Result<Option<AgentDrift>, ServeError> {
     let kept = (!kept.is_empty()).then(|| one_line(&kept, REASON_MAX_BYTES));
     let first = one_line(&first_path, REASON_MAX_BYTES);
     Ok((paths > 0).then_some(AgentDrift { generation, paths, first, kept, lost }))
-}
-
-fn agent_state(state: i32) -> Result<AgentState, ServeError> {
-    match v1::AgentState::try_from(state) {
-        Ok(v1::AgentState::Empty) => Ok(AgentState::Empty),
-        Ok(v1::AgentState::Fetching) => Ok(AgentState::Fetching),
-        Ok(v1::AgentState::Staging) => Ok(AgentState::Staging),
-        Ok(v1::AgentState::Staged) => Ok(AgentState::Staged),
-        Ok(v1::AgentState::Switched) => Ok(AgentState::Switched),
-        Ok(v1::AgentState::Live) => Ok(AgentState::Live),
-        Ok(v1::AgentState::Failed) => Ok(AgentState::Failed),
-        Ok(v1::AgentState::Unspecified) | Err(_) => Err(ServeError::Missing { field: "state" }),
-    }
 }

@@ -6,8 +6,8 @@ use std::time::Duration;
 
 use anyhow::Context;
 use syncd_agent::clock::Clock;
-use syncd_agent::status::State;
 use syncd_origin::service::init;
+use syncd_shared::AgentState;
 use syncd_shared::diff::PartLimits;
 use syncd_shared::identity::authority::Serial;
 use syncd_shared::identity::{AgentName, PeerIdentity};
@@ -226,8 +226,10 @@ fn check_origin(world: &mut World) -> Result<(), Violation> {
     if let Some(damage) = origin.store.check(|_| {}).damage.first() {
         return Err(world.violation(format!("the origin's store is damaged: {damage}")));
     }
-    let failed =
-        world.nodes.iter().find(|n| n.running.as_ref().is_some_and(|r| r.machine.state() != State::Live));
+    let failed = world
+        .nodes
+        .iter()
+        .find(|n| n.running.as_ref().is_some_and(|r| r.machine.state() != AgentState::Live));
     match failed {
         Some(node) => Err(world.violation(format!("a node is not well at the end: {}", state(node)))),
         None => Ok(()),

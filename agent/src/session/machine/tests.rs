@@ -3,7 +3,7 @@
 use bytes::Bytes;
 use prost::Message;
 use syncd_shared::ed25519::SigningKey;
-use syncd_shared::{RootEntry, update_file};
+use syncd_shared::{AgentState, RootEntry, update_file};
 
 use super::*;
 use crate::hooks::{HookRun, RunOutcome};
@@ -174,23 +174,23 @@ fn an_update_that_takes_its_time_is_told_now_and_then() {
     let mut scene = Scene::new();
     scene.welcome();
     scene.announce(2);
-    let of = |state: State, files: u64| (vec![(i32::from(state.to_message()), files)], vec![]);
+    let of = |state: AgentState, files: u64| (vec![(i32::from(state.to_message()), files)], vec![]);
     // Progress is reported also when the worker sends none.
     assert_eq!(scene.machine.deadline(), Some(scene.now + PROGRESS_DELAY));
     scene.now += PROGRESS_DELAY;
-    assert_eq!(told(&scene.apply(Event::Tick)), of(State::Staging, 0));
+    assert_eq!(told(&scene.apply(Event::Tick)), of(AgentState::Staging, 0));
     let under_way = StageProgress { files_done: 1, files_total: 2, bytes_done: 1, bytes_total: 2 };
     assert_eq!(told(&scene.apply(Event::Report(Report::Progress(under_way)))), (vec![], vec![]));
     scene.now += PROGRESS_INTERVAL;
-    assert_eq!(told(&scene.apply(Event::Tick)), of(State::Fetching, 1));
+    assert_eq!(told(&scene.apply(Event::Tick)), of(AgentState::Fetching, 1));
     assert_eq!(told(&scene.apply(Event::Report(Report::Activating))), (vec![], vec![]));
     scene.now += PROGRESS_INTERVAL;
-    assert_eq!(told(&scene.apply(Event::Tick)), of(State::Staged, 1));
+    assert_eq!(told(&scene.apply(Event::Tick)), of(AgentState::Staged, 1));
     // A new connection gets the progress at once.
     scene.apply(Event::Lost("cut".into()));
     scene.now += Duration::from_secs(60);
     scene.apply(Event::Tick);
-    assert_eq!(told(&scene.welcome()), of(State::Staged, 1));
+    assert_eq!(told(&scene.welcome()), of(AgentState::Staged, 1));
     assert_eq!(told(&scene.activated(2)), (vec![], vec![2]));
 }
 
@@ -276,10 +276,10 @@ fn a_node_is_switched_until_its_hook_has_succeeded() {
     let due = |action: &Action| matches!(action, Action::Send(ToOrigin::Activated(a)) if a.hook_due);
     assert!(actions.iter().any(due), "{actions:?}");
     assert_eq!(hooks_told(&actions), [(2, v1::HookOutcome::Running, 0)], "and what is older is dropped");
-    assert_eq!(scene.machine.state(), State::Switched);
+    assert_eq!(scene.machine.state(), AgentState::Switched);
     let actions = scene.apply(Event::Hook(hook(3, 2, None, Some((2, Ok)))));
     assert_eq!(hooks_told(&actions), [(2, v1::HookOutcome::Ok, 0)]);
-    assert_eq!((scene.machine.state(), scene.machine.error()), (State::Live, None));
+    assert_eq!((scene.machine.state(), scene.machine.error()), (AgentState::Live, None));
     assert_eq!(hooks_told(&scene.apply(Event::Tick)), [], "once");
     // Without a hook nothing changes.
     let mut scene = Scene::new();
@@ -287,7 +287,7 @@ fn a_node_is_switched_until_its_hook_has_succeeded() {
     scene.announce(2);
     let actions = scene.activated(2);
     assert!(!actions.iter().any(due) && hooks_told(&actions).is_empty());
-    assert_eq!(scene.machine.state(), State::Live);
+    assert_eq!(scene.machine.state(), AgentState::Live);
 }
 
 #[test]
@@ -378,7 +378,7 @@ fn while_the_hook_fails_one_further_generation_is_activated_and_then_the_newest_
         error.contains("generation 5 waits: the on-activate hook of generation 3 keeps failing"),
         "{error}"
     );
-    assert_eq!(scene.machine.state(), State::Switched);
+    assert_eq!(scene.machine.state(), AgentState::Switched);
     let actions = scene.apply(Event::Hook(hook(60, 3, None, Some((3, Ok)))));
     assert_eq!(starts_update(&actions), Some(5), "newest wins");
     assert_eq!(hooks_told(&actions), [(3, v1::HookOutcome::Ok, 0)]);
