@@ -4,7 +4,7 @@
 //! becomes a spare. Every name is checked. An entry that differs in inode, size or time from what was
 //! activated is replaced, and an entry that the manifest does not have is removed. No planted, edited or
 //! half-built file becomes live again. Files that visitors wrote are moved away before
-//! ([`crate::replica::inspect`]). The cost follows the tree, so this runs off the path of a commit, except
+//! (`crate::replica::inspect`). The cost follows the tree, so this runs off the path of a commit, except
 //! when no spare is ready.
 //!
 //! [`crate::state::history`] may know what has changed since a tree was retired. Then only directories are
