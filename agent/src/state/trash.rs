@@ -2,8 +2,8 @@
 //!
 //! ```text
 //! trash/N        a file or a tree; numbers are not reused while the process lives
-//! trash/stuck-N  contains something that cannot be removed; retried at the next start, hourly, and when
-//!                space is short
+//! trash/stuck/N  contains something that cannot be removed; a bounded number is retried at the next start,
+//!                hourly, and when space is short
 //! ```
 //!
 //! Users who can write to a directory of a live tree decide how deep, wide and closed the trees here are. A
@@ -13,6 +13,7 @@
 
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
+use rustix::fs::FileType;
 use rustix::io::Errno;
 
 use crate::state::disk::{Dir, DiskError, Listed, Names};
@@ -20,8 +21,10 @@ use crate::state::number;
 
 /// Directories of one tree open at a time, each with two descriptors.
 const OPEN_MAX: usize = 12;
-/// Prefix of names that could not be removed.
-const STUCK: &[u8] = b"stuck-";
+/// Directory of names that could not be removed.
+const STUCK: &[u8] = b"stuck";
+/// Stuck names that are retried at a time.
+const RETRIED_MAX: usize = 256;
 
 /// The trash of a locked ROOT.
 #[derive(Debug)]
@@ -32,6 +35,8 @@ pub(crate) struct Trash {
     /// Number of names to be removed, except stuck ones.
     waiting: AtomicU64,
     stuck: AtomicU64,
+    /// No line is logged up to this number of stuck names.
+    told: AtomicU64,
 }
 
 /// Limits of one walk.
@@ -68,17 +73,23 @@ impl Level {
 impl Trash {
     /// Takes the open directory ROOT/trash and counts its names.
     pub fn open(dir: Dir) -> Result<Self, DiskError> {
+        if dir.stat(STUCK)?.is_some_and(|stat| stat.kind != FileType::Directory) {
+            dir.unlink(STUCK)?;
+        }
         let (mut last, mut waiting, mut stuck) = (0, 0, 0);
         for listed in dir.names()? {
             let name = listed?.name;
-            match name.strip_prefix(STUCK) {
-                Some(_) => stuck += 1,
-                None => waiting += 1,
+            waiting += u64::from(name != STUCK);
+            last = last.max(number(&name).unwrap_or(0));
+        }
+        if let Some(shelf) = shelf(&dir)? {
+            for listed in shelf.names()? {
+                stuck += 1;
+                last = last.max(number(&listed?.name).unwrap_or(0));
             }
-            last = last.max(number(name.strip_prefix(STUCK).unwrap_or(&name)).unwrap_or(0));
         }
         let [next, waiting, stuck] = [last + 1, waiting, stuck].map(AtomicU64::new);
-        let trash = Self { dir, next, waiting, stuck };
+        let trash = Self { dir, next, waiting, stuck, told: AtomicU64::new(0) };
         trash.retry_stuck()?;
         Ok(trash)
     }
@@ -109,17 +120,19 @@ impl Trash {
         }
     }
 
-    /// Makes stuck names removable again, for a retry.
+    /// Makes stuck names removable again, at most [`RETRIED_MAX`] of them.
     pub fn retry_stuck(&self) -> Result<(), DiskError> {
-        if !self.is_stuck() {
+        let Some(shelf) = shelf(&self.dir)? else {
+            self.stuck.store(0, Ordering::Relaxed);
             return Ok(());
+        };
+        for listed in shelf.names()?.take(RETRIED_MAX) {
+            self.take(&shelf, &listed?.name)?;
         }
-        for listed in self.dir.names()? {
-            let name = listed?.name;
-            if name.starts_with(STUCK) {
-                self.take(&self.dir, &name)?;
-                self.stuck.fetch_sub(1, Ordering::Relaxed);
-            }
+        let left = shelf.names()?.count() as u64;
+        self.stuck.store(left, Ordering::Relaxed);
+        if left == 0 {
+            self.dir.remove_dir(STUCK)?;
         }
         Ok(())
     }
@@ -134,7 +147,7 @@ impl Trash {
             let before = limits.left;
             for listed in self.dir.names()? {
                 let listed = listed?;
-                if listed.name.starts_with(STUCK) {
+                if listed.name == STUCK {
                     continue;
                 }
                 if limits.is_reached() {
@@ -154,17 +167,21 @@ impl Trash {
         Ok(most - limits.left)
     }
 
-    /// Marks a name as stuck so that the rest can be removed. Returns `error` if that fails.
+    /// Moves a name to the stuck ones so that the rest can be removed. Returns `error` if that fails.
     fn set_aside(&self, name: &[u8], error: DiskError) -> Result<(), DiskError> {
-        let stuck = [STUCK, name].concat();
-        if self.dir.rename_new(name, &self.dir, &stuck).is_err() {
+        let shelf = self.dir.ensure_dir(STUCK, 0o700);
+        if shelf.and_then(|shelf| self.dir.rename_new(name, &shelf, name)).is_err() {
             return Err(error);
         }
         self.waiting.fetch_sub(1, Ordering::Relaxed);
-        self.stuck.fetch_add(1, Ordering::Relaxed);
-        let path = self.dir.path().join(String::from_utf8_lossy(&stuck).as_ref());
-        let error = &error as &dyn std::error::Error;
-        tracing::warn!(path = %path.display(), error, "can't be deleted: remove it by hand");
+        let stuck = self.stuck.fetch_add(1, Ordering::Relaxed) + 1;
+        if stuck > self.told.load(Ordering::Relaxed) {
+            // A line for each would fill the log of a node where somebody plants in every tree.
+            self.told.store(stuck * 2 - 1, Ordering::Relaxed);
+            let path = self.dir.path().join("stuck");
+            let error = &error as &dyn std::error::Error;
+            tracing::warn!(path = %path.display(), trees = stuck, error, "can't be deleted: remove it by hand");
+        }
         Ok(())
     }
 
@@ -245,6 +262,14 @@ impl Trash {
         }
         limits.left = limits.left.saturating_sub(1);
         Ok(None)
+    }
+}
+
+/// The directory of stuck names, if there is one.
+fn shelf(dir: &Dir) -> Result<Option<Dir>, DiskError> {
+    match dir.open_dir(STUCK) {
+        Err(e) if e.is_no_directory() => Ok(None),
+        other => other.map(Some),
     }
 }
 

@@ -77,7 +77,7 @@ fn a_limit_is_kept_and_the_next_call_goes_on() {
 #[test]
 fn numbers_go_on_after_those_that_an_earlier_process_left() {
     let temp = tempfile::tempdir().unwrap();
-    for name in ["trash/7", "trash/stuck-9"] {
+    for name in ["trash/7", "trash/stuck/9"] {
         std::fs::create_dir_all(temp.path().join(name)).unwrap();
     }
     let trash = trash(temp.path());
@@ -138,14 +138,14 @@ fn what_can_not_be_removed_keeps_back_only_its_own_tree() {
         }
         // Three times nine names, without the two that lead to the foreign one: the tree and a directory.
         assert_eq!(emptied(&trash), 3 * 7 - 2);
-        assert_eq!(names(root), ["stuck-2"]);
+        assert_eq!(names(root), ["stuck"]);
         assert!(trash.is_empty() && trash.is_stuck());
         // A later name is removed all the same, and the stuck one is not visited.
         std::fs::write(root.join("later"), "x").unwrap();
         take(&trash, root, "later");
         assert_eq!(emptied(&trash), 1);
     });
-    give(&root.join("trash/stuck-2"), 65_534);
+    give(&root.join("trash/stuck/2"), 65_534);
     as_somebody(|| {
         let trash = trash(root);
         assert!(!trash.is_empty());
@@ -175,9 +175,47 @@ fn a_mount_in_a_tree_is_not_emptied() {
     emptied(&trash);
     let there = root.join("elsewhere/deep/precious").exists();
     let left = names(root);
-    std::process::Command::new("umount").arg(root.join("trash/stuck-1/mounted")).status().unwrap();
+    std::process::Command::new("umount").arg(root.join("trash/stuck/1/mounted")).status().unwrap();
     assert!(there, "the mount was emptied");
-    assert_eq!(left, ["stuck-1"]);
+    assert_eq!(left, ["stuck"]);
     trash.retry_stuck().unwrap();
     assert_eq!(emptied(&trash), 2);
+}
+
+#[test]
+fn names_and_work_are_bounded_however_many_trees_can_not_be_removed() {
+    if !rustix::process::geteuid().is_root() {
+        eprintln!("not root: no directory of another user can be made");
+        return;
+    }
+    let temp = tempfile::tempdir_in("/dev/shm").unwrap();
+    let root = temp.path();
+    std::fs::create_dir(root.join("trash")).unwrap();
+    let trees: Vec<String> = (0..RETRIED_MAX + 44).map(|tree| format!("tree-{tree}")).collect();
+    for tree in &trees {
+        std::fs::create_dir_all(root.join(tree).join("theirs/inside")).unwrap();
+    }
+    give(root, 65_534);
+    for tree in &trees {
+        give(&root.join(tree).join("theirs"), 33);
+    }
+    as_somebody(|| {
+        let trash = trash(root);
+        trees.iter().for_each(|tree| take(&trash, root, tree));
+        emptied(&trash);
+        assert_eq!(names(root), ["stuck"]);
+        trash.retry_stuck().unwrap();
+        assert_eq!(names(root).len(), RETRIED_MAX + 1);
+        emptied(&trash);
+        assert_eq!(names(root), ["stuck"]);
+        assert_eq!(std::fs::read_dir(root.join("trash/stuck")).unwrap().count(), trees.len());
+    });
+    give(root, 65_534);
+    as_somebody(|| {
+        let trash = trash(root);
+        emptied(&trash);
+        trash.retry_stuck().unwrap();
+        emptied(&trash);
+        assert_eq!(names(root), [""; 0]);
+    });
 }
