@@ -101,7 +101,10 @@ impl fmt::Display for Drift {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Self { generation, paths, first, kept, lost, .. } = self;
         let changes = counted(*paths, "local change", "local changes");
-        write!(f, "{changes} in generation {generation} (first {first})")?;
+        match generation {
+            0 => write!(f, "{changes} in a tree whose record was lost (first {first})")?,
+            generation => write!(f, "{changes} in generation {generation} (first {first})")?,
+        }
         if let Some(kept) = kept {
             write!(f, ", kept in {kept}")?;
         }

@@ -51,6 +51,7 @@ use crate::state::SlotError;
 use crate::state::cursor::TreeError;
 use crate::state::disk::{Dir, DiskError};
 use crate::state::history::Touched;
+use crate::state::lost_found::KeepError;
 use crate::state::record::{InodeChanges, RecordError};
 use crate::state::syncing::Syncing;
 
@@ -150,6 +151,15 @@ impl From<SlotError> for StageError {
         match error {
             SlotError::Disk(e) => e.into(),
             SlotError::Record(e) => e.into(),
+        }
+    }
+}
+
+impl From<KeepError> for StageError {
+    fn from(error: KeepError) -> Self {
+        match error {
+            KeepError::Disk(e) => e.into(),
+            KeepError::Cancelled => Self::Cancelled,
         }
     }
 }

@@ -35,9 +35,10 @@ use crate::state::cursor::{DirCursor, LiveTree};
 use crate::state::disk::{Dir, Stat};
 use crate::state::hashing::hash_file;
 use crate::state::layout::Layout;
-use crate::state::lost_found::LostFound;
+use crate::state::lost_found::{KeepError, LostFound};
 use crate::state::record::{Record, RecordError};
 use crate::state::slot::{FormerTree, Slot};
+use crate::state::trees::Trees;
 use crate::status::{Drift, shown};
 
 /// Interval at which one retired tree is inspected with every name checked.
@@ -86,6 +87,8 @@ struct Inspection<'a> {
     live: u64,
     /// Files known to be damaged although their metadata is right.
     distrusted: Option<&'a HashSet<TreePath>>,
+    /// Nothing moves: a web server may still serve the tree.
+    looks_only: bool,
     cancel: &'a AtomicBool,
 }
 
@@ -227,6 +230,11 @@ impl Inspection<'_> {
             }
         }
         changed.sort_unstable();
+        if self.looks_only {
+            let path = |name: &Vec<u8>| place.path.join(&Component::new(name).ok()?).ok();
+            changed.iter().for_each(|name| found.note(path(name)));
+            return Ok(());
+        }
         for name in changed {
             let keeper = match &mut *keeper {
                 Some(keeper) => keeper,
@@ -273,8 +281,8 @@ impl Inspection<'_> {
                 found.strangers += u64::from(is_stranger);
             }
             Ok(false) => found.lost += 1,
-            Err(StageError::Disk(e)) if e.is_full() || e.is_denied() => found.lost += 1,
-            Err(e) => return Err(e),
+            Err(KeepError::Disk(e)) if e.is_full() || e.is_denied() => found.lost += 1,
+            Err(e) => return Err(e.into()),
         }
         Ok(())
     }
@@ -455,14 +463,42 @@ impl Replica {
         cancel: &AtomicBool,
     ) -> Result<(), StageError> {
         let trees = self.slots.trees();
-        let live = trees.live().map(|live| live.generation());
-        let (number, root) = live.map_or((tree.number, RootEntry::empty()), |g| (g.number.get(), g.root));
+        let (live, root) = live_of(&trees, &tree);
         let finished =
             self.upkeep.history.finished(tree.number).filter(|_| distrusted.is_none() && tree.is_certain);
         let (layout, record) = (&*trees.layout, &*trees.record);
+        let looks_only = false;
         let inspection =
-            Inspection { layout, record, tree, finished, whole, live: number, distrusted, cancel };
+            Inspection { layout, record, tree, finished, whole, live, distrusted, looks_only, cancel };
         inspection.run(dir, &mut trees.live_tree(&root)?, found)
+    }
+
+    /// Looks once at the names of the tree that was live before, and reports what came or went while it was
+    /// live. The later inspection keeps that and logs it. Returns whether it looked.
+    ///
+    /// The cost follows the directories of the tree, so only trees are looked at that this process activated.
+    pub(crate) fn look_at_previous(&mut self, cancel: &AtomicBool) -> Result<bool, StageError> {
+        let Some(slot) = self.slots.previous() else { return Ok(false) };
+        let Some(Slot::Held(held)) = self.slots.state(slot) else { return Ok(false) };
+        let (number, root) = (held.number().get(), held.generation().root);
+        let finished = self.upkeep.history.finished(number);
+        if finished.is_none() || self.upkeep.retired.looked_at == Some(number) {
+            return Ok(false);
+        }
+        let tree = FormerTree { number, root, is_certain: true };
+        let (dir, mut found) = (self.slots.open(slot)?, Found::default());
+        let trees = self.slots.trees();
+        let (live, live_root) = live_of(&trees, &tree);
+        let (layout, record) = (&*trees.layout, &*trees.record);
+        let (whole, distrusted, looks_only) = (false, None, true);
+        let inspection =
+            Inspection { layout, record, tree, finished, whole, live, distrusted, looks_only, cancel };
+        inspection.run(dir, &mut trees.live_tree(&live_root)?, &mut found)?;
+        self.upkeep.retired.looked_at = Some(number);
+        if let Some(drift) = self.drift_of(&tree, &found).filter(|drift| !self.is_told(drift)) {
+            self.report_drift(drift)?;
+        }
+        Ok(true)
     }
 
     /// Report of a tree's local changes; `None`: there are none.
@@ -481,6 +517,10 @@ impl Replica {
         let Drift { generation, paths, first, kept, lost, .. } = &drift;
         let kept = kept.as_deref();
         tracing::warn!(generation, paths, first, kept, lost, "files of the replica were changed locally");
+        self.report_drift(drift)
+    }
+
+    fn report_drift(&mut self, drift: Drift) -> Result<(), RecordError> {
         self.drift = Some(drift.clone());
         self.publish();
         self.slots.record().set_drift(Some(&drift))
@@ -502,6 +542,12 @@ impl Replica {
         }
         Ok(())
     }
+}
+
+/// Number and root of the live generation; without one, those of a tree that explains nothing.
+fn live_of(trees: &Trees, tree: &FormerTree) -> (u64, RootEntry) {
+    let live = trees.live().map(|live| live.generation());
+    live.map_or((tree.number, RootEntry::empty()), |g| (g.number.get(), g.root))
 }
 
 fn drift(layout: &Layout, generation: u64, live: u64, found: &Found) -> Drift {

@@ -72,6 +72,8 @@ pub enum Upkept {
     },
     /// A spare was drawn for the next update.
     Drawn,
+    /// The tree that was live before was looked at.
+    Looked,
     /// Names were deleted from the trash.
     Emptied(usize),
     /// Part of the live tree was read again.
@@ -119,6 +121,9 @@ impl Replica {
             }
             if self.draw_ahead(&live)? {
                 return Ok(Upkept::Drawn);
+            }
+            if self.look_at_previous(cancel)? {
+                return Ok(Upkept::Looked);
             }
         }
         if self.upkeep.retired.dropped >= SWEEP_AFTER {

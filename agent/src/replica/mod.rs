@@ -191,6 +191,8 @@ pub(crate) struct RetiredTrees {
     pub inspected: HashMap<(u64, u64), Found>,
     /// Former state of buildings before they were recycled, by slot.
     pub was: HashMap<u64, FormerTree>,
+    /// The generation whose tree was last looked at while it was kept.
+    pub looked_at: Option<u64>,
     /// Generations dropped since directory objects were last swept.
     pub dropped: u32,
 }

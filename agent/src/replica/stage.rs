@@ -214,7 +214,10 @@ impl Replica {
             self.count_spare_miss();
         }
         if !holes.is_empty() {
-            tracing::warn!(paths = holes.len(), "live files are not what was activated: fetched again");
+            tracing::warn!(
+                paths = holes.len(),
+                "live files are not what was activated: they are not used again"
+            );
         }
         Ok(Ground { slot, is_spare: false, signed: None, holes, spare_miss })
     }

@@ -18,7 +18,6 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use rustix::fs::FileType;
 use syncd_shared::TreePath;
 
-use crate::build::StageError;
 use crate::state::disk::{Dir, DiskError, Names, Stat};
 use crate::state::layout::foreign::rename_free;
 use crate::state::layout::{LOST_FOUND, Layout};
@@ -32,6 +31,17 @@ const ENTRIES_MAX: u64 = 100_000;
 const ENTRY_LEAST_BYTES: u64 = 4096;
 /// Levels of a directory that are visited to find its size, each with two descriptors.
 const LEVELS_MAX: usize = 64;
+
+/// Why files could not be kept.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum KeepError {
+    /// A system call failed.
+    #[error(transparent)]
+    Disk(#[from] DiskError),
+    /// The caller no longer wants it.
+    #[error("cancelled")]
+    Cancelled,
+}
 
 /// The directory, and the space used in it.
 pub(crate) struct LostFound<'a> {
@@ -48,7 +58,7 @@ pub(crate) struct LostFound<'a> {
 impl<'a> LostFound<'a> {
     /// Opens or creates the directory. The cost follows its contents. `cancel` stops this call, and each
     /// [`Self::keep`].
-    pub fn open(layout: &'a Layout, cancel: &'a AtomicBool) -> Result<Self, StageError> {
+    pub fn open(layout: &'a Layout, cancel: &'a AtomicBool) -> Result<Self, KeepError> {
         let dir = layout.lost_found()?;
         let limit_bytes = dir.space()?.total_bytes / SHARE;
         let (mut taken, mut linked) = (Vec::new(), HashMap::new());
@@ -87,7 +97,7 @@ impl<'a> LostFound<'a> {
         parent: &TreePath,
         from: &Dir,
         name: &[u8],
-    ) -> Result<bool, StageError> {
+    ) -> Result<bool, KeepError> {
         let own = self.taken.iter().find(|(of, _)| *of == generation).map_or(0, |(_, bytes)| *bytes);
         let scale = Scale { of_bytes: self.limit_bytes, cancel: self.cancel };
         let mut linked = Vec::new();
@@ -184,7 +194,7 @@ impl Scale<'_> {
         name: &[u8],
         limit_bytes: u64,
         seen: &mut dyn FnMut(&Stat),
-    ) -> Result<Option<u64>, StageError> {
+    ) -> Result<Option<u64>, KeepError> {
         let least_bytes = entry_least(self.of_bytes);
         let mut weight = |stat: &Stat| {
             seen(stat);
@@ -202,7 +212,7 @@ impl Scale<'_> {
         }
         while let Some((dir, names)) = open.last_mut() {
             if self.cancel.load(Ordering::Relaxed) {
-                return Err(StageError::Cancelled);
+                return Err(KeepError::Cancelled);
             }
             let Some(listed) = names.next() else {
                 open.pop();
@@ -345,7 +355,7 @@ mod tests {
         assert_eq!(lost.holder(&tree, b"also").unwrap(), None, "what is gone is kept no longer");
 
         let stop = AtomicBool::new(true);
-        assert!(matches!(LostFound::open(&layout, &stop), Err(StageError::Cancelled)));
+        assert!(matches!(LostFound::open(&layout, &stop), Err(KeepError::Cancelled)));
     }
 
     #[test]

@@ -141,6 +141,11 @@ impl Slots {
         self.known.live
     }
 
+    /// The slot that `previous` names.
+    pub fn previous(&self) -> Option<u64> {
+        self.known.previous
+    }
+
     pub fn live(&self) -> Option<&SignedGeneration> {
         self.state(self.known.live?)?.held()
     }

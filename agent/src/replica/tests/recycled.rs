@@ -537,3 +537,60 @@ fn with_a_gone_tree() -> (Site, Replica) {
     assert_eq!(replica.slots.gone(), [1]);
     (site, replica)
 }
+
+/// Files and symlinks of a tree with all that is replicated of them, by path.
+fn leaves(tree: &Path) -> BTreeMap<String, String> {
+    let leaf = |line: &String| {
+        let (path, rest) = line.split_once("\" ")?;
+        (!rest.ends_with("directory")).then(|| (path.trim_start_matches('"').to_owned(), rest.to_owned()))
+    };
+    snapshot_below(tree).iter().filter_map(leaf).collect()
+}
+
+#[test]
+fn the_paths_of_a_slot_are_those_that_differ_from_any_tree_it_served_since_the_hook_succeeded() {
+    use std::collections::BTreeSet;
+    let (mut site, mut replica) = settled();
+    // Trees that each slot served since, and with, the last success.
+    let mut served: BTreeMap<std::path::PathBuf, Vec<BTreeMap<String, String>>> = BTreeMap::new();
+    let mut known = 0;
+    for round in 0..12u64 {
+        let tree = site.tree();
+        match round % 4 {
+            0 => site.write(&format!("docs/new/{round}"), "comes"),
+            1 => std::fs::remove_file(tree.join(format!("docs/new/{}", round - 1))).unwrap(),
+            2 => std::fs::rename(tree.join("media"), tree.join("moved")).unwrap(),
+            _ => std::fs::rename(tree.join("moved"), tree.join("media")).unwrap(),
+        }
+        site.write("docs/0/page-0.html", format!("round {round}"));
+        let target = site.origin.seal(&tree);
+        let staged = site.stage(&mut replica, &target).unwrap();
+        let mut told = BTreeSet::new();
+        let mut slot = None;
+        let activated = replica.activate(staged, &mut |context| {
+            slot = Some(context.staged_tree.clone());
+            Ok(context.slot_paths.each(&mut |path| {
+                let shown = format!("{:?}", Path::new(std::ffi::OsStr::from_bytes(path.as_bytes())));
+                told.insert(shown.trim_matches('"').to_owned());
+            })?)
+        });
+        activated.unwrap();
+        let (slot, now) = (slot.unwrap(), leaves(&tree));
+        let mut expected = BTreeSet::new();
+        for before in served.get(&slot).into_iter().flatten() {
+            let names = before.keys().chain(now.keys());
+            expected.extend(names.filter(|name| before.get(*name) != now.get(*name)).cloned());
+            known += 1;
+        }
+        assert_eq!(told, expected, "round {round}");
+        // Every third run of the hook fails: what was served then counts as well.
+        if round % 3 != 2 {
+            ReplicaWork::hook_succeeded(&mut replica, target.number().get());
+            served.insert(slot, vec![now]);
+        } else if let Some(before) = served.get_mut(&slot) {
+            before.push(now);
+        }
+        site.settle(&mut replica);
+    }
+    assert!(known > 4, "{known}");
+}

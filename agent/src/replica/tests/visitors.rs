@@ -486,3 +486,26 @@ fn the_hook_is_due_for_healed_files_also_if_the_process_ends_before_it_notes_tha
     // To the next process, too.
     assert_eq!(hook().state().borrow().due, Some(1));
 }
+
+#[test]
+fn a_file_that_came_into_a_tree_is_reported_before_the_tree_is_inspected() {
+    let (mut site, mut replica) = settled();
+    replica.options.grace = Duration::from_secs(3600);
+    site.write("docs/0/page-0.html", "second");
+    site.publish(&mut replica);
+    site.settle(&mut replica);
+    assert_eq!(drift(&replica), None);
+    std::fs::write(site.live().join("docs/1/shell.php"), "<?php").unwrap();
+    site.write("docs/0/page-0.html", "third");
+    site.publish(&mut replica);
+    site.settle(&mut replica);
+    let found = drift(&replica).unwrap();
+    assert_eq!((found.generation, found.paths, found.live, found.kept), (2, 1, 3, None));
+    assert_eq!(found.first, "docs/1/shell.php");
+    assert!(site.generation(2).join("docs/1/shell.php").exists(), "a web server may still serve the tree");
+    replica.options.keep = 1;
+    replica.options.grace = Duration::ZERO;
+    site.settle(&mut replica);
+    assert_eq!(kept(&site), files(&[("2/docs/1/shell.php", "<?php")]));
+    assert!(drift(&replica).unwrap().kept.is_some());
+}
