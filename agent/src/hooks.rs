@@ -406,7 +406,7 @@ impl Output {
         thread::spawn(move || {
             let mut buffer = [0; 4096];
             while let Ok(length @ 1..) = output.read(&mut buffer) {
-                // The hook goes on if nobody reads the agent's log.
+                // The hook continues even if nobody reads the agent's log.
                 let _ = io::stderr().write_all(&buffer[..length]);
                 let mut tail = lock(&kept);
                 tail.extend_from_slice(&buffer[..length]);

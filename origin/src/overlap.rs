@@ -102,7 +102,7 @@ pub fn check_backup(tree: &Path, to: &Path) -> Result<(), OverlapError> {
     }
 }
 
-/// Resolves the symlinks of a path of which the end may be missing.
+/// Resolves the symlinks of a path whose last components may be missing.
 fn resolved(path: &Path) -> std::io::Result<PathBuf> {
     let mut missing = Vec::new();
     let mut above = path;

@@ -215,7 +215,7 @@ fn a_hook_that_is_set_or_changed_later_runs_for_what_is_live_already() {
         wait::until("the node is live", || (agent.cli("status", &["--check"]).code == Some(0)).then_some(()));
         agent
     };
-    // Each start but the first with a command is told of a command that has succeeded already.
+    // Every start except the first with a command finds that a command has already succeeded.
     let mut expected = String::new();
     for (name, is_new) in [("first", true), ("first", false), ("second", true), ("second", false)] {
         let mut agent = run(name);

@@ -110,7 +110,7 @@ pub(crate) struct Incoming {
     partial: Mutex<HashMap<ContentHash, Arc<Mutex<Partial>>>>,
     /// Number of partial files begun, which makes their names unique.
     parts: AtomicU64,
-    /// Whether the directory may have files that were not yet looked at.
+    /// Whether the directory may have files that were not yet checked.
     leftovers: AtomicBool,
 }
 

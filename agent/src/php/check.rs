@@ -25,7 +25,7 @@ use crate::status::RunSettings;
 
 /// Slots besides those that hold what `--keep` keeps: one to patch, one in reserve.
 const SLOTS_MORE: u64 = 2;
-/// Bytes of a hook's script that are looked at.
+/// Bytes of a hook's script that are searched.
 const SCRIPT_MAX_BYTES: u64 = 1 << 20;
 
 /// `syncd-agent check-php`, without ROOT.

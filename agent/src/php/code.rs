@@ -9,7 +9,7 @@ use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
 
-/// OPcache takes so many bytes for a byte of source: 3.1 for WordPress 6.4, all of it.
+/// Bytes that OPcache needs for one byte of source: 3.1 for all of WordPress 6.4.
 const COMPILED_PER_SOURCE: u64 = 3;
 
 /// The PHP code in a tree, run or not.

@@ -1,9 +1,8 @@
-//! `syncd-agent php-invalidate` and `syncd-agent check-php`: PHP is told of changed code, and asked for its
-//! settings. See docs/php.md.
+//! `syncd-agent php-invalidate` makes PHP forget changed code, and `syncd-agent check-php` checks the
+//! settings of PHP. See docs/php.md.
 //!
-//! PHP-FPM is asked over FastCGI ([`fastcgi`]) through a script of ours that runs inside it ([`fpm`]),
-//! because OPcache answers only processes of its own master. [`invalidate`] has it forget code, [`check`]
-//! judges its settings.
+//! Requests reach PHP-FPM over FastCGI ([`fastcgi`]). A script of syncd's answers them inside PHP-FPM
+//! ([`fpm`]), because OPcache answers only processes of its own master.
 
 pub mod check;
 mod code;

@@ -63,7 +63,7 @@ pub enum Outcome {
     Found(Preview),
 }
 
-/// A tree that was looked at for `diff --pending`.
+/// A tree that was read for `diff --pending`.
 #[derive(Debug, Clone)]
 pub struct Preview {
     pub root: RootEntry,

@@ -85,7 +85,7 @@ impl Rollbacks {
     }
 
     /// The record after a rollback to `target`, with `generation` in effect in place of `before`. Without
-    /// `before` it was in effect already, and an earlier hold goes on keeping back what it kept back.
+    /// `before` it was in effect already, and an earlier hold stays in effect.
     pub(super) fn rolled_back(
         &self,
         target: GenerationNumber,

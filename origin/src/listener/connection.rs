@@ -327,7 +327,7 @@ mod tests {
     use super::*;
     use std::future::poll_fn;
 
-    /// Whether a peer is given up that takes so many bytes every 20 ms, and is always behind.
+    /// Whether a peer is given up that reads `bytes` bytes every 20 ms, and is always behind.
     async fn is_given_up(bytes: usize) -> bool {
         let mut stall = Stall::new(Duration::from_millis(100));
         for _ in 0..25 {

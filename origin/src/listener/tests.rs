@@ -266,7 +266,7 @@ async fn plaintext_is_refused_and_the_loop_goes_on() {
         tcp.write_all(bytes).await.unwrap();
         tcp.shutdown().await.unwrap();
         let mut answer = Vec::new();
-        // A reset is as good as an end.
+        // A reset also counts as an end.
         let _ = tcp.read_to_end(&mut answer).await;
         assert!(answer.len() < 16, "{answer:?}");
     }

@@ -141,7 +141,7 @@ mod tests {
     use super::super::fixture::{MemoryStore, tree};
     use super::*;
 
-    /// A store that reads one directory only once it is told to.
+    /// A store that waits for a signal before it reads one directory.
     struct Slow {
         store: Arc<MemoryStore>,
         slow: ObjectHash,

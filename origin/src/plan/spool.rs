@@ -345,7 +345,7 @@ mod tests {
         (data, spool)
     }
 
-    /// An update of which `items` messages are written, and its writer.
+    /// An update with `items` messages written so far, and its writer.
     fn growing<'a>(spool: &'a Spool, publish: &'a dyn Fn(Arc<EncodedUpdate>), items: u64) -> SpoolWriter<'a> {
         let (from, to) = (RootHash::from_bytes([1; 32]), RootHash::from_bytes([2; 32]));
         let mut writer = spool.writer(&from, &to, publish);

@@ -308,7 +308,7 @@ async fn directories_of_a_whole_tree_are_read_once_for_all_who_join() {
 #[tokio::test]
 async fn a_frame_across_two_requests_goes_out_once() {
     let store = MemoryStore::new(64 * 1024);
-    // Large files, too: their last pieces share frames with what comes after them.
+    // Large files as well: their last pieces share frames with the content after them.
     let mut all: Tree = (0..40).map(|i| (format!("f{i:02}"), noise(i, 5_000))).collect();
     all.extend([("f10-large".to_owned(), noise(50, 300_000)), ("f29-large".to_owned(), noise(51, 300_000))]);
     let root = store.put(&all);

@@ -12,7 +12,7 @@ const STAMP_TICK: Duration = Duration::from_millis(20);
 /// For file systems that store whole seconds (or, as FAT, every second one).
 const STAMP_TICK_COARSE: Duration = Duration::from_secs(2);
 
-/// Attributes of which at least one changes with every change of a file.
+/// Attributes of a file. Every change of the file changes at least one of them.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Fingerprint {
     pub size: u64,

@@ -134,7 +134,7 @@ pub struct Outcome {
     /// Whether anything but directory times differs from the base. If so, seal `root`; otherwise, save the
     /// writer if `records_changed`.
     pub changed: bool,
-    /// Directories of which only the times changed. To be added to the scope of the next scan
+    /// Directories whose times alone changed. To be added to the scope of the next scan
     /// ([`Scope::add_metadata_of`]). Empty if `changed`.
     pub times_only: BTreeSet<TreePath>,
     /// Files that changed so shortly before they were read that a further change may be invisible. To be

@@ -153,7 +153,7 @@ pub(super) fn greet(
     let live = check(hello.live, "live");
     let accepted = check(hello.accepted, "accepted");
     let hook = hello.hook.as_ref().map(|report| hook_of(report, live.as_ref().map(SignedGeneration::number)));
-    // The hook of a foreign generation is unknown, too.
+    // The hook of a foreign generation is also unknown.
     let hook = if live.is_some() { hook.transpose()? } else { None };
     // Untrusted text, which logs and `status` show.
     let boot_id = one_line(&hello.boot_id, SHORT_TEXT_MAX_BYTES);

@@ -656,7 +656,7 @@ async fn an_agent_is_live_once_its_hook_has_succeeded() {
     control.say(ToOrigin::Hook(v1::HookReport { succeeded: 1, ..hook(1, v1::HookOutcome::Ok) })).await;
     let view = origin.until("web1", |a| a.state == AgentState::Live).await;
     assert_eq!(view.hook.unwrap().outcome, HookOutcome::Ok);
-    // A greeting tells it, too.
+    // A greeting also reports it.
     let live = Some(message(&origin.generation(1, root)));
     // A success for a generation that is no longer linked does not count.
     let put_back = v1::HookReport { succeeded: 2, ..hook(1, v1::HookOutcome::Failed) };

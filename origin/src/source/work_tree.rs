@@ -26,14 +26,14 @@ pub struct WorkTree {
     scope: Scope,
     /// Files to withhold in the next snapshot.
     withheld: Withheld,
-    /// Directories of which only the times changed. They are included in the next scan of anything else.
+    /// Directories whose times alone changed. They are included in the next scan of anything else.
     times_only: BTreeSet<TreePath>,
     /// Files that must be read again.
     racy: Hints,
 }
 
 impl WorkTree {
-    /// The directory `tree`, of which `watch` reports changes.
+    /// The directory `tree`, whose changes `watch` reports.
     pub fn new(tree: PathBuf, watch: Arc<Watch>) -> Self {
         Self {
             tree,

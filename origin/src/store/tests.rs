@@ -382,7 +382,7 @@ fn history_is_measured_and_kept_within_its_bytes() {
     }
     store.measure_current().unwrap();
     let one = 30_260;
-    // Packs have heads, too.
+    // Packs also have headers.
     let near =
         |bytes: u64, expected: u64| assert!(bytes.abs_diff(expected) < 9_000, "{bytes}, not {expected}");
     near(store.history_bytes().unwrap().unwrap(), 5 * one);

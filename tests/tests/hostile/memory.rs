@@ -22,7 +22,7 @@ const ENTRIES: usize = 30_000;
 /// Totals of a tree of 35,000 files: signed by an honest origin, and abused by a lying one.
 const ORDINARY: Totals = Totals { entries: 38_000, files: 35_000, bytes: 600_000_000 };
 
-/// A site of which only the signed totals are true.
+/// A site whose signed totals alone are true.
 fn site_with(totals: Totals) -> Site {
     let root = RootEntry { object: ObjectHash::from_bytes([7; 32]), metadata: FOLDER, totals };
     Site { root: Some(root), ..Site::default() }

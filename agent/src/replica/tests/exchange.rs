@@ -240,7 +240,7 @@ fn a_directory_of_somebody_elses_is_refused_and_an_empty_one_is_taken() {
     site.assert_live_is_tree();
     site.settle(&mut replica);
     assert_tidy(&site, &replica);
-    // In the place of a link it is refused, too.
+    // In place of a link it is also refused.
     drop(replica);
     site.options.swap = Some(Swap::Link);
     drop(site.open());

@@ -483,7 +483,7 @@ fn the_hook_is_due_for_healed_files_also_if_the_process_ends_before_it_notes_tha
     assert_eq!(after.state().borrow().due, None);
     Hooks { before: None, after: Some(after.clone()) }.run_missing(&replica);
     assert_eq!(after.state().borrow().due, Some(1));
-    // To the next process, too.
+    // The next process also knows it.
     assert_eq!(hook().state().borrow().due, Some(1));
 }
 

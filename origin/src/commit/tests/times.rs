@@ -66,7 +66,7 @@ async fn changes_without_a_new_second_are_counted_and_named() {
     let origin = site.serve(Trigger::Manual).await;
     sealed(commit(&origin).await);
     assert_eq!(site.status().await.warnings, [] as [String; 0]);
-    // The size changes as well: OPcache looks at the second alone.
+    // The size changes as well: OPcache compares only the second.
     (0..7).for_each(|n| site.dated(&format!("f{n}"), "new and longer", SECOND));
     site.dated("d/later", "new", SECOND + 1);
     let answer = origin.committer().commit(CommitOptions::default()).await;
