@@ -21,6 +21,8 @@ pub struct OriginStatus {
     pub http_address: Option<String>,
     /// `ready`, `scanning`, `held`, `waiting` or `stopped`.
     pub state: String,
+    /// Why it is in this state, or what keeps it from publishing.
+    pub reason: Option<String>,
     /// Number of the newest generation.
     pub generation: Option<u64>,
     /// Root hash, hexadecimal.

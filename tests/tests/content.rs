@@ -3,6 +3,7 @@
 
 use std::ffi::OsString;
 use std::fs;
+use std::io::Write;
 use std::os::unix::ffi::OsStringExt;
 use std::os::unix::fs::{MetadataExt, PermissionsExt, lchown, symlink};
 use std::path::{Path, PathBuf};
@@ -482,6 +483,36 @@ fn the_settle_trigger_publishes_when_writers_rest() {
     }
     assert_same(&tree, &agent.live());
     assert_no_litter(&agent);
+}
+
+#[test]
+fn the_settle_trigger_waits_for_open_files_in_new_and_renamed_directories() {
+    let scene = Scene::new("settle-new");
+    let tree = scene.path("tree");
+    small_site(&tree, 10);
+    let options = ["--settle", "5s", "--settle-max", "10m"];
+    let mut origin = Origin::create(&scene, &tree).with_options(&options);
+    origin.start();
+    let first = origin.wait_generation(1);
+    let waits_for = |name: &str| {
+        syncd_tests::wait::until("the open file to be named", || {
+            origin.status().reason.filter(|reason| reason.contains(name))
+        })
+    };
+    fs::create_dir_all(tree.join("new/deep")).expect("make directories");
+    let mut photo = fs::File::create(tree.join("new/deep/photo")).expect("make a file");
+    photo.write_all(b"half").expect("write");
+    waits_for("new/deep/photo");
+    fs::rename(tree.join("new"), tree.join("renamed")).expect("rename a directory");
+    waits_for("renamed/deep/photo");
+    assert_eq!(origin.status().generation, Some(first));
+    photo.write_all(b" and half").expect("write");
+    drop(photo);
+    let second = origin.wait_generation(first + 1);
+    let agent = Agent::started(&scene, &origin, "web1");
+    agent.wait_live(second);
+    let live = fs::read(agent.live().join("renamed/deep/photo")).expect("read the replica");
+    assert_eq!(live, b"half and half");
 }
 
 #[test]

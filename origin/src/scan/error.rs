@@ -31,6 +31,15 @@ pub enum ScanError {
         "nothing is mounted at {path} any more: mount it again, or publish what is there now with commit --allow-mass-deletion"
     )]
     Unmounted { path: PathBuf },
+    /// A file system in the tree has become empty, or an empty one was mounted over published content.
+    #[error(
+        "the file system mounted at {path} is empty, the tree had {before} entries there: mount the right one, or publish that with commit --allow-mass-deletion"
+    )]
+    EmptiedMount {
+        path: PathBuf,
+        /// Entries before.
+        before: u64,
+    },
     /// The tree has become empty.
     #[error(
         "the content tree has become empty, it had {before} entries: if that is meant, publish it with commit --allow-mass-deletion"

@@ -14,7 +14,7 @@ const STAMP_TICK_COARSE: Duration = Duration::from_secs(2);
 
 /// Attributes of a file. Every change of the file changes at least one of them.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) struct Fingerprint {
+pub(crate) struct Fingerprint {
     pub size: u64,
     pub mtime: Timestamp,
     pub ctime: Timestamp,
@@ -39,7 +39,7 @@ impl Fingerprint {
 
 /// Result of `lstat` for one name.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) struct FileStat {
+pub(crate) struct FileStat {
     pub kind: FileType,
     pub fingerprint: Fingerprint,
     pub device: u64,
@@ -73,7 +73,7 @@ impl FileStat {
         }
     }
 
-    pub(super) fn is_directory(&self) -> bool {
+    pub(crate) fn is_directory(&self) -> bool {
         self.kind == FileType::Directory
     }
 

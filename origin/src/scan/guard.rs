@@ -5,7 +5,8 @@
 //! * the tree has become empty;
 //! * it lost more than half of its entries, and had at least [`MASS_DELETION_MIN_ENTRIES`];
 //! * it lost more than half of its bytes, in at least [`MASS_DELETION_MIN_FILES`] removed or shrunk files;
-//! * anything differs at a mount point that is no longer mounted, including TREE and its file system.
+//! * anything differs at a mount point that is no longer mounted, including TREE and its file system;
+//! * a mount point in the tree has become empty, whatever is mounted there now.
 
 use std::collections::BTreeSet;
 use std::os::unix::ffi::OsStrExt;
@@ -74,21 +75,36 @@ pub(super) fn check_mounts(
     (was, is): (&BTreeSet<PathBuf>, &BTreeSet<PathBuf>),
     (before, after): (&RootEntry, &RootEntry),
 ) -> Result<(), ScanError> {
-    for point in was.difference(is) {
-        let differs = match point.strip_prefix(root) {
+    for point in was.union(is) {
+        let is_mounted = is.contains(point);
+        match point.strip_prefix(root) {
             Ok(below) if !below.as_os_str().is_empty() => {
                 let Ok(path) = TreePath::from_bytes(below.as_os_str().as_bytes()) else { continue };
                 let kind = |tree| objects.entry_at(tree, &path).map(|entry| entry.map(|entry| entry.kind));
                 let failed =
                     |source| ScanError::Guard { source: DiffError::Source { path: path.clone(), source } };
-                kind(before).map_err(failed)? != kind(after).map_err(failed)?
+                let (was, is) = (kind(before).map_err(failed)?, kind(after).map_err(failed)?);
+                let (entries, left) = (entries_below(was.as_ref()), entries_below(is.as_ref()));
+                if !is_mounted && was != is {
+                    return Err(ScanError::Unmounted { path: point.clone() });
+                }
+                if is_mounted && entries > 0 && left == 0 {
+                    return Err(ScanError::EmptiedMount { path: point.clone(), before: entries });
+                }
             }
             // TREE itself, or the file system below it. Another TREE than before may be on any file system.
-            _ => root.starts_with(point) && before.object != after.object,
-        };
-        if differs {
-            return Err(ScanError::Unmounted { path: point.clone() });
+            _ if !is_mounted && root.starts_with(point) && before.object != after.object => {
+                return Err(ScanError::Unmounted { path: point.clone() });
+            }
+            _ => {}
         }
     }
     Ok(())
+}
+
+fn entries_below(kind: Option<&Kind>) -> u64 {
+    match kind {
+        Some(Kind::Directory { totals, .. }) => totals.entries,
+        _ => 0,
+    }
 }

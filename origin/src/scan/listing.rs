@@ -20,7 +20,7 @@ use crate::ignore_rules::{IGNORE_FILE, IGNORE_FILE_MAX_BYTES, IgnoreError, file_
 
 /// A listed directory.
 #[derive(Debug)]
-pub(super) struct Listing {
+pub(crate) struct Listing {
     /// The directory itself, from before its names were read.
     pub own: FileStat,
     /// Sorted by name.
@@ -35,7 +35,7 @@ pub(super) struct Listing {
 
 /// One name.
 #[derive(Debug)]
-pub(super) struct Listed {
+pub(crate) struct Listed {
     pub name: Component,
     pub stat: FileStat,
     /// Target of a symlink.
@@ -47,13 +47,13 @@ pub(super) type LookedUp = (Component, Option<Listed>);
 
 /// A `.syncdignore` file.
 #[derive(Debug)]
-pub(super) struct IgnoreFile {
+pub(crate) struct IgnoreFile {
     pub stat: FileStat,
     pub bytes: Vec<u8>,
 }
 
 #[derive(Debug)]
-pub(super) struct OpenDirectory {
+pub(crate) struct OpenDirectory {
     fd: OwnedFd,
     path: TreePath,
 }
@@ -65,7 +65,7 @@ pub(super) fn is_gone(errno: Errno) -> bool {
 
 impl OpenDirectory {
     /// Opens `path` of the tree at `root`; `None` if it is not, or no longer, a directory.
-    pub(super) fn open(root: &Path, path: &TreePath) -> Result<Option<Self>, ScanError> {
+    pub(crate) fn open(root: &Path, path: &TreePath) -> Result<Option<Self>, ScanError> {
         let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
         match rustix::fs::open(path.below(root), flags, Mode::empty()) {
             Ok(fd) => Ok(Some(Self { fd, path: path.clone() })),
@@ -85,7 +85,7 @@ impl OpenDirectory {
     }
 
     /// Reads its `.syncdignore`.
-    pub(super) fn ignore_file(&self) -> Result<Option<IgnoreFile>, ScanError> {
+    pub(crate) fn ignore_file(&self) -> Result<Option<IgnoreFile>, ScanError> {
         let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC;
         let path = || file_in(&self.path);
         let fd = match rustix::fs::openat(&self.fd, IGNORE_FILE, flags, Mode::empty()) {
@@ -109,7 +109,7 @@ impl OpenDirectory {
         Ok(Some(IgnoreFile { stat, bytes }))
     }
 
-    pub(super) fn list(self) -> Result<Listing, ScanError> {
+    pub(crate) fn list(self) -> Result<Listing, ScanError> {
         let own = self.stat()?;
         let ignore_file = self.ignore_file()?;
         let mut names = Vec::new();

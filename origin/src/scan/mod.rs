@@ -47,6 +47,7 @@ use tracing::debug;
 pub use error::{Paths, ScanError};
 pub use guard::{MASS_DELETION_MIN_ENTRIES, MASS_DELETION_MIN_FILES};
 pub use links::Links;
+pub(crate) use listing::OpenDirectory;
 pub use notices::{Loss, Notices};
 pub use scope::Scope;
 

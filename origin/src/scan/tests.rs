@@ -776,6 +776,39 @@ fn a_nested_mount_that_is_lost_is_held_whatever_it_was() {
 }
 
 #[test]
+fn an_empty_file_system_in_the_tree_is_held_however_it_came() {
+    let name = "scan::tests::an_empty_file_system_in_the_tree_is_held_however_it_came";
+    if !crate::namespace::within(name, &["--user", "--map-root-user", "--mount"], "true") {
+        return;
+    }
+    let run = |command: &str, arguments: &[&OsStr]| {
+        assert!(std::process::Command::new(command).args(arguments).status().unwrap().success());
+    };
+    let mut site = Site::watched();
+    (0..100).for_each(|n| site.write(&format!("{n}"), "1"));
+    (0..3).for_each(|n| site.write(&format!("uploads/{n}"), "1"));
+    site.calm();
+    let uploads = site.at("uploads");
+    let mount = || run("mount", &["-t".as_ref(), "tmpfs".as_ref(), "none".as_ref(), uploads.as_ref()]);
+    mount();
+    let scope = site.hinted();
+    let held = site.try_scan(scope);
+    assert!(matches!(held, Err(ScanError::EmptiedMount { before: 3, .. })), "{held:?}");
+    (0..9).for_each(|n| site.write(&format!("uploads/new-{n}"), "1"));
+    assert!(site.scan(Scope::Everything).changed);
+    site.calm();
+    // Another one takes its place between two scans.
+    run("umount", &[uploads.as_ref()]);
+    mount();
+    let scope = site.hinted();
+    let held = site.try_scan(scope);
+    assert!(matches!(held, Err(ScanError::EmptiedMount { before: 9, .. })), "{held:?}");
+    site.options.allow_mass_deletion = true;
+    assert!(site.scan(Scope::Everything).changed);
+    assert!(site.names("uploads").is_empty());
+}
+
+#[test]
 fn a_mount_that_hid_nothing_may_go() {
     let name = "scan::tests::a_mount_that_hid_nothing_may_go";
     if !crate::namespace::within(name, &["--user", "--map-root-user", "--mount"], "true") {

@@ -39,6 +39,8 @@ pub enum StartError {
     /// Starting the watch failed.
     #[error(transparent)]
     Watch(#[from] WatchError),
+    #[error("start a thread")]
+    Thread(#[source] std::io::Error),
     /// Listening on a port failed.
     #[error("listen on {address}: {hint}")]
     Listen {

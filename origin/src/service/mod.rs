@@ -21,7 +21,7 @@ use tokio_util::task::TaskTracker;
 
 use crate::admin::Admin;
 use crate::admin::offline::DataDirectory;
-use crate::commit::{CollectionGate, Committer, Parts, Sealer};
+use crate::commit::{CollectionGate, Committer, Parts, Sealer, Trigger};
 use crate::fleet::Fleet;
 use crate::http::health::health;
 use crate::keys::{Keys, KeysError};
@@ -29,7 +29,7 @@ use crate::overlap;
 pub use crate::overlap::OverlapError;
 use crate::plan::{PlanBudget, Planner};
 use crate::serve::{self, Services};
-use crate::source::WorkTree;
+use crate::source::{NewDirectories, WorkTree};
 use crate::state::OriginState;
 use crate::store::Store;
 use crate::watch::Watch;
@@ -48,6 +48,7 @@ pub struct Running {
     http_address: Option<SocketAddr>,
     committer: Committer,
     fleet: Fleet,
+    _new_directories: Option<NewDirectories>,
     shutdown: CancellationToken,
     tasks: TaskTracker,
 }
@@ -93,6 +94,8 @@ struct Core {
     planner: Planner,
     fleet: Fleet,
     watch: Arc<Watch>,
+    /// In settle mode only.
+    new_directories: Option<NewDirectories>,
     gate: CollectionGate,
     committer: Committer,
 }
@@ -116,6 +119,9 @@ impl Origin {
         let planner = Planner::new(store.clone(), &options.data, PlanBudget::default())?;
         let fleet = Fleet::start(store.clone(), keys.clone(), observed_sender, shutdown.clone(), tasks)?;
         let watch = Arc::new(Watch::start(&options.tree, &options.data, options.poll)?);
+        let settles = matches!(options.trigger, Trigger::Settle { .. });
+        let new_directories = settles.then(|| NewDirectories::follow(watch.clone())).transpose();
+        let new_directories = new_directories.map_err(StartError::Thread)?;
         let gate = CollectionGate::default();
         let sealer = Sealer::open(Parts {
             source: Box::new(WorkTree::new(options.tree.clone(), watch.clone())),
@@ -136,12 +142,12 @@ impl Origin {
                 tracing::error!(%error, "the committer died");
             }
         });
-        Ok(Core { planner, fleet, watch, gate, committer })
+        Ok(Core { planner, fleet, watch, new_directories, gate, committer })
     }
 
     fn serve(self, core: Core, sockets: Sockets) -> Result<Running, StartError> {
         let Self { options, keys, store, shutdown, tasks } = self;
-        let Core { planner, fleet, watch, gate, committer } = core;
+        let Core { planner, fleet, watch, new_directories, gate, committer } = core;
         let Sockets { grpc, grpc_address, http, http_address, admin } = sockets;
         let limit = options.bwlimit.map(|rate| Arc::new(Bucket::new(rate)));
         let services = Services { keys: keys.clone(), fleet: fleet.clone(), planner, limit };
@@ -168,7 +174,8 @@ impl Origin {
         tasks.spawn(answering.serve(admin, shutdown.clone()));
         let health = http_address.map(tracing::field::display);
         tracing::info!(tree = %options.tree.display(), agents = %grpc_address, health, "serving");
-        Ok(Running { grpc_address, http_address, committer, fleet, shutdown, tasks })
+        let _new_directories = new_directories;
+        Ok(Running { grpc_address, http_address, committer, fleet, _new_directories, shutdown, tasks })
     }
 }
 

@@ -4,6 +4,7 @@
 //! up to the tree in a snapshot. The committer decides when to take a snapshot and whether it is sealed; it
 //! knows no file system and no watch. A git repository is to be the second source.
 
+mod new_directories;
 mod work_tree;
 
 use std::collections::BTreeSet;
@@ -19,6 +20,7 @@ use crate::scan::{ScanError, ScanOptions, Withheld};
 use crate::store::Writer;
 pub use crate::watch::OpenFile;
 
+pub use new_directories::NewDirectories;
 pub use work_tree::WorkTree;
 
 /// Changes that a source has noticed, as far as the committer needs them to see when the tree is quiet.

@@ -26,6 +26,7 @@ pub(crate) mod mounts;
 mod names;
 mod open_files;
 mod state;
+mod writers;
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -109,6 +110,7 @@ struct Shared {
     state: Mutex<State>,
     cookie: Condvar,
     hinted: Notify,
+    newcomer: Condvar,
 }
 
 impl Shared {
@@ -151,8 +153,12 @@ impl Watch {
             .map_err(|source| WatchError::Cookies { path: cookies.clone(), source })?;
         let mut state = State::new(cookies.clone());
         state.replace = true;
-        let shared =
-            Arc::new(Shared { state: Mutex::new(state), cookie: Condvar::new(), hinted: Notify::new() });
+        let shared = Arc::new(Shared {
+            state: Mutex::new(state),
+            cookie: Condvar::new(),
+            hinted: Notify::new(),
+            newcomer: Condvar::new(),
+        });
         let of_mounts = Arc::clone(&shared);
         let mount_events = MountEvents::start(move || of_mounts.look_at_mounts())
             .inspect_err(|error| warn!(%error, "mounts are compared at each commit only"));
@@ -263,6 +269,47 @@ impl Watch {
     /// Files that were written and not closed, without those unwritten for `idle`.
     pub fn open_files(&self, idle: Duration) -> Vec<OpenFile> {
         self.shared.state().open.within(idle, Instant::now())
+    }
+
+    /// Collects newcomers from now on, or no longer, which ends [`Watch::newcomers`].
+    pub fn collect_newcomers(&self, collect: bool) {
+        self.shared.state().newcomers = collect.then(BTreeSet::new);
+        self.shared.newcomer.notify_all();
+    }
+
+    /// Waits for directories that were made, and names that were moved into a watched directory. Blocks until
+    /// there are some; `None` if they are not collected.
+    pub fn newcomers(&self) -> Option<BTreeSet<TreePath>> {
+        let mut state = self.shared.state();
+        loop {
+            match state.newcomers.as_mut() {
+                None => return None,
+                Some(newcomers) if !newcomers.is_empty() => return Some(std::mem::take(newcomers)),
+                Some(_) => {}
+            }
+            state = self.shared.newcomer.wait(state).unwrap_or_else(PoisonError::into_inner);
+        }
+    }
+
+    /// The tree's directory without symlinks, as of the last scan; `None` if there was none.
+    pub fn root(&self) -> Option<PathBuf> {
+        self.shared.state().root.clone()
+    }
+
+    /// Looks for processes that have files at and below these paths open for writing, of which no event may
+    /// have told. Files that are no longer open are forgotten, if this process may look at all others.
+    pub fn look_for_writers(&self, paths: &BTreeSet<TreePath>) {
+        let Some(root) = self.root() else { return };
+        let mut found = writers::of(&root);
+        let add = |found: &writers::Writers| {
+            let mut state = self.shared.state();
+            paths.iter().for_each(|path| state.open.found(path, &found.open(), found.all));
+        };
+        add(&found);
+        // An event of a close before that is lost.
+        if found.forget_closed() {
+            add(&found);
+        }
     }
 
     /// Polled subtrees with reasons. Empty if events report every change.
@@ -407,6 +454,9 @@ impl Watch {
             }
             if !state.hints.is_empty() {
                 shared.hinted.notify_one();
+            }
+            if state.newcomers.as_ref().is_some_and(|newcomers| !newcomers.is_empty()) {
+                shared.newcomer.notify_all();
             }
         };
         // Without ACCESS_OPEN and ACCESS_CLOSE_NOWRITE, because reads by this process are irrelevant.

@@ -51,6 +51,18 @@ impl OpenFiles {
         }
     }
 
+    /// Records what is known of the files at and below `path` beyond events: those that are open for writing,
+    /// with the time of their last write. `all`: no other file there is.
+    pub(super) fn found(&mut self, path: &TreePath, open: &BTreeMap<TreePath, Instant>, all: bool) {
+        let below = self.take(path).into_iter();
+        self.files.extend(below.filter(|(at, _)| !all || open.contains_key(at)));
+        let here = open.iter().filter(|(at, _)| at.starts_with(path));
+        for (at, written) in here.take(OPEN_MAX.saturating_sub(self.files.len())) {
+            let writes = Writes { since: *written, written: *written };
+            self.files.entry(at.clone()).or_insert(writes);
+        }
+    }
+
     pub(super) fn closed(&mut self, path: &TreePath) {
         self.files.remove(path);
     }
@@ -119,6 +131,19 @@ mod tests {
         let file = files.within(Duration::from_secs(30), later).remove(0);
         assert_eq!((file.since, file.written), (now, later));
         assert!(open(&mut files, later + Duration::from_secs(30)).is_empty());
+    }
+
+    #[test]
+    fn a_look_adds_what_events_did_not_tell_and_drops_the_rest_if_it_saw_everything() {
+        let (now, mut files) = (Instant::now(), OpenFiles::default());
+        for name in ["moved/closed", "moved/open", "elsewhere"] {
+            files.written(path(name), now);
+        }
+        let seen = BTreeMap::from(["moved/open", "moved/new", "else"].map(|name| (path(name), now)));
+        files.found(&path("moved"), &seen, false);
+        assert_eq!(open(&mut files, now), ["elsewhere", "moved/closed", "moved/new", "moved/open"]);
+        files.found(&path("moved"), &seen, true);
+        assert_eq!(open(&mut files, now), ["elsewhere", "moved/new", "moved/open"]);
     }
 
     #[test]

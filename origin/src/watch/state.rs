@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 
-use notify::event::{AccessKind, AccessMode, EventKind, ModifyKind, RemoveKind, RenameMode};
+use notify::event::{AccessKind, AccessMode, CreateKind, EventKind, ModifyKind, RemoveKind, RenameMode};
 use std::os::unix::ffi::OsStrExt;
 use syncd_shared::TreePath;
 
@@ -35,6 +35,9 @@ pub(super) struct State {
     pub replace: bool,
     /// Files that were written and not closed.
     pub open: OpenFiles,
+    /// Names that were made or moved here and not taken by [`super::Watch::newcomers`]; `None` if they are
+    /// not collected.
+    pub newcomers: Option<BTreeSet<TreePath>>,
     /// Mounts at the last scan, compared with the kernel's table whenever that changes.
     pub mounts: Mounts,
     /// Subtrees whose file system does not report changes.
@@ -60,6 +63,7 @@ impl State {
             stale: Vec::new(),
             replace: false,
             open: OpenFiles::default(),
+            newcomers: None,
             mounts: Mounts::default(),
             unreported: BTreeMap::new(),
             unwatched: None,
@@ -113,6 +117,13 @@ impl State {
             return self.lost(Reason::Watcher);
         };
         self.follow(kind, &path, tracker, now);
+        let is_newcomer = matches!(
+            kind,
+            EventKind::Create(CreateKind::Folder) | EventKind::Modify(ModifyKind::Name(RenameMode::To))
+        );
+        if let Some(newcomers) = self.newcomers.as_mut().filter(|_| is_newcomer) {
+            newcomers.insert(path.clone());
+        }
         let mut whole = false;
         match kind {
             EventKind::Modify(ModifyKind::Name(RenameMode::From)) if self.watched.contains(&path) => {
@@ -191,7 +202,7 @@ impl State {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use notify::event::{CreateKind, DataChange, MetadataKind};
+    use notify::event::{DataChange, MetadataKind};
     use syncd_shared::Component;
 
     fn path(p: &str) -> TreePath {
@@ -245,6 +256,23 @@ mod tests {
         }
         assert_eq!(state.hints.directories, [path("a")].into());
         assert!(state.hints.names.is_empty());
+    }
+
+    #[test]
+    fn directories_that_are_made_and_names_that_are_moved_here_are_newcomers_if_somebody_asks() {
+        let to = EventKind::Modify(ModifyKind::Name(RenameMode::To));
+        assert_eq!(after(to, "/srv/real/a/new").newcomers, None);
+        let mut state = state();
+        state.newcomers = Some(BTreeSet::new());
+        for (kind, at) in [
+            (to, "/srv/real/moved"),
+            (EventKind::Create(CreateKind::Folder), "/srv/real/a/made"),
+            (EventKind::Create(CreateKind::File), "/srv/real/a/file"),
+            (FROM, "/srv/real/a/b"),
+        ] {
+            state.apply(Ok(notify::Event::new(kind).add_path(at.into())), Instant::now());
+        }
+        assert_eq!(state.newcomers, Some(["a/made", "moved"].map(path).into()));
     }
 
     #[test]
