@@ -288,15 +288,19 @@ impl Layout {
         self.free(&self.root, LIVE)
     }
 
-    /// Exchanges `live` with `slots/K`, durably, or renames it if there is no `live`. Removes a link that was
-    /// at `live`.
+    /// Exchanges `live` with `slots/K`, or renames that if there is no `live`. Removes a link that was at
+    /// `live`. Durable after [`Self::sync_exchange`].
     pub fn exchange_live(&self, slot: u64) -> Result<(), DiskError> {
         let name = slot_name(slot);
         match self.live_inode()? {
             None => self.slots.rename_new(&name, &self.root, LIVE)?,
             Some(_) => self.slots.exchange(&name, &self.root, LIVE)?,
         }
-        self.discard_link(&name)?;
+        self.discard_link(&name)
+    }
+
+    /// Makes the names of an exchange durable.
+    pub fn sync_exchange(&self) -> Result<(), DiskError> {
         if planted::has(Bug::NoRootSync) {
             return Ok(());
         }

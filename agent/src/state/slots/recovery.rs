@@ -47,7 +47,7 @@ impl Slots {
     /// Recovers as described in the module.
     pub fn recover(&mut self, now: Instant) -> Result<(), RecoverError> {
         let before = self.record.known()?;
-        before.coming.map_or(Ok(()), |coming| self.finish_exchange(coming))?;
+        self.finish_exchange(&before)?;
         let linked = self.find_live(&before)?;
         self.discard_links()?;
         let (mut present, others) = self.present()?;

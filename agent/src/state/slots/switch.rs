@@ -25,7 +25,7 @@ use crate::planted::{self, Bug};
 use crate::state::SlotError;
 use crate::state::disk::DiskError;
 use crate::state::layout::{LIVE_SLOT, slot_name};
-use crate::state::record::{Change, Coming, InodeChanges, RecordError};
+use crate::state::record::{Change, Coming, InodeChanges, Known, RecordError};
 use crate::state::slot::{FormerTree, Slot};
 use crate::state::swap::{self, Swap};
 
@@ -153,7 +153,7 @@ impl Slots {
             // Before the exchange: pages of the old tree then find their files here without a gap.
             self.layout.point_previous(slot)?;
         }
-        self.layout.exchange_live(slot)?;
+        self.exchange_live(&self.known, slot)?;
         self.linked = self.known.live;
         self.exchange_signed(slot)?;
         if let Some(left) = self.state(slot).and_then(Slot::held) {
@@ -191,7 +191,7 @@ impl Slots {
         self.known.slots.insert(slot, resting);
         self.rests.insert(slot, now);
         match live {
-            LIVE_SLOT => self.layout.exchange_live(slot)?,
+            LIVE_SLOT => self.exchange_live(&self.known, slot)?,
             _ => {
                 let slots = &self.layout.slots;
                 slots.exchange(&slot_name(slot), slots, &slot_name(live))?;
@@ -213,14 +213,37 @@ impl Slots {
         Ok(())
     }
 
-    /// Finishes a pending exchange. One that was done is never taken back, because visitors may have seen it.
-    pub(super) fn finish_exchange(&self, coming: Coming) -> Result<(), DiskError> {
-        let Coming { slot, inode } = coming;
+    /// Exchanges `live` with the tree of a slot, durably.
+    fn exchange_live(&self, known: &Known, slot: u64) -> Result<(), DiskError> {
+        self.layout.exchange_live(slot)?;
+        self.restore_times(known, slot)?;
+        self.layout.sync_exchange()
+    }
+
+    /// Gives the roots of both trees their metadata again: XFS changes the time of a directory that gets
+    /// another parent.
+    fn restore_times(&self, known: &Known, slot: u64) -> Result<(), DiskError> {
+        for slot in [LIVE_SLOT, slot] {
+            let Some(generation) = known.slots.get(&slot).and_then(Slot::held) else { continue };
+            match self.open(slot) {
+                Ok(dir) => dir.set_own_metadata(&generation.generation().root.metadata, self.owners)?,
+                // Removed by hand.
+                Err(e) if e.is_no_directory() => {}
+                Err(e) => return Err(e),
+            }
+        }
+        Ok(())
+    }
+
+    /// Finishes the pending exchange. One that was done is not taken back, because visitors may have seen it.
+    pub(super) fn finish_exchange(&self, known: &Known) -> Result<(), DiskError> {
+        let Some(Coming { slot, inode }) = known.coming else { return Ok(()) };
         if self.layout.live_inode()? == Some(inode) {
+            self.restore_times(known, slot)?;
             return if self.unsettled { self.layout.sync_exchange_again() } else { Ok(()) };
         }
         match self.layout.slots.stat(&slot_name(slot))? {
-            Some(stat) if stat.inode == inode => self.layout.exchange_live(slot),
+            Some(stat) if stat.inode == inode => self.exchange_live(known, slot),
             _ => Ok(()),
         }
     }
@@ -255,7 +278,7 @@ impl Slots {
         known.served.retain(|slot, _| ![linked, landing].contains(slot));
         known.coming = Some(Coming { slot, inode });
         self.record.restore(&known)?;
-        self.layout.exchange_live(slot)?;
+        self.exchange_live(&known, slot)?;
         self.known = known;
         self.known.coming = None;
         self.linked = Some(landing);
