@@ -275,12 +275,23 @@ impl Agent {
         self.root.join("live")
     }
 
+    /// Target of the link `live`, or `live` itself if that is a directory, and the inode number of the tree.
+    pub fn live_target(&self) -> Option<(PathBuf, u64)> {
+        let itself = |_| self.live().is_dir().then(|| PathBuf::from("live")).ok_or(());
+        let target = std::fs::read_link(self.live()).or_else(itself).ok()?;
+        Some((target, std::fs::metadata(self.live()).map_or(0, |live| live.ino())))
+    }
+
     /// The generation that `live` leads to on disk; `None`: there is no link. The agent must have run since
     /// the last power cut, because the links in `generations/` may be outdated until then.
     #[track_caller]
     pub fn live_generation(&self) -> Option<u64> {
-        let target = std::fs::read_link(self.live()).ok()?;
-        assert!(target.starts_with("slots"), "live leads to {}, not to a slot", target.display());
+        let (target, _) = self.live_target()?;
+        assert!(
+            target.starts_with("slots") || target == Path::new("live"),
+            "live leads to {}, not to a slot",
+            target.display()
+        );
         let slot = Path::new("..").join(target);
         let links = std::fs::read_dir(self.root.join("generations")).ok()?.filter_map(Result::ok);
         let is_live = |link: &PathBuf| std::fs::read_link(link).is_ok_and(|target| target == slot);

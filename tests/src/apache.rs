@@ -15,6 +15,8 @@ use crate::{Scene, http, wait};
 pub enum DocumentRoot {
     /// The `live` link, which every request resolves again.
     LiveLink,
+    /// The directory `live` of an agent with `--swap exchange`, by an Apache that follows no symlinks.
+    LiveDirectory,
     /// The slot, resolved once for each generation: a hook writes `Define SYNCD_LIVE` and reloads gracefully.
     Resolved,
     /// This directory, whatever is live, with mod_php as Debian configures it.
@@ -71,12 +73,18 @@ impl Apache {
                  \x20 Define SYNCD_LIVE {replica}/live\n  Define SYNCD_GENERATION unknown\n</IfDefine>\n\
                  Header always set X-Syncd-Generation \"${{SYNCD_GENERATION}}\"\nDocumentRoot \"${{SYNCD_LIVE}}\"\n"
             ),
-            DocumentRoot::LiveLink => format!("DocumentRoot \"{replica}/live\"\n"),
+            DocumentRoot::LiveLink | DocumentRoot::LiveDirectory => {
+                format!("DocumentRoot \"{replica}/live\"\n")
+            }
             DocumentRoot::Php(path) => format!(
                 "DocumentRoot \"{0}\"\n<Directory \"{0}\">\n  Require all granted\n</Directory>\n\
                  <FilesMatch \"\\.php$\">\n  SetHandler application/x-httpd-php\n</FilesMatch>\n",
                 path.display()
             ),
+        };
+        let links = match document_root {
+            DocumentRoot::LiveDirectory => "None",
+            _ => "FollowSymLinks",
         };
         let workers = match document_root {
             // PHP's modules do not support threads.
@@ -85,7 +93,7 @@ impl Apache {
                  LoadModule php_module {}\nStartServers 2\nMaxRequestWorkers 4\n",
                 php_module().display()
             ),
-            DocumentRoot::LiveLink | DocumentRoot::Resolved => format!(
+            DocumentRoot::LiveLink | DocumentRoot::LiveDirectory | DocumentRoot::Resolved => format!(
                 "LoadModule mpm_event_module {MODULES}/mod_mpm_event.so\n\
                  StartServers 2\nServerLimit 32\nThreadsPerChild 16\nThreadLimit 16\nMaxRequestWorkers 64\n\
                  MinSpareThreads 16\nMaxSpareThreads 64\n"
@@ -98,7 +106,7 @@ impl Apache {
              LoadModule headers_module {MODULES}/mod_headers.so\n\
              LoadModule dir_module {MODULES}/mod_dir.so\n{account}\
              EnableSendfile On\nEnableMMAP On\nKeepAlive Off\nTimeout 120\n{root}\
-             <Directory \"{replica}\">\n  Options FollowSymLinks\n  AllowOverride None\n  Require all granted\n\
+             <Directory \"{replica}\">\n  Options {links}\n  AllowOverride None\n  Require all granted\n\
              </Directory>\n"
         )
     }

@@ -133,9 +133,14 @@ impl Node {
     /// An origin of the tree at `tree`, and an agent that has joined and holds nothing.
     #[track_caller]
     pub fn joined(scene: &Scene, mount: Mount, tree: &Path, rights: Rights) -> Self {
+        Self::joined_with(scene, mount, tree, rights, &[])
+    }
+
+    fn joined_with(scene: &Scene, mount: Mount, tree: &Path, rights: Rights, options: &[&str]) -> Self {
         let origin = Origin::started(scene, tree);
         let root = mount.directory().join("web1");
-        let mut agent = Agent::new(scene, "web1").at(&root).with_options(&["--grace", "0s"]);
+        let mut agent =
+            Agent::new(scene, "web1").at(&root).with_options(&["--grace", "0s"]).with_options(options);
         if rights == Rights::User {
             agent = agent.unprivileged(scene);
         }
@@ -155,6 +160,17 @@ impl Node {
     /// Makes generations 1 to 5 at the origin, and the scenarios that lead to the last one.
     #[track_caller]
     pub fn new(scene: &Scene, mount: Mount, rights: Rights) -> (Self, Vec<Scenario>) {
+        Self::with_options(scene, mount, rights, &[])
+    }
+
+    /// The same with further options of the agent.
+    #[track_caller]
+    pub fn with_options(
+        scene: &Scene,
+        mount: Mount,
+        rights: Rights,
+        options: &[&str],
+    ) -> (Self, Vec<Scenario>) {
         let tree = scene.path("tree");
         small_site(&tree, FILES);
         write(&tree, "large.bin", Seeded::new(3).bytes(300_000));
@@ -164,7 +180,7 @@ impl Node {
             }
         };
         close(0);
-        let mut node = Self::joined(scene, mount, &tree, rights);
+        let mut node = Self::joined_with(scene, mount, &tree, rights, options);
         let joined = node.mount.save("joined.image");
         node.commit();
         for number in 2..=3 {
@@ -466,8 +482,8 @@ impl Node {
 
     /// The live generation, which must be sealed and not older than `floor`.
     pub fn complete(&self, floor: u64) -> Result<u64, String> {
-        let link = || std::fs::read_link(self.agent.live());
-        let Ok(slot) = link() else {
+        let link = || self.agent.live_target();
+        let Some((slot, inode)) = link() else {
             return match floor {
                 0 => Ok(0),
                 _ => Err(format!("generation {floor} was live, now nothing is")),
@@ -476,7 +492,7 @@ impl Node {
         match self.newest_of(&self.agent.root.join(&slot)) {
             Ok(Some(number)) if number >= floor => Ok(number),
             // A slot that is no longer live may be changed during the walk.
-            _ if link().is_ok_and(|now| now != slot) => self.complete(floor),
+            _ if link().is_some_and(|now| now != (slot.clone(), inode)) => self.complete(floor),
             Ok(Some(number)) => Err(format!("generation {floor} was live, now {number} is")),
             Ok(None) => Err(format!("what is live was never sealed: {}", self.nearest(&slot))),
             Err(error) => Err(error),

@@ -41,7 +41,9 @@ pub fn litter(root: &Path, status: &AgentStatus) -> Result<(), String> {
     if generations != on_disk {
         return Err(format!("generations {on_disk:?}, status says {generations:?}"));
     }
-    let slots = names(&root.join("slots"))?;
+    let mut slots = names(&root.join("slots"))?;
+    let live = root.join("live");
+    slots.extend((live.is_dir() && !live.is_symlink()).then(|| "live".to_owned()));
     if slots.len() as u64 != generations.len() as u64 + status.spares {
         let spares = status.spares;
         return Err(format!("slots {slots:?}, status says {generations:?} and {spares} spares"));

@@ -19,6 +19,7 @@ use syncd_tests::{
 };
 
 const ACTIVATIONS: u64 = 200;
+const EXCHANGES: u64 = 40;
 const PAGES: usize = 40;
 const SLOW_BYTES: usize = 24 * 1024 * 1024;
 
@@ -177,6 +178,44 @@ fn two_hundred_activations_under_load() {
             agent.status()
         );
     }
+}
+
+#[test]
+fn forty_activations_of_a_real_directory_under_load() {
+    let scene = Scene::new("apache-exchange");
+    let tree = scene.path("tree");
+    let pages = |version: u64| {
+        for number in 0..PAGES {
+            write(&tree, &format!("page-{number}.html"), page(version, number));
+        }
+    };
+    pages(0);
+    let origin = Origin::started(&scene, &tree);
+    let mut web = Agent::joined(&scene, &origin, "web1").with_options(&["--swap", "exchange"]);
+    web.start();
+    origin.wait_connected(&["web1"]);
+    let first = origin.commit_live();
+    web.wait_live(first);
+    let mut apache = Apache::configured(&scene, "apache", &web.root, &DocumentRoot::LiveDirectory);
+    apache.start();
+    let clients = Clients::start(&apache.address, PAGES, 2);
+    for version in 1..=EXCHANGES {
+        pages(version);
+        let before = web.live_target().expect("a tree");
+        let number = origin.commit_live();
+        assert_eq!(number, first + version, "every version is a generation of its own");
+        let (target, inode) = web.live_target().expect("a tree");
+        assert_eq!(target.to_str(), Some("live"), "a directory");
+        assert_ne!(inode, before.1, "another directory");
+    }
+    wait::until("the last version to be served", || (clients.newest() == EXCHANGES).then_some(()));
+    let judged = clients.finish();
+    println!("a real directory: {judged:?}");
+    // Apache calls stat on a path and opens it later, as through a link: a request can span a switch.
+    let straddled = judged.failed + judged.mixed;
+    assert!(straddled * 1000 <= judged.requests, "more than one in a thousand: {judged:?}");
+    assert_same(&tree, &web.live());
+    assert_no_litter(&web);
 }
 
 const ASSET_NAME: &str = "assets_of_the_generation_before_are_found_and_nothing_else_of_it";

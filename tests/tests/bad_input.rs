@@ -11,7 +11,7 @@ use syncd_tests::edits::{remove, small_site, write};
 use syncd_tests::mounts::Mount;
 use syncd_tests::oracle::{assert_same, fingerprint};
 use syncd_tests::process::{Outcome, run_within, tool};
-use syncd_tests::{Agent, Origin, Scene, binary, is_root, require_root, wait};
+use syncd_tests::{Agent, Origin, Scene, binary, is_root, require_program, require_root, wait};
 
 const QUICK: Duration = Duration::from_secs(30);
 
@@ -264,6 +264,31 @@ fn a_live_that_is_a_real_directory_with_content() {
     agent.start();
     agent.wait_live(1);
     assert_same(&origin.tree, &agent.live());
+}
+
+/// Unmounts a file system at the end of a test.
+struct Unmount<'a>(&'a Path);
+
+impl Drop for Unmount<'_> {
+    fn drop(&mut self) {
+        let _ = Command::new("umount").arg("-l").arg(self.0).status();
+    }
+}
+
+#[test]
+fn a_file_system_that_can_not_exchange_directories() {
+    require_root("it mounts a file system");
+    let (scene, origin) = site("no-exchange");
+    let [below, above] = ["below", "above"].map(|name| scene.new_directory(name));
+    // FUSE hands RENAME_EXCHANGE to its daemon, and this one refuses it.
+    require_program("bindfs", "bindfs");
+    tool("bindfs", [&below, &above]);
+    let _mounted = Unmount(&above);
+    let agent = Agent::new(&scene, "web1").at(&above.join("web1")).with_options(&["--swap", "exchange"]);
+    agent.join(origin.address(), &origin.token()).expect_success();
+    refused_run(&agent).expect_refusal(&["--swap exchange", "RENAME_EXCHANGE", "fuse", "--swap link"]);
+    assert!(!agent.live().exists() && !agent.live().is_symlink(), "nothing is live");
+    assert_eq!(fs::read_dir(agent.root.join("staging")).expect("staging").count(), 0, "nothing was left");
 }
 
 #[test]

@@ -231,10 +231,10 @@ impl Tally {
 fn sweep_lane(sweep: Sweep, lane: Lane, seed: u64) -> Tally {
     let mut random = Seeded::new(seed);
     let started = Instant::now();
-    let Sweep { file_system, rights } = sweep;
-    let scene = Scene::in_memory(&format!("sweep-{file_system:?}-{rights:?}-{}", lane.number));
+    let Sweep { file_system, rights, swap } = sweep;
+    let scene = Scene::in_memory(&format!("sweep-{file_system:?}-{rights:?}-{swap}-{}", lane.number));
     let mount = file_system.mount(&scene);
-    let (mut node, mut scenarios) = Node::new(&scene, mount, rights);
+    let (mut node, mut scenarios) = Node::with_options(&scene, mount, rights, &["--swap", swap]);
     scenarios.extend(recoveries(&mut node, &scenarios));
     let parts = parts(&mut node, scenarios, sweep.share(), lane, &mut random);
     println!("prepared and counted in {:.1} s", started.elapsed().as_secs_f64());
@@ -298,6 +298,8 @@ impl FileSystem {
 struct Sweep {
     file_system: FileSystem,
     rights: Rights,
+    /// Option `--swap` of the agent.
+    swap: &'static str,
 }
 
 impl Sweep {
@@ -308,7 +310,7 @@ impl Sweep {
 
 impl std::fmt::Display for Sweep {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "{:?} with the rights of {:?}", self.file_system, self.rights)
+        write!(f, "{:?} with the rights of {:?}, --swap {}", self.file_system, self.rights, self.swap)
     }
 }
 
@@ -352,17 +354,46 @@ fn run(sweep: Sweep) {
 
 #[test]
 fn no_cut_on_ext4_leaves_a_mix_or_loses_what_was_reported() {
-    run(Sweep { file_system: FileSystem::Ext4, rights: Rights::Root });
+    run(Sweep { file_system: FileSystem::Ext4, rights: Rights::Root, swap: "link" });
 }
 
 #[test]
 fn no_cut_on_xfs_leaves_a_mix_or_loses_what_was_reported() {
-    run(Sweep { file_system: FileSystem::Xfs, rights: Rights::Root });
+    run(Sweep { file_system: FileSystem::Xfs, rights: Rights::Root, swap: "link" });
 }
 
 #[test]
 fn no_cut_stops_an_agent_without_privileges_or_costs_what_it_reported() {
-    run(Sweep { file_system: FileSystem::Ext4, rights: Rights::User });
+    run(Sweep { file_system: FileSystem::Ext4, rights: Rights::User, swap: "link" });
+}
+
+#[test]
+fn no_cut_of_an_exchange_on_ext4_leaves_a_mix_or_loses_what_was_reported() {
+    run(Sweep { file_system: FileSystem::Ext4, rights: Rights::User, swap: "exchange" });
+}
+
+#[test]
+fn no_cut_of_an_exchange_on_xfs_leaves_a_mix_or_loses_what_was_reported() {
+    run(Sweep { file_system: FileSystem::Xfs, rights: Rights::Root, swap: "exchange" });
+}
+
+#[test]
+fn an_exchange_that_the_record_does_not_announce_is_caught() {
+    let mut random = Seeded::announced("exchanges");
+    let scene = Scene::in_memory("sweep-exchange");
+    let mount = Mount::ext4(&scene.path("disk"), 64);
+    let (mut node, mut scenarios) = Node::with_options(&scene, mount, Rights::Root, &["--swap", "exchange"]);
+    scenarios.retain(|scenario| scenario.name == "large update");
+    for planted in [None, Some("no-coming")] {
+        node.planted = planted;
+        let parts = parts(&mut node, scenarios.clone(), None, Lane::ALL, &mut random);
+        let Part { scenario, points, cases } = &parts[0];
+        // The only exchanges of this agent are its start's trial and the switch.
+        let exchange = points.iter().rfind(|point| point.call == "renameat2").expect("a switch").ordinal;
+        let near = cases.iter().filter(|case| (exchange - 2..=exchange).contains(&case.ordinal));
+        let complaint = near.map(|case| node.run(scenario, *case)).find_map(Result::err);
+        assert_eq!(complaint.is_some(), planted.is_some(), "{planted:?}: {complaint:?}");
+    }
 }
 
 #[test]

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 
+use syncd_agent::replica::Swap;
 use syncd_agent::session::event::{Action, Event as Heard};
 use syncd_agent::session::machine::{Machine, Trust};
 use syncd_agent::session::worker::{Cancellation, Command, Outcome, Report};
@@ -26,7 +27,10 @@ impl World {
         }
         node.life += 1;
         node.clock.set(now);
-        let options = options(self.keep, self.grace, self.part, &node.clock);
+        // Each start may change it. Planted bugs know links.
+        let is_exchanged = self.plant.is_none() && seed.is_multiple_of(3);
+        let swap = if is_exchanged { Swap::Exchange } else { Swap::Link };
+        let options = options(self.keep, self.grace, self.part, swap, &node.clock);
         let worker = Worker::start(format!("node-{n}"), &node.root, options, self.plant);
         let state = match worker.hear() {
             Some(FromWorker::Opened(Ok(state))) => *state,

@@ -12,7 +12,7 @@ use std::thread::JoinHandle;
 use std::time::Duration;
 
 use syncd_agent::clock::Clock;
-use syncd_agent::replica::{Replica, ReplicaOptions};
+use syncd_agent::replica::{Replica, ReplicaOptions, Swap};
 use syncd_agent::session::worker::{Bench, Cancellation, Command, Hooks, ReplicaState, ReplicaWork, Report};
 use syncd_agent::source::{Batches, FetchError, Frames, Source};
 use syncd_shared::RootHash;
@@ -205,6 +205,6 @@ impl Drop for Transfer {
 }
 
 /// Options of the simulated replicas.
-pub fn options(keep: usize, grace: Duration, part: PartLimits, clock: &Clock) -> ReplicaOptions {
-    ReplicaOptions { keep, grace, part, clock: clock.clone(), ..ReplicaOptions::default() }
+pub fn options(keep: usize, grace: Duration, part: PartLimits, swap: Swap, clock: &Clock) -> ReplicaOptions {
+    ReplicaOptions { keep, grace, part, swap: Some(swap), clock: clock.clone(), ..ReplicaOptions::default() }
 }

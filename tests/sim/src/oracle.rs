@@ -1,7 +1,7 @@
 //! Rules that always hold (see docs/reliability.md).
 
 use std::fs;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use syncd_proto::v1;
 use syncd_shared::{RootHash, SignedGeneration};
@@ -49,7 +49,8 @@ impl World {
         }
         self.nodes[n].accepted = accepted;
         let link = self.nodes[n].root.join("live");
-        let on_disk = fs::read_link(&link).ok();
+        let is_directory = || link.is_dir().then(|| "live".into());
+        let on_disk: Option<PathBuf> = fs::read_link(&link).ok().or_else(is_directory);
         let number = on_disk.as_ref().and_then(|link| generation_of(&self.nodes[n].root, link));
         let told_number = told.as_ref().map(|t| t.number().get());
         if let Some(ahead) = number
@@ -146,7 +147,9 @@ impl World {
         if !staging.is_empty() {
             return Err(surplus(format!("staging {staging:?}")));
         }
-        let slots = names(&root.join("slots"));
+        let mut slots = names(&root.join("slots"));
+        let live = root.join("live");
+        slots.extend((live.is_dir() && !live.is_symlink()).then(|| "live".to_owned()));
         if slots.len() as u64 != numbers.len() as u64 + state.spares {
             let spares = state.spares;
             return Err(surplus(format!("slots {slots:?}, its state says {numbers:?}, {spares} spares")));
@@ -156,7 +159,7 @@ impl World {
     }
 }
 
-/// Generation in a slot, according to the links in `generations/`.
+/// Generation in a slot, or at `live`, according to the links in `generations/`.
 fn generation_of(root: &Path, slot: &Path) -> Option<u64> {
     let target = Path::new("..").join(slot);
     let generations = root.join("generations");
