@@ -264,6 +264,77 @@ fn a_hook_runs_at_the_next_start_for_what_was_healed_while_no_agent_ran() {
     wait::until("the node is live", || (web1.status().state == "live").then_some(()));
 }
 
+/// One run of a hook that logs its generation, tree and slot paths.
+struct SlotRun {
+    generation: u64,
+    tree: String,
+    paths: Vec<String>,
+}
+
+fn slot_runs(log: &Path) -> Vec<SlotRun> {
+    let text = std::fs::read_to_string(log).unwrap_or_default();
+    let run = |line: &str| {
+        let mut words = line.split(' ').map(str::to_owned);
+        let (generation, tree) = (words.next()?.parse().ok()?, words.next()?);
+        Some(SlotRun { generation, tree, paths: words.filter(|word| !word.is_empty()).collect() })
+    };
+    text.lines().filter_map(run).collect()
+}
+
+#[test]
+fn a_hook_that_failed_for_two_switches_is_told_later_what_the_slots_showed_meanwhile() {
+    for is_unprivileged in [false, true] {
+        let scene = Scene::new("hook-twice");
+        let tree = scene.path("tree");
+        write(&tree, "index.html", "one");
+        let origin = Origin::started(&scene, &tree);
+        let (log, broken) = (scene.path("log"), scene.path("broken"));
+        std::fs::write(&log, "").expect("make the log");
+        std::fs::set_permissions(&log, PermissionsExt::from_mode(0o666)).expect("chmod");
+        let paths = "$(tr '\\0' ' ' < $SYNCD_SLOT_PATHS)";
+        let hook = format!(
+            "echo \"$SYNCD_GENERATION $SYNCD_TREE {paths}\" >> {}; test ! -e {}",
+            log.display(),
+            broken.display()
+        );
+        let agent = Agent::new(&scene, "web1");
+        let agent = if is_unprivileged { agent.unprivileged(&scene) } else { agent };
+        agent.join(origin.address(), &origin.token()).expect_success();
+        let mut agent = agent.with_options(&["--on-activate", &hook, "--keep", "1", "--grace", "0s"]);
+        agent.start();
+        origin.wait_connected(&["web1"]);
+        let commit = |number: u64, code: i32| {
+            write(&tree, "index.html", format!("version {number}"));
+            origin.cli("commit", &["--wait"]).expect_code(code);
+            wait::until("spares", || (agent.status().spares >= 2 || code != 0).then_some(()));
+        };
+        (1..=5).for_each(|number| commit(number, 0));
+        std::fs::write(&broken, "").expect("break the hook");
+        write(&tree, "only-in-6.html", "a page of a generation whose hook failed");
+        commit(6, 3);
+        remove(&tree.join("only-in-6.html"));
+        write(&tree, "only-in-7.html", "a page of the next one");
+        commit(7, 3);
+        remove(&tree.join("only-in-7.html"));
+        remove(&broken);
+        // The lowest slots are used again first: until one of the two comes round.
+        let again = (8..30).find_map(|number| {
+            commit(number, 0);
+            let runs = slot_runs(&log);
+            let last = runs.iter().find(|run| run.generation == number)?;
+            // Nobody knows what else was cached of a slot that no hook has succeeded for.
+            let was_known = |run: &&SlotRun| [6, 7].contains(&run.generation) && !run.paths.is_empty();
+            let failed = runs.iter().filter(was_known).find(|run| run.tree == last.tree)?;
+            Some((failed.generation, last.paths.clone()))
+        });
+        let (failed, paths) = again.expect("a slot is used again");
+        for name in [format!("only-in-{failed}.html"), "index.html".to_owned()] {
+            assert!(paths.contains(&name), "generation {failed}: {paths:?}");
+        }
+        agent.stop();
+    }
+}
+
 /// Number of lines in a log that contain all of these.
 fn lines_with(log: &str, parts: &[&str]) -> usize {
     log.lines().filter(|line| parts.iter().all(|part| line.contains(part))).count()
