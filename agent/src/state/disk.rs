@@ -10,12 +10,16 @@
 //! ([`with_access`]), so callers need not know modes. The bits of group and others never change. A crash
 //! during such a call leaves the owner's bits set, and `verify` reports this.
 
+mod content;
+pub(crate) mod fault;
+mod lifting;
+mod stat;
+
 use std::ffi::CStr;
 use std::fs::File;
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
-use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
@@ -26,109 +30,12 @@ use rustix::fs::{
 use rustix::io::Errno;
 use syncd_shared::{Metadata, Timestamp};
 
+pub use self::content::{
+    copy, drop_cached, drop_cached_at, read_at_random, read_cached_at, will_read, write_sparse_at,
+};
+use self::lifting::{by_descriptor, set_mode, with_access};
+pub use self::stat::{DiskError, Space, Stat};
 use crate::planted::{self, Bug};
-
-/// Failure of a system call.
-#[derive(Debug, thiserror::Error)]
-#[error("{doing} {}", path.display())]
-pub struct DiskError {
-    /// Operation, as the start of a message.
-    pub doing: &'static str,
-    /// Path of the file, for messages.
-    pub path: PathBuf,
-    /// Error of the kernel.
-    #[source]
-    pub source: io::Error,
-}
-
-impl DiskError {
-    /// Whether space, inodes or quota ran out.
-    pub fn is_full(&self) -> bool {
-        [Errno::NOSPC, Errno::DQUOT].iter().any(|e| self.source.raw_os_error() == Some(e.raw_os_error()))
-    }
-
-    /// Whether the kernel failed to write: nothing written since the last sync may be trusted.
-    pub fn is_write_back(&self) -> bool {
-        self.source.raw_os_error() == Some(Errno::IO.raw_os_error())
-    }
-
-    /// Whether the name does not exist.
-    pub fn is_absent(&self) -> bool {
-        self.source.kind() == io::ErrorKind::NotFound
-    }
-
-    /// Whether this user may not do it, or another user prevents it: a foreign directory, a mount, or names
-    /// that appear while a directory is emptied.
-    pub fn is_denied(&self) -> bool {
-        let errno = Errno::from_io_error(&self.source);
-        matches!(errno, Some(Errno::ACCESS | Errno::PERM | Errno::BUSY | Errno::XDEV | Errno::NOTEMPTY))
-    }
-
-    /// Whether the name is missing or is not a directory.
-    pub fn is_no_directory(&self) -> bool {
-        let errno = Errno::from_io_error(&self.source);
-        matches!(errno, Some(Errno::NOENT | Errno::NOTDIR | Errno::LOOP))
-    }
-}
-
-/// Metadata of a name.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Stat {
-    /// Kind of file.
-    pub kind: FileType,
-    /// Number of the file system.
-    pub device: u64,
-    /// Inode number.
-    pub inode: u64,
-    /// Content bytes.
-    pub size: u64,
-    /// Permission, sticky and set-id bits.
-    pub mode: u32,
-    /// User id of the owner.
-    pub uid: u32,
-    /// Group id.
-    pub gid: u32,
-    /// Modification time.
-    pub mtime: Timestamp,
-    /// Time of the last change of any kind, which no program can set.
-    pub ctime: Timestamp,
-    /// Number of names of the inode.
-    pub links: u64,
-    /// Bytes allocated on disk: less than the size if the file has holes.
-    pub allocated_bytes: u64,
-}
-
-impl Stat {
-    fn from_kernel(stat: &rustix::fs::Stat) -> Self {
-        Self {
-            kind: FileType::from_raw_mode(stat.st_mode),
-            device: stat.st_dev,
-            inode: stat.st_ino,
-            size: stat.st_size as u64,
-            mode: stat.st_mode & 0o7777,
-            uid: stat.st_uid,
-            gid: stat.st_gid,
-            mtime: Timestamp { seconds: stat.st_mtime, nanoseconds: stat.st_mtime_nsec as u32 },
-            ctime: Timestamp { seconds: stat.st_ctime, nanoseconds: stat.st_ctime_nsec as u32 },
-            links: stat.st_nlink,
-            // The kernel counts in units of 512 bytes on every file system.
-            allocated_bytes: (stat.st_blocks as u64).saturating_mul(512),
-        }
-    }
-}
-
-/// Free space of a file system.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Space {
-    /// Size of the file system in bytes.
-    pub total_bytes: u64,
-    /// Bytes that this process may still use.
-    pub free_bytes: u64,
-    /// Allocation unit in bytes.
-    pub block_bytes: u64,
-    /// Inodes that may still be created; `None`: the file system has no limit.
-    pub free_inodes: Option<u64>,
-}
 
 /// Decides who owns replicated files.
 #[derive(Debug, Clone, Copy)]
@@ -603,56 +510,6 @@ impl Dir {
     }
 }
 
-/// A path that names an open file, even one opened with `O_PATH`.
-fn by_descriptor(fd: &impl AsRawFd) -> String {
-    format!("/proc/self/fd/{}", fd.as_raw_fd())
-}
-
-fn set_mode(fd: BorrowedFd<'_>, mode: u32) -> Result<(), Errno> {
-    // fchmod refuses `O_PATH` descriptors.
-    rustix::fs::chmod(by_descriptor(&fd), Mode::from_raw_mode(mode))
-}
-
-/// An inode whose owner has full access until this is dropped.
-struct Lifted<'a> {
-    fd: BorrowedFd<'a>,
-    mode: u32,
-}
-
-impl<'a> Lifted<'a> {
-    /// `None`: the mode denies the owner nothing, or the inode belongs to another user.
-    fn lift(fd: BorrowedFd<'a>) -> Option<Self> {
-        let stat = Stat::from_kernel(&rustix::fs::fstat(fd).ok()?);
-        let wanted = match stat.kind {
-            FileType::Directory => 0o700,
-            FileType::RegularFile => 0o600,
-            _ => return None,
-        };
-        if stat.mode & wanted == wanted {
-            return None;
-        }
-        set_mode(fd, stat.mode | wanted).ok()?;
-        Some(Self { fd, mode: stat.mode })
-    }
-}
-
-impl Drop for Lifted<'_> {
-    fn drop(&mut self) {
-        if let Err(error) = set_mode(self.fd, self.mode) {
-            tracing::warn!(%error, mode = self.mode, "a mode could not be restored");
-        }
-    }
-}
-
-/// Repeats a refused call with the owner's bits of some inodes set, and restores their modes afterwards. Only
-/// one call at a time, because another thread must not mistake a temporary mode for the real one.
-fn with_access<T>(inodes: &[BorrowedFd<'_>], call: impl FnOnce() -> Result<T, Errno>) -> Result<T, Errno> {
-    static LIFTING: Mutex<()> = Mutex::new(());
-    let _one = LIFTING.lock().unwrap_or_else(PoisonError::into_inner);
-    let _lifted: Vec<Lifted<'_>> = inodes.iter().filter_map(|fd| Lifted::lift(*fd)).collect();
-    call()
-}
-
 /// Sets owner, mode and, last, times of an open file or directory.
 fn set_metadata_of(fd: BorrowedFd<'_>, metadata: &Metadata, owners: Owners) -> Result<(), Errno> {
     fault::point()?;
@@ -679,110 +536,6 @@ pub fn dress(file: &File, metadata: &Metadata, owners: Owners) -> io::Result<u64
 /// Metadata of an open file.
 pub fn stat_file(file: &File) -> io::Result<Stat> {
     Ok(Stat::from_kernel(&rustix::fs::fstat(file)?))
-}
-
-/// Drops cached pages that are already on disk, so that the next read comes from the disk.
-pub fn drop_cached(file: &File) {
-    // Only a hint: if the kernel refuses it, cached bytes are read.
-    let _ = rustix::fs::fadvise(file, 0, None, rustix::fs::Advice::DontNeed);
-}
-
-/// Drops the cached pages of a stretch of a file.
-pub fn drop_cached_at(file: &File, offset: u64, bytes: u64) {
-    // Only a hint.
-    let length = std::num::NonZeroU64::new(bytes);
-    let _ =
-        length.map(|length| rustix::fs::fadvise(file, offset, Some(length), rustix::fs::Advice::DontNeed));
-}
-
-/// Turns off readahead for a file.
-pub fn read_at_random(file: &File) {
-    // Only a hint.
-    let _ = rustix::fs::fadvise(file, 0, None, rustix::fs::Advice::Random);
-}
-
-/// Reads cached bytes of a file at `offset`; `None`: nothing is cached there, or the file system cannot tell.
-pub fn read_cached_at(file: &File, buffer: &mut [u8], offset: u64) -> io::Result<Option<usize>> {
-    let flags = rustix::io::ReadWriteFlags::NOWAIT;
-    match rustix::io::preadv2(file, &mut [io::IoSliceMut::new(buffer)], offset, flags) {
-        Ok(read) => Ok(Some(read)),
-        Err(Errno::AGAIN | Errno::OPNOTSUPP | Errno::INVAL | Errno::NOSYS | Errno::INTR) => Ok(None),
-        Err(e) => Err(e.into()),
-    }
-}
-
-/// Starts reading a stretch of a file ahead of use.
-pub fn will_read(file: &File, offset: u64, length: u64) {
-    // Only a hint.
-    let _ =
-        rustix::fs::fadvise(file, offset, std::num::NonZeroU64::new(length), rustix::fs::Advice::WillNeed);
-}
-
-/// Copies a whole file, with its holes, into an empty one: by reflink, otherwise in the kernel, otherwise
-/// through memory.
-pub fn copy(from: &File, to: &File) -> io::Result<()> {
-    fault::point()?;
-    match rustix::fs::ioctl_ficlone(to, from) {
-        Ok(()) => return Ok(()),
-        Err(error) if is_damage(error) => return Err(error.into()),
-        Err(_) => {}
-    }
-    let stat = stat_file(from)?;
-    if stat.allocated_bytes < stat.size {
-        return copy_data(from, to, stat.size);
-    }
-    let (mut from, mut to) = (from, to);
-    io::copy(&mut from, &mut to).map(|_| ())
-}
-
-/// Whether a failed reflink is a fault of the disk, which must be reported. After any other error a copy may
-/// succeed: the file system has no reflinks, or no room for them (for which XFS reports ENOSPC).
-fn is_damage(error: Errno) -> bool {
-    matches!(error, Errno::IO | Errno::ROFS)
-}
-
-/// Copies the data of a file of `size` bytes, without its holes.
-fn copy_data(mut from: &File, mut to: &File, size: u64) -> io::Result<()> {
-    to.set_len(size)?;
-    let mut at = 0;
-    while at < size {
-        let start = match rustix::fs::seek(from, rustix::fs::SeekFrom::Data(at)) {
-            Ok(start) => start,
-            // Only a hole is left.
-            Err(Errno::NXIO) => break,
-            Err(e) => return Err(e.into()),
-        };
-        let end = rustix::fs::seek(from, rustix::fs::SeekFrom::Hole(start))?;
-        rustix::fs::seek(from, rustix::fs::SeekFrom::Start(start))?;
-        rustix::fs::seek(to, rustix::fs::SeekFrom::Start(start))?;
-        io::copy(&mut io::Read::take(&mut from, end - start), &mut to)?;
-        at = end;
-    }
-    Ok(())
-}
-
-/// Size of the aligned blocks that become holes if they are zero.
-const HOLE_BYTES: usize = 4096;
-
-/// Writes a stretch of a new file where nothing was written before. Aligned blocks of zeros become holes. If
-/// the stretch ends the file, the caller sets the file's length.
-pub fn write_sparse_at(file: &File, bytes: &[u8], offset: u64) -> io::Result<()> {
-    const ZEROS: [u8; HOLE_BYTES] = [0; HOLE_BYTES];
-    let write = |start: usize, end: usize| match bytes.get(start..end) {
-        Some(data) if !data.is_empty() => file.write_all_at(data, offset.saturating_add(start as u64)),
-        _ => Ok(()),
-    };
-    let unaligned = (offset % HOLE_BYTES as u64) as usize;
-    let mut next = if unaligned == 0 { 0 } else { HOLE_BYTES - unaligned };
-    let mut written = 0;
-    while let Some(block) = bytes.get(next..next + HOLE_BYTES) {
-        if block == ZEROS {
-            write(written, next)?;
-            written = next + HOLE_BYTES;
-        }
-        next += HOLE_BYTES;
-    }
-    write(written, bytes.len())
 }
 
 /// Lets one thread at a time create an inode. If two threads create inodes in one block of the inode table,
@@ -820,139 +573,5 @@ fn retry<T>(mut call: impl FnMut() -> Result<T, Errno>) -> Result<T, Errno> {
     }
 }
 
-/// Stops a test before any chosen change to the disk, as a kill would.
-pub(crate) mod fault {
-    use rustix::io::Errno;
-
-    #[cfg(not(test))]
-    #[inline]
-    pub(crate) fn point() -> Result<(), Errno> {
-        Ok(())
-    }
-
-    #[cfg(test)]
-    thread_local! {
-        static LEFT: std::cell::Cell<Option<u64>> = const { std::cell::Cell::new(None) };
-    }
-
-    /// Called before every change that this thread makes to the disk. All calls after the chosen one fail, as
-    /// if the process were dead.
-    #[cfg(test)]
-    pub(crate) fn point() -> Result<(), Errno> {
-        match LEFT.get() {
-            None => Ok(()),
-            Some(0) => Err(Errno::OWNERDEAD),
-            Some(n) => {
-                LEFT.set(Some(n - 1));
-                Ok(())
-            }
-        }
-    }
-
-    /// Allows `changes` more changes; `None`: all.
-    #[cfg(test)]
-    pub(crate) fn arm(changes: Option<u64>) {
-        LEFT.set(changes);
-    }
-}
-
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn names_that_lead_elsewhere_are_refused() {
-        let temp = tempfile::tempdir().unwrap();
-        std::os::unix::fs::symlink("/etc", temp.path().join("out")).unwrap();
-        let dir = Dir::open_path(temp.path()).unwrap();
-        assert!(dir.open_dir(b"..").is_err());
-        assert!(dir.open_dir(b"/etc").is_err());
-        assert!(dir.open_dir(b"out").is_err());
-        assert!(dir.open_file(b"out/passwd").is_err());
-    }
-
-    #[test]
-    fn metadata_is_never_set_through_a_symlink() {
-        use std::os::unix::fs::MetadataExt;
-        let temp = tempfile::tempdir().unwrap();
-        std::fs::write(temp.path().join("secret"), "x").unwrap();
-        std::os::unix::fs::symlink("secret", temp.path().join("name")).unwrap();
-        let before = std::fs::metadata(temp.path().join("secret")).unwrap().mode();
-        let dir = Dir::open_path(temp.path()).unwrap();
-        let metadata =
-            Metadata { mode: 0o777, uid: 0, gid: 0, mtime: Timestamp { seconds: 0, nanoseconds: 0 } };
-        assert!(dir.set_metadata(b"name", &metadata, Owners::new(None), false).is_err());
-        assert_eq!(std::fs::metadata(temp.path().join("secret")).unwrap().mode(), before);
-    }
-
-    #[test]
-    fn a_reflink_is_done_without_unless_the_disk_is_damaged() {
-        let temp = tempfile::tempdir().unwrap();
-        let file = |name: &str| File::create_new(temp.path().join(name)).unwrap();
-        std::fs::write(temp.path().join("from"), "content").unwrap();
-        let from = File::open(temp.path().join("from")).unwrap();
-        copy(&from, &file("to")).unwrap();
-        assert_eq!(std::fs::read(temp.path().join("to")).unwrap(), b"content");
-        for error in [Errno::IO, Errno::ROFS] {
-            assert!(is_damage(error), "{error}");
-        }
-        for error in [Errno::OPNOTSUPP, Errno::XDEV, Errno::INVAL, Errno::NOTTY, Errno::NOSPC, Errno::AGAIN] {
-            assert!(!is_damage(error), "{error}");
-        }
-    }
-
-    #[test]
-    fn a_file_that_somebody_else_has_a_lease_on_is_an_error_soon() {
-        use std::io::{BufRead, BufReader};
-        use std::process::{Command, Stdio};
-        const LEASE: &str = "import fcntl, os, signal, sys
-signal.signal(signal.SIGIO, signal.SIG_IGN)
-fcntl.fcntl(os.open(sys.argv[1], os.O_RDONLY), fcntl.F_SETLEASE, fcntl.F_WRLCK)
-print('leased', flush=True)
-sys.stdin.read()";
-        let temp = tempfile::tempdir().unwrap();
-        let path = temp.path().join("leased");
-        std::fs::write(&path, "x").unwrap();
-        let mut holder = Command::new("python3");
-        holder.args(["-c", LEASE]).arg(&path).stdin(Stdio::piped()).stdout(Stdio::piped());
-        let Ok(mut holder) = holder.spawn() else {
-            eprintln!("skipped: python3 is not installed");
-            return;
-        };
-        let mut line = String::new();
-        BufReader::new(holder.stdout.take().unwrap()).read_line(&mut line).unwrap();
-        assert_eq!(line, "leased\n");
-        let dir = Dir::open_path(temp.path()).unwrap();
-        let error = dir.open_file(b"leased").unwrap_err();
-        // The lease has not ended: the kernel did not wait for it.
-        assert_eq!(error.source.raw_os_error(), Some(Errno::AGAIN.raw_os_error()));
-        drop(holder.stdin.take());
-        holder.wait().unwrap();
-        assert!(dir.open_file(b"leased").is_ok());
-    }
-
-    #[test]
-    fn a_call_that_is_told_to_try_again_is_retried_a_number_of_times() {
-        let mut calls = 0;
-        let mut fails = |times| {
-            calls = 0;
-            let result = retry(|| {
-                calls += 1;
-                if calls <= times { Err(Errno::AGAIN) } else { Ok(()) }
-            });
-            (result, calls)
-        };
-        assert_eq!(fails(AGAIN_RETRIES), (Ok(()), AGAIN_RETRIES + 1));
-        assert_eq!(fails(u32::MAX), (Err(Errno::AGAIN), AGAIN_RETRIES + 1));
-    }
-
-    #[test]
-    fn a_missing_name_is_no_error_where_it_is_removed() {
-        let temp = tempfile::tempdir().unwrap();
-        let dir = Dir::open_path(temp.path()).unwrap();
-        assert!(!dir.unlink(b"nothing").unwrap());
-        assert!(dir.create_dir(b"a", 0o755).is_ok());
-        assert!(dir.remove_dir(b"a").unwrap());
-        assert!(dir.stat(b"a").unwrap().is_none());
-    }
-}
+mod tests;
