@@ -19,6 +19,7 @@ impl Backoff {
     }
 
     /// Takes jitter from this seed instead of the machine's randomness.
+    #[cfg(any(test, feature = "testing"))]
     pub const fn seeded(self, seed: u64) -> Self {
         Self { given: Some(seed), ..self }
     }

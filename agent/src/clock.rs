@@ -11,11 +11,13 @@ pub struct Clock {
 
 impl Clock {
     /// Creates a clock that stands still until [`Self::set`]. Its clones share the time.
+    #[cfg(any(test, feature = "testing"))]
     pub fn given(now: Instant) -> Self {
         Self { given: Some(Arc::new(Mutex::new(now))) }
     }
 
     /// Advances a clock made by [`Self::given`]. Has no effect on the machine's clock.
+    #[cfg(any(test, feature = "testing"))]
     pub fn set(&self, now: Instant) {
         if let Some(given) = &self.given {
             *given.lock().unwrap_or_else(PoisonError::into_inner) = now;

@@ -19,7 +19,6 @@ use syncd_shared::{
 };
 
 use crate::build::StageError;
-use crate::replica::activate::Activated;
 use crate::replica::{Replica, ReplicaOptions};
 use crate::source::{Batches, FetchError, Frames, Source};
 use crate::state::swap::Swap;
@@ -497,15 +496,17 @@ impl Site {
         replica.stage(target, None, &mut self.origin, &|_| {}, &AtomicBool::new(false))
     }
 
-    /// Seals the tree and makes it live.
-    pub fn publish(&mut self, replica: &mut Replica) -> Activated {
+    /// Seals the tree and makes it live. Returns whether a spare was ready.
+    pub fn publish(&mut self, replica: &mut Replica) -> bool {
         let target = self.origin.seal(&self.tree());
         self.follow(replica, &target)
     }
 
-    pub fn follow(&mut self, replica: &mut Replica, target: &SignedGeneration) -> Activated {
+    pub fn follow(&mut self, replica: &mut Replica, target: &SignedGeneration) -> bool {
+        let misses = replica.status().spare_misses;
         let staged = self.stage(replica, target).unwrap();
-        replica.activate(staged, &mut |_| Ok(())).unwrap()
+        replica.activate(staged, &mut |_| Ok(())).unwrap();
+        replica.status().spare_misses == misses
     }
 
     /// Runs maintenance until nothing is left to do.

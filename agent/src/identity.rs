@@ -105,6 +105,7 @@ impl PendingKey {
     }
 
     /// Wraps a key that needs no request.
+    #[cfg(feature = "fuzzing")]
     pub(crate) fn of(key: KeyPair) -> Self {
         Self { key, request: Vec::new() }
     }

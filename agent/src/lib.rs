@@ -6,29 +6,65 @@
 
 #![cfg_attr(not(test), deny(clippy::disallowed_methods))]
 
-pub mod admin;
-pub mod backoff;
-pub mod build;
 pub mod cli;
-pub mod clock;
-pub mod config;
-pub mod dialer;
-pub mod fetch;
+mod config;
+mod dialer;
 #[cfg(test)]
 mod fixture;
-#[doc(hidden)]
+#[cfg(feature = "fuzzing")]
 pub mod fuzzing;
-pub mod hooks;
-pub mod http;
-pub mod identity;
+mod http;
 pub mod join;
-pub mod offline;
-pub mod php;
+mod offline;
+mod php;
 mod planted;
-pub mod renew;
-pub mod replica;
+mod renew;
 pub mod service;
-pub mod session;
-pub mod source;
 mod state;
+
+// Crates that test syncd open these modules with the feature `testing`. For the programs they are private,
+// so that rustc reports unused code.
+#[cfg(not(feature = "testing"))]
+mod admin;
+#[cfg(feature = "testing")]
+pub mod admin;
+#[cfg(not(feature = "testing"))]
+mod backoff;
+#[cfg(feature = "testing")]
+pub mod backoff;
+#[cfg(not(feature = "testing"))]
+mod build;
+#[cfg(feature = "testing")]
+pub mod build;
+#[cfg(not(feature = "testing"))]
+mod clock;
+#[cfg(feature = "testing")]
+pub mod clock;
+#[cfg(not(feature = "testing"))]
+mod fetch;
+#[cfg(feature = "testing")]
+pub mod fetch;
+#[cfg(not(feature = "testing"))]
+mod hooks;
+#[cfg(feature = "testing")]
+pub mod hooks;
+#[cfg(not(feature = "testing"))]
+mod identity;
+#[cfg(feature = "testing")]
+pub mod identity;
+#[cfg(not(feature = "testing"))]
+mod replica;
+#[cfg(feature = "testing")]
+pub mod replica;
+#[cfg(not(feature = "testing"))]
+mod session;
+#[cfg(feature = "testing")]
+pub mod session;
+#[cfg(not(feature = "testing"))]
+mod source;
+#[cfg(feature = "testing")]
+pub mod source;
+#[cfg(not(feature = "testing"))]
+mod status;
+#[cfg(feature = "testing")]
 pub mod status;

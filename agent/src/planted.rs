@@ -1,4 +1,4 @@
-//! Switches for tests, in debug builds only. In release builds the functions below are constants.
+//! Switches for tests. Without the feature `test-faults` the functions below are constants.
 //!
 //! `SYNCD_PLANTED` gives this process a bug, so that a test can see its oracle find the bug. `SYNCD_HASTY`
 //! shortens the pauses after errors, so that a test can cause thousands of errors.
@@ -7,7 +7,7 @@ use std::time::Duration;
 
 /// A defect in one step.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-#[cfg_attr(not(debug_assertions), allow(dead_code))]
+#[cfg_attr(not(feature = "test-faults"), allow(dead_code))]
 pub(crate) enum Bug {
     /// `syncfs` is not called.
     NoSyncfs,
@@ -28,7 +28,7 @@ pub(crate) enum Bug {
 }
 
 /// Whether this process has this bug.
-#[cfg(debug_assertions)]
+#[cfg(feature = "test-faults")]
 pub(crate) fn has(bug: Bug) -> bool {
     static PLANTED: std::sync::LazyLock<Option<Bug>> =
         std::sync::LazyLock::new(|| match std::env::var("SYNCD_PLANTED").as_deref() {
@@ -45,22 +45,22 @@ pub(crate) fn has(bug: Bug) -> bool {
     *PLANTED == Some(bug)
 }
 
-/// Whether this process has this bug: never in a release build.
-#[cfg(not(debug_assertions))]
+/// Whether this process has this bug: never without the feature.
+#[cfg(not(feature = "test-faults"))]
 pub(crate) const fn has(_: Bug) -> bool {
     false
 }
 
 /// Shortens a pause after an error if `SYNCD_HASTY` is set.
-#[cfg(debug_assertions)]
+#[cfg(feature = "test-faults")]
 pub(crate) fn pause(pause: Duration) -> Duration {
     static HASTY: std::sync::LazyLock<bool> =
         std::sync::LazyLock::new(|| std::env::var_os("SYNCD_HASTY").is_some());
     if *HASTY { pause / 50 } else { pause }
 }
 
-/// Returns the pause unchanged in a release build.
-#[cfg(not(debug_assertions))]
+/// Returns the pause unchanged.
+#[cfg(not(feature = "test-faults"))]
 pub(crate) const fn pause(pause: Duration) -> Duration {
     pause
 }

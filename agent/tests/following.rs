@@ -74,7 +74,7 @@ async fn the_newest_announcement_wins_over_one_that_is_being_staged() {
     let mut conversation = origin.welcomed().await;
     conversation.announce(&origin.generation(1), true).await;
     let mut status = agent.status();
-    soon("fetching", status.wait_for(|s| s.state == State::Fetching)).await.unwrap();
+    soon("fetching", status.wait_for(|s| s.state == AgentState::Fetching)).await.unwrap();
     for number in 2..=4 {
         conversation.announce(&origin.generation(number), true).await;
     }
@@ -115,7 +115,7 @@ async fn a_generation_that_does_not_hold_is_refused_and_never_staged() {
         assert!(reason.contains(part), "{reason}");
     }
     let status = agent.status().borrow().clone();
-    assert_eq!((status.generation, status.state), (Some(5), State::Failed));
+    assert_eq!((status.generation, status.state), (Some(5), AgentState::Failed));
     conversation.announce(&good, true).await;
     conversation.hear_activated(6).await;
     assert_eq!(replica.lock().staged, [5, 6]);

@@ -23,7 +23,7 @@
 //! succession (the decisive step), then `signing.key`. [`Keys::open`] completes the rotation after a crash in
 //! between.
 
-#[doc(hidden)]
+#[cfg(feature = "fuzzing")]
 pub mod fuzzing;
 pub(crate) mod revocations;
 

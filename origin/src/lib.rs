@@ -10,29 +10,65 @@
 //! [`service`] assembles these parts. [`fleet`] tracks the agents. [`admin`] and [`cli`] answer operators,
 //! [`http`] answers monitors.
 
-pub mod admin;
 mod backup;
 pub mod cli;
 mod clock;
-pub mod commit;
-pub mod fleet;
-pub mod http;
-pub mod ignore_rules;
-pub mod keys;
+mod http;
 mod line_budget;
-pub mod listener;
+mod listener;
 #[cfg(test)]
 mod namespace;
 mod overlap;
-pub mod plan;
 mod planted;
-pub mod scan;
-pub mod serve;
 pub mod service;
-pub mod source;
-pub mod state;
-pub mod store;
+mod state;
 mod tree_objects;
+
+// Crates that test syncd open these modules with the feature `testing`. For the programs they are private,
+// so that rustc reports unused code.
+#[cfg(not(feature = "testing"))]
+mod admin;
+#[cfg(feature = "testing")]
+pub mod admin;
+#[cfg(not(feature = "testing"))]
+mod commit;
+#[cfg(feature = "testing")]
+pub mod commit;
+#[cfg(not(feature = "testing"))]
+mod fleet;
+#[cfg(feature = "testing")]
+pub mod fleet;
+#[cfg(not(feature = "testing"))]
+mod ignore_rules;
+#[cfg(feature = "testing")]
+pub mod ignore_rules;
+#[cfg(not(feature = "testing"))]
+mod keys;
+#[cfg(feature = "testing")]
+pub mod keys;
+#[cfg(not(feature = "testing"))]
+mod plan;
+#[cfg(feature = "testing")]
+pub mod plan;
+#[cfg(not(feature = "testing"))]
+mod scan;
+#[cfg(feature = "testing")]
+pub mod scan;
+#[cfg(not(feature = "testing"))]
+mod serve;
+#[cfg(feature = "testing")]
+pub mod serve;
+#[cfg(not(feature = "testing"))]
+mod source;
+#[cfg(feature = "testing")]
+pub mod source;
+#[cfg(not(feature = "testing"))]
+mod store;
+#[cfg(feature = "testing")]
+pub mod store;
+#[cfg(not(feature = "testing"))]
+mod watch;
+#[cfg(feature = "testing")]
 pub mod watch;
 
 pub(crate) use syncd_shared::text::error_chain;

@@ -1,4 +1,4 @@
-//! Behaviour that tests can change in a debug build. In a release build these functions are constants.
+//! Behaviour that tests can change. Without the feature `test-faults` these functions are constants.
 //!
 //! `SYNCD_PLANTED` names a bug for this process, with which a test proves that its checks detect the bug.
 //! `SYNCD_HASTY` retires generations and collects garbage at once, which otherwise takes a week.
@@ -9,7 +9,7 @@ use crate::store::Retention;
 
 /// Whether the index is committed without durability, so that a commit is answered before its generation is
 /// safe.
-#[cfg(debug_assertions)]
+#[cfg(feature = "test-faults")]
 pub(crate) fn answers_early() -> bool {
     static EARLY: std::sync::LazyLock<bool> =
         std::sync::LazyLock::new(|| std::env::var("SYNCD_PLANTED").is_ok_and(|name| name == "answer-early"));
@@ -17,19 +17,19 @@ pub(crate) fn answers_early() -> bool {
 }
 
 /// Whether the index is committed without durability.
-#[cfg(not(debug_assertions))]
+#[cfg(not(feature = "test-faults"))]
 pub(crate) const fn answers_early() -> bool {
     false
 }
 
-#[cfg(debug_assertions)]
+#[cfg(feature = "test-faults")]
 fn is_hasty() -> bool {
     static HASTY: std::sync::LazyLock<bool> =
         std::sync::LazyLock::new(|| std::env::var_os("SYNCD_HASTY").is_some());
     *HASTY
 }
 
-#[cfg(not(debug_assertions))]
+#[cfg(not(feature = "test-faults"))]
 const fn is_hasty() -> bool {
     false
 }

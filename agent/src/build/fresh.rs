@@ -56,13 +56,12 @@ pub(crate) struct FirstSync<'a> {
 }
 
 impl FirstSync<'_> {
-    /// Builds the tree. Returns the content bytes and files fetched. `gives_way` frees space when the target
-    /// does not fit.
+    /// Builds the tree. `gives_way` frees space when the target does not fit.
     pub fn run(
         &self,
         gives_way: &mut dyn FnMut() -> Result<(), StageError>,
         source: &mut dyn Source,
-    ) -> Result<(u64, u64), StageError> {
+    ) -> Result<(), StageError> {
         let Self { trees, job, slot, resumes } = *self;
         let root = job.target.generation().root;
         let space = || trees.layout.staging.space();
@@ -97,9 +96,7 @@ impl FirstSync<'_> {
             copies: Copies::of(repeats),
         };
         build.run(&mut walk, job.target, source, job.progress)?;
-        let done = shared.done();
-        incoming.clear(&trees.layout)?;
-        Ok((done.bytes_done, done.files_done))
+        Ok(incoming.clear(&trees.layout)?)
     }
 }
 

@@ -256,11 +256,8 @@ pub struct Staged {
     /// Copy of the signed generation, on its way to the disk; `None`: there is none yet.
     pub(crate) signed: Option<Syncing>,
     pub(crate) inodes: InodeChanges,
-    pub(crate) spare_miss: bool,
     /// Generation of the tree that this one was built from, to check that it is still live.
     pub(crate) basis: Option<u64>,
-    /// Content bytes and files fetched from the origin.
-    pub(crate) fetched: (u64, u64),
 }
 
 impl Staged {
@@ -275,28 +272,7 @@ impl Staged {
             touched: None,
             signed: None,
             inodes: InodeChanges::default(),
-            spare_miss: false,
             basis,
-            fetched: (0, 0),
         }
-    }
-
-    pub fn target(&self) -> &SignedGeneration {
-        &self.target
-    }
-
-    /// Content bytes fetched from the origin.
-    pub fn fetched_bytes(&self) -> u64 {
-        self.fetched.0
-    }
-
-    /// Number of contents fetched from the origin.
-    pub fn fetched_files(&self) -> u64 {
-        self.fetched.1
-    }
-
-    /// Whether no spare was ready.
-    pub fn is_spare_miss(&self) -> bool {
-        self.spare_miss
     }
 }

@@ -144,17 +144,6 @@ impl SlotPaths<'_> {
     }
 }
 
-/// Result of an activation.
-#[derive(Debug, Clone)]
-pub struct Activated {
-    /// The live generation.
-    pub generation: SignedGeneration,
-    /// The generation that was live before.
-    pub previous: Option<SignedGeneration>,
-    /// No spare was ready.
-    pub spare_miss: bool,
-}
-
 /// Reason why a staged generation is not live.
 #[derive(Debug, thiserror::Error)]
 pub enum ActivateError {
@@ -224,11 +213,11 @@ impl Replica {
         &mut self,
         mut staged: Staged,
         before: &mut dyn FnMut(&ActivationContext<'_>) -> Result<(), HookFailure>,
-    ) -> Result<Activated, ActivateError> {
+    ) -> Result<(), ActivateError> {
         let number = staged.target.number().get();
         staged.target.may_follow(self.slots.accepted())?;
         let Some(slot) = staged.slot else {
-            return Ok(activated(staged, None));
+            return Ok(());
         };
         let live = self.slots.live().map(|live| live.number().get());
         if staged.basis != live || self.slots.state(slot) != Some(&Slot::Staged) {
@@ -255,7 +244,7 @@ impl Replica {
         }
         self.upkeep.damaged = false;
         self.publish();
-        Ok(activated(staged, previous))
+        Ok(())
     }
 
     fn context<'a>(&'a self, staged: &'a Staged, slot: u64) -> ActivationContext<'a> {
@@ -438,8 +427,4 @@ impl Replica {
         let layout = self.slots.layout();
         Ok(layout.discard(&layout.staging, crate::state::layout::INCOMING)?)
     }
-}
-
-fn activated(staged: Staged, previous: Option<SignedGeneration>) -> Activated {
-    Activated { previous, spare_miss: staged.spare_miss, generation: staged.target }
 }

@@ -283,11 +283,6 @@ impl Replica {
         self.status.get()
     }
 
-    /// Gives other threads access to the status.
-    pub fn status_handle(&self) -> StatusHandle {
-        self.status.clone()
-    }
-
     /// How `live` is switched.
     pub fn swap(&self) -> Swap {
         self.slots.swap()

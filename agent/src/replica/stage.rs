@@ -35,8 +35,6 @@ struct Ground {
     signed: Option<Syncing>,
     /// Entries that the live tree cannot provide.
     holes: Holes,
-    /// No spare was ready.
-    spare_miss: bool,
 }
 
 impl Replica {
@@ -94,9 +92,9 @@ impl Replica {
         let (slot, resumes) = self.first_slot()?;
         let mut gives_way = || self.lost_found_gives_way(job.cancel).map(drop);
         let first = FirstSync { trees: &trees, job, slot, resumes };
-        let fetched = first.run(&mut gives_way, source)?;
+        first.run(&mut gives_way, source)?;
         self.slots.stage(slot);
-        Ok(Staged { fetched, changed: None, ..Staged::new(job.target, Some(slot), None, sync) })
+        Ok(Staged { changed: None, ..Staged::new(job.target, Some(slot), None, sync) })
     }
 
     /// Slot for a first sync, and whether an earlier attempt was interrupted in it.
@@ -170,10 +168,10 @@ impl Replica {
         incoming.clear(&trees.layout)?;
         self.slots.stage(ground.slot);
         let basis = self.slots.live().map(|live| live.number().get());
-        let Ground { slot, signed, spare_miss, .. } = ground;
-        let (inodes, fetched) = (inodes.finish(), (done.bytes_done, done.files_done));
+        let Ground { slot, signed, .. } = ground;
+        let inodes = inodes.finish();
         let staged = Staged::new(job.target, Some(slot), basis, sync);
-        Ok(Staged { durable_basis, changed, touched, signed, inodes, spare_miss, fetched, ..staged })
+        Ok(Staged { durable_basis, changed, touched, signed, inodes, ..staged })
     }
 
     /// The spare at `root` on which an update from an announcement will be built. Writes the copy of its
@@ -195,13 +193,7 @@ impl Replica {
         early: Option<(u64, Syncing)>,
         distrusted: Option<&HashSet<TreePath>>,
     ) -> Result<Ground, StageError> {
-        let spare = |slot, signed| Ground {
-            slot,
-            is_spare: true,
-            signed,
-            holes: Holes::default(),
-            spare_miss: false,
-        };
+        let spare = |slot, signed| Ground { slot, is_spare: true, signed, holes: Holes::default() };
         if let Some((slot, signed)) = early {
             return Ok(spare(slot, Some(signed)));
         }
@@ -209,8 +201,7 @@ impl Replica {
             Base::Spare(slot) => return Ok(spare(slot, None)),
             Base::Building { slot, holes, farm } => (slot, holes, farm),
         };
-        let spare_miss = farm && distrusted.is_none();
-        if spare_miss {
+        if farm && distrusted.is_none() {
             self.count_spare_miss();
         }
         if !holes.is_empty() {
@@ -219,7 +210,7 @@ impl Replica {
                 "live files are not what was activated: they are not used again"
             );
         }
-        Ok(Ground { slot, is_spare: false, signed: None, holes, spare_miss })
+        Ok(Ground { slot, is_spare: false, signed: None, holes })
     }
 
     /// Notes that the tree is about to be changed, so that nobody trusts it. An update in parts is recorded

@@ -124,7 +124,7 @@ impl ReplicaWork for Replica {
         };
         let target = staged.target.clone();
         match self.activate(staged, &mut told) {
-            Ok(_) => Ok(()),
+            Ok(()) => Ok(()),
             Err(ActivateError::Hook { source, staged }) => {
                 let failure =
                     Failure { retry: Some(RetryClass::Retry), reason: error_chain(source.as_ref()) };

@@ -182,6 +182,7 @@ impl Machine {
     }
 
     /// Takes jitter from `seed` instead of the machine's randomness.
+    #[cfg(feature = "testing")]
     pub fn seeded(mut self, seed: u64) -> Self {
         let pauses = [&mut self.redial, &mut self.retry, &mut self.retry_operator];
         for (pause, own) in pauses.into_iter().zip(0..) {

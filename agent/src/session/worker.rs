@@ -284,6 +284,7 @@ impl Cancellation {
         self.transfers.cancel();
     }
 
+    #[cfg(feature = "testing")]
     pub fn is_cancelled(&self) -> bool {
         self.transfers.is_cancelled()
     }
@@ -401,6 +402,7 @@ impl<R: ReplicaWork> Bench<R> {
         }
     }
 
+    #[cfg(feature = "testing")]
     pub fn replica(&self) -> &R {
         &self.replica
     }

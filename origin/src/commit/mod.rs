@@ -21,7 +21,7 @@ mod closed_tree;
 mod collection_gate;
 mod distinct;
 mod file_changes;
-#[doc(hidden)]
+#[cfg(feature = "fuzzing")]
 pub mod fuzzing;
 mod observed;
 mod outcome;

@@ -12,7 +12,7 @@
 //! once their records are written. The generations of agents are written behind, every few seconds. A crash
 //! loses at most those, and agents report them again.
 
-#[doc(hidden)]
+#[cfg(feature = "fuzzing")]
 pub mod fuzzing;
 pub mod live_wait;
 mod records;
@@ -36,7 +36,9 @@ use tokio_util::task::TaskTracker;
 use crate::clock::now_ms;
 use crate::keys::{Keys, KeysError};
 
-pub use records::{NamedRecord, RecordChange, RecordError, RecordStore};
+#[cfg(feature = "testing")]
+pub use records::{NamedRecord, RecordChange};
+pub use records::{RecordError, RecordStore};
 pub(crate) use roster::token_id;
 pub use roster::{Admission, RosterError, TokenView};
 pub use syncd_shared::AgentState;

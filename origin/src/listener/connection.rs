@@ -26,7 +26,6 @@ use tokio::net::TcpStream;
 use tokio::sync::{Notify, OwnedSemaphorePermit};
 use tokio::time::{Instant, Sleep};
 use tokio_rustls::server::TlsStream;
-use tokio_util::sync::CancellationToken;
 use tonic::transport::server::Connected;
 use tracing::debug;
 
@@ -54,7 +53,6 @@ pub struct ConnectionInfo {
     pub identity: Option<PeerIdentity>,
     /// Bytes sent on the connection.
     pub written: Written,
-    closed: CancellationToken,
 }
 
 /// Counts bytes that the kernel has accepted; before that they occupy memory of this process. While TLS holds
@@ -94,13 +92,6 @@ impl Written {
         if self.0.bytes.fetch_max(gone, Ordering::SeqCst) < gone {
             self.0.more.notify_waiters();
         }
-    }
-}
-
-impl ConnectionInfo {
-    /// Ends the connection and all its streams at once.
-    pub fn close(&self) {
-        self.closed.cancel();
     }
 }
 
@@ -197,18 +188,16 @@ impl Connection {
         join_permit: Option<OwnedSemaphorePermit>,
         established: Established,
     ) -> Self {
-        let closed = CancellationToken::new();
-        let cancelled = closed.clone().cancelled_owned();
         let now = OffsetDateTime::now_utc();
         let is_enrolled = identity.as_ref().is_some_and(|identity| identity.holds(now));
         let limit = (!is_enrolled).then_some(JOIN_TIMEOUT);
         let end = Box::pin(async move {
             match limit {
-                Some(limit) => drop(tokio::time::timeout(limit, cancelled).await),
-                None => cancelled.await,
+                Some(limit) => tokio::time::sleep(limit).await,
+                None => std::future::pending().await,
             }
         });
-        let info = ConnectionInfo { peer_address, identity, written: Written::default(), closed };
+        let info = ConnectionInfo { peer_address, identity, written: Written::default() };
         let deadline = Box::pin(tokio::time::sleep(PREFACE_TIMEOUT));
         stream.get_mut().1.set_buffer_limit(Some(TLS_BUFFER_BYTES));
         let preface = Some(Preface { missing_bytes: PREFACE_BYTES, deadline });

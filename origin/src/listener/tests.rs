@@ -33,10 +33,6 @@ impl Enrolment for WhoAmI {
     async fn renew(&self, request: Request<v1::RenewRequest>) -> Result<Response<v1::RenewResponse>, Status> {
         let info = request.extensions().get::<ConnectionInfo>().unwrap();
         let identity = info.identity.as_ref().ok_or_else(|| Status::unauthenticated("no certificate"))?;
-        if request.get_ref().certificate_request.as_ref() == b"close" {
-            info.close();
-            std::future::pending::<()>().await;
-        }
         Ok(Response::new(v1::RenewResponse { certificate: identity.name.to_string().into() }))
     }
 }
@@ -315,16 +311,6 @@ async fn a_fleet_behind_one_address_connects_at_once() {
     while let Some(served) = agents.join_next().await {
         assert!(served.unwrap().unwrap().starts_with("web"));
     }
-}
-
-#[tokio::test]
-async fn closing_a_connection_ends_its_streams_at_once() {
-    let origin = Origin::start().await;
-    let (tls, _) = origin.agent(origin.keys.authority(), now());
-    let mut client = EnrolmentClient::new(connect(&origin.address, tls).await.unwrap());
-    let close = v1::RenewRequest { certificate_request: b"close".to_vec().into() };
-    let ended = tokio::time::timeout(Duration::from_secs(5), client.renew(close)).await;
-    assert!(ended.expect("the stream goes on").is_err());
 }
 
 #[tokio::test]

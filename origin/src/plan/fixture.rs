@@ -14,8 +14,7 @@ use syncd_shared::{
     Component, ContentHash, ContentTag, Directory, ObjectHash, RootEntry, RootHash, TreePath,
 };
 
-use super::contents::{Chunks, Directories};
-use super::{Chunk, Contents, Frame, FrameId, Place, ReadError};
+use super::contents::{Chunk, Chunks, Contents, Directories, Frame, FrameId, Place, ReadError};
 
 pub(crate) const CHUNK: usize = 64 * 1024;
 

@@ -29,7 +29,7 @@ use syncd_shared::diff::PartLimits;
 use syncd_shared::wire::ObjectsBatch;
 use tokio::sync::{Semaphore, watch};
 
-pub use contents::{Chunk, Contents, DirectoryError, Frame, FrameId, Place, ReadError};
+pub use contents::Contents;
 pub use error::PlanError;
 use objects::LastTree;
 pub use objects::ObjectsAnswer;
@@ -129,11 +129,6 @@ impl Planner {
             Ok(Some(outcome)) => outcome.clone(),
             _ => Err(Arc::new(PlanError::Interrupted)),
         }
-    }
-
-    /// Starts encoding an update that will be requested soon. Must run on the runtime.
-    pub fn prepare(&self, from: RootHash, to: RootHash) {
-        drop(self.plan(from, to));
     }
 
     /// The answer to an objects request under a root. `request` is its ordinal on its stream.

@@ -19,7 +19,7 @@ mod content;
 mod content_paths;
 mod error;
 mod file_stat;
-#[doc(hidden)]
+#[cfg(feature = "fuzzing")]
 pub mod fuzzing;
 pub(crate) mod guard;
 mod known_directory;
@@ -45,10 +45,9 @@ use tokio_util::sync::CancellationToken;
 use tracing::debug;
 
 pub use error::{Paths, ScanError};
-pub use guard::{MASS_DELETION_MIN_ENTRIES, MASS_DELETION_MIN_FILES};
 pub use links::Links;
 pub(crate) use listing::OpenDirectory;
-pub use notices::{Loss, Notices};
+pub use notices::Notices;
 pub use scope::Scope;
 
 use crate::store::Writer;

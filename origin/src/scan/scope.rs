@@ -36,6 +36,7 @@ impl From<Hints> for Scope {
 
 impl Scope {
     /// These directories, without their subdirectories.
+    #[cfg(test)]
     pub fn directories(directories: impl IntoIterator<Item = TreePath>) -> Self {
         let directories = directories.into_iter().collect();
         Scope::Parts { directories, subtrees: BTreeSet::new(), names: Names::default() }

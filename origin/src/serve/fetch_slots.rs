@@ -104,8 +104,9 @@ impl FetchSlots {
     }
 }
 
+#[cfg(feature = "testing")]
 impl StreamSlots {
-    /// A stream without competitors and without connection, for tests and simulations.
+    /// A stream without competitors and without connection, for simulations.
     pub fn alone(name: &AgentName) -> Result<Self, ServeError> {
         FetchSlots::new(FETCH_SLOTS, SlotTimeouts::default()).stream(name, None)
     }

@@ -12,7 +12,7 @@ mod enrolment;
 mod error;
 mod fetch;
 mod fetch_slots;
-#[doc(hidden)]
+#[cfg(feature = "fuzzing")]
 pub mod fuzzing;
 mod replication;
 mod response_body;
@@ -41,10 +41,13 @@ use crate::keys::Keys;
 use crate::listener::{incoming, server_builder};
 use crate::plan::Planner;
 
-pub use error::{ServeError, status};
-pub use fetch::answer;
-pub use fetch_slots::StreamSlots;
-pub use session::run as converse;
+#[cfg(feature = "testing")]
+pub use {
+    error::{ServeError, status},
+    fetch::answer,
+    fetch_slots::StreamSlots,
+    session::run as converse,
+};
 
 use enrolment::Enrol;
 use replication::Replicate;

@@ -21,13 +21,15 @@ use tokio_util::task::TaskTracker;
 
 use crate::admin::Admin;
 use crate::admin::offline::DataDirectory;
-use crate::commit::{CollectionGate, Committer, Parts, Sealer, Trigger};
+pub use crate::commit::Trigger;
+use crate::commit::{CollectionGate, Committer, Parts, Sealer};
 use crate::fleet::Fleet;
 use crate::http::health::health;
 use crate::keys::{Keys, KeysError};
 use crate::overlap;
 pub use crate::overlap::OverlapError;
 use crate::plan::{PlanBudget, Planner};
+pub use crate::scan::{MtimePolicy, SymlinkPolicy};
 use crate::serve::{self, Services};
 use crate::source::{NewDirectories, WorkTree};
 use crate::state::OriginState;

@@ -40,7 +40,7 @@ mod error;
 #[cfg(test)]
 mod fixture;
 mod frame_builder;
-#[doc(hidden)]
+#[cfg(feature = "fuzzing")]
 pub mod fuzzing;
 mod history;
 mod index;
@@ -71,14 +71,13 @@ use redb::ReadableTable;
 use tracing::warn;
 
 pub use backup::BackupStoreError;
-pub use check::{CheckProgress, CheckReport, Damage};
-pub use collect::CollectReport;
+pub use check::{CheckReport, Damage};
 pub use error::{OpenStoreError, SealError, StoreError};
 pub use frame_builder::FrameBuilder;
-pub use pack::{Effort, FrameChunk, FrameDamage, Location, PackFrame, PackId};
-pub use read::{Chunk, ChunkTables, StoredGeneration};
-pub use records::{NamedRecord, Records};
-pub use retention::{Retention, retired};
+pub use pack::{Effort, Location, PackId};
+pub use read::{Chunk, ChunkTables};
+pub use records::Records;
+pub use retention::Retention;
 pub use writer::{UnsavedDirectories, Writer};
 
 use ahead::FramesAhead;

@@ -13,6 +13,7 @@ use proptest::prelude::*;
 use syncd_shared::hash::ContentHash;
 use syncd_shared::{GenerationNumber, RootEntry};
 
+use super::collect::CollectReport;
 use super::fixture::{Fixture, Tree, key, noise, put_content, put_tree, signed, tree, try_seal};
 use super::frame_builder::LargeContent;
 use super::*;

@@ -17,7 +17,7 @@
 //! changed mounts. The watcher is then replaced, because the paths of its watches may be wrong. Subtrees on
 //! file systems that do not report changes are polled, and so is the whole tree when watches run out.
 
-#[doc(hidden)]
+#[cfg(feature = "fuzzing")]
 pub mod fuzzing;
 mod hints;
 mod location;
@@ -324,6 +324,7 @@ impl Watch {
         whole.chain(parts).collect()
     }
 
+    #[cfg(test)]
     pub fn watched(&self) -> usize {
         self.shared.state().watched.len()
     }

@@ -1,6 +1,6 @@
 //! `syncd-bench`: measures what syncd costs beside its peers, in the same run.
 //!
-//! `cargo run --release --bin syncd-bench -- [SCENARIO...] [--runs N] [--quick] [--out DIR]` prints medians,
+//! `cargo run --release -p syncd-bench -- [SCENARIO...] [--runs N] [--quick] [--out DIR]` prints medians,
 //! spread and ratios, marks targets as met or missed, and writes `SCENARIO.json` and `SCENARIO.svg`.
 //! docs/performance.md describes each scenario, and how noise is avoided.
 

@@ -7,9 +7,7 @@ use std::time::Duration;
 use anyhow::{Context as _, bail, ensure};
 use syncd_agent::join::{self, JoinOptions};
 use syncd_agent::service::RunOptions;
-use syncd_origin::commit::Trigger;
-use syncd_origin::scan::{MtimePolicy, SymlinkPolicy};
-use syncd_origin::service::ServeOptions;
+use syncd_origin::service::{MtimePolicy, ServeOptions, SymlinkPolicy, Trigger};
 
 use crate::web;
 

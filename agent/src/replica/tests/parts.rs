@@ -71,8 +71,7 @@ fn an_update_in_parts_is_the_same_as_one_in_one() {
         let kept = inode(&site.live().join("media/large.bin"));
         let moved = inode(&site.live().join("moves/from/7"));
         let whole = inode(&site.live().join("gone/with/whole/one"));
-        let activated = site.publish(&mut replica);
-        assert!(!activated.spare_miss);
+        assert!(site.publish(&mut replica));
         assert_eq!(inode(&site.live().join("media/large.bin")), kept);
         assert_eq!(inode(&site.live().join("added/7")), moved, "found in another part");
         assert_eq!(inode(&site.live().join("zz-whole/one")), whole);
@@ -105,7 +104,7 @@ fn metadata_alone_brings_no_content_in_any_part() {
         let target = site.origin.seal(&site.tree());
         site.stage(&mut replica, &target).unwrap()
     };
-    assert_eq!((staged.fetched_bytes(), site.origin.sent.len()), (0, 0));
+    assert_eq!(site.origin.sent.len(), 0);
     replica.activate(staged, &mut |_| Ok(())).unwrap();
     assert_second(&site, &mut replica);
 }
