@@ -1,0 +1,258 @@
+use super::*;
+
+fn occasion(generation: u64) -> Occasion {
+    Occasion {
+        generation,
+        root: "ab".repeat(32),
+        label: "release".into(),
+        previous: generation.checked_sub(1),
+        tree: format!("/replica/slots/{generation}").into(),
+        live: "/replica/live".into(),
+    }
+}
+
+fn changed<'a>(all: &'a Paths<'a>) -> Changed<'a> {
+    Changed { all, slot: all, tree: Path::new("/srv/slots/1") }
+}
+
+fn paths<'a>(names: &[&[u8]]) -> Box<Paths<'a>> {
+    let paths: Vec<_> = names.iter().map(|name| TreePath::from_bytes(name).unwrap()).collect();
+    Box::new(move |show| {
+        paths.iter().for_each(&mut *show);
+        Ok(())
+    })
+}
+
+fn hook(command: &str, state: &Path) -> Hook {
+    Hook::new(HookName::OnActivate, command.into(), Duration::from_secs(20), state)
+}
+
+#[test]
+fn a_hook_gets_paths_and_environment() {
+    let scratch = tempfile::tempdir().unwrap();
+    let out = scratch.path().join("out");
+    let command = format!(
+        "cat > {0}; echo $SYNCD_GENERATION,$SYNCD_PREVIOUS,$SYNCD_LABEL,$SYNCD_TREE,$SYNCD_LIVE >> {0}",
+        out.display()
+    );
+    let changed = paths(&[b"a/b.html", b"two\nlines", b"back\\slash", b"\xff"]);
+    let state = tempfile::tempdir().unwrap();
+    hook(&command, state.path()).run(&occasion(42), &changed).unwrap();
+    let mut expected = b"a/b.html\ntwo\\nlines\nback\\\\slash\n\xff\n".to_vec();
+    expected.extend(b"42,41,release,/replica/slots/42,/replica/live\n");
+    assert_eq!(fs::read(out).unwrap(), expected);
+    assert_eq!(fs::read_dir(state.path()).unwrap().count(), 0);
+}
+
+#[test]
+fn a_hook_that_reads_nothing_of_a_long_list_succeeds() {
+    let names = |show: &mut dyn FnMut(&TreePath)| {
+        (0..20_000).for_each(|n| show(&TreePath::from_bytes(format!("{n}.html").as_bytes()).unwrap()));
+        Ok(())
+    };
+    let state = tempfile::tempdir().unwrap();
+    hook("exec true", state.path()).run(&occasion(1), &names).unwrap();
+}
+
+#[test]
+fn a_failure_tells_exit_code_and_last_words() {
+    let state = tempfile::tempdir().unwrap();
+    for to in ["1", "2"] {
+        let hook = hook(&format!("echo syntax error >&{to}; exit 3"), state.path());
+        let error = hook.run(&occasion(1), &paths(&[])).unwrap_err();
+        assert_eq!(error.to_string(), "on-activate hook failed: exit status: 3: syntax error");
+    }
+}
+
+fn assert_gone(pid: &str) {
+    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
+    assert!(stat.is_empty() || stat.contains(") Z "), "a child is still there: {stat}");
+}
+
+#[test]
+fn a_hook_that_hangs_is_killed_with_its_children() {
+    let scratch = tempfile::tempdir().unwrap();
+    let pids = scratch.path().join("pids");
+    let command = format!("sleep 600 & echo $! >> {}; sleep 600", pids.display());
+    // On a busy machine the child may not have started within the limit.
+    let started = [100, 2_000, 8_000, 32_000].into_iter().find_map(|limit_ms| {
+        let hook =
+            Hook::new(HookName::OnActivate, command.clone(), Duration::from_millis(limit_ms), scratch.path());
+        let error = hook.run(&occasion(1), &paths(&[])).unwrap_err();
+        assert!(matches!(error, HookError::TimedOut { .. }), "{error}");
+        fs::read_to_string(&pids).ok().filter(|pids| pids.ends_with('\n'))
+    });
+    for pid in started.expect("the child starts within half a minute").lines() {
+        assert_gone(pid);
+    }
+}
+
+#[test]
+fn a_hook_that_hangs_is_killed_with_children_that_left_its_session() {
+    let scratch = tempfile::tempdir().unwrap();
+    let pids = scratch.path().join("pids");
+    let child = format!("echo $$ >> {}; exec sleep 600", pids.display());
+    let command = format!(
+        "setsid -f sh -c '{child}'; setsid nohup sh -c '{child}' & setsid sh -c '{child}; :' & sleep 600"
+    );
+    // On a busy machine the children may not have started within the limit, so the limit is raised.
+    let started = [500, 2_000, 8_000, 32_000].into_iter().find_map(|limit_ms| {
+        let hook =
+            Hook::new(HookName::OnActivate, command.clone(), Duration::from_millis(limit_ms), scratch.path());
+        let error = hook.run(&occasion(1), &paths(&[])).unwrap_err();
+        assert!(matches!(error, HookError::TimedOut { .. }), "{error}");
+        let pids = fs::read_to_string(&pids).unwrap_or_default();
+        (pids.lines().count() >= 3).then_some(pids)
+    });
+    for pid in started.expect("the children start within half a minute").lines() {
+        assert_gone(pid);
+    }
+}
+
+#[test]
+fn what_failed_stays_due_with_the_paths_of_every_activation() {
+    let scratch = tempfile::tempdir().unwrap();
+    let out = scratch.path().join("out");
+    let failing = AfterHook::new(hook("exit 1", scratch.path()), None);
+    failing.note(occasion(1), &changed(&*paths(&[b"a", b"b"]))).unwrap();
+    assert!(!failing.run_due(None).unwrap(), "not before the switch");
+    failing.settle(true);
+    assert!(failing.run_due(Some(occasion(1))).is_err());
+    // The agent starts again, and activates another generation.
+    let command = format!("cat > {0}; echo $SYNCD_GENERATION >> {0}", out.display());
+    let working = AfterHook::new(hook(&command, scratch.path()), Some(1));
+    working.note(occasion(2), &changed(&*paths(&[b"a/x", b"b", b"two\nlines"]))).unwrap();
+    working.settle(false);
+    working.note(occasion(3), &changed(&*paths(&[b"b", b"c"]))).unwrap();
+    working.settle(true);
+    assert!(working.run_due(Some(occasion(3))).unwrap());
+    assert_eq!(fs::read_to_string(&out).unwrap(), "a\nb\nc\n3\n");
+    assert_eq!(names(scratch.path()), ["out"]);
+    assert!(!working.run_due(Some(occasion(3))).unwrap());
+}
+
+#[test]
+fn paths_are_merged_in_their_order() {
+    let merged = |earlier: &[u8], new: &[&[u8]]| {
+        let mut out = Vec::new();
+        write_lines(&mut out, &*paths(new), Some(&mut &*earlier)).unwrap();
+        String::from_utf8_lossy(&out).into_owned()
+    };
+    assert_eq!(merged(b"a\na/b\nz\n", &[b"a", b"a/c", b"b"]), "a\na/b\na/c\nb\nz\n");
+    assert_eq!(merged(b"", &[b"x\ny", b"z\\"]), "x\\ny\nz\\\\\n");
+    assert_eq!(merged(b"x\\ny\nz\\\\\n", &[b"x\ny", b"z\\"]), "x\\ny\nz\\\\\n");
+    // Lines that are no valid paths are kept, and so are lines in another order.
+    assert_eq!(merged(b"../up\nb\na\nb", &[b"a"]), "../up\na\nb\na\nb");
+}
+
+#[test]
+fn a_hook_that_ran_while_an_activation_failed_is_not_run_again() {
+    let scratch = tempfile::tempdir().unwrap();
+    let slow =
+        format!("touch {0}; while [ -e {0} ]; do sleep 0.01; done", scratch.path().join("runs").display());
+    let after = Arc::new(AfterHook::new(hook(&slow, scratch.path()), None));
+    after.note(occasion(1), &changed(&*paths(&[b"a"]))).unwrap();
+    after.settle(true);
+    let running = thread::spawn({
+        let after = after.clone();
+        move || after.run_due(Some(occasion(1)))
+    });
+    while !scratch.path().join("runs").exists() {
+        thread::sleep(Duration::from_millis(5));
+    }
+    assert_eq!(after.state().borrow().run.as_ref().unwrap().outcome, RunOutcome::Running);
+    after.note(occasion(2), &changed(&*paths(&[b"b"]))).unwrap();
+    assert_eq!(after.protected(), Some(0));
+    fs::remove_file(scratch.path().join("runs")).unwrap();
+    assert!(running.join().unwrap().unwrap());
+    assert_eq!(after.protected(), Some(1));
+    after.settle(false);
+    assert_eq!((after.protected(), after.state().borrow().due), (None, None));
+    assert_eq!(names(scratch.path()), [""; 0]);
+}
+
+/// Names in `directory` but for that of the last success.
+fn names(directory: &Path) -> Vec<String> {
+    let items = fs::read_dir(directory).unwrap();
+    let mut names: Vec<_> = items.map(|e| e.unwrap().file_name().into_string().unwrap()).collect();
+    names.retain(|name| name != "on-activate.succeeded");
+    names
+}
+
+#[test]
+fn what_a_web_server_may_still_serve_is_known_until_the_hook_succeeds_also_after_a_restart() {
+    let scratch = tempfile::tempdir().unwrap();
+    let activate = |after: &AfterHook, number: u64| {
+        after.note(occasion(number), &changed(&*paths(&[b"a"]))).unwrap();
+        let under_way = after.protected();
+        after.settle(true);
+        under_way
+    };
+    let failing = AfterHook::new(hook("echo no >&2; exit 1", scratch.path()), Some(5));
+    assert_eq!((failing.protected(), protected(scratch.path())), (None, None));
+    assert_eq!(activate(&failing, 6), Some(5), "from before the switch");
+    for attempt in 1..3 {
+        failing.run_due(Some(occasion(6))).unwrap_err();
+        let state = failing.state().borrow().clone();
+        assert_eq!((state.due, state.succeeded, state.failing), (Some(6), Some(5), true));
+        let run = state.run.unwrap();
+        assert_eq!((run.generation, run.outcome, run.attempt), (6, RunOutcome::Failed, attempt));
+        assert_eq!(run.output, "exit status: 1: no");
+    }
+    assert_eq!(activate(&failing, 7), Some(5));
+    // The agent starts again with a repaired hook.
+    assert_eq!(protected(scratch.path()), Some(5));
+    let mended = AfterHook::new(hook("exit 0", scratch.path()), Some(7));
+    assert!(mended.state().borrow().failing, "until it is known better");
+    assert_eq!(mended.protected(), Some(5));
+    assert!(mended.run_due(Some(occasion(7))).unwrap());
+    let state = mended.state().borrow().clone();
+    assert_eq!((state.due, state.succeeded, state.failing), (None, Some(7), false));
+    assert_eq!((mended.protected(), protected(scratch.path())), (None, None));
+    assert_eq!(activate(&mended, 8), Some(7));
+}
+
+#[test]
+fn a_record_that_is_damaged_protects_everything_and_without_a_hook_it_is_dropped() {
+    let scratch = tempfile::tempdir().unwrap();
+    fs::write(scratch.path().join(PENDING), "{").unwrap();
+    assert_eq!(protected(scratch.path()), Some(0));
+    let after = AfterHook::new(hook("exit 0", scratch.path()), Some(6));
+    assert_eq!(after.protected(), Some(0));
+    after.run_due(Some(occasion(6))).unwrap_err();
+    assert_eq!(after.state().borrow().run.as_ref().unwrap().outcome, RunOutcome::Failed);
+    let blocked = after.note(occasion(7), &changed(&*paths(&[b"a"]))).unwrap_err().to_string();
+    let record = scratch.path().join(PENDING);
+    assert!(blocked.contains(&format!("{}", record.display())), "{blocked}");
+    assert!(blocked.contains("remove the file and run the hook's command by hand"), "{blocked}");
+    fs::remove_file(&record).unwrap();
+    after.note(occasion(7), &changed(&*paths(&[b"a"]))).unwrap();
+    after.settle(false);
+    fs::write(&record, "{").unwrap();
+    fs::write(scratch.path().join("on-activate.earlier"), "{").unwrap();
+    forget(scratch.path()).unwrap();
+    assert_eq!((protected(scratch.path()), names(scratch.path()).len()), (None, 0));
+}
+
+#[test]
+fn after_a_switch_that_never_came_the_hook_is_told_what_is_live() {
+    let scratch = tempfile::tempdir().unwrap();
+    let out = scratch.path().join("out");
+    let after =
+        AfterHook::new(hook(&format!("echo $SYNCD_GENERATION > {}", out.display()), scratch.path()), Some(6));
+    after.note(occasion(7), &changed(&*paths(&[b"a"]))).unwrap();
+    // After a crash the agent starts again.
+    let after = AfterHook::new(after.hook.clone(), Some(6));
+    after.run_due(Some(occasion(6))).unwrap();
+    assert_eq!(fs::read_to_string(out).unwrap(), "6\n");
+}
+
+#[test]
+fn an_activation_that_fails_leaves_nothing_due() {
+    let scratch = tempfile::tempdir().unwrap();
+    let after = AfterHook::new(hook("true", scratch.path()), Some(6));
+    after.note(occasion(7), &changed(&*paths(&[b"a"]))).unwrap();
+    after.settle(false);
+    assert!(!after.run_due(Some(occasion(6))).unwrap());
+    assert_eq!(fs::read_dir(scratch.path()).unwrap().count(), 0);
+}
