@@ -95,7 +95,7 @@ fn a_hook_that_fails_is_told_everywhere_and_what_apache_still_serves_stays() {
     let tree = scene.path("tree");
     write(&tree, "index.html", "one");
     write(&tree, "only-in-1.html", "still here");
-    let origin = Origin::started(&scene, &tree);
+    let mut origin = Origin::started(&scene, &tree);
     let web1 = Agent::joined(&scene, &origin, "web1");
     let mut apache = Apache::configured(&scene, "apache", &web1.root, &DocumentRoot::Resolved);
     let broken = scene.path("broken");
@@ -149,6 +149,10 @@ fn a_hook_that_fails_is_told_everywhere_and_what_apache_still_serves_stays() {
             web1.kill9();
             let offline = web1.cli("status", &["--json"]).expect_success().json();
             assert_eq!(offline["state"], "switched", "{offline:#}");
+            origin.stop();
+            origin.start();
+            let status = origin.cli("status", &["--json"]).expect_success().json();
+            assert_eq!(status["agents"][0]["state"], "switched", "away, and known as it was: {status:#}");
             web1.start();
             origin.wait_connected(&["web1"]);
         }

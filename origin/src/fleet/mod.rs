@@ -324,14 +324,14 @@ impl Fleet {
 /// The view of an unconnected agent, from its record.
 fn agent_view(name: &AgentName, record: &AgentRecord) -> AgentView {
     let newest = record.certificates.last();
-    let generation = record.generation.and_then(GenerationNumber::new);
+    let generation = record.told.generation.and_then(GenerationNumber::new);
     AgentView {
         name: name.to_string(),
         connected: false,
         generation,
-        root: record.root.as_ref().and_then(|root| root.parse().ok()),
+        root: record.told.root.as_ref().and_then(|root| root.parse().ok()),
         staged: None,
-        hook: None,
+        hook: record.told.hook.clone(),
         state: if generation.is_some() { AgentState::Live } else { AgentState::Empty },
         last_seen_ms: record.last_seen_ms,
         error: None,
@@ -341,7 +341,7 @@ fn agent_view(name: &AgentName, record: &AgentRecord) -> AgentView {
         progress: None,
         version: None,
         spare_misses: 0,
-        drift: None,
+        drift: record.told.drift.clone(),
         notes: Vec::new(),
     }
 }

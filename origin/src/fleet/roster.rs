@@ -6,10 +6,12 @@ use std::collections::{BTreeMap, HashMap, HashSet};
 
 use data_encoding::HEXLOWER;
 use serde::{Deserialize, Serialize};
+use syncd_shared::HookStatus;
 use syncd_shared::identity::authority::AGENT_CERTIFICATE_LIFE;
 use syncd_shared::identity::{AgentName, PeerIdentity, Serial};
 
 use super::records::{NamedRecord, RecordChange, RecordError};
+use super::view::AgentDrift;
 
 pub(super) const AGENTS: &str = "fleet.agents";
 pub(super) const TOKENS: &str = "fleet.tokens";
@@ -112,8 +114,21 @@ pub(super) struct AgentRecord {
     pub(super) fingerprint: Option<String>,
     pub(super) enrolled_ms: i64,
     pub(super) last_seen_ms: i64,
+    #[serde(flatten)]
+    pub(super) told: Told,
+}
+
+/// The agent's last report of itself. It still holds when the agent is away and the origin was restarted.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) struct Told {
+    /// The linked generation.
     pub(super) generation: Option<u64>,
     pub(super) root: Option<String>,
+    /// A hook that has not succeeded, without what changes from attempt to attempt.
+    #[serde(default)]
+    pub(super) hook: Option<HookStatus>,
+    #[serde(default)]
+    pub(super) drift: Option<AgentDrift>,
 }
 
 #[derive(Debug, Clone, Serialize, Deserialize)]
@@ -427,8 +442,7 @@ impl Roster {
             fingerprint: Some(HEXLOWER.encode(fingerprint)),
             enrolled_ms: now_ms,
             last_seen_ms: 0,
-            generation: None,
-            root: None,
+            told: Told::default(),
         };
         self.put(peer.name.clone(), agent);
         Ok(())
@@ -488,8 +502,7 @@ impl Roster {
             fingerprint: None,
             enrolled_ms: now_ms,
             last_seen_ms: 0,
-            generation: None,
-            root: None,
+            told: Told::default(),
         });
         let shown = issued(peer);
         if !agent.certificates.contains(&shown) {
@@ -565,10 +578,10 @@ impl Roster {
         Ok(name)
     }
 
-    /// Records an agent's last sign of life and generation.
-    pub(super) fn seen(&mut self, name: &AgentName, ms: i64, generation: Option<u64>, root: Option<String>) {
+    /// Records an agent's last sign of life and what it told.
+    pub(super) fn seen(&mut self, name: &AgentName, ms: i64, told: Told) {
         let Some(agent) = self.agents.get(name) else { return };
-        let agent = AgentRecord { last_seen_ms: ms, generation, root, ..agent.clone() };
+        let agent = AgentRecord { last_seen_ms: ms, told, ..agent.clone() };
         self.put(name.clone(), agent);
     }
 
@@ -619,6 +632,7 @@ fn decode<T: for<'de> Deserialize<'de>>(
 #[cfg(test)]
 mod tests {
     use super::*;
+    use syncd_shared::HookOutcome;
     use time::{Duration, OffsetDateTime};
 
     const DAY: i64 = 24 * 60 * 60 * 1000;
@@ -834,6 +848,17 @@ mod tests {
         roster.revoke("web1", DAY).unwrap();
         roster.add_token([2; 32], 1, 30 * DAY, DAY);
         roster.join(&[2; 32], &peer(2, 60 * DAY), &[0; 32], DAY).unwrap();
+        let hook = HookStatus {
+            generation: 2,
+            outcome: HookOutcome::Failed,
+            duration_ms: 0,
+            output: "exit status: 1".into(),
+            attempt: 0,
+            succeeded: Some(1),
+            waits: None,
+        };
+        let told = Told { generation: Some(2), hook: Some(hook), ..Told::default() };
+        roster.seen(&peer(2, 60 * DAY).name, DAY, told);
         let mut tables: BTreeMap<&str, BTreeMap<Vec<u8>, Vec<u8>>> = BTreeMap::new();
         for change in roster.take_changes() {
             let table = tables.entry(change.namespace).or_default();

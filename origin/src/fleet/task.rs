@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use syncd_shared::identity::{AgentName, PeerIdentity};
-use syncd_shared::{AgentState, GenerationNumber, HookStatus, SignedGeneration};
+use syncd_shared::{AgentState, GenerationNumber, HookOutcome, HookStatus, SignedGeneration};
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::JoinHandle;
 use tokio::time::{Instant, MissedTickBehavior};
@@ -14,7 +14,7 @@ use tokio_util::sync::CancellationToken;
 use super::records::{RecordChange, RecordError};
 use super::registry::expiry_ms;
 use super::rollout::{Assignment, Policy};
-use super::roster::{Admission, Roster, RosterError, TokenView, Undo, not_after_ms};
+use super::roster::{Admission, Roster, RosterError, TokenView, Told, Undo, not_after_ms};
 use super::view::{AgentDrift, AgentView, FleetView};
 use super::{EndReason, FleetError, Greeting, Report, agent_view};
 use crate::clock::now_ms;
@@ -134,7 +134,26 @@ struct Agent {
     cloned: Option<(i64, String)>,
     /// Times of takeovers of live connections, in milliseconds, newest last.
     take_overs: VecDeque<i64>,
-    written: (i64, Option<GenerationNumber>),
+    written: (i64, Told),
+}
+
+/// The part of a view that is stored.
+fn told(view: &AgentView) -> Told {
+    let hook = view.hook.clone().filter(|hook| hook.outcome != HookOutcome::Ok);
+    Told {
+        generation: view.generation.map(GenerationNumber::get),
+        root: view.root.map(|root| root.to_string()),
+        // Each attempt would be another record.
+        hook: hook.map(|hook| {
+            let outcome = match hook.outcome {
+                HookOutcome::Running if hook.output.is_empty() => HookOutcome::Due,
+                HookOutcome::Running => HookOutcome::Failed,
+                outcome => outcome,
+            };
+            HookStatus { outcome, duration_ms: 0, attempt: 0, ..hook }
+        }),
+        drift: view.drift.clone(),
+    }
 }
 
 /// The sender of a command whose record must be written, and how to undo the command if that fails.
@@ -358,7 +377,7 @@ impl FleetTask {
                 notes: Vec::new(),
                 cloned: None,
                 take_overs: VecDeque::new(),
-                written: (record.last_seen_ms, record.generation.and_then(GenerationNumber::new)),
+                written: (record.last_seen_ms, record.told.clone()),
             });
             if let Some(newest) = record.certificates.last() {
                 agent.view.serial = newest.serial.to_string();
@@ -526,13 +545,12 @@ impl FleetTask {
 
     fn write_behind(&mut self, all: bool) {
         for (name, agent) in &mut self.agents {
-            let (seen, generation) = (agent.view.last_seen_ms, agent.view.generation);
+            let (seen, told) = (agent.view.last_seen_ms, told(&agent.view));
             let newer = seen > agent.written.0;
             let due = newer && (all || seen - agent.written.0 >= SEEN_MS);
-            if due || generation != agent.written.1 {
-                let root = agent.view.root.map(|root| root.to_string());
-                self.roster.seen(name, seen, generation.map(GenerationNumber::get), root);
-                agent.written = (seen, generation);
+            if due || told != agent.written.1 {
+                self.roster.seen(name, seen, told.clone());
+                agent.written = (seen, told);
             }
         }
         self.unsaved.extend(self.roster.take_changes());
