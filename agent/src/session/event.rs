@@ -61,6 +61,7 @@ pub enum Event {
 }
 
 /// Output of the state machine.
+#[expect(clippy::large_enum_variant, reason = "few exist at a time, and each is handled at once")]
 #[derive(Debug)]
 pub enum Action {
     /// Connect, and send this first.
