@@ -9,7 +9,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
-use syncd_shared::local_socket::{LocalConnection, LocalListener, LocalSocketError};
+use syncd_runtime::local_socket::{LocalConnection, LocalListener, LocalSocketError};
 use syncd_shared::text::error_chain;
 use tokio::sync::watch;
 use tokio::task::JoinSet;

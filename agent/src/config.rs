@@ -10,8 +10,8 @@ use std::path::{Path, PathBuf};
 use std::str::FromStr;
 use std::time::Duration;
 
-use syncd_shared::accounts::{UnknownAccountError, group_id, user_id};
-use syncd_shared::rate::Rate;
+use syncd_runtime::accounts::{UnknownAccountError, group_id, user_id};
+use syncd_runtime::rate::Rate;
 
 use crate::hooks;
 use crate::state::swap::Swap;

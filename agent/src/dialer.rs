@@ -2,8 +2,10 @@
 
 use std::sync::Arc;
 
-use syncd_shared::identity::{AgentName, ClientTls, ConnectError, connect_limited};
-use syncd_shared::rate::{Bucket, Rate};
+use syncd_runtime::channel::{ConnectError, connect_limited};
+use syncd_runtime::rate::{Bucket, Rate};
+use syncd_runtime::tls::ClientTls;
+use syncd_shared::identity::AgentName;
 use tokio::sync::{Notify, watch};
 use tonic::transport::Channel;
 

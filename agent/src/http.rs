@@ -1,4 +1,4 @@
-//! Health over HTTP ([`syncd_shared::health`]), for load balancers and monitors.
+//! Health over HTTP ([`syncd_runtime::health`]), for load balancers and monitors.
 //!
 //! `GET /healthz` returns 200 while a complete generation is linked, and 503 before the first one. Whether
 //! the origin can be reached or the on-activate hook succeeds does not matter, since the node serves either
@@ -8,7 +8,7 @@
 use std::io;
 use std::net::SocketAddr;
 
-use syncd_shared::health::Health;
+use syncd_runtime::health::Health;
 use syncd_shared::{AgentState, HookStatus};
 use tokio::net::TcpListener;
 

@@ -15,17 +15,18 @@ use std::path::{Path, PathBuf};
 use rcgen::KeyPair;
 use rustls::pki_types::CertificateDer;
 use serde::{Deserialize, Serialize};
+use syncd_runtime::key_file::{self, FileError};
+use syncd_runtime::own_directory::{self, Access, DirectoryError};
+use syncd_runtime::tls::ClientTls;
+use syncd_runtime::tls::TlsError;
 use syncd_shared::TreeId;
 use syncd_shared::ed25519::VerifyingKey;
 use syncd_shared::identity::authority::{
     self, AuthorityError, certificate_from_pem, certificate_request, certificate_to_pem, generate_key,
     peer_identity,
 };
-use syncd_shared::identity::files::{self, FileError};
 use syncd_shared::identity::signing;
-use syncd_shared::identity::tls::TlsError;
-use syncd_shared::identity::{AgentName, ClientTls, JoinToken, PeerIdentity};
-use syncd_shared::own_directory::{self, Access, DirectoryError};
+use syncd_shared::identity::{AgentName, JoinToken, PeerIdentity};
 use time::OffsetDateTime;
 
 const VERSION: u32 = 1;
@@ -215,7 +216,7 @@ impl AgentIdentity {
     /// Reads the identity under `root`.
     pub fn load(root: &Path) -> Result<Self, IdentityError> {
         let path = path(root);
-        let text = match files::keep_private(&path).and_then(|()| files::read(&path)) {
+        let text = match key_file::keep_private(&path).and_then(|()| key_file::read(&path)) {
             Err(FileError::Read { source, .. }) if source.kind() == io::ErrorKind::NotFound => {
                 return Err(IdentityError::NotJoined { root: root.to_owned() });
             }
@@ -253,9 +254,9 @@ impl AgentIdentity {
         for private in [&root.join("state"), &directory] {
             own_directory::claim_inside(private, Access::Private)?;
         }
-        files::write(&path(root), &self.to_text())?;
+        key_file::write(&path(root), &self.to_text())?;
         for above in [root.join("state"), root.to_owned()] {
-            files::sync_directory(&above)?;
+            key_file::sync_directory(&above)?;
         }
         Ok(())
     }

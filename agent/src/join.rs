@@ -15,12 +15,14 @@ use std::time::{Duration, Instant};
 use bytes::Bytes;
 use syncd_proto::v1;
 use syncd_proto::v1::enrolment_client::EnrolmentClient;
+use syncd_runtime::channel::{ConnectError, connect};
+use syncd_runtime::local_socket::{self, LocalSocketError};
+use syncd_runtime::own_directory::{self, Access, DirectoryError};
+use syncd_runtime::tls::ClientTls;
+use syncd_runtime::tls::TlsError;
 use syncd_shared::TreeId;
-use syncd_shared::identity::tls::TlsError;
-use syncd_shared::identity::{AgentName, ClientTls, ConnectError, JoinToken, connect};
-use syncd_shared::local_socket::{self, LocalSocketError};
+use syncd_shared::identity::{AgentName, JoinToken};
 use syncd_shared::marks::{self, Mark};
-use syncd_shared::own_directory::{self, Access, DirectoryError};
 use tonic::transport::Channel;
 
 use crate::admin::{Reply, Request, nobody_serves, socket_path};

@@ -4,7 +4,7 @@ use std::process::ExitCode;
 
 use syncd_agent::cli::{self, Cli};
 use syncd_allocator as _;
-use syncd_shared::{output, telemetry};
+use syncd_runtime::{output, telemetry};
 use tracing::level_filters::LevelFilter;
 
 fn main() -> ExitCode {

@@ -7,11 +7,11 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
+use syncd_runtime::local_socket::{LocalListener, LocalSocketError};
+use syncd_runtime::own_directory;
+use syncd_runtime::tls::TlsError;
 use syncd_shared::AgentState;
-use syncd_shared::identity::tls::TlsError;
 use syncd_shared::limits::PATH_MAX_BYTES;
-use syncd_shared::local_socket::{LocalListener, LocalSocketError};
-use syncd_shared::own_directory;
 use syncd_shared::text::{error_chain, one_line};
 use tokio::net::TcpListener;
 use tokio::runtime::Handle as Runtime;
@@ -177,7 +177,7 @@ pub async fn start_with<R: ReplicaWork>(
     if let Some(listener) = http {
         let status = handle.status.clone();
         let health = move || http::health(&status.borrow());
-        others.spawn(syncd_shared::health::serve(listener, health, stop.clone()));
+        others.spawn(syncd_runtime::health::serve(listener, health, stop.clone()));
     }
     let task = tokio::spawn(session.run(stop.clone()));
     Ok(Running { session: handle, http_address, stop, task, others })

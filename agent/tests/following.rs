@@ -16,9 +16,9 @@ use syncd_proto::v1;
 use syncd_proto::v1::RetryClass;
 use syncd_proto::v1::agent_message::Message as FromAgent;
 use syncd_proto::v1::origin_message::Message as ToAgent;
+use syncd_runtime::local_socket;
 use syncd_shared::AgentState;
 use syncd_shared::identity::{KeySuccession, signing};
-use syncd_shared::local_socket;
 use syncd_shared::text::error_chain;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 

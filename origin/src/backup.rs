@@ -8,9 +8,9 @@
 use std::io;
 use std::path::{Path, PathBuf};
 
-use syncd_shared::identity::files::{self, FileError};
+use syncd_runtime::key_file::{self, FileError};
+use syncd_runtime::own_directory::{self, Access, DirectoryError};
 use syncd_shared::marks::{self, Mark};
-use syncd_shared::own_directory::{self, Access, DirectoryError};
 
 use crate::commit::CollectionGate;
 use crate::keys::{Keys, KeysError};
@@ -109,7 +109,7 @@ fn copy(
 ) -> Result<(), BackupError> {
     store.backup(to, progress)?;
     keys.copy_to(to)?;
-    Ok(files::sync_directory(&to.join(".."))?)
+    Ok(key_file::sync_directory(&to.join(".."))?)
 }
 
 /// Removes an incomplete copy as far as possible. Without keys it is not a data directory in any case.

@@ -35,6 +35,9 @@ use data_encoding::HEXLOWER;
 use rcgen::KeyPair;
 use rustls::ServerConfig;
 use rustls::pki_types::CertificateDer;
+use syncd_runtime::key_file::{self, FileError};
+use syncd_runtime::own_directory::{self, Access, DirectoryError};
+use syncd_runtime::tls::{Admit, OriginCertificate, TlsError, server_config};
 use syncd_shared::ed25519::{SigningKey, VerifyingKey};
 use syncd_shared::generation::GenerationError;
 use syncd_shared::identity::JoinToken;
@@ -42,10 +45,7 @@ use syncd_shared::identity::authority::{
     Authority, AuthorityError, ORIGIN_CERTIFICATE_LIFE, certificate_from_pem, certificate_to_pem,
     fingerprint, generate_key, validity,
 };
-use syncd_shared::identity::files::{self, FileError};
 use syncd_shared::identity::signing::{self, KeySuccession, SuccessionError};
-use syncd_shared::identity::tls::{Admit, OriginCertificate, TlsError, server_config};
-use syncd_shared::own_directory::{self, Access, DirectoryError};
 use syncd_shared::{SignedGeneration, TreeId};
 use time::OffsetDateTime;
 
@@ -166,22 +166,22 @@ impl Keys {
         let origin_certificate = authority.issue_origin(&origin_key, now)?;
         let signing_key = signing::generate()?;
 
-        files::write(&data.join(FORMAT), &format!("syncd-origin {FORMAT_VERSION}\ntree_id {tree_id}\n"))?;
+        key_file::write(&data.join(FORMAT), &format!("syncd-origin {FORMAT_VERSION}\ntree_id {tree_id}\n"))?;
         let new = data.join(KEYS_NEW);
         remove_leftover(&new)?;
         own_directory::claim_inside(&new, Access::Private)?;
-        files::write(&new.join(CA_CERTIFICATE), &certificate_to_pem(authority.certificate()))?;
-        files::write(&new.join(CA_KEY), &authority.key().serialize_pem())?;
-        files::write(&new.join(ORIGIN_CERTIFICATE), &certificate_to_pem(&origin_certificate))?;
-        files::write(&new.join(ORIGIN_KEY), &origin_key.serialize_pem())?;
-        files::write(&new.join(SIGNING_KEY), &signing_key_text(&signing_key))?;
+        key_file::write(&new.join(CA_CERTIFICATE), &certificate_to_pem(authority.certificate()))?;
+        key_file::write(&new.join(CA_KEY), &authority.key().serialize_pem())?;
+        key_file::write(&new.join(ORIGIN_CERTIFICATE), &certificate_to_pem(&origin_certificate))?;
+        key_file::write(&new.join(ORIGIN_KEY), &origin_key.serialize_pem())?;
+        key_file::write(&new.join(SIGNING_KEY), &signing_key_text(&signing_key))?;
         let history = KeyHistory { first: signing_key.verifying_key(), successions: Vec::new() };
-        files::write(&new.join(SUCCESSIONS), &history.to_text())?;
-        files::write(&new.join(REVOKED), "")?;
+        key_file::write(&new.join(SUCCESSIONS), &history.to_text())?;
+        key_file::write(&new.join(REVOKED), "")?;
         let keys = data.join(KEYS);
         fs::rename(&new, &keys).map_err(|source| KeysError::Directory { path: keys, source })?;
-        files::sync_directory(data)?;
-        files::sync_directory(&data.join(".."))?;
+        key_file::sync_directory(data)?;
+        key_file::sync_directory(&data.join(".."))?;
         let data = data.to_owned();
         let origin =
             Arc::new(OriginCertificate::new(authority.certificate(), &origin_certificate, &origin_key)?);
@@ -198,7 +198,7 @@ impl Keys {
         own_directory::check(data, Access::Private)?;
         own_directory::check(&keys, Access::Private)?;
         for secret in [CA_KEY, ORIGIN_KEY, SIGNING_KEY] {
-            files::keep_private(&keys.join(secret))?;
+            key_file::keep_private(&keys.join(secret))?;
         }
         let authority = Authority::open(
             tree_id,
@@ -272,7 +272,7 @@ impl Keys {
             return Ok(false);
         }
         let certificate = self.authority.issue_origin(&self.origin_key, now)?;
-        files::write(&self.data.join(KEYS).join(ORIGIN_CERTIFICATE), &certificate_to_pem(&certificate))?;
+        key_file::write(&self.data.join(KEYS).join(ORIGIN_CERTIFICATE), &certificate_to_pem(&certificate))?;
         self.origin.replace(&certificate, &self.origin_key)?;
         Ok(true)
     }
@@ -293,12 +293,12 @@ impl Keys {
 
     /// Stores the name that agents dial, for join commands.
     pub fn set_host(&self, host: &str) -> Result<(), KeysError> {
-        Ok(files::write(&self.data.join(HOST), &format!("{host}\n"))?)
+        Ok(key_file::write(&self.data.join(HOST), &format!("{host}\n"))?)
     }
 
     /// The name last given to [`Keys::set_host`].
     pub fn host(&self) -> Option<String> {
-        let host = files::read(&self.data.join(HOST)).ok()?;
+        let host = key_file::read(&self.data.join(HOST)).ok()?;
         Some(host.trim().to_owned()).filter(|host| !host.is_empty())
     }
 
@@ -306,17 +306,17 @@ impl Keys {
     /// complete, `to` counts as not initialised. Durable except for the name of `to` itself.
     pub fn copy_to(&self, to: &Path) -> Result<(), KeysError> {
         let (keys, new) = (self.data.join(KEYS), to.join(KEYS_NEW));
-        files::write(&to.join(FORMAT), &files::read(&self.data.join(FORMAT))?)?;
+        key_file::write(&to.join(FORMAT), &key_file::read(&self.data.join(FORMAT))?)?;
         if let Some(host) = self.host() {
-            files::write(&to.join(HOST), &format!("{host}\n"))?;
+            key_file::write(&to.join(HOST), &format!("{host}\n"))?;
         }
         own_directory::claim_inside(&new, Access::Private)?;
         for name in KEY_FILES {
-            files::write(&new.join(name), &files::read(&keys.join(name))?)?;
+            key_file::write(&new.join(name), &key_file::read(&keys.join(name))?)?;
         }
         let target = to.join(KEYS);
         fs::rename(&new, &target).map_err(|source| KeysError::Directory { path: target, source })?;
-        Ok(files::sync_directory(to)?)
+        Ok(key_file::sync_directory(to)?)
     }
 
     /// Files to back up after `init`, after each revocation and after a change of the signing key. Anybody
@@ -339,8 +339,8 @@ impl Keys {
         let succession = KeySuccession::sign(self.tree_id, &self.signing_key, new.verifying_key());
         let mut history = self.history.clone();
         history.successions.push(succession);
-        files::write(&keys.join(SIGNING_KEY_NEXT), &signing_key_text(&new))?;
-        files::write(&keys.join(SUCCESSIONS), &history.to_text())?;
+        key_file::write(&keys.join(SIGNING_KEY_NEXT), &signing_key_text(&new))?;
+        key_file::write(&keys.join(SUCCESSIONS), &history.to_text())?;
         finish_rotation(&keys)?;
         (self.signing_key, self.history) = (new, history);
         Ok(())
@@ -387,7 +387,7 @@ fn refuse_used(data: &Path) -> Result<(), KeysError> {
 
 fn open_format(data: &Path) -> Result<TreeId, KeysError> {
     let path = data.join(FORMAT);
-    let text = match files::read(&path) {
+    let text = match key_file::read(&path) {
         Err(FileError::Read { source, .. }) if source.kind() == io::ErrorKind::NotFound => {
             return Err(if data.join(KEYS).is_dir() {
                 KeysError::Damaged { path }
@@ -434,7 +434,7 @@ fn open_signing_key(keys: &Path, tree_id: TreeId, history: &KeyHistory) -> Resul
 fn finish_rotation(keys: &Path) -> Result<(), KeysError> {
     fs::rename(keys.join(SIGNING_KEY_NEXT), keys.join(SIGNING_KEY))
         .map_err(|source| KeysError::Directory { path: keys.to_owned(), source })?;
-    Ok(files::sync_directory(keys)?)
+    Ok(key_file::sync_directory(keys)?)
 }
 
 fn signing_key_text(key: &SigningKey) -> String {
@@ -442,7 +442,7 @@ fn signing_key_text(key: &SigningKey) -> String {
 }
 
 fn read_signing_key(path: &Path) -> Result<SigningKey, KeysError> {
-    parse_signing_key(&files::read(path)?).ok_or_else(|| KeysError::Damaged { path: path.to_owned() })
+    parse_signing_key(&key_file::read(path)?).ok_or_else(|| KeysError::Damaged { path: path.to_owned() })
 }
 
 fn parse_signing_key(text: &str) -> Option<SigningKey> {
@@ -460,7 +460,7 @@ impl KeyHistory {
     }
 
     fn read(path: &Path) -> Result<Self, KeysError> {
-        Self::parse(&files::read(path)?).ok_or_else(|| KeysError::Damaged { path: path.to_owned() })
+        Self::parse(&key_file::read(path)?).ok_or_else(|| KeysError::Damaged { path: path.to_owned() })
     }
 
     fn parse(text: &str) -> Option<Self> {
@@ -479,11 +479,11 @@ impl KeyHistory {
 }
 
 fn read_certificate(path: &Path) -> Result<CertificateDer<'static>, KeysError> {
-    certificate_from_pem(&files::read(path)?).ok_or_else(|| KeysError::Damaged { path: path.to_owned() })
+    certificate_from_pem(&key_file::read(path)?).ok_or_else(|| KeysError::Damaged { path: path.to_owned() })
 }
 
 fn read_key(path: &Path) -> Result<KeyPair, KeysError> {
-    KeyPair::from_pem(&files::read(path)?).map_err(|_| KeysError::Damaged { path: path.to_owned() })
+    KeyPair::from_pem(&key_file::read(path)?).map_err(|_| KeysError::Damaged { path: path.to_owned() })
 }
 
 #[cfg(test)]

@@ -3,7 +3,7 @@
 use std::process::ExitCode;
 
 use syncd_origin::cli::{self, Cli};
-use syncd_shared::{output, telemetry};
+use syncd_runtime::{output, telemetry};
 use tracing::level_filters::LevelFilter;
 
 fn main() -> ExitCode {

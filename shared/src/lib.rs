@@ -8,12 +8,10 @@
 //! stored content. [`wire`] turns messages into these types and rejects invalid ones. [`limits`] holds every
 //! bound shared by encoder and decoder.
 
-pub mod accounts;
 pub mod address;
 pub mod agent_state;
 pub mod byte_size;
 pub mod chunker;
-pub mod config_file;
 pub mod content_tag;
 pub mod delta;
 pub mod diff;
@@ -21,29 +19,18 @@ pub mod directory;
 pub mod ed25519;
 pub mod generation;
 pub mod hash;
-pub mod health;
 pub mod hook_status;
 pub mod identity;
 pub mod limits;
-pub mod local_socket;
 pub mod manifest_cursor;
 pub mod marks;
-pub mod open_files;
-pub mod output;
-pub mod own_directory;
-pub mod progress;
-pub mod rate;
-pub mod signals;
 pub mod stored_frame;
-pub mod telemetry;
 pub mod text;
-pub mod threads;
 pub mod time_span;
 pub mod tree;
 pub mod tree_path;
 pub mod update_file;
 pub mod wire;
-pub mod write_again;
 
 pub use agent_state::AgentState;
 pub use content_tag::ContentTag;

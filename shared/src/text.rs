@@ -109,7 +109,7 @@ pub fn is_unprintable(c: char) -> bool {
 }
 
 /// Writes a character, escaped if it [`is_unprintable`].
-pub(crate) fn write_escaped(out: &mut impl fmt::Write, c: char) -> fmt::Result {
+pub fn write_escaped(out: &mut impl fmt::Write, c: char) -> fmt::Result {
     if is_unprintable(c) { write!(out, "{}", c.escape_default()) } else { out.write_char(c) }
 }
 

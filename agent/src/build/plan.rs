@@ -211,7 +211,7 @@ impl<'a> Plan<'a> {
             }
             Ok::<_, StageError>(lacking)
         };
-        let each = order.len().div_ceil(syncd_shared::threads::at_most(COPIERS_MAX)).max(COPIES_LEAST);
+        let each = order.len().div_ceil(syncd_runtime::threads::at_most(COPIERS_MAX)).max(COPIES_LEAST);
         if order.len() <= each {
             self.lacking = copy(order)?;
             return Ok(());

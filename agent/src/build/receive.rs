@@ -82,7 +82,7 @@ impl Reception<'_> {
                 self.store(parcel, &mut bench).map(|()| true)
             });
         }
-        let workers = syncd_shared::threads::at_most(WORKERS_MAX);
+        let workers = syncd_runtime::threads::at_most(WORKERS_MAX);
         let failed = AtomicBool::new(false);
         let work = |mut waiting: Waiting<Parcel>| {
             let mut bench = Workbench::default();

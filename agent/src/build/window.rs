@@ -334,7 +334,7 @@ pub(crate) struct Workers<'scope> {
 
 impl<'scope> Workers<'scope> {
     pub fn start<'env>(scope: &'scope Scope<'scope, 'env>, shared: &'env Shared<'env>) -> Self {
-        let count = syncd_shared::threads::at_most(WORKERS_MAX);
+        let count = syncd_runtime::threads::at_most(WORKERS_MAX);
         let (sender, waiting) = queue::<Job>(WAITING_FRAMES.saturating_mul(count));
         let work = |waiting: Waiting<Job>| {
             let mut bench = Workbench::default();

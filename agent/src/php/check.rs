@@ -14,7 +14,7 @@ use std::time::Duration;
 use anyhow::{Context as _, bail};
 use clap::Args;
 use indicatif::{HumanBytes, HumanCount};
-use syncd_shared::output::line;
+use syncd_runtime::output::line;
 use syncd_shared::text::{counted, one_line};
 
 use super::code::Code;

@@ -18,7 +18,7 @@ use std::process::ExitCode;
 
 use clap::Args;
 use serde::Deserialize;
-use syncd_shared::output::{line, note};
+use syncd_runtime::output::{line, note};
 use syncd_shared::text::{counted, error_chain};
 
 use super::fastcgi::Address;

@@ -237,7 +237,7 @@ impl Replica {
         let trees = self.slots.trees();
         let root = trees.live_root().ok_or(VerifyError::NothingLive)?;
         let dir = trees.open_live()?;
-        let workers = syncd_shared::threads::at_most(WORKERS_MAX);
+        let workers = syncd_runtime::threads::at_most(WORKERS_MAX);
         let checked_files = CheckedFiles::default();
         let checked = Mutex::new(Checked::default());
         let (sender, waiting) = queue::<FileJob>(WAITING_FILES);

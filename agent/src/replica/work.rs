@@ -33,13 +33,13 @@ const MAINTAIN_RETRY: Duration = Duration::from_secs(30);
 /// Opens the replica of `options` and recovers it. Raises this process's limit of open files to the hard
 /// limit.
 pub(crate) fn open(options: &RunOptions, signers: Signers) -> Result<Replica, OpenReplicaError> {
-    syncd_shared::open_files::raise_limit();
+    syncd_runtime::open_files::raise_limit();
     Replica::open(&options.root, replica_options(options, signers))
 }
 
 /// Like [`open`], for a command while no agent runs: keeps the owner of the agent's last run.
 pub(crate) fn open_as_before(options: &RunOptions, signers: Signers) -> Result<Replica, OpenReplicaError> {
-    syncd_shared::open_files::raise_limit();
+    syncd_runtime::open_files::raise_limit();
     let as_before = ReplicaOptions { owner_as_before: true, ..replica_options(options, signers) };
     Replica::open(&options.root, as_before)
 }

@@ -39,8 +39,8 @@ use std::time::{Duration, Instant};
 
 use rustix::fs::{FileType, FlockOperation, OFlags};
 use rustix::io::Errno;
+use syncd_runtime::own_directory::{self, Access, DirectoryError, Inspected};
 use syncd_shared::marks::{self, Mark};
-use syncd_shared::own_directory::{self, Access, DirectoryError, Inspected};
 use syncd_shared::text::one_line;
 
 use crate::planted::{self, Bug};

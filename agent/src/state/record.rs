@@ -29,11 +29,11 @@ use std::sync::{Arc, Mutex, PoisonError};
 use redb::{Database, Durability, ReadableDatabase, ReadableTable, TableDefinition, WriteTransaction};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
+use syncd_runtime::write_again::write_again;
 use syncd_shared::diff::DirectorySource;
 use syncd_shared::directory::DecodeDirectoryError;
 use syncd_shared::generation::GenerationError;
 use syncd_shared::tree::{DecodeRootError, ROOT_ENTRY_BYTES};
-use syncd_shared::write_again::write_again;
 use syncd_shared::{Directory, ObjectHash, RootEntry, SignedGeneration, TreePath};
 
 use crate::state::slot::{RowError, Slot, decode_generation, encode_generation};

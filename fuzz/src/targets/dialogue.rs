@@ -9,7 +9,7 @@ use clap::{ArgMatches, Command, CommandFactory};
 use prost::Message;
 use syncd_proto::v1;
 use syncd_proto::v1::origin_message::Message as FromOrigin;
-use syncd_shared::config_file::from_text;
+use syncd_runtime::config_file::from_text;
 use syncd_shared::{RootEntry, SignedGeneration, update_file};
 
 use super::wire::hash;

@@ -12,8 +12,8 @@ use syncd_origin::commit::fuzzing::{scan_base, some_scan_base};
 use syncd_origin::ignore_rules::IgnoreRules;
 use syncd_origin::scan::fuzzing::symlink_target;
 use syncd_origin::watch::fuzzing::mounts;
+use syncd_runtime::local_socket::{REQUEST_MAX_BYTES, RESPONSE_MAX_BYTES, read_line};
 use syncd_shared::TreePath;
-use syncd_shared::local_socket::{REQUEST_MAX_BYTES, RESPONSE_MAX_BYTES, read_line};
 
 use crate::mutation::{mutate, number};
 use crate::values;

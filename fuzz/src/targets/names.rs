@@ -1,8 +1,8 @@
 //! Tokens, names and paths.
 
 use arbitrary::{Result, Unstructured};
+use syncd_runtime::rate::Rate;
 use syncd_shared::identity::{AgentName, JoinToken};
-use syncd_shared::rate::Rate;
 use syncd_shared::{Component, ContentHash, TreeId, TreePath};
 
 use crate::mutation::mutate;

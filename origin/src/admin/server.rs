@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
-use syncd_shared::local_socket::{LocalConnection, LocalListener};
+use syncd_runtime::local_socket::{LocalConnection, LocalListener};
 use syncd_shared::{GenerationNumber, RootEntry, SignedGeneration};
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;

@@ -4,7 +4,7 @@ use std::fmt::{self, Write as _};
 
 use indicatif::HumanBytes;
 use serde::{Deserialize, Serialize};
-use syncd_shared::progress::percent;
+use syncd_runtime::progress::percent;
 use syncd_shared::text::{counted, counted_of, rfc3339};
 use syncd_shared::{GenerationNumber, HookStatus};
 

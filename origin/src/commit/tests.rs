@@ -80,7 +80,7 @@ impl Site {
     async fn ask(&self, request: Asked) -> Vec<Answer> {
         let socket = admin::socket_path(&self.data());
         let mut responses =
-            syncd_shared::local_socket::request::<_, Answer>(&socket, &request).await.unwrap();
+            syncd_runtime::local_socket::request::<_, Answer>(&socket, &request).await.unwrap();
         let mut answers = Vec::new();
         while let Some(answer) = responses.next().await.unwrap() {
             answers.push(answer);

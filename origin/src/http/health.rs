@@ -1,9 +1,9 @@
-//! The origin's health over HTTP ([`syncd_shared::health`]).
+//! The origin's health over HTTP ([`syncd_runtime::health`]).
 //!
 //! Status 200 while the published generation matches the tree, as far as the origin knows. Status 503 with
 //! the reason while publishing is held or waiting, before the first generation, and when DATA is gone.
 
-use syncd_shared::health::Health;
+use syncd_runtime::health::Health;
 
 use crate::commit::State;
 use crate::fleet::FleetView;

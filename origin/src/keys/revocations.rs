@@ -7,7 +7,7 @@
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
-use syncd_shared::identity::files;
+use syncd_runtime::key_file;
 
 use super::{KEYS, KeysError, REVOKED};
 
@@ -18,7 +18,7 @@ fn path(data: &Path) -> PathBuf {
 /// Returns names and records.
 pub(crate) fn read(data: &Path) -> Result<BTreeMap<String, String>, KeysError> {
     let path = path(data);
-    let text = files::read(&path)?;
+    let text = key_file::read(&path)?;
     let line = |line: &str| line.split_once(' ').map(|(name, record)| (name.to_owned(), record.to_owned()));
     text.lines().map(line).collect::<Option<_>>().ok_or(KeysError::Damaged { path })
 }
@@ -29,5 +29,5 @@ pub(crate) fn add(data: &Path, records: impl IntoIterator<Item = (String, String
     let mut all = read(data)?;
     all.extend(records);
     let text: String = all.iter().map(|(name, record)| format!("{name} {record}\n")).collect();
-    Ok(files::write(&path(data), &text)?)
+    Ok(key_file::write(&path(data), &text)?)
 }

@@ -39,7 +39,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-use syncd_shared::progress::Progress;
+use syncd_runtime::progress::Progress;
 use syncd_shared::{Entry, RootEntry, TreePath};
 use tokio_util::sync::CancellationToken;
 use tracing::debug;

@@ -123,7 +123,7 @@ where
     }
 
     fn start(&self) -> Result<Running<'scope>, ScanError> {
-        let count = syncd_shared::threads::at_most(THREADS_MAX);
+        let count = syncd_runtime::threads::at_most(THREADS_MAX);
         let limit = count * BLOCKS_WAITING;
         let (blocks, to_read) = sync_channel::<Vec<Job>>(limit);
         let (read, results) = channel();

@@ -26,9 +26,9 @@ use std::time::Duration;
 
 use syncd_proto::v1::enrolment_server::EnrolmentServer;
 use syncd_proto::v1::replication_server::ReplicationServer;
-use syncd_shared::identity::tls::{Admit, TlsError};
+use syncd_runtime::rate::Bucket;
+use syncd_runtime::tls::{Admit, TlsError};
 use syncd_shared::limits::{CERTIFICATE_REQUEST_MAX_BYTES, CONTROL_MESSAGE_MAX_BYTES};
-use syncd_shared::rate::Bucket;
 use syncd_shared::wire::FEATURE_DELTAS;
 use tokio::net::TcpListener;
 use tokio_stream::Stream;

@@ -3,7 +3,7 @@
 use std::net::SocketAddr;
 use std::path::PathBuf;
 
-use syncd_shared::local_socket::LocalSocketError;
+use syncd_runtime::local_socket::LocalSocketError;
 
 use crate::commit::CommitError;
 use crate::keys::KeysError;
@@ -71,5 +71,5 @@ pub enum StartError {
     #[error(transparent)]
     Plan(#[from] crate::plan::PlanError),
     #[error("set up TLS")]
-    Tls(#[from] syncd_shared::identity::TlsError),
+    Tls(#[from] syncd_runtime::tls::TlsError),
 }

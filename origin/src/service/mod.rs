@@ -11,9 +11,9 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
+use syncd_runtime::own_directory;
+use syncd_runtime::rate::Bucket;
 use syncd_shared::limits::PATH_MAX_BYTES;
-use syncd_shared::own_directory;
-use syncd_shared::rate::Bucket;
 use syncd_shared::text::one_line;
 use tokio::sync::{mpsc, watch};
 use tokio_util::sync::CancellationToken;
@@ -69,7 +69,7 @@ pub fn init(data: &Path) -> Result<Keys, StartError> {
 
 /// Starts an origin, which is serving on return.
 pub async fn start(options: ServeOptions) -> Result<Running, StartError> {
-    syncd_shared::open_files::raise_limit();
+    syncd_runtime::open_files::raise_limit();
     overlap::check(&options.tree, &options.data)?;
     own_directory::warn_of_owner(&options.data);
     let origin = Origin::open(options).await?;
@@ -169,7 +169,7 @@ impl Origin {
         if let Some(http) = http {
             let state = state.clone();
             let answer = move || health(&state.snapshot());
-            tasks.spawn(syncd_shared::health::serve(http, answer, shutdown.clone()));
+            tasks.spawn(syncd_runtime::health::serve(http, answer, shutdown.clone()));
         }
         let directory = Arc::new(DataDirectory::new(store, keys, gate, Some(options.tree.clone())));
         let answering = Admin { directory, committer: committer.clone(), fleet: fleet.clone(), state };

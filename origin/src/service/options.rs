@@ -4,7 +4,7 @@ use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use syncd_shared::rate::Rate;
+use syncd_runtime::rate::Rate;
 
 use crate::commit::Trigger;
 use crate::scan::{MtimePolicy, ScanOptions, SymlinkPolicy};

@@ -4,7 +4,7 @@ use std::net::SocketAddr;
 use std::path::Path;
 
 use rustix::fs::{Gid, Mode};
-use syncd_shared::local_socket::LocalListener;
+use syncd_runtime::local_socket::LocalListener;
 use tokio::net::TcpListener;
 
 use super::{ServeOptions, StartError};

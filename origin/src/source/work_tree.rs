@@ -7,8 +7,8 @@ use std::pin::Pin;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use syncd_runtime::progress::Progress;
 use syncd_shared::TreePath;
-use syncd_shared::progress::Progress;
 
 use super::{Changes, OpenFile, Snapshot, SnapshotFate, SnapshotJob, TreeSource};
 use crate::scan::{self, Links, Notices, Scan, ScanError, Scope, Withheld};

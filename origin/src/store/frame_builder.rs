@@ -150,7 +150,7 @@ pub(super) struct Helpers(Mutex<usize>);
 
 impl Default for Helpers {
     fn default() -> Self {
-        Self(Mutex::new(syncd_shared::threads::at_most(HELPERS_MAX + 1) - 1))
+        Self(Mutex::new(syncd_runtime::threads::at_most(HELPERS_MAX + 1) - 1))
     }
 }
 

@@ -15,8 +15,8 @@ use redb::{
     Builder, Database, DatabaseError, Durability, ReadTransaction, ReadableDatabase, ReadableTable,
     StorageError, TableDefinition, WriteTransaction,
 };
+use syncd_runtime::write_again::write_again;
 use syncd_shared::hash::ContentHash;
-use syncd_shared::write_again::write_again;
 
 use super::error::{OpenStoreError, StoreError, index, poisoned};
 use super::pack::{Location, PackId};

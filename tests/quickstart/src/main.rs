@@ -31,7 +31,7 @@ fn main() -> ExitCode {
     let options = Options::parse();
     // The story stops the origin, which needs no warning.
     let level = if options.once { LevelFilter::ERROR } else { LevelFilter::WARN };
-    syncd_shared::telemetry::init(level);
+    syncd_runtime::telemetry::init(level);
     let runtime = match tokio::runtime::Builder::new_multi_thread().enable_all().build() {
         Ok(runtime) => runtime,
         Err(error) => return fail(&error.into()),
@@ -45,7 +45,7 @@ fn main() -> ExitCode {
 }
 
 fn fail(error: &anyhow::Error) -> ExitCode {
-    syncd_shared::output::failed("syncd-quickstart", error.as_ref(), 1)
+    syncd_runtime::output::failed("syncd-quickstart", error.as_ref(), 1)
 }
 
 async fn run(options: Options) -> anyhow::Result<()> {

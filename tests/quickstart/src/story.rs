@@ -13,7 +13,7 @@ use crate::world::{Node, World, get};
 /// Prints a line of the story. Errors are ignored, because the reader may go away.
 macro_rules! say {
     ($($text:tt)*) => {
-        syncd_shared::output::line(format_args!($($text)*))?
+        syncd_runtime::output::line(format_args!($($text)*))?
     };
 }
 

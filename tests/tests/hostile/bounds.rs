@@ -9,8 +9,10 @@ use syncd_proto::v1;
 use syncd_proto::v1::fetch_frame::Frame;
 use syncd_proto::v1::fetch_request::Request as Ask;
 use syncd_proto::v1::replication_client::ReplicationClient;
+use syncd_runtime::channel::connect;
+use syncd_runtime::key_file;
+use syncd_runtime::tls::ClientTls;
 use syncd_shared::identity::authority::certificate_from_pem;
-use syncd_shared::identity::{ClientTls, connect, files};
 use syncd_shared::wire::ObjectsBatch;
 use syncd_shared::{ContentHash, RootHash};
 use syncd_tests::{Agent, binary, wait};
@@ -47,7 +49,7 @@ fn all_connections(world: &World, tls: &ClientTls, count: usize) -> (Vec<Channel
 
 /// Reads the identity as a clone of the node would.
 fn copied_identity(agent: &Agent) -> ClientTls {
-    let text = files::read(&agent.root.join("state/identity/identity")).expect("an identity");
+    let text = key_file::read(&agent.root.join("state/identity/identity")).expect("an identity");
     let json: serde_json::Value = serde_json::from_str(&text).expect("JSON");
     let field = |name: &str| json[name].as_str().unwrap_or_else(|| panic!("no {name}"));
     let certificate = |name: &str| certificate_from_pem(field(name)).expect("a certificate");

@@ -24,7 +24,7 @@ where
 {
     let Some(first) = jobs.next().transpose()? else { return Ok(()) };
     let second = jobs.next().transpose()?;
-    let workers = syncd_shared::threads::at_most(WORKERS_MAX);
+    let workers = syncd_runtime::threads::at_most(WORKERS_MAX);
     if second.is_none() || workers == 1 {
         let mut tools = tools()?;
         for job in [Ok(first)].into_iter().chain(second.map(Ok)).chain(jobs) {

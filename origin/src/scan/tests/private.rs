@@ -1,7 +1,7 @@
 //! Files and directories of syncd are never published, whichever installation they come from.
 
 use super::*;
-use syncd_shared::identity::files;
+use syncd_runtime::key_file;
 use syncd_shared::marks::Mark;
 
 /// A directory with the names that an agent's ROOT has.
@@ -64,7 +64,7 @@ fn a_copied_key_file_is_recognised_under_any_name() {
     site.write("f", "1");
     site.calm();
     fs::create_dir(site.at("backup")).unwrap();
-    files::write(&site.at("backup/old.txt"), "0123456789abcdef").unwrap();
+    key_file::write(&site.at("backup/old.txt"), "0123456789abcdef").unwrap();
     let scope = site.hinted();
     let error = site.try_scan(scope).unwrap_err();
     assert!(matches!(&error, ScanError::PrivateFile { .. }), "{error}");

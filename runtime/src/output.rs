@@ -9,7 +9,7 @@ use std::fmt::Display;
 use std::io::{self, Write};
 use std::process::ExitCode;
 
-use crate::text::error_chain;
+use syncd_shared::text::error_chain;
 
 /// Exit code that a shell reports for a program killed by SIGPIPE.
 const READER_GONE: u8 = 128 + 13;

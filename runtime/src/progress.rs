@@ -13,7 +13,7 @@ use std::time::{Duration, Instant};
 
 use indicatif::{HumanBytes, HumanDuration, MultiProgress, ProgressBar, ProgressState, ProgressStyle};
 
-use crate::text::{counted, counted_of};
+use syncd_shared::text::{counted, counted_of};
 
 const LOG_EVERY: Duration = Duration::from_secs(10);
 /// Rate and time left are not shown before this.

@@ -17,10 +17,10 @@ use tokio_rustls::TlsConnector;
 use tokio_rustls::client::TlsStream;
 use tonic::transport::{Channel, Endpoint};
 
-use super::busy::Busy;
-use super::tls::{ClientTls, is_about_time};
-use crate::limits::{CONNECTION_WINDOW_BYTES, HTTP2_FRAME_BYTES, STREAM_WINDOW_BYTES};
 use crate::rate::Bucket;
+use crate::tls::{ClientTls, is_about_time};
+use syncd_shared::identity::busy::Busy;
+use syncd_shared::limits::{CONNECTION_WINDOW_BYTES, HTTP2_FRAME_BYTES, STREAM_WINDOW_BYTES};
 
 /// Time limit from the first packet to the origin's first bytes inside TLS.
 pub const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);

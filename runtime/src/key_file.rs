@@ -5,7 +5,7 @@ use std::io::{self, Write};
 use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 
-use crate::marks::PRIVATE_LINE;
+use syncd_shared::marks::PRIVATE_LINE;
 
 /// Errors of reading or writing a file.
 #[derive(Debug, thiserror::Error)]
@@ -91,7 +91,7 @@ mod tests {
         write(&path, "one").unwrap();
         write(&path, "two").unwrap();
         assert_eq!(read(&path).unwrap(), "two");
-        assert!(crate::marks::is_private(&fs::read(&path).unwrap()));
+        assert!(syncd_shared::marks::is_private(&fs::read(&path).unwrap()));
         assert_eq!(fs::metadata(&path).unwrap().permissions().mode() & 0o777, 0o600);
         assert_eq!(fs::read_dir(&directory).unwrap().count(), 1);
     }

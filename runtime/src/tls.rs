@@ -22,9 +22,9 @@ use rustls::{
 };
 use rustls_pki_types::{CertificateDer, PrivateKeyDer, PrivatePkcs8KeyDer, ServerName, UnixTime};
 
-use super::authority::{PeerIdentity, fingerprint, peer_identity};
-use super::token::JoinToken;
-use crate::generation::TreeId;
+use syncd_shared::generation::TreeId;
+use syncd_shared::identity::authority::{PeerIdentity, fingerprint, peer_identity};
+use syncd_shared::identity::token::JoinToken;
 
 const ALPN: &[u8] = b"h2";
 

@@ -8,7 +8,7 @@ use tracing_subscriber::layer::SubscriberExt as _;
 use tracing_subscriber::util::SubscriberInitExt as _;
 
 use crate::progress::bars;
-use crate::text::write_escaped;
+use syncd_shared::text::write_escaped;
 
 /// Variables that set the log filter, in the syntax of [`Targets`]: `TARGET=LEVEL`, separated by commas. The
 /// first one that is set wins.

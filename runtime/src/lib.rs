@@ -1,0 +1,24 @@
+//! What both daemons need beside the domain: everything here touches the machine it runs on.
+//!
+//! Start and end: [`config_file`], [`signals`], [`open_files`], [`threads`]. Talking to people and monitors:
+//! [`telemetry`], [`progress`], [`output`], [`health`], [`local_socket`]. Files of their own:
+//! [`own_directory`], [`key_file`], [`write_again`], [`accounts`]. The network: [`channel`] is a client's
+//! connection, [`tls`] holds every TLS configuration (TLS 1.3 with the ring
+//! provider only), [`rate`] limits bytes and events.
+
+pub mod accounts;
+pub mod channel;
+pub mod config_file;
+pub mod health;
+pub mod key_file;
+pub mod local_socket;
+pub mod open_files;
+pub mod output;
+pub mod own_directory;
+pub mod progress;
+pub mod rate;
+pub mod signals;
+pub mod telemetry;
+pub mod threads;
+pub mod tls;
+pub mod write_again;
