@@ -1,4 +1,4 @@
-//! What both daemons need beside the domain: everything here touches the machine it runs on.
+//! The kit of both daemons, beside the domain. Everything here touches the machine it runs on.
 //!
 //! Start and end: [`config_file`], [`signals`], [`open_files`], [`threads`]. Talking to people and monitors:
 //! [`telemetry`], [`progress`], [`output`], [`health`], [`local_socket`]. Files of their own:
