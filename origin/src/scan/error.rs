@@ -48,7 +48,8 @@ pub enum ScanError {
         /// Entries before.
         before: u64,
     },
-    /// The tree lost more than half of its bytes, in at least [`super::MASS_DELETION_MIN_FILES`] files.
+    /// The tree lost more than half of its bytes, in at least [`super::guard::MASS_DELETION_MIN_FILES`]
+    /// files.
     #[error(
         "the content tree went from {before} to {after} bytes, and at least 20 files went or shrank: if that is meant, publish it with commit --allow-mass-deletion"
     )]
@@ -64,7 +65,7 @@ pub enum ScanError {
         #[source]
         source: DiffError<TreeObjectError>,
     },
-    /// The tree lost more than half of at least [`super::MASS_DELETION_MIN_ENTRIES`] entries.
+    /// The tree lost more than half of at least [`super::guard::MASS_DELETION_MIN_ENTRIES`] entries.
     #[error(
         "the content tree went from {before} to {after} entries: if that is meant, publish it with commit --allow-mass-deletion"
     )]

@@ -1,9 +1,9 @@
 //! The gRPC services. Agents connect to the origin and are identified by their certificates.
 //!
 //! [`replication`] holds one control stream for each agent, [`fetch`] sends bulk bytes, and [`enrolment`]
-//! issues certificates. Messages sent through [`body`] stay in memory only until they are sent. Each stream
-//! is one task with bounded memory. All streams end when the origin stops, when the agent's certificate is
-//! revoked, or when the agent stops reading.
+//! issues certificates. Messages sent through [`response_body`] stay in memory only until they are sent.
+//! Each stream is one task with bounded memory. All streams end when the origin stops, when the agent's
+//! certificate is revoked, or when the agent stops reading.
 
 #![cfg_attr(not(test), deny(clippy::disallowed_methods))]
 #![cfg_attr(not(test), deny(clippy::arithmetic_side_effects, clippy::indexing_slicing))]
