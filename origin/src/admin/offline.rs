@@ -614,7 +614,7 @@ mod tests {
         let directory = DataDirectory::new(store, Arc::new(keys), CollectionGate::default(), None);
         let told = directory.answer(Request::Diff { from: None, to: None, pending: false }, &mut |_| true);
         assert!(
-            matches!(&told, Reply::Error { message } if message.contains("a path of the two trees")),
+            matches!(&told, Reply::Error { message } if message.contains("a path in one of the two trees")),
             "{told:?}"
         );
     }
