@@ -360,7 +360,7 @@ fn the_logs_of_both_sides_tell_what_happened_once() {
     write(&tree, "new.html", "2");
     remove(&tree.join("gone.html"));
     origin.cli("commit", &["--allow-mass-deletion", "-m", "release 2", "--wait"]).expect_success();
-    let live = ["INFO", "generation 2 (release 2) is live: +1 ~1 -1, 4 B, "];
+    let live = ["INFO", "generation 2 (release 2) is live: +1 ~1 -1 files and directories, 4 B, "];
     wait::until("the line of the switch", || (lines_with(&plain.daemon().log(), &live) > 0).then_some(()));
     let switched = ["INFO", "generation 2 (release 2) is switched, its on-activate hook is due: +1 ~1 -1"];
     wait::until("the line of the switch", || {
