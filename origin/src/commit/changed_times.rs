@@ -7,7 +7,6 @@
 //!
 //! One record, `commit`/`indistinct`: `u64` number of the generation, then JSON. It is written after a
 //! generation with such files was sealed; a crash in between loses a warning.
-//! such files was sealed; a crash in between loses a warning.
 
 use serde::{Deserialize, Serialize};
 use syncd_shared::diff::DiffError;

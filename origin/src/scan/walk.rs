@@ -4,7 +4,6 @@
 //! The walk is depth-first. A directory is finished when all its files have been read and all its
 //! subdirectories are finished. Only directories on the current path, and those that wait for a read, are in
 //! memory.
-//! only those on the way and those that wait for a read are in memory.
 
 use std::collections::{BTreeSet, HashMap};
 use std::path::Path;

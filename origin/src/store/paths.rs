@@ -5,7 +5,6 @@
 //! contents of added or changed files. A stored path is replaced only if it is known to be lost, or if its
 //! directory has no stat record any more, so that a copy does not replace its original. Unused paths are
 //! removed by garbage collection together with their content. Keys are the first 8 bytes of the content hash.
-//! garbage is collected. Keys are the first 8 bytes of the content's hash.
 
 use redb::{ReadableTable, WriteTransaction};
 use syncd_shared::TreePath;

@@ -2,7 +2,6 @@
 //!
 //! A thread polls /proc/self/mountinfo, which reports a change since the last poll as an exceptional
 //! condition. Dropping this ends the thread.
-//! when this is dropped.
 
 use std::fs::File;
 use std::io;
