@@ -12,7 +12,8 @@ use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
-use super::{Occasion, remove};
+use super::Occasion;
+use super::pending::remove;
 
 const SUCCEEDED: &str = "on-activate.succeeded";
 

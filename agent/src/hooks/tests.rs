@@ -1,3 +1,8 @@
+use std::fs;
+use std::sync::Arc;
+use std::thread;
+
+use super::pending::PENDING;
 use super::*;
 
 fn occasion(generation: u64) -> Occasion {

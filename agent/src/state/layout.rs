@@ -29,25 +29,21 @@
 )]
 
 pub(crate) mod foreign;
+mod guard;
+mod links;
 
-use std::fs::{File, OpenOptions};
-use std::io::{Read, Seek, Write};
-use std::os::unix::fs::OpenOptionsExt;
+use std::fs::File;
 use std::path::{Path, PathBuf};
-use std::thread;
-use std::time::{Duration, Instant};
 
-use rustix::fs::{FileType, FlockOperation, OFlags};
 use rustix::io::Errno;
 use syncd_runtime::own_directory::{self, Access, DirectoryError, Inspected};
 use syncd_shared::marks::{self, Mark};
-use syncd_shared::text::one_line;
 
-use crate::planted::{self, Bug};
 use crate::state::disk::{Dir, DiskError};
-use crate::state::number;
-use crate::state::swap::{self, Standing, Swap};
+use crate::state::swap::{self, Swap};
 use crate::state::trash::Trash;
+
+use self::guard::{inspect_parts, lock, refuse_foreign, refuse_occupied, refuse_older, require_exchange};
 
 /// The document root: a symlink, or the live tree itself.
 pub(crate) const LIVE: &[u8] = b"live";
@@ -72,12 +68,6 @@ pub(crate) const INCOMING: &[u8] = b"incoming";
 pub(crate) const SIGNED: &[u8] = b"signed";
 /// Name of the record, in `ROOT/state`.
 pub(crate) const RECORD: &str = "record.redb";
-/// Number of foreign names that an error lists.
-const FOREIGN_SHOWN: usize = 5;
-
-/// How long a start waits for another holder of the lock.
-const LOCK_PATIENCE: Duration = Duration::from_secs(2);
-const LOCK_RETRY: Duration = Duration::from_millis(20);
 
 /// Reason why ROOT cannot be used.
 #[derive(Debug, thiserror::Error)]
@@ -211,152 +201,6 @@ impl Layout {
         self.path.join("state").join(RECORD)
     }
 
-    /// Slot that `live` is, or names as a link made by syncd. An empty directory is no slot.
-    pub fn live_slot(&self) -> Result<Option<u64>, DiskError> {
-        match Standing::of(&self.root)? {
-            Standing::Tree => Ok(Some(LIVE_SLOT)),
-            _ => self.linked_slot(LIVE),
-        }
-    }
-
-    /// Whether `live` is a directory.
-    pub fn live_tree_stands(&self) -> Result<bool, DiskError> {
-        Ok(self.root.stat(LIVE)?.is_some_and(|stat| stat.kind == FileType::Directory))
-    }
-
-    /// Slot that a link in ROOT names.
-    pub fn linked_slot(&self, name: &[u8]) -> Result<Option<u64>, DiskError> {
-        match self.root.stat(name)? {
-            Some(stat) if stat.kind == FileType::Symlink => {
-                Ok(self.root.read_link(name)?.strip_prefix(b"slots/").and_then(number))
-            }
-            _ => Ok(None),
-        }
-    }
-
-    /// Creates new links under their temporary names. Creates the one for `previous` only if there will be
-    /// one.
-    pub fn prepare_links(&self, live: u64, previous: Option<u64>) -> Result<(), DiskError> {
-        self.prepare_link(live, LIVE_NEXT)?;
-        previous.map_or(Ok(()), |slot| self.prepare_link(slot, PREVIOUS_NEXT))
-    }
-
-    /// Points `previous` to a slot. Durable with the next sync of ROOT.
-    pub fn point_previous(&self, slot: u64) -> Result<(), DiskError> {
-        self.prepare_link(slot, PREVIOUS_NEXT)?;
-        self.put_link(PREVIOUS_NEXT, PREVIOUS)
-    }
-
-    fn prepare_link(&self, slot: u64, name: &[u8]) -> Result<(), DiskError> {
-        self.free(&self.root, name)?;
-        self.root.symlink(format!("slots/{slot}").as_bytes(), name)
-    }
-
-    fn put_link(&self, prepared: &[u8], name: &[u8]) -> Result<(), DiskError> {
-        self.free_but_for_link(&self.root, name)?;
-        self.root.rename(prepared, &self.root, name)
-    }
-
-    /// Renames the prepared links over `previous` and then `live`, durably. In this order, a page of the old
-    /// tree always finds its files through `previous`.
-    pub fn switch_links(&self, previous: bool) -> Result<(), DiskError> {
-        if previous {
-            self.put_link(PREVIOUS_NEXT, PREVIOUS)?;
-        }
-        if self.root.stat(LIVE)?.is_some_and(|s| s.kind == FileType::Directory) {
-            // The directory is empty, unless somebody has created it since ROOT was opened.
-            let _ = self.root.remove_dir(LIVE);
-        }
-        self.put_link(LIVE_NEXT, LIVE)?;
-        if planted::has(Bug::NoRootSync) {
-            return Ok(());
-        }
-        self.root.sync_names()
-    }
-
-    /// Inode number of `live`, which is not followed; `None`: it does not exist.
-    pub fn live_inode(&self) -> Result<Option<u64>, DiskError> {
-        Ok(self.root.stat(LIVE)?.map(|stat| stat.inode))
-    }
-
-    /// Frees the name `live` if no tree of syncd's has it.
-    pub fn free_live(&self) -> Result<(), DiskError> {
-        if self.live_tree_stands()? {
-            // Empty, unless somebody made it since ROOT was opened.
-            let _ = self.root.remove_dir(LIVE);
-        }
-        self.free(&self.root, LIVE)
-    }
-
-    /// Exchanges `live` with `slots/K`, or renames that if there is no `live`. Removes a link that was at
-    /// `live`. Durable after [`Self::sync_exchange`].
-    pub fn exchange_live(&self, slot: u64) -> Result<(), DiskError> {
-        let name = slot_name(slot);
-        match self.live_inode()? {
-            None => self.slots.rename_new(&name, &self.root, LIVE)?,
-            Some(_) => self.slots.exchange(&name, &self.root, LIVE)?,
-        }
-        self.discard_link(&name)
-    }
-
-    /// Makes the names of an exchange durable.
-    pub fn sync_exchange(&self) -> Result<(), DiskError> {
-        if planted::has(Bug::NoRootSync) {
-            return Ok(());
-        }
-        self.slots.sync_names()?;
-        self.root.sync_names()
-    }
-
-    /// Makes the names of an exchange durable if their sync failed. Both directories are changed first: a
-    /// second sync alone would succeed without writing anything.
-    pub fn sync_exchange_again(&self) -> Result<(), DiskError> {
-        for dir in [&self.slots, &self.root] {
-            self.free(dir, LIVE_NEXT)?;
-            // Recovery removes such a link.
-            dir.symlink(b"slots/0", LIVE_NEXT)?;
-            dir.unlink(LIVE_NEXT)?;
-            dir.sync_names()?;
-        }
-        Ok(())
-    }
-
-    /// Removes a name in `slots/` if it is a link that an exchange with `live` left.
-    pub fn discard_link(&self, name: &[u8]) -> Result<(), DiskError> {
-        match self.slots.stat(name)? {
-            Some(stat)
-                if stat.kind == FileType::Symlink && self.slots.read_link(name)?.starts_with(b"slots/") =>
-            {
-                self.slots.unlink(name).map(drop)
-            }
-            _ => Ok(()),
-        }
-    }
-
-    /// Points `generations/N` to a slot; `None`: removes the link. Not durable, because it is only for
-    /// people. If a foreign mount occupies the name, there is no link.
-    pub fn link_generation(&self, number: u64, slot: Option<u64>) -> Result<(), DiskError> {
-        let name = number.to_string().into_bytes();
-        let linked = match slot {
-            Some(slot) => self
-                .free(&self.generations, &name)
-                .and_then(|()| self.generations.symlink(&generation_target(slot), &name)),
-            // Only links are removed here.
-            None => match self.generations.stat(&name)? {
-                Some(stat) if stat.kind == FileType::Symlink => self.generations.unlink(&name).map(drop),
-                _ => Ok(()),
-            },
-        };
-        match linked {
-            Err(error) if error.is_denied() => {
-                let error = &error as &dyn std::error::Error;
-                tracing::warn!(generation = number, error, "the generation has no link below generations/");
-                Ok(())
-            }
-            other => other,
-        }
-    }
-
     /// Directory and name of the tree of a slot. No other function knows where the live tree is.
     pub fn place(&self, slot: u64) -> (&Dir, Vec<u8>) {
         match slot {
@@ -429,158 +273,6 @@ pub(crate) fn generation_target(slot: u64) -> Vec<u8> {
 pub(crate) fn live_tree(link: &Path) -> PathBuf {
     let target = std::fs::read_link(link).ok();
     target.and_then(|target| Some(link.parent()?.join(target))).unwrap_or_else(|| link.to_owned())
-}
-
-fn require_exchange(staging: &Dir) -> Result<(), LayoutError> {
-    let Some(source) = swap::refused(staging)? else { return Ok(()) };
-    let missing_in = match (Errno::from_io_error(&source.source), staging.file_system()) {
-        (Some(Errno::NOSYS), _) => "this kernel".to_owned(),
-        (_, Some(kind)) => format!("the file system of ROOT ({})", one_line(&kind, 40)),
-        _ => "the file system of ROOT".to_owned(),
-    };
-    Err(LayoutError::NoExchange { missing_in, source })
-}
-
-/// Refuses a ROOT of an older build, before anything is changed. Older builds made no slots.
-fn refuse_older(root: &Dir, path: &Path) -> Result<(), LayoutError> {
-    let older = || LayoutError::OlderBuild { root: path.to_path_buf() };
-    if root.stat(SLOTS)?.is_some() {
-        return Ok(());
-    }
-    if root.stat(LIVE)?.is_some_and(|stat| stat.kind == FileType::Symlink)
-        && root.read_link(LIVE)?.starts_with(b"generations/")
-    {
-        return Err(older());
-    }
-    let prefixes = ["spare-", "drawn-", "building-", "partial-", "resting-", "retired-"];
-    let is_staged = |name: &[u8]| prefixes.iter().any(|prefix| name.starts_with(prefix.as_bytes()));
-    let is_kept = |name: &[u8]| number(name).is_some();
-    for (part, is_tree) in [(STAGING, &is_staged as &dyn Fn(&[u8]) -> bool), (GENERATIONS, &is_kept)] {
-        let dir = match root.open_dir(part) {
-            Ok(dir) => dir,
-            Err(e) if e.is_no_directory() => continue,
-            Err(e) => return Err(e.into()),
-        };
-        for listed in dir.list()?.iter().filter(|listed| is_tree(&listed.name)) {
-            if dir.stat(&listed.name)?.is_some_and(|stat| stat.kind == FileType::Directory) {
-                return Err(older());
-            }
-        }
-    }
-    Ok(())
-}
-
-fn refuse_foreign(root: &Dir, path: &Path) -> Result<(), LayoutError> {
-    let names: Vec<Vec<u8>> = root.list()?.into_iter().map(|l| l.name).collect();
-    if names.iter().any(|n| n == STATE) {
-        return Ok(());
-    }
-    let ours = [LIVE, LIVE_NEXT, PREVIOUS, PREVIOUS_NEXT, SLOTS, GENERATIONS, STAGING, TRASH, LOST_FOUND];
-    let mut foreign: Vec<String> = names
-        .iter()
-        .filter(|n| !ours.contains(&n.as_slice()))
-        .map(|n| n.escape_ascii().to_string())
-        .collect();
-    foreign.sort_unstable();
-    foreign.truncate(FOREIGN_SHOWN);
-    match foreign.is_empty() {
-        true => Ok(()),
-        false => Err(LayoutError::Foreign { root: path.to_path_buf(), names: foreign }),
-    }
-}
-
-fn refuse_occupied(root: &Dir, path: &Path) -> Result<(), LayoutError> {
-    let is_marked = match root.open_dir(STATE) {
-        Ok(state) => swap::is_marked(&state)?,
-        Err(e) if e.is_absent() => false,
-        Err(e) => return Err(e.into()),
-    };
-    for (name, at) in [(LIVE, "live"), (PREVIOUS, "previous")] {
-        let ours = match root.stat(name)? {
-            None => true,
-            Some(stat) if stat.kind == FileType::Symlink => {
-                root.read_link(name)?.strip_prefix(b"slots/").and_then(number).is_some()
-            }
-            Some(stat) if stat.kind == FileType::Directory && name == LIVE => {
-                is_marked || Standing::of(root)? == Standing::EmptyDirectory
-            }
-            Some(_) => false,
-        };
-        if !ours {
-            return Err(LayoutError::LinkOccupied { path: path.join(at) });
-        }
-    }
-    Ok(())
-}
-
-/// Refuses ROOT, or a directory in it, if it belongs to another user or is on another file system than ROOT.
-fn inspect_parts(root: &Dir, path: &Path) -> Result<Vec<Inspected>, LayoutError> {
-    let elsewhere = |part| LayoutError::OtherFileSystem { root: path.to_path_buf(), part };
-    let mut inspected = vec![own_directory::inspect(path, Access::Served)?];
-    let device = root.stat_self()?.device;
-    for (name, access) in [
-        (STATE, Access::Private),
-        (STAGING, Access::Private),
-        (TRASH, Access::Private),
-        (SLOTS, Access::Served),
-        (GENERATIONS, Access::Served),
-    ] {
-        let part = match root.open_dir(name) {
-            Ok(part) => part,
-            Err(e) if e.is_absent() => continue,
-            Err(e) if e.source.raw_os_error() == Some(Errno::XDEV.raw_os_error()) => {
-                return Err(elsewhere(e.path));
-            }
-            Err(e) => return Err(e.into()),
-        };
-        if part.stat_self()?.device != device {
-            return Err(elsewhere(part.path().to_path_buf()));
-        }
-        inspected.push(own_directory::inspect(part.path(), access)?);
-    }
-    if root.stat(LIVE)?.is_some_and(|stat| stat.kind == FileType::Directory)
-        && let Err(e) = root.open_dir(LIVE)
-    {
-        return Err(match e.source.raw_os_error() == Some(Errno::XDEV.raw_os_error()) {
-            true => elsewhere(e.path),
-            false => e.into(),
-        });
-    }
-    Ok(inspected)
-}
-
-fn lock(root: &Path) -> Result<File, LayoutError> {
-    let path = root.join("state").join("lock");
-    let failed = |source| LayoutError::Create { path: path.clone(), source };
-    let mut file = OpenOptions::new()
-        .read(true)
-        .write(true)
-        .create(true)
-        .truncate(false)
-        .mode(0o600)
-        .custom_flags(OFlags::NOFOLLOW.bits() as i32)
-        .open(&path)
-        .map_err(failed)?;
-    // A command like `status` holds the lock briefly, which must not make a simultaneous `run` fail.
-    let deadline = Instant::now() + LOCK_PATIENCE;
-    let result = loop {
-        match rustix::fs::flock(&file, FlockOperation::NonBlockingLockExclusive) {
-            Err(rustix::io::Errno::WOULDBLOCK) if Instant::now() < deadline => thread::sleep(LOCK_RETRY),
-            result => break result,
-        }
-    };
-    if let Err(e) = result {
-        if e != rustix::io::Errno::WOULDBLOCK {
-            return Err(failed(e.into()));
-        }
-        let mut text = String::new();
-        let _ = file.read_to_string(&mut text);
-        let pid = text.trim().parse().unwrap_or(0);
-        return Err(LayoutError::Locked { root: root.to_path_buf(), pid });
-    }
-    file.set_len(0).and_then(|()| file.rewind()).map_err(failed)?;
-    writeln!(file, "{}", std::process::id()).map_err(failed)?;
-    Ok(file)
 }
 
 #[cfg(test)]

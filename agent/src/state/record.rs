@@ -21,30 +21,33 @@
     expect(clippy::disallowed_methods, reason = "the record, which has one name below ROOT/state")
 )]
 
-use std::collections::{BTreeMap, HashMap, HashSet};
+mod directories;
+mod inodes;
+mod notes;
+
+use std::collections::BTreeMap;
 use std::io;
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex};
 
 use redb::{Database, Durability, ReadableDatabase, ReadableTable, TableDefinition, WriteTransaction};
-use serde::Serialize;
-use serde::de::DeserializeOwned;
 use syncd_runtime::write_again::write_again;
-use syncd_shared::diff::DirectorySource;
 use syncd_shared::directory::DecodeDirectoryError;
 use syncd_shared::generation::GenerationError;
 use syncd_shared::tree::{DecodeRootError, ROOT_ENTRY_BYTES};
-use syncd_shared::{Directory, ObjectHash, RootEntry, SignedGeneration, TreePath};
+use syncd_shared::{ObjectHash, RootEntry, SignedGeneration};
 
 use crate::state::slot::{RowError, Slot, decode_generation, encode_generation};
+
+use self::directories::{DIRECTORIES, DirectoryCache};
+use self::inodes::{INODES, apply_inodes};
+pub(crate) use self::inodes::{InodeChanges, decode_inodes};
+use self::notes::NOTES;
 
 const META: TableDefinition<'_, &str, u64> = TableDefinition::new("meta");
 const SIGNED: TableDefinition<'_, &str, &[u8]> = TableDefinition::new("signed");
 const SLOTS: TableDefinition<'_, u64, &[u8]> = TableDefinition::new("slots");
 const SERVED: TableDefinition<'_, u64, &[u8]> = TableDefinition::new("served");
-const DIRECTORIES: TableDefinition<'_, &[u8; 32], &[u8]> = TableDefinition::new("directories");
-const INODES: TableDefinition<'_, &[u8], &[u8]> = TableDefinition::new("inodes");
-const NOTES: TableDefinition<'_, &str, &[u8]> = TableDefinition::new("notes");
 
 /// Version of these tables.
 const FORMAT: u64 = 2;
@@ -52,8 +55,6 @@ const FORMAT: u64 = 2;
 const OLDER_FORMAT: u64 = 1;
 /// Limit of memory for the database's pages, in bytes.
 const CACHE_BYTES: usize = 8 * 1024 * 1024;
-/// Limit of cached directories, in entries.
-const CACHED_ENTRIES: usize = 20_000;
 
 /// Reason why the record could not be used.
 #[derive(Debug, thiserror::Error)]
@@ -160,29 +161,10 @@ pub(crate) struct Change<'a> {
     pub served: Option<(u64, &'a [RootEntry])>,
 }
 
-/// Change of the live tree's inode numbers.
-#[derive(Debug, Clone, Default)]
-pub(crate) struct InodeChanges {
-    /// Directories that were renamed with everything below them.
-    pub moved: Vec<(TreePath, TreePath)>,
-    /// Directories that were removed, each one listed.
-    pub removed: Vec<TreePath>,
-    /// New lists.
-    pub put: Vec<(TreePath, Vec<u64>)>,
-    /// Removes all earlier lists first.
-    pub clear: bool,
-}
-
 /// The open record.
 pub(crate) struct Record {
     database: Database,
     cache: Mutex<DirectoryCache>,
-}
-
-#[derive(Default)]
-struct DirectoryCache {
-    directories: HashMap<ObjectHash, Arc<Directory>>,
-    entries: usize,
 }
 
 impl std::fmt::Debug for Record {
@@ -323,181 +305,6 @@ impl Record {
         restore_known(&write, known).map_err(RecordError::database("restore what is known"))?;
         commit(write)
     }
-
-    /// Replaces or adds inode numbers of the live tree, durably.
-    pub fn set_inodes(&self, inodes: &InodeChanges) -> Result<(), RecordError> {
-        self.apply(&Change { inodes: Some(inodes), ..Change::default() }, true)
-    }
-
-    /// Stores verified directory objects. Unless `durable`, they become durable with the next durable commit.
-    pub fn put_directories(
-        &self,
-        objects: &[(ObjectHash, Vec<u8>)],
-        durable: bool,
-    ) -> Result<(), RecordError> {
-        let doing = RecordError::database::<redb::Error>("keep directory objects");
-        let write = self.begin(durable)?;
-        {
-            let mut table = write.open_table(DIRECTORIES).map_err(|e| doing(e.into()))?;
-            for (hash, bytes) in objects {
-                table.insert(hash.as_bytes(), bytes.as_slice()).map_err(|e| doing(e.into()))?;
-            }
-        }
-        commit(write)
-    }
-
-    /// Whether a directory object is stored.
-    pub fn has_directory(&self, hash: &ObjectHash) -> Result<bool, RecordError> {
-        let doing = RecordError::database::<redb::Error>("look for a directory object");
-        let read = self.database.begin_read().map_err(|e| doing(e.into()))?;
-        let table = read.open_table(DIRECTORIES).map_err(|e| doing(e.into()))?;
-        Ok(table.get(hash.as_bytes()).map_err(|e| doing(e.into()))?.is_some())
-    }
-
-    /// Inode numbers of a directory of the live tree, in entry order; `None`: unknown.
-    pub fn inodes(&self, path: &TreePath) -> Result<Option<Vec<u64>>, RecordError> {
-        let doing = RecordError::database::<redb::Error>("read inode numbers");
-        let read = self.database.begin_read().map_err(|e| doing(e.into()))?;
-        let table = read.open_table(INODES).map_err(|e| doing(e.into()))?;
-        let found = table.get(path.as_bytes()).map_err(|e| doing(e.into()))?;
-        Ok(found.map(|v| decode_inodes(v.value())))
-    }
-
-    /// Removes all inode numbers, when no tree is live. Becomes durable with the next durable commit.
-    pub fn clear_inodes(&self) -> Result<(), RecordError> {
-        let write = self.begin(false)?;
-        let changes = InodeChanges { clear: true, ..InodeChanges::default() };
-        apply_inodes(&write, &changes).map_err(RecordError::database("forget inode numbers"))?;
-        commit(write)
-    }
-
-    /// Stores inode numbers for a tree that will be live. Becomes durable with the next durable commit.
-    pub fn put_inodes(&self, lists: Vec<(TreePath, Vec<u64>)>) -> Result<(), RecordError> {
-        let write = self.begin(false)?;
-        let changes = InodeChanges { put: lists, ..InodeChanges::default() };
-        apply_inodes(&write, &changes).map_err(RecordError::database("record inode numbers"))?;
-        commit(write)
-    }
-
-    /// Local changes found by the last inspection.
-    pub fn drift<T: DeserializeOwned>(&self) -> Result<Option<T>, RecordError> {
-        // A note that cannot be read was written by another version, and is ignored: the log has its content.
-        self.note("drift")
-    }
-
-    /// Stores the local changes found, durably.
-    pub fn set_drift<T: Serialize>(&self, drift: Option<&T>) -> Result<(), RecordError> {
-        self.set_note("drift", drift, true)
-    }
-
-    /// Progress of the background verification.
-    pub fn verification<T: DeserializeOwned>(&self) -> Result<Option<T>, RecordError> {
-        self.note("verification")
-    }
-
-    /// Stores the progress of the background verification. Unless `durable`, it becomes durable with the next
-    /// durable commit.
-    pub fn set_verification<T: Serialize>(&self, pass: &T, durable: bool) -> Result<(), RecordError> {
-        self.set_note("verification", Some(pass), durable)
-    }
-
-    /// Owner of all files in the last run of the agent; `None`: the owner in the manifest.
-    pub fn owner(&self) -> Result<Option<(u32, u32)>, RecordError> {
-        self.note("owner")
-    }
-
-    /// Stores the owner of all files, durably.
-    pub fn set_owner(&self, owner: Option<(u32, u32)>) -> Result<(), RecordError> {
-        self.set_note("owner", owner.as_ref(), true)
-    }
-
-    fn note<T: DeserializeOwned>(&self, key: &str) -> Result<Option<T>, RecordError> {
-        let doing = RecordError::database::<redb::Error>("read a note");
-        let read = self.database.begin_read().map_err(|e| doing(e.into()))?;
-        let notes = read.open_table(NOTES).map_err(|e| doing(e.into()))?;
-        let json = notes.get(key).map_err(|e| doing(e.into()))?;
-        Ok(json.and_then(|json| serde_json::from_slice(json.value()).ok()))
-    }
-
-    fn set_note<T: Serialize>(&self, key: &str, note: Option<&T>, durable: bool) -> Result<(), RecordError> {
-        let doing = RecordError::database::<redb::Error>("keep a note");
-        let write = self.begin(durable)?;
-        {
-            let mut table = write.open_table(NOTES).map_err(|e| doing(e.into()))?;
-            // Notes consist of numbers and text, which JSON can always represent.
-            match note.and_then(|note| serde_json::to_vec(note).ok()) {
-                Some(json) => drop(table.insert(key, json.as_slice()).map_err(|e| doing(e.into()))?),
-                None => drop(table.remove(key).map_err(|e| doing(e.into()))?),
-            }
-        }
-        commit(write)
-    }
-
-    /// Removes directory objects that none of these trees needs, and returns their number. The cost follows
-    /// the record's size.
-    pub fn sweep(&self, roots: &[RootEntry]) -> Result<u64, RecordError> {
-        let mut keep = HashSet::new();
-        let mut wanted: Vec<ObjectHash> = roots.iter().map(|r| r.object).collect();
-        while let Some(hash) = wanted.pop() {
-            if !keep.insert(hash) {
-                continue;
-            }
-            match self.directory(&hash) {
-                Ok(directory) => wanted.extend(directory.entries().iter().filter_map(|e| match e.kind {
-                    syncd_shared::Kind::Directory { object, .. } => Some(object),
-                    _ => None,
-                })),
-                Err(RecordError::Unknown { .. }) => {}
-                Err(e) => return Err(e),
-            }
-        }
-        let doing = RecordError::database::<redb::Error>("forget directory objects");
-        let write = self.begin(true)?;
-        let mut gone = 0;
-        write
-            .open_table(DIRECTORIES)
-            .map_err(|e| doing(e.into()))?
-            .retain(|hash, _| {
-                let kept = keep.contains(&ObjectHash::from_bytes(*hash));
-                gone += u64::from(!kept);
-                kept
-            })
-            .map_err(|e| doing(e.into()))?;
-        commit(write)?;
-        Ok(gone)
-    }
-
-    fn remember(&self, hash: ObjectHash, directory: &Arc<Directory>) {
-        let mut cache = self.cache.lock().unwrap_or_else(PoisonError::into_inner);
-        if cache.entries + directory.entries().len() > CACHED_ENTRIES {
-            *cache = DirectoryCache::default();
-        }
-        cache.entries += directory.entries().len() + 1;
-        cache.directories.insert(hash, directory.clone());
-    }
-}
-
-impl DirectorySource for Record {
-    type Error = RecordError;
-
-    fn directory(&self, hash: &ObjectHash) -> Result<Arc<Directory>, RecordError> {
-        let cached = |cache: &Mutex<DirectoryCache>| {
-            cache.lock().unwrap_or_else(PoisonError::into_inner).directories.get(hash).cloned()
-        };
-        if let Some(directory) = cached(&self.cache) {
-            return Ok(directory);
-        }
-        let doing = RecordError::database::<redb::Error>("read a directory object");
-        let read = self.database.begin_read().map_err(|e| doing(e.into()))?;
-        let table = read.open_table(DIRECTORIES).map_err(|e| doing(e.into()))?;
-        let directory = match table.get(hash.as_bytes()).map_err(|e| doing(e.into()))? {
-            Some(bytes) => Directory::decode_verified(bytes.value(), *hash)?,
-            None if *hash == Directory::default().hash() => Arc::default(),
-            None => return Err(RecordError::Unknown { object: *hash }),
-        };
-        self.remember(*hash, &directory);
-        Ok(directory)
-    }
 }
 
 fn redb_error(_: redb::SetDurabilityError) -> redb::Error {
@@ -594,47 +401,6 @@ fn encode_roots(roots: &[RootEntry]) -> Vec<u8> {
     roots.iter().flat_map(RootEntry::encode).collect()
 }
 
-fn apply_inodes(write: &WriteTransaction, changes: &InodeChanges) -> Result<(), redb::Error> {
-    let mut table = write.open_table(INODES)?;
-    if changes.clear {
-        table.retain(|_, _| false)?;
-    }
-    let mut moved: Vec<(Vec<u8>, Vec<u8>)> = Vec::new();
-    for (from, to) in &changes.moved {
-        let first = moved.len();
-        let (start, below) = (from.as_bytes(), [from.as_bytes(), b"/"].concat());
-        if let Some(own) = table.get(start)? {
-            moved.push((start.to_vec(), own.value().to_vec()));
-        }
-        for item in table.range(below.as_slice()..)? {
-            let (key, value) = item?;
-            if !key.value().starts_with(&below) {
-                break;
-            }
-            moved.push((key.value().to_vec(), value.value().to_vec()));
-        }
-        for (key, _) in &mut moved[first..] {
-            table.remove(key.as_slice())?;
-            *key = [to.as_bytes(), &key[start.len()..]].concat();
-        }
-    }
-    for path in &changes.removed {
-        table.remove(path.as_bytes())?;
-    }
-    for (key, value) in &moved {
-        table.insert(key.as_slice(), value.as_slice())?;
-    }
-    for (path, inodes) in &changes.put {
-        let bytes: Vec<u8> = inodes.iter().flat_map(|i| i.to_le_bytes()).collect();
-        table.insert(path.as_bytes(), bytes.as_slice())?;
-    }
-    Ok(())
-}
-
-pub(crate) fn decode_inodes(bytes: &[u8]) -> Vec<u64> {
-    bytes.as_chunks::<8>().0.iter().map(|b| u64::from_le_bytes(*b)).collect()
-}
-
 fn move_aside(path: &Path) -> Result<PathBuf, RecordError> {
     let to = (1u64..)
         .map(|n| path.with_extension(format!("redb.damaged-{n}")))
@@ -647,6 +413,8 @@ fn move_aside(path: &Path) -> Result<PathBuf, RecordError> {
 
 #[cfg(test)]
 mod tests {
+    use syncd_shared::TreePath;
+
     use super::*;
 
     fn path(text: &str) -> TreePath {

@@ -2,31 +2,33 @@
 //!
 //! Every change is noted as records to write. The caller must make them durable before reporting success.
 
+mod admission;
+mod agent_records;
+mod tokens;
+
 use std::collections::{BTreeMap, HashMap, HashSet};
 
 use data_encoding::HEXLOWER;
-use serde::{Deserialize, Serialize};
-use syncd_shared::HookStatus;
+use serde::Serialize;
 use syncd_shared::identity::authority::AGENT_CERTIFICATE_LIFE;
 use syncd_shared::identity::{AgentName, PeerIdentity, Serial};
 
-use super::records::{NamedRecord, RecordChange, RecordError};
-use super::view::AgentDrift;
+use crate::fleet::records::{NamedRecord, RecordChange, RecordError};
+
+pub use self::admission::Admission;
+pub(super) use self::agent_records::{AgentRecord, Issued, Told};
+use self::agent_records::{RevokedRecord, VERSION, agent_name, decode, issued};
+use self::tokens::TokenRecord;
+pub use self::tokens::TokenView;
+pub(crate) use self::tokens::token_id;
 
 pub(super) const AGENTS: &str = "fleet.agents";
 pub(super) const TOKENS: &str = "fleet.tokens";
 pub(super) const REVOKED: &str = "fleet.revoked";
-const VERSION: u32 = 1;
-/// Time for which expired tokens are remembered, so that their use can be explained.
-const EXPIRED_TOKENS_MS: i64 = 7 * 24 * 60 * 60 * 1000;
-/// Certificates admitted per agent: the one it shows, and two whose answers may have been lost.
-const CERTIFICATES_MAX: usize = 3;
 /// Certificates issued to an agent within an hour. Fewer than are kept, so that the kept ones suffice to
 /// count them.
 const RENEWALS_PER_HOUR: usize = 2;
 const HOUR_MS: i64 = 60 * 60 * 1000;
-/// Digits of a secret's hash that identify its token.
-const TOKEN_ID_DIGITS: usize = 8;
 
 /// Reasons to refuse a change.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -79,105 +81,6 @@ fn meant(near: &Option<AgentName>) -> String {
     near.as_ref().map(|near| format!(", but {near} is")).unwrap_or_default()
 }
 
-/// An issued certificate.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub(super) struct Issued {
-    #[serde(with = "serial_text")]
-    pub(super) serial: Serial,
-    pub(super) not_after_ms: i64,
-}
-
-/// Serialises a serial number as text. An invalid one is damage: ignoring it could forget a revocation.
-mod serial_text {
-    use serde::{Deserialize, Deserializer, Serializer, de};
-    use syncd_shared::identity::Serial;
-
-    pub(super) fn serialize<S: Serializer>(serial: &Serial, serializer: S) -> Result<S::Ok, S::Error> {
-        serializer.collect_str(serial)
-    }
-
-    pub(super) fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Serial, D::Error> {
-        String::deserialize(deserializer)?.parse().map_err(de::Error::custom)
-    }
-}
-
-/// The stored state of an agent.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub(super) struct AgentRecord {
-    version: u32,
-    /// In order of issue or first appearance, at most [`CERTIFICATES_MAX`]; the last is the newest.
-    pub(super) certificates: Vec<Issued>,
-    /// An unlisted certificate of this name must expire later than this. Raised when a certificate is dropped
-    /// from the list.
-    superseded_ms: i64,
-    /// BLAKE3 of the newest certificate issued by this origin, hexadecimal.
-    pub(super) fingerprint: Option<String>,
-    pub(super) enrolled_ms: i64,
-    pub(super) last_seen_ms: i64,
-    #[serde(flatten)]
-    pub(super) told: Told,
-}
-
-/// The agent's last report of itself. It still holds when the agent is away and the origin was restarted.
-#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub(super) struct Told {
-    /// The linked generation.
-    pub(super) generation: Option<u64>,
-    pub(super) root: Option<String>,
-    /// A hook that has not succeeded, without what changes from attempt to attempt.
-    #[serde(default)]
-    pub(super) hook: Option<HookStatus>,
-    #[serde(default)]
-    pub(super) drift: Option<AgentDrift>,
-}
-
-#[derive(Debug, Clone, Serialize, Deserialize)]
-struct TokenRecord {
-    version: u32,
-    created_ms: i64,
-    expires_ms: i64,
-    uses_left: u32,
-    /// Set by `token revoke`.
-    #[serde(default)]
-    is_revoked: bool,
-}
-
-/// Revoked certificates of one name.
-#[derive(Debug, Clone, Default, Serialize, Deserialize)]
-struct RevokedRecord {
-    version: u32,
-    serials: Vec<Issued>,
-    /// An unknown certificate is accepted only if it expires later than this. This also revokes certificates
-    /// that were issued before a restore from a backup.
-    until_ms: i64,
-}
-
-impl RevokedRecord {
-    /// Combines the revocations of both records.
-    fn merge(&mut self, other: Self) {
-        self.version = VERSION;
-        self.until_ms = self.until_ms.max(other.until_ms);
-        for certificate in other.serials {
-            if !self.serials.contains(&certificate) {
-                self.serials.push(certificate);
-            }
-        }
-    }
-}
-
-/// A usable join token.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct TokenView {
-    /// First digits of the hash of its secret, as accepted by `token revoke`.
-    pub id: String,
-    /// Time of creation, in milliseconds since 1970.
-    pub created_ms: i64,
-    /// Time of expiry, in milliseconds since 1970.
-    pub expires_ms: i64,
-    /// Number of agents that may still join with it.
-    pub uses_left: u32,
-}
-
 /// How to undo a change whose record could not be written, after its sender was told that it failed.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) enum Undo {
@@ -197,73 +100,12 @@ pub(super) enum Undo {
     },
 }
 
-/// The admission rules: a snapshot for threads that must not wait.
-#[derive(Debug, Clone, Default)]
-pub struct Admission {
-    revoked: HashSet<Serial>,
-    known: HashMap<AgentName, Vec<Serial>>,
-    until_ms: HashMap<AgentName, i64>,
-}
-
-impl Admission {
-    /// Whether a verified certificate is neither revoked nor superseded. Does not check its validity period.
-    pub fn admits(&self, peer: &PeerIdentity) -> bool {
-        let standing = Standing {
-            is_revoked: self.revoked.contains(&peer.serial),
-            is_known: self.known.get(&peer.name).is_some_and(|serials| serials.contains(&peer.serial)),
-            until_ms: self.until_ms.get(&peer.name).copied(),
-        };
-        standing.admits(peer)
-    }
-}
-
-/// The recorded state of one certificate.
-struct Standing {
-    /// Revoked under any name: serial numbers are unique, so another name is damage and must not grant
-    /// access.
-    is_revoked: bool,
-    /// Listed under its own name.
-    is_known: bool,
-    /// The later of [`RevokedRecord::until_ms`] and [`AgentRecord::superseded_ms`].
-    until_ms: Option<i64>,
-}
-
-impl Standing {
-    /// The rule that decides every admission.
-    fn admits(&self, peer: &PeerIdentity) -> bool {
-        let outlives = self.until_ms.is_none_or(|until_ms| not_after_ms(peer) > until_ms);
-        !self.is_revoked && (self.is_known || outlives)
-    }
-}
-
-impl AgentRecord {
-    /// Drops the oldest certificates beyond [`CERTIFICATES_MAX`], but never `shown`. A dropped certificate is
-    /// refused from then on, as is any unknown one that does not expire later.
-    fn drop_oldest(&mut self, shown: Serial, now_ms: i64) {
-        while self.certificates.len() > CERTIFICATES_MAX
-            && let Some(at) = self.certificates.iter().position(|c| c.serial != shown)
-        {
-            let dropped = self.certificates.remove(at);
-            // Capped, so that a certificate issued by a fast clock does not exclude all later ones.
-            let ends = dropped.not_after_ms.min(now_ms.saturating_add(LIFE_MS));
-            self.superseded_ms = self.superseded_ms.max(ends);
-        }
-    }
-}
-
 /// Lifetime of an agent's certificate.
 const LIFE_MS: i64 = AGENT_CERTIFICATE_LIFE.whole_seconds() * 1000;
 
 /// Expiry of a certificate issued now, in whole seconds.
 fn not_after_issued_at(now_ms: i64) -> i64 {
     now_ms.div_euclid(1000).saturating_mul(1000).saturating_add(LIFE_MS)
-}
-
-/// Identifies a token where its secret must not be shown.
-pub(crate) fn token_id(secret_hash: &[u8; 32]) -> String {
-    let mut id = HEXLOWER.encode(secret_hash);
-    id.truncate(TOKEN_ID_DIGITS);
-    id
 }
 
 fn not_before_ms(peer: &PeerIdentity) -> i64 {
@@ -322,71 +164,6 @@ impl Roster {
 
     pub(super) fn has(&self, name: &AgentName) -> bool {
         self.agents.contains_key(name)
-    }
-
-    pub(super) fn admission(&self) -> Admission {
-        let serials = |all: &[Issued]| -> Vec<Serial> { all.iter().map(|c| c.serial).collect() };
-        Admission {
-            revoked: self.revoked.values().flat_map(|r| r.serials.iter().map(|c| c.serial)).collect(),
-            known: self.agents.iter().map(|(name, a)| (name.clone(), serials(&a.certificates))).collect(),
-            until_ms: self
-                .revoked
-                .keys()
-                .chain(self.agents.keys())
-                .filter_map(|name| Some((name.clone(), self.until_ms(name)?)))
-                .collect(),
-        }
-    }
-
-    /// Time that the expiry of an unknown certificate of this name must exceed.
-    fn until_ms(&self, name: &AgentName) -> Option<i64> {
-        let revoked = self.revoked.get(name).map(|r| r.until_ms);
-        let superseded = self.agents.get(name).map(|a| a.superseded_ms).filter(|ms| *ms > 0);
-        revoked.max(superseded)
-    }
-
-    pub(super) fn add_token(&mut self, secret_hash: [u8; 32], uses: u32, expires_ms: i64, now_ms: i64) {
-        let old: Vec<_> = self
-            .tokens
-            .iter()
-            .filter(|(_, t)| t.expires_ms.saturating_add(EXPIRED_TOKENS_MS) < now_ms)
-            .map(|(hash, _)| *hash)
-            .collect();
-        for hash in old {
-            self.remove_token(&hash);
-        }
-        let (version, created_ms, uses_left) = (VERSION, now_ms, uses);
-        let token = TokenRecord { version, created_ms, expires_ms, uses_left, is_revoked: false };
-        self.put_token(secret_hash, token);
-    }
-
-    /// Usable tokens, those that expire first at the front.
-    pub(super) fn tokens(&self, now_ms: i64) -> Vec<TokenView> {
-        let good = self.tokens.iter().filter(|(_, token)| token.uses_left > 0 && token.expires_ms > now_ms);
-        let mut views: Vec<_> = good
-            .map(|(hash, token)| TokenView {
-                id: token_id(hash),
-                created_ms: token.created_ms,
-                expires_ms: token.expires_ms,
-                uses_left: token.uses_left,
-            })
-            .collect();
-        views.sort_by(|a, b| (a.expires_ms, &a.id).cmp(&(b.expires_ms, &b.id)));
-        views
-    }
-
-    /// Revokes the only token whose ID begins with `id`. It is remembered as long as an expired one, so that
-    /// a join with it can be told the reason.
-    pub(super) fn revoke_token(&mut self, id: &str) -> Result<(), RosterError> {
-        let wanted = id.to_ascii_lowercase();
-        let is_it = |hash: &[u8; 32]| !wanted.is_empty() && token_id(hash).starts_with(&wanted);
-        let mut found = self.tokens.iter().filter(|(hash, token)| !token.is_revoked && is_it(hash));
-        let (Some((hash, token)), None) = (found.next(), found.next()) else {
-            return Err(RosterError::UnknownTokenId { id: id.chars().take(100).collect() });
-        };
-        let (hash, token) = (*hash, TokenRecord { is_revoked: true, uses_left: 0, ..token.clone() });
-        self.put_token(hash, token);
-        Ok(())
     }
 
     /// Checks whether an agent may join under this name with this secret, and returns the token. Looked up by
@@ -542,17 +319,6 @@ impl Roster {
         }
     }
 
-    /// The answer of [`Self::admission`] for one certificate, without building the rules of the whole fleet.
-    pub(super) fn admits(&self, peer: &PeerIdentity) -> bool {
-        let has = |all: &[Issued]| all.iter().any(|c| c.serial == peer.serial);
-        let standing = Standing {
-            is_revoked: self.revoked.values().any(|r| has(&r.serials)),
-            is_known: self.agents.get(&peer.name).is_some_and(|a| has(&a.certificates)),
-            until_ms: self.until_ms(&peer.name),
-        };
-        standing.admits(peer)
-    }
-
     /// Revokes every certificate of a name and frees the name.
     pub(super) fn revoke(&mut self, name: &str, now_ms: i64) -> Result<AgentName, RosterError> {
         let unknown = || {
@@ -585,16 +351,6 @@ impl Roster {
         self.put(name.clone(), agent);
     }
 
-    fn put_token(&mut self, secret_hash: [u8; 32], token: TokenRecord) {
-        self.note(TOKENS, &secret_hash, &token);
-        self.tokens.insert(secret_hash, token);
-    }
-
-    fn remove_token(&mut self, secret_hash: &[u8; 32]) {
-        self.tokens.remove(secret_hash);
-        self.changes.push(RecordChange { namespace: TOKENS, name: secret_hash.to_vec(), value: None });
-    }
-
     fn remove_agent(&mut self, name: &AgentName) {
         self.agents.remove(name);
         let name = name.as_str().as_bytes().to_vec();
@@ -612,25 +368,11 @@ impl Roster {
     }
 }
 
-fn issued(peer: &PeerIdentity) -> Issued {
-    Issued { serial: peer.serial, not_after_ms: not_after_ms(peer) }
-}
-
-fn agent_name(namespace: &'static str, name: &[u8]) -> Result<AgentName, RecordError> {
-    let text = std::str::from_utf8(name).ok().and_then(|text| text.parse().ok());
-    text.ok_or_else(|| RecordError::damaged(namespace, name))
-}
-
-fn decode<T: for<'de> Deserialize<'de>>(
-    namespace: &'static str,
-    name: &[u8],
-    value: &[u8],
-) -> Result<T, RecordError> {
-    serde_json::from_slice(value).map_err(|_| RecordError::damaged(namespace, name))
-}
-
 #[cfg(test)]
 mod tests {
+    use syncd_shared::HookStatus;
+
+    use super::agent_records::CERTIFICATES_MAX;
     use super::*;
     use syncd_shared::HookOutcome;
     use time::{Duration, OffsetDateTime};

@@ -1,45 +1,32 @@
 //! The task that owns the roster and the connections.
 
+mod agent;
+mod saving;
+
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
 use std::time::Duration;
 
 use syncd_shared::identity::{AgentName, PeerIdentity};
-use syncd_shared::{AgentState, GenerationNumber, HookOutcome, HookStatus, SignedGeneration};
+use syncd_shared::{AgentState, GenerationNumber, SignedGeneration};
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::JoinHandle;
 use tokio::time::{Instant, MissedTickBehavior};
 use tokio_util::sync::CancellationToken;
 
-use super::records::{RecordChange, RecordError};
-use super::registry::expiry_ms;
-use super::rollout::{Assignment, Policy};
-use super::roster::{Admission, Roster, RosterError, TokenView, Told, Undo, not_after_ms};
-use super::view::{AgentDrift, AgentView, FleetView};
-use super::{EndReason, FleetError, Greeting, Report, agent_view};
 use crate::clock::now_ms;
+use crate::fleet::records::{RecordChange, RecordError};
+use crate::fleet::registry::expiry_ms;
+use crate::fleet::rollout::{Assignment, Policy};
+use crate::fleet::roster::{Admission, Roster, TokenView, Undo, not_after_ms};
+use crate::fleet::view::{AgentView, FleetView};
+use crate::fleet::{EndReason, FleetError, Greeting, Report, agent_view};
 
-/// Interval of writing the generations of agents.
-const WRITE_BEHIND: Duration = Duration::from_secs(5);
-/// Minimum interval, in milliseconds, of writing only a last sign of life.
-const SEEN_MS: i64 = 60_000;
-/// Time for which a note about a cloned certificate is shown, in milliseconds.
-const CLONE_NOTE_MS: i64 = 60 * 60 * 1000;
-/// Number of takeovers of an agent's connection within [`TAKE_OVERS_MS`] that reveals two machines with one
-/// certificate. A node that loses its network also replaces its own connection, but takes longer than this to
-/// notice.
-const TAKE_OVERS_MAX: usize = 6;
-/// Period for [`TAKE_OVERS_MAX`], in milliseconds.
-const TAKE_OVERS_MS: i64 = 2 * 60 * 1000;
+use self::agent::{Agent, Connection, Standing, due_hook, note_drift};
+use self::saving::{SEEN_PAUSE, WRITE_BEHIND, due, finished};
+
 /// Commands applied before the view is published again.
 const BATCH: usize = 256;
-/// Publishing costs time in proportion to the fleet, and so do the pauses between publications. It takes at
-/// most a few percent of one core, and with a handful of agents every change is shown at once.
-const PUBLISH_PAUSE_PER_AGENT: Duration = Duration::from_micros(20);
-/// Longest pause between publications.
-const PUBLISH_PAUSE_MAX: Duration = Duration::from_millis(100);
-/// Longest delay before a mere sign of life is shown.
-const SEEN_PAUSE: Duration = Duration::from_secs(2);
 
 pub(super) type Save = Arc<dyn Fn(&[RecordChange]) -> Result<(), RecordError> + Send + Sync>;
 type Reply = oneshot::Sender<Result<(), FleetError>>;
@@ -105,55 +92,6 @@ pub(super) enum Command {
         name: AgentName,
         connection: u64,
     },
-}
-
-struct Connection {
-    id: u64,
-    boot_id: String,
-    end: oneshot::Sender<EndReason>,
-    assignment: watch::Sender<Option<Assignment>>,
-}
-
-impl Connection {
-    /// Passes the assignment to the session, if it differs or `again`.
-    fn assign(&self, assignment: Assignment, again: bool) {
-        self.assignment.send_if_modified(|assigned| {
-            let differs = assigned.as_ref() != Some(&assignment);
-            *assigned = Some(assignment);
-            differs || again
-        });
-    }
-}
-
-/// State of an agent beyond its record.
-struct Agent {
-    view: AgentView,
-    connection: Option<Connection>,
-    /// Notes about the current connection.
-    notes: Vec<String>,
-    cloned: Option<(i64, String)>,
-    /// Times of takeovers of live connections, in milliseconds, newest last.
-    take_overs: VecDeque<i64>,
-    written: (i64, Told),
-}
-
-/// The part of a view that is stored.
-fn told(view: &AgentView) -> Told {
-    let hook = view.hook.clone().filter(|hook| hook.outcome != HookOutcome::Ok);
-    Told {
-        generation: view.generation.map(GenerationNumber::get),
-        root: view.root.map(|root| root.to_string()),
-        // Each attempt would be another record.
-        hook: hook.map(|hook| {
-            let outcome = match hook.outcome {
-                HookOutcome::Running if hook.output.is_empty() => HookOutcome::Due,
-                HookOutcome::Running => HookOutcome::Failed,
-                outcome => outcome,
-            };
-            HookStatus { outcome, duration_ms: 0, attempt: 0, ..hook }
-        }),
-        drift: view.drift.clone(),
-    }
 }
 
 /// The sender of a command whose record must be written, and how to undo the command if that fails.
@@ -341,20 +279,6 @@ impl FleetTask {
         }
     }
 
-    /// Answers refused commands at once, and others when their records are written.
-    fn durable(&mut self, result: Result<(), RosterError>, undo: Undo, reply: Reply) {
-        match result {
-            Ok(()) => {
-                self.roster_changed();
-                self.waiting.push((reply, undo));
-                self.paused = false;
-            }
-            Err(error) => {
-                let _ = reply.send(Err(error.into()));
-            }
-        }
-    }
-
     fn roster_changed(&mut self) {
         let changes = self.roster.take_changes();
         self.roster_ahead |= !changes.is_empty();
@@ -530,238 +454,6 @@ impl FleetTask {
         }
         before.log_change(view);
     }
-
-    fn tick(&mut self) {
-        for agent in self.agents.values_mut() {
-            if agent.connection.as_ref().is_some_and(|c| c.end.is_closed()) {
-                agent.disconnect();
-            }
-        }
-        self.write_behind(false);
-        self.paused = false;
-        // Notes expire.
-        self.publish_after(Duration::ZERO);
-    }
-
-    fn write_behind(&mut self, all: bool) {
-        for (name, agent) in &mut self.agents {
-            let (seen, told) = (agent.view.last_seen_ms, told(&agent.view));
-            let newer = seen > agent.written.0;
-            let due = newer && (all || seen - agent.written.0 >= SEEN_MS);
-            if due || told != agent.written.1 {
-                self.roster.seen(name, seen, told.clone());
-                agent.written = (seen, told);
-            }
-        }
-        self.unsaved.extend(self.roster.take_changes());
-    }
-
-    fn start_saving(&mut self) {
-        if self.saving.is_some() || self.unsaved.is_empty() {
-            return;
-        }
-        let changes = std::mem::take(&mut self.unsaved);
-        self.in_flight = (changes.clone(), std::mem::take(&mut self.waiting));
-        let save = self.save.clone();
-        self.saving = Some(tokio::task::spawn_blocking(move || save(&changes)));
-    }
-
-    fn saved(&mut self, result: Result<(), RecordError>) {
-        self.saving = None;
-        let (mut changes, waiting) = std::mem::take(&mut self.in_flight);
-        match result {
-            Ok(()) => waiting.into_iter().for_each(|(reply, _)| {
-                let _ = reply.send(Ok(()));
-            }),
-            Err(error) => {
-                tracing::error!(%error, "writing the records of the fleet failed");
-                let error = Arc::new(error);
-                // Retried together with the next changes, in order. This includes the changes that undo
-                // reported failures, so that a failed join neither uses a token nor takes a name.
-                changes.append(&mut self.unsaved);
-                self.unsaved = changes;
-                for (reply, undo) in waiting {
-                    self.roster.undo(undo);
-                    let _ = reply.send(Err(FleetError::Save(error.clone())));
-                }
-                self.roster_changed();
-                self.follow_roster();
-                self.publish_after(self.publish_pause());
-                self.paused = true;
-            }
-        }
-    }
-
-    fn publish_pause(&self) -> Duration {
-        let agents = u32::try_from(self.agents.len()).unwrap_or(u32::MAX);
-        PUBLISH_PAUSE_PER_AGENT.saturating_mul(agents).min(PUBLISH_PAUSE_MAX)
-    }
-
-    /// Schedules a publication `pause` after the last one, unless an earlier one is scheduled.
-    fn publish_after(&mut self, pause: Duration) {
-        let at = self.published + pause;
-        self.publish_at = Some(self.publish_at.map_or(at, |before| before.min(at)));
-    }
-
-    fn publish(&mut self) {
-        self.publish_at = None;
-        self.published = Instant::now();
-        let now = now_ms();
-        let ours = self.newest.borrow().as_ref().map(|g| g.number());
-        let agents = self.agents.values().map(|agent| agent.shown(ours, now)).collect();
-        let view = FleetView { agents };
-        self.view.send_if_modified(|shown| {
-            let changed = **shown != view;
-            if changed {
-                *shown = Arc::new(view);
-            }
-            changed
-        });
-    }
-}
-
-/// The state of an agent whose changes are logged.
-#[derive(PartialEq, Eq)]
-struct Standing {
-    generation: Option<GenerationNumber>,
-    is_live: bool,
-    /// Generation for which the hook failed.
-    hook_failed: Option<u64>,
-    error: Option<String>,
-}
-
-impl Standing {
-    fn of(view: &AgentView) -> Self {
-        Self {
-            generation: view.generation,
-            is_live: view.generation.is_some() && !view.is_hook_due(),
-            hook_failed: view.hook.as_ref().filter(|hook| hook.has_failed()).map(|hook| hook.generation),
-            error: view.error.clone(),
-        }
-    }
-
-    /// Logs one line for each switch, failure, and hook that succeeded. `self` is the state before.
-    fn log_change(self, view: &AgentView) {
-        let now = Self::of(view);
-        if now == self {
-            return;
-        }
-        let generation = now.generation.map_or(0, GenerationNumber::get);
-        let has_switched = now.generation != self.generation;
-        if now.is_live && (has_switched || !self.is_live) {
-            tracing::info!(agent = %view.name, generation, "live");
-        } else if has_switched {
-            tracing::info!(agent = %view.name, generation, "switched, the on-activate hook is due");
-        }
-        if now.hook_failed.is_some() && now.hook_failed != self.hook_failed {
-            let reason = view.hook.as_ref().and_then(HookStatus::failure).unwrap_or_default();
-            tracing::warn!(agent = %view.name, generation, reason, "hook failed");
-        }
-        if let Some(reason) = now.error.filter(|error| Some(error) != self.error.as_ref()) {
-            tracing::warn!(agent = %view.name, reason, "update failed");
-        }
-    }
-}
-
-impl Agent {
-    /// Ends the existing connection, if any.
-    fn displace(&mut self, boot_id: &str, now: i64) {
-        let Some(old) = self.connection.take() else { return };
-        if old.boot_id != boot_id && !old.end.is_closed() {
-            let note = format!(
-                "two connections with one certificate (boot {boot_id} after boot {}): unless this node was just \
-                 rebooted, the machine was cloned: join the copy under a name of its own",
-                old.boot_id
-            );
-            tracing::warn!(agent = %self.view.name, "{note}");
-            self.cloned = Some((now, note));
-        }
-        if !old.end.is_closed() {
-            self.count_take_over(now);
-        }
-        let _ = old.end.send(EndReason::Replaced);
-    }
-
-    /// Detects clones that share a boot ID, such as containers on one host, by how often they replace each
-    /// other's connections.
-    fn count_take_over(&mut self, now: i64) {
-        self.take_overs.push_back(now);
-        self.take_overs.retain(|at| (now.saturating_sub(TAKE_OVERS_MS)..=now).contains(at));
-        if self.take_overs.len() < TAKE_OVERS_MAX {
-            return;
-        }
-        let note = format!(
-            "its connection was taken over {} times within {} minutes: two machines share one certificate; join the copy \
-             under a name of its own",
-            self.take_overs.len(),
-            TAKE_OVERS_MS / 60_000
-        );
-        if self.cloned.as_ref().is_none_or(|(at, _)| now.saturating_sub(*at) > TAKE_OVERS_MS) {
-            tracing::warn!(agent = %self.view.name, "{note}");
-        }
-        self.cloned = Some((now, note));
-    }
-
-    fn disconnect(&mut self) {
-        self.connection = None;
-        self.view.connected = false;
-        self.view.progress = None;
-    }
-
-    fn shown(&self, ours: Option<GenerationNumber>, now: i64) -> AgentView {
-        let mut view = self.view.clone();
-        if view.state == AgentState::Live && view.is_hook_due() {
-            view.state = AgentState::Switched;
-        }
-        view.notes.clone_from(&self.notes);
-        if let Some((at, note)) = &self.cloned
-            && now - at <= CLONE_NOTE_MS
-        {
-            view.notes.push(note.clone());
-        }
-        if let (Some(ours), Some(theirs)) = (ours, view.generation)
-            && theirs > ours
-        {
-            view.notes.push(format!(
-                "it has generation {theirs}, above this origin's {ours}: was the origin restored from a backup?"
-            ));
-        }
-        view
-    }
-}
-
-/// The state of an agent's hook after it has switched to `generation`. Keeps a state that the agent has
-/// already reported.
-fn due_hook(known: Option<HookStatus>, generation: GenerationNumber, is_due: bool) -> Option<HookStatus> {
-    match known {
-        Some(hook) if !is_due && hook.is_live() => Some(hook),
-        _ if !is_due => None,
-        Some(hook) if !hook.is_live() && hook.generation == generation.get() => Some(hook),
-        other => Some(HookStatus::due(generation.get(), other.and_then(|hook| hook.succeeded))),
-    }
-}
-
-async fn due(at: Option<Instant>) {
-    match at {
-        Some(at) => tokio::time::sleep_until(at).await,
-        None => std::future::pending().await,
-    }
-}
-
-/// Waits for the write to finish. Cancel safe: the handle is kept until then.
-async fn finished(saving: &mut Option<JoinHandle<Result<(), RecordError>>>) -> Result<(), RecordError> {
-    match saving {
-        Some(handle) => handle.await.unwrap_or(Err(RecordError::Interrupted)),
-        None => std::future::pending().await,
-    }
-}
-
-/// Shows an agent's local changes, and logs each report once.
-fn note_drift(view: &mut AgentView, drift: Option<AgentDrift>) {
-    if let Some(drift) = drift.as_ref().filter(|drift| view.drift.as_ref() != Some(drift)) {
-        tracing::warn!(agent = view.name, "{drift}");
-    }
-    view.drift = drift;
 }
 
 #[cfg(test)]

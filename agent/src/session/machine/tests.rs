@@ -2,12 +2,18 @@
 
 use bytes::Bytes;
 use prost::Message;
+use syncd_proto::v1::RetryClass;
+use syncd_proto::v1::agent_message::Message as ToOrigin;
+use syncd_proto::v1::origin_message::Message as FromOrigin;
 use syncd_shared::ed25519::SigningKey;
-use syncd_shared::{AgentState, RootEntry, update_file};
+use syncd_shared::{AgentState, Generation, RootEntry, SignedGeneration, update_file};
 
+use super::hook::SWITCHED_MAX;
+use super::schedule::{PROGRESS_DELAY, PROGRESS_INTERVAL};
 use super::*;
 use crate::hooks::{HookRun, RunOutcome};
-use crate::session::worker::Maintenance;
+use crate::session::messages::PROTOCOL_MAX;
+use crate::session::worker::{Command, Maintenance, Outcome, Report};
 
 const TREE: TreeId = TreeId::from_bytes([7; 16]);
 

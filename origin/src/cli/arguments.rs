@@ -1,0 +1,398 @@
+//! The arguments: commands, options, their checks and their help.
+
+use std::ffi::OsString;
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use clap::{Args, CommandFactory, Parser, Subcommand, ValueEnum};
+use syncd_runtime::accounts::group_id;
+use syncd_runtime::config_file::{self, ConfigError};
+use syncd_runtime::rate::Rate;
+use syncd_shared::address::listen_address;
+use syncd_shared::byte_size::ByteSize;
+use syncd_shared::generation::{LabelError, check_label};
+use syncd_shared::time_span::{parse_time, time_or_zero};
+
+use crate::admin::protocol::Wait;
+use crate::scan::{MtimePolicy, SymlinkPolicy};
+
+const DATA: &str = "/var/lib/syncd/origin";
+
+/// Default of `--listen`.
+pub const LISTEN: &str = "0.0.0.0:8873";
+
+/// Longest lifetime of a join token.
+const TOKEN_LIFE_MAX: Duration = Duration::from_secs(30 * 24 * 60 * 60);
+
+/// Default of `--http`.
+pub const HTTP: &str = "127.0.0.1:8874";
+
+const EXIT_CODES: &str = "Exit codes: 0 success; 1 failure; 2 wrong usage; 3 sealed, but not live on every node that was \
+                          waited for; 141 standard output was closed.\n\
+                          SYNCD_LOG=debug logs more. See also: syncd-agent.";
+
+const SERVE_HELP: &str = "\
+Examples:
+  syncd-origin serve --tree /srv/site
+  syncd-origin serve --tree /srv/site --trigger manual --admin-group deploy
+
+TIME is a number with a unit, as in 500ms, 30s or 5m. SIZE and RATE are bytes, and bytes per second; \
+K, M and G are powers of 1,024.
+
+Files named by .syncdignore files in the tree are not published. SIGTERM stops cleanly. SIGHUP does \
+not reload options.";
+
+const TOKEN_HELP: &str = "\
+Examples:
+  syncd-origin token
+  syncd-origin token --ttl 1d --uses 10
+  syncd-origin token list";
+const COMMIT_HELP: &str = "\
+Examples:
+  syncd-origin commit -m 'release 7' --wait
+  syncd-origin commit --wait=5m --require-all --json
+
+A commit ends the hold that a rollback leaves.
+
+Exit codes: 0 success; 1 failure; 3 sealed, but not live on every node that was waited for.";
+
+const STATUS_HELP: &str = "\
+Examples:
+  syncd-origin status --watch
+  syncd-origin status --check > /dev/null || echo 'look at the origin'";
+const HISTORY_HELP: &str = "\
+Examples:
+  syncd-origin history
+  syncd-origin history --json | tail -1
+
+An asterisk (*) marks the published generation. Changes are new (+), changed (~) and removed (-) files and directories.";
+
+const DIFF_HELP: &str = "\
+Examples:
+  syncd-origin diff
+  syncd-origin diff 41 43 --stat
+  syncd-origin diff --pending";
+const ROLLBACK_HELP: &str = "\
+Examples:
+  syncd-origin rollback 41 --wait
+
+After a rollback nothing is published automatically until the next commit. Exit codes are those of \
+commit.";
+
+const BACKUP_HELP: &str = "\
+Examples:
+  syncd-origin backup /mnt/backup/syncd-origin
+
+To restore, run `syncd-origin serve` with the copy as --data.";
+
+/// Replicates web content: watches a content tree, seals it into signed generations, and serves them to
+/// agents.
+#[derive(Debug, Parser)]
+#[command(name = "syncd-origin", version, max_term_width = 100, after_help = EXIT_CODES)]
+pub struct Cli {
+    #[command(subcommand)]
+    pub(super) command: Command,
+}
+
+#[derive(Debug, Args)]
+pub(super) struct Data {
+    /// Data directory of the origin: keys and store.
+    #[arg(long, env = "SYNCD_DATA", default_value = DATA, value_name = "DIR", global = true)]
+    pub(super) data: PathBuf,
+    /// TOML file with defaults for these options.
+    #[arg(long, value_name = "FILE", env = "SYNCD_ORIGIN_CONFIG")]
+    pub(super) config: Option<PathBuf>,
+}
+
+#[derive(Debug, Args)]
+pub(super) struct Json {
+    /// Print JSON.
+    #[arg(long)]
+    pub(super) json: bool,
+}
+
+#[derive(Debug, Args)]
+pub(super) struct WaitArgs {
+    /// Wait until the generation is live on every connected agent, hook included, for at most TIME [default
+    /// TIME: 60s]. Exits with 3 if some agent is not live by then.
+    #[arg(long, value_name = "TIME", num_args = 0..=1, require_equals = true, default_missing_value = "60s", value_parser = parse_time)]
+    pub(super) wait: Option<Duration>,
+    /// Exit with 3 also if an enrolled agent is unreachable.
+    #[arg(long, requires = "wait")]
+    pub(super) require_all: bool,
+}
+
+impl WaitArgs {
+    pub(super) fn request(&self) -> Option<Wait> {
+        let wait = self.wait?;
+        Some(Wait {
+            timeout_ms: u64::try_from(wait.as_millis()).unwrap_or(u64::MAX),
+            require_all: self.require_all,
+        })
+    }
+}
+
+#[derive(Debug, Subcommand)]
+pub(super) enum Command {
+    /// Create a data directory with new keys and an empty store.
+    #[command(after_help = "Examples:\n  syncd-origin init --host origin.example.org")]
+    Init {
+        #[command(flatten)]
+        data: Data,
+        /// Host name or IP address at which agents reach this origin, for the join command that is printed.
+        #[arg(long, env = "SYNCD_HOST", value_name = "NAME|IP")]
+        host: Option<String>,
+    },
+    /// Watch a content tree, publish its changes and serve agents, until SIGTERM.
+    #[command(after_help = SERVE_HELP)]
+    Serve(Box<Serve>),
+    /// Print a join token for new agents.
+    #[command(after_help = TOKEN_HELP)]
+    Token {
+        #[command(flatten)]
+        data: Data,
+        /// Lifetime of the token, from 1s to 30d.
+        #[arg(long, default_value = "1h", value_name = "TIME", value_parser = token_life)]
+        ttl: Duration,
+        /// Number of agents that may join with the token.
+        #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..))]
+        uses: u32,
+        #[command(subcommand)]
+        action: Option<TokenAction>,
+    },
+    /// Publish the tree as it is now, and print the number of the new generation.
+    #[command(after_help = COMMIT_HELP)]
+    Commit {
+        #[command(flatten)]
+        data: Data,
+        /// Label of the generation: one line of text.
+        #[arg(short = 'm', long = "label", default_value = "", hide_default_value = true, value_name = "LABEL", value_parser = label)]
+        label: String,
+        #[command(flatten)]
+        wait: WaitArgs,
+        /// Publish even if the tree became empty, lost more than half of its entries (if it had at least 20)
+        /// or of its bytes (if it had at least 20 files), or lost a mount.
+        #[arg(long)]
+        allow_mass_deletion: bool,
+        /// Read every file, even if its times are unchanged. Finds changes that cause no event, such as
+        /// writes through a memory map. Takes as long as reading the whole tree.
+        #[arg(long)]
+        rescan: bool,
+        #[command(flatten)]
+        json: Json,
+    },
+    /// Show the current generation and the state of every agent.
+    #[command(after_help = STATUS_HELP)]
+    Status {
+        #[command(flatten)]
+        data: Data,
+        #[command(flatten)]
+        json: Json,
+        /// Repeat every second.
+        #[arg(long)]
+        watch: bool,
+        /// Exit with 1 if nothing new is published (held, waiting, stopped, or no generation yet). Exit with
+        /// 3 if no agent is enrolled, or if an enrolled agent is in trouble or not live on the current
+        /// generation.
+        #[arg(long, conflicts_with = "watch")]
+        check: bool,
+    },
+    /// List the retained generations.
+    #[command(after_help = HISTORY_HELP)]
+    History {
+        #[command(flatten)]
+        data: Data,
+        #[command(flatten)]
+        json: Json,
+    },
+    /// List the paths that differ between two generations.
+    #[command(after_help = DIFF_HELP)]
+    Diff {
+        #[command(flatten)]
+        data: Data,
+        /// First generation to compare [default: the one before TO].
+        #[arg(value_parser = generation_number)]
+        from: Option<u64>,
+        /// Second generation to compare [default: the current one].
+        #[arg(value_parser = generation_number)]
+        to: Option<u64>,
+        /// Compare the current generation with the tree: lists what a commit would publish now.
+        #[arg(long, conflicts_with_all = ["from", "to"])]
+        pending: bool,
+        /// Print only the totals.
+        #[arg(long)]
+        stat: bool,
+        #[command(flatten)]
+        json: Json,
+    },
+    /// Publish the tree of an earlier generation again, as a new generation.
+    #[command(after_help = ROLLBACK_HELP)]
+    Rollback {
+        #[command(flatten)]
+        data: Data,
+        /// Generation whose tree is published again.
+        #[arg(value_parser = generation_number)]
+        generation: u64,
+        #[command(flatten)]
+        wait: WaitArgs,
+        #[command(flatten)]
+        json: Json,
+    },
+    /// Shut out an agent: its certificate is refused, and its name is free again.
+    #[command(after_help = "Examples:\n  syncd-origin revoke web2")]
+    Revoke {
+        #[command(flatten)]
+        data: Data,
+        /// Name of the agent.
+        agent: String,
+    },
+    /// Copy the data directory, as it is now, to a new or empty directory.
+    #[command(after_help = BACKUP_HELP)]
+    Backup {
+        #[command(flatten)]
+        data: Data,
+        /// Directory for the copy. A running origin writes it, so its user needs access.
+        directory: PathBuf,
+    },
+    /// Read the whole store and verify every byte.
+    #[command(after_help = "Examples:\n  syncd-origin check")]
+    Check {
+        #[command(flatten)]
+        data: Data,
+    },
+}
+
+#[derive(Debug, Subcommand)]
+pub(super) enum TokenAction {
+    /// List the valid tokens, without their secrets.
+    List {
+        #[command(flatten)]
+        json: Json,
+    },
+    /// Make a token invalid.
+    Revoke {
+        /// ID of the token, as shown by `token list`, or the start of the ID.
+        id: String,
+    },
+}
+
+fn token_life(text: &str) -> Result<Duration, String> {
+    let life = parse_time(text).map_err(|error| error.to_string())?;
+    if life > TOKEN_LIFE_MAX {
+        return Err("a token is good for at most 30d: make another one later".into());
+    }
+    // The origin counts whole seconds.
+    if life.is_zero() || life.subsec_nanos() > 0 {
+        return Err("a token is good for whole seconds: from 1s to 30d".into());
+    }
+    Ok(life)
+}
+
+#[derive(Debug, Args)]
+pub(super) struct Serve {
+    /// Content tree to publish.
+    #[arg(long, env = "SYNCD_TREE", value_name = "DIR")]
+    pub(super) tree: PathBuf,
+    #[command(flatten)]
+    pub(super) data: Data,
+    /// Address to listen on for agents.
+    #[arg(long, env = "SYNCD_LISTEN", default_value = LISTEN, value_name = "ADDR:PORT", value_parser = listen_address)]
+    pub(super) listen: SocketAddr,
+    /// Address of the health page [default: 127.0.0.1:8874].
+    #[arg(long, env = "SYNCD_ORIGIN_HTTP", value_name = "ADDR:PORT", value_parser = listen_address)]
+    pub(super) http: Option<SocketAddr>,
+    /// When to publish changes.
+    #[arg(long, env = "SYNCD_TRIGGER", value_enum, default_value = "settle")]
+    pub(super) trigger: TriggerName,
+    /// Time without changes after which the tree is published.
+    #[arg(long, env = "SYNCD_SETTLE", default_value = "500ms", value_name = "TIME", value_parser = parse_time)]
+    pub(super) settle: Duration,
+    /// Time after which a tree that keeps changing causes a warning, which names the path. A file that is
+    /// open for writing delays publishing for at most this long after its last write.
+    #[arg(long, env = "SYNCD_SETTLE_MAX", default_value = "30s", value_name = "TIME", value_parser = parse_time)]
+    pub(super) settle_max: Duration,
+    /// Time after which a file that keeps changing no longer delays the others. They are published, and the
+    /// file stays as last published until it is quiet.
+    #[arg(long, env = "SYNCD_SETTLE_MAX_PUBLISH", default_value = "5m", value_name = "TIME", value_parser = parse_time)]
+    pub(super) settle_max_publish: Duration,
+    /// Interval at which the parts of the tree that send no events, such as network file systems, are walked.
+    #[arg(long, env = "SYNCD_POLL", default_value = "10s", value_name = "TIME", value_parser = parse_time)]
+    pub(super) poll: Duration,
+    /// Modification time that a file is published with.
+    #[arg(long, env = "SYNCD_MTIME", value_enum, default_value = "tree")]
+    pub(super) mtime: MtimePolicy,
+    /// Symlinks to publish.
+    #[arg(long, env = "SYNCD_SYMLINKS", value_enum, default_value = "verbatim")]
+    pub(super) symlinks: SymlinkPolicy,
+    /// Number of newest generations to keep, whatever their age and size.
+    #[arg(long, env = "SYNCD_KEEP_GENERATIONS", default_value_t = 10, value_name = "N",
+          value_parser = clap::value_parser!(u32).range(1..))]
+    pub(super) keep_generations: u32,
+    /// Age of the history to keep: every generation of the last hour, one for each hour of the last day, then
+    /// one for each day.
+    #[arg(long, env = "SYNCD_KEEP_FOR", default_value = "7d", value_name = "TIME", value_parser = time_or_zero)]
+    pub(super) keep_for: Duration,
+    /// Space that the history may take, as in 20G. The oldest generations are retired first [default:
+    /// unlimited].
+    #[arg(long, env = "SYNCD_KEEP_BYTES", value_name = "SIZE")]
+    pub(super) keep_bytes: Option<ByteSize>,
+    /// Limit of the bytes per second sent to all agents together, as in 10M [default: unlimited].
+    #[arg(long, env = "SYNCD_ORIGIN_BWLIMIT", value_name = "RATE")]
+    pub(super) bwlimit: Option<Rate>,
+    /// Group whose members may use every command (commit, token, revoke ...), in addition to root and the
+    /// user of this process.
+    #[arg(long, env = "SYNCD_ADMIN_GROUP", value_name = "GROUP", value_parser = group_id)]
+    pub(super) admin_group: Option<u32>,
+}
+
+#[derive(Debug, Clone, Copy, ValueEnum)]
+pub(super) enum TriggerName {
+    /// Once the tree has been quiet for --settle.
+    Settle,
+    /// Only on `syncd-origin commit`.
+    Manual,
+}
+
+impl Cli {
+    /// Parses the command line over environment, configuration file and defaults. Wrong usage ends the
+    /// process with 2.
+    pub fn from_process() -> Result<Self, ConfigError> {
+        Self::from_arguments(std::env::args_os().collect())
+            .map(|parsed| parsed.unwrap_or_else(|error| error.exit()))
+    }
+
+    fn from_arguments(given: Vec<OsString>) -> Result<Result<Self, clap::Error>, ConfigError> {
+        let command = Self::command();
+        let arguments = config_file::arguments_with_config(given.iter().cloned(), &command)?;
+        let parsed = Self::try_parse_from(join_wait(arguments));
+        Ok(parsed.map_err(|error| config_file::explain(error, &command, &given)))
+    }
+}
+
+/// Turns `--wait 5s` into `--wait=5s`. A time has a unit and is therefore neither a generation nor an option.
+pub fn join_wait(arguments: Vec<OsString>) -> Vec<OsString> {
+    let mut joined: Vec<OsString> = Vec::with_capacity(arguments.len());
+    for argument in arguments {
+        let is_time = |text: &str| parse_time(text).is_ok();
+        match joined.last_mut() {
+            Some(last) if last == "--wait" && argument.to_str().is_some_and(is_time) => {
+                last.push("=");
+                last.push(argument);
+            }
+            _ => joined.push(argument),
+        }
+    }
+    joined
+}
+
+fn generation_number(text: &str) -> Result<u64, &'static str> {
+    text.parse().map_err(|_| "generations are numbers: `syncd-origin history` lists them")
+}
+
+/// Trims the label, for example of a line feed added by a shell.
+pub(super) fn label(text: &str) -> Result<String, LabelError> {
+    let label = text.trim();
+    check_label(label)?;
+    Ok(label.to_owned())
+}

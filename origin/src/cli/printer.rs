@@ -1,0 +1,255 @@
+//! Prints the daemon's replies, as text or as JSON.
+
+use std::fmt;
+use std::process::ExitCode;
+use std::time::Duration;
+
+use anyhow::{Context as _, bail};
+use indicatif::{HumanBytes, HumanCount};
+use serde::Serialize;
+use syncd_runtime::output::{self, OutputError, note};
+use syncd_shared::text::{counted, error_chain};
+
+use super::arguments::Json;
+use crate::admin::protocol::{DiffLine, GenerationLine, HistoryLine, NodeLine, Reply, Request, TokenLine};
+use crate::admin::status::{Status, Verdict};
+use crate::fleet::live_wait::{NodeResult, seconds};
+
+/// How results are printed.
+#[derive(Clone, Copy, Default)]
+pub(super) struct Print {
+    /// `--json`.
+    pub(super) json: bool,
+    /// `--stat`: prints only the sums of a list.
+    pub(super) stat: bool,
+    /// `--check`: sets the exit code from the state.
+    pub(super) check: bool,
+}
+
+impl Print {
+    pub(super) fn of(json: &Json) -> Self {
+        Self { json: json.json, ..Self::default() }
+    }
+}
+
+/// Output of `commit --json` and `rollback --json`.
+#[derive(Serialize)]
+struct Published<'a> {
+    #[serde(flatten)]
+    generation: Option<&'a GenerationLine>,
+    nodes: &'a [NodeLine],
+}
+
+/// Output of `diff --stat`.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize)]
+pub(super) struct DiffStat {
+    pub(super) added: u64,
+    pub(super) removed: u64,
+    pub(super) modified: u64,
+    pub(super) metadata: u64,
+    pub(super) renamed: u64,
+    /// Bytes of added and modified files.
+    pub(super) bytes: u64,
+}
+
+impl DiffStat {
+    pub(super) fn count(&mut self, line: &DiffLine) {
+        let is_new = matches!(line.change.as_str(), "added" | "modified");
+        self.bytes += line.size.filter(|_| is_new).unwrap_or(0);
+        *match line.change.as_str() {
+            "added" => &mut self.added,
+            "removed" => &mut self.removed,
+            "modified" => &mut self.modified,
+            "renamed" => &mut self.renamed,
+            _ => &mut self.metadata,
+        } += 1;
+    }
+}
+
+impl fmt::Display for DiffStat {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { added, removed, modified, metadata, renamed, bytes } = *self;
+        let counts = [
+            (added, "added"),
+            (modified, "modified"),
+            (removed, "removed"),
+            (metadata, "with other metadata"),
+        ];
+        let counts = counts.into_iter().chain([(renamed, "renamed")]).filter(|(count, _)| *count > 0);
+        let counts: Vec<String> =
+            counts.map(|(count, what)| format!("{} {what}", HumanCount(count))).collect();
+        if counts.is_empty() {
+            return f.write_str("no difference");
+        }
+        let counts = counts.join(", ");
+        write!(f, "files and directories: {counts}; {} in added and modified files", HumanBytes(bytes))
+    }
+}
+
+/// Prints replies as they arrive. `--json` prints one document, or one line for each generation or path.
+pub(super) struct Printer {
+    pub(super) print: Print,
+    /// Whether the request publishes a generation.
+    pub(super) publishes: bool,
+    /// Whether the request lists differences.
+    pub(super) compares: bool,
+    /// `-m`.
+    pub(super) label: Option<String>,
+    pub(super) generation: Option<GenerationLine>,
+    pub(super) nodes: Vec<NodeLine>,
+    pub(super) stat: DiffStat,
+    /// Lines of the list so far.
+    pub(super) lines: u64,
+    pub(super) verdict: Option<Verdict>,
+    /// Error of writing the generation's number.
+    pub(super) unwritten: Option<OutputError>,
+}
+
+impl Printer {
+    pub(super) fn new(print: Print, request: &Request) -> Self {
+        let label = match request {
+            Request::Commit { label, .. } => Some(label.clone()).filter(|label| !label.is_empty()),
+            _ => None,
+        };
+        Self {
+            print,
+            publishes: matches!(request, Request::Commit { .. } | Request::Rollback { .. }),
+            compares: matches!(request, Request::Diff { .. }),
+            label,
+            generation: None,
+            nodes: Vec::new(),
+            stat: DiffStat::default(),
+            lines: 0,
+            verdict: None,
+            unwritten: None,
+        }
+    }
+
+    /// Prints a line, after a header on the first call. `*` marks the published generation.
+    pub(super) fn history(&mut self, line: &HistoryLine) -> Result<(), OutputError> {
+        if self.lines == 0 {
+            output::line(
+                "  generation  created                        files        size  changes           root          label",
+            )?;
+        }
+        self.lines += 1;
+        output::line(format_args!(
+            "{} {:>10}  {:24}  {:>10}  {:>10}  {:16}  {:.12}  {}",
+            if line.current { '*' } else { ' ' },
+            line.generation,
+            line.created,
+            HumanCount(line.files).to_string(),
+            HumanBytes(line.bytes).to_string(),
+            line.changes.map_or("?".to_owned(), |changes| changes.to_string()),
+            line.root,
+            line.label
+        ))
+    }
+
+    /// Prints the rest of the output after the last reply, and returns the exit code.
+    fn end(&mut self, code: u8) -> anyhow::Result<ExitCode> {
+        let Print { json, stat, check } = self.print;
+        if self.publishes && json {
+            let published = Published { generation: self.generation.as_ref(), nodes: &self.nodes };
+            output::line(serde_json::to_string(&published)?)?;
+        }
+        match (self.compares, stat, json) {
+            (true, true, true) => output::line(serde_json::to_string(&self.stat)?)?,
+            (true, true, false) => output::line(self.stat)?,
+            (true, false, false) => note(self.stat),
+            _ => {}
+        }
+        let code = match self.verdict {
+            Some(Verdict::NotPublishing) if check => 1,
+            Some(Verdict::NotLiveEverywhere) if check => 3,
+            _ => code,
+        };
+        match self.unwritten.take() {
+            Some(error) if code == 0 => Err(error.into()),
+            _ => Ok(ExitCode::from(code)),
+        }
+    }
+
+    /// Handles a reply. Returns the exit code with the last one.
+    pub(super) fn take(&mut self, reply: Reply) -> anyhow::Result<Option<ExitCode>> {
+        let Print { json, stat, .. } = self.print;
+        match reply {
+            Reply::Status(status) => {
+                self.verdict = Some(status.verdict());
+                if json {
+                    output::line(serde_json::to_string(&status)?)?;
+                } else {
+                    output::line(Status::to_text(&status).trim_end())?;
+                }
+            }
+            Reply::Generation(line) => {
+                if !json && let Err(error) = output::line(line.generation) {
+                    // The generation is sealed even if nobody reads its number, and is still waited for.
+                    if !error.is_reader_gone() {
+                        note(format_args!("generation {}: {}", line.generation, error_chain(&error)));
+                    }
+                    self.unwritten = Some(error);
+                }
+                if !line.changed {
+                    let unused =
+                        self.label.as_ref().map(|label| format!(": the label \"{label}\" was not used"));
+                    let unused = unused.unwrap_or_default();
+                    note(format_args!("nothing changed since generation {}{unused}", line.generation));
+                }
+                self.generation = Some(line);
+            }
+            Reply::Node(node) => {
+                let result = match node.result {
+                    NodeResult::Live => " live",
+                    NodeResult::Failed => " failed",
+                    NodeResult::HookFailed => " hook failed",
+                    NodeResult::Late => "",
+                    NodeResult::Unreachable => " unreachable",
+                };
+                let error = node.error.as_ref().map(|e| format!(": {e}"));
+                let after = || {
+                    let is_live = node.result == NodeResult::Live;
+                    is_live.then(|| format!(" after {}", seconds(Duration::from_millis(node.after_ms))))
+                };
+                note(format_args!("{}{result}{}", node.name, error.or_else(after).unwrap_or_default()));
+                self.nodes.push(node);
+            }
+            Reply::Token { token, about, address } => {
+                let TokenLine { id, expires, uses_left, .. } = about;
+                let agents = counted(uses_left.into(), "agent", "agents");
+                note(format_args!("token {id}, for {agents} until {expires}; on the web node:"));
+                note(format_args!(
+                    "  SYNCD_TOKEN={token} syncd-agent join {address} --root /var/lib/syncd/agent"
+                ));
+                output::line(token)
+                    .context("the token was made but not printed: it expires on its own; make another one")?;
+            }
+            Reply::TokenListed(token) if json => output::line(serde_json::to_string(&token)?)?,
+            Reply::TokenListed(token) => output::line(format_args!(
+                "{}  expires {}  uses left {}",
+                token.id, token.expires, token.uses_left
+            ))?,
+            Reply::History(line) if json => output::line(serde_json::to_string(&line)?)?,
+            Reply::History(line) => self.history(&line)?,
+            Reply::Diff(line) => {
+                self.stat.count(&line);
+                if json && !stat {
+                    output::line(serde_json::to_string(&line)?)?;
+                } else if !stat {
+                    let slash = if line.kind == "directory" { "/" } else { "" };
+                    let from = line.from.map(|from| format!("{from}{slash} -> ")).unwrap_or_default();
+                    let second = if line.indistinct { "  (same second as before)" } else { "" };
+                    output::line(format_args!("{:9} {from}{}{slash}{second}", line.change, line.path))?;
+                }
+            }
+            Reply::Progress { bytes, total_bytes } => {
+                note(format_args!("{} of {}", HumanBytes(bytes), HumanBytes(total_bytes)));
+            }
+            Reply::Damage { damage } => output::line(format_args!("damaged: {damage}"))?,
+            Reply::Remark { text } => note(text),
+            Reply::Done { code } => return Ok(Some(self.end(code)?)),
+            Reply::Error { message } => bail!(message),
+        }
+        Ok(None)
+    }
+}
