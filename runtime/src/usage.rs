@@ -1,7 +1,7 @@
 //! Errors about wrong usage, fit for a terminal.
 //!
-//! clap repeats what was typed. An argument may come from a script, a file or a web form, so it gets what every
-//! text from outside gets: [`one_line`].
+//! clap repeats what was typed. An argument may come from a script, a file or a web form, so it passes
+//! through [`one_line`] like every text from outside.
 
 use clap::builder::StyledStr;
 use clap::error::{ContextKind, ContextValue};

@@ -1,4 +1,4 @@
-//! Which reports of a first sync are logged: the first, then one for each quarter and each half minute.
+//! Picks the reports of a first sync that are logged: the first, then one for each quarter and half minute.
 
 use std::time::Duration;
 
@@ -11,7 +11,7 @@ const EVERY: Duration = Duration::from_secs(30);
 /// Percentage points between two lines.
 const STEP: u8 = 25;
 
-/// What was logged of one connection.
+/// The lines logged for one connection.
 #[derive(Debug, Default)]
 pub(super) struct FirstSyncLog {
     /// Time and step of the last line.
