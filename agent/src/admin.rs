@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 use syncd_runtime::local_socket::{LocalConnection, LocalListener, LocalSocketError};
-use syncd_runtime::own_directory;
+use syncd_shared::identity::trust::ParseFingerprintError;
 use syncd_shared::text::error_chain;
 use tokio::sync::watch;
 use tokio::task::JoinSet;
@@ -46,6 +46,11 @@ pub enum Request {
     Status,
     /// `verify`.
     Verify,
+    /// `trust`.
+    PinRoot {
+        /// Fingerprint of the root key.
+        root: String,
+    },
     /// `join`, with a new identity for the running agent.
     Adopt {
         /// The identity's text, as it is stored.
@@ -63,7 +68,7 @@ pub enum Reply {
     Progress(StageProgress),
     /// Result of `verify`.
     Verified(Verified),
-    /// Answer to `join`: the new identity is stored and in use.
+    /// Answer to `join` and `trust`: the new identity is stored and in use.
     Adopted,
     /// The request failed.
     Error {
@@ -93,10 +98,11 @@ pub async fn serve(listener: LocalListener, session: Handle, keeper: Arc<Keeper>
 async fn answer(mut client: LocalConnection, session: Handle, keeper: Arc<Keeper>) {
     let answered = match client.request::<Request>().await {
         Ok(Request::Status) => {
-            let status = session.status.borrow().clone();
-            client.respond(&Reply::Status(Box::new(with_warning(status, keeper).await))).await
+            let status = Box::new(session.status.borrow().clone());
+            client.respond(&Reply::Status(status)).await
         }
         Ok(Request::Verify) => verify(&mut client, &session).await,
+        Ok(Request::PinRoot { root }) => client.respond(&pin_root(keeper, root).await).await,
         Ok(Request::Adopt { identity }) => client.respond(&adopt(keeper, identity).await).await,
         Err(error) => client.respond(&Reply::Error { message: error.to_string() }).await,
     };
@@ -105,10 +111,19 @@ async fn answer(mut client: LocalConnection, session: Handle, keeper: Arc<Keeper
     }
 }
 
-/// Adds what only a look at ROOT shows, so that it is never older than the request.
-async fn with_warning(status: AgentStatus, keeper: Arc<Keeper>) -> AgentStatus {
-    let looked = tokio::task::spawn_blocking(move || own_directory::closed(keeper.root())).await;
-    AgentStatus { warning: looked.unwrap_or_default(), ..status }
+async fn pin_root(keeper: Arc<Keeper>, root: String) -> Reply {
+    let root = match root.parse() {
+        Ok(root) => root,
+        Err(error) => return Reply::Error { message: error_chain(&error as &ParseFingerprintError) },
+    };
+    match tokio::task::spawn_blocking(move || keeper.pin_root(root)).await {
+        Ok(Ok(())) => {
+            tracing::info!(%root, "the operator has pinned a root key");
+            Reply::Adopted
+        }
+        Ok(Err(error)) => Reply::Error { message: error_chain(&error) },
+        Err(_) => Reply::Error { message: "the agent is stopping".into() },
+    }
 }
 
 async fn adopt(keeper: Arc<Keeper>, identity: String) -> Reply {

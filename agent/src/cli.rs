@@ -18,7 +18,7 @@ use syncd_runtime::rate::Rate;
 use syncd_runtime::signals::Signals;
 use syncd_runtime::{config_file, output};
 use syncd_shared::address::listen_address;
-use syncd_shared::identity::{AgentName, JoinToken};
+use syncd_shared::identity::{AgentName, JoinToken, RootFingerprint};
 use syncd_shared::text::{counted, error_chain};
 use syncd_shared::time_span::{parse_time, time_or_zero};
 
@@ -48,6 +48,11 @@ TIME is a number with a unit, as in 500ms, 30s or 7d. RATE is bytes per second; 
 powers of 1,024.
 
 SIGTERM stops cleanly. SIGHUP does not reload options.";
+const TRUST_HELP: &str = "\
+Examples:
+  syncd-agent trust 6f1d... --root /var/lib/syncd/agent
+
+The keys in use stay trusted until the new root key has signed others.";
 const STATUS_HELP: &str = "\
 Examples:
   syncd-agent status
@@ -95,6 +100,14 @@ enum Command {
     /// Follow the origin and keep the replica up to date, until SIGTERM.
     #[command(after_help = RUN_HELP)]
     Run(Box<Run>),
+    /// Trust another root key of the tree, after the loss of the old one.
+    #[command(after_help = TRUST_HELP)]
+    Trust {
+        /// Fingerprint of the root key, as printed by `syncd-origin key show`.
+        fingerprint: RootFingerprint,
+        #[command(flatten)]
+        place: Place,
+    },
     /// Show the live generation and the state of the agent.
     #[command(after_help = STATUS_HELP)]
     Status {
@@ -218,6 +231,7 @@ pub fn run(cli: Cli) -> anyhow::Result<ExitCode> {
         match cli.command {
             Command::Join(join) => enrol(join).await,
             Command::Run(run) => run_until_signal(*run).await,
+            Command::Trust { fingerprint, place } => trust(&place.root, fingerprint).await,
             Command::Status { place, json, check } => status(&place.root, json, check).await,
             Command::PhpInvalidate(options) => php::invalidate::run(options).await,
             Command::CheckPhp { place, check } => check_php(&place.root, check).await,
@@ -325,6 +339,19 @@ async fn running_status(root: &Path) -> anyhow::Result<Option<AgentStatus>> {
         Err(error) if nobody_serves(&error) => Ok(None),
         Err(error) => Err(error).context("can't ask the running agent"),
     }
+}
+
+async fn trust(root: &Path, fingerprint: RootFingerprint) -> anyhow::Result<ExitCode> {
+    let request = Request::PinRoot { root: fingerprint.to_string() };
+    match local_socket::request_one::<_, Reply>(&admin::socket_path(root), &request).await {
+        Ok(Reply::Adopted) => {}
+        Ok(Reply::Error { message }) => bail!("{message}"),
+        Ok(_) => bail!("the running agent is of another version: restart it"),
+        Err(error) if nobody_serves(&error) => offline::pin_root(root, fingerprint)?,
+        Err(error) => return Err(error).context("can't ask the running agent"),
+    }
+    note(format_args!("trust documents of root key {fingerprint} are followed from now on"));
+    Ok(ExitCode::SUCCESS)
 }
 
 async fn check_php(root: &Path, check: php::check::Check) -> anyhow::Result<ExitCode> {

@@ -9,6 +9,8 @@ use syncd_shared::identity::AgentName;
 use tokio::sync::{Notify, watch};
 use tonic::transport::Channel;
 
+use crate::identity::Trusted;
+
 /// Address and credentials for the origin. Replaced as a whole when the certificate is renewed or the node
 /// joins again.
 #[derive(Debug, Clone)]
@@ -19,6 +21,17 @@ pub struct Route {
     pub name: AgentName,
     /// Own certificate and key, and the authority to trust.
     pub tls: ClientTls,
+    /// Root key and newest trust document.
+    pub trust: Trusted,
+}
+
+/// Wakes the owner of the identity.
+#[derive(Debug, Default)]
+pub struct Wanted {
+    /// The certificate must be renewed now.
+    pub renewal: Notify,
+    /// The origin must be asked for its trust document.
+    pub document: Notify,
 }
 
 /// Connects to the origin. Clones share only the route: each call of [`Dialer::dial`] opens its own TCP
@@ -26,14 +39,14 @@ pub struct Route {
 #[derive(Debug, Clone)]
 pub struct Dialer {
     route: watch::Receiver<Route>,
-    expired: Arc<Notify>,
+    wanted: Arc<Wanted>,
     limit: Option<Arc<Bucket>>,
 }
 
 impl Dialer {
-    /// Uses the newest route. `expired` wakes the task that renews the certificate.
-    pub fn new(route: watch::Receiver<Route>, expired: Arc<Notify>) -> Self {
-        Self { route, expired, limit: None }
+    /// Uses the newest route.
+    pub fn new(route: watch::Receiver<Route>, wanted: Arc<Wanted>) -> Self {
+        Self { route, wanted, limit: None }
     }
 
     /// Limits the rate at which connections are read, for all clones together.
@@ -60,7 +73,13 @@ impl Dialer {
 
     /// Reports that the origin rejected this agent's certificate, so that it is renewed at once.
     pub fn report_expired(&self) {
-        self.expired.notify_one();
+        self.wanted.renewal.notify_one();
+    }
+
+    /// Reports that the origin shows a certificate of another authority, so that its trust document is asked
+    /// for: it may name that one.
+    pub fn report_other_authority(&self) {
+        self.wanted.document.notify_one();
     }
 
     pub async fn dial(&mut self) -> Result<Channel, ConnectError> {

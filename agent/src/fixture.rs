@@ -136,6 +136,8 @@ impl Origin {
         self.roots.insert(root.hash(), root);
         let generation = Generation {
             tree_id: TreeId::from_bytes([1; 16]),
+            epoch: 1,
+            trust: 1,
             number: GenerationNumber::new(self.sealed.len() as u64 + 1).unwrap(),
             root,
             parent: None,

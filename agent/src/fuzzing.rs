@@ -7,13 +7,12 @@ use std::time::{Duration, Instant};
 use prost::Message;
 use rcgen::KeyPair;
 use syncd_proto::v1;
-use syncd_shared::ed25519::VerifyingKey;
-use syncd_shared::identity::{JoinToken, signing};
-use syncd_shared::{RootEntry, TreeId};
+use syncd_shared::RootEntry;
+use syncd_shared::identity::{JoinToken, SignedTrust};
 use time::OffsetDateTime;
 
 use crate::hooks::{Occasion, Pending, decode_pending, encode_pending, write_lines};
-use crate::identity::{AgentIdentity, IdentityError, PendingKey};
+use crate::identity::{AgentIdentity, IdentityError, PendingKey, Trusted};
 use crate::session::event::{Action, Event};
 use crate::session::machine::{Machine, Trust};
 use crate::session::worker::{Command, Failure, Outcome, ReplicaState, Report};
@@ -56,39 +55,37 @@ pub fn identity(text: &str) {
     let _ = (identity.needs_renewal(own.not_before), identity.expired(OffsetDateTime::UNIX_EPOCH));
 }
 
-/// Makes the text of an identity from the answer to a join.
+/// Makes the text of an identity from the answers to a join.
 pub fn some_identity(
     token: &JoinToken,
     key: KeyPair,
     answer: &v1::JoinResponse,
+    document: &SignedTrust,
 ) -> Result<String, IdentityError> {
-    let (certificate, authority) = (&answer.certificate, &answer.ca_certificate);
-    let joined = AgentIdentity::joined(
-        token,
-        "[::1]:8873",
-        PendingKey::of(key),
-        certificate,
-        authority,
-        &answer.signing_key,
-    )?;
+    let pending = PendingKey::of(key);
+    let joined = AgentIdentity::joined(token, "[::1]:8873", pending, &answer.certificate, document.clone())?;
     Ok(joined.to_text())
 }
 
-/// Checks the answers to a join and to a renewal. An accepted answer must match the token and this key.
+/// Checks the answers to a join and to a renewal. Accepted ones must match the token and this key. A document
+/// that comes later must be newer, and signed by the same root key.
 pub fn join_answer(
     token: &JoinToken,
     key: impl Fn() -> KeyPair,
     answer: &v1::JoinResponse,
     renewal: &[u8],
-) -> Result<(), IdentityError> {
-    let (certificate, authority) = (&answer.certificate, &answer.ca_certificate);
-    let (signing_key, pending) = (&answer.signing_key, PendingKey::of(key()));
-    let identity = AgentIdentity::joined(token, "[::1]:8873", pending, certificate, authority, signing_key)?;
+    document: &[u8],
+) -> Option<()> {
+    let document = token.check(document).ok()?;
+    assert!(document.number() >= token.trust && document.document().root_fingerprint() == token.root);
+    let pending = PendingKey::of(key());
+    let joined = AgentIdentity::joined(token, "[::1]:8873", pending, &answer.certificate, document.clone());
+    let identity = joined.ok()?;
     assert_eq!(identity.tree_id(), token.tree_id);
-    assert_eq!(signing::fingerprint(identity.signing_key()), token.signing_key_fingerprint);
-    let renewed = identity.renewed(PendingKey::of(key()), renewal)?;
+    assert_eq!(identity.trust().newer(document.bytes()), Ok(None));
+    let renewed = identity.renewed(PendingKey::of(key()), renewal).ok()?;
     assert_eq!(renewed.name(), identity.name());
-    Ok(())
+    Some(())
 }
 
 /// Parses names in ROOT, states of slots, and the record of a due hook. The first byte selects which.
@@ -132,10 +129,10 @@ pub fn some_due(occasion: &Occasion, lines: &[Vec<u8>]) -> Vec<u8> {
 /// origin; 1, the connection is lost; 2, a number of milliseconds passes; 3 and 4, the worker's command
 /// succeeds, fails; 5, the worker reports progress.
 ///
-/// The replica must never be told to build a generation that `key` did not sign for `tree_id`, or an older
-/// one.
-pub fn session(tree_id: TreeId, key: VerifyingKey, mut bytes: &[u8]) {
-    let trust = Trust { tree_id, signing_key: key, boot_id: "boot".into() };
+/// The replica must never be told to build a generation that the newest trust document does not cover, or an
+/// older one.
+pub fn session(mut keys: Trusted, mut bytes: &[u8]) {
+    let trust = Trust { keys: keys.clone(), boot_id: "boot".into() };
     let mut now = Instant::now();
     let mut replica = ReplicaState::default();
     let mut machine = Machine::new(trust, replica.clone(), now);
@@ -165,10 +162,15 @@ pub fn session(tree_id: TreeId, key: VerifyingKey, mut bytes: &[u8]) {
             _ => continue,
         };
         for action in machine.apply(event, now) {
+            if let Action::Follow(document) = &action {
+                assert!(document.number() > keys.document.number());
+                keys.follow((**document).clone());
+            }
             if let Action::Start(started) = action {
                 assert!(command.is_none(), "one command at a time");
                 if let Command::Update { generation, .. } = started.as_ref() {
-                    assert_eq!(generation.generation().tree_id, tree_id);
+                    let document = keys.document.document();
+                    assert!(document.verify_generation(generation.record(), generation.signature()).is_ok());
                     assert!(generation.may_follow(replica.accepted.as_ref()).is_ok());
                 }
                 command = Some(*started);

@@ -2,7 +2,7 @@
 //!
 //! ```text
 //! ROOT/state/identity/          0700
-//! ROOT/state/identity/identity  0600: the line that marks private files, then JSON, version 1
+//! ROOT/state/identity/identity  0600: the line that marks private files, then JSON, version 2
 //! ```
 //!
 //! Everything is in one file, because key, certificate and trust must change together. The file is replaced
@@ -11,7 +11,9 @@
 
 use std::io;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
+use data_encoding::{BASE64, HEXLOWER};
 use rcgen::KeyPair;
 use rustls::pki_types::CertificateDer;
 use serde::{Deserialize, Serialize};
@@ -22,14 +24,16 @@ use syncd_runtime::tls::TlsError;
 use syncd_shared::TreeId;
 use syncd_shared::ed25519::VerifyingKey;
 use syncd_shared::identity::authority::{
-    self, AuthorityError, certificate_from_pem, certificate_request, certificate_to_pem, generate_key,
-    peer_identity,
+    AuthorityError, certificate_from_pem, certificate_request, certificate_to_pem, generate_key,
+    key_of_authority, peer_identity,
 };
-use syncd_shared::identity::signing;
-use syncd_shared::identity::{AgentName, JoinToken, PeerIdentity};
+use syncd_shared::identity::trust::TrustError;
+use syncd_shared::identity::{AgentName, JoinToken, PeerIdentity, RootFingerprint, SignedTrust};
 use time::OffsetDateTime;
 
-const VERSION: u32 = 1;
+const VERSION: u32 = 2;
+/// Superseded signing keys that are remembered, for records of generations accepted long ago.
+const EARLIER_KEYS_MAX: usize = 64;
 const DIRECTORY: &str = "state/identity";
 const FILE: &str = "identity";
 
@@ -76,12 +80,6 @@ pub enum IdentityError {
 /// Mismatch in an origin's answer.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub enum AnswerFault {
-    /// The token pins another certificate of the authority.
-    #[error("its authority is not the one that the token names")]
-    Authority,
-    /// The token pins another signing key.
-    #[error("its signing key is not the one that the token names")]
-    SigningKey,
     /// The certificate is for another key.
     #[error("the certificate is not for this agent's key")]
     Key,
@@ -120,23 +118,56 @@ impl PendingKey {
 /// A complete, usable identity.
 #[derive(Debug)]
 pub struct AgentIdentity {
-    tree_id: TreeId,
     origin_address: String,
     key: KeyPair,
     certificate: CertificateDer<'static>,
-    authority: CertificateDer<'static>,
-    signing_keys: SigningKeys,
+    trust: Trusted,
     own: PeerIdentity,
 }
 
-/// Trusted keys, oldest first; the last one is current.
+/// The keys that an agent trusts.
 #[derive(Debug, Clone)]
-struct SigningKeys {
-    earlier: Vec<VerifyingKey>,
-    current: VerifyingKey,
+pub struct Trusted {
+    /// The pinned root key, which must sign newer documents.
+    pub root: RootFingerprint,
+    /// The newest document. After the loss of a root key, the old one may have signed it.
+    pub document: Arc<SignedTrust>,
+    /// Signing keys of older documents, oldest first. Generations accepted earlier may be signed with any.
+    earlier_keys: Vec<VerifyingKey>,
 }
 
-/// Contents of the file, version 1.
+impl Trusted {
+    /// Trusts what a token pins.
+    pub fn new(root: RootFingerprint, document: SignedTrust) -> Self {
+        Self { root, document: Arc::new(document), earlier_keys: Vec::new() }
+    }
+
+    /// Reads a document that the origin shows. `None`: it is the one that is known.
+    pub fn newer(&self, document: &[u8]) -> Result<Option<SignedTrust>, TrustError> {
+        let known = self.document.document();
+        if document == self.document.bytes() {
+            return Ok(None);
+        }
+        let offered = SignedTrust::verify(document, known.tree_id, self.root)?;
+        if offered.number() > known.number {
+            return Ok(Some(offered));
+        }
+        Err(TrustError::Older { known: known.number, offered: offered.number() })
+    }
+
+    /// Trusts a newer document.
+    pub fn follow(&mut self, document: SignedTrust) {
+        let superseded = self.document.document().signing_key;
+        if document.document().signing_key != superseded {
+            self.earlier_keys.push(superseded);
+            let excess = self.earlier_keys.len().saturating_sub(EARLIER_KEYS_MAX);
+            self.earlier_keys.drain(..excess);
+        }
+        self.document = Arc::new(document);
+    }
+}
+
+/// Contents of the file, version 2.
 #[derive(Serialize, Deserialize)]
 struct Stored {
     version: u32,
@@ -145,9 +176,12 @@ struct Stored {
     origin: String,
     key: String,
     certificate: String,
-    authority: String,
+    /// Fingerprint of the pinned root key.
+    root: String,
+    /// The newest trust document, base64.
+    trust: String,
     /// Oldest first.
-    signing_keys: Vec<String>,
+    earlier_signing_keys: Vec<String>,
 }
 
 #[derive(Deserialize)]
@@ -156,41 +190,23 @@ struct StoredVersion {
 }
 
 impl AgentIdentity {
-    /// Builds an identity from the origin's answer to `Join`: `certificate`, `ca_certificate` and
-    /// `signing_key` as in the message. Checks it against the token and the key that was sent. Does not store
-    /// it.
+    /// Builds an identity from the certificate in the origin's answer to `Join`, and the trust document that
+    /// the token has accepted ([`JoinToken::check`]). Does not store it.
     pub fn joined(
         token: &JoinToken,
         origin_address: &str,
         pending: PendingKey,
         certificate: &[u8],
-        ca_certificate: &[u8],
-        signing_key: &[u8],
+        document: SignedTrust,
     ) -> Result<Self, IdentityError> {
-        let authority = CertificateDer::from(ca_certificate.to_vec());
-        if authority::fingerprint(&authority) != token.ca_fingerprint {
-            return Err(IdentityError::Answer(AnswerFault::Authority));
-        }
-        let signing_key = verifying_key(signing_key)
-            .filter(|key| signing::fingerprint(key) == token.signing_key_fingerprint)
-            .ok_or(IdentityError::Answer(AnswerFault::SigningKey))?;
         let certificate = CertificateDer::from(certificate.to_vec());
-        let signing_keys = SigningKeys { earlier: Vec::new(), current: signing_key };
-        Self::assemble(token.tree_id, origin_address, pending.key, certificate, authority, signing_keys)
+        Self::assemble(origin_address, pending.key, certificate, Trusted::new(token.root, document))
     }
 
     /// Builds an identity with the certificate from the answer to `Renew`. Does not store it.
     pub fn renewed(&self, pending: PendingKey, certificate: &[u8]) -> Result<Self, IdentityError> {
         let certificate = CertificateDer::from(certificate.to_vec());
-        let authority = self.authority.clone();
-        let new = Self::assemble(
-            self.tree_id,
-            &self.origin_address,
-            pending.key,
-            certificate,
-            authority,
-            self.signing_keys.clone(),
-        )?;
+        let new = Self::assemble(&self.origin_address, pending.key, certificate, self.trust.clone())?;
         if new.own.name != self.own.name {
             return Err(IdentityError::Answer(AnswerFault::Name));
         }
@@ -198,16 +214,14 @@ impl AgentIdentity {
     }
 
     fn assemble(
-        tree_id: TreeId,
         origin_address: &str,
         key: KeyPair,
         certificate: CertificateDer<'static>,
-        authority: CertificateDer<'static>,
-        signing_keys: SigningKeys,
+        trust: Trusted,
     ) -> Result<Self, IdentityError> {
         let own = peer_identity(&certificate)?;
         let origin_address = origin_address.to_owned();
-        let identity = Self { tree_id, origin_address, key, certificate, authority, signing_keys, own };
+        let identity = Self { origin_address, key, certificate, trust, own };
         // Fails if the certificate is not for this key.
         identity.tls().map_err(|_| IdentityError::Answer(AnswerFault::Key))?;
         Ok(identity)
@@ -233,17 +247,12 @@ impl AgentIdentity {
             return Err(IdentityError::Version { path: path.to_owned(), actual: found.version });
         }
         let stored: Stored = serde_json::from_str(text).map_err(|_| damaged())?;
-        let key = |text: &String| verifying_key(&data_encoding::HEXLOWER.decode(text.as_bytes()).ok()?);
-        let mut earlier: Vec<_> =
-            stored.signing_keys.iter().map(key).collect::<Option<_>>().ok_or_else(damaged)?;
-        let current = earlier.pop().ok_or_else(damaged)?;
+        let trust = stored.trusted().ok_or_else(damaged)?;
         Self::assemble(
-            stored.tree_id.parse().map_err(|_| damaged())?,
             &stored.origin,
             KeyPair::from_pem(&stored.key).map_err(|_| damaged())?,
             certificate_from_pem(&stored.certificate).ok_or_else(damaged)?,
-            certificate_from_pem(&stored.authority).ok_or_else(damaged)?,
-            SigningKeys { earlier, current },
+            trust,
         )
         .map_err(|_| damaged())
     }
@@ -265,13 +274,19 @@ impl AgentIdentity {
     pub(crate) fn to_text(&self) -> String {
         let stored = Stored {
             version: VERSION,
-            tree_id: self.tree_id.to_string(),
+            tree_id: self.tree_id().to_string(),
             name: self.own.name.to_string(),
             origin: self.origin_address.clone(),
             key: self.key.serialize_pem(),
             certificate: certificate_to_pem(&self.certificate),
-            authority: certificate_to_pem(&self.authority),
-            signing_keys: self.signing_keys().map(|k| data_encoding::HEXLOWER.encode(k.as_bytes())).collect(),
+            root: self.trust.root.to_string(),
+            trust: BASE64.encode(self.trust.document.bytes()),
+            earlier_signing_keys: self
+                .trust
+                .earlier_keys
+                .iter()
+                .map(|k| HEXLOWER.encode(k.as_bytes()))
+                .collect(),
         };
         let mut text = serde_json::to_string_pretty(&stored).expect("strings and numbers have a JSON form");
         text.push('\n');
@@ -279,7 +294,7 @@ impl AgentIdentity {
     }
 
     pub fn tree_id(&self) -> TreeId {
-        self.tree_id
+        self.trust.document.document().tree_id
     }
 
     /// The agent's name, as in its certificate.
@@ -302,33 +317,46 @@ impl AgentIdentity {
         address.clone_into(&mut self.origin_address);
     }
 
-    /// Key that new generations must be signed with.
-    pub fn signing_key(&self) -> &VerifyingKey {
-        &self.signing_keys.current
+    /// Root key and newest trust document.
+    pub fn trust(&self) -> &Trusted {
+        &self.trust
     }
 
-    /// All keys ever trusted, oldest first. Generations accepted earlier may be signed with any of them.
+    /// All signing keys ever trusted, oldest first. Generations accepted earlier may be signed with any of
+    /// them.
     pub fn signing_keys(&self) -> impl Iterator<Item = &VerifyingKey> {
-        self.signing_keys.earlier.iter().chain([&self.signing_keys.current])
+        self.trust.earlier_keys.iter().chain([&self.trust.document.document().signing_key])
     }
 
-    /// Trusts a successor found by `verify_successions`. Takes effect on disk with the next
+    /// Trusts a newer document ([`Trusted::newer`]). Takes effect on disk with the next
     /// [`AgentIdentity::store`].
-    pub fn set_signing_key(&mut self, key: VerifyingKey) {
-        if key != self.signing_keys.current {
-            self.signing_keys.earlier.push(self.signing_keys.current);
-            self.signing_keys.current = key;
-        }
+    pub fn follow(&mut self, document: SignedTrust) {
+        self.trust.follow(document);
+    }
+
+    /// Pins another root key, after the loss of the old one. The known document stays in force until the new
+    /// root key signs one with a higher number. Takes effect on disk with the next [`AgentIdentity::store`].
+    pub fn pin_root(&mut self, root: RootFingerprint) {
+        self.trust.root = root;
+    }
+
+    /// Whether another authority has replaced the one that issued the certificate. It can still be renewed.
+    pub fn is_superseded(&self) -> bool {
+        key_of_authority(self.authority()).is_ok_and(|authority| authority != self.own.issuer)
+    }
+
+    fn authority(&self) -> &CertificateDer<'static> {
+        &self.trust.document.document().authority
     }
 
     /// TLS configuration for connections to the origin.
     pub fn tls(&self) -> Result<ClientTls, TlsError> {
-        ClientTls::enrolled(self.tree_id, &self.authority, &self.certificate, &self.key)
+        ClientTls::enrolled(self.tree_id(), self.authority(), &self.certificate, &self.key)
     }
 
-    /// Whether two thirds of the certificate's life have passed.
+    /// Whether two thirds of the certificate's life have passed, or its authority was replaced.
     pub fn needs_renewal(&self, now: OffsetDateTime) -> bool {
-        now >= self.renewal_time()
+        now >= self.renewal_time() || self.is_superseded()
     }
 
     /// Time at which two thirds of the certificate's life have passed.
@@ -339,6 +367,18 @@ impl AgentIdentity {
     /// Whether the certificate has expired, by this machine's clock. It can still be renewed.
     pub fn expired(&self, now: OffsetDateTime) -> bool {
         now > self.own.not_after
+    }
+}
+
+impl Stored {
+    fn trusted(&self) -> Option<Trusted> {
+        let tree_id = self.tree_id.parse().ok()?;
+        let document = SignedTrust::of_tree(&BASE64.decode(self.trust.as_bytes()).ok()?, tree_id).ok()?;
+        let key = |text: &String| verifying_key(&HEXLOWER.decode(text.as_bytes()).ok()?);
+        let earlier_keys: Vec<_> = self.earlier_signing_keys.iter().map(key).collect::<Option<_>>()?;
+        let root = self.root.parse().ok()?;
+        let is_bounded = earlier_keys.len() <= EARLIER_KEYS_MAX;
+        is_bounded.then(|| Trusted { root, document: Arc::new(document), earlier_keys })
     }
 }
 
@@ -354,23 +394,35 @@ fn verifying_key(bytes: &[u8]) -> Option<VerifyingKey> {
 mod tests {
     use super::*;
     use std::os::unix::fs::PermissionsExt;
-    use syncd_shared::identity::Authority;
+    use syncd_shared::identity::{Authority, RootKey, TrustDocument, signing};
     use time::Duration;
 
     const TREE: TreeId = TreeId::from_bytes([9; 16]);
 
     struct Origin {
         authority: Authority,
-        signing_key: VerifyingKey,
+        root: RootKey,
+        trust: SignedTrust,
         token: JoinToken,
     }
 
     fn origin() -> Origin {
         let authority = Authority::create(TREE, OffsetDateTime::now_utc()).unwrap();
-        let signing_key = signing::generate().unwrap().verifying_key();
-        let ca = authority::fingerprint(authority.certificate());
-        let token = JoinToken::generate(TREE, ca, signing::fingerprint(&signing_key)).unwrap();
-        Origin { authority, signing_key, token }
+        let root = RootKey::generate(TREE).unwrap();
+        let key = signing::generate().unwrap().verifying_key();
+        let trust = TrustDocument::first(&root, key, authority.certificate(), 0, 0);
+        let token = JoinToken::generate(TREE, root.fingerprint(), trust.number()).unwrap();
+        Origin { authority, root, trust, token }
+    }
+
+    impl Origin {
+        /// The next trust document, changed.
+        fn next(&self, change: impl FnOnce(&mut TrustDocument)) -> SignedTrust {
+            let mut document = self.trust.document().clone();
+            document.number += 1;
+            change(&mut document);
+            document.sign(&self.root.key).unwrap()
+        }
     }
 
     fn issue(origin: &Origin, pending: &PendingKey, name: &str) -> CertificateDer<'static> {
@@ -381,23 +433,25 @@ mod tests {
     fn join(origin: &Origin) -> AgentIdentity {
         let pending = PendingKey::generate().unwrap();
         let certificate = issue(origin, &pending, "web1");
-        let ca = origin.authority.certificate();
-        let key = origin.signing_key.as_bytes();
-        AgentIdentity::joined(&origin.token, "[::1]:8873", pending, &certificate, ca, key).unwrap()
+        AgentIdentity::joined(&origin.token, "[::1]:8873", pending, &certificate, origin.trust.clone())
+            .unwrap()
     }
 
     #[test]
     fn a_stored_identity_comes_back_and_is_private() {
         let root = tempfile::tempdir().unwrap();
         assert!(matches!(AgentIdentity::load(root.path()), Err(IdentityError::NotJoined { .. })));
-        let mut identity = join(&origin());
-        let first = *identity.signing_key();
-        identity.set_signing_key(signing::generate().unwrap().verifying_key());
+        let origin = origin();
+        let mut identity = join(&origin);
+        let first = *identity.signing_keys().next().unwrap();
+        let second = signing::generate().unwrap().verifying_key();
+        identity.follow(origin.next(|document| document.signing_key = second));
         identity.store(root.path()).unwrap();
         let again = AgentIdentity::load(root.path()).unwrap();
         assert_eq!(again.certificate(), identity.certificate());
-        assert_eq!(again.signing_key(), identity.signing_key());
-        assert_eq!(again.signing_keys().collect::<Vec<_>>(), [&first, identity.signing_key()]);
+        assert_eq!(again.trust().document, identity.trust().document);
+        assert_eq!(again.trust().root, origin.root.fingerprint());
+        assert_eq!(again.signing_keys().collect::<Vec<_>>(), [&first, &second]);
         assert_eq!((again.tree_id(), again.origin_address()), (TREE, "[::1]:8873"));
         let mode = |path: &Path| std::fs::metadata(path).unwrap().permissions().mode() & 0o777;
         assert_eq!(mode(&path(root.path())), 0o600);
@@ -414,30 +468,51 @@ mod tests {
             std::fs::write(&path, &text[..cut]).unwrap();
             assert!(matches!(AgentIdentity::load(root.path()), Err(IdentityError::Damaged { .. })));
         }
-        std::fs::write(&path, text.replace("\"version\": 1", "\"version\": 2")).unwrap();
+        std::fs::write(&path, text.replace("\"version\": 2", "\"version\": 3")).unwrap();
         let version = AgentIdentity::load(root.path());
-        assert!(matches!(version, Err(IdentityError::Version { actual: 2, .. })));
+        assert!(matches!(version, Err(IdentityError::Version { actual: 3, .. })));
     }
 
     #[test]
-    fn an_answer_that_does_not_match_the_token_or_key_is_refused() {
+    fn a_certificate_for_another_key_is_refused() {
         let origin = origin();
-        let other = super::tests::origin();
-        let ca = origin.authority.certificate();
-        let key = origin.signing_key.as_bytes();
-        let fault = |ca: &[u8], key: &[u8], certificate: Option<CertificateDer<'static>>| {
-            let pending = PendingKey::generate().unwrap();
-            let certificate = certificate.unwrap_or_else(|| issue(&origin, &pending, "web1"));
-            match AgentIdentity::joined(&origin.token, "a:1", pending, &certificate, ca, key) {
-                Err(IdentityError::Answer(fault)) => Some(fault),
-                _ => None,
-            }
-        };
-        assert_eq!(fault(ca, key, None), None);
-        assert_eq!(fault(other.authority.certificate(), key, None), Some(AnswerFault::Authority));
-        assert_eq!(fault(ca, other.signing_key.as_bytes(), None), Some(AnswerFault::SigningKey));
         let foreign = issue(&origin, &PendingKey::generate().unwrap(), "web1");
-        assert_eq!(fault(ca, key, Some(foreign)), Some(AnswerFault::Key));
+        let pending = PendingKey::generate().unwrap();
+        let refused = AgentIdentity::joined(&origin.token, "a:1", pending, &foreign, origin.trust.clone());
+        assert!(matches!(refused, Err(IdentityError::Answer(AnswerFault::Key))));
+    }
+
+    #[test]
+    fn only_a_newer_document_of_the_pinned_root_is_followed() {
+        let (origin, other) = (origin(), super::tests::origin());
+        let mut identity = join(&origin);
+        let newer =
+            |identity: &AgentIdentity, document: &SignedTrust| identity.trust().newer(document.bytes());
+        assert_eq!(newer(&identity, &origin.trust), Ok(None));
+        let second = origin.next(|_| {});
+        assert_eq!(newer(&identity, &second), Ok(Some(second.clone())));
+        identity.follow(second);
+        assert!(matches!(newer(&identity, &origin.trust), Err(TrustError::Older { known: 2, offered: 1 })));
+        let elsewhere = other.next(|document| document.number = 9);
+        assert!(matches!(newer(&identity, &elsewhere), Err(TrustError::OtherRoot { .. })));
+        // The root key is lost, and the operator pins another one.
+        identity.pin_root(other.root.fingerprint());
+        assert_eq!(newer(&identity, &elsewhere), Ok(Some(elsewhere.clone())));
+        let older = origin.next(|document| document.number = 10);
+        assert!(matches!(newer(&identity, &older), Err(TrustError::OtherRoot { .. })));
+    }
+
+    #[test]
+    fn a_certificate_of_a_replaced_authority_is_due_for_renewal() {
+        let origin = origin();
+        let mut identity = join(&origin);
+        assert!(!identity.is_superseded());
+        let extended = origin.authority.extended(OffsetDateTime::now_utc()).unwrap();
+        identity.follow(origin.next(|document| document.authority = extended.certificate().clone()));
+        assert!(!identity.is_superseded(), "the same key for longer");
+        let new = Authority::create(TREE, OffsetDateTime::now_utc()).unwrap();
+        identity.follow(origin.next(|document| document.authority = new.certificate().clone()));
+        assert!(identity.is_superseded() && identity.needs_renewal(OffsetDateTime::now_utc()));
     }
 
     #[test]

@@ -1,9 +1,10 @@
 //! `syncd-agent join`: enrols a node as an agent, or enrols it again.
 //!
-//! The token pins the origin, which is verified before the secret is sent. Only the identity file is written.
-//! An existing replica stays as it is, so a node whose certificate was revoked continues where it was, under
-//! its former name. While an agent runs on ROOT, the agent owns the identity file: it gets the new identity,
-//! stores it and connects with it.
+//! The token pins the root key of the tree. Before the secret is sent, the origin's trust document must be
+//! signed by it, and the origin must prove that it has the authority of that document. Only the identity file
+//! is written. An existing replica stays as it is, so a node whose certificate was revoked continues where it
+//! was, under its former name. While an agent runs on ROOT, the agent owns the identity file: it gets the new
+//! identity, stores it and connects with it.
 
 #![cfg_attr(not(test), expect(clippy::disallowed_methods, reason = "ROOT, which the operator names"))]
 
@@ -21,13 +22,14 @@ use syncd_runtime::own_directory::{self, Access, DirectoryError};
 use syncd_runtime::tls::ClientTls;
 use syncd_runtime::tls::TlsError;
 use syncd_shared::TreeId;
-use syncd_shared::identity::{AgentName, JoinToken};
+use syncd_shared::identity::{AgentName, JoinToken, SignedTrust};
 use syncd_shared::marks::{self, Mark};
 use tonic::transport::Channel;
 
 use crate::admin::{Reply, Request, nobody_serves, socket_path};
 use crate::backoff::Backoff;
 use crate::identity::{AgentIdentity, IdentityError, PendingKey};
+use crate::trust::ask_trust_on;
 
 /// Longest wait for a free place, when many nodes join at once.
 const PATIENCE: Duration = Duration::from_secs(20);
@@ -129,7 +131,7 @@ pub enum JoinError {
     /// The origin had no free place for the whole wait.
     #[error("too many nodes join at once from this address, or in all: join again when they are done")]
     Crowded(#[source] ConnectError),
-    /// The token pins another origin than the one that answered.
+    /// Another origin answered than the token names, or it has not the authority of its trust document.
     #[error(
         "this token was made by another origin than the one at {address}: run `syncd-origin token` there, or check the address"
     )]
@@ -138,7 +140,7 @@ pub enum JoinError {
         address: String,
         /// The check that failed.
         #[source]
-        source: ConnectError,
+        source: Box<dyn std::error::Error + Send + Sync>,
     },
     /// The connection failed.
     #[error(transparent)]
@@ -160,7 +162,8 @@ pub async fn join(options: JoinOptions) -> Result<Joined, JoinError> {
     let before = check_root(&options.root, options.token.tree_id)?;
     let earlier_name = before.map(|before| before.name().clone());
     let name = choose_name(&options, earlier_name.as_ref())?;
-    let tls = ClientTls::join(&options.token)?;
+    let document = trust_of(&options).await?;
+    let tls = ClientTls::joining(options.token.tree_id, &document.document().authority)?;
     let channel = connect_in_turn(&options.address, tls).await?;
     let pending = PendingKey::generate()?;
     let request = v1::JoinRequest {
@@ -173,20 +176,23 @@ pub async fn join(options: JoinOptions) -> Result<Joined, JoinError> {
     let _leftovers = Leftovers::of(options.root.join("state"));
     own_directory::claim(&options.root, Access::Served)?;
     own_directory::claim_inside(&options.root.join("state"), Access::Private)?;
-    if let Some(closed) = own_directory::closed(&options.root) {
-        tracing::warn!("{closed}");
-    }
     let answer = EnrolmentClient::new(channel).join(request).await.map_err(JoinError::Refused)?.into_inner();
-    let identity = AgentIdentity::joined(
-        &options.token,
-        &options.address,
-        pending,
-        &answer.certificate,
-        &answer.ca_certificate,
-        &answer.signing_key,
-    )?;
+    let identity =
+        AgentIdentity::joined(&options.token, &options.address, pending, &answer.certificate, document)?;
     let is_running = hand_over(&options.root, &identity).await?;
     Ok(Joined { identity, earlier_name, is_running })
+}
+
+/// The trust document of the origin, checked against the token.
+async fn trust_of(options: &JoinOptions) -> Result<SignedTrust, JoinError> {
+    let JoinOptions { address, token, .. } = options;
+    let other = |source| JoinError::OtherOrigin { address: address.clone(), source };
+    let channel = connect_in_turn(address, ClientTls::untrusting(token.tree_id)?).await?;
+    let document = ask_trust_on(channel, token.tree_id).await.map_err(|status| match status.code() {
+        tonic::Code::FailedPrecondition => other(Box::new(status)),
+        _ => JoinError::Refused(status),
+    })?;
+    token.check(&document).map_err(|error| other(Box::new(error)))
 }
 
 /// Directories that were created, deepest first. Dropping this removes those that are still empty, so a
@@ -261,7 +267,7 @@ async fn connect_in_turn(address: &str, tls: ClientTls) -> Result<Channel, JoinE
                 tokio::time::sleep(pauses.pause()).await;
             }
             Err(source @ ConnectError::WrongOrigin { .. }) => {
-                return Err(JoinError::OtherOrigin { address: address.to_owned(), source });
+                return Err(JoinError::OtherOrigin { address: address.to_owned(), source: source.into() });
             }
             connected => return Ok(connected?),
         }

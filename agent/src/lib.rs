@@ -21,6 +21,7 @@ mod planted;
 mod renew;
 pub mod service;
 mod state;
+mod trust;
 
 // Crates that test syncd open these modules with the feature `testing`. For the programs they are private,
 // so that rustc reports unused code.

@@ -4,12 +4,13 @@ use std::path::Path;
 use std::sync::atomic::AtomicBool;
 
 use syncd_shared::AgentState;
+use syncd_shared::identity::RootFingerprint;
 use tokio::runtime::Handle as Runtime;
 
 use crate::config::RunOptions;
 use crate::fetch::OriginSource;
 use crate::hooks;
-use crate::identity::AgentIdentity;
+use crate::identity::{AgentIdentity, IdentityError};
 use crate::renew::Keeper;
 use crate::replica::work;
 use crate::service::{self, ServiceError};
@@ -54,6 +55,13 @@ pub fn status(root: &Path) -> Result<AgentStatus, OfflineError> {
         settings: None,
         ..service::about(&options, &identity)
     })
+}
+
+/// Pins another root key in the identity. Blocks.
+pub fn pin_root(root: &Path, fingerprint: RootFingerprint) -> Result<(), IdentityError> {
+    let mut identity = AgentIdentity::load(root)?;
+    identity.pin_root(fingerprint);
+    identity.store(root)
 }
 
 /// Hashes all files again, and heals what can be healed from the origin. Not cancel safe.

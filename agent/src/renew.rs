@@ -1,5 +1,9 @@
 //! Owns the agent's identity while it runs. Every connection reads it. It is replaced when the certificate is
-//! renewed, when the origin's signing key changes, or when the node joins again.
+//! renewed, when the origin shows a newer trust document, or when the node joins again.
+//!
+//! An agent that was away while the authority was replaced trusts no certificate that the origin shows. It
+//! then asks for the trust document over a connection that proves nothing, and believes the root key's
+//! signature.
 //!
 //! Renewal starts after two thirds of the certificate's life, plus a jitter of at most a twentieth, or when
 //! the origin rejects the certificate. It is retried until it succeeds; the replica keeps serving meanwhile.
@@ -8,7 +12,7 @@
 
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use syncd_proto::v1;
@@ -16,18 +20,22 @@ use syncd_proto::v1::enrolment_client::EnrolmentClient;
 use syncd_runtime::channel::ConnectError;
 use syncd_runtime::tls::TlsError;
 use syncd_shared::TreeId;
-use syncd_shared::ed25519::VerifyingKey;
+use syncd_shared::identity::trust::TrustError;
+use syncd_shared::identity::{RootFingerprint, SignedTrust};
 use syncd_shared::text::error_chain;
 use time::OffsetDateTime;
-use tokio::sync::{Notify, watch};
+use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
 use crate::backoff::{Backoff, random_fraction};
-use crate::dialer::{Dialer, Route};
+use crate::dialer::{Dialer, Route, Wanted};
 use crate::identity::{AgentIdentity, IdentityError, PendingKey};
+use crate::trust::{AskTrustError, ask_trust};
 
 /// Interval between checks of the clock, which may be set at any time.
 const LOOK: Duration = Duration::from_secs(600);
+/// Interval of warnings about the date in the trust document.
+const WARN_EVERY: Duration = Duration::from_secs(24 * 60 * 60);
 
 /// Reason why a certificate was not renewed.
 #[derive(Debug, thiserror::Error)]
@@ -61,6 +69,19 @@ pub enum AdoptError {
     Identity(#[from] IdentityError),
 }
 
+/// Reason why no other trust document is followed.
+#[derive(Debug, thiserror::Error)]
+enum LookError {
+    #[error(transparent)]
+    Ask(#[from] AskTrustError),
+    /// The document does not hold.
+    #[error(transparent)]
+    Trust(#[from] TrustError),
+    /// It could not be stored.
+    #[error(transparent)]
+    Identity(#[from] IdentityError),
+}
+
 /// Owner of the identity file while the agent runs.
 #[derive(Debug)]
 pub struct Keeper {
@@ -69,23 +90,19 @@ pub struct Keeper {
     origin: Option<String>,
     identity: Mutex<AgentIdentity>,
     route: watch::Sender<Route>,
-    expired: Arc<Notify>,
+    wanted: Arc<Wanted>,
 }
 
 impl Keeper {
     /// Keeps the identity of `root`. The origin is at `origin`, or at the address in the identity.
     pub fn new(root: PathBuf, identity: AgentIdentity, origin: Option<String>) -> Result<Self, TlsError> {
         let route = watch::Sender::new(route(&identity, origin.as_deref())?);
-        Ok(Self { root, origin, identity: Mutex::new(identity), route, expired: Arc::default() })
-    }
-
-    pub(crate) fn root(&self) -> &Path {
-        &self.root
+        Ok(Self { root, origin, identity: Mutex::new(identity), route, wanted: Arc::default() })
     }
 
     /// Returns a dialer that always uses the newest identity.
     pub fn dialer(&self) -> Dialer {
-        Dialer::new(self.route.subscribe(), self.expired.clone())
+        Dialer::new(self.route.subscribe(), self.wanted.clone())
     }
 
     /// Takes over the identity of a repeated join: stores it, and makes every connection use it. `text` is
@@ -107,11 +124,56 @@ impl Keeper {
         Ok(())
     }
 
-    /// Trusts a successor of the signing key, also after a restart. Blocks for a few milliseconds.
-    pub fn pin(&self, key: VerifyingKey) -> Result<(), IdentityError> {
+    /// Trusts a newer document ([`Trusted::newer`](crate::identity::Trusted::newer)), also after a restart.
+    /// If it names another authority, every connection is made again. Blocks for a few milliseconds.
+    pub fn follow(&self, document: SignedTrust) -> Result<(), IdentityError> {
         let mut identity = self.identity();
-        identity.set_signing_key(key);
-        identity.store(&self.root)
+        let authority = identity.trust().document.document().authority.clone();
+        tracing::info!(document = document.number(), "following a newer trust document of the origin");
+        identity.follow(document);
+        identity.store(&self.root)?;
+        let reconnects = identity.trust().document.document().authority != authority;
+        let route = route(&identity, self.origin.as_deref())?;
+        self.route.send_if_modified(|current| {
+            *current = route;
+            reconnects
+        });
+        if identity.is_superseded() {
+            self.wanted.renewal.notify_one();
+        }
+        Ok(())
+    }
+
+    /// Pins another root key, after the loss of the old one, and connects again. Blocks for a few
+    /// milliseconds.
+    pub fn pin_root(&self, root: RootFingerprint) -> Result<(), IdentityError> {
+        let mut identity = self.identity();
+        identity.pin_root(root);
+        identity.store(&self.root)?;
+        self.route.send_replace(route(&identity, self.origin.as_deref())?);
+        Ok(())
+    }
+
+    /// Asks the origin for its trust document, and follows a newer one. Cancel safe.
+    async fn look_for_document(&self) -> Result<(), LookError> {
+        let Route { address, trust, .. } = self.route.borrow().clone();
+        let document = ask_trust(&address, trust.document.document().tree_id).await?;
+        if let Some(newer) = trust.newer(&document)? {
+            self.follow(newer)?;
+        }
+        Ok(())
+    }
+
+    /// Warns if the trust document should have been replaced by now.
+    fn warn_of_date(&self, now: OffsetDateTime) {
+        let trust = self.route.borrow().trust.document.clone();
+        let document = trust.document();
+        if now.unix_timestamp().saturating_mul(1000) > document.warn_ms {
+            tracing::warn!(
+                document = document.number,
+                "the origin's trust document should have been replaced by now; nothing stops without it"
+            );
+        }
     }
 
     /// Renews the certificate when it is due or the origin rejects it, until `stop`.
@@ -120,7 +182,12 @@ impl Keeper {
         let jitter = random_fraction();
         let mut backoff = Backoff::new(Duration::from_secs(5), Duration::from_secs(600));
         let mut expired = false;
+        let mut warned: Option<Instant> = None;
         loop {
+            if warned.is_none_or(|at| at.elapsed() >= WARN_EVERY) {
+                self.warn_of_date(OffsetDateTime::now_utc());
+                warned = Some(Instant::now());
+            }
             let pause = if expired || self.is_due(OffsetDateTime::now_utc(), jitter) {
                 match stop.run_until_cancelled(self.renew(&mut dialer)).await {
                     None => return,
@@ -147,7 +214,13 @@ impl Keeper {
             expired = tokio::select! {
                 biased;
                 () = stop.cancelled() => return,
-                () = self.expired.notified() => true,
+                () = self.wanted.renewal.notified() => true,
+                () = self.wanted.document.notified() => {
+                    if let Some(Err(error)) = stop.run_until_cancelled(self.look_for_document()).await {
+                        tracing::warn!(error = error_chain(&error), "the origin shows no trust document to follow");
+                    }
+                    false
+                }
                 () = tokio::time::sleep(pause) => false,
             };
         }
@@ -160,7 +233,7 @@ impl Keeper {
     }
 
     fn is_due(&self, now: OffsetDateTime, jitter: f64) -> bool {
-        now >= self.due_at(jitter)
+        now >= self.due_at(jitter) || self.identity().is_superseded()
     }
 
     fn pause(&self, now: OffsetDateTime, jitter: f64) -> Duration {
@@ -188,5 +261,6 @@ impl Keeper {
 
 fn route(identity: &AgentIdentity, origin: Option<&str>) -> Result<Route, TlsError> {
     let address = origin.unwrap_or_else(|| identity.origin_address()).to_owned();
-    Ok(Route { address, name: identity.name().clone(), tls: identity.tls()? })
+    let trust = identity.trust().clone();
+    Ok(Route { address, name: identity.name().clone(), tls: identity.tls()?, trust })
 }

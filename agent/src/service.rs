@@ -119,9 +119,6 @@ impl Drop for Running {
 pub async fn start(options: RunOptions) -> Result<Running, ServiceError> {
     let identity = AgentIdentity::load(&options.root)?;
     own_directory::warn_of_owner(&options.root);
-    if let Some(closed) = own_directory::closed(&options.root) {
-        tracing::warn!("{closed}");
-    }
     let opening = options.clone();
     let signers = work::signers(&identity);
     let replica = tokio::task::spawn_blocking(move || work::open(&opening, signers))
@@ -143,7 +140,6 @@ pub async fn start_with<R: ReplicaWork>(
     let others = TaskTracker::new();
 
     let about = about(&options, &identity);
-    let (tree_id, signing_key) = (identity.tree_id(), *identity.signing_key());
     let keeper = Arc::new(Keeper::new(options.root.clone(), identity, options.origin.clone())?);
     let dialer = keeper.dialer();
     let source = OriginSource::new(Runtime::current(), dialer.clone(), options.bwlimit);
@@ -155,17 +151,16 @@ pub async fn start_with<R: ReplicaWork>(
     })
     .await
     .map_err(|_| ServiceError::Panicked)?;
-    let pinning = keeper.clone();
+    let following = keeper.clone();
     let parts = Parts {
         replica,
         open_source: Box::new(move |abandoned| Box::new(source.until(abandoned))),
         hooks: hooks.clone(),
         dialer,
-        tree_id,
-        signing_key,
-        pin: Box::new(move |key| match pinning.pin(key) {
-            Ok(()) => tracing::info!("the origin's signing key has changed"),
-            Err(error) => tracing::warn!(error = error_chain(&error), "new signing key not stored"),
+        follow: Box::new(move |document| {
+            if let Err(error) = following.follow(document) {
+                tracing::warn!(error = error_chain(&error), "the newer trust document was not stored");
+            }
         }),
         about,
     };
@@ -201,6 +196,8 @@ async fn listen_http(options: &RunOptions) -> Result<Option<TcpListener>, Servic
 pub(crate) fn about(options: &RunOptions, identity: &AgentIdentity) -> AgentStatus {
     AgentStatus {
         name: identity.name().to_string(),
+        root_key: identity.trust().root.to_string(),
+        trust: identity.trust().document.number(),
         root_directory: one_line(&options.root.display().to_string(), PATH_MAX_BYTES),
         origin: options.origin.clone().unwrap_or_else(|| identity.origin_address().to_owned()),
         connected: false,
@@ -219,7 +216,6 @@ pub(crate) fn about(options: &RunOptions, identity: &AgentIdentity) -> AgentStat
         origin_version: None,
         last_contact: None,
         error: None,
-        warning: own_directory::closed(&options.root),
         drift: None,
         hook: None,
         settings: Some(RunSettings {

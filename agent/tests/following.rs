@@ -18,7 +18,7 @@ use syncd_proto::v1::agent_message::Message as FromAgent;
 use syncd_proto::v1::origin_message::Message as ToAgent;
 use syncd_runtime::local_socket;
 use syncd_shared::AgentState;
-use syncd_shared::identity::{KeySuccession, signing};
+use syncd_shared::identity::signing;
 use syncd_shared::text::error_chain;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
@@ -209,27 +209,32 @@ async fn a_new_signing_key_is_followed_and_outlasts_a_restart() {
     let replica = FakeReplica::default();
     let agent = origin.agent(scratch.path(), &replica).await;
     let new_key = signing::generate().unwrap();
-    let succession = KeySuccession::sign(fake::TREE, &origin.signing_key, new_key.verifying_key());
-    let succession = v1::KeySuccession {
-        new_key: Bytes::copy_from_slice(succession.new_key.as_bytes()),
-        signature: Bytes::copy_from_slice(succession.signature.as_bytes()),
-    };
-    origin.signing_key = new_key;
+    let mut document = origin.trust.document().clone();
+    (document.number, document.signing_key) = (2, new_key.verifying_key());
+    let trust = document.sign(&origin.root_key.key).unwrap();
+    let old_key = std::mem::replace(&mut origin.signing_key, new_key);
     let mut conversation = origin.conversation().await;
+    let trust_document = Bytes::copy_from_slice(trust.bytes());
     conversation
-        .say(ToAgent::Welcome(v1::Welcome {
-            protocol: 1,
-            key_successions: vec![succession],
-            ..Default::default()
-        }))
+        .say(ToAgent::Welcome(v1::Welcome { protocol: 1, trust_document, ..Default::default() }))
         .await;
     conversation.announce(&origin.generation(1), true).await;
     assert!(matches!(conversation.hear().await, Some(FromAgent::Hello(_))));
     conversation.hear_activated(1).await;
+    // Nothing new is accepted from the superseded key.
+    let new_key = std::mem::replace(&mut origin.signing_key, old_key);
+    conversation.announce(&origin.generation(2), true).await;
+    let mut status = agent.status();
+    let refused = |s: &syncd_agent::status::AgentStatus| {
+        s.error.as_ref().is_some_and(|e| e.contains("signing key of the newest trust document"))
+    };
+    soon("the refusal", status.wait_for(refused)).await.unwrap();
     agent.stop().await;
 
     let identity = syncd_agent::identity::AgentIdentity::load(scratch.path()).unwrap();
-    assert_eq!(identity.signing_key(), &origin.signing_key.verifying_key());
+    assert_eq!(*identity.trust().document, trust);
+    assert_eq!(identity.signing_keys().last(), Some(&new_key.verifying_key()));
+    assert_eq!(replica.lock().staged.len(), 1, "only what the new key signed");
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -395,8 +400,12 @@ async fn a_spent_token_and_another_tree_are_refused() {
     assert!(matches!(join::join(options(spent)).await, Err(JoinError::Refused(_))));
     assert_eq!(std::fs::read_dir(scratch.path().join("root")).unwrap().count(), 0);
     let mut foreign = origin.token.clone();
-    foreign.ca_fingerprint = [0; 32];
+    foreign.root = syncd_shared::identity::RootFingerprint::from_bytes([0; 32]);
     assert!(matches!(join::join(options(foreign)).await, Err(JoinError::OtherOrigin { .. })));
+    let mut newer = origin.token.clone();
+    newer.trust += 1;
+    let older = join::join(options(newer)).await.unwrap_err();
+    assert!(error_chain(&older).contains("trust document 1 is older than 2"), "{older}");
 
     let joined = join::join(options(origin.token.clone())).await.unwrap().identity;
     assert_eq!(joined.origin_address(), origin.address.to_string());

@@ -8,7 +8,8 @@ use rcgen::{
     KeyPair, KeyUsagePurpose, SerialNumber,
 };
 use rustls_pki_types::{CertificateDer, PrivatePkcs8KeyDer};
-use syncd_shared::identity::{Authority, JoinToken, authority, signing};
+use syncd_shared::ed25519::SigningKey;
+use syncd_shared::identity::{Authority, JoinToken, RootKey, SignedTrust, TrustDocument};
 use time::OffsetDateTime;
 
 use crate::values::{TREE, signing_key};
@@ -22,7 +23,10 @@ pub(crate) struct Identities {
     pub(crate) certificate: CertificateDer<'static>,
     /// PKCS#10 of the same key.
     pub(crate) request: Vec<u8>,
-    /// Has the fingerprints of the authority and the signing key.
+    pub(crate) root: RootKey,
+    /// Names the authority and the signing key.
+    pub(crate) trust: SignedTrust,
+    /// Pins the root key.
     pub(crate) token: JoinToken,
 }
 
@@ -48,6 +52,17 @@ fn parameters(name: &str, serial: u8) -> CertificateParams {
     parameters
 }
 
+/// A later document of the same root key, with another signing key if there is one.
+pub(crate) fn later_trust(number: u32, signing_key: Option<&SigningKey>) -> SignedTrust {
+    let Identities { root, trust, .. } = identities();
+    let mut document = trust.document().clone();
+    document.number = number.max(1);
+    if let Some(key) = signing_key {
+        document.signing_key = key.verifying_key();
+    }
+    document.sign(&root.key).expect("its own root key")
+}
+
 pub(crate) fn identities() -> &'static Identities {
     static IDENTITIES: OnceLock<Identities> = OnceLock::new();
     IDENTITIES.get_or_init(|| make().expect("certificates"))
@@ -61,17 +76,16 @@ fn make() -> Result<Identities, rcgen::Error> {
     let authority_certificate = own.self_signed(&authority_key)?.der().clone();
     let issuer = Issuer::from_ca_cert_der(&authority_certificate, authority_key)?;
     let mut agent = parameters("web2", 0x42);
+    agent.use_authority_key_identifier_extension = true;
     agent.extended_key_usages = vec![ExtendedKeyUsagePurpose::ClientAuth];
     let certificate = agent.signed_by(&agent_key(), &issuer)?.der().clone();
     let mut asked = CertificateParams::default();
     asked.distinguished_name = DistinguishedName::new();
     let request = asked.serialize_request(&agent_key())?.der().to_vec();
-    let token = JoinToken {
-        tree_id: TREE,
-        ca_fingerprint: authority::fingerprint(&authority_certificate),
-        signing_key_fingerprint: signing::fingerprint(&signing_key().verifying_key()),
-        secret: [6; 16],
-    };
+    let root = RootKey { tree_id: TREE, key: SigningKey::from_bytes(&[7; 32]) };
+    let signing_key = signing_key().verifying_key();
+    let trust = TrustDocument::first(&root, signing_key, &authority_certificate, 0, i64::MAX);
+    let token = JoinToken { tree_id: TREE, root: root.fingerprint(), trust: 1, secret: [6; 16] };
     let authority = Authority::open(TREE, authority_certificate, key(&[4; 32])).expect("it was just made");
-    Ok(Identities { authority, certificate, request, token })
+    Ok(Identities { authority, certificate, request, root, trust, token })
 }

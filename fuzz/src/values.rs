@@ -97,6 +97,8 @@ pub(crate) fn generation(u: &mut Unstructured<'_>) -> Result<Generation> {
     let number = GenerationNumber::new(number(u)?).unwrap_or(GenerationNumber::FIRST);
     Ok(Generation {
         tree_id: if u.ratio(1, 8)? { TreeId::from_bytes(u.arbitrary()?) } else { TREE },
+        epoch: if u.ratio(1, 8)? { 2 } else { 1 },
+        trust: 1,
         number,
         root: root(u)?,
         parent: GenerationNumber::new(u.int_in_range(0..=number.get())?),
@@ -123,7 +125,7 @@ fn signed_before(index: u8) -> Option<SignedGeneration> {
     blake3::Hasher::new().update(&[index]).finalize_xof().fill(&mut noise);
     let mut generation = generation(&mut Unstructured::new(&noise)).ok()?;
     if !index.is_multiple_of(8) {
-        generation.tree_id = TREE;
+        (generation.tree_id, generation.epoch) = (TREE, 1);
         generation.number = GenerationNumber::new(u64::from(index / 4) + 1)?;
         generation.parent = GenerationNumber::new(u64::from(index / 4));
     }

@@ -132,6 +132,7 @@ mod tests {
     use std::sync::Arc;
     use std::time::Duration;
 
+    use syncd_shared::identity::authority::AuthorityKey;
     use syncd_shared::identity::{AgentName, PeerIdentity, Serial};
     use time::OffsetDateTime;
 
@@ -185,7 +186,8 @@ mod tests {
         let now = OffsetDateTime::now_utc();
         let name: AgentName = "web1".parse().unwrap();
         let serial = Serial::from_bytes([7; 16]);
-        let peer = PeerIdentity { name, serial, not_before: now, not_after: now + time::Duration::days(30) };
+        let (not_after, issuer) = (now + time::Duration::days(30), AuthorityKey([0; 20]));
+        let peer = PeerIdentity { name, serial, not_before: now, not_after, issuer };
         let registry = Registry::new(store.clone());
         registry.enrol_for_test(&peer);
         registry.revoke("web1").unwrap();

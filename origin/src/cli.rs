@@ -2,6 +2,8 @@
 //! standard error.
 
 mod arguments;
+mod key;
+mod passphrase;
 mod printer;
 
 use std::io::IsTerminal as _;
@@ -41,7 +43,10 @@ pub fn run(cli: Cli) -> anyhow::Result<ExitCode> {
 
 async fn dispatch(command: Command) -> anyhow::Result<ExitCode> {
     match command {
-        Command::Init { data, host } => init(&data.data, host.as_deref()),
+        Command::Init { data, host, root_passphrase_file } => {
+            init(&data.data, host.as_deref(), root_passphrase_file.as_deref())
+        }
+        Command::Key { data, action } => key::run(&data.data, action).await,
         Command::Serve(serve) => serve_until_signal(*serve).await,
         Command::Token { data, ttl, uses, action } => match action {
             None => ask(&data.data, Request::Token { ttl_s: ttl.as_secs(), uses }, Print::default()).await,
@@ -103,8 +108,8 @@ fn check_backup_is_here(directory: &Path) -> anyhow::Result<()> {
     Ok(())
 }
 
-fn init(data: &Path, host: Option<&str>) -> anyhow::Result<ExitCode> {
-    let keys = service::init(data)?;
+fn init(data: &Path, host: Option<&str>, passphrase_file: Option<&Path>) -> anyhow::Result<ExitCode> {
+    let keys = service::init_sealed(data, || passphrase::for_new_key(passphrase_file))?;
     if let Some(host) = host {
         keys.set_host(host)?;
     }
@@ -117,6 +122,13 @@ fn init(data: &Path, host: Option<&str>) -> anyhow::Result<ExitCode> {
     ));
     for file in keys.backup_files() {
         note(format_args!("  {}", file.display()));
+    }
+    if let Some(path) = keys.root_key_here() {
+        note(format_args!(
+            "\nThe root key is in {}. Move it off this machine, to a safe place. It alone can replace the other keys,\n\
+             and nothing else needs it.",
+            path.display()
+        ));
     }
     note(format_args!(
         "\nNext, on this machine, with your own tree in place of /srv/site:\n  syncd-origin serve --tree /srv/site --data {shown}"
@@ -169,6 +181,33 @@ async fn serve_until_signal(serve: Serve) -> anyhow::Result<ExitCode> {
     tracing::info!("stopping");
     running.stop().await;
     Ok(ExitCode::SUCCESS)
+}
+
+/// Like [`ask`], and returns the lines of the answer.
+async fn answers(data: &Path, request: Request) -> anyhow::Result<Vec<Reply>> {
+    let mut lines = Vec::new();
+    match local_socket::request::<_, Reply>(&admin::socket_path(data), &request).await {
+        Ok(mut replies) => {
+            while let Some(reply) = replies.next().await? {
+                match reply {
+                    Reply::Done { .. } => return Ok(lines),
+                    Reply::Error { message } => bail!(message),
+                    line => lines.push(line),
+                }
+            }
+            bail!("the origin stopped before it had answered")
+        }
+        Err(LocalSocketError::NotServed { .. }) => {
+            match DataDirectory::open(data)?.answer(request, &mut |line| {
+                lines.push(line);
+                true
+            }) {
+                Reply::Error { message } => bail!(message),
+                _ => Ok(lines),
+            }
+        }
+        Err(error) => Err(error).with_context(|| format!("ask the origin that serves {}", data.display())),
+    }
 }
 
 /// Sends the request to the origin that serves `data`, or answers it from `data` if none does.

@@ -1,15 +1,13 @@
 //! Every TLS configuration: TLS 1.3 with the ring provider, ALPN `h2`, no resumption.
 //!
 //! Resumption is disabled at both ends: a resumed session does not show its certificate again, so a revoked
-//! one would stay in use. The origin also sends its authority's certificate, so that an agent that knows only
-//! the fingerprint (from a token) can verify the chain.
+//! one would stay in use. Agents know the authority's certificate from the trust document.
 
 use std::fmt;
 use std::sync::{Arc, PoisonError, RwLock};
 use std::time::Duration;
 
 use rcgen::KeyPair;
-use rustls::client::WebPkiServerVerifier;
 use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
 use rustls::crypto::{CryptoProvider, verify_tls13_signature};
 use rustls::server::danger::{ClientCertVerified, ClientCertVerifier};
@@ -23,8 +21,7 @@ use rustls::{
 use rustls_pki_types::{CertificateDer, PrivateKeyDer, PrivatePkcs8KeyDer, ServerName, UnixTime};
 
 use syncd_shared::generation::TreeId;
-use syncd_shared::identity::authority::{PeerIdentity, fingerprint, peer_identity};
-use syncd_shared::identity::token::JoinToken;
+use syncd_shared::identity::authority::{PeerIdentity, peer_identity};
 
 const ALPN: &[u8] = b"h2";
 
@@ -46,9 +43,13 @@ fn provider() -> Arc<CryptoProvider> {
     Arc::new(rustls::crypto::ring::default_provider())
 }
 
-fn roots(authority: &CertificateDer<'_>) -> Result<Arc<RootCertStore>, Error> {
+fn roots<'a>(
+    authorities: impl IntoIterator<Item = &'a CertificateDer<'static>>,
+) -> Result<Arc<RootCertStore>, Error> {
     let mut roots = RootCertStore::empty();
-    roots.add(authority.clone().into_owned())?;
+    for authority in authorities {
+        roots.add(authority.clone())?;
+    }
     Ok(Arc::new(roots))
 }
 
@@ -56,64 +57,81 @@ fn private_key(key: &KeyPair) -> PrivateKeyDer<'static> {
     PrivatePkcs8KeyDer::from(key.serialize_der()).into()
 }
 
-/// The origin's certificate chain and key, replaceable while it serves.
+/// The certificate that an origin shows in handshakes, and those that it accepts. Replaceable while it
+/// serves.
 #[derive(Debug)]
-pub struct OriginCertificate {
-    authority: CertificateDer<'static>,
-    served: RwLock<Arc<CertifiedKey>>,
+pub struct OriginTls {
+    current: RwLock<Arc<Handshake>>,
 }
 
-impl OriginCertificate {
-    /// Uses this certificate of this authority. Rejects a key that does not match.
+/// See [`OriginTls`].
+#[derive(Debug)]
+struct Handshake {
+    served: Arc<CertifiedKey>,
+    clients: Arc<dyn ClientCertVerifier>,
+}
+
+impl OriginTls {
+    /// Shows this certificate of this authority, and accepts client certificates of it and of the `earlier`
+    /// ones. Rejects a key that does not match.
     pub fn new(
         authority: &CertificateDer<'static>,
         certificate: &CertificateDer<'static>,
         key: &KeyPair,
+        earlier: &[CertificateDer<'static>],
     ) -> Result<Self, TlsError> {
-        let served = RwLock::new(certified(authority, certificate, key)?);
-        Ok(Self { authority: authority.clone(), served })
+        Ok(Self { current: RwLock::new(handshake(authority, certificate, key, earlier)?) })
     }
 
-    /// Uses another certificate from the next handshake on.
-    pub fn replace(&self, certificate: &CertificateDer<'static>, key: &KeyPair) -> Result<(), TlsError> {
-        let served = certified(&self.authority, certificate, key)?;
-        *self.served.write().unwrap_or_else(PoisonError::into_inner) = served;
+    /// Like [`OriginTls::new`], from the next handshake on.
+    pub fn replace(
+        &self,
+        authority: &CertificateDer<'static>,
+        certificate: &CertificateDer<'static>,
+        key: &KeyPair,
+        earlier: &[CertificateDer<'static>],
+    ) -> Result<(), TlsError> {
+        let new = handshake(authority, certificate, key, earlier)?;
+        *self.current.write().unwrap_or_else(PoisonError::into_inner) = new;
         Ok(())
     }
 
-    /// The certificate in use.
-    pub fn certificate(&self) -> CertificateDer<'static> {
-        let served = self.served.read().unwrap_or_else(PoisonError::into_inner);
-        served.cert.first().expect("its chain begins with it").clone()
+    fn current(&self) -> Arc<Handshake> {
+        self.current.read().unwrap_or_else(PoisonError::into_inner).clone()
     }
 }
 
-impl ResolvesServerCert for OriginCertificate {
+impl ResolvesServerCert for OriginTls {
     fn resolve(&self, _: ClientHello<'_>) -> Option<Arc<CertifiedKey>> {
-        Some(self.served.read().unwrap_or_else(PoisonError::into_inner).clone())
+        Some(self.current().served.clone())
     }
 }
 
-fn certified(
+fn handshake(
     authority: &CertificateDer<'static>,
     certificate: &CertificateDer<'static>,
     key: &KeyPair,
-) -> Result<Arc<CertifiedKey>, TlsError> {
-    let chain = vec![certificate.clone(), authority.clone()];
-    Ok(Arc::new(CertifiedKey::from_der(chain, private_key(key), &provider())?))
+    earlier: &[CertificateDer<'static>],
+) -> Result<Arc<Handshake>, TlsError> {
+    let chain = vec![certificate.clone()];
+    let served = Arc::new(CertifiedKey::from_der(chain, private_key(key), &provider())?);
+    let trusted = roots(std::iter::once(authority).chain(earlier))?;
+    let clients = WebPkiClientVerifier::builder_with_provider(trusted, provider())
+        .allow_unauthenticated()
+        // All authorities of a tree have one name, so hints would tell a client nothing.
+        .clear_root_hint_subjects()
+        .build()?;
+    Ok(Arc::new(Handshake { served, clients }))
 }
 
 /// Configuration of the origin. A client certificate is optional (`Join` has none). A client that shows one
-/// must have it from this authority and be admitted; otherwise the handshake fails with a specific alert. A
-/// certificate outside its validity passes: the caller must check [`PeerIdentity::holds`] before it serves
-/// anything but a renewal.
-pub fn server_config(own: Arc<OriginCertificate>, admit: Admit) -> Result<Arc<ServerConfig>, TlsError> {
-    let inner = WebPkiClientVerifier::builder_with_provider(roots(&own.authority)?, provider())
-        .allow_unauthenticated()
-        .build()?;
+/// must have it from an accepted authority and be admitted; otherwise the handshake fails with a specific
+/// alert. A certificate outside its validity, or of an earlier authority, passes: the caller must check
+/// [`PeerIdentity`] before it serves anything but a renewal.
+pub fn server_config(own: Arc<OriginTls>, admit: Admit) -> Result<Arc<ServerConfig>, TlsError> {
     let mut config = ServerConfig::builder_with_provider(provider())
         .with_protocol_versions(&[&TLS13])?
-        .with_client_cert_verifier(Arc::new(AdmittedAgents { inner, admit }))
+        .with_client_cert_verifier(Arc::new(AdmittedAgents { own: own.clone(), admit }))
         .with_cert_resolver(own);
     config.alpn_protocols = vec![ALPN.to_vec()];
     config.session_storage = Arc::new(NoServerSessionStorage {});
@@ -145,21 +163,29 @@ impl ClientTls {
     ) -> Result<Self, TlsError> {
         let config = ClientConfig::builder_with_provider(provider())
             .with_protocol_versions(&[&TLS13])?
-            .with_root_certificates(roots(authority)?)
+            .with_root_certificates(roots([authority])?)
             .with_client_auth_cert(vec![certificate.clone()], private_key(key))?;
         Self::new(tree_id, config)
     }
 
-    /// For `Join`: trusts the authority pinned by the token, for the tree's origin name. Shows no
-    /// certificate.
-    pub fn join(token: &JoinToken) -> Result<Self, TlsError> {
-        let verifier = PinnedAuthority { pin: token.ca_fingerprint, provider: provider() };
+    /// For `Join`: trusts `authority` for the tree's origin name. Shows no certificate.
+    pub fn joining(tree_id: TreeId, authority: &CertificateDer<'static>) -> Result<Self, TlsError> {
+        let config = ClientConfig::builder_with_provider(provider())
+            .with_protocol_versions(&[&TLS13])?
+            .with_root_certificates(roots([authority])?)
+            .with_no_client_auth();
+        Self::new(tree_id, config)
+    }
+
+    /// For the trust document alone: accepts any server and shows no certificate. The caller must send
+    /// nothing secret, and believe nothing that the root key has not signed.
+    pub fn untrusting(tree_id: TreeId) -> Result<Self, TlsError> {
         let config = ClientConfig::builder_with_provider(provider())
             .with_protocol_versions(&[&TLS13])?
             .dangerous()
-            .with_custom_certificate_verifier(Arc::new(verifier))
+            .with_custom_certificate_verifier(Arc::new(AnyServer { provider: provider() }))
             .with_no_client_auth();
-        Self::new(token.tree_id, config)
+        Self::new(tree_id, config)
     }
 
     fn new(tree_id: TreeId, mut config: ClientConfig) -> Result<Self, TlsError> {
@@ -174,7 +200,7 @@ impl ClientTls {
 
 /// Verifies like webpki, as of a time when the certificate was valid, and then calls [`Admit`].
 struct AdmittedAgents {
-    inner: Arc<dyn ClientCertVerifier>,
+    own: Arc<OriginTls>,
     admit: Admit,
 }
 
@@ -186,11 +212,11 @@ impl fmt::Debug for AdmittedAgents {
 
 impl ClientCertVerifier for AdmittedAgents {
     fn client_auth_mandatory(&self) -> bool {
-        self.inner.client_auth_mandatory()
+        false
     }
 
     fn root_hint_subjects(&self) -> &[DistinguishedName] {
-        self.inner.root_hint_subjects()
+        &[]
     }
 
     fn verify_client_cert(
@@ -199,7 +225,8 @@ impl ClientCertVerifier for AdmittedAgents {
         intermediates: &[CertificateDer<'_>],
         now: UnixTime,
     ) -> Result<ClientCertVerified, Error> {
-        let verified = self.inner.verify_client_cert(end_entity, intermediates, now);
+        let clients = &self.own.current().clients;
+        let verified = clients.verify_client_cert(end_entity, intermediates, now);
         let identity = || {
             let identity = peer_identity(end_entity);
             identity.map_err(|_| Error::from(CertificateError::ApplicationVerificationFailure))
@@ -211,7 +238,7 @@ impl ClientCertVerifier for AdmittedAgents {
                 // this first second.
                 let began = u64::try_from(identity.not_before.unix_timestamp()).unwrap_or_default();
                 let began = UnixTime::since_unix_epoch(Duration::from_secs(began));
-                (self.inner.verify_client_cert(end_entity, intermediates, began)?, identity)
+                (clients.verify_client_cert(end_entity, intermediates, began)?, identity)
             }
             verified => (verified?, identity()?),
         };
@@ -233,11 +260,11 @@ impl ClientCertVerifier for AdmittedAgents {
         certificate: &CertificateDer<'_>,
         signature: &DigitallySignedStruct,
     ) -> Result<HandshakeSignatureValid, Error> {
-        self.inner.verify_tls13_signature(message, certificate, signature)
+        self.own.current().clients.verify_tls13_signature(message, certificate, signature)
     }
 
     fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
-        self.inner.supported_verify_schemes()
+        self.own.current().clients.supported_verify_schemes()
     }
 }
 
@@ -251,31 +278,22 @@ pub(super) fn is_about_time(error: &CertificateError) -> bool {
     )
 }
 
-/// Finds the authority by fingerprint among the certificates sent by the origin, and verifies with it as the
-/// only root.
+/// Accepts every certificate whose key the server has.
 #[derive(Debug)]
-struct PinnedAuthority {
-    pin: [u8; 32],
+struct AnyServer {
     provider: Arc<CryptoProvider>,
 }
 
-impl ServerCertVerifier for PinnedAuthority {
+impl ServerCertVerifier for AnyServer {
     fn verify_server_cert(
         &self,
-        end_entity: &CertificateDer<'_>,
-        intermediates: &[CertificateDer<'_>],
-        name: &ServerName<'_>,
-        ocsp_response: &[u8],
-        now: UnixTime,
+        _: &CertificateDer<'_>,
+        _: &[CertificateDer<'_>],
+        _: &ServerName<'_>,
+        _: &[u8],
+        _: UnixTime,
     ) -> Result<ServerCertVerified, Error> {
-        let authority = intermediates
-            .iter()
-            .find(|certificate| fingerprint(certificate) == self.pin)
-            .ok_or(CertificateError::UnknownIssuer)?;
-        WebPkiServerVerifier::builder_with_provider(roots(authority)?, self.provider.clone())
-            .build()
-            .map_err(|_| CertificateError::UnknownIssuer)?
-            .verify_server_cert(end_entity, &[], name, ocsp_response, now)
+        Ok(ServerCertVerified::assertion())
     }
 
     fn verify_tls12_signature(

@@ -1,8 +1,9 @@
 //! Generations: numbered, signed states of a tree.
 //!
-//! Canonical bytes of a record, version 1 (integers little endian): `u8 version = 1`, 16 tree_id, `u64
-//! number`, root entry ([`crate::tree`]), `u64 parent` (0: none), `i64 created` (Unix milliseconds), `u16
-//! label length`, label (UTF-8). The ed25519 signature covers the domain tag and all of it.
+//! Canonical bytes of a record, version 2 (integers little endian): `u8 version = 2`, 16 tree_id, `u32
+//! epoch`, `u64 number`, `u32 trust document`, root entry ([`crate::tree`]), `u64 parent` (0: none), `i64
+//! created` (Unix milliseconds), `u16 label length`, label (UTF-8). The ed25519 signature covers the domain
+//! tag and all of it.
 
 #![cfg_attr(not(test), deny(clippy::arithmetic_side_effects, clippy::indexing_slicing))]
 
@@ -17,8 +18,10 @@ use crate::limits::{GENERATION_JUMP_MAX, GENERATION_RECORD_MAX_BYTES, LABEL_MAX_
 use crate::text::{is_unprintable, one_line};
 use crate::tree::{DecodeRootError, ROOT_ENTRY_BYTES, RootEntry};
 
-const VERSION: u8 = 1;
-const DOMAIN: &[u8] = b"syncd 2026 generation record v1\0";
+const VERSION: u8 = 2;
+const DOMAIN: &[u8] = b"syncd 2026 generation record v2\0";
+/// The epoch of a tree's first origin.
+pub const FIRST_EPOCH: u32 = 1;
 
 /// Names a content tree forever: 16 random bytes, made by `init`, shown as 32 hexadecimal digits.
 #[derive(Clone, Copy, PartialEq, Eq, Hash)]
@@ -98,6 +101,25 @@ impl fmt::Display for GenerationNumber {
     }
 }
 
+/// A range of epochs, both included.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Epochs {
+    pub first: u32,
+    pub last: u32,
+}
+
+impl Epochs {
+    pub fn contains(&self, epoch: u32) -> bool {
+        (self.first..=self.last).contains(&epoch)
+    }
+}
+
+impl fmt::Display for Epochs {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} to {}", self.first, self.last)
+    }
+}
+
 /// Errors of [`check_label`].
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum LabelError {
@@ -131,7 +153,11 @@ pub fn check_label(label: &str) -> Result<(), LabelError> {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Generation {
     pub tree_id: TreeId,
+    /// The line of origins that wrote it, from 1. Another origin that takes over raises it.
+    pub epoch: u32,
     pub number: GenerationNumber,
+    /// Number of the origin's trust document at the time of sealing.
+    pub trust: u32,
     pub root: RootEntry,
     /// The current generation at the time of sealing.
     pub parent: Option<GenerationNumber>,
@@ -159,12 +185,20 @@ pub enum GenerationError {
     /// Longer than [`GENERATION_RECORD_MAX_BYTES`], or with bytes left over.
     #[error("generation record has an invalid length")]
     Length,
-    /// Number 0, or a label that is too long or not UTF-8.
-    #[error("generation record has an invalid number or label")]
+    /// Number 0, epoch 0, trust document 0, or a label that is too long or not UTF-8.
+    #[error("generation record has an invalid number, epoch or label")]
     Invalid,
     /// Not signed by the trusted key.
-    #[error("generation is not signed by the origin's signing key")]
+    #[error("generation is not signed by the signing key of the newest trust document")]
     Signature,
+    /// The trust document does not let its key sign generations of this epoch.
+    #[error("generation is of epoch {actual}, the trust document allows {expected}")]
+    Epoch {
+        /// Epochs of the trust document.
+        expected: Epochs,
+        /// Epoch of the generation.
+        actual: u32,
+    },
     /// The generation belongs to another content tree.
     #[error("generation is of tree {actual}, expected {expected}")]
     OtherTree {
@@ -176,6 +210,9 @@ pub enum GenerationError {
     /// Older than the accepted generation.
     #[error("generation {offered} is older than the accepted generation {accepted}")]
     Stale { offered: GenerationNumber, accepted: GenerationNumber },
+    /// The generation belongs to a line of origins that another one has replaced.
+    #[error("generation {offered} is of epoch {epoch}, older than the accepted epoch {accepted}")]
+    StaleEpoch { offered: GenerationNumber, epoch: u32, accepted: u32 },
     /// The accepted number with another root.
     #[error("generation {number} was accepted with root {accepted} and is offered with root {offered}")]
     Conflict { number: GenerationNumber, accepted: RootHash, offered: RootHash },
@@ -199,7 +236,9 @@ impl Generation {
         let mut out = Vec::with_capacity(192);
         out.push(VERSION);
         out.extend_from_slice(self.tree_id.as_bytes());
+        out.extend_from_slice(&self.epoch.to_le_bytes());
         out.extend_from_slice(&self.number.get().to_le_bytes());
+        out.extend_from_slice(&self.trust.to_le_bytes());
         out.extend_from_slice(&self.root.encode());
         out.extend_from_slice(&self.parent.map_or(0, GenerationNumber::get).to_le_bytes());
         out.extend_from_slice(&self.created_ms.to_le_bytes());
@@ -219,7 +258,9 @@ impl Generation {
             return Err(GenerationError::Version { actual: version });
         }
         let tree_id = TreeId(reader.array()?);
+        let epoch = u32::from_le_bytes(reader.array()?);
         let number = u64::from_le_bytes(reader.array()?);
+        let trust = u32::from_le_bytes(reader.array()?);
         let root = RootEntry::decode(reader.take(ROOT_ENTRY_BYTES)?)?;
         let parent = u64::from_le_bytes(reader.array()?);
         let created_ms = i64::from_le_bytes(reader.array()?);
@@ -228,12 +269,12 @@ impl Generation {
         if !reader.is_empty() {
             return Err(GenerationError::Length);
         }
-        if label.len() > LABEL_MAX_BYTES || parent >= number {
+        if label.len() > LABEL_MAX_BYTES || parent >= number || epoch == 0 || trust == 0 {
             return Err(GenerationError::Invalid);
         }
         let number = GenerationNumber::new(number).ok_or(GenerationError::Invalid)?;
         let parent = GenerationNumber::new(parent);
-        Ok(Self { tree_id, number, root, parent, created_ms, label: label.to_owned() })
+        Ok(Self { tree_id, epoch, number, trust, root, parent, created_ms, label: label.to_owned() })
     }
 
     pub fn sign(self, key: &SigningKey) -> SignedGeneration {
@@ -299,12 +340,17 @@ impl SignedGeneration {
         self.generation.number
     }
 
+    pub fn epoch(&self) -> u32 {
+        self.generation.epoch
+    }
+
     pub fn root_hash(&self) -> RootHash {
         self.generation.root_hash()
     }
 
-    /// Whether an agent that accepted `accepted` may move to this generation. Requires a higher number, or
-    /// the same number with the same root, and no jump of more than [`GENERATION_JUMP_MAX`].
+    /// Whether an agent that accepted `accepted` may move to this generation. Requires an epoch that is not
+    /// lower, a higher number, or the same number with the same root, and no jump of more than
+    /// [`GENERATION_JUMP_MAX`].
     pub fn may_follow(&self, accepted: Option<&SignedGeneration>) -> Result<(), GenerationError> {
         let offered = self.number();
         let before = accepted.map_or(0, |a| a.number().get());
@@ -312,6 +358,9 @@ impl SignedGeneration {
             return Err(GenerationError::Jump { offered, accepted: before });
         }
         match accepted {
+            Some(a) if a.epoch() > self.epoch() => {
+                Err(GenerationError::StaleEpoch { offered, epoch: self.epoch(), accepted: a.epoch() })
+            }
             Some(a) if a.number() > offered => Err(GenerationError::Stale { offered, accepted: a.number() }),
             Some(a) if a.number() == offered && a.root_hash() != self.root_hash() => {
                 Err(GenerationError::Conflict {
@@ -332,6 +381,8 @@ mod tests {
     fn sample(number: u64) -> Generation {
         Generation {
             tree_id: TreeId::from_bytes([7; 16]),
+            epoch: 2,
+            trust: 1,
             number: GenerationNumber::new(number).expect("not 0"),
             root: RootEntry::empty(),
             parent: None,
@@ -388,6 +439,12 @@ mod tests {
         assert!(signed(5).may_follow(Some(&signed(5))).is_ok());
         assert!(matches!(other.may_follow(Some(&signed(5))), Err(GenerationError::Conflict { .. })));
         assert!(matches!(signed(4).may_follow(Some(&signed(5))), Err(GenerationError::Stale { .. })));
+        let of_epoch = |epoch, number| Generation { epoch, ..sample(number) }.sign(&key());
+        assert!(of_epoch(3, 6).may_follow(Some(&signed(5))).is_ok());
+        let replaced = of_epoch(1, 6).may_follow(Some(&signed(5)));
+        assert!(matches!(replaced, Err(GenerationError::StaleEpoch { .. })));
+        // Numbers are never used twice, so a higher epoch does not lower them.
+        assert!(matches!(of_epoch(3, 4).may_follow(Some(&signed(5))), Err(GenerationError::Stale { .. })));
         let absurd = signed(5 + GENERATION_JUMP_MAX + 1);
         assert!(matches!(absurd.may_follow(Some(&signed(5))), Err(GenerationError::Jump { .. })));
     }

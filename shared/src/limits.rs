@@ -21,6 +21,10 @@ pub const ENTRY_MAX_BYTES: usize = 336;
 pub const SYMLINK_ENTRY_MAX_BYTES: usize = ENTRY_MAX_BYTES + SYMLINK_TARGET_MAX_BYTES;
 /// Canonical bytes of a generation record.
 pub const GENERATION_RECORD_MAX_BYTES: usize = 8 * 1024;
+/// Canonical bytes of a trust document with its signature.
+pub const TRUST_DOCUMENT_MAX_BYTES: usize = 4 * 1024;
+/// The authority's certificate in a trust document, DER.
+pub const AUTHORITY_CERTIFICATE_MAX_BYTES: usize = 2 * 1024;
 /// Longest label of a generation, in bytes.
 pub const LABEL_MAX_BYTES: usize = 1_024;
 /// Largest step from the accepted generation number to the next one.

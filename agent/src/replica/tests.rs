@@ -8,7 +8,6 @@ mod lost_record;
 mod mishaps;
 mod parts;
 mod planted;
-mod progress;
 mod recycled;
 mod visitors;
 

@@ -2,13 +2,14 @@
 
 use syncd_proto::v1;
 use syncd_proto::v1::agent_message::Message as ToOrigin;
-use syncd_shared::ed25519::VerifyingKey;
-use syncd_shared::identity::signing::SuccessionError;
+use syncd_shared::identity::SignedTrust;
+use syncd_shared::identity::trust::TrustError;
 use syncd_shared::wire::WireError;
 
 use super::messages::{PROTOCOL_MAX, PROTOCOL_MIN};
 use super::worker::{Command, Failure, Report, Verified};
 use crate::hooks::HookState;
+use crate::identity::Trusted;
 use crate::status::StageProgress;
 
 /// Message that no correct origin sends. The connection is closed.
@@ -31,9 +32,9 @@ pub enum Violation {
     /// The announced update contains malformed frames.
     #[error("the origin announced a malformed update")]
     Update(#[from] WireError),
-    /// The chain of signing keys is invalid.
-    #[error("the origin's signing key can't be followed")]
-    Successions(#[from] SuccessionError),
+    /// The trust document is malformed, of another tree, or not signed.
+    #[error("the origin's trust document can't be followed")]
+    Trust(#[from] TrustError),
 }
 
 /// Input of the state machine.
@@ -52,8 +53,8 @@ pub enum Event {
     Hook(HookState),
     /// A verification was requested.
     Verify,
-    /// The certificate was renewed, or the node joined again.
-    Renewed,
+    /// The certificate was renewed, or the keys that are trusted changed, by joining again for example.
+    Renewed(Box<Trusted>),
     /// A deadline passed.
     Tick,
     /// The agent was asked to stop.
@@ -76,8 +77,8 @@ pub enum Action {
     Cancel,
     /// Run the on-activate hook now, without the pause after a failure.
     RetryHook,
-    /// Trust this key from now on, also after a restart.
-    Pin(VerifyingKey),
+    /// Trust this newer document from now on, also after a restart.
+    Follow(Box<SignedTrust>),
     /// Report progress to those who requested a verification.
     Verifying(StageProgress),
     /// Report the result to those who requested a verification; `Err`: it failed.

@@ -7,16 +7,17 @@ mod hook;
 mod link;
 mod schedule;
 mod target;
+mod trust;
 
 use std::time::{Duration, Instant};
 
 use syncd_proto::v1;
-use syncd_shared::ed25519::VerifyingKey;
 use syncd_shared::text::error_chain;
-use syncd_shared::{AgentState, GenerationNumber, RootHash, TreeId};
+use syncd_shared::{AgentState, GenerationNumber, RootHash};
 
 use crate::backoff::Backoff;
 use crate::hooks::HookState;
+use crate::identity::Trusted;
 use crate::session::event::{Action, Event};
 use crate::session::worker::ReplicaState;
 use crate::status::{Drift, StageProgress};
@@ -28,12 +29,11 @@ use self::target::Target;
 /// Limit from the start of dialling to the origin's `Welcome`.
 pub(crate) const GREETING_TIMEOUT: Duration = Duration::from_secs(20);
 
-/// Facts that stay fixed while the agent runs.
+/// The keys that the agent trusts, and the boot that it runs in.
 #[derive(Debug, Clone)]
 pub struct Trust {
-    pub tree_id: TreeId,
-    /// Key that generations must be signed with.
-    pub signing_key: VerifyingKey,
+    /// Generations must be signed as its document says.
+    pub keys: Trusted,
     /// Changes with every boot of the node.
     pub boot_id: String,
 }
@@ -73,6 +73,8 @@ pub struct Machine {
     stopping: bool,
     origin_version: Option<String>,
     link_error: Option<String>,
+    /// The connected origin shows a trust document that this agent does not follow.
+    trust_error: Option<String>,
     /// Whether the origin has refused the certificate for good, and was not reached with it since.
     is_revoked: bool,
     work_error: Option<String>,
@@ -110,6 +112,7 @@ impl Machine {
             stopping: false,
             origin_version: None,
             link_error: None,
+            trust_error: None,
             is_revoked: false,
             work_error: None,
             drift_error: None,
@@ -144,7 +147,10 @@ impl Machine {
             Event::Report(report) => self.reported(report, now, &mut out),
             Event::Hook(state) => self.hook_changed(state, now),
             Event::Verify => self.verify_wanted = true,
-            Event::Renewed => self.renewed(now, &mut out),
+            Event::Renewed(keys) => {
+                self.trust.keys = *keys;
+                self.renewed(now, &mut out);
+            }
             Event::Tick => {}
             Event::Stop => self.stopping = true,
         }
@@ -199,7 +205,8 @@ impl Machine {
         let hook = || self.hook_status()?.trouble();
         let local = || self.drift_error.clone().or_else(|| self.live_error.clone());
         let others = || local().or_else(|| self.link_error.clone());
-        self.work_error.clone().or_else(hook).or_else(others)
+        // An origin that is not trusted explains why its generations are refused.
+        self.trust_error.clone().or_else(|| self.work_error.clone()).or_else(hook).or_else(others)
     }
 
     /// State for the status.

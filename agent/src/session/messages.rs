@@ -12,6 +12,7 @@ use syncd_shared::text::one_line;
 use syncd_shared::wire::{FEATURE_DELTAS, Frame, WireError};
 use syncd_shared::{GenerationNumber, RootHash, SignedGeneration, Totals, update_file};
 
+use super::machine::Trust;
 use super::worker::{Inline, ReplicaState};
 use crate::hooks::{HookState, RunOutcome};
 use crate::status::Drift;
@@ -26,20 +27,21 @@ const INLINE_DIRECTORIES_MAX_BYTES: usize = 8 * 1024 * 1024;
 pub(crate) const FEATURES: &[&str] = &[FEATURE_DELTAS];
 
 /// First message on a stream.
-pub(super) fn hello(boot_id: &str, replica: &ReplicaState, hook: Option<v1::HookReport>) -> v1::Hello {
+pub(super) fn hello(trust: &Trust, replica: &ReplicaState, hook: Option<v1::HookReport>) -> v1::Hello {
     let live = replica.live.as_ref();
     let held = replica.held.iter().filter(|h| live.is_none_or(|l| l.number() != h.number()));
     v1::Hello {
         protocol_min: PROTOCOL_MIN,
         protocol_max: PROTOCOL_MAX,
         features: FEATURES.iter().map(|f| (*f).to_owned()).collect(),
-        boot_id: boot_id.to_owned(),
+        boot_id: trust.boot_id.clone(),
         agent_version: env!("CARGO_PKG_VERSION").to_owned(),
         live: live.map(signed),
         accepted: replica.accepted.as_ref().map(signed),
         held: held.take(HELD_GENERATIONS_MAX).map(signed).collect(),
         hook,
         drift: replica.drift.as_ref().map(drift_report),
+        trust: trust.keys.document.number(),
     }
 }
 

@@ -57,10 +57,10 @@ use syncd_proto::v1::agent_message::Message as ToOrigin;
 use syncd_proto::v1::replication_client::ReplicationClient;
 use syncd_runtime::channel::ConnectError;
 use syncd_runtime::channel::RefusedReason;
-use syncd_shared::ed25519::VerifyingKey;
+use syncd_shared::SignedGeneration;
+use syncd_shared::identity::SignedTrust;
 use syncd_shared::limits::CONTROL_MESSAGE_MAX_BYTES;
 use syncd_shared::text::{error_chain, rfc3339};
-use syncd_shared::{SignedGeneration, TreeId};
 use time::OffsetDateTime;
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::AbortHandle;
@@ -90,12 +90,8 @@ pub struct Parts<R> {
     pub hooks: Hooks,
     /// Connects to the origin.
     pub dialer: Dialer,
-    /// Tree to follow.
-    pub tree_id: TreeId,
-    /// Key that generations must be signed with.
-    pub signing_key: VerifyingKey,
-    /// Makes a new signing key survive a restart.
-    pub pin: Box<dyn FnMut(VerifyingKey) + Send>,
+    /// Makes a newer trust document survive a restart.
+    pub follow: Box<dyn FnMut(SignedTrust) + Send>,
     /// Fields of the status that the session does not change, such as paths and names.
     pub about: AgentStatus,
 }
@@ -147,7 +143,7 @@ pub struct Session {
     running: Option<Cancellation>,
     link: Option<Link>,
     dialer: Dialer,
-    pin: Box<dyn FnMut(VerifyingKey) + Send>,
+    follow: Box<dyn FnMut(SignedTrust) + Send>,
     status: watch::Sender<AgentStatus>,
     live: watch::Sender<Option<SignedGeneration>>,
     /// The on-activate hook; `None`: none is set.
@@ -171,7 +167,7 @@ impl Session {
         let after = parts.hooks.after.clone();
         let hook = after.as_ref().map(|after| after.state());
         let replica = ReplicaState { hook: parts.hooks.state(), ..parts.replica.state() };
-        let trust = Trust { tree_id: parts.tree_id, signing_key: parts.signing_key, boot_id: boot_id() };
+        let trust = Trust { keys: parts.dialer.route().trust, boot_id: boot_id() };
         let worker =
             Worker::start(parts.replica, parts.open_source, parts.hooks).map_err(SessionError::Thread)?;
         let (live, live_reader) = watch::channel(replica.live.clone());
@@ -183,7 +179,7 @@ impl Session {
             running: None,
             link: None,
             dialer: parts.dialer,
-            pin: parts.pin,
+            follow: parts.follow,
             status,
             live,
             after,
@@ -240,7 +236,7 @@ impl Session {
             event = hear(&mut self.link) => Input::Event(event),
             Some(request) = self.requests.recv() => Input::Verify(request),
             state = hook_changed(&mut self.hook) => Input::Event(Event::Hook(state)),
-            () = self.dialer.outdated() => Input::Event(Event::Renewed),
+            () = self.dialer.outdated() => Input::Event(Event::Renewed(Box::new(self.dialer.route().trust))),
             () = until(deadline) => Input::Event(Event::Tick),
         }
     }
@@ -265,7 +261,7 @@ impl Session {
                     after.retry();
                 }
             }
-            Action::Pin(key) => (self.pin)(key),
+            Action::Follow(document) => (self.follow)(*document),
             Action::Verifying(progress) => {
                 for request in &self.waiting {
                     request.progress.send_replace(progress);
@@ -287,6 +283,8 @@ impl Session {
         self.status.send_if_modified(|status| {
             let new = AgentStatus {
                 name: route.name.to_string(),
+                root_key: route.trust.root.to_string(),
+                trust: route.trust.document.number(),
                 origin: route.address,
                 connected: self.machine.is_connected(),
                 revoked: self.machine.is_revoked(),
@@ -422,10 +420,14 @@ fn lost(dialer: &Dialer, status: &tonic::Status) -> Event {
 }
 
 /// The failure of a dial, described for people.
-fn not_reached(error: &ConnectError) -> Event {
+fn not_reached(dialer: &Dialer, error: &ConnectError) -> Event {
     let reason = error_chain(error);
     match error {
         ConnectError::Refused { reason: RefusedReason::Revoked, .. } => Event::Revoked(reason),
+        ConnectError::WrongOrigin { .. } => {
+            dialer.report_other_authority();
+            Event::Lost(reason)
+        }
         _ => Event::Lost(reason),
     }
 }
@@ -434,7 +436,7 @@ async fn subscribe(
     dialer: &mut Dialer,
     to_send: mpsc::Receiver<v1::AgentMessage>,
 ) -> Result<tonic::Streaming<v1::OriginMessage>, Event> {
-    let channel = dialer.dial().await.map_err(|error| not_reached(&error))?;
+    let channel = dialer.dial().await.map_err(|error| not_reached(dialer, &error))?;
     let mut client = ReplicationClient::new(channel)
         .max_decoding_message_size(CONTROL_MESSAGE_MAX_BYTES)
         .max_encoding_message_size(CONTROL_MESSAGE_MAX_BYTES);

@@ -29,7 +29,7 @@ use syncd_runtime::tls;
 use syncd_shared::ed25519::SigningKey;
 use syncd_shared::generation::Generation;
 use syncd_shared::identity::authority::{self, Authority};
-use syncd_shared::identity::{JoinToken, PeerIdentity, signing};
+use syncd_shared::identity::{JoinToken, PeerIdentity, RootKey, SignedTrust, TrustDocument, signing};
 use syncd_shared::{GenerationNumber, RootEntry, SignedGeneration, TreeId, TreePath};
 use time::OffsetDateTime;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
@@ -107,6 +107,8 @@ pub struct FakeOrigin {
     pub address: SocketAddr,
     pub authority: Arc<Authority>,
     pub signing_key: SigningKey,
+    pub root_key: RootKey,
+    pub trust: SignedTrust,
     pub token: JoinToken,
     pub answers: Arc<Mutex<VecDeque<Answer>>>,
     pub asked: Arc<Mutex<Vec<Asked>>>,
@@ -118,7 +120,7 @@ pub struct FakeOrigin {
 #[derive(Clone)]
 struct Services {
     authority: Arc<Authority>,
-    signing_key: [u8; 32],
+    trust: SignedTrust,
     secret: [u8; 16],
     conversations: mpsc::Sender<Conversation>,
     answers: Arc<Mutex<VecDeque<Answer>>>,
@@ -131,15 +133,18 @@ impl FakeOrigin {
         let key = authority::generate_key().unwrap();
         let certificate = authority.issue_origin(&key, OffsetDateTime::now_utc()).unwrap();
         let signing_key = signing::generate().unwrap();
-        let token = JoinToken::generate(
-            TREE,
-            authority::fingerprint(authority.certificate()),
-            signing::fingerprint(&signing_key.verifying_key()),
-        )
-        .unwrap();
+        let root_key = RootKey::generate(TREE).unwrap();
+        let trust = TrustDocument::first(
+            &root_key,
+            signing_key.verifying_key(),
+            authority.certificate(),
+            0,
+            i64::MAX,
+        );
+        let token = JoinToken::generate(TREE, root_key.fingerprint(), trust.number()).unwrap();
         let admit = Arc::new(AtomicBool::new(true));
         let admitting = admit.clone();
-        let own = tls::OriginCertificate::new(authority.certificate(), &certificate, &key).unwrap();
+        let own = tls::OriginTls::new(authority.certificate(), &certificate, &key, &[]).unwrap();
         let config = tls::server_config(
             Arc::new(own),
             Arc::new(move |_: &PeerIdentity| admitting.load(Ordering::SeqCst)),
@@ -152,7 +157,7 @@ impl FakeOrigin {
         let asked = Arc::new(Mutex::new(Vec::new()));
         let services = Services {
             authority: authority.clone(),
-            signing_key: *signing_key.verifying_key().as_bytes(),
+            trust: trust.clone(),
             secret: token.secret,
             conversations: sender,
             answers: answers.clone(),
@@ -167,7 +172,19 @@ impl FakeOrigin {
                 .add_service(EnrolmentServer::new(services))
                 .serve_with_incoming(ReceiverStream::new(incoming)),
         );
-        Self { address, authority, signing_key, token, answers, asked, conversations, cut, admit }
+        Self {
+            address,
+            authority,
+            signing_key,
+            root_key,
+            trust,
+            token,
+            answers,
+            asked,
+            conversations,
+            cut,
+            admit,
+        }
     }
 
     /// Breaks all connections; new ones are accepted.
@@ -192,6 +209,8 @@ impl FakeOrigin {
         root.metadata.mode = mode;
         Generation {
             tree_id: TREE,
+            epoch: 1,
+            trust: 1,
             number: GenerationNumber::new(number).unwrap(),
             root,
             parent: None,
@@ -304,6 +323,13 @@ impl Replication for Services {
 
 #[tonic::async_trait]
 impl Enrolment for Services {
+    async fn trust(&self, request: Request<v1::TrustRequest>) -> Result<Response<v1::TrustDocument>, Status> {
+        if request.into_inner().tree_id != self.trust.document().tree_id.as_bytes()[..] {
+            return Err(Status::failed_precondition("another tree"));
+        }
+        Ok(Response::new(v1::TrustDocument { document: Bytes::copy_from_slice(self.trust.bytes()) }))
+    }
+
     async fn join(&self, request: Request<v1::JoinRequest>) -> Result<Response<v1::JoinResponse>, Status> {
         let request = request.into_inner();
         if request.secret != self.secret[..] {
@@ -314,11 +340,7 @@ impl Enrolment for Services {
             .authority
             .issue_agent(&name, &request.certificate_request, OffsetDateTime::now_utc())
             .unwrap();
-        Ok(Response::new(v1::JoinResponse {
-            certificate: Bytes::copy_from_slice(&issued.0),
-            ca_certificate: Bytes::copy_from_slice(self.authority.certificate()),
-            signing_key: Bytes::copy_from_slice(&self.signing_key),
-        }))
+        Ok(Response::new(v1::JoinResponse { certificate: Bytes::copy_from_slice(&issued.0) }))
     }
 
     async fn renew(&self, request: Request<v1::RenewRequest>) -> Result<Response<v1::RenewResponse>, Status> {

@@ -7,18 +7,22 @@ use arbitrary::{Result, Unstructured};
 use bytes::Bytes;
 use clap::{ArgMatches, Command, CommandFactory};
 use prost::Message;
+use syncd_agent::identity::Trusted;
 use syncd_proto::v1;
 use syncd_proto::v1::origin_message::Message as FromOrigin;
 use syncd_runtime::config_file::from_text;
+use syncd_shared::ed25519::SigningKey;
 use syncd_shared::{RootEntry, SignedGeneration, update_file};
 
 use super::wire::hash;
+use crate::identities::{Identities, identities, later_trust};
 use crate::mutation::{mutate, number};
 use crate::values::{self, TREE, sampled, signing_key};
 
 /// A whole session of an agent: see [`syncd_agent::fuzzing::session`].
 pub(super) fn session(input: &[u8]) {
-    syncd_agent::fuzzing::session(TREE, signing_key().verifying_key(), input);
+    let Identities { root, trust, .. } = identities();
+    syncd_agent::fuzzing::session(Trusted::new(root.fingerprint(), trust.clone()), input);
 }
 
 pub(super) fn any_session(u: &mut Unstructured<'_>) -> Result<Vec<u8>> {
@@ -41,13 +45,16 @@ pub(super) fn any_session(u: &mut Unstructured<'_>) -> Result<Vec<u8>> {
                 put_message(u, &mut out, FromOrigin::Activate(activate))?;
             }
             8 => {
-                let succession = v1::KeySuccession { new_key: hash(u)?, signature: hash(u)? };
-                let welcome = v1::Welcome {
-                    protocol: number(u)? as u32,
-                    key_successions: vec![succession],
-                    ..Default::default()
-                };
-                put_message(u, &mut out, FromOrigin::Welcome(welcome))?;
+                let key = if u.arbitrary()? { None } else { Some(SigningKey::from_bytes(&[8; 32])) };
+                let trust = later_trust(u.int_in_range(0..=4)?, key.as_ref());
+                let trust_document = Bytes::copy_from_slice(trust.bytes());
+                if u.arbitrary()? {
+                    put_message(u, &mut out, FromOrigin::TrustDocument(trust_document))?;
+                } else {
+                    let protocol = number(u)? as u32;
+                    let welcome = v1::Welcome { protocol, trust_document, ..Default::default() };
+                    put_message(u, &mut out, FromOrigin::Welcome(welcome))?;
+                }
             }
             _ => {
                 let announce = announce(u)?;

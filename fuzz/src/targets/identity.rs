@@ -9,12 +9,11 @@ use rustls_pki_types::CertificateDer;
 use syncd_origin::fleet::fuzzing::roster;
 use syncd_origin::keys::fuzzing::{key_file as decode_key_file, some_key_files};
 use syncd_proto::v1;
-use syncd_shared::ed25519::SigningKey;
-use syncd_shared::identity::authority::{certificate_to_pem, peer_identity};
+use syncd_shared::identity::authority::{AuthorityKey, certificate_to_pem, peer_identity};
 use syncd_shared::identity::{PeerIdentity, Serial};
 use time::OffsetDateTime;
 
-use crate::identities::{agent_key, identities};
+use crate::identities::{Identities, agent_key, identities, later_trust};
 use crate::mutation::{mutate, number};
 use crate::values::{TREE, sampled, signing_key};
 
@@ -35,46 +34,37 @@ pub(super) fn any_certificate(u: &mut Unstructured<'_>) -> Result<Vec<u8>> {
     mutate(u, bytes)
 }
 
-/// `u16` length of a renewal's certificate, then the certificate; the rest is a `JoinResponse`.
+/// Splits off what follows its `u16` length.
+fn split(input: &[u8]) -> Option<(&[u8], &[u8])> {
+    let (length, rest) = input.split_first_chunk::<2>()?;
+    Some(rest.split_at(usize::from(u16::from_le_bytes(*length)).min(rest.len())))
+}
+
+/// A renewal's certificate and a trust document, each after its `u16` length; the rest is a `JoinResponse`.
 pub(super) fn join_answer(input: &[u8]) {
-    let Some((length, rest)) = input.split_first_chunk::<2>() else { return };
-    let (renewal, answer) = rest.split_at(usize::from(u16::from_le_bytes(*length)).min(rest.len()));
+    let Some((renewal, rest)) = split(input) else { return };
+    let Some((document, answer)) = split(rest) else { return };
     let Ok(answer) = v1::JoinResponse::decode(answer) else { return };
-    let _ = syncd_agent::fuzzing::join_answer(&identities().token, agent_key, &answer, renewal);
+    let _ = syncd_agent::fuzzing::join_answer(&identities().token, agent_key, &answer, renewal, document);
 }
 
 fn answer() -> v1::JoinResponse {
-    let Identity { authority, certificate } = ours();
-    v1::JoinResponse {
-        certificate,
-        ca_certificate: authority,
-        signing_key: Bytes::copy_from_slice(signing_key().verifying_key().as_bytes()),
-    }
-}
-
-struct Identity {
-    authority: Bytes,
-    certificate: Bytes,
-}
-
-fn ours() -> Identity {
-    Identity {
-        authority: Bytes::copy_from_slice(identities().authority.certificate()),
-        certificate: Bytes::copy_from_slice(&identities().certificate),
-    }
+    v1::JoinResponse { certificate: Bytes::copy_from_slice(&identities().certificate) }
 }
 
 pub(super) fn any_join_answer(u: &mut Unstructured<'_>) -> Result<Vec<u8>> {
     let mut answer = answer();
     let mut renewal = identities().certificate.to_vec();
+    let mut document = identities().trust.bytes().to_vec();
     match u.int_in_range(0..=4u8)? {
         0 => renewal = mutate(u, renewal)?,
-        1 => answer.ca_certificate = mutate(u, answer.ca_certificate.to_vec())?.into(),
-        2 => answer.signing_key = mutate(u, answer.signing_key.to_vec())?.into(),
+        1 => document = mutate(u, document)?,
+        2 => document = later_trust(u.int_in_range(0..=3)?, None).bytes().to_vec(),
         _ => answer.certificate = mutate(u, answer.certificate.to_vec())?.into(),
     }
-    let length = (renewal.len() as u16).to_le_bytes();
-    Ok([&length[..], &renewal, &answer.encode_to_vec()].concat())
+    let length = |bytes: &[u8]| (bytes.len() as u16).to_le_bytes();
+    let (renewal_length, document_length) = (length(&renewal), length(&document));
+    Ok([&renewal_length[..], &renewal, &document_length, &document, &answer.encode_to_vec()].concat())
 }
 
 /// The agent's identity file.
@@ -92,7 +82,8 @@ pub(super) fn any_agent_identity(u: &mut Unstructured<'_>) -> Result<Vec<u8>> {
     }
     static RIGHT: OnceLock<String> = OnceLock::new();
     let text = RIGHT.get_or_init(|| {
-        let right = syncd_agent::fuzzing::some_identity(&identities().token, agent_key(), &self::answer());
+        let Identities { token, trust, .. } = identities();
+        let right = syncd_agent::fuzzing::some_identity(token, agent_key(), &self::answer(), trust);
         right.unwrap_or_default()
     });
     let own = certificate_to_pem(&identities().certificate).replace('\n', "\\n");
@@ -106,12 +97,13 @@ pub(super) fn key_file(input: &[u8]) {
 }
 
 pub(super) fn any_key_file(u: &mut Unstructured<'_>) -> Result<Vec<u8>> {
-    static FILES: OnceLock<[String; 5]> = OnceLock::new();
+    static FILES: OnceLock<[String; 8]> = OnceLock::new();
     let files = FILES.get_or_init(|| {
-        let next = SigningKey::from_bytes(&[8; 32]);
-        let [format, signing, successions] = some_key_files(TREE, signing_key(), &next);
-        let certificate = certificate_to_pem(identities().authority.certificate());
-        [format, signing, successions, certificate, identities().authority.key().serialize_pem()]
+        let Identities { authority, root, trust, .. } = identities();
+        let [format, signing, documents, earlier, root] = some_key_files(signing_key(), root, trust);
+        let certificate = certificate_to_pem(authority.certificate());
+        let key = authority.key().serialize_pem();
+        [format, signing, documents, certificate, key, earlier, trust.to_text(), root]
     });
     let which = u.choose_index(files.len())?;
     let text = mutate(u, files[which].clone().into_bytes())?;
@@ -127,6 +119,7 @@ pub(super) fn fleet_records(input: &[u8]) {
         serial: Serial::from_bytes([1; 16]),
         not_before: OffsetDateTime::UNIX_EPOCH,
         not_after: OffsetDateTime::UNIX_EPOCH + time::Duration::days(30),
+        issuer: AuthorityKey([0; 20]),
     };
     roster(records, &peer, now_ms, sampled(input, 8));
 }

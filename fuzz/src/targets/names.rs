@@ -2,7 +2,7 @@
 
 use arbitrary::{Result, Unstructured};
 use syncd_runtime::rate::Rate;
-use syncd_shared::identity::{AgentName, JoinToken};
+use syncd_shared::identity::{AgentName, JoinToken, RootFingerprint};
 use syncd_shared::{Component, ContentHash, TreeId, TreePath};
 
 use crate::mutation::mutate;
@@ -32,8 +32,8 @@ pub(super) fn any_token(u: &mut Unstructured<'_>) -> Result<Vec<u8>> {
         1 => ContentHash::from_bytes(u.arbitrary()?).to_string(),
         _ => JoinToken {
             tree_id: TreeId::from_bytes(u.arbitrary()?),
-            ca_fingerprint: u.arbitrary()?,
-            signing_key_fingerprint: u.arbitrary()?,
+            root: RootFingerprint::from_bytes(u.arbitrary()?),
+            trust: u.arbitrary()?,
             secret: u.arbitrary()?,
         }
         .to_string(),

@@ -8,12 +8,13 @@ use std::time::Duration;
 
 use syncd_shared::diff::{Change, Comparison, DiffError, DirectorySource, PartLimits};
 use syncd_shared::generation::GenerationError;
-use syncd_shared::identity::JoinToken;
+use syncd_shared::identity::{JoinToken, SignedTrust};
 use syncd_shared::text::counted;
 use syncd_shared::tree_path::TreePathError;
 use syncd_shared::{Directory, GenerationNumber, Kind, ObjectHash, RootEntry, SignedGeneration, TreePath};
 use time::OffsetDateTime;
 
+use crate::admin::key_requests;
 use crate::admin::protocol::{
     ChangeCounts, DiffLine, GenerationLine, HistoryLine, Reply, Request, TokenLine,
 };
@@ -175,6 +176,24 @@ impl DataDirectory {
                 }
                 Err(error) => return Reply::Error { message: error_chain(&error) },
             },
+            Request::Keys => match key_requests::show(&self.keys) {
+                Ok(line) => {
+                    lines(line);
+                    Ok(0)
+                }
+                Err(error) => return Reply::Error { message: error_chain(&error) },
+            },
+            Request::RotateKeys(request) => match key_requests::rotate(&self.keys, &request, lines) {
+                Ok(()) => Ok(0),
+                Err(error) => return Reply::Error { message: error_chain(&error) },
+            },
+            Request::TakeTrust { document } => match self.take_trust(&document) {
+                Ok(line) => {
+                    lines(line);
+                    Ok(0)
+                }
+                Err(error) => return Reply::Error { message: error_chain(&error) },
+            },
             Request::Commit { .. } | Request::Rollback { .. } => {
                 let message = "no origin serves this data directory: start `syncd-origin serve` first".into();
                 return Reply::Error { message };
@@ -184,6 +203,18 @@ impl DataDirectory {
             Ok(code) => Reply::Done { code },
             Err(error) => Reply::Error { message: error_chain(&error) },
         }
+    }
+
+    /// Reads a signed trust document of this tree.
+    pub fn trust_document(&self, text: &str) -> Result<SignedTrust, KeysError> {
+        key_requests::read(&self.keys, text)
+    }
+
+    /// Takes a trust document while no origin serves. The next one signs the current tree again.
+    fn take_trust(&self, text: &str) -> Result<Reply, KeysError> {
+        let document = self.trust_document(text)?;
+        self.keys.take(&document)?;
+        Ok(key_requests::taken(&document))
     }
 
     /// The answer to `token` while agents are served at `bound`.
@@ -568,13 +599,15 @@ mod tests {
         let root = RootEntry { object, totals: top.totals().unwrap(), ..RootEntry::empty() };
         let generation = Generation {
             tree_id: keys.tree_id(),
+            epoch: 1,
+            trust: 1,
             number: GenerationNumber::new(1).unwrap(),
             root,
             parent: None,
             created_ms: 0,
             label: String::new(),
         };
-        writer.seal(&generation.sign(keys.signing_key())).unwrap();
+        writer.seal(&generation.sign(&keys.signing_key())).unwrap();
         let directory = DataDirectory::new(store, Arc::new(keys), CollectionGate::default(), None);
         let diff = replies(&directory, Request::Diff { from: None, to: None, pending: false });
         assert!(
@@ -604,13 +637,15 @@ mod tests {
         }
         let generation = Generation {
             tree_id: keys.tree_id(),
+            epoch: 1,
+            trust: 1,
             number: GenerationNumber::new(1).unwrap(),
             root,
             parent: None,
             created_ms: 0,
             label: String::new(),
         };
-        writer.seal(&generation.sign(keys.signing_key())).unwrap();
+        writer.seal(&generation.sign(&keys.signing_key())).unwrap();
         let directory = DataDirectory::new(store, Arc::new(keys), CollectionGate::default(), None);
         let told = directory.answer(Request::Diff { from: None, to: None, pending: false }, &mut |_| true);
         assert!(
@@ -644,13 +679,15 @@ mod tests {
         root.metadata.mode = 0o755;
         let generation = Generation {
             tree_id: keys.tree_id(),
+            epoch: 1,
+            trust: 1,
             number: GenerationNumber::new(1).unwrap(),
             root,
             parent: None,
             created_ms: 0,
             label: String::new(),
         };
-        writer.seal(&generation.sign(keys.signing_key())).unwrap();
+        writer.seal(&generation.sign(&keys.signing_key())).unwrap();
         let directory = DataDirectory::new(store, Arc::new(keys), CollectionGate::default(), None);
         let told = replies(&directory, Request::Check);
         let warning =

@@ -7,9 +7,11 @@
 use std::fmt;
 use std::path::PathBuf;
 
+use data_encoding::HEXLOWER;
 use indicatif::HumanCount;
 use serde::{Deserialize, Serialize};
 use syncd_shared::SignedGeneration;
+use syncd_shared::identity::{TrustDocument, authority, signing};
 use syncd_shared::limits::LABEL_MAX_BYTES;
 use syncd_shared::text::{one_line, rfc3339};
 
@@ -79,6 +81,91 @@ pub enum Request {
     },
     /// `check`.
     Check,
+    /// `key show`.
+    Keys,
+    /// `key rotate`.
+    RotateKeys(RotateKeys),
+    /// `key take`, and the end of `key sign`.
+    TakeTrust {
+        /// Text of the signed document.
+        document: String,
+    },
+}
+
+/// `key rotate`.
+#[derive(Clone, Default, Serialize, Deserialize)]
+pub struct RotateKeys {
+    /// `--signing`.
+    pub signing: bool,
+    /// `--authority`.
+    pub authority: bool,
+    /// `--retire`.
+    pub retire: bool,
+    /// `--root`.
+    pub root: bool,
+    /// `--root-passphrase-file`.
+    pub passphrase: Option<String>,
+}
+
+/// Omits the passphrase.
+impl fmt::Debug for RotateKeys {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { signing, authority, retire, root, .. } = self;
+        write!(f, "RotateKeys(signing {signing}, authority {authority}, retire {retire}, root {root})")
+    }
+}
+
+/// Answer to `key show`, which `--json` prints.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct KeysLine {
+    pub tree_id: String,
+    /// Fingerprint of the root key.
+    pub root_key: String,
+    /// The root key's file, as long as it is on this machine.
+    pub root_key_file: Option<String>,
+    /// The newest trust document.
+    pub trust: TrustLine,
+    /// End of the authority's life, RFC 3339. It is extended by itself.
+    pub authority_ends: String,
+    /// End of the life of the origin's certificate, RFC 3339. It is reissued by itself.
+    pub certificate_ends: String,
+    /// Replaced authorities whose certificates may still be renewed.
+    pub earlier_authorities: usize,
+    /// The trust document that waits for its signature.
+    pub pending: Option<TrustLine>,
+    /// Its text.
+    pub pending_document: Option<String>,
+}
+
+/// A trust document.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct TrustLine {
+    pub number: u32,
+    /// Fingerprints.
+    pub root_key: String,
+    pub signing_key: String,
+    pub authority: String,
+    pub first_epoch: u32,
+    pub last_epoch: u32,
+    /// RFC 3339.
+    pub issued: String,
+    /// Date from which origin and agents warn, RFC 3339.
+    pub warns: String,
+}
+
+impl From<&TrustDocument> for TrustLine {
+    fn from(document: &TrustDocument) -> Self {
+        Self {
+            number: document.number,
+            root_key: document.root_fingerprint().to_string(),
+            signing_key: HEXLOWER.encode(&signing::fingerprint(&document.signing_key)),
+            authority: HEXLOWER.encode(&authority::fingerprint(&document.authority)),
+            first_epoch: document.epochs.first,
+            last_epoch: document.epochs.last,
+            issued: rfc3339(document.issued_ms),
+            warns: rfc3339(document.warn_ms),
+        }
+    }
 }
 
 /// `--wait` and `--require-all`.
@@ -107,6 +194,10 @@ pub enum Reply {
         /// HOST:PORT for agents to dial.
         address: String,
     },
+    /// Answer to `key show`.
+    Keys(Box<KeysLine>),
+    /// Answer to `key rotate`: the document to be signed.
+    Document { text: String },
     /// Answer to `token list`: one usable token.
     TokenListed(TokenLine),
     /// Answer to `history`: one generation, oldest first.

@@ -13,6 +13,7 @@ use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
+use crate::admin::key_requests;
 use crate::admin::offline::{AnswerError, Checked, DataDirectory, revoked, revoked_token};
 use crate::admin::protocol::{GenerationLine, NodeLine, Reply, Request, TokenLine, Wait};
 use crate::commit::{Answer, ChangedTimes, CommitOptions, Committer, Outcome, State};
@@ -146,6 +147,7 @@ impl Admin {
                 }
                 Err(error) => Reply::Error { message: error_chain(&error) },
             },
+            Request::TakeTrust { document } => self.take_trust(&document, replies).await,
             Request::Check => self.check(replies).await,
             Request::Diff { pending: true, .. } => self.pending(replies).await,
             request => {
@@ -172,6 +174,21 @@ impl Admin {
             replies.send(line).await;
         }
         work.await.ok()
+    }
+
+    /// Takes a signed trust document, and signs the current tree with its key.
+    async fn take_trust(&self, text: &str, replies: &mut Replies) -> Reply {
+        let document = match self.directory.trust_document(text) {
+            Ok(document) => document,
+            Err(error) => return Reply::Error { message: error_chain(&error) },
+        };
+        match self.committer.take_trust(document.clone()).await.result {
+            Ok(_) => {
+                replies.send(key_requests::taken(&document)).await;
+                Reply::Done { code: 0 }
+            }
+            Err(error) => Reply::Error { message: error_chain(&error) },
+        }
     }
 
     /// Lists the changes that a commit would publish.

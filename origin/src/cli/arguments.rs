@@ -14,6 +14,7 @@ use syncd_shared::byte_size::ByteSize;
 use syncd_shared::generation::{LabelError, check_label};
 use syncd_shared::time_span::{parse_time, time_or_zero};
 
+use super::key::KeyAction;
 use crate::admin::protocol::Wait;
 use crate::scan::{MtimePolicy, SymlinkPolicy};
 
@@ -48,6 +49,11 @@ Examples:
   syncd-origin token
   syncd-origin token --ttl 1d --uses 10
   syncd-origin token list";
+const KEY_HELP: &str = "\
+Examples:
+  syncd-origin key show
+  syncd-origin key rotate --signing > document
+  syncd-origin key sign --root-key /media/usb/root.key";
 const COMMIT_HELP: &str = "\
 Examples:
   syncd-origin commit -m 'release 7' --wait
@@ -143,6 +149,9 @@ pub(super) enum Command {
         /// Host name or IP address at which agents reach this origin, for the join command that is printed.
         #[arg(long, env = "SYNCD_HOST", value_name = "NAME|IP")]
         host: Option<String>,
+        /// File with a passphrase that seals the root key. On a terminal it is asked for.
+        #[arg(long, value_name = "FILE")]
+        root_passphrase_file: Option<PathBuf>,
     },
     /// Watch a content tree, publish its changes and serve agents, until SIGTERM.
     #[command(after_help = SERVE_HELP)]
@@ -160,6 +169,14 @@ pub(super) enum Command {
         uses: u32,
         #[command(subcommand)]
         action: Option<TokenAction>,
+    },
+    /// Show and replace the keys of the tree, which the root key signs.
+    #[command(after_help = KEY_HELP)]
+    Key {
+        #[command(flatten)]
+        data: Data,
+        #[command(subcommand)]
+        action: KeyAction,
     },
     /// Publish the tree as it is now, and print the number of the new generation.
     #[command(after_help = COMMIT_HELP)]

@@ -11,6 +11,7 @@ use syncd_runtime::output::{self, OutputError, note};
 use syncd_shared::text::{counted, error_chain};
 
 use super::arguments::Json;
+use super::key;
 use crate::admin::protocol::{DiffLine, GenerationLine, HistoryLine, NodeLine, Reply, Request, TokenLine};
 use crate::admin::status::{Status, Verdict};
 use crate::fleet::live_wait::{NodeResult, seconds};
@@ -224,6 +225,9 @@ impl Printer {
                 output::line(token)
                     .context("the token was made but not printed: it expires on its own; make another one")?;
             }
+            Reply::Keys(keys) if json => output::line(serde_json::to_string(&keys)?)?,
+            Reply::Keys(keys) => output::line(key::shown(&keys))?,
+            Reply::Document { text } => output::line(text.trim_end())?,
             Reply::TokenListed(token) if json => output::line(serde_json::to_string(&token)?)?,
             Reply::TokenListed(token) => output::line(format_args!(
                 "{}  expires {}  uses left {}",

@@ -39,6 +39,7 @@ use std::time::{Duration, Instant};
 
 use indicatif::HumanCount;
 use serde::{Deserialize, Serialize};
+use syncd_shared::identity::SignedTrust;
 use syncd_shared::{GenerationNumber, SignedGeneration, TreePath};
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio_util::sync::CancellationToken;
@@ -131,6 +132,12 @@ pub enum Request {
         /// Answered after sealing.
         reply: Reply,
     },
+    /// `syncd-origin key take`, and the end of `key sign`.
+    TakeTrust {
+        document: Box<SignedTrust>,
+        /// Answered once its keys are in force.
+        reply: Reply,
+    },
     /// `syncd-origin rollback`.
     Rollback {
         /// The generation whose tree is published again.
@@ -209,6 +216,11 @@ impl Committer {
         self.ask(|reply| Request::Rollback { number, reply }).await
     }
 
+    /// Takes a signed trust document. Cancel safe: once accepted, the request is carried out.
+    pub async fn take_trust(&self, document: SignedTrust) -> Answer {
+        self.ask(|reply| Request::TakeTrust { document: Box::new(document), reply }).await
+    }
+
     /// Scans the current tree and publishes nothing: [`Outcome::Found`]. Cancel safe: once accepted, the
     /// request is carried out.
     pub async fn preview(&self) -> Answer {
@@ -250,7 +262,8 @@ enum Job {
 impl Job {
     /// Whether the job scans changes, so that its success clears errors about the tree.
     fn scans(&self) -> bool {
-        !matches!(self, Self::Collect | Self::Request(Request::Rollback { .. }))
+        let request = matches!(self, Self::Request(Request::Rollback { .. } | Request::TakeTrust { .. }));
+        !request && !matches!(self, Self::Collect)
     }
 
     /// Runs the job. Blocks.
@@ -262,6 +275,9 @@ impl Job {
             Self::Collect => (sealer.collect_garbage(), None),
             Self::Request(Request::Commit { options, reply }) => (sealer.commit(options), Some(reply)),
             Self::Request(Request::Rollback { number, reply }) => (sealer.rollback(number), Some(reply)),
+            Self::Request(Request::TakeTrust { document, reply }) => {
+                (sealer.take_trust(&document), Some(reply))
+            }
             Self::Request(Request::Preview { reply }) => (sealer.preview(), Some(reply)),
             Self::Request(Request::Mend { report, reply }) => (sealer.mend(&report), Some(reply)),
         };

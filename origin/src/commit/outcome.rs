@@ -5,6 +5,7 @@ use std::sync::Arc;
 use syncd_shared::generation::{GenerationError, LabelError};
 use syncd_shared::{GenerationNumber, RootEntry, SignedGeneration};
 
+use crate::keys::KeysError;
 use crate::scan::ScanError;
 use crate::store::{SealError, StoreError, UnsavedDirectories};
 
@@ -23,6 +24,9 @@ pub enum CommitError {
     /// The generation could not be made durable.
     #[error("seal the generation")]
     Seal(#[from] SealError),
+    /// A trust document was refused, or its keys could not be put in force.
+    #[error(transparent)]
+    Keys(#[from] KeysError),
     /// No such generation is retained.
     #[error("generation {number} is not retained; `syncd-origin history` lists those that are")]
     UnknownGeneration { number: GenerationNumber },
@@ -45,7 +49,11 @@ impl CommitError {
     pub(super) fn is_of_request(&self) -> bool {
         matches!(
             self,
-            Self::UnknownGeneration { .. } | Self::Label { .. } | Self::NoNumberLeft { .. } | Self::Stopping
+            Self::Keys(KeysError::NotPending { .. } | KeysError::Trust(_))
+                | Self::UnknownGeneration { .. }
+                | Self::Label { .. }
+                | Self::NoNumberLeft { .. }
+                | Self::Stopping
         )
     }
 }

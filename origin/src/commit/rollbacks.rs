@@ -108,6 +108,11 @@ impl Rollbacks {
         Self { hold, holds_back, put_aside }
     }
 
+    /// The record after the generation in effect was signed again, under this number.
+    pub(super) fn signed_again(&self, generation: GenerationNumber) -> Self {
+        Self { hold: self.hold.map(|hold| Hold { generation, ..hold }), ..self.clone() }
+    }
+
     /// The record after an operator's commit of this root.
     pub(super) fn committed(&self, root: &RootHash) -> Self {
         let mut put_aside = self.put_aside.clone();
@@ -180,7 +185,16 @@ mod tests {
         root.metadata.mode = mode;
         let tree_id = TreeId::from_bytes([1; 16]);
         let label = String::new();
-        let generation = Generation { tree_id, number: number(of), root, parent: None, created_ms: 0, label };
+        let generation = Generation {
+            tree_id,
+            epoch: 1,
+            number: number(of),
+            trust: 1,
+            root,
+            parent: None,
+            created_ms: 0,
+            label,
+        };
         generation.sign(&SigningKey::from_bytes(&[1; 32]))
     }
 

@@ -286,6 +286,8 @@ mod tests {
     fn generation(n: u64) -> SignedGeneration {
         Generation {
             tree_id: TreeId::from_bytes([1; 16]),
+            epoch: 1,
+            trust: 1,
             number: number(n),
             root: RootEntry::empty(),
             parent: None,

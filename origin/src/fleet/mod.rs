@@ -12,7 +12,6 @@
 //! once their records are written. The generations of agents are written behind, every few seconds. A crash
 //! loses at most those, and agents report them again.
 
-mod first_sync;
 #[cfg(feature = "fuzzing")]
 pub mod fuzzing;
 pub mod live_wait;
@@ -28,6 +27,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use syncd_shared::generation::GenerationError;
+use syncd_shared::identity::authority::AuthorityKey;
 use syncd_shared::identity::{AgentName, JoinToken, PeerIdentity};
 use syncd_shared::{GenerationNumber, HookStatus, RootHash, SignedGeneration};
 use tokio::sync::{mpsc, oneshot, watch};
@@ -270,8 +270,8 @@ impl Fleet {
     }
 
     /// The answer that [`Fleet::renew`] would give now.
-    pub async fn check_renewal(&self, peer: PeerIdentity) -> Result<(), FleetError> {
-        self.ask(|reply| Command::CheckRenewal { peer, reply }).await
+    pub async fn check_renewal(&self, peer: PeerIdentity, authority: AuthorityKey) -> Result<(), FleetError> {
+        self.ask(|reply| Command::CheckRenewal { peer, authority, reply }).await
     }
 
     /// Revokes every certificate of an agent. Its streams are closed at once; the record is durable on

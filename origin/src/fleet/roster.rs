@@ -10,7 +10,7 @@ use std::collections::{BTreeMap, HashMap, HashSet};
 
 use data_encoding::HEXLOWER;
 use serde::Serialize;
-use syncd_shared::identity::authority::AGENT_CERTIFICATE_LIFE;
+use syncd_shared::identity::authority::{AGENT_CERTIFICATE_LIFE, AuthorityKey};
 use syncd_shared::identity::{AgentName, PeerIdentity, Serial};
 
 use crate::fleet::records::{NamedRecord, RecordChange, RecordError};
@@ -233,7 +233,7 @@ impl Roster {
         fingerprint: &[u8; 32],
         now_ms: i64,
     ) -> Result<(), RosterError> {
-        self.check_renewal(peer, now_ms)?;
+        self.check_renewal(peer, new.issuer, now_ms)?;
         self.admit(peer, now_ms)?;
         let Some(mut agent) = self.agents.get(&peer.name).cloned() else {
             return Err(RosterError::UnknownAgent { name: peer.name.to_string(), near: None });
@@ -245,8 +245,14 @@ impl Roster {
         Ok(())
     }
 
-    /// Whether a certificate may be renewed at this time. Changes nothing.
-    pub(super) fn check_renewal(&self, peer: &PeerIdentity, now_ms: i64) -> Result<(), RosterError> {
+    /// Whether a certificate may be replaced at this time by one of `authority`. One of an earlier authority
+    /// may at once. Changes nothing.
+    pub(super) fn check_renewal(
+        &self,
+        peer: &PeerIdentity,
+        authority: AuthorityKey,
+        now_ms: i64,
+    ) -> Result<(), RosterError> {
         let name = || peer.name.clone();
         if !self.admits(peer) {
             return Err(RosterError::Revoked { name: name() });
@@ -254,7 +260,7 @@ impl Roster {
         let (begins, ends) = (not_before_ms(peer), not_after_ms(peer));
         let half = begins.saturating_add(ends.saturating_sub(begins) / 2);
         // A certificate that is not valid yet was issued by a fast clock.
-        if (begins..half).contains(&now_ms) {
+        if (begins..half).contains(&now_ms) && peer.issuer == authority {
             return Err(RosterError::RenewedTooEarly { name: name() });
         }
         let hour_ago = now_ms.saturating_sub(HOUR_MS);
@@ -386,6 +392,7 @@ mod tests {
             serial: Serial::from_bytes([serial; 16]),
             not_before: not_after - Duration::days(30),
             not_after,
+            issuer: AuthorityKey([0; 20]),
         }
     }
 
@@ -471,6 +478,9 @@ mod tests {
         let (own, half) = (peer(1, 30 * DAY), 15 * DAY);
         let mut renew = |serial, now| roster.renew(&own, &peer(serial, now + 30 * DAY), &[0; 32], now);
         assert!(matches!(renew(2, half - 1), Err(RosterError::RenewedTooEarly { .. })));
+        // Not too early for a certificate of another authority than the current one.
+        assert_eq!(roster.check_renewal(&own, AuthorityKey([1; 20]), half - 1), Ok(()));
+        let mut renew = |serial, now| roster.renew(&own, &peer(serial, now + 30 * DAY), &[0; 32], now);
         assert_eq!((renew(2, half), renew(3, half + 1000)), (Ok(()), Ok(())));
         assert!(matches!(renew(4, half + 2000), Err(RosterError::RenewedTooOften { .. })));
         assert_eq!(renew(4, half + HOUR_MS + 2000), Ok(()));

@@ -7,6 +7,7 @@ use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
 use std::time::Duration;
 
+use syncd_shared::identity::authority::AuthorityKey;
 use syncd_shared::identity::{AgentName, PeerIdentity};
 use syncd_shared::{AgentState, GenerationNumber, SignedGeneration};
 use tokio::sync::{mpsc, oneshot, watch};
@@ -15,7 +16,6 @@ use tokio::time::{Instant, MissedTickBehavior};
 use tokio_util::sync::CancellationToken;
 
 use crate::clock::now_ms;
-use crate::fleet::first_sync::FirstSyncLog;
 use crate::fleet::records::{RecordChange, RecordError};
 use crate::fleet::registry::expiry_ms;
 use crate::fleet::rollout::{Assignment, Policy};
@@ -61,6 +61,8 @@ pub(super) enum Command {
     },
     CheckRenewal {
         peer: PeerIdentity,
+        /// The current one.
+        authority: AuthorityKey,
         reply: Reply,
     },
     Revoke {
@@ -241,8 +243,8 @@ impl FleetTask {
                 let checked = self.roster.check_join(&secret_hash, &name, now);
                 let _ = reply.send(checked.map_err(FleetError::from));
             }
-            Command::CheckRenewal { peer, reply } => {
-                let checked = self.roster.check_renewal(&peer, now);
+            Command::CheckRenewal { peer, authority, reply } => {
+                let checked = self.roster.check_renewal(&peer, authority, now);
                 let _ = reply.send(checked.map_err(FleetError::from));
             }
             Command::Revoke { name, reply } => {
@@ -324,8 +326,8 @@ impl FleetTask {
         let Some(newest) = self.newest.borrow().clone() else { return };
         let views: Vec<&AgentView> = self.agents.values().map(|agent| &agent.view).collect();
         let assignments = self.policy.assign(&views, &newest);
-        for (agent, assignment) in self.agents.values_mut().zip(assignments) {
-            if let Some(connection) = &mut agent.connection {
+        for (agent, assignment) in self.agents.values().zip(assignments) {
+            if let Some(connection) = &agent.connection {
                 connection.assign(assignment, again);
             }
         }
@@ -353,14 +355,7 @@ impl FleetTask {
         self.next_connection += 1;
         let (end, ended) = oneshot::channel();
         let (assignment, assigned) = watch::channel(None);
-        let connection = Connection {
-            id: self.next_connection,
-            boot_id: greeting.boot_id,
-            end,
-            assignment,
-            assigned: VecDeque::new(),
-            first_sync: FirstSyncLog::default(),
-        };
+        let connection = Connection { id: self.next_connection, boot_id: greeting.boot_id, end, assignment };
         agent.connection = Some(connection);
         agent.notes = greeting.notes;
         let view = &mut agent.view;
@@ -381,9 +376,7 @@ impl FleetTask {
         let generation = view.generation.map_or(0, GenerationNumber::get);
         tracing::info!(agent = %view.name, generation, "agent connected");
         let first = self.first_assignment(&peer.name);
-        if let Some(connection) = self.agents.get_mut(&peer.name).and_then(|agent| agent.connection.as_mut())
-        {
-            first.iter().for_each(|first| connection.note(&first.generation));
+        if let Some(connection) = self.agents.get(&peer.name).and_then(|agent| agent.connection.as_ref()) {
             connection.assignment.send_replace(first);
         }
         Ok(Attached { connection: self.next_connection, ended, assignment: assigned })
@@ -417,18 +410,15 @@ impl FleetTask {
 
     fn report(&mut self, name: &AgentName, connection: u64, report: Report, now: i64) {
         let Some(agent) = self.agents.get_mut(name) else { return };
-        let Some(connection) = agent.connection.as_mut().filter(|current| current.id == connection) else {
+        if agent.connection.as_ref().is_none_or(|c| c.id != connection) {
             return;
-        };
+        }
         let view = &mut agent.view;
         view.last_seen_ms = now;
         let before = Standing::of(view);
         match report {
             Report::Heartbeat => {}
             Report::Progress { state, progress } => {
-                if view.generation.is_none() && connection.first_sync.is_due(&progress, Instant::now()) {
-                    tracing::info!(agent = %view.name, "first sync of {progress}");
-                }
                 view.state = state;
                 view.staged = view.staged.filter(|(staged, _)| staged.get() == progress.generation);
                 view.progress = Some(progress);
@@ -465,8 +455,7 @@ impl FleetTask {
                 view.needs_operator = needs_operator;
             }
         }
-        let assigned = view.generation.and_then(|number| connection.assigned(number));
-        before.log_change(view, assigned);
+        before.log_change(view);
     }
 }
 
@@ -512,6 +501,7 @@ mod tests {
             serial: Serial::from_bytes([serial; 16]),
             not_before,
             not_after: not_before + time::Duration::days(30),
+            issuer: AuthorityKey([0; 20]),
         }
     }
 

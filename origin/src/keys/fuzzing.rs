@@ -1,21 +1,24 @@
 //! The parsers of the text files in DATA, as functions over any bytes. Only for fuzz targets.
 
 use std::path::Path;
+use std::sync::Arc;
 
 use rcgen::KeyPair;
 use syncd_shared::TreeId;
 use syncd_shared::ed25519::SigningKey;
 use syncd_shared::identity::authority::{certificate_from_pem, certificate_to_pem};
-use syncd_shared::identity::signing::{self, KeySuccession};
+use syncd_shared::identity::{RootKey, SignedTrust, TrustDocument};
 
-use super::{FORMAT_VERSION, KeyHistory, parse_format, parse_signing_key, signing_key_text};
+use super::in_force::{earlier_text, parse_earlier, parse_trust, trust_text};
+use super::{FORMAT_VERSION, parse_format, parse_signing_key, signing_key_text};
 
-/// Parses `u8` kind of file (format, signing key, successions, a certificate, its key), then its text.
+/// Parses `u8` kind of file (format, signing key, trust documents, a certificate, its key, earlier
+/// authorities, a trust document that travels, a root key), then its text.
 pub fn key_file(bytes: &[u8], tree_id: TreeId) {
     let Some((which, text)) = bytes.split_first() else { return };
     // Files that are not UTF-8 are rejected before parsing.
     let Ok(text) = std::str::from_utf8(text) else { return };
-    match which % 5 {
+    match which % 8 {
         0 => drop(parse_format(text, Path::new("data"))),
         1 => {
             if let Some(key) = parse_signing_key(text) {
@@ -23,13 +26,8 @@ pub fn key_file(bytes: &[u8], tree_id: TreeId) {
             }
         }
         2 => {
-            let Some(history) = KeyHistory::parse(text) else { return };
-            let again = KeyHistory::parse(&history.to_text()).expect("what was written");
-            assert_eq!(again.first, history.first);
-            assert_eq!(again.successions, history.successions);
-            // Each succession costs a signature verification.
-            if text.len() % 16 == 0 {
-                let _ = signing::verify_successions(tree_id, history.first, &history.successions);
+            if let Some(trust) = parse_trust(text, tree_id) {
+                assert_eq!(parse_trust(&trust_text(&trust), tree_id), Some(trust));
             }
         }
         3 => {
@@ -38,14 +36,30 @@ pub fn key_file(bytes: &[u8], tree_id: TreeId) {
                 assert_eq!(certificate_from_pem(&pem), Some(certificate));
             }
         }
-        _ => drop(KeyPair::from_pem(text)),
+        4 => drop(KeyPair::from_pem(text)),
+        5 => {
+            if let Some(earlier) = parse_earlier(text) {
+                assert_eq!(parse_earlier(&earlier_text(&earlier)), Some(earlier));
+            }
+        }
+        6 => {
+            if let Ok(document) = TrustDocument::from_text(text) {
+                assert_eq!(TrustDocument::from_text(&document.to_text()), Ok(document));
+            }
+        }
+        // Without a passphrase, because deriving a key takes long on purpose.
+        _ => {
+            if let Ok(root) = RootKey::from_text(text, None) {
+                assert_eq!(root.to_text(None).expect("no passphrase").trim(), text.trim());
+            }
+        }
     }
 }
 
-/// The first three files as written: `signing` is the first key, `next` its successor.
-pub fn some_key_files(tree_id: TreeId, signing: &SigningKey, next: &SigningKey) -> [String; 3] {
-    let succession = KeySuccession::sign(tree_id, signing, next.verifying_key());
-    let history = KeyHistory { first: signing.verifying_key(), successions: vec![succession] };
-    let format = format!("syncd-origin {FORMAT_VERSION}\ntree_id {tree_id}\n");
-    [format, signing_key_text(signing), history.to_text()]
+/// Format, signing key, trust documents, earlier authorities and root key as written.
+pub fn some_key_files(signing: &SigningKey, root: &RootKey, trust: &SignedTrust) -> [String; 5] {
+    let format = format!("syncd-origin {FORMAT_VERSION}\ntree_id {}\n", root.tree_id);
+    let root = root.to_text(None).expect("no passphrase");
+    let earlier = earlier_text(&[trust.document().authority.clone()]);
+    [format, signing_key_text(signing), trust_text(&[Arc::new(trust.clone())]), earlier, root]
 }

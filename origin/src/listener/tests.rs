@@ -9,10 +9,10 @@ use syncd_proto::v1::enrolment_server::{Enrolment, EnrolmentServer};
 use syncd_runtime::channel::RefusedReason;
 use syncd_runtime::channel::{ConnectError, connect};
 use syncd_runtime::tls::ClientTls;
-use syncd_runtime::tls::OriginCertificate;
+use syncd_runtime::tls::OriginTls;
 use syncd_shared::TreeId;
 use syncd_shared::identity::authority::{Authority, certificate_request, generate_key};
-use syncd_shared::identity::{JoinToken, PeerIdentity, Serial};
+use syncd_shared::identity::{PeerIdentity, Serial};
 use time::OffsetDateTime;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio_util::sync::CancellationToken;
@@ -26,6 +26,10 @@ struct WhoAmI;
 
 #[tonic::async_trait]
 impl Enrolment for WhoAmI {
+    async fn trust(&self, _: Request<v1::TrustRequest>) -> Result<Response<v1::TrustDocument>, Status> {
+        Err(Status::unimplemented("not asked here"))
+    }
+
     async fn join(&self, request: Request<v1::JoinRequest>) -> Result<Response<v1::JoinResponse>, Status> {
         let info = request.extensions().get::<ConnectionInfo>().unwrap();
         assert!(info.identity.is_none());
@@ -70,7 +74,7 @@ impl Origin {
     async fn start() -> Self {
         let data = tempfile::tempdir().unwrap();
         // Older than any certificate that the tests issue.
-        let keys = Keys::create_at(data.path(), now() - time::Duration::days(400)).unwrap();
+        let keys = Keys::create_at(data.path(), None, now() - time::Duration::days(400)).unwrap();
         let revoked = Arc::new(Mutex::new(Vec::new()));
         let list = revoked.clone();
         let admit = Arc::new(move |peer: &PeerIdentity| !list.lock().unwrap().contains(&peer.serial));
@@ -99,8 +103,12 @@ impl Origin {
         let request = certificate_request(&key).unwrap();
         let (certificate, identity) =
             authority.issue_agent(&name.parse().unwrap(), &request, issued).unwrap();
-        let ca = self.keys.authority().certificate();
-        (ClientTls::enrolled(self.keys.tree_id(), ca, &certificate, &key).unwrap(), identity)
+        let ca = self.keys.authority();
+        (ClientTls::enrolled(self.keys.tree_id(), ca.certificate(), &certificate, &key).unwrap(), identity)
+    }
+
+    fn joining(&self) -> ClientTls {
+        ClientTls::joining(self.keys.tree_id(), self.keys.authority().certificate()).unwrap()
     }
 
     async fn refused(&self, tls: ClientTls) -> RefusedReason {
@@ -124,26 +132,30 @@ fn now() -> OffsetDateTime {
 #[tokio::test]
 async fn an_enrolled_agent_is_known_by_its_certificate() {
     let origin = Origin::start().await;
-    let (tls, _) = origin.agent(origin.keys.authority(), now());
+    let (tls, _) = origin.agent(&origin.keys.authority(), now());
     assert_eq!(whoami(tls, &origin.address).await.unwrap(), "web1");
 }
 
 #[tokio::test]
 async fn a_join_client_is_served_without_identity_and_pins_the_authority() {
     let origin = Origin::start().await;
-    let token = origin.keys.token().unwrap();
-    let channel = connect(&origin.address, ClientTls::join(&token).unwrap()).await.unwrap();
+    let channel = connect(&origin.address, origin.joining()).await.unwrap();
     let mut client = EnrolmentClient::new(channel);
     client.join(v1::JoinRequest::default()).await.unwrap();
     let renewed = client.renew(v1::RenewRequest::default()).await;
     assert_eq!(renewed.unwrap_err().code(), tonic::Code::Unauthenticated);
 
-    let wrong_pin = JoinToken { ca_fingerprint: [1; 32], ..token.clone() };
-    let wrong_tree = JoinToken { tree_id: TreeId::from_bytes([1; 16]), ..token };
-    for wrong in [wrong_pin, wrong_tree] {
-        let refused = connect(&origin.address, ClientTls::join(&wrong).unwrap()).await;
+    let tree_id = origin.keys.tree_id();
+    let other = Authority::create(tree_id, now()).unwrap();
+    let wrong_authority = ClientTls::joining(tree_id, other.certificate()).unwrap();
+    let other_tree = TreeId::from_bytes([1; 16]);
+    let wrong_tree = ClientTls::joining(other_tree, origin.keys.authority().certificate()).unwrap();
+    for wrong in [wrong_authority, wrong_tree] {
+        let refused = connect(&origin.address, wrong).await;
         assert!(matches!(refused, Err(ConnectError::WrongOrigin { .. })), "{refused:?}");
     }
+    // Without any trust, as for the trust document.
+    assert!(connect(&origin.address, ClientTls::untrusting(tree_id).unwrap()).await.is_ok());
 }
 
 #[tokio::test]
@@ -155,7 +167,7 @@ async fn a_foreign_or_revoked_certificate_is_refused_in_the_handshake_whether_it
         let (tls, _) = origin.agent(&foreign, issued);
         assert_eq!(origin.refused(tls).await, RefusedReason::OtherAuthority, "{days} days");
 
-        let (tls, identity) = origin.agent(origin.keys.authority(), issued);
+        let (tls, identity) = origin.agent(&origin.keys.authority(), issued);
         assert_eq!(whoami(tls.clone(), &origin.address).await.unwrap(), "web1", "{days} days");
         origin.revoked.lock().unwrap().push(identity.serial);
         assert_eq!(origin.refused(tls).await, RefusedReason::Revoked, "{days} days");
@@ -165,7 +177,7 @@ async fn a_foreign_or_revoked_certificate_is_refused_in_the_handshake_whether_it
 #[tokio::test]
 async fn an_agent_refuses_another_origin_and_an_agent_that_poses_as_one() {
     let (origin, other) = (Origin::start().await, Origin::start().await);
-    let (tls, _) = origin.agent(origin.keys.authority(), now());
+    let (tls, _) = origin.agent(&origin.keys.authority(), now());
     let refused = connect(&other.address, tls.clone()).await;
     assert!(matches!(refused, Err(ConnectError::WrongOrigin { .. })), "{refused:?}");
 
@@ -175,12 +187,12 @@ async fn an_agent_refuses_another_origin_and_an_agent_that_poses_as_one() {
     let authority = origin.keys.authority();
     let name = "web2".parse().unwrap();
     let (certificate, _) = authority.issue_agent(&name, &request, now()).unwrap();
-    let own = OriginCertificate::new(authority.certificate(), &certificate, &key).unwrap();
+    let own = OriginTls::new(authority.certificate(), &certificate, &key, &[]).unwrap();
     let config = syncd_runtime::tls::server_config(Arc::new(own), Arc::new(|_: &PeerIdentity| true));
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = listener.local_addr().unwrap().to_string();
     let _incoming = incoming(listener, config.unwrap());
-    for tls in [tls, ClientTls::join(&origin.keys.token().unwrap()).unwrap()] {
+    for tls in [tls, origin.joining()] {
         let refused = connect(&address, tls).await;
         assert!(matches!(refused, Err(ConnectError::WrongOrigin { .. })), "{refused:?}");
     }
@@ -268,7 +280,7 @@ async fn plaintext_is_refused_and_the_loop_goes_on() {
         let _ = tcp.read_to_end(&mut answer).await;
         assert!(answer.len() < 16, "{answer:?}");
     }
-    let (tls, _) = origin.agent(origin.keys.authority(), now());
+    let (tls, _) = origin.agent(&origin.keys.authority(), now());
     assert_eq!(whoami(tls, &origin.address).await.unwrap(), "web1");
 }
 
@@ -279,7 +291,7 @@ async fn silent_connections_take_no_slot_and_are_dropped() {
     for _ in 0..4 * HANDSHAKES_PER_PEER_MAX {
         silent.push(TcpStream::connect(&origin.address).await.unwrap());
     }
-    let (tls, _) = origin.agent(origin.keys.authority(), now());
+    let (tls, _) = origin.agent(&origin.keys.authority(), now());
     assert_eq!(whoami(tls, &origin.address).await.unwrap(), "web1");
     for mut connection in silent {
         let mut said = Vec::new();
@@ -297,7 +309,7 @@ async fn half_a_hello_holds_its_slot_for_a_moment_alone() {
         connection.write_all(&[0x16, 3, 1, 2]).await.unwrap();
         slow.push(connection);
     }
-    let (tls, _) = origin.agent(origin.keys.authority(), now());
+    let (tls, _) = origin.agent(&origin.keys.authority(), now());
     assert_eq!(whoami(tls, &origin.address).await.unwrap(), "web1");
 }
 
@@ -306,7 +318,7 @@ async fn a_fleet_behind_one_address_connects_at_once() {
     let origin = Origin::start().await;
     let mut agents = tokio::task::JoinSet::new();
     for number in 0..4 * HANDSHAKES_PER_PEER_MAX {
-        let (tls, _) = origin.agent_named(&format!("web{number}"), origin.keys.authority(), now());
+        let (tls, _) = origin.agent_named(&format!("web{number}"), &origin.keys.authority(), now());
         let address = origin.address.clone();
         agents.spawn(async move { whoami(tls, &address).await });
     }
@@ -318,7 +330,7 @@ async fn a_fleet_behind_one_address_connects_at_once() {
 #[tokio::test]
 async fn an_unreachable_or_unnamed_origin_is_told_apart() {
     let origin = Origin::start().await;
-    let tls = ClientTls::join(&origin.keys.token().unwrap()).unwrap();
+    let tls = origin.joining();
     origin.stop.cancel();
     origin.served.await.unwrap();
     let refused = connect(&origin.address, tls.clone()).await;
@@ -341,7 +353,7 @@ async fn an_unreachable_or_unnamed_origin_is_told_apart() {
 #[tokio::test]
 async fn any_address_will_do_also_of_ipv6() {
     let origin = Origin::start().await;
-    let (tls, _) = origin.agent(origin.keys.authority(), now());
+    let (tls, _) = origin.agent(&origin.keys.authority(), now());
     let port = origin.address.rsplit_once(':').unwrap().1;
     assert_eq!(whoami(tls.clone(), &format!("localhost:{port}")).await.unwrap(), "web1");
 
@@ -358,14 +370,14 @@ async fn any_address_will_do_also_of_ipv6() {
 #[tokio::test]
 async fn one_connection_too_many_of_an_agent_is_told_so_until_another_ends() {
     let origin = Origin::start().await;
-    let (tls, _) = origin.agent(origin.keys.authority(), now());
+    let (tls, _) = origin.agent(&origin.keys.authority(), now());
     let mut open = Vec::new();
     for _ in 0..CONNECTIONS_PER_AGENT_MAX {
         open.push(connect(&origin.address, tls.clone()).await.unwrap());
     }
     let refused = connect(&origin.address, tls.clone()).await;
     assert!(matches!(refused, Err(ConnectError::Busy { reason: Busy::Connections, .. })), "{refused:?}");
-    let (other, _) = origin.agent_named("web2", origin.keys.authority(), now());
+    let (other, _) = origin.agent_named("web2", &origin.keys.authority(), now());
     assert_eq!(whoami(other, &origin.address).await.unwrap(), "web2");
     drop(open.pop());
     let again = async {
@@ -379,21 +391,21 @@ async fn one_connection_too_many_of_an_agent_is_told_so_until_another_ends() {
 #[tokio::test]
 async fn who_joins_beside_too_many_others_is_told_so() {
     let origin = Origin::start().await;
-    let tls = ClientTls::join(&origin.keys.token().unwrap()).unwrap();
+    let tls = origin.joining();
     let mut open = Vec::new();
     for _ in 0..JOINS_PER_PEER_MAX {
         open.push(connect(&origin.address, tls.clone()).await.unwrap());
     }
     let refused = connect(&origin.address, tls).await;
     assert!(matches!(refused, Err(ConnectError::Busy { reason: Busy::Joins, .. })), "{refused:?}");
-    let (agent, _) = origin.agent(origin.keys.authority(), now());
+    let (agent, _) = origin.agent(&origin.keys.authority(), now());
     assert_eq!(whoami(agent, &origin.address).await.unwrap(), "web1", "who has joined is not concerned");
 }
 
 #[tokio::test]
 async fn a_connection_that_ends_before_it_is_set_up_is_no_unreachable_origin() {
     let origin = Origin::start().await;
-    let (tls, _) = origin.agent(origin.keys.authority(), now());
+    let (tls, _) = origin.agent(&origin.keys.authority(), now());
     let deaf = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = deaf.local_addr().unwrap().to_string();
     let (closed, ()) = tokio::join!(connect(&address, tls.clone()), async {

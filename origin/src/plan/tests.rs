@@ -568,6 +568,8 @@ async fn a_sealed_generation_is_planned_from_the_real_store() {
         let root = RootEntry { object, totals: directory.totals().unwrap(), ..RootEntry::empty() };
         let generation = syncd_shared::Generation {
             tree_id: syncd_shared::TreeId::from_bytes([9; 16]),
+            epoch: 1,
+            trust: 1,
             number: syncd_shared::GenerationNumber::new(number).unwrap(),
             root,
             parent: None,

@@ -83,6 +83,8 @@ impl Site {
             self.number += 1;
             let generation = Generation {
                 tree_id: TreeId::from_bytes([1; 16]),
+                epoch: 1,
+                trust: 1,
                 number: GenerationNumber::new(self.number).unwrap(),
                 root: outcome.root,
                 parent: GenerationNumber::new(self.number - 1),

@@ -40,11 +40,7 @@ impl Enrol {
         let (certificate, identity, print) = self.issue(&name, &request.certificate_request)?;
         fleet.join(secret_hash, identity, print).await?;
         tracing::info!(agent = %name, "joined");
-        Ok(v1::JoinResponse {
-            certificate,
-            ca_certificate: Bytes::copy_from_slice(keys.authority().certificate()),
-            signing_key: Bytes::copy_from_slice(keys.verifying_key().as_bytes()),
-        })
+        Ok(v1::JoinResponse { certificate })
     }
 
     async fn renew_checked(
@@ -53,7 +49,7 @@ impl Enrol {
     ) -> Result<v1::RenewResponse, ServeError> {
         let fleet = &self.services.fleet;
         let peer = holder(&request, fleet)?;
-        fleet.check_renewal(peer.clone()).await?;
+        fleet.check_renewal(peer.clone(), self.services.keys.authority().key_id()).await?;
         let request = request.into_inner();
         let (certificate, identity, print) = self.issue(&peer.name, &request.certificate_request)?;
         let name = peer.name.clone();
@@ -77,6 +73,15 @@ impl Enrol {
 
 #[tonic::async_trait]
 impl Enrolment for Enrol {
+    async fn trust(&self, request: Request<v1::TrustRequest>) -> Result<Response<v1::TrustDocument>, Status> {
+        let keys = &self.services.keys;
+        if request.into_inner().tree_id.as_ref() != keys.tree_id().as_bytes() {
+            return Err(status(&ServeError::OtherTree));
+        }
+        let document = Bytes::copy_from_slice(keys.trust().bytes());
+        Ok(Response::new(v1::TrustDocument { document }))
+    }
+
     async fn join(&self, request: Request<v1::JoinRequest>) -> Result<Response<v1::JoinResponse>, Status> {
         let joined = self.join_checked(request.into_inner()).await;
         joined.map(Response::new).map_err(|error| {

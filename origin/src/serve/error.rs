@@ -17,8 +17,8 @@ pub enum ServeError {
     #[error("the certificate of this agent was revoked: join again with a new token")]
     Revoked,
     #[error(
-        "by the origin's clock this agent's certificate does not hold today: it expired, or a clock is off. Only its \
-         renewal is served"
+        "this agent's certificate does not hold today: it expired, a clock is off, or the origin's authority was \
+         replaced. Only its renewal is served"
     )]
     OutOfDate,
     #[error("another connection with this agent's certificate took its place")]

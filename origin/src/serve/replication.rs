@@ -29,10 +29,12 @@ const CLOCK_SHORTEST_LOOK: Duration = Duration::from_millis(100);
 /// Longest interval between checks of the clock.
 const CLOCK_LOOK: Duration = Duration::from_secs(60);
 
-/// The identity of a caller with a currently valid certificate, required by every call except renewals.
-fn peer<T>(request: &Request<T>, fleet: &Fleet) -> Result<PeerIdentity, ServeError> {
-    let identity = holder(request, fleet)?;
-    if identity.holds(OffsetDateTime::now_utc()) { Ok(identity) } else { Err(ServeError::OutOfDate) }
+/// The identity of a caller with a currently valid certificate of the current authority. Every call except
+/// renewals requires it.
+fn peer<T>(request: &Request<T>, services: &Services) -> Result<PeerIdentity, ServeError> {
+    let identity = holder(request, &services.fleet)?;
+    let holds = identity.holds(OffsetDateTime::now_utc()) && !services.keys.is_superseded(identity.issuer);
+    if holds { Ok(identity) } else { Err(ServeError::OutOfDate) }
 }
 
 /// Returns once a certificate is outside its validity by this machine's clock, which may be set at any time.
@@ -115,7 +117,7 @@ impl Replication for Replicate {
         &self,
         request: Request<Streaming<v1::AgentMessage>>,
     ) -> Result<Response<Self::SubscribeStream>, Status> {
-        let peer = peer(&request, &self.services.fleet).map_err(|e| status(&e))?;
+        let peer = peer(&request, &self.services).map_err(|e| status(&e))?;
         let (sender, fail, outgoing) = Outgoing::channel();
         let (services, shutdown) = (self.services.clone(), self.shutdown.clone());
         tokio::spawn(async move {
@@ -135,7 +137,7 @@ impl Replication for Replicate {
         &self,
         request: Request<Streaming<v1::FetchRequest>>,
     ) -> Result<Response<Self::FetchStream>, Status> {
-        let peer = peer(&request, &self.services.fleet).map_err(|e| status(&e))?;
+        let peer = peer(&request, &self.services).map_err(|e| status(&e))?;
         let connection = request.extensions().get::<ConnectionInfo>().map(|info| info.written.clone());
         let slots = self.slots.stream(&peer.name, connection).map_err(|e| status(&e))?;
         let (sender, fail, outgoing) = Outgoing::channel();

@@ -22,12 +22,12 @@ use syncd_proto::v1;
 use syncd_proto::v1::agent_message::Message as FromAgent;
 use syncd_proto::v1::origin_message::Message as ToAgent;
 use syncd_shared::generation::GenerationError;
-use syncd_shared::identity::PeerIdentity;
+use syncd_shared::identity::{PeerIdentity, SignedTrust};
 use syncd_shared::limits::{HELD_GENERATIONS_MAX, REASON_MAX_BYTES};
 use syncd_shared::text::one_line;
 use syncd_shared::wire::root_hash;
 use syncd_shared::{GenerationNumber, HookStatus, RootHash, SignedGeneration, Totals};
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, watch};
 use tokio::time::Instant;
 use tokio_stream::StreamExt;
 
@@ -93,6 +93,8 @@ async fn converse(
     let live = greeting.live.as_ref().map(SignedGeneration::root_hash);
     let reported = greeting.live.as_ref().map(SignedGeneration::number);
     let accepted = greeting.accepted.as_ref().map(SignedGeneration::number).or(reported);
+    // Before the welcome is made, so that no document is missed.
+    let trust = services.keys.trust_changes();
     let attachment = services.fleet.attach(peer.clone(), greeting).await?;
     *is_attached = true;
     let mut session = Session {
@@ -107,6 +109,7 @@ async fn converse(
         assigned: None,
         last_heard: Instant::now(),
         out_of_date: Box::pin(async move { out_of_date(&peer).await }),
+        trust,
         attachment,
     };
     let result = session.run(&mut incoming, sender).await;
@@ -181,15 +184,11 @@ fn announced_only(number: Option<u64>, announced: Option<GenerationNumber>) -> O
 }
 
 fn welcome(services: &Services) -> v1::Welcome {
-    let succession = |s: &syncd_shared::identity::KeySuccession| v1::KeySuccession {
-        new_key: Bytes::copy_from_slice(s.new_key.as_bytes()),
-        signature: Bytes::copy_from_slice(s.signature.as_bytes()),
-    };
     v1::Welcome {
         protocol: PROTOCOL,
         features: FEATURES.iter().map(|f| (*f).to_owned()).collect(),
         heartbeat_interval_ms: HEARTBEAT_INTERVAL.as_millis() as u32,
-        key_successions: services.keys.successions().iter().map(succession).collect(),
+        trust_document: Bytes::copy_from_slice(services.keys.trust().bytes()),
         origin_version: env!("CARGO_PKG_VERSION").to_owned(),
     }
 }
@@ -198,6 +197,7 @@ fn welcome(services: &Services) -> v1::Welcome {
 #[derive(Default)]
 struct Outbox {
     welcome: Option<v1::Welcome>,
+    trust: Option<Bytes>,
     heartbeat: Option<u64>,
     announce: Option<v1::Announce>,
     activate: Option<v1::Activate>,
@@ -205,8 +205,9 @@ struct Outbox {
 
 impl Outbox {
     fn is_empty(&self) -> bool {
-        let Self { welcome, heartbeat, announce, activate } = self;
-        welcome.is_none() && heartbeat.is_none() && announce.is_none() && activate.is_none()
+        let Self { welcome, trust, heartbeat, announce, activate } = self;
+        let has_news = announce.is_some() || activate.is_some();
+        welcome.is_none() && trust.is_none() && heartbeat.is_none() && !has_news
     }
 
     fn take(&mut self) -> Option<v1::OriginMessage> {
@@ -215,7 +216,8 @@ impl Outbox {
             || self.heartbeat.take().map(|sequence| ToAgent::Heartbeat(v1::Heartbeat { sequence }));
         let announce = || self.announce.take().map(ToAgent::Announce);
         let activate = || self.activate.take().map(ToAgent::Activate);
-        let message = welcome.or_else(heartbeat).or_else(announce).or_else(activate);
+        let trust = || self.trust.take().map(ToAgent::TrustDocument);
+        let message = welcome.or_else(trust).or_else(heartbeat).or_else(announce).or_else(activate);
         message.map(|message| v1::OriginMessage { message: Some(message) })
     }
 }
@@ -223,6 +225,8 @@ impl Outbox {
 struct Session {
     planner: Planner,
     attachment: Attachment,
+    /// The newest trust document. One that is taken later is sent before what it signs.
+    trust: watch::Receiver<Arc<SignedTrust>>,
     /// Root of the agent's live tree, as last reported.
     live: Option<RootHash>,
     /// Number of that generation.
@@ -264,6 +268,10 @@ impl Session {
                     let Some(message) = message? else { return Ok(()) };
                     self.last_heard = Instant::now();
                     self.heard(message).await?;
+                }
+                Ok(()) = self.trust.changed() => {
+                    let trust = self.trust.borrow_and_update().clone();
+                    self.outbox.trust = Some(Bytes::copy_from_slice(trust.bytes()));
                 }
                 Ok(()) = self.attachment.assignment.changed() => self.reassigned(),
                 update = planned(&mut self.plan) => self.announce(update),

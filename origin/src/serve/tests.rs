@@ -14,8 +14,8 @@ use syncd_proto::v1::origin_message::Message as FromOrigin;
 use syncd_proto::v1::replication_client::ReplicationClient;
 use syncd_runtime::channel::{ConnectError, connect};
 use syncd_runtime::tls::ClientTls;
-use syncd_shared::identity::JoinToken;
 use syncd_shared::identity::authority::{certificate_request, generate_key};
+use syncd_shared::identity::{JoinToken, SignedTrust};
 use syncd_shared::limits::FETCH_MESSAGE_MAX_BYTES;
 use syncd_shared::update_file::read_whole;
 use syncd_shared::wire::{FEATURE_DELTAS, ObjectsBatch};
@@ -58,7 +58,7 @@ impl Origin {
     async fn start_with(policy: Policy) -> Self {
         let data = TempDir::new().unwrap();
         // Older than any certificate that the tests issue.
-        Keys::create_at(data.path(), OffsetDateTime::now_utc() - time::Duration::days(400)).unwrap();
+        Keys::create_at(data.path(), None, OffsetDateTime::now_utc() - time::Duration::days(400)).unwrap();
         Store::create(data.path()).unwrap();
         Self::open(data, MemoryStore::new(1 << 20), policy).await
     }
@@ -89,8 +89,21 @@ impl Origin {
     fn generation(&self, number: u64, root: RootEntry) -> SignedGeneration {
         let number = GenerationNumber::new(number).unwrap();
         let tree_id = self.keys.tree_id();
-        Generation { tree_id, number, root, parent: None, created_ms: 0, label: String::new() }
-            .sign(self.keys.signing_key())
+        Generation {
+            tree_id,
+            epoch: 1,
+            number,
+            trust: 1,
+            root,
+            parent: None,
+            created_ms: 0,
+            label: String::new(),
+        }
+        .sign(&self.keys.signing_key())
+    }
+
+    fn joining(&self) -> ClientTls {
+        ClientTls::joining(self.keys.tree_id(), self.keys.authority().certificate()).unwrap()
     }
 
     async fn token(&self, ttl: Duration, uses: u32) -> JoinToken {
@@ -99,7 +112,14 @@ impl Origin {
 
     async fn join(&self, token: &JoinToken, name: &str) -> Result<Node, Status> {
         let key = generate_key().unwrap();
-        let channel = connect(&self.address, ClientTls::join(token).unwrap()).await.unwrap();
+        let untrusting = ClientTls::untrusting(token.tree_id).unwrap();
+        let mut client = EnrolmentClient::new(connect(&self.address, untrusting).await.unwrap());
+        let tree_id = Bytes::copy_from_slice(self.keys.tree_id().as_bytes());
+        let shown = client.trust(v1::TrustRequest { tree_id }).await?.into_inner().document;
+        assert_eq!(shown, self.keys.trust().bytes());
+        let document = SignedTrust::of_tree(&shown, self.keys.tree_id()).unwrap();
+        let tls = ClientTls::joining(self.keys.tree_id(), &document.document().authority).unwrap();
+        let channel = connect(&self.address, tls).await.unwrap();
         let request = v1::JoinRequest {
             tree_id: Bytes::copy_from_slice(token.tree_id.as_bytes()),
             secret: Bytes::copy_from_slice(&token.secret),
@@ -107,7 +127,6 @@ impl Origin {
             certificate_request: certificate_request(&key).unwrap().into(),
         };
         let response = EnrolmentClient::new(channel).join(request).await?.into_inner();
-        assert_eq!(response.signing_key.as_ref(), self.keys.verifying_key().as_bytes());
         let certificate = CertificateDer::from(response.certificate.to_vec());
         Ok(Node { certificate, key })
     }
@@ -135,7 +154,8 @@ impl Origin {
     }
 
     async fn channel(&self, node: &Node) -> Result<Channel, ConnectError> {
-        let ca = self.keys.authority().certificate();
+        let authority = self.keys.authority();
+        let ca = authority.certificate();
         let tls = ClientTls::enrolled(self.keys.tree_id(), ca, &node.certificate, &node.key).unwrap();
         connect(&self.address, tls).await
     }
@@ -497,7 +517,7 @@ async fn a_token_is_good_once_and_in_time_and_for_a_free_name() {
     let guessed = JoinToken { secret: [7; 16], ..token.clone() };
     assert_eq!(code(origin.join(&guessed, "web2").await), Code::PermissionDenied);
     // Looked up before anything else of the request, which is expensive to check.
-    let channel = connect(&origin.address, ClientTls::join(&guessed).unwrap()).await.unwrap();
+    let channel = connect(&origin.address, origin.joining()).await.unwrap();
     let request = v1::JoinRequest {
         tree_id: Bytes::copy_from_slice(guessed.tree_id.as_bytes()),
         secret: Bytes::copy_from_slice(&guessed.secret),
@@ -522,7 +542,7 @@ async fn a_token_is_good_once_and_in_time_and_for_a_free_name() {
     let channel = origin.channel(&node).await.unwrap();
     let early = EnrolmentClient::new(channel).renew(renewal.clone()).await.unwrap_err();
     assert_eq!(early.code(), Code::FailedPrecondition, "{early}");
-    let anonymous = connect(&origin.address, ClientTls::join(&token).unwrap()).await.unwrap();
+    let anonymous = connect(&origin.address, origin.joining()).await.unwrap();
     let refused = EnrolmentClient::new(anonymous.clone()).renew(renewal).await.unwrap_err();
     assert_eq!(refused.code(), Code::Unauthenticated);
     let refused = replication(anonymous).fetch(tokio_stream::empty()).await.unwrap_err();

@@ -58,8 +58,24 @@ pub struct Running {
 /// Creates keys and an empty store in `data`, which must not be initialised. Keys without a store are
 /// accepted: an earlier `init` was interrupted, or only the keys were restored from a backup.
 pub fn init(data: &Path) -> Result<Keys, StartError> {
+    create(data, None)
+}
+
+/// Like [`init`], with a passphrase that seals the root key. It is asked for once keys can be made.
+pub fn init_sealed(
+    data: &Path,
+    passphrase: impl FnOnce() -> anyhow::Result<Option<String>>,
+) -> anyhow::Result<Keys> {
+    Keys::check_unused(data).or_else(|error| match error {
+        KeysError::Initialised { .. } if !Store::exists(data) => Ok(()),
+        error => Err(error),
+    })?;
+    Ok(create(data, passphrase()?.as_deref())?)
+}
+
+fn create(data: &Path, passphrase: Option<&str>) -> Result<Keys, StartError> {
     overlap::check_data(data)?;
-    let keys = match Keys::create(data) {
+    let keys = match Keys::create_sealed(data, passphrase) {
         Err(KeysError::Initialised { .. }) if !Store::exists(data) => Keys::open(data)?,
         keys => keys?,
     };
@@ -156,7 +172,7 @@ impl Origin {
         tasks.spawn(serve::serve(grpc, services, shutdown.clone())?);
         tasks.spawn(upkeep::keep_certificate(keys.clone(), shutdown.clone()));
         let (trouble, data_trouble) = watch::channel(None);
-        tasks.spawn(upkeep::watch_data(store.clone(), keys.clone(), trouble, shutdown.clone()));
+        tasks.spawn(upkeep::watch_data(store.clone(), trouble, shutdown.clone()));
         let state = OriginState {
             tree: one_line(&options.tree.display().to_string(), PATH_MAX_BYTES),
             grpc_address,

@@ -9,7 +9,6 @@ use tokio_util::sync::CancellationToken;
 
 use crate::error_chain;
 use crate::keys::Keys;
-use crate::state::DataTrouble;
 use crate::store::Store;
 
 /// Interval of checks of the origin's certificate.
@@ -17,9 +16,14 @@ const CERTIFICATE_LOOK: Duration = Duration::from_secs(24 * 60 * 60);
 /// Interval of checks of DATA.
 const DATA_LOOK: Duration = Duration::from_secs(2);
 
-/// Reissues the origin's certificate if due, and warns about the authority's expiry. Blocks.
+/// Extends the authority and reissues the origin's certificate where due, and warns about the keys. Blocks.
 pub(super) fn look_after(keys: &Keys) {
     let now = OffsetDateTime::now_utc();
+    match keys.extend_authority(now) {
+        Ok(true) => tracing::info!("the life of the tree's authority was extended"),
+        Ok(false) => {}
+        Err(error) => tracing::error!(error = %error_chain(&error), "extending the authority failed"),
+    }
     match keys.reissue_origin_certificate(now) {
         Ok(true) => tracing::info!("the origin's certificate was reissued"),
         Ok(false) => {}
@@ -29,6 +33,12 @@ pub(super) fn look_after(keys: &Keys) {
     }
     for warning in keys.warnings(now) {
         tracing::warn!("{warning}");
+    }
+    if let Some(path) = keys.root_key_here() {
+        tracing::info!(
+            path = %path.display(),
+            "the root key is still on this machine: move it to a safe place, it can replace every other key"
+        );
     }
 }
 
@@ -44,33 +54,24 @@ pub(super) async fn keep_certificate(keys: Arc<Keys>, shutdown: CancellationToke
 /// Checks DATA until `shutdown` and publishes what is wrong with it. Logs changes.
 pub(super) async fn watch_data(
     store: Arc<Store>,
-    keys: Arc<Keys>,
-    trouble: watch::Sender<Option<DataTrouble>>,
+    trouble: watch::Sender<Option<String>>,
     shutdown: CancellationToken,
 ) {
     let mut ticks = tokio::time::interval(DATA_LOOK);
     while shutdown.run_until_cancelled(ticks.tick()).await.is_some() {
-        let (store, keys) = (store.clone(), keys.clone());
-        let Ok(now) = tokio::task::spawn_blocking(move || data_trouble(&store, &keys)).await else { return };
+        let store = store.clone();
+        let Ok(looked) = tokio::task::spawn_blocking(move || store.in_place()).await else { return };
+        let now = looked.err().map(|error| error_chain(&error));
         trouble.send_if_modified(|shown| {
             let changed = *shown != now;
             if changed {
                 match &now {
-                    Some(DataTrouble::Store(reason)) => tracing::error!("nothing can be published: {reason}"),
-                    Some(DataTrouble::Keys(reason)) => tracing::error!("{reason}"),
-                    None => tracing::info!("the data directory is complete again"),
+                    Some(reason) => tracing::error!("nothing can be published: {reason}"),
+                    None => tracing::info!("the data directory is back"),
                 }
                 *shown = now;
             }
             changed
         });
     }
-}
-
-/// Names what is missing in DATA, the worst first. Blocks for a few system calls.
-fn data_trouble(store: &Store, keys: &Keys) -> Option<DataTrouble> {
-    if let Err(error) = store.in_place() {
-        return Some(DataTrouble::Store(error_chain(&error)));
-    }
-    keys.in_place().err().map(|error| DataTrouble::Keys(error_chain(&error)))
 }

@@ -81,7 +81,8 @@ pub(super) fn key() -> SigningKey {
 pub(super) fn signed(number: u64, root: RootEntry, created_ms: i64) -> SignedGeneration {
     let number = GenerationNumber::new(number).unwrap();
     let tree_id = TreeId::from_bytes([9; 16]);
-    Generation { tree_id, number, root, parent: None, created_ms, label: String::new() }.sign(&key())
+    Generation { tree_id, epoch: 1, number, trust: 1, root, parent: None, created_ms, label: String::new() }
+        .sign(&key())
 }
 
 fn entry(name: &str, kind: Kind) -> Entry {

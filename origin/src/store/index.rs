@@ -211,7 +211,7 @@ impl Index {
     }
 }
 
-pub(super) fn identity(path: &Path) -> std::io::Result<(u64, u64)> {
+fn identity(path: &Path) -> std::io::Result<(u64, u64)> {
     let found = std::fs::metadata(path)?;
     Ok((found.dev(), found.ino()))
 }

@@ -103,6 +103,8 @@ mod tests {
     fn generations(created_ms: &[i64]) -> Vec<Generation> {
         let generation = |(i, created_ms): (usize, &i64)| Generation {
             tree_id: TreeId::from_bytes([1; 16]),
+            epoch: 1,
+            trust: 1,
             number: GenerationNumber::new(i as u64 + 1).unwrap(),
             root: RootEntry { totals: Default::default(), ..root(i as u32) },
             parent: None,

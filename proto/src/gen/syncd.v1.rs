@@ -55,6 +55,9 @@ pub struct Hello {
     /// The drift in the agent's status; absent if there is none.
     #[prost(message, optional, tag = "10")]
     pub drift: ::core::option::Option<DriftReport>,
+    /// Number of the newest trust document that the agent has.
+    #[prost(uint32, tag = "11")]
+    pub trust: u32,
 }
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct SignedGeneration {
@@ -161,14 +164,14 @@ pub struct DriftReport {
     #[prost(uint64, tag = "5")]
     pub lost: u64,
 }
-#[derive(Clone, PartialEq, ::prost::Message)]
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct OriginMessage {
-    #[prost(oneof = "origin_message::Message", tags = "1, 2, 3, 4")]
+    #[prost(oneof = "origin_message::Message", tags = "1, 2, 3, 4, 5")]
     pub message: ::core::option::Option<origin_message::Message>,
 }
 /// Nested message and enum types in `OriginMessage`.
 pub mod origin_message {
-    #[derive(Clone, PartialEq, ::prost::Oneof)]
+    #[derive(Clone, PartialEq, Eq, Hash, ::prost::Oneof)]
     pub enum Message {
         /// first, exactly once
         #[prost(message, tag = "1")]
@@ -180,9 +183,12 @@ pub mod origin_message {
         /// answers the agent's, with the same sequence
         #[prost(message, tag = "4")]
         Heartbeat(super::Heartbeat),
+        /// like that of Welcome, when it is replaced while the stream is open
+        #[prost(bytes, tag = "5")]
+        TrustDocument(::prost::bytes::Bytes),
     }
 }
-#[derive(Clone, PartialEq, ::prost::Message)]
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct Welcome {
     #[prost(uint32, tag = "1")]
     pub protocol: u32,
@@ -190,22 +196,12 @@ pub struct Welcome {
     pub features: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
     #[prost(uint32, tag = "3")]
     pub heartbeat_interval_ms: u32,
-    /// From the key pinned by a token to the newest key, oldest first.
-    #[prost(message, repeated, tag = "4")]
-    pub key_successions: ::prost::alloc::vec::Vec<KeySuccession>,
+    /// The newest trust document: canonical bytes and signature.
+    #[prost(bytes = "bytes", tag = "4")]
+    pub trust_document: ::prost::bytes::Bytes,
     /// For people, like agent_version.
     #[prost(string, tag = "5")]
     pub origin_version: ::prost::alloc::string::String,
-}
-/// A new signing key, signed by its predecessor.
-#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
-pub struct KeySuccession {
-    /// ed25519 public key, 32 bytes
-    #[prost(bytes = "bytes", tag = "1")]
-    pub new_key: ::prost::bytes::Bytes,
-    /// by the old key, over a domain tag, the tree_id and the new key
-    #[prost(bytes = "bytes", tag = "2")]
-    pub signature: ::prost::bytes::Bytes,
 }
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct Announce {
@@ -1014,6 +1010,17 @@ pub mod replication_server {
     }
 }
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct TrustRequest {
+    #[prost(bytes = "bytes", tag = "1")]
+    pub tree_id: ::prost::bytes::Bytes,
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct TrustDocument {
+    /// Canonical bytes and signature (`shared/src/identity/trust.rs`).
+    #[prost(bytes = "bytes", tag = "1")]
+    pub document: ::prost::bytes::Bytes,
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct JoinRequest {
     #[prost(bytes = "bytes", tag = "1")]
     pub tree_id: ::prost::bytes::Bytes,
@@ -1032,10 +1039,6 @@ pub struct JoinResponse {
     /// DER.
     #[prost(bytes = "bytes", tag = "1")]
     pub certificate: ::prost::bytes::Bytes,
-    #[prost(bytes = "bytes", tag = "2")]
-    pub ca_certificate: ::prost::bytes::Bytes,
-    #[prost(bytes = "bytes", tag = "3")]
-    pub signing_key: ::prost::bytes::Bytes,
 }
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct RenewRequest {
@@ -1139,7 +1142,27 @@ pub mod enrolment_client {
             self.inner = self.inner.max_encoding_message_size(limit);
             self
         }
-        /// The only call without a client certificate. Each success takes one use of the token.
+        /// The newest trust document, for whoever asks: without a client certificate, and over a connection whose
+        /// server need not be trusted yet, because the root key has signed it.
+        pub async fn trust(
+            &mut self,
+            request: impl tonic::IntoRequest<super::TrustRequest>,
+        ) -> std::result::Result<tonic::Response<super::TrustDocument>, tonic::Status> {
+            self.inner
+                .ready()
+                .await
+                .map_err(|e| {
+                    tonic::Status::unknown(
+                        format!("Service was not ready: {}", e.into()),
+                    )
+                })?;
+            let codec = tonic_prost::ProstCodec::default();
+            let path = http::uri::PathAndQuery::from_static("/syncd.v1.Enrolment/Trust");
+            let mut req = request.into_request();
+            req.extensions_mut().insert(GrpcMethod::new("syncd.v1.Enrolment", "Trust"));
+            self.inner.unary(req, path, codec).await
+        }
+        /// Needs no client certificate. Each success takes one use of the token.
         pub async fn join(
             &mut self,
             request: impl tonic::IntoRequest<super::JoinRequest>,
@@ -1192,7 +1215,13 @@ pub mod enrolment_server {
     /// Generated trait containing gRPC methods that should be implemented for use with EnrolmentServer.
     #[async_trait]
     pub trait Enrolment: std::marker::Send + std::marker::Sync + 'static {
-        /// The only call without a client certificate. Each success takes one use of the token.
+        /// The newest trust document, for whoever asks: without a client certificate, and over a connection whose
+        /// server need not be trusted yet, because the root key has signed it.
+        async fn trust(
+            &self,
+            request: tonic::Request<super::TrustRequest>,
+        ) -> std::result::Result<tonic::Response<super::TrustDocument>, tonic::Status>;
+        /// Needs no client certificate. Each success takes one use of the token.
         async fn join(
             &self,
             request: tonic::Request<super::JoinRequest>,
@@ -1279,6 +1308,49 @@ pub mod enrolment_server {
         }
         fn call(&mut self, req: http::Request<B>) -> Self::Future {
             match req.uri().path() {
+                "/syncd.v1.Enrolment/Trust" => {
+                    #[allow(non_camel_case_types)]
+                    struct TrustSvc<T: Enrolment>(pub Arc<T>);
+                    impl<T: Enrolment> tonic::server::UnaryService<super::TrustRequest>
+                    for TrustSvc<T> {
+                        type Response = super::TrustDocument;
+                        type Future = BoxFuture<
+                            tonic::Response<Self::Response>,
+                            tonic::Status,
+                        >;
+                        fn call(
+                            &mut self,
+                            request: tonic::Request<super::TrustRequest>,
+                        ) -> Self::Future {
+                            let inner = Arc::clone(&self.0);
+                            let fut = async move {
+                                <T as Enrolment>::trust(&inner, request).await
+                            };
+                            Box::pin(fut)
+                        }
+                    }
+                    let accept_compression_encodings = self.accept_compression_encodings;
+                    let send_compression_encodings = self.send_compression_encodings;
+                    let max_decoding_message_size = self.max_decoding_message_size;
+                    let max_encoding_message_size = self.max_encoding_message_size;
+                    let inner = self.inner.clone();
+                    let fut = async move {
+                        let method = TrustSvc(inner);
+                        let codec = tonic_prost::ProstCodec::default();
+                        let mut grpc = tonic::server::Grpc::new(codec)
+                            .apply_compression_config(
+                                accept_compression_encodings,
+                                send_compression_encodings,
+                            )
+                            .apply_max_message_size_config(
+                                max_decoding_message_size,
+                                max_encoding_message_size,
+                            );
+                        let res = grpc.unary(method, req).await;
+                        Ok(res)
+                    };
+                    Box::pin(fut)
+                }
                 "/syncd.v1.Enrolment/Join" => {
                     #[allow(non_camel_case_types)]
                     struct JoinSvc<T: Enrolment>(pub Arc<T>);

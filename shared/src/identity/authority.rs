@@ -11,8 +11,11 @@
 //!
 //! Certificates of the authority and of agents become valid an hour before they are issued, to allow for slow
 //! clocks. An origin's certificate becomes valid together with the authority's, so that an agent with a slow
-//! clock accepts a reissued one. Keys are ECDSA P-256; an agent's request may also use Ed25519. Serials are
-//! 128 random bits, the first two fixed to 0 and 1, so that every serial has 16 bytes in DER.
+//! clock accepts a reissued one. In the last third of the authority's life a new certificate for the same key
+//! extends it. Those who trust the authority compare name and key, and notice nothing.
+//!
+//! Keys are ECDSA P-256; an agent's request may also use Ed25519. Serials are 128 random bits, the first two
+//! fixed to 0 and 1, so that every serial has 16 bytes in DER.
 
 use std::fmt;
 use std::str::FromStr;
@@ -26,6 +29,7 @@ use rustls_pki_types::CertificateDer;
 use rustls_pki_types::pem::PemObject;
 use time::{Duration, OffsetDateTime};
 use x509_parser::certification_request::X509CertificationRequest;
+use x509_parser::extensions::ParsedExtension;
 use x509_parser::prelude::{FromDer, X509Certificate};
 
 use crate::generation::TreeId;
@@ -146,6 +150,36 @@ pub struct PeerIdentity {
     pub not_before: OffsetDateTime,
     /// End of the certificate's validity.
     pub not_after: OffsetDateTime,
+    /// The authority that issued the certificate.
+    pub issuer: AuthorityKey,
+}
+
+/// The key identifier of an authority, which its certificates name as their issuer (RFC 5280, 4.2.1.1).
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct AuthorityKey(pub [u8; 20]);
+
+/// The key of an authority, from its own certificate.
+pub fn key_of_authority(certificate: &CertificateDer<'_>) -> Result<AuthorityKey, AuthorityError> {
+    let (_, parsed) =
+        X509Certificate::from_der(certificate).map_err(|e| AuthorityError::Certificate(x509_error(e)))?;
+    let key = parsed.extensions().iter().find_map(|extension| match extension.parsed_extension() {
+        ParsedExtension::SubjectKeyIdentifier(key) => Some(key.0),
+        _ => None,
+    });
+    key_identifier(key.filter(|_| parsed.is_ca())).ok_or(AuthorityError::NotAnAuthority)
+}
+
+/// The key of the authority that issued a certificate, as the certificate claims.
+fn key_of_issuer(certificate: &X509Certificate<'_>) -> Option<AuthorityKey> {
+    let key = certificate.extensions().iter().find_map(|extension| match extension.parsed_extension() {
+        ParsedExtension::AuthorityKeyIdentifier(key) => key.key_identifier.as_ref().map(|key| key.0),
+        _ => None,
+    });
+    key_identifier(key)
+}
+
+fn key_identifier(bytes: Option<&[u8]>) -> Option<AuthorityKey> {
+    bytes?.try_into().ok().map(AuthorityKey)
 }
 
 impl PeerIdentity {
@@ -219,9 +253,11 @@ pub enum AuthorityError {
         /// Validity of the authority.
         validity: Validity,
     },
-    /// The certificate is not an agent's: its name or serial has another form.
+    /// The certificate is not an agent's: its name, serial or issuer has another form.
     #[error("certificate is not one of an agent")]
     NotAnAgent,
+    #[error("certificate is not one of an authority")]
+    NotAnAuthority,
 }
 
 /// Generates a key for an agent or origin.
@@ -257,6 +293,7 @@ pub fn certificate_from_pem(text: &str) -> Option<CertificateDer<'static>> {
 pub struct Authority {
     tree_id: TreeId,
     certificate: CertificateDer<'static>,
+    key_id: AuthorityKey,
     validity: Validity,
     issuer: Issuer<'static, KeyPair>,
 }
@@ -271,11 +308,19 @@ impl Authority {
     /// Creates the authority of a tree: a key, and a certificate for [`AUTHORITY_LIFE`].
     pub fn create(tree_id: TreeId, now: OffsetDateTime) -> Result<Self, AuthorityError> {
         let key = generate_key()?;
-        let mut params = new_params(&format!("syncd {tree_id}"), now, AUTHORITY_LIFE)?;
-        params.is_ca = IsCa::Ca(BasicConstraints::Constrained(0));
-        params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
+        let params = authority_params(tree_id, now)?;
         let certificate = params.self_signed(&key)?.der().clone();
         Self::open(tree_id, certificate, key)
+    }
+
+    /// Extends the life of the authority: another certificate of the same name and key, for
+    /// [`AUTHORITY_LIFE`] from now on. Certificates that were issued before stay valid.
+    pub fn extended(&self, now: OffsetDateTime) -> Result<Self, AuthorityError> {
+        let mut params = authority_params(self.tree_id, now)?;
+        params.not_before = self.validity.not_before;
+        let key = KeyPair::from_pem(&self.key().serialize_pem())?;
+        let certificate = params.self_signed(&key)?.der().clone();
+        Self::open(self.tree_id, certificate, key)
     }
 
     pub fn open(
@@ -283,9 +328,9 @@ impl Authority {
         certificate: CertificateDer<'static>,
         key: KeyPair,
     ) -> Result<Self, AuthorityError> {
-        let validity = validity(&certificate)?;
+        let (validity, key_id) = (validity(&certificate)?, key_of_authority(&certificate)?);
         let issuer = Issuer::from_ca_cert_der(&certificate, key)?;
-        Ok(Self { tree_id, certificate, validity, issuer })
+        Ok(Self { tree_id, certificate, key_id, validity, issuer })
     }
 
     /// Validity of its certificate.
@@ -295,6 +340,11 @@ impl Authority {
 
     pub fn certificate(&self) -> &CertificateDer<'static> {
         &self.certificate
+    }
+
+    /// Certificates that it issues name this key as their issuer.
+    pub fn key_id(&self) -> AuthorityKey {
+        self.key_id
     }
 
     pub fn key(&self) -> &KeyPair {
@@ -360,6 +410,13 @@ impl Authority {
     }
 }
 
+fn authority_params(tree_id: TreeId, now: OffsetDateTime) -> Result<CertificateParams, AuthorityError> {
+    let mut params = new_params(&format!("syncd {tree_id}"), now, AUTHORITY_LIFE)?;
+    params.is_ca = IsCa::Ca(BasicConstraints::Constrained(0));
+    params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
+    Ok(params)
+}
+
 /// Fresh parameters, so that nothing remains of rcgen's defaults (validity from 1975 to 4096) or of a
 /// request.
 fn new_params(
@@ -406,6 +463,7 @@ pub fn peer_identity(certificate: &CertificateDer<'_>) -> Result<PeerIdentity, A
         serial: Serial(serial),
         not_before: validity.not_before.to_datetime(),
         not_after: validity.not_after.to_datetime(),
+        issuer: key_of_issuer(&parsed).ok_or(AuthorityError::NotAnAgent)?,
     })
 }
 
@@ -420,7 +478,6 @@ fn x509_error(error: x509_parser::nom::Err<x509_parser::error::X509Error>) -> x5
 #[cfg(test)]
 mod tests {
     use super::*;
-    use x509_parser::extensions::ParsedExtension;
 
     const TREE: TreeId = TreeId::from_bytes([7; 16]);
 
@@ -523,6 +580,20 @@ mod tests {
         assert_ne!(first.serial, second.serial);
         assert_eq!(peer_identity(&certificate).unwrap(), first);
         assert_eq!(first.serial.to_string().parse(), Ok(first.serial));
+    }
+
+    #[test]
+    fn an_extended_authority_is_the_same_one_for_longer() {
+        let now = OffsetDateTime::now_utc();
+        let first = Authority::create(TREE, now).unwrap();
+        let later = first.extended(now + Duration::days(2_600)).unwrap();
+        assert_eq!(later.key_id(), first.key_id());
+        assert_eq!(later.validity().not_before, first.validity().not_before);
+        assert_eq!((later.validity().not_after - first.validity().not_after).whole_days(), 2_600);
+        let request = certificate_request(&generate_key().unwrap()).unwrap();
+        let (_, peer) = later.issue_agent(&"web1".parse().unwrap(), &request, now).unwrap();
+        assert_eq!(peer.issuer, first.key_id());
+        assert_ne!(Authority::create(TREE, now).unwrap().key_id(), first.key_id());
     }
 
     #[test]

@@ -1,8 +1,10 @@
 //! Join tokens, carried by an operator from the origin to a new node.
 //!
-//! Text form, version 1: `syncd1-` and base64url without padding of 16 tree_id, 32 fingerprint of the
-//! authority's certificate, 32 fingerprint of the signing key, 16 secret, 4 checksum (the first bytes of
-//! BLAKE3 of the prefix and all preceding fields).
+//! Text form, version 1: `syncd1-` and base64url without padding of 16 tree_id, 32 fingerprint of the root
+//! key, `u32` number of the newest trust document (little endian), 16 secret, 4 checksum (the first bytes of
+//! BLAKE3 of the prefix and all preceding fields). 103 characters.
+//!
+//! The document itself comes from the origin, and is checked before the secret is sent.
 
 use std::fmt;
 use std::str::FromStr;
@@ -12,8 +14,10 @@ use data_encoding::BASE64URL_NOPAD;
 use crate::generation::TreeId;
 use crate::hash::tagged;
 
+use super::trust::{RootFingerprint, SignedTrust, TrustError};
+
 const PREFIX: &str = "syncd1-";
-const PAYLOAD_BYTES: usize = 16 + 32 + 32 + 16;
+const PAYLOAD_BYTES: usize = 16 + 32 + 4 + 16;
 const CHECKSUM_BYTES: usize = 4;
 const SECRET_DOMAIN: &str = "syncd 2026 join token secret v1";
 
@@ -22,10 +26,10 @@ const SECRET_DOMAIN: &str = "syncd 2026 join token secret v1";
 #[derive(Clone, PartialEq, Eq)]
 pub struct JoinToken {
     pub tree_id: TreeId,
-    /// Fingerprint of the authority's certificate: [`super::authority::fingerprint`].
-    pub ca_fingerprint: [u8; 32],
-    /// Fingerprint of the signing key: [`super::signing::fingerprint`].
-    pub signing_key_fingerprint: [u8; 32],
+    /// Fingerprint of the root key, which must have signed the origin's trust document.
+    pub root: RootFingerprint,
+    /// Number of the trust document that was newest when the token was made. Older ones are refused.
+    pub trust: u32,
     /// The origin stores only its [`secret_hash`].
     pub secret: [u8; 16],
 }
@@ -48,15 +52,18 @@ pub enum ParseTokenError {
 }
 
 impl JoinToken {
+    /// Checks the trust document of an origin before it gets the secret.
+    pub fn check(&self, document: &[u8]) -> Result<SignedTrust, TrustError> {
+        let signed = SignedTrust::verify(document, self.tree_id, self.root)?;
+        let offered = signed.number();
+        if offered < self.trust { Err(TrustError::Older { known: self.trust, offered }) } else { Ok(signed) }
+    }
+
     /// Generates a token with a random secret.
-    pub fn generate(
-        tree_id: TreeId,
-        ca_fingerprint: [u8; 32],
-        signing_key_fingerprint: [u8; 32],
-    ) -> Result<Self, getrandom::Error> {
+    pub fn generate(tree_id: TreeId, root: RootFingerprint, trust: u32) -> Result<Self, getrandom::Error> {
         let mut secret = [0; 16];
         getrandom::fill(&mut secret)?;
-        Ok(Self { tree_id, ca_fingerprint, signing_key_fingerprint, secret })
+        Ok(Self { tree_id, root, trust, secret })
     }
 
     /// [`secret_hash`] of this token's secret, which the origin stores and compares.
@@ -82,8 +89,8 @@ impl fmt::Display for JoinToken {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let mut bytes = Vec::with_capacity(PAYLOAD_BYTES + CHECKSUM_BYTES);
         bytes.extend_from_slice(self.tree_id.as_bytes());
-        bytes.extend_from_slice(&self.ca_fingerprint);
-        bytes.extend_from_slice(&self.signing_key_fingerprint);
+        bytes.extend_from_slice(self.root.as_bytes());
+        bytes.extend_from_slice(&self.trust.to_le_bytes());
         bytes.extend_from_slice(&self.secret);
         bytes.extend_from_slice(&checksum(&bytes));
         write!(f, "{PREFIX}{}", BASE64URL_NOPAD.encode(&bytes))
@@ -122,8 +129,8 @@ impl FromStr for JoinToken {
         let mut fields = payload;
         Ok(Self {
             tree_id: TreeId::from_bytes(take(&mut fields)?),
-            ca_fingerprint: take(&mut fields)?,
-            signing_key_fingerprint: take(&mut fields)?,
+            root: RootFingerprint::from_bytes(take(&mut fields)?),
+            trust: u32::from_le_bytes(take(&mut fields)?),
             secret: take(&mut fields)?,
         })
     }
@@ -140,7 +147,7 @@ mod tests {
     use super::*;
 
     fn token() -> JoinToken {
-        JoinToken::generate(TreeId::from_bytes([1; 16]), [2; 32], [3; 32]).unwrap()
+        JoinToken::generate(TreeId::from_bytes([1; 16]), RootFingerprint::from_bytes([2; 32]), 3).unwrap()
     }
 
     #[test]
@@ -149,7 +156,7 @@ mod tests {
         let text = token.to_string();
         assert_eq!(text.parse(), Ok(token.clone()));
         assert_eq!(format!(" {text}\n").parse(), Ok(token.clone()));
-        assert!(text.len() < 160 && text.is_ascii());
+        assert!(text.len() == 103 && text.is_ascii());
     }
 
     #[test]

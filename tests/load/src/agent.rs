@@ -167,6 +167,7 @@ impl LoadAgent {
             held: Vec::new(),
             hook: None,
             drift: None,
+            trust: self.identity.trust().document.number(),
         }
     }
 
@@ -177,13 +178,8 @@ impl LoadAgent {
         outbox: &mpsc::Sender<v1::AgentMessage>,
     ) -> Result<(), Status> {
         let signed = announce.generation.as_ref().ok_or_else(|| Status::data_loss("no generation"))?;
-        let generation = SignedGeneration::verify(
-            &signed.record,
-            &signed.signature,
-            self.identity.tree_id(),
-            self.identity.signing_key(),
-        )
-        .map_err(malformed)?;
+        let trust = self.identity.trust().document.document();
+        let generation = trust.verify_generation(&signed.record, &signed.signature).map_err(malformed)?;
         generation.may_follow(self.live.as_ref()).map_err(malformed)?;
         let root = generation.root_hash();
         let live = self.live.as_ref().map(SignedGeneration::root_hash);

@@ -135,6 +135,7 @@ pub fn name_of_origins(message: &v1::OriginMessage) -> String {
     match &message.message {
         None => "nothing".into(),
         Some(ToAgent::Welcome(_)) => "welcome".into(),
+        Some(ToAgent::TrustDocument(_)) => "trust document".into(),
         Some(ToAgent::Announce(a)) => {
             let inline = read_whole(&a.update_file).map_or(0, |(_, frames)| frames.len());
             let number = a.generation.as_ref().and_then(|g| syncd_shared::Generation::decode(&g.record).ok());

@@ -40,7 +40,7 @@ impl World {
             _ => return Err(self.violation(format!("node {n}: the replica's thread died at its start"))),
         };
         let boot_id = format!("boot-{}", node.boots);
-        let trust = Trust { tree_id: self.tree_id, signing_key: self.signing_key, boot_id };
+        let trust = Trust { keys: self.keys.clone(), boot_id };
         let machine = Machine::new(trust, state, now).seeded(seed);
         node.running = Some(Running { machine, worker, command: None, transfers: BTreeMap::new() });
         let live = self.nodes[n]
@@ -124,7 +124,9 @@ impl World {
                     cancellation.cancel();
                 }
             }
-            Action::Pin(_) => return Err(self.violation(format!("node {n} follows another signing key"))),
+            Action::Follow(_) => {
+                return Err(self.violation(format!("node {n} follows another trust document")));
+            }
             Action::Verified(Ok(verified)) => {
                 self.note(format!("node {n} verified, {} drifted", verified.drifted));
             }

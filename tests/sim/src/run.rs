@@ -6,9 +6,11 @@ use std::time::Duration;
 
 use anyhow::Context;
 use syncd_agent::clock::Clock;
+use syncd_agent::identity::Trusted;
 use syncd_origin::service::init;
 use syncd_shared::AgentState;
 use syncd_shared::diff::PartLimits;
+use syncd_shared::identity::authority::AuthorityKey;
 use syncd_shared::identity::authority::Serial;
 use syncd_shared::identity::{AgentName, PeerIdentity};
 use syncd_tests::Seeded;
@@ -87,8 +89,7 @@ fn create(seed: u64, place: &Path, options: Options) -> anyhow::Result<World> {
         start: Instant::now(),
         temper,
         origin: None,
-        tree_id: keys.tree_id(),
-        signing_key: keys.verifying_key(),
+        keys: Trusted::new(keys.root_fingerprint(), (*keys.trust()).clone()),
         nodes: (0..nodes).map(|n| node(place, n)).collect::<anyhow::Result<_>>()?,
         abandoned: Vec::new(),
         heard: Vec::new(),
@@ -123,7 +124,13 @@ fn node(place: &Path, n: usize) -> anyhow::Result<Node> {
     let serial = Serial::from_bytes([n as u8 + 1; 16]);
     Ok(Node {
         root: place.join(format!("node-{n}")),
-        peer: PeerIdentity { name, serial, not_before: now - day, not_after: now + day },
+        peer: PeerIdentity {
+            name,
+            serial,
+            not_before: now - day,
+            not_after: now + day,
+            issuer: AuthorityKey([0; 20]),
+        },
         clock: Clock::given(Instant::now().into_std()),
         boots: 0,
         life: 0,

@@ -23,7 +23,7 @@ use syncd_origin::serve::ServeError;
 use syncd_proto::v1;
 use syncd_shared::diff::PartLimits;
 use syncd_shared::identity::PeerIdentity;
-use syncd_shared::{GenerationNumber, RootHash, TreeId};
+use syncd_shared::{GenerationNumber, RootHash};
 use syncd_tests::Seeded;
 use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
@@ -178,8 +178,7 @@ pub struct World {
     pub backup: PathBuf,
     pub site: Site,
     pub origin: Option<Origin>,
-    pub tree_id: TreeId,
-    pub signing_key: syncd_shared::ed25519::VerifyingKey,
+    pub keys: syncd_agent::identity::Trusted,
     pub nodes: Vec<Node>,
     /// Half-open connections: the agent is gone, and the origin has not noticed.
     pub abandoned: Vec<Control>,

@@ -25,6 +25,10 @@ fn announcements_that_do_not_hold_are_refused_before_any_work() {
     other_tree.tree_id = TreeId::from_bytes([8; 16]);
     let signed = other_tree.sign(&world.origin.signing_key);
     world.refused("another tree", announce(&signed, None), "is of tree");
+    let mut other_epoch = world.origin.generation(3, root);
+    other_epoch.epoch = 0;
+    let signed = other_epoch.sign(&world.origin.signing_key);
+    world.refused("an epoch that no document allows", announce(&signed, None), "epoch");
     let stale = world.origin.sign(1, root);
     world.refused("a lower number", announce(&stale, None), "older than the accepted");
     let conflict = world.origin.sign(2, root);

@@ -17,7 +17,7 @@ use syncd_proto::v1::replication_client::ReplicationClient;
 use syncd_runtime::channel::connect;
 use syncd_runtime::tls::ClientTls;
 use syncd_shared::identity::authority::{Authority, certificate_request, generate_key};
-use syncd_shared::identity::{AgentName, JoinToken};
+use syncd_shared::identity::{AgentName, JoinToken, SignedTrust};
 use syncd_shared::wire::ObjectsBatch;
 use syncd_shared::{ContentHash, RootHash, TreeId};
 use syncd_tests::edits::{small_site, write};
@@ -103,8 +103,9 @@ impl World {
         name: impl AsRef<[u8]>,
         request: &[u8],
     ) -> Result<v1::JoinResponse, Status> {
+        let authority = self.trust(token)?.document().authority.clone();
+        let tls = ClientTls::joining(token.tree_id, &authority).expect("a TLS configuration");
         self.runtime.block_on(async {
-            let tls = ClientTls::join(token).expect("a TLS configuration");
             let channel =
                 connect(self.origin.address(), tls).await.map_err(|e| Status::unavailable(e.to_string()))?;
             let request = v1::JoinRequest {
@@ -117,13 +118,32 @@ impl World {
         })
     }
 
+    /// The origin's trust document, as anybody gets it.
+    fn trust(&self, token: &JoinToken) -> Result<SignedTrust, Status> {
+        self.runtime.block_on(async {
+            let tls = ClientTls::untrusting(token.tree_id).expect("a TLS configuration");
+            let channel =
+                connect(self.origin.address(), tls).await.map_err(|e| Status::unavailable(e.to_string()))?;
+            let request = v1::TrustRequest { tree_id: Bytes::copy_from_slice(token.tree_id.as_bytes()) };
+            let answer = EnrolmentClient::new(channel).trust(request).await?.into_inner();
+            token.check(&answer.document).map_err(|error| Status::data_loss(error.to_string()))
+        })
+    }
+
+    /// A client without a certificate that trusts the origin's authority.
+    pub fn joining(&self) -> ClientTls {
+        let token = self.token();
+        let trust = self.trust(&token).expect("a trust document");
+        ClientTls::joining(token.tree_id, &trust.document().authority).expect("TLS")
+    }
+
     /// Enrols an agent properly; it turns malicious afterwards.
     pub fn enrolled(&self, name: &str) -> BadAgent {
         let token = self.token();
         let key = generate_key().expect("a key");
         let answer =
             self.join(&token, name, &certificate_request(&key).expect("a request")).expect("it joins");
-        let authority = CertificateDer::from(answer.ca_certificate.to_vec());
+        let authority = self.trust(&token).expect("a trust document").document().authority.clone();
         let certificate = CertificateDer::from(answer.certificate.to_vec());
         let tls = ClientTls::enrolled(token.tree_id, &authority, &certificate, &key).expect("TLS");
         let papers = Papers { tree_id: token.tree_id, authority, certificate, key };
@@ -201,8 +221,8 @@ fn joining_gives_nothing_away() {
     let elsewhere = JoinToken { tree_id: TreeId::from_bytes([1; 16]), ..token.clone() };
     assert_eq!(
         world.code(world.join(&elsewhere, "web2", &request)),
-        Code::Unavailable,
-        "another name in TLS"
+        Code::FailedPrecondition,
+        "another tree"
     );
     assert_eq!(world.code(world.join(&token, "honest", &request)), Code::AlreadyExists, "a stolen name");
     let long = "n".repeat(64);
@@ -277,8 +297,9 @@ fn who_is_not_of_the_fleet_is_refused_at_once() {
     assert!(refused.to_string().contains("ProtocolVersion"), "{refused}");
     // Without a certificate, only joining is allowed.
     let token = world.token();
+    let joining = world.joining();
     let codes = world.runtime.block_on(async {
-        let channel = connect(&address, ClientTls::join(&token).expect("TLS")).await.expect("connected");
+        let channel = connect(&address, joining).await.expect("connected");
         let mut client = ReplicationClient::new(channel.clone());
         let subscribe = client.subscribe(tokio_stream::empty()).await.map(drop).expect_err("refused");
         let fetch = client.fetch(tokio_stream::empty()).await.map(drop).expect_err("refused");
@@ -295,10 +316,7 @@ fn who_is_not_of_the_fleet_is_refused_at_once() {
     let request = certificate_request(&key).expect("a request");
     let (certificate, _) = foreign.issue_agent(&name, &request, now).expect("issued");
     let real = world.enrolled("real");
-    let authority = {
-        let answer = world.join(&world.token(), "real2", &request).expect("joins");
-        CertificateDer::from(answer.ca_certificate.to_vec())
-    };
+    let authority = world.trust(&world.token()).expect("a trust document").document().authority.clone();
     let _ = PrivatePkcs8KeyDer::from(key.serialize_der());
     let tls = ClientTls::enrolled(token.tree_id, &authority, &certificate, &key).expect("TLS");
     let foreign = BadAgent { tls, address: address.clone(), papers: None };

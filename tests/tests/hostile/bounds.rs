@@ -99,7 +99,7 @@ fn nodes_that_join_at_once_wait_for_their_turn_and_are_told_why_in_the_end() {
     }
     println!("{} joins at once: {:.1} s", 2 * JOINS, started.elapsed().as_secs_f64());
     // Another peer takes all places: a node gives up and gives the reason.
-    let tls = ClientTls::join(&world.token()).expect("TLS");
+    let tls = world.joining();
     let (open, refused) = all_connections(&world, &tls, JOINS);
     assert!(refused.contains("too many nodes join"), "{refused}");
     let started = Instant::now();

@@ -18,7 +18,7 @@ use syncd_runtime::tls;
 use syncd_shared::ed25519::SigningKey;
 use syncd_shared::generation::Generation;
 use syncd_shared::identity::authority::{self, Authority};
-use syncd_shared::identity::{JoinToken, signing};
+use syncd_shared::identity::{JoinToken, RootKey, SignedTrust, TrustDocument, signing};
 use syncd_shared::limits::FETCH_MESSAGE_MAX_BYTES;
 use syncd_shared::wire::ObjectsBatch;
 use syncd_shared::{GenerationNumber, RootEntry, SignedGeneration, TreeId};
@@ -45,7 +45,7 @@ pub type Twist = Arc<dyn Fn(Vec<F>) -> Box<dyn Iterator<Item = F> + Send> + Send
 #[derive(Clone)]
 struct Services {
     authority: Arc<Authority>,
-    signing_key: [u8; 32],
+    trust: SignedTrust,
     conversations: mpsc::Sender<Conversation>,
     stage: Arc<Mutex<Stage>>,
 }
@@ -61,6 +61,8 @@ pub struct FakeOrigin {
     pub runtime: Runtime,
     pub address: String,
     pub signing_key: SigningKey,
+    pub root: RootKey,
+    pub trust: SignedTrust,
     pub token: JoinToken,
     conversations: mpsc::Receiver<Conversation>,
     stage: Arc<Mutex<Stage>>,
@@ -74,27 +76,21 @@ impl FakeOrigin {
         let key = authority::generate_key().expect("a key");
         let certificate = authority.issue_origin(&key, now).expect("a certificate");
         let signing_key = signing::generate().expect("a signing key");
-        let token = JoinToken::generate(
-            TREE,
-            authority::fingerprint(authority.certificate()),
-            signing::fingerprint(&signing_key.verifying_key()),
-        )
-        .expect("a token");
+        let root = RootKey::generate(TREE).expect("a root key");
+        let trust =
+            TrustDocument::first(&root, signing_key.verifying_key(), authority.certificate(), 0, i64::MAX);
+        let token = JoinToken::generate(TREE, root.fingerprint(), trust.number()).expect("a token");
         let own =
-            tls::OriginCertificate::new(authority.certificate(), &certificate, &key).expect("a certificate");
+            tls::OriginTls::new(authority.certificate(), &certificate, &key, &[]).expect("a certificate");
         let config = tls::server_config(Arc::new(own), Arc::new(|_| true)).expect("a TLS configuration");
         let (sender, conversations) = mpsc::channel(64);
         let stage = Arc::new(Mutex::new(Stage::default()));
-        let services = Services {
-            authority,
-            signing_key: *signing_key.verifying_key().as_bytes(),
-            conversations: sender,
-            stage: stage.clone(),
-        };
+        let services =
+            Services { authority, trust: trust.clone(), conversations: sender, stage: stage.clone() };
         let listener = runtime.block_on(TcpListener::bind("127.0.0.1:0")).expect("listen");
         let address = listener.local_addr().expect("an address").to_string();
         runtime.spawn(serve(listener, TlsAcceptor::from(config), services));
-        Self { runtime, address, signing_key, token, conversations, stage }
+        Self { runtime, address, signing_key, root, trust, token, conversations, stage }
     }
 
     /// Answers fetches from this site from now on, changed by `twist`.
@@ -106,6 +102,8 @@ impl FakeOrigin {
     pub fn generation(&self, number: u64, root: RootEntry) -> Generation {
         Generation {
             tree_id: TREE,
+            epoch: 1,
+            trust: 1,
             number: GenerationNumber::new(number).expect("a number"),
             root,
             parent: None,
@@ -290,6 +288,10 @@ impl Replication for Services {
 
 #[tonic::async_trait]
 impl Enrolment for Services {
+    async fn trust(&self, _: Request<v1::TrustRequest>) -> Result<Response<v1::TrustDocument>, Status> {
+        Ok(Response::new(v1::TrustDocument { document: Bytes::copy_from_slice(self.trust.bytes()) }))
+    }
+
     async fn join(&self, request: Request<v1::JoinRequest>) -> Result<Response<v1::JoinResponse>, Status> {
         let request = request.into_inner();
         let name =
@@ -297,11 +299,7 @@ impl Enrolment for Services {
         let now = OffsetDateTime::now_utc();
         let issued = self.authority.issue_agent(&name, &request.certificate_request, now);
         let (certificate, _) = issued.map_err(|error| Status::invalid_argument(error.to_string()))?;
-        Ok(Response::new(v1::JoinResponse {
-            certificate: Bytes::copy_from_slice(&certificate),
-            ca_certificate: Bytes::copy_from_slice(self.authority.certificate()),
-            signing_key: Bytes::copy_from_slice(&self.signing_key),
-        }))
+        Ok(Response::new(v1::JoinResponse { certificate: Bytes::copy_from_slice(&certificate) }))
     }
 
     async fn renew(&self, _: Request<v1::RenewRequest>) -> Result<Response<v1::RenewResponse>, Status> {

@@ -13,26 +13,29 @@ use super::lying_origin::World;
 fn what_no_origin_says_ends_the_connection_and_no_more() {
     let mut world = World::new("hostile-messages");
     let honest: SignedGeneration = world.origin.sign(2, World::version(2).root());
-    let welcome = |protocol, key_successions| {
+    let welcome = |protocol, trust_document| {
         ToAgent::Welcome(v1::Welcome {
             protocol,
             heartbeat_interval_ms: 500,
-            key_successions,
+            trust_document,
             ..Default::default()
         })
     };
-    let forged =
-        v1::KeySuccession { new_key: Bytes::from_static(&[5; 32]), signature: Bytes::from_static(&[0; 64]) };
+    let mut document = world.origin.trust.document().clone();
+    document.number = 2;
+    let mut forged = document.sign(&world.origin.root.key).expect("its own root").bytes().to_vec();
+    *forged.last_mut().expect("a signature") ^= 1;
     let local = F::Local(v1::LocalContent {
         file: Bytes::from_static(&[1; 32]),
         source_path: Bytes::from_static(b"../../outside/precious"),
     });
     let said: Vec<(&str, bool, v1::OriginMessage)> = vec![
         ("nothing", true, v1::OriginMessage { message: None }),
-        ("welcome twice", true, message(welcome(1, vec![]))),
+        ("welcome twice", true, message(welcome(1, Bytes::new()))),
         ("an announcement before welcome", false, message(announce(&honest, None))),
-        ("protocol 99", false, message(welcome(99, vec![]))),
-        ("a forged signing key", false, message(welcome(1, vec![forged]))),
+        ("protocol 99", false, message(welcome(99, Bytes::new()))),
+        ("a forged trust document", false, message(welcome(1, forged.clone().into()))),
+        ("one later on", true, message(ToAgent::TrustDocument(forged.into()))),
         ("an announcement of nothing", true, message(ToAgent::Announce(v1::Announce::default()))),
     ];
     for (attack, welcomed, said) in said {

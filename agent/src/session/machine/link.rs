@@ -5,8 +5,6 @@ use std::time::{Duration, Instant};
 use syncd_proto::v1;
 use syncd_proto::v1::agent_message::Message as ToOrigin;
 use syncd_proto::v1::origin_message::Message as FromOrigin;
-use syncd_shared::identity::KeySuccession;
-use syncd_shared::identity::signing::verify_successions;
 use syncd_shared::text::one_line;
 
 use super::{GREETING_TIMEOUT, Machine};
@@ -61,6 +59,7 @@ impl Machine {
             (FromOrigin::Welcome(welcome), false) => self.welcomed(&welcome, now, out),
             (FromOrigin::Announce(announce), true) => self.announced(announce, out),
             (FromOrigin::Activate(activate), true) => self.told_to_activate(&activate),
+            (FromOrigin::TrustDocument(document), true) => self.follow(&document, out),
             (FromOrigin::Heartbeat(_), true) => Ok(()),
             _ => Err(Violation::Order),
         }
@@ -75,15 +74,7 @@ impl Machine {
         if !(PROTOCOL_MIN..=PROTOCOL_MAX).contains(&welcome.protocol) {
             return Err(Violation::Protocol { actual: welcome.protocol });
         }
-        let chain = welcome.key_successions.iter().enumerate();
-        let chain = chain
-            .map(|(index, s)| KeySuccession::from_parts(&s.new_key, &s.signature, index))
-            .collect::<Result<Vec<_>, _>>()?;
-        let key = verify_successions(self.trust.tree_id, self.trust.signing_key, &chain)?;
-        if key != self.trust.signing_key {
-            self.trust.signing_key = key;
-            out.push(Action::Pin(key));
-        }
+        self.follow(&welcome.trust_document, out)?;
         let interval = match welcome.heartbeat_interval_ms {
             0 => HEARTBEAT_DEFAULT,
             ms => Duration::from_millis(ms.into()).clamp(HEARTBEAT_SHORTEST, HEARTBEAT_LONGEST),
@@ -152,7 +143,7 @@ impl Machine {
             Link::Down { redial_at } if now >= *redial_at => {
                 self.hook_told = self.hook_report();
                 let hook = self.hook_told.clone();
-                out.push(Action::Dial(Box::new(messages::hello(&self.trust.boot_id, &self.replica, hook))));
+                out.push(Action::Dial(Box::new(messages::hello(&self.trust, &self.replica, hook))));
                 self.shown = self.replica.live.as_ref().map(|l| (l.number(), l.root_hash()));
                 self.shown_drift = self.replica.drift.clone();
                 self.link = Link::Greeting { since: now };

@@ -214,7 +214,7 @@ impl Machine {
             Job::Activate => false,
             Job::Update { .. } if self.activating => false,
             _ if self.stopping => true,
-            Job::Update { number, root } => self.target.as_ref().is_some_and(|t| !t.is(number, root)),
+            Job::Update { number, root } => !self.target.as_ref().is_some_and(|t| t.is(number, root)),
             Job::Verify => self.update_is_due(),
             Job::Maintain => self.update_is_due() || self.verify_wanted,
         }

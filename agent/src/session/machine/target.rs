@@ -7,7 +7,7 @@ use syncd_shared::text::error_chain;
 use syncd_shared::wire::{WireError, root_hash};
 use syncd_shared::{Generation, GenerationNumber, RootHash, SignedGeneration};
 
-use super::{Machine, Trust};
+use super::Machine;
 use crate::session::event::{Action, Violation};
 use crate::session::messages;
 use crate::session::worker::{Failure, Inline};
@@ -89,9 +89,8 @@ impl Machine {
         &self,
         message: &v1::SignedGeneration,
     ) -> Result<SignedGeneration, GenerationError> {
-        let Trust { tree_id, signing_key, .. } = &self.trust;
-        let generation =
-            SignedGeneration::verify(&message.record, &message.signature, *tree_id, signing_key)?;
+        let document = self.trust.keys.document.document();
+        let generation = document.verify_generation(&message.record, &message.signature)?;
         generation.may_follow(self.replica.accepted.as_ref())?;
         Ok(generation)
     }

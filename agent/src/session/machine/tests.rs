@@ -6,7 +6,9 @@ use syncd_proto::v1::RetryClass;
 use syncd_proto::v1::agent_message::Message as ToOrigin;
 use syncd_proto::v1::origin_message::Message as FromOrigin;
 use syncd_shared::ed25519::SigningKey;
-use syncd_shared::{AgentState, Generation, RootEntry, SignedGeneration, update_file};
+use syncd_shared::identity::{Authority, RootKey, TrustDocument};
+use syncd_shared::{AgentState, Generation, RootEntry, SignedGeneration, TreeId, update_file};
+use time::OffsetDateTime;
 
 use super::hook::SWITCHED_MAX;
 use super::schedule::{PROGRESS_DELAY, PROGRESS_INTERVAL};
@@ -19,6 +21,8 @@ const TREE: TreeId = TreeId::from_bytes([7; 16]);
 
 struct Scene {
     key: SigningKey,
+    root: RootKey,
+    keys: Trusted,
     machine: Machine,
     now: Instant,
 }
@@ -27,10 +31,14 @@ impl Scene {
     /// An agent with generation 1 live that has just dialled.
     fn new() -> Self {
         let key = SigningKey::from_bytes(&[3; 32]);
-        let trust = Trust { tree_id: TREE, signing_key: key.verifying_key(), boot_id: "boot".into() };
+        let root = RootKey { tree_id: TREE, key: SigningKey::from_bytes(&[4; 32]) };
+        let authority = Authority::create(TREE, OffsetDateTime::now_utc()).unwrap();
+        let document = TrustDocument::first(&root, key.verifying_key(), authority.certificate(), 0, 0);
+        let keys = Trusted::new(root.fingerprint(), document.clone());
+        let trust = Trust { keys: keys.clone(), boot_id: "boot".into() };
         let now = Instant::now();
         let machine = Machine::new(trust, holding(&generation(&key, 1)), now);
-        let mut scene = Self { key, machine, now };
+        let mut scene = Self { key, root, keys, machine, now };
         assert_eq!(shown_live(&scene.apply(Event::Tick)), Some(1));
         scene
     }
@@ -86,7 +94,9 @@ fn generation(key: &SigningKey, number: u64) -> SignedGeneration {
     let mut root = RootEntry::empty();
     root.metadata.mode = 0o700 + number as u16;
     let number = GenerationNumber::new(number).unwrap();
-    Generation { tree_id: TREE, number, root, parent: None, created_ms: 0, label: String::new() }.sign(key)
+    let label = String::new();
+    Generation { tree_id: TREE, epoch: 1, number, trust: 1, root, parent: None, created_ms: 0, label }
+        .sign(key)
 }
 
 fn holding(generation: &SignedGeneration) -> ReplicaState {
@@ -307,8 +317,52 @@ fn a_revoked_node_knows_that_it_is_until_it_is_let_in_again() {
     scene.apply(Event::Tick);
     scene.apply(Event::Lost("unreachable".into()));
     assert!(scene.machine.is_revoked(), "no news");
-    scene.apply(Event::Renewed);
+    let keys = scene.keys.clone();
+    scene.apply(Event::Renewed(Box::new(keys)));
     assert!(!scene.machine.is_revoked());
+}
+
+/// The next trust document, with another signing key.
+fn next_trust(scene: &Scene, root: &RootKey, key: &SigningKey) -> Event {
+    let mut document = scene.keys.document.document().clone();
+    (document.number, document.root_key, document.signing_key) =
+        (2, root.key.verifying_key(), key.verifying_key());
+    let document = Bytes::copy_from_slice(document.sign(&root.key).unwrap().bytes());
+    Event::Message(v1::OriginMessage { message: Some(FromOrigin::TrustDocument(document)) })
+}
+
+#[test]
+fn what_a_superseded_key_signed_is_not_staged_any_further() {
+    let mut scene = Scene::redialled_in_an_update();
+    scene.welcome();
+    let new = SigningKey::from_bytes(&[5; 32]);
+    let actions = scene.apply(next_trust(&scene, &scene.root, &new));
+    assert!(actions.iter().any(|action| matches!(action, Action::Follow(_))), "{actions:?}");
+    assert!(actions.iter().any(|action| matches!(action, Action::Cancel)), "{actions:?}");
+    assert!(scene.announce(3).iter().any(|action| matches!(action, Action::Send(ToOrigin::Failed(_)))));
+    assert!(scene.machine.error().is_some_and(|error| error.contains("signing key")));
+}
+
+#[test]
+fn a_document_of_another_root_key_is_reported_and_changes_nothing() {
+    let mut scene = Scene::new();
+    scene.welcome();
+    let other = RootKey { tree_id: TREE, key: SigningKey::from_bytes(&[6; 32]) };
+    let new = SigningKey::from_bytes(&[5; 32]);
+    let actions = scene.apply(next_trust(&scene, &other, &new));
+    assert!(!actions.iter().any(|action| matches!(action, Action::Follow(_) | Action::Hang)), "{actions:?}");
+    assert!(scene.machine.error().is_some_and(|error| error.contains("syncd-agent trust")));
+    let started = scene.announce(2);
+    assert!(started.iter().any(|action| matches!(action, Action::Start(_))), "the known key still counts");
+    // The operator pins the other one.
+    scene.keys.root = other.fingerprint();
+    let keys = scene.keys.clone();
+    scene.apply(Event::Renewed(Box::new(keys)));
+    scene.apply(Event::Tick);
+    scene.welcome();
+    let actions = scene.apply(next_trust(&scene, &other, &new));
+    assert!(actions.iter().any(|action| matches!(action, Action::Follow(_))), "{actions:?}");
+    assert_eq!(scene.machine.error(), None);
 }
 
 #[test]

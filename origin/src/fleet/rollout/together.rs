@@ -28,6 +28,8 @@ pub(super) mod tests {
     pub(in crate::fleet::rollout) fn generation(number: u64) -> SignedGeneration {
         Generation {
             tree_id: TreeId::from_bytes([1; 16]),
+            epoch: 1,
+            trust: 1,
             number: GenerationNumber::new(number).unwrap(),
             root: RootEntry::empty(),
             parent: None,

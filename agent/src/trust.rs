@@ -1,0 +1,43 @@
+//! Asks an origin for its trust document, before the origin is trusted.
+//!
+//! The connection proves nothing about the origin. Nothing secret is sent on it, and only a document that the
+//! pinned root key has signed is believed.
+
+use bytes::Bytes;
+use syncd_proto::v1;
+use syncd_proto::v1::enrolment_client::EnrolmentClient;
+use syncd_runtime::channel::{ConnectError, connect};
+use syncd_runtime::tls::{ClientTls, TlsError};
+use syncd_shared::TreeId;
+use syncd_shared::limits::TRUST_DOCUMENT_MAX_BYTES;
+use tonic::transport::Channel;
+
+/// An answer larger than this is refused: the document, its field, and its frame.
+const ANSWER_MAX_BYTES: usize = TRUST_DOCUMENT_MAX_BYTES + 64;
+
+/// Reason why there is no trust document.
+#[derive(Debug, thiserror::Error)]
+pub enum AskTrustError {
+    /// The connection failed.
+    #[error(transparent)]
+    Connect(#[from] ConnectError),
+    /// The TLS configuration is invalid.
+    #[error(transparent)]
+    Tls(#[from] TlsError),
+    /// The origin has another tree, or is none.
+    #[error("the origin shows no trust document")]
+    Refused(#[from] tonic::Status),
+}
+
+/// Asks the origin at `address` for its document. Cancel safe.
+pub(crate) async fn ask_trust(address: &str, tree_id: TreeId) -> Result<Bytes, AskTrustError> {
+    let channel = connect(address, ClientTls::untrusting(tree_id)?).await?;
+    Ok(ask_trust_on(channel, tree_id).await?)
+}
+
+/// Like [`ask_trust`], on an open connection.
+pub(crate) async fn ask_trust_on(channel: Channel, tree_id: TreeId) -> Result<Bytes, tonic::Status> {
+    let request = v1::TrustRequest { tree_id: Bytes::copy_from_slice(tree_id.as_bytes()) };
+    let mut client = EnrolmentClient::new(channel).max_decoding_message_size(ANSWER_MAX_BYTES);
+    Ok(client.trust(request).await?.into_inner().document)
+}

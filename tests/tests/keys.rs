@@ -1,0 +1,211 @@
+//! The keys of a tree through the real command line: replaced while everybody serves, lost, and stolen.
+
+use std::path::PathBuf;
+use std::process::Command;
+
+use syncd_tests::edits::{small_site, write};
+use syncd_tests::oracle::assert_same;
+use syncd_tests::process::run;
+use syncd_tests::{Agent, Origin, Scene, WrongClock, binary, wait};
+
+fn site(name: &str) -> (Scene, Origin) {
+    let scene = Scene::new(name);
+    let tree = scene.path("tree");
+    small_site(&tree, 20);
+    let origin = Origin::started(&scene, &tree);
+    origin.commit();
+    (scene, origin)
+}
+
+/// Moves the root key off the origin's machine, as `init` says.
+fn move_root_key(scene: &Scene, origin: &Origin) -> PathBuf {
+    let safe = scene.path("safe");
+    std::fs::create_dir_all(&safe).expect("make a directory");
+    std::fs::rename(origin.data.join("root.key"), safe.join("root.key")).expect("move the root key");
+    safe.join("root.key")
+}
+
+fn sign(origin: &Origin, root: &std::path::Path) {
+    let root = root.to_str().expect("a path as text");
+    origin.cli("key", &["sign", "--root-key", root]).expect_success();
+}
+
+fn keys(origin: &Origin) -> serde_json::Value {
+    origin.cli("key", &["show", "--json"]).expect_success().json()
+}
+
+/// Number of the agent's trust document.
+fn trust(agent: &Agent) -> Option<u64> {
+    let outcome = agent.cli("status", &["--json"]);
+    (outcome.code == Some(0)).then(|| outcome.json()["trust"].as_u64()).flatten()
+}
+
+#[track_caller]
+fn follows(agent: &Agent, origin: &Origin, number: u64) {
+    wait::until("the agent to follow the trust document", || (trust(agent) == Some(number)).then_some(()));
+    write(&origin.tree, "index.html", format!("under document {number} for {}", agent.name));
+    let generation = origin.commit_live();
+    agent.wait_live(generation);
+    assert_same(&origin.tree, &agent.live());
+}
+
+#[test]
+fn a_signing_key_is_replaced_and_nodes_follow_without_joining_again() {
+    let (scene, mut origin) = site("keys-signing");
+    let root = move_root_key(&scene, &origin);
+    let mut near = Agent::started(&scene, &origin, "near");
+    let mut away = Agent::started(&scene, &origin, "away");
+    origin.wait_connected(&["near", "away"]);
+    let before = origin.commit_live();
+    away.stop();
+    let old = keys(&origin);
+    let document = origin.cli("key", &["rotate", "--signing"]).expect_success();
+    assert!(document.stdout.starts_with("# syncd: trust document 2"), "{document:#?}");
+    assert_eq!(keys(&origin)["pending"]["number"], 2);
+    assert_eq!(keys(&origin)["trust"], old["trust"], "nothing has changed yet");
+    sign(&origin, &root);
+    let new = keys(&origin);
+    assert_eq!((&new["trust"]["number"], &new["pending"]), (&2.into(), &serde_json::Value::Null));
+    assert_ne!(new["trust"]["signing_key"], old["trust"]["signing_key"]);
+    assert_eq!(new["trust"]["authority"], old["trust"]["authority"]);
+    follows(&near, &origin, 2);
+    // The tree of generation `before` was signed again, so that a node that was away can take it.
+    let generation = origin.status().generation.expect("a generation");
+    assert!(generation > before);
+    away.start();
+    follows(&away, &origin, 2);
+    near.restart();
+    assert_eq!(wait::until("near to answer", || trust(&near)), 2, "it is kept");
+    // And after a restart of the origin, with a root key that is not there.
+    origin.stop();
+    origin.start();
+    origin.wait_connected(&["near", "away"]);
+    follows(&near, &origin, 2);
+    Agent::joined(&scene, &origin, "late");
+}
+
+#[test]
+fn an_authority_is_replaced_offline_and_nodes_renew_by_themselves() {
+    let (scene, mut origin) = site("keys-authority");
+    let root = move_root_key(&scene, &origin);
+    let near = Agent::started(&scene, &origin, "near");
+    let mut away = Agent::started(&scene, &origin, "away");
+    let mut lost = Agent::started(&scene, &origin, "lost");
+    origin.wait_connected(&["near", "away", "lost"]);
+    origin.commit_live();
+    away.stop();
+    lost.stop();
+    let token = origin.token();
+    // The document travels to the machine of the root key, and back.
+    let document = origin.cli("key", &["rotate", "--authority"]).expect_success();
+    let (file, signed) = (scene.path("document"), scene.path("signed"));
+    std::fs::write(&file, &document.stdout).expect("write the document");
+    let mut there = Command::new(binary("syncd-origin"));
+    there.args(["key", "--data"]).arg(scene.path("another machine"));
+    let outcome = run(there.args(["sign", "--root-key"]).arg(&root).arg(&file)).expect_success();
+    assert!(outcome.stderr.contains("authority"), "it shows what it signs: {outcome:#?}");
+    std::fs::write(&signed, &outcome.stdout).expect("write the signed document");
+    let unsigned = origin.cli("key", &["take", file.to_str().expect("text")]);
+    unsigned.expect_refusal(&["not signed"]);
+    origin.cli("key", &["take", signed.to_str().expect("text")]).expect_success();
+    assert_eq!(keys(&origin)["earlier_authorities"], 1);
+    follows(&near, &origin, 2);
+    // Nodes that were away trust no certificate that the origin shows now, and ask for the document.
+    away.start();
+    follows(&away, &origin, 2);
+    Agent::new(&scene, "late").join(origin.address(), &token).expect_success();
+    // The first authority was stolen: none of its certificates counts any more.
+    origin.cli("key", &["rotate", "--retire"]).expect_success();
+    sign(&origin, &root);
+    assert_eq!(keys(&origin)["earlier_authorities"], 0);
+    follows(&near, &origin, 3);
+    lost.start();
+    wait::until("the node of the retired authority to say so", || {
+        lost.try_status().and_then(|status| status.error).filter(|error| error.contains("join again"))
+    });
+    lost.join(origin.address(), &origin.token()).expect_refusal(&["revoke"]);
+    origin.cli("revoke", &["lost"]).expect_success();
+    lost.join(origin.address(), &origin.token()).expect_success();
+    follows(&lost, &origin, 3);
+    origin.stop();
+}
+
+#[test]
+fn a_lost_root_key_is_replaced_and_pinned_on_each_node() {
+    let (scene, origin) = site("keys-root");
+    let mut agent = Agent::started(&scene, &origin, "web1");
+    let mut stopped = Agent::started(&scene, &origin, "web2");
+    origin.wait_connected(&["web1", "web2"]);
+    stopped.stop();
+    std::fs::remove_file(origin.data.join("root.key")).expect("lose the root key");
+    origin.cli("key", &["rotate", "--root", "--signing"]).expect_success();
+    let root = move_root_key(&scene, &origin);
+    sign(&origin, &root);
+    let print = keys(&origin)["root_key"].as_str().expect("a fingerprint").to_owned();
+    wait::until("the agent to say what to do", || {
+        agent.try_status().and_then(|status| status.error).filter(|error| error.contains("syncd-agent trust"))
+    });
+    assert_eq!(trust(&agent), Some(1));
+    agent.cli("trust", &["00"]).expect_code(2);
+    agent.cli("trust", &[&print]).expect_success();
+    stopped.cli("trust", &[&print]).expect_success();
+    stopped.start();
+    origin.wait_connected(&["web1", "web2"]);
+    follows(&agent, &origin, 2);
+    follows(&stopped, &origin, 2);
+    agent.restart();
+    follows(&agent, &origin, 2);
+}
+
+#[test]
+fn a_root_key_with_a_passphrase_signs_with_it_alone() {
+    let scene = Scene::new("keys-passphrase");
+    let tree = scene.path("tree");
+    small_site(&tree, 5);
+    let origin = Origin::existing(&scene, "origin", &tree);
+    let (right, wrong) = (scene.path("right"), scene.path("wrong"));
+    std::fs::write(&right, "correct horse\n").expect("write");
+    std::fs::write(&wrong, "battery staple\n").expect("write");
+    let (right, wrong) = (right.to_str().expect("text"), wrong.to_str().expect("text"));
+    let init = origin.cli("init", &["--root-passphrase-file", right]).expect_success();
+    assert!(init.stderr.contains("root.key. Move it off this machine"), "{init:#?}");
+    // Without a serving origin, too.
+    origin.cli("key", &["rotate"]).expect_success();
+    let root = origin.data.join("root.key");
+    let root = root.to_str().expect("text");
+    origin.cli("key", &["sign", "--root-key", root]).expect_refusal(&["--root-passphrase-file"]);
+    let guess = ["sign", "--root-key", root, "--root-passphrase-file", wrong];
+    origin.cli("key", &guess).expect_refusal(&["passphrase does not open"]);
+    assert_eq!(keys(&origin)["trust"]["number"], 1);
+    origin.cli("key", &["sign", "--root-key", root, "--root-passphrase-file", right]).expect_success();
+    assert_eq!(keys(&origin)["trust"]["number"], 2);
+    origin.cli("key", &["sign", "--root-key", root]).expect_refusal(&["key rotate"]);
+}
+
+#[test]
+fn certificates_of_origin_and_authority_are_extended_long_before_their_end() {
+    let (scene, mut origin) = site("keys-clock");
+    let clock = WrongClock::new(&scene);
+    let mut agent = Agent::started(&scene, &origin, "web1");
+    origin.wait_connected(&["web1"]);
+    origin.commit_live();
+    let before = keys(&origin);
+    let ends = |keys: &serde_json::Value, which: &str| keys[which].as_str().expect("a date").to_owned();
+    agent.stop();
+    origin.stop();
+    // Seven years later: two thirds of the authority's life.
+    let later = clock.prefix(7 * 365);
+    origin.under(&later);
+    origin.start();
+    agent.under(&later);
+    agent.start();
+    let after = keys(&origin);
+    for which in ["authority_ends", "certificate_ends"] {
+        assert!(ends(&after, which) > ends(&before, which), "{which}: {before} {after}");
+    }
+    assert_eq!(after["trust"], before["trust"], "no signature is needed");
+    origin.wait_connected(&["web1"]);
+    follows(&agent, &origin, 1);
+    assert!(agent.daemon().log().contains("should have been replaced"), "the date warns, and nothing stops");
+    assert!(origin.daemon().log().contains("should have been replaced"));
+}
