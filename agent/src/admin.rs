@@ -10,6 +10,7 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 use syncd_runtime::local_socket::{LocalConnection, LocalListener, LocalSocketError};
+use syncd_runtime::own_directory;
 use syncd_shared::identity::trust::ParseFingerprintError;
 use syncd_shared::text::error_chain;
 use tokio::sync::watch;
@@ -98,8 +99,8 @@ pub async fn serve(listener: LocalListener, session: Handle, keeper: Arc<Keeper>
 async fn answer(mut client: LocalConnection, session: Handle, keeper: Arc<Keeper>) {
     let answered = match client.request::<Request>().await {
         Ok(Request::Status) => {
-            let status = Box::new(session.status.borrow().clone());
-            client.respond(&Reply::Status(status)).await
+            let status = session.status.borrow().clone();
+            client.respond(&Reply::Status(Box::new(with_warning(status, keeper).await))).await
         }
         Ok(Request::Verify) => verify(&mut client, &session).await,
         Ok(Request::PinRoot { root }) => client.respond(&pin_root(keeper, root).await).await,
@@ -109,6 +110,12 @@ async fn answer(mut client: LocalConnection, session: Handle, keeper: Arc<Keeper
     if let Err(error) = answered {
         tracing::debug!(%error, "a client of the admin socket went away");
     }
+}
+
+/// Adds what only a look at ROOT shows, so that it is never older than the request.
+async fn with_warning(status: AgentStatus, keeper: Arc<Keeper>) -> AgentStatus {
+    let looked = tokio::task::spawn_blocking(move || own_directory::closed(keeper.root())).await;
+    AgentStatus { warning: looked.unwrap_or_default(), ..status }
 }
 
 async fn pin_root(keeper: Arc<Keeper>, root: String) -> Reply {

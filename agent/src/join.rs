@@ -176,6 +176,9 @@ pub async fn join(options: JoinOptions) -> Result<Joined, JoinError> {
     let _leftovers = Leftovers::of(options.root.join("state"));
     own_directory::claim(&options.root, Access::Served)?;
     own_directory::claim_inside(&options.root.join("state"), Access::Private)?;
+    if let Some(closed) = own_directory::closed(&options.root) {
+        tracing::warn!("{closed}");
+    }
     let answer = EnrolmentClient::new(channel).join(request).await.map_err(JoinError::Refused)?.into_inner();
     let identity =
         AgentIdentity::joined(&options.token, &options.address, pending, &answer.certificate, document)?;

@@ -100,6 +100,10 @@ impl Keeper {
         Ok(Self { root, origin, identity: Mutex::new(identity), route, wanted: Arc::default() })
     }
 
+    pub(crate) fn root(&self) -> &Path {
+        &self.root
+    }
+
     /// Returns a dialer that always uses the newest identity.
     pub fn dialer(&self) -> Dialer {
         Dialer::new(self.route.subscribe(), self.wanted.clone())

@@ -119,6 +119,9 @@ impl Drop for Running {
 pub async fn start(options: RunOptions) -> Result<Running, ServiceError> {
     let identity = AgentIdentity::load(&options.root)?;
     own_directory::warn_of_owner(&options.root);
+    if let Some(closed) = own_directory::closed(&options.root) {
+        tracing::warn!("{closed}");
+    }
     let opening = options.clone();
     let signers = work::signers(&identity);
     let replica = tokio::task::spawn_blocking(move || work::open(&opening, signers))
@@ -216,6 +219,7 @@ pub(crate) fn about(options: &RunOptions, identity: &AgentIdentity) -> AgentStat
         origin_version: None,
         last_contact: None,
         error: None,
+        warning: own_directory::closed(&options.root),
         drift: None,
         hook: None,
         settings: Some(RunSettings {

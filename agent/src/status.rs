@@ -55,6 +55,8 @@ pub struct AgentStatus {
     pub last_contact: Option<String>,
     /// The last fault, while it lasts.
     pub error: Option<String>,
+    /// A mode of ROOT that keeps the web server out, with the command that mends it.
+    pub warning: Option<String>,
     /// The on-activate hook for the newest activation; `None`: none is set, or none was due since the agent
     /// started.
     pub hook: Option<HookStatus>,
@@ -196,6 +198,9 @@ impl fmt::Display for AgentStatus {
         if let Some(error) = self.error.as_ref().filter(|error| trouble.as_ref() != Some(*error)) {
             write!(f, "\n  error        {error}")?;
         }
+        if let Some(warning) = &self.warning {
+            write!(f, "\n  warning      {warning}")?;
+        }
         Ok(())
     }
 }
@@ -284,6 +289,7 @@ pub(crate) mod tests {
             origin_version: Some("1.0".into()),
             last_contact: Some("2026-11-23T04:12:02.000Z".into()),
             error: None,
+            warning: None,
             drift: None,
             hook: None,
             settings: None,
@@ -330,7 +336,7 @@ pub(crate) mod tests {
         let json = serde_json::to_string(&sample()).unwrap();
         let root = "ab".repeat(32);
         let expected = format!(
-            r#"{{"name":"web1","root_directory":"/srv/replica","origin":"host:8873","connected":true,"revoked":false,"generation":42,"root":"{root}","live":"/srv/replica/live","swap":"link","state":"live","accepted":42,"generations":[41,42],"spares":2,"running":true,"progress":null,"version":"1.0","origin_version":"1.0","last_contact":"2026-11-23T04:12:02.000Z","error":null,"hook":null,"drift":null,"settings":null}}"#
+            r#"{{"name":"web1","root_directory":"/srv/replica","origin":"host:8873","connected":true,"revoked":false,"generation":42,"root":"{root}","live":"/srv/replica/live","swap":"link","state":"live","accepted":42,"generations":[41,42],"spares":2,"running":true,"progress":null,"version":"1.0","origin_version":"1.0","last_contact":"2026-11-23T04:12:02.000Z","error":null,"warning":null,"hook":null,"drift":null,"settings":null}}"#
         );
         assert_eq!(json, expected);
     }

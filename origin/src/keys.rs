@@ -115,6 +115,12 @@ pub enum KeysError {
     /// The data directory is not initialised yet.
     #[error("{data} is not initialised: run `syncd-origin init --data {data}` first", data = data.display())]
     NotInitialised { data: PathBuf },
+    /// A file was removed under the running origin.
+    #[error(
+        "{path} is gone: agents are served, but the origin can't be started again; restore the file from the backup",
+        path = path.display()
+    )]
+    Gone { path: PathBuf },
     /// Another format version, or not a data directory of an origin.
     #[error("{data} has data format {found:?}, expected {FORMAT_VERSION}: use the syncd-origin that made it", data = data.display())]
     Format {
@@ -442,6 +448,14 @@ impl Keys {
     pub fn backup_files(&self) -> Vec<PathBuf> {
         let keys = self.data.join(KEYS);
         std::iter::once(self.data.join(FORMAT)).chain(KEY_FILES.map(|name| keys.join(name))).collect()
+    }
+
+    /// Checks that every file that the next start needs is there. Blocks for a few system calls.
+    pub fn in_place(&self) -> Result<(), KeysError> {
+        match self.backup_files().into_iter().find(|path| !path.is_file()) {
+            Some(path) => Err(KeysError::Gone { path }),
+            None => Ok(()),
+        }
     }
 }
 

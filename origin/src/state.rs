@@ -21,9 +21,17 @@ pub struct OriginState {
     pub http_address: Option<SocketAddr>,
     pub committer: watch::Receiver<OriginView>,
     pub fleet: watch::Receiver<Arc<FleetView>>,
-    /// Reason that DATA is unusable, if it is.
-    pub data_trouble: watch::Receiver<Option<String>>,
+    pub data_trouble: watch::Receiver<Option<DataTrouble>>,
     pub watch: Arc<Watch>,
+}
+
+/// A part of DATA that is missing.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum DataTrouble {
+    /// Nothing can be published, for this reason.
+    Store(String),
+    /// The origin goes on, and can't be started again, for this reason.
+    Keys(String),
 }
 
 /// See the module. Taken from memory alone: it costs no access to DATA.
@@ -32,7 +40,7 @@ pub struct Snapshot {
     pub tree: String,
     pub grpc_address: SocketAddr,
     pub http_address: Option<SocketAddr>,
-    /// The committer's view; held while something is wrong with DATA.
+    /// The committer's view, with what is wrong with DATA: held without the store, otherwise with the reason.
     pub origin: OriginView,
     pub fleet: Arc<FleetView>,
     /// Subtrees that send no events, and why, escaped for printing.
@@ -53,10 +61,11 @@ impl OriginState {
     }
 }
 
-/// Without DATA nothing can be published, whatever the committer knows.
-fn held_by(view: OriginView, data_trouble: Option<String>) -> OriginView {
+/// Without the store nothing can be published, whatever the committer knows.
+fn held_by(view: OriginView, data_trouble: Option<DataTrouble>) -> OriginView {
     match data_trouble {
-        Some(trouble) => OriginView { state: State::Held, reason: Some(trouble), ..view },
+        Some(DataTrouble::Store(reason)) => OriginView { state: State::Held, reason: Some(reason), ..view },
+        Some(DataTrouble::Keys(reason)) => OriginView { reason: view.reason.or(Some(reason)), ..view },
         None => view,
     }
 }
@@ -68,8 +77,10 @@ mod tests {
     #[test]
     fn an_origin_without_its_data_is_held() {
         let view = OriginView { state: State::Ready, reason: None, current: None, hold: None };
-        let held = held_by(view.clone(), Some("DATA is gone".into()));
+        let held = held_by(view.clone(), Some(DataTrouble::Store("DATA is gone".into())));
         assert_eq!((held.state, held.reason.as_deref()), (State::Held, Some("DATA is gone")));
+        let warned = held_by(view.clone(), Some(DataTrouble::Keys("a key is gone".into())));
+        assert_eq!((warned.state, warned.reason.as_deref()), (State::Ready, Some("a key is gone")));
         assert_eq!(held_by(view, None).state, State::Ready);
     }
 }

@@ -1,5 +1,8 @@
 //! Resolves users and groups of this machine, given by name or number.
 
+/// Longest part of a name that an error repeats.
+const SHOWN_MAX_CHARS: usize = 100;
+
 /// The file has no such user or group. Accounts from other sources (LDAP, for example) must be given by
 /// number.
 #[derive(Debug, thiserror::Error)]
@@ -29,7 +32,7 @@ fn id(name: &str, file: &'static str) -> Result<u32, UnknownAccountError> {
         .lines()
         .map(|line| line.split(':'))
         .find_map(|mut fields| (fields.next() == Some(name)).then(|| fields.nth(1)?.parse().ok())?)
-        .ok_or_else(|| UnknownAccountError { name: name.to_owned(), file })
+        .ok_or_else(|| UnknownAccountError { name: name.chars().take(SHOWN_MAX_CHARS).collect(), file })
 }
 
 #[cfg(test)]

@@ -21,6 +21,8 @@ use clap::parser::ValueSource;
 use clap::{Arg, ArgMatches, Command};
 use toml::{Table, Value};
 
+use crate::usage;
+
 /// Name and ID of the option that names the file.
 pub const OPTION: &str = "config";
 
@@ -67,9 +69,14 @@ pub fn arguments_with_config(
     Ok(arguments)
 }
 
-/// Adds the source of the value to an error about a value, unless it is the command line, and the default.
-/// `given` are the arguments that [`arguments_with_config`] was called with.
-pub fn explain(mut error: clap::Error, command: &Command, given: &[OsString]) -> clap::Error {
+/// Makes an error of clap fit to print, see [`usage::printable`]. An error about a value gets the source of
+/// the value, unless it is the command line, and the default. `given` are the arguments that
+/// [`arguments_with_config`] was called with.
+pub fn explain(error: clap::Error, command: &Command, given: &[OsString]) -> clap::Error {
+    usage::printable(with_source(error, command, given))
+}
+
+fn with_source(mut error: clap::Error, command: &Command, given: &[OsString]) -> clap::Error {
     let mut command = command.clone();
     command.build();
     let Some(ContextValue::String(shown)) = error.get(ContextKind::InvalidArg) else { return error };

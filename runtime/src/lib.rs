@@ -1,7 +1,7 @@
 //! The kit of both daemons, beside the domain. Everything here touches the machine it runs on.
 //!
-//! Start and end: [`config_file`], [`signals`], [`open_files`], [`threads`]. Talking to people and monitors:
-//! [`telemetry`], [`progress`], [`output`], [`health`], [`local_socket`]. Files of their own:
+//! Start and end: [`config_file`], [`usage`], [`signals`], [`open_files`], [`threads`]. Talking to people and
+//! monitors: [`telemetry`], [`progress`], [`output`], [`health`], [`local_socket`]. Files of their own:
 //! [`own_directory`], [`key_file`], [`write_again`], [`accounts`]. The network: [`channel`] is a client's
 //! connection, [`tls`] holds every TLS configuration (TLS 1.3 with the ring
 //! provider only), [`rate`] limits bytes and events.
@@ -21,4 +21,5 @@ pub mod signals;
 pub mod telemetry;
 pub mod threads;
 pub mod tls;
+pub mod usage;
 pub mod write_again;

@@ -5,10 +5,12 @@
 //! | --- | --- | --- |
 //! | [`Access::Private`]: DATA, keys, `ROOT/state` | 0700 | any access for others, write access for the group |
 //! | [`Access::Served`]: ROOT | 0755 | write access for the group and for others |
+//! | [`Access::Open`]: `ROOT/slots` | 0755 | every other mode |
 //!
-//! A wrong mode is corrected with a warning, and failing to correct it is an error. A directory of another
-//! user is refused, because that user could replace anything in it. [`check`] makes two exceptions for
-//! directories that are only read: root may look into any, and any user into those of root.
+//! A wrong mode is corrected with a warning, and failing to correct it is an error. ROOT is the operator's,
+//! who decides who may enter it: [`closed`] only describes a ROOT that nobody can enter. A directory of
+//! another user is refused, because that user could replace anything in it. [`check`] makes two exceptions
+//! for directories that are only read: root may look into any, and any user into those of root.
 
 use std::fs::DirBuilder;
 use std::io;
@@ -17,29 +19,34 @@ use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 
 use rustix::fs::{Mode, OFlags, Stat};
+use syncd_shared::limits::PATH_MAX_BYTES;
+use syncd_shared::text::one_line;
 
 /// Class of users that may read a directory.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Access {
     /// The owner. A group given read access on purpose keeps it.
     Private,
-    /// Everybody, because a web server reads it.
+    /// Everybody, because a web server reads it. The operator may admit fewer.
     Served,
+    /// Everybody, because a web server reads it. ROOT above it decides who may come so far.
+    Open,
 }
 
 impl Access {
     fn mode(self) -> u32 {
         match self {
             Self::Private => 0o700,
-            Self::Served => 0o755,
+            Self::Served | Self::Open => 0o755,
         }
     }
 
-    /// Mode bits that must not be set.
-    fn forbidden(self) -> u32 {
+    /// The right mode for a directory with this mode.
+    fn mended(self, mode: u32) -> u32 {
         match self {
-            Self::Private => 0o027,
-            Self::Served => 0o022,
+            Self::Private if mode & 0o027 == 0 => mode,
+            Self::Served => mode & !0o022,
+            Self::Private | Self::Open => self.mode(),
         }
     }
 }
@@ -135,6 +142,21 @@ pub fn warn_of_owner(path: &Path) -> Option<u32> {
     Some(uid)
 }
 
+/// Describes a directory that only its owner may enter, and says how to open it. `None`: others may enter it,
+/// or it can't be read.
+pub fn closed(path: &Path) -> Option<String> {
+    let (_, stat) = open(path, OFlags::empty()).ok()?;
+    let mode = stat.st_mode & 0o7777;
+    (mode & 0o011 == 0).then(|| {
+        format!(
+            "only user {} may enter {shown} (mode {mode:04o}), so a web server of another user answers 403: \
+             chmod 0755 {shown}",
+            stat.st_uid,
+            shown = one_line(&path.display().to_string(), PATH_MAX_BYTES)
+        )
+    })
+}
+
 /// Creates a directory with exactly this mode. An existing one is left for the caller to check.
 fn make(path: &Path, mode: u32) -> io::Result<()> {
     match DirBuilder::new().mode(mode).create(path) {
@@ -155,16 +177,17 @@ fn open(path: &Path, flags: OFlags) -> io::Result<(OwnedFd, Stat)> {
 
 fn mend(directory: &OwnedFd, stat: &Stat, path: &Path, access: Access) -> Result<(), DirectoryError> {
     let mode = stat.st_mode & 0o7777;
-    if mode & access.forbidden() == 0 {
+    let mended = access.mended(mode);
+    if mode == mended {
         return Ok(());
     }
-    let mended = match access {
-        Access::Private => access.mode(),
-        Access::Served => mode & !access.forbidden(),
-    };
     rustix::fs::fchmod(directory, Mode::from_raw_mode(mended))
         .map_err(|errno| DirectoryError::Io { path: path.to_owned(), source: errno.into() })?;
-    tracing::warn!(path = %path.display(), "others could use this directory: its mode was {mode:04o} and is {mended:04o} now");
+    let reason = match mode & !mended {
+        0 => "a web server could not enter this directory",
+        _ => "others could use this directory",
+    };
+    tracing::warn!(path = %path.display(), "{reason}: its mode was {mode:04o} and is {mended:04o} now");
     Ok(())
 }
 
@@ -198,6 +221,8 @@ mod tests {
             (Access::Served, 0o777, 0o755),
             (Access::Served, 0o775, 0o755),
             (Access::Served, 0o700, 0o700),
+            (Access::Open, 0o700, 0o755),
+            (Access::Open, 0o777, 0o755),
         ];
         for (access, before, after) in cases {
             for use_it in [claim, check] {
@@ -206,6 +231,21 @@ mod tests {
                 assert_eq!(mode(base.path()), after, "{access:?} {before:o}");
             }
         }
+    }
+
+    #[test]
+    fn a_directory_that_only_its_owner_may_enter_is_described() {
+        let base = tempfile::tempdir().unwrap();
+        for (mode, is_closed) in
+            [(0o755, false), (0o750, false), (0o711, false), (0o744, true), (0o700, true)]
+        {
+            std::fs::set_permissions(base.path(), PermissionsExt::from_mode(mode)).unwrap();
+            let described = closed(base.path());
+            assert_eq!(described.is_some(), is_closed, "{mode:o}: {described:?}");
+        }
+        let described = closed(base.path()).unwrap();
+        assert!(described.ends_with(&format!("chmod 0755 {}", base.path().display())), "{described}");
+        assert_eq!(closed(&base.path().join("missing")), None);
     }
 
     #[test]

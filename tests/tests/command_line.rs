@@ -4,7 +4,7 @@
 use std::ffi::OsString;
 use std::fs;
 use std::io::{Read, Seek};
-use std::os::unix::fs::{FileTypeExt, PermissionsExt};
+use std::os::unix::fs::{FileTypeExt, MetadataExt, PermissionsExt};
 use std::path::Path;
 use std::process::{Command, Stdio};
 use std::time::Duration;
@@ -602,6 +602,15 @@ fn members_of_the_admin_group_publish_and_read_nothing_else() {
         .output()
         .expect("run ls");
     assert!(!list.status.success(), "DATA can be entered, not listed");
+
+    // Without the option the next start closes DATA again.
+    let facts =
+        |path: &Path| fs::metadata(path).map(|found| (found.mode() & 0o777, found.gid())).expect("stat");
+    assert_eq!(facts(&origin.data), (0o710, 4711));
+    origin.stop();
+    let mut origin = Origin::existing(&scene, &long, &tree).with_options(&["--trigger", "manual"]);
+    origin.start();
+    assert_eq!(facts(&origin.data), (0o700, 0));
 }
 
 /// Runs a command whose standard output nobody reads.
@@ -698,6 +707,63 @@ fn the_origins_health_tells_of_a_first_generation_and_of_lost_data() {
     origin.data = data;
     wait::until("health to tell of it", || (health().0 == 200).then_some(()));
     assert_eq!(origin.commit(), 2);
+}
+
+#[test]
+fn the_origins_health_tells_of_each_part_of_its_data_and_agents_are_served_meanwhile() {
+    let (scene, mut origin) = site("health-parts");
+    let address = origin.status().http_address.expect("an address");
+    let health = || {
+        let answer = http::get(&address, "/healthz").expect("a health answer");
+        (answer.status, String::from_utf8_lossy(&answer.body).into_owned())
+    };
+    let mut agent = Agent::started(&scene, &origin, "web1");
+    origin.wait_connected(&["web1"]);
+    origin.commit_live();
+    for (part, may_publish) in
+        [("packs", false), ("format", true), ("keys/signing.key", true), ("keys/ca.key", true)]
+    {
+        let (path, moved) = (origin.data.join(part), scene.path("moved"));
+        fs::rename(&path, &moved).expect("take a part away");
+        wait::until(&format!("health without {part}"), || (health().0 == 503).then_some(()));
+        assert!(health().1.contains(part), "{}", health().1);
+        origin.cli("status", &["--check"]).expect_code(if may_publish { 3 } else { 1 });
+        agent.restart();
+        origin.wait_connected(&["web1"]);
+        write(&origin.tree, "index.html", format!("without {part}"));
+        if may_publish {
+            origin.commit_live();
+        } else {
+            origin.cli("commit", &[]).expect_refusal(&[part, "restart"]);
+        }
+        fs::rename(&moved, &path).expect("bring it back");
+        wait::until(&format!("health with {part}"), || (health().0 == 200).then_some(()));
+        origin.commit_live();
+    }
+    assert!(
+        origin.daemon().log().contains("signing.key is gone: agents are served"),
+        "{}",
+        origin.daemon().log()
+    );
+}
+
+#[test]
+fn arguments_are_repeated_as_one_short_line() {
+    let evil = "7\n2026-11-30T00:00:00Z  INFO all is well\x1b[2J";
+    let long = "9".repeat(50_000);
+    for value in [evil, &long] {
+        for (program, arguments) in [
+            ("syncd-origin", ["commit", "-m", value]),
+            ("syncd-origin", ["serve", "--tree=/srv", value]),
+            ("syncd-agent", ["run", "--grace", value]),
+            ("syncd-agent", ["run", "--root=/srv", value]),
+        ] {
+            let outcome = run(Command::new(binary(program)).args(arguments)).expect_code(2);
+            let shown = outcome.stderr;
+            assert!(!shown.contains('\x1b') && !shown.contains("\n2026"), "{shown:?}");
+            assert!(shown.len() < 2000, "{program} prints {} bytes", shown.len());
+        }
+    }
 }
 
 #[test]

@@ -20,6 +20,22 @@ fn breakable(scene: &Scene, real: &Path, broken: &Path) -> PathBuf {
     hook
 }
 
+/// web1, joined, with or without privileges.
+#[track_caller]
+fn joined(scene: &Scene, origin: &Origin, is_unprivileged: bool) -> Agent {
+    let agent = Agent::new(scene, "web1");
+    let agent = if is_unprivileged { agent.unprivileged(scene) } else { agent };
+    agent.join(origin.address(), &origin.token()).expect_success();
+    agent
+}
+
+/// An empty file that every user may write.
+#[track_caller]
+fn open_log(path: &Path) {
+    std::fs::write(path, "").expect("make the log");
+    std::fs::set_permissions(path, PermissionsExt::from_mode(0o666)).expect("chmod");
+}
+
 #[track_caller]
 fn healthz(address: &str) -> String {
     let answer = http::get(address, "/healthz").expect("a health answer");
@@ -29,6 +45,11 @@ fn healthz(address: &str) -> String {
 
 #[test]
 fn waiting_for_what_is_switched_already_has_a_mended_hook_run_at_once() {
+    a_mended_hook(false);
+    a_mended_hook(true);
+}
+
+fn a_mended_hook(is_unprivileged: bool) {
     let scene = Scene::new("hook-mended");
     let tree = scene.path("tree");
     write(&tree, "index.html", "one");
@@ -36,7 +57,7 @@ fn waiting_for_what_is_switched_already_has_a_mended_hook_run_at_once() {
     let broken = scene.path("broken");
     std::fs::write(&broken, "").expect("break the hook");
     let hook = format!("test ! -e {} || {{ echo broken >&2; exit 1; }}", broken.display());
-    let mut web1 = Agent::joined(&scene, &origin, "web1").with_options(&["--on-activate", &hook]);
+    let mut web1 = joined(&scene, &origin, is_unprivileged).with_options(&["--on-activate", &hook]);
     web1.start();
     origin.wait_connected(&["web1"]);
     origin.cli("commit", &["--wait"]).expect_code(3);
@@ -55,6 +76,11 @@ fn waiting_for_what_is_switched_already_has_a_mended_hook_run_at_once() {
 
 #[test]
 fn healing_has_the_hook_run_again_for_every_path() {
+    healing(false);
+    healing(true);
+}
+
+fn healing(is_unprivileged: bool) {
     let scene = Scene::new("hook-healing");
     let tree = scene.path("tree");
     for name in ["index.html", "login.php", "other.html"] {
@@ -62,11 +88,12 @@ fn healing_has_the_hook_run_again_for_every_path() {
     }
     let origin = Origin::started(&scene, &tree);
     let runs = scene.path("runs");
+    open_log(&runs);
     let hook = format!(
         "{{ echo generation $SYNCD_GENERATION, paths $(wc -l), slot $(wc -c < $SYNCD_SLOT_PATHS); }} >> {}",
         runs.display()
     );
-    let mut web1 = Agent::joined(&scene, &origin, "web1").with_options(&["--on-activate", &hook]);
+    let mut web1 = joined(&scene, &origin, is_unprivileged).with_options(&["--on-activate", &hook]);
     web1.start();
     origin.wait_connected(&["web1"]);
     origin.commit_live();
@@ -243,14 +270,20 @@ fn a_hook_that_is_set_or_changed_later_runs_for_what_is_live_already() {
 
 #[test]
 fn a_hook_runs_at_the_next_start_for_what_was_healed_while_no_agent_ran() {
+    healing_offline(false);
+    healing_offline(true);
+}
+
+fn healing_offline(is_unprivileged: bool) {
     let scene = Scene::new("hook-offline");
     let tree = scene.path("tree");
     write(&tree, "index.html", "one");
     write(&tree, "login.php", "one");
     let origin = Origin::started(&scene, &tree);
     let runs = scene.path("runs");
+    open_log(&runs);
     let hook = format!("{{ wc -l; wc -c < $SYNCD_SLOT_PATHS; }} >> {}", runs.display());
-    let mut web1 = Agent::joined(&scene, &origin, "web1").with_options(&["--on-activate", &hook]);
+    let mut web1 = joined(&scene, &origin, is_unprivileged).with_options(&["--on-activate", &hook]);
     web1.start();
     origin.wait_connected(&["web1"]);
     origin.commit_live();
@@ -293,17 +326,14 @@ fn a_hook_that_failed_for_two_switches_is_told_later_what_the_slots_showed_meanw
         write(&tree, "index.html", "one");
         let origin = Origin::started(&scene, &tree);
         let (log, broken) = (scene.path("log"), scene.path("broken"));
-        std::fs::write(&log, "").expect("make the log");
-        std::fs::set_permissions(&log, PermissionsExt::from_mode(0o666)).expect("chmod");
+        open_log(&log);
         let paths = "$(tr '\\0' ' ' < $SYNCD_SLOT_PATHS)";
         let hook = format!(
             "echo \"$SYNCD_GENERATION $SYNCD_TREE {paths}\" >> {}; test ! -e {}",
             log.display(),
             broken.display()
         );
-        let agent = Agent::new(&scene, "web1");
-        let agent = if is_unprivileged { agent.unprivileged(&scene) } else { agent };
-        agent.join(origin.address(), &origin.token()).expect_success();
+        let agent = joined(&scene, &origin, is_unprivileged);
         let mut agent = agent.with_options(&["--on-activate", &hook, "--keep", "1", "--grace", "0s"]);
         agent.start();
         origin.wait_connected(&["web1"]);
@@ -371,7 +401,8 @@ fn the_logs_of_both_sides_tell_what_happened_once() {
     let connected = origin.daemon().log();
     for (agent, name) in [(&mut plain, "agent=web1"), (&mut hooked, "agent=web2")] {
         assert_eq!(lines_with(&connected, &["INFO", "agent connected", name]), 1, "{connected}");
-        assert_eq!(lines_with(&connected, &["INFO", "live", name, "generation=2"]), 1, "{connected}");
+        let live = ["INFO", "live", name, "generation=2 label=\"release 2\" files=2 bytes=4 B seconds="];
+        assert_eq!(lines_with(&connected, &live), 1, "{connected}");
         let log = agent.daemon().log();
         assert_eq!(lines_with(&log, &["INFO", " connected to the origin"]), 1, "{log}");
         assert_eq!(lines_with(&log, &["INFO", "first sync"]), 1, "{log}");

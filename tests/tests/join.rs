@@ -476,3 +476,34 @@ fn a_backup_is_served_from_as_it_is_and_keeps_revoked_nodes_out() {
         origin.stop();
     }
 }
+
+#[test]
+fn a_root_that_keeps_the_web_server_out_is_named_with_the_command() {
+    use std::os::unix::fs::{MetadataExt, PermissionsExt};
+    let mode = |path: &std::path::Path| std::fs::metadata(path).expect("stat").mode() & 0o7777;
+    let close = |path: &std::path::Path| {
+        std::fs::set_permissions(path, PermissionsExt::from_mode(0o700)).expect("set a mode");
+    };
+    let (scene, origin) = site("closed-root");
+    let mut agent = Agent::new(&scene, "web1");
+    let slots = agent.root.join("slots");
+    std::fs::create_dir(&agent.root).expect("make ROOT");
+    close(&agent.root);
+    let command = format!("chmod 0755 {}", agent.root.display());
+    let joined = agent.join(origin.address(), &origin.token()).expect_success();
+    assert!(joined.stderr.contains(&command), "{joined:?}");
+    let offline = agent.cli("status", &[]).expect_success();
+    assert!(offline.stdout.contains(&command), "{offline:?}");
+
+    close(&slots);
+    agent.start();
+    agent.wait_live(1);
+    assert_eq!((mode(&agent.root), mode(&slots)), (0o700, 0o755), "ROOT is the operator's, slots is not");
+    assert!(agent.daemon().log().contains(&command), "{}", agent.daemon().log());
+    let shown = agent.cli("status", &[]).expect_success().stdout;
+    assert!(shown.contains("  warning      only user ") && shown.contains(&command), "{shown}");
+
+    std::fs::set_permissions(&agent.root, PermissionsExt::from_mode(0o755)).expect("set a mode");
+    let shown = agent.cli("status", &[]).expect_success().stdout;
+    assert!(!shown.contains("warning"), "a mode that was mended is not complained of: {shown}");
+}

@@ -16,9 +16,8 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
 use rustix::fs::FileType;
-use syncd_shared::stored_frame::{FrameBuffer, StoredFrame};
 use syncd_shared::wire::WireError;
-use syncd_shared::{ContentHash, ContentTag, Metadata};
+use syncd_shared::{ContentHash, Metadata};
 
 use crate::build::StageError;
 use crate::state::disk::{self, Dir, DiskError, Owners};
@@ -204,26 +203,6 @@ impl Incoming {
         fan.rename(part.as_bytes(), fan, name.as_bytes())?;
         lock(&self.arrived).insert(hash, Arrived { inode, dressed: Some(wanted.metadata) });
         Ok(())
-    }
-
-    /// Stores the wanted pieces of a frame. Returns the number of contents completed and of bytes stored.
-    pub fn store(
-        &self,
-        frame: &StoredFrame,
-        buffer: &mut FrameBuffer,
-        content: &dyn Fn(ContentTag) -> Option<ContentHash>,
-        wanted: &HashMap<ContentHash, Wanted>,
-    ) -> Result<(u64, u64), StageError> {
-        let bytes = buffer.decompress(frame).map_err(StageError::Frame)?;
-        let (mut whole, mut taken) = (0u64, 0u64);
-        for piece in &frame.pieces {
-            let slice = stretch(bytes, piece.frame_offset as usize, piece.length_bytes as usize)?;
-            let Some(file) = content(piece.file) else { continue };
-            let (contents, bytes) = self.put(file, piece.file_offset, slice, wanted)?;
-            whole = contents.saturating_add(whole);
-            taken = bytes.saturating_add(taken);
-        }
-        Ok((whole, taken))
     }
 
     /// Stores a stretch of a content that is wanted and missing. Returns the number of contents completed and

@@ -125,12 +125,12 @@ impl<'a> Assembler<'a> {
         })
     }
 
-    /// Stores what a frame brings. Returns the number of contents completed and of bytes stored.
-    pub fn take(&mut self, mut frame: DeltaFrame, to: &Reception<'_>) -> Result<(u64, u64), StageError> {
+    /// Stores what a frame brings.
+    pub fn take(&mut self, mut frame: DeltaFrame, to: &Reception<'_>) -> Result<(), StageError> {
         frame.resolve(&|tag| self.bases.replacement(tag)).map_err(StageError::Frame)?;
         let parts = parts(&frame, to);
         if parts.is_empty() {
-            return Ok((0, 0));
+            return Ok(());
         }
         let length = self.read_prefix(&frame.bases)?;
         let prefix = self.prefix.get(..length).unwrap_or_default();
@@ -140,7 +140,7 @@ impl<'a> Assembler<'a> {
             Err(error) => {
                 tracing::warn!(error = &error as &dyn std::error::Error, "a delta could not be decoded");
                 parts.iter().for_each(|(content, ..)| to.incoming.drop_part(*content));
-                Ok((0, 0))
+                Ok(())
             }
         };
         self.decoded = decoded;
@@ -152,27 +152,21 @@ impl<'a> Assembler<'a> {
         parts: Vec<(ContentHash, u64, Part<'_>)>,
         decoded: &[u8],
         to: &Reception<'_>,
-    ) -> Result<(u64, u64), StageError> {
-        let (mut whole, mut taken) = (0u64, 0u64);
+    ) -> Result<(), StageError> {
         for (content, offset, part) in parts {
             let made = match part {
-                Part::Decoded { start, length } => {
-                    to.incoming.put(content, offset, stretch(decoded, start, length)?, to.wanted)
-                }
+                Part::Decoded { start, length } => to.put(content, offset, stretch(decoded, start, length)?),
                 Part::Copied(copy) => self.copy(content, copy, to),
             };
             match made {
-                Ok((contents, bytes)) => {
-                    whole = contents.saturating_add(whole);
-                    taken = bytes.saturating_add(taken);
-                }
+                Ok(()) => {}
                 Err(StageError::Content { expected, actual }) => {
                     tracing::warn!(%expected, %actual, "a delta produced other content, which is now fetched whole");
                 }
                 Err(error) => return Err(error),
             }
         }
-        Ok((whole, taken))
+        Ok(())
     }
 
     /// Reads all bases one after the other to the start of `prefix`, and returns their total length. A basis
@@ -211,19 +205,14 @@ impl<'a> Assembler<'a> {
         Ok(start)
     }
 
-    fn copy(
-        &mut self,
-        content: ContentHash,
-        copy: &DeltaCopy,
-        to: &Reception<'_>,
-    ) -> Result<(u64, u64), StageError> {
+    fn copy(&mut self, content: ContentHash, copy: &DeltaCopy, to: &Reception<'_>) -> Result<(), StageError> {
         let mut buffer = std::mem::take(&mut self.buffer);
         buffer.resize(COPY_BYTES, 0);
         let result = match self.file(&copy.basis)? {
             Some(file) => copy_stretch(&file, content, copy, &mut buffer, to),
             None => {
                 to.incoming.drop_part(content);
-                Ok((0, 0))
+                Ok(())
             }
         };
         self.buffer = buffer;
@@ -273,8 +262,8 @@ fn copy_stretch(
     copy: &DeltaCopy,
     buffer: &mut [u8],
     to: &Reception<'_>,
-) -> Result<(u64, u64), StageError> {
-    let (mut done, mut whole) = (0u64, 0u64);
+) -> Result<(), StageError> {
+    let mut done = 0u64;
     while let left @ 1.. = copy.length_bytes.saturating_sub(done) {
         if to.cancel.load(Ordering::Relaxed) {
             return Err(StageError::Cancelled);
@@ -286,10 +275,10 @@ fn copy_stretch(
             break;
         }
         let at = copy.file_offset.saturating_add(done);
-        whole = whole.saturating_add(to.incoming.put(content, at, bytes, to.wanted)?.0);
+        to.put(content, at, bytes)?;
         done = done.saturating_add(length as u64);
     }
-    Ok((whole, done))
+    Ok(())
 }
 
 /// The wanted and missing pieces of a frame, in order within each file.

@@ -3,8 +3,11 @@
 #![cfg_attr(not(test), deny(clippy::arithmetic_side_effects, clippy::indexing_slicing))]
 
 use std::collections::HashMap;
+use std::convert::Infallible;
 use std::sync::OnceLock;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::mpsc::{RecvTimeoutError, Sender, channel};
+use std::time::Duration;
 
 use syncd_shared::delta::DeltaFrame;
 use syncd_shared::stored_frame::{FrameBuffer, StoredFrame};
@@ -12,7 +15,7 @@ use syncd_shared::wire::Frame;
 use syncd_shared::{ContentHash, ContentTag, TreePath};
 
 use crate::build::allowance::Allowance;
-use crate::build::content::{Incoming, Wanted};
+use crate::build::content::{Incoming, Wanted, stretch};
 use crate::build::delta::{Assembler, Bases};
 use crate::build::queue::{Waiting, queue};
 use crate::build::writeback::Writeback;
@@ -26,6 +29,8 @@ const WORKERS_MAX: usize = 4;
 const WAITING_FRAMES: usize = 3;
 /// Answers with less content than this are processed on the calling thread.
 const INLINE_BYTES: u64 = 1024 * 1024;
+/// Interval of progress while the workers complete what has arrived.
+const PROGRESS_EVERY: Duration = Duration::from_millis(200);
 
 /// The contents expected, and where to put them.
 pub(crate) struct Reception<'a> {
@@ -84,7 +89,7 @@ impl Reception<'_> {
         }
         let workers = syncd_runtime::threads::at_most(WORKERS_MAX);
         let failed = AtomicBool::new(false);
-        let work = |mut waiting: Waiting<Parcel>| {
+        let work = |mut waiting: Waiting<Parcel>, _ended: Sender<Infallible>| {
             let mut bench = Workbench::default();
             let result = waiting.try_for_each(|parcel| self.store(parcel, &mut bench));
             failed.fetch_or(result.is_err(), Ordering::Relaxed);
@@ -93,12 +98,16 @@ impl Reception<'_> {
         let work = &work;
         std::thread::scope(|scope| {
             let (sender, waiting) = queue::<Parcel>(WAITING_FRAMES.saturating_mul(workers));
-            let start = |waiting| scope.spawn(move || work(waiting));
-            let handles: Vec<_> = std::iter::repeat_n(waiting, workers).map(start).collect();
+            let (ended, all_ended) = channel();
+            let start = |(waiting, ended)| scope.spawn(move || work(waiting, ended));
+            let handles: Vec<_> = std::iter::repeat_n((waiting, ended), workers).map(start).collect();
             let read = self.read(frames, answers, allowance, progress, &mut |parcel| {
                 Ok(!failed.load(Ordering::Relaxed) && sender.send(parcel).is_ok())
             });
             drop(sender);
+            while all_ended.recv_timeout(PROGRESS_EVERY) == Err(RecvTimeoutError::Timeout) {
+                progress(self.done());
+            }
             for handle in handles {
                 match handle.join() {
                     Ok(result) => result?,
@@ -161,30 +170,46 @@ impl Reception<'_> {
     }
 
     fn store<'b>(&'b self, parcel: Parcel, bench: &mut Workbench<'b>) -> Result<(), StageError> {
-        let (files, bytes) = match (parcel, &self.bases) {
-            (Parcel::Stored(frame), _) => {
-                self.incoming.store(&frame, &mut bench.buffer, &|tag| self.content(tag), self.wanted)?
-            }
-            (Parcel::Delta(_), None) => (0, 0),
+        match (parcel, &self.bases) {
+            (Parcel::Stored(frame), _) => self.store_pieces(&frame, &mut bench.buffer),
+            (Parcel::Delta(_), None) => Ok(()),
             (Parcel::Delta(frame), Some(bases)) => {
                 let assembler = match &mut bench.assembler {
                     Some(assembler) => assembler,
                     none => none.insert(Assembler::new(bases)?),
                 };
-                assembler.take(frame, self)?
+                assembler.take(frame, self)
             }
-        };
+        }
+    }
+
+    /// Stores the wanted pieces of a frame.
+    fn store_pieces(&self, frame: &StoredFrame, buffer: &mut FrameBuffer) -> Result<(), StageError> {
+        let bytes = buffer.decompress(frame).map_err(StageError::Frame)?;
+        for piece in &frame.pieces {
+            let slice = stretch(bytes, piece.frame_offset as usize, piece.length_bytes as usize)?;
+            if let Some(content) = self.content(piece.file) {
+                self.put(content, piece.file_offset, slice)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Stores a stretch of a content that is wanted and missing, and counts it at once.
+    pub fn put(&self, content: ContentHash, offset: u64, bytes: &[u8]) -> Result<(), StageError> {
+        let (files, bytes) = self.incoming.put(content, offset, bytes, self.wanted)?;
         self.files_done.fetch_add(files, Ordering::Relaxed);
         self.bytes_done.fetch_add(bytes, Ordering::Relaxed);
         self.writeback.wrote(bytes);
         Ok(())
     }
 
+    /// Pieces that were given up and fetched again count twice, but never beyond the total.
     pub fn done(&self) -> StageProgress {
         StageProgress {
             files_done: self.files_done.load(Ordering::Relaxed),
             files_total: self.files_total,
-            bytes_done: self.bytes_done.load(Ordering::Relaxed),
+            bytes_done: self.bytes_done.load(Ordering::Relaxed).min(self.bytes_total),
             bytes_total: self.bytes_total,
         }
     }

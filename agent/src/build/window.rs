@@ -203,14 +203,19 @@ impl<'a> Shared<'a> {
         StageProgress {
             files_done: self.files_done.load(Ordering::Relaxed),
             files_total: self.totals.files,
-            bytes_done: self.bytes_done.load(Ordering::Relaxed),
+            bytes_done: self.bytes_done.load(Ordering::Relaxed).min(self.totals.bytes),
             bytes_total: self.totals.bytes,
         }
     }
 
     /// Counts a file that was already there.
     pub fn found(&self, bytes: u64) {
-        self.files_done.fetch_add(1, Ordering::Relaxed);
+        self.arrived(1, bytes);
+    }
+
+    /// Counts bytes that were stored, and the files that they completed.
+    fn arrived(&self, files: u64, bytes: u64) {
+        self.files_done.fetch_add(files, Ordering::Relaxed);
         self.bytes_done.fetch_add(bytes, Ordering::Relaxed);
     }
 
@@ -234,10 +239,9 @@ impl<'a> Shared<'a> {
             let slice = stretch(bytes, piece.frame_offset as usize, piece.length_bytes as usize)?;
             if slice.len() as u64 != item.size || piece.file_offset != 0 {
                 let wanted = Wanted { size: item.size, metadata: item.metadata, users: 1 };
-                if self.incoming.put_piece(item.content, piece.file_offset, slice, &wanted)? {
-                    self.found(item.size);
-                    self.writeback.wrote(item.size);
-                }
+                let is_whole = self.incoming.put_piece(item.content, piece.file_offset, slice, &wanted)?;
+                self.arrived(u64::from(is_whole), slice.len() as u64);
+                self.writeback.wrote(slice.len() as u64);
                 continue;
             }
             let actual = ContentHash::of(slice);

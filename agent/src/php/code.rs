@@ -24,13 +24,18 @@ pub struct Code {
 }
 
 impl Code {
-    /// Looks at every file. Blocks.
+    /// Looks at every file that PHP can name. Visitors may have nested directories until their paths are too
+    /// long for the kernel, for this program as for PHP. Blocks.
     pub fn of(tree: &Path) -> io::Result<Self> {
         let tree = fs::canonicalize(tree)?;
         let mut code = Self::default();
         let mut directories = vec![tree.clone()];
         while let Some(directory) = directories.pop() {
-            for entry in fs::read_dir(&directory)? {
+            let entries = match fs::read_dir(&directory) {
+                Err(error) if error.kind() == io::ErrorKind::InvalidFilename => continue,
+                entries => entries?,
+            };
+            for entry in entries {
                 let entry = entry?;
                 let (path, kind) = (entry.path(), entry.file_type()?);
                 if kind.is_dir() {
@@ -83,5 +88,14 @@ mod tests {
         symlink("lib", path("current")).unwrap();
         assert_eq!(Code::of(scratch.path()).unwrap().link, Some("current".into()));
         assert!(Code::of(&path("none")).is_err());
+    }
+
+    #[test]
+    fn directories_nested_too_deep_for_php_do_not_count() {
+        let scratch = tempfile::tempdir().unwrap();
+        fs::write(scratch.path().join("index.php"), "12345").unwrap();
+        crate::fixture::deepen(scratch.path(), 100, &[b'd'; 200]);
+        let found = Code::of(scratch.path()).unwrap();
+        assert_eq!(found, Code { files: 1, source_bytes: 5, link: None });
     }
 }

@@ -35,7 +35,7 @@ use crate::state::cursor::{DirCursor, LiveTree};
 use crate::state::disk::{Dir, Stat};
 use crate::state::hashing::hash_file;
 use crate::state::layout::Layout;
-use crate::state::lost_found::{KeepError, LostFound};
+use crate::state::lost_found::{self, KeepError, LostFound};
 use crate::state::record::{Record, RecordError};
 use crate::state::slot::{FormerTree, Slot};
 use crate::state::trees::Trees;
@@ -526,12 +526,15 @@ impl Replica {
         self.slots.record().set_drift(Some(&drift))
     }
 
-    /// Ends an earlier report when a later tree has no local changes.
-    fn drift_ended(&mut self, number: u64) -> Result<(), RecordError> {
-        match &self.drift {
-            Some(drift) if number > drift.live => self.acknowledge_drift(),
-            _ => Ok(()),
+    /// Ends an earlier report when a later tree has no local changes. A report of files that are kept stays
+    /// while they are there, so that somebody sees it.
+    fn drift_ended(&mut self, number: u64) -> Result<(), StageError> {
+        let Some(drift) = self.drift.as_ref().filter(|drift| number > drift.live) else { return Ok(()) };
+        let kept = drift.kept.as_deref().and_then(|kept| kept.rsplit('/').next());
+        if kept.map_or(Ok(false), |kept| lost_found::has(self.slots.layout(), kept))? {
+            return Ok(());
         }
+        Ok(self.acknowledge_drift()?)
     }
 
     /// Clears the last report.

@@ -8,6 +8,7 @@ mod lost_record;
 mod mishaps;
 mod parts;
 mod planted;
+mod progress;
 mod recycled;
 mod visitors;
 

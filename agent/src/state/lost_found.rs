@@ -162,6 +162,15 @@ pub(crate) fn give_way(layout: &Layout) -> Result<bool, DiskError> {
     Ok(!kept.is_empty())
 }
 
+/// Whether files are kept under this name, the number of a generation.
+pub(crate) fn has(layout: &Layout, name: &str) -> Result<bool, DiskError> {
+    match layout.root.open_dir(LOST_FOUND) {
+        Ok(dir) => Ok(dir.stat(name.as_bytes())?.is_some()),
+        Err(e) if e.is_no_directory() => Ok(false),
+        Err(e) => Err(e),
+    }
+}
+
 /// Generations with entries here, oldest first.
 fn generations(dir: &Dir) -> Result<Vec<u64>, DiskError> {
     let mut kept: Vec<u64> = dir.list()?.iter().filter_map(|listed| number(&listed.name)).collect();

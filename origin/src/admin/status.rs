@@ -5,7 +5,7 @@ use std::fmt::{self, Write as _};
 use indicatif::HumanBytes;
 use serde::{Deserialize, Serialize};
 use syncd_runtime::progress::percent;
-use syncd_shared::text::{counted, counted_of, rfc3339};
+use syncd_shared::text::{counted, rfc3339};
 use syncd_shared::{GenerationNumber, HookStatus};
 
 use crate::commit::{Hold, State};
@@ -142,16 +142,14 @@ impl Progress {
 
 impl fmt::Display for Progress {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { generation, files_done, bytes_done, .. } = self;
-        let files = counted_of(*files_done, self.files_total, "file", "files");
-        write!(f, "generation {generation}: {files}, {}", HumanBytes(*bytes_done))?;
-        if let Some(total) = self.bytes_total {
-            write!(f, " of {}", HumanBytes(total))?;
+        AgentProgress {
+            generation: self.generation,
+            files: self.files_done,
+            bytes: self.bytes_done,
+            files_total: self.files_total.unwrap_or_default(),
+            bytes_total: self.bytes_total.unwrap_or_default(),
         }
-        match self.percent {
-            Some(percent) => write!(f, ", {percent} %"),
-            None => Ok(()),
-        }
+        .fmt(f)
     }
 }
 
@@ -164,8 +162,8 @@ pub enum Verdict {
     /// except in manual mode) or waiting, or has no generation yet.
     NotPublishing,
     /// Exit code 3: an enrolled agent does not have the current generation live, or needs attention because
-    /// of an error, local changes or a note. Also if no agent is enrolled, for example after only the keys
-    /// were restored, because then no node has it live.
+    /// of an error, local changes or a note. Also if a file that the next start needs is gone, or if no agent
+    /// is enrolled, for example after only the keys were restored, because then no node has it live.
     NotLiveEverywhere,
 }
 
@@ -184,7 +182,7 @@ impl Status {
         match self.state {
             State::Ready | State::Scanning if self.generation.is_some() => {
                 let is_live = !self.agents.is_empty() && self.agents.iter().all(is_well);
-                if is_live { Verdict::Well } else { Verdict::NotLiveEverywhere }
+                if is_live && self.reason.is_none() { Verdict::Well } else { Verdict::NotLiveEverywhere }
             }
             _ => Verdict::NotPublishing,
         }

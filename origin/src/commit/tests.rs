@@ -614,6 +614,27 @@ async fn an_open_file_is_published_when_its_writer_closes_it_or_stops_writing() 
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_file_that_was_open_before_the_start_is_published_when_its_writer_closes_it() {
+    use std::io::Write as _;
+    let site = Site::new(3);
+    let mut file = fs::File::create(site.tree().join("upload")).unwrap();
+    file.write_all(b"half").unwrap();
+    let max = Duration::from_secs(600);
+    let trigger = Trigger::Settle { quiet: Duration::from_millis(50), max, busy_after: 2 * max };
+    let origin = site.serve(trigger).await;
+    let reason = state(&origin, State::Waiting).await;
+    assert!(reason.contains("upload is written and not closed"), "{reason}");
+    assert!(origin.committer().view().borrow().current.is_none(), "nothing is published");
+    file.write_all(b" and half").unwrap();
+    drop(file);
+    let first = generation(&origin, 1).await.current.unwrap();
+    let listed = fs::read_dir(site.tree()).unwrap();
+    let bytes: u64 = listed.map(|file| file.unwrap().metadata().unwrap().len()).sum();
+    assert_eq!(first.generation().root.totals.bytes, bytes);
+    origin.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_file_that_never_rests_does_not_hold_back_the_others() {
     let site = Site::new(3);
     site.write("debug.log", "published");

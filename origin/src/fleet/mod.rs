@@ -12,6 +12,7 @@
 //! once their records are written. The generations of agents are written behind, every few seconds. A crash
 //! loses at most those, and agents report them again.
 
+mod first_sync;
 #[cfg(feature = "fuzzing")]
 pub mod fuzzing;
 pub mod live_wait;

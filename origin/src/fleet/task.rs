@@ -16,6 +16,7 @@ use tokio::time::{Instant, MissedTickBehavior};
 use tokio_util::sync::CancellationToken;
 
 use crate::clock::now_ms;
+use crate::fleet::first_sync::FirstSyncLog;
 use crate::fleet::records::{RecordChange, RecordError};
 use crate::fleet::registry::expiry_ms;
 use crate::fleet::rollout::{Assignment, Policy};
@@ -326,8 +327,8 @@ impl FleetTask {
         let Some(newest) = self.newest.borrow().clone() else { return };
         let views: Vec<&AgentView> = self.agents.values().map(|agent| &agent.view).collect();
         let assignments = self.policy.assign(&views, &newest);
-        for (agent, assignment) in self.agents.values().zip(assignments) {
-            if let Some(connection) = &agent.connection {
+        for (agent, assignment) in self.agents.values_mut().zip(assignments) {
+            if let Some(connection) = &mut agent.connection {
                 connection.assign(assignment, again);
             }
         }
@@ -355,7 +356,14 @@ impl FleetTask {
         self.next_connection += 1;
         let (end, ended) = oneshot::channel();
         let (assignment, assigned) = watch::channel(None);
-        let connection = Connection { id: self.next_connection, boot_id: greeting.boot_id, end, assignment };
+        let connection = Connection {
+            id: self.next_connection,
+            boot_id: greeting.boot_id,
+            end,
+            assignment,
+            assigned: VecDeque::new(),
+            first_sync: FirstSyncLog::default(),
+        };
         agent.connection = Some(connection);
         agent.notes = greeting.notes;
         let view = &mut agent.view;
@@ -376,7 +384,9 @@ impl FleetTask {
         let generation = view.generation.map_or(0, GenerationNumber::get);
         tracing::info!(agent = %view.name, generation, "agent connected");
         let first = self.first_assignment(&peer.name);
-        if let Some(connection) = self.agents.get(&peer.name).and_then(|agent| agent.connection.as_ref()) {
+        if let Some(connection) = self.agents.get_mut(&peer.name).and_then(|agent| agent.connection.as_mut())
+        {
+            first.iter().for_each(|first| connection.note(&first.generation));
             connection.assignment.send_replace(first);
         }
         Ok(Attached { connection: self.next_connection, ended, assignment: assigned })
@@ -410,15 +420,18 @@ impl FleetTask {
 
     fn report(&mut self, name: &AgentName, connection: u64, report: Report, now: i64) {
         let Some(agent) = self.agents.get_mut(name) else { return };
-        if agent.connection.as_ref().is_none_or(|c| c.id != connection) {
+        let Some(connection) = agent.connection.as_mut().filter(|current| current.id == connection) else {
             return;
-        }
+        };
         let view = &mut agent.view;
         view.last_seen_ms = now;
         let before = Standing::of(view);
         match report {
             Report::Heartbeat => {}
             Report::Progress { state, progress } => {
+                if view.generation.is_none() && connection.first_sync.is_due(&progress, Instant::now()) {
+                    tracing::info!(agent = %view.name, "first sync of {progress}");
+                }
                 view.state = state;
                 view.staged = view.staged.filter(|(staged, _)| staged.get() == progress.generation);
                 view.progress = Some(progress);
@@ -455,7 +468,8 @@ impl FleetTask {
                 view.needs_operator = needs_operator;
             }
         }
-        before.log_change(view);
+        let assigned = view.generation.and_then(|number| connection.assigned(number));
+        before.log_change(view, assigned);
     }
 }
 

@@ -1,8 +1,11 @@
 //! The public view of the fleet.
 
 use std::collections::HashSet;
+use std::fmt;
 
-use syncd_shared::text::counted;
+use indicatif::HumanBytes;
+use syncd_runtime::progress::percent;
+use syncd_shared::text::{counted, counted_of};
 use syncd_shared::{AgentState, GenerationNumber, HookStatus, RootHash};
 
 /// Roots held by agents seen within this time are retained, in milliseconds.
@@ -22,6 +25,21 @@ pub struct AgentProgress {
     pub bytes_total: u64,
 }
 
+impl fmt::Display for AgentProgress {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { generation, files, bytes, files_total, bytes_total } = *self;
+        let files = counted_of(files, Some(files_total).filter(|&total| total > 0), "file", "files");
+        write!(f, "generation {generation}: {files}, {}", HumanBytes(bytes))?;
+        if bytes_total > 0 {
+            write!(f, " of {}", HumanBytes(bytes_total))?;
+        }
+        match percent(bytes, bytes_total) {
+            Some(percent) => write!(f, ", {percent} %"),
+            None => Ok(()),
+        }
+    }
+}
+
 /// Files of a tree that differ from its manifest on an agent's node, as last reported.
 #[derive(Debug, Clone, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 pub struct AgentDrift {
@@ -37,8 +55,8 @@ pub struct AgentDrift {
     pub lost: u64,
 }
 
-impl std::fmt::Display for AgentDrift {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+impl fmt::Display for AgentDrift {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Self { generation, paths, first, kept, lost } = self;
         let changes = counted(*paths, "local change", "local changes");
         write!(f, "{changes} in generation {generation} (first {first})")?;

@@ -1,7 +1,8 @@
 //! The origin's health over HTTP ([`syncd_runtime::health`]).
 //!
 //! Status 200 while the published generation matches the tree, as far as the origin knows. Status 503 with
-//! the reason while publishing is held or waiting, before the first generation, and when DATA is gone.
+//! the reason while publishing is held or waiting, before the first generation, and when a part of DATA is
+//! gone.
 
 use syncd_runtime::health::Health;
 
@@ -25,6 +26,10 @@ pub fn health(now: &Snapshot) -> Health {
             Health { is_well: false, text: format!("{shown}; {reason}{hooks}") }
         }
         (State::Ready | State::Scanning, None) => Health { is_well: false, text: shown },
+        (State::Ready | State::Scanning, Some(_)) if view.reason.is_some() => {
+            let reason = view.reason.as_deref().unwrap_or_default();
+            Health { is_well: false, text: format!("{shown}; {reason}{hooks}") }
+        }
         (State::Ready | State::Scanning, Some(_)) => {
             // Manual mode: nothing would be published anyway.
             let hold = view.hold.map(|hold| format!("; {}", hold.reason())).unwrap_or_default();
@@ -89,5 +94,7 @@ mod tests {
         assert_eq!(told(State::Ready, None, None), (false, "no generation yet".into()));
         let held = told(State::Held, Some("the tree is gone"), Some(7));
         assert_eq!(held, (false, "generation 7; the tree is gone".into()));
+        let warned = told(State::Ready, Some("a key is gone"), Some(7));
+        assert_eq!(warned, (false, "generation 7; a key is gone".into()));
     }
 }

@@ -53,7 +53,7 @@ pub enum StartError {
     /// Creating the admin socket failed.
     #[error(transparent)]
     Socket(#[from] LocalSocketError),
-    /// Giving `--admin-group` access failed.
+    /// Giving `--admin-group` access, or taking it away, failed.
     #[error("let the admin group into {path}: start the origin as root, or as a member of that group", path = path.display())]
     AdminGroup {
         /// DATA.

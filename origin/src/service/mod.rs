@@ -172,7 +172,7 @@ impl Origin {
         tasks.spawn(serve::serve(grpc, services, shutdown.clone())?);
         tasks.spawn(upkeep::keep_certificate(keys.clone(), shutdown.clone()));
         let (trouble, data_trouble) = watch::channel(None);
-        tasks.spawn(upkeep::watch_data(store.clone(), trouble, shutdown.clone()));
+        tasks.spawn(upkeep::watch_data(store.clone(), keys.clone(), trouble, shutdown.clone()));
         let state = OriginState {
             tree: one_line(&options.tree.display().to_string(), PATH_MAX_BYTES),
             grpc_address,

@@ -43,9 +43,10 @@ impl Sockets {
 
 fn bind_admin(options: &ServeOptions) -> Result<LocalListener, StartError> {
     let group = options.admin_group.map(Gid::from_raw);
-    if let Some(group) = group {
-        let source = |source| StartError::AdminGroup { path: options.data.clone(), source };
-        let_through(&options.data, group).map_err(source)?;
+    let source = |source| StartError::AdminGroup { path: options.data.clone(), source };
+    match group {
+        Some(group) => let_through(&options.data, group).map_err(source)?,
+        None => shut_out(&options.data).map_err(source)?,
     }
     Ok(LocalListener::bind_for(&socket_path(&options.data), group)?)
 }
@@ -54,6 +55,16 @@ fn bind_admin(options: &ServeOptions) -> Result<LocalListener, StartError> {
 fn let_through(data: &Path, group: Gid) -> std::io::Result<()> {
     rustix::fs::chown(data, None, Some(group))?;
     Ok(rustix::fs::chmod(data, Mode::RWXU | Mode::XGRP)?)
+}
+
+/// Undoes [`let_through`] once the option is gone. A mode that the operator gave DATA stays.
+fn shut_out(data: &Path) -> std::io::Result<()> {
+    let found = rustix::fs::stat(data)?;
+    if found.st_mode & 0o777 == 0o710 {
+        rustix::fs::chmod(data, Mode::RWXU)?;
+        rustix::fs::chown(data, None, Some(rustix::process::getegid()))?;
+    }
+    Ok(())
 }
 
 async fn bind(address: SocketAddr, hint: &'static str) -> Result<TcpListener, StartError> {

@@ -9,6 +9,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::error_chain;
 use crate::keys::Keys;
+use crate::state::DataTrouble;
 use crate::store::Store;
 
 /// Interval of checks of the origin's certificate.
@@ -54,24 +55,33 @@ pub(super) async fn keep_certificate(keys: Arc<Keys>, shutdown: CancellationToke
 /// Checks DATA until `shutdown` and publishes what is wrong with it. Logs changes.
 pub(super) async fn watch_data(
     store: Arc<Store>,
-    trouble: watch::Sender<Option<String>>,
+    keys: Arc<Keys>,
+    trouble: watch::Sender<Option<DataTrouble>>,
     shutdown: CancellationToken,
 ) {
     let mut ticks = tokio::time::interval(DATA_LOOK);
     while shutdown.run_until_cancelled(ticks.tick()).await.is_some() {
-        let store = store.clone();
-        let Ok(looked) = tokio::task::spawn_blocking(move || store.in_place()).await else { return };
-        let now = looked.err().map(|error| error_chain(&error));
+        let (store, keys) = (store.clone(), keys.clone());
+        let Ok(now) = tokio::task::spawn_blocking(move || data_trouble(&store, &keys)).await else { return };
         trouble.send_if_modified(|shown| {
             let changed = *shown != now;
             if changed {
                 match &now {
-                    Some(reason) => tracing::error!("nothing can be published: {reason}"),
-                    None => tracing::info!("the data directory is back"),
+                    Some(DataTrouble::Store(reason)) => tracing::error!("nothing can be published: {reason}"),
+                    Some(DataTrouble::Keys(reason)) => tracing::error!("{reason}"),
+                    None => tracing::info!("the data directory is complete again"),
                 }
                 *shown = now;
             }
             changed
         });
     }
+}
+
+/// Names what is missing in DATA, the worst first. Blocks for a few system calls.
+fn data_trouble(store: &Store, keys: &Keys) -> Option<DataTrouble> {
+    if let Err(error) = store.in_place() {
+        return Some(DataTrouble::Store(error_chain(&error)));
+    }
+    keys.in_place().err().map(|error| DataTrouble::Keys(error_chain(&error)))
 }

@@ -30,6 +30,8 @@ pub struct WorkTree {
     times_only: BTreeSet<TreePath>,
     /// Files that must be read again.
     racy: Hints,
+    /// Whether the watches are new with the snapshot that has begun, or have lost events.
+    watches_anew: bool,
 }
 
 impl WorkTree {
@@ -45,6 +47,7 @@ impl WorkTree {
             withheld: Withheld::new(),
             times_only: BTreeSet::new(),
             racy: Hints::default(),
+            watches_anew: false,
         }
     }
 }
@@ -95,6 +98,7 @@ impl TreeSource for WorkTree {
     }
 
     fn begin(&mut self, thorough: bool) -> bool {
+        self.watches_anew = self.pending.everything.is_some_and(|reason| reason != Reason::Polling);
         let mut scope = Scope::from(std::mem::take(&mut self.pending));
         if !self.links.is_empty() && !matches!(scope, Scope::Everything) {
             // If TREE is missing, the scan reports it.
@@ -127,6 +131,9 @@ impl TreeSource for WorkTree {
         };
         let outcome = scan::scan(&scan, job.base, scope)?;
         progress.finish();
+        if self.watches_anew && !job.options.preview {
+            self.watch.look_for_earlier_writers();
+        }
         tracing::debug!(
             files_read = outcome.files_read,
             bytes_read = outcome.bytes_read,

@@ -86,12 +86,12 @@ pub enum StoreError {
     /// The database code panicked on the file's content.
     #[error("the index of the store is damaged beyond reading; restore the data directory from a copy")]
     IndexUnreadable,
-    /// The data directory was removed, replaced or unmounted under the running origin.
+    /// The data directory, or a part of it, was removed, replaced or unmounted under the running origin.
     #[error(
         "{path} is not there any more: bring the data directory back, or restore it, and restart the origin"
     )]
     Gone {
-        /// Path of the index.
+        /// Path of the index, or of the packs.
         path: PathBuf,
     },
     /// A value in the index does not match its checksum.

@@ -93,6 +93,8 @@ const DIRECTORY_CACHE_BYTES: usize = 8 * 1024 * 1024;
 pub struct Store {
     index: Index,
     packs: PackReader,
+    /// Device and inode of the directory of packs.
+    packs_directory: Option<(u64, u64)>,
     directories: Mutex<DirectoryCache>,
     ahead: FramesAhead,
     /// Whether a writer exists.
@@ -157,6 +159,7 @@ impl Store {
         Ok(Self {
             index,
             packs,
+            packs_directory: index::identity(&packs_path(data)).ok(),
             directories: Mutex::new(DirectoryCache::new(DIRECTORY_CACHE_BYTES)),
             ahead: FramesAhead::default(),
             writing: Mutex::new(false),
@@ -174,9 +177,14 @@ impl Store {
         &self.data
     }
 
-    /// Checks that the data directory is still the one that was opened. Blocks for one system call.
+    /// Checks that index and packs are still the ones that were opened. Blocks for two system calls.
     pub fn in_place(&self) -> Result<(), StoreError> {
-        self.index.in_place()
+        self.index.in_place()?;
+        let path = packs_path(&self.data);
+        match index::identity(&path).ok() == self.packs_directory {
+            true => Ok(()),
+            false => Err(StoreError::Gone { path }),
+        }
     }
 
     /// Whether the pack is long enough to have the frame at this location.

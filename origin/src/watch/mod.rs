@@ -312,6 +312,22 @@ impl Watch {
         }
     }
 
+    /// Looks for files of the tree that were opened for writing before there were watches. A process of
+    /// another container is not seen, so files that events know of are not forgotten.
+    pub fn look_for_earlier_writers(&self) {
+        let Some(root) = self.root() else { return };
+        let mut found = writers::of(&root);
+        let everywhere = TreePath::root();
+        self.shared.state().open.found(&everywhere, &found.open(), false);
+        // An event of a close before that is lost.
+        let before = found.open();
+        if found.forget_closed() {
+            let now = found.open();
+            let mut state = self.shared.state();
+            before.keys().filter(|path| !now.contains_key(*path)).for_each(|path| state.open.closed(path));
+        }
+    }
+
     /// Polled subtrees with reasons. Empty if events report every change.
     pub fn polled(&self) -> Vec<Polled> {
         let state = self.shared.state();

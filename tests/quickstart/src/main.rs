@@ -1,7 +1,7 @@
 //! syncd in one command: an origin and two agents in one process, on loopback, with real tokens over real
 //! TLS.
 //!
-//! Run it with `cargo run --release --bin syncd-quickstart [-- TREE]`. With `--once` it runs through a story
+//! Run it with `cargo run --bin syncd-quickstart [-- TREE]`. With `--once` it runs through a story
 //! without a person, and exits with 0 only if every check passed.
 
 mod site;

@@ -320,3 +320,50 @@ fn a_web_user_that_nests_directories_without_end_stops_neither_updates_nor_the_a
     assert_eq!(agent.daemon().pid(), pid);
     assert!(agent.daemon().ended().is_none(), "{}", agent.daemon().log());
 }
+
+#[test]
+fn a_web_user_stops_no_agent_without_privileges_and_leads_it_nowhere() {
+    require_root("it becomes www-data");
+    let scene = Scene::new("hostile-unprivileged");
+    fs::set_permissions(scene.directory(), fs::Permissions::from_mode(0o755)).expect("chmod");
+    let tree = scene.path("tree");
+    small_site(&tree, 30);
+    write(&tree, "uploads/page.html", "an upload");
+    fs::set_permissions(tree.join("uploads"), fs::Permissions::from_mode(0o777)).expect("chmod");
+    let outside = scene.new_directory("outside");
+    write(&outside, "precious", "untouched");
+    write(&outside, "page.html", "untouched");
+    let before = fingerprint(&outside);
+    let origin = Origin::started(&scene, &tree);
+    let first = origin.commit();
+    let agent = Agent::new(&scene, "web1").unprivileged(&scene);
+    agent.join(origin.address(), &origin.token()).expect_success();
+    let mut agent = agent.with_options(&["--grace", "0s", "--keep", "1"]);
+    agent.start();
+    agent.wait_live(first);
+    let pid = agent.daemon().pid();
+    for round in 0..8 {
+        // A file, a link that leads out, and a directory that the agent may not empty.
+        let script = format!(
+            "cd {}/uploads && echo evil > shell.php && ln -s {outside} out && mkdir -p mine/below && \
+             echo x > mine/below/x && chmod 0700 mine/below mine && rm -f page.html && ln -s {outside}/page.html page.html",
+            agent.live().canonicalize().expect("live").display(),
+            outside = outside.display()
+        );
+        assert!(as_web_user(&script), "the web user may write to uploads");
+        write(&tree, "index.html", format!("round {round}"));
+        write(&tree, "uploads/page.html", format!("upload {round}"));
+        let number = origin.commit_live();
+        agent.wait_live(number);
+        agent.assert_live_is(&tree);
+        assert_eq!(fingerprint(&outside), before, "written outside the root in round {round}");
+    }
+    // The planted files are reported, and at the origin as well.
+    wait::until("the report", || {
+        let status = origin.cli("status", &["--json"]).expect_success().json();
+        status["agents"][0]["drift"]["paths"].as_u64().is_some_and(|paths| paths > 0).then_some(())
+    });
+    assert_eq!(agent.daemon().pid(), pid);
+    assert!(agent.daemon().ended().is_none(), "{}", agent.daemon().log());
+    agent.assert_live_is(&tree);
+}

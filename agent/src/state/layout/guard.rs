@@ -120,8 +120,8 @@ pub(super) fn inspect_parts(root: &Dir, path: &Path) -> Result<Vec<Inspected>, L
         (STATE, Access::Private),
         (STAGING, Access::Private),
         (TRASH, Access::Private),
-        (SLOTS, Access::Served),
-        (GENERATIONS, Access::Served),
+        (SLOTS, Access::Open),
+        (GENERATIONS, Access::Open),
     ] {
         let part = match root.open_dir(name) {
             Ok(part) => part,

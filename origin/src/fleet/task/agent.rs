@@ -1,11 +1,16 @@
 //! One agent as the fleet task keeps it: its connections, and what is shown of it.
 
 use std::collections::VecDeque;
+use std::sync::Arc;
+use std::time::Duration;
 
-use syncd_shared::{AgentState, GenerationNumber, HookOutcome, HookStatus};
+use indicatif::{HumanBytes, HumanCount};
+use syncd_shared::{AgentState, GenerationNumber, HookOutcome, HookStatus, SignedGeneration};
 use tokio::sync::{oneshot, watch};
+use tokio::time::Instant;
 
 use crate::fleet::EndReason;
+use crate::fleet::first_sync::FirstSyncLog;
 use crate::fleet::rollout::Assignment;
 use crate::fleet::roster::Told;
 use crate::fleet::view::{AgentDrift, AgentView};
@@ -24,16 +29,39 @@ const TAKE_OVERS_MAX: usize = 6;
 /// Period for [`TAKE_OVERS_MAX`], in milliseconds.
 const TAKE_OVERS_MS: i64 = 2 * 60 * 1000;
 
+/// Assigned generations remembered for each connection. An agent may report one after the next is assigned.
+const ASSIGNED_MAX: usize = 4;
+
 pub(super) struct Connection {
     pub(super) id: u64,
     pub(super) boot_id: String,
     pub(super) end: oneshot::Sender<EndReason>,
     pub(super) assignment: watch::Sender<Option<Assignment>>,
+    /// The last generations that were assigned, and when, newest last.
+    pub(super) assigned: VecDeque<(Arc<SignedGeneration>, Instant)>,
+    pub(super) first_sync: FirstSyncLog,
 }
 
 impl Connection {
+    /// Notes an assigned generation, for the log.
+    pub(super) fn note(&mut self, generation: &Arc<SignedGeneration>) {
+        if self.assigned.back().is_none_or(|(last, _)| last.number() != generation.number()) {
+            self.assigned.push_back((generation.clone(), Instant::now()));
+            if self.assigned.len() > ASSIGNED_MAX {
+                self.assigned.pop_front();
+            }
+        }
+    }
+
+    /// A generation that was assigned lately, with the time since.
+    pub(super) fn assigned(&self, number: GenerationNumber) -> Option<(&SignedGeneration, Duration)> {
+        let (generation, at) = self.assigned.iter().rfind(|(assigned, _)| assigned.number() == number)?;
+        Some((generation, at.elapsed()))
+    }
+
     /// Passes the assignment to the session, if it differs or `again`.
-    pub(super) fn assign(&self, assignment: Assignment, again: bool) {
+    pub(super) fn assign(&mut self, assignment: Assignment, again: bool) {
+        self.note(&assignment.generation);
         self.assignment.send_if_modified(|assigned| {
             let differs = assigned.as_ref() != Some(&assignment);
             *assigned = Some(assignment);
@@ -93,8 +121,9 @@ impl Standing {
         }
     }
 
-    /// Logs one line for each switch, failure, and hook that succeeded. `self` is the state before.
-    pub(super) fn log_change(self, view: &AgentView) {
+    /// Logs one line for each switch, failure, and hook that succeeded. `self` is the state before;
+    /// `assigned` is the linked generation, with the time since this agent was told of it.
+    pub(super) fn log_change(self, view: &AgentView, assigned: Option<(&SignedGeneration, Duration)>) {
         let now = Self::of(view);
         if now == self {
             return;
@@ -102,7 +131,16 @@ impl Standing {
         let generation = now.generation.map_or(0, GenerationNumber::get);
         let has_switched = now.generation != self.generation;
         if now.is_live && (has_switched || !self.is_live) {
-            tracing::info!(agent = %view.name, generation, "live");
+            let totals = assigned.map(|(signed, _)| signed.generation().root.totals);
+            tracing::info!(
+                agent = %view.name,
+                generation,
+                label = assigned.map(|(signed, _)| signed.generation().label.as_str()),
+                files = totals.map(|totals| display(HumanCount(totals.files))),
+                bytes = totals.map(|totals| display(HumanBytes(totals.bytes))),
+                seconds = assigned.map(|(_, took)| display(format!("{:.2}", took.as_secs_f64()))),
+                "live"
+            );
         } else if has_switched {
             tracing::info!(agent = %view.name, generation, "switched, the on-activate hook is due");
         }
