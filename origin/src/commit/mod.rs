@@ -369,6 +369,10 @@ impl CommitterTask {
                             running = Some(self.spawn(Job::Scan(self.busy(now))));
                         }
                         Some(Due::Collect) => running = Some(self.spawn(Job::Collect)),
+                        // The trouble may be over although nothing is published before the file is closed.
+                        None if open_until.is_some() && self.trouble.is_some() => {
+                            running = Some(self.spawn(Job::Scan(self.busy(now))));
+                        }
                         None => {}
                     }
                 }

@@ -614,6 +614,28 @@ async fn an_open_file_is_published_when_its_writer_closes_it_or_stops_writing() 
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn trouble_that_is_over_is_not_shown_while_an_open_file_delays_publishing() {
+    use std::io::Write as _;
+    let site = Site::new(3);
+    let max = Duration::from_secs(600);
+    let trigger = Trigger::Settle { quiet: Duration::from_millis(50), max, busy_after: 2 * max };
+    let origin = site.serve(trigger).await;
+    generation(&origin, 1).await;
+    let names: Vec<_> = fs::read_dir(site.tree()).unwrap().map(|file| file.unwrap().path()).collect();
+    names.iter().for_each(|path| fs::remove_file(path).unwrap());
+    state(&origin, State::Held).await;
+    // The tree is no longer empty.
+    let mut file = fs::File::create(site.tree().join("upload")).unwrap();
+    file.write_all(b"half").unwrap();
+    let reason = state(&origin, State::Waiting).await;
+    assert!(reason.contains("upload is written and not closed"), "{reason}");
+    assert_eq!(number_of(&origin.committer().view().borrow()), 1);
+    drop(file);
+    generation(&origin, 2).await;
+    origin.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_file_that_was_open_before_the_start_is_published_when_its_writer_closes_it() {
     use std::io::Write as _;
     let site = Site::new(3);
