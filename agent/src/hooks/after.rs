@@ -275,7 +275,10 @@ impl AfterHook {
         let recorded = due.pending.occasion.clone();
         let occasion = match live {
             _ if inner.witnessed => Some(recorded),
-            Some(live) if live.generation == recorded.generation => Some(recorded),
+            // A change of `--swap` moves the tree.
+            Some(live) if live.generation == recorded.generation => {
+                Some(Occasion { tree: live.tree, ..recorded })
+            }
             live => live,
         };
         Ok(occasion.map(|occasion| (occasion, due)))
@@ -287,8 +290,9 @@ impl AfterHook {
         // Kept open so that no other record can get its inode number.
         let _held = lines.try_clone().map_err(failed)?;
         let mut slot_paths = self.slot_paths(occasion.generation);
-        if !slot_paths.try_exists().map_err(failed)? {
-            // Nobody noted this activation, so every path may have changed.
+        let is_noted = due.pending.occasion.tree == occasion.tree;
+        if !is_noted || !slot_paths.try_exists().map_err(failed)? {
+            // Nobody noted this activation at this path, so every path may have changed.
             slot_paths = PathBuf::from("/dev/null");
         }
         let (state, command) = (&self.hook.state, &self.hook.command);

@@ -1,7 +1,8 @@
 //! `ROOT/state/on-activate.succeeded`: the command with which the on-activate hook last succeeded, and the
-//! generation that was live.
+//! generation that was live, with its path.
 //!
-//! An agent that starts with another command, or with none recorded, runs the hook for what is live. Healing
+//! An agent that starts with another command, or with none recorded, runs the hook for what is live. The same
+//! if `--swap` has moved the live tree: a web server may be pointed at the path that it left. Healing
 //! writes an empty file first, so that the hook runs for the healed files even if the process ends before it
 //! notes that. Losing this file costs one more run of the hook, so a success is not synced.
 
@@ -22,14 +23,15 @@ const SUCCEEDED: &str = "on-activate.succeeded";
 struct Success {
     generation: u64,
     root: String,
+    tree: PathBuf,
     /// Hash of the command, which may contain secrets.
     command: String,
 }
 
 impl Success {
     fn of(occasion: &Occasion, command: &str) -> Self {
-        let (generation, root) = (occasion.generation, occasion.root.clone());
-        Self { generation, root, command: blake3::hash(command.as_bytes()).to_hex().to_string() }
+        let Occasion { generation, root, tree, .. } = occasion.clone();
+        Self { generation, root, tree, command: blake3::hash(command.as_bytes()).to_hex().to_string() }
     }
 }
 
@@ -106,6 +108,8 @@ mod tests {
         keep(state, &Before::open(state), &live(5), "reload").unwrap();
         assert!(has_succeeded(state, &live(5), "reload"));
         assert!(!has_succeeded(state, &live(6), "reload") && !has_succeeded(state, &live(5), "restart"));
+        let moved = Occasion { tree: "/live".into(), ..live(5) };
+        assert!(!has_succeeded(state, &moved, "reload"), "at another path");
         fs::write(path(state), "{").unwrap();
         assert!(!has_succeeded(state, &live(5), "reload"), "torn");
         forget(state).unwrap();

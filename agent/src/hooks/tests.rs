@@ -253,6 +253,23 @@ fn after_a_switch_that_never_came_the_hook_is_told_what_is_live() {
 }
 
 #[test]
+fn a_hook_that_is_due_is_told_where_a_change_of_swap_has_moved_the_tree() {
+    let scratch = tempfile::tempdir().unwrap();
+    let out = scratch.path().join("out");
+    let command = format!("echo $SYNCD_TREE $(wc -c < $SYNCD_SLOT_PATHS) > {}; false", out.display());
+    let told = |live: &str| {
+        let after = AfterHook::new(hook(&command, scratch.path()), Some(7));
+        after.run_due(Some(Occasion { tree: live.into(), ..occasion(7) })).unwrap_err();
+        fs::read_to_string(&out).unwrap()
+    };
+    let after = AfterHook::new(hook(&command, scratch.path()), Some(6));
+    after.note(occasion(7), &changed(&*paths(&[b"a"]))).unwrap();
+    after.settle(true);
+    assert_eq!(told("/srv/slots/1"), "/srv/slots/1 2\n");
+    assert_eq!(told("/srv/live"), "/srv/live 0\n", "nothing is known about the other path");
+}
+
+#[test]
 fn an_activation_that_fails_leaves_nothing_due() {
     let scratch = tempfile::tempdir().unwrap();
     let after = AfterHook::new(hook("true", scratch.path()), Some(6));

@@ -319,8 +319,8 @@ impl Replica {
         }
         let switch = Switch { slot, target: &staged.target, inodes: &staged.inodes, outlived: &outlived };
         self.slots.prepare_switch(&switch)?;
-        self.slots.commit_switch(&switch, self.options.clock.now())?;
-        self.slots.finish_switch(&switch)?;
+        self.slots.commit_switch(&switch)?;
+        self.slots.finish_switch(&switch, self.options.clock.now())?;
         if planted::has(Bug::SwapFirst) {
             self.make_durable(staged, slot)?;
         }

@@ -184,11 +184,17 @@ impl ReplicaWork for Replica {
     }
 
     fn bound(&mut self) {
+        if self.slots.is_unsettled() {
+            return;
+        }
         self.bound_retired();
         self.bound_trash();
     }
 
     fn end(&mut self) {
+        if self.slots.is_unsettled() {
+            return;
+        }
         if let Err(error) = self.slots.end() {
             tracing::warn!(error = error_chain(&error), "a spare will have to be checked again");
         }

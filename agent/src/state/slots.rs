@@ -26,6 +26,7 @@
 //! | unknown | [`Slots::end_rest`] | retired | its row |
 //! | any but held | [`Slots::discard`] | | the removal of its row, first |
 //! | held, resting, unknown | [`Slots::forget_absent`]: its directory is missing | gone | its row |
+//! | the live slot, by link | `adopt_swap` moves its tree to `live` | gone | its row, before they are exchanged |
 //! | any other | [`Slots::forget_absent`]: its directory is missing | | the removal of its row |
 //! | gone | [`Slots::release_gone`]: no web server can be pointed at its path | | the removal of its row |
 //! | gone | [`Slots::forget_absent`]: its directory is back | unknown | its row |

@@ -1,6 +1,9 @@
 //! `live` is a directory, and the change from and to a link.
 
+use std::time::Instant;
+
 use super::*;
+use crate::clock::Clock;
 use crate::replica::OpenReplicaError;
 use crate::state::layout::LayoutError;
 use crate::state::swap::Swap;
@@ -31,6 +34,117 @@ fn a_kill_at_any_change_of_healing_leaves_a_complete_tree_at_live() {
 #[test]
 fn an_exchange_that_failed_at_any_change_succeeds_when_it_is_tried_again() {
     mishaps::fail_an_update(&exchanging);
+}
+
+#[test]
+fn an_exchange_that_was_done_is_never_taken_back_by_recovery() {
+    let (mut changes, mut done) = (0, 0);
+    loop {
+        let (mut site, mut replica) = settled_in(exchanging());
+        let before = inode(&site.live());
+        edit(&site);
+        fault::arm(Some(changes));
+        let finished = update(&mut site, &mut replica);
+        fault::arm(None);
+        let live = inode(&site.live());
+        if finished {
+            break;
+        }
+        if live != before {
+            done += 1;
+            // Recovery fails as well, one change later each time.
+            for allowed in 0.. {
+                fault::arm(Some(allowed));
+                let revived = replica.revive().is_ok();
+                fault::arm(None);
+                assert_eq!(inode(&site.live()), live, "change {changes}, then {allowed} of recovery");
+                if revived {
+                    break;
+                }
+            }
+            site.assert_live_is_tree();
+        }
+        changes += 1;
+    }
+    assert!(done > 3, "{done} of {changes} changes came after the exchange");
+}
+
+/// Makes each change of `work` fail in turn, and recovers long after. Slots that were served until then must
+/// rest for the whole grace period.
+fn fail_and_recover_late(new: &dyn Fn() -> Site, work: &dyn Fn(&mut Site, &mut Replica) -> bool) {
+    let grace = Duration::from_secs(150);
+    let (mut changes, mut rested) = (0, 0);
+    loop {
+        let (mut site, mut replica) = settled_in(new());
+        let start = Instant::now();
+        let clock = Clock::given(start);
+        replica.options.clock = clock.clone();
+        replica.options.grace = grace;
+        let served = |site: &Site| site.live().metadata().unwrap().ino();
+        let old = served(&site);
+        fault::arm(Some(changes));
+        let finished = work(&mut site, &mut replica);
+        fault::arm(None);
+        if finished {
+            break;
+        }
+        let is_old = served(&site) == old;
+        clock.set(start + 2 * grace);
+        replica.revive().unwrap();
+        if is_old && served(&site) != old {
+            let slots = &replica.slots;
+            let mut left = slots.held().map(|(slot, _)| slot).chain(slots.resting());
+            let left = left.find(|slot| inode(&slots.path(*slot)) == old).unwrap();
+            assert_eq!(slots.rest(left, &clock, grace), Some(grace), "change {changes}");
+            rested += 1;
+        }
+        changes += 1;
+    }
+    assert!(rested > 0, "recovery never switched");
+}
+
+#[test]
+fn a_tree_that_an_error_kept_at_live_rests_once_recovery_has_switched() {
+    for new in [&exchanging as &dyn Fn() -> Site, &Site::in_memory] {
+        fail_and_recover_late(new, &|site, replica| {
+            site.write("docs/0/page-0.html", "second");
+            update(site, replica)
+        });
+    }
+}
+
+#[test]
+fn a_damaged_tree_that_an_error_kept_at_live_rests_once_recovery_has_switched() {
+    fail_and_recover_late(&exchanging, &|site, replica| {
+        std::fs::write(site.live().join("docs/0/page-3.html"), "defaced").unwrap();
+        let report = replica.verify(Some(&mut site.origin), &|_| {}, &AtomicBool::new(false));
+        report.is_ok_and(|report| report.healed)
+    });
+}
+
+#[test]
+fn the_number_that_a_change_to_exchange_leaves_is_free_when_no_web_server_can_be_pointed_at_it() {
+    let (mut site, replica) = settled_in(Site::new());
+    let left = replica.slots.live_slot().unwrap();
+    drop(replica);
+    let start = Instant::now();
+    let clock = Clock::given(start);
+    site.options.swap = Some(Swap::Exchange);
+    (site.options.clock, site.options.grace) = (clock.clone(), Duration::from_secs(150));
+    let mut replica = site.open();
+    // The hook is due for the new path.
+    let live = replica.status().live.unwrap().number().get();
+    let path = replica.slots.path(left);
+    for (protected, after, is_free) in
+        [(Some(live), 1_000, false), (None, 1_000, false), (None, 1_149, false), (None, 1_150, true)]
+    {
+        clock.set(start + Duration::from_secs(after));
+        replica.slots.protect_from(protected, clock.now());
+        site.settle(&mut replica);
+        assert!(!path.exists(), "nothing is built there");
+        assert_eq!(replica.slots.gone().is_empty(), is_free, "{after} s");
+    }
+    assert_eq!(replica.slots.make().unwrap(), left);
 }
 
 #[test]

@@ -189,6 +189,36 @@ fn retired_trees_are_bounded_though_updates_leave_no_time_for_background_work() 
 }
 
 #[test]
+fn no_tree_goes_while_a_switch_is_half_done() {
+    let mut changes = 0;
+    let mut unsettled = 0;
+    loop {
+        let (mut site, mut replica) = settled_in(Site::in_memory());
+        replica.options.grace = std::time::Duration::from_secs(3600);
+        replica.options.keep = 1;
+        for number in 2..12 {
+            site.write("twin-a", format!("{number}"));
+            site.publish(&mut replica);
+        }
+        site.write("twin-a", "the last");
+        fault::arm(Some(changes));
+        let finished = update(&mut site, &mut replica);
+        fault::arm(None);
+        if finished {
+            break;
+        }
+        if replica.slots.is_unsettled() {
+            unsettled += 1;
+            let before = names(&site.root().join("generations"));
+            replica.bound();
+            assert_eq!(names(&site.root().join("generations")), before, "change {changes}");
+        }
+        changes += 1;
+    }
+    assert!(unsettled > 1);
+}
+
+#[test]
 fn a_first_sync_that_was_interrupted_fits_on_a_disk_that_it_nearly_fills() {
     let mut site = Site::new();
     let Some(_disk) = SmallDisk::under(&site, "size=12m,nr_inodes=400") else { return };

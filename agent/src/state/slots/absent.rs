@@ -85,7 +85,7 @@ pub(super) fn without_absent(known: &mut Known, present: &BTreeSet<u64>) {
 }
 
 /// State of a tree whose directory is missing; `None`: no web server is pointed at it.
-fn gone(state: &Slot) -> Option<Slot> {
+pub(super) fn gone(state: &Slot) -> Option<Slot> {
     match state {
         Slot::Held(generation) => Some(Slot::Gone(generation.number().get())),
         Slot::Resting(tree) => Some(Slot::Gone(tree.number)),

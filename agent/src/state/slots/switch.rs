@@ -20,6 +20,7 @@ use std::time::Instant;
 
 use syncd_shared::{RootEntry, SignedGeneration, Timestamp};
 
+use super::absent::gone;
 use super::{RecoverError, Slots};
 use crate::planted::{self, Bug};
 use crate::state::SlotError;
@@ -83,7 +84,7 @@ impl Slots {
 
     /// Commits the switch: recovery completes it after a crash. The tree and the copy of its signed record
     /// are durable.
-    pub fn commit_switch(&mut self, switch: &Switch<'_>, now: Instant) -> Result<(), SlotError> {
+    pub fn commit_switch(&mut self, switch: &Switch<'_>) -> Result<(), SlotError> {
         let Switch { slot, target, inodes, outlived } = *switch;
         let (landing, leaving) = (self.landing(slot), self.leaving(slot));
         let state = Slot::Held(Box::new(target.clone()));
@@ -116,8 +117,9 @@ impl Slots {
         self.known.accepted = Some(target.clone());
         self.known.previous = leaving.or(self.known.previous);
         self.know_served(landing, served);
-        self.rests.remove(&slot);
-        self.rests.extend(leaving.map(|leaving| (leaving, now)));
+        for slot in [Some(slot), leaving].into_iter().flatten() {
+            self.rests.remove(&slot);
+        }
         Ok(())
     }
 
@@ -140,21 +142,28 @@ impl Slots {
         }
     }
 
-    /// Renames the links into place, or exchanges the trees, durably.
-    pub fn finish_switch(&mut self, switch: &Switch<'_>) -> Result<(), SlotError> {
-        let Switch { slot, target, .. } = *switch;
-        if self.swap == Swap::Link {
-            self.layout.switch_links(self.known.previous.is_some())?;
-            self.linked = self.known.live;
-            return Ok(());
+    /// Renames the links into place, or exchanges the trees, durably. The tree that was live rests from then
+    /// on: if this fails, it is served until recovery has finished the switch.
+    pub fn finish_switch(&mut self, switch: &Switch<'_>, now: Instant) -> Result<(), SlotError> {
+        match self.swap {
+            Swap::Link => self.layout.switch_links(self.known.previous.is_some())?,
+            Swap::Exchange => self.switch_directories(switch)?,
         }
+        self.linked = self.known.live;
+        if let Some(left) = self.known.previous {
+            self.rests.entry(left).or_insert(now);
+        }
+        Ok(())
+    }
+
+    fn switch_directories(&mut self, switch: &Switch<'_>) -> Result<(), SlotError> {
+        let Switch { slot, target, .. } = *switch;
         let left = self.known.previous.filter(|previous| *previous == slot);
         if left.is_some() {
             // Before the exchange: pages of the old tree then find their files here without a gap.
             self.layout.point_previous(slot)?;
         }
         self.exchange_live(&self.known, slot)?;
-        self.linked = self.known.live;
         self.exchange_signed(slot)?;
         if let Some(left) = self.state(slot).and_then(Slot::held) {
             self.layout.link_generation(left.number().get(), Some(slot))?;
@@ -189,7 +198,7 @@ impl Slots {
         };
         self.record.apply(&change, true)?;
         self.known.slots.insert(slot, resting);
-        self.rests.insert(slot, now);
+        self.rests.remove(&slot);
         match live {
             LIVE_SLOT => self.exchange_live(&self.known, slot)?,
             _ => {
@@ -198,6 +207,7 @@ impl Slots {
                 slots.sync_names()?;
             }
         }
+        self.rests.insert(slot, now);
         let spares: Vec<u64> = self.spares().map(|(slot, _)| slot).collect();
         let change = Change {
             slots: spares.iter().map(|slot| (*slot, &Slot::Building)).collect(),
@@ -272,6 +282,10 @@ impl Slots {
         let inode = self.layout.slots.stat(&slot_name(slot))?.map_or(0, |stat| stat.inode);
         let mut known = self.known.clone();
         let state = known.slots.remove(&linked).unwrap_or(Slot::Unknown(FormerTree::presumed(None)));
+        if linked != LIVE_SLOT {
+            // Until the hook has succeeded, a web server may be pointed at the path that the tree leaves.
+            known.slots.extend(gone(&state).map(|gone| (linked, gone)));
+        }
         known.slots.insert(landing, state);
         known.live = known.live.map(|_| landing);
         // Nothing was served at the new path.
