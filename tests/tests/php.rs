@@ -5,6 +5,9 @@
 //! generations or fail, and php-fpm must keep unchanged code cached. `SYNCD_PHP=N` makes N activations of
 //! each kind; 200 is the long run.
 
+#[path = "php/exchange.rs"]
+mod exchange;
+
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};

@@ -23,6 +23,7 @@ use syncd_shared::text::{counted, error_chain};
 
 use super::fastcgi::Address;
 use super::fpm::{self, FpmError, Masters, Question};
+use crate::state::layout::LIVE;
 
 /// Bytes of paths in one request. PHP takes `post_max_size` (8 MiB).
 const BATCH_BYTES: usize = 256 * 1024;
@@ -108,14 +109,18 @@ pub async fn run(options: Invalidate) -> anyhow::Result<ExitCode> {
 
 async fn invalidate(address: &Address, options: &Invalidate, tree: &Path) -> Result<Report, InvalidateError> {
     let mut report = Report::default();
-    let ask = async |scope, body: &[u8]| {
+    let ask_of = async |scope, tree: &Path, body: &[u8]| {
         let question = Question { task: "invalidate", scope, tree, body };
         Ok::<u64, FpmError>(
             fpm::ask::<Forgotten>(address, &options.masters.script, question).await?.forgotten,
         )
     };
+    let ask = async |scope, body: &[u8]| ask_of(scope, tree, body).await;
+    if let Some(slots) = slots_beside(tree) {
+        report.forgotten = ask_of("tree", &slots, b"").await?;
+    }
     let Some(path) = &options.paths else {
-        report.forgotten = ask("tree", b"").await?;
+        report.forgotten += ask("tree", b"").await?;
         return Ok(report);
     };
     let failed = |source| InvalidateError::Paths { path: path.clone(), source };
@@ -133,6 +138,13 @@ async fn invalidate(address: &Address, options: &Invalidate, tree: &Path) -> Res
         report.forgotten += ask("tree", b"").await?;
     }
     Ok(report)
+}
+
+/// Directory of the slots if `tree` is the directory `live`. A request that runs during an exchange finds its
+/// working directory there: relative paths that it includes are then cached as those of a slot, which later
+/// holds another tree.
+fn slots_beside(tree: &Path) -> Option<PathBuf> {
+    (tree.file_name()?.as_bytes() == LIVE).then(|| tree.with_file_name("slots"))
 }
 
 /// The subject of one request.
