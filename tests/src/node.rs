@@ -521,10 +521,19 @@ impl Node {
         })
     }
 
-    /// The newest generation that equals this tree.
+    /// The newest generation that equals this tree. An exchange on XFS changes the time of the root, which
+    /// the agent sets again some calls later: only [`Self::verifies`] compares it.
     fn newest_of(&self, tree: &Path) -> Result<Option<u64>, String> {
         let actual = try_facts(tree).map_err(|error| format!("{}: {error}", tree.display()))?;
-        let is_it = |expected: &Facts| self.agent.differences_of(expected, actual.clone()).is_empty();
+        let is_exchanged = !self.agent.live().is_symlink();
+        let is_it = |expected: &Facts| {
+            let mut actual = actual.clone();
+            let root = Path::new("");
+            if let (true, Some(now), Some(meant)) = (is_exchanged, actual.get_mut(root), expected.get(root)) {
+                now.mtime = meant.mtime;
+            }
+            self.agent.differences_of(expected, actual).is_empty()
+        };
         Ok(self.known.iter().rev().find(|(_, expected)| is_it(expected)).map(|(number, _)| *number))
     }
 }

@@ -108,17 +108,26 @@ fn an_origin_killed_in_scan_or_seal_has_the_previous_or_the_new_generation() {
 
 #[test]
 fn damage_in_a_retired_tree_never_comes_back_to_life_through_a_spare() {
-    let scene = Scene::new("damage");
+    damage_retired_trees("damage", "link", 14);
+}
+
+#[test]
+fn damage_in_a_tree_that_was_live_at_a_directory_never_comes_back_to_life() {
+    damage_retired_trees("damage-exchange", "exchange", 5);
+}
+
+fn damage_retired_trees(name: &str, swap: &str, rounds: u64) {
+    let scene = Scene::new(name);
     let tree = scene.path("tree");
     small_site(&tree, 100);
     close(&tree, 0);
     let origin = Origin::started(&scene, &tree);
-    let agents = two_agents(&scene, &origin, &["--grace", "500ms", "--keep", "2"]);
+    let agents = two_agents(&scene, &origin, &["--swap", swap, "--grace", "500ms", "--keep", "2"]);
     origin.commit_live();
     write(&tree, "index.html", "second");
     let second = origin.commit_live();
 
-    for round in 0..14_u64 {
+    for round in 0..rounds {
         agents.iter().for_each(|agent| damage_retired(agent, round));
         write(&tree, "index.html", format!("round {round}"));
         write(&tree, &format!("section-1/new-{round}.html"), "new");
@@ -178,12 +187,21 @@ fn damage(tree: &Path, round: u64) {
 
 #[test]
 fn verify_finds_drift_and_heals_it() {
-    let scene = Scene::new("verify");
+    drift_is_healed("verify", "link");
+}
+
+#[test]
+fn verify_heals_drift_in_a_directory_that_is_live() {
+    drift_is_healed("verify-exchange", "exchange");
+}
+
+fn drift_is_healed(name: &str, swap: &str) {
+    let scene = Scene::new(name);
     let tree = scene.path("tree");
     small_site(&tree, 60);
     close(&tree, 0);
     let origin = Origin::started(&scene, &tree);
-    let agents = two_agents(&scene, &origin, &[]);
+    let agents = two_agents(&scene, &origin, &["--swap", swap]);
     origin.commit_live();
     for agent in &agents {
         assert_eq!(agent.cli("verify", &[]).code, Some(0), "nothing to find");

@@ -26,8 +26,11 @@ use syncd_tests::oracle::{assert_same, fingerprint};
 use syncd_tests::tracer::{Point, Traced, Verdict};
 use syncd_tests::{Agent, Origin, Scene, Seeded, assert_none, wait};
 
-/// Number of cases by default: of the agent on ext4, on xfs, and without privileges.
-const SHARE: [usize; 3] = [45, 24, 18];
+/// Number of cases by default: of the agent on ext4, on xfs, without privileges, and with `--swap exchange`.
+const SHARE: [usize; 4] = [45, 24, 18, 24];
+/// Number of calls before and after an exchange that fail with `--swap exchange`. All others are the same
+/// with a link.
+const NEAR_THE_EXCHANGE: usize = 14;
 /// Number of cases of each of the origin's errands, likewise.
 const ORIGIN_SHARE: [usize; 2] = [10, 4];
 
@@ -79,18 +82,35 @@ fn draw(kinds: &mut BTreeMap<String, Vec<Failing>>, random: &mut Seeded) -> Opti
     Some(failing)
 }
 
+/// Calls of the agent that fail: all, or with `--swap exchange` those around the exchange with `live`.
+fn calls_to_fail(points: Vec<Point>, swap: &str) -> Vec<Point> {
+    if swap == "link" {
+        return points;
+    }
+    let is_switch = |point: &&Point| point.call == "renameat2" && point.path.ends_with("web1/live");
+    let switch = points.iter().find(is_switch).expect("a switch").ordinal;
+    let near = |point: &Point| point.ordinal.abs_diff(switch) <= NEAR_THE_EXCHANGE;
+    points.into_iter().filter(near).collect()
+}
+
 /// Makes the agent's calls fail in every scenario that has an origin.
-fn sweep_the_agent(name: &str, mount: impl FnOnce(&Scene) -> Mount, rights: Rights, usual: usize) {
+fn sweep_the_agent(
+    name: &str,
+    mount: impl FnOnce(&Scene) -> Mount,
+    rights: Rights,
+    swap: &str,
+    usual: usize,
+) {
     let mut random = Seeded::announced(name);
     let scene = Scene::in_memory(name);
     let mount = mount(&scene);
     let started = Instant::now();
-    let (mut node, scenarios) = Node::new(&scene, mount, rights);
+    let (mut node, scenarios) = Node::with_options(&scene, mount, rights, &["--swap", swap]);
     let mut complaints = Vec::new();
     let mut all = 0;
     let scenarios: Vec<Scenario> = scenarios.into_iter().filter(|s| s.origin_answers).collect();
     for scenario in &scenarios {
-        let mut kinds = kinds_of(&node.count(scenario));
+        let mut kinds = kinds_of(&calls_to_fail(node.count(scenario), swap));
         let counted: usize = kinds.values().map(Vec::len).sum();
         let (mut tried, mut failed, mut logged, mut reported, mut ended) = (0, 0, 0, 0, 0);
         let most = share(usual).div_ceil(scenarios.len());
@@ -125,17 +145,22 @@ fn sweep_the_agent(name: &str, mount: impl FnOnce(&Scene) -> Mount, rights: Righ
 
 #[test]
 fn no_error_of_a_disk_is_lost_or_lasts() {
-    sweep_the_agent("errors-ext4", ext4, Rights::Root, SHARE[0]);
+    sweep_the_agent("errors-ext4", ext4, Rights::Root, "link", SHARE[0]);
 }
 
 #[test]
 fn no_error_of_a_disk_with_xfs_is_lost_or_lasts() {
-    sweep_the_agent("errors-xfs", xfs, Rights::Root, SHARE[1]);
+    sweep_the_agent("errors-xfs", xfs, Rights::Root, "link", SHARE[1]);
 }
 
 #[test]
 fn no_error_of_a_disk_stops_an_agent_without_privileges() {
-    sweep_the_agent("errors-user", ext4, Rights::User, SHARE[2]);
+    sweep_the_agent("errors-user", ext4, Rights::User, "link", SHARE[2]);
+}
+
+#[test]
+fn no_error_of_a_disk_around_an_exchange_is_lost_or_lasts() {
+    sweep_the_agent("errors-exchange", xfs, Rights::Root, "exchange", SHARE[3]);
 }
 
 /// Makes the origin's calls fail in each of its errands.
