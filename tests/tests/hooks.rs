@@ -343,23 +343,30 @@ fn a_hook_that_failed_for_two_switches_is_told_later_what_the_slots_showed_meanw
             wait::until("spares", || (agent.status().spares >= 2 || code != 0).then_some(()));
         };
         (1..=5).for_each(|number| commit(number, 0));
-        std::fs::write(&broken, "").expect("break the hook");
-        write(&tree, "only-in-6.html", "a page of a generation whose hook failed");
-        commit(6, 3);
-        remove(&tree.join("only-in-6.html"));
-        write(&tree, "only-in-7.html", "a page of the next one");
-        commit(7, 3);
-        remove(&tree.join("only-in-7.html"));
-        remove(&broken);
-        // The lowest slots are used again first: until one of the two comes round.
-        let again = (8..30).find_map(|number| {
-            commit(number, 0);
-            let runs = slot_runs(&log);
-            let last = runs.iter().find(|run| run.generation == number)?;
-            // Nobody knows what else was cached of a slot that no hook has succeeded for.
-            let was_known = |run: &&SlotRun| [6, 7].contains(&run.generation) && !run.paths.is_empty();
-            let failed = runs.iter().filter(was_known).find(|run| run.tree == last.tree)?;
-            Some((failed.generation, last.paths.clone()))
+        let mut last = 5;
+        // A slot whose hook failed is not used again if the agent has had the time to build other spares.
+        let again = (0..10).find_map(|_| {
+            std::fs::write(&broken, "").expect("break the hook");
+            let failed = [last + 1, last + 2];
+            for number in failed {
+                let page = format!("only-in-{number}.html");
+                write(&tree, &page, "a page of a generation whose hook failed");
+                commit(number, 3);
+                remove(&tree.join(page));
+            }
+            remove(&broken);
+            last += 2;
+            // The lowest slots are used again first: until one of the two comes round.
+            (0..8).find_map(|_| {
+                last += 1;
+                commit(last, 0);
+                let runs = slot_runs(&log);
+                let newest = runs.iter().find(|run| run.generation == last)?;
+                // Nobody knows what else was cached of a slot that no hook has succeeded for.
+                let was_known = |run: &&SlotRun| failed.contains(&run.generation) && !run.paths.is_empty();
+                let shown = runs.iter().filter(was_known).find(|run| run.tree == newest.tree)?;
+                Some((shown.generation, newest.paths.clone()))
+            })
         });
         let (failed, paths) = again.expect("a slot is used again");
         for name in [format!("only-in-{failed}.html"), "index.html".to_owned()] {
