@@ -11,6 +11,7 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 use syncd_runtime::local_socket::{LocalConnection, LocalListener, LocalSocketError};
 use syncd_runtime::own_directory;
+use syncd_shared::Progress;
 use syncd_shared::identity::trust::ParseFingerprintError;
 use syncd_shared::text::error_chain;
 use tokio::sync::watch;
@@ -21,7 +22,6 @@ use crate::renew::Keeper;
 use crate::session::Handle;
 use crate::session::worker::Verified;
 use crate::status::AgentStatus;
-use crate::status::StageProgress;
 
 /// Largest number of clients at a time.
 const CLIENTS_MAX: usize = 32;
@@ -66,7 +66,7 @@ pub enum Reply {
     /// Answer to `status`.
     Status(Box<AgentStatus>),
     /// Progress of `verify`.
-    Progress(StageProgress),
+    Progress(Progress),
     /// Result of `verify`.
     Verified(Verified),
     /// Answer to `join` and `trust`: the new identity is stored and in use.
@@ -146,7 +146,7 @@ async fn adopt(keeper: Arc<Keeper>, identity: String) -> Reply {
 }
 
 async fn verify(client: &mut LocalConnection, session: &Handle) -> Result<(), LocalSocketError> {
-    let (sender, progress) = watch::channel(StageProgress::default());
+    let (sender, progress) = watch::channel(Progress::default());
     let verification = session.verify(sender);
     tokio::pin!(verification);
     let mut ticks = tokio::time::interval(PROGRESS_EVERY);

@@ -7,8 +7,8 @@ use std::time::{Duration, Instant};
 use prost::Message;
 use rcgen::KeyPair;
 use syncd_proto::v1;
-use syncd_shared::RootEntry;
 use syncd_shared::identity::{JoinToken, SignedTrust};
+use syncd_shared::{Progress, RootEntry};
 use time::OffsetDateTime;
 
 use crate::hooks::{Occasion, Pending, decode_pending, encode_pending, write_lines};
@@ -20,7 +20,6 @@ use crate::state::number;
 use crate::state::record::decode_inodes;
 use crate::state::slot::Slot;
 use crate::state::slot::{decode_generation, encode_generation};
-use crate::status::StageProgress;
 
 /// Decodes a value of the record. The first byte selects the table.
 pub fn record_value(bytes: &[u8]) {
@@ -158,7 +157,7 @@ pub fn session(mut keys: Trusted, mut bytes: &[u8]) {
                 let failure = Failure { retry: Some(v1::RetryClass::Retry), reason: "failed".into() };
                 Event::Report(Report::Done(Outcome::Failed(failure), Box::new(replica.clone())))
             }
-            5 if command.is_some() => Event::Report(Report::Progress(StageProgress::default())),
+            5 if command.is_some() => Event::Report(Report::Progress(Progress::default())),
             _ => continue,
         };
         for action in machine.apply(event, now) {

@@ -2,11 +2,9 @@
 
 use std::fmt;
 
-use indicatif::HumanBytes;
 use serde::{Deserialize, Serialize};
-use syncd_runtime::progress::percent;
-use syncd_shared::text::{counted, counted_of};
-use syncd_shared::{AgentState, HookStatus, TreePath};
+use syncd_shared::text::counted;
+use syncd_shared::{AgentState, HookStatus, Progress, TreePath};
 
 use crate::state::swap::Swap;
 
@@ -46,7 +44,7 @@ pub struct AgentStatus {
     /// Whether an agent runs on ROOT; `false`: the status was read from the record.
     pub running: bool,
     /// Progress of the current update.
-    pub progress: Option<StageProgress>,
+    pub progress: Option<Progress>,
     /// Version of the agent.
     pub version: String,
     /// Version of the origin; `None`: not reached since the agent started.
@@ -226,42 +224,6 @@ impl AgentStatus {
     }
 }
 
-/// Progress of staging or verifying.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub struct StageProgress {
-    pub files_done: u64,
-    /// Total number of files; 0: unknown.
-    pub files_total: u64,
-    /// Content bytes done.
-    pub bytes_done: u64,
-    /// Total number of content bytes; 0: unknown.
-    pub bytes_total: u64,
-}
-
-/// Written as `652 of 2,594 files, 10.30 MiB of 53.10 MiB, 19 %`, without unknown parts.
-impl fmt::Display for StageProgress {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { files_done, files_total, bytes_done, bytes_total } = *self;
-        let files_total = Some(files_total).filter(|total| *total > 0);
-        let files = counted_of(files_done, files_total, "file", "files");
-        write!(f, "{files}, {}", HumanBytes(bytes_done))?;
-        if bytes_total > 0 {
-            write!(f, " of {}", HumanBytes(bytes_total))?;
-        }
-        match percent(bytes_done, bytes_total) {
-            Some(percent) => write!(f, ", {percent} %"),
-            None => Ok(()),
-        }
-    }
-}
-
-impl StageProgress {
-    /// Whether content is still missing.
-    pub fn is_fetching(&self) -> bool {
-        self.bytes_done < self.bytes_total
-    }
-}
-
 #[cfg(test)]
 pub(crate) mod tests {
     use super::*;
@@ -352,7 +314,7 @@ pub(crate) mod tests {
         let refused = AgentStatus { connected: false, revoked: true, ..sample() }.to_string();
         assert!(refused.contains("host:8873, revoked: join again with a new token"), "{refused}");
         let progress =
-            StageProgress { files_done: 1, files_total: 2_000, bytes_done: 1 << 20, bytes_total: 4 << 20 };
+            Progress { files_done: 1, files_total: 2_000, bytes_done: 1 << 20, bytes_total: 4 << 20 };
         let busy = AgentStatus { progress: Some(progress), origin_version: Some("2.0".into()), ..sample() };
         let busy = busy.to_string();
         assert!(busy.contains("progress     1 of 2,000 files, 1.00 MiB of 4.00 MiB, 25 %\n"), "{busy}");

@@ -237,12 +237,6 @@ impl Snapshot {
     }
 }
 
-/// Percentage of a total: 0 to 100, and 100 only at the end; `None` for an unknown total (0).
-pub fn percent(done: u64, total: u64) -> Option<u8> {
-    let percent = u128::from(done).checked_mul(100)?.checked_div(u128::from(total))?;
-    u8::try_from(percent.min(100)).ok()
-}
-
 /// `120 of 34,851 files, 1.50 MiB of 587.68 MiB, 3.00 MiB/s, 3 minutes left`, without the unknown parts.
 impl fmt::Display for Snapshot {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -338,14 +332,6 @@ mod tests {
         assert_eq!(Done(snapshot).to_string(), "120 files, 3.00 MiB in 1s, 3.00 MiB/s");
         let one = Snapshot { files: 1, ..snapshot };
         assert_eq!(Done(one).to_string(), "1 file, 3.00 MiB in 1s, 3.00 MiB/s");
-    }
-
-    #[test]
-    fn a_percentage_needs_a_total_and_stays_within_it() {
-        assert_eq!([percent(0, 0), percent(7, 0)], [None, None]);
-        assert_eq!([percent(0, 9), percent(999, 1_000), percent(9, 9)], [Some(0), Some(99), Some(100)]);
-        assert_eq!(percent(u64::MAX, 3), Some(100));
-        assert_eq!(percent(u64::MAX - 1, u64::MAX), Some(99));
     }
 
     #[test]

@@ -20,7 +20,7 @@ use rustix::fs::FileType;
 use syncd_shared::diff::DirectorySource;
 use syncd_shared::stored_frame::StoredFrame;
 use syncd_shared::wire::{Frame, ObjectsBatch};
-use syncd_shared::{Directory, Entry, Kind, Metadata, ObjectHash, SignedGeneration, TreePath};
+use syncd_shared::{Directory, Entry, Kind, Metadata, ObjectHash, Progress, SignedGeneration, TreePath};
 use tokio::sync::mpsc::{UnboundedSender, unbounded_channel};
 
 use crate::build::allowance::Allowance;
@@ -29,7 +29,7 @@ use crate::build::manifest;
 use crate::build::repeats::Copies;
 use crate::build::space::Demand;
 use crate::build::window::{Done, Item, Shared, Window, Workers};
-use crate::build::{Job, StageError, StageProgress};
+use crate::build::{Job, StageError};
 use crate::source::{FetchError, Frames, Source};
 use crate::state::cursor::DirCursor;
 use crate::state::disk::{self, Dir, DiskError, Owners};
@@ -229,7 +229,7 @@ impl Build<'_> {
         walk: &mut Walk<'_>,
         target: &SignedGeneration,
         source: &mut dyn Source,
-        progress: &dyn Fn(StageProgress),
+        progress: &dyn Fn(Progress),
     ) -> Result<(), StageError> {
         let (ask, batches) = unbounded_channel();
         let (mut batches, mut frames) = (Some(batches), None);

@@ -44,7 +44,7 @@ use syncd_shared::diff::DiffError;
 use syncd_shared::generation::GenerationError;
 use syncd_shared::tree_path::TreePathError;
 use syncd_shared::wire::WireError;
-use syncd_shared::{ContentHash, SignedGeneration, TreePath};
+use syncd_shared::{ContentHash, Progress, SignedGeneration, TreePath};
 
 use crate::source::FetchError;
 use crate::state::SlotError;
@@ -198,36 +198,12 @@ impl StageError {
     }
 }
 
-/// Progress of staging. For an update in parts, the totals count the parts so far.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub struct StageProgress {
-    /// Contents that arrived and were verified.
-    pub files_done: u64,
-    /// Contents to fetch.
-    pub files_total: u64,
-    /// Content bytes that arrived.
-    pub bytes_done: u64,
-    /// Content bytes to fetch.
-    pub bytes_total: u64,
-}
-
-impl StageProgress {
-    /// Adds the progress of the next part.
-    pub(crate) fn and(self, next: Self) -> Self {
-        Self {
-            files_done: self.files_done.saturating_add(next.files_done),
-            files_total: self.files_total.saturating_add(next.files_total),
-            bytes_done: self.bytes_done.saturating_add(next.bytes_done),
-            bytes_total: self.bytes_total.saturating_add(next.bytes_total),
-        }
-    }
-}
-
 /// The target to build, with progress and cancellation.
 #[derive(Clone, Copy)]
 pub(crate) struct Job<'a> {
     pub target: &'a SignedGeneration,
-    pub progress: &'a dyn Fn(StageProgress),
+    /// For an update in parts, the totals count the parts so far.
+    pub progress: &'a dyn Fn(Progress),
     /// Checked often.
     pub cancel: &'a AtomicBool,
 }

@@ -8,7 +8,7 @@ use syncd_shared::diff::{Change, DirectorySource, Part, Released};
 use syncd_shared::limits::{OBJECTS_BATCH_BYTES, OBJECTS_BATCH_MAX};
 use syncd_shared::manifest_cursor::ManifestCursor;
 use syncd_shared::wire::ObjectsBatch;
-use syncd_shared::{ContentHash, ContentTag, Entry, Kind, RootEntry, TreePath};
+use syncd_shared::{ContentHash, ContentTag, Entry, Kind, Progress, RootEntry, RootHash, TreePath};
 
 use crate::build::allowance::Allowance;
 use crate::build::content::{Incoming, Wanted};
@@ -16,7 +16,7 @@ use crate::build::delta::Bases;
 use crate::build::patch::Supply;
 use crate::build::receive::Reception;
 use crate::build::writeback::Writeback;
-use crate::build::{Job, StageError, StageProgress};
+use crate::build::{Job, StageError};
 use crate::source::{FetchError, Frames, Source, all_of};
 use crate::state::cursor::{DirCursor, LiveTree, looks_like};
 use crate::state::disk::{self, Dir};
@@ -236,11 +236,11 @@ impl<'a> Plan<'a> {
         job: Job<'_>,
         update: &mut Option<Frames>,
         source: &mut dyn Source,
-    ) -> Result<StageProgress, StageError> {
+    ) -> Result<Progress, StageError> {
         let Job { progress, cancel, .. } = job;
         let root = job.target.root_hash();
         if self.lacking.is_empty() && (self.part.is_last || update.is_none()) {
-            return Ok(StageProgress::default());
+            return Ok(Progress::default());
         }
         let bytes_total = self.lacking.iter().filter_map(|c| self.wanted.get(c)).map(|w| w.size).sum();
         let live = trees.live_root();
@@ -257,26 +257,13 @@ impl<'a> Plan<'a> {
             tags: OnceLock::new(),
         };
         progress(reception.done());
-        if let Some(mut frames) = update.take() {
-            match reception.receive(&mut frames, 1, allowance_of(self.part), progress) {
-                Ok(not_sent) => {
-                    *update = not_sent.more.then_some(frames);
-                    copy_named(trees, self.incoming, &self.wanted, &not_sent.local)?;
-                }
-                Err(e) if e.is_transient() => return Err(e),
-                Err(e) => {
-                    tracing::warn!(error = &e as &dyn std::error::Error, "update refused, fetching by hash");
-                }
-            }
+        if let Some(frames) = update.take() {
+            *update = self.receive_update(trees, &mut reception, frames, progress)?;
         }
         // The general path cannot use pieces of incomplete contents.
         self.incoming.drop_parts();
-        let mut lacking = Vec::new();
-        for content in std::mem::take(&mut self.lacking) {
-            if self.incoming.arrived(content).is_none() {
-                lacking.push(content);
-            }
-        }
+        let mut lacking = std::mem::take(&mut self.lacking);
+        lacking.retain(|content| self.incoming.arrived(*content).is_none());
         if !lacking.is_empty() {
             lacking = copy_from_live(trees, self.incoming, &self.wanted, lacking)?;
         }
@@ -285,8 +272,47 @@ impl<'a> Plan<'a> {
             // request.
             *update = None;
         }
-        // Two contents with the same tag are never asked for at once.
-        let mut waiting = lacking.clone();
+        self.fetch_by_hash(root, &mut reception, &lacking, source, progress)?;
+        let done = reception.done();
+        progress(done);
+        match lacking.iter().find(|c| self.incoming.arrived(**c).is_none()) {
+            Some(content) => Err(StageError::Missing { content: *content }),
+            None => Ok(done),
+        }
+    }
+
+    /// Receives this part of an update. Returns the frames of the next part, or `None` if the update has
+    /// ended or does not fit: everything can be fetched by hash.
+    fn receive_update(
+        &self,
+        trees: &Trees,
+        reception: &mut Reception<'_>,
+        mut frames: Frames,
+        progress: &dyn Fn(Progress),
+    ) -> Result<Option<Frames>, StageError> {
+        match reception.receive(&mut frames, 1, allowance_of(self.part), progress) {
+            Ok(not_sent) => {
+                copy_named(trees, self.incoming, &self.wanted, &not_sent.local)?;
+                Ok(not_sent.more.then_some(frames))
+            }
+            Err(e) if e.is_transient() => Err(e),
+            Err(e) => {
+                tracing::warn!(error = &e as &dyn std::error::Error, "update refused, fetching by hash");
+                Ok(None)
+            }
+        }
+    }
+
+    /// Fetches contents by hash. Two contents with the same tag are never asked for at once.
+    fn fetch_by_hash(
+        &self,
+        root: RootHash,
+        reception: &mut Reception<'_>,
+        contents: &[ContentHash],
+        source: &mut dyn Source,
+        progress: &dyn Fn(Progress),
+    ) -> Result<(), StageError> {
+        let mut waiting = contents.to_vec();
         while !waiting.is_empty() {
             let mut tags = HashMap::new();
             let (round, rest): (Vec<_>, Vec<_>) = waiting
@@ -305,12 +331,7 @@ impl<'a> Plan<'a> {
                 return Err(StageError::Fetch(FetchError::MissingContent { content }));
             }
         }
-        let done = reception.done();
-        progress(done);
-        match lacking.iter().find(|c| self.incoming.arrived(**c).is_none()) {
-            Some(content) => Err(StageError::Missing { content: *content }),
-            None => Ok(done),
-        }
+        Ok(())
     }
 
     /// Returns the supply that puts the files into the tree.

@@ -12,14 +12,14 @@ use std::time::Duration;
 use syncd_shared::delta::DeltaFrame;
 use syncd_shared::stored_frame::{FrameBuffer, StoredFrame};
 use syncd_shared::wire::Frame;
-use syncd_shared::{ContentHash, ContentTag, TreePath};
+use syncd_shared::{ContentHash, ContentTag, Progress, TreePath};
 
+use crate::build::StageError;
 use crate::build::allowance::Allowance;
 use crate::build::content::{Incoming, Wanted, stretch};
 use crate::build::delta::{Assembler, Bases};
 use crate::build::queue::{Waiting, queue};
 use crate::build::writeback::Writeback;
-use crate::build::{StageError, StageProgress};
 use crate::source::FetchError;
 
 /// Threads that decompress, hash and write.
@@ -79,7 +79,7 @@ impl Reception<'_> {
         frames: &mut dyn Iterator<Item = Result<Frame, FetchError>>,
         answers: usize,
         allowance: Allowance,
-        progress: &dyn Fn(StageProgress),
+        progress: &dyn Fn(Progress),
     ) -> Result<NotSent, StageError> {
         if self.bytes_total <= INLINE_BYTES {
             let mut bench = Workbench::default();
@@ -123,7 +123,7 @@ impl Reception<'_> {
         frames: &mut dyn Iterator<Item = Result<Frame, FetchError>>,
         answers: usize,
         mut allowance: Allowance,
-        progress: &dyn Fn(StageProgress),
+        progress: &dyn Fn(Progress),
         store: &mut dyn FnMut(Parcel) -> Result<bool, StageError>,
     ) -> Result<NotSent, StageError> {
         let mut not_sent = NotSent::default();
@@ -205,8 +205,8 @@ impl Reception<'_> {
     }
 
     /// Pieces that were given up and fetched again count twice, but never beyond the total.
-    pub fn done(&self) -> StageProgress {
-        StageProgress {
+    pub fn done(&self) -> Progress {
+        Progress {
             files_done: self.files_done.load(Ordering::Relaxed),
             files_total: self.files_total,
             bytes_done: self.bytes_done.load(Ordering::Relaxed).min(self.bytes_total),

@@ -11,12 +11,14 @@ use std::thread::{Scope, ScopedJoinHandle};
 use syncd_shared::limits::{OBJECTS_BATCH_BYTES, OBJECTS_BATCH_MAX};
 use syncd_shared::stored_frame::{FrameBuffer, Piece, StoredFrame};
 use syncd_shared::wire::DirectoryFiles;
-use syncd_shared::{Component, ContentHash, ContentTag, Entry, Kind, Metadata, ObjectHash, Totals, TreePath};
+use syncd_shared::{
+    Component, ContentHash, ContentTag, Entry, Kind, Metadata, ObjectHash, Progress, Totals, TreePath,
+};
 
+use crate::build::StageError;
 use crate::build::content::{Incoming, Wanted, stretch, write_whole};
 use crate::build::queue::{Waiting, queue};
 use crate::build::writeback::Writeback;
-use crate::build::{StageError, StageProgress};
 use crate::state::disk::{self, Dir, DiskError, Owners};
 
 /// Threads that decompress, hash and write.
@@ -199,8 +201,8 @@ impl<'a> Shared<'a> {
         })
     }
 
-    pub fn done(&self) -> StageProgress {
-        StageProgress {
+    pub fn done(&self) -> Progress {
+        Progress {
             files_done: self.files_done.load(Ordering::Relaxed),
             files_total: self.totals.files,
             bytes_done: self.bytes_done.load(Ordering::Relaxed).min(self.totals.bytes),

@@ -5,7 +5,7 @@ use std::sync::atomic::AtomicBool;
 
 use syncd_shared::diff::{Change, Comparison, Released};
 use syncd_shared::wire::Frame;
-use syncd_shared::{Kind, RootEntry, RootHash, SignedGeneration, TreePath};
+use syncd_shared::{Kind, Progress, RootEntry, RootHash, SignedGeneration, TreePath};
 
 use crate::build::content::Incoming;
 use crate::build::fresh::FirstSync;
@@ -13,7 +13,7 @@ use crate::build::holes::Holes;
 use crate::build::inodes::InodeLists;
 use crate::build::patch::Patch;
 use crate::build::plan::Plan;
-use crate::build::{Job, StageError, StageProgress, Staged, manifest, space};
+use crate::build::{Job, StageError, Staged, manifest, space};
 use crate::replica::Replica;
 use crate::replica::base::Base;
 use crate::source::Source;
@@ -47,7 +47,7 @@ impl Replica {
         target: &SignedGeneration,
         inline: Option<(RootHash, Vec<Frame>)>,
         source: &mut dyn Source,
-        progress: &dyn Fn(StageProgress),
+        progress: &dyn Fn(Progress),
         cancel: &AtomicBool,
     ) -> Result<Staged, StageError> {
         target.may_follow(self.slots.accepted())?;
@@ -138,7 +138,7 @@ impl Replica {
         let (trees, renames) = (self.slots.trees(), comparison.renamed_directories());
         let mut inodes = InodeLists::new(&record, from.as_ref(), &to, renames)?;
         let durable_basis = ground.is_spare && renames.is_empty();
-        let (mut done, mut patch, mut changed) = (StageProgress::default(), None, None);
+        let (mut done, mut patch, mut changed) = (Progress::default(), None, None);
         let of_update = comparison.parts().map(|part| Ok::<_, StageError>((part?, false)));
         let filling = holes.parts(&record, renames, &to, limits)?.map(|part| Ok((part?, true)));
         for part in of_update.chain(filling) {

@@ -11,10 +11,12 @@ use std::sync::{Mutex, PoisonError};
 
 use rustix::fs::FileType;
 use syncd_shared::diff::DirectorySource;
-use syncd_shared::{ContentHash, Entry, Kind, Metadata, ObjectHash, RootEntry, RootHash, Totals, TreePath};
+use syncd_shared::{
+    ContentHash, Entry, Kind, Metadata, ObjectHash, Progress, RootEntry, RootHash, Totals, TreePath,
+};
 
 use crate::build::queue::queue;
-use crate::build::{Job, StageError, StageProgress};
+use crate::build::{Job, StageError};
 use crate::replica::Replica;
 use crate::replica::activate::ActivateError;
 use crate::replica::inspect::Found;
@@ -56,19 +58,6 @@ pub struct Drift {
     pub path: TreePath,
     /// Kind of the difference.
     pub what: Damage,
-}
-
-/// Progress of a check.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub struct VerifyProgress {
-    /// Files checked.
-    pub files_done: u64,
-    /// Total number of files.
-    pub files_total: u64,
-    /// Bytes of the files checked.
-    pub bytes_done: u64,
-    /// Total number of bytes.
-    pub bytes_total: u64,
 }
 
 /// Result of a check.
@@ -182,7 +171,7 @@ impl Replica {
     pub fn verify(
         &mut self,
         source: Option<&mut dyn Source>,
-        progress: &dyn Fn(VerifyProgress),
+        progress: &dyn Fn(Progress),
         cancel: &AtomicBool,
     ) -> Result<VerifyReport, VerifyError> {
         let Checked { mut report, distrusted } = self.check(progress, cancel)?;
@@ -233,7 +222,7 @@ impl Replica {
         Ok(report)
     }
 
-    fn check(&self, progress: &dyn Fn(VerifyProgress), cancel: &AtomicBool) -> Result<Checked, VerifyError> {
+    fn check(&self, progress: &dyn Fn(Progress), cancel: &AtomicBool) -> Result<Checked, VerifyError> {
         let trees = self.slots.trees();
         let root = trees.live_root().ok_or(VerifyError::NothingLive)?;
         let dir = trees.open_live()?;
@@ -275,7 +264,7 @@ impl Replica {
                 jobs: &sender,
                 cancel,
                 tick: &|| {
-                    progress(VerifyProgress {
+                    progress(Progress {
                         files_done: checked_files.files.load(Ordering::Relaxed),
                         files_total: root.totals.files,
                         bytes_done: checked_files.bytes.load(Ordering::Relaxed),
@@ -307,7 +296,7 @@ impl Replica {
         for slot in self.slots.spares().map(|(slot, _)| slot).collect::<Vec<_>>() {
             self.slots.open_up(slot).map_err(StageError::from)?;
         }
-        let progress = |_: StageProgress| {};
+        let progress = |_: Progress| {};
         let job = Job { target: &live, progress: &progress, cancel };
         let staged = self.build(job, None, source, Some(distrusted), sync)?;
         let mut found = None;

@@ -7,23 +7,22 @@ use std::time::Duration;
 
 use syncd_proto::v1::RetryClass;
 use syncd_shared::text::{counted, error_chain};
-use syncd_shared::{GenerationNumber, RootEntry, SignedGeneration, TreePath};
+use syncd_shared::{GenerationNumber, Progress, RootEntry, SignedGeneration, TreePath};
 
-use crate::build::{self, StageError, Staged};
+use crate::build::{StageError, Staged};
 use crate::config::RunOptions;
 use crate::hooks::{Changed, Occasion};
 use crate::identity::AgentIdentity;
 use crate::planted;
 use crate::replica::activate::{ActivateError, ActivationContext, ChangedPaths};
 use crate::replica::maintain::{Maintained, Upkept};
-use crate::replica::verify::{Damage, VerifyError, VerifyProgress, VerifyReport};
+use crate::replica::verify::{Damage, VerifyError, VerifyReport};
 use crate::replica::{OpenReplicaError, Replica, ReplicaOptions, Signers};
 use crate::session::worker::{
     BeforeSwitch, Changes, Drifted, Failure, Inline, Maintenance, NotActivated, ReplicaState, ReplicaWork,
     Verified,
 };
 use crate::source::{FetchError, Source};
-use crate::status::StageProgress;
 
 /// Priority of background work; 19 is the lowest.
 const BACKGROUND_NICE: i32 = 19;
@@ -68,11 +67,6 @@ fn stage_failure(error: &StageError) -> Failure {
     }
 }
 
-fn progress_of(progress: build::StageProgress) -> StageProgress {
-    let build::StageProgress { files_done, files_total, bytes_done, bytes_total } = progress;
-    StageProgress { files_done, files_total, bytes_done, bytes_total }
-}
-
 impl ReplicaWork for Replica {
     type Staged = Staged;
 
@@ -95,13 +89,12 @@ impl ReplicaWork for Replica {
         generation: &SignedGeneration,
         inline: Option<Inline>,
         source: &mut dyn Source,
-        progress: &dyn Fn(StageProgress),
+        progress: &dyn Fn(Progress),
         cancel: &AtomicBool,
     ) -> Result<Staged, Failure> {
         self.revive().map_err(|error| Failure::new(RetryClass::Retry, &error))?;
         let inline = inline.map(|inline| (inline.from, inline.frames));
-        let progress = |now| progress(progress_of(now));
-        self.stage(generation, inline, source, &progress, cancel).map_err(|error| {
+        self.stage(generation, inline, source, progress, cancel).map_err(|error| {
             self.note_failure(&error);
             stage_failure(&error)
         })
@@ -225,21 +218,17 @@ impl ReplicaWork for Replica {
     fn verify(
         &mut self,
         source: &mut dyn Source,
-        progress: &dyn Fn(StageProgress),
+        progress: &dyn Fn(Progress),
         cancel: &AtomicBool,
     ) -> Result<Verified, Failure> {
         self.revive().map_err(|error| Failure::new(RetryClass::Retry, &error))?;
-        let progress = |now: VerifyProgress| {
-            let VerifyProgress { files_done, files_total, bytes_done, bytes_total } = now;
-            progress(StageProgress { files_done, files_total, bytes_done, bytes_total });
-        };
         let mut not_healed = None;
-        let report = match self.verify(Some(source), &progress, cancel) {
+        let report = match self.verify(Some(source), progress, cancel) {
             // Drift is reported even if the origin cannot be reached.
             Err(VerifyError::Stage(StageError::Fetch(error))) if !matches!(error, FetchError::Superseded) => {
                 tracing::warn!(error = error_chain(&error), "drift can't be healed from the origin");
                 not_healed = Some(error_chain(&error));
-                self.verify(None, &progress, cancel)
+                self.verify(None, progress, cancel)
             }
             report => report,
         };

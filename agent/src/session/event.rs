@@ -2,6 +2,7 @@
 
 use syncd_proto::v1;
 use syncd_proto::v1::agent_message::Message as ToOrigin;
+use syncd_shared::Progress;
 use syncd_shared::identity::SignedTrust;
 use syncd_shared::identity::trust::TrustError;
 use syncd_shared::wire::WireError;
@@ -80,7 +81,7 @@ pub enum Action {
     /// Trust this newer document from now on, also after a restart.
     Follow(Box<SignedTrust>),
     /// Report progress to those who requested a verification.
-    Verifying(StageProgress),
+    Verifying(Progress),
     /// Report the result to those who requested a verification; `Err`: it failed.
     Verified(Result<Verified, Failure>),
     /// The worker is idle and nothing more will be done.

@@ -13,14 +13,14 @@ use std::time::{Duration, Instant};
 
 use syncd_proto::v1;
 use syncd_shared::text::error_chain;
-use syncd_shared::{AgentState, GenerationNumber, RootHash};
+use syncd_shared::{AgentState, GenerationNumber, Progress, RootHash};
 
 use crate::backoff::Backoff;
 use crate::hooks::HookState;
 use crate::identity::Trusted;
 use crate::session::event::{Action, Event};
 use crate::session::worker::ReplicaState;
-use crate::status::{Drift, StageProgress};
+use crate::status::Drift;
 
 use self::link::{Link, MISSED_HEARTBEATS};
 use self::schedule::{Job, MAINTAIN_DELAY};
@@ -62,7 +62,7 @@ pub struct Machine {
     job: Option<Job>,
     cancelled: bool,
     activating: bool,
-    progress: Option<StageProgress>,
+    progress: Option<Progress>,
     /// Time at which the progress of the current update is reported next.
     tell_at: Option<Instant>,
     retry: Backoff,
@@ -191,7 +191,7 @@ impl Machine {
     }
 
     /// Progress of the current update.
-    pub fn progress(&self) -> Option<StageProgress> {
+    pub fn progress(&self) -> Option<Progress> {
         self.progress.filter(|_| matches!(self.job, Some(Job::Update { .. })))
     }
 

@@ -57,10 +57,10 @@ use syncd_proto::v1::agent_message::Message as ToOrigin;
 use syncd_proto::v1::replication_client::ReplicationClient;
 use syncd_runtime::channel::ConnectError;
 use syncd_runtime::channel::RefusedReason;
-use syncd_shared::SignedGeneration;
 use syncd_shared::identity::SignedTrust;
 use syncd_shared::limits::CONTROL_MESSAGE_MAX_BYTES;
 use syncd_shared::text::{error_chain, rfc3339};
+use syncd_shared::{Progress, SignedGeneration};
 use time::OffsetDateTime;
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::AbortHandle;
@@ -73,7 +73,6 @@ use self::worker::{Cancellation, Failure, Hooks, OpenSource, ReplicaState, Repli
 use crate::dialer::Dialer;
 use crate::hooks::{AfterHook, HookState};
 use crate::status::AgentStatus;
-use crate::status::StageProgress;
 
 /// Messages to the origin that wait for the connection: more than one conversation ever has at once.
 const OUTBOX: usize = 32;
@@ -100,7 +99,7 @@ pub struct Parts<R> {
 #[derive(Debug)]
 pub struct VerifyRequest {
     /// Receives progress.
-    pub progress: watch::Sender<StageProgress>,
+    pub progress: watch::Sender<Progress>,
     /// Receives the result.
     pub result: oneshot::Sender<Result<Verified, Failure>>,
 }
@@ -118,7 +117,7 @@ pub struct Handle {
 impl Handle {
     /// Verifies the replica once the worker is free; starts over after an update. `None`: the agent stopped.
     /// Cancel safe; the verification itself continues.
-    pub async fn verify(&self, progress: watch::Sender<StageProgress>) -> Option<Result<Verified, Failure>> {
+    pub async fn verify(&self, progress: watch::Sender<Progress>) -> Option<Result<Verified, Failure>> {
         let (result, answer) = oneshot::channel();
         self.verify.send(VerifyRequest { progress, result }).await.ok()?;
         answer.await.ok()

@@ -10,15 +10,14 @@ use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
 use syncd_proto::v1::RetryClass;
-use syncd_shared::SignedGeneration;
 use syncd_shared::limits::LABEL_MAX_BYTES;
 use syncd_shared::text::one_line;
+use syncd_shared::{Progress, SignedGeneration};
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 
 use crate::hooks::{AfterHook, Changed, Hook, HookState, Occasion};
 use crate::source::Source;
-use crate::status::StageProgress;
 
 pub(crate) use self::display::Display;
 pub use self::work::{
@@ -50,7 +49,7 @@ pub enum Command {
 #[derive(Debug)]
 pub enum Report {
     /// Progress of a command; may be lost.
-    Progress(StageProgress),
+    Progress(Progress),
     /// The tree is staged and is now being activated.
     Activating,
     /// The command ended; the worker is idle.

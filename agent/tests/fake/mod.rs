@@ -19,7 +19,6 @@ use syncd_agent::session::worker::{
     BeforeSwitch, Failure, Inline, Maintenance, NotActivated, ReplicaState, ReplicaWork, Verified,
 };
 use syncd_agent::source::Source;
-use syncd_agent::status::StageProgress;
 use syncd_proto::v1;
 use syncd_proto::v1::agent_message::Message as FromAgent;
 use syncd_proto::v1::enrolment_server::{Enrolment, EnrolmentServer};
@@ -30,7 +29,7 @@ use syncd_shared::ed25519::SigningKey;
 use syncd_shared::generation::Generation;
 use syncd_shared::identity::authority::{self, Authority};
 use syncd_shared::identity::{JoinToken, PeerIdentity, RootKey, SignedTrust, TrustDocument, signing};
-use syncd_shared::{GenerationNumber, RootEntry, SignedGeneration, TreeId, TreePath};
+use syncd_shared::{GenerationNumber, Progress, RootEntry, SignedGeneration, TreeId, TreePath};
 use time::OffsetDateTime;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::{TcpListener, TcpStream};
@@ -505,12 +504,12 @@ impl ReplicaWork for FakeReplica {
         generation: &SignedGeneration,
         _inline: Option<Inline>,
         source: &mut dyn Source,
-        progress: &dyn Fn(StageProgress),
+        progress: &dyn Fn(Progress),
         cancel: &AtomicBool,
     ) -> Result<SignedGeneration, Failure> {
         let number = generation.number().get();
         self.lock().staged.push(number);
-        progress(StageProgress { files_done: 1, files_total: 2, bytes_done: 1, bytes_total: 2 });
+        progress(Progress { files_done: 1, files_total: 2, bytes_done: 1, bytes_total: 2 });
         if let Some(failure) = self.lock().failures.pop_front() {
             return Err(failure);
         }
@@ -562,7 +561,7 @@ impl ReplicaWork for FakeReplica {
     fn verify(
         &mut self,
         _: &mut dyn Source,
-        _: &dyn Fn(StageProgress),
+        _: &dyn Fn(Progress),
         _: &AtomicBool,
     ) -> Result<Verified, Failure> {
         self.lock().verified += 1;

@@ -4,9 +4,8 @@ use std::fmt::{self, Write as _};
 
 use indicatif::HumanBytes;
 use serde::{Deserialize, Serialize};
-use syncd_runtime::progress::percent;
 use syncd_shared::text::{counted, rfc3339};
-use syncd_shared::{GenerationNumber, HookStatus};
+use syncd_shared::{GenerationNumber, HookStatus, Progress};
 
 use crate::commit::{Hold, State};
 use crate::fleet::{AgentDrift, AgentProgress, AgentState, AgentView};
@@ -86,7 +85,7 @@ pub struct AgentStatus {
     pub state: AgentState,
     /// Progress towards another generation, if one is in progress.
     #[serde(default)]
-    pub progress: Option<Progress>,
+    pub progress: Option<ProgressLine>,
     /// Last sign of life, RFC 3339; `None` if it never connected.
     pub last_seen: Option<String>,
     /// Version, if it has connected since this origin started.
@@ -109,9 +108,9 @@ pub struct AgentStatus {
     pub drift: Option<AgentDrift>,
 }
 
-/// Progress of an agent towards a generation, as reported by the agent.
+/// [`AgentProgress`] in JSON.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Progress {
+pub struct ProgressLine {
     pub generation: u64,
     /// Completed files.
     pub files_done: u64,
@@ -125,31 +124,29 @@ pub struct Progress {
     pub percent: Option<u8>,
 }
 
-impl Progress {
-    fn new(progress: AgentProgress) -> Self {
+impl ProgressLine {
+    fn new(AgentProgress { generation, done }: AgentProgress) -> Self {
         let known = |total: u64| Some(total).filter(|&total| total > 0);
-        let AgentProgress { generation, files, bytes, files_total, bytes_total } = progress;
         Self {
             generation,
-            files_done: files,
-            files_total: known(files_total),
-            bytes_done: bytes,
-            bytes_total: known(bytes_total),
-            percent: percent(bytes, bytes_total),
+            files_done: done.files_done,
+            files_total: known(done.files_total),
+            bytes_done: done.bytes_done,
+            bytes_total: known(done.bytes_total),
+            percent: done.percent(),
         }
     }
 }
 
-impl fmt::Display for Progress {
+impl fmt::Display for ProgressLine {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        AgentProgress {
-            generation: self.generation,
-            files: self.files_done,
-            bytes: self.bytes_done,
-            files_total: self.files_total.unwrap_or_default(),
-            bytes_total: self.bytes_total.unwrap_or_default(),
-        }
-        .fmt(f)
+        let done = Progress {
+            files_done: self.files_done,
+            files_total: self.files_total.unwrap_or(0),
+            bytes_done: self.bytes_done,
+            bytes_total: self.bytes_total.unwrap_or(0),
+        };
+        AgentProgress { generation: self.generation, done }.fmt(f)
     }
 }
 
@@ -311,7 +308,7 @@ impl AgentStatus {
             generation: agent.generation.map(GenerationNumber::get),
             root: agent.root.map(|r| r.to_string()),
             state: agent.state,
-            progress: agent.progress.filter(|_| is_under_way(agent)).map(Progress::new),
+            progress: agent.progress.filter(|_| is_under_way(agent)).map(ProgressLine::new),
             last_seen: (agent.last_seen_ms > 0).then(|| rfc3339(agent.last_seen_ms)),
             version: agent.version.clone(),
             error: agent.error.clone().or_else(|| agent.hook.as_ref().and_then(HookStatus::trouble)),
@@ -372,15 +369,17 @@ mod tests {
     fn a_person_sees_how_far_an_agent_is_and_who_never_came() {
         let progress = AgentProgress {
             generation: 7,
-            files: 652,
-            bytes: 10 << 20,
-            files_total: 2_594,
-            bytes_total: 53 << 20,
+            done: Progress {
+                files_done: 652,
+                files_total: 2_594,
+                bytes_done: 10 << 20,
+                bytes_total: 53 << 20,
+            },
         };
         let busy = AgentStatus {
             generation: Some(6),
             state: AgentState::Fetching,
-            progress: Some(Progress::new(progress)),
+            progress: Some(ProgressLine::new(progress)),
             version: Some("0.9".into()),
             ..agent("web1")
         };
@@ -389,7 +388,7 @@ mod tests {
         let expected = "fetching   1 behind   generation 7: 652 of 2,594 files, 10.00 MiB of 53.00 MiB, 18 %   syncd 0.9";
         assert!(text.contains(expected), "{text}");
         assert!(text.contains("  web2  never connected\n"), "{text}");
-        let unknown = Progress::new(AgentProgress { generation: 7, ..AgentProgress::default() });
+        let unknown = ProgressLine::new(AgentProgress { generation: 7, ..AgentProgress::default() });
         assert_eq!(unknown.to_string(), "generation 7: 0 files, 0 B");
     }
 

@@ -2,7 +2,6 @@
 
 use std::time::Duration;
 
-use syncd_runtime::progress::percent;
 use tokio::time::Instant;
 
 use super::view::AgentProgress;
@@ -21,7 +20,7 @@ pub(super) struct FirstSyncLog {
 impl FirstSyncLog {
     /// Returns whether a report is logged. Steps never go back, so an agent cannot fill the log.
     pub(super) fn is_due(&mut self, progress: &AgentProgress, now: Instant) -> bool {
-        let step = percent(progress.bytes, progress.bytes_total).unwrap_or(0) / STEP;
+        let step = progress.done.percent().unwrap_or(0) / STEP;
         let is_due = self.last.is_none_or(|(at, before)| step > before || now.duration_since(at) >= EVERY);
         if is_due {
             let before = self.last.map_or(0, |(_, before)| before);
@@ -33,13 +32,16 @@ impl FirstSyncLog {
 
 #[cfg(test)]
 mod tests {
+    use syncd_shared::Progress;
+
     use super::*;
 
     #[test]
     fn the_start_each_quarter_and_each_half_minute_are_logged() {
         let (start, mut log) = (Instant::now(), FirstSyncLog::default());
         let mut logged = |second: u64, bytes: u64| {
-            let progress = AgentProgress { bytes, bytes_total: 100, ..AgentProgress::default() };
+            let done = Progress { bytes_done: bytes, bytes_total: 100, ..Progress::default() };
+            let progress = AgentProgress { done, ..AgentProgress::default() };
             log.is_due(&progress, start + Duration::from_secs(second))
         };
         let reports =

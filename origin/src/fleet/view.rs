@@ -3,10 +3,8 @@
 use std::collections::HashSet;
 use std::fmt;
 
-use indicatif::HumanBytes;
-use syncd_runtime::progress::percent;
-use syncd_shared::text::{counted, counted_of};
-use syncd_shared::{AgentState, GenerationNumber, HookStatus, RootHash};
+use syncd_shared::text::counted;
+use syncd_shared::{AgentState, GenerationNumber, HookStatus, Progress, RootHash};
 
 /// Roots held by agents seen within this time are retained, in milliseconds.
 pub const RETAIN_MS: i64 = 30 * 24 * 60 * 60 * 1000;
@@ -15,28 +13,12 @@ pub const RETAIN_MS: i64 = 30 * 24 * 60 * 60 * 1000;
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct AgentProgress {
     pub generation: u64,
-    /// Completed files.
-    pub files: u64,
-    /// Completed bytes.
-    pub bytes: u64,
-    /// Files in total; 0 if unknown.
-    pub files_total: u64,
-    /// Bytes in total; 0 if unknown.
-    pub bytes_total: u64,
+    pub done: Progress,
 }
 
 impl fmt::Display for AgentProgress {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { generation, files, bytes, files_total, bytes_total } = *self;
-        let files = counted_of(files, Some(files_total).filter(|&total| total > 0), "file", "files");
-        write!(f, "generation {generation}: {files}, {}", HumanBytes(bytes))?;
-        if bytes_total > 0 {
-            write!(f, " of {}", HumanBytes(bytes_total))?;
-        }
-        match percent(bytes, bytes_total) {
-            Some(percent) => write!(f, ", {percent} %"),
-            None => Ok(()),
-        }
+        write!(f, "generation {}: {}", self.generation, self.done)
     }
 }
 

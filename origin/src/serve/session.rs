@@ -26,7 +26,7 @@ use syncd_shared::identity::{PeerIdentity, SignedTrust};
 use syncd_shared::limits::{HELD_GENERATIONS_MAX, REASON_MAX_BYTES};
 use syncd_shared::text::one_line;
 use syncd_shared::wire::root_hash;
-use syncd_shared::{GenerationNumber, HookStatus, RootHash, SignedGeneration, Totals};
+use syncd_shared::{GenerationNumber, HookStatus, Progress, RootHash, SignedGeneration, Totals};
 use tokio::sync::{mpsc, watch};
 use tokio::time::Instant;
 use tokio_stream::StreamExt;
@@ -368,15 +368,8 @@ impl Session {
         let announced = self.attachment.newest.borrow().clone()?;
         // A superseded generation that is still in progress can be larger.
         self.most = self.most.covering(announced.generation().root.totals);
-        let (files, bytes) = (self.most.files, self.most.bytes);
         let is_known = (1..=announced.number().get()).contains(&said.generation);
-        is_known.then_some(AgentProgress {
-            generation: said.generation,
-            files: said.files.min(files),
-            bytes: said.bytes.min(bytes),
-            files_total: said.files_total.min(files),
-            bytes_total: said.bytes_total.min(bytes),
-        })
+        is_known.then_some(AgentProgress { done: said.done.within(&self.most), ..said })
     }
 
     fn on_its_way(state: AgentState, progress: Option<AgentProgress>) -> Report {
@@ -391,13 +384,13 @@ impl Session {
                 Report::Heartbeat
             }
             FromAgent::Progress(p) => {
-                let progress = AgentProgress {
-                    generation: p.generation,
-                    files: p.files_done,
-                    bytes: p.bytes_done,
+                let done = Progress {
+                    files_done: p.files_done,
                     files_total: p.files_total,
+                    bytes_done: p.bytes_done,
                     bytes_total: p.bytes_total,
                 };
+                let progress = AgentProgress { generation: p.generation, done };
                 Self::on_its_way(AgentState::from_message(p.state)?, self.progress(progress))
             }
             FromAgent::Staged(s) => {

@@ -20,7 +20,8 @@ use syncd_shared::limits::FETCH_MESSAGE_MAX_BYTES;
 use syncd_shared::update_file::read_whole;
 use syncd_shared::wire::{FEATURE_DELTAS, ObjectsBatch};
 use syncd_shared::{
-    ContentHash, Generation, GenerationNumber, HookOutcome, HookStatus, RootEntry, RootHash, SignedGeneration,
+    ContentHash, Generation, GenerationNumber, HookOutcome, HookStatus, Progress, RootEntry, RootHash,
+    SignedGeneration,
 };
 use tempfile::TempDir;
 use time::OffsetDateTime;
@@ -717,7 +718,10 @@ async fn numbers_that_no_agent_has_are_not_believed() {
     let view = origin.until("web1", |a| a.progress.is_some()).await;
     assert_eq!(
         view.progress,
-        Some(AgentProgress { generation: 5, files: 1, bytes: 5, files_total: 1, bytes_total: 5 })
+        Some(AgentProgress {
+            generation: 5,
+            done: Progress { files_done: 1, files_total: 1, bytes_done: 5, bytes_total: 5 }
+        })
     );
     for message in [
         progress(u64::MAX),

@@ -13,8 +13,7 @@ use syncd_agent::session::worker::{
     BeforeSwitch, Failure, Inline, Maintenance, NotActivated, ReplicaState, ReplicaWork, Verified,
 };
 use syncd_agent::source::Source;
-use syncd_agent::status::StageProgress;
-use syncd_shared::SignedGeneration;
+use syncd_shared::{Progress, SignedGeneration};
 use walkdir::WalkDir;
 
 /// A planted bug.
@@ -100,7 +99,7 @@ impl ReplicaWork for Planted {
         generation: &SignedGeneration,
         inline: Option<Inline>,
         source: &mut dyn Source,
-        progress: &dyn Fn(StageProgress),
+        progress: &dyn Fn(Progress),
         cancel: &AtomicBool,
     ) -> Result<Self::Staged, Failure> {
         let staged = ReplicaWork::stage(&mut self.replica, generation, inline, source, progress, cancel);
@@ -146,7 +145,7 @@ impl ReplicaWork for Planted {
     fn verify(
         &mut self,
         source: &mut dyn Source,
-        progress: &dyn Fn(StageProgress),
+        progress: &dyn Fn(Progress),
         cancel: &AtomicBool,
     ) -> Result<Verified, Failure> {
         ReplicaWork::verify(&mut self.replica, source, progress, cancel)

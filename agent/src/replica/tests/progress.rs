@@ -3,8 +3,9 @@
 use std::sync::Mutex;
 use std::sync::atomic::AtomicBool;
 
+use syncd_shared::Progress;
+
 use super::*;
-use crate::build::StageProgress;
 use crate::replica::Replica;
 
 /// Content of a file that arrives in more pieces than wait for the workers.
@@ -17,7 +18,7 @@ fn noise(seed: u8) -> Vec<u8> {
 }
 
 /// Stages and activates the content tree. Returns the progress reported.
-fn watched(site: &mut Site, replica: &mut Replica) -> Vec<StageProgress> {
+fn watched(site: &mut Site, replica: &mut Replica) -> Vec<Progress> {
     let target = site.origin.seal(&site.tree());
     let seen = Mutex::new(Vec::new());
     let progress = |now| seen.lock().unwrap().push(now);
@@ -28,8 +29,8 @@ fn watched(site: &mut Site, replica: &mut Replica) -> Vec<StageProgress> {
 }
 
 #[track_caller]
-fn assert_steady(seen: &[StageProgress]) {
-    let within = |now: &&StageProgress| now.bytes_done > 0 && now.files_done == 0;
+fn assert_steady(seen: &[Progress]) {
+    let within = |now: &&Progress| now.bytes_done > 0 && now.files_done == 0;
     assert!(seen.iter().filter(within).count() > 1, "nothing was reported within the file: {seen:?}");
     assert!(seen.is_sorted_by_key(|now| now.bytes_done), "{seen:?}");
     let last = seen.last().unwrap();

@@ -6,13 +6,12 @@ use syncd_proto::v1::agent_message::Message as ToOrigin;
 use syncd_proto::v1::{self, RetryClass};
 use syncd_shared::limits::REASON_MAX_BYTES;
 use syncd_shared::text::{counted, one_line};
-use syncd_shared::{GenerationNumber, RootHash};
+use syncd_shared::{GenerationNumber, Progress, RootHash};
 
 use super::Machine;
 use crate::session::event::Action;
 use crate::session::messages;
-use crate::session::worker::{Command, Failure, Outcome, Report};
-use crate::status::StageProgress;
+use crate::session::worker::{Command, Failure, Outcome, Report, Verified};
 
 /// The origin gets no progress of an update that takes less than this.
 pub(super) const PROGRESS_DELAY: Duration = Duration::from_millis(100);
@@ -92,18 +91,7 @@ impl Machine {
                     self.live_error = maintenance.trouble;
                 }
             }
-            (_, Outcome::Verified(verified)) => {
-                self.verify_wanted = false;
-                self.maintain_at = Some(now + MAINTAIN_DELAY);
-                self.live_error = None;
-                self.drift_error = (!verified.is_whole()).then(|| {
-                    let drifted = counted(verified.drifted, "path", "paths");
-                    let reason =
-                        verified.error.as_ref().map(|error| format!(": {error}")).unwrap_or_default();
-                    format!("{drifted} of the live tree drifted and could not be healed{reason}")
-                });
-                out.push(Action::Verified(Ok(verified)));
-            }
+            (_, Outcome::Verified(verified)) => self.verification_ended(verified, now, out),
             (Some(Job::Verify), Outcome::Failed(failure)) => {
                 // A verification interrupted by an update starts again after it.
                 if failure.retry.is_some() || !cancelled || self.stopping {
@@ -123,6 +111,18 @@ impl Machine {
             }
             (_, Outcome::Staged) => {}
         }
+    }
+
+    fn verification_ended(&mut self, verified: Verified, now: Instant, out: &mut Vec<Action>) {
+        self.verify_wanted = false;
+        self.maintain_at = Some(now + MAINTAIN_DELAY);
+        self.live_error = None;
+        self.drift_error = (!verified.is_whole()).then(|| {
+            let drifted = counted(verified.drifted, "path", "paths");
+            let reason = verified.error.as_ref().map(|error| format!(": {error}")).unwrap_or_default();
+            format!("{drifted} of the live tree drifted and could not be healed{reason}")
+        });
+        out.push(Action::Verified(Ok(verified)));
     }
 
     fn target_of(&self, job: Option<Job>) -> Option<(GenerationNumber, RootHash)> {
@@ -162,7 +162,7 @@ impl Machine {
         self.send(ToOrigin::Failed(v1::Failed { generation, retry, reason }), out);
     }
 
-    fn progressed(&mut self, progress: StageProgress, out: &mut Vec<Action>) {
+    fn progressed(&mut self, progress: Progress, out: &mut Vec<Action>) {
         self.progress = Some(progress);
         if self.job == Some(Job::Verify) {
             out.push(Action::Verifying(progress));

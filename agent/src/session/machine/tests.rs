@@ -173,10 +173,8 @@ fn of_an_update_that_is_over_in_a_moment_only_its_end_is_told() {
     let mut scene = Scene::new();
     scene.welcome();
     scene.announce(2);
-    let under_way = StageProgress { files_done: 1, files_total: 2, bytes_done: 1, bytes_total: 2 };
-    for report in
-        [Report::Progress(StageProgress::default()), Report::Progress(under_way), Report::Activating]
-    {
+    let under_way = Progress { files_done: 1, files_total: 2, bytes_done: 1, bytes_total: 2 };
+    for report in [Report::Progress(Progress::default()), Report::Progress(under_way), Report::Activating] {
         scene.now += PROGRESS_DELAY / 4;
         assert_eq!(told(&scene.apply(Event::Report(report))), (vec![], vec![]));
     }
@@ -195,7 +193,7 @@ fn an_update_that_takes_its_time_is_told_now_and_then() {
     assert_eq!(scene.machine.deadline(), Some(scene.now + PROGRESS_DELAY));
     scene.now += PROGRESS_DELAY;
     assert_eq!(told(&scene.apply(Event::Tick)), of(AgentState::Staging, 0));
-    let under_way = StageProgress { files_done: 1, files_total: 2, bytes_done: 1, bytes_total: 2 };
+    let under_way = Progress { files_done: 1, files_total: 2, bytes_done: 1, bytes_total: 2 };
     assert_eq!(told(&scene.apply(Event::Report(Report::Progress(under_way)))), (vec![], vec![]));
     scene.now += PROGRESS_INTERVAL;
     assert_eq!(told(&scene.apply(Event::Tick)), of(AgentState::Fetching, 1));

@@ -3,15 +3,14 @@
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-use syncd_runtime::progress::Progress;
-
-use crate::status::StageProgress;
+use syncd_runtime::progress;
+use syncd_shared::Progress;
 
 /// Shows progress to people, for work that takes longer than a moment.
 pub(crate) struct Display {
     pub(super) action: &'static str,
     pub(super) started: Instant,
-    pub(super) shown: Mutex<Option<Progress>>,
+    pub(super) shown: Mutex<Option<progress::Progress>>,
 }
 
 impl Display {
@@ -21,12 +20,12 @@ impl Display {
         Self { action, started: Instant::now(), shown: Mutex::new(None) }
     }
 
-    pub(crate) fn show(&self, now: StageProgress) {
+    pub(crate) fn show(&self, now: Progress) {
         if self.started.elapsed() < Self::PATIENCE {
             return;
         }
         let mut shown = self.shown.lock().unwrap_or_else(PoisonError::into_inner);
-        let shown = shown.get_or_insert_with(|| Progress::start(self.action, None));
+        let shown = shown.get_or_insert_with(|| progress::Progress::start(self.action, None));
         let before = shown.snapshot();
         if now.files_total > 0 && before.total_bytes != Some(now.bytes_total) {
             shown.set_total(now.files_total, now.bytes_total);

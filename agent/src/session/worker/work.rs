@@ -9,11 +9,11 @@ use serde::{Deserialize, Serialize};
 use syncd_proto::v1::RetryClass;
 use syncd_shared::text::error_chain;
 use syncd_shared::wire::Frame;
-use syncd_shared::{GenerationNumber, RootHash, SignedGeneration};
+use syncd_shared::{GenerationNumber, Progress, RootHash, SignedGeneration};
 
 use crate::hooks::{Changed, HookError, HookState, Occasion};
 use crate::source::Source;
-use crate::status::{Drift, StageProgress};
+use crate::status::Drift;
 
 /// Called before a switch with the changed paths. An error prevents the switch.
 pub type BeforeSwitch<'a> = dyn FnMut(Occasion, &Changed<'_>) -> Result<(), HookError> + 'a;
@@ -32,7 +32,7 @@ pub trait ReplicaWork: Send + 'static {
         generation: &SignedGeneration,
         inline: Option<Inline>,
         source: &mut dyn Source,
-        progress: &dyn Fn(StageProgress),
+        progress: &dyn Fn(Progress),
         cancel: &AtomicBool,
     ) -> Result<Self::Staged, Failure>;
 
@@ -81,7 +81,7 @@ pub trait ReplicaWork: Send + 'static {
     fn verify(
         &mut self,
         source: &mut dyn Source,
-        progress: &dyn Fn(StageProgress),
+        progress: &dyn Fn(Progress),
         cancel: &AtomicBool,
     ) -> Result<Verified, Failure>;
 }
