@@ -29,7 +29,7 @@ impl Backoff {
     pub fn pause(&mut self) -> Duration {
         let whole = self.shortest.saturating_mul(1 << self.attempts.min(20)).min(self.longest);
         self.attempts = self.attempts.saturating_add(1);
-        crate::planted::pause(whole.mul_f64(0.5 + self.fraction() / 2.0))
+        crate::test_faults::pause(whole.mul_f64(0.5 + self.fraction() / 2.0))
     }
 
     fn fraction(&mut self) -> f64 {

@@ -17,10 +17,10 @@ mod http;
 pub mod join;
 mod offline;
 mod php;
-mod planted;
 mod renew;
 pub mod service;
 mod state;
+mod test_faults;
 mod trust;
 
 // Crates that test syncd open these modules with the feature `testing`. For the programs they are private,

@@ -19,9 +19,9 @@ mod listener;
 #[cfg(test)]
 mod namespace;
 mod overlap;
-mod planted;
 pub mod service;
 mod state;
+mod test_faults;
 mod tree_objects;
 
 // Crates that test syncd open these modules with the feature `testing`. For the programs they are private,

@@ -23,7 +23,7 @@ use syncd_shared::diff::DirectorySource;
 use syncd_shared::{Component, Directory, Entry, Kind, Metadata, ObjectHash, RootEntry, Timestamp, TreePath};
 
 use crate::build::StageError;
-use crate::build::holes::Holes;
+use crate::build::missing_entries::MissingEntries;
 use crate::state::cursor::{DirCursor, looks_like};
 use crate::state::disk::{Dir, DiskError, Stat};
 use crate::state::history::Touched;
@@ -33,7 +33,7 @@ use crate::state::trees::Trees;
 #[derive(Debug, Default)]
 pub(crate) struct Conformed {
     /// Files and symlinks that could not be linked: the live tree itself no longer has what was activated.
-    pub holes: Holes,
+    pub missing: MissingEntries,
 }
 
 pub(crate) struct Conform<'a> {
@@ -325,7 +325,7 @@ impl Conform<'_> {
         {
             live.link(name, place.dir, name)?;
         } else {
-            found.holes.add(place.path, object, index);
+            found.missing.add(place.path, object, index);
         }
         Ok(())
     }

@@ -18,7 +18,7 @@ use syncd_shared::manifest_cursor::ManifestCursor;
 use syncd_shared::{ContentHash, ContentTag, Entry, Kind, RootEntry, TreePath};
 
 use crate::build::StageError;
-use crate::build::content::stretch;
+use crate::build::incoming::stretch;
 use crate::build::receive::Reception;
 use crate::state::cursor::LiveTree;
 use crate::state::disk;

@@ -13,8 +13,8 @@ use syncd_shared::wire::{DirectoryPatch, Frame, ObjectsBatch};
 use syncd_shared::{Directory, Kind, ObjectHash, RootEntry, RootHash, Totals};
 
 use crate::build::StageError;
-use crate::build::allowance::Allowance;
-use crate::build::repeats::Repeats;
+use crate::build::duplicates::Duplicates;
+use crate::build::receive_budget::ReceiveBudget;
 use crate::build::space::Demand;
 use crate::source::{FetchError, Frames, Source, all_of};
 use crate::state::record::{Record, RecordError};
@@ -121,7 +121,7 @@ pub(crate) fn obtain_whole(
     to: &RootEntry,
     block_bytes: u64,
     source: &mut dyn Source,
-) -> Result<(Demand, Repeats), StageError> {
+) -> Result<(Demand, Duplicates), StageError> {
     source.expect(&to.totals);
     match demand_of(record, to, block_bytes) {
         Err(RecordError::Unknown { .. } | RecordError::Directory(_)) => {}
@@ -133,10 +133,10 @@ pub(crate) fn obtain_whole(
 }
 
 /// Space that a new tree needs. Reads every directory of the tree and checks its totals.
-fn demand_of(record: &Record, to: &RootEntry, block_bytes: u64) -> Result<(Demand, Repeats), RecordError> {
+fn demand_of(record: &Record, to: &RootEntry, block_bytes: u64) -> Result<(Demand, Duplicates), RecordError> {
     let expected = RefCell::new(HashMap::from([(to.object, to.totals)]));
     let checked = Checked { record, expected };
-    let (mut demand, mut repeats) = (Demand::default(), Repeats::of(to.totals.files));
+    let (mut demand, mut duplicates) = (Demand::default(), Duplicates::of(to.totals.files));
     let mut waiting = vec![to.object];
     while let Some(object) = waiting.pop() {
         for entry in checked.directory(&object)?.entries() {
@@ -147,13 +147,13 @@ fn demand_of(record: &Record, to: &RootEntry, block_bytes: u64) -> Result<(Deman
                 }
                 Kind::File { size, content } => {
                     demand.add(size, block_bytes);
-                    repeats.see(&content);
+                    duplicates.see(&content);
                 }
                 Kind::Symlink { .. } => demand.add(0, block_bytes),
             }
         }
     }
-    Ok((demand, repeats))
+    Ok((demand, duplicates))
 }
 
 fn update_frames(
@@ -182,11 +182,11 @@ fn patched<'a>(
     mut frames: Frames,
 ) -> Result<Manifest<'a>, StageError> {
     let mut objects = Objects { record, made: Vec::new(), bytes: 0, kept: 0 };
-    let mut allowance = Allowance::of_manifest(&to.totals);
+    let mut budget = ReceiveBudget::of_manifest(&to.totals);
     let next = loop {
         let frame = frames.next();
         if let Some(Ok(frame)) = &frame {
-            allowance.take(frame)?;
+            budget.take(frame)?;
         }
         match frame {
             Some(Ok(Frame::Patches(patches))) => {
@@ -259,13 +259,13 @@ fn fetch_directories(
     let keep_decoded = batches.iter().all(|b| !b.recursive);
     let mut frames = source.objects(to.hash(), all_of(batches)).map_err(StageError::Fetch)?;
     let mut objects = Objects { record, made: Vec::new(), bytes: 0, kept: 0 };
-    let mut allowance = Allowance::of_manifest(&to.totals);
+    let mut budget = ReceiveBudget::of_manifest(&to.totals);
     let (mut ended, mut total, mut came) = (0usize, 0u64, Vec::new());
     let most = to.totals.entries;
     while ended < answers {
         let frame = frames.next().unwrap_or(Err(FetchError::Disconnected(None)));
         let frame = frame.map_err(StageError::Fetch)?;
-        allowance.take(&frame)?;
+        budget.take(&frame)?;
         match frame {
             Frame::Directories(list) => {
                 for bytes in list {

@@ -11,7 +11,7 @@
 //! An update that changes very many files alternates between content and tree, part by part
 //! ([`syncd_shared::diff::Parts`]): memory follows a part, not the update.
 //!
-//! The first sync has nothing to build on and works differently: [`fresh`].
+//! The first sync has nothing to build on and works differently: [`first_sync`].
 //!
 //! No tree is touched before the last step. After an interruption, content that arrived stays in `incoming`,
 //! and the next attempt finds it, for this target or a newer one. After a crash in the last step the tree is
@@ -19,19 +19,19 @@
 //! update in parts is recorded as partial meanwhile. Nothing else uses a partial tree, and the next attempt
 //! finds the finished parts in it.
 
-mod allowance;
 pub(crate) mod conform;
-pub(crate) mod content;
 mod delta;
-pub(crate) mod fresh;
-pub(crate) mod holes;
+mod duplicates;
+pub(crate) mod first_sync;
+pub(crate) mod incoming;
 pub(crate) mod inodes;
 pub(crate) mod manifest;
+pub(crate) mod missing_entries;
 pub(crate) mod patch;
 pub(crate) mod plan;
 pub(crate) mod queue;
 mod receive;
-mod repeats;
+mod receive_budget;
 pub(crate) mod space;
 mod window;
 mod writeback;

@@ -10,11 +10,11 @@ use syncd_shared::manifest_cursor::ManifestCursor;
 use syncd_shared::wire::ObjectsBatch;
 use syncd_shared::{ContentHash, ContentTag, Entry, Kind, Progress, RootEntry, RootHash, TreePath};
 
-use crate::build::allowance::Allowance;
-use crate::build::content::{Incoming, Wanted};
 use crate::build::delta::Bases;
+use crate::build::incoming::{Incoming, Wanted};
 use crate::build::patch::Supply;
 use crate::build::receive::Reception;
+use crate::build::receive_budget::ReceiveBudget;
 use crate::build::writeback::Writeback;
 use crate::build::{Job, StageError};
 use crate::source::{FetchError, Frames, Source, all_of};
@@ -29,16 +29,13 @@ const COPIERS_MAX: usize = 4;
 /// Smallest number of contents that justifies another copying thread.
 const COPIES_LEAST: usize = 512;
 
-/// Slot of a tree that this node holds.
-type Tree = u64;
-
 /// Source of one changed entry.
 #[derive(Debug, Clone)]
-enum Origin {
+enum ContentSource {
     /// Nothing to do, or made directly: directories, symlinks, empty files.
     Made,
-    /// The inode at this path of a held tree.
-    Link(Tree, TreePath),
+    /// The inode at this path of the tree in this slot.
+    Link(u64, TreePath),
     /// A file in `staging/incoming`.
     Incoming(ContentHash),
 }
@@ -47,7 +44,7 @@ enum Origin {
 pub(crate) struct Plan<'a> {
     incoming: &'a Incoming,
     part: &'a Part<'a>,
-    origins: Vec<Origin>,
+    sources: Vec<ContentSource>,
     wanted: HashMap<ContentHash, Wanted>,
     /// Keys of `wanted`, by first use in path order.
     order: Vec<ContentHash>,
@@ -58,9 +55,9 @@ pub(crate) struct Plan<'a> {
 /// Places on this node where one thread looks for contents.
 struct Elsewhere<'a> {
     trees: &'a Trees,
-    copies: &'a HashMap<ContentHash, (Tree, &'a TreePath)>,
+    copies: &'a HashMap<ContentHash, (u64, &'a TreePath)>,
     released: &'a Released<'a, &'a Record>,
-    open: HashMap<Tree, Option<DirCursor>>,
+    open: HashMap<u64, Option<DirCursor>>,
 }
 
 impl Elsewhere<'_> {
@@ -105,7 +102,7 @@ impl<'a> Plan<'a> {
         part: &'a Part<'a>,
         released: &mut Released<'_, &Record>,
         incoming: &'a Incoming,
-        are_holes: bool,
+        are_missing: bool,
     ) -> Result<Self, StageError> {
         let mut live = from.map(|root| trees.live_tree(root)).transpose()?;
         let mut held = held_trees(trees);
@@ -113,46 +110,46 @@ impl<'a> Plan<'a> {
         let mut plan = Self {
             incoming,
             part,
-            origins: Vec::new(),
+            sources: Vec::new(),
             wanted: HashMap::new(),
             order: Vec::new(),
             lacking: Vec::new(),
         };
-        let mut copies: HashMap<ContentHash, (Tree, &TreePath)> = HashMap::new();
+        let mut copies: HashMap<ContentHash, (u64, &TreePath)> = HashMap::new();
         for change in part.changes.iter() {
-            let origin = match change {
-                Change::Removed { .. } => Origin::Made,
+            let source = match change {
+                Change::Removed { .. } => ContentSource::Made,
                 Change::Added { path, entry } | Change::Modified { path, to: entry, .. } => {
                     if let Kind::File { content, .. } = &entry.kind
-                        && (are_holes || has_other_metadata(change))
+                        && (are_missing || has_other_metadata(change))
                     {
                         // The hole may be only in inode or metadata, so the content is still worth a copy.
                         // Copies are verified by hash.
                         copies.entry(*content).or_insert((live_slot, path));
                     }
-                    plan.origin(path, entry, live.as_mut(), &mut held, released, &mut copies, trees)?
+                    plan.source_of(path, entry, live.as_mut(), &mut held, released, &mut copies, trees)?
                 }
             };
-            plan.origins.push(origin);
+            plan.sources.push(source);
         }
         plan.copy(trees, &copies, released)?;
         Ok(plan)
     }
 
     #[allow(clippy::too_many_arguments)]
-    fn origin(
+    fn source_of(
         &mut self,
         path: &'a TreePath,
         entry: &Entry,
         live: Option<&mut LiveTree<'_>>,
         held: &mut [Held<'_>],
         released: &mut Released<'_, &Record>,
-        copies: &mut HashMap<ContentHash, (Tree, &'a TreePath)>,
+        copies: &mut HashMap<ContentHash, (u64, &'a TreePath)>,
         trees: &Trees,
-    ) -> Result<Origin, StageError> {
-        let Kind::File { content, size } = entry.kind else { return Ok(Origin::Made) };
+    ) -> Result<ContentSource, StageError> {
+        let Kind::File { content, size } = entry.kind else { return Ok(ContentSource::Made) };
         if size == 0 {
-            return Ok(Origin::Made);
+            return Ok(ContentSource::Made);
         }
         // A renamed file loses its old name, so its inode can be linked under the new one, once.
         if let Some(live) = live
@@ -160,7 +157,7 @@ impl<'a> Plan<'a> {
             && live.checked(&old.path, entry)?.is_some()
         {
             released.take(&old);
-            return Ok(Origin::Link(trees.live_slot().unwrap_or(0), old.path));
+            return Ok(ContentSource::Link(trees.live_slot().unwrap_or(0), old.path));
         }
         for index in 0..held.len() {
             let tree = &mut held[index];
@@ -171,7 +168,7 @@ impl<'a> Plan<'a> {
                         && tree.is_intact(path, entry, trees)?
                         && is_only_there(held, index, path)? =>
                 {
-                    return Ok(Origin::Link(slot, path.clone()));
+                    return Ok(ContentSource::Link(slot, path.clone()));
                 }
                 Some(Entry { kind: Kind::File { content: c, .. }, .. }) if c == content => {
                     copies.entry(content).or_insert((slot, path));
@@ -187,14 +184,14 @@ impl<'a> Plan<'a> {
             return Err(StageError::Missing { content });
         }
         wanted.users += 1;
-        Ok(Origin::Incoming(content))
+        Ok(ContentSource::Incoming(content))
     }
 
     /// Copies contents that the node has elsewhere. The rest stays missing.
     fn copy(
         &mut self,
         trees: &Trees,
-        copies: &HashMap<ContentHash, (Tree, &TreePath)>,
+        copies: &HashMap<ContentHash, (u64, &TreePath)>,
         released: &Released<'_, &Record>,
     ) -> Result<(), StageError> {
         let Self { incoming, wanted, order, .. } = self;
@@ -290,7 +287,7 @@ impl<'a> Plan<'a> {
         mut frames: Frames,
         progress: &dyn Fn(Progress),
     ) -> Result<Option<Frames>, StageError> {
-        match reception.receive(&mut frames, 1, allowance_of(self.part), progress) {
+        match reception.receive(&mut frames, 1, budget_of(self.part), progress) {
             Ok(not_sent) => {
                 copy_named(trees, self.incoming, &self.wanted, &not_sent.local)?;
                 Ok(not_sent.more.then_some(frames))
@@ -324,8 +321,8 @@ impl<'a> Plan<'a> {
             let answers = batches.len();
             let mut frames = source.objects(root, all_of(batches)).map_err(StageError::Fetch)?;
             let sizes = round.iter().filter_map(|content| self.wanted.get(content)).map(|wanted| wanted.size);
-            let allowance = Allowance::of_contents(round.len() as u64, sizes.sum());
-            let not_sent = reception.receive(&mut frames, answers, allowance, progress)?;
+            let budget = ReceiveBudget::of_contents(round.len() as u64, sizes.sum());
+            let not_sent = reception.receive(&mut frames, answers, budget, progress)?;
             if let Some(content) = not_sent.missing.first() {
                 let content = ContentHash::from_bytes(*content);
                 return Err(StageError::Fetch(FetchError::MissingContent { content }));
@@ -337,8 +334,8 @@ impl<'a> Plan<'a> {
     /// Returns the supply that puts the files into the tree.
     pub fn supply(&mut self, trees: &Trees) -> Result<PlanSupply<'_>, StageError> {
         let mut open = HashMap::new();
-        for origin in &self.origins {
-            if let Origin::Link(tree, _) = origin
+        for source in &self.sources {
+            if let ContentSource::Link(tree, _) = source
                 && !open.contains_key(tree)
             {
                 open.insert(*tree, DirCursor::new(trees.open(*tree)?));
@@ -346,7 +343,7 @@ impl<'a> Plan<'a> {
         }
         Ok(PlanSupply {
             incoming: self.incoming,
-            origins: &self.origins,
+            sources: &self.sources,
             wanted: &mut self.wanted,
             open,
             owners: trees.owners,
@@ -357,17 +354,19 @@ impl<'a> Plan<'a> {
 /// Supplies files and symlinks according to the plan.
 pub(crate) struct PlanSupply<'a> {
     incoming: &'a Incoming,
-    origins: &'a [Origin],
+    sources: &'a [ContentSource],
     wanted: &'a mut HashMap<ContentHash, Wanted>,
-    open: HashMap<Tree, DirCursor>,
+    open: HashMap<u64, DirCursor>,
     owners: disk::Owners,
 }
 
 impl Supply for PlanSupply<'_> {
     fn replaces(&self, change: usize) -> bool {
         // The file itself is renamed into place. Copies for several users are made under free names.
-        match &self.origins[change] {
-            Origin::Incoming(content) => self.wanted.get(content).is_some_and(|wanted| wanted.users == 1),
+        match &self.sources[change] {
+            ContentSource::Incoming(content) => {
+                self.wanted.get(content).is_some_and(|wanted| wanted.users == 1)
+            }
             _ => false,
         }
     }
@@ -380,15 +379,15 @@ impl Supply for PlanSupply<'_> {
         dir: &Dir,
         name: &[u8],
     ) -> Result<u64, StageError> {
-        match (&self.origins[change], &entry.kind) {
-            (Origin::Link(tree, from), _) => {
+        match (&self.sources[change], &entry.kind) {
+            (ContentSource::Link(tree, from), _) => {
                 if let Some((parent, own)) = from.split_last()
                     && let Some(cursor) = self.open.get_mut(tree)
                 {
                     cursor.at(&parent)?.link(own.as_bytes(), dir, name)?;
                 }
             }
-            (Origin::Incoming(content), _) => {
+            (ContentSource::Incoming(content), _) => {
                 let wanted = self.wanted.get_mut(content).ok_or(StageError::Missing { content: *content })?;
                 wanted.users = wanted.users.saturating_sub(1);
                 return self.incoming.place(*content, &entry.metadata, wanted.users == 0, dir, name);
@@ -408,7 +407,7 @@ impl Supply for PlanSupply<'_> {
 
 /// Allows everything that a part may bring, including content that this node has, because the part is read to
 /// its end.
-fn allowance_of(part: &Part<'_>) -> Allowance {
+fn budget_of(part: &Part<'_>) -> ReceiveBudget {
     let sizes = part.changes.iter().filter_map(|change| match change {
         Change::Added { entry, .. } | Change::Modified { to: entry, .. } => match entry.kind {
             Kind::File { size, .. } => Some(size),
@@ -418,7 +417,7 @@ fn allowance_of(part: &Part<'_>) -> Allowance {
     });
     let (files, bytes) = sizes
         .fold((0u64, 0u64), |(files, bytes), size| (files.saturating_add(1), bytes.saturating_add(size)));
-    Allowance::of_contents(files, bytes)
+    ReceiveBudget::of_contents(files, bytes)
 }
 
 /// Whether a change affects only the metadata of a file.

@@ -15,10 +15,10 @@ use syncd_shared::wire::Frame;
 use syncd_shared::{ContentHash, ContentTag, Progress, TreePath};
 
 use crate::build::StageError;
-use crate::build::allowance::Allowance;
-use crate::build::content::{Incoming, Wanted, stretch};
 use crate::build::delta::{Assembler, Bases};
+use crate::build::incoming::{Incoming, Wanted, stretch};
 use crate::build::queue::{Waiting, queue};
+use crate::build::receive_budget::ReceiveBudget;
 use crate::build::writeback::Writeback;
 use crate::source::FetchError;
 
@@ -78,12 +78,12 @@ impl Reception<'_> {
         &self,
         frames: &mut dyn Iterator<Item = Result<Frame, FetchError>>,
         answers: usize,
-        allowance: Allowance,
+        budget: ReceiveBudget,
         progress: &dyn Fn(Progress),
     ) -> Result<NotSent, StageError> {
         if self.bytes_total <= INLINE_BYTES {
             let mut bench = Workbench::default();
-            return self.read(frames, answers, allowance, progress, &mut |parcel| {
+            return self.read(frames, answers, budget, progress, &mut |parcel| {
                 self.store(parcel, &mut bench).map(|()| true)
             });
         }
@@ -101,7 +101,7 @@ impl Reception<'_> {
             let (ended, all_ended) = channel();
             let start = |(waiting, ended)| scope.spawn(move || work(waiting, ended));
             let handles: Vec<_> = std::iter::repeat_n((waiting, ended), workers).map(start).collect();
-            let read = self.read(frames, answers, allowance, progress, &mut |parcel| {
+            let read = self.read(frames, answers, budget, progress, &mut |parcel| {
                 Ok(!failed.load(Ordering::Relaxed) && sender.send(parcel).is_ok())
             });
             drop(sender);
@@ -122,7 +122,7 @@ impl Reception<'_> {
         &self,
         frames: &mut dyn Iterator<Item = Result<Frame, FetchError>>,
         answers: usize,
-        mut allowance: Allowance,
+        mut budget: ReceiveBudget,
         progress: &dyn Fn(Progress),
         store: &mut dyn FnMut(Parcel) -> Result<bool, StageError>,
     ) -> Result<NotSent, StageError> {
@@ -134,7 +134,7 @@ impl Reception<'_> {
             }
             match frames.next() {
                 None => return Err(StageError::Fetch(FetchError::Disconnected(None))),
-                Some(frame) => match allowance.taken(frame.map_err(StageError::Fetch)?)? {
+                Some(frame) => match budget.taken(frame.map_err(StageError::Fetch)?)? {
                     frame @ (Frame::Stored(_) | Frame::Delta(_)) => {
                         let parcel = match frame {
                             Frame::Delta(frame) => Parcel::Delta(frame),

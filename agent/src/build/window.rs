@@ -16,7 +16,7 @@ use syncd_shared::{
 };
 
 use crate::build::StageError;
-use crate::build::content::{Incoming, Wanted, stretch, write_whole};
+use crate::build::incoming::{Incoming, Wanted, stretch, write_whole};
 use crate::build::queue::{Waiting, queue};
 use crate::build::writeback::Writeback;
 use crate::state::disk::{self, Dir, DiskError, Owners};

@@ -20,7 +20,6 @@ use syncd_shared::manifest_cursor::ManifestCursor;
 use syncd_shared::{Entry, RootEntry, SignedGeneration, Timestamp, TreePath};
 
 use crate::build::Staged;
-use crate::planted::{self, Bug};
 use crate::replica::Replica;
 use crate::session::worker::Changes;
 use crate::state::SlotError;
@@ -28,6 +27,7 @@ use crate::state::disk::DiskError;
 use crate::state::record::{Record, RecordError};
 use crate::state::slot::Slot;
 use crate::state::slots::Switch;
+use crate::test_faults::{self, Bug};
 
 /// Number of changed paths up to which each is synced separately.
 const SYNC_EACH_MAX: usize = 48;
@@ -309,7 +309,7 @@ impl Replica {
             self.slots.write_signed(slot, &staged.target)?;
         }
         let finished = self.slots.reveal(slot, &staged.target.generation().root)?;
-        let durable = match planted::has(Bug::SwapFirst) {
+        let durable = match test_faults::has(Bug::SwapFirst) {
             true => Ok(()),
             false => self.make_durable(staged, slot),
         };
@@ -321,7 +321,7 @@ impl Replica {
         self.slots.prepare_switch(&switch)?;
         self.slots.commit_switch(&switch)?;
         self.slots.finish_switch(&switch, self.options.clock.now())?;
-        if planted::has(Bug::SwapFirst) {
+        if test_faults::has(Bug::SwapFirst) {
             self.make_durable(staged, slot)?;
         }
         Ok(finished)

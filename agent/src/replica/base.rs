@@ -8,8 +8,8 @@ use syncd_shared::{Entry, RootEntry, TreePath};
 
 use crate::build::StageError;
 use crate::build::conform::{Conform, Conformed, Retired, Since};
-use crate::build::holes::Holes;
 use crate::build::manifest::compare;
+use crate::build::missing_entries::MissingEntries;
 use crate::build::patch::{Patch, Supply};
 use crate::replica::Replica;
 use crate::state::cursor::LiveTree;
@@ -19,8 +19,8 @@ use crate::state::disk::Dir;
 pub(super) enum Base {
     /// A spare at the live root.
     Spare(u64),
-    /// A building at the live root, except for holes. `farm`: every name of it was checked.
-    Building { slot: u64, holes: Holes, farm: bool },
+    /// A building at the live root, except for missing entries. `farm`: every name of it was checked.
+    Building { slot: u64, missing: MissingEntries, farm: bool },
 }
 
 impl Replica {
@@ -34,7 +34,7 @@ impl Replica {
         let Some(from) = from else {
             self.discard_buildings()?;
             let slot = self.slots.make()?;
-            return Ok(Base::Building { slot, holes: Holes::default(), farm: false });
+            return Ok(Base::Building { slot, missing: MissingEntries::default(), farm: false });
         };
         if distrusted.is_none() {
             if let Some(slot) = self.slots.spare_at(from) {
@@ -43,13 +43,13 @@ impl Replica {
             if let Some((slot, root)) = self.slots.lowest_spare() {
                 self.slots.open_up(slot)?;
                 if self.catch_up(slot, &root, from)? {
-                    return Ok(Base::Building { slot, holes: Holes::default(), farm: false });
+                    return Ok(Base::Building { slot, missing: MissingEntries::default(), farm: false });
                 }
             }
         }
         let slot = self.something_to_conform(cancel)?;
         let conformed = self.conform(slot, from, distrusted, cancel)?;
-        Ok(Base::Building { slot, holes: conformed.holes, farm: true })
+        Ok(Base::Building { slot, missing: conformed.missing, farm: true })
     }
 
     /// The building that takes the least work to become a copy of the live tree.

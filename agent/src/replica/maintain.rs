@@ -8,7 +8,7 @@
 //! 2. Spares are updated to the live root by the differences.
 //! 3. Buildings are made spares, with every name checked. If there is nothing to recycle, a farm of links is
 //!    built.
-//! 4. One spare is drawn for the next update.
+//! 4. One spare is reserved for the next update.
 //! 5. Part of the trash is deleted, but not while files are being written: ext4 would then search past the
 //!    inodes just freed, and create new files several times slower. If commits leave no pause, a share is
 //!    deleted after each update.
@@ -70,7 +70,7 @@ pub enum Upkept {
         /// The first of these paths.
         first: Option<TreePath>,
     },
-    /// A spare was drawn for the next update.
+    /// A spare was reserved for the next update.
     Drawn,
     /// The tree that was live before was looked at.
     Looked,
@@ -119,7 +119,7 @@ impl Replica {
             if let Some(did) = self.ready_spare(&live, cancel)? {
                 return Ok(did);
             }
-            if self.draw_ahead(&live)? {
+            if self.reserve_ahead(&live)? {
                 return Ok(Upkept::Drawn);
             }
             if self.look_at_previous(cancel)? {
@@ -198,11 +198,11 @@ impl Replica {
         self.slots.excess(self.options.keep, self.options.clock.now())
     }
 
-    /// Draws the lowest spare at the live root for the next update. Returns whether it was not drawn yet.
-    fn draw_ahead(&mut self, live: &RootEntry) -> Result<bool, StageError> {
+    /// Reserves the lowest spare at the live root for the next update. Returns whether that is new.
+    fn reserve_ahead(&mut self, live: &RootEntry) -> Result<bool, StageError> {
         let lowest = self.slots.spare_at(live);
         match lowest.filter(|slot| matches!(self.slots.state(*slot), Some(Slot::Spare(_)))) {
-            Some(slot) => Ok(self.slots.draw(slot).map(|()| true)?),
+            Some(slot) => Ok(self.slots.reserve(slot).map(|()| true)?),
             None => Ok(false),
         }
     }
@@ -314,9 +314,9 @@ impl Replica {
             }
             other => other?,
         };
-        if !conformed.holes.is_empty() {
+        if !conformed.missing.is_empty() {
             self.upkeep.damaged = true;
-            let (paths, first) = (conformed.holes.len(), conformed.holes.first(self.slots.record())?);
+            let (paths, first) = (conformed.missing.len(), conformed.missing.first(self.slots.record())?);
             tracing::warn!(paths, "the live tree is not what was activated: run verify");
             return Ok(Upkept::LiveDamaged { paths, first });
         }

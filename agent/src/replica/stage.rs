@@ -7,10 +7,10 @@ use syncd_shared::diff::{Change, Comparison, Released};
 use syncd_shared::wire::Frame;
 use syncd_shared::{Kind, Progress, RootEntry, RootHash, SignedGeneration, TreePath};
 
-use crate::build::content::Incoming;
-use crate::build::fresh::FirstSync;
-use crate::build::holes::Holes;
+use crate::build::first_sync::FirstSync;
+use crate::build::incoming::Incoming;
 use crate::build::inodes::InodeLists;
+use crate::build::missing_entries::MissingEntries;
 use crate::build::patch::Patch;
 use crate::build::plan::Plan;
 use crate::build::{Job, StageError, Staged, manifest, space};
@@ -34,7 +34,7 @@ struct Ground {
     /// Copy of the signed record, if it was written ahead.
     signed: Option<Syncing>,
     /// Entries that the live tree cannot provide.
-    holes: Holes,
+    missing: MissingEntries,
 }
 
 impl Replica {
@@ -131,19 +131,20 @@ impl Replica {
         let kept = early.as_ref().map(|(slot, _)| *slot);
         self.make_ready(&comparison, &mut released, from.as_ref(), kept, &incoming, job.cancel)?;
         let mut ground = self.ground(job, from.as_ref(), early, distrusted)?;
-        let holes = std::mem::take(&mut ground.holes);
-        // The update carries only differences, so only the general path can fill holes.
-        let mut update = update.filter(|_| holes.is_empty());
-        let touched = if holes.is_empty() { Touched::by(&comparison)? } else { None };
+        let missing = std::mem::take(&mut ground.missing);
+        // The update carries only differences, so only the general path can add missing
+        // entries.
+        let mut update = update.filter(|_| missing.is_empty());
+        let touched = if missing.is_empty() { Touched::by(&comparison)? } else { None };
         let (trees, renames) = (self.slots.trees(), comparison.renamed_directories());
         let mut inodes = InodeLists::new(&record, from.as_ref(), &to, renames)?;
         let durable_basis = ground.is_spare && renames.is_empty();
         let (mut done, mut patch, mut changed) = (Progress::default(), None, None);
         let of_update = comparison.parts().map(|part| Ok::<_, StageError>((part?, false)));
-        let filling = holes.parts(&record, renames, &to, limits)?.map(|part| Ok((part?, true)));
+        let filling = missing.parts(&record, renames, &to, limits)?.map(|part| Ok((part?, true)));
         for part in of_update.chain(filling) {
-            let (part, are_holes) = part?;
-            let mut plan = Plan::make(&trees, from.as_ref(), &part, &mut released, &incoming, are_holes)?;
+            let (part, are_missing) = part?;
+            let mut plan = Plan::make(&trees, from.as_ref(), &part, &mut released, &incoming, are_missing)?;
             let progress = |now| (job.progress)(done.and(now));
             let so_far = Job { progress: &progress, ..job };
             let came = plan.fetch(&trees, so_far, &mut update, source)?;
@@ -152,14 +153,14 @@ impl Replica {
             let patch = match &mut patch {
                 Some(patch) => patch,
                 none => {
-                    let tree = self.break_ground(job, &mut ground, part.is_last && holes.is_empty())?;
+                    let tree = self.break_ground(job, &mut ground, part.is_last && missing.is_empty())?;
                     none.insert(Patch::start(&trees.layout, trees.owners, ground.slot, renames, tree)?)
                 }
             };
             let placed = patch.part(&trees.layout, &part.changes, &mut plan.supply(&trees)?)?;
             incoming.end_part();
             inodes.add(&part.changes, &placed)?;
-            if comparison.is_small() && !are_holes {
+            if comparison.is_small() && !are_missing {
                 changed = Some(paths_of(&part.changes));
             }
         }
@@ -193,24 +194,25 @@ impl Replica {
         early: Option<(u64, Syncing)>,
         distrusted: Option<&HashSet<TreePath>>,
     ) -> Result<Ground, StageError> {
-        let spare = |slot, signed| Ground { slot, is_spare: true, signed, holes: Holes::default() };
+        let spare =
+            |slot, signed| Ground { slot, is_spare: true, signed, missing: MissingEntries::default() };
         if let Some((slot, signed)) = early {
             return Ok(spare(slot, Some(signed)));
         }
-        let (slot, holes, farm) = match self.base(from, distrusted, job.cancel)? {
+        let (slot, missing, farm) = match self.base(from, distrusted, job.cancel)? {
             Base::Spare(slot) => return Ok(spare(slot, None)),
-            Base::Building { slot, holes, farm } => (slot, holes, farm),
+            Base::Building { slot, missing, farm } => (slot, missing, farm),
         };
         if farm && distrusted.is_none() {
             self.count_spare_miss();
         }
-        if !holes.is_empty() {
+        if !missing.is_empty() {
             tracing::warn!(
-                paths = holes.len(),
+                paths = missing.len(),
                 "live files are not what was activated: they are not used again"
             );
         }
-        Ok(Ground { slot, is_spare: false, signed: None, holes })
+        Ok(Ground { slot, is_spare: false, signed: None, missing })
     }
 
     /// Notes that the tree is about to be changed, so that nobody trusts it. An update in parts is recorded

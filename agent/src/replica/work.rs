@@ -13,7 +13,6 @@ use crate::build::{StageError, Staged};
 use crate::config::RunOptions;
 use crate::hooks::{Changed, Occasion};
 use crate::identity::AgentIdentity;
-use crate::planted;
 use crate::replica::activate::{ActivateError, ActivationContext, ChangedPaths};
 use crate::replica::maintain::{Maintained, Upkept};
 use crate::replica::verify::{Damage, VerifyError, VerifyReport};
@@ -23,6 +22,7 @@ use crate::session::worker::{
     Verified,
 };
 use crate::source::{FetchError, Source};
+use crate::test_faults;
 
 /// Priority of background work; 19 is the lowest.
 const BACKGROUND_NICE: i32 = 19;
@@ -196,7 +196,7 @@ impl ReplicaWork for Replica {
     fn maintain(&mut self, cancel: &AtomicBool) -> Maintenance {
         if let Err(error) = self.revive() {
             tracing::warn!(error = error_chain(&error), "the record can't be opened; the agent retries");
-            return Maintenance { again: Some(planted::pause(MAINTAIN_RETRY)), ..Maintenance::default() };
+            return Maintenance { again: Some(test_faults::pause(MAINTAIN_RETRY)), ..Maintenance::default() };
         }
         match maintain_quietly(self, cancel) {
             Ok(Maintained { did, next }) => {
@@ -210,7 +210,7 @@ impl ReplicaWork for Replica {
             Err(error) => {
                 self.note_failure(&error);
                 tracing::warn!(error = error_chain(&error), "maintenance failed and will be retried");
-                Maintenance { again: Some(planted::pause(MAINTAIN_RETRY)), ..Maintenance::default() }
+                Maintenance { again: Some(test_faults::pause(MAINTAIN_RETRY)), ..Maintenance::default() }
             }
         }
     }

@@ -11,7 +11,6 @@ use super::messages::{PROTOCOL_MAX, PROTOCOL_MIN};
 use super::worker::{Command, Failure, Report, Verified};
 use crate::hooks::HookState;
 use crate::identity::Trusted;
-use crate::status::StageProgress;
 
 /// Message that no correct origin sends. The connection is closed.
 #[derive(Debug, thiserror::Error)]

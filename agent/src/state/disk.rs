@@ -35,7 +35,7 @@ pub use self::content::{
 };
 use self::lifting::{by_descriptor, set_mode, with_access};
 pub use self::stat::{DiskError, Space, Stat};
-use crate::planted::{self, Bug};
+use crate::test_faults::{self, Bug};
 
 /// Decides who owns replicated files.
 #[derive(Debug, Clone, Copy)]
@@ -498,12 +498,12 @@ impl Dir {
     /// since THIS descriptor was opened. After an error nothing written since then may be trusted, even if a
     /// second call succeeds.
     pub fn sync_file_system(&self) -> Result<(), DiskError> {
-        if planted::has(Bug::NoSyncfs) {
+        if test_faults::has(Bug::NoSyncfs) {
             return Ok(());
         }
         let synced = fault::point().and_then(|()| retry(|| rustix::fs::syncfs(&self.fd)));
         let synced = match synced {
-            Err(_) if planted::has(Bug::SyncAgain) => rustix::fs::syncfs(&self.fd),
+            Err(_) if test_faults::has(Bug::SyncAgain) => rustix::fs::syncfs(&self.fd),
             other => other,
         };
         synced.map_err(|e| self.failed("sync the file system of", b"", e))

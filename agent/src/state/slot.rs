@@ -18,7 +18,7 @@ pub(crate) enum Slot {
     Spare(RootEntry),
     /// A spare whose row was durably removed: this process may change it at any time, and the next process
     /// does not trust it. No row.
-    Drawn(RootEntry),
+    Reserved(RootEntry),
     /// The tree of a generation: live, or kept since it was live.
     Held(Box<SignedGeneration>),
     /// Was in the live tree's place before that was healed. Left alone for the grace period.
@@ -82,7 +82,7 @@ impl Slot {
     pub fn row(&self) -> Option<Vec<u8>> {
         let former = |tree: &FormerTree| [&tree.number.to_le_bytes()[..], &tree.root.encode()].concat();
         let (kind, value) = match self {
-            Self::Building | Self::Staged | Self::Drawn(_) => return None,
+            Self::Building | Self::Staged | Self::Reserved(_) => return None,
             Self::Partial => (PARTIAL, Vec::new()),
             Self::Spare(root) => (SPARE, root.encode()),
             Self::Held(generation) => (HELD, encode_generation(generation)),
@@ -118,7 +118,7 @@ impl Slot {
     /// Root of a spare.
     pub fn spare(&self) -> Option<&RootEntry> {
         match self {
-            Self::Spare(root) | Self::Drawn(root) => Some(root),
+            Self::Spare(root) | Self::Reserved(root) => Some(root),
             _ => None,
         }
     }

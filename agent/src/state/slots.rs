@@ -11,10 +11,10 @@
 //! | | [`Slots::make`] | building | nothing: the content is synced before it counts |
 //! | building | [`Slots::begin_parts`], [`Slots::end_parts`] | partial, and back | the row; the end need not be |
 //! | building | [`Slots::complete`] at the live root | spare | the tree, then its row |
-//! | spare | [`Slots::draw`], ahead of need | drawn | the removal of its row |
-//! | drawn | [`Slots::draw`] of another, [`Slots::end`] | spare | its row |
-//! | spare, drawn | [`Slots::open_up`], before it is changed | building | the removal of its row |
-//! | spare, drawn | an activation outlives it, or heals | building | the removal of its row |
+//! | spare | [`Slots::reserve`], ahead of need | reserved | the removal of its row |
+//! | reserved | [`Slots::reserve`] of another, [`Slots::end`] | spare | its row |
+//! | spare, reserved | [`Slots::open_up`], before it is changed | building | the removal of its row |
+//! | spare, reserved | an activation outlives it, or heals | building | the removal of its row |
 //! | building | [`Slots::stage`], everything is verified | staged | nothing |
 //! | staged | [`Slots::unstage`]: another target is staged, or the live tree healed | building | nothing |
 //! | staged | [`Slots::prepare_switch`], `commit_switch`, `finish_switch` | held, live | the tree first; then row, accepted and live at once; then the links |
@@ -47,7 +47,6 @@ use std::time::{Duration, Instant};
 use syncd_shared::{RootEntry, SignedGeneration};
 
 use crate::clock::Clock;
-use crate::planted::{self, Bug};
 use crate::state::SlotError;
 use crate::state::disk::{Dir, DiskError, Owners};
 use crate::state::layout::{LIVE, Layout, PREVIOUS, slot_name};
@@ -55,6 +54,7 @@ use crate::state::record::{Change, Known, Record, RecordError};
 use crate::state::slot::{FormerTree, Slot};
 use crate::state::swap::Swap;
 use crate::state::trees::Trees;
+use crate::test_faults::{self, Bug};
 
 pub(crate) use recovery::RecoverError;
 pub use signed::Signers;
@@ -173,7 +173,7 @@ impl Slots {
         self.held().map(|(slot, generation)| (generation.number().get(), slot)).collect()
     }
 
-    /// Spares, drawn or not, the lowest slot first.
+    /// Spares, reserved or not, the lowest slot first.
     pub fn spares(&self) -> impl Iterator<Item = (u64, &RootEntry)> {
         self.in_state(Slot::spare)
     }
@@ -272,7 +272,7 @@ impl Slots {
     /// Whether a web server may still serve this tree although another one is live, because the on-activate
     /// hook has not succeeded since. Such a tree is never changed, even to free space.
     pub fn may_be_served(&self, slot: u64) -> bool {
-        let Some(from) = self.protected.filter(|_| !planted::has(Bug::Unprotected)) else { return false };
+        let Some(from) = self.protected.filter(|_| !test_faults::has(Bug::Unprotected)) else { return false };
         match self.state(slot) {
             Some(Slot::Held(generation)) => generation.number().get() >= from,
             Some(Slot::Gone(number)) => *number >= from,
@@ -346,8 +346,8 @@ impl Slots {
     /// Marks a spare as a building before it is changed, so that nobody trusts it, also after a crash.
     pub fn open_up(&mut self, slot: u64) -> Result<(), SlotError> {
         match self.state(slot) {
-            Some(Slot::Drawn(_)) => drop(self.known.slots.insert(slot, Slot::Building)),
-            _ => self.set(slot, Slot::Building, !planted::has(Bug::RowLate))?,
+            Some(Slot::Reserved(_)) => drop(self.known.slots.insert(slot, Slot::Building)),
+            _ => self.set(slot, Slot::Building, !test_faults::has(Bug::RowLate))?,
         }
         Ok(())
     }
@@ -362,27 +362,27 @@ impl Slots {
         Ok(self.set(slot, Slot::Spare(*root), true)?)
     }
 
-    /// Draws a spare for the next update. Other drawn spares become plain spares again.
-    pub fn draw(&mut self, slot: u64) -> Result<(), RecordError> {
+    /// Reserves a spare for the next update. Other reserved spares become plain spares again.
+    pub fn reserve(&mut self, slot: u64) -> Result<(), RecordError> {
         let Some(root) = self.state(slot).and_then(Slot::spare).copied() else { return Ok(()) };
-        let mut states = self.undrawn();
-        states.push((slot, Slot::Drawn(root)));
+        let mut states = self.unreserved();
+        states.push((slot, Slot::Reserved(root)));
         self.set_all(states)
     }
 
-    /// Called when the process ends in order: drawn spares get their rows back, so that the next start knows
-    /// them.
+    /// Gives reserved spares their rows back, so that the next start knows them. Called when the process ends
+    /// in order.
     pub fn end(&mut self) -> Result<(), RecordError> {
-        let states = self.undrawn();
+        let states = self.unreserved();
         if states.is_empty() { Ok(()) } else { self.set_all(states) }
     }
 
-    fn undrawn(&self) -> Vec<(u64, Slot)> {
-        let drawn = |state: &Slot| match state {
-            Slot::Drawn(root) => Some(Slot::Spare(*root)),
+    fn unreserved(&self) -> Vec<(u64, Slot)> {
+        let reserved = |state: &Slot| match state {
+            Slot::Reserved(root) => Some(Slot::Spare(*root)),
             _ => None,
         };
-        self.in_state(drawn).collect()
+        self.in_state(reserved).collect()
     }
 
     fn set_all(&mut self, states: Vec<(u64, Slot)>) -> Result<(), RecordError> {
@@ -450,7 +450,7 @@ impl Slots {
 
     /// Removes `previous` if it names this slot, durably.
     fn unlink_previous(&mut self, slot: u64) -> Result<(), SlotError> {
-        if self.known.previous != Some(slot) || planted::has(Bug::PreviousStays) {
+        if self.known.previous != Some(slot) || test_faults::has(Bug::PreviousStays) {
             return Ok(());
         }
         self.layout.free(&self.layout.root, PREVIOUS)?;

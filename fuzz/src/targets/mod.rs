@@ -1,11 +1,11 @@
 //! The targets, grouped by the module under test.
 
 mod delta;
-mod dialogue;
 mod disk;
 mod identity;
 mod local;
 mod names;
+mod session;
 mod trees;
 mod wire;
 
@@ -29,10 +29,10 @@ pub const TARGETS: &[Target] = &[
     Target { name: "index_entry", decode: disk::index_entry, generate: disk::any_index_entry },
     Target { name: "stat_record", decode: disk::stat_record, generate: disk::any_stat_record },
     Target { name: "agent_record", decode: disk::record_value, generate: disk::any_record_value },
-    Target { name: "session", decode: dialogue::session, generate: dialogue::any_session },
-    Target { name: "agent_message", decode: dialogue::agent_message, generate: dialogue::any_agent_message },
+    Target { name: "session", decode: session::session, generate: session::any_session },
+    Target { name: "agent_message", decode: session::agent_message, generate: session::any_agent_message },
     Target { name: "certificate", decode: identity::certificate, generate: identity::any_certificate },
-    Target { name: "config", decode: dialogue::config, generate: dialogue::any_config },
+    Target { name: "config", decode: session::config, generate: session::any_config },
     Target { name: "join_answer", decode: identity::join_answer, generate: identity::any_join_answer },
     Target {
         name: "agent_identity",

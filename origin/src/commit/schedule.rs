@@ -3,7 +3,7 @@
 use std::time::{Duration, Instant};
 
 use super::Trigger;
-use crate::planted;
+use crate::test_faults;
 
 /// Interval of complete stat walks, in case an event was lost unnoticed.
 const RECONCILE: Duration = Duration::from_secs(3600);
@@ -72,7 +72,7 @@ impl Schedule {
             busy_at: None,
             scan_at: None,
             reconcile_at: now + RECONCILE,
-            collect_at: now + planted::collect_first(COLLECT_FIRST),
+            collect_at: now + test_faults::collect_first(COLLECT_FIRST),
             hold_until: None,
             now,
         }

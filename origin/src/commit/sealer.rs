@@ -22,10 +22,10 @@ use super::scan_base::{ScanBase, forget_damaged};
 use crate::clock::now_ms;
 use crate::fleet::Fleet;
 use crate::keys::Keys;
-use crate::planted;
 use crate::scan::{ScanError, ScanOptions, Withheld, guard};
 use crate::source::{Snapshot, SnapshotFate, SnapshotJob, TreeSource};
 use crate::store::{CheckReport, Retention, Store, StoreError, Writer};
+use crate::test_faults;
 use crate::tree_objects::TreeObjects;
 
 /// Dependencies of the sealer.
@@ -315,7 +315,7 @@ impl Sealer {
         let keep = self.parts.fleet.retained_roots();
         let tree = self.base.as_ref().map(|b| b.root);
         let report = self.parts.store.collect_garbage(
-            planted::retention(self.parts.retention),
+            test_faults::retention(self.parts.retention),
             &keep,
             tree.as_ref(),
             now,

@@ -20,7 +20,7 @@ use syncd_shared::hash::ContentHash;
 
 use super::error::{OpenStoreError, StoreError, index, poisoned};
 use super::pack::{Location, PackId};
-use crate::planted;
+use crate::test_faults;
 
 /// Format version of everything that the store writes under DATA.
 pub(super) const STORE_FORMAT: u32 = 1;
@@ -139,7 +139,8 @@ impl Index {
         let database = self.database()?;
         let written = caught(|| {
             let mut transaction = database.begin_write().map_err(index)?;
-            let durability = if planted::answers_early() { Durability::None } else { Durability::Immediate };
+            let durability =
+                if test_faults::answers_early() { Durability::None } else { Durability::Immediate };
             transaction.set_durability(durability).map_err(index)?;
             let out = match write(&transaction) {
                 Ok(out) => out,

@@ -1,4 +1,4 @@
-//! Reuse of trees: drawn spares, retired trees, and how many are kept.
+//! Reuse of trees: reserved spares, retired trees, and how many are kept.
 
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
@@ -26,7 +26,7 @@ fn inodes(root: &Path) -> BTreeMap<std::path::PathBuf, u64> {
     found
 }
 
-/// Asserts that every spare, drawn or not, equals the live tree link by link.
+/// Asserts that every spare, reserved or not, equals the live tree link by link.
 fn assert_spares_are_links(site: &Site, replica: &Replica) {
     let live = site.live().canonicalize().unwrap();
     let spares = site.spares(replica);
@@ -188,11 +188,11 @@ fn a_spare_that_was_meant_for_an_update_that_did_not_come_stays_a_spare() {
     site.assert_live_is_tree();
 }
 
-fn drawn_slot(replica: &Replica) -> u64 {
-    let is_drawn = |slot: &u64| matches!(replica.slots.state(*slot), Some(Slot::Drawn(_)));
-    let drawn: Vec<u64> = replica.slots.spares().map(|(slot, _)| slot).filter(is_drawn).collect();
-    assert_eq!(drawn.len(), 1, "one is drawn ahead of need");
-    drawn[0]
+fn reserved_slot(replica: &Replica) -> u64 {
+    let is_reserved = |slot: &u64| matches!(replica.slots.state(*slot), Some(Slot::Reserved(_)));
+    let reserved: Vec<u64> = replica.slots.spares().map(|(slot, _)| slot).filter(is_reserved).collect();
+    assert_eq!(reserved.len(), 1, "one is reserved ahead of need");
+    reserved[0]
 }
 
 /// Slots that are spares in the record.
@@ -202,10 +202,10 @@ fn recorded_spares(replica: &Replica) -> Vec<u64> {
 }
 
 #[test]
-fn a_small_update_takes_the_lowest_spare_which_was_drawn_ahead_of_need() {
+fn a_small_update_takes_the_lowest_spare_which_was_reserved_ahead_of_need() {
     let (mut site, mut replica) = settled();
     for content in ["second", "third"] {
-        let (slot, others) = (drawn_slot(&replica), recorded_spares(&replica));
+        let (slot, others) = (reserved_slot(&replica), recorded_spares(&replica));
         assert!(others.iter().all(|other| *other > slot), "{slot} {others:?}");
         site.write("docs/0/page-0.html", content);
         site.publish(&mut replica);
@@ -286,7 +286,7 @@ fn previous_names_what_was_live_before_and_never_a_tree_that_may_be_changed() {
 fn an_end_in_order_leaves_both_spares_to_the_next_start() {
     let (site, mut replica) = settled();
     let before: Vec<_> = site.spares(&replica).iter().map(|spare| (inode(spare), spare.clone())).collect();
-    drawn_slot(&replica);
+    reserved_slot(&replica);
     crate::session::worker::ReplicaWork::end(&mut replica);
     drop(replica);
     let mut replica = site.open();
@@ -299,13 +299,13 @@ fn an_end_in_order_leaves_both_spares_to_the_next_start() {
 }
 
 #[test]
-fn what_is_written_into_a_drawn_spare_before_a_kill_does_not_come_to_life() {
+fn what_is_written_into_a_reserved_spare_before_a_kill_does_not_come_to_life() {
     let (mut site, mut replica) = settled();
-    let drawn = replica.slots.path(drawn_slot(&replica));
+    let reserved = replica.slots.path(reserved_slot(&replica));
     // As an update does that is killed half way.
-    std::fs::remove_file(drawn.join("docs/0/page-0.html")).unwrap();
-    std::fs::write(drawn.join("docs/0/page-0.html"), "half of an update").unwrap();
-    std::fs::write(drawn.join("docs/0/planted"), "new").unwrap();
+    std::fs::remove_file(reserved.join("docs/0/page-0.html")).unwrap();
+    std::fs::write(reserved.join("docs/0/page-0.html"), "half of an update").unwrap();
+    std::fs::write(reserved.join("docs/0/planted"), "new").unwrap();
     drop(replica);
     replica = site.open();
     assert_eq!(replica.status().spares, 1);

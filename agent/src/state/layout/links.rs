@@ -6,10 +6,10 @@
 use rustix::fs::FileType;
 
 use super::{LIVE, LIVE_NEXT, LIVE_SLOT, Layout, PREVIOUS, PREVIOUS_NEXT, generation_target, slot_name};
-use crate::planted::{self, Bug};
 use crate::state::disk::DiskError;
 use crate::state::number;
 use crate::state::swap::Standing;
+use crate::test_faults::{self, Bug};
 
 impl Layout {
     /// Slot that `live` is, or names as a link made by syncd. An empty directory is no slot.
@@ -69,7 +69,7 @@ impl Layout {
             let _ = self.root.remove_dir(LIVE);
         }
         self.put_link(LIVE_NEXT, LIVE)?;
-        if planted::has(Bug::NoRootSync) {
+        if test_faults::has(Bug::NoRootSync) {
             return Ok(());
         }
         self.root.sync_names()
@@ -102,7 +102,7 @@ impl Layout {
 
     /// Makes the names of an exchange durable.
     pub fn sync_exchange(&self) -> Result<(), DiskError> {
-        if planted::has(Bug::NoRootSync) {
+        if test_faults::has(Bug::NoRootSync) {
             return Ok(());
         }
         self.slots.sync_names()?;

@@ -22,13 +22,13 @@ use syncd_shared::{RootEntry, SignedGeneration, Timestamp};
 
 use super::absent::gone;
 use super::{RecoverError, Slots};
-use crate::planted::{self, Bug};
 use crate::state::SlotError;
 use crate::state::disk::DiskError;
 use crate::state::layout::{LIVE_SLOT, slot_name};
 use crate::state::record::{Change, Coming, InodeChanges, Known, RecordError};
 use crate::state::slot::{FormerTree, Slot};
 use crate::state::swap::{self, Swap};
+use crate::test_faults::{self, Bug};
 
 /// Limit of the roots remembered for a slot that was served without a success of the hook. Beyond it they
 /// count as unknown.
@@ -101,7 +101,7 @@ impl Slots {
                 slots,
                 live: Some((landing, target)),
                 previous: leaving.map(Some),
-                coming: coming.filter(|_| !planted::has(Bug::NoComing)).map(Some),
+                coming: coming.filter(|_| !test_faults::has(Bug::NoComing)).map(Some),
                 inodes: Some(inodes),
                 served: Some((landing, &served)),
             },

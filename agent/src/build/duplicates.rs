@@ -10,7 +10,7 @@ use syncd_shared::ContentHash;
 
 use crate::build::window::Item;
 
-/// Bits for each file: in a tree without repeats, one file in sixteen is remembered needlessly.
+/// Bits for each file: in a tree without duplicates, one file in sixteen is remembered needlessly.
 const BITS_A_FILE: u64 = 16;
 /// Largest size of one filter, 4 MiB: enough for two million files.
 const BITS_MAX: u64 = 32 * 1024 * 1024;
@@ -51,12 +51,12 @@ impl Filter {
 
 /// Contents that may have several places in a tree: every one that has, and a few others.
 #[derive(Debug)]
-pub(crate) struct Repeats {
+pub(crate) struct Duplicates {
     once: Filter,
     again: Filter,
 }
 
-impl Repeats {
+impl Duplicates {
     /// Starts empty for a tree with `files` files.
     pub fn of(files: u64) -> Self {
         let bits = files.saturating_mul(BITS_A_FILE).clamp(64, BITS_MAX).next_power_of_two();
@@ -84,12 +84,12 @@ pub(crate) struct Copies {
 
 impl Copies {
     /// Starts with no content in place.
-    pub fn of(repeats: Repeats) -> Self {
-        Self { repeated: repeats.again, placed: HashMap::new(), under_way: HashMap::new() }
+    pub fn of(duplicates: Duplicates) -> Self {
+        Self { repeated: duplicates.again, placed: HashMap::new(), under_way: HashMap::new() }
     }
 
     /// Returns the directory and entry that may have this content, or may soon have it. If there is none,
-    /// remembers `item` for later repeats.
+    /// remembers `item` for later duplicates.
     pub fn find(&mut self, item: &Item) -> Option<(u32, u32)> {
         if !self.repeated.has(&item.content) {
             return None;
@@ -146,11 +146,11 @@ mod tests {
 
     #[test]
     fn every_content_that_comes_again_is_found_where_it_was_first() {
-        let mut repeats = Repeats::of(3000);
+        let mut duplicates = Duplicates::of(3000);
         for number in (0..900).chain(0..900).chain(5000..6000) {
-            repeats.see(&content(number));
+            duplicates.see(&content(number));
         }
-        let mut copies = Copies::of(repeats);
+        let mut copies = Copies::of(duplicates);
         for number in 0..900 {
             assert_eq!(copies.find(&item(number, number as u32)), None);
         }
@@ -161,18 +161,18 @@ mod tests {
 
     #[test]
     fn what_has_one_place_is_hardly_ever_remembered() {
-        let mut repeats = Repeats::of(10_000);
-        (0..10_000).for_each(|number| repeats.see(&content(number)));
-        let copies = Copies::of(repeats);
+        let mut duplicates = Duplicates::of(10_000);
+        (0..10_000).for_each(|number| duplicates.see(&content(number)));
+        let copies = Copies::of(duplicates);
         let in_vain = (0..10_000).filter(|number| copies.repeated.has(&content(*number))).count();
         assert!(in_vain < 10_000 / 8, "{in_vain} would be remembered");
     }
 
     #[test]
     fn memory_does_not_follow_the_tree() {
-        let repeats = Repeats::of(u64::MAX);
-        assert_eq!(repeats.once.0.len() * 64, BITS_MAX as usize);
-        let mut copies = Copies::of(repeats);
+        let duplicates = Duplicates::of(u64::MAX);
+        assert_eq!(duplicates.once.0.len() * 64, BITS_MAX as usize);
+        let mut copies = Copies::of(duplicates);
         copies.repeated.0.fill(u64::MAX);
         for number in 0..PLACES_MAX as u64 + 1000 {
             let item = item(number, 0);

@@ -23,10 +23,10 @@ use syncd_shared::wire::{Frame, ObjectsBatch};
 use syncd_shared::{Directory, Entry, Kind, Metadata, ObjectHash, Progress, SignedGeneration, TreePath};
 use tokio::sync::mpsc::{UnboundedSender, unbounded_channel};
 
-use crate::build::allowance::Allowance;
-use crate::build::content::Incoming;
+use crate::build::duplicates::Copies;
+use crate::build::incoming::Incoming;
 use crate::build::manifest;
-use crate::build::repeats::Copies;
+use crate::build::receive_budget::ReceiveBudget;
 use crate::build::space::Demand;
 use crate::build::window::{Done, Item, Shared, Window, Workers};
 use crate::build::{Job, StageError};
@@ -66,7 +66,7 @@ impl FirstSync<'_> {
         let root = job.target.generation().root;
         let space = || trees.layout.staging.space();
         let block_bytes = space()?.block_bytes;
-        let (demand, repeats) = manifest::obtain_whole(&trees.record, &root, block_bytes, source)?;
+        let (demand, duplicates) = manifest::obtain_whole(&trees.record, &root, block_bytes, source)?;
         let incoming = Incoming::open(&trees.layout, trees.owners)?;
         let tree = trees.open(slot)?;
         if demand.check(&space()?, Default::default()).is_err() {
@@ -93,7 +93,7 @@ impl FirstSync<'_> {
             whole: Vec::new(),
             whole_inodes: 0,
             narrow: Vec::new(),
-            copies: Copies::of(repeats),
+            copies: Copies::of(duplicates),
         };
         build.run(&mut walk, job.target, source, job.progress)?;
         Ok(incoming.clear(&trees.layout)?)
@@ -189,7 +189,7 @@ struct Asked {
     gathered: Window,
     ask: UnboundedSender<ObjectsBatch>,
     /// Limit of the answers to everything asked for so far.
-    allowance: Allowance,
+    budget: ReceiveBudget,
 }
 
 impl Asked {
@@ -201,7 +201,7 @@ impl Asked {
             return;
         }
         if !window.wanted.is_empty() {
-            self.allowance.add(Allowance::of_contents(window.items.len() as u64, window.bytes()));
+            self.budget.add(ReceiveBudget::of_contents(window.items.len() as u64, window.bytes()));
             let (files_of, early) = (window.files_of(&walk.entered), window.apart);
             // A broken stream is reported where its answers are read.
             let _ = self.ask.send(ObjectsBatch { files_of, early, ..ObjectsBatch::default() });
@@ -237,7 +237,7 @@ impl Build<'_> {
             windows: VecDeque::new(),
             gathered: Window::first(),
             ask,
-            allowance: Allowance::default(),
+            budget: ReceiveBudget::default(),
         };
         let shared = self.shared;
         std::thread::scope(|scope| {
@@ -258,7 +258,7 @@ impl Build<'_> {
                         }
                     };
                     while !shared.failed()
-                        && let Some(frame) = next_of(frames, &mut asked.allowance, shared)?
+                        && let Some(frame) = next_of(frames, &mut asked.budget, shared)?
                         && workers.take(frame, asked.windows.iter()) == Done::Taken
                     {
                         progress(shared.done());
@@ -503,7 +503,7 @@ impl Build<'_> {
 /// The next frame of a window; `None` once the window is answered.
 fn next_of(
     frames: &mut Frames,
-    allowance: &mut Allowance,
+    budget: &mut ReceiveBudget,
     shared: &Shared<'_>,
 ) -> Result<Option<StoredFrame>, StageError> {
     loop {
@@ -511,7 +511,7 @@ fn next_of(
             return Err(StageError::Cancelled);
         }
         let frame = frames.next().unwrap_or(Err(FetchError::Disconnected(None)));
-        match allowance.taken(frame.map_err(StageError::Fetch)?)? {
+        match budget.taken(frame.map_err(StageError::Fetch)?)? {
             Frame::Stored(frame) => return Ok(Some(frame)),
             Frame::End { missing, .. } => {
                 return match missing.first() {

@@ -7,7 +7,7 @@ use syncd_shared::wire::Frame;
 
 use crate::build::StageError;
 
-/// Each frame counts as at least this many bytes, so that frames without content also use the allowance up.
+/// Each frame counts as at least this many bytes, so that frames without content also use the budget up.
 const FRAME_LEAST_BYTES: u64 = 4 * 1024;
 /// Granted on top of every request: a frame is sent whole when most of it is wanted.
 const SLACK_BYTES: u64 = 16 * 1024 * 1024;
@@ -16,18 +16,18 @@ const ENTRY_MOST_BYTES: u64 = 4 * 1024 + 512;
 
 /// Compares what has arrived with what may arrive.
 #[derive(Debug, Default)]
-pub(super) struct Allowance {
+pub(super) struct ReceiveBudget {
     limit: u64,
     spent: u64,
 }
 
-impl Allowance {
+impl ReceiveBudget {
     /// Allows answers that carry these contents. `bytes` is the sum of their lengths.
     pub fn of_contents(files: u64, bytes: u64) -> Self {
         Self::of(bytes.saturating_mul(2), files, 2 * FRAME_LEAST_BYTES)
     }
 
-    /// Extends the allowance by a later request on the same stream.
+    /// Extends the budget by a later request on the same stream.
     pub fn add(&mut self, other: Self) {
         self.limit = self.limit.saturating_add(other.limit);
     }
@@ -42,7 +42,7 @@ impl Allowance {
         Self { limit, spent: 0 }
     }
 
-    /// Like [`Allowance::take`], but returns the frame.
+    /// Like [`ReceiveBudget::take`], but returns the frame.
     pub fn taken(&mut self, frame: Frame) -> Result<Frame, StageError> {
         self.take(&frame)?;
         Ok(frame)
@@ -68,15 +68,15 @@ mod tests {
 
     #[test]
     fn frames_that_bring_nothing_end_sooner_or_later() {
-        let mut allowance = Allowance::of_contents(1, 100);
-        let taken = (0..1_000_000).take_while(|_| allowance.take(&Frame::Directories(Vec::new())).is_ok());
+        let mut budget = ReceiveBudget::of_contents(1, 100);
+        let taken = (0..1_000_000).take_while(|_| budget.take(&Frame::Directories(Vec::new())).is_ok());
         assert!((4096..5000).contains(&taken.count()));
     }
 
     #[test]
     fn totals_at_the_end_of_numbers_do_not_overflow() {
         let totals = Totals { entries: u64::MAX, files: u64::MAX, bytes: u64::MAX };
-        assert!(Allowance::of_manifest(&totals).take(&Frame::Patches(Vec::new())).is_ok());
-        assert!(Allowance::of_contents(u64::MAX, u64::MAX).take(&Frame::Patches(Vec::new())).is_ok());
+        assert!(ReceiveBudget::of_manifest(&totals).take(&Frame::Patches(Vec::new())).is_ok());
+        assert!(ReceiveBudget::of_contents(u64::MAX, u64::MAX).take(&Frame::Patches(Vec::new())).is_ok());
     }
 }

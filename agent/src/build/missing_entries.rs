@@ -9,14 +9,14 @@ use crate::state::record::{Record, RecordError};
 
 /// Missing files and symlinks of the live tree's manifest: 8 bytes each, plus their directories.
 #[derive(Debug, Default)]
-pub(crate) struct Holes {
+pub(crate) struct MissingEntries {
     /// In the order in which they were found; a directory may occur again.
     directories: Vec<(TreePath, ObjectHash)>,
     /// Index of the directory, index of the entry in it.
     entries: Vec<(u32, u32)>,
 }
 
-impl Holes {
+impl MissingEntries {
     /// Adds an entry of a directory.
     pub fn add(&mut self, directory: &TreePath, object: &ObjectHash, entry: usize) {
         if self.directories.last().is_none_or(|(last, _)| last != directory) {
@@ -57,13 +57,13 @@ impl Holes {
         limits: PartLimits,
     ) -> Result<Filling<'a>, RecordError> {
         let to = ManifestCursor::new(record, to)?;
-        Ok(Filling { holes: self, record, renames, to, limits, next: 0 })
+        Ok(Filling { missing: self, record, renames, to, limits, next: 0 })
     }
 }
 
 /// Iterates over parts of the missing entries.
 pub(crate) struct Filling<'a> {
-    holes: &'a Holes,
+    missing: &'a MissingEntries,
     record: &'a Record,
     renames: &'a [Rename],
     to: ManifestCursor<'a, Record>,
@@ -76,7 +76,7 @@ impl Filling<'_> {
         let mut changes = Vec::new();
         let mut parent: Option<TreePath> = None;
         while changes.len() < self.limits.changes
-            && let Some((path, entry)) = self.holes.get(self.record, self.next)?
+            && let Some((path, entry)) = self.missing.get(self.record, self.next)?
         {
             self.next += 1;
             let moved = self.renames.iter().find_map(|rename| path.rebase(&rename.from, &rename.to));
@@ -97,7 +97,7 @@ impl Filling<'_> {
             }
             changes.push(Change::Added { path, entry });
         }
-        Ok(Part { changes: changes.into(), is_last: self.next >= self.holes.len() })
+        Ok(Part { changes: changes.into(), is_last: self.next >= self.missing.len() })
     }
 }
 
@@ -105,12 +105,12 @@ impl Iterator for Filling<'_> {
     type Item = Result<Part<'static>, StageError>;
 
     fn next(&mut self) -> Option<Self::Item> {
-        if self.next >= self.holes.len() {
+        if self.next >= self.missing.len() {
             return None;
         }
         let part = self.part();
         if part.is_err() {
-            self.next = self.holes.len();
+            self.next = self.missing.len();
         }
         Some(part)
     }
