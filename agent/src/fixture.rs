@@ -154,6 +154,18 @@ impl Origin {
         self.sealed.last().unwrap()
     }
 
+    /// Every directory object, as canonical bytes.
+    pub fn directory_objects(&self) -> Vec<(ObjectHash, Vec<u8>)> {
+        self.directories.iter().map(|(hash, directory)| (*hash, directory.encode())).collect()
+    }
+
+    /// Every content, in the order of the hashes.
+    pub fn contents(&self) -> Vec<(ContentHash, Vec<u8>)> {
+        let mut contents: Vec<_> = self.contents.clone().into_iter().collect();
+        contents.sort_unstable_by_key(|(hash, _)| *hash);
+        contents
+    }
+
     fn content_frames(&self, contents: &[ContentHash]) -> Vec<Result<Frame, FetchError>> {
         let mut frames = Vec::new();
         let (mut bytes, mut pieces) = (Vec::new(), Vec::new());

@@ -29,6 +29,8 @@ use crate::renew::Keeper;
 use crate::replica::work;
 use crate::session::worker::{Hooks, ReplicaWork};
 use crate::session::{Handle, Parts, Session, SessionError};
+use crate::source::Source;
+use crate::source::chain::{Chain, GivenUp};
 use crate::state::layout;
 use crate::status::{AgentStatus, RunSettings};
 use crate::{admin, hooks, http};
@@ -145,7 +147,8 @@ pub async fn start_with<R: ReplicaWork>(
     let about = about(&options, &identity);
     let keeper = Arc::new(Keeper::new(options.root.clone(), identity, options.origin.clone())?);
     let dialer = keeper.dialer();
-    let source = OriginSource::new(Runtime::current(), dialer.clone(), options.bwlimit);
+    let (source, given_up) =
+        (OriginSource::new(Runtime::current(), dialer.clone(), options.bwlimit), GivenUp::default());
     let live = replica.state().live.map(|live| live.number().get());
     let hooks = hooks(&options, live);
     let (replica, hooks) = tokio::task::spawn_blocking(move || {
@@ -157,7 +160,10 @@ pub async fn start_with<R: ReplicaWork>(
     let following = keeper.clone();
     let parts = Parts {
         replica,
-        open_source: Box::new(move |abandoned| Box::new(source.until(abandoned))),
+        open_source: Box::new(move |abandoned| {
+            let origin: Box<dyn Source> = Box::new(source.until(abandoned));
+            Box::new(Chain::new(given_up.clone(), [("origin", origin)]))
+        }),
         hooks: hooks.clone(),
         dialer,
         follow: Box::new(move |document| {

@@ -1,5 +1,7 @@
 //! Interface through which staging gets objects that the node does not have. [`crate::fetch`] implements it
-//! over the network; tests have their own implementations.
+//! over the network, and [`chain`] makes one source of several; tests have their own implementations.
+
+pub(crate) mod chain;
 
 use syncd_shared::wire::{Frame, ObjectsBatch, WireError};
 use syncd_shared::{ContentHash, ObjectHash, RootHash, Totals};
@@ -32,8 +34,13 @@ pub trait Source: Send {
     fn update(&mut self, from: RootHash, to: RootHash) -> Result<Frames, FetchError>;
 
     /// Asks for objects by hash: the general path. Batches are answered in order, and [`Frame::End`] ends
-    /// each answer. Every object must be part of `root`. The first batch must be available at the call.
+    /// each answer. Every object must be part of `root`. The first batch must be available at the call, and
+    /// later ones come from the thread that takes the frames.
     fn objects(&mut self, root: RootHash, batches: Batches) -> Result<Frames, FetchError>;
+
+    /// Reports that the last attempt failed because of what this source sent: it did not match its hash, or
+    /// was not what was asked for.
+    fn distrust(&mut self) {}
 }
 
 /// Reason why the origin did not deliver.
@@ -66,6 +73,9 @@ pub enum FetchError {
         /// Hash of the object.
         object: ObjectHash,
     },
+    /// A source other than the last failed in the middle of an update. The rest can be fetched by hash.
+    #[error("the source failed in the middle of an update")]
+    GivenUp,
     /// A newer generation was announced, or the agent stops.
     #[error("abandoned for a newer generation")]
     Superseded,

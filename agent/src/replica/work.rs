@@ -95,6 +95,9 @@ impl ReplicaWork for Replica {
         self.revive().map_err(|error| Failure::new(RetryClass::Retry, &error))?;
         let inline = inline.map(|inline| (inline.from, inline.frames));
         self.stage(generation, inline, source, progress, cancel).map_err(|error| {
+            if error.retry_class() == RetryClass::Resync {
+                source.distrust();
+            }
             self.note_failure(&error);
             stage_failure(&error)
         })
