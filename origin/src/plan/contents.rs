@@ -74,8 +74,8 @@ pub trait Contents: Chunks + Send + Sync + 'static {
     fn path_of(&self, _content: &ContentHash) -> Result<Option<TreePath>, ReadError> {
         Ok(None)
     }
-    /// The content of a frame that was read ahead. Each is handed out once.
-    fn take_ahead(&self, _frame: FrameId) -> Option<Arc<Vec<u8>>> {
+    /// The decompressed content of a frame, if it is in memory.
+    fn in_memory(&self, _frame: FrameId) -> Option<Arc<Vec<u8>>> {
         None
     }
     /// A frame. `None` also if garbage collection has just moved its chunks: the caller must locate them

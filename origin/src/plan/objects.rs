@@ -1,7 +1,9 @@
 //! Answers objects requests: the general path, by which an agent can fetch anything that it is missing.
 
+mod last_tree;
+
 use std::collections::{HashSet, VecDeque};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 
 use bytes::Bytes;
 use syncd_proto::v1;
@@ -10,60 +12,14 @@ use syncd_shared::directory::{Directory, Kind};
 use syncd_shared::limits::{DIRECTORY_FRAME_BYTES, OBJECTS_BATCH_MAX};
 use syncd_shared::wire::{DirectoryFiles, ObjectsBatch, directories_message};
 use syncd_shared::{ContentHash, ObjectHash, RootHash};
-use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
-use super::contents::{Contents, DirectoryError};
-use super::error::PlanError;
-use super::reached::Reached;
-use super::stored::{ContentFrames, end};
+use crate::plan::contents::{Contents, DirectoryError};
+use crate::plan::error::PlanError;
+use crate::plan::reached::Reached;
+use crate::plan::stored::{ContentFrames, end};
 
-/// Compressed bytes of a tree's directory objects that are kept for the next joining node.
-const LAST_TREE_BYTES: usize = 8 * 1024 * 1024;
-
-/// The directory objects, as messages, of the last tree that was requested whole.
-pub(super) struct LastTree {
-    kept: Mutex<Option<(ObjectHash, Arc<[Message]>)>>,
-    /// Held by the answer that is collecting messages, so that only one uses memory for that.
-    collecting: Arc<Semaphore>,
-}
-
-impl Default for LastTree {
-    fn default() -> Self {
-        Self { kept: Mutex::default(), collecting: Arc::new(Semaphore::new(1)) }
-    }
-}
-
-impl LastTree {
-    fn get(&self, root: &ObjectHash) -> Option<Arc<[Message]>> {
-        let kept = self.kept.lock().unwrap_or_else(PoisonError::into_inner);
-        kept.as_ref().filter(|(of, _)| of == root).map(|(_, messages)| messages.clone())
-    }
-
-    /// `None` if another answer is collecting.
-    fn collect(&self, root: ObjectHash) -> Option<WholeTree> {
-        let collecting = self.collecting.clone().try_acquire_owned().ok()?;
-        Some(WholeTree { root, messages: Vec::new(), bytes: 0, _collecting: collecting })
-    }
-
-    /// Drops the kept tree unless it has this root. Called with the root that an update leads to, nearly
-    /// always the newest, whose tree the next joining node will request. An older tree is read again if
-    /// needed.
-    pub(super) fn forget_others(&self, root: &ObjectHash) {
-        self.kept.lock().unwrap_or_else(PoisonError::into_inner).take_if(|(of, _)| of != root);
-    }
-
-    fn set(&self, root: ObjectHash, messages: Vec<Message>) {
-        *self.kept.lock().unwrap_or_else(PoisonError::into_inner) = Some((root, messages.into()));
-    }
-}
-
-/// Messages with the directory objects of a tree, as far as sent.
-struct WholeTree {
-    root: ObjectHash,
-    messages: Vec<Message>,
-    bytes: usize,
-    _collecting: OwnedSemaphorePermit,
-}
+pub(super) use self::last_tree::LastTree;
+use self::last_tree::{LAST_TREE_BYTES, WholeTree};
 
 /// Iterates over the answer to one objects request in bounded memory. Blocks while it reads the store.
 pub struct ObjectsAnswer {

@@ -79,8 +79,8 @@ impl Contents for Store {
         Store::path_of(self, content).map_err(failed)
     }
 
-    fn take_ahead(&self, frame: FrameId) -> Option<Arc<Vec<u8>>> {
-        Store::take_ahead(self, PackId(frame.pack), frame.offset)
+    fn in_memory(&self, frame: FrameId) -> Option<Arc<Vec<u8>>> {
+        Store::frame_in_memory(self, PackId(frame.pack), frame.offset)
     }
 
     fn frame(&self, frame: FrameId) -> Result<Option<Frame>, ReadError> {

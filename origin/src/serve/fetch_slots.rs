@@ -9,7 +9,7 @@
 
 use std::collections::HashMap;
 use std::future::Future;
-use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -56,13 +56,8 @@ pub(super) struct FetchSlots {
     all: Arc<Semaphore>,
     waiting: Arc<AtomicUsize>,
     agents: Arc<Mutex<HashMap<AgentName, OfAgent>>>,
-    /// Bytes sent by ended streams since [`Self::has_rest`] last returned `true`.
-    sent: Arc<AtomicU64>,
     timeouts: SlotTimeouts,
 }
-
-/// Sent bytes from which returning free memory is worthwhile.
-const MUCH_SENT_BYTES: u64 = 16 * 1024 * 1024;
 
 /// Bytes that must be read within the time limit: one message.
 const STEP_BYTES: u64 = 1024 * 1024;
@@ -70,7 +65,7 @@ const STEP_BYTES: u64 = 1024 * 1024;
 impl FetchSlots {
     pub(super) fn new(slots: usize, timeouts: SlotTimeouts) -> Self {
         let all = Arc::new(Semaphore::new(slots));
-        Self { all, waiting: Arc::default(), agents: Arc::default(), sent: Arc::default(), timeouts }
+        Self { all, waiting: Arc::default(), agents: Arc::default(), timeouts }
     }
 
     /// Opens a stream of this agent on `connection`. It counts until it is dropped.
@@ -89,18 +84,6 @@ impl FetchSlots {
         of_agent.streams = of_agent.streams.saturating_add(1);
         let own = of_agent.slot.clone();
         Ok(StreamSlots { slots: self.clone(), name: name.clone(), own, connection })
-    }
-
-    /// Records the end of a stream that sent this many bytes. Returns whether no stream is left and enough
-    /// was sent to return free memory to the kernel.
-    pub(super) fn has_rest(&self, sent: u64) -> bool {
-        self.sent.fetch_add(sent, Ordering::Relaxed);
-        let none_left = self.agents.lock().unwrap_or_else(PoisonError::into_inner).is_empty();
-        let is_much = |sent: u64| sent >= MUCH_SENT_BYTES;
-        // Only one of two streams that end at the same time gets `true`.
-        none_left
-            && is_much(self.sent.load(Ordering::Relaxed))
-            && is_much(self.sent.swap(0, Ordering::Relaxed))
     }
 }
 
@@ -209,19 +192,6 @@ impl Drop for StreamSlots {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn there_is_rest_once_after_much_was_sent_and_nobody_is_left() {
-        let all = slots(4);
-        let stream = |of: &str| all.stream(&name(of), None).unwrap();
-        let (first, second) = (stream("a"), stream("b"));
-        drop(first);
-        assert!(!all.has_rest(2 * MUCH_SENT_BYTES), "one is left");
-        drop(second);
-        assert!(all.has_rest(0));
-        assert!(!all.has_rest(MUCH_SENT_BYTES - 1), "not much since");
-        assert!(all.has_rest(1), "many little ones");
-    }
 
     fn name(text: &str) -> AgentName {
         text.parse().unwrap()

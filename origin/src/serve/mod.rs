@@ -14,6 +14,7 @@ mod fetch;
 mod fetch_slots;
 #[cfg(feature = "fuzzing")]
 pub mod fuzzing;
+mod heap_trim;
 mod replication;
 mod response_body;
 mod session;

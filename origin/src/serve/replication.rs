@@ -17,6 +17,7 @@ use tonic::{Request, Response, Status, Streaming};
 
 use super::error::{ServeError, status};
 use super::fetch_slots::{FETCH_SLOTS, FetchSlots, SlotTimeouts};
+use super::heap_trim::HeapTrim;
 use super::response_body::{NoMessages, attach_body};
 use super::{Services, fetch, session};
 use crate::fleet::Fleet;
@@ -60,11 +61,13 @@ pub(super) struct Replicate {
     services: Services,
     shutdown: CancellationToken,
     slots: FetchSlots,
+    heap_trim: HeapTrim,
 }
 
 impl Replicate {
     pub(super) fn new(services: Services, shutdown: CancellationToken) -> Self {
-        Self { services, shutdown, slots: FetchSlots::new(FETCH_SLOTS, SlotTimeouts::default()) }
+        let slots = FetchSlots::new(FETCH_SLOTS, SlotTimeouts::default());
+        Self { services, shutdown, slots, heap_trim: HeapTrim::default() }
     }
 }
 
@@ -142,7 +145,7 @@ impl Replication for Replicate {
         let slots = self.slots.stream(&peer.name, connection).map_err(|e| status(&e))?;
         let (sender, fail, outgoing) = Outgoing::channel();
         let (services, shutdown) = (self.services.clone(), self.shutdown.clone());
-        let all = self.slots.clone();
+        let stream = self.heap_trim.stream();
         tokio::spawn(async move {
             let mut admission = services.fleet.admission();
             let before = slots.written_bytes();
@@ -163,11 +166,7 @@ impl Replication for Replicate {
                 }
                 let _ = fail.send(error);
             }
-            let sent = slots.written_bytes().saturating_sub(before);
-            drop(slots);
-            if all.has_rest(sent) {
-                tokio::task::spawn_blocking(syncd_allocator::give_back);
-            }
+            stream.end(slots.written_bytes().saturating_sub(before));
         });
         Ok(attach_body(outgoing))
     }

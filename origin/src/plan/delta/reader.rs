@@ -172,7 +172,7 @@ impl<'a> Reader<'a> {
         if self.frame.is_some() {
             return Ok(true);
         }
-        let bytes = match self.contents.take_ahead(id) {
+        let bytes = match self.contents.in_memory(id) {
             Some(bytes) => bytes,
             None => {
                 let Some(frame) = self.contents.frame(id)? else { return Ok(false) };
