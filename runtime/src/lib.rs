@@ -1,10 +1,10 @@
 //! The kit of both daemons, beside the domain. Everything here touches the machine it runs on.
 //!
-//! Start and end: [`config_file`], [`usage`], [`signals`], [`open_files`], [`threads`]. Talking to people and
-//! monitors: [`telemetry`], [`progress`], [`output`], [`health`], [`local_socket`]. Files of their own:
-//! [`own_directory`], [`key_file`], [`write_again`], [`accounts`]. The network: [`channel`] is a client's
-//! connection, [`tls`] holds every TLS configuration (TLS 1.3 with the ring
-//! provider only), [`rate`] limits bytes and events.
+//! Start and end: [`config_file`], [`usage`], [`signals`], [`open_files`]. Threads: how many ([`threads`]),
+//! and their [`queue`] of work. Talking to people and monitors: [`telemetry`], [`progress`], [`output`],
+//! [`health`], [`local_socket`]. Files of their own: [`own_directory`], [`key_file`], [`write_again`],
+//! [`accounts`]. The network: [`channel`] is a client's connection, [`tls`] holds every TLS configuration
+//! (TLS 1.3 with the ring provider only), [`rate`] limits bytes and events.
 
 pub mod accounts;
 pub mod channel;
@@ -16,6 +16,7 @@ pub mod open_files;
 pub mod output;
 pub mod own_directory;
 pub mod progress;
+pub mod queue;
 pub mod rate;
 pub mod signals;
 pub mod telemetry;

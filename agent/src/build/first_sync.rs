@@ -282,12 +282,18 @@ impl Build<'_> {
             workers.finish()
         })?;
         self.persist()?;
+        self.narrow(walk)?;
+        progress(shared.done());
+        Ok(())
+    }
+
+    /// Sets the metadata of directories that this user could not have written to with it.
+    fn narrow(&mut self, walk: &Walk<'_>) -> Result<(), StageError> {
         // Children come later in path order, so they are set first.
         self.narrow.sort_by(|a, b| b.0.as_bytes().cmp(a.0.as_bytes()));
         for (path, metadata) in std::mem::take(&mut self.narrow) {
             walk.open(&path)?.set_own_metadata(&metadata, self.trees.owners)?;
         }
-        progress(shared.done());
         Ok(())
     }
 

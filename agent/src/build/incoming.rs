@@ -192,7 +192,6 @@ impl Incoming {
         fan: &Dir,
         file: &std::fs::File,
         part: &str,
-        name: &str,
         wanted: &Wanted,
     ) -> Result<(), StageError> {
         let inode = disk::dress(file, &wanted.metadata, self.owners).map_err(failed(
@@ -200,7 +199,7 @@ impl Incoming {
             fan,
             part,
         ))?;
-        fan.rename(part.as_bytes(), fan, name.as_bytes())?;
+        fan.rename(part.as_bytes(), fan, hash.to_string().as_bytes())?;
         lock(&self.arrived).insert(hash, Arrived { inode, dressed: Some(wanted.metadata) });
         Ok(())
     }
@@ -256,7 +255,7 @@ impl Incoming {
             fan.unlink(part.as_bytes())?;
             return Ok(false);
         }
-        self.finish(hash, fan, &file, &part, &own, wanted)?;
+        self.finish(hash, fan, &file, &part, wanted)?;
         Ok(true)
     }
 

@@ -29,7 +29,6 @@ pub(crate) mod manifest;
 pub(crate) mod missing_entries;
 pub(crate) mod patch;
 pub(crate) mod plan;
-pub(crate) mod queue;
 mod receive;
 mod receive_budget;
 pub(crate) mod space;

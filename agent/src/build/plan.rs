@@ -94,6 +94,13 @@ struct Held<'a> {
     dirs: DirCursor,
 }
 
+/// Trees whose files are reused.
+struct Reused<'a> {
+    trees: &'a Trees,
+    live: Option<LiveTree<'a>>,
+    held: Vec<Held<'a>>,
+}
+
 impl<'a> Plan<'a> {
     /// Makes a plan and copies contents that this node has to `incoming`, verified.
     pub fn make(
@@ -104,8 +111,8 @@ impl<'a> Plan<'a> {
         incoming: &'a Incoming,
         are_missing: bool,
     ) -> Result<Self, StageError> {
-        let mut live = from.map(|root| trees.live_tree(root)).transpose()?;
-        let mut held = held_trees(trees);
+        let live = from.map(|root| trees.live_tree(root)).transpose()?;
+        let mut reused = Reused { trees, live, held: held_trees(trees) };
         let live_slot = trees.live_slot().unwrap_or(0);
         let mut plan = Self {
             incoming,
@@ -127,7 +134,7 @@ impl<'a> Plan<'a> {
                         // Copies are verified by hash.
                         copies.entry(*content).or_insert((live_slot, path));
                     }
-                    plan.source_of(path, entry, live.as_mut(), &mut held, released, &mut copies, trees)?
+                    plan.source_of(path, entry, &mut reused, released, &mut copies)?
                 }
             };
             plan.sources.push(source);
@@ -136,17 +143,15 @@ impl<'a> Plan<'a> {
         Ok(plan)
     }
 
-    #[allow(clippy::too_many_arguments)]
     fn source_of(
         &mut self,
         path: &'a TreePath,
         entry: &Entry,
-        live: Option<&mut LiveTree<'_>>,
-        held: &mut [Held<'_>],
+        reused: &mut Reused<'_>,
         released: &mut Released<'_, &Record>,
         copies: &mut HashMap<ContentHash, (u64, &'a TreePath)>,
-        trees: &Trees,
     ) -> Result<ContentSource, StageError> {
+        let Reused { trees, live, held } = reused;
         let Kind::File { content, size } = entry.kind else { return Ok(ContentSource::Made) };
         if size == 0 {
             return Ok(ContentSource::Made);

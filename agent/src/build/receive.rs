@@ -9,6 +9,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::mpsc::{RecvTimeoutError, Sender, channel};
 use std::time::Duration;
 
+use syncd_runtime::queue::{Waiting, queue};
 use syncd_shared::delta::DeltaFrame;
 use syncd_shared::stored_frame::{FrameBuffer, StoredFrame};
 use syncd_shared::wire::Frame;
@@ -17,7 +18,6 @@ use syncd_shared::{ContentHash, ContentTag, Progress, TreePath};
 use crate::build::StageError;
 use crate::build::delta::{Assembler, Bases};
 use crate::build::incoming::{Incoming, Wanted, stretch};
-use crate::build::queue::{Waiting, queue};
 use crate::build::receive_budget::ReceiveBudget;
 use crate::build::writeback::Writeback;
 use crate::source::FetchError;

@@ -8,6 +8,7 @@ use std::sync::mpsc::SyncSender;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::{Scope, ScopedJoinHandle};
 
+use syncd_runtime::queue::{Waiting, queue};
 use syncd_shared::limits::{OBJECTS_BATCH_BYTES, OBJECTS_BATCH_MAX};
 use syncd_shared::stored_frame::{FrameBuffer, Piece, StoredFrame};
 use syncd_shared::wire::DirectoryFiles;
@@ -17,7 +18,6 @@ use syncd_shared::{
 
 use crate::build::StageError;
 use crate::build::incoming::{Incoming, Wanted, stretch, write_whole};
-use crate::build::queue::{Waiting, queue};
 use crate::build::writeback::Writeback;
 use crate::state::disk::{self, Dir, DiskError, Owners};
 

@@ -47,6 +47,16 @@ const WHOLE_EVERY: Duration = Duration::from_secs(600);
 /// Foreign names of one directory that are kept. Others are only counted.
 const NAMES_MAX: usize = 64 * 1024;
 
+/// Extent of an inspection.
+#[derive(Debug, Clone, Copy)]
+pub(crate) enum Scope<'a> {
+    /// Directories that were changed since the tree was activated, if that is known.
+    Changed,
+    Whole,
+    /// The whole tree, in which these files are damaged.
+    Damaged(&'a HashSet<TreePath>),
+}
+
 /// Findings of an inspection.
 #[derive(Debug, Clone, Default)]
 pub(crate) struct Found {
@@ -442,7 +452,13 @@ impl Replica {
     ) -> Result<Option<Drift>, StageError> {
         let before = self.upkeep.retired.inspected.get(&(slot, tree.number)).cloned().unwrap_or_default();
         let mut found = before.clone();
-        let looked = self.look_through(tree, dir, whole, None, &mut found, cancel);
+        let looked = self.look_through(
+            tree,
+            dir,
+            if whole { Scope::Whole } else { Scope::Changed },
+            &mut found,
+            cancel,
+        );
         let drift = self.drift_of(&tree, &found);
         let is_due = looked.is_ok() || found.kept > before.kept;
         self.upkeep.retired.inspected.insert((slot, tree.number), found.moved(&before));
@@ -457,11 +473,15 @@ impl Replica {
         &self,
         tree: FormerTree,
         dir: Dir,
-        whole: bool,
-        distrusted: Option<&HashSet<TreePath>>,
+        scope: Scope<'_>,
         found: &mut Found,
         cancel: &AtomicBool,
     ) -> Result<(), StageError> {
+        let (whole, distrusted) = match scope {
+            Scope::Changed => (false, None),
+            Scope::Whole => (true, None),
+            Scope::Damaged(distrusted) => (true, Some(distrusted)),
+        };
         let trees = self.slots.trees();
         let (live, root) = live_of(&trees, &tree);
         let finished =

@@ -129,11 +129,10 @@ impl Replica {
         let mut released = comparison.released()?;
         let incoming = Incoming::open(self.slots.layout(), self.slots.owners())?;
         let kept = early.as_ref().map(|(slot, _)| *slot);
-        self.make_ready(&comparison, &mut released, from.as_ref(), kept, &incoming, job.cancel)?;
+        self.make_ready(&comparison, &mut released, kept, &incoming, job.cancel)?;
         let mut ground = self.ground(job, from.as_ref(), early, distrusted)?;
         let missing = std::mem::take(&mut ground.missing);
-        // The update carries only differences, so only the general path can add missing
-        // entries.
+        // The update carries only differences, so missing entries come by the general path.
         let mut update = update.filter(|_| missing.is_empty());
         let touched = if missing.is_empty() { Touched::by(&comparison)? } else { None };
         let (trees, renames) = (self.slots.trees(), comparison.renamed_directories());
@@ -236,16 +235,16 @@ impl Replica {
         &mut self,
         comparison: &Comparison<&Record>,
         released: &mut Released<'_, &Record>,
-        from: Option<&RootEntry>,
         kept: Option<u64>,
         incoming: &Incoming,
         cancel: &AtomicBool,
     ) -> Result<(), StageError> {
+        let from = self.slots.live().map(|live| live.generation().root);
         self.salvage(comparison, incoming)?;
         self.slots.end_parts()?;
         let space = self.slots.layout().staging.space()?;
         let mut demand = space::Demand::of(comparison, released, space.block_bytes)?;
-        if let Some(from) = from
+        if let Some(from) = &from
             && self.slots.spares().next().is_none()
             && self.slots.buildings().is_empty()
         {

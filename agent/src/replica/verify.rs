@@ -10,20 +10,20 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Mutex, PoisonError};
 
 use rustix::fs::FileType;
+use syncd_runtime::queue::{self, queue};
 use syncd_shared::diff::DirectorySource;
 use syncd_shared::{
     ContentHash, Entry, Kind, Metadata, ObjectHash, Progress, RootEntry, RootHash, Totals, TreePath,
 };
 
-use crate::build::queue::queue;
 use crate::build::{Job, StageError};
 use crate::replica::Replica;
 use crate::replica::activate::ActivateError;
-use crate::replica::inspect::Found;
+use crate::replica::inspect::{Found, Scope};
 use crate::session::worker::DRIFT_SHOWN_MAX;
 use crate::source::{Batches, FetchError, Frames, Source};
 use crate::state::cursor::DirCursor;
-use crate::state::disk::{Dir, DiskError};
+use crate::state::disk::{Dir, DiskError, Stat};
 use crate::state::hashing::hash_file;
 use crate::state::record::{InodeChanges, RecordError};
 use crate::state::slot::Slot;
@@ -141,6 +141,20 @@ impl CheckedFiles {
     }
 }
 
+fn hash_files(
+    waiting: queue::Waiting<FileJob>,
+    found: &(dyn Fn(&TreePath, Damage) + Sync),
+    checked_files: &CheckedFiles,
+) {
+    for job in waiting {
+        let Kind::File { content, .. } = job.entry.kind else { continue };
+        if let Some(what) = content_damage(&job, content) {
+            found(&job.path, what);
+        }
+        checked_files.add(job.entry.totals());
+    }
+}
+
 impl Replica {
     /// Records the current inodes of the live tree, which must have been verified.
     fn adopt_live_inodes(&mut self) -> Result<(), VerifyError> {
@@ -245,15 +259,7 @@ impl Replica {
             for _ in 0..workers {
                 let waiting = waiting.clone();
                 let (found, checked_files) = (&found, &checked_files);
-                scope.spawn(move || {
-                    for job in waiting {
-                        let Kind::File { content, .. } = job.entry.kind else { continue };
-                        if let Some(what) = content_damage(&job, content) {
-                            found(&job.path, what);
-                        }
-                        checked_files.add(job.entry.totals());
-                    }
-                });
+                scope.spawn(move || hash_files(waiting, found, checked_files));
             }
             // The walk must end when all workers have. The scope reports their panic.
             drop(waiting);
@@ -328,7 +334,7 @@ impl Replica {
         let Some(Slot::Resting(tree)) = self.slots.state(slot).cloned() else { return Ok(None) };
         let dir = self.slots.open(slot)?;
         let (mut found, cancel) = (Found::default(), AtomicBool::new(false));
-        if let Err(error) = self.look_through(tree, dir, true, Some(distrusted), &mut found, &cancel) {
+        if let Err(error) = self.look_through(tree, dir, Scope::Damaged(distrusted), &mut found, &cancel) {
             // The tree is inspected again when its grace period is over.
             tracing::warn!(error = &error as &dyn std::error::Error, "damaged files were not all kept");
         }
@@ -382,6 +388,11 @@ impl Walk<'_> {
         self.checked_files.add(totals);
     }
 
+    fn has_metadata(&self, stat: &Stat, metadata: &Metadata) -> Result<(), Damage> {
+        let has = stat.mtime == metadata.mtime && self.trees.owners.agree(stat, metadata);
+        if has { Ok(()) } else { Err(Damage::Metadata) }
+    }
+
     /// Checks the names of one directory, and adds its subdirectories to `waiting`.
     fn directory(
         &self,
@@ -390,9 +401,7 @@ impl Walk<'_> {
         waiting: &mut Vec<Waiting>,
     ) -> Result<(), VerifyError> {
         let stat = dir.stat_self()?;
-        if stat.mtime != metadata.mtime || !self.trees.owners.agree(&stat, metadata) {
-            (self.found)(path, Damage::Metadata);
-        }
+        self.has_metadata(&stat, metadata).unwrap_or_else(|damage| (self.found)(path, damage));
         let manifest = self.trees.record.directory(object)?;
         if self.strangers(path, dir, &manifest).is_err() {
             (self.found)(path, Damage::Unreadable);
@@ -417,10 +426,8 @@ impl Walk<'_> {
                     waiting.push(Waiting { path, object, metadata, totals });
                 }
                 (Kind::File { size, .. }, FileType::RegularFile) if *size == stat.size => {
-                    if stat.mtime != entry.metadata.mtime || !self.trees.owners.agree(&stat, &entry.metadata)
-                    {
-                        (self.found)(&path, Damage::Metadata);
-                    }
+                    let metadata = self.has_metadata(&stat, &entry.metadata);
+                    metadata.unwrap_or_else(|damage| (self.found)(&path, damage));
                     // If all workers have ended, the scope reports the reason.
                     let _ = self.jobs.send(FileJob { dir: dir.clone(), path, entry: entry.clone() });
                 }
@@ -428,16 +435,12 @@ impl Walk<'_> {
                     self.damaged(&path, entry.totals(), Damage::Content);
                 }
                 (Kind::Symlink { target }, FileType::Symlink) => {
-                    let points_to = dir.read_link(name);
-                    if points_to.is_err() {
-                        (self.found)(&path, Damage::Unreadable);
-                    } else if points_to.is_ok_and(|points_to| points_to != **target) {
-                        (self.found)(&path, Damage::Content);
-                    } else if stat.mtime != entry.metadata.mtime
-                        || !self.trees.owners.agree(&stat, &entry.metadata)
-                    {
-                        (self.found)(&path, Damage::Metadata);
-                    }
+                    let damage = match dir.read_link(name) {
+                        Err(_) => Some(Damage::Unreadable),
+                        Ok(points_to) if points_to != **target => Some(Damage::Content),
+                        Ok(_) => self.has_metadata(&stat, &entry.metadata).err(),
+                    };
+                    damage.into_iter().for_each(|damage| (self.found)(&path, damage));
                 }
                 _ => self.damaged(&path, entry.totals(), Damage::Kind),
             }

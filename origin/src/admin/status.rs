@@ -236,53 +236,56 @@ impl Status {
             all => writeln!(out, "agents   {live} of {all} have it live"),
         };
         let width = self.agents.iter().map(|a| a.name.len()).max().unwrap_or(0);
-        for agent in &self.agents {
-            let generation = agent.generation.map_or("-".to_owned(), |g| g.to_string());
-            let behind = match (self.generation, agent.generation) {
-                (Some(current), Some(has)) if current > has => format!("   {} behind", current - has),
-                _ => String::new(),
-            };
-            let link = match (agent.connected, &agent.last_seen) {
-                (true, _) => "connected",
-                (false, Some(_)) => "unreachable",
-                (false, None) => {
-                    let _ = writeln!(out, "  {:width$}  never connected", agent.name);
-                    continue;
-                }
-            };
-            let _ = write!(
-                out,
-                "  {:width$}  {link:11}  generation {generation:>4}  {}{behind}",
-                agent.name, agent.state
-            );
-            if let Some(progress) = &agent.progress {
-                let _ = write!(out, "   {progress}");
-            }
-            if let Some(version) = agent.version.as_ref().filter(|version| **version != self.version) {
-                let _ = write!(out, "   syncd {version}");
-            }
-            if !agent.connected
-                && let Some(seen) = &agent.last_seen
-            {
-                let _ = write!(out, "   last seen {seen}");
-            }
-            if let Some(hook) = agent.hook.as_ref().and_then(HookStatus::line) {
-                let _ = write!(out, "   {hook}");
-            }
-            if let Some(error) =
-                agent.error.as_ref().filter(|error| Some(*error) != agent.hook_trouble().as_ref())
-            {
-                let _ = write!(out, "   {error}");
-            }
-            out.push('\n');
-            if let Some(drift) = &agent.drift {
-                let _ = writeln!(out, "  {:width$}  {drift}", "");
-            }
-            for note in &agent.notes {
-                let _ = writeln!(out, "  {:width$}  {note}", "");
-            }
-        }
+        self.agents.iter().for_each(|agent| self.write_agent(agent, width, &mut out));
         out
+    }
+
+    /// Writes the lines of one agent. Names are padded to `width`.
+    fn write_agent(&self, agent: &AgentStatus, width: usize, out: &mut String) {
+        let generation = agent.generation.map_or("-".to_owned(), |g| g.to_string());
+        let behind = match (self.generation, agent.generation) {
+            (Some(current), Some(has)) if current > has => format!("   {} behind", current - has),
+            _ => String::new(),
+        };
+        let link = match (agent.connected, &agent.last_seen) {
+            (true, _) => "connected",
+            (false, Some(_)) => "unreachable",
+            (false, None) => {
+                let _ = writeln!(out, "  {:width$}  never connected", agent.name);
+                return;
+            }
+        };
+        let _ = write!(
+            out,
+            "  {:width$}  {link:11}  generation {generation:>4}  {}{behind}",
+            agent.name, agent.state
+        );
+        if let Some(progress) = &agent.progress {
+            let _ = write!(out, "   {progress}");
+        }
+        if let Some(version) = agent.version.as_ref().filter(|version| **version != self.version) {
+            let _ = write!(out, "   syncd {version}");
+        }
+        if !agent.connected
+            && let Some(seen) = &agent.last_seen
+        {
+            let _ = write!(out, "   last seen {seen}");
+        }
+        if let Some(hook) = agent.hook.as_ref().and_then(HookStatus::line) {
+            let _ = write!(out, "   {hook}");
+        }
+        if let Some(error) =
+            agent.error.as_ref().filter(|error| Some(*error) != agent.hook_trouble().as_ref())
+        {
+            let _ = write!(out, "   {error}");
+        }
+        out.push('\n');
+        if let Some(drift) = &agent.drift {
+            let _ = writeln!(out, "  {:width$}  {drift}", "");
+        }
+        for note in &agent.notes {
+            let _ = writeln!(out, "  {:width$}  {note}", "");
+        }
     }
 }
 

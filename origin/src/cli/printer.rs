@@ -147,6 +147,56 @@ impl Printer {
         ))
     }
 
+    /// Prints the number of a generation, alone, and remarks on standard error.
+    fn generation(&mut self, line: GenerationLine) {
+        if !self.print.json
+            && let Err(error) = output::line(line.generation)
+        {
+            // The generation is sealed even if nobody reads its number, and is still waited for.
+            if !error.is_reader_gone() {
+                note(format_args!("generation {}: {}", line.generation, error_chain(&error)));
+            }
+            self.unwritten = Some(error);
+        }
+        if !line.changed {
+            let unused = self.label.as_ref().map(|label| format!(": the label \"{label}\" was not used"));
+            let unused = unused.unwrap_or_default();
+            note(format_args!("nothing changed since generation {}{unused}", line.generation));
+        }
+        self.generation = Some(line);
+    }
+
+    fn node(&mut self, node: NodeLine) {
+        let result = match node.result {
+            NodeResult::Live => " live",
+            NodeResult::Failed => " failed",
+            NodeResult::HookFailed => " hook failed",
+            NodeResult::Late => "",
+            NodeResult::Unreachable => " unreachable",
+        };
+        let error = node.error.as_ref().map(|e| format!(": {e}"));
+        let after = || {
+            let is_live = node.result == NodeResult::Live;
+            is_live.then(|| format!(" after {}", seconds(Duration::from_millis(node.after_ms))))
+        };
+        note(format_args!("{}{result}{}", node.name, error.or_else(after).unwrap_or_default()));
+        self.nodes.push(node);
+    }
+
+    fn difference(&mut self, line: &DiffLine) -> anyhow::Result<()> {
+        let Print { json, stat, .. } = self.print;
+        self.stat.count(line);
+        if json && !stat {
+            output::line(serde_json::to_string(line)?)?;
+        } else if !stat {
+            let slash = if line.kind == "directory" { "/" } else { "" };
+            let from = line.from.as_ref().map(|from| format!("{from}{slash} -> ")).unwrap_or_default();
+            let second = if line.indistinct { "  (same second as before)" } else { "" };
+            output::line(format_args!("{:9} {from}{}{slash}{second}", line.change, line.path))?;
+        }
+        Ok(())
+    }
+
     /// Prints the rest of the output after the last reply, and returns the exit code.
     fn end(&mut self, code: u8) -> anyhow::Result<ExitCode> {
         let Print { json, stat, check } = self.print;
@@ -173,7 +223,7 @@ impl Printer {
 
     /// Handles a reply. Returns the exit code with the last one.
     pub(super) fn take(&mut self, reply: Reply) -> anyhow::Result<Option<ExitCode>> {
-        let Print { json, stat, .. } = self.print;
+        let json = self.print.json;
         match reply {
             Reply::Status(status) => {
                 self.verdict = Some(status.verdict());
@@ -183,38 +233,8 @@ impl Printer {
                     output::line(Status::to_text(&status).trim_end())?;
                 }
             }
-            Reply::Generation(line) => {
-                if !json && let Err(error) = output::line(line.generation) {
-                    // The generation is sealed even if nobody reads its number, and is still waited for.
-                    if !error.is_reader_gone() {
-                        note(format_args!("generation {}: {}", line.generation, error_chain(&error)));
-                    }
-                    self.unwritten = Some(error);
-                }
-                if !line.changed {
-                    let unused =
-                        self.label.as_ref().map(|label| format!(": the label \"{label}\" was not used"));
-                    let unused = unused.unwrap_or_default();
-                    note(format_args!("nothing changed since generation {}{unused}", line.generation));
-                }
-                self.generation = Some(line);
-            }
-            Reply::Node(node) => {
-                let result = match node.result {
-                    NodeResult::Live => " live",
-                    NodeResult::Failed => " failed",
-                    NodeResult::HookFailed => " hook failed",
-                    NodeResult::Late => "",
-                    NodeResult::Unreachable => " unreachable",
-                };
-                let error = node.error.as_ref().map(|e| format!(": {e}"));
-                let after = || {
-                    let is_live = node.result == NodeResult::Live;
-                    is_live.then(|| format!(" after {}", seconds(Duration::from_millis(node.after_ms))))
-                };
-                note(format_args!("{}{result}{}", node.name, error.or_else(after).unwrap_or_default()));
-                self.nodes.push(node);
-            }
+            Reply::Generation(line) => self.generation(line),
+            Reply::Node(node) => self.node(node),
             Reply::Token { token, about, address } => {
                 let TokenLine { id, expires, uses_left, .. } = about;
                 let agents = counted(uses_left.into(), "agent", "agents");
@@ -235,17 +255,7 @@ impl Printer {
             ))?,
             Reply::History(line) if json => output::line(serde_json::to_string(&line)?)?,
             Reply::History(line) => self.history(&line)?,
-            Reply::Diff(line) => {
-                self.stat.count(&line);
-                if json && !stat {
-                    output::line(serde_json::to_string(&line)?)?;
-                } else if !stat {
-                    let slash = if line.kind == "directory" { "/" } else { "" };
-                    let from = line.from.map(|from| format!("{from}{slash} -> ")).unwrap_or_default();
-                    let second = if line.indistinct { "  (same second as before)" } else { "" };
-                    output::line(format_args!("{:9} {from}{}{slash}{second}", line.change, line.path))?;
-                }
-            }
+            Reply::Diff(line) => self.difference(&line)?,
             Reply::Progress { bytes, total_bytes } => {
                 note(format_args!("{} of {}", HumanBytes(bytes), HumanBytes(total_bytes)));
             }

@@ -248,10 +248,7 @@ fn parse_set(pattern: &[u8], begin: usize) -> Result<(Box<[bool; 256]>, usize), 
                 let length = rest.iter().position(|byte| *byte == b']').ok_or(PatternError::OpenSet)?;
                 match rest[..length].strip_suffix(b":") {
                     Some(name) => {
-                        let is_in = class(name).ok_or(PatternError::Class)?;
-                        (0..=u8::MAX)
-                            .filter(|byte| is_in(*byte))
-                            .for_each(|byte| set[usize::from(byte)] = true);
+                        add_class(&mut set, name)?;
                         before = None;
                         at = name_at + length;
                     }
@@ -277,6 +274,12 @@ fn parse_set(pattern: &[u8], begin: usize) -> Result<(Box<[bool; 256]>, usize), 
         return Err(PatternError::Slash);
     }
     Ok((set, at + 1))
+}
+
+fn add_class(set: &mut [bool; 256], name: &[u8]) -> Result<(), PatternError> {
+    let is_in = class(name).ok_or(PatternError::Class)?;
+    (0..=u8::MAX).filter(|byte| is_in(*byte)).for_each(|byte| set[usize::from(byte)] = true);
+    Ok(())
 }
 
 /// The classes that git knows. ASCII only.

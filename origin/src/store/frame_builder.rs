@@ -9,9 +9,10 @@
 //! meanwhile. When no helper is idle, the thread compresses the frame itself.
 
 use std::collections::VecDeque;
-use std::sync::mpsc::{Receiver, SyncSender, TrySendError, sync_channel};
+use std::sync::mpsc::{SyncSender, TrySendError};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
+use syncd_runtime::queue::{Waiting, queue};
 use syncd_shared::hash::ContentHash;
 use syncd_shared::limits::FRAME_MAX_BYTES;
 
@@ -203,12 +204,8 @@ impl<'a> FrameWriter<'a> {
     }
 
     /// Writes received frames until the sender is dropped.
-    fn help(mut self, frames: &Mutex<Receiver<Chunks>>) -> Result<(), StoreError> {
-        let next = || frames.lock().unwrap_or_else(PoisonError::into_inner).recv();
-        while let Ok(frame) = next() {
-            self.write(&frame)?;
-        }
-        Ok(())
+    fn help(mut self, mut frames: Waiting<Chunks>) -> Result<(), StoreError> {
+        frames.try_for_each(|frame| self.write(&frame))
     }
 }
 
@@ -264,12 +261,10 @@ impl<'a> FrameBuilder<'a> {
         let writer = self.frames.writer;
         let borrowed = writer.helpers.borrow(size);
         // For each helper, one frame may wait besides the one it is compressing.
-        let (full, frames) = sync_channel(borrowed.1);
-        let frames = Mutex::new(frames);
+        let (full, frames) = queue(borrowed.1);
         std::thread::scope(|scope| {
-            let frames = &frames;
-            let help = || scope.spawn(move || FrameWriter::new(writer)?.help(frames));
-            let helpers: Vec<_> = (0..borrowed.1).map(|_| help()).collect();
+            let help = |frames| scope.spawn(move || FrameWriter::new(writer)?.help(frames));
+            let helpers: Vec<_> = std::iter::repeat_n(frames, borrowed.1).map(help).collect();
             // Dropped on every return from `add`, which ends the helpers.
             let added = add(LargeContent { builder: self, full });
             for helper in helpers {

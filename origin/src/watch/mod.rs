@@ -118,6 +118,25 @@ impl Shared {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    /// Applies an event of one inotify instance, unless another has taken its place.
+    fn heard(&self, instance: u64, event: notify::Result<notify::Event>) {
+        let mut state = self.state();
+        if state.instance != instance {
+            return;
+        }
+        let cookie = state.cookie_seen;
+        state.apply(event, Instant::now());
+        if state.cookie_seen != cookie || state.replace {
+            self.cookie.notify_all();
+        }
+        if !state.hints.is_empty() {
+            self.hinted.notify_one();
+        }
+        if state.newcomers.as_ref().is_some_and(|newcomers| !newcomers.is_empty()) {
+            self.newcomer.notify_all();
+        }
+    }
+
     /// Hints at everything if the mounts have changed since the last scan.
     fn look_at_mounts(&self) {
         let Some(root) = self.state().root.clone() else { return };
@@ -459,23 +478,7 @@ impl Watch {
             state.instance
         };
         let shared = Arc::clone(&self.shared);
-        let handler = move |event| {
-            let mut state = shared.state();
-            if state.instance != number {
-                return;
-            }
-            let cookie = state.cookie_seen;
-            state.apply(event, Instant::now());
-            if state.cookie_seen != cookie || state.replace {
-                shared.cookie.notify_all();
-            }
-            if !state.hints.is_empty() {
-                shared.hinted.notify_one();
-            }
-            if state.newcomers.as_ref().is_some_and(|newcomers| !newcomers.is_empty()) {
-                shared.newcomer.notify_all();
-            }
-        };
+        let handler = move |event| shared.heard(number, event);
         // Without ACCESS_OPEN and ACCESS_CLOSE_NOWRITE, because reads by this process are irrelevant.
         // ACCESS_CLOSE is the end of a write, and the only event caused by a writer through a memory map.
         let config = notify::Config::default()

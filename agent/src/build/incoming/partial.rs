@@ -118,7 +118,7 @@ impl Incoming {
             }
             let actual = ContentHash::finish(&partial.hasher);
             let result = match actual == hash {
-                true => self.finish(hash, fan, &file, &part, &name, want),
+                true => self.finish(hash, fan, &file, &part, want),
                 false => {
                     fan.unlink(part.as_bytes())?;
                     Err(StageError::Content { expected: hash, actual })

@@ -2,7 +2,8 @@
 
 use std::collections::VecDeque;
 use std::sync::mpsc::{Receiver, RecvError, SyncSender, sync_channel};
-use std::sync::{Arc, Mutex, PoisonError};
+
+use syncd_runtime::queue::{Waiting, queue};
 
 /// Maximum number of threads. The memory of each is bounded, and therefore the total.
 const WORKERS_MAX: usize = 4;
@@ -33,25 +34,12 @@ where
         return Ok(());
     }
     let jobs = [Ok(first)].into_iter().chain(second.map(Ok)).chain(jobs);
-    let (sender, receiver) = sync_channel::<(J, SyncSender<Result<R, E>>)>(workers);
-    let receiver = Arc::new(Mutex::new(receiver));
+    let (sender, waiting) = queue::<(J, SyncSender<Result<R, E>>)>(workers);
     std::thread::scope(|scope| {
-        for _ in 0..workers {
-            let (receiver, tools, work) = (receiver.clone(), &tools, &work);
-            scope.spawn(move || {
-                let mut own = None;
-                while let Some((job, answer)) = next(&receiver) {
-                    let result = match &mut own {
-                        Some(tools) => work(tools, job),
-                        None => tools().and_then(|tools| work(own.insert(tools), job)),
-                    };
-                    // After an error nobody receives the result.
-                    let _ = answer.send(result);
-                }
-            });
+        for waiting in std::iter::repeat_n(waiting, workers) {
+            let (tools, work) = (&tools, &work);
+            scope.spawn(move || do_all(waiting, tools, work));
         }
-        // Otherwise a send would block forever if all workers died.
-        drop(receiver);
         // Dropped on every return, which ends the workers.
         let sender = sender;
         let mut waiting: VecDeque<Receiver<Result<R, E>>> = VecDeque::new();
@@ -79,8 +67,21 @@ where
     })
 }
 
-fn next<T>(receiver: &Mutex<Receiver<T>>) -> Option<T> {
-    receiver.lock().unwrap_or_else(PoisonError::into_inner).recv().ok()
+/// Does jobs until no more come. `tools` is called before the first.
+fn do_all<J, R, T, E>(
+    jobs: Waiting<(J, SyncSender<Result<R, E>>)>,
+    tools: &(impl Fn() -> Result<T, E> + Sync),
+    work: &(impl Fn(&mut T, J) -> Result<R, E> + Sync),
+) {
+    let mut own = None;
+    for (job, answer) in jobs {
+        let result = match &mut own {
+            Some(tools) => work(tools, job),
+            None => tools().and_then(|tools| work(own.insert(tools), job)),
+        };
+        // After an error nobody receives the result.
+        let _ = answer.send(result);
+    }
 }
 
 #[cfg(test)]

@@ -7,11 +7,11 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 /// Receiving end, which each thread clones. Ends when the sender is dropped and the queue is empty.
 #[derive(Debug)]
-pub(crate) struct Waiting<T>(Arc<Mutex<Receiver<T>>>);
+pub struct Waiting<T>(Arc<Mutex<Receiver<T>>>);
 
 /// Creates a queue that holds at most `most` items. Sending blocks while it is full, and fails when no
 /// receiver is left.
-pub(crate) fn queue<T>(most: usize) -> (SyncSender<T>, Waiting<T>) {
+pub fn queue<T>(most: usize) -> (SyncSender<T>, Waiting<T>) {
     let (sender, receiver) = sync_channel(most);
     (sender, Waiting(Arc::new(Mutex::new(receiver))))
 }
