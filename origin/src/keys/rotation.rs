@@ -19,7 +19,7 @@ use syncd_shared::identity::authority::{Authority, certificate_to_pem, generate_
 use syncd_shared::identity::{RootKey, SignedTrust, TrustDocument, signing};
 use time::OffsetDateTime;
 
-use super::in_force::{earlier_text, trust_text};
+use super::in_force::{TRUST_DOCUMENTS_MAX, earlier_text, trust_text};
 use super::{
     CA_CERTIFICATE, CA_KEY, EARLIER_AUTHORITIES, KEYS, Keys, KeysError, ORIGIN_CERTIFICATE, ORIGIN_KEY,
     ROOT_KEY, SIGNING_KEY, TRUST, remove_leftover, signing_key_text,
@@ -112,6 +112,9 @@ impl Keys {
         }
         let mut trust = self.in_force().all_trust().to_vec();
         trust.push(Arc::new(signed.clone()));
+        // Generations of a forgotten one no longer verify; none is retained for so long.
+        let excess = trust.len().saturating_sub(TRUST_DOCUMENTS_MAX);
+        trust.drain(..excess);
         key_file::write(&keys.join(TRUST), &trust_text(&trust))?;
         finish_taking(&keys, signed)?;
         self.reload()
