@@ -1,8 +1,9 @@
 //! The domain of syncd, shared by origin and agent: how a tree is described, named, signed, compared and
 //! sent.
 //!
-//! Data model: [`tree_path`] and [`hash`] name things; [`directory`] describes one directory, and [`tree`] a
-//! whole tree by its root entry. [`generation`] numbers and signs a root, and [`diff`] compares two trees.
+//! Data model: [`tree_path`] and [`hash`] name things; [`directory`] describes one directory, and
+//! [`tree`] a whole tree by its root entry. [`generation`] numbers and signs a root, [`head`] names the
+//! released one, and [`diff`] compares two trees.
 //!
 //! Transfer: [`chunker`] cuts content, [`delta`] makes new content from old, and [`stored_frame`] carries
 //! stored content. [`wire`] turns messages into these types and rejects invalid ones. [`limits`] holds every
@@ -19,6 +20,7 @@ pub mod directory;
 pub mod ed25519;
 pub mod generation;
 pub mod hash;
+pub mod head;
 pub mod hook_status;
 pub mod identity;
 pub mod limits;
@@ -38,6 +40,7 @@ pub use content_tag::ContentTag;
 pub use directory::{Directory, Entry, Kind, Metadata, Timestamp, Totals};
 pub use generation::{Generation, GenerationNumber, SignedGeneration, TreeId};
 pub use hash::{ContentHash, ObjectHash, RootHash};
+pub use head::Head;
 pub use hook_status::{HookOutcome, HookStatus};
 pub use progress::Progress;
 pub use tree::RootEntry;

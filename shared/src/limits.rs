@@ -65,6 +65,12 @@ pub const PART_BYTES_MAX: usize = 8 * 1024 * 1024;
 pub const INLINE_UPDATE_MAX_BYTES: usize = 256 * 1024;
 /// Generations that a `Hello` may list as held.
 pub const HELD_GENERATIONS_MAX: usize = 64;
+/// Generations that a `Hello` may list as refused.
+pub const REFUSED_GENERATIONS_MAX: usize = 64;
+/// Locations in an announcement.
+pub const LOCATIONS_MAX: usize = 8;
+/// Longest location, in bytes.
+pub const LOCATION_MAX_BYTES: usize = 1_024;
 /// Longest name of an agent, in bytes.
 pub const AGENT_NAME_MAX_BYTES: usize = 63;
 /// Longest reason in a `Failed`, in bytes.

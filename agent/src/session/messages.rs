@@ -7,7 +7,9 @@ use prost::Message;
 use syncd_proto::v1;
 use syncd_proto::v1::agent_message::Message as ToOrigin;
 use syncd_proto::v1::fetch_frame::Frame as F;
-use syncd_shared::limits::{HELD_GENERATIONS_MAX, REASON_MAX_BYTES, directory_object_max_bytes};
+use syncd_shared::limits::{
+    HELD_GENERATIONS_MAX, LOCATION_MAX_BYTES, LOCATIONS_MAX, REASON_MAX_BYTES, directory_object_max_bytes,
+};
 use syncd_shared::text::one_line;
 use syncd_shared::wire::{FEATURE_DELTAS, Frame, WireError};
 use syncd_shared::{GenerationNumber, RootHash, SignedGeneration, Totals, update_file};
@@ -42,6 +44,7 @@ pub(super) fn hello(trust: &Trust, replica: &ReplicaState, hook: Option<v1::Hook
         hook,
         drift: replica.drift.as_ref().map(drift_report),
         trust: trust.keys.document.number(),
+        refused: Vec::new(),
     }
 }
 
@@ -115,6 +118,16 @@ pub(super) fn hook_report(state: &HookState, waits: Option<u64>) -> Option<v1::H
         succeeded,
         waits: waits.unwrap_or(0),
     })
+}
+
+/// Checks the locations of an announcement. No source reads from them yet.
+pub(super) fn check_locations(locations: &[String]) -> Result<(), WireError> {
+    let check = |what, actual: usize, limit: usize| match actual > limit {
+        true => Err(WireError::Limit { what, actual: actual as u64, limit: limit as u64 }),
+        false => Ok(()),
+    };
+    check("locations", locations.len(), LOCATIONS_MAX)?;
+    locations.iter().try_for_each(|location| check("a location", location.len(), LOCATION_MAX_BYTES))
 }
 
 /// Reads the update file of an announcement of `to`, between trees that do not exceed these totals.

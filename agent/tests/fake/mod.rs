@@ -387,6 +387,7 @@ impl Conversation {
             generation: Some(generation),
             activate_when_staged,
             update_file: Bytes::new(),
+            ..Default::default()
         }))
         .await;
     }

@@ -79,7 +79,9 @@ fn announce(u: &mut Unstructured<'_>) -> Result<v1::Announce> {
     } else {
         Bytes::new()
     };
-    Ok(v1::Announce { generation: Some(generation), activate_when_staged: u.arbitrary()?, update_file })
+    let activate_when_staged = u.arbitrary()?;
+    let locations = vec!["https://example.org/updates".to_owned(); u.int_in_range(0..=9)?];
+    Ok(v1::Announce { generation: Some(generation), activate_when_staged, update_file, locations })
 }
 
 fn put(out: &mut Vec<u8>, kind: u8, body: &[u8]) {
@@ -124,6 +126,10 @@ pub(super) fn any_agent_message(u: &mut Unstructured<'_>) -> Result<Vec<u8>> {
         protocol_max: number(u)? as u32,
         live: Some(shown.clone()),
         held: vec![shown],
+        refused: vec![
+            v1::RefusedGeneration { epoch: 1, number: number(u)?, root: hash(u)? };
+            u.int_in_range(0..=2)?
+        ],
         hook: Some(v1::HookReport {
             generation: number(u)?,
             outcome: number(u)? as i32,

@@ -2,8 +2,9 @@
 
 use arbitrary::{Result, Unstructured};
 use syncd_shared::directory::{decode_entry_list, encode_entries};
-use syncd_shared::{Directory, Generation, Kind, ObjectHash, RootEntry, SignedGeneration};
+use syncd_shared::{Directory, Generation, Head, Kind, ObjectHash, RootEntry, SignedGeneration};
 
+use crate::identities::identities;
 use crate::mutation::mutate;
 use crate::values::{self, TREE, sampled, signing_key};
 
@@ -41,6 +42,9 @@ pub(super) fn generation(input: &[u8]) {
     if let Ok(root) = RootEntry::decode(input) {
         assert_eq!(root.encode(), input);
     }
+    if let Ok(head) = Head::verify(input, identities().trust.document()) {
+        assert_eq!(head.sign(signing_key()), input);
+    }
     let Some((signature, record)) = input.split_first_chunk::<64>() else { return };
     let Ok(generation) = Generation::decode(record) else { return };
     assert_eq!(generation.encode(), record);
@@ -68,5 +72,9 @@ pub(super) fn any_generation(u: &mut Unstructured<'_>) -> Result<Vec<u8>> {
         return mutate(u, bytes);
     }
     let signed = values::signed(u)?;
+    if u.ratio(1, 8)? {
+        let head = Head::of(&signed, u.arbitrary()?).sign(signing_key());
+        return mutate(u, head);
+    }
     mutate(u, [signed.signature().as_slice(), signed.record()].concat())
 }

@@ -23,7 +23,7 @@ use syncd_proto::v1::agent_message::Message as FromAgent;
 use syncd_proto::v1::origin_message::Message as ToAgent;
 use syncd_shared::generation::GenerationError;
 use syncd_shared::identity::{PeerIdentity, SignedTrust};
-use syncd_shared::limits::{HELD_GENERATIONS_MAX, REASON_MAX_BYTES};
+use syncd_shared::limits::{HELD_GENERATIONS_MAX, REASON_MAX_BYTES, REFUSED_GENERATIONS_MAX};
 use syncd_shared::text::one_line;
 use syncd_shared::wire::root_hash;
 use syncd_shared::{GenerationNumber, HookStatus, Progress, RootHash, SignedGeneration, Totals};
@@ -140,6 +140,10 @@ pub(super) fn greet(
         return Err(ServeError::Protocol { ours: PROTOCOL, from, to });
     }
     limit("generations held", hello.held.len(), HELD_GENERATIONS_MAX)?;
+    limit("generations refused", hello.refused.len(), REFUSED_GENERATIONS_MAX)?;
+    for refused in &hello.refused {
+        root_hash(&refused.root, "refused root")?;
+    }
     limit("boot id", hello.boot_id.len(), SHORT_TEXT_MAX_BYTES)?;
     limit("agent version", hello.agent_version.len(), SHORT_TEXT_MAX_BYTES)?;
     let mut notes = Vec::new();
@@ -345,6 +349,7 @@ impl Session {
             generation: Some(generation),
             activate_when_staged: activate,
             update_file: file.unwrap_or_default(),
+            locations: Vec::new(),
         });
     }
 

@@ -58,6 +58,18 @@ pub struct Hello {
     /// Number of the newest trust document that the agent has.
     #[prost(uint32, tag = "11")]
     pub trust: u32,
+    /// Generations that the node does not take: their check failed on it.
+    #[prost(message, repeated, tag = "12")]
+    pub refused: ::prost::alloc::vec::Vec<RefusedGeneration>,
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct RefusedGeneration {
+    #[prost(uint32, tag = "1")]
+    pub epoch: u32,
+    #[prost(uint64, tag = "2")]
+    pub number: u64,
+    #[prost(bytes = "bytes", tag = "3")]
+    pub root: ::prost::bytes::Bytes,
 }
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct SignedGeneration {
@@ -214,6 +226,9 @@ pub struct Announce {
     /// else empty.
     #[prost(bytes = "bytes", tag = "3")]
     pub update_file: ::prost::bytes::Bytes,
+    /// Places outside the origin that may have this update, as URLs. Hints: everything from there is checked.
+    #[prost(string, repeated, tag = "4")]
+    pub locations: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
 }
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct Activate {

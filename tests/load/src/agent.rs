@@ -168,6 +168,7 @@ impl LoadAgent {
             hook: None,
             drift: None,
             trust: self.identity.trust().document.number(),
+            refused: Vec::new(),
         }
     }
 

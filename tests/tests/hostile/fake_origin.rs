@@ -180,7 +180,12 @@ pub fn announce_bytes(record: &[u8], signature: &[u8], update_file: Option<Bytes
         signature: Bytes::copy_from_slice(signature),
     };
     let update_file = update_file.unwrap_or_default();
-    ToAgent::Announce(v1::Announce { generation: Some(generation), activate_when_staged: true, update_file })
+    ToAgent::Announce(v1::Announce {
+        generation: Some(generation),
+        activate_when_staged: true,
+        update_file,
+        ..Default::default()
+    })
 }
 
 struct Wire(TlsStream<TcpStream>);

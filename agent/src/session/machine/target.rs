@@ -32,6 +32,7 @@ impl Machine {
         announce: v1::Announce,
         out: &mut Vec<Action>,
     ) -> Result<(), Violation> {
+        messages::check_locations(&announce.locations)?;
         let message = announce.generation.ok_or(WireError::Missing { field: "generation" })?;
         let generation = match self.verified(&message) {
             Ok(generation) => generation,

@@ -59,7 +59,7 @@ impl Scene {
             signature: Bytes::copy_from_slice(generation.signature()),
         };
         let announce =
-            v1::Announce { generation: Some(message), activate_when_staged: true, update_file: Bytes::new() };
+            v1::Announce { generation: Some(message), activate_when_staged: true, ..Default::default() };
         self.apply(Event::Message(v1::OriginMessage { message: Some(FromOrigin::Announce(announce)) }))
     }
 
@@ -255,7 +255,12 @@ fn an_announced_update_that_does_not_decode_is_dropped_and_the_general_path_is_t
     let from = RootEntry::empty().hash();
     let frames = vec![frame.encode_to_vec(); 40];
     let update_file = update_file::write_whole(&from, &generation.root_hash(), &frames).expect("fits");
-    let announce = v1::Announce { generation: Some(message), activate_when_staged: true, update_file };
+    let announce = v1::Announce {
+        generation: Some(message),
+        activate_when_staged: true,
+        update_file,
+        ..Default::default()
+    };
     let message = v1::OriginMessage { message: Some(FromOrigin::Announce(announce)) };
     let actions = scene.apply(Event::Message(message));
     // The next connection would bring the same announcement, so hanging up would not help.
@@ -361,6 +366,25 @@ fn a_document_of_another_root_key_is_reported_and_changes_nothing() {
     let actions = scene.apply(next_trust(&scene, &other, &new));
     assert!(actions.iter().any(|action| matches!(action, Action::Follow(_))), "{actions:?}");
     assert_eq!(scene.machine.error(), None);
+}
+
+#[test]
+fn locations_beyond_the_limits_end_the_connection() {
+    for (count, length, is_refused) in [(8, 1_024, false), (9, 1, true), (1, 1_025, true)] {
+        let mut scene = Scene::new();
+        scene.welcome();
+        let generation = generation(&scene.key, 2);
+        let message = v1::SignedGeneration {
+            record: Bytes::copy_from_slice(generation.record()),
+            signature: Bytes::copy_from_slice(generation.signature()),
+        };
+        let locations = vec!["x".repeat(length); count];
+        let announce = v1::Announce { generation: Some(message), locations, ..Default::default() };
+        let message = Some(FromOrigin::Announce(announce));
+        let actions = scene.apply(Event::Message(v1::OriginMessage { message }));
+        let hung_up = actions.iter().any(|action| matches!(action, Action::Hang));
+        assert_eq!(hung_up, is_refused, "{count} of {length} bytes");
+    }
 }
 
 #[test]
