@@ -5,8 +5,8 @@
 //! when a generation is released to the whole fleet.
 //!
 //! Canonical bytes, version 1 (integers little endian): `u8 version = 1`, 16 tree_id, `u32 epoch`, `u64
-//! number`, `u32 trust document`, 32 root hash, `i64 released` (Unix milliseconds), then the ed25519 signature
-//! of the signing key, which covers a domain tag and all of it. 137 bytes.
+//! number`, `u32 trust document`, 32 root hash, `i64 released` (Unix milliseconds), then the ed25519
+//! signature of the signing key, which covers a domain tag and all of it. 137 bytes.
 
 #![cfg_attr(not(test), deny(clippy::arithmetic_side_effects, clippy::indexing_slicing))]
 

@@ -105,6 +105,9 @@ impl RootKey {
         let tree_id = field("tree_id").and_then(|id| id.parse().ok()).ok_or_else(damaged)?;
         let public = field("public").ok_or_else(damaged)?.to_owned();
         let last = lines.next().ok_or_else(damaged)?;
+        if lines.any(|line| !line.trim().is_empty()) {
+            return Err(damaged());
+        }
         let seed = match (last.strip_prefix("key "), last.strip_prefix("sealed ")) {
             (Some(seed), _) => HEXLOWER.decode(seed.as_bytes()).map_err(|_| damaged())?,
             (_, Some(sealed)) => {
