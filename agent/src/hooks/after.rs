@@ -80,6 +80,9 @@ struct Inner {
     witnessed: bool,
     /// Generation for which the hook has succeeded since the last call of [`AfterHook::take_success`].
     success: Option<u64>,
+    /// Lowest generation that a web server may serve, if an earlier process left the hook due and nothing is
+    /// live now.
+    left: Option<u64>,
 }
 
 #[derive(Debug, Clone, Copy)]
@@ -92,20 +95,20 @@ impl AfterHook {
     /// Reads what an earlier process left due. `live` is the generation that is linked now.
     pub fn new(hook: Hook, live: Option<u64>) -> Self {
         let record = hook.state.join(PENDING);
+        let mut inner = Inner::default();
         let state = match load(&record) {
             Ok(None) => HookState::default(),
-            due => HookState {
-                due: live,
-                succeeded: due.ok().flatten().and_then(|due| due.pending.succeeded),
-                failing: live.is_some(),
-                ..HookState::default()
-            },
+            due => {
+                let succeeded = due.ok().flatten().and_then(|due| due.pending.succeeded);
+                inner.left = live.is_none().then_some(succeeded.unwrap_or(0));
+                HookState { due: live, succeeded, failing: live.is_some(), ..HookState::default() }
+            }
         };
         Self {
             record,
             hook,
             notified: Notify::new(),
-            inner: Mutex::default(),
+            inner: Mutex::new(inner),
             state: watch::Sender::new(state),
         }
     }
@@ -129,7 +132,7 @@ impl AfterHook {
         let state = self.state.borrow();
         let under_way = inner.under_way.as_ref();
         if state.due.is_none() && under_way.is_none() {
-            return None;
+            return inner.left;
         }
         // A web server only goes forward, so each of these numbers is a lower bound.
         Some(state.succeeded.max(under_way.and_then(|u| u.succeeded)).unwrap_or(0))
@@ -145,11 +148,7 @@ impl AfterHook {
     pub fn note(&self, occasion: Occasion, changed: &Changed<'_>) -> Result<(), HookError> {
         let mut inner = lock(&self.inner);
         let mut before = self.load(&self.record)?;
-        let succeeded = {
-            let state = self.state.borrow();
-            // If nothing is due, the hook has succeeded for the live generation, or was not set at that time.
-            if state.due.is_some() { state.succeeded } else { occasion.previous }
-        };
+        let succeeded = self.succeeded_before(&occasion);
         let pending = Pending { occasion: Occasion { tree: changed.tree.to_owned(), ..occasion }, succeeded };
         let mut noted = || {
             remove(&self.earlier())?;
@@ -162,6 +161,18 @@ impl AfterHook {
         noted().map_err(|source| self.record_error(source))?;
         inner.under_way = Some(UnderWay { generation: pending.occasion.generation, succeeded });
         Ok(())
+    }
+
+    /// Generation for which the hook last succeeded, if known.
+    fn succeeded_before(&self, occasion: &Occasion) -> Option<u64> {
+        let state = self.state.borrow();
+        let is_live = occasion.previous == Some(occasion.generation);
+        match occasion.previous {
+            _ if state.due.is_some() => state.succeeded,
+            // It may never have succeeded for what is live: an agent without the hook has run meanwhile.
+            _ if is_live && !success::is_doubted(&self.hook.state) => success::generation(&self.hook.state),
+            previous => previous,
+        }
     }
 
     /// Call it when the activation has ended: runs the hook, or forgets the activation if it failed.
@@ -183,6 +194,7 @@ impl AfterHook {
                 tracing::warn!(error = error_chain(&error), "on-activate record not restored");
             }
             if activated {
+                inner.left = None;
                 self.change(|state| {
                     state.due = Some(under_way.generation);
                     // A run for an earlier generation may have succeeded meanwhile.

@@ -71,8 +71,16 @@ fn replace(state: &Path, content: &[u8]) -> io::Result<()> {
 
 /// Whether the hook has succeeded with this command for what is live.
 pub(super) fn has_succeeded(state: &Path, live: &Occasion, command: &str) -> bool {
-    let kept = fs::read(path(state)).ok().and_then(|bytes| serde_json::from_slice::<Success>(&bytes).ok());
-    kept == Some(Success::of(live, command))
+    load(state) == Some(Success::of(live, command))
+}
+
+/// Generation for which the hook last succeeded, with any command; `None`: unknown.
+pub(super) fn generation(state: &Path) -> Option<u64> {
+    Some(load(state)?.generation)
+}
+
+fn load(state: &Path) -> Option<Success> {
+    serde_json::from_slice(&fs::read(path(state)).ok()?).ok()
 }
 
 /// Makes the hook due again, durably, before files of the live tree are healed. `state` is `ROOT/state`.

@@ -270,6 +270,42 @@ fn a_hook_that_is_due_is_told_where_a_change_of_swap_has_moved_the_tree() {
 }
 
 #[test]
+fn what_a_hook_left_due_is_protected_although_nothing_is_live() {
+    let scratch = tempfile::tempdir().unwrap();
+    let after = AfterHook::new(hook("false", scratch.path()), Some(5));
+    after.note(occasion(6), &changed(&*paths(&[b"a"]))).unwrap();
+    after.settle(true);
+    // The live tree is lost, and the agent starts again.
+    let after = AfterHook::new(hook("true", scratch.path()), None);
+    assert!(!after.run_due(None).unwrap());
+    assert_eq!(after.protected(), Some(5));
+    after.note(occasion(7), &changed(&*paths(&[b"a"]))).unwrap();
+    after.settle(false);
+    assert_eq!(after.protected(), Some(5), "an activation that failed changes nothing");
+    after.note(occasion(7), &changed(&*paths(&[b"a"]))).unwrap();
+    after.settle(true);
+    assert!(after.run_due(Some(occasion(7))).unwrap());
+    assert_eq!(after.protected(), None);
+}
+
+#[test]
+fn a_hook_that_runs_for_what_is_live_protects_from_its_last_success() {
+    let scratch = tempfile::tempdir().unwrap();
+    let again = |command: &str| {
+        let after = AfterHook::new(hook(command, scratch.path()), Some(6));
+        let live = Occasion { previous: Some(6), ..occasion(6) };
+        assert!(after.is_missing(&live));
+        after.note(live, &changed(&*paths(&[b"a"]))).unwrap();
+        after.settle(true);
+        let protected = after.protected();
+        after.run_due(Some(occasion(6))).unwrap();
+        protected
+    };
+    assert_eq!(again("true"), Some(0), "nobody knows whether it ever succeeded");
+    assert_eq!(again("exit 0"), Some(6), "another command, for what an earlier one succeeded for");
+}
+
+#[test]
 fn an_activation_that_fails_leaves_nothing_due() {
     let scratch = tempfile::tempdir().unwrap();
     let after = AfterHook::new(hook("true", scratch.path()), Some(6));
