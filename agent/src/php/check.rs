@@ -392,4 +392,20 @@ mod tests {
         let command = format!("test -e /none && '{}' --now", script.display());
         assert!(with_scripts(command).contains("php-invalidate"));
     }
+
+    #[tokio::test]
+    async fn a_directory_without_php_ini_is_refused_by_its_path() {
+        let root = tempfile::tempdir().unwrap();
+        std::fs::create_dir(root.path().join("live")).unwrap();
+        let said = async |ini: &[&Path]| {
+            let masters = Masters { addresses: Vec::new(), script: PathBuf::new() };
+            let check = Check { masters, ini: ini.iter().map(|path| path.to_path_buf()).collect() };
+            let running = RunSettings { keep: 3, grace_ms: 0, on_activate: None };
+            run(check, root.path(), Swap::Link, running).await.unwrap_err().to_string()
+        };
+        let ini = root.path().join("apache2");
+        let expected = format!("there is no {}: give --ini the directory", ini.join("php.ini").display());
+        assert!(said(&[&ini]).await.starts_with(&expected));
+        assert!(said(&[]).await.starts_with("no PHP: name each FPM master with --fpm"));
+    }
 }

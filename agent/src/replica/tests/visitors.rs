@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 
 use super::*;
 use crate::clock::Clock;
+use crate::fixture::logged;
 use crate::hooks::{AfterHook, Hook, HookName};
 use crate::replica::scrub::Pass;
 use crate::session::worker::Hooks;
@@ -138,6 +139,20 @@ fn what_moved_before_an_inspection_broke_off_is_reported_then_and_counted_once()
         changes += 1;
     }
     assert!(partial > 5, "{partial}");
+}
+
+#[test]
+fn the_log_names_the_first_file_that_was_changed_and_where_it_is_kept() {
+    let (site, mut replica) = with_a_retired_tree();
+    std::fs::write(site.generation(1).join("docs/shell.php"), "<?php").unwrap();
+    replica.options.grace = Duration::ZERO;
+    let lines = logged(|| site.settle(&mut replica));
+    let kept = site.root().join("lost+found/1");
+    let expected = format!(
+        "files of the replica were changed locally generation=1 paths=1 first=docs/shell.php kept={} lost=0",
+        kept.display()
+    );
+    assert!(lines.contains(&expected), "{lines:#?}");
 }
 
 #[test]
