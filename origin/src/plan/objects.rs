@@ -150,7 +150,7 @@ impl ObjectsAnswer {
         files_of.reverse();
         let files = ContentFrames::new(files);
         // A client that walks a tree will continue where this request ends.
-        self.files = if files_of.is_empty() { files } else { files.putting_off() };
+        self.files = if files_of.is_empty() { files } else { files.expect_next() };
         self.files_of = files_of;
     }
 
@@ -179,7 +179,7 @@ impl ObjectsAnswer {
         if let Some(of) = self.files_of.pop() {
             return self.look_up(&of);
         }
-        if self.files.has_parts_left()
+        if self.files.is_at_border()
             && let Some(next) = &mut self.next
             && std::mem::take(&mut next.early)
             && next.may_come_early()?
@@ -187,7 +187,7 @@ impl ObjectsAnswer {
             while let Some(of) = next.files_of.pop() {
                 next.look_up(&of)?;
             }
-            self.files.take_early(&mut next.files, &*self.contents)?;
+            self.files.share_border(&mut next.files, &*self.contents)?;
         }
         let mut out = Vec::new();
         let more = self.files.advance(&*self.contents, &mut out)?;

@@ -6,8 +6,10 @@
 //! encoded once for all agents). Otherwise the wanted chunks are gathered into new frames. If the agent's
 //! next request is known, a frame that both requests need is sent once, unchanged, for both.
 
+mod border;
+
+use std::collections::HashMap;
 use std::collections::hash_map::Entry;
-use std::collections::{HashMap, VecDeque};
 
 use bytes::Bytes;
 use syncd_proto::v1;
@@ -16,6 +18,7 @@ use syncd_shared::limits::{FRAME_MAX_BYTES, FRAME_PIECES_MAX};
 use syncd_shared::stored_frame::{Piece, StoredFrame};
 use syncd_shared::{ContentHash, ContentTag};
 
+use self::border::BorderFrames;
 use super::contents::{Chunk, Chunks, Contents, Frame, FrameId, Place, ReadError};
 use super::error::PlanError;
 use crate::store::Effort;
@@ -24,8 +27,6 @@ use crate::store::Effort;
 const WINDOW_PIECES: usize = 32 * 1024;
 /// Bytes of content in one window.
 const WINDOW_BYTES: u64 = 256 * 1024 * 1024;
-/// Frames deferred in one answer. About ten lie across the border of two requests.
-const PARTIAL_FRAMES: usize = 64;
 /// Attempts to find a chunk that garbage collection moves.
 const LOCATE_ATTEMPTS: usize = 3;
 
@@ -116,10 +117,7 @@ pub(super) struct ContentFrames {
     rest: Vec<Want>,
     /// Groups of the current window, the next one last.
     groups: Vec<Group>,
-    /// Partly wanted frames, deferred until all others are sent.
-    partial: VecDeque<Group>,
-    /// Number of further frames that may be deferred, because each is read twice.
-    partial_left: usize,
+    border: BorderFrames,
     gather: Gather,
     missing: Vec<ContentHash>,
     /// Sixteenths of a frame that must be wanted to send it unchanged.
@@ -134,8 +132,7 @@ impl ContentFrames {
             files,
             rest: Vec::new(),
             groups: Vec::new(),
-            partial: VecDeque::new(),
-            partial_left: 0,
+            border: BorderFrames::default(),
             gather: Gather::default(),
             missing: Vec::new(),
             whole_share: 13,
@@ -153,32 +150,23 @@ impl ContentFrames {
         Self { whole_share: 15, ..self }
     }
 
-    /// Defers partly wanted frames to the end if possible, because the next request may want the rest of
-    /// them.
-    pub(super) fn putting_off(self) -> Self {
-        Self { partial_left: PARTIAL_FRAMES, ..self }
+    /// A next request will want the rest of frames that this one wants in part.
+    pub(super) fn expect_next(mut self) -> Self {
+        self.border.expect_next();
+        self
     }
 
-    /// Whether only deferred frames are left, so that it is time to check what the next request wants of
-    /// them.
-    pub(super) fn has_parts_left(&self) -> bool {
-        self.groups.is_empty() && self.files.is_empty() && self.rest.is_empty() && !self.partial.is_empty()
+    /// Whether only border frames are left, so that it is time to share them with the next request.
+    pub(super) fn is_at_border(&self) -> bool {
+        self.groups.is_empty() && self.files.is_empty() && self.rest.is_empty() && !self.border.is_empty()
     }
 
-    /// Takes over those contents of `next` that lie in the deferred frames.
-    pub(super) fn take_early(&mut self, next: &mut Self, contents: &dyn Contents) -> Result<(), PlanError> {
+    /// Sends the contents of `next` that lie in border frames.
+    pub(super) fn share_border(&mut self, next: &mut Self, contents: &dyn Contents) -> Result<(), PlanError> {
         if next.groups.is_empty() {
             next.window(contents)?;
         }
-        let mut places: HashMap<_, _> = self.partial.iter_mut().map(|group| (group.frame, group)).collect();
-        next.groups.retain_mut(|group| match places.get_mut(&group.frame) {
-            Some(partial) if group.can_be_first() => {
-                partial.wants.append(&mut group.wants);
-                partial.count();
-                false
-            }
-            _ => true,
-        });
+        self.border.share(&mut next.groups);
         Ok(())
     }
 
@@ -201,8 +189,7 @@ impl ContentFrames {
             self.window(contents)?;
             return Ok(true);
         }
-        if let Some(group) = self.partial.pop_front() {
-            self.partial_left = 0;
+        if let Some(group) = self.border.pop() {
             self.send(contents, group, out)?;
             return Ok(true);
         }
@@ -276,11 +263,7 @@ impl ContentFrames {
             push_frame(frame.compressed, frame.uncompressed_bytes as usize, pieces, out);
             return Ok(());
         }
-        if self.partial_left > 0 && group.can_be_last() {
-            self.partial_left -= 1;
-            self.partial.push_back(group);
-            return Ok(());
-        }
+        let Some(group) = self.border.put_off(group) else { return Ok(()) };
         let bytes = decompress(&frame)?;
         for (place, want) in group.wants {
             self.gather.add(&want, chunk_bytes(&bytes, &place)?, out)?;
