@@ -53,10 +53,15 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 use syncd_shared::{SignedGeneration, TreePath};
 
-pub use self::after::{AfterHook, HookRun, HookState, RunOutcome};
+#[cfg(any(test, feature = "testing"))]
+pub use self::after::HookRun;
+pub use self::after::{AfterHook, HookState, RunOutcome};
 pub use self::error::HookError;
+#[cfg(any(test, feature = "fuzzing"))]
 pub(crate) use self::paths::write_lines;
-pub(crate) use self::pending::{Pending, decode_pending, encode_pending, forget, left_due, protected};
+#[cfg(feature = "fuzzing")]
+pub(crate) use self::pending::{Pending, decode_pending, encode_pending};
+pub(crate) use self::pending::{forget, left_due, protected};
 pub use self::run::Hook;
 pub(crate) use self::success::doubt;
 

@@ -193,6 +193,11 @@ struct Asked {
 }
 
 impl Asked {
+    fn new(ask: UnboundedSender<ObjectsBatch>) -> Self {
+        let (windows, budget) = (VecDeque::new(), ReceiveBudget::default());
+        Self { windows, gathered: Window::first(), ask, budget }
+    }
+
     /// Asks for the gathered window and begins the next one.
     fn ask(&mut self, walk: &Walk<'_>) {
         let next = self.gathered.next();
@@ -233,12 +238,7 @@ impl Build<'_> {
     ) -> Result<(), StageError> {
         let (ask, batches) = unbounded_channel();
         let (mut batches, mut frames) = (Some(batches), None);
-        let mut asked = Asked {
-            windows: VecDeque::new(),
-            gathered: Window::first(),
-            ask,
-            budget: ReceiveBudget::default(),
-        };
+        let mut asked = Asked::new(ask);
         let shared = self.shared;
         std::thread::scope(|scope| {
             let workers = Workers::start(scope, shared);
@@ -252,8 +252,7 @@ impl Build<'_> {
                         Some(frames) => frames,
                         none => {
                             let batches = batches.take().ok_or(FetchError::Disconnected(None));
-                            let batches = batches.map_err(StageError::Fetch)?;
-                            let started = source.objects(target.root_hash(), batches);
+                            let started = batches.and_then(|b| source.objects(target.root_hash(), b));
                             none.insert(started.map_err(StageError::Fetch)?)
                         }
                     };

@@ -12,8 +12,9 @@ use tokio::sync::{Notify, watch};
 use tokio_util::sync::CancellationToken;
 
 use super::error::HookError;
-use super::pending::{Due, PENDING, Pending, SLOT_PATHS, encode_pending, load, remove, remove_slot_paths};
+use super::pending::{Due, PENDING, Pending, SLOT_PATHS, encode_pending, load, remove_slot_paths};
 use super::run::{Hook, lock};
+use super::success::remove;
 use super::{Changed, Occasion, Paths, success};
 use crate::backoff::Backoff;
 use crate::hooks::paths::write_lines;

@@ -9,7 +9,8 @@ use serde::{Deserialize, Serialize};
 use syncd_shared::HookStatus;
 use syncd_shared::text::error_chain;
 
-use super::{Occasion, success};
+use super::Occasion;
+use super::success::{self, remove};
 
 pub(super) const PENDING: &str = "on-activate.pending";
 
@@ -105,11 +106,4 @@ pub(super) fn load(record: &Path) -> io::Result<Option<Due>> {
     // The hook starts reading here, whatever was buffered.
     lines.seek(SeekFrom::Start(first.len() as u64))?;
     Ok(Some(Due { pending, lines, id: (stat.dev(), stat.ino()) }))
-}
-
-pub(super) fn remove(path: &Path) -> io::Result<()> {
-    match fs::remove_file(path) {
-        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
-        _ => Ok(()),
-    }
 }

@@ -14,7 +14,6 @@ use std::path::{Path, PathBuf};
 use serde::{Deserialize, Serialize};
 
 use super::Occasion;
-use super::pending::remove;
 
 const SUCCEEDED: &str = "on-activate.succeeded";
 
@@ -97,6 +96,14 @@ pub(super) fn is_doubted(state: &Path) -> bool {
 /// The agent runs without the hook.
 pub(super) fn forget(state: &Path) -> io::Result<()> {
     remove(&path(state))
+}
+
+/// Removes a file that may be missing.
+pub(super) fn remove(path: &Path) -> io::Result<()> {
+    match fs::remove_file(path) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
+        _ => Ok(()),
+    }
 }
 
 #[cfg(test)]

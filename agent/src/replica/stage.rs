@@ -169,9 +169,8 @@ impl Replica {
         self.slots.stage(ground.slot);
         let basis = self.slots.live().map(|live| live.number().get());
         let Ground { slot, signed, .. } = ground;
-        let inodes = inodes.finish();
         let staged = Staged::new(job.target, Some(slot), basis, sync);
-        Ok(Staged { durable_basis, changed, touched, signed, inodes, ..staged })
+        Ok(Staged { durable_basis, changed, touched, signed, inodes: inodes.finish(), ..staged })
     }
 
     /// The spare at `root` on which an update from an announcement will be built. Writes the copy of its

@@ -27,11 +27,14 @@ use super::{Batches, FetchError, Frames, Source, all_of};
 
 /// Sources given up for a target. Kept from one attempt to the next.
 #[derive(Clone, Default)]
-pub(crate) struct GivenUp(Arc<Mutex<Option<(RootHash, Vec<&'static str>)>>>);
+pub(crate) struct GivenUp(Arc<Mutex<Option<ForTarget>>>);
+
+/// The target, and the names of the sources given up for it.
+type ForTarget = (RootHash, Vec<&'static str>);
 
 impl GivenUp {
-    fn has(&self, root: RootHash, name: &str) -> bool {
-        lock(&self.0).as_ref().is_some_and(|(of, names)| *of == root && names.iter().any(|n| *n == name))
+    fn has(&self, root: RootHash, name: &'static str) -> bool {
+        lock(&self.0).as_ref().is_some_and(|(of, names)| *of == root && names.contains(&name))
     }
 
     fn add(&self, root: RootHash, name: &'static str, reason: &str) {

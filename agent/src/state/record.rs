@@ -40,8 +40,10 @@ use syncd_shared::{ObjectHash, RootEntry, SignedGeneration};
 use crate::state::slot::{RowError, Slot, decode_generation, encode_generation};
 
 use self::directories::{DIRECTORIES, DirectoryCache};
+pub(crate) use self::inodes::InodeChanges;
+#[cfg(feature = "fuzzing")]
+pub(crate) use self::inodes::decode_inodes;
 use self::inodes::{INODES, apply_inodes};
-pub(crate) use self::inodes::{InodeChanges, decode_inodes};
 use self::notes::NOTES;
 
 const META: TableDefinition<'_, &str, u64> = TableDefinition::new("meta");

@@ -126,82 +126,39 @@ impl DataDirectory {
     /// Answers a request. Passes each line to `lines`, which returns whether the client is still listening,
     /// and returns the last line.
     pub fn answer(&self, request: Request, lines: &mut dyn FnMut(Reply) -> bool) -> Reply {
-        let result = match request {
-            Request::Status => self.status().map(|status| {
-                lines(Reply::Status(Box::new(status)));
-                0
-            }),
-            Request::History => self.history(lines),
+        let registry = || Registry::new(self.store.clone());
+        match request {
+            Request::Status => answered(self.status(), |status| _ = lines(Reply::Status(Box::new(status)))),
+            Request::History => ended(self.history(lines)),
             Request::Diff { pending: true, .. } => {
                 let message = "no origin serves this data directory, and the tree is not being watched: start `syncd-origin serve` first".into();
-                return Reply::Error { message };
+                Reply::Error { message }
             }
-            Request::Diff { from, to, pending: false } => self.diff(from, to, lines),
-            Request::Check => self.check_and_forget(lines),
+            Request::Diff { from, to, pending: false } => ended(self.diff(from, to, lines)),
+            Request::Check => ended(self.check_and_forget(lines)),
             Request::Token { ttl_s, uses } => {
-                match Registry::new(self.store.clone()).create_token(
-                    &self.keys,
-                    Duration::from_secs(ttl_s),
-                    uses,
-                ) {
-                    Ok(token) => {
-                        lines(token_reply(&token, ttl_s, uses, &self.keys, None));
-                        Ok(0)
-                    }
-                    Err(error) => return Reply::Error { message: error_chain(&error) },
-                }
+                let token = registry().create_token(&self.keys, Duration::from_secs(ttl_s), uses);
+                answered(token, |token| _ = lines(token_reply(&token, ttl_s, uses, &self.keys, None)))
             }
-            Request::Tokens => match Registry::new(self.store.clone()).tokens() {
-                Ok(tokens) => {
-                    tokens.iter().all(|token| lines(Reply::TokenListed(TokenLine::new(token))));
-                    Ok(0)
-                }
-                Err(error) => return Reply::Error { message: error_chain(&error) },
-            },
-            Request::RevokeToken { id } => match Registry::new(self.store.clone()).revoke_token(&id) {
-                Ok(()) => {
-                    lines(Reply::Remark { text: revoked_token(&id) });
-                    Ok(0)
-                }
-                Err(error) => return Reply::Error { message: error_chain(&error) },
-            },
-            Request::Backup { directory } => match self.backup(&directory, lines) {
-                Ok(()) => Ok(0),
-                Err(error) => return Reply::Error { message: error_chain(&error) },
-            },
-            Request::Revoke { agent } => match Registry::new(self.store.clone()).revoke(&agent) {
-                Ok(()) => {
-                    lines(Reply::Remark { text: revoked(&agent) });
-                    Ok(0)
-                }
-                Err(error) => return Reply::Error { message: error_chain(&error) },
-            },
-            Request::Keys => match key_requests::show(&self.keys) {
-                Ok(line) => {
-                    lines(line);
-                    Ok(0)
-                }
-                Err(error) => return Reply::Error { message: error_chain(&error) },
-            },
-            Request::RotateKeys(request) => match key_requests::rotate(&self.keys, &request, lines) {
-                Ok(()) => Ok(0),
-                Err(error) => return Reply::Error { message: error_chain(&error) },
-            },
-            Request::TakeTrust { document } => match self.take_trust(&document) {
-                Ok(line) => {
-                    lines(line);
-                    Ok(0)
-                }
-                Err(error) => return Reply::Error { message: error_chain(&error) },
-            },
+            Request::Tokens => answered(registry().tokens(), |tokens| {
+                tokens.iter().all(|token| lines(Reply::TokenListed(TokenLine::new(token))));
+            }),
+            Request::RevokeToken { id } => answered(registry().revoke_token(&id), |()| {
+                lines(Reply::Remark { text: revoked_token(&id) });
+            }),
+            Request::Backup { directory } => answered(self.backup(&directory, lines), |()| {}),
+            Request::Revoke { agent } => answered(registry().revoke(&agent), |()| {
+                lines(Reply::Remark { text: revoked(&agent) });
+            }),
+            Request::Keys => answered(key_requests::show(&self.keys), |line| _ = lines(line)),
+            Request::RotateKeys(request) => {
+                answered(key_requests::rotate(&self.keys, &request, lines), |()| {})
+            }
+            Request::TakeTrust { document } => answered(self.take_trust(&document), |line| _ = lines(line)),
             Request::Commit { .. } | Request::Rollback { .. } => {
                 let message = "no origin serves this data directory: start `syncd-origin serve` first".into();
-                return Reply::Error { message };
+                Reply::Error { message }
             }
-        };
-        match result {
-            Ok(code) => Reply::Done { code },
-            Err(error) => Reply::Error { message: error_chain(&error) },
         }
     }
 
@@ -464,6 +421,22 @@ fn compare(
         each(change, renamed.and_then(|index| renames.get(index)).map(|rename| &rename.from))
     });
     told.map_err(failed)
+}
+
+/// The last reply to a request, after the lines that `write` writes of its result.
+fn answered<T, E: std::error::Error + 'static>(result: Result<T, E>, write: impl FnOnce(T)) -> Reply {
+    ended(result.map(|value| {
+        write(value);
+        0
+    }))
+}
+
+/// The last reply to a request with this exit code.
+fn ended(result: Result<u8, impl std::error::Error + 'static>) -> Reply {
+    match result {
+        Ok(code) => Reply::Done { code },
+        Err(error) => Reply::Error { message: error_chain(&error) },
+    }
 }
 
 /// The reply with a new token and the address to join.

@@ -18,8 +18,8 @@ use crate::admin::offline::{AnswerError, Checked, DataDirectory, revoked, revoke
 use crate::admin::protocol::{GenerationLine, NodeLine, Reply, Request, TokenLine, Wait};
 use crate::commit::{Answer, ChangedTimes, CommitOptions, Committer, Outcome, State};
 use crate::error_chain;
-use crate::fleet::Fleet;
 use crate::fleet::live_wait::{LiveWait, MissingNode, NodeResult, WaitVerdict};
+use crate::fleet::{Fleet, FleetError};
 use crate::state::OriginState;
 
 /// Maximum number of concurrent commands.
@@ -46,6 +46,15 @@ impl Replies {
             tracing::debug!(%error, "answer a command");
         }
     }
+}
+
+/// Sends a remark if the request was carried out. Returns the last reply.
+async fn remarked(done: Result<(), FleetError>, text: String, replies: &mut Replies) -> Reply {
+    if let Err(error) = done {
+        return Reply::Error { message: error_chain(&error) };
+    }
+    replies.send(Reply::Remark { text }).await;
+    Reply::Done { code: 0 }
 }
 
 /// Dependencies for answering requests while the origin serves.
@@ -133,20 +142,14 @@ impl Admin {
                 }
                 Err(error) => Reply::Error { message: error_chain(&error) },
             },
-            Request::RevokeToken { id } => match self.fleet.revoke_token(id.clone()).await {
-                Ok(()) => {
-                    replies.send(Reply::Remark { text: revoked_token(&id) }).await;
-                    Reply::Done { code: 0 }
-                }
-                Err(error) => Reply::Error { message: error_chain(&error) },
-            },
-            Request::Revoke { agent } => match self.fleet.revoke(agent.clone()).await {
-                Ok(()) => {
-                    replies.send(Reply::Remark { text: revoked(&agent) }).await;
-                    Reply::Done { code: 0 }
-                }
-                Err(error) => Reply::Error { message: error_chain(&error) },
-            },
+            Request::RevokeToken { id } => {
+                let done = self.fleet.revoke_token(id.clone()).await;
+                remarked(done, revoked_token(&id), replies).await
+            }
+            Request::Revoke { agent } => {
+                let done = self.fleet.revoke(agent.clone()).await;
+                remarked(done, revoked(&agent), replies).await
+            }
             Request::TakeTrust { document } => self.take_trust(&document, replies).await,
             Request::Check => self.check(replies).await,
             Request::Diff { pending: true, .. } => self.pending(replies).await,

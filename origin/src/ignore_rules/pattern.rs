@@ -217,9 +217,8 @@ fn has_impossible_component(prefix: &[u8], rest: &[State]) -> bool {
 fn parse_set(pattern: &[u8], begin: usize) -> Result<(Box<[bool; 256]>, usize), PatternError> {
     let byte = |at: usize| pattern.get(at).copied().ok_or(PatternError::OpenSet);
     let mut set = Box::new([false; 256]);
-    let mut at = begin;
-    let negated = matches!(byte(at)?, b'!' | b'^');
-    at += usize::from(negated);
+    let negated = matches!(byte(begin)?, b'!' | b'^');
+    let mut at = begin + usize::from(negated);
     // Start of a possible range: the preceding byte, unless that ended a range or a class.
     let mut before: Option<u8> = None;
     let mut first = true;
