@@ -577,7 +577,8 @@ async fn a_data_directory_in_use_names_who_holds_it() {
 fn init_goes_on_where_it_was_interrupted_or_with_restored_keys_and_refuses_otherwise() {
     let directory = TempDir::new().unwrap();
     let keys = Keys::create(directory.path()).unwrap();
-    assert_eq!(service::init(directory.path()).unwrap().tree_id(), keys.tree_id());
+    let restored = service::init_sealed(directory.path(), || unreachable!("no root key is made"));
+    assert_eq!(restored.unwrap().tree_id(), keys.tree_id());
     assert!(service::init(directory.path()).is_err());
     assert!(Store::open(directory.path()).is_ok());
 }

@@ -61,16 +61,17 @@ pub fn init(data: &Path) -> Result<Keys, StartError> {
     create(data, None)
 }
 
-/// Like [`init`], with a passphrase that seals the root key. It is asked for once keys can be made.
+/// Like [`init`], with a passphrase that seals the root key. It is asked for if keys are made.
 pub fn init_sealed(
     data: &Path,
     passphrase: impl FnOnce() -> anyhow::Result<Option<String>>,
 ) -> anyhow::Result<Keys> {
-    Keys::check_unused(data).or_else(|error| match error {
-        KeysError::Initialised { .. } if !Store::exists(data) => Ok(()),
-        error => Err(error),
-    })?;
-    Ok(create(data, passphrase()?.as_deref())?)
+    match Keys::check_unused(data) {
+        Ok(()) => Ok(create(data, passphrase()?.as_deref())?),
+        // The keys were restored, and their root key is elsewhere.
+        Err(KeysError::Initialised { .. }) if !Store::exists(data) => Ok(create(data, None)?),
+        Err(error) => Err(error.into()),
+    }
 }
 
 fn create(data: &Path, passphrase: Option<&str>) -> Result<Keys, StartError> {
