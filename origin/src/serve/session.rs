@@ -86,9 +86,16 @@ async fn converse(
         return Err(ServeError::OutOfOrder { what: "a message before hello" });
     };
     let takes_updates = takes_updates(&hello.features);
+    let (known, newest) = (hello.trust, services.keys.trust().number());
     let mut greeting = greet(|record, signature| services.fleet.verify(record, signature), hello)?;
     if let Some(hook) = &mut greeting.hook {
         hook.waits = announced_only(hook.waits, services.fleet.announced());
+    }
+    if known > newest {
+        greeting.notes.push(format!(
+            "it knows trust document {known}, newer than {newest} here: this origin was restored from an older copy, \
+             restore its newest keys"
+        ));
     }
     let live = greeting.live.as_ref().map(SignedGeneration::root_hash);
     let reported = greeting.live.as_ref().map(SignedGeneration::number);

@@ -784,3 +784,12 @@ async fn an_agent_has_a_bounded_number_of_fetch_streams() {
     };
     tokio::time::timeout(SOON, again).await.expect("places are given back");
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_agent_with_a_newer_trust_document_shows_that_this_origin_is_older() {
+    let origin = Origin::start().await;
+    let node = origin.node("web1").await;
+    let _control = origin.attached(&node, v1::Hello { trust: 7, ..hello() }).await;
+    let view = origin.until("web1", |a| a.connected && !a.notes.is_empty()).await;
+    assert!(view.notes[0].contains("trust document 7, newer than 1"), "{:?}", view.notes);
+}
