@@ -35,7 +35,7 @@ struct Standing {
     is_revoked: bool,
     /// Listed under its own name.
     is_known: bool,
-    /// The later of [`RevokedRecord::until_ms`] and [`AgentRecord::superseded_ms`].
+    /// The later of `until_ms` of a revoked certificate and `superseded_ms` of the agent.
     until_ms: Option<i64>,
 }
 
