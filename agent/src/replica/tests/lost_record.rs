@@ -131,3 +131,35 @@ fn the_highest_copy_that_the_origin_signed_is_accepted_after_a_power_cut_and_the
     assert_eq!(number(replica.status().live), Some(1));
     assert_eq!(number(replica.status().accepted), Some(2), "of slots/{second}");
 }
+
+#[test]
+fn what_was_accepted_stays_known_though_live_leads_to_a_tree_that_the_record_does_not_have() {
+    let (mut site, mut replica) = settled();
+    for content in ["second", "third"] {
+        site.write("docs/0/page-0.html", content);
+        site.publish(&mut replica);
+    }
+    drop(replica);
+    // A restored tree of somebody's, and no copies of signed records that could tell.
+    let other = site.root().join("slots/77");
+    let copied = std::process::Command::new("cp").arg("-a").arg(site.generation(2)).arg(&other).status();
+    assert!(copied.unwrap().success());
+    std::fs::remove_file(site.live()).unwrap();
+    symlink("slots/77", site.live()).unwrap();
+    for name in names(&site.root().join("state/signed")) {
+        std::fs::remove_file(site.root().join("state/signed").join(name)).unwrap();
+    }
+    let replica = site.open();
+    let status = replica.status();
+    assert_eq!(status.live, None, "nothing is known about the tree");
+    assert_eq!(status.accepted.unwrap().number().get(), 3, "no older generation may follow");
+}
+
+#[test]
+fn a_record_that_is_deleted_under_a_running_agent_is_built_again_after_an_error() {
+    let (site, mut replica) = settled();
+    std::fs::remove_file(site.root().join("state/record.redb")).unwrap();
+    replica.slots.unsettle();
+    replica.revive().unwrap();
+    assert_eq!(replica.status().live.map(|live| live.number().get()), Some(1));
+}
