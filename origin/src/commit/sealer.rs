@@ -1,12 +1,13 @@
 //! The blocking part of a commit: flush, scan, store, sign, seal. One job at a time; all calls block.
 
+mod signing;
+
 use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use syncd_shared::diff::DiffError;
-use syncd_shared::generation::{FIRST_EPOCH, check_label};
-use syncd_shared::identity::SignedTrust;
-use syncd_shared::{Generation, GenerationNumber, RootEntry, SignedGeneration, TreePath};
+use syncd_shared::generation::check_label;
+use syncd_shared::{GenerationNumber, RootEntry, SignedGeneration, TreePath};
 
 use tokio_util::sync::CancellationToken;
 
@@ -246,29 +247,6 @@ impl Sealer {
         Ok(outcome)
     }
 
-    /// Takes a signed trust document, whose keys count from now on, and signs the current tree with them.
-    pub fn take_trust(&mut self, document: &SignedTrust) -> Result<Outcome, CommitError> {
-        self.resolve_doubt()?;
-        self.parts.keys.take(document)?;
-        tracing::info!(document = document.number(), "a trust document was taken");
-        self.sign_again()
-    }
-
-    /// Seals the current tree again if a superseded key has signed it, because agents that know the newest
-    /// trust document take nothing new from that one. Costs no tree and no content. If agents hold a
-    /// generation that this origin does not know, its operator's next commit does it.
-    fn sign_again(&mut self) -> Result<Outcome, CommitError> {
-        let Some(current) = &self.current else { return Ok(Outcome::Scanned) };
-        let newest = self.parts.keys.verify_newest(current.record(), current.signature());
-        if newest.is_ok() || self.observed.is_some() {
-            return Ok(Outcome::Scanned);
-        }
-        let label = current.generation().label.clone();
-        let generation = self.next_generation(current.generation().root, label)?;
-        let rollbacks = self.rollbacks.signed_again(generation.number());
-        self.seal(self.parts.store.writer()?, self.base.clone(), generation, Some(rollbacks))
-    }
-
     /// Makes a change of the hold durable without sealing a generation.
     fn keep_rollbacks(&mut self, rollbacks: Rollbacks) -> Result<(), CommitError> {
         if rollbacks != self.rollbacks {
@@ -488,29 +466,6 @@ impl Sealer {
 
     fn or_open(&self, writer: Option<Writer>) -> Result<Writer, StoreError> {
         writer.map_or_else(|| self.parts.store.writer(), Ok)
-    }
-
-    fn next_generation(&self, root: RootEntry, label: String) -> Result<SignedGeneration, CommitError> {
-        let last = self.current.iter().chain(&self.observed).map(SignedGeneration::number).max();
-        let number = match last {
-            None => GenerationNumber::FIRST,
-            Some(last) => last.next().ok_or(CommitError::NoNumberLeft { last })?,
-        };
-        let keys = &self.parts.keys;
-        // An epoch never falls, whatever a later trust document allows.
-        let epoch = self.current.iter().chain(&self.observed).map(SignedGeneration::epoch).max();
-        let trust = keys.trust();
-        let generation = Generation {
-            tree_id: keys.tree_id(),
-            epoch: epoch.unwrap_or(FIRST_EPOCH).max(trust.document().epochs.first),
-            number,
-            trust: trust.number(),
-            root,
-            parent: self.current.as_ref().map(SignedGeneration::number),
-            created_ms: now_ms(),
-            label,
-        };
-        Ok(keys.sign(generation))
     }
 
     /// Reloads the state from the store after a failed seal.
