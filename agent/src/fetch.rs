@@ -23,7 +23,7 @@ use syncd_proto::v1::fetch_frame::Frame as FrameKind;
 use syncd_proto::v1::fetch_request::Request;
 use syncd_proto::v1::replication_client::ReplicationClient;
 use syncd_runtime::rate::Rate;
-use syncd_shared::limits::{CONTROL_MESSAGE_MAX_BYTES, DIRECTORY_FRAME_BYTES, directory_object_max_bytes};
+use syncd_shared::limits::{CONTROL_MESSAGE_MAX_BYTES, FETCH_MESSAGE_MAX_BYTES};
 use syncd_shared::text::error_chain;
 use syncd_shared::wire::Frame;
 use syncd_shared::{RootHash, Totals};
@@ -41,15 +41,11 @@ use crate::source::{Batches, FetchError, Frames, Source};
 
 /// Frames received but not yet taken by staging.
 const FRAMES_AHEAD: usize = 4;
-/// No further frame is received while this many bytes wait or are being used. Frames of content never reach
-/// the limit; a large directory object fills it alone.
+/// No further frame is received while this many bytes wait or are being used.
 const BYTES_AHEAD: u64 = 8 * 1024 * 1024;
 /// Time for which an idle connection stays open. Without transfers, each agent has one connection to its
 /// origin.
 const LINGER: Duration = Duration::from_secs(30);
-/// Overhead of a message with a directory object, and limit in bytes of one without: a frame of content of at
-/// most 1 MiB uncompressed, with the list of its pieces.
-const MESSAGE_BYTES: usize = 4 * DIRECTORY_FRAME_BYTES;
 /// Time without data after which the origin is given up. Encoding an update takes seconds, not minutes.
 const STALL: Duration = Duration::from_secs(120);
 
@@ -302,9 +298,8 @@ impl Transfer {
         let channel = self.source.channel().await?;
         let root = self.requests.root();
         let requests = self.requests.messages(self.next_item);
-        let message_max_bytes = directory_object_max_bytes(&self.source.totals).saturating_add(MESSAGE_BYTES);
         let mut client = ReplicationClient::new(channel)
-            .max_decoding_message_size(message_max_bytes)
+            .max_decoding_message_size(FETCH_MESSAGE_MAX_BYTES)
             .max_encoding_message_size(CONTROL_MESSAGE_MAX_BYTES);
         let answer = client.fetch(requests).await.map_err(|status| refused(status, root))?;
         Ok(answer.into_inner())

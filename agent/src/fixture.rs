@@ -9,7 +9,7 @@ use std::sync::{Arc, Mutex};
 
 use syncd_shared::delta::{Basis, BasisFile, DeltaCopy, DeltaFrame, DeltaPiece, Encoded};
 use syncd_shared::diff::{Change, Comparison, DirectorySource, Part, PartLimits, Released};
-use syncd_shared::directory::MODE_MASK;
+use syncd_shared::directory::{DecodeDirectoryError, MODE_MASK, Page};
 use syncd_shared::ed25519::SigningKey;
 use syncd_shared::stored_frame::{Piece, StoredFrame};
 use syncd_shared::wire::{DirectoryPatch, Frame, ObjectsBatch};
@@ -29,7 +29,7 @@ const PIECE_BYTES: usize = 64 * 1024;
 /// Keeps everything that was ever sealed.
 #[derive(Default, Clone)]
 pub(crate) struct Origin {
-    directories: HashMap<ObjectHash, Arc<Directory>>,
+    directories: HashMap<ObjectHash, Arc<Page>>,
     contents: HashMap<ContentHash, Vec<u8>>,
     roots: HashMap<RootHash, RootEntry>,
     sealed: Vec<SignedGeneration>,
@@ -72,17 +72,21 @@ impl Sent {
 }
 
 #[derive(Debug, thiserror::Error)]
-#[error("unknown directory")]
-pub(crate) struct UnknownDirectory;
+pub(crate) enum UnknownDirectory {
+    #[error("unknown directory")]
+    Unknown,
+    #[error("damaged")]
+    Damaged(#[from] DecodeDirectoryError),
+}
 
 impl DirectorySource for Origin {
     type Error = UnknownDirectory;
 
-    fn directory(&self, hash: &ObjectHash) -> Result<Arc<Directory>, UnknownDirectory> {
+    fn page(&self, hash: &ObjectHash) -> Result<Arc<Page>, UnknownDirectory> {
         if *hash == Directory::default().hash() {
             return Ok(Arc::default());
         }
-        self.directories.get(hash).cloned().ok_or(UnknownDirectory)
+        self.directories.get(hash).cloned().ok_or(UnknownDirectory::Unknown)
     }
 }
 
@@ -114,9 +118,11 @@ impl Origin {
             entries.push(Entry { name, metadata: metadata(&item.path()), kind });
         }
         let directory = Directory::new(entries).unwrap();
-        let (object, totals) = (directory.hash(), directory.totals().unwrap());
-        self.directories.insert(object, Arc::new(directory));
-        Kind::Directory { object, totals }
+        let built = directory.build();
+        for (object, bytes) in built.pages {
+            self.directories.insert(object, Page::decode_verified(&bytes, object).unwrap());
+        }
+        Kind::Directory { object: built.root, totals: built.totals }
     }
 
     /// Seals a directory as the next generation.
@@ -260,12 +266,10 @@ impl Origin {
     }
 
     fn below(&self, object: ObjectHash, recursive: bool, out: &mut Vec<Vec<u8>>) {
-        let Ok(directory) = self.directory(&object) else { return };
-        out.push(directory.encode());
-        for entry in directory.entries() {
-            if let (Kind::Directory { object, .. }, true) = (&entry.kind, recursive) {
-                self.below(*object, true, out);
-            }
+        let Ok(page) = self.page(&object) else { return };
+        out.push(page.encode());
+        for object in page.children().filter(|_| recursive) {
+            self.below(object, true, out);
         }
     }
 }
@@ -309,12 +313,15 @@ impl Source for Origin {
             true
         };
         comparison.each(each).unwrap();
-        let patches = pairs.iter().map(|(from, to)| {
-            let before = from.map(|f| (f, self.directory(&f).unwrap()));
-            let after = self.directory(to).unwrap();
-            DirectoryPatch::between(before.as_ref().map(|(h, d)| (*h, &**d)), (*to, &after))
-        });
-        let mut frames = vec![Ok(Frame::Patches(patches.collect()))];
+        let mut patches = Vec::new();
+        for (from, to) in pairs {
+            let mut add = |patch| {
+                patches.push(patch);
+                Ok::<_, UnknownDirectory>(())
+            };
+            DirectoryPatch::between(&*self, from, to, &mut add).unwrap();
+        }
+        let mut frames = vec![Ok(Frame::Patches(patches))];
         let released = comparison.released().unwrap();
         for part in comparison.parts() {
             let part = part.unwrap();

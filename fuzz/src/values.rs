@@ -1,10 +1,13 @@
 //! Generators of domain values, most of them valid.
 
 use std::cell::RefCell;
-use std::sync::OnceLock;
+use std::collections::HashMap;
+use std::sync::{Arc, OnceLock};
 
 use arbitrary::{Result, Unstructured};
 use bytes::Bytes;
+use syncd_shared::diff::DirectorySource;
+use syncd_shared::directory::{Built, DecodeDirectoryError, Page};
 use syncd_shared::ed25519::SigningKey;
 use syncd_shared::{
     Component, ContentHash, Directory, Entry, Generation, GenerationNumber, Kind, Metadata, ObjectHash,
@@ -83,6 +86,51 @@ pub(crate) fn directory(u: &mut Unstructured<'_>) -> Result<Directory> {
     entries.sort_by(|a, b| a.name.cmp(&b.name));
     entries.dedup_by(|a, b| a.name == b.name);
     Ok(Directory::new(entries).unwrap_or_default())
+}
+
+/// A directory object: entries, or pages that no object has.
+pub(crate) fn page(u: &mut Unstructured<'_>) -> Result<Vec<u8>> {
+    if !u.ratio(1, 4)? {
+        return Ok(directory(u)?.build().pages.pop().map(|(_, bytes)| bytes).unwrap_or_default());
+    }
+    let mut bytes = vec![17];
+    for name in 0..u.int_in_range(1..=4u8)? {
+        bytes.extend([1, b'a' + name]);
+        bytes.extend::<[u8; 32]>(u.arbitrary()?);
+        for _ in 0..5 {
+            bytes.extend((number(u)? >> 8).to_le_bytes());
+        }
+    }
+    Ok(bytes)
+}
+
+/// Directory objects in memory.
+#[derive(Default)]
+pub(crate) struct Pages(HashMap<ObjectHash, Arc<Page>>);
+
+impl DirectorySource for Pages {
+    type Error = DecodeDirectoryError;
+
+    fn page(&self, hash: &ObjectHash) -> std::result::Result<Arc<Page>, DecodeDirectoryError> {
+        if *hash == RootEntry::empty().object {
+            return Ok(Arc::default());
+        }
+        Ok(self.0[hash].clone())
+    }
+
+    fn checks_boundaries(&self) -> bool {
+        true
+    }
+}
+
+impl Pages {
+    /// Keeps what was built, unless a page does not decode.
+    pub(crate) fn keep(&mut self, built: &Built) -> Option<ObjectHash> {
+        for (hash, bytes) in &built.pages {
+            self.0.insert(*hash, Page::decode_verified(bytes, *hash).ok()?);
+        }
+        Some(built.root)
+    }
 }
 
 pub(crate) fn root(u: &mut Unstructured<'_>) -> Result<RootEntry> {

@@ -4,7 +4,8 @@
 use std::sync::Arc;
 
 use syncd_shared::diff::DirectorySource;
-use syncd_shared::{Directory, Entry, Kind, ObjectHash, RootEntry, TreePath};
+use syncd_shared::directory::{DecodeDirectoryError, Page};
+use syncd_shared::{Entry, Kind, ObjectHash, RootEntry, TreePath};
 
 use crate::store::{Store, StoreError, Writer};
 
@@ -26,6 +27,9 @@ pub enum TreeObjectError {
     /// The object was removed with its generation, or lost.
     #[error("directory object {object} is missing")]
     Missing { object: ObjectHash },
+    /// The pages of a directory do not fit together.
+    #[error("the pages of a directory do not fit together; run: syncd-origin check")]
+    Damaged(#[from] DecodeDirectoryError),
 }
 
 impl From<StoreError> for TreeObjectError {
@@ -37,18 +41,18 @@ impl From<StoreError> for TreeObjectError {
 impl DirectorySource for TreeObjects<'_> {
     type Error = TreeObjectError;
 
-    fn directory(&self, object: &ObjectHash) -> Result<Arc<Directory>, TreeObjectError> {
+    fn page(&self, object: &ObjectHash) -> Result<Arc<Page>, TreeObjectError> {
         let found = match self {
-            Self::Store(store) => store.directory(object)?,
-            Self::Writer(writer) => writer.directory(object)?,
+            Self::Store(store) => store.page(object)?,
+            Self::Writer(writer) => writer.page(object)?,
         };
         found.ok_or(TreeObjectError::Missing { object: *object })
     }
 }
 
 impl TreeObjects<'_> {
-    /// The entry at `path` of a tree; `None` if the tree has no such path, and for its root. Reads one object
-    /// for each component.
+    /// The entry at `path` of a tree; `None` if the tree has no such path, and for its root. Reads the pages
+    /// on the way to it.
     pub(crate) fn entry_at(
         &self,
         tree: &RootEntry,
@@ -58,13 +62,12 @@ impl TreeObjects<'_> {
         let mut found = None;
         for name in path.components() {
             let Some(hash) = object else { return Ok(None) };
-            let directory = self.directory(&hash)?;
-            let Some(entry) = directory.get(&name) else { return Ok(None) };
+            let Some(entry) = self.entry(&hash, &name)? else { return Ok(None) };
             object = match entry.kind {
                 Kind::Directory { object, .. } => Some(object),
                 Kind::File { .. } | Kind::Symlink { .. } => None,
             };
-            found = Some(entry.clone());
+            found = Some(entry);
         }
         Ok(found)
     }

@@ -2,7 +2,7 @@
 //!
 //! Both sides use [`Comparison`]: the origin to find content that an agent is missing, the agent to plan
 //! changes to its files. Both must derive the same answer from the same roots; on a mismatch the agent
-//! requests missing content by hash. Only directories that differ are read. Differences come in parts of
+//! requests missing content by hash. Only pages that differ are read. Differences come in parts of
 //! bounded size, in path order, so that memory does not grow with an update that touches every file of a
 //! tree.
 
@@ -12,10 +12,10 @@ mod released;
 use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::sync::Arc;
 
-use crate::directory::{Directory, Entry, Kind};
+use crate::directory::{DecodeDirectoryError, Directory, Entry, Kind, Page, Pairs, cursor};
 use crate::hash::ObjectHash;
 use crate::tree::RootEntry;
-use crate::tree_path::{TreePath, TreePathError};
+use crate::tree_path::{Component, TreePath, TreePathError};
 
 use parts::Collected;
 pub use parts::{Part, PartLimits, Parts};
@@ -24,17 +24,36 @@ pub use released::{Released, ReleasedFile};
 /// A source of directory objects: the origin's store or the agent's record.
 pub trait DirectorySource {
     /// Error of reading an object.
-    type Error: std::error::Error + Send + Sync + 'static;
+    type Error: std::error::Error + From<DecodeDirectoryError> + Send + Sync + 'static;
 
     /// The directory object with this hash, verified. A missing object is an error.
-    fn directory(&self, hash: &ObjectHash) -> Result<Arc<Directory>, Self::Error>;
+    fn page(&self, hash: &ObjectHash) -> Result<Arc<Page>, Self::Error>;
+
+    /// Whether pages are checked to end where their names say. Needed once for each page from a peer.
+    fn checks_boundaries(&self) -> bool {
+        false
+    }
+
+    /// All entries of a directory, in memory.
+    fn directory(&self, hash: &ObjectHash) -> Result<Arc<Directory>, Self::Error> {
+        cursor::whole(&self, hash)
+    }
+
+    /// The entry of one name of a directory.
+    fn entry(&self, directory: &ObjectHash, name: &Component) -> Result<Option<Entry>, Self::Error> {
+        cursor::entry_of(&self, directory, name)
+    }
 }
 
 impl<S: DirectorySource + ?Sized> DirectorySource for &S {
     type Error = S::Error;
 
-    fn directory(&self, hash: &ObjectHash) -> Result<Arc<Directory>, S::Error> {
-        (**self).directory(hash)
+    fn page(&self, hash: &ObjectHash) -> Result<Arc<Page>, S::Error> {
+        (**self).page(hash)
+    }
+
+    fn checks_boundaries(&self) -> bool {
+        (**self).checks_boundaries()
     }
 }
 
@@ -213,10 +232,10 @@ impl<S: DirectorySource> Walk<'_, S> {
         if from == to {
             return Ok(());
         }
-        let (before, after) = (load(self.source, path, from)?, load(self.source, path, to)?);
-        let mut at = (0, 0);
-        while let Some((old, new)) = next_pair(&before, &after, &mut at) {
-            self.entry(path, old, new)?;
+        let failed = |source| DiffError::Source { path: path.clone(), source };
+        let mut pairs = Pairs::new(self.source, from, to).map_err(failed)?;
+        while let Some((old, new)) = pairs.next().map_err(failed)? {
+            self.entry(path, old.as_ref(), new.as_ref())?;
         }
         Ok(())
     }
@@ -242,37 +261,6 @@ impl<S: DirectorySource> Walk<'_, S> {
         }
         Ok(())
     }
-}
-
-fn load<S: DirectorySource>(
-    source: &S,
-    path: &TreePath,
-    hash: Option<ObjectHash>,
-) -> Result<Arc<Directory>, DiffError<S::Error>> {
-    match hash {
-        None => Ok(Arc::default()),
-        Some(hash) => {
-            source.directory(&hash).map_err(|source| DiffError::Source { path: path.clone(), source })
-        }
-    }
-}
-
-/// The next name of two directories and its entry in each; `at` counts the entries consumed of both.
-fn next_pair<'a>(
-    before: &'a Directory,
-    after: &'a Directory,
-    at: &mut (usize, usize),
-) -> Option<(Option<&'a Entry>, Option<&'a Entry>)> {
-    let (old, new) = (before.entries().get(at.0), after.entries().get(at.1));
-    let (old, new) = match (old, new) {
-        (None, None) => return None,
-        (Some(x), Some(y)) if x.name < y.name => (old, None),
-        (Some(x), Some(y)) if x.name > y.name => (None, new),
-        _ => (old, new),
-    };
-    at.0 += usize::from(old.is_some());
-    at.1 += usize::from(new.is_some());
-    Some((old, new))
 }
 
 /// A directory object and the number of entries below it.
@@ -318,19 +306,17 @@ impl Changed {
 
 #[cfg(test)]
 mod tests {
-    use std::convert::Infallible;
-
     use super::*;
     use crate::directory::tests::{entry, file, symlink};
     use crate::hash::ContentHash;
 
     #[derive(Debug, Default)]
-    struct Objects(HashMap<ObjectHash, Arc<Directory>>);
+    struct Objects(HashMap<ObjectHash, Arc<Page>>);
 
     impl DirectorySource for Objects {
-        type Error = Infallible;
+        type Error = DecodeDirectoryError;
 
-        fn directory(&self, hash: &ObjectHash) -> Result<Arc<Directory>, Infallible> {
+        fn page(&self, hash: &ObjectHash) -> Result<Arc<Page>, DecodeDirectoryError> {
             Ok(self.0[hash].clone())
         }
     }
@@ -338,9 +324,14 @@ mod tests {
     impl Objects {
         fn put(&mut self, entries: Vec<Entry>) -> Kind {
             let directory = Directory::new(entries).expect("unique names");
-            let (object, totals) = (directory.hash(), directory.totals().expect("small"));
-            self.0.insert(object, Arc::new(directory));
-            Kind::Directory { object, totals }
+            let built = directory.build();
+            self.0.extend(
+                built
+                    .pages
+                    .iter()
+                    .map(|(hash, bytes)| (*hash, Page::decode_verified(bytes, *hash).expect("decodes"))),
+            );
+            Kind::Directory { object: built.root, totals: built.totals }
         }
 
         fn root(&mut self, entries: Vec<Entry>) -> RootEntry {

@@ -1,9 +1,11 @@
 //! Directory objects: the entries of one directory, in canonical bytes, named by their hash.
 //!
-//! Canonical bytes (all integers little endian), version 1:
+//! A directory with more than 8 KiB of entries is a small tree of objects, its pages, and is named by the
+//! hash of the root page. An edit makes the pages on the way to the changed names anew, and no others
+//! ([`edit()`]). Canonical bytes of a page (all integers little endian):
 //!
 //! ```text
-//! u8  version = 1
+//! u8  format: 1 entries, 16 + n pages of level n - 1 (n from 1 to 7)
 //! per entry, sorted bytewise by name, names unique:
 //!   u8 name length, name
 //!   u8 kind: 1 directory, 2 file, 3 symlink
@@ -11,17 +13,33 @@
 //!   directory: 32 object hash, u64 entries, u64 files, u64 bytes   (totals of all below it)
 //!   file:      32 content hash, u64 size in bytes
 //!   symlink:   u16 target length, target
+//! per page, in order of names:
+//!   u8 name length, the last name in it
+//!   32 object hash, u64 names, u64 bytes of entries, u64 entries, u64 files, u64 bytes   (totals)
 //! ```
+//!
+//! A page ends after a name whose hash says so, if it has at least 16 items, and in any case after 256 items
+//! or 64 KiB. The cuts depend on the names (and, for very long entries, on their lengths), never on the order
+//! of edits: the hash depends on the entries alone.
 
 #![cfg_attr(not(test), deny(clippy::arithmetic_side_effects, clippy::indexing_slicing))]
 
-use std::sync::Arc;
+mod build;
+pub mod cursor;
+mod edit;
+pub mod page;
+#[cfg(test)]
+pub(crate) mod pages_tests;
 
 use crate::hash::{ContentHash, ObjectHash, tagged};
-use crate::limits::{DIRECTORY_OBJECT_MAX_BYTES, SYMLINK_TARGET_MAX_BYTES};
+use crate::limits::SYMLINK_TARGET_MAX_BYTES;
 use crate::tree_path::{Component, TreePathError};
 
-const VERSION: u8 = 1;
+pub use build::{Builder, Built};
+pub use cursor::{ChangedLeaves, Cursor, Pair, Pairs};
+pub use edit::{Edits, Overlay, edit};
+pub use page::{Page, PageRef};
+
 const DOMAIN: &str = "syncd 2026 directory object v1";
 /// Permission bits and the sticky bit: setuid and setgid never travel.
 pub const MODE_MASK: u16 = 0o1777;
@@ -35,7 +53,7 @@ pub enum DecodeDirectoryError {
         /// Offset where more was expected.
         at: usize,
     },
-    /// Larger than [`DIRECTORY_OBJECT_MAX_BYTES`].
+    /// Larger than [`crate::limits::PAGE_MAX_BYTES`].
     #[error("directory object of {actual} bytes exceeds {limit}")]
     TooLarge {
         /// Bytes given.
@@ -49,11 +67,26 @@ pub enum DecodeDirectoryError {
         /// Entries allowed.
         limit: u64,
     },
-    #[error("directory object version {actual}, expected {VERSION}")]
-    Version {
-        /// Version found.
+    #[error("unknown format {actual} of a directory object")]
+    Format {
+        /// Format found.
         actual: u8,
     },
+    /// A page is not what the page above says: level, names, bytes, totals, or the order of its names.
+    #[error("page {object} of a directory is not what the page above it says")]
+    Page {
+        /// Hash of the page.
+        object: ObjectHash,
+    },
+    /// A page ends elsewhere than its names say.
+    #[error("page {object} of a directory does not end where its names say")]
+    Boundary {
+        /// Hash of the page.
+        object: ObjectHash,
+    },
+    /// An edit or sum exceeds what there can be.
+    #[error("the totals of a directory are too large")]
+    Totals,
     #[error("invalid name")]
     Name(#[from] TreePathError),
     /// Names are not sorted, or one is repeated.
@@ -130,6 +163,15 @@ impl Totals {
         Totals { entries, files, bytes: self.bytes.max(other.bytes) }
     }
 
+    /// Adds another sum, up to the largest numbers.
+    pub(crate) fn saturating_add(self, other: Totals) -> Totals {
+        Totals {
+            entries: self.entries.saturating_add(other.entries),
+            files: self.files.saturating_add(other.files),
+            bytes: self.bytes.saturating_add(other.bytes),
+        }
+    }
+
     /// Adds another sum; `None` on overflow.
     pub fn checked_add(self, other: Totals) -> Option<Totals> {
         Some(Totals {
@@ -182,6 +224,15 @@ impl Entry {
             Kind::File { size, .. } => Totals { files: 1, bytes: *size, ..own },
             Kind::Symlink { .. } => own,
         }
+    }
+
+    /// Canonical bytes that it takes in a page, rounded up.
+    pub fn encoded_bytes(&self) -> usize {
+        let below = match &self.kind {
+            Kind::Symlink { target } => target.len().saturating_add(2),
+            Kind::Directory { .. } | Kind::File { .. } => 56,
+        };
+        self.name.as_bytes().len().saturating_add(24).saturating_add(below)
     }
 
     fn encode(&self, out: &mut Vec<u8>) {
@@ -278,6 +329,17 @@ impl<'a> Reader<'a> {
         })
     }
 
+    fn page(&mut self) -> Result<PageRef, DecodeDirectoryError> {
+        let [length] = self.array()?;
+        Ok(PageRef {
+            last: Component::new(self.take(usize::from(length))?)?,
+            object: ObjectHash::from_bytes(self.array()?),
+            names: u64::from_le_bytes(self.array()?),
+            bytes: u64::from_le_bytes(self.array()?),
+            totals: self.totals()?,
+        })
+    }
+
     fn entry(&mut self) -> Result<Entry, DecodeDirectoryError> {
         let [length] = self.array()?;
         let name = Component::new(self.take(usize::from(length))?)?;
@@ -370,64 +432,22 @@ impl Directory {
         self.entries.iter().try_fold(Totals::default(), |sum, entry| sum.checked_add(entry.totals()))
     }
 
-    pub fn encode(&self) -> Vec<u8> {
-        let mut out = Vec::with_capacity(self.entries.len().saturating_mul(96).saturating_add(1));
-        out.push(VERSION);
-        for entry in &self.entries {
-            entry.encode(&mut out);
-        }
-        out
+    /// All pages of this directory.
+    pub fn build(&self) -> Built {
+        let mut builder = Builder::default();
+        self.entries.iter().for_each(|entry| builder.push(entry));
+        builder.finish()
     }
 
-    /// The hash that names these canonical bytes.
-    pub fn hash_of(canonical: &[u8]) -> ObjectHash {
-        ObjectHash::from_bytes(tagged(DOMAIN, canonical))
-    }
-
-    /// The hash that names this directory. Encodes it first.
+    /// The hash that names this directory. Encodes all of it first.
     pub fn hash(&self) -> ObjectHash {
-        Self::hash_of(&self.encode())
+        self.build().root
     }
+}
 
-    /// Reads canonical bytes and rejects anything else.
-    pub fn decode(bytes: &[u8]) -> Result<Self, DecodeDirectoryError> {
-        Self::decode_within(bytes, u64::MAX)
-    }
-
-    /// Like [`Self::decode`], with at most `entries_max` entries: decoded entries take more memory than their
-    /// bytes.
-    pub fn decode_within(bytes: &[u8], entries_max: u64) -> Result<Self, DecodeDirectoryError> {
-        let mut entries = Vec::new();
-        decode_entries(&mut Self::reader(bytes)?, entries_max, |entry| entries.push(entry))?;
-        Ok(Self { entries })
-    }
-
-    /// Whether [`Self::decode_within`] would accept these bytes, without allocating the entries.
-    pub fn check(bytes: &[u8], entries_max: u64) -> Result<(), DecodeDirectoryError> {
-        decode_entries(&mut Self::reader(bytes)?, entries_max, drop)
-    }
-
-    fn reader(bytes: &[u8]) -> Result<Reader<'_>, DecodeDirectoryError> {
-        if bytes.len() > DIRECTORY_OBJECT_MAX_BYTES {
-            let limit = DIRECTORY_OBJECT_MAX_BYTES;
-            return Err(DecodeDirectoryError::TooLarge { actual: bytes.len(), limit });
-        }
-        let mut reader = Reader::new(bytes);
-        let [version] = reader.array()?;
-        if version != VERSION {
-            return Err(DecodeDirectoryError::Version { actual: version });
-        }
-        Ok(reader)
-    }
-
-    /// Reads canonical bytes from outside, and checks them against the requested hash.
-    pub fn decode_verified(bytes: &[u8], expected: ObjectHash) -> Result<Arc<Self>, DecodeDirectoryError> {
-        let actual = Self::hash_of(bytes);
-        if actual != expected {
-            return Err(DecodeDirectoryError::Hash { expected, actual });
-        }
-        Self::decode(bytes).map(Arc::new)
-    }
+/// The hash that names a page.
+pub fn object_hash_of(canonical: &[u8]) -> ObjectHash {
+    ObjectHash::from_bytes(tagged(DOMAIN, canonical))
 }
 
 fn decode_entries(
@@ -508,8 +528,8 @@ pub(crate) mod tests {
                 object: ObjectHash::from_bytes(h),
                 totals: Totals { entries: entries.into(), files: files.into(), bytes: bytes.into() },
             }),
-            any::<([u8; 32], u64)>()
-                .prop_map(|(h, size)| Kind::File { content: ContentHash::from_bytes(h), size }),
+            any::<([u8; 32], u32)>()
+                .prop_map(|(h, size)| Kind::File { content: ContentHash::from_bytes(h), size: size.into() }),
             proptest::collection::vec(1u8.., 1..50).prop_map(|t| Kind::Symlink { target: t.into() }),
         ];
         (name, metadata, kind).prop_map(|(name, metadata, kind)| Entry { name, metadata, kind })
@@ -522,50 +542,51 @@ pub(crate) mod tests {
             unique.sort_by(|a, b| a.name.cmp(&b.name));
             unique.dedup_by(|a, b| a.name == b.name);
             let directory = Directory::new(unique).expect("unique names");
-            let bytes = directory.encode();
-            let count = directory.entries().len() as u64;
-            prop_assert_eq!(Directory::check(&bytes, count), Ok(()));
-            if count > 0 {
-                let limit = count - 1;
-                prop_assert_eq!(Directory::check(&bytes, limit), Err(DecodeDirectoryError::TooMany { limit }));
-            }
-            prop_assert_eq!(Directory::decode(&bytes).expect("decodes"), directory);
+            let built = directory.build();
+            let [(hash, bytes)] = &built.pages[..] else { panic!("a single page") };
+            prop_assert_eq!((built.root, object_hash_of(bytes)), (*hash, *hash));
+            let page = Page::decode(bytes).expect("decodes");
+            prop_assert_eq!(page.names(), directory.entries().len() as u64);
+            prop_assert_eq!(&**page.leaf().expect("entries"), &directory);
         }
 
         #[test]
         fn random_bytes_are_refused_or_canonical(bytes in proptest::collection::vec(any::<u8>(), 0..300)) {
-            prop_assert_eq!(Directory::check(&bytes, u64::MAX), Directory::decode(&bytes).map(drop));
-            if let Ok(directory) = Directory::decode(&bytes) {
-                prop_assert_eq!(directory.encode(), bytes);
+            if let Ok(page) = Page::decode(&bytes) {
+                prop_assert_eq!(page.encode(), bytes);
             }
         }
+    }
+
+    /// Canonical bytes of a directory of one page.
+    fn encoded(entries: Vec<Entry>) -> Vec<u8> {
+        Directory { entries }.build().pages.remove(0).1
     }
 
     #[test]
     fn unsorted_repeated_truncated_and_masked_are_refused() {
         let (a, b) = (file("a", b"1"), file("b", b"2"));
-        let mut bytes = vec![VERSION];
+        let mut bytes = vec![1];
         bytes.extend(encode_entries(&[b.clone(), a.clone()]));
-        assert!(matches!(Directory::decode(&bytes), Err(DecodeDirectoryError::Order { .. })));
-        let mut bytes = vec![VERSION];
+        assert!(matches!(Page::decode(&bytes), Err(DecodeDirectoryError::Order { .. })));
+        let mut bytes = vec![1];
         bytes.extend(encode_entries(&[a.clone(), a.clone()]));
-        assert!(matches!(Directory::decode(&bytes), Err(DecodeDirectoryError::Order { .. })));
-        let good = Directory::new(vec![a.clone(), b]).expect("unique").encode();
+        assert!(matches!(Page::decode(&bytes), Err(DecodeDirectoryError::Order { .. })));
+        let good = encoded(vec![a.clone(), b]);
         for end in 2..good.len() {
-            if let Ok(directory) = Directory::decode(&good[..end]) {
-                assert_eq!(directory.entries(), std::slice::from_ref(&a));
+            if let Ok(page) = Page::decode(&good[..end]) {
+                assert_eq!(page.entries(), std::slice::from_ref(&a));
             }
         }
         let mut setuid = a;
         setuid.metadata.mode = 0o4755;
-        assert!(Directory::decode(&Directory { entries: vec![setuid] }.encode()).is_err());
+        assert!(Page::decode(&encoded(vec![setuid])).is_err());
     }
 
     #[test]
     fn the_format_is_pinned() {
-        let directory = Directory::new(vec![symlink("l", "t")]).expect("unique");
-        let hex: String = directory.encode().iter().map(|b| format!("{b:02x}")).collect();
-        // version, name "l", symlink, mode 0644, uid 33, gid 33, seconds, nanoseconds, target "t"
+        let hex: String = encoded(vec![symlink("l", "t")]).iter().map(|b| format!("{b:02x}")).collect();
+        // format, name "l", symlink, mode 0644, uid 33, gid 33, seconds, nanoseconds, target "t"
         assert_eq!(
             hex,
             concat!(

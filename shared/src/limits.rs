@@ -11,10 +11,21 @@ pub const PATH_MAX_BYTES: usize = 4_095;
 pub const DEPTH_MAX: usize = 64;
 /// Longest symlink target, in bytes.
 pub const SYMLINK_TARGET_MAX_BYTES: usize = 4_095;
-/// Canonical bytes of one directory object; enough for about a million entries.
-pub const DIRECTORY_OBJECT_MAX_BYTES: usize = 128 * 1024 * 1024;
-/// Entries of one directory object. The shortest entry, a symlink with a target of one byte, takes 30 bytes.
-pub const DIRECTORY_ENTRIES_MAX: usize = DIRECTORY_OBJECT_MAX_BYTES / 30;
+/// Entries of one directory, in all of its pages.
+pub const DIRECTORY_ENTRIES_MAX: u64 = 1 << 26;
+/// Bytes of entries up to which a directory is a single page, whatever its names.
+pub const SINGLE_PAGE_BYTES: u64 = 8 * 1024;
+/// Items, entries or pages, after which a page may end because of a name. Without a least number, names
+/// chosen for it would make pages of one entry, and trees of any height.
+pub const PAGE_ITEMS_MIN: usize = 16;
+/// Items after which a page ends in any case.
+pub const PAGE_ITEMS_MAX: usize = 256;
+/// Canonical bytes after which a page ends in any case.
+pub const PAGE_BYTES: usize = 64 * 1024;
+/// Levels of pages of one directory.
+pub const PAGE_LEVELS_MAX: usize = 8;
+/// Canonical bytes of the longest page, rounded up: an item ends it that begins before [`PAGE_BYTES`].
+pub const PAGE_MAX_BYTES: usize = PAGE_BYTES + SYMLINK_ENTRY_MAX_BYTES;
 /// Canonical bytes of the longest file or directory entry, rounded up.
 pub const ENTRY_MAX_BYTES: usize = 336;
 /// Canonical bytes of the longest symlink entry, rounded up.
@@ -46,14 +57,19 @@ pub const DELTA_ENCODED_MAX_BYTES: usize = DELTA_OUTPUT_MAX_BYTES + 64 * 1024;
 pub const DELTA_PLACES_MAX: usize = 16 * 1024;
 /// Uncompressed bytes of the positions of bases, pieces and copies.
 pub const DELTA_PLACES_MAX_BYTES: usize = 512 * 1024;
-/// Uncompressed bytes of a frame of directory objects. A larger object travels alone.
+/// Uncompressed bytes of a frame of directory objects or patches.
 pub const DIRECTORY_FRAME_BYTES: usize = 1024 * 1024;
+/// Names in one patch of a directory. A larger change is a chain of patches.
+pub const PATCH_NAMES_MAX: usize = 2048;
+/// Canonical bytes of entries after which a patch of a directory ends in any case.
+pub const PATCH_BYTES: usize = 256 * 1024;
 /// Files or directories named by one objects request.
 pub const OBJECTS_BATCH_MAX: usize = 16_384;
 /// Content bytes that one objects request should cover, to bound memory and progress.
 pub const OBJECTS_BATCH_BYTES: u64 = 128 * 1024 * 1024;
-/// An encoded gRPC message on a fetch stream. The largest is a directory object that travels alone.
-pub const FETCH_MESSAGE_MAX_BYTES: usize = DIRECTORY_OBJECT_MAX_BYTES + 1024 * 1024;
+/// An encoded gRPC message on a fetch stream: a frame of at most 1 MiB uncompressed, with the list of its
+/// pieces, or a frame of directories.
+pub const FETCH_MESSAGE_MAX_BYTES: usize = 4 * DIRECTORY_FRAME_BYTES;
 /// An encoded gRPC message on a control stream.
 pub const CONTROL_MESSAGE_MAX_BYTES: usize = 1024 * 1024;
 /// Changes in one part of an update, which bound the memory that updating takes. Origin and agents must use
@@ -96,49 +112,32 @@ pub const CONNECTION_WINDOW_BYTES: u32 = 24 * 1024 * 1024;
 /// Largest HTTP/2 frame, in bytes: a ping waits until the frame before it is out.
 pub const HTTP2_FRAME_BYTES: u32 = 64 * 1024;
 
-/// Largest directory object, in canonical bytes, that a tree with these totals can have. A reader that knows
-/// the signed totals rejects anything larger.
-pub fn directory_object_max_bytes(totals: &Totals) -> usize {
-    let files = totals.files.min(totals.entries);
-    let others = totals.entries.saturating_sub(files);
-    let bytes = files
-        .saturating_mul(ENTRY_MAX_BYTES as u64)
-        .saturating_add(others.saturating_mul(SYMLINK_ENTRY_MAX_BYTES as u64))
-        .saturating_add(1);
-    usize::try_from(bytes).unwrap_or(usize::MAX).min(DIRECTORY_OBJECT_MAX_BYTES)
+/// Most directory objects that a tree with these totals can have: one for each directory, and at most one
+/// more for each name, because a directory of several pages has at least 16 names.
+pub fn directory_objects_max(totals: &Totals) -> u64 {
+    totals.entries.saturating_mul(2).saturating_add(1)
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::{Component, ContentHash, Directory, Entry, Kind, Metadata, ObjectHash, Timestamp};
+    use crate::directory::encode_entries;
+    use crate::{Component, ContentHash, Entry, Kind, Metadata, ObjectHash, Timestamp};
 
     #[test]
-    fn no_directory_is_larger_than_its_totals_allow() {
+    fn no_entry_is_larger_than_its_bound() {
         let time = Timestamp { seconds: i64::MAX, nanoseconds: 999_999_999 };
         let metadata = Metadata { mode: 0o777, uid: u32::MAX, gid: u32::MAX, mtime: time };
-        let below = Totals { entries: 0, files: 0, bytes: u64::MAX };
         let kinds = [
             Kind::File { content: ContentHash::of(b""), size: u64::MAX },
-            Kind::Directory { object: ObjectHash::from_bytes([9; 32]), totals: below },
+            Kind::Directory { object: ObjectHash::from_bytes([9; 32]), totals: Totals::default() },
             Kind::Symlink { target: vec![b't'; SYMLINK_TARGET_MAX_BYTES].into() },
         ];
-        for kind in kinds {
-            let entry = |n: u8| {
-                let name = Component::new(&[n; COMPONENT_MAX_BYTES]).expect("a name");
-                Entry { name, metadata, kind: kind.clone() }
-            };
-            let directory = Directory::new((b'a'..=b'z').map(entry).collect()).expect("unique names");
-            let sum = directory.entries().iter().fold(Totals::default(), |sum, entry| {
-                let own = entry.totals();
-                Totals { entries: sum.entries + own.entries, files: sum.files + own.files, bytes: 0 }
-            });
-            assert!(directory.encode().len() <= directory_object_max_bytes(&sum), "{kind:?}");
+        for (kind, most) in kinds.into_iter().zip([ENTRY_MAX_BYTES, ENTRY_MAX_BYTES, SYMLINK_ENTRY_MAX_BYTES])
+        {
+            let name = Component::new(&[b'n'; COMPONENT_MAX_BYTES]).expect("a name");
+            let bytes = encode_entries(&[Entry { name, metadata, kind }]).len();
+            assert!(bytes <= most, "{bytes}");
         }
-        assert_eq!(directory_object_max_bytes(&Totals::default()), 1);
-        let all = Totals { entries: u64::MAX, files: 7, bytes: 0 };
-        assert_eq!(directory_object_max_bytes(&all), DIRECTORY_OBJECT_MAX_BYTES);
-        let lie = Totals { entries: 1, files: u64::MAX, bytes: 0 };
-        assert_eq!(directory_object_max_bytes(&lie), 1 + ENTRY_MAX_BYTES);
     }
 }

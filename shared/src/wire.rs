@@ -11,19 +11,21 @@ use prost::Message;
 use syncd_proto::v1;
 
 use crate::delta::DeltaFrame;
+use crate::diff::DirectorySource;
 use crate::directory::{
-    DecodeDirectoryError, Directory, DuplicateName, Entry, Kind, Totals, decode_entry_list, encode_entries,
+    Built, DecodeDirectoryError, Edits, Entry, Kind, Overlay, Pairs, Totals, decode_entry_list, edit,
+    encode_entries,
 };
 use crate::hash::{ContentHash, ObjectHash, ParseHashError, RootHash};
 use crate::limits::{
-    DIRECTORY_ENTRIES_MAX, DIRECTORY_FRAME_BYTES, DIRECTORY_OBJECT_MAX_BYTES, OBJECTS_BATCH_MAX,
-    directory_object_max_bytes,
+    DIRECTORY_ENTRIES_MAX, DIRECTORY_FRAME_BYTES, OBJECTS_BATCH_MAX, PATCH_BYTES, PATCH_NAMES_MAX,
 };
 use crate::stored_frame::StoredFrame;
 use crate::tree_path::{Component, TreePath, TreePathError};
 use crate::update_file::UpdateFileError;
 
 pub(crate) use fields::Fields;
+use patches::PATCHES_MAX_BYTES;
 
 /// Feature in Hello, Welcome and UpdateRequest by which a side announces that it understands
 /// [`Frame::Delta`].
@@ -49,9 +51,6 @@ pub enum WireError {
     /// Invalid directory entries.
     #[error("invalid directory entries")]
     Entries(#[from] DecodeDirectoryError),
-    /// A patch that sets one name twice.
-    #[error("invalid directory patch")]
-    Duplicate(#[from] DuplicateName),
     #[error("{what}: {actual} exceeds {limit}")]
     Limit {
         /// The limited quantity.
@@ -159,29 +158,25 @@ pub enum Frame {
 impl Frame {
     /// Checks the form of a message.
     pub fn from_message(message: v1::FetchFrame) -> Result<Self, WireError> {
-        let any = Totals { entries: DIRECTORY_ENTRIES_MAX as u64, files: 0, bytes: 0 };
+        let any = Totals { entries: DIRECTORY_ENTRIES_MAX, files: 0, bytes: 0 };
         Self::from_message_within(message, &any)
     }
 
     /// Like [`Self::from_message`], for trees within these signed totals. Anything that cannot fit them is
     /// rejected before memory is allocated for it.
     pub fn from_message_within(message: v1::FetchFrame, totals: &Totals) -> Result<Self, WireError> {
-        let most = directory_object_max_bytes(totals).saturating_add(DIRECTORY_FRAME_BYTES);
         use v1::fetch_frame::Frame as F;
         match message.frame.ok_or(WireError::Missing { field: "frame" })? {
             F::Directories(d) => {
                 let expected = d.uncompressed_bytes as usize;
-                limit("directory frame", expected, most)?;
+                limit("directory frame", expected, DIRECTORY_FRAME_BYTES)?;
                 let bytes = decompress(&d.compressed, expected)?;
-                // Frees the compressed bytes, which may be large, before the objects are copied.
-                drop(d);
-                split_objects(bytes).map(Self::Directories)
+                split_objects(&bytes).map(Self::Directories)
             }
             F::Patches(p) => {
                 let expected = p.uncompressed_bytes as usize;
-                limit("directory patches", expected, most)?;
+                limit("directory patches", expected, PATCHES_MAX_BYTES)?;
                 let bytes = decompress(&p.compressed, expected)?;
-                drop(p);
                 patches::decode_list(&bytes, totals.entries).map(Self::Patches)
             }
             F::Stored(s) => StoredFrame::from_message(s).map(Self::Stored),
@@ -204,10 +199,9 @@ impl Frame {
     }
 }
 
-/// Objects that share a frame are small. An object larger than a frame travels alone and is not copied.
-fn split_objects(mut all: Vec<u8>) -> Result<Vec<Vec<u8>>, WireError> {
+fn split_objects(all: &[u8]) -> Result<Vec<Vec<u8>>, WireError> {
     let mut objects = Vec::new();
-    let mut bytes = all.as_slice();
+    let mut bytes = all;
     while !bytes.is_empty() {
         let (length, rest) = bytes.split_first_chunk::<4>().ok_or(WireError::Missing { field: "length" })?;
         let length = u32::from_le_bytes(*length) as usize;
@@ -216,12 +210,6 @@ fn split_objects(mut all: Vec<u8>) -> Result<Vec<Vec<u8>>, WireError> {
         if object.is_empty() {
             return Err(WireError::Missing { field: "directory object" });
         }
-        if objects.is_empty() && after.is_empty() {
-            let prefix = all.len().saturating_sub(length);
-            all.drain(..prefix);
-            return Ok(vec![all]);
-        }
-        limit("frame of several directory objects", all.len(), DIRECTORY_FRAME_BYTES)?;
         objects.push(object.to_vec());
         bytes = after;
     }
@@ -246,7 +234,7 @@ pub fn patches_message(patches: &[DirectoryPatch]) -> v1::DirectoryPatches {
     v1::DirectoryPatches { compressed, uncompressed_bytes: bytes.len() as u32 }
 }
 
-/// Changes that turn one directory object into another.
+/// Changes that turn one directory into another.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct DirectoryPatch {
     /// Object to change; `None` for the empty directory.
@@ -260,34 +248,60 @@ pub struct DirectoryPatch {
 }
 
 impl DirectoryPatch {
-    pub fn between(from: Option<(ObjectHash, &Directory)>, to: (ObjectHash, &Directory)) -> Self {
-        let empty = Directory::default();
-        let before = from.map_or(&empty, |(_, directory)| directory);
-        let removed = before.entries().iter().filter(|e| to.1.get(&e.name).is_none());
-        let entries = to.1.entries().iter().filter(|e| before.get(&e.name) != Some(e));
-        Self {
-            from: from.map(|(hash, _)| hash),
-            to: to.0,
-            removed: removed.map(|e| e.name.clone()).collect(),
-            entries: entries.cloned().collect(),
+    /// Passes the patches that make `to` of `from` to `emit`: a chain of directories, each with at most
+    /// [`PATCH_NAMES_MAX`] names changed. Reads only pages that differ.
+    pub fn between<S: DirectorySource, E: From<S::Error>>(
+        source: &S,
+        from: Option<ObjectHash>,
+        to: ObjectHash,
+        emit: &mut dyn FnMut(Self) -> Result<(), E>,
+    ) -> Result<(), E> {
+        let mut steps = Overlay::of(source, &[]).map_err(S::Error::from)?;
+        let mut pairs = Pairs::new(source, from, Some(to))?;
+        let mut patch = Self { from, to, removed: Vec::new(), entries: Vec::new() };
+        let mut bytes = 0usize;
+        while let Some((old, new)) = pairs.next()? {
+            if patch.removed.len().saturating_add(patch.entries.len()) >= PATCH_NAMES_MAX
+                || bytes >= PATCH_BYTES
+            {
+                let built = edit(&steps, patch.from, &patch.edits())?;
+                steps.add(&built.pages).map_err(S::Error::from)?;
+                let (removed, entries) = (Vec::new(), Vec::new());
+                let next = Self { from: Some(built.root), to, removed, entries };
+                emit(Self { to: built.root, ..std::mem::replace(&mut patch, next) })?;
+                bytes = 0;
+            }
+            match (old, new) {
+                (_, Some(entry)) => {
+                    bytes = bytes.saturating_add(entry.encoded_bytes());
+                    patch.entries.push(entry);
+                }
+                (Some(entry), None) => patch.removed.push(entry.name),
+                (None, None) => {}
+            }
         }
+        emit(patch)
     }
 
-    /// Applies the patch and checks the result against [`DirectoryPatch::to`]. Returns the directory and its
-    /// canonical bytes.
-    pub fn apply(&self, from: &Directory) -> Result<(Directory, Vec<u8>), WireError> {
-        let kept = from.entries().iter().filter(|e| {
-            self.removed.binary_search(&e.name).is_err()
-                && self.entries.binary_search_by(|new| new.name.cmp(&e.name)).is_err()
-        });
-        let directory = Directory::new(kept.chain(&self.entries).cloned().collect())?;
-        let bytes = directory.encode();
-        limit("directory object", bytes.len(), DIRECTORY_OBJECT_MAX_BYTES)?;
-        let actual = Directory::hash_of(&bytes);
-        if actual != self.to {
-            return Err(WireError::PatchResult { expected: self.to, actual });
+    /// The names that it changes.
+    fn edits(&self) -> Edits {
+        let removed = self.removed.iter().map(|name| (name.clone(), None));
+        let entries = self.entries.iter().map(|entry| (entry.name.clone(), Some(entry.clone())));
+        removed.chain(entries).collect()
+    }
+
+    /// Applies the patch. The result is not yet the promised one: see [`Self::check`].
+    pub fn apply<S: DirectorySource>(&self, source: &S) -> Result<Built, S::Error> {
+        edit(source, self.from, &self.edits())
+    }
+
+    /// Checks the result against [`DirectoryPatch::to`].
+    pub fn check(&self, built: &Built) -> Result<(), WireError> {
+        if built.root == self.to {
+            Ok(())
+        } else {
+            Err(WireError::PatchResult { expected: self.to, actual: built.root })
         }
-        Ok((directory, bytes))
     }
 
     fn from_message(message: v1::DirectoryPatch, entries_max: u64) -> Result<Self, WireError> {
@@ -373,7 +387,7 @@ pub struct ObjectsBatch {
     pub early: bool,
 }
 
-/// Selects some files of a directory object without naming each.
+/// Selects some files of a page of a directory without naming each.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct DirectoryFiles {
     pub directory: ObjectHash,
@@ -454,6 +468,8 @@ impl DirectoryFiles {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::Directory;
+    use crate::directory::pages_tests::{Pages, patches};
     use crate::directory::tests::{any_entry, file, symlink};
     use proptest::prelude::*;
 
@@ -472,11 +488,13 @@ mod tests {
         ) {
             let from = directory(a.into_iter().chain(common.clone()).collect());
             let to = directory(b.into_iter().chain(common).collect());
-            let patch = DirectoryPatch::between(Some((from.hash(), &from)), (to.hash(), &to));
-            let frame = v1::FetchFrame { item: 0, frame: Some(v1::fetch_frame::Frame::Patches(patches_message(std::slice::from_ref(&patch)))) };
+            let mut pages = Pages::default();
+            let (from, to) = (pages.put(&from), pages.put(&to));
+            let [patch] = &patches(&pages, Some(from), to)[..] else { panic!("one patch") };
+            let frame = v1::FetchFrame { item: 0, frame: Some(v1::fetch_frame::Frame::Patches(patches_message(std::slice::from_ref(patch)))) };
             let Frame::Patches(read) = Frame::from_message(frame).expect("well-formed") else { panic!("patches") };
-            prop_assert_eq!(&read[0], &patch);
-            prop_assert_eq!(read[0].apply(&from).expect("applies").0, to);
+            prop_assert_eq!(&read[0], patch);
+            prop_assert_eq!(read[0].apply(&pages).expect("applies").root, to);
         }
 
         #[test]
@@ -484,7 +502,7 @@ mod tests {
             if let Ok(message) = v1::FetchFrame::decode(bytes.as_slice()) {
                 let _ = Frame::from_message(message);
             }
-            let _ = split_objects(bytes);
+            let _ = split_objects(&bytes);
         }
     }
 
@@ -527,7 +545,7 @@ mod tests {
     #[test]
     fn what_grows_a_hundredfold_when_it_is_decoded_is_refused_before() {
         // Empty patches: 2 bytes of a list, 160 once decoded.
-        let empty = patches_of(&[0x0a, 0].repeat(32 * 1024 * 1024));
+        let empty = patches_of(&[0x0a, 0].repeat(1024 * 1024));
         assert!(matches!(empty, Err(WireError::Hash { field: "to_object", .. })));
         let patch = |name: &[u8], count: usize| {
             v1::DirectoryPatch {
@@ -546,36 +564,31 @@ mod tests {
             }
             list
         };
-        let large = patch(&[b'n'; 200], 2 * DIRECTORY_FRAME_BYTES / 200);
-        assert!(patches_of(&list(&[&large])).is_ok(), "alone it may be large");
+        let large = patch(&[b'n'; 200], DIRECTORY_FRAME_BYTES / 200);
+        assert!(patches_of(&list(&[&large])).is_ok());
         let several = patches_of(&list(&[&large, &large]));
-        assert!(matches!(several, Err(WireError::Limit { what: "patches of several directories", .. })));
-        let mut names = patch(b"n", 0);
-        names.extend([0x1a, 0].repeat(2 * DIRECTORY_ENTRIES_MAX + 1));
-        let names = patches_of(&list(&[&names]));
-        assert!(matches!(names, Err(WireError::Limit { what: "names of a patch", .. })));
+        assert!(matches!(several, Err(WireError::Limit { what: "directory patches", .. })));
     }
 
     #[test]
-    fn several_directory_objects_are_a_small_frame() {
-        let objects = |bytes: &[u8]| split_objects(bytes.to_vec()).map(|objects| objects.len());
-        let many = [1, 0, 0, 0, 7].repeat(DIRECTORY_FRAME_BYTES / 5 + 1);
-        assert!(matches!(objects(&many), Err(WireError::Limit { .. })));
-        assert_eq!(objects(&many[5..]).expect("a full frame"), DIRECTORY_FRAME_BYTES / 5);
+    fn objects_of_a_frame_have_their_lengths() {
+        let objects = |bytes: &[u8]| split_objects(bytes).map(|objects| objects.len());
+        assert_eq!(objects(&[1, 0, 0, 0, 7].repeat(100)).expect("a frame"), 100);
         assert!(objects(&[0, 0, 0, 0]).is_err());
-        let length = 2 * DIRECTORY_FRAME_BYTES;
-        let alone = [&(length as u32).to_le_bytes()[..], &vec![1; length]].concat();
-        assert_eq!(objects(&alone).expect("one"), 1);
+        assert!(objects(&[2, 0, 0, 0, 7]).is_err());
     }
 
     #[test]
     fn a_patch_against_other_bytes_is_refused() {
-        let from = directory(vec![file("a", b"1")]);
-        let to = directory(vec![file("a", b"1"), symlink("b", "a")]);
-        let patch = DirectoryPatch::between(Some((from.hash(), &from)), (to.hash(), &to));
+        let mut pages = Pages::default();
+        let from = pages.put(&directory(vec![file("a", b"1")]));
+        let to = pages.put(&directory(vec![file("a", b"1"), symlink("b", "a")]));
+        let [patch] = &patches(&pages, Some(from), to)[..] else { panic!("one patch") };
         assert_eq!(patch.entries.len(), 1);
-        let other = directory(vec![file("a", b"2")]);
-        assert!(matches!(patch.apply(&other), Err(WireError::PatchResult { .. })));
+        let other = pages.put(&directory(vec![file("a", b"2")]));
+        let patch = DirectoryPatch { from: Some(other), ..patch.clone() };
+        let built = patch.apply(&pages).expect("has the pages");
+        assert!(matches!(patch.check(&built), Err(WireError::PatchResult { .. })));
     }
 
     #[test]

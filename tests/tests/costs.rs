@@ -183,3 +183,56 @@ fn one_changed_file_waits_for_the_disk_a_few_times() {
     assert_eq!(syncs.len(), 5, "{listed}");
     assert!(!listed.contains("syncfs"), "{listed}");
 }
+
+/// Bytes that a process passed to the kernel so far, and its calls that did.
+fn written(pid: u32) -> [u64; 2] {
+    let text = fs::read_to_string(format!("/proc/{pid}/io")).expect("read what a process wrote");
+    let value = |name: &str| {
+        let line = text.lines().find_map(|line| line.strip_prefix(name)).expect("a counter");
+        line.trim().parse::<u64>().expect("a number")
+    };
+    [value("wchar:"), value("syscw:")]
+}
+
+/// Names whose cost is measured.
+const NAMES: u64 = 8;
+
+/// Bytes written and calls of origin and agent for one name added to a directory of so many, with what the
+/// background does meanwhile.
+fn cost_of_a_name(files: usize) -> [u64; 2] {
+    let scene = Scene::new(&format!("wide-{files}"));
+    let tree = scene.path("tree");
+    small_site(&tree, 30);
+    (0..files).for_each(|number| write(&tree, &format!("wide/{number:06}.html"), format!("page {number}")));
+    let mut origin = Origin::started(&scene, &tree);
+    let mut agent = Agent::started(&scene, &origin, "web1");
+    origin.wait_connected(&["web1"]);
+    for round in 0..4 {
+        write(&tree, &format!("wide/warm-{round}.html"), "warm");
+        agent.wait_live(origin.commit_live());
+    }
+    wait::until("both spares", || agent.try_status().filter(|status| status.spares >= 2));
+    // Files that were too recent are read again by then, not while bytes are counted.
+    std::thread::sleep(std::time::Duration::from_millis(2500));
+    agent.wait_live(origin.commit_live());
+    let pids = [origin.daemon().pid(), agent.daemon().pid()];
+    let before = pids.map(written);
+    for name in 0..NAMES {
+        write(&tree, &format!("wide/{:03}-one.html", name * 97), format!("the page {name}"));
+        agent.wait_live(origin.commit_live());
+    }
+    let after = pids.map(written);
+    let cost =
+        [0, 1].map(|at| (0..2).map(|pid: usize| after[pid][at] - before[pid][at]).sum::<u64>() / NAMES);
+    println!("one name in {files} files: {} bytes written by {} calls", cost[0], cost[1]);
+    cost
+}
+
+#[test]
+fn one_name_costs_the_same_in_a_wide_directory() {
+    let [few, many] = [1_000, 20_000].map(cost_of_a_name);
+    for (at, what) in ["bytes written", "calls"].into_iter().enumerate() {
+        assert!(2 * many[at] <= 3 * few[at], "{what}: {} in a wide directory, else {}", many[at], few[at]);
+    }
+    assert!(many[0] < 1_000_000, "{} bytes written", many[0]);
+}

@@ -7,27 +7,28 @@
 //! (`crate::replica::inspect`). The cost follows the tree, so this runs off the path of a commit, except
 //! when no spare is ready.
 //!
-//! [`crate::state::history`] may know what has changed since a tree was retired. Then only directories are
-//! checked: a directory that no change has touched, and whose ctime is older than the retirement, still has
-//! its names. The cost follows the number of directories.
+//! [`crate::state::history`] may know what has changed since a tree was retired. Then a directory whose ctime
+//! is older than the retirement still has its names, and only the changed ones are checked. The cost follows
+//! the changed names and the number of directories. The root was opened to nobody and back, so that its ctime
+//! proves nothing: all of its names are checked.
 //!
 //! A directory that the manifest does not have is moved away whole and never read. Memory, stack and
 //! descriptors therefore do not grow with what somebody put into a tree.
 
-use std::collections::HashSet;
-use std::sync::Arc;
+use std::collections::{BTreeSet, HashSet};
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use rustix::fs::FileType;
 use syncd_shared::diff::DirectorySource;
-use syncd_shared::{Component, Directory, Entry, Kind, Metadata, ObjectHash, RootEntry, Timestamp, TreePath};
+use syncd_shared::directory::{Cursor, Pairs};
+use syncd_shared::{Component, Entry, Kind, Metadata, ObjectHash, RootEntry, Timestamp, TreePath};
 
 use crate::build::StageError;
 use crate::build::missing_entries::MissingEntries;
 use crate::state::cursor::{DirCursor, looks_like};
 use crate::state::disk::{Dir, DiskError, Stat};
 use crate::state::history::Touched;
-use crate::state::record::RecordError;
+use crate::state::record::{Leaf, Record, RecordError};
 use crate::state::trees::Trees;
 
 #[derive(Debug, Default)]
@@ -80,21 +81,21 @@ struct Place<'a> {
 }
 
 /// A directory whose entries are being visited.
-struct Entered {
+struct Entered<'r> {
     path: TreePath,
-    object: ObjectHash,
     metadata: Metadata,
-    manifest: Arc<Directory>,
-    /// Former manifest entry of the directory, when no name in it has changed since.
-    was: Option<Arc<Directory>>,
-    /// Only subdirectories are visited: the directory itself is already right.
+    /// The next entry of its manifest.
+    next: Cursor<&'r Record>,
+    /// Former object of the directory, when no name in it has changed since.
+    was: Option<ObjectHash>,
+    /// Only subdirectories are visited: all other names are right.
+    is_filled: bool,
+    /// Its metadata is right as well.
     is_whole: bool,
     is_new: bool,
     has_live: bool,
-    /// Inode numbers of the entries in the live tree.
-    inodes: Vec<u64>,
-    /// Index of the next entry.
-    next: usize,
+    /// Inode numbers of the entries of a page in the live tree.
+    inodes: Option<(ObjectHash, Vec<u64>)>,
 }
 
 /// A directory to enter next.
@@ -137,7 +138,7 @@ impl Conform<'_> {
             is_new: dir.names()?.next().is_none(),
             was: self.was.as_ref().map(|was| Was { object: was.root.object, metadata: was.root.metadata }),
         };
-        let mut way = vec![self.enter(first, &mut trees)?];
+        let mut way = vec![self.enter(first, &mut trees, &mut found)?];
         while let Some(entered) = way.last_mut() {
             match self.go_on(entered, &mut trees, &mut found)? {
                 Some(below) => way.push(below),
@@ -148,69 +149,163 @@ impl Conform<'_> {
     }
 
     /// Enters a directory and removes what the manifest does not have.
-    fn enter(&self, next: Next<'_>, trees: &mut Pair) -> Result<Entered, StageError> {
+    fn enter<'s>(
+        &'s self,
+        next: Next<'_>,
+        trees: &mut Pair,
+        found: &mut Conformed,
+    ) -> Result<Entered<'s>, StageError> {
         let Next { path, object, metadata, is_new, was } = next;
-        let manifest = self.trees.record.directory(object)?;
-        let dir = trees.made.at(&path)?;
+        let record: &'s Record = &self.trees.record;
         let has_live = trees.live.at(&path).is_ok();
+        let dir = trees.made.at(&path)?;
         let same_metadata = was.is_some_and(|was| was.metadata == *metadata);
         let was = self.unchanged(&path, dir, was)?;
-        let is_whole = match (&was, self.since()) {
-            (Some(was), Some(since)) => {
-                !since.touched.names.contains(&path)
-                    // The root of a retired tree has another owner and mode, which keep everybody out.
-                    && !path.is_root()
-                    && same_metadata
-                    && same_names(was, &manifest)
-            }
-            _ => false,
+        // The root of a retired tree has another owner and mode, which keep everybody out.
+        let changed = match was.filter(|_| !path.is_root()) {
+            Some(was) => self.changed_names(&path, was, *object)?,
+            None => None,
         };
-        let mut inodes = Vec::new();
-        if !is_whole {
-            if !is_new {
-                dir.make_writable()?;
-                self.remove_strangers(dir, &manifest)?;
+        let is_whole = same_metadata && changed.as_ref().is_some_and(BTreeSet::is_empty);
+        if !is_whole && !is_new {
+            dir.make_writable()?;
+            if changed.is_none() {
+                self.remove_strangers(dir, object)?;
             }
-            inodes = self.trees.record.inodes(&path)?.unwrap_or_default();
         }
-        let (object, metadata) = (*object, *metadata);
-        Ok(Entered { path, object, metadata, manifest, was, is_whole, is_new, has_live, inodes, next: 0 })
+        let next = Cursor::new(record, Some(*object))?;
+        let is_filled = changed.is_some();
+        let mut entered = Entered {
+            path,
+            metadata: *metadata,
+            next,
+            was,
+            is_filled,
+            is_whole,
+            is_new,
+            has_live,
+            inodes: None,
+        };
+        if let Some(changed) = changed {
+            self.put_names(&mut entered, *object, &changed, trees, found)?;
+        }
+        Ok(entered)
+    }
+
+    /// Names that may be wrong in a directory that is otherwise as `was` says; `None`: not known.
+    fn changed_names(
+        &self,
+        path: &TreePath,
+        was: ObjectHash,
+        object: ObjectHash,
+    ) -> Result<Option<BTreeSet<Component>>, StageError> {
+        let Some(since) = self.since() else { return Ok(None) };
+        let mut changed = match since.touched.names.get(path) {
+            None => BTreeSet::new(),
+            Some(Some(names)) => names.clone(),
+            Some(None) => return Ok(None),
+        };
+        let mut pairs = Pairs::new(&*self.trees.record, Some(was), Some(object))?;
+        while let Some((before, after)) = pairs.next()? {
+            let is_directory = |entry: &Option<Entry>| entry.as_ref().is_some_and(Entry::is_directory);
+            if !(is_directory(&before) && is_directory(&after)) {
+                changed.extend(before.or(after).map(|entry| entry.name));
+            }
+        }
+        Ok(Some(changed))
+    }
+
+    /// Makes these names of a directory right, except for what is below subdirectories.
+    fn put_names(
+        &self,
+        entered: &mut Entered<'_>,
+        object: ObjectHash,
+        names: &BTreeSet<Component>,
+        trees: &mut Pair,
+        found: &mut Conformed,
+    ) -> Result<(), StageError> {
+        let live = match entered.has_live {
+            true => Some(&**trees.live.at(&entered.path)?),
+            false => None,
+        };
+        let dir = &**trees.made.at(&entered.path)?;
+        let place = Place { path: &entered.path, dir, live, is_new: false };
+        let mut cursor = Cursor::new(&*self.trees.record, Some(object))?;
+        for name in names {
+            cursor.seek(name)?;
+            let (page, index, entry) = match cursor.leaf()? {
+                Some((page, leaf, index)) => (page, index, leaf.entries().get(index).cloned()),
+                None => (object, 0, None),
+            };
+            match entry.filter(|entry| entry.name == *name) {
+                Some(entry) if entry.is_directory() => drop(self.child(&place, &entry)?),
+                Some(entry) => {
+                    let inode = self.inode(&place, &mut entered.inodes, page, index)?;
+                    self.leaf(&place, &entry, (&page, index), inode, found)?;
+                }
+                None if dir.stat(name.as_bytes())?.is_some() => {
+                    self.trees.layout.remove(dir, name.as_bytes())?;
+                }
+                None => {}
+            }
+        }
+        Ok(())
+    }
+
+    /// Inode number that an entry has in the live tree; `None`: unknown.
+    fn inode(
+        &self,
+        place: &Place<'_>,
+        inodes: &mut Option<(ObjectHash, Vec<u64>)>,
+        page: ObjectHash,
+        index: usize,
+    ) -> Result<Option<u64>, StageError> {
+        if inodes.as_ref().is_none_or(|(known, _)| *known != page) {
+            let list = self.trees.record.inodes(&Leaf { path: place.path.clone(), page })?;
+            *inodes = Some((page, list.unwrap_or_default()));
+        }
+        let list = inodes.as_ref().map(|(_, list)| list.as_slice()).unwrap_or_default();
+        Ok(list.get(index).copied().filter(|inode| *inode != 0))
     }
 
     /// Continues in a directory and returns the next subdirectory. `None`: the directory is done and has its
     /// metadata.
-    fn go_on(
-        &self,
-        entered: &mut Entered,
+    fn go_on<'s>(
+        &'s self,
+        entered: &mut Entered<'s>,
         trees: &mut Pair,
         found: &mut Conformed,
-    ) -> Result<Option<Entered>, StageError> {
-        let manifest = entered.manifest.clone();
+    ) -> Result<Option<Entered<'s>>, StageError> {
         let live = match entered.has_live {
             true => Some(&**trees.live.at(&entered.path)?),
             false => None,
         };
         let dir = &**trees.made.at(&entered.path)?;
         let place = Place { path: &entered.path, dir, live, is_new: entered.is_new };
-        while let Some(entry) = manifest.entries().get(entered.next) {
+        loop {
             if self.cancel.load(Ordering::Relaxed) {
                 return Err(StageError::Cancelled);
             }
-            let index = entered.next;
-            entered.next += 1;
+            if entered.is_filled {
+                entered.next.directory()?;
+            }
+            let Some((page, leaf, index)) = entered.next.leaf()? else { break };
+            let leaf = leaf.clone();
+            entered.next.skip();
+            let Some(entry) = leaf.entries().get(index) else { break };
             let Kind::Directory { object, .. } = &entry.kind else {
-                if !entered.is_whole {
-                    let inode = entered.inodes.get(index).copied().filter(|inode| *inode != 0);
-                    self.leaf(&place, entry, (&entered.object, index), inode, found)?;
-                }
+                let inode = self.inode(&place, &mut entered.inodes, page, index)?;
+                self.leaf(&place, entry, (&page, index), inode, found)?;
                 continue;
             };
             let path = join(&entered.path, entry)?;
-            let is_new = !entered.is_whole && self.child(&place, entry)?;
-            let was = entered.was.as_ref().filter(|_| !is_new);
-            let was = was.and_then(|was| Was::of(was.get(&entry.name)?));
+            let is_new = !entered.is_filled && self.child(&place, entry)?;
+            let was = match entered.was.filter(|_| !is_new) {
+                Some(was) => self.trees.record.entry(&was, &entry.name)?.as_ref().and_then(Was::of),
+                None => None,
+            };
             let next = Next { path, object, metadata: &entry.metadata, is_new, was };
-            return self.enter(next, trees).map(Some);
+            return self.enter(next, trees, found).map(Some);
         }
         // The root gets its metadata when the tree is activated.
         if !entered.is_whole && !entered.path.is_root() {
@@ -223,13 +318,13 @@ impl Conform<'_> {
         self.was.as_ref()?.since.as_ref()
     }
 
-    /// The former manifest of a directory, when no name in it has changed since.
+    /// The former object of a directory, when no name in it has changed since.
     fn unchanged(
         &self,
         path: &TreePath,
         dir: &Dir,
         was: Option<Was>,
-    ) -> Result<Option<Arc<Directory>>, StageError> {
+    ) -> Result<Option<ObjectHash>, StageError> {
         let (Some(was), Some(since)) = (was, self.since()) else { return Ok(None) };
         if since.touched.remade.contains(path) {
             return Ok(None);
@@ -243,14 +338,15 @@ impl Conform<'_> {
         {
             return Ok(None);
         }
-        match self.trees.record.directory(&was.object) {
-            Ok(directory) => Ok(Some(directory)),
+        match self.trees.record.page(&was.object) {
+            Ok(_) => Ok(Some(was.object)),
             Err(RecordError::Unknown { .. }) => Ok(None),
             Err(error) => Err(error.into()),
         }
     }
 
-    fn remove_strangers(&self, dir: &Dir, manifest: &Directory) -> Result<(), StageError> {
+    fn remove_strangers(&self, dir: &Dir, object: &ObjectHash) -> Result<(), StageError> {
+        let manifest = self.trees.record.directory(object)?;
         // Some file systems skip names in a listing while others are being removed, so the directory is
         // listed twice.
         for _ in 0..2 {
@@ -289,7 +385,7 @@ impl Conform<'_> {
         &self,
         place: &Place<'_>,
         entry: &Entry,
-        (object, index): (&ObjectHash, usize),
+        (page, index): (&ObjectHash, usize),
         inode: Option<u64>,
         found: &mut Conformed,
     ) -> Result<(), StageError> {
@@ -325,19 +421,10 @@ impl Conform<'_> {
         {
             live.link(name, place.dir, name)?;
         } else {
-            found.missing.add(place.path, object, index);
+            found.missing.add(place.path, page, index);
         }
         Ok(())
     }
-}
-
-/// Whether two directories have the same names, files and symlinks. Subdirectories may differ in their
-/// contents.
-fn same_names(was: &Directory, now: &Directory) -> bool {
-    let same = |(was, now): (&Entry, &Entry)| {
-        was == now || (was.name == now.name && was.is_directory() && now.is_directory())
-    };
-    was.entries().len() == now.entries().len() && was.entries().iter().zip(now.entries()).all(same)
 }
 
 fn join(path: &TreePath, entry: &Entry) -> Result<TreePath, StageError> {

@@ -97,7 +97,7 @@ impl Copies {
         let key = prefix(&item.content);
         let there = self.placed.get(&key).or_else(|| self.under_way.get(&key)).copied();
         if there.is_none() && self.placed.len() < PLACES_MAX {
-            self.placed.insert(key, (item.directory, item.entry));
+            self.placed.insert(key, (item.page, item.entry));
         }
         there
     }
@@ -105,14 +105,14 @@ impl Copies {
     /// Notes that the item's content was asked for, or is in `incoming`.
     pub fn expect(&mut self, item: &Item) {
         if self.repeated.has(&item.content) {
-            self.under_way.entry(prefix(&item.content)).or_insert((item.directory, item.entry));
+            self.under_way.entry(prefix(&item.content)).or_insert((item.page, item.entry));
         }
     }
 
     /// Notes that the item is in place.
     pub fn came(&mut self, item: &Item) {
         let key = prefix(&item.content);
-        if self.under_way.get(&key) == Some(&(item.directory, item.entry)) {
+        if self.under_way.get(&key) == Some(&(item.page, item.entry)) {
             self.under_way.remove(&key);
         }
     }

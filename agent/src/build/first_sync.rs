@@ -18,9 +18,10 @@ use std::sync::atomic::Ordering;
 
 use rustix::fs::FileType;
 use syncd_shared::diff::DirectorySource;
+use syncd_shared::directory::Cursor;
 use syncd_shared::stored_frame::StoredFrame;
 use syncd_shared::wire::{Frame, ObjectsBatch};
-use syncd_shared::{Directory, Entry, Kind, Metadata, ObjectHash, Progress, SignedGeneration, TreePath};
+use syncd_shared::{Entry, Kind, Metadata, ObjectHash, Progress, SignedGeneration, TreePath};
 use tokio::sync::mpsc::{UnboundedSender, unbounded_channel};
 
 use crate::build::duplicates::Copies;
@@ -34,7 +35,7 @@ use crate::source::{FetchError, Frames, Source};
 use crate::state::cursor::DirCursor;
 use crate::state::disk::{self, Dir, DiskError, Owners};
 use crate::state::hashing::hash_file;
-use crate::state::record::Record;
+use crate::state::record::{Leaf, Record};
 use crate::state::trees::Trees;
 
 /// Windows asked for before the first of them is answered.
@@ -90,6 +91,8 @@ impl FirstSync<'_> {
             trees,
             shared: &shared,
             lists: HashMap::new(),
+            directories: HashMap::new(),
+            next_directory: 0,
             whole: Vec::new(),
             whole_inodes: 0,
             narrow: Vec::new(),
@@ -107,22 +110,34 @@ struct Walk<'a> {
     resumes: bool,
     /// Directories still to be entered, the next one last.
     waiting: Vec<(TreePath, ObjectHash, Metadata)>,
-    /// The directory in which the last window ended, and the index of its next entry.
-    current: Option<(Arc<TreePath>, Arc<Directory>, usize)>,
-    /// Directories entered, by ordinal.
+    /// The directory in which the last window ended.
+    current: Option<Current<'a>>,
+    /// Pages of entries entered, by ordinal, with their directories.
     entered: Vec<(Arc<TreePath>, ObjectHash)>,
 }
 
-impl Walk<'_> {
+/// A directory whose files are being gathered.
+struct Current<'a> {
+    path: Arc<TreePath>,
+    /// Ordinal of the directory's list.
+    directory: u32,
+    /// The next entry.
+    cursor: Cursor<&'a Record>,
+    /// The page that was entered last.
+    page: Option<ObjectHash>,
+}
+
+impl<'a> Walk<'a> {
     /// Makes the subdirectories of a directory. Returns their number.
-    fn enter(&mut self, path: TreePath, object: ObjectHash) -> Result<usize, StageError> {
-        let directory = self.trees.record.directory(&object)?;
+    fn enter(&mut self, path: TreePath, object: ObjectHash, directory: u32) -> Result<usize, StageError> {
+        let record: &'a Record = &self.trees.record;
         if self.resumes {
-            self.remove_strangers(&path, &directory)?;
+            self.remove_strangers(&path, object)?;
         }
         let dir = self.open(&path)?;
         let mut below = Vec::new();
-        for entry in directory.entries() {
+        let mut cursor = Cursor::new(record, Some(object))?;
+        while let Some(entry) = cursor.directory()? {
             if let Kind::Directory { object, .. } = entry.kind {
                 let metadata = entry.metadata;
                 match dir.make_dir(entry.name.as_bytes()) {
@@ -132,12 +147,12 @@ impl Walk<'_> {
                 let path = path.join(&entry.name).map_err(|source| StageError::Path { source })?;
                 below.push((path, object, metadata));
             }
+            cursor.skip();
         }
         let made = below.len();
         self.waiting.extend(below.into_iter().rev());
-        let path = Arc::new(path);
-        self.entered.push((path.clone(), object));
-        self.current = Some((path, directory, 0));
+        let (path, cursor) = (Arc::new(path), Cursor::new(record, Some(object))?);
+        self.current = Some(Current { path, directory, cursor, page: None });
         Ok(made)
     }
 
@@ -146,7 +161,8 @@ impl Walk<'_> {
     }
 
     /// Removes what an interrupted attempt left for another target, and what somebody put there.
-    fn remove_strangers(&self, path: &TreePath, directory: &Directory) -> Result<(), StageError> {
+    fn remove_strangers(&self, path: &TreePath, object: ObjectHash) -> Result<(), StageError> {
+        let directory = self.trees.record.directory(&object)?;
         let dir = self.open(path)?;
         dir.make_writable()?;
         for listed in dir.names()? {
@@ -166,21 +182,28 @@ impl Walk<'_> {
 }
 
 impl Walk<'_> {
-    /// The entry with this directory ordinal and index.
-    fn entry(&self, (directory, entry): (u32, u32)) -> Result<Option<(&TreePath, Entry)>, StageError> {
-        let Some((path, object)) = self.entered.get(directory as usize) else { return Ok(None) };
-        let manifest = self.trees.record.directory(object)?;
-        Ok(manifest.entries().get(entry as usize).map(|entry| (&**path, entry.clone())))
+    /// The entry with this page ordinal and index.
+    fn entry(&self, (page, entry): (u32, u32)) -> Result<Option<(&TreePath, Entry)>, StageError> {
+        let Some((path, object)) = self.entered.get(page as usize) else { return Ok(None) };
+        let page = self.trees.record.page(object)?;
+        Ok(page.entries().get(entry as usize).map(|entry| (&**path, entry.clone())))
     }
 }
 
-/// Inode numbers of a directory, and how many are still missing.
+/// Inode numbers of a page, and how many are still missing.
 struct List {
-    path: Arc<TreePath>,
-    /// Metadata of the directory.
-    metadata: Metadata,
+    /// Ordinal of the directory.
+    directory: u32,
     inodes: Vec<u64>,
     left: usize,
+}
+
+/// A directory into which files are still put.
+struct Filled {
+    path: Arc<TreePath>,
+    metadata: Metadata,
+    /// Files that are still missing, including those that are not gathered yet.
+    left: u64,
 }
 
 /// Windows asked for but not answered, the oldest first, and the window being gathered.
@@ -219,8 +242,11 @@ struct Build<'a> {
     trees: &'a Trees,
     shared: &'a Shared<'a>,
     lists: HashMap<u32, List>,
+    directories: HashMap<u32, Filled>,
+    /// Ordinal of the next directory.
+    next_directory: u32,
     /// Complete lists that are not yet in the record.
-    whole: Vec<(TreePath, Vec<u64>)>,
+    whole: Vec<(Leaf, Vec<u64>)>,
     whole_inodes: usize,
     /// Complete directories whose mode denies their owner access: only root could still reach what is below
     /// them.
@@ -310,8 +336,8 @@ impl Build<'_> {
                     asked.ask(walk);
                     return Ok(false);
                 };
-                left = left.saturating_sub(walk.enter(path, object)?.saturating_add(1));
-                self.open_list(walk, metadata)?;
+                left = left.saturating_sub(walk.enter(path, object, self.next_directory)?.saturating_add(1));
+                self.open_directory(walk, object, metadata)?;
             }
             self.gather_directory(walk, asked, &mut left)?;
         }
@@ -321,15 +347,28 @@ impl Build<'_> {
         Ok(true)
     }
 
-    fn open_list(&mut self, walk: &Walk<'_>, metadata: Metadata) -> Result<(), StageError> {
-        let Some((path, directory, _)) = &walk.current else { return Ok(()) };
-        let ordinal = walk.entered.len() as u32 - 1;
-        let left = directory.entries().iter().filter(|e| !e.is_directory()).count();
-        let list = List { path: path.clone(), metadata, inodes: vec![0; directory.entries().len()], left };
-        if left == 0 {
-            return self.keep(list, walk);
+    fn open_directory(
+        &mut self,
+        walk: &Walk<'_>,
+        object: ObjectHash,
+        metadata: Metadata,
+    ) -> Result<(), StageError> {
+        let Some(Current { path, directory, .. }) = &walk.current else { return Ok(()) };
+        let page = self.trees.record.page(&object)?;
+        // Subdirectories are not counted, and neither is what is below them.
+        let mut left = 0;
+        let mut cursor = Cursor::new(&*self.trees.record, Some(object))?;
+        while cursor.directory()?.is_some() {
+            left += 1;
+            cursor.skip();
         }
-        self.lists.insert(ordinal, list);
+        let filled = Filled { path: path.clone(), metadata, left: page.names().saturating_sub(left) };
+        self.next_directory = directory.saturating_add(1);
+        if filled.left == 0 {
+            self.directories.insert(*directory, filled);
+            return self.filled(*directory, walk);
+        }
+        self.directories.insert(*directory, filled);
         Ok(())
     }
 
@@ -342,41 +381,57 @@ impl Build<'_> {
         left: &mut usize,
     ) -> Result<(), StageError> {
         let window = &mut asked.gathered;
-        let Some((path, directory, start)) = walk.current.take() else { return Ok(()) };
-        let ordinal = walk.entered.len() as u32 - 1;
+        let Some(mut current) = walk.current.take() else { return Ok(()) };
         let mut dir = None;
-        for (index, entry) in directory.entries().iter().enumerate().skip(start) {
+        while let Some((page, leaf, index)) = current.cursor.leaf()? {
+            let Some(entry) = leaf.entries().get(index) else { break };
             if window.is_full() || *left == 0 {
-                walk.current = Some((path, directory.clone(), index));
+                walk.current = Some(current);
                 return Ok(());
             }
             *left = left.saturating_sub(1);
+            if current.page != Some(page) {
+                current.page = Some(page);
+                walk.entered.push((current.path.clone(), page));
+                let waits = leaf.entries().iter().filter(|e| !e.is_directory()).count();
+                let inodes = vec![0; leaf.entries().len()];
+                let list = List { directory: current.directory, inodes, left: waits };
+                let ordinal = walk.entered.len() as u32 - 1;
+                match waits {
+                    0 => self.keep(ordinal, list, walk)?,
+                    _ => drop(self.lists.insert(ordinal, list)),
+                }
+            }
+            let ordinal = walk.entered.len() as u32 - 1;
             if entry.is_directory() {
+                current.cursor.skip();
                 continue;
             }
             if walk.resumes || !matches!(entry.kind, Kind::File { size: 1.., .. }) {
                 let dir = match &mut dir {
                     Some(dir) => dir,
-                    none => none.insert(walk.open(&path)?),
+                    none => none.insert(walk.open(&current.path)?),
                 };
                 if let (true, Kind::File { size, .. }) = (walk.resumes, &entry.kind) {
                     *left = left.saturating_sub((*size / HASHED_BYTES) as usize);
                 }
                 if let Some(inode) = self.made_at_once(dir, entry, walk.resumes)? {
                     self.list_inode(ordinal, index as u32, inode, walk)?;
+                    current.cursor.skip();
                     continue;
                 }
             }
-            if let Some(item) = Item::new(&path, ordinal, index as u32, entry) {
+            if let Some(item) = Item::new(&current.path, ordinal, index as u32, entry) {
                 window.apart &= !asked.windows.iter().any(|window| window.has_tag_of_another(&item));
                 if window.has_tag_of_another(&item) {
                     // Two contents with the same tag are not asked for at once.
                     window.close();
-                    walk.current = Some((path, directory.clone(), index));
+                    walk.current = Some(current);
                     return Ok(());
                 }
                 self.add(item, walk, window)?;
             }
+            current.cursor.skip();
         }
         Ok(())
     }
@@ -462,40 +517,44 @@ impl Build<'_> {
                 };
             }
             self.copies.came(item);
-            self.list_inode(item.directory, item.entry, inode, walk)?;
+            self.list_inode(item.page, item.entry, inode, walk)?;
         }
         Ok(())
     }
 
-    fn list_inode(
-        &mut self,
-        directory: u32,
-        entry: u32,
-        inode: u64,
-        walk: &Walk<'_>,
-    ) -> Result<(), StageError> {
-        let Some(list) = self.lists.get_mut(&directory) else { return Ok(()) };
+    fn list_inode(&mut self, page: u32, entry: u32, inode: u64, walk: &Walk<'_>) -> Result<(), StageError> {
+        let Some(list) = self.lists.get_mut(&page) else { return Ok(()) };
         if let Some(slot) = list.inodes.get_mut(entry as usize) {
             *slot = inode;
         }
         list.left = list.left.saturating_sub(1);
-        match list.left {
-            0 => self.lists.remove(&directory).map_or(Ok(()), |list| self.keep(list, walk)),
-            _ => Ok(()),
+        let (directory, is_whole) = (list.directory, list.left == 0);
+        if is_whole && let Some(list) = self.lists.remove(&page) {
+            self.keep(page, list, walk)?;
         }
+        let Some(filled) = self.directories.get_mut(&directory) else { return Ok(()) };
+        filled.left = filled.left.saturating_sub(1);
+        if filled.left == 0 { self.filled(directory, walk) } else { Ok(()) }
     }
 
     /// Takes a directory whose entries are all in place.
-    fn keep(&mut self, list: List, walk: &Walk<'_>) -> Result<(), StageError> {
-        if list.path.is_root() {
+    fn filled(&mut self, directory: u32, walk: &Walk<'_>) -> Result<(), StageError> {
+        let Some(Filled { path, metadata, .. }) = self.directories.remove(&directory) else { return Ok(()) };
+        if path.is_root() {
             // The root gets its metadata when the tree is activated.
-        } else if list.metadata.mode & 0o700 == 0o700 || rustix::process::geteuid().is_root() {
-            walk.open(&list.path)?.set_own_metadata(&list.metadata, self.trees.owners)?;
+        } else if metadata.mode & 0o700 == 0o700 || rustix::process::geteuid().is_root() {
+            walk.open(&path)?.set_own_metadata(&metadata, self.trees.owners)?;
         } else {
-            self.narrow.push((list.path.clone(), list.metadata));
+            self.narrow.push((path, metadata));
         }
+        Ok(())
+    }
+
+    /// Takes the list of a page whose entries are all in place.
+    fn keep(&mut self, page: u32, list: List, walk: &Walk<'_>) -> Result<(), StageError> {
+        let Some((path, page)) = walk.entered.get(page as usize) else { return Ok(()) };
         self.whole_inodes += list.inodes.len();
-        self.whole.push((TreePath::clone(&list.path), list.inodes));
+        self.whole.push((Leaf { path: TreePath::clone(path), page: *page }, list.inodes));
         if self.whole_inodes >= PERSIST_INODES { self.persist() } else { Ok(()) }
     }
 
@@ -562,7 +621,9 @@ fn taken_by(
     let mut waiting = vec![(TreePath::root(), root)];
     while let Some((path, object)) = waiting.pop() {
         let Ok(dir) = dirs.at(&path) else { continue };
-        for entry in record.directory(&object)?.entries() {
+        let mut cursor = Cursor::new(record, Some(object))?;
+        while let Some(entry) = cursor.entry()?.cloned() {
+            cursor.skip();
             let Ok(Some(stat)) = dir.stat(entry.name.as_bytes()) else { continue };
             if let Kind::Directory { object, .. } = entry.kind {
                 taken.add(1, block_bytes);

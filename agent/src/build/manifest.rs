@@ -8,9 +8,10 @@ use std::collections::HashMap;
 use std::sync::Arc;
 
 use syncd_shared::diff::{Comparison, DiffError, DirectorySource, PartLimits};
-use syncd_shared::limits::OBJECTS_BATCH_MAX;
+use syncd_shared::directory::{Cursor, Overlay, Page, object_hash_of};
+use syncd_shared::limits::{OBJECTS_BATCH_MAX, directory_objects_max};
 use syncd_shared::wire::{DirectoryPatch, Frame, ObjectsBatch};
-use syncd_shared::{Directory, Kind, ObjectHash, RootEntry, RootHash, Totals};
+use syncd_shared::{Kind, ObjectHash, RootEntry, RootHash, Totals};
 
 use crate::build::StageError;
 use crate::build::duplicates::Duplicates;
@@ -30,8 +31,8 @@ pub(crate) struct Manifest<'a> {
     pub update: Option<Frames>,
 }
 
-/// Directory objects of the record. The totals of each directory are checked against those in its parent's
-/// entry.
+/// Directory objects of the record, as they came from the origin: boundaries of pages, their order and sums
+/// are checked, and the totals of each directory against those in its parent's entry.
 struct Checked<'a> {
     record: &'a Record,
     expected: RefCell<HashMap<ObjectHash, Totals>>,
@@ -40,22 +41,26 @@ struct Checked<'a> {
 impl DirectorySource for Checked<'_> {
     type Error = RecordError;
 
-    fn directory(&self, hash: &ObjectHash) -> Result<Arc<Directory>, RecordError> {
-        let directory = self.record.directory(hash)?;
+    fn page(&self, hash: &ObjectHash) -> Result<Arc<Page>, RecordError> {
+        let page = self.record.page(hash)?;
         let mut expected = self.expected.borrow_mut();
         if let Some(said) = expected.get(hash)
-            && directory.totals() != Some(*said)
+            && page.totals() != *said
         {
             return Err(RecordError::Totals { object: *hash });
         }
-        for entry in directory.entries() {
+        for entry in page.entries() {
             if let Kind::Directory { object, totals } = entry.kind
                 && *expected.entry(object).or_insert(totals) != totals
             {
                 return Err(RecordError::Totals { object });
             }
         }
-        Ok(directory)
+        Ok(page)
+    }
+
+    fn checks_boundaries(&self) -> bool {
+        true
     }
 }
 
@@ -139,18 +144,22 @@ fn demand_of(record: &Record, to: &RootEntry, block_bytes: u64) -> Result<(Deman
     let (mut demand, mut duplicates) = (Demand::default(), Duplicates::of(to.totals.files));
     let mut waiting = vec![to.object];
     while let Some(object) = waiting.pop() {
-        for entry in checked.directory(&object)?.entries() {
-            match entry.kind {
-                Kind::Directory { object, .. } => {
-                    demand.add(1, block_bytes);
-                    waiting.push(object);
+        let mut cursor = Cursor::new(&checked, Some(object))?;
+        while let Some((_, leaf, _)) = cursor.leaf()? {
+            for entry in leaf.entries() {
+                match entry.kind {
+                    Kind::Directory { object, .. } => {
+                        demand.add(1, block_bytes);
+                        waiting.push(object);
+                    }
+                    Kind::File { size, content } => {
+                        demand.add(size, block_bytes);
+                        duplicates.see(&content);
+                    }
+                    Kind::Symlink { .. } => demand.add(0, block_bytes),
                 }
-                Kind::File { size, content } => {
-                    demand.add(size, block_bytes);
-                    duplicates.see(&content);
-                }
-                Kind::Symlink { .. } => demand.add(0, block_bytes),
             }
+            cursor.skip_leaf();
         }
     }
     Ok((demand, duplicates))
@@ -181,7 +190,7 @@ fn patched<'a>(
     part: PartLimits,
     mut frames: Frames,
 ) -> Result<Manifest<'a>, StageError> {
-    let mut objects = Objects { record, made: Vec::new(), bytes: 0, kept: 0 };
+    let mut objects = Objects::new(record);
     let mut budget = ReceiveBudget::of_manifest(&to.totals);
     let next = loop {
         let frame = frames.next();
@@ -196,7 +205,8 @@ fn patched<'a>(
             }
             Some(Ok(Frame::Directories(list))) => {
                 for bytes in list {
-                    objects.keep(Directory::hash_of(&bytes), bytes)?;
+                    let page = Page::decode(&bytes).map_err(RecordError::from)?;
+                    objects.keep(object_hash_of(&bytes), bytes, page)?;
                 }
             }
             other => break other,
@@ -209,6 +219,8 @@ fn patched<'a>(
 
 /// Directory objects to be written to the record.
 struct Objects<'a> {
+    /// The record, and objects that are not in it yet.
+    known: Overlay<&'a Record>,
     record: &'a Record,
     made: Vec<(ObjectHash, Vec<u8>)>,
     bytes: usize,
@@ -216,27 +228,32 @@ struct Objects<'a> {
     kept: usize,
 }
 
-impl Objects<'_> {
+impl<'a> Objects<'a> {
+    fn new(record: &'a Record) -> Self {
+        Self { known: Overlay::new(record), record, made: Vec::new(), bytes: 0, kept: 0 }
+    }
+
+    /// Makes the pages that a patch changes.
     fn apply(&mut self, patch: &DirectoryPatch) -> Result<(), StageError> {
-        let from = match &patch.from {
-            None => Arc::default(),
-            Some(hash) => match self.made.iter().rev().find(|(made, _)| made == hash) {
-                Some((_, bytes)) => Directory::decode_verified(bytes, *hash).map_err(RecordError::from)?,
-                None => self.record.directory(hash)?,
-            },
-        };
-        let (_, bytes) = patch.apply(&from).map_err(StageError::Frame)?;
-        self.keep(patch.to, bytes)
+        let built = patch.apply(&self.known)?;
+        patch.check(&built).map_err(StageError::Frame)?;
+        for (hash, bytes) in built.pages {
+            let page = Page::decode(&bytes).map_err(RecordError::from)?;
+            self.keep(hash, bytes, page)?;
+        }
+        Ok(())
     }
 
     /// Takes an object whose hash was verified.
-    fn keep(&mut self, hash: ObjectHash, bytes: Vec<u8>) -> Result<(), StageError> {
+    fn keep(&mut self, hash: ObjectHash, bytes: Vec<u8>, page: Page) -> Result<(), StageError> {
+        self.known.put(hash, page);
         self.bytes = self.bytes.saturating_add(bytes.len());
         self.made.push((hash, bytes));
         if self.bytes >= KEEP_BYTES {
             self.kept = self.kept.saturating_add(std::mem::take(&mut self.bytes));
             let durable = self.kept >= PERSIST_BYTES;
             self.record.put_directories(&std::mem::take(&mut self.made), durable)?;
+            self.known = Overlay::new(self.record);
             self.kept = if durable { 0 } else { self.kept };
         }
         Ok(())
@@ -248,20 +265,20 @@ impl Objects<'_> {
     }
 }
 
-/// Fetches directory objects and keeps those that arrive. Returns their hashes.
+/// Fetches directory objects and keeps those that arrive. Returns them, unless whole trees were asked for.
 fn fetch_directories(
     record: &Record,
     to: &RootEntry,
     batches: Vec<ObjectsBatch>,
     source: &mut dyn Source,
-) -> Result<Vec<Arc<Directory>>, StageError> {
+) -> Result<Vec<Page>, StageError> {
     let answers = batches.len();
     let keep_decoded = batches.iter().all(|b| !b.recursive);
     let mut frames = source.objects(to.hash(), all_of(batches)).map_err(StageError::Fetch)?;
-    let mut objects = Objects { record, made: Vec::new(), bytes: 0, kept: 0 };
+    let mut objects = Objects::new(record);
     let mut budget = ReceiveBudget::of_manifest(&to.totals);
     let (mut ended, mut total, mut came) = (0usize, 0u64, Vec::new());
-    let most = to.totals.entries;
+    let most = directory_objects_max(&to.totals);
     while ended < answers {
         let frame = frames.next().unwrap_or(Err(FetchError::Disconnected(None)));
         let frame = frame.map_err(StageError::Fetch)?;
@@ -271,18 +288,14 @@ fn fetch_directories(
                 for bytes in list {
                     // Accepts no more objects than the signed totals allow.
                     total = total.saturating_add(1);
-                    if total > most.saturating_add(1) {
+                    if total > most {
                         return Err(StageError::TooManyObjects { limit: most });
                     }
+                    let page = Page::decode(&bytes).map_err(RecordError::from)?;
                     if keep_decoded {
-                        came.push(Arc::new(
-                            Directory::decode_within(&bytes, most).map_err(RecordError::from)?,
-                        ));
-                    } else {
-                        Directory::check(&bytes, most).map_err(RecordError::from)?;
+                        came.push(page.clone());
                     }
-                    let hash = Directory::hash_of(&bytes);
-                    objects.keep(hash, bytes)?;
+                    objects.keep(object_hash_of(&bytes), bytes, page)?;
                 }
             }
             Frame::End { missing, .. } => {
@@ -319,14 +332,7 @@ fn fetch_unknown(record: &Record, to: &RootEntry, source: &mut dyn Source) -> Re
             |hashes: &[ObjectHash]| ObjectsBatch { directories: hashes.to_vec(), ..ObjectsBatch::default() };
         let batches = unknown.chunks(OBJECTS_BATCH_MAX).map(batch).collect();
         let came = fetch_directories(record, to, batches, source)?;
-        level = came
-            .iter()
-            .flat_map(|d| d.entries())
-            .filter_map(|e| match e.kind {
-                Kind::Directory { object, .. } => Some(object),
-                _ => None,
-            })
-            .collect();
+        level = came.iter().flat_map(Page::children).collect();
     }
     Ok(())
 }

@@ -7,22 +7,22 @@ use syncd_shared::{Entry, ObjectHash, RootEntry, TreePath};
 use crate::build::StageError;
 use crate::state::record::{Record, RecordError};
 
-/// Missing files and symlinks of the live tree's manifest: 8 bytes each, plus their directories.
+/// Missing files and symlinks of the live tree's manifest: 8 bytes each, plus their pages.
 #[derive(Debug, Default)]
 pub(crate) struct MissingEntries {
-    /// In the order in which they were found; a directory may occur again.
-    directories: Vec<(TreePath, ObjectHash)>,
-    /// Index of the directory, index of the entry in it.
+    /// Directories and pages of their entries, in the order in which they were found; a page may occur again.
+    pages: Vec<(TreePath, ObjectHash)>,
+    /// Index of the page, index of the entry in it.
     entries: Vec<(u32, u32)>,
 }
 
 impl MissingEntries {
-    /// Adds an entry of a directory.
-    pub fn add(&mut self, directory: &TreePath, object: &ObjectHash, entry: usize) {
-        if self.directories.last().is_none_or(|(last, _)| last != directory) {
-            self.directories.push((directory.clone(), *object));
+    /// Adds an entry of a page of a directory.
+    pub fn add(&mut self, directory: &TreePath, page: &ObjectHash, entry: usize) {
+        if self.pages.last().is_none_or(|(last, object)| (last, object) != (directory, page)) {
+            self.pages.push((directory.clone(), *page));
         }
-        self.entries.push((self.directories.len() as u32 - 1, entry as u32));
+        self.entries.push((self.pages.len() as u32 - 1, entry as u32));
     }
 
     pub fn is_empty(&self) -> bool {
@@ -39,10 +39,10 @@ impl MissingEntries {
     }
 
     fn get(&self, record: &Record, at: usize) -> Result<Option<(TreePath, Entry)>, StageError> {
-        let Some(&(directory, entry)) = self.entries.get(at) else { return Ok(None) };
-        let Some((parent, object)) = self.directories.get(directory as usize) else { return Ok(None) };
-        let directory = record.directory(object)?;
-        let Some(entry) = directory.entries().get(entry as usize) else { return Ok(None) };
+        let Some(&(page, entry)) = self.entries.get(at) else { return Ok(None) };
+        let Some((parent, object)) = self.pages.get(page as usize) else { return Ok(None) };
+        let page = record.page(object)?;
+        let Some(entry) = page.entries().get(entry as usize) else { return Ok(None) };
         let path = parent.join(&entry.name).map_err(|source| StageError::Path { source })?;
         Ok(Some((path, entry.clone())))
     }

@@ -34,15 +34,15 @@ const OPEN_DIRECTORIES: usize = 8;
 #[derive(Debug)]
 pub(crate) struct Item {
     pub path: Arc<TreePath>,
-    /// Ordinal of the directory.
-    pub directory: u32,
-    /// Index of the entry in its directory.
+    /// Ordinal of the page of its directory.
+    pub page: u32,
+    /// Index of the entry in the page.
     pub entry: u32,
     pub name: Component,
     pub content: ContentHash,
     pub size: u64,
     pub metadata: Metadata,
-    /// Another file of the tree with the same content: the ordinal of its directory and its index there.
+    /// Another file of the tree with the same content: the ordinal of its page and its index there.
     pub same_as: Option<(u32, u32)>,
     /// Inode number of the file in its place; 0: not there yet.
     pub inode: AtomicU64,
@@ -50,11 +50,11 @@ pub(crate) struct Item {
 
 impl Item {
     /// `None` if the entry is not a file.
-    pub fn new(path: &Arc<TreePath>, directory: u32, entry: u32, file: &Entry) -> Option<Self> {
+    pub fn new(path: &Arc<TreePath>, page: u32, entry: u32, file: &Entry) -> Option<Self> {
         let Kind::File { content, size } = file.kind else { return None };
         let (name, metadata) = (file.name.clone(), file.metadata);
         let (path, inode) = (path.clone(), AtomicU64::new(0));
-        Some(Self { path, directory, entry, name, content, size, metadata, same_as: None, inode })
+        Some(Self { path, page, entry, name, content, size, metadata, same_as: None, inode })
     }
 }
 
@@ -122,12 +122,12 @@ impl Window {
         self.wanted.get(&piece.file).and_then(|index| self.item(*index))
     }
 
-    /// Files asked for, grouped by directory; `entered` lists the directories by ordinal.
+    /// Files asked for, grouped by page; `entered` lists the pages by ordinal.
     pub fn files_of(&self, entered: &[(Arc<TreePath>, ObjectHash)]) -> Vec<DirectoryFiles> {
         let items = self.order.iter().filter_map(|index| self.item(*index)).collect::<Vec<_>>();
-        let by_directory = items.chunk_by(|a, b| a.directory == b.directory);
-        let files = by_directory.filter_map(|items| {
-            let (_, object) = entered.get(items.first()?.directory as usize)?;
+        let by_page = items.chunk_by(|a, b| a.page == b.page);
+        let files = by_page.filter_map(|items| {
+            let (_, object) = entered.get(items.first()?.page as usize)?;
             Some(DirectoryFiles::new(*object, items.iter().map(|item| item.entry)))
         });
         files.collect()
@@ -233,7 +233,7 @@ impl<'a> Shared<'a> {
         let mut pieces: Vec<_> = frame.pieces.iter().filter_map(|p| Some((item(p)?, p))).collect();
         // A frame groups similar contents, often of many directories. Sorting opens each directory once and
         // keeps the pieces of a file in order.
-        pieces.sort_by_key(|(item, _)| item.directory);
+        pieces.sort_by_key(|(item, _)| item.page);
         for (item, piece) in pieces {
             if item.inode.load(Ordering::Relaxed) != 0 {
                 continue;
@@ -277,11 +277,11 @@ struct Workbench {
 
 /// Directories that a worker used last, the latest at the end.
 #[derive(Default)]
-struct OpenDirectories(Vec<(u32, Dir)>);
+struct OpenDirectories(Vec<(Arc<TreePath>, Dir)>);
 
 impl OpenDirectories {
     fn at<'d>(&'d mut self, tree: &'d Dir, item: &Item) -> Result<&'d Dir, DiskError> {
-        match self.0.iter().position(|(ordinal, _)| *ordinal == item.directory) {
+        match self.0.iter().position(|(path, _)| Arc::ptr_eq(path, &item.path)) {
             Some(last) if last.saturating_add(1) == self.0.len() => {}
             Some(index) => {
                 let open = self.0.remove(index);
@@ -295,7 +295,7 @@ impl OpenDirectories {
                 if self.0.len() == OPEN_DIRECTORIES {
                     self.0.remove(0);
                 }
-                self.0.push((item.directory, dir));
+                self.0.push((item.path.clone(), dir));
             }
         }
         Ok(self.0.last().map_or(tree, |(_, dir)| dir))

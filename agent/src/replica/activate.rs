@@ -15,6 +15,7 @@ use std::path::PathBuf;
 use rustix::fs::FileType;
 use syncd_proto::v1::RetryClass;
 use syncd_shared::diff::{Change, Comparison, DiffError, PartLimits};
+use syncd_shared::directory::Cursor;
 use syncd_shared::generation::GenerationError;
 use syncd_shared::manifest_cursor::ManifestCursor;
 use syncd_shared::{Entry, RootEntry, SignedGeneration, Timestamp, TreePath};
@@ -129,8 +130,10 @@ impl SlotPaths<'_> {
         let mut manifest = ManifestCursor::new(self.record, &self.to).map_err(failed)?;
         let mut waiting = vec![directory.clone()];
         while let Some(path) = waiting.pop() {
-            let Some((_, directory)) = manifest.directory(&path).map_err(failed)? else { continue };
-            for entry in directory.entries() {
+            let mut cursor =
+                Cursor::new(self.record, manifest.object(&path).map_err(failed)?).map_err(failed)?;
+            while let Some(entry) = cursor.entry().map_err(failed)?.cloned() {
+                cursor.skip();
                 let below = |source| DiffError::Path { path: path.clone(), source };
                 let path = path.join(&entry.name).map_err(below)?;
                 if entry.is_directory() {
@@ -348,14 +351,8 @@ impl Replica {
         let mut before = ManifestCursor::new(record, root)?;
         let mut after = ManifestCursor::new(record, &staged.target.generation().root)?;
         for path in staged.changed.iter().flatten() {
-            let Some((parent, name)) = path.split_last() else { continue };
-            let (Some((_, before)), Some((_, after))) =
-                (before.directory(&parent)?, after.directory(&parent)?)
-            else {
-                continue;
-            };
-            let entry = after.get(&name).filter(|entry| !entry.is_directory());
-            if entry.is_some() && before.get(&name) == entry {
+            let entry = after.entry(path)?.filter(|entry| !entry.is_directory());
+            if entry.is_some() && before.entry(path)? == entry {
                 return Ok(true);
             }
         }

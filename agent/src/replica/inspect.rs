@@ -27,6 +27,7 @@ use std::time::Duration;
 
 use rustix::fs::FileType;
 use syncd_shared::diff::DirectorySource;
+use syncd_shared::directory::Cursor;
 use syncd_shared::{Component, Directory, Entry, Kind, ObjectHash, RootEntry, Timestamp, TreePath};
 
 use crate::build::StageError;
@@ -170,10 +171,18 @@ impl Inspection<'_> {
                 Err(e) if e.is_no_directory() || e.is_denied() => continue,
                 Err(e) => return Err(e.into()),
             };
-            let manifests = self.manifests(&path, object, live)?;
             let ctime = dir.stat_self()?.ctime;
             // Owner and mode of the root were changed, so its ctime proves nothing.
             let is_untouched = self.finished.is_some_and(|finished| ctime <= finished) && !path.is_root();
+            if !self.whole
+                && is_untouched
+                && let Some(object) = object.filter(|_| self.tree.is_certain)
+                && let Some(below) = self.below(&path, object)?
+            {
+                waiting.extend(below.into_iter().rev());
+                continue;
+            }
+            let manifests = self.manifests(&path, object, live)?;
             if self.whole || !is_untouched {
                 let place = Place { path: &path, manifests: &manifests, is_untouched };
                 match self.names(&place, dir, live, &mut keeper, found) {
@@ -190,6 +199,26 @@ impl Inspection<'_> {
             }
         }
         Ok(())
+    }
+
+    /// Subdirectories of a directory; `None`: its manifest is missing. Reads only pages that have some.
+    fn below(
+        &self,
+        path: &TreePath,
+        object: ObjectHash,
+    ) -> Result<Option<Vec<(TreePath, Option<ObjectHash>)>>, StageError> {
+        let mut cursor = match Cursor::new(self.record, Some(object)) {
+            Err(RecordError::Unknown { .. }) => return Ok(None),
+            other => other?,
+        };
+        let mut below = Vec::new();
+        while let Some(entry) = cursor.directory()? {
+            if let Kind::Directory { object, .. } = entry.kind {
+                below.push((join(path, &entry.name)?, Some(object)));
+            }
+            cursor.skip();
+        }
+        Ok(Some(below))
     }
 
     fn manifests(

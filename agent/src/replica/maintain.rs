@@ -13,7 +13,7 @@
 //!    inodes just freed, and create new files several times slower. If commits leave no pause, a share is
 //!    deleted after each update.
 
-use std::sync::atomic::AtomicBool;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use syncd_shared::{RootEntry, TreePath};
@@ -127,8 +127,9 @@ impl Replica {
             }
         }
         if self.upkeep.retired.dropped >= SWEEP_AFTER {
+            let swept = self.sweep(cancel)?;
             self.upkeep.retired.dropped = 0;
-            return Ok(Upkept::Swept(self.sweep()?));
+            return Ok(Upkept::Swept(swept));
         }
         if self.is_quiet() {
             let emptied = self.empty_some(TRASH_STEP, cancel)?;
@@ -324,8 +325,9 @@ impl Replica {
         Ok(Upkept::SpareBuilt)
     }
 
-    fn sweep(&self) -> Result<u64, StageError> {
-        Ok(self.slots.record().sweep(&self.slots.roots())?)
+    fn sweep(&self, cancel: &AtomicBool) -> Result<u64, StageError> {
+        let is_cancelled = || cancel.load(Ordering::Relaxed);
+        self.slots.record().sweep(&self.slots.roots(), &is_cancelled)?.ok_or(StageError::Cancelled)
     }
 
     fn next_due(&mut self) -> Option<Duration> {

@@ -14,13 +14,13 @@
 
 use std::fs::File;
 use std::os::unix::fs::FileExt;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use serde::{Deserialize, Serialize};
 use syncd_shared::diff::DirectorySource;
-use syncd_shared::{ContentHash, Directory, Entry, Kind, RootEntry, TreePath};
+use syncd_shared::directory::Cursor;
+use syncd_shared::{ContentHash, Entry, Kind, RootEntry, TreePath};
 
 use crate::build::StageError;
 use crate::replica::Replica;
@@ -82,38 +82,36 @@ impl std::fmt::Debug for Large {
 /// Walks the entries of a manifest in path order, directories before their contents.
 struct Walk<'a> {
     record: &'a Record,
-    levels: Vec<(TreePath, Arc<Directory>, usize)>,
+    levels: Vec<(TreePath, Cursor<&'a Record>)>,
 }
 
 impl<'a> Walk<'a> {
     /// Continues after `at`, whether or not it still exists.
     fn after(record: &'a Record, root: &RootEntry, at: &TreePath) -> Result<Self, StageError> {
-        let mut levels = vec![(TreePath::root(), record.directory(&root.object)?, 0)];
+        let mut levels = vec![(TreePath::root(), Cursor::new(record, Some(root.object))?)];
         for name in at.components() {
-            let Some((path, directory, next)) = levels.last_mut() else { break };
-            let index = directory.entries().partition_point(|entry| entry.name < name);
-            *next = index;
-            let Some(entry) = directory.entries().get(index).filter(|entry| entry.name == name) else {
-                break;
-            };
-            *next += 1;
-            let Kind::Directory { object, .. } = entry.kind else { break };
+            let Some((path, next)) = levels.last_mut() else { break };
+            next.seek(&name)?;
+            let Some(entry) = next.entry()?.filter(|entry| entry.name == name) else { break };
+            let kind = entry.kind.clone();
+            next.skip();
+            let Kind::Directory { object, .. } = kind else { break };
             let below = path.join(&name).map_err(|source| StageError::Path { source })?;
-            levels.push((below, record.directory(&object)?, 0));
+            levels.push((below, Cursor::new(record, Some(object))?));
         }
         Ok(Self { record, levels })
     }
 
     fn next(&mut self) -> Result<Option<(TreePath, Entry)>, StageError> {
-        while let Some((path, directory, next)) = self.levels.last_mut() {
-            let Some(entry) = directory.entries().get(*next).cloned() else {
+        while let Some((path, next)) = self.levels.last_mut() {
+            let Some(entry) = next.entry()?.cloned() else {
                 self.levels.pop();
                 continue;
             };
-            *next += 1;
+            next.skip();
             let path = path.join(&entry.name).map_err(|source| StageError::Path { source })?;
             if let Kind::Directory { object, .. } = entry.kind {
-                self.levels.push((path.clone(), self.record.directory(&object)?, 0));
+                self.levels.push((path.clone(), Cursor::new(self.record, Some(object))?));
             }
             return Ok(Some((path, entry)));
         }

@@ -170,7 +170,7 @@ impl Replica {
         let basis = self.slots.live().map(|live| live.number().get());
         let Ground { slot, signed, .. } = ground;
         let staged = Staged::new(job.target, Some(slot), basis, sync);
-        Ok(Staged { durable_basis, changed, touched, signed, inodes: inodes.finish(), ..staged })
+        Ok(Staged { durable_basis, changed, touched, signed, inodes: inodes.finish()?, ..staged })
     }
 
     /// The spare at `root` on which an update from an announcement will be built. Writes the copy of its

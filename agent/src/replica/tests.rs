@@ -205,6 +205,42 @@ fn an_update_patches_a_spare_and_keeps_untouched_inodes() {
     }
 }
 
+/// Directories of several pages: names come, go and change in all of them, while trees take turns.
+#[test]
+fn updates_of_wide_directories_keep_inodes_and_are_right_in_each_tree() {
+    let site = Site::new();
+    (0..700).for_each(|n| site.write(&format!("wide/page-{n:04}.html"), format!("page {n}")));
+    (0..300).for_each(|n| site.write(&format!("all/{n:03}/one"), format!("below {n}")));
+    let (mut site, mut replica) = settled_in(site);
+    let kept = |site: &Site| inode(&site.live().join("wide/page-0350.html"));
+    let before = kept(&site);
+    for round in 0..6 {
+        site.write(&format!("wide/page-{:04}-new.html", round * 97), format!("new in {round}"));
+        site.write(&format!("wide/page-{:04}.html", round * 50), format!("changed in {round}"));
+        std::fs::remove_file(site.tree().join(format!("wide/page-{:04}.html", 699 - round * 13))).unwrap();
+        site.write(&format!("all/{:03}/two", round * 40), "another");
+        site.write(&format!("all/1{round:02}-new/one"), "a directory");
+        std::fs::remove_dir_all(site.tree().join(format!("all/2{round:02}"))).unwrap();
+        site.publish(&mut replica);
+        site.assert_live_is_tree();
+        assert_eq!((kept(&site), replica.status().spare_misses), (before, 0));
+        site.settle(&mut replica);
+        for spare in site.spares(&replica) {
+            assert_eq!(snapshot_below(&spare), snapshot_below(&site.tree()));
+        }
+        assert_tidy(&site, &replica);
+    }
+    // Somebody adds a name to a tree that is no longer live, behind the agent's back.
+    let previous = site.root().join("previous").canonicalize().unwrap();
+    std::fs::write(previous.join("wide/page-0001-planted"), "x").unwrap();
+    for round in 0..4 {
+        site.write("wide/page-0000.html", format!("later {round}"));
+        site.publish(&mut replica);
+        site.settle(&mut replica);
+        site.assert_live_is_tree();
+    }
+}
+
 #[test]
 fn without_a_spare_a_farm_is_built_and_counted() {
     let mut site = Site::new();

@@ -12,6 +12,7 @@ use std::sync::{Mutex, PoisonError};
 use rustix::fs::FileType;
 use syncd_runtime::queue::{self, queue};
 use syncd_shared::diff::DirectorySource;
+use syncd_shared::directory::Cursor;
 use syncd_shared::{
     ContentHash, Entry, Kind, Metadata, ObjectHash, Progress, RootEntry, RootHash, Totals, TreePath,
 };
@@ -25,7 +26,7 @@ use crate::source::{Batches, FetchError, Frames, Source};
 use crate::state::cursor::DirCursor;
 use crate::state::disk::{Dir, DiskError, Stat};
 use crate::state::hashing::hash_file;
-use crate::state::record::{InodeChanges, RecordError};
+use crate::state::record::{InodeChanges, Leaf, RecordError};
 use crate::state::slot::Slot;
 use crate::state::trees::Trees;
 use crate::status;
@@ -165,17 +166,21 @@ impl Replica {
         let mut waiting = vec![(TreePath::root(), root.object)];
         while let Some((path, object)) = waiting.pop() {
             let dir = dirs.at(&path)?;
-            let mut list = Vec::new();
-            for entry in trees.record.directory(&object)?.entries() {
-                if let Kind::Directory { object, .. } = entry.kind {
-                    let path = path.join(&entry.name).map_err(|source| StageError::Path { source })?;
-                    waiting.push((path, object));
-                    list.push(0);
-                } else {
-                    list.push(dir.stat(entry.name.as_bytes())?.map_or(0, |s| s.inode));
+            let mut cursor = Cursor::new(&*trees.record, Some(object))?;
+            while let Some((page, leaf, _)) = cursor.leaf()? {
+                let mut list = Vec::new();
+                for entry in leaf.entries() {
+                    if let Kind::Directory { object, .. } = entry.kind {
+                        let path = path.join(&entry.name).map_err(|source| StageError::Path { source })?;
+                        waiting.push((path, object));
+                        list.push(0);
+                    } else {
+                        list.push(dir.stat(entry.name.as_bytes())?.map_or(0, |s| s.inode));
+                    }
                 }
+                inodes.put.push((Leaf { path: path.clone(), page }, list));
+                cursor.skip_leaf();
             }
-            inodes.put.push((path, list));
         }
         Ok(trees.record.set_inodes(&inodes)?)
     }

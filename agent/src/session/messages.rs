@@ -7,9 +7,7 @@ use prost::Message;
 use syncd_proto::v1;
 use syncd_proto::v1::agent_message::Message as ToOrigin;
 use syncd_proto::v1::fetch_frame::Frame as F;
-use syncd_shared::limits::{
-    HELD_GENERATIONS_MAX, LOCATION_MAX_BYTES, LOCATIONS_MAX, REASON_MAX_BYTES, directory_object_max_bytes,
-};
+use syncd_shared::limits::{HELD_GENERATIONS_MAX, LOCATION_MAX_BYTES, LOCATIONS_MAX, REASON_MAX_BYTES};
 use syncd_shared::text::one_line;
 use syncd_shared::wire::{FEATURE_DELTAS, Frame, WireError};
 use syncd_shared::{GenerationNumber, RootHash, SignedGeneration, Totals, update_file};
@@ -23,7 +21,7 @@ use crate::status::Drift;
 pub const PROTOCOL_MIN: u32 = 1;
 /// Newest version of the protocol that this agent speaks.
 pub const PROTOCOL_MAX: u32 = 1;
-/// Uncompressed bytes of directories and patches in an announced update, on top of one large directory.
+/// Uncompressed bytes of directories and patches in an announced update.
 const INLINE_DIRECTORIES_MAX_BYTES: usize = 8 * 1024 * 1024;
 /// Optional features that this agent announces.
 pub(crate) const FEATURES: &[&str] = &[FEATURE_DELTAS];
@@ -137,9 +135,8 @@ pub(super) fn inline_update(file: &Bytes, to: &RootHash, totals: &Totals) -> Res
         return Err(WireError::OtherUpdate { to: index.to() });
     }
     let frames = frames.into_iter().map(v1::FetchFrame::decode).collect::<Result<Vec<_>, _>>()?;
-    // The frames are decoded together, so the limit holds for their sum: the largest directory and patches of
-    // some small ones.
-    let limit = directory_object_max_bytes(totals).saturating_add(INLINE_DIRECTORIES_MAX_BYTES) as u64;
+    // The frames are decoded together, so the limit holds for their sum.
+    let limit = INLINE_DIRECTORIES_MAX_BYTES as u64;
     let directories = frames.iter().map(|frame| match &frame.frame {
         Some(F::Directories(objects)) => u64::from(objects.uncompressed_bytes),
         Some(F::Patches(patches)) => u64::from(patches.uncompressed_bytes),

@@ -3,11 +3,12 @@
 use std::sync::Arc;
 
 use rustix::fs::FileType;
-use syncd_shared::manifest_cursor::ManifestCursor;
+use syncd_shared::diff::DirectorySource;
+use syncd_shared::manifest_cursor::{ManifestCursor, Place};
 use syncd_shared::{Component, Directory, Entry, Kind, RootEntry, TreePath};
 
 use crate::state::disk::{Dir, DiskError, Owners, Stat};
-use crate::state::record::{Record, RecordError};
+use crate::state::record::{Leaf, Record, RecordError};
 
 /// Reason why a held tree could not be read.
 #[derive(Debug, thiserror::Error)]
@@ -95,7 +96,8 @@ pub(crate) struct LiveTree<'a> {
     dirs: DirCursor,
     manifest: ManifestCursor<'a, Record>,
     owners: Owners,
-    current: Option<(TreePath, Arc<Directory>, Vec<u64>)>,
+    /// Inode numbers of the page of the last path.
+    current: Option<(Leaf, Vec<u64>)>,
 }
 
 impl<'a> LiveTree<'a> {
@@ -106,21 +108,22 @@ impl<'a> LiveTree<'a> {
 
     /// Manifest of the directory at `path`; `None`: the live tree has no such directory.
     pub fn directory(&mut self, path: &TreePath) -> Result<Option<Arc<Directory>>, RecordError> {
-        Ok(self.manifest.directory(path)?.map(|(_, directory)| directory))
+        self.manifest.object(path)?.map(|object| self.record.directory(&object)).transpose()
     }
 
     /// Inode activated at `path`; `None`: unknown.
     pub fn inode(&mut self, path: &TreePath) -> Result<Option<u64>, RecordError> {
-        let Some((parent, name)) = path.split_last() else { return Ok(None) };
-        if self.current.as_ref().is_none_or(|(at, ..)| *at != parent) {
-            let directory =
-                self.manifest.directory(&parent)?.map(|(_, directory)| directory).unwrap_or_default();
-            let inodes = self.record.inodes(&parent)?.unwrap_or_default();
-            self.current = Some((parent, directory, inodes));
+        let (Some(parent), Some(Place { page, index, .. })) = (path.parent(), self.manifest.place(path)?)
+        else {
+            return Ok(None);
+        };
+        let leaf = Leaf { path: parent, page };
+        if self.current.as_ref().is_none_or(|(at, _)| *at != leaf) {
+            let inodes = self.record.inodes(&leaf)?.unwrap_or_default();
+            self.current = Some((leaf, inodes));
         }
-        let Some((_, directory, inodes)) = &self.current else { return Ok(None) };
-        let index = directory.entries().binary_search_by(|e| e.name.cmp(&name));
-        Ok(index.ok().and_then(|i| inodes.get(i)).copied().filter(|i| *i != 0))
+        let inodes = self.current.as_ref().map(|(_, inodes)| inodes.as_slice()).unwrap_or_default();
+        Ok(inodes.get(index).copied().filter(|inode| *inode != 0))
     }
 
     /// Links the file or symlink at `path` into `to` if it is still what was activated. Returns its inode

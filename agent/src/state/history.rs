@@ -5,10 +5,10 @@
 //! live tree. The memory is lost with the process, and cleared when the live tree is exchanged or found
 //! damaged.
 
-use std::collections::{HashSet, VecDeque};
+use std::collections::{BTreeSet, HashMap, HashSet, VecDeque};
 
 use syncd_shared::diff::{Change, Comparison, DiffError};
-use syncd_shared::{Timestamp, TreePath};
+use syncd_shared::{Component, Timestamp, TreePath};
 
 use crate::state::record::{Record, RecordError};
 
@@ -16,6 +16,8 @@ use crate::state::record::{Record, RecordError};
 const STEPS_MAX: usize = 16;
 /// Limit of the directories remembered for one activation.
 const DIRECTORIES_MAX: usize = 4_096;
+/// Limit of the names remembered for one directory.
+const NAMES_MAX: usize = 32;
 
 /// The remembered activations, oldest first.
 #[derive(Debug, Default)]
@@ -32,11 +34,14 @@ struct Step {
 /// Directories changed by activations.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub(crate) struct Touched {
-    /// Directories in which files or symlinks were added, removed or changed.
-    pub names: HashSet<TreePath>,
+    /// Directories in which names were added, removed or changed.
+    pub names: HashMap<TreePath, Names>,
     /// Directories that were added, removed, or were another kind of file before.
     pub remade: HashSet<TreePath>,
 }
+
+/// Changed names of a directory; `None`: many.
+pub(crate) type Names = Option<BTreeSet<Component>>;
 
 impl Touched {
     /// Directories changed by an update; `None`: too many, or directories were renamed whole.
@@ -55,7 +60,9 @@ impl Touched {
                 Change::Modified { from, to, .. } if from.is_directory() && to.is_directory() => return true,
                 Change::Modified { path, from, to } => (path, from.is_directory() || to.is_directory()),
             };
-            touched.names.extend(path.parent());
+            if let Some((parent, name)) = path.split_last() {
+                touched.note(parent, Some(BTreeSet::from([name])));
+            }
             if directories {
                 touched.remade.insert(path.clone());
             }
@@ -64,8 +71,14 @@ impl Touched {
         Ok(Some(touched).filter(is_within))
     }
 
+    fn note(&mut self, directory: TreePath, names: Names) {
+        let known = self.names.entry(directory).or_insert_with(|| Some(BTreeSet::new()));
+        *known = known.take().zip(names).map(|(known, names)| known.union(&names).cloned().collect());
+        known.take_if(|names| names.len() > NAMES_MAX);
+    }
+
     fn add(&mut self, other: &Self) {
-        self.names.extend(other.names.iter().cloned());
+        other.names.iter().for_each(|(path, names)| self.note(path.clone(), names.clone()));
         self.remade.extend(other.remade.iter().cloned());
     }
 }
@@ -117,7 +130,8 @@ mod tests {
     }
 
     fn touched(names: &[&str]) -> Touched {
-        Touched { names: names.iter().map(|name| path(name)).collect(), ..Touched::default() }
+        let name = || Some(BTreeSet::from([Component::new(b"n").unwrap()]));
+        Touched { names: names.iter().map(|path_| (path(path_), name())).collect(), ..Touched::default() }
     }
 
     fn at(seconds: u64) -> Option<Timestamp> {
@@ -134,6 +148,20 @@ mod tests {
         assert_eq!(steps.between(2, 6), Some(expected));
         assert_eq!(steps.between(6, 6), Some(Touched::default()));
         assert_eq!((steps.finished(5), steps.finished(1)), (at(5), None));
+    }
+
+    #[test]
+    fn names_of_a_directory_add_up_until_they_are_many() {
+        let mut all = Touched::default();
+        for number in 0..=NAMES_MAX {
+            let name = Component::new(number.to_string().as_bytes()).unwrap();
+            let one = HashMap::from([(path("a"), Some(BTreeSet::from([name])))]);
+            assert_eq!(all.names.get(&path("a")).map_or(0, |names| names.as_ref().unwrap().len()), number);
+            all.add(&Touched { names: one, ..Touched::default() });
+        }
+        assert_eq!(all.names.get(&path("a")), Some(&None));
+        all.add(&touched(&["a"]));
+        assert_eq!(all.names.get(&path("a")), Some(&None));
     }
 
     #[test]

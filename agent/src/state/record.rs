@@ -8,7 +8,7 @@
 //! | slots | K of `slots/K` | its state ([`crate::state::slot::Slot::row`]) |
 //! | served | K of `slots/K` | canonical bytes of the roots that the slot served since the on-activate hook last succeeded for it, including that root; none: unknown |
 //! | directories | object hash | canonical bytes of a directory object |
-//! | inodes | path of a directory of the live tree | inode numbers in entry order, little endian; 0: a directory |
+//! | inodes | path of a directory of the live tree, `//`, hash of a page of its entries | inode numbers in entry order, little endian; 0: a directory |
 //! | notes | `drift`, `verification`, `owner` | JSON of local changes, of the progress of background verification, of user and group |
 //!
 //! Only [`crate::replica`] and its parts open the record. A crash leaves the state of the last durable
@@ -39,11 +39,11 @@ use syncd_shared::{ObjectHash, RootEntry, SignedGeneration};
 
 use crate::state::slot::{RowError, Slot, decode_generation, encode_generation};
 
-use self::directories::{DIRECTORIES, DirectoryCache};
-pub(crate) use self::inodes::InodeChanges;
+use self::directories::{DIRECTORIES, PageCache};
 #[cfg(feature = "fuzzing")]
 pub(crate) use self::inodes::decode_inodes;
 use self::inodes::{INODES, apply_inodes};
+pub(crate) use self::inodes::{InodeChanges, Leaf};
 use self::notes::NOTES;
 
 const META: TableDefinition<'_, &str, u64> = TableDefinition::new("meta");
@@ -52,9 +52,7 @@ const SLOTS: TableDefinition<'_, u64, &[u8]> = TableDefinition::new("slots");
 const SERVED: TableDefinition<'_, u64, &[u8]> = TableDefinition::new("served");
 
 /// Version of these tables.
-const FORMAT: u64 = 2;
-/// Version written by builds that renamed their trees.
-const OLDER_FORMAT: u64 = 1;
+const FORMAT: u64 = 3;
 /// Limit of memory for the database's pages, in bytes.
 const CACHE_BYTES: usize = 8 * 1024 * 1024;
 
@@ -166,7 +164,7 @@ pub(crate) struct Change<'a> {
 /// The open record.
 pub(crate) struct Record {
     database: Database,
-    cache: Mutex<DirectoryCache>,
+    cache: Mutex<PageCache>,
 }
 
 impl std::fmt::Debug for Record {
@@ -250,7 +248,7 @@ impl Record {
         match format {
             None => commit(write),
             Some(FORMAT) => Ok(()),
-            Some(OLDER_FORMAT) => Err(RecordError::OlderBuild),
+            Some(..FORMAT) => Err(RecordError::OlderBuild),
             Some(actual) => Err(RecordError::Format { actual }),
         }
     }
@@ -427,18 +425,21 @@ mod tests {
     fn a_renamed_directory_takes_its_inodes_along() {
         let temp = tempfile::tempdir().unwrap();
         let (record, _) = Record::open(&temp.path().join("r")).unwrap();
+        let leaf = |p: &str| Leaf { path: path(p), page: ObjectHash::from_bytes([b'/'; 32]) };
         let put =
-            ["a", "a/b", "a/b/c", "a.x", "z"].iter().zip(1..).map(|(p, i)| (path(p), vec![i])).collect();
+            ["a", "a/b", "a/b/c", "a.x", "z"].iter().zip(1..).map(|(p, i)| (leaf(p), vec![i])).collect();
         record.set_inodes(&InodeChanges { put, ..Default::default() }).unwrap();
         let moved = vec![(path("a/b"), path("q")), (path("z"), path("a/b"))];
         record.set_inodes(&InodeChanges { moved, ..Default::default() }).unwrap();
-        let read = |p| record.inodes(&path(p)).unwrap();
+        let read = |p| record.inodes(&leaf(p)).unwrap();
         assert_eq!(read("q"), Some(vec![2]));
         assert_eq!(read("q/c"), Some(vec![3]));
         assert_eq!(read("a/b"), Some(vec![5]));
         assert_eq!(read("a/b/c"), None);
         assert_eq!(read("a.x"), Some(vec![4]));
         assert_eq!(read("z"), None);
+        record.set_inodes(&InodeChanges { removed: vec![path("a")], ..Default::default() }).unwrap();
+        assert_eq!((read("a"), read("a/b"), read("a.x")), (None, Some(vec![5]), Some(vec![4])));
     }
 
     #[test]

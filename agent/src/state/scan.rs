@@ -1,11 +1,12 @@
 //! Builds the manifest of a tree on disk after its record was lost.
 
+use syncd_shared::directory::Page;
 use syncd_shared::{Component, Directory, Entry, Kind, Metadata, ObjectHash, RootEntry, Totals, TreePath};
 
 use crate::state::cursor::DirCursor;
 use crate::state::disk::{Dir, DiskError, Stat};
 use crate::state::hashing::hash_file;
-use crate::state::record::{InodeChanges, Record, RecordError};
+use crate::state::record::{InodeChanges, Leaf, Record, RecordError};
 
 /// Finds the root that the tree `dir` has exactly. If it has one of them, puts its manifest and inodes into
 /// the record, durably. Reads the whole tree, once.
@@ -24,7 +25,7 @@ pub(crate) fn prove(record: &Record, dir: Dir, roots: &[RootEntry]) -> Result<Op
 #[derive(Default)]
 struct Scan {
     objects: Vec<(ObjectHash, Vec<u8>)>,
-    inodes: Vec<(TreePath, Vec<u64>)>,
+    inodes: Vec<(Leaf, Vec<u64>)>,
 }
 
 /// Reason why a tree on disk has no manifest.
@@ -103,11 +104,17 @@ impl Scan {
         let (entries, inodes): (Vec<_>, Vec<_>) = found.into_iter().unzip();
         let directory = Directory::new(entries).map_err(|_| ScanError::Kind)?;
         let totals = directory.totals().ok_or(ScanError::Kind)?;
-        let bytes = directory.encode();
-        let hash = Directory::hash_of(&bytes);
-        self.objects.push((hash, bytes));
-        self.inodes.push((path, inodes));
-        Ok((hash, totals))
+        let built = directory.build();
+        let mut inodes = inodes.as_slice();
+        for (page, bytes) in built.pages {
+            let names = Page::decode(&bytes).map_or(0, |page| page.entries().len());
+            if let Some((own, rest)) = inodes.split_at_checked(names).filter(|_| names > 0) {
+                self.inodes.push((Leaf { path: path.clone(), page }, own.to_vec()));
+                inodes = rest;
+            }
+            self.objects.push((page, bytes));
+        }
+        Ok((built.root, totals))
     }
 
     fn keep(self, record: &Record) -> Result<(), RecordError> {

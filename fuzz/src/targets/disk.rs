@@ -41,7 +41,7 @@ pub(super) fn any_index_entry(u: &mut Unstructured<'_>) -> Result<Vec<u8>> {
             let signed = values::signed(u)?;
             [signed.signature().as_slice(), signed.record()].concat()
         }
-        _ => packed_object(&values::directory(u)?.encode()),
+        _ => packed_object(&values::page(u)?),
     };
     mutate(u, [&[table], &value[..]].concat())
 }

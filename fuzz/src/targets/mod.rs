@@ -16,6 +16,7 @@ pub const TARGETS: &[Target] = &[
     Target { name: "token", decode: names::token, generate: names::any_token },
     Target { name: "path", decode: names::path, generate: names::any_path },
     Target { name: "directory", decode: trees::directory, generate: trees::any_directory },
+    Target { name: "edits", decode: trees::edits, generate: trees::any_edits },
     Target { name: "generation", decode: trees::generation, generate: trees::any_generation },
     Target { name: "fetch_frame", decode: wire::fetch_frame, generate: wire::any_fetch_frame },
     Target { name: "stored_frame", decode: wire::stored_frame, generate: wire::any_stored_frame },

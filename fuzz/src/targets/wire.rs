@@ -6,13 +6,15 @@ use prost::Message;
 use syncd_proto::v1;
 use syncd_proto::v1::fetch_frame::Frame as F;
 use syncd_shared::Kind;
+use syncd_shared::diff::DirectorySource as _;
+use syncd_shared::directory::Page;
 use syncd_shared::limits::{FRAME_MAX_BYTES, FRAME_PIECES_MAX, OBJECTS_BATCH_MAX};
 use syncd_shared::stored_frame::FrameBuffer;
 use syncd_shared::wire::{DirectoryPatch, Frame, ObjectsBatch, WireError};
-use syncd_shared::{Directory, ObjectHash, RootHash, update_file};
+use syncd_shared::{ObjectHash, RootEntry, RootHash, update_file};
 
 use crate::mutation::{mutate, number};
-use crate::values::{self, bytes, compressed, sampled};
+use crate::values::{self, Pages, bytes, compressed, sampled};
 
 fn received(frame: F) -> std::result::Result<Frame, WireError> {
     Frame::from_message(v1::FetchFrame { item: 0, frame: Some(frame) })
@@ -28,7 +30,7 @@ pub(super) fn fetch_frame(input: &[u8]) {
         Ok(Frame::Patches(patches)) => patches.iter().for_each(apply),
         Ok(Frame::Directories(objects)) => {
             for object in &objects {
-                let _ = Directory::decode(object);
+                let _ = Page::decode(object);
             }
         }
         Ok(Frame::Delta(delta)) => super::delta::check(&delta),
@@ -60,7 +62,7 @@ pub(super) fn any_fetch_frame(u: &mut Unstructured<'_>) -> Result<Vec<u8>> {
     let frame = match u.int_in_range(0..=5u8)? {
         0 => {
             let mut objects = Vec::new();
-            for object in [values::directory(u)?.encode(), values::directory(u)?.encode()] {
+            for object in [values::page(u)?, values::page(u)?] {
                 objects.extend((object.len() as u32).to_le_bytes());
                 objects.extend(object);
             }
@@ -175,24 +177,33 @@ pub(super) fn patches(input: &[u8]) {
 
 /// A patch with a result other than promised must be rejected; any other result must be canonical.
 fn apply(patch: &DirectoryPatch) {
-    let empty = Directory::default();
-    let Err(WireError::PatchResult { actual, .. }) = patch.apply(&empty) else { return };
-    let honest = DirectoryPatch { to: actual, ..patch.clone() };
-    let (directory, bytes) = honest.apply(&empty).expect("it yields what it promises");
-    assert_eq!(Directory::decode(&bytes).expect("canonical"), directory);
+    let mut pages = Pages::default();
+    let on_nothing = DirectoryPatch { from: None, ..patch.clone() };
+    // Sums that are too large make pages that do not decode.
+    let Ok(built) = on_nothing.apply(&pages) else { return };
+    let Some(root) = pages.keep(&built) else { return };
+    let honest = DirectoryPatch { to: root, ..on_nothing };
+    honest.check(&built).expect("it yields what it promises");
+    let other = DirectoryPatch { to: ObjectHash::from_bytes([0; 32]), ..honest };
+    assert!(matches!(other.check(&built), Err(WireError::PatchResult { .. })));
+    let directory = pages.directory(&root).expect("canonical");
+    assert_eq!(directory.hash(), root);
     let removing = DirectoryPatch {
         removed: directory.entries().iter().map(|entry| entry.name.clone()).collect(),
         entries: Vec::new(),
-        to: empty.hash(),
-        from: Some(actual),
+        to: RootEntry::empty().object,
+        from: Some(root),
     };
-    assert_eq!(removing.apply(&directory).expect("removes all").0, empty);
+    let built = removing.apply(&pages).expect("reads");
+    removing.check(&built).expect("removes all");
 }
 
 fn patch(u: &mut Unstructured<'_>) -> Result<DirectoryPatch> {
     let (from, to) = (values::directory(u)?, values::directory(u)?);
     let promised = if u.ratio(1, 8)? { ObjectHash::from_bytes(u.arbitrary()?) } else { to.hash() };
-    Ok(DirectoryPatch::between(Some((from.hash(), &from)), (promised, &to)))
+    let removed = from.entries().iter().map(|entry| &entry.name);
+    let removed = removed.filter(|name| to.get(name).is_none()).cloned().collect();
+    Ok(DirectoryPatch { from: Some(from.hash()), to: promised, removed, entries: to.entries().to_vec() })
 }
 
 fn patch_list(u: &mut Unstructured<'_>) -> Result<v1::DirectoryPatchList> {

@@ -7,11 +7,12 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use syncd_shared::diff::{Change, Comparison, DiffError, DirectorySource, PartLimits};
+use syncd_shared::directory::{DecodeDirectoryError, Page};
 use syncd_shared::generation::GenerationError;
 use syncd_shared::identity::{JoinToken, SignedTrust};
 use syncd_shared::text::counted;
 use syncd_shared::tree_path::TreePathError;
-use syncd_shared::{Directory, GenerationNumber, Kind, ObjectHash, RootEntry, SignedGeneration, TreePath};
+use syncd_shared::{GenerationNumber, Kind, ObjectHash, RootEntry, SignedGeneration, TreePath};
 use time::OffsetDateTime;
 
 use crate::admin::key_requests;
@@ -62,6 +63,9 @@ pub enum AnswerError {
     /// A directory object of a generation is missing.
     #[error("directory object {object} is missing: run `syncd-origin check`")]
     MissingObject { object: ObjectHash },
+    /// The pages of a directory do not fit together.
+    #[error("the pages of a directory do not fit together: run `syncd-origin check`")]
+    Pages(#[from] DecodeDirectoryError),
 }
 
 /// Errors of opening DATA.
@@ -102,11 +106,11 @@ impl DirectorySource for DataDirectory {
     type Error = AnswerError;
 
     /// The empty directory exists without being stored, because the first generation is compared with it.
-    fn directory(&self, hash: &ObjectHash) -> Result<Arc<Directory>, AnswerError> {
+    fn page(&self, hash: &ObjectHash) -> Result<Arc<Page>, AnswerError> {
         if *hash == RootEntry::empty().object {
             return Ok(Arc::default());
         }
-        self.store.directory(hash)?.ok_or(AnswerError::MissingObject { object: *hash })
+        self.store.page(hash)?.ok_or(AnswerError::MissingObject { object: *hash })
     }
 }
 
@@ -371,10 +375,10 @@ struct WithUnsaved<'a> {
 impl DirectorySource for WithUnsaved<'_> {
     type Error = AnswerError;
 
-    fn directory(&self, hash: &ObjectHash) -> Result<Arc<Directory>, AnswerError> {
-        match self.unsaved.directory(hash)? {
-            Some(directory) => Ok(directory),
-            None => self.data.directory(hash),
+    fn page(&self, hash: &ObjectHash) -> Result<Arc<Page>, AnswerError> {
+        match self.unsaved.page(hash)? {
+            Some(page) => Ok(page),
+            None => self.data.page(hash),
         }
     }
 }
@@ -545,6 +549,8 @@ fn same_content(a: &Kind, b: &Kind) -> bool {
 
 #[cfg(test)]
 mod tests {
+    use syncd_shared::Directory;
+
     use super::*;
     use syncd_shared::{Component, ContentHash, Entry, Generation, Metadata, Timestamp};
 

@@ -5,12 +5,9 @@
 //! records keep the times of the content tree, which reveal its changes, and a later scan keeps the base's
 //! time for unchanged content. A file therefore keeps its second until its content changes again.
 
-use std::sync::Arc;
-
 use syncd_shared::diff::DirectorySource as _;
-use syncd_shared::{
-    ContentHash, Directory, Entry, Kind, ObjectHash, RootEntry, SignedGeneration, Timestamp, TreePath,
-};
+use syncd_shared::directory::{Edits, Pairs, edit};
+use syncd_shared::{ContentHash, Entry, Kind, ObjectHash, RootEntry, SignedGeneration, Timestamp, TreePath};
 
 use super::changed_times::SomeFiles;
 use super::file_changes::object;
@@ -108,28 +105,22 @@ impl Giving<'_> {
         if published == Some(tree) || (published.is_none() && self.taken.is_empty()) {
             return Ok(tree);
         }
-        let before = published.map(|object| self.published(path, &object)).unwrap_or_default();
-        let now = self.writer.directory(&tree)?;
-        let now = now.ok_or_else(|| ScanError::BaseMissing { path: path.clone() })?;
-        let mut changed = Vec::new();
-        for entry in now.entries() {
-            let was = before.get(&entry.name);
-            if was != Some(entry)
-                && let Some(retimed) = self.entry(path, was, entry)?
+        let objects = TreeObjects::Writer(self.writer);
+        let failed = |source| CommitError::from(ScanError::Objects { path: path.clone(), source });
+        let mut pairs = Pairs::new(objects, self.readable(path, published), Some(tree)).map_err(failed)?;
+        let mut changed = Edits::new();
+        while let Some((was, now)) = pairs.next().map_err(failed)? {
+            if let Some(now) = now
+                && let Some(retimed) = self.entry(path, was.as_ref(), &now)?
             {
-                changed.push(retimed);
+                changed.insert(now.name, Some(retimed));
             }
         }
         if changed.is_empty() {
             return Ok(tree);
         }
-        let mut changed = changed.into_iter().peekable();
-        let mut now_or_changed =
-            |entry: &Entry| changed.next_if(|c| c.name == entry.name).unwrap_or_else(|| entry.clone());
-        let entries = now.entries().iter().map(&mut now_or_changed).collect();
-        let directory = Directory::new(entries)
-            .map_err(|source| ScanError::Duplicate { directory: path.clone(), source })?;
-        Ok(self.writer.put_directory(&directory)?)
+        let built = edit(&objects, Some(tree), &changed).map_err(failed)?;
+        Ok(self.writer.put_pages(&built)?)
     }
 
     /// The new form of an entry that differs from the current generation's; `None` if it is unchanged.
@@ -164,11 +155,16 @@ impl Giving<'_> {
     }
 
     /// A directory of the current generation. A missing one counts as empty, without seconds to avoid.
-    fn published(&self, path: &TreePath, object: &ObjectHash) -> Arc<Directory> {
-        TreeObjects::Writer(self.writer).directory(object).unwrap_or_else(|error| {
-            tracing::warn!("read directory {path} of the current generation: {}", crate::error_chain(&error));
-            Arc::default()
-        })
+    fn readable(&self, path: &TreePath, published: Option<ObjectHash>) -> Option<ObjectHash> {
+        let object = published?;
+        match TreeObjects::Writer(self.writer).page(&object) {
+            Ok(_) => Some(object),
+            Err(error) => {
+                let error = crate::error_chain(&error);
+                tracing::warn!("read directory {path} of the current generation: {error}");
+                None
+            }
+        }
     }
 }
 

@@ -1,10 +1,9 @@
 //! The files that differ between two trees, path by path. A directory that was renamed whole counts as all of
 //! its files, removed and added.
 
-use std::sync::Arc;
-
-use syncd_shared::diff::{DiffError, DirectorySource};
-use syncd_shared::{Directory, Entry, Kind, ObjectHash, RootEntry, TreePath};
+use syncd_shared::diff::DiffError;
+use syncd_shared::directory::Pairs;
+use syncd_shared::{Entry, Kind, ObjectHash, RootEntry, TreePath};
 
 use crate::tree_objects::{TreeObjectError, TreeObjects};
 
@@ -61,12 +60,10 @@ impl Walk<'_> {
         if !is_reached {
             return Ok(());
         }
-        let (before, after) = (self.load(path, from)?, self.load(path, to)?);
-        for old in before.entries() {
-            self.entry(path, Some(old), after.get(&old.name))?;
-        }
-        for new in after.entries().iter().filter(|new| before.get(&new.name).is_none()) {
-            self.entry(path, None, Some(new))?;
+        let failed = |source| DiffError::Source { path: path.clone(), source };
+        let mut pairs = Pairs::new(self.objects, from, to).map_err(failed)?;
+        while let Some((old, new)) = pairs.next().map_err(failed)? {
+            self.entry(path, old.as_ref(), new.as_ref())?;
         }
         Ok(())
     }
@@ -86,16 +83,6 @@ impl Walk<'_> {
             (self.show)(&FileChange { path: &path, from: old, to: new });
         }
         self.directory(&path, from.and_then(object), to.and_then(object))
-    }
-
-    fn load(
-        &self,
-        path: &TreePath,
-        object: Option<ObjectHash>,
-    ) -> Result<Arc<Directory>, DiffError<TreeObjectError>> {
-        let Some(object) = object else { return Ok(Arc::default()) };
-        let loaded = self.objects.directory(&object);
-        loaded.map_err(|source| DiffError::Source { path: path.clone(), source })
     }
 }
 

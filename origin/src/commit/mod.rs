@@ -185,6 +185,7 @@ impl Committer {
         let (view_sender, view) =
             watch::channel(OriginView { state: State::Scanning, reason: None, current, hold });
         let committer = CommitterTask {
+            requests: requests.downgrade(),
             sealer: Some(sealer),
             schedule,
             view: view_sender,
@@ -255,15 +256,15 @@ enum Job {
     Request(Request),
     /// Handle a generation of this origin that an agent holds and the store does not have.
     Observed(Box<SignedGeneration>),
-    /// Apply retention and collect garbage.
-    Collect,
+    /// Apply retention and collect garbage, until a request waits.
+    Collect(mpsc::WeakSender<Request>),
 }
 
 impl Job {
     /// Whether the job scans changes, so that its success clears errors about the tree.
     fn scans(&self) -> bool {
         let request = matches!(self, Self::Request(Request::Rollback { .. } | Request::TakeTrust { .. }));
-        !request && !matches!(self, Self::Collect)
+        !request && !matches!(self, Self::Collect(_))
     }
 
     /// Runs the job. Blocks.
@@ -272,7 +273,7 @@ impl Job {
             Self::Scan(busy) => (sealer.withhold(&busy).and_then(|()| sealer.scan()), None),
             Self::Publish(busy) => (sealer.withhold(&busy).and_then(|()| sealer.publish()), None),
             Self::Observed(generation) => (sealer.observe(*generation), None),
-            Self::Collect => (sealer.collect_garbage(), None),
+            Self::Collect(requests) => (sealer.collect_garbage(&|| is_used(&requests)), None),
             Self::Request(Request::Commit { options, reply }) => (sealer.commit(options), Some(reply)),
             Self::Request(Request::Rollback { number, reply }) => (sealer.rollback(number), Some(reply)),
             Self::Request(Request::TakeTrust { document, reply }) => {
@@ -298,7 +299,14 @@ struct Done {
     started: Instant,
 }
 
+/// Whether something waits in a queue.
+fn is_used<T>(queue: &mpsc::WeakSender<T>) -> bool {
+    queue.upgrade().is_some_and(|queue| queue.capacity() < queue.max_capacity())
+}
+
 struct CommitterTask {
+    /// The queue of requests.
+    requests: mpsc::WeakSender<Request>,
     /// `None` while a job runs.
     sealer: Option<Sealer>,
     schedule: Schedule,
@@ -368,7 +376,7 @@ impl CommitterTask {
                             self.source().reread();
                             running = Some(self.spawn(Job::Scan(self.busy(now))));
                         }
-                        Some(Due::Collect) => running = Some(self.spawn(Job::Collect)),
+                        Some(Due::Collect) => running = Some(self.spawn(Job::Collect(self.requests.clone()))),
                         // The trouble may be over although nothing is published before the file is closed.
                         None if open_until.is_some() && self.trouble.is_some() => {
                             running = Some(self.spawn(Job::Scan(self.busy(now))));
@@ -462,6 +470,9 @@ impl CommitterTask {
         self.scanning = false;
         self.waits = done.sealer.waits_for_operator();
         self.hold = done.sealer.hold();
+        if done.sealer.takes_owed_collection() {
+            self.schedule.owes_collection(now);
+        }
         match &done.result {
             // A look that keeps nothing and mends nothing.
             Ok(Outcome::Found(Preview { refused: Some(reason), .. })) => {

@@ -13,6 +13,8 @@ const RACY: Duration = crate::scan::RACY_DELAY;
 const RETRY: Duration = Duration::from_secs(10);
 /// Interval between garbage collections.
 const COLLECT: Duration = Duration::from_secs(600);
+/// Delay after which a garbage collection that gave way goes on.
+const COLLECT_ON: Duration = Duration::from_secs(10);
 /// Delay of the first garbage collection after a start.
 const COLLECT_FIRST: Duration = Duration::from_secs(300);
 /// Interval in settle mode at which files with several names are checked, because a write through another
@@ -184,6 +186,11 @@ impl Schedule {
         }
     }
 
+    /// Records that a collection gave way.
+    pub(super) fn owes_collection(&mut self, now: Instant) {
+        self.collect_at = self.collect_at.min(now + COLLECT_ON);
+    }
+
     /// Records the failure of a job, whose work remains pending.
     pub(super) fn failed(&mut self, now: Instant) {
         let slot = if self.publishes() { &mut self.publish_at } else { &mut self.scan_at };
@@ -239,6 +246,16 @@ mod tests {
         assert_eq!(schedule.due(start + RECONCILE, None), Some(Due::Reconcile));
         assert_eq!(schedule.due(start + RECONCILE, None), Some(Due::Collect));
         assert_eq!(schedule.due(start + RECONCILE, None), None);
+    }
+
+    #[test]
+    fn a_collection_that_gave_way_goes_on_soon() {
+        let start = Instant::now();
+        let mut schedule = Schedule::new(SETTLE, start);
+        schedule.owes_collection(start);
+        assert_eq!(schedule.due(start, None), None);
+        assert_eq!(schedule.due(start + COLLECT_ON, None), Some(Due::Collect));
+        assert_eq!(schedule.due(start + 2 * COLLECT_ON, None), None);
     }
 
     #[test]

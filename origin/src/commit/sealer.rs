@@ -3,7 +3,9 @@
 mod signing;
 
 use std::collections::BTreeSet;
+use std::pin::Pin;
 use std::sync::Arc;
+use std::task::{Context, Waker};
 
 use syncd_shared::diff::DiffError;
 use syncd_shared::generation::check_label;
@@ -65,6 +67,13 @@ pub struct Sealer {
     times: ChangedTimes,
     /// Remarks for the operator whose request is carried out.
     remarks: Vec<String>,
+    /// The last collection of garbage gave way.
+    owes_collection: bool,
+}
+
+/// Whether a future is ready now.
+fn is_ready(mut future: Pin<Box<dyn Future<Output = ()> + Send + '_>>) -> bool {
+    future.as_mut().poll(&mut Context::from_waker(Waker::noop())).is_ready()
 }
 
 impl Sealer {
@@ -87,6 +96,7 @@ impl Sealer {
             retimed: SomeFiles::default(),
             times: ChangedTimes::default(),
             remarks: Vec::new(),
+            owes_collection: false,
         })
     }
 
@@ -285,8 +295,8 @@ impl Sealer {
     }
 
     /// Retires old generations and rewrites packs with little live data. Does nothing while the whole store
-    /// is being read.
-    pub fn collect_garbage(&mut self) -> Result<Outcome, CommitError> {
+    /// is being read. Ends early when a request waits or the tree changes.
+    pub fn collect_garbage(&mut self, has_requests: &dyn Fn() -> bool) -> Result<Outcome, CommitError> {
         let gate = self.parts.gate.clone();
         let Some(_open) = gate.pass() else { return Ok(Outcome::Scanned) };
         let now = now_ms();
@@ -297,12 +307,19 @@ impl Sealer {
             &keep,
             tree.as_ref(),
             now,
+            &|| has_requests() || is_ready(self.parts.source.changed()),
         )?;
+        self.owes_collection = report.gave_way;
         if !report.damaged_packs.is_empty() {
             tracing::error!(packs = ?report.damaged_packs, "the store is damaged: run `syncd-origin check`");
         }
         tracing::debug!(?report, "collected garbage");
         Ok(Outcome::Scanned)
+    }
+
+    /// Whether the last collection gave way. Forgets it.
+    pub fn takes_owed_collection(&mut self) -> bool {
+        std::mem::take(&mut self.owes_collection)
     }
 
     /// Looks at changes of the tree and draws the conclusion.

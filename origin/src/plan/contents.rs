@@ -4,8 +4,8 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use syncd_shared::diff::DirectorySource;
-use syncd_shared::directory::DecodeDirectoryError;
-use syncd_shared::{ContentHash, Directory, ObjectHash, RootEntry, RootHash, TreePath};
+use syncd_shared::directory::{DecodeDirectoryError, Page};
+use syncd_shared::{ContentHash, ObjectHash, RootEntry, RootHash, TreePath};
 
 /// Reading failed. A missing object is not an error.
 #[derive(Debug, thiserror::Error)]
@@ -61,9 +61,10 @@ pub trait Chunks {
 pub trait Contents: Chunks + Send + Sync + 'static {
     /// The root entry with this hash, if a retained generation has it.
     fn root(&self, hash: &RootHash) -> Result<Option<RootEntry>, ReadError>;
-    fn directory(&self, hash: &ObjectHash) -> Result<Option<Arc<Directory>>, ReadError>;
+    /// A directory object.
+    fn page(&self, hash: &ObjectHash) -> Result<Option<Arc<Page>>, ReadError>;
     /// Canonical bytes of a directory object.
-    fn directory_bytes(&self, hash: &ObjectHash) -> Result<Option<Bytes>, ReadError>;
+    fn page_bytes(&self, hash: &ObjectHash) -> Result<Option<Bytes>, ReadError>;
     /// Number of generations retired so far. Content that only they had may no longer be requested.
     fn retired(&self) -> u64 {
         0
@@ -92,6 +93,9 @@ pub enum DirectoryError {
     /// The bytes match their hash but do not decode.
     #[error("directory object {object} is damaged; run: syncd-origin check")]
     Damaged { object: ObjectHash, source: Box<DecodeDirectoryError> },
+    /// The pages of a directory do not fit together.
+    #[error("the pages of a directory do not fit together; run: syncd-origin check")]
+    Pages(#[from] DecodeDirectoryError),
     /// The store failed.
     #[error(transparent)]
     Read(#[from] ReadError),
@@ -103,7 +107,7 @@ pub(super) struct Directories<'a>(pub &'a dyn Contents);
 impl DirectorySource for Directories<'_> {
     type Error = DirectoryError;
 
-    fn directory(&self, hash: &ObjectHash) -> Result<Arc<Directory>, DirectoryError> {
-        self.0.directory(hash)?.ok_or(DirectoryError::Missing { object: *hash })
+    fn page(&self, hash: &ObjectHash) -> Result<Arc<Page>, DirectoryError> {
+        self.0.page(hash)?.ok_or(DirectoryError::Missing { object: *hash })
     }
 }

@@ -18,9 +18,9 @@ pub(super) fn path_in(
     let mut is_there = false;
     for name in path.components() {
         let Some(above) = object.take() else { return Ok(None) };
-        match source.directory(&above)?.get(&name).map(|entry| &entry.kind) {
-            Some(Kind::Directory { object: below, .. }) => object = Some(*below),
-            Some(Kind::File { content: found, .. }) => is_there = found == content,
+        match source.entry(&above, &name)?.map(|entry| entry.kind) {
+            Some(Kind::Directory { object: below, .. }) => object = Some(below),
+            Some(Kind::File { content: found, .. }) => is_there = found == *content,
             Some(Kind::Symlink { .. }) | None => return Ok(None),
         }
     }

@@ -6,8 +6,8 @@ use std::sync::{Arc, Mutex};
 use bytes::Bytes;
 use syncd_proto::v1;
 use syncd_shared::delta::{Basis, DeltaFrame, Replacement};
-use syncd_shared::diff::{Change, Comparison, PartLimits};
-use syncd_shared::directory::{Entry, Kind, Metadata, Timestamp};
+use syncd_shared::diff::{Change, Comparison, DirectorySource, PartLimits};
+use syncd_shared::directory::{DecodeDirectoryError, Entry, Kind, Metadata, Page, Timestamp, object_hash_of};
 use syncd_shared::stored_frame::{FrameBuffer, StoredFrame};
 use syncd_shared::wire::Frame as WireFrame;
 use syncd_shared::{
@@ -21,7 +21,7 @@ pub(crate) const CHUNK: usize = 64 * 1024;
 #[derive(Default)]
 struct Tables {
     roots: HashMap<RootHash, RootEntry>,
-    directories: HashMap<ObjectHash, (Arc<Directory>, Bytes)>,
+    directories: HashMap<ObjectHash, (Arc<Page>, Bytes)>,
     files: HashMap<ContentHash, Vec<Chunk>>,
     places: HashMap<ContentHash, Place>,
     frames: Vec<Frame>,
@@ -168,10 +168,12 @@ impl Tables {
             kind,
         };
         let directory = Directory::new(kinds.into_iter().map(entry).collect()).unwrap();
-        let (bytes, totals) = (Bytes::from(directory.encode()), directory.totals().unwrap());
-        let object = Directory::hash_of(&bytes);
-        self.directories.insert(object, (Arc::new(directory), bytes));
-        (object, totals)
+        let built = directory.build();
+        for (object, bytes) in built.pages {
+            let page = Page::decode_verified(&bytes, object).unwrap();
+            self.directories.insert(object, (page, bytes.into()));
+        }
+        (built.root, built.totals)
     }
 }
 
@@ -190,13 +192,13 @@ impl Contents for MemoryStore {
         Ok(self.tables.lock().unwrap().roots.get(hash).copied())
     }
 
-    fn directory(&self, hash: &ObjectHash) -> Result<Option<Arc<Directory>>, ReadError> {
+    fn page(&self, hash: &ObjectHash) -> Result<Option<Arc<Page>>, ReadError> {
         let mut tables = self.tables.lock().unwrap();
         tables.directories_read += 1;
-        Ok(tables.directories.get(hash).map(|(directory, _)| directory.clone()))
+        Ok(tables.directories.get(hash).map(|(page, _)| page.clone()))
     }
 
-    fn directory_bytes(&self, hash: &ObjectHash) -> Result<Option<Bytes>, ReadError> {
+    fn page_bytes(&self, hash: &ObjectHash) -> Result<Option<Bytes>, ReadError> {
         let mut tables = self.tables.lock().unwrap();
         tables.directory_bytes_read += 1;
         Ok(tables.directories.get(hash).map(|(_, bytes)| bytes.clone()))
@@ -216,7 +218,7 @@ impl Contents for MemoryStore {
 /// The state of an agent after it processed frames.
 #[derive(Default)]
 pub(crate) struct MemoryReplica {
-    pub(crate) directories: HashMap<ObjectHash, Directory>,
+    pub(crate) pages: HashMap<ObjectHash, Arc<Page>>,
     pub(crate) files: HashMap<ContentHash, Vec<u8>>,
     tagged: HashMap<ContentTag, BTreeMap<u64, Vec<u8>>>,
     pub(crate) deltas: Vec<DeltaFrame>,
@@ -230,16 +232,28 @@ pub(crate) struct MemoryReplica {
     pub(crate) parts_ended: u64,
 }
 
+impl DirectorySource for MemoryReplica {
+    type Error = DecodeDirectoryError;
+
+    fn page(&self, hash: &ObjectHash) -> Result<Arc<Page>, DecodeDirectoryError> {
+        Ok(self.pages[hash].clone())
+    }
+}
+
 impl MemoryReplica {
     pub(crate) fn take(&mut self, frame: v1::FetchFrame) {
         match WireFrame::from_message(frame).unwrap() {
             WireFrame::Directories(objects) => objects.iter().for_each(|bytes| {
-                self.directories.insert(Directory::hash_of(bytes), Directory::decode(bytes).unwrap());
+                let object = object_hash_of(bytes);
+                self.pages.insert(object, Page::decode_verified(bytes, object).unwrap());
             }),
             WireFrame::Patches(patches) => {
                 for patch in patches {
-                    let basis = patch.from.map_or_else(Directory::default, |f| self.directories[&f].clone());
-                    self.directories.insert(patch.to, patch.apply(&basis).unwrap().0);
+                    let built = patch.apply(&*self).unwrap();
+                    patch.check(&built).unwrap();
+                    for (object, bytes) in built.pages {
+                        self.pages.insert(object, Page::decode_verified(&bytes, object).unwrap());
+                    }
                 }
             }
             WireFrame::Stored(frame) => {
@@ -312,7 +326,7 @@ impl MemoryReplica {
     }
 
     fn collect(&self, object: &ObjectHash, prefix: &str, out: &mut Tree) {
-        for entry in self.directories[object].entries() {
+        for entry in self.directory(object).unwrap().entries() {
             let path = format!("{prefix}{}", String::from_utf8_lossy(entry.name.as_bytes()));
             match &entry.kind {
                 Kind::Directory { object, .. } => self.collect(object, &format!("{path}/"), out),

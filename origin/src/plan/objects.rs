@@ -8,7 +8,7 @@ use std::sync::Arc;
 use bytes::Bytes;
 use syncd_proto::v1;
 use syncd_proto::v1::fetch_frame::Frame as Message;
-use syncd_shared::directory::{Directory, Kind};
+use syncd_shared::directory::{Kind, Page};
 use syncd_shared::limits::{DIRECTORY_FRAME_BYTES, OBJECTS_BATCH_MAX};
 use syncd_shared::wire::{DirectoryFiles, ObjectsBatch, directories_message};
 use syncd_shared::{ContentHash, ObjectHash, RootHash};
@@ -216,7 +216,7 @@ impl ObjectsAnswer {
             if self.sent.contains(&hash) {
                 continue;
             }
-            let Some(bytes) = self.contents.directory_bytes(&hash)? else {
+            let Some(bytes) = self.contents.page_bytes(&hash)? else {
                 self.sent.insert(hash);
                 self.missing.push(*hash.as_bytes());
                 continue;
@@ -228,8 +228,8 @@ impl ObjectsAnswer {
             self.sent.insert(hash);
             if self.recursive {
                 let damaged = |source| DirectoryError::Damaged { object: hash, source: Box::new(source) };
-                let directory = Directory::decode(&bytes).map_err(damaged)?;
-                self.directories.extend(children(&directory).rev());
+                let page = Page::decode(&bytes).map_err(damaged)?;
+                self.directories.extend(page.children().rev());
             }
             batch_bytes += bytes.len() + 4;
             batch.push(bytes);
@@ -261,13 +261,13 @@ impl ObjectsAnswer {
 
     /// Looks up files requested by directory. Their number is known and limited by then.
     fn look_up(&mut self, of: &DirectoryFiles) -> Result<(), PlanError> {
-        let Some(directory) = self.contents.directory(&of.directory)? else {
+        let Some(page) = self.contents.page(&of.directory)? else {
             // The directory stands for its files.
             self.missing.push(*of.directory.as_bytes());
             self.files_of.clear();
             return Ok(());
         };
-        for entry in of.of(directory.entries()) {
+        for entry in of.of(page.entries()) {
             if let Kind::File { content, size: 1.. } = entry.kind
                 && self.seen.insert(content)
             {
@@ -279,13 +279,6 @@ impl ObjectsAnswer {
         }
         Ok(())
     }
-}
-
-fn children(directory: &Directory) -> impl DoubleEndedIterator<Item = ObjectHash> {
-    directory.entries().iter().filter_map(|entry| match entry.kind {
-        Kind::Directory { object, .. } => Some(object),
-        _ => None,
-    })
 }
 
 impl Iterator for ObjectsAnswer {

@@ -109,14 +109,11 @@ impl Sets {
                 continue;
             }
             self.directories.insert(short(hash.as_bytes()));
-            let directory = contents.directory(&hash)?.ok_or(DirectoryError::Missing { object: hash })?;
-            for entry in directory.entries() {
-                match entry.kind {
-                    Kind::Directory { object, .. } => stack.push(object),
-                    Kind::File { content, size: 1.. } if with_contents => {
-                        self.contents.insert(short(content.as_bytes()));
-                    }
-                    Kind::File { .. } | Kind::Symlink { .. } => {}
+            let page = contents.page(&hash)?.ok_or(DirectoryError::Missing { object: hash })?;
+            stack.extend(page.children());
+            for entry in page.entries().iter().filter(|_| with_contents) {
+                if let Kind::File { content, size: 1.. } = entry.kind {
+                    self.contents.insert(short(content.as_bytes()));
                 }
             }
         }
@@ -135,7 +132,8 @@ mod tests {
     use std::time::Duration;
 
     use bytes::Bytes;
-    use syncd_shared::{Directory, RootEntry, RootHash};
+    use syncd_shared::directory::Page;
+    use syncd_shared::{RootEntry, RootHash};
 
     use super::super::contents::{Chunk, Chunks, Frame, FrameId, Place, ReadError};
     use super::super::fixture::{MemoryStore, tree};
@@ -164,17 +162,17 @@ mod tests {
             self.store.root(hash)
         }
 
-        fn directory(&self, hash: &ObjectHash) -> Result<Option<Arc<Directory>>, ReadError> {
+        fn page(&self, hash: &ObjectHash) -> Result<Option<Arc<Page>>, ReadError> {
             if *hash == self.slow {
                 self.reading.send(()).unwrap();
                 let go = self.go.lock().unwrap().recv_timeout(Duration::from_secs(20));
                 go.expect("a request for a known tree waited for the walk");
             }
-            self.store.directory(hash)
+            self.store.page(hash)
         }
 
-        fn directory_bytes(&self, hash: &ObjectHash) -> Result<Option<Bytes>, ReadError> {
-            self.store.directory_bytes(hash)
+        fn page_bytes(&self, hash: &ObjectHash) -> Result<Option<Bytes>, ReadError> {
+            self.store.page_bytes(hash)
         }
 
         fn look_up(

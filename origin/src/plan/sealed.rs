@@ -3,7 +3,8 @@
 use std::sync::Arc;
 
 use bytes::Bytes;
-use syncd_shared::{ContentHash, Directory, ObjectHash, RootEntry, RootHash, TreePath};
+use syncd_shared::directory::Page;
+use syncd_shared::{ContentHash, ObjectHash, RootEntry, RootHash, TreePath};
 
 use super::contents::{Chunk, Chunks, Contents, Frame, FrameId, Place, ReadError};
 use crate::store::{ChunkTables, Location, PackId, Store, StoreError};
@@ -48,12 +49,12 @@ impl Contents for Store {
         Store::root(self, hash).map_err(failed)
     }
 
-    fn directory(&self, hash: &ObjectHash) -> Result<Option<Arc<Directory>>, ReadError> {
-        Store::directory(self, hash).map_err(failed)
+    fn page(&self, hash: &ObjectHash) -> Result<Option<Arc<Page>>, ReadError> {
+        Store::page(self, hash).map_err(failed)
     }
 
-    fn directory_bytes(&self, hash: &ObjectHash) -> Result<Option<Bytes>, ReadError> {
-        Store::directory_bytes(self, hash).map(|found| found.map(Bytes::from)).map_err(failed)
+    fn page_bytes(&self, hash: &ObjectHash) -> Result<Option<Bytes>, ReadError> {
+        Store::page_bytes(self, hash).map(|found| found.map(Bytes::from)).map_err(failed)
     }
 
     fn retired(&self) -> u64 {

@@ -4,7 +4,7 @@ use std::time::Duration;
 use syncd_proto::v1;
 use syncd_shared::diff::Comparison;
 use syncd_shared::wire::DirectoryFiles;
-use syncd_shared::{ContentHash, ContentTag, Directory, ObjectHash, RootEntry, RootHash};
+use syncd_shared::{ContentHash, ContentTag, ObjectHash, RootEntry, RootHash};
 use tempfile::TempDir;
 
 use super::contents::Directories;
@@ -21,7 +21,7 @@ fn replica(planner: &Planner, root: &RootEntry) -> MemoryReplica {
     let mut replica = MemoryReplica::default();
     let batch = ObjectsBatch { directories: vec![root.object], recursive: true, ..ObjectsBatch::default() };
     planner.objects(0, root.hash(), batch).for_each(|frame| replica.take(frame.unwrap()));
-    let files = replica.directories.values().flat_map(|d| d.entries()).filter_map(|e| match e.kind {
+    let files = replica.pages.values().flat_map(|d| d.entries()).filter_map(|e| match e.kind {
         syncd_shared::Kind::File { content, size } if size > 0 => Some(content),
         _ => None,
     });
@@ -282,25 +282,25 @@ async fn directories_of_a_whole_tree_are_read_once_for_all_who_join() {
         replica
     };
     let first = ask(&root, vec![root.object], true);
-    let below = first.directories.len();
+    let below = first.pages.len();
     assert!(below > 1);
     // Missing trees, and trees never requested whole, are not invented.
-    assert_eq!(ask(&root, vec![root.object], false).directories.len(), 1);
-    let gone = Directory::hash_of(b"nowhere");
+    assert_eq!(ask(&root, vec![root.object], false).pages.len(), 1);
+    let gone = ObjectHash::from_bytes([7; 32]);
     assert_eq!(ask(&root, vec![gone], true).missing, [*gone.as_bytes()]);
     let read = store.directory_bytes_read();
     let second = ask(&root, vec![root.object], true);
-    assert_eq!((second.directories.len(), store.directory_bytes_read()), (below, read));
+    assert_eq!((second.pages.len(), store.directory_bytes_read()), (below, read));
     // Another tree takes its place.
     let other = store.put(&tree(&[("only/one", b"file")]));
-    assert_eq!(ask(&other, vec![other.object], true).directories.len(), 2);
-    assert_eq!(ask(&root, vec![root.object], true).directories.len(), below);
+    assert_eq!(ask(&other, vec![other.object], true).pages.len(), 2);
+    assert_eq!(ask(&root, vec![root.object], true).pages.len(), below);
     assert!(store.directory_bytes_read() >= read + below);
     // So does an update to another one, but none to the same.
     for (from, to, kept) in [(&other, &root, true), (&root, &other, false)] {
         planner.update(from.hash(), to.hash()).await.unwrap();
         let read = store.directory_bytes_read();
-        assert_eq!(ask(&root, vec![root.object], true).directories.len(), below);
+        assert_eq!(ask(&root, vec![root.object], true).pages.len(), below);
         assert_eq!(store.directory_bytes_read() == read, kept);
     }
 }
@@ -367,7 +367,7 @@ async fn files_are_asked_for_by_their_directories() {
     assert_eq!(ask((0..12).collect(), None), (10, vec![]));
     assert_eq!(ask(vec![0], None), (0, vec![]));
     assert_eq!(ask(vec![2, 4, 5, 40], None), (2, vec![]));
-    let gone = Directory::hash_of(b"nowhere");
+    let gone = ObjectHash::from_bytes([7; 32]);
     assert_eq!(ask(vec![1], Some(gone)), (0, vec![*gone.as_bytes()]));
 }
 
@@ -377,7 +377,7 @@ async fn what_is_not_there_is_named() {
     let root = store.put(&site());
     let (planner, _data) = planner(&store, PlanBudget::default());
     let (gone, there) = (ContentHash::of(b"nowhere"), ContentHash::of(&site()["big.bin"]));
-    let no_directory = Directory::hash_of(b"nowhere");
+    let no_directory = ObjectHash::from_bytes([7; 32]);
     let batch = ObjectsBatch {
         directories: vec![no_directory, root.object],
         files: vec![gone, there],
@@ -387,7 +387,7 @@ async fn what_is_not_there_is_named() {
     planner.objects(7, root.hash(), batch).for_each(|frame| replica.take(frame.unwrap()));
     replica.assemble();
     assert_eq!(replica.missing, [*no_directory.as_bytes(), *gone.as_bytes()]);
-    assert_eq!((replica.directories.len(), replica.files.len()), (1, 1));
+    assert_eq!((replica.pages.len(), replica.files.len()), (1, 1));
 
     let unknown = RootHash::from_bytes([9; 32]);
     let refused = planner.update(unknown, root.hash()).await;
@@ -417,7 +417,7 @@ async fn only_what_a_retained_generation_has_can_be_asked_for_by_hash() {
         planner.objects(0, under.hash(), batch).for_each(|frame| answered.take(frame.unwrap()));
         answered.assemble();
         assert_eq!(answered.ended, 1);
-        (answered.directories.len() + answered.files.len(), answered.missing)
+        (answered.pages.len() + answered.files.len(), answered.missing)
     };
     let file = ObjectsBatch { files: vec![secret_file], ..ObjectsBatch::default() };
     let directory =
@@ -539,6 +539,7 @@ async fn a_tiny_chunk_of_many_files_stays_within_the_limits_of_a_frame() {
 #[tokio::test]
 async fn a_sealed_generation_is_planned_from_the_real_store() {
     use crate::store;
+    use syncd_shared::Directory;
     use syncd_shared::directory::{Entry, Kind, Metadata, Timestamp};
 
     let data = TempDir::new().unwrap();

@@ -20,8 +20,8 @@ use super::error::PlanError;
 use super::stored::{end, part_end};
 use super::tally::Tally;
 
-/// Approximate bytes of an entry in a patch, without its name.
-const ENTRY_BYTES: usize = 96;
+/// Approximate bytes of a patch without its names.
+const PATCH_BYTES: usize = 96;
 
 /// Encodes the update between two roots and passes each message to `sink`, numbered from 0.
 pub(super) fn encode(
@@ -72,10 +72,7 @@ fn encode_directories(
 ) -> Result<(), PlanError> {
     let mut batch = Vec::new();
     let mut batch_bytes = 0;
-    for (from, to) in differing {
-        let basis = from.map(|hash| source.directory(&hash)).transpose()?;
-        let target = source.directory(&to)?;
-        let patch = DirectoryPatch::between(from.zip(basis.as_deref()), (to, &target));
+    let mut add = |patch: DirectoryPatch| {
         let bytes = patch_bytes(&patch);
         if batch_bytes + bytes > DIRECTORY_FRAME_BYTES && !batch.is_empty() {
             emit(Message::Patches(patches_message(&batch)))?;
@@ -84,6 +81,10 @@ fn encode_directories(
         }
         batch_bytes += bytes;
         batch.push(patch);
+        Ok::<_, PlanError>(())
+    };
+    for (from, to) in differing {
+        DirectoryPatch::between(source, from, to, &mut add)?;
     }
     if !batch.is_empty() {
         emit(Message::Patches(patches_message(&batch)))?;
@@ -92,13 +93,9 @@ fn encode_directories(
 }
 
 fn patch_bytes(patch: &DirectoryPatch) -> usize {
-    let entry = |e: &Entry| match &e.kind {
-        Kind::Symlink { target } => ENTRY_BYTES + e.name.as_bytes().len() + target.len(),
-        _ => ENTRY_BYTES + e.name.as_bytes().len(),
-    };
-    ENTRY_BYTES
+    PATCH_BYTES
         + patch.removed.iter().map(|name| name.as_bytes().len() + 4).sum::<usize>()
-        + patch.entries.iter().map(entry).sum::<usize>()
+        + patch.entries.iter().map(Entry::encoded_bytes).sum::<usize>()
 }
 
 /// Directory objects that the agent is missing, with the object that each is made from, parents before

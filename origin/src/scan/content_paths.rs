@@ -1,44 +1,24 @@
 //! Contents gained and lost by a directory, for the store's index of paths.
 
-use std::cmp::Ordering;
-
-use syncd_shared::{ContentHash, Directory, Entry, Kind, TreePath};
+use syncd_shared::directory::Pair;
+use syncd_shared::{ContentHash, Entry, Kind, TreePath};
 
 use super::error::ScanError;
 use super::task::join;
 use crate::store::Writer;
 
-/// Reports the differences between the previous and current state of a directory to the writer.
-pub(super) fn tell(
-    writer: &Writer,
-    path: &TreePath,
-    before: Option<&Directory>,
-    after: &Directory,
-) -> Result<(), ScanError> {
-    let mut before = before.map_or(&[][..], Directory::entries).iter().peekable();
-    for entry in after.entries() {
-        while let Some(gone) = before.next_if(|b| b.name.cmp(&entry.name) == Ordering::Less) {
-            lose(writer, path, gone)?;
-        }
-        let was = before.next_if(|b| b.name == entry.name);
-        if was.and_then(content) == content(entry) {
-            continue;
-        }
-        if let Some(was) = was {
-            lose(writer, path, was)?;
-        }
-        if let Some((content, size)) = content(entry) {
-            writer.put_path(&content, size, &join(path, &entry.name)?)?;
-        }
+/// Reports a name that differs between the previous and current state of a directory to the writer.
+pub(super) fn tell(writer: &Writer, path: &TreePath, (before, after): &Pair) -> Result<(), ScanError> {
+    let (old, new) = (before.as_ref().and_then(content), after.as_ref().and_then(content));
+    let Some(entry) = before.as_ref().or(after.as_ref()).filter(|_| old != new) else { return Ok(()) };
+    let path = join(path, &entry.name)?;
+    if let Some((content, size)) = old {
+        writer.lose_path(&content, size, &path)?;
     }
-    before.try_for_each(|gone| lose(writer, path, gone))
-}
-
-fn lose(writer: &Writer, path: &TreePath, entry: &Entry) -> Result<(), ScanError> {
-    match content(entry) {
-        Some((content, size)) => Ok(writer.lose_path(&content, size, &join(path, &entry.name)?)?),
-        None => Ok(()),
+    if let Some((content, size)) = new {
+        writer.put_path(&content, size, &path)?;
     }
+    Ok(())
 }
 
 fn content(entry: &Entry) -> Option<(ContentHash, u64)> {

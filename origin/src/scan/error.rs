@@ -143,6 +143,13 @@ pub enum ScanError {
         #[source]
         source: DuplicateName,
     },
+    /// A directory object cannot be read.
+    #[error("read the directory objects of {path}")]
+    Objects {
+        path: TreePath,
+        #[source]
+        source: TreeObjectError,
+    },
     /// A directory object of the base is missing in the store.
     #[error("the store has lost the directory object of {path}; run: syncd-origin check")]
     BaseMissing { path: TreePath },

@@ -3,11 +3,14 @@
 use syncd_shared::{Component, ContentHash, Timestamp, TreePath};
 
 use super::file_stat::Fingerprint;
-use super::stat_record::{Own, ReadFile, StatRecord};
+use super::stat_record::{Own, ReadFile, StatRecord, decode_files, encode_files};
 use super::symlink_target::leaves_tree;
 
 /// The record of a directory.
 pub fn stat_record(bytes: &[u8]) {
+    if let Some(files) = decode_files(bytes) {
+        assert_eq!(decode_files(&encode_files(&files)), Some(files));
+    }
     let own = Own::of_record(bytes);
     let Some(record) = StatRecord::decode(bytes) else { return };
     assert_eq!(own, Some(record.own));

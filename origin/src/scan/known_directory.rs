@@ -20,8 +20,8 @@ pub(super) struct KnownDirectory {
     pub parent: Option<(u64, Component)>,
     pub own: FileStat,
     pub previous: Option<Previous>,
+    /// All of it, or only its files of the planned names.
     pub record: Option<StatRecord>,
-    pub record_before: Option<Vec<u8>>,
     /// The directory's former path and record, if it was renamed.
     pub moved: Option<(TreePath, StatRecord)>,
 }

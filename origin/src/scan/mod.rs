@@ -31,6 +31,7 @@ mod pool;
 mod private_names;
 mod scope;
 mod stat_record;
+mod stat_rows;
 mod symlink_target;
 mod task;
 mod walk;

@@ -1,14 +1,16 @@
 //! The stat record: the state of a directory's files when their content was last read.
 //!
-//! The store has one record per directory, under its path. A file with the recorded fingerprint has the
-//! recorded content, unless it is marked racy. Canonical bytes, version 1, integers little endian:
+//! The store has one record per directory, under its path, whose files may continue in further rows
+//! ([`super::stat_rows`]). A file with the recorded fingerprint has the recorded content, unless it is marked
+//! racy. Canonical bytes, version 2, integers little endian:
 //!
 //! ```text
-//! u8 version = 1
+//! u8 version = 2
 //! directory itself: u64 device, u64 inode, 12 mtime, 12 ctime    (a time: i64 seconds, u32 nanoseconds)
 //! u8 1 and a fingerprint if it has a .syncdignore, otherwise u8 0
 //! per file, sorted by name: u8 name length, name, fingerprint, 32 content hash, u8 racy
 //! fingerprint: u64 size, 12 mtime, 12 ctime, u64 inode
+//! further rows: u8 version, files
 //! ```
 //!
 //! Invalid bytes and other versions count as a missing record: the files are read again.
@@ -17,7 +19,7 @@ use syncd_shared::{Component, ContentHash, Timestamp};
 
 use super::file_stat::{FileStat, Fingerprint};
 
-const VERSION: u8 = 1;
+const VERSION: u8 = 2;
 
 /// Identity and times of a directory.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -59,7 +61,7 @@ pub(super) struct ReadFile {
     pub racy: bool,
 }
 
-/// The record of one directory.
+/// The record of one directory, or a part of it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct StatRecord {
     pub own: Own,
@@ -79,8 +81,14 @@ impl StatRecord {
         Some(&self.files[at])
     }
 
+    #[cfg(any(test, feature = "fuzzing"))]
     pub(super) fn encode(&self) -> Vec<u8> {
-        let mut out = Vec::with_capacity(96 + self.files.len() * 96);
+        self.encode_with(&self.files)
+    }
+
+    /// Encodes the record with these files only.
+    pub(super) fn encode_with(&self, files: &[ReadFile]) -> Vec<u8> {
+        let mut out = Vec::with_capacity(96 + files.len() * 96);
         out.push(VERSION);
         out.extend_from_slice(&self.own.device.to_le_bytes());
         out.extend_from_slice(&self.own.inode.to_le_bytes());
@@ -90,14 +98,7 @@ impl StatRecord {
         if let Some(fingerprint) = &self.ignore_file {
             put_fingerprint(fingerprint, &mut out);
         }
-        for file in &self.files {
-            let name = file.name.as_bytes();
-            out.push(name.len() as u8);
-            out.extend_from_slice(name);
-            put_fingerprint(&file.fingerprint, &mut out);
-            out.extend_from_slice(file.content.as_bytes());
-            out.push(u8::from(file.racy));
-        }
+        put_files(files, &mut out);
         out
     }
 
@@ -114,22 +115,50 @@ impl StatRecord {
             [1] => Some(take_fingerprint(rest)?),
             _ => return None,
         };
-        let mut files: Vec<ReadFile> = Vec::new();
-        while !rest.is_empty() {
-            let [length] = take(rest)?;
-            let (name, after) = rest.split_at_checked(usize::from(length))?;
-            *rest = after;
-            let name = Component::new(name).ok()?;
-            let fingerprint = take_fingerprint(rest)?;
-            let content = ContentHash::from_bytes(take(rest)?);
-            let racy = take::<1>(rest)? != [0];
-            if files.last().is_some_and(|last| last.name >= name) {
-                return None;
-            }
-            files.push(ReadFile { name, fingerprint, content, racy });
-        }
-        Some(Self { own, ignore_file, files })
+        Some(Self { own, ignore_file, files: take_files(rest)? })
     }
+}
+
+/// A row of files without a directory.
+pub(super) fn encode_files(files: &[ReadFile]) -> Vec<u8> {
+    let mut out = vec![VERSION];
+    put_files(files, &mut out);
+    out
+}
+
+/// `None` for invalid bytes and other versions.
+pub(super) fn decode_files(bytes: &[u8]) -> Option<Vec<ReadFile>> {
+    let (version, mut files) = bytes.split_first()?;
+    if *version == VERSION { take_files(&mut files) } else { None }
+}
+
+fn put_files(files: &[ReadFile], out: &mut Vec<u8>) {
+    for file in files {
+        let name = file.name.as_bytes();
+        out.push(name.len() as u8);
+        out.extend_from_slice(name);
+        put_fingerprint(&file.fingerprint, out);
+        out.extend_from_slice(file.content.as_bytes());
+        out.push(u8::from(file.racy));
+    }
+}
+
+fn take_files(rest: &mut &[u8]) -> Option<Vec<ReadFile>> {
+    let mut files: Vec<ReadFile> = Vec::new();
+    while !rest.is_empty() {
+        let [length] = take(rest)?;
+        let (name, after) = rest.split_at_checked(usize::from(length))?;
+        *rest = after;
+        let name = Component::new(name).ok()?;
+        let fingerprint = take_fingerprint(rest)?;
+        let content = ContentHash::from_bytes(take(rest)?);
+        let racy = take::<1>(rest)? != [0];
+        if files.last().is_some_and(|last| last.name >= name) {
+            return None;
+        }
+        files.push(ReadFile { name, fingerprint, content, racy });
+    }
+    Some(files)
 }
 
 fn put_time(time: Timestamp, out: &mut Vec<u8>) {
@@ -207,7 +236,7 @@ mod tests {
             assert!(StatRecord::decode(&bytes[..end]).is_none_or(|record| record.files.len() < whole));
         }
         let mut other = bytes;
-        other[0] = 2;
+        other[0] = 1;
         assert_eq!(StatRecord::decode(&other), None);
     }
 

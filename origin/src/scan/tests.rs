@@ -11,6 +11,7 @@ use syncd_shared::ed25519::SigningKey;
 use syncd_shared::{Component, Directory, Entry, Generation, GenerationNumber, Kind, TreeId};
 
 use crate::store::Store;
+use syncd_shared::diff::DirectorySource as _;
 
 mod content_paths;
 mod names;
@@ -120,11 +121,11 @@ impl Site {
 
     fn directory(&self, path: &str) -> Arc<Directory> {
         let root = self.root.expect("a scan was sealed").object;
-        let mut directory = self.store.directory(&root).unwrap().unwrap();
+        let mut directory = TreeObjects::Store(&self.store).directory(&root).unwrap();
         for name in path.split('/').filter(|n| !n.is_empty()) {
             let entry = directory.get(&Component::new(name.as_bytes()).unwrap()).expect(name).clone();
             let Kind::Directory { object, .. } = entry.kind else { panic!("{name} is no directory") };
-            directory = self.store.directory(&object).unwrap().unwrap();
+            directory = TreeObjects::Store(&self.store).directory(&object).unwrap();
         }
         directory
     }
@@ -147,7 +148,7 @@ impl Site {
     }
 
     fn compare(&self, object: syncd_shared::ObjectHash, path: &Path, totals: &mut (u64, u64, u64)) {
-        let directory = self.store.directory(&object).unwrap().expect("an object of every directory");
+        let directory = TreeObjects::Store(&self.store).directory(&object).unwrap();
         let mut names: Vec<_> = fs::read_dir(path).unwrap().map(|e| e.unwrap().file_name()).collect();
         names.sort();
         let published: Vec<_> = directory.entries().iter().map(|e| e.name.as_os_str().to_owned()).collect();

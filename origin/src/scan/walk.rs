@@ -5,12 +5,14 @@
 //! subdirectories are finished. Only directories on the current path, and those that wait for a read, are in
 //! memory.
 
-use std::collections::{BTreeSet, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::path::Path;
 
 use rustix::fs::FileType;
+use syncd_shared::diff::DirectorySource as _;
+use syncd_shared::directory::{Edits, Pair, edit};
 use syncd_shared::limits::SYMLINK_TARGET_MAX_BYTES;
-use syncd_shared::{Component, Directory, Entry, Kind, Metadata, ObjectHash, RootEntry, TreePath};
+use syncd_shared::{Component, Directory, Entry, Kind, Metadata, ObjectHash, RootEntry, Totals, TreePath};
 use tokio_util::sync::CancellationToken;
 
 use super::content::{Content, ContentReader};
@@ -20,16 +22,20 @@ use super::known_directory::KnownDirectory;
 use super::links::Links;
 use super::listing::{Listed, LookedUp, OpenDirectory};
 use super::notices::{Loss, Notices};
-use super::pending::{Pending, Previous, really_differs, same_but_time};
+use super::pending::{
+    FoundEntries, Names, NewRecord, Pending, Previous, pairs, really_differs, same_but_time,
+};
 use super::pool::{Done, Job, Pool};
 use super::private_names::looks_private;
 use super::scope::{Plan, Scope};
 use super::stat_record::{Own, ReadFile, StatRecord};
+use super::stat_rows;
 use super::symlink_target::leaves_tree;
 use super::task::{Known, Place, Task, join};
 use super::{MtimePolicy, Progress, ScanOptions, SymlinkPolicy, Withheld, content_paths};
 use crate::ignore_rules::{IgnoreRules, is_own};
 use crate::store::Writer;
+use crate::tree_objects::{TreeObjectError, TreeObjects};
 use crate::watch::{Hints, Watch};
 
 /// Inputs of a pass.
@@ -130,19 +136,18 @@ where
             self.watch(&path);
         }
         let Some(open) = OpenDirectory::open(self.pass.root, &path)? else { return Ok(false) };
-        let previous =
-            previous.map(|(object, metadata)| self.previous(&path, object, metadata)).transpose()?;
-        let record_before = self.pass.writer.stat(path.as_bytes())?;
-        let record = record_before.as_deref().and_then(StatRecord::decode);
         let own = open.stat()?;
-        let moved = self.moved_record(record.as_ref(), &own, source)?;
-        let seen = KnownDirectory { path, parent, own, previous, record, record_before, moved };
         if !task.list
             && let Some(plan) = task.plan
-            && seen.is_known(plan)
+            && let Some((object, metadata)) = previous
         {
-            let ignore_file = open.ignore_file()?;
-            if seen.has_rules(ignore_file.as_ref().map(|file| file.stat))
+            let previous = Some(self.planned(&path, object, metadata, plan)?);
+            let record = stat_rows::of_names(self.pass.writer, &path, plan.names.iter())?;
+            let (path, parent) = (path.clone(), parent.clone());
+            let seen = KnownDirectory { path, parent, own: own.clone(), previous, record, moved: None };
+            let ignore_file = if seen.is_known(plan) { open.ignore_file()? } else { None };
+            if seen.is_known(plan)
+                && seen.has_rules(ignore_file.as_ref().map(|file| file.stat))
                 && let Some(names) = open.look_up_all(&plan.names)?
                 && seen.is_told_by(&names)
             {
@@ -153,8 +158,13 @@ where
                 return self.pass_through(seen, names, task, &rules).map(|()| true);
             }
         }
-        self.watch(&seen.path);
-        self.list(seen, open, task, rules).map(|()| true)
+        self.watch(&path);
+        let previous =
+            previous.map(|(object, metadata)| self.previous(&path, object, metadata)).transpose()?;
+        let (record, rows) = stat_rows::whole(self.pass.writer, &path)?;
+        let moved = self.moved_record(record.as_ref(), &own, source)?;
+        let seen = KnownDirectory { path, parent, own, previous, record, moved };
+        self.list(seen, rows, open, task, rules).map(|()| true)
     }
 
     /// The record of a renamed directory under its former path. Renaming it changed none of its files.
@@ -171,8 +181,7 @@ where
         let source = source.or_else(|| self.pass.moved.get(&(own.device, own.inode)).cloned());
         let Some(source) = source else { return Ok(None) };
         // Not from the writer: this pass may already have removed or replaced the record.
-        let bytes = self.pass.writer.store().stat(source.as_bytes())?;
-        let record = bytes.as_deref().and_then(StatRecord::decode);
+        let record = stat_rows::stored(self.pass.writer.store(), &source)?;
         Ok(record.filter(|record| record.own.is_same(&own)).map(|record| (source, record)))
     }
 
@@ -182,9 +191,29 @@ where
         object: ObjectHash,
         metadata: Metadata,
     ) -> Result<Previous, ScanError> {
-        let directory = self.pass.writer.directory(&object)?;
-        let directory = directory.ok_or_else(|| ScanError::BaseMissing { path: path.clone() })?;
-        Ok(Previous { object, metadata, directory })
+        let objects = TreeObjects::Writer(self.pass.writer);
+        let directory = objects.directory(&object).map_err(failed(path))?;
+        let totals = objects.page(&object).map_err(failed(path))?.totals();
+        Ok(Previous { object, metadata, totals, names: Names::All(directory) })
+    }
+
+    /// The same with the entries of the planned names only.
+    fn planned(
+        &self,
+        path: &TreePath,
+        object: ObjectHash,
+        metadata: Metadata,
+        plan: &Plan,
+    ) -> Result<Previous, ScanError> {
+        let objects = TreeObjects::Writer(self.pass.writer);
+        let totals = objects.page(&object).map_err(failed(path))?.totals();
+        let mut names = BTreeMap::new();
+        for name in plan.names.iter().chain(plan.below.keys()) {
+            if let Some(entry) = objects.entry(&object, name).map_err(failed(path))? {
+                names.insert(name.clone(), entry);
+            }
+        }
+        Ok(Previous { object, metadata, totals, names: Names::Planned(names) })
     }
 
     fn watch(&self, path: &TreePath) {
@@ -202,25 +231,25 @@ where
         rules: &IgnoreRules,
     ) -> Result<(), ScanError> {
         let (path, previous) = (seen.path.clone(), seen.previous.clone());
-        let is_named = |name: &Component| task.plan.is_some_and(|plan| plan.names.contains(name));
         let before = seen.record.take();
         // The record is unchanged if no name is looked up.
-        let record = before.as_ref().filter(|_| !names.is_empty()).map(|before| StatRecord {
-            own: Own::of(&seen.own),
-            ignore_file: before.ignore_file,
-            files: before.files.iter().filter(|file| !is_named(&file.name)).cloned().collect(),
-        });
-        let id = self.begin(seen, record);
-        for entry in previous.iter().flat_map(|previous| previous.directory.entries()) {
-            match (task.below(&entry.name), &entry.kind) {
-                _ if is_named(&entry.name) => {}
-                (Some(plan), Kind::Directory { .. }) => {
-                    let child = join(&path, &entry.name)?;
-                    let name = entry.name.clone();
-                    self.descend((id, name), child, Some(entry), Task::of(plan), rules, None)?;
-                }
-                _ => self.add(id, entry.clone()),
-            }
+        let record = match before.as_ref().filter(|_| !names.is_empty()) {
+            Some(before) => NewRecord::Planned(StatRecord {
+                own: Own::of(&seen.own),
+                ignore_file: before.ignore_file,
+                files: Vec::new(),
+            }),
+            None => NewRecord::Unchanged,
+        };
+        let mut planned: Edits = names.iter().map(|(name, _)| (name.clone(), None)).collect();
+        let below = task.plan.iter().flat_map(|plan| &plan.below);
+        let below: Vec<_> = below.filter(|(name, _)| !planned.contains_key(*name)).collect();
+        planned.extend(below.iter().map(|(name, _)| ((*name).clone(), None)));
+        let id = self.begin(seen, FoundEntries::Planned(planned), record);
+        for (name, plan) in below {
+            let entry = previous.as_ref().and_then(|previous| previous.get(name));
+            let child = join(&path, name)?;
+            self.descend((id, name.clone()), child, entry, Task::of(plan), rules, None)?;
         }
         for (name, _) in names.iter().filter(|(_, listed)| listed.is_none()) {
             self.pass.links.forget(&path, name);
@@ -234,6 +263,7 @@ where
     fn list(
         &mut self,
         mut seen: KnownDirectory,
+        rows: stat_rows::Rows,
         open: OpenDirectory,
         task: Task<'_>,
         rules: IgnoreRules,
@@ -263,7 +293,8 @@ where
         let record = moved.or(seen.record.take());
         let known = Known { previous: seen.previous.clone(), record, source, whole };
         self.pass.links.keep_only(&path, &listing.names.iter().map(|listed| &listed.name).collect());
-        let id = self.begin(seen, Some(StatRecord { own, ignore_file, files: Vec::new() }));
+        let record = NewRecord::All(StatRecord { own, ignore_file, files: Vec::new() }, rows);
+        let id = self.begin(seen, FoundEntries::All(Vec::new()), record);
         self.names(id, &path, listing.names, &known, task, &rules)?;
         self.release(id)
     }
@@ -383,7 +414,7 @@ where
             let known = known.clone();
             let kind = Kind::File { content: known.content, size: fingerprint.size };
             let entry = self.entry(listed.name, &listed.stat, kind, before);
-            if let Some(record) = self.pending.get_mut(&id).and_then(|pending| pending.record.as_mut()) {
+            if let Some(record) = self.pending.get_mut(&id).and_then(|pending| pending.record.files()) {
                 record.files.push(known);
             }
             self.add(id, entry);
@@ -466,8 +497,8 @@ where
                     let before = pending.previous.as_ref().and_then(|previous| previous.get(&name));
                     let entry = self.entry(name.clone(), &stat, kind, before);
                     if let Some(pending) = self.pending.get_mut(&id) {
-                        pending.entries.push(entry);
-                        if let Some(record) = pending.record.as_mut() {
+                        pending.entries.add(entry);
+                        if let Some(record) = pending.record.files() {
                             record.files.push(ReadFile { name, fingerprint, content: hash, racy });
                         }
                     }
@@ -478,27 +509,17 @@ where
         Ok(())
     }
 
-    fn begin(&mut self, seen: KnownDirectory, record: Option<StatRecord>) -> u64 {
+    fn begin(&mut self, seen: KnownDirectory, entries: FoundEntries, record: NewRecord) -> u64 {
         self.next += 1;
-        let KnownDirectory { path, parent, own, previous, record_before, .. } = seen;
-        let pending = Pending {
-            path,
-            parent,
-            own,
-            previous,
-            entries: Vec::new(),
-            waiting: 1,
-            real: false,
-            record,
-            record_before,
-        };
+        let KnownDirectory { path, parent, own, previous, .. } = seen;
+        let pending = Pending { path, parent, own, previous, entries, waiting: 1, real: false, record };
         self.pending.insert(self.next, pending);
         self.next
     }
 
     fn add(&mut self, id: u64, entry: Entry) {
         if let Some(pending) = self.pending.get_mut(&id) {
-            pending.entries.push(entry);
+            pending.entries.add(entry);
         }
     }
 
@@ -528,30 +549,28 @@ where
 
     /// Builds the directory's object and adds it to the parent, whose ID is returned.
     fn finish(&mut self, pending: Pending) -> Result<Option<u64>, ScanError> {
-        let Pending { path, parent, own, previous, entries, mut real, record, record_before, .. } = pending;
-        let directory = Directory::new(entries)
-            .map_err(|source| ScanError::Duplicate { directory: path.clone(), source })?;
-        let totals = directory.totals().ok_or_else(|| ScanError::Totals { directory: path.clone() })?;
-        real |= previous.as_ref().is_none_or(|previous| really_differs(&previous.directory, &directory));
-        let object = match &previous {
-            Some(previous) if *previous.directory == directory => previous.object,
-            _ => {
-                let before = previous.as_ref().map(|previous| &*previous.directory);
-                content_paths::tell(self.pass.writer, &path, before, &directory)?;
-                self.pass.writer.put_directory(&directory)?
+        let Pending { path, parent, own, previous, entries, mut real, record, .. } = pending;
+        let names: BTreeSet<Component> = match &entries {
+            FoundEntries::All(_) => BTreeSet::new(),
+            FoundEntries::Planned(edits) => edits.keys().cloned().collect(),
+        };
+        let Finished { object, totals, changes } = self.object(&path, previous.as_ref(), entries)?;
+        real |= previous.is_none() || changes.iter().any(really_differs);
+        for pair in &changes {
+            content_paths::tell(self.pass.writer, &path, pair)?;
+            self.forget_lost(&path, pair)?;
+        }
+        self.walked.records_changed |= match record {
+            NewRecord::Unchanged => false,
+            NewRecord::All(mut record, before) => {
+                record.files.sort_unstable_by(|a, b| a.name.cmp(&b.name));
+                stat_rows::put_whole(self.pass.writer, &path, &record, &before)?
+            }
+            NewRecord::Planned(mut record) => {
+                record.files.sort_unstable_by(|a, b| a.name.cmp(&b.name));
+                stat_rows::put_names(self.pass.writer, &path, &record, &names)?
             }
         };
-        if let Some(previous) = &previous {
-            self.forget_lost(&path, &previous.directory, &directory)?;
-        }
-        if let Some(mut record) = record {
-            record.files.sort_unstable_by(|a, b| a.name.cmp(&b.name));
-            let bytes = record.encode();
-            if record_before.as_ref() != Some(&bytes) {
-                self.pass.writer.put_stat(path.as_bytes(), &bytes)?;
-                self.walked.records_changed = true;
-            }
-        }
         let metadata = own.metadata();
         if let Some(before) = previous.map(|previous| previous.metadata) {
             if before != metadata && same_but_time(&before, &metadata) {
@@ -567,24 +586,79 @@ where
             return Ok(None);
         };
         if let Some(above) = self.pending.get_mut(&parent) {
-            above.entries.push(Entry { name, metadata, kind: Kind::Directory { object, totals } });
+            above.entries.add(Entry { name, metadata, kind: Kind::Directory { object, totals } });
             above.real |= real;
         }
         Ok(Some(parent))
     }
 
-    /// Removes records and watches of directories that are no longer in the tree.
-    fn forget_lost(&self, path: &TreePath, before: &Directory, after: &Directory) -> Result<(), ScanError> {
-        for entry in before.entries().iter().filter(|entry| entry.is_directory()) {
-            if !after.get(&entry.name).is_some_and(Entry::is_directory) {
-                let lost = join(path, &entry.name)?;
-                self.pass.writer.remove_stat_subtree(lost.as_bytes())?;
-                self.pass.links.forget_subtree(&lost);
-                if let Some(watch) = self.pass.watch {
-                    watch.forget_subtree(&lost);
-                }
+    /// Makes the object of a directory.
+    fn object(
+        &self,
+        path: &TreePath,
+        previous: Option<&Previous>,
+        entries: FoundEntries,
+    ) -> Result<Finished, ScanError> {
+        let too_much = || ScanError::Totals { directory: path.clone() };
+        let (entries, previous) = match (entries, previous) {
+            (FoundEntries::Planned(edits), Some(previous)) => return self.edited(path, previous, edits),
+            (FoundEntries::Planned(edits), None) => (edits.into_values().flatten().collect(), None),
+            (FoundEntries::All(entries), previous) => (entries, previous),
+        };
+        let directory = Directory::new(entries)
+            .map_err(|source| ScanError::Duplicate { directory: path.clone(), source })?;
+        let totals = directory.totals().ok_or_else(too_much)?;
+        let changes = pairs(previous.map_or(&[], Previous::entries), directory.entries());
+        let object = match previous {
+            Some(previous) if changes.is_empty() => previous.object,
+            _ => self.pass.writer.put_directory(&directory)?,
+        };
+        Ok(Finished { object, totals, changes })
+    }
+
+    /// The object of a directory in which only these names may have changed.
+    fn edited(&self, path: &TreePath, previous: &Previous, mut edits: Edits) -> Result<Finished, ScanError> {
+        edits.retain(|name, entry| previous.get(name) != entry.as_ref());
+        let pair = |(name, entry): (&Component, &Option<Entry>)| (previous.get(name).cloned(), entry.clone());
+        let changes: Vec<Pair> = edits.iter().map(pair).collect();
+        if changes.is_empty() {
+            return Ok(Finished { object: previous.object, totals: previous.totals, changes });
+        }
+        let objects = TreeObjects::Writer(self.pass.writer);
+        let built = edit(&objects, Some(previous.object), &edits).map_err(failed(path))?;
+        let object = self.pass.writer.put_pages(&built)?;
+        // The pages do not decode if their sums are too large.
+        let page = objects.page(&object).map_err(|_| ScanError::Totals { directory: path.clone() })?;
+        Ok(Finished { object, totals: page.totals(), changes })
+    }
+
+    /// Removes records and watches of a directory that is no longer in the tree.
+    fn forget_lost(&self, path: &TreePath, (before, after): &Pair) -> Result<(), ScanError> {
+        if let Some(entry) = before.as_ref().filter(|before| before.is_directory())
+            && !after.as_ref().is_some_and(Entry::is_directory)
+        {
+            let lost = join(path, &entry.name)?;
+            self.pass.writer.remove_stat_subtree(lost.as_bytes())?;
+            self.pass.links.forget_subtree(&lost);
+            if let Some(watch) = self.pass.watch {
+                watch.forget_subtree(&lost);
             }
         }
         Ok(())
+    }
+}
+
+/// The object of a directory, and the names that differ from the base.
+struct Finished {
+    object: ObjectHash,
+    totals: Totals,
+    changes: Vec<Pair>,
+}
+
+fn failed(path: &TreePath) -> impl Fn(TreeObjectError) -> ScanError {
+    let path = path.clone();
+    move |source| match source {
+        TreeObjectError::Missing { .. } => ScanError::BaseMissing { path: path.clone() },
+        source => ScanError::Objects { path: path.clone(), source },
     }
 }

@@ -273,7 +273,7 @@ async fn general_path(origin: &Origin, node: &Node, root: &RootEntry) -> MemoryR
     for frame in origin.fetch(node, vec![ask(batch)]).await.unwrap() {
         replica.take(frame);
     }
-    let entries = replica.directories.values().flat_map(|d| d.entries());
+    let entries = replica.pages.values().flat_map(|d| d.entries());
     let files: Vec<ContentHash> = entries
         .filter_map(|e| match e.kind {
             syncd_shared::Kind::File { content, size } if size > 0 => Some(content),

@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 
-use syncd_shared::Directory;
+use syncd_shared::directory::Page;
 use syncd_shared::hash::ObjectHash;
 
 /// Estimated ratio of decoded to canonical bytes.
@@ -21,7 +21,7 @@ pub(super) struct DirectoryCache {
 
 #[derive(Debug)]
 struct Cached {
-    directory: Arc<Directory>,
+    page: Arc<Page>,
     bytes: usize,
     used: u64,
 }
@@ -31,13 +31,13 @@ impl DirectoryCache {
         Self { entries: HashMap::new(), by_use: BTreeMap::new(), uses: 0, bytes: 0, limit_bytes }
     }
 
-    pub(super) fn get(&mut self, hash: &ObjectHash) -> Option<Arc<Directory>> {
+    pub(super) fn get(&mut self, hash: &ObjectHash) -> Option<Arc<Page>> {
         let cached = self.entries.get_mut(hash)?;
         self.by_use.remove(&cached.used);
         self.uses += 1;
         cached.used = self.uses;
         self.by_use.insert(cached.used, *hash);
-        Some(cached.directory.clone())
+        Some(cached.page.clone())
     }
 
     pub(super) fn clear(&mut self) {
@@ -45,7 +45,7 @@ impl DirectoryCache {
     }
 
     /// Adds an object, unless it would take more than a quarter of the cache.
-    pub(super) fn put(&mut self, hash: ObjectHash, directory: &Arc<Directory>, canonical_bytes: usize) {
+    pub(super) fn put(&mut self, hash: ObjectHash, page: &Arc<Page>, canonical_bytes: usize) {
         let bytes = canonical_bytes * DECODED_FACTOR + 256;
         if bytes > self.limit_bytes / 4 || self.entries.contains_key(&hash) {
             return;
@@ -58,7 +58,7 @@ impl DirectoryCache {
         }
         self.uses += 1;
         self.by_use.insert(self.uses, hash);
-        self.entries.insert(hash, Cached { directory: directory.clone(), bytes, used: self.uses });
+        self.entries.insert(hash, Cached { page: page.clone(), bytes, used: self.uses });
         self.bytes += bytes;
     }
 }
@@ -70,16 +70,16 @@ mod tests {
     #[test]
     fn stays_within_its_bytes_and_keeps_what_is_used() {
         let mut cache = DirectoryCache::new(10_000);
-        let directory = Arc::new(Directory::default());
+        let page = Arc::new(Page::default());
         let hash = |i: u8| ObjectHash::from_bytes([i; 32]);
         for i in 0..100 {
-            cache.put(hash(i), &directory, 100);
+            cache.put(hash(i), &page, 100);
             assert!(cache.get(&hash(0)).is_some());
             assert!(cache.bytes <= 10_000);
             assert_eq!(cache.entries.len(), cache.by_use.len());
         }
         assert!(cache.get(&hash(1)).is_none());
-        cache.put(hash(200), &directory, 9_000);
+        cache.put(hash(200), &page, 9_000);
         assert!(cache.get(&hash(200)).is_none());
     }
 }

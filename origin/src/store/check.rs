@@ -4,9 +4,10 @@ use std::collections::HashSet;
 use std::sync::Arc;
 
 use redb::ReadableTable;
+use syncd_shared::GenerationNumber;
 use syncd_shared::directory::Kind;
+use syncd_shared::directory::Page;
 use syncd_shared::hash::{ContentHash, ObjectHash};
-use syncd_shared::{Directory, GenerationNumber};
 
 use super::error::{StoreError, index};
 use super::index::{CHUNKS, PACKS, STAT, decode_location, location_in};
@@ -241,22 +242,17 @@ impl Check<'_> {
             if !self.directories.insert(hash) {
                 continue;
             }
-            let Some(directory) = self
-                .store
-                .directory_bytes(&hash)
-                .ok()
-                .flatten()
-                .and_then(|bytes| Directory::decode(&bytes).ok())
+            let Some(page) =
+                self.store.page_bytes(&hash).ok().flatten().and_then(|bytes| Page::decode(&bytes).ok())
             else {
                 self.report.damage.push(Damage::Directory { number, hash });
                 continue;
             };
             self.report.directories += 1;
-            for entry in directory.entries() {
-                match &entry.kind {
-                    Kind::Directory { object, .. } => stack.push(*object),
-                    Kind::File { content, size } => self.file(number, content, *size)?,
-                    Kind::Symlink { .. } => {}
+            stack.extend(page.children());
+            for entry in page.entries() {
+                if let Kind::File { content, size } = &entry.kind {
+                    self.file(number, content, *size)?;
                 }
             }
         }

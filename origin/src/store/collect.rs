@@ -18,8 +18,9 @@ use std::sync::atomic::Ordering;
 
 use redb::{ReadTransaction, ReadableTable, WriteTransaction};
 use syncd_shared::directory::Kind;
+use syncd_shared::directory::Page;
 use syncd_shared::hash::{ContentHash, ObjectHash, RootHash};
-use syncd_shared::{Directory, Generation, GenerationNumber, RootEntry};
+use syncd_shared::{Generation, GenerationNumber, RootEntry};
 
 use super::error::{StoreError, index, poisoned};
 use super::frame_builder::FrameBuilder;
@@ -30,6 +31,9 @@ use super::read::{decode_chunks, decode_root, encode_root};
 use super::retention::{Retention, retired};
 use super::writer::{WritePermit, Writer};
 use super::{Store, history, objects, paths};
+
+/// Objects marked between two questions whether to give way.
+const OBJECTS_BETWEEN: usize = 64;
 
 /// Result of a garbage collection.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -46,13 +50,17 @@ pub struct CollectReport {
     pub pack_bytes: u64,
     /// Damaged packs that could not be rewritten and remain in place.
     pub damaged_packs: Vec<PackId>,
+    /// The collection gave way. The next one goes on.
+    pub gave_way: bool,
 }
 
 /// Everything that the retained generations refer to. Chunks and files are represented by the first 8 bytes
 /// of their hash; a collision only keeps an unused entry. Directories are kept whole, because they determine
 /// where marking continues.
 #[derive(Default)]
-struct Marks {
+pub(super) struct Marks {
+    /// Objects still to be marked. Everything that marked objects name is marked, or is here.
+    waiting: Vec<ObjectHash>,
     generations: HashSet<u64>,
     directories: HashSet<ObjectHash>,
     files: HashSet<u64>,
@@ -67,21 +75,23 @@ struct Candidates {
 }
 
 impl Marks {
-    fn mark_tree(&mut self, t: &ReadTransaction, root: ObjectHash) -> Result<(), StoreError> {
+    /// Marks the waiting objects and everything below them. Returns whether none is left.
+    fn mark(&mut self, t: &ReadTransaction, gives_way: &dyn Fn() -> bool) -> Result<bool, StoreError> {
         let directories = t.open_table(DIRECTORIES).map_err(index)?;
         let files = t.open_table(FILES).map_err(index)?;
-        let mut stack = vec![root];
-        while let Some(hash) = stack.pop() {
+        let mut marked = 0usize;
+        while let Some(hash) = self.waiting.pop() {
             if !self.directories.insert(hash) {
                 continue;
             }
+            marked += 1;
             let stored = directories.get(hash.as_bytes()).map_err(index)?;
             let stored = stored.ok_or(StoreError::DirectoryMissing { hash })?;
-            let directory = Directory::decode(&objects::unpack(stored.value(), &hash)?)
+            let page = Page::decode(&objects::unpack(stored.value(), &hash)?)
                 .map_err(|source| StoreError::Directory { hash, source })?;
-            for entry in directory.entries() {
+            self.waiting.extend(page.children());
+            for entry in page.entries() {
                 match &entry.kind {
-                    Kind::Directory { object, .. } => stack.push(*object),
                     Kind::File { content, size } if *size > 0 => {
                         self.chunks.insert(short(content));
                         if let Some(stored) = files.get(content.as_bytes()).map_err(index)? {
@@ -90,11 +100,15 @@ impl Marks {
                             self.chunks.extend(chunks.iter().map(|chunk| short(&chunk.hash)));
                         }
                     }
-                    Kind::File { .. } | Kind::Symlink { .. } => {}
+                    Kind::File { .. } | Kind::Symlink { .. } | Kind::Directory { .. } => {}
                 }
             }
+            // Some progress is made by each call.
+            if marked.is_multiple_of(OBJECTS_BETWEEN) && gives_way() {
+                break;
+            }
         }
-        Ok(())
+        Ok(self.waiting.is_empty())
     }
 
     fn candidates(&self, t: &ReadTransaction) -> Result<Candidates, StoreError> {
@@ -120,8 +134,8 @@ impl Marks {
         Ok(out)
     }
 
-    /// Marks the trees of all generations that are not retired and not yet marked.
-    fn mark_generations(
+    /// Has the trees of all generations wait that are not retired and not yet marked.
+    fn add_generations(
         &mut self,
         t: &ReadTransaction,
         retire: &HashSet<GenerationNumber>,
@@ -129,7 +143,7 @@ impl Marks {
         for generation in generations_in(t)? {
             let number = generation.number;
             if !retire.contains(&number) && self.generations.insert(number.get()) {
-                self.mark_tree(t, generation.root.object)?;
+                self.waiting.push(generation.root.object);
             }
         }
         Ok(())
@@ -190,13 +204,15 @@ impl Store {
     /// removed.
     ///
     /// `keep_tree` is also kept, whether or not a generation has it. It is the tree that the stat records
-    /// describe, and the next scan relies on its content.
+    /// describe, and the next scan relies on its content. When `gives_way` says so, the call ends early, and
+    /// the next one goes on: nobody waits for the marking of trees, or for more than one pack.
     pub fn collect_garbage(
         self: &Arc<Self>,
         retention: Retention,
         keep_roots: &HashSet<RootHash>,
         keep_tree: Option<&RootEntry>,
         now_ms: i64,
+        gives_way: &dyn Fn() -> bool,
     ) -> Result<CollectReport, StoreError> {
         let mut retire: HashSet<_> = self.retention(retention, keep_roots, now_ms)?.into_iter().collect();
         if let Some(limit) = retention.bytes
@@ -212,12 +228,14 @@ impl Store {
         if retire.is_empty() && !orphans {
             return Ok(CollectReport::default());
         }
-        let collected = self.mark_and_sweep(&retire, keep_tree).and_then(|mut report| {
-            self.compact(&mut report)?;
-            self.measure_current()?;
+        let collected = self.mark_and_sweep(&retire, keep_tree, gives_way).and_then(|mut report| {
+            if !report.gave_way {
+                self.compact(&mut report, gives_way)?;
+                self.measure_current()?;
+            }
             Ok(report)
         });
-        if collected.is_err() {
+        if collected.as_ref().map_or(true, |report| report.gave_way) {
             self.orphans.store(true, Ordering::Release);
         }
         collected
@@ -227,21 +245,28 @@ impl Store {
         self: &Arc<Self>,
         retire: &HashSet<GenerationNumber>,
         keep_tree: Option<&RootEntry>,
+        gives_way: &dyn Fn() -> bool,
     ) -> Result<CollectReport, StoreError> {
-        let mut marks = Marks::default();
+        let begun = self.marking.lock().map_err(poisoned)?.take();
+        // A generation that is retired since was marked in vain.
+        let is_valid = |marks: &Marks| retire.iter().all(|number| !marks.generations.contains(&number.get()));
+        let mut marks = begun.filter(is_valid).unwrap_or_default();
         let candidates = self.index.read(|t| {
-            marks.mark_generations(t, retire)?;
-            if let Some(tree) = keep_tree {
-                marks.mark_tree(t, tree.object)?;
-            }
-            marks.candidates(t)
+            marks.add_generations(t, retire)?;
+            marks.waiting.extend(keep_tree.map(|tree| tree.object));
+            if marks.mark(t, gives_way)? { marks.candidates(t).map(Some) } else { Ok(None) }
         })?;
+        let Some(candidates) = candidates else {
+            *self.marking.lock().map_err(poisoned)? = Some(marks);
+            return Ok(CollectReport { gave_way: true, ..CollectReport::default() });
+        };
         #[cfg(test)]
         super::tests::between_mark_and_sweep(self);
         let permit = WritePermit::acquire(self)?;
         let mut report = CollectReport::default();
         self.index.read(|t| {
-            marks.mark_generations(t, retire)?;
+            marks.add_generations(t, retire)?;
+            marks.mark(t, &|| false)?;
             marks.mark_listed(t, &candidates)
         })?;
         let dropped = self.index.write(|t| {
@@ -273,7 +298,11 @@ impl Store {
         Ok(())
     }
 
-    fn compact(self: &Arc<Self>, report: &mut CollectReport) -> Result<(), StoreError> {
+    fn compact(
+        self: &Arc<Self>,
+        report: &mut CollectReport,
+        gives_way: &dyn Fn() -> bool,
+    ) -> Result<(), StoreError> {
         let sparse = self.index.read(|t| {
             let live = live_bytes(&t.open_table(CHUNKS).map_err(index)?)?;
             let mut sparse = Vec::new();
@@ -288,6 +317,10 @@ impl Store {
             Ok(sparse)
         })?;
         for (pack, bytes) in sparse {
+            if gives_way() {
+                report.gave_way = true;
+                return Ok(());
+            }
             let permit = WritePermit::acquire(self)?;
             match self.rewrite(pack, bytes, permit) {
                 Ok(()) => {

@@ -7,8 +7,8 @@ use syncd_shared::directory::Kind;
 use syncd_shared::ed25519::SigningKey;
 use syncd_shared::hash::ContentHash;
 use syncd_shared::{
-    Component, Directory, Entry, Generation, GenerationNumber, Metadata, RootEntry, SignedGeneration,
-    Timestamp, TreeId,
+    Component, Directory, Entry, Generation, GenerationNumber, Metadata, ObjectHash, RootEntry,
+    SignedGeneration, Timestamp, TreeId,
 };
 
 use super::{Chunk, SealError, Store, StoreError, Writer};
@@ -58,11 +58,9 @@ impl Fixture {
     pub(super) fn read(&self, root: &RootEntry) -> Result<Tree, StoreError> {
         let mut tree = Tree::new();
         let store = self.store();
-        let top = store.directory(&root.object)?.ok_or(StoreError::DirectoryMissing { hash: root.object })?;
-        for directory in top.entries() {
+        for directory in entries(store, root.object)? {
             let Kind::Directory { object, .. } = directory.kind else { panic!("a directory") };
-            let entries = store.directory(&object)?.ok_or(StoreError::DirectoryMissing { hash: object })?;
-            for file in entries.entries() {
+            for file in entries(store, object)? {
                 let Kind::File { content, size } = file.kind else { panic!("a file") };
                 let mut bytes = Vec::new();
                 store.read_file(&content, size, &mut bytes)?;
@@ -72,6 +70,16 @@ impl Fixture {
         }
         Ok(tree)
     }
+}
+
+/// The entries of all pages of a directory.
+fn entries(store: &Store, object: ObjectHash) -> Result<Vec<Entry>, StoreError> {
+    let page = store.page(&object)?.ok_or(StoreError::DirectoryMissing { hash: object })?;
+    let mut found = page.entries().to_vec();
+    for page in page.pages() {
+        found.extend(entries(store, page.object)?);
+    }
+    Ok(found)
 }
 
 pub(super) fn key() -> SigningKey {

@@ -5,8 +5,9 @@ use std::sync::Arc;
 
 use redb::{ReadTransaction, ReadableTable};
 use syncd_shared::directory::Kind;
+use syncd_shared::directory::Page;
 use syncd_shared::hash::{ContentHash, ObjectHash, RootHash};
-use syncd_shared::{Directory, Generation, GenerationNumber};
+use syncd_shared::{Generation, GenerationNumber};
 
 use super::error::{StoreError, index, poisoned};
 use super::index::{CHUNKS, DIRECTORIES, FILES, Index, META, META_CURRENT_BYTES, PACKS, location_in};
@@ -50,11 +51,11 @@ impl<'t> Weigher<'t> {
             }
             let stored = directories.get(hash.as_bytes()).map_err(index)?;
             let stored = stored.ok_or(StoreError::DirectoryMissing { hash })?;
-            let directory = Directory::decode(&objects::unpack(stored.value(), &hash)?)
+            let page = Page::decode(&objects::unpack(stored.value(), &hash)?)
                 .map_err(|source| StoreError::Directory { hash, source })?;
-            for entry in directory.entries() {
+            stack.extend(page.children());
+            for entry in page.entries() {
                 match &entry.kind {
-                    Kind::Directory { object, .. } => stack.push(*object),
                     Kind::File { content, size: 1.. } if self.contents.insert(short(content)) => {
                         let listed = files.get(content.as_bytes()).map_err(index)?;
                         let listed =
@@ -68,7 +69,7 @@ impl<'t> Weigher<'t> {
                             bytes += self.stored_bytes(&chunks, content)?;
                         }
                     }
-                    Kind::File { .. } | Kind::Symlink { .. } => {}
+                    Kind::File { .. } | Kind::Symlink { .. } | Kind::Directory { .. } => {}
                 }
             }
         }

@@ -102,6 +102,8 @@ pub struct Store {
     written: Condvar,
     /// Packs shorter than recorded, with the length up to which their frames are complete.
     short_packs: HashMap<PackId, u64>,
+    /// Marks of a collection that gave way.
+    marking: Mutex<Option<collect::Marks>>,
     /// Whether there may be content that no generation refers to.
     orphans: AtomicBool,
     /// Generations retired since the store was opened.
@@ -165,6 +167,7 @@ impl Store {
             writing: Mutex::new(false),
             written: Condvar::new(),
             short_packs,
+            marking: Mutex::new(None),
             orphans: AtomicBool::new(true),
             retired: AtomicU64::new(0),
             current_bytes: Mutex::new(measured),

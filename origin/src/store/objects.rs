@@ -3,10 +3,8 @@
 
 use std::cell::RefCell;
 
-use syncd_shared::Directory;
-use syncd_shared::directory::DecodeDirectoryError;
+use syncd_shared::directory::{DecodeDirectoryError, object_hash_of};
 use syncd_shared::hash::ObjectHash;
-use syncd_shared::limits::DIRECTORY_OBJECT_MAX_BYTES;
 use zstd::bulk::Decompressor;
 
 use super::error::StoreError;
@@ -16,6 +14,8 @@ const ZSTD: u8 = 1;
 /// Below this size, compression saves too little for its time.
 const COMPRESS_MIN_BYTES: usize = 256;
 const LEVEL: i32 = 1;
+/// Longest value that is packed, in bytes: a page of a directory, or a row of a stat record.
+pub(super) const PACKED_MAX_BYTES: usize = 1024 * 1024;
 
 /// Packs canonical bytes for the index.
 pub(super) fn pack(canonical: &[u8]) -> Vec<u8> {
@@ -40,7 +40,7 @@ pub(super) fn unpack_bytes(stored: &[u8], table: &'static str) -> Result<Vec<u8>
         (&ZSTD, rest) => {
             let (length, compressed) = rest.split_first_chunk::<4>().ok_or_else(damaged)?;
             let length = u32::from_le_bytes(*length) as usize;
-            if length > DIRECTORY_OBJECT_MAX_BYTES {
+            if length > PACKED_MAX_BYTES {
                 return Err(damaged());
             }
             // Creating a decompressor takes longer than decompressing a small directory.
@@ -58,7 +58,7 @@ pub(super) fn unpack_bytes(stored: &[u8], table: &'static str) -> Result<Vec<u8>
 /// Canonical bytes from the index, checked against their hash.
 pub(super) fn unpack(stored: &[u8], hash: &ObjectHash) -> Result<Vec<u8>, StoreError> {
     let canonical = unpack_bytes(stored, "directories")?;
-    let actual = Directory::hash_of(&canonical);
+    let actual = object_hash_of(&canonical);
     if actual != *hash {
         let source = DecodeDirectoryError::Hash { expected: *hash, actual };
         return Err(StoreError::Directory { hash: *hash, source });
@@ -74,7 +74,7 @@ mod tests {
     fn small_and_large_objects_round_trip_and_damage_is_seen() {
         for length in [1, 100, 5_000] {
             let canonical: Vec<u8> = (0..length).map(|i| (i % 7) as u8).collect();
-            let hash = Directory::hash_of(&canonical);
+            let hash = object_hash_of(&canonical);
             let stored = pack(&canonical);
             assert_eq!(unpack(&stored, &hash).unwrap(), canonical);
             for bit in 0..stored.len() * 8 {

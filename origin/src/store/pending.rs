@@ -2,11 +2,11 @@
 
 use std::borrow::Cow;
 use std::collections::{BTreeMap, HashMap};
+use std::ops::Bound;
 
 use redb::{ReadableTable, WriteTransaction};
 use syncd_shared::TreePath;
 use syncd_shared::hash::{ContentHash, ObjectHash};
-use syncd_shared::limits::DIRECTORY_OBJECT_MAX_BYTES;
 
 use super::error::{StoreError, index};
 use super::index::{
@@ -44,14 +44,14 @@ pub(super) struct Pending {
 }
 
 /// A stat record held until a seal.
-enum StatValue {
+pub(super) enum StatValue {
     Plain(Vec<u8>),
     /// Packed like directory objects in the index.
     Packed(Vec<u8>),
 }
 
 impl StatValue {
-    fn unpack(&self) -> Result<Cow<'_, [u8]>, StoreError> {
+    pub(super) fn unpack(&self) -> Result<Cow<'_, [u8]>, StoreError> {
         match self {
             Self::Plain(value) => Ok(Cow::Borrowed(value)),
             Self::Packed(packed) => objects::unpack_bytes(packed, "stat").map(Cow::Owned),
@@ -102,12 +102,25 @@ impl Pending {
         if let Some(value) = self.stats.get(path) {
             return value.as_ref().map(StatValue::unpack).transpose().map(Some);
         }
-        Ok(self.removed_subtrees.iter().any(|top| is_within(path, top)).then_some(None))
+        Ok(self.is_stat_removed(path).then_some(None))
+    }
+
+    /// Changes of stat records whose keys are in this range, by key.
+    pub(super) fn stats_in(
+        &self,
+        range: (Bound<&[u8]>, Bound<&[u8]>),
+    ) -> impl DoubleEndedIterator<Item = (&[u8], Option<&StatValue>)> {
+        self.stats.range::<[u8], _>(range).map(|(key, value)| (key.as_slice(), value.as_ref()))
+    }
+
+    /// Whether the index's stat record of this path, or of a path above it, was removed.
+    pub(super) fn is_stat_removed(&self, path: &[u8]) -> bool {
+        self.removed_subtrees.iter().any(|top| is_within(path, top))
     }
 
     pub(super) fn put_stat(&mut self, path: &[u8], value: Option<&[u8]>) {
         let is_much = self.stats_bytes > STATS_PLAIN_BYTES;
-        let value = value.map(|value| match is_much && value.len() <= DIRECTORY_OBJECT_MAX_BYTES {
+        let value = value.map(|value| match is_much && value.len() <= objects::PACKED_MAX_BYTES {
             true => StatValue::Packed(objects::pack(value)),
             false => StatValue::Plain(value.to_vec()),
         });

@@ -1,13 +1,16 @@
 //! Read access: generations, directory objects, chunk manifests, frames and whole files.
 
+use std::collections::BTreeMap;
 use std::io::Write;
+use std::ops::Bound;
 use std::sync::Arc;
 
 use redb::{ReadOnlyTable, ReadTransaction, ReadableTable};
+use syncd_shared::directory::Page;
 use syncd_shared::generation::GenerationError;
 use syncd_shared::hash::{ContentHash, ObjectHash, RootHash};
 use syncd_shared::limits::CHUNK_MAX_BYTES;
-use syncd_shared::{Directory, Generation, GenerationNumber, RootEntry, SignedGeneration, TreeId};
+use syncd_shared::{Generation, GenerationNumber, RootEntry, SignedGeneration, TreeId};
 
 use super::error::{StoreError, index, poisoned};
 use super::index::{
@@ -147,7 +150,7 @@ impl ChunkTables {
 
 impl Store {
     /// Canonical bytes of a directory object, checked against its hash.
-    pub fn directory_bytes(&self, hash: &ObjectHash) -> Result<Option<Vec<u8>>, StoreError> {
+    pub fn page_bytes(&self, hash: &ObjectHash) -> Result<Option<Vec<u8>>, StoreError> {
         self.index.read(|t| {
             let table = t.open_table(DIRECTORIES).map_err(index)?;
             let found = table.get(hash.as_bytes()).map_err(index)?;
@@ -156,16 +159,15 @@ impl Store {
     }
 
     /// A directory object. Recently used ones are cached in decoded form.
-    pub fn directory(&self, hash: &ObjectHash) -> Result<Option<Arc<Directory>>, StoreError> {
+    pub fn page(&self, hash: &ObjectHash) -> Result<Option<Arc<Page>>, StoreError> {
         if let Some(cached) = self.directories.lock().map_err(poisoned)?.get(hash) {
             return Ok(Some(cached));
         }
-        let Some(bytes) = self.directory_bytes(hash)? else { return Ok(None) };
-        let directory =
-            Directory::decode(&bytes).map_err(|source| StoreError::Directory { hash: *hash, source })?;
-        let directory = Arc::new(directory);
-        self.directories.lock().map_err(poisoned)?.put(*hash, &directory, bytes.len());
-        Ok(Some(directory))
+        let Some(bytes) = self.page_bytes(hash)? else { return Ok(None) };
+        let page = Page::decode(&bytes).map_err(|source| StoreError::Directory { hash: *hash, source })?;
+        let page = Arc::new(page);
+        self.directories.lock().map_err(poisoned)?.put(*hash, &page, bytes.len());
+        Ok(Some(page))
     }
 
     pub fn generation(&self, number: GenerationNumber) -> Result<Option<StoredGeneration>, StoreError> {
@@ -203,6 +205,36 @@ impl Store {
             let table = t.open_table(ROOTS).map_err(index)?;
             let found = table.get(hash.as_bytes()).map_err(index)?;
             found.map(|stored| decode_root(hash, stored.value()).map(|(_, entry)| entry)).transpose()
+        })
+    }
+
+    /// All of the scanner's records whose keys begin with `prefix`.
+    pub fn stats_of(&self, prefix: &[u8]) -> Result<BTreeMap<Vec<u8>, Vec<u8>>, StoreError> {
+        self.index.read(|t| {
+            let mut found = BTreeMap::new();
+            for row in t.open_table(STAT).map_err(index)?.range(prefix..).map_err(index)? {
+                let (key, value) = row.map_err(index)?;
+                let key = key.value();
+                if !key.starts_with(prefix) {
+                    break;
+                }
+                found.insert(key.to_vec(), without_checksum("stat", key, value.value())?.to_vec());
+            }
+            Ok(found)
+        })
+    }
+
+    /// The last of the scanner's records in a range of keys, and its key.
+    pub(super) fn last_stat(
+        &self,
+        range: (Bound<&[u8]>, Bound<&[u8]>),
+    ) -> Result<Option<(Vec<u8>, Vec<u8>)>, StoreError> {
+        self.index.read(|t| {
+            let table = t.open_table(STAT).map_err(index)?;
+            let Some(row) = table.range::<&[u8]>(range).map_err(index)?.next_back() else { return Ok(None) };
+            let (key, value) = row.map_err(index)?;
+            let key = key.value();
+            Ok(Some((key.to_vec(), without_checksum("stat", key, value.value())?.to_vec())))
         })
     }
 

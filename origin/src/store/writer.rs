@@ -2,14 +2,14 @@
 //! [`Writer::save`].
 
 use std::borrow::Cow;
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
+use std::ops::Bound;
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex};
 
 use redb::{ReadableTable, ReadableTableMetadata, WriteTransaction};
-use syncd_shared::directory::DecodeDirectoryError;
+use syncd_shared::directory::{Built, Page};
 use syncd_shared::hash::{ContentHash, ObjectHash};
-use syncd_shared::limits::DIRECTORY_OBJECT_MAX_BYTES;
 use syncd_shared::{Directory, GenerationNumber, SignedGeneration, TreePath};
 
 use super::error::{SealError, StoreError, index, poisoned};
@@ -132,27 +132,27 @@ impl Writer {
         self.flush_if_large()
     }
 
-    /// Adds a directory object and returns its hash.
+    /// Adds the pages of a directory and returns its hash.
     pub fn put_directory(&self, directory: &Directory) -> Result<ObjectHash, StoreError> {
-        let canonical = directory.encode();
-        let hash = Directory::hash_of(&canonical);
-        if canonical.len() > DIRECTORY_OBJECT_MAX_BYTES {
-            let (actual, limit) = (canonical.len(), DIRECTORY_OBJECT_MAX_BYTES);
-            let source = DecodeDirectoryError::TooLarge { actual, limit };
-            return Err(StoreError::Directory { hash, source });
+        self.put_pages(&directory.build())
+    }
+
+    /// Adds the pages that were made for a directory, and returns its hash.
+    pub fn put_pages(&self, built: &Built) -> Result<ObjectHash, StoreError> {
+        for (hash, canonical) in &built.pages {
+            if !matches!(self.store().page_bytes(hash), Ok(Some(_))) {
+                let packed = objects::pack(canonical);
+                self.pending.lock().map_err(poisoned)?.put_directory(*hash, packed);
+                self.flush_if_large()?;
+            }
         }
-        if !matches!(self.store().directory_bytes(&hash), Ok(Some(_))) {
-            let packed = objects::pack(&canonical);
-            self.pending.lock().map_err(poisoned)?.put_directory(hash, packed);
-            self.flush_if_large()?;
-        }
-        Ok(hash)
+        Ok(built.root)
     }
 
     /// A directory object, including those just added.
-    pub fn directory(&self, hash: &ObjectHash) -> Result<Option<Arc<Directory>>, StoreError> {
+    pub fn page(&self, hash: &ObjectHash) -> Result<Option<Arc<Page>>, StoreError> {
         let pending = self.pending.lock().map_err(poisoned)?.directories.get(hash).cloned();
-        let Some(packed) = pending else { return self.store().directory(hash) };
+        let Some(packed) = pending else { return self.store().page(hash) };
         unpacked(&packed, hash).map(Some)
     }
 
@@ -176,6 +176,51 @@ impl Writer {
         match pending {
             Some(value) => Ok(value),
             None => self.store().stat(path),
+        }
+    }
+
+    /// All of the scanner's records whose keys begin with `prefix`, a path and more, including uncommitted
+    /// changes.
+    pub fn stats_of(&self, prefix: &[u8]) -> Result<BTreeMap<Vec<u8>, Vec<u8>>, StoreError> {
+        let pending = self.pending.lock().map_err(poisoned)?;
+        let mut found = match pending.is_stat_removed(prefix) {
+            true => BTreeMap::new(),
+            false => self.store().stats_of(prefix)?,
+        };
+        let changes = pending.stats_in((Bound::Included(prefix), Bound::Unbounded));
+        for (key, value) in changes.take_while(|(key, _)| key.starts_with(prefix)) {
+            match value {
+                Some(value) => found.insert(key.to_vec(), value.unpack()?.into_owned()),
+                None => found.remove(key),
+            };
+        }
+        Ok(found)
+    }
+
+    /// The last of the scanner's records from key `first` to key `last`, and its key, including uncommitted
+    /// changes.
+    pub fn last_stat(&self, first: &[u8], last: &[u8]) -> Result<Option<(Vec<u8>, Vec<u8>)>, StoreError> {
+        let pending = self.pending.lock().map_err(poisoned)?;
+        let within = |end| (Bound::Included(first), end);
+        let mut stored = None;
+        if !pending.is_stat_removed(first) {
+            stored = self.store().last_stat(within(Bound::Included(last)))?;
+            // Rows that this writer removes or replaces do not count.
+            while let Some((key, _)) = stored.clone()
+                && pending.stat(&key)?.is_some()
+            {
+                stored = self.store().last_stat((Bound::Included(first), Bound::Excluded(key.as_slice())))?;
+            }
+        }
+        let added = pending
+            .stats_in(within(Bound::Included(last)))
+            .rev()
+            .find_map(|(key, value)| Some((key, value?)));
+        match added {
+            Some((key, value)) if stored.as_ref().is_none_or(|(stored, _)| stored.as_slice() < key) => {
+                Ok(Some((key.to_vec(), value.unpack()?.into_owned())))
+            }
+            _ => Ok(stored),
         }
     }
 
@@ -345,13 +390,13 @@ pub struct UnsavedDirectories(HashMap<ObjectHash, Vec<u8>>);
 
 impl UnsavedDirectories {
     /// A directory object; `None` if it is not one of these.
-    pub fn directory(&self, hash: &ObjectHash) -> Result<Option<Arc<Directory>>, StoreError> {
+    pub fn page(&self, hash: &ObjectHash) -> Result<Option<Arc<Page>>, StoreError> {
         self.0.get(hash).map(|packed| unpacked(packed, hash)).transpose()
     }
 }
 
-fn unpacked(packed: &[u8], hash: &ObjectHash) -> Result<Arc<Directory>, StoreError> {
-    let decoded = Directory::decode(&objects::unpack(packed, hash)?);
+fn unpacked(packed: &[u8], hash: &ObjectHash) -> Result<Arc<Page>, StoreError> {
+    let decoded = Page::decode(&objects::unpack(packed, hash)?);
     decoded.map(Arc::new).map_err(|source| StoreError::Directory { hash: *hash, source })
 }
 

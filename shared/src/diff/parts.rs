@@ -2,10 +2,10 @@
 
 use std::borrow::Cow;
 use std::collections::HashSet;
-use std::sync::Arc;
 
-use super::{Change, Changed, Comparison, DiffError, DirectorySource, load, next_pair};
-use crate::directory::{Directory, Entry, Kind};
+use super::{Change, Changed, Comparison, DiffError, DirectorySource};
+use crate::directory::{Entry, Kind, Pairs};
+use crate::hash::ObjectHash;
 use crate::limits::{PART_BYTES_MAX, PART_CHANGES_MAX};
 use crate::tree_path::TreePath;
 
@@ -70,7 +70,7 @@ pub struct Parts<'a, S> {
     comparison: &'a Comparison<S>,
     /// Old and new paths of renamed directories, which are not descended into.
     renamed: HashSet<&'a TreePath>,
-    stack: Vec<Level>,
+    stack: Vec<Level<'a, S>>,
     /// The next changes to return.
     next: [Option<Change>; 2],
     ended: bool,
@@ -78,11 +78,9 @@ pub struct Parts<'a, S> {
 
 /// A directory being compared.
 #[derive(Debug)]
-struct Level {
+struct Level<'a, S> {
     path: TreePath,
-    before: Arc<Directory>,
-    after: Arc<Directory>,
-    at: (usize, usize),
+    pairs: Pairs<&'a S>,
 }
 
 impl<'a, S: DirectorySource> Parts<'a, S> {
@@ -96,11 +94,8 @@ impl<'a, S: DirectorySource> Parts<'a, S> {
             return Ok(Part { changes: Cow::Borrowed(few), is_last: true });
         }
         if self.stack.is_empty() && self.next[0].is_none() {
-            let Comparison { source, from, to, .. } = self.comparison;
-            let path = TreePath::root();
-            let before = load(source, &path, Some(from.object))?;
-            let after = load(source, &path, Some(to.object))?;
-            self.stack.push(Level { path, before, after, at: (0, 0) });
+            let Comparison { from, to, .. } = self.comparison;
+            self.enter(TreePath::root(), Some(from.object), Some(to.object))?;
             self.advance()?;
         }
         let mut part = Collected::default();
@@ -116,23 +111,33 @@ impl<'a, S: DirectorySource> Parts<'a, S> {
         Ok(Part { changes: Cow::Owned(part.changes), is_last: self.next[0].is_none() })
     }
 
+    fn enter(
+        &mut self,
+        path: TreePath,
+        from: Option<ObjectHash>,
+        to: Option<ObjectHash>,
+    ) -> Result<(), DiffError<S::Error>> {
+        let pairs = Pairs::new(&self.comparison.source, from, to);
+        let pairs = pairs.map_err(|source| DiffError::Source { path: path.clone(), source })?;
+        self.stack.push(Level { path, pairs });
+        Ok(())
+    }
+
     /// Advances to the next name that differs.
     fn advance(&mut self) -> Result<(), DiffError<S::Error>> {
         while let Some(level) = self.stack.last_mut() {
-            let Some((old, new)) = next_pair(&level.before, &level.after, &mut level.at) else {
+            let next = level.pairs.next();
+            let failed = |source| DiffError::Source { path: level.path.clone(), source };
+            let Some((old, new)) = next.map_err(failed)? else {
                 self.stack.pop();
                 continue;
             };
-            let Some(Changed { path, changes, below: (from, to) }) = Changed::between(&level.path, old, new)?
-            else {
-                continue;
-            };
+            let changed = Changed::between(&level.path, old.as_ref(), new.as_ref())?;
+            let Some(Changed { path, changes, below: (from, to) }) = changed else { continue };
             let (from, to) = (from.map(|(object, _)| object), to.map(|(object, _)| object));
             let whole = from.is_none() != to.is_none() && self.renamed.contains(&path);
             if from != to && !whole {
-                let before = load(&self.comparison.source, &path, from)?;
-                let after = load(&self.comparison.source, &path, to)?;
-                self.stack.push(Level { path, before, after, at: (0, 0) });
+                self.enter(path, from, to)?;
             }
             self.next = changes;
             if self.next[0].is_none() {

@@ -7,7 +7,7 @@
 use super::{Change, Comparison, DiffError, DirectorySource};
 use crate::directory::{Kind, Metadata};
 use crate::hash::{ContentHash, ObjectHash};
-use crate::manifest_cursor::ManifestCursor;
+use crate::manifest_cursor::{ManifestCursor, Place};
 use crate::tree_path::TreePath;
 
 /// If very many files share a content, only this many are examined for a rename. The rest are copied.
@@ -17,16 +17,17 @@ const LOOKED_AT_MAX: usize = 64;
 #[derive(Debug)]
 pub struct Released<'a, S> {
     source: &'a S,
-    /// Directories of the first tree with such files, in path order. A directory may appear twice.
-    directories: Vec<(TreePath, ObjectHash)>,
+    /// Directories of the first tree with such files, in path order, and the pages of them that have the
+    /// files. A page may appear twice.
+    pages: Vec<(TreePath, ObjectHash)>,
     /// Ascending.
-    files: Vec<Place>,
+    files: Vec<Indexed>,
     /// By index in `files`: whether the inode was reused under another name.
     taken: Vec<bool>,
 }
 
-/// First bytes of the content hash, index of the directory, index of the entry in it.
-type Place = (u64, u32, u32);
+/// First bytes of the content hash, index of the page, index of the entry in it.
+type Indexed = (u64, u32, u32);
 
 /// A file that the update removes or replaces.
 #[derive(Debug)]
@@ -47,7 +48,7 @@ impl<'a, S: DirectorySource> Released<'a, S> {
     /// Files of the first tree whose content is no longer at their path.
     pub(super) fn of(comparison: &'a Comparison<S>) -> Result<Self, DiffError<S::Error>> {
         let source = &comparison.source;
-        let mut released = Self { source, directories: Vec::new(), files: Vec::new(), taken: Vec::new() };
+        let mut released = Self { source, pages: Vec::new(), files: Vec::new(), taken: Vec::new() };
         let failed = |path: &TreePath| {
             let path = path.clone();
             move |source| DiffError::Source { path, source }
@@ -71,15 +72,14 @@ impl<'a, S: DirectorySource> Released<'a, S> {
                     },
                     Change::Added { .. } => continue,
                 };
-                let Some((parent, name)) = path.split_last() else { continue };
-                let Some((object, directory)) = cursor.directory(&parent).map_err(failed(&parent))? else {
+                let Some(parent) = path.parent() else { continue };
+                let Some(Place { page, index: entry, .. }) = cursor.place(path).map_err(failed(path))? else {
                     continue;
                 };
-                let Ok(entry) = directory.entries().binary_search_by(|e| e.name.cmp(&name)) else { continue };
-                if released.directories.last().is_none_or(|(last, _)| *last != parent) {
-                    released.directories.push((parent, object));
+                if released.pages.last().is_none_or(|(last, object)| (last, object) != (&parent, &page)) {
+                    released.pages.push((parent, page));
                 }
-                let ordinal = released.directories.len() as u32 - 1;
+                let ordinal = released.pages.len() as u32 - 1;
                 released.files.push((prefix(&content), ordinal, entry as u32));
             }
         }
@@ -98,7 +98,7 @@ impl<'a, S: DirectorySource> Released<'a, S> {
     }
 
     /// Indices and places of all contents with the same prefix.
-    fn places(&self, content: &ContentHash) -> impl Iterator<Item = (usize, &Place)> + use<'_, 'a, S> {
+    fn places(&self, content: &ContentHash) -> impl Iterator<Item = (usize, &Indexed)> + use<'_, 'a, S> {
         let key = prefix(content);
         let start = self.files.partition_point(|(other, ..)| *other < key);
         self.files.iter().enumerate().skip(start).take_while(move |(_, (other, ..))| *other == key)
@@ -107,15 +107,13 @@ impl<'a, S: DirectorySource> Released<'a, S> {
     fn file(
         &self,
         at: usize,
-        &(_, directory, entry): &Place,
+        &(_, page, entry): &Indexed,
         content: &ContentHash,
     ) -> Result<Option<ReleasedFile>, DiffError<S::Error>> {
-        let Some((parent, object)) = self.directories.get(directory as usize) else { return Ok(None) };
-        let directory = self
-            .source
-            .directory(object)
-            .map_err(|source| DiffError::Source { path: parent.clone(), source })?;
-        let Some(entry) = directory.entries().get(entry as usize) else { return Ok(None) };
+        let Some((parent, object)) = self.pages.get(page as usize) else { return Ok(None) };
+        let failed = |source| DiffError::Source { path: parent.clone(), source };
+        let page = self.source.page(object).map_err(failed)?;
+        let Some(entry) = page.entries().get(entry as usize) else { return Ok(None) };
         if !matches!(&entry.kind, Kind::File { content: found, .. } if found == content) {
             return Ok(None);
         }

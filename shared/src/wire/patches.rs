@@ -14,8 +14,8 @@ const PATCHES: u32 = 1;
 /// Field of `DirectoryPatch`.
 const REMOVED_NAMES: u32 = 3;
 
-/// Uncompressed bytes of a frame of several patches. Twice the target, because senders estimate the size.
-const PATCHES_MAX_BYTES: usize = 2 * DIRECTORY_FRAME_BYTES;
+/// Uncompressed bytes of a frame of patches. Twice the target, because senders estimate the size.
+pub(super) const PATCHES_MAX_BYTES: usize = 2 * DIRECTORY_FRAME_BYTES;
 
 /// The patches of a `DirectoryPatchList` between trees of at most `entries_max` entries.
 pub(super) fn decode_list(list: &[u8], entries_max: u64) -> Result<Vec<DirectoryPatch>, WireError> {
@@ -24,9 +24,6 @@ pub(super) fn decode_list(list: &[u8], entries_max: u64) -> Result<Vec<Directory
     let mut patches = Vec::new();
     for field in Fields::of(list) {
         let (PATCHES, patch) = field? else { continue };
-        if !patches.is_empty() {
-            limit("patches of several directories", list.len(), PATCHES_MAX_BYTES)?;
-        }
         let removed = Fields::count_of(patch, &[REMOVED_NAMES])?;
         limit("names of a patch", removed, usize::try_from(left).unwrap_or(usize::MAX))?;
         left = left.saturating_sub(removed as u64);
@@ -42,12 +39,15 @@ pub(super) fn decode_list(list: &[u8], entries_max: u64) -> Result<Vec<Directory
 mod tests {
     use super::*;
     use crate::Directory;
+    use crate::directory::pages_tests::{Pages, patches};
     use crate::directory::tests::file;
 
     fn patch(names: usize) -> DirectoryPatch {
         let entries: Vec<_> = (0..names).map(|n| file(&format!("page-{n:04}"), b"x")).collect();
         let to = Directory::new(entries).expect("unique names");
-        let mut patch = DirectoryPatch::between(None, (to.hash(), &to));
+        let mut pages = Pages::default();
+        let object = pages.put(&to);
+        let mut patch = patches(&pages, None, object).pop().expect("a patch");
         patch.removed = (0..names).map(|n| file(&format!("old-{n:04}"), b"x").name).collect();
         patch
     }

@@ -7,9 +7,10 @@ use syncd_proto::v1::fetch_request::Request;
 use syncd_proto::v1::replication_client::ReplicationClient;
 use syncd_runtime::channel::connect;
 use syncd_runtime::tls::ClientTls;
+use syncd_shared::directory::Page;
 use syncd_shared::limits::{CONTROL_MESSAGE_MAX_BYTES, FETCH_MESSAGE_MAX_BYTES, OBJECTS_BATCH_MAX};
 use syncd_shared::wire::{FEATURE_DELTAS, Frame, ObjectsBatch};
-use syncd_shared::{ContentHash, Directory, Kind, RootHash, SignedGeneration};
+use syncd_shared::{ContentHash, Kind, RootHash, SignedGeneration};
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Status, Streaming};
@@ -87,8 +88,8 @@ async fn receive(
 fn files_of(frame: &Frame, files: &mut Vec<ContentHash>) -> Result<(), Status> {
     let Frame::Directories(objects) = frame else { return Ok(()) };
     for object in objects {
-        let directory = Directory::decode(object).map_err(|error| Status::data_loss(error.to_string()))?;
-        files.extend(directory.entries().iter().filter_map(|entry| match entry.kind {
+        let page = Page::decode(object).map_err(|error| Status::data_loss(error.to_string()))?;
+        files.extend(page.entries().iter().filter_map(|entry| match entry.kind {
             // An empty file needs no content.
             Kind::File { content, size } if size > 0 => Some(content),
             _ => None,

@@ -5,6 +5,7 @@ use std::collections::{BTreeMap, HashMap};
 use bytes::Bytes;
 use syncd_proto::v1;
 use syncd_proto::v1::fetch_frame::Frame as F;
+use syncd_shared::directory::{Page, object_hash_of};
 use syncd_shared::stored_frame::{Piece, StoredFrame};
 use syncd_shared::wire::{ObjectsBatch, directories_message};
 use syncd_shared::{
@@ -60,12 +61,14 @@ impl Site {
     pub fn put(&mut self, entries: Vec<Entry>) -> (ObjectHash, Totals) {
         let directory = Directory::new(entries).expect("unique names");
         let totals = directory.totals().unwrap_or_default();
-        (self.put_bytes(directory.encode()), totals)
+        let built = directory.build();
+        self.objects.extend(built.pages);
+        (built.root, totals)
     }
 
     /// Adds any bytes under their hash.
     pub fn put_bytes(&mut self, bytes: Vec<u8>) -> ObjectHash {
-        let hash = Directory::hash_of(&bytes);
+        let hash = object_hash_of(&bytes);
         self.objects.insert(hash, bytes);
         hash
     }
@@ -92,21 +95,19 @@ impl Site {
                 continue;
             };
             sent.push(bytes.as_slice());
-            if let (true, Ok(directory)) = (batch.recursive, Directory::decode(bytes)) {
-                wanted.extend(directory.entries().iter().filter_map(|entry| match entry.kind {
-                    Kind::Directory { object, .. } => Some(object),
-                    _ => None,
-                }));
+            if let (true, Ok(page)) = (batch.recursive, Page::decode(bytes)) {
+                wanted.extend(page.children());
             }
         }
-        if !sent.is_empty() {
-            frames.push(F::Directories(directories_message(sent)));
+        // Not more than a frame has room for: each page takes at most 70 KB.
+        for sent in sent.chunks(14) {
+            frames.push(F::Directories(directories_message(sent.iter().copied())));
         }
         let mut files = batch.files.clone();
         for of in &batch.files_of {
-            let directory = self.objects.get(&of.directory).map(|bytes| Directory::decode(bytes));
-            if let Some(Ok(directory)) = directory {
-                files.extend(of.of(directory.entries()).filter_map(|entry| match entry.kind {
+            let page = self.objects.get(&of.directory).map(|bytes| Page::decode(bytes));
+            if let Some(Ok(page)) = page {
+                files.extend(of.of(page.entries()).filter_map(|entry| match entry.kind {
                     Kind::File { content, .. } => Some(content),
                     _ => None,
                 }));

@@ -1,25 +1,45 @@
 //! Attacks with encoded updates, which describe how new content is made from old.
 
+use std::sync::Arc;
+
 use bytes::Bytes;
 use prost::Message as _;
 use syncd_proto::v1;
 use syncd_proto::v1::fetch_frame::Frame as F;
 use syncd_shared::delta::{Basis, BasisFile, DeltaCopy, DeltaEncoding, DeltaFrame, DeltaPiece, Encoded};
+use syncd_shared::diff::DirectorySource;
+use syncd_shared::directory::{DecodeDirectoryError, Page};
 use syncd_shared::wire::{DirectoryPatch, patches_message};
-use syncd_shared::{ContentHash, ContentTag, Directory, Kind, ObjectHash, TreePath, update_file};
+use syncd_shared::{ContentHash, ContentTag, Kind, ObjectHash, TreePath, update_file};
 
 use super::fake_origin::peak_mib;
 use super::lying_origin::{World, bomb, noise};
 use super::site::Site;
 
+/// The objects of two sites.
+struct Both<'a>(&'a Site, &'a Site);
+
+impl DirectorySource for Both<'_> {
+    type Error = DecodeDirectoryError;
+
+    fn page(&self, hash: &ObjectHash) -> Result<Arc<Page>, DecodeDirectoryError> {
+        let bytes = self.0.objects.get(hash).or_else(|| self.1.objects.get(hash)).expect("an object");
+        Page::decode_verified(bytes, *hash)
+    }
+}
+
 /// Honest patches from one site's directories to the other's.
 fn honest_patches(from: &Site, to: &Site) -> F {
-    let decode = |site: &Site, hash: &ObjectHash| Directory::decode(&site.objects[hash]).expect("an object");
+    let known = Both(from, to);
     let mut patches = Vec::new();
     let mut pairs = vec![(from.root().object, to.root().object)];
     while let Some((a, b)) = pairs.pop() {
-        let (before, after) = (decode(from, &a), decode(to, &b));
-        patches.push(DirectoryPatch::between(Some((a, &before)), (b, &after)));
+        let (before, after) = (known.directory(&a).expect("reads"), known.directory(&b).expect("reads"));
+        let mut add = |patch| {
+            patches.push(patch);
+            Ok::<_, DecodeDirectoryError>(())
+        };
+        DirectoryPatch::between(&known, Some(a), b, &mut add).expect("compares");
         for entry in after.entries() {
             if let (Kind::Directory { object, .. }, Some(Kind::Directory { object: old, .. })) =
                 (&entry.kind, before.get(&entry.name).map(|entry| &entry.kind))

@@ -2,8 +2,9 @@ use std::collections::HashSet;
 use std::path::PathBuf;
 use std::sync::atomic::AtomicBool;
 
+use syncd_shared::directory::Page;
 use syncd_shared::stored_frame::{Piece, StoredFrame};
-use syncd_shared::{ContentTag, Directory, Kind, SignedGeneration};
+use syncd_shared::{ContentTag, Kind, SignedGeneration};
 
 use super::*;
 use crate::fixture::Site;
@@ -46,12 +47,10 @@ impl ObjectDirectory {
         lost: &mut Vec<[u8; 32]>,
     ) {
         let Some(bytes) = self.read(&hash.to_string()) else { return lost.push(*hash.as_bytes()) };
-        let directory = Directory::decode_verified(&bytes, hash).unwrap();
+        let page = Page::decode_verified(&bytes, hash).unwrap();
         frames.push(Frame::Directories(vec![bytes]));
-        for entry in directory.entries() {
-            if let (Kind::Directory { object, .. }, true) = (&entry.kind, recursive) {
-                self.directories(*object, true, frames, lost);
-            }
+        for object in page.children().filter(|_| recursive) {
+            self.directories(object, true, frames, lost);
         }
     }
 
@@ -63,8 +62,8 @@ impl ObjectDirectory {
         let mut files = batch.files.clone();
         for of in &batch.files_of {
             let bytes = self.read(&of.directory.to_string()).unwrap();
-            let directory = Directory::decode_verified(&bytes, of.directory).unwrap();
-            files.extend(of.of(directory.entries()).filter_map(|entry| match entry.kind {
+            let page = Page::decode_verified(&bytes, of.directory).unwrap();
+            files.extend(of.of(page.entries()).filter_map(|entry| match entry.kind {
                 Kind::File { content, size: 1.. } => Some(content),
                 _ => None,
             }));

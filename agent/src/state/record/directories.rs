@@ -4,21 +4,24 @@
 use std::collections::{HashMap, HashSet};
 use std::sync::{Arc, Mutex, PoisonError};
 
-use redb::{ReadableDatabase, TableDefinition};
+use redb::{ReadableDatabase, ReadableTable, TableDefinition};
 use syncd_shared::diff::DirectorySource;
-use syncd_shared::{Directory, ObjectHash, RootEntry};
+use syncd_shared::directory::Page;
+use syncd_shared::{ObjectHash, RootEntry};
 
 use super::{Record, RecordError, commit};
 
 pub(super) const DIRECTORIES: TableDefinition<'_, &[u8; 32], &[u8]> = TableDefinition::new("directories");
 
-/// Limit of cached directories, in entries.
+/// Directory objects removed by one transaction of a sweep.
+const SWEPT_AT_ONCE: usize = 512;
+/// Limit of cached pages, in entries.
 const CACHED_ENTRIES: usize = 20_000;
 
 #[derive(Default)]
-pub(super) struct DirectoryCache {
-    pub(super) directories: HashMap<ObjectHash, Arc<Directory>>,
-    pub(super) entries: usize,
+pub(super) struct PageCache {
+    pub(super) pages: HashMap<ObjectHash, Arc<Page>>,
+    pub(super) items: usize,
 }
 
 impl Record {
@@ -47,69 +50,86 @@ impl Record {
         Ok(table.get(hash.as_bytes()).map_err(|e| doing(e.into()))?.is_some())
     }
 
-    /// Removes directory objects that none of these trees needs, and returns their number. The cost follows
-    /// the record's size.
-    pub fn sweep(&self, roots: &[RootEntry]) -> Result<u64, RecordError> {
+    /// Removes directory objects that none of these trees needs, and returns their number; `None` once it is
+    /// cancelled. The cost follows the record's size, and no transaction has more than [`SWEPT_AT_ONCE`] of
+    /// them.
+    pub fn sweep(
+        &self,
+        roots: &[RootEntry],
+        is_cancelled: &dyn Fn() -> bool,
+    ) -> Result<Option<u64>, RecordError> {
         let mut keep = HashSet::new();
         let mut wanted: Vec<ObjectHash> = roots.iter().map(|r| r.object).collect();
         while let Some(hash) = wanted.pop() {
+            if is_cancelled() {
+                return Ok(None);
+            }
             if !keep.insert(hash) {
                 continue;
             }
-            match self.directory(&hash) {
-                Ok(directory) => wanted.extend(directory.entries().iter().filter_map(|e| match e.kind {
-                    syncd_shared::Kind::Directory { object, .. } => Some(object),
-                    _ => None,
-                })),
+            match self.page(&hash) {
+                Ok(page) => wanted.extend(page.children()),
                 Err(RecordError::Unknown { .. }) => {}
                 Err(e) => return Err(e),
             }
         }
         let doing = RecordError::database::<redb::Error>("forget directory objects");
-        let write = self.begin(true)?;
-        let mut gone = 0;
-        write
-            .open_table(DIRECTORIES)
-            .map_err(|e| doing(e.into()))?
-            .retain(|hash, _| {
-                let kept = keep.contains(&ObjectHash::from_bytes(*hash));
-                gone += u64::from(!kept);
-                kept
-            })
-            .map_err(|e| doing(e.into()))?;
-        commit(write)?;
-        Ok(gone)
+        let mut gone: Vec<[u8; 32]> = Vec::new();
+        let read = self.database.begin_read().map_err(|e| doing(e.into()))?;
+        let table = read.open_table(DIRECTORIES).map_err(|e| doing(e.into()))?;
+        for item in table.iter().map_err(|e| doing(e.into()))? {
+            let hash = *item.map_err(|e| doing(e.into()))?.0.value();
+            if !keep.contains(&ObjectHash::from_bytes(hash)) {
+                gone.push(hash);
+            }
+        }
+        drop((table, read));
+        for some in gone.chunks(SWEPT_AT_ONCE) {
+            if is_cancelled() {
+                return Ok(None);
+            }
+            let write = self.begin(false)?;
+            {
+                let mut table = write.open_table(DIRECTORIES).map_err(|e| doing(e.into()))?;
+                for hash in some {
+                    table.remove(hash).map_err(|e| doing(e.into()))?;
+                }
+            }
+            commit(write)?;
+        }
+        Ok(Some(gone.len() as u64))
     }
 
-    fn remember(&self, hash: ObjectHash, directory: &Arc<Directory>) {
+    fn remember(&self, hash: ObjectHash, page: &Arc<Page>) {
         let mut cache = self.cache.lock().unwrap_or_else(PoisonError::into_inner);
-        if cache.entries + directory.entries().len() > CACHED_ENTRIES {
-            *cache = DirectoryCache::default();
+        let items = page.entries().len() + page.pages().len() + 1;
+        if cache.items + items > CACHED_ENTRIES {
+            *cache = PageCache::default();
         }
-        cache.entries += directory.entries().len() + 1;
-        cache.directories.insert(hash, directory.clone());
+        cache.items += items;
+        cache.pages.insert(hash, page.clone());
     }
 }
 
 impl DirectorySource for Record {
     type Error = RecordError;
 
-    fn directory(&self, hash: &ObjectHash) -> Result<Arc<Directory>, RecordError> {
-        let cached = |cache: &Mutex<DirectoryCache>| {
-            cache.lock().unwrap_or_else(PoisonError::into_inner).directories.get(hash).cloned()
+    fn page(&self, hash: &ObjectHash) -> Result<Arc<Page>, RecordError> {
+        let cached = |cache: &Mutex<PageCache>| {
+            cache.lock().unwrap_or_else(PoisonError::into_inner).pages.get(hash).cloned()
         };
-        if let Some(directory) = cached(&self.cache) {
-            return Ok(directory);
+        if let Some(page) = cached(&self.cache) {
+            return Ok(page);
         }
         let doing = RecordError::database::<redb::Error>("read a directory object");
         let read = self.database.begin_read().map_err(|e| doing(e.into()))?;
         let table = read.open_table(DIRECTORIES).map_err(|e| doing(e.into()))?;
-        let directory = match table.get(hash.as_bytes()).map_err(|e| doing(e.into()))? {
-            Some(bytes) => Directory::decode_verified(bytes.value(), *hash)?,
-            None if *hash == Directory::default().hash() => Arc::default(),
+        let page = match table.get(hash.as_bytes()).map_err(|e| doing(e.into()))? {
+            Some(bytes) => Page::decode_verified(bytes.value(), *hash)?,
+            None if *hash == RootEntry::empty().object => Arc::default(),
             None => return Err(RecordError::Unknown { object: *hash }),
         };
-        self.remember(*hash, &directory);
-        Ok(directory)
+        self.remember(*hash, &page);
+        Ok(page)
     }
 }

@@ -1,7 +1,7 @@
-//! Inode numbers of the live tree: a list for each directory, in entry order.
+//! Inode numbers of the live tree: a list for each page of a directory, in entry order.
 
 use redb::{ReadableDatabase, ReadableTable, TableDefinition, WriteTransaction};
-use syncd_shared::TreePath;
+use syncd_shared::{ObjectHash, TreePath};
 
 use super::{Change, Record, RecordError, commit};
 
@@ -14,10 +14,31 @@ pub(crate) struct InodeChanges {
     pub moved: Vec<(TreePath, TreePath)>,
     /// Directories that were removed, each one listed.
     pub removed: Vec<TreePath>,
+    /// Pages that their directories no longer have.
+    pub gone: Vec<Leaf>,
     /// New lists.
-    pub put: Vec<(TreePath, Vec<u64>)>,
+    pub put: Vec<(Leaf, Vec<u64>)>,
     /// Removes all earlier lists first.
     pub clear: bool,
+}
+
+/// A page of entries of a directory of the live tree.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub(crate) struct Leaf {
+    /// The directory.
+    pub path: TreePath,
+    pub page: ObjectHash,
+}
+
+impl Leaf {
+    fn key(&self) -> Vec<u8> {
+        [&leaves_of(&self.path)[..], self.page.as_bytes()].concat()
+    }
+}
+
+/// Start of the keys of a directory's pages. No path has an empty component.
+fn leaves_of(path: &TreePath) -> Vec<u8> {
+    [path.as_bytes(), b"//"].concat()
 }
 
 impl Record {
@@ -26,12 +47,12 @@ impl Record {
         self.apply(&Change { inodes: Some(inodes), ..Change::default() }, true)
     }
 
-    /// Inode numbers of a directory of the live tree, in entry order; `None`: unknown.
-    pub fn inodes(&self, path: &TreePath) -> Result<Option<Vec<u64>>, RecordError> {
+    /// Inode numbers of a page of the live tree, in entry order; `None`: unknown.
+    pub fn inodes(&self, leaf: &Leaf) -> Result<Option<Vec<u64>>, RecordError> {
         let doing = RecordError::database::<redb::Error>("read inode numbers");
         let read = self.database.begin_read().map_err(|e| doing(e.into()))?;
         let table = read.open_table(INODES).map_err(|e| doing(e.into()))?;
-        let found = table.get(path.as_bytes()).map_err(|e| doing(e.into()))?;
+        let found = table.get(leaf.key().as_slice()).map_err(|e| doing(e.into()))?;
         Ok(found.map(|v| decode_inodes(v.value())))
     }
 
@@ -44,7 +65,7 @@ impl Record {
     }
 
     /// Stores inode numbers for a tree that will be live. Becomes durable with the next durable commit.
-    pub fn put_inodes(&self, lists: Vec<(TreePath, Vec<u64>)>) -> Result<(), RecordError> {
+    pub fn put_inodes(&self, lists: Vec<(Leaf, Vec<u64>)>) -> Result<(), RecordError> {
         let write = self.begin(false)?;
         let changes = InodeChanges { put: lists, ..InodeChanges::default() };
         apply_inodes(&write, &changes).map_err(RecordError::database("record inode numbers"))?;
@@ -60,10 +81,8 @@ pub(super) fn apply_inodes(write: &WriteTransaction, changes: &InodeChanges) -> 
     let mut moved: Vec<(Vec<u8>, Vec<u8>)> = Vec::new();
     for (from, to) in &changes.moved {
         let first = moved.len();
+        // Both the pages of the directory and everything below it.
         let (start, below) = (from.as_bytes(), [from.as_bytes(), b"/"].concat());
-        if let Some(own) = table.get(start)? {
-            moved.push((start.to_vec(), own.value().to_vec()));
-        }
         for item in table.range(below.as_slice()..)? {
             let (key, value) = item?;
             if !key.value().starts_with(&below) {
@@ -77,14 +96,18 @@ pub(super) fn apply_inodes(write: &WriteTransaction, changes: &InodeChanges) -> 
         }
     }
     for path in &changes.removed {
-        table.remove(path.as_bytes())?;
+        let (from, to) = (leaves_of(path), [path.as_bytes(), b"/0"].concat());
+        table.retain_in(from.as_slice()..to.as_slice(), |_, _| false)?;
     }
     for (key, value) in &moved {
         table.insert(key.as_slice(), value.as_slice())?;
     }
-    for (path, inodes) in &changes.put {
+    for leaf in &changes.gone {
+        table.remove(leaf.key().as_slice())?;
+    }
+    for (leaf, inodes) in &changes.put {
         let bytes: Vec<u8> = inodes.iter().flat_map(|i| i.to_le_bytes()).collect();
-        table.insert(path.as_bytes(), bytes.as_slice())?;
+        table.insert(leaf.key().as_slice(), bytes.as_slice())?;
     }
     Ok(())
 }

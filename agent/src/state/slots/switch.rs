@@ -188,8 +188,8 @@ impl Slots {
         let coming = self.coming(slot)?;
         // Recorded before the exchange: a tree with this row always counts as in use. No damaged file
         // counts as the recorded one.
-        let removed = inodes.put.iter().map(|(path, _)| path.clone()).collect();
-        let doubtful = InodeChanges { removed, ..InodeChanges::default() };
+        let gone = inodes.put.iter().map(|(leaf, _)| leaf.clone()).collect();
+        let doubtful = InodeChanges { gone, ..InodeChanges::default() };
         let change = Change {
             slots: vec![(slot, &resting)],
             coming: coming.map(Some),

@@ -55,7 +55,7 @@ fn garbage_collection_takes_paths_of_dead_content() {
     };
     seal(&site);
     assert!(place(&site, b"dead").is_some());
-    site.store.collect_garbage(Default::default(), &Default::default(), None, 0).unwrap();
+    site.store.collect_garbage(Default::default(), &Default::default(), None, 0, &|| false).unwrap();
     assert_eq!(place(&site, b"dead"), None);
     assert_eq!(place(&site, &noise(1000)), Some(path("a/one")));
 }
