@@ -234,7 +234,7 @@ impl<S: DirectorySource> Walk<'_, S> {
         }
         let failed = |source| DiffError::Source { path: path.clone(), source };
         let mut pairs = Pairs::new(self.source, from, to).map_err(failed)?;
-        while let Some((old, new)) = pairs.next().map_err(failed)? {
+        while let Some((old, new)) = pairs.next_pair().map_err(failed)? {
             self.entry(path, old.as_ref(), new.as_ref())?;
         }
         Ok(())

@@ -260,7 +260,7 @@ impl DirectoryPatch {
         let mut pairs = Pairs::new(source, from, Some(to))?;
         let mut patch = Self { from, to, removed: Vec::new(), entries: Vec::new() };
         let mut bytes = 0usize;
-        while let Some((old, new)) = pairs.next()? {
+        while let Some((old, new)) = pairs.next_pair()? {
             if patch.removed.len().saturating_add(patch.entries.len()) >= PATCH_NAMES_MAX
                 || bytes >= PATCH_BYTES
             {

@@ -206,7 +206,7 @@ impl Conform<'_> {
             Some(None) => return Ok(None),
         };
         let mut pairs = Pairs::new(&*self.trees.record, Some(was), Some(object))?;
-        while let Some((before, after)) = pairs.next()? {
+        while let Some((before, after)) = pairs.next_pair()? {
             let is_directory = |entry: &Option<Entry>| entry.as_ref().is_some_and(Entry::is_directory);
             if !(is_directory(&before) && is_directory(&after)) {
                 changed.extend(before.or(after).map(|entry| entry.name));

@@ -48,6 +48,9 @@ const WHOLE_EVERY: Duration = Duration::from_secs(600);
 /// Foreign names of one directory that are kept. Others are only counted.
 const NAMES_MAX: usize = 64 * 1024;
 
+/// A directory and its manifest.
+type Subdirectory = (TreePath, Option<ObjectHash>);
+
 /// Extent of an inspection.
 #[derive(Debug, Clone, Copy)]
 pub(crate) enum Scope<'a> {
@@ -202,11 +205,7 @@ impl Inspection<'_> {
     }
 
     /// Subdirectories of a directory; `None`: its manifest is missing. Reads only pages that have some.
-    fn below(
-        &self,
-        path: &TreePath,
-        object: ObjectHash,
-    ) -> Result<Option<Vec<(TreePath, Option<ObjectHash>)>>, StageError> {
+    fn below(&self, path: &TreePath, object: ObjectHash) -> Result<Option<Vec<Subdirectory>>, StageError> {
         let mut cursor = match Cursor::new(self.record, Some(object)) {
             Err(RecordError::Unknown { .. }) => return Ok(None),
             other => other?,

@@ -63,7 +63,7 @@ pub(super) fn edits(input: &[u8]) {
             }
         }
         let mut pairs = Pairs::new(&pages, Some(before), Some(root)).expect("reads");
-        while let Some((_, new)) = pairs.next().expect("reads") {
+        while let Some((_, new)) = pairs.next_pair().expect("reads") {
             assert!(new.is_none_or(|new| expected.get(&new.name) == Some(&new)));
         }
     }

@@ -109,7 +109,7 @@ impl Giving<'_> {
         let failed = |source| CommitError::from(ScanError::Objects { path: path.clone(), source });
         let mut pairs = Pairs::new(objects, self.readable(path, published), Some(tree)).map_err(failed)?;
         let mut changed = Edits::new();
-        while let Some((was, now)) = pairs.next().map_err(failed)? {
+        while let Some((was, now)) = pairs.next_pair().map_err(failed)? {
             if let Some(now) = now
                 && let Some(retimed) = self.entry(path, was.as_ref(), &now)?
             {

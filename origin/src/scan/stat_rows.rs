@@ -15,7 +15,7 @@ use syncd_shared::{Component, TreePath};
 
 use super::error::ScanError;
 use super::stat_record::{ReadFile, StatRecord, decode_files, encode_files};
-use crate::store::{Store, Writer};
+use crate::store::{StatRow, Store, Writer};
 
 /// Files of a row before it is split.
 const ROW_FILES_MAX: usize = 128;
@@ -80,11 +80,7 @@ pub(super) fn of_names<'a>(
 }
 
 /// The row of a name; `None` for the head.
-fn row_of(
-    writer: &Writer,
-    path: &TreePath,
-    name: &Component,
-) -> Result<Option<(Vec<u8>, Vec<u8>)>, ScanError> {
+fn row_of(writer: &Writer, path: &TreePath, name: &Component) -> Result<Option<StatRow>, ScanError> {
     Ok(writer.last_stat(&prefix(path), &key(path, name))?)
 }
 

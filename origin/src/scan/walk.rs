@@ -144,7 +144,7 @@ where
             let previous = Some(self.planned(&path, object, metadata, plan)?);
             let record = stat_rows::of_names(self.pass.writer, &path, plan.names.iter())?;
             let (path, parent) = (path.clone(), parent.clone());
-            let seen = KnownDirectory { path, parent, own: own.clone(), previous, record, moved: None };
+            let seen = KnownDirectory { path, parent, own, previous, record, moved: None };
             let ignore_file = if seen.is_known(plan) { open.ignore_file()? } else { None };
             if seen.is_known(plan)
                 && seen.has_rules(ignore_file.as_ref().map(|file| file.stat))

@@ -75,7 +75,7 @@ pub use check::{CheckReport, Damage};
 pub use error::{OpenStoreError, SealError, StoreError};
 pub use frame_builder::FrameBuilder;
 pub use pack::{Effort, Location, PackId};
-pub use read::{Chunk, ChunkTables};
+pub use read::{Chunk, ChunkTables, StatRow};
 pub use records::Records;
 pub use retention::Retention;
 pub use writer::{UnsavedDirectories, Writer};

@@ -19,6 +19,9 @@ use super::index::{
 use super::pack::{Location, PackFrame, PackId, chunk_bytes};
 use super::{Store, objects};
 
+/// Key and value of one of the scanner's records.
+pub type StatRow = (Vec<u8>, Vec<u8>);
+
 /// A part of a file.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Chunk {
@@ -228,7 +231,7 @@ impl Store {
     pub(super) fn last_stat(
         &self,
         range: (Bound<&[u8]>, Bound<&[u8]>),
-    ) -> Result<Option<(Vec<u8>, Vec<u8>)>, StoreError> {
+    ) -> Result<Option<StatRow>, StoreError> {
         self.index.read(|t| {
             let table = t.open_table(STAT).map_err(index)?;
             let Some(row) = table.range::<&[u8]>(range).map_err(index)?.next_back() else { return Ok(None) };

@@ -18,7 +18,7 @@ use super::index::{DIRECTORIES, GENERATIONS, META, META_NEXT_PACK, PACKS, ROOTS}
 use super::pack::{FrameChunk, Location, PackId};
 use super::pack_writer::{PackLength, PackWriter};
 use super::pending::Pending;
-use super::read::{Chunk, StoredGeneration, decode_root, encode_root};
+use super::read::{Chunk, StatRow, StoredGeneration, decode_root, encode_root};
 use super::records::Records;
 use super::{Store, objects};
 
@@ -199,7 +199,7 @@ impl Writer {
 
     /// The last of the scanner's records from key `first` to key `last`, and its key, including uncommitted
     /// changes.
-    pub fn last_stat(&self, first: &[u8], last: &[u8]) -> Result<Option<(Vec<u8>, Vec<u8>)>, StoreError> {
+    pub fn last_stat(&self, first: &[u8], last: &[u8]) -> Result<Option<StatRow>, StoreError> {
         let pending = self.pending.lock().map_err(poisoned)?;
         let within = |end| (Bound::Included(first), end);
         let mut stored = None;

@@ -126,7 +126,7 @@ impl<'a, S: DirectorySource> Parts<'a, S> {
     /// Advances to the next name that differs.
     fn advance(&mut self) -> Result<(), DiffError<S::Error>> {
         while let Some(level) = self.stack.last_mut() {
-            let next = level.pairs.next();
+            let next = level.pairs.next_pair();
             let failed = |source| DiffError::Source { path: level.path.clone(), source };
             let Some((old, new)) = next.map_err(failed)? else {
                 self.stack.pop();

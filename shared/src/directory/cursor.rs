@@ -38,6 +38,9 @@ impl Open {
     }
 }
 
+/// A page of entries, its object, and the index of the next entry in it.
+pub type Leaf<'a> = (ObjectHash, &'a Arc<Directory>, usize);
+
 /// The item at the position.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Item<'a> {
@@ -112,8 +115,8 @@ impl<S: DirectorySource> Cursor<S> {
         self.entry()
     }
 
-    /// The page of entries at the position, and the index of the next entry in it; `None` at the end.
-    pub fn leaf(&mut self) -> Result<Option<(ObjectHash, &Arc<Directory>, usize)>, S::Error> {
+    /// The page of entries at the position; `None` at the end.
+    pub fn leaf(&mut self) -> Result<Option<Leaf<'_>>, S::Error> {
         self.entry()?;
         let open = self.stack.last();
         Ok(open.and_then(|open| Some((open.object, open.page.leaf()?, open.at))))
@@ -239,7 +242,7 @@ impl<S: DirectorySource + Copy> Pairs<S> {
     }
 
     /// The next name that differs.
-    pub fn next(&mut self) -> Result<Option<Pair>, S::Error> {
+    pub fn next_pair(&mut self) -> Result<Option<Pair>, S::Error> {
         loop {
             match (self.before.item(), self.after.item()) {
                 (Item::End, Item::End) => return Ok(None),

@@ -184,7 +184,7 @@ proptest! {
             }
             let mut pairs = Pairs::new(&pages, Some(before.0), Some(root)).expect("reads");
             let mut found = Vec::new();
-            while let Some((old, new)) = pairs.next().expect("reads") {
+            while let Some((old, new)) = pairs.next_pair().expect("reads") {
                 let name = old.as_ref().or(new.as_ref()).expect("a side").name.clone();
                 prop_assert_eq!(&old, &before.1.get(&name).cloned());
                 prop_assert_eq!(&new, &expected.get(&name).cloned());
