@@ -130,6 +130,12 @@ impl World {
         })
     }
 
+    /// The authority that the origin's trust document names.
+    pub fn authority(&self) -> CertificateDer<'static> {
+        let trust = self.trust(&self.token()).expect("a trust document");
+        trust.document().authority.clone()
+    }
+
     /// A client without a certificate that trusts the origin's authority.
     pub fn joining(&self) -> ClientTls {
         let token = self.token();

@@ -48,21 +48,21 @@ fn all_connections(world: &World, tls: &ClientTls, count: usize) -> (Vec<Channel
 }
 
 /// Reads the identity as a clone of the node would.
-fn copied_identity(agent: &Agent) -> ClientTls {
+fn copied_identity(world: &World, agent: &Agent) -> ClientTls {
     let text = key_file::read(&agent.root.join("state/identity/identity")).expect("an identity");
     let json: serde_json::Value = serde_json::from_str(&text).expect("JSON");
     let field = |name: &str| json[name].as_str().unwrap_or_else(|| panic!("no {name}"));
-    let certificate = |name: &str| certificate_from_pem(field(name)).expect("a certificate");
+    let certificate = certificate_from_pem(field("certificate")).expect("a certificate");
     let key = KeyPair::from_pem(field("key")).expect("a key");
     let tree_id = field("tree_id").parse().expect("an id");
-    ClientTls::enrolled(tree_id, &certificate("authority"), &certificate("certificate"), &key).expect("TLS")
+    ClientTls::enrolled(tree_id, &world.authority(), &certificate, &key).expect("TLS")
 }
 
 #[test]
 fn the_ninth_connection_of_a_certificate_is_refused_and_the_agents_log_says_why() {
     let mut world = World::new("bound-connections");
     let mut shared = Agent::joined(&world.scene, &world.origin, "shared");
-    let tls = copied_identity(&shared);
+    let tls = copied_identity(&world, &shared);
     let (open, refused) = all_connections(&world, &tls, CONNECTIONS);
     println!("one more connection: {refused}");
     assert!(refused.contains("too many connections with this certificate"), "{refused}");

@@ -53,7 +53,12 @@ fn trees_that_can_not_be_are_refused() {
         None,
         "truncated",
     );
-    world.refused_site("another version", World::version(2).with_root_bytes(vec![9], one), None, "version");
+    world.refused_site(
+        "another version",
+        World::version(2).with_root_bytes(vec![9], one),
+        None,
+        "unknown format",
+    );
     world.refused_site("lying totals", raw(&[RawEntry::file(b"a")], two), None, "totals");
     let absurd = Totals { entries: u64::MAX, files: u64::MAX, bytes: u64::MAX };
     world.refused_site("absurd totals", raw(&[RawEntry::file(b"a")], absurd), None, "totals");
