@@ -149,7 +149,8 @@ impl Trusted {
             return Ok(None);
         }
         let offered = SignedTrust::verify(document, known.tree_id, self.root)?;
-        if offered.number() > known.number {
+        // Numbers of another root key say nothing: a thief of the lost one may have signed the highest.
+        if offered.number() > known.number || known.root_fingerprint() != self.root {
             return Ok(Some(offered));
         }
         Err(TrustError::Older { known: known.number, offered: offered.number() })
@@ -334,8 +335,13 @@ impl AgentIdentity {
         self.trust.follow(document);
     }
 
+    /// Takes back [`AgentIdentity::follow`] after a failed [`AgentIdentity::store`].
+    pub fn restore_trust(&mut self, before: Trusted) {
+        self.trust = before;
+    }
+
     /// Pins another root key, after the loss of the old one. The known document stays in force until the new
-    /// root key signs one with a higher number. Takes effect on disk with the next [`AgentIdentity::store`].
+    /// root key signs one. Takes effect on disk with the next [`AgentIdentity::store`].
     pub fn pin_root(&mut self, root: RootFingerprint) {
         self.trust.root = root;
     }
@@ -500,6 +506,11 @@ mod tests {
         assert_eq!(newer(&identity, &elsewhere), Ok(Some(elsewhere.clone())));
         let older = origin.next(|document| document.number = 10);
         assert!(matches!(newer(&identity, &older), Err(TrustError::OtherRoot { .. })));
+        // A thief has signed with the lost one: the number does not shut the new one out.
+        let mut identity = join(&origin);
+        identity.follow(origin.next(|document| document.number = u32::MAX));
+        identity.pin_root(other.root.fingerprint());
+        assert_eq!(newer(&identity, &elsewhere), Ok(Some(elsewhere.clone())));
     }
 
     #[test]

@@ -160,9 +160,15 @@ pub enum JoinError {
 /// stored.
 pub async fn join(options: JoinOptions) -> Result<Joined, JoinError> {
     let before = check_root(&options.root, options.token.tree_id)?;
+    let document = trust_of(&options).await?;
+    if let Some(before) = before.as_ref().map(AgentIdentity::trust)
+        && before.root == options.token.root
+        && let Err(error) = before.newer(document.bytes())
+    {
+        return Err(JoinError::OtherOrigin { address: options.address.clone(), source: Box::new(error) });
+    }
     let earlier_name = before.map(|before| before.name().clone());
     let name = choose_name(&options, earlier_name.as_ref())?;
-    let document = trust_of(&options).await?;
     let tls = ClientTls::joining(options.token.tree_id, &document.document().authority)?;
     let channel = connect_in_turn(&options.address, tls).await?;
     let pending = PendingKey::generate()?;

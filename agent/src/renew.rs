@@ -30,7 +30,7 @@ use tokio_util::sync::CancellationToken;
 use crate::backoff::{Backoff, random_fraction};
 use crate::dialer::{Dialer, Route, Wanted};
 use crate::identity::{AgentIdentity, IdentityError, PendingKey};
-use crate::trust::{AskTrustError, ask_trust};
+use crate::trust::{AskTrustError, answer_within, ask_trust};
 
 /// Interval between checks of the clock, which may be set at any time.
 const LOOK: Duration = Duration::from_secs(600);
@@ -132,10 +132,17 @@ impl Keeper {
     /// If it names another authority, every connection is made again. Blocks for a few milliseconds.
     pub fn follow(&self, document: SignedTrust) -> Result<(), IdentityError> {
         let mut identity = self.identity();
-        let authority = identity.trust().document.document().authority.clone();
+        // Meanwhile another connection may have brought a newer one, or the operator may have pinned another
+        // root.
+        let Ok(Some(document)) = identity.trust().newer(document.bytes()) else { return Ok(()) };
+        let before = identity.trust().clone();
+        let authority = before.document.document().authority.clone();
         tracing::info!(document = document.number(), "following a newer trust document of the origin");
         identity.follow(document);
-        identity.store(&self.root)?;
+        if let Err(error) = identity.store(&self.root) {
+            identity.restore_trust(before);
+            return Err(error);
+        }
         let reconnects = identity.trust().document.document().authority != authority;
         let route = route(&identity, self.origin.as_deref())?;
         self.route.send_if_modified(|current| {
@@ -252,7 +259,8 @@ impl Keeper {
         let pending = PendingKey::generate()?;
         let channel = dialer.dial().await?;
         let request = v1::RenewRequest { certificate_request: Bytes::copy_from_slice(pending.request()) };
-        let answer = EnrolmentClient::new(channel).renew(request).await.map_err(RenewError::Refused)?;
+        let mut client = EnrolmentClient::new(channel);
+        let answer = answer_within(client.renew(request)).await.map_err(RenewError::Refused)?;
         let mut identity = self.identity();
         let renewed = identity.renewed(pending, &answer.into_inner().certificate)?;
         Ok(self.replace(&mut identity, renewed)?)

@@ -3,6 +3,8 @@
 //! The connection proves nothing about the origin. Nothing secret is sent on it, and only a document that the
 //! pinned root key has signed is believed.
 
+use std::time::Duration;
+
 use bytes::Bytes;
 use syncd_proto::v1;
 use syncd_proto::v1::enrolment_client::EnrolmentClient;
@@ -14,6 +16,10 @@ use tonic::transport::Channel;
 
 /// An answer larger than this is refused: the document, its field, and its frame.
 const ANSWER_MAX_BYTES: usize = TRUST_DOCUMENT_MAX_BYTES + 64;
+
+/// Time limit of an answer. A server that keeps the connection alive and never answers must not hold up
+/// renewals.
+const ANSWER_TIMEOUT: Duration = Duration::from_secs(30);
 
 /// Reason why there is no trust document.
 #[derive(Debug, thiserror::Error)]
@@ -39,5 +45,13 @@ pub(crate) async fn ask_trust(address: &str, tree_id: TreeId) -> Result<Bytes, A
 pub(crate) async fn ask_trust_on(channel: Channel, tree_id: TreeId) -> Result<Bytes, tonic::Status> {
     let request = v1::TrustRequest { tree_id: Bytes::copy_from_slice(tree_id.as_bytes()) };
     let mut client = EnrolmentClient::new(channel).max_decoding_message_size(ANSWER_MAX_BYTES);
-    Ok(client.trust(request).await?.into_inner().document)
+    Ok(answer_within(client.trust(request)).await?.into_inner().document)
+}
+
+/// Waits for an answer, within [`ANSWER_TIMEOUT`].
+pub(crate) async fn answer_within<T>(
+    call: impl Future<Output = Result<T, tonic::Status>>,
+) -> Result<T, tonic::Status> {
+    let late = |_| Err(tonic::Status::deadline_exceeded("the origin does not answer"));
+    tokio::time::timeout(ANSWER_TIMEOUT, call).await.unwrap_or_else(late)
 }

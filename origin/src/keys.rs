@@ -115,6 +115,12 @@ pub enum KeysError {
     /// The data directory is not initialised yet.
     #[error("{data} is not initialised: run `syncd-origin init --data {data}` first", data = data.display())]
     NotInitialised { data: PathBuf },
+    /// A new root key would replace one that may be the only copy.
+    #[error(
+        "{path} is still here: sign with it, or move it to a safe place before another root key is made",
+        path = path.display()
+    )]
+    RootKeyHere { path: PathBuf },
     /// A file was removed under the running origin.
     #[error(
         "{path} is gone: agents are served, but the origin can't be started again; restore the file from the backup",

@@ -21,7 +21,7 @@ use rustls::{
 use rustls_pki_types::{CertificateDer, PrivateKeyDer, PrivatePkcs8KeyDer, ServerName, UnixTime};
 
 use syncd_shared::generation::TreeId;
-use syncd_shared::identity::authority::{PeerIdentity, peer_identity};
+use syncd_shared::identity::authority::{AuthorityKey, PeerIdentity, key_of_authority, peer_identity};
 
 const ALPN: &[u8] = b"h2";
 
@@ -68,7 +68,20 @@ pub struct OriginTls {
 #[derive(Debug)]
 struct Handshake {
     served: Arc<CertifiedKey>,
+    /// The key of the authority in force, and a verifier that trusts it alone.
+    authority: Option<AuthorityKey>,
+    own_clients: Arc<dyn ClientCertVerifier>,
+    /// Trusts the earlier authorities as well.
     clients: Arc<dyn ClientCertVerifier>,
+}
+
+impl Handshake {
+    /// The verifier for a certificate, which names its issuer itself: one that claims the authority in force
+    /// must be of it, because one of an earlier authority can do less.
+    fn verifier(&self, certificate: &CertificateDer<'_>) -> &Arc<dyn ClientCertVerifier> {
+        let claims = peer_identity(certificate).map(|identity| identity.issuer).ok();
+        if claims.is_some() && claims == self.authority { &self.own_clients } else { &self.clients }
+    }
 }
 
 impl OriginTls {
@@ -115,13 +128,18 @@ fn handshake(
 ) -> Result<Arc<Handshake>, TlsError> {
     let chain = vec![certificate.clone()];
     let served = Arc::new(CertifiedKey::from_der(chain, private_key(key), &provider())?);
-    let trusted = roots(std::iter::once(authority).chain(earlier))?;
-    let clients = WebPkiClientVerifier::builder_with_provider(trusted, provider())
+    let clients = verifier_of(roots(std::iter::once(authority).chain(earlier))?)?;
+    let own_clients = verifier_of(roots([authority])?)?;
+    let authority = key_of_authority(authority).ok();
+    Ok(Arc::new(Handshake { served, authority, own_clients, clients }))
+}
+
+fn verifier_of(trusted: Arc<RootCertStore>) -> Result<Arc<dyn ClientCertVerifier>, TlsError> {
+    Ok(WebPkiClientVerifier::builder_with_provider(trusted, provider())
         .allow_unauthenticated()
         // All authorities of a tree have one name, so hints would tell a client nothing.
         .clear_root_hint_subjects()
-        .build()?;
-    Ok(Arc::new(Handshake { served, clients }))
+        .build()?)
 }
 
 /// Configuration of the origin. A client certificate is optional (`Join` has none). A client that shows one
@@ -225,7 +243,8 @@ impl ClientCertVerifier for AdmittedAgents {
         intermediates: &[CertificateDer<'_>],
         now: UnixTime,
     ) -> Result<ClientCertVerified, Error> {
-        let clients = &self.own.current().clients;
+        let handshake = self.own.current();
+        let clients = handshake.verifier(end_entity);
         let verified = clients.verify_client_cert(end_entity, intermediates, now);
         let identity = || {
             let identity = peer_identity(end_entity);

@@ -149,6 +149,7 @@ impl Machine {
             Event::Verify => self.verify_wanted = true,
             Event::Renewed(keys) => {
                 self.trust.keys = *keys;
+                self.drop_superseded_target();
                 self.renewed(now, &mut out);
             }
             Event::Tick => {}

@@ -13,6 +13,7 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, PoisonError};
 use std::{fs, io};
 
+use rustix::fs::{CWD, RenameFlags};
 use syncd_runtime::key_file::{self, FileError};
 use syncd_runtime::own_directory::{self, Access};
 use syncd_shared::identity::authority::{Authority, certificate_to_pem, generate_key};
@@ -82,15 +83,22 @@ impl Keys {
             put(EARLIER_AUTHORITIES, &earlier_text(&in_force.earlier_with_this(now)))?;
         }
         put(DOCUMENT, &document.to_text())?;
-        remove_leftover(&next)?;
-        fs::rename(&new, &next).map_err(|source| KeysError::Directory { path: next, source })?;
+        // A crash must not leave a part of what waited before: its document would still be taken.
+        let flags = if next.is_dir() { RenameFlags::EXCHANGE } else { RenameFlags::NOREPLACE };
+        rustix::fs::renameat_with(CWD, &new, CWD, &next, flags)
+            .map_err(|errno| KeysError::Directory { path: next, source: errno.into() })?;
         key_file::sync_directory(&keys)?;
+        remove_leftover(&new)?;
         Ok(document)
     }
 
     fn new_root(&self, root: NewRoot<'_>) -> Result<RootKey, KeysError> {
+        let path = self.data.join(ROOT_KEY);
+        if path.symlink_metadata().is_ok() {
+            return Err(KeysError::RootKeyHere { path });
+        }
         let made = RootKey::generate(self.tree_id)?;
-        key_file::write(&self.data.join(ROOT_KEY), &made.to_text(root.passphrase)?)?;
+        key_file::write(&path, &made.to_text(root.passphrase)?)?;
         Ok(made)
     }
 

@@ -272,6 +272,9 @@ fn a_lost_root_key_is_replaced_and_signs_the_next_document() {
     let data = tempfile::tempdir().unwrap();
     let keys = Keys::create(data.path()).unwrap();
     let lost = keys.root_fingerprint();
+    let root = Rotation { root: Some(NewRoot { passphrase: None }), ..Rotation::default() };
+    let refused = keys.prepare(&root, OffsetDateTime::now_utc());
+    assert!(matches!(refused, Err(KeysError::RootKeyHere { .. })), "it may be the only copy");
     fs::remove_file(keys.root_key_here().unwrap()).unwrap();
     let signed = rotate(&keys, Rotation { root: Some(NewRoot { passphrase: None }), ..Rotation::default() });
     assert_ne!(keys.root_fingerprint(), lost);

@@ -121,7 +121,8 @@ impl Marks {
         }
         for row in t.open_table(FILES).map_err(index)?.iter().map_err(index)? {
             let hash = ContentHash::from_bytes(*row.map_err(index)?.0.value());
-            if !self.files.contains(&short(&hash)) {
+            // Every content that a marked page names is among the chunks. It may have got its row since then.
+            if !self.files.contains(&short(&hash)) && !self.chunks.contains(&short(&hash)) {
                 out.files.push(hash);
             }
         }
@@ -247,10 +248,9 @@ impl Store {
         keep_tree: Option<&RootEntry>,
         gives_way: &dyn Fn() -> bool,
     ) -> Result<CollectReport, StoreError> {
-        let begun = self.marking.lock().map_err(poisoned)?.take();
-        // A generation that is retired since was marked in vain.
-        let is_valid = |marks: &Marks| retire.iter().all(|number| !marks.generations.contains(&number.get()));
-        let mut marks = begun.filter(is_valid).unwrap_or_default();
+        // A generation that was marked and is retired since keeps its objects until the next collection. If
+        // marking began again for each, it would never end on a busy origin.
+        let mut marks = self.marking.lock().map_err(poisoned)?.take().unwrap_or_default();
         let candidates = self.index.read(|t| {
             marks.add_generations(t, retire)?;
             marks.waiting.extend(keep_tree.map(|tree| tree.object));
@@ -277,6 +277,9 @@ impl Store {
             drop_dead_packs(t, &mut report)
         })?;
         self.retired.fetch_add(retire.len() as u64, Ordering::AcqRel);
+        if retire.iter().any(|number| marks.generations.contains(&number.get())) {
+            self.orphans.store(true, Ordering::Release);
+        }
         self.directories.lock().map_err(poisoned)?.clear();
         self.unlink(&dropped)?;
         report.generations = retire.iter().copied().collect();

@@ -247,8 +247,9 @@ impl<S: DirectorySource + Copy> Pairs<S> {
             match (self.before.item(), self.after.item()) {
                 (Item::End, Item::End) => return Ok(None),
                 // In another place, the page may be out of order or must not end there.
-                (Item::Page(_, old), Item::Page(_, new))
-                    if old.object == new.object
+                (Item::Page(old_level, old), Item::Page(level, new))
+                    if old_level == level
+                        && old == new
                         && (!self.after.source.checks_boundaries()
                             || self.before.edge() == self.after.edge()) =>
                 {

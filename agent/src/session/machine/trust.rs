@@ -37,7 +37,7 @@ impl Machine {
     }
 
     /// Drops a target that a superseded key has signed. One that is being activated is not new any more.
-    fn drop_superseded_target(&mut self) {
+    pub(super) fn drop_superseded_target(&mut self) {
         let document = self.trust.keys.document.document();
         let is_superseded = |target: &Target| {
             let generation = &target.generation;

@@ -84,6 +84,8 @@ impl Record {
             }
         }
         drop((table, read));
+        // A cached page counts as stored.
+        *self.cache.lock().unwrap_or_else(PoisonError::into_inner) = PageCache::default();
         for some in gone.chunks(SWEPT_AT_ONCE) {
             if is_cancelled() {
                 return Ok(None);
