@@ -177,6 +177,7 @@ pub async fn join(options: JoinOptions) -> Result<Joined, JoinError> {
         secret: Bytes::copy_from_slice(&options.token.secret),
         name: Bytes::copy_from_slice(name.as_str().as_bytes()),
         certificate_request: Bytes::copy_from_slice(pending.request()),
+        group: String::new(),
     };
     // Errors that would prevent storing the identity are found before the token is used up.
     let _leftovers = Leftovers::of(options.root.join("state"));

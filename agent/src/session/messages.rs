@@ -43,6 +43,8 @@ pub(super) fn hello(trust: &Trust, replica: &ReplicaState, hook: Option<v1::Hook
         drift: replica.drift.as_ref().map(drift_report),
         trust: trust.keys.document.number(),
         refused: Vec::new(),
+        check: None,
+        standing: None,
     }
 }
 

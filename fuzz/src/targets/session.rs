@@ -81,7 +81,13 @@ fn announce(u: &mut Unstructured<'_>) -> Result<v1::Announce> {
     };
     let activate_when_staged = u.arbitrary()?;
     let locations = vec!["https://example.org/updates".to_owned(); u.int_in_range(0..=9)?];
-    Ok(v1::Announce { generation: Some(generation), activate_when_staged, update_file, locations })
+    Ok(v1::Announce {
+        generation: Some(generation),
+        activate_when_staged,
+        update_file,
+        locations,
+        flipped: false,
+    })
 }
 
 fn put(out: &mut Vec<u8>, kind: u8, body: &[u8]) {

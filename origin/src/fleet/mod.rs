@@ -30,7 +30,7 @@ use std::time::Duration;
 use syncd_shared::generation::GenerationError;
 use syncd_shared::identity::authority::AuthorityKey;
 use syncd_shared::identity::{AgentName, JoinToken, PeerIdentity};
-use syncd_shared::{GenerationNumber, HookStatus, RootHash, SignedGeneration};
+use syncd_shared::{CheckStatus, GenerationNumber, HookStatus, NodeStanding, RootHash, SignedGeneration};
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
@@ -85,8 +85,14 @@ pub struct Greeting {
     pub live: Option<SignedGeneration>,
     /// Highest generation ever accepted.
     pub accepted: Option<SignedGeneration>,
+    /// Roots that the node does not take: their check failed on it.
+    pub refused: Vec<RootHash>,
     /// State of the on-activate hook.
     pub hook: Option<HookStatus>,
+    /// Result of its own check.
+    pub check: Option<CheckStatus>,
+    /// Orders given on the node.
+    pub standing: NodeStanding,
     /// Locally changed files.
     pub drift: Option<AgentDrift>,
     /// Remarks for an operator.
@@ -113,6 +119,10 @@ pub enum Report {
     },
     /// State of the on-activate hook.
     Hook(HookStatus),
+    /// Result of the node's own check.
+    Check(CheckStatus),
+    /// Orders given on the node.
+    Standing(NodeStanding),
     /// Locally changed files; `None` ends an earlier report.
     Drift(Option<AgentDrift>),
     /// A task failed.
@@ -334,6 +344,9 @@ fn agent_view(name: &AgentName, record: &AgentRecord) -> AgentView {
         root: record.told.root.as_ref().and_then(|root| root.parse().ok()),
         staged: None,
         hook: record.told.hook.clone(),
+        check: None,
+        standing: NodeStanding::default(),
+        refused: Vec::new(),
         state: if generation.is_some() { AgentState::Live } else { AgentState::Empty },
         last_seen_ms: record.last_seen_ms,
         error: None,

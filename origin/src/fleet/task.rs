@@ -373,6 +373,9 @@ impl FleetTask {
         view.root = greeting.live.as_ref().map(SignedGeneration::root_hash);
         view.staged = None;
         view.hook = greeting.hook;
+        view.check = greeting.check;
+        view.standing = greeting.standing;
+        view.refused = greeting.refused;
         view.state = if greeting.live.is_some() { AgentState::Live } else { AgentState::Empty };
         view.error = None;
         view.needs_operator = false;
@@ -460,6 +463,8 @@ impl FleetTask {
                 view.spare_misses = spare_misses;
             }
             Report::Hook(hook) => view.hook = Some(hook),
+            Report::Check(check) => view.check = Some(check),
+            Report::Standing(standing) => view.standing = standing,
             Report::Drift(drift) => note_drift(view, drift),
             Report::Failed { reason, needs_operator } => {
                 view.state = AgentState::Failed;

@@ -4,7 +4,7 @@ use std::collections::HashSet;
 use std::fmt;
 
 use syncd_shared::text::counted;
-use syncd_shared::{AgentState, GenerationNumber, HookStatus, Progress, RootHash};
+use syncd_shared::{AgentState, CheckStatus, GenerationNumber, HookStatus, NodeStanding, Progress, RootHash};
 
 /// Roots held by agents seen within this time are retained, in milliseconds.
 pub const RETAIN_MS: i64 = 30 * 24 * 60 * 60 * 1000;
@@ -67,6 +67,12 @@ pub struct AgentView {
     /// The on-activate hook, as last reported; `None` if none is set, or none was due since the agent
     /// started.
     pub hook: Option<HookStatus>,
+    /// The newest result of its own check, as last reported; `None` if it has none.
+    pub check: Option<CheckStatus>,
+    /// Orders given on the node.
+    pub standing: NodeStanding,
+    /// Roots that the node does not take.
+    pub refused: Vec<RootHash>,
     pub state: AgentState,
     /// Last sign of life, in milliseconds since 1970; 0 before the first.
     pub last_seen_ms: i64,

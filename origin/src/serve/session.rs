@@ -26,7 +26,9 @@ use syncd_shared::identity::{PeerIdentity, SignedTrust};
 use syncd_shared::limits::{HELD_GENERATIONS_MAX, REASON_MAX_BYTES, REFUSED_GENERATIONS_MAX};
 use syncd_shared::text::one_line;
 use syncd_shared::wire::root_hash;
-use syncd_shared::{GenerationNumber, HookStatus, Progress, RootHash, SignedGeneration, Totals};
+use syncd_shared::{
+    CheckStatus, GenerationNumber, HookStatus, NodeStanding, Progress, RootHash, SignedGeneration, Totals,
+};
 use tokio::sync::{mpsc, watch};
 use tokio::time::Instant;
 use tokio_stream::StreamExt;
@@ -148,9 +150,8 @@ pub(super) fn greet(
     }
     limit("generations held", hello.held.len(), HELD_GENERATIONS_MAX)?;
     limit("generations refused", hello.refused.len(), REFUSED_GENERATIONS_MAX)?;
-    for refused in &hello.refused {
-        root_hash(&refused.root, "refused root")?;
-    }
+    let refused = hello.refused.iter().map(|refused| root_hash(&refused.root, "refused root"));
+    let refused = refused.collect::<Result<Vec<_>, _>>()?;
     limit("boot id", hello.boot_id.len(), SHORT_TEXT_MAX_BYTES)?;
     limit("agent version", hello.agent_version.len(), SHORT_TEXT_MAX_BYTES)?;
     let mut notes = Vec::new();
@@ -173,7 +174,9 @@ pub(super) fn greet(
     let boot_id = one_line(&hello.boot_id, SHORT_TEXT_MAX_BYTES);
     let version = one_line(&hello.agent_version, SHORT_TEXT_MAX_BYTES);
     let drift = hello.drift.map(drift_of).transpose()?.flatten();
-    Ok(Greeting { boot_id, version, live, accepted, hook, drift, notes })
+    let check = hello.check.as_ref().map(CheckStatus::from_report).transpose()?;
+    let standing = hello.standing.as_ref().map(NodeStanding::from).unwrap_or_default();
+    Ok(Greeting { boot_id, version, live, accepted, refused, hook, check, standing, drift, notes })
 }
 
 /// Checks a hook report against `linked`, the reported linked generation. After ROOT was restored from a
@@ -201,6 +204,7 @@ fn welcome(services: &Services) -> v1::Welcome {
         heartbeat_interval_ms: HEARTBEAT_INTERVAL.as_millis() as u32,
         trust_document: Bytes::copy_from_slice(services.keys.trust().bytes()),
         origin_version: env!("CARGO_PKG_VERSION").to_owned(),
+        standing: None,
     }
 }
 
@@ -357,6 +361,7 @@ impl Session {
             activate_when_staged: activate,
             update_file: file.unwrap_or_default(),
             locations: Vec::new(),
+            flipped: false,
         });
     }
 
@@ -435,6 +440,8 @@ impl Session {
                 Report::Hook(hook)
             }
             FromAgent::Drift(drift) => Report::Drift(drift_of(drift)?),
+            FromAgent::Check(report) => Report::Check(CheckStatus::from_report(&report)?),
+            FromAgent::Standing(standing) => Report::Standing(NodeStanding::from(&standing)),
             FromAgent::Failed(f) => {
                 limit("reason", f.reason.len(), REASON_MAX_BYTES)?;
                 let needs_operator = match v1::RetryClass::try_from(f.retry) {

@@ -126,6 +126,7 @@ impl Origin {
             secret: Bytes::copy_from_slice(&token.secret),
             name: Bytes::copy_from_slice(name.as_bytes()),
             certificate_request: certificate_request(&key).unwrap().into(),
+            group: String::new(),
         };
         let response = EnrolmentClient::new(channel).join(request).await?.into_inner();
         let certificate = CertificateDer::from(response.certificate.to_vec());
@@ -524,6 +525,7 @@ async fn a_token_is_good_once_and_in_time_and_for_a_free_name() {
         secret: Bytes::copy_from_slice(&guessed.secret),
         name: "web2".into(),
         certificate_request: Bytes::from_static(b"no request"),
+        group: String::new(),
     };
     let refused = EnrolmentClient::new(channel).join(request).await.unwrap_err();
     assert_eq!(refused.code(), Code::PermissionDenied, "{refused}");

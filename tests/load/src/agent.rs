@@ -169,6 +169,8 @@ impl LoadAgent {
             drift: None,
             trust: self.identity.trust().document.number(),
             refused: Vec::new(),
+            check: None,
+            standing: None,
         }
     }
 

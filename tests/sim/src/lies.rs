@@ -145,6 +145,7 @@ pub fn name_of_origins(message: &v1::OriginMessage) -> String {
             )
         }
         Some(ToAgent::Activate(a)) => format!("activate {}", a.generation),
+        Some(ToAgent::Standing(s)) => format!("drained {} pinned {}", s.drained, s.pinned),
         Some(ToAgent::Heartbeat(h)) => format!("heartbeat {}", h.sequence),
     }
 }
@@ -160,5 +161,7 @@ pub fn name_of_agents(message: &ToOrigin) -> String {
         ToOrigin::Failed(f) => format!("failed {} class {}", f.generation, f.retry),
         ToOrigin::Hook(h) => format!("hook {} outcome {}", h.generation, h.outcome),
         ToOrigin::Drift(d) => format!("drift {} paths {}", d.generation, d.paths),
+        ToOrigin::Check(c) => format!("check {} outcome {}", c.generation, c.outcome),
+        ToOrigin::Standing(s) => format!("drained {} pinned {}", s.drained, s.pinned),
     }
 }

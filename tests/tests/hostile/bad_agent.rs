@@ -113,6 +113,7 @@ impl World {
                 secret: Bytes::copy_from_slice(&token.secret),
                 name: Bytes::copy_from_slice(name.as_ref()),
                 certificate_request: Bytes::copy_from_slice(request),
+                group: String::new(),
             };
             Ok(EnrolmentClient::new(channel).join(request).await?.into_inner())
         })
