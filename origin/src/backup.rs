@@ -187,7 +187,7 @@ mod tests {
         let name: AgentName = "web1".parse().unwrap();
         let serial = Serial::from_bytes([7; 16]);
         let (not_after, issuer) = (now + time::Duration::days(30), AuthorityKey([0; 20]));
-        let peer = PeerIdentity { name, serial, not_before: now, not_after, issuer };
+        let peer = PeerIdentity { name, serial, fingerprint: [7; 32], not_before: now, not_after, issuer };
         let registry = Registry::new(store.clone());
         registry.enrol_for_test(&peer);
         registry.revoke("web1").unwrap();

@@ -37,7 +37,7 @@ use std::sync::{Arc, Mutex, PoisonError, RwLock};
 use std::{fmt, fs, io};
 
 use data_encoding::HEXLOWER;
-use in_force::KeysInForce;
+use in_force::KeysCurrent;
 use rcgen::KeyPair;
 use rustls::ServerConfig;
 use rustls::pki_types::CertificateDer;
@@ -171,12 +171,23 @@ pub enum KeysError {
     Random(#[from] getrandom::Error),
 }
 
+/// The rights of certificates of one authority.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum AuthorityStanding {
+    /// Everything: the newest trust document names the authority.
+    Current,
+    /// Be renewed, and nothing else.
+    Replaced,
+    /// Nothing.
+    Retired,
+}
+
 /// The origin's keys, in memory. Replaced as a whole when a trust document is taken, also while it serves.
 pub struct Keys {
     data: PathBuf,
     tree_id: TreeId,
     tls: Arc<OriginTls>,
-    in_force: RwLock<Arc<KeysInForce>>,
+    in_force: RwLock<Arc<KeysCurrent>>,
     /// The newest trust document, for agents that are connected.
     newest: watch::Sender<Arc<SignedTrust>>,
     /// Held while files are replaced.
@@ -226,7 +237,7 @@ impl Keys {
         let new = data.join(KEYS_NEW);
         remove_leftover(&new)?;
         own_directory::claim_inside(&new, Access::Private)?;
-        KeysInForce::create(&root, now)?.write(&new)?;
+        KeysCurrent::create(&root, now)?.write(&new)?;
         key_file::write(&new.join(REVOKED), "")?;
         let keys = data.join(KEYS);
         fs::rename(&new, &keys).map_err(|source| KeysError::Directory { path: keys, source })?;
@@ -250,7 +261,7 @@ impl Keys {
             key_file::keep_private(&keys.join(secret))?;
         }
         revocations::read(data)?;
-        let in_force = KeysInForce::open(&keys, tree_id, trust)?;
+        let in_force = KeysCurrent::open(&keys, tree_id, trust)?;
         let tls = Arc::new(in_force.tls()?);
         let newest = watch::Sender::new(in_force.trust().clone());
         let in_force = RwLock::new(Arc::new(in_force));
@@ -261,7 +272,7 @@ impl Keys {
         self.tree_id
     }
 
-    fn in_force(&self) -> Arc<KeysInForce> {
+    fn in_force(&self) -> Arc<KeysCurrent> {
         self.in_force.read().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
@@ -269,7 +280,7 @@ impl Keys {
     fn reload(&self) -> Result<(), KeysError> {
         let keys = self.data.join(KEYS);
         let trust = in_force::read_trust(&keys, self.tree_id)?;
-        let new = KeysInForce::open(&keys, self.tree_id, trust)?;
+        let new = KeysCurrent::open(&keys, self.tree_id, trust)?;
         new.show_in(&self.tls)?;
         let trust = new.trust().clone();
         *self.in_force.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(new);
@@ -285,9 +296,9 @@ impl Keys {
         self.in_force().authority.clone()
     }
 
-    /// Whether this authority was replaced, so that its certificates may be renewed and nothing else.
-    pub fn is_superseded(&self, authority: AuthorityKey) -> bool {
-        self.in_force().authority.key_id() != authority
+    /// The rights of certificates of this authority.
+    pub fn standing(&self, authority: AuthorityKey) -> AuthorityStanding {
+        self.in_force().standing(authority)
     }
 
     pub fn signing_key(&self) -> SigningKey {

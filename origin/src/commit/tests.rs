@@ -154,6 +154,7 @@ async fn show(origin: &Running, shown: SignedGeneration) {
     let peer = syncd_shared::identity::PeerIdentity {
         name: "web1".parse().unwrap(),
         serial: syncd_shared::identity::Serial::from_bytes([1; 16]),
+        fingerprint: [1; 32],
         not_before: not_after - time::Duration::days(2),
         not_after,
         issuer: syncd_shared::identity::authority::AuthorityKey([0; 20]),

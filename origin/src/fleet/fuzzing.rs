@@ -25,14 +25,14 @@ pub fn roster(mut bytes: &[u8], peer: &PeerIdentity, now_ms: i64, let_in: bool) 
         return;
     }
     roster.add_token([9; 32], 1, now_ms, now_ms);
-    let _ = roster.join(&secret_hash, peer, &[0; 32], now_ms);
+    let _ = roster.join(&secret_hash, peer, now_ms);
     let admitted = roster.admit(peer, now_ms).is_ok();
     if roster.revoke(peer.name.as_str(), now_ms).is_ok() {
         if admitted {
             assert!(!roster.admission().admits(peer) && roster.admit(peer, now_ms).is_err());
         }
         let later = PeerIdentity { serial: Serial::from_bytes([0xee; 16]), ..peer.clone() };
-        let _ = roster.renew(&later, peer, &[0; 32], now_ms);
+        let _ = roster.renew(&later, peer, now_ms);
     }
     // Written records must decode again.
     let mut written: [Vec<NamedRecord>; 3] = Default::default();

@@ -291,25 +291,15 @@ impl Fleet {
         self.ask(|reply| Command::Revoke { name, reply }).await
     }
 
-    /// Uses a token once and enrols `peer`, for whom a certificate with this fingerprint was issued. Both are
+    /// Uses a token once and enrols `peer`, for whom a certificate was issued. Both are
     /// durable on return; the certificate must not be handed out before.
-    pub async fn join(
-        &self,
-        secret_hash: [u8; 32],
-        peer: PeerIdentity,
-        fingerprint: [u8; 32],
-    ) -> Result<(), FleetError> {
-        self.ask(|reply| Command::Join { secret_hash, peer, fingerprint, reply }).await
+    pub async fn join(&self, secret_hash: [u8; 32], peer: PeerIdentity) -> Result<(), FleetError> {
+        self.ask(|reply| Command::Join { secret_hash, peer, reply }).await
     }
 
     /// Records a new certificate for the agent with certificate `peer`; durable on return.
-    pub async fn renew(
-        &self,
-        peer: PeerIdentity,
-        new: PeerIdentity,
-        fingerprint: [u8; 32],
-    ) -> Result<(), FleetError> {
-        self.ask(|reply| Command::Renew { peer, new, fingerprint, reply }).await
+    pub async fn renew(&self, peer: PeerIdentity, new: PeerIdentity) -> Result<(), FleetError> {
+        self.ask(|reply| Command::Renew { peer, new, reply }).await
     }
 
     /// Registers an open control stream. An existing connection of the agent is ended.

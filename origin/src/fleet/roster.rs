@@ -8,7 +8,6 @@ mod tokens;
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 
-use data_encoding::HEXLOWER;
 use serde::Serialize;
 use syncd_shared::identity::authority::{AGENT_CERTIFICATE_LIFE, AuthorityKey};
 use syncd_shared::identity::{AgentName, PeerIdentity, Serial};
@@ -68,6 +67,13 @@ pub enum RosterError {
     },
     #[error("the certificate of {name} was revoked: join again with a new token")]
     Revoked { name: AgentName },
+    /// A certificate of a replaced authority that is not on record. A thief of that authority's key can make
+    /// one.
+    #[error(
+        "the certificate of {name} is of a replaced authority, and this origin has no record of it: join again with a \
+         new token"
+    )]
+    Unrecorded { name: AgentName },
     /// No agent of that name is enrolled.
     #[error("no agent {name:?} is enrolled{}: `syncd-origin status` lists those that are", meant(near))]
     UnknownAgent {
@@ -206,7 +212,6 @@ impl Roster {
         &mut self,
         secret_hash: &[u8; 32],
         peer: &PeerIdentity,
-        fingerprint: &[u8; 32],
         now_ms: i64,
     ) -> Result<(), RosterError> {
         let token = self.may_join(secret_hash, &peer.name, now_ms)?;
@@ -216,7 +221,6 @@ impl Roster {
             version: VERSION,
             certificates: vec![issued(peer)],
             superseded_ms: 0,
-            fingerprint: Some(HEXLOWER.encode(fingerprint)),
             enrolled_ms: now_ms,
             last_seen_ms: 0,
             told: Told::default(),
@@ -230,7 +234,6 @@ impl Roster {
         &mut self,
         peer: &PeerIdentity,
         new: &PeerIdentity,
-        fingerprint: &[u8; 32],
         now_ms: i64,
     ) -> Result<(), RosterError> {
         self.check_renewal(peer, new.issuer, now_ms)?;
@@ -240,13 +243,12 @@ impl Roster {
         };
         agent.certificates.push(issued(new));
         agent.drop_oldest(peer.serial, now_ms);
-        agent.fingerprint = Some(HEXLOWER.encode(fingerprint));
         self.put(peer.name.clone(), agent);
         Ok(())
     }
 
     /// Whether a certificate may be replaced at this time by one of `authority`. One of an earlier authority
-    /// may at once. Changes nothing.
+    /// may at once if it was on record before that one was replaced. Changes nothing.
     pub(super) fn check_renewal(
         &self,
         peer: &PeerIdentity,
@@ -256,6 +258,9 @@ impl Roster {
         let name = || peer.name.clone();
         if !self.admits(peer) {
             return Err(RosterError::Revoked { name: name() });
+        }
+        if peer.issuer != authority && !self.has_record(peer) {
+            return Err(RosterError::Unrecorded { name: name() });
         }
         let (begins, ends) = (not_before_ms(peer), not_after_ms(peer));
         let half = begins.saturating_add(ends.saturating_sub(begins) / 2);
@@ -272,6 +277,11 @@ impl Roster {
         Ok(())
     }
 
+    /// Whether this very certificate was issued or admitted under its name.
+    fn has_record(&self, peer: &PeerIdentity) -> bool {
+        self.agents.get(&peer.name).is_some_and(|agent| agent.certificates.contains(&issued(peer)))
+    }
+
     /// Admits an agent. An agent that this origin issued a certificate to and forgot, because it was restored
     /// from a backup, is enrolled again.
     pub(super) fn admit(&mut self, peer: &PeerIdentity, now_ms: i64) -> Result<(), RosterError> {
@@ -282,7 +292,6 @@ impl Roster {
             version: VERSION,
             certificates: Vec::new(),
             superseded_ms: 0,
-            fingerprint: None,
             enrolled_ms: now_ms,
             last_seen_ms: 0,
             told: Told::default(),
@@ -390,6 +399,7 @@ mod tests {
         PeerIdentity {
             name: "web1".parse().unwrap(),
             serial: Serial::from_bytes([serial; 16]),
+            fingerprint: [serial; 32],
             not_before: not_after - Duration::days(30),
             not_after,
             issuer: AuthorityKey([0; 20]),
@@ -434,7 +444,7 @@ mod tests {
     fn joined(now: i64) -> Roster {
         let mut roster = Roster::default();
         roster.add_token([1; 32], 3, now + 10 * DAY, now);
-        roster.join(&[1; 32], &peer(1, now + 30 * DAY), &[0; 32], now).unwrap();
+        roster.join(&[1; 32], &peer(1, now + 30 * DAY), now).unwrap();
         roster
     }
 
@@ -443,18 +453,18 @@ mod tests {
         let mut roster = joined(0);
         roster.add_token([2; 32], 1, 50 * DAY, 31 * DAY);
         let again = peer(2, 61 * DAY);
-        let refused = roster.join(&[2; 32], &again, &[0; 32], 31 * DAY);
+        let refused = roster.join(&[2; 32], &again, 31 * DAY);
         assert_eq!(refused, Err(RosterError::NameTaken { name: again.name.clone() }));
         assert_eq!(roster.tokens(31 * DAY)[0].uses_left, 1, "a refusal takes nothing");
         roster.revoke("web1", 31 * DAY).unwrap();
-        roster.join(&[2; 32], &again, &[0; 32], 31 * DAY).unwrap();
+        roster.join(&[2; 32], &again, 31 * DAY).unwrap();
     }
 
     #[test]
     fn names_that_differ_in_case_alone_are_one_name() {
         let mut roster = joined(0);
         let shouted = PeerIdentity { name: "WEB1".parse().unwrap(), ..peer(2, 30 * DAY) };
-        let refused = roster.join(&[1; 32], &shouted, &[0; 32], 0);
+        let refused = roster.join(&[1; 32], &shouted, 0);
         assert_eq!(refused, Err(RosterError::NameTaken { name: "web1".parse().unwrap() }));
     }
 
@@ -463,11 +473,11 @@ mod tests {
         let mut roster = joined(0);
         let expired = peer(1, 30 * DAY);
         assert!(roster.admission().admits(&expired), "whether it holds is asked elsewhere");
-        roster.renew(&expired, &peer(2, 90 * DAY), &[0; 32], 60 * DAY).unwrap();
+        roster.renew(&expired, &peer(2, 90 * DAY), 60 * DAY).unwrap();
         assert!(roster.admission().admits(&peer(2, 90 * DAY)));
         roster.revoke("web1", 61 * DAY).unwrap();
         for revoked in [expired, peer(2, 90 * DAY)] {
-            let refused = roster.renew(&revoked, &peer(3, 150 * DAY), &[0; 32], 120 * DAY);
+            let refused = roster.renew(&revoked, &peer(3, 150 * DAY), 120 * DAY);
             assert!(matches!(refused, Err(RosterError::Revoked { .. })));
         }
     }
@@ -476,11 +486,23 @@ mod tests {
     fn renewals_wait_for_half_of_the_life_and_a_third_one_for_the_next_hour() {
         let mut roster = joined(0);
         let (own, half) = (peer(1, 30 * DAY), 15 * DAY);
-        let mut renew = |serial, now| roster.renew(&own, &peer(serial, now + 30 * DAY), &[0; 32], now);
+        let mut renew = |serial, now| roster.renew(&own, &peer(serial, now + 30 * DAY), now);
         assert!(matches!(renew(2, half - 1), Err(RosterError::RenewedTooEarly { .. })));
         // Not too early for a certificate of another authority than the current one.
         assert_eq!(roster.check_renewal(&own, AuthorityKey([1; 20]), half - 1), Ok(()));
-        let mut renew = |serial, now| roster.renew(&own, &peer(serial, now + 30 * DAY), &[0; 32], now);
+        let stranger = PeerIdentity { fingerprint: [9; 32], ..own.clone() };
+        for made in [stranger, peer(9, 30 * DAY)] {
+            let refused = roster.check_renewal(&made, AuthorityKey([1; 20]), half - 1);
+            assert!(
+                matches!(refused, Err(RosterError::Unrecorded { .. })),
+                "whoever has the old key can make it"
+            );
+            assert!(matches!(
+                roster.check_renewal(&made, own.issuer, half - 1),
+                Err(RosterError::RenewedTooEarly { .. })
+            ));
+        }
+        let mut renew = |serial, now| roster.renew(&own, &peer(serial, now + 30 * DAY), now);
         assert_eq!((renew(2, half), renew(3, half + 1000)), (Ok(()), Ok(())));
         assert!(matches!(renew(4, half + 2000), Err(RosterError::RenewedTooOften { .. })));
         assert_eq!(renew(4, half + HOUR_MS + 2000), Ok(()));
@@ -497,7 +519,7 @@ mod tests {
     fn a_certificate_that_has_not_begun_is_renewed() {
         let mut roster = joined(0);
         roster.admit(&peer(7, 3_000 * DAY), DAY).unwrap();
-        roster.renew(&peer(7, 3_000 * DAY), &peer(8, 32 * DAY), &[0; 32], 2 * DAY).unwrap();
+        roster.renew(&peer(7, 3_000 * DAY), &peer(8, 32 * DAY), 2 * DAY).unwrap();
         assert!(roster.admission().admits(&peer(8, 32 * DAY)));
     }
 
@@ -514,8 +536,8 @@ mod tests {
             assert_eq!(refused, Err(RosterError::UnknownTokenId { id: unknown.into() }));
         }
         roster.revoke_token("0101").unwrap();
-        assert_eq!(roster.join(&[1; 32], &peer(1, DAY), &[0; 32], 5), Err(RosterError::RevokedToken));
-        roster.join(&[2; 32], &peer(1, DAY), &[0; 32], 5).unwrap();
+        assert_eq!(roster.join(&[1; 32], &peer(1, DAY), 5), Err(RosterError::RevokedToken));
+        roster.join(&[2; 32], &peer(1, DAY), 5).unwrap();
     }
 
     #[test]
@@ -523,14 +545,14 @@ mod tests {
         let mut roster = Roster::default();
         roster.add_token([1; 32], 1, DAY, 0);
         let (name, serial) = (peer(1, 30 * DAY).name, Serial::from_bytes([1; 16]));
-        roster.join(&[1; 32], &peer(1, 30 * DAY), &[0; 32], 0).unwrap();
+        roster.join(&[1; 32], &peer(1, 30 * DAY), 0).unwrap();
         roster.undo(Undo::Join { secret_hash: [1; 32], name: name.clone(), serial });
         assert_eq!(roster.agents().count(), 0);
-        roster.join(&[1; 32], &peer(2, 30 * DAY), &[0; 32], 0).unwrap();
+        roster.join(&[1; 32], &peer(2, 30 * DAY), 0).unwrap();
         // A name that was taken by somebody else since then stays theirs.
         roster.undo(Undo::Join { secret_hash: [1; 32], name: name.clone(), serial });
         assert_eq!(roster.agents().count(), 1);
-        roster.renew(&peer(2, 30 * DAY), &peer(3, 50 * DAY), &[0; 32], 20 * DAY).unwrap();
+        roster.renew(&peer(2, 30 * DAY), &peer(3, 50 * DAY), 20 * DAY).unwrap();
         roster.undo(Undo::Renew { name, serial: Serial::from_bytes([3; 16]) });
         let (_, record) = roster.agents().next().unwrap();
         assert_eq!(record.certificates, [issued(&peer(2, 30 * DAY))]);
@@ -540,7 +562,7 @@ mod tests {
     fn revoking_a_name_refuses_all_that_was_issued_to_it_known_or_not() {
         let mut roster = joined(0);
         let renewed = peer(2, 45 * DAY);
-        roster.renew(&peer(1, 30 * DAY), &renewed, &[0; 32], 15 * DAY).unwrap();
+        roster.renew(&peer(1, 30 * DAY), &renewed, 15 * DAY).unwrap();
         roster.revoke("web1", 20 * DAY).unwrap();
         let forgotten = peer(3, 49 * DAY);
         for certificate in [&peer(1, 30 * DAY), &renewed, &forgotten] {
@@ -549,7 +571,7 @@ mod tests {
         }
         roster.add_token([2; 32], 1, 30 * DAY, 20 * DAY);
         let anew = peer(4, 50 * DAY);
-        roster.join(&[2; 32], &anew, &[0; 32], 20 * DAY).unwrap();
+        roster.join(&[2; 32], &anew, 20 * DAY).unwrap();
         assert!(roster.admission().admits(&anew) && !roster.admission().admits(&renewed));
         assert!(matches!(roster.revoke("nobody", 0), Err(RosterError::UnknownAgent { .. })));
     }
@@ -599,7 +621,7 @@ mod tests {
         let mut roster = joined(0);
         roster.revoke("web1", DAY).unwrap();
         roster.add_token([2; 32], 1, 30 * DAY, DAY);
-        roster.join(&[2; 32], &peer(2, 60 * DAY), &[0; 32], DAY).unwrap();
+        roster.join(&[2; 32], &peer(2, 60 * DAY), DAY).unwrap();
         let hook = HookStatus {
             generation: 2,
             outcome: HookOutcome::Failed,
@@ -624,19 +646,21 @@ mod tests {
         let mut again = Roster::decode(agents.clone(), tokens, revoked).unwrap();
         assert!(again.agents().eq(roster.agents()));
         assert!(!again.admission().admits(&peer(1, 30 * DAY)));
-        let spent = again.join(&[2; 32], &peer(3, 60 * DAY), &[0; 32], 2 * DAY);
+        let spent = again.join(&[2; 32], &peer(3, 60 * DAY), 2 * DAY);
         assert_eq!(spent, Err(RosterError::SpentToken));
         let damaged = vec![(agents[0].0.clone(), b"{".to_vec())];
         assert!(Roster::decode(damaged, Vec::new(), Vec::new()).is_err());
     }
     fn record(serials: &[&str], rest: &str) -> Vec<u8> {
-        let issued: Vec<String> =
-            serials.iter().map(|s| format!(r#"{{"serial":"{s}","not_after_ms":{}}}"#, 30 * DAY)).collect();
+        let (print, ends) = ("ab".repeat(32), 30 * DAY);
+        let issued =
+            |s: &&str| format!(r#"{{"serial":"{s}","fingerprint":"{print}","not_after_ms":{ends}}}"#);
+        let issued: Vec<String> = serials.iter().map(issued).collect();
         format!(r#"{{"version":1,{rest}:[{}]}}"#, issued.join(",")).into_bytes()
     }
 
     fn enrolled(name: &str, serials: &[&str]) -> NamedRecord {
-        let rest = r#""superseded_ms":0,"fingerprint":null,"enrolled_ms":0,"last_seen_ms":0,"generation":null,"root":null,"certificates""#;
+        let rest = r#""superseded_ms":0,"enrolled_ms":0,"last_seen_ms":0,"generation":null,"root":null,"certificates""#;
         (name.into(), record(serials, rest))
     }
 
@@ -695,7 +719,7 @@ mod tests {
             assert!(!roster.admission().admits(&peer(serial, 30 * DAY)), "{serial}");
         }
         roster.add_token([1; 32], 1, 30 * DAY, 20 * DAY);
-        roster.join(&[1; 32], &peer(4, 50 * DAY), &[0; 32], 20 * DAY).unwrap();
+        roster.join(&[1; 32], &peer(4, 50 * DAY), 20 * DAY).unwrap();
         // An agent that has joined again since then stays.
         let third = Serial::from_bytes([3; 16]).to_string();
         let again = Roster::decode(vec![enrolled("web1", &[first, &third])], Vec::new(), lists()).unwrap();

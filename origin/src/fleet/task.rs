@@ -73,13 +73,11 @@ pub(super) enum Command {
     Join {
         secret_hash: [u8; 32],
         peer: PeerIdentity,
-        fingerprint: [u8; 32],
         reply: Reply,
     },
     Renew {
         peer: PeerIdentity,
         new: PeerIdentity,
-        fingerprint: [u8; 32],
         reply: Reply,
     },
     Attach {
@@ -258,13 +256,13 @@ impl FleetTask {
                 // At once, so that a disconnected agent cannot return.
                 self.follow_roster();
             }
-            Command::Join { secret_hash, peer, fingerprint, reply } => {
-                let joined = self.roster.join(&secret_hash, &peer, &fingerprint, now);
+            Command::Join { secret_hash, peer, reply } => {
+                let joined = self.roster.join(&secret_hash, &peer, now);
                 let undo = Undo::Join { secret_hash, name: peer.name, serial: peer.serial };
                 self.durable(joined, undo, reply);
             }
-            Command::Renew { peer, new, fingerprint, reply } => {
-                let renewed = self.roster.renew(&peer, &new, &fingerprint, now);
+            Command::Renew { peer, new, reply } => {
+                let renewed = self.roster.renew(&peer, &new, now);
                 let undo = Undo::Renew { name: new.name, serial: new.serial };
                 self.durable(renewed, undo, reply);
             }
@@ -518,6 +516,7 @@ mod tests {
         PeerIdentity {
             name: "web1".parse().unwrap(),
             serial: Serial::from_bytes([serial; 16]),
+            fingerprint: [serial; 32],
             not_before,
             not_after: not_before + time::Duration::days(30),
             issuer: AuthorityKey([0; 20]),
@@ -540,14 +539,8 @@ mod tests {
             commands.send(command(reply)).await.ok().unwrap();
             answer.await.unwrap()
         };
-        let join = |serial| {
-            Box::new(move |reply| Command::Join {
-                secret_hash: [1; 32],
-                peer: peer(serial),
-                fingerprint: [0; 32],
-                reply,
-            })
-        };
+        let join =
+            |serial| Box::new(move |reply| Command::Join { secret_hash: [1; 32], peer: peer(serial), reply });
         let ttl = Duration::from_secs(60);
         ask(Box::new(move |reply| Command::AddToken { secret_hash: [1; 32], ttl, uses: 1, reply }))
             .await

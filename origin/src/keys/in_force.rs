@@ -11,15 +11,15 @@ use syncd_runtime::tls::{OriginTls, TlsError};
 use syncd_shared::ed25519::SigningKey;
 use syncd_shared::generation::GenerationError;
 use syncd_shared::identity::authority::{
-    Authority, certificate_to_pem, generate_key, key_of_authority, validity,
+    Authority, AuthorityKey, certificate_to_pem, generate_key, key_of_authority, validity,
 };
 use syncd_shared::identity::{RootKey, SignedTrust, TrustDocument, signing};
 use syncd_shared::{SignedGeneration, TreeId};
 use time::OffsetDateTime;
 
 use super::{
-    CA_CERTIFICATE, CA_KEY, EARLIER_AUTHORITIES, KeysError, ORIGIN_CERTIFICATE, ORIGIN_KEY, SIGNING_KEY,
-    TRUST, read_certificate, read_key, read_signing_key, signing_key_text,
+    AuthorityStanding, CA_CERTIFICATE, CA_KEY, EARLIER_AUTHORITIES, KeysError, ORIGIN_CERTIFICATE,
+    ORIGIN_KEY, SIGNING_KEY, TRUST, read_certificate, read_key, read_signing_key, signing_key_text,
 };
 
 /// Trust documents that are kept, more than one a month for fifty years.
@@ -31,7 +31,7 @@ pub(super) const EARLIER_AUTHORITIES_MAX: usize = 8;
 const WARN_AFTER: time::Duration = time::Duration::days(2 * 365);
 
 /// See the module.
-pub(super) struct KeysInForce {
+pub(super) struct KeysCurrent {
     pub(super) authority: Arc<Authority>,
     /// Oldest first.
     pub(super) earlier: Vec<CertificateDer<'static>>,
@@ -42,7 +42,7 @@ pub(super) struct KeysInForce {
     trust: Vec<Arc<SignedTrust>>,
 }
 
-impl KeysInForce {
+impl KeysCurrent {
     /// The first keys of a tree.
     pub(super) fn create(root: &RootKey, now: OffsetDateTime) -> Result<Self, KeysError> {
         let authority = Authority::create(root.tree_id, now)?;
@@ -111,6 +111,16 @@ impl KeysInForce {
 
     pub(super) fn all_trust(&self) -> &[Arc<SignedTrust>] {
         &self.trust
+    }
+
+    pub(super) fn standing(&self, authority: AuthorityKey) -> AuthorityStanding {
+        let is_it =
+            |earlier: &CertificateDer<'_>| key_of_authority(earlier).is_ok_and(|key| key == authority);
+        match authority {
+            _ if authority == self.authority.key_id() => AuthorityStanding::Current,
+            _ if self.earlier.iter().any(|earlier| is_it(earlier)) => AuthorityStanding::Replaced,
+            _ => AuthorityStanding::Retired,
+        }
     }
 
     /// Verifies a record by any of the trust documents, newest first.

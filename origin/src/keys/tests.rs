@@ -184,13 +184,14 @@ fn a_taken_document_replaces_the_keys_at_once_and_for_good() {
     for keys in [&keys, &Keys::open(data.path()).unwrap()] {
         assert_eq!(keys.trust().number(), 2);
         assert_ne!((keys.verifying_key(), keys.authority().key_id()), (old_key, old_authority));
-        assert!(keys.is_superseded(old_authority));
+        assert_eq!(keys.standing(old_authority), AuthorityStanding::Replaced);
         assert_eq!(keys.in_force().earlier.len(), 1, "its certificates may be renewed");
         assert_eq!(keys.pending().unwrap(), None);
         assert_eq!(keys.token().unwrap().trust, 2);
     }
     rotate(&keys, Rotation { retire: true, ..Rotation::default() });
     assert!(keys.in_force().earlier.is_empty());
+    assert_eq!(keys.standing(old_authority), AuthorityStanding::Retired);
 }
 
 #[test]

@@ -5,7 +5,7 @@
 use bytes::Bytes;
 use syncd_proto::v1;
 use syncd_proto::v1::enrolment_server::Enrolment;
-use syncd_shared::identity::authority::{AuthorityError, fingerprint};
+use syncd_shared::identity::authority::AuthorityError;
 use syncd_shared::identity::token::secret_hash;
 use syncd_shared::identity::{AgentName, PeerIdentity};
 use time::OffsetDateTime;
@@ -14,6 +14,7 @@ use tonic::{Request, Response, Status};
 use super::Services;
 use super::error::{ServeError, status};
 use super::replication::holder;
+use crate::keys::AuthorityStanding;
 use crate::line_budget::LineBudget;
 
 /// Limits log lines that strangers can cause by joining without a valid token.
@@ -37,8 +38,8 @@ impl Enrol {
         let secret_hash = secret_hash(&request.secret);
         // Checked before anything is signed, so that guessing costs the guesser more than this origin.
         fleet.check_join(secret_hash, name.clone()).await?;
-        let (certificate, identity, print) = self.issue(&name, &request.certificate_request)?;
-        fleet.join(secret_hash, identity, print).await?;
+        let (certificate, identity) = self.issue(&name, &request.certificate_request)?;
+        fleet.join(secret_hash, identity).await?;
         tracing::info!(agent = %name, "joined");
         Ok(v1::JoinResponse { certificate })
     }
@@ -49,16 +50,20 @@ impl Enrol {
     ) -> Result<v1::RenewResponse, ServeError> {
         let fleet = &self.services.fleet;
         let peer = holder(&request, fleet)?;
+        // The connection may be older than the retirement.
+        if self.services.keys.standing(peer.issuer) == AuthorityStanding::Retired {
+            return Err(ServeError::Retired);
+        }
         fleet.check_renewal(peer.clone(), self.services.keys.authority().key_id()).await?;
         let request = request.into_inner();
-        let (certificate, identity, print) = self.issue(&peer.name, &request.certificate_request)?;
+        let (certificate, identity) = self.issue(&peer.name, &request.certificate_request)?;
         let name = peer.name.clone();
-        fleet.renew(peer, identity, print).await?;
+        fleet.renew(peer, identity).await?;
         tracing::info!(agent = %name, "certificate renewed");
         Ok(v1::RenewResponse { certificate })
     }
 
-    fn issue(&self, name: &AgentName, request: &[u8]) -> Result<(Bytes, PeerIdentity, [u8; 32]), ServeError> {
+    fn issue(&self, name: &AgentName, request: &[u8]) -> Result<(Bytes, PeerIdentity), ServeError> {
         let issued = self.services.keys.authority().issue_agent(name, request, OffsetDateTime::now_utc());
         let (certificate, identity) = issued.map_err(|error| match error {
             AuthorityError::RequestLength { .. }
@@ -67,7 +72,7 @@ impl Enrol {
             AuthorityError::Clock { .. } => ServeError::Clock(error),
             error => ServeError::Issue(error),
         })?;
-        Ok((Bytes::copy_from_slice(&certificate), identity, fingerprint(&certificate)))
+        Ok((Bytes::copy_from_slice(&certificate), identity))
     }
 }
 

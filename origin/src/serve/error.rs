@@ -16,6 +16,8 @@ pub enum ServeError {
     NoCertificate,
     #[error("the certificate of this agent was revoked: join again with a new token")]
     Revoked,
+    #[error("the authority of this agent's certificate was retired: join again with a new token")]
+    Retired,
     #[error(
         "this agent's certificate does not hold today: it expired, a clock is off, or the origin's authority was \
          replaced. Only its renewal is served"
@@ -90,7 +92,7 @@ impl ServeError {
 pub fn status(error: &ServeError) -> Status {
     let code = match error {
         ServeError::NoCertificate | ServeError::OutOfDate => Code::Unauthenticated,
-        ServeError::Revoked => Code::PermissionDenied,
+        ServeError::Revoked | ServeError::Retired => Code::PermissionDenied,
         ServeError::Replaced | ServeError::Unshown { .. } => Code::Aborted,
         ServeError::Stopping | ServeError::Busy { .. } => Code::Unavailable,
         ServeError::Silent { .. } | ServeError::Stalled { .. } => Code::DeadlineExceeded,
@@ -140,7 +142,8 @@ fn fleet_code(error: &FleetError) -> Code {
             | RosterError::ExpiredToken
             | RosterError::RevokedToken
             | RosterError::SpentToken
-            | RosterError::Revoked { .. } => Code::PermissionDenied,
+            | RosterError::Revoked { .. }
+            | RosterError::Unrecorded { .. } => Code::PermissionDenied,
             RosterError::NameTaken { .. } => Code::AlreadyExists,
             RosterError::UnknownAgent { .. } | RosterError::UnknownTokenId { .. } => Code::NotFound,
             RosterError::RenewedTooEarly { .. } => Code::FailedPrecondition,

@@ -11,6 +11,7 @@ use syncd_proto::v1::replication_server::Replication;
 use syncd_shared::identity::PeerIdentity;
 use time::OffsetDateTime;
 use tokio::sync::{mpsc, oneshot};
+use tokio::time::Instant;
 use tokio_stream::Stream;
 use tokio_util::sync::CancellationToken;
 use tonic::{Request, Response, Status, Streaming};
@@ -21,6 +22,7 @@ use super::heap_trim::HeapTrim;
 use super::response_body::{NoMessages, attach_body};
 use super::{Services, fetch, session};
 use crate::fleet::Fleet;
+use crate::keys::{AuthorityStanding, Keys};
 use crate::listener::ConnectionInfo;
 
 /// Messages queued for the connection.
@@ -29,24 +31,42 @@ const QUEUE: usize = 1;
 const CLOCK_SHORTEST_LOOK: Duration = Duration::from_millis(100);
 /// Longest interval between checks of the clock.
 const CLOCK_LOOK: Duration = Duration::from_secs(60);
+/// Time in which a node reads the trust document that replaces its authority, and connects again.
+const REPLACED_GRACE: Duration = Duration::from_secs(60);
 
 /// The identity of a caller with a currently valid certificate of the current authority. Every call except
 /// renewals requires it.
 fn peer<T>(request: &Request<T>, services: &Services) -> Result<PeerIdentity, ServeError> {
     let identity = holder(request, &services.fleet)?;
-    let holds = identity.holds(OffsetDateTime::now_utc()) && !services.keys.is_superseded(identity.issuer);
-    if holds { Ok(identity) } else { Err(ServeError::OutOfDate) }
+    match services.keys.standing(identity.issuer) {
+        AuthorityStanding::Retired => Err(ServeError::Retired),
+        AuthorityStanding::Current if identity.holds(OffsetDateTime::now_utc()) => Ok(identity),
+        AuthorityStanding::Current | AuthorityStanding::Replaced => Err(ServeError::OutOfDate),
+    }
 }
 
-/// Returns once a certificate is outside its validity by this machine's clock, which may be set at any time.
-/// Cancel safe.
-pub(super) async fn out_of_date(peer: &PeerIdentity) {
+/// Returns once streams with this certificate must end: it is outside its validity by this machine's clock,
+/// which may be set at any time, or its authority was retired, or replaced [`REPLACED_GRACE`] ago. Cancel
+/// safe.
+pub(super) async fn invalid(peer: &PeerIdentity, keys: &Keys) -> ServeError {
+    let mut trust = keys.trust_changes();
+    let mut ends: Option<Instant> = None;
     loop {
-        let now = OffsetDateTime::now_utc();
-        if !peer.holds(now) {
-            return;
+        match keys.standing(peer.issuer) {
+            AuthorityStanding::Current => ends = None,
+            AuthorityStanding::Replaced => ends = ends.or_else(|| Some(Instant::now() + REPLACED_GRACE)),
+            AuthorityStanding::Retired => return ServeError::Retired,
         }
-        tokio::time::sleep(peer.remaining_life(now).clamp(CLOCK_SHORTEST_LOOK, CLOCK_LOOK)).await;
+        let now = OffsetDateTime::now_utc();
+        if !peer.holds(now) || ends.is_some_and(|ends| ends <= Instant::now()) {
+            return ServeError::OutOfDate;
+        }
+        let look = peer.remaining_life(now).clamp(CLOCK_SHORTEST_LOOK, CLOCK_LOOK);
+        let look = ends.map_or(look, |ends| look.min(ends.saturating_duration_since(Instant::now())));
+        tokio::select! {
+            Ok(()) = trust.changed() => {}
+            () = tokio::time::sleep(look) => {}
+        }
     }
 }
 
@@ -152,7 +172,7 @@ impl Replication for Replicate {
             let result = tokio::select! {
                 result = fetch::answer(&services, &slots, request.into_inner(), &sender) => result,
                 _ = admission.wait_for(|a| !a.admits(&peer)) => Err(ServeError::Revoked),
-                () = out_of_date(&peer) => Err(ServeError::OutOfDate),
+                error = invalid(&peer, &services.keys) => Err(error),
                 () = shutdown.cancelled() => Err(ServeError::Stopping),
                 () = sender.closed() => Ok(()),
             };

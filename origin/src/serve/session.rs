@@ -34,7 +34,7 @@ use tokio::time::Instant;
 use tokio_stream::StreamExt;
 
 use super::error::ServeError;
-use super::replication::out_of_date;
+use super::replication::invalid;
 use super::{FEATURES, FromPeer, HEARTBEAT_INTERVAL, PROTOCOL, Services, takes_updates};
 use crate::fleet::rollout::Assignment;
 use crate::fleet::{AgentDrift, AgentProgress, AgentState, Attachment, EndReason, Greeting, Report};
@@ -104,7 +104,9 @@ async fn converse(
     let accepted = greeting.accepted.as_ref().map(SignedGeneration::number).or(reported);
     // Before the welcome is made, so that no document is missed.
     let trust = services.keys.trust_changes();
-    let attachment = services.fleet.attach(peer.clone(), greeting).await?;
+    let (holder, keys) = (peer.clone(), services.keys.clone());
+    let invalid = Box::pin(async move { invalid(&holder, &keys).await });
+    let attachment = services.fleet.attach(peer, greeting).await?;
     *is_attached = true;
     let mut session = Session {
         planner: services.planner.clone(),
@@ -117,7 +119,7 @@ async fn converse(
         plan: None,
         assigned: None,
         last_heard: Instant::now(),
-        out_of_date: Box::pin(async move { out_of_date(&peer).await }),
+        invalid,
         trust,
         attachment,
     };
@@ -259,7 +261,7 @@ struct Session {
     assigned: Option<Assignment>,
     last_heard: Instant,
     /// Completes when the agent's certificate becomes invalid.
-    out_of_date: Pin<Box<dyn Future<Output = ()> + Send>>,
+    invalid: Pin<Box<dyn Future<Output = ServeError> + Send>>,
 }
 
 impl Session {
@@ -278,7 +280,7 @@ impl Session {
                         Err(_) => ServeError::Stopping,
                     });
                 }
-                () = &mut self.out_of_date => return Err(ServeError::OutOfDate),
+                error = &mut self.invalid => return Err(error),
                 message = receive(incoming) => {
                     let Some(message) = message? else { return Ok(()) };
                     self.last_heard = Instant::now();

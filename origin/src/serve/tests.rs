@@ -13,9 +13,10 @@ use syncd_proto::v1::fetch_request::Request as FetchWhat;
 use syncd_proto::v1::origin_message::Message as FromOrigin;
 use syncd_proto::v1::replication_client::ReplicationClient;
 use syncd_runtime::channel::{ConnectError, connect};
+use syncd_runtime::key_file;
 use syncd_runtime::tls::ClientTls;
 use syncd_shared::identity::authority::{certificate_request, generate_key};
-use syncd_shared::identity::{JoinToken, SignedTrust};
+use syncd_shared::identity::{JoinToken, RootKey, SignedTrust};
 use syncd_shared::limits::FETCH_MESSAGE_MAX_BYTES;
 use syncd_shared::update_file::read_whole;
 use syncd_shared::wire::{FEATURE_DELTAS, ObjectsBatch};
@@ -34,6 +35,7 @@ use tonic::{Code, Status, Streaming};
 use super::*;
 use crate::fleet::rollout::Policy;
 use crate::fleet::{AgentProgress, AgentState, AgentView};
+use crate::keys::rotation::Rotation;
 use crate::plan::PlanBudget;
 use crate::plan::fixture::{MemoryReplica, MemoryStore, Tree, noise, replacements, tree};
 use crate::store::Store;
@@ -153,6 +155,14 @@ impl Origin {
         let channel = self.channel(node).await.unwrap();
         let renewed = EnrolmentClient::new(channel).renew(request).await?.into_inner();
         Ok(Node { certificate: CertificateDer::from(renewed.certificate.to_vec()), key })
+    }
+
+    /// Replaces keys, signed by the root key.
+    fn rotate(&self, rotation: Rotation<'_>) {
+        let root = key_file::read(&self.keys.root_key_here().unwrap()).unwrap();
+        let root = RootKey::from_text(&root, None).unwrap();
+        let document = self.keys.prepare(&rotation, OffsetDateTime::now_utc()).unwrap();
+        self.keys.take(&document.sign(&root.key).unwrap()).unwrap();
     }
 
     async fn channel(&self, node: &Node) -> Result<Channel, ConnectError> {
@@ -585,6 +595,50 @@ async fn open_streams_end_when_the_certificate_expires() {
     assert_eq!(control.code(), Code::Unauthenticated, "{control}");
     assert_eq!(fetch.unwrap_err().code(), Code::Unauthenticated);
     assert!(origin.renew(&node).await.is_ok());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_certificate_of_a_replaced_authority_is_renewed_only_if_it_is_on_record() {
+    let origin = Origin::start().await;
+    let node = origin.node("web1").await;
+    // A thief of the authority's key makes a new node, or the same one again.
+    let made = ["ghost", "web1"].map(|name| origin.node_of(name, OffsetDateTime::now_utc()));
+    origin.rotate(Rotation { authority: true, ..Rotation::default() });
+    for made in &made {
+        let refused = origin.renew(made).await.map(drop).unwrap_err();
+        assert_eq!(refused.code(), Code::PermissionDenied, "{refused}");
+    }
+    assert!(origin.fleet.view().borrow().agents.iter().all(|agent| agent.name == "web1"));
+    let renewed = origin.renew(&node).await.unwrap();
+    origin.attached(&renewed, hello()).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn retiring_an_authority_ends_what_its_certificates_have_open() {
+    let origin = Origin::start().await;
+    let node = origin.node("web1").await;
+    let mut control = origin.attached(&node, hello()).await;
+    let (_requests, receiver) = mpsc::channel::<v1::FetchRequest>(1);
+    let channel = origin.channel(&node).await.unwrap();
+    let mut client = replication(channel.clone());
+    let mut fetch = client.fetch(ReceiverStream::new(receiver)).await.unwrap().into_inner();
+    origin.rotate(Rotation { authority: true, ..Rotation::default() });
+    let shown = loop {
+        if let FromOrigin::TrustDocument(shown) = control.next().await.unwrap() {
+            break shown;
+        }
+    };
+    assert_eq!(shown, origin.keys.trust().bytes(), "the stream lasts until the node has read it");
+    origin.rotate(Rotation { retire: true, ..Rotation::default() });
+    let ended = tokio::time::timeout(SOON, async { (control.refusal().await, fetch.message().await) });
+    let (control, fetch) = ended.await.expect("both end");
+    assert_eq!(control.code(), Code::PermissionDenied, "{control}");
+    assert_eq!(fetch.unwrap_err().code(), Code::PermissionDenied);
+    let refused = client.fetch(tokio_stream::empty()).await.unwrap_err();
+    assert_eq!(refused.code(), Code::PermissionDenied, "{refused}");
+    let renewal = v1::RenewRequest { certificate_request: certificate_request(&node.key).unwrap().into() };
+    let refused = EnrolmentClient::new(channel).renew(renewal).await.unwrap_err();
+    assert_eq!(refused.code(), Code::PermissionDenied, "{refused}");
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -146,6 +146,8 @@ impl fmt::Debug for Serial {
 pub struct PeerIdentity {
     pub name: AgentName,
     pub serial: Serial,
+    /// [`fingerprint`] of the certificate, which nobody can give to another key.
+    pub fingerprint: [u8; 32],
     /// Start of the certificate's validity.
     pub not_before: OffsetDateTime,
     /// End of the certificate's validity.
@@ -461,6 +463,7 @@ pub fn peer_identity(certificate: &CertificateDer<'_>) -> Result<PeerIdentity, A
     Ok(PeerIdentity {
         name,
         serial: Serial(serial),
+        fingerprint: fingerprint(certificate),
         not_before: validity.not_before.to_datetime(),
         not_after: validity.not_after.to_datetime(),
         issuer: key_of_issuer(&parsed).ok_or(AuthorityError::NotAnAgent)?,

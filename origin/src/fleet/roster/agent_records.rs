@@ -18,6 +18,9 @@ pub(super) const CERTIFICATES_MAX: usize = 3;
 pub(in crate::fleet) struct Issued {
     #[serde(with = "serial_text")]
     pub(in crate::fleet) serial: Serial,
+    /// BLAKE3 of the certificate.
+    #[serde(with = "fingerprint_text")]
+    fingerprint: [u8; 32],
     pub(in crate::fleet) not_after_ms: i64,
 }
 
@@ -40,6 +43,26 @@ mod serial_text {
     }
 }
 
+/// Serialises a fingerprint as 64 hexadecimal digits.
+mod fingerprint_text {
+    use data_encoding::HEXLOWER;
+    use serde::{Deserialize, Deserializer, Serializer, de};
+
+    pub(in crate::fleet) fn serialize<S: Serializer>(
+        fingerprint: &[u8; 32],
+        serializer: S,
+    ) -> Result<S::Ok, S::Error> {
+        serializer.serialize_str(&HEXLOWER.encode(fingerprint))
+    }
+
+    pub(in crate::fleet) fn deserialize<'de, D: Deserializer<'de>>(
+        deserializer: D,
+    ) -> Result<[u8; 32], D::Error> {
+        let bytes = HEXLOWER.decode(String::deserialize(deserializer)?.as_bytes()).ok();
+        bytes.and_then(|bytes| bytes.try_into().ok()).ok_or_else(|| de::Error::custom("not a fingerprint"))
+    }
+}
+
 /// The stored state of an agent.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub(in crate::fleet) struct AgentRecord {
@@ -49,8 +72,6 @@ pub(in crate::fleet) struct AgentRecord {
     /// An unlisted certificate of this name must expire later than this. Raised when a certificate is dropped
     /// from the list.
     pub(super) superseded_ms: i64,
-    /// BLAKE3 of the newest certificate issued by this origin, hexadecimal.
-    pub(in crate::fleet) fingerprint: Option<String>,
     pub(in crate::fleet) enrolled_ms: i64,
     pub(in crate::fleet) last_seen_ms: i64,
     #[serde(flatten)]
@@ -109,7 +130,7 @@ impl AgentRecord {
 }
 
 pub(super) fn issued(peer: &PeerIdentity) -> Issued {
-    Issued { serial: peer.serial, not_after_ms: not_after_ms(peer) }
+    Issued { serial: peer.serial, fingerprint: peer.fingerprint, not_after_ms: not_after_ms(peer) }
 }
 
 pub(super) fn agent_name(namespace: &'static str, name: &[u8]) -> Result<AgentName, RecordError> {
