@@ -1,0 +1,269 @@
+//! Counts of what one change costs, by size and by shape of the tree, against committed baselines.
+//!
+//! Times depend on the machine. Counts of system calls, of syncs and of bytes do not, and a small tree shows
+//! already that a count grows with the tree. Each scenario makes [`ROUNDS`] commits of one changed or one
+//! added file while both programs are traced. A count that is clearly above its baseline fails, and so does
+//! one that is clearly higher in the large tree than in the small one of the same shape.
+//! `SYNCD_COUNTS=update` writes the baselines anew.
+
+use std::collections::BTreeMap;
+use std::ffi::OsString;
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use serde::{Deserialize, Serialize};
+use syncd_tests::edits::write;
+use syncd_tests::link::{Line, Link};
+use syncd_tests::{Agent, Origin, Scene, require_program, wait};
+
+/// Commits in each scenario.
+const ROUNDS: usize = 8;
+const SMALL: usize = 1_000;
+const LARGE: usize = 10_000;
+/// A count may be this much above its baseline, and in the large tree above the small one.
+const TOLERANCE: f64 = 1.3;
+/// Differences below this are never a finding: a heartbeat or a batched record falls into a round or not.
+const SLACK: Counts = Counts { names: 12.0, listings: 4.0, syncs: 2.0, written_kib: 96.0, sent_kib: 4.0 };
+
+/// Mean of one commit. The agent's calls with names are left out: while commits go on, it prepares further
+/// trees beside them and checks old ones, and both cost as much as a tree. The suite `costs` counts them.
+#[derive(Debug, Clone, Copy, Default, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Counts {
+    /// System calls of the origin with names in the content tree.
+    names: f64,
+    /// Calls of the origin that list a directory of the content tree.
+    listings: f64,
+    /// `fsync`, `fdatasync` and `syncfs` of both programs.
+    syncs: f64,
+    /// KiB that both programs passed to `write` and `pwrite64`, of files and of the databases.
+    written_kib: f64,
+    /// KiB from the origin to the agent, with TLS.
+    sent_kib: f64,
+}
+
+impl Counts {
+    fn fields(&self) -> [(&'static str, f64); 5] {
+        [
+            ("names", self.names),
+            ("listings", self.listings),
+            ("syncs", self.syncs),
+            ("written_kib", self.written_kib),
+            ("sent_kib", self.sent_kib),
+        ]
+    }
+
+    /// Fields that are clearly above those of `other`.
+    fn above(&self, other: &Counts) -> Vec<String> {
+        let fields = self.fields().into_iter().zip(other.fields()).zip(SLACK.fields());
+        fields
+            .filter(|(((_, now), (_, then)), (_, slack))| *now > then * TOLERANCE && now - then > *slack)
+            .map(|(((name, now), (_, then)), _)| format!("{name}: {now} against {then}"))
+            .collect()
+    }
+}
+
+/// How the files of a tree lie.
+#[derive(Clone, Copy)]
+struct Shape {
+    name: &'static str,
+    /// Path of a file.
+    place: fn(usize) -> String,
+}
+
+const SHAPES: [Shape; 4] = [
+    Shape { name: "wide-leaf", place: |number| format!("wide/page-{number}.html") },
+    Shape { name: "wide-root", place: |number| format!("section-{number}/page.html") },
+    Shape {
+        name: "deep",
+        // Directories of 25 files in any case: the pages of each directory above a change are written again.
+        place: |number| {
+            format!("part-{}/{}page-{number}.html", number / 1000, "level/".repeat(1 + number % 40))
+        },
+    },
+    Shape {
+        name: "small-directories",
+        place: |number| format!("a-{}/b-{}/page-{number}.html", number % 23, number % 529),
+    },
+];
+
+/// `strace` around a program, from its start: with a filter in the kernel it stops the program for the traced
+/// calls alone, and an agent that prepares trees runs at its usual speed.
+struct Tracer {
+    file: PathBuf,
+}
+
+/// State of a program's counts at one moment.
+struct Mark {
+    lines: usize,
+    written: u64,
+}
+
+impl Tracer {
+    fn new(scene: &Scene, name: &str) -> Self {
+        Self { file: scene.path(&format!("{name}.calls")) }
+    }
+
+    /// Words before the command line of the program.
+    fn prefix(&self, calls: &str) -> Vec<OsString> {
+        let strace = require_program("strace", "strace").into_os_string();
+        let words = ["-D", "-f", "-qq", "-y", "--seccomp-bpf", "-e", calls, "-o"].map(OsString::from);
+        [strace].into_iter().chain(words).chain([self.file.clone().into()]).collect()
+    }
+
+    fn mark(&self, pid: u32) -> Mark {
+        Mark { lines: self.lines().len(), written: written(pid) }
+    }
+
+    fn lines(&self) -> Vec<String> {
+        let text = String::from_utf8_lossy(&fs::read(&self.file).expect("read a trace")).into_owned();
+        text.lines().map(str::to_string).collect()
+    }
+
+    /// Sums since the mark. Calls with names count below `tree` only.
+    fn since(&self, mark: &Mark, pid: u32, tree: &Path) -> Counts {
+        let bytes = written(pid) - mark.written;
+        let mut counts = Counts { written_kib: bytes as f64 / 1024.0, ..Counts::default() };
+        let below = tree.display().to_string();
+        for line in &self.lines()[mark.lines..] {
+            // The other half of a call that another thread interrupted has no parenthesis after its name.
+            let Some((call, _)) = line.split_once('(') else { continue };
+            match call.split_whitespace().last() {
+                Some("fsync" | "fdatasync" | "syncfs") => counts.syncs += 1.0,
+                Some("getdents64") if line.contains(&below) => counts.listings += 1.0,
+                Some(_) if line.contains(&below) => counts.names += 1.0,
+                _ => {}
+            }
+        }
+        let each = |sum: f64| sum / ROUNDS as f64;
+        Counts {
+            names: each(counts.names),
+            listings: each(counts.listings),
+            syncs: each(counts.syncs),
+            written_kib: each(counts.written_kib),
+            sent_kib: 0.0,
+        }
+    }
+}
+
+/// Bytes that a process has passed to `write` and its kin so far. Sockets do not count, as they are sent to.
+fn written(pid: u32) -> u64 {
+    let text = fs::read_to_string(format!("/proc/{pid}/io")).expect("read the counts of a process");
+    let line = text.lines().find_map(|line| line.strip_prefix("wchar: "));
+    line.and_then(|value| value.trim().parse().ok()).expect("a count of bytes written")
+}
+
+fn sum(origin: Counts, agent: Counts, sent: u64) -> Counts {
+    let round = |value: f64| (value * 10.0).round() / 10.0;
+    Counts {
+        names: round(origin.names),
+        listings: round(origin.listings),
+        syncs: round(origin.syncs + agent.syncs),
+        written_kib: round(origin.written_kib + agent.written_kib),
+        sent_kib: round(sent as f64 / 1024.0 / ROUNDS as f64),
+    }
+}
+
+/// An origin and an agent on a tree of one shape and size.
+struct Cluster {
+    _scene: Scene,
+    shape: Shape,
+    size: usize,
+    tree: PathBuf,
+    origin: Origin,
+    agent: Agent,
+    link: Link,
+    /// The tracer of the origin, and that of the agent.
+    tracers: [Tracer; 2],
+}
+
+impl Cluster {
+    fn start(shape: Shape, size: usize) -> Self {
+        let scene = Scene::in_memory(&format!("counts-{}-{size}", shape.name));
+        let tree = scene.path("tree");
+        for number in 0..size {
+            write(&tree, &(shape.place)(number), format!("<p>page {number}</p>"));
+        }
+        let tracers = ["origin", "agent"].map(|name| Tracer::new(&scene, name));
+        let mut origin = Origin::create(&scene, &tree);
+        origin.under(&tracers[0].prefix("trace=%file,getdents64,fsync,fdatasync,syncfs"));
+        origin.start();
+        let link = Link::new(origin.address(), Line { round_trip: Duration::ZERO, bytes_per_second: 1e9 });
+        // Commits that come faster than the grace take new slots, each of which costs as much as the tree.
+        let mut agent = Agent::new(&scene, "web1").with_options(&["--grace", "0s"]);
+        agent.join(&link.address(), &origin.token()).expect_success();
+        agent.under(&tracers[1].prefix("trace=fsync,fdatasync,syncfs"));
+        agent.start();
+        origin.wait_connected(&["web1"]);
+        let cluster = Self { _scene: scene, shape, size, tree, origin, agent, link, tracers };
+        // Until every slot has been patched once.
+        for round in 0..4 {
+            cluster.commit(size / 2, format!("warm {round}"));
+        }
+        cluster
+    }
+
+    /// Writes file `number` and waits until it is live.
+    fn commit(&self, number: usize, content: String) {
+        write(&self.tree, &(self.shape.place)(number), content);
+        self.agent.wait_live(self.origin.commit_live());
+    }
+
+    /// Counts one commit of `change`, whose argument is the number of the round.
+    fn count(&mut self, what: &str, change: impl Fn(&Self, usize)) -> (String, Counts) {
+        wait::until("both spares", || self.agent.try_status().filter(|status| status.spares >= 2));
+        let pids = [self.origin.daemon().pid(), self.agent.daemon().pid()];
+        let marks = [0, 1].map(|side| self.tracers[side].mark(pids[side]));
+        self.link.reset();
+        for round in 0..ROUNDS {
+            change(self, round);
+        }
+        let (sent, _) = self.link.delivered(Instant::now());
+        let [origin, agent] =
+            [0, 1].map(|side| self.tracers[side].since(&marks[side], pids[side], &self.tree));
+        let counts = sum(origin, agent, sent);
+        (format!("{} {what} {}", self.shape.name, self.size), counts)
+    }
+}
+
+/// Counts of changing and of adding a file in a tree of this shape and size.
+fn measure(shape: Shape, size: usize) -> [(String, Counts); 2] {
+    let mut cluster = Cluster::start(shape, size);
+    let changed =
+        cluster.count("change", |cluster, round| cluster.commit(size / 3, format!("changed {round}")));
+    let added = cluster.count("add", |cluster, round| cluster.commit(size + round, format!("added {round}")));
+    [changed, added]
+}
+
+fn baselines() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/counts.json")
+}
+
+#[test]
+fn a_change_costs_what_it_did_and_the_same_in_a_large_tree() {
+    let mut now = BTreeMap::new();
+    for shape in SHAPES {
+        for size in [SMALL, LARGE] {
+            now.extend(measure(shape, size));
+        }
+    }
+    let text = serde_json::to_string_pretty(&now).expect("JSON");
+    println!("{text}");
+    if std::env::var("SYNCD_COUNTS").as_deref() == Ok("update") {
+        fs::write(baselines(), text + "\n").expect("write the baselines");
+        return;
+    }
+    let then: BTreeMap<String, Counts> =
+        serde_json::from_str(&fs::read_to_string(baselines()).expect("read the baselines")).expect("JSON");
+    assert_eq!(then.keys().collect::<Vec<_>>(), now.keys().collect::<Vec<_>>(), "other scenarios");
+    let mut findings = Vec::new();
+    for (name, counts) in &now {
+        findings.extend(counts.above(&then[name]).iter().map(|what| format!("{name}, baseline: {what}")));
+        if let Some(small) = name.strip_suffix(&format!(" {LARGE}")).map(|stem| format!("{stem} {SMALL}")) {
+            findings
+                .extend(counts.above(&now[&small]).iter().map(|what| format!("{name}, small tree: {what}")));
+        }
+    }
+    assert!(findings.is_empty(), "{} counts have grown:\n{}", findings.len(), findings.join("\n"));
+}
