@@ -233,6 +233,8 @@ pub struct Staged {
     pub(crate) inodes: InodeChanges,
     /// Generation of the tree that this one was built from, to check that it is still live.
     pub(crate) basis: Option<u64>,
+    /// The slot holds this root already, or is live at it: nothing was built.
+    pub(crate) is_held: bool,
 }
 
 impl Staged {
@@ -248,6 +250,7 @@ impl Staged {
             signed: None,
             inodes: InodeChanges::default(),
             basis,
+            is_held: false,
         }
     }
 }

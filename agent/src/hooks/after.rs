@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
+use syncd_shared::TreePath;
 use syncd_shared::limits::REASON_MAX_BYTES;
 use syncd_shared::text::{error_chain, one_line};
 use tokio::sync::{Notify, watch};
@@ -205,6 +206,33 @@ impl AfterHook {
         }
         drop(inner);
         self.retry();
+    }
+
+    /// The live tree belongs to another generation from now on, and no file of it has changed. A due hook is
+    /// due for that generation, with the paths that it is due for already.
+    pub(crate) fn renamed(&self, occasion: &Occasion) {
+        if self.state.borrow().due.is_some() {
+            let nothing = |_: &mut dyn FnMut(&TreePath)| Ok(());
+            let changed = Changed { all: &nothing, slot: &nothing, tree: &occasion.tree };
+            match self.note(occasion.clone(), &changed) {
+                Ok(()) => return self.settle(true),
+                Err(error) => {
+                    tracing::warn!(error = error_chain(&error), "the on-activate hook stays due as it was");
+                }
+            }
+            return;
+        }
+        let Hook { state, command, .. } = &self.hook;
+        let _inner = lock(&self.inner);
+        if let Err(error) = success::rename(state, occasion, command) {
+            tracing::warn!(error = error_chain(&error), "the on-activate hook runs again at the next start");
+        }
+        self.change(|state| {
+            state.succeeded = state.succeeded.map(|_| occasion.generation);
+            if let Some(run) = state.run.as_mut().filter(|run| run.outcome == RunOutcome::Ok) {
+                run.generation = occasion.generation;
+            }
+        });
     }
 
     /// Runs a due hook now, without the pause after a failure.

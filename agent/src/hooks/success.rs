@@ -32,6 +32,10 @@ impl Success {
         let Occasion { generation, root, tree, .. } = occasion.clone();
         Self { generation, root, tree, command: blake3::hash(command.as_bytes()).to_hex().to_string() }
     }
+
+    fn is_same_tree(&self, other: &Self) -> bool {
+        self.root == other.root && self.tree == other.tree && self.command == other.command
+    }
 }
 
 /// The file when a run of the hook begins. Held open, so that no later file has its inode number.
@@ -60,6 +64,15 @@ pub(super) fn keep(state: &Path, before: &Before, occasion: &Occasion, command: 
         return Ok(());
     }
     replace(state, &serde_json::to_vec(&Success::of(occasion, command))?)
+}
+
+/// The live tree belongs to another generation from now on. A success for that tree counts for it.
+pub(super) fn rename(state: &Path, live: &Occasion, command: &str) -> io::Result<()> {
+    let renamed = Success::of(live, command);
+    match load(state) {
+        Some(known) if known.is_same_tree(&renamed) => replace(state, &serde_json::to_vec(&renamed)?),
+        _ => Ok(()),
+    }
 }
 
 fn replace(state: &Path, content: &[u8]) -> io::Result<()> {

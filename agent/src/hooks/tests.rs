@@ -33,6 +33,33 @@ fn hook(command: &str, state: &Path) -> Hook {
 }
 
 #[test]
+fn another_generation_with_the_live_tree_takes_over_what_is_due_and_what_succeeded() {
+    let temp = tempfile::tempdir().unwrap();
+    let out = temp.path().join("out");
+    let broken = temp.path().join("broken");
+    let command = format!(
+        "test ! -e {} && cat >> {} && echo $SYNCD_GENERATION >> {1}",
+        broken.display(),
+        out.display()
+    );
+    let hook = AfterHook::new(hook(&command, temp.path()), Some(4));
+    let at = |generation| Occasion { tree: "/srv/slots/1".into(), ..occasion(generation) };
+    fs::write(&broken, "").unwrap();
+    hook.note(at(5), &changed(&*paths(&[b"a"]))).unwrap();
+    hook.settle(true);
+    assert!(hook.run_due(Some(at(5))).is_err());
+    hook.renamed(&at(6));
+    assert_eq!(hook.state().borrow().due, Some(6));
+    fs::remove_file(&broken).unwrap();
+    assert!(hook.run_due(Some(at(6))).unwrap());
+    assert_eq!(fs::read_to_string(&out).unwrap(), "a\n6\n");
+    hook.renamed(&at(7));
+    assert_eq!(hook.state().borrow().due, None);
+    assert_eq!(hook.state().borrow().succeeded, Some(7));
+    assert!(!hook.is_missing(&at(7)), "it does not run again at a start");
+}
+
+#[test]
 fn a_hook_gets_paths_and_environment() {
     let scratch = tempfile::tempdir().unwrap();
     let out = scratch.path().join("out");

@@ -25,6 +25,7 @@ use crate::replica::Replica;
 use crate::session::worker::Changes;
 use crate::state::SlotError;
 use crate::state::disk::DiskError;
+use crate::state::history::Touched;
 use crate::state::record::{Record, RecordError};
 use crate::state::slot::Slot;
 use crate::state::slots::Switch;
@@ -218,13 +219,16 @@ impl Replica {
         before: &mut dyn FnMut(&ActivationContext<'_>) -> Result<(), HookFailure>,
     ) -> Result<(), ActivateError> {
         let number = staged.target.number().get();
-        staged.target.may_follow(self.slots.accepted())?;
+        self.slots.may_activate(&staged.target)?;
         let Some(slot) = staged.slot else {
             return Ok(());
         };
         let live = self.slots.live().map(|live| live.number().get());
-        if staged.basis != live || self.slots.state(slot) != Some(&Slot::Staged) {
+        if staged.basis != live || !self.is_ready(&staged, slot) {
             return Err(ActivateError::Outdated { number });
+        }
+        if self.slots.live_slot() == Some(slot) {
+            return self.rename_live(&staged.target);
         }
         if let Err(source) = before(&self.context(&staged, slot)) {
             return Err(ActivateError::Hook { source, staged: Box::new(staged) });
@@ -246,6 +250,31 @@ impl Replica {
             None => self.upkeep.history.forget(),
         }
         self.upkeep.damaged = false;
+        self.publish();
+        Ok(())
+    }
+
+    /// Whether the tree of a staged generation is still what was staged.
+    fn is_ready(&self, staged: &Staged, slot: u64) -> bool {
+        match self.slots.state(slot) {
+            Some(Slot::Staged) => !staged.is_held,
+            Some(Slot::Held(held)) => {
+                staged.is_held && held.generation().root == staged.target.generation().root
+            }
+            _ => false,
+        }
+    }
+
+    /// Gives the live tree, which has the target's root, the target's number. Nothing is switched, and no
+    /// hook is due for it.
+    fn rename_live(&mut self, target: &SignedGeneration) -> Result<(), ActivateError> {
+        let before = self.slots.live().map_or(0, |live| live.number().get());
+        if let Err(error) = self.slots.rename_live(target) {
+            self.slots.unsettle();
+            return Err(error.into());
+        }
+        let finished = self.upkeep.history.finished(before);
+        self.upkeep.history.add(before, target.number().get(), finished, Some(Touched::default()));
         self.publish();
         Ok(())
     }
@@ -307,6 +336,9 @@ impl Replica {
     fn switch(&mut self, staged: &mut Staged, slot: u64) -> Result<Timestamp, ActivateError> {
         let number = staged.target.number().get();
         let outlived = self.outlived_spares(staged)?;
+        if staged.is_held {
+            staged.signed = Some(self.slots.keep_signed(slot, &staged.target)?);
+        }
         if staged.signed.is_none() {
             // Synced with the tree: only a tree built on a spare is synced path by path.
             self.slots.write_signed(slot, &staged.target)?;
@@ -333,6 +365,10 @@ impl Replica {
     /// Spares at an older root that have, under a changed name, the same entry as the target, but another
     /// inode. For these, the differences between manifests no longer describe the differences between trees.
     fn outlived_spares(&self, staged: &Staged) -> Result<Vec<u64>, RecordError> {
+        if staged.is_held {
+            // It may have the same entries under other inodes.
+            return Ok(self.slots.spares().map(|(slot, _)| slot).collect());
+        }
         let from = self.slots.live().map(|live| live.generation().root);
         let behind = self.slots.spares().filter(|(_, root)| Some(**root) != from);
         let mut outlived = Vec::new();

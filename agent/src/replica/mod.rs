@@ -9,6 +9,7 @@
 
 pub mod activate;
 mod base;
+mod held;
 mod inspect;
 pub mod maintain;
 mod room;

@@ -50,13 +50,16 @@ impl Replica {
         progress: &dyn Fn(Progress),
         cancel: &AtomicBool,
     ) -> Result<Staged, StageError> {
-        target.may_follow(self.slots.accepted())?;
+        self.slots.may_activate(target)?;
         self.slots.unstage();
         self.forget_lost_live()?;
         let sync = self.slots.layout().staging.reopen()?;
         let job = Job { target, progress, cancel };
         if self.slots.live().is_some_and(|live| live.number() == target.number()) {
             return Ok(Staged::new(target, None, Some(target.number().get()), sync));
+        }
+        if let Some(staged) = self.stage_held(job, &sync)? {
+            return Ok(staged);
         }
         if self.slots.held().next().is_none() {
             let built = self.build_first(job, source, sync);

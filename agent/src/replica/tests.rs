@@ -4,6 +4,7 @@ mod closed;
 mod deltas;
 mod exchange;
 mod foreign;
+mod held;
 mod lost_record;
 mod mishaps;
 mod occupied_names;

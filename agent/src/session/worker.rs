@@ -340,6 +340,17 @@ impl<R: ReplicaWork> Bench<R> {
         }
     }
 
+    /// The live tree has another number than before, or the same: no hook was noted for it.
+    fn renamed(&self, after: &AfterHook) {
+        let told = self.replica.note_live(&mut |occasion, _| {
+            after.renamed(&occasion);
+            Ok(())
+        });
+        if let Err(error) = told {
+            tracing::warn!(error = error.reason, "the on-activate hook was not told of the live generation");
+        }
+    }
+
     fn activate(&mut self, staged: R::Staged) -> Result<Outcome, Failure> {
         let hooks = &self.hooks;
         let mut noted = None;
@@ -364,6 +375,9 @@ impl<R: ReplicaWork> Bench<R> {
         self.doubtful = noted.filter(|_| activated.is_err() && !self.replica.is_settled());
         if let (Some(after), None) = (&self.hooks.after, self.doubtful) {
             after.settle(activated.is_ok());
+            if activated.is_ok() && noted.is_none() {
+                self.renamed(after);
+            }
         }
         match activated {
             Ok(()) => Ok(Outcome::Activated),

@@ -149,8 +149,10 @@ pub(crate) struct Coming {
 pub(crate) struct Change<'a> {
     /// New states. A state without a row removes the old row.
     pub slots: Vec<(u64, &'a Slot)>,
-    /// New slot of `live`, and its generation, which also becomes the accepted one.
-    pub live: Option<(u64, &'a SignedGeneration)>,
+    /// New slot of `live`.
+    pub live: Option<u64>,
+    /// New accepted generation.
+    pub accepted: Option<&'a SignedGeneration>,
     /// New slot of `previous`, or its removal.
     pub previous: Option<Option<u64>>,
     /// New pending exchange with `live`, or its end.
@@ -326,8 +328,10 @@ fn apply_change(write: &WriteTransaction, change: &Change<'_>) -> Result<(), red
         }
     }
     let mut meta = write.open_table(META)?;
-    if let Some((slot, accepted)) = change.live {
+    if let Some(slot) = change.live {
         meta.insert("live", slot)?;
+    }
+    if let Some(accepted) = change.accepted {
         let mut signed = write.open_table(SIGNED)?;
         signed.insert("accepted", encode_generation(accepted).as_slice())?;
     }

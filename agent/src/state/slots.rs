@@ -19,6 +19,9 @@
 //! | staged | [`Slots::unstage`]: another target is staged, or the live tree healed | building | nothing |
 //! | staged | [`Slots::prepare_switch`], `commit_switch`, `finish_switch` | held, live | the tree first; then row, accepted and live at once; then the links |
 //! | held | another is activated | held | `previous` names it |
+//! | held | the switch, as from staged: a generation with this root is activated again | held, live | row, accepted and live at once; then the links |
+//! | held, live | [`Slots::rename_live`]: another generation has this root | held, live | its row and accepted at once |
+//! | held | [`Slots::begin_rest`]: it was changed locally, and its generation is built anew | resting | its row |
 //! | held | [`Slots::retire`] | retired | `previous` no longer names it; its row |
 //! | building, beside a damaged live tree | [`Slots::exchange`] of the two directories | resting | its row, before they are exchanged |
 //! | resting | [`Slots::end_rest`] | retired | its row |
@@ -44,6 +47,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use syncd_shared::generation::GenerationError;
 use syncd_shared::{RootEntry, SignedGeneration};
 
 use crate::clock::Clock;
@@ -154,6 +158,14 @@ impl Slots {
     /// The highest generation ever accepted.
     pub fn accepted(&self) -> Option<&SignedGeneration> {
         self.known.accepted.as_ref()
+    }
+
+    /// Whether a generation may be activated: one that may follow the accepted one, or one that is held.
+    pub fn may_activate(&self, target: &SignedGeneration) -> Result<(), GenerationError> {
+        if self.held().any(|(_, held)| held == target) {
+            return Ok(());
+        }
+        target.may_follow(self.accepted())
     }
 
     fn in_state<'a, T>(
@@ -445,6 +457,17 @@ impl Slots {
         self.layout.link_generation(number, None)?;
         self.set(slot, Slot::Retired(FormerTree { number, root, is_certain: true }), true)?;
         self.rests.remove(&slot);
+        Ok(())
+    }
+
+    /// Takes a damaged tree out of use that is about to be built anew. It is left alone for the grace period.
+    pub fn begin_rest(&mut self, slot: u64, now: Instant) -> Result<(), SlotError> {
+        let Some(generation) = self.state(slot).and_then(Slot::held) else { return Ok(()) };
+        let (number, root) = (generation.number().get(), generation.generation().root);
+        self.unlink_previous(slot)?;
+        self.layout.link_generation(number, None)?;
+        self.set(slot, Slot::Resting(FormerTree { number, root, is_certain: true }), true)?;
+        self.rests.entry(slot).or_insert(now);
         Ok(())
     }
 

@@ -96,10 +96,12 @@ impl Slots {
         slots.push((landing, &state));
         let served = self.served_with(landing, target.generation().root);
         let coming = self.coming(slot)?;
+        let former = self.state(slot).and_then(Slot::held).map(|held| held.number());
         self.record.apply(
             &Change {
                 slots,
-                live: Some((landing, target)),
+                live: Some(landing),
+                accepted: Some(target).filter(|target| self.is_newest(target)),
                 previous: leaving.map(Some),
                 coming: coming.filter(|_| !test_faults::has(Bug::NoComing)).map(Some),
                 inodes: Some(inodes),
@@ -114,13 +116,41 @@ impl Slots {
         }
         self.known.slots.insert(landing, state);
         self.known.live = Some(landing);
-        self.known.accepted = Some(target.clone());
+        if self.is_newest(target) {
+            self.known.accepted = Some(target.clone());
+        }
         self.known.previous = leaving.or(self.known.previous);
         self.know_served(landing, served);
         for slot in [Some(slot), leaving].into_iter().flatten() {
             self.rests.remove(&slot);
         }
+        if let Some(former) = former.filter(|former| *former != target.number()) {
+            self.layout.link_generation(former.get(), None)?;
+        }
         Ok(())
+    }
+
+    /// Whether a generation becomes the accepted one. Returns to an earlier generation leave it as it is.
+    fn is_newest(&self, target: &SignedGeneration) -> bool {
+        self.known.accepted.as_ref().is_none_or(|accepted| accepted.number() <= target.number())
+    }
+
+    /// Makes the live tree that of another generation with the same root: one durable commit, and no switch.
+    pub fn rename_live(&mut self, target: &SignedGeneration) -> Result<(), SlotError> {
+        let (Some(slot), Some(former)) = (self.known.live, self.live().map(SignedGeneration::number)) else {
+            return Ok(());
+        };
+        // The copy first: recovery makes it match the record again.
+        self.keep_signed(slot, target)?.wait()?;
+        let state = Slot::Held(Box::new(target.clone()));
+        let accepted = Some(target).filter(|target| self.is_newest(target));
+        self.record.apply(&Change { slots: vec![(slot, &state)], accepted, ..Change::default() }, true)?;
+        if self.is_newest(target) {
+            self.known.accepted = Some(target.clone());
+        }
+        self.known.slots.insert(slot, state);
+        self.layout.link_generation(former.get(), None)?;
+        Ok(self.layout.link_generation(target.number().get(), Some(slot))?)
     }
 
     /// Roots whose files a web server may have cached of a slot that serves one more root.

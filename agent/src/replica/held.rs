@@ -1,0 +1,282 @@
+//! Activates a tree that this node already has: no fetch, no encoding, nothing is built.
+//!
+//! If the target's root is live, only the tree's number changes
+//! ([`crate::state::slots::Slots::rename_live`]). If another slot holds it, that tree is proven and becomes
+//! live as it is. A visitor may have changed files of a tree that rests, and no damaged file may come back to
+//! life. A tree is proven by these rules:
+//!
+//! * A file with the same entry and the same inode as in the live tree is as good as the live one.
+//! * Every other file is hashed, and every other symlink is read.
+//! * Every directory has exactly the names of its manifest, with their metadata.
+//! * If this process activated the tree, a directory that was not changed since has the same names. In it,
+//!   only names that a later activation touched are looked at ([`crate::state::history`]).
+//!
+//! A tree that fails is left alone, and the target is built from the live tree as any other.
+
+use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use rustix::fs::FileType;
+use syncd_shared::diff::{Change, DiffError, DirectorySource};
+use syncd_shared::directory::Cursor;
+use syncd_shared::manifest_cursor::ManifestCursor;
+use syncd_shared::{Component, Entry, Kind, ObjectHash, RootEntry, SignedGeneration, TreePath};
+
+use crate::build::conform::Since;
+use crate::build::inodes::InodeLists;
+use crate::build::manifest::compare;
+use crate::build::{Job, StageError, Staged};
+use crate::replica::Replica;
+use crate::state::cursor::{DirCursor, LiveTree, looks_like};
+use crate::state::disk::Dir;
+use crate::state::hashing::hash_file;
+use crate::state::record::{InodeChanges, Record, RecordError};
+use crate::state::slot::Slot;
+use crate::state::trees::Trees;
+
+/// Files and symlinks with another inode than at the same path of the live tree.
+type Others = BTreeMap<TreePath, (Entry, u64)>;
+
+/// A directory to visit, with the hash of its manifest.
+type Below = Vec<(TreePath, ObjectHash)>;
+
+impl Replica {
+    /// Takes a tree at the target's root that is complete already; `None`: there is none that can be trusted.
+    pub(super) fn stage_held(&mut self, job: Job<'_>, sync: &Dir) -> Result<Option<Staged>, StageError> {
+        let (target, root) = (job.target, job.target.generation().root);
+        let Some(live) = self.slots.live().cloned() else { return Ok(None) };
+        let basis = Some(live.number().get());
+        if live.generation().root == root {
+            let staged = Staged::new(target, self.slots.live_slot(), basis, sync.reopen()?);
+            return Ok(Some(Staged { is_held: true, durable_basis: true, ..staged }));
+        }
+        let held = self.slots.held().find(|(_, held)| held.generation().root == root);
+        let Some((slot, number)) = held.map(|(slot, held)| (slot, held.number().get())) else {
+            return Ok(None);
+        };
+        let Some(inodes) = self.prove_held(slot, number, &live, &root, job.cancel)? else {
+            tracing::warn!(generation = number, "the tree at hand was changed locally: it is built anew");
+            self.set_aside(slot, target)?;
+            return Ok(None);
+        };
+        let staged = Staged::new(target, Some(slot), basis, sync.reopen()?);
+        Ok(Some(Staged { is_held: true, durable_basis: true, inodes, ..staged }))
+    }
+
+    /// Makes room for another tree of the same generation.
+    fn set_aside(&mut self, slot: u64, target: &SignedGeneration) -> Result<(), StageError> {
+        let is_same = self.slots.state(slot).and_then(Slot::held) == Some(target);
+        if is_same { Ok(self.slots.begin_rest(slot, self.options.clock.now())?) } else { Ok(()) }
+    }
+
+    /// Proves that the tree of a slot is what `root` says. Returns its inode numbers as changes to those of
+    /// the live tree; `None`: it is not, or it differs from the live tree in more than one part.
+    fn prove_held(
+        &self,
+        slot: u64,
+        number: u64,
+        live: &SignedGeneration,
+        root: &RootEntry,
+        cancel: &AtomicBool,
+    ) -> Result<Option<InodeChanges>, StageError> {
+        let (trees, live_root) = (self.slots.trees(), live.generation().root);
+        let record = &*trees.record;
+        let comparison = match compare(record, &live_root, root, self.options.part) {
+            Ok(comparison) if comparison.is_small() => comparison,
+            Ok(_) => return Ok(None),
+            // The manifest is not complete.
+            Err(DiffError::Source { source: RecordError::Unknown { .. }, .. }) => return Ok(None),
+            Err(error) => return Err(error.into()),
+        };
+        let steps = &self.upkeep.history;
+        let since = steps.finished(number).zip(steps.between(number, live.number().get()));
+        let proof = Proof {
+            since: since.map(|(finished, touched)| Since { finished, touched }),
+            manifest: ManifestCursor::new(record, &live_root)?,
+            live: trees.live_tree(&live_root)?,
+            others: Others::new(),
+            trees: &trees,
+            cancel,
+        };
+        let Some(mut others) = proof.run(trees.open(slot)?, root)? else { return Ok(None) };
+        let mut inodes = InodeLists::new(record, Some(&live_root), root, comparison.renamed_directories())?;
+        for part in comparison.parts() {
+            let changes = part?.changes;
+            let mut placed = Vec::with_capacity(changes.len());
+            for change in changes.iter() {
+                match inode_of(change, &mut others) {
+                    Some(inode) => placed.push(inode),
+                    None => return Ok(None),
+                }
+            }
+            inodes.add(&changes, &placed)?;
+        }
+        // The same entries with other inodes: they came back after a generation without them.
+        let (same, placed): (Vec<_>, Vec<_>) = others
+            .into_iter()
+            .map(|(path, (entry, inode))| (Change::Modified { path, from: entry.clone(), to: entry }, inode))
+            .unzip();
+        inodes.add(&same, &placed)?;
+        Ok(Some(inodes.finish()?))
+    }
+}
+
+/// Inode number that a change puts at its path; 0: none. `None`: the path was not proven.
+fn inode_of(change: &Change, others: &mut Others) -> Option<u64> {
+    let (Change::Added { entry, .. } | Change::Modified { to: entry, .. }) = change else { return Some(0) };
+    if entry.is_directory() {
+        return Some(0);
+    }
+    others.remove(change.path()).map(|(_, inode)| inode)
+}
+
+/// Proof of one tree against its manifest and the live tree.
+struct Proof<'a> {
+    trees: &'a Trees,
+    /// Manifest of the live tree.
+    manifest: ManifestCursor<'a, Record>,
+    live: LiveTree<'a>,
+    /// `None`: every name is looked at.
+    since: Option<Since>,
+    others: Others,
+    cancel: &'a AtomicBool,
+}
+
+impl Proof<'_> {
+    /// Visits the tree `dir`. `None`: it is not what `root` says.
+    fn run(mut self, dir: Dir, root: &RootEntry) -> Result<Option<Others>, StageError> {
+        let mut cursor = DirCursor::new(dir);
+        let mut waiting = vec![(TreePath::root(), root.object)];
+        while let Some((path, object)) = waiting.pop() {
+            if self.cancel.load(Ordering::Relaxed) {
+                return Err(StageError::Cancelled);
+            }
+            let dir = match cursor.at(&path) {
+                Ok(dir) => dir.clone(),
+                Err(e) if e.is_no_directory() || e.is_denied() => return Ok(None),
+                Err(e) => return Err(e.into()),
+            };
+            match self.directory(&path, object, &dir)? {
+                Some(below) => waiting.extend(below.into_iter().rev()),
+                None => return Ok(None),
+            }
+        }
+        Ok(Some(self.others))
+    }
+
+    /// Looks at the names of a directory. Returns its subdirectories; `None`: a name is wrong.
+    fn directory(
+        &mut self,
+        path: &TreePath,
+        object: ObjectHash,
+        dir: &Dir,
+    ) -> Result<Option<Below>, StageError> {
+        match self.touched(path, dir)? {
+            Some(touched) => self.touched_names(path, object, dir, &touched),
+            None => self.all_names(path, object, dir),
+        }
+    }
+
+    /// Names of a directory that may be wrong; `None`: all.
+    fn touched(&self, path: &TreePath, dir: &Dir) -> Result<Option<Vec<Component>>, StageError> {
+        let Some(Since { finished, touched }) = &self.since else { return Ok(None) };
+        // Owner and mode of the root were changed, so its ctime proves nothing.
+        if path.is_root() || touched.remade.contains(path) || dir.stat_self()?.ctime > *finished {
+            return Ok(None);
+        }
+        Ok(match touched.names.get(path) {
+            None => Some(Vec::new()),
+            Some(names) => names.as_ref().map(|names| names.iter().cloned().collect()),
+        })
+    }
+
+    fn touched_names(
+        &mut self,
+        path: &TreePath,
+        object: ObjectHash,
+        dir: &Dir,
+        touched: &[Component],
+    ) -> Result<Option<Below>, StageError> {
+        let record: &Record = &self.trees.record;
+        for name in touched {
+            let mut cursor = Cursor::new(record, Some(object))?;
+            cursor.seek(name)?;
+            let entry = cursor.entry()?.filter(|entry| entry.name == *name).cloned();
+            // A later generation may have a name that this one does not have.
+            if let Some(entry) = entry
+                && !self.is_right(&join(path, name)?, &entry, dir)?
+            {
+                return Ok(None);
+            }
+        }
+        let (mut cursor, mut below) = (Cursor::new(record, Some(object))?, Below::new());
+        while let Some(entry) = cursor.directory()? {
+            if let Kind::Directory { object, .. } = entry.kind {
+                below.push((join(path, &entry.name)?, object));
+            }
+            cursor.skip();
+        }
+        Ok(Some(below))
+    }
+
+    fn all_names(
+        &mut self,
+        path: &TreePath,
+        object: ObjectHash,
+        dir: &Dir,
+    ) -> Result<Option<Below>, StageError> {
+        let directory = self.trees.record.directory(&object)?;
+        for listed in dir.names()? {
+            let listed = listed?;
+            if Component::new(&listed.name).ok().and_then(|name| directory.get(&name)).is_none() {
+                return Ok(None);
+            }
+        }
+        let mut below = Below::new();
+        for entry in directory.entries() {
+            let at = join(path, &entry.name)?;
+            if !self.is_right(&at, entry, dir)? {
+                return Ok(None);
+            }
+            if let Kind::Directory { object, .. } = entry.kind {
+                below.push((at, object));
+            }
+        }
+        Ok(Some(below))
+    }
+
+    /// Whether a name is what its entry says. Notes the inode of a file that the live tree does not share.
+    fn is_right(&mut self, path: &TreePath, entry: &Entry, dir: &Dir) -> Result<bool, StageError> {
+        let (name, owners) = (entry.name.as_bytes(), self.trees.owners);
+        let stat = match dir.stat(name) {
+            Ok(Some(stat)) => stat,
+            Ok(None) => return Ok(false),
+            Err(e) if e.is_denied() => return Ok(false),
+            Err(e) => return Err(e.into()),
+        };
+        if entry.is_directory() {
+            let is_right = stat.kind == FileType::Directory && stat.mtime == entry.metadata.mtime;
+            return Ok(is_right && owners.agree(&stat, &entry.metadata));
+        }
+        if !looks_like(entry, &stat, owners) {
+            return Ok(false);
+        }
+        let is_shared =
+            self.live.inode(path)? == Some(stat.inode) && self.manifest.entry(path)?.as_ref() == Some(entry);
+        if is_shared {
+            return Ok(true);
+        }
+        self.others.insert(path.clone(), (entry.clone(), stat.inode));
+        Ok(match &entry.kind {
+            Kind::File { content, .. } => {
+                dir.open_file(name).is_ok_and(|file| hash_file(&file).is_ok_and(|hash| hash == *content))
+            }
+            Kind::Symlink { target } => dir.read_link(name)? == **target,
+            Kind::Directory { .. } => false,
+        })
+    }
+}
+
+fn join(path: &TreePath, name: &Component) -> Result<TreePath, StageError> {
+    path.join(name).map_err(|source| StageError::Path { source })
+}

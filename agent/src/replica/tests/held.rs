@@ -1,0 +1,208 @@
+//! A generation whose root this node has already is activated, not built.
+
+use super::*;
+use crate::state::slot::Slot;
+
+/// Two generations held, the second live, everything settled.
+fn two(site: Site) -> (Site, Replica) {
+    let (mut site, mut replica) = settled_in(site);
+    edit(&site);
+    site.publish(&mut replica);
+    site.settle(&mut replica);
+    site.origin.sent.clear();
+    (site, replica)
+}
+
+fn root_of(replica: &Replica, number: u64) -> RootEntry {
+    let slot = replica.slots.generations()[&number];
+    replica.slots.state(slot).and_then(Slot::held).unwrap().generation().root
+}
+
+/// Orders a new generation with the root of an older one. Returns whether nothing was asked of the origin.
+fn return_to(site: &mut Site, replica: &mut Replica, number: u64) -> bool {
+    let target = site.origin.seal_root(root_of(replica, number));
+    site.origin.sent.clear();
+    site.follow(replica, &target);
+    site.origin.sent.len() == 0
+}
+
+/// Checks the live tree byte for byte, and that the record describes it.
+fn assert_sound(site: &Site, replica: &mut Replica, expected: &[String]) {
+    assert_eq!(snapshot(&site.live().canonicalize().unwrap()), expected);
+    let report = replica.verify(None, &|_| {}, &AtomicBool::new(false)).unwrap();
+    assert_eq!(report.drifted, 0, "{report:?}");
+    site.settle(replica);
+    assert_tidy(site, replica);
+    for spare in site.spares(replica) {
+        assert_eq!(snapshot_below(&spare), expected[1..]);
+    }
+}
+
+#[test]
+fn a_new_number_for_the_live_root_is_one_commit_and_switches_nothing() {
+    for site in [Site::new(), Site::in_memory().exchanging()] {
+        let (mut site, mut replica) = two(site);
+        let (live, slot) = (inode(&site.live()), replica.slots.live_slot());
+        let target = site.origin.seal_root(root_of(&replica, 2));
+        let staged = site.stage(&mut replica, &target).unwrap();
+        replica.activate(staged, &mut |_| panic!("no hook is due")).unwrap();
+        assert!(site.origin.sent.len() == 0);
+        assert_eq!((inode(&site.live()), replica.slots.live_slot()), (live, slot));
+        let status = replica.status();
+        assert_eq!((status.generations, status.spares), (vec![1, 3], 2));
+        assert_eq!(status.accepted.unwrap().number().get(), 3);
+        let expected = snapshot(&site.tree());
+        assert_sound(&site, &mut replica, &expected);
+        drop(replica);
+        let replica = site.open();
+        assert_eq!(replica.status().live.unwrap().number().get(), 3);
+        assert_eq!((site.live_number(), site.generations()), (3, vec![1, 3]));
+    }
+}
+
+#[test]
+fn a_root_in_another_slot_becomes_live_as_it_is() {
+    for site in [Site::new(), Site::in_memory().exchanging()] {
+        let (mut site, mut replica) = two(site);
+        let old = snapshot(&site.generation(1));
+        let page = inode(&site.generation(1).join("docs/0/page-0.html"));
+        assert!(return_to(&mut site, &mut replica, 1));
+        assert_eq!(inode(&site.live().join("docs/0/page-0.html")), page);
+        assert_eq!(site.generations(), [2, 3]);
+        assert_sound(&site, &mut replica, &old);
+        // Back again, and on with what is new.
+        assert!(return_to(&mut site, &mut replica, 2));
+        let edited = snapshot(&site.tree());
+        assert_sound(&site, &mut replica, &edited);
+        site.write("docs/0/page-0.html", "third");
+        site.publish(&mut replica);
+        site.assert_live_is_tree();
+        let third = snapshot(&site.tree());
+        assert_sound(&site, &mut replica, &third);
+    }
+}
+
+#[test]
+fn a_restart_forgets_nothing_that_a_return_needs() {
+    let (mut site, replica) = two(Site::new());
+    let old = snapshot(&site.generation(1));
+    drop(replica);
+    let mut replica = site.open();
+    assert!(return_to(&mut site, &mut replica, 1));
+    assert_sound(&site, &mut replica, &old);
+}
+
+#[test]
+fn a_return_past_an_entry_that_went_and_came_back_is_right() {
+    for restart in [false, true] {
+        let (mut site, mut replica) = settled();
+        replica.options.keep = 3;
+        site.write("docs/0/page-0.html", "between");
+        site.publish(&mut replica);
+        site.write("docs/0/page-0.html", "<p>0</p>");
+        site.write("twin-a", "a difference");
+        let time =
+            std::fs::metadata(site.generation(1).join("docs/0/page-0.html")).unwrap().modified().unwrap();
+        let file = std::fs::File::options().write(true).open(site.tree().join("docs/0/page-0.html")).unwrap();
+        file.set_modified(time).unwrap();
+        let docs = std::fs::metadata(site.generation(1).join("docs/0")).unwrap().modified().unwrap();
+        std::fs::File::open(site.tree().join("docs/0")).unwrap().set_modified(docs).unwrap();
+        site.publish(&mut replica);
+        if restart {
+            drop(replica);
+            replica = site.open();
+            replica.options.keep = 3;
+        }
+        let old = snapshot(&site.generation(1));
+        assert!(return_to(&mut site, &mut replica, 1));
+        assert_sound(&site, &mut replica, &old);
+    }
+}
+
+#[test]
+fn local_damage_in_a_tree_that_rests_never_comes_back_to_life() {
+    type Harm = fn(&Path);
+    let in_place: Harm = |tree| {
+        let file = tree.join("docs/0/page-0.html");
+        let time = std::fs::metadata(&file).unwrap().modified().unwrap();
+        std::fs::write(&file, "<p>X</p>").unwrap();
+        std::fs::File::options().write(true).open(&file).unwrap().set_modified(time).unwrap();
+    };
+    let replaced: Harm = |tree| {
+        let file = tree.join("media/large.bin");
+        let time = std::fs::metadata(&file).unwrap().modified().unwrap();
+        std::fs::remove_file(&file).unwrap();
+        std::fs::write(&file, vec![1; 700_000]).unwrap();
+        std::fs::File::options().write(true).open(&file).unwrap().set_modified(time).unwrap();
+    };
+    let added: Harm = |tree| std::fs::write(tree.join("docs/1/shell.php"), "<?php").unwrap();
+    let removed: Harm = |tree| std::fs::remove_file(tree.join("docs/1/page-1.html")).unwrap();
+    let mode: Harm = |tree| {
+        std::fs::set_permissions(tree.join("docs/1"), PermissionsExt::from_mode(0o777)).unwrap();
+    };
+    for (index, harm) in [in_place, replaced, added, removed, mode].into_iter().enumerate() {
+        for restart in [false, true] {
+            let (mut site, mut replica) = two(Site::in_memory());
+            let old = snapshot(&site.generation(1));
+            harm(&site.generation(1));
+            if restart {
+                drop(replica);
+                replica = site.open();
+            }
+            return_to(&mut site, &mut replica, 1);
+            let live = snapshot(&site.live().canonicalize().unwrap());
+            assert_eq!(live, old, "harm {index}, restart {restart}");
+            assert_eq!(site.generations(), [1, 2, 3], "the damaged tree is not the live one");
+        }
+    }
+}
+
+/// Prepares two generations of which the first will be live again.
+fn back(site: &mut Site, replica: &mut Replica, number: u64) -> bool {
+    let target = site.origin.seal_root(root_of(replica, number));
+    match site.stage(replica, &target) {
+        Ok(staged) => replica.activate(staged, &mut |_| Ok(())).is_ok(),
+        Err(_) => false,
+    }
+}
+
+/// Kills `back` before every change.
+fn sweep_back(prepare: &dyn Fn() -> Site, number: u64) {
+    for changes in 0.. {
+        let (mut site, mut replica) = two(prepare());
+        let (old, new) = (snapshot(&site.live().canonicalize().unwrap()), snapshot(&site.generation(number)));
+        fault::arm(Some(changes));
+        let finished = back(&mut site, &mut replica, number);
+        fault::arm(None);
+        drop(replica);
+        let mut replica = site.open();
+        let live = snapshot(&site.live().canonicalize().unwrap());
+        let at = replica.status().live.unwrap().number().get();
+        assert_eq!(site.live_number(), at, "change {changes}");
+        assert_eq!(live, if at == 3 { new.clone() } else { old }, "change {changes}");
+        assert!(!finished || at == 3, "acknowledged and lost, change {changes}");
+        let target = site.origin.last().clone();
+        site.follow(&mut replica, &target);
+        assert_sound(&site, &mut replica, &new);
+        if finished {
+            assert!(changes > 2, "{changes} changes");
+            return;
+        }
+    }
+}
+
+#[test]
+fn a_kill_at_any_change_of_a_return_leaves_old_or_new() {
+    sweep_back(&Site::in_memory, 1);
+    sweep_back(&exchanging, 1);
+}
+
+#[test]
+fn a_kill_at_any_change_of_a_new_number_leaves_old_or_new() {
+    sweep_back(&Site::in_memory, 2);
+    sweep_back(&exchanging, 2);
+}
+
+fn exchanging() -> Site {
+    Site::in_memory().exchanging()
+}
