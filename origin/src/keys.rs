@@ -37,7 +37,7 @@ use std::sync::{Arc, Mutex, PoisonError, RwLock};
 use std::{fmt, fs, io};
 
 use data_encoding::HEXLOWER;
-use in_force::KeysCurrent;
+use in_force::KeysInForce;
 use rcgen::KeyPair;
 use rustls::ServerConfig;
 use rustls::pki_types::CertificateDer;
@@ -145,8 +145,8 @@ pub enum KeysError {
         "trust document {number} is not the one that waits for its signature: `syncd-origin key show` shows which does"
     )]
     NotPending { number: u32 },
-    /// Every number of trust documents is used.
-    #[error("the last number of a trust document is used")]
+    /// Every number of trust documents, or of epochs or generations, is used.
+    #[error("no trust document can follow: its number, epochs or generation numbers are used up")]
     NoNumberLeft,
     /// Listing, renaming or removing failed.
     #[error("preparing {path} failed", path = path.display())]
@@ -187,7 +187,7 @@ pub struct Keys {
     data: PathBuf,
     tree_id: TreeId,
     tls: Arc<OriginTls>,
-    in_force: RwLock<Arc<KeysCurrent>>,
+    in_force: RwLock<Arc<KeysInForce>>,
     /// The newest trust document, for agents that are connected.
     newest: watch::Sender<Arc<SignedTrust>>,
     /// Held while files are replaced.
@@ -237,7 +237,7 @@ impl Keys {
         let new = data.join(KEYS_NEW);
         remove_leftover(&new)?;
         own_directory::claim_inside(&new, Access::Private)?;
-        KeysCurrent::create(&root, now)?.write(&new)?;
+        KeysInForce::create(&root, now)?.write(&new)?;
         key_file::write(&new.join(REVOKED), "")?;
         let keys = data.join(KEYS);
         fs::rename(&new, &keys).map_err(|source| KeysError::Directory { path: keys, source })?;
@@ -261,7 +261,7 @@ impl Keys {
             key_file::keep_private(&keys.join(secret))?;
         }
         revocations::read(data)?;
-        let in_force = KeysCurrent::open(&keys, tree_id, trust)?;
+        let in_force = KeysInForce::open(&keys, tree_id, trust)?;
         let tls = Arc::new(in_force.tls()?);
         let newest = watch::Sender::new(in_force.trust().clone());
         let in_force = RwLock::new(Arc::new(in_force));
@@ -272,7 +272,7 @@ impl Keys {
         self.tree_id
     }
 
-    fn in_force(&self) -> Arc<KeysCurrent> {
+    fn in_force(&self) -> Arc<KeysInForce> {
         self.in_force.read().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
@@ -280,7 +280,7 @@ impl Keys {
     fn reload(&self) -> Result<(), KeysError> {
         let keys = self.data.join(KEYS);
         let trust = in_force::read_trust(&keys, self.tree_id)?;
-        let new = KeysCurrent::open(&keys, self.tree_id, trust)?;
+        let new = KeysInForce::open(&keys, self.tree_id, trust)?;
         new.show_in(&self.tls)?;
         let trust = new.trust().clone();
         *self.in_force.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(new);

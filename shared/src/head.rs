@@ -63,8 +63,8 @@ impl Head {
         out
     }
 
-    /// Takes a head from outside: signed as `document` says, in one of its epochs. Verifies the signature
-    /// before it reads anything else.
+    /// Takes a head from outside: signed as `document` says, with an epoch and a number of it. Verifies the
+    /// signature before it reads anything else.
     pub fn verify(bytes: &[u8], document: &TrustDocument) -> Result<Self, GenerationError> {
         if bytes.len() != HEAD_BYTES {
             return Err(GenerationError::Length);
@@ -78,9 +78,7 @@ impl Head {
         if head.tree_id != document.tree_id {
             return Err(GenerationError::OtherTree { expected: document.tree_id, actual: head.tree_id });
         }
-        if !document.epochs.contains(head.epoch) {
-            return Err(GenerationError::Epoch { expected: document.epochs, actual: head.epoch });
-        }
+        document.check_place(head.epoch, head.number)?;
         Ok(head)
     }
 

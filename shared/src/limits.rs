@@ -38,8 +38,10 @@ pub const TRUST_DOCUMENT_MAX_BYTES: usize = 4 * 1024;
 pub const AUTHORITY_CERTIFICATE_MAX_BYTES: usize = 2 * 1024;
 /// Longest label of a generation, in bytes.
 pub const LABEL_MAX_BYTES: usize = 1_024;
-/// Largest step from the accepted generation number to the next one.
-pub const GENERATION_JUMP_MAX: u64 = 1 << 32;
+/// Generation numbers that one signing key may use: thirty years of one a second.
+pub const NUMBERS_PER_KEY: u64 = 1_000_000_000;
+/// Epochs that one signing key may use.
+pub const EPOCHS_PER_KEY: u32 = 16;
 /// Uncompressed bytes of a stored frame.
 pub const FRAME_MAX_BYTES: usize = 1024 * 1024;
 /// Pieces of one stored frame.

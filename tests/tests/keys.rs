@@ -69,7 +69,10 @@ fn a_signing_key_is_replaced_and_nodes_follow_without_joining_again() {
     assert_ne!(new["trust"]["signing_key"], old["trust"]["signing_key"]);
     assert_eq!(new["trust"]["authority"], old["trust"]["authority"]);
     // The tree was signed again under the next number, so that a node that joins now can take it.
-    let again = origin.wait_generation(before + 1);
+    // It is past all that the former key could sign.
+    assert_eq!(new["trust"]["first_number"], 1_000_000_001);
+    let again = origin.wait_generation(1_000_000_001);
+    assert!(before < again);
     let late = Agent::started(&scene, &origin, "late");
     late.wait_live(again);
     assert_same(&origin.tree, &late.live());
@@ -83,6 +86,29 @@ fn a_signing_key_is_replaced_and_nodes_follow_without_joining_again() {
     origin.start();
     origin.wait_connected(&["near", "away"]);
     follows(&near, &origin, 2);
+}
+
+#[test]
+fn a_signing_key_replaced_on_a_restored_copy_leads_nodes_that_know_more() {
+    let (scene, mut origin) = site("keys-restored");
+    let root = move_root_key(&scene, &origin);
+    let agent = Agent::started(&scene, &origin, "web1");
+    origin.wait_connected(&["web1"]);
+    let copy = scene.path("copy");
+    origin.cli("backup", &[copy.to_str().expect("a path as text")]).expect_success();
+    for edit in ["one", "two", "three"] {
+        write(&origin.tree, "index.html", edit);
+        let generation = origin.commit_live();
+        agent.wait_live(generation);
+    }
+    origin.stop();
+    std::fs::rename(&origin.data, scene.path("lost")).expect("lose the data");
+    std::fs::rename(&copy, &origin.data).expect("restore the copy");
+    origin.cli("key", &["rotate", "--signing"]).expect_success();
+    sign(&origin, &root);
+    origin.start();
+    origin.wait_connected(&["web1"]);
+    follows(&agent, &origin, 2);
 }
 
 #[test]

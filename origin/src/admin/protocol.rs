@@ -147,6 +147,8 @@ pub struct TrustLine {
     pub authority: String,
     pub first_epoch: u32,
     pub last_epoch: u32,
+    pub first_number: u64,
+    pub last_number: u64,
     /// RFC 3339.
     pub issued: String,
     /// Date from which origin and agents warn, RFC 3339.
@@ -162,6 +164,8 @@ impl From<&TrustDocument> for TrustLine {
             authority: HEXLOWER.encode(&authority::fingerprint(&document.authority)),
             first_epoch: document.epochs.first,
             last_epoch: document.epochs.last,
+            first_number: document.numbers.first.get(),
+            last_number: document.numbers.last.get(),
             issued: rfc3339(document.issued_ms),
             warns: rfc3339(document.warn_ms),
         }

@@ -143,6 +143,7 @@ fn described(trust: &TrustLine) -> Vec<String> {
         format!("signing key  {}", trust.signing_key),
         format!("authority    {}", trust.authority),
         format!("epochs       {} to {}", trust.first_epoch, trust.last_epoch),
+        format!("generations  {} to {}", trust.first_number, trust.last_number),
     ]
 }
 

@@ -33,8 +33,10 @@ pub enum CommitError {
     /// The label is not allowed.
     #[error(transparent)]
     Label(#[from] LabelError),
-    /// All generation numbers are used up.
-    #[error("no generation number is left after {last}")]
+    /// The signing key's epochs or numbers are used up, by a thief of the key if not by age.
+    #[error(
+        "no generation can follow {last} under this signing key: replace it with `syncd-origin key rotate --signing`"
+    )]
     NoNumberLeft {
         /// The last number.
         last: GenerationNumber,

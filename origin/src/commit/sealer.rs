@@ -446,6 +446,7 @@ impl Sealer {
     /// An observed generation that equals the tree or the current generation.
     fn adoptable(&self, tree: &RootEntry) -> Option<SignedGeneration> {
         let observed = self.observed.as_ref()?;
+        self.parts.keys.verify_newest(observed.record(), observed.signature()).ok()?;
         let ours = self.current.as_ref();
         let is_above = ours.is_none_or(|ours| observed.number() > ours.number());
         let is_here = observed.root_hash() == tree.hash()

@@ -97,10 +97,14 @@ impl Site {
 
     /// A generation signed by this origin's key that its store need not know.
     fn signed(&self, number: u64, root: RootEntry) -> SignedGeneration {
+        self.signed_in(1, number, root)
+    }
+
+    fn signed_in(&self, epoch: u32, number: u64, root: RootEntry) -> SignedGeneration {
         let keys = Keys::open(&self.data()).unwrap();
         let number = GenerationNumber::new(number).unwrap();
         let (tree_id, label) = (keys.tree_id(), String::new());
-        Generation { tree_id, epoch: 1, number, trust: 1, root, parent: None, created_ms: 0, label }
+        Generation { tree_id, epoch, number, trust: 1, root, parent: None, created_ms: 0, label }
             .sign(&keys.signing_key())
     }
 }
@@ -161,6 +165,33 @@ async fn show(origin: &Running, shown: SignedGeneration) {
     };
     let greeting = crate::fleet::Greeting { live: Some(shown), ..Default::default() };
     origin.fleet().attach(peer, greeting).await.unwrap().detach().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_thief_who_signed_the_last_generation_is_overcome_by_another_signing_key() {
+    let site = Site::new(3);
+    let origin = site.serve(Trigger::Manual).await;
+    sealed(commit(&origin).await);
+    let keys = Keys::open(&site.data()).unwrap();
+    let trust = keys.trust();
+    let (epochs, numbers) = (trust.document().epochs, trust.document().numbers);
+    let stolen = |epoch, number: GenerationNumber| site.signed_in(epoch, number.get(), RootEntry::empty());
+    show(&origin, stolen(epochs.last, numbers.last)).await;
+    state(&origin, State::Waiting).await;
+    let refused = commit(&origin).await.unwrap_err();
+    assert!(refused.to_string().contains("key rotate --signing"), "{refused}");
+
+    let root = syncd_runtime::key_file::read(&keys.root_key_here().unwrap()).unwrap();
+    let root = syncd_shared::identity::RootKey::from_text(&root, None).unwrap();
+    let rotation = crate::keys::rotation::Rotation { signing: true, ..Default::default() };
+    let document = keys.prepare(&rotation, time::OffsetDateTime::now_utc()).unwrap();
+    let signed = document.clone().sign(&root.key).unwrap();
+    origin.committer().take_trust(signed).await.result.unwrap();
+    site.write("f0", "by the owner");
+    let next = sealed(commit(&origin).await);
+    assert_eq!((next.epoch(), next.number()), (epochs.last + 1, numbers.last.next().unwrap()));
+    assert_eq!(document.verify_generation(next.record(), next.signature()).as_ref(), Ok(&next));
+    origin.stop().await;
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -31,7 +31,7 @@ pub(super) const EARLIER_AUTHORITIES_MAX: usize = 8;
 const WARN_AFTER: time::Duration = time::Duration::days(2 * 365);
 
 /// See the module.
-pub(super) struct KeysCurrent {
+pub(super) struct KeysInForce {
     pub(super) authority: Arc<Authority>,
     /// Oldest first.
     pub(super) earlier: Vec<CertificateDer<'static>>,
@@ -42,7 +42,7 @@ pub(super) struct KeysCurrent {
     trust: Vec<Arc<SignedTrust>>,
 }
 
-impl KeysCurrent {
+impl KeysInForce {
     /// The first keys of a tree.
     pub(super) fn create(root: &RootKey, now: OffsetDateTime) -> Result<Self, KeysError> {
         let authority = Authority::create(root.tree_id, now)?;
@@ -136,7 +136,7 @@ impl KeysCurrent {
                 continue;
             }
             tried.push(document.signing_key.as_bytes());
-            result = SignedGeneration::verify(record, signature, document.tree_id, &document.signing_key);
+            result = document.verify_generation(record, signature);
             if !matches!(result, Err(GenerationError::Signature)) {
                 break;
             }

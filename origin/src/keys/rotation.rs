@@ -65,7 +65,7 @@ impl Keys {
         let put = |name: &str, text: &str| key_file::write(&new.join(name), text);
         if rotation.signing {
             let key = signing::generate()?;
-            document.signing_key = key.verifying_key();
+            document.replace_signing_key(key.verifying_key()).ok_or(KeysError::NoNumberLeft)?;
             put(SIGNING_KEY, &signing_key_text(&key))?;
         }
         if rotation.authority {

@@ -131,10 +131,11 @@ fn root_key(data: &Path) -> RootKey {
     RootKey::from_text(&key_file::read(&data.join(ROOT_KEY)).unwrap(), None).unwrap()
 }
 
-fn sign(tree_id: TreeId, key: &SigningKey) -> SignedGeneration {
-    let (root, number) = (syncd_shared::RootEntry::empty(), syncd_shared::GenerationNumber::FIRST);
-    let label = String::new();
-    Generation { tree_id, epoch: 1, number, trust: 1, root, parent: None, created_ms: 0, label }.sign(key)
+/// Signs the first generation that these keys allow.
+fn sign(keys: &Keys, tree_id: TreeId, key: &SigningKey) -> SignedGeneration {
+    let (trust, root, label) = (keys.trust(), syncd_shared::RootEntry::empty(), String::new());
+    let (epoch, number) = (trust.document().epochs.first, trust.document().numbers.first);
+    Generation { tree_id, epoch, number, trust: 1, root, parent: None, created_ms: 0, label }.sign(key)
 }
 
 fn rotate(keys: &Keys, rotation: Rotation<'_>) -> SignedTrust {
@@ -149,10 +150,10 @@ fn generations_of_earlier_keys_still_verify_and_strange_ones_do_not() {
     let (data, other) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
     let keys = Keys::create(data.path()).unwrap();
     let other = Keys::create(other.path()).unwrap();
-    let mut signed = vec![sign(keys.tree_id(), &keys.signing_key())];
+    let mut signed = vec![sign(&keys, keys.tree_id(), &keys.signing_key())];
     for _ in 0..2 {
         rotate(&keys, Rotation { signing: true, ..Rotation::default() });
-        signed.push(sign(keys.tree_id(), &keys.signing_key()));
+        signed.push(sign(&keys, keys.tree_id(), &keys.signing_key()));
     }
     let keys = Keys::open(data.path()).unwrap();
     for (generation, is_newest) in signed.iter().zip([false, false, true]) {
@@ -160,9 +161,9 @@ fn generations_of_earlier_keys_still_verify_and_strange_ones_do_not() {
         let as_agents = keys.verify_newest(generation.record(), generation.signature());
         assert_eq!(as_agents.is_ok(), is_newest);
     }
-    let strange = sign(keys.tree_id(), &other.signing_key());
+    let strange = sign(&keys, keys.tree_id(), &other.signing_key());
     assert_eq!(keys.verify(strange.record(), strange.signature()), Err(GenerationError::Signature));
-    let elsewhere = sign(other.tree_id(), &keys.signing_key());
+    let elsewhere = sign(&keys, other.tree_id(), &keys.signing_key());
     let refused = keys.verify(elsewhere.record(), elsewhere.signature());
     assert!(matches!(refused, Err(GenerationError::OtherTree { .. })));
 }

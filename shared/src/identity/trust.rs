@@ -1,13 +1,14 @@
 //! The trust document: the keys of a tree that agents trust now, signed by the tree's root key.
 //!
 //! The root key signs nothing else and belongs on another machine. Tokens and agents pin its fingerprint. A
-//! document with a higher number replaces an older one: an agent that has seen it accepts no new generation
+//! document with a higher number replaces an older one. An agent that has seen it accepts no new generation
 //! that the superseded signing key signed, and no origin with a certificate of the superseded authority.
 //!
 //! Canonical bytes, version 1 (integers little endian): `u8 version = 1`, 16 tree_id, 32 root key, `u32
-//! number`, 32 signing key, `u32 first epoch`, `u32 last epoch`, `i64 issued`, `i64 warn` (Unix
-//! milliseconds), `u16 certificate length`, the authority's certificate (DER). A signed document continues
-//! with the ed25519 signature of the root key, which covers a domain tag and all of it.
+//! number`, 32 signing key, `u32 first epoch`, `u32 last epoch`, `u64 first generation number`, `u64 last
+//! generation number`, `i64 issued`, `i64 warn` (Unix milliseconds), `u16 certificate length`, the
+//! authority's certificate (DER). A signed document continues with the ed25519 signature of the root key,
+//! which covers a domain tag and all of it.
 //!
 //! As text, which travels between machines, a document is base64 in lines of 64, after lines that begin with
 //! `#`.
@@ -24,13 +25,13 @@ use super::root_key::RootKey;
 use super::signing::fingerprint;
 use crate::directory::{DecodeDirectoryError, Reader};
 use crate::ed25519::{Signature, SigningKey, VerifyingKey};
-use crate::generation::{Epochs, FIRST_EPOCH, GenerationError, SignedGeneration, TreeId};
+use crate::generation::{Epochs, GenerationError, GenerationNumber, Numbers, SignedGeneration, TreeId};
 use crate::limits::{AUTHORITY_CERTIFICATE_MAX_BYTES, TRUST_DOCUMENT_MAX_BYTES};
 
 const VERSION: u8 = 1;
 const DOMAIN: &[u8] = b"syncd 2026 trust document v1\0";
 /// Canonical bytes before the certificate.
-const HEAD_BYTES: usize = 111;
+const HEAD_BYTES: usize = 127;
 const SIGNATURE_BYTES: usize = 64;
 const LINE: usize = 64;
 
@@ -90,6 +91,9 @@ pub struct TrustDocument {
     pub signing_key: VerifyingKey,
     /// Epochs whose generations the signing key may sign.
     pub epochs: Epochs,
+    /// Numbers of generations that it may sign. The next signing key gets later epochs and numbers
+    /// ([`TrustDocument::replace_signing_key`]), so that a thief of this one can lead no node beyond it.
+    pub numbers: Numbers,
     /// Time of making, in milliseconds since 1970.
     pub issued_ms: i64,
     /// Origin and agents warn after this time. Nothing stops.
@@ -151,7 +155,8 @@ impl TrustDocument {
             root_key: root.key.verifying_key(),
             number: 1,
             signing_key,
-            epochs: Epochs { first: FIRST_EPOCH, last: u32::MAX },
+            epochs: Epochs::FIRST,
+            numbers: Numbers::FIRST,
             issued_ms,
             warn_ms,
             authority: authority.clone(),
@@ -161,6 +166,25 @@ impl TrustDocument {
 
     pub fn root_fingerprint(&self) -> RootFingerprint {
         RootFingerprint::of(&self.root_key)
+    }
+
+    /// Names another signing key, with epochs and numbers past those of the former one. `None` if no more are
+    /// left.
+    pub fn replace_signing_key(&mut self, key: VerifyingKey) -> Option<()> {
+        (self.epochs, self.numbers) = (self.epochs.next()?, self.numbers.next()?);
+        self.signing_key = key;
+        Some(())
+    }
+
+    /// Checks that the signing key may sign a generation of this epoch with this number.
+    pub fn check_place(&self, epoch: u32, number: GenerationNumber) -> Result<(), GenerationError> {
+        if !self.epochs.contains(epoch) {
+            return Err(GenerationError::Epoch { actual: epoch, expected: self.epochs });
+        }
+        if !self.numbers.contains(number) {
+            return Err(GenerationError::Number { actual: number, expected: self.numbers });
+        }
+        Ok(())
     }
 
     /// Canonical bytes, without a signature.
@@ -173,6 +197,8 @@ impl TrustDocument {
         out.extend_from_slice(self.signing_key.as_bytes());
         out.extend_from_slice(&self.epochs.first.to_le_bytes());
         out.extend_from_slice(&self.epochs.last.to_le_bytes());
+        out.extend_from_slice(&self.numbers.first.get().to_le_bytes());
+        out.extend_from_slice(&self.numbers.last.get().to_le_bytes());
         out.extend_from_slice(&self.issued_ms.to_le_bytes());
         out.extend_from_slice(&self.warn_ms.to_le_bytes());
         out.extend_from_slice(&(self.authority.len() as u16).to_le_bytes());
@@ -197,16 +223,25 @@ impl TrustDocument {
         let signing_key = key(reader.array()?)?;
         let first = u32::from_le_bytes(reader.array()?);
         let last = u32::from_le_bytes(reader.array()?);
+        let mut number_of_generation =
+            || Ok::<_, TrustError>(GenerationNumber::new(u64::from_le_bytes(reader.array()?)));
+        let (Some(first_number), Some(last_number)) = (number_of_generation()?, number_of_generation()?)
+        else {
+            return Err(TrustError::Malformed);
+        };
+        let numbers = Numbers { first: first_number, last: last_number };
         let issued_ms = i64::from_le_bytes(reader.array()?);
         let warn_ms = i64::from_le_bytes(reader.array()?);
         let length = usize::from(u16::from_le_bytes(reader.array()?));
-        if number == 0 || first == 0 || first > last || length > AUTHORITY_CERTIFICATE_MAX_BYTES {
+        let has_places = first > 0 && first <= last && numbers.first <= numbers.last;
+        if number == 0 || !has_places || length > AUTHORITY_CERTIFICATE_MAX_BYTES {
             return Err(TrustError::Malformed);
         }
         let authority = CertificateDer::from(reader.take(length)?.to_vec());
         authority::key_of_authority(&authority).map_err(|_| TrustError::Malformed)?;
         let epochs = Epochs { first, last };
-        let document = Self { tree_id, root_key, number, signing_key, epochs, issued_ms, warn_ms, authority };
+        let document =
+            Self { tree_id, root_key, number, signing_key, epochs, numbers, issued_ms, warn_ms, authority };
         Ok((document, bytes.get(HEAD_BYTES.saturating_add(length)..).unwrap_or_default()))
     }
 
@@ -237,19 +272,16 @@ impl TrustDocument {
         if matches!(rest.len(), 0 | SIGNATURE_BYTES) { Ok(document) } else { Err(TrustError::Malformed) }
     }
 
-    /// Verifies a generation's record: signed by this document's signing key, in one of its epochs.
+    /// Verifies a generation's record: signed by this document's signing key, with an epoch and a number
+    /// that the key may use.
     pub fn verify_generation(
         &self,
         record: &[u8],
         signature: &[u8],
     ) -> Result<SignedGeneration, GenerationError> {
         let signed = SignedGeneration::verify(record, signature, self.tree_id, &self.signing_key)?;
-        let epoch = signed.generation().epoch;
-        if self.epochs.contains(epoch) {
-            Ok(signed)
-        } else {
-            Err(GenerationError::Epoch { actual: epoch, expected: self.epochs })
-        }
+        self.check_place(signed.epoch(), signed.number())?;
+        Ok(signed)
     }
 }
 
@@ -334,12 +366,16 @@ fn bytes_of_text(text: &str) -> Result<Vec<u8>, TrustError> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::generation::{Generation, GenerationNumber};
+    use crate::generation::Generation;
     use crate::identity::{Authority, signing};
     use crate::tree::RootEntry;
     use time::OffsetDateTime;
 
     const TREE: TreeId = TreeId::from_bytes([7; 16]);
+
+    fn number(number: u64) -> GenerationNumber {
+        GenerationNumber::new(number).unwrap()
+    }
 
     fn document(root: &SigningKey, signing: &SigningKey) -> TrustDocument {
         let authority = Authority::create(TREE, OffsetDateTime::now_utc()).unwrap();
@@ -349,6 +385,7 @@ mod tests {
             number: 3,
             signing_key: signing.verifying_key(),
             epochs: Epochs { first: 2, last: 5 },
+            numbers: Numbers { first: number(10), last: number(20) },
             issued_ms: 1,
             warn_ms: 2,
             authority: authority.certificate().clone(),
@@ -394,15 +431,15 @@ mod tests {
     }
 
     #[test]
-    fn generations_of_another_key_or_epoch_are_refused() {
+    fn generations_of_another_key_epoch_or_number_are_refused() {
         let (root, old, new) =
             (signing::generate().unwrap(), signing::generate().unwrap(), signing::generate().unwrap());
         let document = document(&root, &new);
-        let generation = |epoch, key: &SigningKey| {
+        let generation = |epoch, of: u64, key: &SigningKey| {
             Generation {
                 tree_id: TREE,
                 epoch,
-                number: GenerationNumber::FIRST,
+                number: number(of),
                 trust: 3,
                 root: RootEntry::empty(),
                 parent: None,
@@ -413,10 +450,40 @@ mod tests {
         };
         let verify =
             |signed: SignedGeneration| document.verify_generation(signed.record(), signed.signature());
-        assert!(verify(generation(2, &new)).is_ok());
-        assert_eq!(verify(generation(2, &old)), Err(GenerationError::Signature));
+        assert!(verify(generation(2, 10, &new)).is_ok());
+        assert!(verify(generation(5, 20, &new)).is_ok());
+        assert_eq!(verify(generation(2, 10, &old)), Err(GenerationError::Signature));
         for epoch in [1, 6] {
-            assert!(matches!(verify(generation(epoch, &new)), Err(GenerationError::Epoch { .. })), "{epoch}");
+            let refused = verify(generation(epoch, 10, &new));
+            assert!(matches!(refused, Err(GenerationError::Epoch { .. })), "{epoch}");
         }
+        for number in [9, 21] {
+            let refused = verify(generation(2, number, &new));
+            assert!(matches!(refused, Err(GenerationError::Number { .. })), "{number}");
+        }
+    }
+
+    #[test]
+    fn a_new_signing_key_is_past_everything_that_a_thief_of_the_former_one_can_sign() {
+        let (root, stolen, new) =
+            (signing::generate().unwrap(), signing::generate().unwrap(), signing::generate().unwrap());
+        let before = document(&root, &stolen);
+        let mut after = before.clone();
+        after.replace_signing_key(new.verifying_key()).unwrap();
+        let signed = |epoch, number, key: &SigningKey| {
+            let (root, label) = (RootEntry::empty(), String::new());
+            Generation { tree_id: TREE, epoch, number, trust: 3, root, parent: None, created_ms: 0, label }
+                .sign(key)
+        };
+        let worst = signed(before.epochs.last, before.numbers.last, &stolen);
+        assert!(before.verify_generation(worst.record(), worst.signature()).is_ok());
+        let next = signed(after.epochs.first, after.numbers.first, &new);
+        assert!(after.verify_generation(next.record(), next.signature()).is_ok());
+        assert_eq!(next.may_follow(Some(&worst)), Ok(()));
+        // Nothing wraps around in the end.
+        after.epochs.last = u32::MAX;
+        assert_eq!(after.replace_signing_key(new.verifying_key()), None);
+        after = TrustDocument { numbers: Numbers { last: number(u64::MAX), ..before.numbers }, ..before };
+        assert_eq!(after.replace_signing_key(new.verifying_key()), None);
     }
 }

@@ -53,7 +53,10 @@ impl Scene {
     }
 
     fn announce(&mut self, number: u64) -> Vec<Action> {
-        let generation = generation(&self.key, number);
+        self.announced(&generation(&self.key, number))
+    }
+
+    fn announced(&mut self, generation: &SignedGeneration) -> Vec<Action> {
         let message = v1::SignedGeneration {
             record: Bytes::copy_from_slice(generation.record()),
             signature: Bytes::copy_from_slice(generation.signature()),
@@ -91,12 +94,14 @@ impl Scene {
 }
 
 fn generation(key: &SigningKey, number: u64) -> SignedGeneration {
+    generation_in(key, 1, GenerationNumber::new(number).unwrap())
+}
+
+fn generation_in(key: &SigningKey, epoch: u32, number: GenerationNumber) -> SignedGeneration {
     let mut root = RootEntry::empty();
-    root.metadata.mode = 0o700 + number as u16;
-    let number = GenerationNumber::new(number).unwrap();
+    root.metadata.mode = 0o700 + number.get() as u16 % 64;
     let label = String::new();
-    Generation { tree_id: TREE, epoch: 1, number, trust: 1, root, parent: None, created_ms: 0, label }
-        .sign(key)
+    Generation { tree_id: TREE, epoch, number, trust: 1, root, parent: None, created_ms: 0, label }.sign(key)
 }
 
 fn holding(generation: &SignedGeneration) -> ReplicaState {
@@ -328,8 +333,8 @@ fn a_revoked_node_knows_that_it_is_until_it_is_let_in_again() {
 /// The next trust document, with another signing key.
 fn next_trust(scene: &Scene, root: &RootKey, key: &SigningKey) -> Event {
     let mut document = scene.keys.document.document().clone();
-    (document.number, document.root_key, document.signing_key) =
-        (2, root.key.verifying_key(), key.verifying_key());
+    document.replace_signing_key(key.verifying_key()).unwrap();
+    (document.number, document.root_key) = (2, root.key.verifying_key());
     let document = Bytes::copy_from_slice(document.sign(&root.key).unwrap().bytes());
     Event::Message(v1::OriginMessage { message: Some(FromOrigin::TrustDocument(document)) })
 }
@@ -344,6 +349,24 @@ fn what_a_superseded_key_signed_is_not_staged_any_further() {
     assert!(actions.iter().any(|action| matches!(action, Action::Cancel)), "{actions:?}");
     assert!(scene.announce(3).iter().any(|action| matches!(action, Action::Send(ToOrigin::Failed(_)))));
     assert!(scene.machine.error().is_some_and(|error| error.contains("signing key")));
+}
+
+#[test]
+fn a_node_that_a_thief_led_to_the_last_number_follows_the_next_signing_key() {
+    let mut scene = Scene::new();
+    let document = scene.keys.document.document().clone();
+    let new = SigningKey::from_bytes(&[5; 32]);
+    let worst = generation_in(&scene.key, document.epochs.last, document.numbers.last);
+    let trust = Trust { keys: scene.keys.clone(), boot_id: "boot".into() };
+    scene.machine = Machine::new(trust, holding(&worst), scene.now);
+    scene.apply(Event::Tick);
+    scene.welcome();
+    let beyond = document.numbers.last.next().unwrap();
+    let refused = scene.announced(&generation_in(&scene.key, document.epochs.last, beyond));
+    assert!(!refused.iter().any(|action| matches!(action, Action::Start(_))), "{refused:?}");
+    scene.apply(next_trust(&scene, &scene.root, &new));
+    let started = scene.announced(&generation_in(&new, document.epochs.last + 1, beyond));
+    assert!(started.iter().any(|action| matches!(action, Action::Start(_))), "{started:?}");
 }
 
 #[test]

@@ -1,6 +1,5 @@
 //! Signing generations, also again after a signing key was replaced.
 
-use syncd_shared::generation::FIRST_EPOCH;
 use syncd_shared::identity::SignedTrust;
 use syncd_shared::{Generation, GenerationNumber, RootEntry, SignedGeneration};
 
@@ -38,19 +37,22 @@ impl Sealer {
         root: RootEntry,
         label: String,
     ) -> Result<SignedGeneration, CommitError> {
-        let last = self.current.iter().chain(&self.observed).map(SignedGeneration::number).max();
-        let number = match last {
-            None => GenerationNumber::FIRST,
-            Some(last) => last.next().ok_or(CommitError::NoNumberLeft { last })?,
-        };
         let keys = &self.parts.keys;
-        // An epoch never falls, whatever a later trust document allows.
-        let epoch = self.current.iter().chain(&self.observed).map(SignedGeneration::epoch).max();
         let trust = keys.trust();
+        let document = trust.document();
+        // Neither ever falls, whatever a later trust document allows.
+        let before = || self.current.iter().chain(&self.observed);
+        let last = before().map(SignedGeneration::number).max();
+        let epoch = before().map(SignedGeneration::epoch).max();
+        let epoch = epoch.map_or(document.epochs.first, |epoch| epoch.max(document.epochs.first));
+        let number = last.map_or(Some(document.numbers.first), GenerationNumber::next);
+        let number = number.map(|number| number.max(document.numbers.first));
+        let number = number.filter(|number| document.check_place(epoch, *number).is_ok());
+        let last = last.unwrap_or(GenerationNumber::FIRST);
         let generation = Generation {
             tree_id: keys.tree_id(),
-            epoch: epoch.unwrap_or(FIRST_EPOCH).max(trust.document().epochs.first),
-            number,
+            epoch,
+            number: number.ok_or(CommitError::NoNumberLeft { last })?,
             trust: trust.number(),
             root,
             parent: self.current.as_ref().map(SignedGeneration::number),
