@@ -184,7 +184,8 @@ pub async fn start_with<R: ReplicaWork>(
     if let Some(listener) = http {
         let status = handle.status.clone();
         let health = move || http::health(&status.borrow());
-        others.spawn(syncd_runtime::health::serve(listener, health, stop.clone()));
+        let pages = syncd_runtime::health::page(health);
+        others.spawn(syncd_runtime::health::serve(listener, pages, stop.clone()));
     }
     let task = tokio::spawn(session.run(stop.clone()));
     Ok(Running { session: handle, http_address, stop, task, others })

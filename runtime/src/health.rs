@@ -1,4 +1,5 @@
-//! Plain HTTP for monitors and load balancers: `GET /healthz` on its own port.
+//! Plain HTTP for monitors, load balancers and people, on its own port: `GET /healthz` ([`page`]), and the
+//! pages that a program adds to it.
 //!
 //! HTTP/1 only. Anybody who can reach the port may connect, so nothing here waits for a client. At most
 //! [`CONNECTIONS_MAX`] connections are open, and the oldest gives way to a new one. A request must arrive
@@ -38,19 +39,18 @@ pub struct Health {
     pub text: String,
 }
 
-/// Answers `GET /healthz` until `stop`, then closes open connections. `health` is called for every request
-/// and must not block.
-pub async fn serve(
-    listener: TcpListener,
-    health: impl Fn() -> Health + Clone + Send + Sync + 'static,
-    stop: CancellationToken,
-) {
+/// The page `GET /healthz`. `health` is called for every request and must not block.
+pub fn page(health: impl Fn() -> Health + Clone + Send + Sync + 'static) -> Router {
     let answer = get(move || {
         let Health { is_well, text } = health();
         let code = if is_well { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE };
         std::future::ready((code, format!("{text}\n")))
     });
-    let router = Router::new().route("/healthz", answer);
+    Router::new().route("/healthz", answer)
+}
+
+/// Answers requests for the pages of `router` until `stop`, then closes open connections.
+pub async fn serve(listener: TcpListener, router: Router, stop: CancellationToken) {
     // Dropped on return, which closes every connection.
     let mut connections = Connections::default();
     loop {
@@ -114,7 +114,7 @@ mod tests {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let (address, stop) = (listener.local_addr().unwrap(), CancellationToken::new());
         let health = || Health { is_well: true, text: "ok".into() };
-        let served = tokio::spawn(serve(listener, health, stop.clone()));
+        let served = tokio::spawn(serve(listener, page(health), stop.clone()));
         (address, stop, served)
     }
 

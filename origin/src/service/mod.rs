@@ -186,7 +186,8 @@ impl Origin {
         if let Some(http) = http {
             let state = state.clone();
             let answer = move || health(&state.snapshot());
-            tasks.spawn(syncd_runtime::health::serve(http, answer, shutdown.clone()));
+            let pages = syncd_runtime::health::page(answer);
+            tasks.spawn(syncd_runtime::health::serve(http, pages, shutdown.clone()));
         }
         let directory = Arc::new(DataDirectory::new(store, keys, gate, Some(options.tree.clone())));
         let answering = Admin { directory, committer: committer.clone(), fleet: fleet.clone(), state };
