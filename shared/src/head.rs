@@ -82,6 +82,13 @@ impl Head {
         Ok(head)
     }
 
+    /// The tree that a head says it is of, before any of it is verified.
+    pub(crate) fn tree_id_unverified(bytes: &[u8]) -> Result<TreeId, GenerationError> {
+        let mut rest = bytes;
+        let [_version] = take(&mut rest)?;
+        Ok(TreeId::from_bytes(take(&mut rest)?))
+    }
+
     fn decode(record: &[u8]) -> Result<Self, GenerationError> {
         let mut rest = record;
         let [version] = take(&mut rest)?;

@@ -6,8 +6,8 @@
 //! released one, and [`diff`] compares two trees.
 //!
 //! Transfer: [`chunker`] cuts content, [`delta`] makes new content from old, and [`stored_frame`] carries
-//! stored content. [`wire`] turns messages into these types and rejects invalid ones. [`limits`] holds every
-//! bound shared by encoder and decoder.
+//! stored content. [`published`] is how a tree lies in an object store. [`wire`] turns messages into these
+//! types and rejects invalid ones. [`limits`] holds every bound shared by encoder and decoder.
 
 pub mod address;
 pub mod agent_state;
@@ -28,6 +28,7 @@ pub mod limits;
 pub mod manifest_cursor;
 pub mod marks;
 pub mod progress;
+pub mod published;
 pub mod standing;
 pub mod stored_frame;
 pub mod text;
