@@ -12,6 +12,7 @@ use std::time::Duration;
 use anyhow::{Context as _, bail};
 use clap::{Args, CommandFactory, Parser, Subcommand};
 use indicatif::HumanBytes;
+use syncd_runtime::bucket::BucketUrl;
 use syncd_runtime::local_socket;
 use syncd_runtime::output::note;
 use syncd_runtime::rate::Rate;
@@ -24,6 +25,7 @@ use syncd_shared::time_span::{parse_time, time_or_zero};
 
 use crate::admin::{self, Reply, Request, nobody_serves};
 use crate::config::{self, Owner, RunOptions};
+use crate::follow::FollowOptions;
 use crate::join::{self, JoinOptions, Joined};
 use crate::session::worker::{Display, Drifted, Verified};
 use crate::state::swap::Swap;
@@ -171,6 +173,13 @@ struct Run {
     /// Address of the origin [default: the address that this node joined].
     #[arg(long, env = "SYNCD_ORIGIN", value_name = "HOST:PORT")]
     origin: Option<String>,
+    /// Published tree to follow in place of the origin, without a join: the URL of `syncd-origin serve
+    /// --publish`, as in file:///srv/published.
+    #[arg(long, env = "SYNCD_FOLLOW", value_name = "URL", requires = "trust", conflicts_with = "origin")]
+    follow: Option<BucketUrl>,
+    /// Fingerprint of the root key whose tree is followed, as printed by `syncd-origin key show`.
+    #[arg(long, env = "SYNCD_TRUST", value_name = "FINGERPRINT", requires = "follow")]
+    trust: Option<RootFingerprint>,
     /// Address of the health page [default: 127.0.0.1:8875].
     #[arg(long, env = "SYNCD_AGENT_HTTP", value_name = "ADDR:PORT", value_parser = listen_address)]
     http: Option<SocketAddr>,
@@ -290,6 +299,7 @@ impl Run {
         Ok(RunOptions {
             root: std::path::absolute(&self.place.root)?,
             origin: self.origin,
+            follow: self.follow.zip(self.trust).map(|(url, root)| FollowOptions { url, root }),
             http: self.http.unwrap_or(config::HTTP),
             http_required: self.http.is_some(),
             swap: Some(self.swap),

@@ -13,6 +13,7 @@ use std::time::Duration;
 use syncd_runtime::accounts::{UnknownAccountError, group_id, user_id};
 use syncd_runtime::rate::Rate;
 
+use crate::follow::FollowOptions;
 use crate::hooks;
 use crate::state::swap::Swap;
 
@@ -34,6 +35,8 @@ pub struct RunOptions {
     pub root: PathBuf,
     /// HOST:PORT; by default, where the node joined.
     pub origin: Option<String>,
+    /// Follows a published tree in place of the origin.
+    pub follow: Option<FollowOptions>,
     /// Address of the health page. Port 0 picks a free port.
     pub http: SocketAddr,
     /// Whether a taken HTTP port is an error (given by the operator) or a warning (the default).
@@ -64,6 +67,7 @@ impl RunOptions {
         Self {
             root,
             origin: None,
+            follow: None,
             http: HTTP,
             http_required: false,
             swap: None,
@@ -76,6 +80,12 @@ impl RunOptions {
             hook_timeout: hooks::DEFAULT_TIMEOUT,
             bwlimit: None,
         }
+    }
+
+    /// The given address of the origin, or URL of the published tree.
+    pub fn peer(&self) -> Option<String> {
+        let follow = self.follow.as_ref().map(|follow| follow.url.to_string());
+        follow.or_else(|| self.origin.clone())
     }
 }
 

@@ -28,7 +28,7 @@ use syncd_shared::identity::authority::{
     key_of_authority, peer_identity,
 };
 use syncd_shared::identity::trust::TrustError;
-use syncd_shared::identity::{AgentName, JoinToken, PeerIdentity, RootFingerprint, SignedTrust};
+use syncd_shared::identity::{AgentName, Authority, JoinToken, PeerIdentity, RootFingerprint, SignedTrust};
 use time::OffsetDateTime;
 
 const VERSION: u32 = 2;
@@ -202,6 +202,16 @@ impl AgentIdentity {
     ) -> Result<Self, IdentityError> {
         let certificate = CertificateDer::from(certificate.to_vec());
         Self::assemble(origin_address, pending.key, certificate, Trusted::new(token.root, document))
+    }
+
+    /// Builds the identity of a node that never reaches an origin. Its certificate is of an authority of its
+    /// own, which no origin admits, until the node joins. Does not store it.
+    pub fn following(name: &AgentName, url: &str, trust: Trusted) -> Result<Self, IdentityError> {
+        let now = OffsetDateTime::now_utc();
+        let pending = PendingKey::generate()?;
+        let authority = Authority::create(trust.document.document().tree_id, now)?;
+        let (certificate, _) = authority.issue_agent(name, pending.request(), now)?;
+        Self::assemble(url, pending.key, certificate, trust)
     }
 
     /// Builds an identity with the certificate from the answer to `Renew`. Does not store it.

@@ -285,7 +285,7 @@ async fn connect_in_turn(address: &str, tls: ClientTls) -> Result<Channel, JoinE
 }
 
 /// Refuses a foreign directory and a replica of another tree. Returns the identity found there.
-fn check_root(root: &Path, wants: TreeId) -> Result<Option<AgentIdentity>, JoinError> {
+pub(crate) fn check_root(root: &Path, wants: TreeId) -> Result<Option<AgentIdentity>, JoinError> {
     let read_error = |source| JoinError::Root { path: root.to_owned(), source };
     if let Some((above, mark)) = marks::above(root).map_err(read_error)? {
         return Err(JoinError::Inside { path: root.to_owned(), above, mark });

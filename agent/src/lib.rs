@@ -2,7 +2,8 @@
 //!
 //! [`service`] runs an agent. [`session`] follows the origin and commands its worker, [`fetch`] transfers
 //! bulk bytes, [`hooks`] runs commands around an activation, and [`renew`] keeps the certificate current.
-//! [`admin`] and [`http`] answer questions. [`join`] enrols a node.
+//! [`follow`] takes the origin's part where only an object store is reached. [`admin`] and [`http`] answer
+//! questions. [`join`] enrols a node.
 
 #![cfg_attr(not(test), deny(clippy::disallowed_methods))]
 
@@ -11,6 +12,7 @@ mod config;
 mod dialer;
 #[cfg(test)]
 mod fixture;
+mod follow;
 #[cfg(feature = "fuzzing")]
 pub mod fuzzing;
 mod http;

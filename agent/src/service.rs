@@ -22,6 +22,7 @@ use tokio_util::task::TaskTracker;
 
 pub use crate::config::RunOptions;
 use crate::fetch::OriginSource;
+use crate::follow::{self, FollowError, Follower};
 use crate::hooks::{AfterHook, Hook, HookName, Occasion};
 use crate::http::BindError;
 use crate::identity::{AgentIdentity, IdentityError};
@@ -44,6 +45,9 @@ pub enum ServiceError {
     /// The identity could not be loaded.
     #[error(transparent)]
     Identity(#[from] IdentityError),
+    /// The published tree could not be trusted, or not be read for the first time.
+    #[error(transparent)]
+    Follow(#[from] FollowError),
     /// The parts of the identity do not match.
     #[error(transparent)]
     Tls(#[from] TlsError),
@@ -119,7 +123,10 @@ impl Drop for Running {
 /// Starts the agent on a root that has joined. Recovery, which needs no origin, is complete when this
 /// returns.
 pub async fn start(options: RunOptions) -> Result<Running, ServiceError> {
-    let identity = AgentIdentity::load(&options.root)?;
+    let identity = match options.follow.clone() {
+        Some(follow) => follow::identity(&options.root, follow).await?,
+        None => AgentIdentity::load(&options.root)?,
+    };
     own_directory::warn_of_owner(&options.root);
     if let Some(closed) = own_directory::closed(&options.root) {
         tracing::warn!("{closed}");
@@ -145,10 +152,12 @@ pub async fn start_with<R: ReplicaWork>(
     let others = TaskTracker::new();
 
     let about = about(&options, &identity);
-    let keeper = Arc::new(Keeper::new(options.root.clone(), identity, options.origin.clone())?);
+    let keeper = Arc::new(Keeper::new(options.root.clone(), identity, options.peer())?);
     let dialer = keeper.dialer();
     let (source, given_up) =
         (OriginSource::new(Runtime::current(), dialer.clone(), options.bwlimit), GivenUp::default());
+    let follower = options.follow.as_ref().map(|follow| Follower::new(&follow.url));
+    let published = follower.clone();
     let live = replica.state().live.map(|live| live.number().get());
     let hooks = hooks(&options, live);
     let (replica, hooks) = tokio::task::spawn_blocking(move || {
@@ -161,11 +170,15 @@ pub async fn start_with<R: ReplicaWork>(
     let parts = Parts {
         replica,
         open_source: Box::new(move |abandoned| {
-            let origin: Box<dyn Source> = Box::new(source.until(abandoned));
-            Box::new(Chain::new(given_up.clone(), [("origin", origin)]))
+            let source: (_, Box<dyn Source>) = match &published {
+                Some(follower) => ("object store", Box::new(follower.source(abandoned))),
+                None => ("origin", Box::new(source.until(abandoned))),
+            };
+            Box::new(Chain::new(given_up.clone(), [source]))
         }),
         hooks: hooks.clone(),
         dialer,
+        follower,
         follow: Box::new(move |document| {
             if let Err(error) = following.follow(document) {
                 tracing::warn!(error = error_chain(&error), "the newer trust document was not stored");
@@ -179,8 +192,10 @@ pub async fn start_with<R: ReplicaWork>(
         others.spawn(run_after_hook(after, handle.clone(), options.root.clone(), stop.clone()));
     }
     others.spawn(admin::serve(socket, handle.clone(), keeper.clone(), stop.clone()));
-    let renewing = stop.clone();
-    others.spawn(async move { keeper.serve(renewing).await });
+    if options.follow.is_none() {
+        let renewing = stop.clone();
+        others.spawn(async move { keeper.serve(renewing).await });
+    }
     if let Some(listener) = http {
         let status = handle.status.clone();
         let health = move || http::health(&status.borrow());
@@ -209,7 +224,7 @@ pub(crate) fn about(options: &RunOptions, identity: &AgentIdentity) -> AgentStat
         root_key: identity.trust().root.to_string(),
         trust: identity.trust().document.number(),
         root_directory: one_line(&options.root.display().to_string(), PATH_MAX_BYTES),
-        origin: options.origin.clone().unwrap_or_else(|| identity.origin_address().to_owned()),
+        origin: options.peer().unwrap_or_else(|| identity.origin_address().to_owned()),
         connected: false,
         revoked: false,
         generation: None,
@@ -225,6 +240,7 @@ pub(crate) fn about(options: &RunOptions, identity: &AgentIdentity) -> AgentStat
         version: env!("CARGO_PKG_VERSION").to_owned(),
         origin_version: None,
         last_contact: None,
+        head: None,
         error: None,
         warning: own_directory::closed(&options.root),
         drift: None,

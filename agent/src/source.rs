@@ -1,7 +1,9 @@
 //! Interface through which staging gets objects that the node does not have. [`crate::fetch`] implements it
-//! over the network, and [`chain`] makes one source of several; tests have their own implementations.
+//! over the network, [`published`] reads an object store, and [`chain`] makes one source of several. Tests
+//! have their own implementations.
 
 pub(crate) mod chain;
+pub(crate) mod published;
 
 use syncd_shared::wire::{Frame, ObjectsBatch, WireError};
 use syncd_shared::{ContentHash, ObjectHash, RootHash, Totals};
@@ -73,6 +75,9 @@ pub enum FetchError {
         /// Hash of the object.
         object: ObjectHash,
     },
+    /// A published tree can't be read.
+    #[error("can't read the published tree")]
+    Published(#[source] Box<syncd_runtime::published::ReadError>),
     /// A source other than the last failed in the middle of an update. The rest can be fetched by hash.
     #[error("the source failed in the middle of an update")]
     GivenUp,

@@ -51,6 +51,8 @@ pub struct AgentStatus {
     pub origin_version: Option<String>,
     /// Time of the last message from the origin, RFC 3339, UTC; `None`: none since the agent started.
     pub last_contact: Option<String>,
+    /// With `--follow`: time of the release that was seen last, RFC 3339, UTC.
+    pub head: Option<String>,
     /// The last fault, while it lasts.
     pub error: Option<String>,
     /// A mode of ROOT that keeps the web server out, with the command that mends it.
@@ -250,6 +252,7 @@ pub(crate) mod tests {
             version: "1.0".into(),
             origin_version: Some("1.0".into()),
             last_contact: Some("2026-11-23T04:12:02.000Z".into()),
+            head: None,
             error: None,
             warning: None,
             drift: None,

@@ -20,7 +20,7 @@ use syncd_shared::byte_size::ByteSize;
 use crate::admin;
 use crate::admin::offline::{DataDirectory, join_address};
 use crate::admin::protocol::{Reply, Request};
-use crate::service::{self, ServeOptions};
+use crate::service::{self, PublishOptions, ServeOptions};
 use crate::store::Retention;
 
 pub use self::arguments::{Cli, HTTP, LISTEN, join_wait};
@@ -169,6 +169,7 @@ async fn serve_until_signal(serve: Serve) -> anyhow::Result<ExitCode> {
             bytes: serve.keep_bytes.map(ByteSize::bytes),
         },
         bwlimit: serve.bwlimit,
+        publish: serve.publish.map(|url| PublishOptions { url, bwlimit: serve.publish_bwlimit }),
         admin_group: serve.admin_group,
     };
     // Before anything is opened, so that from here on a SIGTERM shuts down in order.

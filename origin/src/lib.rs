@@ -19,6 +19,7 @@ mod listener;
 #[cfg(test)]
 mod namespace;
 mod overlap;
+mod publish;
 pub mod service;
 mod state;
 mod test_faults;

@@ -9,6 +9,7 @@ use tokio::sync::watch;
 
 use crate::commit::{OriginView, State};
 use crate::fleet::FleetView;
+use crate::publish::PublishView;
 use crate::watch::Watch;
 
 /// Reads the state of every part. Cheap to clone.
@@ -22,6 +23,8 @@ pub struct OriginState {
     pub committer: watch::Receiver<OriginView>,
     pub fleet: watch::Receiver<Arc<FleetView>>,
     pub data_trouble: watch::Receiver<Option<DataTrouble>>,
+    /// `None` without `--publish`.
+    pub publish: Option<watch::Receiver<PublishView>>,
     pub watch: Arc<Watch>,
 }
 
@@ -43,6 +46,8 @@ pub struct Snapshot {
     /// The committer's view, with what is wrong with DATA: held without the store, otherwise with the reason.
     pub origin: OriginView,
     pub fleet: Arc<FleetView>,
+    /// `None` without `--publish`.
+    pub publish: Option<PublishView>,
     /// Subtrees that send no events, and why, escaped for printing.
     pub polled: Vec<String>,
 }
@@ -56,6 +61,7 @@ impl OriginState {
             http_address: self.http_address,
             origin: held_by(self.committer.borrow().clone(), self.data_trouble.borrow().clone()),
             fleet: self.fleet.borrow().clone(),
+            publish: self.publish.as_ref().map(|publish| publish.borrow().clone()),
             polled: polled.iter().map(|polled| one_line(&polled.to_string(), REASON_MAX_BYTES)).collect(),
         }
     }

@@ -4,9 +4,11 @@
 //! and their [`queue`] of work. Talking to people and monitors: [`telemetry`], [`progress`], [`output`],
 //! [`health`], [`local_socket`]. Files of their own: [`own_directory`], [`key_file`], [`write_again`],
 //! [`accounts`]. The network: [`channel`] is a client's connection, [`tls`] holds every TLS configuration
-//! (TLS 1.3 with the ring provider only), [`rate`] limits bytes and events.
+//! (TLS 1.3 with the ring provider only), [`rate`] limits bytes and events, [`bucket`] is an object store,
+//! [`published`] reads a tree from one.
 
 pub mod accounts;
+pub mod bucket;
 pub mod channel;
 pub mod config_file;
 pub mod health;
@@ -16,6 +18,7 @@ pub mod open_files;
 pub mod output;
 pub mod own_directory;
 pub mod progress;
+pub mod published;
 pub mod queue;
 pub mod rate;
 pub mod signals;

@@ -86,6 +86,7 @@ fn a_wrong_value_is_told_with_its_option_its_source_and_an_example() {
         (origin, "keep-for", "SYNCD_KEEP_FOR", "7d"),
         (origin, "keep-bytes", "SYNCD_KEEP_BYTES", "20G"),
         (origin, "bwlimit", "SYNCD_ORIGIN_BWLIMIT", "10M"),
+        (origin, "publish", "SYNCD_PUBLISH", "file:///DIRECTORY"),
         (origin, "listen", "SYNCD_LISTEN", "0.0.0.0:8873"),
         (origin, "http", "SYNCD_ORIGIN_HTTP", "0.0.0.0:8873"),
         (origin, "admin-group", "SYNCD_ADMIN_GROUP", "give a number"),

@@ -180,7 +180,7 @@ impl StageError {
             Self::Disk(e) if e.is_full() => RetryClass::Operator,
             Self::Disk(_) | Self::Cancelled => RetryClass::Retry,
             Self::Fetch(FetchError::Disconnected(_) | FetchError::Superseded) => RetryClass::Retry,
-            Self::Fetch(FetchError::Refused(_)) => RetryClass::Retry,
+            Self::Fetch(FetchError::Refused(_) | FetchError::Published(_)) => RetryClass::Retry,
             _ => RetryClass::Resync,
         }
     }

@@ -71,6 +71,7 @@ use self::event::{Action, Event};
 use self::machine::{Machine, Trust};
 use self::worker::{Cancellation, Failure, Hooks, OpenSource, ReplicaState, ReplicaWork, Verified, Worker};
 use crate::dialer::Dialer;
+use crate::follow::Follower;
 use crate::hooks::{AfterHook, HookState};
 use crate::status::AgentStatus;
 
@@ -89,6 +90,8 @@ pub struct Parts<R> {
     pub hooks: Hooks,
     /// Connects to the origin.
     pub dialer: Dialer,
+    /// Takes the origin's place, from a published tree.
+    pub(crate) follower: Option<Follower>,
     /// Makes a newer trust document survive a restart.
     pub follow: Box<dyn FnMut(SignedTrust) + Send>,
     /// Fields of the status that the session does not change, such as paths and names.
@@ -142,6 +145,7 @@ pub struct Session {
     running: Option<Cancellation>,
     link: Option<Link>,
     dialer: Dialer,
+    follower: Option<Follower>,
     follow: Box<dyn FnMut(SignedTrust) + Send>,
     status: watch::Sender<AgentStatus>,
     live: watch::Sender<Option<SignedGeneration>>,
@@ -178,6 +182,7 @@ impl Session {
             running: None,
             link: None,
             dialer: parts.dialer,
+            follower: parts.follower,
             follow: parts.follow,
             status,
             live,
@@ -242,7 +247,9 @@ impl Session {
 
     fn perform(&mut self, action: Action) {
         match action {
-            Action::Dial(hello) => self.link = Some(Link::open(self.dialer.clone(), *hello)),
+            Action::Dial(hello) => {
+                self.link = Some(Link::open(self.dialer.clone(), self.follower.clone(), *hello));
+            }
             Action::Hang => self.link = None,
             Action::Send(message) => {
                 if let Some(link) = &self.link {
@@ -300,6 +307,7 @@ impl Session {
                     .map(|time| rfc3339((time.unix_timestamp_nanos() / 1_000_000) as i64)),
                 error: self.machine.error(),
                 drift: replica.drift.clone(),
+                head: self.follower.as_ref().and_then(Follower::head_ms).map(rfc3339),
                 hook: self.machine.hook_status(),
                 ..status.clone()
             };
@@ -346,11 +354,14 @@ struct Link {
 }
 
 impl Link {
-    fn open(dialer: Dialer, hello: v1::Hello) -> Self {
+    fn open(dialer: Dialer, follower: Option<Follower>, hello: v1::Hello) -> Self {
         let (outbox, to_send) = mpsc::channel(OUTBOX);
         let (events, inbox) = mpsc::channel(INBOX);
-        let link =
-            Self { task: tokio::spawn(converse(dialer, to_send, events)).abort_handle(), outbox, inbox };
+        let task = match follower {
+            Some(follower) => tokio::spawn(follower.converse(dialer, to_send, events)),
+            None => tokio::spawn(converse(dialer, to_send, events)),
+        };
+        let link = Self { task: task.abort_handle(), outbox, inbox };
         link.send(ToOrigin::Hello(hello));
         link
     }

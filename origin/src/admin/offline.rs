@@ -19,7 +19,7 @@ use crate::admin::key_requests;
 use crate::admin::protocol::{
     ChangeCounts, DiffLine, GenerationLine, HistoryLine, Reply, Request, TokenLine,
 };
-use crate::admin::status::{AgentStatus, HoldStatus, Status};
+use crate::admin::status::{AgentStatus, HoldStatus, PublishStatus, Status};
 use crate::admin::writable::Writable;
 use crate::backup::{self, BackupError};
 use crate::clock::now_ms;
@@ -216,7 +216,7 @@ impl DataDirectory {
 
     /// The status while an origin serves DATA. Blocks for a few reads of the index.
     pub fn status_while_serving(&self, now: &Snapshot) -> Status {
-        let Snapshot { tree, grpc_address, http_address, origin, fleet, polled } = now;
+        let Snapshot { tree, grpc_address, http_address, origin, fleet, publish, polled } = now;
         Status {
             tree: Some(tree.clone()),
             grpc_address: Some(grpc_address.to_string()),
@@ -224,6 +224,7 @@ impl DataDirectory {
             state: origin.state,
             reason: origin.reason.clone(),
             hold: origin.hold.map(HoldStatus::from),
+            publish: publish.clone().map(PublishStatus::from),
             polled: polled.clone(),
             agents: fleet.agents.iter().map(AgentStatus::new).collect(),
             ..describe(&self.keys, &self.store, origin.current.as_ref())
@@ -508,6 +509,7 @@ fn describe(keys: &Keys, store: &Store, current: Option<&SignedGeneration>) -> S
         bytes: line.as_ref().map_or(0, |l| l.bytes),
         // Damage is reported by `check`.
         history_bytes: store.history_bytes().unwrap_or_default(),
+        publish: None,
         polled: Vec::new(),
         warnings,
         agents: Vec::new(),

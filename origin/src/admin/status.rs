@@ -9,6 +9,7 @@ use syncd_shared::{GenerationNumber, HookStatus, Progress};
 
 use crate::commit::{Hold, State};
 use crate::fleet::{AgentDrift, AgentProgress, AgentState, AgentView};
+use crate::publish::PublishView;
 
 /// State of the origin and its fleet at one moment.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -45,6 +46,9 @@ pub struct Status {
     /// Stored bytes that the current generation does not need; `None` before they are measured.
     #[serde(default)]
     pub history_bytes: Option<u64>,
+    /// Publishing to an object store; `None` without `--publish`, or while no origin serves.
+    #[serde(default)]
+    pub publish: Option<PublishStatus>,
     /// Subtrees that are polled because they send no events, with reasons.
     pub polled: Vec<String>,
     /// Problems that an operator must solve in time, such as the expiry of the tree's authority.
@@ -52,6 +56,23 @@ pub struct Status {
     pub warnings: Vec<String>,
     /// All enrolled agents, by name.
     pub agents: Vec<AgentStatus>,
+}
+
+/// State of publishing to an object store.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PublishStatus {
+    /// `--publish`.
+    pub url: String,
+    /// The generation that followers take; `None` before the first one is published.
+    pub released: Option<u64>,
+    /// The last error, until it works again.
+    pub error: Option<String>,
+}
+
+impl From<PublishView> for PublishStatus {
+    fn from(PublishView { url, released, error }: PublishView) -> Self {
+        Self { url, released, error }
+    }
 }
 
 /// The hold left by a rollback until the next commit.
@@ -229,6 +250,11 @@ impl Status {
         if let Some(bytes) = self.history_bytes {
             let _ = writeln!(out, "history  {} besides the current generation", HumanBytes(bytes));
         }
+        if let Some(PublishStatus { url, released, error }) = &self.publish {
+            let released = released.map_or("nothing yet".to_owned(), |number| format!("generation {number}"));
+            let error = error.as_ref().map(|error| format!("   {error}")).unwrap_or_default();
+            let _ = writeln!(out, "publish  {released} in {url}{error}");
+        }
         let has_live = |a: &&AgentStatus| a.generation == self.generation && a.is_live();
         let live = self.agents.iter().filter(has_live).count();
         let _ = match self.agents.len() {
@@ -362,6 +388,7 @@ mod tests {
             files: 0,
             bytes: 0,
             history_bytes: None,
+            publish: None,
             polled: Vec::new(),
             warnings: Vec::new(),
             agents,

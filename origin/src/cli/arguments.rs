@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use clap::{Args, CommandFactory, Parser, Subcommand, ValueEnum};
 use syncd_runtime::accounts::group_id;
+use syncd_runtime::bucket::BucketUrl;
 use syncd_runtime::config_file::{self, ConfigError};
 use syncd_runtime::rate::Rate;
 use syncd_shared::address::listen_address;
@@ -357,6 +358,13 @@ pub(super) struct Serve {
     /// Limit of the bytes per second sent to all agents together, as in 10M [default: unlimited].
     #[arg(long, env = "SYNCD_ORIGIN_BWLIMIT", value_name = "RATE")]
     pub(super) bwlimit: Option<Rate>,
+    /// Object store that every generation is also put into, for agents that follow it, as in
+    /// file:///srv/published. It never delays a commit.
+    #[arg(long, env = "SYNCD_PUBLISH", value_name = "URL")]
+    pub(super) publish: Option<BucketUrl>,
+    /// Limit of the bytes per second sent to the object store, as in 10M [default: unlimited].
+    #[arg(long, env = "SYNCD_PUBLISH_BWLIMIT", value_name = "RATE", requires = "publish")]
+    pub(super) publish_bwlimit: Option<Rate>,
     /// Group whose members may use every command (commit, token, revoke ...), in addition to root and the
     /// user of this process.
     #[arg(long, env = "SYNCD_ADMIN_GROUP", value_name = "GROUP", value_parser = group_id)]

@@ -68,6 +68,7 @@ impl Site {
             symlinks: SymlinkPolicy::Verbatim,
             retention: Default::default(),
             bwlimit: None,
+            publish: None,
             admin_group: None,
         })
         .await

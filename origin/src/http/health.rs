@@ -82,6 +82,7 @@ mod tests {
             http_address: None,
             origin: OriginView { state, reason, current, hold: None },
             fleet: Arc::default(),
+            publish: None,
             polled: Vec::new(),
         });
         (is_well, text)

@@ -29,6 +29,8 @@ use crate::keys::{Keys, KeysError};
 use crate::overlap;
 pub use crate::overlap::OverlapError;
 use crate::plan::{PlanBudget, Planner};
+pub use crate::publish::PublishOptions;
+use crate::publish::Publisher;
 pub use crate::scan::{MtimePolicy, SymlinkPolicy};
 use crate::serve::{self, Services};
 use crate::source::{NewDirectories, WorkTree};
@@ -169,6 +171,14 @@ impl Origin {
         let Core { planner, fleet, watch, new_directories, gate, committer } = core;
         let Sockets { grpc, grpc_address, http, http_address, admin } = sockets;
         let limit = options.bwlimit.map(|rate| Arc::new(Bucket::new(rate)));
+        let publish = options.publish.map(|publishing| {
+            let (store, keys) = (store.clone(), keys.clone());
+            let (planner, data) = (planner.clone(), options.data.clone());
+            let publisher = Publisher { store, keys, planner, data, options: publishing };
+            let (view, task) = publisher.start(committer.view(), shutdown.clone());
+            tasks.spawn(task);
+            view
+        });
         let services = Services { keys: keys.clone(), fleet: fleet.clone(), planner, limit };
         tasks.spawn(serve::serve(grpc, services, shutdown.clone())?);
         tasks.spawn(upkeep::keep_certificate(keys.clone(), shutdown.clone()));
@@ -181,6 +191,7 @@ impl Origin {
             committer: committer.view(),
             fleet: fleet.view(),
             data_trouble,
+            publish,
             watch,
         };
         if let Some(http) = http {

@@ -7,6 +7,7 @@ use std::time::Duration;
 use syncd_runtime::rate::Rate;
 
 use crate::commit::Trigger;
+use crate::publish::PublishOptions;
 use crate::scan::{MtimePolicy, ScanOptions, SymlinkPolicy};
 use crate::store::Retention;
 
@@ -33,6 +34,8 @@ pub struct ServeOptions {
     pub retention: Retention,
     /// Limit shared by all agents.
     pub bwlimit: Option<Rate>,
+    /// `--publish`, `--publish-bwlimit`.
+    pub publish: Option<PublishOptions>,
     /// Group whose members may use the admin socket.
     pub admin_group: Option<u32>,
 }

@@ -24,7 +24,7 @@ use crate::head::{HEAD_BYTES, Head};
 use crate::identity::trust::TrustError;
 use crate::identity::{RootFingerprint, SignedTrust, TrustDocument};
 
-pub use release::{Nonce, PackRef, Release, UpdateRef};
+pub use release::{Nonce, PackRef, RELEASE_MAX_BYTES, Release, UpdateRef};
 
 /// Name of the object that names the released generation.
 pub const HEAD: &str = "head";

@@ -91,6 +91,7 @@ impl World {
             symlinks: SymlinkPolicy::Verbatim,
             retention: Default::default(),
             bwlimit: None,
+            publish: None,
             admin_group: None,
         };
         let origin = syncd_origin::service::start(options).await.context("start the origin")?;

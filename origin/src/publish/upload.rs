@@ -1,0 +1,209 @@
+//! Puts the objects of one generation after the other.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use bytes::Bytes;
+use syncd_runtime::bucket::Bucket;
+use syncd_runtime::rate::{self, Rate};
+use syncd_shared::published::fencing::Reason;
+use syncd_shared::published::pack::{BuiltPack, read_table};
+use syncd_shared::published::{
+    self, HEAD, HEAD_OBJECT_MAX_BYTES, Nonce, PackRef, RELEASE_MAX_BYTES, Release, UpdateRef,
+};
+use syncd_shared::{GenerationNumber, Head, RootHash, SignedGeneration};
+use tokio_util::sync::CancellationToken;
+
+use super::contents::{Collector, Present};
+use super::error::PublishError;
+use super::journal::Journal;
+use super::updates::UpdateFile;
+use crate::clock::now_ms;
+use crate::keys::Keys;
+use crate::store::Store;
+
+/// Distances back in the history from which a generation gets updates: a reader that missed a few
+/// generations still needs few bytes.
+const UPDATES_FROM: [usize; 3] = [1, 2, 4];
+
+pub(super) struct Parts {
+    pub(super) bucket: Arc<dyn Bucket>,
+    pub(super) store: Arc<Store>,
+    pub(super) keys: Arc<Keys>,
+    pub(super) data: PathBuf,
+    pub(super) bwlimit: Option<Rate>,
+    pub(super) stop: CancellationToken,
+}
+
+/// The content of the object store, and the way there. All calls block.
+pub(super) struct Upload {
+    parts: Parts,
+    limit: Option<rate::Bucket>,
+    nonce: Nonce,
+    present: Present,
+    /// All packs of the last generation, and those of the journal.
+    packs: Vec<PackRef>,
+    journal: Journal,
+}
+
+impl Upload {
+    /// Reads what is there: the packs of the last published generation, and the tables of all packs.
+    pub(super) fn open(parts: Parts, current: &SignedGeneration) -> Result<Self, PublishError> {
+        let mut nonce = Nonce::default();
+        getrandom::fill(&mut nonce).map_err(PublishError::Random)?;
+        let journal = Journal::new(&parts.data);
+        let limit = parts.bwlimit.map(rate::Bucket::new);
+        let mut open = Self { parts, limit, nonce, present: Present::default(), packs: Vec::new(), journal };
+        let head = open.head()?;
+        if let Some(head) = head {
+            open.check_epoch(&head, current)?;
+        }
+        let listed = match open.release(current.number())? {
+            Some(release) => Some(release),
+            None => head.map(|head| open.release(head.number)).transpose()?.flatten(),
+        };
+        let listed = listed.map(|release| release.packs).unwrap_or_default();
+        let pending = open.journal.read()?;
+        for (pack, is_listed) in
+            listed.iter().map(|pack| (pack, true)).chain(pending.iter().map(|pack| (pack, false)))
+        {
+            open.learn(pack, is_listed)?;
+        }
+        Ok(open)
+    }
+
+    fn learn(&mut self, pack: &PackRef, is_listed: bool) -> Result<(), PublishError> {
+        if self.packs.contains(pack) {
+            return Ok(());
+        }
+        self.parts.check_stop()?;
+        let name = published::pack_name(&pack.name);
+        let Some(table) = self.parts.bucket.read(&name, pack.table())? else {
+            // A pack of the journal is put again, one that a generation lists must be there.
+            return if is_listed { Err(PublishError::Missing { name }) } else { Ok(()) };
+        };
+        self.present.add(&read_table(&table, &pack.name, pack.bytes)?, is_listed);
+        self.packs.push(*pack);
+        Ok(())
+    }
+
+    /// The head, verified. One that an older key has signed counts as none, and is replaced.
+    fn head(&self) -> Result<Option<Head>, PublishError> {
+        let Some(object) = self.parts.bucket.get(HEAD, HEAD_OBJECT_MAX_BYTES)? else { return Ok(None) };
+        Ok(published::verify_head(&object, self.parts.keys.trust().document()).ok())
+    }
+
+    fn check_epoch(&self, head: &Head, current: &SignedGeneration) -> Result<(), PublishError> {
+        if head.epoch > current.epoch() {
+            return Err(Reason::Deposed { epoch: head.epoch }.into());
+        }
+        // A higher number of the own epoch: this origin was restored, or runs twice.
+        if head.epoch == current.epoch() && head.number > current.number() {
+            return Err(Reason::Copied.into());
+        }
+        Ok(())
+    }
+
+    fn release(&self, number: GenerationNumber) -> Result<Option<Release>, PublishError> {
+        let name = published::generation_name(number);
+        let object = self.parts.bucket.get(&name, RELEASE_MAX_BYTES)?;
+        Ok(object.map(|object| Release::decode(&object)).transpose()?)
+    }
+
+    /// Roots from which the generation gets updates.
+    pub(super) fn bases(&self, of: &SignedGeneration) -> Result<Vec<RootHash>, PublishError> {
+        let mut history = self.parts.store.generations()?;
+        history.retain(|earlier| earlier.generation.number < of.number());
+        let back = |distance: usize| history.len().checked_sub(distance).and_then(|at| history.get(at));
+        let roots = UPDATES_FROM.into_iter().filter_map(back).map(|earlier| earlier.generation.root.hash());
+        let mut bases: Vec<RootHash> = Vec::new();
+        for root in roots.filter(|root| *root != of.root_hash()) {
+            if !bases.contains(&root) {
+                bases.push(root);
+            }
+        }
+        Ok(bases)
+    }
+
+    /// Puts everything of a generation, and `head` last.
+    pub(super) fn publish(
+        &mut self,
+        generation: &SignedGeneration,
+        updates: Vec<UpdateFile>,
+    ) -> Result<(), PublishError> {
+        let Self { parts, limit, present, packs, journal, .. } = self;
+        let mut put = |pack: BuiltPack| {
+            let bytes = pack.bytes.len() as u64;
+            let reference = PackRef { name: pack.hash, bytes, table_bytes: pack.table_bytes };
+            parts.put(limit.as_ref(), &published::pack_name(&pack.hash), pack.bytes.into())?;
+            journal.add(&reference)?;
+            packs.push(reference);
+            Ok(())
+        };
+        Collector::new(&parts.store, present, &mut put).tree(generation.generation().root.object)?;
+        let mut listed = Vec::new();
+        for UpdateFile { index, bytes } in updates {
+            let length = bytes.len() as u64;
+            parts.put(limit.as_ref(), &published::update_name(index.name()), bytes)?;
+            listed.push(UpdateRef { from: index.from(), name: *index.name(), bytes: length });
+        }
+        let release = Release::new(generation, self.nonce, self.packs.clone(), listed);
+        self.create(generation.number(), &release)?;
+        self.present.complete_all();
+        self.journal.clear()?;
+        self.move_head(generation)
+    }
+
+    /// Creates the generation's object. One with the same record is as good: it was put before a restart.
+    fn create(&mut self, number: GenerationNumber, release: &Release) -> Result<(), PublishError> {
+        let name = published::generation_name(number);
+        if self.parts.bucket.create(&name, release.encode().into())? {
+            return Ok(());
+        }
+        let there = self.release(number)?.ok_or_else(|| PublishError::Missing { name: name.clone() })?;
+        if there.record() != release.record() {
+            let (epoch, own) = (there.generation.epoch, release.generation.epoch);
+            let reason = if epoch > own { Reason::Deposed { epoch } } else { Reason::Copied };
+            return Err(reason.into());
+        }
+        Ok(())
+    }
+
+    fn move_head(&self, generation: &SignedGeneration) -> Result<(), PublishError> {
+        let current = self.head()?;
+        if let Some(head) = current {
+            self.check_epoch(&head, generation)?;
+        }
+        let trust = self.parts.keys.trust();
+        let head = match current {
+            Some(head) if head.names(generation) => head,
+            _ => Head::of(generation, now_ms()),
+        };
+        let object = published::head_object(&head.sign(&self.parts.keys.signing_key()), &trust);
+        Ok(self.parts.bucket.put(HEAD, object.into())?)
+    }
+}
+
+impl Parts {
+    fn check_stop(&self) -> Result<(), PublishError> {
+        if self.stop.is_cancelled() { Err(PublishError::Stopped) } else { Ok(()) }
+    }
+
+    fn put(&self, limit: Option<&rate::Bucket>, name: &str, bytes: Bytes) -> Result<(), PublishError> {
+        self.check_stop()?;
+        if let Some(limit) = limit {
+            self.wait(limit.take(bytes.len(), Instant::now()))?;
+        }
+        Ok(self.bucket.put(name, bytes)?)
+    }
+
+    fn wait(&self, pause: Duration) -> Result<(), PublishError> {
+        let end = Instant::now() + pause;
+        while let Some(left) = end.checked_duration_since(Instant::now()).filter(|left| !left.is_zero()) {
+            self.check_stop()?;
+            std::thread::sleep(left.min(Duration::from_millis(200)));
+        }
+        Ok(())
+    }
+}

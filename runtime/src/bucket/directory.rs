@@ -1,0 +1,231 @@
+//! A directory as an object store, for a mounted file system or a web server's document root.
+//!
+//! An object gets its name once it is durable: by a link, which fails if the name is taken, or by a rename,
+//! which replaces. A crash leaves a file in `tmp/`, which the next writer of that name replaces.
+
+use std::fs::{self, File};
+use std::io::{self, Write as _};
+use std::ops::Range;
+use std::os::unix::fs::FileExt;
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::SystemTime;
+
+use bytes::Bytes;
+
+use super::{Bucket, BucketError, Listed};
+
+/// Distinguishes files that this process writes at the same time.
+static NEXT: AtomicU64 = AtomicU64::new(0);
+
+#[derive(Debug)]
+pub(super) struct DirectoryBucket {
+    root: PathBuf,
+}
+
+impl DirectoryBucket {
+    pub(super) fn new(root: PathBuf) -> Self {
+        Self { root }
+    }
+
+    /// Refuses names that lead elsewhere.
+    fn path(&self, name: &str) -> io::Result<PathBuf> {
+        let is_word = |part: &str| !part.is_empty() && part.bytes().all(|b| b.is_ascii_alphanumeric());
+        if name.split('/').all(is_word) {
+            Ok(self.root.join(name))
+        } else {
+            Err(io::Error::new(io::ErrorKind::InvalidInput, "not a name of a published object"))
+        }
+    }
+
+    /// Writes a durable file under a name of its own, which the caller gives its final name.
+    fn write(&self, bytes: &[u8]) -> io::Result<PathBuf> {
+        let directory = self.root.join("tmp");
+        fs::create_dir_all(&directory)?;
+        let number = NEXT.fetch_add(1, Ordering::Relaxed);
+        let path = directory.join(format!("{}x{number}", std::process::id()));
+        let mut file = File::create(&path)?;
+        file.write_all(bytes)?;
+        file.sync_all()?;
+        Ok(path)
+    }
+
+    fn put_file(&self, name: &str, bytes: &[u8]) -> io::Result<()> {
+        let (path, parent) = self.place(name)?;
+        let written = self.write(bytes)?;
+        fs::rename(&written, &path)?;
+        sync(&parent)
+    }
+
+    fn create_file(&self, name: &str, bytes: &[u8]) -> io::Result<bool> {
+        let (path, parent) = self.place(name)?;
+        let written = self.write(bytes)?;
+        let linked = fs::hard_link(&written, &path);
+        fs::remove_file(&written)?;
+        match linked {
+            Err(error) if error.kind() == io::ErrorKind::AlreadyExists => return Ok(false),
+            linked => linked?,
+        }
+        sync(&parent)?;
+        Ok(true)
+    }
+
+    /// Path and directory of an object. Creates the directory.
+    fn place(&self, name: &str) -> io::Result<(PathBuf, PathBuf)> {
+        let path = self.path(name)?;
+        let parent = path.parent().unwrap_or(&self.root).to_owned();
+        if !parent.try_exists()? {
+            fs::create_dir_all(&parent)?;
+            sync(parent.parent().unwrap_or(&self.root))?;
+        }
+        Ok((path, parent))
+    }
+
+    fn open(&self, name: &str) -> io::Result<Option<File>> {
+        missing_is_none(File::open(self.path(name)?))
+    }
+
+    fn list_directory(&self, prefix: &str) -> io::Result<Vec<Listed>> {
+        let directory = self.path(prefix.trim_end_matches('/'))?;
+        let Some(entries) = missing_is_none(fs::read_dir(directory))? else { return Ok(Vec::new()) };
+        let mut found = Vec::new();
+        for entry in entries {
+            let entry = entry?;
+            let Some(stat) = missing_is_none(entry.metadata())? else { continue };
+            let Some(name) = entry.file_name().to_str().map(|name| format!("{prefix}{name}")) else {
+                continue;
+            };
+            let modified = stat.modified().unwrap_or(SystemTime::UNIX_EPOCH);
+            found.push(Listed { name, bytes: stat.len(), modified });
+        }
+        found.sort_unstable_by(|a, b| a.name.cmp(&b.name));
+        Ok(found)
+    }
+}
+
+fn missing_is_none<T>(result: io::Result<T>) -> io::Result<Option<T>> {
+    match result {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+        result => result.map(Some),
+    }
+}
+
+fn sync(directory: &Path) -> io::Result<()> {
+    File::open(directory)?.sync_all()
+}
+
+fn too_long(limit: usize) -> io::Error {
+    io::Error::new(io::ErrorKind::FileTooLarge, format!("it is longer than {limit} bytes"))
+}
+
+impl Bucket for DirectoryBucket {
+    fn get(&self, name: &str, limit: usize) -> Result<Option<Bytes>, BucketError> {
+        let read = || {
+            let Some(file) = self.open(name)? else { return Ok(None) };
+            let length = usize::try_from(file.metadata()?.len()).unwrap_or(usize::MAX);
+            if length > limit {
+                return Err(too_long(limit));
+            }
+            let mut bytes = vec![0; length];
+            file.read_exact_at(&mut bytes, 0)?;
+            Ok(Some(bytes.into()))
+        };
+        read().map_err(|source: io::Error| BucketError::new("read", name, source))
+    }
+
+    fn read(&self, name: &str, range: Range<u64>) -> Result<Option<Bytes>, BucketError> {
+        let read = || {
+            let Some(file) = self.open(name)? else { return Ok(None) };
+            let length = range.end.saturating_sub(range.start);
+            if range.end > file.metadata()?.len() {
+                return Err(io::ErrorKind::UnexpectedEof.into());
+            }
+            let mut bytes = vec![0; usize::try_from(length).unwrap_or(usize::MAX)];
+            file.read_exact_at(&mut bytes, range.start)?;
+            Ok(Some(bytes.into()))
+        };
+        read().map_err(|source: io::Error| BucketError::new("read", name, source))
+    }
+
+    fn put(&self, name: &str, bytes: Bytes) -> Result<(), BucketError> {
+        self.put_file(name, &bytes).map_err(|source: io::Error| BucketError::new("write", name, source))
+    }
+
+    fn create(&self, name: &str, bytes: Bytes) -> Result<bool, BucketError> {
+        self.create_file(name, &bytes).map_err(|source: io::Error| BucketError::new("create", name, source))
+    }
+
+    fn list(&self, prefix: &str) -> Result<Vec<Listed>, BucketError> {
+        self.list_directory(prefix).map_err(|source: io::Error| BucketError::new("list", prefix, source))
+    }
+
+    fn delete(&self, name: &str) -> Result<(), BucketError> {
+        let deleted = self.path(name).and_then(|path| missing_is_none(fs::remove_file(path)));
+        deleted.map(drop).map_err(|source: io::Error| BucketError::new("delete", name, source))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn bucket() -> (tempfile::TempDir, DirectoryBucket) {
+        let directory = tempfile::tempdir().unwrap();
+        let bucket = DirectoryBucket::new(directory.path().join("published"));
+        (directory, bucket)
+    }
+
+    #[test]
+    fn one_of_many_writers_creates_an_object() {
+        let (_directory, bucket) = bucket();
+        let created = std::thread::scope(|scope| {
+            let writers: Vec<_> = (0..16u8)
+                .map(|n| {
+                    (
+                        n,
+                        scope.spawn({
+                            let bucket = &bucket;
+                            move || bucket.create("gen/1", Bytes::from(vec![n; 1000])).unwrap()
+                        }),
+                    )
+                })
+                .collect();
+            let created = writers.into_iter().filter_map(|(n, writer)| writer.join().unwrap().then_some(n));
+            created.collect::<Vec<_>>()
+        });
+        let [winner] = created[..] else { panic!("{created:?}") };
+        assert_eq!(bucket.get("gen/1", 1000).unwrap().unwrap(), vec![winner; 1000]);
+        assert_eq!(fs::read_dir(bucket.root.join("tmp")).unwrap().count(), 0, "no litter");
+    }
+
+    #[test]
+    fn objects_are_replaced_read_in_part_listed_and_deleted() {
+        let (_directory, bucket) = bucket();
+        assert_eq!(bucket.get("head", 10).unwrap(), None);
+        assert!(bucket.list("pack/").unwrap().is_empty());
+        for content in ["one", "three"] {
+            bucket.put("head", Bytes::from_static(content.as_bytes())).unwrap();
+        }
+        assert_eq!(bucket.get("head", 5).unwrap().unwrap(), "three");
+        assert!(bucket.get("head", 4).is_err(), "longer than the limit");
+        assert_eq!(bucket.read("head", 1..3).unwrap().unwrap(), "hr");
+        assert!(bucket.read("head", 1..6).is_err(), "a short object is an error");
+        for name in ["pack/b", "pack/a"] {
+            bucket.put(name, Bytes::from_static(b"x")).unwrap();
+        }
+        let names: Vec<_> = bucket.list("pack/").unwrap().into_iter().map(|found| found.name).collect();
+        assert_eq!(names, ["pack/a", "pack/b"]);
+        bucket.delete("pack/a").unwrap();
+        bucket.delete("pack/a").unwrap();
+        assert_eq!(bucket.list("pack/").unwrap().len(), 1);
+    }
+
+    #[test]
+    fn names_that_lead_elsewhere_are_refused() {
+        let (_directory, bucket) = bucket();
+        for name in ["../x", "gen/../../x", "/etc/passwd", "gen//x", ""] {
+            assert!(bucket.put(name, Bytes::new()).is_err(), "{name}");
+            assert!(bucket.get(name, 9).is_err(), "{name}");
+        }
+    }
+}

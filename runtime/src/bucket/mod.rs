@@ -1,0 +1,110 @@
+//! Object stores that carry a published tree: a directory, or whatever else a URL names.
+//!
+//! All calls block and must not be made from an async task. Names are those of
+//! [`syncd_shared::published`]; an object that is missing is not an error.
+
+mod directory;
+
+use std::fmt;
+use std::ops::Range;
+use std::sync::Arc;
+use std::time::SystemTime;
+
+use bytes::Bytes;
+use syncd_shared::text::one_line;
+
+use self::directory::DirectoryBucket;
+
+/// Bytes of a URL that are shown.
+const SHOWN_BYTES: usize = 200;
+
+/// An object in a listing.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Listed {
+    pub name: String,
+    pub bytes: u64,
+    /// When it was written, by the store's clock.
+    pub modified: SystemTime,
+}
+
+/// The place of a published tree.
+pub trait Bucket: fmt::Debug + Send + Sync {
+    /// A whole object of at most `limit` bytes.
+    fn get(&self, name: &str, limit: usize) -> Result<Option<Bytes>, BucketError>;
+
+    /// A part of an object. A shorter object gives an error.
+    fn read(&self, name: &str, range: Range<u64>) -> Result<Option<Bytes>, BucketError>;
+
+    /// Writes an object, and replaces the one that is there. Readers see either.
+    fn put(&self, name: &str, bytes: Bytes) -> Result<(), BucketError>;
+
+    /// Writes an object unless there is one. `false`: there is one. After an error the object may have been
+    /// written, or may yet be.
+    fn create(&self, name: &str, bytes: Bytes) -> Result<bool, BucketError>;
+
+    /// All objects whose names begin with `prefix`, which ends with a slash, in order of their names.
+    fn list(&self, prefix: &str) -> Result<Vec<Listed>, BucketError>;
+
+    /// Removes an object, if it is there.
+    fn delete(&self, name: &str) -> Result<(), BucketError>;
+}
+
+/// A call of a [`Bucket`] failed.
+#[derive(Debug, thiserror::Error)]
+#[error("can't {doing} {name} in the object store")]
+pub struct BucketError {
+    pub doing: &'static str,
+    pub name: String,
+    #[source]
+    pub source: Box<dyn std::error::Error + Send + Sync>,
+}
+
+impl BucketError {
+    fn new(
+        doing: &'static str,
+        name: &str,
+        source: impl Into<Box<dyn std::error::Error + Send + Sync>>,
+    ) -> Self {
+        Self { doing, name: name.to_owned(), source: source.into() }
+    }
+}
+
+/// The URL names no object store that this version knows.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum BucketUrlError {
+    #[error("\"{url}\" is not the URL of an object store: file:///DIRECTORY")]
+    Scheme { url: String },
+    #[error("\"{url}\": the path of a file:// URL is absolute, as in file:///srv/published")]
+    Relative { url: String },
+}
+
+/// URL of an object store, checked for its form.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct BucketUrl(String);
+
+impl BucketUrl {
+    /// The store at this URL. Makes no connection yet.
+    pub fn open(&self) -> Arc<dyn Bucket> {
+        let path = self.0.strip_prefix("file://").unwrap_or_default();
+        Arc::new(DirectoryBucket::new(path.into()))
+    }
+}
+
+impl fmt::Display for BucketUrl {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&one_line(&self.0, SHOWN_BYTES))
+    }
+}
+
+impl std::str::FromStr for BucketUrl {
+    type Err = BucketUrlError;
+
+    fn from_str(text: &str) -> Result<Self, BucketUrlError> {
+        let url = || one_line(text, SHOWN_BYTES);
+        match text.strip_prefix("file://") {
+            Some(path) if path.starts_with('/') => Ok(Self(text.to_owned())),
+            Some(_) => Err(BucketUrlError::Relative { url: url() }),
+            None => Err(BucketUrlError::Scheme { url: url() }),
+        }
+    }
+}
