@@ -3,6 +3,8 @@
 
 #![cfg_attr(not(test), expect(clippy::disallowed_methods, reason = "paths of the operator"))]
 
+mod configuration;
+
 use std::ffi::OsString;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
@@ -14,10 +16,13 @@ use clap::{Args, CommandFactory, Parser, Subcommand};
 use indicatif::HumanBytes;
 use syncd_runtime::bucket::BucketUrl;
 use syncd_runtime::local_socket;
+use syncd_runtime::manual::Shell;
 use syncd_runtime::output::note;
 use syncd_runtime::rate::Rate;
+use syncd_runtime::settings::ConfigAction;
 use syncd_runtime::signals::Signals;
-use syncd_runtime::{config_file, output};
+use syncd_runtime::version::version;
+use syncd_runtime::{act_as, config_file, manual, output, supervisor};
 use syncd_shared::address::listen_address;
 use syncd_shared::identity::{AgentName, JoinToken, RootFingerprint};
 use syncd_shared::text::{counted, error_chain};
@@ -31,6 +36,9 @@ use crate::session::worker::{Display, Drifted, Verified};
 use crate::state::swap::Swap;
 use crate::status::{self, AgentStatus, Verdict};
 use crate::{offline, php, service};
+
+/// Configuration file that is read unless another one is named.
+const CONFIG: &str = "/etc/syncd/agent.toml";
 
 const EXIT_CODES: &str = "Exit codes: 0 success; 1 failure; 2 wrong usage; 141 standard output was closed. `status --check` \
                           has its own.\nSYNCD_LOG=debug logs more. See also: syncd-origin.";
@@ -76,9 +84,17 @@ Examples:
 
 Exit codes: 0 success, all differences healed; 1 failure, or a file could not be healed.";
 
+const CONFIG_HELP: &str = "\
+Examples:
+  syncd-agent config check
+  syncd-agent config show --config /etc/syncd/agent.toml -- --keep 3";
+const COMPLETIONS_HELP: &str = "\
+Examples:
+  syncd-agent completions bash > /usr/share/bash-completion/completions/syncd-agent";
+
 /// Keeps a full, verified, atomically switched replica of an origin's content tree.
 #[derive(Debug, Parser)]
-#[command(name = "syncd-agent", version, max_term_width = 100, after_help = EXIT_CODES)]
+#[command(name = "syncd-agent", version = version(), max_term_width = 100, after_help = EXIT_CODES)]
 pub struct Cli {
     #[command(subcommand)]
     command: Command,
@@ -89,7 +105,7 @@ struct Place {
     /// Directory of the replica. The web server reads ROOT/live.
     #[arg(long, env = "SYNCD_ROOT", default_value = config::ROOT, value_name = "DIR")]
     root: PathBuf,
-    /// TOML file with defaults for these options.
+    /// TOML file with defaults for these options [default: /etc/syncd/agent.toml, if it exists].
     #[arg(long, value_name = "FILE", env = "SYNCD_AGENT_CONFIG")]
     config: Option<PathBuf>,
 }
@@ -143,6 +159,18 @@ enum Command {
         #[arg(long)]
         json: bool,
     },
+    /// Check or show the configuration of `run`.
+    #[command(after_help = CONFIG_HELP)]
+    Config {
+        #[command(subcommand)]
+        action: ConfigAction,
+    },
+    /// Print completions for a shell.
+    #[command(after_help = COMPLETIONS_HELP)]
+    Completions { shell: Shell },
+    /// Write man pages to a directory.
+    #[command(hide = true, after_help = "Examples:\n  syncd-agent man .")]
+    Man { directory: PathBuf },
 }
 
 #[derive(Debug, Args)]
@@ -217,6 +245,19 @@ struct Run {
     bwlimit: Option<Rate>,
 }
 
+impl Command {
+    /// The replica that the command may change, besides an agent that runs.
+    fn root_opened(&self) -> Option<&Path> {
+        match self {
+            Self::Join(Join { place, .. })
+            | Self::Trust { place, .. }
+            | Self::Status { place, .. }
+            | Self::Verify { place, .. } => Some(&place.root),
+            _ => None,
+        }
+    }
+}
+
 impl Cli {
     /// Parses the command line over environment, configuration file and defaults. Wrong usage ends the
     /// process with 2.
@@ -227,14 +268,19 @@ impl Cli {
     fn from_arguments(arguments: impl IntoIterator<Item = OsString>) -> Result<Self, clap::Error> {
         let mut command = Self::command();
         let given: Vec<OsString> = arguments.into_iter().collect();
-        let arguments = config_file::arguments_with_config(given.iter().cloned(), &command)
-            .map_err(|error| command.error(clap::error::ErrorKind::Io, error_chain(&error)))?;
-        Self::try_parse_from(arguments).map_err(|error| config_file::explain(error, &command, &given))
+        let arguments =
+            config_file::arguments_with_config(given.iter().cloned(), &command, Some(Path::new(CONFIG)))
+                .map_err(|error| command.error(clap::error::ErrorKind::Io, error_chain(&error)))?;
+        Self::try_parse_from(arguments)
+            .map_err(|error| config_file::explain(error, &command, &given, Some(Path::new(CONFIG))))
     }
 }
 
 /// Runs a parsed command line to its end.
 pub fn run(cli: Cli) -> anyhow::Result<ExitCode> {
+    if let Some(root) = cli.command.root_opened() {
+        act_as::owner_of(root).with_context(|| format!("act as the owner of {}", root.display()))?;
+    }
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
     let result = runtime.block_on(async {
         match cli.command {
@@ -245,6 +291,15 @@ pub fn run(cli: Cli) -> anyhow::Result<ExitCode> {
             Command::PhpInvalidate(options) => php::invalidate::run(options).await,
             Command::CheckPhp { place, check } => check_php(&place.root, check).await,
             Command::Verify { place, json } => verify(&place.root, json).await,
+            Command::Config { action } => configuration::run(action),
+            Command::Completions { shell } => {
+                manual::print_completions(Cli::command(), shell)?;
+                Ok(ExitCode::SUCCESS)
+            }
+            Command::Man { directory } => {
+                manual::write_pages(Cli::command(), &directory).context("write the man pages")?;
+                Ok(ExitCode::SUCCESS)
+            }
         }
     });
     // Threads that are still blocked were told to stop and have had their time.
@@ -327,6 +382,7 @@ async fn run_until_signal(run: Run) -> anyhow::Result<ExitCode> {
             tracing::info!("health on http://{address}/healthz");
         }
     }
+    let ready = supervisor::ready();
     tokio::select! {
         () = signals.stop() => {}
         ended = agent.ended() => {
@@ -335,6 +391,7 @@ async fn run_until_signal(run: Run) -> anyhow::Result<ExitCode> {
         }
     }
     tracing::info!("stopping");
+    drop(ready);
     agent.stop().await;
     Ok(ExitCode::SUCCESS)
 }

@@ -2,6 +2,7 @@
 //! standard error.
 
 mod arguments;
+mod configuration;
 mod key;
 mod passphrase;
 mod printer;
@@ -12,9 +13,11 @@ use std::process::ExitCode;
 use std::time::Duration;
 
 use anyhow::{Context as _, bail};
+use clap::CommandFactory as _;
 use syncd_runtime::local_socket::{self, LocalSocketError};
 use syncd_runtime::output::{self, note};
 use syncd_runtime::signals::Signals;
+use syncd_runtime::{act_as, manual, supervisor};
 use syncd_shared::byte_size::ByteSize;
 
 use crate::admin;
@@ -29,6 +32,11 @@ use self::printer::{Print, Printer};
 
 /// Runs a parsed command line to its end.
 pub fn run(cli: Cli) -> anyhow::Result<ExitCode> {
+    if let Some(data) = cli.command.data_opened()
+        && !local_socket::is_served(&admin::socket_path(data))
+    {
+        act_as::owner_of(data).with_context(|| format!("act as the owner of {}", data.display()))?;
+    }
     let mut runtime = match cli.command {
         Command::Serve(_) => tokio::runtime::Builder::new_multi_thread(),
         // These commands send one request and wait for the answer.
@@ -92,6 +100,15 @@ async fn dispatch(command: Command) -> anyhow::Result<ExitCode> {
         }
         Command::Revoke { data, agent } => ask(&data.data, Request::Revoke { agent }, Print::default()).await,
         Command::Check { data } => ask(&data.data, Request::Check, Print::default()).await,
+        Command::Config { action } => configuration::run(action),
+        Command::Completions { shell } => {
+            manual::print_completions(Cli::command(), shell)?;
+            Ok(ExitCode::SUCCESS)
+        }
+        Command::Man { directory } => {
+            manual::write_pages(Cli::command(), &directory).context("write the man pages")?;
+            Ok(ExitCode::SUCCESS)
+        }
     }
 }
 
@@ -175,11 +192,13 @@ async fn serve_until_signal(serve: Serve) -> anyhow::Result<ExitCode> {
     // Before anything is opened, so that from here on a SIGTERM shuts down in order.
     let mut signals = Signals::listen()?;
     let running = service::start(options).await?;
+    let ready = supervisor::ready();
     tokio::select! {
         () = signals.stop() => {}
         () = running.ended() => bail!("the origin stopped by itself; the log above says why"),
     }
     tracing::info!("stopping");
+    drop(ready);
     running.stop().await;
     Ok(ExitCode::SUCCESS)
 }

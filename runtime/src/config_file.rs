@@ -49,34 +49,53 @@ pub enum ConfigError {
 
 /// Returns `arguments` (program name first) with the options of the configuration file inserted after the
 /// subcommand. Options set on the command line or in the environment are not inserted. Without `--config` (or
-/// its variable), or without a subcommand, the arguments are returned unchanged.
+/// its variable) the file `usual` is used, if it exists. Without any file, or without a subcommand, the
+/// arguments are returned unchanged.
 ///
 /// `command` must have subcommands, and the option `config` globally or in each of them. Arguments that clap
 /// would reject are left for the real parse to report.
 pub fn arguments_with_config(
     arguments: impl IntoIterator<Item = OsString>,
     command: &Command,
+    usual: Option<&Path>,
 ) -> Result<Vec<OsString>, ConfigError> {
     let mut arguments: Vec<OsString> = arguments.into_iter().collect();
     let lenient = command.clone().ignore_errors(true);
     let Ok(matches) = lenient.try_get_matches_from(&arguments) else { return Ok(arguments) };
     let Some((name, given)) = matches.subcommand() else { return Ok(arguments) };
-    let Some(path) = config_path(&matches, given) else { return Ok(arguments) };
+    let usual = usual.filter(|file| takes_file(command, name) && file.exists()).map(Path::to_owned);
+    let named = config_path(&matches, given);
+    let is_usual = named.is_none();
+    let Some(path) = named.or(usual) else { return Ok(arguments) };
     // clap found the subcommand, so it is present; no option before it has a value of the same name.
     let Some(at) = arguments.iter().position(|argument| argument == name) else { return Ok(arguments) };
-    let inserted = from_file(&path, command, name, given)?;
+    let mut inserted = from_file(&path, command, name, given)?;
+    if is_usual {
+        // The command sees which file its options come from.
+        inserted.extend([OsString::from(format!("--{OPTION}")), path.into()]);
+    }
     arguments.splice(at + 1..at + 1, inserted);
     Ok(arguments)
 }
 
 /// Makes an error of clap fit to print, see [`usage::printable`]. An error about a value gets the source of
 /// the value, unless it is the command line, and the default. `given` are the arguments that
-/// [`arguments_with_config`] was called with.
-pub fn explain(error: clap::Error, command: &Command, given: &[OsString]) -> clap::Error {
-    usage::printable(with_source(error, command, given))
+/// [`arguments_with_config`] was called with, and so is `usual`.
+pub fn explain(
+    error: clap::Error,
+    command: &Command,
+    given: &[OsString],
+    usual: Option<&Path>,
+) -> clap::Error {
+    usage::printable(with_source(error, command, given, usual))
 }
 
-fn with_source(mut error: clap::Error, command: &Command, given: &[OsString]) -> clap::Error {
+fn with_source(
+    mut error: clap::Error,
+    command: &Command,
+    given: &[OsString],
+    usual: Option<&Path>,
+) -> clap::Error {
     let mut command = command.clone();
     command.build();
     let Some(ContextValue::String(shown)) = error.get(ContextKind::InvalidArg) else { return error };
@@ -89,7 +108,7 @@ fn with_source(mut error: clap::Error, command: &Command, given: &[OsString]) ->
     if !matches!(error.kind(), ErrorKind::ValueValidation | ErrorKind::InvalidValue) {
         return error;
     }
-    let source = source_of(option, long, &command, given);
+    let source = source_of(option, long, &command, given, usual);
     let mut tips: Vec<StyledStr> =
         source.into_iter().map(|source| format!("the value comes from {source}").into()).collect();
     if let Some(value) = option.get_default_values().first().filter(|value| !value.is_empty()) {
@@ -102,7 +121,13 @@ fn with_source(mut error: clap::Error, command: &Command, given: &[OsString]) ->
 }
 
 /// Source of the value of an option that is not on the command line.
-fn source_of(option: &Arg, long: &str, command: &Command, given: &[OsString]) -> Option<String> {
+fn source_of(
+    option: &Arg,
+    long: &str,
+    command: &Command,
+    given: &[OsString],
+    usual: Option<&Path>,
+) -> Option<String> {
     let is_it = |argument: &OsString| {
         let name = argument.to_string_lossy();
         let name = name.split_once('=').map_or(&*name, |(name, _)| name);
@@ -115,8 +140,14 @@ fn source_of(option: &Arg, long: &str, command: &Command, given: &[OsString]) ->
         return Some(format!("the variable {}", variable.to_string_lossy()));
     }
     let matches = command.clone().ignore_errors(true).try_get_matches_from(given).ok()?;
-    let path = config_path(&matches, matches.subcommand()?.1)?;
+    let named = config_path(&matches, matches.subcommand()?.1);
+    let path = named.or_else(|| usual.filter(|file| file.exists()).map(Path::to_owned))?;
     Some(format!("the key {long} in {}", path.display()))
+}
+
+fn takes_file(command: &Command, subcommand: &str) -> bool {
+    let mut options = command.find_subcommand(subcommand).into_iter().flat_map(Command::get_arguments);
+    options.any(|option| option.get_id() == OPTION)
 }
 
 fn config_path(matches: &ArgMatches, given: &ArgMatches) -> Option<PathBuf> {
@@ -227,7 +258,7 @@ mod tests {
         std::fs::write(file.path(), toml).unwrap();
         let config = format!("--config={}", file.path().display());
         let all = ["syncd"].iter().chain(arguments).copied().chain([config.as_str()]).map(OsString::from);
-        let all = arguments_with_config(all, &command())?;
+        let all = arguments_with_config(all, &command(), None)?;
         Ok(command().try_get_matches_from(all).unwrap())
     }
 
@@ -254,6 +285,23 @@ mod tests {
     }
 
     #[test]
+    fn the_usual_file_is_read_where_no_other_is_named() {
+        let directory = tempfile::tempdir().unwrap();
+        let (usual, other) = (directory.path().join("usual.toml"), directory.path().join("other.toml"));
+        let port = |words: &[&str]| {
+            let all = ["syncd", "serve", "--data=/d"].iter().chain(words).map(OsString::from);
+            let all = arguments_with_config(all, &command(), Some(&usual)).unwrap();
+            let matches = command().try_get_matches_from(all).unwrap();
+            (value(&matches, "port").unwrap(), value(&matches, "config"))
+        };
+        assert_eq!(port(&[]), ("1".to_owned(), None), "it may be missing");
+        std::fs::write(&usual, "port = 7").unwrap();
+        std::fs::write(&other, "port = 8").unwrap();
+        assert_eq!(port(&[]), ("7".to_owned(), Some(usual.display().to_string())));
+        assert_eq!(port(&["--config", other.to_str().unwrap()]).0, "8");
+    }
+
+    #[test]
     fn a_variable_is_above_the_file() {
         // clap reads the variable when the option is built, so that a set one can stand in for it.
         let path = std::env::var("PATH").unwrap();
@@ -262,8 +310,10 @@ mod tests {
         std::fs::write(file.path(), "settle-max = '2s'").unwrap();
         let config = format!("--config={}", file.path().display());
         let all = ["syncd", "serve", "--data=/d", &config].map(OsString::from);
-        let matches =
-            with_env.clone().try_get_matches_from(arguments_with_config(all, &with_env).unwrap()).unwrap();
+        let matches = with_env
+            .clone()
+            .try_get_matches_from(arguments_with_config(all, &with_env, None).unwrap())
+            .unwrap();
         assert_eq!(value(&matches, "settle_max").unwrap(), path);
     }
 
@@ -295,7 +345,7 @@ mod tests {
     #[test]
     fn a_missing_or_broken_file_is_named() {
         let all = ["syncd", "serve", "--config", "/nonexistent"].map(OsString::from);
-        let missing = arguments_with_config(all, &command());
+        let missing = arguments_with_config(all, &command(), None);
         assert!(matches!(missing, Err(ConfigError::Read { path, .. }) if path == Path::new("/nonexistent")));
         assert!(matches!(with("= 3", &["serve"]), Err(ConfigError::Syntax { .. })));
     }
@@ -313,9 +363,9 @@ mod tests {
         let wrong = |given: &[&str]| {
             let given: Vec<OsString> =
                 ["syncd", "serve", "--data=/d"].iter().chain(given).map(OsString::from).collect();
-            let arguments = arguments_with_config(given.clone(), &command).unwrap();
+            let arguments = arguments_with_config(given.clone(), &command, None).unwrap();
             let error = command.clone().try_get_matches_from(arguments).unwrap_err();
-            explain(error, &command, &given).to_string()
+            explain(error, &command, &given, None).to_string()
         };
         let error = wrong(&[]);
         assert!(
@@ -333,8 +383,8 @@ mod tests {
     #[test]
     fn without_a_file_nothing_changes() {
         let all = ["syncd", "serve", "--wrong"].map(OsString::from);
-        assert_eq!(arguments_with_config(all.clone(), &command()).unwrap(), all);
+        assert_eq!(arguments_with_config(all.clone(), &command(), None).unwrap(), all);
         let none = ["syncd"].map(OsString::from);
-        assert_eq!(arguments_with_config(none.clone(), &command()).unwrap(), none);
+        assert_eq!(arguments_with_config(none.clone(), &command(), None).unwrap(), none);
     }
 }

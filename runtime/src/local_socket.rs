@@ -213,6 +213,12 @@ pub async fn request<Req: Serialize, Resp: DeserializeOwned>(
     Ok(Responses { stream: BufReader::new(stream), answer: PhantomData })
 }
 
+/// Whether a service listens at `path`. Blocks.
+pub fn is_served(path: &Path) -> bool {
+    short_path(path)
+        .is_ok_and(|(_directory, short, _)| std::os::unix::net::UnixStream::connect(short).is_ok())
+}
+
 /// Like [`request`], for a request with exactly one answer.
 pub async fn request_one<Req: Serialize, Resp: DeserializeOwned>(
     path: &Path,

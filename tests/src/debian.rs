@@ -198,7 +198,7 @@ impl Drop for Debian {
 
 /// Capabilities of the agent's unit, in the syntax of setpriv.
 fn bounding_set() -> String {
-    const UNIT: &str = include_str!("../../packaging/syncd-agent.service");
+    const UNIT: &str = include_str!("../../packaging/systemd/syncd-agent.service");
     let line = UNIT.lines().find_map(|line| line.strip_prefix("CapabilityBoundingSet="));
     let names = line.expect("the unit bounds capabilities").split(' ');
     names.fold("-all".to_owned(), |set, name| {

@@ -15,6 +15,7 @@ use std::thread;
 use std::time::{Duration, Instant, SystemTime};
 
 use rustix::process::{Pid, PidfdFlags, Signal, getpid, pidfd_open, pidfd_send_signal};
+use syncd_runtime::supervisor;
 
 /// Variable that marks the processes of a run.
 pub(super) const VARIABLE: &str = "SYNCD_HOOK_RUN";
@@ -84,10 +85,11 @@ impl Mark {
     }
 }
 
-/// Variables of the agent that no hook inherits: options and secrets (`SYNCD_TOKEN`). The variables of
-/// [`super::Occasion`] are set anew.
+/// Variables of the agent that no hook inherits: options, secrets (`SYNCD_TOKEN`), and those of the
+/// supervisor. The variables of [`super::Occasion`] are set anew.
 pub(super) fn withheld(names: impl Iterator<Item = OsString>) -> impl Iterator<Item = OsString> {
-    names.filter(|name| name.as_encoded_bytes().starts_with(b"SYNCD_"))
+    let of_supervisor = |name: &OsString| supervisor::VARIABLES.iter().any(|variable| name == variable);
+    names.filter(move |name| name.as_encoded_bytes().starts_with(b"SYNCD_") || of_supervisor(name))
 }
 
 /// A running process. Zombies are left out, because they have ended.
@@ -184,8 +186,9 @@ mod tests {
     #[test]
     fn variables_of_the_agent_are_withheld_and_others_are_not() {
         let names =
-            ["PATH", "SYNCD_TOKEN", "SYNCD_TOKEN_FILE", "MY_SYNCD_KEY", "SYNCD_ROOT"].map(OsString::from);
+            ["PATH", "SYNCD_TOKEN", "SYNCD_TOKEN_FILE", "MY_SYNCD_KEY", "SYNCD_ROOT", "NOTIFY_SOCKET"];
+        let names = names.map(OsString::from);
         let withheld: Vec<_> = withheld(names.into_iter()).collect();
-        assert_eq!(withheld, ["SYNCD_TOKEN", "SYNCD_TOKEN_FILE", "SYNCD_ROOT"]);
+        assert_eq!(withheld, ["SYNCD_TOKEN", "SYNCD_TOKEN_FILE", "SYNCD_ROOT", "NOTIFY_SOCKET"]);
     }
 }

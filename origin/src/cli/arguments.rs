@@ -2,14 +2,17 @@
 
 use std::ffi::OsString;
 use std::net::SocketAddr;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use clap::{Args, CommandFactory, Parser, Subcommand, ValueEnum};
 use syncd_runtime::accounts::group_id;
 use syncd_runtime::bucket::BucketUrl;
 use syncd_runtime::config_file::{self, ConfigError};
+use syncd_runtime::manual::Shell;
 use syncd_runtime::rate::Rate;
+use syncd_runtime::settings::ConfigAction;
+use syncd_runtime::version::version;
 use syncd_shared::address::listen_address;
 use syncd_shared::byte_size::ByteSize;
 use syncd_shared::generation::{LabelError, check_label};
@@ -18,6 +21,9 @@ use syncd_shared::time_span::{parse_time, time_or_zero};
 use super::key::KeyAction;
 use crate::admin::protocol::Wait;
 use crate::scan::{MtimePolicy, SymlinkPolicy};
+
+/// Configuration file that is read unless another one is named.
+pub const CONFIG: &str = "/etc/syncd/origin.toml";
 
 const DATA: &str = "/var/lib/syncd/origin";
 
@@ -87,6 +93,14 @@ Examples:
 After a rollback nothing is published automatically until the next commit. Exit codes are those of \
 commit.";
 
+const CONFIG_HELP: &str = "\
+Examples:
+  syncd-origin config check
+  syncd-origin config show --config /etc/syncd/origin.toml -- --settle 2s";
+const COMPLETIONS_HELP: &str = "\
+Examples:
+  syncd-origin completions bash > /usr/share/bash-completion/completions/syncd-origin";
+
 const BACKUP_HELP: &str = "\
 Examples:
   syncd-origin backup /mnt/backup/syncd-origin
@@ -96,7 +110,7 @@ To restore, run `syncd-origin serve` with the copy as --data.";
 /// Replicates web content: watches a content tree, seals it into signed generations, and serves them to
 /// agents.
 #[derive(Debug, Parser)]
-#[command(name = "syncd-origin", version, max_term_width = 100, after_help = EXIT_CODES)]
+#[command(name = "syncd-origin", version = version(), max_term_width = 100, after_help = EXIT_CODES)]
 pub struct Cli {
     #[command(subcommand)]
     pub(super) command: Command,
@@ -107,7 +121,7 @@ pub(super) struct Data {
     /// Data directory of the origin: keys and store.
     #[arg(long, env = "SYNCD_DATA", default_value = DATA, value_name = "DIR", global = true)]
     pub(super) data: PathBuf,
-    /// TOML file with defaults for these options.
+    /// TOML file with defaults for these options [default: /etc/syncd/origin.toml, if it exists].
     #[arg(long, value_name = "FILE", env = "SYNCD_ORIGIN_CONFIG")]
     pub(super) config: Option<PathBuf>,
 }
@@ -279,6 +293,42 @@ pub(super) enum Command {
         #[command(flatten)]
         data: Data,
     },
+    /// Check or show the configuration of `serve`.
+    #[command(after_help = CONFIG_HELP)]
+    Config {
+        #[command(subcommand)]
+        action: ConfigAction,
+    },
+    /// Print completions for a shell.
+    #[command(after_help = COMPLETIONS_HELP)]
+    Completions { shell: Shell },
+    /// Write man pages to a directory.
+    #[command(hide = true, after_help = "Examples:\n  syncd-origin man .")]
+    Man { directory: PathBuf },
+}
+
+impl Command {
+    /// The data directory that the command opens itself if no origin serves it.
+    pub(super) fn data_opened(&self) -> Option<&Path> {
+        let data = match self {
+            Self::Key { action, .. } if action.is_elsewhere() => return None,
+            Self::Serve(_) | Self::Config { .. } | Self::Completions { .. } | Self::Man { .. } => {
+                return None;
+            }
+            Self::Init { data, .. }
+            | Self::Token { data, .. }
+            | Self::Key { data, .. }
+            | Self::Commit { data, .. }
+            | Self::Status { data, .. }
+            | Self::History { data, .. }
+            | Self::Diff { data, .. }
+            | Self::Rollback { data, .. }
+            | Self::Revoke { data, .. }
+            | Self::Backup { data, .. }
+            | Self::Check { data } => data,
+        };
+        Some(&data.data)
+    }
 }
 
 #[derive(Debug, Subcommand)]
@@ -387,11 +437,12 @@ impl Cli {
             .map(|parsed| parsed.unwrap_or_else(|error| error.exit()))
     }
 
-    fn from_arguments(given: Vec<OsString>) -> Result<Result<Self, clap::Error>, ConfigError> {
+    pub(super) fn from_arguments(given: Vec<OsString>) -> Result<Result<Self, clap::Error>, ConfigError> {
         let command = Self::command();
-        let arguments = config_file::arguments_with_config(given.iter().cloned(), &command)?;
+        let arguments =
+            config_file::arguments_with_config(given.iter().cloned(), &command, Some(Path::new(CONFIG)))?;
         let parsed = Self::try_parse_from(join_wait(arguments));
-        Ok(parsed.map_err(|error| config_file::explain(error, &command, &given)))
+        Ok(parsed.map_err(|error| config_file::explain(error, &command, &given, Some(Path::new(CONFIG)))))
     }
 }
 

@@ -34,6 +34,13 @@ pub(super) enum KeyAction {
     },
 }
 
+impl KeyAction {
+    /// Whether the command needs no data directory, because it signs a document of another machine.
+    pub(super) fn is_elsewhere(&self) -> bool {
+        matches!(self, Self::Sign(Sign { document: Some(_), .. }))
+    }
+}
+
 #[derive(Debug, Args)]
 pub(super) struct Rotate {
     /// Replace the key that signs generations [default: this and --authority].

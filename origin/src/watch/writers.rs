@@ -48,6 +48,8 @@ impl Writers {
 pub(super) fn of(root: &Path) -> Writers {
     let mut writers = Writers { found: Vec::new(), all: true };
     let Ok(processes) = fs::read_dir("/proc") else { return Writers { all: false, ..writers } };
+    // A mount of /proc that hides the processes of others (hidepid) hides the first one.
+    writers.all = Path::new("/proc/1").exists();
     for process in processes.flatten() {
         let is_process = process.file_name().as_bytes().iter().all(u8::is_ascii_digit);
         if is_process && let Err(error) = writers.look(&process.path(), root) {

@@ -1,0 +1,34 @@
+//! `syncd-agent config`: checks and shows the configuration of `run`.
+
+use std::path::Path;
+use std::process::ExitCode;
+
+use clap::CommandFactory as _;
+use syncd_runtime::config_file;
+use syncd_runtime::output;
+use syncd_runtime::settings::{self, ConfigAction};
+
+use super::{CONFIG, Cli, Command};
+
+const PROGRAM: &str = "syncd-agent";
+const SERVICE: &str = "run";
+
+pub(super) fn run(action: ConfigAction) -> anyhow::Result<ExitCode> {
+    match action {
+        ConfigAction::Check(given) => {
+            let parsed = Cli::from_arguments(given.command_line(PROGRAM, SERVICE));
+            if let Command::Run(run) = parsed.unwrap_or_else(|error| error.exit()).command {
+                run.options()?;
+            }
+            output::line("the configuration is valid")?;
+        }
+        ConfigAction::Show { given, json } => {
+            let (command, line) = (Cli::command(), given.command_line(PROGRAM, SERVICE));
+            let usual = Path::new(CONFIG);
+            let settings = settings::settings(&command, &line, usual)?
+                .unwrap_or_else(|error| config_file::explain(error, &command, &line, Some(usual)).exit());
+            settings::print(&settings, json)?;
+        }
+    }
+    Ok(ExitCode::SUCCESS)
+}
