@@ -1,0 +1,238 @@
+//! The Debian packages, built from the programs under test and installed in a clean Debian.
+
+#[path = "packages/machine.rs"]
+mod machine;
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::sync::OnceLock;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::thread;
+use std::time::Duration;
+
+use machine::Machine;
+use syncd_tests::process::{Outcome, run_within};
+use syncd_tests::trouble::in_own_machine_within;
+use syncd_tests::{Scene, binary, http, instructions, require_program, require_root, wait};
+
+/// Deadline for everything that builds or installs: minutes on a busy machine.
+const LIMIT: Duration = Duration::from_secs(1_200);
+const PAGE: &str = "guide/install.md";
+
+#[track_caller]
+fn within_limit(command: &mut Command) -> Outcome {
+    run_within(command, LIMIT)
+}
+
+fn repository() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("..")
+}
+
+/// Builds the packages from the programs under test.
+#[track_caller]
+fn build(directory: &Path, version: &str) {
+    require_program("dpkg-shlibdeps", "dpkg-dev");
+    let programs = binary("syncd-agent").parent().expect("programs are in a directory").to_owned();
+    let mut command = Command::new(repository().join("packaging/deb/build"));
+    command
+        .arg(directory)
+        .env("SYNCD_PROGRAMS", programs)
+        .env("SYNCD_DEB_VERSION", version)
+        // A commit during the test changes nothing.
+        .env("SYNCD_COMMIT", "000000000000")
+        .env("SOURCE_DATE_EPOCH", "1796000000")
+        .env("SYNCD_DEB_COMPRESSION", "gzip");
+    within_limit(&mut command).expect_success();
+}
+
+/// The packages of version 1.0-1, built once for all tests of this process.
+fn packages() -> &'static Path {
+    static BUILT: OnceLock<Scene> = OnceLock::new();
+    BUILT
+        .get_or_init(|| {
+            let scene = Scene::new("packages");
+            build(scene.directory(), "1.0-1");
+            scene
+        })
+        .directory()
+}
+
+fn contents(directory: &Path) -> BTreeMap<String, Vec<u8>> {
+    let files = fs::read_dir(directory).expect("list packages").map(|entry| entry.expect("an entry"));
+    files
+        .map(|file| (file.file_name().display().to_string(), fs::read(file.path()).expect("read a package")))
+        .collect()
+}
+
+#[test]
+fn two_builds_are_identical_and_lintian_finds_no_error() {
+    require_program("lintian", "lintian");
+    let again = Scene::new("packages-again");
+    build(again.directory(), "1.0-1");
+    let (first, second) = (contents(packages()), contents(again.directory()));
+    let names: Vec<&str> = first.keys().map(|name| name.split('_').next().unwrap_or_default()).collect();
+    let expected = ["syncd-agent-dbgsym", "syncd-agent", "syncd-doc", "syncd-origin-dbgsym", "syncd-origin"];
+    assert_eq!(names, expected);
+    for (name, bytes) in &first {
+        assert!(second.get(name) == Some(bytes), "{name} differs between two builds");
+    }
+    let mut lintian = Command::new("lintian");
+    lintian.args(["--fail-on", "error", "--allow-root"]);
+    within_limit(lintian.args(first.keys().map(|name| packages().join(name)))).expect_success();
+}
+
+#[test]
+fn the_shipped_configuration_loads_with_every_key() {
+    let scene = Scene::new("shipped");
+    for program in ["origin", "agent"] {
+        let shipped = repository().join(format!("packaging/etc/{program}.toml"));
+        let text = fs::read_to_string(&shipped).expect("read the shipped file");
+        let uncommented = |line: &str| {
+            let key = line.strip_prefix('#').filter(|key| key.starts_with(|c: char| c.is_ascii_lowercase()));
+            key.unwrap_or(line).replace("\"deploy\"", "\"root\"")
+        };
+        let whole: Vec<String> = text.lines().map(uncommented).collect();
+        let file = scene.path(&format!("{program}.toml"));
+        fs::write(&file, whole.join("\n")).expect("write a configuration");
+        let command = |action: &str, file: &Path| {
+            let mut command = Command::new(binary(&format!("syncd-{program}")));
+            within_limit(command.args(["config", action, "--config"]).arg(file)).expect_success()
+        };
+        command("check", &shipped);
+        command("check", &file);
+        let shown = command("show", &file).stdout;
+        let from_file = shown.lines().filter(|line| line.contains(&file.display().to_string()));
+        let keys = whole.iter().filter(|line| line.contains(" = ") && !line.starts_with('#')).count();
+        assert_eq!(from_file.filter(|line| !line.starts_with("config ")).count(), keys, "{shown}");
+    }
+}
+
+/// Reads pages of a web server until it is told to stop.
+struct Reader {
+    stop: AtomicBool,
+    reads: AtomicU64,
+}
+
+impl Reader {
+    /// Runs `meanwhile`, during which no request may fail.
+    fn watch<T>(path: &str, meanwhile: impl FnOnce() -> T) -> T {
+        let reader = Self { stop: AtomicBool::new(false), reads: AtomicU64::new(0) };
+        thread::scope(|threads| {
+            let watched = threads.spawn(|| {
+                while !reader.stop.load(Ordering::Relaxed) {
+                    let answer = http::get("127.0.0.1:80", path).expect("a whole answer");
+                    assert_eq!((answer.status, answer.body.as_slice()), (200, b"hello".as_slice()));
+                    reader.reads.fetch_add(1, Ordering::Relaxed);
+                }
+            });
+            let reads = || reader.reads.load(Ordering::Relaxed);
+            wait::until("the first reads", || (reads() > 10).then_some(()));
+            let result = meanwhile();
+            let before = reads();
+            wait::until("reads after all steps, or a failed one", || {
+                (reads() > before + 10 || watched.is_finished()).then_some(())
+            });
+            reader.stop.store(true, Ordering::Relaxed);
+            watched.join().expect("every read succeeds");
+            result
+        })
+    }
+}
+
+#[test]
+fn a_clean_debian_serves_through_installation_upgrade_removal_and_purge() {
+    const NAME: &str = "a_clean_debian_serves_through_installation_upgrade_removal_and_purge";
+    require_root("it installs packages in a root directory of its own");
+    let base = machine::base();
+    let old = packages();
+    if !in_own_machine_within(NAME, LIMIT) {
+        return;
+    }
+    let mut machine = Machine::unpack(&base);
+    machine.receive(old);
+    let new = Scene::new("packages-new");
+    build(new.directory(), "2.0-1");
+
+    // The origin, as the guide says.
+    fs::create_dir_all(machine.path("srv/site")).expect("make a content tree");
+    fs::write(machine.path("srv/site/page.html"), "hello").expect("write content");
+    let mut steps = instructions(PAGE, "## The origin").into_iter();
+    for step in steps.by_ref().take(3) {
+        machine.run(&step).expect_success();
+    }
+    let other = machine.run("find /var/lib/syncd/origin ! -user syncd-origin").expect_success();
+    assert_eq!(other.stdout, "", "the service can open all of DATA");
+    machine.start_origin();
+    let token = machine.run(&steps.next().expect("a step that makes a token")).expect_success();
+
+    // A node.
+    let node = instructions(PAGE, "## The nodes");
+    let join = node[0].replace("syncd1-...", token.only_line());
+    machine.run(&join).expect_success();
+    machine.run(&node[1].replace("syncd-agent status", "")).expect_success();
+    machine.start_agent();
+    wait::until("the node to serve", || {
+        machine.run("syncd-agent status").stdout.contains("generation 1 is live").then_some(())
+    });
+    machine.serve_by_apache();
+
+    Reader::watch("/page.html", || {
+        machine.receive(new.directory());
+        machine.run("apt-get install -y ./syncd-agent_2*.deb ./syncd-origin_2*.deb").expect_success();
+        assert_eq!(machine.run("dpkg-query -W -f '${Version}' syncd-agent").stdout, "2.0-1");
+        // The package restarts both where systemd runs.
+        machine.stop();
+        machine.start_origin();
+        machine.start_agent();
+        machine.run("syncd-origin commit --rescan --wait").expect_success();
+        machine.stop();
+        machine.run("apt-get remove -y syncd-agent syncd-origin").expect_success();
+        let purged = machine.run("apt-get purge -y syncd-agent").expect_success();
+        assert!(purged.stderr.contains("/var/lib/syncd/agent is kept"), "{purged:#?}");
+    });
+    assert!(!machine.path("etc/syncd/agent.toml").exists());
+    assert!(machine.path("var/lib/syncd/origin/keys").exists(), "a removal keeps the keys");
+    machine.run("SYNCD_PURGE_DATA=1 apt-get purge -y syncd-origin").expect_success();
+    assert!(!machine.path("var/lib/syncd/origin").exists());
+    assert!(!machine.path("etc/syncd").exists());
+    assert!(machine.path("srv/site/page.html").exists(), "the content tree is never touched");
+}
+
+#[test]
+fn the_units_are_valid_and_rated_as_they_say() {
+    const NAME: &str = "the_units_are_valid_and_rated_as_they_say";
+    require_root("it installs packages in a root directory of its own");
+    let base = machine::base();
+    let packages = packages();
+    if !in_own_machine_within(NAME, LIMIT) {
+        return;
+    }
+    let machine = Machine::unpack(&base);
+    machine.receive(packages);
+    machine.run("apt-get install -y ./syncd-origin_1*.deb ./syncd-agent_1*.deb").expect_success();
+    let directory = "/usr/lib/systemd/system";
+    for (unit, tenths) in [("syncd-origin", 15), ("syncd-agent", 25)] {
+        let file = format!("{directory}/{unit}.service");
+        let verified = machine.run(&format!("systemd-analyze verify --man=no {file}")).expect_success();
+        assert_eq!(verified.stderr, "", "{unit}");
+        machine
+            .run(&format!("systemd-analyze security --offline=true --threshold={tenths} {file}"))
+            .expect_success();
+    }
+    // The guide's way to an agent without root.
+    let user = instructions(PAGE, "## An agent without root");
+    machine
+        .run(&user[0].replace("systemctl restart", "systemctl show -p User --value || :"))
+        .expect_success();
+    let file = "/etc/systemd/system/syncd-agent.service";
+    let merged = format!("cat {directory}/syncd-agent.service {file}.d/user.conf > {file}");
+    machine.run(&merged).expect_success();
+    machine.run(&format!("systemd-analyze verify --man=no {file}")).expect_success();
+    machine.run(&format!("systemd-analyze security --offline=true --threshold=14 {file}")).expect_success();
+    for page in ["syncd-origin", "syncd-origin-serve", "syncd-agent-run"] {
+        machine.run(&format!("test -s /usr/share/man/man1/{page}.1.gz")).expect_success();
+    }
+    machine.run("bash -n /usr/share/bash-completion/completions/syncd-origin").expect_success();
+}

@@ -1,0 +1,157 @@
+//! A clean Debian in a directory, entered by chroot. systemd is installed there and does not run.
+
+use std::fs;
+use std::io::ErrorKind;
+use std::os::unix::net::UnixDatagram;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::time::Duration;
+
+use syncd_tests::{Daemon, Outcome, Scene, binary, require_program};
+
+use super::within_limit;
+
+/// Packages of the clean Debian besides the essential ones.
+const PACKAGES: &str = "systemd,apache2";
+const RELEASE: &str = "bookworm";
+/// Capabilities of the origin's unit.
+const ORIGIN: &str = "setpriv --reuid=syncd-origin --regid=syncd-origin --init-groups \
+                      --bounding-set=-all,+dac_read_search --inh-caps=-all,+dac_read_search \
+                      --ambient-caps=-all,+dac_read_search --no-new-privs";
+
+/// An archive of the clean Debian. Made once, and kept beside the programs under test.
+#[track_caller]
+pub fn base() -> PathBuf {
+    require_program("mmdebstrap", "mmdebstrap");
+    let target = binary("syncd-agent").ancestors().nth(2).expect("a target directory").to_owned();
+    let archive = target.join(format!("debian-{RELEASE}-{}.tar", PACKAGES.replace(',', "-")));
+    if !archive.exists() {
+        let partial = archive.with_extension(format!("{}.partial.tar", std::process::id()));
+        let mut command = Command::new("mmdebstrap");
+        command.args(["--variant=minbase", &format!("--include={PACKAGES}"), RELEASE]).arg(&partial);
+        within_limit(&mut command).expect_success();
+        fs::rename(&partial, &archive).expect("name the archive");
+    }
+    archive
+}
+
+/// A machine whose services are started by hand. Its mounts end with the namespaces of the test.
+pub struct Machine {
+    scene: Scene,
+    root: PathBuf,
+    services: Vec<Daemon>,
+}
+
+impl Machine {
+    /// Unpacks a clean Debian that calls itself `origin.example.org`.
+    #[track_caller]
+    pub fn unpack(base: &Path) -> Self {
+        let scene = Scene::new("debian");
+        let root = scene.new_directory("root");
+        within_limit(Command::new("tar").args(["--numeric-owner", "-xpf"]).arg(base).arg("-C").arg(&root))
+            .expect_success();
+        let machine = Self { scene, root, services: Vec::new() };
+        for (kind, place) in [("proc", "proc"), ("tmpfs", "run"), ("tmpfs", "tmp"), ("tmpfs", "dev")] {
+            let mut mount = Command::new("mount");
+            within_limit(mount.args(["-t", kind, kind]).arg(machine.path(place))).expect_success();
+        }
+        // Devices of its own: what is removed with the machine must never be the host's.
+        let devices = "mknod -m 666 null c 1 3\nmknod -m 666 zero c 1 5\nmknod -m 666 random c 1 8\n\
+                       mknod -m 666 urandom c 1 9\nln -s /proc/self/fd fd\nmkdir /run/lock";
+        machine.run(&format!("cd /dev\n{devices}")).expect_success();
+        fs::write(machine.path("etc/hosts"), "127.0.0.1 localhost origin.example.org\n").expect("name hosts");
+        machine
+    }
+
+    /// A path as seen from outside.
+    pub fn path(&self, below: &str) -> PathBuf {
+        self.root.join(below)
+    }
+
+    /// Copies packages to the directory in which commands run.
+    #[track_caller]
+    pub fn receive(&self, packages: &Path) {
+        for entry in fs::read_dir(packages).expect("list packages") {
+            let entry = entry.expect("an entry");
+            fs::copy(entry.path(), self.path("root").join(entry.file_name())).expect("copy a package");
+        }
+    }
+
+    fn enter(&self) -> Command {
+        let mut command = Command::new("chroot");
+        command.arg(&self.root).env_clear();
+        command.envs([
+            ("PATH", "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"),
+            ("DEBIAN_FRONTEND", "noninteractive"),
+            ("HOME", "/root"),
+            ("LC_ALL", "C.UTF-8"),
+        ]);
+        command
+    }
+
+    /// Runs commands of the guide as root, in root's home directory.
+    #[track_caller]
+    pub fn run(&self, commands: &str) -> Outcome {
+        let commands =
+            format!("set -e\ncd /root\n{}", commands.replace("apt-get install .", "apt-get install -y ."));
+        within_limit(self.enter().args(["bash", "-c", &commands]))
+    }
+
+    /// Starts the origin with the rights of its unit, and waits until it reports its readiness.
+    #[track_caller]
+    pub fn start_origin(&mut self) {
+        self.start("origin", &format!("{ORIGIN} /usr/bin/syncd-origin serve"));
+    }
+
+    /// Starts the agent, and waits until it reports its readiness.
+    #[track_caller]
+    pub fn start_agent(&mut self) {
+        self.start("agent", "/usr/bin/syncd-agent run");
+    }
+
+    #[track_caller]
+    fn start(&mut self, name: &str, line: &str) {
+        let reports = self.path("run").join(format!("{name}.notify"));
+        match fs::remove_file(&reports) {
+            Err(error) if error.kind() != ErrorKind::NotFound => {
+                panic!("remove {}: {error}", reports.display())
+            }
+            _ => {}
+        }
+        let socket = UnixDatagram::bind(&reports).expect("listen for reports");
+        socket.set_read_timeout(Some(Duration::from_secs(120))).expect("set a limit");
+        within_limit(Command::new("chmod").arg("666").arg(&reports)).expect_success();
+        let mut command = self.enter();
+        command.args(line.split_whitespace()).env("NOTIFY_SOCKET", format!("/run/{name}.notify"));
+        self.services.push(Daemon::start(&mut command, self.scene.directory(), name));
+        let mut report = [0; 64];
+        let length =
+            socket.recv(&mut report).unwrap_or_else(|error| panic!("{name} reports nothing: {error}"));
+        assert_eq!(&report[..length], b"READY=1\n", "{name}");
+    }
+
+    /// Stops all services.
+    #[track_caller]
+    pub fn stop(&mut self) {
+        for mut service in self.services.drain(..) {
+            assert_eq!(service.stop(), Some(0), "{}", service.log());
+        }
+    }
+
+    /// Has Apache serve the replica, as docs/apache.md says.
+    #[track_caller]
+    pub fn serve_by_apache(&self) {
+        for step in syncd_tests::instructions("apache.md", "## The simple way") {
+            self.run(&format!("cd /usr/share/syncd\n{step}")).expect_success();
+        }
+        self.run("apache2ctl start").expect_success();
+    }
+}
+
+impl Drop for Machine {
+    fn drop(&mut self) {
+        self.services.clear();
+        let unmount = "apache2ctl stop || :\numount -l /run /tmp /dev /proc";
+        let _ = within_limit(self.enter().args(["bash", "-c", unmount]));
+    }
+}
