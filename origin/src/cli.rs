@@ -166,8 +166,16 @@ async fn serve_until_signal(serve: Serve) -> anyhow::Result<ExitCode> {
             max: serve.settle_max,
             busy_after: serve.settle_max_publish,
         },
+        // A reference moves at once, when all objects are there.
+        TriggerName::Git => crate::commit::Trigger::Settle {
+            quiet: Duration::ZERO,
+            max: serve.settle_max,
+            busy_after: serve.settle_max_publish,
+        },
     };
+    let git = serve.git.options(serve.trigger, serve.mtime).map_err(anyhow::Error::msg)?;
     let options = ServeOptions {
+        git,
         tree: std::path::absolute(&serve.tree).context("the directory that --tree is relative to")?,
         data: serve.data.data,
         listen: serve.listen,

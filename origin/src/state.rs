@@ -25,7 +25,8 @@ pub struct OriginState {
     pub data_trouble: watch::Receiver<Option<DataTrouble>>,
     /// `None` without `--publish`.
     pub publish: Option<watch::Receiver<PublishView>>,
-    pub watch: Arc<Watch>,
+    /// `None` if no directory is watched.
+    pub watch: Option<Arc<Watch>>,
 }
 
 /// A part of DATA that is missing.
@@ -54,7 +55,7 @@ pub struct Snapshot {
 
 impl OriginState {
     pub fn snapshot(&self) -> Snapshot {
-        let polled = self.watch.polled();
+        let polled = self.watch.as_ref().map(|watch| watch.polled()).unwrap_or_default();
         Snapshot {
             tree: self.tree.clone(),
             grpc_address: self.grpc_address,

@@ -21,6 +21,7 @@ use syncd_shared::time_span::{parse_time, time_or_zero};
 use super::key::KeyAction;
 use crate::admin::protocol::Wait;
 use crate::scan::{MtimePolicy, SymlinkPolicy};
+use crate::source::{GitOptions, Lfs, Mtime, Submodules};
 
 /// Configuration file that is read unless another one is named.
 pub const CONFIG: &str = "/etc/syncd/origin.toml";
@@ -44,6 +45,7 @@ const SERVE_HELP: &str = "\
 Examples:
   syncd-origin serve --tree /srv/site
   syncd-origin serve --tree /srv/site --trigger manual --admin-group deploy
+  syncd-origin serve --tree /srv/site.git --trigger git --git-ref main
 
 TIME is a number with a unit, as in 500ms, 30s or 5m. SIZE and RATE are bytes, and bytes per second; \
 K, M and G are powers of 1,024.
@@ -373,6 +375,8 @@ pub(super) struct Serve {
     /// When to publish changes.
     #[arg(long, env = "SYNCD_TRIGGER", value_enum, default_value = "settle")]
     pub(super) trigger: TriggerName,
+    #[command(flatten)]
+    pub(super) git: GitArgs,
     /// Time without changes after which the tree is published.
     #[arg(long, env = "SYNCD_SETTLE", default_value = "500ms", value_name = "TIME", value_parser = parse_time)]
     pub(super) settle: Duration,
@@ -421,12 +425,61 @@ pub(super) struct Serve {
     pub(super) admin_group: Option<u32>,
 }
 
+#[derive(Debug, Args)]
+pub(super) struct GitArgs {
+    /// Branch, tag or other reference to publish with --trigger git [default: HEAD].
+    #[arg(long, env = "SYNCD_GIT_REF", value_name = "REF")]
+    git_ref: Option<String>,
+    /// Modification time of files with --trigger git [default: file-commit].
+    #[arg(long, env = "SYNCD_GIT_MTIME", value_enum)]
+    git_mtime: Option<Mtime>,
+    /// Fate of submodules with --trigger git [default: refuse].
+    #[arg(long, env = "SYNCD_GIT_SUBMODULES", value_enum)]
+    git_submodules: Option<Submodules>,
+    /// Fate of pointers of git-lfs with --trigger git [default: refuse].
+    #[arg(long, env = "SYNCD_GIT_LFS", value_enum)]
+    git_lfs: Option<Lfs>,
+}
+
+impl GitArgs {
+    /// The options with `--trigger git`; `None` with any other.
+    pub(super) fn options(
+        self,
+        serve: TriggerName,
+        mtime: MtimePolicy,
+    ) -> Result<Option<GitOptions>, &'static str> {
+        let Self { git_ref, git_mtime, git_submodules, git_lfs } = self;
+        if !matches!(serve, TriggerName::Git) {
+            let is_given =
+                git_ref.is_some() || git_mtime.is_some() || git_submodules.is_some() || git_lfs.is_some();
+            return if is_given {
+                Err("--git-ref and the other --git options need --trigger git")
+            } else {
+                Ok(None)
+            };
+        }
+        if mtime != MtimePolicy::Tree {
+            return Err(
+                "--mtime is for directories: with --trigger git, --git-mtime says which times are published",
+            );
+        }
+        Ok(Some(GitOptions {
+            reference: git_ref.unwrap_or_else(|| "HEAD".into()),
+            mtime: git_mtime.unwrap_or_default(),
+            submodules: git_submodules.unwrap_or_default(),
+            lfs: git_lfs.unwrap_or_default(),
+        }))
+    }
+}
+
 #[derive(Debug, Clone, Copy, ValueEnum)]
 pub(super) enum TriggerName {
     /// Once the tree has been quiet for --settle.
     Settle,
     /// Only on `syncd-origin commit`.
     Manual,
+    /// When --git-ref moves. --tree is a work tree or a bare repository.
+    Git,
 }
 
 impl Cli {

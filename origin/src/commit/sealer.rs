@@ -168,7 +168,8 @@ impl Sealer {
     }
 
     fn publishes_by_itself(&self) -> bool {
-        self.observed.is_none() && self.rollbacks.hold().is_none()
+        let is_held = self.rollbacks.hold().is_some() && !self.parts.source.is_deliberate();
+        self.observed.is_none() && !is_held
     }
 
     /// Brings the store up to the tree.
@@ -398,8 +399,9 @@ impl Sealer {
             let generation = self.next_generation(base.root, label)?;
             let base = ScanBase { unpublished: false, ..base };
             let before = (self.rollbacks.clone(), self.current.clone());
-            let rollbacks = matches!(publish, Publish::Tree { .. })
-                .then(|| self.rollbacks.committed(&generation.root_hash()));
+            // Under a hold, an automatic commit comes this far only if the source is deliberate.
+            let ends_hold = matches!(publish, Publish::Tree { .. }) || self.rollbacks.hold().is_some();
+            let rollbacks = ends_hold.then(|| self.rollbacks.committed(&generation.root_hash()));
             let root = base.root;
             let outcome = self.seal(self.or_open(writer)?, Some(base), generation, rollbacks)?;
             let back = brought_back::remark(&self.parts.store, &before.0, before.1.as_ref(), &root);
@@ -472,9 +474,12 @@ impl Sealer {
         let differs = !self.is_current(&base.root);
         match publish {
             Publish::No => None,
-            Publish::Changes => (differs && base.unpublished).then(String::new),
+            Publish::Changes => (differs && base.unpublished).then(|| self.parts.source.label()),
             // An operator's commit also supersedes unknown generations held by agents.
-            Publish::Tree { label } => (differs || self.observed.is_some()).then(|| label.clone()),
+            Publish::Tree { label } => {
+                let or_its_own = || if label.is_empty() { self.parts.source.label() } else { label.clone() };
+                (differs || self.observed.is_some()).then(or_its_own)
+            }
         }
     }
 

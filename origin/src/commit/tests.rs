@@ -57,6 +57,7 @@ impl Site {
     async fn try_serve(&self, trigger: Trigger) -> Result<Running, StartError> {
         let any = "127.0.0.1:0".parse().unwrap();
         service::start(ServeOptions {
+            git: None,
             tree: self.tree(),
             data: self.data(),
             listen: any,

@@ -135,23 +135,7 @@ impl<'a> ContentReader<'a> {
     fn keep(&mut self) -> Result<(ContentHash, Vec<Chunk>), ScanError> {
         let bytes = std::mem::take(&mut self.buffer);
         self.progress.add_bytes(bytes.len() as u64);
-        let hash = ContentHash::of(&bytes);
-        let mut chunks = Vec::new();
-        let lengths: Vec<usize> = chunker::cut(&bytes).collect();
-        let builder = builder(&mut self.builder, self.writer)?;
-        if let [length] = lengths[..] {
-            builder.add_content(&hash, &bytes)?;
-            chunks.push(Chunk { hash, length: length as u32 });
-        } else {
-            let mut rest = &bytes[..];
-            for length in lengths {
-                let (part, after) = rest.split_at(length);
-                rest = after;
-                let hash = ContentHash::of(part);
-                builder.add_chunk(&hash, part)?;
-                chunks.push(Chunk { hash, length: length as u32 });
-            }
-        }
+        let (hash, chunks) = add(builder(&mut self.builder, self.writer)?, &bytes)?;
         self.buffer = bytes;
         Ok((hash, chunks))
     }
@@ -188,6 +172,50 @@ impl<'a> ContentReader<'a> {
         self.buffer = chunker.into_buffer();
         Ok((length == size).then(|| (ContentHash::finish(&whole), chunks)))
     }
+}
+
+/// Adds contents that are in memory to the store, on one thread.
+pub(crate) struct ContentWriter<'a> {
+    writer: &'a Writer,
+    builder: Option<FrameBuilder<'a>>,
+}
+
+impl<'a> ContentWriter<'a> {
+    pub(crate) fn new(writer: &'a Writer) -> Self {
+        Self { writer, builder: None }
+    }
+
+    pub(crate) fn add(&mut self, bytes: &[u8]) -> Result<ContentHash, ScanError> {
+        let (hash, chunks) = add(builder(&mut self.builder, self.writer)?, bytes)?;
+        self.writer.put_file(&hash, &chunks)?;
+        Ok(hash)
+    }
+
+    /// Writes the rest of the last frame.
+    pub(crate) fn finish(self) -> Result<(), ScanError> {
+        self.builder.map_or(Ok(()), |builder| builder.finish().map_err(ScanError::from))
+    }
+}
+
+/// Adds a whole content, and returns its hash and chunks.
+fn add(builder: &mut FrameBuilder<'_>, bytes: &[u8]) -> Result<(ContentHash, Vec<Chunk>), ScanError> {
+    let hash = ContentHash::of(bytes);
+    let mut chunks = Vec::new();
+    let lengths: Vec<usize> = chunker::cut(bytes).collect();
+    if let [length] = lengths[..] {
+        builder.add_content(&hash, bytes)?;
+        chunks.push(Chunk { hash, length: length as u32 });
+        return Ok((hash, chunks));
+    }
+    let mut rest = bytes;
+    for length in lengths {
+        let (part, after) = rest.split_at(length);
+        rest = after;
+        let hash = ContentHash::of(part);
+        builder.add_chunk(&hash, part)?;
+        chunks.push(Chunk { hash, length: length as u32 });
+    }
+    Ok((hash, chunks))
 }
 
 fn builder<'b, 'a>(

@@ -8,7 +8,7 @@ use super::task::join;
 use crate::store::Writer;
 
 /// Reports a name that differs between the previous and current state of a directory to the writer.
-pub(super) fn tell(writer: &Writer, path: &TreePath, (before, after): &Pair) -> Result<(), ScanError> {
+pub(crate) fn tell(writer: &Writer, path: &TreePath, (before, after): &Pair) -> Result<(), ScanError> {
     let (old, new) = (before.as_ref().and_then(content), after.as_ref().and_then(content));
     let Some(entry) = before.as_ref().or(after.as_ref()).filter(|_| old != new) else { return Ok(()) };
     let path = join(path, &entry.name)?;

@@ -11,6 +11,7 @@ use syncd_shared::tree_path::TreePathError;
 use syncd_shared::{Component, TreePath};
 
 use crate::ignore_rules::IgnoreError;
+use crate::source::GitError;
 use crate::store::StoreError;
 use crate::tree_objects::TreeObjectError;
 use crate::watch::CookieError;
@@ -108,6 +109,16 @@ pub enum ScanError {
         #[source]
         source: TreePathError,
     },
+    /// A name in a git tree that no file can have.
+    #[error("a name in {directory} of the repository cannot be published")]
+    GitName {
+        directory: TreePath,
+        #[source]
+        source: TreePathError,
+    },
+    /// The commit cannot be published.
+    #[error(transparent)]
+    Git(#[from] GitError),
     /// A symlink leads out of the tree, which `--symlinks inside` forbids.
     #[error(
         "symlink {path} leaves the tree: remove it, list it in .syncdignore, or serve with --symlinks verbatim"

@@ -45,11 +45,14 @@ use syncd_shared::{Entry, RootEntry, TreePath};
 use tokio_util::sync::CancellationToken;
 use tracing::debug;
 
+pub(crate) use content::ContentWriter;
+pub(crate) use content_paths::tell as tell_contents;
 pub use error::{Paths, ScanError};
 pub use links::Links;
 pub(crate) use listing::OpenDirectory;
 pub use notices::Notices;
 pub use scope::Scope;
+pub(crate) use symlink_target::leaves_tree;
 
 use crate::store::Writer;
 use crate::tree_objects::TreeObjects;

@@ -3,7 +3,7 @@
 use syncd_shared::TreePath;
 
 /// Whether a symlink at `path` is absolute or rises above the tree's root, judged by its text.
-pub(super) fn leaves_tree(path: &TreePath, target: &[u8]) -> bool {
+pub(crate) fn leaves_tree(path: &TreePath, target: &[u8]) -> bool {
     if target.starts_with(b"/") {
         return true;
     }

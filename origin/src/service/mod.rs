@@ -33,7 +33,8 @@ pub use crate::publish::PublishOptions;
 use crate::publish::Publisher;
 pub use crate::scan::{MtimePolicy, SymlinkPolicy};
 use crate::serve::{self, Services};
-use crate::source::{NewDirectories, WorkTree};
+pub use crate::source::{GitOptions, Lfs, Mtime, Submodules};
+use crate::source::{GitTree, NewDirectories, TreeSource, WorkTree};
 use crate::state::OriginState;
 use crate::store::Store;
 use crate::watch::Watch;
@@ -114,7 +115,8 @@ struct Origin {
 struct Core {
     planner: Planner,
     fleet: Fleet,
-    watch: Arc<Watch>,
+    /// `None` if the source is no directory.
+    watch: Option<Arc<Watch>>,
     /// In settle mode only.
     new_directories: Option<NewDirectories>,
     gate: CollectionGate,
@@ -139,13 +141,10 @@ impl Origin {
         let (observed_sender, observed) = mpsc::channel(OBSERVED_QUEUE);
         let planner = Planner::new(store.clone(), &options.data, PlanBudget::default())?;
         let fleet = Fleet::start(store.clone(), keys.clone(), observed_sender, shutdown.clone(), tasks)?;
-        let watch = Arc::new(Watch::start(&options.tree, &options.data, options.poll)?);
-        let settles = matches!(options.trigger, Trigger::Settle { .. });
-        let new_directories = settles.then(|| NewDirectories::follow(watch.clone())).transpose();
-        let new_directories = new_directories.map_err(StartError::Thread)?;
+        let (source, watch, new_directories) = self.source()?;
         let gate = CollectionGate::default();
         let sealer = Sealer::open(Parts {
-            source: Box::new(WorkTree::new(options.tree.clone(), watch.clone())),
+            source,
             options: options.scan(),
             store: store.clone(),
             keys: keys.clone(),
@@ -164,6 +163,23 @@ impl Origin {
             }
         });
         Ok(Core { planner, fleet, watch, new_directories, gate, committer })
+    }
+
+    /// The source of trees, and what watches a directory for it.
+    fn source(
+        &self,
+    ) -> Result<(Box<dyn TreeSource>, Option<Arc<Watch>>, Option<NewDirectories>), StartError> {
+        let options = &self.options;
+        if let Some(git) = &options.git {
+            let source = GitTree::open(options.tree.clone(), git.clone(), options.poll);
+            return Ok((Box::new(source.map_err(StartError::Thread)?), None, None));
+        }
+        let watch = Arc::new(Watch::start(&options.tree, &options.data, options.poll)?);
+        let settles = matches!(options.trigger, Trigger::Settle { .. });
+        let new_directories = settles.then(|| NewDirectories::follow(watch.clone())).transpose();
+        let new_directories = new_directories.map_err(StartError::Thread)?;
+        let source = WorkTree::new(options.tree.clone(), watch.clone());
+        Ok((Box::new(source), Some(watch), new_directories))
     }
 
     fn serve(self, core: Core, sockets: Sockets) -> Result<Running, StartError> {

@@ -9,6 +9,7 @@ use syncd_runtime::rate::Rate;
 use crate::commit::Trigger;
 use crate::publish::PublishOptions;
 use crate::scan::{MtimePolicy, ScanOptions, SymlinkPolicy};
+use crate::source::GitOptions;
 use crate::store::Retention;
 
 /// Options of `serve`.
@@ -24,6 +25,8 @@ pub struct ServeOptions {
     /// Whether an occupied `http` port is an error.
     pub http_required: bool,
     pub trigger: Trigger,
+    /// `tree` is a git repository, published as these options say.
+    pub git: Option<GitOptions>,
     /// Interval of walks of subtrees without events.
     pub poll: Duration,
     /// `--mtime`.

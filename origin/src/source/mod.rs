@@ -2,8 +2,9 @@
 //!
 //! A source says when its tree may have changed, keeps by itself what it has to look at, and brings the store
 //! up to the tree in a snapshot. The committer decides when to take a snapshot and whether it is sealed; it
-//! knows no file system and no watch. A git repository is to be the second source.
+//! knows no file system and no watch. A [`GitTree`] publishes the commits of a repository instead.
 
+mod git;
 mod new_directories;
 mod work_tree;
 
@@ -20,6 +21,7 @@ use crate::scan::{ScanError, ScanOptions, Withheld};
 use crate::store::Writer;
 pub use crate::watch::OpenFile;
 
+pub use git::{GitError, GitOptions, GitTree, Lfs, Mtime, Submodules};
 pub use new_directories::NewDirectories;
 pub use work_tree::WorkTree;
 
@@ -111,4 +113,14 @@ pub trait TreeSource: Send + Sync {
 
     /// Paths that the next snapshot is to read; empty if they are not known one by one.
     fn pending(&self) -> Vec<TreePath>;
+
+    /// Label for the tree of the last snapshot, if its generation gets no other one.
+    fn label(&self) -> String {
+        String::new()
+    }
+
+    /// Whether each change was meant to be published, so that it ends the hold that a rollback leaves.
+    fn is_deliberate(&self) -> bool {
+        false
+    }
 }

@@ -76,6 +76,7 @@ impl World {
     pub async fn start_origin(&mut self) -> anyhow::Result<()> {
         let loopback = SocketAddr::from(([127, 0, 0, 1], 0));
         let options = ServeOptions {
+            git: None,
             tree: self.tree.clone(),
             data: self.data(),
             listen: self.address,
