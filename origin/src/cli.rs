@@ -175,6 +175,7 @@ async fn serve_until_signal(serve: Serve) -> anyhow::Result<ExitCode> {
     };
     let git = serve.git.options(serve.trigger, serve.mtime).map_err(anyhow::Error::msg)?;
     let options = ServeOptions {
+        hold_while: serve.hold_while,
         git,
         tree: std::path::absolute(&serve.tree).context("the directory that --tree is relative to")?,
         data: serve.data.data,

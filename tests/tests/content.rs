@@ -12,7 +12,7 @@ use syncd_tests::corpora::{self, Corpus};
 use syncd_tests::edits::{remove, set_time, small_site, write};
 use syncd_tests::oracle::{assert_same, facts};
 use syncd_tests::replica::assert_no_litter;
-use syncd_tests::{Agent, Origin, Scene, Seeded, is_root};
+use syncd_tests::{Agent, Origin, Scene, Seeded, is_root, wait};
 
 /// An origin on `tree`, and two agents that have its first generation live. The second agent has no
 /// privileges.
@@ -533,4 +533,42 @@ fn a_rollback_brings_an_old_root_back_under_a_new_number() {
     }
     fleet.publish_and_compare("the tree as it is again");
     fleet.finish();
+}
+
+#[test]
+fn an_upgrade_of_wordpress_is_published_whole() {
+    let scene = Scene::new("upgrade");
+    let tree = scene.path("tree");
+    write(&tree, "wp-includes/version.php", "6.4");
+    write(&tree, "index.php", "6.4");
+    let mut origin = Origin::create(&scene, &tree).with_options(&["--trigger", "settle", "--settle", "50ms"]);
+    origin.start();
+    origin.wait_generation(1);
+
+    write(&tree, ".maintenance", "<?php $upgrading = 1;");
+    write(&tree, "wp-includes/version.php", "6.5");
+    wait::until_ok("the origin to wait", || {
+        let status = origin.status();
+        match (status.state.as_str(), &status.reason) {
+            ("waiting", Some(reason)) if reason.contains(".maintenance exists") => Ok(()),
+            _ => Err(format!("{status:?}")),
+        }
+    });
+    write(&tree, "index.php", "6.5");
+    assert_eq!(origin.status().generation, Some(1));
+    std::fs::remove_file(tree.join(".maintenance")).expect("end the upgrade");
+    assert_eq!(origin.wait_generation(2), 2);
+    let changes = origin.cli("diff", &["1", "2"]).expect_success().stdout;
+    assert!(changes.contains("wp-includes/version.php") && changes.contains("index.php"), "{changes}");
+    assert!(!changes.contains(".maintenance"), "{changes}");
+
+    // A leftover of an upgrade that died holds nothing back, and neither does one hold back an operator.
+    write(&tree, ".maintenance", "<?php $upgrading = 1;");
+    let number = origin.commit();
+    let old = std::time::SystemTime::now() - std::time::Duration::from_secs(660);
+    let file = std::fs::File::options().write(true).open(tree.join(".maintenance")).expect("open");
+    file.set_modified(old).expect("make the file old");
+    drop(file);
+    write(&tree, "index.php", "6.5.1");
+    origin.wait_generation(number + 1);
 }

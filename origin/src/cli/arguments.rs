@@ -13,10 +13,12 @@ use syncd_runtime::manual::Shell;
 use syncd_runtime::rate::Rate;
 use syncd_runtime::settings::ConfigAction;
 use syncd_runtime::version::version;
+use syncd_shared::TreePath;
 use syncd_shared::address::listen_address;
 use syncd_shared::byte_size::ByteSize;
 use syncd_shared::generation::{LabelError, check_label};
 use syncd_shared::time_span::{parse_time, time_or_zero};
+use syncd_shared::tree_path::TreePathError;
 
 use super::key::KeyAction;
 use crate::admin::protocol::Wait;
@@ -375,6 +377,10 @@ pub(super) struct Serve {
     /// When to publish changes.
     #[arg(long, env = "SYNCD_TRIGGER", value_enum, default_value = "settle")]
     pub(super) trigger: TriggerName,
+    /// File in the tree whose presence, for at most 10 minutes, delays publishing: somebody is changing the
+    /// tree. A tree of WordPress has .maintenance by default.
+    #[arg(long, env = "SYNCD_HOLD_WHILE", value_name = "PATH", value_parser = tree_path)]
+    pub(super) hold_while: Option<TreePath>,
     #[command(flatten)]
     pub(super) git: GitArgs,
     /// Time without changes after which the tree is published.
@@ -513,6 +519,10 @@ pub fn join_wait(arguments: Vec<OsString>) -> Vec<OsString> {
         }
     }
     joined
+}
+
+fn tree_path(text: &str) -> Result<TreePath, TreePathError> {
+    TreePath::from_bytes(text.as_bytes())
 }
 
 fn generation_number(text: &str) -> Result<u64, &'static str> {

@@ -519,7 +519,7 @@ impl CommitterTask {
 
     fn failed(&mut self, error: &CommitError, now: Instant) {
         let state = match error {
-            CommitError::Scan(ScanError::Unsettled { .. }) => State::Waiting,
+            CommitError::Scan(ScanError::Unsettled { .. } | ScanError::HeldWhile { .. }) => State::Waiting,
             _ => State::Held,
         };
         self.refused(state, crate::error_chain(error), now);

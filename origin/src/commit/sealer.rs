@@ -182,6 +182,9 @@ impl Sealer {
 
     /// Publishes changes since the last scan, unless an operator is required.
     pub fn publish(&mut self) -> Result<Outcome, CommitError> {
+        if let Some(path) = self.parts.source.held_while() {
+            return Err(ScanError::HeldWhile { path }.into());
+        }
         let publish = if self.publishes_by_itself() { Publish::Changes } else { Publish::No };
         self.run(publish)
     }

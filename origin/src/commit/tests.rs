@@ -58,6 +58,7 @@ impl Site {
         let any = "127.0.0.1:0".parse().unwrap();
         service::start(ServeOptions {
             git: None,
+            hold_while: None,
             tree: self.tree(),
             data: self.data(),
             listen: any,

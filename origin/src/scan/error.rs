@@ -130,6 +130,11 @@ pub enum ScanError {
     /// An invalid `.syncdignore`.
     #[error(transparent)]
     Ignore(#[from] IgnoreError),
+    /// A file says that somebody is changing the tree.
+    #[error(
+        "{path} exists, so the tree is being changed: it is published once that file is gone, or is 10 minutes old, or by `syncd-origin commit`"
+    )]
+    HeldWhile { path: TreePath },
     /// The tree keeps changing while it is scanned.
     #[error(
         "the tree keeps changing while it is scanned: {paths}: commit again when the writer has finished, or list them in .syncdignore"

@@ -178,7 +178,8 @@ impl Origin {
         let settles = matches!(options.trigger, Trigger::Settle { .. });
         let new_directories = settles.then(|| NewDirectories::follow(watch.clone())).transpose();
         let new_directories = new_directories.map_err(StartError::Thread)?;
-        let source = WorkTree::new(options.tree.clone(), watch.clone());
+        let source =
+            WorkTree::new(options.tree.clone(), watch.clone()).hold_while(options.hold_while.clone());
         Ok((Box::new(source), Some(watch), new_directories))
     }
 

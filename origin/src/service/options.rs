@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use syncd_runtime::rate::Rate;
+use syncd_shared::TreePath;
 
 use crate::commit::Trigger;
 use crate::publish::PublishOptions;
@@ -25,6 +26,8 @@ pub struct ServeOptions {
     /// Whether an occupied `http` port is an error.
     pub http_required: bool,
     pub trigger: Trigger,
+    /// `--hold-while`.
+    pub hold_while: Option<TreePath>,
     /// `tree` is a git repository, published as these options say.
     pub git: Option<GitOptions>,
     /// Interval of walks of subtrees without events.

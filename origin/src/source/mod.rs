@@ -114,6 +114,12 @@ pub trait TreeSource: Send + Sync {
     /// Paths that the next snapshot is to read; empty if they are not known one by one.
     fn pending(&self) -> Vec<TreePath>;
 
+    /// A file whose presence says that somebody is changing the tree, so that nothing is published by itself.
+    /// May block.
+    fn held_while(&self) -> Option<TreePath> {
+        None
+    }
+
     /// Label for the tree of the last snapshot, if its generation gets no other one.
     fn label(&self) -> String {
         String::new()

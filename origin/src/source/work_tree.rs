@@ -14,9 +14,16 @@ use super::{Changes, OpenFile, Snapshot, SnapshotFate, SnapshotJob, TreeSource};
 use crate::scan::{self, Links, Notices, Scan, ScanError, Scope, Withheld};
 use crate::watch::{Hints, Reason, Watch};
 
+/// Age from which a file of `--hold-while` is a leftover. WordPress counts the same time.
+const HOLD_MAX: Duration = Duration::from_secs(600);
+/// Marks a tree of WordPress, which has a file `.maintenance` while it installs anything.
+const WORDPRESS: &str = "wp-includes/version.php";
+const WORDPRESS_HOLDS_WHILE: &str = ".maintenance";
+
 /// See the module.
 pub struct WorkTree {
     tree: PathBuf,
+    hold_while: Option<TreePath>,
     watch: Arc<Watch>,
     notices: Notices,
     links: Links,
@@ -39,6 +46,7 @@ impl WorkTree {
     pub fn new(tree: PathBuf, watch: Arc<Watch>) -> Self {
         Self {
             tree,
+            hold_while: None,
             watch,
             notices: Notices::default(),
             links: Links::default(),
@@ -49,6 +57,13 @@ impl WorkTree {
             racy: Hints::default(),
             watches_anew: false,
         }
+    }
+}
+
+impl WorkTree {
+    /// Publishes nothing by itself while this file exists. Without one, a tree of WordPress has its own.
+    pub fn hold_while(self, hold_while: Option<TreePath>) -> Self {
+        Self { hold_while, ..self }
     }
 }
 
@@ -179,5 +194,20 @@ impl TreeSource for WorkTree {
             .iter()
             .flat_map(|(directory, names)| names.iter().filter_map(|name| directory.join(name).ok()));
         names.chain(directories.iter().cloned()).chain(subtrees.iter().cloned()).collect()
+    }
+
+    fn held_while(&self) -> Option<TreePath> {
+        let of_wordpress =
+            || TreePath::from_bytes(WORDPRESS_HOLDS_WHILE.as_bytes()).ok().filter(|_| self.is_wordpress());
+        let path = self.hold_while.clone().or_else(of_wordpress)?;
+        let changed = path.below(&self.tree).symlink_metadata().ok()?.modified().ok()?;
+        // A time in the future counts as now.
+        (changed.elapsed().unwrap_or_default() < HOLD_MAX).then_some(path)
+    }
+}
+
+impl WorkTree {
+    fn is_wordpress(&self) -> bool {
+        self.tree.join(WORDPRESS).is_file()
     }
 }

@@ -77,6 +77,7 @@ impl World {
         let loopback = SocketAddr::from(([127, 0, 0, 1], 0));
         let options = ServeOptions {
             git: None,
+            hold_while: None,
             tree: self.tree.clone(),
             data: self.data(),
             listen: self.address,
