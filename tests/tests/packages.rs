@@ -236,3 +236,50 @@ fn the_units_are_valid_and_rated_as_they_say() {
     }
     machine.run("bash -n /usr/share/bash-completion/completions/syncd-origin").expect_success();
 }
+
+#[test]
+fn the_services_run_under_systemd_and_an_upgrade_restarts_them() {
+    require_root("it boots a container");
+    let machine = Machine::boot(&machine::base());
+    machine.receive(packages());
+    let new = Scene::new("packages-booted");
+    build(new.directory(), "2.0-1");
+    fs::create_dir_all(machine.path("srv/site")).expect("make a content tree");
+    fs::write(machine.path("srv/site/page.html"), "hello").expect("write content");
+    machine.run("chmod 600 /srv/site/page.html").expect_success();
+
+    let mut steps = instructions(PAGE, "## The origin").into_iter();
+    for step in steps.by_ref().take(3) {
+        machine.run(&step).expect_success();
+    }
+    let token = machine.run(&steps.next().expect("a step that makes a token")).expect_success();
+    let node = instructions(PAGE, "## The nodes");
+    machine.run(&node[0].replace("syncd1-...", token.only_line())).expect_success();
+    machine.run(&node[1]).expect_success();
+    let commit = |generation: u64| {
+        fs::write(machine.path("srv/site/new.html"), generation.to_string()).expect("write content");
+        machine.run("syncd-origin commit --wait").expect_success();
+    };
+    commit(2);
+
+    machine.receive(new.directory());
+    let process = "systemctl show --property MainPID --value syncd-agent";
+    let before = machine.run(process).stdout;
+    machine.run("apt-get install ./syncd-agent_2*.deb ./syncd-origin_2*.deb").expect_success();
+    assert_ne!(machine.run(process).stdout, before, "the upgrade restarts the agent");
+    machine.run("systemctl is-active syncd-origin syncd-agent").expect_success();
+    commit(3);
+    // Readiness needs no origin.
+    machine.run("systemctl stop syncd-origin && systemctl restart syncd-agent").expect_success();
+    assert!(machine.run("syncd-agent status").expect_success().stdout.contains(" is live"));
+    machine.run("systemctl start syncd-origin").expect_success();
+
+    let owner = machine.run("sed -i 's|^owner|#owner|' /etc/syncd/agent.toml");
+    owner.expect_success();
+    for step in instructions(PAGE, "## An agent without root") {
+        machine.run(&step).expect_success();
+    }
+    commit(4);
+    let other = machine.run("find /var/lib/syncd/agent/live/ ! -user syncd-agent").expect_success();
+    assert_eq!(other.stdout, "");
+}

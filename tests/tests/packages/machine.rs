@@ -1,4 +1,4 @@
-//! A clean Debian in a directory, entered by chroot. systemd is installed there and does not run.
+//! A clean Debian in a directory: entered by chroot, or booted in a container.
 
 use std::fs;
 use std::io::ErrorKind;
@@ -7,12 +7,12 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Duration;
 
-use syncd_tests::{Daemon, Outcome, Scene, binary, require_program};
+use syncd_tests::{Daemon, Outcome, Scene, binary, require_program, wait};
 
 use super::within_limit;
 
 /// Packages of the clean Debian besides the essential ones.
-const PACKAGES: &str = "systemd,apache2";
+const PACKAGES: &str = "systemd-sysv,dbus,apache2";
 const RELEASE: &str = "bookworm";
 /// Capabilities of the origin's unit.
 const ORIGIN: &str = "setpriv --reuid=syncd-origin --regid=syncd-origin --init-groups \
@@ -40,17 +40,15 @@ pub struct Machine {
     scene: Scene,
     root: PathBuf,
     services: Vec<Daemon>,
+    /// Process of the container's systemd, if it is booted.
+    leader: Option<String>,
 }
 
 impl Machine {
     /// Unpacks a clean Debian that calls itself `origin.example.org`.
     #[track_caller]
     pub fn unpack(base: &Path) -> Self {
-        let scene = Scene::new("debian");
-        let root = scene.new_directory("root");
-        within_limit(Command::new("tar").args(["--numeric-owner", "-xpf"]).arg(base).arg("-C").arg(&root))
-            .expect_success();
-        let machine = Self { scene, root, services: Vec::new() };
+        let machine = Self::files(base);
         for (kind, place) in [("proc", "proc"), ("tmpfs", "run"), ("tmpfs", "tmp"), ("tmpfs", "dev")] {
             let mut mount = Command::new("mount");
             within_limit(mount.args(["-t", kind, kind]).arg(machine.path(place))).expect_success();
@@ -59,7 +57,34 @@ impl Machine {
         let devices = "mknod -m 666 null c 1 3\nmknod -m 666 zero c 1 5\nmknod -m 666 random c 1 8\n\
                        mknod -m 666 urandom c 1 9\nln -s /proc/self/fd fd\nmkdir /run/lock";
         machine.run(&format!("cd /dev\n{devices}")).expect_success();
-        fs::write(machine.path("etc/hosts"), "127.0.0.1 localhost origin.example.org\n").expect("name hosts");
+        machine
+    }
+
+    fn files(base: &Path) -> Self {
+        let scene = Scene::new("debian");
+        let root = scene.new_directory("root");
+        let mut tar = Command::new("tar");
+        within_limit(tar.args(["--numeric-owner", "-xpf"]).arg(base).arg("-C").arg(&root)).expect_success();
+        fs::write(root.join("etc/hosts"), "127.0.0.1 localhost origin.example.org\n").expect("name hosts");
+        Self { scene, root, services: Vec::new(), leader: None }
+    }
+
+    /// Boots a clean Debian with systemd, in a container that sees none of the host's devices and networks.
+    #[track_caller]
+    pub fn boot(base: &Path) -> Self {
+        require_program("systemd-nspawn", "systemd-container");
+        let mut machine = Self::files(base);
+        let mut command = Command::new("systemd-nspawn");
+        command.args(["--register=no", "--keep-unit", "--private-network", "--console=pipe", "--boot", "-D"]);
+        let container = Daemon::start(command.arg(&machine.root), machine.scene.directory(), "container");
+        let children = format!("/proc/{0}/task/{0}/children", container.pid());
+        machine.services.push(container);
+        wait::within(Duration::from_secs(180), "systemd to be up", || {
+            let leader = fs::read_to_string(&children).ok()?.split_whitespace().next()?.to_owned();
+            machine.leader = Some(leader);
+            let state = machine.run("systemctl is-system-running || :").stdout;
+            ["running", "degraded"].contains(&state.trim()).then_some(())
+        });
         machine
     }
 
@@ -78,8 +103,19 @@ impl Machine {
     }
 
     fn enter(&self) -> Command {
-        let mut command = Command::new("chroot");
-        command.arg(&self.root).env_clear();
+        let mut command = match &self.leader {
+            Some(leader) => {
+                let mut command = Command::new("nsenter");
+                command.args(["-t", leader, "-m", "-u", "-i", "-n", "-p"]);
+                command
+            }
+            None => {
+                let mut command = Command::new("chroot");
+                command.arg(&self.root);
+                command
+            }
+        };
+        command.env_clear();
         command.envs([
             ("PATH", "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"),
             ("DEBIAN_FRONTEND", "noninteractive"),
@@ -150,6 +186,11 @@ impl Machine {
 
 impl Drop for Machine {
     fn drop(&mut self) {
+        if self.leader.is_some() {
+            // Its mounts end with the container.
+            self.services.iter_mut().for_each(|container| _ = container.stop());
+            return;
+        }
         self.services.clear();
         let unmount = "apache2ctl stop || :\numount -l /run /tmp /dev /proc";
         let _ = within_limit(self.enter().args(["bash", "-c", unmount]));
