@@ -7,7 +7,6 @@ use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
-use std::sync::OnceLock;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::thread;
 use std::time::Duration;
@@ -47,16 +46,12 @@ fn build(directory: &Path, version: &str) {
     within_limit(&mut command).expect_success();
 }
 
-/// The packages of version 1.0-1, built once for all tests of this process.
-fn packages() -> &'static Path {
-    static BUILT: OnceLock<Scene> = OnceLock::new();
-    BUILT
-        .get_or_init(|| {
-            let scene = Scene::new("packages");
-            build(scene.directory(), "1.0-1");
-            scene
-        })
-        .directory()
+/// Packages of this version, built anew.
+#[track_caller]
+fn packages(version: &str) -> Scene {
+    let scene = Scene::new("packages");
+    build(scene.directory(), version);
+    scene
 }
 
 fn contents(directory: &Path) -> BTreeMap<String, Vec<u8>> {
@@ -69,9 +64,8 @@ fn contents(directory: &Path) -> BTreeMap<String, Vec<u8>> {
 #[test]
 fn two_builds_are_identical_and_lintian_finds_no_error() {
     require_program("lintian", "lintian");
-    let again = Scene::new("packages-again");
-    build(again.directory(), "1.0-1");
-    let (first, second) = (contents(packages()), contents(again.directory()));
+    let (one, other) = (packages("1.0-1"), packages("1.0-1"));
+    let (first, second) = (contents(one.directory()), contents(other.directory()));
     let names: Vec<&str> = first.keys().map(|name| name.split('_').next().unwrap_or_default()).collect();
     let expected = ["syncd-agent-dbgsym", "syncd-agent", "syncd-doc", "syncd-origin-dbgsym", "syncd-origin"];
     assert_eq!(names, expected);
@@ -80,7 +74,7 @@ fn two_builds_are_identical_and_lintian_finds_no_error() {
     }
     let mut lintian = Command::new("lintian");
     lintian.args(["--fail-on", "error", "--allow-root"]);
-    within_limit(lintian.args(first.keys().map(|name| packages().join(name)))).expect_success();
+    within_limit(lintian.args(first.keys().map(|name| one.path(name)))).expect_success();
 }
 
 #[test]
@@ -146,14 +140,12 @@ fn a_clean_debian_serves_through_installation_upgrade_removal_and_purge() {
     const NAME: &str = "a_clean_debian_serves_through_installation_upgrade_removal_and_purge";
     require_root("it installs packages in a root directory of its own");
     let base = machine::base();
-    let old = packages();
     if !in_own_machine_within(NAME, LIMIT) {
         return;
     }
     let mut machine = Machine::unpack(&base);
-    machine.receive(old);
-    let new = Scene::new("packages-new");
-    build(new.directory(), "2.0-1");
+    let (old, new) = (packages("1.0-1"), packages("2.0-1"));
+    machine.receive(old.directory());
 
     // The origin, as the guide says.
     fs::create_dir_all(machine.path("srv/site")).expect("make a content tree");
@@ -205,12 +197,11 @@ fn the_units_are_valid_and_rated_as_they_say() {
     const NAME: &str = "the_units_are_valid_and_rated_as_they_say";
     require_root("it installs packages in a root directory of its own");
     let base = machine::base();
-    let packages = packages();
     if !in_own_machine_within(NAME, LIMIT) {
         return;
     }
     let machine = Machine::unpack(&base);
-    machine.receive(packages);
+    machine.receive(packages("1.0-1").directory());
     machine.run("apt-get install -y ./syncd-origin_1*.deb ./syncd-agent_1*.deb").expect_success();
     let directory = "/usr/lib/systemd/system";
     for (unit, tenths) in [("syncd-origin", 15), ("syncd-agent", 25)] {
@@ -241,9 +232,8 @@ fn the_units_are_valid_and_rated_as_they_say() {
 fn the_services_run_under_systemd_and_an_upgrade_restarts_them() {
     require_root("it boots a container");
     let machine = Machine::boot(&machine::base());
-    machine.receive(packages());
-    let new = Scene::new("packages-booted");
-    build(new.directory(), "2.0-1");
+    let (old, new) = (packages("1.0-1"), packages("2.0-1"));
+    machine.receive(old.directory());
     fs::create_dir_all(machine.path("srv/site")).expect("make a content tree");
     fs::write(machine.path("srv/site/page.html"), "hello").expect("write content");
     machine.run("chmod 600 /srv/site/page.html").expect_success();
