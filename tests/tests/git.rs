@@ -170,13 +170,15 @@ fn the_same_commit_has_the_same_root_on_any_machine_and_however_it_came() {
     for mtime in ["file-commit", "commit"] {
         let scene = Scene::new("git-root");
         let mut repository = Repository::create(&scene, "one");
-        let options = ["--git-mtime", mtime];
+        let options = ["--git-mtime", mtime, "--git-ref", "main"];
         write(&repository.path, "index.html", "one");
         write(&repository.path, "d/e/run.sh", "#!/bin/sh");
         let script = repository.path.join("d/e/run.sh");
         fs::set_permissions(&script, fs::Permissions::from_mode(0o755)).expect("make a script");
         std::os::unix::fs::symlink("index.html", repository.path.join("link")).expect("make a link");
         let mut last = repository.commit("first");
+        // Work goes on elsewhere, so that several commits come at once.
+        repository.git(&["checkout", "-q", "-b", "work"]);
         let followed = origin(&scene, "followed", &repository.path, &options);
         let mut root = published(&followed, &last).root;
         for (path, content) in
@@ -184,15 +186,16 @@ fn the_same_commit_has_the_same_root_on_any_machine_and_however_it_came() {
         {
             write(&repository.path, path, content);
             last = repository.commit(path);
-            // Two commits that came at once.
             if path != "index.html" {
+                repository.git(&["branch", "-q", "-f", "main", "work"]);
                 root = published(&followed, &last).root;
             }
         }
         repository.git(&["rm", "-q", "-r", "d/e/x"]);
         last = repository.commit("removed");
+        repository.git(&["branch", "-q", "-f", "main", "work"]);
         root = published(&followed, &last).root.or(root);
-        git(scene.directory(), &["clone", "-q", "--no-local", "one", "two"]);
+        git(scene.directory(), &["clone", "-q", "--no-local", "-b", "main", "one", "two"]);
         let clone = scene.path("two");
         for directory in ["d", "d/e", "."] {
             let closed = fs::Permissions::from_mode(0o700);
