@@ -268,14 +268,14 @@ fn restarted(origin: &Origin, nonce: Nonce) -> Origin {
 }
 
 /// Visits every world. Returns how many there are, and whether both origins wrote and one was held in some.
-fn explore(second: Second, bug: Bug) -> Result<(usize, bool), (String, World)> {
+fn explore(second: Second, bug: Bug) -> Result<(usize, bool), Box<(String, World)>> {
     let first = World::new();
     let (mut seen, mut queue) = (HashSet::from([first.clone()]), VecDeque::from([first]));
     let mut held = false;
     while let Some(world) = queue.pop_front() {
         for next in world.next(second, bug) {
             if let Some(violation) = next.violation() {
-                return Err((violation, next));
+                return Err(Box::new((violation, next)));
             }
             held |= next.origins.iter().flatten().any(|origin| origin.fence.held().is_some());
             if seen.insert(next.clone()) {
