@@ -58,7 +58,7 @@ pub(crate) fn later_trust(number: u32, signing_key: Option<&SigningKey>) -> Sign
     let mut document = trust.document().clone();
     document.number = number.max(1);
     if let Some(key) = signing_key {
-        document.signing_key = key.verifying_key();
+        document.replace_signing_key(key.verifying_key()).expect("ranges are left");
     }
     document.sign(&root.key).expect("its own root key")
 }

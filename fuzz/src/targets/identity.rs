@@ -120,6 +120,7 @@ pub(super) fn fleet_records(input: &[u8]) {
         not_before: OffsetDateTime::UNIX_EPOCH,
         not_after: OffsetDateTime::UNIX_EPOCH + time::Duration::days(30),
         issuer: AuthorityKey([0; 20]),
+        fingerprint: [0; 32],
     };
     roster(records, &peer, now_ms, sampled(input, 8));
 }

@@ -118,7 +118,7 @@ impl KeysInForce {
             |earlier: &CertificateDer<'_>| key_of_authority(earlier).is_ok_and(|key| key == authority);
         match authority {
             _ if authority == self.authority.key_id() => AuthorityStanding::Current,
-            _ if self.earlier.iter().any(|earlier| is_it(earlier)) => AuthorityStanding::Replaced,
+            _ if self.earlier.iter().any(is_it) => AuthorityStanding::Replaced,
             _ => AuthorityStanding::Retired,
         }
     }

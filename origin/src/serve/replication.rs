@@ -54,7 +54,7 @@ pub(super) async fn invalid(peer: &PeerIdentity, keys: &Keys) -> ServeError {
     loop {
         match keys.standing(peer.issuer) {
             AuthorityStanding::Current => ends = None,
-            AuthorityStanding::Replaced => ends = ends.or_else(|| Some(Instant::now() + REPLACED_GRACE)),
+            AuthorityStanding::Replaced => ends = ends.or_else(|| Instant::now().checked_add(REPLACED_GRACE)),
             AuthorityStanding::Retired => return ServeError::Retired,
         }
         let now = OffsetDateTime::now_utc();

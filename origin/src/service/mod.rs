@@ -111,6 +111,9 @@ struct Origin {
     tasks: TaskTracker,
 }
 
+/// The source of trees. For a directory, its watch, and where trees settle, the watch of new directories.
+type Watched = (Box<dyn TreeSource>, Option<Arc<Watch>>, Option<NewDirectories>);
+
 /// The parts that turn the tree into generations and updates.
 struct Core {
     planner: Planner,
@@ -166,9 +169,7 @@ impl Origin {
     }
 
     /// The source of trees, and what watches a directory for it.
-    fn source(
-        &self,
-    ) -> Result<(Box<dyn TreeSource>, Option<Arc<Watch>>, Option<NewDirectories>), StartError> {
+    fn source(&self) -> Result<Watched, StartError> {
         let options = &self.options;
         if let Some(git) = &options.git {
             let source = GitTree::open(options.tree.clone(), git.clone(), options.poll);

@@ -132,9 +132,10 @@ impl Repository {
         let data = self.object(id, Kind::Commit)?;
         let damaged = || GitError::Damaged { id: id.to_string() };
         let commit = CommitRefIter::from_bytes(&data, id.kind());
-        let tree = commit.clone().tree_id().map_err(|_| damaged())?;
-        let parent = commit.clone().parent_ids().next();
-        let seconds = commit.clone().committer().map_err(|_| damaged())?.seconds();
+        // Reading moves a copy of the iterator on.
+        let tree = { commit }.tree_id().map_err(|_| damaged())?;
+        let parent = commit.parent_ids().next();
+        let seconds = commit.committer().map_err(|_| damaged())?.seconds();
         let message = commit.message().map_err(|_| damaged())?.to_string();
         let subject = message.trim_start().lines().next().unwrap_or_default();
         let short: String = id.to_string().chars().take(SHORT_DIGITS).collect();
