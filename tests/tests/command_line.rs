@@ -128,14 +128,6 @@ fn a_wrong_value_is_told_with_its_option_its_source_and_an_example() {
 }
 
 #[test]
-fn what_is_not_built_yet_is_absent_and_refused() {
-    let help = program("syncd-origin", &["serve", "--help"]).expect_success().stdout;
-    assert!(help.contains("settle") && help.contains("manual"), "{help}");
-    assert!(!help.contains("possible values: settle, manual, git"), "{help}");
-    program("syncd-origin", &["serve", "--tree", "/tmp", "--trigger", "git"]).expect_code(2);
-}
-
-#[test]
 fn init_says_what_to_do_next() {
     let scene = Scene::new("init");
     let data = scene.path("data");

@@ -74,7 +74,7 @@ fn wrong_usage() {
         "syncd-origin serve",
         "syncd-origin serve --tree /srv/site --listen 8873",
         "syncd-origin serve --tree /srv/site --settle soon",
-        "syncd-origin serve --tree /srv/site --trigger git",
+        "syncd-origin serve --tree /srv/site --trigger often",
         "syncd-origin serve --tree /srv/site --keep-bytes much",
         "syncd-origin serve --tree /srv/site --bwlimit fast",
         "syncd-origin serve --tree /srv/site --admin-group no-such-group",
