@@ -5,6 +5,7 @@ use std::io::ErrorKind;
 use std::os::unix::net::UnixDatagram;
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
 use syncd_tests::{Daemon, Outcome, Scene, binary, require_program, wait};
@@ -25,6 +26,9 @@ pub fn base() -> PathBuf {
     require_program("mmdebstrap", "mmdebstrap");
     let target = binary("syncd-agent").ancestors().nth(2).expect("a target directory").to_owned();
     let archive = target.join(format!("debian-{RELEASE}-{}.tar", PACKAGES.replace(',', "-")));
+    // Tests of this suite run beside each other.
+    static MAKING: Mutex<()> = Mutex::new(());
+    let _making = MAKING.lock().unwrap_or_else(PoisonError::into_inner);
     if !archive.exists() {
         let partial = archive.with_extension(format!("{}.partial.tar", std::process::id()));
         let mut command = Command::new("mmdebstrap");
