@@ -8,12 +8,15 @@
 //! Transfer: [`chunker`] cuts content, [`delta`] makes new content from old, and [`stored_frame`] carries
 //! stored content. [`published`] is how a tree lies in an object store. [`wire`] turns messages into these
 //! types and rejects invalid ones. [`limits`] holds every bound shared by encoder and decoder.
+//!
+//! Beside the tree: [`collected`] merges the changes of directories that every node writes to.
 
 pub mod address;
 pub mod agent_state;
 pub mod byte_size;
 pub mod check_status;
 pub mod chunker;
+pub mod collected;
 pub mod content_tag;
 pub mod delta;
 pub mod diff;

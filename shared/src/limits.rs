@@ -114,6 +114,11 @@ pub const CONNECTION_WINDOW_BYTES: u32 = 24 * 1024 * 1024;
 /// Largest HTTP/2 frame, in bytes: a ping waits until the frame before it is out.
 pub const HTTP2_FRAME_BYTES: u32 = 64 * 1024;
 
+/// Contents of one path of a collected directory that are remembered after they were current.
+pub const COLLECTED_PAST_MAX: usize = 1_000;
+/// Milliseconds for which they, and removals, are remembered: a year.
+pub const COLLECTED_PAST_MS: u64 = 365 * 24 * 60 * 60 * 1_000;
+
 /// Most directory objects that a tree with these totals can have: one for each directory, and at most one
 /// more for each name, because a directory of several pages has at least 16 names.
 pub fn directory_objects_max(totals: &Totals) -> u64 {
