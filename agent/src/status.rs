@@ -301,7 +301,7 @@ pub(crate) mod tests {
         let json = serde_json::to_string(&sample()).unwrap();
         let (root, key) = ("ab".repeat(32), "00".repeat(32));
         let expected = format!(
-            r#"{{"name":"web1","root_key":"{key}","trust":1,"root_directory":"/srv/replica","origin":"host:8873","connected":true,"revoked":false,"generation":42,"root":"{root}","live":"/srv/replica/live","swap":"link","state":"live","accepted":42,"generations":[41,42],"spares":2,"running":true,"progress":null,"version":"1.0","origin_version":"1.0","last_contact":"2026-11-23T04:12:02.000Z","error":null,"warning":null,"hook":null,"drift":null,"settings":null}}"#
+            r#"{{"name":"web1","root_key":"{key}","trust":1,"root_directory":"/srv/replica","origin":"host:8873","connected":true,"revoked":false,"generation":42,"root":"{root}","live":"/srv/replica/live","swap":"link","state":"live","accepted":42,"generations":[41,42],"spares":2,"running":true,"progress":null,"version":"1.0","origin_version":"1.0","last_contact":"2026-11-23T04:12:02.000Z","head":null,"error":null,"warning":null,"hook":null,"drift":null,"settings":null}}"#
         );
         assert_eq!(json, expected);
     }

@@ -71,7 +71,7 @@ pub struct Hello {
     #[prost(message, optional, tag = "14")]
     pub standing: ::core::option::Option<NodeStanding>,
 }
-/// What a person on the node has ordered. Sent in Hello, and again on every change.
+/// Orders given on the node by a person. Sent in Hello, and again on every change.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct NodeStanding {
     /// `syncd-agent drain`: balancers are told that the node is not ready.
@@ -259,7 +259,7 @@ pub struct Welcome {
     #[prost(message, optional, tag = "6")]
     pub standing: ::core::option::Option<OrderedStanding>,
 }
-/// What a person at the origin has ordered for this node. The node keeps the order while it is disconnected.
+/// Orders for this node, given at the origin by a person. The node keeps the order while it is disconnected.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct OrderedStanding {
     /// `syncd-origin drain`: balancers are told that the node is not ready.
