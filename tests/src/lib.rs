@@ -38,7 +38,7 @@ mod web_node;
 mod wrong_clock;
 
 pub use agent::{Agent, AgentStatus};
-pub use apache::{Apache, DocumentRoot};
+pub use apache::{Apache, DocumentRoot, free_port};
 pub use binaries::binary;
 pub use debian::{Debian, instructions};
 pub use origin::{FleetMember, Origin, OriginStatus};
