@@ -21,6 +21,10 @@ use syncd_tests::{Agent, Origin, Scene, require_program, wait};
 const ROUNDS: usize = 8;
 const SMALL: usize = 1_000;
 const LARGE: usize = 10_000;
+/// Further measurements of a shape that seems to cost more. Beside a commit the agent prepares trees, checks
+/// old ones and saves what it found, each at a time of its own. On a busy machine more of it falls into the
+/// rounds. A cost of the commit itself comes back every time.
+const REPEATS: usize = 2;
 /// A count may be this much above its baseline, and in the large tree above the small one.
 const TOLERANCE: f64 = 1.3;
 /// Differences below this are never a finding: a heartbeat or a batched record falls into a round or not.
@@ -52,6 +56,17 @@ impl Counts {
             ("written_kib", self.written_kib),
             ("sent_kib", self.sent_kib),
         ]
+    }
+
+    /// The lower value of each field.
+    fn lower(&self, other: &Counts) -> Counts {
+        Counts {
+            names: self.names.min(other.names),
+            listings: self.listings.min(other.listings),
+            syncs: self.syncs.min(other.syncs),
+            written_kib: self.written_kib.min(other.written_kib),
+            sent_kib: self.sent_kib.min(other.sent_kib),
+        }
     }
 
     /// Fields that are clearly above those of `other`.
@@ -240,6 +255,30 @@ fn baselines() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/counts.json")
 }
 
+/// Counts above their baseline, and counts above those of the small tree of the same shape.
+fn findings(now: &BTreeMap<String, Counts>, then: &BTreeMap<String, Counts>) -> Vec<String> {
+    let mut findings = Vec::new();
+    for (name, counts) in now {
+        findings.extend(counts.above(&then[name]).iter().map(|what| format!("{name}, baseline: {what}")));
+        if let Some(small) = name.strip_suffix(&format!(" {LARGE}")).map(|stem| format!("{stem} {SMALL}")) {
+            findings
+                .extend(counts.above(&now[&small]).iter().map(|what| format!("{name}, small tree: {what}")));
+        }
+    }
+    findings
+}
+
+/// Measures every shape of which a finding is left once more, and keeps the lower count of both.
+fn measure_again(now: &mut BTreeMap<String, Counts>, findings: &[String]) {
+    let odd = |shape: &Shape| findings.iter().any(|finding| finding.starts_with(shape.name));
+    for shape in SHAPES.into_iter().filter(odd) {
+        for (name, counts) in [SMALL, LARGE].into_iter().flat_map(|size| measure(shape, size)) {
+            let lower = counts.lower(&now[&name]);
+            now.insert(name, lower);
+        }
+    }
+}
+
 #[test]
 fn a_change_costs_what_it_did_and_the_same_in_a_large_tree() {
     let mut now = BTreeMap::new();
@@ -257,13 +296,14 @@ fn a_change_costs_what_it_did_and_the_same_in_a_large_tree() {
     let then: BTreeMap<String, Counts> =
         serde_json::from_str(&fs::read_to_string(baselines()).expect("read the baselines")).expect("JSON");
     assert_eq!(then.keys().collect::<Vec<_>>(), now.keys().collect::<Vec<_>>(), "other scenarios");
-    let mut findings = Vec::new();
-    for (name, counts) in &now {
-        findings.extend(counts.above(&then[name]).iter().map(|what| format!("{name}, baseline: {what}")));
-        if let Some(small) = name.strip_suffix(&format!(" {LARGE}")).map(|stem| format!("{stem} {SMALL}")) {
-            findings
-                .extend(counts.above(&now[&small]).iter().map(|what| format!("{name}, small tree: {what}")));
+    let mut found = findings(&now, &then);
+    for _ in 0..REPEATS {
+        if found.is_empty() {
+            break;
         }
+        println!("measured again: {found:?}");
+        measure_again(&mut now, &found);
+        found = findings(&now, &then);
     }
-    assert!(findings.is_empty(), "{} counts have grown:\n{}", findings.len(), findings.join("\n"));
+    assert!(found.is_empty(), "{} counts have grown:\n{}", found.len(), found.join("\n"));
 }
