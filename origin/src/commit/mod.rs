@@ -431,6 +431,17 @@ impl CommitterTask {
 
     /// Time until which an open file delays due work. Also reported in the status.
     fn open_until(&mut self, now: Instant) -> Option<Instant> {
+        let (until, reason) = self.delayed(now)?;
+        if self.unrest.is_none() || !self.schedule.restless(now) {
+            self.unrest = Some(reason);
+            let current = self.view.borrow().current.clone();
+            self.show(current);
+        }
+        Some(until)
+    }
+
+    /// Time until which open files delay due work, and their description. No job runs.
+    fn delayed(&mut self, now: Instant) -> Option<(Instant, String)> {
         let open = self.open_files();
         let changing = self.changing.as_mut()?;
         changing.unrest.look(&open, now);
@@ -442,12 +453,7 @@ impl CommitterTask {
             some(holding.iter().map(|file| &file.path)),
             humantime::format_duration(changing.open_for),
         );
-        if self.unrest.is_none() || !self.schedule.restless(now) {
-            self.unrest = Some(reason);
-            let current = self.view.borrow().current.clone();
-            self.show(current);
-        }
-        Some(until)
+        Some((until, reason))
     }
 
     fn spawn(&mut self, job: Job) -> tokio::task::JoinHandle<Done> {
@@ -503,14 +509,13 @@ impl CommitterTask {
             Err(error) if error.is_of_request() => {}
             Err(error) => self.failed(error, now),
         }
-        if !self.schedule.restless(now) {
-            self.unrest = self.note_busy(now);
-        }
-        self.show(done.sealer.current().cloned());
         // Always taken, so that the next request does not receive them.
         let (mut remarks, times) = (done.sealer.take_remarks(), done.sealer.take_times());
         remarks.extend(times.remarks());
+        let current = done.sealer.current().cloned();
         self.sealer = Some(done.sealer);
+        self.note_delays(now);
+        self.show(current);
         if let Some(reply) = done.reply {
             // The requester may be gone; a sealed generation remains.
             let _ = reply.send(Answer { result: done.result, remarks, times });
@@ -552,6 +557,15 @@ impl CommitterTask {
         // A separate statement, because a borrow locks the value until the end of its statement.
         let current = self.view.borrow().current.clone();
         self.show(current);
+    }
+
+    /// Describes, after a job, what delays publishing: open files, or else files that stay as published.
+    fn note_delays(&mut self, now: Instant) {
+        if self.schedule.restless(now) {
+            return;
+        }
+        let delayed = if self.schedule.is_pending() { self.delayed(now) } else { None };
+        self.unrest = delayed.map(|(_, reason)| reason).or_else(|| self.note_busy(now));
     }
 
     /// Describes, after a job, the files that stay as published. Logs new ones.

@@ -100,6 +100,11 @@ impl Schedule {
         self.hold_until.is_some()
     }
 
+    /// Whether something is to be published.
+    pub(super) fn is_pending(&self) -> bool {
+        self.publish_at.is_some() || self.busy_at.is_some()
+    }
+
     fn publish_due(&self) -> Option<Instant> {
         let at = self.publish_at.into_iter().chain(self.busy_at).min()?;
         Some(at.max(self.hold_until.unwrap_or(self.now)))
