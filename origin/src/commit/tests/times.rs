@@ -16,13 +16,14 @@ impl Site {
         Self { mtime: MtimePolicy::Distinct, ..Self::new(0) }
     }
 
-    /// A file of this content and time.
+    /// A file of this content and time. No scan sees it with another time.
     fn dated(&self, name: &str, content: &str, second: i64) {
-        let path = self.tree().join(name);
+        let (path, new) = (self.tree().join(name), self.directory.path().join("new"));
         fs::create_dir_all(path.parent().unwrap()).unwrap();
-        fs::write(&path, content).unwrap();
+        fs::write(&new, content).unwrap();
         let time = std::time::UNIX_EPOCH + Duration::from_secs(second.unsigned_abs());
-        fs::File::options().write(true).open(&path).unwrap().set_modified(time).unwrap();
+        fs::File::options().write(true).open(&new).unwrap().set_modified(time).unwrap();
+        fs::rename(&new, &path).unwrap();
     }
 }
 
