@@ -5,7 +5,7 @@ use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::AtomicBool;
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, OnceLock};
 
 use syncd_shared::delta::{Basis, BasisFile, DeltaCopy, DeltaFrame, DeltaPiece, Encoded};
 use syncd_shared::diff::{Change, Comparison, DirectorySource, Part, PartLimits, Released};
@@ -640,9 +640,25 @@ pub(crate) fn peak_memory_kib() -> u64 {
 
 /// Runs `body` and returns the lines that it logged on this thread: the message, then the fields.
 pub(crate) fn logged<T>(body: impl FnOnce() -> T) -> Vec<String> {
+    // If a process has one dispatcher only, the first thread that reaches a log call decides for all threads
+    // whether it is enabled. A test on another thread, which has none, would silence the call.
+    static OTHER: OnceLock<tracing::Dispatch> = OnceLock::new();
+    OTHER.get_or_init(|| tracing::Dispatch::new(Log::default()));
     let lines = Log::default();
     tracing::subscriber::with_default(lines.clone(), body);
     lines.0.lock().unwrap().clone()
+}
+
+#[test]
+fn a_line_is_logged_though_another_thread_came_to_the_call_first() {
+    fn log() {
+        tracing::info!(number = 1, "a line");
+    }
+    let lines = logged(|| {
+        std::thread::spawn(log).join().unwrap();
+        log();
+    });
+    assert_eq!(lines, ["a line number=1"]);
 }
 
 #[derive(Default, Clone)]
