@@ -90,7 +90,9 @@ fn create(seed: u64, place: &Path, options: Options) -> anyhow::Result<World> {
         temper,
         origin: None,
         keys: Trusted::new(keys.root_fingerprint(), (*keys.trust()).clone()),
-        nodes: (0..nodes).map(|n| node(place, n)).collect::<anyhow::Result<_>>()?,
+        nodes: (0..nodes)
+            .map(|n| node(place, n, keys.authority().key_id()))
+            .collect::<anyhow::Result<_>>()?,
         abandoned: Vec::new(),
         heard: Vec::new(),
         other_frame: None,
@@ -117,7 +119,7 @@ fn create(seed: u64, place: &Path, options: Options) -> anyhow::Result<World> {
     Ok(world)
 }
 
-fn node(place: &Path, n: usize) -> anyhow::Result<Node> {
+fn node(place: &Path, n: usize, issuer: AuthorityKey) -> anyhow::Result<Node> {
     let day = time::Duration::days(10);
     let now = OffsetDateTime::now_utc();
     let name: AgentName = format!("web{n}").parse()?;
@@ -130,7 +132,7 @@ fn node(place: &Path, n: usize) -> anyhow::Result<Node> {
             fingerprint: [n as u8 + 1; 32],
             not_before: now - day,
             not_after: now + day,
-            issuer: AuthorityKey([0; 20]),
+            issuer,
         },
         clock: Clock::given(Instant::now().into_std()),
         boots: 0,
