@@ -380,6 +380,11 @@ impl AgentIdentity {
         self.own.not_before + (self.own.not_after - self.own.not_before) * 2 / 3
     }
 
+    /// End of the certificate's life.
+    pub fn certificate_end(&self) -> OffsetDateTime {
+        self.own.not_after
+    }
+
     /// Whether the certificate has expired, by this machine's clock. It can still be renewed.
     pub fn expired(&self, now: OffsetDateTime) -> bool {
         now > self.own.not_after

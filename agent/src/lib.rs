@@ -17,6 +17,7 @@ mod follow;
 pub mod fuzzing;
 mod http;
 pub mod join;
+mod metrics;
 mod offline;
 mod php;
 mod renew;

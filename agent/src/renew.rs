@@ -104,6 +104,11 @@ impl Keeper {
         &self.root
     }
 
+    /// End of the life of the newest certificate.
+    pub fn certificate_end(&self) -> OffsetDateTime {
+        self.identity().certificate_end()
+    }
+
     /// Returns a dialer that always uses the newest identity.
     pub fn dialer(&self) -> Dialer {
         Dialer::new(self.route.subscribe(), self.wanted.clone())

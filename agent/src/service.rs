@@ -26,6 +26,7 @@ use crate::follow::{self, FollowError, Follower};
 use crate::hooks::{AfterHook, Hook, HookName, Occasion};
 use crate::http::BindError;
 use crate::identity::{AgentIdentity, IdentityError};
+use crate::metrics::{self, Observed};
 use crate::renew::Keeper;
 use crate::replica::work;
 use crate::session::worker::{Hooks, ReplicaWork};
@@ -192,6 +193,7 @@ pub async fn start_with<R: ReplicaWork>(
         others.spawn(run_after_hook(after, handle.clone(), options.root.clone(), stop.clone()));
     }
     others.spawn(admin::serve(socket, handle.clone(), keeper.clone(), stop.clone()));
+    let certified = keeper.clone();
     if options.follow.is_none() {
         let renewing = stop.clone();
         others.spawn(async move { keeper.serve(renewing).await });
@@ -199,7 +201,17 @@ pub async fn start_with<R: ReplicaWork>(
     if let Some(listener) = http {
         let status = handle.status.clone();
         let health = move || http::health(&status.borrow());
-        let pages = syncd_runtime::health::page(health);
+        let observed = Arc::new(Observed::default());
+        others.spawn(observed.clone().follow(handle.status.clone(), stop.clone()));
+        let sources = metrics::Sources {
+            status: handle.status.clone(),
+            live: handle.live.clone(),
+            observed,
+            root: options.root.clone(),
+            certificate_end: Arc::new(move || certified.certificate_end()),
+        };
+        let pages = syncd_runtime::health::page(health)
+            .merge(syncd_runtime::metrics::page(move || metrics::registry(&sources)));
         others.spawn(syncd_runtime::health::serve(listener, pages, stop.clone()));
     }
     let task = tokio::spawn(session.run(stop.clone()));

@@ -16,6 +16,7 @@ mod clock;
 mod http;
 mod line_budget;
 mod listener;
+mod metrics;
 #[cfg(test)]
 mod namespace;
 mod overlap;

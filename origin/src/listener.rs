@@ -47,6 +47,7 @@ use tracing::{debug, warn};
 pub use connection::{Connection, ConnectionInfo, Written};
 
 use crate::line_budget::LineBudget;
+use crate::metrics::{Refused, metrics};
 
 /// Maximum number of concurrent handshakes.
 pub const HANDSHAKES_MAX: usize = 256;
@@ -307,6 +308,7 @@ impl Handshake {
                 }
             },
             Some(Err(error)) => {
+                metrics().refused(Refused::Connection);
                 if let Some(left_out) = REFUSED.admit() {
                     warn!(%address, %error, left_out, "connection refused");
                 }
@@ -320,6 +322,7 @@ impl Handshake {
                         Some(Connection::new(stream, address, None, Some(permit), established))
                     }
                     _ => {
+                        metrics().refused(Refused::Connection);
                         let (limit, in_all) = (JOINS_PER_PEER_MAX, JOINS_MAX);
                         if let Some(left_out) = TOO_MANY.admit() {
                             let text = "too many connections without a certificate, one dropped";
@@ -347,6 +350,7 @@ async fn tell_busy(mut stream: TlsStream<TcpStream>, busy: Busy) {
 
 /// Refused certificates deserve an operator's attention, noise from port scanners does not.
 fn log_refusal(address: SocketAddr, error: &io::Error) {
+    metrics().refused(Refused::Handshake);
     let tls = error.get_ref().and_then(|inner| inner.downcast_ref::<rustls::Error>());
     if let Some(rustls::Error::InvalidCertificate(rustls::CertificateError::Revoked)) = tls {
         debug!(%address, "agent refused; the decision was logged");

@@ -2,10 +2,11 @@
 //!
 //! Start and end: [`config_file`], [`settings`], [`usage`], [`manual`], [`version`], [`signals`],
 //! [`supervisor`], [`open_files`]. Threads: how many ([`threads`]), and their [`queue`] of work. Talking to
-//! people and monitors: [`telemetry`], [`progress`], [`output`], [`health`], [`local_socket`]. Files of their
-//! own: [`own_directory`], [`key_file`], [`write_again`], [`accounts`], [`act_as`]. The network: [`channel`]
-//! is a client's connection, [`tls`] holds every TLS configuration (TLS 1.3 with the ring provider only),
-//! [`rate`] limits bytes and events, [`bucket`] is an object store, [`published`] reads a tree from one.
+//! people and monitors: [`telemetry`], [`progress`], [`output`], [`health`], [`metrics`], [`local_socket`].
+//! Files of their own: [`own_directory`], [`key_file`], [`write_again`], [`accounts`], [`act_as`]. The
+//! network: [`channel`] is a client's connection, [`tls`] holds every TLS configuration (TLS 1.3 with the
+//! ring provider only), [`rate`] limits bytes and events, [`bucket`] is an object store, [`published`]
+//! reads a tree from one.
 
 pub mod accounts;
 pub mod act_as;
@@ -16,6 +17,7 @@ pub mod health;
 pub mod key_file;
 pub mod local_socket;
 pub mod manual;
+pub mod metrics;
 pub mod open_files;
 pub mod output;
 pub mod own_directory;

@@ -25,6 +25,7 @@ use super::scan_base::{ScanBase, forget_damaged};
 use crate::clock::now_ms;
 use crate::fleet::Fleet;
 use crate::keys::Keys;
+use crate::metrics::metrics;
 use crate::scan::{ScanError, ScanOptions, Withheld, guard};
 use crate::source::{Snapshot, SnapshotFate, SnapshotJob, TreeSource};
 use crate::store::{CheckReport, Retention, Store, StoreError, Writer};
@@ -365,7 +366,9 @@ impl Sealer {
             options: &self.parts.options,
             cancel: &self.parts.cancel,
         };
+        let started = std::time::Instant::now();
         let snapshot = self.parts.source.snapshot(&job)?;
+        metrics().scanned(started.elapsed());
         Ok((snapshot, writer))
     }
 

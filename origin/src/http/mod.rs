@@ -1,3 +1,4 @@
 //! The origin's HTTP interface.
 
 pub mod health;
+pub mod metrics;

@@ -39,7 +39,7 @@ pub use spool::EncodedUpdate;
 use spool::Spool;
 
 /// Directory of spool files in DATA.
-const SPOOL_DIRECTORY: &str = "spool";
+pub(crate) const SPOOL_DIRECTORY: &str = "spool";
 /// Updates encoded at the same time; others wait.
 const PLANS_AT_ONCE: usize = 2;
 
@@ -179,6 +179,7 @@ impl Inner {
             }
         }
         done.send_replace(Some(outcome));
+        crate::metrics::metrics().encoded(started.elapsed());
         self.evict();
         drop(tokio::task::spawn_blocking(move || syncd_allocator::give_back_after(started)));
     }

@@ -16,6 +16,7 @@ use super::error::{ServeError, status};
 use super::replication::holder;
 use crate::keys::AuthorityStanding;
 use crate::line_budget::LineBudget;
+use crate::metrics::{Refused, metrics};
 
 /// Limits log lines that strangers can cause by joining without a valid token.
 static REFUSED_JOINS: LineBudget = LineBudget::new();
@@ -90,6 +91,7 @@ impl Enrolment for Enrol {
     async fn join(&self, request: Request<v1::JoinRequest>) -> Result<Response<v1::JoinResponse>, Status> {
         let joined = self.join_checked(request.into_inner()).await;
         joined.map(Response::new).map_err(|error| {
+            metrics().refused(Refused::Join);
             if let Some(left_out) = REFUSED_JOINS.admit() {
                 tracing::warn!(reason = %crate::error_chain(&error), left_out, "join refused");
             }

@@ -21,6 +21,7 @@ use tonic::Status;
 use super::error::ServeError;
 use super::fetch_slots::StreamSlots;
 use super::{FromPeer, Services, takes_updates};
+use crate::metrics::{Sent, metrics};
 use crate::plan::{EncodedUpdate, ObjectsAnswer, PlanError};
 
 /// Bytes after which a batch ends.
@@ -41,6 +42,13 @@ impl Frames {
     async fn ready(&self) {
         if let Self::Update(Items { update, next }) = self {
             update.reached(*next).await;
+        }
+    }
+
+    fn kind(&self) -> Sent {
+        match self {
+            Self::Update(_) => Sent::Update,
+            Self::Objects(_) => Sent::Objects,
         }
     }
 
@@ -171,6 +179,7 @@ async fn send(
     sender: &mpsc::Sender<v1::FetchFrame>,
 ) -> Result<Option<Frames>, ServeError> {
     let start = slots.written_bytes();
+    let kind = frames.kind();
     let mut handed = 0u64;
     loop {
         // Nothing is read before there is room for it.
@@ -201,6 +210,7 @@ async fn send(
             if sent.is_err() {
                 return Ok(None);
             }
+            metrics().sent(kind, frame_bytes);
             frames_sent = frames_sent.saturating_add(1);
         }
         if frames_sent == 0 {

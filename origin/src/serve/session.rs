@@ -38,6 +38,7 @@ use super::replication::invalid;
 use super::{FEATURES, FromPeer, HEARTBEAT_INTERVAL, PROTOCOL, Services, takes_updates};
 use crate::fleet::rollout::Assignment;
 use crate::fleet::{AgentDrift, AgentProgress, AgentState, Attachment, EndReason, Greeting, Report};
+use crate::metrics::{Sent, metrics};
 use crate::plan::{EncodedUpdate, Planner};
 
 /// Time limit for the agent's hello.
@@ -353,7 +354,8 @@ impl Session {
 
     fn announce(&mut self, planned: (Assignment, Option<Arc<EncodedUpdate>>)) {
         let (Assignment { generation, activate }, update) = planned;
-        let file = update.and_then(|update| update.inline_file());
+        let file = update.and_then(|update| update.inline_file()).unwrap_or_default();
+        metrics().sent(Sent::Announced, file.len());
         let generation = v1::SignedGeneration {
             record: Bytes::copy_from_slice(generation.record()),
             signature: Bytes::copy_from_slice(generation.signature()),
@@ -361,7 +363,7 @@ impl Session {
         self.outbox.announce = Some(v1::Announce {
             generation: Some(generation),
             activate_when_staged: activate,
-            update_file: file.unwrap_or_default(),
+            update_file: file,
             locations: Vec::new(),
             flipped: false,
         });

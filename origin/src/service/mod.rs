@@ -25,6 +25,7 @@ pub use crate::commit::Trigger;
 use crate::commit::{CollectionGate, Committer, Parts, Sealer};
 use crate::fleet::Fleet;
 use crate::http::health::health;
+use crate::http::metrics;
 use crate::keys::{Keys, KeysError};
 use crate::overlap;
 pub use crate::overlap::OverlapError;
@@ -214,8 +215,15 @@ impl Origin {
         };
         if let Some(http) = http {
             let state = state.clone();
+            let sources = metrics::Sources {
+                state: state.clone(),
+                store: store.clone(),
+                keys: keys.clone(),
+                data: options.data.clone(),
+            };
             let answer = move || health(&state.snapshot());
-            let pages = syncd_runtime::health::page(answer);
+            let pages = syncd_runtime::health::page(answer)
+                .merge(syncd_runtime::metrics::page(move || metrics::registry(&sources)));
             tasks.spawn(syncd_runtime::health::serve(http, pages, shutdown.clone()));
         }
         let directory = Arc::new(DataDirectory::new(store, keys, gate, Some(options.tree.clone())));

@@ -3,14 +3,16 @@
 use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 
-use redb::{ReadTransaction, ReadableTable};
+use redb::{ReadTransaction, ReadableTable, ReadableTableMetadata};
 use syncd_shared::directory::Kind;
 use syncd_shared::directory::Page;
 use syncd_shared::hash::{ContentHash, ObjectHash, RootHash};
 use syncd_shared::{Generation, GenerationNumber};
 
 use super::error::{StoreError, index, poisoned};
-use super::index::{CHUNKS, DIRECTORIES, FILES, Index, META, META_CURRENT_BYTES, PACKS, location_in};
+use super::index::{
+    CHUNKS, DIRECTORIES, FILES, GENERATIONS, Index, META, META_CURRENT_BYTES, PACKS, location_in,
+};
 use super::pack::PackId;
 use super::paths::short;
 use super::read::decode_chunks;
@@ -146,6 +148,11 @@ impl Store {
         Ok(())
     }
 
+    /// Number of retained generations.
+    pub fn generation_count(&self) -> Result<u64, StoreError> {
+        self.index.read(|t| t.open_table(GENERATIONS).map_err(index)?.len().map_err(index))
+    }
+
     /// Records that the first generation was sealed, so that there is no history.
     pub fn all_is_current(&self) -> Result<(), StoreError> {
         let bytes = self.pack_bytes()?;
@@ -153,7 +160,8 @@ impl Store {
         Ok(())
     }
 
-    fn pack_bytes(&self) -> Result<u64, StoreError> {
+    /// Bytes of all packs. Reads the table of packs.
+    pub fn pack_bytes(&self) -> Result<u64, StoreError> {
         self.index.read(|t| {
             let mut sum = 0u64;
             for row in t.open_table(PACKS).map_err(index)?.iter().map_err(index)? {

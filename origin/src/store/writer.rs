@@ -6,6 +6,7 @@ use std::collections::{BTreeMap, HashMap};
 use std::ops::Bound;
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex};
+use std::time::Instant;
 
 use redb::{ReadableTable, ReadableTableMetadata, WriteTransaction};
 use syncd_shared::directory::{Built, Page};
@@ -21,6 +22,7 @@ use super::pending::Pending;
 use super::read::{Chunk, StatRow, StoredGeneration, decode_root, encode_root};
 use super::records::Records;
 use super::{Store, objects};
+use crate::metrics::metrics;
 
 /// Entries in memory beyond this size are committed early. Scanning threads wait meanwhile.
 const PENDING_MAX_BYTES: usize = 8 * 1024 * 1024;
@@ -266,10 +268,13 @@ impl Writer {
         signed: &SignedGeneration,
         change: impl FnOnce(&mut Records<'_>) -> Result<(), StoreError>,
     ) -> Result<(), SealError> {
-        self.finish(|t| {
+        let started = Instant::now();
+        let sealed = self.finish(|t| {
             insert_generation(t, signed)?;
             Ok(change(&mut Records::open(t)?)?)
-        })
+        });
+        metrics().sealed(started.elapsed());
+        sealed
     }
 
     /// Drops everything that was added except for the directory objects, which stay readable in memory. They

@@ -43,6 +43,7 @@ use tracing::{debug, info, warn};
 
 pub use hints::{Hints, PollReason, Polled, Reason};
 
+use crate::metrics::metrics;
 use location::Location;
 use mount_events::MountEvents;
 use mounts::Mounts;
@@ -359,7 +360,12 @@ impl Watch {
         whole.chain(parts).collect()
     }
 
-    #[cfg(test)]
+    /// Limit of inotify watches of this user; 0 if it cannot be read.
+    pub fn limit(&self) -> u64 {
+        sysctl("max_user_watches")
+    }
+
+    /// Number of watched directories.
     pub fn watched(&self) -> usize {
         self.shared.state().watched.len()
     }
@@ -375,6 +381,7 @@ impl Watch {
                 let due = state.is_polled().then(|| state.polled_at + self.poll);
                 if due.is_some_and(|due| due <= Instant::now()) {
                     state.poll(Instant::now());
+                    metrics().polled();
                     return;
                 }
                 due

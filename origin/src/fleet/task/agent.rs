@@ -14,6 +14,7 @@ use crate::fleet::first_sync::FirstSyncLog;
 use crate::fleet::rollout::Assignment;
 use crate::fleet::roster::Told;
 use crate::fleet::view::{AgentDrift, AgentView};
+use crate::metrics::metrics;
 
 /// Minimum interval, in milliseconds, of writing only a last sign of life.
 pub(super) const SEEN_MS: i64 = 60_000;
@@ -131,6 +132,9 @@ impl Standing {
         let generation = now.generation.map_or(0, GenerationNumber::get);
         let has_switched = now.generation != self.generation;
         if now.is_live && (has_switched || !self.is_live) {
+            if let Some((_, took)) = assigned {
+                metrics().live(took);
+            }
             let totals = assigned.map(|(signed, _)| signed.generation().root.totals);
             tracing::info!(
                 agent = %view.name,

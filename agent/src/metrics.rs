@@ -1,0 +1,192 @@
+//! Metrics of a node: gauges are read from the status when somebody asks; counters and histograms come from
+//! changes of the status, followed by [`Observed`]. docs/guide/monitoring.md lists the names.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Instant;
+
+use prometheus_client::metrics::counter::Counter;
+use prometheus_client::metrics::histogram::Histogram;
+use prometheus_client::registry::{Registry, Unit};
+use syncd_runtime::metrics::{Value, Values, durations, seconds};
+use syncd_shared::{AgentState, HookOutcome, SignedGeneration};
+use time::OffsetDateTime;
+use time::format_description::well_known::Rfc3339;
+use tokio::sync::watch;
+use tokio_util::sync::CancellationToken;
+
+use crate::status::AgentStatus;
+
+/// The state that gauges are read from.
+#[derive(Clone)]
+pub struct Sources {
+    pub status: watch::Receiver<AgentStatus>,
+    pub live: watch::Receiver<Option<SignedGeneration>>,
+    pub observed: Arc<Observed>,
+    /// ROOT.
+    pub root: PathBuf,
+    pub certificate_end: Arc<dyn Fn() -> OffsetDateTime + Send + Sync>,
+}
+
+/// Counters and histograms of one agent.
+#[derive(Debug)]
+pub struct Observed {
+    sync: Histogram,
+    hook: Histogram,
+    failures: Counter,
+    changed_locally: Counter,
+}
+
+impl Default for Observed {
+    fn default() -> Self {
+        let (failures, changed_locally) = (Counter::default(), Counter::default());
+        Self { sync: durations(), hook: durations(), failures, changed_locally }
+    }
+}
+
+impl Observed {
+    /// Follows the status until `stop`.
+    pub async fn follow(self: Arc<Self>, mut status: watch::Receiver<AgentStatus>, stop: CancellationToken) {
+        let mut before = status.borrow_and_update().clone();
+        let mut began = None;
+        while let Some(Ok(())) = stop.run_until_cancelled(status.changed()).await {
+            let now = status.borrow_and_update().clone();
+            self.note(&before, &now, &mut began, Instant::now());
+            before = now;
+        }
+    }
+
+    /// Counts what has changed. `began`: when the update under way began.
+    fn note(&self, before: &AgentStatus, now: &AgentStatus, began: &mut Option<Instant>, at: Instant) {
+        if matches!(now.state, AgentState::Fetching | AgentState::Staging) {
+            began.get_or_insert(at);
+        }
+        if now.generation != before.generation
+            && let Some(began) = began.take()
+        {
+            self.sync.observe(at.saturating_duration_since(began).as_secs_f64());
+        }
+        if now.error.is_some() && now.error != before.error {
+            self.failures.inc();
+        }
+        let drift = |status: &AgentStatus| status.drift.as_ref().map(|drift| (drift.generation, drift.paths));
+        if let Some((_, paths)) = drift(now).filter(|_| drift(now) != drift(before)) {
+            self.changed_locally.inc_by(paths);
+        }
+        if let Some(hook) = now.hook.as_ref().filter(|hook| before.hook.as_ref() != Some(hook))
+            && matches!(hook.outcome, HookOutcome::Ok | HookOutcome::Failed)
+        {
+            self.hook.observe(hook.duration_ms as f64 / 1000.0);
+        }
+    }
+
+    fn register(&self, registry: &mut Registry) {
+        let help = "Time from the first work on a generation until it is linked";
+        registry.register_with_unit("sync", help, Unit::Seconds, self.sync.clone());
+        registry.register_with_unit("hook", "Runs of the on-activate hook", Unit::Seconds, self.hook.clone());
+        registry.register("failures", "Updates that failed", self.failures.clone());
+        let help = "Files found that were changed on this node; they were healed and kept in lost+found";
+        registry.register("changed_locally", help, self.changed_locally.clone());
+    }
+}
+
+/// The registry of one answer. Blocks for a system call.
+pub fn registry(sources: &Sources) -> Registry {
+    let mut registry = Registry::with_prefix("syncd_agent");
+    let status = sources.status.borrow().clone();
+    let version = Values::by(&["version"], [(env!("CARGO_PKG_VERSION"), 1u64)]);
+    registry.register("build_info", "1, with the version of the program", version);
+    state(&mut registry, &status);
+    if let Some(live) = sources.live.borrow().as_ref() {
+        let totals = live.generation().root.totals;
+        registry.register("files", "Files in the linked generation", Value::new(totals.files));
+        registry.register_with_unit("content", "Content in it", Unit::Bytes, Value::new(totals.bytes));
+    }
+    if let Ok(disk) = rustix::fs::statvfs(&sources.root) {
+        let free = Value::new(disk.f_bavail.saturating_mul(disk.f_frsize));
+        registry.register_with_unit("root_free", "Free space for ROOT", Unit::Bytes, free);
+        registry.register("root_free_inodes", "Free inodes for ROOT", Value::new(disk.f_favail));
+    }
+    let end = Value::new((sources.certificate_end)().unix_timestamp());
+    registry.register_with_unit(
+        "certificate_end",
+        "End of the certificate's life, since 1970",
+        Unit::Seconds,
+        end,
+    );
+    sources.observed.register(&mut registry);
+    registry
+}
+
+fn state(registry: &mut Registry, status: &AgentStatus) {
+    let states = STATES.map(|state| (state.to_string(), u64::from(state == status.state)));
+    registry.register("state", "1 for the state that the agent is in", Values::by(&["state"], states));
+    let flag = |is_so: bool| Value::new(u64::from(is_so));
+    registry.register("connected", "1 while the control stream is open", flag(status.connected));
+    registry.register("revoked", "1 if the node has to join again", flag(status.revoked));
+    registry.register("trouble", "1 while an error lasts", flag(status.error.is_some()));
+    let is_live = status.generation.is_some() && status.reached() == AgentState::Live;
+    registry.register(
+        "live",
+        "1 if the linked generation is live: its hook, if any, has succeeded",
+        flag(is_live),
+    );
+    registry.register(
+        "generation",
+        "The linked generation, 0 if none",
+        Value::new(status.generation.unwrap_or(0)),
+    );
+    registry.register(
+        "accepted",
+        "The highest generation ever accepted",
+        Value::new(status.accepted.unwrap_or(0)),
+    );
+    registry.register(
+        "trees",
+        "Generations with a complete tree",
+        Value::new(status.generations.len() as u64),
+    );
+    registry.register("spares", "Trees that are ready for the next generation", Value::new(status.spares));
+    let contact = status.last_contact.as_ref().and_then(|at| OffsetDateTime::parse(at, &Rfc3339).ok());
+    let contact = contact.map_or(0.0, |at| seconds((at.unix_timestamp_nanos() / 1_000_000) as i64));
+    let help = "Time of the last message of the origin, since 1970; 0 if there was none since the start";
+    registry.register_with_unit("last_contact", help, Unit::Seconds, Value::new(contact));
+    let drift = status.drift.as_ref().map_or(0, |drift| drift.paths);
+    registry.register("drift", "Files changed on this node, until a tree is free of them", Value::new(drift));
+}
+
+const STATES: [AgentState; 7] = [
+    AgentState::Empty,
+    AgentState::Fetching,
+    AgentState::Staging,
+    AgentState::Staged,
+    AgentState::Switched,
+    AgentState::Live,
+    AgentState::Failed,
+];
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::status::tests::{failing, sample};
+
+    #[test]
+    fn an_update_counts_from_its_first_work_to_the_switch_and_a_failure_once() {
+        let (observed, at) = (Observed::default(), Instant::now());
+        let mut began = None;
+        let busy = AgentStatus { state: AgentState::Fetching, ..sample() };
+        observed.note(&sample(), &busy, &mut began, at);
+        let next = AgentStatus { generation: Some(43), ..sample() };
+        observed.note(&busy, &next, &mut began, at + std::time::Duration::from_secs(2));
+        assert!(began.is_none());
+        observed.note(&next, &failing(), &mut began, at);
+        observed.note(&failing(), &failing(), &mut began, at);
+        assert_eq!(observed.failures.get(), 1);
+        let mut registry = Registry::default();
+        observed.register(&mut registry);
+        let mut text = String::new();
+        prometheus_client::encoding::text::encode(&mut text, &registry).unwrap();
+        assert!(text.contains("sync_seconds_sum 2.0\n") && text.contains("sync_seconds_count 1\n"), "{text}");
+        assert!(text.contains("hook_seconds_count 1\n"), "{text}");
+    }
+}

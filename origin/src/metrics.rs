@@ -1,0 +1,146 @@
+//! Counters and histograms of this process, for `/metrics` ([`crate::http::metrics`]).
+//!
+//! There is one set for the process, so that a part that counts needs no handle. Gauges are not kept here:
+//! they are read from the state when somebody asks.
+
+use std::sync::LazyLock;
+use std::time::Duration;
+
+use prometheus_client::metrics::counter::Counter;
+use prometheus_client::metrics::family::Family;
+use prometheus_client::metrics::histogram::Histogram;
+use prometheus_client::registry::{Registry, Unit};
+use syncd_runtime::metrics::durations;
+
+/// One label and its value.
+type Label = [(&'static str, &'static str); 1];
+
+/// See the module.
+pub struct Metrics {
+    scan: Histogram,
+    seal: Histogram,
+    encode: Histogram,
+    live: Histogram,
+    sent: Family<Label, Counter>,
+    refused: Family<Label, Counter>,
+    polls: Counter,
+}
+
+/// The set of this process.
+pub fn metrics() -> &'static Metrics {
+    static METRICS: LazyLock<Metrics> = LazyLock::new(Metrics::new);
+    &METRICS
+}
+
+/// Bytes that go to agents.
+#[derive(Debug, Clone, Copy)]
+pub enum Sent {
+    /// An update small enough to come with its announcement.
+    Announced,
+    Update,
+    /// Objects that an agent asked for one by one, as in a first sync.
+    Objects,
+}
+
+impl Sent {
+    const ALL: [Self; 3] = [Self::Announced, Self::Update, Self::Objects];
+
+    fn label(self) -> Label {
+        let kind = match self {
+            Self::Announced => "announced",
+            Self::Update => "update",
+            Self::Objects => "objects",
+        };
+        [("kind", kind)]
+    }
+}
+
+/// Peers that were turned away.
+#[derive(Debug, Clone, Copy)]
+pub enum Refused {
+    Connection,
+    Handshake,
+    Join,
+}
+
+impl Refused {
+    const ALL: [Self; 3] = [Self::Connection, Self::Handshake, Self::Join];
+
+    fn label(self) -> Label {
+        let reason = match self {
+            Self::Connection => "connection",
+            Self::Handshake => "handshake",
+            Self::Join => "join",
+        };
+        [("reason", reason)]
+    }
+}
+
+impl Metrics {
+    fn new() -> Self {
+        let metrics = Self {
+            scan: durations(),
+            seal: durations(),
+            encode: durations(),
+            live: durations(),
+            sent: Family::default(),
+            refused: Family::default(),
+            polls: Counter::default(),
+        };
+        // A series that begins at 0 shows its first event as an increase.
+        Sent::ALL.iter().for_each(|kind| drop(metrics.sent.get_or_create(&kind.label())));
+        Refused::ALL.iter().for_each(|reason| drop(metrics.refused.get_or_create(&reason.label())));
+        metrics
+    }
+
+    pub fn scanned(&self, took: Duration) {
+        self.scan.observe(took.as_secs_f64());
+    }
+
+    pub fn sealed(&self, took: Duration) {
+        self.seal.observe(took.as_secs_f64());
+    }
+
+    pub fn encoded(&self, took: Duration) {
+        self.encode.observe(took.as_secs_f64());
+    }
+
+    /// An agent has a generation live, this long after it was told of it.
+    pub fn live(&self, took: Duration) {
+        self.live.observe(took.as_secs_f64());
+    }
+
+    pub fn sent(&self, kind: Sent, bytes: usize) {
+        self.sent.get_or_create(&kind.label()).inc_by(bytes as u64);
+    }
+
+    pub fn refused(&self, reason: Refused) {
+        self.refused.get_or_create(&reason.label()).inc();
+    }
+
+    /// A polled subtree was walked.
+    pub fn polled(&self) {
+        self.polls.inc();
+    }
+
+    /// Adds everything to the registry of one answer.
+    pub fn register(&self, registry: &mut Registry) {
+        let stages = [
+            ("commit_scan", "Time of reading the changes of the tree", &self.scan),
+            ("commit_seal", "Time of making a generation durable", &self.seal),
+            ("update_encode", "Time of encoding an update between two generations", &self.encode),
+            (
+                "announce_to_live",
+                "Time from telling an agent of a generation until it is live there",
+                &self.live,
+            ),
+        ];
+        for (name, help, histogram) in stages {
+            registry.register_with_unit(name, help, Unit::Seconds, histogram.clone());
+        }
+        let help = "Bytes of updates and content sent to agents, before TLS";
+        registry.register_with_unit("sent", help, Unit::Bytes, self.sent.clone());
+        registry.register("refused", "Peers that were turned away", self.refused.clone());
+        registry.register("polls", "Walks of subtrees that send no events", self.polls.clone());
+    }
+}

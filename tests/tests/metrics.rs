@@ -1,0 +1,113 @@
+//! `/metrics` of both programs: read by Prometheus' own tool, every name documented, and the shipped alert
+//! rules and dashboard name nothing that does not exist.
+
+use std::collections::BTreeSet;
+use std::io::Write;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+
+use regex::Regex;
+use syncd_tests::edits::write;
+use syncd_tests::{Agent, Origin, Scene, http, require_program, wait};
+
+fn repository() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).parent().expect("the repository").to_path_buf()
+}
+
+#[track_caller]
+fn read(path: &str) -> String {
+    std::fs::read_to_string(repository().join(path)).unwrap_or_else(|error| panic!("read {path}: {error}"))
+}
+
+#[track_caller]
+fn metrics(address: &str) -> String {
+    let answer = http::get(address, "/metrics").expect("an answer");
+    assert_eq!(answer.status, 200, "{}", answer.head);
+    String::from_utf8(answer.body).expect("text")
+}
+
+/// Names of metrics, as samples have them, without what a histogram adds.
+fn names(text: &str) -> BTreeSet<String> {
+    let types = text.lines().filter_map(|line| line.strip_prefix("# TYPE ")?.split(' ').next());
+    types.map(str::to_owned).collect()
+}
+
+fn named_in(text: &str) -> BTreeSet<String> {
+    let name = Regex::new(r"\bsyncd_(?:origin|agent)_[a-z_]+").expect("a pattern");
+    let ends = Regex::new(r"_seconds_(?:bucket|sum|count)$").expect("a pattern");
+    name.find_iter(text).map(|name| ends.replace(name.as_str(), "_seconds").into_owned()).collect()
+}
+
+#[track_caller]
+fn promtool(arguments: &[&str], directory: &Path, input: &str) {
+    let mut command = Command::new(require_program("promtool", "prometheus"));
+    command.args(arguments).current_dir(directory);
+    let mut child = command
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .expect("start promtool");
+    child.stdin.take().expect("its input").write_all(input.as_bytes()).expect("write to promtool");
+    let output = child.wait_with_output().expect("promtool");
+    let told = [output.stdout, output.stderr].concat();
+    let told = String::from_utf8_lossy(&told);
+    assert!(output.status.success(), "promtool {arguments:?}: {told}");
+}
+
+#[test]
+fn promtool_reads_both_programs_and_every_name_is_documented() {
+    let scene = Scene::new("metrics");
+    let tree = scene.path("tree");
+    write(&tree, "index.html", "one");
+    let origin = Origin::started(&scene, &tree);
+    origin.cli("commit", &["-m", "first"]).expect_success();
+    let mut agent = Agent::new(&scene, "web1").with_options(&["--on-activate", "true"]);
+    agent.join(origin.address(), &origin.token()).expect_success();
+    agent.start();
+    let page = origin.status().http_address.expect("an address");
+    let live = "syncd_origin_agent_state{agent=\"web1\",state=\"live\"} 1\n";
+    wait::until("web1 to be live", || metrics(&page).contains(live).then_some(()));
+    let ours = metrics(&page);
+    assert!(ours.contains("syncd_origin_generation 1\n"), "{ours}");
+    assert!(ours.contains("syncd_origin_agent_lag_generations{agent=\"web1\"} 0\n"), "{ours}");
+    assert!(ours.contains("syncd_origin_announce_to_live_seconds_count 1\n"), "{ours}");
+    let address = wait::until("the agent to name its page", || {
+        let log = agent.daemon().log();
+        let rest = log.split_once("http://")?.1;
+        rest.split_once("/healthz").map(|(address, _)| address.to_owned())
+    });
+    let theirs = wait::until("the agent to count the hook", || {
+        let text = metrics(&address);
+        text.contains("syncd_agent_hook_seconds_count 1\n").then_some(text)
+    });
+    assert!(theirs.contains("syncd_agent_live 1\n"), "{theirs}");
+    assert!(theirs.contains("syncd_agent_sync_seconds_count 1\n"), "{theirs}");
+    for text in [&ours, &theirs] {
+        promtool(&["check", "metrics"], scene.directory(), text);
+    }
+    let exist: BTreeSet<_> = names(&ours).union(&names(&theirs)).cloned().collect();
+    let documented = named_in(&read("docs/guide/monitoring.md"));
+    assert_eq!(documented, exist, "docs/guide/monitoring.md and the programs");
+    for file in ["packaging/prometheus/syncd.rules.yml", "packaging/grafana/syncd.json"] {
+        let unknown: Vec<_> = named_in(&read(file)).difference(&exist).cloned().collect();
+        assert!(unknown.is_empty(), "{file} has metrics that do not exist: {unknown:?}");
+    }
+}
+
+#[test]
+fn the_alert_rules_fire_when_they_should() {
+    let rules = repository().join("packaging/prometheus");
+    promtool(&["check", "rules", "syncd.rules.yml"], &rules, "");
+    promtool(&["test", "rules", "syncd.rules.test.yml"], &rules, "");
+}
+
+#[test]
+fn the_dashboard_is_what_grafana_imports() {
+    let dashboard: serde_json::Value =
+        serde_json::from_str(&read("packaging/grafana/syncd.json")).expect("JSON");
+    let panels = dashboard["panels"].as_array().expect("panels");
+    assert!(panels.iter().all(|panel| panel["targets"][0]["expr"].is_string()), "{dashboard:#}");
+    let ids: BTreeSet<_> = panels.iter().filter_map(|panel| panel["id"].as_u64()).collect();
+    assert_eq!(ids.len(), panels.len(), "an id each");
+}
