@@ -99,7 +99,7 @@ mod tests {
     use syncd_proto::v1;
 
     use super::*;
-    use crate::serve::ServeError;
+    use crate::serve::error::ServeError;
 
     async fn next(body: &mut Body) -> Option<Frame<Bytes>> {
         poll_fn(|context| Pin::new(&mut *body).poll_frame(context)).await.map(Result::unwrap)
