@@ -100,6 +100,10 @@ async fn dispatch(command: Command) -> anyhow::Result<ExitCode> {
         }
         Command::Revoke { data, agent } => ask(&data.data, Request::Revoke { agent }, Print::default()).await,
         Command::Check { data } => ask(&data.data, Request::Check, Print::default()).await,
+        Command::Publish { data, action } => {
+            let (request, print) = action.request();
+            ask(&data.data, request, print).await
+        }
         Command::Config { action } => configuration::run(action),
         Command::Completions { shell } => {
             manual::print_completions(Cli::command(), shell)?;

@@ -9,7 +9,7 @@ use tokio::sync::watch;
 
 use crate::commit::{OriginView, State};
 use crate::fleet::FleetView;
-use crate::publish::PublishView;
+use crate::publish::{PublishRequests, PublishView};
 use crate::watch::Watch;
 
 /// Reads the state of every part. Cheap to clone.
@@ -24,7 +24,7 @@ pub struct OriginState {
     pub fleet: watch::Receiver<Arc<FleetView>>,
     pub data_trouble: watch::Receiver<Option<DataTrouble>>,
     /// `None` without `--publish`.
-    pub publish: Option<watch::Receiver<PublishView>>,
+    pub publish: Option<PublishRequests>,
     /// `None` if no directory is watched.
     pub watch: Option<Arc<Watch>>,
 }
@@ -62,7 +62,7 @@ impl OriginState {
             http_address: self.http_address,
             origin: held_by(self.committer.borrow().clone(), self.data_trouble.borrow().clone()),
             fleet: self.fleet.borrow().clone(),
-            publish: self.publish.as_ref().map(|publish| publish.borrow().clone()),
+            publish: self.publish.as_ref().map(PublishRequests::view),
             polled: polled.iter().map(|polled| one_line(&polled.to_string(), REASON_MAX_BYTES)).collect(),
         }
     }

@@ -202,3 +202,81 @@ fn a_store_that_is_down_holds_up_no_commit_and_is_shown() {
     agent.wait_live(second);
     assert_same(&published.origin.tree, &agent.live());
 }
+
+/// Commits one page after the other, so that early packs and generations go out of use.
+fn commit_pages(published: &Published, count: usize) -> u64 {
+    let commits = (0..count).map(|n| {
+        write(&published.origin.tree, "index.html", format!("page {n}"));
+        published.commit()
+    });
+    commits.last().expect("a commit")
+}
+
+#[test]
+fn what_no_follower_needs_is_deleted_after_a_grace_and_an_agent_goes_on() {
+    let published = Published::new("published-gc");
+    let first = published.commit();
+    let agent = published.started("web1");
+    agent.wait_live(first);
+    // Most of the first pack goes out of use.
+    fs::remove_file(published.origin.tree.join("large.bin")).expect("remove a file");
+    let last = commit_pages(&published, 4);
+    let large = published.objects("pack").into_iter().max_by_key(|path| size(path)).expect("a pack");
+    let gc = |grace: &str| {
+        published.origin.cli("publish", &["gc", "--keep", "1", "--grace", grace]).expect_success().stderr
+    };
+    assert!(gc("1h").contains("deleted 0 objects"), "young objects stay");
+    let listed = gc("1ms");
+    assert!(listed.contains("will not be listed by the next generation"), "{listed}");
+    assert_eq!(published.objects("gen").len() as u64, last, "listed, and not deleted yet");
+    let deleted = gc("1ms");
+    assert!(!deleted.contains("deleted 0 objects"), "{deleted}");
+    assert_eq!(published.objects("gen").len(), 1);
+    published.origin.cli("publish", &["check"]).expect_success();
+    agent.wait_live(last);
+    // Generations that no longer list the pack set it free.
+    let last = commit_pages(&published, 2);
+    gc("1ms");
+    gc("1ms");
+    assert!(!large.exists());
+    published.origin.cli("publish", &["check"]).expect_success();
+    agent.wait_live(last);
+    let new = published.started("web2");
+    new.wait_live(last);
+    assert_same(&published.origin.tree, &new.live());
+}
+
+fn size(path: &Path) -> u64 {
+    fs::metadata(path).expect("an object").len()
+}
+
+#[test]
+fn a_check_finds_what_is_damaged_or_missing_and_it_is_put_again() {
+    let mut published = Published::new("published-check");
+    let first = published.commit();
+    write(&published.origin.tree, "index.html", "the second");
+    let number = published.commit();
+    let check = |published: &Published| published.origin.cli("publish", &["check"]);
+    check(&published).expect_success();
+    let packs = published.objects("pack");
+    damage(&packs[..1]);
+    fs::remove_file(&packs[1]).expect("remove a pack");
+    damage(&published.objects("update"));
+    let found = check(&published);
+    assert_eq!(found.code, Some(1), "{found:#?}");
+    assert_eq!(found.stdout.lines().filter(|line| line.starts_with("damaged: ")).count(), 3, "{found:#?}");
+    wait::until("everything to be put again", || check(&published).code.filter(|code| *code == 0));
+    let agent = published.started("web1");
+    agent.wait_live(number);
+    assert_same(&published.origin.tree, &agent.live());
+    assert!(first < number);
+    // An origin that starts puts again what is missing, and goes on.
+    let lost = published.objects("pack").remove(0);
+    fs::remove_file(&lost).expect("remove a pack");
+    published.origin.stop();
+    published.origin.start();
+    write(&published.origin.tree, "index.html", "the third");
+    let number = published.commit();
+    agent.wait_live(number);
+    check(&published).expect_success();
+}

@@ -159,7 +159,7 @@ impl DataDirectory {
                 answered(key_requests::rotate(&self.keys, &request, lines), |()| {})
             }
             Request::TakeTrust { document } => answered(self.take_trust(&document), |line| _ = lines(line)),
-            Request::Commit { .. } | Request::Rollback { .. } => {
+            Request::Commit { .. } | Request::Rollback { .. } | Request::Publish { .. } => {
                 let message = "no origin serves this data directory: start `syncd-origin serve` first".into();
                 Reply::Error { message }
             }

@@ -15,10 +15,11 @@ use syncd_shared::identity::{TrustDocument, authority, signing};
 use syncd_shared::limits::LABEL_MAX_BYTES;
 use syncd_shared::text::{one_line, rfc3339};
 
-use crate::admin::status::Status;
+use crate::admin::status::{PublishStatus, Status};
 use crate::commit::SomeFiles;
 use crate::fleet::TokenView;
 use crate::fleet::live_wait::NodeResult;
+use crate::publish::PublishAction;
 
 /// A request of an operator.
 #[derive(Debug, Clone, Serialize, Deserialize)]
@@ -81,6 +82,8 @@ pub enum Request {
     },
     /// `check`.
     Check,
+    /// `publish status`, `publish check` and `publish gc`.
+    Publish { action: PublishAction },
     /// `key show`.
     Keys,
     /// `key rotate`.
@@ -198,6 +201,8 @@ pub enum Reply {
         /// HOST:PORT for agents to dial.
         address: String,
     },
+    /// Answer to `publish status`.
+    Publish(PublishStatus),
     /// Answer to `key show`.
     Keys(Box<KeysLine>),
     /// Answer to `key rotate`: the document to be signed.

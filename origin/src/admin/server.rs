@@ -20,6 +20,7 @@ use crate::commit::{Answer, ChangedTimes, CommitOptions, Committer, Outcome, Sta
 use crate::error_chain;
 use crate::fleet::live_wait::{LiveWait, MissingNode, NodeResult, WaitVerdict};
 use crate::fleet::{Fleet, FleetError};
+use crate::publish::PublishAction;
 use crate::state::OriginState;
 
 /// Maximum number of concurrent commands.
@@ -153,6 +154,7 @@ impl Admin {
             Request::TakeTrust { document } => self.take_trust(&document, replies).await,
             Request::Check => self.check(replies).await,
             Request::Diff { pending: true, .. } => self.pending(replies).await,
+            Request::Publish { action } => self.publish(action, replies).await,
             request => {
                 let answer =
                     self.on_data(replies, move |directory, lines| directory.answer(request, lines)).await;
@@ -177,6 +179,19 @@ impl Admin {
             replies.send(line).await;
         }
         work.await.ok()
+    }
+
+    /// Answers a request about the object store.
+    async fn publish(&self, action: PublishAction, replies: &mut Replies) -> Reply {
+        let Some(publishing) = self.state.publish.clone() else {
+            let message = "this origin publishes to no object store: `syncd-origin serve --publish URL` does";
+            return Reply::Error { message: message.into() };
+        };
+        match self.on_data(replies, move |_, lines| publishing.answer(action, lines)).await {
+            Some(Ok(code)) => Reply::Done { code },
+            Some(Err(error)) => Reply::Error { message: error_chain(&error) },
+            None => Reply::Error { message: "the answer was interrupted".into() },
+        }
     }
 
     /// Takes a signed trust document, and signs the current tree with its key.

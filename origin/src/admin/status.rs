@@ -69,6 +69,16 @@ pub struct PublishStatus {
     pub error: Option<String>,
 }
 
+impl PublishStatus {
+    /// One line, without a line feed.
+    pub fn to_text(&self) -> String {
+        let Self { url, released, error } = self;
+        let released = released.map_or("nothing yet".to_owned(), |number| format!("generation {number}"));
+        let error = error.as_ref().map(|error| format!("   {error}")).unwrap_or_default();
+        format!("{released} in {url}{error}")
+    }
+}
+
 impl From<PublishView> for PublishStatus {
     fn from(PublishView { url, released, error }: PublishView) -> Self {
         Self { url, released, error }
@@ -250,10 +260,8 @@ impl Status {
         if let Some(bytes) = self.history_bytes {
             let _ = writeln!(out, "history  {} besides the current generation", HumanBytes(bytes));
         }
-        if let Some(PublishStatus { url, released, error }) = &self.publish {
-            let released = released.map_or("nothing yet".to_owned(), |number| format!("generation {number}"));
-            let error = error.as_ref().map(|error| format!("   {error}")).unwrap_or_default();
-            let _ = writeln!(out, "publish  {released} in {url}{error}");
+        if let Some(publish) = &self.publish {
+            let _ = writeln!(out, "publish  {}", publish.to_text());
         }
         let has_live = |a: &&AgentStatus| a.generation == self.generation && a.is_live();
         let live = self.agents.iter().filter(has_live).count();

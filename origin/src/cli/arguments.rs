@@ -21,7 +21,9 @@ use syncd_shared::time_span::{parse_time, time_or_zero};
 use syncd_shared::tree_path::TreePathError;
 
 use super::key::KeyAction;
-use crate::admin::protocol::Wait;
+use super::printer::Print;
+use crate::admin::protocol::{Request, Wait};
+use crate::publish::PublishAction;
 use crate::scan::{MtimePolicy, SymlinkPolicy};
 use crate::source::{GitOptions, Lfs, Mtime, Submodules};
 
@@ -104,6 +106,12 @@ Examples:
 const COMPLETIONS_HELP: &str = "\
 Examples:
   syncd-origin completions bash > /usr/share/bash-completion/completions/syncd-origin";
+
+const PUBLISH_HELP: &str = "\
+Examples:
+  syncd-origin publish status
+  syncd-origin publish check
+  syncd-origin publish gc --grace 2h";
 
 const BACKUP_HELP: &str = "\
 Examples:
@@ -297,6 +305,14 @@ pub(super) enum Command {
         #[command(flatten)]
         data: Data,
     },
+    /// Look after the object store of `serve --publish`.
+    #[command(after_help = PUBLISH_HELP)]
+    Publish {
+        #[command(flatten)]
+        data: Data,
+        #[command(subcommand)]
+        action: PublishCommand,
+    },
     /// Check or show the configuration of `serve`.
     #[command(after_help = CONFIG_HELP)]
     Config {
@@ -329,9 +345,46 @@ impl Command {
             | Self::Rollback { data, .. }
             | Self::Revoke { data, .. }
             | Self::Backup { data, .. }
+            | Self::Publish { data, .. }
             | Self::Check { data } => data,
         };
         Some(&data.data)
+    }
+}
+
+#[derive(Debug, Subcommand)]
+pub(super) enum PublishCommand {
+    /// Show the generation that followers get, and what keeps a later one from them.
+    Status {
+        #[command(flatten)]
+        json: Json,
+    },
+    /// Read and verify everything that followers may read, and put damaged objects again.
+    Check,
+    /// Delete what followers no longer need. The first run lists it, and a run after the grace deletes it.
+    Gc {
+        /// Time between the two runs, which must be longer than the slowest transfer of a follower.
+        #[arg(long, default_value = "1h", value_name = "TIME", value_parser = parse_time)]
+        grace: Duration,
+        /// Number of newest generations to keep.
+        #[arg(long, default_value_t = 10, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
+        keep: u32,
+    },
+}
+
+impl PublishCommand {
+    /// The request, and how its answer is printed.
+    pub(super) fn request(&self) -> (Request, Print) {
+        let (action, print) = match self {
+            Self::Status { json } => (PublishAction::Status, Print::of(json)),
+            Self::Check => (PublishAction::Check, Print::default()),
+            Self::Gc { grace, keep } => {
+                let grace_ms = u64::try_from(grace.as_millis()).unwrap_or(u64::MAX);
+                let keep = usize::try_from(*keep).unwrap_or(usize::MAX);
+                (PublishAction::Gc { grace_ms, keep }, Print::default())
+            }
+        };
+        (Request::Publish { action }, print)
     }
 }
 

@@ -245,6 +245,8 @@ impl Printer {
                 output::line(token)
                     .context("the token was made but not printed: it expires on its own; make another one")?;
             }
+            Reply::Publish(publish) if json => output::line(serde_json::to_string(&publish)?)?,
+            Reply::Publish(publish) => output::line(publish.to_text())?,
             Reply::Keys(keys) if json => output::line(serde_json::to_string(&keys)?)?,
             Reply::Keys(keys) => output::line(key::shown(&keys))?,
             Reply::Document { text } => output::line(text.trim_end())?,

@@ -21,9 +21,9 @@ const ZSTD_LEVEL: i32 = 9;
 /// Bytes of a hash that are remembered: 16 never collide by chance.
 const KEY_BYTES: usize = 16;
 
-type Key = (u8, [u8; KEY_BYTES]);
+pub(super) type Key = (u8, [u8; KEY_BYTES]);
 
-fn key(kind: FrameKind, hash: &[u8; 32]) -> Key {
+pub(super) fn key(kind: FrameKind, hash: &[u8; 32]) -> Key {
     let mut key = [0; KEY_BYTES];
     key.copy_from_slice(&hash[..KEY_BYTES]);
     (kind as u8, key)
@@ -96,6 +96,8 @@ pub(super) struct Collector<'a> {
     pack: PackBuilder,
     pages: Gathered,
     lists: Gathered,
+    /// Makes the names of all packs new.
+    salt: Option<[u8; 32]>,
 }
 
 impl<'a> Collector<'a> {
@@ -103,9 +105,10 @@ impl<'a> Collector<'a> {
         store: &'a Store,
         present: &'a mut Present,
         sink: &'a mut dyn FnMut(BuiltPack) -> Result<(), PublishError>,
+        salt: Option<[u8; 32]>,
     ) -> Self {
         let (pages, lists) = Default::default();
-        Self { store, present, sink, pack: PackBuilder::default(), pages, lists }
+        Self { store, present, sink, pack: PackBuilder::default(), pages, lists, salt }
     }
 
     /// Packs everything of a tree that is not present.
@@ -186,6 +189,10 @@ impl<'a> Collector<'a> {
         self.pages.write(FrameKind::Pages, &mut self.pack)?;
         if self.pack.is_empty() {
             return Ok(());
+        }
+        if let Some(salt) = self.salt {
+            let nothing = zstd::bulk::compress(&[], ZSTD_LEVEL).map_err(PublishError::Compress)?;
+            self.pack.add(FrameKind::Chunks, &nothing, 0, [(salt, 0)]);
         }
         (self.sink)(std::mem::take(&mut self.pack).finish())
     }

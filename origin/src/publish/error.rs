@@ -18,10 +18,13 @@ pub enum PublishError {
     /// An object of the store is not what this origin, or another of its tree, has put there.
     #[error("the object store has something else than this tree")]
     Published(#[from] PublishedError),
-    #[error(
-        "object {name} is missing in the object store: another tree's, or emptied? `syncd-origin publish check` lists what is missing"
-    )]
+    #[error("object {name} is missing in the object store: it is put again")]
     Missing { name: String },
+    /// The pack was put, and then nobody listed it for longer than the grace.
+    #[error("{name} is about to be deleted: it is put again under another name")]
+    Garbage { name: String },
+    #[error("nothing is published in the object store yet")]
+    NothingPublished,
     #[error(transparent)]
     Held(#[from] Reason),
     /// The tree was retired meanwhile, or the store is damaged.

@@ -5,12 +5,15 @@
 //! [`upload`] puts packs, then updates, then the generation, and `head` last, so that readers meet nothing
 //! unfinished. [`contents`] finds what the store does not have yet.
 //!
-//! DATA/published holds the packs that were put since the last generation was, one a line. A restart goes on
-//! from there.
+//! DATA/published holds what differs from the last published generation ([`journal`]). A restart goes on
+//! from there. [`keeper`] checks the object store and deletes what nobody needs, beside the task.
 
 mod contents;
 mod error;
 mod journal;
+mod keeper;
+mod requests;
+mod share;
 mod updates;
 mod upload;
 
@@ -23,7 +26,7 @@ use syncd_runtime::rate::Rate;
 use syncd_shared::SignedGeneration;
 use syncd_shared::limits::REASON_MAX_BYTES;
 use syncd_shared::text::{error_chain, one_line};
-use tokio::sync::watch;
+use tokio::sync::{mpsc, watch};
 use tokio_util::sync::CancellationToken;
 
 use crate::commit::OriginView;
@@ -31,10 +34,16 @@ use crate::keys::Keys;
 use crate::plan::Planner;
 use crate::store::Store;
 pub use error::PublishError;
+use journal::Journal;
+use keeper::Keeper;
+pub use requests::{PublishAction, PublishRequests};
 use upload::Upload;
 
 /// Pauses between attempts.
 const RETRY: [u64; 6] = [1, 2, 5, 15, 30, 60];
+
+/// Orders that wait for an attempt to end.
+const ORDERS: usize = 4;
 
 /// Options of publishing.
 #[derive(Debug, Clone)]
@@ -56,6 +65,15 @@ pub struct PublishView {
     pub error: Option<String>,
 }
 
+/// A change of what the object store counts as having, which the task makes between two attempts.
+#[derive(Debug)]
+pub(crate) enum Order {
+    /// The next generation does not list these packs. Content of them that is in use is put again.
+    Drop(Vec<[u8; 32]>),
+    /// These packs and updates are missing or damaged: the generation is put again without them, at once.
+    Lose(Vec<[u8; 32]>),
+}
+
 /// Parts of the origin that publishing needs.
 pub struct Publisher {
     pub store: Arc<Store>,
@@ -71,63 +89,80 @@ impl Publisher {
         self,
         origin: watch::Receiver<OriginView>,
         shutdown: CancellationToken,
-    ) -> (watch::Receiver<PublishView>, impl Future<Output = ()> + Send + 'static) {
+    ) -> (PublishRequests, impl Future<Output = ()> + Send + 'static) {
         let url = self.options.url.to_string();
         let (sender, view) = watch::channel(PublishView { url, released: None, error: None });
-        (view, self.run(origin, sender, shutdown))
-    }
-
-    async fn run(
-        self,
-        mut origin: watch::Receiver<OriginView>,
-        view: watch::Sender<PublishView>,
-        shutdown: CancellationToken,
-    ) {
+        let (orders, receiver) = mpsc::channel(ORDERS);
         let bucket = self.options.url.open();
-        let mut upload = None;
+        let (store, keys, data) = (self.store.clone(), self.keys.clone(), self.data.clone());
+        let keeper = Arc::new(Keeper { bucket: bucket.clone(), store, keys, data });
+        let requests = PublishRequests { keeper, view, orders };
+        let task = Task { publisher: self, bucket, upload: None, view: sender, shutdown };
+        (requests, task.run(origin, receiver))
+    }
+}
+
+/// The task that publishes.
+struct Task {
+    publisher: Publisher,
+    bucket: Arc<dyn Bucket>,
+    /// Kept from one generation to the next, and read from the store again after an error.
+    upload: Option<Upload>,
+    view: watch::Sender<PublishView>,
+    shutdown: CancellationToken,
+}
+
+impl Task {
+    async fn run(mut self, mut origin: watch::Receiver<OriginView>, mut orders: mpsc::Receiver<Order>) {
         let mut failures = 0;
         loop {
             let current = origin.borrow_and_update().current.clone();
             let published = match current {
-                Some(generation) if view.borrow().released == Some(generation.number().get()) => Ok(None),
-                Some(generation) => self.publish(&bucket, &mut upload, &generation, &shutdown).await,
+                Some(generation) if self.view.borrow().released == Some(generation.number().get()) => {
+                    Ok(None)
+                }
+                Some(generation) => self.publish(&generation).await,
                 None => Ok(None),
             };
-            if shutdown.is_cancelled() {
+            if self.shutdown.is_cancelled() {
                 return;
             }
-            failures = show(&view, published, failures);
-            let changed = shutdown.run_until_cancelled(origin.changed());
-            let ended = match failures {
-                0 => !matches!(changed.await, Some(Ok(()))),
-                _ => tokio::time::timeout(pause(failures), changed)
-                    .await
-                    .is_ok_and(|c| !matches!(c, Some(Ok(())))),
-            };
-            if ended {
-                return;
+            failures = show(&self.view, published, failures);
+            tokio::select! {
+                () = self.shutdown.cancelled() => return,
+                changed = origin.changed() => if changed.is_err() { return },
+                Some(order) = orders.recv() => self.take(order),
+                () = tokio::time::sleep(pause(failures)), if failures > 0 => {}
             }
         }
     }
 
-    /// Publishes one generation. `upload` is kept from one call to the next, and read from the store again
-    /// after an error.
-    async fn publish(
-        &self,
-        bucket: &Arc<dyn Bucket>,
-        upload: &mut Option<Upload>,
-        generation: &SignedGeneration,
-        shutdown: &CancellationToken,
-    ) -> Result<Option<u64>, PublishError> {
-        let parts = upload::Parts {
-            bucket: bucket.clone(),
-            store: self.store.clone(),
-            keys: self.keys.clone(),
-            data: self.data.clone(),
-            bwlimit: self.options.bwlimit,
-            stop: shutdown.clone(),
+    /// Carries out an order with the next attempt, which begins at once.
+    fn take(&mut self, order: Order) {
+        let journal = Journal::new(&self.publisher.data);
+        let noted = match order {
+            Order::Drop(names) => journal.drop_packs(&names),
+            Order::Lose(names) => {
+                self.view.send_modify(|view| view.released = None);
+                journal.lose(&names)
+            }
         };
-        let (kept, of) = (upload.take(), generation.clone());
+        self.upload = None;
+        show(&self.view, noted.map(|()| None), 0);
+    }
+
+    /// Publishes one generation.
+    async fn publish(&mut self, generation: &SignedGeneration) -> Result<Option<u64>, PublishError> {
+        let Publisher { store, keys, planner, data, options } = &self.publisher;
+        let parts = upload::Parts {
+            bucket: self.bucket.clone(),
+            store: store.clone(),
+            keys: keys.clone(),
+            data: data.clone(),
+            bwlimit: options.bwlimit,
+            stop: self.shutdown.clone(),
+        };
+        let (kept, of) = (self.upload.take(), generation.clone());
         let (mut open, bases) = blocking(move || {
             let open = match kept {
                 Some(open) => open,
@@ -139,7 +174,7 @@ impl Publisher {
         .await?;
         let mut updates = Vec::new();
         for from in bases {
-            updates.extend(updates::encode(&self.planner, from, generation.root_hash()).await);
+            updates.extend(updates::encode(planner, from, generation.root_hash()).await);
         }
         let of = generation.clone();
         let open = blocking(move || {
@@ -147,7 +182,7 @@ impl Publisher {
             Ok(open)
         })
         .await?;
-        *upload = Some(open);
+        self.upload = Some(open);
         Ok(Some(generation.number().get()))
     }
 }

@@ -1,5 +1,6 @@
 //! Puts the objects of one generation after the other.
 
+use std::collections::HashSet;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -8,6 +9,7 @@ use bytes::Bytes;
 use syncd_runtime::bucket::Bucket;
 use syncd_runtime::rate::{self, Rate};
 use syncd_shared::published::fencing::Reason;
+use syncd_shared::published::garbage::{GARBAGE, GARBAGE_MAX_BYTES, GarbageList};
 use syncd_shared::published::pack::{BuiltPack, read_table};
 use syncd_shared::published::{
     self, HEAD, HEAD_OBJECT_MAX_BYTES, Nonce, PackRef, RELEASE_MAX_BYTES, Release, UpdateRef,
@@ -42,19 +44,32 @@ pub(super) struct Upload {
     limit: Option<rate::Bucket>,
     nonce: Nonce,
     present: Present,
-    /// All packs of the last generation, and those of the journal.
+    /// The packs that the next generation lists: those of the last one, and those of the journal.
     packs: Vec<PackRef>,
+    /// Those of `packs` that no generation lists yet.
+    unlisted: HashSet<[u8; 32]>,
+    /// Packs and updates of the last generation that must be put again.
+    lost: HashSet<[u8; 32]>,
     journal: Journal,
 }
 
 impl Upload {
     /// Reads what is there: the packs of the last published generation, and the tables of all packs.
     pub(super) fn open(parts: Parts, current: &SignedGeneration) -> Result<Self, PublishError> {
-        let mut nonce = Nonce::default();
-        getrandom::fill(&mut nonce).map_err(PublishError::Random)?;
+        let nonce = random()?;
         let journal = Journal::new(&parts.data);
         let limit = parts.bwlimit.map(rate::Bucket::new);
-        let mut open = Self { parts, limit, nonce, present: Present::default(), packs: Vec::new(), journal };
+        let pending = journal.read()?;
+        let mut open = Self {
+            parts,
+            limit,
+            nonce,
+            present: Present::default(),
+            packs: Vec::new(),
+            unlisted: HashSet::new(),
+            lost: pending.lost.clone(),
+            journal,
+        };
         let head = open.head()?;
         if let Some(head) = head {
             open.check_epoch(&head, current)?;
@@ -64,28 +79,40 @@ impl Upload {
             None => head.map(|head| open.release(head.number)).transpose()?.flatten(),
         };
         let listed = listed.map(|release| release.packs).unwrap_or_default();
-        let pending = open.journal.read()?;
-        for (pack, is_listed) in
-            listed.iter().map(|pack| (pack, true)).chain(pending.iter().map(|pack| (pack, false)))
-        {
-            open.learn(pack, is_listed)?;
+        // A tree is whole in the packs of a generation, unless some of them are left out.
+        let is_whole = !listed.iter().any(|pack| pending.leaves_out(&pack.name));
+        for pack in listed.iter().filter(|pack| !pending.leaves_out(&pack.name)) {
+            if !open.learn(pack, is_whole)? {
+                // The next attempt goes on without it.
+                open.journal.lose(&[pack.name])?;
+                return Err(PublishError::Missing { name: published::pack_name(&pack.name) });
+            }
+        }
+        let garbage = open.garbage()?.unwrap_or_default();
+        for pack in pending.packs.iter().filter(|pack| !pending.leaves_out(&pack.name)) {
+            let is_garbage = garbage.names.contains(&published::pack_name(&pack.name));
+            if !is_garbage && !open.packs.contains(pack) && open.learn(pack, false)? {
+                open.unlisted.insert(pack.name);
+            }
         }
         Ok(open)
     }
 
-    fn learn(&mut self, pack: &PackRef, is_listed: bool) -> Result<(), PublishError> {
-        if self.packs.contains(pack) {
-            return Ok(());
-        }
+    /// Takes a pack as it lies in the object store. `false`: it is not there. `is_whole`: every tree that it
+    /// has a page of is complete there.
+    fn learn(&mut self, pack: &PackRef, is_whole: bool) -> Result<bool, PublishError> {
         self.parts.check_stop()?;
         let name = published::pack_name(&pack.name);
-        let Some(table) = self.parts.bucket.read(&name, pack.table())? else {
-            // A pack of the journal is put again, one that a generation lists must be there.
-            return if is_listed { Err(PublishError::Missing { name }) } else { Ok(()) };
-        };
-        self.present.add(&read_table(&table, &pack.name, pack.bytes)?, is_listed);
+        let Some(table) = self.parts.bucket.read(&name, pack.table())? else { return Ok(false) };
+        self.present.add(&read_table(&table, &pack.name, pack.bytes)?, is_whole);
         self.packs.push(*pack);
-        Ok(())
+        Ok(true)
+    }
+
+    /// The objects that are about to be deleted.
+    fn garbage(&self) -> Result<Option<GarbageList>, PublishError> {
+        let object = self.parts.bucket.get(GARBAGE, GARBAGE_MAX_BYTES)?;
+        Ok(object.and_then(|object| GarbageList::decode(&object)))
     }
 
     /// The head, verified. One that an older key has signed counts as none, and is replaced.
@@ -132,42 +159,82 @@ impl Upload {
         generation: &SignedGeneration,
         updates: Vec<UpdateFile>,
     ) -> Result<(), PublishError> {
-        let Self { parts, limit, present, packs, journal, .. } = self;
+        let there = self.release(generation.number())?;
+        match there {
+            Some(there) => {
+                check_same(&there, generation)?;
+                if self.is_lost(&there) {
+                    let release = self.put_content(generation, updates)?;
+                    let name = published::generation_name(generation.number());
+                    self.parts.bucket.put(&name, release.encode().into())?;
+                    self.listed()?;
+                }
+            }
+            None => {
+                let release = self.put_content(generation, updates)?;
+                self.create(generation, &release)?;
+                self.listed()?;
+            }
+        }
+        self.move_head(generation)
+    }
+
+    /// Whether a generation lists what must be put again.
+    fn is_lost(&self, release: &Release) -> bool {
+        let packs = release.packs.iter().map(|pack| &pack.name);
+        packs.chain(release.updates.iter().map(|update| &update.name)).any(|name| self.lost.contains(name))
+    }
+
+    /// Puts packs and updates.
+    fn put_content(
+        &mut self,
+        generation: &SignedGeneration,
+        updates: Vec<UpdateFile>,
+    ) -> Result<Release, PublishError> {
+        let salt = self.garbage()?.map(|_| random()).transpose()?;
+        let Self { parts, limit, present, packs, unlisted, journal, .. } = self;
         let mut put = |pack: BuiltPack| {
             let bytes = pack.bytes.len() as u64;
             let reference = PackRef { name: pack.hash, bytes, table_bytes: pack.table_bytes };
             parts.put(limit.as_ref(), &published::pack_name(&pack.hash), pack.bytes.into())?;
             journal.add(&reference)?;
+            packs.retain(|known| known.name != reference.name);
             packs.push(reference);
+            unlisted.insert(pack.hash);
             Ok(())
         };
-        Collector::new(&parts.store, present, &mut put).tree(generation.generation().root.object)?;
+        Collector::new(&parts.store, present, &mut put, salt).tree(generation.generation().root.object)?;
         let mut listed = Vec::new();
         for UpdateFile { index, bytes } in updates {
             let length = bytes.len() as u64;
             parts.put(limit.as_ref(), &published::update_name(index.name()), bytes)?;
             listed.push(UpdateRef { from: index.from(), name: *index.name(), bytes: length });
         }
-        let release = Release::new(generation, self.nonce, self.packs.clone(), listed);
-        self.create(generation.number(), &release)?;
+        // Written after the packs were put, and before a generation lists them.
+        let garbage = self.garbage()?.unwrap_or_default();
+        let names = self.unlisted.iter().map(published::pack_name);
+        if let Some(name) = names.into_iter().find(|name| garbage.names.contains(name)) {
+            return Err(PublishError::Garbage { name });
+        }
+        Ok(Release::new(generation, self.nonce, self.packs.clone(), listed))
+    }
+
+    /// A generation lists everything that was put.
+    fn listed(&mut self) -> Result<(), PublishError> {
         self.present.complete_all();
-        self.journal.clear()?;
-        self.move_head(generation)
+        self.unlisted.clear();
+        self.lost.clear();
+        self.journal.clear()
     }
 
     /// Creates the generation's object. One with the same record is as good: it was put before a restart.
-    fn create(&mut self, number: GenerationNumber, release: &Release) -> Result<(), PublishError> {
-        let name = published::generation_name(number);
+    fn create(&mut self, generation: &SignedGeneration, release: &Release) -> Result<(), PublishError> {
+        let name = published::generation_name(generation.number());
         if self.parts.bucket.create(&name, release.encode().into())? {
             return Ok(());
         }
-        let there = self.release(number)?.ok_or_else(|| PublishError::Missing { name: name.clone() })?;
-        if there.record() != release.record() {
-            let (epoch, own) = (there.generation.epoch, release.generation.epoch);
-            let reason = if epoch > own { Reason::Deposed { epoch } } else { Reason::Copied };
-            return Err(reason.into());
-        }
-        Ok(())
+        let there = self.release(generation.number())?.ok_or(PublishError::Missing { name })?;
+        check_same(&there, generation)
     }
 
     fn move_head(&self, generation: &SignedGeneration) -> Result<(), PublishError> {
@@ -183,6 +250,21 @@ impl Upload {
         let object = published::head_object(&head.sign(&self.parts.keys.signing_key()), &trust);
         Ok(self.parts.bucket.put(HEAD, object.into())?)
     }
+}
+
+/// Refuses another generation under the same number.
+fn check_same(there: &Release, own: &SignedGeneration) -> Result<(), PublishError> {
+    if there.record() == own.record() {
+        return Ok(());
+    }
+    let epoch = there.generation.epoch;
+    Err(if epoch > own.epoch() { Reason::Deposed { epoch } } else { Reason::Copied }.into())
+}
+
+fn random<const N: usize>() -> Result<[u8; N], PublishError> {
+    let mut bytes = [0; N];
+    getrandom::fill(&mut bytes).map_err(PublishError::Random)?;
+    Ok(bytes)
 }
 
 impl Parts {

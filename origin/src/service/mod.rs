@@ -194,9 +194,9 @@ impl Origin {
             let (store, keys) = (store.clone(), keys.clone());
             let (planner, data) = (planner.clone(), options.data.clone());
             let publisher = Publisher { store, keys, planner, data, options: publishing };
-            let (view, task) = publisher.start(committer.view(), shutdown.clone());
+            let (requests, task) = publisher.start(committer.view(), shutdown.clone());
             tasks.spawn(task);
-            view
+            requests
         });
         let services = Services { keys: keys.clone(), fleet: fleet.clone(), planner, limit };
         tasks.spawn(serve::serve(grpc, services, shutdown.clone())?);

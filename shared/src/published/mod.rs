@@ -2,19 +2,21 @@
 //! asking the origin.
 //!
 //! ```text
-//! head           the signed head, then the signed trust document; the only object that is replaced
+//! head           the signed head, then the signed trust document; replaced when a generation is released
 //! gen/NUMBER     a generation: its signed record, and the packs and updates that hold its content
 //! pack/HASH      stored frames, and a table of what each holds
 //! update/HASH    an encoded update: an update file
+//! garbage        names of objects that are about to be deleted; readers ignore it
 //! ```
 //!
-//! Every object but `head` has one content for ever, so caches may keep it. Readers begin at `head` and ask
-//! for nothing that it does not lead to. Nobody needs to trust the carrier: `head`, records and trust
-//! documents are signed, tables are named by their hashes, and frames are listed with theirs.
+//! Every object but `head` and `garbage` has one content for ever, so caches may keep it. Readers begin
+//! at `head` and ask for nothing that it does not lead to. Nobody needs to trust the carrier: `head`, records
+//! and trust documents are signed, tables are named by their hashes, and frames are listed with theirs.
 
 #![cfg_attr(not(test), deny(clippy::arithmetic_side_effects, clippy::indexing_slicing))]
 
 pub mod fencing;
+pub mod garbage;
 pub mod pack;
 mod release;
 
