@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, Mutex, OnceLock};
 
+use syncd_shared::collected::CollectedName;
 use syncd_shared::delta::{Basis, BasisFile, DeltaCopy, DeltaFrame, DeltaPiece, Encoded};
 use syncd_shared::diff::{Change, Comparison, DirectorySource, Part, PartLimits, Released};
 use syncd_shared::directory::{DecodeDirectoryError, MODE_MASK, Page};
@@ -97,6 +98,14 @@ fn metadata(path: &Path) -> Metadata {
     Metadata { mode, uid: m.uid(), gid: m.gid(), mtime }
 }
 
+/// A symlink to `collected:NAME` stands for a collected directory.
+fn link(target: &[u8]) -> Kind {
+    match target.strip_prefix(b"collected:") {
+        Some(name) => Kind::Collected { name: CollectedName::new(name).unwrap() },
+        None => Kind::Symlink { target: target.into() },
+    }
+}
+
 impl Origin {
     fn scan(&mut self, path: &Path) -> Kind {
         let mut entries = Vec::new();
@@ -104,9 +113,7 @@ impl Origin {
             let item = item.unwrap();
             let kind = match item.file_type().unwrap() {
                 t if t.is_dir() => self.scan(&item.path()),
-                t if t.is_symlink() => Kind::Symlink {
-                    target: std::fs::read_link(item.path()).unwrap().as_os_str().as_bytes().into(),
-                },
+                t if t.is_symlink() => link(std::fs::read_link(item.path()).unwrap().as_os_str().as_bytes()),
                 _ => {
                     let bytes = std::fs::read(item.path()).unwrap();
                     let (content, size) = (ContentHash::of(&bytes), bytes.len() as u64);
@@ -115,7 +122,11 @@ impl Origin {
                 }
             };
             let name = Component::new(item.file_name().as_bytes()).unwrap();
-            entries.push(Entry { name, metadata: metadata(&item.path()), kind });
+            let mut metadata = metadata(&item.path());
+            if matches!(kind, Kind::Collected { .. }) {
+                metadata.mtime = Timestamp::default();
+            }
+            entries.push(Entry { name, metadata, kind });
         }
         let directory = Directory::new(entries).unwrap();
         let built = directory.build();

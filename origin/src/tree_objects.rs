@@ -65,7 +65,7 @@ impl TreeObjects<'_> {
             let Some(entry) = self.entry(&hash, &name)? else { return Ok(None) };
             object = match entry.kind {
                 Kind::Directory { object, .. } => Some(object),
-                Kind::File { .. } | Kind::Symlink { .. } => None,
+                Kind::File { .. } | Kind::Symlink { .. } | Kind::Collected { .. } => None,
             };
             found = Some(entry);
         }

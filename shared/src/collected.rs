@@ -22,6 +22,7 @@ mod chain;
 mod losers;
 #[cfg(test)]
 mod model;
+mod name;
 mod row;
 
 use std::fmt;
@@ -31,6 +32,7 @@ use crate::hash::ContentHash;
 
 pub use chain::{Around, Chain, Past, Verdict};
 pub use losers::{Loser, Losers};
+pub use name::{CollectedName, CollectedNameError, NAME_MAX_BYTES};
 pub use row::{Action, Answer, Row};
 
 /// Counts the changes that the origin took in one collected directory. Versions are ordered by it.

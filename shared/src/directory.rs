@@ -8,11 +8,12 @@
 //! u8  format: 1 entries, 16 + n pages of level n - 1 (n from 1 to 7)
 //! per entry, sorted bytewise by name, names unique:
 //!   u8 name length, name
-//!   u8 kind: 1 directory, 2 file, 3 symlink
+//!   u8 kind: 1 directory, 2 file, 3 symlink, 4 collected directory
 //!   u16 mode (permission and sticky bits), u32 uid, u32 gid, i64 mtime seconds, u32 mtime nanoseconds
 //!   directory: 32 object hash, u64 entries, u64 files, u64 bytes   (totals of all below it)
 //!   file:      32 content hash, u64 size in bytes
 //!   symlink:   u16 target length, target
+//!   collected: u8 name length, name
 //! per page, in order of names:
 //!   u8 name length, the last name in it
 //!   32 object hash, u64 names, u64 bytes of entries, u64 entries, u64 files, u64 bytes   (totals)
@@ -31,6 +32,7 @@ pub mod page;
 #[cfg(test)]
 pub(crate) mod pages_tests;
 
+use crate::collected::CollectedName;
 use crate::hash::{ContentHash, ObjectHash, tagged};
 use crate::limits::SYMLINK_TARGET_MAX_BYTES;
 use crate::tree_path::{Component, TreePathError};
@@ -108,6 +110,12 @@ pub enum DecodeDirectoryError {
         /// Name of the entry.
         name: Component,
     },
+    /// The name of a collected directory is not one.
+    #[error("invalid name of the collected directory at entry {name:?}")]
+    Collected {
+        /// Name of the entry.
+        name: Component,
+    },
     /// A symlink target that is empty, too long or contains NUL.
     #[error("invalid symlink target of entry {name:?}")]
     Target {
@@ -136,7 +144,7 @@ pub struct Timestamp {
 /// Attributes that every kind of entry has.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct Metadata {
-    /// Permission and sticky bits, within [`MODE_MASK`]. 0o777 for symlinks.
+    /// Permission and sticky bits, within [`MODE_MASK`]. 0o777 for symlinks and collected directories.
     pub mode: u16,
     pub uid: u32,
     pub gid: u32,
@@ -147,7 +155,7 @@ pub struct Metadata {
 /// Sums over everything below a directory, excluding the directory itself.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
 pub struct Totals {
-    /// Files, directories and symlinks.
+    /// Files, directories, symlinks and collected directories.
     pub entries: u64,
     pub files: u64,
     /// Content bytes of the files.
@@ -201,6 +209,9 @@ pub enum Kind {
         /// 1 to 4,095 bytes without NUL.
         target: Box<[u8]>,
     },
+    /// A directory that nodes write to, outside of the generations ([`crate::collected`]). On a node it is a
+    /// symlink to its place there. The owner is that of the symlink and of the directory.
+    Collected { name: CollectedName },
 }
 
 /// One name in a directory.
@@ -222,7 +233,7 @@ impl Entry {
         match &self.kind {
             Kind::Directory { totals, .. } => Totals { entries: totals.entries.saturating_add(1), ..*totals },
             Kind::File { size, .. } => Totals { files: 1, bytes: *size, ..own },
-            Kind::Symlink { .. } => own,
+            Kind::Symlink { .. } | Kind::Collected { .. } => own,
         }
     }
 
@@ -230,6 +241,7 @@ impl Entry {
     pub fn encoded_bytes(&self) -> usize {
         let below = match &self.kind {
             Kind::Symlink { target } => target.len().saturating_add(2),
+            Kind::Collected { name } => name.as_bytes().len().saturating_add(1),
             Kind::Directory { .. } | Kind::File { .. } => 56,
         };
         self.name.as_bytes().len().saturating_add(24).saturating_add(below)
@@ -243,6 +255,7 @@ impl Entry {
             Kind::Directory { .. } => 1,
             Kind::File { .. } => 2,
             Kind::Symlink { .. } => 3,
+            Kind::Collected { .. } => 4,
         });
         encode_metadata(&self.metadata, out);
         match &self.kind {
@@ -257,6 +270,10 @@ impl Entry {
             Kind::Symlink { target } => {
                 out.extend_from_slice(&(target.len() as u16).to_le_bytes());
                 out.extend_from_slice(target);
+            }
+            Kind::Collected { name } => {
+                out.push(name.as_bytes().len() as u8);
+                out.extend_from_slice(name.as_bytes());
             }
         }
     }
@@ -361,6 +378,13 @@ impl<'a> Reader<'a> {
                     return Err(DecodeDirectoryError::Target { name });
                 }
                 Kind::Symlink { target: target.into() }
+            }
+            4 => {
+                let [length] = self.array()?;
+                match CollectedName::new(self.take(usize::from(length))?) {
+                    Ok(name) => Kind::Collected { name },
+                    Err(_) => return Err(DecodeDirectoryError::Collected { name }),
+                }
             }
             actual => return Err(DecodeDirectoryError::UnknownKind { name, actual }),
         };
@@ -531,6 +555,8 @@ pub(crate) mod tests {
             any::<([u8; 32], u32)>()
                 .prop_map(|(h, size)| Kind::File { content: ContentHash::from_bytes(h), size: size.into() }),
             proptest::collection::vec(1u8.., 1..50).prop_map(|t| Kind::Symlink { target: t.into() }),
+            "[a-z0-9][a-z0-9_-]{0,31}"
+                .prop_map(|name| Kind::Collected { name: name.parse().expect("a name") }),
         ];
         (name, metadata, kind).prop_map(|(name, metadata, kind)| Entry { name, metadata, kind })
     }
@@ -581,6 +607,17 @@ pub(crate) mod tests {
         let mut setuid = a;
         setuid.metadata.mode = 0o4755;
         assert!(Page::decode(&encoded(vec![setuid])).is_err());
+    }
+
+    #[test]
+    fn a_collected_directory_has_a_valid_name() {
+        let name: CollectedName = "uploads".parse().expect("a name");
+        let good = encoded(vec![entry("u", Kind::Collected { name })]);
+        assert_eq!(&good[good.len() - 8..], b"\x07uploads");
+        assert_eq!(Page::decode(&good).expect("decodes").encode(), good);
+        let mut bad = good;
+        *bad.last_mut().expect("bytes") = b'/';
+        assert!(matches!(Page::decode(&bad), Err(DecodeDirectoryError::Collected { .. })));
     }
 
     #[test]

@@ -346,7 +346,7 @@ fn split_hashes(entries: &[Entry]) -> (Vec<Entry>, Vec<u8>) {
                 hashes.extend_from_slice(object.as_bytes());
                 *object = ObjectHash::from_bytes([0; 32]);
             }
-            Kind::Symlink { .. } => {}
+            Kind::Symlink { .. } | Kind::Collected { .. } => {}
         }
     }
     (entries, hashes)
@@ -365,7 +365,7 @@ fn join_hashes(mut entries: Vec<Entry>, hashes: &[u8]) -> Result<Vec<Entry>, Wir
             Kind::Directory { object, .. } => {
                 *object = ObjectHash::from_bytes(*hashes.next().ok_or_else(wrong)?);
             }
-            Kind::Symlink { .. } => {}
+            Kind::Symlink { .. } | Kind::Collected { .. } => {}
         }
     }
     if hashes.next().is_some() || !rest.is_empty() {

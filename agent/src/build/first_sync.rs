@@ -468,15 +468,13 @@ impl Build<'_> {
         }
         match &entry.kind {
             Kind::File { size: 1.., .. } | Kind::Directory { .. } => return Ok(None),
-            Kind::Symlink { target } => dir.symlink(target, name)?,
+            Kind::Symlink { .. } | Kind::Collected { .. } => {
+                self.trees.link(dir, name, entry)?;
+                return Ok(Some(dir.stat(name)?.map_or(0, |s| s.inode)));
+            }
             Kind::File { .. } => drop(dir.create_file(name)?),
         }
-        dir.set_metadata(
-            name,
-            &entry.metadata,
-            self.trees.owners,
-            matches!(entry.kind, Kind::Symlink { .. }),
-        )?;
+        dir.set_metadata(name, &entry.metadata, self.trees.owners, false)?;
         Ok(Some(dir.stat(name)?.map_or(0, |s| s.inode)))
     }
 

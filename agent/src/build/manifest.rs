@@ -156,7 +156,7 @@ fn demand_of(record: &Record, to: &RootEntry, block_bytes: u64) -> Result<(Deman
                         demand.add(size, block_bytes);
                         duplicates.see(&content);
                     }
-                    Kind::Symlink { .. } => demand.add(0, block_bytes),
+                    Kind::Symlink { .. } | Kind::Collected { .. } => demand.add(0, block_bytes),
                 }
             }
             cursor.skip_leaf();

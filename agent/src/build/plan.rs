@@ -337,7 +337,7 @@ impl<'a> Plan<'a> {
     }
 
     /// Returns the supply that puts the files into the tree.
-    pub fn supply(&mut self, trees: &Trees) -> Result<PlanSupply<'_>, StageError> {
+    pub fn supply<'b>(&'b mut self, trees: &'b Trees) -> Result<PlanSupply<'b>, StageError> {
         let mut open = HashMap::new();
         for source in &self.sources {
             if let ContentSource::Link(tree, _) = source
@@ -351,7 +351,7 @@ impl<'a> Plan<'a> {
             sources: &self.sources,
             wanted: &mut self.wanted,
             open,
-            owners: trees.owners,
+            trees,
         })
     }
 }
@@ -362,7 +362,7 @@ pub(crate) struct PlanSupply<'a> {
     sources: &'a [ContentSource],
     wanted: &'a mut HashMap<ContentHash, Wanted>,
     open: HashMap<u64, DirCursor>,
-    owners: disk::Owners,
+    trees: &'a Trees,
 }
 
 impl Supply for PlanSupply<'_> {
@@ -397,13 +397,10 @@ impl Supply for PlanSupply<'_> {
                 wanted.users = wanted.users.saturating_sub(1);
                 return self.incoming.place(*content, &entry.metadata, wanted.users == 0, dir, name);
             }
-            (_, Kind::Symlink { target }) => {
-                dir.symlink(target, name)?;
-                dir.set_metadata(name, &entry.metadata, self.owners, true)?;
-            }
+            (_, Kind::Symlink { .. } | Kind::Collected { .. }) => self.trees.link(dir, name, entry)?,
             _ => {
                 drop(dir.create_file(name)?);
-                dir.set_metadata(name, &entry.metadata, self.owners, false)?;
+                dir.set_metadata(name, &entry.metadata, self.trees.owners, false)?;
             }
         }
         Ok(dir.stat(name)?.map_or(0, |s| s.inode))

@@ -37,7 +37,7 @@ impl Demand {
                         Some(file) => released.take(&file),
                         None => demand.add(*size, block_bytes),
                     },
-                    (Kind::Symlink { .. }, _) => demand.add(0, block_bytes),
+                    (Kind::Symlink { .. } | Kind::Collected { .. }, _) => demand.add(0, block_bytes),
                     (Kind::Directory { .. }, Change::Added { .. }) => demand.add(1, block_bytes),
                     (Kind::Directory { .. }, _) => {}
                 }

@@ -271,7 +271,9 @@ impl Proof<'_> {
             Kind::File { content, .. } => {
                 dir.open_file(name).is_ok_and(|file| hash_file(&file).is_ok_and(|hash| hash == *content))
             }
-            Kind::Symlink { target } => dir.read_link(name)? == **target,
+            Kind::Symlink { .. } | Kind::Collected { .. } => {
+                Some(&*dir.read_link(name)?) == self.trees.layout.link_target(&entry.kind).as_deref()
+            }
             Kind::Directory { .. } => false,
         })
     }

@@ -354,8 +354,9 @@ impl Inspection<'_> {
         let name = entry.name.as_bytes();
         match &entry.kind {
             Kind::Directory { .. } => Ok(stat.kind == FileType::Directory),
-            Kind::Symlink { target } => {
-                Ok(stat.kind == FileType::Symlink && dir.read_link(name)? == **target)
+            Kind::Symlink { .. } | Kind::Collected { .. } => {
+                let target = self.layout.link_target(&entry.kind);
+                Ok(stat.kind == FileType::Symlink && Some(&*dir.read_link(name)?) == target.as_deref())
             }
             Kind::File { content, size } => {
                 let looks_right = stat.kind == FileType::RegularFile

@@ -234,8 +234,11 @@ impl Replica {
         match &entry.kind {
             // Owner, mode and time of a directory change with its contents.
             Kind::Directory { .. } if stat.kind == rustix::fs::FileType::Directory => Ok(Read::Right),
-            Kind::Symlink { target } if looks_like(entry, &stat, self.slots.owners()) => {
-                match dir.read_link(name.as_bytes())? == **target {
+            kind @ (Kind::Symlink { .. } | Kind::Collected { .. })
+                if looks_like(entry, &stat, self.slots.owners()) =>
+            {
+                let target = self.slots.layout().link_target(kind);
+                match Some(&*dir.read_link(name.as_bytes())?) == target.as_deref() {
                     true => Ok(Read::Right),
                     false => Ok(Read::Wrong),
                 }

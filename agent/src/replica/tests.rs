@@ -1,6 +1,7 @@
 //! The disk side as a whole: a content tree on one side, a replica on the other.
 
 mod closed;
+mod collected;
 mod deltas;
 mod exchange;
 mod foreign;

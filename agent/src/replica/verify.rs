@@ -439,10 +439,11 @@ impl Walk<'_> {
                 (Kind::File { .. }, FileType::RegularFile) => {
                     self.damaged(&path, entry.totals(), Damage::Content);
                 }
-                (Kind::Symlink { target }, FileType::Symlink) => {
+                (Kind::Symlink { .. } | Kind::Collected { .. }, FileType::Symlink) => {
+                    let target = self.trees.layout.link_target(&entry.kind);
                     let damage = match dir.read_link(name) {
                         Err(_) => Some(Damage::Unreadable),
-                        Ok(points_to) if points_to != **target => Some(Damage::Content),
+                        Ok(points_to) if Some(&*points_to) != target.as_deref() => Some(Damage::Content),
                         Ok(_) => self.has_metadata(&stat, &entry.metadata).err(),
                     };
                     damage.into_iter().for_each(|damage| (self.found)(&path, damage));

@@ -6,6 +6,7 @@
 //! ROOT/live.next, previous.next the links that are about to be renamed over them
 //! ROOT/slots/K                  a tree; it keeps this path in every state ([`crate::state::slots`])
 //! ROOT/generations/N            -> ../slots/K or ../live, for people: made again at each start
+//! ROOT/collected/NAME           a collected directory, which visitors write to ([`collected`])
 //! ROOT/staging/aside-K-I        temporarily renamed out of the tree of slot K
 //! ROOT/staging/incoming/H/HASH  complete content, verified when it got this name; HASH.part while it arrives
 //! ROOT/trash/K                  deleted later ([`crate::state::trash`])
@@ -28,6 +29,7 @@
     expect(clippy::disallowed_methods, reason = "ROOT, which the operator names, and the lock in it")
 )]
 
+mod collected;
 pub(crate) mod foreign;
 mod guard;
 mod links;
@@ -56,6 +58,8 @@ pub(crate) const PREVIOUS: &[u8] = b"previous";
 /// Temporary name of the new `previous`.
 pub(crate) const PREVIOUS_NEXT: &[u8] = b"previous.next";
 const SLOTS: &[u8] = b"slots";
+/// Parent of the collected directories.
+const COLLECTED: &[u8] = b"collected";
 const GENERATIONS: &[u8] = b"generations";
 const STAGING: &[u8] = b"staging";
 const TRASH: &[u8] = b"trash";
@@ -193,7 +197,8 @@ impl Layout {
             require_exchange(&staging)?;
             swap::mark(&state)?;
         }
-        let path = path.to_path_buf();
+        // Links to collected directories are absolute.
+        let path = std::path::absolute(path).map_err(create)?;
         Ok(Self { root, slots, generations, staging, trash, signed, state, path, _lock: lock })
     }
 

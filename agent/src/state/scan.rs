@@ -1,17 +1,25 @@
 //! Builds the manifest of a tree on disk after its record was lost.
 
 use syncd_shared::directory::Page;
-use syncd_shared::{Component, Directory, Entry, Kind, Metadata, ObjectHash, RootEntry, Totals, TreePath};
+use syncd_shared::{
+    Component, Directory, Entry, Kind, Metadata, ObjectHash, RootEntry, Timestamp, Totals, TreePath,
+};
 
 use crate::state::cursor::DirCursor;
 use crate::state::disk::{Dir, DiskError, Stat};
 use crate::state::hashing::hash_file;
+use crate::state::layout::Layout;
 use crate::state::record::{InodeChanges, Leaf, Record, RecordError};
 
 /// Finds the root that the tree `dir` has exactly. If it has one of them, puts its manifest and inodes into
 /// the record, durably. Reads the whole tree, once.
-pub(crate) fn prove(record: &Record, dir: Dir, roots: &[RootEntry]) -> Result<Option<usize>, RecordError> {
-    let mut scan = Scan::default();
+pub(crate) fn prove(
+    record: &Record,
+    layout: &Layout,
+    dir: Dir,
+    roots: &[RootEntry],
+) -> Result<Option<usize>, RecordError> {
+    let mut scan = Scan { layout, objects: Vec::new(), inodes: Vec::new() };
     let most = roots.iter().map(|root| root.totals.entries).max().unwrap_or(0);
     let object = scan.tree(dir, most).ok();
     let proven = roots.iter().position(|root| Some(root.object) == object);
@@ -22,8 +30,8 @@ pub(crate) fn prove(record: &Record, dir: Dir, roots: &[RootEntry]) -> Result<Op
 }
 
 /// Manifest of a tree on disk, as far as it was read.
-#[derive(Default)]
-struct Scan {
+struct Scan<'a> {
+    layout: &'a Layout,
     objects: Vec<(ObjectHash, Vec<u8>)>,
     inodes: Vec<(Leaf, Vec<u64>)>,
 }
@@ -55,7 +63,7 @@ struct Level {
     found: Vec<(Entry, u64)>,
 }
 
-impl Scan {
+impl Scan<'_> {
     /// Hashes a tree that was signed with `expected` names. Stops as soon as there are more, because then it
     /// is another tree.
     fn tree(&mut self, root: Dir, expected: u64) -> Result<ObjectHash, ScanError> {
@@ -82,7 +90,7 @@ impl Scan {
                     let names = list(dirs.at(&path)?)?;
                     way.push(Level { path, name: Some(name), metadata, names, found: Vec::new() });
                 } else {
-                    let kind = leaf(dir, name.as_bytes(), &stat)?;
+                    let kind = leaf(self.layout, dir, name.as_bytes(), &stat)?;
                     level.found.push((Entry { name, metadata: metadata_of(&stat), kind }, stat.inode));
                 }
             } else if let Some(Level { path, name, metadata, found, .. }) = way.pop() {
@@ -129,13 +137,18 @@ fn metadata_of(stat: &Stat) -> Metadata {
     Metadata { mode, uid: stat.uid, gid: stat.gid, mtime: stat.mtime }
 }
 
-fn leaf(dir: &Dir, name: &[u8], stat: &Stat) -> Result<Kind, ScanError> {
+fn leaf(layout: &Layout, dir: &Dir, name: &[u8], stat: &Stat) -> Result<Kind, ScanError> {
     match stat.kind {
         rustix::fs::FileType::RegularFile => {
             let content = hash_file(&dir.open_file(name)?)?;
             Ok(Kind::File { content, size: stat.size })
         }
-        rustix::fs::FileType::Symlink => Ok(Kind::Symlink { target: dir.read_link(name)?.into() }),
+        rustix::fs::FileType::Symlink => {
+            let target = dir.read_link(name)?;
+            // No link of the content tree has the time 0 and leads here.
+            let collected = layout.collected_at(&target).filter(|_| stat.mtime == Timestamp::default());
+            Ok(collected.map_or(Kind::Symlink { target: target.into() }, |name| Kind::Collected { name }))
+        }
         _ => Err(ScanError::Kind),
     }
 }

@@ -6,7 +6,7 @@
 
 use std::sync::Arc;
 
-use syncd_shared::{RootEntry, SignedGeneration};
+use syncd_shared::{Entry, Kind, RootEntry, SignedGeneration};
 
 use crate::state::cursor::{LiveTree, TreeError};
 use crate::state::disk::{Dir, DiskError, Owners};
@@ -51,6 +51,16 @@ impl Trees {
         let mut others: Vec<_> = self.held.iter().filter(|(slot, _)| Some(*slot) != self.live).collect();
         others.sort_unstable_by_key(|(_, generation)| std::cmp::Reverse(generation.number()));
         others
+    }
+
+    /// Makes the symlink of an entry under a free name, and the collected directory that it may lead to.
+    pub fn link(&self, dir: &Dir, name: &[u8], entry: &Entry) -> Result<(), DiskError> {
+        if let Kind::Collected { name } = &entry.kind {
+            self.layout.ensure_collected(name, &entry.metadata, self.owners)?;
+        }
+        let target = self.layout.link_target(&entry.kind).unwrap_or_default();
+        dir.symlink(&target, name)?;
+        dir.set_metadata(name, &entry.metadata, self.owners, true)
     }
 
     pub fn open(&self, slot: u64) -> Result<Dir, DiskError> {

@@ -213,7 +213,7 @@ fn patch_list(u: &mut Unstructured<'_>) -> Result<v1::DirectoryPatchList> {
         match entry.kind {
             Kind::File { content, .. } => hashes.extend_from_slice(content.as_bytes()),
             Kind::Directory { object, .. } => hashes.extend_from_slice(object.as_bytes()),
-            Kind::Symlink { .. } => {}
+            Kind::Symlink { .. } | Kind::Collected { .. } => {}
         }
     }
     Ok(v1::DirectoryPatchList {

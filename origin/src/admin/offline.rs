@@ -535,6 +535,7 @@ fn diff_line(change: &Change) -> DiffLine {
         Kind::File { .. } => "file",
         Kind::Directory { .. } => "directory",
         Kind::Symlink { .. } => "symlink",
+        Kind::Collected { .. } => "collected",
     };
     let indistinct = matches!(change, Change::Modified { from, to, .. } if is_indistinct(from, to));
     let path = change.path().to_string();

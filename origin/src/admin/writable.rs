@@ -25,7 +25,7 @@ impl Writable {
             for entry in directory.entries() {
                 let Ok(child) = path.join(&entry.name) else { continue };
                 match entry.kind {
-                    Kind::Symlink { .. } => continue,
+                    Kind::Symlink { .. } | Kind::Collected { .. } => continue,
                     Kind::File { .. } => {}
                     Kind::Directory { object, .. } => waiting.push((child.clone(), object)),
                 }

@@ -137,7 +137,7 @@ impl Giving<'_> {
         })?;
         let mut retimed = entry.clone();
         match &mut retimed.kind {
-            Kind::Symlink { .. } => return Ok(None),
+            Kind::Symlink { .. } | Kind::Collected { .. } => return Ok(None),
             Kind::Directory { object: tree, .. } => {
                 *tree = self.directory(&path, was.and_then(object), *tree)?;
             }
@@ -171,7 +171,7 @@ impl Giving<'_> {
 fn file(entry: &Entry) -> Option<(&ContentHash, Timestamp)> {
     match &entry.kind {
         Kind::File { content, .. } => Some((content, entry.metadata.mtime)),
-        Kind::Directory { .. } | Kind::Symlink { .. } => None,
+        Kind::Directory { .. } | Kind::Symlink { .. } | Kind::Collected { .. } => None,
     }
 }
 

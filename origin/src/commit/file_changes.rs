@@ -90,6 +90,6 @@ impl Walk<'_> {
 pub(super) fn object(entry: &Entry) -> Option<ObjectHash> {
     match entry.kind {
         Kind::Directory { object, .. } => Some(object),
-        Kind::File { .. } | Kind::Symlink { .. } => None,
+        Kind::File { .. } | Kind::Symlink { .. } | Kind::Collected { .. } => None,
     }
 }

@@ -166,7 +166,7 @@ impl TakenChanges {
 fn taken(number: GenerationNumber, entry: &Entry) -> Option<Taken> {
     match entry.kind {
         Kind::File { content, .. } => Some(Taken::new(number.get(), entry.metadata.mtime.seconds, &content)),
-        Kind::Directory { .. } | Kind::Symlink { .. } => None,
+        Kind::Directory { .. } | Kind::Symlink { .. } | Kind::Collected { .. } => None,
     }
 }
 

@@ -21,7 +21,7 @@ pub(super) fn path_in(
         match source.entry(&above, &name)?.map(|entry| entry.kind) {
             Some(Kind::Directory { object: below, .. }) => object = Some(below),
             Some(Kind::File { content: found, .. }) => is_there = found == *content,
-            Some(Kind::Symlink { .. }) | None => return Ok(None),
+            Some(Kind::Symlink { .. } | Kind::Collected { .. }) | None => return Ok(None),
         }
     }
     Ok(Some(path).filter(|_| is_there))

@@ -336,7 +336,7 @@ impl MemoryReplica {
                 Kind::File { content, .. } => {
                     out.insert(path, self.files[content].clone());
                 }
-                Kind::Symlink { .. } => {}
+                Kind::Symlink { .. } | Kind::Collected { .. } => {}
             }
         }
     }

@@ -24,6 +24,6 @@ pub(crate) fn tell(writer: &Writer, path: &TreePath, (before, after): &Pair) -> 
 fn content(entry: &Entry) -> Option<(ContentHash, u64)> {
     match entry.kind {
         Kind::File { content, size } => Some((content, size)),
-        Kind::Directory { .. } | Kind::Symlink { .. } => None,
+        Kind::Directory { .. } | Kind::Symlink { .. } | Kind::Collected { .. } => None,
     }
 }

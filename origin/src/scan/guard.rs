@@ -53,7 +53,7 @@ fn files_lost(
 ) -> Result<u64, DiffError<TreeObjectError>> {
     let size = |kind: &Kind| match kind {
         Kind::File { size, .. } => Some(*size),
-        Kind::Directory { .. } | Kind::Symlink { .. } => None,
+        Kind::Directory { .. } | Kind::Symlink { .. } | Kind::Collected { .. } => None,
     };
     let mut lost = 0;
     Comparison::of(objects, before, after, PartLimits::default())?.each(|change| {

@@ -15,6 +15,7 @@
 //! that of the last scan that was sealed, or saved without a change. After a rollback this is not the newest
 //! generation's root. **After a crash** only invisible data of the writer remains.
 
+mod collected_places;
 mod content;
 mod content_paths;
 mod error;
@@ -45,6 +46,7 @@ use syncd_shared::{Entry, RootEntry, TreePath};
 use tokio_util::sync::CancellationToken;
 use tracing::debug;
 
+pub use collected_places::{CollectedPlace, CollectedPlaces};
 pub(crate) use content::ContentWriter;
 pub(crate) use content_paths::tell as tell_contents;
 pub use error::{Paths, ScanError};
@@ -91,10 +93,12 @@ pub enum SymlinkPolicy {
 }
 
 /// Options of a scan.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct ScanOptions {
     pub mtime: MtimePolicy,
     pub symlinks: SymlinkPolicy,
+    /// Published as collected directories, whatever the tree has there.
+    pub collected: CollectedPlaces,
     /// Publishes even a tree that has lost most of its content.
     pub allow_mass_deletion: bool,
     /// Reads files again even if their stat records match.

@@ -13,6 +13,7 @@ use syncd_shared::{Component, Directory, Entry, Generation, GenerationNumber, Ki
 use crate::store::Store;
 use syncd_shared::diff::DirectorySource as _;
 
+mod collected;
 mod content_paths;
 mod names;
 mod private;
@@ -166,6 +167,7 @@ impl Site {
                 Kind::Symlink { target } => {
                     assert_eq!(path.read_link().unwrap().as_os_str().as_bytes(), &**target)
                 }
+                Kind::Collected { .. } => panic!("none is configured"),
                 Kind::File { content, size } => {
                     let mut stored = Vec::new();
                     if *size > 0 {

@@ -243,7 +243,12 @@ where
         };
         let mut planned: Edits = names.iter().map(|(name, _)| (name.clone(), None)).collect();
         let below = task.plan.iter().flat_map(|plan| &plan.below);
-        let below: Vec<_> = below.filter(|(name, _)| !planned.contains_key(*name)).collect();
+        let collected = |name: &Component| Ok::<_, ScanError>(self.collected(&join(&path, name)?).cloned());
+        let mut below: Vec<_> = below.filter(|(name, _)| !planned.contains_key(*name)).collect();
+        below.retain(|(name, _)| !matches!(collected(name), Ok(Some(_))));
+        for (name, entry) in &mut planned {
+            *entry = collected(name)?;
+        }
         planned.extend(below.iter().map(|(name, _)| ((*name).clone(), None)));
         let id = self.begin(seen, FoundEntries::Planned(planned), record);
         for (name, plan) in below {
@@ -294,7 +299,8 @@ where
         let known = Known { previous: seen.previous.clone(), record, source, whole };
         self.pass.links.keep_only(&path, &listing.names.iter().map(|listed| &listed.name).collect());
         let record = NewRecord::All(StatRecord { own, ignore_file, files: Vec::new() }, rows);
-        let id = self.begin(seen, FoundEntries::All(Vec::new()), record);
+        let placed = self.pass.options.collected.in_directory(&path).cloned().collect();
+        let id = self.begin(seen, FoundEntries::All(placed), record);
         self.names(id, &path, listing.names, &known, task, &rules)?;
         self.release(id)
     }
@@ -315,6 +321,9 @@ where
                 continue;
             }
             let child = join(path, &listed.name)?;
+            if self.collected(&child).is_some() {
+                continue;
+            }
             if rules.excludes(&child, listed.stat.is_directory()) {
                 continue;
             }
@@ -365,6 +374,11 @@ where
         Ok(())
     }
 
+    /// The collected directory that is published at a path.
+    fn collected(&self, path: &TreePath) -> Option<&'env Entry> {
+        self.pass.options.collected.at(path)
+    }
+
     /// Whether this is the last listed directory, with the same names.
     fn is_unchanged(&self, path: &TreePath, stat: &FileStat) -> Result<bool, ScanError> {
         let record = self.pass.writer.stat(path.as_bytes())?;
@@ -382,7 +396,7 @@ where
     ) -> Result<(), ScanError> {
         let previous = before.and_then(|entry| match entry.kind {
             Kind::Directory { object, .. } => Some((object, entry.metadata)),
-            Kind::File { .. } | Kind::Symlink { .. } => None,
+            Kind::File { .. } | Kind::Symlink { .. } | Kind::Collected { .. } => None,
         });
         let id = parent.0;
         self.wait(id);
@@ -435,7 +449,7 @@ where
     fn is_stored(&self, known: &ReadFile, before: Option<&Entry>) -> Result<bool, ScanError> {
         let in_base = before.is_some_and(|entry| match entry.kind {
             Kind::File { content, size } => content == known.content && size == known.fingerprint.size,
-            Kind::Directory { .. } | Kind::Symlink { .. } => false,
+            Kind::Directory { .. } | Kind::Symlink { .. } | Kind::Collected { .. } => false,
         });
         Ok(in_base || self.pass.writer.has_content(&known.content, known.fingerprint.size)?)
     }

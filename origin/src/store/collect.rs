@@ -100,7 +100,10 @@ impl Marks {
                             self.chunks.extend(chunks.iter().map(|chunk| short(&chunk.hash)));
                         }
                     }
-                    Kind::File { .. } | Kind::Symlink { .. } | Kind::Directory { .. } => {}
+                    Kind::File { .. }
+                    | Kind::Symlink { .. }
+                    | Kind::Directory { .. }
+                    | Kind::Collected { .. } => {}
                 }
             }
             // Some progress is made by each call.

@@ -71,7 +71,10 @@ impl<'t> Weigher<'t> {
                             bytes += self.stored_bytes(&chunks, content)?;
                         }
                     }
-                    Kind::File { .. } | Kind::Symlink { .. } | Kind::Directory { .. } => {}
+                    Kind::File { .. }
+                    | Kind::Symlink { .. }
+                    | Kind::Directory { .. }
+                    | Kind::Collected { .. } => {}
                 }
             }
         }

@@ -192,7 +192,7 @@ impl Page {
     pub fn children(&self) -> impl DoubleEndedIterator<Item = ObjectHash> {
         let below = self.entries().iter().filter_map(|entry| match entry.kind {
             Kind::Directory { object, .. } => Some(object),
-            Kind::File { .. } | Kind::Symlink { .. } => None,
+            Kind::File { .. } | Kind::Symlink { .. } | Kind::Collected { .. } => None,
         });
         self.pages().iter().map(|page| page.object).chain(below)
     }

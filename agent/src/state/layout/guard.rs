@@ -14,8 +14,8 @@ use syncd_runtime::own_directory::{self, Access, Inspected};
 use syncd_shared::text::one_line;
 
 use super::{
-    GENERATIONS, LIVE, LIVE_NEXT, LOST_FOUND, LayoutError, PREVIOUS, PREVIOUS_NEXT, SLOTS, STAGING, STATE,
-    TRASH,
+    COLLECTED, GENERATIONS, LIVE, LIVE_NEXT, LOST_FOUND, LayoutError, PREVIOUS, PREVIOUS_NEXT, SLOTS,
+    STAGING, STATE, TRASH,
 };
 use crate::state::disk::Dir;
 use crate::state::number;
@@ -73,7 +73,8 @@ pub(super) fn refuse_foreign(root: &Dir, path: &Path) -> Result<(), LayoutError>
     if names.iter().any(|n| n == STATE) {
         return Ok(());
     }
-    let ours = [LIVE, LIVE_NEXT, PREVIOUS, PREVIOUS_NEXT, SLOTS, GENERATIONS, STAGING, TRASH, LOST_FOUND];
+    let ours =
+        [LIVE, LIVE_NEXT, PREVIOUS, PREVIOUS_NEXT, SLOTS, GENERATIONS, COLLECTED, STAGING, TRASH, LOST_FOUND];
     let mut foreign: Vec<String> = names
         .iter()
         .filter(|n| !ours.contains(&n.as_slice()))
@@ -122,6 +123,7 @@ pub(super) fn inspect_parts(root: &Dir, path: &Path) -> Result<Vec<Inspected>, L
         (TRASH, Access::Private),
         (SLOTS, Access::Open),
         (GENERATIONS, Access::Open),
+        (COLLECTED, Access::Open),
     ] {
         let part = match root.open_dir(name) {
             Ok(part) => part,

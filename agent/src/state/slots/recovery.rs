@@ -145,7 +145,7 @@ impl Slots {
         let candidates = self.copies_of_live(linked)?;
         let roots: Vec<_> = candidates.iter().map(|copy| copy.generation().root).collect();
         let proven = match present.contains(&linked) && !candidates.is_empty() {
-            true => prove(&self.record, self.open(linked)?, &roots)?,
+            true => prove(&self.record, &self.layout, self.open(linked)?, &roots)?,
             false => None,
         };
         let linked_generation = candidates.into_iter().nth(proven.unwrap_or(0));

@@ -44,7 +44,7 @@ fn published(site: &Site) -> BTreeMap<u64, BTreeMap<TreePath, (ContentHash, i64)
                     Kind::File { content, .. } => {
                         files.insert(path, (*content, metadata.mtime.seconds));
                     }
-                    Kind::Symlink { .. } => {}
+                    Kind::Symlink { .. } | Kind::Collected { .. } => {}
                 }
             }
         }

@@ -234,7 +234,7 @@ impl<'a> Build<'a> {
             ItemKind::Directory => {
                 let object = known.and_then(|known| match known.kind {
                     Kind::Directory { object, .. } => Some(object),
-                    Kind::File { .. } | Kind::Symlink { .. } => None,
+                    Kind::File { .. } | Kind::Symlink { .. } | Kind::Collected { .. } => None,
                 });
                 let base = before.and_then(Item::tree).zip(object);
                 let base = base.map(|(tree, object)| Base { tree, object });
