@@ -14,6 +14,7 @@ use std::time::Duration;
 
 use anyhow::{Context as _, bail};
 use clap::CommandFactory as _;
+use syncd_runtime::config_file;
 use syncd_runtime::local_socket::{self, LocalSocketError};
 use syncd_runtime::output::{self, note};
 use syncd_runtime::signals::Signals;
@@ -21,14 +22,16 @@ use syncd_runtime::{act_as, manual, supervisor};
 use syncd_shared::byte_size::ByteSize;
 
 use crate::admin;
+use crate::admin::RolloutAction;
 use crate::admin::offline::{DataDirectory, join_address};
-use crate::admin::protocol::{Reply, Request};
+use crate::admin::protocol::{NodeRequest, Reply, Request};
+use crate::fleet::rollout::Policies;
 use crate::service::{self, PublishOptions, ServeOptions};
 use crate::store::Retention;
 
 pub use self::arguments::{Cli, HTTP, LISTEN, join_wait};
-use self::arguments::{Command, Serve, TokenAction, TriggerName};
-use self::printer::{Print, Printer};
+use self::arguments::{Command, NodeArgs, RolloutCommand, Serve, TokenAction, TriggerName};
+use self::printer::{Print, Printer, described};
 
 /// Runs a parsed command line to its end.
 pub fn run(cli: Cli) -> anyhow::Result<ExitCode> {
@@ -70,8 +73,9 @@ async fn dispatch(command: Command) -> anyhow::Result<ExitCode> {
             check_backup_is_here(&directory)?;
             Ok(code)
         }
-        Command::Commit { data, label, wait, allow_mass_deletion, rescan, json } => {
-            let request = Request::Commit { label, allow_mass_deletion, rescan, wait: wait.request() };
+        Command::Commit { data, label, wait, allow_mass_deletion, rescan, rollout, now, json } => {
+            let wait = wait.request();
+            let request = Request::Commit { label, allow_mass_deletion, rescan, rollout, now, wait };
             ask(&data.data, request, Print::of(&json)).await
         }
         Command::Status { data, json, watch, check } => loop {
@@ -94,10 +98,30 @@ async fn dispatch(command: Command) -> anyhow::Result<ExitCode> {
             let print = Print { stat, ..Print::of(&json) };
             ask(&data.data, Request::Diff { from, to, pending }, print).await
         }
-        Command::Rollback { data, generation, wait, json } => {
+        Command::Rollback { data, generation, yes, wait, json } => {
+            let generation = match confirmed(&data.data, generation, yes).await? {
+                Confirmed::Yes(generation) => generation,
+                Confirmed::No => return Ok(ExitCode::FAILURE),
+            };
             let request = Request::Rollback { generation, wait: wait.request() };
             ask(&data.data, request, Print::of(&json)).await
         }
+        Command::Rollout { data, action } => {
+            let (action, print) = match action {
+                RolloutCommand::Status { json } => (RolloutAction::Status, Print::of(&json)),
+                RolloutCommand::Pause => (RolloutAction::Pause, Print::default()),
+                RolloutCommand::Resume => (RolloutAction::Resume, Print::default()),
+                RolloutCommand::Promote => (RolloutAction::Promote, Print::default()),
+                RolloutCommand::Abort => (RolloutAction::Abort, Print::default()),
+            };
+            ask(&data.data, Request::Rollout { action }, print).await
+        }
+        Command::Drain(node) => order(node, NodeRequest::Drain).await,
+        Command::Undrain(node) => order(node, NodeRequest::Undrain).await,
+        Command::Pin(node) => order(node, NodeRequest::Pin).await,
+        Command::Unpin(node) => order(node, NodeRequest::Unpin).await,
+        Command::Group { node, group } => order(node, NodeRequest::Group { group }).await,
+        Command::Forget(node) => order(node, NodeRequest::Forget).await,
         Command::Revoke { data, agent } => ask(&data.data, Request::Revoke { agent }, Print::default()).await,
         Command::Check { data } => ask(&data.data, Request::Check, Print::default()).await,
         Command::Publish { data, action } => {
@@ -114,6 +138,47 @@ async fn dispatch(command: Command) -> anyhow::Result<ExitCode> {
             Ok(ExitCode::SUCCESS)
         }
     }
+}
+
+async fn order(node: NodeArgs, order: NodeRequest) -> anyhow::Result<ExitCode> {
+    ask(&node.data.data, Request::Node { agent: node.node, order }, Print::default()).await
+}
+
+/// Answer to the question before a rollback.
+enum Confirmed {
+    /// With the generation that was shown, if there was a question.
+    Yes(Option<u64>),
+    No,
+}
+
+/// Asks on a terminal from which generation to which the rollback goes.
+async fn confirmed(data: &Path, generation: Option<u64>, yes: bool) -> anyhow::Result<Confirmed> {
+    if yes || !std::io::stdin().is_terminal() {
+        return Ok(Confirmed::Yes(generation));
+    }
+    for line in answers(data, Request::RollbackTarget { generation }).await? {
+        if let Reply::RollbackTarget { from, to } = line {
+            note(format_args!("roll back from {} to {}? [y/N]", described(&from), described(&to)));
+            let mut answer = String::new();
+            std::io::stdin().read_line(&mut answer).context("read the answer")?;
+            let is_yes = ["y", "yes"].contains(&answer.trim().to_ascii_lowercase().as_str());
+            return Ok(if is_yes { Confirmed::Yes(Some(to.generation)) } else { Confirmed::No });
+        }
+    }
+    bail!("the origin did not say what the rollback would do")
+}
+
+/// The policies of the configuration file.
+fn policies(config: Option<&Path>, default: Option<&str>) -> anyhow::Result<Policies> {
+    let tables = match config {
+        Some(path) => config_file::table(path, "rollout")?,
+        None => toml::Table::new(),
+    };
+    let policies = Policies::parse(&tables, default)?;
+    for warning in policies.warnings() {
+        tracing::warn!("{warning}");
+    }
+    Ok(policies)
 }
 
 /// Rejects a backup that only the serving origin can see, because its unit may have a private /tmp.
@@ -177,10 +242,12 @@ async fn serve_until_signal(serve: Serve) -> anyhow::Result<ExitCode> {
             busy_after: serve.settle_max_publish,
         },
     };
+    let policies = policies(serve.data.config.as_deref(), serve.rollout.as_deref())?;
     let git = serve.git.options(serve.trigger, serve.mtime).map_err(anyhow::Error::msg)?;
     let options = ServeOptions {
         hold_while: serve.hold_while,
         git,
+        policies,
         tree: std::path::absolute(&serve.tree).context("the directory that --tree is relative to")?,
         data: serve.data.data,
         listen: serve.listen,

@@ -9,6 +9,7 @@ use tokio::sync::watch;
 
 use crate::commit::{OriginView, State};
 use crate::fleet::FleetView;
+use crate::fleet::rollout::RolloutView;
 use crate::publish::{PublishRequests, PublishView};
 use crate::watch::Watch;
 
@@ -22,6 +23,7 @@ pub struct OriginState {
     pub http_address: Option<SocketAddr>,
     pub committer: watch::Receiver<OriginView>,
     pub fleet: watch::Receiver<Arc<FleetView>>,
+    pub rollout: watch::Receiver<Arc<RolloutView>>,
     pub data_trouble: watch::Receiver<Option<DataTrouble>>,
     /// `None` without `--publish`.
     pub publish: Option<PublishRequests>,
@@ -49,6 +51,7 @@ pub struct Snapshot {
     pub fleet: Arc<FleetView>,
     /// `None` without `--publish`.
     pub publish: Option<PublishView>,
+    pub rollout: Arc<RolloutView>,
     /// Subtrees that send no events, and why, escaped for printing.
     pub polled: Vec<String>,
 }
@@ -63,6 +66,7 @@ impl OriginState {
             origin: held_by(self.committer.borrow().clone(), self.data_trouble.borrow().clone()),
             fleet: self.fleet.borrow().clone(),
             publish: self.publish.as_ref().map(PublishRequests::view),
+            rollout: self.rollout.borrow().clone(),
             polled: polled.iter().map(|polled| one_line(&polled.to_string(), REASON_MAX_BYTES)).collect(),
         }
     }

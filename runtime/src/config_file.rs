@@ -5,6 +5,9 @@
 //! serve all subcommands: a key that only another subcommand knows is ignored, a key that none knows is an
 //! error.
 //!
+//! A table named like an option that takes a value holds what the program reads by itself ([`table`]), as
+//! tables of their own. Its key `default` is the value of the option.
+//!
 //! ```toml
 //! data = "/var/lib/syncd/origin"
 //! settle = "2s"
@@ -25,6 +28,8 @@ use crate::usage;
 
 /// Name and ID of the option that names the file.
 pub const OPTION: &str = "config";
+/// Key of a table that is the value of the option named like the table.
+const DEFAULT: &str = "default";
 
 /// Errors of reading a configuration file.
 #[derive(Debug, thiserror::Error)]
@@ -150,6 +155,18 @@ fn takes_file(command: &Command, subcommand: &str) -> bool {
     options.any(|option| option.get_id() == OPTION)
 }
 
+/// The tables below the table `name`, without its key `default`. Empty if the file has no such table.
+pub fn table(path: &Path, name: &str) -> Result<Table, ConfigError> {
+    let text = std::fs::read_to_string(path)
+        .map_err(|source| ConfigError::Read { path: path.to_owned(), source })?;
+    let mut all: Table = text
+        .parse()
+        .map_err(|source| ConfigError::Syntax { path: path.to_owned(), source: Box::new(source) })?;
+    let Some(Value::Table(mut found)) = all.remove(name) else { return Ok(Table::new()) };
+    found.remove(DEFAULT);
+    Ok(found)
+}
+
 fn config_path(matches: &ArgMatches, given: &ArgMatches) -> Option<PathBuf> {
     let path_in = |matches: &ArgMatches| {
         let known = matches.try_contains_id(OPTION).is_ok();
@@ -225,6 +242,15 @@ fn arguments(option: &Arg, long: &str, value: &Value) -> Option<Vec<OsString>> {
             let all = values.iter().filter(scalar).map(|value| arguments(option, long, value));
             let all: Vec<_> = all.collect::<Option<Vec<_>>>()?.concat();
             (all.len() == values.len()).then_some(all)
+        }
+        Value::Table(table) if takes_value => {
+            let others = table.iter().filter(|(key, _)| *key != DEFAULT);
+            let default = match table.get(DEFAULT) {
+                Some(Value::String(text)) => with(text.clone())?,
+                Some(_) => return None,
+                None => Vec::new(),
+            };
+            others.into_iter().all(|(_, value)| value.is_table()).then_some(default)
         }
         Value::Table(_) | Value::Datetime(_) => None,
     }
@@ -340,6 +366,20 @@ mod tests {
             let error = with(toml, &["serve", "--data=/d"]).unwrap_err();
             assert!(matches!(error, ConfigError::Value { .. }), "{error:?}");
         }
+    }
+
+    #[test]
+    fn a_table_of_tables_is_left_to_the_program_and_its_default_is_the_option() {
+        let file = "data = '/d'\n[settle_max]\ndefault = '2s'\n[settle_max.other]\nx = 1";
+        assert_eq!(value(&with(file, &["serve"]).unwrap(), "settle_max").unwrap(), "2s");
+        assert!(with(file, &["commit"]).is_ok());
+        let saved = tempfile::NamedTempFile::new().unwrap();
+        std::fs::write(saved.path(), file).unwrap();
+        let found = table(saved.path(), "settle_max").unwrap();
+        assert_eq!(found.keys().collect::<Vec<_>>(), ["other"]);
+        assert!(table(saved.path(), "nothing").unwrap().is_empty());
+        let wrong = with("data = '/d'\n[json.x]\ny = 1", &["serve"]);
+        assert!(matches!(wrong, Err(ConfigError::Value { .. })));
     }
 
     #[test]

@@ -56,7 +56,7 @@ fn wrong_usage_is_exit_code_2() {
         ("syncd-origin", &["serve", "--tree", "/tmp", "--settle", "nonsense"]),
         ("syncd-origin", &["serve", "--tree", "/tmp", "--trigger", "nonsense"]),
         ("syncd-origin", &["rollback", "nonsense"]),
-        ("syncd-origin", &["rollback"]),
+        ("syncd-origin", &["rollout"]),
         ("syncd-origin", &["commit", "--wait=nonsense"]),
         ("syncd-agent", &["nonsense"]),
         ("syncd-agent", &["join"]),

@@ -82,7 +82,7 @@ fn wrong_usage() {
         "syncd-origin token --uses 0",
         "syncd-origin commit --require-all",
         "syncd-origin commit --wait=soon",
-        "syncd-origin rollback",
+        "syncd-origin group web1",
         "syncd-origin rollback latest",
         "syncd-origin diff --pending 1",
         "syncd-origin status --watch --check",

@@ -6,8 +6,10 @@
 mod key_requests;
 pub mod offline;
 pub mod protocol;
+mod rollout_requests;
 pub mod server;
 pub mod status;
 mod writable;
 
+pub use rollout_requests::RolloutAction;
 pub use server::{Admin, socket_path};

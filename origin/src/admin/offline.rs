@@ -19,12 +19,13 @@ use crate::admin::key_requests;
 use crate::admin::protocol::{
     ChangeCounts, DiffLine, GenerationLine, HistoryLine, Reply, Request, TokenLine,
 };
+use crate::admin::rollout_requests::node_order;
 use crate::admin::status::{AgentStatus, HoldStatus, PublishStatus, Status};
 use crate::admin::writable::Writable;
 use crate::backup::{self, BackupError};
 use crate::clock::now_ms;
 use crate::commit::{
-    CollectionGate, Preview, Rollbacks, State, forget_damaged, is_indistinct, status_warning,
+    CollectionGate, CommitError, Preview, Rollbacks, State, forget_damaged, is_indistinct, status_warning,
 };
 use crate::error_chain;
 use crate::fleet::registry::Registry;
@@ -57,6 +58,9 @@ pub enum AnswerError {
     /// No generation exists yet.
     #[error("there is no generation yet: run `syncd-origin serve`")]
     NoGeneration,
+    /// No earlier generation is left to return to.
+    #[error(transparent)]
+    NothingBefore { source: CommitError },
     /// A path that is too long or nested too deep.
     #[error("a path in one of the two trees is invalid, below {path}: run `syncd-origin check`")]
     Path { path: TreePath, source: TreePathError },
@@ -159,7 +163,23 @@ impl DataDirectory {
                 answered(key_requests::rotate(&self.keys, &request, lines), |()| {})
             }
             Request::TakeTrust { document } => answered(self.take_trust(&document), |line| _ = lines(line)),
-            Request::Commit { .. } | Request::Rollback { .. } | Request::Publish { .. } => {
+            Request::RollbackTarget { generation } => {
+                answered(self.rollback_target(generation), |line| _ = lines(line))
+            }
+            Request::Node { agent, order } => match node_order(&agent, order) {
+                Err(message) => Reply::Error { message },
+                Ok((order, text)) => {
+                    let done = match order {
+                        Some(order) => registry().order(&agent, order),
+                        None => registry().forget(&agent),
+                    };
+                    answered(done, |()| _ = lines(Reply::Remark { text }))
+                }
+            },
+            Request::Commit { .. }
+            | Request::Rollback { .. }
+            | Request::Rollout { .. }
+            | Request::Publish { .. } => {
                 let message = "no origin serves this data directory: start `syncd-origin serve` first".into();
                 Reply::Error { message }
             }
@@ -216,7 +236,7 @@ impl DataDirectory {
 
     /// The status while an origin serves DATA. Blocks for a few reads of the index.
     pub fn status_while_serving(&self, now: &Snapshot) -> Status {
-        let Snapshot { tree, grpc_address, http_address, origin, fleet, publish, polled } = now;
+        let Snapshot { tree, grpc_address, http_address, origin, fleet, rollout, publish, polled } = now;
         Status {
             tree: Some(tree.clone()),
             grpc_address: Some(grpc_address.to_string()),
@@ -226,6 +246,7 @@ impl DataDirectory {
             hold: origin.hold.map(HoldStatus::from),
             publish: publish.clone().map(PublishStatus::from),
             polled: polled.clone(),
+            rollout: rollout.rollout.clone(),
             agents: fleet.agents.iter().map(AgentStatus::new).collect(),
             ..describe(&self.keys, &self.store, origin.current.as_ref())
         }
@@ -269,6 +290,22 @@ impl DataDirectory {
             true
         })?;
         Ok(Some(counts))
+    }
+
+    /// Names the generations that a rollback, with or without a number, would go from and to.
+    fn rollback_target(&self, generation: Option<u64>) -> Result<Reply, AnswerError> {
+        let current = self.latest()?.ok_or(AnswerError::NoGeneration)?;
+        let target = match generation {
+            Some(number) => number,
+            None => {
+                let generations = self.store.generations()?.into_iter().map(|stored| stored.generation);
+                let previous = Rollbacks::load(&self.store)?.previous(current.generation(), generations);
+                let nothing = || CommitError::NothingBefore { current: current.number() };
+                previous.ok_or_else(|| AnswerError::NothingBefore { source: nothing() })?.get()
+            }
+        };
+        let line = |generation| Box::new(GenerationLine::new(generation, false));
+        Ok(Reply::RollbackTarget { from: line(&current), to: line(&self.generation(target)?) })
     }
 
     fn latest(&self) -> Result<Option<SignedGeneration>, AnswerError> {
@@ -501,6 +538,7 @@ fn describe(keys: &Keys, store: &Store, current: Option<&SignedGeneration>) -> S
         version: env!("CARGO_PKG_VERSION").to_owned(),
         reason: None,
         hold: None,
+        rollout: None,
         generation: line.as_ref().map(|l| l.generation),
         root: line.as_ref().map(|l| l.root.clone()),
         label: line.as_ref().map(|l| l.label.clone()),

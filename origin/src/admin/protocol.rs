@@ -15,10 +15,12 @@ use syncd_shared::identity::{TrustDocument, authority, signing};
 use syncd_shared::limits::LABEL_MAX_BYTES;
 use syncd_shared::text::{one_line, rfc3339};
 
+use crate::admin::RolloutAction;
 use crate::admin::status::{PublishStatus, Status};
 use crate::commit::SomeFiles;
 use crate::fleet::TokenView;
 use crate::fleet::live_wait::NodeResult;
+use crate::fleet::rollout::RolloutStatus;
 use crate::publish::PublishAction;
 
 /// A request of an operator.
@@ -35,15 +37,34 @@ pub enum Request {
         allow_mass_deletion: bool,
         /// `--rescan`.
         rescan: bool,
+        /// `--rollout`.
+        #[serde(default)]
+        rollout: Option<String>,
+        /// `--now`.
+        #[serde(default)]
+        now: bool,
         /// `--wait`, `--require-all`.
         wait: Option<Wait>,
     },
     /// `rollback`.
     Rollback {
-        /// The generation whose tree is published again.
-        generation: u64,
+        /// The generation whose tree is published again. Without it, the one before the generation in effect.
+        generation: Option<u64>,
         /// `--wait`.
         wait: Option<Wait>,
+    },
+    /// The question before `rollback`.
+    RollbackTarget {
+        /// As in `Rollback`.
+        generation: Option<u64>,
+    },
+    /// `rollout`.
+    Rollout { action: RolloutAction },
+    /// `drain`, `undrain`, `pin`, `unpin`, `group`, `forget`.
+    Node {
+        /// Name of the agent.
+        agent: String,
+        order: NodeRequest,
     },
     /// `token`.
     Token {
@@ -93,6 +114,21 @@ pub enum Request {
         /// Text of the signed document.
         document: String,
     },
+}
+
+/// An order for a node.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum NodeRequest {
+    Drain,
+    Undrain,
+    Pin,
+    Unpin,
+    /// Empty: none.
+    Group {
+        group: String,
+    },
+    Forget,
 }
 
 /// `key rotate`.
@@ -193,6 +229,15 @@ pub enum Reply {
     Generation(GenerationLine),
     /// Answer to `commit --wait`: one node.
     Node(NodeLine),
+    /// Answer to `rollout status`; `None`: nothing was rolled out since the origin started.
+    Rollout { rollout: Option<Box<RolloutStatus>> },
+    /// The generations that `rollback` would go from and to.
+    RollbackTarget {
+        /// Generation in effect.
+        from: Box<GenerationLine>,
+        /// Generation whose tree would be published.
+        to: Box<GenerationLine>,
+    },
     /// Answer to `token`.
     Token {
         /// The token in its text form.

@@ -19,6 +19,7 @@ use crate::admin::protocol::{GenerationLine, NodeLine, Reply, Request, TokenLine
 use crate::commit::{Answer, ChangedTimes, CommitOptions, Committer, Outcome, State};
 use crate::error_chain;
 use crate::fleet::live_wait::{LiveWait, MissingNode, NodeResult, WaitVerdict};
+use crate::fleet::rollout::{RolloutOrder, RolloutView};
 use crate::fleet::{Fleet, FleetError};
 use crate::publish::PublishAction;
 use crate::state::OriginState;
@@ -37,12 +38,12 @@ pub fn socket_path(data: &Path) -> PathBuf {
 
 /// Sends the lines of an answer. If the client has disconnected, lines are dropped and the request is still
 /// carried out.
-struct Replies {
+pub(super) struct Replies {
     client: LocalConnection,
 }
 
 impl Replies {
-    async fn send(&mut self, reply: Reply) {
+    pub(super) async fn send(&mut self, reply: Reply) {
         if let Err(error) = self.client.respond(&reply).await {
             tracing::debug!(%error, "answer a command");
         }
@@ -112,18 +113,28 @@ impl Admin {
                 replies.send(Reply::Status(Box::new(status))).await;
                 Reply::Done { code: 0 }
             }
-            Request::Commit { label, allow_mass_deletion, rescan, wait } => {
+            Request::Commit { label, allow_mass_deletion, rescan, rollout, now, wait } => {
                 if self.committer.view().borrow().state == State::Scanning {
                     let text = "the whole tree is being read; the commit follows".to_owned();
                     replies.send(Reply::Remark { text }).await;
                 }
-                let options = CommitOptions { label, allow_mass_deletion, rescan };
-                self.published(self.committer.commit(options).await, wait, replies).await
+                let options = CommitOptions { label, allow_mass_deletion, rescan, rollout, now };
+                let answer = self.committer.commit(options).await;
+                if let (true, Ok(Outcome::Unchanged(_))) = (now, &answer.result) {
+                    // Ends the rollout of the same tree, if one runs.
+                    let _ = self.fleet.order_rollout(RolloutOrder::Now).await;
+                }
+                self.published(answer, wait, replies).await
             }
-            Request::Rollback { generation, wait } => match GenerationNumber::new(generation) {
-                None => Reply::Error { message: "generations are numbered from 1".into() },
-                Some(number) => self.published(self.committer.rollback(number).await, wait, replies).await,
-            },
+            Request::Rollback { generation: Some(0), .. } => {
+                Reply::Error { message: "generations are numbered from 1".into() }
+            }
+            Request::Rollback { generation, wait } => {
+                let number = generation.and_then(GenerationNumber::new);
+                self.published(self.committer.rollback(number).await, wait, replies).await
+            }
+            Request::Rollout { action } => self.rollout(action, replies).await,
+            Request::Node { agent, order } => self.order_node(agent, order, replies).await,
             Request::Token { ttl_s, uses } => {
                 match self.fleet.create_token(Duration::from_secs(ttl_s), uses).await {
                     Ok(token) => {
@@ -291,6 +302,7 @@ impl Admin {
     /// Waits until every awaited agent has the generation live or has failed. Returns the exit code.
     async fn wait(&self, mut live: LiveWait, wait: Wait, replies: &mut Replies) -> u8 {
         let (mut fleet, mut origin) = (self.fleet.view(), self.committer.view());
+        let mut rollout = self.fleet.rollout();
         let started = tokio::time::Instant::now();
         let deadline = tokio::time::sleep(Duration::from_millis(wait.timeout_ms));
         let mut remarks = tokio::time::interval_at(started + FIRST_REMARK, REMARKS);
@@ -303,20 +315,24 @@ impl Admin {
                 let (result, error, after_ms) = (NodeResult::Live, None, millis(waited));
                 replies.send(Reply::Node(NodeLine { name, result, error, after_ms })).await;
             }
-            if live.is_decided(&agents, waited) {
+            let progress = Progress::of(&rollout.borrow_and_update(), live.number());
+            if progress == Progress::Failed || progress == Progress::Free && live.is_decided(&agents, waited)
+            {
                 break;
             }
             let look_again = live.recheck_after(waited).map(|at| started + at);
             tokio::select! {
                 Ok(()) = fleet.changed() => {}
                 Ok(()) = origin.changed() => {}
+                Ok(()) = rollout.changed() => {}
                 () = at(look_again) => {}
                 _ = remarks.tick() => {
-                    if let Some(text) = live.remark(&agents) {
+                    let running = rollout.borrow().running().map(|rollout| format!("rollout of {rollout}"));
+                    if let Some(text) = running.or_else(|| live.remark(&agents)) {
                         replies.send(Reply::Remark { text }).await;
                     }
                 }
-                () = &mut deadline => break,
+                () = &mut deadline, if progress != Progress::Running => break,
                 // The client has disconnected.
                 () = replies.client.closed() => break,
             }
@@ -327,10 +343,41 @@ impl Admin {
         for MissingNode { name, result, error } in missing {
             replies.send(Reply::Node(NodeLine { name, result, error, after_ms: millis(waited) })).await;
         }
-        if let Some(text) = remark {
+        let failed = rollout.borrow().of(live.number()).filter(|rollout| rollout.phase.has_failed()).cloned();
+        let failure = failed.map(|failed| {
+            let missing = failed.missing.iter().map(|missing| format!("; missing: {missing}"));
+            let missing: String = missing.collect();
+            format!("rollout of {failed}{missing}. The origin withdraws it, and holds until `commit`")
+        });
+        let success = success && failure.is_none();
+        if let Some(text) = failure.or(remark) {
             replies.send(Reply::Remark { text }).await;
         }
         if success { 0 } else { 3 }
+    }
+}
+
+/// State of a generation's rollout, as far as waiting for it is concerned.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Progress {
+    /// Its own deadlines end it.
+    Running,
+    /// An operator paused it, so that the time of `--wait` counts.
+    Paused,
+    Failed,
+    /// Nodes take the generation as they can.
+    Free,
+}
+
+impl Progress {
+    fn of(view: &RolloutView, generation: u64) -> Self {
+        match view.of(generation) {
+            _ if view.newest.is_none_or(|newest| newest < generation) => Self::Running,
+            Some(rollout) if rollout.phase.has_failed() => Self::Failed,
+            Some(rollout) if rollout.paused => Self::Paused,
+            Some(rollout) if rollout.phase.is_running() => Self::Running,
+            _ => Self::Free,
+        }
     }
 }
 

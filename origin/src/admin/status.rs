@@ -5,9 +5,10 @@ use std::fmt::{self, Write as _};
 use indicatif::HumanBytes;
 use serde::{Deserialize, Serialize};
 use syncd_shared::text::{counted, rfc3339};
-use syncd_shared::{GenerationNumber, HookStatus, Progress};
+use syncd_shared::{CheckStatus, GenerationNumber, HookStatus, Progress};
 
 use crate::commit::{Hold, State};
+use crate::fleet::rollout::RolloutStatus;
 use crate::fleet::{AgentDrift, AgentProgress, AgentState, AgentView};
 use crate::publish::PublishView;
 
@@ -31,6 +32,10 @@ pub struct Status {
     /// Hold after a rollback: nothing is published automatically until an operator commits.
     #[serde(default)]
     pub hold: Option<HoldStatus>,
+    /// The newest rollout, running or ended; `None` if every generation since the origin started went to all
+    /// nodes at once.
+    #[serde(default)]
+    pub rollout: Option<RolloutStatus>,
     /// Number of the current generation.
     pub generation: Option<u64>,
     /// Root hash of the current generation, hexadecimal.
@@ -128,6 +133,18 @@ pub struct AgentStatus {
     /// started.
     #[serde(default)]
     pub hook: Option<HookStatus>,
+    /// The node's own check; `None` if it has none, or none has run since the agent started.
+    #[serde(default)]
+    pub check: Option<CheckStatus>,
+    /// Group for the steps of rollouts; empty: none.
+    #[serde(default)]
+    pub group: String,
+    /// Whether balancers are told that the node is not ready, by an order of either side.
+    #[serde(default)]
+    pub drained: bool,
+    /// Order by which the node stays where it is.
+    #[serde(default)]
+    pub pinned: Option<PinStatus>,
     /// Further remarks for a person, for example that its certificate was seen on two nodes.
     #[serde(default)]
     pub notes: Vec<String>,
@@ -137,6 +154,24 @@ pub struct AgentStatus {
     /// Local changes, until a later tree on the node is free of them.
     #[serde(default)]
     pub drift: Option<AgentDrift>,
+}
+
+/// An order by which a node stays where it is.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PinStatus {
+    /// Side that gave it: `origin` or `node`.
+    pub by: String,
+    /// Since when, RFC 3339.
+    pub since: String,
+}
+
+impl PinStatus {
+    fn of(agent: &AgentView) -> Option<Self> {
+        let of_node = agent.standing.pinned.map(|pin| ("node", pin.since_ms));
+        let of_origin = agent.orders.pinned_since_ms.map(|since| ("origin", since));
+        let (by, since) = of_node.or(of_origin)?;
+        Some(Self { by: by.to_owned(), since: rfc3339(since) })
+    }
 }
 
 /// [`AgentProgress`] in JSON.
@@ -237,6 +272,9 @@ impl Status {
             let reason = reason.map(|reason| format!("{reason}   ")).unwrap_or_default();
             let _ = writeln!(out, "hold     {reason}since {}", hold.since);
         }
+        if let Some(rollout) = &self.rollout {
+            let _ = writeln!(out, "rollout  {rollout}");
+        }
         for warning in &self.warnings {
             let _ = writeln!(out, "warning  {warning}");
         }
@@ -294,6 +332,15 @@ impl Status {
             "  {:width$}  {link:11}  generation {generation:>4}  {}{behind}",
             agent.name, agent.state
         );
+        if !agent.group.is_empty() {
+            let _ = write!(out, "   group {}", agent.group);
+        }
+        if agent.drained {
+            out.push_str("   drained");
+        }
+        if let Some(PinStatus { by, since }) = &agent.pinned {
+            let _ = write!(out, "   pinned by the {by} since {since}");
+        }
         if let Some(progress) = &agent.progress {
             let _ = write!(out, "   {progress}");
         }
@@ -307,6 +354,9 @@ impl Status {
         }
         if let Some(hook) = agent.hook.as_ref().and_then(HookStatus::line) {
             let _ = write!(out, "   {hook}");
+        }
+        if let Some(check) = agent.check.as_ref().and_then(CheckStatus::line) {
+            let _ = write!(out, "   {check}");
         }
         if let Some(error) =
             agent.error.as_ref().filter(|error| Some(*error) != agent.hook_trouble().as_ref())
@@ -350,6 +400,10 @@ impl AgentStatus {
             version: agent.version.clone(),
             error: agent.error.clone().or_else(|| agent.hook.as_ref().and_then(HookStatus::trouble)),
             hook: agent.hook.clone(),
+            check: agent.check.clone(),
+            group: agent.orders.group.clone(),
+            drained: agent.is_drained(),
+            pinned: PinStatus::of(agent),
             notes: agent.notes.clone(),
             spare_misses: agent.spare_misses,
             drift: agent.drift.clone(),
@@ -373,6 +427,10 @@ mod tests {
             version: Some("1.0".into()),
             error: None,
             hook: None,
+            check: None,
+            group: String::new(),
+            drained: false,
+            pinned: None,
             notes: Vec::new(),
             spare_misses: 0,
             drift: None,
@@ -389,6 +447,7 @@ mod tests {
             version: "1.0".into(),
             reason: None,
             hold: None,
+            rollout: None,
             generation: Some(7),
             root: Some("ab".into()),
             label: None,

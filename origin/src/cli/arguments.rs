@@ -71,6 +71,7 @@ const COMMIT_HELP: &str = "\
 Examples:
   syncd-origin commit -m 'release 7' --wait
   syncd-origin commit --wait=5m --require-all --json
+  syncd-origin commit --rollout together --wait
 
 A commit ends the hold that a rollback leaves.
 
@@ -92,9 +93,15 @@ Examples:
   syncd-origin diff
   syncd-origin diff 41 43 --stat
   syncd-origin diff --pending";
+const ROLLOUT_HELP: &str = "\
+Examples:
+  syncd-origin rollout status
+  syncd-origin rollout pause
+  syncd-origin rollout abort";
 const ROLLBACK_HELP: &str = "\
 Examples:
-  syncd-origin rollback 41 --wait
+  syncd-origin rollback --wait
+  syncd-origin rollback 41 --wait --yes
 
 After a rollback nothing is published automatically until the next commit. Exit codes are those of \
 commit.";
@@ -223,6 +230,14 @@ pub(super) enum Command {
         /// writes through a memory map. Takes as long as reading the whole tree.
         #[arg(long)]
         rescan: bool,
+        /// Policy by which the generation goes to the nodes: `each`, `together`, or a table [rollout.NAME] of
+        /// the origin's configuration file [default: that of `serve`]. Ends a rollout that is running.
+        #[arg(long, value_name = "POLICY")]
+        rollout: Option<String>,
+        /// Give the generation to all nodes at once, without steps and checks. Ends a rollout that is
+        /// running.
+        #[arg(long, conflicts_with = "rollout")]
+        now: bool,
         #[command(flatten)]
         json: Json,
     },
@@ -275,14 +290,53 @@ pub(super) enum Command {
     Rollback {
         #[command(flatten)]
         data: Data,
-        /// Generation whose tree is published again.
+        /// Generation whose tree is published again [default: the one before the generation in effect that
+        /// was released and not rolled back].
         #[arg(value_parser = generation_number)]
-        generation: u64,
+        generation: Option<u64>,
+        /// Do not ask on a terminal.
+        #[arg(long)]
+        yes: bool,
         #[command(flatten)]
         wait: WaitArgs,
         #[command(flatten)]
         json: Json,
     },
+    /// Show or steer the rollout that is running.
+    #[command(after_help = ROLLOUT_HELP)]
+    Rollout {
+        #[command(flatten)]
+        data: Data,
+        #[command(subcommand)]
+        action: RolloutCommand,
+    },
+    /// Take a node out of service: its `/readyz` answers 503, and rollouts do not count it.
+    #[command(after_help = "Examples:\n  syncd-origin drain web2\n\nIt gets new generations nevertheless.")]
+    Drain(NodeArgs),
+    /// Put a drained node into service again, once it has what the others have.
+    #[command(
+        after_help = "Examples:\n  syncd-origin undrain web2\n\nWaits for at most a minute for the node to catch up."
+    )]
+    Undrain(NodeArgs),
+    /// Keep a node at the generation that it has, until `unpin`.
+    #[command(
+        after_help = "Examples:\n  syncd-origin pin web2\n\n`syncd-agent pin GENERATION` on the node chooses an older one."
+    )]
+    Pin(NodeArgs),
+    /// Let a pinned node follow again.
+    #[command(after_help = "Examples:\n  syncd-origin unpin web2")]
+    Unpin(NodeArgs),
+    /// Put a node into a group, for the steps of rollouts.
+    #[command(after_help = "Examples:\n  syncd-origin group web2 canary\n  syncd-origin group web2 ''")]
+    Group {
+        #[command(flatten)]
+        node: NodeArgs,
+        /// Name of the group; '' takes the node out of its group.
+        group: String,
+    },
+    /// Remove a node that will not come back from the list, without shutting it out.
+    #[command(after_help = "Examples:\n  syncd-origin forget web2")]
+    Forget(NodeArgs),
     /// Shut out an agent: its certificate is refused, and its name is free again.
     #[command(after_help = "Examples:\n  syncd-origin revoke web2")]
     Revoke {
@@ -343,6 +397,13 @@ impl Command {
             | Self::History { data, .. }
             | Self::Diff { data, .. }
             | Self::Rollback { data, .. }
+            | Self::Rollout { data, .. }
+            | Self::Drain(NodeArgs { data, .. })
+            | Self::Undrain(NodeArgs { data, .. })
+            | Self::Pin(NodeArgs { data, .. })
+            | Self::Unpin(NodeArgs { data, .. })
+            | Self::Group { node: NodeArgs { data, .. }, .. }
+            | Self::Forget(NodeArgs { data, .. })
             | Self::Revoke { data, .. }
             | Self::Backup { data, .. }
             | Self::Publish { data, .. }
@@ -350,6 +411,31 @@ impl Command {
         };
         Some(&data.data)
     }
+}
+
+#[derive(Debug, Args)]
+pub(super) struct NodeArgs {
+    #[command(flatten)]
+    pub(super) data: Data,
+    /// Name of the node.
+    pub(super) node: String,
+}
+
+#[derive(Debug, Subcommand)]
+pub(super) enum RolloutCommand {
+    /// Show the newest rollout, with its nodes.
+    Status {
+        #[command(flatten)]
+        json: Json,
+    },
+    /// Flip no further nodes until `resume`. Times do not run meanwhile.
+    Pause,
+    /// Continue a paused rollout.
+    Resume,
+    /// End the hold, and begin the next step.
+    Promote,
+    /// End the rollout: the tree of before is published again, and nothing automatically until `commit`.
+    Abort,
 }
 
 #[derive(Debug, Subcommand)]
@@ -478,6 +564,10 @@ pub(super) struct Serve {
     /// Limit of the bytes per second sent to the object store, as in 10M [default: unlimited].
     #[arg(long, env = "SYNCD_PUBLISH_BWLIMIT", value_name = "RATE", requires = "publish")]
     pub(super) publish_bwlimit: Option<Rate>,
+    /// Policy by which generations go to the nodes: `each`, `together`, or a table [rollout.NAME] of the
+    /// configuration file. In that file, `default = "NAME"` in the table [rollout] chooses it.
+    #[arg(long, env = "SYNCD_ROLLOUT", value_name = "POLICY")]
+    pub(super) rollout: Option<String>,
     /// Group whose members may use every command (commit, token, revoke ...), in addition to root and the
     /// user of this process.
     #[arg(long, env = "SYNCD_ADMIN_GROUP", value_name = "GROUP", value_parser = group_id)]

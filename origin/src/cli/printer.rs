@@ -87,6 +87,13 @@ impl fmt::Display for DiffStat {
     }
 }
 
+/// Names a generation for a question.
+pub(super) fn described(line: &GenerationLine) -> String {
+    let label = Some(&line.label).filter(|label| !label.is_empty());
+    let label = label.map(|label| format!(" ({label})")).unwrap_or_default();
+    format!("generation {}{label} of {}", line.generation, line.created)
+}
+
 /// Prints replies as they arrive. `--json` prints one document, or one line for each generation or path.
 pub(super) struct Printer {
     pub(super) print: Print,
@@ -171,6 +178,7 @@ impl Printer {
             NodeResult::Live => " live",
             NodeResult::Failed => " failed",
             NodeResult::HookFailed => " hook failed",
+            NodeResult::CheckFailed => " check failed",
             NodeResult::Late => "",
             NodeResult::Unreachable => " unreachable",
         };
@@ -247,6 +255,12 @@ impl Printer {
             }
             Reply::Publish(publish) if json => output::line(serde_json::to_string(&publish)?)?,
             Reply::Publish(publish) => output::line(publish.to_text())?,
+            Reply::Rollout { rollout } if json => output::line(serde_json::to_string(&rollout)?)?,
+            Reply::Rollout { rollout: None } => note("nothing was rolled out in steps or together"),
+            Reply::Rollout { rollout: Some(rollout) } => output::line(rollout.to_text().trim_end())?,
+            Reply::RollbackTarget { from, to } => {
+                note(format_args!("from {} to {}", described(&from), described(&to)));
+            }
             Reply::Keys(keys) if json => output::line(serde_json::to_string(&keys)?)?,
             Reply::Keys(keys) => output::line(key::shown(&keys))?,
             Reply::Document { text } => output::line(text.trim_end())?,

@@ -5,6 +5,8 @@ use std::sync::Arc;
 use syncd_shared::generation::{GenerationError, LabelError};
 use syncd_shared::{GenerationNumber, RootEntry, SignedGeneration};
 
+use crate::fleet::RecordError;
+use crate::fleet::rollout::PolicyError;
 use crate::keys::KeysError;
 use crate::scan::ScanError;
 use crate::store::{SealError, StoreError, UnsavedDirectories};
@@ -30,6 +32,29 @@ pub enum CommitError {
     /// No such generation is retained.
     #[error("generation {number} is not retained; `syncd-origin history` lists those that are")]
     UnknownGeneration { number: GenerationNumber },
+    /// No earlier generation is left to return to.
+    #[error(
+        "there is no generation to return to before {current}: none is retained that was released and not rolled back;          `syncd-origin history` lists them, `syncd-origin rollback GENERATION` names one"
+    )]
+    NothingBefore { current: GenerationNumber },
+    #[error("nothing was published yet")]
+    NothingPublished,
+    /// Nodes have refused this tree.
+    #[error(
+        "{nodes} refused this tree, because its check failed there: change the tree, or publish it nevertheless with          `syncd-origin commit`"
+    )]
+    RefusedByNodes { nodes: String },
+    /// A step of the policy is for a group that nobody is in.
+    #[error(
+        "rollout policy {policy}: no node is in group {group}: `syncd-origin group NODE {group}` puts one into it"
+    )]
+    NoGroup { policy: String, group: String },
+    /// The records of rollouts are unreadable.
+    #[error(transparent)]
+    Records(#[from] RecordError),
+    /// There is no such policy.
+    #[error(transparent)]
+    Policy(#[from] PolicyError),
     /// The label is not allowed.
     #[error(transparent)]
     Label(#[from] LabelError),
@@ -53,6 +78,10 @@ impl CommitError {
             self,
             Self::Keys(KeysError::NotPending { .. } | KeysError::Trust(_))
                 | Self::UnknownGeneration { .. }
+                | Self::NothingBefore { .. }
+                | Self::NothingPublished
+                | Self::Policy(_)
+                | Self::NoGroup { .. }
                 | Self::Label { .. }
                 | Self::NoNumberLeft { .. }
                 | Self::Stopping
@@ -98,4 +127,8 @@ pub struct CommitOptions {
     pub allow_mass_deletion: bool,
     /// `--rescan`: reads every file, whatever its stat record.
     pub rescan: bool,
+    /// `--rollout`: name of a policy.
+    pub rollout: Option<String>,
+    /// `--now`: to all nodes at once.
+    pub now: bool,
 }

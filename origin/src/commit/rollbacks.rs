@@ -1,23 +1,24 @@
-//! The hold left by a rollback, and the generations that rollbacks replaced.
+//! The hold left by a rollback or a withdrawal, and the generations that are no place to return to: rolled
+//! back, withdrawn, or superseded before they were released.
 //!
 //! One record, `commit`/`rollbacks`, written by the sealer only. The transaction that seals a rollback sets
 //! the hold, and the one that seals an operator's commit ends it, so that a crash leaves both or neither.
 //! Integers little endian:
 //!
 //! ```text
-//! u8 version = 1
+//! u8 version = 2
 //! u8 hold: 0 none, 1 keeps back the last replaced generation, 2 keeps back none
-//! with a hold: u64 target, u64 generation in effect, i64 since (Unix, ms)
-//! per replaced generation, oldest first: u64 number, 32 root hash
+//! with a hold: u64 target, u64 generation in effect, i64 since (Unix, ms), u64 withdrawn generation or 0
+//! per replaced generation, oldest first: u64 number, 32 root hash, u8 1 if it was superseded, otherwise 0
 //! ```
 
-use syncd_shared::{GenerationNumber, RootHash, SignedGeneration};
+use syncd_shared::{Generation, GenerationNumber, RootHash, SignedGeneration};
 
 use crate::store::{Records, Store, StoreError};
 
 const NAMESPACE: &str = "commit";
 const NAME: &[u8] = b"rollbacks";
-const VERSION: u8 = 1;
+const VERSION: u8 = 2;
 /// Maximum number of replaced generations remembered; the oldest is forgotten first.
 const PUT_ASIDE_MAX: usize = 64;
 
@@ -30,12 +31,20 @@ pub struct Hold {
     pub generation: GenerationNumber,
     /// Start of the hold, in milliseconds since 1970.
     pub since_ms: i64,
+    /// The generation whose rollout failed, if the origin returned by itself.
+    pub withdrawn: Option<GenerationNumber>,
 }
 
 impl Hold {
     /// One line with the next step.
     pub fn reason(&self) -> String {
-        format!("held after rollback to {}: fix the tree, then commit", self.target)
+        match self.withdrawn {
+            None => format!("held after rollback to {}: fix the tree, then commit", self.target),
+            Some(withdrawn) => format!(
+                "generation {withdrawn} was withdrawn, and the tree of {} published again: fix the tree, then commit",
+                self.target
+            ),
+        }
     }
 }
 
@@ -44,6 +53,8 @@ impl Hold {
 pub(super) struct PutAside {
     pub number: GenerationNumber,
     pub root: RootHash,
+    /// A commit replaced it before it was released.
+    pub superseded: bool,
 }
 
 /// Hold and replaced generations. See the module documentation.
@@ -76,7 +87,53 @@ impl Rollbacks {
 
     /// The number of the generation with this root, if a rollback replaced it and it was not published since.
     pub(super) fn put_aside(&self, root: &RootHash) -> Option<GenerationNumber> {
-        self.put_aside.iter().find(|aside| aside.root == *root).map(|aside| aside.number)
+        let rolled_back = |aside: &&PutAside| aside.root == *root && !aside.superseded;
+        self.put_aside.iter().find(rolled_back).map(|aside| aside.number)
+    }
+
+    /// Bound of the search of `rollback` without a number: the generation whose tree is in effect.
+    fn search_below(&self, current: GenerationNumber) -> GenerationNumber {
+        self.hold.filter(|hold| hold.generation == current).map_or(current, |hold| hold.target)
+    }
+
+    /// The generation before the one in effect. One that failed, was rolled back or superseded is never
+    /// chosen.
+    pub(crate) fn previous(
+        &self,
+        current: &Generation,
+        generations: impl Iterator<Item = Generation>,
+    ) -> Option<GenerationNumber> {
+        let below = self.search_below(current.number);
+        let is_aside = |root: &RootHash| self.put_aside.iter().any(|aside| aside.root == *root);
+        let earlier = generations.filter(|generation| generation.number < below);
+        let eligible = earlier.filter(|g| g.root_hash() != current.root_hash() && !is_aside(&g.root_hash()));
+        eligible.map(|generation| generation.number).max()
+    }
+
+    /// The record after a generation was replaced before it was released.
+    pub(super) fn superseded(&self, replaced: &SignedGeneration) -> Self {
+        let mut after = self.clone();
+        let (number, root) = (replaced.number(), replaced.root_hash());
+        if !after.put_aside.iter().any(|aside| aside.root == root) {
+            // Never last, which is what a hold keeps back.
+            let excess = (after.put_aside.len() + 1).saturating_sub(PUT_ASIDE_MAX);
+            after.put_aside.drain(..excess);
+            after.put_aside.insert(0, PutAside { number, root, superseded: true });
+        }
+        after
+    }
+
+    /// The record after a failed generation was replaced by `generation`, which has the tree of `target`
+    /// again.
+    pub(super) fn withdrawn(
+        &self,
+        target: GenerationNumber,
+        generation: &SignedGeneration,
+        failed: &SignedGeneration,
+    ) -> Self {
+        let since_ms = generation.generation().created_ms;
+        let after = self.rolled_back(target, generation, Some(failed), since_ms);
+        Self { hold: after.hold.map(|hold| Hold { withdrawn: Some(failed.number()), ..hold }), ..after }
     }
 
     /// The generation replaced by the rollback that caused the hold.
@@ -93,9 +150,13 @@ impl Rollbacks {
         before: Option<&SignedGeneration>,
         since_ms: i64,
     ) -> Self {
-        let hold = Some(Hold { target, generation: generation.number(), since_ms });
+        let hold = Some(Hold { target, generation: generation.number(), since_ms, withdrawn: None });
         let mut put_aside = self.put_aside.clone();
-        let before = before.map(|before| PutAside { number: before.number(), root: before.root_hash() });
+        let before = before.map(|before| PutAside {
+            number: before.number(),
+            root: before.root_hash(),
+            superseded: false,
+        });
         let held_back = before.or(self.held_back());
         if let Some(before) = before {
             put_aside.retain(|aside| aside.root != before.root);
@@ -131,10 +192,12 @@ impl Rollbacks {
             out.extend_from_slice(&hold.target.get().to_le_bytes());
             out.extend_from_slice(&hold.generation.get().to_le_bytes());
             out.extend_from_slice(&hold.since_ms.to_le_bytes());
+            out.extend_from_slice(&hold.withdrawn.map_or(0, GenerationNumber::get).to_le_bytes());
         }
         for aside in &self.put_aside {
             out.extend_from_slice(&aside.number.get().to_le_bytes());
             out.extend_from_slice(aside.root.as_bytes());
+            out.push(u8::from(aside.superseded));
         }
         out
     }
@@ -146,14 +209,18 @@ impl Rollbacks {
             [VERSION, 0] => None,
             [VERSION, 1 | 2] => {
                 let (target, generation) = (take_number(&mut rest)?, take_number(&mut rest)?);
-                Some(Hold { target, generation, since_ms: i64::from_le_bytes(take(&mut rest)?) })
+                let since_ms = i64::from_le_bytes(take(&mut rest)?);
+                let withdrawn = GenerationNumber::new(u64::from_le_bytes(take(&mut rest)?));
+                Some(Hold { target, generation, since_ms, withdrawn })
             }
             _ => return None,
         };
         let mut put_aside = Vec::new();
         while !rest.is_empty() {
             let number = take_number(&mut rest)?;
-            put_aside.push(PutAside { number, root: RootHash::from_bytes(take(&mut rest)?) });
+            let root = RootHash::from_bytes(take(&mut rest)?);
+            let [superseded] = take(&mut rest)?;
+            put_aside.push(PutAside { number, root, superseded: superseded == 1 });
         }
         let holds_back = head == &[VERSION, 1];
         Some(Self { hold, holds_back, put_aside })
@@ -174,7 +241,7 @@ fn take_number(rest: &mut &[u8]) -> Option<GenerationNumber> {
 mod tests {
     use super::*;
     use syncd_shared::ed25519::SigningKey;
-    use syncd_shared::{Generation, RootEntry, TreeId};
+    use syncd_shared::{RootEntry, TreeId};
 
     fn number(number: u64) -> GenerationNumber {
         GenerationNumber::new(number).unwrap()
@@ -244,7 +311,7 @@ mod tests {
         let full = empty.rolled_back(number(3), &generation(6, 3), Some(&generation(5, 1)), -7);
         let bytes = full.encode();
         assert_eq!(Rollbacks::decode(&bytes), Some(full));
-        let whole_hold = 2 + 24;
+        let whole_hold = 2 + 32;
         for end in (0..bytes.len()).filter(|end| *end != whole_hold) {
             assert_eq!(Rollbacks::decode(&bytes[..end]), None, "{end}");
         }

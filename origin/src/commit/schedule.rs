@@ -49,6 +49,9 @@ pub(super) struct Schedule {
     collect_at: Instant,
     /// Nothing is published automatically before this.
     hold_until: Option<Instant>,
+    /// Nothing is published automatically while a rollout runs.
+    is_queued: bool,
+    wake_at: Option<Instant>,
     now: Instant,
 }
 
@@ -76,6 +79,8 @@ impl Schedule {
             reconcile_at: now + RECONCILE,
             collect_at: now + test_faults::collect_first(COLLECT_FIRST),
             hold_until: None,
+            is_queued: false,
+            wake_at: None,
             now,
         }
     }
@@ -105,14 +110,32 @@ impl Schedule {
         self.publish_at.is_some() || self.busy_at.is_some()
     }
 
+    /// Has automatic publishing wait behind a rollout, or ends that.
+    pub(super) fn queue(&mut self, is_queued: bool) {
+        self.is_queued = is_queued;
+    }
+
+    /// Whether changes wait behind a rollout.
+    pub(super) fn is_queued(&self) -> bool {
+        self.is_queued && self.publish_at.or(self.busy_at).is_some()
+    }
+
+    /// Has [`Schedule::next`] return no later than `at`, once.
+    pub(super) fn wake_at(&mut self, at: Instant) {
+        self.wake_at = Some(at);
+    }
+
     fn publish_due(&self) -> Option<Instant> {
+        if self.is_queued {
+            return None;
+        }
         let at = self.publish_at.into_iter().chain(self.busy_at).min()?;
         Some(at.max(self.hold_until.unwrap_or(self.now)))
     }
 
     /// Time of the next call to [`Schedule::due`].
     pub(super) fn next(&self) -> Instant {
-        [self.publish_due(), self.scan_at, Some(self.reconcile_at), Some(self.collect_at)]
+        [self.publish_due(), self.scan_at, Some(self.reconcile_at), Some(self.collect_at), self.wake_at]
             .into_iter()
             .flatten()
             .min()
@@ -122,6 +145,7 @@ impl Schedule {
     /// Takes the most urgent due job. Nothing is published before `open_until`, if a file is open until then.
     pub(super) fn due(&mut self, now: Instant, open_until: Option<Instant>) -> Option<Due> {
         let past = |at: Option<Instant>| at.is_some_and(|at| at <= now);
+        self.wake_at = self.wake_at.filter(|at| *at > now);
         if past(self.publish_due())
             && let Some(until) = open_until
         {

@@ -1,5 +1,6 @@
 //! The blocking part of a commit: flush, scan, store, sign, seal. One job at a time; all calls block.
 
+mod publication;
 mod signing;
 
 use std::collections::BTreeSet;
@@ -9,7 +10,7 @@ use std::task::{Context, Waker};
 
 use syncd_shared::diff::DiffError;
 use syncd_shared::generation::check_label;
-use syncd_shared::{GenerationNumber, RootEntry, SignedGeneration, TreePath};
+use syncd_shared::{RootEntry, SignedGeneration, TreePath};
 
 use tokio_util::sync::CancellationToken;
 
@@ -24,6 +25,8 @@ use super::rollbacks::{Hold, Rollbacks};
 use super::scan_base::{ScanBase, forget_damaged};
 use crate::clock::now_ms;
 use crate::fleet::Fleet;
+use crate::fleet::rollout::record::{ORDER, ROLLOUT, Stored};
+use crate::fleet::rollout::{Plan, Policies};
 use crate::keys::Keys;
 use crate::metrics::metrics;
 use crate::scan::{ScanError, ScanOptions, Withheld, guard};
@@ -40,6 +43,8 @@ pub struct Parts {
     pub keys: Arc<Keys>,
     /// Extent of the history.
     pub retention: Retention,
+    /// How generations go to the nodes.
+    pub policies: Arc<Policies>,
     /// Receives sealed generations.
     pub fleet: Fleet,
     /// Held while the whole store is read.
@@ -54,6 +59,10 @@ pub struct Sealer {
     /// The last scanned tree, which may be unpublished.
     base: Option<ScanBase>,
     current: Option<SignedGeneration>,
+    /// How the current generation goes to the nodes.
+    plan: Plan,
+    /// The newest generation known to be released.
+    released: Option<SignedGeneration>,
     /// The highest generation of this origin that an agent holds and the store does not have. Also stored
     /// (`observed`).
     observed: Option<SignedGeneration>,
@@ -86,8 +95,12 @@ impl Sealer {
         let observed = observed::load(&parts.store, &parts.keys)?;
         let rollbacks = Rollbacks::load(&parts.store)?;
         let distinct = DistinctTimes::load(&parts.store, parts.options.mtime)?;
+        let stored = Stored::decode(parts.store.records(ROLLOUT, b"")?, &parts.keys)?;
+        let (plan, released) = Self::stored_plan(&stored, current.as_ref());
         Ok(Self {
             parts,
+            plan,
+            released,
             base,
             observed: observed.filter(|o| is_news(current.as_ref(), o)),
             current,
@@ -103,6 +116,11 @@ impl Sealer {
 
     pub fn current(&self) -> Option<&SignedGeneration> {
         self.current.as_ref()
+    }
+
+    /// How the current generation goes to the nodes.
+    pub fn current_plan(&self) -> &Plan {
+        &self.plan
     }
 
     /// Waits until the tree may have changed. Cancel safe.
@@ -194,14 +212,20 @@ impl Sealer {
     pub fn commit(&mut self, options: CommitOptions) -> Result<Outcome, CommitError> {
         // An earlier job may have failed before its scan.
         self.parts.source.withhold(Withheld::new());
-        let CommitOptions { label, allow_mass_deletion, rescan } = options;
+        let CommitOptions { label, allow_mass_deletion, rescan, rollout, now } = options;
         check_label(&label)?;
+        let how = match rollout {
+            _ if now => How::Now,
+            Some(name) => How::Policy(name),
+            None => How::Default,
+        };
+        self.plan(&how)?;
         self.parts.source.catch_up();
         if rescan {
             self.parts.source.reread();
         }
         (self.parts.options.allow_mass_deletion, self.parts.options.read_all) = (allow_mass_deletion, rescan);
-        let result = self.run(Publish::Tree { label });
+        let result = self.run(Publish::Tree { label, how });
         (self.parts.options.allow_mass_deletion, self.parts.options.read_all) = (false, false);
         result
     }
@@ -234,32 +258,6 @@ impl Sealer {
         let (Snapshot { root, .. }, writer) = taken?;
         let unsaved = Arc::new(writer.into_unsaved_directories()?);
         Ok(Outcome::Found(Preview { root, unsaved, refused }))
-    }
-
-    /// Publishes the tree of an earlier generation under a new number. Afterwards nothing is published
-    /// automatically until an operator commits, not even after a restart.
-    pub fn rollback(&mut self, number: GenerationNumber) -> Result<Outcome, CommitError> {
-        let target = self.parts.store.generation(number)?.ok_or(CommitError::UnknownGeneration { number })?;
-        let target = self.parts.keys.verify(&target.record, &target.signature)?;
-        if let Some(current) = &self.current
-            && self.observed.is_none()
-            && current.root_hash() == target.root_hash()
-        {
-            // The generation stays current, whatever the state of the tree.
-            let current = current.clone();
-            let rollbacks = self.rollbacks.rolled_back(number, &current, None, now_ms());
-            self.keep_rollbacks(rollbacks)?;
-            self.remarks.extend(self.hold().map(|hold| hold.reason()));
-            return Ok(Outcome::Unchanged(current));
-        }
-        let label = format!("rollback to {number}");
-        let generation = self.next_generation(target.generation().root, label)?;
-        let base = self.base.clone().map(|base| ScanBase { unpublished: false, ..base });
-        let since_ms = generation.generation().created_ms;
-        let rollbacks = self.rollbacks.rolled_back(number, &generation, self.current.as_ref(), since_ms);
-        let outcome = self.seal(self.parts.store.writer()?, base, generation, Some(rollbacks))?;
-        self.remarks.extend(self.hold().map(|hold| hold.reason()));
-        Ok(outcome)
     }
 
     /// Makes a change of the hold durable without sealing a generation.
@@ -392,9 +390,12 @@ impl Sealer {
             let unpublished = base.unpublished && observed.root_hash() != base.root.hash();
             tracing::info!(generation = %observed.number(), "adopted a generation that the fleet has and that still equals the tree");
             let base = ScanBase { unpublished, ..base };
-            return self.seal(self.or_open(writer)?, Some(base), observed, None);
+            return self.seal(self.or_open(writer)?, Some(base), observed, (None, Plan::Immediate));
         }
         let lost = self.lost_most(writer.as_ref(), &base, publish);
+        if matches!(publish, Publish::Changes) && lost.is_none() && self.label(publish, &base).is_some() {
+            self.check_refusals(&base.root.hash())?;
+        }
         let (base, writer) = match lost {
             None => self.with_distinct_times(base, writer, publish)?,
             Some(_) => (base, writer),
@@ -402,14 +403,23 @@ impl Sealer {
         if lost.is_none()
             && let Some(label) = self.label(publish, &base)
         {
+            let how = match publish {
+                Publish::Tree { how, .. } => how,
+                _ => &How::Default,
+            };
+            let plan = self.plan(how)?;
             let generation = self.next_generation(base.root, label)?;
             let base = ScanBase { unpublished: false, ..base };
             let before = (self.rollbacks.clone(), self.current.clone());
             // Under a hold, an automatic commit comes this far only if the source is deliberate.
             let ends_hold = matches!(publish, Publish::Tree { .. }) || self.rollbacks.hold().is_some();
-            let rollbacks = ends_hold.then(|| self.rollbacks.committed(&generation.root_hash()));
+            let mut rollbacks = ends_hold.then(|| self.rollbacks.committed(&generation.root_hash()));
+            if let Some(replaced) = self.supersedes() {
+                let known = rollbacks.as_ref().unwrap_or(&self.rollbacks);
+                rollbacks = Some(known.superseded(replaced));
+            }
             let root = base.root;
-            let outcome = self.seal(self.or_open(writer)?, Some(base), generation, rollbacks)?;
+            let outcome = self.seal(self.or_open(writer)?, Some(base), generation, (rollbacks, plan))?;
             let back = brought_back::remark(&self.parts.store, &before.0, before.1.as_ref(), &root);
             self.remarks.extend(back);
             return Ok(outcome);
@@ -459,7 +469,8 @@ impl Sealer {
         let is_above = ours.is_none_or(|ours| observed.number() > ours.number());
         let is_here = observed.root_hash() == tree.hash()
             || ours.is_some_and(|ours| ours.root_hash() == observed.root_hash());
-        (is_above && is_here).then(|| observed.clone())
+        let is_taken = self.check_refusals(&observed.root_hash()).is_ok();
+        (is_above && is_here && is_taken).then(|| observed.clone())
     }
 
     /// The scan's guard compares with the previous scan. A tree that disappears bit by bit is only noticed by
@@ -482,7 +493,7 @@ impl Sealer {
             Publish::No => None,
             Publish::Changes => (differs && base.unpublished).then(|| self.parts.source.label()),
             // An operator's commit also supersedes unknown generations held by agents.
-            Publish::Tree { label } => {
+            Publish::Tree { label, .. } => {
                 let or_its_own = || if label.is_empty() { self.parts.source.label() } else { label.clone() };
                 (differs || self.observed.is_some()).then(or_its_own)
             }
@@ -512,20 +523,22 @@ impl Sealer {
             && let Some(current) = &current
         {
             self.observed = self.observed.take().filter(|o| is_news(Some(current), o));
-            self.parts.fleet.announce(current.clone());
+            let stored = Stored::decode(self.parts.store.records(ROLLOUT, b"")?, &self.parts.keys)?;
+            (self.plan, self.released) = Self::stored_plan(&stored, Some(current));
+            self.parts.fleet.publish(current.clone(), self.plan.clone());
         }
         self.current = current;
         Ok(())
     }
 
-    /// Makes the generation durable, and then announces it. `rollbacks` is the new state of the rollback
-    /// record.
+    /// Makes the generation durable together with its plan, and then announces it. `rollbacks` is the new
+    /// state of the rollback record.
     fn seal(
         &mut self,
         writer: Writer,
         base: Option<ScanBase>,
         generation: SignedGeneration,
-        rollbacks: Option<Rollbacks>,
+        (rollbacks, plan): (Option<Rollbacks>, Plan),
     ) -> Result<Outcome, CommitError> {
         if let Some(base) = &base {
             base.put(&writer)?;
@@ -537,6 +550,9 @@ impl Sealer {
         let sealed = writer.seal_with(&generation, |records| {
             if let Some(rollbacks) = rollbacks.as_ref().filter(|rollbacks| **rollbacks != self.rollbacks) {
                 rollbacks.put(records)?;
+            }
+            if let Plan::Rollout(order) = &plan {
+                records.put(ROLLOUT, ORDER, &order.encode(generation.number()))?;
             }
             taken.as_ref().map_or(Ok(()), |taken| taken.put(records))
         });
@@ -561,7 +577,11 @@ impl Sealer {
         }
         let before = self.current.replace(generation.clone());
         self.observed = self.observed.take().filter(|o| is_news(Some(&generation), o));
-        self.parts.fleet.announce(generation.clone());
+        if plan == Plan::Immediate {
+            self.released = Some(generation.clone());
+        }
+        self.plan = plan.clone();
+        self.parts.fleet.publish(generation.clone(), plan);
         let retimed = std::mem::take(&mut self.retimed);
         if let Some(remark) =
             closed_tree::remark(before.as_ref().map(|b| &b.generation().root), &generation.generation().root)
@@ -584,5 +604,20 @@ enum Publish {
     Tree {
         /// Label of the new generation.
         label: String,
+        how: How,
     },
+}
+
+/// How a generation goes to the nodes.
+#[derive(Debug)]
+enum How {
+    /// By the default policy.
+    Default,
+    /// By a named policy.
+    Policy(String),
+    /// To every node at once.
+    Now,
+    Rollback,
+    /// As the current one, which is signed again.
+    Again,
 }

@@ -5,15 +5,16 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
-use syncd_shared::{Generation, GenerationNumber, RootEntry, SignedGeneration};
+use syncd_shared::{Generation, GenerationNumber, RootEntry, SignedGeneration, TreePath};
 use tempfile::TempDir;
 
 use super::*;
 use crate::admin;
 use crate::admin::protocol::{Reply as Answer, Request as Asked, Wait};
 use crate::admin::status::Status;
+use crate::fleet::rollout::Policies;
 use crate::keys::Keys;
-use crate::scan::{MtimePolicy, SymlinkPolicy};
+use crate::scan::{MtimePolicy, ScanError, SymlinkPolicy};
 use crate::service::{self, Running, ServeOptions, StartError};
 use crate::store::{Damage, Store};
 
@@ -29,13 +30,14 @@ mod times;
 struct Site {
     directory: TempDir,
     mtime: MtimePolicy,
+    policies: Policies,
 }
 
 impl Site {
     /// Initialised, with a tree of `files` files.
     fn new(files: usize) -> Self {
         let directory = TempDir::new().unwrap();
-        let site = Self { directory, mtime: MtimePolicy::Tree };
+        let site = Self { directory, mtime: MtimePolicy::Tree, policies: Policies::default() };
         service::init(&site.data()).unwrap();
         fs::create_dir(site.tree()).unwrap();
         (0..files).for_each(|n| site.write(&format!("f{n}"), &format!("content {n}")));
@@ -69,6 +71,7 @@ impl Site {
             mtime: self.mtime,
             symlinks: SymlinkPolicy::Verbatim,
             retention: Default::default(),
+            policies: self.policies.clone(),
             bwlimit: None,
             publish: None,
             admin_group: None,
@@ -152,7 +155,7 @@ fn labelled(label: &str) -> CommitOptions {
 }
 
 async fn rollback(origin: &Running, number: u64) -> Result<Outcome, CommitError> {
-    origin.committer().rollback(GenerationNumber::new(number).unwrap()).await.result
+    origin.committer().rollback(GenerationNumber::new(number)).await.result
 }
 
 /// Tells an origin of a generation as an agent's hello does.
@@ -205,7 +208,7 @@ async fn a_rollback_is_held_through_edits_and_restarts_until_a_commit() {
     site.write("f0", "changed");
     let second = generation(&origin, 2).await;
     assert_ne!(first.current.unwrap().root_hash(), second.current.unwrap().root_hash());
-    let answer = origin.committer().rollback(GenerationNumber::FIRST).await;
+    let answer = origin.committer().rollback(Some(GenerationNumber::FIRST)).await;
     // Further remarks may report edits within one second.
     assert_eq!(answer.remarks[0], "held after rollback to 1: fix the tree, then commit");
     assert_eq!(sealed(answer.result).number().get(), 3);
@@ -540,14 +543,21 @@ async fn commit_answers_with_the_number_and_waiting_for_nobody_is_code_3() {
     let site = Site::new(3);
     let origin = site.serve(Trigger::Manual).await;
     let wait = Some(Wait { timeout_ms: 60_000, require_all: false });
-    let request = Asked::Commit { label: String::new(), allow_mass_deletion: false, rescan: false, wait };
+    let request = Asked::Commit {
+        label: String::new(),
+        allow_mass_deletion: false,
+        rescan: false,
+        rollout: None,
+        now: false,
+        wait,
+    };
     let answers = site.ask(request.clone()).await;
     let line = answers.iter().find_map(|a| if let Answer::Generation(line) = a { Some(line) } else { None });
     assert!(line.is_some_and(|line| line.generation == 1 && line.changed), "{answers:?}");
     assert!(matches!(answers.last(), Some(Answer::Done { code: 3 })), "{answers:?}");
     let again = site.ask(request).await;
     assert!(again.iter().any(|a| matches!(a, Answer::Generation(line) if !line.changed)), "{again:?}");
-    let unknown = site.ask(Asked::Rollback { generation: 9, wait: None }).await;
+    let unknown = site.ask(Asked::Rollback { generation: Some(9), wait: None }).await;
     assert!(matches!(unknown.last(), Some(Answer::Error { message }) if message.contains("history")));
     origin.stop().await;
 }

@@ -25,7 +25,7 @@ pub fn roster(mut bytes: &[u8], peer: &PeerIdentity, now_ms: i64, let_in: bool) 
         return;
     }
     roster.add_token([9; 32], 1, now_ms, now_ms);
-    let _ = roster.join(&secret_hash, peer, now_ms);
+    let _ = roster.join(&secret_hash, peer, None, now_ms);
     let admitted = roster.admit(peer, now_ms).is_ok();
     if roster.revoke(peer.name.as_str(), now_ms).is_ok() {
         if admitted {

@@ -5,7 +5,9 @@ use std::collections::BTreeSet;
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
-use syncd_shared::{GenerationNumber, HookOutcome, HookStatus, RootHash, SignedGeneration};
+use syncd_shared::{
+    CheckOutcome, CheckStatus, GenerationNumber, HookOutcome, HookStatus, RootHash, SignedGeneration,
+};
 
 use super::{AgentState, AgentView, FleetView};
 
@@ -40,6 +42,8 @@ pub enum NodeResult {
     Failed,
     /// The on-activate hook failed after the switch, or its earlier failure prevents the switch.
     HookFailed,
+    /// The node's own check failed on the generation, and the node returned to an earlier one.
+    CheckFailed,
     /// The time ran out first.
     Late,
     /// The node is not connected.
@@ -77,7 +81,7 @@ impl LiveWait {
             stale: BTreeSet::new(),
         };
         for agent in &fleet.agents {
-            if agent.connected || require_all {
+            if (agent.connected || require_all) && !agent.is_out_of_rollouts() {
                 wait.awaited.insert(agent.name.clone());
             }
             if wait.has_failed(agent) {
@@ -95,7 +99,9 @@ impl LiveWait {
         self.awaited.retain(|name| enrolled.contains(name));
         let mut arrived = Vec::new();
         for agent in &fleet.agents {
-            if self.require_all || (agent.connected && waited < FIRST_SECONDS) {
+            if agent.is_out_of_rollouts() {
+                self.awaited.remove(&agent.name);
+            } else if self.require_all || (agent.connected && waited < FIRST_SECONDS) {
                 self.awaited.insert(agent.name.clone());
             }
             if !self.has_failed(agent) {
@@ -118,6 +124,10 @@ impl LiveWait {
     /// hook's last success counts. A later generation suffices, but a number above the newest belongs to
     /// another history: this origin was restored from an older copy.
     fn is_there(&self, agent: &AgentView, newest: GenerationNumber) -> bool {
+        let of_this = agent.check.as_ref().filter(|check| check.generation == self.number.get());
+        if of_this.is_some_and(|check| check.outcome != CheckOutcome::Passed) {
+            return false;
+        }
         match agent.hook.as_ref().filter(|hook| !hook.is_live()) {
             None => agent.generation.is_some_and(|has| {
                 (has == self.number && agent.root == Some(self.root)) || (has > self.number && has <= newest)
@@ -131,8 +141,22 @@ impl LiveWait {
     fn has_failed(&self, agent: &AgentView) -> bool {
         let hook = agent.hook.as_ref().filter(|hook| hook.outcome == HookOutcome::Failed);
         let number = self.number.get();
+        if self.failed_check(agent).is_some() {
+            return true;
+        }
         let of_this = |hook: &HookStatus| hook.generation.max(hook.waits.unwrap_or(0)) >= number;
         agent.state == AgentState::Failed && agent.needs_operator || hook.is_some_and(of_this)
+    }
+
+    /// Failure of an agent's own check on this generation.
+    fn failed_check<'a>(&self, agent: &'a AgentView) -> Option<&'a CheckStatus> {
+        let check = agent.check.as_ref().filter(|check| check.generation == self.number.get())?;
+        matches!(check.outcome, CheckOutcome::Failed | CheckOutcome::FailedOnBoth).then_some(check)
+    }
+
+    /// Number of the awaited generation.
+    pub fn number(&self) -> u64 {
+        self.number.get()
     }
 
     /// Whether a failed hook keeps an awaited agent from arriving.
@@ -216,6 +240,9 @@ impl LiveWait {
         if !agent.connected {
             let known = agent.generation.map(|number| format!("generation {number} when it was last heard"));
             return (NodeResult::Unreachable, agent.error.clone().or(known));
+        }
+        if let Some(check) = self.failed_check(agent) {
+            return (NodeResult::CheckFailed, check.line());
         }
         if let Some(failure) =
             agent.hook.as_ref().filter(|_| self.is_held_by_hook(agent)).and_then(HookStatus::failure)
@@ -329,6 +356,8 @@ mod tests {
                 hook,
                 check: None,
                 standing: syncd_shared::NodeStanding::default(),
+                orders: Default::default(),
+                assigned: None,
                 refused: Vec::new(),
                 state: if failed { AgentState::Failed } else { AgentState::Live },
                 last_seen_ms: 1,

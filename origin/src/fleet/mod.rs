@@ -30,7 +30,9 @@ use std::time::Duration;
 use syncd_shared::generation::GenerationError;
 use syncd_shared::identity::authority::AuthorityKey;
 use syncd_shared::identity::{AgentName, JoinToken, PeerIdentity};
-use syncd_shared::{CheckStatus, GenerationNumber, HookStatus, NodeStanding, RootHash, SignedGeneration};
+use syncd_shared::{
+    CheckStatus, GenerationNumber, HookStatus, NodeStanding, OrderedStanding, RootHash, SignedGeneration,
+};
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
@@ -42,12 +44,13 @@ use crate::keys::{Keys, KeysError};
 pub use records::{NamedRecord, RecordChange};
 pub use records::{RecordError, RecordStore};
 pub(crate) use roster::token_id;
-pub use roster::{Admission, RosterError, TokenView};
+pub use roster::{Admission, NodeOrder, NodeOrders, RosterError, TokenView};
 pub use syncd_shared::AgentState;
 pub use view::{AgentDrift, AgentProgress, AgentView, FleetView, RETAIN_MS};
 
 use registry::Registry;
-use rollout::{Assignment, Policy};
+use rollout::record::{ROLLOUT, Stored};
+use rollout::{Assignment, OrderError, Plan, Publication, RolloutOrder, RolloutView};
 use roster::AgentRecord;
 use task::{Attached, Command, FleetTask, Save};
 
@@ -69,6 +72,9 @@ pub enum FleetError {
     Save(#[source] Arc<RecordError>),
     #[error(transparent)]
     Keys(#[from] KeysError),
+    /// An order does not apply to the rollout.
+    #[error(transparent)]
+    Rollout(#[from] OrderError),
     /// The origin is stopping.
     #[error("the origin is stopping")]
     Stopping,
@@ -149,7 +155,8 @@ pub struct Fleet {
     commands: mpsc::Sender<Command>,
     view: watch::Receiver<Arc<FleetView>>,
     admission: watch::Receiver<Arc<Admission>>,
-    announced: watch::Sender<Option<Arc<SignedGeneration>>>,
+    rollout: watch::Receiver<Arc<RolloutView>>,
+    announced: watch::Sender<Option<Arc<Publication>>>,
 }
 
 /// An agent's registration while its control stream is open.
@@ -161,8 +168,10 @@ pub struct Attachment {
     pub ended: oneshot::Receiver<EndReason>,
     /// This agent's assignment: the newest value only.
     pub assignment: watch::Receiver<Option<Assignment>>,
+    /// Orders given at the origin that the node must know.
+    pub standing: watch::Receiver<OrderedStanding>,
     /// The newest generation of the tree. An agent may know any up to it.
-    pub newest: watch::Receiver<Option<Arc<SignedGeneration>>>,
+    pub newest: watch::Receiver<Option<Arc<Publication>>>,
 }
 
 impl Attachment {
@@ -190,26 +199,15 @@ impl Fleet {
         shutdown: CancellationToken,
         tasks: &TaskTracker,
     ) -> Result<Self, FleetError> {
-        Self::start_with(Policy::default(), records, keys, observed, shutdown, tasks)
-    }
-
-    /// Like [`Fleet::start`], with a rollout policy.
-    pub(crate) fn start_with(
-        policy: Policy,
-        records: Arc<dyn RecordStore>,
-        keys: Arc<Keys>,
-        observed: mpsc::Sender<SignedGeneration>,
-        shutdown: CancellationToken,
-        tasks: &TaskTracker,
-    ) -> Result<Self, FleetError> {
+        let stored = Stored::decode(records.load(ROLLOUT)?, &keys)?;
         let roster = Registry::new(records.clone()).load()?;
         let (commands, receiver) = mpsc::channel(COMMANDS);
         let announced = watch::Sender::new(None);
         let save: Save = Arc::new(move |changes| records.save(changes));
-        let task = FleetTask::new(roster, save, observed, announced.subscribe(), policy);
-        let (view, admission) = (task.view(), task.admission());
+        let task = FleetTask::new(roster, save, observed, announced.subscribe(), (stored, shutdown.clone()));
+        let (view, admission, rollout) = (task.view(), task.admission(), task.rollout());
         tasks.spawn(task.run(receiver, shutdown));
-        Ok(Self { keys, commands, view, admission, announced })
+        Ok(Self { keys, commands, view, admission, rollout, announced })
     }
 
     /// The current state of all agents, updated on changes.
@@ -228,14 +226,28 @@ impl Fleet {
         self.admission.borrow().admits(peer)
     }
 
-    /// Roots that garbage collection must keep: those of agents seen within 30 days. Does not block.
-    pub fn retained_roots(&self) -> HashSet<RootHash> {
-        self.view.borrow().retained_roots(now_ms())
+    /// State of the newest rollout, updated on changes.
+    pub fn rollout(&self) -> watch::Receiver<Arc<RolloutView>> {
+        self.rollout.clone()
     }
 
-    /// Announces the newest generation: the rollout policy assigns it to agents, now or when they connect.
+    /// Roots that garbage collection must keep: those of agents seen within 30 days, and of the rollout. Does
+    /// not block.
+    pub fn retained_roots(&self) -> HashSet<RootHash> {
+        let mut roots = self.view.borrow().retained_roots(now_ms());
+        roots.extend(&self.rollout.borrow().retained);
+        roots
+    }
+
+    /// Announces the newest generation to all agents at once, now or when they connect.
     pub fn announce(&self, generation: SignedGeneration) {
-        self.announced.send_replace(Some(Arc::new(generation)));
+        self.publish(generation, Plan::Immediate);
+    }
+
+    /// Announces the newest generation, which goes to the agents as `plan` says.
+    pub fn publish(&self, generation: SignedGeneration, plan: Plan) {
+        let generation = Arc::new(generation);
+        self.announced.send_replace(Some(Arc::new(Publication { generation, plan })));
     }
 
     /// Announces the current generation again, so that agents at once run an on-activate hook that failed for
@@ -246,7 +258,7 @@ impl Fleet {
 
     /// The number of the announced generation.
     pub fn announced(&self) -> Option<GenerationNumber> {
-        self.announced.borrow().as_ref().map(|generation| generation.number())
+        self.announced.borrow().as_ref().map(|newest| newest.generation.number())
     }
 
     /// Verifies a generation shown by an agent: signed by this origin's key or an earlier one.
@@ -293,8 +305,28 @@ impl Fleet {
 
     /// Uses a token once and enrols `peer`, for whom a certificate was issued. Both are
     /// durable on return; the certificate must not be handed out before.
-    pub async fn join(&self, secret_hash: [u8; 32], peer: PeerIdentity) -> Result<(), FleetError> {
-        self.ask(|reply| Command::Join { secret_hash, peer, reply }).await
+    pub async fn join(
+        &self,
+        secret_hash: [u8; 32],
+        peer: PeerIdentity,
+        group: Option<AgentName>,
+    ) -> Result<(), FleetError> {
+        self.ask(|reply| Command::Join { secret_hash, peer, group, reply }).await
+    }
+
+    /// Carries out an operator's order for a node, durable on return.
+    pub async fn order(&self, name: String, order: NodeOrder) -> Result<(), FleetError> {
+        self.ask(|reply| Command::Order { name, order, reply }).await
+    }
+
+    /// Removes a node that will not come back, durably on return.
+    pub async fn forget(&self, name: String) -> Result<(), FleetError> {
+        self.ask(|reply| Command::Forget { name, reply }).await
+    }
+
+    /// Carries out an operator's order for the rollout that runs, durable on return.
+    pub async fn order_rollout(&self, order: RolloutOrder) -> Result<(), FleetError> {
+        self.ask(|reply| Command::OrderRollout { order, reply }).await
     }
 
     /// Records a new certificate for the agent with certificate `peer`; durable on return.
@@ -308,9 +340,10 @@ impl Fleet {
         let (reply, answer) = oneshot::channel();
         let command = Command::Attach { peer, greeting: Box::new(greeting), reply };
         self.commands.send(command).await.map_err(|_| FleetError::Stopping)?;
-        let Attached { connection, ended, assignment } = answer.await.map_err(|_| FleetError::Stopping)??;
+        let Attached { connection, ended, assignment, standing } =
+            answer.await.map_err(|_| FleetError::Stopping)??;
         let (commands, newest) = (self.commands.clone(), self.announced.subscribe());
-        Ok(Attachment { name, connection, commands, ended, assignment, newest })
+        Ok(Attachment { name, connection, commands, ended, assignment, standing, newest })
     }
 
     async fn ask(
@@ -336,6 +369,8 @@ fn agent_view(name: &AgentName, record: &AgentRecord) -> AgentView {
         hook: record.told.hook.clone(),
         check: None,
         standing: NodeStanding::default(),
+        orders: record.orders.clone(),
+        assigned: None,
         refused: Vec::new(),
         state: if generation.is_some() { AgentState::Live } else { AgentState::Empty },
         last_seen_ms: record.last_seen_ms,

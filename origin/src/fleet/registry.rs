@@ -9,7 +9,7 @@ use syncd_shared::identity::JoinToken;
 use syncd_shared::identity::PeerIdentity;
 
 use super::records::{RecordError, RecordStore};
-use super::roster::{AGENTS, REVOKED, Roster, TOKENS, TokenView};
+use super::roster::{AGENTS, NodeOrder, REVOKED, Roster, TOKENS, TokenView};
 use super::view::AgentView;
 use super::{FleetError, agent_view};
 use crate::clock::now_ms;
@@ -48,6 +48,20 @@ impl Registry {
     pub fn revoke_token(&self, id: &str) -> Result<(), FleetError> {
         let mut roster = self.load()?;
         roster.revoke_token(id)?;
+        Ok(self.records.save(&roster.take_changes())?)
+    }
+
+    /// Carries out an operator's order for a node, durably on return.
+    pub fn order(&self, name: &str, order: NodeOrder) -> Result<(), FleetError> {
+        let mut roster = self.load()?;
+        roster.order(name, order, now_ms())?;
+        Ok(self.records.save(&roster.take_changes())?)
+    }
+
+    /// Removes a node that will not come back, durably on return.
+    pub fn forget(&self, name: &str) -> Result<(), FleetError> {
+        let mut roster = self.load()?;
+        roster.forget(name, false)?;
         Ok(self.records.save(&roster.take_changes())?)
     }
 

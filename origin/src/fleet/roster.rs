@@ -16,6 +16,7 @@ use crate::fleet::records::{NamedRecord, RecordChange, RecordError};
 
 pub use self::admission::Admission;
 pub(super) use self::agent_records::{AgentRecord, Issued, Told};
+pub use self::agent_records::{NodeOrder, NodeOrders};
 use self::agent_records::{RevokedRecord, VERSION, agent_name, decode, issued};
 use self::tokens::TokenRecord;
 pub use self::tokens::TokenView;
@@ -65,6 +66,8 @@ pub enum RosterError {
         /// The given ID.
         id: String,
     },
+    #[error("{name} is connected: `syncd-origin revoke {name}` shuts a node out")]
+    Connected { name: AgentName },
     #[error("the certificate of {name} was revoked: join again with a new token")]
     Revoked { name: AgentName },
     /// A certificate of a replaced authority that is not on record. A thief of that authority's key can make
@@ -212,18 +215,17 @@ impl Roster {
         &mut self,
         secret_hash: &[u8; 32],
         peer: &PeerIdentity,
+        group: Option<&AgentName>,
         now_ms: i64,
     ) -> Result<(), RosterError> {
         let token = self.may_join(secret_hash, &peer.name, now_ms)?;
         let token = TokenRecord { uses_left: token.uses_left - 1, ..token.clone() };
         self.put_token(*secret_hash, token);
+        let group = group.map(ToString::to_string).unwrap_or_default();
         let agent = AgentRecord {
-            version: VERSION,
             certificates: vec![issued(peer)],
-            superseded_ms: 0,
-            enrolled_ms: now_ms,
-            last_seen_ms: 0,
-            told: Told::default(),
+            orders: NodeOrders { group, ..NodeOrders::default() },
+            ..AgentRecord::new(now_ms)
         };
         self.put(peer.name.clone(), agent);
         Ok(())
@@ -288,14 +290,8 @@ impl Roster {
         if !self.admits(peer) {
             return Err(RosterError::Revoked { name: peer.name.clone() });
         }
-        let mut agent = self.agents.get(&peer.name).cloned().unwrap_or_else(|| AgentRecord {
-            version: VERSION,
-            certificates: Vec::new(),
-            superseded_ms: 0,
-            enrolled_ms: now_ms,
-            last_seen_ms: 0,
-            told: Told::default(),
-        });
+        let known = self.agents.get(&peer.name).cloned();
+        let mut agent = known.unwrap_or_else(|| AgentRecord::new(now_ms));
         let shown = issued(peer);
         if !agent.certificates.contains(&shown) {
             agent.certificates.push(shown);
@@ -334,14 +330,45 @@ impl Roster {
         }
     }
 
-    /// Revokes every certificate of a name and frees the name.
-    pub(super) fn revoke(&mut self, name: &str, now_ms: i64) -> Result<AgentName, RosterError> {
+    fn known(&self, name: &str) -> Result<(AgentName, AgentRecord), RosterError> {
         let unknown = || {
             let near = self.agents.keys().find(|near| near.as_str().eq_ignore_ascii_case(name));
             RosterError::UnknownAgent { name: name.to_owned(), near: near.cloned() }
         };
         let name: AgentName = name.parse().map_err(|_| unknown())?;
         let agent = self.agents.get(&name).cloned().ok_or_else(unknown)?;
+        Ok((name, agent))
+    }
+
+    /// Carries out an operator's order for a node.
+    pub(super) fn order(&mut self, name: &str, order: NodeOrder, now_ms: i64) -> Result<(), RosterError> {
+        let (name, mut agent) = self.known(name)?;
+        match order {
+            NodeOrder::Drain => agent.orders.drained = true,
+            NodeOrder::Undrain => agent.orders.drained = false,
+            NodeOrder::Pin => drop(agent.orders.pinned_since_ms.get_or_insert(now_ms)),
+            NodeOrder::Unpin => agent.orders.pinned_since_ms = None,
+            NodeOrder::Group(group) => agent.orders.group = group.to_string(),
+            NodeOrder::NoGroup => agent.orders.group.clear(),
+        }
+        self.put(name, agent);
+        Ok(())
+    }
+
+    /// Removes a node that will not come back, without revoking it: with its certificate it would be enrolled
+    /// again.
+    pub(super) fn forget(&mut self, name: &str, is_connected: bool) -> Result<AgentName, RosterError> {
+        let (name, _) = self.known(name)?;
+        if is_connected {
+            return Err(RosterError::Connected { name });
+        }
+        self.remove_agent(&name);
+        Ok(name)
+    }
+
+    /// Revokes every certificate of a name and frees the name.
+    pub(super) fn revoke(&mut self, name: &str, now_ms: i64) -> Result<AgentName, RosterError> {
+        let (name, agent) = self.known(name)?;
         let mut serials = self.revoked.remove(&name).map(|r| r.serials).unwrap_or_default();
         serials.retain(|c| c.not_after_ms > now_ms);
         // Covers everything issued to this name so far, even under a fast clock.
@@ -444,7 +471,7 @@ mod tests {
     fn joined(now: i64) -> Roster {
         let mut roster = Roster::default();
         roster.add_token([1; 32], 3, now + 10 * DAY, now);
-        roster.join(&[1; 32], &peer(1, now + 30 * DAY), now).unwrap();
+        roster.join(&[1; 32], &peer(1, now + 30 * DAY), None, now).unwrap();
         roster
     }
 
@@ -453,18 +480,18 @@ mod tests {
         let mut roster = joined(0);
         roster.add_token([2; 32], 1, 50 * DAY, 31 * DAY);
         let again = peer(2, 61 * DAY);
-        let refused = roster.join(&[2; 32], &again, 31 * DAY);
+        let refused = roster.join(&[2; 32], &again, None, 31 * DAY);
         assert_eq!(refused, Err(RosterError::NameTaken { name: again.name.clone() }));
         assert_eq!(roster.tokens(31 * DAY)[0].uses_left, 1, "a refusal takes nothing");
         roster.revoke("web1", 31 * DAY).unwrap();
-        roster.join(&[2; 32], &again, 31 * DAY).unwrap();
+        roster.join(&[2; 32], &again, None, 31 * DAY).unwrap();
     }
 
     #[test]
     fn names_that_differ_in_case_alone_are_one_name() {
         let mut roster = joined(0);
         let shouted = PeerIdentity { name: "WEB1".parse().unwrap(), ..peer(2, 30 * DAY) };
-        let refused = roster.join(&[1; 32], &shouted, 0);
+        let refused = roster.join(&[1; 32], &shouted, None, 0);
         assert_eq!(refused, Err(RosterError::NameTaken { name: "web1".parse().unwrap() }));
     }
 
@@ -536,8 +563,8 @@ mod tests {
             assert_eq!(refused, Err(RosterError::UnknownTokenId { id: unknown.into() }));
         }
         roster.revoke_token("0101").unwrap();
-        assert_eq!(roster.join(&[1; 32], &peer(1, DAY), 5), Err(RosterError::RevokedToken));
-        roster.join(&[2; 32], &peer(1, DAY), 5).unwrap();
+        assert_eq!(roster.join(&[1; 32], &peer(1, DAY), None, 5), Err(RosterError::RevokedToken));
+        roster.join(&[2; 32], &peer(1, DAY), None, 5).unwrap();
     }
 
     #[test]
@@ -545,10 +572,10 @@ mod tests {
         let mut roster = Roster::default();
         roster.add_token([1; 32], 1, DAY, 0);
         let (name, serial) = (peer(1, 30 * DAY).name, Serial::from_bytes([1; 16]));
-        roster.join(&[1; 32], &peer(1, 30 * DAY), 0).unwrap();
+        roster.join(&[1; 32], &peer(1, 30 * DAY), None, 0).unwrap();
         roster.undo(Undo::Join { secret_hash: [1; 32], name: name.clone(), serial });
         assert_eq!(roster.agents().count(), 0);
-        roster.join(&[1; 32], &peer(2, 30 * DAY), 0).unwrap();
+        roster.join(&[1; 32], &peer(2, 30 * DAY), None, 0).unwrap();
         // A name that was taken by somebody else since then stays theirs.
         roster.undo(Undo::Join { secret_hash: [1; 32], name: name.clone(), serial });
         assert_eq!(roster.agents().count(), 1);
@@ -571,7 +598,7 @@ mod tests {
         }
         roster.add_token([2; 32], 1, 30 * DAY, 20 * DAY);
         let anew = peer(4, 50 * DAY);
-        roster.join(&[2; 32], &anew, 20 * DAY).unwrap();
+        roster.join(&[2; 32], &anew, None, 20 * DAY).unwrap();
         assert!(roster.admission().admits(&anew) && !roster.admission().admits(&renewed));
         assert!(matches!(roster.revoke("nobody", 0), Err(RosterError::UnknownAgent { .. })));
     }
@@ -621,7 +648,7 @@ mod tests {
         let mut roster = joined(0);
         roster.revoke("web1", DAY).unwrap();
         roster.add_token([2; 32], 1, 30 * DAY, DAY);
-        roster.join(&[2; 32], &peer(2, 60 * DAY), DAY).unwrap();
+        roster.join(&[2; 32], &peer(2, 60 * DAY), None, DAY).unwrap();
         let hook = HookStatus {
             generation: 2,
             outcome: HookOutcome::Failed,
@@ -646,7 +673,7 @@ mod tests {
         let mut again = Roster::decode(agents.clone(), tokens, revoked).unwrap();
         assert!(again.agents().eq(roster.agents()));
         assert!(!again.admission().admits(&peer(1, 30 * DAY)));
-        let spent = again.join(&[2; 32], &peer(3, 60 * DAY), 2 * DAY);
+        let spent = again.join(&[2; 32], &peer(3, 60 * DAY), None, 2 * DAY);
         assert_eq!(spent, Err(RosterError::SpentToken));
         let damaged = vec![(agents[0].0.clone(), b"{".to_vec())];
         assert!(Roster::decode(damaged, Vec::new(), Vec::new()).is_err());
@@ -719,7 +746,7 @@ mod tests {
             assert!(!roster.admission().admits(&peer(serial, 30 * DAY)), "{serial}");
         }
         roster.add_token([1; 32], 1, 30 * DAY, 20 * DAY);
-        roster.join(&[1; 32], &peer(4, 50 * DAY), 20 * DAY).unwrap();
+        roster.join(&[1; 32], &peer(4, 50 * DAY), None, 20 * DAY).unwrap();
         // An agent that has joined again since then stays.
         let third = Serial::from_bytes([3; 16]).to_string();
         let again = Roster::decode(vec![enrolled("web1", &[first, &third])], Vec::new(), lists()).unwrap();

@@ -1,6 +1,8 @@
 //! The task that owns the roster and the connections.
 
 mod agent;
+mod check_command;
+mod rollouts;
 mod saving;
 
 use std::collections::{BTreeMap, VecDeque};
@@ -9,7 +11,7 @@ use std::time::Duration;
 
 use syncd_shared::identity::authority::AuthorityKey;
 use syncd_shared::identity::{AgentName, PeerIdentity};
-use syncd_shared::{AgentState, GenerationNumber, SignedGeneration};
+use syncd_shared::{AgentState, GenerationNumber, OrderedStanding, SignedGeneration};
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::JoinHandle;
 use tokio::time::{Instant, MissedTickBehavior};
@@ -19,12 +21,14 @@ use crate::clock::now_ms;
 use crate::fleet::first_sync::FirstSyncLog;
 use crate::fleet::records::{RecordChange, RecordError};
 use crate::fleet::registry::expiry_ms;
-use crate::fleet::rollout::{Assignment, Policy};
-use crate::fleet::roster::{Admission, Roster, TokenView, Undo, not_after_ms};
-use crate::fleet::view::{AgentView, FleetView};
+use crate::fleet::rollout::record::Stored;
+use crate::fleet::rollout::{Assignment, Publication, RolloutOrder, RolloutView};
+use crate::fleet::roster::{Admission, NodeOrder, Roster, TokenView, Undo, not_after_ms};
+use crate::fleet::view::FleetView;
 use crate::fleet::{EndReason, FleetError, Greeting, Report, agent_view};
 
 use self::agent::{Agent, Connection, Standing, due_hook, note_drift};
+use self::rollouts::Steering;
 use self::saving::{SEEN_PAUSE, WRITE_BEHIND, due, finished};
 
 /// Commands applied before the view is published again.
@@ -39,6 +43,8 @@ pub(super) struct Attached {
     pub(super) connection: u64,
     pub(super) ended: oneshot::Receiver<EndReason>,
     pub(super) assignment: watch::Receiver<Option<Assignment>>,
+    /// Orders that the node must know.
+    pub(super) standing: watch::Receiver<OrderedStanding>,
 }
 
 pub(super) enum Command {
@@ -73,6 +79,20 @@ pub(super) enum Command {
     Join {
         secret_hash: [u8; 32],
         peer: PeerIdentity,
+        group: Option<AgentName>,
+        reply: Reply,
+    },
+    Order {
+        name: String,
+        order: NodeOrder,
+        reply: Reply,
+    },
+    Forget {
+        name: String,
+        reply: Reply,
+    },
+    OrderRollout {
+        order: RolloutOrder,
         reply: Reply,
     },
     Renew {
@@ -112,8 +132,8 @@ pub(super) struct FleetTask {
     observed: mpsc::Sender<SignedGeneration>,
     /// The highest observed generation not yet reported to the committer.
     unreported: Option<SignedGeneration>,
-    newest: watch::Receiver<Option<Arc<SignedGeneration>>>,
-    policy: Policy,
+    newest: watch::Receiver<Option<Arc<Publication>>>,
+    steering: Steering,
     /// The generation that was assigned last.
     assigned: Option<Arc<SignedGeneration>>,
     /// Whether reports may have changed assignments.
@@ -135,8 +155,8 @@ impl FleetTask {
         roster: Roster,
         save: Save,
         observed: mpsc::Sender<SignedGeneration>,
-        newest: watch::Receiver<Option<Arc<SignedGeneration>>>,
-        policy: Policy,
+        newest: watch::Receiver<Option<Arc<Publication>>>,
+        (stored, shutdown): (Stored, CancellationToken),
     ) -> Self {
         let admission = watch::Sender::new(Arc::new(roster.admission()));
         let mut task = Self {
@@ -150,7 +170,7 @@ impl FleetTask {
             observed,
             unreported: None,
             newest,
-            policy,
+            steering: Steering::new(stored, shutdown),
             assigned: None,
             reassign: false,
             view: watch::Sender::new(Arc::default()),
@@ -169,6 +189,10 @@ impl FleetTask {
 
     pub(super) fn view(&self) -> watch::Receiver<Arc<FleetView>> {
         self.view.subscribe()
+    }
+
+    pub(super) fn rollout(&self) -> watch::Receiver<Arc<RolloutView>> {
+        self.steering.view()
     }
 
     pub(super) fn admission(&self) -> watch::Receiver<Arc<Admission>> {
@@ -192,10 +216,16 @@ impl FleetTask {
                 result = finished(&mut self.saving) => self.saved(result),
                 _ = tick.tick() => self.tick(),
                 () = due(self.publish_at) => {}
+                () = due(self.steering.wake_at()) => self.reassign = true,
+                verdict = self.steering.check_ended() => {
+                    self.steering.checked(verdict);
+                    self.reassign = true;
+                }
             }
             self.follow_roster();
             self.report_observed();
             if std::mem::take(&mut self.reassign) {
+                self.steer();
                 self.assign(false);
             }
             if !self.paused {
@@ -227,7 +257,7 @@ impl FleetTask {
         let now = now_ms();
         let is_sign_of_life = matches!(command, Command::Report { report: Report::Heartbeat, .. });
         self.publish_after(if is_sign_of_life { SEEN_PAUSE } else { self.publish_pause() });
-        self.reassign |= !is_sign_of_life && self.policy.follows_reports();
+        self.reassign |= !is_sign_of_life && self.steering.is_running();
         match command {
             Command::AddToken { secret_hash, ttl, uses, reply } => {
                 self.roster.add_token(secret_hash, uses, expiry_ms(now, ttl), now);
@@ -256,11 +286,25 @@ impl FleetTask {
                 // At once, so that a disconnected agent cannot return.
                 self.follow_roster();
             }
-            Command::Join { secret_hash, peer, reply } => {
-                let joined = self.roster.join(&secret_hash, &peer, now);
+            Command::Join { secret_hash, peer, group, reply } => {
+                let joined = self.roster.join(&secret_hash, &peer, group.as_ref(), now);
                 let undo = Undo::Join { secret_hash, name: peer.name, serial: peer.serial };
                 self.durable(joined, undo, reply);
             }
+            Command::Order { name, order, reply } => {
+                let ordered = self.roster.order(&name, order, now);
+                self.durable(ordered, Undo::Nothing, reply);
+                self.reassign = true;
+            }
+            Command::Forget { name, reply } => {
+                let is_connected =
+                    self.agents.iter().any(|(n, a)| n.as_str() == name && a.connection.is_some());
+                let forgotten =
+                    self.roster.forget(&name, is_connected).map(|name| drop(self.agents.remove(&name)));
+                self.durable(forgotten, Undo::Nothing, reply);
+                self.reassign = true;
+            }
+            Command::OrderRollout { order, reply } => self.order_rollout(order, reply),
             Command::Renew { peer, new, reply } => {
                 let renewed = self.roster.renew(&peer, &new, now);
                 let undo = Undo::Renew { name: new.name, serial: new.serial };
@@ -305,41 +349,12 @@ impl FleetTask {
                 take_overs: VecDeque::new(),
                 written: (record.last_seen_ms, record.told.clone()),
             });
+            agent.obey(&record.orders);
             if let Some(newest) = record.certificates.last() {
                 agent.view.serial = newest.serial.to_string();
                 agent.view.not_after_ms = newest.not_after_ms;
             }
         }
-    }
-
-    /// Assigns the newest generation. The same one once more is sent again to every agent.
-    fn announced(&mut self) {
-        let newest = self.newest.borrow_and_update().clone();
-        let again = newest == self.assigned;
-        self.assigned = newest;
-        self.assign(again);
-    }
-
-    /// Has the policy assign, and passes on what differs, or everything `again`.
-    fn assign(&mut self, again: bool) {
-        let Some(newest) = self.newest.borrow().clone() else { return };
-        let views: Vec<&AgentView> = self.agents.values().map(|agent| &agent.view).collect();
-        let assignments = self.policy.assign(&views, &newest);
-        for (agent, assignment) in self.agents.values_mut().zip(assignments) {
-            if let Some(connection) = &mut agent.connection {
-                connection.assign(assignment, again);
-            }
-        }
-    }
-
-    /// The assignment of an agent that connects. If it depends on the others, it follows with the next batch.
-    fn first_assignment(&mut self, name: &AgentName) -> Option<Assignment> {
-        if self.policy.follows_reports() {
-            return None;
-        }
-        let newest = self.newest.borrow().clone()?;
-        let view = &self.agents.get(name)?.view;
-        self.policy.assign(&[view], &newest).pop()
     }
 
     fn attach(&mut self, peer: &PeerIdentity, greeting: Greeting, now: i64) -> Result<Attached, FleetError> {
@@ -349,16 +364,19 @@ impl FleetTask {
             self.follow_roster();
         }
         self.observe(&greeting);
+        let newest = self.assigned.clone();
         let Some(agent) = self.agents.get_mut(&peer.name) else { return Err(FleetError::Stopping) };
         agent.displace(&greeting.boot_id, now);
         self.next_connection += 1;
         let (end, ended) = oneshot::channel();
         let (assignment, assigned) = watch::channel(None);
+        let (standing, ordered) = watch::channel(agent.view.orders.standing());
         let connection = Connection {
             id: self.next_connection,
             boot_id: greeting.boot_id,
             end,
             assignment,
+            standing,
             assigned: VecDeque::new(),
             first_sync: FirstSyncLog::default(),
         };
@@ -384,20 +402,20 @@ impl FleetTask {
         view.not_after_ms = view.not_after_ms.max(not_after_ms(peer));
         let generation = view.generation.map_or(0, GenerationNumber::get);
         tracing::info!(agent = %view.name, generation, "agent connected");
-        let first = self.first_assignment(&peer.name);
-        if let Some(connection) = self.agents.get_mut(&peer.name).and_then(|agent| agent.connection.as_mut())
-        {
-            first.iter().for_each(|first| connection.note(&first.generation));
-            connection.assignment.send_replace(first);
+        if let Some(newest) = newest {
+            let first = self.steering.assignment(&agent.node(), &newest);
+            agent.assign(first, false);
         }
-        Ok(Attached { connection: self.next_connection, ended, assignment: assigned })
+        let connection = self.next_connection;
+        Ok(Attached { connection, ended, assignment: assigned, standing: ordered })
     }
 
     /// Checks for a generation above the announced one, or another one with the same number. Either means
     /// that this origin was restored from a backup.
     fn observe(&mut self, greeting: &Greeting) {
-        let ours = self.newest.borrow().clone();
-        for shown in [&greeting.live, &greeting.accepted].into_iter().flatten() {
+        let ours = self.newest.borrow().as_ref().map(|newest| newest.generation.clone());
+        let is_taken = |shown: &&SignedGeneration| !greeting.refused.contains(&shown.root_hash());
+        for shown in [&greeting.live, &greeting.accepted].into_iter().flatten().filter(is_taken) {
             let unknown = |known: Option<&SignedGeneration>| {
                 known.is_none_or(|known| {
                     (shown.number(), shown.root_hash()) != (known.number(), known.root_hash())
@@ -461,8 +479,14 @@ impl FleetTask {
                 view.spare_misses = spare_misses;
             }
             Report::Hook(hook) => view.hook = Some(hook),
-            Report::Check(check) => view.check = Some(check),
-            Report::Standing(standing) => view.standing = standing,
+            Report::Check(check) => {
+                view.check = Some(check);
+                self.reassign = true;
+            }
+            Report::Standing(standing) => {
+                view.standing = standing;
+                self.reassign = true;
+            }
             Report::Drift(drift) => note_drift(view, drift),
             Report::Failed { reason, needs_operator } => {
                 view.state = AgentState::Failed;
@@ -530,7 +554,7 @@ mod tests {
         let (observed, _observed) = mpsc::channel(1);
         let save: Save = Arc::new(move |changes| saving.save(changes));
         let (_announced, newest) = watch::channel(None);
-        let task = FleetTask::new(Roster::default(), save, observed, newest, Policy::default());
+        let task = FleetTask::new(Roster::default(), save, observed, newest, Default::default());
         let (mut view, stop) = (task.view(), CancellationToken::new());
         let (commands, receiver) = mpsc::channel(8);
         let task = tokio::spawn(task.run(receiver, stop.clone()));
@@ -539,8 +563,14 @@ mod tests {
             commands.send(command(reply)).await.ok().unwrap();
             answer.await.unwrap()
         };
-        let join =
-            |serial| Box::new(move |reply| Command::Join { secret_hash: [1; 32], peer: peer(serial), reply });
+        let join = |serial| {
+            Box::new(move |reply| Command::Join {
+                secret_hash: [1; 32],
+                peer: peer(serial),
+                group: None,
+                reply,
+            })
+        };
         let ttl = Duration::from_secs(60);
         ask(Box::new(move |reply| Command::AddToken { secret_hash: [1; 32], ttl, uses: 1, reply }))
             .await

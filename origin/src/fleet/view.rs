@@ -6,6 +6,9 @@ use std::fmt;
 use syncd_shared::text::counted;
 use syncd_shared::{AgentState, CheckStatus, GenerationNumber, HookStatus, NodeStanding, Progress, RootHash};
 
+use super::rollout::participants::{Node, Target};
+use super::roster::NodeOrders;
+
 /// Roots held by agents seen within this time are retained, in milliseconds.
 pub const RETAIN_MS: i64 = 30 * 24 * 60 * 60 * 1000;
 
@@ -71,6 +74,10 @@ pub struct AgentView {
     pub check: Option<CheckStatus>,
     /// Orders given on the node.
     pub standing: NodeStanding,
+    /// Orders given at the origin.
+    pub orders: NodeOrders,
+    /// Generation that the connected node was assigned, and whether to activate it.
+    pub assigned: Option<(GenerationNumber, bool)>,
     /// Roots that the node does not take.
     pub refused: Vec<RootHash>,
     pub state: AgentState,
@@ -97,6 +104,43 @@ pub struct AgentView {
 }
 
 impl AgentView {
+    /// Whether balancers are told that the node is not ready, by an order of either side.
+    pub fn is_drained(&self) -> bool {
+        self.standing.drained || self.orders.drained
+    }
+
+    /// Whether the node stays where it is, by an order of either side.
+    pub fn is_pinned(&self) -> bool {
+        self.standing.pinned.is_some() || self.orders.pinned_since_ms.is_some()
+    }
+
+    /// Whether nobody waits for the node: it is drained or pinned.
+    pub fn is_out_of_rollouts(&self) -> bool {
+        self.is_drained() || self.is_pinned()
+    }
+
+    /// The node as rollouts see it.
+    pub(super) fn node(&self) -> Node<'_> {
+        let target = |(number, root): (GenerationNumber, RootHash)| Target { number: number.get(), root };
+        let check = self.check.as_ref().map(|check| {
+            let of = Target { number: check.generation, root: check.root };
+            (of, check.outcome, check.output.as_str())
+        });
+        Node {
+            name: &self.name,
+            group: &self.orders.group,
+            connected: self.connected,
+            linked: self.generation.zip(self.root).map(target),
+            is_live: !self.is_hook_due(),
+            staged: self.staged.map(target),
+            check,
+            refused: &self.refused,
+            drained: self.is_drained(),
+            pinned: self.is_pinned(),
+            error: self.error.as_deref(),
+        }
+    }
+
     /// Whether the on-activate hook has yet to succeed for the linked generation.
     pub fn is_hook_due(&self) -> bool {
         self.hook.as_ref().is_some_and(|hook| !hook.is_live())

@@ -1,9 +1,9 @@
 //! Publishes sealed generations to an object store: see [`syncd_shared::published`].
 //!
-//! One task follows the committer and works on the newest generation. It never holds up a commit: a store
-//! that is slow or down leaves `head` at an older generation, which `status` shows, and the work is retried.
-//! [`upload`] puts packs, then updates, then the generation, and `head` last, so that readers meet nothing
-//! unfinished. [`contents`] finds what the store does not have yet.
+//! One task follows the rollouts and works on the newest released generation. It never holds up a commit: a
+//! store that is slow or down leaves `head` at an older generation, which `status` shows, and the work is
+//! retried. [`upload`] puts packs, then updates, then the generation, and `head` last, so that readers meet
+//! nothing unfinished. [`contents`] finds what the store does not have yet.
 //!
 //! DATA/published holds what differs from the last published generation ([`journal`]). A restart goes on
 //! from there. [`keeper`] checks the object store and deletes what nobody needs, beside the task.
@@ -29,7 +29,7 @@ use syncd_shared::text::{error_chain, one_line};
 use tokio::sync::{mpsc, watch};
 use tokio_util::sync::CancellationToken;
 
-use crate::commit::OriginView;
+use crate::fleet::rollout::RolloutView;
 use crate::keys::Keys;
 use crate::plan::Planner;
 use crate::store::Store;
@@ -84,10 +84,11 @@ pub struct Publisher {
 }
 
 impl Publisher {
-    /// Starts the task. It publishes each generation that `origin` shows, or a later one, until `shutdown`.
+    /// Starts the task. It publishes each generation whose rollout has ended well, or a later one, until
+    /// `shutdown`.
     pub fn start(
         self,
-        origin: watch::Receiver<OriginView>,
+        rollout: watch::Receiver<Arc<RolloutView>>,
         shutdown: CancellationToken,
     ) -> (PublishRequests, impl Future<Output = ()> + Send + 'static) {
         let url = self.options.url.to_string();
@@ -98,7 +99,7 @@ impl Publisher {
         let keeper = Arc::new(Keeper { bucket: bucket.clone(), store, keys, data });
         let requests = PublishRequests { keeper, view, orders };
         let task = Task { publisher: self, bucket, upload: None, view: sender, shutdown };
-        (requests, task.run(origin, receiver))
+        (requests, task.run(rollout, receiver))
     }
 }
 
@@ -113,10 +114,14 @@ struct Task {
 }
 
 impl Task {
-    async fn run(mut self, mut origin: watch::Receiver<OriginView>, mut orders: mpsc::Receiver<Order>) {
+    async fn run(
+        mut self,
+        mut rollout: watch::Receiver<Arc<RolloutView>>,
+        mut orders: mpsc::Receiver<Order>,
+    ) {
         let mut failures = 0;
         loop {
-            let current = origin.borrow_and_update().current.clone();
+            let current = rollout.borrow_and_update().released.as_deref().cloned();
             let published = match current {
                 Some(generation) if self.view.borrow().released == Some(generation.number().get()) => {
                     Ok(None)
@@ -130,7 +135,7 @@ impl Task {
             failures = show(&self.view, published, failures);
             tokio::select! {
                 () = self.shutdown.cancelled() => return,
-                changed = origin.changed() => if changed.is_err() { return },
+                changed = rollout.changed() => if changed.is_err() { return },
                 Some(order) = orders.recv() => self.take(order),
                 () = tokio::time::sleep(pause(failures)), if failures > 0 => {}
             }

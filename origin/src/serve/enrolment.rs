@@ -36,11 +36,13 @@ impl Enrol {
             return Err(ServeError::OtherTree);
         }
         let name: AgentName = String::from_utf8_lossy(&request.name).parse()?;
+        let group = Some(&request.group).filter(|group| !group.is_empty());
+        let group: Option<AgentName> = group.map(|group| group.parse()).transpose()?;
         let secret_hash = secret_hash(&request.secret);
         // Checked before anything is signed, so that guessing costs the guesser more than this origin.
         fleet.check_join(secret_hash, name.clone()).await?;
         let (certificate, identity) = self.issue(&name, &request.certificate_request)?;
-        fleet.join(secret_hash, identity).await?;
+        fleet.join(secret_hash, identity, group).await?;
         tracing::info!(agent = %name, "joined");
         Ok(v1::JoinResponse { certificate })
     }

@@ -148,8 +148,11 @@ fn fleet_code(error: &FleetError) -> Code {
             RosterError::UnknownAgent { .. } | RosterError::UnknownTokenId { .. } => Code::NotFound,
             RosterError::RenewedTooEarly { .. } => Code::FailedPrecondition,
             RosterError::RenewedTooOften { .. } => Code::ResourceExhausted,
+            RosterError::Connected { .. } => Code::FailedPrecondition,
         },
         FleetError::Records(_) | FleetError::Save(_) | FleetError::Keys(_) => Code::Internal,
+        // No call of an agent gets it.
+        FleetError::Rollout(_) => Code::FailedPrecondition,
         FleetError::Stopping => Code::Unavailable,
     }
 }

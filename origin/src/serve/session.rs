@@ -27,7 +27,8 @@ use syncd_shared::limits::{HELD_GENERATIONS_MAX, REASON_MAX_BYTES, REFUSED_GENER
 use syncd_shared::text::one_line;
 use syncd_shared::wire::root_hash;
 use syncd_shared::{
-    CheckStatus, GenerationNumber, HookStatus, NodeStanding, Progress, RootHash, SignedGeneration, Totals,
+    CheckStatus, GenerationNumber, HookStatus, NodeStanding, OrderedStanding, Progress, RootHash,
+    SignedGeneration, Totals,
 };
 use tokio::sync::{mpsc, watch};
 use tokio::time::Instant;
@@ -107,16 +108,20 @@ async fn converse(
     let trust = services.keys.trust_changes();
     let (holder, keys) = (peer.clone(), services.keys.clone());
     let invalid = Box::pin(async move { invalid(&holder, &keys).await });
-    let attachment = services.fleet.attach(peer, greeting).await?;
+    let pinned = greeting.standing.pinned.map(|pin| pin.generation);
+    let mut attachment = services.fleet.attach(peer, greeting).await?;
+    let standing = *attachment.standing.borrow_and_update();
     *is_attached = true;
     let mut session = Session {
         planner: services.planner.clone(),
         live,
         reported,
+        goes_back_to: pinned,
+        staged: None,
         most: Totals::default(),
         takes_updates,
         accepted,
-        outbox: Outbox { welcome: Some(welcome(services)), ..Outbox::default() },
+        outbox: Outbox { welcome: Some(welcome(services, standing)), ..Outbox::default() },
         plan: None,
         assigned: None,
         last_heard: Instant::now(),
@@ -200,14 +205,14 @@ fn announced_only(number: Option<u64>, announced: Option<GenerationNumber>) -> O
     number.filter(|number| announced.is_some_and(|announced| *number <= announced.get()))
 }
 
-fn welcome(services: &Services) -> v1::Welcome {
+fn welcome(services: &Services, standing: OrderedStanding) -> v1::Welcome {
     v1::Welcome {
         protocol: PROTOCOL,
         features: FEATURES.iter().map(|f| (*f).to_owned()).collect(),
         heartbeat_interval_ms: HEARTBEAT_INTERVAL.as_millis() as u32,
         trust_document: Bytes::copy_from_slice(services.keys.trust().bytes()),
         origin_version: env!("CARGO_PKG_VERSION").to_owned(),
-        standing: None,
+        standing: Some(standing.into()),
     }
 }
 
@@ -217,14 +222,15 @@ struct Outbox {
     welcome: Option<v1::Welcome>,
     trust: Option<Bytes>,
     heartbeat: Option<u64>,
+    standing: Option<v1::OrderedStanding>,
     announce: Option<v1::Announce>,
     activate: Option<v1::Activate>,
 }
 
 impl Outbox {
     fn is_empty(&self) -> bool {
-        let Self { welcome, trust, heartbeat, announce, activate } = self;
-        let has_news = announce.is_some() || activate.is_some();
+        let Self { welcome, trust, heartbeat, standing, announce, activate } = self;
+        let has_news = standing.is_some() || announce.is_some() || activate.is_some();
         welcome.is_none() && trust.is_none() && heartbeat.is_none() && !has_news
     }
 
@@ -232,10 +238,12 @@ impl Outbox {
         let welcome = self.welcome.take().map(ToAgent::Welcome);
         let heartbeat =
             || self.heartbeat.take().map(|sequence| ToAgent::Heartbeat(v1::Heartbeat { sequence }));
+        let standing = || self.standing.take().map(ToAgent::Standing);
         let announce = || self.announce.take().map(ToAgent::Announce);
         let activate = || self.activate.take().map(ToAgent::Activate);
         let trust = || self.trust.take().map(ToAgent::TrustDocument);
-        let message = welcome.or_else(trust).or_else(heartbeat).or_else(announce).or_else(activate);
+        let message = welcome.or_else(trust).or_else(heartbeat).or_else(standing);
+        let message = message.or_else(announce).or_else(activate);
         message.map(|message| v1::OriginMessage { message: Some(message) })
     }
 }
@@ -249,6 +257,10 @@ struct Session {
     live: Option<RootHash>,
     /// Number of that generation.
     reported: Option<GenerationNumber>,
+    /// Lower number that the agent may report next: it returned there, or was pinned there.
+    goes_back_to: Option<u64>,
+    /// Root of the tree that the agent reported as staged.
+    staged: Option<RootHash>,
     /// Bounds on the totals of all generations announced here.
     most: Totals,
     /// Whether announcements to this agent may carry updates.
@@ -291,6 +303,10 @@ impl Session {
                     let trust = self.trust.borrow_and_update().clone();
                     self.outbox.trust = Some(Bytes::copy_from_slice(trust.bytes()));
                 }
+                Ok(()) = self.attachment.standing.changed() => {
+                    let standing = *self.attachment.standing.borrow_and_update();
+                    self.outbox.standing = Some(standing.into());
+                }
                 Ok(()) = self.attachment.assignment.changed() => self.reassigned(),
                 update = planned(&mut self.plan) => self.announce(update),
                 room = sender.reserve(), if !self.outbox.is_empty() => {
@@ -308,16 +324,21 @@ impl Session {
 
     /// Handles a new assignment: unsent data of older ones is dropped.
     fn reassigned(&mut self) {
-        let Some(assignment) = self.attachment.assignment.borrow_and_update().clone() else { return };
-        let before = self.assigned.replace(assignment.clone());
-        if before.is_some_and(|before| {
-            !before.activate && assignment.activate && before.generation == assignment.generation
-        }) {
-            return self.activate(assignment);
+        let assignment = self.attachment.assignment.borrow_and_update().clone();
+        let before = std::mem::replace(&mut self.assigned, assignment.clone());
+        if let (Some(before), Some(assignment)) = (before, &assignment)
+            && !before.activate
+            && assignment.activate
+            && before.generation == assignment.generation
+            && (self.staged == Some(assignment.generation.root_hash()) || !assignment.flipped)
+        {
+            return self.activate(assignment.clone());
         }
         self.outbox.announce = None;
         self.outbox.activate = None;
         self.plan = None;
+        // It stays where it is.
+        let Some(assignment) = assignment else { return };
         let generation = &assignment.generation;
         if self.accepted.is_some_and(|accepted| accepted > generation.number()) {
             // The agent would refuse it. The committer was warned.
@@ -344,6 +365,7 @@ impl Session {
             *planned = assignment;
         } else if let Some(announce) = &mut self.outbox.announce {
             announce.activate_when_staged = true;
+            announce.flipped = assignment.flipped;
         } else {
             let (generation, root) =
                 (assignment.generation.number().get(), assignment.generation.root_hash());
@@ -353,7 +375,7 @@ impl Session {
     }
 
     fn announce(&mut self, planned: (Assignment, Option<Arc<EncodedUpdate>>)) {
-        let (Assignment { generation, activate }, update) = planned;
+        let (Assignment { generation, activate, flipped }, update) = planned;
         let file = update.and_then(|update| update.inline_file()).unwrap_or_default();
         metrics().sent(Sent::Announced, file.len());
         let generation = v1::SignedGeneration {
@@ -365,7 +387,7 @@ impl Session {
             activate_when_staged: activate,
             update_file: file,
             locations: Vec::new(),
-            flipped: false,
+            flipped,
         });
     }
 
@@ -373,20 +395,20 @@ impl Session {
     /// whose backup this one was restored. Only its signed record counts, which the next hello shows.
     fn known_here(&self, generation: GenerationNumber, root: RootHash) -> Result<(), ServeError> {
         let announced = self.attachment.newest.borrow();
-        let is_known = announced.as_ref().is_some_and(|ours| {
+        let is_known = announced.as_ref().map(|newest| &newest.generation).is_some_and(|ours| {
             generation < ours.number() || generation == ours.number() && root == ours.root_hash()
         });
         if is_known { Ok(()) } else { Err(ServeError::Unshown { generation }) }
     }
 
     fn newest(&self) -> Option<GenerationNumber> {
-        self.attachment.newest.borrow().as_ref().map(|newest| newest.number())
+        self.attachment.newest.borrow().as_ref().map(|newest| newest.generation.number())
     }
 
     /// Checks reported progress and caps it at the announced totals. `None` if the generation was never
     /// announced here, which happens after this origin was restored from a backup.
     fn progress(&mut self, said: AgentProgress) -> Option<AgentProgress> {
-        let announced = self.attachment.newest.borrow().clone()?;
+        let announced = self.attachment.newest.borrow().as_ref().map(|newest| newest.generation.clone())?;
         // A superseded generation that is still in progress can be larger.
         self.most = self.most.covering(announced.generation().root.totals);
         let is_known = (1..=announced.number().get()).contains(&said.generation);
@@ -418,7 +440,10 @@ impl Session {
                 let root = root_hash(&s.root, "root")?;
                 let generation = GenerationNumber::new(s.generation);
                 match generation.filter(|generation| self.known_here(*generation, root).is_ok()) {
-                    Some(generation) => Report::Staged { generation, root },
+                    Some(generation) => {
+                        self.staged = Some(root);
+                        Report::Staged { generation, root }
+                    }
                     // Announced by an origin from whose backup this one was restored.
                     None => Report::Heartbeat,
                 }
@@ -428,10 +453,12 @@ impl Session {
                     GenerationNumber::new(a.generation).ok_or(ServeError::Missing { field: "generation" })?;
                 let root = root_hash(&a.root, "root")?;
                 self.known_here(generation, root)?;
-                if let Some(before) = self.reported.filter(|before| generation < *before) {
+                if let Some(before) = self.reported.filter(|before| generation < *before)
+                    && self.goes_back_to != Some(generation.get())
+                {
                     return Err(ServeError::Backwards { generation, before });
                 }
-                (self.live, self.reported) = (Some(root), Some(generation));
+                (self.live, self.reported, self.staged) = (Some(root), Some(generation), None);
                 self.accepted = self.accepted.max(Some(generation));
                 let spare_misses = a.spare_misses.min(SPARE_MISSES_MAX);
                 Report::Activated { generation, root, spare_misses, hook_due: a.hook_due }
@@ -444,8 +471,16 @@ impl Session {
                 Report::Hook(hook)
             }
             FromAgent::Drift(drift) => Report::Drift(drift_of(drift)?),
-            FromAgent::Check(report) => Report::Check(CheckStatus::from_report(&report)?),
-            FromAgent::Standing(standing) => Report::Standing(NodeStanding::from(&standing)),
+            FromAgent::Check(report) => {
+                let check = CheckStatus::from_report(&report)?;
+                self.goes_back_to = check.returned_to.or(self.goes_back_to);
+                Report::Check(check)
+            }
+            FromAgent::Standing(standing) => {
+                let standing = NodeStanding::from(&standing);
+                self.goes_back_to = standing.pinned.map(|pin| pin.generation).or(self.goes_back_to);
+                Report::Standing(standing)
+            }
             FromAgent::Failed(f) => {
                 limit("reason", f.reason.len(), REASON_MAX_BYTES)?;
                 let needs_operator = match v1::RetryClass::try_from(f.retry) {

@@ -33,7 +33,7 @@ use tonic::transport::Channel;
 use tonic::{Code, Status, Streaming};
 
 use super::*;
-use crate::fleet::rollout::Policy;
+use crate::fleet::rollout::{Kind, Order, Plan, Policy};
 use crate::fleet::{AgentProgress, AgentState, AgentView};
 use crate::keys::rotation::Rotation;
 use crate::plan::PlanBudget;
@@ -55,23 +55,19 @@ struct Origin {
 
 impl Origin {
     async fn start() -> Self {
-        Self::start_with(Policy::default()).await
-    }
-
-    async fn start_with(policy: Policy) -> Self {
         let data = TempDir::new().unwrap();
         // Older than any certificate that the tests issue.
         Keys::create_at(data.path(), None, OffsetDateTime::now_utc() - time::Duration::days(400)).unwrap();
         Store::create(data.path()).unwrap();
-        Self::open(data, MemoryStore::new(1 << 20), policy).await
+        Self::open(data, MemoryStore::new(1 << 20)).await
     }
 
-    async fn open(data: TempDir, contents: Arc<MemoryStore>, policy: Policy) -> Self {
+    async fn open(data: TempDir, contents: Arc<MemoryStore>) -> Self {
         let keys = Arc::new(Keys::open(data.path()).unwrap());
         let store = Arc::new(Store::open(data.path()).unwrap());
         let (shutdown, tasks) = (CancellationToken::new(), TaskTracker::new());
         let (sender, observed) = mpsc::channel(4);
-        let fleet = Fleet::start_with(policy, store, keys.clone(), sender, shutdown.clone(), &tasks).unwrap();
+        let fleet = Fleet::start(store, keys.clone(), sender, shutdown.clone(), &tasks).unwrap();
         let planner = Planner::new(contents.clone(), data.path(), PlanBudget::default()).unwrap();
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap().to_string();
@@ -86,7 +82,7 @@ impl Origin {
         tokio::time::timeout(SOON, self.tasks.wait()).await.expect("everything ends");
         let Self { data, contents, fleet, .. } = self;
         drop(fleet);
-        Self::open(data, contents, Policy::default()).await
+        Self::open(data, contents).await
     }
 
     fn generation(&self, number: u64, root: RootEntry) -> SignedGeneration {
@@ -412,19 +408,23 @@ async fn an_agent_that_is_generations_behind_gets_one_direct_update() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_generation_that_is_to_wait_goes_live_when_the_policy_says_so() {
-    let origin = Origin::start_with(Policy::Together).await;
+    let origin = Origin::start().await;
     let root = origin.contents.put(&tree(&[("f", b"1")]));
     let nodes = [origin.node("web1").await, origin.node("web2").await];
-    let mut controls = [origin.attached(&nodes[0], hello()).await, origin.attached(&nodes[1], hello()).await];
-    origin.fleet.announce(origin.generation(1, root));
+    let base = origin.generation(1, origin.contents.put(&tree(&[])));
+    let shown = || v1::Hello { live: Some(message(&base)), ..hello() };
+    let mut controls = [origin.attached(&nodes[0], shown()).await, origin.attached(&nodes[1], shown()).await];
+    let order = Order { kind: Kind::Commit, policy: Policy::together(), base: base.clone() };
+    origin.fleet.publish(origin.generation(2, root), Plan::Rollout(Box::new(order)));
     for control in &mut controls {
         assert!(!control.announce().await.activate_when_staged);
     }
     let hash = Bytes::copy_from_slice(root.hash().as_bytes());
-    let staged = || ToOrigin::Staged(v1::Staged { generation: 1, root: hash.clone() });
+    let staged = || ToOrigin::Staged(v1::Staged { generation: 2, root: hash.clone() });
     controls[0].say(staged()).await;
     let view = origin.until("web1", |agent| agent.staged.is_some()).await;
-    assert_eq!((view.staged, view.state), (Some((GenerationNumber::FIRST, root.hash())), AgentState::Staged));
+    let second = GenerationNumber::new(2).unwrap();
+    assert_eq!((view.staged, view.state), (Some((second, root.hash())), AgentState::Staged));
     // Nobody is told to go on before the other one has it as well.
     controls[0].say(ToOrigin::Heartbeat(v1::Heartbeat { sequence: 7 })).await;
     assert!(matches!(controls[0].next().await.unwrap(), FromOrigin::Heartbeat(_)));
@@ -432,10 +432,10 @@ async fn a_generation_that_is_to_wait_goes_live_when_the_policy_says_so() {
     for control in &mut controls {
         let told = control.next().await.unwrap();
         let FromOrigin::Activate(activate) = told else { panic!("{told:?}") };
-        assert_eq!((activate.generation, &activate.root), (1, &hash));
+        assert_eq!((activate.generation, &activate.root), (2, &hash));
     }
-    controls[0].activated(1, root.hash()).await;
-    let view = origin.until("web1", |agent| agent.generation.is_some()).await;
+    controls[0].activated(2, root.hash()).await;
+    let view = origin.until("web1", |agent| agent.generation == Some(second)).await;
     assert_eq!(view.staged, None);
 }
 

@@ -153,12 +153,13 @@ impl Origin {
             store: store.clone(),
             keys: keys.clone(),
             retention: options.retention,
+            policies: Arc::new(options.policies.clone()),
             fleet: fleet.clone(),
             gate: gate.clone(),
             cancel: shutdown.clone(),
         })?;
         if let Some(current) = sealer.current() {
-            fleet.announce(current.clone());
+            fleet.publish(current.clone(), sealer.current_plan().clone());
         }
         let (committer, owner) = Committer::start(sealer, options.trigger, observed, shutdown.clone());
         tasks.spawn(async move {
@@ -194,7 +195,7 @@ impl Origin {
             let (store, keys) = (store.clone(), keys.clone());
             let (planner, data) = (planner.clone(), options.data.clone());
             let publisher = Publisher { store, keys, planner, data, options: publishing };
-            let (requests, task) = publisher.start(committer.view(), shutdown.clone());
+            let (requests, task) = publisher.start(fleet.rollout(), shutdown.clone());
             tasks.spawn(task);
             requests
         });
@@ -209,6 +210,7 @@ impl Origin {
             http_address,
             committer: committer.view(),
             fleet: fleet.view(),
+            rollout: fleet.rollout(),
             data_trouble,
             publish,
             watch,

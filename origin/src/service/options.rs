@@ -8,6 +8,7 @@ use syncd_runtime::rate::Rate;
 use syncd_shared::TreePath;
 
 use crate::commit::Trigger;
+use crate::fleet::rollout::Policies;
 use crate::publish::PublishOptions;
 use crate::scan::{MtimePolicy, ScanOptions, SymlinkPolicy};
 use crate::source::GitOptions;
@@ -38,6 +39,8 @@ pub struct ServeOptions {
     pub symlinks: SymlinkPolicy,
     /// Extent of the history.
     pub retention: Retention,
+    /// How generations go to the nodes.
+    pub policies: Policies,
     /// Limit shared by all agents.
     pub bwlimit: Option<Rate>,
     /// `--publish`, `--publish-bwlimit`.

@@ -78,6 +78,7 @@ impl World {
         let options = ServeOptions {
             git: None,
             hold_while: None,
+            policies: Default::default(),
             tree: self.tree.clone(),
             data: self.data(),
             listen: self.address,

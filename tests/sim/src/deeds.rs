@@ -104,7 +104,7 @@ impl World {
         };
         // After a restore, generations may be missing.
         let Ok(Some(_)) = origin.store.generation(number) else { return Ok(()) };
-        let result = origin.sealer.rollback(number);
+        let result = origin.sealer.rollback(Some(number));
         self.count("rollbacks");
         self.sealed("rollback", result.map_err(|e| e.to_string()), false)
     }

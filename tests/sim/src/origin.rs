@@ -75,12 +75,13 @@ impl Origin {
             store: store.clone(),
             keys: keys.clone(),
             retention: Default::default(),
+            policies: Default::default(),
             fleet: fleet.clone(),
             gate: CollectionGate::default(),
             cancel: shutdown.clone(),
         })?;
         if let Some(current) = sealer.current() {
-            fleet.announce(current.clone());
+            fleet.publish(current.clone(), sealer.current_plan().clone());
         }
         sealer.source().take_changes();
         sealer.scan().context("the first scan")?;

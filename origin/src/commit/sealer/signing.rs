@@ -3,7 +3,7 @@
 use syncd_shared::identity::SignedTrust;
 use syncd_shared::{Generation, GenerationNumber, RootEntry, SignedGeneration};
 
-use super::Sealer;
+use super::{How, Sealer};
 use crate::clock::now_ms;
 use crate::commit::outcome::{CommitError, Outcome};
 
@@ -28,7 +28,8 @@ impl Sealer {
         let label = current.generation().label.clone();
         let generation = self.next_generation(current.generation().root, label)?;
         let rollbacks = self.rollbacks.signed_again(generation.number());
-        self.seal(self.parts.store.writer()?, self.base.clone(), generation, Some(rollbacks))
+        let plan = self.plan(&How::Again)?;
+        self.seal(self.parts.store.writer()?, self.base.clone(), generation, (Some(rollbacks), plan))
     }
 
     /// The next generation, signed under the newest trust document.

@@ -1,19 +1,23 @@
-//! Rollout: which generation each agent gets, and whether it activates it when staged or waits.
+//! Rollout: which generation each node gets, and whether it activates it when staged or waits.
 //!
-//! A policy is one pure file: a function from the agents as they are now and the newest generation to an
-//! assignment for each. It does no IO and reads no clock. The owner task calls it when a generation is
-//! announced or an agent connects, and after reports if the policy [follows](Policy::follows_reports) them;
-//! sessions send what changes. Today's only policy is [`each`].
+//! A generation goes to every node at once, or is rolled out by a [`policy`]. [`machine`] decides, purely,
+//! from the nodes' reports ([`participants`]) and the time. [`record`] makes it durable, and the fleet's task
+//! drives it. [`view`] is what people see.
 
-mod each;
-#[cfg(test)]
-mod together;
+pub mod machine;
+pub mod participants;
+pub mod policy;
+pub mod record;
+pub mod view;
 
 use std::sync::Arc;
 
 use syncd_shared::SignedGeneration;
 
-use super::view::AgentView;
+pub use machine::{Kind, Order as RolloutOrder, OrderError};
+pub use policy::{Policies, Policy, PolicyError};
+pub use record::{Order, Plan};
+pub use view::{RolloutStatus, RolloutView};
 
 /// The orders for one agent.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -21,36 +25,13 @@ pub struct Assignment {
     pub generation: Arc<SignedGeneration>,
     /// Whether the agent activates the generation once it is staged, or waits for a later assignment.
     pub activate: bool,
+    /// Others serve the generation already, so that the node is not ready before it does.
+    pub flipped: bool,
 }
 
-/// A rollout policy.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub enum Policy {
-    /// See [`each`].
-    #[default]
-    Each,
-    /// See [`together`].
-    #[cfg(test)]
-    Together,
-}
-
-impl Policy {
-    /// The assignments of all agents, in their order.
-    pub(super) fn assign(self, agents: &[&AgentView], newest: &Arc<SignedGeneration>) -> Vec<Assignment> {
-        match self {
-            Self::Each => each::assign(agents, newest),
-            #[cfg(test)]
-            Self::Together => together::assign(agents, newest),
-        }
-    }
-
-    /// Whether the assignment of one agent depends on the others and on what they report. Every batch of
-    /// reports then costs time in proportion to the fleet.
-    pub(super) fn follows_reports(self) -> bool {
-        match self {
-            Self::Each => false,
-            #[cfg(test)]
-            Self::Together => true,
-        }
-    }
+/// A generation, and how it goes to the nodes.
+#[derive(Debug, Clone)]
+pub struct Publication {
+    pub generation: Arc<SignedGeneration>,
+    pub plan: Plan,
 }

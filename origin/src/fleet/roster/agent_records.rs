@@ -1,8 +1,8 @@
 //! Records of agents and of revoked certificates, as they are stored.
 
 use serde::{Deserialize, Serialize};
-use syncd_shared::HookStatus;
 use syncd_shared::identity::{AgentName, PeerIdentity, Serial};
+use syncd_shared::{HookStatus, OrderedStanding};
 
 use super::{LIFE_MS, not_after_ms};
 use crate::fleet::records::RecordError;
@@ -74,6 +74,8 @@ pub(in crate::fleet) struct AgentRecord {
     pub(super) superseded_ms: i64,
     pub(in crate::fleet) enrolled_ms: i64,
     pub(in crate::fleet) last_seen_ms: i64,
+    #[serde(default)]
+    pub(in crate::fleet) orders: NodeOrders,
     #[serde(flatten)]
     pub(in crate::fleet) told: Told,
 }
@@ -89,6 +91,35 @@ pub(in crate::fleet) struct Told {
     pub(in crate::fleet) hook: Option<HookStatus>,
     #[serde(default)]
     pub(in crate::fleet) drift: Option<AgentDrift>,
+}
+
+/// An operator's orders for a node.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct NodeOrders {
+    /// Group for the steps of rollouts; empty: none.
+    pub group: String,
+    /// Balancers are told that the node is not ready, and rollouts do not count it.
+    pub drained: bool,
+    /// The node stays where it is, since this time in milliseconds since 1970.
+    pub pinned_since_ms: Option<i64>,
+}
+
+impl NodeOrders {
+    /// The orders that the node itself must know.
+    pub fn standing(&self) -> OrderedStanding {
+        OrderedStanding { drained: self.drained, pinned: self.pinned_since_ms.is_some() }
+    }
+}
+
+/// A change of [`NodeOrders`].
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum NodeOrder {
+    Drain,
+    Undrain,
+    Pin,
+    Unpin,
+    Group(AgentName),
+    NoGroup,
 }
 
 /// Revoked certificates of one name.
@@ -115,6 +146,18 @@ impl RevokedRecord {
 }
 
 impl AgentRecord {
+    pub(super) fn new(enrolled_ms: i64) -> Self {
+        Self {
+            version: VERSION,
+            certificates: Vec::new(),
+            superseded_ms: 0,
+            enrolled_ms,
+            last_seen_ms: 0,
+            orders: NodeOrders::default(),
+            told: Told::default(),
+        }
+    }
+
     /// Drops the oldest certificates beyond [`CERTIFICATES_MAX`], but never `shown`. A dropped certificate is
     /// refused from then on, as is any unknown one that does not expire later.
     pub(super) fn drop_oldest(&mut self, shown: Serial, now_ms: i64) {

@@ -5,14 +5,17 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use indicatif::{HumanBytes, HumanCount};
-use syncd_shared::{AgentState, GenerationNumber, HookOutcome, HookStatus, SignedGeneration};
+use syncd_shared::{
+    AgentState, GenerationNumber, HookOutcome, HookStatus, OrderedStanding, SignedGeneration,
+};
 use tokio::sync::{oneshot, watch};
 use tokio::time::Instant;
 
 use crate::fleet::EndReason;
 use crate::fleet::first_sync::FirstSyncLog;
 use crate::fleet::rollout::Assignment;
-use crate::fleet::roster::Told;
+use crate::fleet::rollout::participants::Node;
+use crate::fleet::roster::{NodeOrders, Told};
 use crate::fleet::view::{AgentDrift, AgentView};
 use crate::metrics::metrics;
 
@@ -38,6 +41,8 @@ pub(super) struct Connection {
     pub(super) boot_id: String,
     pub(super) end: oneshot::Sender<EndReason>,
     pub(super) assignment: watch::Sender<Option<Assignment>>,
+    /// Orders that the node must know.
+    pub(super) standing: watch::Sender<OrderedStanding>,
     /// The last generations that were assigned, and when, newest last.
     pub(super) assigned: VecDeque<(Arc<SignedGeneration>, Instant)>,
     pub(super) first_sync: FirstSyncLog,
@@ -61,11 +66,13 @@ impl Connection {
     }
 
     /// Passes the assignment to the session, if it differs or `again`.
-    pub(super) fn assign(&mut self, assignment: Assignment, again: bool) {
-        self.note(&assignment.generation);
+    fn assign(&mut self, assignment: Option<Assignment>, again: bool) {
+        if let Some(assignment) = &assignment {
+            self.note(&assignment.generation);
+        }
         self.assignment.send_if_modified(|assigned| {
-            let differs = assigned.as_ref() != Some(&assignment);
-            *assigned = Some(assignment);
+            let differs = *assigned != assignment;
+            *assigned = assignment;
             differs || again
         });
     }
@@ -197,8 +204,37 @@ impl Agent {
         self.cloned = Some((now, note));
     }
 
+    /// The node as rollouts see it.
+    pub(super) fn node(&self) -> Node<'_> {
+        self.view.node()
+    }
+
+    /// Passes an assignment to the session.
+    pub(super) fn assign(&mut self, assignment: Option<Assignment>, again: bool) {
+        self.view.assigned = assignment.as_ref().map(|a| (a.generation.number(), a.activate));
+        if let Some(connection) = &mut self.connection {
+            connection.assign(assignment, again);
+        }
+    }
+
+    /// Takes over an operator's orders, and tells the node.
+    pub(super) fn obey(&mut self, orders: &NodeOrders) {
+        if self.view.orders == *orders {
+            return;
+        }
+        self.view.orders = orders.clone();
+        if let Some(connection) = &self.connection {
+            connection.standing.send_if_modified(|known| {
+                let differs = *known != orders.standing();
+                *known = orders.standing();
+                differs
+            });
+        }
+    }
+
     pub(super) fn disconnect(&mut self) {
         self.connection = None;
+        self.view.assigned = None;
         self.view.connected = false;
         self.view.progress = None;
     }

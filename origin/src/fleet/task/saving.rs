@@ -76,6 +76,7 @@ impl FleetTask {
         }
         let changes = std::mem::take(&mut self.unsaved);
         self.in_flight = (changes.clone(), std::mem::take(&mut self.waiting));
+        self.steering.saving();
         let save = self.save.clone();
         self.saving = Some(tokio::task::spawn_blocking(move || save(&changes)));
     }
@@ -84,9 +85,12 @@ impl FleetTask {
         self.saving = None;
         let (mut changes, waiting) = std::mem::take(&mut self.in_flight);
         match result {
-            Ok(()) => waiting.into_iter().for_each(|(reply, _)| {
-                let _ = reply.send(Ok(()));
-            }),
+            Ok(()) => {
+                self.reassign |= self.steering.saved();
+                waiting.into_iter().for_each(|(reply, _)| {
+                    let _ = reply.send(Ok(()));
+                });
+            }
             Err(error) => {
                 tracing::error!(%error, "writing the records of the fleet failed");
                 let error = Arc::new(error);
@@ -121,7 +125,7 @@ impl FleetTask {
         self.publish_at = None;
         self.published = Instant::now();
         let now = now_ms();
-        let ours = self.newest.borrow().as_ref().map(|g| g.number());
+        let ours = self.newest.borrow().as_ref().map(|newest| newest.generation.number());
         let agents = self.agents.values().map(|agent| agent.shown(ours, now)).collect();
         let view = FleetView { agents };
         self.view.send_if_modified(|shown| {

@@ -1,0 +1,160 @@
+//! How sealed generations go to the nodes: plans, rollbacks and withdrawals.
+
+use syncd_shared::{GenerationNumber, RootEntry, RootHash, SignedGeneration};
+
+use super::{How, Sealer};
+use crate::clock::now_ms;
+use crate::commit::outcome::{CommitError, Outcome};
+use crate::commit::scan_base::ScanBase;
+use crate::fleet::rollout::policy::Step;
+use crate::fleet::rollout::record::Stored;
+use crate::fleet::rollout::view::Withdrawal;
+use crate::fleet::rollout::{Kind, Order, Plan, Policy};
+
+/// Nodes named in one error.
+const NAMES_MAX: usize = 5;
+
+impl Sealer {
+    /// The plan of the current generation, and the newest released one, from what an earlier process stored.
+    pub(super) fn stored_plan(
+        stored: &Stored,
+        current: Option<&SignedGeneration>,
+    ) -> (Plan, Option<SignedGeneration>) {
+        let Some(current) = current else { return (Plan::Immediate, None) };
+        let plan = stored.plan_of(current.number());
+        let released = match &plan {
+            Plan::Rollout(order) if !stored.is_released(current) => order.base.clone(),
+            _ => current.clone(),
+        };
+        (plan, Some(released))
+    }
+
+    /// The newest generation whose rollout has ended well.
+    pub(super) fn released(&self) -> Option<SignedGeneration> {
+        let seen = self.parts.fleet.rollout().borrow().released.as_deref().cloned();
+        seen.into_iter().chain(self.released.clone()).max_by_key(SignedGeneration::number)
+    }
+
+    /// Whether the current generation is superseded if another one is sealed now: its rollout has not ended.
+    pub(super) fn supersedes(&self) -> Option<&SignedGeneration> {
+        let released = self.released().map(|released| released.number());
+        self.current.as_ref().filter(|current| released.is_some_and(|released| released < current.number()))
+    }
+
+    /// The plan for the next generation. The first one goes to every node at once.
+    pub(super) fn plan(&self, how: &How) -> Result<Plan, CommitError> {
+        let (kind, policy) = match how {
+            How::Default => (Kind::Commit, self.parts.policies.default_policy().clone()),
+            How::Policy(name) => (Kind::Commit, self.parts.policies.get(name)?.clone()),
+            How::Now => return Ok(Plan::Immediate),
+            How::Rollback => (Kind::Rollback, Policy::rollback()),
+            // The rollout starts again under the new number.
+            How::Again if self.supersedes().is_some() => return Ok(self.plan.clone()),
+            How::Again => return Ok(Plan::Immediate),
+        };
+        self.check_groups(&policy)?;
+        match self.released() {
+            Some(base) if !policy.is_immediate() => Ok(Plan::Rollout(Box::new(Order { kind, policy, base }))),
+            _ => Ok(Plan::Immediate),
+        }
+    }
+
+    /// Checks that the groups of a policy exist.
+    fn check_groups(&self, policy: &Policy) -> Result<(), CommitError> {
+        let fleet = self.parts.fleet.view();
+        let fleet = fleet.borrow();
+        let is_known = |group: &String| fleet.agents.iter().any(|agent| agent.orders.group == *group);
+        let groups = policy
+            .steps
+            .iter()
+            .filter_map(|step| if let Step::Group(group) = step { Some(group) } else { None });
+        match groups.into_iter().find(|group| !is_known(group)) {
+            Some(group) => Err(CommitError::NoGroup { policy: policy.name.clone(), group: group.clone() }),
+            None => Ok(()),
+        }
+    }
+
+    /// Checks that no node refuses a tree that is to be published without an operator.
+    pub(super) fn check_refusals(&self, root: &RootHash) -> Result<(), CommitError> {
+        let fleet = self.parts.fleet.view();
+        let fleet = fleet.borrow();
+        let refusing = fleet.agents.iter().filter(|agent| agent.refused.contains(root));
+        let names: Vec<&str> = refusing.map(|agent| agent.name.as_str()).collect();
+        if names.is_empty() {
+            return Ok(());
+        }
+        let more = names.len().saturating_sub(NAMES_MAX);
+        let shown = names.iter().take(NAMES_MAX).copied().collect::<Vec<_>>().join(", ");
+        let nodes = if more > 0 { format!("{shown} and {more} more") } else { shown };
+        Err(CommitError::RefusedByNodes { nodes })
+    }
+
+    /// The generation that `rollback` without a number returns to.
+    fn previous(&self) -> Result<GenerationNumber, CommitError> {
+        let current = self.current.as_ref().ok_or(CommitError::NothingPublished)?;
+        let generations = self.parts.store.generations()?.into_iter().map(|stored| stored.generation);
+        let previous = self.rollbacks.previous(current.generation(), generations);
+        previous.ok_or(CommitError::NothingBefore { current: current.number() })
+    }
+
+    /// Publishes the tree of an earlier generation under a new number. Afterwards nothing is published
+    /// automatically until an operator commits, not even after a restart.
+    pub fn rollback(&mut self, number: Option<GenerationNumber>) -> Result<Outcome, CommitError> {
+        let is_chosen = number.is_none();
+        let number = number.map_or_else(|| self.previous(), Ok)?;
+        let target = self.parts.store.generation(number)?.ok_or(CommitError::UnknownGeneration { number })?;
+        let target = self.parts.keys.verify(&target.record, &target.signature)?;
+        if let Some(current) = &self.current
+            && self.observed.is_none()
+            && current.root_hash() == target.root_hash()
+        {
+            // The generation stays current, whatever the state of the tree.
+            let current = current.clone();
+            let rollbacks = self.rollbacks.rolled_back(number, &current, None, now_ms());
+            self.keep_rollbacks(rollbacks)?;
+            self.remarks.extend(self.hold().map(|hold| hold.reason()));
+            return Ok(Outcome::Unchanged(current));
+        }
+        let generation = self.next_generation(target.generation().root, format!("rollback to {number}"))?;
+        let since_ms = generation.generation().created_ms;
+        let rollbacks = self.rollbacks.rolled_back(number, &generation, self.current.as_ref(), since_ms);
+        let plan = self.plan(&How::Rollback)?;
+        if is_chosen {
+            self.remarks.push(format!("rolled back to the tree of generation {number}"));
+        }
+        let outcome =
+            self.seal(self.parts.store.writer()?, self.base_kept(), generation, (Some(rollbacks), plan))?;
+        self.remarks.extend(self.hold().map(|hold| hold.reason()));
+        Ok(outcome)
+    }
+
+    /// The scanned tree, which an operator's next commit publishes.
+    fn base_kept(&self) -> Option<ScanBase> {
+        self.base.clone().map(|base| ScanBase { unpublished: false, ..base })
+    }
+
+    /// Publishes the base of a failed rollout again, to every node at once. Nothing is published
+    /// automatically afterwards until an operator commits. Does nothing if the failed generation was replaced
+    /// meanwhile.
+    pub fn withdraw(&mut self, withdrawal: &Withdrawal) -> Result<Outcome, CommitError> {
+        self.resolve_doubt()?;
+        let Some(failed) = self.current.clone().filter(|current| current.number().get() == withdrawal.number)
+        else {
+            return Ok(Outcome::Scanned);
+        };
+        let base = &withdrawal.base;
+        let root: RootEntry = base.generation().root;
+        let label = format!("back to {}: {} was withdrawn", base.number(), failed.number());
+        let generation = self.next_generation(root, label)?;
+        tracing::warn!(
+            generation = %failed.number(), to = %base.number(), reason = withdrawal.reason, "withdrawn"
+        );
+        let rollbacks = self.rollbacks.withdrawn(base.number(), &generation, &failed);
+        self.seal(
+            self.parts.store.writer()?,
+            self.base_kept(),
+            generation,
+            (Some(rollbacks), Plan::Immediate),
+        )
+    }
+}

@@ -1,0 +1,387 @@
+//! Rollouts with the real programs: barriers, steps, checks at the origin, and an origin that is killed.
+
+use std::path::PathBuf;
+use std::process::Command;
+use std::thread::JoinHandle;
+use std::time::Duration;
+
+use rustix::process::Signal;
+use serde_json::Value;
+use syncd_tests::edits::{small_site, write};
+use syncd_tests::process::run_within;
+use syncd_tests::{Agent, Origin, Outcome, Scene, wait};
+
+/// Longer than any test waits.
+const LONG: Duration = Duration::from_secs(240);
+
+const POLICIES: &str = "
+[rollout.canary]
+steps = [ { nodes = 1 }, { rest = true } ]
+hold = '10m'
+check = 'test ! -e FLAG'
+
+[rollout.step]
+steps = [ { nodes = 1 }, { rest = true } ]
+hold = '0s'
+
+[rollout.short]
+deadline = '3s'
+
+[rollout.asking]
+deadline = '3s'
+check = 'echo it is raining >&2; exit 1'
+
+[rollout.group]
+steps = [ { group = 'eu' }, { rest = true } ]
+";
+
+struct Fleet {
+    scene: Scene,
+    origin: Origin,
+    agents: Vec<Agent>,
+    config: PathBuf,
+}
+
+impl Fleet {
+    /// An origin with the policies of this suite, and agents `web1` ... that have the first generation.
+    #[track_caller]
+    fn new(name: &str, agents: usize, options: &[&str]) -> Self {
+        let scene = Scene::new(name);
+        let tree = scene.path("tree");
+        small_site(&tree, 5);
+        let config = scene.path("origin.toml");
+        let flag = scene.path("flag");
+        std::fs::write(&config, POLICIES.replace("FLAG", flag.to_str().expect("text"))).expect("write");
+        let mut all = vec!["--config", config.to_str().expect("text")];
+        all.extend(options);
+        let mut origin = Origin::create(&scene, &tree).with_options(&all);
+        origin.start();
+        let agents: Vec<_> =
+            (1..=agents).map(|number| Agent::started(&scene, &origin, &format!("web{number}"))).collect();
+        let fleet = Self { scene, origin, agents, config };
+        fleet.wait_connected();
+        fleet.origin.cli("commit", &["--wait=4m", "--now"]).expect_success();
+        fleet
+    }
+
+    #[track_caller]
+    fn wait_connected(&self) {
+        let names: Vec<&str> = self.agents.iter().map(|agent| agent.name.as_str()).collect();
+        self.origin.wait_connected(&names);
+    }
+
+    /// Changes the tree.
+    fn edit(&self, content: &str) {
+        write(&self.origin.tree, "page.html", content);
+    }
+
+    /// The page that a node serves.
+    fn page(&self, agent: usize) -> String {
+        let page = self.agents[agent].live().join("page.html");
+        std::fs::read_to_string(page).unwrap_or_default()
+    }
+
+    /// Starts a command of the origin in the background.
+    fn background(&self, subcommand: &str, args: &[&str]) -> JoinHandle<Outcome> {
+        let mut command: Command = self.origin.command(subcommand, args);
+        std::thread::spawn(move || run_within(&mut command, LONG))
+    }
+
+    /// The newest rollout.
+    fn rollout(&self) -> Value {
+        let outcome = self.origin.cli("rollout", &["status", "--json"]).expect_success();
+        serde_json::from_str(&outcome.stdout).expect("JSON")
+    }
+
+    /// Waits until the rollout of a generation is in a phase and step.
+    #[track_caller]
+    fn wait_phase(&self, generation: u64, phase: &str, step: u64) -> Value {
+        wait::until_ok("the rollout to get there", || {
+            let rollout = self.rollout();
+            let is = (rollout["generation"].as_u64(), rollout["phase"].as_str(), rollout["step"].as_u64());
+            if is == (Some(generation), Some(phase), Some(step)) {
+                Ok(rollout)
+            } else {
+                Err(rollout.to_string())
+            }
+        })
+    }
+
+    fn status(&self) -> Value {
+        let outcome = self.origin.cli("status", &["--json"]).expect_success();
+        serde_json::from_str(&outcome.stdout).expect("JSON")
+    }
+
+    #[track_caller]
+    fn wait_status(&self, what: &str, is_so: impl Fn(&Value) -> bool) -> Value {
+        wait::until_ok(what, || {
+            let status = self.status();
+            if is_so(&status) { Ok(status) } else { Err(status.to_string()) }
+        })
+    }
+
+    /// Waits until every node serves this page.
+    #[track_caller]
+    fn wait_pages(&self, content: &str) {
+        wait::until_ok("every node to serve the page", || {
+            let pages: Vec<String> = (0..self.agents.len()).map(|agent| self.page(agent)).collect();
+            if pages.iter().all(|page| page == content) { Ok(()) } else { Err(format!("{pages:?}")) }
+        });
+    }
+
+    fn signal(&mut self, agent: usize, signal: Signal) {
+        self.agents[agent].daemon().signal(signal);
+    }
+}
+
+fn agent<'a>(status: &'a Value, name: &str) -> &'a Value {
+    status["agents"].as_array().and_then(|all| all.iter().find(|a| a["name"] == name)).expect("the agent")
+}
+
+#[test]
+fn four_nodes_flip_together_when_the_last_has_staged() {
+    let mut fleet = Fleet::new("together", 4, &["--trigger", "manual", "--rollout", "together"]);
+    fleet.edit("two");
+    fleet.signal(3, Signal::STOP);
+    let commit = fleet.background("commit", &["--wait=4m"]);
+    let staged = |status: &Value| (1..=3).all(|n| agent(status, &format!("web{n}"))["state"] == "staged");
+    let status = fleet.wait_status("three nodes to stage", staged);
+    assert_eq!(status["rollout"]["phase"], "staging");
+    assert_eq!((0..4).map(|agent| fleet.page(agent)).collect::<String>(), "", "none activates alone");
+    fleet.signal(3, Signal::CONT);
+    let outcome = commit.join().expect("the commit").expect_success();
+    assert!(outcome.stderr.contains("web4 live"), "{outcome:?}");
+    fleet.wait_pages("two");
+    assert_eq!(fleet.rollout()["phase"], "released");
+}
+
+#[test]
+fn a_canary_whose_check_fails_is_withdrawn_and_no_other_node_is_touched() {
+    let fleet = Fleet::new("canary", 3, &["--trigger", "manual"]);
+    fleet.edit("good");
+    fleet.origin.cli("commit", &["--rollout", "step", "--wait=4m"]).expect_success();
+    fleet.wait_pages("good");
+    let before = fleet.rollout();
+    assert_eq!((&before["phase"], &before["policy"]), (&"released".into(), &"step".into()));
+    fleet.edit("bad");
+    let commit = fleet.background("commit", &["--rollout", "canary", "--wait=4m"]);
+    let number = wait::until("a canary", || {
+        let rollout = fleet.rollout();
+        let is_held = rollout["policy"] == "canary" && rollout["phase"] == "holding";
+        is_held.then(|| rollout["generation"].as_u64())?
+    });
+    let pages: Vec<_> = (0..3).map(|agent| fleet.page(agent)).collect();
+    assert_eq!(pages, ["bad", "good", "good"]);
+    std::fs::write(fleet.scene.path("flag"), "").expect("write");
+    let outcome = commit.join().expect("the commit").expect_code(3);
+    assert!(outcome.stderr.contains("the check at the origin failed after step 1"), "{outcome:?}");
+    fleet.wait_pages("good");
+    let status = fleet.wait_status("the withdrawal", |status| status["generation"] == number + 1);
+    assert_eq!(status["hold"]["generation"].as_u64(), Some(number + 1));
+    let reason = status["hold"]["reason"].as_str().expect("a reason");
+    assert!(reason.starts_with(&format!("generation {number} was withdrawn")), "{reason}");
+    // Nothing automatic is published any more, until an operator commits.
+    fleet.edit("better");
+    fleet.origin.cli("commit", &["--now", "--wait=4m"]).expect_success();
+    fleet.wait_pages("better");
+    assert!(fleet.status()["hold"].is_null());
+}
+
+#[test]
+fn without_quorum_at_the_deadline_nothing_flips_and_the_missing_node_is_named() {
+    let mut fleet = Fleet::new("quorum", 3, &["--trigger", "manual"]);
+    fleet.edit("two");
+    fleet.signal(1, Signal::STOP);
+    let outcome = fleet.origin.cli("commit", &["--rollout", "short", "--wait"]).expect_code(3);
+    assert!(outcome.stderr.contains("missing: web2"), "{outcome:?}");
+    assert!(outcome.stderr.contains("2 of 3 nodes of step 1 have staged it"), "{outcome:?}");
+    let status = fleet.wait_status("the withdrawal", |status| status["generation"] == 3);
+    assert!(!status["hold"].is_null());
+    assert_eq!((fleet.page(0), fleet.page(2)), (String::new(), String::new()));
+    fleet.signal(1, Signal::CONT);
+    fleet.origin.cli("commit", &["--rollout", "together", "--wait=4m"]).expect_success();
+    fleet.wait_pages("two");
+}
+
+#[test]
+fn a_check_that_does_not_pass_before_the_flip_ends_the_rollout_at_its_deadline() {
+    let fleet = Fleet::new("weather", 1, &["--trigger", "manual"]);
+    fleet.edit("two");
+    let outcome = fleet.origin.cli("commit", &["--rollout", "asking", "--wait"]).expect_code(3);
+    assert!(outcome.stderr.contains("has not passed: exit status: 1: it is raining"), "{outcome:?}");
+    assert_eq!(fleet.page(0), "");
+}
+
+#[test]
+fn an_origin_that_is_killed_in_any_phase_goes_on_with_the_rollout() {
+    let mut fleet = Fleet::new("killed", 3, &["--trigger", "manual"]);
+    let restart = |fleet: &mut Fleet| {
+        fleet.origin.kill9();
+        fleet.origin.start();
+    };
+    // Staging: one node does not answer.
+    fleet.edit("two");
+    fleet.signal(2, Signal::STOP);
+    fleet.origin.cli("commit", &["--rollout", "together"]).expect_success();
+    fleet.wait_phase(2, "staging", 1);
+    restart(&mut fleet);
+    assert_eq!(fleet.page(0), "");
+    fleet.signal(2, Signal::CONT);
+    fleet.wait_pages("two");
+    fleet.wait_phase(2, "released", 1);
+    restart(&mut fleet);
+    fleet.wait_phase(2, "released", 1);
+    // Flipping: the canary is frozen after it has staged, before it activates.
+    fleet.edit("three");
+    fleet.origin.cli("commit", &["--rollout", "canary"]).expect_success();
+    fleet.wait_phase(3, "holding", 1);
+    restart(&mut fleet);
+    fleet.wait_connected();
+    fleet.wait_phase(3, "holding", 1);
+    assert_eq!((fleet.page(0), fleet.page(1)), ("three".into(), "two".into()));
+    fleet.origin.cli("rollout", &["promote"]).expect_success();
+    // Wherever it is now.
+    restart(&mut fleet);
+    fleet.wait_pages("three");
+    fleet.wait_phase(3, "released", 2);
+    // Failed: the withdrawal is sealed after the restart, if it was not before.
+    fleet.edit("four");
+    fleet.origin.cli("commit", &["--rollout", "canary"]).expect_success();
+    fleet.wait_phase(4, "holding", 1);
+    fleet.origin.cli("rollout", &["abort"]).expect_success();
+    restart(&mut fleet);
+    fleet.wait_pages("three");
+    let status = fleet.wait_status("the withdrawal", |status| status["generation"] == 5);
+    assert!(!status["hold"].is_null(), "{status}");
+}
+
+#[test]
+fn automatic_commits_wait_behind_a_rollout_and_an_operators_supersedes_it() {
+    let fleet = Fleet::new("queue", 2, &["--settle", "100ms", "--rollout", "canary"]);
+    fleet.edit("two");
+    fleet.wait_phase(2, "holding", 1);
+    for content in ["three", "four"] {
+        fleet.edit(content);
+    }
+    let status = fleet.wait_status("the change to be queued", |status| status["state"] == "waiting");
+    let reason = status["reason"].as_str().expect("a reason");
+    assert!(reason.contains("changes are published after the rollout of generation 2 (canary)"), "{reason}");
+    fleet.origin.cli("rollout", &["promote"]).expect_success();
+    fleet.wait_phase(3, "holding", 1);
+    assert_eq!((fleet.page(0), fleet.page(1)), ("four".into(), "two".into()), "the newest only");
+    // Superseded: the canary's generation is no place to return to.
+    fleet.edit("five");
+    fleet.origin.cli("commit", &["--now", "--wait=4m"]).expect_success();
+    fleet.wait_pages("five");
+    fleet.origin.cli("rollback", &["--wait=4m"]).expect_success();
+    fleet.wait_pages("two");
+}
+
+#[test]
+fn orders_of_operators_work_in_every_phase_or_say_why_not() {
+    let mut fleet = Fleet::new("orders", 2, &["--trigger", "manual"]);
+    for order in ["pause", "resume", "promote", "abort"] {
+        fleet.origin.cli("rollout", &[order]).expect_code(1).expect_refusal(&["no rollout is running"]);
+    }
+    fleet.edit("two");
+    fleet.signal(0, Signal::STOP);
+    fleet.origin.cli("commit", &["--rollout", "canary"]).expect_success();
+    fleet.wait_phase(2, "staging", 1);
+    fleet.origin.cli("rollout", &["promote"]).expect_code(1).expect_refusal(&["still staging"]);
+    fleet.origin.cli("rollout", &["resume"]).expect_code(1).expect_refusal(&["not paused"]);
+    fleet.origin.cli("rollout", &["pause"]).expect_success();
+    fleet.origin.cli("rollout", &["pause"]).expect_code(1).expect_refusal(&["paused already"]);
+    fleet.signal(0, Signal::CONT);
+    let staged = |status: &Value| agent(status, "web1")["state"] == "staged";
+    fleet.wait_status("the canary to stage", staged);
+    assert_eq!(fleet.rollout()["phase"], "staging", "it is paused");
+    fleet.origin.kill9();
+    fleet.origin.start();
+    fleet.wait_connected();
+    assert_eq!(fleet.rollout()["paused"], true, "also after a restart");
+    fleet.origin.cli("rollout", &["resume"]).expect_success();
+    fleet.wait_phase(2, "holding", 1);
+    fleet.origin.cli("rollout", &["abort"]).expect_success();
+    fleet.wait_pages("");
+    assert_eq!(fleet.status()["rollout"]["phase"], "aborted");
+    // `--now` for the same tree ends the rollout that runs.
+    fleet.origin.cli("commit", &["--rollout", "canary"]).expect_success();
+    fleet.wait_phase(4, "holding", 1);
+    let outcome = fleet.origin.cli("commit", &["--now", "--wait=4m"]).expect_success();
+    assert!(outcome.stderr.contains("nothing changed since generation 4"), "{outcome:?}");
+    fleet.wait_pages("two");
+}
+
+#[test]
+fn drained_nodes_flip_along_and_pinned_ones_stay() {
+    let mut fleet = Fleet::new("drained", 3, &["--trigger", "manual", "--rollout", "together"]);
+    fleet.origin.cli("drain", &["web2"]).expect_success();
+    fleet.origin.cli("pin", &["web3"]).expect_success();
+    let status = fleet.status();
+    assert_eq!(
+        (&agent(&status, "web2")["drained"], &agent(&status, "web3")["pinned"]["by"]),
+        (&true.into(), &"origin".into())
+    );
+    fleet.wait_connected();
+    // Nobody waits for a drained node, and nothing is assigned to a pinned one.
+    fleet.signal(1, Signal::STOP);
+    fleet.edit("two");
+    fleet.origin.cli("commit", &["--wait=4m"]).expect_success();
+    assert_eq!((fleet.page(0), fleet.page(2)), ("two".into(), String::new()));
+    // Orders are durable.
+    fleet.origin.kill9();
+    fleet.origin.start();
+    fleet.signal(1, Signal::CONT);
+    fleet.wait_connected();
+    fleet.origin.cli("undrain", &["web2"]).expect_success();
+    assert_eq!(fleet.page(1), "two", "undrain waits for it");
+    assert_eq!(fleet.page(2), "", "it is pinned still");
+    fleet.origin.cli("unpin", &["web3"]).expect_success();
+    fleet.wait_pages("two");
+}
+
+#[test]
+fn groups_are_steps_and_mistakes_are_named() {
+    let mut fleet = Fleet::new("groups", 2, &["--trigger", "manual"]);
+    fleet.edit("two");
+    let commit = |fleet: &Fleet, policy: &str| fleet.origin.cli("commit", &["--rollout", policy]);
+    commit(&fleet, "group")
+        .expect_code(1)
+        .expect_refusal(&["no node is in group eu", "syncd-origin group NODE eu"]);
+    commit(&fleet, "grupo").expect_code(1).expect_refusal(&["no rollout policy \"grupo\"", "together"]);
+    assert_eq!(fleet.status()["generation"], 1, "nothing was published");
+    fleet.origin.cli("group", &["web9", "eu"]).expect_code(1).expect_refusal(&["no agent \"web9\""]);
+    fleet.origin.cli("group", &["web2", "a b"]).expect_code(1).expect_refusal(&["group names"]);
+    fleet.origin.cli("group", &["web2", "eu"]).expect_success();
+    fleet.origin.cli("forget", &["web1"]).expect_code(1).expect_refusal(&["web1 is connected", "revoke"]);
+    commit(&fleet, "group").expect_success();
+    fleet.wait_phase(2, "holding", 1);
+    assert_eq!((fleet.page(0), fleet.page(1)), (String::new(), "two".into()));
+    fleet.origin.cli("rollout", &["promote"]).expect_success();
+    fleet.wait_pages("two");
+    fleet.agents[0].stop();
+    fleet.wait_status("web1 to be away", |status| agent(status, "web1")["connected"] == false);
+    fleet.origin.cli("forget", &["web1"]).expect_success();
+    assert_eq!(fleet.status()["agents"].as_array().map(Vec::len), Some(1));
+    // A file with a mistake does not start, and says what is right.
+    fleet.origin.stop();
+    std::fs::write(&fleet.config, "[rollout.x]\nsteps = [ { nodes = 1 } ]\n").expect("write");
+    let mut serve = fleet.origin.serve_command();
+    run_within(&mut serve, LONG).expect_code(1).expect_refusal(&["[rollout.x]", "{ rest = true }"]);
+}
+
+#[test]
+fn a_rollback_without_a_number_returns_to_the_generation_before() {
+    let fleet = Fleet::new("rollback", 2, &["--trigger", "manual"]);
+    for content in ["two", "three"] {
+        fleet.edit(content);
+        fleet.origin.cli("commit", &["--wait=4m"]).expect_success();
+    }
+    let outcome = fleet.origin.cli("rollback", &["--wait=4m"]).expect_success();
+    assert!(outcome.stderr.contains("rolled back to the tree of generation 2"), "{outcome:?}");
+    fleet.wait_pages("two");
+    // Further back, and never to what was rolled back.
+    fleet.origin.cli("rollback", &["--wait=4m"]).expect_success();
+    fleet.wait_pages("");
+    fleet.origin.cli("rollback", &[]).expect_code(1).expect_refusal(&["no generation to return to"]);
+}
